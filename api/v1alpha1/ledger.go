@@ -1,0 +1,98 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Ledger is one shard of the controller's own books: which VIP, listener ports
+// and names each mirror has, and which route ids each export has. It is the
+// input of the data path; mirrors in tenants' namespaces are outputs only.
+//
+// Only controllers write Ledgers, all in Causeway's own namespace, and they have
+// no owner: resting entries outlive their Link.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:categories=causeway
+type Ledger struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	// +listType=atomic
+	Mirrors []LedgerMirror `json:"mirrors,omitempty"`
+	// +optional
+	// +listType=atomic
+	Exports []LedgerExport `json:"exports,omitempty"`
+}
+
+// LedgerMirror is what one mirrored Service was given, and what agents need to
+// carry its connections. Sorted by link, namespace, service.
+type LedgerMirror struct {
+	// Link, Namespace and Service name the source: the peer and its Service.
+	Link      string `json:"link"`
+	Namespace string `json:"namespace"`
+	Service   string `json:"service"`
+
+	// MirrorNamespace and MirrorName name the Service made here.
+	MirrorNamespace string `json:"mirrorNamespace"`
+	MirrorName      string `json:"mirrorName"`
+
+	// VIPs are the mirror's virtual IPs, one per IP family of the cluster.
+	VIPs []string `json:"vips"`
+
+	// Ports are sorted by index. An index stays with its port's name and
+	// protocol for the entry's life, also while the peer does not offer it.
+	Ports []LedgerMirrorPort `json:"ports,omitempty"`
+
+	// Identities are the SPIFFE IDs, one of which the far side must prove.
+	Identities []string `json:"identities,omitempty"`
+
+	// RestingSince is set while the source is not exported to us; the entry is
+	// forgotten, and its VIPs given anew, 24 hours later.
+	// +optional
+	RestingSince *metav1.Time `json:"restingSince,omitempty"`
+}
+
+// LedgerMirrorPort is one port of a mirror.
+type LedgerMirrorPort struct {
+	// Name and Protocol identify the port. Name is empty for a single unnamed port.
+	// +optional
+	Name     string `json:"name,omitempty"`
+	Protocol string `json:"protocol"`
+	// Port is the Service's port number.
+	Port int32 `json:"port"`
+	// AppProtocol is the exporter's word for what is spoken there.
+	// +optional
+	AppProtocol string `json:"appProtocol,omitempty"`
+	// Index is the listener's offset from port 4200: 0 to 31.
+	Index int32 `json:"index"`
+	// Route is the peer's route id of this port; 0 while it is not offered.
+	Route int64 `json:"route"`
+}
+
+// LedgerExport holds the route ids of one exported Service. Sorted by namespace, service.
+type LedgerExport struct {
+	Namespace string             `json:"namespace"`
+	Service   string             `json:"service"`
+	Ports     []LedgerExportPort `json:"ports,omitempty"`
+	// RestingSince is set while the Service is not exported; see LedgerMirror.
+	// +optional
+	RestingSince *metav1.Time `json:"restingSince,omitempty"`
+}
+
+// LedgerExportPort is the route id of one port, kept for the entry's life.
+type LedgerExportPort struct {
+	// +optional
+	Name     string `json:"name,omitempty"`
+	Protocol string `json:"protocol"`
+	Route    int64  `json:"route"`
+}
+
+// LedgerList is a list of Ledgers.
+//
+// +kubebuilder:object:root=true
+type LedgerList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Ledger `json:"items"`
+}

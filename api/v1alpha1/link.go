@@ -1,0 +1,145 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Link names one peer cluster, in public material only, and says what may cross.
+//
+// Its name is the local name of the peer and the suffix of the peer's mirrors.
+// Each of two linked clusters holds a Link for the other. Deleting it revokes
+// the peer: tunnels end, and Kubernetes collects the mirrors, which it owns.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,categories=causeway
+// +kubebuilder:printcolumn:name="Trust Domain",type=string,JSONPath=`.spec.trustDomain`
+// +kubebuilder:printcolumn:name="Connected",type=string,JSONPath=`.status.conditions[?(@.type=="Connected")].status`
+// +kubebuilder:printcolumn:name="Synced",type=string,JSONPath=`.status.conditions[?(@.type=="Synced")].status`
+// +kubebuilder:printcolumn:name="Mirrors",type=integer,JSONPath=`.status.mirrors`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 32",message="a Link's name becomes the suffix of Service names: use at most 32 lower-case letters, digits and dashes, beginning with a letter"
+type Link struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   LinkSpec   `json:"spec"`
+	Status LinkStatus `json:"status,omitempty"`
+}
+
+// LinkSpec is the peer's public half, as `causeway identity` prints it there,
+// and this cluster's rules for it.
+type LinkSpec struct {
+	// TrustDomain is the SPIFFE trust domain of the peer, unique among Links
+	// and different from this cluster's own. It cannot be changed.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=255
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9._]*[a-z0-9])?$`
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a Link's trustDomain cannot change: delete the Link and make a new one"
+	TrustDomain string `json:"trustDomain"`
+
+	// Root is the PEM certificate of the peer's root. It authenticates the
+	// peer's controllers and, through the list that they send, its issuers.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=8192
+	Root string `json:"root"`
+
+	// LinkPublicKey is the peer's X25519 public key, 32 bytes in base64, from
+	// which both clusters derive the keys of the day that seal labels.
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9+/]{43}=$`
+	LinkPublicKey string `json:"linkPublicKey"`
+
+	// Gateways are the peer's gateway addresses, host:port. None means that
+	// the peer dials us.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:items:MaxLength=262
+	Gateways []string `json:"gateways,omitempty"`
+
+	// Export says which of this cluster's exported Services the peer may see
+	// and call. Absent: none.
+	// +optional
+	Export *LinkRules `json:"export,omitempty"`
+
+	// Import says which of the peer's exports are mirrored here. Absent: none.
+	// +optional
+	Import *LinkRules `json:"import,omitempty"`
+}
+
+// ServiceSelection is a choice of Services.
+// +kubebuilder:validation:Enum=All
+type ServiceSelection string
+
+// AllServices selects every Service that the exporting side has labelled.
+const AllServices ServiceSelection = "All"
+
+// LinkRules narrow what crosses a Link in one direction.
+type LinkRules struct {
+	// Services selects among the labelled Services. All: every one of them.
+	// The label on the Service remains the opt-in.
+	Services ServiceSelection `json:"services"`
+}
+
+// All reports whether r lets every labelled Service cross. A nil r lets none.
+func (r *LinkRules) All() bool { return r != nil && r.Services == AllServices }
+
+// Condition types of a Link. Each is True only once it truly works.
+const (
+	// LinkConnected: a catalog stream with the peer's controller is up.
+	LinkConnected = "Connected"
+	// LinkTrusted: the Link's public material is valid and unique, and the
+	// peer's list of issuers is known and signed by the Link's root.
+	LinkTrusted = "Trusted"
+	// LinkSynced: the peer's whole catalog has arrived and all mirrors stand.
+	LinkSynced = "Synced"
+	// LinkGatewayReachable: at least one of the peer's gateway addresses answers.
+	LinkGatewayReachable = "GatewayReachable"
+)
+
+// LinkStatus holds states, never measurements: what it says changes only when
+// something a person would act on has changed.
+type LinkStatus struct {
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+
+	// Mirrors is the number of Services mirrored from the peer.
+	// +optional
+	Mirrors int32 `json:"mirrors"`
+
+	// Exports is the number of this cluster's Services offered to the peer.
+	// +optional
+	Exports int32 `json:"exports"`
+
+	// PeerVersion is the version that the peer's controller reports.
+	// +optional
+	PeerVersion string `json:"peerVersion,omitempty"`
+
+	// Problems lists, sorted and at most 32, the Services that could not be
+	// mirrored or exported, each with the reason and what to do.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	Problems []ServiceProblem `json:"problems,omitempty"`
+}
+
+// ServiceProblem says why one Service does not cross.
+type ServiceProblem struct {
+	// Service is namespace/name: of the mirror for a clash, of the source otherwise.
+	Service string `json:"service"`
+	// Reason is a word from a closed list, such as NameTaken or NamespaceMissing.
+	Reason string `json:"reason"`
+	// Message is a sentence for the operator.
+	Message string `json:"message"`
+}
+
+// LinkList is a list of Links.
+//
+// +kubebuilder:object:root=true
+type LinkList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Link `json:"items"`
+}

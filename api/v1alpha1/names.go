@@ -1,0 +1,21 @@
+package v1alpha1
+
+// Labels and annotations. No causeway.dev/ key ever crosses a Link.
+const (
+	// ExportLabel with value "true" on a Service exports it.
+	ExportLabel = "causeway.dev/export"
+	// LinkerdExportLabel with value "true" exports too: a cluster labelled for
+	// Linkerd's multicluster extension works unchanged.
+	LinkerdExportLabel = "mirror.linkerd.io/exported"
+
+	// ManagedByLabel with value ManagedBy is on every object that Causeway makes
+	// in a tenant's namespace.
+	ManagedByLabel = "app.kubernetes.io/managed-by"
+	ManagedBy      = "causeway"
+	// LinkLabel names the Link of a mirror.
+	LinkLabel = "causeway.dev/link"
+	// SourceAnnotation is the source of a mirror, namespace/name in the peer.
+	SourceAnnotation = "causeway.dev/source"
+	// VersionAnnotation is the version of Causeway that last wrote a mirror.
+	VersionAnnotation = "causeway.dev/version"
+)
