@@ -23,8 +23,8 @@ type PeerTrustSpec struct {
 	// LinkUID is the UID of the Link that it was learnt under; for another
 	// Link of the same name it means nothing.
 	LinkUID string `json:"linkUID"`
-	// IssuerList is the list as the peer sent it: a serialized, signed
-	// IssuerList (docs/design/0003), verified again at each use.
+	// IssuerList is the list as the peer sent it: a signed
+	// identity.IssuerList in DER, verified again at each use.
 	IssuerList []byte `json:"issuerList"`
 }
 

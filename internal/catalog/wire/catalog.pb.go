@@ -205,7 +205,7 @@ func (*Message_Heartbeat) isMessage_Body() {}
 type Hello struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// Serialized SignedIssuerList of the sender.
+	// The sender's signed list of issuers (identity.IssuerList, DER).
 	IssuerList []byte `protobuf:"bytes,2,opt,name=issuer_list,json=issuerList,proto3" json:"issuer_list,omitempty"`
 	// X25519 public key, 32 bytes.
 	LinkPublicKey []byte `protobuf:"bytes,3,opt,name=link_public_key,json=linkPublicKey,proto3" json:"link_public_key,omitempty"`
@@ -655,124 +655,6 @@ func (x *Port) GetRoute() uint32 {
 	return 0
 }
 
-// IssuerList names the issuers that may vouch for the workloads of a trust domain.
-type IssuerList struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
-	// A list with a lower number is never applied.
-	Number uint64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
-	// DER certificates, 1 to 4, each signed by the root.
-	Issuers       [][]byte `protobuf:"bytes,3,rep,name=issuers,proto3" json:"issuers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *IssuerList) Reset() {
-	*x = IssuerList{}
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[8]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *IssuerList) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*IssuerList) ProtoMessage() {}
-
-func (x *IssuerList) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[8]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use IssuerList.ProtoReflect.Descriptor instead.
-func (*IssuerList) Descriptor() ([]byte, []int) {
-	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{8}
-}
-
-func (x *IssuerList) GetTrustDomain() string {
-	if x != nil {
-		return x.TrustDomain
-	}
-	return ""
-}
-
-func (x *IssuerList) GetNumber() uint64 {
-	if x != nil {
-		return x.Number
-	}
-	return 0
-}
-
-func (x *IssuerList) GetIssuers() [][]byte {
-	if x != nil {
-		return x.Issuers
-	}
-	return nil
-}
-
-// SignedIssuerList is an IssuerList under the root's signature.
-type SignedIssuerList struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Serialized IssuerList.
-	List []byte `protobuf:"bytes,1,opt,name=list,proto3" json:"list,omitempty"`
-	// ECDSA P-256, ASN.1, over SHA-256("causeway issuer list/1\n" || list).
-	Signature     []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SignedIssuerList) Reset() {
-	*x = SignedIssuerList{}
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[9]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SignedIssuerList) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SignedIssuerList) ProtoMessage() {}
-
-func (x *SignedIssuerList) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[9]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SignedIssuerList.ProtoReflect.Descriptor instead.
-func (*SignedIssuerList) Descriptor() ([]byte, []int) {
-	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{9}
-}
-
-func (x *SignedIssuerList) GetList() []byte {
-	if x != nil {
-		return x.List
-	}
-	return nil
-}
-
-func (x *SignedIssuerList) GetSignature() []byte {
-	if x != nil {
-		return x.Signature
-	}
-	return nil
-}
-
 var File_internal_catalog_wire_catalog_proto protoreflect.FileDescriptor
 
 const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
@@ -817,15 +699,7 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12!\n" +
 	"\fapp_protocol\x18\x04 \x01(\tR\vappProtocol\x12\x14\n" +
-	"\x05route\x18\x05 \x01(\rR\x05route\"a\n" +
-	"\n" +
-	"IssuerList\x12!\n" +
-	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x16\n" +
-	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x18\n" +
-	"\aissuers\x18\x03 \x03(\fR\aissuers\"D\n" +
-	"\x10SignedIssuerList\x12\x12\n" +
-	"\x04list\x18\x01 \x01(\fR\x04list\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature**\n" +
+	"\x05route\x18\x05 \x01(\rR\x05route**\n" +
 	"\x0fSessionAffinity\x12\b\n" +
 	"\x04NONE\x10\x00\x12\r\n" +
 	"\tCLIENT_IP\x10\x012Q\n" +
@@ -845,19 +719,17 @@ func file_internal_catalog_wire_catalog_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_catalog_wire_catalog_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_catalog_wire_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_internal_catalog_wire_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_internal_catalog_wire_catalog_proto_goTypes = []any{
-	(SessionAffinity)(0),     // 0: causeway.catalog.v1.SessionAffinity
-	(*Message)(nil),          // 1: causeway.catalog.v1.Message
-	(*Hello)(nil),            // 2: causeway.catalog.v1.Hello
-	(*Subscribe)(nil),        // 3: causeway.catalog.v1.Subscribe
-	(*Update)(nil),           // 4: causeway.catalog.v1.Update
-	(*Ack)(nil),              // 5: causeway.catalog.v1.Ack
-	(*Heartbeat)(nil),        // 6: causeway.catalog.v1.Heartbeat
-	(*Service)(nil),          // 7: causeway.catalog.v1.Service
-	(*Port)(nil),             // 8: causeway.catalog.v1.Port
-	(*IssuerList)(nil),       // 9: causeway.catalog.v1.IssuerList
-	(*SignedIssuerList)(nil), // 10: causeway.catalog.v1.SignedIssuerList
+	(SessionAffinity)(0), // 0: causeway.catalog.v1.SessionAffinity
+	(*Message)(nil),      // 1: causeway.catalog.v1.Message
+	(*Hello)(nil),        // 2: causeway.catalog.v1.Hello
+	(*Subscribe)(nil),    // 3: causeway.catalog.v1.Subscribe
+	(*Update)(nil),       // 4: causeway.catalog.v1.Update
+	(*Ack)(nil),          // 5: causeway.catalog.v1.Ack
+	(*Heartbeat)(nil),    // 6: causeway.catalog.v1.Heartbeat
+	(*Service)(nil),      // 7: causeway.catalog.v1.Service
+	(*Port)(nil),         // 8: causeway.catalog.v1.Port
 }
 var file_internal_catalog_wire_catalog_proto_depIdxs = []int32{
 	2, // 0: causeway.catalog.v1.Message.hello:type_name -> causeway.catalog.v1.Hello
@@ -895,7 +767,7 @@ func file_internal_catalog_wire_catalog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_catalog_wire_catalog_proto_rawDesc), len(file_internal_catalog_wire_catalog_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
