@@ -1,0 +1,146 @@
+package link
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+)
+
+// Seen is what the leader knows of one Link when it writes its status.
+type Seen struct {
+	// Fault is why the Link is no peer; nil if it is one.
+	Fault *Fault
+	// IssuersKnown: a list of issuers signed by the Link's root is held.
+	IssuersKnown bool
+	// Connected: a catalog stream is up, in either direction. Otherwise
+	// ConnectError says why not, if known.
+	Connected    bool
+	ConnectError string
+	// Complete: the peer's whole catalog has arrived. Pending is the number of
+	// mirrors that still differ from it.
+	Complete bool
+	Pending  int
+	// Gateways is how many addresses the Link has, Reachable how many of them answer.
+	Gateways, Reachable int
+	// Skew is the peer's clock minus ours, if it is too large to trust.
+	Skew time.Duration
+
+	Mirrors, Exports int
+	PeerVersion      string
+	Problems         []v1alpha1.ServiceProblem
+}
+
+// maxProblems bounds the status; the rest is counted in its last line.
+const maxProblems = 32
+
+// Status returns the status that l should have, and whether it differs from what it has.
+func Status(l *v1alpha1.Link, s Seen, now time.Time) (v1alpha1.LinkStatus, bool) {
+	want := v1alpha1.LinkStatus{
+		Conditions:  slices.Clone(l.Status.Conditions),
+		Mirrors:     int32(s.Mirrors),
+		Exports:     int32(s.Exports),
+		PeerVersion: s.PeerVersion,
+		Problems:    bound(s.Problems),
+	}
+	for _, c := range conditions(s) {
+		c.ObservedGeneration = l.Generation
+		c.LastTransitionTime = metav1.NewTime(now)
+		meta.SetStatusCondition(&want.Conditions, c)
+	}
+	slices.SortFunc(want.Conditions, func(a, b metav1.Condition) int { return cmp.Compare(a.Type, b.Type) })
+	return want, !equality.Semantic.DeepEqual(want, l.Status)
+}
+
+func conditions(s Seen) []metav1.Condition {
+	return []metav1.Condition{trusted(s), connected(s), synced(s), reachable(s)}
+}
+
+func condition(kind string, ok bool, reason, message string) metav1.Condition {
+	status := metav1.ConditionFalse
+	if ok {
+		status = metav1.ConditionTrue
+	}
+	return metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message}
+}
+
+func trusted(s Seen) metav1.Condition {
+	switch {
+	case s.Fault != nil:
+		return condition(v1alpha1.LinkTrusted, false, string(s.Fault.Reason), s.Fault.Message)
+	case !s.IssuersKnown:
+		return condition(v1alpha1.LinkTrusted, false, "NoIssuers", "the peer's issuers are not known yet: they come with the first catalog stream")
+	case s.Skew != 0:
+		return condition(v1alpha1.LinkTrusted, false, "ClockSkew", skew(s.Skew))
+	}
+	return condition(v1alpha1.LinkTrusted, true, "Trusted", "the peer's issuers are known and signed by the Link's root")
+}
+
+func skew(d time.Duration) string {
+	side := "ahead of"
+	if d < 0 {
+		side, d = "behind", -d
+	}
+	return fmt.Sprintf("the peer's clock is %v %s ours: set the clock that is wrong", d.Round(time.Minute), side)
+}
+
+func connected(s Seen) metav1.Condition {
+	switch {
+	case s.Fault != nil:
+		return condition(v1alpha1.LinkConnected, false, "NotTrusted", "the Link is not trusted, so nobody dials the peer")
+	case s.Connected:
+		return condition(v1alpha1.LinkConnected, true, "Connected", "a catalog stream with the peer's controller is up")
+	case s.Gateways == 0:
+		return condition(v1alpha1.LinkConnected, false, "WaitingForPeer", "the Link names no gateway address, and the peer has not dialled us")
+	case s.ConnectError != "":
+		return condition(v1alpha1.LinkConnected, false, "Disconnected", s.ConnectError)
+	}
+	return condition(v1alpha1.LinkConnected, false, "Disconnected", "no catalog stream with the peer's controller is up")
+}
+
+func synced(s Seen) metav1.Condition {
+	switch {
+	case !s.Complete:
+		return condition(v1alpha1.LinkSynced, false, "NoCatalog", "the peer's catalog has not arrived since this controller started: mirrors stay as they are")
+	case s.Pending > 0:
+		return condition(v1alpha1.LinkSynced, false, "Pending", "mirrors are being written")
+	case len(s.Problems) > 0:
+		return condition(v1alpha1.LinkSynced, true, "SyncedWithProblems", "all mirrors that can stand do: see status.problems for the others")
+	}
+	return condition(v1alpha1.LinkSynced, true, "Synced", "every mirror stands as the peer's catalog says")
+}
+
+func reachable(s Seen) metav1.Condition {
+	switch {
+	case s.Gateways == 0:
+		return condition(v1alpha1.LinkGatewayReachable, false, "NoAddress", "the Link names no gateway address: the peer's Services cannot be called from here")
+	case s.Reachable == 0:
+		return condition(v1alpha1.LinkGatewayReachable, false, "Unreachable", "no gateway address of the Link answers")
+	}
+	return condition(v1alpha1.LinkGatewayReachable, true, "Reachable", fmt.Sprintf("%d of %d gateway addresses answer", s.Reachable, s.Gateways))
+}
+
+// bound sorts problems, drops repeats, and keeps the first ones if there are too many.
+func bound(problems []v1alpha1.ServiceProblem) []v1alpha1.ServiceProblem {
+	if len(problems) == 0 {
+		return nil
+	}
+	sorted := slices.Clone(problems)
+	slices.SortFunc(sorted, func(a, b v1alpha1.ServiceProblem) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Message, b.Message))
+	})
+	sorted = slices.Compact(sorted)
+	if len(sorted) <= maxProblems {
+		return sorted
+	}
+	more := len(sorted) - maxProblems + 1
+	return append(sorted[:maxProblems-1:maxProblems-1], v1alpha1.ServiceProblem{
+		Service: "", Reason: "More", Message: fmt.Sprintf("and %d more", more),
+	})
+}
