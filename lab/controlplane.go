@@ -1,0 +1,94 @@
+package lab
+
+import (
+	"path/filepath"
+)
+
+// The control plane has a network namespace of its own beside the nodes: a node can lose power without taking the API with it.
+
+func (c *Cluster) etcd() daemon {
+	return c.control("etcd", []string{"--data-dir=" + c.path("etcd")}, "GOMEMLIMIT=96MiB")
+}
+
+func (c *Cluster) apiServer() daemon {
+	pki := c.pki()
+	return c.control("kube-apiserver", []string{
+		"--etcd-servers=http://127.0.0.1:2379",
+		"--bind-address=0.0.0.0",
+		"--secure-port=6443",
+		"--advertise-address=" + controlIP,
+		"--tls-cert-file=" + pki.cert("apiserver"),
+		"--tls-private-key-file=" + pki.key("apiserver"),
+		"--client-ca-file=" + pki.cert("ca"),
+		"--kubelet-client-certificate=" + pki.cert("apiserver-kubelet"),
+		"--kubelet-client-key=" + pki.key("apiserver-kubelet"),
+		"--kubelet-certificate-authority=" + pki.cert("ca"),
+		"--kubelet-preferred-address-types=InternalIP",
+		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		"--service-account-signing-key-file=" + pki.key("sa"),
+		"--service-account-key-file=" + filepath.Join(pki.dir, "sa.pub"),
+		"--service-cluster-ip-range=" + ServiceRange,
+		"--authorization-mode=Node,RBAC",
+		"--enable-admission-plugins=NodeRestriction",
+		"--enable-aggregator-routing=true", // it has no kube-proxy beside it: webhooks are reached at their pods
+		"--allow-privileged=true",
+		"--audit-policy-file=" + c.path("audit-policy.yaml"),
+		"--audit-log-path=" + c.AuditLog(),
+		"--audit-log-maxsize=1000",
+		"--default-not-ready-toleration-seconds=30",
+		"--default-unreachable-toleration-seconds=30",
+		"--profiling=false",
+	}, "GOMEMLIMIT=400MiB")
+}
+
+func (c *Cluster) controllerManager() daemon {
+	pki, kubeconfig := c.pki(), c.path("controller-manager.kubeconfig")
+	return c.control("kube-controller-manager", []string{
+		"--kubeconfig=" + kubeconfig,
+		"--authentication-kubeconfig=" + kubeconfig,
+		"--authorization-kubeconfig=" + kubeconfig,
+		"--service-account-private-key-file=" + pki.key("sa"),
+		"--root-ca-file=" + pki.cert("ca"),
+		"--cluster-signing-cert-file=" + pki.cert("ca"),
+		"--cluster-signing-key-file=" + pki.key("ca"),
+		"--use-service-account-credentials=true",
+		"--allocate-node-cidrs=false", // Up gives nodes their pods' ranges, in the plan's order
+		"--leader-elect=false",
+		"--node-monitor-period=2s",
+		"--node-monitor-grace-period=24s",
+		"--bind-address=127.0.0.1",
+		"--profiling=false",
+	}, "GOMEMLIMIT=128MiB")
+}
+
+func (c *Cluster) scheduler() daemon {
+	kubeconfig := c.path("scheduler.kubeconfig")
+	return c.control("kube-scheduler", []string{
+		"--kubeconfig=" + kubeconfig,
+		"--authentication-kubeconfig=" + kubeconfig,
+		"--authorization-kubeconfig=" + kubeconfig,
+		"--leader-elect=false",
+		"--bind-address=127.0.0.1",
+		"--profiling=false",
+	}, "GOMEMLIMIT=96MiB")
+}
+
+// cloud plays the cloud provider, and lets the machine reach the API server. It sits in the machine's own network namespace.
+func (c *Cluster) cloud() daemon {
+	return daemon{
+		cgroup: c.lab.names.cgroup(c.plan.Name, "cp", "cloud"),
+		argv:   []string{c.lab.bin("lab"), "cloud", "--name", c.lab.names.lab, "--state", c.lab.names.state, "--cluster", c.plan.Name},
+		env:    []string{"GOMEMLIMIT=48MiB"},
+		log:    c.path("log", "cloud.log"),
+	}
+}
+
+func (c *Cluster) control(name string, args []string, env ...string) daemon {
+	return daemon{
+		cgroup: c.lab.names.cgroup(c.plan.Name, "cp", name),
+		place:  place{netns: c.lab.names.controlNS(c.plan.Name)},
+		argv:   append([]string{c.lab.bin("kube"), name}, args...),
+		env:    env,
+		log:    c.path("log", name+".log"),
+	}
+}
