@@ -1,0 +1,73 @@
+{{- define "causeway.image" -}}
+{{ .Values.image.name }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{/* Labels of one component's objects: call with (list $ "component"). */}}
+{{- define "causeway.labels" -}}
+{{ include "causeway.selector" . }}
+app.kubernetes.io/part-of: causeway
+{{- end }}
+
+{{/* The part of them that selects pods and never changes. */}}
+{{- define "causeway.selector" -}}
+app.kubernetes.io/name: causeway
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* What a container that parses bytes from outside may do: nothing. */}}
+{{- define "causeway.confined" -}}
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+{{- end }}
+
+{{/* Prefers pods of one component on different nodes. */}}
+{{- define "causeway.spread" -}}
+podAntiAffinity:
+  preferredDuringSchedulingIgnoredDuringExecution:
+    - weight: 100
+      podAffinityTerm:
+        topologyKey: kubernetes.io/hostname
+        labelSelector:
+          matchLabels:
+            {{- include "causeway.selector" . | nindent 12 }}
+{{- end }}
+
+{{/* Where the node stream is, for gateways and agents. */}}
+{{- define "causeway.nodestream" -}}
+causeway-controller.{{ .Release.Namespace }}.svc:4146
+{{- end }}
+
+{{/* The token by which the controller knows gateways and agents. */}}
+{{- define "causeway.tokenVolume" -}}
+name: token
+projected:
+  sources:
+    - serviceAccountToken:
+        audience: causeway
+        expirationSeconds: 3600
+        path: token
+{{- end }}
+
+{{/* This cluster's public half, which the controller makes at its first start. */}}
+{{- define "causeway.identityVolume" -}}
+name: identity
+configMap:
+  name: causeway-identity
+{{- end }}
+
+{{/* Where the agent's pod runs, for both of its containers. */}}
+{{- define "causeway.agentEnv" -}}
+- name: NODE_NAME
+  valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+- name: NODE_IP
+  valueFrom: {fieldRef: {fieldPath: status.hostIP}}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: POD_NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+- name: POD_UID
+  valueFrom: {fieldRef: {fieldPath: metadata.uid}}
+{{- end }}

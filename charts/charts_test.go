@@ -1,0 +1,367 @@
+package charts
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+const namespace = "causeway-system"
+
+func render(t *testing.T, values map[string]any) Rendered {
+	t.Helper()
+	all := map[string]any{"clusterName": "west"}
+	maps.Copy(all, values)
+	r, err := Render(namespace, all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// find returns the object of that kind and name as T.
+func find[T any](t *testing.T, r Rendered, kind, name string) T {
+	t.Helper()
+	var out T
+	for _, o := range r.Objects {
+		if o.GetKind() == kind && o.GetName() == name {
+			if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(o.Object, &out, true); err != nil {
+				t.Fatalf("%s %s: %v", kind, name, err)
+			}
+			return out
+		}
+	}
+	t.Fatalf("the chart has no %s %s", kind, name)
+	return out
+}
+
+func golden(t *testing.T, file, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got; -update rewrites it, and the diff wants a reviewer):\n%s", file, diff)
+	}
+}
+
+// Every right of every account, in one list that a reviewer reads: it may not grow by accident.
+func TestRBAC(t *testing.T) {
+	r := render(t, nil)
+	roles := map[string][]rbacv1.PolicyRule{}
+	for _, o := range r.Objects {
+		switch o.GetKind() {
+		case "ClusterRole":
+			roles["ClusterRole/"+o.GetName()] = find[rbacv1.ClusterRole](t, r, "ClusterRole", o.GetName()).Rules
+		case "Role":
+			roles["Role/"+o.GetName()] = find[rbacv1.Role](t, r, "Role", o.GetName()).Rules
+		}
+	}
+	var lines []string
+	for _, o := range r.Objects {
+		var subjects []rbacv1.Subject
+		var ref rbacv1.RoleRef
+		var where string
+		switch o.GetKind() {
+		case "ClusterRoleBinding":
+			b := find[rbacv1.ClusterRoleBinding](t, r, "ClusterRoleBinding", o.GetName())
+			subjects, ref, where = b.Subjects, b.RoleRef, "everywhere"
+		case "RoleBinding":
+			b := find[rbacv1.RoleBinding](t, r, "RoleBinding", o.GetName())
+			subjects, ref, where = b.Subjects, b.RoleRef, "in "+b.Namespace
+		default:
+			continue
+		}
+		rules, ok := roles[ref.Kind+"/"+ref.Name]
+		if !ok {
+			t.Errorf("%s %s binds %s %s, which the chart does not have", o.GetKind(), o.GetName(), ref.Kind, ref.Name)
+		}
+		for _, s := range subjects {
+			if s.Kind != "ServiceAccount" || s.Namespace != namespace {
+				t.Errorf("%s %s binds %s %s/%s: only Causeway's own accounts", o.GetKind(), o.GetName(), s.Kind, s.Namespace, s.Name)
+			}
+			lines = append(lines, rightLines(s.Name, where, rules)...)
+		}
+	}
+	slices.Sort(lines)
+	golden(t, "testdata/rbac.txt", strings.Join(lines, "\n")+"\n")
+}
+
+func rightLines(account, where string, rules []rbacv1.PolicyRule) []string {
+	var lines []string
+	for _, rule := range rules {
+		for _, group := range rule.APIGroups {
+			for _, resource := range rule.Resources {
+				if group != "" {
+					resource += "." + group
+				}
+				if len(rule.ResourceNames) > 0 {
+					resource += "[" + strings.Join(rule.ResourceNames, ",") + "]"
+				}
+				lines = append(lines, fmt.Sprintf("%s %s: %s: %s", account, where, resource, strings.Join(rule.Verbs, " ")))
+			}
+		}
+	}
+	return lines
+}
+
+// What every container may do beyond nothing, and which tokens it holds.
+func TestPrivileges(t *testing.T) {
+	r := render(t, nil)
+	agent := find[appsv1.DaemonSet](t, r, "DaemonSet", "causeway-agent")
+	templates := map[string]corev1.PodTemplateSpec{
+		"agent":      agent.Spec.Template,
+		"gateway":    find[appsv1.Deployment](t, r, "Deployment", "causeway-gateway").Spec.Template,
+		"controller": find[appsv1.Deployment](t, r, "Deployment", "causeway-controller").Spec.Template,
+	}
+	var lines []string
+	for _, name := range slices.Sorted(maps.Keys(templates)) {
+		spec := templates[name].Spec
+		for _, c := range spec.Containers {
+			lines = append(lines, privilegeLine(name, spec, c))
+		}
+	}
+	golden(t, "testdata/privileges.txt", strings.Join(lines, "\n")+"\n")
+}
+
+func privilegeLine(pod string, spec corev1.PodSpec, c corev1.Container) string {
+	sc := c.SecurityContext
+	line := fmt.Sprintf("%s/%s: account %s", pod, c.Name, spec.ServiceAccountName)
+	warnings := map[string]bool{
+		"PRIVILEGED":    sc.Privileged != nil,
+		"MAY ESCALATE":  sc.AllowPrivilegeEscalation == nil || *sc.AllowPrivilegeEscalation,
+		"WRITABLE ROOT": sc.ReadOnlyRootFilesystem == nil || !*sc.ReadOnlyRootFilesystem,
+		"HOST PID":      spec.HostPID,
+		"HOST IPC":      spec.HostIPC,
+		"NO SECCOMP":    spec.SecurityContext.SeccompProfile == nil || spec.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault,
+	}
+	for _, w := range slices.Sorted(maps.Keys(warnings)) {
+		if warnings[w] {
+			line += ", " + w
+		}
+	}
+	uid, gid := spec.SecurityContext.RunAsUser, spec.SecurityContext.RunAsGroup
+	if sc.RunAsUser != nil {
+		uid, gid = sc.RunAsUser, sc.RunAsGroup
+	}
+	line += fmt.Sprintf(", uid %d gid %d, drops %v adds %v, host network %v", *uid, *gid, sc.Capabilities.Drop, sc.Capabilities.Add, spec.HostNetwork)
+	return line + ", reads " + strings.Join(mounts(spec, c), " ")
+}
+
+// mounts lists what a container can read of volumes that matter: tokens, ConfigMaps, Secrets, the host.
+func mounts(spec corev1.PodSpec, c corev1.Container) []string {
+	var out []string
+	if spec.AutomountServiceAccountToken == nil || *spec.AutomountServiceAccountToken {
+		out = append(out, "token[api]")
+	}
+	for _, m := range c.VolumeMounts {
+		i := slices.IndexFunc(spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
+		switch v := spec.Volumes[i]; {
+		case v.Secret != nil:
+			out = append(out, "SECRET["+v.Secret.SecretName+"]")
+		case v.HostPath != nil:
+			out = append(out, "host["+v.HostPath.Path+"]")
+		case v.ConfigMap != nil:
+			out = append(out, "configmap["+v.ConfigMap.Name+"]")
+		case v.EmptyDir != nil:
+			out = append(out, "emptydir["+m.MountPath+"]")
+		case v.Projected != nil:
+			for _, s := range v.Projected.Sources {
+				if s.ServiceAccountToken != nil {
+					out = append(out, "token["+orAPI(s.ServiceAccountToken.Audience)+"]")
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// orAPI names the audience that a token without one has.
+func orAPI(audience string) string {
+	if audience == "" {
+		return "api"
+	}
+	return audience
+}
+
+// A declared port on the host network is a host port: the pod that an upgrade surges could not be scheduled beside the old one.
+func TestAgentDeclaresNoPorts(t *testing.T) {
+	agent := find[appsv1.DaemonSet](t, render(t, nil), "DaemonSet", "causeway-agent")
+	for _, c := range agent.Spec.Template.Spec.Containers {
+		if len(c.Ports) != 0 {
+			t.Errorf("container %q declares ports %v", c.Name, c.Ports)
+		}
+		if c.ReadinessProbe == nil || c.ReadinessProbe.Exec == nil {
+			t.Errorf("container %q: a probe over the host's network may be answered by another pod's process; use exec", c.Name)
+		}
+	}
+	u := agent.Spec.UpdateStrategy.RollingUpdate
+	if u == nil || u.MaxSurge.IntValue() != 1 || u.MaxUnavailable.IntValue() != 0 {
+		t.Errorf("update strategy is %+v, want a surge of 1 and 0 unavailable: listeners are handed over between the two", u)
+	}
+}
+
+// Peers reach one port; the catalog's port is reached by pod address from gateways alone.
+func TestServices(t *testing.T) {
+	var lines []string
+	for _, o := range render(t, nil).Objects {
+		if o.GetKind() != "Service" {
+			continue
+		}
+		s := find[corev1.Service](t, render(t, nil), "Service", o.GetName())
+		for _, p := range s.Spec.Ports {
+			lines = append(lines, fmt.Sprintf("%s %s %d %s", s.Name, s.Spec.Type, p.Port, s.Spec.ExternalTrafficPolicy))
+		}
+	}
+	want := []string{"causeway-controller  4146 ", "causeway-gateway LoadBalancer 4143 Local"}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Errorf("ports of Services (-want +got):\n%s", diff)
+	}
+}
+
+func TestValuesReachTheirPlace(t *testing.T) {
+	r := render(t, map[string]any{
+		"image":        map[string]any{"name": "example.com/cw", "tag": "v9", "pullPolicy": "Never"},
+		"vipCIDRs":     []any{"240.1.0.0/16", "fd00:cafe::/112"},
+		"podCIDRs":     []any{"10.1.0.0/16"},
+		"serviceCIDRs": []any{"10.2.0.0/16"},
+		"controller":   map[string]any{"replicas": 3},
+		"gateway":      map[string]any{"replicas": 4, "serviceType": "NodePort", "serviceAnnotations": map[string]any{"lb": "internal"}},
+		"logLevel":     "debug",
+	})
+	controller := find[appsv1.Deployment](t, r, "Deployment", "causeway-controller")
+	gateway := find[appsv1.Deployment](t, r, "Deployment", "causeway-gateway")
+	agent := find[appsv1.DaemonSet](t, r, "DaemonSet", "causeway-agent")
+	service := find[corev1.Service](t, r, "Service", "causeway-gateway")
+	wantArgs := map[string][]string{
+		"controller": {"controller", "--cluster-name=west", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},
+		"gateway":    {"gateway", "--controller=causeway-controller.causeway-system.svc:4146", "--log-level=debug"},
+		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--log-level=debug"},
+		"vip-guard":  {"vip-guard", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--log-level=debug"},
+	}
+	gotArgs := map[string][]string{}
+	for _, c := range slices.Concat(controller.Spec.Template.Spec.Containers, gateway.Spec.Template.Spec.Containers, agent.Spec.Template.Spec.Containers) {
+		gotArgs[c.Name] = c.Args
+		if c.Image != "example.com/cw:v9" || c.ImagePullPolicy != corev1.PullNever {
+			t.Errorf("container %q runs %s with pull policy %s", c.Name, c.Image, c.ImagePullPolicy)
+		}
+	}
+	if diff := cmp.Diff(wantArgs, gotArgs); diff != "" {
+		t.Errorf("arguments (-want +got):\n%s", diff)
+	}
+	if *controller.Spec.Replicas != 3 || *gateway.Spec.Replicas != 4 {
+		t.Errorf("replicas are %d and %d, want 3 and 4", *controller.Spec.Replicas, *gateway.Spec.Replicas)
+	}
+	if service.Spec.Type != corev1.ServiceTypeNodePort || service.Annotations["lb"] != "internal" {
+		t.Errorf("the gateway's Service is a %s with annotations %v", service.Spec.Type, service.Annotations)
+	}
+}
+
+func TestRefusedValues(t *testing.T) {
+	cases := map[string]struct {
+		why    string
+		values map[string]any
+		names  string // what the error must name
+	}{
+		"no name": {
+			why:    "the trust domain is made of it and cannot change later",
+			values: map[string]any{}, names: "clusterName",
+		},
+		"bad name": {
+			why:    "it becomes a part of a SPIFFE trust domain",
+			values: map[string]any{"clusterName": "West!"}, names: "clusterName",
+		},
+		"unknown value": {
+			why:    "a misspelt value must not silently mean the default",
+			values: map[string]any{"clusterName": "west", "vipCidr": "240.0.0.0/8"}, names: "vipCidr",
+		},
+		"ClusterIP gateway": {
+			why:    "peers could not reach it",
+			values: map[string]any{"clusterName": "west", "gateway": map[string]any{"serviceType": "ClusterIP"}}, names: "serviceType",
+		},
+		"no VIPs": {
+			why:    "no mirror could be given an address",
+			values: map[string]any{"clusterName": "west", "vipCIDRs": []any{}}, names: "vipCIDRs",
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			_, err := Render(namespace, tc.values)
+			if err == nil || !strings.Contains(err.Error(), tc.names) {
+				t.Errorf("%s: error %v, want one that names %s", tc.why, err, tc.names)
+			}
+		})
+	}
+}
+
+// A kind without a place in the order would be applied first, before its ServiceAccount.
+func TestEveryKindHasItsPlace(t *testing.T) {
+	r := render(t, nil)
+	for _, o := range slices.Concat(r.CRDs, r.Objects) {
+		if !slices.Contains(installOrder, o.GetKind()) {
+			t.Errorf("%s %s is of a kind that installOrder lacks", o.GetKind(), o.GetName())
+		}
+		if o.GetKind() != "CustomResourceDefinition" && !strings.HasPrefix(o.GetKind(), "Cluster") && o.GetNamespace() != namespace {
+			t.Errorf("%s %s is in namespace %q", o.GetKind(), o.GetName(), o.GetNamespace())
+		}
+	}
+	if len(r.CRDs) != 4 {
+		t.Errorf("the chart has %d CRDs, want 4", len(r.CRDs))
+	}
+}
+
+// The page is kept by hand; every value with its default must be on it.
+func TestReadmeNamesEveryValue(t *testing.T) {
+	c, err := load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme, err := files.ReadFile("causeway/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]bool{}
+	for line := range strings.Lines(string(readme)) {
+		if name, _, ok := strings.Cut(strings.TrimPrefix(line, "| `"), "`"); ok && strings.HasPrefix(line, "| `") {
+			rows[name] = true
+		}
+	}
+	values := map[string]bool{}
+	for _, v := range leaves("", c.Values) {
+		values[v] = true
+	}
+	if diff := cmp.Diff(values, rows); diff != "" {
+		t.Errorf("values named in README.md's table (-values.yaml +README.md):\n%s", diff)
+	}
+}
+
+func leaves(prefix string, v map[string]any) []string {
+	var out []string
+	for name, value := range v {
+		if sub, ok := value.(map[string]any); ok && len(sub) > 0 {
+			out = append(out, leaves(prefix+name+".", sub)...)
+			continue
+		}
+		out = append(out, prefix+name)
+	}
+	return out
+}
