@@ -1,0 +1,267 @@
+// Package catalog decides what this cluster exports, and what may be believed of a peer's catalog.
+//
+//	Services, EndpointSlices, Pods, Links, … ──Build──▶ Exports ──For(link)──▶ Services that the peer may see
+//	a peer's word ──Service.Validate──▶ Service, problems
+//
+// What always holds:
+//   - It decides from objects in hand: no clock, no network, no cluster.
+//   - The same objects in any order give the same Exports, sorted.
+//   - A Service crosses only if it is labelled for export; a mirror, and whatever
+//     lies in Causeway's own namespace, never does.
+//   - An endpoint is a live pod of the Service's own namespace that its selector
+//     selects, at that pod's own address. An EndpointSlice can name endpoints, it
+//     cannot make them.
+//   - A peer is shown only what its Link's export rules admit, only ports that
+//     have a route, and never an address.
+package catalog
+
+import (
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+)
+
+// Inputs are the objects that Build decides from. None is changed or kept.
+type Inputs struct {
+	// TrustDomain is this cluster's.
+	TrustDomain string
+	// Namespace is Causeway's own.
+	Namespace string
+
+	Services       []corev1.Service
+	EndpointSlices []discoveryv1.EndpointSlice
+	Pods           []corev1.Pod
+	Links          []v1alpha1.Link
+	ExportPolicies []v1alpha1.ExportPolicy
+
+	// Agents holds the address of the agent of each node that has a ready one.
+	Agents map[string]string
+	// Routes tells the route id of a port, 0 if it has none yet. Nil: no port has one.
+	Routes func(namespace, service, port, protocol string) uint32
+}
+
+// Exports is what a cluster exports. The zero value is nothing.
+type Exports struct {
+	// List is sorted by namespace and name.
+	List []Export
+	// Problems tells, sorted, what was labelled for export and does not cross, wholly or in part.
+	Problems []Problem
+}
+
+// Export is one exported Service.
+type Export struct {
+	Namespace, Name string
+	// Ports are the TCP ports, sorted by number. A port whose Route is 0 is not offered yet.
+	Ports []Port
+	// OtherPorts are those of other protocols, which are named and not carried.
+	OtherPorts []Port
+	// Identities are the SPIFFE IDs of its endpoints, ready or not, sorted.
+	Identities []string
+	// Ready: at least one endpoint is.
+	Ready                  bool
+	SessionAffinity        Affinity
+	SessionAffinitySeconds uint32
+	// Links are the names of the Links whose export rules admit it, sorted.
+	Links []string
+	// Policies are those that select it, sorted by name. None: whom the Links admit.
+	Policies []v1alpha1.ExportPolicy
+	// Endpoints are sorted by pod UID.
+	Endpoints []Endpoint
+}
+
+// Key returns the Service's name.
+func (e Export) Key() Key { return Key{Namespace: e.Namespace, Name: e.Name} }
+
+// Service returns the export as a peer sees it: a zero Service while no port of
+// it has a route.
+func (e Export) Service() Service {
+	ports := make([]Port, 0, len(e.Ports)+len(e.OtherPorts))
+	for _, p := range e.Ports {
+		if p.Route != 0 {
+			ports = append(ports, p)
+		}
+	}
+	if len(ports) == 0 {
+		return Service{}
+	}
+	ports = append(ports, e.OtherPorts[:min(len(e.OtherPorts), MaxPorts-len(ports))]...)
+	slices.SortFunc(ports, comparePorts)
+	return Service{
+		Namespace: e.Namespace, Name: e.Name, Ports: ports, Identities: e.Identities, Ready: e.Ready,
+		SessionAffinity: e.SessionAffinity, SessionAffinitySeconds: e.SessionAffinitySeconds,
+	}
+}
+
+// For returns what the peer of a Link may see.
+func (x Exports) For(link string) map[Key]Service {
+	seen := make(map[Key]Service)
+	for _, e := range x.List {
+		if _, admitted := slices.BinarySearch(e.Links, link); !admitted {
+			continue
+		}
+		if s := e.Service(); !s.IsZero() {
+			seen[s.Key()] = s
+		}
+	}
+	return seen
+}
+
+// Build decides what is exported.
+func Build(in Inputs) Exports {
+	b := newBuilder(in)
+	var out Exports
+	for i := range in.Services {
+		if svc := &in.Services[i]; b.labelled(svc) {
+			if e, ok := b.export(svc); ok {
+				out.List = append(out.List, e)
+			}
+		}
+	}
+	slices.SortFunc(out.List, func(a, b Export) int { return a.Key().Compare(b.Key()) })
+	out.Problems = b.problems.sorted()
+	return out
+}
+
+// builder holds the indexes of one Build.
+type builder struct {
+	Inputs
+	slices   map[Key][]*discoveryv1.EndpointSlice
+	pods     map[string]*corev1.Pod // by UID
+	policies map[string][]v1alpha1.ExportPolicy
+	links    []string
+	problems problems
+}
+
+func newBuilder(in Inputs) *builder {
+	b := &builder{
+		Inputs:   in,
+		slices:   make(map[Key][]*discoveryv1.EndpointSlice, len(in.EndpointSlices)),
+		pods:     make(map[string]*corev1.Pod, len(in.Pods)),
+		policies: make(map[string][]v1alpha1.ExportPolicy),
+	}
+	for i := range in.EndpointSlices {
+		s := &in.EndpointSlices[i]
+		k := Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
+		b.slices[k] = append(b.slices[k], s)
+	}
+	for i := range in.Pods {
+		b.pods[string(in.Pods[i].UID)] = &in.Pods[i]
+	}
+	for _, p := range in.ExportPolicies {
+		b.policies[p.Namespace] = append(b.policies[p.Namespace], p)
+	}
+	for _, l := range in.Links {
+		if l.DeletionTimestamp.IsZero() && l.Spec.Export.All() {
+			b.links = append(b.links, l.Name)
+		}
+	}
+	slices.Sort(b.links)
+	return b
+}
+
+// labelled reports whether svc is to be exported, as far as its owner's word goes.
+func (b *builder) labelled(svc *corev1.Service) bool {
+	asked := svc.Labels[v1alpha1.ExportLabel] == "true" || svc.Labels[v1alpha1.LinkerdExportLabel] == "true"
+	return asked && svc.DeletionTimestamp.IsZero()
+}
+
+func (b *builder) export(svc *corev1.Service) (Export, bool) {
+	e := Export{Namespace: svc.Namespace, Name: svc.Name}
+	if reason, message := b.refusal(svc); reason != "" {
+		b.problems.add(e.Key(), reason, "%s", message)
+		return Export{}, false
+	}
+	b.addPorts(&e, svc)
+	switch {
+	case len(e.Ports) == 0:
+		b.problems.add(e.Key(), NoTCPPort, "the Service has no TCP port: only TCP is carried")
+		return Export{}, false
+	case len(e.Ports) > MaxPorts:
+		b.problems.add(e.Key(), TooManyPorts, "the Service has more than %d TCP ports: split it into several Services", MaxPorts)
+		return Export{}, false
+	case len(e.OtherPorts) > 0:
+		b.problems.add(e.Key(), ProtocolUnsupported, "only the Service's TCP ports are carried")
+	}
+	e.Links = b.links
+	e.Policies = PoliciesFor(svc.Namespace, svc.Name, b.policies[svc.Namespace])
+	e.SessionAffinity, e.SessionAffinitySeconds = affinity(svc)
+	b.addEndpoints(&e, svc)
+	return e, true
+}
+
+// refusal tells why svc cannot be exported at all; no reason: it can.
+func (b *builder) refusal(svc *corev1.Service) (reason, message string) {
+	switch {
+	case isMirror(svc):
+		return MirrorNotExported, "the Service is itself a mirror of a peer's: it is not exported again; remove the export label"
+	case svc.Namespace == b.Namespace:
+		return OwnNamespace, "Services of Causeway's own namespace are never exported: remove the export label"
+	case svc.Spec.Type == corev1.ServiceTypeExternalName:
+		return ExternalNameUnsupported, "a Service of type ExternalName has no pods and cannot be exported: make a ClusterIP Service"
+	case len(svc.Spec.Ports) == 0:
+		return NoPorts, "the Service has no ports: name at least one TCP port"
+	case svc.Spec.ClusterIP == corev1.ClusterIPNone:
+		return HeadlessUnsupported, "headless Services are not exported yet: make a ClusterIP Service beside it and export that"
+	}
+	return "", ""
+}
+
+// isMirror reports whether Causeway made svc for a Link. Either mark is enough,
+// so that a tenant who strips one does not send a peer's Service onward.
+func isMirror(svc *corev1.Service) bool {
+	if svc.Labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy && svc.Labels[v1alpha1.LinkLabel] != "" {
+		return true
+	}
+	for _, o := range svc.OwnerReferences {
+		if o.Kind == "Link" && groupOf(o.APIVersion) == v1alpha1.GroupVersion.Group {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *builder) addPorts(e *Export, svc *corev1.Service) {
+	for _, p := range svc.Spec.Ports {
+		port := Port{Name: p.Name, Protocol: string(protocolOf(p)), Port: uint16(p.Port)}
+		if p.AppProtocol != nil {
+			port.AppProtocol = *p.AppProtocol
+		}
+		if port.Protocol != string(corev1.ProtocolTCP) {
+			e.OtherPorts = append(e.OtherPorts, port)
+			continue
+		}
+		if b.Routes != nil {
+			port.Route = b.Routes(svc.Namespace, svc.Name, port.Name, port.Protocol)
+		}
+		e.Ports = append(e.Ports, port)
+	}
+	slices.SortFunc(e.Ports, comparePorts)
+	slices.SortFunc(e.OtherPorts, comparePorts)
+}
+
+func protocolOf(p corev1.ServicePort) corev1.Protocol {
+	if p.Protocol == "" {
+		return corev1.ProtocolTCP
+	}
+	return p.Protocol
+}
+
+func affinity(svc *corev1.Service) (Affinity, uint32) {
+	if svc.Spec.SessionAffinity != corev1.ServiceAffinityClientIP {
+		return AffinityNone, 0
+	}
+	seconds := corev1.DefaultClientIPServiceAffinitySeconds
+	if c := svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		seconds = *c.ClientIP.TimeoutSeconds
+	}
+	return AffinityClientIP, uint32(seconds)
+}
+
+func groupOf(apiVersion string) string {
+	group, _, _ := strings.Cut(apiVersion, "/")
+	return group
+}
