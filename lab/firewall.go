@@ -38,11 +38,11 @@ func wanRules() string {
 func routerRules(w wanPlan) string {
 	return fmt.Sprintf(`table inet %s {
 	counter vips { comment "packets that a node sent to 240.0.0.0/4" }
-	chain count {
+	chain inbound {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "br0" ip daddr 240.0.0.0/4 counter name vips
 	}
-	chain masquerade {
+	chain outbound {
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname "wan" ip saddr != %s snat ip to %s
 	}

@@ -92,5 +92,10 @@ func (f execFlags) where() (lab.Where, error) {
 // attach runs cmd on this command's own streams.
 func attach(cmd *exec.Cmd) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	return cmd.Run()
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exitStatus(max(exit.ExitCode(), 1))
+	}
+	return err
 }

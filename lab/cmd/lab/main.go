@@ -9,20 +9,24 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"syscall"
 )
+
+// exitStatus is how a command that ran in the lab ended, passed on.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("the command ended with status %d", int(e)) }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := rootCommand().ExecuteContext(ctx)
-	var exit *exec.ExitError
+	var exit exitStatus
 	switch {
 	case err == nil:
 	case errors.As(err, &exit):
-		os.Exit(max(exit.ExitCode(), 1)) // the command in the lab has said what was wrong
+		os.Exit(int(exit)) // the command in the lab has said what was wrong
 	default:
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		os.Exit(1)
