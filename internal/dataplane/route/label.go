@@ -1,0 +1,338 @@
+package route
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// Suffix ends every sealed label. It is the same in all installs, so it says nothing of whom.
+const Suffix = ".causeway.internal"
+
+// Window is how far a label's minute may lie from the opener's clock.
+const Window = 15 * time.Minute
+
+var (
+	// ErrNotALabel reports an SNI that has not the form of a label.
+	ErrNotALabel = errors.New("not a label")
+	// ErrUnknownKey reports a label that none of the day keys held opens.
+	ErrUnknownKey = errors.New("no day key opens the label")
+	// ErrStale reports a label whose minute lies too far from now. The error is a *StaleError.
+	ErrStale = errors.New("stale")
+	// ErrUnknownWish reports an authentic label that asks for endpoints in a way unknown to this version.
+	ErrUnknownWish = errors.New("unknown wish")
+	// ErrNoDayKey reports that no day key for the day in question is held.
+	ErrNoDayKey = errors.New("no day key for this day")
+)
+
+// StaleError says by how much something was too old, or if By is negative from the future. It is ErrStale.
+type StaleError struct {
+	What string
+	By   time.Duration
+}
+
+// Error says what was stale and by how much.
+func (e *StaleError) Error() string {
+	if e.By < 0 {
+		return fmt.Sprintf("%s is from %v in the future: compare the two clocks", e.What, -e.By)
+	}
+	return fmt.Sprintf("%s is %v old: compare the two clocks", e.What, e.By)
+}
+
+// Is reports whether target is ErrStale.
+func (e *StaleError) Is(target error) bool { return target == ErrStale }
+
+// DayKey is the secret of one direction of one link for one UTC day. It never prints.
+type DayKey [32]byte
+
+// String hides the key.
+func (DayKey) String() string { return "DayKey(hidden)" }
+
+// GoString hides the key.
+func (k DayKey) GoString() string { return k.String() }
+
+// LogValue hides the key.
+func (k DayKey) LogValue() slog.Value { return slog.StringValue(k.String()) }
+
+// DatedKey is a day key and its day.
+type DatedKey struct {
+	// Day is Unix time / 86400.
+	Day uint32
+	Key DayKey
+}
+
+// LinkKey is a day key by which a link's peer seals labels to us.
+type LinkKey struct {
+	Link string
+	DatedKey
+}
+
+// WishKind says what a Wish's argument is. The list is closed.
+type WishKind uint8
+
+// The kinds of wishes.
+const (
+	// WishAny is for any ready endpoint.
+	WishAny WishKind = iota
+	// WishEndpoint is for the endpoint with an id, or else any.
+	WishEndpoint
+	// WishHost is for the pod with a hostname and for no other.
+	WishHost
+)
+
+// Wish says which endpoint a label asks for. The zero value is for any.
+type Wish struct {
+	Kind WishKind
+	// Arg is the endpoint's id or the hostname's hash; zero for any.
+	Arg [8]byte
+}
+
+// ForEndpoint is the wish for the endpoint with an id, or else any.
+func ForEndpoint(id EndpointID) Wish { return Wish{WishEndpoint, id} }
+
+// ForHost is the wish for the pod with a hostname.
+func ForHost(hostname string) Wish { return Wish{WishHost, HostHash(hostname)} }
+
+// HostHash is the first 8 bytes of the SHA-256 of the lower-case hostname.
+func HostHash(hostname string) [8]byte {
+	sum := sha256.Sum256([]byte(strings.ToLower(hostname)))
+	return [8]byte(sum[:8])
+}
+
+// valid reports whether the wish is of a known kind and, if for any, without argument.
+func (w Wish) valid() bool {
+	return w.Kind <= WishHost && (w.Kind != WishAny || w.Arg == [8]byte{})
+}
+
+// meets reports whether the endpoint is the one wished for.
+func (w Wish) meets(e Endpoint) bool {
+	switch w.Kind {
+	case WishEndpoint:
+		return e.ID == w.Arg
+	case WishHost:
+		return e.Host != [8]byte{} && e.Host == w.Arg
+	}
+	return false
+}
+
+// Label is what a sealed label says.
+type Label struct {
+	Route uint32
+	// Minute is Unix time / 60.
+	Minute uint32
+	Wish   Wish
+}
+
+// Day returns the UTC day of t as day keys count it.
+func Day(t time.Time) uint32 { return uint32(t.Unix() / (24 * 60 * 60)) }
+
+func minuteOf(t time.Time) uint32 { return uint32(t.Unix() / 60) }
+
+func (l Label) day() uint32     { return l.Minute / (24 * 60) }
+func (l Label) time() time.Time { return time.Unix(int64(l.Minute)*60, 0) }
+
+const (
+	hintLen   = 3
+	nonceLen  = 12
+	plainLen  = 4 + 4 + 1 + 8
+	tagLen    = 16
+	sealedLen = hintLen + nonceLen + plainLen + tagLen
+	// The 77 characters are cut in two, as a DNS label holds 63.
+	firstLen  = 39
+	secondLen = 38
+)
+
+var labelEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// sealing is a day key made ready for use.
+type sealing struct {
+	hint [hintLen]byte
+	aad  []byte
+	aead cipher.AEAD
+}
+
+func newSealing(k DayKey) sealing {
+	var s sealing
+	copy(s.hint[:], expand(k, "causeway label/1 hint", hintLen))
+	s.aad = append([]byte("causeway label/1"), s.hint[:]...)
+	block, err := aes.NewCipher(expand(k, "causeway label/1 key", 32))
+	if err == nil {
+		s.aead, err = cipher.NewGCM(block)
+	}
+	if err != nil {
+		panic(fmt.Sprintf("route: AES-256-GCM with fixed lengths: %v", err))
+	}
+	return s
+}
+
+// expand derives n bytes from a day key by HKDF-SHA-256 (RFC 5869) without salt.
+func expand(k DayKey, info string, n int) []byte {
+	b, err := hkdf.Key(sha256.New, k[:], nil, info, n)
+	if err != nil {
+		panic(fmt.Sprintf("route: HKDF with fixed lengths: %v", err))
+	}
+	return b
+}
+
+func (s sealing) seal(l Label, nonce [nonceLen]byte) string {
+	var plain [plainLen]byte
+	binary.BigEndian.PutUint32(plain[0:], l.Route)
+	binary.BigEndian.PutUint32(plain[4:], l.Minute)
+	plain[8] = byte(l.Wish.Kind)
+	copy(plain[9:], l.Wish.Arg[:])
+
+	sealed := make([]byte, 0, sealedLen)
+	sealed = append(sealed, s.hint[:]...)
+	sealed = append(sealed, nonce[:]...)
+	sealed = s.aead.Seal(sealed, nonce[:], plain[:], s.aad)
+	text := labelEncoding.EncodeToString(sealed)
+	return text[:firstLen] + "." + text[firstLen:] + Suffix
+}
+
+// open decrypts a sealed label whose hint is s's. It reports false if the key is not s's.
+func (s sealing) open(sealed []byte) (Label, bool) {
+	plain, err := s.aead.Open(nil, sealed[hintLen:hintLen+nonceLen], sealed[hintLen+nonceLen:], s.aad)
+	if err != nil || len(plain) != plainLen {
+		return Label{}, false
+	}
+	return Label{
+		Route:  binary.BigEndian.Uint32(plain[0:]),
+		Minute: binary.BigEndian.Uint32(plain[4:]),
+		Wish:   Wish{WishKind(plain[8]), [8]byte(plain[9:])},
+	}, true
+}
+
+// Sealer seals labels to one peer. The zero value has no key.
+type Sealer struct {
+	days map[uint32]sealing
+}
+
+// NewSealer returns a sealer with the day keys of one link in its outbound direction. Of two keys for one
+// day the later in the list holds.
+func NewSealer(keys ...DatedKey) *Sealer {
+	s := &Sealer{days: make(map[uint32]sealing, len(keys))}
+	for _, k := range keys {
+		s.days[k.Day] = newSealing(k.Key)
+	}
+	return s
+}
+
+// Seal returns a fresh SNI for a route, never the same twice. The error wraps ErrNoDayKey when the day of
+// now has no key.
+func (s *Sealer) Seal(id uint32, w Wish, now time.Time) (string, error) {
+	var nonce [nonceLen]byte
+	rand.Read(nonce[:]) // never fails, see its doc
+	return s.seal(Label{id, minuteOf(now), w}, nonce)
+}
+
+func (s *Sealer) seal(l Label, nonce [nonceLen]byte) (string, error) {
+	k, ok := s.days[l.day()]
+	if !ok {
+		return "", fmt.Errorf("seal a label for %s: %w: wait for the controller to send newer keys",
+			l.time().UTC().Format(time.DateOnly), ErrNoDayKey)
+	}
+	return k.seal(l, nonce), nil
+}
+
+// Keyring opens labels of all linked peers. The zero value opens none.
+type Keyring struct {
+	byHint map[[hintLen]byte][]ringKey
+}
+
+type ringKey struct {
+	link string
+	day  uint32
+	sealing
+}
+
+// NewKeyring returns a keyring of inbound day keys.
+func NewKeyring(keys ...LinkKey) *Keyring {
+	r := &Keyring{byHint: make(map[[hintLen]byte][]ringKey, len(keys))}
+	for _, k := range keys {
+		s := newSealing(k.Key)
+		r.byHint[s.hint] = append(r.byHint[s.hint], ringKey{k.Link, k.Day, s})
+	}
+	return r
+}
+
+// Open returns the link that sealed an SNI and what the label says. A label must be of the day of its key,
+// and its minute within Window of now; but with route Catalog any minute of that day will do.
+//
+// Errors wrap ErrNotALabel, ErrUnknownKey, ErrStale or ErrUnknownWish. With the latter two the link is
+// returned too: somebody who holds its key made the label.
+func (r *Keyring) Open(sni string, now time.Time) (string, Label, error) {
+	sealed, err := decodeLabel(sni)
+	if err != nil {
+		return "", Label{}, err
+	}
+	for _, k := range r.byHint[[hintLen]byte(sealed)] {
+		l, ok := k.open(sealed)
+		if !ok {
+			continue
+		}
+		return k.link, l, k.check(l, now)
+	}
+	return "", Label{}, ErrUnknownKey
+}
+
+// check returns what is wrong with an authentic label at the time now.
+func (k ringKey) check(l Label, now time.Time) error {
+	old := time.Duration(int64(minuteOf(now))-int64(l.Minute)) * time.Minute
+	switch {
+	case l.day() != k.day:
+		return &StaleError{"label (its minute is not of its key's day)", old}
+	case l.Route != Catalog && old.Abs() > Window:
+		return &StaleError{"label", old}
+	case !l.Wish.valid():
+		return fmt.Errorf("wish of kind %d: %w", l.Wish.Kind, ErrUnknownWish)
+	}
+	return nil
+}
+
+// decodeLabel returns the bytes of an SNI in canonical form, in any case of letters.
+func decodeLabel(sni string) ([]byte, error) {
+	if len(sni) != firstLen+1+secondLen+len(Suffix) || sni[firstLen] != '.' {
+		return nil, ErrNotALabel
+	}
+	text, suffix := []byte(sni[:firstLen]+sni[firstLen+1:firstLen+1+secondLen]), sni[firstLen+1+secondLen:]
+	if !equalFoldASCII(suffix, Suffix) {
+		return nil, ErrNotALabel
+	}
+	for i, c := range text {
+		if 'A' <= c && c <= 'Z' {
+			text[i] = c + ('a' - 'A')
+		}
+	}
+	sealed := make([]byte, sealedLen)
+	if n, err := labelEncoding.Decode(sealed, text); err != nil || n != sealedLen {
+		return nil, ErrNotALabel
+	}
+	// The decoder skips line breaks and ignores the spare bit at the end: only what we would write is a label.
+	if !bytes.Equal(labelEncoding.AppendEncode(nil, sealed), text) {
+		return nil, ErrNotALabel
+	}
+	return sealed, nil
+}
+
+// equalFoldASCII is strings.EqualFold without Unicode's folding of other letters onto ASCII ones.
+func equalFoldASCII(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if a[i] >= 0x80 {
+			return false
+		}
+	}
+	return strings.EqualFold(a, b)
+}
