@@ -28,6 +28,13 @@ func (c *Cluster) apiServer() daemon {
 		"--service-account-signing-key-file=" + pki.key("sa"),
 		"--service-account-key-file=" + filepath.Join(pki.dir, "sa.pub"),
 		"--service-cluster-ip-range=" + ServiceRange,
+		"--requestheader-client-ca-file=" + pki.cert("front-proxy-ca"),
+		"--requestheader-allowed-names=front-proxy-client",
+		"--requestheader-username-headers=X-Remote-User",
+		"--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"--proxy-client-cert-file=" + pki.cert("front-proxy"),
+		"--proxy-client-key-file=" + pki.key("front-proxy"),
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
 		"--enable-aggregator-routing=true", // it has no kube-proxy beside it: webhooks are reached at their pods
@@ -54,6 +61,7 @@ func (c *Cluster) controllerManager() daemon {
 		"--use-service-account-credentials=true",
 		"--allocate-node-cidrs=false", // Up gives nodes their pods' ranges, in the plan's order
 		"--leader-elect=false",
+		"--flex-volume-plugin-dir=" + c.path("volume-plugins"), // the default lies in the machine's own folders
 		"--node-monitor-period=2s",
 		"--node-monitor-grace-period=24s",
 		"--bind-address=127.0.0.1",

@@ -13,20 +13,26 @@ import (
 )
 
 // corefile serves the cluster's names and knows no others: what is not a name of the cluster does not exist, and that is said at once.
-const corefile = `.:53 {
+const corefile = `(usual) {
     errors
+    cache 5
+    loadbalance
+}
+cluster.local:53 in-addr.arpa:53 ip6.arpa:53 {
+    import usual
     health
     ready
+    prometheus :9153
     kubernetes cluster.local in-addr.arpa ip6.arpa {
         pods insecure
         ttl 5
     }
+}
+.:53 {
+    import usual
     template ANY ANY . {
         rcode NXDOMAIN
     }
-    cache 5
-    loadbalance
-    prometheus :9153
 }
 `
 

@@ -64,7 +64,7 @@ func (c *Cluster) Exec(ctx context.Context, where Where, argv ...string) (*exec.
 }
 
 // asPod binds the pod's resolver over the machine's, in a mount namespace of the command's own.
-const asPod = `mount --bind "$1" /etc/resolv.conf && shift && exec "$@"`
+const asPod = `mount -n --bind "$1" /etc/resolv.conf && shift && exec "$@"`
 
 func (c *Cluster) execInPod(ctx context.Context, ns, pod string, argv []string) (*exec.Cmd, error) {
 	sandbox, n, err := c.findSandbox(ctx, ns, pod)

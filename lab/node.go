@@ -44,21 +44,21 @@ func (n *node) cgroup(parts ...string) string {
 // holdNode makes a node's mount namespace and keeps it. The whole of /run, /var/lib and /var/log is the node's own, so that
 // nothing written or mounted there reaches the machine; the lab's state stays visible at its own path. Kernel settings that a
 // kubelet insists on are shown to it as files: they belong to the whole machine and are not ours to change. The boot id is new each time, like
-// /run, because a node that was switched off has forgotten both.
+// /run, because a node that was switched off has forgotten both. (mount -n, because without it mount makes /run/mount on the machine.)
 const holdNode = `
 set -e
 state=$1 lib=$2 log=$3 fake=$4 name=$5
 hostname "$name"
-mount --make-rshared /
-mount -t tmpfs -o mode=755 lab /run
+mount -n --make-rshared /
+mount -n -t tmpfs -o mode=755 lab /run
 mkdir -p /run/lock /run/causeway /run/netns /run/lab/state
-mount --bind "$state" /run/lab/state
-mount --bind "$log" /var/log
-mount --bind "$lib" /var/lib
+mount -n --bind "$state" /run/lab/state
+mount -n --bind "$log" /var/log
+mount -n --bind "$lib" /var/lib
 mkdir -p "$state"
-mount --bind /run/lab/state "$state"
+mount -n --bind /run/lab/state "$state"
 for f in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes kernel/random/boot_id; do
-	if [ -e "/proc/sys/$f" ]; then mount --bind "$fake/$(basename $f)" "/proc/sys/$f"; fi
+	if [ -e "/proc/sys/$f" ]; then mount -n --bind "$fake/$(basename $f)" "/proc/sys/$f"; fi
 done
 touch /run/lab/ready
 exec sleep infinity

@@ -58,48 +58,53 @@ func (p pki) ensure(cluster string, nodes int) error {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return fmt.Errorf("make the folder of certificates: %w", err)
 	}
-	ca, caKey, err := p.authority(cluster)
+	ca, caKey, err := p.authority("ca", cluster+"-ca")
+	if err != nil {
+		return err
+	}
+	front, frontKey, err := p.authority("front-proxy-ca", cluster+"-front-proxy-ca")
 	if err != nil {
 		return err
 	}
 	if err := p.accountKey(); err != nil {
 		return err
 	}
+	// What the API server shows to aggregated servers must not be signed by the CA that clients are signed by.
+	if err := p.ensureLeaf(leaf{name: "front-proxy", cn: "front-proxy-client"}, front, frontKey); err != nil {
+		return err
+	}
 	for _, l := range leaves(cluster, nodes) {
-		if exists(p.cert(l.name)) && exists(p.key(l.name)) {
-			continue
-		}
-		if err := p.issue(l, ca, caKey); err != nil {
+		if err := p.ensureLeaf(l, ca, caKey); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p pki) authority(cluster string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
-	if !exists(p.cert("ca")) || !exists(p.key("ca")) {
+func (p pki) authority(name, cn string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	if !exists(p.cert(name)) || !exists(p.key(name)) {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
-			return nil, nil, fmt.Errorf("make the key of the CA: %w", err)
+			return nil, nil, fmt.Errorf("make the key of a CA: %w", err)
 		}
-		t := template(pkix.Name{CommonName: cluster + "-ca"})
+		t := template(pkix.Name{CommonName: cn})
 		t.IsCA, t.BasicConstraintsValid = true, true
 		t.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature
-		if err := p.write("ca", t, t, key, key); err != nil {
+		if err := p.write(name, t, t, key, key); err != nil {
 			return nil, nil, err
 		}
 	}
-	key, err := readKey(p.key("ca"))
+	key, err := readKey(p.key(name))
 	if err != nil {
 		return nil, nil, err
 	}
-	der, err := readPEM(p.cert("ca"))
+	der, err := readPEM(p.cert(name))
 	if err != nil {
 		return nil, nil, err
 	}
 	ca, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, nil, fmt.Errorf("parse the CA: %w", err)
+		return nil, nil, fmt.Errorf("parse a CA: %w", err)
 	}
 	return ca, key, nil
 }
@@ -122,6 +127,13 @@ func (p pki) accountKey() error {
 		return err
 	}
 	return writePEM(pub, "PUBLIC KEY", der)
+}
+
+func (p pki) ensureLeaf(l leaf, ca *x509.Certificate, caKey *ecdsa.PrivateKey) error {
+	if exists(p.cert(l.name)) && exists(p.key(l.name)) {
+		return nil
+	}
+	return p.issue(l, ca, caKey)
 }
 
 func (p pki) issue(l leaf, ca *x509.Certificate, caKey *ecdsa.PrivateKey) error {
