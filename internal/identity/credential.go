@@ -1,0 +1,102 @@
+package identity
+
+import (
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// MaxCSR is the longest certificate request that ParseCSR reads, in bytes.
+const MaxCSR = 2048
+
+// ErrCSR reports a certificate request that is not signed with.
+var ErrCSR = errors.New("certificate request not accepted")
+
+// Credential is what a process speaks TLS as: a chain and its key. It never
+// changes, is safe for concurrent use, and does not show its key.
+type Credential struct {
+	name Name
+	cert tls.Certificate
+}
+
+// NewCredential joins a chain, DER and leaf first, with the key that it was
+// signed for. It checks that they belong together, not that anybody trusts them.
+func NewCredential(chain [][]byte, key PrivateKey) (*Credential, error) {
+	if len(chain) == 0 || len(chain) > maxChain {
+		return nil, fmt.Errorf("a chain of %d certificates is not of 1 to %d", len(chain), maxChain)
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, fmt.Errorf("parse a leaf certificate: %w", err)
+	}
+	name, err := leafName(leaf)
+	if err != nil {
+		return nil, err
+	}
+	if key.IsZero() || !key.Public().Equal(leaf.PublicKey) {
+		return nil, fmt.Errorf("the certificate of %s is for another key: %w", name, ErrKey)
+	}
+	raw := make([][]byte, len(chain))
+	for i, der := range chain {
+		raw[i] = slices.Clone(der)
+	}
+	return &Credential{name, tls.Certificate{Certificate: raw, PrivateKey: key.key, Leaf: leaf}}, nil
+}
+
+// Name is who the credential speaks as.
+func (c *Credential) Name() Name { return c.name }
+
+// NotAfter is the moment from which nobody believes it.
+func (c *Credential) NotAfter() time.Time { return c.cert.Leaf.NotAfter }
+
+// RenewAt is the middle of its life, when a new one should be asked for.
+func (c *Credential) RenewAt() time.Time {
+	from, to := c.cert.Leaf.NotBefore, c.cert.Leaf.NotAfter
+	return from.Add(to.Sub(from) / 2)
+}
+
+// TLS returns it as crypto/tls wants it. Nobody may change it.
+func (c *Credential) TLS() *tls.Certificate { return &c.cert }
+
+// String returns the name.
+func (c *Credential) String() string { return c.name.String() }
+
+// Format writes the name, whatever the verb.
+func (c *Credential) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(c.String())) }
+
+// NewCSR returns a certificate request, PKCS #10 in DER, for the key. It names
+// nobody: who asks is told by other means.
+func NewCSR(key PrivateKey) ([]byte, error) {
+	if key.IsZero() {
+		return nil, fmt.Errorf("there is no key to ask a certificate for: %w", ErrKey)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key.key)
+	if err != nil {
+		return nil, fmt.Errorf("make a certificate request: %w", err)
+	}
+	return der, nil
+}
+
+// ParseCSR returns the public key, ECDSA P-256, of a request whose sender holds
+// the private one. It reads nothing else of it. Its errors wrap ErrCSR.
+func ParseCSR(der []byte) (*ecdsa.PublicKey, error) {
+	if len(der) > MaxCSR {
+		return nil, fmt.Errorf("a request of %d bytes is longer than %d: %w", len(der), MaxCSR, ErrCSR)
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, fmt.Errorf("parse the request (%w): %w", err, ErrCSR)
+	}
+	if !isP256(csr.PublicKey) {
+		return nil, fmt.Errorf("the key is not ECDSA P-256: %w", ErrCSR)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("check the request's signature (%w): %w", err, ErrCSR)
+	}
+	return csr.PublicKey.(*ecdsa.PublicKey), nil
+}

@@ -1,0 +1,192 @@
+// Package identity answers who a peer is and whether to believe it: names,
+// keys, authorities, certificates, their verification, and every tls.Config.
+//
+//	Root ──signs──▶ controllers' certificates ─────────▶ VerifyController ─┐
+//	  │                                                                    ├─▶ VerifyConnection ─▶ PeerName
+//	  ├──signs──▶ Issuer ──signs──▶ workloads' SVIDs ──▶ VerifyWorkload  ──┘
+//	  └──signs──▶ IssuerList ──▶ VerifyIssuerList ──▶ Anchors ──▲
+//
+//	LinkKey + peer's public key ─▶ LinkSecret ─▶ DayKey
+//
+// What always holds:
+//   - A Name exists only if it is valid; a trust domain vouches for its own names alone.
+//   - A workload's chain ends at an issuer listed for exactly its trust domain, a
+//     controller's at the root; neither ever passes for the other.
+//   - No signature is verified before the bounds on the chain and on the
+//     authorities' keys are checked.
+//   - TLS is 1.3, under one required ALPN per plane, and never resumed. Only
+//     ClientTLS, ServerTLS and HelloTLS make a tls.Config; a test keeps it so.
+//   - Verification has no side effects, since it runs before the peer has proven
+//     that it holds its key. PeerName answers only afterwards.
+//   - Private keys do not print.
+package identity
+
+import (
+	"crypto/x509"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+// maxChain is how many certificates a peer may present.
+const maxChain = 3
+
+// Anchors is an immutable set of trust domains with the issuers that may vouch
+// for their workloads. It is safe for concurrent use. A nil *Anchors trusts
+// nobody.
+type Anchors struct {
+	issuers map[string][]*x509.Certificate
+	bundles map[spiffeid.TrustDomain]*x509bundle.Bundle
+}
+
+// NewAnchors makes a set of trust domain → issuers, whose signatures the caller
+// vouches for: they come from VerifyIssuerList or from the cluster's own
+// controller. Each must be an issuer of its trust domain and no root.
+func NewAnchors(issuers map[string][]*x509.Certificate) (*Anchors, error) {
+	a := &Anchors{
+		issuers: make(map[string][]*x509.Certificate, len(issuers)),
+		bundles: make(map[spiffeid.TrustDomain]*x509bundle.Bundle, len(issuers)),
+	}
+	for _, name := range slices.Sorted(maps.Keys(issuers)) {
+		if err := checkIssuers(name, issuers[name]); err != nil {
+			return nil, err
+		}
+		trustDomain, err := spiffeid.TrustDomainFromString(name)
+		if err != nil {
+			return nil, fmt.Errorf("trust domain %q: %w: %w", name, err, ErrInvalidName)
+		}
+		a.issuers[name] = slices.Clone(issuers[name])
+		a.bundles[trustDomain] = x509bundle.FromX509Authorities(trustDomain, issuers[name])
+	}
+	return a, nil
+}
+
+// TrustDomains returns the trust domains of the set, sorted.
+func (a *Anchors) TrustDomains() []string {
+	if a == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(a.issuers))
+}
+
+// Issuers returns the issuers of a trust domain, none if it is not in the set.
+func (a *Anchors) Issuers(trustDomain string) []*x509.Certificate {
+	if a == nil {
+		return nil
+	}
+	return slices.Clone(a.issuers[trustDomain])
+}
+
+// GetX509BundleForTrustDomain makes Anchors an x509bundle.Source.
+func (a *Anchors) GetX509BundleForTrustDomain(trustDomain spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	if a != nil {
+		if bundle, ok := a.bundles[trustDomain]; ok {
+			return bundle, nil
+		}
+	}
+	return nil, refuse(ReasonTrustDomain, "nobody here vouches for trust domain %q", trustDomain)
+}
+
+// VerifyWorkload returns the name that a chain, leaf first, proves at a time,
+// provided that an issuer in anchors vouches for it. The same chain may be asked
+// about again whenever anchors or time have changed. Reason tells why an error
+// refused it.
+func VerifyWorkload(certs []*x509.Certificate, anchors *Anchors, now time.Time) (Name, error) {
+	return verify(certs, anchors, now)
+}
+
+// VerifyController returns the name of a controller replica of the cluster whose
+// root is given, a certificate from ParseRootCertificate. The chain is exactly a
+// leaf that the root signed, and its ServiceAccount is causeway-controller.
+// Reason tells why an error refused it.
+func VerifyController(certs []*x509.Certificate, root *x509.Certificate, now time.Time) (Name, error) {
+	if len(certs) > 1 {
+		return Name{}, refuse(ReasonChainTooLong, "a controller presents one certificate, not %d", len(certs))
+	}
+	anchor, err := rootAnchor(root)
+	if err != nil {
+		return Name{}, refuse(ReasonUnknownAuthority, "%w", err)
+	}
+	name, err := verify(certs, anchor, now)
+	if err != nil {
+		return Name{}, err
+	}
+	if name.ServiceAccount() != ControllerServiceAccount {
+		return Name{}, refuse(ReasonUnexpected, "%s is not the controller's service account", name)
+	}
+	return name, nil
+}
+
+// rootAnchor is the set that VerifyController alone may use.
+func rootAnchor(root *x509.Certificate) (*Anchors, error) {
+	name, err := authorityTrustDomain(root)
+	if err != nil {
+		return nil, fmt.Errorf("root: %w", err)
+	}
+	if err := checkRoot(root, name); err != nil {
+		return nil, err
+	}
+	trustDomain, err := spiffeid.TrustDomainFromString(name)
+	if err != nil {
+		return nil, fmt.Errorf("trust domain %q: %w: %w", name, err, ErrInvalidName)
+	}
+	bundle := x509bundle.FromX509Authorities(trustDomain, []*x509.Certificate{root})
+	return &Anchors{bundles: map[spiffeid.TrustDomain]*x509bundle.Bundle{trustDomain: bundle}}, nil
+}
+
+func verify(certs []*x509.Certificate, anchors *Anchors, now time.Time) (Name, error) {
+	name, err := inspect(certs)
+	if err != nil {
+		return Name{}, err
+	}
+	id, _, err := x509svid.Verify(certs, anchors, x509svid.WithTime(now))
+	if err != nil {
+		return Name{}, refuseChain(certs, now, name, err)
+	}
+	if id.String() != name.String() {
+		return Name{}, refuse(ReasonIdentity, "%q is read as %q", name, id)
+	}
+	return name, nil
+}
+
+// inspect checks all that can be checked of a stranger's chain without verifying
+// a signature.
+func inspect(certs []*x509.Certificate) (Name, error) {
+	if len(certs) == 0 {
+		return Name{}, refuse(ReasonNoCertificate, "the peer presents no certificate")
+	}
+	if len(certs) > maxChain {
+		return Name{}, refuse(ReasonChainTooLong, "a chain of %d certificates is longer than %d", len(certs), maxChain)
+	}
+	leaf := certs[0]
+	if !isP256(leaf.PublicKey) {
+		return Name{}, refuse(ReasonLeafKey, "the leaf's key is not ECDSA P-256")
+	}
+	for _, authority := range certs[1:] {
+		if err := checkAuthorityKey(authority.PublicKey); err != nil {
+			return Name{}, refuse(ReasonAuthorityKey, "%w", err)
+		}
+	}
+	name, err := leafName(leaf)
+	if err != nil {
+		return Name{}, refuse(ReasonIdentity, "%w", err)
+	}
+	if leaf.IsCA || leaf.KeyUsage != x509.KeyUsageDigitalSignature ||
+		!slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) ||
+		!slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
+		return Name{}, refuse(ReasonLeafUsage, "the certificate of %s is not for signing as client and server alone", name)
+	}
+	return name, nil
+}
+
+func leafName(leaf *x509.Certificate) (Name, error) {
+	if len(leaf.URIs) != 1 {
+		return Name{}, fmt.Errorf("a leaf certificate names one URI, not %d: %w", len(leaf.URIs), ErrInvalidName)
+	}
+	return ParseName(leaf.URIs[0].String())
+}
