@@ -1,0 +1,524 @@
+package nodestream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	"github.com/causeway-mesh/causeway/internal/grpctls"
+	"github.com/causeway-mesh/causeway/internal/grpctls/grpctlstest"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// world is one controller and what may connect to it, in a bubble of fake time.
+type world struct {
+	t      *testing.T
+	hub    Hub
+	auth   func(token string) (Subject, error)
+	sign   SignFunc
+	server *Server
+	so     ServerOptions
+	co     ClientOptions
+
+	ln    *bufconn.Listener
+	creds grpctls.Config // the client's
+	token string         // file
+	up    atomic.Bool
+	tasks sync.WaitGroup
+	ctx   context.Context
+	end   context.CancelFunc
+}
+
+// Authenticate implements Authenticator.
+func (w *world) Authenticate(_ context.Context, token string) (Subject, error) { return w.auth(token) }
+
+// newWorld starts nothing yet. Tokens are "gateway" and "agent/NODE".
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, ln: bufconn.Listen(1 << 10)}
+	w.ctx, w.end = context.WithCancel(t.Context())
+	w.auth = func(token string) (Subject, error) {
+		if node, ok := strings.CutPrefix(token, "agent/"); ok {
+			return Subject{Role: RoleAgent, Node: node, PodUID: "pod-of-" + node}, nil
+		}
+		if token == "gateway" {
+			return Subject{Role: RoleGateway, PodUID: "pod-of-gateway"}, nil
+		}
+		return Subject{}, fmt.Errorf("token %q is nobody's", token)
+	}
+	w.token = filepath.Join(t.TempDir(), "token")
+	w.setToken("gateway")
+	return w
+}
+
+func (w *world) setToken(token string) {
+	if err := os.WriteFile(w.token, []byte(token+"\n"), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// serve starts the server.
+func (w *world) serve() {
+	server, client := grpctlstest.Pair(w.t, "client")
+	w.creds = grpctls.Config{TLS: grpctlstest.Config(client)}
+	w.server = NewServer(w, &w.hub, w.sign, w.so)
+	w.tasks.Go(func() {
+		creds := grpctls.New(grpctls.Config{ALPN: ALPN, TLS: grpctlstest.Config(server)})
+		if err := w.server.Serve(w.ctx, w.ln, creds); err != nil {
+			w.t.Error(err)
+		}
+	})
+	w.up.Store(true)
+}
+
+// client starts a client.
+func (w *world) client() *Client {
+	if w.co.Dial == nil {
+		w.co.Dial = func(ctx context.Context, _ string) (net.Conn, error) {
+			if !w.up.Load() {
+				return nil, errors.New("no route")
+			}
+			return w.ln.DialContext(ctx)
+		}
+	}
+	c, err := NewClient([]string{"controller.test:4146"}, w.creds.TLS, w.token, w.co)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.tasks.Go(func() {
+		if err := c.Run(w.ctx); err != nil {
+			w.t.Error(err)
+		}
+	})
+	return c
+}
+
+// close ends everything and waits for it.
+func (w *world) close() {
+	w.end()
+	w.tasks.Wait()
+}
+
+// in runs f in a bubble.
+func in(t *testing.T, f func(t *testing.T, w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		f(t, w)
+	})
+}
+
+func backend(name, address string) *wire.Resource {
+	return &wire.Resource{Key: "backend/" + name, Body: &wire.Resource_Backend{
+		Backend: &wire.Backend{Name: name, Address: address, HopKey: make([]byte, keyBytes)}}}
+}
+
+func mustView(t *testing.T, resources ...*wire.Resource) View {
+	t.Helper()
+	v, err := NewView(resources...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func (w *world) publish(to Recipient, resources ...*wire.Resource) View {
+	w.t.Helper()
+	v := mustView(w.t, resources...)
+	if err := w.hub.Publish(to, v); err != nil {
+		w.t.Fatal(err)
+	}
+	return v
+}
+
+func wantState(t *testing.T, why string, c *Client, want View) {
+	t.Helper()
+	synctest.Wait()
+	got, _ := c.State()
+	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+		t.Fatalf("%s: state (-want +got):\n%s", why, diff)
+	}
+}
+
+func (w *world) refused(reason string) float64 {
+	return testutil.ToFloat64(w.server.metrics.refused.WithLabelValues(reason))
+}
+
+func lost(c *Client, reason string) float64 {
+	return testutil.ToFloat64(c.metrics.lost.WithLabelValues(reason))
+}
+
+func TestStream(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.serve()
+		c := w.client()
+		synctest.Wait()
+		if v, _ := c.State(); v != nil {
+			t.Fatalf("nothing was published, the state must be none and not %v", v)
+		}
+		if w.refused(refusedNoState) == 0 {
+			t.Error("a client that comes too early must be told so, and counted")
+		}
+		one := w.publish(Gateway, backend("a", "1:1"))
+		w.publish(Agent("n1"), backend("secret", "1:1"))
+		time.Sleep(6 * time.Second)
+		wantState(t, "first snapshot", c, one)
+		_, changed := c.State()
+		two := w.publish(Gateway, backend("a", "1:2"), backend("b", "1:1"))
+		<-changed
+		wantState(t, "change", c, two)
+		w.publish(Agent("n1"))
+		wantState(t, "another's change", c, two)
+		wantState(t, "empty view", c, w.publish(Gateway))
+	})
+}
+
+func TestLargeSnapshot(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.serve()
+		var big []*wire.Resource
+		for i := range 300 {
+			big = append(big, backend(fmt.Sprint(i), strings.Repeat("x", 10<<10)))
+		}
+		v := w.publish(Gateway, big...)
+		seen := 0
+		w.co.OnState = func(View) { seen++ }
+		wantState(t, "3 MiB in chunks", w.client(), v)
+		if seen != 1 {
+			t.Errorf("half a snapshot must not be seen: OnState was called %d times, want 1", seen)
+		}
+	})
+}
+
+func TestRandomSlowReader(t *testing.T) {
+	for seed := range uint64(6) {
+		in(t, func(t *testing.T, w *world) {
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			w.co.OnState = func(View) { time.Sleep(time.Duration(rnd.IntN(2000)) * time.Millisecond) }
+			w.serve()
+			random := rand.New(rand.NewPCG(seed, 2))
+			c := w.client()
+			var last View
+			for range 30 {
+				var rs []*wire.Resource
+				for i := range 20 {
+					if random.IntN(3) > 0 {
+						rs = append(rs, backend(fmt.Sprint(i), strings.Repeat("x", random.IntN(30<<10))))
+					}
+				}
+				last = w.publish(Gateway, rs...)
+				time.Sleep(time.Duration(random.IntN(3000)) * time.Millisecond)
+			}
+			time.Sleep(20 * time.Second)
+			wantState(t, fmt.Sprintf("seed %d: however slow, the copy ends equal to the last view", seed), c, last)
+			if n := lost(c, lostInvalid) + lost(c, lostSilent); n != 0 {
+				t.Errorf("seed %d: %v streams broke for no reason", seed, n)
+			}
+		})
+	}
+}
+
+func TestHeartbeatKeepsStateFresh(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.serve()
+		w.publish(Gateway)
+		c := w.client()
+		synctest.Wait()
+		time.Sleep(10*time.Minute - time.Second)
+		if age := c.Age(); age > 5*time.Second {
+			t.Errorf("an idle stream's state is %v old, want at most a heartbeat", age)
+		}
+		if n := lost(c, lostSilent); n != 0 {
+			t.Errorf("an idle stream was taken for dead %v times", n)
+		}
+	})
+}
+
+func TestSilence(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.so.Heartbeat = time.Hour // a controller that hangs
+		w.serve()
+		v := w.publish(Gateway, backend("a", "1:1"))
+		c := w.client()
+		wantState(t, "first", c, v)
+		start := time.Now()
+		time.Sleep(15*time.Second - 1)
+		synctest.Wait()
+		if lost(c, lostSilent) != 0 {
+			t.Errorf("the stream was given up after %v of silence, before 15 s", time.Since(start))
+		}
+		time.Sleep(1)
+		synctest.Wait()
+		if lost(c, lostSilent) != 1 {
+			t.Error("15 s of silence must end the stream")
+		}
+		wantState(t, "the state outlives the stream", c, v)
+	})
+}
+
+func TestOutageAndExpiry(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.so.Heartbeat = time.Hour
+		w.serve()
+		v := w.publish(Gateway, backend("a", "1:1"))
+		var states []View
+		w.co.OnState = func(v View) { states = append(states, v) }
+		c := w.client()
+		wantState(t, "first", c, v)
+		w.up.Store(false) // the first stream will die of silence, no other follows
+		time.Sleep(24*time.Hour - time.Minute)
+		wantState(t, "an outage of a day is survived", c, v)
+		if c.Expired() {
+			t.Error("expired before 24 h")
+		}
+		time.Sleep(time.Minute + 6*time.Second)
+		wantState(t, "after a day nothing is believed", c, nil)
+		if !c.Expired() || len(states) != 2 || states[1] != nil {
+			t.Errorf("expiry must be told once: %d states", len(states))
+		}
+		w.up.Store(true)
+		time.Sleep(6 * time.Second)
+		wantState(t, "the controller is back", c, v)
+	})
+}
+
+func TestStreamsEndForReauthentication(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.serve()
+		v := w.publish(Gateway, backend("a", "1:1"))
+		w.publish(Agent("n1"))
+		c := w.client()
+		wantState(t, "first", c, v)
+		time.Sleep(15*time.Minute - time.Second)
+		if lost(c, lostEnded) != 0 {
+			t.Error("a stream lives 15 min at least")
+		}
+		w.setToken("agent/n1") // what a projected token does, but for the name
+		time.Sleep(16 * time.Minute)
+		if lost(c, lostEnded) == 0 {
+			t.Error("a stream lives 30 min at most")
+		}
+		wantState(t, "the next stream has the next token", c, View{})
+	})
+}
+
+func TestReconnectReplacesWhole(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.serve()
+		v := w.publish(Gateway, backend("a", "1:1"), backend("b", "1:1"))
+		c := w.client()
+		wantState(t, "first", c, v)
+		w.hub.Withdraw(Gateway) // ends the stream
+		time.Sleep(10 * time.Second)
+		wantState(t, "no state at the controller is no reason to forget ours", c, v)
+		v = w.publish(Gateway, backend("b", "1:2"))
+		time.Sleep(6 * time.Second)
+		wantState(t, "what went away meanwhile is gone", c, v)
+	})
+}
+
+func TestRefusals(t *testing.T) {
+	cases := map[string]struct {
+		why    string
+		token  string
+		auth   func(string) (Subject, error)
+		reason string
+		code   codes.Code
+	}{
+		"unknown token": {why: "only holders of a token may read", token: "thief", reason: refusedToken, code: codes.Unauthenticated},
+		"empty token":   {why: "a missing token is not asked about", token: " ", reason: refusedNoToken, code: codes.Unauthenticated},
+		"token of nobody": {why: "another ServiceAccount has no view", token: "x", reason: refusedRole, code: codes.PermissionDenied,
+			auth: func(string) (Subject, error) { return Subject{}, nil }},
+		"agent of no node": {why: "a token that is bound to no node could be used anywhere", token: "x", reason: refusedRole, code: codes.PermissionDenied,
+			auth: func(string) (Subject, error) { return Subject{Role: RoleAgent}, nil }},
+		"API server away": {why: "nothing is known of the token: the caller shall come again", token: "x", reason: refusedUnchecked, code: codes.Unavailable,
+			auth: func(string) (Subject, error) { return Subject{}, fmt.Errorf("review: %w", ErrNotChecked) }},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			in(t, func(t *testing.T, w *world) {
+				if tc.auth != nil {
+					w.auth = tc.auth
+				}
+				w.publish(Gateway)
+				w.setToken(tc.token)
+				w.serve()
+				c := w.client()
+				time.Sleep(time.Second)
+				wantState(t, tc.why, c, nil)
+				if tc.reason != refusedNoToken && w.refused(tc.reason) == 0 {
+					t.Errorf("%s: not counted as %s", tc.why, tc.reason)
+				}
+				conn, err := c.connection("controller.test")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				_, err = wire.NewNodeStreamClient(conn).Sign(t.Context(), &wire.SignRequest{})
+				if got := status.Code(err); got != tc.code {
+					t.Errorf("%s: got %v, want %v", tc.why, err, tc.code)
+				}
+			})
+		})
+	}
+}
+
+func TestStreamLimits(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.so.MaxStreamsPerPod, w.so.MaxStreams = 2, 3
+		w.serve()
+		w.publish(Gateway)
+		w.publish(Agent("n1"))
+		w.publish(Agent("n2"))
+		up := func(c *Client) bool {
+			time.Sleep(time.Second)
+			v, _ := c.State()
+			return v != nil
+		}
+		if !up(w.client()) || !up(w.client()) || up(w.client()) {
+			t.Error("a pod may have two streams and not three")
+		}
+		w.setToken("agent/n1")
+		if !up(w.client()) {
+			t.Error("one pod's streams must not use up another's")
+		}
+		w.setToken("agent/n2")
+		if up(w.client()) {
+			t.Error("the server may have three streams and not four")
+		}
+		if w.refused(refusedStreams) == 0 {
+			t.Error("refused streams must be counted")
+		}
+	})
+}
+
+func TestSlowReaderIsCut(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.co.Silence = time.Hour
+		block := make(chan struct{})
+		first := true
+		w.co.OnState = func(View) {
+			if first {
+				first = false
+				<-block // takes nothing from now on
+			}
+		}
+		w.serve()
+		w.publish(Gateway)
+		c := w.client()
+		synctest.Wait()
+		for i := range 100 { // far more than any window or buffer holds
+			var rs []*wire.Resource
+			for j := range 40 {
+				rs = append(rs, backend(fmt.Sprint(j), fmt.Sprint(i)+strings.Repeat("x", 50<<10)))
+			}
+			w.publish(Gateway, rs...)
+		}
+		time.Sleep(29 * time.Second)
+		if w.refused(refusedSlow) != 0 {
+			t.Error("a reader has 30 s")
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if w.refused(refusedSlow) != 1 {
+			t.Error("a reader that takes nothing for 30 s must be cut and counted")
+		}
+		if n := testutil.ToFloat64(w.server.metrics.streams.WithLabelValues("gateway")); n != 0 {
+			t.Errorf("the cut stream must be over, %v are open", n)
+		}
+		close(block)
+		time.Sleep(10 * time.Second)
+		v, _, _ := w.hub.Read(Gateway)
+		wantState(t, "it recovers when it reads again", c, v)
+	})
+}
+
+func TestSign(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		var asked []string
+		var fail error
+		w.sign = func(_ context.Context, token, ns, sa string, csr []byte) ([][]byte, error) {
+			asked = append(asked, fmt.Sprint(token, " ", ns, "/", sa, " ", string(csr)))
+			return [][]byte{[]byte("leaf"), []byte("issuer")}, fail
+		}
+		w.serve()
+		w.publish(Agent("n1"))
+		w.publish(Gateway)
+		w.setToken("agent/n1")
+		c := w.client()
+		chain, err := c.Sign(t.Context(), "shop", "web", []byte("csr")) // waits for the stream
+		if err != nil || len(chain) != 2 {
+			t.Fatalf("sign: %v, %v", chain, err)
+		}
+		if diff := cmp.Diff([]string{"agent/n1 shop/web csr"}, asked); diff != "" {
+			t.Errorf("the signer must be asked once, with the caller's token (-want +got):\n%s", diff)
+		}
+		fail = errors.New("no pod of shop/web on node n1")
+		if _, err = c.Sign(t.Context(), "shop", "web", nil); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("a refusal is final, got %v", err)
+		}
+		fail = fmt.Errorf("review: %w", ErrNotChecked)
+		if _, err = c.Sign(t.Context(), "shop", "web", nil); status.Code(err) != codes.Unavailable {
+			t.Errorf("who cannot be asked now can be asked again, got %v", err)
+		}
+		fail = nil
+		w.setToken("gateway")
+		if _, err = c.Sign(t.Context(), "shop", "web", nil); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("a gateway can be issued no key, got %v", err)
+		}
+	})
+}
+
+func TestSignWithoutController(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.serve()
+		w.up.Store(false)
+		c := w.client()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		start := time.Now()
+		if _, err := c.Sign(ctx, "shop", "web", nil); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Minute {
+			t.Errorf("Sign waits for a controller until its context ends; got %v after %v", err, time.Since(start))
+		}
+	})
+}
+
+func TestSignAsksAgainOnTheNextConnection(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		calls := 0
+		w.sign = func(ctx context.Context, _, _, _ string, _ []byte) ([][]byte, error) {
+			if calls++; calls == 1 {
+				grpctls.Cut(ctx) // the replica dies under the call
+				<-ctx.Done()
+			}
+			return [][]byte{[]byte("leaf")}, nil
+		}
+		w.setToken("agent/n1")
+		w.publish(Agent("n1"))
+		w.serve()
+		chain, err := w.client().Sign(t.Context(), "shop", "web", nil)
+		if err != nil || len(chain) != 1 || calls != 2 {
+			t.Errorf("got %v, %v after %d calls, want the second replica's answer", chain, err, calls)
+		}
+	})
+}
