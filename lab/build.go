@@ -261,7 +261,7 @@ func (b *builder) forget(prefix, keep string) {
 	for _, e := range entries {
 		path := filepath.Join(b.cache, e.Name())
 		info, err := e.Info()
-		if err == nil && strings.HasPrefix(e.Name(), prefix) && !strings.HasPrefix(path, keep) && time.Since(info.ModTime()) > 24*time.Hour {
+		if err == nil && strings.HasPrefix(e.Name(), prefix) && path != keep && path != keep+".tar" && time.Since(info.ModTime()) > 24*time.Hour {
 			_ = os.Remove(path)
 		}
 	}

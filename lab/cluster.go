@@ -128,7 +128,7 @@ func (c *Cluster) up(ctx context.Context, tools Toolbox) error {
 		}
 	}
 	for i := 1; i <= c.plan.Nodes; i++ {
-		if err := c.node(i).awaitReady(ctx); err != nil {
+		if err := c.node(i).awaitFresh(ctx); err != nil {
 			return err
 		}
 	}

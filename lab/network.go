@@ -113,16 +113,28 @@ func (s *segment) plug(link, bridge string) error {
 	return nil
 }
 
-func (s *segment) up(link string) error   { return s.set(link, s.nl.LinkSetUp) }
-func (s *segment) down(link string) error { return s.set(link, s.nl.LinkSetDown) }
-
-func (s *segment) set(link string, f func(netlink.Link) error) error {
+func (s *segment) up(link string) error {
 	l, err := s.nl.LinkByName(link)
 	if err == nil {
-		err = f(l)
+		err = s.nl.LinkSetUp(l)
 	}
 	if err != nil {
-		return fmt.Errorf("set link %s:%s up or down: %w", s.name, link, err)
+		return fmt.Errorf("set link %s:%s up: %w", s.name, link, err)
+	}
+	return nil
+}
+
+// remove takes a link away, and with it its other end. One that is not there is fine.
+func (s *segment) remove(link string) error {
+	l, err := s.nl.LinkByName(link)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil {
+		err = s.nl.LinkDel(l)
+	}
+	if err != nil {
+		return fmt.Errorf("remove link %s:%s: %w", s.name, link, err)
 	}
 	return nil
 }
