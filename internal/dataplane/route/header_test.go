@@ -280,13 +280,14 @@ func TestHeaderVectors(t *testing.T) {
 
 // FuzzReadHeader signs what the fuzzer made, so that the parser behind the MAC is reached too.
 func FuzzReadHeader(f *testing.F) {
-	b, err := sample().Marshal(hop, hello)
+	authentic, err := sample().Marshal(hop, hello)
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(b, true)
-	f.Add(b[:20], false)
-	f.Fuzz(func(t *testing.T, b []byte, signed bool) {
+	f.Add(authentic, true)
+	f.Add(authentic[:20], false)
+	f.Fuzz(func(t *testing.T, in []byte, signed bool) {
+		b := slices.Clone(in)
 		if n := fixedLen + lengthOf(b); signed && n >= fixedLen+macTLVLen && n <= len(b) {
 			sign(b[:n])
 		}
@@ -298,7 +299,7 @@ func FuzzReadHeader(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !signed {
+		if !signed && !bytes.HasPrefix(b, authentic) {
 			t.Fatal("an unsigned header was believed")
 		}
 		fake := make([]byte, h.HelloLen)
