@@ -47,8 +47,9 @@ type LedgerMirror struct {
 	// Identities are the SPIFFE IDs, one of which the far side must prove.
 	Identities []string `json:"identities,omitempty"`
 
-	// RestingSince is set while the source is not exported to us; the entry is
-	// forgotten, and its VIPs given anew, 24 hours later.
+	// RestingSince is set while the source is not exported to us. Its VIPs are
+	// given anew 24 hours later at the earliest, the longest-rested first. A
+	// source may have resting entries beside a live one.
 	// +optional
 	RestingSince *metav1.Time `json:"restingSince,omitempty"`
 }
