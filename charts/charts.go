@@ -36,6 +36,8 @@ type Rendered struct {
 	Objects []*unstructured.Unstructured
 	// Notes tell the user what to do next.
 	Notes string
+	// Values are those given and, where none was, the defaults.
+	Values map[string]any
 }
 
 // Render fills values (nil: the defaults, which lack the required clusterName) into the chart for a release in namespace.
@@ -48,13 +50,17 @@ func Render(namespace string, values map[string]any) (Rendered, error) {
 	release := common.ReleaseOptions{Name: "causeway", Namespace: namespace, IsInstall: true, Revision: 1}
 	filled, err := util.ToRenderValues(c, values, release, nil)
 	if err != nil {
-		return Rendered{}, fmt.Errorf("fill in the chart's values: %w", err)
+		return Rendered{}, valuesError(err)
 	}
 	out, err := engine.Render(c, filled)
 	if err != nil {
 		return Rendered{}, fmt.Errorf("render the chart: %w", err)
 	}
-	var r Rendered
+	used, err := filled.Table("Values")
+	if err != nil {
+		return Rendered{}, fmt.Errorf("fill in the chart's values: %w", err)
+	}
+	r := Rendered{Values: used}
 	for _, crd := range c.CRDObjects() {
 		objects, err := parse(crd.Name, string(crd.File.Data))
 		if err != nil {
@@ -76,6 +82,21 @@ func Render(namespace string, values map[string]any) (Rendered, error) {
 	slices.SortFunc(r.CRDs, byInstallOrder)
 	slices.SortFunc(r.Objects, byInstallOrder)
 	return r, nil
+}
+
+// valuesError makes one sentence of Helm's paragraph about values that the schema refuses.
+func valuesError(err error) error {
+	var faults []string
+	for line := range strings.Lines(err.Error()) {
+		if fault, ok := strings.CutPrefix(strings.TrimSpace(line), "- at "); ok {
+			faults = append(faults, fault)
+		}
+	}
+	if len(faults) == 0 {
+		return fmt.Errorf("fill in the chart's values: %w", err)
+	}
+	slices.Sort(faults)
+	return fmt.Errorf("chart values: %s", strings.Join(faults, "; "))
 }
 
 func load() (*chart.Chart, error) {

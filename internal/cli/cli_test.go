@@ -1,0 +1,186 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/version"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// Stories are what a user types and sees. A file begins with why it exists; "$ cluster NAME" chooses a prepared cluster
+// for the lines after it; lines from stderr begin with "! "; time in them is fake.
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got string
+			synctest.Test(t, func(t *testing.T) { got = tell(t, string(want)) })
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("%s (-want +got; -update rewrites it):\n%s", file, diff)
+			}
+		})
+	}
+}
+
+// tell runs the commands of a story and returns it with their answers.
+func tell(t *testing.T, story string) string {
+	var out strings.Builder
+	var cl cluster
+	inAnswer := false
+	for line := range strings.Lines(story) {
+		command, ok := strings.CutPrefix(strings.TrimSpace(line), "$ ")
+		switch {
+		case !ok && !inAnswer:
+			out.WriteString(line) // the story's own words
+		case ok:
+			inAnswer = true
+			fmt.Fprintf(&out, "$ %s\n", command)
+			words := strings.Fields(command)
+			if words[0] == "cluster" {
+				cl = clusters[words[1]]()
+				continue
+			}
+			var stderr bytes.Buffer
+			var stdout bytes.Buffer
+			a := &app{stdout: &stdout, stderr: &stderr, connect: func(clusterFlags, io.Writer) (cluster, error) { return cl, nil }}
+			code := run(t.Context(), words[1:], a)
+			for l := range strings.Lines(stderr.String()) {
+				out.WriteString("! " + l)
+			}
+			out.Write(stdout.Bytes())
+			if code != 0 {
+				fmt.Fprintf(&out, "exit %d\n", code)
+			}
+		}
+	}
+	return out.String()
+}
+
+const rootPEM = `-----BEGIN CERTIFICATE-----
+MIIBCgKCAQEA0000000000000000000000000000000000000000000000000000
+MIIBCgKCAQEA
+-----END CERTIFICATE-----
+`
+
+func identityMap(edit map[string]string) *corev1.ConfigMap {
+	m := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "causeway-system", Name: identityConfigMap},
+		Data: map[string]string{
+			"clusterName": "west", "trustDomain": "west-0a1b2c3d", "root.pem": rootPEM,
+			"linkPublicKey": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "gateways": "198.18.1.10:4143,gw.west.example:4143",
+		},
+	}
+	for k, v := range edit {
+		m.Data[k] = v
+	}
+	return m
+}
+
+func made(kube string, funcs interceptor.Funcs, objects ...client.Object) cluster {
+	c := fake.NewClientBuilder().WithScheme(scheme.Scheme).WithObjects(objects...).WithInterceptorFuncs(funcs).Build()
+	return cluster{Client: c, version: func() (*version.Info, error) { return &version.Info{GitVersion: kube}, nil }}
+}
+
+// clusters are those that stories choose from.
+var clusters = map[string]func() cluster{
+	"empty":     func() cluster { return made("v1.36.3", growing(2), node("node-1", "10.244.0.0/24")) },
+	"old":       func() cluster { return made("v1.31.9", interceptor.Funcs{}) },
+	"stuck":     func() cluster { return made("v1.36.3", growing(0), pullFailure()) },
+	"installed": func() cluster { return made("v1.36.3", interceptor.Funcs{}, identityMap(nil)) },
+	"no-gateway": func() cluster {
+		return made("v1.36.3", interceptor.Funcs{}, identityMap(map[string]string{"gateways": ""}))
+	},
+	"damaged": func() cluster {
+		return made("v1.36.3", interceptor.Funcs{}, identityMap(map[string]string{"trustDomain": "west\n  export: {}"}))
+	},
+	"no-root": func() cluster {
+		return made("v1.36.3", interceptor.Funcs{}, identityMap(map[string]string{"root.pem": "nothing"}))
+	},
+	"vip-clash": func() cluster { return made("v1.36.3", interceptor.Funcs{}, node("node-1", "240.65.0.0/16")) },
+}
+
+func node(name, podCIDR string) client.Object {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: []string{podCIDR}}}
+}
+
+func pullFailure() client.Object {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "causeway-system", Name: "c",
+			Labels: map[string]string{"app.kubernetes.io/name": "causeway", "app.kubernetes.io/component": "controller"},
+		},
+		Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{
+			Name: "controller", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff"}},
+		}}},
+	}
+}
+
+// growing makes a fake API server behave as if a cluster stood behind it: at the looks-th look at them, kinds are
+// established, the controller has made its identity, and pods are ready. With 0 looks only kinds are ever established.
+func growing(looks int) interceptor.Funcs {
+	seen := map[string]int{}
+	return interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			what := fmt.Sprintf("%T %s", obj, key)
+			seen[what]++
+			if _, ok := obj.(*corev1.ConfigMap); ok && looks > 0 && seen[what] == looks+1 { // the first look asks for the name
+				if err := c.Create(ctx, identityMap(nil)); err != nil {
+					return err
+				}
+			}
+			if err := c.Get(ctx, key, obj, opts...); err != nil {
+				return err
+			}
+			u, ok := obj.(*unstructured.Unstructured)
+			if !ok {
+				return nil
+			}
+			status := map[string]any{}
+			switch done := looks > 0 && seen[what] >= looks; {
+			case u.GetKind() == "CustomResourceDefinition":
+				status["conditions"] = []any{map[string]any{"type": "Established", "status": "True"}}
+			case u.GetKind() == "DaemonSet" && !done:
+				status["desiredNumberScheduled"] = int64(1)
+			case u.GetKind() == "DaemonSet":
+				status["desiredNumberScheduled"], status["updatedNumberScheduled"], status["numberAvailable"] = int64(1), int64(1), int64(1)
+			case u.GetKind() == "Deployment" && done:
+				for _, f := range []string{"replicas", "updatedReplicas", "readyReplicas", "availableReplicas"} {
+					status[f] = int64(2)
+				}
+			}
+			u.Object["status"] = status
+			return nil
+		},
+	}
+}

@@ -1,0 +1,59 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/version"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+)
+
+// clusterFlags say which cluster is meant, as kubectl's do, and where Causeway is in it.
+type clusterFlags struct {
+	kubeconfig, context, namespace string
+}
+
+func (f *clusterFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.kubeconfig, "kubeconfig", "", "path of the kubeconfig `file` (default $KUBECONFIG or ~/.kube/config)")
+	c.Flags().StringVar(&f.context, "context", "", "`name` of the kubeconfig context (default the current one)")
+	c.Flags().StringVarP(&f.namespace, "namespace", "n", "causeway-system", "Causeway's own `namespace`")
+}
+
+// cluster is a connection to an API server.
+type cluster struct {
+	client.Client
+	// version asks the API server for its version.
+	version func() (*version.Info, error)
+}
+
+// connect makes a client for the cluster that f names. It reaches for the API server only when the client is used.
+// The API server's warnings are written to warnings, each once.
+func connect(f clusterFlags, warnings io.Writer) (cluster, error) {
+	log.SetLogger(logr.Discard()) // the client's own remarks are for servers
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = f.kubeconfig
+	overrides := &clientcmd.ConfigOverrides{CurrentContext: f.context}
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
+	if err != nil {
+		return cluster{}, withHint(fmt.Errorf("read the kubeconfig: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
+	}
+	config.QPS, config.Burst = 50, 100
+	config.UserAgent = "causeway/" + Version()
+	config.WarningHandler = rest.NewWarningWriter(warnings, rest.WarningWriterOptions{Deduplicate: true})
+	d, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return cluster{}, fmt.Errorf("use the kubeconfig: %w", err)
+	}
+	c, err := client.New(config, client.Options{Scheme: scheme.Scheme})
+	if err != nil {
+		return cluster{}, withHint(fmt.Errorf("reach the cluster: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
+	}
+	return cluster{Client: c, version: d.ServerVersion}, nil
+}

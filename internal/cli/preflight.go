@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/util/version"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// oldest is the first Kubernetes whose tokens name the node that they are bound to, which the signer relies on.
+var oldest = version.MustParseGeneric("1.32.0")
+
+func checkVersion(cl cluster) error {
+	info, err := cl.version()
+	if err != nil {
+		return withHint(fmt.Errorf("ask the API server for its version: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
+	}
+	v, err := version.ParseGeneric(info.GitVersion)
+	if err != nil {
+		return fmt.Errorf("read the API server's version: %w", err)
+	}
+	if v.LessThan(oldest) {
+		return withHint(fmt.Errorf("this cluster runs Kubernetes %s", info.GitVersion), "Causeway needs 1.32 or later: older tokens do not say which node they belong to")
+	}
+	return nil
+}
+
+// nameOnce fills in the name that the cluster already has, and refuses another one.
+func nameOnce(ctx context.Context, c client.Reader, namespace string, values map[string]any) error {
+	var m corev1.ConfigMap
+	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: identityConfigMap}, &m)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read this cluster's identity: %w", err)
+	}
+	has := m.Data["clusterName"]
+	switch asked, _ := values["clusterName"].(string); {
+	case has == "" || asked == has:
+	case asked == "":
+		values["clusterName"] = has
+	default:
+		return withHint(fmt.Errorf("this cluster is already called %q, not %q", has, asked),
+			"leave out --cluster-name, or check --context: a cluster's name is part of its trust domain and cannot change")
+	}
+	return nil
+}
+
+// usedRange is a range of addresses that the cluster routes, and who says so.
+type usedRange struct {
+	prefix netip.Prefix
+	by     string
+}
+
+// overlap returns an error that names the first of used, in sorted order, which a VIP range overlaps.
+func overlap(vips []netip.Prefix, used []usedRange) error {
+	used = slices.SortedFunc(slices.Values(used), func(a, b usedRange) int {
+		return cmp.Or(a.prefix.Addr().Compare(b.prefix.Addr()), cmp.Compare(a.prefix.Bits(), b.prefix.Bits()), cmp.Compare(a.by, b.by))
+	})
+	for _, v := range vips {
+		for _, u := range used {
+			if v.Overlaps(u.prefix) {
+				return withHint(fmt.Errorf("the virtual IPs %v overlap %v of %s", v, u.prefix, u.by),
+					"--set vipCIDRs={RANGE} chooses a range that nothing in this cluster uses")
+			}
+		}
+	}
+	return nil
+}
+
+// checkRanges refuses VIP ranges that overlap what the cluster says it routes. Routes of nodes are vip-guard's to check.
+func checkRanges(ctx context.Context, c client.Reader, values map[string]any) error {
+	vips, err := prefixes(values, "vipCIDRs")
+	if err != nil {
+		return err
+	}
+	var used []usedRange
+	for _, key := range []string{"podCIDRs", "serviceCIDRs"} {
+		ps, err := prefixes(values, key)
+		if err != nil {
+			return err
+		}
+		for _, p := range ps {
+			used = append(used, usedRange{p, "value " + key})
+		}
+	}
+	seen, err := seenRanges(ctx, c)
+	if err != nil {
+		return err
+	}
+	return overlap(vips, append(used, seen...))
+}
+
+// prefixes parses the CIDRs of a chart value.
+func prefixes(values map[string]any, key string) ([]netip.Prefix, error) {
+	list, _ := values[key].([]any)
+	var out []netip.Prefix
+	for _, raw := range list {
+		s := fmt.Sprint(raw)
+		p, err := netip.ParsePrefix(s)
+		if err == nil && p != p.Masked() {
+			err = errors.New("it has bits set beyond its length")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("value %s: %q is not a range of addresses: %w", key, s, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// sample is how many pods and Services are looked at: a range is wanted, not each address in it.
+const sample = client.Limit(500)
+
+func seenRanges(ctx context.Context, c client.Reader) ([]usedRange, error) {
+	var used []usedRange
+	add := func(by string, texts ...string) {
+		for _, t := range texts {
+			if p, err := netip.ParsePrefix(t); err == nil {
+				used = append(used, usedRange{p.Masked(), by})
+			} else if a, err := netip.ParseAddr(t); err == nil {
+				used = append(used, usedRange{netip.PrefixFrom(a, a.BitLen()), by})
+			}
+		}
+	}
+	var nodes corev1.NodeList
+	if err := c.List(ctx, &nodes); err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	for _, n := range nodes.Items {
+		add("node "+n.Name, n.Spec.PodCIDRs...)
+		for _, a := range n.Status.Addresses {
+			add("node "+n.Name, a.Address)
+		}
+	}
+	var ranges networkingv1.ServiceCIDRList // an API of Kubernetes 1.33 and later
+	if err := c.List(ctx, &ranges); err != nil && !meta.IsNoMatchError(err) && !apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("list Service ranges: %w", err)
+	}
+	for _, r := range ranges.Items {
+		add("ServiceCIDR "+r.Name, r.Spec.CIDRs...)
+	}
+	var services corev1.ServiceList
+	if err := c.List(ctx, &services, sample); err != nil {
+		return nil, fmt.Errorf("list Services: %w", err)
+	}
+	for _, s := range services.Items {
+		add("Service "+s.Namespace+"/"+s.Name, s.Spec.ClusterIPs...)
+	}
+	var pods corev1.PodList
+	if err := c.List(ctx, &pods, sample); err != nil {
+		return nil, fmt.Errorf("list pods: %w", err)
+	}
+	for _, p := range pods.Items {
+		for _, ip := range p.Status.PodIPs {
+			add("pod "+p.Namespace+"/"+p.Name, ip.IP)
+		}
+	}
+	return used, nil
+}
