@@ -1,0 +1,99 @@
+package transport
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	bufferSize = 32 << 10
+	recordSize = 16 << 10 // the most that tls.Conn.Read returns
+)
+
+var (
+	bufferPool = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+	recordPool = sync.Pool{New: func() any { return new([recordSize]byte) }}
+)
+
+// source reads a TCP connection without holding a buffer while it waits, so that an idle connection costs
+// none.
+type source struct {
+	conn syscall.RawConn
+	buf  *[bufferSize]byte // set after read until release
+	n    int
+	err  error
+	try  func(fd uintptr) bool
+}
+
+func newSource(c *net.TCPConn) (*source, error) {
+	conn, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	s := &source{conn: conn}
+	s.try = s.tryRead // once, not with each read
+	return s, nil
+}
+
+// read waits for bytes: s.buf[:s.n], to be released. The end is io.EOF.
+func (s *source) read() error {
+	if err := s.conn.Read(s.try); err != nil {
+		return err
+	}
+	switch {
+	case s.err != nil:
+		return os.NewSyscallError("read", s.err)
+	case s.n == 0:
+		s.release()
+		return io.EOF
+	}
+	return nil
+}
+
+func (s *source) tryRead(fd uintptr) bool {
+	s.buf = bufferPool.Get().(*[bufferSize]byte)
+	for {
+		s.n, s.err = unix.Read(int(fd), s.buf[:])
+		if s.err != unix.EINTR {
+			break
+		}
+	}
+	if s.err != nil {
+		s.release()
+	}
+	return s.err != unix.EAGAIN
+}
+
+func (s *source) release() {
+	bufferPool.Put(s.buf)
+	s.buf = nil
+}
+
+// awaitReset waits, after c's FIN was read, for an error on c: a reset, or keepalives unanswered. It
+// returns it, or why it cannot wait any longer. Without it a half-closed connection whose peer has gone
+// would stay for ever if there is nothing to send to it.
+func awaitReset(c *net.TCPConn) error {
+	conn, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var broken error
+	err = conn.Read(func(fd uintptr) bool {
+		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if err != nil || errno == 0 {
+			broken = err
+			return err != nil
+		}
+		broken = syscall.Errno(errno)
+		return true
+	})
+	if broken != nil {
+		return os.NewSyscallError("getsockopt", broken)
+	}
+	return err
+}
