@@ -61,7 +61,7 @@ func TakeInventory() (Inventory, error) {
 	return inv, nil
 }
 
-// commands lists the command lines of all processes but the kernel's own and this one.
+// commands lists the command lines of all processes but the kernel's own and this one, those of a lab behind its name.
 func commands() []string {
 	entries, _ := os.ReadDir("/proc")
 	var out []string
@@ -71,11 +71,32 @@ func commands() []string {
 			continue
 		}
 		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err == nil && len(raw) > 0 {
-			out = append(out, strings.ReplaceAll(strings.TrimRight(string(raw), "\x00"), "\x00", " "))
+		if err != nil || len(raw) == 0 {
+			continue
 		}
+		line := strings.ReplaceAll(strings.TrimRight(string(raw), "\x00"), "\x00", " ")
+		if lab := labOf(pid); lab != "" {
+			line = "[lab " + lab + "] " + line
+		}
+		out = append(out, line)
 	}
 	return out
+}
+
+// labOf returns the name of the lab that a process belongs to, by its cgroup or the marker in its environment.
+func labOf(pid int) string {
+	cgroups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if _, after, ok := strings.Cut(string(cgroups), ":/cwl-"); ok {
+		name, _, _ := strings.Cut(after, "/")
+		return strings.TrimSpace(name)
+	}
+	environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	for _, v := range strings.Split(string(environ), "\x00") {
+		if name, ok := strings.CutPrefix(v, marker+"="); ok {
+			return name
+		}
+	}
+	return ""
 }
 
 // filesBelow lists folders and files; a cgroup's own files go without saying.
