@@ -256,7 +256,7 @@ func TestValuesReachTheirPlace(t *testing.T) {
 		"controller": {"controller", "--cluster-name=west", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},
 		"gateway":    {"gateway", "--controller=causeway-controller.causeway-system.svc:4146", "--log-level=debug"},
 		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--log-level=debug"},
-		"vip-guard":  {"vip-guard", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--log-level=debug"},
+		"vip-guard":  {"vip-guard", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},
 	}
 	gotArgs := map[string][]string{}
 	for _, c := range slices.Concat(controller.Spec.Template.Spec.Containers, gateway.Spec.Template.Spec.Containers, agent.Spec.Template.Spec.Containers) {

@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -106,13 +105,9 @@ func prefixes(values map[string]any, key string) ([]netip.Prefix, error) {
 	list, _ := values[key].([]any)
 	var out []netip.Prefix
 	for _, raw := range list {
-		s := fmt.Sprint(raw)
-		p, err := netip.ParsePrefix(s)
-		if err == nil && p != p.Masked() {
-			err = errors.New("it has bits set beyond its length")
-		}
+		p, err := parsePrefix(fmt.Sprint(raw))
 		if err != nil {
-			return nil, fmt.Errorf("value %s: %q is not a range of addresses: %w", key, s, err)
+			return nil, fmt.Errorf("value %s: %w", key, err)
 		}
 		out = append(out, p)
 	}
