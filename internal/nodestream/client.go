@@ -39,7 +39,7 @@ type ClientOptions struct {
 	// Guard is put around connections before their handshake; nil means none.
 	Guard grpctls.Guard
 	// OnState is called by Run with each View in turn, and with nil when the last one
-	// expired. It should not block for long: heartbeats wait meanwhile. May be nil.
+	// expired. The controller is not heard meanwhile. May be nil.
 	OnState func(View)
 	// Silence is how long a stream may be without a message; 0 means 15 s.
 	Silence time.Duration
@@ -132,14 +132,17 @@ func (c *Client) Run(ctx context.Context) error {
 	next := rand.N(len(c.addresses))
 	for told := false; ; {
 		address := c.addresses[next%len(c.addresses)]
+		start := time.Now()
 		whole, err := c.watch(ctx, address)
 		if ctx.Err() != nil {
 			return nil
 		}
 		c.metrics.lost.WithLabelValues(lostReason(err)).Inc()
 		if whole {
-			waits.Reset()
 			told = false
+		}
+		if whole && time.Since(start) > c.o.BackoffMax {
+			waits.Reset()
 		}
 		if err != nil {
 			next++
@@ -193,6 +196,7 @@ func (c *Client) watch(ctx context.Context, address string) (whole bool, err err
 	}
 	receiver := delta.NewReceiver(kind, delta.Limits{Bytes: maxState})
 	for {
+		silence.Reset(c.o.Silence)
 		u, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			return whole, nil
@@ -200,7 +204,7 @@ func (c *Client) watch(ctx context.Context, address string) (whole bool, err err
 		if err != nil {
 			return whole, streamError(ctx, err)
 		}
-		silence.Reset(c.o.Silence)
+		silence.Stop() // what takes long from here is not the controller
 		view, err := apply(receiver, u)
 		if err != nil {
 			return whole, err

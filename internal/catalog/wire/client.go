@@ -1,0 +1,158 @@
+package wire
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/grpctls"
+)
+
+// ClientOptions tune a Client. The zero value works.
+type ClientOptions struct {
+	Timing
+	// BackoffMin and BackoffMax bound the waits between attempts, which are drawn
+	// with full jitter; 0 means 200 ms and 10 s.
+	BackoffMin, BackoffMax time.Duration
+	// Penalty is the wait after a peer broke the protocol or a bound, between half of
+	// it and all of it; 0 means 5 min.
+	Penalty time.Duration
+	// Guard is put around connections before their handshake; nil means none.
+	Guard grpctls.Guard
+	// Log may be nil.
+	Log *slog.Logger
+	// Metrics may be nil.
+	Metrics *Metrics
+}
+
+// Client keeps a stream to a peer's controllers through one address of its
+// gateway, and subscribes to its catalog. Make it with NewClient; nothing happens
+// until Run.
+type Client struct {
+	link  string
+	board *Board
+	sink  Sink
+	dial  func(context.Context) (net.Conn, error)
+	creds credentials.TransportCredentials
+	o     ClientOptions
+}
+
+// NewClient returns a Client for a Link. board says who we are. dial opens a plain
+// connection to the gateway's address; tlsConfig is asked at each handshake, so that
+// every connection has a label of its own in its server name, and verifies the peer.
+func NewClient(link string, board *Board, sink Sink, dial func(context.Context) (net.Conn, error),
+	tlsConfig func() (*tls.Config, error), o ClientOptions) *Client {
+	o.Timing = o.Timing.orDefaults()
+	o.BackoffMin = cmp.Or(o.BackoffMin, 200*time.Millisecond)
+	o.BackoffMax = cmp.Or(o.BackoffMax, 10*time.Second)
+	o.Penalty = cmp.Or(o.Penalty, 5*time.Minute)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics(nil)
+	}
+	creds := grpctls.New(grpctls.Config{ALPN: ALPN, TLS: tlsConfig, Guard: o.Guard})
+	return &Client{link: link, board: board, sink: sink, dial: dial, creds: creds, o: o}
+}
+
+// Run keeps a stream open until ctx ends, and then returns nil. It must run once.
+func (c *Client) Run(ctx context.Context) error {
+	waits := backoff.Backoff{Min: c.o.BackoffMin, Max: c.o.BackoffMax}
+	for told := false; ; {
+		start := time.Now()
+		greeted, err := c.sync(ctx)
+		why := reason(err)
+		c.o.Metrics.ended.WithLabelValues(outbound, why).Inc()
+		c.sink.Disconnected(c.link, err)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if greeted {
+			told = false
+		}
+		if greeted && time.Since(start) > c.o.BackoffMax {
+			waits.Reset()
+		}
+		// An outage is told once.
+		level := slog.LevelInfo
+		if told {
+			level = slog.LevelDebug
+		}
+		told = true
+		c.o.Log.Log(ctx, level, "catalog stream lost", "link", c.link, "reason", why, "error", err)
+		wait := waits.Next()
+		if why == endedProtocol || why == endedLimit {
+			wait = c.o.Penalty/2 + rand.N(c.o.Penalty/2+1)
+		}
+		if !backoff.Sleep(ctx, wait) {
+			return nil
+		}
+	}
+}
+
+// sync holds one stream for as long as it works. It returns whether the peer said
+// hello, and why the stream ended: nil if the peer ended it in good order.
+func (c *Client) sync(ctx context.Context) (greeted bool, err error) {
+	if _, ok, _ := c.board.hello.Read(struct{}{}); !ok {
+		return false, errNotReady
+	}
+	conn, err := c.connection()
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	var listener sync.WaitGroup
+	defer listener.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Until the stream is there, nothing but this bounds the attempt.
+	connecting := time.AfterFunc(2*grpctls.HandshakeTimeout, cancel)
+	stream, err := NewCatalogClient(conn).Sync(ctx)
+	if !connecting.Stop() && err == nil {
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
+		return false, err
+	}
+	c.o.Metrics.open.WithLabelValues(outbound).Inc()
+	defer c.o.Metrics.open.WithLabelValues(outbound).Dec()
+	t := &talk{
+		conversation: newConversation(true), stream: stream, link: c.link, board: c.board, timing: c.o.Timing,
+		check: func() error { return nil },
+		cut:   cancel,
+		woken: make(chan struct{}, 1), sink: c.sink, deliver: new(sync.Mutex),
+	}
+	err = t.run(ctx, listener.Go)
+	return t.greeting != nil, err
+}
+
+// connection prepares a connection; it is dialled by its first call.
+func (c *Client) connection() (*grpc.ClientConn, error) {
+	if c.dial == nil {
+		return nil, errors.New("a catalog client needs a way to dial")
+	}
+	return grpc.NewClient("passthrough:///"+c.link,
+		grpc.WithTransportCredentials(c.creds),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx) }),
+		grpc.WithNoProxy(),
+		grpc.WithDisableRetry(),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableHealthCheck(),
+		grpc.WithIdleTimeout(0),
+		grpc.WithMaxHeaderListSize(8<<10),
+		grpc.WithStaticStreamWindowSize(1<<20),
+		grpc.WithStaticConnWindowSize(1<<20),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+	)
+}
