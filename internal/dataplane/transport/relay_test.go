@@ -177,7 +177,9 @@ func TestTunnelAborts(t *testing.T) {
 		"FIN without close_notify": {"a killed gateway or agent, or someone on the path", func(far *tls.Conn) { rawOf(far).Close() }, Truncated},
 		"half FIN":                 {"an injected FIN", func(far *tls.Conn) { rawOf(far).CloseWrite() }, Truncated},
 		"reset":                    {"an abort of the far side", func(far *tls.Conn) { Reset(rawOf(far)) }, WasReset},
-		"garbage":                  {"a record that was tampered with", func(far *tls.Conn) { rawOf(far).Write([]byte{23, 3, 3, 0, 30, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0}) }, Failed},
+		"garbage": {"a record that was tampered with", func(far *tls.Conn) {
+			rawOf(far).Write([]byte{23, 3, 3, 0, 30, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0})
+		}, Failed},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
