@@ -1,0 +1,198 @@
+// Package admit decides whether a caller of a linked cluster may reach a pod of this node. It is the one
+// authorization function: for a new tunnel, and again for every open one whenever the state changes.
+//
+//	verified identity, HELLO's name, header's pod ─┐
+//	                                               ├─▶ Decide ─▶ Decision: a target to dial, or a reason and a code
+//	Links, exports, policies, pods (State) ────────┘
+//
+// What always holds:
+//   - Decide is pure: it asks no clock and no network, and equal arguments give equal decisions.
+//   - Default is deny: the zero State and the zero Request are refused.
+//   - The name in HELLO alone says what is called and the verified identity alone who calls. The label and the
+//     header have no say; the header's pod must fit the name.
+//   - Every refusal has a Reason of a closed list, for the operator, and a Code, for the peer. The Code does not
+//     tell a peer a service that is hidden from it from one that does not exist.
+package admit
+
+import (
+	"slices"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/identity"
+)
+
+// Request is one question: may this caller reach this pod as this service?
+type Request struct {
+	// Caller is the identity proven in the handshake, never one merely claimed.
+	Caller identity.Name
+	// Namespace, Service and Port are HELLO's.
+	Namespace, Service string
+	Port               uint32
+	// PodUID is the header's.
+	PodUID string
+	// Open: the tunnel is open already and its lease is looked at again. It may keep a terminating pod.
+	Open bool
+}
+
+// Decision is the answer. The zero value is a refusal.
+type Decision struct {
+	Allowed bool
+	Reason  Reason
+	// Code is what the peer is told: Code_OK if Allowed.
+	Code tunnel.Code
+	// Link is the caller's link as far as it is known, for logs and leases; the zero value if it is not.
+	Link Link
+	// Policy names the policy that admits the caller; empty if none was needed.
+	Policy string
+	// Pod and Target, its container port, are where to dial. Only if Allowed.
+	Pod    Pod
+	Target uint32
+}
+
+// Reason says why. The list is closed.
+type Reason uint8
+
+// The reasons, in the order in which Decide looks.
+const (
+	// NoState: no whole state has been seen yet.
+	NoState Reason = iota
+	// NoLink: no Link has the caller's trust domain.
+	NoLink
+	// AmbiguousLink: two Links have it, so neither may speak for it.
+	AmbiguousLink
+	// NoExport: the service is not exported with pods on this node.
+	NoExport
+	// LinkNotAdmitted: the Link's export rules do not admit the service.
+	LinkNotAdmitted
+	// NoPort: the exported service has no such port.
+	NoPort
+	// NoPod: the pod is not known on this node.
+	NoPod
+	// PodDead: the pod has finished.
+	PodDead
+	// PodForeign: the pod is not in the service's own namespace.
+	PodForeign
+	// PodNotBacking: the pod does not back the service with this port.
+	PodNotBacking
+	// PodTerminating: the pod takes no new connections.
+	PodTerminating
+	// PolicyDenies: policies select the service and none names the caller.
+	PolicyDenies
+	// PodIsolated: a NetworkPolicy isolates the pod and no policy names the caller.
+	PodIsolated
+	// Admitted: the caller may.
+	Admitted
+)
+
+var reasons = [...]struct {
+	name string
+	code tunnel.Code
+}{
+	NoState:         {"no_state", tunnel.Code_NOT_READY},
+	NoLink:          {"no_link", tunnel.Code_NOT_EXPORTED},
+	AmbiguousLink:   {"ambiguous_link", tunnel.Code_NOT_EXPORTED},
+	NoExport:        {"no_export", tunnel.Code_NOT_EXPORTED},
+	LinkNotAdmitted: {"link_not_admitted", tunnel.Code_NOT_EXPORTED},
+	NoPort:          {"no_port", tunnel.Code_NOT_EXPORTED},
+	NoPod:           {"no_pod", tunnel.Code_NO_ENDPOINT},
+	PodDead:         {"pod_dead", tunnel.Code_NO_ENDPOINT},
+	PodForeign:      {"pod_foreign", tunnel.Code_NO_ENDPOINT},
+	PodNotBacking:   {"pod_not_backing", tunnel.Code_NO_ENDPOINT},
+	PodTerminating:  {"pod_terminating", tunnel.Code_NO_ENDPOINT},
+	PolicyDenies:    {"policy_denies", tunnel.Code_DENIED},
+	PodIsolated:     {"pod_isolated", tunnel.Code_DENIED},
+	Admitted:        {"admitted", tunnel.Code_OK},
+}
+
+// String names the reason, as a metric's label.
+func (r Reason) String() string { return reasons[r].name }
+
+// Reasons returns all reasons, Admitted last, to be counted from zero.
+func Reasons() []Reason {
+	all := make([]Reason, len(reasons))
+	for i := range all {
+		all[i] = Reason(i)
+	}
+	return all
+}
+
+// Decide answers a request from a state. A nil or zero state refuses everything.
+func Decide(r Request, s *State) Decision {
+	d := Decision{}
+	d.Reason = d.decide(r, s)
+	d.Allowed = d.Reason == Admitted
+	d.Code = reasons[d.Reason].code
+	if !d.Allowed {
+		d.Policy, d.Pod, d.Target = "", Pod{}, 0
+	}
+	return d
+}
+
+// decide fills in what it finds out on its way to the reason.
+func (d *Decision) decide(r Request, s *State) Reason {
+	if s == nil || !s.whole {
+		return NoState
+	}
+	links := s.links[r.Caller.TrustDomain()]
+	switch {
+	case r.Caller.IsZero() || len(links) == 0:
+		return NoLink
+	case len(links) > 1:
+		return AmbiguousLink
+	}
+	d.Link = links[0]
+	export, ok := s.exports[serviceName{r.Namespace, r.Service}]
+	switch {
+	case !ok:
+		return NoExport
+	case !slices.Contains(export.Links, d.Link.Name):
+		return LinkNotAdmitted
+	case !slices.Contains(export.Ports, r.Port):
+		return NoPort
+	}
+	if reason := d.findPod(r, s, export); reason != Admitted {
+		return reason
+	}
+	return d.askPolicies(r.Caller, export)
+}
+
+// findPod looks whether the pod may stand for the service here and now.
+func (d *Decision) findPod(r Request, s *State, export Export) Reason {
+	pod, ok := s.pods[r.PodUID]
+	switch {
+	case !ok:
+		return NoPod
+	case !pod.Live:
+		return PodDead
+	case pod.Namespace != r.Namespace:
+		return PodForeign
+	}
+	target, ok := export.Backing[r.PodUID][r.Port]
+	switch {
+	case !ok || target == 0:
+		return PodNotBacking
+	case pod.Terminating && !r.Open:
+		return PodTerminating
+	}
+	d.Pod, d.Target = pod, target
+	return Admitted
+}
+
+// askPolicies looks whether a policy must name the caller, and one does.
+func (d *Decision) askPolicies(caller identity.Name, export Export) Reason {
+	for _, p := range export.Policies {
+		for _, c := range p.Callers {
+			if c.Matches(d.Link.Name, caller) {
+				d.Policy = p.Name
+				return Admitted
+			}
+		}
+	}
+	switch {
+	case len(export.Policies) > 0:
+		return PolicyDenies
+	case d.Pod.Isolated:
+		return PodIsolated
+	}
+	return Admitted
+}

@@ -1,0 +1,272 @@
+package admit
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/identity"
+)
+
+func name(t testing.TB, s string) identity.Name {
+	t.Helper()
+	n, err := identity.ParseName(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// world is a State still open to edits.
+type world struct {
+	links   []Link
+	exports []Export
+	pods    []Pod
+}
+
+func (w world) state() *State { return NewState(w.links, w.exports, w.pods) }
+
+// ordinary is a world in which web of west may call bar.
+func ordinary() world {
+	return world{
+		links: []Link{{"west", "uid-west", "west-1a2b3c4d"}, {"north", "uid-north", "north-1a2b3c4d"}},
+		exports: []Export{
+			{Namespace: "shop", Service: "bar", Ports: []uint32{80, 443}, Links: []string{"west"},
+				Backing: map[string]map[uint32]uint32{"pod-1": {80: 8080}}},
+			{Namespace: "shop", Service: "hidden", Ports: []uint32{80}, Links: []string{"north"},
+				Backing: map[string]map[uint32]uint32{"pod-1": {80: 8080}}},
+			{Namespace: "thief", Service: "bar", Ports: []uint32{80}, Links: []string{"west"},
+				Backing: map[string]map[uint32]uint32{"pod-1": {80: 8080}}},
+		},
+		pods: []Pod{
+			{UID: "pod-1", Namespace: "shop", Name: "bar-1", IPs: []netip.Addr{netip.MustParseAddr("10.244.0.5")}, Live: true},
+			{UID: "pod-2", Namespace: "shop", Name: "other", Live: true},
+		},
+	}
+}
+
+const web = "spiffe://west-1a2b3c4d/ns/shop/sa/web"
+
+func TestDecide(t *testing.T) {
+	ask := Request{Caller: name(t, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1"}
+	callers := func(cs ...Caller) func(*world) {
+		return func(w *world) { w.exports[0].Policies = []Policy{{"other", nil}, {"front", cs}} }
+	}
+	same := func(*world) {}
+	cases := map[string]struct {
+		why    string
+		world  func(*world)
+		ask    func(*Request)
+		reason Reason
+		code   tunnel.Code
+		policy string
+	}{
+		"ordinary":               {"what the export rules admit", same, nil, Admitted, tunnel.Code_OK, ""},
+		"nobody":                 {"without an identity nothing is decided", same, func(r *Request) { r.Caller = identity.Name{} }, NoLink, tunnel.Code_NOT_EXPORTED, ""},
+		"unlinked domain":        {"a former peer", func(w *world) { w.links = w.links[1:] }, nil, NoLink, tunnel.Code_NOT_EXPORTED, ""},
+		"two Links, one domain":  {"who could then say whose rules hold?", func(w *world) { w.links = append(w.links, Link{"west-2", "u", "west-1a2b3c4d"}) }, nil, AmbiguousLink, tunnel.Code_NOT_EXPORTED, ""},
+		"not exported":           {"unexported means unreachable, whatever the label", func(w *world) { w.exports = w.exports[1:] }, nil, NoExport, tunnel.Code_NOT_EXPORTED, ""},
+		"other name in frame":    {"right label, wrong frame", same, func(r *Request) { r.Service = "secret" }, NoExport, tunnel.Code_NOT_EXPORTED, ""},
+		"hidden from this peer":  {"exported to north, backed by the same pod", same, func(r *Request) { r.Service = "hidden" }, LinkNotAdmitted, tunnel.Code_NOT_EXPORTED, ""},
+		"no such port":           {"ports are exported one by one", same, func(r *Request) { r.Port = 8080 }, NoPort, tunnel.Code_NOT_EXPORTED, ""},
+		"unknown pod":            {"a gateway that splices to the wrong node", same, func(r *Request) { r.PodUID = "pod-9" }, NoPod, tunnel.Code_NO_ENDPOINT, ""},
+		"no pod":                 {"a header without a pod", same, func(r *Request) { r.PodUID = "" }, NoPod, tunnel.Code_NO_ENDPOINT, ""},
+		"finished pod":           {"its address is another's by now", func(w *world) { w.pods[0].Live = false }, nil, PodDead, tunnel.Code_NO_ENDPOINT, ""},
+		"foreign namespace":      {"a tenant's slice names a neighbour's pod", same, func(r *Request) { r.Namespace = "thief" }, PodForeign, tunnel.Code_NO_ENDPOINT, ""},
+		"other pod":              {"a gateway that splices to the wrong pod", same, func(r *Request) { r.PodUID = "pod-2" }, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
+		"pod lacks the port":     {"a named port that this pod has not", same, func(r *Request) { r.Port = 443 }, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
+		"target 0":               {"no port to dial", func(w *world) { w.exports[0].Backing["pod-1"][80] = 0 }, nil, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
+		"terminating, new":       {"it takes no new connections", func(w *world) { w.pods[0].Terminating = true }, nil, PodTerminating, tunnel.Code_NO_ENDPOINT, ""},
+		"terminating, open":      {"and finishes those it has", func(w *world) { w.pods[0].Terminating = true }, func(r *Request) { r.Open = true }, Admitted, tunnel.Code_OK, ""},
+		"dead, open":             {"a lease ends with its pod", func(w *world) { w.pods[0].Live = false }, func(r *Request) { r.Open = true }, PodDead, tunnel.Code_NO_ENDPOINT, ""},
+		"unlinked, open":         {"a lease ends with its Link", func(w *world) { w.links = nil }, func(r *Request) { r.Open = true }, NoLink, tunnel.Code_NOT_EXPORTED, ""},
+		"policy without callers": {"an empty policy admits nobody", callers(), nil, PolicyDenies, tunnel.Code_DENIED, ""},
+		"caller of nothing":      {"an empty caller matches nobody, rather than everybody", callers(Caller{}), nil, PolicyDenies, tunnel.Code_DENIED, ""},
+		"by account":             {"one field", callers(Caller{ServiceAccount: "web"}), nil, Admitted, tunnel.Code_OK, "front"},
+		"by link":                {"one field", callers(Caller{Link: "west"}), nil, Admitted, tunnel.Code_OK, "front"},
+		"by SPIFFE ID":           {"one field", callers(Caller{SPIFFEID: web}), nil, Admitted, tunnel.Code_OK, "front"},
+		"by all":                 {"all fields", callers(Caller{"west", "shop", "web", web}), nil, Admitted, tunnel.Code_OK, "front"},
+		"all but the link":       {"every field must fit", callers(Caller{"north", "shop", "web", web}), nil, PolicyDenies, tunnel.Code_DENIED, ""},
+		"all but the namespace":  {"every field must fit", callers(Caller{"west", "other", "web", web}), nil, PolicyDenies, tunnel.Code_DENIED, ""},
+		"all but the account":    {"every field must fit", callers(Caller{"west", "shop", "api", web}), nil, PolicyDenies, tunnel.Code_DENIED, ""},
+		"all but the ID":         {"every field must fit", callers(Caller{"west", "shop", "web", web + "x"}), nil, PolicyDenies, tunnel.Code_DENIED, ""},
+		"second caller":          {"any caller of any policy will do", callers(Caller{Link: "north"}, Caller{Namespace: "shop"}), nil, Admitted, tunnel.Code_OK, "front"},
+		"isolated":               {"Causeway must not open what a NetworkPolicy shuts", func(w *world) { w.pods[0].Isolated = true }, nil, PodIsolated, tunnel.Code_DENIED, ""},
+		"isolated and named":     {"an explicit word opens it", func(w *world) { w.pods[0].Isolated = true; callers(Caller{Link: "west"})(w) }, nil, Admitted, tunnel.Code_OK, "front"},
+		"isolated, not named":    {"a policy for others does not", func(w *world) { w.pods[0].Isolated = true; callers(Caller{Link: "north"})(w) }, nil, PolicyDenies, tunnel.Code_DENIED, ""},
+	}
+	for title, c := range cases {
+		t.Run(title, func(t *testing.T) {
+			w, r := ordinary(), ask
+			c.world(&w)
+			if c.ask != nil {
+				c.ask(&r)
+			}
+			want := Decision{Allowed: c.reason == Admitted, Reason: c.reason, Code: c.code, Policy: c.policy}
+			if c.reason > AmbiguousLink {
+				want.Link = w.links[0]
+			}
+			if want.Allowed {
+				want.Pod, want.Target = w.pods[0], 8080
+			}
+			if d := cmp.Diff(want, Decide(r, w.state()), cmpopts.EquateComparable(netip.Addr{})); d != "" {
+				t.Errorf("%s (-want +got):\n%s", c.why, d)
+			}
+		})
+	}
+}
+
+func TestNoState(t *testing.T) {
+	ask := Request{Caller: name(t, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1"}
+	for title, s := range map[string]*State{"nil": nil, "zero": {}} {
+		if d := Decide(ask, s); d.Allowed || d.Reason != NoState || d.Code != tunnel.Code_NOT_READY {
+			t.Errorf("%s state: %+v, want a refusal", title, d)
+		}
+	}
+	if d := Decide(ask, NewState(nil, nil, nil)); d.Allowed || d.Reason != NoLink {
+		t.Errorf("empty state: %+v, want %v", d, NoLink)
+	}
+	if (Decision{}).Allowed || (Decision{}).Code == tunnel.Code_OK {
+		t.Error("the zero Decision admits")
+	}
+}
+
+func TestReasonsAreClosedAndDistinct(t *testing.T) {
+	seen := map[string]bool{}
+	for _, r := range Reasons() {
+		if r.String() == "" || seen[r.String()] {
+			t.Errorf("reason %d is named %q, as another is or not at all", r, r)
+		}
+		seen[r.String()] = true
+		if ok := reasons[r].code == tunnel.Code_OK; ok != (r == Admitted) {
+			t.Errorf("%v has code %v", r, reasons[r].code)
+		}
+	}
+}
+
+// random makes worlds small enough that callers, links, services and pods often meet.
+func random(rng *rand.Rand) (world, Request) {
+	pick := func(s ...string) string { return s[rng.IntN(len(s))] }
+	some := func(s ...string) []string {
+		return slices.DeleteFunc(s, func(string) bool { return rng.IntN(4) == 0 })
+	}
+	var w world
+	for _, l := range some("west", "north") {
+		w.links = append(w.links, Link{l, "uid-" + l, l + "-1a2b3c4d"})
+	}
+	for _, uid := range some("pod-1", "pod-2") {
+		w.pods = append(w.pods, Pod{UID: uid, Namespace: pick("shop", "shop", "other"), Live: rng.IntN(8) > 0,
+			Terminating: rng.IntN(4) == 0, Isolated: rng.IntN(4) == 0})
+	}
+	for _, s := range some("bar", "baz") {
+		e := Export{Namespace: pick("shop", "shop", "other"), Service: s, Ports: []uint32{80, 443}[:1+rng.IntN(2)], Links: some("west", "north"),
+			Backing: map[string]map[uint32]uint32{}}
+		for _, uid := range some("pod-1", "pod-2") {
+			e.Backing[uid] = map[uint32]uint32{80: 8080}
+		}
+		for p := range rng.IntN(3) {
+			policy := Policy{Name: fmt.Sprint("p", p)}
+			for range rng.IntN(3) {
+				policy.Callers = append(policy.Callers, Caller{Link: pick("", "west", "north"), Namespace: pick("", "shop"), ServiceAccount: pick("", "web", "api")})
+			}
+			e.Policies = append(e.Policies, policy)
+		}
+		w.exports = append(w.exports, e)
+	}
+	n, err := identity.NewName(pick("west", "north")+"-1a2b3c4d", "shop", pick("web", "api"))
+	if err != nil {
+		panic(err)
+	}
+	return w, Request{Caller: n, Namespace: "shop", Service: pick("bar", "baz"), Port: 80, PodUID: pick("pod-1", "pod-2"), Open: rng.IntN(2) == 0}
+}
+
+// removals are edits by which an operator or a controller takes something away. None may let anybody in.
+// That a whole policy is removed is not among them: it is how a service is opened to all, by design.
+var removals = map[string]func(*rand.Rand, *world){
+	"a link":           func(r *rand.Rand, w *world) { w.links = without(r, w.links) },
+	"an export":        func(r *rand.Rand, w *world) { w.exports = without(r, w.exports) },
+	"a pod":            func(r *rand.Rand, w *world) { w.pods = without(r, w.pods) },
+	"an admitted link": inExport(func(r *rand.Rand, e *Export) { e.Links = without(r, e.Links) }),
+	"a port":           inExport(func(r *rand.Rand, e *Export) { e.Ports = without(r, e.Ports) }),
+	"a backing pod":    inExport(func(r *rand.Rand, e *Export) { delete(e.Backing, []string{"pod-1", "pod-2"}[r.IntN(2)]) }),
+	"a policy's caller": inExport(func(r *rand.Rand, e *Export) {
+		for i := range e.Policies {
+			e.Policies[i].Callers = without(r, e.Policies[i].Callers)
+		}
+	}),
+	"a pod's life": func(_ *rand.Rand, w *world) {
+		for i := range w.pods {
+			w.pods[i].Live = false
+		}
+	},
+	"a pod's openness": func(_ *rand.Rand, w *world) {
+		for i := range w.pods {
+			w.pods[i].Isolated = true
+		}
+	},
+}
+
+func without[T any](r *rand.Rand, s []T) []T {
+	if len(s) == 0 {
+		return s
+	}
+	i := r.IntN(len(s))
+	return slices.Delete(slices.Clone(s), i, i+1)
+}
+
+func inExport(edit func(*rand.Rand, *Export)) func(*rand.Rand, *world) {
+	return func(r *rand.Rand, w *world) {
+		if len(w.exports) > 0 {
+			edit(r, &w.exports[r.IntN(len(w.exports))])
+		}
+	}
+}
+
+func TestRemovalsNeverAdmit(t *testing.T) {
+	admitted, ended := 0, map[string]int{}
+	for seed := range uint64(20_000) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		w, r := random(rng)
+		before := Decide(r, w.state())
+		if before.Allowed {
+			admitted++
+		}
+		if open := r; before.Allowed {
+			if open.Open = true; !Decide(open, w.state()).Allowed {
+				t.Fatalf("seed %d: admitted as new but not as open: %+v", seed, r)
+			}
+		}
+		for _, what := range slices.Sorted(maps.Keys(removals)) {
+			w, r := random(rand.New(rand.NewPCG(seed, 1)))
+			removals[what](rng, &w)
+			after := Decide(r, w.state())
+			if after.Allowed && !before.Allowed {
+				t.Fatalf("seed %d: without %s a refusal (%v) became an admission", seed, what, before.Reason)
+			}
+			if before.Allowed && !after.Allowed {
+				ended[what]++
+			}
+		}
+	}
+	for what := range removals {
+		if ended[what] == 0 {
+			t.Errorf("removing %s never ended a lease in %d admitted cases: the test proves nothing", what, admitted)
+		}
+	}
+}
+
+func BenchmarkDecide(b *testing.B) {
+	w, r := ordinary(), Request{Caller: name(b, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1"}
+	s := w.state()
+	b.ReportAllocs()
+	for b.Loop() {
+		Decide(r, s)
+	}
+}
