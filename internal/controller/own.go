@@ -1,0 +1,224 @@
+package controller
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/identity"
+)
+
+// The objects that hold what this cluster is. Only controllers read the Secrets;
+// the ConfigMap is the public half.
+const (
+	rootSecret   = "causeway-root"
+	issuerSecret = "causeway-issuer"
+	keysSecret   = "causeway-keys"
+
+	// IdentityConfigMap is what agents and gateways mount, and `causeway identity` prints.
+	IdentityConfigMap = "causeway-identity"
+)
+
+// Keys of the ConfigMap.
+const (
+	KeyTrustDomain   = "trustDomain"
+	KeyClusterName   = "clusterName"
+	KeyRoot          = "root.pem"
+	KeyLinkPublicKey = "linkPublicKey"
+	KeyGateways      = "gateways"
+)
+
+// own is this cluster's identity. It is immutable.
+type own struct {
+	trustDomain string
+	root        *identity.Root
+	issuer      *identity.Issuer
+	linkKey     identity.LinkKey
+	hopMaster   [32]byte
+	// issuerList is the signed list of issuers as peers get it.
+	issuerList []byte
+}
+
+// loadOwn reads the cluster's identity, making what is missing. Replicas may do
+// so at the same time: of two who make a Secret, the loser reads the winner's.
+func loadOwn(ctx context.Context, c client.Client, namespace, clusterName string, now time.Time) (*own, error) {
+	o := &own{}
+	if err := o.loadRoot(ctx, c, namespace, clusterName, now); err != nil {
+		return nil, err
+	}
+	if err := o.loadIssuer(ctx, c, namespace, now); err != nil {
+		return nil, err
+	}
+	return o, o.loadKeys(ctx, c, namespace)
+}
+
+func (o *own) loadRoot(ctx context.Context, c client.Client, namespace, clusterName string, now time.Time) error {
+	data, err := secret(ctx, c, namespace, rootSecret, corev1.SecretTypeTLS, func() (map[string][]byte, error) {
+		var kubeSystem corev1.Namespace
+		if err := c.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &kubeSystem); err != nil {
+			return nil, fmt.Errorf("read the UID of namespace kube-system: %w", err)
+		}
+		trustDomain, err := identity.TrustDomainFor(clusterName, string(kubeSystem.UID))
+		if err != nil {
+			return nil, err
+		}
+		root, err := identity.NewRoot(trustDomain, now)
+		if err != nil {
+			return nil, err
+		}
+		return pair(root.MarshalPEM())
+	})
+	if err != nil {
+		return err
+	}
+	o.root, err = identity.ParseRoot(data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey])
+	if err != nil {
+		return fmt.Errorf("Secret %s/%s: %w", namespace, rootSecret, err)
+	}
+	o.trustDomain = o.root.TrustDomain()
+	return nil
+}
+
+func (o *own) loadIssuer(ctx context.Context, c client.Client, namespace string, now time.Time) error {
+	data, err := secret(ctx, c, namespace, issuerSecret, corev1.SecretTypeTLS, func() (map[string][]byte, error) {
+		issuer, err := o.root.NewIssuer(now)
+		if err != nil {
+			return nil, err
+		}
+		return pair(issuer.MarshalPEM())
+	})
+	if err != nil {
+		return err
+	}
+	o.issuer, err = identity.ParseIssuer(data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey], o.root.Certificate())
+	if err != nil {
+		return fmt.Errorf("Secret %s/%s: %w", namespace, issuerSecret, err)
+	}
+	o.issuerList, err = o.root.SignIssuerList(1, certificates(o.issuer))
+	if err != nil {
+		return fmt.Errorf("sign the list of issuers: %w", err)
+	}
+	return nil
+}
+
+func (o *own) loadKeys(ctx context.Context, c client.Client, namespace string) error {
+	const linkKey, hopMaster = "link-key", "hop-master"
+	data, err := secret(ctx, c, namespace, keysSecret, corev1.SecretTypeOpaque, func() (map[string][]byte, error) {
+		key, err := identity.NewLinkKey()
+		if err != nil {
+			return nil, err
+		}
+		master := make([]byte, len(o.hopMaster))
+		rand.Read(master)
+		return map[string][]byte{linkKey: key.Bytes(), hopMaster: master}, nil
+	})
+	if err != nil {
+		return err
+	}
+	o.linkKey, err = identity.ParseLinkKey(data[linkKey])
+	if err != nil {
+		return fmt.Errorf("Secret %s/%s: %w", namespace, keysSecret, err)
+	}
+	if len(data[hopMaster]) != len(o.hopMaster) {
+		return fmt.Errorf("Secret %s/%s: %s has %d bytes, want %d", namespace, keysSecret, hopMaster, len(data[hopMaster]), len(o.hopMaster))
+	}
+	o.hopMaster = [32]byte(data[hopMaster])
+	return nil
+}
+
+func pair(certPEM, keyPEM []byte, err error) (map[string][]byte, error) {
+	return map[string][]byte{corev1.TLSCertKey: certPEM, corev1.TLSPrivateKeyKey: keyPEM}, err
+}
+
+// secret returns the data of a Secret, which is made by fill if it is missing.
+func secret(ctx context.Context, c client.Client, namespace, name string, kind corev1.SecretType, fill func() (map[string][]byte, error)) (map[string][]byte, error) {
+	key := client.ObjectKey{Namespace: namespace, Name: name}
+	var s corev1.Secret
+	err := c.Get(ctx, key, &s)
+	if err == nil {
+		return s.Data, nil
+	}
+	if !apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("read Secret %v: %w", key, err)
+	}
+	data, err := fill()
+	if err != nil {
+		return nil, fmt.Errorf("make Secret %v: %w", key, err)
+	}
+	s = corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy}},
+		Type:       kind, Data: data,
+	}
+	err = c.Create(ctx, &s)
+	if apierrors.IsAlreadyExists(err) {
+		err = c.Get(ctx, key, &s)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make Secret %v: %w", key, err)
+	}
+	return s.Data, nil
+}
+
+// publish keeps the ConfigMap with the public half as it should be. It writes
+// only what differs.
+func (o *own) publish(ctx context.Context, c client.Client, namespace, clusterName string, gateways []string) error {
+	rootPEM, _, err := o.root.MarshalPEM()
+	if err != nil {
+		return fmt.Errorf("publish the cluster's identity: %w", err)
+	}
+	want := map[string]string{
+		KeyTrustDomain:   o.trustDomain,
+		KeyClusterName:   clusterName,
+		KeyRoot:          string(bytes.TrimSpace(rootPEM)) + "\n",
+		KeyLinkPublicKey: base64.StdEncoding.EncodeToString(o.linkKey.Public()),
+		KeyGateways:      strings.Join(gateways, ","),
+	}
+	key := client.ObjectKey{Namespace: namespace, Name: IdentityConfigMap}
+	var cm corev1.ConfigMap
+	err = c.Get(ctx, key, &cm)
+	switch {
+	case apierrors.IsNotFound(err):
+		cm = corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: IdentityConfigMap, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy}},
+			Data:       want,
+		}
+		err = c.Create(ctx, &cm)
+	case err == nil && !maps.Equal(cm.Data, want):
+		cm.Data = want
+		err = c.Update(ctx, &cm)
+	}
+	if err != nil && !apierrors.IsAlreadyExists(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("publish the cluster's identity in ConfigMap %v: %w", key, err)
+	}
+	return nil
+}
+
+// controllerCredential signs this replica's own certificate. Its key stays in memory.
+func (o *own) controllerCredential(namespace string, now time.Time) (*identity.Credential, error) {
+	name, err := identity.NewName(o.trustDomain, namespace, identity.ControllerServiceAccount)
+	if err != nil {
+		return nil, err
+	}
+	key, err := identity.NewPrivateKey()
+	if err != nil {
+		return nil, err
+	}
+	service := "causeway-controller." + namespace
+	chain, err := o.root.SignController(key.Public(), name, []string{service + ".svc", service + ".svc.cluster.local"}, now)
+	if err != nil {
+		return nil, errors.Join(errors.New("sign the controller's certificate"), err)
+	}
+	return identity.NewCredential(chain, key)
+}

@@ -1,0 +1,65 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+)
+
+// A snapshot is what the caches hold at one moment. Nothing in it may be changed.
+type snapshot struct {
+	services  []corev1.Service
+	slices    []discoveryv1.EndpointSlice
+	pods      []corev1.Pod
+	policies  []v1alpha1.ExportPolicy
+	networks  []networkingv1.NetworkPolicy
+	links     []v1alpha1.Link
+	ledgers   []v1alpha1.Ledger
+	trusts    []v1alpha1.PeerTrust
+	namespace string
+}
+
+// gather reads a snapshot from the caches behind c. Deep copies are spared.
+func gather(ctx context.Context, c client.Reader, namespace string) (*snapshot, error) {
+	s := &snapshot{namespace: namespace}
+	shared := client.UnsafeDisableDeepCopy
+	in := client.InNamespace(namespace)
+	var (
+		services corev1.ServiceList
+		slices   discoveryv1.EndpointSliceList
+		pods     corev1.PodList
+		policies v1alpha1.ExportPolicyList
+		networks networkingv1.NetworkPolicyList
+		links    v1alpha1.LinkList
+		ledgers  v1alpha1.LedgerList
+		trusts   v1alpha1.PeerTrustList
+	)
+	for _, l := range []struct {
+		into client.ObjectList
+		opts []client.ListOption
+	}{
+		{&services, nil}, {&slices, nil}, {&pods, nil}, {&policies, nil}, {&networks, nil}, {&links, nil},
+		{&ledgers, []client.ListOption{in}}, {&trusts, []client.ListOption{in}},
+	} {
+		if err := c.List(ctx, l.into, append(l.opts, shared)...); err != nil {
+			return nil, fmt.Errorf("read the cluster's state from the cache: %w", err)
+		}
+	}
+	s.services, s.slices, s.pods, s.policies = services.Items, slices.Items, pods.Items, policies.Items
+	s.networks, s.links, s.ledgers, s.trusts = networks.Items, links.Items, ledgers.Items, trusts.Items
+	return s, nil
+}
+
+// kinds are the objects that caches are kept of; any change of one wakes the brain.
+func kinds() []client.Object {
+	return []client.Object{
+		&corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Pod{}, &corev1.Namespace{}, &networkingv1.NetworkPolicy{},
+		&v1alpha1.Link{}, &v1alpha1.ExportPolicy{}, &v1alpha1.Ledger{}, &v1alpha1.PeerTrust{},
+	}
+}

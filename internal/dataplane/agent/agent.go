@@ -1,0 +1,166 @@
+// Package agent is the process on each node that carries local pods' calls to
+// mirrored Services into tunnels, and ends tunnels for local pods that are called.
+//
+//	outbound: pod ─▶ VIP:4200+i ─▶ which service, who calls ─▶ SVID ─▶ dial gateway ─▶ TLS ─▶ HELLO, OPEN ─▶ relay
+//	inbound:  gateway ─▶ :4144 ─▶ header, hello ─▶ TLS as the pod ─▶ HELLO ─▶ decide ─▶ OPEN ─▶ dial pod ─▶ relay
+//
+// outbound.go and inbound.go are the two lives of a connection, each top to bottom.
+//
+// What always holds:
+//   - A connection speaks as the pod that made it, proven by address and
+//     interface, or not at all: there is no fallback identity.
+//   - No application is dialled before the one decision (package admit) was made
+//     on the verified identity and the service that the frame names.
+//   - A tunnel is a lease: when what admitted it changes, the same decision is
+//     made again, and what would now be refused ends.
+//   - Whatever is refused is counted by a reason from a closed list.
+//   - Until the first whole state nothing is accepted; later the last one stays.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+)
+
+// Bounds of one agent.
+const (
+	maxConnections = 20_000 // open at a time, each way
+	// drain is how long open connections go on after the process is told to stop.
+	drain = 25 * time.Second
+)
+
+// Agent is the data path of one node. Make it with New.
+type Agent struct {
+	state    atomic.Pointer[state]
+	news     news
+	attached *attachments
+	svids    *svids
+	leases   leases
+	dialer   transport.Dialer
+	// shaking bounds the handshakes that are computed at a time, so that strangers
+	// cannot take the whole node's CPU.
+	shaking chan struct{}
+
+	log     *slog.Logger
+	metrics *metrics
+	life    context.Context // of what state changes start; set by Run
+}
+
+// New returns an Agent that asks sign for its pods' certificates. It holds no
+// state yet.
+func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
+	a := &Agent{
+		attached: newAttachments(routeInterface), dialer: transport.Dialer{Timeout: reachTimeout},
+		shaking: make(chan struct{}, maxHandshakes), log: log, metrics: newMetrics(r), life: life,
+	}
+	a.svids = newSVIDs(sign, a.news.tell, log)
+	return a
+}
+
+// onState puts a new view in force, and ends what it no longer admits.
+func (a *Agent) onState(view nodestream.View, revoked func(string) bool) {
+	if view == nil {
+		a.log.Error("the controller has been away for too long: every new connection is refused")
+		a.state.Store(nil)
+		return
+	}
+	next, err := newState(view, revoked)
+	if err != nil {
+		a.log.Error("the controller's state does not hold together: what is broken is left out", "error", err)
+	}
+	if next == nil {
+		return
+	}
+	a.attached.update(next)
+	a.state.Store(next)
+	a.svids.want(a.life, next.accounts())
+	if n := a.leases.recheck(next); n > 0 {
+		a.log.Info("tunnels ended: what had admitted them has changed", "tunnels", n)
+	}
+	a.news.tell()
+}
+
+// current returns the state in force.
+func (a *Agent) current() (*state, error) {
+	s := a.state.Load()
+	if s == nil {
+		return nil, refuse(reasonNotReady, errors.New("this agent has no complete state yet"))
+	}
+	return s, nil
+}
+
+// serve accepts on ln until ctx ends, and hands each connection to do, which
+// closes it. life outlives ctx by the drain. It returns nil when ctx was the
+// reason; it waits for nothing.
+func (a *Agent) serve(ctx, life context.Context, ln net.Listener, open *sync.WaitGroup, way string, do func(context.Context, *net.TCPConn)) error {
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	for {
+		c, err := ln.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				c.Close()
+			}
+			return nil
+		}
+		if transport.Passing(err) {
+			backoff.Sleep(ctx, 10*time.Millisecond) // out of descriptors: some will close
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("accept %s connections: %w", way, err)
+		}
+		tcp, ok := c.(*net.TCPConn)
+		if !ok || !a.metrics.enter(way) {
+			transport.Reset(c)
+			continue
+		}
+		open.Go(func() {
+			defer a.metrics.leave(way)
+			do(life, tcp)
+		})
+	}
+}
+
+// A refusal is why a connection goes nowhere, with a counted reason.
+type refusal struct {
+	reason string
+	code   tunnel.Code // what the far side is told; unspecified: NOT_READY
+	final  bool        // newer state would not change it
+	err    error
+}
+
+func refuse(reason string, err error) error { return &refusal{reason: reason, err: err} }
+
+func (r *refusal) Error() string { return r.err.Error() }
+func (r *refusal) Unwrap() error { return r.err }
+
+// reasonOf returns the counted reason of a refusal.
+func reasonOf(err error) string {
+	if r := (*refusal)(nil); errors.As(err, &r) {
+		return r.reason
+	}
+	return reasonOther
+}
+
+func addrOf(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		p := t.AddrPort()
+		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	return netip.AddrPort{}
+}

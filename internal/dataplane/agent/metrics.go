@@ -1,0 +1,131 @@
+package agent
+
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/identity"
+)
+
+// The two ways of a connection, as a metric's label.
+const (
+	outbound = "outbound"
+	inbound  = "inbound"
+)
+
+// Reasons of this package's own for refusing a connection. The others are those
+// of the packages that it asks, under the prefixes below.
+const (
+	reasonNotReady      = "not_ready"
+	reasonTooMany       = "too_many_connections"
+	reasonNotVIP        = "not_a_virtual_ip"
+	reasonUnknownVIP    = "unknown_virtual_ip"
+	reasonHostCaller    = "host_network_caller"
+	reasonUnknownCaller = "unknown_caller"
+	reasonNoSVID        = "no_certificate"
+	reasonNoGateway     = "no_gateway_address"
+	reasonUnreachable   = "peer_unreachable"
+	reasonNoDayKey      = "no_day_key"
+	reasonHandshake     = "handshake_failed"
+	reasonTunnel        = "tunnel_failed"
+	reasonBusy          = "too_many_handshakes"
+	reasonUnknownPod    = "unknown_pod"
+	reasonPodRefused    = "pod_refused"
+	reasonPodTimeout    = "pod_timeout"
+	reasonOther         = "other"
+)
+
+func reasons(way string) []string {
+	out := []string{reasonNotReady, reasonTooMany, reasonNoSVID, reasonTunnel, reasonOther}
+	if way == outbound {
+		out = append(out, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
+			reasonUnreachable, reasonNoDayKey, reasonHandshake)
+		for _, c := range tunnel.Refusals() {
+			out = append(out, "peer_"+c.Reason())
+		}
+		return out
+	}
+	out = append(out, reasonBusy, reasonUnknownPod, reasonPodRefused, reasonPodTimeout)
+	for _, r := range route.Reasons() {
+		out = append(out, "header_"+r)
+	}
+	for _, r := range identity.Reasons() {
+		out = append(out, "tls_"+r)
+	}
+	for _, r := range admit.Reasons() {
+		out = append(out, r.String())
+	}
+	return out
+}
+
+type metrics struct {
+	accepted *prometheus.CounterVec
+	refused  *prometheus.CounterVec
+	ends     *prometheus.CounterVec
+	bytes    *prometheus.CounterVec
+	open     *prometheus.GaugeVec
+
+	mu  sync.Mutex // guards now
+	now map[string]int
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		now: make(map[string]int),
+		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_accepted_total", Help: "Connections accepted, by way."}, []string{"way"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_refused_total", Help: "Connections refused, by way and reason."}, []string{"way", "reason"}),
+		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_ended_total", Help: "Tunnels that ended, by way, link and how."}, []string{"way", "link", "how"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_bytes_total", Help: "Bytes carried, counted when a tunnel ends; sent is towards the peer."}, []string{"way", "link", "direction"}),
+		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "causeway_agent_open_connections", Help: "Connections open now, by way."}, []string{"way"}),
+	}
+	for _, way := range []string{outbound, inbound} {
+		m.accepted.WithLabelValues(way)
+		m.open.WithLabelValues(way)
+		for _, reason := range reasons(way) {
+			m.refused.WithLabelValues(way, reason)
+		}
+	}
+	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open)
+	return m
+}
+
+// enter counts a connection in, or returns false if there are too many.
+func (m *metrics) enter(way string) bool {
+	m.accepted.WithLabelValues(way).Inc()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.now[way] >= maxConnections {
+		m.refuse(way, reasonTooMany)
+		return false
+	}
+	m.now[way]++
+	m.open.WithLabelValues(way).Inc()
+	return true
+}
+
+func (m *metrics) leave(way string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.now[way]--
+	m.open.WithLabelValues(way).Dec()
+}
+
+func (m *metrics) refuse(way, reason string) { m.refused.WithLabelValues(way, reason).Inc() }
+
+// ended counts a tunnel that was carried. Forth is from the application for an
+// outbound one and from the application's side, too, for an inbound one.
+func (m *metrics) ended(way, link string, r transport.Result) {
+	m.ends.WithLabelValues(way, link, r.Reason.String()).Inc()
+	m.bytes.WithLabelValues(way, link, "sent").Add(float64(r.Forth))
+	m.bytes.WithLabelValues(way, link, "received").Add(float64(r.Back))
+}

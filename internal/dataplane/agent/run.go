@@ -1,0 +1,210 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/home"
+	"github.com/causeway-mesh/causeway/internal/dataplane/links"
+	"github.com/causeway-mesh/causeway/internal/vipguard"
+)
+
+// Options configure an agent process.
+type Options struct {
+	// PodDir is the folder that the agent shares with its vip-guard alone.
+	PodDir string
+	// Admin is the address of metrics, on the node's loopback. Default "127.0.0.1:9464".
+	Admin string
+	// Controller, IdentityDir, TokenFile and Version are home.Options'.
+	Controller, IdentityDir, TokenFile, Version string
+
+	Log *slog.Logger
+}
+
+// Run is the agent process: it serves the node's pods until ctx ends, then drains.
+func Run(ctx context.Context, o Options) error {
+	// life is that of connections and of all that they lean on.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	registry := home.NewRegistry()
+	api, err := links.InCluster()
+	if err != nil {
+		return err
+	}
+	var h *home.Home
+	sign := func(ctx context.Context, ns, sa string, csr []byte) ([][]byte, error) {
+		return h.Sign(ctx, ns, sa, csr)
+	}
+	a := New(life, sign, o.Log, registry)
+	h, err = home.New(home.Options{
+		Controller: o.Controller, IdentityDir: o.IdentityDir, TokenFile: o.TokenFile, Links: api,
+		Version: o.Version, Log: o.Log, Registerer: registry, OnState: a.onState,
+	})
+	if err != nil {
+		return err
+	}
+	held, err := vipguard.Take(ctx, o.PodDir, vipguard.AgentOptions{Log: o.Log})
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+
+	group, run := errgroup.WithContext(life)
+	group.Go(func() error { return h.Run(run) })
+	group.Go(func() error { return held.Serve(run) })
+	group.Go(func() error { a.leases.watch(run, a.state.Load); return nil })
+	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry, held) })
+	group.Go(func() error { return a.serveMetrics(run, o.Admin, registry) })
+	group.Go(func() error {
+		defer end() // the rest goes on until the last connection has drained
+		defer a.svids.wait()
+		defer end()
+		serving, stop := context.WithCancel(run)
+		defer stop()
+		defer context.AfterFunc(ctx, stop)()
+		return a.serveAll(serving, run, held)
+	})
+	return group.Wait()
+}
+
+// serveAll serves every listener until ctx ends, and then lets open connections
+// go on for a while, at most until life ends.
+func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) error {
+	if !a.awaitState(ctx) {
+		return nil
+	}
+	var open sync.WaitGroup
+	connections, cut := context.WithCancel(life)
+	defer open.Wait()
+	defer cut()
+	accepting, serving := errgroup.WithContext(ctx)
+	for name, ln := range held.All() {
+		if name == vipguard.Hop {
+			accepting.Go(func() error { return a.serve(serving, connections, ln, &open, inbound, a.inbound) })
+			continue
+		}
+		index, ok := vipguard.Index(name)
+		if !ok {
+			return fmt.Errorf("vip-guard gave a listener %q that this version does not know", name)
+		}
+		accepting.Go(func() error {
+			return a.serve(serving, connections, ln, &open, outbound, func(ctx context.Context, c *net.TCPConn) { a.outbound(ctx, c, index) })
+		})
+	}
+	held.Ready()
+	a.log.Info("serving", "listeners", len(held.All()))
+	if err := accepting.Wait(); err != nil {
+		return err
+	}
+	drained := make(chan struct{})
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	waiting.Go(func() { defer close(drained); open.Wait() })
+	select {
+	case <-drained:
+	case <-time.After(drain):
+		a.log.Info("the grace is over: open connections are reset")
+	}
+	cut()
+	return nil
+}
+
+// awaitState blocks until there is a state to serve by. It returns false if ctx
+// ended first.
+func (a *Agent) awaitState(ctx context.Context) bool {
+	for {
+		next := a.news.next()
+		if a.state.Load() != nil {
+			return true
+		}
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// adminSocket, in the pod's folder, answers the exec probe.
+const adminSocket = "agent-admin.sock"
+
+func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Registry, held *vipguard.Listeners) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("serve probes: %w", err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("serve probes: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if a.state.Load() == nil {
+			http.Error(w, "no complete state from the controller yet", http.StatusServiceUnavailable)
+		}
+	})
+	return serveHTTP(ctx, ln, mux)
+}
+
+// serveMetrics serves /metrics on the node's loopback. During an upgrade the old
+// agent has the port for a while.
+func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.Registry) error {
+	for {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if err == nil {
+			return serveHTTP(ctx, ln, promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+		}
+		a.log.Debug("metrics wait for their port", "address", address, "error", err)
+		if !backoff.Sleep(ctx, time.Second) {
+			return nil
+		}
+	}
+}
+
+func serveHTTP(ctx context.Context, ln net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(ln); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve on %v: %w", ln.Addr(), err)
+	}
+	return nil
+}
+
+// Ready asks the agent of this pod, at podDir, whether it can serve: nil if so.
+func Ready(ctx context.Context, podDir string) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(podDir, adminSocket))
+		},
+	}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/readyz", nil)
+	if err != nil {
+		return fmt.Errorf("ask the agent: %w", err)
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("ask the agent: %w", err)
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("the agent is not ready: %s", answer.Status)
+	}
+	return nil
+}

@@ -1,0 +1,238 @@
+package agent
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+// A state is one whole view of what the controller says, less the Links seen
+// deleted. It is immutable: replaced whole, never edited.
+type state struct {
+	trustDomain string
+	hopKey      route.HopKey
+	vips        []netip.Prefix
+	links       map[string]*peer
+	mirrors     map[netip.Addr]*mirror
+	pods        map[string]*pod       // by UID
+	podsByAddr  map[netip.Addr][]*pod // without those on the host network
+	anchors     *identity.Anchors
+	admission   *admit.State
+}
+
+// A peer is a linked cluster.
+type peer struct {
+	name, uid   string
+	trustDomain string
+	gateways    []string // healthy ones first
+	sealer      *route.Sealer
+	issuers     []*x509.Certificate
+}
+
+// A mirror is a peer's Service that local pods call.
+type mirror struct {
+	name               string // namespace/name of the Service made here
+	link               string
+	namespace, service string // in the peer
+	identities         []identity.Name
+	ports              map[int]mirrorPort // by listener index
+}
+
+type mirrorPort struct {
+	number uint32
+	route  uint32
+}
+
+// A pod is a live pod of this node.
+type pod struct {
+	uid             string
+	namespace, name string
+	serviceAccount  string
+	addrs           []netip.Addr
+	hostNetwork     bool
+	sandbox         int64
+}
+
+func (p *pod) account() account { return account{p.namespace, p.serviceAccount} }
+
+var errNoCluster = errors.New("the controller's view lacks this cluster itself")
+
+// newState builds a state from the newest resources. A Link whose UID revoked
+// reports counts for nothing. What does not hold together is left out and named
+// in the error; the state is nil only if it would be of no use at all.
+func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*state, error) {
+	s := &state{
+		links: make(map[string]*peer), mirrors: make(map[netip.Addr]*mirror),
+		pods: make(map[string]*pod), podsByAddr: make(map[netip.Addr][]*pod),
+	}
+	cluster := view["cluster"].GetCluster()
+	if cluster == nil {
+		return nil, errNoCluster
+	}
+	if err := s.addCluster(cluster); err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, r := range view {
+		if l := r.GetLink(); l != nil && !revoked(l.Uid) {
+			errs = append(errs, s.addLink(l))
+		}
+	}
+	for _, r := range view {
+		switch body := r.Body.(type) {
+		case *wire.Resource_Mirror:
+			errs = append(errs, s.addMirror(body.Mirror))
+		case *wire.Resource_Pod:
+			s.addPod(body.Pod)
+		}
+	}
+	errs = append(errs, s.addAnchors())
+	s.admission = admission(s, view)
+	return s, errors.Join(errs...)
+}
+
+func (s *state) addCluster(c *wire.Cluster) error {
+	if len(c.HopKey) != len(s.hopKey) {
+		return fmt.Errorf("this cluster: its hop key has %d bytes", len(c.HopKey))
+	}
+	s.trustDomain, s.hopKey = c.TrustDomain, route.HopKey(c.HopKey)
+	for _, cidr := range c.VipCidrs {
+		p, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return fmt.Errorf("this cluster: its range of virtual IPs: %w", err)
+		}
+		s.vips = append(s.vips, p)
+	}
+	return nil
+}
+
+func (s *state) addLink(l *wire.Link) error {
+	p := &peer{name: l.Name, uid: l.Uid, trustDomain: l.TrustDomain}
+	var late []string
+	for _, g := range l.Gateways {
+		if g.Healthy {
+			p.gateways = append(p.gateways, g.Address)
+		} else {
+			late = append(late, g.Address)
+		}
+	}
+	p.gateways = append(p.gateways, late...)
+	var keys []route.DatedKey
+	for _, k := range l.DayKeys {
+		if len(k.Key) == len(route.DayKey{}) {
+			keys = append(keys, route.DatedKey{Day: k.Day, Key: route.DayKey(k.Key)})
+		}
+	}
+	p.sealer = route.NewSealer(keys...)
+	s.links[l.Name] = p
+	if len(l.Issuers) == 0 {
+		return nil // not known before the first catalog stream
+	}
+	issuers, err := identity.ParseIssuers(l.TrustDomain, l.Issuers)
+	if err != nil {
+		return fmt.Errorf("link %q: %w", l.Name, err)
+	}
+	p.issuers = issuers
+	return nil
+}
+
+func (s *state) addMirror(m *wire.Mirror) error {
+	out := &mirror{name: m.Mirror, link: m.Link, namespace: m.Namespace, service: m.Service, ports: make(map[int]mirrorPort)}
+	if s.links[m.Link] == nil {
+		return nil // its Link is revoked
+	}
+	for _, id := range m.Identities {
+		name, err := identity.ParseName(id)
+		if err != nil {
+			return fmt.Errorf("mirror %s: %w", m.Mirror, err)
+		}
+		out.identities = append(out.identities, name)
+	}
+	for _, p := range m.Ports {
+		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route}
+	}
+	for _, vip := range m.Vips {
+		addr, err := netip.ParseAddr(vip)
+		if err != nil {
+			return fmt.Errorf("mirror %s: %w", m.Mirror, err)
+		}
+		if other := s.mirrors[addr]; other != nil {
+			return fmt.Errorf("mirror %s: its virtual IP %v is also that of %s", m.Mirror, addr, other.name)
+		}
+		s.mirrors[addr] = out
+	}
+	return nil
+}
+
+func (s *state) addPod(w *wire.Pod) {
+	if !w.Live {
+		return
+	}
+	p := &pod{
+		uid: w.Uid, namespace: w.Namespace, name: w.Name, serviceAccount: w.ServiceAccount,
+		hostNetwork: w.HostNetwork, sandbox: w.SandboxTimeNs,
+	}
+	for _, ip := range w.Ips {
+		if addr, err := netip.ParseAddr(ip); err == nil {
+			p.addrs = append(p.addrs, addr.Unmap())
+		}
+	}
+	s.pods[p.uid] = p
+	if p.hostNetwork {
+		return
+	}
+	for _, addr := range p.addrs {
+		s.podsByAddr[addr] = append(s.podsByAddr[addr], p)
+	}
+}
+
+// addAnchors makes the set of issuers that vouch for peers' workloads. A trust
+// domain that two Links claim is nobody's.
+func (s *state) addAnchors() error {
+	issuers := make(map[string][]*x509.Certificate)
+	claimed := make(map[string]int)
+	for _, p := range s.links {
+		claimed[p.trustDomain]++
+		if len(p.issuers) > 0 {
+			issuers[p.trustDomain] = p.issuers
+		}
+	}
+	for domain, n := range claimed {
+		if n > 1 || domain == s.trustDomain {
+			delete(issuers, domain)
+		}
+	}
+	anchors, err := identity.NewAnchors(issuers)
+	if err != nil {
+		return err
+	}
+	s.anchors = anchors
+	return nil
+}
+
+// accounts are those of every live pod that can call or be called.
+func (s *state) accounts() map[account]bool {
+	out := make(map[account]bool)
+	for _, p := range s.pods {
+		if !p.hostNetwork {
+			out[p.account()] = true
+		}
+	}
+	return out
+}
+
+// isVIP reports whether addr is in a range of virtual IPs.
+func (s *state) isVIP(addr netip.Addr) bool {
+	for _, p := range s.vips {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}

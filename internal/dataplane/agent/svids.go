@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/identity"
+)
+
+// An account is a ServiceAccount of this cluster.
+type account struct {
+	namespace, name string
+}
+
+// A signFunc asks the controller for the certificate chain of an account.
+type signFunc func(ctx context.Context, namespace, serviceAccount string, csr []byte) ([][]byte, error)
+
+// svids holds the credential of every account that has a live pod on this node.
+// Keys are made here and never leave the process.
+type svids struct {
+	sign    signFunc
+	changed func() // called after a credential came
+	log     *slog.Logger
+
+	mu    sync.Mutex // guards all below
+	held  map[account]*identity.Credential
+	tasks map[account]context.CancelFunc
+	wg    sync.WaitGroup // one task for each account
+}
+
+func newSVIDs(sign signFunc, changed func(), log *slog.Logger) *svids {
+	return &svids{
+		sign: sign, changed: changed, log: log,
+		held: make(map[account]*identity.Credential), tasks: make(map[account]context.CancelFunc),
+	}
+}
+
+// get returns the credential of an account, if there is a valid one.
+func (s *svids) get(a account) (*identity.Credential, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, ok := s.held[a]
+	return c, ok && time.Now().Before(c.NotAfter())
+}
+
+// want starts keeping the credentials of accounts, and forgets all others.
+func (s *svids) want(ctx context.Context, accounts map[account]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for a, stop := range s.tasks {
+		if !accounts[a] {
+			stop()
+			delete(s.tasks, a)
+			delete(s.held, a)
+		}
+	}
+	for a := range accounts {
+		if _, ok := s.tasks[a]; ok || ctx.Err() != nil {
+			continue
+		}
+		task, stop := context.WithCancel(ctx)
+		s.tasks[a] = stop
+		s.wg.Go(func() { s.keep(task, a) })
+	}
+}
+
+// wait blocks until every task has ended, after their context has.
+func (s *svids) wait() { s.wg.Wait() }
+
+// keep gets the credential of a, and a new one at half of its life, until ctx ends.
+func (s *svids) keep(ctx context.Context, a account) {
+	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 30 * time.Second}
+	for ctx.Err() == nil {
+		c, err := s.fetch(ctx, a)
+		if err != nil {
+			if ctx.Err() == nil {
+				s.log.Debug("no SVID yet", "namespace", a.namespace, "service_account", a.name, "error", err)
+			}
+			retry.Wait(ctx)
+			continue
+		}
+		retry.Reset()
+		s.put(ctx, a, c)
+		backoff.Sleep(ctx, time.Until(c.RenewAt()))
+	}
+}
+
+func (s *svids) put(ctx context.Context, a account, c *identity.Credential) {
+	s.mu.Lock()
+	alive := ctx.Err() == nil // want cancels under the same lock
+	if alive {
+		s.held[a] = c
+	}
+	s.mu.Unlock()
+	if alive {
+		s.changed()
+	}
+}
+
+func (s *svids) fetch(ctx context.Context, a account) (*identity.Credential, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	key, err := identity.NewPrivateKey()
+	if err != nil {
+		return nil, err
+	}
+	csr, err := identity.NewCSR(key)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := s.sign(ctx, a.namespace, a.name, csr)
+	if err != nil {
+		return nil, fmt.Errorf("ask for the SVID of %s/%s: %w", a.namespace, a.name, err)
+	}
+	c, err := identity.NewCredential(chain, key)
+	if err != nil {
+		return nil, err
+	}
+	if n := c.Name(); n.Namespace() != a.namespace || n.ServiceAccount() != a.name {
+		return nil, fmt.Errorf("asked for the SVID of %s/%s, got that of %s", a.namespace, a.name, n)
+	}
+	return c, nil
+}

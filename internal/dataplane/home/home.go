@@ -1,0 +1,193 @@
+// Package home ties a process of the data plane to its own cluster: the controller
+// whose node stream it follows, the Links that it watches by itself, and the
+// metrics and probes that it offers.
+//
+//	ConfigMap (root) ─┐
+//	token file ───────┼─▶ node stream ──▶ OnState(view, revoked)
+//	Links (API) ──────┘
+//
+// What always holds:
+//   - The controller is believed by the cluster's own root alone.
+//   - OnState is called with whole views only, one call at a time, again whenever
+//     the view or the set of revoked Links has changed; with a nil view once the
+//     last one has expired.
+package home
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/links"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+)
+
+// Options say where home is. All but Version are required.
+type Options struct {
+	// Controller is the node stream's address, host:port.
+	Controller string
+	// IdentityDir is where the ConfigMap causeway-identity is mounted.
+	IdentityDir string
+	// TokenFile holds the projected token with audience causeway.
+	TokenFile string
+	// Links is the part of the Kubernetes API that lists and watches Links.
+	Links links.Lister
+	// Version is told to the controller, for the operator's eyes.
+	Version string
+
+	Log        *slog.Logger
+	Registerer prometheus.Registerer
+	// OnState takes each new view; revoked tells which Links' UIDs count no more.
+	OnState func(view nodestream.View, revoked func(uid string) bool)
+}
+
+// Home follows the controller. Make it with New; nothing happens until Run.
+type Home struct {
+	o      Options
+	client *nodestream.Client
+	links  *links.Watcher
+
+	mu   sync.Mutex // guards view, and is held while OnState runs
+	view nodestream.View
+}
+
+// New returns a Home.
+func New(o Options) (*Home, error) {
+	h := &Home{o: o}
+	client, err := nodestream.NewClient([]string{o.Controller}, h.tls, o.TokenFile, nodestream.ClientOptions{
+		Version: o.Version, OnState: h.onView, Log: o.Log, Registerer: o.Registerer, Guard: Guard,
+	})
+	if err != nil {
+		return nil, err
+	}
+	h.client = client
+	h.links = links.New(o.Links, h.known, h.again, o.Log)
+	o.Registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "causeway_state_age_seconds",
+		Help: "Time since the controller last said that the state is whole.",
+	}, func() float64 { return client.Age().Seconds() }))
+	return h, nil
+}
+
+// Guard bounds what a controller may send before its handshake is done.
+func Guard(c net.Conn) (net.Conn, func()) {
+	raw := transport.Dialed(c)
+	return raw, raw.Proven
+}
+
+// Sign asks the controller for the certificate of a local pod's account.
+func (h *Home) Sign(ctx context.Context, namespace, serviceAccount string, csr []byte) ([][]byte, error) {
+	return h.client.Sign(ctx, namespace, serviceAccount, csr)
+}
+
+// Run follows the controller and the Links until ctx ends.
+func (h *Home) Run(ctx context.Context) error {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watching.Go(func() { h.links.Run(ctx) })
+	return h.client.Run(ctx)
+}
+
+func (h *Home) onView(v nodestream.View) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.view = v
+	h.o.OnState(v, h.links.Revoked)
+}
+
+// again repeats the last view after a Link was revoked.
+func (h *Home) again() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.view != nil {
+		h.o.OnState(h.view, h.links.Revoked)
+	}
+}
+
+// known lists the UIDs of the Links in the last view.
+func (h *Home) known() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var uids []string
+	for _, r := range h.view {
+		if l := r.GetLink(); l != nil {
+			uids = append(uids, l.Uid)
+		}
+	}
+	return uids
+}
+
+// tls is asked at each handshake, so a ConfigMap that comes late or changes is taken in.
+func (h *Home) tls() (*tls.Config, error) {
+	root, err := readRoot(h.o.IdentityDir)
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(h.o.Controller)
+	if err != nil {
+		return nil, fmt.Errorf("address of the controller: %w", err)
+	}
+	return identity.ClientTLS(identity.PlaneNode, host, nil, identity.VerifyPeerController(root, time.Now)), nil
+}
+
+func readRoot(dir string) (*x509.Certificate, error) {
+	domain, err := os.ReadFile(filepath.Join(dir, "trustDomain"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the cluster's identity is not in %s yet: the controller publishes it in ConfigMap causeway-identity at its first start", dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the cluster's trust domain: %w", err)
+	}
+	root, err := os.ReadFile(filepath.Join(dir, "root.pem"))
+	if err != nil {
+		return nil, fmt.Errorf("read the cluster's root: %w", err)
+	}
+	return identity.ParseRootCertificate(root, strings.TrimSpace(string(domain)))
+}
+
+// NewRegistry returns a registry with what every Go process measures of itself.
+func NewRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// ServeHTTP serves /metrics, /healthz and /readyz on address until ctx ends.
+func ServeHTTP(ctx context.Context, address string, r *prometheus.Registry, ready func() error) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	srv := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.ListenAndServe(); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve metrics on %s: %w", address, err)
+	}
+	return nil
+}
