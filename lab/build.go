@@ -29,27 +29,27 @@ const (
 	corednsImage = "lab.local/coredns:1.15.0"
 )
 
-// program is one binary that the lab builds for itself.
+// program is one binary that the lab builds for itself. Paths are relative to the lab's source.
 type program struct {
 	name    string
-	folder  string // its module or package, relative to the lab's source
-	deep    bool   // its sources are below the folder and in the lab's own package too
+	module  string   // folder of its go.mod
+	target  string   // its package, relative to the module
+	inputs  []string // folders whose Go files it is made of
 	ldflags []string
 }
 
 func programs() []program {
-	version := []string{"gitVersion=" + kubeVersion, "gitMajor=1", "gitMinor=36", "gitTreeState=clean"}
 	var kube []string
 	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
-		for _, v := range version {
+		for _, v := range []string{"gitVersion=" + kubeVersion, "gitMajor=1", "gitMinor=36", "gitTreeState=clean"} {
 			kube = append(kube, "-X", pkg+"."+v)
 		}
 	}
 	return []program{
-		{name: "kube", folder: "kube", ldflags: kube},
-		{name: "coredns", folder: "coredns"},
-		{name: "pause", folder: "pause"},
-		{name: "lab", folder: ".", deep: true},
+		{name: "kube", module: "kube", target: ".", inputs: []string{"kube"}, ldflags: kube},
+		{name: "coredns", module: "coredns", target: ".", inputs: []string{"coredns"}},
+		{name: "pause", module: ".", target: "./pause", inputs: []string{"pause"}},
+		{name: "lab", module: ".", target: "./cmd/lab", inputs: []string{".", "cmd/lab"}},
 	}
 }
 
@@ -137,9 +137,9 @@ func (b *builder) build(ctx context.Context, p program) (string, error) {
 	}
 	tmp := fmt.Sprintf("%s.%d", out, os.Getpid())
 	defer os.Remove(tmp) // harmless after the rename
-	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", strings.Join(append([]string{"-s", "-w"}, p.ldflags...), " "), "-o", tmp, "./" + p.target()}
+	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", strings.Join(append([]string{"-s", "-w"}, p.ldflags...), " "), "-o", tmp, p.target}
 	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = filepath.Join(b.source, p.module())
+	cmd.Dir = filepath.Join(b.source, p.module)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
 	said, err := b.runSaying(cmd, p.name)
 	if err != nil {
@@ -150,24 +150,6 @@ func (b *builder) build(ctx context.Context, p program) (string, error) {
 	}
 	b.forget(p.name+"-", out)
 	return out, nil
-}
-
-// module is the folder of the program's go.mod, target the package in it.
-func (p program) module() string {
-	if p.name == "kube" || p.name == "coredns" {
-		return p.folder
-	}
-	return "."
-}
-
-func (p program) target() string {
-	switch p.name {
-	case "lab":
-		return "cmd/lab"
-	case "pause":
-		return "pause"
-	}
-	return "."
 }
 
 // runSaying runs cmd and tells every ten seconds for how long it has.
@@ -221,12 +203,8 @@ func (b *builder) hash(p program) (string, error) {
 }
 
 func (b *builder) inputs(p program) ([]string, error) {
-	dirs := []string{p.folder}
-	if p.deep {
-		dirs = append(dirs, "cmd/lab")
-	}
 	var out []string
-	for _, dir := range dirs {
+	for _, dir := range p.inputs {
 		entries, err := fs.ReadDir(os.DirFS(b.source), dir)
 		if err != nil {
 			return nil, err
