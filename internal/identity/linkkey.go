@@ -65,9 +65,6 @@ func LinkSecret(own LinkKey, peerPublic []byte) ([32]byte, error) {
 	if own.IsZero() {
 		return [32]byte{}, fmt.Errorf("there is no own link key: %w", ErrLinkKey)
 	}
-	if bytes.Equal(own.Public(), peerPublic) {
-		return [32]byte{}, fmt.Errorf("the peer's link key is our own: %w", ErrLinkKey)
-	}
 	peer, err := ecdh.X25519().NewPublicKey(peerPublic)
 	if err != nil {
 		return [32]byte{}, fmt.Errorf("a peer's link key is 32 bytes, not %d: %w", len(peerPublic), ErrLinkKey)
@@ -75,6 +72,10 @@ func LinkSecret(own LinkKey, peerPublic []byte) ([32]byte, error) {
 	secret, err := own.key.ECDH(peer)
 	if err != nil {
 		return [32]byte{}, fmt.Errorf("the peer's link key is of low order: %w", ErrLinkKey)
+	}
+	// Compared as secrets, since one point has several spellings.
+	if self, err := own.key.ECDH(own.key.PublicKey()); err != nil || bytes.Equal(secret, self) {
+		return [32]byte{}, fmt.Errorf("the peer's link key is our own: %w", ErrLinkKey)
 	}
 	return [32]byte(secret), nil
 }
