@@ -1,0 +1,191 @@
+package vipguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxPeers is how many connections a unix socket of ours serves at once.
+	maxPeers = 16
+	// maxTakes is how many messages may bring the listeners.
+	maxTakes = 16
+)
+
+// server serves one unix socket to peers of known uids.
+type server struct {
+	ln   *net.UnixListener
+	path string
+	uids []int
+	log  *slog.Logger
+}
+
+// newServer listens at path, in place of whatever was there. The socket is for
+// its owner and, unless gid is negative, for that group. It appears only once
+// it is listened on.
+func newServer(path string, gid int, uids []int, log *slog.Logger) (*server, error) {
+	fresh := filepath.Join(filepath.Dir(path), ".new-"+filepath.Base(path))
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: fresh, Net: "unixpacket"})
+	if err != nil {
+		return nil, err
+	}
+	ln.SetUnlinkOnClose(false)
+	mode := os.FileMode(0o600)
+	if gid >= 0 {
+		mode = 0o660
+		err = os.Chown(fresh, -1, gid)
+	}
+	if err == nil {
+		err = os.Chmod(fresh, mode)
+	}
+	if err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err != nil {
+		ln.Close()
+		os.Remove(fresh)
+		return nil, err
+	}
+	return &server{ln, path, uids, log}, nil
+}
+
+// run gives each peer with its first message to handle, until ctx ends; then it
+// closes every connection, waits for every handle and removes the socket.
+func (s *server) run(ctx context.Context, handle func(*peer, message)) error {
+	var peers sync.WaitGroup
+	defer peers.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, s.close)
+	defer stop()
+	slots := make(chan struct{}, maxPeers)
+	for {
+		conn, err := s.ln.AcceptUnix()
+		if ctx.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept on %s: %w", s.path, err)
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			conn.Close()
+			continue
+		}
+		peers.Go(func() {
+			defer func() { <-slots }()
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			defer conn.Close()
+			if err := s.greet(conn, handle); err != nil && ctx.Err() == nil {
+				s.log.Warn("refused a peer on a unix socket", "socket", s.path, "err", err)
+			}
+		})
+	}
+}
+
+// close removes the socket. It is safe to repeat, and needed only if run was not called.
+func (s *server) close() {
+	os.Remove(s.path)
+	s.ln.Close()
+}
+
+// greet checks who the peer is and reads its first message.
+func (s *server) greet(conn *net.UnixConn, handle func(*peer, message)) error {
+	p, err := newPeer(conn)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(s.uids, p.uid) {
+		return fmt.Errorf("peer has uid %d, want one of %v", p.uid, s.uids)
+	}
+	m, fds, err := p.recv(ioTimeout)
+	if err != nil {
+		return err
+	}
+	closeAll(fds)
+	handle(p, m)
+	return nil
+}
+
+// give sends copies of all listeners, then the end.
+func give(p *peer, s sockets) error {
+	for names := range slices.Chunk(s.names(), maxFDs) {
+		fds := make([]int, len(names))
+		for i, name := range names {
+			fds[i] = s[name]
+		}
+		if err := p.send(message{Type: msgListeners, Names: names}, fds...); err != nil {
+			return fmt.Errorf("give listeners: %w", err)
+		}
+	}
+	return p.send(message{Type: msgEnd})
+}
+
+// take asks a server for its listeners. The caller owns them.
+func take(p *peer) (sockets, error) {
+	if err := p.send(message{Type: msgTake}); err != nil {
+		return nil, fmt.Errorf("ask for listeners: %w", err)
+	}
+	got := sockets{}
+	for range maxTakes {
+		m, fds, err := p.recv(ioTimeout)
+		if err != nil {
+			got.close()
+			return nil, fmt.Errorf("take listeners: %w", err)
+		}
+		for i, name := range m.Names {
+			if old, twice := got[name]; twice {
+				unix.Close(old)
+			}
+			got[name] = fds[i]
+		}
+		if m.Type == msgEnd {
+			return got, nil
+		}
+	}
+	got.close()
+	return nil, fmt.Errorf("take listeners: no end after %d messages", maxTakes)
+}
+
+// follow reads what a peer that stays says about its agent, until it leaves.
+func follow(p *peer, ready func(bool)) {
+	defer ready(false)
+	for {
+		m, fds, err := p.recv(0)
+		if err != nil {
+			return
+		}
+		closeAll(fds)
+		if m.Type == msgReady || m.Type == msgAway {
+			ready(m.Type == msgReady)
+		}
+	}
+}
+
+// waitGone blocks until the server at the other end closes p.
+func waitGone(p *peer) {
+	for {
+		_, fds, err := p.recv(0)
+		if err != nil {
+			return
+		}
+		closeAll(fds)
+	}
+}

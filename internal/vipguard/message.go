@@ -1,0 +1,185 @@
+package vipguard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The messages on the unix sockets. Each is one packet of JSON; those that carry
+// listeners have the descriptors attached, in the order of names.
+const (
+	// From a client, first on its connection: give me the listeners; I have them
+	// already; does all stand?
+	msgTake  = "take"
+	msgHere  = "here"
+	msgProbe = "probe"
+	// From a client that stays: its agent accepts connections now; no longer.
+	msgReady = "ready"
+	msgAway  = "away"
+	// From a server: some listeners, no more of them, the answer to a probe.
+	msgListeners = "listeners"
+	msgEnd       = "end"
+	msgAnswer    = "answer"
+)
+
+const (
+	maxMessage = 4096
+	// maxFDs is how many descriptors a message may carry; the kernel's limit is 253.
+	maxFDs = 32
+	// ioTimeout bounds each exchange but the waiting in a connection that stays.
+	ioTimeout = 5 * time.Second
+)
+
+// message is one packet. Types that a receiver does not know are to be passed
+// over, so that later versions may say more.
+type message struct {
+	Type  string   `json:"type"`
+	Names []string `json:"names,omitempty"`
+	// Error is what is wrong, in an answer to a probe; "": all stands.
+	Error string `json:"error,omitempty"`
+}
+
+var errMessage = errors.New("malformed message")
+
+// decode reads a packet that came with fds descriptors.
+func decode(packet []byte, fds int) (message, error) {
+	var m message
+	if len(packet) > maxMessage {
+		return message{}, fmt.Errorf("%w: more than %d bytes", errMessage, maxMessage)
+	}
+	if err := json.Unmarshal(packet, &m); err != nil {
+		return message{}, fmt.Errorf("%w: %w", errMessage, err)
+	}
+	if m.Type != msgListeners && (fds != 0 || len(m.Names) != 0) {
+		return message{}, fmt.Errorf("%w: %q with listeners", errMessage, m.Type)
+	}
+	if fds != len(m.Names) || fds > maxFDs {
+		return message{}, fmt.Errorf("%w: %d descriptors for %d names", errMessage, fds, len(m.Names))
+	}
+	for i, name := range m.Names {
+		if !validName(name) || slices.Contains(m.Names[:i], name) {
+			return message{}, fmt.Errorf("%w: listener %q", errMessage, name)
+		}
+	}
+	return m, nil
+}
+
+// peer is one end of a unix connection whose other end is known by its uid.
+type peer struct {
+	*net.UnixConn
+	uid int
+}
+
+// dialPeer connects to the socket at path, whose server must run as uid.
+func dialPeer(ctx context.Context, path string, uid int) (*peer, error) {
+	ctx, cancel := context.WithTimeout(ctx, ioTimeout)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unixpacket", path)
+	if err != nil {
+		return nil, err
+	}
+	p, err := newPeer(conn.(*net.UnixConn))
+	if err == nil && p.uid != uid {
+		err = fmt.Errorf("%s is served by uid %d, not %d", path, p.uid, uid)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// newPeer asks the kernel who is at the other end (SO_PEERCRED).
+func newPeer(conn *net.UnixConn) (*peer, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return nil, err
+	}
+	if credErr != nil {
+		return nil, fmt.Errorf("read peer's credentials: %w", credErr)
+	}
+	return &peer{conn, int(cred.Uid)}, nil
+}
+
+// send writes one message with its descriptors, within ioTimeout.
+func (p *peer) send(m message, fds ...int) error {
+	packet, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	if err := p.SetWriteDeadline(time.Now().Add(ioTimeout)); err != nil {
+		return err
+	}
+	_, _, err = p.WriteMsgUnix(packet, oob, nil)
+	return err
+}
+
+// recv reads one message. The caller owns the descriptors. A zero timeout waits
+// for ever; closing the connection ends the wait.
+func (p *peer) recv(timeout time.Duration) (message, []int, error) {
+	var deadline time.Time
+	if timeout > 0 {
+		deadline = time.Now().Add(timeout)
+	}
+	if err := p.SetReadDeadline(deadline); err != nil {
+		return message{}, nil, err
+	}
+	packet := make([]byte, maxMessage)
+	oob := make([]byte, unix.CmsgSpace(4*maxFDs))
+	n, oobn, flags, _, err := p.ReadMsgUnix(packet, oob)
+	if err != nil {
+		return message{}, nil, err
+	}
+	fds, err := rights(oob[:oobn])
+	if err == nil && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		err = fmt.Errorf("%w: too large", errMessage)
+	}
+	var m message
+	if err == nil {
+		m, err = decode(packet[:n], len(fds))
+	}
+	if err != nil {
+		closeAll(fds)
+		return message{}, nil, err
+	}
+	return m, fds, nil
+}
+
+// rights returns the descriptors in a control message, those read before an
+// error too.
+func rights(oob []byte) ([]int, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	cmsgs, err := unix.ParseSocketControlMessage(oob)
+	var fds []int
+	for _, c := range cmsgs {
+		got, parseErr := unix.ParseUnixRights(&c)
+		fds, err = append(fds, got...), errors.Join(err, parseErr)
+	}
+	return fds, err
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}

@@ -1,0 +1,40 @@
+package vipguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+)
+
+// ErrNotReady reports a guard that runs, but whose routes, rule or listeners do
+// not stand as they should.
+var ErrNotReady = errors.New("vip-guard is not ready")
+
+// Ready asks the guard at podDir whether routes and rule stand and the
+// listeners are held: the probe of the guard's container. It takes at most a
+// few seconds, and must run as root or as the agent.
+func Ready(podDir string) error { return ready(podDir, guardUID) }
+
+func ready(podDir string, uid int) error {
+	p, err := dialPeer(context.Background(), filepath.Join(podDir, guardSocket), uid)
+	if err != nil {
+		return fmt.Errorf("reach vip-guard: %w", err)
+	}
+	defer p.Close()
+	if err := p.send(message{Type: msgProbe}); err != nil {
+		return fmt.Errorf("ask vip-guard: %w", err)
+	}
+	answer, fds, err := p.recv(ioTimeout)
+	if err != nil {
+		return fmt.Errorf("ask vip-guard: %w", err)
+	}
+	closeAll(fds)
+	if answer.Type != msgAnswer {
+		return fmt.Errorf("ask vip-guard: answered %q", answer.Type)
+	}
+	if answer.Error != "" {
+		return fmt.Errorf("%w: %s", ErrNotReady, answer.Error)
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+package vipguard
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+)
+
+// The listeners' ports: a mirror's port with index i is served on FirstPort+i.
+const (
+	FirstPort = 4200
+	LastPort  = 4231
+	// HopPort is where gateways reach the agent, on the node's own address.
+	HopPort = 4144
+)
+
+// rulesVersion changes whenever rules of the same text are encoded differently,
+// so that an upgrade replaces them.
+const rulesVersion = 1
+
+// match says which packets a Rule is about.
+type match string
+
+const (
+	// matchAnswers are the VIP listeners' own answers to callers of this node
+	// that dialled a VIP directly: their source address is that VIP too.
+	matchAnswers match = "iifname lo ip saddr in range tcp sport 4200-4231"
+	matchPorts   match = "tcp dport 4200-4231"
+	matchTCP     match = "tcp"
+	matchAny     match = "any"
+	// matchNewPorts are connection attempts. Only these are refused outside the
+	// VIP ranges: an outgoing connection may own such a port while no guard runs.
+	matchNewPorts match = "tcp dport 4200-4231 flags & (fin|syn|rst|ack) == syn"
+)
+
+// verdict is what becomes of a packet that a Rule matches.
+type verdict string
+
+const (
+	verdictAccept      verdict = "accept"
+	verdictReset       verdict = "reject with tcp reset"
+	verdictUnreachable verdict = "reject with icmpx port-unreachable"
+)
+
+// Rule is one rule of the input chain. The first that matches decides. Every
+// rule counts its packets.
+type Rule struct {
+	// CIDR is the destination; the zero Prefix: any, of the family that V6 names.
+	CIDR    netip.Prefix
+	V6      bool
+	match   match
+	verdict verdict
+}
+
+// Rules returns the chain for these VIP ranges, which must be sorted.
+func Rules(cidrs []netip.Prefix) []Rule {
+	var rules []Rule
+	var v4, v6 bool
+	for _, c := range cidrs {
+		is6 := c.Addr().Is6()
+		v4, v6 = v4 || !is6, v6 || is6
+		rules = append(rules,
+			Rule{CIDR: c, V6: is6, match: matchAnswers, verdict: verdictAccept},
+			Rule{CIDR: c, V6: is6, match: matchPorts, verdict: verdictAccept},
+			Rule{CIDR: c, V6: is6, match: matchTCP, verdict: verdictReset},
+			Rule{CIDR: c, V6: is6, match: matchAny, verdict: verdictUnreachable},
+		)
+	}
+	if v4 {
+		rules = append(rules, Rule{match: matchNewPorts, verdict: verdictReset})
+	}
+	if v6 {
+		rules = append(rules, Rule{V6: true, match: matchNewPorts, verdict: verdictReset})
+	}
+	return rules
+}
+
+// String is the rule in words, close to nft's own.
+func (r Rule) String() string {
+	to := "ip daddr any"
+	switch {
+	case r.CIDR.IsValid():
+		to = fmt.Sprintf("ip daddr %v", r.CIDR)
+	case r.V6:
+		to = "ip6 daddr any"
+	}
+	return fmt.Sprintf("%s %s %s", to, r.match, r.verdict)
+}
+
+// comment is what the rule carries in the kernel: what it is for, and a hash
+// by which a later look tells whether it is still the one that is wanted.
+func (r Rule) comment() string {
+	name := map[match]string{
+		matchAnswers:  "answers to callers of this node",
+		matchPorts:    "callers of mirrors",
+		matchTCP:      "no other TCP port answers on VIPs",
+		matchAny:      "nothing else answers on VIPs",
+		matchNewPorts: "mirror ports answer on VIPs alone",
+	}[r.match]
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s", rulesVersion, r))
+	return fmt.Sprintf("%s %x", name, sum[:6])
+}
+
+// The table's frame, as rulesetLines writes it and the kernel is read.
+const (
+	tableName = "causeway"
+	chainName = "input"
+)
+
+func tableLine(flags uint32) string { return fmt.Sprintf("table inet %s flags %d", tableName, flags) }
+
+func chainLine(name, typ string, hook uint32, priority int32, policy uint32) string {
+	return fmt.Sprintf("chain %s type %s hook %d priority %d policy %d", name, typ, hook, priority, policy)
+}
+
+func rulesetLines(rules []Rule) []string {
+	const localIn, filter, accept = 1, 0, 1
+	lines := []string{tableLine(0), chainLine(chainName, "filter", localIn, filter, accept)}
+	for _, r := range rules {
+		lines = append(lines, r.comment())
+	}
+	return lines
+}
