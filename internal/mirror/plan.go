@@ -1,0 +1,235 @@
+package mirror
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/catalog"
+)
+
+// Desired is what shall stand for one Link.
+type Desired struct {
+	Link *v1alpha1.Link
+	// Own is Causeway's namespace.
+	Own string
+	// Version is Causeway's, for the annotation.
+	Version string
+	// Complete: Mirrors is everything, and other mirrors of the Link go away.
+	Complete bool
+	Mirrors  []Want
+}
+
+// Want is one mirror.
+type Want struct {
+	// Entry is its live entry in the ledger.
+	Entry v1alpha1.LedgerMirror
+	// Ready is what the mirror shall show.
+	Ready bool
+}
+
+// Have is what stands, as far as it concerns the Link. It is not changed.
+type Have struct {
+	// Services are those that the Link owns, those that have the name of a
+	// mirror of its, and those that a slice of its is for.
+	Services map[catalog.Key]*corev1.Service
+	// Slices are those that bear the Link's marks or the name of one of its slices.
+	Slices map[catalog.Key]*discoveryv1.EndpointSlice
+	// Namespaces holds those that exist and are not going away.
+	Namespaces map[string]bool
+}
+
+// Op is what a Change does. The zero Op is none.
+type Op int
+
+// The operations, in the order in which a plan has them for different mirrors.
+const (
+	Create Op = iota + 1
+	Update
+	Delete
+)
+
+// String is the operation in lower case, as metrics and logs have it.
+func (o Op) String() string { return [...]string{"none", "create", "update", "delete"}[o] }
+
+// Change is one write. Exactly one of Service and Slice is set: the object as it
+// shall be, or the one to delete.
+type Change struct {
+	Op      Op
+	Service *corev1.Service
+	Slice   *discoveryv1.EndpointSlice
+	// Was is what an Update starts from.
+	Was client.Object
+	// Orphan: a slice to be deleted because its Service, of this name, is not
+	// there or not ours.
+	Orphan string
+}
+
+// Object returns the object that c is about.
+func (c Change) Object() client.Object {
+	if c.Slice != nil {
+		return c.Slice
+	}
+	return c.Service
+}
+
+// String is such as "create service shop/bar-east".
+func (c Change) String() string {
+	kind := "service"
+	if c.Slice != nil {
+		kind = "slice"
+	}
+	return fmt.Sprintf("%v %s %s/%s", c.Op, kind, c.Object().GetNamespace(), c.Object().GetName())
+}
+
+// Plan decides what to write so that what stands becomes what shall stand: first
+// slices that are loose are deleted, then mirrors are made and repaired in the
+// order of their names, each Service before its slices, then Services deleted.
+func Plan(want Desired, have Have) ([]Change, []Problem) {
+	p := planner{Desired: want, have: have, wanted: make(map[catalog.Key]Want, len(want.Mirrors)), loose: make(map[catalog.Key]bool)}
+	for _, w := range want.Mirrors {
+		p.wanted[w.key()] = w
+	}
+	p.deleteLoose()
+	for _, k := range sortedKeys(p.wanted) {
+		p.mirror(k, p.wanted[k])
+	}
+	if want.Complete {
+		p.deleteUnwanted()
+	}
+	catalog.SortProblems(p.problems)
+	return p.changes, p.problems
+}
+
+// planner is the state of one Plan.
+type planner struct {
+	Desired
+	have     Have
+	wanted   map[catalog.Key]Want
+	loose    map[catalog.Key]bool // slices that the plan deletes
+	changes  []Change
+	problems []Problem
+}
+
+// deleteLoose deletes the Link's slices that no mirror of the Link stands behind:
+// each would lend our VIP to somebody else's Service.
+func (p *planner) deleteLoose() {
+	for _, k := range sortedKeys(p.have.Slices) {
+		slice := p.have.Slices[k]
+		if !marked(slice.Labels, p.Link.Name) || !slice.DeletionTimestamp.IsZero() {
+			continue
+		}
+		of := catalog.Key{Namespace: k.Namespace, Name: slice.Labels[discoveryv1.LabelServiceName]}
+		svc := p.have.Services[of]
+		w, wanted := p.wanted[of]
+		switch {
+		case svc == nil || !(p.owned(svc) || wanted && p.ours(svc, w)):
+			p.deleteSlice(k, of.Name)
+		case wanted && !expected(w, slice): // of a family that is no more, or renamed
+			p.deleteSlice(k, "")
+		}
+	}
+}
+
+// expected reports whether w has a slice of that name and kind.
+func expected(w Want, slice *discoveryv1.EndpointSlice) bool {
+	return slices.ContainsFunc(w.vips(), func(vip netip.Addr) bool {
+		return slice.Name == sliceName(w.Entry.MirrorName, vip) && slice.AddressType == family(vip)
+	})
+}
+
+func (p *planner) deleteSlice(k catalog.Key, orphan string) {
+	p.loose[k] = true
+	p.changes = append(p.changes, Change{Op: Delete, Slice: p.have.Slices[k], Orphan: orphan})
+}
+
+// mirror makes or repairs one mirror.
+func (p *planner) mirror(k catalog.Key, w Want) {
+	svc := p.have.Services[k]
+	switch {
+	case !allowed(k.Namespace, p.Own):
+		p.problems = append(p.problems, notAllowed(k))
+		return
+	case !p.have.Namespaces[k.Namespace]:
+		p.problems = append(p.problems, problem(k, NamespaceMissing, "the namespace does not exist here: the mirror appears when it does"))
+		return
+	case svc != nil && !p.ours(svc, w):
+		p.problems = append(p.problems, p.nameTaken(k, svc))
+		return
+	case svc != nil && !svc.DeletionTimestamp.IsZero():
+		return // once it is gone it is made anew
+	}
+	should := p.service(w, svc)
+	switch {
+	case svc == nil:
+		p.changes = append(p.changes, Change{Op: Create, Service: should})
+	case !equality.Semantic.DeepEqual(should, svc):
+		p.changes = append(p.changes, Change{Op: Update, Service: should, Was: svc})
+	}
+	for _, vip := range w.vips() {
+		p.slice(w, vip, should.UID)
+	}
+}
+
+func (p *planner) nameTaken(k catalog.Key, svc *corev1.Service) Problem {
+	if p.left(svc) {
+		return problem(k, NameTaken, "a mirror of an earlier Link of this name still stands: it is made anew once Kubernetes has collected that one")
+	}
+	return problem(k, NameTaken, "a Service of that name is here already and is not Causeway's: rename or delete it to have the mirror")
+}
+
+// slice makes or repairs the slice of one VIP.
+func (p *planner) slice(w Want, vip netip.Addr, owner types.UID) {
+	k := catalog.Key{Namespace: w.Entry.MirrorNamespace, Name: sliceName(w.Entry.MirrorName, vip)}
+	slice := p.have.Slices[k]
+	if slice != nil && !slice.DeletionTimestamp.IsZero() {
+		return // once it is gone it is made anew
+	}
+	if slice != nil && !p.loose[k] && !marked(slice.Labels, p.Link.Name) && !ownedByService(slice, owner) {
+		p.problems = append(p.problems, problem(k, NameTaken, "an EndpointSlice of that name is here already and is not Causeway's: delete it to have the mirror"))
+		return
+	}
+	if slice == nil || p.loose[k] {
+		p.changes = append(p.changes, Change{Op: Create, Slice: p.endpointSlice(w, vip, owner, nil)})
+		return
+	}
+	if should := p.endpointSlice(w, vip, owner, slice); !equality.Semantic.DeepEqual(should, slice) {
+		p.changes = append(p.changes, Change{Op: Update, Slice: should, Was: slice})
+	}
+}
+
+func ownedByService(slice *discoveryv1.EndpointSlice, owner types.UID) bool {
+	for _, o := range slice.OwnerReferences {
+		if owner != "" && o.Kind == "Service" && o.UID == owner {
+			return true
+		}
+	}
+	return false
+}
+
+// deleteUnwanted deletes the mirrors that the Link owns and nobody wants. Their
+// slices go with them.
+func (p *planner) deleteUnwanted() {
+	for _, k := range sortedKeys(p.have.Services) {
+		svc := p.have.Services[k]
+		if _, wanted := p.wanted[k]; !wanted && p.owned(svc) && svc.DeletionTimestamp.IsZero() {
+			p.changes = append(p.changes, Change{Op: Delete, Service: svc})
+		}
+	}
+}
+
+func sortedKeys[T any](m map[catalog.Key]T) []catalog.Key {
+	keys := make([]catalog.Key, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, catalog.Key.Compare)
+	return keys
+}
