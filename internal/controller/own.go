@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -106,7 +107,7 @@ func (o *own) loadIssuer(ctx context.Context, c client.Client, namespace string,
 	if err != nil {
 		return fmt.Errorf("Secret %s/%s: %w", namespace, issuerSecret, err)
 	}
-	o.issuerList, err = o.root.SignIssuerList(1, certificates(o.issuer))
+	o.issuerList, err = o.root.SignIssuerList(1, []*x509.Certificate{o.issuer.Certificate()})
 	if err != nil {
 		return fmt.Errorf("sign the list of issuers: %w", err)
 	}
@@ -172,7 +173,8 @@ func secret(ctx context.Context, c client.Client, namespace, name string, kind c
 }
 
 // publish keeps the ConfigMap with the public half as it should be. It writes
-// only what differs.
+// only what differs. With nil gateways those that it names stay: they are not
+// known yet.
 func (o *own) publish(ctx context.Context, c client.Client, namespace, clusterName string, gateways []string) error {
 	rootPEM, _, err := o.root.MarshalPEM()
 	if err != nil {
@@ -188,6 +190,9 @@ func (o *own) publish(ctx context.Context, c client.Client, namespace, clusterNa
 	key := client.ObjectKey{Namespace: namespace, Name: IdentityConfigMap}
 	var cm corev1.ConfigMap
 	err = c.Get(ctx, key, &cm)
+	if gateways == nil {
+		want[KeyGateways] = cm.Data[KeyGateways]
+	}
 	switch {
 	case apierrors.IsNotFound(err):
 		cm = corev1.ConfigMap{

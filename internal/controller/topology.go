@@ -80,4 +80,3 @@ func addresses(svc *corev1.Service) []string {
 	slices.Sort(out)
 	return slices.Compact(out)
 }
-

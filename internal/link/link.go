@@ -136,6 +136,15 @@ func parseKey(text string) (*ecdh.PublicKey, error) {
 	return key, nil
 }
 
+// ParseKey reads the 32 bytes of an X25519 public key.
+func ParseKey(raw []byte) (*ecdh.PublicKey, error) {
+	key, err := ecdh.X25519().NewPublicKey(raw)
+	if err != nil {
+		return nil, fmt.Errorf("an X25519 public key of %d bytes: %w", len(raw), err)
+	}
+	return key, nil
+}
+
 // parseRoot takes exactly one certificate, an authority. Its key and validity
 // are judged whenever it is used (internal/identity).
 func parseRoot(text string) (*x509.Certificate, error) {

@@ -11,6 +11,7 @@
 package view
 
 import (
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -348,3 +349,6 @@ func (b *Builder) route(now time.Time, r *wire.Route) *wire.Resource {
 }
 
 func equalEndpoints(a, b *wire.Endpoint) bool { return proto.Equal(a, b) }
+
+// Same reports whether two Views of one Builder say the same.
+func Same(a, b nodestream.View) bool { return maps.Equal(a, b) }

@@ -1,0 +1,369 @@
+// Package controller joins the control rooms in one process: it exports this
+// cluster's catalog to peers, subscribes to theirs, signs identities, and tells
+// every agent and gateway what it must know.
+//
+//	API server ─▶ caches ─┐                 ┌─▶ catalogs ─▶ peers (through our gateway)
+//	peers' catalogs ──────┴─▶ brain.think ──┼─▶ views ────▶ node streams
+//	                                        └─▶ leader ───▶ ledger, mirrors, status, Events
+//
+// brain.go is the front door to its thinking, own.go to what the cluster is.
+//
+// What always holds:
+//   - Every replica serves: catalogs, node streams, signatures. The leader alone
+//     writes, but for the cluster's identity and what is learnt of peers' issuers.
+//   - A thought starts from the caches and ends in whole values; it keeps nothing.
+//   - Nothing is written when nothing changed.
+//   - Each Link has its own streams and its own writer with its own back-off.
+package controller
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/grpctls"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/mirror"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/view"
+	"github.com/causeway-mesh/causeway/internal/signer"
+)
+
+// Options configure a controller process.
+type Options struct {
+	// ClusterName begins the trust domain, at the first start. Required.
+	ClusterName string
+	// VIPCIDRs are the ranges of virtual IPs, one for each IP family. Required.
+	VIPCIDRs []string
+	// Namespace, PodName are the pod's own. Required.
+	Namespace, PodName string
+	// Version is told to peers and written on mirrors.
+	Version string
+	// Addresses to listen on. Defaults ":4145", ":4146", ":9464", ":9465".
+	Catalog, NodeStream, Metrics, Probes string
+
+	Log *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	o.Catalog, o.NodeStream = cmp.Or(o.Catalog, ":4145"), cmp.Or(o.NodeStream, ":4146")
+	o.Metrics, o.Probes = cmp.Or(o.Metrics, ":9464"), cmp.Or(o.Probes, ":9465")
+	return o
+}
+
+// Run is the controller process. It returns when ctx ends, or with an error when
+// it lost the leadership: whoever started it starts it again.
+func Run(ctx context.Context, o Options) error {
+	o = o.withDefaults()
+	var ranges []netip.Prefix
+	for _, cidr := range o.VIPCIDRs {
+		p, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return fmt.Errorf("range of virtual IPs: %w", err)
+		}
+		ranges = append(ranges, p)
+	}
+	mgr, live, err := newManager(o)
+	if err != nil {
+		return err
+	}
+	mine, err := loadOwn(ctx, live, o.Namespace, o.ClusterName, time.Now())
+	if err != nil {
+		return fmt.Errorf("load this cluster's identity: %w", err)
+	}
+	if err := mine.publish(ctx, live, o.Namespace, o.ClusterName, nil); err != nil {
+		return err
+	}
+	if err := mirror.Index(ctx, mgr.GetFieldIndexer()); err != nil {
+		return err
+	}
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.Pod{}, signer.PodNodeField, signer.PodNode); err != nil {
+		return fmt.Errorf("index Pods by node: %w", err)
+	}
+	p := &process{o: o, own: mine, mgr: mgr, live: live, ranges: ranges, log: o.Log}
+	if err := p.wire(); err != nil {
+		return err
+	}
+	return mgr.Start(ctx)
+}
+
+func newManager(o Options) (manager.Manager, client.Client, error) {
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return nil, nil, err
+	}
+	cfg, err := ctrl.GetConfig()
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the cluster's API server: %w", err)
+	}
+	cfg.QPS, cfg.Burst = -1, -1 // writers have budgets of their own
+	mgr, err := manager.New(cfg, manager.Options{
+		Scheme: scheme,
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject: map[client.Object]cache.ByObject{
+				&v1alpha1.Ledger{}:    {Namespaces: map[string]cache.Config{o.Namespace: {}}},
+				&v1alpha1.PeerTrust{}: {Namespaces: map[string]cache.Config{o.Namespace: {}}},
+				&corev1.Pod{}:         {Transform: slimPod},
+			},
+		},
+		Client:                        client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}, &corev1.ConfigMap{}}}},
+		Metrics:                       metricsserver.Options{BindAddress: o.Metrics},
+		HealthProbeBindAddress:        o.Probes,
+		LeaderElection:                true,
+		LeaderElectionID:              "causeway-controller",
+		LeaderElectionNamespace:       o.Namespace,
+		LeaderElectionReleaseOnCancel: true,
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	live, err := client.New(rest.CopyConfig(cfg), client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	return mgr, live, nil
+}
+
+// slimPod keeps of a pod in the cache what Causeway reads: hundreds of thousands of them add up.
+func slimPod(o any) (any, error) {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return o, nil
+	}
+	p.ManagedFields, p.Annotations = nil, slimAnnotations(p.Annotations)
+	containers := make([]corev1.Container, len(p.Spec.Containers))
+	for i, c := range p.Spec.Containers {
+		containers[i] = corev1.Container{Name: c.Name, Ports: c.Ports}
+	}
+	initial := make([]corev1.Container, len(p.Spec.InitContainers))
+	for i, c := range p.Spec.InitContainers {
+		initial[i] = corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy}
+	}
+	p.Spec = corev1.PodSpec{
+		NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
+		Hostname: p.Spec.Hostname, Subdomain: p.Spec.Subdomain, Containers: containers, InitContainers: initial,
+	}
+	p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses = nil, nil, nil
+	return p, nil
+}
+
+// slimAnnotations keeps the one that tells a static pod's mirror.
+func slimAnnotations(all map[string]string) map[string]string {
+	if v, ok := all[corev1.MirrorPodAnnotationKey]; ok {
+		return map[string]string{corev1.MirrorPodAnnotationKey: v}
+	}
+	return nil
+}
+
+// process is one controller process while it is put together.
+type process struct {
+	o      Options
+	own    *own
+	mgr    manager.Manager
+	live   client.Client
+	ranges []netip.Prefix
+	log    *slog.Logger
+
+	credential *credential
+	brain      *brain
+	whole      chan struct{}
+}
+
+// wire puts the parts together and hands them to the manager, which runs them.
+func (p *process) wire() error {
+	p.credential = &credential{own: p.own, namespace: p.o.Namespace}
+	hub, board := &nodestream.Hub{}, &wire.Board{}
+	if err := board.SetHello(&wire.Hello{Version: p.o.Version, IssuerList: p.own.issuerList, LinkPublicKey: p.own.linkKey.Public()}); err != nil {
+		return err
+	}
+	p.whole = make(chan struct{})
+	b := &brain{
+		o: p.o, own: p.own, cache: p.mgr.GetClient(), hub: hub, board: board, ranges: p.ranges, log: p.log,
+		whole: p.whole, wake: make(chan struct{}, 1),
+	}
+	p.brain = b
+	catalogMetrics := wire.NewMetrics(metrics.Registry)
+	b.peers = &peers{
+		own: p.own, credential: p.credential.get, trusts: trusts{p.live, p.o.Namespace}, board: board,
+		metrics: catalogMetrics, changed: b.changed, log: p.log, links: make(map[string]*peerState),
+	}
+	b.leader = &leader{
+		client: p.mgr.GetClient(), own: p.own, o: p.o, log: p.log,
+		events: p.mgr.GetEventRecorder("causeway-controller"),
+		books:  &books{client: p.live, namespace: p.o.Namespace, ranges: p.ranges},
+		reconciler: &mirror.Reconciler{
+			Client: p.mgr.GetClient(), Live: p.live, Namespace: p.o.Namespace, Version: p.o.Version,
+			Log: p.log, Metrics: mirror.NewMetrics(metrics.Registry),
+		},
+	}
+	nodes, err := p.nodeStream(hub)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection),
+		p.mgr.AddHealthzCheck("ping", func(_ *http.Request) error { return nil }),
+		p.mgr.AddReadyzCheck("whole", func(_ *http.Request) error { return p.ready() }),
+	)
+}
+
+// everywhere is a part that runs in every replica.
+type everywhere func(context.Context) error
+
+func (f everywhere) Start(ctx context.Context) error { return f(ctx) }
+func (everywhere) NeedLeaderElection() bool          { return false }
+
+func (p *process) add(part func(context.Context) error) error { return p.mgr.Add(everywhere(part)) }
+
+// think watches and thinks until ctx ends, and waits for all that thinking has started.
+func (p *process) think(ctx context.Context) error {
+	for _, kind := range kinds() {
+		informer, err := p.mgr.GetCache().GetInformer(ctx, kind)
+		if err != nil {
+			return fmt.Errorf("watch %T: %w", kind, err)
+		}
+		if _, err := informer.AddEventHandler(wakeOn(p.brain.changed)); err != nil {
+			return fmt.Errorf("watch %T: %w", kind, err)
+		}
+	}
+	if !p.mgr.GetCache().WaitForCacheSync(ctx) {
+		return nil
+	}
+	p.brain.run(ctx)
+	p.brain.peers.running.Wait()
+	p.brain.leader.running.Wait()
+	return nil
+}
+
+func wakeOn(changed func()) toolscache.ResourceEventHandler {
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { changed() },
+		UpdateFunc: func(any, any) { changed() },
+		DeleteFunc: func(any) { changed() },
+	}
+}
+
+func (p *process) awaitElection(ctx context.Context) error {
+	select {
+	case <-p.mgr.Elected():
+		p.log.Info("this replica leads: it writes mirrors and status")
+		p.brain.leading.Store(true)
+		p.brain.changed()
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+func (p *process) ready() error {
+	select {
+	case <-p.whole:
+		return nil
+	default:
+		return errors.New("the caches are not whole yet")
+	}
+}
+
+// nodeStream serves agents and gateways.
+func (p *process) nodeStream(hub *nodestream.Hub) (everywhere, error) {
+	ln, err := net.Listen("tcp", p.o.NodeStream)
+	if err != nil {
+		return nil, fmt.Errorf("listen for agents and gateways: %w", err)
+	}
+	api, err := kubernetes.NewForConfig(p.mgr.GetConfig())
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(), metrics.Registry)
+	s := signer.New(known, p.own.issuer, signer.Options{Registerer: metrics.Registry})
+	server := nodestream.NewServer(subjects{known}, hub, s.Sign, nodestream.ServerOptions{Log: p.log, Registerer: metrics.Registry})
+	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: guardAccepted})
+	return func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
+}
+
+// subjects tells the node stream whom a token stands for.
+type subjects struct{ known *signer.Authenticator }
+
+func (s subjects) Authenticate(ctx context.Context, token string) (nodestream.Subject, error) {
+	caller, err := s.known.Authenticate(ctx, token)
+	if err != nil {
+		return nodestream.Subject{}, err
+	}
+	out := nodestream.Subject{Node: caller.NodeName, PodUID: caller.PodUID}
+	switch caller.Role {
+	case signer.RoleAgent:
+		out.Role = nodestream.RoleAgent
+	case signer.RoleGateway:
+		out.Role = nodestream.RoleGateway
+	}
+	return out, nil
+}
+
+func (p *process) nodeTLS() (*tls.Config, error) {
+	return identity.ServerTLS(identity.PlaneNode,
+		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.credential.get() }, false, nil), nil
+}
+
+// catalog serves peers' controllers, whom a gateway of ours hands over.
+func (p *process) catalog(board *wire.Board, m *wire.Metrics) everywhere {
+	return func(ctx context.Context) error {
+		tcp, err := net.Listen("tcp", p.o.Catalog)
+		if err != nil {
+			return fmt.Errorf("listen for peers: %w", err)
+		}
+		key := route.HopKey(identity.HopKey(p.own.hopMaster, view.ControllerBackend(p.o.PodName)))
+		ln := newHopListener(tcp, key, p.log, metrics.Registry)
+		var accepting sync.WaitGroup
+		defer accepting.Wait()
+		accepting.Go(func() { ln.run(ctx) })
+		server := wire.NewServer(p.brain.peers.who, board, inboundSink{p.brain.peers}, wire.ServerOptions{Log: p.log, Metrics: m})
+		creds := grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: p.brain.peers.serverTLS, Guard: guardAccepted})
+		return server.Serve(ctx, ln, creds)
+	}
+}
+
+// credential is this replica's own, signed anew at half of its life.
+type credential struct {
+	own       *own
+	namespace string
+
+	mu   sync.Mutex // guards held
+	held *identity.Credential
+}
+
+func (c *credential) get() (*identity.Credential, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now := time.Now(); c.held == nil || now.After(c.held.RenewAt()) {
+		fresh, err := c.own.controllerCredential(c.namespace, now)
+		if err != nil {
+			return nil, err
+		}
+		c.held = fresh
+	}
+	return c.held, nil
+}
