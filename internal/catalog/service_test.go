@@ -1,0 +1,204 @@
+package catalog
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// told is a Service that a peer of trust domain east.1 may tell.
+func told() Service {
+	return Service{
+		Namespace: "shop", Name: "bar",
+		Ports: []Port{
+			{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "kubernetes.io/h2c", Route: 1024},
+			{Name: "dns", Protocol: "UDP", Port: 80},
+		},
+		Identities: []string{"spiffe://east.1/ns/shop/sa/bar"},
+		Ready:      true, SessionAffinity: AffinityClientIP, SessionAffinitySeconds: 60,
+	}
+}
+
+func TestValidate(t *testing.T) {
+	port := func(change func(*Port)) func(*Service) {
+		return func(s *Service) { change(&s.Ports[0]) }
+	}
+	identity := func(id string) func(*Service) {
+		return func(s *Service) { s.Identities = append(s.Identities, id) }
+	}
+	cases := map[string]struct {
+		why     string
+		change  func(*Service)
+		refused bool
+		reason  string
+	}{
+		"plain":             {why: "it is believed whole", change: func(*Service) {}},
+		"no identities":     {why: "a Service without pods has none", change: func(s *Service) { s.Identities = nil }},
+		"not ready":         {why: "that is no fault", change: func(s *Service) { s.Ready = false }},
+		"one unnamed port":  {why: "as in Kubernetes", change: func(s *Service) { s.Ports = s.Ports[:1]; s.Ports[0].Name = "" }},
+		"no route":          {why: "a port may not be carried yet", change: port(func(p *Port) { p.Route = 0 })},
+		"namespace":         {why: "it becomes part of a path", change: func(s *Service) { s.Namespace = "../x" }, refused: true, reason: InvalidName},
+		"name":              {why: "no Service has it", change: func(s *Service) { s.Name = "Bar" }, refused: true, reason: InvalidName},
+		"long name":         {why: "no Service has it", change: func(s *Service) { s.Name = strings.Repeat("a", 64) }, refused: true, reason: InvalidName},
+		"no name":           {why: "no Service has it", change: func(s *Service) { s.Name = "" }, refused: true, reason: InvalidName},
+		"no ports":          {why: "there is nothing to call", change: func(s *Service) { s.Ports = nil }, refused: true, reason: InvalidPorts},
+		"17 ports":          {why: "a mirror has so many listeners only", change: func(s *Service) { s.Ports = manyPorts(17) }, refused: true, reason: InvalidPorts},
+		"16 ports":          {why: "the bound itself is allowed", change: func(s *Service) { s.Ports = manyPorts(16) }},
+		"port 0":            {why: "no Service has it", change: port(func(p *Port) { p.Port = 0 }), refused: true, reason: InvalidPorts},
+		"a name twice":      {why: "a name is a port's for life", change: port(func(p *Port) { p.Name = "dns" }), refused: true, reason: InvalidPorts},
+		"unnamed of two":    {why: "no Service has it", change: port(func(p *Port) { p.Name = "" }), refused: true, reason: InvalidPorts},
+		"a number twice":    {why: "no Service has it", change: func(s *Service) { s.Ports[1].Protocol = "TCP" }, refused: true, reason: InvalidPorts},
+		"a port's name":     {why: "no Service has it", change: port(func(p *Port) { p.Name = "h\x00" }), refused: true, reason: InvalidPorts},
+		"appProtocol":       {why: "no Service has it", change: port(func(p *Port) { p.AppProtocol = "a b" }), refused: true, reason: InvalidPorts},
+		"protocol":          {why: "no Service has it", change: port(func(p *Port) { p.Protocol = "tcp" }), refused: true, reason: InvalidPorts},
+		"the catalog route": {why: "a mirror must not lead to the peer's controller", change: port(func(p *Port) { p.Route = 1023 }), refused: true, reason: InvalidPorts},
+		"a route twice":     {why: "two ports are two routes", change: func(s *Service) { s.Ports[1] = Port{Name: "b", Protocol: "TCP", Port: 81, Route: 1024} }, refused: true, reason: InvalidPorts},
+		"a route for UDP":   {why: "only TCP is carried", change: func(s *Service) { s.Ports[1].Route = 1025 }, refused: true, reason: InvalidPorts},
+		"our identity":      {why: "a peer vouches for its own trust domain only", change: identity("spiffe://west.1/ns/shop/sa/bar"), reason: ForeignIdentity},
+		"a longer domain":   {why: "a prefix is not the whole", change: identity("spiffe://east.11/ns/shop/sa/bar"), reason: ForeignIdentity},
+		"another namespace": {why: "accounts of the Service's own namespace alone", change: identity("spiffe://east.1/ns/pay/sa/bar"), reason: ForeignIdentity},
+		"a longer path":     {why: "it is no ServiceAccount", change: identity("spiffe://east.1/ns/shop/sa/bar/x"), reason: ForeignIdentity},
+		"no account":        {why: "it is no ServiceAccount", change: identity("spiffe://east.1/ns/shop/sa/"), reason: ForeignIdentity},
+		"no SPIFFE ID":      {why: "it is no identity at all", change: identity("https://east.1/ns/shop/sa/bar"), reason: ForeignIdentity},
+		"affinity":          {why: "Kubernetes knows no other", change: func(s *Service) { s.SessionAffinity = 7 }, reason: InvalidAffinity},
+		"affinity for ever": {why: "a day is the most", change: func(s *Service) { s.SessionAffinitySeconds = 86401 }, reason: InvalidAffinity},
+		"seconds of none":   {why: "they mean nothing", change: func(s *Service) { s.SessionAffinity = AffinityNone }, reason: InvalidAffinity},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := told()
+			c.change(&s)
+			got, problems := s.Validate("east.1")
+			if got.IsZero() != c.refused {
+				t.Errorf("%s: got %v", c.why, got)
+			}
+			var want []string
+			if c.reason != "" {
+				want = []string{c.reason}
+			}
+			if d := cmp.Diff(want, reasonsOf(problems)); d != "" {
+				t.Errorf("%s (-want +got):\n%s", c.why, d)
+			}
+			if c.reason == ForeignIdentity && !slices.Equal(got.Identities, told().Identities) {
+				t.Errorf("%s: kept %v", c.why, got.Identities)
+			}
+			if c.reason == InvalidAffinity && (got.SessionAffinity != AffinityNone || got.SessionAffinitySeconds != 0) {
+				t.Errorf("%s: kept %v", c.why, got)
+			}
+		})
+	}
+}
+
+func manyPorts(n int) []Port {
+	var ports []Port
+	for i := range n {
+		ports = append(ports, Port{Name: fmt.Sprint("p", i), Protocol: "TCP", Port: uint16(1000 + i), Route: uint32(2000 + i)})
+	}
+	return ports
+}
+
+func TestValidateIsCanonical(t *testing.T) {
+	s := told()
+	slices.Reverse(s.Ports)
+	s.Identities = append([]string{"spiffe://east.1/ns/shop/sa/zeta"}, s.Identities[0], s.Identities[0])
+	got, problems := s.Validate("east.1")
+	want := told()
+	want.Identities = append(want.Identities, "spiffe://east.1/ns/shop/sa/zeta")
+	if !got.Equal(want) || len(problems) > 0 {
+		t.Errorf("sorted, each once: %v, problems %v", got, problems)
+	}
+	s = told()
+	for i := range 2 * MaxIdentities {
+		s.Identities = append(s.Identities, fmt.Sprintf("spiffe://east.1/ns/shop/sa/a%d", i))
+	}
+	if got, problems := s.Validate("east.1"); len(got.Identities) != MaxIdentities || problems[0].Reason != TooManyIdentities {
+		t.Errorf("bounded: %d identities, problems %v", len(got.Identities), problems)
+	}
+}
+
+func FuzzValidate(f *testing.F) {
+	f.Add("shop", "bar", "http", "TCP", uint16(80), "http", uint32(1024), "spiffe://east.1/ns/shop/sa/bar", int32(1), uint32(60))
+	f.Add("a/b", "\xff", "", "QUIC", uint16(0), "x y", uint32(3), "spiffe://west", int32(-1), uint32(0))
+	f.Fuzz(func(t *testing.T, namespace, name, port, protocol string, number uint16, app string, route uint32, id string, affinity int32, seconds uint32) {
+		s := Service{
+			Namespace: namespace, Name: name, Identities: []string{id, "spiffe://east.1/ns/" + namespace + "/sa/" + name},
+			Ports:           []Port{{Name: port, Protocol: protocol, Port: number, AppProtocol: app, Route: route}},
+			SessionAffinity: Affinity(affinity), SessionAffinitySeconds: seconds,
+		}
+		got, problems := s.Validate("east.1")
+		for _, p := range problems {
+			if !utf8.ValidString(p.Service) || len(p.Service) > 130 || len(p.Message) > 300 || !slices.Contains(Reasons, p.Reason) {
+				t.Errorf("a stranger's word is in the status: %q", p)
+			}
+		}
+		if got.IsZero() {
+			if len(problems) == 0 {
+				t.Error("refused without a reason")
+			}
+			return
+		}
+		again, problems := got.Validate("east.1")
+		if !again.Equal(got) || len(problems) > 0 {
+			t.Errorf("what is believed once is believed again: %v, then %v, %v", got, again, problems)
+		}
+		for _, id := range got.Identities {
+			if !strings.HasPrefix(id, "spiffe://east.1/ns/"+got.Namespace+"/sa/") {
+				t.Errorf("identity %q of service %v", id, got.Key())
+			}
+		}
+	})
+}
+
+func TestKey(t *testing.T) {
+	if k, err := ParseKey("shop/bar"); err != nil || k != (Key{"shop", "bar"}) || k.String() != "shop/bar" {
+		t.Errorf("there and back: %v, %v", k, err)
+	}
+	for _, s := range []string{"", "shop", "/bar", "shop/", "a/b/c", "Shop/bar", "shop/ba r", "shop/" + strings.Repeat("a", 64)} {
+		if k, err := ParseKey(s); err == nil {
+			t.Errorf("%q is no key, not %v", s, k)
+		}
+	}
+}
+
+func TestMirrorName(t *testing.T) {
+	long := strings.Repeat("a", 50) + "-"
+	cases := map[string]struct{ why, service, link, want string }{
+		"plain":     {"name and Link", "bar", "east", "bar-east"},
+		"63":        {"the longest that fits", strings.Repeat("a", 58), "east", strings.Repeat("a", 58) + "-east"},
+		"64":        {"shortened, with a hash of all of it", strings.Repeat("a", 59), "east", strings.Repeat("a", 54) + "-6cb9cfda"},
+		"cut dash":  {"no two dashes where it was cut", long + "bbb-cccccccc", "east", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-bbb-" + "60e1b1ab"},
+		"same both": {"the pair is hashed, not their joint", strings.Repeat("a", 59) + "-x", "east", "?"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got := MirrorName(c.service, c.link)
+			if c.want == "?" {
+				if other := MirrorName(strings.Repeat("a", 59), "x-east"); other == got {
+					t.Errorf("%s: %s", c.why, got)
+				}
+				return
+			}
+			if got != c.want {
+				t.Errorf("%s: got %s, want %s", c.why, got, c.want)
+			}
+		})
+	}
+}
+
+func FuzzMirrorName(f *testing.F) {
+	f.Add("bar", "east")
+	f.Add(strings.Repeat("a-", 31)+"a", strings.Repeat("b", 32))
+	f.Fuzz(func(t *testing.T, service, link string) {
+		if !isLabel(service) || !isLabel(link) {
+			return
+		}
+		if name := MirrorName(service, link); len(validation.IsDNS1123Label(name)) > 0 || name != MirrorName(service, link) {
+			t.Errorf("mirror of %s in %s is %q", service, link, name)
+		}
+	})
+}
