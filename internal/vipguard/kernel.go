@@ -119,6 +119,11 @@ func route(c Change) *netlink.Route {
 		return r
 	}
 	r.Type, r.Table, r.Scope, r.LinkIndex = unix.RTN_LOCAL, unix.RT_TABLE_LOCAL, netlink.SCOPE_HOST, loopback
+	if c.CIDR.Addr().Is4() {
+		// Else the node's own callers have the VIP as their source too, and the
+		// rule refuses what they are answered. IPv6 takes ::1 by itself.
+		r.Src = net.IPv4(127, 0, 0, 1)
+	}
 	return r
 }
 

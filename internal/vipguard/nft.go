@@ -114,22 +114,15 @@ func exprs(r Rule) []expr.Any {
 	}
 	out := []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal([]byte{proto})}
 	if r.CIDR.IsValid() {
-		out = append(out, address(r, false)...)
+		out = append(out, address(r)...)
 	}
 	switch r.match {
-	case matchAnswers:
-		lo := make([]byte, unix.IFNAMSIZ)
-		copy(lo, "lo")
-		out = append(out, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equal(lo))
-		out = append(out, address(r, true)...)
-		out = append(out, tcp()...)
-		out = append(out, ports(0)...)
 	case matchPorts:
 		out = append(out, tcp()...)
-		out = append(out, ports(2)...)
+		out = append(out, ports()...)
 	case matchNewPorts:
 		out = append(out, tcp()...)
-		out = append(out, ports(2)...)
+		out = append(out, ports()...)
 		out = append(out, syn()...)
 	case matchTCP:
 		out = append(out, tcp()...)
@@ -150,14 +143,11 @@ func decision(v verdict) expr.Any {
 
 func equal(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
 
-// address matches the packet's source or destination with the rule's range.
-func address(r Rule, source bool) []expr.Any {
-	offset, length := uint32(16), uint32(4) // of the destination in an IPv4 header
+// address matches the packet's destination with the rule's range.
+func address(r Rule) []expr.Any {
+	offset, length := uint32(16), uint32(4) // in an IPv4 header
 	if r.V6 {
 		offset, length = 24, 16
-	}
-	if source {
-		offset -= length
 	}
 	mask := make([]byte, length)
 	for i := range r.CIDR.Bits() {
@@ -174,10 +164,11 @@ func tcp() []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{unix.IPPROTO_TCP})}
 }
 
-// ports matches the listeners' ports at an offset in the TCP header.
-func ports(offset uint32) []expr.Any {
+// ports matches the listeners' ports as destination.
+func ports() []expr.Any {
+	const destinationOffset = 2
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: destinationOffset, Len: 2},
 		&expr.Range{
 			Op: expr.CmpOpEq, Register: 1,
 			FromData: binaryutil.BigEndian.PutUint16(FirstPort), ToData: binaryutil.BigEndian.PutUint16(LastPort),

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
@@ -26,7 +27,7 @@ func serveWords(t *testing.T, ln net.Listener) {
 			if err != nil {
 				return
 			}
-			fmt.Fprintf(conn, "%v from %v by interface %d\n", conn.LocalAddr(), conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(), ingress(conn))
+			fmt.Fprintf(conn, "%v from %v by interface %d\n", conn.LocalAddr(), conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap(), ingress(conn))
 			conn.Close()
 		}
 	}()
@@ -115,7 +116,7 @@ func TestOnlyMirrorPortsAnswerOnVIPs(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			got := p.dial(tc.addr, tc.port)
+			got := p.dial("tcp", tc.addr, tc.port)
 			if strings.Contains(got, "connection refused") {
 				got = "refused"
 			}
@@ -133,11 +134,15 @@ func TestOnlyMirrorPortsAnswerOnVIPs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		conn.SetDeadline(time.Now().Add(5 * time.Second))
 		conn.Write([]byte("?"))
 		if _, err := conn.Read(make([]byte, 1)); !refused(err) {
-			t.Errorf("UDP to %v: %v, want it refused", addr, err)
+			t.Errorf("UDP to %v from the node: %v, want it refused", addr, err)
 		}
 		conn.Close()
+		if got := p.dial("udp", addr, 53); !strings.Contains(got, "connection refused") {
+			t.Errorf("UDP to %v from a pod: %v, want it refused", addr, got)
+		}
 	}
 	if err := Ready(g.opts.PodDir); err != nil {
 		t.Errorf("all stands, but %v", err)

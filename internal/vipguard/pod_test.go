@@ -44,11 +44,15 @@ func podDo(line string) error {
 		}
 		return err
 	}
-	conn, err := net.DialTimeout("tcp", line, 5*time.Second)
+	network, addr, _ := strings.Cut(line, " ")
+	conn, err := net.DialTimeout(network, addr, 5*time.Second)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	if network == "udp" {
+		conn.Write([]byte("?"))
+	}
 	conn.SetDeadline(time.Now().Add(5 * time.Second))
 	words, err := bufio.NewReader(conn).ReadString('\n')
 	if err != nil {
@@ -146,7 +150,7 @@ func (p *pod) tell(line string) string {
 }
 
 // dial returns what the pod was told by whoever answers, or its error.
-func (p *pod) dial(addr netip.Addr, port int) string {
+func (p *pod) dial(network string, addr netip.Addr, port int) string {
 	p.t.Helper()
-	return p.tell(netip.AddrPortFrom(addr, uint16(port)).String())
+	return p.tell(network + " " + netip.AddrPortFrom(addr, uint16(port)).String())
 }

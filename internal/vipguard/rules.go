@@ -22,12 +22,9 @@ const rulesVersion = 1
 type match string
 
 const (
-	// matchAnswers are the VIP listeners' own answers to callers of this node
-	// that dialled a VIP directly: their source address is that VIP too.
-	matchAnswers match = "iifname lo ip saddr in range tcp sport 4200-4231"
-	matchPorts   match = "tcp dport 4200-4231"
-	matchTCP     match = "tcp"
-	matchAny     match = "any"
+	matchPorts match = "tcp dport 4200-4231"
+	matchTCP   match = "tcp"
+	matchAny   match = "any"
 	// matchNewPorts are connection attempts. Only these are refused outside the
 	// VIP ranges: an outgoing connection may own such a port while no guard runs.
 	matchNewPorts match = "tcp dport 4200-4231 flags & (fin|syn|rst|ack) == syn"
@@ -60,7 +57,6 @@ func Rules(cidrs []netip.Prefix) []Rule {
 		is6 := c.Addr().Is6()
 		v4, v6 = v4 || !is6, v6 || is6
 		rules = append(rules,
-			Rule{CIDR: c, V6: is6, match: matchAnswers, verdict: verdictAccept},
 			Rule{CIDR: c, V6: is6, match: matchPorts, verdict: verdictAccept},
 			Rule{CIDR: c, V6: is6, match: matchTCP, verdict: verdictReset},
 			Rule{CIDR: c, V6: is6, match: matchAny, verdict: verdictUnreachable},
@@ -91,7 +87,6 @@ func (r Rule) String() string {
 // by which a later look tells whether it is still the one that is wanted.
 func (r Rule) comment() string {
 	name := map[match]string{
-		matchAnswers:  "answers to callers of this node",
 		matchPorts:    "callers of mirrors",
 		matchTCP:      "no other TCP port answers on VIPs",
 		matchAny:      "nothing else answers on VIPs",
