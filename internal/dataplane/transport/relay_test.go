@@ -336,6 +336,22 @@ func TestSpliceWritesFirstBytesAndUsesTheKernel(t *testing.T) {
 	}
 }
 
+// A client that sent FIN and then dies while nothing moves: the gateway neither reads from it nor writes to it.
+func TestSpliceNoticesAResetAfterFIN(t *testing.T) {
+	a, plainA := pair(t)
+	b, plainB := pair(t)
+	done := make(chan Result, 1)
+	go func() { done <- Splice(t.Context(), plainA, plainB, nil) }()
+	a.CloseWrite()
+	wantEnd(t, "b", b, "")
+	Reset(a)
+	wantBroken(t, b)
+	Reset(b)
+	if r := <-done; r.Side != First || r.Reason != WasReset {
+		t.Errorf("%+v, want a reset by the first side", r)
+	}
+}
+
 func TestSpliceAborts(t *testing.T) {
 	for name, bulk := range map[string]int{"small": 10, "bulk": 8 << 20} {
 		t.Run(name, func(t *testing.T) {
