@@ -106,7 +106,9 @@ func (k *keeper) move(open bool, timer *time.Timer) bool {
 		timer.Reset(retryGate)
 		return false
 	}
-	if !open {
+	if open {
+		k.log.Info("agent serves callers")
+	} else {
 		k.log.Warn("no agent: callers are refused", "grace", k.grace)
 	}
 	return true
