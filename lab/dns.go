@@ -3,6 +3,8 @@ package lab
 import (
 	"context"
 	"errors"
+	"net"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -79,20 +81,20 @@ func taken(err error) bool {
 	return errors.As(err, &s) && apierrors.IsInvalid(err) && apierrors.HasStatusCause(err, metav1.CauseTypeFieldValueInvalid)
 }
 
+// awaitDNS asks the cluster's DNS from the first node, by way of kube-proxy and the pod's network: what the API says may be an earlier life's.
 func (c *Cluster) awaitDNS(ctx context.Context) error {
-	client, err := c.Client()
-	if err != nil {
-		return err
-	}
-	return c.await(ctx, "the cluster's DNS", nil, func() error {
-		d, err := client.AppsV1().Deployments("kube-system").Get(ctx, "coredns", metav1.GetOptions{})
-		if err != nil {
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (conn net.Conn, err error) {
+		err = inNetns(c.node(1).netns(), func() error {
+			conn, err = (&net.Dialer{}).DialContext(ctx, "udp4", dnsServiceIP+":53")
 			return err
-		}
-		if d.Status.ReadyReplicas == 0 {
-			return errNotYet
-		}
-		return nil
+		})
+		return conn, err
+	}}
+	return c.await(ctx, "the cluster's DNS", nil, func() error {
+		ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		defer cancel()
+		_, err := resolver.LookupHost(ctx, "kubernetes.default.svc.cluster.local.")
+		return err
 	})
 }
 
