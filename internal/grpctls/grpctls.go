@@ -40,7 +40,7 @@ var (
 // done. Both results are required.
 type Guard func(net.Conn) (guarded net.Conn, proven func())
 
-// Config tells how to shake hands. Configs and ALPN are required.
+// Config tells how to shake hands. ALPN and TLS are required.
 type Config struct {
 	// ALPN is the plane's protocol. It is set as the only one of every tls.Config.
 	ALPN string
@@ -49,6 +49,9 @@ type Config struct {
 	TLS func() (*tls.Config, error)
 	// Guard is put around each connection; nil means none.
 	Guard Guard
+	// Failed is told of each handshake that failed, since gRPC makes plain text of
+	// the error; nil means nobody.
+	Failed func(error)
 }
 
 // New returns transport credentials for a gRPC server or client.
@@ -58,13 +61,21 @@ type creds struct{ Config }
 
 // ClientHandshake implements credentials.TransportCredentials.
 func (c creds) ClientHandshake(ctx context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return c.handshake(ctx, conn, tls.Client)
+	return c.tell(c.handshake(ctx, conn, tls.Client))
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (c creds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	// gRPC gives no context here; the handshake's own deadline ends it.
-	return c.handshake(context.Background(), conn, tls.Server)
+	return c.tell(c.handshake(context.Background(), conn, tls.Server))
+}
+
+// tell passes on what handshake returns, and a failure to Failed as well.
+func (c creds) tell(conn net.Conn, auth credentials.AuthInfo, err error) (net.Conn, credentials.AuthInfo, error) {
+	if err != nil && c.Failed != nil {
+		c.Failed(err)
+	}
+	return conn, auth, err
 }
 
 // handshake proves both ends, or closes conn.

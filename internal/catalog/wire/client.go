@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -12,10 +13,14 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
+)
+
+var (
+	errDial      = errors.New("the gateway cannot be reached")
+	errHandshake = errors.New("the peer was not believed, or does not believe us")
 )
 
 // ClientOptions tune a Client. The zero value works.
@@ -43,7 +48,7 @@ type Client struct {
 	board *Board
 	sink  Sink
 	dial  func(context.Context) (net.Conn, error)
-	creds credentials.TransportCredentials
+	tls   func() (*tls.Config, error)
 	o     ClientOptions
 }
 
@@ -62,8 +67,7 @@ func NewClient(link string, board *Board, sink Sink, dial func(context.Context) 
 	if o.Metrics == nil {
 		o.Metrics = NewMetrics(nil)
 	}
-	creds := grpctls.New(grpctls.Config{ALPN: ALPN, TLS: tlsConfig, Guard: o.Guard})
-	return &Client{link: link, board: board, sink: sink, dial: dial, creds: creds, o: o}
+	return &Client{link: link, board: board, sink: sink, dial: dial, tls: tlsConfig, o: o}
 }
 
 // Run keeps a stream open until ctx ends, and then returns nil. It must run once.
@@ -107,7 +111,8 @@ func (c *Client) sync(ctx context.Context) (greeted bool, err error) {
 	if _, ok, _ := c.board.hello.Read(struct{}{}); !ok {
 		return false, errNotReady
 	}
-	conn, err := c.connection()
+	var failed failure
+	conn, err := c.connection(&failed)
 	if err != nil {
 		return false, err
 	}
@@ -117,13 +122,13 @@ func (c *Client) sync(ctx context.Context) (greeted bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// Until the stream is there, nothing but this bounds the attempt.
-	connecting := time.AfterFunc(2*grpctls.HandshakeTimeout, cancel)
+	connecting := time.AfterFunc(connectTimeout, cancel)
 	stream, err := NewCatalogClient(conn).Sync(ctx)
-	if !connecting.Stop() && err == nil {
-		err = context.DeadlineExceeded
+	if !connecting.Stop() {
+		err = fmt.Errorf("no stream within %v: %w", connectTimeout, cmp.Or(failed.get(), context.DeadlineExceeded))
 	}
 	if err != nil {
-		return false, err
+		return false, cmp.Or(failed.get(), err)
 	}
 	c.o.Metrics.open.WithLabelValues(outbound).Inc()
 	defer c.o.Metrics.open.WithLabelValues(outbound).Dec()
@@ -137,14 +142,43 @@ func (c *Client) sync(ctx context.Context) (greeted bool, err error) {
 	return t.greeting != nil, err
 }
 
+// connectTimeout bounds an attempt until its stream is there.
+const connectTimeout = 2 * grpctls.HandshakeTimeout
+
+// failure keeps why a connection could not be made, which gRPC makes plain text of.
+type failure struct {
+	mu  sync.Mutex // guards err
+	err error
+}
+
+func (f *failure) set(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *failure) get() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
 // connection prepares a connection; it is dialled by its first call.
-func (c *Client) connection() (*grpc.ClientConn, error) {
+func (c *Client) connection(failed *failure) (*grpc.ClientConn, error) {
 	if c.dial == nil {
 		return nil, errors.New("a catalog client needs a way to dial")
 	}
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		conn, err := c.dial(ctx)
+		if err != nil {
+			failed.set(fmt.Errorf("%w: %w", errDial, err))
+		}
+		return conn, err
+	}
+	shake := func(err error) { failed.set(fmt.Errorf("%w: %w", errHandshake, err)) }
 	return grpc.NewClient("passthrough:///"+c.link,
-		grpc.WithTransportCredentials(c.creds),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx) }),
+		grpc.WithTransportCredentials(grpctls.New(grpctls.Config{ALPN: ALPN, TLS: c.tls, Guard: c.o.Guard, Failed: shake})),
+		grpc.WithContextDialer(dial),
 		grpc.WithNoProxy(),
 		grpc.WithDisableRetry(),
 		grpc.WithDisableServiceConfig(),

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"context"
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,6 +15,7 @@ import (
 const (
 	endedOrderly     = "ended" // by whoever dialled, or in good order
 	endedUnreachable = "unreachable"
+	endedHandshake   = "handshake"
 	endedSilent      = "silent"
 	endedSlow        = "slow_reader"
 	endedProtocol    = "protocol"
@@ -35,6 +37,7 @@ func reason(err error) string {
 		{ErrSilent, endedSilent}, {ErrSlow, endedSlow}, {ErrProtocol, endedProtocol}, {ErrNotLinked, endedNotLinked},
 		{delta.ErrTooMany, endedLimit}, {delta.ErrTooLarge, endedLimit},
 		{delta.ErrDuplicate, endedProtocol}, {delta.ErrUnknownKey, endedProtocol},
+		{errDial, endedUnreachable}, {errHandshake, endedHandshake}, {context.DeadlineExceeded, endedUnreachable},
 		{errStreams, endedStreams}, {errNotReady, endedNotReady}, {errStopping, endedStopping},
 	} {
 		if errors.Is(err, known.err) {
@@ -85,7 +88,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	for _, direction := range []string{inbound, outbound} {
 		m.open.WithLabelValues(direction)
-		for _, why := range []string{endedOrderly, endedUnreachable, endedSilent, endedSlow, endedProtocol, endedLimit,
+		for _, why := range []string{endedOrderly, endedUnreachable, endedHandshake, endedSilent, endedSlow, endedProtocol, endedLimit,
 			endedNotLinked, endedStreams, endedConnections, endedNotReady, endedStopping, endedOther} {
 			m.ended.WithLabelValues(direction, why)
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -99,7 +100,8 @@ type world struct {
 	atWest     memory
 	so         ServerOptions
 	co         ClientOptions
-	strangers  atomic.Bool // east knows nobody
+	dial       func(context.Context) (net.Conn, error) // instead of ln's
+	strangers  atomic.Bool                             // east knows nobody
 	server     *Server
 	tlsW       *tls.Config
 	ln         *bufconn.Listener
@@ -158,6 +160,9 @@ func (w *world) client() { w.clientFor(w.ctx) }
 
 func (w *world) clientFor(ctx context.Context) {
 	dial := func(ctx context.Context) (net.Conn, error) {
+		if w.dial != nil {
+			return w.dial(ctx)
+		}
 		if !w.up.Load() {
 			return nil, errors.New("no route")
 		}
@@ -544,10 +549,12 @@ func TestHostileClient(t *testing.T) {
 }
 
 // rawStream is a stream to east without a client around it.
-func (w *world) rawStream() Catalog_SyncClient {
+func (w *world) rawStream(opts ...grpc.DialOption) Catalog_SyncClient {
 	w.t.Helper()
-	c := NewClient("east", &w.west, &w.atWest, func(ctx context.Context) (net.Conn, error) { return w.ln.DialContext(ctx) }, grpctlstest.Config(w.tlsW), w.co)
-	conn, err := c.connection()
+	opts = append(opts,
+		grpc.WithTransportCredentials(grpctls.New(grpctls.Config{ALPN: ALPN, TLS: grpctlstest.Config(w.tlsW)})),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return w.ln.DialContext(ctx) }))
+	conn, err := grpc.NewClient("passthrough:///east", opts...)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -593,6 +600,71 @@ func TestWindow(t *testing.T) {
 			t.Errorf("three Acks make room for three Updates, %d came", seen-window)
 		}
 	})
+}
+
+func TestSlowPeerIsCut(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.so.Silence = time.Hour
+		var list []catalog.Service
+		for i := range 100 {
+			list = append(list, service(fmt.Sprint("s", i), 20<<10))
+		}
+		w.publish(catalogOf(list...))
+		w.serve()
+		s := w.rawStream(grpc.WithStaticStreamWindowSize(64 << 10))
+		_ = s.Send(&Message{Body: &Message_Hello{Hello: hello("west")}})
+		_ = s.Send(&Message{Body: &Message_Subscribe{Subscribe: &Subscribe{}}})
+		time.Sleep(29 * time.Second) // and takes nothing
+		if n := w.ended(w.metricsS, inbound, endedSlow); n != 0 {
+			t.Error("a peer has 30 s")
+		}
+		time.Sleep(2 * time.Second)
+		if n := w.ended(w.metricsS, inbound, endedSlow); n != 1 {
+			t.Error("a peer that takes nothing for 30 s must be cut and counted")
+		}
+	})
+}
+
+func TestConnectFailures(t *testing.T) {
+	refused := errors.New("not this one")
+	cases := map[string]struct {
+		why    string
+		set    func(*world)
+		want   error
+		reason string
+	}{
+		"dial fails": {"the operator must see the reason", func(w *world) {
+			w.dial = func(context.Context) (net.Conn, error) { return nil, refused }
+		}, refused, endedUnreachable},
+		"dial hangs": {"an attempt is bounded", func(w *world) {
+			w.dial = func(ctx context.Context) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }
+		}, context.DeadlineExceeded, endedUnreachable},
+		"gateway says nothing": {"a handshake is bounded", func(w *world) {
+			w.dial = func(ctx context.Context) (net.Conn, error) {
+				near, far := net.Pipe()
+				context.AfterFunc(w.ctx, func() { far.Close() })
+				w.tasks.Go(func() { _, _ = io.Copy(io.Discard, far) })
+				return near, nil
+			}
+		}, context.DeadlineExceeded, endedHandshake},
+		"peer not believed": {"a wrong certificate is told from a missing one", func(w *world) {
+			w.tlsW.VerifyConnection = func(tls.ConnectionState) error { return refused }
+		}, refused, endedHandshake},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			in(t, func(t *testing.T, w *world) {
+				w.serve()
+				tc.set(w)
+				w.client()
+				time.Sleep(12 * time.Second)
+				err := w.atWest.lastEnd()
+				if !errors.Is(err, tc.want) || reason(err) != tc.reason {
+					t.Errorf("%s: got %v (%s), want %v (%s)", tc.why, err, reason(err), tc.want, tc.reason)
+				}
+			})
+		})
+	}
 }
 
 func TestServerLimits(t *testing.T) {
