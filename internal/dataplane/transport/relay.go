@@ -85,6 +85,7 @@ func reasonFor(err error) Reason {
 type carriage struct {
 	first, second net.Conn // TCP connections, that of a tunnel too
 	back, forth   atomic.Int64
+	finSent       [3]atomic.Bool // by Side: set before our FIN is sent there
 
 	abortOnce sync.Once
 	result    Result // written by abortOnce, or after both directions are joined
@@ -122,6 +123,22 @@ func (c *carriage) bothEnded() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.ended == 2
+}
+
+// sendFIN ends what is written to a side's connection.
+func (c *carriage) sendFIN(s Side, conn *net.TCPConn) error {
+	c.finSent[s].Store(true)
+	return conn.CloseWrite()
+}
+
+// checkFIN returns nil if an end that was read from a side's connection is a FIN. The kernel tells of a reset
+// but once: if a writer was told, the reader sees what looks like an end.
+func (c *carriage) checkFIN(s Side, conn *net.TCPConn) error {
+	// The order matters: after our own FIN a FIN closes the connection as well.
+	if closed(conn) && !c.finSent[s].Load() {
+		return os.NewSyscallError("read", syscall.ECONNRESET)
+	}
+	return nil
 }
 
 // run carries both directions until they have ended or aborted, and closes the connections.
@@ -189,7 +206,10 @@ func (r *relay) plainToTunnel() {
 		}
 		r.forth.Add(int64(n))
 	}
-	if err != io.EOF {
+	if err == io.EOF {
+		err = r.checkFIN(First, r.plain)
+	}
+	if err != nil {
 		r.fail(First, err)
 		return
 	}
@@ -210,7 +230,7 @@ func (r *relay) tunnelToPlain() {
 	if err := r.copyFromTunnel(); err != nil {
 		return
 	}
-	if err := r.plain.CloseWrite(); err != nil {
+	if err := r.sendFIN(First, r.plain); err != nil {
 		r.fail(First, err)
 		return
 	}

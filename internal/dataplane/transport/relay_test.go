@@ -265,6 +265,49 @@ func TestBulkBothWays(t *testing.T) {
 	})
 }
 
+// The kernel tells of a reset once. A reader who comes after a writer was told sees an end, which must not be
+// passed on as one: a server would take half an upload for the whole.
+func TestAnEndAfterAResetIsNone(t *testing.T) {
+	app, plain := pair(t)
+	c := &carriage{first: plain}
+	Reset(app)
+	if _, err := io.Copy(plain, neverEnding{}); !errors.Is(err, unix.ECONNRESET) {
+		t.Fatalf("writer was told %v", err)
+	}
+	src, err := newSource(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := src.read(); err != io.EOF {
+		t.Fatalf("reader was told %v: the kernel has changed its ways, and checkFIN may go", err)
+	}
+	if err := c.checkFIN(First, plain); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%v, want a reset", err)
+	}
+}
+
+type neverEnding struct{}
+
+func (neverEnding) Read(b []byte) (int, error) { return len(b), nil }
+
+func TestAFINIsAnEnd(t *testing.T) {
+	for name, ours := range map[string]bool{"before ours": false, "after ours": true} {
+		app, plain := pair(t)
+		c := &carriage{first: plain}
+		if ours {
+			if err := c.sendFIN(First, plain); err != nil {
+				t.Fatal(err)
+			}
+			wantEnd(t, "application", app, "")
+		}
+		app.CloseWrite()
+		wantEnd(t, "relay", plain, "")
+		if err := c.checkFIN(First, plain); err != nil {
+			t.Errorf("%s: %v, want none", name, err)
+		}
+	}
+}
+
 // A slow reader's peer answers every probe: it must not be taken for dead by the user timeout.
 func TestCarriageLiftsTheUserTimeout(t *testing.T) {
 	a, plainA := pair(t)

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"net"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -72,5 +73,22 @@ func TestIngressInterface(t *testing.T) {
 		}
 		d.Close()
 		ln.Close()
+	}
+}
+
+func TestPassing(t *testing.T) {
+	for name, c := range map[string]struct {
+		why  string
+		err  error
+		want bool
+	}{
+		"no descriptor": {"others will close theirs", &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", unix.EMFILE)}, true},
+		"aborted":       {"that caller has gone, the next has not", unix.ECONNABORTED, true},
+		"closed":        {"no more will come", net.ErrClosed, false},
+		"none":          {"nothing has failed", nil, false},
+	} {
+		if got := Passing(c.err); got != c.want {
+			t.Errorf("%s: %v, want %v: %s", name, got, c.want, c.why)
+		}
 	}
 }

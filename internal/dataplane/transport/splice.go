@@ -50,11 +50,15 @@ func (s *splice) carry(src, dst *net.TCPConn, from, to Side, count *atomic.Int64
 		}
 		s.early = nil
 	}
-	if side, err := s.copy(src, dst, from, to, count); err != io.EOF {
+	side, err := s.copy(src, dst, from, to, count)
+	if err == io.EOF {
+		err = s.checkFIN(from, src)
+	}
+	if err != nil {
 		s.fail(side, err)
 		return
 	}
-	if err := dst.CloseWrite(); err != nil {
+	if err := s.sendFIN(to, dst); err != nil {
 		s.fail(to, err)
 		return
 	}

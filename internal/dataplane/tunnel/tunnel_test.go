@@ -289,6 +289,7 @@ func TestOpenLeavesNoDeadline(t *testing.T) {
 			time.Sleep(time.Hour)
 			server.Write([]byte("late"))
 		}()
+		client.SetDeadline(time.Now().Add(5 * time.Second)) // the handshake's, say
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		if _, err := Open(ctx, client, hello, nil); err != nil {
 			t.Fatal(err)
