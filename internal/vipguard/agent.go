@@ -36,6 +36,7 @@ type Listeners struct {
 	opts      AgentOptions
 	held      sockets
 	listeners map[string]net.Listener
+	srv       *server
 
 	mu    sync.Mutex // guards what follows
 	conn  *peer      // nil while there is no guard
@@ -43,7 +44,7 @@ type Listeners struct {
 }
 
 // Take asks the guard of this pod, at podDir, for the listeners. It waits for a
-// guard until ctx ends. The caller runs Serve and ends with Close.
+// guard until ctx ends. The caller runs Serve at once, once, and ends with Close.
 func Take(ctx context.Context, podDir string, o AgentOptions) (*Listeners, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -66,12 +67,20 @@ func takeOnce(ctx context.Context, podDir string, o AgentOptions) (*Listeners, e
 	if err != nil {
 		return nil, err
 	}
+	// Before there is anything to give: a guard that restarts from here on must
+	// find who holds its ports.
+	srv, err := newServer(filepath.Join(podDir, agentSocket), os.Getegid(), []int{o.GuardUID}, o.Log)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("serve the guard: %w", err)
+	}
 	held, err := take(conn)
 	if err != nil {
 		conn.Close()
+		srv.close()
 		return nil, err
 	}
-	l := &Listeners{dir: podDir, opts: o, held: held, listeners: map[string]net.Listener{}, conn: conn}
+	l := &Listeners{dir: podDir, opts: o, held: held, listeners: map[string]net.Listener{}, srv: srv, conn: conn}
 	for name, fd := range held {
 		if l.listeners[name], err = newListener(name, fd); err != nil {
 			delete(l.listeners, name)
@@ -111,15 +120,10 @@ func (l *Listeners) announce() {
 
 // Serve gives the listeners to a restarted guard that asks for them, and keeps
 // the agent's presence at the guard, until ctx ends; then it returns nil. It
-// returns an error if the socket cannot be served.
+// returns an error if the socket for the guard breaks.
 func (l *Listeners) Serve(ctx context.Context) error {
-	srv, err := newServer(filepath.Join(l.dir, agentSocket), os.Getegid(), []int{l.opts.GuardUID}, l.opts.Log)
-	if err != nil {
-		return fmt.Errorf("serve the guard: %w", err)
-	}
-	defer srv.close()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return srv.run(ctx, l.serveGuard) })
+	group.Go(func() error { return l.srv.run(ctx, l.serveGuard) })
 	group.Go(func() error { l.stay(ctx); return nil })
 	return group.Wait()
 }
@@ -185,6 +189,7 @@ func (l *Listeners) setConn(conn *peer) {
 // in the queues wait for the next agent.
 func (l *Listeners) Close() error {
 	var errs []error
+	l.srv.close()
 	for _, ln := range l.listeners {
 		if err := ln.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)

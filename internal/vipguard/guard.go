@@ -66,6 +66,7 @@ func (g *guard) serveAgent(ctx context.Context, p *peer, first message, agentUID
 		return
 	case msgTake:
 		if p.uid != agentUID {
+			g.log.Warn("refused listeners to who is not the agent", "uid", p.uid, "want", agentUID)
 			return
 		}
 		if err := give(p, g.sockets); err != nil {
