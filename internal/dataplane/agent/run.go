@@ -26,8 +26,8 @@ import (
 type Options struct {
 	// PodDir is the folder that the agent shares with its vip-guard alone.
 	PodDir string
-	// Admin is the address of metrics, on the node's loopback. Default "127.0.0.1:9464".
-	Admin string
+	// Metrics is the address of metrics, on the node's loopback.
+	Metrics string
 	// Controller, IdentityDir, TokenFile and Version are home.Options'.
 	Controller, IdentityDir, TokenFile, Version string
 
@@ -67,7 +67,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { return held.Serve(run) })
 	group.Go(func() error { a.leases.watch(run, a.state.Load); return nil })
 	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry, held) })
-	group.Go(func() error { return a.serveMetrics(run, o.Admin, registry) })
+	group.Go(func() error { return a.serveMetrics(run, o.Metrics, registry) })
 	group.Go(func() error {
 		defer end() // the rest goes on until the last connection has drained
 		defer a.svids.wait()
@@ -156,7 +156,7 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 			http.Error(w, "no complete state from the controller yet", http.StatusServiceUnavailable)
 		}
 	})
-	return serveHTTP(ctx, ln, mux)
+	return home.Serve(ctx, ln, mux)
 }
 
 // serveMetrics serves /metrics on the node's loopback. During an upgrade the old
@@ -165,23 +165,13 @@ func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.
 	for {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err == nil {
-			return serveHTTP(ctx, ln, promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+			return home.Serve(ctx, ln, promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
 		}
 		a.log.Debug("metrics wait for their port", "address", address, "error", err)
 		if !backoff.Sleep(ctx, time.Second) {
 			return nil
 		}
 	}
-}
-
-func serveHTTP(ctx context.Context, ln net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(ln); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("serve on %v: %w", ln.Addr(), err)
-	}
-	return nil
 }
 
 // Ready asks the agent of this pod, at podDir, whether it can serve: nil if so.

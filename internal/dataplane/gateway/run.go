@@ -16,10 +16,10 @@ import (
 
 // Options configure a gateway process.
 type Options struct {
-	// Listen is the address for peers. Default ":4143".
+	// Listen is the address for peers.
 	Listen string
-	// Admin is the address of metrics and probes. Default ":9464".
-	Admin string
+	// Metrics and Probes are the addresses of what their names say.
+	Metrics, Probes string
 	// Controller, IdentityDir, TokenFile and Version are home.Options'.
 	Controller, IdentityDir, TokenFile, Version string
 
@@ -49,7 +49,8 @@ func Run(ctx context.Context, o Options) error {
 	run, stop := context.WithCancel(run)
 	defer stop()
 	group.Go(func() error { return h.Run(run) })
-	group.Go(func() error { return home.ServeHTTP(run, o.Admin, registry, func() error { return s.ready(ctx) }) })
+	group.Go(func() error { return home.ServeMetrics(run, o.Metrics, registry) })
+	group.Go(func() error { return home.ServeProbes(run, o.Probes, func() error { return s.ready(ctx) }) })
 	group.Go(func() error {
 		defer stop() // the rest goes on until the last connection has drained
 		serving, cancel := context.WithCancel(run)

@@ -171,10 +171,17 @@ func NewRegistry() *prometheus.Registry {
 	return r
 }
 
-// ServeHTTP serves /metrics, /healthz and /readyz on address until ctx ends.
-func ServeHTTP(ctx context.Context, address string, r *prometheus.Registry, ready func() error) error {
+// ServeMetrics serves /metrics on address until ctx ends.
+func ServeMetrics(ctx context.Context, address string, r *prometheus.Registry) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	return serveHTTP(ctx, address, mux)
+}
+
+// ServeProbes serves /healthz and /readyz on address until ctx ends. ready says
+// why the process should get no new work; nil: it should.
+func ServeProbes(ctx context.Context, address string, ready func() error) error {
+	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := ready(); err != nil {
@@ -183,11 +190,24 @@ func ServeHTTP(ctx context.Context, address string, r *prometheus.Registry, read
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	srv := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	return serveHTTP(ctx, address, mux)
+}
+
+func serveHTTP(ctx context.Context, address string, h http.Handler) error {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return Serve(ctx, ln, h)
+}
+
+// Serve serves h on ln until ctx ends, with bounds on what a client may take.
+func Serve(ctx context.Context, ln net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.ListenAndServe(); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("serve metrics on %s: %w", address, err)
+	if err := srv.Serve(ln); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve on %v: %w", ln.Addr(), err)
 	}
 	return nil
 }

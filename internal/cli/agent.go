@@ -1,0 +1,24 @@
+package cli
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/agent"
+)
+
+func (a *app) agent() *cobra.Command {
+	o := agent.Options{PodDir: podDir, Metrics: "127.0.0.1:9464", IdentityDir: identityDir, TokenFile: tokenFile, Version: Version()}
+	c := newProcess("agent", "Carry local pods' calls to linked clusters, and theirs to local pods", func(c *cobra.Command, log *slog.Logger) error {
+		if err := required(c, "controller"); err != nil {
+			return err
+		}
+		o.Log = log
+		return agent.Run(c.Context(), o)
+	})
+	c.Flags().StringVar(&o.Controller, "controller", "", "address of the controllers' node stream, host:port")
+	c.AddCommand(newProbe("Ask the agent of this pod whether it is ready", func() error { return agent.Ready(context.Background(), podDir) }))
+	return c
+}

@@ -1,0 +1,30 @@
+package cli
+
+import (
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/causeway-mesh/causeway/internal/controller"
+)
+
+func (a *app) controller() *cobra.Command {
+	o := controller.Options{Version: Version()}
+	var vips prefixList
+	c := newProcess("controller", "Export and import catalogs, sign identities, tell agents and gateways what they must know", func(c *cobra.Command, log *slog.Logger) error {
+		if err := required(c, "cluster-name", "vip-cidrs", "namespace", "pod-name"); err != nil {
+			return err
+		}
+		for _, p := range vips {
+			o.VIPCIDRs = append(o.VIPCIDRs, p.String())
+		}
+		o.Log = log
+		return controller.Run(c.Context(), o)
+	})
+	c.Flags().StringVar(&o.ClusterName, "cluster-name", "", "name of this cluster, the beginning of its trust domain")
+	c.Flags().Var(&vips, "vip-cidrs", "ranges of the virtual IPs, one for each IP family")
+	fromPod(c, "namespace", &o.Namespace, "Causeway's own namespace")
+	fromPod(c, "pod-name", &o.PodName, "this replica's name")
+	return c
+}
+

@@ -1,0 +1,22 @@
+package cli
+
+import (
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/gateway"
+)
+
+func (a *app) gateway() *cobra.Command {
+	o := gateway.Options{Listen: ":4143", Metrics: ":9464", Probes: ":9465", IdentityDir: identityDir, TokenFile: tokenFile, Version: Version()}
+	c := newProcess("gateway", "Hand connections of linked clusters to the agents of this one", func(c *cobra.Command, log *slog.Logger) error {
+		if err := required(c, "controller"); err != nil {
+			return err
+		}
+		o.Log = log
+		return gateway.Run(c.Context(), o)
+	})
+	c.Flags().StringVar(&o.Controller, "controller", "", "address of the controllers' node stream, host:port")
+	return c
+}
