@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -34,6 +35,8 @@ func TestMain(m *testing.M) {
 		os.Exit(podMain())
 	case os.Getenv(namespaceEnv) == "":
 		os.Exit(inNamespace())
+	case slices.Contains(os.Args, "-test.fuzzworker"): // in its parent's namespace
+		os.Exit(m.Run())
 	}
 	if err := setUpNode(); err != nil {
 		fmt.Fprintln(os.Stderr, "set up the test's namespace:", err)
