@@ -59,11 +59,8 @@ func newLogger(w io.Writer, level slog.Level, role string) *slog.Logger {
 // environment names the variable that stands in for a flag which was not given. The chart sets them from the pod's
 // own fields.
 var environment = map[string]string{
-	"node-name": "NODE_NAME",
 	"node-ip":   "NODE_IP",
 	"pod-name":  "POD_NAME",
-	"pod-uid":   "POD_UID",
-	"pod-ip":    "POD_IP",
 	"namespace": "POD_NAMESPACE",
 }
 

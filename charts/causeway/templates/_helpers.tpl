@@ -57,17 +57,3 @@ name: identity
 configMap:
   name: causeway-identity
 {{- end }}
-
-{{/* Where the agent's pod runs, for both of its containers. */}}
-{{- define "causeway.agentEnv" -}}
-- name: NODE_NAME
-  valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
-- name: NODE_IP
-  valueFrom: {fieldRef: {fieldPath: status.hostIP}}
-- name: POD_NAME
-  valueFrom: {fieldRef: {fieldPath: metadata.name}}
-- name: POD_NAMESPACE
-  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
-- name: POD_UID
-  valueFrom: {fieldRef: {fieldPath: metadata.uid}}
-{{- end }}

@@ -1,0 +1,92 @@
+# What the desk and the CI run. Everything that a target lacks it installs or
+# builds: a Debian machine needs Go, git, make and root.
+#
+#   make demo        two real clusters, and a call across them
+#   make demo-down   remove them
+#   make test        lint, unit tests, generated files, tests on real clusters
+
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+export GOWORK := off
+# One setting for build, vet and lint, so that they share the build cache.
+export CGO_ENABLED := 0
+
+version := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+ldflags := -s -w -X github.com/causeway-mesh/causeway/internal/cli.release=$(version)
+go_files = $(shell git ls-files --cached --others --exclude-standard -- '*.go')
+scripts := .ci/run demo/run $(wildcard hack/*)
+# Kubernetes and CoreDNS, which the lab runs, are modules of their own there.
+lab_packages = $(shell cd lab && go list ./... | grep -v /e2e)
+
+.PHONY: build
+build: ## bin/causeway
+	go build -trimpath -buildvcs=false -ldflags '$(ldflags)' -o bin/causeway ./cmd/causeway
+
+.PHONY: lab
+lab: ## bin/lab, which makes and breaks clusters
+	cd lab && go build -o ../bin/lab ./cmd/lab
+
+# The tag is a checksum of what is inside, so that a changed image is a new one.
+.PHONY: image
+image: build lab ## build/causeway.tar and build/shop.tar
+	mkdir -p build
+	go build -trimpath -buildvcs=false -ldflags '-s -w' -o build/shop ./demo/shop
+	echo "causeway.dev/causeway:$$(sha256sum bin/causeway | cut -c1-12)" >build/causeway.image
+	bin/lab image --entrypoint /causeway --file bin/causeway:/causeway:0755 --user 64143:64143 --tag "$$(cat build/causeway.image)" --out build/causeway.tar
+	bin/lab image --entrypoint /shop --file build/shop:/shop:0755 --user 65532:65532 --tag causeway.dev/shop:demo --out build/shop.tar
+
+.PHONY: demo
+demo: ## two clusters, linked, and a call across them
+	demo/run
+
+.PHONY: demo-down
+demo-down: lab ## remove the demo's clusters
+	bin/lab down
+
+.PHONY: test
+test: lint unit fresh e2e ## all that must be green
+
+.PHONY: lint
+lint: bin/.tools ## gofmt, vet, staticcheck, shellcheck
+	hack/need shellcheck=shellcheck
+	@unformatted=$$(gofmt -l $(go_files)); [ -z "$$unformatted" ] || { echo "gofmt -w these: $$unformatted" >&2; exit 1; }
+	go vet -trimpath ./...
+	cd lab && go vet ./...
+	GOFLAGS=-trimpath bin/staticcheck ./...
+	cd lab && ../bin/staticcheck ./...
+	shellcheck $(scripts)
+
+.PHONY: unit
+unit: export CGO_ENABLED := 1
+unit: ## tests that need no cluster, with the race detector
+	hack/need gcc=gcc gcc=libc6-dev
+	go test -race ./...
+	cd lab && go test -race $(lab_packages)
+
+.PHONY: e2e
+e2e: image ## tests on real clusters, in a lab of their own
+	hack/e2e
+
+.PHONY: bench
+bench: ## every benchmark, once
+	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: generate
+generate: bin/.tools ## code and CRDs from types and protos
+	hack/need protoc=protobuf-compiler
+	bin/controller-gen object paths=./api/...
+	bin/controller-gen crd paths=./api/... output:crd:dir=charts/causeway/crds
+	PATH="$(CURDIR)/bin:$$PATH" protoc --go_out=. --go_opt=paths=source_relative \
+		--go-grpc_out=. --go-grpc_opt=paths=source_relative $$(git ls-files '*.proto')
+
+.PHONY: fresh
+fresh: ## fail if a generated file is stale
+	hack/fresh
+
+bin/.tools: tools/go.mod tools/go.sum
+	cd tools && GOBIN="$(CURDIR)/bin" go install tool
+	touch $@
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.* ## /\1\t/' | expand -t 12
