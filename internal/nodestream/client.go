@@ -194,7 +194,7 @@ func (c *Client) watch(ctx context.Context, address string) (whole bool, err err
 	if err != nil {
 		return false, streamError(ctx, err)
 	}
-	receiver := delta.NewReceiver(kind, delta.Limits{Bytes: maxState})
+	receiver := newReceiver()
 	for {
 		silence.Reset(c.o.Silence)
 		u, err := stream.Recv()
@@ -231,6 +231,10 @@ const maxState = 256 << 20
 
 // errUpdate marks Updates that a client refuses.
 var errUpdate = errors.New("invalid update")
+
+func newReceiver() *delta.Receiver[*wire.Resource] {
+	return delta.NewReceiver(kind, delta.Limits{Bytes: maxState})
+}
 
 // apply checks u and takes it over. It returns the View that is whole with it, nil
 // if nothing changed.

@@ -312,12 +312,15 @@ func (*Subscribe) Descriptor() ([]byte, []int) {
 
 // Update changes the subscriber's copy. The first Updates carry everything.
 type Update struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	Upserts  []*Service             `protobuf:"bytes,2,rep,name=upserts,proto3" json:"upserts,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 for the first of the stream, and then one more for each.
+	Revision uint64     `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Upserts  []*Service `protobuf:"bytes,2,rep,name=upserts,proto3" json:"upserts,omitempty"`
 	// Keys namespace/name.
 	Removed []string `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"`
-	// The copy is whole with this Update. Only a whole copy may delete mirrors.
+	// The copy is one whole catalog of the sender with this Update: it is set on the
+	// last Update of the snapshot and of each later change. Only a whole copy may
+	// delete mirrors.
 	Complete      bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -381,9 +384,11 @@ func (x *Update) GetComplete() bool {
 	return false
 }
 
+// Ack is sent for Updates and for Hellos. At most 4 Updates are without one.
 type Ack struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All Updates up to this are dealt with; 0: none yet.
+	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Number of the newest issuer list applied.
 	IssuerNumber  uint64 `protobuf:"varint,2,opt,name=issuer_number,json=issuerNumber,proto3" json:"issuer_number,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -34,7 +34,8 @@ const (
 // prove themselves by a certificate of the root that the Link names.
 type CatalogClient interface {
 	// Sync is the one conversation of two controllers. Either side first sends
-	// Hello. Whoever sends Subscribe receives Updates, and sends an Ack for each.
+	// Hello. Whoever sends Subscribe receives Updates, and acknowledges them.
+	// A receiver passes over messages whose body it does not know.
 	Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[Message, Message], error)
 }
 
@@ -67,7 +68,8 @@ type Catalog_SyncClient = grpc.BidiStreamingClient[Message, Message]
 // prove themselves by a certificate of the root that the Link names.
 type CatalogServer interface {
 	// Sync is the one conversation of two controllers. Either side first sends
-	// Hello. Whoever sends Subscribe receives Updates, and sends an Ack for each.
+	// Hello. Whoever sends Subscribe receives Updates, and acknowledges them.
+	// A receiver passes over messages whose body it does not know.
 	Sync(grpc.BidiStreamingServer[Message, Message]) error
 	mustEmbedUnimplementedCatalogServer()
 }

@@ -74,8 +74,9 @@ type Update struct {
 	// Upserts before removed; a key appears at most once in an Update.
 	Upserts []*Resource `protobuf:"bytes,1,rep,name=upserts,proto3" json:"upserts,omitempty"`
 	Removed []string    `protobuf:"bytes,2,rep,name=removed,proto3" json:"removed,omitempty"`
-	// The snapshot is whole with this Update. Later Updates have it set too. A
-	// receiver applies nothing before the first complete one.
+	// With this Update the receiver holds one whole view of the server: it is set on
+	// the last Update of the snapshot and of each later change, and on heartbeats. A
+	// receiver acts on whole views only.
 	Complete bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
 	// The server's clock, Unix milliseconds. An Update without resources is a
 	// heartbeat, sent every 5 s.

@@ -1,0 +1,62 @@
+package wire
+
+import (
+	"encoding/hex"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/causeway-mesh/causeway/internal/catalog"
+)
+
+// TestVectors holds the layout to docs/design/0004-catalog-stream.md. A failure
+// means that clusters of two versions no longer understand each other.
+func TestVectors(t *testing.T) {
+	key := make([]byte, linkKeyBytes)
+	for i := range key {
+		key[i] = byte(i)
+	}
+	vectors := map[string]struct {
+		message *Message
+		want    string
+	}{
+		"hello": {
+			message: &Message{Body: &Message_Hello{Hello: &Hello{Version: "v0.1.0", IssuerList: []byte{0x30, 0x00}, LinkPublicKey: key, TimeMs: 1767225600000}}},
+			want:    "0a350a0676302e312e30120230001a20000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2080d0eab6b733",
+		},
+		"subscribe": {
+			message: &Message{Body: &Message_Subscribe{Subscribe: &Subscribe{}}},
+			want:    "1200",
+		},
+		"update": {
+			message: &Message{Body: &Message_Update{Update: &Update{Revision: 1, Complete: true, Upserts: []*Service{encode(catalog.Service{
+				Namespace: "shop", Name: "bar", Ready: true, Identities: []string{"spiffe://east-1a2b/ns/shop/sa/bar"},
+				Ports: []catalog.Port{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: 1024}},
+			})}}}},
+			want: "1a4e080112480a0473686f7012036261721a160a04687474701203544350185022046874747028800822217370696666653a2f2f656173742d316132622f6e732f73686f702f73612f62617228012001",
+		},
+		"removal": {
+			message: &Message{Body: &Message_Update{Update: &Update{Revision: 2, Complete: true, Removed: []string{"shop/bar"}}}},
+			want:    "1a0e08021a0873686f702f6261722001",
+		},
+		"ack": {
+			message: &Message{Body: &Message_Ack{Ack: &Ack{Revision: 2, IssuerNumber: 7}}},
+			want:    "220408021007",
+		},
+		"heartbeat": {
+			message: &Message{Body: &Message_Heartbeat{Heartbeat: &Heartbeat{TimeMs: 1767225602000}}},
+			want:    "2a0708d0dfeab6b733",
+		},
+	}
+	for name, v := range vectors {
+		t.Run(name, func(t *testing.T) {
+			raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(v.message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := hex.EncodeToString(raw); got != v.want {
+				t.Errorf("got  %s\nwant %s", got, v.want)
+			}
+		})
+	}
+}
