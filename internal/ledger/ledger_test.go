@@ -98,6 +98,15 @@ func TestRest(t *testing.T) {
 	}
 }
 
+func TestRestIsNotShorter(t *testing.T) {
+	late := noon.Add(time.Second - 1) // the API keeps whole seconds
+	b, _ := Book{}.AssignMirrors(east(mirrorWant("bar")), wide, late)
+	b, _ = b.AssignMirrors(east(), wide, late)
+	if since := b.mirrors[0].RestingSince; since.Before(&metav1.Time{Time: late}) || rested(since, late.Add(Rest-1)) {
+		t.Errorf("a rest that begins at %v is said to begin at %v", late, since)
+	}
+}
+
 func TestLongestRestedFirst(t *testing.T) {
 	var wants []MirrorWant
 	for i := range 5 {
@@ -373,6 +382,14 @@ func TestLoad(t *testing.T) {
 				t.Errorf("%s: got problems %v, want one %s", c.why, problems, c.reason)
 			}
 		})
+	}
+}
+
+func TestShardOf(t *testing.T) {
+	for key, want := range map[string]int{"east/shop/bar": 7, "shop/bar": 3} {
+		if got := shardOf(key); got != want {
+			t.Errorf("the shard of a key never moves: %s is in %d, not %d (docs/design/0007-ledger.md)", key, got, want)
+		}
 	}
 }
 

@@ -38,7 +38,7 @@ type Applied struct {
 	// Left is the number of changes not made: for lack of budget, or because the
 	// cache was behind. The next plan has them again, if they are still right.
 	Left int
-	// Again is when to make it; 0 if nothing is left.
+	// Again is when to make it; 0 if there is nothing to try again.
 	Again    time.Duration
 	Problems []Problem
 }
@@ -124,7 +124,7 @@ func (a *applier) judge(c Change, k catalog.Key, err error) error {
 		a.leave(1, retryWeather)
 	case apierrors.IsInvalid(err), apierrors.IsForbidden(err), apierrors.IsBadRequest(err):
 		a.out.Problems = append(a.out.Problems, problem(k, Rejected, "the API server does not accept the mirror: %v", err))
-		a.leave(1, retryRejected)
+		a.leave(0, retryRejected)
 	default:
 		return fmt.Errorf("%v: %w", c, err)
 	}

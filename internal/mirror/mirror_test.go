@@ -315,16 +315,17 @@ func TestApply(t *testing.T) {
 		err     error
 		reason  string
 		pending int
+		again   time.Duration
 		fails   bool
 		writes  int // attempts
 	}{
 		"invalid": {
 			why: "one that the API server does not accept stops no other",
-			err: apierrors.NewInvalid(schema.GroupKind{Kind: "Service"}, "s00-east", nil), reason: Rejected, pending: 1, writes: 3,
+			err: apierrors.NewInvalid(schema.GroupKind{Kind: "Service"}, "s00-east", nil), reason: Rejected, again: retryRejected, writes: 3,
 		},
 		"quota": {
 			why: "one that the API server does not accept stops no other",
-			err: apierrors.NewForbidden(services, "s00-east", errors.New("exceeded quota")), reason: Rejected, pending: 1, writes: 3,
+			err: apierrors.NewForbidden(services, "s00-east", errors.New("exceeded quota")), reason: Rejected, again: retryRejected, writes: 3,
 		},
 		"namespace gone": {
 			why: "the cache was behind",
@@ -338,7 +339,7 @@ func TestApply(t *testing.T) {
 		},
 		"somebody was faster": {
 			why: "a lost write is weather, not trouble",
-			err: apierrors.NewAlreadyExists(services, "s00-east"), pending: 1, writes: 3,
+			err: apierrors.NewAlreadyExists(services, "s00-east"), pending: 1, again: retryWeather, writes: 3,
 		},
 		"API server down": {
 			why: "there is no use in trying the others",
@@ -359,11 +360,43 @@ func TestApply(t *testing.T) {
 			if (err != nil) != c.fails || c.fails && !errors.Is(err, c.err) {
 				t.Fatalf("%s: error %v", c.why, err)
 			}
-			if len(k.wrote()) != c.writes || r.Pending != c.pending {
+			if len(k.wrote()) != c.writes || r.Pending != c.pending || r.RecheckAfter != c.again {
 				t.Errorf("%s: %+v", c.why, r)
 			}
 			if (c.reason == "") != (len(r.Problems) == 0) || c.reason != "" && r.Problems[0].Reason != c.reason {
 				t.Errorf("%s: problems %v, want %s", c.why, r.Problems, c.reason)
+			}
+		})
+	}
+}
+
+func TestSomebodyElseWrites(t *testing.T) {
+	cases := map[string]struct {
+		why   string
+		peer  Peer
+		entry []v1alpha1.LedgerMirror
+	}{
+		"update": {why: "a repair must not undo what a user has just written", peer: peerWith(true, "bar"), entry: []v1alpha1.LedgerMirror{entry("bar", "240.0.0.2")}},
+		"delete": {why: "what was changed since it was judged is judged again before it goes", peer: peerWith(true)},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			k := newCluster(t, namespace("shop"))
+			k.reconcile(t, peerWith(true, "bar"), entry("bar", "240.0.0.2"))
+			k.edit(t, func(s *corev1.Service) { s.Annotations[v1alpha1.SourceAnnotation] = "x/y" })
+			meddled := false
+			k.refuse = func(op string, o client.Object) error {
+				if _, service := o.(*corev1.Service); service && !meddled {
+					meddled = true
+					k.edit(t, func(s *corev1.Service) { s.Labels["team"] = "a" })
+				}
+				return nil
+			}
+			if r := k.reconcile(t, c.peer, c.entry...); r.Pending != 1 || r.RecheckAfter != retryWeather || len(r.Problems) != 0 {
+				t.Errorf("%s: %+v", c.why, r)
+			}
+			if r := k.reconcile(t, c.peer, c.entry...); r.Pending != 0 || r.Writes == 0 {
+				t.Errorf("then it is done: %+v", r)
 			}
 		})
 	}
