@@ -3,6 +3,7 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"strings"
 )
@@ -69,6 +70,9 @@ func (n Name) String() string {
 	}
 	return "spiffe://" + n.trustDomain + "/ns/" + n.namespace + "/sa/" + n.serviceAccount
 }
+
+// LogValue makes logs show the name as String does.
+func (n Name) LogValue() slog.Value { return slog.StringValue(n.String()) }
 
 // URL returns the SPIFFE ID as a certificate holds it. The zero Name has none.
 func (n Name) URL() *url.URL {

@@ -33,6 +33,7 @@ const (
 	reasonNoDayKey      = "no_day_key"
 	reasonHandshake     = "handshake_failed"
 	reasonTunnel        = "tunnel_failed"
+	reasonCallerGone    = "caller_gone"
 	reasonBusy          = "too_many_handshakes"
 	reasonUnknownPod    = "unknown_pod"
 	reasonPodRefused    = "pod_refused"
@@ -44,7 +45,7 @@ func reasons(way string) []string {
 	out := []string{reasonNotReady, reasonTooMany, reasonNoSVID, reasonTunnel, reasonOther}
 	if way == outbound {
 		out = append(out, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
-			reasonUnreachable, reasonNoDayKey, reasonHandshake)
+			reasonUnreachable, reasonNoDayKey, reasonHandshake, reasonCallerGone)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}

@@ -163,8 +163,12 @@ func (a *Agent) open(life context.Context, raw *transport.Raw, c *net.TCPConn, c
 		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", call.to.name, err))
 	}
 	raw.Proven()
+	first, err := early(c)
+	if err != nil {
+		return nil, refuse(reasonCallerGone, err)
+	}
 	hello := tunnel.Hello{Namespace: call.to.namespace, Service: call.to.service, Port: call.port.number}
-	if _, err := tunnel.Open(ctx, tun, hello, early(c)); err != nil {
+	if _, err := tunnel.Open(ctx, tun, hello, first); err != nil {
 		reason := reasonTunnel
 		if r := (*tunnel.Refused)(nil); errors.As(err, &r) {
 			reason = "peer_" + r.Code.Reason()
@@ -181,22 +185,25 @@ func isLoopback(index int) bool {
 	return err == nil && i.Flags&net.FlagLoopback != 0
 }
 
-// early takes the caller's first bytes, if they are there already, without waiting.
-func early(c *net.TCPConn) []byte {
+// early takes the caller's first bytes, if they are there already, without
+// waiting. An end is left for Relay to find again; an error, which the kernel
+// reports once only, is the end of the call.
+func early(c *net.TCPConn) ([]byte, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	buf := make([]byte, maxEarly)
-	n := 0
+	var n int
+	var failed error
 	err = raw.Read(func(fd uintptr) bool {
-		n, err = unix.Read(int(fd), buf)
-		return true // an end or an error is for Relay to find again
+		n, failed = unix.Read(int(fd), buf)
+		return failed != unix.EINTR
 	})
-	if err != nil || n <= 0 {
-		return nil
+	if err = errors.Join(err, failed); err != nil && failed != unix.EAGAIN {
+		return nil, fmt.Errorf("read the caller's first bytes: %w", err)
 	}
-	return buf[:n]
+	return buf[:max(n, 0)], nil
 }
 
 // standing says why the call would not be made any more in s.
