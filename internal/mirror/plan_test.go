@@ -13,6 +13,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/ledger"
 )
 
 func eastLink() *v1alpha1.Link {
@@ -414,6 +415,12 @@ func TestReasons(t *testing.T) {
 		if !slices.IsSorted(list) || strings.Contains(strings.Join(list, ""), " ") {
 			t.Errorf("the reasons of %s are words, sorted: %v", room, list)
 		}
+	}
+}
+
+func TestFirstRoute(t *testing.T) {
+	if catalog.FirstRoute != ledger.FirstRoute {
+		t.Error("what the ledger gives a peer's catalog must believe")
 	}
 }
 
