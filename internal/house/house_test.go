@@ -77,6 +77,25 @@ func hasPackageComment(t *testing.T, file string) bool {
 	return f.Doc != nil && strings.TrimSpace(f.Doc.Text()) != ""
 }
 
+// A map that lacks a room misleads whoever trusts it.
+func TestReadmeMapsEveryRoom(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, parent := range []string{"internal", "internal/dataplane"} {
+		rooms, err := os.ReadDir("../../" + parent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rooms {
+			if r.IsDir() && !bytes.Contains(readme, []byte(r.Name()+"/")) {
+				t.Errorf("README.md's map lacks %s/%s", parent, r.Name())
+			}
+		}
+	}
+}
+
 // prefix tells packages below a path, the path itself included.
 func prefix(path string) func(string) bool {
 	return func(p string) bool { return p == path || strings.HasPrefix(p, path+"/") }
