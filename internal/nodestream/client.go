@@ -27,6 +27,10 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
+// dialTimeout bounds a dial. It is short: the controllers are near, and behind
+// their Service's address there may be a replica that has just gone.
+const dialTimeout = time.Second
+
 // ErrSilent reports a stream that ended because nothing came on it.
 var ErrSilent = errors.New("the controller has been silent for too long")
 
@@ -87,7 +91,7 @@ func NewClient(addresses []string, tlsConfig func() (*tls.Config, error), tokenF
 	}
 	if o.Dial == nil {
 		o.Dial = func(ctx context.Context, address string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", address)
+			return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", address)
 		}
 	}
 	c := &Client{
