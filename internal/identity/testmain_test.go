@@ -2,8 +2,10 @@ package identity
 
 import (
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"math/big"
 	"net/url"
 	"testing"
 	"time"
@@ -104,4 +106,27 @@ func must[T any](v T, err error) func(testing.TB) T {
 		}
 		return v
 	}
+}
+
+// fixedRoot is the same in every process, as fuzzing needs it: its keys are
+// numbers, its signatures RFC 6979's.
+func fixedRoot(t testing.TB) (*Root, *Issuer) {
+	t.Helper()
+	key := func(n byte) PrivateKey {
+		scalar := make([]byte, 32)
+		scalar[31] = n
+		return PrivateKey{key: must(ecdsa.ParseRawPrivateKey(elliptic.P256(), scalar))(t)}
+	}
+	fixed := func(kind string, serial int64, parent *x509.Certificate, pub, by PrivateKey) *x509.Certificate {
+		template := authorityTemplate("west", kind, noon, IssuerLifetime)
+		template.SerialNumber = big.NewInt(serial)
+		if parent == nil {
+			parent = template
+		}
+		der := must(x509.CreateCertificate(nil, template, parent, pub.Public(), by.key))(t)
+		return must(x509.ParseCertificate(der))(t)
+	}
+	root := fixed("root", 1, nil, key(1), key(1))
+	issuer := fixed("issuer", 2, root, key(2), key(1))
+	return &Root{authority{"west", root, key(1)}}, &Issuer{authority{"west", issuer, key(2)}}
 }

@@ -245,14 +245,15 @@ func TestReasonsAreClosed(t *testing.T) {
 
 // FuzzVerifyWorkload throws arbitrary certificates at the verifier.
 func FuzzVerifyWorkload(f *testing.F) {
-	root := must(NewRoot("west", noon))(f)
-	issuer := must(root.NewIssuer(noon))(f)
-	key := must(NewPrivateKey())(f)
+	root, issuer := fixedRoot(f)
 	name := must(NewName("west", "shop", "cart"))(f)
 	anchors := must(NewAnchors(map[string][]*x509.Certificate{"west": {issuer.cert}}))(f)
-	for _, der := range must(issuer.SignWorkload(key.Public(), name, noon))(f) {
-		f.Add(der, der)
-	}
+	template := leafTemplate(name.String())
+	template.SerialNumber = big.NewInt(3)
+	leaf := must(x509.CreateCertificate(nil, template, issuer.cert, issuer.key.Public(), issuer.key.key))(f)
+	must(VerifyWorkload([]*x509.Certificate{must(x509.ParseCertificate(leaf))(f)}, anchors, noon))(f)
+	f.Add(leaf, issuer.cert.Raw)
+	f.Add(issuer.cert.Raw, leaf)
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		var certs []*x509.Certificate
 		for _, der := range [][]byte{a, b} {
