@@ -27,4 +27,3 @@ func (a *app) controller() *cobra.Command {
 	fromPod(c, "pod-name", &o.PodName, "this replica's name")
 	return c
 }
-
