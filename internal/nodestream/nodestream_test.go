@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
@@ -520,6 +521,44 @@ func TestSignAsksAgainOnTheNextConnection(t *testing.T) {
 		chain, err := w.client().Sign(t.Context(), "shop", "web", nil)
 		if err != nil || len(chain) != 1 || calls != 2 {
 			t.Errorf("got %v, %v after %d calls, want the second replica's answer", chain, err, calls)
+		}
+	})
+}
+
+// broken is a controller whose streams break in the middle of the snapshot.
+type broken struct {
+	wire.UnimplementedNodeStreamServer
+	watches atomic.Int32
+}
+
+// Watch implements wire.NodeStreamServer.
+func (b *broken) Watch(_ *wire.WatchRequest, s wire.NodeStream_WatchServer) error {
+	b.watches.Add(1)
+	if err := s.Send(&wire.Update{Upserts: []*wire.Resource{backend("half", "1:1")}}); err != nil {
+		return err
+	}
+	time.Sleep(time.Second)
+	return status.Error(codes.Unavailable, "broken")
+}
+
+func TestHalfASnapshotIsNone(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		server, client := grpctlstest.Pair(t, "client")
+		w.creds = grpctls.Config{TLS: grpctlstest.Config(client)}
+		g := grpc.NewServer(grpc.Creds(grpctls.New(grpctls.Config{ALPN: ALPN, TLS: grpctlstest.Config(server)})))
+		var b broken
+		wire.RegisterNodeStreamServer(g, &b)
+		w.tasks.Go(func() { _ = g.Serve(w.ln) })
+		context.AfterFunc(w.ctx, g.Stop)
+		w.up.Store(true)
+		c := w.client()
+		time.Sleep(time.Minute)
+		wantState(t, "half a table would refuse what it lacks", c, nil)
+		if b.watches.Load() < 5 || c.Age() < time.Minute {
+			t.Errorf("after %d broken streams the state must be as old as it is, not %v", b.watches.Load(), c.Age())
+		}
+		if n := lost(c, lostUnreachable); n < 5 {
+			t.Errorf("%v of %d broken streams were counted", n, b.watches.Load())
 		}
 	})
 }
