@@ -109,6 +109,15 @@ func (c *Cluster) PodNetns(ctx context.Context, namespace, pod string) (string, 
 	return fmt.Sprintf("/proc/%d/ns/net", s.PID), nil
 }
 
+// NodeNetns returns the path of a node's network namespace; the empty name means the first node.
+func (c *Cluster) NodeNetns(name string) (string, error) {
+	n, err := c.nodeByName(name)
+	if err != nil {
+		return "", err
+	}
+	return netnsPath(n.netns()), nil
+}
+
 func (c *Cluster) findSandbox(ctx context.Context, namespace, pod string) (Container, *node, error) {
 	return c.findTask(ctx, namespace, pod, `labels."io.cri-containerd.kind"=="sandbox"`)
 }

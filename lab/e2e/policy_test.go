@@ -1,0 +1,145 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+)
+
+const onlyClient = `
+apiVersion: causeway.dev/v1alpha1
+kind: ExportPolicy
+metadata: {name: bar, namespace: shop}
+spec:
+  services: [bar]
+  callers: [{link: west, namespace: shop, serviceAccount: client}]
+`
+
+// TestPolicy: from the same west node, a pod whose account an ExportPolicy admits is served and another is refused, counted, and
+// logged with its identity.
+func TestPolicy(t *testing.T) {
+	ctx := t.Context()
+	client, guest, address := netOf(t, west, "client"), netOf(t, west, "guest"), "http://"+mirror(t, "bar-east", 80)
+	calls := func(ns string) error { _, err := fetch(ctx, ns, address); return err }
+	for _, ns := range []string{client, guest} {
+		must(t, calls(ns)) // without a policy
+	}
+	must(t, east.kubectl(ctx, onlyClient, "apply", "-f", "-"))
+	t.Cleanup(func() {
+		_ = east.kubectl(background(), "", "-n", "shop", "delete", "exportpolicy", "bar", "--ignore-not-found")
+		if err := poll(background(), 10*time.Second, func() error { _, err := fetch(background(), guest, address); return err }); err != nil {
+			t.Errorf("guest is not served again: %v", err)
+		}
+	})
+	within(t, 5*time.Second, "guest is refused", func() error {
+		switch err := calls(guest); {
+		case err == nil:
+			return fmt.Errorf("guest is still served")
+		case !refused(err):
+			return fmt.Errorf("guest is not reset: %w", err)
+		}
+		return nil
+	})
+
+	since := time.Now()
+	before := have(east.metrics(ctx, "agent"))(t)
+	for range 10 {
+		if err := calls(client); err != nil {
+			t.Errorf("client, whom the policy names: %v", err)
+		}
+		if err := calls(guest); !refused(err) {
+			t.Errorf("guest, whom it does not name, got %v, want a reset", err)
+		}
+	}
+	after := have(east.metrics(ctx, "agent"))(t)
+	reason := admit.PolicyDenies.String()
+	name, label := "causeway_agent_refused_total", `reason="`+reason+`"`
+	if n := count(after, name, `way="inbound"`, label) - count(before, name, `way="inbound"`, label); n != 10 {
+		t.Errorf("%s{%s} rose by %v, want 10", name, label, n)
+	}
+	id := callerID(t, "guest")
+	within(t, 5*time.Second, "east's agent logs the refused caller", func() error {
+		lines, err := east.logs(ctx, "agent", since)
+		if err != nil {
+			return err
+		}
+		n := 0
+		for _, e := range lines {
+			if e.text("msg") == "tunnel refused" && e.text("caller") == id && e.text("reason") == reason && e.text("service") == "shop/bar:80" {
+				n++
+			}
+		}
+		if n != 10 {
+			return fmt.Errorf("%d refusals of %s with reason %s in its log, want 10", n, id, reason)
+		}
+		return nil
+	})
+}
+
+// TestTwoAccountsInTurn: two accounts that call in turn a thousand times are each seen as themselves.
+func TestTwoAccountsInTurn(t *testing.T) {
+	ctx := t.Context()
+	const inTurn, atOnce, workers = 800, 200, 8
+	address := "http://" + mirror(t, "bar-east", 80)
+	nets := []string{netOf(t, west, "client"), netOf(t, west, "guest")}
+	ids := []string{callerID(t, "client"), callerID(t, "guest")}
+	served := func(since time.Time, want int) []string {
+		var who []string
+		within(t, 10*time.Second, "east's agent logs all callers", func() error {
+			lines, err := east.logs(ctx, "agent", since)
+			if err != nil {
+				return err
+			}
+			who = nil
+			for _, e := range lines {
+				if e.text("msg") == "tunnel served" && e.text("service") == "shop/bar:80" {
+					who = append(who, e.text("caller"))
+				}
+			}
+			if len(who) != want {
+				return fmt.Errorf("%d calls in its log, want %d", len(who), want)
+			}
+			return nil
+		})
+		return who
+	}
+
+	// One after the other: the far side must see exactly that order.
+	since := time.Now()
+	for i := range inTurn {
+		if _, err := fetch(ctx, nets[i%2], address); err != nil {
+			t.Fatalf("call %d: %v", i, err)
+		}
+	}
+	t.Logf("%d calls in %.1f s", inTurn, time.Since(since).Seconds())
+	for i, who := range served(since, inTurn) {
+		if who != ids[i%2] {
+			t.Fatalf("call %d, by %s, was seen as by %s", i, ids[i%2], who)
+		}
+	}
+
+	// At once: each as often as it called.
+	since = time.Now()
+	var all sync.WaitGroup
+	for w := range workers {
+		all.Go(func() {
+			for i := range atOnce / workers {
+				if _, err := fetch(ctx, nets[(w+i)%2], address); err != nil {
+					t.Errorf("worker %d, call %d: %v", w, i, err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	who := served(since, atOnce)
+	slices.Sort(who)
+	if first := slices.Index(who, ids[1]); first != atOnce/2 || who[0] != ids[0] || who[len(who)-1] != ids[1] {
+		t.Errorf("calls at once were seen as by %v, want %d each by %v", slices.Compact(who), atOnce/2, ids)
+	}
+}
