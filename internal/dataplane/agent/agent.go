@@ -14,7 +14,8 @@
 //   - A tunnel is a lease: when what admitted it changes, the same decision is
 //     made again, and what would now be refused ends.
 //   - Whatever is refused is counted by a reason from a closed list.
-//   - Until the first whole state nothing is accepted; later the last one stays.
+//   - Until the first whole state nothing is accepted; later the last one stays. One
+//     that has expired admits nothing new, and still ends what it does not admit.
 package agent
 
 import (
@@ -24,6 +25,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,9 +33,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
-	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
 // Bounds of one agent.
@@ -51,9 +54,10 @@ type Agent struct {
 	svids    *svids
 	leases   leases
 	dialer   transport.Dialer
-	// shaking bounds the handshakes that are computed at a time, so that strangers
-	// cannot take the whole node's CPU.
-	shaking chan struct{}
+	// cameBy says by which interface a local caller's connection came in.
+	cameBy func(*net.TCPConn) (int, error)
+	// turns are at the CPU, for inbound handshakes: strangers get half of it at most.
+	turns chan struct{}
 
 	log     *slog.Logger
 	metrics *metrics
@@ -64,27 +68,26 @@ type Agent struct {
 // state yet.
 func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
 	a := &Agent{
-		attached: newAttachments(routeInterface), dialer: transport.Dialer{Timeout: reachTimeout},
-		shaking: make(chan struct{}, maxHandshakes), log: log, metrics: newMetrics(r), life: life,
+		attached: newAttachments(routeInterface), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: ingress,
+		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), life: life,
 	}
 	a.svids = newSVIDs(sign, a.news.tell, log)
 	return a
 }
 
 // onState puts a new view in force, and ends what it no longer admits.
-func (a *Agent) onState(view nodestream.View, revoked func(string) bool) {
-	if view == nil {
+func (a *Agent) onState(h home.State) {
+	if h.Expired {
 		a.log.Error("the controller has been away for too long: every new connection is refused")
-		a.state.Store(nil)
-		return
 	}
-	next, err := newState(view, revoked)
+	next, err := newState(h.View, h.Revoked)
 	if err != nil {
 		a.log.Error("the controller's state does not hold together: what is broken is left out", "error", err)
 	}
 	if next == nil {
 		return
 	}
+	next.expired = h.Expired
 	a.attached.update(next)
 	a.state.Store(next)
 	a.svids.want(a.life, next.accounts())
@@ -97,10 +100,21 @@ func (a *Agent) onState(view nodestream.View, revoked func(string) bool) {
 // current returns the state in force.
 func (a *Agent) current() (*state, error) {
 	s := a.state.Load()
-	if s == nil {
-		return nil, refuse(reasonNotReady, errors.New("this agent has no complete state yet"))
+	switch {
+	case s == nil:
+		return nil, refuse(reasonNotReady, errors.New("no complete state from the controller yet"))
+	case s.expired:
+		return nil, refuse(reasonNotReady, errors.New("the controller has been away for too long"))
 	}
 	return s, nil
+}
+
+// anchors are the issuers that vouch for peers' workloads now.
+func (a *Agent) anchors() *identity.Anchors {
+	if s := a.state.Load(); s != nil {
+		return s.anchors
+	}
+	return nil
 }
 
 // serve accepts on ln until ctx ends, and hands each connection to do, which
@@ -111,10 +125,7 @@ func (a *Agent) serve(ctx, life context.Context, ln net.Listener, open *sync.Wai
 	defer stop()
 	for {
 		c, err := ln.Accept()
-		if ctx.Err() != nil {
-			if err == nil {
-				c.Close()
-			}
+		if err != nil && ctx.Err() != nil {
 			return nil
 		}
 		if transport.Passing(err) {

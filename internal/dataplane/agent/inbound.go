@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strconv"
@@ -23,12 +24,13 @@ const (
 	headerTimeout = 3 * time.Second
 	// handshakeTimeout bounds TLS and HELLO.
 	handshakeTimeout = 5 * time.Second
-	// maxHandshakes are computed at a time.
-	maxHandshakes = 16
 	// podTimeout bounds the dial of an application.
 	podTimeout = 3 * time.Second
 	// warmTimeout is how long a tunnel may wait between HELLO and OPEN.
 	warmTimeout = time.Minute
+	// farewell and maxFarewell bound how long a refused caller is listened to.
+	farewell    = time.Second
+	maxFarewell = 64 << 10
 )
 
 // An arrival is one inbound connection.
@@ -36,63 +38,78 @@ type arrival struct {
 	header route.Header
 	server *identity.Credential
 	caller identity.Name
+	far    *vouching // for caller
 	hello  tunnel.Hello
 	to     admit.Decision
 	addr   netip.AddrPort // of the application
+	told   bool           // the far side was answered why it is refused
 }
 
 // inbound is the life of a tunnel that a gateway hands over. It closes c.
 func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 	in := &arrival{}
-	tun, app, err := a.arrive(life, c, in)
+	tun, err := a.arrive(life, c, in)
 	if err != nil {
-		a.metrics.refuse(inbound, reasonOf(err))
-		a.log.Info("tunnel refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
-			"source", in.header.Source, "reason", reasonOf(err), "error", err)
-		transport.Reset(c)
+		a.turnAway(c, in, err)
 		return
 	}
-	ctx, end := context.WithCancelCause(life)
-	defer end(nil)
-	chain := tun.ConnectionState().PeerCertificates
-	again := func(s *state) error {
-		if _, err := s.vouched(chain, time.Now()); err != nil {
-			return err
-		}
-		return a.admitted(s, in, true)
-	}
-	done := a.leases.add(end, again)
-	defer done()
-	if s := a.state.Load(); s != nil {
-		if err := again(s); err != nil {
-			end(err) // it changed while the application was dialled
-		}
+	ctx, release := a.leases.hold(life, a.state.Load, in.lease())
+	defer release()
+	app, err := a.openApp(ctx, tun, in)
+	if err != nil {
+		a.turnAway(c, in, err)
+		return
 	}
 	a.log.Info("tunnel served", "service", in.service(), "caller", in.caller, "link", in.to.Link.Name, "pod", in.header.PodUID)
 	a.metrics.ended(inbound, in.to.Link.Name, transport.Relay(ctx, app, tun))
 }
 
-// arrive proves both ends to each other, decides, and dials the application.
-func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tls.Conn, *net.TCPConn, error) {
+// arrive proves both ends to each other, and decides on what HELLO asks for.
+func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tls.Conn, error) {
 	if err := transport.Tune(c); err != nil {
-		return nil, nil, refuse(reasonOther, err)
+		return nil, refuse(reasonOther, err)
 	}
 	hello, err := a.readHeader(c, in)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	tun, err := a.shake(life, c, hello, in)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := a.decide(tun, in); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	app, err := a.openApp(life, tun, in)
-	if err != nil {
-		return nil, nil, err
+	return tun, nil
+}
+
+// lease is the decision by which a tunnel is admitted, to be made again as long as
+// it lives.
+func (in *arrival) lease() func(*state) error {
+	return func(s *state) error {
+		if _, err := in.far.again(s, time.Now()); err != nil {
+			return err
+		}
+		return admitted(s, in, true)
 	}
-	return tun, app, nil
+}
+
+// turnAway counts a refusal and ends the connection. Only what a proven caller is
+// refused is told to the operator: strangers could fill the log.
+func (a *Agent) turnAway(c *net.TCPConn, in *arrival, err error) {
+	tell := a.log.Debug
+	if !in.caller.IsZero() {
+		tell = a.log.Info
+	}
+	a.metrics.refuse(inbound, reasonOf(err))
+	tell("tunnel refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
+		"source", in.header.Source, "reason", reasonOf(err), "error", err)
+	if in.told {
+		// A reset now could overtake the answer: the far side resets when it has read it.
+		c.SetDeadline(time.Now().Add(farewell))
+		io.CopyN(io.Discard, c, maxFarewell)
+	}
+	transport.Reset(c)
 }
 
 // readHeader takes exactly the gateway's header and the hello that it announces.
@@ -113,6 +130,9 @@ func (a *Agent) readHeader(c *net.TCPConn, in *arrival) ([]byte, error) {
 	if err != nil {
 		return nil, refuse("header_"+route.Reason(err), err)
 	}
+	if err := c.SetReadDeadline(time.Time{}); err != nil {
+		return nil, refuse(reasonOther, err)
+	}
 	return hello, nil
 }
 
@@ -120,31 +140,30 @@ func (a *Agent) readHeader(c *net.TCPConn, in *arrival) ([]byte, error) {
 func (a *Agent) shake(life context.Context, c *net.TCPConn, hello []byte, in *arrival) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(life, handshakeTimeout)
 	defer cancel()
-	s, err := a.current()
-	if err != nil {
-		return nil, err
-	}
+	var err error
 	in.server, err = await(ctx, &a.news, func() (*identity.Credential, error) { return a.serverOf(in.header.PodUID) })
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case a.shaking <- struct{}{}:
-		defer func() { <-a.shaking }()
-	case <-ctx.Done():
+	turn := &turn{Conn: c, turns: a.turns}
+	if !turn.take(ctx) {
 		return nil, refuse(reasonBusy, errors.New("too many handshakes at a time"))
 	}
-	raw := transport.Accepted(c, hello)
+	defer turn.give()
+	anchors := a.anchors()
+	raw := transport.Accepted(turn, hello)
 	tun := tls.Server(raw, identity.ServerTLS(identity.PlaneTunnel,
 		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return in.server, nil },
-		true, identity.VerifyAnyWorkload(func() *identity.Anchors { return s.anchors }, time.Now)))
+		true, identity.VerifyAnyWorkload(func() *identity.Anchors { return anchors }, time.Now)))
 	if err := tun.HandshakeContext(ctx); err != nil {
 		return nil, refuse("tls_"+identity.Reason(err), fmt.Errorf("TLS with a caller: %w", err))
 	}
 	raw.Proven()
-	if in.caller, err = identity.PeerName(tun.ConnectionState()); err != nil {
+	raw.Conn = c // the handshake was all that took turns
+	if in.far, err = newVouching(tun.ConnectionState(), anchors); err != nil {
 		return nil, refuse("tls_"+identity.Reason(err), err)
 	}
+	in.caller = in.far.name
 	return tun, nil
 }
 
@@ -177,7 +196,7 @@ func (a *Agent) decide(tun *tls.Conn, in *arrival) error {
 	in.hello = hello
 	s, err := a.current()
 	if err == nil {
-		err = a.admitted(s, in, false)
+		err = admitted(s, in, false)
 	}
 	h := &in.header
 	answer := tunnel.Answer{
@@ -187,14 +206,16 @@ func (a *Agent) decide(tun *tls.Conn, in *arrival) error {
 	if err != nil {
 		answer = tunnel.Answer{Code: codeOf(err)}
 	}
-	if werr := tunnel.WriteHelloAnswer(tun, answer); werr != nil && err == nil {
-		err = refuse(reasonTunnel, werr)
+	werr := tunnel.WriteHelloAnswer(tun, answer)
+	if err == nil && werr != nil {
+		return refuse(reasonTunnel, werr)
 	}
+	in.told = err != nil && werr == nil
 	return err
 }
 
 // admitted makes the decision in s. It is asked again as long as the tunnel is open.
-func (a *Agent) admitted(s *state, in *arrival, open bool) error {
+func admitted(s *state, in *arrival, open bool) error {
 	d := admit.Decide(admit.Request{
 		Caller: in.caller, Namespace: in.hello.Namespace, Service: in.hello.Service, Port: in.hello.Port,
 		PodUID: in.header.PodUID, Open: open,
@@ -215,38 +236,60 @@ func (a *Agent) admitted(s *state, in *arrival, open bool) error {
 	return nil
 }
 
-// openApp waits for OPEN, dials the application, and answers.
-func (a *Agent) openApp(life context.Context, tun *tls.Conn, in *arrival) (*net.TCPConn, error) {
-	if err := tun.SetDeadline(time.Now().Add(warmTimeout)); err != nil {
-		return nil, refuse(reasonOther, err)
+// openApp waits for OPEN, decides again, since that may be long after HELLO, dials
+// the application, and answers.
+func (a *Agent) openApp(ctx context.Context, tun *tls.Conn, in *arrival) (*net.TCPConn, error) {
+	if err := awaitOpen(ctx, tun); err != nil {
+		return nil, err
 	}
-	if err := tunnel.ReadOpen(tun); err != nil {
-		return nil, refuse(reasonTunnel, err)
+	s, err := a.current()
+	if err == nil {
+		err = admitted(s, in, false)
 	}
-	app, err := a.dialPod(life, in)
+	var app *net.TCPConn
+	if err == nil {
+		app, err = a.dialPod(ctx, s, in)
+	}
 	code := tunnel.Code_OK
 	if err != nil {
 		code = codeOf(err)
 	}
-	if werr := tunnel.WriteOpenAnswer(tun, code); werr != nil && err == nil {
-		transport.Reset(app)
-		err = refuse(reasonTunnel, werr)
+	werr := tun.SetDeadline(time.Now().Add(handshakeTimeout))
+	if werr == nil {
+		werr = tunnel.WriteOpenAnswer(tun, code)
 	}
+	if err == nil && werr != nil {
+		transport.Reset(app)
+		return nil, refuse(reasonTunnel, werr)
+	}
+	in.told = err != nil && werr == nil
 	return app, err
+}
+
+// awaitOpen reads OPEN, until ctx ends.
+func awaitOpen(ctx context.Context, tun *tls.Conn) error {
+	if err := tun.SetReadDeadline(time.Now().Add(warmTimeout)); err != nil {
+		return refuse(reasonOther, err)
+	}
+	stop := context.AfterFunc(ctx, func() { tun.SetReadDeadline(time.Unix(1, 0)) })
+	err := tunnel.ReadOpen(tun)
+	switch {
+	case !stop():
+		return fmt.Errorf("wait for OPEN: %w", context.Cause(ctx))
+	case err != nil:
+		return refuse(reasonTunnel, err)
+	}
+	return nil
 }
 
 // dialPod connects to the application, if its address still stands for the pod
 // that was decided on.
-func (a *Agent) dialPod(life context.Context, in *arrival) (*net.TCPConn, error) {
-	s, err := a.current()
-	if err != nil {
-		return nil, err
-	}
+func (a *Agent) dialPod(ctx context.Context, s *state, in *arrival) (*net.TCPConn, error) {
 	if p, err := a.attached.pod(s, in.addr.Addr(), 0); err != nil || p.uid != in.header.PodUID {
 		return nil, &refusal{reason: reasonUnknownPod, code: tunnel.Code_NO_ENDPOINT,
 			err: errors.Join(fmt.Errorf("address %v does not stand for the pod any more", in.addr.Addr()), err)}
 	}
-	ctx, cancel := context.WithTimeout(life, podTimeout)
+	ctx, cancel := context.WithTimeout(ctx, podTimeout)
 	defer cancel()
 	c, err := new(net.Dialer).DialContext(ctx, "tcp", in.addr.String())
 	switch {
@@ -261,6 +304,32 @@ func (a *Agent) dialPod(life context.Context, in *arrival) (*net.TCPConn, error)
 		return nil, refuse(reasonOther, err)
 	}
 	return app, nil
+}
+
+// A turn is a connection whose handshake computes only while it has one of a few
+// turns, and gives it back while it waits for its peer: who is slow costs others
+// nothing.
+type turn struct {
+	net.Conn
+	turns chan struct{}
+}
+
+// take waits for a turn. It returns false if ctx ended first.
+func (t *turn) take(ctx context.Context) bool {
+	select {
+	case t.turns <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (t *turn) give() { <-t.turns }
+
+func (t *turn) Read(b []byte) (int, error) {
+	t.give()
+	defer func() { t.turns <- struct{}{} }()
+	return t.Conn.Read(b)
 }
 
 // codeOf is what the far side is told of a refusal.

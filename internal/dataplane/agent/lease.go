@@ -2,33 +2,43 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// afterExpiry is how long an open tunnel may outlive the certificates that opened it.
-const afterExpiry = time.Hour
+const (
+	// afterExpiry is how long an open tunnel may outlive the certificates that opened it.
+	afterExpiry = time.Hour
+	// recheckInterval is between two looks at all tunnels, since certificates expire
+	// by themselves.
+	recheckInterval = time.Minute
+)
 
-// leases are the open tunnels, each with the decision that admitted it.
+// leases are the tunnels, from the proof of both ends on, each with the decision
+// that admits it.
 type leases struct {
-	mu   sync.Mutex // guards open
+	mu   sync.Mutex // guards open, and is held while decisions are made again
 	open map[*lease]struct{}
 }
 
-// A lease is one open tunnel.
+// A lease is one tunnel.
 type lease struct {
-	// check is the decision that admitted the tunnel, to be made again. It must be
-	// quick and call nothing of leases.
 	check func(*state) error
 	end   context.CancelCauseFunc
 }
 
-// add takes a tunnel in. The caller ends it with the function returned.
-func (l *leases) add(end context.CancelCauseFunc, check func(*state) error) (done func()) {
+// hold takes a tunnel in. The context that it returns ends with life, with a
+// refusal when check, asked of current's state now and of every later one, fails,
+// and with release, which the caller must call. check must be quick and call
+// nothing of leases; it is never called twice at a time.
+func (l *leases) hold(life context.Context, current func() *state, check func(*state) error) (ctx context.Context, release func()) {
+	ctx, end := context.WithCancelCause(life)
 	t := &lease{check, end}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -36,31 +46,44 @@ func (l *leases) add(end context.CancelCauseFunc, check func(*state) error) (don
 		l.open = make(map[*lease]struct{})
 	}
 	l.open[t] = struct{}{}
-	return func() {
+	if s := current(); s != nil {
+		l.look(t, s) // the state may be newer than the one that admitted it
+	}
+	return ctx, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		delete(l.open, t)
+		end(nil)
 	}
 }
 
-// recheck decides on every open tunnel again, ends those that would now be
-// refused, and returns how many these are.
+// recheck decides on every tunnel again, ends those that would now be refused, and
+// returns how many these are.
 func (l *leases) recheck(s *state) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	ended := 0
 	for t := range l.open {
-		if err := t.check(s); err != nil {
-			t.end(fmt.Errorf("no longer admitted: %w", err))
+		if !l.look(t, s) {
 			ended++
 		}
 	}
 	return ended
 }
 
-// watch rechecks once a minute too, since certificates expire by themselves.
+// look decides on one tunnel again. l.mu is held.
+func (l *leases) look(t *lease, s *state) bool {
+	err := t.check(s)
+	if err != nil {
+		delete(l.open, t)
+		t.end(refuse(reasonRevoked, fmt.Errorf("no longer admitted: %w", err)))
+	}
+	return err == nil
+}
+
+// watch rechecks every recheckInterval too, until ctx ends.
 func (l *leases) watch(ctx context.Context, current func() *state) {
-	tick := time.NewTicker(time.Minute)
+	tick := time.NewTicker(recheckInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -72,6 +95,40 @@ func (l *leases) watch(ctx context.Context, current func() *state) {
 			}
 		}
 	}
+}
+
+// A vouching is the proof of a tunnel's peer, to be looked at again. Signatures
+// are verified again only when the issuers have changed or some time has passed:
+// states change often, and an agent holds many tunnels.
+type vouching struct {
+	chain []*x509.Certificate
+
+	name    identity.Name
+	issuers []*x509.Certificate
+	at      time.Time // of the last verification
+}
+
+// newVouching keeps what a finished handshake has proven by anchors.
+func newVouching(cs tls.ConnectionState, anchors *identity.Anchors) (*vouching, error) {
+	name, err := identity.PeerName(cs)
+	if err != nil {
+		return nil, err
+	}
+	return &vouching{cs.PeerCertificates, name, anchors.Issuers(name.TrustDomain()), time.Now()}, nil
+}
+
+// again returns the name that the chain proves in s.
+func (v *vouching) again(s *state, now time.Time) (identity.Name, error) {
+	issuers := s.anchors.Issuers(v.name.TrustDomain())
+	if now.Sub(v.at) < recheckInterval && slices.EqualFunc(issuers, v.issuers, (*x509.Certificate).Equal) {
+		return v.name, nil
+	}
+	name, err := s.vouched(v.chain, now)
+	if err != nil {
+		return identity.Name{}, err
+	}
+	v.name, v.issuers, v.at = name, s.anchors.Issuers(name.TrustDomain()), now
+	return name, nil
 }
 
 // vouched verifies an open tunnel's peer again, as of the last moment at which

@@ -34,6 +34,7 @@ const (
 	reasonHandshake     = "handshake_failed"
 	reasonTunnel        = "tunnel_failed"
 	reasonCallerGone    = "caller_gone"
+	reasonRevoked       = "no_longer_admitted" // between proof and OPEN
 	reasonBusy          = "too_many_handshakes"
 	reasonUnknownPod    = "unknown_pod"
 	reasonPodRefused    = "pod_refused"
@@ -42,7 +43,7 @@ const (
 )
 
 func reasons(way string) []string {
-	out := []string{reasonNotReady, reasonTooMany, reasonNoSVID, reasonTunnel, reasonOther}
+	out := []string{reasonNotReady, reasonTooMany, reasonNoSVID, reasonTunnel, reasonRevoked, reasonOther}
 	if way == outbound {
 		out = append(out, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
 			reasonUnreachable, reasonNoDayKey, reasonHandshake, reasonCallerGone)
@@ -123,8 +124,8 @@ func (m *metrics) leave(way string) {
 
 func (m *metrics) refuse(way, reason string) { m.refused.WithLabelValues(way, reason).Inc() }
 
-// ended counts a tunnel that was carried. Forth is from the application for an
-// outbound one and from the application's side, too, for an inbound one.
+// ended counts a tunnel that was carried. Forth is from the local application, be
+// it the caller or the one called.
 func (m *metrics) ended(way, link string, r transport.Result) {
 	m.ends.WithLabelValues(way, link, r.Reason.String()).Inc()
 	m.bytes.WithLabelValues(way, link, "sent").Add(float64(r.Forth))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,8 +22,8 @@ const (
 	// reachTimeout bounds the dial of a peer's gateways: a caller of an unreachable
 	// peer is reset within it.
 	reachTimeout = 3 * time.Second
-	// openTimeout bounds handshake, HELLO and OPEN together.
-	openTimeout = 10 * time.Second
+	// openTimeout bounds HELLO and OPEN together.
+	openTimeout = 5 * time.Second
 	// maxEarly is how many of the caller's first bytes ride with OPEN.
 	maxEarly = 8 << 10
 )
@@ -39,6 +40,7 @@ type call struct {
 	peer   *peer
 	caller *pod
 	as     *identity.Credential
+	far    *vouching // for the one called
 }
 
 // outbound is the life of a local pod's connection to a mirror. It closes c.
@@ -46,55 +48,45 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	call := &call{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr())}
 	tun, err := a.call(life, c, call)
 	if err != nil {
-		a.metrics.refuse(outbound, reasonOf(err))
-		a.log.Info("call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
-			"reason", reasonOf(err), "error", err)
-		transport.Reset(c)
+		a.refuseCall(c, call, err)
 		return
 	}
-	ctx, end := context.WithCancelCause(life)
-	defer end(nil)
-	chain, as := tun.ConnectionState().PeerCertificates, call.as
-	done := a.leases.add(end, func(s *state) error {
-		if err := call.standing(s); err != nil {
-			return err
-		}
-		if time.Now().After(as.NotAfter().Add(afterExpiry)) {
-			return errors.New("the caller's certificate has expired")
-		}
-		_, err := s.vouched(chain, time.Now())
-		return err
-	})
-	defer done()
-	if err := call.standing(a.state.Load()); err != nil {
-		end(err) // it changed while the tunnel was made
+	ctx, release := a.leases.hold(life, a.state.Load, call.lease())
+	defer release()
+	if err := open(ctx, tun, c, call); err != nil {
+		tun.NetConn().(*transport.Raw).Reset()
+		a.refuseCall(c, call, err)
+		return
 	}
-	a.log.Debug("call carried", "mirror", call.to.name, "caller", as.Name(), "peer", call.peer.name)
+	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name)
 	a.metrics.ended(outbound, call.peer.name, transport.Relay(ctx, c, tun))
 }
 
-// call finds out what c wants and who it is, and opens the tunnel for it.
+func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
+	a.metrics.refuse(outbound, reasonOf(err))
+	a.log.Info("call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
+		"reason", reasonOf(err), "error", err)
+	transport.Reset(c)
+}
+
+// call finds out what c wants and who it is, and makes a tunnel for it, which has
+// proven both ends to each other and carried nothing yet.
 func (a *Agent) call(life context.Context, c *net.TCPConn, call *call) (*tls.Conn, error) {
 	if err := transport.Tune(c); err != nil {
 		return nil, refuse(reasonOther, err)
 	}
 	var err error
-	if call.iface, err = transport.IngressInterface(c); err != nil {
-		return nil, refuse(reasonUnknownCaller, err)
-	}
-	if isLoopback(call.iface) {
-		return nil, refuse(reasonHostCaller, errors.New("calls from the host network have no identity: call from a pod of its own network"))
+	if call.iface, err = a.cameBy(c); err != nil {
+		return nil, err
 	}
 	if _, err := await(life, &a.news, func() (struct{}, error) { return struct{}{}, a.resolve(call) }); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(life, reachTimeout)
-	defer cancel()
-	raw, err := a.reach(ctx, call.peer)
+	raw, err := a.reach(life, call.peer)
 	if err != nil {
 		return nil, err
 	}
-	tun, err := a.open(life, raw, c, call)
+	tun, err := a.prove(life, raw, call)
 	if err != nil {
 		raw.Reset()
 		return nil, err
@@ -133,7 +125,9 @@ func (a *Agent) resolve(c *call) error {
 }
 
 // reach dials the peer's gateways.
-func (a *Agent) reach(ctx context.Context, p *peer) (*transport.Raw, error) {
+func (a *Agent) reach(life context.Context, p *peer) (*transport.Raw, error) {
+	ctx, cancel := context.WithTimeout(life, reachTimeout)
+	defer cancel()
 	if len(p.gateways) == 0 {
 		return nil, refuse(reasonNoGateway, fmt.Errorf("Link %s names no gateway address", p.name))
 	}
@@ -144,45 +138,66 @@ func (a *Agent) reach(ctx context.Context, p *peer) (*transport.Raw, error) {
 	return transport.Dialed(conn), nil
 }
 
-// open proves both ends to each other and asks for the Service.
-func (a *Agent) open(life context.Context, raw *transport.Raw, c *net.TCPConn, call *call) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeout(life, openTimeout)
+// prove proves both ends to each other.
+func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(life, handshakeTimeout)
 	defer cancel()
 	sni, err := call.peer.sealer.Seal(call.port.route, route.Wish{}, time.Now())
 	if err != nil {
 		return nil, refuse(reasonNoDayKey, err)
 	}
-	s, err := a.current()
-	if err != nil {
-		return nil, err
-	}
+	anchors := a.anchors()
 	tun := tls.Client(raw, identity.ClientTLS(identity.PlaneTunnel, sni,
 		func() (*identity.Credential, error) { return call.as, nil },
-		identity.VerifyOneOf(call.to.identities, func() *identity.Anchors { return s.anchors }, time.Now)))
+		identity.VerifyOneOf(call.to.identities, func() *identity.Anchors { return anchors }, time.Now)))
 	if err := tun.HandshakeContext(ctx); err != nil {
 		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", call.to.name, err))
 	}
 	raw.Proven()
+	if call.far, err = newVouching(tun.ConnectionState(), anchors); err != nil {
+		return nil, refuse(reasonHandshake, err)
+	}
+	return tun, nil
+}
+
+// lease is the decision by which a call goes on, to be made again as long as its
+// tunnel lives.
+func (c *call) lease() func(*state) error {
+	return func(s *state) error {
+		now := time.Now()
+		if err := c.standing(s); err != nil {
+			return err
+		}
+		if now.After(c.as.NotAfter().Add(afterExpiry)) {
+			return errors.New("the caller's certificate has expired")
+		}
+		name, err := c.far.again(s, now)
+		if err == nil && !slices.Contains(s.mirrors[c.vip].identities, name) {
+			err = fmt.Errorf("%s is none of those expected behind mirror %s any more", name, c.to.name)
+		}
+		return err
+	}
+}
+
+// open asks for the Service, and sends the caller's first bytes along.
+func open(ctx context.Context, tun *tls.Conn, c *net.TCPConn, call *call) error {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
 	first, err := early(c)
 	if err != nil {
-		return nil, refuse(reasonCallerGone, err)
+		return refuse(reasonCallerGone, err)
 	}
 	hello := tunnel.Hello{Namespace: call.to.namespace, Service: call.to.service, Port: call.port.number}
 	if _, err := tunnel.Open(ctx, tun, hello, first); err != nil {
 		reason := reasonTunnel
 		if r := (*tunnel.Refused)(nil); errors.As(err, &r) {
 			reason = "peer_" + r.Code.Reason()
+		} else if r := (*refusal)(nil); errors.As(err, &r) {
+			reason = r.reason // the lease has ended
 		}
-		return nil, refuse(reason, fmt.Errorf("open %s in %s: %w", hello, call.peer.name, err))
+		return refuse(reason, fmt.Errorf("open %s in %s: %w", hello, call.peer.name, err))
 	}
-	return tun, nil
-}
-
-// isLoopback reports whether an interface is the node's own lo, by which calls
-// from its host network come.
-func isLoopback(index int) bool {
-	i, err := net.InterfaceByIndex(index)
-	return err == nil && i.Flags&net.FlagLoopback != 0
+	return nil
 }
 
 // early takes the caller's first bytes, if they are there already, without
@@ -209,11 +224,9 @@ func early(c *net.TCPConn) ([]byte, error) {
 // standing says why the call would not be made any more in s.
 func (c *call) standing(s *state) error {
 	switch {
-	case s == nil:
-		return nil // the last state expired: that ends nothing by itself
 	case s.links[c.peer.name] == nil || s.links[c.peer.name].uid != c.peer.uid:
 		return fmt.Errorf("Link %s is gone", c.peer.name)
-	case s.mirrors[c.vip] == nil || s.mirrors[c.vip].name != c.to.name || s.mirrors[c.vip].ports[c.index] != c.port:
+	case !s.mirrors[c.vip].means(c.to) || s.mirrors[c.vip].ports[c.index] != c.port:
 		return fmt.Errorf("mirror %s has gone or changed", c.to.name)
 	case s.pods[c.caller.uid] == nil:
 		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)

@@ -96,11 +96,11 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 			accepting.Go(func() error { return a.serve(serving, connections, ln, &open, inbound, a.inbound) })
 			continue
 		}
-		index, ok := vipguard.Index(name)
-		if !ok {
-			return fmt.Errorf("vip-guard gave a listener %q that this version does not know", name)
-		}
 		accepting.Go(func() error {
+			index, ok := vipguard.Index(name)
+			if !ok {
+				return fmt.Errorf("vip-guard gave a listener %q that this version does not know", name)
+			}
 			return a.serve(serving, connections, ln, &open, outbound, func(ctx context.Context, c *net.TCPConn) { a.outbound(ctx, c, index) })
 		})
 	}
@@ -152,8 +152,8 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if a.state.Load() == nil {
-			http.Error(w, "no complete state from the controller yet", http.StatusServiceUnavailable)
+		if _, err := a.current(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		}
 	})
 	return home.Serve(ctx, ln, mux)

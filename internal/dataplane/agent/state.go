@@ -4,7 +4,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
@@ -15,13 +17,15 @@ import (
 // A state is one whole view of what the controller says, less the Links seen
 // deleted. It is immutable: replaced whole, never edited.
 type state struct {
+	// expired: nothing new is admitted by it.
+	expired     bool
 	trustDomain string
 	hopKey      route.HopKey
 	vips        []netip.Prefix
 	links       map[string]*peer
-	mirrors     map[netip.Addr]*mirror
-	pods        map[string]*pod       // by UID
-	podsByAddr  map[netip.Addr][]*pod // without those on the host network
+	mirrors     map[netip.Addr]*mirror // nil: two claim the address
+	pods        map[string]*pod        // by UID
+	podsByAddr  map[netip.Addr][]*pod  // without those on the host network
 	anchors     *identity.Anchors
 	admission   *admit.State
 }
@@ -42,6 +46,12 @@ type mirror struct {
 	namespace, service string // in the peer
 	identities         []identity.Name
 	ports              map[int]mirrorPort // by listener index
+}
+
+// means reports whether m, which may be nil, stands for the same Service of the
+// same peer as other.
+func (m *mirror) means(other *mirror) bool {
+	return m != nil && m.link == other.link && m.namespace == other.namespace && m.service == other.service
 }
 
 type mirrorPort struct {
@@ -79,13 +89,14 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 		return nil, err
 	}
 	var errs []error
-	for _, r := range view {
-		if l := r.GetLink(); l != nil && !revoked(l.Uid) {
+	inOrder := slices.Sorted(maps.Keys(view)) // so that an error reads the same twice
+	for _, key := range inOrder {
+		if l := view[key].GetLink(); l != nil && !revoked(l.Uid) {
 			errs = append(errs, s.addLink(l))
 		}
 	}
-	for _, r := range view {
-		switch body := r.Body.(type) {
+	for _, key := range inOrder {
+		switch body := view[key].Body.(type) {
 		case *wire.Resource_Mirror:
 			errs = append(errs, s.addMirror(body.Mirror))
 		case *wire.Resource_Pod:
@@ -144,13 +155,17 @@ func (s *state) addLink(l *wire.Link) error {
 
 func (s *state) addMirror(m *wire.Mirror) error {
 	out := &mirror{name: m.Mirror, link: m.Link, namespace: m.Namespace, service: m.Service, ports: make(map[int]mirrorPort)}
-	if s.links[m.Link] == nil {
+	peer := s.links[m.Link]
+	if peer == nil {
 		return nil // its Link is revoked
 	}
 	for _, id := range m.Identities {
 		name, err := identity.ParseName(id)
 		if err != nil {
 			return fmt.Errorf("mirror %s: %w", m.Mirror, err)
+		}
+		if name.TrustDomain() != peer.trustDomain {
+			return fmt.Errorf("mirror %s: Link %s cannot speak for %s", m.Mirror, m.Link, name)
 		}
 		out.identities = append(out.identities, name)
 	}
@@ -162,8 +177,9 @@ func (s *state) addMirror(m *wire.Mirror) error {
 		if err != nil {
 			return fmt.Errorf("mirror %s: %w", m.Mirror, err)
 		}
-		if other := s.mirrors[addr]; other != nil {
-			return fmt.Errorf("mirror %s: its virtual IP %v is also that of %s", m.Mirror, addr, other.name)
+		if _, taken := s.mirrors[addr]; taken {
+			s.mirrors[addr] = nil // nobody's, rather than whose comes first
+			return fmt.Errorf("mirror %s: its virtual IP %v is also that of another", m.Mirror, addr)
 		}
 		s.mirrors[addr] = out
 	}

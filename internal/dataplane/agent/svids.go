@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -15,6 +16,9 @@ import (
 type account struct {
 	namespace, name string
 }
+
+// leastRenewal is between two certificates of one account.
+const leastRenewal = time.Minute
 
 // A signFunc asks the controller for the certificate chain of an account.
 type signFunc func(ctx context.Context, namespace, serviceAccount string, csr []byte) ([][]byte, error)
@@ -85,8 +89,17 @@ func (s *svids) keep(ctx context.Context, a account) {
 		}
 		retry.Reset()
 		s.put(ctx, a, c)
-		backoff.Sleep(ctx, time.Until(c.RenewAt()))
+		backoff.Sleep(ctx, renewal(c))
 	}
+}
+
+// renewal is how long to wait before c is renewed: until half of its life, and up
+// to a tenth of what is left longer, so that not all accounts of a node come at
+// once. A certificate that is past it already, as by a wrong clock, is not asked
+// for again and again.
+func renewal(c *identity.Credential) time.Duration {
+	wait := max(time.Until(c.RenewAt()), leastRenewal)
+	return wait + rand.N(wait/10)
 }
 
 func (s *svids) put(ctx context.Context, a account, c *identity.Credential) {

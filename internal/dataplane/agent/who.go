@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
 
 // Why a connection's caller, or a destination's address, stands for no pod.
@@ -100,6 +102,23 @@ func (a *attachments) pod(s *state, addr netip.Addr, iface int) (*pod, error) {
 		return nil, fmt.Errorf("pod %s/%s at %v: %w", p.namespace, p.name, addr, errOtherLink)
 	}
 	return p, nil
+}
+
+// loopback is the index of every network namespace's own lo (LOOPBACK_IFINDEX of
+// the kernel's net/flow.h).
+const loopback = 1
+
+// ingress returns the interface by which a caller's connection came in. Calls from
+// the node's own network come by its lo and are nobody's.
+func ingress(c *net.TCPConn) (int, error) {
+	iface, err := transport.IngressInterface(c)
+	switch {
+	case err != nil:
+		return 0, refuse(reasonUnknownCaller, err)
+	case iface == loopback:
+		return 0, refuse(reasonHostCaller, errors.New("calls from the host network have no identity: call from a pod of its own network"))
+	}
+	return iface, nil
 }
 
 // routeInterface asks the kernel by which interface it reaches addr. It needs no

@@ -82,19 +82,27 @@ func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 }
 
 // set puts a new state in force and ends the connections of Links that it lacks.
-// A nil state refuses everything new and leaves what is open.
 func (s *Server) set(next *state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state.Store(next)
-	if next == nil {
-		return
-	}
 	for c := range s.conns {
 		if c.linkUID != "" && !next.holds(c.linkUID) {
 			c.cut()
 		}
 	}
+}
+
+// current returns the state in force, or why new connections are refused.
+func (s *Server) current() (*state, error) {
+	st := s.state.Load()
+	switch {
+	case st == nil:
+		return nil, refuse(reasonNotReady, errors.New("no complete state from the controller yet"))
+	case st.expired:
+		return nil, refuse(reasonNotReady, errors.New("the controller has been away for too long"))
+	}
+	return st, nil
 }
 
 // Serve accepts on ln until ctx ends, closes ln, lets open connections go on for
@@ -195,9 +203,9 @@ func (s *Server) route(c *conn) (destination, error) {
 	if err != nil {
 		return destination{}, refuse(transport.HelloReason(err), err)
 	}
-	st := s.state.Load()
-	if st == nil {
-		return destination{}, refuse(reasonNotReady, errors.New("this gateway has no complete state yet"))
+	st, err := s.current()
+	if err != nil {
+		return destination{}, err
 	}
 	link, label, err := st.keyring.Open(hello.ServerName, time.Now())
 	if err != nil {

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/links"
-	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
 
 // Options configure a gateway process.
@@ -26,6 +27,10 @@ type Options struct {
 	Log *slog.Logger
 }
 
+// farewell is how long connections are still accepted after the process is told to
+// stop and says that it is not ready: until then peers may be led here.
+const farewell = 3 * time.Second
+
 // Run is the gateway process: it serves peers until ctx ends, then drains.
 func Run(ctx context.Context, o Options) error {
 	registry := home.NewRegistry()
@@ -36,7 +41,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	h, err := home.New(home.Options{
 		Controller: o.Controller, IdentityDir: o.IdentityDir, TokenFile: o.TokenFile, Links: api,
-		Version: o.Version, Log: o.Log, Registerer: registry, OnState: s.onState,
+		Version: o.Version, Log: o.Log, Registerer: registry, OnState: s.OnState,
 	})
 	if err != nil {
 		return err
@@ -55,25 +60,24 @@ func Run(ctx context.Context, o Options) error {
 		defer stop() // the rest goes on until the last connection has drained
 		serving, cancel := context.WithCancel(run)
 		defer cancel()
-		defer context.AfterFunc(ctx, cancel)()
+		defer context.AfterFunc(ctx, func() { backoff.Sleep(run, farewell); cancel() })()
 		return s.Serve(serving, ln.(*net.TCPListener))
 	})
 	return group.Wait()
 }
 
-// onState puts a new view in force. One that does not hold together is refused
-// whole, and the last one stays.
-func (s *Server) onState(view nodestream.View, revoked func(string) bool) {
-	if view == nil {
+// OnState puts a new view in force, and ends the connections of Links that it
+// lacks. What does not hold together is left out: it must not keep a deleted Link in
+// force. It is what home.Options.OnState asks for.
+func (s *Server) OnState(h home.State) {
+	if h.Expired {
 		s.log.Error("the controller has been away for too long: every new connection is refused")
-		s.set(nil)
-		return
 	}
-	next, err := newState(view, revoked)
+	next, err := newState(h.View, h.Revoked)
 	if err != nil {
-		s.log.Error("the controller's state does not hold together: the last one stays in force", "error", err)
-		return
+		s.log.Error("the controller's state does not hold together: what is broken is left out", "error", err)
 	}
+	next.expired = h.Expired
 	s.set(next)
 	s.log.Debug("new state in force", "links", len(next.links), "routes", next.table.Len())
 }
@@ -83,8 +87,6 @@ func (s *Server) ready(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return errors.New("draining")
 	}
-	if s.state.Load() == nil {
-		return errors.New("no complete state from the controller yet")
-	}
-	return nil
+	_, err := s.current()
+	return err
 }

@@ -1,8 +1,11 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -14,23 +17,28 @@ import (
 type state struct {
 	keyring *route.Keyring
 	table   *route.Table
+	// expired: nothing new is admitted by it.
+	expired bool
 	// links are the UIDs of the Links whose keys are in the keyring, by name.
 	links map[string]string
 }
 
 // newState builds a state from the newest resources. A Link whose UID revoked
-// reports has no key and no row. A resource that does not hold together is an
-// error and leaves the last state in force.
+// reports has no key. What does not hold together is left out and named in the
+// error; the state is never nil.
 func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*state, error) {
 	s := &state{links: make(map[string]string)}
 	backends := make(map[string]route.Backend)
 	var keys []route.LinkKey
-	for _, r := range view {
-		switch body := r.Body.(type) {
+	var errs []error
+	inOrder := slices.Sorted(maps.Keys(view)) // so that an error reads the same twice
+	for _, key := range inOrder {
+		switch body := view[key].Body.(type) {
 		case *wire.Resource_Backend:
 			b, err := backendOf(body.Backend)
 			if err != nil {
-				return nil, err
+				errs = append(errs, err)
+				continue
 			}
 			backends[b.Name] = b
 		case *wire.Resource_Link:
@@ -41,18 +49,18 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 			keys = append(keys, keysOf(body.Link)...)
 		}
 	}
-	var rows []route.Row
-	for _, r := range view {
-		if body, ok := r.Body.(*wire.Resource_Route); ok {
-			rows = append(rows, rowOf(body.Route, backends))
+	rows := make(map[uint32]route.Row)
+	for _, key := range inOrder {
+		if r := view[key].GetRoute(); r != nil {
+			rows[r.Id] = rowOf(r, backends)
 		}
 	}
-	table, err := route.NewTable(rows)
+	table, err := route.NewTable(slices.Collect(maps.Values(rows)))
 	if err != nil {
-		return nil, fmt.Errorf("build the table of routes: %w", err)
+		panic("gateway: two rows with one id in a map by id") // NewTable's only error
 	}
 	s.keyring, s.table = route.NewKeyring(keys...), table
-	return s, nil
+	return s, errors.Join(errs...)
 }
 
 func backendOf(b *wire.Backend) (route.Backend, error) {
@@ -89,11 +97,8 @@ func rowOf(r *wire.Route, backends map[string]route.Backend) route.Row {
 	return row
 }
 
-// holds reports whether the Link with this UID is in force. A nil state holds none.
+// holds reports whether the Link with this UID is in force.
 func (s *state) holds(uid string) bool {
-	if s == nil {
-		return false
-	}
 	for _, have := range s.links {
 		if have == uid {
 			return true

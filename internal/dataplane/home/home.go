@@ -3,14 +3,14 @@
 // metrics and probes that it offers.
 //
 //	ConfigMap (root) ─┐
-//	token file ───────┼─▶ node stream ──▶ OnState(view, revoked)
+//	token file ───────┼─▶ node stream ──▶ OnState(State)
 //	Links (API) ──────┘
 //
 // What always holds:
 //   - The controller is believed by the cluster's own root alone.
 //   - OnState is called with whole views only, one call at a time, again whenever
-//     the view or the set of revoked Links has changed; with a nil view once the
-//     last one has expired.
+//     the view or the set of revoked Links has changed, and when the view expires.
+//     An expired one still tells what must end.
 package home
 
 import (
@@ -54,8 +54,19 @@ type Options struct {
 
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
-	// OnState takes each new view; revoked tells which Links' UIDs count no more.
-	OnState func(view nodestream.View, revoked func(uid string) bool)
+	// OnState takes each new view.
+	OnState func(State)
+}
+
+// State is what a process may act on.
+type State struct {
+	// View is the newest whole view. It is never nil.
+	View nodestream.View
+	// Expired: the controller has been away for so long that nothing new may be
+	// admitted by View. What is open is still held against it.
+	Expired bool
+	// Revoked reports whether the Link with this UID counts no more.
+	Revoked func(uid string) bool
 }
 
 // Home follows the controller. Make it with New; nothing happens until Run.
@@ -64,8 +75,8 @@ type Home struct {
 	client *nodestream.Client
 	links  *links.Watcher
 
-	mu   sync.Mutex // guards view, and is held while OnState runs
-	view nodestream.View
+	mu    sync.Mutex // guards state, and is held while OnState runs
+	state State
 }
 
 // New returns a Home.
@@ -110,16 +121,21 @@ func (h *Home) Run(ctx context.Context) error {
 func (h *Home) onView(v nodestream.View) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.view = v
-	h.o.OnState(v, h.links.Revoked)
+	if v == nil {
+		h.state.Expired = true
+	} else {
+		h.state = State{View: v, Revoked: h.links.Revoked}
+	}
+	h.o.OnState(h.state)
 }
 
-// again repeats the last view after a Link was revoked.
+// again repeats the last view after a Link was revoked, an expired one too: the
+// tunnels that it admitted may still be open.
 func (h *Home) again() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.view != nil {
-		h.o.OnState(h.view, h.links.Revoked)
+	if h.state.View != nil {
+		h.o.OnState(h.state)
 	}
 }
 
@@ -128,7 +144,7 @@ func (h *Home) known() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var uids []string
-	for _, r := range h.view {
+	for _, r := range h.state.View {
 		if l := r.GetLink(); l != nil {
 			uids = append(uids, l.Uid)
 		}
