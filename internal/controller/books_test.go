@@ -166,6 +166,17 @@ func TestBooksGoOnWithTheLastWholeBook(t *testing.T) {
 	}
 }
 
+func TestBooksSurviveALostAnswer(t *testing.T) {
+	a := newAPI(t)
+	b := newBooks(a)
+	a.lose = func() bool { return true }
+	if _, _, err := b.assign(t.Context(), nil, nil, wantMirrors("bar"), time.Now()); err == nil {
+		t.Fatal("the answer was not lost")
+	}
+	a.lose = nil
+	assigned(t, b, nil, "bar") // what was stored meanwhile is read, or each write would conflict for good
+}
+
 func TestBooksForgetVersions(t *testing.T) {
 	a := newAPI(t)
 	b := newBooks(a)
@@ -190,11 +201,12 @@ func TestBooksGiveNothingTwice(t *testing.T) {
 func chaos(t *testing.T, r *rand.Rand) {
 	a := newAPI(t)
 	a.refusing(func(verb string, o client.Object) error {
-		if verb != "get" && r.IntN(4) == 0 {
+		if verb != "get" && r.IntN(6) == 0 {
 			return errors.New("the connection was lost")
 		}
 		return nil
 	})
+	a.lose = func() bool { return r.IntN(6) == 0 }
 	b, now := newBooks(a), time.Unix(1_800_000_000, 0)
 	history := [][]v1alpha1.Ledger{nil} // what a cache may show, oldest first
 	shown := 0

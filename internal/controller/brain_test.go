@@ -231,6 +231,23 @@ func TestLinkRemoved(t *testing.T) {
 	}, linkTo("east", east(), "a:4143"), shop())
 }
 
+func TestTrustDeletedByHandComesBack(t *testing.T) {
+	leading(t, func(t *testing.T, r *replica) {
+		r.connect("bar")
+		r.again(3)
+		var trust v1alpha1.PeerTrust
+		r.get(t, system, "east", &trust)
+		if err := r.Delete(t.Context(), &trust); err != nil {
+			t.Fatal(err)
+		}
+		r.again(3)
+		r.get(t, system, "east", &trust)
+		if got := r.condition(t, v1alpha1.LinkTrusted); got != "True Trusted" {
+			t.Errorf("the stream stands and says hello no more, and Trusted is %s", got)
+		}
+	}, linkTo("east", east(), "a:4143"), shop())
+}
+
 func TestDuplicateLinksAreNobodysPeers(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		r.connect("bar")

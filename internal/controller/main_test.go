@@ -47,6 +47,8 @@ type api struct {
 	uids   int
 	// refuse injects an error into a call; nil: none. It is called without mu.
 	refuse func(verb string, o client.Object) error
+	// lose tells of a write that was made whether its answer is lost; nil: never.
+	lose func() bool
 }
 
 func newAPI(t testing.TB, objects ...client.Object) *api {
@@ -109,7 +111,11 @@ func (a *api) note(verb string, o client.Object, do func() error) error {
 	if err := a.asked(verb, o); err != nil {
 		return err
 	}
-	return do()
+	err := do()
+	if err == nil && a.lose != nil && a.lose() {
+		return errors.New("the answer was lost")
+	}
+	return err
 }
 
 func (a *api) refusing(f func(verb string, o client.Object) error) {
