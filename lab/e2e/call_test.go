@@ -68,7 +68,7 @@ func TestWireShowsNothing(t *testing.T) {
 		_, err := clusterIP(ctx, west, "needlework-east")
 		return err
 	})
-	address := "http://" + mirror(t, "needlework-east", 80)
+	address := "http://" + mirrorOf(t, "needlework-east", 80)
 	within(t, 10*time.Second, "needlework answers", func() error { _, err := fetch(ctx, client, address); return err })
 	for range calls {
 		if _, err := fetch(ctx, client, address); err != nil {

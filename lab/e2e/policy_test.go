@@ -25,7 +25,7 @@ spec:
 // logged with its identity.
 func TestPolicy(t *testing.T) {
 	ctx := t.Context()
-	client, guest, address := netOf(t, west, "client"), netOf(t, west, "guest"), "http://"+mirror(t, "bar-east", 80)
+	client, guest, address := netOf(t, west, "client"), netOf(t, west, "guest"), "http://"+mirrorOf(t, "bar-east", 80)
 	calls := func(ns string) error { _, err := fetch(ctx, ns, address); return err }
 	for _, ns := range []string{client, guest} {
 		must(t, calls(ns)) // without a policy
@@ -86,7 +86,7 @@ func TestPolicy(t *testing.T) {
 func TestTwoAccountsInTurn(t *testing.T) {
 	ctx := t.Context()
 	const inTurn, atOnce, workers = 800, 200, 8
-	address := "http://" + mirror(t, "bar-east", 80)
+	address := "http://" + mirrorOf(t, "bar-east", 80)
 	nets := []string{netOf(t, west, "client"), netOf(t, west, "guest")}
 	ids := []string{callerID(t, "client"), callerID(t, "guest")}
 	served := func(since time.Time, want int) []string {

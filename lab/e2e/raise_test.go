@@ -142,11 +142,9 @@ func poll(ctx context.Context, d time.Duration, do func() error) error {
 
 var errNotYet = errors.New("not yet")
 
-// get and list options that say nothing.
+// Options that say nothing.
 var (
 	getOptions    metav1.GetOptions
-	createOptions metav1.CreateOptions
-	updateOptions metav1.UpdateOptions
 	deleteOptions metav1.DeleteOptions
 	listOptions   metav1.ListOptions
 )

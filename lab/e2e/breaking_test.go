@@ -1,0 +1,388 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// A caller is a pod's open connection, of which a reader waits for the end.
+type caller struct {
+	what  string
+	conn  *net.TCPConn
+	ended chan error // gets the error that ended it
+}
+
+// hold opens a connection from a pod, sends a text, reads the answer's first bytes, and keeps reading. It is closed with the test.
+func hold(t *testing.T, what, ns, address, text string) *caller {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	c := &caller{what: what, conn: have(dial(ctx, ns, address))(t), ended: make(chan error, 1)}
+	t.Cleanup(func() { c.conn.Close() })
+	have(io.WriteString(c.conn, text))(t)
+	must(t, c.conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+	buf := make([]byte, 64<<10)
+	have(c.conn.Read(buf))(t)
+	must(t, c.conn.SetReadDeadline(time.Time{}))
+	go func() {
+		for {
+			if _, err := c.conn.Read(buf); err != nil {
+				c.ended <- err
+				return
+			}
+		}
+	}()
+	return c
+}
+
+// lives fails the test if the connection has ended.
+func (c *caller) lives(t *testing.T) {
+	t.Helper()
+	select {
+	case err := <-c.ended:
+		c.ended <- err
+		t.Fatalf("the %s ended before its time: %v", c.what, err)
+	default:
+	}
+}
+
+// isReset fails the test unless the connection ends by a reset, never by a clean end, within d from start.
+func (c *caller) isReset(t *testing.T, start time.Time, d time.Duration) {
+	t.Helper()
+	select {
+	case err := <-c.ended:
+		t.Logf("the %s ended after %.1f s: %v", c.what, time.Since(start).Seconds(), err)
+		if !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the %s ended with %v, want a reset: its caller takes a part for the whole", c.what, err)
+		}
+	case <-time.After(time.Until(start.Add(d))):
+		t.Errorf("the %s is still open after %.1f s", c.what, time.Since(start).Seconds())
+	}
+}
+
+const endless = "GET /download?bytes=1000000000000 HTTP/1.1\r\nHost: bar-east\r\n\r\n"
+
+// calling are a busy and a quiet caller of bar.
+func calling(t *testing.T) []*caller {
+	t.Helper()
+	ns := netOf(t, west, "client")
+	return []*caller{
+		hold(t, "download", ns, mirrorOf(t, "bar-east", 80), endless),
+		hold(t, "quiet tunnel", ns, mirrorOf(t, "bar-east", 7000), ""),
+	}
+}
+
+// scale sets how many controllers a cluster has, and returns when it is so.
+func (c *cluster) scale(ctx context.Context, replicas int) error {
+	if err := c.kubectl(ctx, "", "-n", system, "scale", "deployment", "causeway-controller", "--replicas="+strconv.Itoa(replicas)); err != nil {
+		return err
+	}
+	return poll(ctx, time.Minute, func() error {
+		list, err := c.api.CoreV1().Pods(system).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=controller"})
+		if err != nil {
+			return err
+		}
+		ready := 0
+		for _, p := range list.Items {
+			for _, cond := range p.Status.Conditions {
+				if cond.Type == "Ready" && cond.Status == "True" {
+					ready++
+				}
+			}
+		}
+		if len(list.Items) != replicas || ready != replicas {
+			return fmt.Errorf("%d controllers, %d ready, want %d", len(list.Items), ready, replicas)
+		}
+		return nil
+	})
+}
+
+// withoutController takes a cluster's controllers away for the rest of the test.
+func withoutController(t *testing.T, c *cluster) {
+	t.Helper()
+	d := have(c.api.AppsV1().Deployments(system).Get(t.Context(), "causeway-controller", getOptions))(t)
+	t.Cleanup(func() {
+		if err := c.scale(background(), int(*d.Spec.Replicas)); err != nil {
+			t.Errorf("bring the controllers back: %v", err)
+		}
+		serves(t)
+	})
+	must(t, c.scale(t.Context(), 0))
+}
+
+// TestDeletedLinkRevokes: deleting a Link with the controller scaled to zero ends open tunnels within 5 s and leaves no mirror behind.
+func TestDeletedLinkRevokes(t *testing.T) {
+	for _, side := range []struct{ here, peer *cluster }{{east, west}, {west, east}} {
+		t.Run("in "+side.here.Name(), func(t *testing.T) {
+			ctx := t.Context()
+			client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
+			t.Cleanup(func() { serves(t) })
+			withoutController(t, side.here)
+			t.Cleanup(func() {
+				if err := introduce(background(), side.peer, side.here); err != nil {
+					t.Error(err)
+				}
+			})
+			open := calling(t)
+			for _, c := range open {
+				c.lives(t) // and a call is made below, too: no controller is needed for them
+			}
+			have(fetch(ctx, client, "http://"+address))(t)
+
+			start := time.Now()
+			must(t, side.here.dyn.Resource(links).Delete(ctx, side.peer.Name(), deleteOptions))
+			for _, c := range open {
+				c.isReset(t, start, 5*time.Second)
+			}
+			if _, err := fetch(ctx, client, "http://"+address); !refused(err) {
+				t.Errorf("a new call gets %v, want a reset", err)
+			}
+			if side.here == west {
+				within(t, time.Minute, "Kubernetes collects the mirrors", func() error {
+					for _, name := range []string{"bar-east", "baz-east", "redis-east"} {
+						if err := left(t, name); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}
+		})
+	}
+}
+
+// TestFarDeathIsAReset: a far agent, gateway or node killed in mid-download gives the caller a reset, never a clean end.
+func TestFarDeathIsAReset(t *testing.T) {
+	kill := func(component string) func(*testing.T) {
+		return func(t *testing.T) {
+			for _, p := range have(east.pods(t.Context(), component))(t) {
+				must(t, east.KillContainer(t.Context(), system, p.Name, component, syscall.SIGKILL))
+			}
+		}
+	}
+	cases := []struct {
+		what  string
+		kill  func(*testing.T)
+		after time.Duration
+	}{
+		{"agent", kill("agent"), 5 * time.Second},
+		{"gateway", kill("gateway"), 5 * time.Second},
+		// No packet tells: keepalive does, and it is 30 s at most.
+		{"node", func(t *testing.T) {
+			must(t, east.KillNode(t.Context(), ""))
+			t.Cleanup(func() {
+				if err := east.StartNode(background(), ""); err != nil {
+					t.Errorf("give the node its power back: %v", err)
+				}
+			})
+		}, 45 * time.Second},
+	}
+	for _, tc := range cases {
+		t.Run(tc.what, func(t *testing.T) {
+			t.Cleanup(func() { serves(t) })
+			if tc.what == "agent" {
+				freshAgent(t, east)
+			}
+			open := calling(t)
+			for _, c := range open {
+				c.lives(t)
+			}
+			start := time.Now()
+			tc.kill(t)
+			for _, c := range open {
+				c.isReset(t, start, tc.after)
+			}
+		})
+	}
+}
+
+// freeze stops the kubelet of a cluster's node, so that it starts nothing again, until thaw or the end of the test. Within half a
+// minute the cluster does not notice.
+func freeze(t *testing.T, c *cluster) (thaw func()) {
+	t.Helper()
+	var kubelets []int
+	for _, p := range c.lab.Processes() {
+		if strings.HasPrefix(p.Name, c.Name()+"/") && strings.HasSuffix(p.Name, "/kubelet") {
+			kubelets = append(kubelets, p.PIDs...)
+		}
+	}
+	if len(kubelets) == 0 {
+		t.Fatal("no kubelet runs")
+	}
+	signal := func(s syscall.Signal) {
+		for _, pid := range kubelets {
+			if err := syscall.Kill(pid, s); err != nil {
+				t.Errorf("signal the kubelet: %v", err)
+			}
+		}
+	}
+	signal(syscall.SIGSTOP)
+	thawed := false
+	thaw = func() {
+		if !thawed {
+			thawed = true
+			signal(syscall.SIGCONT)
+		}
+	}
+	t.Cleanup(thaw)
+	return thaw
+}
+
+// freshAgent puts a new agent's pod on a cluster's node, so that no back-off of an earlier test delays its restart, and returns its name.
+func freshAgent(t *testing.T, c *cluster) string {
+	t.Helper()
+	ctx := t.Context()
+	old := have(c.pods(ctx, "agent"))(t)
+	for _, p := range old {
+		must(t, c.kubectl(ctx, "", "-n", system, "delete", "pod", p.Name))
+	}
+	must(t, c.kubectl(ctx, "", "-n", system, "rollout", "status", "daemonset/causeway-agent", "--timeout=60s"))
+	pods := have(c.pods(ctx, "agent"))(t)
+	if len(pods) != 1 {
+		t.Fatalf("%d agents, want one", len(pods))
+	}
+	serves(t)
+	return pods[0].Name
+}
+
+// TestAgentCrashLosesNoCall: connections wait in the listeners that vip-guard holds until the agent is back.
+func TestAgentCrashLosesNoCall(t *testing.T) {
+	ctx := t.Context()
+	agent := freshAgent(t, west)
+	client, address := netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)
+	must(t, west.KillContainer(ctx, system, agent, "agent", syscall.SIGKILL))
+	start := time.Now()
+	for range 5 {
+		if _, err := fetch(ctx, client, address); err != nil {
+			t.Fatalf("a call %.1f s after the agent's death: %v", time.Since(start).Seconds(), err)
+		}
+	}
+	t.Logf("the calls were served after %.1f s", time.Since(start).Seconds())
+}
+
+// TestWithoutAgentCallsAreRefused: with the agent killed, calls wait at most 10 s and are then refused.
+func TestWithoutAgentCallsAreRefused(t *testing.T) {
+	ctx := t.Context()
+	const grace, slack = 10 * time.Second, time.Second
+	agent := freshAgent(t, west)
+	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
+	open := calling(t)
+	thaw := freeze(t, west)
+	start := time.Now()
+	must(t, west.KillContainer(ctx, system, agent, "agent", syscall.SIGKILL))
+	for _, c := range open {
+		c.isReset(t, start, 2*time.Second)
+	}
+	waiting := make(chan error)
+	const callers = 5
+	for range callers {
+		go func() { _, err := fetch(ctx, client, "http://"+address); waiting <- err }()
+	}
+	for range callers {
+		if err := <-waiting; !refused(err) {
+			t.Errorf("a waiting call ended with %v, want a reset", err)
+		}
+	}
+	took := time.Since(start)
+	t.Logf("waiting calls were refused %.1f s after the agent's death", took.Seconds())
+	if took > grace+slack || took < grace-slack {
+		t.Errorf("that is not about %v", grace)
+	}
+	for range 3 {
+		start := time.Now()
+		if _, err := fetch(ctx, client, "http://"+address); !refused(err) || time.Since(start) > time.Second {
+			t.Errorf("a later call got %v after %v, want a refusal at once", err, time.Since(start))
+		}
+	}
+	thaw()
+	serves(t)
+}
+
+// TestNothingLeavesTheNode: with agent and vip-guard gone nothing for the VIP range leaves the node: a counter on the way out stays
+// zero, and rises when both routes are removed, so it can count; and vip-guard mends them.
+func TestNothingLeavesTheNode(t *testing.T) {
+	ctx := t.Context()
+	agent := freshAgent(t, west)
+	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
+	call := func() error {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		_, err := fetch(ctx, client, "http://"+address)
+		return err
+	}
+	egress := func() uint64 { return have(west.Egress(ctx))(t).Packets }
+	before := egress()
+	thaw := freeze(t, west)
+	for _, container := range []string{"vip-guard", "agent"} {
+		must(t, west.KillContainer(ctx, system, agent, container, syscall.SIGKILL))
+	}
+	for range 5 {
+		start := time.Now()
+		if err := call(); err == nil || time.Since(start) > time.Second {
+			t.Errorf("without agent and vip-guard a call got %v after %v, want a refusal at once", err, time.Since(start))
+		}
+	}
+	if n := egress() - before; n != 0 {
+		t.Errorf("%d packets for VIPs left the node", n)
+	}
+
+	for _, route := range [][]string{{"local", "240.64.0.0/12", "table", "local"}, {"unreachable", "240.64.0.0/12"}} {
+		must(t, onNode(ctx, west, append([]string{"ip", "route", "del"}, route...)...))
+	}
+	before = egress()
+	_ = call() // goes nowhere, or is told so by who is on the way
+	if egress() == before {
+		t.Error("without both routes no packet was counted: the counter cannot count")
+	}
+	thaw()
+	within(t, 30*time.Second, "vip-guard puts the routes back", call)
+	before = egress()
+	must(t, call())
+	if n := egress() - before; n != 0 {
+		t.Errorf("%d packets for VIPs left the node after all was mended", n)
+	}
+}
+
+// TestGuardMends: routes that somebody takes away from under a running vip-guard come back.
+func TestGuardMends(t *testing.T) {
+	for _, route := range [][]string{{"local", "240.64.0.0/12", "table", "local"}, {"unreachable", "240.64.0.0/12"}} {
+		must(t, onNode(t.Context(), west, append([]string{"ip", "route", "del"}, route...)...))
+		within(t, 5*time.Second, "the "+route[0]+" route is back", func() error {
+			table := "main"
+			if route[0] == "local" {
+				table = "local"
+			}
+			cmd, err := west.Exec(t.Context(), nodeOf, "ip", "route", "show", "table", table)
+			if err != nil {
+				return err
+			}
+			if out, err := output(cmd); err != nil || !strings.Contains(out, route[0]+" 240.64.0.0/12") {
+				return fmt.Errorf("routes: %q, %v", out, err)
+			}
+			return nil
+		})
+	}
+	serves(t)
+}
+
+// onNode runs a command on the first node.
+func onNode(ctx context.Context, c *cluster, argv ...string) error {
+	cmd, err := c.Exec(ctx, nodeOf, argv...)
+	if err != nil {
+		return err
+	}
+	_, err = output(cmd)
+	return err
+}
