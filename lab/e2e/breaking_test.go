@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -84,42 +84,37 @@ func calling(t *testing.T) []*caller {
 	}
 }
 
-// scale sets how many controllers a cluster has, and returns when it is so.
-func (c *cluster) scale(ctx context.Context, replicas int) error {
-	if err := c.kubectl(ctx, "", "-n", system, "scale", "deployment", "causeway-controller", "--replicas="+strconv.Itoa(replicas)); err != nil {
+// controllers says how a cluster's controllers differ from being that many, all ready.
+func (c *cluster) controllers(ctx context.Context, want int) error {
+	list, err := c.api.CoreV1().Pods(system).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=controller"})
+	if err != nil {
 		return err
 	}
-	return poll(ctx, time.Minute, func() error {
-		list, err := c.api.CoreV1().Pods(system).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=controller"})
-		if err != nil {
-			return err
-		}
-		ready := 0
-		for _, p := range list.Items {
-			for _, cond := range p.Status.Conditions {
-				if cond.Type == "Ready" && cond.Status == "True" {
-					ready++
-				}
+	ready := 0
+	for _, p := range list.Items {
+		for _, cond := range p.Status.Conditions {
+			if cond.Type == corev1.PodReady && cond.Status == corev1.ConditionTrue {
+				ready++
 			}
 		}
-		if len(list.Items) != replicas || ready != replicas {
-			return fmt.Errorf("%d controllers, %d ready, want %d", len(list.Items), ready, replicas)
-		}
-		return nil
-	})
+	}
+	if len(list.Items) != want || ready != want {
+		return fmt.Errorf("%d controllers, %d ready, want %d", len(list.Items), ready, want)
+	}
+	return nil
 }
 
-// withoutController takes a cluster's controllers away for the rest of the test.
+// withoutController takes a cluster's controllers away for the rest of the test. An install brings them back as they were.
 func withoutController(t *testing.T, c *cluster) {
 	t.Helper()
-	d := have(c.api.AppsV1().Deployments(system).Get(t.Context(), "causeway-controller", getOptions))(t)
 	t.Cleanup(func() {
-		if err := c.scale(background(), int(*d.Spec.Replicas)); err != nil {
+		if err := c.install(background()); err != nil {
 			t.Errorf("bring the controllers back: %v", err)
 		}
 		serves(t)
 	})
-	must(t, c.scale(t.Context(), 0))
+	must(t, c.kubectl(t.Context(), "", "-n", system, "scale", "deployment", "causeway-controller", "--replicas=0"))
+	within(t, time.Minute, "the controllers are gone", func() error { return c.controllers(t.Context(), 0) })
 }
 
 // TestDeletedLinkRevokes: deleting a Link with the controller scaled to zero ends open tunnels within 5 s and leaves no mirror behind.
@@ -201,11 +196,28 @@ func TestFarDeathIsAReset(t *testing.T) {
 			}
 			start := time.Now()
 			tc.kill(t)
+			if tc.what == "node" {
+				unreachable(t)
+			}
 			for _, c := range open {
 				c.isReset(t, start, tc.after)
 			}
 		})
 	}
+}
+
+// unreachable asserts that callers of a peer that cannot be reached are reset within 3 s, and that its mirrors stay as they are.
+func unreachable(t *testing.T) {
+	t.Helper()
+	const promised, slack = 3 * time.Second, 500 * time.Millisecond
+	for range 2 {
+		start := time.Now()
+		_, err := fetch(t.Context(), netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80))
+		if took := time.Since(start); !refused(err) || took > promised+slack {
+			t.Errorf("a call of an unreachable peer got %v after %.1f s, want a reset within %v", err, took.Seconds(), promised)
+		}
+	}
+	must(t, readiness(t, "bar-east", true))
 }
 
 // freeze stops the kubelet of a cluster's node, so that it starts nothing again, until thaw or the end of the test. Within half a

@@ -228,8 +228,9 @@ func TestControllerRestartWritesNoMirror(t *testing.T) {
 		}
 		done <- n
 	}()
+	pods := have(west.pods(ctx, "controller"))(t)
 	must(t, west.api.CoreV1().Pods(system).DeleteCollection(ctx, deleteOptions, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=controller"}))
-	within(t, time.Minute, "new controllers are ready", func() error { return west.scale(ctx, 2) })
+	within(t, time.Minute, "new controllers are ready", func() error { return west.controllers(ctx, len(pods)) })
 	// It has taken over when it repairs: so it has looked at mirrors.
 	must(t, west.kubectl(ctx, "", "-n", "shop", "label", "service", "baz-east", "causeway.dev/link=elsewhere", "--overwrite"))
 	within(t, time.Minute, "a new leader is at work", func() error {

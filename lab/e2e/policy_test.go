@@ -3,11 +3,15 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 )
@@ -30,6 +34,9 @@ func TestPolicy(t *testing.T) {
 	for _, ns := range []string{client, guest} {
 		must(t, calls(ns)) // without a policy
 	}
+	// A tunnel is a lease: what a policy takes away ends, and what it leaves goes on.
+	theirs, ours := hold(t, "guest's download", guest, mirrorOf(t, "bar-east", 80), endless), hold(t, "client's download", client, mirrorOf(t, "bar-east", 80), endless)
+	start := time.Now()
 	must(t, east.kubectl(ctx, onlyClient, "apply", "-f", "-"))
 	t.Cleanup(func() {
 		_ = east.kubectl(background(), "", "-n", "shop", "delete", "exportpolicy", "bar", "--ignore-not-found")
@@ -46,6 +53,9 @@ func TestPolicy(t *testing.T) {
 		}
 		return nil
 	})
+	theirs.isReset(t, start, 5*time.Second)
+	ours.lives(t)
+	must(t, ours.conn.Close())
 
 	since := time.Now()
 	before := have(east.metrics(ctx, "agent"))(t)
@@ -142,4 +152,35 @@ func TestTwoAccountsInTurn(t *testing.T) {
 	if first := slices.Index(who, ids[1]); first != atOnce/2 || who[0] != ids[0] || who[len(who)-1] != ids[1] {
 		t.Errorf("calls at once were seen as by %v, want %d each by %v", slices.Compact(who), atOnce/2, ids)
 	}
+}
+
+// TestExportRuleTakenBack: a Link without an export rule shows its peer nothing and serves it nothing, from one moment to the next.
+func TestExportRuleTakenBack(t *testing.T) {
+	ctx := t.Context()
+	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
+	patch := func(ctx context.Context, rule string) error {
+		_, err := east.dyn.Resource(links).Patch(ctx, "west", types.MergePatchType, []byte(`{"spec":{"export":`+rule+`}}`), metav1.PatchOptions{})
+		return err
+	}
+	p := newImpostor(t)
+	open := calling(t)
+	t.Cleanup(func() {
+		if err := patch(background(), `{"services":"All"}`); err != nil {
+			t.Error(err)
+		}
+		serves(t)
+	})
+	start := time.Now()
+	must(t, patch(ctx, "null"))
+	for _, c := range open {
+		c.isReset(t, start, 5*time.Second)
+	}
+	if _, err := fetch(ctx, client, "http://"+address); !refused(err) {
+		t.Errorf("a new call gets %v, want a reset", err)
+	}
+	// Also one that does not care what it is shown.
+	if body, err := p.call(t, p.config(p.label(t, p.routes["shop/bar:http"], time.Now()), p.as(t, "client")), barHTTP); err == nil {
+		t.Errorf("a peer that does not care is answered %q", body)
+	}
+	within(t, soon, "the mirrors are gone", func() error { return left(t, "bar-east") })
 }
