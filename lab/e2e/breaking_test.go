@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,11 +92,9 @@ func (c *cluster) controllers(ctx context.Context, want int) error {
 		return err
 	}
 	ready := 0
-	for _, p := range list.Items {
-		for _, cond := range p.Status.Conditions {
-			if cond.Type == corev1.PodReady && cond.Status == corev1.ConditionTrue {
-				ready++
-			}
+	for i := range list.Items {
+		if isReady(&list.Items[i]) {
+			ready++
 		}
 	}
 	if len(list.Items) != want || ready != want {
@@ -163,7 +162,7 @@ func TestFarDeathIsAReset(t *testing.T) {
 	kill := func(component string) func(*testing.T) {
 		return func(t *testing.T) {
 			for _, p := range have(east.pods(t.Context(), component))(t) {
-				must(t, east.KillContainer(t.Context(), system, p.Name, component, syscall.SIGKILL))
+				slay(t, east, p.Name, component)
 			}
 		}
 	}
@@ -252,6 +251,42 @@ func freeze(t *testing.T, c *cluster) (thaw func()) {
 	return thaw
 }
 
+// slay ends a container of Causeway's as the kernel ends a process, without a word. The test's end waits until it is back.
+func slay(t *testing.T, c *cluster, pod, container string) {
+	t.Helper()
+	restarts := func() (int32, error) {
+		p, err := c.api.CoreV1().Pods(system).Get(background(), pod, getOptions)
+		if err != nil {
+			return 0, err
+		}
+		for _, s := range p.Status.ContainerStatuses {
+			if s.Name == container && isReady(p) {
+				return s.RestartCount, nil
+			}
+		}
+		return 0, fmt.Errorf("pod %s is not ready", pod)
+	}
+	before := have(restarts())(t)
+	must(t, c.KillContainer(t.Context(), system, pod, container, syscall.SIGKILL))
+	t.Cleanup(func() {
+		if err := poll(background(), time.Minute, func() error {
+			// That it is ready may still be of its former life.
+			if now, err := restarts(); err != nil || now == before {
+				return errors.Join(errNotYet, err)
+			}
+			return nil
+		}); err != nil {
+			t.Errorf("%s of %s is not back: %v", container, pod, err)
+		}
+	})
+}
+
+func isReady(p *corev1.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
 // freshAgent puts a new agent's pod on a cluster's node, so that no back-off of an earlier test delays its restart, and returns its name.
 func freshAgent(t *testing.T, c *cluster) string {
 	t.Helper()
@@ -260,13 +295,20 @@ func freshAgent(t *testing.T, c *cluster) string {
 	for _, p := range old {
 		must(t, c.kubectl(ctx, "", "-n", system, "delete", "pod", p.Name))
 	}
-	must(t, c.kubectl(ctx, "", "-n", system, "rollout", "status", "daemonset/causeway-agent", "--timeout=60s"))
-	pods := have(c.pods(ctx, "agent"))(t)
-	if len(pods) != 1 {
-		t.Fatalf("%d agents, want one", len(pods))
-	}
+	var name string
+	within(t, time.Minute, "a new agent is ready", func() error {
+		pods, err := c.pods(ctx, "agent")
+		if err != nil {
+			return err
+		}
+		if len(pods) != 1 || !isReady(&pods[0]) || slices.ContainsFunc(old, func(p corev1.Pod) bool { return p.UID == pods[0].UID }) {
+			return errNotYet
+		}
+		name = pods[0].Name
+		return nil
+	})
 	serves(t)
-	return pods[0].Name
+	return name
 }
 
 // TestAgentCrashLosesNoCall: connections wait in the listeners that vip-guard holds until the agent is back.
@@ -274,7 +316,7 @@ func TestAgentCrashLosesNoCall(t *testing.T) {
 	ctx := t.Context()
 	agent := freshAgent(t, west)
 	client, address := netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)
-	must(t, west.KillContainer(ctx, system, agent, "agent", syscall.SIGKILL))
+	slay(t, west, agent, "agent")
 	start := time.Now()
 	for range 5 {
 		if _, err := fetch(ctx, client, address); err != nil {
@@ -292,8 +334,9 @@ func TestWithoutAgentCallsAreRefused(t *testing.T) {
 	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
 	open := calling(t)
 	thaw := freeze(t, west)
+	defer thaw() // before the end of the test waits for what it killed
 	start := time.Now()
-	must(t, west.KillContainer(ctx, system, agent, "agent", syscall.SIGKILL))
+	slay(t, west, agent, "agent")
 	for _, c := range open {
 		c.isReset(t, start, 2*time.Second)
 	}
@@ -337,8 +380,9 @@ func TestNothingLeavesTheNode(t *testing.T) {
 	egress := func() uint64 { return have(west.Egress(ctx))(t).Packets }
 	before := egress()
 	thaw := freeze(t, west)
+	defer thaw() // before the end of the test waits for what it killed
 	for _, container := range []string{"vip-guard", "agent"} {
-		must(t, west.KillContainer(ctx, system, agent, container, syscall.SIGKILL))
+		slay(t, west, agent, container)
 	}
 	for range 5 {
 		start := time.Now()

@@ -184,3 +184,20 @@ func TestExportRuleTakenBack(t *testing.T) {
 	}
 	within(t, soon, "the mirrors are gone", func() error { return left(t, "bar-east") })
 }
+
+// TestHostNetworkHasNoIdentity: there is no fallback identity, so who shares the node's network is refused, at once and counted.
+func TestHostNetworkHasNoIdentity(t *testing.T) {
+	ctx := t.Context()
+	node, address := have(west.NodeNetns(""))(t), "http://"+mirrorOf(t, "bar-east", 80)
+	before := have(west.metrics(ctx, "agent"))(t)
+	for range 3 {
+		start := time.Now()
+		if said, err := fetch(ctx, node, address); !refused(err) || time.Since(start) > time.Second {
+			t.Errorf("a call from the node's own network got %q, %v after %v, want a refusal at once", said, err, time.Since(start))
+		}
+	}
+	after := have(west.metrics(ctx, "agent"))(t)
+	if got := rose(before, after, "causeway_agent_refused_total"); !slices.Equal(got, []string{`causeway_agent_refused_total{reason="host_network_caller",way="outbound"} +3`}) {
+		t.Errorf("counted were %v", got)
+	}
+}

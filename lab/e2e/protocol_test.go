@@ -172,7 +172,7 @@ func TestKilledAgentsAbortUploads(t *testing.T) {
 			case <-time.After(10 * time.Second):
 				t.Fatal("the upload does not reach the application")
 			}
-			must(t, c.KillContainer(ctx, system, agent, "agent", syscall.SIGKILL))
+			slay(t, c, agent, "agent")
 			select {
 			case err := <-ended:
 				if !errors.Is(err, syscall.ECONNRESET) {

@@ -40,12 +40,14 @@ func raise(ctx context.Context, o lab.Options) error {
 	if err := both.Wait(); err != nil {
 		return err
 	}
+	say("the shop is open in both")
 	if err := introduce(ctx, west, east); err != nil {
 		return err
 	}
 	if err := introduce(ctx, east, west); err != nil {
 		return err
 	}
+	say("each has applied the other's identity")
 	if err := east.kubectl(ctx, "", "-n", "shop", "label", "service", "bar", "causeway.dev/export=true", "--overwrite"); err != nil {
 		return err
 	}
