@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
@@ -60,6 +61,8 @@ type brain struct {
 	published map[string]bool      // Links that have a catalog
 	believed  map[string]belief    // by Link: what is dear to find out, while it stays
 	grumbles  map[[2]string]string // last told, by message and subject
+	served    map[types.UID]bool   // agents' pods that have been ready
+	again     time.Duration        // when to think again by itself; 0: no need
 }
 
 // belief is what was made of a peer and the list of issuers kept for it.
@@ -90,6 +93,9 @@ func (b *brain) run(ctx context.Context) {
 		b.grumble("a thought failed and will be tried again", "", err)
 		if err != nil {
 			next = retry
+		}
+		if b.again > 0 {
+			next = min(next, b.again)
 		}
 		timer := time.NewTimer(next)
 		select {
@@ -126,7 +132,8 @@ func (b *brain) think(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	t := &thought{snapshot: snap, top: snap.topology(), now: now}
+	t := &thought{snapshot: snap, top: snap.topology(b.served, now), now: now}
+	b.served, b.again = t.top.served, t.top.again
 	t.peers, t.faults = link.Judge(b.ownHalf(), snap.links)
 	b.peers.set(ctx, t.peers)
 	t.views = b.believe(t)

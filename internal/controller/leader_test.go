@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
@@ -188,11 +189,51 @@ func TestTopology(t *testing.T) {
 		pod("a1", agentValue, "n1", true), pod("a1-old", agentValue, "n1", false), pod("a2", agentValue, "n2", false),
 		pod("a3", agentValue, "", true), stranger, pod("c1", controllerValue, "n1", true), going, pod("c3", controllerValue, "n1", false),
 	}}
-	top := s.topology()
+	top := s.topology(nil, time.Unix(0, 0))
 	if strings.Join(top.nodes, " ") != "n1 n2" || len(top.agents) != 1 || top.agents["n1"] == "" {
 		t.Errorf("nodes %v, agents %v: an upgrade's old pod must not hide the new, nor a tenant's pod be an agent", top.nodes, top.agents)
 	}
 	if len(top.controllers) != 1 || top.controllers[0].PodName != "c1" {
 		t.Errorf("controllers %v: who is going or not ready gets no streams", top.controllers)
+	}
+}
+
+func TestARestartedAgentCountsOn(t *testing.T) {
+	down := time.Unix(1000, 0)
+	agent := func(isReady corev1.ConditionStatus) *snapshot {
+		return &snapshot{namespace: system, pods: []corev1.Pod{{
+			ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "a1", UID: "u1", Labels: map[string]string{componentLabel: agentValue}},
+			Spec:       corev1.PodSpec{NodeName: "n1"},
+			Status: corev1.PodStatus{HostIP: "192.0.2.1", Conditions: []corev1.PodCondition{
+				{Type: corev1.PodReady, Status: isReady, LastTransitionTime: metav1.NewTime(down)},
+			}},
+		}}}
+	}
+	served := agent(corev1.ConditionTrue).topology(nil, down).served
+	cases := map[string]struct {
+		why    string
+		served map[types.UID]bool
+		after  time.Duration
+		want   bool
+	}{
+		"just restarted": {"the kubelet's word is seconds behind a restart that took one", served, restartGrace - 1, true},
+		"down for long":  {"an agent that stays away is no way in", served, restartGrace, false},
+		"never ready":    {"a new agent counts from its first readiness on", nil, 0, false},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			top := agent(corev1.ConditionFalse).topology(c.served, down.Add(c.after))
+			if got := top.agents["n1"] != ""; got != c.want {
+				t.Errorf("counts: %v, want %v: %s", got, c.want, c.why)
+			}
+			if (top.again > 0) != c.want {
+				t.Errorf("thinks again after %v: a grace must end by itself, and only a grace", top.again)
+			}
+		})
+	}
+	going := agent(corev1.ConditionFalse)
+	going.pods[0].DeletionTimestamp = &metav1.Time{Time: down}
+	if top := going.topology(served, down); len(top.agents) != 0 {
+		t.Error("an agent that is told to go is not coming back")
 	}
 }

@@ -5,8 +5,10 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
 )
@@ -22,14 +24,22 @@ const (
 
 // topology is where Causeway's own processes run.
 type topology struct {
-	nodes       []string          // with an agent, ready or not; sorted
-	agents      map[string]string // node → address of its ready agent
-	controllers []view.Controller // ready replicas, sorted by name
-	gateways    []string          // host:port that peers can dial, sorted
+	nodes       []string           // with an agent, ready or not; sorted
+	agents      map[string]string  // node → address of its ready agent
+	controllers []view.Controller  // ready replicas, sorted by name
+	gateways    []string           // host:port that peers can dial, sorted
+	served      map[types.UID]bool // agents' pods that are or have been ready
+	again       time.Duration      // when it changes by itself; 0: not
 }
 
-func (s *snapshot) topology() topology {
-	t := topology{agents: make(map[string]string)}
+// restartGrace is how long an agent that was ready counts on though its pod says
+// otherwise. An agent that has crashed is back within a second, and vip-guard
+// holds its listeners meanwhile; its probe is seconds behind.
+const restartGrace = 5 * time.Second
+
+// topology finds Causeway's processes. served is what the last one had.
+func (s *snapshot) topology(served map[types.UID]bool, now time.Time) topology {
+	t := topology{agents: make(map[string]string), served: make(map[types.UID]bool)}
 	for i := range s.pods {
 		p := &s.pods[i]
 		if p.Namespace != s.namespace || p.Spec.NodeName == "" || p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded {
@@ -38,11 +48,9 @@ func (s *snapshot) topology() topology {
 		switch p.Labels[componentLabel] {
 		case agentValue:
 			t.nodes = append(t.nodes, p.Spec.NodeName)
-			if ready(p) && p.Status.HostIP != "" {
-				t.agents[p.Spec.NodeName] = p.Status.HostIP
-			}
+			t.addAgent(p, served[p.UID], now)
 		case controllerValue:
-			if ready(p) && p.Status.PodIP != "" && p.DeletionTimestamp == nil {
+			if ok, _ := ready(p); ok && p.Status.PodIP != "" && p.DeletionTimestamp == nil {
 				t.controllers = append(t.controllers, view.Controller{PodName: p.Name, PodUID: string(p.UID), Address: p.Status.PodIP})
 			}
 		}
@@ -58,13 +66,29 @@ func (s *snapshot) topology() topology {
 	return t
 }
 
-func ready(p *corev1.Pod) bool {
+// addAgent counts an agent's pod in. before: it has been ready.
+func (t *topology) addAgent(p *corev1.Pod, before bool, now time.Time) {
+	ok, since := ready(p)
+	if ok || before {
+		t.served[p.UID] = true
+	}
+	if left := since.Add(restartGrace).Sub(now); !ok && before && left > 0 && p.DeletionTimestamp == nil {
+		ok = true
+		t.again = max(t.again, left)
+	}
+	if ok && p.Status.HostIP != "" {
+		t.agents[p.Spec.NodeName] = p.Status.HostIP
+	}
+}
+
+// ready reports whether a pod is ready, and since when it is or is not.
+func ready(p *corev1.Pod) (bool, time.Time) {
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
+			return c.Status == corev1.ConditionTrue, c.LastTransitionTime.Time
 		}
 	}
-	return false
+	return false, time.Time{}
 }
 
 // addresses are where the gateway's Service is reached from outside, as far as
