@@ -288,7 +288,7 @@ func TestBrokenFramesEndTheTunnel(t *testing.T) {
 			tun, err := p.tunnel(t, p.config(p.label(t, p.routes["shop/bar:http"], time.Now()), p.as(t, "client")))
 			must(t, err)
 			before := have(east.metrics(t.Context(), "agent"))(t)
-			_, _ = tun.Write(sent) // the server may have gone meanwhile
+			_, werr := tun.Write(sent)
 			start := time.Now()
 			if name == "a second HELLO" {
 				if _, err := tunnel.ReadHelloAnswer(tun); err != nil {
@@ -296,8 +296,9 @@ func TestBrokenFramesEndTheTunnel(t *testing.T) {
 				}
 			}
 			said, err := io.ReadAll(tun)
-			if len(said) > 0 || err == nil {
-				t.Errorf("it is answered with %q, %v; want a reset", said, err)
+			// The kernel tells of a reset but once: whoever writes or reads first.
+			if len(said) > 0 || err == nil && !refused(werr) {
+				t.Errorf("it is answered with %q, %v, and the write with %v; want a reset", said, err, werr)
 			}
 			if took := time.Since(start); took > 6*time.Second {
 				t.Errorf("it took %.1f s", took.Seconds())
