@@ -11,8 +11,9 @@ import (
 	"syscall"
 )
 
-// marker is in the environment of all that the lab starts, with the lab's name: a process is ours from its very first moment.
-const marker = "CAUSEWAY_LAB"
+// marker is in the environment of all that the lab starts, with the lab's name: a process is ours from its very first moment. It is no
+// name that a person or a script would set: what has it dies with the lab.
+const marker = "CAUSEWAY_LAB_OWNS"
 
 // place says in which namespaces something runs. Empty fields mean the machine's own.
 type place struct {
