@@ -12,7 +12,7 @@
 //     selects, at that pod's own address. An EndpointSlice can name endpoints, it
 //     cannot make them.
 //   - A peer is shown only what its Link's export rules admit, only ports that
-//     have a route, and never an address.
+//     have a route, never an address, and no label of Causeway's or Linkerd's.
 package catalog
 
 import (
@@ -21,6 +21,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
@@ -37,6 +38,9 @@ type Inputs struct {
 	Pods           []corev1.Pod
 	Links          []v1alpha1.Link
 	ExportPolicies []v1alpha1.ExportPolicy
+	// Namespaces are read for their labels alone. Without them no
+	// namespaceSelector of a Link matches.
+	Namespaces []corev1.Namespace
 
 	// Agents holds the address of the agent of each node that has a ready one.
 	Agents map[string]string
@@ -65,6 +69,8 @@ type Export struct {
 	Ready                  bool
 	SessionAffinity        Affinity
 	SessionAffinitySeconds uint32
+	// Labels and Annotations are those that peers may see.
+	Labels, Annotations map[string]string
 	// Links are the names of the Links whose export rules admit it, sorted.
 	Links []string
 	// Policies are those that select it, sorted by name. None: whom the Links admit.
@@ -93,6 +99,7 @@ func (e Export) Service() Service {
 	return Service{
 		Namespace: e.Namespace, Name: e.Name, Ports: ports, Identities: e.Identities, Ready: e.Ready,
 		SessionAffinity: e.SessionAffinity, SessionAffinitySeconds: e.SessionAffinitySeconds,
+		Labels: e.Labels, Annotations: e.Annotations,
 	}
 }
 
@@ -129,19 +136,21 @@ func Build(in Inputs) Exports {
 // builder holds the indexes of one Build.
 type builder struct {
 	Inputs
-	slices   map[Key][]*discoveryv1.EndpointSlice
-	pods     map[string]*corev1.Pod // by UID
-	policies map[string][]v1alpha1.ExportPolicy
-	links    []string
-	problems problems
+	slices     map[Key][]*discoveryv1.EndpointSlice
+	pods       map[string]*corev1.Pod // by UID
+	policies   map[string][]v1alpha1.ExportPolicy
+	namespaces map[string]labels.Set
+	rules      []linkRules // sorted by Link
+	problems   problems
 }
 
 func newBuilder(in Inputs) *builder {
 	b := &builder{
-		Inputs:   in,
-		slices:   make(map[Key][]*discoveryv1.EndpointSlice, len(in.EndpointSlices)),
-		pods:     make(map[string]*corev1.Pod, len(in.Pods)),
-		policies: make(map[string][]v1alpha1.ExportPolicy),
+		Inputs:     in,
+		slices:     make(map[Key][]*discoveryv1.EndpointSlice, len(in.EndpointSlices)),
+		pods:       make(map[string]*corev1.Pod, len(in.Pods)),
+		policies:   make(map[string][]v1alpha1.ExportPolicy),
+		namespaces: make(map[string]labels.Set, len(in.Namespaces)),
 	}
 	for i := range in.EndpointSlices {
 		s := &in.EndpointSlices[i]
@@ -154,12 +163,10 @@ func newBuilder(in Inputs) *builder {
 	for _, p := range in.ExportPolicies {
 		b.policies[p.Namespace] = append(b.policies[p.Namespace], p)
 	}
-	for _, l := range in.Links {
-		if l.DeletionTimestamp.IsZero() && l.Spec.Export.All() {
-			b.links = append(b.links, l.Name)
-		}
+	for i := range in.Namespaces {
+		b.namespaces[in.Namespaces[i].Name] = in.Namespaces[i].Labels
 	}
-	slices.Sort(b.links)
+	b.readRules()
 	return b
 }
 
@@ -186,7 +193,11 @@ func (b *builder) export(svc *corev1.Service) (Export, bool) {
 	case len(e.OtherPorts) > 0:
 		b.problems.add(e.Key(), ProtocolUnsupported, "only the Service's TCP ports are carried")
 	}
-	e.Links = b.links
+	var whole bool
+	if e.Labels, e.Annotations, whole = shownMetadata(svc.Labels, svc.Annotations); !whole {
+		b.problems.add(e.Key(), MetadataTooLarge, "linked clusters are shown only %d KiB of the Service's labels and annotations: shorten them", maxMetadata>>10)
+	}
+	e.Links = b.admitting(svc)
 	e.Policies = PoliciesFor(svc.Namespace, svc.Name, b.policies[svc.Namespace])
 	e.SessionAffinity, e.SessionAffinitySeconds = affinity(svc)
 	b.addEndpoints(&e, svc)

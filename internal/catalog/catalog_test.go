@@ -72,7 +72,7 @@ func sliceOf(service, uid, ip string) discoveryv1.EndpointSlice {
 
 func linkTo(name string) v1alpha1.Link {
 	l := v1alpha1.Link{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	l.Spec.Export = &v1alpha1.LinkRules{Services: v1alpha1.AllServices}
+	l.Spec.Export = &v1alpha1.ExportRules{Services: v1alpha1.AllServices}
 	return l
 }
 

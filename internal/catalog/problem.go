@@ -35,6 +35,8 @@ const (
 	HostNetworkUnsupported = "HostNetworkUnsupported"
 	// MirrorNotExported: a mirror was labelled for export.
 	MirrorNotExported = "MirrorNotExported"
+	// MetadataTooLarge: the Service has more labels and annotations than peers are shown.
+	MetadataTooLarge = "MetadataTooLarge"
 	// OwnNamespace: a Service of Causeway's own namespace was labelled for export.
 	OwnNamespace = "OwnNamespace"
 )
@@ -43,6 +45,8 @@ const (
 const (
 	// TooManyIdentities: more than MaxIdentities ServiceAccounts back the Service.
 	TooManyIdentities = "TooManyIdentities"
+	// InvalidSelector: the rules of a Link have a selector that cannot be read.
+	InvalidSelector = "InvalidSelector"
 )
 
 // Reasons of a Problem on the importing side.
@@ -53,6 +57,8 @@ const (
 	InvalidPorts = "InvalidPorts"
 	// InvalidAffinity: the peer's Service has an unknown session affinity.
 	InvalidAffinity = "InvalidAffinity"
+	// InvalidMetadata: the peer's Service has labels or annotations that none can have.
+	InvalidMetadata = "InvalidMetadata"
 	// ForeignIdentity: the peer names identities that it cannot vouch for.
 	ForeignIdentity = "ForeignIdentity"
 )
@@ -60,8 +66,8 @@ const (
 // Reasons is the closed list of what a Problem of this package may be, sorted.
 var Reasons = []string{
 	ExternalNameUnsupported, ForeignEndpoint, ForeignIdentity, HeadlessUnsupported, HostNetworkUnsupported,
-	InvalidAffinity, InvalidName, InvalidPorts, MirrorNotExported, NoPorts, NoTCPPort, OwnNamespace,
-	ProtocolUnsupported, SelectorMissing, TooManyIdentities, TooManyPorts,
+	InvalidAffinity, InvalidMetadata, InvalidName, InvalidPorts, InvalidSelector, MetadataTooLarge, MirrorNotExported,
+	NoPorts, NoTCPPort, OwnNamespace, ProtocolUnsupported, SelectorMissing, TooManyIdentities, TooManyPorts,
 }
 
 // problems gathers Problems. The zero value is empty.

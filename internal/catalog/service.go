@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -67,6 +68,8 @@ type Service struct {
 	SessionAffinity Affinity
 	// SessionAffinitySeconds is 0 unless SessionAffinity is AffinityClientIP.
 	SessionAffinitySeconds uint32
+	// Labels and Annotations are the Service's own, without those that never cross.
+	Labels, Annotations map[string]string
 }
 
 // Port is one port of a Service.
@@ -95,7 +98,8 @@ func (s Service) IsZero() bool { return s.Name == "" }
 func (s Service) Equal(o Service) bool {
 	return s.Namespace == o.Namespace && s.Name == o.Name && s.Ready == o.Ready &&
 		s.SessionAffinity == o.SessionAffinity && s.SessionAffinitySeconds == o.SessionAffinitySeconds &&
-		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Identities, o.Identities)
+		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Identities, o.Identities) &&
+		maps.Equal(s.Labels, o.Labels) && maps.Equal(s.Annotations, o.Annotations)
 }
 
 // Validate returns what may be believed of s, as said by a peer that vouches for
@@ -114,6 +118,10 @@ func (s Service) Validate(trustDomain string) (Service, []Problem) {
 	}
 	out := Service{Namespace: s.Namespace, Name: s.Name, Ports: ports, Ready: s.Ready}
 	out.Identities = s.validIdentities(trustDomain, &ps)
+	var whole bool
+	if out.Labels, out.Annotations, whole = validMetadata(s.Labels, s.Annotations); !whole {
+		ps.add(s.Key(), InvalidMetadata, "some labels or annotations that the peer tells are none that Kubernetes takes, or too many: they are ignored")
+	}
 	switch seconds := s.SessionAffinitySeconds; {
 	case s.SessionAffinity == AffinityNone && seconds == 0:
 	case s.SessionAffinity == AffinityClientIP && seconds >= 1 && seconds <= maxAffinitySeconds:

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
 // told is a Service that a peer of trust domain east.1 may tell.
@@ -176,11 +178,40 @@ func TestMirrorName(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			got := MirrorName(c.service, c.link)
+			got := MirrorName(v1alpha1.DefaultTemplate, "shop", c.service, c.link)
 			if c.want == "?" {
-				if other := MirrorName(strings.Repeat("a", 59), "x-east"); other == got {
+				if other := MirrorName(v1alpha1.DefaultTemplate, "shop", strings.Repeat("a", 59), "x-east"); other == got {
 					t.Errorf("%s: %s", c.why, got)
 				}
+				return
+			}
+			if got != c.want {
+				t.Errorf("%s: got %s, want %s", c.why, got, c.want)
+			}
+		})
+	}
+}
+
+func TestMirrorNameTemplate(t *testing.T) {
+	long := strings.Repeat("a", 60)
+	cases := map[string]struct{ why, template, namespace, service, want string }{
+		"own words":         {"a team's custom", "far-{service}-of-{link}", "shop", "bar", "far-bar-of-east"},
+		"name alone":        {"clients keep the name that they have", "{service}", "shop", "bar", "bar"},
+		"namespace":         {"several of the peer's namespaces into one of ours", "{service}-{namespace}-{link}", "shop", "bar", "bar-shop-east"},
+		"no second look":    {"what a service is called is no template", "{service}-{link}", "shop", "{link}", "{link}-east"},
+		"long":              {"the hash is of the source, not of the name", "{link}-{service}", "shop", long, "east-" + strings.Repeat("a", 49) + "-f954c974"},
+		"long, namespace":   {"two namespaces differ", "{service}-{namespace}", "shop", long, strings.Repeat("a", 54) + "-?"},
+		"long, another one": {"two namespaces differ", "{service}-{namespace}", "shop2", long, strings.Repeat("a", 54) + "-?"},
+	}
+	hashes := map[string]bool{}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got := MirrorName(c.template, c.namespace, c.service, "east")
+			if begin, ok := strings.CutSuffix(c.want, "?"); ok {
+				if !strings.HasPrefix(got, begin) || hashes[got] {
+					t.Errorf("%s: %s", c.why, got)
+				}
+				hashes[got] = true
 				return
 			}
 			if got != c.want {
@@ -197,8 +228,10 @@ func FuzzMirrorName(f *testing.F) {
 		if !isLabel(service) || !isLabel(link) {
 			return
 		}
-		if name := MirrorName(service, link); len(validation.IsDNS1123Label(name)) > 0 || name != MirrorName(service, link) {
-			t.Errorf("mirror of %s in %s is %q", service, link, name)
+		for _, template := range []string{v1alpha1.DefaultTemplate, "{link}-{service}", "a-{service}-{namespace}"} {
+			if name := MirrorName(template, "shop", service, link); len(validation.IsDNS1123Label(name)) > 0 {
+				t.Errorf("mirror of %s in %s by %s is %q", service, link, template, name)
+			}
 		}
 	})
 }

@@ -118,7 +118,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, link *v1alpha1.Link, peer Pe
 	}
 	now := time.Now()
 	recheck := st.ahead.amend(have, now)
-	recheck = sooner(recheck, st.settle(want.Mirrors, peer, have, now))
+	recheck = sooner(recheck, st.settle(link, want.Mirrors, peer, have, now))
 	changes, problems := Plan(want, have)
 
 	deletes := limiter(st.writes)
@@ -167,16 +167,20 @@ func (r *Reconciler) state(link *v1alpha1.Link) *state {
 	return st
 }
 
-// settle fills in what each mirror shows: what its source says, damped, or if
-// the source has not been heard of what it shows already. It returns after how
+// settle fills in what each mirror takes over and shows: what its source says,
+// damped, or if the source has not been heard of what it has already. It returns after how
 // long to look again, 0 if there is no need.
-func (st *state) settle(mirrors []Want, peer Peer, have Have, now time.Time) time.Duration {
+func (st *state) settle(link *v1alpha1.Link, mirrors []Want, peer Peer, have Have, now time.Time) time.Duration {
 	var recheck time.Duration
 	down := make(map[catalog.Key]time.Time)
 	for i := range mirrors {
 		w := &mirrors[i]
 		shown, stands := shows(*w, have)
 		source, heard := peer.Services[w.source()]
+		if rules := link.Spec.Import; heard && rules != nil {
+			w.Heard = true
+			w.Labels, w.Annotations = catalog.Copied(source.Labels, rules.CopyLabels), catalog.Copied(source.Annotations, rules.CopyAnnotations)
+		}
 		switch {
 		case !heard && stands:
 			w.Ready = shown

@@ -30,6 +30,7 @@ func (d Desired) service(w Want, have *corev1.Service) *corev1.Service {
 	}
 	svc.Namespace, svc.Name = w.Entry.MirrorNamespace, w.Entry.MirrorName
 	svc.OwnerReferences = []metav1.OwnerReference{linkRef(d.Link)}
+	copyMetadata(svc, w)
 	setAll(&svc.Labels, map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: d.Link.Name})
 	setAll(&svc.Annotations, map[string]string{v1alpha1.SourceAnnotation: w.source().String()})
 	if svc.Annotations[v1alpha1.VersionAnnotation] == "" {
@@ -45,6 +46,14 @@ func (d Desired) service(w Want, have *corev1.Service) *corev1.Service {
 		svc.Annotations[v1alpha1.VersionAnnotation] = d.Version
 	}
 	return svc
+}
+
+// newNamespace is a namespace for mirrors. Nobody owns it: others may use it when
+// the Link is gone.
+func (d Desired) newNamespace(name string) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: name, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: d.Link.Name},
+	}}
 }
 
 func (w Want) servicePorts() []corev1.ServicePort {

@@ -19,7 +19,7 @@ import (
 func eastLink() *v1alpha1.Link {
 	l := &v1alpha1.Link{ObjectMeta: metav1.ObjectMeta{Name: "east", UID: "link-1"}}
 	l.Spec.TrustDomain = "east.1"
-	l.Spec.Import = &v1alpha1.LinkRules{Services: v1alpha1.AllServices}
+	l.Spec.Import = &v1alpha1.ImportRules{Services: v1alpha1.AllServices}
 	return l
 }
 

@@ -498,8 +498,12 @@ type Service struct {
 	SessionAffinity SessionAffinity `protobuf:"varint,6,opt,name=session_affinity,json=sessionAffinity,proto3,enum=causeway.catalog.v1.SessionAffinity" json:"session_affinity,omitempty"`
 	// Seconds; 0 unless session_affinity is CLIENT_IP.
 	SessionAffinitySeconds uint32 `protobuf:"varint,7,opt,name=session_affinity_seconds,json=sessionAffinitySeconds,proto3" json:"session_affinity_seconds,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// The Service's own, without those that never cross; 16 KiB in all. What the
+	// importer's Link does not list is not used.
+	Labels        map[string]string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Annotations   map[string]string `protobuf:"bytes,9,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -579,6 +583,20 @@ func (x *Service) GetSessionAffinitySeconds() uint32 {
 		return x.SessionAffinitySeconds
 	}
 	return 0
+}
+
+func (x *Service) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Service) GetAnnotations() map[string]string {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
 }
 
 type Port struct {
@@ -688,7 +706,7 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12#\n" +
 	"\rissuer_number\x18\x02 \x01(\x04R\fissuerNumber\"$\n" +
 	"\tHeartbeat\x12\x17\n" +
-	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\"\xad\x02\n" +
+	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\"\xbb\x04\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +
@@ -698,7 +716,15 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"identities\x12\x14\n" +
 	"\x05ready\x18\x05 \x01(\bR\x05ready\x12O\n" +
 	"\x10session_affinity\x18\x06 \x01(\x0e2$.causeway.catalog.v1.SessionAffinityR\x0fsessionAffinity\x128\n" +
-	"\x18session_affinity_seconds\x18\a \x01(\rR\x16sessionAffinitySeconds\"\x83\x01\n" +
+	"\x18session_affinity_seconds\x18\a \x01(\rR\x16sessionAffinitySeconds\x12@\n" +
+	"\x06labels\x18\b \x03(\v2(.causeway.catalog.v1.Service.LabelsEntryR\x06labels\x12O\n" +
+	"\vannotations\x18\t \x03(\v2-.causeway.catalog.v1.Service.AnnotationsEntryR\vannotations\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10AnnotationsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
@@ -724,7 +750,7 @@ func file_internal_catalog_wire_catalog_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_catalog_wire_catalog_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_catalog_wire_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_internal_catalog_wire_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_internal_catalog_wire_catalog_proto_goTypes = []any{
 	(SessionAffinity)(0), // 0: causeway.catalog.v1.SessionAffinity
 	(*Message)(nil),      // 1: causeway.catalog.v1.Message
@@ -735,23 +761,27 @@ var file_internal_catalog_wire_catalog_proto_goTypes = []any{
 	(*Heartbeat)(nil),    // 6: causeway.catalog.v1.Heartbeat
 	(*Service)(nil),      // 7: causeway.catalog.v1.Service
 	(*Port)(nil),         // 8: causeway.catalog.v1.Port
+	nil,                  // 9: causeway.catalog.v1.Service.LabelsEntry
+	nil,                  // 10: causeway.catalog.v1.Service.AnnotationsEntry
 }
 var file_internal_catalog_wire_catalog_proto_depIdxs = []int32{
-	2, // 0: causeway.catalog.v1.Message.hello:type_name -> causeway.catalog.v1.Hello
-	3, // 1: causeway.catalog.v1.Message.subscribe:type_name -> causeway.catalog.v1.Subscribe
-	4, // 2: causeway.catalog.v1.Message.update:type_name -> causeway.catalog.v1.Update
-	5, // 3: causeway.catalog.v1.Message.ack:type_name -> causeway.catalog.v1.Ack
-	6, // 4: causeway.catalog.v1.Message.heartbeat:type_name -> causeway.catalog.v1.Heartbeat
-	7, // 5: causeway.catalog.v1.Update.upserts:type_name -> causeway.catalog.v1.Service
-	8, // 6: causeway.catalog.v1.Service.ports:type_name -> causeway.catalog.v1.Port
-	0, // 7: causeway.catalog.v1.Service.session_affinity:type_name -> causeway.catalog.v1.SessionAffinity
-	1, // 8: causeway.catalog.v1.Catalog.Sync:input_type -> causeway.catalog.v1.Message
-	1, // 9: causeway.catalog.v1.Catalog.Sync:output_type -> causeway.catalog.v1.Message
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	2,  // 0: causeway.catalog.v1.Message.hello:type_name -> causeway.catalog.v1.Hello
+	3,  // 1: causeway.catalog.v1.Message.subscribe:type_name -> causeway.catalog.v1.Subscribe
+	4,  // 2: causeway.catalog.v1.Message.update:type_name -> causeway.catalog.v1.Update
+	5,  // 3: causeway.catalog.v1.Message.ack:type_name -> causeway.catalog.v1.Ack
+	6,  // 4: causeway.catalog.v1.Message.heartbeat:type_name -> causeway.catalog.v1.Heartbeat
+	7,  // 5: causeway.catalog.v1.Update.upserts:type_name -> causeway.catalog.v1.Service
+	8,  // 6: causeway.catalog.v1.Service.ports:type_name -> causeway.catalog.v1.Port
+	0,  // 7: causeway.catalog.v1.Service.session_affinity:type_name -> causeway.catalog.v1.SessionAffinity
+	9,  // 8: causeway.catalog.v1.Service.labels:type_name -> causeway.catalog.v1.Service.LabelsEntry
+	10, // 9: causeway.catalog.v1.Service.annotations:type_name -> causeway.catalog.v1.Service.AnnotationsEntry
+	1,  // 10: causeway.catalog.v1.Catalog.Sync:input_type -> causeway.catalog.v1.Message
+	1,  // 11: causeway.catalog.v1.Catalog.Sync:output_type -> causeway.catalog.v1.Message
+	11, // [11:12] is the sub-list for method output_type
+	10, // [10:11] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_internal_catalog_wire_catalog_proto_init() }
@@ -772,7 +802,7 @@ func file_internal_catalog_wire_catalog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_catalog_wire_catalog_proto_rawDesc), len(file_internal_catalog_wire_catalog_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

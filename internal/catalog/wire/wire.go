@@ -81,6 +81,7 @@ func encode(s catalog.Service) *Service {
 		Namespace: s.Namespace, Name: s.Name, Identities: s.Identities, Ready: s.Ready,
 		SessionAffinity:        SessionAffinity(s.SessionAffinity),
 		SessionAffinitySeconds: s.SessionAffinitySeconds,
+		Labels:                 s.Labels, Annotations: s.Annotations,
 	}
 	for _, p := range s.Ports {
 		out.Ports = append(out.Ports, &Port{
@@ -97,6 +98,7 @@ func decode(s *Service) catalog.Service {
 		Namespace: s.GetNamespace(), Name: s.GetName(), Identities: s.GetIdentities(), Ready: s.GetReady(),
 		SessionAffinity:        catalog.Affinity(s.GetSessionAffinity()),
 		SessionAffinitySeconds: s.GetSessionAffinitySeconds(),
+		Labels:                 s.GetLabels(), Annotations: s.GetAnnotations(),
 	}
 	for _, p := range s.GetPorts() {
 		number := p.GetPort()
