@@ -47,6 +47,11 @@ type LedgerMirror struct {
 	// Identities are the SPIFFE IDs, one of which the far side must prove.
 	Identities []string `json:"identities,omitempty"`
 
+	// Since is when the entry came to life: where there is not room for all, those
+	// who were here first stay. Absent in entries older than this field.
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
+
 	// RestingSince is set while the source is not exported to us. Its VIPs are
 	// given anew 24 hours later at the earliest, the longest-rested first. A
 	// source may have resting entries beside a live one.

@@ -104,7 +104,53 @@ type ImportRules struct {
 	// +kubebuilder:validation:items:MaxLength=317
 	// +kubebuilder:validation:XValidation:rule="self.all(k, !k.startsWith('causeway.dev/') && !k.startsWith('mirror.linkerd.io/'))",message="causeway.dev/ and mirror.linkerd.io/ keys never cross a Link"
 	CopyAnnotations []string `json:"copyAnnotations,omitempty"`
+
+	// Quotas bound what the peer can make this cluster hold. Of what is beyond
+	// them the mirrors that were here first stay.
+	// +optional
+	Quotas *ImportQuotas `json:"quotas,omitempty"`
 }
+
+// ImportQuotas bound the mirrors of one Link.
+type ImportQuotas struct {
+	// Services that are made here for the Link, those of named pods among them.
+	// Absent: 1000.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=10000
+	Services int32 `json:"services,omitempty"`
+	// ServicesPerNamespace of ours: the kubelet tells every container of each
+	// Service of its namespace. Absent: 500.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=10000
+	ServicesPerNamespace int32 `json:"servicesPerNamespace,omitempty"`
+	// Ports of a Service; one with more is not mirrored. Absent: 16, the most.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=16
+	Ports int32 `json:"ports,omitempty"`
+	// Hostnames of a headless Service's pods. Absent: 64.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=256
+	Hostnames int32 `json:"hostnames,omitempty"`
+	// VIPPercent is the share of the range of virtual IPs that the Link's mirrors
+	// may hold, those that rest among them. Absent: 10.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	VIPPercent int32 `json:"vipPercent,omitempty"`
+}
+
+// What ImportQuotas that are absent are.
+const (
+	DefaultQuotaServices             = 1000
+	DefaultQuotaServicesPerNamespace = 500
+	DefaultQuotaPorts                = 16
+	DefaultQuotaHostnames            = 64
+	DefaultQuotaVIPPercent           = 10
+)
 
 // NamespaceRule lets the Services of one of the peer's namespaces in.
 type NamespaceRule struct {

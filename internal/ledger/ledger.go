@@ -11,6 +11,7 @@
 //   - What rests is given to nobody else for 24 hours, and then the longest-rested first.
 //   - The same wants in any order give the same Book; the same wants again change nothing.
 //   - Of two sources that map to one mirror the one that the Book saw first keeps it.
+//   - No Link has more than its quotas allow; those that the Book saw first stay.
 //
 // A Book is what the data path runs on: write it before the mirrors and the
 // catalog that tell of it.
@@ -56,6 +57,8 @@ const (
 	NameTaken = "NameTaken"
 	// VIPsExhausted: the range of virtual IPs has no address left.
 	VIPsExhausted = "VIPsExhausted"
+	// QuotaReached: a Link wants more than its quotas allow.
+	QuotaReached = "QuotaReached"
 	// RoutesExhausted: there is no route id left.
 	RoutesExhausted = "RoutesExhausted"
 	// Damaged: an entry in a shard cannot be, and is dropped.
@@ -65,7 +68,7 @@ const (
 )
 
 // Reasons is the closed list of reasons, sorted.
-var Reasons = []string{Damaged, Duplicate, NameTaken, RoutesExhausted, VIPsExhausted}
+var Reasons = []string{Damaged, Duplicate, NameTaken, QuotaReached, RoutesExhausted, VIPsExhausted}
 
 // Book is a cluster's whole ledger. The zero value is empty. It is never
 // changed: assigning gives a new one, which shares entries with the old.

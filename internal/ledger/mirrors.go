@@ -24,6 +24,7 @@ type Peer struct {
 	// they stay as they are.
 	Complete bool
 	Mirrors  []MirrorWant
+	Quotas   Quotas
 }
 
 // MirrorWant is one Service of a peer to be mirrored.
@@ -51,7 +52,7 @@ type PortWant struct {
 // ranges, of which there must be one at least, are given from lowest address first.
 func (b Book) AssignMirrors(peers []Peer, ranges []netip.Prefix, now time.Time) (Book, []Problem) {
 	a := newAssigner(b, ranges, now)
-	wants := a.admit(peers)
+	wants := a.bound(peers, a.admit(peers))
 	for _, w := range wants {
 		a.renew(w)
 	}
@@ -168,6 +169,10 @@ func (a *assigner) renew(w want) {
 		m = &v1alpha1.LedgerMirror{}
 		a.current[w.source] = m
 	}
+	since := m.Since
+	if m.Link == "" || m.RestingSince != nil {
+		since = restFrom(a.now)
+	}
 	ports, enough := assignIndexes(m.Ports, w.Ports)
 	if !enough {
 		retired := *m
@@ -181,7 +186,7 @@ func (a *assigner) renew(w want) {
 	*m = v1alpha1.LedgerMirror{
 		Link: w.link, Namespace: w.namespace, Service: w.service,
 		MirrorNamespace: w.MirrorNamespace, MirrorName: w.MirrorName,
-		VIPs: m.VIPs, Ports: ports, Identities: w.Identities,
+		VIPs: m.VIPs, Ports: ports, Identities: w.Identities, Since: since,
 	}
 }
 

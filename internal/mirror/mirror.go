@@ -93,7 +93,7 @@ type Result struct {
 type state struct {
 	name            string
 	writes, deletes *rate.Limiter
-	down            map[catalog.Key]time.Time // by mirror: since when its source has no ready endpoint
+	flaps           map[catalog.Key]flap // by mirror
 	ahead           *ahead
 }
 
@@ -118,8 +118,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, link *v1alpha1.Link, peer Pe
 	}
 	now := time.Now()
 	recheck := st.ahead.amend(have, now)
-	recheck = sooner(recheck, st.settle(link, want.Mirrors, peer, have, now))
+	again, flapping := st.settle(link, want.Mirrors, peer, have, now)
+	recheck = sooner(recheck, again)
 	changes, problems := Plan(want, have)
+	problems = append(problems, flapping...)
 
 	deletes := limiter(st.writes)
 	if owned, gone := count(want, have, changes); gone > 10 && gone*5 > owned {
@@ -159,7 +161,6 @@ func (r *Reconciler) state(link *v1alpha1.Link) *state {
 			name:    link.Name,
 			writes:  rate.NewLimiter(rate.Limit(writes), writes),
 			deletes: rate.NewLimiter(rate.Limit(deletes), deletes),
-			down:    make(map[catalog.Key]time.Time),
 			ahead:   newAhead(),
 		}
 		r.links[link.UID] = st
@@ -168,11 +169,12 @@ func (r *Reconciler) state(link *v1alpha1.Link) *state {
 }
 
 // settle fills in what each mirror takes over and shows: what its source says,
-// damped, or if the source has not been heard of what it has already. It returns after how
-// long to look again, 0 if there is no need.
-func (st *state) settle(link *v1alpha1.Link, mirrors []Want, peer Peer, have Have, now time.Time) time.Duration {
+// damped, or if the source has not been heard of what it has already. It returns
+// after how long to look again, 0 if there is no need, and who flaps.
+func (st *state) settle(link *v1alpha1.Link, mirrors []Want, peer Peer, have Have, now time.Time) (time.Duration, []Problem) {
 	var recheck time.Duration
-	down := make(map[catalog.Key]time.Time)
+	var problems []Problem
+	flaps := make(map[catalog.Key]flap)
 	for i := range mirrors {
 		w := &mirrors[i]
 		shown, stands := shows(*w, have)
@@ -187,15 +189,18 @@ func (st *state) settle(link *v1alpha1.Link, mirrors []Want, peer Peer, have Hav
 		case heard && !stands:
 			w.Ready = source.Ready
 		case heard:
-			ready, since, again := damp(shown, source.Ready, st.down[w.key()], now)
+			ready, f, again := st.flaps[w.key()].settle(shown, source.Ready, now)
 			w.Ready, recheck = ready, sooner(recheck, again)
-			if !since.IsZero() {
-				down[w.key()] = since
+			if f != (flap{}) {
+				flaps[w.key()] = f
+			}
+			if f.hold >= flapping {
+				problems = append(problems, problem(w.key(), Flapping, "the peer's Service keeps losing its last ready pod: the mirror shows ready only after it has been for a while"))
 			}
 		}
 	}
-	st.down = down
-	return recheck
+	st.flaps = flaps
+	return recheck, problems
 }
 
 // shows tells whether a mirror's slice says ready, and whether it stands at all.

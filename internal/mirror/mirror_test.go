@@ -145,6 +145,21 @@ func TestLifeOfAMirror(t *testing.T) {
 		if c.reconcile(t, up, bar); len(c.wrote()) != 1 || !c.ready(t) {
 			t.Fatal("ready again is told at once")
 		}
+		for range 3 { // and again
+			c.reconcile(t, down, bar)
+			time.Sleep(downAfter)
+			c.reconcile(t, down, bar)
+			r = c.reconcile(t, up, bar)
+			time.Sleep(r.RecheckAfter)
+			r = c.reconcile(t, up, bar)
+		}
+		if d := cmp.Diff([]string{Flapping}, reasons(r.Problems)); d != "" || !c.ready(t) {
+			t.Fatalf("who flaps is told (-want +got):\n%s", d)
+		}
+		time.Sleep(r.RecheckAfter)
+		if r = c.reconcile(t, up, bar); len(r.Problems) != 0 || r.RecheckAfter != 0 {
+			t.Fatalf("and forgiven: %+v", r)
+		}
 
 		c.edit(t, func(s *corev1.Service) { s.Annotations[v1alpha1.SourceAnnotation] = "x/y"; s.Labels["team"] = "a" })
 		c.wrote()

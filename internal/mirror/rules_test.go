@@ -11,6 +11,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/ledger"
 )
 
 func TestImportRules(t *testing.T) {
@@ -259,5 +260,33 @@ func TestCopiesOfALiveMirror(t *testing.T) {
 	link.Spec.Import.CopyLabels = nil
 	if d := cmp.Diff(ours, look(peer)); d != "" || len(c.wrote()) != 1 {
 		t.Errorf("a list made shorter takes back (-want +got):\n%s", d)
+	}
+}
+
+func TestQuotaDefaults(t *testing.T) {
+	link, peer := eastLink(), peerWith(true, "bar")
+	got, _ := Wants(link, "causeway-system", peer)
+	if want := (ledger.Quotas{Mirrors: 1000, PerNamespace: 500, VIPPercent: 10}); got.Quotas != want {
+		t.Errorf("a Link without quotas has %+v, want %+v", got.Quotas, want)
+	}
+	link.Spec.Import.Quotas = &v1alpha1.ImportQuotas{Services: 7, VIPPercent: 100}
+	got, _ = Wants(link, "causeway-system", peer)
+	if want := (ledger.Quotas{Mirrors: 7, PerNamespace: 500, VIPPercent: 100}); got.Quotas != want {
+		t.Errorf("what is not set is as ever: %+v, want %+v", got.Quotas, want)
+	}
+}
+
+func TestQuotaOfPorts(t *testing.T) {
+	k := catalog.Key{Namespace: "shop", Name: "bar"}
+	s := catalog.Service{Namespace: "shop", Name: "bar", Ports: []catalog.Port{
+		{Name: "http", Protocol: "TCP", Port: 80, Route: 2000}, {Name: "grpc", Protocol: "TCP", Port: 81, Route: 2001}, {Name: "dns", Protocol: "UDP", Port: 53},
+	}}
+	for most, problems := range map[int32][]string{1: {TooManyPorts}, 2: {ProtocolUnsupported}} {
+		link := eastLink()
+		link.Spec.Import.Quotas = &v1alpha1.ImportQuotas{Ports: most}
+		got, told := Wants(link, "causeway-system", Peer{Services: map[catalog.Key]catalog.Service{k: s}})
+		if d := cmp.Diff(problems, reasons(told)); d != "" || (len(got.Mirrors) == 0) != (most == 1) {
+			t.Errorf("%d ports: half a Service would mislead its callers (-want +got):\n%s", most, d)
+		}
 	}
 }

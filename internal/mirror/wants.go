@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"fmt"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -26,6 +27,10 @@ const (
 	ProtocolUnsupported = catalog.ProtocolUnsupported
 	// NoTCPPort: none of the peer's ports is carried.
 	NoTCPPort = catalog.NoTCPPort
+	// TooManyPorts: the peer's Service has more than the Link's quota of ports.
+	TooManyPorts = catalog.TooManyPorts
+	// Flapping: the source's readiness keeps changing.
+	Flapping = "Flapping"
 	// InvalidSelector: the Link's rules have a selector that cannot be read.
 	InvalidSelector = catalog.InvalidSelector
 	// Rejected: the API server does not accept the mirror.
@@ -33,7 +38,9 @@ const (
 )
 
 // Reasons is the closed list of reasons, sorted.
-var Reasons = []string{InvalidSelector, NameTaken, NamespaceMissing, NamespaceNotAllowed, NoTCPPort, ProtocolUnsupported, Rejected}
+var Reasons = []string{
+	Flapping, InvalidSelector, NameTaken, NamespaceMissing, NamespaceNotAllowed, NoTCPPort, ProtocolUnsupported, Rejected, TooManyPorts,
+}
 
 // Home is what of this cluster decides on what is mirrored.
 type Home struct {
@@ -61,6 +68,10 @@ func (h Home) Wants(link *v1alpha1.Link, peer Peer) (ledger.Peer, []Problem) {
 	if err != nil {
 		return out, []Problem{{Reason: InvalidSelector, Message: fmt.Sprintf("the Link's import rules let nothing in: %v", err)}}
 	}
+	quotas := quotasOf(link.Spec.Import.Quotas)
+	out.Quotas = ledger.Quotas{
+		Mirrors: int(quotas.Services), PerNamespace: int(quotas.ServicesPerNamespace), VIPPercent: int(quotas.VIPPercent),
+	}
 	var problems []Problem
 	for _, k := range sortedKeys(peer.Services) {
 		s := peer.Services[k]
@@ -79,12 +90,29 @@ func (h Home) Wants(link *v1alpha1.Link, peer Peer) (ledger.Peer, []Problem) {
 		case len(w.Ports) == 0:
 			problems = append(problems, problem(k, NoTCPPort, "none of the Service's ports is carried: it is not mirrored"))
 			continue
+		case len(w.Ports) > int(quotas.Ports):
+			problems = append(problems, problem(k, TooManyPorts, "the Service has more TCP ports than the Link's import quota of %d: it is not mirrored", quotas.Ports))
+			continue
 		case len(w.Ports) < len(s.Ports):
 			problems = append(problems, problem(k, ProtocolUnsupported, "only the Service's TCP ports are mirrored"))
 		}
 		out.Mirrors = append(out.Mirrors, w)
 	}
 	return out, problems
+}
+
+// quotasOf returns the quotas that hold where q sets none.
+func quotasOf(q *v1alpha1.ImportQuotas) v1alpha1.ImportQuotas {
+	if q == nil {
+		q = &v1alpha1.ImportQuotas{}
+	}
+	return v1alpha1.ImportQuotas{
+		Services:             cmp.Or(q.Services, v1alpha1.DefaultQuotaServices),
+		ServicesPerNamespace: cmp.Or(q.ServicesPerNamespace, v1alpha1.DefaultQuotaServicesPerNamespace),
+		Ports:                cmp.Or(q.Ports, v1alpha1.DefaultQuotaPorts),
+		Hostnames:            cmp.Or(q.Hostnames, v1alpha1.DefaultQuotaHostnames),
+		VIPPercent:           cmp.Or(q.VIPPercent, v1alpha1.DefaultQuotaVIPPercent),
+	}
 }
 
 // refusal tells why nothing is mirrored into one of our namespaces; no reason: it
