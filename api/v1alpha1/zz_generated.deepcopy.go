@@ -325,6 +325,10 @@ func (in *LedgerMirror) DeepCopyInto(out *LedgerMirror) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.AbsentSince != nil {
+		in, out := &in.AbsentSince, &out.AbsentSince
+		*out = (*in).DeepCopy()
+	}
 	if in.Since != nil {
 		in, out := &in.Since, &out.Since
 		*out = (*in).DeepCopy()

@@ -69,6 +69,10 @@ type Export struct {
 	Ready                  bool
 	SessionAffinity        Affinity
 	SessionAffinitySeconds uint32
+	// Headless: the Service has no address of its own. Hosts are its pods that have
+	// a name in DNS, sorted.
+	Headless bool
+	Hosts    []Host
 	// Labels and Annotations are those that peers may see.
 	Labels, Annotations map[string]string
 	// Links are the names of the Links whose export rules admit it, sorted.
@@ -99,7 +103,7 @@ func (e Export) Service() Service {
 	return Service{
 		Namespace: e.Namespace, Name: e.Name, Ports: ports, Identities: e.Identities, Ready: e.Ready,
 		SessionAffinity: e.SessionAffinity, SessionAffinitySeconds: e.SessionAffinitySeconds,
-		Labels: e.Labels, Annotations: e.Annotations,
+		Headless: e.Headless, Hosts: e.Hosts, Labels: e.Labels, Annotations: e.Annotations,
 	}
 }
 
@@ -200,6 +204,7 @@ func (b *builder) export(svc *corev1.Service) (Export, bool) {
 	e.Links = b.admitting(svc)
 	e.Policies = PoliciesFor(svc.Namespace, svc.Name, b.policies[svc.Namespace])
 	e.SessionAffinity, e.SessionAffinitySeconds = affinity(svc)
+	e.Headless = svc.Spec.ClusterIP == corev1.ClusterIPNone
 	b.addEndpoints(&e, svc)
 	return e, true
 }
@@ -215,8 +220,6 @@ func (b *builder) refusal(svc *corev1.Service) (reason, message string) {
 		return ExternalNameUnsupported, "a Service of type ExternalName has no pods and cannot be exported: make a ClusterIP Service"
 	case len(svc.Spec.Ports) == 0:
 		return NoPorts, "the Service has no ports: name at least one TCP port"
-	case svc.Spec.ClusterIP == corev1.ClusterIPNone:
-		return HeadlessUnsupported, "headless Services are not exported yet: make a ClusterIP Service beside it and export that"
 	}
 	return "", ""
 }

@@ -152,7 +152,7 @@ func TestExported(t *testing.T) {
 			change: service(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }), problems: []string{ExternalNameUnsupported},
 		},
 		"no ports":  {why: "there is nothing to call", change: ports(), problems: []string{NoPorts}},
-		"headless":  {why: "not yet, and said so", change: service(func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }), problems: []string{HeadlessUnsupported}},
+		"headless":  {why: "the importer needs no address of ours", change: service(func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }), exported: true, seen: true},
 		"udp alone": {why: "only TCP is carried", change: ports(corev1.ServicePort{Protocol: "UDP", Port: 53}), problems: []string{NoTCPPort}},
 		"udp beside tcp": {
 			why:    "the TCP port is carried, the other told",

@@ -17,6 +17,7 @@ import (
 const (
 	MaxPorts      = 16
 	MaxIdentities = 64
+	MaxHosts      = 256
 	// FirstRoute is the lowest route id of a Service; those below are Causeway's own.
 	FirstRoute = 1024
 	// maxAffinitySeconds is Kubernetes' own bound: one day.
@@ -68,8 +69,19 @@ type Service struct {
 	SessionAffinity Affinity
 	// SessionAffinitySeconds is 0 unless SessionAffinity is AffinityClientIP.
 	SessionAffinitySeconds uint32
+	// Headless: the Service has no address of its own. Hosts are its pods that have
+	// a name in DNS, sorted by name; none if it is not headless.
+	Headless bool
+	Hosts    []Host
 	// Labels and Annotations are the Service's own, without those that never cross.
 	Labels, Annotations map[string]string
+}
+
+// Host is one pod of a headless Service that has a name there.
+type Host struct {
+	// Name is a DNS label, which HOST.SERVICE has in DNS.
+	Name  string
+	Ready bool
 }
 
 // Port is one port of a Service.
@@ -99,6 +111,7 @@ func (s Service) Equal(o Service) bool {
 	return s.Namespace == o.Namespace && s.Name == o.Name && s.Ready == o.Ready &&
 		s.SessionAffinity == o.SessionAffinity && s.SessionAffinitySeconds == o.SessionAffinitySeconds &&
 		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Identities, o.Identities) &&
+		s.Headless == o.Headless && slices.Equal(s.Hosts, o.Hosts) &&
 		maps.Equal(s.Labels, o.Labels) && maps.Equal(s.Annotations, o.Annotations)
 }
 
@@ -116,7 +129,8 @@ func (s Service) Validate(trustDomain string) (Service, []Problem) {
 		ps.add(s.Key(), InvalidPorts, "the peer exports the Service with ports that no Service can have: %v", err)
 		return Service{}, ps.sorted()
 	}
-	out := Service{Namespace: s.Namespace, Name: s.Name, Ports: ports, Ready: s.Ready}
+	out := Service{Namespace: s.Namespace, Name: s.Name, Ports: ports, Ready: s.Ready, Headless: s.Headless}
+	out.Hosts = s.validHosts(&ps)
 	out.Identities = s.validIdentities(trustDomain, &ps)
 	var whole bool
 	if out.Labels, out.Annotations, whole = validMetadata(s.Labels, s.Annotations); !whole {
@@ -154,6 +168,22 @@ func (s Service) validIdentities(trustDomain string, ps *problems) []string {
 	if len(valid) == 0 {
 		return nil
 	}
+	return valid
+}
+
+func (s Service) validHosts(ps *problems) []Host {
+	var valid []Host
+	seen := make(map[string]bool, min(len(s.Hosts), MaxHosts))
+	for _, h := range s.Hosts {
+		if s.Headless && isLabel(h.Name) && !seen[h.Name] && len(valid) < MaxHosts {
+			seen[h.Name] = true
+			valid = append(valid, h)
+		}
+	}
+	if len(valid) < len(s.Hosts) {
+		ps.add(s.Key(), InvalidHostnames, "the peer names pods of the Service that cannot be, or too many: they are ignored")
+	}
+	slices.SortFunc(valid, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
 	return valid
 }
 

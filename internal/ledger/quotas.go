@@ -16,6 +16,8 @@ type Quotas struct {
 	// Mirrors is how many mirrors it may have in all, PerNamespace how many in one
 	// of our namespaces.
 	Mirrors, PerNamespace int
+	// Hostnames is how many named pods of one Service may have mirrors.
+	Hostnames int
 	// VIPPercent is its share of each range of virtual IPs. Mirrors that rest count.
 	VIPPercent int
 }
@@ -37,6 +39,7 @@ type tally struct {
 	resting int // entries that hold VIPs and may not be given anew yet
 	mirrors int
 	in      map[string]int // by our namespace
+	hosts   map[source]int // by the Service that they are pods of
 	refused map[string]int // by the quota
 }
 
@@ -46,7 +49,7 @@ type tally struct {
 func (a *assigner) bound(peers []Peer, wants []want) []want {
 	tallies := make(map[string]*tally, len(peers))
 	for _, p := range peers {
-		tallies[p.Link] = &tally{quotas: p.Quotas, share: p.Quotas.share(a.pools), in: make(map[string]int), refused: make(map[string]int)}
+		tallies[p.Link] = &tally{quotas: p.Quotas, share: p.Quotas.share(a.pools), in: make(map[string]int), hosts: make(map[source]int), refused: make(map[string]int)}
 	}
 	a.countOthers(tallies, wants)
 	byAge := slices.Clone(wants)
@@ -55,7 +58,7 @@ func (a *assigner) bound(peers []Peer, wants []want) []want {
 	for _, w := range byAge {
 		m := a.current[w.source]
 		lives := m != nil && m.RestingSince == nil
-		if tallies[w.link].take(w, lives) {
+		if (w.host == "" || allowed[w.whole()]) && tallies[w.link].take(w, lives) {
 			allowed[w.source] = true
 			continue
 		}
@@ -90,6 +93,9 @@ func (a *assigner) countOthers(tallies map[string]*tally, wants []want) {
 		default:
 			t.mirrors++
 			t.in[m.MirrorNamespace]++
+			if m.Hostname != "" {
+				t.hosts[sourceOf(*m).whole()]++
+			}
 		}
 	}
 	for k, m := range a.current {
@@ -139,12 +145,17 @@ func (t *tally) take(w want, lives bool) bool {
 	if !lives {
 		held += t.resting
 	}
-	over := ""
+	over, pods := "", 0
+	if w.host != "" {
+		pods = 1
+	}
 	switch q := t.quotas; {
 	case q.Mirrors > 0 && t.mirrors >= q.Mirrors:
 		over = "services"
 	case q.PerNamespace > 0 && t.in[w.MirrorNamespace] >= q.PerNamespace:
 		over = "servicesPerNamespace"
+	case q.Hostnames > 0 && t.hosts[w.whole()]+pods > q.Hostnames:
+		over = "hostnames"
 	case q.VIPPercent > 0 && held >= t.share:
 		over = "vipPercent"
 	}
@@ -154,6 +165,7 @@ func (t *tally) take(w want, lives bool) bool {
 	}
 	t.mirrors++
 	t.in[w.MirrorNamespace]++
+	t.hosts[w.whole()] += pods
 	return true
 }
 

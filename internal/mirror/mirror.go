@@ -11,6 +11,8 @@
 //   - Only a complete catalog deletes mirrors, and many at once are paced.
 //   - A mirror is an output: nothing of it but its readiness is read back, and
 //     that to keep it from flapping.
+//     (A headless mirror lists the addresses that Kubernetes gave the mirrors of the
+//     named pods; that is for DNS, no agent reads it.)
 //   - One Link's trouble stays with it: its own budgets, its own state.
 //
 // Whose a Service is, the Link's owner reference says, by UID; labels may be
@@ -133,6 +135,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, link *v1alpha1.Link, peer Pe
 	}
 	result := summary(want, have, applied, problems)
 	result.RecheckAfter = sooner(recheck, applied.Again)
+	if n := unlisted(applied.Made); n > 0 {
+		result.Pending, result.RecheckAfter = result.Pending+n, sooner(result.RecheckAfter, retryWeather)
+	}
 	if result.Writes > 0 {
 		r.Log.Info("mirrors written", "link", link.Name, "writes", result.Writes, "pending", result.Pending, "mirrors", result.Mirrors)
 	}
@@ -179,17 +184,15 @@ func (st *state) settle(link *v1alpha1.Link, mirrors []Want, peer Peer, have Hav
 		w := &mirrors[i]
 		shown, stands := shows(*w, have)
 		source, heard := peer.Services[w.source()]
-		if rules := link.Spec.Import; heard && rules != nil {
-			w.Heard = true
-			w.Labels, w.Annotations = catalog.Copied(source.Labels, rules.CopyLabels), catalog.Copied(source.Annotations, rules.CopyAnnotations)
-		}
+		w.takeOver(link.Spec.Import, source, heard)
 		switch {
+		case w.lists(): // those that it lists show each their own
 		case !heard && stands:
 			w.Ready = shown
 		case heard && !stands:
-			w.Ready = source.Ready
+			w.Ready = w.sourceReady(source)
 		case heard:
-			ready, f, again := st.flaps[w.key()].settle(shown, source.Ready, now)
+			ready, f, again := st.flaps[w.key()].settle(shown, w.sourceReady(source), now)
 			w.Ready, recheck = ready, sooner(recheck, again)
 			if f != (flap{}) {
 				flaps[w.key()] = f
@@ -201,6 +204,24 @@ func (st *state) settle(link *v1alpha1.Link, mirrors []Want, peer Peer, have Hav
 	}
 	st.flaps = flaps
 	return recheck, problems
+}
+
+// takeOver sets what w has from its source besides ports. The mirrors of named
+// pods take over no labels.
+func (w *Want) takeOver(rules *v1alpha1.ImportRules, source catalog.Service, heard bool) {
+	if !heard || rules == nil || w.Entry.Hostname != "" {
+		return
+	}
+	w.Heard = true
+	w.Labels, w.Annotations = catalog.Copied(source.Labels, rules.CopyLabels), catalog.Copied(source.Annotations, rules.CopyAnnotations)
+}
+
+// sourceReady reports whether what w mirrors is ready: the Service, or its one pod.
+func (w *Want) sourceReady(source catalog.Service) bool {
+	if w.Entry.Hostname == "" {
+		return source.Ready
+	}
+	return slices.Contains(source.Hosts, catalog.Host{Name: w.Entry.Hostname, Ready: true})
 }
 
 // shows tells whether a mirror's slice says ready, and whether it stands at all.
@@ -244,6 +265,18 @@ func summary(d Desired, have Have, a Applied, planned []Problem) Result {
 		}
 	}
 	return out
+}
+
+// unlisted counts the mirrors of named pods just made: the headless mirror can list
+// each once Kubernetes has given it an address.
+func unlisted(made []Change) int {
+	n := 0
+	for _, c := range made {
+		if c.Op == Create && c.Service != nil && c.Service.Annotations[v1alpha1.HostnameAnnotation] != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // sooner returns the shorter of two waits, of which 0 is none.

@@ -52,6 +52,10 @@ func newCluster(t *testing.T, objects ...client.Object) *cluster {
 		Create: func(ctx context.Context, w client.WithWatch, o client.Object, opts ...client.CreateOption) error {
 			c.uids++
 			o.SetUID(types.UID(fmt.Sprint("uid-", c.uids)))
+			if svc, is := o.(*corev1.Service); is && svc.Spec.ClusterIP == "" {
+				svc.Spec.ClusterIP = fmt.Sprintf("10.96.0.%d", c.uids)
+				svc.Spec.ClusterIPs = []string{svc.Spec.ClusterIP}
+			}
 			return c.note("create", o, func() error { return w.Create(ctx, o, opts...) })
 		},
 		Patch: func(ctx context.Context, w client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -103,15 +104,27 @@ func (c Change) String() string {
 
 // Plan decides what to write so that what stands becomes what shall stand: first
 // slices that are loose are deleted, then mirrors are made and repaired in the
-// order of their names, each Service before its slices, then Services deleted.
+// order of their names, headless ones last, each Service before its slices, then
+// Services deleted.
 func Plan(want Desired, have Have) ([]Change, []Problem) {
-	p := planner{Desired: want, have: have, rules: targets(want.Link), made: make(map[string]bool), wanted: make(map[catalog.Key]Want, len(want.Mirrors)), loose: make(map[catalog.Key]bool)}
+	p := planner{Desired: want, have: have, rules: targets(want.Link), made: make(map[string]bool), companions: make(map[catalog.Key][]Want), wanted: make(map[catalog.Key]Want, len(want.Mirrors)), loose: make(map[catalog.Key]bool)}
 	for _, w := range want.Mirrors {
 		p.wanted[w.key()] = w
+		if w.Entry.Hostname != "" {
+			p.companions[w.source()] = append(p.companions[w.source()], w)
+		}
 	}
 	p.deleteLoose()
-	for _, k := range sortedKeys(p.wanted) {
-		p.mirror(k, p.wanted[k])
+	keys := sortedKeys(p.wanted)
+	for _, k := range keys {
+		if w := p.wanted[k]; !w.lists() {
+			p.mirror(k, w)
+		}
+	}
+	for _, k := range keys {
+		if w := p.wanted[k]; w.lists() {
+			p.mirror(k, w) // what it lists stands already, or is listed next time
+		}
 	}
 	if want.Complete {
 		p.deleteUnwanted()
@@ -123,13 +136,15 @@ func Plan(want Desired, have Have) ([]Change, []Problem) {
 // planner is the state of one Plan.
 type planner struct {
 	Desired
-	have     Have
-	rules    rules
-	made     map[string]bool // namespaces that the plan makes
-	wanted   map[catalog.Key]Want
-	loose    map[catalog.Key]bool // slices that the plan deletes
-	changes  []Change
-	problems []Problem
+	have   Have
+	rules  rules
+	made   map[string]bool // namespaces that the plan makes
+	wanted map[catalog.Key]Want
+	// companions are the wants of named pods, by the Service that they are pods of.
+	companions map[catalog.Key][]Want
+	loose      map[catalog.Key]bool // slices that the plan deletes
+	changes    []Change
+	problems   []Problem
 }
 
 // deleteLoose deletes the Link's slices that no mirror of the Link stands behind:
@@ -179,6 +194,9 @@ func (p *planner) mirror(k catalog.Key, w Want) {
 		return
 	case svc != nil && !svc.DeletionTimestamp.IsZero():
 		return // once it is gone it is made anew
+	case svc != nil && p.owned(svc) && headless(svc) != w.lists():
+		p.changes = append(p.changes, Change{Op: Delete, Service: svc}) // Kubernetes turns no such Service into the other
+		return
 	}
 	should := p.service(w, svc)
 	switch {
@@ -225,12 +243,32 @@ func (p *planner) slice(w Want, vip netip.Addr, owner types.UID) {
 		return
 	}
 	if slice == nil || p.loose[k] {
-		p.changes = append(p.changes, Change{Op: Create, Slice: p.endpointSlice(w, vip, owner, nil)})
+		p.changes = append(p.changes, Change{Op: Create, Slice: p.endpointSlice(w, vip, owner, p.endpoints(w, vip), nil)})
 		return
 	}
-	if should := p.endpointSlice(w, vip, owner, slice); !equality.Semantic.DeepEqual(should, slice) {
+	if should := p.endpointSlice(w, vip, owner, p.endpoints(w, vip), slice); !equality.Semantic.DeepEqual(should, slice) {
 		p.changes = append(p.changes, Change{Op: Update, Slice: should, Was: slice})
 	}
+}
+
+// endpoints returns what the slice of one VIP lists: the VIP, or if the mirror is
+// headless the addresses, in the VIP's family, of the mirrors of its named pods.
+func (p *planner) endpoints(w Want, vip netip.Addr) []discoveryv1.Endpoint {
+	if !w.lists() {
+		return []discoveryv1.Endpoint{endpoint(vip, "", w.Ready)}
+	}
+	var out []discoveryv1.Endpoint
+	for _, c := range p.companions[w.source()] {
+		svc := p.have.Services[c.key()]
+		if svc == nil || !p.ours(svc, c) || !svc.DeletionTimestamp.IsZero() {
+			continue
+		}
+		if ip, ok := clusterIP(svc, vip.Is4()); ok {
+			out = append(out, endpoint(ip, c.Entry.Hostname, c.Ready))
+		}
+	}
+	slices.SortFunc(out, func(a, b discoveryv1.Endpoint) int { return strings.Compare(*a.Hostname, *b.Hostname) })
+	return out
 }
 
 func ownedByService(slice *discoveryv1.EndpointSlice, owner types.UID) bool {

@@ -266,12 +266,12 @@ func TestCopiesOfALiveMirror(t *testing.T) {
 func TestQuotaDefaults(t *testing.T) {
 	link, peer := eastLink(), peerWith(true, "bar")
 	got, _ := Wants(link, "causeway-system", peer)
-	if want := (ledger.Quotas{Mirrors: 1000, PerNamespace: 500, VIPPercent: 10}); got.Quotas != want {
+	if want := (ledger.Quotas{Mirrors: 1000, PerNamespace: 500, Hostnames: 64, VIPPercent: 10}); got.Quotas != want {
 		t.Errorf("a Link without quotas has %+v, want %+v", got.Quotas, want)
 	}
 	link.Spec.Import.Quotas = &v1alpha1.ImportQuotas{Services: 7, VIPPercent: 100}
 	got, _ = Wants(link, "causeway-system", peer)
-	if want := (ledger.Quotas{Mirrors: 7, PerNamespace: 500, VIPPercent: 100}); got.Quotas != want {
+	if want := (ledger.Quotas{Mirrors: 7, PerNamespace: 500, Hostnames: 64, VIPPercent: 100}); got.Quotas != want {
 		t.Errorf("what is not set is as ever: %+v, want %+v", got.Quotas, want)
 	}
 }

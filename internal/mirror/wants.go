@@ -70,7 +70,7 @@ func (h Home) Wants(link *v1alpha1.Link, peer Peer) (ledger.Peer, []Problem) {
 	}
 	quotas := quotasOf(link.Spec.Import.Quotas)
 	out.Quotas = ledger.Quotas{
-		Mirrors: int(quotas.Services), PerNamespace: int(quotas.ServicesPerNamespace), VIPPercent: int(quotas.VIPPercent),
+		Mirrors: int(quotas.Services), PerNamespace: int(quotas.ServicesPerNamespace), Hostnames: int(quotas.Hostnames), VIPPercent: int(quotas.VIPPercent),
 	}
 	var problems []Problem
 	for _, k := range sortedKeys(peer.Services) {
@@ -96,7 +96,7 @@ func (h Home) Wants(link *v1alpha1.Link, peer Peer) (ledger.Peer, []Problem) {
 		case len(w.Ports) < len(s.Ports):
 			problems = append(problems, problem(k, ProtocolUnsupported, "only the Service's TCP ports are mirrored"))
 		}
-		out.Mirrors = append(out.Mirrors, w)
+		out.Mirrors = append(append(out.Mirrors, w), companions(link, r, w, s)...)
 	}
 	return out, problems
 }
@@ -142,7 +142,7 @@ func want(link *v1alpha1.Link, r rules, namespace string, s catalog.Service) led
 	w := ledger.MirrorWant{
 		Namespace: s.Namespace, Service: s.Name,
 		MirrorNamespace: namespace, MirrorName: catalog.MirrorName(r.template, s.Namespace, s.Name, link.Name),
-		Identities: s.Identities,
+		Identities: s.Identities, Headless: s.Headless, Named: len(s.Hosts) > 0, AffinitySeconds: s.SessionAffinitySeconds,
 	}
 	for _, p := range s.Ports {
 		if p.Carried() {
@@ -150,6 +150,19 @@ func want(link *v1alpha1.Link, r rules, namespace string, s catalog.Service) led
 		}
 	}
 	return w
+}
+
+// companions are the mirrors of a headless Service's named pods. Each is an
+// ordinary mirror, whose name the pod's makes as a Service's would; w is the
+// mirror that lists them.
+func companions(link *v1alpha1.Link, r rules, w ledger.MirrorWant, s catalog.Service) []ledger.MirrorWant {
+	out := make([]ledger.MirrorWant, 0, len(s.Hosts))
+	w.Headless, w.Named, w.AffinitySeconds = false, false, 0
+	for _, h := range s.Hosts {
+		w.Hostname, w.MirrorName = h.Name, catalog.MirrorName(r.template, s.Namespace, h.Name, link.Name)
+		out = append(out, w)
+	}
+	return out
 }
 
 const notAllowed = "nothing is mirrored into kube-* namespaces or Causeway's own, unless the Link's import rules list them"
