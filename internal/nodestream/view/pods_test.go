@@ -14,7 +14,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-func world() Inputs {
+func withPods() Inputs {
 	mirror := func(hostname, vip string) v1alpha1.LedgerMirror {
 		return v1alpha1.LedgerMirror{
 			Link: "west", Namespace: "shop", Service: "db", Hostname: hostname, MirrorNamespace: "shop", MirrorName: hostname + "db-west", VIPs: []string{vip},
@@ -41,7 +41,7 @@ func world() Inputs {
 
 func TestNamedPods(t *testing.T) {
 	var b Builder
-	views, err := b.Build(world())
+	views, err := b.Build(withPods())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestGenerationFollowsNames(t *testing.T) {
 		}
 		return views.Gateway["route/1024"].GetRoute()
 	}
-	in := world()
+	in := withPods()
 	first := build(in)
 	in.Now = in.Now.Add(time.Minute)
 	if again := build(in); again != first {
@@ -97,7 +97,7 @@ func TestGenerationFollowsNames(t *testing.T) {
 
 func TestEveryResourceIsTaken(t *testing.T) {
 	var b Builder
-	views, err := b.Build(world())
+	views, err := b.Build(withPods())
 	if err != nil {
 		t.Fatal(err)
 	}
