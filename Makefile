@@ -44,7 +44,7 @@ demo-down: lab ## remove the demo's clusters
 	bin/lab down
 
 .PHONY: test
-test: lint unit fresh e2e ## all that must be green
+test: lint unit fresh selftest e2e ## all that must be green
 
 .PHONY: lint
 lint: bin/.tools ## gofmt, vet, staticcheck, shellcheck
@@ -66,6 +66,10 @@ unit: ## tests that need no cluster, with the race detector
 .PHONY: e2e
 e2e: image ## tests on real clusters, in a lab of their own
 	hack/e2e
+
+.PHONY: selftest
+selftest: ## the lab's tests of itself, in labs of their own
+	cd lab && go test -tags e2e -count=1 -timeout=20m -v ./selftest/
 
 .PHONY: bench
 bench: ## every benchmark, once

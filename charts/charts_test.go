@@ -253,7 +253,7 @@ func TestValuesReachTheirPlace(t *testing.T) {
 	agent := find[appsv1.DaemonSet](t, r, "DaemonSet", "causeway-agent")
 	service := find[corev1.Service](t, r, "Service", "causeway-gateway")
 	wantArgs := map[string][]string{
-		"controller": {"controller", "--cluster-name=west", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--log-level=debug"},
+		"controller": {"controller", "--cluster-name=west", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},
 		"gateway":    {"gateway", "--controller=causeway-controller.causeway-system.svc:4146", "--log-level=debug"},
 		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--log-level=debug"},
 		"vip-guard":  {"vip-guard", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},

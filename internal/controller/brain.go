@@ -1,10 +1,12 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -54,8 +56,17 @@ type brain struct {
 
 	wake      chan struct{}
 	builder   view.Builder
-	nodes     map[string]bool // that have a view
-	published map[string]bool // Links that have a catalog
+	nodes     map[string]bool      // that have a view
+	published map[string]bool      // Links that have a catalog
+	believed  map[string]belief    // by Link: what is dear to find out, while it stays
+	grumbles  map[[2]string]string // last told, by message and subject
+}
+
+// belief is what was made of a peer and the list of issuers kept for it.
+type belief struct {
+	peer link.Peer
+	list []byte
+	view view.Peer
 }
 
 // changed asks for a thought. It never blocks.
@@ -66,19 +77,19 @@ func (b *brain) changed() {
 	}
 }
 
-// run thinks whenever something has changed, until ctx ends.
+// run thinks whenever something has changed, until ctx ends. It takes at most half
+// of a processor's time.
 func (b *brain) run(ctx context.Context) {
 	for {
-		next := ponder
-		if err := b.think(ctx, time.Now()); err != nil {
-			if ctx.Err() != nil {
-				return
-			}
-			b.log.Warn("a thought failed and will be tried again", "error", err)
+		start, next := time.Now(), ponder
+		err := b.think(ctx, start)
+		took := time.Since(start)
+		if ctx.Err() != nil {
+			return
+		}
+		b.grumble("a thought failed and will be tried again", "", err)
+		if err != nil {
 			next = retry
-		} else if b.whole != nil {
-			close(b.whole)
-			b.whole = nil
 		}
 		timer := time.NewTimer(next)
 		select {
@@ -87,9 +98,25 @@ func (b *brain) run(ctx context.Context) {
 		case <-b.wake:
 		}
 		timer.Stop()
-		if !backoff.Sleep(ctx, settle) {
+		if !backoff.Sleep(ctx, max(settle, min(took, retry))) {
 			return
 		}
+	}
+}
+
+// grumble tells of an error once: again only if it reads otherwise, or had gone.
+func (b *brain) grumble(message, about string, err error) {
+	k := [2]string{message, about}
+	if err == nil {
+		delete(b.grumbles, k)
+		return
+	}
+	if b.grumbles == nil {
+		b.grumbles = make(map[[2]string]string)
+	}
+	if b.grumbles[k] != err.Error() {
+		b.grumbles[k] = err.Error()
+		b.log.Warn(message, "about", about, "error", err)
 	}
 }
 
@@ -99,27 +126,56 @@ func (b *brain) think(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	top := snap.topology()
-	peers, faults := link.Judge(b.ownHalf(), snap.links)
-	b.peers.set(ctx, peers)
+	t := &thought{snapshot: snap, top: snap.topology(), now: now}
+	t.peers, t.faults = link.Judge(b.ownHalf(), snap.links)
+	b.peers.set(ctx, t.peers)
+	t.views = b.believe(t)
 
-	book, _ := ledger.Load(snap.ledgers)
-	var problems []ledger.Problem
-	exports := b.exports(snap, top, book)
-	if b.leading.Load() {
-		book, problems, err = b.leader.books.assign(ctx, snap.ledgers, exports.List, b.wants(snap, peers), now)
-		if err != nil {
-			return err
-		}
-		exports = b.exports(snap, top, book) // with the route ids just given
+	t.book, _ = ledger.Load(snap.ledgers)
+	t.exports = b.exports(t)
+	leading := b.leading.Load()
+	var trouble error
+	if leading {
+		trouble = b.assign(ctx, t)
 	}
-	if err := b.publish(snap, top, peers, book, exports, now); err != nil {
+	// What cannot be stored keeps nobody from what is.
+	if err := b.publish(t); err != nil {
 		return err
 	}
-	if b.leading.Load() {
-		b.lead(ctx, snap, top, peers, faults, book, exports, problems)
+	if b.whole != nil {
+		close(b.whole)
+		b.whole = nil
 	}
-	return nil
+	if leading && trouble == nil {
+		b.lead(ctx, t)
+	}
+	return trouble
+}
+
+// A thought is what one pass comes to.
+type thought struct {
+	*snapshot
+	now      time.Time
+	top      topology
+	peers    map[string]link.Peer // valid Links
+	faults   map[string]*link.Fault
+	views    []view.Peer
+	book     ledger.Book
+	exports  catalog.Exports
+	problems []ledger.Problem
+	clash    *v1alpha1.ServiceProblem // what the range of virtual IPs overlaps
+}
+
+// assign brings the leader's books up to date.
+func (b *brain) assign(ctx context.Context, t *thought) error {
+	wants := b.wants(t)
+	if t.clash = overlap(b.ranges, t.snapshot); t.clash != nil {
+		wants = onlyGiven(wants, b.leader.books.last(t.ledgers))
+	}
+	var err error
+	t.book, t.problems, err = b.leader.books.assign(ctx, t.ledgers, t.exports.List, wants, t.now)
+	t.exports = b.exports(t) // with the route ids just given
+	return err
 }
 
 func (b *brain) ownHalf() link.Own {
@@ -130,11 +186,11 @@ func (b *brain) ownHalf() link.Own {
 	return link.Own{TrustDomain: b.own.trustDomain, LinkKey: key}
 }
 
-func (b *brain) exports(snap *snapshot, top topology, book ledger.Book) catalog.Exports {
+func (b *brain) exports(t *thought) catalog.Exports {
 	return catalog.Build(catalog.Inputs{
 		TrustDomain: b.own.trustDomain, Namespace: b.o.Namespace,
-		Services: snap.services, EndpointSlices: snap.slices, Pods: snap.pods,
-		Links: snap.links, ExportPolicies: snap.policies, Agents: top.agents, Routes: book.Route,
+		Services: t.services, EndpointSlices: t.slices, Pods: t.pods,
+		Links: t.links, ExportPolicies: t.policies, Agents: t.top.agents, Routes: t.book.Route,
 	})
 }
 
@@ -148,12 +204,12 @@ func (b *brain) copyOf(name string, peers map[string]link.Peer) mirror.Peer {
 }
 
 // wants is what every Link that exists asks the ledger for.
-func (b *brain) wants(snap *snapshot, peers map[string]link.Peer) []ledger.Peer {
+func (b *brain) wants(t *thought) []ledger.Peer {
 	var out []ledger.Peer
-	for i := range snap.links {
-		l := &snap.links[i]
+	for i := range t.links {
+		l := &t.links[i]
 		if l.DeletionTimestamp == nil {
-			want, _ := mirror.Wants(l, b.o.Namespace, b.copyOf(l.Name, peers))
+			want, _ := mirror.Wants(l, b.o.Namespace, b.copyOf(l.Name, t.peers))
 			out = append(out, want)
 		}
 	}
@@ -161,13 +217,11 @@ func (b *brain) wants(snap *snapshot, peers map[string]link.Peer) []ledger.Peer 
 }
 
 // publish tells peers their catalogs, and nodes their views.
-func (b *brain) publish(snap *snapshot, top topology, peers map[string]link.Peer, book ledger.Book, exports catalog.Exports, now time.Time) error {
-	catalogs := make(map[string]bool, len(peers))
-	for name := range peers {
+func (b *brain) publish(t *thought) error {
+	catalogs := make(map[string]bool, len(t.peers))
+	for name := range t.peers {
 		catalogs[name] = true
-		if err := b.board.Publish(name, exports.For(name)); err != nil {
-			b.log.Warn("a catalog is not whole", "error", err)
-		}
+		b.grumble("a catalog is not whole", name, b.board.Publish(name, t.exports.For(name)))
 	}
 	for name := range b.published {
 		if !catalogs[name] {
@@ -177,11 +231,11 @@ func (b *brain) publish(snap *snapshot, top topology, peers map[string]link.Peer
 	b.published = catalogs
 
 	views, err := b.builder.Build(view.Inputs{
-		Now: now, TrustDomain: b.own.trustDomain, Namespace: b.o.Namespace,
+		Now: t.now, TrustDomain: b.own.trustDomain, Namespace: b.o.Namespace,
 		Issuers: [][]byte{b.own.issuer.Certificate().Raw}, HopMaster: b.own.hopMaster, VIPCIDRs: b.o.VIPCIDRs,
-		Peers: b.viewPeers(snap, peers), Mirrors: book.Live(), Exports: exports.List,
-		Pods: snap.pods, Isolation: catalog.NewIsolation(snap.networks),
-		Controllers: top.controllers, Nodes: top.nodes, Agents: top.agents,
+		Peers: t.views, Mirrors: t.book.Live(), Exports: t.exports.List,
+		Pods: t.pods, Isolation: catalog.NewIsolation(t.networks),
+		Controllers: t.top.controllers, Nodes: t.top.nodes, Agents: t.top.agents,
 	})
 	if err != nil {
 		return fmt.Errorf("build the views of agents and gateways: %w", err)
@@ -206,70 +260,99 @@ func (b *brain) show(to nodestream.Recipient, v nodestream.View) {
 	if old, ok, _ := b.hub.Read(to); ok && view.Same(old, v) {
 		return
 	}
-	if err := b.hub.Publish(to, v); err != nil {
-		b.log.Error("a view is not whole", "error", err)
-	}
+	b.grumble("a view is not whole", string(to), b.hub.Publish(to, v))
 }
 
-// viewPeers are the valid Links' peers, with what is known of their issuers.
-func (b *brain) viewPeers(snap *snapshot, peers map[string]link.Peer) []view.Peer {
-	kept := make(map[string]*v1alpha1.PeerTrust, len(snap.trusts))
-	for i := range snap.trusts {
-		kept[snap.trusts[i].Name] = &snap.trusts[i]
+// believe returns the valid Links' peers, with what is known of their issuers, and
+// lets be learnt again what PeerTrusts lack.
+func (b *brain) believe(t *thought) []view.Peer {
+	lists := make(map[string]*v1alpha1.PeerTrust, len(t.trusts))
+	for i := range t.trusts {
+		lists[t.trusts[i].Name] = &t.trusts[i]
 	}
 	var out []view.Peer
-	for name, p := range peers {
-		secret, err := identity.LinkSecret(b.own.linkKey, p.LinkKey.Bytes())
+	numbers := make(map[string]uint64, len(t.peers))
+	believed := make(map[string]belief, len(t.peers))
+	for name, p := range t.peers {
+		v, err := b.peerView(p, lists[name])
+		b.grumble("no link secret", name, err)
 		if err != nil {
-			b.log.Warn("no link secret", "link", name, "error", err)
 			continue
 		}
-		v := view.Peer{Name: name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}
-		if t := kept[name]; t != nil {
-			if list, ok := applied(p, t); ok {
-				v.IssuerNumber = list.Number
-				for _, c := range list.Issuers {
-					v.Issuers = append(v.Issuers, c.Raw)
-				}
-			}
-		}
+		believed[name] = v
+		numbers[name] = v.view.IssuerNumber
 		healthy := b.peers.heard(name).healthy
 		for _, address := range p.Gateways {
-			v.Gateways = append(v.Gateways, view.Gateway{Address: address, Healthy: healthy[address]})
+			v.view.Gateways = append(v.view.Gateways, view.Gateway{Address: address, Healthy: healthy[address]})
 		}
-		out = append(out, v)
+		out = append(out, v.view)
 	}
+	b.believed = believed
+	b.peers.recall(numbers)
 	return out
 }
 
+// peerView is what is believed of a peer, its gateways apart.
+func (b *brain) peerView(p link.Peer, kept *v1alpha1.PeerTrust) (belief, error) {
+	if kept == nil || kept.Spec.LinkUID != p.UID {
+		kept = &v1alpha1.PeerTrust{}
+	}
+	list := kept.Spec.IssuerList
+	if old, ok := b.believed[p.Name]; ok && same(old.peer, p) && bytes.Equal(old.list, list) {
+		return old, nil
+	}
+	secret, err := identity.LinkSecret(b.own.linkKey, p.LinkKey.Bytes())
+	if err != nil {
+		return belief{}, err
+	}
+	v := view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}
+	if known, ok := applied(p, kept); ok {
+		v.IssuerNumber = known.Number
+		for _, c := range known.Issuers {
+			v.Issuers = append(v.Issuers, c.Raw)
+		}
+	}
+	return belief{p, list, v}, nil
+}
+
 // lead gives the leader's writers their newest work.
-func (b *brain) lead(ctx context.Context, snap *snapshot, top topology, peers map[string]link.Peer, faults map[string]*link.Fault, book ledger.Book, exports catalog.Exports, problems []ledger.Problem) {
-	trusted := make(map[string]bool, len(peers))
-	for _, p := range b.viewPeers(snap, peers) {
+func (b *brain) lead(ctx context.Context, t *thought) {
+	trusted := make(map[string]bool, len(t.views))
+	for _, p := range t.views {
 		trusted[p.Name] = len(p.Issuers) > 0
 	}
-	jobs := make(map[string]job, len(snap.links))
-	for i := range snap.links {
-		l := &snap.links[i]
-		if l.DeletionTimestamp != nil {
-			continue
+	jobs := make(map[string]job, len(t.links))
+	for i := range t.links {
+		if l := &t.links[i]; l.DeletionTimestamp == nil {
+			jobs[l.Name] = b.job(t, l, trusted[l.Name])
 		}
-		h := b.peers.heard(l.Name)
-		j := job{
-			link: l, peer: b.copyOf(l.Name, peers), entries: book.Link(l.Name),
-			seen: h.seen(faults[l.Name], trusted[l.Name]),
-		}
-		j.seen.Gateways = len(l.Spec.Gateways)
-		j.seen.Exports = len(exports.For(l.Name))
-		_, unwanted := mirror.Wants(l, b.o.Namespace, j.peer)
-		j.seen.Problems = append(j.seen.Problems, unwanted...)
-		j.seen.Problems = append(j.seen.Problems, exports.Problems...)
-		for _, p := range problems {
-			if p.Link == l.Name {
-				j.seen.Problems = append(j.seen.Problems, p.ServiceProblem)
-			}
-		}
-		jobs[l.Name] = j
 	}
-	b.leader.offer(ctx, jobs, house{gateways: top.gateways, exports: exports.Problems, trusts: snap.trusts, services: snap.services})
+	b.leader.offer(ctx, jobs, house{
+		gateways: t.top.gateways, exports: t.exports.Problems, trusts: t.trusts, services: t.services, links: t.links,
+	})
+}
+
+// job is what a Link's writer is to make true.
+func (b *brain) job(t *thought, l *v1alpha1.Link, trusted bool) job {
+	h := b.peers.heard(l.Name)
+	j := job{
+		link: l, peer: b.copyOf(l.Name, t.peers), entries: t.book.Link(l.Name),
+		seen: h.seen(t.faults[l.Name], trusted), due: h.due(),
+	}
+	j.seen.Gateways = len(l.Spec.Gateways)
+	j.seen.Exports = len(t.exports.For(l.Name))
+	if l.Spec.Export.All() {
+		j.exported = t.exports.Problems
+	}
+	_, unwanted := mirror.Wants(l, b.o.Namespace, j.peer)
+	j.seen.Problems = slices.Concat(j.seen.Problems, unwanted, j.exported)
+	for _, p := range t.problems {
+		if p.Link == l.Name {
+			j.seen.Problems = append(j.seen.Problems, p.ServiceProblem)
+		}
+	}
+	if t.clash != nil {
+		j.seen.Problems = append(j.seen.Problems, *t.clash)
+	}
+	return j
 }

@@ -11,8 +11,12 @@
 // What always holds:
 //   - Every replica serves: catalogs, node streams, signatures. The leader alone
 //     writes, but for the cluster's identity and what is learnt of peers' issuers.
-//   - A thought starts from the caches and ends in whole values; it keeps nothing.
-//   - Nothing is written when nothing changed.
+//   - A thought starts from the caches and ends in whole values; it keeps nothing
+//     but what is dear to find out and cannot change.
+//   - Nothing is written when nothing changed, and no outage of a peer shorter than
+//     patience is a change.
+//   - What was once given is not forgotten: Ledgers and PeerTrusts that somebody
+//     edits or deletes are mended from what is known.
 //   - Each Link has its own streams and its own writer with its own back-off.
 package controller
 
@@ -24,12 +28,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -59,6 +64,9 @@ type Options struct {
 	ClusterName string
 	// VIPCIDRs are the ranges of virtual IPs, one for each IP family. Required.
 	VIPCIDRs []string
+	// Taken are ranges of this cluster's pods and Services, as far as they are known:
+	// a range of virtual IPs that overlaps one is refused.
+	Taken []netip.Prefix
 	// Namespace, PodName are the pod's own. Required.
 	Namespace, PodName string
 	// Version is told to peers and written on mirrors.
@@ -75,17 +83,17 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// shutdownGrace bounds the end of all parts, so that it is over, and the
+// leadership given up, before the kubelet's own 30 s are.
+const shutdownGrace = 20 * time.Second
+
 // Run is the controller process. It returns when ctx ends, or with an error when
 // it lost the leadership: whoever started it starts it again.
 func Run(ctx context.Context, o Options) error {
 	o = o.withDefaults()
-	var ranges []netip.Prefix
-	for _, cidr := range o.VIPCIDRs {
-		p, err := netip.ParsePrefix(cidr)
-		if err != nil {
-			return fmt.Errorf("range of virtual IPs: %w", err)
-		}
-		ranges = append(ranges, p)
+	ranges, err := checkRanges(o.VIPCIDRs, o.Taken)
+	if err != nil {
+		return err
 	}
 	mgr, live, err := newManager(o)
 	if err != nil {
@@ -95,7 +103,8 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("load this cluster's identity: %w", err)
 	}
-	if err := mine.publish(ctx, live, o.Namespace, o.ClusterName, nil); err != nil {
+	err = mine.publish(ctx, live, o.Namespace, o.ClusterName, nil)
+	if err != nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) { // another replica does
 		return err
 	}
 	if err := mirror.Index(ctx, mgr.GetFieldIndexer()); err != nil {
@@ -121,8 +130,10 @@ func newManager(o Options) (manager.Manager, client.Client, error) {
 		return nil, nil, fmt.Errorf("find the cluster's API server: %w", err)
 	}
 	cfg.QPS, cfg.Burst = -1, -1 // writers have budgets of their own
+	grace := shutdownGrace
 	mgr, err := manager.New(cfg, manager.Options{
 		Scheme: scheme,
+		Logger: logr.FromSlogHandler(quiet{o.Log.Handler()}),
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
@@ -133,7 +144,7 @@ func newManager(o Options) (manager.Manager, client.Client, error) {
 		},
 		Client:                        client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}, &corev1.ConfigMap{}}}},
 		Metrics:                       metricsserver.Options{BindAddress: o.Metrics},
-		HealthProbeBindAddress:        o.Probes,
+		GracefulShutdownTimeout:       &grace,
 		LeaderElection:                true,
 		LeaderElectionID:              "causeway-controller",
 		LeaderElectionNamespace:       o.Namespace,
@@ -210,12 +221,12 @@ func (p *process) wire() error {
 	catalogMetrics := wire.NewMetrics(metrics.Registry)
 	b.peers = &peers{
 		own: p.own, credential: p.credential.get, trusts: trusts{p.live, p.o.Namespace}, board: board,
-		metrics: catalogMetrics, changed: b.changed, log: p.log, links: make(map[string]*peerState),
+		metrics: catalogMetrics, changed: b.changed, reach: dial, log: p.log, links: make(map[string]*peerState),
 	}
 	b.leader = &leader{
 		client: p.mgr.GetClient(), own: p.own, o: p.o, log: p.log,
 		events: p.mgr.GetEventRecorder("causeway-controller"),
-		books:  &books{client: p.live, namespace: p.o.Namespace, ranges: p.ranges},
+		books:  &books{client: p.live, namespace: p.o.Namespace, ranges: p.ranges, log: p.log},
 		reconciler: &mirror.Reconciler{
 			Client: p.mgr.GetClient(), Live: p.live, Namespace: p.o.Namespace, Version: p.o.Version,
 			Log: p.log, Metrics: mirror.NewMetrics(metrics.Registry),
@@ -226,9 +237,7 @@ func (p *process) wire() error {
 		return err
 	}
 	return errors.Join(
-		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection),
-		p.mgr.AddHealthzCheck("ping", func(_ *http.Request) error { return nil }),
-		p.mgr.AddReadyzCheck("whole", func(_ *http.Request) error { return p.ready() }),
+		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes),
 	)
 }
 
@@ -277,15 +286,6 @@ func (p *process) awaitElection(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	return nil
-}
-
-func (p *process) ready() error {
-	select {
-	case <-p.whole:
-		return nil
-	default:
-		return errors.New("the caches are not whole yet")
-	}
 }
 
 // nodeStream serves agents and gateways.

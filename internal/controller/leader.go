@@ -2,6 +2,8 @@ package controller
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -9,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -35,7 +36,14 @@ type leader struct {
 	writers map[string]*writer // of the brain's goroutine alone
 	house   *writer
 	told    map[catalog.Problem]bool // export problems with an Event; of the house's goroutine alone
+	// named are the gateways that the identity was last published with, and when:
+	// of the house's goroutine alone.
+	named     []string
+	namedWhen time.Time
 }
+
+// reread is how often the published identity, which is not in the cache, is looked at.
+const reread = time.Minute
 
 // A job is the newest that a Link's writer must make true.
 type job struct {
@@ -43,6 +51,10 @@ type job struct {
 	peer    mirror.Peer
 	entries []v1alpha1.LedgerMirror
 	seen    link.Seen
+	// exported are problems of exports: their Events are the Services'.
+	exported []catalog.Problem
+	// due is when seen may be said, if the Link has a status already; zero: at once.
+	due time.Time
 }
 
 // house is what the leader keeps in order beside the Links.
@@ -51,6 +63,7 @@ type house struct {
 	exports  []catalog.Problem
 	trusts   []v1alpha1.PeerTrust
 	services []corev1.Service
+	links    []v1alpha1.Link
 }
 
 // A writer does the newest of its work, again until it succeeds.
@@ -59,10 +72,14 @@ type writer struct {
 	wake   chan struct{}
 
 	mu   sync.Mutex // guards work
-	work func(context.Context) (again time.Duration, err error)
+	work work
 }
 
-func (w *writer) set(work func(context.Context) (time.Duration, error)) {
+// work is to be done again after a while, if it says so or fails. It is told how
+// many times the writer has failed in a row.
+type work func(ctx context.Context, failures int) (again time.Duration, err error)
+
+func (w *writer) set(work work) {
 	w.mu.Lock()
 	w.work = work
 	w.mu.Unlock()
@@ -72,12 +89,16 @@ func (w *writer) set(work func(context.Context) (time.Duration, error)) {
 	}
 }
 
+// breath bounds the rest that a writer takes after its work, which is as long as
+// the work took.
+const breath = 250 * time.Millisecond
+
 // run works whenever there is new work, when the last asked to be done again, and
 // after errors with back-off, until ctx ends.
 func (w *writer) run(ctx context.Context, log *slog.Logger) {
 	waits := backoff.Backoff{Min: 200 * time.Millisecond, Max: 30 * time.Second}
-	var again <-chan time.Time
-	for {
+	failures := 0
+	for again := (<-chan time.Time)(nil); ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -87,20 +108,32 @@ func (w *writer) run(ctx context.Context, log *slog.Logger) {
 		w.mu.Lock()
 		work := w.work
 		w.mu.Unlock()
-		again = nil
-		switch wait, err := work(ctx); {
-		case err != nil && ctx.Err() == nil:
-			if !apierrors.IsConflict(err) { // a conflict is weather
-				log.Warn("writing failed and will be tried again", "error", err)
-			}
-			again = time.After(waits.Next() + 50*time.Millisecond)
-		case wait > 0:
+		start := time.Now()
+		wait, err := work(ctx, failures)
+		took := time.Since(start)
+		if err == nil {
 			waits.Reset()
-			again = time.After(wait)
-		default:
-			waits.Reset()
+			failures = 0
+		} else if ctx.Err() == nil {
+			complain(ctx, log, err, failures)
+			failures++
+			wait = waits.Next() + settle
 		}
+		again = nil
+		if wait > 0 {
+			again = time.After(wait)
+		}
+		backoff.Sleep(ctx, min(took, breath))
 	}
+}
+
+// complain tells of an outage once. A conflict is weather.
+func complain(ctx context.Context, log *slog.Logger, err error, failures int) {
+	level := slog.LevelWarn
+	if failures > 0 || apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		level = slog.LevelDebug
+	}
+	log.Log(ctx, level, "writing failed and will be tried again", "error", err)
 }
 
 func (l *leader) writer(ctx context.Context, log *slog.Logger) *writer {
@@ -129,43 +162,61 @@ func (l *leader) offer(ctx context.Context, jobs map[string]job, h house) {
 			w = l.writer(ctx, l.log.With("link", name))
 			l.writers[name] = w
 		}
-		w.set(func(ctx context.Context) (time.Duration, error) { return l.write(ctx, j) })
+		w.set(func(ctx context.Context, failures int) (time.Duration, error) { return l.write(ctx, &j, failures) })
 	}
 	links := make(map[string]bool, len(jobs))
 	for name := range jobs {
 		links[name] = true
 	}
-	l.house.set(func(ctx context.Context) (time.Duration, error) { return 0, l.keep(ctx, h, links) })
+	l.house.set(func(ctx context.Context, _ int) (time.Duration, error) { return reread, l.keep(ctx, h, links) })
 }
 
 // write makes one Link's mirrors and status true.
-func (l *leader) write(ctx context.Context, j job) (time.Duration, error) {
+func (l *leader) write(ctx context.Context, j *job, failures int) (time.Duration, error) {
 	result, err := l.reconciler.Reconcile(ctx, j.link, j.peer, j.entries)
 	seen := j.seen
 	seen.Mirrors, seen.Pending = result.Mirrors, result.Pending
-	seen.Problems = append(slices.Clone(seen.Problems), result.Problems...)
+	seen.Problems = slices.Concat(seen.Problems, result.Problems)
 	if err != nil {
-		return 0, err
-	}
-	status, changed := link.Status(j.link, seen, time.Now())
-	if changed {
-		l.tell(j.link, j.link.Status.Problems, status.Problems)
-		updated := j.link.DeepCopy()
-		updated.Status = status
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
-		if err := l.client.Status().Update(ctx, updated); err != nil && !apierrors.IsNotFound(err) {
+		if failures < 2 {
 			return 0, err
 		}
+		// It goes on failing: the mirrors do not stand, and that much can be said.
+		seen.Mirrors, seen.Pending, seen.Problems = int(j.link.Status.Mirrors), max(1, seen.Pending), j.link.Status.Problems
 	}
-	return result.RecheckAfter, nil
+	wait := time.Until(j.due)
+	if wait <= 0 || len(j.link.Status.Conditions) == 0 {
+		return result.RecheckAfter, errors.Join(err, l.say(ctx, j, seen))
+	}
+	if result.RecheckAfter > 0 {
+		wait = min(wait, result.RecheckAfter)
+	}
+	return wait, err
 }
 
-// tell makes an Event of each problem that is new.
-func (l *leader) tell(about runtime.Object, before, now []v1alpha1.ServiceProblem) {
+// say writes the Link's status, if it differs, and tells of what is new in it.
+func (l *leader) say(ctx context.Context, j *job, seen link.Seen) error {
+	status, changed := link.Status(j.link, seen, time.Now())
+	if !changed {
+		return nil
+	}
+	updated := j.link.DeepCopy()
+	updated.Status = status
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := l.client.Status().Update(ctx, updated); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	l.tell(j, status.Problems)
+	j.link = updated // the cache may not show it yet
+	return nil
+}
+
+// tell makes an Event of each problem that is new, but those of exports.
+func (l *leader) tell(j *job, now []v1alpha1.ServiceProblem) {
 	for _, p := range now {
-		if !slices.Contains(before, p) {
-			l.events.Eventf(about, nil, corev1.EventTypeWarning, p.Reason, "Mirroring", "%s: %s", p.Service, p.Message)
+		if p.Service != "" && !slices.Contains(j.link.Status.Problems, p) && !slices.Contains(j.exported, p) {
+			l.events.Eventf(j.link, nil, corev1.EventTypeWarning, p.Reason, "Mirroring", "%s: %s", p.Service, p.Message)
 		}
 	}
 }
@@ -174,23 +225,43 @@ func (l *leader) tell(about runtime.Object, before, now []v1alpha1.ServiceProble
 func (l *leader) keep(ctx context.Context, h house, links map[string]bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if err := l.own.publish(ctx, l.client, l.o.Namespace, l.o.ClusterName, h.gateways); err != nil {
-		return err
-	}
 	l.tellExporters(h)
+	errs := []error{l.identify(ctx, h.gateways)}
 	for i := range h.trusts {
 		t := &h.trusts[i]
 		if !links[t.Name] {
-			if err := l.client.Delete(ctx, t, client.Preconditions{UID: &t.UID, ResourceVersion: &t.ResourceVersion}); client.IgnoreNotFound(err) != nil {
-				return err
+			err := l.client.Delete(ctx, t, client.Preconditions{UID: &t.UID, ResourceVersion: &t.ResourceVersion})
+			if client.IgnoreNotFound(err) != nil {
+				errs = append(errs, fmt.Errorf("forget the issuers of %s: %w", t.Name, err))
 			}
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// identify publishes the identity if that is due.
+func (l *leader) identify(ctx context.Context, gateways []string) error {
+	if slices.Equal(gateways, l.named) && time.Since(l.namedWhen) < reread {
+		return nil
+	}
+	if err := l.own.publish(ctx, l.client, l.o.Namespace, l.o.ClusterName, gateways); err != nil {
+		return err
+	}
+	l.named, l.namedWhen = gateways, time.Now()
 	return nil
 }
 
-// tellExporters makes an Event, at the Service, of each problem of an export that is new.
+// tellExporters makes an Event, at the Service, of each problem of an export that
+// is new. What a Link's status says already was told by an earlier leader.
 func (l *leader) tellExporters(h house) {
+	if l.told == nil {
+		l.told = make(map[catalog.Problem]bool)
+		for i := range h.links {
+			for _, p := range h.links[i].Status.Problems {
+				l.told[p] = true
+			}
+		}
+	}
 	now := make(map[catalog.Problem]bool, len(h.exports))
 	for _, p := range h.exports {
 		now[p] = true

@@ -113,7 +113,9 @@ func (l *hopListener) header(c net.Conn) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return transport.Accepted(c, hello), c.SetReadDeadline(time.Time{})
+	conn := transport.Accepted(c, hello)
+	conn.Proven() // by its header; what the peer may send unproven guardAccepted bounds
+	return conn, c.SetReadDeadline(time.Time{})
 }
 
 // Accept implements net.Listener.
@@ -126,11 +128,9 @@ func (l *hopListener) Accept() (net.Conn, error) {
 	}
 }
 
-// guardAccepted lifts the bound of a connection of a hopListener when its peer is proven.
+// guardAccepted bounds what a peer may send before it is proven. The connections
+// come wrapped by the server's own bounds, so that a Raw beneath cannot be seen.
 func guardAccepted(c net.Conn) (net.Conn, func()) {
-	if raw, ok := c.(*transport.Raw); ok {
-		return raw, raw.Proven
-	}
 	raw := transport.Accepted(c, nil)
 	return raw, raw.Proven
 }

@@ -174,7 +174,8 @@ func secret(ctx context.Context, c client.Client, namespace, name string, kind c
 
 // publish keeps the ConfigMap with the public half as it should be. It writes
 // only what differs. With nil gateways those that it names stay: they are not
-// known yet.
+// known yet. Of two who publish at once the loser gets a conflict or an
+// AlreadyExists, as the API server has it.
 func (o *own) publish(ctx context.Context, c client.Client, namespace, clusterName string, gateways []string) error {
 	rootPEM, _, err := o.root.MarshalPEM()
 	if err != nil {
@@ -204,7 +205,7 @@ func (o *own) publish(ctx context.Context, c client.Client, namespace, clusterNa
 		cm.Data = want
 		err = c.Update(ctx, &cm)
 	}
-	if err != nil && !apierrors.IsAlreadyExists(err) && !apierrors.IsConflict(err) {
+	if err != nil {
 		return fmt.Errorf("publish the cluster's identity in ConfigMap %v: %w", key, err)
 	}
 	return nil

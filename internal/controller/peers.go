@@ -32,27 +32,47 @@ type peers struct {
 	board      *wire.Board
 	metrics    *wire.Metrics
 	changed    func() // something was learnt
+	reach      func(ctx context.Context, address string) (net.Conn, error)
 	log        *slog.Logger
 
-	running sync.WaitGroup // streams
+	running sync.WaitGroup // streams, and lists being kept
 
-	mu    sync.Mutex // guards what follows and all that is in it
-	links map[string]*peerState
+	mu     sync.Mutex // guards what follows and all that is in it
+	links  map[string]*peerState
+	dialed map[string]greeting // peers that have a stream to us, by Link
 }
 
-// peerState is what is known of one peer. For another Link of the name, or one
-// with other addresses, there is another peerState.
+// greeting is what a peer that dialled us has said, for as long as its stream is
+// up. It says so once, so that a Link made anew for the same peer starts from it.
+type greeting struct {
+	peer  link.Peer
+	hello *wire.Hello
+	skew  time.Duration
+}
+
+// peerState is what is known of one peer. For another Link of the name there is
+// another peerState; other addresses only begin and end streams.
 type peerState struct {
-	peer    link.Peer
+	peer    link.Peer // its Gateways apart
+	life    context.Context
 	cancel  context.CancelFunc
-	streams map[string]error // by gateway address; nil: connected
-	inbound bool             // the peer has a stream to us
+	streams map[string]outbound // by gateway address
+	inbound bool                // the peer has a stream to us
 	hello   *wire.Hello
 	skew    time.Duration
 	// services are validated; complete says that they are all.
 	services map[catalog.Key]catalog.Service
 	complete bool
 	problems []catalog.Problem
+	// troubled is since when not all is well with the peer; zero: all is.
+	troubled time.Time
+	issuers  issuers
+}
+
+// outbound is our stream to one address.
+type outbound struct {
+	end context.CancelFunc
+	err error // nil: connected
 }
 
 // heard is a copy of what is known of a peer.
@@ -73,26 +93,56 @@ func (p *peers) set(ctx context.Context, want map[string]link.Peer) {
 			delete(p.links, name)
 		}
 	}
+	if ctx.Err() != nil {
+		return
+	}
 	for name, peer := range want {
-		if _, ok := p.links[name]; ok || ctx.Err() != nil {
-			continue
+		s := p.links[name]
+		if s == nil {
+			s = p.meet(ctx, peer)
+			p.links[name] = s
 		}
-		life, cancel := context.WithCancel(ctx)
-		s := &peerState{peer: peer, cancel: cancel, streams: make(map[string]error)}
-		p.links[name] = s
-		for _, address := range peer.Gateways {
-			s.streams[address] = errConnecting
-			client := wire.NewClient(name, p.board, &outboundSink{p, s, address},
-				func(ctx context.Context) (net.Conn, error) { return dial(ctx, address) },
-				func() (*tls.Config, error) { return p.clientTLS(peer) },
-				wire.ClientOptions{Guard: home.Guard, Log: p.log.With("gateway", address), Metrics: p.metrics})
-			p.running.Go(func() { client.Run(life) })
-		}
+		p.dial(s, peer.Gateways)
 	}
 }
 
+// meet returns the state of a new peer. The caller holds mu.
+func (p *peers) meet(ctx context.Context, peer link.Peer) *peerState {
+	life, cancel := context.WithCancel(ctx)
+	s := &peerState{peer: peer, life: life, cancel: cancel, streams: make(map[string]outbound), troubled: time.Now(), issuers: newIssuers()}
+	if g, ok := p.dialed[peer.Name]; ok && g.peer.TrustDomain == peer.TrustDomain && g.peer.Root.Equal(peer.Root) {
+		s.inbound, s.hello, s.skew = true, g.hello, g.skew
+		s.issuers.sent(s.peer, g.hello.GetIssuerList())
+	}
+	return s
+}
+
+// dial makes the streams of s those to addresses. The caller holds mu.
+func (p *peers) dial(s *peerState, addresses []string) {
+	for address, stream := range s.streams {
+		if !slices.Contains(addresses, address) {
+			stream.end()
+			delete(s.streams, address)
+		}
+	}
+	for _, address := range addresses {
+		if _, ok := s.streams[address]; ok {
+			continue
+		}
+		life, end := context.WithCancel(s.life)
+		s.streams[address] = outbound{end, errConnecting}
+		client := wire.NewClient(s.peer.Name, p.board, &outboundSink{p, s, address, life},
+			func(ctx context.Context) (net.Conn, error) { return p.reach(ctx, address) },
+			func() (*tls.Config, error) { return p.clientTLS(s.peer) },
+			wire.ClientOptions{Guard: home.Guard, Log: p.log.With("gateway", address), Metrics: p.metrics})
+		p.running.Go(func() { client.Run(life) })
+	}
+}
+
+// same reports whether two Links of one name are one Link for one peer. Its
+// addresses may differ.
 func same(a, b link.Peer) bool {
-	return a.UID == b.UID && a.TrustDomain == b.TrustDomain && a.Root.Equal(b.Root) && a.LinkKey.Equal(b.LinkKey) && slices.Equal(a.Gateways, b.Gateways)
+	return a.UID == b.UID && a.TrustDomain == b.TrustDomain && a.Root.Equal(b.Root) && a.LinkKey.Equal(b.LinkKey)
 }
 
 func dial(ctx context.Context, address string) (net.Conn, error) {
@@ -123,23 +173,34 @@ func (p *peers) serverTLS() (*tls.Config, error) {
 		true, func(cs tls.ConnectionState) error { _, err := p.who(cs); return err }), nil
 }
 
-// who returns the Link whose peer's controller the certificates are.
+// who returns the Link whose peer's controller the certificates are. It is asked
+// with each heartbeat of each stream: the trust domain that a certificate claims
+// chooses the one root that it is verified against.
 func (p *peers) who(cs tls.ConnectionState) (string, error) {
-	p.mu.Lock()
-	roots := make(map[string]*x509.Certificate, len(p.links))
-	for name, s := range p.links {
-		roots[name] = s.peer.Root
+	name, root, err := p.claimed(cs.PeerCertificates)
+	if err != nil {
+		return "", err
 	}
-	p.mu.Unlock()
-	err := errors.New("no Link names its root")
-	for _, name := range slices.Sorted(maps.Keys(roots)) {
-		if _, verr := identity.VerifyController(cs.PeerCertificates, roots[name], time.Now()); verr == nil {
-			return name, nil
-		} else if len(roots) == 1 {
-			err = verr
+	_, err = identity.VerifyController(cs.PeerCertificates, root, time.Now())
+	if err != nil {
+		return "", err
+	}
+	return name, nil
+}
+
+// claimed finds the Link whose peer the certificates claim to be of.
+func (p *peers) claimed(certs []*x509.Certificate) (name string, root *x509.Certificate, err error) {
+	if len(certs) == 0 || len(certs[0].URIs) != 1 {
+		return "", nil, errors.New("its certificate has no SPIFFE ID")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, s := range p.links {
+		if s.peer.TrustDomain == certs[0].URIs[0].Host {
+			return name, s.peer.Root, nil
 		}
 	}
-	return "", err
+	return "", nil, errors.New("no Link names its trust domain")
 }
 
 // heard returns what is known of a peer; nothing, if it is none.
@@ -152,8 +213,8 @@ func (p *peers) heard(name string) heard {
 	}
 	h := heard{peerState: *s, healthy: make(map[string]bool, len(s.streams))}
 	h.streams = maps.Clone(s.streams)
-	for address, err := range s.streams {
-		h.healthy[address] = err == nil
+	for address, stream := range s.streams {
+		h.healthy[address] = stream.err == nil
 	}
 	return h
 }
@@ -164,6 +225,12 @@ func (p *peers) note(s *peerState, do func()) {
 	current := p.links[s.peer.Name] == s
 	if current {
 		do()
+		switch {
+		case s.well():
+			s.troubled = time.Time{}
+		case s.troubled.IsZero():
+			s.troubled = time.Now()
+		}
 	}
 	p.mu.Unlock()
 	if current {
@@ -171,27 +238,52 @@ func (p *peers) note(s *peerState, do func()) {
 	}
 }
 
+// well reports whether there is nothing to wait for. The caller holds mu.
+func (s *peerState) well() bool {
+	for _, stream := range s.streams {
+		if stream.err != nil {
+			return false
+		}
+	}
+	return s.inbound && len(s.streams) == 0 || s.complete
+}
+
 // hello takes in what a peer says of itself.
 func (p *peers) hello(s *peerState, h *wire.Hello, skew time.Duration, connected func()) uint64 {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	number, err := p.trusts.learn(ctx, s.peer, h.GetIssuerList())
-	if err != nil {
-		p.log.Warn("a peer's list of issuers was not applied", "link", s.peer.Name, "error", err)
-	}
-	p.note(s, func() { s.hello, s.skew = h, skew; connected() })
+	number := p.learn(s, h.GetIssuerList())
+	p.note(s, func() { s.hello, s.skew = h, settled(s.skew, skew); connected() })
 	return number
 }
 
-// outboundSink hears one stream that we have dialled.
+// skewStep is by how much a clock has to move before another skew is told.
+const skewStep = time.Minute
+
+// settled keeps a skew still until it has moved for good.
+func settled(was, now time.Duration) time.Duration {
+	if (now - was).Abs() < skewStep {
+		return was
+	}
+	return now
+}
+
+// outboundSink hears one stream that we have dialled, until its life ends.
 type outboundSink struct {
 	p       *peers
 	s       *peerState
 	address string
+	life    context.Context
 }
 
 func (o *outboundSink) Hello(_ string, h *wire.Hello, skew time.Duration) uint64 {
-	return o.p.hello(o.s, h, skew, func() { o.s.streams[o.address] = nil })
+	return o.p.hello(o.s, h, skew, func() { o.became(nil) })
+}
+
+// became notes the stream's state, unless it has been ended. The caller holds mu.
+func (o *outboundSink) became(err error) {
+	if stream, ok := o.s.streams[o.address]; ok && o.life.Err() == nil {
+		stream.err = err
+		o.s.streams[o.address] = stream
+	}
 }
 
 func (o *outboundSink) Catalog(_ string, services map[catalog.Key]catalog.Service) {
@@ -204,38 +296,62 @@ func (o *outboundSink) Catalog(_ string, services map[catalog.Key]catalog.Servic
 			valid[key] = v
 		}
 	}
-	o.p.note(o.s, func() { o.s.services, o.s.complete, o.s.problems = valid, true, problems })
+	catalog.SortProblems(problems)
+	o.p.note(o.s, func() {
+		if o.life.Err() == nil {
+			o.s.services, o.s.complete, o.s.problems = valid, true, problems
+		}
+	})
 }
 
 func (o *outboundSink) Disconnected(_ string, err error) {
 	if err == nil {
 		err = errConnecting
 	}
-	o.p.note(o.s, func() { o.s.streams[o.address] = err })
+	o.p.note(o.s, func() { o.became(err) })
 }
 
 // inboundSink hears the streams that peers have dialled. They carry no catalog to us.
 type inboundSink struct{ p *peers }
 
-func (i inboundSink) find(link string) *peerState {
-	i.p.mu.Lock()
-	defer i.p.mu.Unlock()
-	return i.p.links[link]
-}
-
 func (i inboundSink) Hello(link string, h *wire.Hello, skew time.Duration) uint64 {
-	if s := i.find(link); s != nil {
-		return i.p.hello(s, h, skew, func() { s.inbound = true })
+	i.p.mu.Lock()
+	s := i.p.links[link]
+	if s != nil {
+		if i.p.dialed == nil {
+			i.p.dialed = make(map[string]greeting)
+		}
+		i.p.dialed[link] = greeting{s.peer, h, skew}
 	}
-	return 0
+	i.p.mu.Unlock()
+	if s == nil {
+		return 0
+	}
+	return i.p.hello(s, h, skew, func() { s.inbound = true })
 }
 
 func (inboundSink) Catalog(string, map[catalog.Key]catalog.Service) {}
 
 func (i inboundSink) Disconnected(link string, _ error) {
-	if s := i.find(link); s != nil {
+	i.p.mu.Lock()
+	delete(i.p.dialed, link)
+	s := i.p.links[link]
+	i.p.mu.Unlock()
+	if s != nil {
 		i.p.note(s, func() { s.inbound = false })
 	}
+}
+
+// patience is how long not all may be well with a peer before its Link's status
+// says so: streams begin when a controller does, and a peer's controllers are rolled.
+const patience = 5 * time.Second
+
+// due is when h may be said: zero at once.
+func (h heard) due() time.Time {
+	if h.troubled.IsZero() {
+		return time.Time{}
+	}
+	return h.troubled.Add(patience)
 }
 
 // worstSkew is how far a peer's clock may be off before it is said.
@@ -245,10 +361,10 @@ const worstSkew = 2 * time.Minute
 func (h heard) seen(fault *link.Fault, issuersKnown bool) link.Seen {
 	s := link.Seen{
 		Fault: fault, IssuersKnown: issuersKnown, Complete: h.complete,
-		Gateways: len(h.peer.Gateways), Connected: h.inbound, PeerVersion: h.hello.GetVersion(),
+		Gateways: len(h.streams), Connected: h.inbound, PeerVersion: h.hello.GetVersion(),
 	}
 	for _, address := range slices.Sorted(maps.Keys(h.streams)) {
-		if err := h.streams[address]; err == nil {
+		if err := h.streams[address].err; err == nil {
 			s.Reachable++
 			s.Connected = true
 		} else if s.ConnectError == "" && err != errConnecting {

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -169,14 +170,23 @@ func TestCredential(t *testing.T) {
 	}
 }
 
+// number is a private key as the number that it is.
+func number(key *ecdsa.PrivateKey) *big.Int {
+	raw, err := key.Bytes()
+	if err != nil {
+		panic(err) // every key of a test is on P-256
+	}
+	return new(big.Int).SetBytes(raw)
+}
+
 func TestKeysDoNotPrint(t *testing.T) {
 	west := newCluster(t, "west")
 	key := must(NewPrivateKey())(t)
 	link := must(NewLinkKey())(t)
 	credential := west.workload("shop", "cart")
 	secrets := map[string]string{
-		"workload": key.key.D.String(), "workload hex": key.key.D.Text(16),
-		"root": west.root.key.key.D.String(), "credential": credential.cert.PrivateKey.(*ecdsa.PrivateKey).D.String(),
+		"workload": number(key.key).String(), "workload hex": number(key.key).Text(16),
+		"root": number(west.root.key.key).String(), "credential": number(credential.cert.PrivateKey.(*ecdsa.PrivateKey)).String(),
 		"link": fmt.Sprint(link.Bytes()), "link hex": fmt.Sprintf("%x", link.Bytes()),
 	}
 	type holder struct{ Key PrivateKey }

@@ -142,7 +142,7 @@ func TestLifeOfAMirror(t *testing.T) {
 		if r = c.reconcile(t, down, bar); len(c.wrote()) != 0 || r.RecheckAfter != 1 {
 			t.Fatalf("nor a moment before its time: %+v", r)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if r = c.reconcile(t, down, bar); len(c.wrote()) != 1 || c.ready(t) {
 			t.Fatalf("then it is: %+v", r)
 		}

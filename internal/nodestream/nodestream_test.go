@@ -268,7 +268,7 @@ func TestSilence(t *testing.T) {
 		if lost(c, lostSilent) != 0 {
 			t.Errorf("the stream was given up after %v of silence, before 15 s", time.Since(start))
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if lost(c, lostSilent) != 1 {
 			t.Error("15 s of silence must end the stream")
@@ -397,8 +397,10 @@ func TestStreamLimits(t *testing.T) {
 			v, _ := c.State()
 			return v != nil
 		}
-		if !up(w.client()) || !up(w.client()) || up(w.client()) {
-			t.Error("a pod may have two streams and not three")
+		for i, want := range []bool{true, true, false} {
+			if got := up(w.client()); got != want {
+				t.Errorf("stream %d of a pod is up: %v, want %v: a pod may have two streams and not three", i+1, got, want)
+			}
 		}
 		w.setToken("agent/n1")
 		if !up(w.client()) {
@@ -545,11 +547,11 @@ func TestHalfASnapshotIsNone(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		server, client := grpctlstest.Pair(t, "client")
 		w.creds = grpctls.Config{TLS: grpctlstest.Config(client)}
-		g := grpc.NewServer(grpc.Creds(grpctls.New(grpctls.Config{ALPN: ALPN, TLS: grpctlstest.Config(server)})))
+		g := grpc.NewServer(grpc.Creds(grpctls.New(grpctls.Config{ALPN: ALPN, TLS: grpctlstest.Config(server)})), grpc.WaitForHandlers(true))
 		var b broken
 		wire.RegisterNodeStreamServer(g, &b)
 		w.tasks.Go(func() { _ = g.Serve(w.ln) })
-		context.AfterFunc(w.ctx, g.Stop)
+		w.tasks.Go(func() { <-w.ctx.Done(); g.Stop() }) // waits for the handlers
 		w.up.Store(true)
 		c := w.client()
 		time.Sleep(time.Minute)

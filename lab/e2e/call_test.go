@@ -68,15 +68,31 @@ func TestWireShowsNothing(t *testing.T) {
 		_, err := clusterIP(ctx, west, "needlework-east")
 		return err
 	})
-	address := "http://" + mirror(t, "needlework-east", 80)
+	address := "http://" + mirrorOf(t, "needlework-east", 80)
 	within(t, 10*time.Second, "needlework answers", func() error { _, err := fetch(ctx, client, address); return err })
 	for range calls {
 		if _, err := fetch(ctx, client, address); err != nil {
 			t.Fatal(err)
 		}
 	}
+	// The last packet says that all before it are in the file, and that the search below finds what is in clear.
+	const marker = "needlework, in clear and on purpose"
+	last := have(dial(ctx, have(west.NodeNetns(""))(t), gatewayOf(t, east).String()))(t)
+	have(last.Write([]byte(marker)))(t)
+	must(t, last.Close())
+	within(t, 10*time.Second, "the capture has it all", func() error {
+		if !bytes.Contains(packets(), []byte(marker)) {
+			return errNotYet
+		}
+		return nil
+	})
 	stop()
 	flows := flowsOf(t, packets())
+	all := len(flows)
+	flows = slices.DeleteFunc(flows, func(f flow) bool { return bytes.Contains(f.data, []byte(marker)) })
+	if len(flows) != all-1 {
+		t.Errorf("%d flows are in clear, want the marker's alone: the search finds nothing", all-len(flows))
+	}
 
 	seen, hellos := make(map[string]bool), 0
 	for _, f := range flows {
@@ -146,7 +162,7 @@ func TestOnePortOnly(t *testing.T) {
 func capture(t *testing.T, link string) (stop func(), packets func() []byte) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "capture.pcap")
-	cmd := west.lab.WAN().Command(t.Context(), "tcpdump", "-i", link, "-s0", "-U", "-B", "65536", "-Z", "root", "-w", file)
+	cmd := west.lab.WAN().Command(t.Context(), "tcpdump", "-i", link, "-s0", "-U", "--immediate-mode", "-B", "65536", "-Z", "root", "-w", file)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	must(t, cmd.Start())

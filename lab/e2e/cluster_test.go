@@ -34,6 +34,9 @@ import (
 
 const system = "causeway-system"
 
+// nodeOf is a cluster's first node.
+var nodeOf = lab.OnNode("")
+
 // A cluster is one of the lab's, with its administrator's clients.
 type cluster struct {
 	*lab.Cluster
@@ -73,9 +76,8 @@ func (c *cluster) curl(ctx context.Context, pod string, args ...string) (string,
 }
 
 var (
-	links    = v1alpha1.GroupVersion.WithResource("links")
-	ledgers  = v1alpha1.GroupVersion.WithResource("ledgers")
-	policies = v1alpha1.GroupVersion.WithResource("exportpolicies")
+	links   = v1alpha1.GroupVersion.WithResource("links")
+	ledgers = v1alpha1.GroupVersion.WithResource("ledgers")
 )
 
 // read fills into with an object of one of Causeway's kinds.
@@ -270,8 +272,8 @@ func netOf(t *testing.T, c *cluster, pod string) string {
 	return have(c.PodNetns(t.Context(), "shop", pod))(t)
 }
 
-// mirror is the address of a port of a Service in west's namespace shop.
-func mirror(t *testing.T, name string, port int) string {
+// mirrorOf is the address of a port of a Service in west's namespace shop.
+func mirrorOf(t *testing.T, name string, port int) string {
 	t.Helper()
 	return net.JoinHostPort(have(clusterIP(t.Context(), west, name))(t), strconv.Itoa(port))
 }
@@ -317,4 +319,17 @@ func line(c net.Conn, d time.Duration) (string, error) {
 		return "", err
 	}
 	return bufio.NewReader(c).ReadString('\n')
+}
+
+// convert fills into with an object as the API gave it.
+func convert(object map[string]any, into any) error {
+	return apiruntime.DefaultUnstructuredConverter.FromUnstructured(object, into)
+}
+
+func gvr(groupVersion string, r metav1.APIResource) schema.GroupVersionResource {
+	gv, err := schema.ParseGroupVersion(groupVersion)
+	if err != nil {
+		panic(err)
+	}
+	return gv.WithResource(r.Name)
 }

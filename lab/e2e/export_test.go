@@ -46,7 +46,7 @@ func TestExportLife(t *testing.T) {
 	patchPorts(t, name, `[{"name":"http","port":80,"targetPort":"http"},{"name":"greet","port":7000,"targetPort":"greet"}]`)
 	within(t, soon, "a port more is mirrored", func() error { return ports(t, mirrored, 80, 7000) })
 	within(t, soon, "and served", func() error {
-		c, err := dial(ctx, netOf(t, west, "client"), mirror(t, mirrored, 7000))
+		c, err := dial(ctx, netOf(t, west, "client"), mirrorOf(t, mirrored, 7000))
 		if err != nil {
 			return err
 		}

@@ -3,11 +3,15 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 )
@@ -25,11 +29,14 @@ spec:
 // logged with its identity.
 func TestPolicy(t *testing.T) {
 	ctx := t.Context()
-	client, guest, address := netOf(t, west, "client"), netOf(t, west, "guest"), "http://"+mirror(t, "bar-east", 80)
+	client, guest, address := netOf(t, west, "client"), netOf(t, west, "guest"), "http://"+mirrorOf(t, "bar-east", 80)
 	calls := func(ns string) error { _, err := fetch(ctx, ns, address); return err }
 	for _, ns := range []string{client, guest} {
 		must(t, calls(ns)) // without a policy
 	}
+	// A tunnel is a lease: what a policy takes away ends, and what it leaves goes on.
+	theirs, ours := hold(t, "guest's download", guest, mirrorOf(t, "bar-east", 80), endless), hold(t, "client's download", client, mirrorOf(t, "bar-east", 80), endless)
+	start := time.Now()
 	must(t, east.kubectl(ctx, onlyClient, "apply", "-f", "-"))
 	t.Cleanup(func() {
 		_ = east.kubectl(background(), "", "-n", "shop", "delete", "exportpolicy", "bar", "--ignore-not-found")
@@ -46,6 +53,9 @@ func TestPolicy(t *testing.T) {
 		}
 		return nil
 	})
+	theirs.isReset(t, start, 5*time.Second)
+	ours.lives(t)
+	must(t, ours.conn.Close())
 
 	since := time.Now()
 	before := have(east.metrics(ctx, "agent"))(t)
@@ -86,7 +96,7 @@ func TestPolicy(t *testing.T) {
 func TestTwoAccountsInTurn(t *testing.T) {
 	ctx := t.Context()
 	const inTurn, atOnce, workers = 800, 200, 8
-	address := "http://" + mirror(t, "bar-east", 80)
+	address := "http://" + mirrorOf(t, "bar-east", 80)
 	nets := []string{netOf(t, west, "client"), netOf(t, west, "guest")}
 	ids := []string{callerID(t, "client"), callerID(t, "guest")}
 	served := func(since time.Time, want int) []string {
@@ -141,5 +151,53 @@ func TestTwoAccountsInTurn(t *testing.T) {
 	slices.Sort(who)
 	if first := slices.Index(who, ids[1]); first != atOnce/2 || who[0] != ids[0] || who[len(who)-1] != ids[1] {
 		t.Errorf("calls at once were seen as by %v, want %d each by %v", slices.Compact(who), atOnce/2, ids)
+	}
+}
+
+// TestExportRuleTakenBack: a Link without an export rule shows its peer nothing and serves it nothing, from one moment to the next.
+func TestExportRuleTakenBack(t *testing.T) {
+	ctx := t.Context()
+	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
+	patch := func(ctx context.Context, rule string) error {
+		_, err := east.dyn.Resource(links).Patch(ctx, "west", types.MergePatchType, []byte(`{"spec":{"export":`+rule+`}}`), metav1.PatchOptions{})
+		return err
+	}
+	p := newImpostor(t)
+	open := calling(t)
+	t.Cleanup(func() {
+		if err := patch(background(), `{"services":"All"}`); err != nil {
+			t.Error(err)
+		}
+		serves(t)
+	})
+	start := time.Now()
+	must(t, patch(ctx, "null"))
+	for _, c := range open {
+		c.isReset(t, start, 5*time.Second)
+	}
+	if _, err := fetch(ctx, client, "http://"+address); !refused(err) {
+		t.Errorf("a new call gets %v, want a reset", err)
+	}
+	// Also one that does not care what it is shown.
+	if body, err := p.call(t, p.config(p.label(t, p.routes["shop/bar:http"], time.Now()), p.as(t, "client")), barHTTP); err == nil {
+		t.Errorf("a peer that does not care is answered %q", body)
+	}
+	within(t, soon, "the mirrors are gone", func() error { return left(t, "bar-east") })
+}
+
+// TestHostNetworkHasNoIdentity: there is no fallback identity, so who shares the node's network is refused, at once and counted.
+func TestHostNetworkHasNoIdentity(t *testing.T) {
+	ctx := t.Context()
+	node, address := have(west.NodeNetns(""))(t), "http://"+mirrorOf(t, "bar-east", 80)
+	before := have(west.metrics(ctx, "agent"))(t)
+	for range 3 {
+		start := time.Now()
+		if said, err := fetch(ctx, node, address); !refused(err) || time.Since(start) > time.Second {
+			t.Errorf("a call from the node's own network got %q, %v after %v, want a refusal at once", said, err, time.Since(start))
+		}
+	}
+	after := have(west.metrics(ctx, "agent"))(t)
+	if got := rose(before, after, "causeway_agent_refused_total"); !slices.Equal(got, []string{`causeway_agent_refused_total{reason="host_network_caller",way="outbound"} +3`}) {
+		t.Errorf("counted were %v", got)
 	}
 }

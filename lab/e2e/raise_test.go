@@ -40,12 +40,14 @@ func raise(ctx context.Context, o lab.Options) error {
 	if err := both.Wait(); err != nil {
 		return err
 	}
+	say("the shop is open in both")
 	if err := introduce(ctx, west, east); err != nil {
 		return err
 	}
 	if err := introduce(ctx, east, west); err != nil {
 		return err
 	}
+	say("each has applied the other's identity")
 	if err := east.kubectl(ctx, "", "-n", "shop", "label", "service", "bar", "causeway.dev/export=true", "--overwrite"); err != nil {
 		return err
 	}
@@ -142,11 +144,9 @@ func poll(ctx context.Context, d time.Duration, do func() error) error {
 
 var errNotYet = errors.New("not yet")
 
-// get and list options that say nothing.
+// Options that say nothing.
 var (
 	getOptions    metav1.GetOptions
-	createOptions metav1.CreateOptions
-	updateOptions metav1.UpdateOptions
 	deleteOptions metav1.DeleteOptions
 	listOptions   metav1.ListOptions
 )

@@ -226,7 +226,7 @@ func (t *talk) tell(h news) bool {
 		return false
 	}
 	if h.timeMs != 0 {
-		skew := time.UnixMilli(h.timeMs).Sub(time.Now())
+		skew := time.Until(time.UnixMilli(h.timeMs))
 		moved := (skew - t.skew).Abs() >= skewStep
 		if h.hello != nil {
 			t.greeting = h.hello

@@ -72,7 +72,7 @@ func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
 // call finds out what c wants and who it is, and makes a tunnel for it, which has
 // proven both ends to each other and carried nothing yet.
 func (a *Agent) call(life context.Context, c *net.TCPConn, call *call) (*tls.Conn, error) {
-	if err := transport.Tune(c); err != nil {
+	if err := errors.Join(transport.Tune(c), c.SetLinger(0)); err != nil { // if this process is killed, the kernel resets
 		return nil, refuse(reasonOther, err)
 	}
 	var err error

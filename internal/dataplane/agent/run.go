@@ -66,7 +66,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { return h.Run(run) })
 	group.Go(func() error { return held.Serve(run) })
 	group.Go(func() error { a.leases.watch(run, a.state.Load); return nil })
-	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry, held) })
+	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry) })
 	group.Go(func() error { return a.serveMetrics(run, o.Metrics, registry) })
 	group.Go(func() error {
 		defer end() // the rest goes on until the last connection has drained
@@ -141,7 +141,7 @@ func (a *Agent) awaitState(ctx context.Context) bool {
 // adminSocket, in the pod's folder, answers the exec probe.
 const adminSocket = "agent-admin.sock"
 
-func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Registry, held *vipguard.Listeners) error {
+func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Registry) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("serve probes: %w", err)
 	}

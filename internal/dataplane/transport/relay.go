@@ -145,6 +145,8 @@ func (c *carriage) checkFIN(s Side, conn *net.TCPConn) error {
 func (c *carriage) run(ctx context.Context, forth, back func()) Result {
 	c.first.SetDeadline(time.Time{})
 	c.second.SetDeadline(time.Time{})
+	// The kernel closes what a killed process leaves. It must not say FIN for us: that would be an end.
+	linger(0, c.first, c.second)
 	cancelled := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(cancelled)
@@ -159,6 +161,7 @@ func (c *carriage) run(ctx context.Context, forth, back func()) Result {
 	if !stop() {
 		<-cancelled
 	}
+	linger(-1, c.first, c.second) // fails on what was reset, which is closed
 	c.first.Close()
 	c.second.Close()
 	c.result.Forth, c.result.Back = c.forth.Load(), c.back.Load()

@@ -329,6 +329,36 @@ func TestCarriageLiftsTheUserTimeout(t *testing.T) {
 	<-done
 }
 
+// What a killed process leaves open the kernel closes, by FIN unless it was told otherwise beforehand. Tests on real clusters kill.
+func TestCarriageLeavesResetsToTheKernel(t *testing.T) {
+	a, nearPlain := pair(t)
+	nearTun, far := pair(t)
+	lingers := func() int {
+		var on int
+		if err := control(nearPlain, func(fd int) (err error) {
+			on, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LINGER)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return on
+	}
+	if lingers() != 0 {
+		t.Fatal("it lingers from the start: the test shows nothing")
+	}
+	var goroutines sync.WaitGroup
+	goroutines.Go(func() { Splice(t.Context(), nearPlain, nearTun, []byte("first")) })
+	io.ReadFull(far, make([]byte, 5)) // by now it runs
+	if lingers() != 1 {
+		t.Error("a process killed now would end its connections as if they were done")
+	}
+	a.CloseWrite()
+	io.WriteString(far, "the rest")
+	far.CloseWrite()
+	wantEnd(t, "caller", a, "the rest")
+	goroutines.Wait()
+}
+
 func TestDead(t *testing.T) {
 	cases := map[string]struct {
 		why  string

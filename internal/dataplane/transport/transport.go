@@ -121,6 +121,16 @@ func Reset(c net.Conn) {
 	c.Close()
 }
 
+// linger sets what closing TCP connections does: 0 resets them, -1 ends them with all that was written. It holds for the kernel, too,
+// when it closes them for a process that was killed.
+func linger(seconds int, conns ...net.Conn) {
+	for _, c := range conns {
+		if t, ok := c.(interface{ SetLinger(int) error }); ok {
+			t.SetLinger(seconds) // fails only if c is closed already
+		}
+	}
+}
+
 // Passing reports whether an error of Accept is about this moment only, such as
 // the lack of a file descriptor: the listener is still good.
 func Passing(err error) bool {

@@ -346,13 +346,18 @@ func (b *Builder) routes(in Inputs, endpointKey [32]byte, e catalog.Export) []*w
 }
 
 // route gives r its generation: the last one while its endpoints stay, else the
-// time in milliseconds, which rises across replicas and restarts too.
+// time in milliseconds, which rises across replicas and restarts too, or one more
+// than the last where the clock does not.
 func (b *Builder) route(now time.Time, r *wire.Route) *wire.Resource {
 	resource := &wire.Resource{Body: &wire.Resource_Route{Route: r}}
 	r.Generation = uint64(now.UnixMilli())
 	if key, err := nodestream.KeyOf(resource); err == nil {
-		if old := b.last["gateway "+key].GetRoute(); old != nil && slices.EqualFunc(old.Endpoints, r.Endpoints, equalEndpoints) {
+		switch old := b.last["gateway "+key].GetRoute(); {
+		case old == nil:
+		case slices.EqualFunc(old.Endpoints, r.Endpoints, equalEndpoints):
 			r.Generation = old.Generation
+		default:
+			r.Generation = max(r.Generation, old.Generation+1)
 		}
 	}
 	return b.keep("gateway", resource)

@@ -1,0 +1,149 @@
+// Command bench compares a mirrored Service with a direct path to the same pods,
+// from inside one caller's network, and prints medians and their ratio.
+//
+//	bench MIRROR-URL DIRECT-URL
+//
+// Each measure is taken in pairs, mirror and direct in turn, so that a noisy
+// machine is as unkind to the one as to the other. Figures are for the ratio:
+// alone they say more about the machine than about Causeway.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"text/tabwriter"
+	"time"
+)
+
+const (
+	pairs   = 7
+	calls   = 300
+	workers = 16
+	bulk    = 256 << 20
+)
+
+// A measure returns one figure of a path.
+type measure struct {
+	name, unit string
+	lower      bool // is better
+	take       func(ctx context.Context, url string) (float64, error)
+}
+
+func main() {
+	flag.Parse()
+	if flag.NArg() != 2 {
+		fmt.Fprintln(os.Stderr, "usage: bench MIRROR-URL DIRECT-URL")
+		os.Exit(2)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	if err := run(ctx, flag.Arg(0), flag.Arg(1)); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, mirror, direct string) error {
+	measures := []measure{
+		{"new connection, one at a time, median", "ms", true, func(ctx context.Context, url string) (float64, error) { return latency(ctx, url, false) }},
+		{"kept connection, one at a time, median", "ms", true, func(ctx context.Context, url string) (float64, error) { return latency(ctx, url, true) }},
+		{fmt.Sprintf("new connections, %d at a time", workers), "/s", false, rate},
+		{"bulk, one connection", "MiB/s", false, throughput},
+	}
+	out := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(out, "measure\tmirror\tdirect\tunit\tmirror/direct")
+	for _, m := range measures {
+		var byMirror, byDirect []float64
+		for range pairs {
+			a, err := m.take(ctx, mirror)
+			if err != nil {
+				return fmt.Errorf("%s, mirror: %w", m.name, err)
+			}
+			b, err := m.take(ctx, direct)
+			if err != nil {
+				return fmt.Errorf("%s, direct: %w", m.name, err)
+			}
+			byMirror, byDirect = append(byMirror, a), append(byDirect, b)
+		}
+		a, b := median(byMirror), median(byDirect)
+		fmt.Fprintf(out, "%s\t%.2f\t%.2f\t%s\t%.2f\n", m.name, a, b, m.unit, a/b)
+	}
+	return out.Flush()
+}
+
+func client(keep bool) *http.Client {
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: !keep}}
+}
+
+func get(ctx context.Context, c *http.Client, url string) (int64, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	answer, err := c.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return 0, errors.New(answer.Status)
+	}
+	return io.Copy(io.Discard, answer.Body)
+}
+
+// latency is the median of calls made one after the other, in milliseconds.
+func latency(ctx context.Context, url string, keep bool) (float64, error) {
+	c := client(keep)
+	defer c.CloseIdleConnections()
+	var took []float64
+	for range calls {
+		begin := time.Now()
+		if _, err := get(ctx, c, url); err != nil {
+			return 0, err
+		}
+		took = append(took, float64(time.Since(begin).Microseconds())/1000)
+	}
+	return median(took), nil
+}
+
+// rate is how many calls a second succeed, each on a connection of its own.
+func rate(ctx context.Context, url string) (float64, error) {
+	begin := time.Now()
+	var all sync.WaitGroup
+	errs := make([]error, workers)
+	for i := range workers {
+		all.Go(func() {
+			c := client(false)
+			for range calls / 2 {
+				if _, err := get(ctx, c, url); err != nil {
+					errs[i] = cmp.Or(errs[i], err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	return float64(workers*(calls/2)) / time.Since(begin).Seconds(), errors.Join(errs...)
+}
+
+// throughput is that of one long answer.
+func throughput(ctx context.Context, url string) (float64, error) {
+	begin := time.Now()
+	n, err := get(ctx, client(false), fmt.Sprintf("%sdownload?bytes=%d", url, bulk))
+	if err != nil {
+		return 0, err
+	}
+	return float64(n) / (1 << 20) / time.Since(begin).Seconds(), nil
+}
+
+func median(of []float64) float64 {
+	slices.Sort(of)
+	return of[len(of)/2]
+}

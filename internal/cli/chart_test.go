@@ -1,0 +1,87 @@
+package cli
+
+import (
+	"io"
+	"maps"
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/causeway-mesh/causeway/charts"
+)
+
+// The chart types our words: what it types must be understood, and what we fall back to must be set.
+func TestChartSpeaksTheCommand(t *testing.T) {
+	r, err := charts.Render("causeway-system", map[string]any{"clusterName": "west"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := map[string]bool{}
+	for _, o := range r.Objects {
+		spec, ok := podSpec(t, o)
+		if !ok {
+			continue
+		}
+		for _, c := range spec.Containers {
+			started[c.Args[0]] = true
+			understood(t, c.Args, c.Env)
+			if p := c.ReadinessProbe; p != nil && p.Exec != nil {
+				if p.Exec.Command[0] != "/causeway" {
+					t.Errorf("the probe of %q runs %q, which is not in the image", c.Name, p.Exec.Command[0])
+				}
+				understood(t, p.Exec.Command[1:], nil)
+			}
+		}
+	}
+	want := map[string]bool{}
+	for _, c := range (&app{}).root().Commands() {
+		if c.GroupID == process {
+			want[c.Name()] = true
+		}
+	}
+	if !maps.Equal(started, want) {
+		t.Errorf("the chart starts %v, the command offers %v", started, want)
+	}
+}
+
+func podSpec(t *testing.T, o *unstructured.Unstructured) (corev1.PodSpec, bool) {
+	t.Helper()
+	raw, ok, err := unstructured.NestedMap(o.Object, "spec", "template", "spec")
+	if err != nil || !ok {
+		return corev1.PodSpec{}, false
+	}
+	var spec corev1.PodSpec
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(raw, &spec); err != nil {
+		t.Fatal(err)
+	}
+	return spec, true
+}
+
+// understood parses args as the command would, and checks that the environment has what flags fall back to.
+func understood(t *testing.T, args []string, env []corev1.EnvVar) {
+	t.Helper()
+	c, rest, err := (&app{stdout: io.Discard, stderr: io.Discard}).root().Find(args)
+	if err != nil {
+		t.Errorf("%q: %v", args, err)
+		return
+	}
+	if err := c.ParseFlags(rest); err != nil {
+		t.Errorf("%q: %v", args, err)
+	}
+	if left := c.Flags().Args(); len(left) > 0 || !c.Runnable() {
+		t.Errorf("%q: %q is not a verb of %s", args, left, c.CommandPath())
+	}
+	for _, flag := range slices.Sorted(maps.Keys(environment)) {
+		f := c.Flags().Lookup(flag)
+		set := slices.ContainsFunc(env, func(v corev1.EnvVar) bool { return v.Name == environment[flag] })
+		if f != nil && f.DefValue == "" && !f.Changed && !set && c.GroupID == process {
+			t.Errorf("%q: neither --%s nor $%s is set", args, flag, environment[flag])
+		}
+		if f == nil && set {
+			t.Errorf("%q: $%s is set, but %s does not read it", args, environment[flag], c.CommandPath())
+		}
+	}
+}

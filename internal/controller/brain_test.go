@@ -1,0 +1,392 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+)
+
+func shop() *corev1.Namespace { return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}} }
+
+// exported is a Service of this cluster.
+func exported(name string, protocol corev1.Protocol) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{v1alpha1.ExportLabel: "true"}},
+		Spec: corev1.ServiceSpec{
+			ClusterIP: "10.96.0.9", ClusterIPs: []string{"10.96.0.9"}, Selector: map[string]string{"app": name},
+			Ports: []corev1.ServicePort{{Name: "main", Port: 80, Protocol: protocol}},
+		},
+	}
+}
+
+// offered is what east says that it exports.
+func offered(names ...string) map[catalog.Key]catalog.Service {
+	out := make(map[catalog.Key]catalog.Service)
+	for i, n := range names {
+		out[catalog.Key{Namespace: "shop", Name: n}] = catalog.Service{
+			Namespace: "shop", Name: n, Ready: true,
+			Ports:      []catalog.Port{{Name: "http", Protocol: "TCP", Port: 80, Route: 1024 + uint32(i)}},
+			Identities: []string{"spiffe://east-27a432a2/ns/shop/sa/bar"},
+		}
+	}
+	return out
+}
+
+// leading runs a leading replica in a bubble until do returns, and joins it.
+func leading(t *testing.T, do func(t *testing.T, r *replica), objects ...client.Object) {
+	t.Helper()
+	west()
+	east()
+	synctest.Test(t, func(t *testing.T) {
+		r := newReplica(t, newAPI(t, objects...))
+		r.during(t, func() { do(t, r) })
+	})
+}
+
+// during runs r while do does.
+func (r *replica) during(t *testing.T, do func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := r.board.SetHello(hello(west(), 1)); err != nil {
+		t.Fatal(err)
+	}
+	r.leading.Store(true)
+	done := make(chan struct{})
+	go func() { defer close(done); r.run(ctx) }()
+	synctest.Wait()
+	do()
+	cancel()
+	<-done
+	r.brain.peers.running.Wait()
+	r.leader.running.Wait()
+}
+
+// again wakes the brain n times, and lets everything come to rest after each.
+func (r *replica) again(n int) {
+	for range n {
+		r.changed()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+	}
+}
+
+// connect plays a peer that answers at address.
+func (r *replica) connect(names ...string) {
+	sink := heardFrom(r.brain.peers, "a:4143")
+	sink.Hello("east", hello(east(), 1), 0)
+	sink.Catalog("east", offered(names...))
+}
+
+func (a *api) condition(t *testing.T, kind string) string {
+	t.Helper()
+	var l v1alpha1.Link
+	a.get(t, "", "east", &l)
+	c := meta.FindStatusCondition(l.Status.Conditions, kind)
+	if c == nil {
+		return "none"
+	}
+	return string(c.Status) + " " + c.Reason
+}
+
+func (a *api) stands(t *testing.T, name string) bool {
+	t.Helper()
+	err := a.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: name}, &corev1.Service{})
+	if client.IgnoreNotFound(err) != nil {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
+	leading(t, func(t *testing.T, r *replica) {
+		r.connect("bar", "foo")
+		r.again(5)
+		if !r.stands(t, "bar-east") || !r.stands(t, "foo-east") || r.condition(t, v1alpha1.LinkSynced) != "True SyncedWithProblems" {
+			t.Fatalf("it does not work at all: %s, %v", r.condition(t, v1alpha1.LinkSynced), r.wrote())
+		}
+		r.wrote()
+		r.told()
+		r.again(20)
+		if w := r.wrote(); len(w) > 0 {
+			t.Errorf("20 thoughts about nothing wrote %v", w)
+		}
+		if e := r.told(); len(e) > 0 {
+			t.Errorf("20 thoughts about nothing told %v", e)
+		}
+
+		// Another process leads, with the same peer at first not yet heard.
+		next := newReplica(t, r.api)
+		next.during(t, func() {
+			next.again(1)
+			next.connect("bar", "foo")
+			next.again(5)
+			if w := next.wrote(); len(w) > 0 {
+				t.Errorf("a new leader wrote needlessly: %v", w)
+			}
+			if e := next.told(); len(e) > 0 {
+				t.Errorf("a new leader told again: %v", e)
+			}
+		})
+	}, linkTo("east", east(), "a:4143"), shop(), exported("web", corev1.ProtocolTCP), exported("dns", corev1.ProtocolUDP))
+}
+
+func TestIdentityIsNotReadWithEachThought(t *testing.T) {
+	leading(t, func(t *testing.T, r *replica) {
+		reads := 0
+		r.refusing(func(verb string, o client.Object) error {
+			if _, ok := o.(*corev1.ConfigMap); ok && verb == "get" {
+				reads++
+			}
+			return nil
+		})
+		r.again(25)
+		if reads > 1 {
+			t.Errorf("25 thoughts in 50 s read the ConfigMap %d times", reads)
+		}
+		r.refusing(nil)
+		var cm corev1.ConfigMap
+		r.get(t, system, IdentityConfigMap, &cm)
+		if err := r.Delete(t.Context(), &cm); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(reread + time.Second)
+		r.get(t, system, IdentityConfigMap, &cm)
+	})
+}
+
+func TestRestartWithAPeerOutOfReachDeletesNothing(t *testing.T) {
+	leading(t, func(t *testing.T, r *replica) {
+		r.connect("bar", "foo")
+		r.again(3)
+		r.wrote()
+		next := newReplica(t, r.api)
+		next.during(t, func() {
+			time.Sleep(20 * time.Minute)
+			next.again(3)
+			w := next.wrote()
+			if !next.stands(t, "bar-east") || !next.stands(t, "foo-east") || count(w, "delete") > 0 || count(w, "Ledger") > 0 {
+				t.Errorf("nothing but a whole catalog deletes: %v", w)
+			}
+			if got := next.condition(t, v1alpha1.LinkConnected); got != "False Disconnected" {
+				t.Errorf("the outage is said: %s", got)
+			}
+			next.connect("foo") // heard at last, and bar is gone
+			next.again(3)
+			if next.stands(t, "bar-east") || !next.stands(t, "foo-east") {
+				t.Error("a whole catalog does delete")
+			}
+		})
+	}, linkTo("east", east(), "a:4143"), shop())
+}
+
+func TestLinkRemoved(t *testing.T) {
+	leading(t, func(t *testing.T, r *replica) {
+		r.connect("bar")
+		r.again(3)
+		var l v1alpha1.Link
+		r.get(t, "", "east", &l)
+		if err := r.Delete(t.Context(), &l); err != nil {
+			t.Fatal(err)
+		}
+		r.wrote()
+		r.again(2)
+		var trust v1alpha1.PeerTrust
+		if err := r.Get(t.Context(), client.ObjectKey{Namespace: system, Name: "east"}, &trust); client.IgnoreNotFound(err) != nil || err == nil {
+			t.Errorf("the peer's issuers are still known: %v", err)
+		}
+		if h := r.brain.peers.heard("east"); h.complete || len(r.leader.writers) > 0 || r.published["east"] {
+			t.Error("streams, writer and catalog go with the Link")
+		}
+		for _, ledger := range r.ledgers(t) {
+			for _, m := range ledger.Mirrors {
+				if m.RestingSince == nil {
+					t.Errorf("%s of a Link that is gone does not rest", m.Service)
+				}
+			}
+		}
+		view, _, _ := r.hub.Read(nodestream.Gateway)
+		for key := range view {
+			if strings.Contains(key, "link") {
+				t.Errorf("gateways still know %s", key)
+			}
+		}
+		r.wrote()
+		r.again(5)
+		if w := r.wrote(); len(w) > 0 {
+			t.Errorf("it is over, and yet: %v", w)
+		}
+	}, linkTo("east", east(), "a:4143"), shop())
+}
+
+func TestTrustDeletedByHandComesBack(t *testing.T) {
+	leading(t, func(t *testing.T, r *replica) {
+		r.connect("bar")
+		r.again(3)
+		var trust v1alpha1.PeerTrust
+		r.get(t, system, "east", &trust)
+		if err := r.Delete(t.Context(), &trust); err != nil {
+			t.Fatal(err)
+		}
+		r.again(3)
+		r.get(t, system, "east", &trust)
+		if got := r.condition(t, v1alpha1.LinkTrusted); got != "True Trusted" {
+			t.Errorf("the stream stands and says hello no more, and Trusted is %s", got)
+		}
+	}, linkTo("east", east(), "a:4143"), shop())
+}
+
+func TestDuplicateLinksAreNobodysPeers(t *testing.T) {
+	leading(t, func(t *testing.T, r *replica) {
+		r.connect("bar")
+		r.again(3)
+		second := linkTo("other", east(), "b:4143")
+		if err := r.Create(t.Context(), second); err != nil {
+			t.Fatal(err)
+		}
+		r.wrote()
+		r.again(3)
+		if got := r.condition(t, v1alpha1.LinkTrusted); got != "False DuplicatePeer" {
+			t.Errorf("Trusted is %s", got)
+		}
+		if w := r.wrote(); !r.stands(t, "bar-east") || count(w, "delete") > 0 {
+			t.Errorf("what is for a person to say deletes nothing: %v", w)
+		}
+		if err := r.Delete(t.Context(), second); err != nil {
+			t.Fatal(err)
+		}
+		r.again(1)
+		r.connect("bar")
+		r.again(5)
+		if got := r.condition(t, v1alpha1.LinkTrusted); got != "True Trusted" {
+			t.Errorf("with one of the two gone Trusted is %s", got)
+		}
+	}, linkTo("east", east(), "a:4143"), shop())
+}
+
+func TestWritesThatFailKeepNobodyFromKnowing(t *testing.T) {
+	node := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "agent", UID: "a", Labels: map[string]string{componentLabel: agentValue}},
+		Spec:       corev1.PodSpec{NodeName: "n1"},
+	}
+	leading(t, func(t *testing.T, r *replica) {
+		r.connect("bar")
+		r.again(3)
+		r.refusing(func(verb string, o client.Object) error {
+			if _, ok := o.(*v1alpha1.Ledger); ok {
+				return errors.New("etcd is full")
+			}
+			return nil
+		})
+		r.connect("bar", "foo")
+		r.again(1)
+		before, _, _ := r.hub.Read(nodestream.Agent("n1"))
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "new"}, Spec: corev1.PodSpec{NodeName: "n1"}}
+		if err := r.Create(t.Context(), pod); err != nil {
+			t.Fatal(err)
+		}
+		r.again(1)
+		after, _, _ := r.hub.Read(nodestream.Agent("n1"))
+		if len(after) != len(before)+1 || count(keys(after), "bar") != count(keys(before), "bar") {
+			t.Errorf("a new pod is told though the ledger cannot be written: %v, then %v", keys(before), keys(after))
+		}
+		if r.stands(t, "foo-east") || !r.stands(t, "bar-east") {
+			t.Error("a mirror must not stand before it is in the ledger")
+		}
+		r.refusing(nil)
+		r.again(3)
+		if !r.stands(t, "foo-east") {
+			t.Error("it is made once the ledger takes it")
+		}
+	}, linkTo("east", east(), "a:4143"), shop(), node)
+}
+
+func keys(v nodestream.View) []string {
+	var out []string
+	for k := range v {
+		out = append(out, k)
+	}
+	return out
+}
+
+func TestEventsAreToldOnce(t *testing.T) {
+	taken := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "bar-east"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"a": "b"}}}
+	leading(t, func(t *testing.T, r *replica) {
+		conflicts := 0
+		r.refusing(func(verb string, o client.Object) error {
+			if verb == "update status" && conflicts < 3 {
+				conflicts++
+				return errors.New("the connection was lost")
+			}
+			return nil
+		})
+		r.connect("bar")
+		r.again(10)
+		told := r.told()
+		if count(told, "NameTaken") != 1 || count(told, "NoTCPPort") != 1 || len(told) != 2 {
+			t.Errorf("one Event for the clash at the Link, one for the export at the Service, however often status was tried: %v", told)
+		}
+		var kept corev1.Service
+		r.get(t, "shop", "bar-east", &kept)
+		if kept.Spec.Selector["a"] != "b" || len(kept.OwnerReferences) > 0 {
+			t.Error("an object that Causeway did not make is never changed")
+		}
+	}, linkTo("east", east(), "a:4143"), shop(), taken, exported("dns", corev1.ProtocolUDP))
+}
+
+func TestStatusDoesNotFlapWhilePeersAreRolled(t *testing.T) {
+	leading(t, func(t *testing.T, r *replica) {
+		r.connect("bar")
+		r.again(5)
+		r.wrote()
+		sink := heardFrom(r.brain.peers, "a:4143")
+		for range 3 {
+			sink.Disconnected("east", errors.New("stopping"))
+			r.again(1)
+			sink.Hello("east", hello(east(), 1), 0)
+			sink.Catalog("east", offered("bar"))
+			r.again(1)
+		}
+		if w := r.wrote(); len(w) > 0 {
+			t.Errorf("a stream that was back within %v is no news: %v", patience, w)
+		}
+		sink.Disconnected("east", errors.New("gone"))
+		time.Sleep(patience + time.Second)
+		synctest.Wait()
+		if got := r.condition(t, v1alpha1.LinkConnected); got != "False Disconnected" {
+			t.Errorf("an outage that lasts is said though nothing else changes: %s", got)
+		}
+	}, linkTo("east", east(), "a:4143"), shop())
+}
+
+func TestOverlapSeenWhileRunning(t *testing.T) {
+	leading(t, func(t *testing.T, r *replica) {
+		r.connect("bar")
+		r.again(3)
+		bad := exported("inside", corev1.ProtocolTCP)
+		bad.Labels, bad.Spec.ClusterIPs = nil, []string{"240.0.0.77"}
+		if err := r.Create(t.Context(), bad); err != nil {
+			t.Fatal(err)
+		}
+		r.connect("bar", "foo")
+		r.again(3)
+		if r.stands(t, "foo-east") || !r.stands(t, "bar-east") {
+			t.Error("no new mirror is made, and those that stand stay")
+		}
+		if told := r.told(); count(told, vipRangeOverlaps) != 1 || count(told, "shop/inside") != 1 {
+			t.Errorf("it is said who is in the range: %v", told)
+		}
+	}, linkTo("east", east(), "a:4143"), shop())
+}

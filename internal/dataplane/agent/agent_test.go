@@ -1,0 +1,161 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/home"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+func idleAgent(t *testing.T) *Agent {
+	return New(t.Context(), nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+}
+
+// script is a listener that gives what it is told to, and then waits to be closed.
+type script struct {
+	net.Listener // nil: nothing else is called
+	next         []func() (net.Conn, error)
+	closed       chan struct{}
+	once         sync.Once
+}
+
+func (s *script) Accept() (net.Conn, error) {
+	if len(s.next) == 0 {
+		<-s.closed
+		return nil, net.ErrClosed
+	}
+	step := s.next[0]
+	s.next = s.next[1:]
+	return step()
+}
+
+func (s *script) Close() error { s.once.Do(func() { close(s.closed) }); return nil }
+
+func tcpPair(t *testing.T) (dialed, accepted net.Conn) {
+	t.Helper()
+	ln := listen(t, "127.0.0.1")
+	defer ln.Close()
+	dialed = must(net.Dial("tcp", ln.Addr().String()))(t)
+	accepted = must(ln.Accept())(t)
+	t.Cleanup(func() { dialed.Close(); accepted.Close() })
+	return dialed, accepted
+}
+
+func TestServe(t *testing.T) {
+	_, accepted := tcpPair(t)
+	broken := errors.New("broken")
+	accept := func() (net.Conn, error) { return accepted, nil }
+	cases := map[string]struct {
+		why    string
+		steps  func(stop func()) []func() (net.Conn, error)
+		served int
+		err    error
+	}{
+		"accepted while stopping": {
+			why: "it was in the queue: an upgrade loses none, and a clean end would look like an answer",
+			steps: func(stop func()) []func() (net.Conn, error) {
+				return []func() (net.Conn, error){func() (net.Conn, error) { stop(); return accept() }}
+			},
+			served: 1,
+		},
+		"out of descriptors": {
+			why: "some will close",
+			steps: func(stop func()) []func() (net.Conn, error) {
+				return []func() (net.Conn, error){
+					func() (net.Conn, error) { return nil, syscall.EMFILE }, accept,
+					func() (net.Conn, error) { stop(); return nil, net.ErrClosed },
+				}
+			},
+			served: 1,
+		},
+		"broken": {
+			why: "a listener that is broken is told of",
+			steps: func(func()) []func() (net.Conn, error) {
+				return []func() (net.Conn, error){func() (net.Conn, error) { return nil, broken }}
+			},
+			err: broken,
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			a := idleAgent(t)
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			var open sync.WaitGroup
+			served := 0
+			ln := &script{next: tc.steps(stop), closed: make(chan struct{})}
+			err := a.serve(ctx, t.Context(), ln, &open, inbound, func(context.Context, *net.TCPConn) { served++ })
+			open.Wait()
+			if !errors.Is(err, tc.err) || served != tc.served {
+				t.Errorf("%s: served %d, %v", tc.why, served, err)
+			}
+			if n := testutil.ToFloat64(a.metrics.open.WithLabelValues(inbound)); n != 0 {
+				t.Errorf("%v connections are counted as open", n)
+			}
+		})
+	}
+}
+
+func TestTooManyConnections(t *testing.T) {
+	a := idleAgent(t)
+	for range maxConnections {
+		if !a.metrics.enter(inbound) {
+			t.Fatal("refused below the bound")
+		}
+	}
+	if a.metrics.enter(inbound) || refusals(a, inbound, reasonTooMany) != 1 {
+		t.Error("not refused and counted beyond the bound")
+	}
+	if !a.metrics.enter(outbound) {
+		t.Error("one way takes the other's room")
+	}
+	a.metrics.leave(inbound)
+	if !a.metrics.enter(inbound) {
+		t.Error("refused though one has left")
+	}
+}
+
+// Whatever can be counted is there from the start, so that its first time is a rise.
+func TestReasonsAreCountedFromZero(t *testing.T) {
+	a := idleAgent(t)
+	want := len(reasons(inbound)) + len(reasons(outbound))
+	if n := testutil.CollectAndCount(a.metrics.refused); n != want {
+		t.Errorf("%d series of refusals at the start, want %d, each reason once", n, want)
+	}
+}
+
+// The probe's answer is what would become of a connection.
+func TestReady(t *testing.T) {
+	a := idleAgent(t)
+	dir := t.TempDir()
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- a.serveAdmin(ctx, filepath.Join(dir, adminSocket), prometheus.NewRegistry()) }()
+	if Ready(t.Context(), dir) == nil {
+		t.Error("ready without a state")
+	}
+	cluster := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 32)}}}
+	h := home.State{View: must(nodestream.NewView(cluster))(t), Revoked: nobodyRevoked}
+	a.onState(h)
+	eventually(t, "ready", func() bool { return Ready(t.Context(), dir) == nil })
+	h.Expired = true
+	a.onState(h)
+	if Ready(t.Context(), dir) == nil {
+		t.Error("ready by an expired state")
+	}
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,308 @@
+package agent
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+// A gate plays gateway and far agent to east's agent, well or badly.
+type gate struct {
+	header route.Header
+	key    route.HopKey
+	lie    []byte // the ClientHello that the header announces; nil: the true one
+	plane  identity.Plane
+	cred   *identity.Credential // nil: none
+}
+
+func (w *world) gate() *gate {
+	here := netip.MustParseAddrPort("192.0.2.1:4143")
+	return &gate{
+		header: route.Header{
+			Source: here, Destination: here, PodUID: "bar-0", Endpoint: route.EndpointID{1}, Ready: []route.EndpointID{{1}, {2}},
+			ReadyCount: 2, Generation: 9, Budget: 4, Time: time.Now(), Link: "west",
+		},
+		key: w.eastTrust.hop, plane: identity.PlaneTunnel, cred: w.westTrust.credential(w.TB, "shop", "alice"),
+	}
+}
+
+// dialHop dials east's agent.
+func (w *world) dialHop() *net.TCPConn {
+	w.Helper()
+	c := must(net.Dial("tcp", w.hop.Addr().String()))(w.TB).(*net.TCPConn)
+	c.SetDeadline(time.Now().Add(tooLong))
+	w.Cleanup(func() { transport.Reset(c) })
+	return c
+}
+
+// tunnel dials east's agent as the gate has it.
+func (w *world) tunnel(g *gate) (*tls.Conn, error) {
+	w.Helper()
+	raw := transport.Dialed(&headed{Conn: w.dialHop(), head: func(hello []byte) []byte {
+		if g.lie != nil {
+			hello = g.lie
+		}
+		return must(g.header.Marshal(g.key, hello))(w.TB)
+	}})
+	var cred func() (*identity.Credential, error)
+	if g.cred != nil {
+		cred = func() (*identity.Credential, error) { return g.cred, nil }
+	}
+	tun := tls.Client(raw, identity.ClientTLS(g.plane, "x.causeway.internal", cred,
+		identity.VerifyAnyWorkload(func() *identity.Anchors { return w.eastTrust.anchors(w.TB) }, time.Now)))
+	err := tun.HandshakeContext(w.Context())
+	raw.Proven()
+	return tun, err
+}
+
+// headed writes a header ahead of the first write, which is the ClientHello.
+type headed struct {
+	net.Conn
+	head func(hello []byte) []byte
+	did  bool
+}
+
+func (c *headed) Write(b []byte) (int, error) {
+	if c.did {
+		return c.Conn.Write(b)
+	}
+	c.did = true
+	_, err := c.Conn.Write(append(c.head(b), b...))
+	return len(b), err
+}
+
+func TestWhatComesToTheHopPort(t *testing.T) {
+	theirs := tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}
+	cases := map[string]struct {
+		why     string
+		edit    func(*world, *gate)
+		hello   tunnel.Hello
+		refused tunnel.Code // by an answer; unspecified: by the end of the connection
+		reason  string
+	}{
+		"wrong MAC": {
+			why: "whoever is no gateway of this cluster", reason: "header_bad_mac", hello: theirs,
+			edit: func(_ *world, g *gate) { g.key[0]++ },
+		},
+		"old header": {
+			why: "a header that was overheard", reason: "header_stale", hello: theirs,
+			edit: func(_ *world, g *gate) { g.header.Time = time.Now().Add(-route.HeaderWindow - time.Second) },
+		},
+		"another hello": {
+			why: "a header that was overheard and put before another hello", reason: "header_hello_mismatch", hello: theirs,
+			edit: func(_ *world, g *gate) { g.lie = make([]byte, 1000) },
+		},
+		"no certificate": {
+			why: "nobody calls as nobody", reason: "tls_other", hello: theirs,
+			edit: func(_ *world, g *gate) { g.cred = nil },
+		},
+		"unlinked cluster": {
+			why: "its certificate is as good as none", reason: "tls_trust_domain", hello: theirs,
+			edit: func(w *world, g *gate) { g.cred = newCluster(w.TB, "north").credential(w.TB, "shop", "alice") },
+		},
+		"same name, another's root": {
+			why: "a trust domain is whose issuers the Link lists", reason: "tls_unknown_authority", hello: theirs,
+			edit: func(w *world, g *gate) { g.cred = newCluster(w.TB, "west-1").credential(w.TB, "shop", "alice") },
+		},
+		"own cluster": {
+			why: "our own workloads have no business at this port", reason: "tls_trust_domain", hello: theirs,
+			edit: func(w *world, g *gate) { g.cred = w.eastTrust.credential(w.TB, "shop", "alice") },
+		},
+		"another plane": {
+			why: "a catalog's client is not to be made to speak to a tunnel", reason: "tls_other", hello: theirs,
+			edit: func(_ *world, g *gate) { g.plane = identity.PlaneCatalog },
+		},
+		"unknown pod": {
+			why: "it may come with newer state, and then it does not", reason: "unknown_pod", hello: theirs,
+			edit: func(_ *world, g *gate) { g.header.PodUID = "qux-0" },
+		},
+		"right label, wrong frame": {
+			why: "the frame's name alone decides", reason: "no_export", refused: tunnel.Code_NOT_EXPORTED,
+			hello: tunnel.Hello{Namespace: "shop", Service: "secret", Port: 80},
+		},
+		"wrong port": {
+			why: "an export is its ports", reason: "no_port", refused: tunnel.Code_NOT_EXPORTED,
+			hello: tunnel.Hello{Namespace: "shop", Service: "bar", Port: 81},
+		},
+		"terminating": {
+			why: "it takes no new connections", reason: "pod_terminating", refused: tunnel.Code_NO_ENDPOINT, hello: theirs,
+			edit: func(w *world, _ *gate) {
+				w.change(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Terminating = true })
+			},
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, echo)
+			g := w.gate()
+			if tc.edit != nil {
+				tc.edit(w, g)
+			}
+			tun, err := w.tunnel(g)
+			if err == nil {
+				_, err = tunnel.Open(t.Context(), tun, tc.hello, []byte("early"))
+			}
+			var refused *tunnel.Refused
+			switch {
+			case err == nil:
+				t.Errorf("%s: it is served", tc.why)
+			case errors.As(err, &refused) != (tc.refused != 0):
+				t.Errorf("%s: %v", tc.why, err)
+			case refused != nil && refused.Code != tc.refused:
+				t.Errorf("%s: answered %v, want %v", tc.why, refused.Code, tc.refused)
+			case refused != nil:
+				// A reset could overtake the answer on a lossy way: the agent leaves the end to us.
+				tun.SetReadDeadline(time.Now().Add(farewell / 10))
+				if _, err := tun.NetConn().Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("%s: after the answer: %v", tc.why, err)
+				}
+			}
+			tun.NetConn().Close()
+			w.counted(w.east, inbound, tc.reason)
+			if n := w.dials.Load(); n != 0 {
+				t.Errorf("%s: the app was dialled", tc.why)
+			}
+		})
+	}
+}
+
+// What is not ours is closed before its TLS is looked at, or waited for.
+func TestNoHeaderNoTLS(t *testing.T) {
+	w := newWorld(t, echo)
+	g := w.gate()
+	wrong := g.key
+	wrong[0]++
+	hello := make([]byte, 1000)
+	for why, bytes := range map[string][]byte{
+		"garbage":   make([]byte, 4096),
+		"HTTP":      []byte("GET / HTTP/1.1\r\nHost: node\r\n\r\n"),
+		"wrong MAC": must(g.header.Marshal(wrong, hello))(t), // the hello behind it is never sent
+	} {
+		c := w.dialHop()
+		c.SetDeadline(time.Now().Add(headerTimeout - time.Second))
+		c.Write(bytes)
+		got, err := io.ReadAll(c)
+		wantReset(t, why, err)
+		if len(got) > 0 {
+			t.Errorf("%s is answered by %d bytes", why, len(got))
+		}
+	}
+	if tells := w.logs[1].all("tunnel refused", "level"); len(tells) == 0 || tells[0] != "DEBUG" {
+		t.Errorf("strangers are told of at levels %v", tells)
+	}
+	silent := w.dialHop()
+	silent.Write(must(g.header.Marshal(g.key, hello))(t)[:100])
+	_, err := io.ReadAll(silent)
+	wantReset(t, "half a header", err)
+	eventually(t, "it is counted", func() bool { return refusals(w.east, inbound, "header_read_failed") == 1 })
+}
+
+func TestAnswerTellsOfEndpoints(t *testing.T) {
+	w := newWorld(t, echo)
+	g := w.gate()
+	tun := must(w.tunnel(g))(t)
+	got, err := tunnel.Open(t.Context(), tun, tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}, nil)
+	want := tunnel.Answer{
+		Code: tunnel.Code_OK, Endpoint: g.header.Endpoint, Ready: g.header.Ready, ReadyCount: 2, Generation: 9, Budget: 4,
+	}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v, (-want +got)\n%s", err, diff)
+	}
+	transport.Reset(tun.NetConn().(*transport.Raw).Conn)
+}
+
+// A tunnel waits for its caller between HELLO and OPEN: what was admitted then is
+// decided on again now.
+func TestWarmTunnel(t *testing.T) {
+	warm := func(t *testing.T, w *world) *tls.Conn {
+		t.Helper()
+		tun := must(w.tunnel(w.gate()))(t)
+		must(tunnel.Warm(t.Context(), tun, tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}))(t)
+		if n := w.dials.Load(); n != 0 {
+			t.Fatal("the app was dialled before OPEN")
+		}
+		return tun
+	}
+	t.Run("opens", func(t *testing.T) {
+		w := newWorld(t, echo)
+		tun := warm(t, w)
+		if err := tunnel.Attach(t.Context(), tun, []byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		tun.CloseWrite()
+		if got, err := io.ReadAll(tun); err != nil || string(got) != "you said hello" {
+			t.Errorf("%q, %v", got, err)
+		}
+		tun.NetConn().Close()
+	})
+	t.Run("is a lease", func(t *testing.T) {
+		w := newWorld(t, echo)
+		tun := warm(t, w)
+		w.change(&w.eastView, "link/west", nil)
+		if _, err := tun.Read(make([]byte, 1)); err == nil {
+			t.Error("the Link is gone and the tunnel is not")
+		}
+		w.counted(w.east, inbound, reasonRevoked)
+	})
+	t.Run("decides again", func(t *testing.T) {
+		w := newWorld(t, echo)
+		tun := warm(t, w)
+		w.change(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Terminating = true })
+		refused := (*tunnel.Refused)(nil)
+		if err := tunnel.Attach(t.Context(), tun, nil); !errors.As(err, &refused) || refused.Code != tunnel.Code_NO_ENDPOINT {
+			t.Errorf("OPEN on a terminating pod: %v", err)
+		}
+		tun.NetConn().Close()
+		w.counted(w.east, inbound, "pod_terminating")
+		if n := w.dials.Load(); n != 0 {
+			t.Error("the app was dialled")
+		}
+	})
+}
+
+// Callers who do not go on with their handshake must not keep others from theirs.
+func TestSlowHandshakesCostOthersNothing(t *testing.T) {
+	w := newWorld(t, echo)
+	g := w.gate()
+	hello := must(recordHello(t))(t)
+	for range 2 * cap(w.east.turns) {
+		c := w.dialHop()
+		c.Write(append(must(g.header.Marshal(g.key, hello))(t), hello...))
+		if _, err := io.ReadFull(c, make([]byte, 5)); err != nil { // the server's first record: it waits for ours now
+			t.Fatal(err)
+		}
+	}
+	start := time.Now()
+	if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
+		t.Errorf("after %v: %q, %v", time.Since(start), answer, err)
+	}
+}
+
+// recordHello returns a client's ClientHello.
+func recordHello(t *testing.T) ([]byte, error) {
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	client := tls.Client(near, identity.ClientTLS(identity.PlaneTunnel, "x.causeway.internal", nil,
+		func(tls.ConnectionState) error { return nil }))
+	done := make(chan error, 1)
+	go func() { done <- client.HandshakeContext(t.Context()) }()
+	hello, err := transport.ReadClientHello(far, tooLong)
+	far.Close()
+	<-done
+	return hello.Raw, err
+}

@@ -1,0 +1,296 @@
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+func TestOpenTunnelIsALease(t *testing.T) {
+	otherIssuer := func(w *world, trust *cluster) []byte {
+		return must(trust.root.NewIssuer(time.Now()))(w.TB).Certificate().Raw
+	}
+	west := func(w *world) *nodestream.View { return &w.westView }
+	east := func(w *world) *nodestream.View { return &w.eastView }
+	gateway := func(w *world) *nodestream.View { return &w.gatewayView }
+	cases := map[string]struct {
+		why  string
+		of   func(*world) *nodestream.View
+		key  string
+		edit func(*world, *wire.Resource) // nil: the resource goes
+		ends bool
+	}{
+		"called: link goes":   {why: "unlinking is unlinking", of: east, key: "link/west", ends: true},
+		"called: export goes": {why: "an unexported Service is not to be reached", of: east, key: "export/shop/bar", ends: true},
+		"called: pod goes":    {why: "its address may be another's", of: east, key: "pod/bar-0", ends: true},
+		"called: issuer revoked": {
+			why: "rotate --revoke ends what the issuer vouched for", of: east, key: "link/west", ends: true,
+			edit: func(w *world, r *wire.Resource) { r.GetLink().Issuers = [][]byte{otherIssuer(w, w.westTrust)} },
+		},
+		"called: link no longer admitted": {
+			why: "export rules narrow what is open, too", of: east, key: "export/shop/bar", ends: true,
+			edit: func(_ *world, r *wire.Resource) { r.GetExport().Links = []string{"north"} },
+		},
+		"called: policy denies": {
+			why: "a new policy is for old tunnels as well", of: east, key: "export/shop/bar", ends: true,
+			edit: func(_ *world, r *wire.Resource) {
+				r.GetExport().Policies = []*wire.Policy{{Name: "bob", Callers: []*wire.Caller{{ServiceAccount: "bob"}}}}
+			},
+		},
+		"called: pod isolated": {
+			why: "a NetworkPolicy came, and no ExportPolicy names the caller", of: east, key: "pod/bar-0", ends: true,
+			edit: func(_ *world, r *wire.Resource) { r.GetPod().Isolated = true },
+		},
+		"called: pod finished": {
+			why: "it has no processes any more", of: east, key: "pod/bar-0", ends: true,
+			edit: func(_ *world, r *wire.Resource) { r.GetPod().Live = false },
+		},
+		"called: pod no longer behind the service": {
+			why: "the selector has changed", of: east, key: "export/shop/bar", ends: true,
+			edit: func(_ *world, r *wire.Resource) { r.GetExport().Pods = nil },
+		},
+		"called: pod terminates": {
+			why: "it finishes what it has begun", of: east, key: "pod/bar-0",
+			edit: func(_ *world, r *wire.Resource) { r.GetPod().Terminating = true },
+		},
+		"called: pod not ready": {
+			why: "readiness is about new connections", of: east, key: "export/shop/bar",
+			edit: func(_ *world, r *wire.Resource) { r.GetExport().Pods[0].Ready = false },
+		},
+		"called: policy admits": {
+			why: "the caller is still whom it names", of: east, key: "export/shop/bar",
+			edit: func(_ *world, r *wire.Resource) {
+				r.GetExport().Policies = []*wire.Policy{{Name: "alice", Callers: []*wire.Caller{{ServiceAccount: "alice"}}}}
+			},
+		},
+		"called: issuer added": {
+			why: "rotation announces ahead and loses nothing", of: east, key: "link/west",
+			edit: func(w *world, r *wire.Resource) {
+				r.GetLink().Issuers = append(r.GetLink().Issuers, otherIssuer(w, w.westTrust))
+			},
+		},
+		"called: another pod goes": {why: "what is unrelated changes nothing", of: east, key: "pod/foo-0"},
+
+		"calling: link goes":   {why: "unlinking is unlinking", of: west, key: "link/east", ends: true},
+		"calling: mirror goes": {why: "what is not exported is not called", of: west, key: "mirror/east/shop/bar", ends: true},
+		"calling: pod goes":    {why: "who called is no more", of: west, key: "pod/alice-0", ends: true},
+		"calling: link made anew": {
+			why: "another Link of the same name is another decision", of: west, key: "link/east", ends: true,
+			edit: func(_ *world, r *wire.Resource) { r.GetLink().Uid = "another" },
+		},
+		"calling: issuer revoked": {
+			why: "revoking is for both ends", of: west, key: "link/east", ends: true,
+			edit: func(w *world, r *wire.Resource) { r.GetLink().Issuers = [][]byte{otherIssuer(w, w.eastTrust)} },
+		},
+		"calling: identity no longer expected": {
+			why: "the catalog says who stands behind the Service", of: west, key: "mirror/east/shop/bar", ends: true,
+			edit: func(_ *world, r *wire.Resource) {
+				r.GetMirror().Identities = []string{"spiffe://east-12/ns/shop/sa/new"}
+			},
+		},
+		"calling: port means another": {
+			why: "the port was taken away and given anew", of: west, key: "mirror/east/shop/bar", ends: true,
+			edit: func(_ *world, r *wire.Resource) { r.GetMirror().Ports[0].Port = 81 },
+		},
+		"calling: mirror renamed": {
+			why: "the Service that is called is the same", of: west, key: "mirror/east/shop/bar",
+			edit: func(_ *world, r *wire.Resource) { r.GetMirror().Mirror = "shop/east-bar" },
+		},
+		"calling: gateway unhealthy": {
+			why: "a tunnel that works is not ended because new ones might not", of: west, key: "link/east",
+			edit: func(_ *world, r *wire.Resource) { r.GetLink().Gateways[0].Healthy = false },
+		},
+		"calling: another pod goes": {why: "what is unrelated changes nothing", of: west, key: "pod/bob-0"},
+
+		"between: link goes":  {why: "the gateway revokes by itself", of: gateway, key: "link/west", ends: true},
+		"between: route goes": {why: "a state is for new connections; whether this may go on the agents decide", of: gateway, key: "route/1024"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			app := make(chan error, 1)
+			w := newWorld(t, func(c *net.TCPConn) {
+				_, err := io.Copy(c, c)
+				app <- err
+			})
+			c := w.dial(alice)
+			wantTalk(t, c)
+			var edit func(*wire.Resource)
+			if tc.edit != nil {
+				edit = func(r *wire.Resource) { tc.edit(w, r) }
+			}
+			w.change(tc.of(w), tc.key, edit)
+			if !tc.ends {
+				wantTalk(t, c)
+				return
+			}
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			_, err := c.Read(make([]byte, 1))
+			wantReset(t, tc.why+": caller", err)
+			wantReset(t, tc.why+": app", <-app)
+		})
+	}
+}
+
+// A peer's certificate, or one's own, is worth an hour more than it says to a
+// tunnel that is open, and not a moment to its issuer's revocation.
+func TestVouching(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, stranger := newCluster(t, "east-12"), newCluster(t, "east-12")
+		good, gone := &state{anchors: c.anchors(t)}, &state{anchors: stranger.anchors(t)}
+		cred := c.credential(t, "shop", "bar")
+		fresh := func() *vouching {
+			return &vouching{chain: chainOf(t, cred), name: cred.Name(), issuers: good.anchors.Issuers("east-12"), at: time.Now()}
+		}
+		v := fresh()
+		if _, err := v.again(gone, time.Now()); identity.Reason(err) != identity.ReasonUnknownAuthority {
+			t.Errorf("its issuer was revoked this moment: %v", err)
+		}
+		if _, err := v.again(&state{}, time.Now()); err == nil {
+			t.Error("without anchors it is vouched for")
+		}
+		time.Sleep(time.Until(cred.NotAfter()) + afterExpiry - time.Second)
+		if name, err := v.again(good, time.Now()); err != nil || name != cred.Name() {
+			t.Errorf("a second before the hour is over: %v, %v", name, err)
+		}
+		time.Sleep(recheckInterval)
+		if _, err := v.again(good, time.Now()); identity.Reason(err) != identity.ReasonExpired {
+			t.Errorf("after the hour: %v", err)
+		}
+	})
+}
+
+// Many tunnels and frequent states must not cost a signature check for each pair.
+func TestVouchingIsRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "east-12")
+		s := &state{anchors: c.anchors(t)}
+		v := &vouching{name: c.credential(t, "shop", "bar").Name(), issuers: s.anchors.Issuers("east-12"), at: time.Now()}
+		time.Sleep(recheckInterval - 1)
+		if _, err := v.again(&state{anchors: c.anchors(t)}, time.Now()); err != nil {
+			t.Errorf("an empty chain was looked at, though nothing has changed: %v", err)
+		}
+		time.Sleep(time.Nanosecond)
+		if _, err := v.again(s, time.Now()); err == nil {
+			t.Error("the chain was not looked at after a while")
+		}
+	})
+}
+
+func chainOf(t *testing.T, c *identity.Credential) []*x509.Certificate {
+	t.Helper()
+	var chain []*x509.Certificate
+	for _, der := range c.TLS().Certificate {
+		chain = append(chain, must(x509.ParseCertificate(der))(t))
+	}
+	return chain
+}
+
+func TestLeases(t *testing.T) {
+	var l leases
+	older, newer := &state{}, &state{}
+	errNo := errors.New("no")
+	refusing := func(bad *state) func(*state) error {
+		return func(s *state) error {
+			if s == bad {
+				return errNo
+			}
+			return nil
+		}
+	}
+	in := func(s *state) func() *state { return func() *state { return s } }
+
+	stays, release := l.hold(t.Context(), in(older), refusing(nil))
+	defer release()
+	ends, releaseEnded := l.hold(t.Context(), in(older), refusing(newer))
+	released, releaseNow := l.hold(t.Context(), in(older), refusing(newer))
+	releaseNow()
+	if n := l.recheck(newer); n != 1 {
+		t.Errorf("%d tunnels ended, want the one that is held and refused", n)
+	}
+	if err := context.Cause(ends); !errors.Is(err, errNo) || reasonOf(err) != reasonRevoked {
+		t.Errorf("the refused one: %v", err)
+	}
+	releaseEnded()
+	if stays.Err() != nil || !errors.Is(context.Cause(released), context.Canceled) {
+		t.Errorf("the others: %v, %v", context.Cause(stays), context.Cause(released))
+	}
+	late, releaseLate := l.hold(t.Context(), in(newer), refusing(newer))
+	defer releaseLate()
+	if !errors.Is(context.Cause(late), errNo) {
+		t.Error("a state that came between the decision and the table is not asked")
+	}
+	none, releaseNone := l.hold(t.Context(), in(nil), refusing(nil))
+	defer releaseNone()
+	if none.Err() != nil {
+		t.Error("without a state there is nothing to ask")
+	}
+	if n := len(l.open); n != 2 {
+		t.Errorf("%d leases are kept, want the two that live", n)
+	}
+}
+
+func TestLeasesAreWatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l leases
+		s := &state{}
+		current := func() *state { return s }
+		ctx, stop := context.WithCancel(t.Context())
+		watched := make(chan struct{})
+		go func() { defer close(watched); l.watch(ctx, current) }()
+		end := time.Now().Add(recheckInterval / 2)
+		tunnel, release := l.hold(ctx, current, func(*state) error {
+			if time.Now().After(end) {
+				return errors.New("expired by itself")
+			}
+			return nil
+		})
+		defer release()
+		time.Sleep(recheckInterval - 1)
+		synctest.Wait()
+		if tunnel.Err() != nil {
+			t.Error("ended before anybody looked")
+		}
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		if tunnel.Err() == nil {
+			t.Error("not looked at")
+		}
+		stop()
+		<-watched
+	})
+}
+
+func TestCallersCertificateExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := newCluster(t, "west-1"), newCluster(t, "east-12")
+		as := near.credential(t, "shop", "alice")
+		to := &mirror{link: "east", ports: map[int]mirrorPort{0: {80, 1024}}}
+		c := &call{to: to, port: mirrorPort{80, 1024}, peer: &peer{name: "east"}, caller: &pod{uid: "alice-0"}, as: as}
+		s := &state{
+			links: map[string]*peer{"east": c.peer}, pods: map[string]*pod{"alice-0": c.caller}, anchors: far.anchors(t),
+		}
+		s.mirrors = map[netip.Addr]*mirror{c.vip: to}
+		time.Sleep(time.Until(as.NotAfter()) + afterExpiry)
+		server := far.credential(t, "shop", "bar") // a younger one
+		to.identities = []identity.Name{server.Name()}
+		c.far = &vouching{chain: chainOf(t, server), name: server.Name()}
+		if err := c.lease()(s); err != nil {
+			t.Errorf("an hour after: %v", err)
+		}
+		time.Sleep(time.Second)
+		if err := c.lease()(s); err == nil {
+			t.Error("the caller's certificate expired over an hour ago")
+		}
+	})
+}

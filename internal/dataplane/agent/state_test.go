@@ -1,0 +1,176 @@
+package agent
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+func nobodyRevoked(string) bool { return false }
+
+func TestNewState(t *testing.T) {
+	east, north := newCluster(t, "east-12"), newCluster(t, "north-123")
+	link := func(name, domain string, issuers ...[]byte) *wire.Resource {
+		return &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{Name: name, Uid: "uid-" + name, TrustDomain: domain, Issuers: issuers,
+			Gateways: []*wire.GatewayAddress{{Address: "late:4143"}, {Address: "healthy:4143", Healthy: true}}}}}
+	}
+	mirror := func(link, service, vip string, identities ...string) *wire.Resource {
+		return &wire.Resource{Body: &wire.Resource_Mirror{Mirror: &wire.Mirror{
+			Link: link, Namespace: "shop", Service: service, Mirror: "shop/" + service + "-" + link, Vips: []string{vip}, Identities: identities}}}
+	}
+	pod := func(uid string, p *wire.Pod) *wire.Resource {
+		p.Uid, p.Namespace, p.Name, p.ServiceAccount = uid, "shop", uid, "sa"
+		return &wire.Resource{Body: &wire.Resource_Pod{Pod: p}}
+	}
+	barID, northID := "spiffe://east-12/ns/shop/sa/bar", "spiffe://north-123/ns/shop/sa/bar"
+	linkEast := link("east", "east-12", east.issuers()...)
+	cases := map[string]struct {
+		why       string
+		resources []*wire.Resource
+		revoked   string
+		mirrors   map[string]string // by VIP, who holds it; "": nobody does
+		trusted   []string
+		links     []string
+		broken    bool // an error tells of something
+	}{
+		"all is well": {
+			why:       "a state is what the view says",
+			resources: []*wire.Resource{linkEast, mirror("east", "bar", "240.0.0.1", barID)},
+			mirrors:   map[string]string{"240.0.0.1": "shop/bar-east"}, trusted: []string{"east-12"}, links: []string{"east"},
+		},
+		"link seen deleted": {
+			why:       "neither its mirrors nor its issuers count",
+			resources: []*wire.Resource{linkEast, mirror("east", "bar", "240.0.0.1", barID)}, revoked: "uid-east",
+		},
+		"one VIP, two mirrors": {
+			why: "sending callers to whichever comes first would be a lottery with their data",
+			resources: []*wire.Resource{linkEast, mirror("east", "bar", "240.0.0.1", barID), mirror("east", "foo", "240.0.0.1", barID),
+				mirror("east", "qux", "240.0.0.1", barID), mirror("east", "own", "240.0.0.2", barID)},
+			mirrors: map[string]string{"240.0.0.1": "", "240.0.0.2": "shop/own-east"},
+			trusted: []string{"east-12"}, links: []string{"east"}, broken: true,
+		},
+		"identity of another cluster": {
+			why: "a peer vouches for its own trust domain only, even if the other is linked too",
+			resources: []*wire.Resource{linkEast, link("north", "north-123", north.issuers()...),
+				mirror("east", "bar", "240.0.0.1", northID), mirror("east", "foo", "240.0.0.2", barID)},
+			mirrors: map[string]string{"240.0.0.2": "shop/foo-east"},
+			trusted: []string{"east-12", "north-123"}, links: []string{"east", "north"}, broken: true,
+		},
+		"identity that is none": {
+			why:       "one broken mirror harms no other",
+			resources: []*wire.Resource{linkEast, mirror("east", "bar", "240.0.0.1", "bar"), mirror("east", "foo", "240.0.0.2", barID)},
+			mirrors:   map[string]string{"240.0.0.2": "shop/foo-east"}, trusted: []string{"east-12"}, links: []string{"east"}, broken: true,
+		},
+		"two links, one trust domain": {
+			why:       "whose workload calls could not be told",
+			resources: []*wire.Resource{linkEast, link("other", "east-12", east.issuers()...)},
+			links:     []string{"east", "other"},
+		},
+		"own trust domain": {
+			why:       "no peer vouches for our own workloads",
+			resources: []*wire.Resource{link("self", "west-1", newCluster(t, "west-1").issuers()...)},
+			links:     []string{"self"},
+		},
+		"issuer of another trust domain": {
+			why:       "one peer's broken list takes nothing from the others",
+			resources: []*wire.Resource{linkEast, link("north", "north-123", east.issuers()...)},
+			trusted:   []string{"east-12"}, links: []string{"east", "north"}, broken: true,
+		},
+		"no issuers yet": {
+			why:       "before the first catalog stream a peer is a name",
+			resources: []*wire.Resource{link("east", "east-12"), mirror("east", "bar", "240.0.0.1", barID)},
+			mirrors:   map[string]string{"240.0.0.1": "shop/bar-east"}, links: []string{"east"},
+		},
+	}
+	cluster := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 32), VipCidrs: []string{"240.0.0.0/8"}}}}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			view := must(nodestream.NewView(append(tc.resources, cluster)...))(t)
+			s, err := newState(view, func(uid string) bool { return uid == tc.revoked })
+			if s == nil || (err != nil) != tc.broken {
+				t.Fatalf("%s: %v, want broken: %v", tc.why, err, tc.broken)
+			}
+			for range 10 {
+				if _, again := newState(view, func(uid string) bool { return uid == tc.revoked }); err != nil && again.Error() != err.Error() {
+					t.Errorf("the error reads differently each time: %q, %q", err, again)
+				}
+			}
+			got := map[string]string{}
+			for addr, m := range s.mirrors {
+				got[addr.String()] = ""
+				if m != nil {
+					got[addr.String()] = m.name
+				}
+			}
+			if diff := cmp.Diff(tc.mirrors, got); diff != "" && len(tc.mirrors)+len(got) > 0 {
+				t.Errorf("%s: mirrors (-want +got)\n%s", tc.why, diff)
+			}
+			if got := s.anchors.TrustDomains(); !slices.Equal(got, tc.trusted) {
+				t.Errorf("%s: trusted are %v, want %v", tc.why, got, tc.trusted)
+			}
+			if got := slices.Sorted(maps.Keys(s.links)); !slices.Equal(got, tc.links) {
+				t.Errorf("%s: links are %v, want %v", tc.why, got, tc.links)
+			}
+		})
+	}
+
+	t.Run("gateways", func(t *testing.T) {
+		s, _ := newState(must(nodestream.NewView(cluster, linkEast))(t), nobodyRevoked)
+		if got, want := s.links["east"].gateways, []string{"healthy:4143", "late:4143"}; !slices.Equal(got, want) {
+			t.Errorf("healthy ones come first: %v, want %v", got, want)
+		}
+	})
+	t.Run("pods", func(t *testing.T) {
+		s, err := newState(must(nodestream.NewView(cluster,
+			pod("own", &wire.Pod{Live: true, Ips: []string{"10.0.0.1", "fd00::1"}}),
+			pod("mapped", &wire.Pod{Live: true, Ips: []string{"::ffff:10.0.0.2"}}),
+			pod("host", &wire.Pod{Live: true, HostNetwork: true, Ips: []string{"192.0.2.1"}}),
+			pod("finished", &wire.Pod{Ips: []string{"10.0.0.1"}}),
+			pod("leaving", &wire.Pod{Live: true, Terminating: true, Ips: []string{"10.0.0.3"}}),
+			pod("young", &wire.Pod{Live: true}),
+		))(t), nobodyRevoked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string][]string{}
+		for addr, pods := range s.podsByAddr {
+			for _, p := range pods {
+				got[addr.String()] = append(got[addr.String()], p.name)
+			}
+		}
+		want := map[string][]string{"10.0.0.1": {"own"}, "fd00::1": {"own"}, "10.0.0.2": {"mapped"}, "10.0.0.3": {"leaving"}}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("who has an address: neither finished pods nor the node's own (-want +got)\n%s", diff)
+		}
+		if got := s.accounts(); len(got) != 1 || !got[account{"shop", "sa"}] {
+			t.Errorf("accounts: %v", got)
+		}
+	})
+	t.Run("useless", func(t *testing.T) {
+		short := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 31)}}}
+		for why, r := range map[string]*wire.Resource{"without its cluster": linkEast, "with half a hop key": short} {
+			if s, err := newState(must(nodestream.NewView(r))(t), nobodyRevoked); s != nil || err == nil {
+				t.Errorf("a view %s: %v, %v", why, s, err)
+			}
+		}
+		if _, err := newState(nil, nobodyRevoked); !errors.Is(err, errNoCluster) {
+			t.Errorf("no view: %v", err)
+		}
+	})
+}
+
+func TestIsVIP(t *testing.T) {
+	s := &state{vips: []netip.Prefix{netip.MustParsePrefix("240.0.0.0/16"), netip.MustParsePrefix("fd00::/64")}}
+	for addr, want := range map[string]bool{"240.0.1.2": true, "240.1.0.0": false, "fd00::7": true, "fd01::7": false, "127.0.0.1": false} {
+		if s.isVIP(netip.MustParseAddr(addr)) != want {
+			t.Errorf("%s: want %v", addr, want)
+		}
+	}
+}

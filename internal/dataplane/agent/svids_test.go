@@ -1,0 +1,170 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/identity"
+)
+
+// signer is a controller that signs, fails, or signs what it should not.
+type signer struct {
+	*cluster
+	mu    sync.Mutex // guards what follows
+	asked []time.Time
+	do    func(ctx context.Context, ns, sa string, csr []byte) ([][]byte, error) // nil: sign
+}
+
+func (s *signer) signFunc(ctx context.Context, ns, sa string, csr []byte) ([][]byte, error) {
+	s.mu.Lock()
+	s.asked = append(s.asked, time.Now())
+	do := s.do
+	s.mu.Unlock()
+	if do == nil {
+		do = s.sign
+	}
+	return do(ctx, ns, sa, csr)
+}
+
+func (s *signer) set(do func(context.Context, string, string, []byte) ([][]byte, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.do = do
+}
+
+func (s *signer) times() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.asked)
+}
+
+// held runs do beside svids that want alice's.
+func held(t *testing.T, do func(*testing.T, *signer, *svids, *int)) {
+	synctest.Test(t, func(t *testing.T) {
+		changed := 0
+		by := &signer{cluster: newCluster(t, "west-1")}
+		s := newSVIDs(by.signFunc, func() { changed++ }, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		s.want(ctx, map[account]bool{{"shop", "alice"}: true})
+		do(t, by, s, &changed)
+		cancel()
+		s.wait()
+	})
+}
+
+var aliceAccount = account{"shop", "alice"}
+
+func failing(context.Context, string, string, []byte) ([][]byte, error) {
+	return nil, errors.New("away")
+}
+
+func TestSVIDIsRenewedAtHalfOfItsLife(t *testing.T) {
+	held(t, func(t *testing.T, by *signer, s *svids, changed *int) {
+		synctest.Wait()
+		first, ok := s.get(aliceAccount)
+		if !ok || *changed != 1 {
+			t.Fatalf("held: %v; told %d times", ok, *changed)
+		}
+		time.Sleep(time.Until(first.RenewAt()) - 1)
+		synctest.Wait()
+		if now, _ := s.get(aliceAccount); now != first {
+			t.Error("renewed before half of its life")
+		}
+		time.Sleep(3 * time.Hour)
+		synctest.Wait()
+		if now, ok := s.get(aliceAccount); !ok || now == first || by.times() != 2 {
+			t.Errorf("not renewed once after half of its life, but asked %d times", by.times())
+		}
+	})
+}
+
+func TestSVIDOutlivesTheController(t *testing.T) {
+	held(t, func(t *testing.T, by *signer, s *svids, changed *int) {
+		synctest.Wait()
+		first, _ := s.get(aliceAccount)
+		by.set(failing)
+		time.Sleep(time.Until(first.NotAfter()) - 1)
+		if now, ok := s.get(aliceAccount); !ok || now != first {
+			t.Error("gone before it has expired")
+		}
+		time.Sleep(time.Nanosecond)
+		if _, ok := s.get(aliceAccount); ok {
+			t.Error("an expired certificate is used")
+		}
+		by.set(nil)
+		time.Sleep(30 * time.Second) // the longest back-off
+		synctest.Wait()
+		if _, ok := s.get(aliceAccount); !ok {
+			t.Error("not asked for again when the controller was back")
+		}
+	})
+}
+
+// A clock that is most of a day ahead must not make a node ask without end.
+func TestSVIDPastItsHalfLifeIsNotAskedForWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		by := &signer{cluster: newCluster(t, "west-1")}
+		time.Sleep(24 * time.Hour)
+		by.set(func(_ context.Context, ns, sa string, csr []byte) ([][]byte, error) {
+			pub, err := identity.ParseCSR(csr)
+			if err != nil {
+				return nil, err
+			}
+			return by.issuer.SignWorkload(pub, must(identity.NewName("west-1", ns, sa))(t), time.Now().Add(-20*time.Hour))
+		})
+		s := newSVIDs(by.signFunc, func() {}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		s.want(ctx, map[account]bool{aliceAccount: true})
+		time.Sleep(time.Hour)
+		if _, ok := s.get(aliceAccount); !ok || by.times() > 61 {
+			t.Errorf("held: %v; asked %d times in an hour", ok, by.times())
+		}
+		cancel()
+		s.wait()
+	})
+}
+
+func TestSVIDOfAnother(t *testing.T) {
+	held(t, func(t *testing.T, by *signer, s *svids, _ *int) {
+		by.set(func(ctx context.Context, ns, _ string, csr []byte) ([][]byte, error) {
+			return by.sign(ctx, ns, "admin", csr)
+		})
+		time.Sleep(time.Minute)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for a, c := range s.held {
+			if c.Name().ServiceAccount() != a.name {
+				t.Errorf("%v is held as %v", c.Name(), a)
+			}
+		}
+	})
+}
+
+func TestSVIDsAreForgottenWithTheirPods(t *testing.T) {
+	held(t, func(t *testing.T, by *signer, s *svids, _ *int) {
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		blocked := make(chan struct{})
+		by.set(func(ctx context.Context, ns, sa string, csr []byte) ([][]byte, error) {
+			<-blocked
+			return by.sign(ctx, ns, sa, csr)
+		})
+		bobAccount := account{"shop", "bob"}
+		s.want(ctx, map[account]bool{bobAccount: true})
+		if _, ok := s.get(aliceAccount); ok {
+			t.Error("the certificate of a pod that is gone is kept")
+		}
+		s.want(ctx, nil)
+		close(blocked) // the answer comes for a pod that is gone by now
+		s.wait()
+		if _, ok := s.get(bobAccount); ok {
+			t.Error("a late certificate is kept")
+		}
+	})
+}

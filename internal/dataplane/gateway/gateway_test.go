@@ -1,0 +1,621 @@
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/home"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// tooLong bounds what would hang if the code were wrong.
+const tooLong = 20 * time.Second
+
+// rig is a whole Server on loopback, between peers who hold day keys of Links west
+// and north, and backends.
+type rig struct {
+	testing.TB
+	server   *Server
+	ln       *net.TCPListener
+	dials    atomic.Int64
+	stop     context.CancelFunc
+	serving  sync.WaitGroup
+	keys     map[string]route.DatedKey // by Link
+	backends []*backend
+}
+
+// newRig returns a rig whose state has routes 1024 for west and 1025 for north,
+// both with the endpoints of n backends, in this order. tune may change the Server
+// before it serves.
+func newRig(t testing.TB, n int, tune func(*Server)) *rig {
+	t.Helper()
+	r := &rig{TB: t, server: NewServer(slog.New(slog.DiscardHandler), prometheus.NewRegistry()), keys: map[string]route.DatedKey{}}
+	for i, link := range []string{"west", "north"} {
+		r.keys[link] = route.DatedKey{Day: route.Day(time.Now()), Key: route.DayKey{byte(i + 1)}}
+	}
+	for i := range n {
+		r.backends = append(r.backends, newBackend(t, byte(i+1)))
+	}
+	r.server.dial = func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+		r.dials.Add(1)
+		return dialTCP(ctx, to)
+	}
+	if tune != nil {
+		tune(r.server)
+	}
+	r.ln = must(net.Listen("tcp", "127.0.0.1:0"))(t).(*net.TCPListener)
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	r.stop = stop
+	r.serving.Go(func() {
+		if err := r.server.Serve(ctx, r.ln); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		stop()
+		for _, b := range r.backends {
+			b.close()
+		}
+		r.serving.Wait()
+	})
+	r.push(r.view())
+	return r
+}
+
+func (r *rig) push(v nodestream.View) {
+	r.server.OnState(home.State{View: v, Revoked: func(string) bool { return false }})
+}
+
+// view is what the controller says, with more or other resources.
+func (r *rig) view(with ...*wire.Resource) nodestream.View {
+	var resources []*wire.Resource
+	var endpoints []*wire.Endpoint
+	for _, b := range r.backends {
+		resources = append(resources, b.resource())
+		endpoints = append(endpoints, &wire.Endpoint{Id: b.id[:], PodUid: b.pod, Backend: b.name})
+	}
+	for link, key := range r.keys {
+		resources = append(resources, &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{
+			Name: link, Uid: "uid-" + link, DayKeys: []*wire.DayKey{{Day: key.Day, Key: key.Key[:]}}}}})
+	}
+	for id, link := range map[uint32]string{1024: "west", 1025: "north"} {
+		resources = append(resources, &wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
+			Id: id, Links: []string{link}, Endpoints: endpoints, Generation: 6}}})
+	}
+	v := must(nodestream.NewView(resources...))(r.TB)
+	for key, resource := range must(nodestream.NewView(with...))(r.TB) {
+		v[key] = resource
+	}
+	return v
+}
+
+// label seals an SNI by a Link's key.
+func (r *rig) label(link string, id uint32, wish route.Wish) string {
+	return must(route.NewSealer(r.keys[link]).Seal(id, wish, time.Now()))(r.TB)
+}
+
+func (r *rig) dial() *net.TCPConn {
+	r.Helper()
+	c := must(net.Dial("tcp", r.ln.Addr().String()))(r.TB).(*net.TCPConn)
+	c.SetDeadline(time.Now().Add(tooLong))
+	r.Cleanup(func() { transport.Reset(c) })
+	return c
+}
+
+// call sends a hello with an SNI.
+func (r *rig) call(sni string) *net.TCPConn {
+	r.Helper()
+	c := r.dial()
+	must(c.Write(hello(r.TB, sni)))(r.TB)
+	return c
+}
+
+// hello returns the ClientHello of an agent that calls with an SNI.
+func hello(t testing.TB, sni string) []byte {
+	t.Helper()
+	near, far := net.Pipe()
+	client := tls.Client(near, identity.ClientTLS(identity.PlaneTunnel, sni, nil, func(tls.ConnectionState) error { return nil }))
+	done := make(chan error, 1)
+	go func() { done <- client.HandshakeContext(t.Context()) }()
+	h, err := transport.ReadClientHello(far, tooLong)
+	far.Close()
+	<-done
+	return must(h, err)(t).Raw
+}
+
+// backend plays an agent: it reads header and hello as one does, and then talks:
+// what it hears it says again.
+type backend struct {
+	testing.TB
+	name, pod string
+	id        route.EndpointID
+	key       route.HopKey
+	ln        net.Listener
+	got       chan arrival
+	serving   sync.WaitGroup
+}
+
+type arrival struct {
+	header route.Header
+	hello  []byte
+	err    error
+}
+
+func newBackend(t testing.TB, n byte) *backend {
+	b := &backend{
+		TB: t, name: "agent/" + string('a'+rune(n)), pod: "pod-" + string('a'+rune(n)), id: route.EndpointID{n}, key: route.HopKey{n},
+		ln: must(net.Listen("tcp", "127.0.0.1:0"))(t), got: make(chan arrival, 100),
+	}
+	b.serving.Go(func() {
+		for {
+			c, err := b.ln.Accept()
+			if err != nil {
+				return
+			}
+			b.serving.Go(func() { b.serve(c) })
+		}
+	})
+	return b
+}
+
+func (b *backend) serve(c net.Conn) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(tooLong))
+	var a arrival
+	if a.header, a.err = route.ReadHeader(c, b.key, time.Now()); a.err == nil {
+		a.hello, a.err = a.header.ReadHello(c)
+	}
+	b.got <- a
+	if a.err == nil {
+		io.Copy(c, c)
+	}
+}
+
+func (b *backend) close() { b.ln.Close(); b.serving.Wait() }
+
+func (b *backend) resource() *wire.Resource {
+	return &wire.Resource{Body: &wire.Resource_Backend{Backend: &wire.Backend{Name: b.name, Address: b.ln.Addr().String(), HopKey: b.key[:]}}}
+}
+
+func (b *backend) next() arrival {
+	b.Helper()
+	select {
+	case a := <-b.got:
+		return a
+	case <-time.After(tooLong):
+		b.Fatal("nothing arrives")
+		return arrival{}
+	}
+}
+
+func wantTalk(t testing.TB, c net.Conn) {
+	t.Helper()
+	var got [5]byte
+	if _, err := io.WriteString(c, "alive"); err != nil {
+		t.Fatalf("say: %v", err)
+	}
+	if _, err := io.ReadFull(c, got[:]); err != nil || string(got[:]) != "alive" {
+		t.Fatalf("heard %q, %v", got, err)
+	}
+}
+
+// must returns v, or ends the test: must(f())(t).
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func TestHandsOver(t *testing.T) {
+	r := newRig(t, 3, nil)
+	sni := r.label("west", 1024, route.ForEndpoint(r.backends[1].id))
+	raw := hello(t, sni)
+	c := r.dial()
+	// As a network may deliver it, with the next flight close behind.
+	must(c.Write(raw[:7]))(t)
+	must(c.Write(append(raw[7:len(raw):len(raw)], "alive"...)))(t)
+	got := r.backends[1].next()
+	if got.err != nil || string(got.hello) != string(raw) {
+		t.Fatalf("hello of %d bytes, %v, want the %d sent", len(got.hello), got.err, len(raw))
+	}
+	slices.SortFunc(got.header.Ready, func(a, b route.EndpointID) int { return slices.Compare(a[:], b[:]) })
+	want := route.Header{
+		Source: addrOf(c.LocalAddr()), Destination: addrOf(c.RemoteAddr()), PodUID: r.backends[1].pod, Endpoint: r.backends[1].id,
+		Ready: []route.EndpointID{{1}, {2}, {3}}, ReadyCount: 3, Generation: 6, Link: "west",
+		HelloLen: uint16(len(raw)), HelloSum: got.header.HelloSum, Time: got.header.Time,
+	}
+	if diff := cmp.Diff(want, got.header, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		t.Errorf("header (-want +got)\n%s", diff)
+	}
+	var early [5]byte
+	if _, err := io.ReadFull(c, early[:]); err != nil || string(early[:]) != "alive" {
+		t.Errorf("what came behind the hello: %q, %v", early, err)
+	}
+	wantTalk(t, c)
+	c.CloseWrite()
+	if rest, err := io.ReadAll(c); err != nil || len(rest) > 0 {
+		t.Errorf("the backend's end: %q, %v", rest, err)
+	}
+	r.stop()
+	r.serving.Wait()
+	for name, c := range map[string]prometheus.Collector{
+		"spliced": r.server.metrics.spliced.WithLabelValues("west"), "ended": r.server.metrics.ended.WithLabelValues("ended"),
+	} {
+		if n := testutil.ToFloat64(c); n != 1 {
+			t.Errorf("%s: %v counted", name, n)
+		}
+	}
+	if n := testutil.ToFloat64(r.server.metrics.bytes.WithLabelValues("west", "in")); n != 10 {
+		t.Errorf("%v bytes counted, want those behind the hello", n)
+	}
+}
+
+func TestSpreads(t *testing.T) {
+	r := newRig(t, 3, nil)
+	reached := map[int]bool{}
+	for range 60 {
+		c := r.call(r.label("west", 1024, route.Wish{}))
+		for i, b := range r.backends {
+			select {
+			case <-b.got:
+				reached[i] = true
+			default:
+			}
+		}
+		wantTalk(t, c)
+		c.Close()
+	}
+	if len(reached) < 3 {
+		t.Errorf("60 connections reached %d of 3 endpoints", len(reached))
+	}
+}
+
+func TestTriesTheNextEndpoint(t *testing.T) {
+	r := newRig(t, 2, nil)
+	r.backends[0].close()
+	for range 8 {
+		wantTalk(t, r.call(r.label("west", 1024, route.ForEndpoint(r.backends[0].id))))
+		if got := r.backends[1].next(); got.err != nil || got.header.PodUID != r.backends[1].pod {
+			t.Fatalf("header for %q, %v, want one made for the endpoint that took it", got.header.PodUID, got.err)
+		}
+	}
+	if n := testutil.ToFloat64(r.server.metrics.backendFail); n != 8 {
+		t.Errorf("%v failures of backends counted, want 8", n)
+	}
+}
+
+// alert is how a TLS client is told: unrecognized_name, fatal.
+var alert = []byte{21, 3, 3, 0, 2, 2, 112}
+
+func TestRefusals(t *testing.T) {
+	stranger := route.DatedKey{Day: route.Day(time.Now()), Key: route.DayKey{99}}
+	cases := map[string]struct {
+		why    string
+		tune   func(*Server)
+		do     func(*rig) *net.TCPConn
+		answer []byte
+		reset  bool
+		reason string
+	}{
+		"no SNI of ours": {
+			why: "scanners and browsers", reason: "not_a_label", answer: alert,
+			do: func(r *rig) *net.TCPConn { return r.call("bar.shop.svc") },
+		},
+		"unknown key": {
+			why: "a peer that was never linked, or no longer is", reason: "unknown_key", answer: alert,
+			do: func(r *rig) *net.TCPConn {
+				return r.call(must(route.NewSealer(stranger).Seal(1024, route.Wish{}, time.Now()))(r.TB))
+			},
+		},
+		"stale": {
+			why: "a label that was overheard", reason: "stale", answer: alert,
+			do: func(r *rig) *net.TCPConn {
+				old := time.Now().Add(-20 * time.Minute)
+				day := route.DatedKey{Day: route.Day(old), Key: route.DayKey{1}}
+				r.keys["west"] = day
+				r.push(r.view())
+				return r.call(must(route.NewSealer(day).Seal(1024, route.Wish{}, old))(r.TB))
+			},
+		},
+		"no route": {
+			why: "an export that is gone", reason: "no_route", answer: alert,
+			do: func(r *rig) *net.TCPConn { return r.call(r.label("west", 2000, route.Wish{})) },
+		},
+		"not for link": {
+			why: "what another peer may reach looks like nothing", reason: "not_for_link", answer: alert,
+			do: func(r *rig) *net.TCPConn { return r.call(r.label("west", 1025, route.Wish{})) },
+		},
+		"no ready endpoint": {
+			why: "there is nobody to hand it to", reason: "no_ready_endpoint", answer: alert,
+			do: func(r *rig) *net.TCPConn {
+				r.push(r.view(&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Id: 1024, Links: []string{"west"}}}}))
+				return r.call(r.label("west", 1024, route.Wish{}))
+			},
+		},
+		"nobody of that name": {
+			why: "a wish for a pod is for that pod", reason: "no_ready_endpoint", answer: alert,
+			do: func(r *rig) *net.TCPConn { return r.call(r.label("west", 1024, route.ForHost("bar-7"))) },
+		},
+		"garbage": {
+			why: "an alert would mean nothing to it", reason: "not_tls", reset: true,
+			do: func(r *rig) *net.TCPConn {
+				c := r.dial()
+				must(c.Write([]byte("GET / HTTP/1.1\r\n\r\n")))(r.TB)
+				return c
+			},
+		},
+		"hello too long": {
+			why: "it is bounded", reason: "hello_too_long", answer: alert,
+			do: func(r *rig) *net.TCPConn {
+				c := r.dial()
+				must(c.Write([]byte{22, 3, 1, 0xff, 0xff}))(r.TB)
+				return c
+			},
+		},
+		"slow hello": {
+			why: "it is bounded in time", reason: "hello_timeout", answer: alert,
+			do: func(r *rig) *net.TCPConn {
+				c := r.dial()
+				must(c.Write(hello(r.TB, r.label("west", 1024, route.Wish{}))[:100]))(r.TB)
+				return c
+			},
+		},
+		"closed": {
+			why: "health checks and port scans", reason: "closed", answer: alert,
+			do: func(r *rig) *net.TCPConn {
+				c := r.dial()
+				c.CloseWrite()
+				return c
+			},
+		},
+		"too many hellos from one source": {
+			why: "who is slow must not take everybody's room", reason: reasonTooManyFrom, answer: alert,
+			tune: func(s *Server) { s.hellos = newPerSource(0) },
+			do:   func(r *rig) *net.TCPConn { return r.dial() }, // nothing of it is read
+		},
+		"expired": {
+			why: "the controller has been away for a day", reason: reasonNotReady, answer: alert,
+			do: func(r *rig) *net.TCPConn {
+				r.server.OnState(home.State{View: r.view(), Expired: true, Revoked: func(string) bool { return false }})
+				return r.call(r.label("west", 1024, route.Wish{}))
+			},
+		},
+		"link revoked": {
+			why: "seen deleted, though the controller still lists it", reason: "unknown_key", answer: alert,
+			do: func(r *rig) *net.TCPConn {
+				r.server.OnState(home.State{View: r.view(), Revoked: func(uid string) bool { return uid == "uid-west" }})
+				return r.call(r.label("west", 1024, route.Wish{}))
+			},
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, 1, tc.tune)
+			c := tc.do(r)
+			got, err := io.ReadAll(c)
+			if tc.reset != errors.Is(err, syscall.ECONNRESET) && (tc.reset || err != nil) {
+				t.Errorf("%s: %v, want a reset: %v", tc.why, err, tc.reset)
+			}
+			if string(got) != string(tc.answer) {
+				t.Errorf("%s: answered % x, want % x", tc.why, got, tc.answer)
+			}
+			r.stop()
+			r.serving.Wait()
+			wantRefused(t, r.server, tc.reason, 1)
+			if n := r.dials.Load(); n != 0 {
+				t.Errorf("%s: %d backends were dialled", tc.why, n)
+			}
+		})
+	}
+}
+
+// wantRefused asserts that a reason and no other was counted.
+func wantRefused(t testing.TB, s *Server, reason string, n float64) {
+	t.Helper()
+	if got := testutil.ToFloat64(s.metrics.refused.WithLabelValues(reason)); got != n {
+		t.Errorf("%s was counted %v times, want %v", reason, got, n)
+	}
+	for _, other := range slices.Concat(route.Reasons(), transport.HelloReasons(),
+		[]string{reasonNotReady, reasonTooMany, reasonTooManyFrom, reasonNoEndpoint, reasonBackend}) {
+		if got := testutil.ToFloat64(s.metrics.refused.WithLabelValues(other)); other != reason && got != 0 {
+			t.Errorf("%s was counted too, %v times", other, got)
+		}
+	}
+}
+
+func TestNoBackendTakesIt(t *testing.T) {
+	r := newRig(t, maxEndpointsTried+2, nil)
+	for _, b := range r.backends {
+		b.close()
+	}
+	got, err := io.ReadAll(r.call(r.label("west", 1024, route.Wish{})))
+	if err != nil || string(got) != string(alert) {
+		t.Errorf("answered % x, %v, want as every other refusal", got, err)
+	}
+	r.stop()
+	r.serving.Wait()
+	wantRefused(t, r.server, reasonBackend, 1)
+	if n := r.dials.Load(); n != maxEndpointsTried {
+		t.Errorf("%d endpoints were tried, want %d", n, maxEndpointsTried)
+	}
+}
+
+func TestRefusesWithoutState(t *testing.T) {
+	r := newRig(t, 0, nil)
+	r.server.state.Store(nil)
+	if err := r.server.ready(t.Context()); err == nil {
+		t.Error("ready without a state")
+	}
+	if got, err := io.ReadAll(r.call(r.label("west", 1024, route.Wish{}))); err != nil || string(got) != string(alert) {
+		t.Errorf("answered % x, %v", got, err)
+	}
+	r.stop()
+	r.serving.Wait()
+	wantRefused(t, r.server, reasonNotReady, 1)
+}
+
+// Whoever has said hello makes room for the next from there.
+func TestHellosFromOneSource(t *testing.T) {
+	r := newRig(t, 1, func(s *Server) { s.hellos = newPerSource(1) })
+	for range 5 {
+		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+	}
+	silent := r.dial()
+	waiting := func() int {
+		r.server.hellos.mu.Lock()
+		defer r.server.hellos.mu.Unlock()
+		return len(r.server.hellos.count)
+	}
+	eventually(t, "the silent one is counted", func() bool { return waiting() == 1 })
+	if got, err := io.ReadAll(r.dial()); err != nil || string(got) != string(alert) {
+		t.Errorf("answered % x, %v", got, err)
+	}
+	silent.Close()
+	eventually(t, "it makes room", func() bool { return waiting() == 0 })
+	wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+}
+
+func eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(tooLong); !is(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("%s: has not happened", what)
+		}
+	}
+}
+
+// A connection keeps the state that it was routed by, as long as its Link lives.
+func TestStateIsReplacedUnderOpenConnections(t *testing.T) {
+	r := newRig(t, 1, nil)
+	west, north := r.call(r.label("west", 1024, route.Wish{})), r.call(r.label("north", 1025, route.Wish{}))
+	wantTalk(t, west)
+	wantTalk(t, north)
+
+	bare := &wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Id: 1024}}}
+	r.push(r.view(bare))
+	wantTalk(t, west)
+	if got, _ := io.ReadAll(r.call(r.label("west", 1024, route.Wish{}))); string(got) != string(alert) {
+		t.Error("a new connection is routed by the old state")
+	}
+
+	broken := &wire.Resource{Body: &wire.Resource_Backend{Backend: &wire.Backend{Name: "agent/broken", Address: "node-7:4144", HopKey: make([]byte, 32)}}}
+	view := r.view(broken)
+	delete(view, "link/west")
+	r.push(view)
+	if _, err := west.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("its Link is gone, even if something else of the view is broken: %v, want a reset", err)
+	}
+	wantTalk(t, north)
+
+	r.server.OnState(home.State{View: view, Expired: true, Revoked: func(string) bool { return false }})
+	wantTalk(t, north)
+	if err := r.server.ready(t.Context()); err == nil {
+		t.Error("ready by an expired state")
+	}
+	r.server.OnState(home.State{View: view, Expired: true, Revoked: func(uid string) bool { return uid == "uid-north" }})
+	if _, err := north.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("its Link was deleted while the state is expired: %v, want a reset", err)
+	}
+}
+
+// A Link made anew under its old name is another Link.
+func TestLinkMadeAnew(t *testing.T) {
+	r := newRig(t, 1, nil)
+	c := r.call(r.label("west", 1024, route.Wish{}))
+	wantTalk(t, c)
+	r.push(r.view(&wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{Name: "west", Uid: "another"}}}))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%v, want a reset", err)
+	}
+}
+
+func TestResetsPass(t *testing.T) {
+	r := newRig(t, 1, nil)
+	c := r.call(r.label("west", 1024, route.Wish{}))
+	wantTalk(t, c)
+	transport.Reset(c)
+	eventually(t, "counted as a reset", func() bool {
+		return testutil.ToFloat64(r.server.metrics.ended.WithLabelValues("reset")) == 1
+	})
+}
+
+func TestServeDrains(t *testing.T) {
+	r := newRig(t, 1, nil)
+	c := r.call(r.label("west", 1024, route.Wish{}))
+	wantTalk(t, c)
+	r.stop()
+	eventually(t, "new connections are refused", func() bool {
+		late, err := net.Dial("tcp", r.ln.Addr().String())
+		if err == nil {
+			late.Close()
+		}
+		return err != nil
+	})
+	wantTalk(t, c) // it is let to its end
+	done := make(chan struct{})
+	go func() { defer close(done); r.serving.Wait() }()
+	select {
+	case <-done:
+		t.Error("Serve returned before its last connection ended")
+	default:
+	}
+	c.Close()
+	<-done
+	if n := len(r.server.conns); n != 0 {
+		t.Errorf("%d connections are kept", n)
+	}
+}
+
+func TestListenerBreaks(t *testing.T) {
+	r := newRig(t, 1, nil)
+	ln := must(net.Listen("tcp", "127.0.0.1:0"))(t).(*net.TCPListener)
+	ln.Close()
+	if err := r.server.Serve(t.Context(), ln); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("%v, want the listener's error", err)
+	}
+}
+
+func TestReady(t *testing.T) {
+	s := NewServer(slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if s.ready(t.Context()) == nil {
+		t.Error("ready without a state")
+	}
+	s.OnState(home.State{View: nodestream.View{}, Revoked: func(string) bool { return false }})
+	if err := s.ready(t.Context()); err != nil {
+		t.Errorf("not ready by a whole state: %v", err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if s.ready(ctx) == nil {
+		t.Error("ready while draining")
+	}
+}

@@ -1,0 +1,319 @@
+package home
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/grpctls"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const tooLong = 20 * time.Second
+
+// api is an API server with Links and one watch.
+type api struct {
+	uids   []string
+	stream *watch.FakeWatcher
+}
+
+func linkObject(uid string) *unstructured.Unstructured {
+	u := &unstructured.Unstructured{Object: map[string]any{}}
+	u.SetUID(types.UID(uid))
+	return u
+}
+
+func (a *api) List(context.Context, metav1.ListOptions) (*unstructured.UnstructuredList, error) {
+	list := &unstructured.UnstructuredList{Object: map[string]any{}}
+	for _, uid := range a.uids {
+		list.Items = append(list.Items, *linkObject(uid))
+	}
+	return list, nil
+}
+
+func (a *api) Watch(context.Context, metav1.ListOptions) (watch.Interface, error) {
+	return a.stream, nil
+}
+
+// controller is a replica of it: a node stream, believed by its root.
+type controller struct {
+	root    *identity.Root
+	hub     nodestream.Hub
+	address string
+}
+
+// Authenticate takes everybody for the agent of n1.
+func (*controller) Authenticate(context.Context, string) (nodestream.Subject, error) {
+	return nodestream.Subject{Role: nodestream.RoleAgent, Node: "n1", PodUID: "p"}, nil
+}
+
+func newController(t *testing.T) *controller {
+	t.Helper()
+	c := &controller{root: must(identity.NewRoot("east-12", time.Now()))(t)}
+	key := must(identity.NewPrivateKey())(t)
+	name := must(identity.NewName("east-12", "causeway-system", identity.ControllerServiceAccount))(t)
+	cred := must(identity.NewCredential(must(c.root.SignController(key.Public(), name, nil, time.Now()))(t), key))(t)
+	sign := func(_ context.Context, _, ns, sa string, csr []byte) ([][]byte, error) {
+		return [][]byte{[]byte(ns + "/" + sa)}, nil
+	}
+	server := nodestream.NewServer(c, &c.hub, sign, nodestream.ServerOptions{})
+	ln := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	c.address = ln.Addr().String()
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: func() (*tls.Config, error) {
+			return identity.ServerTLS(identity.PlaneNode, func(*tls.ClientHelloInfo) (*identity.Credential, error) { return cred, nil }, false, nil), nil
+		}})
+		if err := server.Serve(ctx, ln, creds); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { stop(); serving.Wait() })
+	return c
+}
+
+// identityDir is the ConfigMap as it is mounted.
+func (c *controller) identityDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	cert, _, err := c.root.MarshalPEM()
+	for name, data := range map[string][]byte{"trustDomain": []byte(c.root.TrustDomain() + "\n"), "root.pem": cert, "token": []byte("token")} {
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), data, 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func options(c *controller, dir string, links *api, states chan State) Options {
+	return Options{
+		Controller: c.address, IdentityDir: dir, TokenFile: filepath.Join(dir, "token"), Links: links,
+		Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), OnState: func(s State) { states <- s },
+	}
+}
+
+func linked(t *testing.T, uids ...string) nodestream.View {
+	t.Helper()
+	var resources []*wire.Resource
+	for _, uid := range uids {
+		resources = append(resources, &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{Name: "to-" + uid, Uid: uid}}})
+	}
+	return must(nodestream.NewView(resources...))(t)
+}
+
+func next(t *testing.T, states <-chan State) State {
+	t.Helper()
+	select {
+	case s := <-states:
+		return s
+	case <-time.After(tooLong):
+		t.Fatal("no state comes")
+		return State{}
+	}
+}
+
+// must returns v, or ends the test: must(f())(t).
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func TestFollowsControllerAndLinks(t *testing.T) {
+	c := newController(t)
+	links := &api{uids: []string{"a", "b"}, stream: watch.NewFake()}
+	states := make(chan State, 10)
+	h := must(New(options(c, c.identityDir(t), links, states)))(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- h.Run(ctx) }()
+	if err := c.hub.Publish(nodestream.Agent("n1"), linked(t, "a", "b")); err != nil {
+		t.Fatal(err)
+	}
+	s := next(t, states)
+	if len(s.View) != 2 || s.Expired || s.Revoked("a") || s.Revoked("b") {
+		t.Errorf("first state %+v", s)
+	}
+	if chain, err := h.Sign(t.Context(), "shop", "bar", []byte("csr")); err != nil || string(chain[0]) != "shop/bar" {
+		t.Errorf("signed %q, %v", chain, err)
+	}
+	links.stream.Delete(linkObject("b"))
+	s = next(t, states)
+	if len(s.View) != 2 || s.Revoked("a") || !s.Revoked("b") {
+		t.Errorf("after b was seen deleted: %+v", s)
+	}
+	if err := c.hub.Publish(nodestream.Agent("n1"), linked(t, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if s = next(t, states); len(s.View) != 1 {
+		t.Errorf("newer state %+v", s)
+	}
+	stop()
+	if err := <-ran; err != nil {
+		t.Error(err)
+	}
+}
+
+// The times between states, step by step.
+func TestStates(t *testing.T) {
+	c := newController(t)
+	states := make(chan State, 10)
+	h := must(New(options(c, c.identityDir(t), &api{}, states)))(t)
+	h.again()
+	if len(states) != 0 || len(h.known()) != 0 {
+		t.Error("there is a state before the first view")
+	}
+	h.onView(linked(t, "a"))
+	if s := next(t, states); s.Expired || len(s.View) != 1 {
+		t.Errorf("first: %+v", s)
+	}
+	h.onView(nil)
+	if s := next(t, states); !s.Expired || len(s.View) != 1 || s.Revoked == nil {
+		t.Errorf("expired: %+v", s)
+	}
+	if known := h.known(); len(known) != 1 || known[0] != "a" {
+		t.Errorf("a Link of an expired state can be deleted too: known are %v", known)
+	}
+	h.again()
+	if s := next(t, states); !s.Expired {
+		t.Errorf("a revocation makes an expired state new: %+v", s)
+	}
+	h.onView(linked(t, "a", "b"))
+	if s := next(t, states); s.Expired || len(s.View) != 2 {
+		t.Errorf("the controller is back: %+v", s)
+	}
+}
+
+// Whoever answers at the controller's address must be of the cluster's own root.
+func TestBelievesItsOwnRootAlone(t *testing.T) {
+	c, other := newController(t), newController(t)
+	for why, tc := range map[string]struct {
+		dir  string
+		good bool
+	}{"own root": {c.identityDir(t), true}, "another root of the same name": {other.identityDir(t), false}} {
+		h := must(New(options(c, tc.dir, &api{}, nil)))(t)
+		config := must(h.tls())(t)
+		conn := must(net.Dial("tcp", c.address))(t)
+		err := tls.Client(conn, config).HandshakeContext(t.Context())
+		if (err == nil) != tc.good {
+			t.Errorf("%s: %v", why, err)
+		}
+		if !tc.good && identity.Reason(err) != identity.ReasonUnknownAuthority {
+			t.Errorf("%s: %v, want to know that it is not believed", why, err)
+		}
+		conn.Close()
+	}
+}
+
+func TestReadRoot(t *testing.T) {
+	c := newController(t)
+	for name, tc := range map[string]struct {
+		why   string
+		spoil func(dir string) error
+		says  string
+	}{
+		"not published yet": {"the first start of all", func(dir string) error { return os.Remove(filepath.Join(dir, "trustDomain")) }, "causeway-identity"},
+		"no root":           {"half a ConfigMap", func(dir string) error { return os.Remove(filepath.Join(dir, "root.pem")) }, "root"},
+		"another's": {"a root is its trust domain's", func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "trustDomain"), []byte("west-1"), 0o600)
+		}, "west-1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := c.identityDir(t)
+			if err := tc.spoil(dir); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := readRoot(dir); err == nil || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("%s: %v, want it to name %q", tc.why, err, tc.says)
+			}
+		})
+	}
+}
+
+func TestGuardBoundsWhatComesBeforeProof(t *testing.T) {
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	guarded, proven := Guard(near)
+	go far.Write(make([]byte, transport.MaxUnproven+1))
+	if _, err := io.Copy(io.Discard, guarded); !errors.Is(err, transport.ErrUnproven) {
+		t.Errorf("%v, want a bound", err)
+	}
+	proven()
+	if n, err := guarded.Read(make([]byte, 1)); n != 1 || err != nil {
+		t.Errorf("after the proof: %d, %v", n, err)
+	}
+}
+
+func TestProbes(t *testing.T) {
+	ln := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	address := ln.Addr().String()
+	ln.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	why := errors.New("no complete state yet")
+	served := make(chan error, 1)
+	go func() { served <- ServeProbes(ctx, address, func() error { return why }) }()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	get := func(path string) (int, string) {
+		for {
+			answer, err := client.Get("http://" + address + path)
+			if err != nil {
+				select {
+				case err := <-served:
+					t.Fatal(err)
+				case <-time.After(time.Millisecond):
+				}
+				continue
+			}
+			defer answer.Body.Close()
+			body, _ := io.ReadAll(answer.Body)
+			return answer.StatusCode, strings.TrimSpace(string(body))
+		}
+	}
+	if code, body := get("/readyz"); code != http.StatusServiceUnavailable || body != why.Error() {
+		t.Errorf("not ready: %d, %q", code, body)
+	}
+	if code, _ := get("/healthz"); code != http.StatusOK {
+		t.Errorf("healthy, though not ready: %d", code)
+	}
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAddressInUse(t *testing.T) {
+	ln := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	defer ln.Close()
+	if err := ServeMetrics(t.Context(), ln.Addr().String(), NewRegistry()); err == nil {
+		t.Error("metrics are served nowhere, and nobody is told")
+	}
+}
