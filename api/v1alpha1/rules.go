@@ -42,6 +42,11 @@ type ExportRules struct {
 	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
 }
 
+// All reports whether r narrows nothing. A nil r lets nothing cross.
+func (r *ExportRules) All() bool {
+	return r != nil && r.Services == AllServices && len(r.Namespaces) == 0 && r.NamespaceSelector == nil
+}
+
 // ImportRules say which of a peer's exports are mirrored here, where, and under
 // which names.
 //

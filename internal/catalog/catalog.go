@@ -54,6 +54,9 @@ type Exports struct {
 	List []Export
 	// Problems tells, sorted, what was labelled for export and does not cross, wholly or in part.
 	Problems []Problem
+	// LinkProblems tells, by Link and sorted, what of these its peer would see but
+	// for them, and what is wrong with its export rules.
+	LinkProblems map[string][]Problem
 }
 
 // Export is one exported Service.
@@ -126,14 +129,27 @@ func Build(in Inputs) Exports {
 	b := newBuilder(in)
 	var out Exports
 	for i := range in.Services {
-		if svc := &in.Services[i]; b.labelled(svc) {
-			if e, ok := b.export(svc); ok {
-				out.List = append(out.List, e)
+		svc := &in.Services[i]
+		if !b.labelled(svc) {
+			continue
+		}
+		before := len(b.problems.list)
+		if e, ok := b.export(svc); ok {
+			out.List = append(out.List, e)
+		}
+		if told := b.problems.list[before:]; len(told) > 0 {
+			for _, link := range b.admitting(svc) {
+				b.concern(link, told...)
 			}
 		}
 	}
 	slices.SortFunc(out.List, func(a, b Export) int { return a.Key().Compare(b.Key()) })
 	out.Problems = b.problems.sorted()
+	for link, list := range b.linkProblems {
+		ps := problems{list}
+		b.linkProblems[link] = ps.sorted()
+	}
+	out.LinkProblems = b.linkProblems
 	return out
 }
 
@@ -146,6 +162,8 @@ type builder struct {
 	namespaces map[string]labels.Set
 	rules      []linkRules // sorted by Link
 	problems   problems
+	// linkProblems are those that concern one Link, by Link.
+	linkProblems map[string][]Problem
 }
 
 func newBuilder(in Inputs) *builder {
@@ -172,6 +190,14 @@ func newBuilder(in Inputs) *builder {
 	}
 	b.readRules()
 	return b
+}
+
+// concern tells a Link of problems.
+func (b *builder) concern(link string, told ...Problem) {
+	if b.linkProblems == nil {
+		b.linkProblems = make(map[string][]Problem)
+	}
+	b.linkProblems[link] = append(b.linkProblems[link], told...)
 }
 
 // labelled reports whether svc is to be exported, as far as its owner's word goes.

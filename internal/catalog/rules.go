@@ -64,10 +64,7 @@ func (b *builder) readRules() {
 			err = second
 		}
 		if err != nil {
-			b.problems.list = append(b.problems.list, Problem{
-				Reason:  InvalidSelector,
-				Message: fmt.Sprintf("the export rules of Link %s let nothing cross: %v", l.Name, err),
-			})
+			b.concern(l.Name, Problem{Reason: InvalidSelector, Message: fmt.Sprintf("the Link's export rules let nothing cross: %v", err)})
 			continue
 		}
 		b.rules = append(b.rules, r)

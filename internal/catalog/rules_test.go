@@ -65,10 +65,25 @@ func TestExportRules(t *testing.T) {
 			if len(got.For("north")) != 1 {
 				t.Errorf("one Link's rules are not another's")
 			}
-			if d := cmp.Diff(c.problems, reasonsOf(got.Problems), cmpopts.EquateEmpty()); d != "" {
+			if d := cmp.Diff(c.problems, reasonsOf(got.LinkProblems["west"]), cmpopts.EquateEmpty()); d != "" || len(got.LinkProblems["north"]) > 0 {
 				t.Errorf("%s (-want +got):\n%s", c.why, d)
 			}
 		})
+	}
+}
+
+func TestLinkProblems(t *testing.T) {
+	in := world()
+	in.Services[0].Spec.Ports = append(in.Services[0].Spec.Ports, corev1.ServicePort{Name: "dns", Protocol: "UDP", Port: 53})
+	hidden := linkTo("north")
+	hidden.Spec.Export.Namespaces = []string{"pay"}
+	in.Links = append(in.Links, hidden)
+	got := Build(in)
+	if d := cmp.Diff([]string{ProtocolUnsupported}, reasonsOf(got.Problems)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(map[string][]Problem{"west": got.Problems}, got.LinkProblems); d != "" {
+		t.Errorf("a Link is told of what its peer would see, and of nothing that its rules hide (-want +got):\n%s", d)
 	}
 }
 
