@@ -6,7 +6,7 @@
 // What always holds:
 //   - It decides from objects in hand: no clock, no network, no cluster.
 //   - The same objects in any order give the same Exports, sorted.
-//   - A Service crosses only if it is labelled for export; a mirror, and whatever
+//   - A Service crosses only if its owner exports it, by a label or a ServiceExport; a mirror, and whatever
 //     lies in Causeway's own namespace, never does.
 //   - An endpoint is a live pod of the Service's own namespace that its selector
 //     selects, at that pod's own address. An EndpointSlice can name endpoints, it
@@ -21,10 +21,17 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
+
+// ServiceExportKind is the multi-cluster SIG's word for "export the Service of this
+// name". Nothing but its metadata is read, so that its CRD need not be there and its
+// Go types need not be ours.
+var ServiceExportKind = schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1alpha1", Kind: "ServiceExport"}
 
 // Inputs are the objects that Build decides from. None is changed or kept.
 type Inputs struct {
@@ -38,6 +45,9 @@ type Inputs struct {
 	Pods           []corev1.Pod
 	Links          []v1alpha1.Link
 	ExportPolicies []v1alpha1.ExportPolicy
+	// ServiceExports, of kind ServiceExportKind, export the Services of their names
+	// as the label does. Nil where the cluster has no such kind.
+	ServiceExports []metav1.PartialObjectMetadata
 	// Namespaces are read for their labels alone. Without them no
 	// namespaceSelector of a Link matches.
 	Namespaces []corev1.Namespace
@@ -52,7 +62,7 @@ type Inputs struct {
 type Exports struct {
 	// List is sorted by namespace and name.
 	List []Export
-	// Problems tells, sorted, what was labelled for export and does not cross, wholly or in part.
+	// Problems tells, sorted, what its owner exports and does not cross, wholly or in part.
 	Problems []Problem
 	// LinkProblems tells, by Link and sorted, what of these its peer would see but
 	// for them, and what is wrong with its export rules.
@@ -128,9 +138,13 @@ func (x Exports) For(link string) map[Key]Service {
 func Build(in Inputs) Exports {
 	b := newBuilder(in)
 	var out Exports
+	known := make(map[Key]bool, len(b.exported))
 	for i := range in.Services {
 		svc := &in.Services[i]
-		if !b.labelled(svc) {
+		if k := (Key{svc.Namespace, svc.Name}); b.exported[k] {
+			known[k] = true
+		}
+		if !b.asked(svc) {
 			continue
 		}
 		before := len(b.problems.list)
@@ -141,6 +155,11 @@ func Build(in Inputs) Exports {
 			for _, link := range b.admitting(svc) {
 				b.concern(link, told...)
 			}
+		}
+	}
+	for k := range b.exported {
+		if !known[k] {
+			b.problems.add(k, ServiceMissing, "a ServiceExport of this name stands here and no Service: make the Service or delete the ServiceExport")
 		}
 	}
 	slices.SortFunc(out.List, func(a, b Export) int { return a.Key().Compare(b.Key()) })
@@ -160,7 +179,8 @@ type builder struct {
 	pods       map[string]*corev1.Pod // by UID
 	policies   map[string][]v1alpha1.ExportPolicy
 	namespaces map[string]labels.Set
-	rules      []linkRules // sorted by Link
+	exported   map[Key]bool // by a ServiceExport
+	rules      []linkRules  // sorted by Link
 	problems   problems
 	// linkProblems are those that concern one Link, by Link.
 	linkProblems map[string][]Problem
@@ -173,6 +193,7 @@ func newBuilder(in Inputs) *builder {
 		pods:       make(map[string]*corev1.Pod, len(in.Pods)),
 		policies:   make(map[string][]v1alpha1.ExportPolicy),
 		namespaces: make(map[string]labels.Set, len(in.Namespaces)),
+		exported:   make(map[Key]bool, len(in.ServiceExports)),
 	}
 	for i := range in.EndpointSlices {
 		s := &in.EndpointSlices[i]
@@ -188,6 +209,11 @@ func newBuilder(in Inputs) *builder {
 	for i := range in.Namespaces {
 		b.namespaces[in.Namespaces[i].Name] = in.Namespaces[i].Labels
 	}
+	for i := range in.ServiceExports {
+		if x := &in.ServiceExports[i]; x.DeletionTimestamp.IsZero() {
+			b.exported[Key{x.Namespace, x.Name}] = true
+		}
+	}
 	b.readRules()
 	return b
 }
@@ -200,9 +226,10 @@ func (b *builder) concern(link string, told ...Problem) {
 	b.linkProblems[link] = append(b.linkProblems[link], told...)
 }
 
-// labelled reports whether svc is to be exported, as far as its owner's word goes.
-func (b *builder) labelled(svc *corev1.Service) bool {
-	asked := svc.Labels[v1alpha1.ExportLabel] == "true" || svc.Labels[v1alpha1.LinkerdExportLabel] == "true"
+// asked reports whether svc is to be exported, as far as its owner's word goes.
+func (b *builder) asked(svc *corev1.Service) bool {
+	asked := svc.Labels[v1alpha1.ExportLabel] == "true" || svc.Labels[v1alpha1.LinkerdExportLabel] == "true" ||
+		b.exported[Key{svc.Namespace, svc.Name}]
 	return asked && svc.DeletionTimestamp.IsZero()
 }
 

@@ -33,6 +33,8 @@ const (
 	HostNetworkUnsupported = "HostNetworkUnsupported"
 	// MirrorNotExported: a mirror was labelled for export.
 	MirrorNotExported = "MirrorNotExported"
+	// ServiceMissing: a ServiceExport names no Service.
+	ServiceMissing = "ServiceMissing"
 	// TooManyHostnames: the headless Service has more than MaxHosts named pods.
 	TooManyHostnames = "TooManyHostnames"
 	// MetadataTooLarge: the Service has more labels and annotations than peers are shown.
@@ -69,7 +71,7 @@ const (
 var Reasons = []string{
 	ExternalNameUnsupported, ForeignEndpoint, ForeignIdentity, HostNetworkUnsupported,
 	InvalidAffinity, InvalidHostnames, InvalidMetadata, InvalidName, InvalidPorts, InvalidSelector, MetadataTooLarge, MirrorNotExported,
-	NoPorts, NoTCPPort, OwnNamespace, ProtocolUnsupported, SelectorMissing, TooManyHostnames, TooManyIdentities, TooManyPorts,
+	NoPorts, NoTCPPort, OwnNamespace, ProtocolUnsupported, SelectorMissing, ServiceMissing, TooManyHostnames, TooManyIdentities, TooManyPorts,
 }
 
 // problems gathers Problems. The zero value is empty.
