@@ -131,6 +131,16 @@ func TestQuotaOfHostnames(t *testing.T) {
 	}
 }
 
+func TestNoPodWithoutItsService(t *testing.T) {
+	other := mirrorWant("other")
+	other.MirrorName = "db-east"
+	b, _ := Book{}.AssignMirrors(east(other), wide, noon)
+	b, problems := b.AssignMirrors(east(append(statefulSet("db-0"), other)...), wide, noon)
+	if d := cmp.Diff([]string{"other/"}, slices.Sorted(maps.Keys(byHost(b)))); d != "" || len(problems) != 1 || problems[0].Reason != NameTaken {
+		t.Errorf("a pod's mirror that nothing lists is none: %v (-want +got):\n%s", problems, d)
+	}
+}
+
 func TestShardsKeepPods(t *testing.T) {
 	b, _ := Book{}.AssignMirrors(east(statefulSet("db-0", "db-1")...), wide, noon)
 	again, problems := Load(b.Shards("x"))
