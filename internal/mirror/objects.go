@@ -108,7 +108,9 @@ func endpoint(ip netip.Addr, hostname string, ready bool) discoveryv1.Endpoint {
 // endpointSlice returns the slice of one VIP as it shall be, listing endpoints:
 // have with our own fields set, or a new one if have is nil. owner is the mirror's UID, empty if
 // the mirror is yet to be made.
-func (d Desired) endpointSlice(w Want, vip netip.Addr, owner types.UID, endpoints []discoveryv1.Endpoint, have *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+func (d Desired) endpointSlice(
+	w Want, vip netip.Addr, owner types.UID, endpoints []discoveryv1.Endpoint, have *discoveryv1.EndpointSlice,
+) *discoveryv1.EndpointSlice {
 	slice := &discoveryv1.EndpointSlice{}
 	if have != nil {
 		slice = have.DeepCopy()

@@ -107,7 +107,13 @@ func (c Change) String() string {
 // order of their names, headless ones last, each Service before its slices, then
 // Services deleted.
 func Plan(want Desired, have Have) ([]Change, []Problem) {
-	p := planner{Desired: want, have: have, rules: targets(want.Link), made: make(map[string]bool), companions: make(map[catalog.Key][]Want), wanted: make(map[catalog.Key]Want, len(want.Mirrors)), loose: make(map[catalog.Key]bool)}
+	p := planner{
+		Desired: want, have: have, rules: targets(want.Link),
+		wanted:     make(map[catalog.Key]Want, len(want.Mirrors)),
+		companions: make(map[catalog.Key][]Want),
+		made:       make(map[string]bool),
+		loose:      make(map[catalog.Key]bool),
+	}
 	for _, w := range want.Mirrors {
 		p.wanted[w.key()] = w
 		if w.Entry.Hostname != "" {
