@@ -188,7 +188,7 @@ func TestWantsOfAStatefulSet(t *testing.T) {
 		{Namespace: "shop", Service: "db", Hostname: "db-0", MirrorNamespace: "shop", MirrorName: "db-0-east", Ports: port},
 		{Namespace: "shop", Service: "db", Hostname: "db-1", MirrorNamespace: "shop", MirrorName: "db-1-east", Ports: port},
 	}
-	got, _ := Wants(eastLink(), "causeway-system", Peer{Services: map[catalog.Key]catalog.Service{s.Key(): s}})
+	got, _ := Home{Own: "causeway-system"}.Wants(eastLink(), Peer{Services: map[catalog.Key]catalog.Service{s.Key(): s}})
 	if d := cmp.Diff(want, got.Mirrors); d != "" {
 		t.Errorf("the Service and each of its pods (-want +got):\n%s", d)
 	}

@@ -389,7 +389,7 @@ func TestWants(t *testing.T) {
 			if c.link != nil {
 				c.link(link)
 			}
-			got, problems := Wants(link, "causeway-system", Peer{Services: map[catalog.Key]catalog.Service{c.service.Key(): c.service}})
+			got, problems := Home{Own: "causeway-system"}.Wants(link, Peer{Services: map[catalog.Key]catalog.Service{c.service.Key(): c.service}})
 			var mirrors []string
 			for _, m := range got.Mirrors {
 				mirrors = append(mirrors, m.MirrorNamespace+"/"+m.MirrorName)

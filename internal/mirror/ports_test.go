@@ -28,7 +28,7 @@ func through(t *testing.T, book ledger.Book, services ...catalog.Service) (ledge
 		peer.Services[s.Key()] = valid
 	}
 	link := eastLink()
-	want, _ := Wants(link, "causeway-system", peer)
+	want, _ := Home{Own: "causeway-system"}.Wants(link, peer)
 	book, problems := book.AssignMirrors([]ledger.Peer{want}, wide, time.Unix(1767225600, 0))
 	if len(problems) > 0 {
 		t.Fatal(problems)

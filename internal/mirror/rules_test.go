@@ -265,12 +265,12 @@ func TestCopiesOfALiveMirror(t *testing.T) {
 
 func TestQuotaDefaults(t *testing.T) {
 	link, peer := eastLink(), peerWith(true, "bar")
-	got, _ := Wants(link, "causeway-system", peer)
+	got, _ := Home{Own: "causeway-system"}.Wants(link, peer)
 	if want := (ledger.Quotas{Mirrors: 1000, PerNamespace: 500, Hostnames: 64, VIPPercent: 10}); got.Quotas != want {
 		t.Errorf("a Link without quotas has %+v, want %+v", got.Quotas, want)
 	}
 	link.Spec.Import.Quotas = &v1alpha1.ImportQuotas{Services: 7, VIPPercent: 100}
-	got, _ = Wants(link, "causeway-system", peer)
+	got, _ = Home{Own: "causeway-system"}.Wants(link, peer)
 	if want := (ledger.Quotas{Mirrors: 7, PerNamespace: 500, Hostnames: 64, VIPPercent: 100}); got.Quotas != want {
 		t.Errorf("what is not set is as ever: %+v, want %+v", got.Quotas, want)
 	}
@@ -284,7 +284,7 @@ func TestQuotaOfPorts(t *testing.T) {
 	for most, problems := range map[int32][]string{1: {TooManyPorts}, 2: {ProtocolUnsupported}} {
 		link := eastLink()
 		link.Spec.Import.Quotas = &v1alpha1.ImportQuotas{Ports: most}
-		got, told := Wants(link, "causeway-system", Peer{Services: map[catalog.Key]catalog.Service{k: s}})
+		got, told := Home{Own: "causeway-system"}.Wants(link, Peer{Services: map[catalog.Key]catalog.Service{k: s}})
 		if d := cmp.Diff(problems, reasons(told)); d != "" || (len(got.Mirrors) == 0) != (most == 1) {
 			t.Errorf("%d ports: half a Service would mislead its callers (-want +got):\n%s", most, d)
 		}

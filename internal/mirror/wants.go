@@ -51,11 +51,6 @@ type Home struct {
 	Namespaces map[string]map[string]string
 }
 
-// Wants is Home.Wants for a caller that knows no namespaces' labels.
-func Wants(link *v1alpha1.Link, own string, peer Peer) (ledger.Peer, []Problem) {
-	return Home{Own: own}.Wants(link, peer)
-}
-
 // Wants decides what a Link's rules make of its peer's catalog: what to ask the
 // ledger for, sorted. A Link without import rules wants nothing, whatever has been
 // heard of the peer.
