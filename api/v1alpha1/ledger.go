@@ -26,12 +26,16 @@ type Ledger struct {
 }
 
 // LedgerMirror is what one mirrored Service was given, and what agents need to
-// carry its connections. Sorted by link, namespace, service.
+// carry its connections. Sorted by link, namespace, service, hostname.
 type LedgerMirror struct {
 	// Link, Namespace and Service name the source: the peer and its Service.
 	Link      string `json:"link"`
 	Namespace string `json:"namespace"`
 	Service   string `json:"service"`
+	// Hostname is that of the one pod that the entry is for, of a headless
+	// Service; empty: the entry is for the Service itself.
+	// +optional
+	Hostname string `json:"hostname,omitempty"`
 
 	// MirrorNamespace and MirrorName name the Service made here.
 	MirrorNamespace string `json:"mirrorNamespace"`
@@ -46,6 +50,26 @@ type LedgerMirror struct {
 
 	// Identities are the SPIFFE IDs, one of which the far side must prove.
 	Identities []string `json:"identities,omitempty"`
+
+	// Headless: the mirror lists the mirrors of the Service's named pods. It stays
+	// so while the source has no pods.
+	// +optional
+	Headless bool `json:"headless,omitempty"`
+
+	// SessionAffinitySeconds is for how long the same client is to reach the same
+	// pod; 0: any.
+	// +optional
+	SessionAffinitySeconds int32 `json:"sessionAffinitySeconds,omitempty"`
+
+	// AbsentSince is set while the pod that the entry is for is not there, as when
+	// it is made anew. After five minutes the entry rests.
+	// +optional
+	AbsentSince *metav1.Time `json:"absentSince,omitempty"`
+
+	// Since is when the entry came to life: where there is not room for all, those
+	// who were here first stay. Absent in entries older than this field.
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
 
 	// RestingSince is set while the source is not exported to us. Its VIPs are
 	// given anew 24 hours later at the earliest, the longest-rested first. A

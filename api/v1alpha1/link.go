@@ -60,29 +60,12 @@ type LinkSpec struct {
 	// Export says which of this cluster's exported Services the peer may see
 	// and call. Absent: none.
 	// +optional
-	Export *LinkRules `json:"export,omitempty"`
+	Export *ExportRules `json:"export,omitempty"`
 
 	// Import says which of the peer's exports are mirrored here. Absent: none.
 	// +optional
-	Import *LinkRules `json:"import,omitempty"`
+	Import *ImportRules `json:"import,omitempty"`
 }
-
-// ServiceSelection is a choice of Services.
-// +kubebuilder:validation:Enum=All
-type ServiceSelection string
-
-// AllServices selects every Service that the exporting side has labelled.
-const AllServices ServiceSelection = "All"
-
-// LinkRules narrow what crosses a Link in one direction.
-type LinkRules struct {
-	// Services selects among the labelled Services. All: every one of them.
-	// The label on the Service remains the opt-in.
-	Services ServiceSelection `json:"services"`
-}
-
-// All reports whether r lets every labelled Service cross. A nil r lets none.
-func (r *LinkRules) All() bool { return r != nil && r.Services == AllServices }
 
 // Condition types of a Link. Each is True only once it truly works.
 const (

@@ -16,6 +16,11 @@ const (
 	LinkLabel = "causeway.dev/link"
 	// SourceAnnotation is the source of a mirror, namespace/name in the peer.
 	SourceAnnotation = "causeway.dev/source"
+	// HostnameAnnotation, on the mirror of one named pod, is that pod's name.
+	HostnameAnnotation = "causeway.dev/hostname"
+	// CopiedAnnotation lists the keys of labels and annotations that a mirror has
+	// from its source, so that they go when the source loses them.
+	CopiedAnnotation = "causeway.dev/copied"
 	// VersionAnnotation is the version of Causeway that last wrote a mirror.
 	VersionAnnotation = "causeway.dev/version"
 )

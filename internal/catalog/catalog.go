@@ -6,13 +6,13 @@
 // What always holds:
 //   - It decides from objects in hand: no clock, no network, no cluster.
 //   - The same objects in any order give the same Exports, sorted.
-//   - A Service crosses only if it is labelled for export; a mirror, and whatever
+//   - A Service crosses only if its owner exports it, by a label or a ServiceExport; a mirror, and whatever
 //     lies in Causeway's own namespace, never does.
 //   - An endpoint is a live pod of the Service's own namespace that its selector
 //     selects, at that pod's own address. An EndpointSlice can name endpoints, it
 //     cannot make them.
 //   - A peer is shown only what its Link's export rules admit, only ports that
-//     have a route, and never an address.
+//     have a route, never an address, and no label of Causeway's or Linkerd's.
 package catalog
 
 import (
@@ -21,9 +21,17 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
+
+// ServiceExportKind is the multi-cluster SIG's word for "export the Service of this
+// name". Nothing but its metadata is read, so that its CRD need not be there and its
+// Go types need not be ours.
+var ServiceExportKind = schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1alpha1", Kind: "ServiceExport"}
 
 // Inputs are the objects that Build decides from. None is changed or kept.
 type Inputs struct {
@@ -37,6 +45,12 @@ type Inputs struct {
 	Pods           []corev1.Pod
 	Links          []v1alpha1.Link
 	ExportPolicies []v1alpha1.ExportPolicy
+	// ServiceExports, of kind ServiceExportKind, export the Services of their names
+	// as the label does. Nil where the cluster has no such kind.
+	ServiceExports []metav1.PartialObjectMetadata
+	// Namespaces are read for their labels alone. Without them no
+	// namespaceSelector of a Link matches.
+	Namespaces []corev1.Namespace
 
 	// Agents holds the address of the agent of each node that has a ready one.
 	Agents map[string]string
@@ -48,8 +62,11 @@ type Inputs struct {
 type Exports struct {
 	// List is sorted by namespace and name.
 	List []Export
-	// Problems tells, sorted, what was labelled for export and does not cross, wholly or in part.
+	// Problems tells, sorted, what its owner exports and does not cross, wholly or in part.
 	Problems []Problem
+	// LinkProblems tells, by Link and sorted, what of these its peer would see but
+	// for them, and what is wrong with its export rules.
+	LinkProblems map[string][]Problem
 }
 
 // Export is one exported Service.
@@ -65,6 +82,12 @@ type Export struct {
 	Ready                  bool
 	SessionAffinity        Affinity
 	SessionAffinitySeconds uint32
+	// Headless: the Service has no address of its own. Hosts are its pods that have
+	// a name in DNS, sorted.
+	Headless bool
+	Hosts    []Host
+	// Labels and Annotations are those that peers may see.
+	Labels, Annotations map[string]string
 	// Links are the names of the Links whose export rules admit it, sorted.
 	Links []string
 	// Policies are those that select it, sorted by name. None: whom the Links admit.
@@ -93,6 +116,7 @@ func (e Export) Service() Service {
 	return Service{
 		Namespace: e.Namespace, Name: e.Name, Ports: ports, Identities: e.Identities, Ready: e.Ready,
 		SessionAffinity: e.SessionAffinity, SessionAffinitySeconds: e.SessionAffinitySeconds,
+		Headless: e.Headless, Hosts: e.Hosts, Labels: e.Labels, Annotations: e.Annotations,
 	}
 }
 
@@ -114,34 +138,62 @@ func (x Exports) For(link string) map[Key]Service {
 func Build(in Inputs) Exports {
 	b := newBuilder(in)
 	var out Exports
+	known := make(map[Key]bool, len(b.exported))
 	for i := range in.Services {
-		if svc := &in.Services[i]; b.labelled(svc) {
-			if e, ok := b.export(svc); ok {
-				out.List = append(out.List, e)
+		svc := &in.Services[i]
+		if k := (Key{svc.Namespace, svc.Name}); b.exported[k] {
+			known[k] = true
+		}
+		if !b.asked(svc) {
+			continue
+		}
+		before := len(b.problems.list)
+		if e, ok := b.export(svc); ok {
+			out.List = append(out.List, e)
+		}
+		if told := b.problems.list[before:]; len(told) > 0 {
+			for _, link := range b.admitting(svc) {
+				b.concern(link, told...)
 			}
+		}
+	}
+	for k := range b.exported {
+		if !known[k] {
+			b.problems.add(k, ServiceMissing, "a ServiceExport of this name stands here and no Service: make the Service or delete the ServiceExport")
 		}
 	}
 	slices.SortFunc(out.List, func(a, b Export) int { return a.Key().Compare(b.Key()) })
 	out.Problems = b.problems.sorted()
+	for link, list := range b.linkProblems {
+		ps := problems{list}
+		b.linkProblems[link] = ps.sorted()
+	}
+	out.LinkProblems = b.linkProblems
 	return out
 }
 
 // builder holds the indexes of one Build.
 type builder struct {
 	Inputs
-	slices   map[Key][]*discoveryv1.EndpointSlice
-	pods     map[string]*corev1.Pod // by UID
-	policies map[string][]v1alpha1.ExportPolicy
-	links    []string
-	problems problems
+	slices     map[Key][]*discoveryv1.EndpointSlice
+	pods       map[string]*corev1.Pod // by UID
+	policies   map[string][]v1alpha1.ExportPolicy
+	namespaces map[string]labels.Set
+	exported   map[Key]bool // by a ServiceExport
+	rules      []linkRules  // sorted by Link
+	problems   problems
+	// linkProblems are those that concern one Link, by Link.
+	linkProblems map[string][]Problem
 }
 
 func newBuilder(in Inputs) *builder {
 	b := &builder{
-		Inputs:   in,
-		slices:   make(map[Key][]*discoveryv1.EndpointSlice, len(in.EndpointSlices)),
-		pods:     make(map[string]*corev1.Pod, len(in.Pods)),
-		policies: make(map[string][]v1alpha1.ExportPolicy),
+		Inputs:     in,
+		slices:     make(map[Key][]*discoveryv1.EndpointSlice, len(in.EndpointSlices)),
+		pods:       make(map[string]*corev1.Pod, len(in.Pods)),
+		policies:   make(map[string][]v1alpha1.ExportPolicy),
+		namespaces: make(map[string]labels.Set, len(in.Namespaces)),
+		exported:   make(map[Key]bool, len(in.ServiceExports)),
 	}
 	for i := range in.EndpointSlices {
 		s := &in.EndpointSlices[i]
@@ -154,18 +206,30 @@ func newBuilder(in Inputs) *builder {
 	for _, p := range in.ExportPolicies {
 		b.policies[p.Namespace] = append(b.policies[p.Namespace], p)
 	}
-	for _, l := range in.Links {
-		if l.DeletionTimestamp.IsZero() && l.Spec.Export.All() {
-			b.links = append(b.links, l.Name)
+	for i := range in.Namespaces {
+		b.namespaces[in.Namespaces[i].Name] = in.Namespaces[i].Labels
+	}
+	for i := range in.ServiceExports {
+		if x := &in.ServiceExports[i]; x.DeletionTimestamp.IsZero() {
+			b.exported[Key{x.Namespace, x.Name}] = true
 		}
 	}
-	slices.Sort(b.links)
+	b.readRules()
 	return b
 }
 
-// labelled reports whether svc is to be exported, as far as its owner's word goes.
-func (b *builder) labelled(svc *corev1.Service) bool {
-	asked := svc.Labels[v1alpha1.ExportLabel] == "true" || svc.Labels[v1alpha1.LinkerdExportLabel] == "true"
+// concern tells a Link of problems.
+func (b *builder) concern(link string, told ...Problem) {
+	if b.linkProblems == nil {
+		b.linkProblems = make(map[string][]Problem)
+	}
+	b.linkProblems[link] = append(b.linkProblems[link], told...)
+}
+
+// asked reports whether svc is to be exported, as far as its owner's word goes.
+func (b *builder) asked(svc *corev1.Service) bool {
+	asked := svc.Labels[v1alpha1.ExportLabel] == "true" || svc.Labels[v1alpha1.LinkerdExportLabel] == "true" ||
+		b.exported[Key{svc.Namespace, svc.Name}]
 	return asked && svc.DeletionTimestamp.IsZero()
 }
 
@@ -186,9 +250,14 @@ func (b *builder) export(svc *corev1.Service) (Export, bool) {
 	case len(e.OtherPorts) > 0:
 		b.problems.add(e.Key(), ProtocolUnsupported, "only the Service's TCP ports are carried")
 	}
-	e.Links = b.links
+	var whole bool
+	if e.Labels, e.Annotations, whole = shownMetadata(svc.Labels, svc.Annotations); !whole {
+		b.problems.add(e.Key(), MetadataTooLarge, "linked clusters are shown only %d KiB of the Service's labels and annotations: shorten them", maxMetadata>>10)
+	}
+	e.Links = b.admitting(svc)
 	e.Policies = PoliciesFor(svc.Namespace, svc.Name, b.policies[svc.Namespace])
 	e.SessionAffinity, e.SessionAffinitySeconds = affinity(svc)
+	e.Headless = svc.Spec.ClusterIP == corev1.ClusterIPNone
 	b.addEndpoints(&e, svc)
 	return e, true
 }
@@ -204,8 +273,6 @@ func (b *builder) refusal(svc *corev1.Service) (reason, message string) {
 		return ExternalNameUnsupported, "a Service of type ExternalName has no pods and cannot be exported: make a ClusterIP Service"
 	case len(svc.Spec.Ports) == 0:
 		return NoPorts, "the Service has no ports: name at least one TCP port"
-	case svc.Spec.ClusterIP == corev1.ClusterIPNone:
-		return HeadlessUnsupported, "headless Services are not exported yet: make a ClusterIP Service beside it and export that"
 	}
 	return "", ""
 }

@@ -72,7 +72,7 @@ func sliceOf(service, uid, ip string) discoveryv1.EndpointSlice {
 
 func linkTo(name string) v1alpha1.Link {
 	l := v1alpha1.Link{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	l.Spec.Export = &v1alpha1.LinkRules{Services: v1alpha1.AllServices}
+	l.Spec.Export = &v1alpha1.ExportRules{Services: v1alpha1.AllServices}
 	return l
 }
 
@@ -152,7 +152,7 @@ func TestExported(t *testing.T) {
 			change: service(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }), problems: []string{ExternalNameUnsupported},
 		},
 		"no ports":  {why: "there is nothing to call", change: ports(), problems: []string{NoPorts}},
-		"headless":  {why: "not yet, and said so", change: service(func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }), problems: []string{HeadlessUnsupported}},
+		"headless":  {why: "the importer needs no address of ours", change: service(func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }), exported: true, seen: true},
 		"udp alone": {why: "only TCP is carried", change: ports(corev1.ServicePort{Protocol: "UDP", Port: 53}), problems: []string{NoTCPPort}},
 		"udp beside tcp": {
 			why:    "the TCP port is carried, the other told",
@@ -177,6 +177,52 @@ func TestExported(t *testing.T) {
 				if _, problems := s.Validate("east.1"); len(problems) > 0 {
 					t.Errorf("a peer would not believe it: %v", problems)
 				}
+			}
+		})
+	}
+}
+
+func TestServiceExport(t *testing.T) {
+	export := func(namespace, name string) metav1.PartialObjectMetadata {
+		return metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+	}
+	going := export("shop", "bar")
+	going.DeletionTimestamp = ptr(metav1.Now())
+	cases := map[string]struct {
+		why      string
+		labels   map[string]string
+		exports  []metav1.PartialObjectMetadata
+		change   func(*Inputs)
+		seen     bool
+		problems []string
+	}{
+		"neither":                 {why: "nobody has asked"},
+		"a ServiceExport":         {why: "it asks as the label does", exports: []metav1.PartialObjectMetadata{export("shop", "bar")}, seen: true},
+		"both":                    {why: "once is enough", labels: map[string]string{v1alpha1.ExportLabel: "true"}, exports: []metav1.PartialObjectMetadata{export("shop", "bar")}, seen: true},
+		"being deleted":           {why: "the word is taken back", exports: []metav1.PartialObjectMetadata{going}},
+		"being deleted, labelled": {why: "the label still asks", labels: map[string]string{v1alpha1.ExportLabel: "true"}, exports: []metav1.PartialObjectMetadata{going}, seen: true},
+		"another namespace":       {why: "it is for the Service beside it", exports: []metav1.PartialObjectMetadata{export("pay", "bar")}, problems: []string{ServiceMissing}},
+		"no Service":              {why: "a name misspelt is told", exports: []metav1.PartialObjectMetadata{export("shop", "baz")}, problems: []string{ServiceMissing}},
+		"a mirror": {
+			why: "a peer's Service is not ours to give on, whoever asks", exports: []metav1.PartialObjectMetadata{export("shop", "bar")},
+			change: func(in *Inputs) {
+				in.Services[0].Labels = map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "west"}
+			}, problems: []string{MirrorNotExported},
+		},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			in := world()
+			in.Services[0].Labels, in.ServiceExports = c.labels, c.exports
+			if c.change != nil {
+				c.change(&in)
+			}
+			got := Build(in)
+			if seen := len(got.For("west")) == 1; seen != c.seen {
+				t.Errorf("%s: the peer sees it: %v", c.why, seen)
+			}
+			if d := cmp.Diff(c.problems, reasonsOf(got.Problems), cmpopts.EquateEmpty()); d != "" {
+				t.Errorf("%s (-want +got):\n%s", c.why, d)
 			}
 		})
 	}

@@ -16,6 +16,8 @@ import (
 type Endpoint struct {
 	PodUID string
 	Node   string
+	// Host is the pod's name below the Service in DNS; empty: it has none.
+	Host string
 	// IP is the address that the Service's EndpointSlice and the pod agree on.
 	IP netip.Addr
 	// Ready: Kubernetes says so, the pod is not going away, and its node has a ready agent.
@@ -51,6 +53,9 @@ func (b *builder) addEndpoints(e *Export, svc *corev1.Service) {
 	}
 	e.Endpoints = slices.SortedFunc(maps.Values(pods.found), func(x, y Endpoint) int { return strings.Compare(x.PodUID, y.PodUID) })
 	e.Ready = slices.ContainsFunc(e.Endpoints, func(x Endpoint) bool { return x.Ready })
+	if e.Headless {
+		b.addHosts(e)
+	}
 	for name := range pods.accounts {
 		e.Identities = append(e.Identities, "spiffe://"+b.TrustDomain+"/ns/"+svc.Namespace+"/sa/"+name)
 	}
@@ -84,7 +89,7 @@ func (b *builder) addEndpoint(pods *backing, ep *discoveryv1.Endpoint) {
 	if !own || pod.Spec.NodeName == "" || finished(pod) {
 		return
 	}
-	x := Endpoint{PodUID: string(pod.UID), Node: pod.Spec.NodeName, IP: ip, Targets: targets(pods.svc, pod)}
+	x := Endpoint{PodUID: string(pod.UID), Node: pod.Spec.NodeName, Host: hostOf(pods.svc, pod), IP: ip, Targets: targets(pods.svc, pod)}
 	_, agent := b.Agents[x.Node]
 	x.Ready = agent && (ep.Conditions.Ready == nil || *ep.Conditions.Ready) && pod.DeletionTimestamp.IsZero()
 	if y, twice := pods.found[x.PodUID]; twice { // as in a dual-stack Service's two slices
@@ -93,6 +98,34 @@ func (b *builder) addEndpoint(pods *backing, ep *discoveryv1.Endpoint) {
 	}
 	pods.found[x.PodUID] = x
 	pods.accounts[account(pod)] = true
+}
+
+// hostOf is the name that DNS has for a pod below a headless Service, as the pods
+// of a StatefulSet have one. It is the pod's own word: an EndpointSlice's is not asked.
+func hostOf(svc *corev1.Service, pod *corev1.Pod) string {
+	if svc.Spec.ClusterIP != corev1.ClusterIPNone || pod.Spec.Subdomain != svc.Name || !isLabel(pod.Spec.Hostname) {
+		return ""
+	}
+	return pod.Spec.Hostname
+}
+
+// addHosts fills in the names of e's endpoints. Of two pods of one name, as when
+// one is going and the next has come, a ready one speaks for both.
+func (b *builder) addHosts(e *Export) {
+	ready := make(map[string]bool)
+	for _, x := range e.Endpoints {
+		if x.Host != "" {
+			ready[x.Host] = ready[x.Host] || x.Ready
+		}
+	}
+	names := slices.Sorted(maps.Keys(ready))
+	if len(names) > MaxHosts {
+		b.problems.add(e.Key(), TooManyHostnames, "the Service has more than %d named pods: the others cannot be called by name", MaxHosts)
+		names = names[:MaxHosts]
+	}
+	for _, name := range names {
+		e.Hosts = append(e.Hosts, Host{Name: name, Ready: ready[name]})
+	}
 }
 
 func (b *builder) foreign(k Key) {

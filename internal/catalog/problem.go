@@ -17,8 +17,6 @@ type Problem = v1alpha1.ServiceProblem
 const (
 	// ExternalNameUnsupported: a Service of type ExternalName has no pods.
 	ExternalNameUnsupported = "ExternalNameUnsupported"
-	// HeadlessUnsupported: a headless Service was labelled for export.
-	HeadlessUnsupported = "HeadlessUnsupported"
 	// NoPorts: the Service has no port.
 	NoPorts = "NoPorts"
 	// NoTCPPort: the Service has ports, but none that is TCP.
@@ -35,6 +33,12 @@ const (
 	HostNetworkUnsupported = "HostNetworkUnsupported"
 	// MirrorNotExported: a mirror was labelled for export.
 	MirrorNotExported = "MirrorNotExported"
+	// ServiceMissing: a ServiceExport names no Service.
+	ServiceMissing = "ServiceMissing"
+	// TooManyHostnames: the headless Service has more than MaxHosts named pods.
+	TooManyHostnames = "TooManyHostnames"
+	// MetadataTooLarge: the Service has more labels and annotations than peers are shown.
+	MetadataTooLarge = "MetadataTooLarge"
 	// OwnNamespace: a Service of Causeway's own namespace was labelled for export.
 	OwnNamespace = "OwnNamespace"
 )
@@ -43,6 +47,8 @@ const (
 const (
 	// TooManyIdentities: more than MaxIdentities ServiceAccounts back the Service.
 	TooManyIdentities = "TooManyIdentities"
+	// InvalidSelector: the rules of a Link have a selector that cannot be read.
+	InvalidSelector = "InvalidSelector"
 )
 
 // Reasons of a Problem on the importing side.
@@ -53,15 +59,19 @@ const (
 	InvalidPorts = "InvalidPorts"
 	// InvalidAffinity: the peer's Service has an unknown session affinity.
 	InvalidAffinity = "InvalidAffinity"
+	// InvalidHostnames: the peer's Service has named pods that none can have.
+	InvalidHostnames = "InvalidHostnames"
+	// InvalidMetadata: the peer's Service has labels or annotations that none can have.
+	InvalidMetadata = "InvalidMetadata"
 	// ForeignIdentity: the peer names identities that it cannot vouch for.
 	ForeignIdentity = "ForeignIdentity"
 )
 
 // Reasons is the closed list of what a Problem of this package may be, sorted.
 var Reasons = []string{
-	ExternalNameUnsupported, ForeignEndpoint, ForeignIdentity, HeadlessUnsupported, HostNetworkUnsupported,
-	InvalidAffinity, InvalidName, InvalidPorts, MirrorNotExported, NoPorts, NoTCPPort, OwnNamespace,
-	ProtocolUnsupported, SelectorMissing, TooManyIdentities, TooManyPorts,
+	ExternalNameUnsupported, ForeignEndpoint, ForeignIdentity, HostNetworkUnsupported,
+	InvalidAffinity, InvalidHostnames, InvalidMetadata, InvalidName, InvalidPorts, InvalidSelector, MetadataTooLarge, MirrorNotExported,
+	NoPorts, NoTCPPort, OwnNamespace, ProtocolUnsupported, SelectorMissing, ServiceMissing, TooManyHostnames, TooManyIdentities, TooManyPorts,
 }
 
 // problems gathers Problems. The zero value is empty.

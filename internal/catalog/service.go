@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -16,6 +17,7 @@ import (
 const (
 	MaxPorts      = 16
 	MaxIdentities = 64
+	MaxHosts      = 256
 	// FirstRoute is the lowest route id of a Service; those below are Causeway's own.
 	FirstRoute = 1024
 	// maxAffinitySeconds is Kubernetes' own bound: one day.
@@ -67,6 +69,19 @@ type Service struct {
 	SessionAffinity Affinity
 	// SessionAffinitySeconds is 0 unless SessionAffinity is AffinityClientIP.
 	SessionAffinitySeconds uint32
+	// Headless: the Service has no address of its own. Hosts are its pods that have
+	// a name in DNS, sorted by name; none if it is not headless.
+	Headless bool
+	Hosts    []Host
+	// Labels and Annotations are the Service's own, without those that never cross.
+	Labels, Annotations map[string]string
+}
+
+// Host is one pod of a headless Service that has a name there.
+type Host struct {
+	// Name is a DNS label, which HOST.SERVICE has in DNS.
+	Name  string
+	Ready bool
 }
 
 // Port is one port of a Service.
@@ -95,7 +110,9 @@ func (s Service) IsZero() bool { return s.Name == "" }
 func (s Service) Equal(o Service) bool {
 	return s.Namespace == o.Namespace && s.Name == o.Name && s.Ready == o.Ready &&
 		s.SessionAffinity == o.SessionAffinity && s.SessionAffinitySeconds == o.SessionAffinitySeconds &&
-		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Identities, o.Identities)
+		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Identities, o.Identities) &&
+		s.Headless == o.Headless && slices.Equal(s.Hosts, o.Hosts) &&
+		maps.Equal(s.Labels, o.Labels) && maps.Equal(s.Annotations, o.Annotations)
 }
 
 // Validate returns what may be believed of s, as said by a peer that vouches for
@@ -112,8 +129,13 @@ func (s Service) Validate(trustDomain string) (Service, []Problem) {
 		ps.add(s.Key(), InvalidPorts, "the peer exports the Service with ports that no Service can have: %v", err)
 		return Service{}, ps.sorted()
 	}
-	out := Service{Namespace: s.Namespace, Name: s.Name, Ports: ports, Ready: s.Ready}
+	out := Service{Namespace: s.Namespace, Name: s.Name, Ports: ports, Ready: s.Ready, Headless: s.Headless}
+	out.Hosts = s.validHosts(&ps)
 	out.Identities = s.validIdentities(trustDomain, &ps)
+	var whole bool
+	if out.Labels, out.Annotations, whole = validMetadata(s.Labels, s.Annotations); !whole {
+		ps.add(s.Key(), InvalidMetadata, "some labels or annotations that the peer tells are none that Kubernetes takes, or too many: they are ignored")
+	}
 	switch seconds := s.SessionAffinitySeconds; {
 	case s.SessionAffinity == AffinityNone && seconds == 0:
 	case s.SessionAffinity == AffinityClientIP && seconds >= 1 && seconds <= maxAffinitySeconds:
@@ -146,6 +168,22 @@ func (s Service) validIdentities(trustDomain string, ps *problems) []string {
 	if len(valid) == 0 {
 		return nil
 	}
+	return valid
+}
+
+func (s Service) validHosts(ps *problems) []Host {
+	var valid []Host
+	seen := make(map[string]bool, min(len(s.Hosts), MaxHosts))
+	for _, h := range s.Hosts {
+		if s.Headless && isLabel(h.Name) && !seen[h.Name] && len(valid) < MaxHosts {
+			seen[h.Name] = true
+			valid = append(valid, h)
+		}
+	}
+	if len(valid) < len(s.Hosts) {
+		ps.add(s.Key(), InvalidHostnames, "the peer names pods of the Service that cannot be, or too many: they are ignored")
+	}
+	slices.SortFunc(valid, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
 	return valid
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
 // told is a Service that a peer of trust domain east.1 may tell.
@@ -28,6 +30,9 @@ func TestValidate(t *testing.T) {
 	port := func(change func(*Port)) func(*Service) {
 		return func(s *Service) { change(&s.Ports[0]) }
 	}
+	hosts := func(hosts ...Host) func(*Service) {
+		return func(s *Service) { s.Headless, s.Hosts = true, hosts }
+	}
 	identity := func(id string) func(*Service) {
 		return func(s *Service) { s.Identities = append(s.Identities, id) }
 	}
@@ -37,37 +42,41 @@ func TestValidate(t *testing.T) {
 		refused bool
 		reason  string
 	}{
-		"plain":             {why: "it is believed whole", change: func(*Service) {}},
-		"no identities":     {why: "a Service without pods has none", change: func(s *Service) { s.Identities = nil }},
-		"not ready":         {why: "that is no fault", change: func(s *Service) { s.Ready = false }},
-		"one unnamed port":  {why: "as in Kubernetes", change: func(s *Service) { s.Ports = s.Ports[:1]; s.Ports[0].Name = "" }},
-		"no route":          {why: "a port may not be carried yet", change: port(func(p *Port) { p.Route = 0 })},
-		"namespace":         {why: "it becomes part of a path", change: func(s *Service) { s.Namespace = "../x" }, refused: true, reason: InvalidName},
-		"name":              {why: "no Service has it", change: func(s *Service) { s.Name = "Bar" }, refused: true, reason: InvalidName},
-		"long name":         {why: "no Service has it", change: func(s *Service) { s.Name = strings.Repeat("a", 64) }, refused: true, reason: InvalidName},
-		"no name":           {why: "no Service has it", change: func(s *Service) { s.Name = "" }, refused: true, reason: InvalidName},
-		"no ports":          {why: "there is nothing to call", change: func(s *Service) { s.Ports = nil }, refused: true, reason: InvalidPorts},
-		"17 ports":          {why: "a mirror has so many listeners only", change: func(s *Service) { s.Ports = manyPorts(17) }, refused: true, reason: InvalidPorts},
-		"16 ports":          {why: "the bound itself is allowed", change: func(s *Service) { s.Ports = manyPorts(16) }},
-		"port 0":            {why: "no Service has it", change: port(func(p *Port) { p.Port = 0 }), refused: true, reason: InvalidPorts},
-		"a name twice":      {why: "a name is a port's for life", change: port(func(p *Port) { p.Name = "dns" }), refused: true, reason: InvalidPorts},
-		"unnamed of two":    {why: "no Service has it", change: port(func(p *Port) { p.Name = "" }), refused: true, reason: InvalidPorts},
-		"a number twice":    {why: "no Service has it", change: func(s *Service) { s.Ports[1].Protocol = "TCP" }, refused: true, reason: InvalidPorts},
-		"a port's name":     {why: "no Service has it", change: port(func(p *Port) { p.Name = "h\x00" }), refused: true, reason: InvalidPorts},
-		"appProtocol":       {why: "no Service has it", change: port(func(p *Port) { p.AppProtocol = "a b" }), refused: true, reason: InvalidPorts},
-		"protocol":          {why: "no Service has it", change: port(func(p *Port) { p.Protocol = "tcp" }), refused: true, reason: InvalidPorts},
-		"the catalog route": {why: "a mirror must not lead to the peer's controller", change: port(func(p *Port) { p.Route = 1023 }), refused: true, reason: InvalidPorts},
-		"a route twice":     {why: "two ports are two routes", change: func(s *Service) { s.Ports[1] = Port{Name: "b", Protocol: "TCP", Port: 81, Route: 1024} }, refused: true, reason: InvalidPorts},
-		"a route for UDP":   {why: "only TCP is carried", change: func(s *Service) { s.Ports[1].Route = 1025 }, refused: true, reason: InvalidPorts},
-		"our identity":      {why: "a peer vouches for its own trust domain only", change: identity("spiffe://west.1/ns/shop/sa/bar"), reason: ForeignIdentity},
-		"a longer domain":   {why: "a prefix is not the whole", change: identity("spiffe://east.11/ns/shop/sa/bar"), reason: ForeignIdentity},
-		"another namespace": {why: "accounts of the Service's own namespace alone", change: identity("spiffe://east.1/ns/pay/sa/bar"), reason: ForeignIdentity},
-		"a longer path":     {why: "it is no ServiceAccount", change: identity("spiffe://east.1/ns/shop/sa/bar/x"), reason: ForeignIdentity},
-		"no account":        {why: "it is no ServiceAccount", change: identity("spiffe://east.1/ns/shop/sa/"), reason: ForeignIdentity},
-		"no SPIFFE ID":      {why: "it is no identity at all", change: identity("https://east.1/ns/shop/sa/bar"), reason: ForeignIdentity},
-		"affinity":          {why: "Kubernetes knows no other", change: func(s *Service) { s.SessionAffinity = 7 }, reason: InvalidAffinity},
-		"affinity for ever": {why: "a day is the most", change: func(s *Service) { s.SessionAffinitySeconds = 86401 }, reason: InvalidAffinity},
-		"seconds of none":   {why: "they mean nothing", change: func(s *Service) { s.SessionAffinity = AffinityNone }, reason: InvalidAffinity},
+		"plain":                {why: "it is believed whole", change: func(*Service) {}},
+		"no identities":        {why: "a Service without pods has none", change: func(s *Service) { s.Identities = nil }},
+		"not ready":            {why: "that is no fault", change: func(s *Service) { s.Ready = false }},
+		"one unnamed port":     {why: "as in Kubernetes", change: func(s *Service) { s.Ports = s.Ports[:1]; s.Ports[0].Name = "" }},
+		"no route":             {why: "a port may not be carried yet", change: port(func(p *Port) { p.Route = 0 })},
+		"namespace":            {why: "it becomes part of a path", change: func(s *Service) { s.Namespace = "../x" }, refused: true, reason: InvalidName},
+		"name":                 {why: "no Service has it", change: func(s *Service) { s.Name = "Bar" }, refused: true, reason: InvalidName},
+		"long name":            {why: "no Service has it", change: func(s *Service) { s.Name = strings.Repeat("a", 64) }, refused: true, reason: InvalidName},
+		"no name":              {why: "no Service has it", change: func(s *Service) { s.Name = "" }, refused: true, reason: InvalidName},
+		"no ports":             {why: "there is nothing to call", change: func(s *Service) { s.Ports = nil }, refused: true, reason: InvalidPorts},
+		"17 ports":             {why: "a mirror has so many listeners only", change: func(s *Service) { s.Ports = manyPorts(17) }, refused: true, reason: InvalidPorts},
+		"16 ports":             {why: "the bound itself is allowed", change: func(s *Service) { s.Ports = manyPorts(16) }},
+		"port 0":               {why: "no Service has it", change: port(func(p *Port) { p.Port = 0 }), refused: true, reason: InvalidPorts},
+		"a name twice":         {why: "a name is a port's for life", change: port(func(p *Port) { p.Name = "dns" }), refused: true, reason: InvalidPorts},
+		"unnamed of two":       {why: "no Service has it", change: port(func(p *Port) { p.Name = "" }), refused: true, reason: InvalidPorts},
+		"a number twice":       {why: "no Service has it", change: func(s *Service) { s.Ports[1].Protocol = "TCP" }, refused: true, reason: InvalidPorts},
+		"a port's name":        {why: "no Service has it", change: port(func(p *Port) { p.Name = "h\x00" }), refused: true, reason: InvalidPorts},
+		"appProtocol":          {why: "no Service has it", change: port(func(p *Port) { p.AppProtocol = "a b" }), refused: true, reason: InvalidPorts},
+		"protocol":             {why: "no Service has it", change: port(func(p *Port) { p.Protocol = "tcp" }), refused: true, reason: InvalidPorts},
+		"the catalog route":    {why: "a mirror must not lead to the peer's controller", change: port(func(p *Port) { p.Route = 1023 }), refused: true, reason: InvalidPorts},
+		"a route twice":        {why: "two ports are two routes", change: func(s *Service) { s.Ports[1] = Port{Name: "b", Protocol: "TCP", Port: 81, Route: 1024} }, refused: true, reason: InvalidPorts},
+		"a route for UDP":      {why: "only TCP is carried", change: func(s *Service) { s.Ports[1].Route = 1025 }, refused: true, reason: InvalidPorts},
+		"our identity":         {why: "a peer vouches for its own trust domain only", change: identity("spiffe://west.1/ns/shop/sa/bar"), reason: ForeignIdentity},
+		"a longer domain":      {why: "a prefix is not the whole", change: identity("spiffe://east.11/ns/shop/sa/bar"), reason: ForeignIdentity},
+		"another namespace":    {why: "accounts of the Service's own namespace alone", change: identity("spiffe://east.1/ns/pay/sa/bar"), reason: ForeignIdentity},
+		"a longer path":        {why: "it is no ServiceAccount", change: identity("spiffe://east.1/ns/shop/sa/bar/x"), reason: ForeignIdentity},
+		"no account":           {why: "it is no ServiceAccount", change: identity("spiffe://east.1/ns/shop/sa/"), reason: ForeignIdentity},
+		"no SPIFFE ID":         {why: "it is no identity at all", change: identity("https://east.1/ns/shop/sa/bar"), reason: ForeignIdentity},
+		"hosts of no headless": {why: "an ordinary Service names no pods", change: func(s *Service) { s.Hosts = []Host{{Name: "bar-0"}} }, reason: InvalidHostnames},
+		"a host's name":        {why: "it becomes a Service's name", change: hosts(Host{Name: "Bar/0"}), reason: InvalidHostnames},
+		"a host twice":         {why: "a name is one pod's", change: hosts(Host{Name: "bar-0"}, Host{Name: "bar-0", Ready: true}), reason: InvalidHostnames},
+		"hosts":                {why: "they are believed", change: hosts(Host{Name: "bar-0"}, Host{Name: "bar-1"})},
+		"affinity":             {why: "Kubernetes knows no other", change: func(s *Service) { s.SessionAffinity = 7 }, reason: InvalidAffinity},
+		"affinity for ever":    {why: "a day is the most", change: func(s *Service) { s.SessionAffinitySeconds = 86401 }, reason: InvalidAffinity},
+		"seconds of none":      {why: "they mean nothing", change: func(s *Service) { s.SessionAffinity = AffinityNone }, reason: InvalidAffinity},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -111,6 +120,17 @@ func TestValidateIsCanonical(t *testing.T) {
 	want.Identities = append(want.Identities, "spiffe://east.1/ns/shop/sa/zeta")
 	if !got.Equal(want) || len(problems) > 0 {
 		t.Errorf("sorted, each once: %v, problems %v", got, problems)
+	}
+	s = told()
+	s.Headless, s.Hosts = true, []Host{{Name: "bar-1"}, {Name: "bar-0", Ready: true}}
+	if got, _ := s.Validate("east.1"); !slices.Equal(got.Hosts, []Host{{Name: "bar-0", Ready: true}, {Name: "bar-1"}}) {
+		t.Errorf("hosts are sorted: %v", got.Hosts)
+	}
+	for i := range 2 * MaxHosts {
+		s.Hosts = append(s.Hosts, Host{Name: fmt.Sprintf("h%d", i)})
+	}
+	if got, problems := s.Validate("east.1"); len(got.Hosts) != MaxHosts || problems[0].Reason != InvalidHostnames {
+		t.Errorf("bounded: %d hosts, problems %v", len(got.Hosts), problems)
 	}
 	s = told()
 	for i := range 2 * MaxIdentities {
@@ -176,11 +196,40 @@ func TestMirrorName(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			got := MirrorName(c.service, c.link)
+			got := MirrorName(v1alpha1.DefaultTemplate, "shop", c.service, c.link)
 			if c.want == "?" {
-				if other := MirrorName(strings.Repeat("a", 59), "x-east"); other == got {
+				if other := MirrorName(v1alpha1.DefaultTemplate, "shop", strings.Repeat("a", 59), "x-east"); other == got {
 					t.Errorf("%s: %s", c.why, got)
 				}
+				return
+			}
+			if got != c.want {
+				t.Errorf("%s: got %s, want %s", c.why, got, c.want)
+			}
+		})
+	}
+}
+
+func TestMirrorNameTemplate(t *testing.T) {
+	long := strings.Repeat("a", 60)
+	cases := map[string]struct{ why, template, namespace, service, want string }{
+		"own words":         {"a team's custom", "far-{service}-of-{link}", "shop", "bar", "far-bar-of-east"},
+		"name alone":        {"clients keep the name that they have", "{service}", "shop", "bar", "bar"},
+		"namespace":         {"several of the peer's namespaces into one of ours", "{service}-{namespace}-{link}", "shop", "bar", "bar-shop-east"},
+		"no second look":    {"what a service is called is no template", "{service}-{link}", "shop", "{link}", "{link}-east"},
+		"long":              {"the hash is of the source, not of the name", "{link}-{service}", "shop", long, "east-" + strings.Repeat("a", 49) + "-f954c974"},
+		"long, namespace":   {"two namespaces differ", "{service}-{namespace}", "shop", long, strings.Repeat("a", 54) + "-?"},
+		"long, another one": {"two namespaces differ", "{service}-{namespace}", "shop2", long, strings.Repeat("a", 54) + "-?"},
+	}
+	hashes := map[string]bool{}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got := MirrorName(c.template, c.namespace, c.service, "east")
+			if begin, ok := strings.CutSuffix(c.want, "?"); ok {
+				if !strings.HasPrefix(got, begin) || hashes[got] {
+					t.Errorf("%s: %s", c.why, got)
+				}
+				hashes[got] = true
 				return
 			}
 			if got != c.want {
@@ -197,8 +246,10 @@ func FuzzMirrorName(f *testing.F) {
 		if !isLabel(service) || !isLabel(link) {
 			return
 		}
-		if name := MirrorName(service, link); len(validation.IsDNS1123Label(name)) > 0 || name != MirrorName(service, link) {
-			t.Errorf("mirror of %s in %s is %q", service, link, name)
+		for _, template := range []string{v1alpha1.DefaultTemplate, "{link}-{service}", "a-{service}-{namespace}"} {
+			if name := MirrorName(template, "shop", service, link); len(validation.IsDNS1123Label(name)) > 0 {
+				t.Errorf("mirror of %s in %s by %s is %q", service, link, template, name)
+			}
 		}
 	})
 }

@@ -136,10 +136,10 @@ func (h publicHalf) link(name string) ([]byte, error) {
 	}
 	// What stands in the ConfigMap must not be able to say more than it should.
 	var got v1alpha1.Link
-	all := &v1alpha1.LinkRules{Services: v1alpha1.AllServices}
 	want := v1alpha1.LinkSpec{
 		TrustDomain: h.TrustDomain, Root: h.Root, LinkPublicKey: h.LinkPublicKey, Gateways: h.Gateways,
-		Export: all, Import: all,
+		Export: &v1alpha1.ExportRules{Services: v1alpha1.AllServices},
+		Import: &v1alpha1.ImportRules{Services: v1alpha1.AllServices},
 	}
 	err := yaml.UnmarshalStrict(out.Bytes(), &got)
 	if err != nil || !reflect.DeepEqual(want, got.Spec) || got.Name != name {

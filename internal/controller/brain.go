@@ -61,8 +61,10 @@ type brain struct {
 	published map[string]bool      // Links that have a catalog
 	believed  map[string]belief    // by Link: what is dear to find out, while it stays
 	grumbles  map[[2]string]string // last told, by message and subject
-	served    map[types.UID]bool   // agents' pods that have been ready
-	again     time.Duration        // when to think again by itself; 0: no need
+	// serviceExports: the cluster has the kind ServiceExport.
+	serviceExports bool
+	served         map[types.UID]bool // agents' pods that have been ready
+	again          time.Duration      // when to think again by itself; 0: no need
 }
 
 // belief is what was made of a peer and the list of issuers kept for it.
@@ -128,7 +130,7 @@ func (b *brain) grumble(message, about string, err error) {
 
 // think is one pass over everything.
 func (b *brain) think(ctx context.Context, now time.Time) error {
-	snap, err := gather(ctx, b.cache, b.o.Namespace)
+	snap, err := gather(ctx, b.cache, b.o.Namespace, b.serviceExports)
 	if err != nil {
 		return err
 	}
@@ -198,6 +200,7 @@ func (b *brain) exports(t *thought) catalog.Exports {
 		TrustDomain: b.own.trustDomain, Namespace: b.o.Namespace,
 		Services: t.services, EndpointSlices: t.slices, Pods: t.pods,
 		Links: t.links, ExportPolicies: t.policies, Agents: t.top.agents, Routes: t.book.Route,
+		Namespaces: t.namespaces, ServiceExports: t.snapshot.serviceExports,
 	})
 }
 
@@ -212,11 +215,12 @@ func (b *brain) copyOf(name string, peers map[string]link.Peer) mirror.Peer {
 
 // wants is what every Link that exists asks the ledger for.
 func (b *brain) wants(t *thought) []ledger.Peer {
+	home := t.home(b.o.Namespace)
 	var out []ledger.Peer
 	for i := range t.links {
 		l := &t.links[i]
 		if l.DeletionTimestamp == nil {
-			want, _ := mirror.Wants(l, b.o.Namespace, b.copyOf(l.Name, t.peers))
+			want, _ := home.Wants(l, b.copyOf(l.Name, t.peers))
 			out = append(out, want)
 		}
 	}
@@ -348,10 +352,8 @@ func (b *brain) job(t *thought, l *v1alpha1.Link, trusted bool) job {
 	}
 	j.seen.Gateways = len(l.Spec.Gateways)
 	j.seen.Exports = len(t.exports.For(l.Name))
-	if l.Spec.Export.All() {
-		j.exported = t.exports.Problems
-	}
-	_, unwanted := mirror.Wants(l, b.o.Namespace, j.peer)
+	j.exported = t.exports.LinkProblems[l.Name]
+	_, unwanted := t.home(b.o.Namespace).Wants(l, j.peer)
 	j.seen.Problems = slices.Concat(j.seen.Problems, unwanted, j.exported)
 	for _, p := range t.problems {
 		if p.Link == l.Name {

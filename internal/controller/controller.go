@@ -218,6 +218,10 @@ func (p *process) wire() error {
 		whole: p.whole, wake: make(chan struct{}, 1),
 	}
 	p.brain = b
+	var err error
+	if b.serviceExports, err = hasServiceExports(p.mgr.GetRESTMapper()); err != nil {
+		return err
+	}
 	catalogMetrics := wire.NewMetrics(metrics.Registry)
 	b.peers = &peers{
 		own: p.own, credential: p.credential.get, trusts: trusts{p.live, p.o.Namespace}, board: board,
@@ -251,7 +255,7 @@ func (p *process) add(part func(context.Context) error) error { return p.mgr.Add
 
 // think watches and thinks until ctx ends, and waits for all that thinking has started.
 func (p *process) think(ctx context.Context) error {
-	for _, kind := range kinds() {
+	for _, kind := range kinds(p.brain.serviceExports) {
 		informer, err := p.mgr.GetCache().GetInformer(ctx, kind)
 		if err != nil {
 			return fmt.Errorf("watch %T: %w", kind, err)

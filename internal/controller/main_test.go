@@ -197,12 +197,12 @@ func linkTo(name string, o *own, gateways ...string) *v1alpha1.Link {
 	if err != nil {
 		panic(err)
 	}
-	all := &v1alpha1.LinkRules{Services: v1alpha1.AllServices}
 	return &v1alpha1.Link{
 		ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("link-" + name), Generation: 1},
 		Spec: v1alpha1.LinkSpec{
 			TrustDomain: o.trustDomain, Root: strings.TrimSpace(string(rootPEM)), Gateways: gateways,
-			LinkPublicKey: base64.StdEncoding.EncodeToString(o.linkKey.Public()), Export: all, Import: all,
+			LinkPublicKey: base64.StdEncoding.EncodeToString(o.linkKey.Public()),
+			Export:        &v1alpha1.ExportRules{Services: v1alpha1.AllServices}, Import: &v1alpha1.ImportRules{Services: v1alpha1.AllServices},
 		},
 	}
 }

@@ -68,12 +68,12 @@ func overlap(ranges []netip.Prefix, s *snapshot) *v1alpha1.ServiceProblem {
 func onlyGiven(wants []ledger.Peer, book ledger.Book) []ledger.Peer {
 	out := slices.Clone(wants)
 	for i, p := range out {
-		given := make(map[[2]string]bool)
+		given := make(map[[3]string]bool)
 		for _, m := range book.Link(p.Link) {
-			given[[2]string{m.Namespace, m.Service}] = true
+			given[[3]string{m.Namespace, m.Service, m.Hostname}] = true
 		}
 		out[i].Mirrors = slices.DeleteFunc(slices.Clone(p.Mirrors), func(w ledger.MirrorWant) bool {
-			return !given[[2]string{w.Namespace, w.Service}]
+			return !given[[3]string{w.Namespace, w.Service, w.Hostname}]
 		})
 	}
 	return out

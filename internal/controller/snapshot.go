@@ -7,26 +7,44 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/mirror"
 )
 
 // A snapshot is what the caches hold at one moment. Nothing in it may be changed.
 type snapshot struct {
-	services  []corev1.Service
-	slices    []discoveryv1.EndpointSlice
-	pods      []corev1.Pod
-	policies  []v1alpha1.ExportPolicy
-	networks  []networkingv1.NetworkPolicy
-	links     []v1alpha1.Link
-	ledgers   []v1alpha1.Ledger
-	trusts    []v1alpha1.PeerTrust
-	namespace string
+	services []corev1.Service
+	slices   []discoveryv1.EndpointSlice
+	pods     []corev1.Pod
+	policies []v1alpha1.ExportPolicy
+	networks []networkingv1.NetworkPolicy
+	links    []v1alpha1.Link
+	ledgers  []v1alpha1.Ledger
+	trusts   []v1alpha1.PeerTrust
+	// namespaces, without what this package does not read of them.
+	namespaces []corev1.Namespace
+	// serviceExports are none where the cluster has no such kind.
+	serviceExports []metav1.PartialObjectMetadata
+	namespace      string
+}
+
+// home is what of this cluster decides on what is mirrored.
+func (s *snapshot) home(own string) mirror.Home {
+	h := mirror.Home{Own: own, Namespaces: make(map[string]map[string]string, len(s.namespaces))}
+	for i := range s.namespaces {
+		h.Namespaces[s.namespaces[i].Name] = s.namespaces[i].Labels
+	}
+	return h
 }
 
 // gather reads a snapshot from the caches behind c. Deep copies are spared.
-func gather(ctx context.Context, c client.Reader, namespace string) (*snapshot, error) {
+// serviceExports: the cluster has the kind.
+func gather(ctx context.Context, c client.Reader, namespace string, serviceExports bool) (*snapshot, error) {
 	s := &snapshot{namespace: namespace}
 	shared := client.UnsafeDisableDeepCopy
 	in := client.InNamespace(namespace)
@@ -39,27 +57,55 @@ func gather(ctx context.Context, c client.Reader, namespace string) (*snapshot, 
 		links    v1alpha1.LinkList
 		ledgers  v1alpha1.LedgerList
 		trusts   v1alpha1.PeerTrustList
+		names    corev1.NamespaceList
+		exports  metav1.PartialObjectMetadataList
 	)
-	for _, l := range []struct {
+	type list struct {
 		into client.ObjectList
 		opts []client.ListOption
-	}{
-		{&services, nil}, {&slices, nil}, {&pods, nil}, {&policies, nil}, {&networks, nil}, {&links, nil},
+	}
+	lists := []list{
+		{&services, nil}, {&slices, nil}, {&pods, nil}, {&policies, nil}, {&networks, nil}, {&links, nil}, {&names, nil},
 		{&ledgers, []client.ListOption{in}}, {&trusts, []client.ListOption{in}},
-	} {
+	}
+	if serviceExports {
+		exports.SetGroupVersionKind(catalog.ServiceExportKind.GroupVersion().WithKind(catalog.ServiceExportKind.Kind + "List"))
+		lists = append(lists, list{&exports, nil})
+	}
+	for _, l := range lists {
 		if err := c.List(ctx, l.into, append(l.opts, shared)...); err != nil {
 			return nil, fmt.Errorf("read the cluster's state from the cache: %w", err)
 		}
 	}
 	s.services, s.slices, s.pods, s.policies = services.Items, slices.Items, pods.Items, policies.Items
 	s.networks, s.links, s.ledgers, s.trusts = networks.Items, links.Items, ledgers.Items, trusts.Items
+	s.namespaces, s.serviceExports = names.Items, exports.Items
 	return s, nil
 }
 
 // kinds are the objects that caches are kept of; any change of one wakes the brain.
-func kinds() []client.Object {
-	return []client.Object{
+func kinds(serviceExports bool) []client.Object {
+	out := []client.Object{
 		&corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Pod{}, &corev1.Namespace{}, &networkingv1.NetworkPolicy{},
 		&v1alpha1.Link{}, &v1alpha1.ExportPolicy{}, &v1alpha1.Ledger{}, &v1alpha1.PeerTrust{},
 	}
+	if serviceExports {
+		export := &metav1.PartialObjectMetadata{}
+		export.SetGroupVersionKind(catalog.ServiceExportKind)
+		out = append(out, export)
+	}
+	return out
+}
+
+// hasServiceExports asks whether the cluster has the kind ServiceExport. One that
+// gets it later is seen at the controller's next start.
+func hasServiceExports(mapper meta.RESTMapper) (bool, error) {
+	_, err := mapper.RESTMapping(catalog.ServiceExportKind.GroupKind(), catalog.ServiceExportKind.Version)
+	if meta.IsNoMatchError(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("ask for the kind ServiceExport: %w", err)
+	}
+	return true, nil
 }

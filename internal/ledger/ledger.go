@@ -11,6 +11,8 @@
 //   - What rests is given to nobody else for 24 hours, and then the longest-rested first.
 //   - The same wants in any order give the same Book; the same wants again change nothing.
 //   - Of two sources that map to one mirror the one that the Book saw first keeps it.
+//   - The mirror of a named pod outlives the pod by five minutes, and its Service by none.
+//   - No Link has more than its quotas allow; those that the Book saw first stay.
 //
 // A Book is what the data path runs on: write it before the mirrors and the
 // catalog that tell of it.
@@ -30,6 +32,9 @@ import (
 const (
 	// Rest is how long a VIP or a route id belongs to nobody after its source is gone.
 	Rest = 24 * time.Hour
+	// Linger is how long the mirror of a named pod outlives it: who is made anew
+	// under its name is found at the same address.
+	Linger = 5 * time.Minute
 	// Listeners is the number of listener ports of a VIP; indexes are below it.
 	Listeners = 32
 	// FirstListener is the listener port of index 0.
@@ -56,6 +61,8 @@ const (
 	NameTaken = "NameTaken"
 	// VIPsExhausted: the range of virtual IPs has no address left.
 	VIPsExhausted = "VIPsExhausted"
+	// QuotaReached: a Link wants more than its quotas allow.
+	QuotaReached = "QuotaReached"
 	// RoutesExhausted: there is no route id left.
 	RoutesExhausted = "RoutesExhausted"
 	// Damaged: an entry in a shard cannot be, and is dropped.
@@ -65,7 +72,7 @@ const (
 )
 
 // Reasons is the closed list of reasons, sorted.
-var Reasons = []string{Damaged, Duplicate, NameTaken, RoutesExhausted, VIPsExhausted}
+var Reasons = []string{Damaged, Duplicate, NameTaken, QuotaReached, RoutesExhausted, VIPsExhausted}
 
 // Book is a cluster's whole ledger. The zero value is empty. It is never
 // changed: assigning gives a new one, which shares entries with the old.
@@ -112,15 +119,29 @@ func (b Book) Route(namespace, service, port, protocol string) uint32 {
 	return 0
 }
 
-// source names a peer's Service.
-type source struct{ link, namespace, service string }
+// source names a peer's Service, or one named pod of it.
+type source struct{ link, namespace, service, host string }
 
-func sourceOf(m v1alpha1.LedgerMirror) source { return source{m.Link, m.Namespace, m.Service} }
+func sourceOf(m v1alpha1.LedgerMirror) source {
+	return source{m.Link, m.Namespace, m.Service, m.Hostname}
+}
 
-func (s source) String() string { return s.link + "/" + s.namespace + "/" + s.service }
+// whole is the Service that s is, or is a pod of.
+func (s source) whole() source {
+	s.host = ""
+	return s
+}
+
+func (s source) String() string {
+	if s.host != "" {
+		return s.link + "/" + s.namespace + "/" + s.service + "/" + s.host
+	}
+	return s.link + "/" + s.namespace + "/" + s.service
+}
 
 func (s source) compare(o source) int {
-	return cmp.Or(strings.Compare(s.link, o.link), strings.Compare(s.namespace, o.namespace), strings.Compare(s.service, o.service))
+	return cmp.Or(strings.Compare(s.link, o.link), strings.Compare(s.namespace, o.namespace), strings.Compare(s.service, o.service),
+		strings.Compare(s.host, o.host))
 }
 
 // export names a Service of this cluster.

@@ -24,17 +24,27 @@ type Peer struct {
 	// they stay as they are.
 	Complete bool
 	Mirrors  []MirrorWant
+	Quotas   Quotas
 }
 
 // MirrorWant is one Service of a peer to be mirrored.
 type MirrorWant struct {
 	// Namespace and Service name the source in the peer.
 	Namespace, Service string
+	// Hostname is that of the one pod of it that the mirror is for. A Service with
+	// such mirrors is wanted itself too, with Named set.
+	Hostname string
+	// Headless: the source has no address of its own. Named: it has pods with
+	// names, and the mirror is headless too; once it is, it stays so while
+	// the source is Headless.
+	Headless, Named bool
 	// MirrorNamespace and MirrorName name the Service to be made here.
 	MirrorNamespace, MirrorName string
 	// Ports are at most Listeners, each with a name and protocol of its own.
 	Ports      []PortWant
 	Identities []string
+	// AffinitySeconds is for how long a client stays with its pod; 0: not at all.
+	AffinitySeconds uint32
 }
 
 // PortWant is one carried port of a MirrorWant.
@@ -51,7 +61,7 @@ type PortWant struct {
 // ranges, of which there must be one at least, are given from lowest address first.
 func (b Book) AssignMirrors(peers []Peer, ranges []netip.Prefix, now time.Time) (Book, []Problem) {
 	a := newAssigner(b, ranges, now)
-	wants := a.admit(peers)
+	wants := a.bound(peers, a.admit(peers))
 	for _, w := range wants {
 		a.renew(w)
 	}
@@ -71,6 +81,7 @@ func (b Book) AssignMirrors(peers []Peer, ranges []netip.Prefix, now time.Time) 
 type want struct {
 	source
 	MirrorWant
+	absent *metav1.Time // since when its pod is not there
 }
 
 // assigner is the state of one AssignMirrors.
@@ -110,10 +121,11 @@ func (a *assigner) admit(peers []Peer) []want {
 	for _, p := range peers {
 		byLink[p.Link] = p
 		for _, w := range p.Mirrors {
-			k := source{p.Link, w.Namespace, w.Service}
-			wants[k] = want{k, w}
+			k := source{p.Link, w.Namespace, w.Service, w.Hostname}
+			wants[k] = want{source: k, MirrorWant: w}
 		}
 	}
+	a.linger(wants)
 	names := make(map[string]source)
 	for k, m := range a.current {
 		p, linked := byLink[k.link]
@@ -147,6 +159,26 @@ func (a *assigner) admit(peers []Peer) []want {
 	return out
 }
 
+// linger adds to wants the named pods that are not there now and may come back.
+func (a *assigner) linger(wants map[source]want) {
+	for k, m := range a.current {
+		parent, stands := wants[k.whole()]
+		if _, wanted := wants[k]; wanted || !stands || k.host == "" || m.RestingSince != nil {
+			continue
+		}
+		absent := m.AbsentSince
+		if absent == nil {
+			absent = restFrom(a.now)
+		}
+		if !a.now.Before(absent.Add(Linger)) {
+			continue
+		}
+		w := want{source: k, MirrorWant: parent.MirrorWant, absent: absent}
+		w.Hostname, w.MirrorName, w.Headless, w.Named, w.AffinitySeconds = k.host, m.MirrorName, false, false, 0
+		wants[k] = w
+	}
+}
+
 // hold gives name to k, unless a source that sorts before it has it already.
 func hold(names map[string]source, name string, k source) {
 	if holder, taken := names[name]; !taken || k.compare(holder) < 0 {
@@ -168,6 +200,10 @@ func (a *assigner) renew(w want) {
 		m = &v1alpha1.LedgerMirror{}
 		a.current[w.source] = m
 	}
+	since := m.Since
+	if m.Link == "" || m.RestingSince != nil {
+		since = restFrom(a.now)
+	}
 	ports, enough := assignIndexes(m.Ports, w.Ports)
 	if !enough {
 		retired := *m
@@ -181,7 +217,8 @@ func (a *assigner) renew(w want) {
 	*m = v1alpha1.LedgerMirror{
 		Link: w.link, Namespace: w.namespace, Service: w.service,
 		MirrorNamespace: w.MirrorNamespace, MirrorName: w.MirrorName,
-		VIPs: m.VIPs, Ports: ports, Identities: w.Identities,
+		VIPs: m.VIPs, Ports: ports, Identities: w.Identities, Since: since,
+		Hostname: w.host, Headless: w.Named || w.Headless && m.Headless, SessionAffinitySeconds: int32(w.AffinitySeconds), AbsentSince: w.absent,
 	}
 }
 

@@ -17,8 +17,9 @@ const aheadFor = 5 * time.Second
 // written twice. It is believed only while the cache shows what it showed when we
 // wrote, and not for long: somebody may have undone it unseen.
 type ahead struct {
-	services map[catalog.Key]written[*corev1.Service]
-	slices   map[catalog.Key]written[*discoveryv1.EndpointSlice]
+	services   map[catalog.Key]written[*corev1.Service]
+	slices     map[catalog.Key]written[*discoveryv1.EndpointSlice]
+	namespaces map[string]time.Time // made, and believed until then
 }
 
 // written is one write of ours.
@@ -31,13 +32,18 @@ type written[T client.Object] struct {
 
 func newAhead() *ahead {
 	return &ahead{
-		services: make(map[catalog.Key]written[*corev1.Service]),
-		slices:   make(map[catalog.Key]written[*discoveryv1.EndpointSlice]),
+		services:   make(map[catalog.Key]written[*corev1.Service]),
+		slices:     make(map[catalog.Key]written[*discoveryv1.EndpointSlice]),
+		namespaces: make(map[string]time.Time),
 	}
 }
 
 // wrote notes that c was made.
 func (a *ahead) wrote(c Change, now time.Time) {
+	if c.Namespace != nil {
+		a.namespaces[c.Namespace.Name] = now.Add(aheadFor)
+		return
+	}
 	was := ""
 	switch c.Op {
 	case Update:
@@ -55,6 +61,13 @@ func (a *ahead) wrote(c Change, now time.Time) {
 // amend makes have say what we know, forgets what the cache has caught up with,
 // and returns after how long to look again, 0 if the cache was right.
 func (a *ahead) amend(have Have, now time.Time) time.Duration {
+	for name, until := range a.namespaces {
+		if have.Namespaces[name] || have.Leaving[name] || !now.Before(until) {
+			delete(a.namespaces, name)
+		} else {
+			have.Namespaces[name] = true
+		}
+	}
 	return sooner(amend(a.services, have.Services, now), amend(a.slices, have.Slices, now))
 }
 

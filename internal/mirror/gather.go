@@ -46,6 +46,7 @@ func Gather(ctx context.Context, r client.Reader, d Desired) (Have, error) {
 		Services:   make(map[catalog.Key]*corev1.Service),
 		Slices:     make(map[catalog.Key]*discoveryv1.EndpointSlice),
 		Namespaces: make(map[string]bool),
+		Leaving:    make(map[string]bool),
 	}}
 	if err := g.lists(ctx, d); err != nil {
 		return Have{}, err
@@ -96,11 +97,9 @@ func (g *gatherer) lists(ctx context.Context, d Desired) error {
 func (g *gatherer) want(ctx context.Context, w Want) error {
 	k := w.key()
 	if _, known := g.have.Namespaces[k.Namespace]; !known {
-		stands, err := g.namespace(ctx, k.Namespace)
-		if err != nil {
+		if err := g.namespace(ctx, k.Namespace); err != nil {
 			return err
 		}
-		g.have.Namespaces[k.Namespace] = stands
 	}
 	if !g.have.Namespaces[k.Namespace] {
 		return nil
@@ -117,16 +116,15 @@ func (g *gatherer) want(ctx context.Context, w Want) error {
 	return nil
 }
 
-func (g *gatherer) namespace(ctx context.Context, name string) (bool, error) {
+func (g *gatherer) namespace(ctx context.Context, name string) error {
 	var ns corev1.Namespace
 	err := g.reader.Get(ctx, client.ObjectKey{Name: name}, &ns)
-	if apierrors.IsNotFound(err) {
-		return false, nil
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("get namespace %s: %w", name, err)
 	}
-	if err != nil {
-		return false, fmt.Errorf("get namespace %s: %w", name, err)
-	}
-	return ns.DeletionTimestamp.IsZero(), nil
+	g.have.Namespaces[name] = err == nil && ns.DeletionTimestamp.IsZero()
+	g.have.Leaving[name] = err == nil && !ns.DeletionTimestamp.IsZero()
+	return nil
 }
 
 // get reads the object k into found, unless it is there already or does not exist.

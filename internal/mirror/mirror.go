@@ -11,6 +11,8 @@
 //   - Only a complete catalog deletes mirrors, and many at once are paced.
 //   - A mirror is an output: nothing of it but its readiness is read back, and
 //     that to keep it from flapping.
+//     (A headless mirror lists the addresses that Kubernetes gave the mirrors of the
+//     named pods; that is for DNS, no agent reads it.)
 //   - One Link's trouble stays with it: its own budgets, its own state.
 //
 // Whose a Service is, the Link's owner reference says, by UID; labels may be
@@ -93,7 +95,7 @@ type Result struct {
 type state struct {
 	name            string
 	writes, deletes *rate.Limiter
-	down            map[catalog.Key]time.Time // by mirror: since when its source has no ready endpoint
+	flaps           map[catalog.Key]flap // by mirror
 	ahead           *ahead
 }
 
@@ -118,8 +120,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, link *v1alpha1.Link, peer Pe
 	}
 	now := time.Now()
 	recheck := st.ahead.amend(have, now)
-	recheck = sooner(recheck, st.settle(want.Mirrors, peer, have, now))
+	again, flapping := st.settle(link, want.Mirrors, peer, have, now)
+	recheck = sooner(recheck, again)
 	changes, problems := Plan(want, have)
+	problems = append(problems, flapping...)
 
 	deletes := limiter(st.writes)
 	if owned, gone := count(want, have, changes); gone > 10 && gone*5 > owned {
@@ -131,6 +135,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, link *v1alpha1.Link, peer Pe
 	}
 	result := summary(want, have, applied, problems)
 	result.RecheckAfter = sooner(recheck, applied.Again)
+	if n := unlisted(applied.Made); n > 0 {
+		result.Pending, result.RecheckAfter = result.Pending+n, sooner(result.RecheckAfter, retryWeather)
+	}
 	if result.Writes > 0 {
 		r.Log.Info("mirrors written", "link", link.Name, "writes", result.Writes, "pending", result.Pending, "mirrors", result.Mirrors)
 	}
@@ -159,7 +166,6 @@ func (r *Reconciler) state(link *v1alpha1.Link) *state {
 			name:    link.Name,
 			writes:  rate.NewLimiter(rate.Limit(writes), writes),
 			deletes: rate.NewLimiter(rate.Limit(deletes), deletes),
-			down:    make(map[catalog.Key]time.Time),
 			ahead:   newAhead(),
 		}
 		r.links[link.UID] = st
@@ -167,31 +173,55 @@ func (r *Reconciler) state(link *v1alpha1.Link) *state {
 	return st
 }
 
-// settle fills in what each mirror shows: what its source says, damped, or if
-// the source has not been heard of what it shows already. It returns after how
-// long to look again, 0 if there is no need.
-func (st *state) settle(mirrors []Want, peer Peer, have Have, now time.Time) time.Duration {
+// settle fills in what each mirror takes over and shows: what its source says,
+// damped, or if the source has not been heard of what it has already. It returns
+// after how long to look again, 0 if there is no need, and who flaps.
+func (st *state) settle(link *v1alpha1.Link, mirrors []Want, peer Peer, have Have, now time.Time) (time.Duration, []Problem) {
 	var recheck time.Duration
-	down := make(map[catalog.Key]time.Time)
+	var problems []Problem
+	flaps := make(map[catalog.Key]flap)
 	for i := range mirrors {
 		w := &mirrors[i]
 		shown, stands := shows(*w, have)
 		source, heard := peer.Services[w.source()]
+		w.takeOver(link.Spec.Import, source, heard)
 		switch {
+		case w.lists(): // those that it lists show each their own
 		case !heard && stands:
 			w.Ready = shown
 		case heard && !stands:
-			w.Ready = source.Ready
+			w.Ready = w.sourceReady(source)
 		case heard:
-			ready, since, again := damp(shown, source.Ready, st.down[w.key()], now)
+			ready, f, again := st.flaps[w.key()].settle(shown, w.sourceReady(source), now)
 			w.Ready, recheck = ready, sooner(recheck, again)
-			if !since.IsZero() {
-				down[w.key()] = since
+			if f != (flap{}) {
+				flaps[w.key()] = f
+			}
+			if f.hold >= flapping {
+				problems = append(problems, problem(w.key(), Flapping, "the peer's Service keeps losing its last ready pod: the mirror shows ready only after it has been for a while"))
 			}
 		}
 	}
-	st.down = down
-	return recheck
+	st.flaps = flaps
+	return recheck, problems
+}
+
+// takeOver sets what w has from its source besides ports. The mirrors of named
+// pods take over no labels.
+func (w *Want) takeOver(rules *v1alpha1.ImportRules, source catalog.Service, heard bool) {
+	if !heard || rules == nil || w.Entry.Hostname != "" {
+		return
+	}
+	w.Heard = true
+	w.Labels, w.Annotations = catalog.Copied(source.Labels, rules.CopyLabels), catalog.Copied(source.Annotations, rules.CopyAnnotations)
+}
+
+// sourceReady reports whether what w mirrors is ready: the Service, or its one pod.
+func (w *Want) sourceReady(source catalog.Service) bool {
+	if w.Entry.Hostname == "" {
+		return source.Ready
+	}
+	return slices.Contains(source.Hosts, catalog.Host{Name: w.Entry.Hostname, Ready: true})
 }
 
 // shows tells whether a mirror's slice says ready, and whether it stands at all.
@@ -235,6 +265,18 @@ func summary(d Desired, have Have, a Applied, planned []Problem) Result {
 		}
 	}
 	return out
+}
+
+// unlisted counts the mirrors of named pods just made: the headless mirror can list
+// each once Kubernetes has given it an address.
+func unlisted(made []Change) int {
+	n := 0
+	for _, c := range made {
+		if c.Op == Create && c.Service != nil && c.Service.Annotations[v1alpha1.HostnameAnnotation] != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // sooner returns the shorter of two waits, of which 0 is none.

@@ -52,6 +52,10 @@ func newCluster(t *testing.T, objects ...client.Object) *cluster {
 		Create: func(ctx context.Context, w client.WithWatch, o client.Object, opts ...client.CreateOption) error {
 			c.uids++
 			o.SetUID(types.UID(fmt.Sprint("uid-", c.uids)))
+			if svc, is := o.(*corev1.Service); is && svc.Spec.ClusterIP == "" {
+				svc.Spec.ClusterIP = fmt.Sprintf("10.96.0.%d", c.uids)
+				svc.Spec.ClusterIPs = []string{svc.Spec.ClusterIP}
+			}
 			return c.note("create", o, func() error { return w.Create(ctx, o, opts...) })
 		},
 		Patch: func(ctx context.Context, w client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
@@ -144,6 +148,21 @@ func TestLifeOfAMirror(t *testing.T) {
 		}
 		if c.reconcile(t, up, bar); len(c.wrote()) != 1 || !c.ready(t) {
 			t.Fatal("ready again is told at once")
+		}
+		for range 3 { // and again
+			c.reconcile(t, down, bar)
+			time.Sleep(downAfter)
+			c.reconcile(t, down, bar)
+			r = c.reconcile(t, up, bar)
+			time.Sleep(r.RecheckAfter)
+			r = c.reconcile(t, up, bar)
+		}
+		if d := cmp.Diff([]string{Flapping}, reasons(r.Problems)); d != "" || !c.ready(t) {
+			t.Fatalf("who flaps is told (-want +got):\n%s", d)
+		}
+		time.Sleep(r.RecheckAfter)
+		if r = c.reconcile(t, up, bar); len(r.Problems) != 0 || r.RecheckAfter != 0 {
+			t.Fatalf("and forgiven: %+v", r)
 		}
 
 		c.edit(t, func(s *corev1.Service) { s.Annotations[v1alpha1.SourceAnnotation] = "x/y"; s.Labels["team"] = "a" })

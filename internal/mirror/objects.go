@@ -30,12 +30,20 @@ func (d Desired) service(w Want, have *corev1.Service) *corev1.Service {
 	}
 	svc.Namespace, svc.Name = w.Entry.MirrorNamespace, w.Entry.MirrorName
 	svc.OwnerReferences = []metav1.OwnerReference{linkRef(d.Link)}
+	copyMetadata(svc, w)
 	setAll(&svc.Labels, map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: d.Link.Name})
 	setAll(&svc.Annotations, map[string]string{v1alpha1.SourceAnnotation: w.source().String()})
+	delete(svc.Annotations, v1alpha1.HostnameAnnotation)
+	if w.Entry.Hostname != "" {
+		svc.Annotations[v1alpha1.HostnameAnnotation] = w.Entry.Hostname
+	}
 	if svc.Annotations[v1alpha1.VersionAnnotation] == "" {
 		svc.Annotations[v1alpha1.VersionAnnotation] = d.Version
 	}
 	svc.Spec.Type = corev1.ServiceTypeClusterIP
+	if have == nil && w.lists() {
+		svc.Spec.ClusterIP = corev1.ClusterIPNone
+	}
 	svc.Spec.Selector = nil
 	svc.Spec.SessionAffinity = corev1.ServiceAffinityNone // the agent honours the source's
 	svc.Spec.SessionAffinityConfig = nil
@@ -47,21 +55,62 @@ func (d Desired) service(w Want, have *corev1.Service) *corev1.Service {
 	return svc
 }
 
+// newNamespace is a namespace for mirrors. Nobody owns it: others may use it when
+// the Link is gone.
+func (d Desired) newNamespace(name string) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: name, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: d.Link.Name},
+	}}
+}
+
 func (w Want) servicePorts() []corev1.ServicePort {
 	var out []corev1.ServicePort
 	for _, p := range w.offered() {
 		out = append(out, corev1.ServicePort{
 			Name: p.Name, Protocol: corev1.Protocol(p.Protocol), Port: p.Port, AppProtocol: optional(p.AppProtocol),
-			TargetPort: intstr.FromInt32(ledger.FirstListener + p.Index),
+			TargetPort: intstr.FromInt32(w.targetPort(p)),
 		})
 	}
 	return out
 }
 
-// endpointSlice returns the slice of one VIP as it shall be: have with our own
-// fields set, or a new one if have is nil. owner is the mirror's UID, empty if
+// targetPort is where a connection to p goes: to the VIP's listener, or if the
+// mirror is headless to the same port of the mirrors that it lists.
+func (w Want) targetPort(p v1alpha1.LedgerMirrorPort) int32 {
+	if w.lists() {
+		return p.Port
+	}
+	return ledger.FirstListener + p.Index
+}
+
+// lists reports whether the mirror is headless and lists those of named pods.
+func (w Want) lists() bool { return w.Entry.Headless && w.Entry.Hostname == "" }
+
+func headless(svc *corev1.Service) bool { return svc.Spec.ClusterIP == corev1.ClusterIPNone }
+
+// clusterIP returns the address of a family that Kubernetes gave svc.
+func clusterIP(svc *corev1.Service, v4 bool) (netip.Addr, bool) {
+	for _, s := range svc.Spec.ClusterIPs {
+		if ip, err := netip.ParseAddr(s); err == nil && ip.Is4() == v4 {
+			return ip, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func endpoint(ip netip.Addr, hostname string, ready bool) discoveryv1.Endpoint {
+	return discoveryv1.Endpoint{
+		Addresses: []string{ip.String()}, Hostname: optional(hostname),
+		Conditions: discoveryv1.EndpointConditions{Ready: ptr(ready), Serving: ptr(ready)},
+	}
+}
+
+// endpointSlice returns the slice of one VIP as it shall be, listing endpoints:
+// have with our own fields set, or a new one if have is nil. owner is the mirror's UID, empty if
 // the mirror is yet to be made.
-func (d Desired) endpointSlice(w Want, vip netip.Addr, owner types.UID, have *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+func (d Desired) endpointSlice(
+	w Want, vip netip.Addr, owner types.UID, endpoints []discoveryv1.Endpoint, have *discoveryv1.EndpointSlice,
+) *discoveryv1.EndpointSlice {
 	slice := &discoveryv1.EndpointSlice{}
 	if have != nil {
 		slice = have.DeepCopy()
@@ -75,14 +124,11 @@ func (d Desired) endpointSlice(w Want, vip netip.Addr, owner types.UID, have *di
 		v1alpha1.LinkLabel:           d.Link.Name,
 	})
 	slice.AddressType = family(vip)
-	slice.Endpoints = []discoveryv1.Endpoint{{
-		Addresses:  []string{vip.String()},
-		Conditions: discoveryv1.EndpointConditions{Ready: ptr(w.Ready), Serving: ptr(w.Ready)},
-	}}
+	slice.Endpoints = endpoints
 	slice.Ports = nil
 	for _, p := range w.offered() {
 		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{
-			Name: ptr(p.Name), Protocol: ptr(corev1.Protocol(p.Protocol)), Port: ptr(ledger.FirstListener + p.Index), AppProtocol: optional(p.AppProtocol),
+			Name: ptr(p.Name), Protocol: ptr(corev1.Protocol(p.Protocol)), Port: ptr(w.targetPort(p)), AppProtocol: optional(p.AppProtocol),
 		})
 	}
 	return slice
@@ -153,7 +199,8 @@ func (d Desired) left(svc *corev1.Service) bool {
 // bearing all our marks and nobody's reference, as after a tenant took ours away.
 func (d Desired) ours(svc *corev1.Service, w Want) bool {
 	return d.owned(svc) || len(svc.OwnerReferences) == 0 &&
-		marked(svc.Labels, d.Link.Name) && svc.Annotations[v1alpha1.SourceAnnotation] == w.source().String()
+		marked(svc.Labels, d.Link.Name) && svc.Annotations[v1alpha1.SourceAnnotation] == w.source().String() &&
+		svc.Annotations[v1alpha1.HostnameAnnotation] == w.Entry.Hostname
 }
 
 func isLinkRef(o metav1.OwnerReference) bool {

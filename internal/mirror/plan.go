@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -33,6 +34,11 @@ type Want struct {
 	Entry v1alpha1.LedgerMirror
 	// Ready is what the mirror shall show.
 	Ready bool
+	// Heard: the peer has told of the source since this process began. Otherwise
+	// Labels and Annotations are not known, and the mirror keeps what it has.
+	Heard bool
+	// Labels and Annotations are those to take over from the source.
+	Labels, Annotations map[string]string
 }
 
 // Have is what stands, as far as it concerns the Link. It is not changed.
@@ -42,8 +48,8 @@ type Have struct {
 	Services map[catalog.Key]*corev1.Service
 	// Slices are those that bear the Link's marks or the name of one of its slices.
 	Slices map[catalog.Key]*discoveryv1.EndpointSlice
-	// Namespaces holds those that exist and are not going away.
-	Namespaces map[string]bool
+	// Namespaces holds those that exist and are not going away, Leaving those that are.
+	Namespaces, Leaving map[string]bool
 }
 
 // Op is what a Change does. The zero Op is none.
@@ -59,12 +65,13 @@ const (
 // String is the operation in lower case, as metrics and logs have it.
 func (o Op) String() string { return [...]string{"none", "create", "update", "delete"}[o] }
 
-// Change is one write. Exactly one of Service and Slice is set: the object as it
-// shall be, or the one to delete.
+// Change is one write. Exactly one of Namespace, Service and Slice is set: the
+// object as it shall be, or the one to delete. Namespaces are only ever created.
 type Change struct {
-	Op      Op
-	Service *corev1.Service
-	Slice   *discoveryv1.EndpointSlice
+	Op        Op
+	Namespace *corev1.Namespace
+	Service   *corev1.Service
+	Slice     *discoveryv1.EndpointSlice
 	// Was is what an Update starts from.
 	Was client.Object
 	// Orphan: a slice to be deleted because its Service, of this name, is not
@@ -74,7 +81,10 @@ type Change struct {
 
 // Object returns the object that c is about.
 func (c Change) Object() client.Object {
-	if c.Slice != nil {
+	switch {
+	case c.Namespace != nil:
+		return c.Namespace
+	case c.Slice != nil:
 		return c.Slice
 	}
 	return c.Service
@@ -83,7 +93,10 @@ func (c Change) Object() client.Object {
 // String is such as "create service shop/bar-east".
 func (c Change) String() string {
 	kind := "service"
-	if c.Slice != nil {
+	switch {
+	case c.Namespace != nil:
+		return fmt.Sprintf("%v namespace %s", c.Op, c.Namespace.Name)
+	case c.Slice != nil:
 		kind = "slice"
 	}
 	return fmt.Sprintf("%v %s %s/%s", c.Op, kind, c.Object().GetNamespace(), c.Object().GetName())
@@ -91,15 +104,33 @@ func (c Change) String() string {
 
 // Plan decides what to write so that what stands becomes what shall stand: first
 // slices that are loose are deleted, then mirrors are made and repaired in the
-// order of their names, each Service before its slices, then Services deleted.
+// order of their names, headless ones last, each Service before its slices, then
+// Services deleted.
 func Plan(want Desired, have Have) ([]Change, []Problem) {
-	p := planner{Desired: want, have: have, wanted: make(map[catalog.Key]Want, len(want.Mirrors)), loose: make(map[catalog.Key]bool)}
+	p := planner{
+		Desired: want, have: have, rules: targets(want.Link),
+		wanted:     make(map[catalog.Key]Want, len(want.Mirrors)),
+		companions: make(map[catalog.Key][]Want),
+		made:       make(map[string]bool),
+		loose:      make(map[catalog.Key]bool),
+	}
 	for _, w := range want.Mirrors {
 		p.wanted[w.key()] = w
+		if w.Entry.Hostname != "" {
+			p.companions[w.source()] = append(p.companions[w.source()], w)
+		}
 	}
 	p.deleteLoose()
-	for _, k := range sortedKeys(p.wanted) {
-		p.mirror(k, p.wanted[k])
+	keys := sortedKeys(p.wanted)
+	for _, k := range keys {
+		if w := p.wanted[k]; !w.lists() {
+			p.mirror(k, w)
+		}
+	}
+	for _, k := range keys {
+		if w := p.wanted[k]; w.lists() {
+			p.mirror(k, w) // what it lists stands already, or is listed next time
+		}
 	}
 	if want.Complete {
 		p.deleteUnwanted()
@@ -111,11 +142,15 @@ func Plan(want Desired, have Have) ([]Change, []Problem) {
 // planner is the state of one Plan.
 type planner struct {
 	Desired
-	have     Have
-	wanted   map[catalog.Key]Want
-	loose    map[catalog.Key]bool // slices that the plan deletes
-	changes  []Change
-	problems []Problem
+	have   Have
+	rules  rules
+	made   map[string]bool // namespaces that the plan makes
+	wanted map[catalog.Key]Want
+	// companions are the wants of named pods, by the Service that they are pods of.
+	companions map[catalog.Key][]Want
+	loose      map[catalog.Key]bool // slices that the plan deletes
+	changes    []Change
+	problems   []Problem
 }
 
 // deleteLoose deletes the Link's slices that no mirror of the Link stands behind:
@@ -154,10 +189,10 @@ func (p *planner) deleteSlice(k catalog.Key, orphan string) {
 func (p *planner) mirror(k catalog.Key, w Want) {
 	svc := p.have.Services[k]
 	switch {
-	case !allowed(k.Namespace, p.Own):
-		p.problems = append(p.problems, notAllowed(k))
+	case !p.rules.allowed(k.Namespace, p.Own):
+		p.problems = append(p.problems, problem(k, NamespaceNotAllowed, notAllowed))
 		return
-	case !p.have.Namespaces[k.Namespace]:
+	case !p.namespace(k.Namespace):
 		p.problems = append(p.problems, problem(k, NamespaceMissing, "the namespace does not exist here: the mirror appears when it does"))
 		return
 	case svc != nil && !p.ours(svc, w):
@@ -165,6 +200,9 @@ func (p *planner) mirror(k catalog.Key, w Want) {
 		return
 	case svc != nil && !svc.DeletionTimestamp.IsZero():
 		return // once it is gone it is made anew
+	case svc != nil && p.owned(svc) && headless(svc) != w.lists():
+		p.changes = append(p.changes, Change{Op: Delete, Service: svc}) // Kubernetes turns no such Service into the other
+		return
 	}
 	should := p.service(w, svc)
 	switch {
@@ -176,6 +214,20 @@ func (p *planner) mirror(k catalog.Key, w Want) {
 	for _, vip := range w.vips() {
 		p.slice(w, vip, should.UID)
 	}
+}
+
+// namespace reports whether a namespace is there, having made it if that is our part.
+func (p *planner) namespace(name string) bool {
+	if p.have.Namespaces[name] || p.made[name] {
+		return true
+	}
+	rules := p.Link.Spec.Import
+	if rules == nil || !rules.CreateNamespaces || p.have.Leaving[name] {
+		return false
+	}
+	p.made[name] = true
+	p.changes = append(p.changes, Change{Op: Create, Namespace: p.newNamespace(name)})
+	return true
 }
 
 func (p *planner) nameTaken(k catalog.Key, svc *corev1.Service) Problem {
@@ -197,12 +249,32 @@ func (p *planner) slice(w Want, vip netip.Addr, owner types.UID) {
 		return
 	}
 	if slice == nil || p.loose[k] {
-		p.changes = append(p.changes, Change{Op: Create, Slice: p.endpointSlice(w, vip, owner, nil)})
+		p.changes = append(p.changes, Change{Op: Create, Slice: p.endpointSlice(w, vip, owner, p.endpoints(w, vip), nil)})
 		return
 	}
-	if should := p.endpointSlice(w, vip, owner, slice); !equality.Semantic.DeepEqual(should, slice) {
+	if should := p.endpointSlice(w, vip, owner, p.endpoints(w, vip), slice); !equality.Semantic.DeepEqual(should, slice) {
 		p.changes = append(p.changes, Change{Op: Update, Slice: should, Was: slice})
 	}
+}
+
+// endpoints returns what the slice of one VIP lists: the VIP, or if the mirror is
+// headless the addresses, in the VIP's family, of the mirrors of its named pods.
+func (p *planner) endpoints(w Want, vip netip.Addr) []discoveryv1.Endpoint {
+	if !w.lists() {
+		return []discoveryv1.Endpoint{endpoint(vip, "", w.Ready)}
+	}
+	var out []discoveryv1.Endpoint
+	for _, c := range p.companions[w.source()] {
+		svc := p.have.Services[c.key()]
+		if svc == nil || !p.ours(svc, c) || !svc.DeletionTimestamp.IsZero() {
+			continue
+		}
+		if ip, ok := clusterIP(svc, vip.Is4()); ok {
+			out = append(out, endpoint(ip, c.Entry.Hostname, c.Ready))
+		}
+	}
+	slices.SortFunc(out, func(a, b discoveryv1.Endpoint) int { return strings.Compare(*a.Hostname, *b.Hostname) })
+	return out
 }
 
 func ownedByService(slice *discoveryv1.EndpointSlice, owner types.UID) bool {

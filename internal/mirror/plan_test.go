@@ -19,7 +19,7 @@ import (
 func eastLink() *v1alpha1.Link {
 	l := &v1alpha1.Link{ObjectMeta: metav1.ObjectMeta{Name: "east", UID: "link-1"}}
 	l.Spec.TrustDomain = "east.1"
-	l.Spec.Import = &v1alpha1.LinkRules{Services: v1alpha1.AllServices}
+	l.Spec.Import = &v1alpha1.ImportRules{Services: v1alpha1.AllServices}
 	return l
 }
 
@@ -389,7 +389,7 @@ func TestWants(t *testing.T) {
 			if c.link != nil {
 				c.link(link)
 			}
-			got, problems := Wants(link, "causeway-system", Peer{Services: map[catalog.Key]catalog.Service{c.service.Key(): c.service}})
+			got, problems := Home{Own: "causeway-system"}.Wants(link, Peer{Services: map[catalog.Key]catalog.Service{c.service.Key(): c.service}})
 			var mirrors []string
 			for _, m := range got.Mirrors {
 				mirrors = append(mirrors, m.MirrorNamespace+"/"+m.MirrorName)
@@ -424,28 +424,82 @@ func TestFirstRoute(t *testing.T) {
 	}
 }
 
-func TestDamp(t *testing.T) {
-	now := time.Unix(100, 0)
+func TestFlap(t *testing.T) {
+	now := time.Unix(10_000, 0)
+	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	cases := map[string]struct {
 		why          string
+		flap         flap
 		shown, ready bool
-		since        time.Time
 		show         bool
+		next         flap
 		again        time.Duration
 	}{
 		"up":              {why: "nothing to decide", shown: true, ready: true, show: true},
-		"just down":       {why: "a rollout may have one ready pod again in a moment", shown: true, show: true, again: 2 * time.Second},
-		"almost too long": {why: "not yet", shown: true, since: now.Add(-downAfter + 1), show: true, again: 1},
-		"too long":        {why: "callers are told", shown: true, since: now.Add(-downAfter), show: false},
-		"up again":        {why: "good news need not wait", shown: false, ready: true, since: now.Add(-time.Hour), show: true},
-		"still down":      {why: "nothing to decide", shown: false, since: now.Add(-time.Second), show: false},
+		"just down":       {why: "a rollout may have one ready pod again in a moment", shown: true, show: true, next: flap{since: now}, again: downAfter},
+		"almost too long": {why: "not yet", flap: flap{since: ago(downAfter - 1)}, shown: true, show: true, next: flap{since: ago(downAfter - 1)}, again: 1},
+		"too long":        {why: "callers are told", flap: flap{since: ago(downAfter)}, shown: true, next: flap{moved: now}, again: calm},
+		"up again":        {why: "good news need not wait the first time", flap: flap{moved: ago(time.Second)}, ready: true, show: true, next: flap{moved: now}, again: calm},
+		"up, unknown":     {why: "a new controller knows of no flapping", ready: true, show: true, next: flap{moved: now}, again: calm},
+		"only a moment":   {why: "what came back in time was never away", flap: flap{since: ago(time.Second)}, shown: true, ready: true, show: true},
+		"second time": {
+			why:  "from now on it must hold before it is believed",
+			flap: flap{since: ago(downAfter), moved: ago(time.Minute)}, shown: true, next: flap{moved: now, hold: holdFirst}, again: calm,
+		},
+		"third time": {
+			why:  "the hold doubles",
+			flap: flap{since: ago(downAfter), moved: ago(time.Minute), hold: holdFirst}, shown: true, next: flap{moved: now, hold: 2 * holdFirst}, again: calm,
+		},
+		"hundredth time": {
+			why:  "five minutes are enough for anyone",
+			flap: flap{since: ago(downAfter), moved: ago(time.Minute), hold: holdMost}, shown: true, next: flap{moved: now, hold: holdMost}, again: calm,
+		},
+		"after a calm": {
+			why:  "once in a while is no flapping",
+			flap: flap{since: ago(downAfter), moved: ago(calm), hold: holdMost}, shown: true, next: flap{moved: now}, again: calm,
+		},
+		"held down": {
+			why: "not yet", flap: flap{since: ago(time.Minute), moved: ago(2 * time.Minute), hold: holdMost}, ready: true,
+			next: flap{since: ago(time.Minute), moved: ago(2 * time.Minute), hold: holdMost}, again: holdMost - time.Minute,
+		},
+		"held long enough": {
+			why: "now", flap: flap{since: ago(holdMost), moved: ago(holdMost), hold: holdMost}, ready: true, show: true,
+			next: flap{moved: now, hold: holdMost}, again: calm,
+		},
+		"held, and down again": {
+			why: "the time begins anew", flap: flap{since: ago(time.Minute), moved: ago(time.Minute), hold: holdMost},
+			next: flap{moved: now, hold: holdMost}, again: calm,
+		},
+		"forgiven": {why: "calm for long enough", flap: flap{moved: ago(calm), hold: holdMost}, shown: true, ready: true, show: true},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			show, since, again := damp(c.shown, c.ready, c.since, now)
-			if show != c.show || again != c.again || since.IsZero() != c.ready {
-				t.Errorf("%s: shows %v since %v, again after %v", c.why, show, since, again)
+			show, next, again := c.flap.settle(c.shown, c.ready, now)
+			if show != c.show || next != c.next || again != c.again {
+				t.Errorf("%s: shows %v, remembers %+v, again after %v", c.why, show, next, again)
 			}
 		})
+	}
+}
+
+func TestFlappingSourceIsNotWrittenAllTheTime(t *testing.T) {
+	var f flap
+	shown, writes := true, 0
+	now := time.Unix(10_000, 0)
+	for tick := range 3600 { // an hour of 3 s up, 3 s down
+		show, next, _ := f.settle(shown, tick/3%2 == 0, now.Add(time.Duration(tick)*time.Second))
+		if show != shown {
+			writes++
+		}
+		shown, f = show, next
+	}
+	if writes > 10 {
+		t.Errorf("a source that flaps for an hour is written %d times", writes)
+	}
+	for tick := range 600 {
+		shown, f, _ = f.settle(shown, true, now.Add(time.Hour+time.Duration(tick)*time.Second))
+	}
+	if !shown {
+		t.Error("once it is steady it is shown")
 	}
 }

@@ -15,6 +15,7 @@ var ErrResource = errors.New("not a valid resource")
 const (
 	keyBytes        = 32 // of hop keys and day keys
 	endpointIDBytes = 8
+	hostBytes       = 8
 )
 
 // KeyOf returns the key of a resource, which its body decides. An error wraps
@@ -27,7 +28,11 @@ func KeyOf(r *wire.Resource) (string, error) {
 		return "link/" + b.Link.GetName(), nil
 	case *wire.Resource_Mirror:
 		m := b.Mirror
-		return "mirror/" + m.GetLink() + "/" + m.GetNamespace() + "/" + m.GetService(), nil
+		key := "mirror/" + m.GetLink() + "/" + m.GetNamespace() + "/" + m.GetService()
+		if m.GetHostname() != "" {
+			key += "/" + m.GetHostname()
+		}
+		return key, nil
 	case *wire.Resource_Pod:
 		return "pod/" + b.Pod.GetUid(), nil
 	case *wire.Resource_Export:
@@ -77,6 +82,9 @@ func wrongLength(r *wire.Resource) string {
 		for _, e := range b.Route.GetEndpoints() {
 			if len(e.GetId()) != endpointIDBytes {
 				return "endpoints.id"
+			}
+			if n := len(e.GetHost()); n != 0 && n != hostBytes {
+				return "endpoints.host"
 			}
 		}
 	case *wire.Resource_Backend:

@@ -23,6 +23,17 @@ func TestVectors(t *testing.T) {
 			}}}}},
 			want: "0a300a0a726f7574652f313032343a220880081204776573741a150a08010203040506070812057569642d311a026e3120072080d0eab6b733",
 		},
+		"a named pod": {
+			message: &wire.Update{TimeMs: 1767225600000, Complete: true, Upserts: []*wire.Resource{
+				{Key: "route/1025", Body: &wire.Resource_Route{Route: &wire.Route{
+					Id: 1025, Endpoints: []*wire.Endpoint{{Id: []byte{1, 2, 3, 4, 5, 6, 7, 8}, PodUid: "uid-1", Backend: "n1", Host: []byte{8, 7, 6, 5, 4, 3, 2, 1}}},
+				}}},
+				{Key: "mirror/east/shop/db/db-0", Body: &wire.Resource_Mirror{Mirror: &wire.Mirror{
+					Link: "east", Namespace: "shop", Service: "db", Hostname: "db-0", SessionAffinitySeconds: 60,
+				}}},
+			}},
+			want: "0a320a0a726f7574652f313032353a240881081a1f0a08010203040506070812057569642d311a026e31220808070605040302010a340a186d6972726f722f656173742f73686f702f64622f64622d3022180a0465617374120473686f701a026462420464622d30483c18012080d0eab6b733",
+		},
 		"last update": {
 			message: &wire.Update{TimeMs: 1767225600000, Removed: []string{"link/west"}, Complete: true},
 			want:    "12096c696e6b2f7765737418012080d0eab6b733",
@@ -64,6 +75,8 @@ func TestCheck(t *testing.T) {
 		"no hop key":        {"a MAC under it proves nothing", resource(&wire.Resource{Body: &wire.Resource_Backend{Backend: &wire.Backend{}}}), false},
 		"node's hop key":    {"a MAC under it proves nothing", resource(&wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{HopKey: make([]byte, 16)}}}), false},
 		"day key":           {"labels under it open nowhere", resource(&wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{DayKeys: []*wire.DayKey{{Key: make([]byte, 16)}}}}}), false},
+		"hostname":          {"its hash has 8 bytes in labels", resource(&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Endpoints: []*wire.Endpoint{{Id: make([]byte, 8), Host: make([]byte, 7)}}}}}), false},
+		"a pod's mirror":    {"it is not the whole Service's", &wire.Resource{Key: "mirror/east/shop/db", Body: &wire.Resource_Mirror{Mirror: &wire.Mirror{Link: "east", Namespace: "shop", Service: "db", Hostname: "db-0"}}}, false},
 		"endpoint id":       {"it has 8 bytes in labels and headers", resource(&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Endpoints: []*wire.Endpoint{{Id: make([]byte, 9)}}}}}), false},
 		"huge":              {"no client takes it", backend("n1", string(make([]byte, maxResource))), false},
 	}

@@ -498,8 +498,16 @@ type Service struct {
 	SessionAffinity SessionAffinity `protobuf:"varint,6,opt,name=session_affinity,json=sessionAffinity,proto3,enum=causeway.catalog.v1.SessionAffinity" json:"session_affinity,omitempty"`
 	// Seconds; 0 unless session_affinity is CLIENT_IP.
 	SessionAffinitySeconds uint32 `protobuf:"varint,7,opt,name=session_affinity_seconds,json=sessionAffinitySeconds,proto3" json:"session_affinity_seconds,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// The Service's own, without those that never cross; 16 KiB in all. What the
+	// importer's Link does not list is not used.
+	Labels      map[string]string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Annotations map[string]string `protobuf:"bytes,9,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// It has no address of its own.
+	Headless bool `protobuf:"varint,10,opt,name=headless,proto3" json:"headless,omitempty"`
+	// Its pods that have a name in DNS, if it is headless; at most 256.
+	Hosts         []*Host `protobuf:"bytes,11,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -581,6 +589,87 @@ func (x *Service) GetSessionAffinitySeconds() uint32 {
 	return 0
 }
 
+func (x *Service) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Service) GetAnnotations() map[string]string {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
+}
+
+func (x *Service) GetHeadless() bool {
+	if x != nil {
+		return x.Headless
+	}
+	return false
+}
+
+func (x *Service) GetHosts() []*Host {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+type Host struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A DNS label, unique in its Service.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Ready         bool   `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Host) Reset() {
+	*x = Host{}
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Host) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Host) ProtoMessage() {}
+
+func (x *Host) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Host.ProtoReflect.Descriptor instead.
+func (*Host) Descriptor() ([]byte, []int) {
+	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Host) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Host) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
 type Port struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -597,7 +686,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[7]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +698,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[7]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +711,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{7}
+	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Port) GetName() string {
@@ -688,7 +777,7 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12#\n" +
 	"\rissuer_number\x18\x02 \x01(\x04R\fissuerNumber\"$\n" +
 	"\tHeartbeat\x12\x17\n" +
-	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\"\xad\x02\n" +
+	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\"\x88\x05\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +
@@ -698,7 +787,21 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"identities\x12\x14\n" +
 	"\x05ready\x18\x05 \x01(\bR\x05ready\x12O\n" +
 	"\x10session_affinity\x18\x06 \x01(\x0e2$.causeway.catalog.v1.SessionAffinityR\x0fsessionAffinity\x128\n" +
-	"\x18session_affinity_seconds\x18\a \x01(\rR\x16sessionAffinitySeconds\"\x83\x01\n" +
+	"\x18session_affinity_seconds\x18\a \x01(\rR\x16sessionAffinitySeconds\x12@\n" +
+	"\x06labels\x18\b \x03(\v2(.causeway.catalog.v1.Service.LabelsEntryR\x06labels\x12O\n" +
+	"\vannotations\x18\t \x03(\v2-.causeway.catalog.v1.Service.AnnotationsEntryR\vannotations\x12\x1a\n" +
+	"\bheadless\x18\n" +
+	" \x01(\bR\bheadless\x12/\n" +
+	"\x05hosts\x18\v \x03(\v2\x19.causeway.catalog.v1.HostR\x05hosts\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10AnnotationsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"0\n" +
+	"\x04Host\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\"\x83\x01\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
@@ -724,7 +827,7 @@ func file_internal_catalog_wire_catalog_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_catalog_wire_catalog_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_catalog_wire_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_internal_catalog_wire_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_internal_catalog_wire_catalog_proto_goTypes = []any{
 	(SessionAffinity)(0), // 0: causeway.catalog.v1.SessionAffinity
 	(*Message)(nil),      // 1: causeway.catalog.v1.Message
@@ -734,24 +837,30 @@ var file_internal_catalog_wire_catalog_proto_goTypes = []any{
 	(*Ack)(nil),          // 5: causeway.catalog.v1.Ack
 	(*Heartbeat)(nil),    // 6: causeway.catalog.v1.Heartbeat
 	(*Service)(nil),      // 7: causeway.catalog.v1.Service
-	(*Port)(nil),         // 8: causeway.catalog.v1.Port
+	(*Host)(nil),         // 8: causeway.catalog.v1.Host
+	(*Port)(nil),         // 9: causeway.catalog.v1.Port
+	nil,                  // 10: causeway.catalog.v1.Service.LabelsEntry
+	nil,                  // 11: causeway.catalog.v1.Service.AnnotationsEntry
 }
 var file_internal_catalog_wire_catalog_proto_depIdxs = []int32{
-	2, // 0: causeway.catalog.v1.Message.hello:type_name -> causeway.catalog.v1.Hello
-	3, // 1: causeway.catalog.v1.Message.subscribe:type_name -> causeway.catalog.v1.Subscribe
-	4, // 2: causeway.catalog.v1.Message.update:type_name -> causeway.catalog.v1.Update
-	5, // 3: causeway.catalog.v1.Message.ack:type_name -> causeway.catalog.v1.Ack
-	6, // 4: causeway.catalog.v1.Message.heartbeat:type_name -> causeway.catalog.v1.Heartbeat
-	7, // 5: causeway.catalog.v1.Update.upserts:type_name -> causeway.catalog.v1.Service
-	8, // 6: causeway.catalog.v1.Service.ports:type_name -> causeway.catalog.v1.Port
-	0, // 7: causeway.catalog.v1.Service.session_affinity:type_name -> causeway.catalog.v1.SessionAffinity
-	1, // 8: causeway.catalog.v1.Catalog.Sync:input_type -> causeway.catalog.v1.Message
-	1, // 9: causeway.catalog.v1.Catalog.Sync:output_type -> causeway.catalog.v1.Message
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	2,  // 0: causeway.catalog.v1.Message.hello:type_name -> causeway.catalog.v1.Hello
+	3,  // 1: causeway.catalog.v1.Message.subscribe:type_name -> causeway.catalog.v1.Subscribe
+	4,  // 2: causeway.catalog.v1.Message.update:type_name -> causeway.catalog.v1.Update
+	5,  // 3: causeway.catalog.v1.Message.ack:type_name -> causeway.catalog.v1.Ack
+	6,  // 4: causeway.catalog.v1.Message.heartbeat:type_name -> causeway.catalog.v1.Heartbeat
+	7,  // 5: causeway.catalog.v1.Update.upserts:type_name -> causeway.catalog.v1.Service
+	9,  // 6: causeway.catalog.v1.Service.ports:type_name -> causeway.catalog.v1.Port
+	0,  // 7: causeway.catalog.v1.Service.session_affinity:type_name -> causeway.catalog.v1.SessionAffinity
+	10, // 8: causeway.catalog.v1.Service.labels:type_name -> causeway.catalog.v1.Service.LabelsEntry
+	11, // 9: causeway.catalog.v1.Service.annotations:type_name -> causeway.catalog.v1.Service.AnnotationsEntry
+	8,  // 10: causeway.catalog.v1.Service.hosts:type_name -> causeway.catalog.v1.Host
+	1,  // 11: causeway.catalog.v1.Catalog.Sync:input_type -> causeway.catalog.v1.Message
+	1,  // 12: causeway.catalog.v1.Catalog.Sync:output_type -> causeway.catalog.v1.Message
+	12, // [12:13] is the sub-list for method output_type
+	11, // [11:12] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_internal_catalog_wire_catalog_proto_init() }
@@ -772,7 +881,7 @@ func file_internal_catalog_wire_catalog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_catalog_wire_catalog_proto_rawDesc), len(file_internal_catalog_wire_catalog_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

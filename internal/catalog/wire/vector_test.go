@@ -35,6 +35,14 @@ func TestVectors(t *testing.T) {
 			})}}}},
 			want: "1a4e080112480a0473686f7012036261721a160a04687474701203544350185022046874747028800822217370696666653a2f2f656173742d316132622f6e732f73686f702f73612f62617228012001",
 		},
+		"headless": {
+			message: &Message{Body: &Message_Update{Update: &Update{Revision: 3, Complete: true, Upserts: []*Service{encode(catalog.Service{
+				Namespace: "shop", Name: "db", Ready: true, Headless: true, Hosts: []catalog.Host{{Name: "db-0", Ready: true}, {Name: "db-1"}},
+				Ports:  []catalog.Port{{Name: "sql", Protocol: "TCP", Port: 5432, Route: 1025}},
+				Labels: map[string]string{"team": "a"}, Annotations: map[string]string{"note": "b"},
+			})}}}},
+			want: "1a4e080312480a0473686f70120264621a100a0373716c120354435018b82a288108280142090a047465616d1201614a090a046e6f746512016250015a080a0464622d3010015a060a0464622d312001",
+		},
 		"removal": {
 			message: &Message{Body: &Message_Update{Update: &Update{Revision: 2, Complete: true, Removed: []string{"shop/bar"}}}},
 			want:    "1a0e08021a0873686f702f6261722001",

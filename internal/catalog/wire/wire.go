@@ -81,6 +81,10 @@ func encode(s catalog.Service) *Service {
 		Namespace: s.Namespace, Name: s.Name, Identities: s.Identities, Ready: s.Ready,
 		SessionAffinity:        SessionAffinity(s.SessionAffinity),
 		SessionAffinitySeconds: s.SessionAffinitySeconds,
+		Labels:                 s.Labels, Annotations: s.Annotations, Headless: s.Headless,
+	}
+	for _, h := range s.Hosts {
+		out.Hosts = append(out.Hosts, &Host{Name: h.Name, Ready: h.Ready})
 	}
 	for _, p := range s.Ports {
 		out.Ports = append(out.Ports, &Port{
@@ -97,6 +101,10 @@ func decode(s *Service) catalog.Service {
 		Namespace: s.GetNamespace(), Name: s.GetName(), Identities: s.GetIdentities(), Ready: s.GetReady(),
 		SessionAffinity:        catalog.Affinity(s.GetSessionAffinity()),
 		SessionAffinitySeconds: s.GetSessionAffinitySeconds(),
+		Labels:                 s.GetLabels(), Annotations: s.GetAnnotations(), Headless: s.GetHeadless(),
+	}
+	for _, h := range s.GetHosts() {
+		out.Hosts = append(out.Hosts, catalog.Host{Name: h.GetName(), Ready: h.GetReady()})
 	}
 	for _, p := range s.GetPorts() {
 		number := p.GetPort()

@@ -260,6 +260,8 @@ func TestEveryFieldCrosses(t *testing.T) {
 	want := catalog.Service{
 		Namespace: "shop", Name: "bar", Identities: []string{"spiffe://east/ns/shop/sa/a", "spiffe://east/ns/shop/sa/b"},
 		Ready: true, SessionAffinity: catalog.AffinityClientIP, SessionAffinitySeconds: 60,
+		Headless: true, Hosts: []catalog.Host{{Name: "bar-0", Ready: true}, {Name: "bar-1"}},
+		Labels: map[string]string{"team": "a"}, Annotations: map[string]string{"note": "b"},
 		Ports: []catalog.Port{
 			{Name: "dns", Protocol: "UDP", Port: 53},
 			{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "kubernetes.io/h2c", Route: 1024}},

@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -142,7 +141,7 @@ func (a *Agent) reach(life context.Context, p *peer) (*transport.Raw, error) {
 func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(life, handshakeTimeout)
 	defer cancel()
-	sni, err := call.peer.sealer.Seal(call.port.route, route.Wish{}, time.Now())
+	sni, err := call.peer.sealer.Seal(call.port.route, call.to.wish(), time.Now())
 	if err != nil {
 		return nil, refuse(reasonNoDayKey, err)
 	}

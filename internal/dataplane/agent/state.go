@@ -44,14 +44,23 @@ type mirror struct {
 	name               string // namespace/name of the Service made here
 	link               string
 	namespace, service string // in the peer
+	hostname           string // the one pod that callers want; empty: any
 	identities         []identity.Name
 	ports              map[int]mirrorPort // by listener index
+}
+
+// wish is what labels to m ask for.
+func (m *mirror) wish() route.Wish {
+	if m.hostname == "" {
+		return route.Wish{}
+	}
+	return route.ForHost(m.hostname)
 }
 
 // means reports whether m, which may be nil, stands for the same Service of the
 // same peer as other.
 func (m *mirror) means(other *mirror) bool {
-	return m != nil && m.link == other.link && m.namespace == other.namespace && m.service == other.service
+	return m != nil && m.link == other.link && m.namespace == other.namespace && m.service == other.service && m.hostname == other.hostname
 }
 
 type mirrorPort struct {
@@ -154,7 +163,7 @@ func (s *state) addLink(l *wire.Link) error {
 }
 
 func (s *state) addMirror(m *wire.Mirror) error {
-	out := &mirror{name: m.Mirror, link: m.Link, namespace: m.Namespace, service: m.Service, ports: make(map[int]mirrorPort)}
+	out := &mirror{name: m.Mirror, link: m.Link, namespace: m.Namespace, service: m.Service, hostname: m.Hostname, ports: make(map[int]mirrorPort)}
 	peer := s.links[m.Link]
 	if peer == nil {
 		return nil // its Link is revoked

@@ -92,7 +92,9 @@ func rowOf(r *wire.Route, backends map[string]route.Backend) route.Row {
 		if !ok || len(e.Id) != len(route.EndpointID{}) {
 			continue
 		}
-		row.Endpoints = append(row.Endpoints, route.Endpoint{ID: route.EndpointID(e.Id), PodUID: e.PodUid, Backend: b})
+		out := route.Endpoint{ID: route.EndpointID(e.Id), PodUID: e.PodUid, Backend: b}
+		copy(out.Host[:], e.Host)
+		row.Endpoints = append(row.Endpoints, out)
 	}
 	return row
 }

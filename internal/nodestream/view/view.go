@@ -23,6 +23,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -163,7 +164,7 @@ func (b *Builder) shared(in Inputs) []*wire.Resource {
 		out = append(out, b.keep("agent", &wire.Resource{Body: &wire.Resource_Link{Link: l}}))
 	}
 	for _, m := range in.Mirrors {
-		if m.RestingSince == nil && known[m.Link] {
+		if m.RestingSince == nil && known[m.Link] && !lists(m) {
 			out = append(out, b.keep("agent", &wire.Resource{Body: &wire.Resource_Mirror{Mirror: mirrorOf(m)}}))
 		}
 	}
@@ -174,10 +175,14 @@ func linkOf(p Peer) *wire.Link {
 	return &wire.Link{Name: p.Name, Uid: p.UID, TrustDomain: p.TrustDomain, Issuers: p.Issuers, IssuerNumber: p.IssuerNumber}
 }
 
+// lists reports whether m is a headless mirror, which leads to others: nobody
+// connects to its own VIP.
+func lists(m v1alpha1.LedgerMirror) bool { return m.Headless && m.Hostname == "" }
+
 func mirrorOf(m v1alpha1.LedgerMirror) *wire.Mirror {
 	out := &wire.Mirror{
 		Link: m.Link, Namespace: m.Namespace, Service: m.Service, Vips: m.VIPs, Identities: m.Identities,
-		Mirror: m.MirrorNamespace + "/" + m.MirrorName,
+		Mirror: m.MirrorNamespace + "/" + m.MirrorName, Hostname: m.Hostname, SessionAffinitySeconds: uint32(m.SessionAffinitySeconds),
 	}
 	for _, p := range m.Ports {
 		if p.Route == 0 {
@@ -328,7 +333,12 @@ func (b *Builder) routes(in Inputs, endpointKey [32]byte, e catalog.Export) []*w
 				continue
 			}
 			id := identity.EndpointID(endpointKey, e.Key().String(), ep.PodUID)
-			r.Endpoints = append(r.Endpoints, &wire.Endpoint{Id: id[:], PodUid: ep.PodUID, Backend: AgentBackend(ep.Node)})
+			out := &wire.Endpoint{Id: id[:], PodUid: ep.PodUID, Backend: AgentBackend(ep.Node)}
+			if ep.Host != "" {
+				hash := route.HostHash(ep.Host)
+				out.Host = hash[:]
+			}
+			r.Endpoints = append(r.Endpoints, out)
 		}
 		out = append(out, b.route(in.Now, r))
 	}

@@ -590,7 +590,8 @@ func (x *DayKey) GetKey() []byte {
 	return nil
 }
 
-// Mirror is a peer's Service made real here. Agents only. Key "mirror/LINK/NS/SERVICE".
+// Mirror is a peer's Service made real here, or one named pod of it. Agents only.
+// Key "mirror/LINK/NS/SERVICE" or "mirror/LINK/NS/SERVICE/HOSTNAME".
 type Mirror struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Link  string                 `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"`
@@ -602,9 +603,14 @@ type Mirror struct {
 	// SPIFFE IDs, one of which the far side must prove.
 	Identities []string `protobuf:"bytes,6,rep,name=identities,proto3" json:"identities,omitempty"`
 	// namespace/name of the Service made here, for logs.
-	Mirror        string `protobuf:"bytes,7,opt,name=mirror,proto3" json:"mirror,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Mirror string `protobuf:"bytes,7,opt,name=mirror,proto3" json:"mirror,omitempty"`
+	// The one pod that callers want, and no other: the label's wish is this
+	// hostname. Empty: any.
+	Hostname string `protobuf:"bytes,8,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	// For how long a client stays with its pod, in seconds; 0: not at all.
+	SessionAffinitySeconds uint32 `protobuf:"varint,9,opt,name=session_affinity_seconds,json=sessionAffinitySeconds,proto3" json:"session_affinity_seconds,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *Mirror) Reset() {
@@ -684,6 +690,20 @@ func (x *Mirror) GetMirror() string {
 		return x.Mirror
 	}
 	return ""
+}
+
+func (x *Mirror) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Mirror) GetSessionAffinitySeconds() uint32 {
+	if x != nil {
+		return x.SessionAffinitySeconds
+	}
+	return 0
 }
 
 type MirrorPort struct {
@@ -1294,7 +1314,9 @@ type Endpoint struct {
 	Id     []byte `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	PodUid string `protobuf:"bytes,2,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
 	// Name of a Backend.
-	Backend       string `protobuf:"bytes,3,opt,name=backend,proto3" json:"backend,omitempty"`
+	Backend string `protobuf:"bytes,3,opt,name=backend,proto3" json:"backend,omitempty"`
+	// First 8 bytes of the SHA-256 of the pod's hostname in lower case; empty: it has none.
+	Host          []byte `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1348,6 +1370,13 @@ func (x *Endpoint) GetBackend() string {
 		return x.Backend
 	}
 	return ""
+}
+
+func (x *Endpoint) GetHost() []byte {
+	if x != nil {
+		return x.Host
+	}
+	return nil
 }
 
 // Backend is a process that the gateway may splice to: the agent of a node, or
@@ -1560,7 +1589,7 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\",\n" +
 	"\x06DayKey\x12\x10\n" +
 	"\x03day\x18\x01 \x01(\rR\x03day\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\fR\x03key\"\xda\x01\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"\xb0\x02\n" +
 	"\x06Mirror\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -1570,7 +1599,9 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\n" +
 	"identities\x18\x06 \x03(\tR\n" +
 	"identities\x12\x16\n" +
-	"\x06mirror\x18\a \x01(\tR\x06mirror\"\x83\x01\n" +
+	"\x06mirror\x18\a \x01(\tR\x06mirror\x12\x1a\n" +
+	"\bhostname\x18\b \x01(\tR\bhostname\x128\n" +
+	"\x18session_affinity_seconds\x18\t \x01(\rR\x16sessionAffinitySeconds\"\x83\x01\n" +
 	"\n" +
 	"MirrorPort\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x12\n" +
@@ -1623,11 +1654,12 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\tendpoints\x18\x03 \x03(\v2 .causeway.nodestream.v1.EndpointR\tendpoints\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
-	"generation\"M\n" +
+	"generation\"a\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x17\n" +
 	"\apod_uid\x18\x02 \x01(\tR\x06podUid\x12\x18\n" +
-	"\abackend\x18\x03 \x01(\tR\abackend\"P\n" +
+	"\abackend\x18\x03 \x01(\tR\abackend\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\fR\x04host\"P\n" +
 	"\aBackend\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x17\n" +
