@@ -2,11 +2,9 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -27,9 +25,6 @@ type installer struct {
 
 // fieldOwner is whose fields the chart's are in every object's managed fields.
 const fieldOwner = client.FieldOwner("causeway-install")
-
-// poll is how often a wait looks again.
-const poll = 500 * time.Millisecond
 
 // phases are all objects that an installation makes, in the order in which they are made: the kinds; what comes before
 // the cluster has an identity; and what mounts it. A pod that mounted it too early would back off before it starts.
@@ -168,33 +163,12 @@ func (i installer) waitReady(ctx context.Context, objects []*unstructured.Unstru
 	return nil
 }
 
-// until calls state every half second until it says nothing more to wait for (""), reporting what it says.
+// until waits until state says nothing more, which makes what ready.
 func (i installer) until(ctx context.Context, what string, state func() (string, error)) error {
-	tick := time.NewTicker(poll)
-	defer tick.Stop()
-	for {
-		s, err := state()
-		if err != nil && ctx.Err() == nil {
-			return fmt.Errorf("look at %s: %w", what, err)
-		}
-		if err == nil && s == "" {
-			i.progress.say(what, "ready")
-			return nil
-		}
-		if err == nil {
-			i.progress.say(what, s)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			err := fmt.Errorf("%s is not ready: %s: %w", what, i.progress.last[what], context.Cause(ctx))
-			if !errors.Is(err, errTooLong) {
-				return err
-			}
-			return withHint(err, fmt.Sprintf("`kubectl -n %s get pods` and `kubectl -n %s logs` may tell more; running this command again goes on where it stopped",
-				i.namespace, i.namespace))
-		}
-	}
+	return i.progress.until(ctx, wait{
+		what: what, done: "ready", undone: "is not ready", state: state,
+		hint: fmt.Sprintf("`kubectl -n %s get pods` and `kubectl -n %s logs` may tell more; running this command again goes on where it stopped", i.namespace, i.namespace),
+	})
 }
 
 // rollout says how far a Deployment or DaemonSet is: "" when every pod is of the newest template and ready.
