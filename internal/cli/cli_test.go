@@ -127,7 +127,7 @@ func made(kube string, funcs interceptor.Funcs, objects ...client.Object) cluste
 // prepared returns a new cluster of that name.
 func prepared(t *testing.T, name string) cluster {
 	t.Helper()
-	for _, m := range []map[string]func() cluster{clusters, linkClusters} {
+	for _, m := range []map[string]func() cluster{clusters, linkClusters, mirrorClusters} {
 		if f, ok := m[name]; ok {
 			return f()
 		}
