@@ -80,7 +80,7 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: operator, Title: "Commands:"},
 		&cobra.Group{ID: process, Title: "Processes, which the chart runs:"},
 	)
-	root.AddCommand(a.install(), a.identity(), a.link(), a.unlink(), a.version(), a.controller(), a.gateway(), a.agent(), a.vipGuard())
+	root.AddCommand(a.install(), a.identity(), a.link(), a.unlink(), a.links(), a.services(), a.version(), a.controller(), a.gateway(), a.agent(), a.vipGuard())
 	return root
 }
 

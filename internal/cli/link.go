@@ -307,11 +307,14 @@ func missing(l *v1alpha1.Link) string {
 	return ""
 }
 
+// notLookedAt is the reason of a condition that the controller has not set for the Link as it is now.
+const notLookedAt = "NotLookedAt"
+
 // conditionOf returns l's condition of that kind: Unknown if the controller has not judged this generation of l.
 func conditionOf(l *v1alpha1.Link, kind string) metav1.Condition {
 	c := meta.FindStatusCondition(l.Status.Conditions, kind)
 	if c == nil || c.ObservedGeneration < l.Generation {
-		return metav1.Condition{Type: kind, Status: metav1.ConditionUnknown, Reason: "NotLookedAt", Message: "the controller has not looked at it yet"}
+		return metav1.Condition{Type: kind, Status: metav1.ConditionUnknown, Reason: notLookedAt, Message: "the controller has not looked at it yet"}
 	}
 	return *c
 }

@@ -23,6 +23,7 @@ var mirrorClusters = map[string]func() cluster{
 	"west-hanging": func() cluster {
 		return made("v1.36.3", collecting(0, nil), westLinked()...)
 	},
+	"west-faulty":   func() cluster { return made("v1.36.3", interceptor.Funcs{}, faultyLinks()...) },
 	"west-unlinked": func() cluster { return made("v1.36.3", interceptor.Funcs{}, identityMap(nil)) },
 	"east-linked": func() cluster {
 		return made("v1.36.3", collecting(4, nil), identityMap(eastIdentity), linkTo("west", "west-0a1b2c3d"))
@@ -47,7 +48,6 @@ func westLinked() []client.Object {
 		{Service: "shop/cart-east", Reason: "NameTaken", Message: "a Service of that name is here already and is not Causeway's: rename or delete it to have the mirror"},
 		{Service: "shop/outside", Reason: "ExternalNameUnsupported", Message: "a Service of type ExternalName has no pods: it is not exported"},
 	}
-	north.Spec.Gateways = nil
 	north.Status = cutOff(1)
 	renamed := mirrorOf(east, "shop", "till-east", false)
 	renamed.service.Labels = map[string]string{"taken": "away"}
@@ -62,6 +62,32 @@ func westLinked() []client.Object {
 		service("shop", "web", map[string]string{v1alpha1.LinkerdExportLabel: "true"}),
 		service("shop", "private", map[string]string{v1alpha1.ExportLabel: "false"}),
 	)
+}
+
+// faultyLinks are Links that each have another fault.
+func faultyLinks() []client.Object {
+	set := func(l *v1alpha1.Link, kind, reason, message string) {
+		for i := range l.Status.Conditions {
+			if c := &l.Status.Conditions[i]; c.Type == kind {
+				c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason, message
+			}
+		}
+	}
+	fresh := linkTo("fresh", "fresh-1")
+	edited := linkTo("edited", "edited-1")
+	edited.Generation, edited.Status = 2, allIsWell(1)
+	bad := linkTo("bad-root", "bad-root-1")
+	bad.Status = cutOff(1)
+	set(bad, v1alpha1.LinkTrusted, "BadRoot", "root is not one PEM certificate")
+	set(bad, v1alpha1.LinkConnected, "NotTrusted", "the Link is not trusted, so nobody dials the peer")
+	waiting := linkTo("waiting", "waiting-1")
+	waiting.Status = cutOff(1)
+	set(waiting, v1alpha1.LinkConnected, "WaitingForPeer", "the Link names no gateway address, and the peer has not dialled us")
+	set(waiting, v1alpha1.LinkGatewayReachable, "NoAddress", "the Link names no gateway address: the peer's Services cannot be called from here")
+	many := linkTo("many", "many-1")
+	many.Status = allIsWell(1)
+	many.Status.Problems = []v1alpha1.ServiceProblem{{Reason: "More", Message: "and 7 more"}}
+	return []client.Object{fresh, edited, bad, waiting, many}
 }
 
 func service(namespace, name string, labels map[string]string) *corev1.Service {
