@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -27,8 +28,9 @@ import (
 var update = flag.Bool("update", false, "rewrite golden files")
 
 // Stories are what a user types and sees. A file begins with why it exists; "$ cluster NAME" chooses a prepared cluster
-// for the lines after it, "$ cluster NAME at CONTEXT" puts one into the kubeconfig; lines from stderr begin with "! ";
-// time in them is fake.
+// for the lines after it, "$ cluster NAME at CONTEXT" puts one into the kubeconfig, "$ grow" lets time pass in it, after
+// which it has what an installation gathers; "<<< WORD" is typed at a terminal; lines from stderr begin with "! "; time in
+// them is fake.
 func TestStories(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -83,9 +85,18 @@ func tell(t *testing.T, story string) string {
 				contexts[at] = prepared(t, words[1])
 				continue
 			}
+			if words[0] == "grow" {
+				create(t, contexts[""], belongs()...)
+				continue
+			}
+			typed := slices.Index(words, "<<<")
+			stdin := ""
+			if typed >= 0 {
+				words, stdin = words[:typed], words[typed+1]+"\n"
+			}
 			var stderr bytes.Buffer
 			var stdout bytes.Buffer
-			a := &app{stdout: &stdout, stderr: &stderr, connect: connect}
+			a := &app{stdin: strings.NewReader(stdin), terminal: typed >= 0, stdout: &stdout, stderr: &stderr, connect: connect}
 			code := run(t.Context(), words[1:], a)
 			for l := range strings.Lines(stderr.String()) {
 				out.WriteString("! " + l)
@@ -107,7 +118,9 @@ MIIBCgKCAQEA
 
 func identityMap(edit map[string]string) *corev1.ConfigMap {
 	m := &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "causeway-system", Name: identityConfigMap},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "causeway-system", Name: identityConfigMap, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy},
+		},
 		Data: map[string]string{
 			"clusterName": "west", "trustDomain": "west-0a1b2c3d", "root.pem": rootPEM,
 			"linkPublicKey": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "gateways": "198.18.1.10:4143,gw.west.example:4143",
@@ -120,14 +133,14 @@ func identityMap(edit map[string]string) *corev1.ConfigMap {
 }
 
 func made(kube string, funcs interceptor.Funcs, objects ...client.Object) cluster {
-	c := fake.NewClientBuilder().WithScheme(kinds()).WithStatusSubresource(&v1alpha1.Link{}).WithObjects(objects...).WithInterceptorFuncs(funcs).Build()
+	c := fake.NewClientBuilder().WithScheme(kinds()).WithStatusSubresource(&v1alpha1.Link{}).WithReturnManagedFields().WithObjects(objects...).WithInterceptorFuncs(funcs).Build()
 	return cluster{Client: c, version: func() (*version.Info, error) { return &version.Info{GitVersion: kube}, nil }}
 }
 
 // prepared returns a new cluster of that name.
 func prepared(t *testing.T, name string) cluster {
 	t.Helper()
-	for _, m := range []map[string]func() cluster{clusters, linkClusters, mirrorClusters} {
+	for _, m := range []map[string]func() cluster{clusters, linkClusters, mirrorClusters, livingClusters} {
 		if f, ok := m[name]; ok {
 			return f()
 		}

@@ -133,7 +133,7 @@ func render(namespace string, values map[string]any) (charts.Rendered, error) {
 
 // printObjects writes the namespace and all objects of r as one stream of YAML documents.
 func printObjects(w io.Writer, namespace string, r charts.Rendered) error {
-	for _, o := range installPhases(namespace, r).all() {
+	for _, o := range installPhases(namespace, false, r).all() {
 		out, err := yaml.Marshal(o.Object)
 		if err != nil {
 			return fmt.Errorf("print %s %s: %w", o.GetKind(), o.GetName(), err)

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/charts"
 )
 
@@ -30,13 +31,17 @@ const fieldOwner = client.FieldOwner("causeway-install")
 // the cluster has an identity; and what mounts it. A pod that mounted it too early would back off before it starts.
 type phases struct{ kinds, early, late []*unstructured.Unstructured }
 
-func installPhases(namespace string, r charts.Rendered) phases {
+// With made the namespace is marked as Causeway's own, for uninstall to remove.
+func installPhases(namespace string, made bool, r charts.Rendered) phases {
+	// The agent runs on the host's network and vip-guard has NET_ADMIN.
+	labels := map[string]any{"pod-security.kubernetes.io/enforce": "privileged"}
+	if made {
+		labels[v1alpha1.ManagedByLabel] = v1alpha1.ManagedBy
+	}
 	ns := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "v1", "kind": "Namespace",
 		"metadata": map[string]any{
-			"name": namespace,
-			// The agent runs on the host's network and vip-guard has NET_ADMIN.
-			"labels": map[string]any{"pod-security.kubernetes.io/enforce": "privileged"},
+			"name": namespace, "labels": labels,
 		},
 	}}
 	p := phases{kinds: r.CRDs, early: []*unstructured.Unstructured{ns}}
@@ -63,7 +68,11 @@ func mountsIdentity(o *unstructured.Unstructured) bool {
 
 // apply makes or updates every object, waiting where one needs another.
 func (i installer) apply(ctx context.Context, r charts.Rendered) error {
-	p := installPhases(i.namespace, r)
+	made, err := i.makesNamespace(ctx)
+	if err != nil {
+		return err
+	}
+	p := installPhases(i.namespace, made, r)
 	if err := i.applyAll(ctx, "kinds", p.kinds); err != nil {
 		return err
 	}
@@ -77,6 +86,16 @@ func (i installer) apply(ctx context.Context, r charts.Rendered) error {
 		return err
 	}
 	return i.applyAll(ctx, "gateway, agents", p.late)
+}
+
+// makesNamespace reports whether the namespace is install's own: missing, or made by an earlier one.
+func (i installer) makesNamespace(ctx context.Context) (bool, error) {
+	var ns corev1.Namespace
+	err := i.client.Get(ctx, client.ObjectKey{Name: i.namespace}, &ns)
+	if client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("look at namespace %s: %w", i.namespace, err)
+	}
+	return err != nil || ns.Labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy, nil
 }
 
 // applyAll applies objects by server-side apply. They are ours by name: another's edit of a field that the chart sets

@@ -53,9 +53,9 @@ func (a *app) link() *cobra.Command {
 		Short: "Link two clusters, both of whose contexts are at hand",
 		Long: `Link two clusters: apply the public half of each as a Link in the other, and wait until both are connected.
 
-Run it again to bring two Links up to date, such as after a gateway's address has changed. Their export and import
-rules stay as they are then; a new Link says "services: All" for both, which means each Service with the label
-causeway.dev/export=true on it.`,
+A new Link says "services: All" for both directions, which means each Service with the label causeway.dev/export=true
+on it. Run the command again to bring two Links up to date, such as after a gateway's address has changed: their rules
+and gateway addresses that somebody else added stay as they are then.`,
 		Example: "  causeway link --context west --peer-context east",
 		GroupID: operator,
 		Args:    cobra.NoArgs,

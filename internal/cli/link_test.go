@@ -41,7 +41,7 @@ var linkClusters = map[string]func() cluster{
 	"west-renamed": func() cluster { return made("v1.36.3", linking(1), identityMap(nil), linkTo("far", "east-4d5e6f70")) },
 	"west-narrow": func() cluster {
 		l := linkTo("east", "east-4d5e6f70")
-		l.Spec.Export, l.Spec.Gateways = nil, []string{"198.18.2.99:4143"}
+		l.Spec.Export, l.Spec.Root = nil, "an older root"
 		return made("v1.36.3", linking(1), identityMap(nil), l)
 	},
 	"west-leaving": func() cluster {
