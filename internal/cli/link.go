@@ -198,6 +198,11 @@ func (a *app) awaitGateways(ctx context.Context, p *progress, sides ...*side) er
 	if err := p.until(grace, waits...); err != nil && (grace.Err() == nil || ctx.Err() != nil) {
 		return err
 	}
+	return a.judgeGateways(sides)
+}
+
+// judgeGateways warns of a cluster without a gateway address, and refuses two of them.
+func (a *app) judgeGateways(sides []*side) error {
 	var without *side
 	for _, s := range sides {
 		switch {

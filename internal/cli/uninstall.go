@@ -20,8 +20,9 @@ import (
 // uninstallFlags are the words of `causeway uninstall`.
 type uninstallFlags struct {
 	clusterFlags
-	yes     bool
-	timeout time.Duration
+	yes       bool
+	nodesOnly bool
+	timeout   time.Duration
 }
 
 func (a *app) uninstall() *cobra.Command {
@@ -41,6 +42,7 @@ new keys and must be linked anew. Run it again if it was broken off: it goes on 
 	}
 	flags.clusterFlags.add(c)
 	c.Flags().BoolVar(&flags.yes, "yes", false, "do not ask")
+	c.Flags().BoolVar(&flags.nodesOnly, "nodes-only", false, "stop when mirrors and agents are gone and the nodes clean, as before `helm uninstall`")
 	c.Flags().DurationVar(&flags.timeout, "timeout", 5*time.Minute, "`how long` to wait until all is gone")
 	return c
 }
@@ -51,7 +53,11 @@ func (a *app) runUninstall(ctx context.Context, flags uninstallFlags) error {
 		return err
 	}
 	u := &uninstaller{client: cl, namespace: flags.namespace}
-	s, err := u.survey(ctx)
+	survey := u.survey
+	if flags.nodesOnly {
+		survey = u.surveyNodes
+	}
+	s, err := survey(ctx)
 	if err != nil {
 		return err
 	}
@@ -67,9 +73,13 @@ func (a *app) runUninstall(ctx context.Context, flags uninstallFlags) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong)
 	defer cancel()
 	u.progress = newProgress(a.stderr)
-	err = u.run(ctx, s)
+	if flags.nodesOnly {
+		err = u.runNodes(ctx, s)
+	} else {
+		err = u.run(ctx, s)
+	}
 	if len(u.removed) > 0 { // also if only a part of it is
-		fmt.Fprintf(a.stdout, "Removed from cluster %s:\n  %s\n", s.cluster, strings.Join(u.removed, "\n  "))
+		fmt.Fprintf(a.stdout, "Removed%s:\n  %s\n", s.from(), strings.Join(u.removed, "\n  "))
 	}
 	if err != nil {
 		if apierrors.IsForbidden(err) {
@@ -120,26 +130,36 @@ type survey struct {
 	made      bool
 	// objects are all others.
 	objects []object
+	// nodesOnly tells that nothing else was looked at than Links and mirrors.
+	nodesOnly bool
 	// helm tells that Helm has a record of a release in the namespace.
 	helm bool
 }
 
-func (u *uninstaller) survey(ctx context.Context) (survey, error) {
-	s := survey{cluster: "?", namespace: u.namespace}
+// surveyNodes looks at what a part of an uninstall is about, with few rights.
+func (u *uninstaller) surveyNodes(ctx context.Context) (survey, error) {
+	s := survey{cluster: "?", namespace: u.namespace, nodesOnly: true}
 	var links v1alpha1.LinkList
 	if err := u.client.List(ctx, &links); err != nil && !noKinds(err) {
 		return s, fmt.Errorf("list Links: %w", err)
 	}
 	s.links = links.Items
+	var err error
+	s.mirrors, err = allMirrors(u.client).services(ctx)
+	return s, err
+}
+
+func (u *uninstaller) survey(ctx context.Context) (survey, error) {
+	s, err := u.surveyNodes(ctx)
+	if err != nil {
+		return s, err
+	}
+	s.nodesOnly = false
 	var policies v1alpha1.ExportPolicyList
 	if err := u.client.List(ctx, &policies); err != nil && !noKinds(err) {
 		return s, fmt.Errorf("list ExportPolicies: %w", err)
 	}
 	s.policies = len(policies.Items)
-	var err error
-	if s.mirrors, err = allMirrors(u.client).services(ctx); err != nil {
-		return s, err
-	}
 	if s.objects, err = u.find(ctx, slices.Concat(workloads, belongings, crds)...); err != nil {
 		return s, err
 	}
@@ -163,12 +183,15 @@ func (u *uninstaller) survey(ctx context.Context) (survey, error) {
 }
 
 func (s survey) empty() bool {
-	return len(s.links) == 0 && len(s.mirrors) == 0 && s.policies == 0 && len(s.objects) == 0 && !s.made
+	return !s.nodesOnly && len(s.links) == 0 && len(s.mirrors) == 0 && s.policies == 0 && len(s.objects) == 0 && !s.made
 }
 
 // String says what will be removed.
 func (s survey) String() string {
 	var out strings.Builder
+	if s.nodesOnly {
+		return fmt.Sprintf("This removes %s, %s, all agents, and routes and rules on every node.", count(len(s.links), "Link"), count(len(s.mirrors), "mirror"))
+	}
 	fmt.Fprintf(&out, "This removes Causeway from cluster %s:\n", s.cluster)
 	fmt.Fprintf(&out, "  - %s and %s: callers are cut off\n", count(len(s.links), "Link"), count(len(s.mirrors), "mirror"))
 	if s.policies > 0 {
@@ -180,6 +203,14 @@ func (s survey) String() string {
 		fmt.Fprintf(&out, "  - the namespace %s with all that is in it\n", s.namespace)
 	}
 	return strings.TrimSuffix(out.String(), "\n")
+}
+
+// from says which cluster it is, if that is known.
+func (s survey) from() string {
+	if s.cluster == "?" {
+		return ""
+	}
+	return " from cluster " + s.cluster
 }
 
 // peers names the Links' peers, for whoever must unlink them there.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -15,11 +16,15 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/charts"
@@ -230,6 +235,110 @@ func TestUninstallKnowsTheChart(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The chart's hook must get by with the rights that the chart gives it.
+func TestHookRights(t *testing.T) {
+	cl := prepared(t, "living")
+	tell := func(c client.Client, args ...string) {
+		t.Helper()
+		var stderr bytes.Buffer
+		a := &app{stdout: io.Discard, stderr: &stderr, connect: func(clusterFlags, io.Writer) (cluster, error) {
+			return cluster{Client: c, version: cl.version}, nil
+		}}
+		synctest.Test(t, func(t *testing.T) {
+			if code := run(t.Context(), args, a); code != 0 {
+				t.Fatalf("%v: exit code %d\n%s", args, code, &stderr)
+			}
+		})
+	}
+	tell(cl.Client, "install", "--cluster-name", "west")
+	create(t, cl, belongs()...)
+	tell(&guard{Client: cl.Client, rights: hookRights(t)}, "uninstall", "--nodes-only", "--yes")
+	if left, err := allMirrors(cl).services(t.Context()); err != nil || len(left) > 0 {
+		t.Errorf("left by the hook: %v, %v", left, err)
+	}
+}
+
+// hookRights are "verb resource" of what the hook's account may do.
+func hookRights(t *testing.T) map[string]bool {
+	t.Helper()
+	r, err := charts.Render("causeway-system", map[string]any{"clusterName": "west"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rights := map[string]bool{}
+	for _, o := range r.Hooks {
+		var role rbacv1.ClusterRole
+		if !strings.HasSuffix(o.GetKind(), "Role") {
+			continue
+		}
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &role); err != nil {
+			t.Fatal(err)
+		}
+		for _, rule := range role.Rules {
+			for _, resource := range rule.Resources {
+				for _, verb := range rule.Verbs {
+					rights[verb+" "+resource] = true
+				}
+			}
+		}
+	}
+	return rights
+}
+
+// guard is an API server that knows no more than one account's rights.
+type guard struct {
+	client.Client
+	rights map[string]bool
+}
+
+func (g *guard) may(verb string, o runtime.Object) error {
+	gvk, err := apiutil.GVKForObject(o, g.Scheme())
+	if err != nil {
+		return err
+	}
+	gvk.Kind = strings.TrimSuffix(gvk.Kind, "List")
+	resource, _ := meta.UnsafeGuessKindToResource(gvk)
+	if !g.rights[verb+" "+resource.Resource] {
+		return apierrors.NewForbidden(resource.GroupResource(), "", fmt.Errorf("no right to %s", verb))
+	}
+	return nil
+}
+
+func (g *guard) Get(ctx context.Context, k client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+	if err := g.may("get", o); err != nil {
+		return err
+	}
+	return g.Client.Get(ctx, k, o, opts...)
+}
+
+func (g *guard) List(ctx context.Context, l client.ObjectList, opts ...client.ListOption) error {
+	if err := g.may("list", l); err != nil {
+		return err
+	}
+	return g.Client.List(ctx, l, opts...)
+}
+
+func (g *guard) Create(ctx context.Context, o client.Object, opts ...client.CreateOption) error {
+	if err := g.may("create", o); err != nil {
+		return err
+	}
+	return g.Client.Create(ctx, o, opts...)
+}
+
+func (g *guard) Delete(ctx context.Context, o client.Object, opts ...client.DeleteOption) error {
+	if err := g.may("delete", o); err != nil {
+		return err
+	}
+	return g.Client.Delete(ctx, o, opts...)
+}
+
+func (g *guard) Patch(ctx context.Context, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+	if err := g.may("patch", o); err != nil {
+		return err
+	}
+	return g.Client.Patch(ctx, o, p, opts...)
 }
 
 // A pod that cleans a node runs as vip-guard and not as more: without a token, with the node's folder and nothing else.

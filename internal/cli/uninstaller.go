@@ -25,13 +25,24 @@ type uninstaller struct {
 	removed, notes []string
 }
 
-// run removes what s found, in an order in which no caller's bytes leave a node: mirrors, agents, the nodes' routes, and
-// only then those who would be needed to do it again.
-func (u *uninstaller) run(ctx context.Context, s survey) error {
+// runNodes removes what Helm cannot: Links and mirrors, agents, what vip-guards keep on nodes.
+func (u *uninstaller) runNodes(ctx context.Context, s survey) error {
 	if err := u.removeLinks(ctx, s); err != nil {
 		return err
 	}
 	if err := u.removeAgents(ctx); err != nil {
+		return err
+	}
+	if len(s.links) > 0 {
+		u.notes = append(u.notes, "peers keep their own Links for this cluster until `causeway unlink` is run there: "+s.peers())
+	}
+	return u.remove(ctx, "pods that cleaned", []ours{{kind: kind("", "v1", "Pod"), labels: cleaners}}, nil)
+}
+
+// run removes what s found, in an order in which no caller's bytes leave a node: mirrors, agents, the nodes' routes, and
+// only then those who would be needed to do it again.
+func (u *uninstaller) run(ctx context.Context, s survey) error {
+	if err := u.runNodes(ctx, s); err != nil {
 		return err
 	}
 	if err := u.remove(ctx, "agents, gateways, controllers", workloads, u.noPods); err != nil {
@@ -45,9 +56,6 @@ func (u *uninstaller) run(ctx context.Context, s survey) error {
 	}
 	if err := u.removeNamespace(ctx, s); err != nil {
 		return err
-	}
-	if len(s.links) > 0 {
-		u.notes = append(u.notes, "peers keep their own Links for this cluster until `causeway unlink` is run there: "+s.peers())
 	}
 	if s.helm && !s.made {
 		u.notes = append(u.notes, fmt.Sprintf("Helm still has its record: `helm -n %s uninstall causeway` removes that", s.namespace))
@@ -128,7 +136,6 @@ var (
 		{kind: kind("rbac.authorization.k8s.io", "v1", "ClusterRole"), cluster: true, labels: charted},
 		{kind: kind("rbac.authorization.k8s.io", "v1", "RoleBinding"), labels: charted},
 		{kind: kind("rbac.authorization.k8s.io", "v1", "Role"), labels: charted},
-		{kind: kind("", "v1", "Pod"), labels: cleaners},
 		{kind: kind("", "v1", "ServiceAccount"), labels: charted},
 		{kind: kind("", "v1", "Secret"), labels: controlled},
 		{kind: kind("", "v1", "ConfigMap"), labels: controlled},
