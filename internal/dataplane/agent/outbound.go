@@ -115,7 +115,7 @@ func (a *Agent) resolve(c *call) error {
 	}
 	c.port, c.peer = port, s.links[m.link]
 	if c.caller, err = a.attached.pod(s, c.from.Addr(), c.iface); err != nil {
-		return refuse(reasonUnknownCaller, err)
+		return unplaced(reasonUnknownCaller, err)
 	}
 	c.as, ok = a.svids.get(c.caller.account())
 	if !ok {
