@@ -53,6 +53,7 @@ type Agent struct {
 	attached *attachments
 	svids    *svids
 	leases   leases
+	learnt   *learnt
 	dialer   transport.Dialer
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
@@ -68,7 +69,7 @@ type Agent struct {
 // state yet.
 func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
 	a := &Agent{
-		attached: newAttachments(new(kernel).find, stir), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: ingress,
+		attached: newAttachments(new(kernel).find, stir), learnt: newLearnt(), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: ingress,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), life: life,
 	}
 	a.svids = newSVIDs(sign, a.news.tell, log)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
@@ -46,6 +47,9 @@ type mirror struct {
 	namespace, service string // in the peer
 	identities         []identity.Name
 	ports              map[int]mirrorPort // by listener index
+	// affinity is how long a calling pod stays with the endpoint that it last had; 0:
+	// not at all. It is for addMirror to set, when the node stream's Mirror tells it.
+	affinity time.Duration
 }
 
 // means reports whether m, which may be nil, stands for the same Service of the

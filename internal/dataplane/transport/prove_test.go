@@ -18,7 +18,6 @@ import (
 type proving struct {
 	client, server *net.TCPConn
 	near, far      *net.TCPConn // the gateway's own ends
-	hello          []byte
 	cancel         context.CancelFunc
 	proof          chan Proof
 }
