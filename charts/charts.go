@@ -34,6 +34,8 @@ type Rendered struct {
 	CRDs []*unstructured.Unstructured
 	// Objects are sorted so that what is needed comes before what needs it.
 	Objects []*unstructured.Unstructured
+	// Hooks are applied by Helm alone, at the moments that they name; sorted as Objects are.
+	Hooks []*unstructured.Unstructured
 	// Notes tell the user what to do next.
 	Notes string
 	// Values are those given and, where none was, the defaults.
@@ -77,10 +79,17 @@ func Render(namespace string, values map[string]any) (Rendered, error) {
 		if err != nil {
 			return Rendered{}, err
 		}
-		r.Objects = append(r.Objects, objects...)
+		for _, o := range objects {
+			if _, hook := o.GetAnnotations()["helm.sh/hook"]; hook {
+				r.Hooks = append(r.Hooks, o)
+			} else {
+				r.Objects = append(r.Objects, o)
+			}
+		}
 	}
 	slices.SortFunc(r.CRDs, byInstallOrder)
 	slices.SortFunc(r.Objects, byInstallOrder)
+	slices.SortFunc(r.Hooks, byInstallOrder)
 	return r, nil
 }
 
@@ -144,7 +153,7 @@ func parse(name, text string) ([]*unstructured.Unstructured, error) {
 // installOrder lists the chart's kinds. The test fails for a kind that is not here.
 var installOrder = []string{
 	"CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
-	"Service", "Deployment", "DaemonSet",
+	"Service", "Deployment", "DaemonSet", "Job",
 }
 
 func byInstallOrder(a, b *unstructured.Unstructured) int {

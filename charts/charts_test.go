@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -35,7 +36,7 @@ func render(t *testing.T, values map[string]any) Rendered {
 func find[T any](t *testing.T, r Rendered, kind, name string) T {
 	t.Helper()
 	var out T
-	for _, o := range r.Objects {
+	for _, o := range slices.Concat(r.Objects, r.Hooks) {
 		if o.GetKind() == kind && o.GetName() == name {
 			if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(o.Object, &out, true); err != nil {
 				t.Fatalf("%s %s: %v", kind, name, err)
@@ -67,7 +68,7 @@ func golden(t *testing.T, file, got string) {
 func TestRBAC(t *testing.T) {
 	r := render(t, nil)
 	roles := map[string][]rbacv1.PolicyRule{}
-	for _, o := range r.Objects {
+	for _, o := range slices.Concat(r.Objects, r.Hooks) {
 		switch o.GetKind() {
 		case "ClusterRole":
 			roles["ClusterRole/"+o.GetName()] = find[rbacv1.ClusterRole](t, r, "ClusterRole", o.GetName()).Rules
@@ -76,7 +77,7 @@ func TestRBAC(t *testing.T) {
 		}
 	}
 	var lines []string
-	for _, o := range r.Objects {
+	for _, o := range slices.Concat(r.Objects, r.Hooks) {
 		var subjects []rbacv1.Subject
 		var ref rbacv1.RoleRef
 		var where string
@@ -131,6 +132,7 @@ func TestPrivileges(t *testing.T) {
 		"agent":      agent.Spec.Template,
 		"gateway":    find[appsv1.Deployment](t, r, "Deployment", "causeway-gateway").Spec.Template,
 		"controller": find[appsv1.Deployment](t, r, "Deployment", "causeway-controller").Spec.Template,
+		"uninstall":  find[batchv1.Job](t, r, "Job", "causeway-uninstall").Spec.Template,
 	}
 	var lines []string
 	for _, name := range slices.Sorted(maps.Keys(templates)) {
@@ -316,7 +318,7 @@ func TestRefusedValues(t *testing.T) {
 // A kind without a place in the order would be applied first, before its ServiceAccount.
 func TestEveryKindHasItsPlace(t *testing.T) {
 	r := render(t, nil)
-	for _, o := range slices.Concat(r.CRDs, r.Objects) {
+	for _, o := range slices.Concat(r.CRDs, r.Objects, r.Hooks) {
 		if !slices.Contains(installOrder, o.GetKind()) {
 			t.Errorf("%s %s is of a kind that installOrder lacks", o.GetKind(), o.GetName())
 		}
@@ -364,4 +366,24 @@ func leaves(prefix string, v map[string]any) []string {
 		out = append(out, prefix+name)
 	}
 	return out
+}
+
+// What Helm alone runs must not be among what install applies, and must all be of one hook: a right that stayed would be
+// one that no list of an installation's rights shows.
+func TestHooks(t *testing.T) {
+	r := render(t, nil)
+	if len(r.Hooks) == 0 {
+		t.Fatal("the chart has no hooks")
+	}
+	for _, o := range r.Hooks {
+		a := o.GetAnnotations()
+		if a["helm.sh/hook"] != "pre-delete" || !strings.Contains(a["helm.sh/hook-delete-policy"], "hook-succeeded") {
+			t.Errorf("%s %s is made at %q and deleted at %q", o.GetKind(), o.GetName(), a["helm.sh/hook"], a["helm.sh/hook-delete-policy"])
+		}
+	}
+	for _, o := range r.Objects {
+		if strings.Contains(o.GetName(), "uninstall") {
+			t.Errorf("%s %s would stay for as long as Causeway does", o.GetKind(), o.GetName())
+		}
+	}
 }

@@ -36,6 +36,11 @@ func TestChartSpeaksTheCommand(t *testing.T) {
 			}
 		}
 	}
+	for _, o := range r.Hooks {
+		if spec, ok := podSpec(t, o); ok {
+			understood(t, spec.Containers[0].Args, nil)
+		}
+	}
 	want := map[string]bool{}
 	for _, c := range (&app{}).root().Commands() {
 		if c.GroupID == process {

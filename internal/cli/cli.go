@@ -13,18 +13,27 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // Main runs the command line args (without the program's name) until it is done or ctx ends, and returns the exit
-// code: 0 done, 1 failed, 2 wrongly called.
-func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	return run(ctx, args, &app{stdout: stdout, stderr: stderr, connect: connect})
+// code: 0 done, 1 failed, 2 wrongly called. Only if stdin is a terminal is anything read from it.
+func Main(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.Writer) int {
+	return run(ctx, args, &app{stdin: stdin, terminal: isTerminal(stdin), stdout: stdout, stderr: stderr, connect: connect})
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 // app is what verbs share.
 type app struct {
+	stdin          io.Reader
+	terminal       bool // somebody sits at stdin
 	stdout, stderr io.Writer
 	// connect reaches the cluster that the flags name. Tests put a fake in its place.
 	connect func(clusterFlags, io.Writer) (cluster, error)
@@ -80,7 +89,10 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: operator, Title: "Commands:"},
 		&cobra.Group{ID: process, Title: "Processes, which the chart runs:"},
 	)
-	root.AddCommand(a.install(), a.identity(), a.version(), a.controller(), a.gateway(), a.agent(), a.vipGuard())
+	root.AddCommand(
+		a.install(), a.uninstall(), a.identity(), a.link(), a.unlink(), a.links(), a.services(), a.version(),
+		a.controller(), a.gateway(), a.agent(), a.vipGuard(),
+	)
 	return root
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -17,16 +18,19 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/version"
-	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
 // Stories are what a user types and sees. A file begins with why it exists; "$ cluster NAME" chooses a prepared cluster
-// for the lines after it; lines from stderr begin with "! "; time in them is fake.
+// for the lines after it, "$ cluster NAME at CONTEXT" puts one into the kubeconfig, "$ grow" lets time pass in it, after
+// which it has what an installation gathers; "<<< WORD" is typed at a terminal; lines from stderr begin with "! "; time in
+// them is fake.
 func TestStories(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -56,7 +60,13 @@ func TestStories(t *testing.T) {
 // tell runs the commands of a story and returns it with their answers.
 func tell(t *testing.T, story string) string {
 	var out strings.Builder
-	var cl cluster
+	contexts := map[string]cluster{}
+	connect := func(f clusterFlags, _ io.Writer) (cluster, error) {
+		if cl, ok := contexts[f.context]; ok {
+			return cl, nil
+		}
+		return cluster{}, fmt.Errorf("read the kubeconfig: context %q does not exist", f.context)
+	}
 	inAnswer := false
 	for line := range strings.Lines(story) {
 		command, ok := strings.CutPrefix(strings.TrimSpace(line), "$ ")
@@ -68,12 +78,25 @@ func tell(t *testing.T, story string) string {
 			fmt.Fprintf(&out, "$ %s\n", command)
 			words := strings.Fields(command)
 			if words[0] == "cluster" {
-				cl = clusters[words[1]]()
+				at := ""
+				if len(words) == 4 {
+					at = words[3]
+				}
+				contexts[at] = prepared(t, words[1])
 				continue
+			}
+			if words[0] == "grow" {
+				create(t, contexts[""], belongs()...)
+				continue
+			}
+			typed := slices.Index(words, "<<<")
+			stdin := ""
+			if typed >= 0 {
+				words, stdin = words[:typed], words[typed+1]+"\n"
 			}
 			var stderr bytes.Buffer
 			var stdout bytes.Buffer
-			a := &app{stdout: &stdout, stderr: &stderr, connect: func(clusterFlags, io.Writer) (cluster, error) { return cl, nil }}
+			a := &app{stdin: strings.NewReader(stdin), terminal: typed >= 0, stdout: &stdout, stderr: &stderr, connect: connect}
 			code := run(t.Context(), words[1:], a)
 			for l := range strings.Lines(stderr.String()) {
 				out.WriteString("! " + l)
@@ -95,7 +118,9 @@ MIIBCgKCAQEA
 
 func identityMap(edit map[string]string) *corev1.ConfigMap {
 	m := &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "causeway-system", Name: identityConfigMap},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "causeway-system", Name: identityConfigMap, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy},
+		},
 		Data: map[string]string{
 			"clusterName": "west", "trustDomain": "west-0a1b2c3d", "root.pem": rootPEM,
 			"linkPublicKey": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "gateways": "198.18.1.10:4143,gw.west.example:4143",
@@ -108,11 +133,23 @@ func identityMap(edit map[string]string) *corev1.ConfigMap {
 }
 
 func made(kube string, funcs interceptor.Funcs, objects ...client.Object) cluster {
-	c := fake.NewClientBuilder().WithScheme(scheme.Scheme).WithObjects(objects...).WithInterceptorFuncs(funcs).Build()
+	c := fake.NewClientBuilder().WithScheme(kinds()).WithStatusSubresource(&v1alpha1.Link{}).WithReturnManagedFields().WithObjects(objects...).WithInterceptorFuncs(funcs).Build()
 	return cluster{Client: c, version: func() (*version.Info, error) { return &version.Info{GitVersion: kube}, nil }}
 }
 
-// clusters are those that stories choose from.
+// prepared returns a new cluster of that name.
+func prepared(t *testing.T, name string) cluster {
+	t.Helper()
+	for _, m := range []map[string]func() cluster{clusters, linkClusters, mirrorClusters, livingClusters} {
+		if f, ok := m[name]; ok {
+			return f()
+		}
+	}
+	t.Fatalf("no cluster %q is prepared", name)
+	return cluster{}
+}
+
+// clusters are those that stories of one cluster choose from.
 var clusters = map[string]func() cluster{
 	"empty":     func() cluster { return made("v1.36.3", growing(2), node("node-1", "10.244.0.0/24")) },
 	"old":       func() cluster { return made("v1.31.9", interceptor.Funcs{}) },

@@ -6,6 +6,10 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -13,6 +17,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
 // clusterFlags say which cluster is meant, as kubectl's do, and where Causeway is in it.
@@ -33,6 +39,28 @@ type cluster struct {
 	version func() (*version.Info, error)
 }
 
+// kinds are those that the command reads and writes: Kubernetes' and Causeway's own.
+func kinds() *runtime.Scheme {
+	s := runtime.NewScheme()
+	utilruntime.Must(scheme.AddToScheme(s))
+	utilruntime.Must(v1alpha1.AddToScheme(s))
+	return s
+}
+
+// noKinds reports whether err says that the cluster does not know Causeway's kinds: it is not installed there.
+func noKinds(err error) bool {
+	return meta.IsNoMatchError(err) || apierrors.IsNotFound(err)
+}
+
+// listError makes a sentence of an error to list Causeway's own objects.
+func listError(what string, err error) error {
+	err = fmt.Errorf("list %s: %w", what, err)
+	if noKinds(err) {
+		return withHint(err, "Causeway is not in this cluster: `causeway install` puts it there")
+	}
+	return err
+}
+
 // connect makes a client for the cluster that f names. It reaches for the API server only when the client is used.
 // The API server's warnings are written to warnings, each once.
 func connect(f clusterFlags, warnings io.Writer) (cluster, error) {
@@ -51,7 +79,7 @@ func connect(f clusterFlags, warnings io.Writer) (cluster, error) {
 	if err != nil {
 		return cluster{}, fmt.Errorf("use the kubeconfig: %w", err)
 	}
-	c, err := client.New(config, client.Options{Scheme: scheme.Scheme})
+	c, err := client.New(config, client.Options{Scheme: kinds()})
 	if err != nil {
 		return cluster{}, withHint(fmt.Errorf("reach the cluster: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
 	}

@@ -121,14 +121,30 @@ spec:
     services: All
 `))
 
+func checkLinkName(name string) error {
+	if linkName.MatchString(name) {
+		return nil
+	}
+	return withHint(fmt.Errorf("%q cannot be the name of a Link", name),
+		"use at most 32 lower-case letters, digits and dashes, beginning with a letter")
+}
+
+// spec is the Link, as it is when new, by which a peer knows the cluster.
+func (h publicHalf) spec() v1alpha1.LinkSpec {
+	return v1alpha1.LinkSpec{
+		TrustDomain: h.TrustDomain, Root: h.Root, LinkPublicKey: h.LinkPublicKey, Gateways: h.Gateways,
+		Export: &v1alpha1.ExportRules{Services: v1alpha1.AllServices},
+		Import: &v1alpha1.ImportRules{Services: v1alpha1.AllServices},
+	}
+}
+
 // link is the Link, as commented YAML, that a peer applies under name (empty: the cluster's own).
 func (h publicHalf) link(name string) ([]byte, error) {
 	if name == "" {
 		name = h.ClusterName
 	}
-	if !linkName.MatchString(name) {
-		return nil, withHint(fmt.Errorf("%q cannot be the name of a Link", name),
-			"use at most 32 lower-case letters, digits and dashes, beginning with a letter")
+	if err := checkLinkName(name); err != nil {
+		return nil, err
 	}
 	var out bytes.Buffer
 	if err := linkTemplate.Execute(&out, map[string]any{"Name": name, "Half": h}); err != nil {
@@ -136,13 +152,8 @@ func (h publicHalf) link(name string) ([]byte, error) {
 	}
 	// What stands in the ConfigMap must not be able to say more than it should.
 	var got v1alpha1.Link
-	want := v1alpha1.LinkSpec{
-		TrustDomain: h.TrustDomain, Root: h.Root, LinkPublicKey: h.LinkPublicKey, Gateways: h.Gateways,
-		Export: &v1alpha1.ExportRules{Services: v1alpha1.AllServices},
-		Import: &v1alpha1.ImportRules{Services: v1alpha1.AllServices},
-	}
 	err := yaml.UnmarshalStrict(out.Bytes(), &got)
-	if err != nil || !reflect.DeepEqual(want, got.Spec) || got.Name != name {
+	if err != nil || !reflect.DeepEqual(h.spec(), got.Spec) || got.Name != name {
 		return nil, fmt.Errorf("this cluster's identity is damaged: ConfigMap %s holds a value that YAML reads as something else", identityConfigMap)
 	}
 	return out.Bytes(), nil

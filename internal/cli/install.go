@@ -92,8 +92,6 @@ func (a *app) runInstall(ctx context.Context, flags installFlags) error {
 	return err
 }
 
-var errTooLong = errors.New("it took too long")
-
 // values merges what the chart is given beyond its defaults: files, then single values, then the cluster's name.
 func (f *installFlags) values() (map[string]any, error) {
 	values := map[string]any{}
@@ -135,7 +133,7 @@ func render(namespace string, values map[string]any) (charts.Rendered, error) {
 
 // printObjects writes the namespace and all objects of r as one stream of YAML documents.
 func printObjects(w io.Writer, namespace string, r charts.Rendered) error {
-	for _, o := range installPhases(namespace, r).all() {
+	for _, o := range installPhases(namespace, false, r).all() {
 		out, err := yaml.Marshal(o.Object)
 		if err != nil {
 			return fmt.Errorf("print %s %s: %w", o.GetKind(), o.GetName(), err)
@@ -145,24 +143,4 @@ func printObjects(w io.Writer, namespace string, r charts.Rendered) error {
 		}
 	}
 	return nil
-}
-
-// progress writes a line when something that it says has changed.
-type progress struct {
-	w     io.Writer
-	start time.Time
-	last  map[string]string
-}
-
-func newProgress(w io.Writer) *progress {
-	return &progress{w: w, start: time.Now(), last: map[string]string{}}
-}
-
-// say writes "what: state", unless that was the last thing said of what.
-func (p *progress) say(what, state string) {
-	if p.last[what] == state {
-		return
-	}
-	p.last[what] = state
-	fmt.Fprintf(p.w, "[%3ds] %s: %s\n", int(time.Since(p.start).Seconds()), what, state)
 }

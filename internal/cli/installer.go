@@ -2,11 +2,9 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/charts"
 )
 
@@ -28,20 +27,21 @@ type installer struct {
 // fieldOwner is whose fields the chart's are in every object's managed fields.
 const fieldOwner = client.FieldOwner("causeway-install")
 
-// poll is how often a wait looks again.
-const poll = 500 * time.Millisecond
-
 // phases are all objects that an installation makes, in the order in which they are made: the kinds; what comes before
 // the cluster has an identity; and what mounts it. A pod that mounted it too early would back off before it starts.
 type phases struct{ kinds, early, late []*unstructured.Unstructured }
 
-func installPhases(namespace string, r charts.Rendered) phases {
+// With made the namespace is marked as Causeway's own, for uninstall to remove.
+func installPhases(namespace string, made bool, r charts.Rendered) phases {
+	// The agent runs on the host's network and vip-guard has NET_ADMIN.
+	labels := map[string]any{"pod-security.kubernetes.io/enforce": "privileged"}
+	if made {
+		labels[v1alpha1.ManagedByLabel] = v1alpha1.ManagedBy
+	}
 	ns := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "v1", "kind": "Namespace",
 		"metadata": map[string]any{
-			"name": namespace,
-			// The agent runs on the host's network and vip-guard has NET_ADMIN.
-			"labels": map[string]any{"pod-security.kubernetes.io/enforce": "privileged"},
+			"name": namespace, "labels": labels,
 		},
 	}}
 	p := phases{kinds: r.CRDs, early: []*unstructured.Unstructured{ns}}
@@ -68,7 +68,11 @@ func mountsIdentity(o *unstructured.Unstructured) bool {
 
 // apply makes or updates every object, waiting where one needs another.
 func (i installer) apply(ctx context.Context, r charts.Rendered) error {
-	p := installPhases(i.namespace, r)
+	made, err := i.makesNamespace(ctx)
+	if err != nil {
+		return err
+	}
+	p := installPhases(i.namespace, made, r)
 	if err := i.applyAll(ctx, "kinds", p.kinds); err != nil {
 		return err
 	}
@@ -82,6 +86,16 @@ func (i installer) apply(ctx context.Context, r charts.Rendered) error {
 		return err
 	}
 	return i.applyAll(ctx, "gateway, agents", p.late)
+}
+
+// makesNamespace reports whether the namespace is install's own: missing, or made by an earlier one.
+func (i installer) makesNamespace(ctx context.Context) (bool, error) {
+	var ns corev1.Namespace
+	err := i.client.Get(ctx, client.ObjectKey{Name: i.namespace}, &ns)
+	if client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("look at namespace %s: %w", i.namespace, err)
+	}
+	return err != nil || ns.Labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy, nil
 }
 
 // applyAll applies objects by server-side apply. They are ours by name: another's edit of a field that the chart sets
@@ -168,33 +182,12 @@ func (i installer) waitReady(ctx context.Context, objects []*unstructured.Unstru
 	return nil
 }
 
-// until calls state every half second until it says nothing more to wait for (""), reporting what it says.
+// until waits until state says nothing more, which makes what ready.
 func (i installer) until(ctx context.Context, what string, state func() (string, error)) error {
-	tick := time.NewTicker(poll)
-	defer tick.Stop()
-	for {
-		s, err := state()
-		if err != nil && ctx.Err() == nil {
-			return fmt.Errorf("look at %s: %w", what, err)
-		}
-		if err == nil && s == "" {
-			i.progress.say(what, "ready")
-			return nil
-		}
-		if err == nil {
-			i.progress.say(what, s)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			err := fmt.Errorf("%s is not ready: %s: %w", what, i.progress.last[what], context.Cause(ctx))
-			if !errors.Is(err, errTooLong) {
-				return err
-			}
-			return withHint(err, fmt.Sprintf("`kubectl -n %s get pods` and `kubectl -n %s logs` may tell more; running this command again goes on where it stopped",
-				i.namespace, i.namespace))
-		}
-	}
+	return i.progress.until(ctx, wait{
+		what: what, done: "ready", undone: "is not ready", state: state,
+		hint: fmt.Sprintf("`kubectl -n %s get pods` and `kubectl -n %s logs` may tell more; running this command again goes on where it stopped", i.namespace, i.namespace),
+	})
 }
 
 // rollout says how far a Deployment or DaemonSet is: "" when every pod is of the newest template and ready.

@@ -57,3 +57,10 @@ name: identity
 configMap:
   name: causeway-identity
 {{- end }}
+
+{{/* When Helm makes and deletes what it needs to take Causeway out; Job last. Call with the weight. */}}
+{{- define "causeway.preDelete" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}

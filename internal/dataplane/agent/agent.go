@@ -7,8 +7,8 @@
 // outbound.go and inbound.go are the two lives of a connection, each top to bottom.
 //
 // What always holds:
-//   - A connection speaks as the pod that made it, proven by address and
-//     interface, or not at all: there is no fallback identity.
+//   - A connection speaks as the pod that made it, proven by its address and where
+//     the kernel finds that, or not at all: there is no fallback identity.
 //   - No application is dialled before the one decision (package admit) was made
 //     on the verified identity and the service that the frame names.
 //   - A tunnel is a lease: when what admitted it changes, the same decision is
@@ -53,6 +53,7 @@ type Agent struct {
 	attached *attachments
 	svids    *svids
 	leases   leases
+	learnt   *learnt
 	dialer   transport.Dialer
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
@@ -68,7 +69,7 @@ type Agent struct {
 // state yet.
 func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
 	a := &Agent{
-		attached: newAttachments(routeInterface), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: ingress,
+		attached: newAttachments(new(kernel).find, stir), learnt: newLearnt(), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: ingress,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), life: life,
 	}
 	a.svids = newSVIDs(sign, a.news.tell, log)
@@ -152,6 +153,7 @@ type refusal struct {
 	reason string
 	code   tunnel.Code // what the far side is told; unspecified: NOT_READY
 	final  bool        // newer state would not change it
+	again  bool        // time alone may change it
 	err    error
 }
 

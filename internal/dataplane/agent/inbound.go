@@ -283,11 +283,11 @@ func awaitOpen(ctx context.Context, tun *tls.Conn) error {
 }
 
 // dialPod connects to the application, if its address still stands for the pod
-// that was decided on.
+// that was decided on. A pod that has been silent for long is found by the dial, which
+// says nothing; that is why it is asked again before the first byte.
 func (a *Agent) dialPod(ctx context.Context, s *state, in *arrival) (*net.TCPConn, error) {
-	if p, err := a.attached.pod(s, in.addr.Addr(), 0); err != nil || p.uid != in.header.PodUID {
-		return nil, &refusal{reason: reasonUnknownPod, code: tunnel.Code_NO_ENDPOINT,
-			err: errors.Join(fmt.Errorf("address %v does not stand for the pod any more", in.addr.Addr()), err)}
+	if err := a.stillThere(s, in); err != nil && !errors.Is(err, errSilent) {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, podTimeout)
 	defer cancel()
@@ -299,11 +299,26 @@ func (a *Agent) dialPod(ctx context.Context, s *state, in *arrival) (*net.TCPCon
 		return nil, &refusal{reason: reasonPodTimeout, code: tunnel.Code_POD_TIMEOUT, err: fmt.Errorf("the pod does not answer: %w", err)}
 	}
 	app := c.(*net.TCPConn)
-	if err := transport.Tune(app); err != nil {
-		app.Close()
-		return nil, refuse(reasonOther, err)
+	err = transport.Tune(app)
+	if err == nil {
+		err = a.stillThere(s, in)
+	}
+	if err != nil {
+		transport.Reset(app)
+		return nil, err
 	}
 	return app, nil
+}
+
+// stillThere says why the application's address does not stand for the pod any more.
+func (a *Agent) stillThere(s *state, in *arrival) error {
+	p, err := a.attached.pod(s, in.addr.Addr(), 0)
+	if err == nil && p.uid == in.header.PodUID {
+		return nil
+	}
+	r := unplaced(reasonUnknownPod, errors.Join(fmt.Errorf("address %v does not stand for the pod any more", in.addr.Addr()), err))
+	r.code = tunnel.Code_NO_ENDPOINT
+	return r
 }
 
 // A turn is a connection whose handshake computes only while it has one of a few

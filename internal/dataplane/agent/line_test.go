@@ -3,6 +3,7 @@ package agent
 import (
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -181,9 +182,9 @@ func TestRefusals(t *testing.T) {
 		"the address has moved": {
 			why: "the kernel finds it at another interface than when the pod was first seen",
 			edit: func(w *world) {
-				w.nodes[1].route.Store(bridge + 1)
+				w.nodes[1].find.Store(foundAt(bridge + 1))
 			},
-			outbound: "peer_no_endpoint", inbound: "unknown_pod",
+			outbound: "peer_no_endpoint", inbound: "found_elsewhere",
 		},
 		"application refuses": {
 			why:      "the caller gets what it would get from the application",
@@ -266,7 +267,7 @@ func TestRefusals(t *testing.T) {
 			edit: func(w *world) {
 				w.nodes[0].cameBy.Store(func(*net.TCPConn) (int, error) { return bridge + 1, nil })
 			},
-			outbound: "unknown_caller",
+			outbound: "found_elsewhere",
 		},
 		"host network": {
 			why:      "loopback is the node's own, as the kernel says of this very call",
@@ -291,6 +292,44 @@ func TestRefusals(t *testing.T) {
 			}
 			if n := w.dials.Load(); n != 0 {
 				t.Errorf("%s: the app was dialled", tc.why)
+			}
+		})
+	}
+}
+
+// The kernel forgets a pod that has been silent for long. The dial makes it look,
+// and only then is it known whether the address is still the pod's.
+func TestSilentPod(t *testing.T) {
+	cases := map[string]struct {
+		why    string
+		found  int // where, once it is dialled
+		answer string
+	}{
+		"its own":     {why: "a quiet service is served", found: bridge, answer: "hello"},
+		"another pod": {why: "no byte goes to whoever has the address now", found: bridge + 1},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			heard := make(chan string, 1)
+			w := newWorld(t, func(c *net.TCPConn) {
+				said, _ := io.ReadAll(c)
+				heard <- string(said)
+				c.Write(said)
+			})
+			asked := 0
+			w.nodes[1].find.Store(func(netip.Addr) (attachment, error) {
+				if asked++; asked == 1 { // before the dial
+					return attachment{}, errSilent
+				}
+				return attachment{iface: tc.found}, nil
+			})
+			answer, err := w.call(alice, "hello")
+			if said := <-heard; answer != tc.answer || said != tc.answer {
+				t.Errorf("%s: the app heard %q, the caller %q, %v", tc.why, said, answer, err)
+			}
+			if tc.answer == "" {
+				wantReset(t, tc.why, err)
+				w.counted(w.east, inbound, "found_elsewhere")
 			}
 		})
 	}

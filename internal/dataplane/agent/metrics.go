@@ -27,6 +27,9 @@ const (
 	reasonUnknownVIP    = "unknown_virtual_ip"
 	reasonHostCaller    = "host_network_caller"
 	reasonUnknownCaller = "unknown_caller"
+	reasonElsewhere     = "found_elsewhere" // a pod, caller or called: who.go
+	reasonShared        = "place_shared"
+	reasonNotFound      = "not_found_yet"
 	reasonNoSVID        = "no_certificate"
 	reasonNoGateway     = "no_gateway_address"
 	reasonUnreachable   = "peer_unreachable"
@@ -43,7 +46,8 @@ const (
 )
 
 func reasons(way string) []string {
-	out := []string{reasonNotReady, reasonTooMany, reasonNoSVID, reasonTunnel, reasonRevoked, reasonOther}
+	out := []string{reasonNotReady, reasonTooMany, reasonElsewhere, reasonShared, reasonNotFound, reasonNoSVID,
+		reasonTunnel, reasonRevoked, reasonOther}
 	if way == outbound {
 		out = append(out, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
 			reasonUnreachable, reasonNoDayKey, reasonHandshake, reasonCallerGone)

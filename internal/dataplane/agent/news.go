@@ -36,6 +36,9 @@ func (n *news) tell() {
 // patience is how long a connection waits for state that may be on its way.
 const patience = 2 * time.Second
 
+// askAgain is between two questions if time alone may change the answer.
+const askAgain = 100 * time.Millisecond
+
 // await asks until it gets an answer, again whenever there is news, for at most
 // patience. It returns the last error then, or at once one that is final.
 func await[T any](ctx context.Context, n *news, ask func() (T, error)) (T, error) {
@@ -44,10 +47,16 @@ func await[T any](ctx context.Context, n *news, ask func() (T, error)) (T, error
 	for {
 		next := n.next() // before asking, so that no news is missed
 		answer, err := ask()
-		if r := (*refusal)(nil); err == nil || (errors.As(err, &r) && r.final) {
+		var r *refusal
+		if err == nil || (errors.As(err, &r) && r.final) {
 			return answer, err
 		}
+		var again <-chan time.Time
+		if r != nil && r.again {
+			again = time.After(askAgain)
+		}
 		select {
+		case <-again:
 		case <-next:
 		case <-ctx.Done():
 			return answer, err

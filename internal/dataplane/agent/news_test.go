@@ -15,6 +15,7 @@ func TestAwait(t *testing.T) {
 		good  time.Duration // from when on there is an answer; 0: never
 		tells []time.Duration
 		final bool
+		again bool
 		ends  time.Duration // of the context; 0: never
 		after time.Duration
 		err   error
@@ -25,6 +26,9 @@ func TestAwait(t *testing.T) {
 		"with late news": {why: "other news is not the answer", good: time.Second, tells: []time.Duration{500 * time.Millisecond, 1500 * time.Millisecond}, after: 1500 * time.Millisecond},
 		"too late":       {why: "patience is bounded", good: time.Second, tells: []time.Duration{3 * time.Second}, after: patience, err: errNotYet},
 		"final":          {why: "no news would change it", final: true, after: 0, err: errNotYet},
+		"with time":      {why: "the kernel finds a pod and tells nobody", good: 250 * time.Millisecond, again: true, after: 3 * askAgain},
+		"not with time":  {why: "asking costs", good: 250 * time.Millisecond, tells: []time.Duration{time.Second}, after: time.Second},
+		"never in time":  {why: "patience is bounded", again: true, after: patience, err: errNotYet},
 		"context":        {why: "the process stops", ends: time.Second, after: time.Second, err: errNotYet},
 	}
 	for name, tc := range cases {
@@ -45,7 +49,7 @@ func TestAwait(t *testing.T) {
 					if tc.good != 0 && time.Since(start) >= tc.good {
 						return 1, nil
 					}
-					return 0, &refusal{final: tc.final, err: errNotYet}
+					return 0, &refusal{final: tc.final, again: tc.again, err: errNotYet}
 				})
 				if took := time.Since(start); took != tc.after || !errors.Is(err, tc.err) {
 					t.Errorf("%s: after %v: %v, want after %v: %v", tc.why, took, err, tc.after, tc.err)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -40,6 +41,12 @@ type call struct {
 	caller *pod
 	as     *identity.Credential
 	far    *vouching // for the one called
+	answer tunnel.Answer
+}
+
+// farPort is what the call means in the peer.
+func (c *call) farPort() farPort {
+	return farPort{c.peer.uid, c.to.namespace, c.to.service, c.port.number}
 }
 
 // outbound is the life of a local pod's connection to a mirror. It closes c.
@@ -52,12 +59,12 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	}
 	ctx, release := a.leases.hold(life, a.state.Load, call.lease())
 	defer release()
-	if err := open(ctx, tun, c, call); err != nil {
+	if err := a.open(ctx, tun, c, call); err != nil {
 		tun.NetConn().(*transport.Raw).Reset()
 		a.refuseCall(c, call, err)
 		return
 	}
-	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name)
+	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name, "endpoint", call.answer.Endpoint)
 	a.metrics.ended(outbound, call.peer.name, transport.Relay(ctx, c, tun))
 }
 
@@ -114,7 +121,7 @@ func (a *Agent) resolve(c *call) error {
 	}
 	c.port, c.peer = port, s.links[m.link]
 	if c.caller, err = a.attached.pod(s, c.from.Addr(), c.iface); err != nil {
-		return refuse(reasonUnknownCaller, err)
+		return unplaced(reasonUnknownCaller, err)
 	}
 	c.as, ok = a.svids.get(c.caller.account())
 	if !ok {
@@ -141,7 +148,7 @@ func (a *Agent) reach(life context.Context, p *peer) (*transport.Raw, error) {
 func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(life, handshakeTimeout)
 	defer cancel()
-	sni, err := call.peer.sealer.Seal(call.port.route, call.to.wish(), time.Now())
+	sni, err := call.peer.sealer.Seal(call.port.route, a.wish(call), time.Now())
 	if err != nil {
 		return nil, refuse(reasonNoDayKey, err)
 	}
@@ -157,6 +164,15 @@ func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tl
 		return nil, refuse(reasonHandshake, err)
 	}
 	return tun, nil
+}
+
+// wish is whom the call asks the gateway for: the very pod that the mirror stands
+// for, or the endpoint that session affinity remembers, or any.
+func (a *Agent) wish(c *call) route.Wish {
+	if c.to.hostname != "" {
+		return route.ForHost(c.to.hostname)
+	}
+	return a.learnt.wish(c.caller.uid, c.farPort(), c.to.affinity)
 }
 
 // lease is the decision by which a call goes on, to be made again as long as its
@@ -179,7 +195,7 @@ func (c *call) lease() func(*state) error {
 }
 
 // open asks for the Service, and sends the caller's first bytes along.
-func open(ctx context.Context, tun *tls.Conn, c *net.TCPConn, call *call) error {
+func (a *Agent) open(ctx context.Context, tun *tls.Conn, c *net.TCPConn, call *call) error {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	first, err := early(c)
@@ -187,16 +203,31 @@ func open(ctx context.Context, tun *tls.Conn, c *net.TCPConn, call *call) error 
 		return refuse(reasonCallerGone, err)
 	}
 	hello := tunnel.Hello{Namespace: call.to.namespace, Service: call.to.service, Port: call.port.number}
-	if _, err := tunnel.Open(ctx, tun, hello, first); err != nil {
-		reason := reasonTunnel
-		if r := (*tunnel.Refused)(nil); errors.As(err, &r) {
-			reason = "peer_" + r.Code.Reason()
-		} else if r := (*refusal)(nil); errors.As(err, &r) {
-			reason = r.reason // the lease has ended
-		}
-		return refuse(reason, fmt.Errorf("open %s in %s: %w", hello, call.peer.name, err))
+	call.answer, err = tunnel.Open(ctx, tun, hello, first)
+	a.learn(call, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	reason := reasonTunnel
+	if r := (*tunnel.Refused)(nil); errors.As(err, &r) {
+		reason = "peer_" + r.Code.Reason()
+	} else if r := (*refusal)(nil); errors.As(err, &r) {
+		reason = r.reason // the lease has ended
+	}
+	return refuse(reason, fmt.Errorf("open %s in %s: %w", hello, call.peer.name, err))
+}
+
+// learn remembers what the far side's answer to a call tells.
+func (a *Agent) learn(call *call, failed error) {
+	if call.answer.Code == tunnel.Code_OK {
+		a.learnt.heard(call.caller.account(), call.farPort(), call.answer)
+	}
+	switch r := (*tunnel.Refused)(nil); {
+	case errors.As(failed, &r):
+		a.learnt.turnedAway(call.caller.uid, call.farPort())
+	case failed == nil && call.to.affinity > 0:
+		a.learnt.visited(call.caller.uid, call.farPort(), call.answer.Endpoint)
+	}
 }
 
 // early takes the caller's first bytes, if they are there already, without

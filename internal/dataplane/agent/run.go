@@ -66,6 +66,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { return h.Run(run) })
 	group.Go(func() error { return held.Serve(run) })
 	group.Go(func() error { a.leases.watch(run, a.state.Load); return nil })
+	group.Go(func() error { a.attached.settle(run); return nil })
 	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry) })
 	group.Go(func() error { return a.serveMetrics(run, o.Metrics, registry) })
 	group.Go(func() error {

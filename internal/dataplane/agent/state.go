@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
@@ -47,14 +48,9 @@ type mirror struct {
 	hostname           string // the one pod that callers want; empty: any
 	identities         []identity.Name
 	ports              map[int]mirrorPort // by listener index
-}
-
-// wish is what labels to m ask for.
-func (m *mirror) wish() route.Wish {
-	if m.hostname == "" {
-		return route.Wish{}
-	}
-	return route.ForHost(m.hostname)
+	// affinity is how long a calling pod stays with the endpoint that it last had; 0:
+	// not at all.
+	affinity time.Duration
 }
 
 // means reports whether m, which may be nil, stands for the same Service of the
@@ -163,7 +159,10 @@ func (s *state) addLink(l *wire.Link) error {
 }
 
 func (s *state) addMirror(m *wire.Mirror) error {
-	out := &mirror{name: m.Mirror, link: m.Link, namespace: m.Namespace, service: m.Service, hostname: m.Hostname, ports: make(map[int]mirrorPort)}
+	out := &mirror{
+		name: m.Mirror, link: m.Link, namespace: m.Namespace, service: m.Service, hostname: m.Hostname,
+		affinity: time.Duration(m.SessionAffinitySeconds) * time.Second, ports: make(map[int]mirrorPort),
+	}
 	peer := s.links[m.Link]
 	if peer == nil {
 		return nil // its Link is revoked

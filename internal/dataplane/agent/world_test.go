@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -32,7 +33,13 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(partEnv) == "finder" {
+		answerFinds(os.Stdin, os.Stdout)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // tooLong bounds what would hang if the code were wrong.
 const tooLong = 20 * time.Second
@@ -115,7 +122,7 @@ type world struct {
 
 // node is what an agent asks the kernel for.
 type node struct {
-	route  atomic.Int32 // the interface at which every pod is found
+	find   atomic.Value // func(netip.Addr) (attachment, error), for every pod
 	cameBy atomic.Value // func(*net.TCPConn) (int, error)
 }
 
@@ -154,13 +161,19 @@ func (w *world) fail(err error) {
 func (w *world) newAgent(life context.Context, i int, c *cluster) *Agent {
 	w.logs[i] = &logbook{}
 	a := New(life, c.sign, slog.New(slog.NewJSONHandler(w.logs[i], &slog.HandlerOptions{Level: slog.LevelDebug})), prometheus.NewRegistry())
-	w.nodes[i].route.Store(bridge)
+	w.nodes[i].find.Store(foundAt(bridge))
 	w.nodes[i].cameBy.Store(func(*net.TCPConn) (int, error) { return bridge, nil })
 	a.cameBy = func(c *net.TCPConn) (int, error) {
 		return w.nodes[i].cameBy.Load().(func(*net.TCPConn) (int, error))(c)
 	}
-	a.attached = newAttachments(func(netip.Addr) (int, error) { return int(w.nodes[i].route.Load()), nil })
+	a.attached = newAttachments(func(addr netip.Addr) (attachment, error) {
+		return w.nodes[i].find.Load().(func(netip.Addr) (attachment, error))(addr)
+	}, nil)
 	return a
+}
+
+func foundAt(iface int) func(netip.Addr) (attachment, error) {
+	return func(netip.Addr) (attachment, error) { return attachment{iface: iface}, nil }
 }
 
 // end lets what is open go on, until it has ended by itself.

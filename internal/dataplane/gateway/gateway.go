@@ -1,7 +1,7 @@
 // Package gateway hands each connection from a peer cluster to the agent, or the
 // controller replica, that its sealed label leads to. It never terminates TLS.
 //
-//	peer ─TLS▶ accept ─▶ read hello ─▶ open label ─▶ look up ─▶ pick, dial ─▶ header, hello ─▶ splice
+//	peer ─TLS▶ accept ─▶ read hello ─▶ open label ─▶ look up ─▶ pick, dial ─▶ header, hello ─▶ prove ─▶ splice
 //
 // What always holds:
 //   - No byte reaches a backend, and none is dialled, before the label has opened
@@ -9,6 +9,8 @@
 //     in one way, and counted by reason.
 //   - A state is replaced whole, never edited; a connection is routed by one.
 //   - A connection ends when its Link is seen deleted.
+//   - What a label alone admits is few and short-lived for each link: until its far
+//     side has answered beyond the handshake, a connection is unproven.
 //   - While the hello is in its buffer it tries one endpoint after another.
 //   - Serve returns only after the last connection that it accepted has ended.
 package gateway
@@ -51,6 +53,9 @@ type Server struct {
 	log     *slog.Logger
 	metrics *metrics
 	hellos  *perSource
+	// unproven ones live for provenAfter.
+	unproven    *unproven
+	provenAfter time.Duration
 
 	mu    sync.Mutex // guards conns
 	conns map[*conn]struct{}
@@ -60,14 +65,16 @@ type Server struct {
 type conn struct {
 	*net.TCPConn
 	linkUID string // once routed; guarded by Server.mu
-	cut     context.CancelFunc
+	cut     context.CancelCauseFunc
 }
 
 // NewServer returns a Server that refuses everything until it has a state.
 func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
+	unproven := newUnproven(maxUnproven)
 	return &Server{
-		dial: dialTCP, log: log, metrics: newMetrics(r),
-		hellos: newPerSource(maxHellosFromOne), conns: make(map[*conn]struct{}),
+		dial: dialTCP, log: log, metrics: newMetrics(r, unproven.waiting),
+		hellos: newPerSource(maxHellosFromOne), unproven: unproven, provenAfter: provenAfter,
+		conns: make(map[*conn]struct{}),
 	}
 }
 
@@ -88,7 +95,7 @@ func (s *Server) set(next *state) {
 	s.state.Store(next)
 	for c := range s.conns {
 		if c.linkUID != "" && !next.holds(c.linkUID) {
-			c.cut()
+			c.cut(errLinkGone)
 		}
 	}
 }
@@ -158,19 +165,24 @@ func (s *Server) leave(c *conn) {
 	delete(s.conns, c)
 }
 
+var errLinkGone = refuse(reasonNotReady, errors.New("its Link was deleted meanwhile"))
+
 // serve is the life of one connection. It closes it.
 func (s *Server) serve(life context.Context, c *conn) {
-	ctx, cut := context.WithCancel(life)
-	defer cut()
+	ctx, cut := context.WithCancelCause(life)
+	defer cut(nil)
 	defer s.leave(c)
 	to, err := s.route(c)
 	if err == nil && !s.bind(c, to.linkUID, cut) {
-		err = refuse(reasonNotReady, errors.New("its Link was deleted meanwhile"))
+		err = errLinkGone
 	}
-	var backend *net.TCPConn
-	if err == nil {
-		backend, err = s.connect(ctx, c, to)
+	if err != nil {
+		s.refuse(c, to.link, err)
+		return
 	}
+	candidate := s.unproven.enter(to.linkUID, addrOf(c.RemoteAddr()).Addr(), cut)
+	defer s.unproven.leave(candidate)
+	backend, err := s.connect(ctx, c, to)
 	if err != nil {
 		s.refuse(c, to.link, err)
 		return
@@ -178,10 +190,20 @@ func (s *Server) serve(life context.Context, c *conn) {
 	s.metrics.spliced.WithLabelValues(to.link).Inc()
 	s.metrics.open.Inc()
 	defer s.metrics.open.Dec()
-	result := transport.Splice(ctx, c.TCPConn, backend, nil) // closes both
-	s.metrics.bytes.WithLabelValues(to.link, "in").Add(float64(result.Forth))
-	s.metrics.bytes.WithLabelValues(to.link, "out").Add(float64(result.Back))
+	timeout := time.AfterFunc(s.provenAfter, func() { cut(errUnproven) })
+	defer timeout.Stop()
+	proof := transport.Prove(ctx, c.TCPConn, backend)
+	if proof.Proven {
+		timeout.Stop()
+		s.unproven.leave(candidate)
+	}
+	result := transport.Splice(ctx, c.TCPConn, backend, proof.Left) // closes both
+	s.metrics.bytes.WithLabelValues(to.link, "in").Add(float64(proof.Forth + result.Forth))
+	s.metrics.bytes.WithLabelValues(to.link, "out").Add(float64(proof.Back + result.Back))
 	s.metrics.ended.WithLabelValues(result.Reason.String()).Inc()
+	if errors.Is(result.Err, errEvicted) || errors.Is(result.Err, errUnproven) {
+		s.count(c, to.link, result.Err)
+	}
 }
 
 // A destination is where a connection's label leads.
@@ -219,7 +241,7 @@ func (s *Server) route(c *conn) (destination, error) {
 }
 
 // bind notes which Link the connection depends on, unless that is gone already.
-func (s *Server) bind(c *conn, linkUID string, cut context.CancelFunc) bool {
+func (s *Server) bind(c *conn, linkUID string, cut context.CancelCauseFunc) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.linkUID, c.cut = linkUID, cut
@@ -243,6 +265,9 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 		s.metrics.backendFail.Inc()
 		s.log.Debug("a backend does not take a connection", "backend", e.Backend.Name, "address", e.Backend.Address, "error", err)
 		failed = refuse(reasonBackend, err)
+	}
+	if r := (*refusal)(nil); errors.As(context.Cause(ctx), &r) {
+		return nil, r // it was cut meanwhile
 	}
 	return nil, failed
 }
@@ -284,14 +309,19 @@ func refuse(reason string, err error) error { return &refusal{reason, err} }
 func (r *refusal) Error() string { return r.err.Error() }
 func (r *refusal) Unwrap() error { return r.err }
 
-// refuse counts, and answers every TLS client alike.
-func (s *Server) refuse(c *conn, link string, err error) {
+// count counts a refusal.
+func (s *Server) count(c *conn, link string, err error) {
 	reason := reasonNotReady
 	if r := (*refusal)(nil); errors.As(err, &r) {
 		reason = r.reason
 	}
 	s.metrics.refused.WithLabelValues(reason).Inc()
 	s.log.Debug("connection refused", "source", c.RemoteAddr(), "link", link, "reason", reason, "error", err)
+}
+
+// refuse counts, and answers every TLS client alike.
+func (s *Server) refuse(c *conn, link string, err error) {
+	s.count(c, link, err)
 	if errors.Is(err, transport.ErrNotTLS) {
 		transport.Reset(c.TCPConn) // an alert would mean nothing there
 		return

@@ -155,6 +155,8 @@ type backend struct {
 	ln        net.Listener
 	got       chan arrival
 	serving   sync.WaitGroup
+	// talk goes on with a connection, once header and hello are read.
+	talk func(c net.Conn, hello []byte)
 }
 
 type arrival struct {
@@ -167,6 +169,7 @@ func newBackend(t testing.TB, n byte) *backend {
 	b := &backend{
 		TB: t, name: "agent/" + string('a'+rune(n)), pod: "pod-" + string('a'+rune(n)), id: route.EndpointID{n}, key: route.HopKey{n},
 		ln: must(net.Listen("tcp", "127.0.0.1:0"))(t), got: make(chan arrival, 100),
+		talk: func(c net.Conn, _ []byte) { io.Copy(c, c) },
 	}
 	b.serving.Go(func() {
 		for {
@@ -189,7 +192,7 @@ func (b *backend) serve(c net.Conn) {
 	}
 	b.got <- a
 	if a.err == nil {
-		io.Copy(c, c)
+		b.talk(c, a.hello)
 	}
 }
 
@@ -442,8 +445,7 @@ func wantRefused(t testing.TB, s *Server, reason string, n float64) {
 	if got := testutil.ToFloat64(s.metrics.refused.WithLabelValues(reason)); got != n {
 		t.Errorf("%s was counted %v times, want %v", reason, got, n)
 	}
-	for _, other := range slices.Concat(route.Reasons(), transport.HelloReasons(),
-		[]string{reasonNotReady, reasonTooMany, reasonTooManyFrom, reasonNoEndpoint, reasonBackend}) {
+	for _, other := range slices.Concat(route.Reasons(), transport.HelloReasons(), ownReasons) {
 		if got := testutil.ToFloat64(s.metrics.refused.WithLabelValues(other)); other != reason && got != 0 {
 			t.Errorf("%s was counted too, %v times", other, got)
 		}

@@ -15,7 +15,12 @@ const (
 	reasonTooManyFrom = "too_many_hellos_from_source"
 	reasonNoEndpoint  = "no_ready_endpoint"
 	reasonBackend     = "backend_unreachable"
+	reasonEvicted     = "unproven_evicted"
+	reasonUnproven    = "unproven_timeout"
 )
+
+// ownReasons are those above.
+var ownReasons = []string{reasonNotReady, reasonTooMany, reasonTooManyFrom, reasonNoEndpoint, reasonBackend, reasonEvicted, reasonUnproven}
 
 type metrics struct {
 	refused     *prometheus.CounterVec
@@ -27,12 +32,13 @@ type metrics struct {
 	backendFail prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
+// newMetrics registers what is counted. unproven says how many connections are not proven.
+func newMetrics(r prometheus.Registerer, unproven func() int) *metrics {
 	m := &metrics{
 		accepted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "causeway_gateway_accepted_total", Help: "Connections accepted."}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "causeway_gateway_refused_total", Help: "Connections refused before any byte reached a backend, by reason."}, []string{"reason"}),
+			Name: "causeway_gateway_refused_total", Help: "Connections refused, by reason: before any byte reached a backend, but for unproven_*, whose far side did not answer beyond the handshake."}, []string{"reason"}),
 		spliced: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_gateway_spliced_total", Help: "Connections handed to a backend, by link."}, []string{"link"}),
 		open: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -45,10 +51,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "causeway_gateway_backend_failures_total", Help: "Backends that refused or did not answer; another endpoint was then tried."}),
 	}
 	reasons := append(route.Reasons(), transport.HelloReasons()...)
-	reasons = append(reasons, reasonNotReady, reasonTooMany, reasonTooManyFrom, reasonNoEndpoint, reasonBackend)
-	for _, reason := range reasons {
+	for _, reason := range append(reasons, ownReasons...) {
 		m.refused.WithLabelValues(reason)
 	}
-	r.MustRegister(m.accepted, m.refused, m.spliced, m.open, m.bytes, m.ended, m.backendFail)
+	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "causeway_gateway_unproven_connections", Help: "Connections handed to a backend whose far side has not answered beyond the handshake."},
+		func() float64 { return float64(unproven()) })
+	r.MustRegister(waiting, m.accepted, m.refused, m.spliced, m.open, m.bytes, m.ended, m.backendFail)
 	return m
 }

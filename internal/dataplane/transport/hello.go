@@ -74,9 +74,8 @@ func ParseClientHello(raw []byte) (ClientHello, error) {
 // readHelloRecords reads records until they hold one whole handshake message, which must end with the last.
 func readHelloRecords(r io.Reader) ([]byte, error) {
 	const (
-		recordHeader    = 5 // type, version, length: RFC 8446, section 5.1
-		typeHandshake   = 22
-		messageHeader   = 4 // type, length: section 4
+		typeHandshake   = 22 // RFC 8446, section 5.1
+		messageHeader   = 4  // type, length: section 4
 		typeClientHello = 1
 	)
 	raw := make([]byte, 0, 2048)

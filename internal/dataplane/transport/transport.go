@@ -1,7 +1,7 @@
 // Package transport moves bytes: it reads ClientHellos without answering them, dials, and carries
 // connections between applications, tunnels and gateways.
 //
-//	gateway:  peer ──▶ ReadClientHello ─▶ Dialer ─▶ Splice ══▶ agent
+//	gateway:  peer ──▶ ReadClientHello ─▶ Prove ─▶ Splice ══▶ agent
 //	inbound:  gateway ──▶ Accepted ─▶ tls.Server ─▶ Relay ══▶ application
 //	outbound: application ──▶ Dialer ─▶ Dialed ─▶ tls.Client ─▶ Relay ══▶ gateway
 //

@@ -1,0 +1,162 @@
+package cli
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/link"
+)
+
+func (a *app) links() *cobra.Command {
+	var flags clusterFlags
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "links",
+		Short: "List Links, their conditions, and what is wrong with them",
+		Long: `List the cluster's Links with their conditions, and below them what is wrong and what to do.
+
+The exit code is 0 whatever state they are in.`,
+		Example: "  causeway links --context west\n  causeway links --json",
+		GroupID: operator,
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cl, err := a.connect(flags, a.stderr)
+			if err != nil {
+				return err
+			}
+			links, err := readLinks(c.Context(), cl, flags)
+			if err != nil {
+				return err
+			}
+			reports := make([]linkReport, 0, len(links.list)) // [] in JSON, not null
+			for i := range links.list {
+				reports = append(reports, reportLink(&links.list[i], flags.namespace))
+			}
+			if asJSON {
+				return printJSON(a.stdout, map[string]any{"links": reports})
+			}
+			return a.printLinks(reports)
+		},
+	}
+	flags.add(c)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+// linkReport is what is said of one Link. Its JSON only ever grows.
+type linkReport struct {
+	Name        string                    `json:"name"`
+	TrustDomain string                    `json:"trustDomain"`
+	Gateways    []string                  `json:"gateways"`
+	Conditions  []conditionReport         `json:"conditions"`
+	Mirrors     int32                     `json:"mirrors"`
+	Exports     int32                     `json:"exports"`
+	PeerVersion string                    `json:"peerVersion"`
+	Problems    []v1alpha1.ServiceProblem `json:"problems"`
+}
+
+// conditionReport is a condition, with what to do if it is not True.
+type conditionReport struct {
+	Type    string `json:"type"`
+	Status  string `json:"status"`
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// linkConditions are all conditions of a Link, in the order in which they are shown.
+var linkConditions = []string{v1alpha1.LinkConnected, v1alpha1.LinkTrusted, v1alpha1.LinkSynced, v1alpha1.LinkGatewayReachable}
+
+func reportLink(l *v1alpha1.Link, namespace string) linkReport {
+	r := linkReport{
+		Name: l.Name, TrustDomain: l.Spec.TrustDomain, Gateways: append([]string{}, l.Spec.Gateways...),
+		Mirrors: l.Status.Mirrors, Exports: l.Status.Exports, PeerVersion: l.Status.PeerVersion,
+		Problems: append([]v1alpha1.ServiceProblem{}, l.Status.Problems...),
+	}
+	for _, kind := range linkConditions {
+		c := conditionOf(l, kind)
+		said := conditionReport{Type: kind, Status: string(c.Status), Reason: c.Reason, Message: c.Message}
+		if c.Status != metav1.ConditionTrue {
+			said.Hint = conditionHint(l, c, namespace)
+		}
+		r.Conditions = append(r.Conditions, said)
+	}
+	return r
+}
+
+// conditionHint is what to do about a condition that is not True; "" where its message says it, or where it follows
+// from another condition.
+func conditionHint(l *v1alpha1.Link, c metav1.Condition, namespace string) string {
+	switch c.Reason {
+	case notLookedAt:
+		return fmt.Sprintf("does the controller run? `kubectl -n %s get pods` tells", namespace)
+	case string(link.BadRoot), string(link.BadLinkKey), string(link.BadGateway):
+		return "apply what `causeway identity` prints in the peer, or run `causeway link` again"
+	case "Disconnected":
+		return fmt.Sprintf("`causeway links` in the peer shows the other side; `kubectl -n %s logs deployment/causeway-controller` tells more", namespace)
+	case "WaitingForPeer":
+		return "the peer must dial: `causeway links` there shows why it does not"
+	case "NoAddress":
+		return "once the peer's gateway has an address, run `causeway link` again or apply what `causeway identity` prints there"
+	case "Unreachable":
+		return fmt.Sprintf("from this cluster's nodes TCP to %s must be open; `causeway identity` in the peer prints its addresses of today", strings.Join(l.Spec.Gateways, " or "))
+	}
+	return ""
+}
+
+func (a *app) printLinks(reports []linkReport) error {
+	if len(reports) == 0 {
+		fmt.Fprintln(a.stderr, "This cluster has no Links: `causeway link` makes one.")
+		return nil
+	}
+	var rows [][]string
+	for _, r := range reports {
+		row := []string{r.Name, r.TrustDomain}
+		for _, c := range r.Conditions {
+			row = append(row, c.Status)
+		}
+		rows = append(rows, append(row, strconv.Itoa(int(r.Mirrors)), strconv.Itoa(int(r.Exports)), dash(r.PeerVersion)))
+	}
+	err := printTable(a.stdout, []string{"NAME", "TRUST DOMAIN", "CONNECTED", "TRUSTED", "SYNCED", "GATEWAY REACHABLE", "MIRRORS", "EXPORTS", "PEER VERSION"}, rows)
+	if err != nil {
+		return err
+	}
+	var faults strings.Builder
+	for _, r := range reports {
+		r.faults(&faults)
+	}
+	if faults.Len() > 0 {
+		_, err = fmt.Fprintf(a.stdout, "\n%s", faults.String())
+	}
+	return err
+}
+
+// faults writes a line for each condition that is not True and for each Service that does not cross.
+func (r linkReport) faults(out *strings.Builder) {
+	if !slices.ContainsFunc(r.Conditions, func(c conditionReport) bool { return c.Reason != notLookedAt }) {
+		fmt.Fprintf(out, "%s: %s\n  hint: %s\n", r.Name, r.Conditions[0].Message, r.Conditions[0].Hint)
+		return
+	}
+	for _, c := range r.Conditions {
+		if c.Status == string(metav1.ConditionTrue) {
+			continue
+		}
+		fmt.Fprintf(out, "%s: not %s (%s): %s\n", r.Name, c.Type, c.Reason, c.Message)
+		if c.Hint != "" {
+			fmt.Fprintf(out, "  hint: %s\n", c.Hint)
+		}
+	}
+	for _, p := range r.Problems {
+		if p.Service == "" { // the line that counts the rest
+			fmt.Fprintf(out, "%s: %s\n", r.Name, p.Message)
+			continue
+		}
+		fmt.Fprintf(out, "%s: Service %s (%s): %s\n", r.Name, p.Service, p.Reason, p.Message)
+	}
+}

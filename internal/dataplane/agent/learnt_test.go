@@ -1,0 +1,261 @@
+package agent
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+func TestFading(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFading[string, int](3, time.Hour)
+		put := func(key string, v int) {
+			f.put(key, func(int, time.Duration, bool) (int, bool) { return v, true })
+		}
+		want := func(why string, within time.Duration, want map[string]int) {
+			t.Helper()
+			got := make(map[string]int)
+			for _, key := range []string{"a", "b", "c", "d"} {
+				if v, ok := f.get(key, within); ok {
+					got[key] = v
+				}
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s (-want +got)\n%s", why, diff)
+			}
+		}
+		put("a", 1)
+		put("b", 2)
+		put("c", 3)
+		put("a", 4)
+		put("d", 5)
+		want("the oldest put goes", time.Hour, map[string]int{"a": 4, "c": 3, "d": 5})
+		time.Sleep(time.Minute - 1)
+		put("d", 6)
+		want("a tick before", time.Minute, map[string]int{"a": 4, "c": 3, "d": 6})
+		time.Sleep(time.Nanosecond)
+		want("who asks for newer things", time.Minute, map[string]int{"d": 6})
+		f.put("c", func(was int, age time.Duration, there bool) (int, bool) {
+			if was != 3 || age != time.Minute || !there {
+				t.Errorf("it was %d, %v ago, %v", was, age, there)
+			}
+			return 0, false
+		})
+		time.Sleep(time.Hour - time.Minute)
+		want("its age is over, and was not made new by a change that was none", 2*time.Hour, map[string]int{"d": 6})
+		f.put("c", func(_ int, _ time.Duration, there bool) (int, bool) { return 7, !there })
+		want("what is over is not there", time.Hour, map[string]int{"c": 7, "d": 6})
+		f.drop("d")
+		f.drop("d")
+		if len(f.entries) != 1 || f.oldest.Len() != 1 {
+			t.Errorf("%d and %d entries are kept, want one", len(f.entries), f.oldest.Len())
+		}
+	})
+}
+
+func ids(names ...byte) (out []route.EndpointID) {
+	for _, n := range names {
+		out = append(out, route.EndpointID{n})
+	}
+	return out
+}
+
+func TestLearntSets(t *testing.T) {
+	type news struct {
+		after time.Duration
+		tunnel.Answer
+	}
+	answer := func(after time.Duration, generation uint64, count uint32, names ...byte) news {
+		return news{after, tunnel.Answer{Ready: ids(names...), ReadyCount: count, Generation: generation}}
+	}
+	many := make([]byte, 0, 250)
+	for i := range byte(250) {
+		many = append(many, i)
+	}
+	cases := map[string]struct {
+		why   string
+		heard []news
+		want  farSet
+	}{
+		"one":       {why: "the answer is all that is known", heard: []news{answer(0, 5, 2, 1, 2)}, want: farSet{ids(1, 2), 2, 5}},
+		"more":      {why: "an answer names some of many", heard: []news{answer(0, 5, 4, 1, 2), answer(0, 5, 4, 3, 2)}, want: farSet{ids(3, 2, 1), 4, 5}},
+		"newer":     {why: "what is gone is not named again", heard: []news{answer(0, 5, 2, 1, 2), answer(0, 6, 1, 3)}, want: farSet{ids(3), 1, 6}},
+		"late":      {why: "an older answer overtaken by a newer one", heard: []news{answer(0, 6, 1, 3), answer(setHeld-1, 5, 2, 1, 2)}, want: farSet{ids(3), 1, 6}},
+		"went back": {why: "the peer's clock was set back", heard: []news{answer(0, 6, 1, 3), answer(setHeld, 5, 2, 1, 2)}, want: farSet{ids(1, 2), 2, 5}},
+		"old":       {why: "what is old is nothing", heard: []news{answer(0, 6, 1, 3), answer(setAge, 6, 1, 4)}, want: farSet{ids(4), 1, 6}},
+		"bounded":   {why: "a peer that makes ids up costs no more", heard: []news{answer(0, 5, 9, many...), answer(0, 5, 9, 250, 251, 252, 253, 254, 255)}, want: farSet{ids(append([]byte{250, 251, 252, 253, 254, 255}, many...)...), 9, 5}},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, to := newLearnt(), farPort{"uid", "shop", "bar", 80}
+				for _, n := range tc.heard {
+					time.Sleep(n.after)
+					l.heard(account{"shop", "alice"}, to, n.Answer)
+				}
+				got, ok := l.known(account{"shop", "alice"}, to)
+				if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(farSet{})); diff != "" || !ok || len(got.ready) > maxSetIDs {
+					t.Errorf("%s (-want +got)\n%s", tc.why, diff)
+				}
+				if _, ok := l.known(account{"shop", "bob"}, to); ok {
+					t.Error("another account has learnt it")
+				}
+			})
+		})
+	}
+}
+
+func TestWish(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, to := newLearnt(), farPort{"uid", "shop", "bar", 80}
+		other := farPort{"uid", "shop", "bar", 81}
+		want := func(why, pod string, to farPort, affinity time.Duration, want route.Wish) {
+			t.Helper()
+			if got := l.wish(pod, to, affinity); got != want {
+				t.Errorf("%s: %+v, want %+v", why, got, want)
+			}
+		}
+		one := route.EndpointID{1}
+		l.visited("a", to, route.EndpointID{})
+		want("an endpoint without id", "a", to, time.Hour, route.Wish{})
+		l.visited("a", to, one)
+		want("its last", "a", to, time.Hour, route.ForEndpoint(one))
+		want("another pod's", "b", to, time.Hour, route.Wish{})
+		want("another port's", "a", other, time.Hour, route.Wish{})
+		want("without affinity", "a", to, 0, route.Wish{})
+		time.Sleep(time.Hour - 1)
+		want("a tick before its time is over", "a", to, time.Hour, route.ForEndpoint(one))
+		time.Sleep(time.Nanosecond)
+		want("its time is over", "a", to, time.Hour, route.Wish{})
+		l.visited("a", to, one)
+		l.turnedAway("a", to)
+		want("it was turned away", "a", to, time.Hour, route.Wish{})
+	})
+}
+
+// withSecondBar adds another ready pod to the Service in east, which says its name.
+func (w *world) withSecondBar() {
+	const addr = "127.77.2.3"
+	app := listen(w.TB, addr)
+	w.serving.Go(func() {
+		for {
+			c, err := app.Accept()
+			if err != nil {
+				return
+			}
+			io.ReadAll(c)
+			io.WriteString(c, "bar-1")
+			c.Close()
+		}
+	})
+	w.Cleanup(func() { app.Close() })
+	port := uint32(app.Addr().(*net.TCPAddr).Port)
+	w.eastView = maps.Clone(w.eastView)
+	maps.Copy(w.eastView, w.view(&wire.Resource{Body: &wire.Resource_Pod{Pod: &wire.Pod{
+		Uid: "bar-1", Namespace: "shop", Name: "bar-1", ServiceAccount: "bar", Ips: []string{addr}, Live: true}}}))
+	w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+		r.GetExport().Pods = append(r.GetExport().Pods, &wire.ExportPod{Uid: "bar-1", Ready: true, Targets: map[uint32]uint32{80: port}})
+	})
+	w.edit(&w.gatewayView, "route/1024", func(r *wire.Resource) {
+		r.GetRoute().Endpoints = append(r.GetRoute().Endpoints, &wire.Endpoint{Id: []byte("the next"), PodUid: "bar-1", Backend: "agent/node"})
+	})
+	w.push()
+}
+
+// withAffinity gives west's mirror session affinity, as its state says.
+func (w *world) withAffinity(d time.Duration) {
+	s := *w.west.state.Load()
+	s.mirrors = maps.Clone(s.mirrors)
+	at := netip.MustParseAddr(vip)
+	m := *s.mirrors[at]
+	m.affinity = d
+	s.mirrors[at] = &m
+	w.west.state.Store(&s)
+}
+
+// Without affinity the gateway spreads; with it a pod stays with the endpoint that it
+// had, as long as that is there.
+func TestSessionAffinity(t *testing.T) {
+	w := newWorld(t, func(c *net.TCPConn) { io.ReadAll(c); io.WriteString(c, "bar-0") })
+	w.withSecondBar()
+	reached := func(pod string, calls int) []string {
+		t.Helper()
+		seen := map[string]bool{}
+		for range calls {
+			answer, err := w.call(pod, "hello")
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[answer] = true
+		}
+		return slices.Sorted(maps.Keys(seen))
+	}
+	if got := reached(alice, 40); len(got) != 2 {
+		t.Errorf("without affinity 40 calls reach %v alone", got)
+	}
+	w.withAffinity(time.Hour)
+	stays := reached(alice, 20)
+	if len(stays) != 1 {
+		t.Fatalf("with affinity 20 calls reach %v", stays)
+	}
+	w.edit(&w.gatewayView, "route/1024", func(r *wire.Resource) {
+		r.GetRoute().Endpoints = slices.DeleteFunc(r.GetRoute().Endpoints, func(e *wire.Endpoint) bool { return e.PodUid == stays[0] })
+	})
+	w.push()
+	w.withAffinity(time.Hour)
+	if got := reached(alice, 5); len(got) != 1 || got[0] == stays[0] {
+		t.Errorf("after %s has gone, calls reach %v", stays[0], got)
+	}
+	set, ok := w.west.learnt.known(account{"shop", "alice"}, farPort{"link-to-east", "shop", "bar", 80})
+	if !ok || set.count == 0 || len(set.ready) == 0 {
+		t.Errorf("of what answers told, %v is known", fmt.Sprint(set))
+	}
+}
+
+// What an answer tells is learnt even if the call comes to nothing.
+func TestLearn(t *testing.T) {
+	answered := tunnel.Answer{Code: tunnel.Code_OK, Endpoint: route.EndpointID{2}, Ready: ids(1, 2), ReadyCount: 2, Generation: 1}
+	cases := map[string]struct {
+		why      string
+		affinity time.Duration
+		answer   tunnel.Answer
+		failed   error
+		wish     route.Wish
+		known    bool
+	}{
+		"carried":          {why: "the next call wishes for it", affinity: time.Hour, answer: answered, wish: route.ForEndpoint(route.EndpointID{2}), known: true},
+		"without affinity": {why: "nobody asked to stay", answer: answered, wish: route.ForEndpoint(route.EndpointID{1}), known: true},
+		"pod refuses":      {why: "staying would fail again", affinity: time.Hour, answer: answered, failed: &tunnel.Refused{Code: tunnel.Code_POD_REFUSED}, known: true},
+		"pod gone":         {why: "an answer of no is no news of others", affinity: time.Hour, answer: tunnel.Answer{Code: tunnel.Code_NO_ENDPOINT}, failed: &tunnel.Refused{Code: tunnel.Code_NO_ENDPOINT}},
+		"broken":           {why: "the network's fault is not the endpoint's", affinity: time.Hour, failed: io.ErrUnexpectedEOF, wish: route.ForEndpoint(route.EndpointID{1})},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			a := &Agent{learnt: newLearnt()}
+			c := &call{
+				to: &mirror{namespace: "shop", service: "bar", affinity: tc.affinity}, port: mirrorPort{number: 80}, peer: &peer{uid: "uid"},
+				caller: &pod{uid: "a", namespace: "shop", serviceAccount: "alice"}, answer: tc.answer,
+			}
+			a.learnt.visited("a", c.farPort(), route.EndpointID{1})
+			a.learn(c, tc.failed)
+			if got := a.learnt.wish("a", c.farPort(), time.Hour); got != tc.wish {
+				t.Errorf("%s: the next wish is %+v, want %+v", tc.why, got, tc.wish)
+			}
+			if _, ok := a.learnt.known(c.caller.account(), c.farPort()); ok != tc.known {
+				t.Errorf("%s: endpoints are known: %v", tc.why, ok)
+			}
+		})
+	}
+}

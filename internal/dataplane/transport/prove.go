@@ -1,0 +1,138 @@
+package transport
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Proof is what Prove has carried.
+type Proof struct {
+	// Proven: the server has answered beyond the handshake.
+	Proven bool
+	// Forth and Back are the bytes taken from client and server.
+	Forth, Back int64
+	// Left are bytes of the client's that the server has not taken yet, for Splice to write first.
+	Left []byte
+}
+
+// Prove carries bytes between a TLS 1.3 client, whose ClientHello the server has already, and the server until
+// the server has answered something to the client's second flight that is longer than an alert. Only a client
+// with the keys of this very handshake gets that; a replayed ClientHello does not. What is carried is read,
+// never held back or changed.
+//
+// It also returns, without a proof, once ctx has ended or one direction has: Splice, to which it leaves both
+// connections, finds that end again. ctx must be Splice's, too.
+func Prove(ctx context.Context, client, server *net.TCPConn) Proof {
+	p := &prove{client: client, server: server}
+	client.SetDeadline(time.Time{}) // fails only if closed, as reading then does
+	server.SetDeadline(time.Time{})
+	stop := context.AfterFunc(ctx, func() {
+		p.wake()
+		client.SetWriteDeadline(time.Unix(1, 0))
+	})
+	var goroutines sync.WaitGroup
+	goroutines.Go(func() { defer p.wake(); p.carryForth() })
+	p.carryBack()
+	p.wake()
+	goroutines.Wait()
+	stop() // a late wake meets connections that Splice is to abort anyway
+	return p.Proof
+}
+
+type prove struct {
+	client, server *net.TCPConn
+	Proof
+
+	// answered: the server has begun to encrypt, so the client may have the keys.
+	// finished: after that the client has, too, as its second flight does.
+	answered, finished atomic.Bool
+}
+
+// wake ends both directions, which keep what they have read.
+func (p *prove) wake() {
+	past := time.Unix(1, 0)
+	p.client.SetReadDeadline(past)
+	p.server.SetReadDeadline(past)
+	p.server.SetWriteDeadline(past)
+}
+
+func (p *prove) carryForth() {
+	var seen records
+	in, err := newSource(p.client)
+	for err == nil {
+		if err = in.read(); err != nil {
+			return
+		}
+		chunk := in.buf[:in.n]
+		p.Forth += int64(len(chunk))
+		seen.look(chunk, func(kind byte, _ int) {
+			if kind == recordEncrypted && p.answered.Load() {
+				p.finished.Store(true) // before the server has it, and can answer
+			}
+		})
+		var n int
+		if n, err = p.server.Write(chunk); err != nil {
+			p.Left = append(p.Left, chunk[n:]...)
+		}
+		in.release()
+	}
+}
+
+func (p *prove) carryBack() {
+	var seen records
+	in, err := newSource(p.server)
+	for err == nil && !p.Proven {
+		if err = in.read(); err != nil {
+			return
+		}
+		chunk := in.buf[:in.n]
+		p.Back += int64(len(chunk))
+		seen.look(chunk, func(kind byte, length int) {
+			switch {
+			case kind != recordEncrypted:
+			case !p.finished.Load():
+				p.answered.Store(true) // before the client has it
+			case length > encryptedAlert:
+				p.Proven = true
+			}
+		})
+		_, err = p.client.Write(chunk)
+		in.release()
+	}
+}
+
+// RFC 8446, sections 5.1, 5.2 and 6.
+const (
+	recordHeader    = 5  // type, version, length
+	recordEncrypted = 23 // all that is encrypted, alerts too
+	encryptedAlert  = 2 + 1 + 16
+)
+
+// records finds where TLS records begin in what a connection carries. The zero value is at the first.
+type records struct {
+	header [recordHeader]byte
+	have   int // of header
+	body   int // still to come
+}
+
+// look calls at with the type and the length of each record whose header ends in b.
+func (r *records) look(b []byte, at func(kind byte, length int)) {
+	for len(b) > 0 {
+		if skip := min(r.body, len(b)); skip > 0 {
+			r.body -= skip
+			b = b[skip:]
+			continue
+		}
+		n := copy(r.header[r.have:], b)
+		r.have += n
+		b = b[n:]
+		if r.have == recordHeader {
+			r.have, r.body = 0, int(binary.BigEndian.Uint16(r.header[3:]))
+			at(r.header[0], r.body)
+		}
+	}
+}
