@@ -203,9 +203,11 @@ func (u *uninstaller) remove(ctx context.Context, what string, which []ours, aft
 
 // delete deletes this very object, and not another that has its name by now. Kubernetes collects what it owns.
 func (u *uninstaller) delete(ctx context.Context, o object) error {
-	m := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: o.Name}}
-	m.SetGroupVersionKind(o.kind)
-	err := u.client.Delete(ctx, m, client.Preconditions{UID: &o.UID}, client.PropagationPolicy(metav1.DeletePropagationBackground))
+	it := &unstructured.Unstructured{} // of metadata alone the client would want to know the kind
+	it.SetGroupVersionKind(o.kind)
+	it.SetNamespace(o.Namespace)
+	it.SetName(o.Name)
+	err := u.client.Delete(ctx, it, client.Preconditions{UID: &o.UID}, client.PropagationPolicy(metav1.DeletePropagationBackground))
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("delete %v: %w", o, err)
 	}
