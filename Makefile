@@ -8,6 +8,7 @@
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 export GOWORK := off
+unexport CDPATH
 # One setting for build, vet and lint, so that they share the build cache.
 export CGO_ENABLED := 0
 
@@ -31,7 +32,7 @@ lab: ## bin/lab, which makes and breaks clusters
 image: build lab ## build/causeway.tar and build/shop.tar
 	mkdir -p build
 	go build -trimpath -buildvcs=false -ldflags '-s -w' -o build/shop ./demo/shop
-	echo "causeway.dev/causeway:$$(sha256sum bin/causeway | cut -c1-12)" >build/causeway.image
+	echo "causeway.dev/causeway:sha-$$(sha256sum bin/causeway | cut -c1-12)" >build/causeway.image
 	bin/lab image --entrypoint /causeway --file bin/causeway:/causeway:0755 --user 64143:64143 --tag "$$(cat build/causeway.image)" --out build/causeway.tar
 	bin/lab image --entrypoint /shop --file build/shop:/shop:0755 --user 65532:65532 --tag causeway.dev/shop:demo --out build/shop.tar
 
@@ -41,7 +42,7 @@ demo: ## two clusters, linked, and a call across them
 
 .PHONY: demo-down
 demo-down: lab ## remove the demo's clusters
-	bin/lab down
+	bin/lab $${CAUSEWAY_LAB:+--name "$$CAUSEWAY_LAB"} down
 
 .PHONY: test
 test: lint unit fresh selftest e2e ## all that must be green

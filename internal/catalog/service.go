@@ -16,7 +16,7 @@ import (
 // Bounds of one Service in a catalog. A sender keeps them; a receiver believes nobody.
 const (
 	MaxPorts      = 16
-	MaxIdentities = 64
+	MaxIdentities = 16
 	MaxHosts      = 256
 	// FirstRoute is the lowest route id of a Service; those below are Causeway's own.
 	FirstRoute = 1024

@@ -155,8 +155,8 @@ func (b *brain) think(ctx context.Context, now time.Time) error {
 		close(b.whole)
 		b.whole = nil
 	}
-	if leading && trouble == nil {
-		b.lead(ctx, t)
+	if leading && (trouble == nil || b.leader.books.read) {
+		b.lead(ctx, t) // by the last whole book, if this one could not be stored
 	}
 	return trouble
 }

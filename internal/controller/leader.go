@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -70,6 +74,7 @@ type house struct {
 type writer struct {
 	cancel context.CancelFunc
 	wake   chan struct{}
+	says   *rate.Limiter // of status writes
 
 	mu   sync.Mutex // guards work
 	work work
@@ -138,7 +143,7 @@ func complain(ctx context.Context, log *slog.Logger, err error, failures int) {
 
 func (l *leader) writer(ctx context.Context, log *slog.Logger) *writer {
 	ctx, cancel := context.WithCancel(ctx)
-	w := &writer{cancel: cancel, wake: make(chan struct{}, 1)}
+	w := &writer{cancel: cancel, wake: make(chan struct{}, 1), says: rate.NewLimiter(rate.Every(statusPause), statusBurst)}
 	l.running.Go(func() { w.run(ctx, log) })
 	return w
 }
@@ -162,7 +167,9 @@ func (l *leader) offer(ctx context.Context, jobs map[string]job, h house) {
 			w = l.writer(ctx, l.log.With("link", name))
 			l.writers[name] = w
 		}
-		w.set(func(ctx context.Context, failures int) (time.Duration, error) { return l.write(ctx, &j, failures) })
+		w.set(func(ctx context.Context, failures int) (time.Duration, error) {
+			return l.write(ctx, &j, failures, w.says)
+		})
 	}
 	links := make(map[string]bool, len(jobs))
 	for name := range jobs {
@@ -172,7 +179,7 @@ func (l *leader) offer(ctx context.Context, jobs map[string]job, h house) {
 }
 
 // write makes one Link's mirrors and status true.
-func (l *leader) write(ctx context.Context, j *job, failures int) (time.Duration, error) {
+func (l *leader) write(ctx context.Context, j *job, failures int, says *rate.Limiter) (time.Duration, error) {
 	result, err := l.reconciler.Reconcile(ctx, j.link, j.peer, j.entries)
 	seen := j.seen
 	seen.Mirrors, seen.Pending = result.Mirrors, result.Pending
@@ -186,7 +193,11 @@ func (l *leader) write(ctx context.Context, j *job, failures int) (time.Duration
 	}
 	wait := time.Until(j.due)
 	if wait <= 0 || len(j.link.Status.Conditions) == 0 {
-		return result.RecheckAfter, errors.Join(err, l.say(ctx, j, seen))
+		later, serr := l.say(ctx, j, seen, says)
+		if result.RecheckAfter > 0 && (later == 0 || result.RecheckAfter < later) {
+			later = result.RecheckAfter
+		}
+		return later, errors.Join(err, serr)
 	}
 	if result.RecheckAfter > 0 {
 		wait = min(wait, result.RecheckAfter)
@@ -194,31 +205,51 @@ func (l *leader) write(ctx context.Context, j *job, failures int) (time.Duration
 	return wait, err
 }
 
-// say writes the Link's status, if it differs, and tells of what is new in it.
-func (l *leader) say(ctx context.Context, j *job, seen link.Seen) error {
+// How often a Link's status is written: a peer whose word changes all the time
+// must not make us write all the time.
+const (
+	statusBurst = 10
+	statusPause = 2 * time.Second
+)
+
+// say writes the Link's status, if it differs, and tells of what is new in it. It
+// returns after how long to try again if it has written too often; 0: no need.
+func (l *leader) say(ctx context.Context, j *job, seen link.Seen, says *rate.Limiter) (time.Duration, error) {
 	status, changed := link.Status(j.link, seen, time.Now())
 	if !changed {
-		return nil
+		return 0, nil
+	}
+	if !says.Allow() {
+		return statusPause, nil
 	}
 	updated := j.link.DeepCopy()
 	updated.Status = status
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if err := l.client.Status().Update(ctx, updated); err != nil {
-		return client.IgnoreNotFound(err)
+		return 0, client.IgnoreNotFound(err)
 	}
 	l.tell(j, status.Problems)
 	j.link = updated // the cache may not show it yet
-	return nil
+	return 0, nil
 }
 
 // tell makes an Event of each problem that is new, but those of exports.
 func (l *leader) tell(j *job, now []v1alpha1.ServiceProblem) {
 	for _, p := range now {
 		if p.Service != "" && !slices.Contains(j.link.Status.Problems, p) && !slices.Contains(j.exported, p) {
-			l.events.Eventf(j.link, nil, corev1.EventTypeWarning, p.Reason, "Mirroring", "%s: %s", p.Service, p.Message)
+			l.events.Eventf(j.link, serviceOf(p), corev1.EventTypeWarning, p.Reason, "Mirroring", "%s: %s", p.Service, p.Message)
 		}
 	}
+}
+
+// serviceOf is what a problem is about, so that Events of two do not become one.
+func serviceOf(p v1alpha1.ServiceProblem) runtime.Object {
+	namespace, name, ok := strings.Cut(p.Service, "/")
+	if !ok {
+		return nil
+	}
+	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 }
 
 // keep keeps the published identity true, and forgets the trust of Links that are gone.

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -236,4 +237,30 @@ func TestARestartedAgentCountsOn(t *testing.T) {
 	if top := going.topology(served, down); len(top.agents) != 0 {
 		t.Error("an agent that is told to go is not coming back")
 	}
+}
+
+func TestAPeersChatterIsNotWrittenWordByWord(t *testing.T) {
+	leading(t, func(t *testing.T, r *replica) {
+		r.connect("bar")
+		r.again(5)
+		r.wrote()
+		sink := heardFrom(r.brain.peers, "a:4143")
+		const words = 200
+		for i := range words { // ten a second
+			h := hello(east(), 1)
+			h.Version = fmt.Sprintf("v%d", i)
+			sink.Hello("east", h, 0)
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n, most := len(r.wrote()), statusBurst+int(words*100*time.Millisecond/statusPause)+1; n == 0 || n > most {
+			t.Errorf("%d writes of %d words of a peer, want 1 to %d", n, words, most)
+		}
+		time.Sleep(2 * statusPause)
+		synctest.Wait()
+		var l v1alpha1.Link
+		r.get(t, "", "east", &l)
+		if want := fmt.Sprintf("v%d", words-1); l.Status.PeerVersion != want {
+			t.Errorf("status says %q, want the last word %q", l.Status.PeerVersion, want)
+		}
+	}, linkTo("east", east(), "a:4143"), shop())
 }

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 func run(m *testing.M) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	o := lab.Options{Name: setting("CAUSEWAY_LAB", "e2e"), Clusters: []string{"west", "east"}, Progress: func(s string) { say("%s", s) }}
+	o := lab.Options{Name: setting("CAUSEWAY_E2E_LAB", "e2e"), Clusters: []string{"west", "east"}, Progress: func(s string) { say("%s", s) }}
 	if os.Getenv("KEEP") == "" {
 		defer func() {
 			if err := lab.Down(context.WithoutCancel(ctx), o); err != nil {
