@@ -71,6 +71,9 @@ func (a *app) runInstall(ctx context.Context, flags installFlags) error {
 	if err := checkVersion(cl); err != nil {
 		return err
 	}
+	if err := checkNamespace(ctx, cl, flags.namespace); err != nil {
+		return err
+	}
 	if err := nameOnce(ctx, cl, flags.namespace, values); err != nil {
 		return err
 	}

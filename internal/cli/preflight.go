@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/version"
@@ -31,6 +32,29 @@ func checkVersion(cl cluster) error {
 		return withHint(fmt.Errorf("this cluster runs Kubernetes %s", info.GitVersion), "Causeway needs 1.32 or later: older tokens do not say which node they belong to")
 	}
 	return nil
+}
+
+// controllerBinding is the ClusterRoleBinding whose subject tells which namespace Causeway is in.
+const controllerBinding = "causeway-controller"
+
+// checkNamespace refuses a namespace other than the one that Causeway is in: a cluster has one installation, as kinds,
+// Links and rights have no namespace.
+func checkNamespace(ctx context.Context, c client.Reader, namespace string) error {
+	var b rbacv1.ClusterRoleBinding
+	err := c.Get(ctx, client.ObjectKey{Name: controllerBinding}, &b)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look which namespace Causeway is in: %w", err)
+	}
+	here := func(s rbacv1.Subject) bool { return s.Namespace == namespace }
+	there := slices.IndexFunc(b.Subjects, func(s rbacv1.Subject) bool { return s.Namespace != "" })
+	if there < 0 || slices.ContainsFunc(b.Subjects, here) {
+		return nil
+	}
+	return withHint(fmt.Errorf("Causeway is in namespace %s of this cluster, not in %s", b.Subjects[there].Namespace, namespace),
+		fmt.Sprintf("-n %s names that installation; a cluster has no more than one", b.Subjects[there].Namespace))
 }
 
 // nameOnce fills in the name that the cluster already has, and refuses another one.

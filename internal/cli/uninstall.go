@@ -52,6 +52,9 @@ func (a *app) runUninstall(ctx context.Context, flags uninstallFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := flags.checkNamespace(ctx, cl); err != nil {
+		return err
+	}
 	u := &uninstaller{client: cl, namespace: flags.namespace}
 	survey := u.survey
 	if flags.nodesOnly {
@@ -91,6 +94,15 @@ func (a *app) runUninstall(ctx context.Context, flags uninstallFlags) error {
 		fmt.Fprintf(a.stderr, "note: %s\n", n)
 	}
 	return nil
+}
+
+// checkNamespace refuses a namespace that Causeway is not in. The chart's hook may not look, and Helm knows the namespace.
+func (f uninstallFlags) checkNamespace(ctx context.Context, c client.Reader) error {
+	err := checkNamespace(ctx, c, f.namespace)
+	if f.nodesOnly && apierrors.IsForbidden(err) {
+		return nil
+	}
+	return err
 }
 
 // confirm asks the person at the terminal whether to do what plan says.

@@ -61,12 +61,12 @@ func (a *app) runUnlink(ctx context.Context, flags unlinkFlags, name string) err
 		return err
 	}
 	var goes []*departure
-	link := here.find(func(l v1alpha1.Link) bool { return l.Name == name })
+	link := here.named(name)
 	if link != nil {
 		goes = append(goes, here.departure(link))
 	}
 	if flags.peer.context != "" {
-		theirs, err := a.theirLink(ctx, flags, cl, link)
+		theirs, err := a.theirLink(ctx, flags, here, name)
 		if err != nil {
 			return err
 		}
@@ -88,10 +88,10 @@ func (a *app) runUnlink(ctx context.Context, flags unlinkFlags, name string) err
 	return nil
 }
 
-// theirLink returns the peer's Link for this cluster, nil if it has none. link is this cluster's for the peer, nil if it
-// is deleted already.
-func (a *app) theirLink(ctx context.Context, flags unlinkFlags, cl cluster, link *v1alpha1.Link) (*departure, error) {
-	own, err := readPublicHalf(ctx, cl, flags.namespace)
+// theirLink returns the peer's Link for this cluster, nil if it has none. name is that of this cluster's Link for the
+// peer, which may be gone already.
+func (a *app) theirLink(ctx context.Context, flags unlinkFlags, here linksOf, name string) (*departure, error) {
+	own, err := readPublicHalf(ctx, here, flags.namespace)
 	if err != nil {
 		return nil, flags.in(err)
 	}
@@ -99,18 +99,33 @@ func (a *app) theirLink(ctx context.Context, flags unlinkFlags, cl cluster, link
 	if err != nil {
 		return nil, err
 	}
-	if link != nil && link.Spec.TrustDomain != there.half.TrustDomain {
-		return nil, withHint(fmt.Errorf("Link %s is for trust domain %s, and context %q leads to %s", link.Name, link.Spec.TrustDomain, flags.peer.context, there.half.TrustDomain),
-			"choose the peer's own context, or leave out --peer-context to delete this cluster's Link alone")
+	if err := here.checkPeer(name, there); err != nil {
+		return nil, err
 	}
 	links, err := readLinks(ctx, there.cluster, there.flags)
 	if err != nil {
 		return nil, err
 	}
-	if l := links.find(func(l v1alpha1.Link) bool { return l.Spec.TrustDomain == own.TrustDomain }); l != nil {
+	if l := links.forDomain(own.TrustDomain); l != nil {
 		return links.departure(l), nil
 	}
 	return nil, nil
+}
+
+// checkPeer refuses unless the Link of that name is the one for peer. If none has the name it must be gone already: one
+// that still stands for peer says that the name is a slip.
+func (l linksOf) checkPeer(name string, peer *side) error {
+	domain := peer.half.TrustDomain
+	link, stands := l.named(name), l.forDomain(domain)
+	switch {
+	case link != nil && link.Spec.TrustDomain != domain:
+		return withHint(fmt.Errorf("Link %s is for trust domain %s, and context %q leads to %s", name, link.Spec.TrustDomain, peer.flags.context, domain),
+			"choose the peer's own context, or leave out --peer-context to delete this cluster's Link alone")
+	case link == nil && stands != nil:
+		return withHint(l.flags.in(fmt.Errorf("there is no Link %q, and Link %s is the one for the peer, of trust domain %s", name, stands.Name, domain)),
+			fmt.Sprintf("name Link %s if the two clusters shall be unlinked", stands.Name))
+	}
+	return nil
 }
 
 // linksOf are the Links of one cluster.
@@ -134,6 +149,15 @@ func (l linksOf) find(match func(v1alpha1.Link) bool) *v1alpha1.Link {
 		return &l.list[i]
 	}
 	return nil
+}
+
+func (l linksOf) named(name string) *v1alpha1.Link {
+	return l.find(func(l v1alpha1.Link) bool { return l.Name == name })
+}
+
+// forDomain returns the Link for the peer of that trust domain, the first by name if there are more.
+func (l linksOf) forDomain(domain string) *v1alpha1.Link {
+	return l.find(func(l v1alpha1.Link) bool { return l.Spec.TrustDomain == domain })
 }
 
 // names is a hint that lists the Links.
