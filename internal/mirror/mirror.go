@@ -14,6 +14,8 @@
 //     (A headless mirror lists the addresses that Kubernetes gave the mirrors of the
 //     named pods; that is for DNS, no agent reads it.)
 //   - One Link's trouble stays with it: its own budgets, its own state.
+//   - One object's trouble stays with it: what the API server refuses stops nothing
+//     else, and is not tried again for a minute unless it is to be another.
 //
 // Whose a Service is, the Link's owner reference says, by UID; labels may be
 // stripped and are then set again. When a Link is deleted Kubernetes collects
@@ -97,6 +99,7 @@ type state struct {
 	writes, deletes *rate.Limiter
 	flaps           map[catalog.Key]flap // by mirror
 	ahead           *ahead
+	refused         refusals
 }
 
 // Reconcile makes what stands for link what its entries of the ledger and the
@@ -129,7 +132,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, link *v1alpha1.Link, peer Pe
 	if owned, gone := count(want, have, changes); gone > 10 && gone*5 > owned {
 		deletes = st.deletes
 	}
-	applied, err := r.Apply(ctx, want, changes, st.writes, deletes)
+	applied, err := r.Apply(ctx, want, changes, st.refused, st.writes, deletes)
 	for _, c := range applied.Made {
 		st.ahead.wrote(c, now)
 	}
@@ -167,6 +170,7 @@ func (r *Reconciler) state(link *v1alpha1.Link) *state {
 			writes:  rate.NewLimiter(rate.Limit(writes), writes),
 			deletes: rate.NewLimiter(rate.Limit(deletes), deletes),
 			ahead:   newAhead(),
+			refused: make(refusals),
 		}
 		r.links[link.UID] = st
 	}

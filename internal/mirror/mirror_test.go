@@ -362,7 +362,27 @@ func TestApply(t *testing.T) {
 		},
 		"API server down": {
 			why: "there is no use in trying the others",
-			err: apierrors.NewInternalError(errors.New("etcd")), fails: true, writes: 1,
+			err: errors.New("connection refused"), fails: true, writes: 1,
+		},
+		"API server overloaded": {
+			why: "there is no use in trying the others",
+			err: apierrors.NewTooManyRequests("later", 1), fails: true, writes: 1,
+		},
+		"API server slow": {
+			why: "a timeout is 500, too, and says nothing of the object",
+			err: apierrors.NewServerTimeout(services, "create", 1), fails: true, writes: 1,
+		},
+		"bad gateway": {
+			why: "what stands before the API server does not know the object",
+			err: apierrors.NewGenericServerResponse(502, "create", services, "s00-east", "html", 0, true), fails: true, writes: 1,
+		},
+		"our time is up": {
+			why: "there is no use in trying the others",
+			err: context.DeadlineExceeded, fails: true, writes: 1,
+		},
+		"range is full": {
+			why: "a 500 for one object stops no other",
+			err: apierrors.NewInternalError(errors.New("failed to allocate a serviceIP: range is full")), reason: Rejected, again: retryRejected, writes: 3,
 		},
 	}
 	for name, c := range cases {

@@ -91,15 +91,17 @@ func (c Change) Object() client.Object {
 }
 
 // String is such as "create service shop/bar-east".
-func (c Change) String() string {
-	kind := "service"
+func (c Change) String() string { return fmt.Sprintf("%v %s", c.Op, c.about()) }
+
+// about names the object, such as "service shop/bar-east".
+func (c Change) about() string {
 	switch {
 	case c.Namespace != nil:
-		return fmt.Sprintf("%v namespace %s", c.Op, c.Namespace.Name)
+		return "namespace " + c.Namespace.Name
 	case c.Slice != nil:
-		kind = "slice"
+		return "slice " + keyOf(c.Slice).String()
 	}
-	return fmt.Sprintf("%v %s %s/%s", c.Op, kind, c.Object().GetNamespace(), c.Object().GetName())
+	return "service " + keyOf(c.Service).String()
 }
 
 // Plan decides what to write so that what stands becomes what shall stand: first
@@ -193,7 +195,7 @@ func (p *planner) mirror(k catalog.Key, w Want) {
 		p.problems = append(p.problems, problem(k, NamespaceNotAllowed, notAllowed))
 		return
 	case !p.namespace(k.Namespace):
-		p.problems = append(p.problems, problem(k, NamespaceMissing, "the namespace does not exist here: the mirror appears when it does"))
+		p.problems = append(p.problems, problem(k, NamespaceMissing, namespaceMissing))
 		return
 	case svc != nil && !p.ours(svc, w):
 		p.problems = append(p.problems, p.nameTaken(k, svc))

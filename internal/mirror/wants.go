@@ -162,6 +162,8 @@ func companions(link *v1alpha1.Link, r rules, w ledger.MirrorWant, s catalog.Ser
 
 const notAllowed = "nothing is mirrored into kube-* namespaces or Causeway's own, unless the Link's import rules list them"
 
+const namespaceMissing = "the namespace does not exist here: the mirror appears when it does"
+
 func problem(k catalog.Key, reason, format string, args ...any) Problem {
 	return Problem{Service: k.String(), Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
