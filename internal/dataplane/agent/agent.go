@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/home"
@@ -62,7 +63,10 @@ type Agent struct {
 
 	log     *slog.Logger
 	metrics *metrics
-	life    context.Context // of what state changes start; set by Run
+	// complaints bounds the lines that callers, whoever they are, can write.
+	complaints rate.Sometimes
+	serving    atomic.Bool     // callers are accepted
+	life       context.Context // of what state changes start; set by Run
 }
 
 // New returns an Agent that asks sign for its pods' certificates. It holds no
@@ -71,6 +75,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a := &Agent{
 		attached: newAttachments(new(kernel).find, stir), learnt: newLearnt(), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: ingress,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), life: life,
+		complaints: rate.Sometimes{First: 20, Interval: time.Second},
 	}
 	a.svids = newSVIDs(sign, a.news.tell, log)
 	return a

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -148,6 +150,10 @@ func TestReady(t *testing.T) {
 	cluster := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 32)}}}
 	h := home.State{View: must(nodestream.NewView(cluster))(t), Revoked: nobodyRevoked}
 	a.onState(h)
+	if Ready(t.Context(), dir) == nil {
+		t.Error("ready before callers are accepted")
+	}
+	a.serving.Store(true)
 	eventually(t, "ready", func() bool { return Ready(t.Context(), dir) == nil })
 	h.Expired = true
 	a.onState(h)
@@ -157,5 +163,56 @@ func TestReady(t *testing.T) {
 	stop()
 	if err := <-served; err != nil {
 		t.Error(err)
+	}
+}
+
+// A new agent takes over from an old one, which has its certificates: it must not
+// before it has some itself, nor wait for ever for the one that never comes.
+func TestAgentAwaitsCertificates(t *testing.T) {
+	all, some, none := func(account) bool { return true }, func(a account) bool { return a.name == "a" }, func(account) bool { return false }
+	cases := map[string]struct {
+		why   string
+		held  func(account) bool
+		after time.Duration
+		want  bool
+	}{
+		"all":         {"with every certificate there is nothing to wait for", all, 0, true},
+		"some, early": {"the others may come any moment", some, certificatePatience - 1, false},
+		"some, late":  {"one pod that is refused must not keep the others from being served", some, certificatePatience, true},
+		"none, late":  {"an agent without any would refuse every call", none, time.Hour, false},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, stop := context.WithCancel(t.Context())
+				a := idleAgent(t)
+				cluster := newCluster(t, "west-1")
+				s := &state{pods: map[string]*pod{}}
+				for _, sa := range []string{"a", "b"} {
+					s.pods[sa] = &pod{uid: sa, namespace: "shop", serviceAccount: sa}
+					if who := (account{"shop", sa}); c.held(who) {
+						a.svids.held[who] = cluster.credential(t, "shop", sa)
+					}
+				}
+				a.state.Store(s)
+				done := make(chan bool, 1)
+				go func() { done <- a.awaitState(ctx, certificatePatience) }()
+				time.Sleep(c.after)
+				synctest.Wait()
+				select {
+				case got := <-done:
+					if !c.want || !got {
+						t.Errorf("goes on after %v: %s", c.after, c.why)
+					}
+					stop()
+				default:
+					if c.want {
+						t.Errorf("still waits after %v: %s", c.after, c.why)
+					}
+					stop()
+					<-done
+				}
+			})
+		})
 	}
 }

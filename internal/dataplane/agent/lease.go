@@ -97,15 +97,16 @@ func (l *leases) watch(ctx context.Context, current func() *state) {
 	}
 }
 
-// A vouching is the proof of a tunnel's peer, to be looked at again. Signatures
-// are verified again only when the issuers have changed or some time has passed:
-// states change often, and an agent holds many tunnels.
+// A vouching is the proof of a tunnel's peer, to be looked at again. Signatures do
+// not decay: they are verified again only when the issuers have changed, or when
+// one of the certificates has expired. States change often, and an agent holds
+// many tunnels.
 type vouching struct {
 	chain []*x509.Certificate
 
 	name    identity.Name
 	issuers []*x509.Certificate
-	at      time.Time // of the last verification
+	until   time.Time // when the first of all these certificates expires
 }
 
 // newVouching keeps what a finished handshake has proven by anchors.
@@ -114,20 +115,31 @@ func newVouching(cs tls.ConnectionState, anchors *identity.Anchors) (*vouching, 
 	if err != nil {
 		return nil, err
 	}
-	return &vouching{cs.PeerCertificates, name, anchors.Issuers(name.TrustDomain()), time.Now()}, nil
+	v := &vouching{chain: cs.PeerCertificates}
+	v.keep(name, anchors.Issuers(name.TrustDomain()))
+	return v, nil
+}
+
+func (v *vouching) keep(name identity.Name, issuers []*x509.Certificate) {
+	v.name, v.issuers, v.until = name, issuers, time.Time{}
+	for _, c := range slices.Concat(v.chain, issuers) {
+		if v.until.IsZero() || c.NotAfter.Before(v.until) {
+			v.until = c.NotAfter
+		}
+	}
 }
 
 // again returns the name that the chain proves in s.
 func (v *vouching) again(s *state, now time.Time) (identity.Name, error) {
 	issuers := s.anchors.Issuers(v.name.TrustDomain())
-	if now.Sub(v.at) < recheckInterval && slices.EqualFunc(issuers, v.issuers, (*x509.Certificate).Equal) {
+	if now.Before(v.until) && slices.EqualFunc(issuers, v.issuers, (*x509.Certificate).Equal) {
 		return v.name, nil
 	}
 	name, err := s.vouched(v.chain, now)
 	if err != nil {
 		return identity.Name{}, err
 	}
-	v.name, v.issuers, v.at = name, s.anchors.Issuers(name.TrustDomain()), now
+	v.keep(name, s.anchors.Issuers(name.TrustDomain()))
 	return name, nil
 }
 

@@ -150,7 +150,9 @@ func TestVouching(t *testing.T) {
 		good, gone := &state{anchors: c.anchors(t)}, &state{anchors: stranger.anchors(t)}
 		cred := c.credential(t, "shop", "bar")
 		fresh := func() *vouching {
-			return &vouching{chain: chainOf(t, cred), name: cred.Name(), issuers: good.anchors.Issuers("east-12"), at: time.Now()}
+			v := &vouching{chain: chainOf(t, cred)}
+			v.keep(cred.Name(), good.anchors.Issuers("east-12"))
+			return v
 		}
 		v := fresh()
 		if _, err := v.again(gone, time.Now()); identity.Reason(err) != identity.ReasonUnknownAuthority {
@@ -175,14 +177,17 @@ func TestVouchingIsRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "east-12")
 		s := &state{anchors: c.anchors(t)}
-		v := &vouching{name: c.credential(t, "shop", "bar").Name(), issuers: s.anchors.Issuers("east-12"), at: time.Now()}
-		time.Sleep(recheckInterval - 1)
+		cred := c.credential(t, "shop", "bar")
+		v := &vouching{chain: chainOf(t, cred)}
+		v.keep(cred.Name(), s.anchors.Issuers("east-12"))
+		v.chain = nil // whoever looks at it now fails
+		time.Sleep(time.Until(cred.NotAfter()) - 1)
 		if _, err := v.again(&state{anchors: c.anchors(t)}, time.Now()); err != nil {
 			t.Errorf("an empty chain was looked at, though nothing has changed: %v", err)
 		}
 		time.Sleep(time.Nanosecond)
 		if _, err := v.again(s, time.Now()); err == nil {
-			t.Error("the chain was not looked at after a while")
+			t.Error("the chain was not looked at when its leaf had expired")
 		}
 	})
 }

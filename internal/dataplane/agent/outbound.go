@@ -70,8 +70,10 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 
 func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
 	a.metrics.refuse(outbound, reasonOf(err))
-	a.log.Info("call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
-		"reason", reasonOf(err), "error", err)
+	a.complaints.Do(func() {
+		a.log.Info("call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
+			"reason", reasonOf(err), "error", err)
+	})
 	transport.Reset(c)
 }
 

@@ -84,7 +84,7 @@ func Run(ctx context.Context, o Options) error {
 // serveAll serves every listener until ctx ends, and then lets open connections
 // go on for a while, at most until life ends.
 func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) error {
-	if !a.awaitState(ctx) {
+	if !a.awaitState(ctx, certificatePatience) {
 		return nil
 	}
 	var open sync.WaitGroup
@@ -105,6 +105,7 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 			return a.serve(serving, connections, ln, &open, outbound, func(ctx context.Context, c *net.TCPConn) { a.outbound(ctx, c, index) })
 		})
 	}
+	a.serving.Store(true)
 	held.Ready()
 	a.log.Info("serving", "listeners", len(held.All()))
 	if err := accepting.Wait(); err != nil {
@@ -123,16 +124,29 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	return nil
 }
 
-// awaitState blocks until there is a state to serve by. It returns false if ctx
+// certificatePatience is how long a starting agent waits for the certificates of
+// all its pods, some of which it may never get.
+const certificatePatience = 10 * time.Second
+
+// awaitState blocks until there is a state to serve by, and certificates to serve
+// with: until then an older agent of the node does better. It returns false if ctx
 // ended first.
-func (a *Agent) awaitState(ctx context.Context) bool {
+func (a *Agent) awaitState(ctx context.Context, patience time.Duration) bool {
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	enough := false // some certificates are
 	for {
 		next := a.news.next()
-		if a.state.Load() != nil {
-			return true
+		if s := a.state.Load(); s != nil {
+			accounts := s.accounts()
+			if held := a.svids.count(accounts); held == len(accounts) || (enough && held > 0) {
+				return true
+			}
 		}
 		select {
 		case <-next:
+		case <-late.C:
+			enough = true
 		case <-ctx.Done():
 			return false
 		}
@@ -155,6 +169,8 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if _, err := a.current(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		} else if !a.serving.Load() {
+			http.Error(w, "the certificates of this node's pods are still to come", http.StatusServiceUnavailable)
 		}
 	})
 	return home.Serve(ctx, ln, mux)

@@ -51,6 +51,17 @@ func (s *svids) get(a account) (*identity.Credential, bool) {
 	return c, ok && time.Now().Before(c.NotAfter())
 }
 
+// count returns of how many of accounts there is a valid credential.
+func (s *svids) count(accounts map[account]bool) int {
+	n := 0
+	for a := range accounts {
+		if _, ok := s.get(a); ok {
+			n++
+		}
+	}
+	return n
+}
+
 // want starts keeping the credentials of accounts, and forgets all others.
 func (s *svids) want(ctx context.Context, accounts map[account]bool) {
 	s.mu.Lock()

@@ -38,6 +38,7 @@ const (
 // The days whose keys are handed out, relative to today.
 const (
 	outboundAhead  = 2
+	outboundBehind = 1 // an agent's clock may be behind ours over midnight
 	inboundAhead   = 2
 	inboundBehind  = 1
 	catalogRouteID = 0
@@ -157,7 +158,7 @@ func (b *Builder) shared(in Inputs) []*wire.Resource {
 		for _, g := range p.Gateways {
 			l.Gateways = append(l.Gateways, &wire.GatewayAddress{Address: g.Address, Healthy: g.Healthy})
 		}
-		for day := today; day <= today+outboundAhead; day++ {
+		for day := today - outboundBehind; day <= today+outboundAhead; day++ {
 			key := identity.DayKey(p.Secret, in.TrustDomain, p.TrustDomain, day)
 			l.DayKeys = append(l.DayKeys, &wire.DayKey{Day: day, Key: key[:]})
 		}

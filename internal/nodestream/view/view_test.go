@@ -237,11 +237,11 @@ func TestDayKeys(t *testing.T) {
 	for name, tc := range map[string]struct {
 		why         string
 		at          time.Time
-		first, last uint32 // outbound; inbound begins a day before
+		first, last uint32
 	}{
-		"before midnight": {"today is yesterday still", midnight.Add(-1), day - 1, day + 1},
-		"midnight":        {"the day begins", midnight, day, day + 2},
-		"elsewhere":       {"days are UTC's", midnight.In(time.FixedZone("", -11*3600)), day, day + 2},
+		"before midnight": {"today is yesterday still", midnight.Add(-1), day - 2, day + 1},
+		"midnight":        {"the day begins here, and perhaps not yet at an agent whose clock is behind", midnight, day - 1, day + 2},
+		"elsewhere":       {"days are UTC's", midnight.In(time.FixedZone("", -11*3600)), day - 1, day + 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := cluster()
@@ -252,7 +252,7 @@ func TestDayKeys(t *testing.T) {
 				key := identity.DayKey(secret, "east-12", "west-1", d)
 				outbound = append(outbound, &wire.DayKey{Day: d, Key: key[:]})
 			}
-			for d := tc.first - 1; d <= tc.last; d++ {
+			for d := tc.first; d <= tc.last; d++ {
 				key := identity.DayKey(secret, "west-1", "east-12", d)
 				inbound = append(inbound, &wire.DayKey{Day: d, Key: key[:]})
 			}
