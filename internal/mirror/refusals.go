@@ -5,7 +5,6 @@ import (
 	"errors"
 	"hash/fnv"
 	"maps"
-	"net/http"
 	"regexp"
 	"strings"
 	"time"
@@ -76,7 +75,8 @@ func refused(err error) bool {
 		return false
 	}
 	code := answer.Status().Code
-	return code != http.StatusUnauthorized && code >= http.StatusBadRequest && code <= http.StatusInternalServerError
+	const badRequest, unauthorized, internalError = 400, 401, 500 // RFC 9110, section 15
+	return code != unauthorized && code >= badRequest && code <= internalError
 }
 
 // from is the near end of a connection, which is another every time.
