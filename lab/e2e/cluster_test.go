@@ -313,9 +313,10 @@ func serves(t *testing.T) {
 	}
 }
 
-// refused reports whether an error is a TCP reset, of a connection or of the attempt to make one.
+// refused reports whether an error is a TCP reset, of a connection or of the attempt to make one. A writer is told of a reset by EPIPE if
+// it came before the write.
 func refused(err error) bool {
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET)
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EPIPE)
 }
 
 // line reads a line with a deadline.
