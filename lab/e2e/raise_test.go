@@ -34,8 +34,8 @@ func raise(ctx context.Context, o lab.Options) error {
 		return err
 	}
 	both, bctx := errgroup.WithContext(ctx)
-	for _, c := range []*cluster{west, east} {
-		both.Go(func() error { return c.furnish(bctx) })
+	for c, manifest := range map[*cluster]string{west: callers, east: served} {
+		both.Go(func() error { return c.furnish(bctx, manifest) })
 	}
 	if err := both.Wait(); err != nil {
 		return err
@@ -60,8 +60,8 @@ func raise(ctx context.Context, o lab.Options) error {
 	})
 }
 
-// furnish installs Causeway and the shop into one cluster.
-func (c *cluster) furnish(ctx context.Context) error {
+// furnish installs Causeway into one cluster, and of the shop what manifest says.
+func (c *cluster) furnish(ctx context.Context, manifest string) error {
 	images := setting("CAUSEWAY_IMAGES", "../../build")
 	for _, image := range []string{"causeway.tar", "shop.tar"} {
 		if err := c.LoadImage(ctx, filepath.Join(images, image)); err != nil {
@@ -72,7 +72,6 @@ func (c *cluster) furnish(ctx context.Context) error {
 		return err
 	}
 	say("%s: Causeway is installed", c.Name())
-	manifest := map[string]string{"west": callers, "east": served}[c.Name()]
 	// A namespace's account may be a moment behind the namespace.
 	return poll(ctx, time.Minute, func() error {
 		if err := c.kubectl(ctx, strings.ReplaceAll(shop, "CLUSTER", c.Name())+manifest, "apply", "-f", "-"); err != nil {
