@@ -86,28 +86,29 @@ disabled_plugins = [
 `, pauseImage, cniDir)
 }
 
-// cniConfig bridges a node's pods. The router knows the way to every node's pods, so pods keep their addresses inside the cluster.
-func cniConfig(pods netip.Prefix) string {
-	return fmt.Sprintf(`{
-  "cniVersion": "0.4.0",
-  "name": "lab",
-  "plugins": [
-    {
-      "type": "bridge",
-      "bridge": "cni0",
-      "isGateway": true,
-      "hairpinMode": true,
-      "ipam": {
-        "type": "host-local",
-        "dataDir": "/run/cni",
-        "ranges": [[{"subnet": "%s"}]],
-        "routes": [{"dst": "0.0.0.0/0"}]
-      }
-    },
-    {"type": "portmap", "capabilities": {"portMappings": true}}
-  ]
+// cniConfig joins a node's pods to the node, by one bridge or by an interface for each. The router knows the way to every node's pods, so pods keep their addresses inside the cluster.
+func cniConfig(plugin string, pods []netip.Prefix) (string, error) {
+	type object = map[string]any
+	var ranges [][]object
+	var routes []object
+	for _, p := range pods {
+		ranges = append(ranges, []object{{"subnet": p.String()}})
+		routes = append(routes, object{"dst": netip.PrefixFrom(unspecified(p.Addr()), 0).String()})
+	}
+	pod := object{"type": plugin, "ipam": object{"type": "host-local", "dataDir": "/run/cni", "ranges": ranges, "routes": routes}}
+	if plugin == Bridge {
+		pod["bridge"], pod["isGateway"], pod["hairpinMode"] = "cni0", true, true
+	}
+	portmap := object{"type": "portmap", "capabilities": object{"portMappings": true}}
+	raw, err := json.MarshalIndent(object{"cniVersion": "0.4.0", "name": "lab", "plugins": []object{pod, portmap}}, "", "  ")
+	return string(raw), err
 }
-`, pods)
+
+func unspecified(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
 }
 
 // access is a way into a cluster's API server.

@@ -49,8 +49,19 @@ func TestCNIConfig(t *testing.T) {
 			} `json:"ipam"`
 		} `json:"plugins"`
 	}
-	if err := json.Unmarshal([]byte(cniConfig(podCIDR(2))), &doc); err != nil {
+	shape := Shape{DualStack: true}
+	raw, err := cniConfig(PTP, shape.pods(2))
+	if err != nil {
 		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(raw), &doc); err != nil {
+		t.Fatal(err)
+	}
+	if got := doc.Plugins[0].Type; got != "ptp" {
+		t.Errorf("pods are joined by %s: ptp was asked for", got)
+	}
+	if got := doc.Plugins[0].IPAM.Ranges[1][0].Subnet; got != "fd00:10:244:2::/64" {
+		t.Errorf("the second node's pods get %s: the router sends fd00:10:244:2::/64 there", got)
 	}
 	if got := doc.Plugins[0].IPAM.Ranges[0][0].Subnet; got != "10.244.1.0/24" {
 		t.Errorf("the second node's pods get %s: the router sends 10.244.1.0/24 there", got)
@@ -67,7 +78,7 @@ func TestRules(t *testing.T) {
 		},
 		"one port": {
 			why:   "the gateway's port on public addresses is all that clusters reach of each other",
-			rules: wanRules(), want: "ct state new ip daddr 198.18.0.0/16 tcp dport 4143 counter name admitted accept",
+			rules: wanRules(), want: "ct state new ip daddr 198.18.0.0/16 ip daddr != @private tcp dport 4143 counter name admitted accept",
 		},
 		"masquerade": {
 			why:   "the WAN must never see an address that every cluster has",
@@ -81,8 +92,8 @@ func TestRules(t *testing.T) {
 			}
 		})
 	}
-	if n := strings.Count(wanRules(), " accept\n"); n != 2 {
-		t.Errorf("the firewall has %d ways through, want the gateway's port and its answers", n)
+	if n := strings.Count(wanRules(), " accept\n"); n != 3 {
+		t.Errorf("the firewall has %d ways through, want the gateway's port, its answers, and what was held up behind it", n)
 	}
 }
 

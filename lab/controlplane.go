@@ -27,7 +27,7 @@ func (c *Cluster) apiServer() daemon {
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-signing-key-file=" + pki.key("sa"),
 		"--service-account-key-file=" + filepath.Join(pki.dir, "sa.pub"),
-		"--service-cluster-ip-range=" + ServiceRange,
+		"--service-cluster-ip-range=" + joined(c.plan.services()),
 		"--requestheader-client-ca-file=" + pki.cert("front-proxy-ca"),
 		"--requestheader-allowed-names=front-proxy-client",
 		"--requestheader-username-headers=X-Remote-User",

@@ -16,22 +16,30 @@ type Counter struct {
 }
 
 // wanRules let TCP to the gateways' port and its answers through and count everything. What is refused is refused at once, so that a
-// test need not wait for a timeout to know it.
+// test need not wait for a timeout to know it. What comes from the toll has passed here before.
 func wanRules() string {
 	return fmt.Sprintf(`table inet %s {
+	set private { type ipv4_addr; flags interval; comment "clusters that nobody can open a connection to"; }
+	set cut { type ipv4_addr . ipv4_addr; flags interval; comment "pairs of clusters with nothing between them"; }
+	set holes { type ipv4_addr; flags interval; comment "addresses that nothing reaches or leaves"; }
 	counter admitted { comment "new connections to a gateway's port" }
 	counter answered { comment "packets of connections admitted before" }
 	counter refused { comment "everything else between clusters" }
+	counter lost { comment "packets that a fault of the lab's took" }
 	chain forward {
 		type filter hook forward priority filter; policy drop;
+		ip saddr . ip daddr @cut counter name lost drop
+		ip saddr @holes counter name lost drop
+		ip daddr @holes counter name lost drop
+		iifname "%s" accept
 		ct state established,related counter name answered accept
-		ct state new ip daddr %s tcp dport %d counter name admitted accept
+		ct state new ip daddr %s ip daddr != @private tcp dport %d counter name admitted accept
 		counter name refused
 		meta l4proto tcp reject with tcp reset
 		reject with icmpx type admin-prohibited
 	}
 }
-`, rulesTable, PublicRange, GatewayPort)
+`, rulesTable, tollLink, PublicRange, GatewayPort)
 }
 
 // routerRules hide a cluster's own addresses behind one of its public block, and count what ought never to come out of a node.

@@ -31,6 +31,8 @@ type Options struct {
 	State    string            // empty means DefaultState
 	Clusters []string          // Up: clusters that must be there; those there already stay
 	Nodes    int               // Up: nodes of each new cluster; 0 means 1
+	Shape    Shape             // Up: how the network of each new cluster is made
+	WAN      *Weather          // Up: how the WAN is from now on; nil leaves it as it is
 	Progress func(line string) // told what is going on; nil means silence
 }
 
@@ -106,10 +108,11 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		return nil, err
 	}
 	defer unlock()
-	if err := l.settle(o, tools); err != nil {
+	changed, err := l.settle(o, tools)
+	if err != nil {
 		return nil, err
 	}
-	if err := l.ensureWAN(ctx); err != nil {
+	if err := l.ensureWAN(ctx, changed); err != nil {
 		return nil, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
@@ -127,36 +130,43 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	return l, l.writeKubeconfig()
 }
 
-// settle writes down what the lab is to be before anything of it exists.
-func (l *Lab) settle(o Options, tools Toolbox) error {
+// settle writes down what the lab is to be before anything of it exists, and reports whether the WAN is to be another than it was.
+func (l *Lab) settle(o Options, tools Toolbox) (changed bool, err error) {
 	if err := l.load(); err != nil {
-		return err
+		return false, err
 	}
-	plan, err := l.plan.Extend(o.Clusters, max(o.Nodes, 1), freePort)
+	plan, err := l.plan.Extend(o.Clusters, max(o.Nodes, 1), o.Shape, freePort)
 	if err != nil {
-		return err
+		return false, err
+	}
+	if o.WAN != nil {
+		if err := o.WAN.check(); err != nil {
+			return false, err
+		}
+		plan.WAN = *o.WAN
 	}
 	if len(plan.Clusters) == 0 {
-		return errors.New("a lab needs a cluster: name some with --clusters")
+		return false, errors.New("a lab needs a cluster: name some with --clusters")
 	}
+	changed = l.plan.WAN != plan.WAN
 	l.plan = plan
 	raw, err := json.MarshalIndent(plan, "", "  ")
 	if err != nil {
-		return fmt.Errorf("encode the plan: %w", err)
+		return false, fmt.Errorf("encode the plan: %w", err)
 	}
 	if err := os.MkdirAll(filepath.Join(l.names.dir(), "bin"), 0o755); err != nil {
-		return fmt.Errorf("make the state folder: %w", err)
+		return false, fmt.Errorf("make the state folder: %w", err)
 	}
 	if err := writeFile(l.planFile(), raw, 0o644); err != nil {
-		return err
+		return false, err
 	}
 	// The binaries must outlive the cache, and be seen from inside the nodes' mount namespaces.
 	for name, source := range map[string]string{"kube": tools.Kube, "lab": tools.Lab} {
 		if err := keepBinary(source, l.bin(name)); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return changed, nil
 }
 
 func (l *Lab) planFile() string       { return filepath.Join(l.names.dir(), "lab.json") }

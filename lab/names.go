@@ -14,7 +14,7 @@ var (
 )
 
 // reserved are cluster names that would collide with the lab's own folders and namespaces.
-var reserved = map[string]bool{"wan": true, "netns": true, "bin": true}
+var reserved = map[string]bool{"wan": true, tollLink: true, "netns": true, "bin": true}
 
 // names derives every name of one lab from the lab's own.
 type names struct {

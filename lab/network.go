@@ -14,8 +14,11 @@ import (
 
 // routing is what every namespace that passes packets on needs; pure switches leave bridged frames alone.
 var (
-	routing = map[string]string{"net.ipv4.ip_forward": "1", "net.bridge.bridge-nf-call-iptables": "0"}
-	noding  = map[string]string{"net.ipv4.ip_forward": "1", "net.bridge.bridge-nf-call-iptables": "1", "net.bridge.bridge-nf-call-ip6tables": "1"}
+	routing = map[string]string{"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.rp_filter": "0", "net.ipv4.conf.default.rp_filter": "0", "net.ipv6.conf.all.forwarding": "1", "net.bridge.bridge-nf-call-iptables": "0"}
+	noding  = map[string]string{
+		"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1",
+		"net.bridge.bridge-nf-call-iptables": "1", "net.bridge.bridge-nf-call-ip6tables": "1",
+	}
 )
 
 // segment is a handle on one network namespace. Its methods make what is missing and leave what is there.
@@ -145,7 +148,11 @@ func (s *segment) address(link string, addr netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("find link %s:%s: %w", s.name, link, err)
 	}
-	if err := s.nl.AddrReplace(l, &netlink.Addr{IPNet: ipNet(addr)}); err != nil {
+	a := &netlink.Addr{IPNet: ipNet(addr)}
+	if addr.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD // nobody else is there, and it may be used at once
+	}
+	if err := s.nl.AddrReplace(l, a); err != nil {
 		return fmt.Errorf("give %s to %s:%s: %w", addr, s.name, link, err)
 	}
 	return s.up(link)
@@ -170,20 +177,26 @@ func (s *segment) route(dst netip.Prefix, via ...netip.Addr) error {
 	return nil
 }
 
-var everywhere = netip.MustParsePrefix("0.0.0.0/0")
+var (
+	everywhere  = netip.MustParsePrefix("0.0.0.0/0")
+	everywhere6 = netip.MustParsePrefix("::/0")
+)
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// ensureWAN makes the namespace that joins clusters, and its firewall before anything could pass.
-func (l *Lab) ensureWAN(ctx context.Context) error {
+// ensureWAN makes the namespace that joins clusters, its firewall before anything could pass, and its weather anew if that has changed.
+func (l *Lab) ensureWAN(ctx context.Context, changed bool) error {
 	wan, err := ensureSegment(l.names.wanNS(), routing)
 	if err != nil {
 		return err
 	}
 	defer wan.Close()
-	return l.ensureRules(ctx, l.names.wanNS(), wanRules())
+	if err := l.ensureRules(ctx, l.names.wanNS(), wanRules()); err != nil {
+		return err
+	}
+	return l.ensureWeather(ctx, changed)
 }
 
 // ensureNetwork makes a cluster's router, bridge, control plane's and nodes' namespaces, and joins them to the WAN.
@@ -196,13 +209,19 @@ func (c *Cluster) ensureNetwork(ctx context.Context) error {
 	if err := c.lab.ensureRules(ctx, router.name, routerRules(planWAN(c.plan.Index))); err != nil {
 		return err
 	}
-	if err := c.joinWAN(router); err != nil {
+	if err := c.joinWAN(ctx, router); err != nil {
 		return err
 	}
-	if err := errors.Join(router.bridge("br0"), router.address("br0", netip.MustParsePrefix(routerIP+"/24"))); err != nil {
+	if err := router.bridge("br0"); err != nil {
 		return err
 	}
-	if err := c.plugIn(router, c.lab.names.controlNS(c.plan.Name), "cp", netip.MustParseAddr(controlIP), nil); err != nil {
+	for _, addr := range c.plan.both(prefix(routerIP+"/24"), prefix(routerIP6+"/64")) {
+		if err := router.address("br0", addr); err != nil {
+			return err
+		}
+	}
+	control := c.plan.both(prefix(controlIP+"/24"), prefix(controlIP6+"/64"))
+	if err := c.plugIn(router, c.lab.names.controlNS(c.plan.Name), "cp", control, nil); err != nil {
 		return err
 	}
 	for i := 1; i <= c.plan.Nodes; i++ {
@@ -214,11 +233,11 @@ func (c *Cluster) ensureNetwork(ctx context.Context) error {
 }
 
 func (c *Cluster) ensureNodeNetwork(router *segment, i int) error {
-	return c.plugIn(router, c.lab.names.nodeNS(c.plan.Name, i), fmt.Sprintf("n%d", i), nodeIP(i), noding)
+	return c.plugIn(router, c.lab.names.nodeNS(c.plan.Name, i), fmt.Sprintf("n%d", i), c.plan.node(i), noding)
 }
 
 // joinWAN links the router to the WAN and says there which block lies behind it.
-func (c *Cluster) joinWAN(router *segment) error {
+func (c *Cluster) joinWAN(ctx context.Context, router *segment) error {
 	wan, err := openSegment(c.lab.names.wanNS())
 	if err != nil {
 		return err
@@ -232,23 +251,43 @@ func (c *Cluster) joinWAN(router *segment) error {
 		func() error { return router.address("lo", netip.PrefixFrom(plan.Masq, 32)) },
 		func() error { return wan.route(plan.Block, plan.Router.Addr()) },
 		func() error { return router.route(everywhere, plan.WANEnd.Addr()) },
+		func() error { return c.hide(ctx) },
 	)
 }
 
-// plugIn makes a namespace and joins it to the cluster's bridge at port.
-func (c *Cluster) plugIn(router *segment, ns, port string, addr netip.Addr, sysctls map[string]string) error {
+// hide keeps a private cluster from being reached.
+func (c *Cluster) hide(ctx context.Context) error {
+	if !c.plan.Private {
+		return nil
+	}
+	return c.lab.change(ctx, "add", "private", c.PublicBlock())
+}
+
+// plugIn makes a namespace with these addresses, each with its network's length, and joins it to the cluster's bridge at port.
+func (c *Cluster) plugIn(router *segment, ns, port string, addrs []netip.Prefix, sysctls map[string]string) error {
 	s, err := ensureSegment(ns, sysctls)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	return inOrder(
+	err = inOrder(
 		func() error { return s.wire("eth0", router, port) },
 		func() error { return router.plug(port, "br0") },
 		func() error { return router.up(port) },
-		func() error { return s.address("eth0", netip.PrefixFrom(addr, 24)) },
-		func() error { return s.route(everywhere, netip.MustParseAddr(routerIP)) },
 	)
+	if err != nil {
+		return err
+	}
+	for _, addr := range addrs {
+		out, via := everywhere, netip.MustParseAddr(routerIP)
+		if addr.Addr().Is6() {
+			out, via = everywhere6, netip.MustParseAddr(routerIP6)
+		}
+		if err := inOrder(func() error { return s.address("eth0", addr) }, func() error { return s.route(out, via) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // routeInside sends each node its pods and the public block to the nodes. What no node has is nowhere: it must not wander into the WAN.
@@ -256,15 +295,18 @@ func (c *Cluster) routeInside(router *segment) error {
 	var nodes []netip.Addr
 	for i := 1; i <= c.plan.Nodes; i++ {
 		nodes = append(nodes, nodeIP(i))
-		if err := router.route(podCIDR(i), nodeIP(i)); err != nil {
+		for family, pods := range c.plan.pods(i) {
+			if err := router.route(pods, c.plan.node(i)[family].Addr()); err != nil {
+				return err
+			}
+		}
+	}
+	for _, nowhere := range append(c.plan.allPods(), c.plan.services()...) {
+		if err := router.route(nowhere); err != nil {
 			return err
 		}
 	}
-	return inOrder(
-		func() error { return router.route(planWAN(c.plan.Index).Block, nodes...) },
-		func() error { return router.route(netip.MustParsePrefix(PodRange)) },
-		func() error { return router.route(netip.MustParsePrefix(ServiceRange)) },
-	)
+	return router.route(planWAN(c.plan.Index).Block, nodes...)
 }
 
 func inOrder(steps ...func() error) error {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -130,9 +131,13 @@ func (n *node) writeConfigs() error {
 			CA: p.cert("ca"), Cert: p.cert(n.name() + "-serving"), Key: p.key(n.name() + "-serving"),
 			Resolv: n.cluster.path("resolv.conf"), CgroupRoot: n.cgroup("pods"), PodLogs: "/var/log/pods",
 		}),
-		"containerd.toml":     containerdConfig(n.path("cni")),
-		"cni/10-lab.conflist": cniConfig(podCIDR(n.index)),
+		"containerd.toml": containerdConfig(n.path("cni")),
 	}
+	cni, err := cniConfig(cmp.Or(n.cluster.plan.CNI, Bridge), n.cluster.plan.pods(n.index))
+	if err != nil {
+		return fmt.Errorf("encode the CNI configuration of node %q: %w", n.name(), err)
+	}
+	files["cni/10-lab.conflist"] = cni
 	for name, value := range fakeSettings {
 		if !exists(n.path("fake", name)) {
 			files["fake/"+name] = value + "\n"
@@ -190,7 +195,7 @@ func (n *node) startKubernetes(ctx context.Context) error {
 		"--config=" + n.path("kubelet.yaml"),
 		"--kubeconfig=" + n.cluster.path(n.name()+".kubeconfig"),
 		"--hostname-override=" + n.name(),
-		"--node-ip=" + nodeIP(n.index).String(),
+		"--node-ip=" + addresses(n.cluster.plan.node(n.index)),
 		"--root-dir=/var/lib/kubelet",
 	}, "GOMEMLIMIT=128MiB")
 	if err != nil {
@@ -198,9 +203,9 @@ func (n *node) startKubernetes(ctx context.Context) error {
 	}
 	proxy, err := n.daemon("kube-proxy", []string{kube, "kube-proxy",
 		"--kubeconfig=" + n.cluster.path("proxy.kubeconfig"),
-		"--proxy-mode=nftables",
+		"--proxy-mode=" + cmp.Or(n.cluster.plan.ProxyMode, NFTables),
 		"--hostname-override=" + n.name(),
-		"--cluster-cidr=" + PodRange,
+		"--cluster-cidr=" + joined(n.cluster.plan.allPods()),
 		"--conntrack-max-per-core=0", // the sysctl cannot be written in a network namespace
 		"--healthz-bind-address=127.0.0.1:10256",
 		"--metrics-bind-address=127.0.0.1:10249",
@@ -287,8 +292,8 @@ func nodeReady(n *corev1.Node) error {
 }
 
 func (n *node) assignPods(ctx context.Context, got *corev1.Node) error {
-	cidr := podCIDR(n.index).String()
-	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"podCIDR": cidr, "podCIDRs": []string{cidr}}})
+	cidrs := n.cluster.plan.pods(n.index)
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"podCIDR": cidrs[0], "podCIDRs": cidrs}})
 	if err != nil {
 		return fmt.Errorf("encode the pod range of node %q: %w", n.name(), err)
 	}

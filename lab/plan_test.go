@@ -45,7 +45,7 @@ func TestExtend(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			port := 9000
-			got, err := have.Extend(c.clusters, c.nodes, func() (int, error) {
+			got, err := have.Extend(c.clusters, c.nodes, Shape{}, func() (int, error) {
 				if port++; port > 9003 {
 					return 0, errors.New("no port is free")
 				}

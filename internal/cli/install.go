@@ -77,6 +77,9 @@ func (a *app) runInstall(ctx context.Context, flags installFlags) error {
 	if err := nameOnce(ctx, cl, flags.namespace, values); err != nil {
 		return err
 	}
+	if err := coverFamilies(ctx, cl, values); err != nil {
+		return err
+	}
 	r, err := render(flags.namespace, values)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -77,6 +78,54 @@ func nameOnce(ctx context.Context, c client.Reader, namespace string, values map
 			"leave out --cluster-name, or check --context: a cluster's name is part of its trust domain and cannot change")
 	}
 	return nil
+}
+
+// The ranges of virtual IPs, where nobody chooses others. They are never seen outside a cluster, so every one may have the same.
+const (
+	defaultVIPs4 = "240.64.0.0/12"
+	defaultVIPs6 = "fd63:6175:7365::/108"
+)
+
+// coverFamilies fills in a range of virtual IPs for each IP family that Services of the cluster have, if nobody has chosen any.
+func coverFamilies(ctx context.Context, c client.Reader, values map[string]any) error {
+	if _, chosen := values["vipCIDRs"]; chosen {
+		return nil
+	}
+	var texts []string
+	var nodes corev1.NodeList
+	if err := c.List(ctx, &nodes); err != nil {
+		return fmt.Errorf("list nodes: %w", err)
+	}
+	for _, n := range nodes.Items {
+		texts = append(texts, n.Spec.PodCIDRs...)
+	}
+	var ranges networkingv1.ServiceCIDRList
+	if err := c.List(ctx, &ranges); err != nil && !meta.IsNoMatchError(err) && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("list Service ranges: %w", err)
+	}
+	if len(ranges.Items) > 0 {
+		texts = nil // they say it exactly
+	}
+	for _, r := range ranges.Items {
+		texts = append(texts, r.Spec.CIDRs...)
+	}
+	if vips := vipsFor(texts); len(vips) > 0 {
+		values["vipCIDRs"] = vips
+	}
+	return nil
+}
+
+// vipsFor returns the default ranges of the IP families that addresses and ranges are of.
+func vipsFor(texts []string) []any {
+	is6 := func(s string) bool { return strings.Contains(s, ":") }
+	var out []any
+	if slices.ContainsFunc(texts, func(s string) bool { return !is6(s) }) {
+		out = append(out, defaultVIPs4)
+	}
+	if slices.ContainsFunc(texts, is6) {
+		out = append(out, defaultVIPs6)
+	}
+	return out
 }
 
 // usedRange is a range of addresses that the cluster routes, and who says so.

@@ -48,6 +48,9 @@ func (d Desired) service(w Want, have *corev1.Service) *corev1.Service {
 	svc.Spec.SessionAffinity = corev1.ServiceAffinityNone // the agent honours the source's
 	svc.Spec.SessionAffinityConfig = nil
 	svc.Spec.InternalTrafficPolicy = ptr(corev1.ServiceInternalTrafficPolicyCluster) // Local finds no endpoint: ours has no node
+	if len(w.Entry.VIPs) > 1 && !w.lists() {
+		svc.Spec.IPFamilyPolicy = ptr(corev1.IPFamilyPolicyPreferDualStack) // an address for each slice
+	}
 	svc.Spec.Ports = w.servicePorts()
 	if have == nil || !equality.Semantic.DeepEqual(svc, have) {
 		svc.Annotations[v1alpha1.VersionAnnotation] = d.Version

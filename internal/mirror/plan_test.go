@@ -256,9 +256,9 @@ func TestPlan(t *testing.T) {
 			},
 		},
 		"a second family": {
-			why:     "a slice has one family",
+			why:     "a slice has one family, and without an address of the second nobody would call it",
 			want:    func(d *Desired) { d.Mirrors[0].Entry.VIPs = append(d.Mirrors[0].Entry.VIPs, "fd00::2") },
-			changes: []string{"create slice shop/bar-east-causeway-v6"},
+			changes: []string{"update service shop/bar-east", "create slice shop/bar-east-causeway-v6"},
 		},
 		"another family": {
 			why:     "a slice of a VIP that is no more leads nowhere",

@@ -28,20 +28,31 @@ func rootCommand() *cobra.Command {
 	root.PersistentFlags().StringVar(&o.Name, "name", lab.DefaultName, "the lab's name; labs of different names stand side by side")
 	root.PersistentFlags().StringVar(&o.State, "state", lab.DefaultState, "folder that holds a folder for each lab")
 	root.AddCommand(upCommand(o), downCommand(o), statusCommand(o), buildCommand(o), kubeconfigCommand(o), kubectlCommand(o),
-		loadImageCommand(o), imageCommand(), execCommand(o), powerCommand(o), firewallCommand(o), selfcheckCommand(o), cloudCommand(o))
+		loadImageCommand(o), imageCommand(), execCommand(o), powerCommand(o), faultCommand(o), firewallCommand(o), selfcheckCommand(o),
+		cloudCommand(o), weatherCommand())
 	return root
 }
 
 func upCommand(o *lab.Options) *cobra.Command {
+	var weather lab.Weather
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Make clusters, or repair what is missing of them",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if c.Flags().Changed("wan-rtt") || c.Flags().Changed("wan-loss") {
+				o.WAN = &weather
+			}
 			_, err := lab.Up(c.Context(), *o)
 			return err
 		},
 	}
+	c.Flags().StringVar(&o.Shape.ProxyMode, "proxy-mode", lab.NFTables, "kube-proxy's mode in each new cluster: nftables or iptables")
+	c.Flags().StringVar(&o.Shape.CNI, "cni", lab.Bridge, "how pods of each new cluster are joined to their node: bridge or ptp")
+	c.Flags().BoolVar(&o.Shape.DualStack, "dual-stack", false, "each new cluster has IPv6 beside IPv4")
+	c.Flags().BoolVar(&o.Shape.Private, "private", false, "nobody can open a connection to a new cluster; it can to others")
+	c.Flags().DurationVar(&weather.RTT, "wan-rtt", 0, "how long the WAN takes there and back, from now on")
+	c.Flags().Float64Var(&weather.Loss, "wan-loss", 0, "percentage of packets that the WAN loses, from now on")
 	c.Flags().StringSliceVar(&o.Clusters, "clusters", nil, "clusters that are to be there; those there already stay")
 	c.Flags().IntVar(&o.Nodes, "nodes", 1, "nodes of each new cluster")
 	return c

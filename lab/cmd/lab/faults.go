@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/causeway-mesh/causeway/lab"
+)
+
+func faultCommand(o *lab.Options) *cobra.Command {
+	c := &cobra.Command{Use: "fault", Short: "Break something, and mend it"}
+	c.AddCommand(
+		pairCommand(o, "cut CLUSTER CLUSTER", "Lose every packet between two clusters", (*lab.Lab).Cut),
+		pairCommand(o, "mend CLUSTER CLUSTER", "Take cut back", (*lab.Lab).Mend),
+		addressCommand(o, "hole ADDRESS", "Lose every packet to and from an address of the WAN", (*lab.Lab).BlackHole),
+		addressCommand(o, "fill ADDRESS", "Take hole back", (*lab.Lab).Fill),
+		processCommand(o, "freeze CLUSTER PROCESS", "Stop a process dead, such as kube-apiserver or west-1/kubelet", (*lab.Cluster).Freeze),
+		processCommand(o, "thaw CLUSTER PROCESS", "Let a frozen process go on", (*lab.Cluster).Thaw),
+		processCommand(o, "kill CLUSTER PROCESS", "End a process; `lab up` starts it again", (*lab.Cluster).Kill),
+	)
+	return c
+}
+
+func pairCommand(o *lab.Options, use, short string, do func(*lab.Lab, context.Context, string, string) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(2), RunE: func(c *cobra.Command, args []string) error {
+		l, err := lab.OpenWith(*o)
+		if err != nil {
+			return err
+		}
+		return do(l, c.Context(), args[0], args[1])
+	}}
+}
+
+func addressCommand(o *lab.Options, use, short string, do func(*lab.Lab, context.Context, netip.Addr) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		l, err := lab.OpenWith(*o)
+		if err != nil {
+			return err
+		}
+		address, err := netip.ParseAddr(args[0])
+		if err != nil {
+			return fmt.Errorf("%q is no address: %w", args[0], err)
+		}
+		return do(l, c.Context(), address)
+	}}
+}
+
+func processCommand(o *lab.Options, use, short string, do func(*lab.Cluster, string) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(2), RunE: func(_ *cobra.Command, args []string) error {
+		l, err := lab.OpenWith(*o)
+		if err != nil {
+			return err
+		}
+		cluster, err := find(l, args[0])
+		if err != nil {
+			return err
+		}
+		return do(cluster, args[1])
+	}}
+}
+
+// weatherCommand is what Up starts in the WAN; nobody types it.
+func weatherCommand() *cobra.Command {
+	var w lab.Weather
+	c := &cobra.Command{
+		Use:    "weather",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return lab.RunWeather(c.Context(), w, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		},
+	}
+	c.Flags().DurationVar(&w.RTT, "rtt", 0, "there and back")
+	c.Flags().Float64Var(&w.Loss, "loss", 0, "percentage of packets")
+	return c
+}

@@ -1,0 +1,74 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"syscall"
+)
+
+// Cut loses every packet between two clusters, both ways, open connections' too, until Mend. Neither side is told.
+func (l *Lab) Cut(ctx context.Context, a, b string) error { return l.between(ctx, "add", a, b) }
+
+// Mend takes Cut back.
+func (l *Lab) Mend(ctx context.Context, a, b string) error { return l.between(ctx, "delete", a, b) }
+
+func (l *Lab) between(ctx context.Context, verb, a, b string) error {
+	var blocks []string
+	for _, name := range []string{a, b} {
+		c := l.Cluster(name)
+		if c == nil {
+			return fmt.Errorf("lab %q has no cluster %q", l.names.lab, name)
+		}
+		blocks = append(blocks, c.PublicBlock())
+	}
+	pairs := fmt.Sprintf("%s . %s, %s . %s", blocks[0], blocks[1], blocks[1], blocks[0])
+	return l.change(ctx, verb, "cut", pairs)
+}
+
+// BlackHole loses every packet to and from an address of the WAN, such as one of a gateway's, until Fill.
+func (l *Lab) BlackHole(ctx context.Context, address netip.Addr) error {
+	return l.change(ctx, "add", "holes", address.String())
+}
+
+// Fill takes BlackHole back.
+func (l *Lab) Fill(ctx context.Context, address netip.Addr) error {
+	return l.change(ctx, "delete", "holes", address.String())
+}
+
+// change adds elements to a set of the WAN's firewall, or deletes them.
+func (l *Lab) change(ctx context.Context, verb, set, elements string) error {
+	_, err := l.run(ctx, place{netns: l.names.wanNS()}, "", "nft", verb, "element", "inet", rulesTable, set, "{ "+elements+" }")
+	if err != nil {
+		return fmt.Errorf("change the WAN's firewall: %w", err)
+	}
+	return nil
+}
+
+// Freeze stops a process of the cluster dead in its tracks until Thaw: its sockets stay open and nobody answers. It is named like its
+// log: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, cloud, or NODE/kubelet, NODE/kube-proxy, NODE/containerd.
+func (c *Cluster) Freeze(process string) error { return c.signal(process, syscall.SIGSTOP) }
+
+// Thaw lets a frozen process go on.
+func (c *Cluster) Thaw(process string) error { return c.signal(process, syscall.SIGCONT) }
+
+// Kill ends a process of the cluster. Up, StartControlPlane or StartNode start it again.
+func (c *Cluster) Kill(process string) error { return c.signal(process, syscall.SIGKILL) }
+
+func (c *Cluster) signal(process string, signal syscall.Signal) error {
+	where, name, onNode := strings.Cut(process, "/")
+	if !onNode {
+		where, name = "cp", process
+	}
+	pids := c.lab.cgroups.procs(c.lab.names.cgroup(c.plan.Name, where, name))
+	if name == "" || len(pids) == 0 {
+		return fmt.Errorf("cluster %q runs no %q: name it like its log, as in etcd or %s/kubelet", c.plan.Name, process, nodeName(c.plan.Name, 1))
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, signal); err != nil {
+			return fmt.Errorf("signal %s: %w", process, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,77 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// What a cluster's network may be made of.
+const (
+	NFTables = "nftables" // kube-proxy's modes
+	IPTables = "iptables"
+	Bridge   = "bridge" // the CNI plugin that joins a node's pods by a bridge
+	PTP      = "ptp"    // the one that gives each pod an interface of its own on the node
+)
+
+// Shape is how a cluster's network is made. It never changes during a cluster's life. The zero value is a bridge, kube-proxy in nftables
+// mode, IPv4 alone, and a gateway's port that the WAN can reach.
+type Shape struct {
+	ProxyMode string `json:"proxyMode,omitempty"` // NFTables or IPTables; empty means NFTables
+	CNI       string `json:"cni,omitempty"`       // Bridge or PTP; empty means Bridge
+	DualStack bool   `json:"dualStack,omitempty"` // pods, Services and nodes have IPv6 addresses too; the WAN has none
+	Private   bool   `json:"private,omitempty"`   // nobody in the WAN can open a connection to the cluster; it can to others
+}
+
+func (s Shape) check() error {
+	switch s.ProxyMode {
+	case "", NFTables, IPTables:
+	default:
+		return fmt.Errorf("kube-proxy mode %q: want %s or %s", s.ProxyMode, NFTables, IPTables)
+	}
+	switch s.CNI {
+	case "", Bridge, PTP:
+	default:
+		return fmt.Errorf("CNI %q: want %s or %s", s.CNI, Bridge, PTP)
+	}
+	return nil
+}
+
+// pods returns the i-th node's ranges of pod addresses, that of IPv4 first.
+func (s Shape) pods(i int) []netip.Prefix { return s.both(podCIDR(i), podCIDR6(i)) }
+
+// allPods and services return the ranges of all pods, and of Services.
+func (s Shape) allPods() []netip.Prefix  { return s.both(prefix(PodRange), prefix(PodRange6)) }
+func (s Shape) services() []netip.Prefix { return s.both(prefix(ServiceRange), prefix(ServiceRange6)) }
+
+// node returns the addresses of the i-th node, each with its network's length.
+func (s Shape) node(i int) []netip.Prefix {
+	return s.both(netip.PrefixFrom(nodeIP(i), 24), netip.PrefixFrom(nodeIP6(i), 64))
+}
+
+func (s Shape) both(v4, v6 netip.Prefix) []netip.Prefix {
+	if s.DualStack {
+		return []netip.Prefix{v4, v6}
+	}
+	return []netip.Prefix{v4}
+}
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// list joins ranges as Kubernetes' flags want them.
+func joined(ranges []netip.Prefix) string {
+	var out []string
+	for _, r := range ranges {
+		out = append(out, r.String())
+	}
+	return strings.Join(out, ",")
+}
+
+// addresses joins the addresses alone.
+func addresses(ranges []netip.Prefix) string {
+	var out []string
+	for _, r := range ranges {
+		out = append(out, r.Addr().String())
+	}
+	return strings.Join(out, ",")
+}
