@@ -72,8 +72,9 @@ type Agent struct {
 // New returns an Agent that asks sign for its pods' certificates. It holds no
 // state yet.
 func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
+	k := new(kernel)
 	a := &Agent{
-		attached: newAttachments(new(kernel).find, stir), learnt: newLearnt(), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: ingress,
+		attached: newAttachments(k.find, stir), learnt: newLearnt(), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), life: life,
 		complaints: rate.Sometimes{First: 20, Interval: time.Second},
 	}

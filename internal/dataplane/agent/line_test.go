@@ -271,7 +271,7 @@ func TestRefusals(t *testing.T) {
 		},
 		"host network": {
 			why:      "loopback is the node's own, as the kernel says of this very call",
-			edit:     func(w *world) { w.nodes[0].cameBy.Store(ingress) },
+			edit:     func(w *world) { w.nodes[0].cameBy.Store(new(kernel).ingress) },
 			outbound: "host_network_caller",
 		},
 	}

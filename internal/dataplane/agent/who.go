@@ -221,15 +221,31 @@ func unplaced(unknown string, err error) *refusal {
 // the kernel's net/flow.h).
 const loopback = 1
 
-// ingress returns the interface by which a caller's connection came in. Calls from
-// the node's own network come by its lo and are nobody's.
-func ingress(c *net.TCPConn) (int, error) {
+// ingress returns the interface by which a caller's connection came in.
+func (k *kernel) ingress(c *net.TCPConn) (int, error) {
 	iface, err := transport.IngressInterface(c)
-	switch {
-	case err != nil:
+	if err != nil {
 		return 0, refuse(reasonUnknownCaller, err)
-	case iface == loopback:
-		return 0, refuse(reasonHostCaller, errors.New("calls from the host network have no identity: call from a pod of its own network"))
 	}
-	return iface, nil
+	return ingressOf(iface, addrOf(c.RemoteAddr()).Addr(), k.find)
+}
+
+// ingressOf judges the interface that the kernel names for a connection. Calls from the
+// node's own network come by its lo and are nobody's.
+//
+// Of an IPv6 packet that a bridge hands to netfilter (bridge-nf-call-ip6tables) and
+// that is translated there, the kernel remembers the interface of the route that it
+// took, which for a virtual IP is lo, and not the bridge. No other packet from
+// outside the node is mistaken so. Hence an address that the kernel finds behind a
+// bridge came by that, whose port and link address are held against the record as ever.
+func ingressOf(iface int, from netip.Addr, find func(netip.Addr) (attachment, error)) (int, error) {
+	if iface != loopback {
+		return iface, nil
+	}
+	if from.Is6() {
+		if at, err := find(from); err == nil && at.mac != "" {
+			return at.iface, nil
+		}
+	}
+	return 0, refuse(reasonHostCaller, errors.New("calls from the host network have no identity: call from a pod of its own network"))
 }

@@ -238,3 +238,42 @@ func TestAttachmentsSettle(t *testing.T) {
 		}
 	})
 }
+
+func TestIngressOfLoopback(t *testing.T) {
+	const cni0 = 7
+	pod, pod4 := netip.MustParseAddr("fd00:10:244:1::9"), netip.MustParseAddr("10.244.0.9")
+	own, far := netip.MustParseAddr("fd00:172:30::11"), netip.MustParseAddr("fd00::1")
+	find := func(a netip.Addr) (attachment, error) {
+		switch a {
+		case pod, pod4:
+			return attachment{iface: cni0, mac: "pod's", port: 9}, nil
+		case own:
+			return attachment{iface: loopback}, nil
+		}
+		return attachment{}, errSilent
+	}
+	cases := map[string]struct {
+		why     string
+		iface   int
+		from    netip.Addr
+		want    int
+		refused bool
+	}{
+		"named by the kernel":     {why: "what the kernel names is not asked again", iface: 3, from: pod, want: 3},
+		"IPv6 behind a bridge":    {why: "netfilter on bridges makes the kernel name lo for it", iface: loopback, from: pod, want: cni0},
+		"IPv4 behind a bridge":    {why: "of IPv4 the kernel names the bridge, so lo means the node itself", iface: loopback, from: pod4, refused: true},
+		"the node's own address":  {why: "host-network callers have no identity", iface: loopback, from: own, refused: true},
+		"an address nobody found": {why: "what is not found behind a bridge did not come by one", iface: loopback, from: far, refused: true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got, err := ingressOf(c.iface, c.from, find)
+			if got != c.want || (err != nil) != c.refused {
+				t.Errorf("got %d, %v, want %d: %s", got, err, c.want, c.why)
+			}
+			if c.refused && reasonOf(err) != reasonHostCaller {
+				t.Errorf("the counted reason is %s", reasonOf(err))
+			}
+		})
+	}
+}
