@@ -45,6 +45,8 @@ func TestClusters(t *testing.T) {
 		}
 	})
 	t.Run("no other can", func(t *testing.T) { refusedByFirewall(ctx, t, l, west, address) })
+	t.Run("the WAN takes its time", func(t *testing.T) { slowWAN(ctx, t, o, west, address) })
+	t.Run("clusters are parted and addresses lost", func(t *testing.T) { partedClusters(ctx, t, l, west, address) })
 	t.Run("names resolve in a pod", func(t *testing.T) {
 		said, err := inClient(ctx, west, "getent", "hosts", "web.shop")
 		if err != nil || !strings.HasPrefix(said, "10.96.") {
