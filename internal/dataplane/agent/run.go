@@ -111,6 +111,8 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	if err := accepting.Wait(); err != nil {
 		return err
 	}
+	a.serving.Store(false)
+	held.Yield()
 	drained := make(chan struct{})
 	var waiting sync.WaitGroup
 	defer waiting.Wait()
@@ -170,7 +172,7 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 		if _, err := a.current(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		} else if !a.serving.Load() {
-			http.Error(w, "the certificates of this node's pods are still to come", http.StatusServiceUnavailable)
+			http.Error(w, "callers are not accepted: the certificates of this node's pods are still to come, or the agent is told to stop", http.StatusServiceUnavailable)
 		}
 	})
 	return home.Serve(ctx, ln, mux)
