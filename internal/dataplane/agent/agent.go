@@ -94,7 +94,7 @@ func (a *Agent) onState(h home.State) {
 	if next == nil {
 		return
 	}
-	next.expired = h.Expired
+	next.expired, next.held, next.view = h.Expired, h.Held, h.View
 	a.attached.update(next)
 	a.state.Store(next)
 	a.svids.want(a.life, next.accounts())

@@ -12,6 +12,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -19,7 +20,10 @@ import (
 // deleted. It is immutable: replaced whole, never edited.
 type state struct {
 	// expired: nothing new is admitted by it.
-	expired     bool
+	expired bool
+	// held: it is what an earlier process was told, and no controller has answered since.
+	held        bool
+	view        nodestream.View // what it was made of
 	trustDomain string
 	hopKey      route.HopKey
 	vips        []netip.Prefix
