@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -255,8 +256,8 @@ func TestAgentRestartsWithoutController(t *testing.T) {
 	told := time.Now()
 	thaw := freeze(t, west)
 	must(t, west.KillContainer(ctx, system, here, "agent", syscall.SIGKILL))
-	t.Cleanup(func() {
-		if err := introduce(background(), east, west); err != nil {
+	t.Cleanup(func() { // before east's controllers are brought back, after which bar must be served
+		if err := errors.Join(west.install(background()), introduce(background(), east, west)); err != nil {
 			t.Error(err)
 		}
 	})

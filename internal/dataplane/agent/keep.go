@@ -119,7 +119,7 @@ func (a *Agent) load(dir, tokenFile string) (*cache.Cache, nodestream.View, time
 		a.log.Warn("the state that an earlier agent of this node kept was deleted: this one waits for a controller", "error", err)
 		return c, nil, 0
 	default:
-		a.log.Info("found the state that an earlier agent of this node kept", "age", age.Round(time.Second), "resources", len(view))
+		a.log.Info("found the state that an earlier agent of this node kept", "age", age.Round(time.Second).String(), "resources", len(view))
 	}
 	return c, view, age
 }

@@ -173,7 +173,7 @@ func (h *Home) fallBack(ctx context.Context) {
 	if h.inForce || h.state.View == nil {
 		return
 	}
-	h.o.Log.Warn("no controller answers: serving by what an earlier process of this node was told", "age", h.client.Age().Round(time.Second))
+	h.o.Log.Warn("no controller answers: serving by what an earlier process of this node was told", "age", h.client.Age().Round(time.Second).String())
 	h.inForce = true
 	h.o.OnState(h.state)
 }
