@@ -2,6 +2,7 @@
 // mirrored Services into tunnels, and ends tunnels for local pods that are called.
 //
 //	outbound: pod ─▶ VIP:4200+i ─▶ which service, who calls ─▶ SVID ─▶ dial gateway ─▶ TLS ─▶ HELLO, OPEN ─▶ relay
+//	          (a warm tunnel has done all but OPEN for the next caller: warm.go)
 //	inbound:  gateway ─▶ :4144 ─▶ header, hello ─▶ TLS as the pod ─▶ HELLO ─▶ decide ─▶ OPEN ─▶ dial pod ─▶ relay
 //
 // outbound.go and inbound.go are the two lives of a connection, each top to bottom.
@@ -55,7 +56,12 @@ type Agent struct {
 	svids    *svids
 	leases   leases
 	learnt   *learnt
-	dialer   transport.Dialer
+	warm     *warmPool
+	waiting  atomic.Int64 // tunnels between HELLO and OPEN, inbound
+	// taking ends when the agent is told to stop: what waits for callers yet to come ends.
+	taking context.Context
+	retire context.CancelFunc
+	dialer transport.Dialer
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
 	// turns are at the CPU, for inbound handshakes: strangers get half of it at most.
@@ -76,8 +82,9 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a := &Agent{
 		attached: newAttachments(k.find, stir), learnt: newLearnt(), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), life: life,
-		complaints: rate.Sometimes{First: 20, Interval: time.Second},
+		complaints: rate.Sometimes{First: 20, Interval: time.Second}, warm: newWarmPool(),
 	}
+	a.taking, a.retire = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.news.tell, log)
 	return a
 }

@@ -75,6 +75,7 @@ type metrics struct {
 	ends     *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
 	open     *prometheus.GaugeVec
+	warm     *prometheus.CounterVec
 
 	mu  sync.Mutex // guards now
 	now map[string]int
@@ -93,7 +94,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "causeway_agent_bytes_total", Help: "Bytes carried, counted when a tunnel ends; sent is towards the peer."}, []string{"way", "link", "direction"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "causeway_agent_open_connections", Help: "Connections open now, by way."}, []string{"way"}),
+		warm: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_warm_total", Help: "What became of tunnels opened for callers yet to come."}, []string{"way", "what"}),
 	}
+	for _, what := range []string{warmMade, warmFailed, warmUsed, warmUnused, warmLost} {
+		m.warm.WithLabelValues(outbound, what)
+	}
+	m.warm.WithLabelValues(inbound, warmUnused)
 	for _, way := range []string{outbound, inbound} {
 		m.accepted.WithLabelValues(way)
 		m.open.WithLabelValues(way)
@@ -101,7 +108,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.refused.WithLabelValues(way, reason)
 		}
 	}
-	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open)
+	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.warm)
 	return m
 }
 

@@ -31,6 +31,8 @@ type state struct {
 	mirrors     map[netip.Addr]*mirror // nil: two claim the address
 	pods        map[string]*pod        // by UID
 	podsByAddr  map[netip.Addr][]*pod  // without those on the host network
+	callers     map[account]bool       // those of live pods that can call or be called
+	ready       map[readyKey]bool
 	anchors     *identity.Anchors
 	admission   *admit.State
 }
@@ -112,6 +114,7 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 			s.addPod(body.Pod)
 		}
 	}
+	s.callers, s.ready = s.accounts(), readyIn(view)
 	errs = append(errs, s.addAnchors())
 	s.admission = admission(s, view)
 	return s, errors.Join(errs...)
@@ -242,6 +245,23 @@ func (s *state) addAnchors() error {
 	}
 	s.anchors = anchors
 	return nil
+}
+
+// A readyKey is a pod that backs a Service.
+type readyKey struct{ namespace, service, pod string }
+
+// readyIn are the pods that take new connections for the Services that they back.
+func readyIn(view map[string]*wire.Resource) map[readyKey]bool {
+	out := make(map[readyKey]bool)
+	for _, r := range view {
+		e := r.GetExport()
+		for _, p := range e.GetPods() {
+			if p.Ready {
+				out[readyKey{e.Namespace, e.Service, p.Uid}] = true
+			}
+		}
+	}
+	return out
 }
 
 // accounts are those of every live pod that can call or be called.

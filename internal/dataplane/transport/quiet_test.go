@@ -1,0 +1,49 @@
+package transport
+
+import (
+	"net"
+	"testing"
+	"time"
+)
+
+func TestQuiet(t *testing.T) {
+	cases := map[string]struct {
+		why string
+		do  func(far *net.TCPConn)
+		end bool // something comes
+	}{
+		"nothing": {why: "it waits for its caller", do: func(*net.TCPConn) {}},
+		"bytes":   {why: "they would be an alert", do: func(far *net.TCPConn) { far.Write([]byte("x")) }, end: true},
+		"an end":  {why: "the far side stops", do: func(far *net.TCPConn) { far.Close() }, end: true},
+		"a reset": {why: "a gateway was killed", do: func(far *net.TCPConn) { Reset(far) }, end: true},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			near, err := net.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer near.Close()
+			far, err := ln.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer far.Close()
+			tc.do(far.(*net.TCPConn))
+			for end := time.Now().Add(5 * time.Second); Quiet(near.(*net.TCPConn)) == tc.end; {
+				if time.Now().After(end) {
+					t.Fatalf("quiet: %v: %s", tc.end, tc.why)
+				}
+			}
+		})
+	}
+	closed := &net.TCPConn{}
+	if Quiet(closed) {
+		t.Error("a connection that is none is quiet")
+	}
+}
