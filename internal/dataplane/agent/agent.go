@@ -57,6 +57,7 @@ type Agent struct {
 	leases   leases
 	learnt   *learnt
 	warm     *warmPool
+	shares   *allowances
 	waiting  atomic.Int64 // tunnels between HELLO and OPEN, inbound
 	// taking ends when the agent is told to stop: what waits for callers yet to come ends.
 	taking context.Context
@@ -82,7 +83,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a := &Agent{
 		attached: newAttachments(k.find, stir), learnt: newLearnt(), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), life: life,
-		complaints: rate.Sometimes{First: 20, Interval: time.Second}, warm: newWarmPool(),
+		complaints: rate.Sometimes{First: 20, Interval: time.Second}, warm: newWarmPool(), shares: newAllowances(),
 	}
 	a.taking, a.retire = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.news.tell, log)

@@ -49,6 +49,7 @@ type arrival struct {
 	to     admit.Decision
 	addr   netip.AddrPort // of the application
 	told   bool           // the far side was answered why it is refused
+	leave  func()         // out of the budgets, once HELLO was answered with yes
 	// greeted is when HELLO was answered; opened: OPEN has come.
 	greeted time.Time
 	opened  atomic.Bool
@@ -65,6 +66,7 @@ func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 		a.turnAway(c, in, err)
 		return
 	}
+	defer in.leave()
 	ctx, release := a.leases.hold(life, a.state.Load, in.lease())
 	defer release()
 	app, err := a.openApp(ctx, tun, in)
@@ -227,6 +229,9 @@ func (a *Agent) decide(tun *tls.Conn, in *arrival) error {
 	if err == nil {
 		in.to, in.addr, err = admitted(s, in, false)
 	}
+	if err == nil {
+		in.leave, err = a.shares.guest(in)
+	}
 	h := &in.header
 	answer := tunnel.Answer{
 		Code: tunnel.Code_OK, Endpoint: h.Endpoint, Ready: h.Ready, ReadyCount: h.ReadyCount,
@@ -238,6 +243,7 @@ func (a *Agent) decide(tun *tls.Conn, in *arrival) error {
 	in.greeted = time.Now()
 	werr := tunnel.WriteHelloAnswer(tun, answer)
 	if err == nil && werr != nil {
+		in.leave()
 		return refuse(reasonTunnel, werr)
 	}
 	in.told = err != nil && werr == nil
@@ -369,32 +375,6 @@ func (a *Agent) stillThere(s *state, in *arrival) error {
 	r := unplaced(reasonUnknownPod, errors.Join(fmt.Errorf("address %v does not stand for the pod any more", in.addr.Addr()), err))
 	r.code = tunnel.Code_NO_ENDPOINT
 	return r
-}
-
-// A turn is a connection whose handshake computes only while it has one of a few
-// turns, and gives it back while it waits for its peer: who is slow costs others
-// nothing.
-type turn struct {
-	net.Conn
-	turns chan struct{}
-}
-
-// take waits for a turn. It returns false if ctx ended first.
-func (t *turn) take(ctx context.Context) bool {
-	select {
-	case t.turns <- struct{}{}:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-func (t *turn) give() { <-t.turns }
-
-func (t *turn) Read(b []byte) (int, error) {
-	t.give()
-	defer func() { t.turns <- struct{}{} }()
-	return t.Conn.Read(b)
 }
 
 // codeOf is what the far side is told of a refusal.

@@ -23,6 +23,10 @@ const (
 const (
 	reasonNotReady      = "not_ready"
 	reasonTooMany       = "too_many_connections"
+	reasonAccountShare  = "account_share" // of this agent's connections
+	reasonLinkShare     = "link_share"
+	reasonSourceShare   = "source_share"
+	reasonGranted       = "gateway_budget"
 	reasonNotVIP        = "not_a_virtual_ip"
 	reasonUnknownVIP    = "unknown_virtual_ip"
 	reasonHostCaller    = "host_network_caller"
@@ -47,9 +51,9 @@ const (
 
 func reasons(way string) []string {
 	out := []string{reasonNotReady, reasonTooMany, reasonElsewhere, reasonShared, reasonNotFound, reasonNoSVID,
-		reasonTunnel, reasonRevoked, reasonOther}
+		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
 	if way == outbound {
-		out = append(out, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
+		out = append(out, reasonSourceShare, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
 			reasonUnreachable, reasonNoDayKey, reasonHandshake, reasonCallerGone)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())

@@ -53,14 +53,7 @@ func (c *call) farPort() farPort {
 // outbound is the life of a local pod's connection to a mirror. It closes c.
 func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	call := &call{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr())}
-	if err := a.meet(life, c, call); err != nil {
-		a.refuseCall(c, call, err)
-		return
-	}
-	t, err := a.attach(life, c, call)
-	if t == nil && err == nil {
-		t, err = a.tunnel(life, c, call)
-	}
+	t, err := a.carry(life, c, call)
 	if err != nil {
 		a.refuseCall(c, call, err)
 		return
@@ -69,6 +62,37 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	a.warmUp(call)
 	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name, "endpoint", call.answer.Endpoint)
 	a.metrics.ended(outbound, call.peer.name, transport.Relay(t.ctx, c, t.tun))
+}
+
+// carry brings a call to where its tunnel is open.
+func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (t *opened, err error) {
+	leaveSource, err := a.shares.source(call.from.Addr())
+	if err != nil {
+		return nil, err
+	}
+	leave := leaveSource
+	defer func() {
+		if err != nil {
+			leave()
+		}
+	}()
+	if err := a.meet(life, c, call); err != nil {
+		return nil, err
+	}
+	leaveCall, err := a.shares.call(call)
+	if err != nil {
+		return nil, err
+	}
+	leave = func() { leaveCall(); leaveSource() }
+	if t, err = a.attach(life, c, call); t == nil && err == nil {
+		t, err = a.tunnel(life, c, call)
+	}
+	if err != nil {
+		return nil, err
+	}
+	release := t.release
+	t.release = func() { release(); leave() }
+	return t, nil
 }
 
 // An opened tunnel has reached the application. Its ctx ends with its lease.
@@ -265,6 +289,7 @@ func (c *call) listen(from *net.TCPConn) error {
 func (a *Agent) learn(call *call, failed error) {
 	if call.answer.Code == tunnel.Code_OK {
 		a.learnt.heard(call.caller.account(), call.farPort(), call.answer)
+		a.shares.grant(call.peer.uid, call.answer.Budget)
 	}
 	switch r := (*tunnel.Refused)(nil); {
 	case errors.As(failed, &r):

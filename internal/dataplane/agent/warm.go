@@ -147,8 +147,8 @@ func (a *Agent) attachTo(life context.Context, c *net.TCPConn, call *call, w *wa
 
 // warmUp makes tunnels for the next calls like this one, if there should be more.
 func (a *Agent) warmUp(c *call) {
-	if c.to.affinity > 0 {
-		return // attach would not take it
+	if c.to.affinity > 0 || !a.shares.roomy(c.peer.uid) {
+		return // attach would not take it, or others need it more
 	}
 	key := c.warmKey()
 	calls := 0
