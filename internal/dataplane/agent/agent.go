@@ -56,6 +56,7 @@ type Agent struct {
 	svids    *svids
 	leases   leases
 	learnt   *learnt
+	spoken   *fading[localPort, tunnel.FirstSpeaker] // who speaks first here
 	warm     *warmPool
 	shares   *allowances
 	waiting  atomic.Int64 // tunnels between HELLO and OPEN, inbound
@@ -81,7 +82,8 @@ type Agent struct {
 func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
 	k := new(kernel)
 	a := &Agent{
-		attached: newAttachments(k.find, stir), learnt: newLearnt(), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
+		attached: newAttachments(k.find, stir), learnt: newLearnt(),
+		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), life: life,
 		complaints: rate.Sometimes{First: 20, Interval: time.Second}, warm: newWarmPool(), shares: newAllowances(),
 	}

@@ -80,7 +80,7 @@ func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 		return
 	}
 	a.log.Info("tunnel served", "service", in.service(), "caller", in.caller, "link", in.to.Link.Name, "pod", in.header.PodUID)
-	a.metrics.ended(inbound, in.to.Link.Name, transport.Relay(ctx, app, tun))
+	a.metrics.ended(inbound, in.to.Link.Name, transport.RelayHearing(ctx, app, tun, a.hearing(in)))
 }
 
 // arrive proves both ends to each other, and decides on what HELLO asks for.
@@ -235,7 +235,7 @@ func (a *Agent) decide(tun *tls.Conn, in *arrival) error {
 	h := &in.header
 	answer := tunnel.Answer{
 		Code: tunnel.Code_OK, Endpoint: h.Endpoint, Ready: h.Ready, ReadyCount: h.ReadyCount,
-		Generation: h.Generation, Budget: h.Budget,
+		Generation: h.Generation, Budget: h.Budget, First: a.speaker(in.localPort()),
 	}
 	if err != nil {
 		answer = tunnel.Answer{Code: codeOf(err)}

@@ -40,6 +40,7 @@ const (
 	reasonNoDayKey      = "no_day_key"
 	reasonHandshake     = "handshake_failed"
 	reasonTunnel        = "tunnel_failed"
+	reasonSilent        = "caller_silent" // it went without a word, where callers speak first
 	reasonCallerGone    = "caller_gone"
 	reasonRevoked       = "no_longer_admitted" // between proof and OPEN
 	reasonBusy          = "too_many_handshakes"
@@ -54,7 +55,7 @@ func reasons(way string) []string {
 		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
 	if way == outbound {
 		out = append(out, reasonSourceShare, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
-			reasonUnreachable, reasonNoDayKey, reasonHandshake, reasonCallerGone)
+			reasonUnreachable, reasonNoDayKey, reasonHandshake, reasonCallerGone, reasonSilent)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}

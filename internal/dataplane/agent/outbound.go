@@ -84,6 +84,9 @@ func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (t *open
 		return nil, err
 	}
 	leave = func() { leaveCall(); leaveSource() }
+	if err := a.awaitSpeech(c, call); err != nil {
+		return nil, err
+	}
 	if t, err = a.attach(life, c, call); t == nil && err == nil {
 		t, err = a.tunnel(life, c, call)
 	}
@@ -124,6 +127,11 @@ func (a *Agent) tunnel(life context.Context, c *net.TCPConn, call *call) (*opene
 
 func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
 	a.metrics.refuse(outbound, reasonOf(err))
+	if reasonOf(err) == reasonSilent {
+		c.SetLinger(-1) // an end, as a server of such a protocol gives it
+		c.Close()
+		return
+	}
 	a.complaints.Do(func() {
 		a.log.Info("call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
 			"reason", reasonOf(err), "error", err)
@@ -339,7 +347,7 @@ func (c *call) leads(s *state) error {
 	switch {
 	case s.links[c.peer.name] == nil || s.links[c.peer.name].uid != c.peer.uid:
 		return fmt.Errorf("Link %s is gone", c.peer.name)
-	case !s.mirrors[c.vip].means(c.to) || s.mirrors[c.vip].ports[c.index] != c.port:
+	case !s.mirrors[c.vip].means(c.to) || !s.mirrors[c.vip].ports[c.index].leadsTo(c.port):
 		return fmt.Errorf("mirror %s has gone or changed", c.to.name)
 	}
 	return nil

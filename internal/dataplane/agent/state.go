@@ -68,7 +68,12 @@ func (m *mirror) means(other *mirror) bool {
 type mirrorPort struct {
 	number uint32
 	route  uint32
+	// appProtocol is the exporter's word: information.
+	appProtocol string
 }
+
+// leadsTo reports whether p and q are the same far port.
+func (p mirrorPort) leadsTo(q mirrorPort) bool { return p.number == q.number && p.route == q.route }
 
 // A pod is a live pod of this node.
 type pod struct {
@@ -185,7 +190,7 @@ func (s *state) addMirror(m *wire.Mirror) error {
 		out.identities = append(out.identities, name)
 	}
 	for _, p := range m.Ports {
-		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route}
+		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route, appProtocol: p.AppProtocol}
 	}
 	for _, vip := range m.Vips {
 		addr, err := netip.ParseAddr(vip)
