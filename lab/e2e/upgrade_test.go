@@ -292,3 +292,37 @@ func (c *cluster) said(ctx context.Context, component string, since time.Time, m
 	}
 	return nil
 }
+
+// TestRebootedNodeServesMirrors: a node whose power was taken away serves mirrors again once it has it back, by itself: routes, rule,
+// listeners, certificates. Its pods call mirrors from their first moment on, and not a byte of what they say leaves the node.
+func TestRebootedNodeServesMirrors(t *testing.T) {
+	ctx := t.Context()
+	t.Cleanup(func() { serves(t) })
+	serves(t)
+	before := have(west.Egress(ctx))(t)
+	must(t, west.KillNode(ctx, ""))
+	on := make(chan error, 1)
+	go func() { on <- west.StartNode(ctx, "") }()
+	t.Cleanup(func() { <-on })
+	start := time.Now()
+	tries := 0
+	within(t, 2*time.Minute, "bar is called from the node after its start", func() error {
+		tries++
+		address, err := clusterIP(ctx, west, "bar-east")
+		if err == nil {
+			_, err = west.curl(ctx, "client", "-sSf", "-m2", "http://"+net.JoinHostPort(address, "80")+"/said-before-the-guard-is-there")
+		}
+		return err
+	})
+	must(t, <-on)
+	on <- nil
+	t.Logf("%d calls were tried in %.1f s", tries, time.Since(start).Seconds())
+	after := have(west.Egress(ctx))(t)
+	// Before vip-guard's first run nothing but an attempt to connect can go out, to where nobody answers.
+	const syn = 60 // bytes
+	if packets, size := after.Packets-before.Packets, after.Bytes-before.Bytes; size > packets*syn {
+		t.Errorf("%d packets of %d bytes for VIPs left the node: more than attempts to connect", packets, size)
+	} else {
+		t.Logf("%d attempts to connect to VIPs left the node before vip-guard ran", packets)
+	}
+}
