@@ -3,14 +3,16 @@ package cli
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/agent"
+	"github.com/causeway-mesh/causeway/internal/vipguard"
 )
 
 func (a *app) agent() *cobra.Command {
-	o := agent.Options{PodDir: podDir, Metrics: "127.0.0.1:9464", IdentityDir: identityDir, TokenFile: tokenFile, Version: Version()}
+	o := agent.Options{PodDir: podDir, CacheDir: filepath.Join(nodeDir, vipguard.AgentFolder), Metrics: "127.0.0.1:9464", IdentityDir: identityDir, TokenFile: tokenFile, Version: Version()}
 	c := newProcess("agent", "Carry local pods' calls to linked clusters, and theirs to local pods", func(c *cobra.Command, log *slog.Logger) error {
 		if err := required(c, "controller"); err != nil {
 			return err

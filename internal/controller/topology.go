@@ -72,11 +72,12 @@ func (t *topology) addAgent(p *corev1.Pod, before bool, now time.Time) {
 	if ok || before {
 		t.served[p.UID] = true
 	}
-	if left := since.Add(restartGrace).Sub(now); !ok && before && left > 0 && p.DeletionTimestamp == nil {
+	if left := since.Add(restartGrace).Sub(now); !ok && before && left > 0 {
 		ok = true
 		t.again = max(t.again, left)
 	}
-	if ok && p.Status.HostIP != "" {
+	// One that goes accepts nobody any more, though its probe may not know yet.
+	if ok && p.DeletionTimestamp == nil && p.Status.HostIP != "" {
 		t.agents[p.Spec.NodeName] = p.Status.HostIP
 	}
 }

@@ -18,7 +18,8 @@ const MaxCSR = 2048
 var ErrCSR = errors.New("certificate request not accepted")
 
 // Credential is what a process speaks TLS as: a chain and its key. It never
-// changes, is safe for concurrent use, and does not show its key.
+// changes, is safe for concurrent use, and shows its key to
+// nobody but Marshal's caller.
 type Credential struct {
 	name Name
 	cert tls.Certificate
@@ -62,6 +63,17 @@ func (c *Credential) RenewAt() time.Time {
 
 // TLS returns it as crypto/tls wants it. Nobody may change it.
 func (c *Credential) TLS() *tls.Certificate { return &c.cert }
+
+// Marshal returns the chain and, in the clear, the key as MarshalPEM does: what
+// NewCredential takes.
+func (c *Credential) Marshal() (chain [][]byte, keyPEM []byte, err error) {
+	key, ok := c.cert.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, nil, fmt.Errorf("the credential of %s holds no key: %w", c.name, ErrKey)
+	}
+	keyPEM, err = PrivateKey{key: key}.MarshalPEM()
+	return c.cert.Certificate, keyPEM, err
+}
 
 // String returns the name.
 func (c *Credential) String() string { return c.name.String() }

@@ -45,6 +45,10 @@ type ClientOptions struct {
 	// OnState is called by Run with each View in turn, and with nil when the last one
 	// expired. The controller is not heard meanwhile. May be nil.
 	OnState func(View)
+	// Held is a View that an earlier process was told, HeldAge how old it is. State returns
+	// it until there is a newer one or it expires; OnState is not called for it.
+	Held    View
+	HeldAge time.Duration
 	// Silence is how long a stream may be without a message; 0 means 15 s.
 	Silence time.Duration
 	// Expiry is how long a View is held without a stream; 0 means 24 h.
@@ -100,6 +104,10 @@ func NewClient(addresses []string, tlsConfig func() (*tls.Config, error), tokenF
 		token:     token(tokenFile),
 		o:         o,
 		heard:     time.Now(),
+	}
+	if o.Held != nil && o.HeldAge < o.Expiry {
+		c.heard = c.heard.Add(-o.HeldAge)
+		c.state.Post(struct{}{}, o.Held)
 	}
 	c.metrics = newClientMetrics(o.Registerer, func() float64 { return c.Age().Seconds() })
 	return c, nil

@@ -38,7 +38,7 @@ type Listeners struct {
 	listeners map[string]net.Listener
 	srv       *server
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards what follows, and held
 	conn  *peer      // nil while there is no guard
 	ready bool
 }
@@ -108,6 +108,23 @@ func (l *Listeners) Ready() {
 	l.announce()
 }
 
+// Yield gives the listeners up while connections that came by them go on: what
+// waits in their queues is the next agent's. Where nobody else holds them, as when the
+// whole pod goes, callers are refused from now on; else after the guard's grace.
+func (l *Listeners) Yield() {
+	for _, ln := range l.listeners {
+		ln.Close() // fails only if it is closed
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn != nil && l.ready {
+		l.conn.send(message{Type: msgAway}) // a guard that cannot be told is gone
+	}
+	l.ready = false
+	l.held.close()
+	l.held = nil
+}
+
 // announce tells the guard what it must know. l.mu is held.
 func (l *Listeners) announce() {
 	if l.conn == nil || !l.ready {
@@ -132,6 +149,8 @@ func (l *Listeners) serveGuard(p *peer, first message) {
 	if first.Type != msgTake {
 		return
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if err := give(p, l.held); err != nil {
 		l.opts.Log.Warn("listeners not given to the guard", "err", err)
 	}

@@ -100,6 +100,33 @@ func TestGuardRestartLosesNoCaller(t *testing.T) {
 	}
 }
 
+// An agent that drains holds no listener: else callers would wait in queues that nobody empties.
+func TestYieldedListenersKeepNobodyWaiting(t *testing.T) {
+	g := startGuard(t, Options{Grace: 50 * time.Millisecond}, nil)
+	l, _ := startAgent(t, g.opts.PodDir)
+	l.Ready()
+	await(t, g.logs, "agent serves callers")
+	open := mustDial(t)
+	conn, err := l.All()["vip4/0"].Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Yield()
+	await(t, g.logs, "no agent: callers are refused")
+	if _, err := dial(t, aVIP4, 4200); !refused(err) {
+		t.Errorf("after the guard's grace a caller gets %v, want refused", err)
+	}
+	g.stop()
+	if _, err := dial(t, aVIP4, 4200); !refused(err) {
+		t.Errorf("without guard a caller gets %v, want refused: nobody else holds the listener", err)
+	}
+	fmt.Fprint(conn, "drained")
+	conn.Close()
+	if got := read(t, open); got != "drained" {
+		t.Errorf("a connection that was open is told %q", got)
+	}
+}
+
 func TestNoAgentRefusesCallers(t *testing.T) {
 	g := startGuard(t, Options{Grace: 50 * time.Millisecond}, nil)
 	l, stop := startAgent(t, g.opts.PodDir)

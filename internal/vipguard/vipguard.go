@@ -39,6 +39,8 @@ const (
 	agentSocket = "agent.sock"
 	// guardsFolder is in the node's folder, a socket for each living guard.
 	guardsFolder = "guards"
+	// AgentFolder, in the node's folder, is the agents' own, for what they keep.
+	AgentFolder = "agent"
 )
 
 // guardUID is the user that guards run as.
@@ -145,6 +147,9 @@ func run(ctx context.Context, o Options, k kernel) error {
 		gate: held, grace: o.Grace, log: o.Log, updates: make(chan func(*presence)),
 		changed: g.changed, failed: g.gateFailed,
 	}
+	if err := openAgentFolder(filepath.Join(o.NodeDir, AgentFolder), o.AgentGID); err != nil {
+		o.Log.Warn("the agent has no folder to keep its state in: it cannot restart without a controller", "err", err)
+	}
 	agents, err := newServer(filepath.Join(o.PodDir, guardSocket), o.AgentGID, []int{o.AgentUID, guardUID}, o.Log)
 	if err != nil {
 		return fmt.Errorf("serve the agent: %w", err)
@@ -167,6 +172,21 @@ func run(ctx context.Context, o Options, k kernel) error {
 		group.Go(func() error { g.followOlder(ctx, p); return nil })
 	}
 	return group.Wait()
+}
+
+// openAgentFolder gives the agent's group a folder that root owns. Of a guard's few rights
+// it needs only that it is in the group itself.
+func openAgentFolder(folder string, gid int) error {
+	if err := os.MkdirAll(folder, 0o770); err != nil {
+		return fmt.Errorf("make the agents' folder: %w", err)
+	}
+	if err := os.Chown(folder, -1, gid); err != nil {
+		return fmt.Errorf("give the agents' folder to their group: %w", err)
+	}
+	if err := os.Chmod(folder, 0o770); err != nil {
+		return fmt.Errorf("open the agents' folder to their group: %w", err)
+	}
+	return nil
 }
 
 // guardName sorts by age.

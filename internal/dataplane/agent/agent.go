@@ -2,6 +2,7 @@
 // mirrored Services into tunnels, and ends tunnels for local pods that are called.
 //
 //	outbound: pod ─▶ VIP:4200+i ─▶ which service, who calls ─▶ SVID ─▶ dial gateway ─▶ TLS ─▶ HELLO, OPEN ─▶ relay
+//	          (a warm tunnel has done all but OPEN for the next caller: warm.go)
 //	inbound:  gateway ─▶ :4144 ─▶ header, hello ─▶ TLS as the pod ─▶ HELLO ─▶ decide ─▶ OPEN ─▶ dial pod ─▶ relay
 //
 // outbound.go and inbound.go are the two lives of a connection, each top to bottom.
@@ -55,7 +56,14 @@ type Agent struct {
 	svids    *svids
 	leases   leases
 	learnt   *learnt
-	dialer   transport.Dialer
+	spoken   *fading[localPort, tunnel.FirstSpeaker] // who speaks first here
+	warm     *warmPool
+	shares   *allowances
+	waiting  atomic.Int64 // tunnels between HELLO and OPEN, inbound
+	// taking ends when the agent is told to stop: what waits for callers yet to come ends.
+	taking context.Context
+	retire context.CancelFunc
+	dialer transport.Dialer
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
 	// turns are at the CPU, for inbound handshakes: strangers get half of it at most.
@@ -74,10 +82,12 @@ type Agent struct {
 func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
 	k := new(kernel)
 	a := &Agent{
-		attached: newAttachments(k.find, stir), learnt: newLearnt(), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
+		attached: newAttachments(k.find, stir), learnt: newLearnt(),
+		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), life: life,
-		complaints: rate.Sometimes{First: 20, Interval: time.Second},
+		complaints: rate.Sometimes{First: 20, Interval: time.Second}, warm: newWarmPool(), shares: newAllowances(),
 	}
+	a.taking, a.retire = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.news.tell, log)
 	return a
 }
@@ -94,7 +104,7 @@ func (a *Agent) onState(h home.State) {
 	if next == nil {
 		return
 	}
-	next.expired = h.Expired
+	next.expired, next.held, next.view = h.Expired, h.Held, h.View
 	a.attached.update(next)
 	a.state.Store(next)
 	a.svids.want(a.life, next.accounts())

@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,8 +28,12 @@ const (
 	handshakeTimeout = 5 * time.Second
 	// podTimeout bounds the dial of an application.
 	podTimeout = 3 * time.Second
-	// warmTimeout is how long a tunnel may wait between HELLO and OPEN.
+	// warmTimeout is how long a tunnel may wait between HELLO and OPEN, and warmAfter how
+	// long it waits until it is a warm one: before, its caller is there already.
 	warmTimeout = time.Minute
+	warmAfter   = time.Second
+	// maxWaiting is how many tunnels may wait so long. Of more, each has openTimeout.
+	maxWaiting = 4096
 	// farewell and maxFarewell bound how long a refused caller is listened to.
 	farewell    = time.Second
 	maxFarewell = 64 << 10
@@ -43,7 +49,14 @@ type arrival struct {
 	to     admit.Decision
 	addr   netip.AddrPort // of the application
 	told   bool           // the far side was answered why it is refused
+	leave  func()         // out of the budgets, once HELLO was answered with yes
+	// greeted is when HELLO was answered; opened: OPEN has come.
+	greeted time.Time
+	opened  atomic.Bool
 }
+
+// warm reports whether the tunnel was opened for a caller yet to come, who has not come.
+func (in *arrival) warm() bool { return !in.opened.Load() && time.Since(in.greeted) >= warmAfter }
 
 // inbound is the life of a tunnel that a gateway hands over. It closes c.
 func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
@@ -53,15 +66,21 @@ func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 		a.turnAway(c, in, err)
 		return
 	}
+	defer in.leave()
 	ctx, release := a.leases.hold(life, a.state.Load, in.lease())
 	defer release()
 	app, err := a.openApp(ctx, tun, in)
+	if errors.Is(err, errUnused) {
+		a.metrics.warm.WithLabelValues(inbound, warmUnused).Inc()
+		a.part(c)
+		return
+	}
 	if err != nil {
 		a.turnAway(c, in, err)
 		return
 	}
 	a.log.Info("tunnel served", "service", in.service(), "caller", in.caller, "link", in.to.Link.Name, "pod", in.header.PodUID)
-	a.metrics.ended(inbound, in.to.Link.Name, transport.Relay(ctx, app, tun))
+	a.metrics.ended(inbound, in.to.Link.Name, transport.RelayHearing(ctx, app, tun, a.hearing(in)))
 }
 
 // arrive proves both ends to each other, and decides on what HELLO asks for.
@@ -90,7 +109,12 @@ func (in *arrival) lease() func(*state) error {
 		if _, err := in.far.again(s, time.Now()); err != nil {
 			return err
 		}
-		return admitted(s, in, true)
+		// Who waits in vain is not kept waiting: before OPEN the pod must take new connections.
+		_, _, err := admitted(s, in, !in.warm())
+		if err == nil && in.warm() && !s.ready[readyKey{in.hello.Namespace, in.hello.Service, in.header.PodUID}] {
+			err = errors.New("the pod is not ready")
+		}
+		return err
 	}
 }
 
@@ -105,10 +129,17 @@ func (a *Agent) turnAway(c *net.TCPConn, in *arrival, err error) {
 	tell("tunnel refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
 		"source", in.header.Source, "reason", reasonOf(err), "error", err)
 	if in.told {
-		// A reset now could overtake the answer: the far side resets when it has read it.
-		c.SetDeadline(time.Now().Add(farewell))
-		io.CopyN(io.Discard, c, maxFarewell)
+		a.part(c)
+		return
 	}
+	transport.Reset(c)
+}
+
+// part resets a connection after its far side had the time to read what it was told
+// last: a reset could overtake it.
+func (a *Agent) part(c *net.TCPConn) {
+	c.SetDeadline(time.Now().Add(farewell))
+	io.CopyN(io.Discard, c, maxFarewell)
 	transport.Reset(c)
 }
 
@@ -196,58 +227,64 @@ func (a *Agent) decide(tun *tls.Conn, in *arrival) error {
 	in.hello = hello
 	s, err := a.current()
 	if err == nil {
-		err = admitted(s, in, false)
+		in.to, in.addr, err = admitted(s, in, false)
+	}
+	if err == nil {
+		in.leave, err = a.shares.guest(in)
 	}
 	h := &in.header
 	answer := tunnel.Answer{
 		Code: tunnel.Code_OK, Endpoint: h.Endpoint, Ready: h.Ready, ReadyCount: h.ReadyCount,
-		Generation: h.Generation, Budget: h.Budget,
+		Generation: h.Generation, Budget: h.Budget, First: a.speaker(in.localPort()),
 	}
 	if err != nil {
 		answer = tunnel.Answer{Code: codeOf(err)}
 	}
+	in.greeted = time.Now()
 	werr := tunnel.WriteHelloAnswer(tun, answer)
 	if err == nil && werr != nil {
+		in.leave()
 		return refuse(reasonTunnel, werr)
 	}
 	in.told = err != nil && werr == nil
 	return err
 }
 
-// admitted makes the decision in s. It is asked again as long as the tunnel is open.
-func admitted(s *state, in *arrival, open bool) error {
+// admitted makes the decision in s, and says where the application is. It is asked again
+// as long as the tunnel is open.
+func admitted(s *state, in *arrival, open bool) (admit.Decision, netip.AddrPort, error) {
+	refused := func(r *refusal) (admit.Decision, netip.AddrPort, error) { return admit.Decision{}, netip.AddrPort{}, r }
 	d := admit.Decide(admit.Request{
 		Caller: in.caller, Namespace: in.hello.Namespace, Service: in.hello.Service, Port: in.hello.Port,
 		PodUID: in.header.PodUID, Open: open,
 	}, s.admission)
 	if !d.Allowed {
-		return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may not call %s: %s", in.caller, in.hello, d.Reason)}
+		return refused(&refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may not call %s: %s", in.caller, in.hello, d.Reason)})
 	}
 	p := s.pods[in.header.PodUID]
 	if p == nil || in.server == nil || p.namespace != in.server.Name().Namespace() || p.serviceAccount != in.server.Name().ServiceAccount() {
-		return &refusal{reason: reasonUnknownPod, code: tunnel.Code_NO_ENDPOINT, err: errors.New("the pod is gone")}
+		return refused(&refusal{reason: reasonUnknownPod, code: tunnel.Code_NO_ENDPOINT, err: errors.New("the pod is gone")})
 	}
 	if len(p.addrs) == 0 {
-		return &refusal{reason: reasonUnknownPod, code: tunnel.Code_NO_ENDPOINT, err: errors.New("the pod has no address yet")}
+		return refused(&refusal{reason: reasonUnknownPod, code: tunnel.Code_NO_ENDPOINT, err: errors.New("the pod has no address yet")})
 	}
-	if !open {
-		in.to, in.addr = d, netip.AddrPortFrom(p.addrs[0], uint16(d.Target))
-	}
-	return nil
+	return d, netip.AddrPortFrom(p.addrs[0], uint16(d.Target)), nil
 }
 
 // openApp waits for OPEN, decides again, since that may be long after HELLO, dials
 // the application, and answers.
 func (a *Agent) openApp(ctx context.Context, tun *tls.Conn, in *arrival) (*net.TCPConn, error) {
-	if err := awaitOpen(ctx, tun); err != nil {
+	if err := a.awaitOpen(ctx, tun, in); err != nil {
 		return nil, err
 	}
+	var to admit.Decision
 	s, err := a.current()
 	if err == nil {
-		err = admitted(s, in, false)
+		to, in.addr, err = admitted(s, in, false)
 	}
 	var app *net.TCPConn
 	if err == nil {
+		in.to = to
 		app, err = a.dialPod(ctx, s, in)
 	}
 	code := tunnel.Code_OK
@@ -266,16 +303,35 @@ func (a *Agent) openApp(ctx context.Context, tun *tls.Conn, in *arrival) (*net.T
 	return app, err
 }
 
-// awaitOpen reads OPEN, until ctx ends.
-func awaitOpen(ctx context.Context, tun *tls.Conn) error {
-	if err := tun.SetReadDeadline(time.Now().Add(warmTimeout)); err != nil {
+// errUnused reports a warm tunnel that nobody came for.
+var errUnused = errors.New("nobody came for the tunnel")
+
+// awaitOpen reads OPEN, until ctx ends, or nobody may be expected to come any more. It
+// ends a warm tunnel by close_notify, from which the client knows that no application
+// has got anything.
+func (a *Agent) awaitOpen(ctx context.Context, tun *tls.Conn, in *arrival) error {
+	wait := openTimeout
+	if a.waiting.Add(1) <= maxWaiting {
+		wait = warmTimeout
+	}
+	defer a.waiting.Add(-1)
+	if err := tun.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return refuse(reasonOther, err)
 	}
 	stop := context.AfterFunc(ctx, func() { tun.SetReadDeadline(time.Unix(1, 0)) })
+	retired := context.AfterFunc(a.taking, func() { tun.SetReadDeadline(in.greeted.Add(warmAfter)) })
+	defer retired()
 	err := tunnel.ReadOpen(tun)
+	in.opened.Store(err == nil)
 	switch {
 	case !stop():
+		in.told = tun.CloseWrite() == nil
 		return fmt.Errorf("wait for OPEN: %w", context.Cause(ctx))
+	case errors.Is(err, os.ErrDeadlineExceeded) && in.warm():
+		tun.CloseWrite()
+		return errUnused
+	case err == io.EOF:
+		return errUnused
 	case err != nil:
 		return refuse(reasonTunnel, err)
 	}
@@ -319,32 +375,6 @@ func (a *Agent) stillThere(s *state, in *arrival) error {
 	r := unplaced(reasonUnknownPod, errors.Join(fmt.Errorf("address %v does not stand for the pod any more", in.addr.Addr()), err))
 	r.code = tunnel.Code_NO_ENDPOINT
 	return r
-}
-
-// A turn is a connection whose handshake computes only while it has one of a few
-// turns, and gives it back while it waits for its peer: who is slow costs others
-// nothing.
-type turn struct {
-	net.Conn
-	turns chan struct{}
-}
-
-// take waits for a turn. It returns false if ctx ended first.
-func (t *turn) take(ctx context.Context) bool {
-	select {
-	case t.turns <- struct{}{}:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-func (t *turn) give() { <-t.turns }
-
-func (t *turn) Read(b []byte) (int, error) {
-	t.give()
-	defer func() { t.turns <- struct{}{} }()
-	return t.Conn.Read(b)
 }
 
 // codeOf is what the far side is told of a refusal.

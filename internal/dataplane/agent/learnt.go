@@ -31,6 +31,8 @@ const (
 type learnt struct {
 	sets   *fading[setKey, farSet]
 	visits *fading[visitKey, route.EndpointID]
+	// speakers is who speaks first on a far port.
+	speakers *fading[setKey, tunnel.FirstSpeaker]
 }
 
 // A farPort is one port of a peer's Service.
@@ -58,11 +60,15 @@ type farSet struct {
 }
 
 func newLearnt() *learnt {
-	return &learnt{newFading[setKey, farSet](maxSets, setAge), newFading[visitKey, route.EndpointID](maxVisits, visitAge)}
+	return &learnt{newFading[setKey, farSet](maxSets, setAge), newFading[visitKey, route.EndpointID](maxVisits, visitAge),
+		newFading[setKey, tunnel.FirstSpeaker](maxSpoken, spokenAge)}
 }
 
 // heard takes a positive answer to HELLO.
 func (l *learnt) heard(caller account, to farPort, a tunnel.Answer) {
+	l.speakers.put(setKey{caller, to}, func(tunnel.FirstSpeaker, time.Duration, bool) (tunnel.FirstSpeaker, bool) {
+		return a.First, a.First != tunnel.FirstSpeaker_UNKNOWN
+	})
 	l.sets.put(setKey{caller, to}, func(was farSet, age time.Duration, there bool) (farSet, bool) {
 		next := farSet{slices.Clone(a.Ready), a.ReadyCount, a.Generation}
 		switch {

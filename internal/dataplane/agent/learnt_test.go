@@ -243,7 +243,7 @@ func TestLearn(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			a := &Agent{learnt: newLearnt()}
+			a := &Agent{learnt: newLearnt(), shares: newAllowances()}
 			c := &call{
 				to: &mirror{namespace: "shop", service: "bar", affinity: tc.affinity}, port: mirrorPort{number: 80}, peer: &peer{uid: "uid"},
 				caller: &pod{uid: "a", namespace: "shop", serviceAccount: "alice"}, answer: tc.answer,

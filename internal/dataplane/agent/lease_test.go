@@ -280,8 +280,8 @@ func TestCallersCertificateExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := newCluster(t, "west-1"), newCluster(t, "east-12")
 		as := near.credential(t, "shop", "alice")
-		to := &mirror{link: "east", ports: map[int]mirrorPort{0: {80, 1024}}}
-		c := &call{to: to, port: mirrorPort{80, 1024}, peer: &peer{name: "east"}, caller: &pod{uid: "alice-0"}, as: as}
+		to := &mirror{link: "east", ports: map[int]mirrorPort{0: {number: 80, route: 1024}}}
+		c := &call{to: to, port: mirrorPort{number: 80, route: 1024}, peer: &peer{name: "east"}, caller: &pod{uid: "alice-0"}, as: as}
 		s := &state{
 			links: map[string]*peer{"east": c.peer}, pods: map[string]*pod{"alice-0": c.caller}, anchors: far.anchors(t),
 		}

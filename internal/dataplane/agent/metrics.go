@@ -23,6 +23,10 @@ const (
 const (
 	reasonNotReady      = "not_ready"
 	reasonTooMany       = "too_many_connections"
+	reasonAccountShare  = "account_share" // of this agent's connections
+	reasonLinkShare     = "link_share"
+	reasonSourceShare   = "source_share"
+	reasonGranted       = "gateway_budget"
 	reasonNotVIP        = "not_a_virtual_ip"
 	reasonUnknownVIP    = "unknown_virtual_ip"
 	reasonHostCaller    = "host_network_caller"
@@ -36,6 +40,7 @@ const (
 	reasonNoDayKey      = "no_day_key"
 	reasonHandshake     = "handshake_failed"
 	reasonTunnel        = "tunnel_failed"
+	reasonSilent        = "caller_silent" // it went without a word, where callers speak first
 	reasonCallerGone    = "caller_gone"
 	reasonRevoked       = "no_longer_admitted" // between proof and OPEN
 	reasonBusy          = "too_many_handshakes"
@@ -47,10 +52,10 @@ const (
 
 func reasons(way string) []string {
 	out := []string{reasonNotReady, reasonTooMany, reasonElsewhere, reasonShared, reasonNotFound, reasonNoSVID,
-		reasonTunnel, reasonRevoked, reasonOther}
+		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
 	if way == outbound {
-		out = append(out, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
-			reasonUnreachable, reasonNoDayKey, reasonHandshake, reasonCallerGone)
+		out = append(out, reasonSourceShare, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
+			reasonUnreachable, reasonNoDayKey, reasonHandshake, reasonCallerGone, reasonSilent)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}
@@ -75,6 +80,7 @@ type metrics struct {
 	ends     *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
 	open     *prometheus.GaugeVec
+	warm     *prometheus.CounterVec
 
 	mu  sync.Mutex // guards now
 	now map[string]int
@@ -93,7 +99,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "causeway_agent_bytes_total", Help: "Bytes carried, counted when a tunnel ends; sent is towards the peer."}, []string{"way", "link", "direction"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "causeway_agent_open_connections", Help: "Connections open now, by way."}, []string{"way"}),
+		warm: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_warm_total", Help: "What became of tunnels opened for callers yet to come."}, []string{"way", "what"}),
 	}
+	for _, what := range []string{warmMade, warmFailed, warmUsed, warmUnused, warmLost} {
+		m.warm.WithLabelValues(outbound, what)
+	}
+	m.warm.WithLabelValues(inbound, warmUnused)
 	for _, way := range []string{outbound, inbound} {
 		m.accepted.WithLabelValues(way)
 		m.open.WithLabelValues(way)
@@ -101,7 +113,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.refused.WithLabelValues(way, reason)
 		}
 	}
-	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open)
+	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.warm)
 	return m
 }
 

@@ -41,6 +41,7 @@ type call struct {
 	caller *pod
 	as     *identity.Credential
 	far    *vouching // for the one called
+	first  []byte    // of what the caller said
 	answer tunnel.Answer
 }
 
@@ -52,44 +53,60 @@ func (c *call) farPort() farPort {
 // outbound is the life of a local pod's connection to a mirror. It closes c.
 func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	call := &call{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr())}
-	tun, err := a.call(life, c, call)
+	t, err := a.carry(life, c, call)
 	if err != nil {
 		a.refuseCall(c, call, err)
 		return
 	}
-	ctx, release := a.leases.hold(life, a.state.Load, call.lease())
-	defer release()
-	if err := a.open(ctx, tun, c, call); err != nil {
-		tun.NetConn().(*transport.Raw).Reset()
-		a.refuseCall(c, call, err)
-		return
-	}
+	defer t.release()
+	a.warmUp(call)
 	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name, "endpoint", call.answer.Endpoint)
-	a.metrics.ended(outbound, call.peer.name, transport.Relay(ctx, c, tun))
+	a.metrics.ended(outbound, call.peer.name, transport.Relay(t.ctx, c, t.tun))
 }
 
-func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
-	a.metrics.refuse(outbound, reasonOf(err))
-	a.complaints.Do(func() {
-		a.log.Info("call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
-			"reason", reasonOf(err), "error", err)
-	})
-	transport.Reset(c)
+// carry brings a call to where its tunnel is open.
+func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (t *opened, err error) {
+	leaveSource, err := a.shares.source(call.from.Addr())
+	if err != nil {
+		return nil, err
+	}
+	leave := leaveSource
+	defer func() {
+		if err != nil {
+			leave()
+		}
+	}()
+	if err := a.meet(life, c, call); err != nil {
+		return nil, err
+	}
+	leaveCall, err := a.shares.call(call)
+	if err != nil {
+		return nil, err
+	}
+	leave = func() { leaveCall(); leaveSource() }
+	if err := a.awaitSpeech(c, call); err != nil {
+		return nil, err
+	}
+	if t, err = a.attach(life, c, call); t == nil && err == nil {
+		t, err = a.tunnel(life, c, call)
+	}
+	if err != nil {
+		return nil, err
+	}
+	release := t.release
+	t.release = func() { release(); leave() }
+	return t, nil
 }
 
-// call finds out what c wants and who it is, and makes a tunnel for it, which has
-// proven both ends to each other and carried nothing yet.
-func (a *Agent) call(life context.Context, c *net.TCPConn, call *call) (*tls.Conn, error) {
-	if err := errors.Join(transport.Tune(c), c.SetLinger(0)); err != nil { // if this process is killed, the kernel resets
-		return nil, refuse(reasonOther, err)
-	}
-	var err error
-	if call.iface, err = a.cameBy(c); err != nil {
-		return nil, err
-	}
-	if _, err := await(life, &a.news, func() (struct{}, error) { return struct{}{}, a.resolve(call) }); err != nil {
-		return nil, err
-	}
+// An opened tunnel has reached the application. Its ctx ends with its lease.
+type opened struct {
+	tun     *tls.Conn
+	ctx     context.Context
+	release func()
+}
+
+// tunnel makes a tunnel for a call and opens it.
+func (a *Agent) tunnel(life context.Context, c *net.TCPConn, call *call) (*opened, error) {
 	raw, err := a.reach(life, call.peer)
 	if err != nil {
 		return nil, err
@@ -99,7 +116,40 @@ func (a *Agent) call(life context.Context, c *net.TCPConn, call *call) (*tls.Con
 		raw.Reset()
 		return nil, err
 	}
-	return tun, nil
+	ctx, release := a.leases.hold(life, a.state.Load, call.lease())
+	if err := a.open(ctx, tun, c, call); err != nil {
+		raw.Reset()
+		release()
+		return nil, err
+	}
+	return &opened{tun, ctx, release}, nil
+}
+
+func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
+	a.metrics.refuse(outbound, reasonOf(err))
+	if reasonOf(err) == reasonSilent {
+		c.SetLinger(-1) // an end, as a server of such a protocol gives it
+		c.Close()
+		return
+	}
+	a.complaints.Do(func() {
+		a.log.Info("call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
+			"reason", reasonOf(err), "error", err)
+	})
+	transport.Reset(c)
+}
+
+// meet finds out what c wants and who it is.
+func (a *Agent) meet(life context.Context, c *net.TCPConn, call *call) error {
+	if err := errors.Join(transport.Tune(c), c.SetLinger(0)); err != nil { // if this process is killed, the kernel resets
+		return refuse(reasonOther, err)
+	}
+	var err error
+	if call.iface, err = a.cameBy(c); err != nil {
+		return err
+	}
+	_, err = await(life, &a.news, func() (struct{}, error) { return struct{}{}, a.resolve(call) })
+	return err
 }
 
 // resolve answers, from the state in force, which Service a call means, who makes
@@ -180,11 +230,20 @@ func (a *Agent) wish(c *call) route.Wish {
 // lease is the decision by which a call goes on, to be made again as long as its
 // tunnel lives.
 func (c *call) lease() func(*state) error {
+	vouched := c.vouched()
 	return func(s *state) error {
-		now := time.Now()
 		if err := c.standing(s); err != nil {
 			return err
 		}
+		return vouched(s)
+	}
+}
+
+// vouched asks whether both ends still are who they have proven to be. The call must
+// lead to where it did.
+func (c *call) vouched() func(*state) error {
+	return func(s *state) error {
+		now := time.Now()
 		if now.After(c.as.NotAfter().Add(afterExpiry)) {
 			return errors.New("the caller's certificate has expired")
 		}
@@ -200,12 +259,12 @@ func (c *call) lease() func(*state) error {
 func (a *Agent) open(ctx context.Context, tun *tls.Conn, c *net.TCPConn, call *call) error {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	first, err := early(c)
-	if err != nil {
-		return refuse(reasonCallerGone, err)
+	if err := call.listen(c); err != nil {
+		return err
 	}
-	hello := tunnel.Hello{Namespace: call.to.namespace, Service: call.to.service, Port: call.port.number}
-	call.answer, err = tunnel.Open(ctx, tun, hello, first)
+	hello := call.hello()
+	var err error
+	call.answer, err = tunnel.Open(ctx, tun, hello, call.first)
 	a.learn(call, err)
 	if err == nil {
 		return nil
@@ -219,10 +278,26 @@ func (a *Agent) open(ctx context.Context, tun *tls.Conn, c *net.TCPConn, call *c
 	return refuse(reason, fmt.Errorf("open %s in %s: %w", hello, call.peer.name, err))
 }
 
+// hello is what the call asks the far side for.
+func (c *call) hello() tunnel.Hello {
+	return tunnel.Hello{Namespace: c.to.namespace, Service: c.to.service, Port: c.port.number}
+}
+
+// listen takes more of what the caller has said first.
+func (c *call) listen(from *net.TCPConn) error {
+	more, err := early(from, maxEarly-len(c.first))
+	if err != nil {
+		return refuse(reasonCallerGone, err)
+	}
+	c.first = append(c.first, more...)
+	return nil
+}
+
 // learn remembers what the far side's answer to a call tells.
 func (a *Agent) learn(call *call, failed error) {
 	if call.answer.Code == tunnel.Code_OK {
 		a.learnt.heard(call.caller.account(), call.farPort(), call.answer)
+		a.shares.grant(call.peer.uid, call.answer.Budget)
 	}
 	switch r := (*tunnel.Refused)(nil); {
 	case errors.As(failed, &r):
@@ -232,15 +307,18 @@ func (a *Agent) learn(call *call, failed error) {
 	}
 }
 
-// early takes the caller's first bytes, if they are there already, without
+// early takes up to most of the caller's first bytes, if they are there already, without
 // waiting. An end is left for Relay to find again; an error, which the kernel
 // reports once only, is the end of the call.
-func early(c *net.TCPConn) ([]byte, error) {
+func early(c *net.TCPConn, most int) ([]byte, error) {
+	if most == 0 {
+		return nil, nil
+	}
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	buf := make([]byte, maxEarly)
+	buf := make([]byte, most)
 	var n int
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
@@ -255,13 +333,22 @@ func early(c *net.TCPConn) ([]byte, error) {
 
 // standing says why the call would not be made any more in s.
 func (c *call) standing(s *state) error {
+	if err := c.leads(s); err != nil {
+		return err
+	}
+	if s.pods[c.caller.uid] == nil {
+		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
+	}
+	return nil
+}
+
+// leads says why the call would not lead to the same Service any more in s.
+func (c *call) leads(s *state) error {
 	switch {
 	case s.links[c.peer.name] == nil || s.links[c.peer.name].uid != c.peer.uid:
 		return fmt.Errorf("Link %s is gone", c.peer.name)
-	case !s.mirrors[c.vip].means(c.to) || s.mirrors[c.vip].ports[c.index] != c.port:
+	case !s.mirrors[c.vip].means(c.to) || !s.mirrors[c.vip].ports[c.index].leadsTo(c.port):
 		return fmt.Errorf("mirror %s has gone or changed", c.to.name)
-	case s.pods[c.caller.uid] == nil:
-		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
 	}
 	return nil
 }

@@ -24,6 +24,8 @@ import (
 
 // Options configure an agent process.
 type Options struct {
+	// CacheDir is a folder of the node's memory, for what outlives the process.
+	CacheDir string
 	// PodDir is the folder that the agent shares with its vip-guard alone.
 	PodDir string
 	// Metrics is the address of metrics, on the node's loopback.
@@ -49,29 +51,35 @@ func Run(ctx context.Context, o Options) error {
 		return h.Sign(ctx, ns, sa, csr)
 	}
 	a := New(life, sign, o.Log, registry)
-	h, err = home.New(home.Options{
-		Controller: o.Controller, IdentityDir: o.IdentityDir, TokenFile: o.TokenFile, Links: api,
-		Version: o.Version, Log: o.Log, Registerer: registry, OnState: a.onState,
-	})
-	if err != nil {
-		return err
-	}
 	held, err := vipguard.Take(ctx, o.PodDir, vipguard.AgentOptions{Log: o.Log})
 	if err != nil {
 		return err
 	}
 	defer held.Close()
+	store, view, age := a.load(o.CacheDir, o.TokenFile) // vip-guard has made the folder ours
+	h, err = home.New(home.Options{
+		Controller: o.Controller, IdentityDir: o.IdentityDir, TokenFile: o.TokenFile, Links: api,
+		Version: o.Version, Log: o.Log, Registerer: registry, OnState: a.onState, Held: view, HeldAge: age,
+	})
+	if err != nil {
+		return err
+	}
 
 	group, run := errgroup.WithContext(life)
 	group.Go(func() error { return h.Run(run) })
 	group.Go(func() error { return held.Serve(run) })
 	group.Go(func() error { a.leases.watch(run, a.state.Load); return nil })
 	group.Go(func() error { a.attached.settle(run); return nil })
+	if store != nil {
+		group.Go(func() error { a.keep(run, store, h.Age); return nil })
+	}
 	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry) })
 	group.Go(func() error { return a.serveMetrics(run, o.Metrics, registry) })
 	group.Go(func() error {
 		defer end() // the rest goes on until the last connection has drained
 		defer a.svids.wait()
+		defer a.warm.drain()
+		defer a.retire()
 		defer end()
 		serving, stop := context.WithCancel(run)
 		defer stop()
@@ -111,6 +119,10 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	if err := accepting.Wait(); err != nil {
 		return err
 	}
+	a.serving.Store(false)
+	held.Yield()
+	a.retire()
+	a.warm.drain()
 	drained := make(chan struct{})
 	var waiting sync.WaitGroup
 	defer waiting.Wait()
@@ -139,7 +151,8 @@ func (a *Agent) awaitState(ctx context.Context, patience time.Duration) bool {
 		next := a.news.next()
 		if s := a.state.Load(); s != nil {
 			accounts := s.accounts()
-			if held := a.svids.count(accounts); held == len(accounts) || (enough && held > 0) {
+			// No controller that signs has answered if the state is a held one.
+			if held := a.svids.count(accounts); held == len(accounts) || (enough || s.held) && held > 0 {
 				return true
 			}
 		}
@@ -170,7 +183,7 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 		if _, err := a.current(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		} else if !a.serving.Load() {
-			http.Error(w, "the certificates of this node's pods are still to come", http.StatusServiceUnavailable)
+			http.Error(w, "callers are not accepted: the certificates of this node's pods are still to come, or the agent is told to stop", http.StatusServiceUnavailable)
 		}
 	})
 	return home.Serve(ctx, ln, mux)

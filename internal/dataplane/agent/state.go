@@ -12,6 +12,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -19,7 +20,10 @@ import (
 // deleted. It is immutable: replaced whole, never edited.
 type state struct {
 	// expired: nothing new is admitted by it.
-	expired     bool
+	expired bool
+	// held: it is what an earlier process was told, and no controller has answered since.
+	held        bool
+	view        nodestream.View // what it was made of
 	trustDomain string
 	hopKey      route.HopKey
 	vips        []netip.Prefix
@@ -27,6 +31,8 @@ type state struct {
 	mirrors     map[netip.Addr]*mirror // nil: two claim the address
 	pods        map[string]*pod        // by UID
 	podsByAddr  map[netip.Addr][]*pod  // without those on the host network
+	callers     map[account]bool       // those of live pods that can call or be called
+	ready       map[readyKey]bool
 	anchors     *identity.Anchors
 	admission   *admit.State
 }
@@ -62,7 +68,12 @@ func (m *mirror) means(other *mirror) bool {
 type mirrorPort struct {
 	number uint32
 	route  uint32
+	// appProtocol is the exporter's word: information.
+	appProtocol string
 }
+
+// leadsTo reports whether p and q are the same far port.
+func (p mirrorPort) leadsTo(q mirrorPort) bool { return p.number == q.number && p.route == q.route }
 
 // A pod is a live pod of this node.
 type pod struct {
@@ -108,6 +119,7 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 			s.addPod(body.Pod)
 		}
 	}
+	s.callers, s.ready = s.accounts(), readyIn(view)
 	errs = append(errs, s.addAnchors())
 	s.admission = admission(s, view)
 	return s, errors.Join(errs...)
@@ -178,7 +190,7 @@ func (s *state) addMirror(m *wire.Mirror) error {
 		out.identities = append(out.identities, name)
 	}
 	for _, p := range m.Ports {
-		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route}
+		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route, appProtocol: p.AppProtocol}
 	}
 	for _, vip := range m.Vips {
 		addr, err := netip.ParseAddr(vip)
@@ -238,6 +250,23 @@ func (s *state) addAnchors() error {
 	}
 	s.anchors = anchors
 	return nil
+}
+
+// A readyKey is a pod that backs a Service.
+type readyKey struct{ namespace, service, pod string }
+
+// readyIn are the pods that take new connections for the Services that they back.
+func readyIn(view map[string]*wire.Resource) map[readyKey]bool {
+	out := make(map[readyKey]bool)
+	for _, r := range view {
+		e := r.GetExport()
+		for _, p := range e.GetPods() {
+			if p.Ready {
+				out[readyKey{e.Namespace, e.Service, p.Uid}] = true
+			}
+		}
+	}
+	return out
 }
 
 // accounts are those of every live pod that can call or be called.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -70,9 +71,9 @@ func (s *svids) want(ctx context.Context, accounts map[account]bool) {
 		if !accounts[a] {
 			stop()
 			delete(s.tasks, a)
-			delete(s.held, a)
 		}
 	}
+	maps.DeleteFunc(s.held, func(a account, _ *identity.Credential) bool { return !accounts[a] })
 	for a := range accounts {
 		if _, ok := s.tasks[a]; ok || ctx.Err() != nil {
 			continue
@@ -88,6 +89,9 @@ func (s *svids) wait() { s.wg.Wait() }
 
 // keep gets the credential of a, and a new one at half of its life, until ctx ends.
 func (s *svids) keep(ctx context.Context, a account) {
+	if c, ok := s.get(a); ok && time.Now().Before(c.RenewAt()) { // of an earlier process
+		backoff.Sleep(ctx, renewal(c))
+	}
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 30 * time.Second}
 	for ctx.Err() == nil {
 		c, err := s.fetch(ctx, a)

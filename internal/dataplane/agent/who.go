@@ -56,9 +56,12 @@ type attachments struct {
 	stir func(netip.Addr)
 	grew chan struct{} // open did
 
-	mu    sync.Mutex // guards first and open
+	mu    sync.Mutex // guards what follows
 	first map[claim]attachment
 	open  map[claim]struct{} // not recorded yet
+	// blind: nobody has said lately which pods there are, so that nothing is recorded: the
+	// address of a pod that is gone may have become another's.
+	blind bool
 }
 
 func newAttachments(find func(netip.Addr) (attachment, error), stir func(netip.Addr)) *attachments {
@@ -84,7 +87,10 @@ func (a *attachments) update(s *state) {
 			}
 		}
 	}
-	a.first, a.open = first, open
+	a.first, a.open, a.blind = first, open, s.held
+	if a.blind {
+		clear(a.open)
+	}
 	a.record()
 	if len(a.open) > 0 {
 		select {
@@ -167,6 +173,9 @@ func (a *attachments) at(c claim) (attachment, error) {
 	defer a.mu.Unlock()
 	if at, ok := a.first[c]; ok {
 		return at, nil
+	}
+	if a.blind {
+		return attachment{}, errNoAttachment
 	}
 	a.open[c] = struct{}{}
 	a.record()

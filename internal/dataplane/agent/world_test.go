@@ -179,6 +179,10 @@ func foundAt(iface int) func(netip.Addr) (attachment, error) {
 // end lets what is open go on, until it has ended by itself.
 func (w *world) end() {
 	w.stop()
+	for _, a := range []*Agent{w.west, w.east} {
+		a.retire()
+		a.warm.drain()
+	}
 	w.app.Close()
 	drained := make(chan struct{})
 	go func() { defer close(drained); w.open.Wait() }()

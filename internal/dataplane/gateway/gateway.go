@@ -30,6 +30,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
@@ -53,6 +54,8 @@ type Server struct {
 	log     *slog.Logger
 	metrics *metrics
 	hellos  *perSource
+	// shares divide maxConnections among links, by UID.
+	shares *budget.Shares
 	// unproven ones live for provenAfter.
 	unproven    *unproven
 	provenAfter time.Duration
@@ -73,7 +76,7 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 	unproven := newUnproven(maxUnproven)
 	return &Server{
 		dial: dialTCP, log: log, metrics: newMetrics(r, unproven.waiting),
-		hellos: newPerSource(maxHellosFromOne), unproven: unproven, provenAfter: provenAfter,
+		hellos: newPerSource(maxHellosFromOne), shares: budget.New(maxConnections), unproven: unproven, provenAfter: provenAfter,
 		conns: make(map[*conn]struct{}),
 	}
 }
@@ -180,6 +183,11 @@ func (s *Server) serve(life context.Context, c *conn) {
 		s.refuse(c, to.link, err)
 		return
 	}
+	if !s.shares.Enter(to.linkUID) {
+		s.refuse(c, to.link, refuse(reasonLinkShare, errors.New("its link has its share of this gateway's connections already")))
+		return
+	}
+	defer s.shares.Leave(to.linkUID)
 	candidate := s.unproven.enter(to.linkUID, addrOf(c.RemoteAddr()).Addr(), cut)
 	defer s.unproven.leave(candidate)
 	backend, err := s.connect(ctx, c, to)
@@ -277,7 +285,7 @@ func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endp
 	header, err := route.Header{
 		Source: addrOf(c.RemoteAddr()), Destination: addrOf(c.LocalAddr()),
 		PodUID: e.PodUID, Endpoint: e.ID, Ready: to.row.Ready(seq), ReadyCount: uint32(len(to.row.Endpoints)),
-		Generation: to.row.Generation, Time: time.Now(), Link: to.link,
+		Generation: to.row.Generation, Time: time.Now(), Link: to.link, Budget: uint32(s.shares.Limit(to.linkUID)),
 	}.Marshal(e.Backend.HopKey, to.hello)
 	if err != nil {
 		return nil, err

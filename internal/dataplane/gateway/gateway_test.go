@@ -250,7 +250,7 @@ func TestHandsOver(t *testing.T) {
 	slices.SortFunc(got.header.Ready, func(a, b route.EndpointID) int { return slices.Compare(a[:], b[:]) })
 	want := route.Header{
 		Source: addrOf(c.LocalAddr()), Destination: addrOf(c.RemoteAddr()), PodUID: r.backends[1].pod, Endpoint: r.backends[1].id,
-		Ready: []route.EndpointID{{1}, {2}, {3}}, ReadyCount: 3, Generation: 6, Link: "west",
+		Ready: []route.EndpointID{{1}, {2}, {3}}, ReadyCount: 3, Generation: 6, Link: "west", Budget: maxConnections / 2,
 		HelloLen: uint16(len(raw)), HelloSum: got.header.HelloSum, Time: got.header.Time,
 	}
 	if diff := cmp.Diff(want, got.header, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {

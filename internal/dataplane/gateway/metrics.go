@@ -12,6 +12,7 @@ import (
 const (
 	reasonNotReady    = "not_ready"
 	reasonTooMany     = "too_many_connections"
+	reasonLinkShare   = "link_share" // it has its share of this gateway's connections
 	reasonTooManyFrom = "too_many_hellos_from_source"
 	reasonNoEndpoint  = "no_ready_endpoint"
 	reasonBackend     = "backend_unreachable"
@@ -20,7 +21,7 @@ const (
 )
 
 // ownReasons are those above.
-var ownReasons = []string{reasonNotReady, reasonTooMany, reasonTooManyFrom, reasonNoEndpoint, reasonBackend, reasonEvicted, reasonUnproven}
+var ownReasons = []string{reasonNotReady, reasonTooMany, reasonLinkShare, reasonTooManyFrom, reasonNoEndpoint, reasonBackend, reasonEvicted, reasonUnproven}
 
 type metrics struct {
 	refused     *prometheus.CounterVec

@@ -11,6 +11,8 @@
 //   - OnState is called with whole views only, one call at a time, again whenever
 //     the view or the set of revoked Links has changed, and when the view expires.
 //     An expired one still tells what must end.
+//   - A view that an earlier process held is put in force only while no controller
+//     answers, and after the API was asked which of its Links are gone.
 package home
 
 import (
@@ -33,6 +35,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/links"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -56,6 +59,10 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// OnState takes each new view.
 	OnState func(State)
+	// Held is what an earlier process was told, and HeldAge how old that is; nil: nothing.
+	// It is put in force if no controller answers soon.
+	Held    nodestream.View
+	HeldAge time.Duration
 }
 
 // State is what a process may act on.
@@ -65,6 +72,8 @@ type State struct {
 	// Expired: the controller has been away for so long that nothing new may be
 	// admitted by View. What is open is still held against it.
 	Expired bool
+	// Held: it is Options.Held, and no controller has answered since this process started.
+	Held bool
 	// Revoked reports whether the Link with this UID counts no more.
 	Revoked func(uid string) bool
 }
@@ -75,21 +84,35 @@ type Home struct {
 	client *nodestream.Client
 	links  *links.Watcher
 
-	mu    sync.Mutex // guards state, and is held while OnState runs
-	state State
+	mu      sync.Mutex // guards what follows, and is held while OnState runs
+	state   State
+	inForce bool // state was given to OnState
 }
+
+const (
+	// headStart is how long a controller has to answer before a held view is put in force:
+	// what it says is newer.
+	headStart = 2 * time.Second
+	// linksPatience is how long the API has to say which Links are gone. The two together
+	// are shorter than vip-guard's patience with an absent agent.
+	linksPatience = 5 * time.Second
+)
 
 // New returns a Home.
 func New(o Options) (*Home, error) {
 	h := &Home{o: o}
 	client, err := nodestream.NewClient([]string{o.Controller}, h.tls, o.TokenFile, nodestream.ClientOptions{
 		Version: o.Version, OnState: h.onView, Log: o.Log, Registerer: o.Registerer, Guard: Guard,
+		Held: o.Held, HeldAge: o.HeldAge,
 	})
 	if err != nil {
 		return nil, err
 	}
 	h.client = client
 	h.links = links.New(o.Links, h.known, h.again, o.Log)
+	if view, _ := client.State(); view != nil {
+		h.state = State{View: view, Held: true, Revoked: h.links.Revoked}
+	}
 	o.Registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "causeway_state_age_seconds",
 		Help: "Time since the controller last said that the state is whole.",
@@ -115,6 +138,7 @@ func (h *Home) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watching.Go(func() { h.links.Run(ctx) })
+	watching.Go(func() { h.fallBack(ctx) })
 	return h.client.Run(ctx)
 }
 
@@ -126,15 +150,43 @@ func (h *Home) onView(v nodestream.View) {
 	} else {
 		h.state = State{View: v, Revoked: h.links.Revoked}
 	}
+	h.inForce = true
 	h.o.OnState(h.state)
 }
 
-// again repeats the last view after a Link was revoked, an expired one too: the
+// fallBack puts the held view in force, if there is one and no controller has answered
+// meanwhile: after its head start, and after the API said which Links are gone, if it does.
+func (h *Home) fallBack(ctx context.Context) {
+	if h.o.Held == nil || !backoff.Sleep(ctx, headStart) {
+		return
+	}
+	late := time.NewTimer(linksPatience)
+	defer late.Stop()
+	select {
+	case <-h.links.Tried():
+	case <-late.C:
+	case <-ctx.Done():
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.inForce || h.state.View == nil {
+		return
+	}
+	h.o.Log.Warn("no controller answers: serving by what an earlier process of this node was told", "age", h.client.Age().Round(time.Second).String())
+	h.inForce = true
+	h.o.OnState(h.state)
+}
+
+// Age is how long ago the controller last said that the state is whole.
+func (h *Home) Age() time.Duration { return h.client.Age() }
+
+// again repeats the view in force after a Link was revoked, an expired one too: the
 // tunnels that it admitted may still be open.
 func (h *Home) again() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.state.View != nil {
+	if h.inForce {
 		h.o.OnState(h.state)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -209,6 +210,78 @@ func TestStates(t *testing.T) {
 	h.onView(linked(t, "a", "b"))
 	if s := next(t, states); s.Expired || len(s.View) != 2 {
 		t.Errorf("the controller is back: %+v", s)
+	}
+}
+
+// slowAPI lists when it is told to.
+type slowAPI struct {
+	api
+	list chan error
+}
+
+func (a *slowAPI) List(ctx context.Context, o metav1.ListOptions) (*unstructured.UnstructuredList, error) {
+	select {
+	case err := <-a.list:
+		if err != nil {
+			return nil, err
+		}
+		return a.api.List(ctx, o)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// What an earlier process held is put in force only while no controller answers, and after the API was asked which Links are gone.
+func TestHeldView(t *testing.T) {
+	cases := map[string]struct {
+		why     string
+		list    func(*slowAPI)
+		answers time.Duration // the controller does, after so long
+		after   time.Duration // the first state comes; 0: with the controller's answer
+		held    bool
+		revoked bool // Link b, which is in what is held and not in the API
+	}{
+		"API first": {why: "a Link that is gone is gone in what is held, too",
+			list: func(a *slowAPI) { a.list <- nil }, after: headStart, held: true, revoked: true},
+		"API says no":   {why: "errors revoke nothing", list: func(a *slowAPI) { a.list <- errors.New("away") }, after: headStart, held: true},
+		"API is silent": {why: "callers wait in the listeners for 10 s and no longer", list: func(*slowAPI) {}, after: headStart + linksPatience, held: true},
+		"controller":    {why: "what it says is newer", list: func(*slowAPI) {}, answers: time.Second},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := &slowAPI{api: api{uids: []string{"a"}, stream: watch.NewFake()}, list: make(chan error, 1)}
+				states := make(chan State, 10)
+				o := options(&controller{address: "127.0.0.1:1"}, t.TempDir(), nil, states)
+				o.Links, o.Held, o.HeldAge = a, linked(t, "a", "b"), time.Hour
+				h := must(New(o))(t)
+				ctx, stop := context.WithCancel(t.Context())
+				var running sync.WaitGroup
+				running.Go(func() { h.Run(ctx) })
+				start := time.Now()
+				tc.list(a)
+				if tc.answers > 0 {
+					time.Sleep(tc.answers)
+					h.onView(linked(t, "a"))
+				}
+				s := <-states
+				if took := time.Since(start); took != tc.answers+tc.after || s.Held != tc.held {
+					t.Errorf("after %v a state that is held: %v; want after %v: %v", took, s.Held, tc.answers+tc.after, tc.why)
+				}
+				if s.Held && (len(s.View) != 2 || s.Revoked("a") || s.Revoked("b") != tc.revoked) {
+					t.Errorf("state %+v, b revoked: %v, want %v: %s", s, s.Revoked("b"), tc.revoked, tc.why)
+				}
+				time.Sleep(time.Minute)
+				if !tc.held && len(states) != 0 {
+					t.Error("what is held came after the controller's word")
+				}
+				if age := h.Age().Round(time.Minute); tc.held && age < time.Hour {
+					t.Errorf("what is held became younger: %v", age)
+				}
+				stop()
+				running.Wait()
+			})
+		})
 	}
 }
 

@@ -42,6 +42,7 @@ type Watcher struct {
 	known   func() []string
 	changed func()
 	log     *slog.Logger
+	tried   chan struct{} // closed after the first list, be it there or not
 
 	mu      sync.Mutex // guards what follows
 	seen    map[string]bool
@@ -54,9 +55,13 @@ type Watcher struct {
 func New(api Lister, known func() []string, changed func(), log *slog.Logger) *Watcher {
 	return &Watcher{
 		api: api, known: known, changed: changed, log: log,
-		seen: map[string]bool{}, revoked: map[string]bool{},
+		seen: map[string]bool{}, revoked: map[string]bool{}, tried: make(chan struct{}),
 	}
 }
+
+// Tried is closed once the API was asked for a complete list, whether it gave one or
+// not: from then on waiting longer need not tell more.
+func (w *Watcher) Tried() <-chan struct{} { return w.tried }
 
 // InCluster returns the API of the cluster that the process runs in.
 func InCluster() (Lister, error) {
@@ -83,9 +88,11 @@ func (w *Watcher) Revoked(uid string) bool {
 func (w *Watcher) Run(ctx context.Context) {
 	const least, most = time.Second, 30 * time.Second
 	wait := least
+	var once sync.Once
+	tried := func() { once.Do(func() { close(w.tried) }) }
 	for ctx.Err() == nil {
 		began := time.Now()
-		if err := w.once(ctx); err != nil && ctx.Err() == nil {
+		if err := w.once(ctx, tried); err != nil && ctx.Err() == nil {
 			w.log.Debug("watching Links failed", "error", err)
 		}
 		if time.Since(began) > most {
@@ -99,14 +106,16 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// once makes one complete list and watches from there until the watch ends.
-func (w *Watcher) once(ctx context.Context) error {
+// once makes one complete list, calls listed, and watches from there until the watch ends.
+func (w *Watcher) once(ctx context.Context, listed func()) error {
 	known := w.known()
 	list, err := w.list(ctx)
 	if err != nil {
+		listed()
 		return err
 	}
 	w.replace(known, list.Items)
+	listed()
 	timeout := int64(300)
 	stream, err := w.api.Watch(ctx, metav1.ListOptions{ResourceVersion: list.GetResourceVersion(), TimeoutSeconds: &timeout})
 	if err != nil {

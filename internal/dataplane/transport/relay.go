@@ -176,11 +176,17 @@ func (c *carriage) run(ctx context.Context, forth, back func()) Result {
 // It takes both connections over, clears their deadlines and closes them. The tunnel must lie on a *Raw that
 // lies on TCP, with its handshake done; else Relay panics.
 func Relay(ctx context.Context, plain *net.TCPConn, tun *tls.Conn) Result {
+	return RelayHearing(ctx, plain, tun, func(Side) {})
+}
+
+// RelayHearing is Relay. It calls heard once, when the first bytes of all have come, with
+// the side that they are from. heard must not block.
+func RelayHearing(ctx context.Context, plain *net.TCPConn, tun *tls.Conn, heard func(Side)) Result {
 	raw, ok := tun.NetConn().(*Raw)
 	if !ok {
 		panic(fmt.Sprintf("transport: Relay of a tunnel over %T, not *Raw", tun.NetConn()))
 	}
-	r := &relay{carriage{first: plain, second: raw.Conn}, plain, tun, raw, atomic.Bool{}}
+	r := &relay{carriage: carriage{first: plain, second: raw.Conn}, plain: plain, tun: tun, raw: raw, heard: heard}
 	raw.patient.Store(true)
 	return r.run(ctx, r.plainToTunnel, r.tunnelToPlain)
 }
@@ -192,7 +198,12 @@ type relay struct {
 	raw   *Raw
 	// closing: our close_notify is on its way, so the peer may close its TCP connection.
 	closing atomic.Bool
+
+	spoken sync.Once
+	heard  func(Side)
 }
+
+func (r *relay) hear(s Side) { r.spoken.Do(func() { r.heard(s) }) }
 
 func (r *relay) plainToTunnel() {
 	src, err := newSource(r.plain)
@@ -201,6 +212,7 @@ func (r *relay) plainToTunnel() {
 			break
 		}
 		n := src.n
+		r.hear(First)
 		_, werr := r.tun.Write(src.buf[:n])
 		src.release()
 		if werr != nil {
@@ -252,6 +264,7 @@ func (r *relay) copyFromTunnel() error {
 	for {
 		n, err := r.tun.Read(buf[:])
 		if n > 0 {
+			r.hear(Second)
 			if _, err := r.plain.Write(buf[:n]); err != nil {
 				r.fail(First, err)
 				return err

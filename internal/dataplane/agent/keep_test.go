@@ -1,0 +1,186 @@
+package agent
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/home"
+)
+
+// restarted is an agent after w.west, which takes over what that one kept. Its controller is away.
+func restarted(t *testing.T, w *world) (*Agent, home.State) {
+	t.Helper()
+	blob := must(w.west.kept())(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	a := New(ctx, failing, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	t.Cleanup(func() { cancel(); a.svids.wait() })
+	a.attached = newAttachments(foundAt(bridge), nil)
+	view := must(a.restore(blob))(t)
+	return a, home.State{View: view, Held: true, Revoked: func(string) bool { return false }}
+}
+
+// What one agent keeps is all that the next one needs: who is called, who calls, and as whom.
+func TestKeptStateCarriesCalls(t *testing.T) {
+	w := newWorld(t, echo)
+	eventually(t, "alice's certificate", func() bool { _, ok := w.west.svids.get(aliceAccount); return ok })
+	a, state := restarted(t, w)
+	if _, err := a.current(); err == nil {
+		t.Error("what is kept is in force before home says so")
+	}
+	a.onState(state)
+	if !a.awaitState(t.Context(), time.Minute) {
+		t.Fatal("it does not serve by what is kept")
+	}
+	want, _ := w.west.svids.get(aliceAccount)
+	c := call{vip: netip.MustParseAddr(vip), iface: bridge, from: netip.AddrPortFrom(netip.MustParseAddr(alice), 1)}
+	if err := a.resolve(&c); err != nil {
+		t.Fatalf("alice's call: %v", err)
+	}
+	if c.to.name != "shop/bar-east" || c.as.Name() != want.Name() || !c.as.NotAfter().Equal(want.NotAfter()) {
+		t.Errorf("alice calls %s as %s", c.to.name, c.as)
+	}
+	if blob, err := a.kept(); blob != nil || err != nil {
+		t.Errorf("it keeps again what it has not been told anew: %d bytes, %v", len(blob), err)
+	}
+}
+
+// A pod that has gone while nobody looked may have left its address to another.
+func TestKeptStateGivesNobodyAnothersName(t *testing.T) {
+	w := newWorld(t, echo)
+	eventually(t, "alice's certificate", func() bool { _, ok := w.west.svids.get(aliceAccount); return ok })
+	ask := func(a *Agent) error {
+		return a.resolve(&call{vip: netip.MustParseAddr(vip), iface: bridge, from: netip.AddrPortFrom(netip.MustParseAddr(alice), 1)})
+	}
+	moved, state := restarted(t, w)
+	moved.attached.find = foundAt(bridge + 1)
+	moved.onState(state)
+	if err := ask(moved); reasonOf(err) != reasonElsewhere {
+		t.Errorf("alice's address is another's now: %v, want %s", err, reasonElsewhere)
+	}
+	unseen, state := restarted(t, w)
+	clear(unseen.attached.first) // she was never found before
+	unseen.onState(state)
+	if err := ask(unseen); reasonOf(err) != reasonNotFound {
+		t.Errorf("where alice was is not known: %v, want %s", err, reasonNotFound)
+	}
+	state.Held = false
+	unseen.onState(state)
+	if err := ask(unseen); err != nil {
+		t.Errorf("the controller says that alice is there: %v", err)
+	}
+}
+
+func TestKeptStateWithoutARevokedLink(t *testing.T) {
+	w := newWorld(t, echo)
+	a, state := restarted(t, w)
+	state.Revoked = func(uid string) bool { return uid == "link-to-east" }
+	a.onState(state)
+	if s, err := a.current(); err != nil || len(s.links) != 0 || len(s.mirrors) != 0 {
+		t.Errorf("a Link that is gone counts on in what is kept: %v, %v", s, err)
+	}
+}
+
+func TestSpoiltStateIsNotTakenOver(t *testing.T) {
+	w := newWorld(t, echo)
+	eventually(t, "alice's certificate", func() bool { _, ok := w.west.svids.get(aliceAccount); return ok })
+	blob := string(must(w.west.kept())(t))
+	for why, spoilt := range map[string]string{
+		"no JSON":                  "{",
+		"an account's other key":   strings.Replace(blob, `"account":"alice"`, `"account":"bob"`, 1),
+		"no view":                  strings.Replace(blob, `"view":"`, `"view":"`+base64.StdEncoding.EncodeToString([]byte{1, 2, 3}), 1),
+		"a key that is none":       strings.Replace(blob, `"key":"`, `"key":"AAAA`, 1),
+		"an address that is none ": strings.Replace(blob, `"address":"`, `"address":"x`, 1),
+	} {
+		a := New(t.Context(), failing, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if view, err := a.restore([]byte(spoilt)); err == nil || view != nil {
+			t.Errorf("%s was taken over", why)
+		}
+	}
+}
+
+// Renewal goes on where the last process left it: a node's restart must not ask for all certificates anew.
+func TestRestoredSVIDIsRenewedInItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		by := &signer{cluster: newCluster(t, "west-1")}
+		first := newSVIDs(by.signFunc, func() {}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		first.want(ctx, map[account]bool{aliceAccount: true, {"shop", "bob"}: true})
+		synctest.Wait()
+		next := newSVIDs(by.signFunc, func() {}, slog.New(slog.DiscardHandler))
+		if err := next.restore(must(first.kept())(t)); err != nil {
+			t.Fatal(err)
+		}
+		next.want(ctx, map[account]bool{aliceAccount: true})
+		synctest.Wait()
+		was, _ := first.get(aliceAccount)
+		if now, ok := next.get(aliceAccount); !ok || now.Name() != was.Name() || by.times() != 2 {
+			t.Errorf("held %v as %v, asked %d times in all", ok, now, by.times())
+		}
+		if _, ok := next.get(account{"shop", "bob"}); ok {
+			t.Error("the certificate of a pod that is gone is kept")
+		}
+		time.Sleep(15 * time.Hour)
+		synctest.Wait()
+		if by.times() != 5 { // twice for each by the first, once by the next
+			t.Errorf("asked %d times in 15 hours, want 5", by.times())
+		}
+		cancel()
+		first.wait()
+		next.wait()
+	})
+}
+
+func TestNodeUID(t *testing.T) {
+	token := func(claims string) string {
+		return "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2ln\n"
+	}
+	cases := map[string]struct {
+		why, token, want string
+	}{
+		"bound to a node":  {why: "a pod's projected token", token: token(`{"sub":"x","kubernetes.io":{"node":{"name":"n1","uid":"u-1"}}}`), want: "u-1"},
+		"bound to none":    {why: "an API server older than 1.32", token: token(`{"kubernetes.io":{"pod":{"uid":"p"}}}`)},
+		"no token":         {why: "what else may be mounted there", token: "text"},
+		"claims are none":  {why: "likewise", token: "a.%%%.b"},
+		"nothing is there": {why: "the kubelet has not written it"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "token")
+			if tc.token != "" {
+				if err := os.WriteFile(path, []byte(tc.token), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, err := nodeUID(path)
+			if got != tc.want || (err == nil) != (tc.want != "") {
+				t.Errorf("%s: got %q, %v, want %q", tc.why, got, err, tc.want)
+			}
+			if tc.token == "" && !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// Where nothing can be kept the agent says so once, and goes on.
+func TestWithoutCache(t *testing.T) {
+	w := newWorld(t, echo)
+	store, view, _ := w.west.load(t.TempDir(), filepath.Join(t.TempDir(), "none"))
+	if store != nil || view != nil {
+		t.Error("a cache without knowing which node this is")
+	}
+	if said := w.logs[0].all("no cache: if this agent restarts while no controller answers, the node's calls are refused until one does", "error"); len(said) != 1 {
+		t.Errorf("the operator is told %d times", len(said))
+	}
+}

@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
+)
+
+// grantAge is how long the word of a gateway holds about how many tunnels it grants.
+const grantAge = time.Minute
+
+// allowances divide an agent's connections, of each way for itself: no pod, account or
+// link can leave nothing to others.
+type allowances struct {
+	// sources are local pods' addresses, before it is known whose they are.
+	sources *budget.Shares
+	// callers and calls are outbound, by account and by link's UID.
+	callers, calls *budget.Shares
+	// guests and links are inbound, by the caller's SPIFFE ID and by link's UID.
+	guests, links *budget.Shares
+	// granted is what peers' gateways grant, by link's UID.
+	granted *fading[string, uint32]
+}
+
+func newAllowances() *allowances {
+	shares := func() *budget.Shares { return budget.New(maxConnections) }
+	return &allowances{shares(), shares(), shares(), shares(), shares(), newFading[string, uint32](1024, grantAge)}
+}
+
+// source counts a connection in by its address alone. leave must be called if there is no error.
+func (l *allowances) source(from netip.Addr) (leave func(), err error) {
+	key := from.String()
+	if !l.sources.Enter(key) {
+		return nil, refuse(reasonSourceShare, fmt.Errorf("%v has too many connections open", from))
+	}
+	return func() { l.sources.Leave(key) }, nil
+}
+
+// call counts in a call of a known caller and peer.
+func (l *allowances) call(c *call) (leave func(), err error) {
+	caller := c.caller.namespace + "/" + c.caller.serviceAccount
+	link := c.peer.uid
+	if most, ok := l.granted.get(link, grantAge); ok && l.calls.Count(link) >= int(most) {
+		return nil, refuse(reasonGranted, fmt.Errorf("the gateway of %s grants %d tunnels, and so many are open", c.peer.name, most))
+	}
+	leave, err = both(l.callers, caller, reasonAccountShare, l.calls, link, reasonLinkShare)
+	if err != nil {
+		return nil, fmt.Errorf("account %s, link %s: %w", caller, c.peer.name, err)
+	}
+	return leave, nil
+}
+
+// roomy reports whether a peer's gateway grants more than twice what is open: the rest is
+// for calls, and not for tunnels ahead of them.
+func (l *allowances) roomy(link string) bool {
+	most, ok := l.granted.get(link, grantAge)
+	return !ok || 2*l.calls.Count(link) < int(most)
+}
+
+// grant takes a gateway's word; 0 says nothing.
+func (l *allowances) grant(link string, tunnels uint32) {
+	l.granted.put(link, func(uint32, time.Duration, bool) (uint32, bool) { return tunnels, tunnels > 0 })
+}
+
+// guest counts in a tunnel of a proven caller.
+func (l *allowances) guest(in *arrival) (leave func(), err error) {
+	return both(l.guests, in.caller.String(), reasonAccountShare, l.links, in.to.Link.UID, reasonLinkShare)
+}
+
+var errShare = errors.New("it has its share of this agent's connections already")
+
+func both(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB, reasonB string) (leave func(), err error) {
+	if !a.Enter(keyA) {
+		return nil, refuse(reasonA, errShare)
+	}
+	if !b.Enter(keyB) {
+		a.Leave(keyA)
+		return nil, refuse(reasonB, errShare)
+	}
+	return func() { a.Leave(keyA); b.Leave(keyB) }, nil
+}

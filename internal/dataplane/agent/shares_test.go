@@ -1,0 +1,113 @@
+package agent
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/identity"
+)
+
+// crowd counts in as many as there is room for, and returns how many, and why no more.
+func crowd(enter func() (func(), error)) (n int, err error) {
+	for ; err == nil; n++ {
+		_, err = enter()
+	}
+	return n - 1, err
+}
+
+// One that takes all it can get leaves enough for others, and is told why it gets no more.
+func TestSharesAreKeptForOthers(t *testing.T) {
+	caller := func(account, link string) *call {
+		return &call{caller: &pod{namespace: "shop", serviceAccount: account}, peer: &peer{name: link, uid: link}}
+	}
+	guest := func(account, link string) *arrival {
+		return &arrival{caller: must(identity.NewName("west-1", "shop", account))(t), to: admit.Decision{Link: admit.Link{UID: link}}}
+	}
+	cases := map[string]struct {
+		greedy, other func(*allowances) (func(), error)
+		reason        string
+	}{
+		"a pod": {
+			func(l *allowances) (func(), error) { return l.source(netip.MustParseAddr("10.0.0.1")) },
+			func(l *allowances) (func(), error) { return l.source(netip.MustParseAddr("10.0.0.2")) }, reasonSourceShare},
+		"an account": {
+			func(l *allowances) (func(), error) { return l.call(caller("a", "east")) },
+			func(l *allowances) (func(), error) { return l.call(caller("b", "south")) }, reasonAccountShare},
+		"a peer's account": {
+			func(l *allowances) (func(), error) { return l.guest(guest("a", "west")) },
+			func(l *allowances) (func(), error) { return l.guest(guest("b", "south")) }, reasonAccountShare},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			l := newAllowances()
+			n, err := crowd(func() (func(), error) { return tc.greedy(l) })
+			if n > maxConnections/2 || reasonOf(err) != tc.reason {
+				t.Errorf("it got %d of %d, then %v; want half at most, then %s", n, maxConnections, err, tc.reason)
+			}
+			if _, err := tc.other(l); err != nil {
+				t.Errorf("the next is refused: %v", err)
+			}
+		})
+	}
+}
+
+// Many accounts of one link share what the link may have.
+func TestSharesOfALink(t *testing.T) {
+	l := newAllowances()
+	n, account := 0, 0
+	var err error
+	for err == nil {
+		account++
+		c := &call{caller: &pod{namespace: "shop", serviceAccount: string(rune(account))}, peer: &peer{uid: "east"}}
+		for range 100 {
+			if _, err = l.call(c); err != nil {
+				break
+			}
+			n++
+		}
+	}
+	if n != maxConnections/2 || reasonOf(err) != reasonLinkShare {
+		t.Errorf("a link got %d, then %v", n, err)
+	}
+	if got := l.callers.Count("shop/" + string(rune(account))); got >= 100 {
+		t.Errorf("who was refused is counted in: %d", got)
+	}
+}
+
+// A gateway's word is kept, for a minute, and not taken for more than it is.
+func TestGatewaysGrant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newAllowances()
+		c := &call{caller: &pod{namespace: "shop", serviceAccount: "a"}, peer: &peer{name: "east", uid: "u"}}
+		l.grant("u", 0)
+		if !l.roomy("u") {
+			t.Error("an unstated budget bounds")
+		}
+		l.grant("u", 3)
+		first := must(l.call(c))(t)
+		if !l.roomy("u") {
+			t.Error("with one of three in use there is no room for a warm one")
+		}
+		must(l.call(c))(t)
+		if l.roomy("u") {
+			t.Error("with two of three in use there is room for a warm one")
+		}
+		must(l.call(c))(t)
+		_, err := l.call(c)
+		if r := (*refusal)(nil); !errors.As(err, &r) || r.reason != reasonGranted {
+			t.Errorf("a fourth: %v, want %s", err, reasonGranted)
+		}
+		first()
+		if _, err := l.call(c); err != nil {
+			t.Errorf("after one has ended: %v", err)
+		}
+		time.Sleep(grantAge)
+		if _, err := l.call(c); err != nil {
+			t.Errorf("an old word bounds on: %v", err)
+		}
+	})
+}

@@ -1,0 +1,216 @@
+package agent
+
+import (
+	"net"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+// warms is how many of west's warm tunnels that has become of.
+func (w *world) warms(what string) int {
+	return int(testutil.ToFloat64(w.west.metrics.warm.WithLabelValues(outbound, what)))
+}
+
+// waitingTunnels are those that wait in west's pool.
+func (w *world) waitingTunnels() int {
+	w.west.warm.mu.Lock()
+	defer w.west.warm.mu.Unlock()
+	n := 0
+	for _, list := range w.west.warm.idle {
+		n += len(list)
+	}
+	return n
+}
+
+// warmed is a world in which alice has called once, and a tunnel waits for her next call.
+func warmed(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t, echo)
+	if answer, err := w.call(alice, "first"); answer != "you said first" || err != nil {
+		t.Fatalf("alice's first call: %q, %v", answer, err)
+	}
+	eventually(t, "a tunnel waits", func() bool { return w.waitingTunnels() == 1 })
+	return w
+}
+
+func TestWarmTunnelCarriesTheNextCall(t *testing.T) {
+	w := warmed(t)
+	if n := w.dials.Load(); n != 1 {
+		t.Fatalf("the application was dialled %d times for one call: a tunnel that waits costs it nothing", n)
+	}
+	if answer, err := w.call(alice, "second"); answer != "you said second" || err != nil {
+		t.Fatalf("alice's second call: %q, %v", answer, err)
+	}
+	if w.warms(warmUsed) != 1 || w.dials.Load() != 2 {
+		t.Errorf("warm tunnels used: %d, dials: %d; want 1, 2", w.warms(warmUsed), w.dials.Load())
+	}
+	eventually(t, "who calls again gets two", func() bool { return w.waitingTunnels() == maxWarmEach })
+}
+
+func TestWarmTunnelIsNobodyElses(t *testing.T) {
+	w := warmed(t)
+	if answer, err := w.call(bob, "hello"); answer != "you said hello" || err != nil {
+		t.Fatalf("bob's call: %q, %v", answer, err)
+	}
+	if w.warms(warmUsed) != 0 {
+		t.Error("bob's call went over alice's tunnel")
+	}
+	for _, caller := range w.logs[1].all("tunnel served", "caller") {
+		if caller != "spiffe://west-1/ns/shop/sa/alice" && caller != "spiffe://west-1/ns/shop/sa/bob" {
+			t.Errorf("served %s", caller)
+		}
+	}
+}
+
+func TestWarmTunnelEndsWithWhatAdmitsIt(t *testing.T) {
+	exported := "export/shop/bar"
+	cases := map[string]struct {
+		why    string
+		change func(*world)
+	}{
+		"link revoked here":  {"its peer is refused", func(w *world) { w.mu.Lock(); w.revoked["link-to-east"] = true; w.mu.Unlock() }},
+		"link revoked there": {"its caller is", func(w *world) { w.mu.Lock(); w.revoked["link-to-west"] = true; w.mu.Unlock() }},
+		"mirror gone":        {"nobody calls it any more", func(w *world) { w.edit(&w.westView, "mirror/east/shop/bar", nil) }},
+		"last caller gone":   {"nobody of this name is here", func(w *world) { w.edit(&w.westView, "pod/alice-0", nil) }},
+		"not exported":       {"its service is", func(w *world) { w.edit(&w.eastView, exported, nil) }},
+		"pod not ready": {"a tunnel must not bring what readiness keeps away", func(w *world) {
+			w.edit(&w.eastView, exported, func(r *wire.Resource) { r.GetExport().Pods[0].Ready = false })
+		}},
+		"pod terminating": {"likewise", func(w *world) {
+			w.edit(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Terminating = true })
+		}},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			if _, err := w.call(alice, "first"); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "a tunnel waits", func() bool { return w.waitingTunnels() == 1 })
+			tc.change(w)
+			eventually(t, "the tunnel has ended: "+tc.why, func() bool {
+				w.push() // for its first second it may be a call's
+				return w.waitingTunnels() == 0 || !w.quietTunnels()
+			})
+		})
+	}
+}
+
+// quietTunnels reports whether the far side has ended none that waits.
+func (w *world) quietTunnels() bool {
+	w.west.warm.mu.Lock()
+	defer w.west.warm.mu.Unlock()
+	for _, list := range w.west.warm.idle {
+		for _, t := range list {
+			if !t.quiet() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// An agent that is told to stop ends what waits, and a caller who comes at that moment loses nothing.
+func TestWarmTunnelsOfAnAgentThatStops(t *testing.T) {
+	w := warmed(t)
+	w.east.retire()
+	eventually(t, "the far side has ended it", func() bool { return !w.quietTunnels() })
+	if answer, err := w.call(alice, "second"); answer != "you said second" || err != nil {
+		t.Errorf("alice's next call: %q, %v", answer, err)
+	}
+	if w.warms(warmUsed) != 0 || w.warms(warmLost) != 1 {
+		t.Errorf("used %d, lost %d, want 0, 1", w.warms(warmUsed), w.warms(warmLost))
+	}
+	w.west.retire()
+	w.west.warm.drain()
+	if n := w.waitingTunnels(); n != 0 {
+		t.Errorf("%d tunnels wait for an agent that stops", n)
+	}
+	if w.west.warm.begin(warmKey{}, 1) {
+		t.Error("one is made anew")
+	}
+}
+
+// An end that was not seen before OPEN was written: close_notify says that nothing has reached an application.
+func TestWarmTunnelThatEndsMeanwhile(t *testing.T) {
+	w := warmed(t)
+	w.west.warm.mu.Lock()
+	for _, list := range w.west.warm.idle {
+		for _, t := range list {
+			raw := t.tun.NetConn().(*transport.Raw)
+			raw.Conn = deaf{raw.Conn} // so that it looks alive
+		}
+	}
+	w.west.warm.mu.Unlock()
+	w.east.retire()
+	eventually(t, "the far side has ended it", func() bool {
+		return testutil.ToFloat64(w.east.metrics.warm.WithLabelValues(inbound, warmUnused)) == 1
+	})
+	if answer, err := w.call(alice, "not lost"); answer != "you said not lost" || err != nil {
+		t.Errorf("alice's next call: %q, %v", answer, err)
+	}
+	if w.warms(warmLost) != 1 {
+		t.Errorf("lost %d, want 1", w.warms(warmLost))
+	}
+}
+
+// deaf hides the socket.
+type deaf struct{ net.Conn }
+
+func TestWarmPoolBounds(t *testing.T) {
+	p := newWarmPool()
+	key := warmKey{caller: "a"}
+	if !p.begin(key, 1) || p.begin(key, 1) {
+		t.Error("one is being made, and one is enough")
+	}
+	if !p.begin(key, 2) || p.begin(key, 2) {
+		t.Error("two, and not more")
+	}
+	for i := 2; i < maxWarm; i++ {
+		if !p.begin(warmKey{caller: "b", index: i}, 1) {
+			t.Fatalf("no room for the %dth", i)
+		}
+	}
+	if p.begin(warmKey{caller: "c"}, 1) {
+		t.Error("more than the agent may hold")
+	}
+	p.done(key)
+	if !p.begin(warmKey{caller: "c"}, 1) {
+		t.Error("room that was given back is not taken")
+	}
+	made := 0
+	for range 100 {
+		if p.bucket("link").Allow() {
+			made++
+		}
+	}
+	if made < warmBurst || made > warmBurst+2 {
+		t.Errorf("%d are made at once after a peer has come back, want %d", made, warmBurst)
+	}
+	if !p.bucket("another").Allow() {
+		t.Error("another peer waits for the first")
+	}
+}
+
+// Issuers that are dropped end what waits as they end what is open.
+func TestWarmLeaseNeedsTheIssuer(t *testing.T) {
+	w := warmed(t)
+	w.west.warm.mu.Lock()
+	var c call
+	for _, list := range w.west.warm.idle {
+		c = list[0].call
+	}
+	w.west.warm.mu.Unlock()
+	s := *w.west.state.Load()
+	if err := c.warmLease()(&s); err != nil {
+		t.Fatalf("now: %v", err)
+	}
+	s.anchors = newCluster(t, "east-12").anchors(t)
+	if err := c.warmLease()(&s); err == nil {
+		t.Error("it waits on though its far side's issuer is dropped")
+	}
+}

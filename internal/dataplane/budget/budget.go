@@ -1,0 +1,78 @@
+// Package budget divides a bounded number of connections among those who use them, so
+// that one who takes much leaves enough to the others.
+//
+//	Enter(key) ──▶ of all: room?  of its own: below its limit now? ──▶ yes, or no
+//
+// What always holds:
+//   - No more are in than the whole; no key has more than half of it.
+//   - A key with less than its assured share gets in while there is room at all.
+//   - One with more gets in only while a quarter of the whole is free, and so leaves it
+//     to those with less.
+//   - What a key has costs memory only while it has something.
+package budget
+
+import "sync"
+
+// Shares is one budget. Make it with New. It is safe for concurrent use.
+type Shares struct {
+	whole int
+
+	mu   sync.Mutex // guards what follows
+	used int
+	by   map[string]int
+}
+
+// Of the whole: what each key is assured of, where those with more must stop, and what
+// none may exceed.
+func assured(whole int) int { return whole / 8 }
+func shared(whole int) int  { return whole - whole/4 }
+func highest(whole int) int { return whole / 2 }
+
+// New returns a budget of whole connections.
+func New(whole int) *Shares { return &Shares{whole: whole, by: make(map[string]int)} }
+
+// Enter counts one more in for key, or returns false if that is too many. Each one that
+// was counted in must Leave, once.
+func (s *Shares) Enter(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.by[key] >= s.limit(key) {
+		return false
+	}
+	s.used++
+	s.by[key]++
+	return true
+}
+
+// Leave counts one out.
+func (s *Shares) Leave(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used--
+	if s.by[key]--; s.by[key] == 0 {
+		delete(s.by, key)
+	}
+}
+
+// Count is how many key has.
+func (s *Shares) Count(key string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.by[key]
+}
+
+// Limit is how many key may have as things are: those that it has, and what it would get.
+func (s *Shares) Limit(key string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.limit(key)
+}
+
+func (s *Shares) limit(key string) int {
+	has := s.by[key]
+	most := has + max(0, shared(s.whole)-s.used) // as long as a quarter stays free
+	if has < assured(s.whole) {
+		most = max(most, min(assured(s.whole), has+s.whole-s.used))
+	}
+	return max(has, min(most, highest(s.whole)))
+}

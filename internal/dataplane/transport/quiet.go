@@ -1,0 +1,51 @@
+package transport
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Quiet reports whether a connection stands and nothing has come that was not read,
+// be it bytes, an end or a reset. It does not wait.
+func Quiet(c *net.TCPConn) bool {
+	quiet := false
+	err := control(c, func(fd int) error {
+		_, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		quiet = err == unix.EAGAIN
+		return nil
+	})
+	return err == nil && quiet
+}
+
+// AwaitSpeech waits until something can be read from a connection, for at most d, and
+// leaves it there. It returns nil if there are bytes, io.EOF for an end,
+// os.ErrDeadlineExceeded for nothing, and else what broke the connection.
+func AwaitSpeech(c *net.TCPConn, d time.Duration) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(d)); err != nil {
+		return err
+	}
+	var n int
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		n, _, failed = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return failed != unix.EAGAIN && failed != unix.EINTR
+	})
+	switch {
+	case err != nil:
+		return errors.Join(err, c.SetReadDeadline(time.Time{}))
+	case failed != nil:
+		return os.NewSyscallError("recvfrom", failed)
+	case n == 0:
+		return io.EOF
+	}
+	return c.SetReadDeadline(time.Time{})
+}
