@@ -56,6 +56,7 @@ type Agent struct {
 	leases   leases
 	learnt   *learnt
 	dialer   transport.Dialer
+	detours  detours
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
 	// turns are at the CPU, for inbound handshakes: strangers get half of it at most.
