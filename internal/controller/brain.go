@@ -291,10 +291,7 @@ func (b *brain) believe(t *thought) []view.Peer {
 		}
 		believed[name] = v
 		numbers[name] = v.view.IssuerNumber
-		h := b.peers.heard(name)
-		for _, a := range h.gateways(keptFor(p, lists[name])) {
-			v.view.Gateways = append(v.view.Gateways, view.Gateway{Address: a.At, Healthy: h.healthy[a.At]})
-		}
+		v.view.Gateways = b.peers.heard(name).gateways()
 		out = append(out, v.view)
 	}
 	b.believed = believed

@@ -12,10 +12,10 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/link"
+	"github.com/causeway-mesh/causeway/internal/nodestream/view"
 )
 
 // places is where a peer's gateways are. It belongs to a peerState, whose lock
@@ -23,7 +23,7 @@ import (
 type places struct {
 	book   link.Book
 	merged link.Addresses
-	met    map[string]bool               // addresses at which the peer was authenticated
+	met    map[string]bool               // addresses at which the peer was authenticated, ever
 	asking map[string]context.CancelFunc // names that are being resolved
 	said   []string                      // what the book was last told that the peer says
 	spoken bool
@@ -46,6 +46,9 @@ func newPlaces() places {
 // hear takes in what the peer says of its gateways, and what was stored of them.
 func (l *places) hear(h *wire.Hello, stored []string, now time.Time) {
 	l.book.Remember(stored, now)
+	for _, at := range stored {
+		l.met[at] = true
+	}
 	if h == nil || l.spoken && slices.Equal(l.said, h.GetGateways()) || !l.pace.AllowN(now, 1) {
 		return
 	}
@@ -248,13 +251,19 @@ func (h heard) found(stored []string) []string {
 }
 
 // gateways are what agents may use of a peer's addresses: the Link's own, and of
-// others those at which the peer was authenticated, now or earlier.
-func (h heard) gateways(kept *v1alpha1.PeerTrustSpec) []link.Address {
-	var out []link.Address
+// others those at which the peer was authenticated.
+func (h heard) gateways() []view.Gateway {
+	var out []view.Gateway
 	for _, a := range h.addresses.Use {
-		if a.From == "" || h.met[a.At] || slices.Contains(kept.Gateways, a.At) {
-			out = append(out, a)
+		if a.From == "" || h.met[a.At] {
+			out = append(out, view.Gateway{Address: a.At, Healthy: h.healthy[a.At]})
 		}
 	}
 	return out
+}
+
+// counted are the addresses that should answer. One that the peer says and that never
+// did may be meant for others, behind its NAT.
+func (h heard) counted() []link.Address {
+	return slices.DeleteFunc(slices.Clone(h.addresses.Use), func(a link.Address) bool { return a.Said && !h.met[a.At] })
 }

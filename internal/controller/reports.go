@@ -148,7 +148,7 @@ func (h heard) report(name string, told []v1alpha1.ReplicaReport, now time.Time)
 		return nil, 0
 	case h.inbound:
 		return &v1alpha1.ReplicaReport{Name: name, Connected: true, PeerVersion: h.hello.GetVersion()}, 0
-	case len(h.addresses.Use) > 0:
+	case len(h.counted()) > 0:
 		want = &v1alpha1.ReplicaReport{Name: name, Message: h.why()}
 	}
 	if wait := h.troubled.Add(reportPatience).Sub(now); wait > 0 {
@@ -159,7 +159,7 @@ func (h heard) report(name string, told []v1alpha1.ReplicaReport, now time.Time)
 
 // why says why there is no stream, by the first address that tells.
 func (h heard) why() string {
-	for _, a := range h.addresses.Use {
+	for _, a := range h.counted() {
 		if err := h.streams[a.At].err; err != nil && err != errConnecting {
 			return fmt.Sprintf("%v: %s", a, wire.Explain(err))
 		}

@@ -1,7 +1,9 @@
 package controller
 
 import (
+	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
@@ -106,21 +108,29 @@ func (h heard) dialled() bool {
 
 // seen is what a Link's status says of h.
 func (h heard) seen(fault *link.Fault, issuersKnown bool) link.Seen {
+	counted := h.counted()
 	s := link.Seen{
 		Fault: fault, IssuersKnown: issuersKnown, Complete: h.complete,
-		Gateways: len(h.addresses.Use), Connected: h.inbound || h.dialled(), PeerVersion: h.hello.GetVersion(),
-		DNS: h.addresses.DNS, Refused: h.addresses.Refused,
+		Gateways: len(counted), Connected: h.inbound || h.dialled(), PeerVersion: h.hello.GetVersion(),
+		DNS: h.addresses.DNS, Refused: slices.Clone(h.addresses.Refused),
 	}
 	for _, a := range h.addresses.Use {
-		switch err := h.streams[a.At].err; err {
-		case nil:
+		err := h.streams[a.At].err
+		if err == nil {
 			s.Reachable++
-		case errConnecting:
-			s.Silent = append(s.Silent, link.Silence{Address: a.String(), Why: "no answer yet"})
-		default:
-			s.Silent = append(s.Silent, link.Silence{Address: a.String(), Why: wire.Explain(err)})
+			continue
+		}
+		why := "no answer yet"
+		if err != errConnecting {
+			why = wire.Explain(err)
+		}
+		if slices.Contains(counted, a) {
+			s.Silent = append(s.Silent, link.Silence{Address: a.String(), Why: why})
+		} else {
+			s.Refused = append(s.Refused, fmt.Sprintf("%v: %s", a, why))
 		}
 	}
+	slices.Sort(s.Refused)
 	if h.skew.Abs() > worstSkew {
 		s.Skew = h.skew
 	}

@@ -28,6 +28,8 @@ type Address struct {
 	At string
 	// From says who named it, for people: "" for the Link itself.
 	From string
+	// Said: nobody but the peer names it.
+	Said bool
 }
 
 // String names the address as a condition does.
@@ -71,6 +73,11 @@ type find struct {
 	from string
 }
 
+const (
+	fromPeer   = "as the peer says"
+	fromBefore = "known from before"
+)
+
 // Say takes in what the peer says of its own gateways: all that it says.
 func (b *Book) Say(addresses []string) {
 	said := make([]string, 0, min(len(addresses), MaxLearnt))
@@ -101,7 +108,7 @@ func (b *Book) Remember(stored []string, now time.Time) {
 		if _, known := b.found[at]; err != nil || known || len(b.found) >= maxFound {
 			continue
 		}
-		b.note(at, find{now, "known from before"})
+		b.note(at, find{now, fromBefore})
 	}
 }
 
@@ -142,7 +149,7 @@ func (b *Book) current(configured []string) map[netip.AddrPort]string {
 	out := make(map[netip.AddrPort]string)
 	for _, address := range b.said {
 		for _, at := range b.resolve(address) {
-			out[at] = "as the peer says"
+			out[at] = fromPeer
 		}
 	}
 	for _, address := range configured {
@@ -200,8 +207,13 @@ func (b *Book) Merge(configured []string, f Filter, now time.Time) Addresses {
 		}
 	}
 	maps.DeleteFunc(b.found, func(at netip.AddrPort, found find) bool { return own[at] || now.Sub(found.last) > Forget })
-	for _, at := range b.inOrder(current) {
-		a := Address{At: at.String(), From: b.found[at].from}
+	for i, at := range b.inOrder(current) {
+		if _, fresh := current[at]; i >= maxFound && !fresh {
+			delete(b.found, at)
+			continue
+		}
+		from := b.found[at].from
+		a := Address{At: at.String(), From: from, Said: from == fromPeer}
 		why := f.Refuses(at.Addr())
 		_, fresh := current[at]
 		switch {

@@ -156,9 +156,17 @@ func reachable(s Seen) metav1.Condition {
 	case s.Reachable == 0:
 		return condition(v1alpha1.LinkGatewayReachable, false, "Unreachable", sentences(append([]string{"no gateway address of the peer answers"}, others...)))
 	}
-	return condition(v1alpha1.LinkGatewayReachable, true, "Reachable",
+	reason := "Reachable"
+	if len(s.Silent)+len(s.DNS) > 0 {
+		reason = PartlyReachable
+	}
+	return condition(v1alpha1.LinkGatewayReachable, true, reason,
 		sentences(append([]string{fmt.Sprintf("%d of %d gateway addresses answer", s.Reachable, s.Gateways)}, others...)))
 }
+
+// PartlyReachable is the reason of a GatewayReachable that is True though some
+// addresses do not answer.
+const PartlyReachable = "PartlyReachable"
 
 // silences says of addresses why they do not answer, in a sentence for each reason.
 func silences(all []Silence) []string {

@@ -120,3 +120,9 @@ func (b *Board) encode(key catalog.Key, s catalog.Service) *Service {
 // Withdraw forgets the catalog of a Link: its peer is told nothing until the next
 // Publish, and keeps what it has.
 func (b *Board) Withdraw(link string) { b.catalogs.Withdraw(link) }
+
+// Hello is what is said of this cluster; nil: nothing yet. It must not be changed.
+func (b *Board) Hello() *Hello {
+	h, _, _ := b.hello.Read(struct{}{})
+	return h
+}
