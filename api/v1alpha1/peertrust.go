@@ -48,12 +48,13 @@ type PeerTrustSpec struct {
 type ReplicaReport struct {
 	// Name is the replica's pod.
 	Name string `json:"name"`
-	// Connected: the peer has dialled this replica. Otherwise it has no stream.
+	// Connected: the peer has dialled this replica.
 	Connected bool `json:"connected"`
 	// PeerVersion is the version that the peer's controller reports to it.
 	// +optional
 	PeerVersion string `json:"peerVersion,omitempty"`
-	// Message says why the replica has no stream.
+	// Message says why the replica has no stream to a gateway of the peer; empty
+	// where no address of one is known.
 	// +optional
 	Message string `json:"message,omitempty"`
 }

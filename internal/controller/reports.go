@@ -135,29 +135,33 @@ func (t *thought) replicas() map[string]bool {
 
 // report is what a replica that does not lead tells the leader; nil if it has a
 // stream to a gateway, or nobody has an address to dial and nobody has dialled. What
-// has just changed may mend: then it is what was told last, and due after a while.
+// has just been lost may mend: then it is what was told last, and due after a while.
 func (h heard) report(name string, told []v1alpha1.ReplicaReport, now time.Time) (*v1alpha1.ReplicaReport, time.Duration) {
-	var want, last *v1alpha1.ReplicaReport
+	var last *v1alpha1.ReplicaReport
 	for i := range told {
 		if told[i].Name == name {
 			last = &told[i]
 		}
 	}
-	switch {
-	case h.dialled():
+	alone := len(h.counted()) == 0
+	if h.dialled() || alone && !h.inbound {
 		return nil, 0
-	case h.inbound:
-		return &v1alpha1.ReplicaReport{Name: name, Connected: true, PeerVersion: h.hello.GetVersion()}, 0
-	case len(h.counted()) > 0:
-		want = &v1alpha1.ReplicaReport{Name: name, Message: h.why()}
+	}
+	r := &v1alpha1.ReplicaReport{Name: name, Connected: h.inbound}
+	if h.inbound {
+		r.PeerVersion = h.hello.GetVersion()
+	}
+	if alone {
+		return r, 0
 	}
 	if wait := h.troubled.Add(reportPatience).Sub(now); wait > 0 {
 		return last, wait
 	}
-	return want, 0
+	r.Message = h.why()
+	return r, 0
 }
 
-// why says why there is no stream, by the first address that tells.
+// why says why there is no stream to a gateway, by the first address that tells.
 func (h heard) why() string {
 	for _, a := range h.counted() {
 		if err := h.streams[a.At].err; err != nil && err != errConnecting {
@@ -207,15 +211,13 @@ func (b *brain) others(t *thought, l *v1alpha1.Link, h heard, seen *link.Seen) {
 		delete(silent, r.Name)
 		seen.PeerVersion = cmp.Or(seen.PeerVersion, r.PeerVersion)
 		seen.Connected = seen.Connected || r.Connected
-		if !r.Connected {
+		if r.Message != "" {
 			seen.Without = append(seen.Without, r.Name+": "+r.Message)
 		}
 	}
 	if len(silent) > 0 && seen.Gateways > 0 && !dialled {
 		seen.Connected, dialled = true, true
-		if !h.inbound {
-			seen.Without = append(seen.Without, b.o.PodName+": "+h.why())
-		}
+		seen.Without = append(seen.Without, b.o.PodName+": "+h.why())
 	}
 	if !dialled {
 		seen.Without = nil // where nobody can dial, the peer dials whom it gets

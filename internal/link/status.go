@@ -109,7 +109,7 @@ func connected(s Seen) metav1.Condition {
 		return condition(v1alpha1.LinkConnected, false, "NotTrusted", "the Link is not trusted, so nobody dials the peer")
 	case s.Connected && len(s.Without) > 0:
 		return condition(v1alpha1.LinkConnected, false, "ReplicaDisconnected", fmt.Sprintf(
-			"%d of %d controller replicas without a catalog stream with the peer, so that agents which it serves hear nothing new: %s",
+			"%d of %d controller replicas without a catalog stream to a gateway of the peer, so that agents which it serves hear nothing new: %s",
 			len(s.Without), s.Replicas, sentences(s.Without)))
 	case s.Connected:
 		return condition(v1alpha1.LinkConnected, true, "Connected", "a catalog stream with the peer's controller is up")
@@ -128,9 +128,9 @@ func synced(s Seen) metav1.Condition {
 	switch {
 	case s.Fault != nil:
 		return condition(v1alpha1.LinkSynced, false, "NotTrusted", "the Link is not trusted: mirrors stay as they are")
-	case !s.Complete && nothing:
+	case nothing && (!s.Complete || s.Gateways == 0):
 		return condition(v1alpha1.LinkSynced, true, "NothingToImport", "the Link has no import rules, so there is nothing to mirror")
-	case !s.Complete && s.Connected && s.Reachable == 0:
+	case s.Connected && (s.Gateways == 0 && len(s.DNS) == 0 || !s.Complete && s.Reachable == 0):
 		return condition(v1alpha1.LinkSynced, false, "NoWayToPeer",
 			"the peer dials us, but no gateway of it can be reached from here: none of its Services is mirrored, and mirrors that stand already stay as they are")
 	case !s.Complete:
