@@ -15,7 +15,9 @@ import (
 // +kubebuilder:resource:scope=Cluster,categories=causeway
 // +kubebuilder:printcolumn:name="Trust Domain",type=string,JSONPath=`.spec.trustDomain`
 // +kubebuilder:printcolumn:name="Connected",type=string,JSONPath=`.status.conditions[?(@.type=="Connected")].status`
+// +kubebuilder:printcolumn:name="Trusted",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Trusted")].status`
 // +kubebuilder:printcolumn:name="Synced",type=string,JSONPath=`.status.conditions[?(@.type=="Synced")].status`
+// +kubebuilder:printcolumn:name="Gateway Reachable",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="GatewayReachable")].status`
 // +kubebuilder:printcolumn:name="Mirrors",type=integer,JSONPath=`.status.mirrors`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 32",message="a Link's name becomes the suffix of Service names: use at most 32 lower-case letters, digits and dashes, beginning with a letter"
@@ -49,13 +51,27 @@ type LinkSpec struct {
 	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9+/]{43}=$`
 	LinkPublicKey string `json:"linkPublicKey"`
 
-	// Gateways are the peer's gateway addresses, host:port. None means that
-	// the peer dials us.
+	// Gateways are the peer's gateway addresses, host:port, where host is an IP
+	// or a name in DNS. Those that the peer says itself are used beside them.
+	// None means that the peer dials us, unless an address that it says works.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=8
 	// +kubebuilder:validation:items:MaxLength=262
+	// +kubebuilder:validation:items:XValidation:rule="self.matches('^([0-9A-Za-z]([-0-9A-Za-z._]*[0-9A-Za-z])?[.]?|\\\\[[0-9A-Fa-f:.]+\\\\]):([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$')",message="a gateway address is host:port, such as 198.51.100.7:4143, [2001:db8::7]:4143 or gateway.east.example:4143"
 	Gateways []string `json:"gateways,omitempty"`
+
+	// GatewayCIDRs bound the addresses that DNS or the peer says: none outside
+	// them is used, and one inside them is, though this cluster may use the
+	// range, too. Absent: any but this cluster's own. Loopback, link-local,
+	// multicast and reserved addresses are never used. What Gateways name by IP
+	// is used in any case.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self)",message="gatewayCIDRs are ranges such as 198.51.100.0/24"
+	GatewayCIDRs []string `json:"gatewayCIDRs,omitempty"`
 
 	// Export says which of this cluster's exported Services the peer may see
 	// and call. Absent: none.

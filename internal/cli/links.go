@@ -100,12 +100,18 @@ func conditionHint(l *v1alpha1.Link, c metav1.Condition, namespace string) strin
 		return "apply what `causeway identity` prints in the peer, or run `causeway link` again"
 	case "Disconnected":
 		return fmt.Sprintf("`causeway links` in the peer shows the other side; `kubectl -n %s logs deployment/causeway-controller` tells more", namespace)
+	case "ReplicaDisconnected":
+		return fmt.Sprintf("`kubectl -n %s get pods -o wide` shows that replica's node: what does its network lack that the others' have?", namespace)
 	case "WaitingForPeer":
 		return "the peer must dial: `causeway links` there shows why it does not"
 	case "NoAddress":
-		return "once the peer's gateway has an address, run `causeway link` again or apply what `causeway identity` prints there"
+		return "in a link of one direction, in which the peer calls and is not called, this is as it should be; otherwise the peer's gateway needs an address that can be dialled from here"
+	case "NoWayToPeer":
+		return fmt.Sprintf("if the peer's Services are not wanted here, say so: `kubectl patch link %s --type=json -p '[{\"op\":\"remove\",\"path\":\"/spec/import\"}]'`", l.Name)
+	case "DNS":
+		return "the name must resolve in this cluster's pods; an IP in spec.gateways needs no DNS"
 	case "Unreachable":
-		return fmt.Sprintf("from this cluster's nodes TCP to %s must be open; `causeway identity` in the peer prints its addresses of today", strings.Join(l.Spec.Gateways, " or "))
+		return "from this cluster's pods and nodes TCP to these addresses must be open; `causeway identity` in the peer prints those of today"
 	}
 	return ""
 }
@@ -137,13 +143,16 @@ func (a *app) printLinks(reports []linkReport) error {
 	return err
 }
 
-// faults writes a line for each condition that is not True and for each Service that does not cross.
+// faults writes a line for each condition that is not True, for gateway addresses that do not answer, for each Service that does not cross.
 func (r linkReport) faults(out *strings.Builder) {
 	if !slices.ContainsFunc(r.Conditions, func(c conditionReport) bool { return c.Reason != notLookedAt }) {
 		fmt.Fprintf(out, "%s: %s\n  hint: %s\n", r.Name, r.Conditions[0].Message, r.Conditions[0].Hint)
 		return
 	}
 	for _, c := range r.Conditions {
+		if c.Reason == link.PartlyReachable {
+			fmt.Fprintf(out, "%s: %s\n", r.Name, c.Message)
+		}
 		if c.Status == string(metav1.ConditionTrue) {
 			continue
 		}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -13,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/link"
 )
 
 // mirrorClusters are those that stories of mirrors choose from.
@@ -64,6 +66,8 @@ func westLinked() []client.Object {
 	)
 }
 
+const noAddress = "neither the Link nor the peer names a gateway address that can be used: the peer's Services cannot be called from here"
+
 // faultyLinks are Links that each have another fault.
 func faultyLinks() []client.Object {
 	set := func(l *v1alpha1.Link, kind, reason, message string) {
@@ -80,14 +84,30 @@ func faultyLinks() []client.Object {
 	bad.Status = cutOff(1)
 	set(bad, v1alpha1.LinkTrusted, "BadRoot", "root is not one PEM certificate")
 	set(bad, v1alpha1.LinkConnected, "NotTrusted", "the Link is not trusted, so nobody dials the peer")
+	set(bad, v1alpha1.LinkSynced, "NotTrusted", "the Link is not trusted: mirrors stay as they are")
+	set(bad, v1alpha1.LinkGatewayReachable, "NotTrusted", "the Link is not trusted, so nobody dials the peer")
 	waiting := linkTo("waiting", "waiting-1")
 	waiting.Status = cutOff(1)
-	set(waiting, v1alpha1.LinkConnected, "WaitingForPeer", "the Link names no gateway address, and the peer has not dialled us")
-	set(waiting, v1alpha1.LinkGatewayReachable, "NoAddress", "the Link names no gateway address: the peer's Services cannot be called from here")
+	set(waiting, v1alpha1.LinkConnected, "WaitingForPeer", "no gateway address of the peer is known, and it has not dialled us")
+	set(waiting, v1alpha1.LinkGatewayReachable, "NoAddress", noAddress)
+	oneWay := linkTo("one-way", "one-way-1")
+	oneWay.Status = allIsWell(1)
+	set(oneWay, v1alpha1.LinkGatewayReachable, "NoAddress", noAddress)
+	set(oneWay, v1alpha1.LinkSynced, "NoWayToPeer", "the peer dials us, but no gateway of it can be reached from here: none of its Services is mirrored")
+	partly := linkTo("partly", "partly-1")
+	partly.Status = allIsWell(1)
+	set(partly, v1alpha1.LinkConnected, "ReplicaDisconnected", "1 of 2 controller replicas without a catalog stream with the peer: causeway-controller-b: no answer yet")
+	set(partly, v1alpha1.LinkGatewayReachable, link.PartlyReachable, "1 of 2 gateway addresses answer; 198.18.2.9:4143: it does not answer")
+	partly.Status.Conditions[slices.IndexFunc(partly.Status.Conditions, func(c metav1.Condition) bool {
+		return c.Type == v1alpha1.LinkGatewayReachable
+	})].Status = metav1.ConditionTrue
+	nameless := linkTo("nameless", "nameless-1")
+	nameless.Status = allIsWell(1)
+	set(nameless, v1alpha1.LinkGatewayReachable, "DNS", "gw.example: DNS knows no such name")
 	many := linkTo("many", "many-1")
 	many.Status = allIsWell(1)
 	many.Status.Problems = []v1alpha1.ServiceProblem{{Reason: "More", Message: "and 7 more"}}
-	return []client.Object{fresh, edited, bad, waiting, many}
+	return []client.Object{fresh, edited, bad, waiting, many, oneWay, partly, nameless}
 }
 
 func service(namespace, name string, labels map[string]string) *corev1.Service {

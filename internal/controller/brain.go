@@ -137,6 +137,8 @@ func (b *brain) think(ctx context.Context, now time.Time) error {
 	t := &thought{snapshot: snap, top: snap.topology(b.served, now), now: now}
 	b.served, b.again = t.top.served, t.top.again
 	t.peers, t.faults = link.Judge(b.ownHalf(), snap.links)
+	b.grumble("this cluster's gateways are not told to peers", "", b.board.SetGateways(t.top.gateways))
+	b.peers.look(snap, t.peers)
 	b.peers.set(ctx, t.peers)
 	t.views = b.believe(t)
 
@@ -277,10 +279,7 @@ func (b *brain) show(to nodestream.Recipient, v nodestream.View) {
 // believe returns the valid Links' peers, with what is known of their issuers, and
 // lets be learnt again what PeerTrusts lack.
 func (b *brain) believe(t *thought) []view.Peer {
-	lists := make(map[string]*v1alpha1.PeerTrust, len(t.trusts))
-	for i := range t.trusts {
-		lists[t.trusts[i].Name] = &t.trusts[i]
-	}
+	lists := t.keptTrusts()
 	var out []view.Peer
 	numbers := make(map[string]uint64, len(t.peers))
 	believed := make(map[string]belief, len(t.peers))
@@ -292,14 +291,21 @@ func (b *brain) believe(t *thought) []view.Peer {
 		}
 		believed[name] = v
 		numbers[name] = v.view.IssuerNumber
-		healthy := b.peers.heard(name).healthy
-		for _, address := range p.Gateways {
-			v.view.Gateways = append(v.view.Gateways, view.Gateway{Address: address, Healthy: healthy[address]})
-		}
+		v.view.Gateways = b.peers.heard(name).gateways()
 		out = append(out, v.view)
 	}
 	b.believed = believed
 	b.peers.recall(numbers)
+	b.report(t, lists)
+	return out
+}
+
+// keptTrusts are the PeerTrusts by name.
+func (s *snapshot) keptTrusts() map[string]*v1alpha1.PeerTrust {
+	out := make(map[string]*v1alpha1.PeerTrust, len(s.trusts))
+	for i := range s.trusts {
+		out[s.trusts[i].Name] = &s.trusts[i]
+	}
 	return out
 }
 
@@ -350,7 +356,8 @@ func (b *brain) job(t *thought, l *v1alpha1.Link, trusted bool) job {
 		link: l, peer: b.copyOf(l.Name, t.peers), entries: t.book.Link(l.Name),
 		seen: h.seen(t.faults[l.Name], trusted), due: h.due(),
 	}
-	j.seen.Gateways = len(l.Spec.Gateways)
+	j.seen.Imports = l.Spec.Import != nil
+	b.others(t, l, h, &j.seen)
 	j.seen.Exports = len(t.exports.For(l.Name))
 	j.exported = t.exports.LinkProblems[l.Name]
 	_, unwanted := t.home(b.o.Namespace).Wants(l, j.peer)

@@ -85,7 +85,7 @@ func (r *replica) again(n int) {
 
 // connect plays a peer that answers at address.
 func (r *replica) connect(names ...string) {
-	sink := heardFrom(r.brain.peers, "a:4143")
+	sink := heardFrom(r.brain.peers, "192.0.2.1:4143")
 	sink.Hello("east", hello(east(), 1), 0)
 	sink.Catalog("east", offered(names...))
 }
@@ -140,7 +140,7 @@ func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
 				t.Errorf("a new leader told again: %v", e)
 			}
 		})
-	}, linkTo("east", east(), "a:4143"), shop(), exported("web", corev1.ProtocolTCP), exported("dns", corev1.ProtocolUDP))
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop(), exported("web", corev1.ProtocolTCP), exported("dns", corev1.ProtocolUDP))
 }
 
 func TestIdentityIsNotReadWithEachThought(t *testing.T) {
@@ -189,7 +189,7 @@ func TestRestartWithAPeerOutOfReachDeletesNothing(t *testing.T) {
 				t.Error("a whole catalog does delete")
 			}
 		})
-	}, linkTo("east", east(), "a:4143"), shop())
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
 }
 
 func TestLinkRemoved(t *testing.T) {
@@ -228,7 +228,7 @@ func TestLinkRemoved(t *testing.T) {
 		if w := r.wrote(); len(w) > 0 {
 			t.Errorf("it is over, and yet: %v", w)
 		}
-	}, linkTo("east", east(), "a:4143"), shop())
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
 }
 
 func TestTrustDeletedByHandComesBack(t *testing.T) {
@@ -245,14 +245,14 @@ func TestTrustDeletedByHandComesBack(t *testing.T) {
 		if got := r.condition(t, v1alpha1.LinkTrusted); got != "True Trusted" {
 			t.Errorf("the stream stands and says hello no more, and Trusted is %s", got)
 		}
-	}, linkTo("east", east(), "a:4143"), shop())
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
 }
 
 func TestDuplicateLinksAreNobodysPeers(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		r.connect("bar")
 		r.again(3)
-		second := linkTo("other", east(), "b:4143")
+		second := linkTo("other", east(), "192.0.2.2:4143")
 		if err := r.Create(t.Context(), second); err != nil {
 			t.Fatal(err)
 		}
@@ -273,7 +273,7 @@ func TestDuplicateLinksAreNobodysPeers(t *testing.T) {
 		if got := r.condition(t, v1alpha1.LinkTrusted); got != "True Trusted" {
 			t.Errorf("with one of the two gone Trusted is %s", got)
 		}
-	}, linkTo("east", east(), "a:4143"), shop())
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
 }
 
 func TestWritesThatFailKeepNobodyFromKnowing(t *testing.T) {
@@ -310,7 +310,7 @@ func TestWritesThatFailKeepNobodyFromKnowing(t *testing.T) {
 		if !r.stands(t, "foo-east") {
 			t.Error("it is made once the ledger takes it")
 		}
-	}, linkTo("east", east(), "a:4143"), shop(), node)
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop(), node)
 }
 
 func keys(v nodestream.View) []string {
@@ -343,7 +343,7 @@ func TestEventsAreToldOnce(t *testing.T) {
 		if kept.Spec.Selector["a"] != "b" || len(kept.OwnerReferences) > 0 {
 			t.Error("an object that Causeway did not make is never changed")
 		}
-	}, linkTo("east", east(), "a:4143"), shop(), taken, exported("dns", corev1.ProtocolUDP))
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop(), taken, exported("dns", corev1.ProtocolUDP))
 }
 
 func TestStatusDoesNotFlapWhilePeersAreRolled(t *testing.T) {
@@ -351,7 +351,7 @@ func TestStatusDoesNotFlapWhilePeersAreRolled(t *testing.T) {
 		r.connect("bar")
 		r.again(5)
 		r.wrote()
-		sink := heardFrom(r.brain.peers, "a:4143")
+		sink := heardFrom(r.brain.peers, "192.0.2.1:4143")
 		for range 3 {
 			sink.Disconnected("east", errors.New("stopping"))
 			r.again(1)
@@ -368,7 +368,7 @@ func TestStatusDoesNotFlapWhilePeersAreRolled(t *testing.T) {
 		if got := r.condition(t, v1alpha1.LinkConnected); got != "False Disconnected" {
 			t.Errorf("an outage that lasts is said though nothing else changes: %s", got)
 		}
-	}, linkTo("east", east(), "a:4143"), shop())
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
 }
 
 func TestOverlapSeenWhileRunning(t *testing.T) {
@@ -388,5 +388,5 @@ func TestOverlapSeenWhileRunning(t *testing.T) {
 		if told := r.told(); count(told, vipRangeOverlaps) != 1 || count(told, "shop/inside") != 1 {
 			t.Errorf("it is said who is in the range: %v", told)
 		}
-	}, linkTo("east", east(), "a:4143"), shop())
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
 }

@@ -10,7 +10,8 @@
 //
 // What always holds:
 //   - Every replica serves: catalogs, node streams, signatures. The leader alone
-//     writes, but for the cluster's identity and what is learnt of peers' issuers.
+//     writes, but for the cluster's identity, what is learnt of peers, and what a
+//     replica tells the leader.
 //   - A thought starts from the caches and ends in whole values; it keeps nothing
 //     but what is dear to find out and cannot change.
 //   - Nothing is written when nothing changed, and no outage of a peer shorter than
@@ -29,6 +30,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -226,6 +228,10 @@ func (p *process) wire() error {
 	b.peers = &peers{
 		own: p.own, credential: p.credential.get, trusts: trusts{p.live, p.o.Namespace}, board: board,
 		metrics: catalogMetrics, changed: b.changed, reach: dial, log: p.log, links: make(map[string]*peerState),
+		ranges: slices.Concat(p.ranges, p.o.Taken),
+		lookup: func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		},
 	}
 	b.leader = &leader{
 		client: p.mgr.GetClient(), own: p.own, o: p.o, log: p.log,

@@ -135,11 +135,11 @@ func TestMirrorsThatCannotBeWrittenAreSaid(t *testing.T) {
 		if got := r.condition(t, v1alpha1.LinkSynced); !r.stands(t, "foo-east") || got != "True Synced" {
 			t.Errorf("Synced is %s once it is made", got)
 		}
-	}, linkTo("east", east(), "a:4143"), shop())
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
 }
 
 func TestExportProblemsStayAtLinksThatExport(t *testing.T) {
-	l := linkTo("east", east(), "a:4143")
+	l := linkTo("east", east(), "192.0.2.1:4143")
 	l.Spec.Export = nil
 	leading(t, func(t *testing.T, r *replica) {
 		r.connect("bar")
@@ -167,7 +167,7 @@ func TestOneLinksTroubleStaysWithIt(t *testing.T) {
 		if !r.stands(t, "bar-east") || r.condition(t, v1alpha1.LinkConnected) != "True Connected" {
 			t.Error("east waits for north's status")
 		}
-	}, linkTo("east", east(), "a:4143"), linkTo("north", other), shop())
+	}, linkTo("east", east(), "192.0.2.1:4143"), linkTo("north", other), shop())
 }
 
 func TestTopology(t *testing.T) {
@@ -244,7 +244,7 @@ func TestAPeersChatterIsNotWrittenWordByWord(t *testing.T) {
 		r.connect("bar")
 		r.again(5)
 		r.wrote()
-		sink := heardFrom(r.brain.peers, "a:4143")
+		sink := heardFrom(r.brain.peers, "192.0.2.1:4143")
 		const words = 200
 		for i := range words { // ten a second
 			h := hello(east(), 1)
@@ -262,5 +262,5 @@ func TestAPeersChatterIsNotWrittenWordByWord(t *testing.T) {
 		if want := fmt.Sprintf("v%d", words-1); l.Status.PeerVersion != want {
 			t.Errorf("status says %q, want the last word %q", l.Status.PeerVersion, want)
 		}
-	}, linkTo("east", east(), "a:4143"), shop())
+	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
 }

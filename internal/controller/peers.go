@@ -5,15 +5,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/dataplane/home"
@@ -33,9 +32,12 @@ type peers struct {
 	metrics    *wire.Metrics
 	changed    func() // something was learnt
 	reach      func(ctx context.Context, address string) (net.Conn, error)
+	lookup     func(ctx context.Context, host string) ([]netip.Addr, error)
+	ranges     []netip.Prefix // this cluster's own
 	log        *slog.Logger
 
-	running sync.WaitGroup // streams, and lists being kept
+	running sync.WaitGroup // streams, names being resolved, and what is being kept
+	around  around         // of the goroutine that calls set
 
 	mu     sync.Mutex // guards what follows and all that is in it
 	links  map[string]*peerState
@@ -53,9 +55,10 @@ type greeting struct {
 // peerState is what is known of one peer. For another Link of the name there is
 // another peerState; other addresses only begin and end streams.
 type peerState struct {
-	peer    link.Peer // its Gateways apart
+	peer    link.Peer
 	life    context.Context
 	cancel  context.CancelFunc
+	places  places
 	streams map[string]outbound // by gateway address
 	inbound bool                // the peer has a stream to us
 	hello   *wire.Hello
@@ -64,9 +67,10 @@ type peerState struct {
 	services map[catalog.Key]catalog.Service
 	complete bool
 	problems []catalog.Problem
-	// troubled is since when not all is well with the peer; zero: all is.
+	// troubled is when something was last lost, if not all is well; zero: all is.
 	troubled time.Time
 	issuers  issuers
+	amending bool // a goroutine amends the peer's PeerTrust
 }
 
 // outbound is our stream to one address.
@@ -75,16 +79,25 @@ type outbound struct {
 	err error // nil: connected
 }
 
-// heard is a copy of what is known of a peer.
-type heard struct {
-	peerState
-	healthy map[string]bool // by gateway address
-}
-
 var errConnecting = errors.New("connecting")
 
 // set makes the peers those of valid Links, starting and ending streams.
 func (p *peers) set(ctx context.Context, want map[string]link.Peer) {
+	candidates := p.admit(ctx, want)
+	if candidates == nil {
+		return
+	}
+	own := p.around.owns(candidates)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name := range want {
+		p.aim(p.links[name], own, time.Now())
+	}
+}
+
+// admit ends what is known of peers that are none any more, and begins with new
+// ones. It returns the IPs that are found of all; nil: ctx has ended.
+func (p *peers) admit(ctx context.Context, want map[string]link.Peer) map[netip.Addr]bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for name, have := range p.links {
@@ -94,22 +107,26 @@ func (p *peers) set(ctx context.Context, want map[string]link.Peer) {
 		}
 	}
 	if ctx.Err() != nil {
-		return
+		return nil
 	}
+	candidates := make(map[netip.Addr]bool)
 	for name, peer := range want {
 		s := p.links[name]
 		if s == nil {
 			s = p.meet(ctx, peer)
 			p.links[name] = s
 		}
-		p.dial(s, peer.Gateways)
+		s.peer = peer
+		s.places.hear(s.hello, p.around.stored[name], time.Now())
+		maps.Copy(candidates, s.places.book.Candidates(peer.Gateways))
 	}
+	return candidates
 }
 
 // meet returns the state of a new peer. The caller holds mu.
 func (p *peers) meet(ctx context.Context, peer link.Peer) *peerState {
 	life, cancel := context.WithCancel(ctx)
-	s := &peerState{peer: peer, life: life, cancel: cancel, streams: make(map[string]outbound), troubled: time.Now(), issuers: newIssuers()}
+	s := &peerState{peer: peer, life: life, cancel: cancel, streams: make(map[string]outbound), troubled: time.Now(), issuers: newIssuers(), places: newPlaces()}
 	if g, ok := p.dialed[peer.Name]; ok && g.peer.TrustDomain == peer.TrustDomain && g.peer.Root.Equal(peer.Root) {
 		s.inbound, s.hello, s.skew = true, g.hello, g.skew
 		s.issuers.sent(s.peer, g.hello.GetIssuerList())
@@ -139,8 +156,8 @@ func (p *peers) dial(s *peerState, addresses []string) {
 	}
 }
 
-// same reports whether two Links of one name are one Link for one peer. Its
-// addresses may differ.
+// same reports whether two Links of one name are one Link for one peer, wherever
+// that is.
 func same(a, b link.Peer) bool {
 	return a.UID == b.UID && a.TrustDomain == b.TrustDomain && a.Root.Equal(b.Root) && a.LinkKey.Equal(b.LinkKey)
 }
@@ -203,49 +220,19 @@ func (p *peers) claimed(certs []*x509.Certificate) (name string, root *x509.Cert
 	return "", nil, errors.New("no Link names its trust domain")
 }
 
-// heard returns what is known of a peer; nothing, if it is none.
-func (p *peers) heard(name string) heard {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s := p.links[name]
-	if s == nil {
-		return heard{}
-	}
-	h := heard{peerState: *s, healthy: make(map[string]bool, len(s.streams))}
-	h.streams = maps.Clone(s.streams)
-	for address, stream := range s.streams {
-		h.healthy[address] = stream.err == nil
-	}
-	return h
-}
-
 // note runs do on a peer's state, unless that has been replaced, and tells of the change.
 func (p *peers) note(s *peerState, do func()) {
 	p.mu.Lock()
 	current := p.links[s.peer.Name] == s
 	if current {
+		had := s.standing()
 		do()
-		switch {
-		case s.well():
-			s.troubled = time.Time{}
-		case s.troubled.IsZero():
-			s.troubled = time.Now()
-		}
+		s.judge(had, time.Now())
 	}
 	p.mu.Unlock()
 	if current {
 		p.changed()
 	}
-}
-
-// well reports whether there is nothing to wait for. The caller holds mu.
-func (s *peerState) well() bool {
-	for _, stream := range s.streams {
-		if stream.err != nil {
-			return false
-		}
-	}
-	return s.inbound && len(s.streams) == 0 || s.complete
 }
 
 // hello takes in what a peer says of itself.
@@ -275,7 +262,10 @@ type outboundSink struct {
 }
 
 func (o *outboundSink) Hello(_ string, h *wire.Hello, skew time.Duration) uint64 {
-	return o.p.hello(o.s, h, skew, func() { o.became(nil) })
+	return o.p.hello(o.s, h, skew, func() {
+		o.became(nil)
+		o.s.places.met[o.address] = true
+	})
 }
 
 // became notes the stream's state, unless it has been ended. The caller holds mu.
@@ -340,40 +330,4 @@ func (i inboundSink) Disconnected(link string, _ error) {
 	if s != nil {
 		i.p.note(s, func() { s.inbound = false })
 	}
-}
-
-// patience is how long not all may be well with a peer before its Link's status
-// says so: streams begin when a controller does, and a peer's controllers are rolled.
-const patience = 5 * time.Second
-
-// due is when h may be said: zero at once.
-func (h heard) due() time.Time {
-	if h.troubled.IsZero() {
-		return time.Time{}
-	}
-	return h.troubled.Add(patience)
-}
-
-// worstSkew is how far a peer's clock may be off before it is said.
-const worstSkew = 2 * time.Minute
-
-// seen is what a Link's status says of h.
-func (h heard) seen(fault *link.Fault, issuersKnown bool) link.Seen {
-	s := link.Seen{
-		Fault: fault, IssuersKnown: issuersKnown, Complete: h.complete,
-		Gateways: len(h.streams), Connected: h.inbound, PeerVersion: h.hello.GetVersion(),
-	}
-	for _, address := range slices.Sorted(maps.Keys(h.streams)) {
-		if err := h.streams[address].err; err == nil {
-			s.Reachable++
-			s.Connected = true
-		} else if s.ConnectError == "" && err != errConnecting {
-			s.ConnectError = fmt.Sprintf("gateway %s: %s", address, wire.Explain(err))
-		}
-	}
-	if h.skew.Abs() > worstSkew {
-		s.Skew = h.skew
-	}
-	s.Problems = append([]v1alpha1.ServiceProblem(nil), h.problems...)
-	return s
 }

@@ -65,7 +65,8 @@ func (t trusts) swap(ctx context.Context, p link.Peer, number uint64, der []byte
 		case known && have.Number == number:
 			return have.Number, nil
 		}
-		kept.Spec = v1alpha1.PeerTrustSpec{LinkUID: p.UID, IssuerList: der}
+		kept.Spec = specOf(p, kept.Spec)
+		kept.Spec.IssuerList = der
 		err = t.client.Update(ctx, &kept)
 	}
 	if err != nil {

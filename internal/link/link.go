@@ -1,12 +1,14 @@
 // Package link judges Links and says their state in conditions.
 //
 //	Links ──Judge──▶ Verdict per Link ──▶ who is a peer, under which root and key
+//	Link, DNS, the peer's word ──Book.Merge, Filter──▶ addresses to dial
 //	what was seen of a peer ──Status──▶ conditions, counts, problems
 //
 // What always holds:
 //   - It decides from what it is given: no clock, no network, no API.
 //   - A Link whose public material is broken, or is claimed by two Links, or is
 //     this cluster's own, is no peer for anybody.
+//   - Addresses that are found add to those that a person wrote, and replace none.
 //   - Conditions are sorted, hold no measurements, and keep their transition time
 //     while their status stays.
 package link
@@ -19,6 +21,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,8 +40,11 @@ type Peer struct {
 	Root *x509.Certificate
 	// LinkKey is the peer's X25519 public key.
 	LinkKey *ecdh.PublicKey
-	// Gateways are host:port, in the Link's order. None: the peer dials us.
+	// Gateways are host:port, in the Link's order. None: the peer dials us, unless it
+	// says where else it is.
 	Gateways []string
+	// Allow bound the addresses that DNS or the peer says; none: they are not bound so.
+	Allow []netip.Prefix
 }
 
 // Reason is why a Link is not trusted: a word from a closed list, in CamelCase.
@@ -48,6 +55,7 @@ const (
 	BadRoot        Reason = "BadRoot"
 	BadLinkKey     Reason = "BadLinkPublicKey"
 	BadGateway     Reason = "BadGatewayAddress"
+	BadGatewayCIDR Reason = "BadGatewayCIDR"
 	OwnTrustDomain Reason = "OwnTrustDomain"
 	DuplicatePeer  Reason = "DuplicatePeer"
 )
@@ -118,9 +126,17 @@ func parse(own Own, l *v1alpha1.Link) (Peer, error) {
 			return Peer{}, &Fault{BadGateway, fmt.Sprintf("gateway %q is no host:port: %v", address, err)}
 		}
 	}
+	var allow []netip.Prefix
+	for _, cidr := range l.Spec.GatewayCIDRs {
+		p, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return Peer{}, &Fault{BadGatewayCIDR, fmt.Sprintf("gatewayCIDRs holds %q, which is no range such as 198.51.100.0/24", cidr)}
+		}
+		allow = append(allow, p.Masked())
+	}
 	return Peer{
 		Name: l.Name, UID: string(l.UID), TrustDomain: l.Spec.TrustDomain,
-		Root: root, LinkKey: key, Gateways: l.Spec.Gateways,
+		Root: root, LinkKey: key, Gateways: l.Spec.Gateways, Allow: allow,
 	}, nil
 }
 
@@ -162,6 +178,8 @@ func parseRoot(text string) (*x509.Certificate, error) {
 	return root, nil
 }
 
+var hostName = regexp.MustCompile(`^[0-9A-Za-z]([-0-9A-Za-z._]*[0-9A-Za-z])?\.?$`)
+
 func checkAddress(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -169,6 +187,9 @@ func checkAddress(address string) error {
 	}
 	if host == "" {
 		return errors.New("it names no host")
+	}
+	if _, err := netip.ParseAddr(host); err != nil && (len(host) > 253 || !hostName.MatchString(host)) {
+		return fmt.Errorf("%q is neither an IP nor a name in DNS", host)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return fmt.Errorf("%q is no port", port)

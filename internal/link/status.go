@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -19,16 +20,25 @@ type Seen struct {
 	Fault *Fault
 	// IssuersKnown: a list of issuers signed by the Link's root is held.
 	IssuersKnown bool
-	// Connected: a catalog stream is up, in either direction. Otherwise
-	// ConnectError says why not, if known.
-	Connected    bool
-	ConnectError string
+	// Connected: a replica has a catalog stream, in either direction.
+	Connected bool
+	// Replicas is how many controller replicas there are; Without says, sorted, which
+	// of them have no stream and why.
+	Replicas int
+	Without  []string
+	// Imports: the Link has import rules.
+	Imports bool
 	// Complete: the peer's whole catalog has arrived. Pending is the number of
 	// mirrors that still differ from it.
 	Complete bool
 	Pending  int
-	// Gateways is how many addresses the Link has, Reachable how many of them answer.
+	// Gateways is how many addresses there are to dial, Reachable how many of them
+	// answer, Silent the others.
 	Gateways, Reachable int
+	Silent              []Silence
+	// DNS are sentences about names that DNS does not answer for, Refused about
+	// addresses that are not used. Both are sorted.
+	DNS, Refused []string
 	// Skew is the peer's clock minus ours, if it is too large to trust.
 	Skew time.Duration
 
@@ -36,6 +46,9 @@ type Seen struct {
 	PeerVersion      string
 	Problems         []v1alpha1.ServiceProblem
 }
+
+// Silence is an address that does not answer, and why: a sentence of a closed list.
+type Silence struct{ Address, Why string }
 
 // maxProblems bounds the status; the rest is counted in its last line.
 const maxProblems = 32
@@ -94,18 +107,32 @@ func connected(s Seen) metav1.Condition {
 	switch {
 	case s.Fault != nil:
 		return condition(v1alpha1.LinkConnected, false, "NotTrusted", "the Link is not trusted, so nobody dials the peer")
+	case s.Connected && len(s.Without) > 0:
+		return condition(v1alpha1.LinkConnected, false, "ReplicaDisconnected", fmt.Sprintf(
+			"%d of %d controller replicas without a catalog stream to a gateway of the peer, so that agents which it serves hear nothing new: %s",
+			len(s.Without), s.Replicas, sentences(s.Without)))
 	case s.Connected:
 		return condition(v1alpha1.LinkConnected, true, "Connected", "a catalog stream with the peer's controller is up")
-	case s.Gateways == 0:
-		return condition(v1alpha1.LinkConnected, false, "WaitingForPeer", "the Link names no gateway address, and the peer has not dialled us")
-	case s.ConnectError != "":
-		return condition(v1alpha1.LinkConnected, false, "Disconnected", s.ConnectError)
+	case s.Gateways > 0:
+		return condition(v1alpha1.LinkConnected, false, "Disconnected",
+			sentences(append([]string{"no catalog stream with the peer's controller is up"}, silences(s.Silent)...)))
+	case len(s.DNS) > 0:
+		return condition(v1alpha1.LinkConnected, false, "DNS", sentences(s.DNS))
 	}
-	return condition(v1alpha1.LinkConnected, false, "Disconnected", "no catalog stream with the peer's controller is up")
+	return condition(v1alpha1.LinkConnected, false, "WaitingForPeer",
+		sentences(append([]string{"no gateway address of the peer is known, and it has not dialled us"}, s.Refused...)))
 }
 
 func synced(s Seen) metav1.Condition {
+	nothing := !s.Imports && s.Mirrors == 0 && s.Pending == 0
 	switch {
+	case s.Fault != nil:
+		return condition(v1alpha1.LinkSynced, false, "NotTrusted", "the Link is not trusted: mirrors stay as they are")
+	case nothing && (!s.Complete || s.Gateways == 0):
+		return condition(v1alpha1.LinkSynced, true, "NothingToImport", "the Link has no import rules, so there is nothing to mirror")
+	case s.Connected && (s.Gateways == 0 && len(s.DNS) == 0 || !s.Complete && s.Reachable == 0):
+		return condition(v1alpha1.LinkSynced, false, "NoWayToPeer",
+			"the peer dials us, but no gateway of it can be reached from here: none of its Services is mirrored, and mirrors that stand already stay as they are")
 	case !s.Complete:
 		return condition(v1alpha1.LinkSynced, false, "NoCatalog", "the peer's catalog has not arrived since this controller started: mirrors stay as they are")
 	case s.Pending > 0:
@@ -117,14 +144,46 @@ func synced(s Seen) metav1.Condition {
 }
 
 func reachable(s Seen) metav1.Condition {
+	others := slices.Concat(silences(s.Silent), s.DNS, s.Refused)
 	switch {
+	case s.Fault != nil:
+		return condition(v1alpha1.LinkGatewayReachable, false, "NotTrusted", "the Link is not trusted, so nobody dials the peer")
+	case s.Gateways == 0 && len(s.DNS) > 0:
+		return condition(v1alpha1.LinkGatewayReachable, false, "DNS", sentences(slices.Concat(s.DNS, s.Refused)))
 	case s.Gateways == 0:
-		return condition(v1alpha1.LinkGatewayReachable, false, "NoAddress", "the Link names no gateway address: the peer's Services cannot be called from here")
+		return condition(v1alpha1.LinkGatewayReachable, false, "NoAddress", sentences(append([]string{
+			"neither the Link nor the peer names a gateway address that can be used: the peer's Services cannot be called from here"}, s.Refused...)))
 	case s.Reachable == 0:
-		return condition(v1alpha1.LinkGatewayReachable, false, "Unreachable", "no gateway address of the Link answers")
+		return condition(v1alpha1.LinkGatewayReachable, false, "Unreachable", sentences(append([]string{"no gateway address of the peer answers"}, others...)))
 	}
-	return condition(v1alpha1.LinkGatewayReachable, true, "Reachable", fmt.Sprintf("%d of %d gateway addresses answer", s.Reachable, s.Gateways))
+	reason := "Reachable"
+	if len(s.Silent)+len(s.DNS) > 0 {
+		reason = PartlyReachable
+	}
+	return condition(v1alpha1.LinkGatewayReachable, true, reason,
+		sentences(append([]string{fmt.Sprintf("%d of %d gateway addresses answer", s.Reachable, s.Gateways)}, others...)))
 }
+
+// PartlyReachable is the reason of a GatewayReachable that is True though some
+// addresses do not answer.
+const PartlyReachable = "PartlyReachable"
+
+// silences says of addresses why they do not answer, in a sentence for each reason.
+func silences(all []Silence) []string {
+	by := make(map[string][]string)
+	for _, s := range all {
+		by[s.Why] = append(by[s.Why], s.Address)
+	}
+	var out []string
+	for why, addresses := range by {
+		slices.Sort(addresses)
+		out = append(out, fmt.Sprintf("%s: %s", strings.Join(addresses, ", "), why))
+	}
+	slices.Sort(out)
+	return out
+}
+
+func sentences(parts []string) string { return strings.Join(parts, "; ") }
 
 // bound sorts problems, drops repeats, and keeps the first ones if there are too many.
 func bound(problems []v1alpha1.ServiceProblem) []v1alpha1.ServiceProblem {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/delta"
 )
@@ -20,6 +22,10 @@ type Board struct {
 
 	mu      sync.Mutex // guards encoded; held by Publish only
 	encoded map[catalog.Key]encoded
+
+	us       sync.Mutex // guards what follows
+	own      *Hello
+	gateways []string
 }
 
 // encoded is a Service and its message, which all Links that may see it share.
@@ -28,10 +34,42 @@ type encoded struct {
 	message *Service
 }
 
-// SetHello makes h what is said of this cluster; its time is of no matter. Streams
-// that are open say it again. h must not be changed afterwards. An error names what
-// no peer would take; then nothing changes.
+// SetHello makes h what is said of this cluster; its time and its gateways are of no
+// matter. Streams that are open say it again. h must not be changed afterwards. An
+// error names what no peer would take; then nothing changes.
 func (b *Board) SetHello(h *Hello) error {
+	b.us.Lock()
+	defer b.us.Unlock()
+	if err := b.say(h, b.gateways); err != nil {
+		return err
+	}
+	b.own = h
+	return nil
+}
+
+// SetGateways makes addresses what this cluster says of its own gateways, the first
+// ones if there are too many. It does nothing if it says so already.
+func (b *Board) SetGateways(addresses []string) error {
+	addresses = slices.Clone(addresses[:min(len(addresses), MaxGateways)])
+	b.us.Lock()
+	defer b.us.Unlock()
+	if slices.Equal(addresses, b.gateways) {
+		return nil
+	}
+	if err := b.say(b.own, addresses); err != nil {
+		return err
+	}
+	b.gateways = addresses
+	return nil
+}
+
+// say posts the Hello that both make. The caller holds us.
+func (b *Board) say(own *Hello, gateways []string) error {
+	if own == nil {
+		return nil // not yet
+	}
+	h := proto.CloneOf(own)
+	h.Gateways = gateways
 	if err := checkHello(h); err != nil {
 		return fmt.Errorf("this cluster's own hello: %w", err)
 	}
@@ -82,3 +120,9 @@ func (b *Board) encode(key catalog.Key, s catalog.Service) *Service {
 // Withdraw forgets the catalog of a Link: its peer is told nothing until the next
 // Publish, and keeps what it has.
 func (b *Board) Withdraw(link string) { b.catalogs.Withdraw(link) }
+
+// Hello is what is said of this cluster; nil: nothing yet. It must not be changed.
+func (b *Board) Hello() *Hello {
+	h, _, _ := b.hello.Read(struct{}{})
+	return h
+}

@@ -210,7 +210,10 @@ type Hello struct {
 	// X25519 public key, 32 bytes.
 	LinkPublicKey []byte `protobuf:"bytes,3,opt,name=link_public_key,json=linkPublicKey,proto3" json:"link_public_key,omitempty"`
 	// The sender's clock, Unix milliseconds.
-	TimeMs        int64 `protobuf:"varint,4,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	TimeMs int64 `protobuf:"varint,4,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	// The sender's own gateway addresses, host:port, at most 8. They are tried
+	// beside those that the receiver's Link names, and filtered.
+	Gateways      []string `protobuf:"bytes,5,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -271,6 +274,13 @@ func (x *Hello) GetTimeMs() int64 {
 		return x.TimeMs
 	}
 	return 0
+}
+
+func (x *Hello) GetGateways() []string {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
 }
 
 // Subscribe asks for the catalog.
@@ -760,13 +770,14 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"\x06update\x18\x03 \x01(\v2\x1b.causeway.catalog.v1.UpdateH\x00R\x06update\x12,\n" +
 	"\x03ack\x18\x04 \x01(\v2\x18.causeway.catalog.v1.AckH\x00R\x03ack\x12>\n" +
 	"\theartbeat\x18\x05 \x01(\v2\x1e.causeway.catalog.v1.HeartbeatH\x00R\theartbeatB\x06\n" +
-	"\x04body\"\x83\x01\n" +
+	"\x04body\"\x9f\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1f\n" +
 	"\vissuer_list\x18\x02 \x01(\fR\n" +
 	"issuerList\x12&\n" +
 	"\x0flink_public_key\x18\x03 \x01(\fR\rlinkPublicKey\x12\x17\n" +
-	"\atime_ms\x18\x04 \x01(\x03R\x06timeMs\"\v\n" +
+	"\atime_ms\x18\x04 \x01(\x03R\x06timeMs\x12\x1a\n" +
+	"\bgateways\x18\x05 \x03(\tR\bgateways\"\v\n" +
 	"\tSubscribe\"\x92\x01\n" +
 	"\x06Update\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x126\n" +

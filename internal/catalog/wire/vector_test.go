@@ -24,6 +24,11 @@ func TestVectors(t *testing.T) {
 			message: &Message{Body: &Message_Hello{Hello: &Hello{Version: "v0.1.0", IssuerList: []byte{0x30, 0x00}, LinkPublicKey: key, TimeMs: 1767225600000}}},
 			want:    "0a350a0676302e312e30120230001a20000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2080d0eab6b733",
 		},
+		"hello with gateways": {
+			message: &Message{Body: &Message_Hello{Hello: &Hello{Version: "v0.1.0", IssuerList: []byte{0x30, 0x00}, LinkPublicKey: key, TimeMs: 1767225600000,
+				Gateways: []string{"198.51.100.7:4143", "gw.east.example:4143"}}}},
+			want: "0a5e0a0676302e312e30120230001a20000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2080d0eab6b7332a113139382e35312e3130302e373a343134332a1467772e656173742e6578616d706c653a34313433",
+		},
 		"subscribe": {
 			message: &Message{Body: &Message_Subscribe{Subscribe: &Subscribe{}}},
 			want:    "1200",

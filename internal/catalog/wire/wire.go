@@ -51,6 +51,9 @@ const (
 	maxIssuerList = 32 << 10
 	maxVersion    = 64
 	linkKeyBytes  = 32
+	// MaxGateways is how many addresses a Hello names; maxGateway the length of one.
+	MaxGateways = 8
+	maxGateway  = 262
 	// window is how many Updates may be without an Ack.
 	window = 4
 )
@@ -140,6 +143,13 @@ func checkHello(h *Hello) error {
 		return fmt.Errorf("%w: its issuer list has %d bytes, want at most %d", ErrProtocol, len(h.GetIssuerList()), maxIssuerList)
 	case len(h.GetVersion()) > maxVersion || strings.ContainsFunc(h.GetVersion(), func(r rune) bool { return r <= ' ' || r > '~' }):
 		return fmt.Errorf("%w: its version %q is not a short plain word", ErrProtocol, clip(h.GetVersion()))
+	case len(h.GetGateways()) > MaxGateways:
+		return fmt.Errorf("%w: it names %d gateway addresses, more than %d", ErrProtocol, len(h.GetGateways()), MaxGateways)
+	}
+	for _, g := range h.GetGateways() {
+		if len(g) > maxGateway || strings.ContainsFunc(g, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return fmt.Errorf("%w: its gateway address %q is not a short plain word", ErrProtocol, clip(g))
+		}
 	}
 	return nil
 }

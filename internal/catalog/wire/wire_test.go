@@ -751,3 +751,41 @@ func FuzzHear(f *testing.F) {
 		}
 	})
 }
+
+func TestBoardJoinsHelloAndGateways(t *testing.T) {
+	var b Board
+	if err := b.SetGateways([]string{"198.51.100.7:4143"}); err != nil || b.Hello() != nil {
+		t.Fatalf("gateways alone are no hello: %v, %v", b.Hello(), err)
+	}
+	if err := b.SetHello(hello("east")); err != nil {
+		t.Fatal(err)
+	}
+	first := b.Hello()
+	if err := b.SetGateways([]string{"198.51.100.7:4143"}); err != nil || b.Hello() != first {
+		t.Errorf("the same gateways again are said again: %v", err)
+	}
+	many := make([]string, 3*MaxGateways)
+	for i := range many {
+		many[i] = fmt.Sprintf("198.51.100.%d:4143", i)
+	}
+	if err := b.SetGateways(many); err != nil || len(b.Hello().GetGateways()) != MaxGateways {
+		t.Errorf("of %d gateways %d are said, want %d: %v", len(many), len(b.Hello().GetGateways()), MaxGateways, err)
+	}
+	if err := b.SetHello(hello("east-2")); err != nil || len(b.Hello().GetGateways()) != MaxGateways || b.Hello().GetVersion() != hello("east-2").GetVersion() {
+		t.Errorf("a new hello keeps the gateways: %v, %v", b.Hello(), err)
+	}
+}
+
+func TestHelloWithHostileGateways(t *testing.T) {
+	for why, gateways := range map[string][]string{
+		"more than any cluster says": make([]string, MaxGateways+1),
+		"longer than any name":       {strings.Repeat("a", maxGateway+1)},
+		"text for terminals":         {"198.51.100.7:4143\x1b[2J"},
+	} {
+		h := hello("east")
+		h.Gateways = gateways
+		if err := checkHello(h); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s: %v", why, err)
+		}
+	}
+}

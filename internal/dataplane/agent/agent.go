@@ -61,9 +61,10 @@ type Agent struct {
 	shares   *allowances
 	waiting  atomic.Int64 // tunnels between HELLO and OPEN, inbound
 	// taking ends when the agent is told to stop: what waits for callers yet to come ends.
-	taking context.Context
-	retire context.CancelFunc
-	dialer transport.Dialer
+	taking  context.Context
+	retire  context.CancelFunc
+	dialer  transport.Dialer
+	detours detours
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
 	// turns are at the CPU, for inbound handshakes: strangers get half of it at most.

@@ -182,20 +182,6 @@ func (a *Agent) resolve(c *call) error {
 	return nil
 }
 
-// reach dials the peer's gateways.
-func (a *Agent) reach(life context.Context, p *peer) (*transport.Raw, error) {
-	ctx, cancel := context.WithTimeout(life, reachTimeout)
-	defer cancel()
-	if len(p.gateways) == 0 {
-		return nil, refuse(reasonNoGateway, fmt.Errorf("Link %s names no gateway address", p.name))
-	}
-	conn, _, err := a.dialer.First(ctx, p.gateways...)
-	if err != nil {
-		return nil, refuse(reasonUnreachable, fmt.Errorf("reach the gateway of %s: %w", p.name, err))
-	}
-	return transport.Dialed(conn), nil
-}
-
 // prove proves both ends to each other.
 func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(life, handshakeTimeout)
