@@ -298,7 +298,8 @@ func (p *warmPool) put(w *warmTunnel, arm func()) bool {
 	return true
 }
 
-// take takes the newest tunnel out, which is then the caller's.
+// take takes the oldest tunnel out, which is then the caller's: where calls are many, none
+// waits by way of a gateway that was rolled until that one ends it.
 func (p *warmPool) take(key warmKey) *warmTunnel {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -306,7 +307,7 @@ func (p *warmPool) take(key warmKey) *warmTunnel {
 	if len(list) == 0 {
 		return nil
 	}
-	w := list[len(list)-1]
+	w := list[0]
 	p.leave(w)
 	w.expiry.Stop()
 	w.forget()
