@@ -55,7 +55,7 @@ type greeting struct {
 // peerState is what is known of one peer. For another Link of the name there is
 // another peerState; other addresses only begin and end streams.
 type peerState struct {
-	peer    link.Peer
+	peer    link.Peer // where it is apart
 	life    context.Context
 	cancel  context.CancelFunc
 	places  places
@@ -116,7 +116,7 @@ func (p *peers) admit(ctx context.Context, want map[string]link.Peer) map[netip.
 			s = p.meet(ctx, peer)
 			p.links[name] = s
 		}
-		s.peer = peer
+		s.places.gateways, s.places.allow = peer.Gateways, peer.Allow
 		s.places.hear(s.hello, p.around.stored[name], time.Now())
 		maps.Copy(candidates, s.places.book.Candidates(peer.Gateways))
 	}

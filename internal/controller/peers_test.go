@@ -195,3 +195,31 @@ func TestTroubleIsSaidWhenItLasts(t *testing.T) {
 		}
 	})
 }
+
+// An address that is dead for good must not make each short outage of another one a write.
+func TestShortLossBesideADeadAddress(t *testing.T) {
+	west()
+	h := hello(east(), 1)
+	synctest.Test(t, func(t *testing.T) {
+		p, _, end := meetEast(t, newAPI(t), "192.0.2.1:4143", "192.0.2.2:4143")
+		defer end()
+		dead, good := heardFrom(p, "192.0.2.2:4143"), heardFrom(p, "192.0.2.1:4143")
+		dead.Disconnected("east", errors.New("nobody there"))
+		good.Hello("east", h, 0)
+		time.Sleep(time.Hour)
+		if due := p.heard("east").due(); due.After(time.Now()) {
+			t.Errorf("what has been so for an hour is said after %v more", time.Until(due))
+		}
+		lost := time.Now()
+		good.Disconnected("east", errors.New("gone"))
+		for range 3 {
+			time.Sleep(time.Second)
+			dead.Disconnected("east", errors.New("nobody there"))
+			good.Hello("east", h, 0)
+			good.Disconnected("east", errors.New("gone again")) // losing it again does not put it off
+			if due := p.heard("east").due(); due.Sub(lost) != patience {
+				t.Errorf("a stream lost beside a dead one is said after %v, want %v", due.Sub(lost), patience)
+			}
+		}
+	})
+}

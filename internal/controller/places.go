@@ -21,6 +21,9 @@ import (
 // places is where a peer's gateways are. It belongs to a peerState, whose lock
 // guards it.
 type places struct {
+	gateways []string // the Link's own
+	allow    []netip.Prefix
+
 	book   link.Book
 	merged link.Addresses
 	met    map[string]bool               // addresses at which the peer was authenticated, ever
@@ -124,7 +127,7 @@ func (p *peers) aim(s *peerState, own map[netip.Addr]bool, now time.Time) {
 	}
 	l := &s.places
 	p.ask(s)
-	l.merged = l.book.Merge(s.peer.Gateways, link.Filter{Ranges: p.ranges, Own: own, Allow: s.peer.Allow}, now)
+	l.merged = l.book.Merge(l.gateways, link.Filter{Ranges: p.ranges, Own: own, Allow: l.allow}, now)
 	addresses := make([]string, 0, len(l.merged.Use))
 	for _, a := range l.merged.Use {
 		addresses = append(addresses, a.At)
@@ -136,7 +139,7 @@ func (p *peers) aim(s *peerState, own map[netip.Addr]bool, now time.Time) {
 // ask makes the names that are being resolved those of the Link and of the peer's
 // word. The caller holds mu.
 func (p *peers) ask(s *peerState) {
-	names := s.places.book.Names(s.peer.Gateways)
+	names := s.places.book.Names(s.places.gateways)
 	for host, end := range s.places.asking {
 		if !slices.Contains(names, host) {
 			end()
@@ -200,6 +203,7 @@ func (p *peers) answer(ctx context.Context, host string) link.Answer {
 	for i := range ips {
 		ips[i] = ips[i].Unmap()
 	}
+	ips = slices.DeleteFunc(ips, func(ip netip.Addr) bool { return !p.speaks(ip) })
 	slices.SortFunc(ips, netip.Addr.Compare)
 	ips = slices.Compact(ips)
 	if len(ips) == 0 {
@@ -208,11 +212,17 @@ func (p *peers) answer(ctx context.Context, host string) link.Answer {
 	return link.Answer{IPs: ips}
 }
 
+// speaks reports whether this cluster has addresses of ip's family: what it cannot
+// dial is no gateway that fails.
+func (p *peers) speaks(ip netip.Addr) bool {
+	return len(p.ranges) == 0 || slices.ContainsFunc(p.ranges, func(r netip.Prefix) bool { return r.Addr().Is4() == ip.Is4() })
+}
+
 // Why DNS has no answer: a closed list, as it is shown in conditions.
 const (
 	dnsUnknown = "DNS knows no such name: check its spelling, and that the controller's pods can resolve it"
 	dnsSilent  = "the DNS server does not answer: check the cluster's DNS"
-	dnsEmpty   = "DNS knows the name, but no address of it"
+	dnsEmpty   = "DNS knows the name, but no address of it that this cluster can dial"
 	dnsFailed  = "the DNS server failed: check the cluster's DNS"
 )
 

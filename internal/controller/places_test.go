@@ -236,6 +236,23 @@ func TestOwnGatewaysAreTold(t *testing.T) {
 	}, svc)
 }
 
+func TestOnlyFamiliesThatWeSpeak(t *testing.T) {
+	server := &dns{}
+	server.says(nil, "2001:db8::1", "203.0.113.1")
+	for why, c := range map[string]struct {
+		ranges []netip.Prefix
+		want   []netip.Addr
+	}{
+		"without IPv6 its addresses only fail": {[]netip.Prefix{netip.MustParsePrefix("240.0.0.0/24")}, []netip.Addr{netip.MustParseAddr("203.0.113.1")}},
+		"and the other way round":              {[]netip.Prefix{netip.MustParsePrefix("fd00::/64")}, []netip.Addr{netip.MustParseAddr("2001:db8::1")}},
+	} {
+		p := &peers{ranges: c.ranges, lookup: server.lookup}
+		if got := p.answer(t.Context(), "gw.east.example"); !slices.Equal(got.IPs, c.want) {
+			t.Errorf("%s: %v, want %v", why, got.IPs, c.want)
+		}
+	}
+}
+
 func TestExplainDNS(t *testing.T) {
 	for err, want := range map[error]string{
 		&net.DNSError{IsNotFound: true}:                        dnsUnknown,

@@ -111,7 +111,7 @@ func (b *brain) report(t *thought, kept map[string]*v1alpha1.PeerTrust) {
 		spec := keptFor(p, kept[name])
 		a := amendment{found: h.found, name: b.o.PodName}
 		if b.leading.Load() {
-			a.alive = t.replicas()
+			a.alive = t.controllerPods()
 		} else {
 			var due time.Duration
 			if a.report, due = h.report(b.o.PodName, spec.Replicas, t.now); due > 0 && (b.again == 0 || due < b.again) {
@@ -129,6 +129,17 @@ func (t *thought) replicas() map[string]bool {
 	out := make(map[string]bool, len(t.top.controllers))
 	for _, c := range t.top.controllers {
 		out[c.PodName] = true
+	}
+	return out
+}
+
+// controllerPods are all pods of the controller, whatever their state.
+func (t *thought) controllerPods() map[string]bool {
+	out := make(map[string]bool)
+	for i := range t.pods {
+		if p := &t.pods[i]; p.Namespace == t.namespace && p.Labels[componentLabel] == controllerValue {
+			out[p.Name] = true
+		}
 	}
 	return out
 }

@@ -16,15 +16,15 @@ import (
 	"github.com/causeway-mesh/causeway/lab"
 )
 
-// condition asks for a condition of a Link: "Status Reason", and words that its message has to hold.
+// condition asks for a condition of a Link as it is now: "Status Reason", and words that its message has to hold.
 func (c *cluster) condition(ctx context.Context, name, kind, want string, words ...string) error {
 	var l v1alpha1.Link
 	if err := c.read(ctx, links, "", name, &l); err != nil {
 		return err
 	}
 	got := meta.FindStatusCondition(l.Status.Conditions, kind)
-	if got == nil {
-		return fmt.Errorf("%s: Link %s has no condition %s", c.Name(), name, kind)
+	if got == nil || got.ObservedGeneration != l.Generation {
+		return fmt.Errorf("%s: Link %s has no condition %s for its generation %d", c.Name(), name, kind, l.Generation)
 	}
 	if said := string(got.Status) + " " + got.Reason; said != want {
 		return fmt.Errorf("%s: Link %s: %s is %s (%s), want %s", c.Name(), name, kind, said, got.Message, want)
@@ -45,9 +45,9 @@ func readdress(t *testing.T, c *cluster, name, fields string) {
 	t.Cleanup(func() {
 		was := `{"spec":{"gatewayCIDRs":null,"gateways":["` + strings.Join(before.Spec.Gateways, `","`) + `"]}}`
 		must(t, c.kubectl(background(), "", "patch", "link", name, "--type=merge", "-p", was))
-		within(t, time.Minute, "as before", func() error {
+		must(t, poll(background(), time.Minute, func() error {
 			return c.condition(background(), name, v1alpha1.LinkGatewayReachable, "True Reachable")
-		})
+		}))
 		serves(t)
 	})
 	must(t, c.kubectl(t.Context(), "", "patch", "link", name, "--type=merge", "-p", `{"spec":`+fields+`}`))
