@@ -345,7 +345,7 @@ func (b *brain) lead(ctx context.Context, t *thought) {
 		}
 	}
 	b.leader.offer(ctx, jobs, house{
-		gateways: t.top.gateways, exports: t.exports.Problems, trusts: t.trusts, services: t.services, links: t.links,
+		gateways: t.top.gateways, exports: t.exports.Problems, trusts: t.trusts, services: t.services, serviceExports: t.snapshot.serviceExports, links: t.links,
 	})
 }
 

@@ -262,7 +262,10 @@ func (p *process) think(ctx context.Context) error {
 			return err
 		}
 	}
-	exports := &serviceExports{find: p.hasServiceExports, watch: func(ctx context.Context) error { return p.watch(ctx, aServiceExport()) }, log: p.log}
+	exports, err := p.serviceExports()
+	if err != nil {
+		return err
+	}
 	if err := exports.look(ctx); err != nil {
 		return err
 	}
@@ -271,7 +274,7 @@ func (p *process) think(ctx context.Context) error {
 		return nil
 	}
 	var looking sync.WaitGroup
-	looking.Go(func() { exports.await(ctx, p.brain.changed) })
+	looking.Go(func() { exports.run(ctx) })
 	p.brain.run(ctx)
 	looking.Wait()
 	p.brain.peers.running.Wait()

@@ -7,72 +7,105 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	fakediscovery "k8s.io/client-go/discovery/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
-func TestServiceExportsAwait(t *testing.T) {
+// TestServiceExportsRun: answer by answer, which the cluster gives every ten seconds, what is watched and when the brain is woken.
+func TestServiceExportsRun(t *testing.T) {
 	type answer struct {
-		found bool
-		err   error
+		found  bool
+		find   error
+		refuse error // by watch or leave
 	}
+	away := errors.New("away")
+	type seen struct{ here, woken bool }
 	cases := map[string]struct {
 		why     string
-		answers []answer // to find, in turn; the last one again and again
-		watch   error    // of the first time
-		after   time.Duration
+		answers []answer
+		want    []seen
 	}{
-		"here already": {
-			why: "what is watched is not asked for again", answers: []answer{{found: true}}, after: 0,
+		"from the start": {
+			why: "what is watched is not watched again", answers: []answer{{found: true}, {found: true}}, want: []seen{{here: true}, {here: true}},
 		},
 		"installed later": {
 			why:     "who installs the kind after Causeway must not have to know that a restart is needed",
-			answers: []answer{{}, {}, {found: true}}, after: 2 * lookAgain,
+			answers: []answer{{}, {}, {found: true}}, want: []seen{{}, {}, {true, true}},
 		},
-		"the API server is away meanwhile": {
+		"taken away, and back": {
+			why:     "a watch of what is not there complains for ever",
+			answers: []answer{{found: true}, {}, {}, {found: true}}, want: []seen{{here: true}, {false, true}, {}, {true, true}},
+		},
+		"the API server is away": {
 			why:     "an error says nothing about the kind",
-			answers: []answer{{}, {err: errors.New("away")}, {found: true}}, after: 2 * lookAgain,
+			answers: []answer{{found: true}, {find: away}, {found: true}}, want: []seen{{here: true}, {here: true}, {here: true}},
 		},
 		"the first watch fails": {
 			why:     "the kind is there a moment before it is served",
-			answers: []answer{{}, {found: true}}, watch: errors.New("not yet"), after: 2 * lookAgain,
+			answers: []answer{{}, {found: true, refuse: away}, {found: true}}, want: []seen{{}, {}, {true, true}},
 		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				start, asked, woken := time.Now(), 0, 0
-				s := &serviceExports{log: slog.New(slog.DiscardHandler)}
-				s.find = func() (bool, error) {
-					a := c.answers[min(asked, len(c.answers)-1)]
-					asked++
-					return a.found, a.err
+				ctx, cancel := context.WithCancel(t.Context())
+				now, woken, watching := c.answers[0], false, false
+				s := &serviceExports{log: slog.New(slog.DiscardHandler), changed: func() { woken = true }}
+				s.find = func() (bool, error) { return now.found, now.find }
+				turn := func(to bool) func(context.Context) error {
+					return func(context.Context) error {
+						if watching == to {
+							t.Errorf("%s: watching turned to %t twice", c.why, to)
+						}
+						if now.refuse == nil {
+							watching = to
+						}
+						return now.refuse
+					}
 				}
-				s.watch = func(context.Context) (err error) {
-					err, c.watch = c.watch, nil
-					return err
-				}
-				if err := s.look(t.Context()); err != nil {
+				s.watch, s.leave = turn(true), turn(false)
+				if err := s.look(ctx); err != nil {
 					t.Fatal(err)
 				}
-				s.await(t.Context(), func() { woken++ })
-				if took := time.Since(start); took != c.after || !s.here.Load() {
-					t.Errorf("%s: watched: %t after %v, want after %v", c.why, s.here.Load(), took, c.after)
+				got := []seen{{s.here.Load(), woken}}
+				done := make(chan struct{})
+				go func() { s.run(ctx); close(done) }()
+				for _, now = range c.answers[1:] {
+					woken = false
+					time.Sleep(lookAgain)
+					synctest.Wait()
+					got = append(got, seen{s.here.Load(), woken})
 				}
-				if want := min(1, int(c.after)); woken != want {
-					t.Errorf("%s: the brain was woken %d times, want %d", c.why, woken, want)
+				cancel()
+				<-done
+				if d := cmp.Diff(c.want, got, cmp.AllowUnexported(seen{})); d != "" {
+					t.Errorf("%s (-want +got):\n%s", c.why, d)
 				}
 			})
 		})
 	}
 }
 
-func TestServiceExportsAwaitEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
-		defer cancel()
-		s := &serviceExports{log: slog.New(slog.DiscardHandler), find: func() (bool, error) { return false, nil }}
-		s.await(ctx, func() { t.Error("nothing has changed") })
-		if s.here.Load() {
-			t.Error("a kind that never came is here")
-		}
-	})
+func TestHasServiceExports(t *testing.T) {
+	cases := map[string]struct {
+		why   string
+		kinds []*metav1.APIResourceList
+		want  bool
+	}{
+		"no such group": {why: "most clusters have none"},
+		"another kind":  {why: "the group has more kinds", kinds: []*metav1.APIResourceList{{GroupVersion: "multicluster.x-k8s.io/v1alpha1", APIResources: []metav1.APIResource{{Kind: "ServiceImport"}}}}},
+		"it is there":   {why: "then it counts", kinds: []*metav1.APIResourceList{{GroupVersion: "multicluster.x-k8s.io/v1alpha1", APIResources: []metav1.APIResource{{Kind: "ServiceExport"}}}}, want: true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got, err := hasServiceExports(&fakediscovery.FakeDiscovery{Fake: &clienttesting.Fake{Resources: c.kinds}})
+			if err != nil || got != c.want {
+				t.Errorf("%s: got %t, %v", c.why, got, err)
+			}
+		})
+	}
 }
