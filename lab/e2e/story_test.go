@@ -82,10 +82,16 @@ func refusedAtOnce(t *testing.T, url string) error {
 	return nil
 }
 
+// link reads a Link.
+func (c *cluster) link(ctx context.Context, name string) (l v1alpha1.Link, err error) {
+	err = c.read(ctx, links, "", name, &l)
+	return l, err
+}
+
 // problems are what a Link's status says of one Service, or of none.
 func (c *cluster) problems(ctx context.Context, link, service string) ([]v1alpha1.ServiceProblem, error) {
-	var l v1alpha1.Link
-	if err := c.read(ctx, links, "", link, &l); err != nil {
+	l, err := c.link(ctx, link)
+	if err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(l.Status.Problems, func(p v1alpha1.ServiceProblem) bool { return p.Service != service }), nil
@@ -107,8 +113,8 @@ func (c *cluster) complains(t *testing.T, link, service, reason string, words ..
 
 // contented wants a Link's status to have nothing to say, and its conditions to be True.
 func (c *cluster) contented(t *testing.T, link string) error {
-	var l v1alpha1.Link
-	if err := c.read(t.Context(), links, "", link, &l); err != nil {
+	l, err := c.link(t.Context(), link)
+	if err != nil {
 		return err
 	}
 	var out error
