@@ -157,11 +157,7 @@ func Build(in Inputs) Exports {
 			}
 		}
 	}
-	for k := range b.exported {
-		if !known[k] {
-			b.problems.add(k, ServiceMissing, "a ServiceExport of this name stands here and no Service: make the Service or delete the ServiceExport")
-		}
-	}
+	b.tellMissing(known)
 	slices.SortFunc(out.List, func(a, b Export) int { return a.Key().Compare(b.Key()) })
 	out.Problems = b.problems.sorted()
 	for link, list := range b.linkProblems {
@@ -170,6 +166,23 @@ func Build(in Inputs) Exports {
 	}
 	out.LinkProblems = b.linkProblems
 	return out
+}
+
+// tellMissing tells of ServiceExports that name no Service. No selector can match
+// what is not there, so it concerns every Link that may see the namespace.
+func (b *builder) tellMissing(known map[Key]bool) {
+	for k := range b.exported {
+		if known[k] {
+			continue
+		}
+		before := len(b.problems.list)
+		b.problems.add(k, ServiceMissing, "a ServiceExport of this name stands here and no Service: make the Service or delete the ServiceExport")
+		for _, r := range b.rules {
+			if r.covers(b.namespaces, k.Namespace) {
+				b.concern(r.link, b.problems.list[before:]...)
+			}
+		}
+	}
 }
 
 // builder holds the indexes of one Build.

@@ -224,6 +224,9 @@ func TestServiceExport(t *testing.T) {
 			if d := cmp.Diff(c.problems, reasonsOf(got.Problems), cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("%s (-want +got):\n%s", c.why, d)
 			}
+			if d := cmp.Diff(c.problems, reasonsOf(got.LinkProblems["west"]), cmpopts.EquateEmpty()); d != "" {
+				t.Errorf("%s; the Link's status does not say so (-want +got):\n%s", c.why, d)
+			}
 		})
 	}
 }

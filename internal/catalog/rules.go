@@ -76,15 +76,16 @@ func (b *builder) readRules() {
 func (b *builder) admitting(svc *corev1.Service) []string {
 	var out []string
 	for _, r := range b.rules {
-		if len(r.names) > 0 && !slices.Contains(r.names, svc.Namespace) {
-			continue
+		if r.covers(b.namespaces, svc.Namespace) && r.services.Matches(labels.Set(svc.Labels)) {
+			out = append(out, r.link)
 		}
-		if !r.services.Matches(labels.Set(svc.Labels)) || !r.matchesNamespace(b.namespaces, svc.Namespace) {
-			continue
-		}
-		out = append(out, r.link)
 	}
 	return out
+}
+
+// covers reports whether the rules let Services of a namespace cross.
+func (r linkRules) covers(known map[string]labels.Set, namespace string) bool {
+	return (len(r.names) == 0 || slices.Contains(r.names, namespace)) && r.matchesNamespace(known, namespace)
 }
 
 // matchesNamespace reports whether the rules choose a namespace. One whose labels

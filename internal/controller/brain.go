@@ -61,8 +61,8 @@ type brain struct {
 	published map[string]bool      // Links that have a catalog
 	believed  map[string]belief    // by Link: what is dear to find out, while it stays
 	grumbles  map[[2]string]string // last told, by message and subject
-	// serviceExports: the cluster has the kind ServiceExport.
-	serviceExports bool
+	// serviceExports: the cluster has the kind ServiceExport. nil: it has not.
+	serviceExports *atomic.Bool
 	served         map[types.UID]bool // agents' pods that have been ready
 	again          time.Duration      // when to think again by itself; 0: no need
 }
@@ -130,7 +130,7 @@ func (b *brain) grumble(message, about string, err error) {
 
 // think is one pass over everything.
 func (b *brain) think(ctx context.Context, now time.Time) error {
-	snap, err := gather(ctx, b.cache, b.o.Namespace, b.serviceExports)
+	snap, err := gather(ctx, b.cache, b.o.Namespace, b.serviceExports != nil && b.serviceExports.Load())
 	if err != nil {
 		return err
 	}
@@ -345,7 +345,7 @@ func (b *brain) lead(ctx context.Context, t *thought) {
 		}
 	}
 	b.leader.offer(ctx, jobs, house{
-		gateways: t.top.gateways, exports: t.exports.Problems, trusts: t.trusts, services: t.services, links: t.links,
+		gateways: t.top.gateways, exports: t.exports.Problems, trusts: t.trusts, services: t.services, serviceExports: t.snapshot.serviceExports, links: t.links,
 	})
 }
 

@@ -220,10 +220,6 @@ func (p *process) wire() error {
 		whole: p.whole, wake: make(chan struct{}, 1),
 	}
 	p.brain = b
-	var err error
-	if b.serviceExports, err = hasServiceExports(p.mgr.GetRESTMapper()); err != nil {
-		return err
-	}
 	catalogMetrics := wire.NewMetrics(metrics.Registry)
 	b.peers = &peers{
 		own: p.own, credential: p.credential.get, trusts: trusts{p.live, p.o.Namespace}, board: board,
@@ -261,21 +257,40 @@ func (p *process) add(part func(context.Context) error) error { return p.mgr.Add
 
 // think watches and thinks until ctx ends, and waits for all that thinking has started.
 func (p *process) think(ctx context.Context) error {
-	for _, kind := range kinds(p.brain.serviceExports) {
-		informer, err := p.mgr.GetCache().GetInformer(ctx, kind)
-		if err != nil {
-			return fmt.Errorf("watch %T: %w", kind, err)
-		}
-		if _, err := informer.AddEventHandler(wakeOn(p.brain.changed)); err != nil {
-			return fmt.Errorf("watch %T: %w", kind, err)
+	for _, kind := range kinds() {
+		if err := p.watch(ctx, kind); err != nil {
+			return err
 		}
 	}
+	exports, err := p.serviceExports()
+	if err != nil {
+		return err
+	}
+	if err := exports.look(ctx); err != nil {
+		return err
+	}
+	p.brain.serviceExports = &exports.here
 	if !p.mgr.GetCache().WaitForCacheSync(ctx) {
 		return nil
 	}
+	var looking sync.WaitGroup
+	looking.Go(func() { exports.run(ctx) })
 	p.brain.run(ctx)
+	looking.Wait()
 	p.brain.peers.running.Wait()
 	p.brain.leader.running.Wait()
+	return nil
+}
+
+// watch keeps a cache of a kind, any change of which wakes the brain. It returns when the cache is whole.
+func (p *process) watch(ctx context.Context, kind client.Object) error {
+	informer, err := p.mgr.GetCache().GetInformer(ctx, kind)
+	if err != nil {
+		return fmt.Errorf("watch %T: %w", kind, err)
+	}
+	if _, err := informer.AddEventHandler(wakeOn(p.brain.changed)); err != nil {
+		return fmt.Errorf("watch %T: %w", kind, err)
+	}
 	return nil
 }
 

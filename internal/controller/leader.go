@@ -67,7 +67,9 @@ type house struct {
 	exports  []catalog.Problem
 	trusts   []v1alpha1.PeerTrust
 	services []corev1.Service
-	links    []v1alpha1.Link
+	// serviceExports are where problems of exports without a Service are told.
+	serviceExports []metav1.PartialObjectMetadata
+	links          []v1alpha1.Link
 }
 
 // A writer does the newest of its work, again until it succeeds.
@@ -237,9 +239,14 @@ func (l *leader) say(ctx context.Context, j *job, seen link.Seen, says *rate.Lim
 // tell makes an Event of each problem that is new, but those of exports.
 func (l *leader) tell(j *job, now []v1alpha1.ServiceProblem) {
 	for _, p := range now {
-		if p.Service != "" && !slices.Contains(j.link.Status.Problems, p) && !slices.Contains(j.exported, p) {
-			l.events.Eventf(j.link, serviceOf(p), corev1.EventTypeWarning, p.Reason, "Mirroring", "%s: %s", p.Service, p.Message)
+		if p.Reason == link.More || slices.Contains(j.link.Status.Problems, p) || slices.Contains(j.exported, p) {
+			continue
 		}
+		note := p.Message
+		if p.Service != "" { // otherwise it is of the whole Link, as a quota is
+			note = p.Service + ": " + note
+		}
+		l.events.Eventf(j.link, serviceOf(p), corev1.EventTypeWarning, p.Reason, "Mirroring", "%s", note)
 	}
 }
 
@@ -282,7 +289,7 @@ func (l *leader) identify(ctx context.Context, gateways []string) error {
 	return nil
 }
 
-// tellExporters makes an Event, at the Service, of each problem of an export that
+// tellExporters makes an Event, at the Service or its ServiceExport, of each problem of an export that
 // is new. What a Link's status says already was told by an earlier leader.
 func (l *leader) tellExporters(h house) {
 	if l.told == nil {
@@ -303,11 +310,29 @@ func (l *leader) tellExporters(h house) {
 		if err != nil {
 			continue
 		}
-		for i := range h.services {
-			if svc := &h.services[i]; svc.Namespace == key.Namespace && svc.Name == key.Name {
-				l.events.Eventf(svc, nil, corev1.EventTypeWarning, p.Reason, "Exporting", "%s", p.Message)
-			}
+		if about := h.exporter(key, p.Reason); about != nil {
+			l.events.Eventf(about, nil, corev1.EventTypeWarning, p.Reason, "Exporting", "%s", p.Message)
 		}
 	}
 	l.told = now
+}
+
+// exporter is the object in which a person asked for an export; nil: it is gone meanwhile.
+func (h *house) exporter(key catalog.Key, reason string) runtime.Object {
+	if reason == catalog.ServiceMissing {
+		for i := range h.serviceExports {
+			if x := &h.serviceExports[i]; x.Namespace == key.Namespace && x.Name == key.Name {
+				about := x.DeepCopy()
+				about.SetGroupVersionKind(catalog.ServiceExportKind) // a list does not say it of each
+				return about
+			}
+		}
+		return nil
+	}
+	for i := range h.services {
+		if svc := &h.services[i]; svc.Namespace == key.Namespace && svc.Name == key.Name {
+			return svc
+		}
+	}
+	return nil
 }

@@ -7,7 +7,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -83,29 +82,10 @@ func gather(ctx context.Context, c client.Reader, namespace string, serviceExpor
 	return s, nil
 }
 
-// kinds are the objects that caches are kept of; any change of one wakes the brain.
-func kinds(serviceExports bool) []client.Object {
-	out := []client.Object{
+// kinds are the objects that caches are kept of, beside ServiceExports; any change of one wakes the brain.
+func kinds() []client.Object {
+	return []client.Object{
 		&corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Pod{}, &corev1.Namespace{}, &networkingv1.NetworkPolicy{},
 		&v1alpha1.Link{}, &v1alpha1.ExportPolicy{}, &v1alpha1.Ledger{}, &v1alpha1.PeerTrust{},
 	}
-	if serviceExports {
-		export := &metav1.PartialObjectMetadata{}
-		export.SetGroupVersionKind(catalog.ServiceExportKind)
-		out = append(out, export)
-	}
-	return out
-}
-
-// hasServiceExports asks whether the cluster has the kind ServiceExport. One that
-// gets it later is seen at the controller's next start.
-func hasServiceExports(mapper meta.RESTMapper) (bool, error) {
-	_, err := mapper.RESTMapping(catalog.ServiceExportKind.GroupKind(), catalog.ServiceExportKind.Version)
-	if meta.IsNoMatchError(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("ask for the kind ServiceExport: %w", err)
-	}
-	return true, nil
 }

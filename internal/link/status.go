@@ -53,6 +53,9 @@ type Silence struct{ Address, Why string }
 // maxProblems bounds the status; the rest is counted in its last line.
 const maxProblems = 32
 
+// More is the reason of the line that counts the problems left out of the status.
+const More = "More"
+
 // Status returns the status that l should have, and whether it differs from what it has.
 func Status(l *v1alpha1.Link, s Seen, now time.Time) (v1alpha1.LinkStatus, bool) {
 	want := v1alpha1.LinkStatus{
@@ -200,6 +203,6 @@ func bound(problems []v1alpha1.ServiceProblem) []v1alpha1.ServiceProblem {
 	}
 	more := len(sorted) - maxProblems + 1
 	return append(sorted[:maxProblems-1:maxProblems-1], v1alpha1.ServiceProblem{
-		Service: "", Reason: "More", Message: fmt.Sprintf("and %d more", more),
+		Service: "", Reason: More, Message: fmt.Sprintf("and %d more", more),
 	})
 }
