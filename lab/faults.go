@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strings"
 	"syscall"
 )
@@ -57,12 +58,12 @@ func (c *Cluster) Thaw(process string) error { return c.signal(process, syscall.
 func (c *Cluster) Kill(process string) error { return c.signal(process, syscall.SIGKILL) }
 
 func (c *Cluster) signal(process string, signal syscall.Signal) error {
-	where, name, onNode := strings.Cut(process, "/")
-	if !onNode {
-		where, name = "cp", process
+	where, name, err := splitProcess(process)
+	if err != nil {
+		return err
 	}
 	pids := c.lab.cgroups.procs(c.lab.names.cgroup(c.plan.Name, where, name))
-	if name == "" || len(pids) == 0 {
+	if len(pids) == 0 {
 		return fmt.Errorf("cluster %q runs no %q: name it like its log, as in etcd or %s/kubelet", c.plan.Name, process, nodeName(c.plan.Name, 1))
 	}
 	for _, pid := range pids {
@@ -71,4 +72,20 @@ func (c *Cluster) signal(process string, signal syscall.Signal) error {
 		}
 	}
 	return nil
+}
+
+// processPart is what one cgroup of a process, or of its node, may be called.
+var processPart = regexp.MustCompile(`\A[a-z][a-z0-9-]*\z`)
+
+// splitProcess parts a process's name into its node, or the control plane, and what runs there. The parts become a cgroup's path: one
+// that led out of the cluster's own would signal whatever else is on the machine.
+func splitProcess(process string) (where, name string, err error) {
+	where, name, onNode := strings.Cut(process, "/")
+	if !onNode {
+		where, name = "cp", process
+	}
+	if !processPart.MatchString(where) || !processPart.MatchString(name) {
+		return "", "", fmt.Errorf("process %q: name it like its log, as in etcd or west-1/kubelet", process)
+	}
+	return where, name, nil
 }

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -19,9 +21,11 @@ func faultCommand(o *lab.Options) *cobra.Command {
 		pairCommand(o, "mend CLUSTER CLUSTER", "Take cut back", (*lab.Lab).Mend),
 		addressCommand(o, "hole ADDRESS", "Lose every packet to and from an address of the WAN", (*lab.Lab).BlackHole),
 		addressCommand(o, "fill ADDRESS", "Take hole back", (*lab.Lab).Fill),
-		processCommand(o, "freeze CLUSTER PROCESS", "Stop a process dead, such as kube-apiserver or west-1/kubelet", (*lab.Cluster).Freeze),
-		processCommand(o, "thaw CLUSTER PROCESS", "Let a frozen process go on", (*lab.Cluster).Thaw),
-		processCommand(o, "kill CLUSTER PROCESS", "End a process; `lab up` starts it again", (*lab.Cluster).Kill),
+		processCommand(o, "freeze CLUSTER PROCESS", "Stop a process dead: kube-apiserver, west-1/kubelet, shop/client/shop",
+			syscall.SIGSTOP, (*lab.Cluster).Freeze),
+		processCommand(o, "thaw CLUSTER PROCESS", "Let a frozen process go on", syscall.SIGCONT, (*lab.Cluster).Thaw),
+		processCommand(o, "kill CLUSTER PROCESS", "End a process; `lab up` starts it again, a kubelet its containers",
+			syscall.SIGKILL, (*lab.Cluster).Kill),
 	)
 	return c
 }
@@ -50,8 +54,9 @@ func addressCommand(o *lab.Options, use, short string, do func(*lab.Lab, context
 	}}
 }
 
-func processCommand(o *lab.Options, use, short string, do func(*lab.Cluster, string) error) *cobra.Command {
-	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(2), RunE: func(_ *cobra.Command, args []string) error {
+// processCommand does its verb to a process of the lab's, or sends the signal that means the same to a container of a pod.
+func processCommand(o *lab.Options, use, short string, signal syscall.Signal, do func(*lab.Cluster, string) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(2), RunE: func(c *cobra.Command, args []string) error {
 		l, err := lab.OpenWith(*o)
 		if err != nil {
 			return err
@@ -59,6 +64,9 @@ func processCommand(o *lab.Options, use, short string, do func(*lab.Cluster, str
 		cluster, err := find(l, args[0])
 		if err != nil {
 			return err
+		}
+		if parts := strings.Split(args[1], "/"); len(parts) == 3 {
+			return cluster.KillContainer(c.Context(), parts[0], parts[1], parts[2], signal)
 		}
 		return do(cluster, args[1])
 	}}
