@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -134,7 +135,7 @@ func identityMap(edit map[string]string) *corev1.ConfigMap {
 
 func made(kube string, funcs interceptor.Funcs, objects ...client.Object) cluster {
 	c := fake.NewClientBuilder().WithScheme(kinds()).WithStatusSubresource(&v1alpha1.Link{}).WithReturnManagedFields().WithObjects(objects...).WithInterceptorFuncs(funcs).Build()
-	return cluster{Client: c, version: func() (*version.Info, error) { return &version.Info{GitVersion: kube}, nil }}
+	return cluster{Client: c, version: func() (*version.Info, error) { return &version.Info{GitVersion: kube}, nil }, now: time.Now}
 }
 
 // prepared returns a new cluster of that name.
