@@ -128,3 +128,14 @@ func count(n int, what string) string {
 	}
 	return fmt.Sprintf("%d %ss", n, what)
 }
+
+// FailedPaths are the Lines, by node, of those whose way from a pod to the agent fails.
+func FailedPaths(lines []Line) map[string]Line {
+	out := map[string]Line{}
+	for _, l := range lines {
+		if l.Check == checkPath && l.State == Fail {
+			out[l.On] = l
+		}
+	}
+	return out
+}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/canary"
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
@@ -57,7 +58,7 @@ func healthy() *Facts {
 		{Name: "causeway-agent-b", Component: "agent", Node: "w2", Ready: true},
 		{Name: "causeway-controller-x", Component: "controller", Node: "w1", Ready: true},
 	}
-	known := CanaryCall{Answer: CanaryAnswer{Causeway: "v0.3.0", UID: "c1", Namespace: "causeway-system", Pod: "canary"}}
+	known := canary.Call{Answer: canary.Answer{Protocol: canary.Protocol, UID: "c1", Namespace: "causeway-system", Pod: "canary"}}
 	known2 := known
 	known2.Answer.UID = "c2"
 	dial := []Dial{{Link: "east", Address: eastGateway, TookSeconds: 0.002}}
@@ -80,8 +81,8 @@ func healthy() *Facts {
 			Agents: []Agent{{Node: "w1", Version: "v0.3.0", StateSeconds: 2, Dials: dial}, {Node: "w2", Version: "v0.3.0", StateSeconds: 4, Dials: dial}},
 		}}},
 		Canaries: []Canary{
-			{Node: "w1", UID: "c1", Result: CanaryResult{known, known}},
-			{Node: "w2", UID: "c2", Result: CanaryResult{known2, known2}},
+			{Node: "w1", UID: "c1", Result: canary.Result{known, known}},
+			{Node: "w2", UID: "c2", Result: canary.Result{known2, known2}},
 		},
 	}
 }
@@ -264,24 +265,30 @@ func TestFaults(t *testing.T) {
 			want: []string{"FAIL address east: gw.east:4143 is not reached from 2 of 2 nodes (w1: lookup gw.east: no such host)"},
 		},
 		"DNS gone": {
-			why:   "a mirror is called by its name",
-			spoil: func(f *Facts) { f.Canaries[1].Result.ByName = CanaryCall{Failure: FailureName, Detail: "no such host"} },
-			want:  []string{"FAIL dns w2: a pod there cannot resolve a Service's name: no such host"},
+			why: "a mirror is called by its name",
+			spoil: func(f *Facts) {
+				f.Canaries[1].Result.ByName = canary.Call{Failure: canary.FailureName, Detail: "no such host"}
+			},
+			want: []string{"FAIL dns w2: a pod there cannot resolve a Service's name: no such host"},
 		},
 		"route flushed": {
-			why:   "calls die on the node",
-			spoil: func(f *Facts) { calls(&f.Canaries[0], CanaryCall{Failure: FailureRefused, Detail: "no route to host"}) },
-			want:  []string{"FAIL path w1: a pod's call is refused on the node: no route to host"},
+			why: "calls die on the node",
+			spoil: func(f *Facts) {
+				calls(&f.Canaries[0], canary.Call{Failure: canary.FailureRefused, Detail: "no route to host"})
+			},
+			want: []string{"FAIL path w1: a pod's call is refused on the node: no route to host"},
 		},
 		"CNI goes round the host": {
-			why:   "VIP mode cannot work there",
-			spoil: func(f *Facts) { calls(&f.Canaries[0], CanaryCall{Failure: FailureTimeout, Detail: "i/o timeout"}) },
-			want:  []string{"FAIL path w1: a pod's call gets no answer: i/o timeout"},
+			why: "VIP mode cannot work there",
+			spoil: func(f *Facts) {
+				calls(&f.Canaries[0], canary.Call{Failure: canary.FailureTimeout, Detail: "i/o timeout"})
+			},
+			want: []string{"FAIL path w1: a pod's call gets no answer: i/o timeout"},
 		},
 		"CNI hides the caller": {
 			why: "who cannot be known is refused",
 			spoil: func(f *Facts) {
-				calls(&f.Canaries[0], CanaryCall{Answer: CanaryAnswer{Causeway: "v0.3.0", Refused: "no live pod"}})
+				calls(&f.Canaries[0], canary.Call{Answer: canary.Answer{Protocol: canary.Protocol, Refused: "no live pod"}})
 			},
 			want: []string{
 				"FAIL path w1: the agent does not know who calls: no live pod",
@@ -476,7 +483,7 @@ func both(f *Facts, skew float64) {
 	}
 }
 
-func calls(c *Canary, call CanaryCall) { c.Result = CanaryResult{call, call} }
+func calls(c *Canary, call canary.Call) { c.Result = canary.Result{call, call} }
 
 func TestManyAlikeAreBounded(t *testing.T) {
 	f := healthy()

@@ -7,6 +7,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/canary"
 )
 
 // Facts are all that is known of an installation.
@@ -152,40 +153,5 @@ type Canary struct {
 	UID string
 	// Trouble says why the pod made no call; empty: it did.
 	Trouble string
-	Result  CanaryResult
-}
-
-// CanaryResult is what a canary pod reports, as JSON.
-type CanaryResult struct {
-	ByIP   CanaryCall `json:"byIP"`
-	ByName CanaryCall `json:"byName"`
-}
-
-// CanaryCall is one call of a canary pod.
-type CanaryCall struct {
-	// Failure is one of the Failures; empty: there was an answer. Detail is the error's own words.
-	Failure string       `json:"failure,omitempty"`
-	Detail  string       `json:"detail,omitempty"`
-	Answer  CanaryAnswer `json:"answer"`
-}
-
-// How a canary's call fails.
-const (
-	FailureName    = "name"    // not resolved
-	FailureRefused = "refused" // or reset
-	FailureTimeout = "timeout"
-	FailureGarbled = "garbled" // somebody answered who is no agent
-	FailureOther   = "other"
-)
-
-// CanaryAnswer is what an agent says to a canary: one line of JSON.
-type CanaryAnswer struct {
-	// Causeway is the agent's version, and tells that it is one.
-	Causeway string `json:"causeway"`
-	// UID, Namespace and Pod are whom it takes the caller for.
-	UID       string `json:"uid,omitempty"`
-	Namespace string `json:"namespace,omitempty"`
-	Pod       string `json:"pod,omitempty"`
-	// Refused is why it takes the caller for nobody.
-	Refused string `json:"refused,omitempty"`
+	Result  canary.Result
 }

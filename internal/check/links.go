@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/canary"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
@@ -40,13 +41,13 @@ func paths(f Facts) []Line {
 		}
 		switch name := c.Result.ByName; {
 		case c.Trouble != "":
-		case name.Failure == FailureName:
+		case name.Failure == canary.FailureName:
 			lines = append(lines, fail(checkDNS, c.Node, "a pod there cannot resolve a Service's name: "+name.Detail,
 				"does the cluster's DNS run? `kubectl -n kube-system get pods -l k8s-app=kube-dns` tells; mirrors are called by name"))
-		case name.Failure == "" && name.Answer.UID == c.UID:
+		case name.Good(c.UID):
 			named = append(named, c.Node)
 		case !bad:
-			lines = append(lines, fail(checkDNS, c.Node, fmt.Sprintf("the canary answers at its address and not at its name: %s", name.why()),
+			lines = append(lines, fail(checkDNS, c.Node, fmt.Sprintf("the canary answers at its address and not at its name: %s", why(name)),
 				"the name leads elsewhere: does the cluster's DNS serve this cluster's Services?"))
 		}
 	}
@@ -62,6 +63,9 @@ func paths(f Facts) []Line {
 	return lines
 }
 
+// JudgePaths says how it stands with the nodes' paths alone.
+func JudgePaths(f Facts) []Line { return paths(f) }
+
 func carry(n int) string {
 	if n == 1 {
 		return "1 node carries"
@@ -69,7 +73,7 @@ func carry(n int) string {
 	return fmt.Sprintf("%d nodes carry", n)
 }
 
-func (c CanaryCall) why() string {
+func why(c canary.Call) string {
 	if c.Failure != "" {
 		return c.Failure + ": " + c.Detail
 	}
@@ -83,13 +87,13 @@ func (c Canary) path() (Line, bool) {
 	switch {
 	case c.Trouble != "":
 		return fail(checkPath, c.Node, "the canary could not call: "+c.Trouble, "a pod must be able to run in Causeway's namespace on this node; then ask again"), true
-	case call.Failure == FailureRefused:
+	case call.Failure == canary.FailureRefused:
 		return fail(checkPath, c.Node, "a pod's call is refused on the node: "+call.Detail,
 			checkAll+"nothing listens on the virtual IPs, or the node has lost the local route for their range, which vip-guard puts back within a minute"), true
-	case call.Failure == FailureTimeout:
+	case call.Failure == canary.FailureTimeout:
 		return fail(checkPath, c.Node, "a pod's call gets no answer: "+call.Detail,
 			"the CNI or a firewall keeps it from the node's routing table: VIP mode needs a CNI that asks the host's routing table for local addresses"), true
-	case call.Failure == FailureGarbled:
+	case call.Failure == canary.FailureGarbled:
 		return fail(checkPath, c.Node, "somebody answers who is not the agent: "+call.Detail,
 			"the range of virtual IPs is used by others: install with another vipCIDR"), true
 	case call.Failure != "":

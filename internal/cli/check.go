@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -80,9 +81,26 @@ func (a *app) judge(ctx context.Context, cl cluster, flags checkFlags) ([]check.
 		return nil, err
 	}
 	f := check.Facts{Namespace: flags.namespace, Version: Version(), Link: flags.link, Rights: rights}
+	var asking sync.WaitGroup
+	var notAsked, notProved error
+	if cl.config != nil {
+		f.Asked = true
+		asking.Go(func() { f.Replicas, notAsked = cl.askControllers(ctx, flags.namespace) })
+	}
+	if !flags.skipCanary {
+		f.Proved = true
+		asking.Go(func() { f.Canaries, notProved = cl.canaries(ctx, flags.namespace) })
+	}
 	check.Gather(ctx, cl, &f)
+	asking.Wait()
+	for what, err := range map[string]error{"controllers": notAsked, "the nodes' paths": notProved} {
+		if err != nil {
+			f.Unread = append(f.Unread, check.Unread{What: what, Why: err.Error()})
+		}
+	}
 	f.Now = cl.now()
 	lines := check.Judge(f)
+	a.tellNodes(ctx, cl, flags.namespace, lines)
 	if lines == nil {
 		lines = []check.Line{}
 	}

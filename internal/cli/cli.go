@@ -94,7 +94,7 @@ func (a *app) root() *cobra.Command {
 	)
 	root.AddCommand(
 		a.install(), a.uninstall(), a.identity(), a.link(), a.unlink(), a.links(), a.services(), a.check(), a.version(),
-		a.controller(), a.gateway(), a.agent(), a.vipGuard(),
+		a.controller(), a.gateway(), a.agent(), a.vipGuard(), a.canary(),
 	)
 	return root
 }
