@@ -27,7 +27,7 @@ var canaryLabels = client.MatchingLabels{
 
 const (
 	// canaryTime bounds the life of a canary pod.
-	canaryTime = 30 * time.Second
+	canaryTime = time.Minute
 	// canaryPoll is how often its end is looked for.
 	canaryPoll = 250 * time.Millisecond
 	// agentContainer is the one whose image canaries run.

@@ -42,7 +42,7 @@ are warnings alone.`,
 	c.Flags().StringVar(&flags.link, "link", "", "say of Links only what concerns the one of this `name`")
 	c.Flags().BoolVar(&flags.skipCanary, "skip-canary", false, "make no pods: the nodes' paths are not proved")
 	c.Flags().BoolVar(&flags.asJSON, "json", false, "print JSON")
-	c.Flags().DurationVar(&flags.timeout, "timeout", time.Minute, "`how long` it may take; what takes longer is said not to answer")
+	c.Flags().DurationVar(&flags.timeout, "timeout", 90*time.Second, "`how long` it may take; what takes longer is said not to answer")
 	return c
 }
 

@@ -125,7 +125,7 @@ func (a *app) provePaths(ctx context.Context, cl cluster, namespace string, p *p
 	}
 	a.tellNodes(ctx, cl, namespace, lines)
 	if check.Failed(lines) {
-		return withHint(errors.New("Causeway is installed, but not every node carries a pod's call"), "`causeway check` says node by node what to do; --skip-canary installs without the proof")
+		fmt.Fprintln(a.stderr, "warning: Causeway is installed, but not every node is proved to carry a pod's call to its agent: `causeway check` says what to do")
 	}
 	return nil
 }
