@@ -203,7 +203,7 @@ func TestCheckWithoutControllers(t *testing.T) {
 	d := have(west.api.AppsV1().Deployments(system).Get(t.Context(), "causeway-controller", getOptions))(t)
 	t.Cleanup(func() {
 		must(t, scale(int(*d.Spec.Replicas)))
-		within(t, time.Minute, "the controllers are back", func() error {
+		err := poll(background(), time.Minute, func() error {
 			pods, err := west.pods(background(), "controller")
 			if err == nil && len(pods) == 0 {
 				err = errNotYet
@@ -215,6 +215,9 @@ func TestCheckWithoutControllers(t *testing.T) {
 			}
 			return err
 		})
+		if err != nil {
+			t.Errorf("the controllers are not back: %v", err)
+		}
 		serves(t)
 	})
 	must(t, scale(0))
