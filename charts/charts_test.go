@@ -234,7 +234,7 @@ func TestServices(t *testing.T) {
 			lines = append(lines, fmt.Sprintf("%s %s %d %s", s.Name, s.Spec.Type, p.Port, s.Spec.ExternalTrafficPolicy))
 		}
 	}
-	want := []string{"causeway-controller  4146 ", "causeway-gateway LoadBalancer 4143 Local"}
+	want := []string{"causeway-canary  4200 ", "causeway-controller  4146 ", "causeway-gateway LoadBalancer 4143 Local"}
 	if diff := cmp.Diff(want, lines); diff != "" {
 		t.Errorf("ports of Services (-want +got):\n%s", diff)
 	}

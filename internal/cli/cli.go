@@ -48,6 +48,9 @@ func run(ctx context.Context, args []string, a *app) int {
 	if err == nil {
 		return 0
 	}
+	if s := (*silent)(nil); errors.As(err, &s) {
+		return 1
+	}
 	fmt.Fprintf(a.stderr, "causeway: %v\n", err)
 	var h *hinted
 	if errors.As(err, &h) {
@@ -90,8 +93,8 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: process, Title: "Processes, which the chart runs:"},
 	)
 	root.AddCommand(
-		a.install(), a.uninstall(), a.identity(), a.link(), a.unlink(), a.links(), a.services(), a.version(),
-		a.controller(), a.gateway(), a.agent(), a.vipGuard(),
+		a.install(), a.uninstall(), a.identity(), a.link(), a.unlink(), a.links(), a.services(), a.check(), a.version(),
+		a.controller(), a.gateway(), a.agent(), a.vipGuard(), a.canary(),
 	)
 	return root
 }
@@ -111,6 +114,9 @@ type hinted struct {
 
 func (h *hinted) Error() string { return h.err.Error() }
 func (h *hinted) Unwrap() error { return h.err }
+
+// silent is an error of which the answer on stdout has said all.
+type silent struct{ error }
 
 // withHint adds what the user can do about err.
 func withHint(err error, hint string) error { return &hinted{err: err, hint: hint, code: 1} }

@@ -12,11 +12,14 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/version"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -134,7 +137,7 @@ func identityMap(edit map[string]string) *corev1.ConfigMap {
 
 func made(kube string, funcs interceptor.Funcs, objects ...client.Object) cluster {
 	c := fake.NewClientBuilder().WithScheme(kinds()).WithStatusSubresource(&v1alpha1.Link{}).WithReturnManagedFields().WithObjects(objects...).WithInterceptorFuncs(funcs).Build()
-	return cluster{Client: c, version: func() (*version.Info, error) { return &version.Info{GitVersion: kube}, nil }}
+	return cluster{Client: c, version: func() (*version.Info, error) { return &version.Info{GitVersion: kube}, nil }, now: time.Now}
 }
 
 // prepared returns a new cluster of that name.
@@ -151,7 +154,9 @@ func prepared(t *testing.T, name string) cluster {
 
 // clusters are those that stories of one cluster choose from.
 var clusters = map[string]func() cluster{
-	"empty":     func() cluster { return made("v1.36.3", growing(2), node("node-1", "10.244.0.0/24")) },
+	"empty": func() cluster {
+		return made("v1.36.3", growing(2), node("node-1", "10.244.0.0/24"), readyNode("node-2", true))
+	},
 	"old":       func() cluster { return made("v1.31.9", interceptor.Funcs{}) },
 	"stuck":     func() cluster { return made("v1.36.3", growing(0), pullFailure()) },
 	"installed": func() cluster { return made("v1.36.3", interceptor.Funcs{}, identityMap(nil)) },
@@ -183,11 +188,35 @@ func pullFailure() client.Object {
 	}
 }
 
+// sing makes a canary's pod end as one does whose agent knows it.
+func sing(obj client.Object) {
+	p, ok := obj.(*corev1.Pod)
+	if !ok || p.Labels["app.kubernetes.io/component"] != "canary" {
+		return
+	}
+	p.UID = types.UID("uid-of-" + p.Spec.NodeName)
+	known := fmt.Sprintf(`{"answer":{"protocol":"causeway-canary/1","uid":"%s"}}`, p.UID)
+	p.Status = corev1.PodStatus{Phase: corev1.PodSucceeded, ContainerStatuses: []corev1.ContainerStatus{{
+		State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Message: `{"byIP":` + known + `,"byName":` + known + `}`}},
+	}}}
+}
+
 // growing makes a fake API server behave as if a cluster stood behind it: at the looks-th look at them, kinds are
 // established, the controller has made its identity, and pods are ready. With 0 looks only kinds are ever established.
 func growing(looks int) interceptor.Funcs {
 	seen := map[string]int{}
 	return interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+			sing(obj)
+			return c.Create(ctx, obj, opts...)
+		},
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			if s, ok := list.(*discoveryv1.EndpointSliceList); ok {
+				s.Items = make([]discoveryv1.EndpointSlice, 1)
+				return nil
+			}
+			return c.List(ctx, list, opts...)
+		},
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
 			what := fmt.Sprintf("%T %s", obj, key)
 			seen[what]++

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
@@ -37,6 +38,10 @@ type cluster struct {
 	client.Client
 	// version asks the API server for its version.
 	version func() (*version.Info, error)
+	// now is the API server's clock, as its last answer told it.
+	now func() time.Time
+	// config is how it is reached, for what is no object; nil in tests.
+	config *rest.Config
 }
 
 // kinds are those that the command reads and writes: Kubernetes' and Causeway's own.
@@ -75,6 +80,8 @@ func connect(f clusterFlags, warnings io.Writer) (cluster, error) {
 	config.QPS, config.Burst = 50, 100
 	config.UserAgent = "causeway/" + Version()
 	config.WarningHandler = rest.NewWarningWriter(warnings, rest.WarningWriterOptions{Deduplicate: true})
+	var clock serverClock
+	config.Wrap(clock.listen)
 	d, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
 		return cluster{}, fmt.Errorf("use the kubeconfig: %w", err)
@@ -83,5 +90,5 @@ func connect(f clusterFlags, warnings io.Writer) (cluster, error) {
 	if err != nil {
 		return cluster{}, withHint(fmt.Errorf("reach the cluster: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
 	}
-	return cluster{Client: c, version: d.ServerVersion}, nil
+	return cluster{Client: c, version: d.ServerVersion, now: clock.now, config: config}, nil
 }

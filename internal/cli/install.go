@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/causeway-mesh/causeway/charts"
+	"github.com/causeway-mesh/causeway/internal/check"
 )
 
 // installFlags are the words of `causeway install`.
@@ -23,6 +24,7 @@ type installFlags struct {
 	clusterName string
 	files, sets []string
 	dryRun      bool
+	skipCanary  bool
 	timeout     time.Duration
 }
 
@@ -45,6 +47,7 @@ Run it again to change a value or to upgrade. What the chart does not hold is le
 	c.Flags().StringArrayVarP(&flags.files, "values", "f", nil, "YAML `file` of chart values; may be repeated, the last wins")
 	c.Flags().StringArrayVar(&flags.sets, "set", nil, "one chart value, `key=value`; may be repeated, goes over --values")
 	c.Flags().BoolVar(&flags.dryRun, "dry-run", false, "print the objects as YAML and ask no cluster")
+	c.Flags().BoolVar(&flags.skipCanary, "skip-canary", false, "make no pods that prove each node's path from a pod to its agent")
 	c.Flags().DurationVar(&flags.timeout, "timeout", 5*time.Minute, "`how long` to wait until all is ready")
 	return c
 }
@@ -94,8 +97,37 @@ func (a *app) runInstall(ctx context.Context, flags installFlags) error {
 	if err := i.waitReady(ctx, r.Objects); err != nil {
 		return err
 	}
+	if !flags.skipCanary {
+		if err := a.provePaths(ctx, cl, flags.namespace, p); err != nil {
+			return err
+		}
+	}
 	_, err = io.WriteString(a.stdout, r.Notes)
 	return err
+}
+
+// provePaths sends a canary to each node. The installation stands whatever they find: who fails is named.
+func (a *app) provePaths(ctx context.Context, cl cluster, namespace string, p *progress) error {
+	f := check.Facts{Namespace: namespace, Proved: true}
+	err := p.until(ctx, wait{
+		what: "canary", done: "its Service leads to the agents", undone: "has no address", hint: "the leading controller writes it: its log tells why it does not",
+		state: func() (string, error) { return cl.canaryLeads(ctx, namespace) },
+	})
+	if err != nil {
+		return err
+	}
+	if f.Canaries, err = cl.canaries(ctx, namespace); err != nil {
+		return fmt.Errorf("prove the nodes' paths: %w", err)
+	}
+	lines := check.JudgePaths(f)
+	for _, l := range lines {
+		p.say(l.Check+" "+l.On, l.Seen)
+	}
+	a.tellNodes(ctx, cl, namespace, lines)
+	if check.Failed(lines) {
+		fmt.Fprintln(a.stderr, "warning: Causeway is installed, but not every node is proved to carry a pod's call to its agent: `causeway check` says what to do")
+	}
+	return nil
 }
 
 // values merges what the chart is given beyond its defaults: files, then single values, then the cluster's name.

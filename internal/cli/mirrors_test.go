@@ -30,6 +30,7 @@ var mirrorClusters = map[string]func() cluster{
 	"east-linked": func() cluster {
 		return made("v1.36.3", collecting(4, nil), identityMap(eastIdentity), linkTo("west", "west-0a1b2c3d"))
 	},
+	"nothing-here": func() cluster { return made("v1.36.3", allowing()) },
 	"no-kinds": func() cluster {
 		return made("v1.36.3", interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, o ...client.ListOption) error {
 			if _, ok := l.(*v1alpha1.LinkList); ok {

@@ -61,6 +61,7 @@ func newLogger(w io.Writer, level slog.Level, role string) *slog.Logger {
 var environment = map[string]string{
 	"node-ip":   "NODE_IP",
 	"pod-name":  "POD_NAME",
+	"pod-uid":   "POD_UID",
 	"namespace": "POD_NAMESPACE",
 }
 

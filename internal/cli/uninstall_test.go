@@ -16,6 +16,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -78,11 +79,15 @@ func agentPod(node string) *corev1.Pod {
 // objects go with them.
 func living(objects ...client.Object) cluster {
 	f := collecting(2, dropKinds)
-	f.Get = growing(1).Get
+	grown := growing(1)
+	f.Get, f.Create = grown.Get, grown.Create
 	list := f.List
 	f.List = func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
 		if m, ok := l.(*metav1.PartialObjectMetadataList); ok && strings.HasPrefix(m.Kind, "CustomResourceDefinition") {
 			return listCRDs(ctx, c, m)
+		}
+		if _, ok := l.(*discoveryv1.EndpointSliceList); ok {
+			return grown.List(ctx, c, l, opts...)
 		}
 		if err := list(ctx, c, l, opts...); err != nil {
 			return err

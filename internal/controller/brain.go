@@ -63,8 +63,9 @@ type brain struct {
 	grumbles  map[[2]string]string // last told, by message and subject
 	// serviceExports: the cluster has the kind ServiceExport. nil: it has not.
 	serviceExports *atomic.Bool
-	served         map[types.UID]bool // agents' pods that have been ready
-	again          time.Duration      // when to think again by itself; 0: no need
+	served         map[types.UID]bool     // agents' pods that have been ready
+	asked          atomic.Pointer[wanted] // for who asks
+	again          time.Duration          // when to think again by itself; 0: no need
 }
 
 // belief is what was made of a peer and the list of issuers kept for it.
@@ -149,6 +150,7 @@ func (b *brain) think(ctx context.Context, now time.Time) error {
 	if leading {
 		trouble = b.assign(ctx, t)
 	}
+	b.asked.Store(b.wanted(t))
 	// What cannot be stored keeps nobody from what is.
 	if err := b.publish(t); err != nil {
 		return err

@@ -73,8 +73,9 @@ type Options struct {
 	Namespace, PodName string
 	// Version is told to peers and written on mirrors.
 	Version string
-	// Addresses to listen on. Defaults ":4145", ":4146", ":9464", ":9465".
-	Catalog, NodeStream, Metrics, Probes string
+	// Addresses to listen on. Defaults ":4145", ":4146", ":9464", ":9465", and the pod's
+	// loopback alone for Admin: "127.0.0.1:9466".
+	Catalog, NodeStream, Metrics, Probes, Admin string
 
 	Log *slog.Logger
 }
@@ -82,6 +83,7 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	o.Catalog, o.NodeStream = cmp.Or(o.Catalog, ":4145"), cmp.Or(o.NodeStream, ":4146")
 	o.Metrics, o.Probes = cmp.Or(o.Metrics, ":9464"), cmp.Or(o.Probes, ":9465")
+	o.Admin = cmp.Or(o.Admin, fmt.Sprintf("127.0.0.1:%d", AdminPort))
 	return o
 }
 
@@ -238,12 +240,13 @@ func (p *process) wire() error {
 			Log: p.log, Metrics: mirror.NewMetrics(metrics.Registry),
 		},
 	}
-	nodes, err := p.nodeStream(hub)
+	server, nodes, err := p.nodeStream(hub)
 	if err != nil {
 		return err
 	}
 	return errors.Join(
 		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes),
+		p.add((&admin{brain: b, ask: server.Ask, o: p.o}).serve),
 	)
 }
 
@@ -314,20 +317,20 @@ func (p *process) awaitElection(ctx context.Context) error {
 }
 
 // nodeStream serves agents and gateways.
-func (p *process) nodeStream(hub *nodestream.Hub) (everywhere, error) {
+func (p *process) nodeStream(hub *nodestream.Hub) (*nodestream.Server, everywhere, error) {
 	ln, err := net.Listen("tcp", p.o.NodeStream)
 	if err != nil {
-		return nil, fmt.Errorf("listen for agents and gateways: %w", err)
+		return nil, nil, fmt.Errorf("listen for agents and gateways: %w", err)
 	}
 	api, err := kubernetes.NewForConfig(p.mgr.GetConfig())
 	if err != nil {
-		return nil, fmt.Errorf("connect to the API server: %w", err)
+		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
 	}
 	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(), metrics.Registry)
 	s := signer.New(known, p.own.issuer, signer.Options{Registerer: metrics.Registry})
 	server := nodestream.NewServer(subjects{known}, hub, s.Sign, nodestream.ServerOptions{Log: p.log, Registerer: metrics.Registry})
 	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: guardAccepted})
-	return func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
+	return server, func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
 }
 
 // subjects tells the node stream whom a token stands for.

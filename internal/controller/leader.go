@@ -264,7 +264,7 @@ func (l *leader) keep(ctx context.Context, h house, links map[string]bool) error
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	l.tellExporters(h)
-	errs := []error{l.identify(ctx, h.gateways)}
+	errs := []error{l.identify(ctx, h.gateways), l.keepCanary(ctx, h.services)}
 	for i := range h.trusts {
 		t := &h.trusts[i]
 		if !links[t.Name] {

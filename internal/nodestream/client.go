@@ -49,6 +49,9 @@ type ClientOptions struct {
 	// it until there is a newer one or it expires; OnState is not called for it.
 	Held    View
 	HeldAge time.Duration
+	// OnQuestion makes the answer to what an operator asks of the node, before ctx ends.
+	// There is one at a time. May be nil: nothing is answered.
+	OnQuestion func(ctx context.Context) *wire.ReportRequest
 	// Silence is how long a stream may be without a message; 0 means 15 s.
 	Silence time.Duration
 	// Expiry is how long a View is held without a stream; 0 means 24 h.
@@ -207,6 +210,8 @@ func (c *Client) watch(ctx context.Context, address string) (whole bool, err err
 		return false, streamError(ctx, err)
 	}
 	receiver := newReceiver()
+	reports := reporter{c: c, conn: conn}
+	defer func() { cancel(nil); reports.wait() }()
 	for {
 		silence.Reset(c.o.Silence)
 		u, err := stream.Recv()
@@ -225,6 +230,7 @@ func (c *Client) watch(ctx context.Context, address string) (whole bool, err err
 			continue
 		}
 		c.hear()
+		reports.answer(ctx, u.GetQuestion())
 		if view != nil {
 			c.publish(view)
 		}

@@ -13,6 +13,7 @@ const (
 	refusedConnections = "too_many_connections"
 	refusedSlow        = "slow_reader"
 	refusedSigning     = "not_signed"
+	refusedReport      = "report_not_asked_for"
 )
 
 // Why a client lost its stream. The list is closed.
@@ -43,7 +44,7 @@ func newServerMetrics(reg prometheus.Registerer) serverMetrics {
 		}, []string{"role"}),
 	}
 	for _, reason := range []string{refusedNoToken, refusedToken, refusedUnchecked, refusedRole, refusedNoState,
-		refusedStreams, refusedConnections, refusedSlow, refusedSigning} {
+		refusedStreams, refusedConnections, refusedSlow, refusedSigning, refusedReport} {
 		m.refused.WithLabelValues(reason)
 	}
 	for _, role := range []Role{RoleAgent, RoleGateway} {

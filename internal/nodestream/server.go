@@ -114,6 +114,7 @@ type Server struct {
 	metrics serverMetrics
 	stop    chan struct{} // closed when Serve ends
 	stopped func()
+	asker   asker
 
 	mu      sync.Mutex // guards all below
 	streams int
@@ -198,7 +199,9 @@ func (s *Server) Watch(req *wire.WatchRequest, stream wire.NodeStream_WatchServe
 	}
 	defer release()
 	s.o.Log.Debug("node stream opened", "reader", subject.recipient(), "pod", subject.PodUID, "version", req.GetVersion())
-	err = s.tell(stream, subject.recipient())
+	asked, leave := s.asker.join(subject, req.GetVersion())
+	defer leave()
+	err = s.tell(stream, subject.recipient(), asked)
 	s.o.Log.Debug("node stream ended", "reader", subject.recipient(), "pod", subject.PodUID, "error", err)
 	return err
 }
@@ -287,8 +290,8 @@ func (s *Server) admit(subject Subject) (release func(), err error) {
 	}, nil
 }
 
-// tell sends the View of to, and then what changes, until the stream has to end.
-func (s *Server) tell(stream wire.NodeStream_WatchServer, to Recipient) error {
+// tell sends the View of to, and then what changes and what is asked, until the stream has to end.
+func (s *Server) tell(stream wire.NodeStream_WatchServer, to Recipient, asked <-chan uint64) error {
 	sender := delta.NewSender(kind, chunkBytes)
 	heartbeat := time.NewTicker(s.o.Heartbeat)
 	defer heartbeat.Stop()
@@ -312,6 +315,10 @@ func (s *Server) tell(stream wire.NodeStream_WatchServer, to Recipient) error {
 				waiting = false
 			case <-heartbeat.C:
 				if err := s.send(stream, &wire.Update{Complete: true}); err != nil {
+					return err
+				}
+			case question := <-asked:
+				if err := s.send(stream, &wire.Update{Complete: true, Question: question}); err != nil {
 					return err
 				}
 			case <-age.C:

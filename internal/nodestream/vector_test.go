@@ -42,6 +42,10 @@ func TestVectors(t *testing.T) {
 			message: &wire.Update{TimeMs: 1767225605000, Complete: true},
 			want:    "18012088f7eab6b733",
 		},
+		"question": {
+			message: &wire.Update{TimeMs: 1767225605000, Complete: true, Question: 7},
+			want:    "18012088f7eab6b7335007",
+		},
 	}
 	for name, v := range vectors {
 		t.Run(name, func(t *testing.T) {

@@ -72,6 +72,8 @@ type Agent struct {
 
 	log     *slog.Logger
 	metrics *metrics
+	// canaries counts those that were answered.
+	canaries *prometheus.CounterVec
 	// complaints bounds the lines that callers, whoever they are, can write.
 	complaints rate.Sometimes
 	serving    atomic.Bool     // callers are accepted
@@ -85,7 +87,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a := &Agent{
 		attached: newAttachments(k.find, stir), learnt: newLearnt(),
 		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
-		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), life: life,
+		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
 		complaints: rate.Sometimes{First: 20, Interval: time.Second}, warm: newWarmPool(), shares: newAllowances(),
 	}
 	a.taking, a.retire = context.WithCancel(life)

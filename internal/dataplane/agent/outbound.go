@@ -53,6 +53,10 @@ func (c *call) farPort() farPort {
 // outbound is the life of a local pod's connection to a mirror. It closes c.
 func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	call := &call{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr())}
+	if a.isCanary(call.vip) {
+		a.canary(life, c, call)
+		return
+	}
 	t, err := a.carry(life, c, call)
 	if err != nil {
 		a.refuseCall(c, call, err)

@@ -82,6 +82,7 @@ type pod struct {
 	serviceAccount  string
 	addrs           []netip.Addr
 	hostNetwork     bool
+	canary          bool // has no identity
 	sandbox         int64
 }
 
@@ -212,7 +213,7 @@ func (s *state) addPod(w *wire.Pod) {
 	}
 	p := &pod{
 		uid: w.Uid, namespace: w.Namespace, name: w.Name, serviceAccount: w.ServiceAccount,
-		hostNetwork: w.HostNetwork, sandbox: w.SandboxTimeNs,
+		hostNetwork: w.HostNetwork, canary: w.Canary, sandbox: w.SandboxTimeNs,
 	}
 	for _, ip := range w.Ips {
 		if addr, err := netip.ParseAddr(ip); err == nil {
@@ -273,7 +274,7 @@ func readyIn(view map[string]*wire.Resource) map[readyKey]bool {
 func (s *state) accounts() map[account]bool {
 	out := make(map[account]bool)
 	for _, p := range s.pods {
-		if !p.hostNetwork {
+		if !p.hostNetwork && !p.canary {
 			out[p.account()] = true
 		}
 	}

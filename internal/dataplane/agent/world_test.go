@@ -49,7 +49,7 @@ const tooLong = 20 * time.Second
 const (
 	alice = "127.77.1.1" // of account alice in west
 	bob   = "127.77.1.2" // of account bob in west
-	vip   = "127.78.0.1"
+	vip   = "127.78.0.2"
 	bar   = "127.77.2.1" // a pod of Service shop/bar in east
 	foo   = "127.77.2.2" // another pod of that node, of account foo
 )

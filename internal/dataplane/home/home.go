@@ -40,6 +40,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 // Options say where home is. All but Version are required.
@@ -63,6 +64,9 @@ type Options struct {
 	// It is put in force if no controller answers soon.
 	Held    nodestream.View
 	HeldAge time.Duration
+	// Reach tries what an operator asks about: the peers' gateway addresses, from
+	// here, before ctx ends. May be nil: no question is answered.
+	Reach func(ctx context.Context) []*wire.Reach
 }
 
 // State is what a process may act on.
@@ -104,6 +108,7 @@ func New(o Options) (*Home, error) {
 	client, err := nodestream.NewClient([]string{o.Controller}, h.tls, o.TokenFile, nodestream.ClientOptions{
 		Version: o.Version, OnState: h.onView, Log: o.Log, Registerer: o.Registerer, Guard: Guard,
 		Held: o.Held, HeldAge: o.HeldAge,
+		OnQuestion: h.onQuestion(),
 	})
 	if err != nil {
 		return nil, err
@@ -180,6 +185,20 @@ func (h *Home) fallBack(ctx context.Context) {
 
 // Age is how long ago the controller last said that the state is whole.
 func (h *Home) Age() time.Duration { return h.client.Age() }
+
+// onQuestion answers what an operator asks of this node; nil if nothing can.
+func (h *Home) onQuestion() func(context.Context) *wire.ReportRequest {
+	if h.o.Reach == nil {
+		return nil
+	}
+	return func(ctx context.Context) *wire.ReportRequest {
+		age := h.client.Age()
+		reaches := h.o.Reach(ctx)
+		return &wire.ReportRequest{
+			Version: h.o.Version, TimeMs: time.Now().UnixMilli(), StateAgeMs: uint64(age.Milliseconds()), Reaches: reaches,
+		}
+	}
+}
 
 // again repeats the view in force after a Link was revoked, an expired one too: the
 // tunnels that it admitted may still be open.

@@ -200,9 +200,10 @@ func mirrorOf(m v1alpha1.LedgerMirror) *wire.Mirror {
 func (b *Builder) local(in Inputs) map[string][]*wire.Resource {
 	out := make(map[string][]*wire.Resource, len(in.Nodes))
 	for i := range in.Pods {
-		if p := &in.Pods[i]; p.Spec.NodeName != "" && p.Namespace != in.Namespace && live(p) {
-			out[p.Spec.NodeName] = append(out[p.Spec.NodeName],
-				b.keep("agent", &wire.Resource{Body: &wire.Resource_Pod{Pod: podOf(p, in.Isolation.Isolated(p))}}))
+		if p := &in.Pods[i]; p.Spec.NodeName != "" && (p.Namespace != in.Namespace || isCanary(p)) && live(p) {
+			pod := podOf(p, in.Isolation.Isolated(p))
+			pod.Canary = p.Namespace == in.Namespace
+			out[p.Spec.NodeName] = append(out[p.Spec.NodeName], b.keep("agent", &wire.Resource{Body: &wire.Resource_Pod{Pod: pod}}))
 		}
 	}
 	for _, e := range in.Exports {
@@ -212,6 +213,9 @@ func (b *Builder) local(in Inputs) map[string][]*wire.Resource {
 	}
 	return out
 }
+
+// isCanary tells, of a pod of Causeway's own namespace, whether it proves a node's path.
+func isCanary(p *corev1.Pod) bool { return p.Labels["app.kubernetes.io/component"] == "canary" }
 
 func live(p *corev1.Pod) bool {
 	return p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed

@@ -70,6 +70,8 @@ func cluster() Inputs {
 			pod("shop", "bar-1", "n1"), pod("shop", "bar-2", "n2"), pod("shop", "unscheduled", ""),
 			pod("shop", "done", "n1", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }),
 			pod("causeway-system", "controller", "n1"),
+			pod("causeway-system", "canary", "n2", func(p *corev1.Pod) { p.Labels["app.kubernetes.io/component"] = "canary" }),
+			pod("shop", "no-canary", "n2", func(p *corev1.Pod) { p.Labels["app.kubernetes.io/component"] = "canary" }),
 		},
 		Controllers: []Controller{{PodName: "c-1", PodUID: "uid-c-1", Address: "10.0.0.9"}},
 		Nodes:       []string{"n1", "n2"},
@@ -145,6 +147,9 @@ func TestWhatAgentsAreTold(t *testing.T) {
 		if diff := cmp.Diff(want, v.Agents["n1"][key], protocmp.Transform()); diff != "" {
 			t.Errorf("%s (-want +got)\n%s", key, diff)
 		}
+	}
+	if n2 := v.Agents["n2"]; !n2["pod/canary"].GetPod().GetCanary() || n2["pod/no-canary"].GetPod().GetCanary() || n2["pod/no-canary"] == nil {
+		t.Errorf("a canary is told as one, and a tenant's pod is none whatever its labels: %v", keys(n2))
 	}
 	one, other := v.Agents["n1"]["cluster"].GetCluster().HopKey, v.Agents["n2"]["cluster"].GetCluster().HopKey
 	if string(one) == string(other) {

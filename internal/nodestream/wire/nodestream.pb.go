@@ -80,7 +80,10 @@ type Update struct {
 	Complete bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
 	// The server's clock, Unix milliseconds. An Update without resources is a
 	// heartbeat, sent every 5 s.
-	TimeMs        int64 `protobuf:"varint,4,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	TimeMs int64 `protobuf:"varint,4,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	// What an operator wants to know of the node now, to be answered by Report within
+	// seconds; 0: nothing. It comes with a heartbeat.
+	Question      uint64 `protobuf:"varint,10,opt,name=question,proto3" json:"question,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -139,6 +142,13 @@ func (x *Update) GetComplete() bool {
 func (x *Update) GetTimeMs() int64 {
 	if x != nil {
 		return x.TimeMs
+	}
+	return 0
+}
+
+func (x *Update) GetQuestion() uint64 {
+	if x != nil {
+		return x.Question
 	}
 	return 0
 }
@@ -800,7 +810,9 @@ type Pod struct {
 	// Last transition of PodReadyToStartContainers, Unix nanoseconds; 0 if unset.
 	SandboxTimeNs int64 `protobuf:"varint,9,opt,name=sandbox_time_ns,json=sandboxTimeNs,proto3" json:"sandbox_time_ns,omitempty"`
 	// A NetworkPolicy isolates the pod for ingress.
-	Isolated      bool `protobuf:"varint,10,opt,name=isolated,proto3" json:"isolated,omitempty"`
+	Isolated bool `protobuf:"varint,10,opt,name=isolated,proto3" json:"isolated,omitempty"`
+	// A pod of Causeway's own that proves a node's path: it is known, and has no identity.
+	Canary        bool `protobuf:"varint,11,opt,name=canary,proto3" json:"canary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -901,6 +913,13 @@ func (x *Pod) GetSandboxTimeNs() int64 {
 func (x *Pod) GetIsolated() bool {
 	if x != nil {
 		return x.Isolated
+	}
+	return false
+}
+
+func (x *Pod) GetCanary() bool {
+	if x != nil {
+		return x.Canary
 	}
 	return false
 }
@@ -1549,18 +1568,207 @@ func (x *SignResponse) GetChain() [][]byte {
 	return nil
 }
 
+type ReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The one that is answered.
+	Question uint64 `protobuf:"varint,1,opt,name=question,proto3" json:"question,omitempty"`
+	// The caller's Causeway version.
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// The node's clock, Unix milliseconds.
+	TimeMs int64 `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	// The time since the state held was last said to be whole, milliseconds.
+	StateAgeMs uint64 `protobuf:"varint,4,opt,name=state_age_ms,json=stateAgeMs,proto3" json:"state_age_ms,omitempty"`
+	// At most 128.
+	Reaches       []*Reach `protobuf:"bytes,5,rep,name=reaches,proto3" json:"reaches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportRequest) Reset() {
+	*x = ReportRequest{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportRequest) ProtoMessage() {}
+
+func (x *ReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
+func (*ReportRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ReportRequest) GetQuestion() uint64 {
+	if x != nil {
+		return x.Question
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetTimeMs() int64 {
+	if x != nil {
+		return x.TimeMs
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetStateAgeMs() uint64 {
+	if x != nil {
+		return x.StateAgeMs
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetReaches() []*Reach {
+	if x != nil {
+		return x.Reaches
+	}
+	return nil
+}
+
+type ReportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResponse) Reset() {
+	*x = ReportResponse{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResponse) ProtoMessage() {}
+
+func (x *ReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
+func (*ReportResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{21}
+}
+
+// Reach is a TCP connection from the node to a gateway address of a peer, closed at once.
+type Reach struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Link    string                 `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"`
+	Address string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	TookUs  uint64                 `protobuf:"varint,3,opt,name=took_us,json=tookUs,proto3" json:"took_us,omitempty"`
+	// Why there is none, at most 256 bytes; empty: there was.
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reach) Reset() {
+	*x = Reach{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reach) ProtoMessage() {}
+
+func (x *Reach) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reach.ProtoReflect.Descriptor instead.
+func (*Reach) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Reach) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
+func (x *Reach) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Reach) GetTookUs() uint64 {
+	if x != nil {
+		return x.TookUs
+	}
+	return 0
+}
+
+func (x *Reach) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 var File_internal_nodestream_wire_nodestream_proto protoreflect.FileDescriptor
 
 const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\n" +
 	")internal/nodestream/wire/nodestream.proto\x12\x16causeway.nodestream.v1\"(\n" +
 	"\fWatchRequest\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\tR\aversion\"\x93\x01\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\"\xaf\x01\n" +
 	"\x06Update\x12:\n" +
 	"\aupserts\x18\x01 \x03(\v2 .causeway.nodestream.v1.ResourceR\aupserts\x12\x18\n" +
 	"\aremoved\x18\x02 \x03(\tR\aremoved\x12\x1a\n" +
 	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x17\n" +
-	"\atime_ms\x18\x04 \x01(\x03R\x06timeMs\"\xae\x03\n" +
+	"\atime_ms\x18\x04 \x01(\x03R\x06timeMs\x12\x1a\n" +
+	"\bquestion\x18\n" +
+	" \x01(\x04R\bquestion\"\xae\x03\n" +
 	"\bResource\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12;\n" +
 	"\acluster\x18\x02 \x01(\v2\x1f.causeway.nodestream.v1.ClusterH\x00R\acluster\x122\n" +
@@ -1608,7 +1816,7 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
 	"\x05route\x18\x04 \x01(\rR\x05route\x12!\n" +
-	"\fapp_protocol\x18\x05 \x01(\tR\vappProtocol\"\xa1\x02\n" +
+	"\fapp_protocol\x18\x05 \x01(\tR\vappProtocol\"\xb9\x02\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1620,7 +1828,8 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\vterminating\x18\b \x01(\bR\vterminating\x12&\n" +
 	"\x0fsandbox_time_ns\x18\t \x01(\x03R\rsandboxTimeNs\x12\x1a\n" +
 	"\bisolated\x18\n" +
-	" \x01(\bR\bisolated\"\x83\x02\n" +
+	" \x01(\bR\bisolated\x12\x16\n" +
+	"\x06canary\x18\v \x01(\bR\x06canary\"\x83\x02\n" +
 	"\x06Export\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x128\n" +
@@ -1669,11 +1878,25 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x0fservice_account\x18\x02 \x01(\tR\x0eserviceAccount\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\"$\n" +
 	"\fSignResponse\x12\x14\n" +
-	"\x05chain\x18\x01 \x03(\fR\x05chain2\xb0\x01\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\"\xb9\x01\n" +
+	"\rReportRequest\x12\x1a\n" +
+	"\bquestion\x18\x01 \x01(\x04R\bquestion\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x17\n" +
+	"\atime_ms\x18\x03 \x01(\x03R\x06timeMs\x12 \n" +
+	"\fstate_age_ms\x18\x04 \x01(\x04R\n" +
+	"stateAgeMs\x127\n" +
+	"\areaches\x18\x05 \x03(\v2\x1d.causeway.nodestream.v1.ReachR\areaches\"\x10\n" +
+	"\x0eReportResponse\"d\n" +
+	"\x05Reach\x12\x12\n" +
+	"\x04link\x18\x01 \x01(\tR\x04link\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x17\n" +
+	"\atook_us\x18\x03 \x01(\x04R\x06tookUs\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error2\x89\x02\n" +
 	"\n" +
 	"NodeStream\x12O\n" +
 	"\x05Watch\x12$.causeway.nodestream.v1.WatchRequest\x1a\x1e.causeway.nodestream.v1.Update0\x01\x12Q\n" +
-	"\x04Sign\x12#.causeway.nodestream.v1.SignRequest\x1a$.causeway.nodestream.v1.SignResponseB<Z:github.com/causeway-mesh/causeway/internal/nodestream/wireb\x06proto3"
+	"\x04Sign\x12#.causeway.nodestream.v1.SignRequest\x1a$.causeway.nodestream.v1.SignResponse\x12W\n" +
+	"\x06Report\x12%.causeway.nodestream.v1.ReportRequest\x1a&.causeway.nodestream.v1.ReportResponseB<Z:github.com/causeway-mesh/causeway/internal/nodestream/wireb\x06proto3"
 
 var (
 	file_internal_nodestream_wire_nodestream_proto_rawDescOnce sync.Once
@@ -1687,7 +1910,7 @@ func file_internal_nodestream_wire_nodestream_proto_rawDescGZIP() []byte {
 	return file_internal_nodestream_wire_nodestream_proto_rawDescData
 }
 
-var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
 	(*WatchRequest)(nil),   // 0: causeway.nodestream.v1.WatchRequest
 	(*Update)(nil),         // 1: causeway.nodestream.v1.Update
@@ -1709,7 +1932,10 @@ var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
 	(*Backend)(nil),        // 17: causeway.nodestream.v1.Backend
 	(*SignRequest)(nil),    // 18: causeway.nodestream.v1.SignRequest
 	(*SignResponse)(nil),   // 19: causeway.nodestream.v1.SignResponse
-	nil,                    // 20: causeway.nodestream.v1.ExportPod.TargetsEntry
+	(*ReportRequest)(nil),  // 20: causeway.nodestream.v1.ReportRequest
+	(*ReportResponse)(nil), // 21: causeway.nodestream.v1.ReportResponse
+	(*Reach)(nil),          // 22: causeway.nodestream.v1.Reach
+	nil,                    // 23: causeway.nodestream.v1.ExportPod.TargetsEntry
 }
 var file_internal_nodestream_wire_nodestream_proto_depIdxs = []int32{
 	2,  // 0: causeway.nodestream.v1.Update.upserts:type_name -> causeway.nodestream.v1.Resource
@@ -1726,18 +1952,21 @@ var file_internal_nodestream_wire_nodestream_proto_depIdxs = []int32{
 	11, // 11: causeway.nodestream.v1.Export.ports:type_name -> causeway.nodestream.v1.ExportPort
 	13, // 12: causeway.nodestream.v1.Export.policies:type_name -> causeway.nodestream.v1.Policy
 	12, // 13: causeway.nodestream.v1.Export.pods:type_name -> causeway.nodestream.v1.ExportPod
-	20, // 14: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
+	23, // 14: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
 	14, // 15: causeway.nodestream.v1.Policy.callers:type_name -> causeway.nodestream.v1.Caller
 	16, // 16: causeway.nodestream.v1.Route.endpoints:type_name -> causeway.nodestream.v1.Endpoint
-	0,  // 17: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
-	18, // 18: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
-	1,  // 19: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
-	19, // 20: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
-	19, // [19:21] is the sub-list for method output_type
-	17, // [17:19] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	22, // 17: causeway.nodestream.v1.ReportRequest.reaches:type_name -> causeway.nodestream.v1.Reach
+	0,  // 18: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
+	18, // 19: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
+	20, // 20: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
+	1,  // 21: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
+	19, // 22: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
+	21, // 23: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
+	21, // [21:24] is the sub-list for method output_type
+	18, // [18:21] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodestream_wire_nodestream_proto_init() }
@@ -1760,7 +1989,7 @@ func file_internal_nodestream_wire_nodestream_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodestream_wire_nodestream_proto_rawDesc), len(file_internal_nodestream_wire_nodestream_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,8 +22,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	NodeStream_Watch_FullMethodName = "/causeway.nodestream.v1.NodeStream/Watch"
-	NodeStream_Sign_FullMethodName  = "/causeway.nodestream.v1.NodeStream/Sign"
+	NodeStream_Watch_FullMethodName  = "/causeway.nodestream.v1.NodeStream/Watch"
+	NodeStream_Sign_FullMethodName   = "/causeway.nodestream.v1.NodeStream/Sign"
+	NodeStream_Report_FullMethodName = "/causeway.nodestream.v1.NodeStream/Report"
 )
 
 // NodeStreamClient is the client API for NodeStream service.
@@ -43,6 +44,9 @@ type NodeStreamClient interface {
 	// Sign issues an SVID for a ServiceAccount of a live pod on the caller's node.
 	// Only agents may call it.
 	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error)
+	// Report answers an Update's question. Only agents may call it, each once for a
+	// question that its own stream was asked.
+	Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error)
 }
 
 type nodeStreamClient struct {
@@ -82,6 +86,16 @@ func (c *nodeStreamClient) Sign(ctx context.Context, in *SignRequest, opts ...gr
 	return out, nil
 }
 
+func (c *nodeStreamClient) Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportResponse)
+	err := c.cc.Invoke(ctx, NodeStream_Report_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeStreamServer is the server API for NodeStream service.
 // All implementations must embed UnimplementedNodeStreamServer
 // for forward compatibility.
@@ -99,6 +113,9 @@ type NodeStreamServer interface {
 	// Sign issues an SVID for a ServiceAccount of a live pod on the caller's node.
 	// Only agents may call it.
 	Sign(context.Context, *SignRequest) (*SignResponse, error)
+	// Report answers an Update's question. Only agents may call it, each once for a
+	// question that its own stream was asked.
+	Report(context.Context, *ReportRequest) (*ReportResponse, error)
 	mustEmbedUnimplementedNodeStreamServer()
 }
 
@@ -114,6 +131,9 @@ func (UnimplementedNodeStreamServer) Watch(*WatchRequest, grpc.ServerStreamingSe
 }
 func (UnimplementedNodeStreamServer) Sign(context.Context, *SignRequest) (*SignResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sign not implemented")
+}
+func (UnimplementedNodeStreamServer) Report(context.Context, *ReportRequest) (*ReportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Report not implemented")
 }
 func (UnimplementedNodeStreamServer) mustEmbedUnimplementedNodeStreamServer() {}
 func (UnimplementedNodeStreamServer) testEmbeddedByValue()                    {}
@@ -165,6 +185,24 @@ func _NodeStream_Sign_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeStream_Report_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeStreamServer).Report(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeStream_Report_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeStreamServer).Report(ctx, req.(*ReportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeStream_ServiceDesc is the grpc.ServiceDesc for NodeStream service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -175,6 +213,10 @@ var NodeStream_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Sign",
 			Handler:    _NodeStream_Sign_Handler,
+		},
+		{
+			MethodName: "Report",
+			Handler:    _NodeStream_Report_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,221 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/internal/canary"
+	"github.com/causeway-mesh/causeway/internal/check"
+)
+
+// canaryLabels are those of the pods that prove nodes' paths.
+var canaryLabels = client.MatchingLabels{
+	"app.kubernetes.io/name": "causeway", "app.kubernetes.io/component": "canary", "app.kubernetes.io/part-of": "causeway",
+}
+
+const (
+	// canaryTime bounds the life of a canary pod.
+	canaryTime = time.Minute
+	// canaryPoll is how often its end is looked for.
+	canaryPoll = 250 * time.Millisecond
+	// agentContainer is the one whose image canaries run.
+	agentContainer = "agent"
+)
+
+// canaries sends a pod to each node that is ready and should have an agent, and returns what came of their calls, sorted by
+// node. The pods are gone, or going, when it returns.
+func (c cluster) canaries(ctx context.Context, namespace string) ([]check.Canary, error) {
+	var set appsv1.DaemonSet
+	if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: agentSet}, &set); err != nil {
+		return nil, fmt.Errorf("look at the agents: %w", err)
+	}
+	var svc corev1.Service
+	if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: canary.Service}, &svc); err != nil {
+		return nil, fmt.Errorf("look at the canary's Service: %w", err)
+	}
+	nodes, err := c.readyNodes(ctx, &set)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.sweepCanaries(ctx, namespace); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, canaryTime)
+	defer cancel()
+	var flock []*bird
+	for _, node := range nodes {
+		b := &bird{node: node}
+		if b.pod, err = canaryPod(&set, &svc, node); err != nil {
+			return nil, err
+		}
+		if err := c.Create(ctx, b.pod); err != nil {
+			b.trouble = "it cannot be made: " + err.Error()
+		} else {
+			defer c.shoo(ctx, b.pod)
+		}
+		flock = append(flock, b)
+	}
+	c.await(ctx, flock)
+	var out []check.Canary
+	for _, b := range flock {
+		out = append(out, b.result())
+	}
+	return out, nil
+}
+
+// canaryLeads says what keeps the canary's Service from leading anywhere; "": nothing.
+func (c cluster) canaryLeads(ctx context.Context, namespace string) (string, error) {
+	var list discoveryv1.EndpointSliceList
+	err := c.List(ctx, &list, client.InNamespace(namespace), client.MatchingLabels{discoveryv1.LabelServiceName: canary.Service})
+	if err != nil || len(list.Items) > 0 {
+		return "", err
+	}
+	return "waiting for the controller to give its Service an address", nil
+}
+
+// readyNodes are the ready nodes that agents are for, sorted.
+func (c cluster) readyNodes(ctx context.Context, set *appsv1.DaemonSet) ([]string, error) {
+	var list corev1.NodeList
+	if err := c.List(ctx, &list, client.MatchingLabels(set.Spec.Template.Spec.NodeSelector)); err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	var out []string
+	for _, n := range list.Items {
+		if slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+		}) {
+			out = append(out, n.Name)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// sweepCanaries deletes what a run that was killed has left and that is at its end.
+func (c cluster) sweepCanaries(ctx context.Context, namespace string) error {
+	var pods corev1.PodList
+	if err := c.List(ctx, &pods, client.InNamespace(namespace), canaryLabels); err != nil {
+		return fmt.Errorf("list canaries: %w", err)
+	}
+	for i := range pods.Items {
+		if p := &pods.Items[i]; ended(p) {
+			c.shoo(ctx, p)
+		}
+	}
+	return nil
+}
+
+func ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+// shoo deletes a canary, also after ctx has ended. The next run tries again.
+func (c cluster) shoo(ctx context.Context, p *corev1.Pod) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = c.Delete(ctx, p, client.GracePeriodSeconds(0), client.Preconditions{UID: &p.UID})
+}
+
+// bird is one canary.
+type bird struct {
+	node    string
+	pod     *corev1.Pod
+	trouble string
+}
+
+// await looks at the birds until all have ended or ctx has.
+func (c cluster) await(ctx context.Context, flock []*bird) {
+	tick := time.NewTicker(canaryPoll)
+	defer tick.Stop()
+	for {
+		flying := 0
+		for _, b := range flock {
+			if b.trouble != "" || ended(b.pod) {
+				continue
+			}
+			if err := c.Get(ctx, client.ObjectKeyFromObject(b.pod), b.pod); err != nil && ctx.Err() == nil {
+				b.trouble = "it cannot be looked at: " + err.Error()
+			} else if !ended(b.pod) {
+				flying++
+			}
+		}
+		if flying == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// result is what a bird has sung.
+func (b *bird) result() check.Canary {
+	out := check.Canary{Node: b.node, UID: string(b.pod.UID), Trouble: b.trouble}
+	if out.Trouble != "" {
+		return out
+	}
+	for _, s := range b.pod.Status.ContainerStatuses {
+		if t := s.State.Terminated; t != nil {
+			if err := json.Unmarshal([]byte(t.Message), &out.Result); err == nil {
+				return out
+			}
+			out.Trouble = strings.TrimSpace(t.Reason + " " + t.Message)
+		} else if w := s.State.Waiting; w != nil {
+			out.Trouble = strings.TrimSpace(w.Reason + " " + w.Message)
+		}
+	}
+	if out.Trouble == "" {
+		out.Trouble = strings.TrimSpace(fmt.Sprintf("its pod did not end within %v %s %s", canaryTime, b.pod.Status.Reason, b.pod.Status.Message))
+	}
+	return out
+}
+
+// canaryPod is a pod of no rights at all that calls the canary's Service from node.
+func canaryPod(set *appsv1.DaemonSet, svc *corev1.Service, node string) (*corev1.Pod, error) {
+	t := set.Spec.Template.Spec
+	i := slices.IndexFunc(t.Containers, func(c corev1.Container) bool { return c.Name == agentContainer })
+	if i < 0 {
+		return nil, fmt.Errorf("DaemonSet %s has no container %s whose image a canary could run", set.Name, agentContainer)
+	}
+	port := strconv.Itoa(canary.Port)
+	args := []string{"canary", "call", "--name=" + net.JoinHostPort(svc.Name+"."+svc.Namespace+".svc", port)}
+	for _, ip := range svc.Spec.ClusterIPs {
+		args = append(args, "--address="+net.JoinHostPort(ip, port))
+	}
+	yes, no, user, life, grace := true, false, int64(64145), int64(canaryTime/time.Second), int64(0)
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: set.Namespace, GenerateName: "causeway-canary-", Labels: canaryLabels,
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "DaemonSet", Name: set.Name, UID: set.UID}},
+		},
+		Spec: corev1.PodSpec{
+			NodeName: node, RestartPolicy: corev1.RestartPolicyNever, ActiveDeadlineSeconds: &life, TerminationGracePeriodSeconds: &grace,
+			AutomountServiceAccountToken: &no, EnableServiceLinks: &no, Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+			ImagePullSecrets: t.ImagePullSecrets,
+			SecurityContext: &corev1.PodSecurityContext{
+				RunAsNonRoot: &yes, RunAsUser: &user, RunAsGroup: &user, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+			},
+			Containers: []corev1.Container{{
+				Name: "canary", Image: t.Containers[i].Image, ImagePullPolicy: t.Containers[i].ImagePullPolicy, Args: args,
+				Env: []corev1.EnvVar{{Name: environment["pod-uid"], ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.uid"}}}},
+				SecurityContext: &corev1.SecurityContext{
+					AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+				},
+			}},
+		},
+	}, nil
+}

@@ -1,0 +1,131 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/causeway-mesh/causeway/internal/check"
+)
+
+// checkFlags are the words of `causeway check`.
+type checkFlags struct {
+	clusterFlags
+	link       string
+	skipCanary bool
+	asJSON     bool
+	timeout    time.Duration
+}
+
+func (a *app) check() *cobra.Command {
+	var flags checkFlags
+	c := &cobra.Command{
+		Use:   "check",
+		Short: "Find what is wrong with Causeway and its Links, and what to do",
+		Long: `Look at everything that a call to a linked cluster needs: Causeway's own objects and rights, controllers, gateways and
+agents, clocks, certificates, each gateway address from each node, each mirror's objects, and, by a canary pod on each
+node, the way of a pod's call to its agent.
+
+It asks the controllers by port-forward, and they ask the agents. The exit code is 1 if something fails, and 0 if there
+are warnings alone.`,
+		Example: "  causeway check --context west\n  causeway check --link east\n  causeway check --json --skip-canary",
+		GroupID: operator,
+		Args:    cobra.NoArgs,
+		RunE:    func(c *cobra.Command, _ []string) error { return a.runCheck(c.Context(), flags) },
+	}
+	flags.add(c)
+	c.Flags().StringVar(&flags.link, "link", "", "say of Links only what concerns the one of this `name`")
+	c.Flags().BoolVar(&flags.skipCanary, "skip-canary", false, "make no pods: the nodes' paths are not proved")
+	c.Flags().BoolVar(&flags.asJSON, "json", false, "print JSON")
+	c.Flags().DurationVar(&flags.timeout, "timeout", 90*time.Second, "`how long` it may take; what takes longer is said not to answer")
+	return c
+}
+
+func (a *app) runCheck(ctx context.Context, flags checkFlags) error {
+	cl, err := a.connect(flags.clusterFlags, a.stderr)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong)
+	defer cancel()
+	if _, err := cl.version(); err != nil {
+		return withHint(fmt.Errorf("reach the API server: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
+	}
+	lines, err := a.judge(ctx, cl, flags)
+	if err != nil {
+		return err
+	}
+	if flags.asJSON {
+		err = printJSON(a.stdout, map[string]any{"checks": lines})
+	} else {
+		err = a.printChecks(lines)
+	}
+	if err == nil && check.Failed(lines) {
+		err = errFailed
+	}
+	return err
+}
+
+// errFailed ends the command with code 1 after it has said why.
+var errFailed = &silent{errors.New("something fails")}
+
+// judge gathers the facts and says how it stands.
+func (a *app) judge(ctx context.Context, cl cluster, flags checkFlags) ([]check.Line, error) {
+	rights, err := chartRights(flags.namespace)
+	if err != nil {
+		return nil, err
+	}
+	f := check.Facts{Namespace: flags.namespace, Version: Version(), Link: flags.link, Rights: rights}
+	var asking sync.WaitGroup
+	var notAsked, notProved error
+	if cl.config != nil {
+		f.Asked = true
+		asking.Go(func() { f.Replicas, notAsked = cl.askControllers(ctx, flags.namespace) })
+	}
+	if !flags.skipCanary {
+		f.Proved = true
+		asking.Go(func() { f.Canaries, notProved = cl.canaries(ctx, flags.namespace) })
+	}
+	check.Gather(ctx, cl, &f)
+	asking.Wait()
+	for what, err := range map[string]error{"controllers": notAsked, "the nodes' paths": notProved} {
+		if err != nil {
+			f.Unread = append(f.Unread, check.Unread{What: what, Why: err.Error()})
+		}
+	}
+	f.Now = cl.now()
+	lines := check.Judge(f)
+	a.tellNodes(ctx, cl, flags.namespace, lines)
+	if lines == nil {
+		lines = []check.Line{}
+	}
+	return lines, nil
+}
+
+func (a *app) printChecks(lines []check.Line) error {
+	var rows [][]string
+	var hints strings.Builder
+	counted := map[check.State]int{}
+	for _, l := range lines {
+		counted[l.State]++
+		rows = append(rows, []string{l.Check, l.On, string(l.State), l.Seen})
+		if l.Hint != "" {
+			fmt.Fprintf(&hints, "  %s %s: %s\n", l.Check, l.On, l.Hint)
+		}
+	}
+	if err := printTable(a.stdout, []string{"CHECK", "ON", "STATE", "SEEN"}, rows); err != nil {
+		return err
+	}
+	if hints.Len() > 0 {
+		if _, err := fmt.Fprintf(a.stdout, "\nWhat to do:\n%s", hints.String()); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(a.stdout, "\n%s, %s, %d ok\n", count(counted[check.Fail], "failure"), count(counted[check.Warning], "warning"), counted[check.OK])
+	return err
+}

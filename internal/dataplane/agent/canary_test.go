@@ -1,0 +1,59 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/causeway-mesh/causeway/internal/canary"
+)
+
+// asCanary calls the canary's address from one of the node's own, and returns the agent's answer.
+func asCanary(t *testing.T, w *world, from string) canary.Answer {
+	t.Helper()
+	ln := listen(t, "127.78.0.1")
+	ctx, stop := context.WithCancel(t.Context())
+	w.serving.Go(func() {
+		w.fail(w.west.serve(ctx, ctx, ln, &w.open, outbound, func(ctx context.Context, c *net.TCPConn) { w.west.outbound(ctx, c, 0) }))
+	})
+	defer stop()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	c := must(d.DialContext(t.Context(), "tcp", ln.Addr().String()))(t)
+	defer c.Close()
+	line := must(io.ReadAll(c))(t)
+	var a canary.Answer
+	if err := json.Unmarshal(line, &a); err != nil || a.Protocol != canary.Protocol {
+		t.Fatalf("the agent answers %q: %v", line, err)
+	}
+	return a
+}
+
+func TestCanary(t *testing.T) {
+	w := newWorld(t, func(c *net.TCPConn) { c.Close() })
+	if a := asCanary(t, w, alice); a.UID == "" || a.Refused != "" {
+		t.Errorf("a pod is told who it is, got %+v", a)
+	}
+	if a := asCanary(t, w, "127.77.9.9"); a.UID != "" || a.Refused == "" {
+		t.Errorf("who is no pod is told so, got %+v", a)
+	}
+	known, unknown := w.west.canaries.WithLabelValues("known"), w.west.canaries.WithLabelValues("unknown")
+	if k, u := testutil.ToFloat64(known), testutil.ToFloat64(unknown); k != 1 || u != 1 {
+		t.Errorf("each is counted: %v known, %v unknown", k, u)
+	}
+	if n := w.dials.Load(); n != 0 {
+		t.Errorf("a canary goes nowhere, the application was dialled %d times", n)
+	}
+}
+
+// What an operator's question dials are the addresses of the state, and no others.
+func TestReachAll(t *testing.T) {
+	w := newWorld(t, func(c *net.TCPConn) { c.Close() })
+	got := w.west.reachAll(t.Context())
+	if len(got) != 1 || got[0].Link != "east" || got[0].Error != "" || got[0].Address != w.peers.Addr().String() {
+		t.Errorf("west has one peer with one gateway, which answers; got %v", got)
+	}
+}

@@ -1,0 +1,133 @@
+package nodestream
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+func TestAsk(t *testing.T) {
+	cases := map[string]struct {
+		why string
+		// answer is what the agent does with a question; nil: it is of a version that knows none.
+		answer func(context.Context) *wire.ReportRequest
+		// body: the agent's answer is had, after took.
+		body bool
+		took time.Duration
+	}{
+		"answered": {
+			why:    "who has a stream is asked on it",
+			answer: func(context.Context) *wire.ReportRequest { return &wire.ReportRequest{StateAgeMs: 7} },
+			body:   true,
+		},
+		"an older agent": {why: "that it says nothing is told, in bounded time", took: 3 * time.Second},
+		"a slow one": {
+			why: "nobody waits for ever",
+			answer: func(ctx context.Context) *wire.ReportRequest {
+				<-ctx.Done()
+				return &wire.ReportRequest{}
+			},
+			took: 3 * time.Second,
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			in(t, func(t *testing.T, w *world) {
+				w.co.OnQuestion, w.co.Version = tc.answer, "v1"
+				w.publish(Agent("n1"))
+				w.setToken("agent/n1")
+				w.serve()
+				w.client()
+				time.Sleep(time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				defer cancel()
+				start := time.Now()
+				got := w.server.Ask(ctx)
+				if len(got) != 1 || got[0].Node != "n1" || got[0].Version != "v1" || (got[0].Body != nil) != tc.body {
+					t.Fatalf("%s: got %+v", tc.why, got)
+				}
+				if tc.body && got[0].Body.GetStateAgeMs() != 7 {
+					t.Errorf("%s: got %v", tc.why, got[0].Body)
+				}
+				if took := time.Since(start); took != tc.took {
+					t.Errorf("%s: it took %v, want %v", tc.why, took, tc.took)
+				}
+			})
+		})
+	}
+}
+
+// Gateways are asked nothing, and nobody reports what was not asked.
+func TestReportRefused(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.co.OnQuestion = func(context.Context) *wire.ReportRequest { return &wire.ReportRequest{} }
+		w.publish(Gateway)
+		w.publish(Agent("n1"))
+		w.serve()
+		c := w.client()
+		time.Sleep(time.Second)
+		if got := w.server.Ask(t.Context()); len(got) != 0 {
+			t.Errorf("a gateway was asked: %+v", got)
+		}
+		conn, err := c.connection("controller.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		report := func(question uint64) codes.Code {
+			_, err := wire.NewNodeStreamClient(conn).Report(t.Context(), &wire.ReportRequest{Question: question})
+			return status.Code(err)
+		}
+		if got := report(1); got != codes.PermissionDenied || w.refused(refusedRole) != 1 {
+			t.Errorf("a gateway reports: %v", got)
+		}
+		w.setToken("agent/n1")
+		if got := report(1); got != codes.FailedPrecondition || w.refused(refusedReport) != 1 {
+			t.Errorf("a report that nobody asked for: %v", got)
+		}
+	})
+}
+
+// Of two questions at once each has its own answers.
+func TestQuestionsTakeTurns(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		asked := 0
+		w.co.OnQuestion = func(ctx context.Context) *wire.ReportRequest {
+			asked++
+			time.Sleep(time.Second)
+			return &wire.ReportRequest{}
+		}
+		w.publish(Agent("n1"))
+		w.setToken("agent/n1")
+		w.serve()
+		w.client()
+		time.Sleep(time.Second)
+		answered := make(chan int, 2)
+		for range 2 {
+			w.tasks.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				n := 0
+				for _, r := range w.server.Ask(ctx) {
+					if r.Body != nil {
+						n++
+					}
+				}
+				answered <- n
+			})
+		}
+		if a, b := <-answered, <-answered; a != 1 || b != 1 {
+			t.Errorf("got %d and %d answers of one agent, want one each", a, b)
+		}
+		synctest.Wait()
+		if asked != 2 {
+			t.Errorf("the agent was asked %d times, want twice", asked)
+		}
+	})
+}
