@@ -41,6 +41,7 @@ type memory struct {
 	catalogs []services
 	ends     []error
 	number   uint64
+	trusts   []uint64
 	slow     func()
 }
 
@@ -49,6 +50,12 @@ func (m *memory) Hello(_ string, h *Hello, skew time.Duration) uint64 {
 	defer m.mu.Unlock()
 	m.hellos, m.skews = append(m.hellos, h), append(m.skews, skew)
 	return m.number
+}
+
+func (m *memory) Trusts(_ string, number uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.trusts = append(m.trusts, number)
 }
 
 func (m *memory) Catalog(_ string, s services) {
