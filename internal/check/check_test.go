@@ -81,8 +81,8 @@ func healthy() *Facts {
 			Agents: []Agent{{Node: "w1", Version: "v0.3.0", StateSeconds: 2, Dials: dial}, {Node: "w2", Version: "v0.3.0", StateSeconds: 4, Dials: dial}},
 		}}},
 		Canaries: []Canary{
-			{Node: "w1", UID: "c1", Result: canary.Result{known, known}},
-			{Node: "w2", UID: "c2", Result: canary.Result{known2, known2}},
+			{Node: "w1", UID: "c1", Result: canary.Result{ByIP: known, ByName: known}},
+			{Node: "w2", UID: "c2", Result: canary.Result{ByIP: known2, ByName: known2}},
 		},
 	}
 }
@@ -483,7 +483,7 @@ func both(f *Facts, skew float64) {
 	}
 }
 
-func calls(c *Canary, call canary.Call) { c.Result = canary.Result{call, call} }
+func calls(c *Canary, call canary.Call) { c.Result = canary.Result{ByIP: call, ByName: call} }
 
 func TestManyAlikeAreBounded(t *testing.T) {
 	f := healthy()

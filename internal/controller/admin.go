@@ -77,7 +77,7 @@ func (a *admin) answer(ctx context.Context) check.Answer {
 	out := check.Answer{Version: a.o.Version, Agents: agentsOf(a.ask(ctx))}
 	if w := a.brain.asked.Load(); w != nil {
 		out.Whole = true
-		out.IssuersUntil = []time.Time{a.brain.own.issuer.Certificate().NotAfter}
+		out.IssuersUntil = []time.Time{a.brain.own.issuers.Load().Current.Certificate().NotAfter}
 		for _, name := range slices.Sorted(maps.Keys(w.mirrors)) {
 			out.Peers = append(out.Peers, a.peer(name, w.mirrors[name]))
 		}

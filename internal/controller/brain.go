@@ -247,7 +247,7 @@ func (b *brain) publish(t *thought) error {
 
 	views, err := b.builder.Build(view.Inputs{
 		Now: t.now, TrustDomain: b.own.trustDomain, Namespace: b.o.Namespace,
-		Issuers: [][]byte{b.own.issuer.Certificate().Raw}, HopMaster: b.own.hopMaster, VIPCIDRs: b.o.VIPCIDRs,
+		Issuers: b.own.issuers.Load().ders, HopMaster: b.own.hopMaster, VIPCIDRs: b.o.VIPCIDRs,
 		Peers: t.views, Mirrors: t.book.Live(), Exports: t.exports.List,
 		Pods: t.pods, Isolation: catalog.NewIsolation(t.networks),
 		Controllers: t.top.controllers, Nodes: t.top.nodes, Agents: t.top.agents,
@@ -359,6 +359,7 @@ func (b *brain) job(t *thought, l *v1alpha1.Link, trusted bool) job {
 		seen: h.seen(t.faults[l.Name], trusted), due: h.due(),
 	}
 	j.seen.Imports = l.Spec.Import != nil
+	j.seen.Behind = b.own.issuers.Load().behind(h.trusts, t.now)
 	b.others(t, l, h, &j.seen)
 	j.seen.Exports = len(t.exports.For(l.Name))
 	j.exported = t.exports.LinkProblems[l.Name]

@@ -213,7 +213,7 @@ type process struct {
 func (p *process) wire() error {
 	p.credential = &credential{own: p.own, namespace: p.o.Namespace}
 	hub, board := &nodestream.Hub{}, &wire.Board{}
-	if err := board.SetHello(&wire.Hello{Version: p.o.Version, IssuerList: p.own.issuerList, LinkPublicKey: p.own.linkKey.Public()}); err != nil {
+	if err := board.SetHello(p.own.hello(p.o.Version)); err != nil {
 		return err
 	}
 	p.whole = make(chan struct{})
@@ -245,7 +245,7 @@ func (p *process) wire() error {
 		return err
 	}
 	return errors.Join(
-		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes),
+		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes), p.add(p.rotator().run),
 		p.add((&admin{brain: b, ask: server.Ask, o: p.o}).serve),
 	)
 }
@@ -327,7 +327,7 @@ func (p *process) nodeStream(hub *nodestream.Hub) (*nodestream.Server, everywher
 		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
 	}
 	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(), metrics.Registry)
-	s := signer.New(known, p.own.issuer, signer.Options{Registerer: metrics.Registry})
+	s := signer.New(known, p.own, signer.Options{Registerer: metrics.Registry})
 	server := nodestream.NewServer(subjects{known}, hub, s.Sign, nodestream.ServerOptions{Log: p.log, Registerer: metrics.Registry})
 	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: guardAccepted})
 	return server, func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil

@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -32,6 +31,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/rotation"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -172,19 +172,22 @@ func newOwn(name, uid string) *own {
 		panic(err)
 	}
 	o.root, o.trustDomain = root, root.TrustDomain()
-	if o.issuer, err = root.NewIssuer(time.Now()); err != nil {
+	issuer, err := root.NewIssuer(time.Now())
+	if err != nil {
 		panic(err)
 	}
 	if o.linkKey, err = identity.NewLinkKey(); err != nil {
 		panic(err)
 	}
-	o.issuerList = o.list(1)
+	if err := o.adopt(rotation.First(issuer)); err != nil {
+		panic(err)
+	}
 	return o
 }
 
 // list signs a list of o's issuers with a number.
 func (o *own) list(number uint64) []byte {
-	der, err := o.root.SignIssuerList(number, []*x509.Certificate{o.issuer.Certificate()})
+	der, err := o.root.SignIssuerList(number, o.issuers.Load().Listed())
 	if err != nil {
 		panic(err)
 	}

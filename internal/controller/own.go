@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -41,15 +41,14 @@ const (
 	KeyGateways      = "gateways"
 )
 
-// own is this cluster's identity. It is immutable.
+// own is this cluster's identity. It is immutable, but that its issuers are exchanged
+// whole. It must not be copied.
 type own struct {
 	trustDomain string
 	root        *identity.Root
-	issuer      *identity.Issuer
 	linkKey     identity.LinkKey
 	hopMaster   [32]byte
-	// issuerList is the signed list of issuers as peers get it.
-	issuerList []byte
+	issuers     atomic.Pointer[issuing]
 }
 
 // loadOwn reads the cluster's identity, making what is missing. Replicas may do
@@ -103,13 +102,8 @@ func (o *own) loadIssuer(ctx context.Context, c client.Client, namespace string,
 	if err != nil {
 		return err
 	}
-	o.issuer, err = identity.ParseIssuer(data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey], o.root.Certificate())
-	if err != nil {
+	if err := o.take(data); err != nil {
 		return fmt.Errorf("Secret %s/%s: %w", namespace, issuerSecret, err)
-	}
-	o.issuerList, err = o.root.SignIssuerList(1, []*x509.Certificate{o.issuer.Certificate()})
-	if err != nil {
-		return fmt.Errorf("sign the list of issuers: %w", err)
 	}
 	return nil
 }

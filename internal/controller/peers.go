@@ -50,6 +50,8 @@ type greeting struct {
 	peer  link.Peer
 	hello *wire.Hello
 	skew  time.Duration
+	// trusts is the number of the newest list of our issuers that it says to have.
+	trusts uint64
 }
 
 // peerState is what is known of one peer. For another Link of the name there is
@@ -70,7 +72,8 @@ type peerState struct {
 	// troubled is when something was last lost, if not all is well; zero: all is.
 	troubled time.Time
 	issuers  issuers
-	amending bool // a goroutine amends the peer's PeerTrust
+	trusts   uint64 // number of the newest list of our issuers that the peer says to have
+	amending bool   // a goroutine amends the peer's PeerTrust
 }
 
 // outbound is our stream to one address.
@@ -128,7 +131,7 @@ func (p *peers) meet(ctx context.Context, peer link.Peer) *peerState {
 	life, cancel := context.WithCancel(ctx)
 	s := &peerState{peer: peer, life: life, cancel: cancel, streams: make(map[string]outbound), troubled: time.Now(), issuers: newIssuers(), places: newPlaces()}
 	if g, ok := p.dialed[peer.Name]; ok && g.peer.TrustDomain == peer.TrustDomain && g.peer.Root.Equal(peer.Root) {
-		s.inbound, s.hello, s.skew = true, g.hello, g.skew
+		s.inbound, s.hello, s.skew, s.trusts = true, g.hello, g.skew, g.trusts
 		s.issuers.sent(s.peer, g.hello.GetIssuerList())
 	}
 	return s
@@ -311,7 +314,7 @@ func (i inboundSink) Hello(link string, h *wire.Hello, skew time.Duration) uint6
 		if i.p.dialed == nil {
 			i.p.dialed = make(map[string]greeting)
 		}
-		i.p.dialed[link] = greeting{s.peer, h, skew}
+		i.p.dialed[link] = greeting{s.peer, h, skew, i.p.dialed[link].trusts}
 	}
 	i.p.mu.Unlock()
 	if s == nil {

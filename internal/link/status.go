@@ -20,6 +20,9 @@ type Seen struct {
 	Fault *Fault
 	// IssuersKnown: a list of issuers signed by the Link's root is held.
 	IssuersKnown bool
+	// Behind is the number of the list of our issuers that the peer should have by now, but
+	// says that it has not; 0: it has it, or has said nothing.
+	Behind uint64
 	// Connected: a replica has a catalog stream, in either direction.
 	Connected bool
 	// Replicas is how many controller replicas there are; Without says, sorted, which
@@ -92,6 +95,9 @@ func trusted(s Seen) metav1.Condition {
 		return condition(v1alpha1.LinkTrusted, false, string(s.Fault.Reason), s.Fault.Message)
 	case !s.IssuersKnown:
 		return condition(v1alpha1.LinkTrusted, false, "NoIssuers", "the peer's issuers are not known yet: they come with the first catalog stream")
+	case s.Behind != 0:
+		return condition(v1alpha1.LinkTrusted, false, "IssuerNotAcknowledged", fmt.Sprintf("the peer's side has not taken in this cluster's new issuer "+
+			"(list %d) and refuses this cluster's workloads until it does: look at the logs of the peer's controllers", s.Behind))
 	case s.Skew != 0:
 		return condition(v1alpha1.LinkTrusted, false, "ClockSkew", skew(s.Skew))
 	}

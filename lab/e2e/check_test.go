@@ -130,8 +130,8 @@ spec:
   root: not a certificate
 `
 
-// exported are Services of east that cannot stand in west, or not wholly.
-const exported = `
+// unfit are Services of east that cannot stand in west, or not wholly.
+const unfit = `
 apiVersion: v1
 kind: Namespace
 metadata: {name: nowhere}
@@ -158,13 +158,13 @@ func TestCheckNamesFaults(t *testing.T) {
 		_, err := west.dyn.Resource(links).Patch(background(), "east", types.MergePatchType, patch, metav1.PatchOptions{})
 		must(t, err)
 		must(t, west.kubectl(background(), foreign, "delete", "--ignore-not-found", "-f", "-"))
-		must(t, east.kubectl(background(), exported, "delete", "--ignore-not-found", "-f", "-"))
+		must(t, east.kubectl(background(), unfit, "delete", "--ignore-not-found", "-f", "-"))
 		must(t, west.install(background())) // puts the rights back
 		serves(t)
 		sound(t)
 	})
 	must(t, west.kubectl(ctx, foreign, "apply", "-f", "-"))
-	must(t, east.kubectl(ctx, exported, "apply", "-f", "-"))
+	must(t, east.kubectl(ctx, unfit, "apply", "-f", "-"))
 	more, _ := json.Marshal(map[string]any{"spec": map[string]any{"gateways": append(append([]any{}, gateways...), "198.51.100.9:4143", "no-such-host.invalid:4143")}})
 	_, err := west.dyn.Resource(links).Patch(ctx, "east", types.MergePatchType, more, metav1.PatchOptions{})
 	must(t, err)

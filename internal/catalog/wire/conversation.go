@@ -29,6 +29,7 @@ type conversation struct {
 	sender    *delta.Sender[*Service]
 	sent      uint64 // newest revision
 	confirmed uint64 // newest revision that it has an Ack for
+	trusted   uint64 // number of our issuer list that it has last said to have applied
 
 	// Our copy of the peer's catalog.
 	subscriber   bool
@@ -116,6 +117,7 @@ type news struct {
 	timeMs int64               // the peer's clock, if told
 	update bool                // took has to be called
 	view   map[string]*Service // the whole catalog, if it is and changed
+	trusts uint64              // number of our issuer list that the peer has just said to have applied; 0: nothing new
 }
 
 // hear takes a message. After an error the conversation is over.
@@ -139,7 +141,7 @@ func (c *conversation) hear(m *Message) (news, error) {
 		}
 		c.asked = true
 	case *Message_Ack:
-		return news{}, c.hearAck(b.Ack)
+		return c.hearAck(b.Ack)
 	case *Message_Heartbeat:
 		return news{timeMs: b.Heartbeat.GetTimeMs()}, nil
 	case *Message_Update:
@@ -148,12 +150,16 @@ func (c *conversation) hear(m *Message) (news, error) {
 	return news{}, nil // what a later version says is a sign of life
 }
 
-func (c *conversation) hearAck(a *Ack) error {
+func (c *conversation) hearAck(a *Ack) (news, error) {
 	if r := a.GetRevision(); r < c.confirmed || r > c.sent {
-		return fmt.Errorf("%w: it acknowledges revision %d, and %d to %d are out", ErrProtocol, r, c.confirmed, c.sent)
+		return news{}, fmt.Errorf("%w: it acknowledges revision %d, and %d to %d are out", ErrProtocol, r, c.confirmed, c.sent)
 	}
 	c.confirmed = a.GetRevision()
-	return nil
+	if a.GetIssuerNumber() == c.trusted {
+		return news{}, nil
+	}
+	c.trusted = a.GetIssuerNumber()
+	return news{trusts: c.trusted}, nil
 }
 
 func (c *conversation) hearUpdate(u *Update) (news, error) {

@@ -23,6 +23,9 @@ type Sink interface {
 	// message's way included. h must not be changed. It returns the number of the
 	// newest issuer list of the peer that is applied, which is told to the peer.
 	Hello(link string, h *Hello, skew time.Duration) (issuerNumber uint64)
+	// Trusts tells which number of our own issuer list the peer has applied, whenever
+	// that changes on a stream. It is the peer's word, and no more.
+	Trusts(link string, issuerNumber uint64)
 	// Catalog hands over the peer's whole catalog. It must not be changed, and
 	// Service.Validate has not looked at it yet.
 	Catalog(link string, services map[catalog.Key]catalog.Service)
@@ -235,6 +238,9 @@ func (t *talk) tell(h news) bool {
 			t.skew = skew
 			t.trust(t.sink.Hello(t.link, t.greeting, skew))
 		}
+	}
+	if h.trusts != 0 {
+		t.sink.Trusts(t.link, h.trusts)
 	}
 	if h.view != nil {
 		t.translate(h.view)

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,6 +42,7 @@ type memory struct {
 	catalogs []services
 	ends     []error
 	number   uint64
+	trusts   []uint64
 	slow     func()
 }
 
@@ -49,6 +51,12 @@ func (m *memory) Hello(_ string, h *Hello, skew time.Duration) uint64 {
 	defer m.mu.Unlock()
 	m.hellos, m.skews = append(m.hellos, h), append(m.skews, skew)
 	return m.number
+}
+
+func (m *memory) Trusts(_ string, number uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.trusts = append(m.trusts, number)
 }
 
 func (m *memory) Catalog(_ string, s services) {
@@ -239,6 +247,11 @@ func TestConversation(t *testing.T) {
 		if h, _, _ := w.atEast.counts(); h != 1 || w.atEast.hellos[0].GetVersion() != "west" || string(w.atEast.hellos[0].GetIssuerList()) != "list of west" {
 			t.Errorf("either side tells who it is, east learnt %v", w.atEast.hellos)
 		}
+		w.atEast.mu.Lock()
+		if !slices.Equal(w.atEast.trusts, []uint64{7}) {
+			t.Errorf("east learns once which list of its issuers west has: %v", w.atEast.trusts)
+		}
+		w.atEast.mu.Unlock()
 		w.wantCatalog("first", w.publish(catalogOf(service("bar", 1), service("foo", 1))))
 		w.wantCatalog("change", w.publish(catalogOf(service("bar", 2))))
 		w.wantCatalog("all unexported", w.publish(catalogOf()))

@@ -110,6 +110,7 @@ func (a *Agent) onState(h home.State) {
 	next.expired, next.held, next.view = h.Expired, h.Held, h.View
 	a.attached.update(next)
 	a.state.Store(next)
+	a.svids.vouch(next.issuers)
 	a.svids.want(a.life, next.accounts())
 	if n := a.leases.recheck(next); n > 0 {
 		a.log.Info("tunnels ended: what had admitted them has changed", "tunnels", n)

@@ -25,6 +25,7 @@ type state struct {
 	held        bool
 	view        nodestream.View // what it was made of
 	trustDomain string
+	issuers     [][]byte // that vouch for this cluster's own workloads, DER
 	hopKey      route.HopKey
 	vips        []netip.Prefix
 	links       map[string]*peer
@@ -130,7 +131,7 @@ func (s *state) addCluster(c *wire.Cluster) error {
 	if len(c.HopKey) != len(s.hopKey) {
 		return fmt.Errorf("this cluster: its hop key has %d bytes", len(c.HopKey))
 	}
-	s.trustDomain, s.hopKey = c.TrustDomain, route.HopKey(c.HopKey)
+	s.trustDomain, s.hopKey, s.issuers = c.TrustDomain, route.HopKey(c.HopKey), c.Issuers
 	for _, cidr := range c.VipCidrs {
 		p, err := netip.ParsePrefix(cidr)
 		if err != nil {

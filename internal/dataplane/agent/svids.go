@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,7 +36,10 @@ type svids struct {
 	mu    sync.Mutex // guards all below
 	held  map[account]*identity.Credential
 	tasks map[account]context.CancelFunc
-	wg    sync.WaitGroup // one task for each account
+	// issuers vouch now, DER; none: not known.
+	issuers [][]byte
+	turned  news           // other issuers vouch
+	wg      sync.WaitGroup // one task for each account
 }
 
 func newSVIDs(sign signFunc, changed func(), log *slog.Logger) *svids {
@@ -89,8 +94,9 @@ func (s *svids) wait() { s.wg.Wait() }
 
 // keep gets the credential of a, and a new one at half of its life, until ctx ends.
 func (s *svids) keep(ctx context.Context, a account) {
+	hurry := backoff.Backoff{Min: spread, Max: time.Minute}
 	if c, ok := s.get(a); ok && time.Now().Before(c.RenewAt()) { // of an earlier process
-		backoff.Sleep(ctx, renewal(c))
+		s.rest(ctx, c, &hurry)
 	}
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 30 * time.Second}
 	for ctx.Err() == nil {
@@ -104,7 +110,53 @@ func (s *svids) keep(ctx context.Context, a account) {
 		}
 		retry.Reset()
 		s.put(ctx, a, c)
-		backoff.Sleep(ctx, renewal(c))
+		s.rest(ctx, c, &hurry)
+	}
+}
+
+// spread is over how long a node's accounts come for new certificates when the issuer
+// of the old ones does not vouch any more.
+const spread = 3 * time.Second
+
+// vouch makes issuers those that vouch for this cluster's workloads.
+func (s *svids) vouch(issuers [][]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.EqualFunc(issuers, s.issuers, bytes.Equal) {
+		s.issuers = issuers
+		s.turned.tell()
+	}
+}
+
+// vouched reports whether peers believe c, as far as is known here.
+func (s *svids) vouched(c *identity.Credential) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	chain := c.TLS().Certificate
+	return len(s.issuers) == 0 || len(chain) < 2 ||
+		slices.ContainsFunc(s.issuers, func(der []byte) bool { return bytes.Equal(der, chain[1]) })
+}
+
+// rest waits until c is to be renewed: soon, if its issuer does not vouch any more, and
+// ever less soon if what comes instead is no better, as from a controller that has not
+// heard yet.
+func (s *svids) rest(ctx context.Context, c *identity.Credential, hurry *backoff.Backoff) {
+	due := time.NewTimer(renewal(c))
+	defer due.Stop()
+	for {
+		turned := s.turned.next() // before asking, so that no news is missed
+		if !s.vouched(c) {
+			hurry.Wait(ctx)
+			return
+		}
+		hurry.Reset()
+		select {
+		case <-turned:
+		case <-due.C:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

@@ -168,3 +168,35 @@ func TestSVIDsAreForgottenWithTheirPods(t *testing.T) {
 		}
 	})
 }
+
+func TestSVIDOfADroppedIssuerIsReplacedAtOnce(t *testing.T) {
+	held(t, func(t *testing.T, by *signer, s *svids, changed *int) {
+		synctest.Wait()
+		first, _ := s.get(aliceAccount)
+		next := must(by.root.NewIssuer(time.Now()))(t)
+		both := append(by.issuers(), next.Certificate().Raw)
+		s.vouch(both) // announced: nothing to do
+		time.Sleep(time.Hour)
+		if now, _ := s.get(aliceAccount); now != first || by.times() != 1 {
+			t.Fatal("a certificate that is good is replaced")
+		}
+		s.vouch(both[1:]) // the controller that signs has not heard yet
+		time.Sleep(spread)
+		if _, ok := s.get(aliceAccount); !ok || by.times() < 2 || by.times() > 20 {
+			t.Fatalf("held: %v; asked %d times", ok, by.times())
+		}
+		by.set(func(_ context.Context, ns, sa string, csr []byte) ([][]byte, error) {
+			return next.SignWorkload(must(identity.ParseCSR(csr))(t), must(identity.NewName("west-1", ns, sa))(t), time.Now())
+		})
+		time.Sleep(2 * time.Minute)
+		now, ok := s.get(aliceAccount)
+		if !ok || !s.vouched(now) {
+			t.Fatal("no certificate of the new issuer")
+		}
+		asked := by.times()
+		time.Sleep(time.Hour)
+		if by.times() != asked {
+			t.Error("it is asked for again and again")
+		}
+	})
+}

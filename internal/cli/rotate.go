@@ -1,0 +1,146 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/internal/rotation"
+)
+
+// rotateFlags are the words of `causeway rotate`.
+type rotateFlags struct {
+	clusterFlags
+	revoke, wait bool
+	announce     time.Duration
+	timeout      time.Duration
+}
+
+func (a *app) rotate() *cobra.Command {
+	var flags rotateFlags
+	c := &cobra.Command{
+		Use:   "rotate",
+		Short: "Give this cluster's workloads a new issuer, or revoke the old one",
+		Long: `Give this cluster's workloads a new issuer.
+
+The new issuer is announced to all peers, signs when all have acknowledged it, at the latest after --announce, and the
+old one is trusted until all that it has signed has expired: no connection is lost. Causeway does so by itself, too, after
+two thirds of an issuer's life.
+
+With --revoke the old issuer is not trusted any more, at once: what it has signed ends with the next message to the peers,
+open connections included, and the agents ask for new certificates. It is for a key that may be known to somebody else.`,
+		Example: "  causeway rotate --context west --wait\n  causeway rotate --context west --revoke --wait",
+		GroupID: operator,
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.runRotate(c.Context(), flags, c.Flags().Changed("announce"))
+		},
+	}
+	flags.add(c)
+	c.Flags().BoolVar(&flags.revoke, "revoke", false, "trust the issuers of now no more, at once")
+	c.Flags().DurationVar(&flags.announce, "announce", rotation.Ahead, "`how long` the new issuer is announced at most, whoever has not acknowledged it")
+	c.Flags().BoolVar(&flags.wait, "wait", false, "wait until the new issuer signs")
+	c.Flags().DurationVar(&flags.timeout, "timeout", 0, "`how long` to wait (default --announce and two minutes)")
+	return c
+}
+
+func (a *app) runRotate(ctx context.Context, flags rotateFlags, announced bool) error {
+	request := rotation.Request{ID: rand.Text(), Revoke: flags.revoke, Announce: flags.announce.String()}
+	if flags.revoke {
+		if announced {
+			return &hinted{err: fmt.Errorf("--announce and --revoke exclude each other"), code: 2, hint: "--revoke announces nothing: it acts at once"}
+		}
+		request.Announce, flags.announce = "", 0
+	}
+	if err := request.Check(); err != nil {
+		return &hinted{err: fmt.Errorf("rotate: %w", err), code: 2, hint: "--announce takes a time as `24h` or `30s`"}
+	}
+	if flags.timeout == 0 {
+		flags.timeout = flags.announce + 2*time.Minute
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong)
+	defer cancel()
+	cl, err := a.connect(flags.clusterFlags, a.stderr)
+	if err != nil {
+		return err
+	}
+	if err := ask(ctx, cl, flags.namespace, request); err != nil {
+		return err
+	}
+	if !flags.wait {
+		fmt.Fprintf(a.stderr, "asked for: the controllers go on by themselves; `causeway rotate --wait` would have told how far they are\n")
+		return nil
+	}
+	what := wait{
+		what: "rotation", done: "done: the new issuer signs", undone: "is not done",
+		hint:  fmt.Sprintf("it goes on by itself if a controller runs: `kubectl -n %s get pods`", flags.namespace),
+		state: func() (string, error) { return rotating(ctx, cl, flags.namespace, request) },
+	}
+	return newProgress(a.stderr).until(ctx, what)
+}
+
+// ask writes the request where the controllers look.
+func ask(ctx context.Context, c client.Client, namespace string, r rotation.Request) error {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("write the request: %w", err)
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{rotation.RequestAnnotation: string(text)}}})
+	if err != nil {
+		return fmt.Errorf("write the request: %w", err)
+	}
+	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: identityConfigMap}}
+	err = c.Patch(ctx, cm, client.RawPatch(types.MergePatchType, patch))
+	if apierrors.IsNotFound(err) {
+		return withHint(fmt.Errorf("this cluster has no identity yet: %w", err), "`causeway install` first")
+	}
+	if err != nil {
+		return fmt.Errorf("ask the controllers to rotate: %w", err)
+	}
+	return nil
+}
+
+// rotating says what is still missing of the request; "": nothing.
+func rotating(ctx context.Context, c client.Reader, namespace string, r rotation.Request) (string, error) {
+	var cm corev1.ConfigMap
+	if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: identityConfigMap}, &cm); err != nil {
+		return "", err
+	}
+	p, err := rotation.ParseProgress(cm.Annotations[rotation.ProgressAnnotation])
+	if err != nil {
+		return "", err
+	}
+	if now, err := rotation.ParseRequest(cm.Annotations[rotation.RequestAnnotation]); p.Request != r.ID && (err != nil || now.ID != r.ID) {
+		return "", fmt.Errorf("another request has taken its place")
+	}
+	return awaited(p, r), nil
+}
+
+// awaited says what a request still waits for.
+func awaited(p rotation.Progress, r rotation.Request) string {
+	waiting := ""
+	if len(p.Waiting) > 0 {
+		waiting = "; not acknowledged by " + strings.Join(p.Waiting, ", ")
+	}
+	switch {
+	case p.Request != r.ID && p.Fault != "":
+		return p.Fault
+	case p.Request != r.ID && p.Room != nil:
+		return fmt.Sprintf("waits until %s, when one of %d issuers that are trusted still goes; --revoke would not wait", p.Room.Format(time.RFC3339), p.Listed)
+	case p.Request != r.ID:
+		return "waits for the controllers"
+	case p.Deadline != nil:
+		return fmt.Sprintf("the new issuer is announced (list %d), and signs at %s at the latest%s", p.Number, p.Deadline.Format(time.RFC3339), waiting)
+	}
+	return ""
+}
