@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,32 +54,37 @@ func TestServiceExportsRun(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
-				now, woken, watching := c.answers[0], false, false
-				s := &serviceExports{log: slog.New(slog.DiscardHandler), changed: func() { woken = true }}
-				s.find = func() (bool, error) { return now.found, now.find }
+				var now atomic.Pointer[answer]
+				var woken atomic.Bool
+				watching := false // of whoever looks: the test first, then run
+				now.Store(&c.answers[0])
+				s := &serviceExports{log: slog.New(slog.DiscardHandler), changed: func() { woken.Store(true) }}
+				s.find = func() (bool, error) { return now.Load().found, now.Load().find }
 				turn := func(to bool) func(context.Context) error {
 					return func(context.Context) error {
 						if watching == to {
 							t.Errorf("%s: watching turned to %t twice", c.why, to)
 						}
-						if now.refuse == nil {
+						refuse := now.Load().refuse
+						if refuse == nil {
 							watching = to
 						}
-						return now.refuse
+						return refuse
 					}
 				}
 				s.watch, s.leave = turn(true), turn(false)
 				if err := s.look(ctx); err != nil {
 					t.Fatal(err)
 				}
-				got := []seen{{s.here.Load(), woken}}
+				got := []seen{{s.here.Load(), woken.Load()}}
 				done := make(chan struct{})
 				go func() { s.run(ctx); close(done) }()
-				for _, now = range c.answers[1:] {
-					woken = false
+				for i := range c.answers[1:] {
+					now.Store(&c.answers[1+i])
+					woken.Store(false)
 					time.Sleep(lookAgain)
 					synctest.Wait()
-					got = append(got, seen{s.here.Load(), woken})
+					got = append(got, seen{s.here.Load(), woken.Load()})
 				}
 				cancel()
 				<-done
