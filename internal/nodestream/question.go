@@ -2,6 +2,8 @@ package nodestream
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -29,9 +31,9 @@ type Report struct {
 }
 
 // asker asks all agents that have a stream the same question, one question at a time.
-// The zero value is ready.
+// Make it with newAsker.
 type asker struct {
-	turn sync.Mutex // held by whoever asks
+	turn chan struct{} // has one token: whoever asks holds it
 
 	mu      sync.Mutex // guards what follows
 	readers map[*reader]bool
@@ -40,6 +42,8 @@ type asker struct {
 	left    int
 	done    chan struct{} // closed when all have answered
 }
+
+func newAsker() *asker { return &asker{turn: make(chan struct{}, 1)} }
 
 // reader is an agent's stream.
 type reader struct {
@@ -71,18 +75,24 @@ func (a *asker) join(s Subject, version string) (asked <-chan uint64, leave func
 func who(s Subject) string { return s.Node + "/" + s.PodUID }
 
 // Ask asks every agent that has a stream here what it knows of its node, and returns
-// what each said until ctx ended, sorted by node. Questions are asked one after another.
-func (s *Server) Ask(ctx context.Context) []Report {
-	a := &s.asker
-	a.turn.Lock()
-	defer a.turn.Unlock()
+// what each said until ctx ended, sorted by node. Questions are asked one after another: an error says that its turn did not come.
+func (s *Server) Ask(ctx context.Context) ([]Report, error) {
+	a := s.asker
+	select {
+	case a.turn <- struct{}{}:
+		defer func() { <-a.turn }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("ask agents: others were being answered: %w", context.Cause(ctx))
+	case <-s.stop:
+		return nil, errors.New("ask agents: this controller replica is stopping")
+	}
 	done := a.begin()
 	select {
 	case <-done:
 	case <-ctx.Done():
 	case <-s.stop:
 	}
-	return a.end()
+	return a.end(), nil
 }
 
 func (a *asker) begin() <-chan struct{} {
