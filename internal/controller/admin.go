@@ -34,7 +34,7 @@ const maxQuestions = 4
 // pod's loopback. It holds nothing secret, and changes nothing.
 type admin struct {
 	brain *brain
-	ask   func(context.Context) []nodestream.Report
+	ask   func(context.Context) ([]nodestream.Report, error)
 	o     Options
 }
 
@@ -50,8 +50,13 @@ func (a *admin) serve(ctx context.Context) error {
 			http.Error(w, "too many ask at once: ask again", http.StatusServiceUnavailable)
 			return
 		}
+		answer, err := a.answer(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
 		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(a.answer(r.Context())); err != nil {
+		if err := json.NewEncoder(w).Encode(answer); err != nil {
 			a.o.Log.Debug("an answer did not get through", "error", err)
 		}
 	})
@@ -71,10 +76,14 @@ func (a *admin) serve(ctx context.Context) error {
 }
 
 // answer is what this replica knows, and what its agents say.
-func (a *admin) answer(ctx context.Context) check.Answer {
+func (a *admin) answer(ctx context.Context) (check.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, agentsTime)
 	defer cancel()
-	out := check.Answer{Version: a.o.Version, Agents: agentsOf(a.ask(ctx))}
+	reports, err := a.ask(ctx)
+	if err != nil {
+		return check.Answer{}, err
+	}
+	out := check.Answer{Version: a.o.Version, Agents: agentsOf(reports)}
 	if w := a.brain.asked.Load(); w != nil {
 		out.Whole = true
 		out.IssuersUntil = []time.Time{a.brain.own.issuers.Load().Current.Certificate().NotAfter}
@@ -83,7 +92,7 @@ func (a *admin) answer(ctx context.Context) check.Answer {
 		}
 	}
 	out.Time = time.Now() // last, as near as can be to when it is heard
-	return out
+	return out, nil
 }
 
 // agentsOf turns reports into answers.

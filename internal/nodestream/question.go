@@ -2,6 +2,8 @@ package nodestream
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -29,9 +31,9 @@ type Report struct {
 }
 
 // asker asks all agents that have a stream the same question, one question at a time.
-// The zero value is ready.
+// Make it with newAsker.
 type asker struct {
-	turn sync.Mutex // held by whoever asks
+	turn chan struct{} // has one token: whoever asks holds it
 
 	mu      sync.Mutex // guards what follows
 	readers map[*reader]bool
@@ -40,6 +42,8 @@ type asker struct {
 	left    int
 	done    chan struct{} // closed when all have answered
 }
+
+func newAsker() *asker { return &asker{turn: make(chan struct{}, 1)} }
 
 // reader is an agent's stream.
 type reader struct {
@@ -71,18 +75,24 @@ func (a *asker) join(s Subject, version string) (asked <-chan uint64, leave func
 func who(s Subject) string { return s.Node + "/" + s.PodUID }
 
 // Ask asks every agent that has a stream here what it knows of its node, and returns
-// what each said until ctx ended, sorted by node. Questions are asked one after another.
-func (s *Server) Ask(ctx context.Context) []Report {
-	a := &s.asker
-	a.turn.Lock()
-	defer a.turn.Unlock()
+// what each said until ctx ended, sorted by node. Questions are asked one after another: an error says that its turn did not come.
+func (s *Server) Ask(ctx context.Context) ([]Report, error) {
+	a := s.asker
+	select {
+	case a.turn <- struct{}{}:
+		defer func() { <-a.turn }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("ask agents: others were being answered: %w", context.Cause(ctx))
+	case <-s.stop:
+		return nil, errors.New("ask agents: this controller replica is stopping")
+	}
 	done := a.begin()
 	select {
 	case <-done:
 	case <-ctx.Done():
 	case <-s.stop:
 	}
-	return a.end()
+	return a.end(), nil
 }
 
 func (a *asker) begin() <-chan struct{} {
@@ -148,37 +158,54 @@ func (s *Server) Report(ctx context.Context, req *wire.ReportRequest) (*wire.Rep
 	return &wire.ReportResponse{}, nil
 }
 
-// reporter answers the questions of one stream, one at a time.
+// reporter answers the questions of one stream, one at a time; of those that come meanwhile, the last.
 type reporter struct {
 	c       *Client
 	conn    *grpc.ClientConn
 	running sync.WaitGroup
-	busy    chan struct{} // closed when the last answer is given; nil: there was none
+
+	mu   sync.Mutex // guards what follows
+	next uint64     // to be answered; 0: none
+	busy bool
 }
 
-// answer begins to answer a question, 0 being none, unless it still works on another. It does not block.
+// answer begins to answer a question, 0 being none. It does not block.
 func (r *reporter) answer(ctx context.Context, question uint64) {
 	if question == 0 || r.c.o.OnQuestion == nil {
 		return
 	}
-	if r.busy != nil {
-		select {
-		case <-r.busy:
-		default:
-			return
-		}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.next = question
+	if r.busy {
+		return
 	}
-	r.busy = make(chan struct{})
+	r.busy = true
 	r.running.Go(func() {
-		defer close(r.busy)
-		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-		defer cancel()
-		body := r.c.o.OnQuestion(ctx)
-		body.Question = question
-		if _, err := wire.NewNodeStreamClient(r.conn).Report(ctx, body); err != nil {
-			r.c.o.Log.Debug("the controller did not take a report", "error", err)
+		for question, ok := r.take(ctx); ok; question, ok = r.take(ctx) {
+			r.report(ctx, question)
 		}
 	})
+}
+
+// take returns the question to answer; false: there is none, and the next one has to begin anew.
+func (r *reporter) take(ctx context.Context) (uint64, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	question := r.next
+	r.next = 0
+	r.busy = question != 0 && ctx.Err() == nil
+	return question, r.busy
+}
+
+func (r *reporter) report(ctx context.Context, question uint64) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	body := r.c.o.OnQuestion(ctx)
+	body.Question = question
+	if _, err := wire.NewNodeStreamClient(r.conn).Report(ctx, body); err != nil {
+		r.c.o.Log.Debug("the controller did not take a report", "error", err)
+	}
 }
 
 // wait waits for the answer that is being given. The stream's context must have ended.

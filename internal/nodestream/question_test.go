@@ -48,8 +48,8 @@ func TestAsk(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 				defer cancel()
 				start := time.Now()
-				got := w.server.Ask(ctx)
-				if len(got) != 1 || got[0].Node != "n1" || got[0].Version != "v1" || (got[0].Body != nil) != tc.body {
+				got, err := w.server.Ask(ctx)
+				if err != nil || len(got) != 1 || got[0].Node != "n1" || got[0].Version != "v1" || (got[0].Body != nil) != tc.body {
 					t.Fatalf("%s: got %+v", tc.why, got)
 				}
 				if tc.body && got[0].Body.GetStateAgeMs() != 7 {
@@ -72,7 +72,7 @@ func TestReportRefused(t *testing.T) {
 		w.serve()
 		c := w.client()
 		time.Sleep(time.Second)
-		if got := w.server.Ask(t.Context()); len(got) != 0 {
+		if got, err := w.server.Ask(t.Context()); err != nil || len(got) != 0 {
 			t.Errorf("a gateway was asked: %+v", got)
 		}
 		conn, err := c.connection("controller.test")
@@ -114,7 +114,11 @@ func TestQuestionsTakeTurns(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 				defer cancel()
 				n := 0
-				for _, r := range w.server.Ask(ctx) {
+				reports, err := w.server.Ask(ctx)
+				if err != nil {
+					t.Error(err)
+				}
+				for _, r := range reports {
 					if r.Body != nil {
 						n++
 					}

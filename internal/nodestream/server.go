@@ -114,7 +114,7 @@ type Server struct {
 	metrics serverMetrics
 	stop    chan struct{} // closed when Serve ends
 	stopped func()
-	asker   asker
+	asker   *asker
 
 	mu      sync.Mutex // guards all below
 	streams int
@@ -136,7 +136,7 @@ func NewServer(auth Authenticator, hub *Hub, sign SignFunc, o ServerOptions) *Se
 	return &Server{
 		auth: auth, hub: hub, sign: sign, o: o, metrics: newServerMetrics(o.Registerer),
 		stop: stop, stopped: sync.OnceFunc(func() { close(stop) }),
-		perPod: map[string]int{},
+		perPod: map[string]int{}, asker: newAsker(),
 	}
 }
 

@@ -103,7 +103,7 @@ func TestWhoIsToldWhat(t *testing.T) {
 		},
 		"n2": {
 			why: "likewise", view: v.Agents["n2"],
-			want: []string{"cluster", "export/shop/bar", "link/west", "mirror/west/shop/web", "pod/bar-2"},
+			want: []string{"cluster", "export/shop/bar", "link/west", "mirror/west/shop/web", "pod/bar-2", "pod/canary", "pod/no-canary"},
 		},
 		"gateway": {
 			why: "routes and no pod, mirror or policy; a port without route id is not offered, a node without ready agent no backend", view: v.Gateway,
