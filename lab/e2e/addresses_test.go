@@ -80,10 +80,12 @@ func calls(t *testing.T, n int, d time.Duration) (slow int) {
 		must(t, err)
 		said, err := line(c, 5*time.Second)
 		_ = c.Close()
-		if err != nil || !strings.Contains(said, "hello") {
+		switch {
+		case refused(err) && time.Since(start) < 2*time.Second:
+			slow++ // on a warm tunnel whose way has died, which nobody could know
+		case err != nil || !strings.Contains(said, "hello"):
 			t.Fatalf("bar's echo says %q, %v, after %v", said, err, time.Since(start))
-		}
-		if time.Since(begun) > d {
+		case time.Since(begun) > d:
 			slow++
 		}
 	}

@@ -27,6 +27,8 @@ const (
 	warmUse     = time.Minute
 	// warmLife is shorter than the far side's patience, so that it is we who end it.
 	warmLife = 45 * time.Second
+	// warmDoubt is how long OPEN may go unheard, by the other end's kernel, on a tunnel that has waited.
+	warmDoubt = time.Second
 	// warmRate and warmBurst bound how fast they are made, for one peer; warmJitter spreads them.
 	warmRate   = 20 // a second
 	warmBurst  = 4
@@ -129,7 +131,9 @@ func (a *Agent) attachTo(life context.Context, c *net.TCPConn, call *call, w *wa
 	w.release()
 	opening, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	doubt := time.AfterFunc(warmDoubt, w.doubt)
 	err = tunnel.Attach(opening, w.tun, call.first)
+	doubt.Stop()
 	if err == nil {
 		a.learn(call, nil)
 		return &opened{w.tun, ctx, release}, false, nil
@@ -349,6 +353,15 @@ func (p *warmPool) drain() {
 		w.end()
 	}
 	p.makers.Wait()
+}
+
+// doubt ends a tunnel whose way has died while it waited: nobody has heard what was sent
+// on it. It is no way for this call, and its caller need not wait as long as for an application.
+func (w *warmTunnel) doubt() {
+	raw := w.tun.NetConn().(*transport.Raw)
+	if tcp, ok := raw.Conn.(*net.TCPConn); ok && transport.Unheard(tcp) {
+		raw.Reset()
+	}
 }
 
 // quiet reports whether the far side has said nothing since its answer: it would be an end.

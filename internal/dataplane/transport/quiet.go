@@ -22,6 +22,13 @@ func Quiet(c *net.TCPConn) bool {
 	return err == nil && quiet
 }
 
+// Unheard reports whether something was sent, and sent again, that the other end's
+// kernel has not said to have.
+func Unheard(c *net.TCPConn) bool {
+	info, err := tcpInfo(c)
+	return err == nil && info.Unacked > 0 && info.Retransmits > 0
+}
+
 // AwaitSpeech waits until something can be read from a connection, for at most d, and
 // leaves it there. It returns nil if there are bytes, io.EOF for an end,
 // os.ErrDeadlineExceeded for nothing, and else what broke the connection.
