@@ -254,15 +254,16 @@ func TestFaults(t *testing.T) {
 			want:  []string{"FAIL address east: 198.18.2.10:4143 takes connections, but no catalog stream comes up: EOF"},
 		},
 		"gateway's name unknown": {
-			why: "DNS of the nodes is not that of pods",
+			why: "nobody dials a name: controllers ask DNS for its addresses, and tell nodes those",
 			spoil: func(f *Facts) {
-				f.Links[0].Spec.Gateways = []string{"gw.east:4143"}
-				for i := range f.Replicas[0].Answer.Agents {
-					f.Replicas[0].Answer.Agents[i].Dials = []Dial{{Link: "east", Address: "gw.east:4143", Error: "lookup gw.east: no such host"}}
-				}
-				f.Replicas[0].Answer.Peers[0].Streams = nil
+				f.Links[0].Spec.Gateways = append(f.Links[0].Spec.Gateways, "gw.east:4143")
+				f.Replicas[0].Answer.Peers[0].DNS = []string{"gw.east.other: it does not answer", "gw.east: DNS knows no such name"}
 			},
-			want: []string{"FAIL address east: gw.east:4143 is not reached from 2 of 2 nodes (w1: lookup gw.east: no such host)"},
+			want: []string{"FAIL address east: gw.east:4143 is not reached: DNS knows no such name"},
+		},
+		"gateway's name known": {
+			why:   "what it stands for is looked at instead",
+			spoil: func(f *Facts) { f.Links[0].Spec.Gateways = []string{"gw.east:4143"} },
 		},
 		"DNS gone": {
 			why: "a mirror is called by its name",

@@ -109,6 +109,8 @@ type Peer struct {
 	Link string `json:"link"`
 	// Streams are those that the replica dials.
 	Streams []Stream `json:"streams"`
+	// DNS are sentences about the Link's names for which DNS has no answer: host, colon, why.
+	DNS []string `json:"dns,omitempty"`
 	// Inbound: the peer has a stream to this replica.
 	Inbound bool `json:"inbound"`
 	// SkewSeconds is the peer's clock minus the replica's.

@@ -3,6 +3,8 @@ package check
 import (
 	"fmt"
 	"maps"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -219,6 +221,8 @@ type reached struct {
 	missed  map[string]string // why, by node that does not
 	up      int               // replicas whose stream is up
 	down    string            // why one is not
+	name    string            // the host, if it is none of IP: its addresses are dialled, and looked at one by one
+	dns     string            // why it has none
 }
 
 // gateways tells of each gateway address of each peer, as nodes and controllers reach it.
@@ -242,7 +246,10 @@ func (f Facts) reach(l *v1alpha1.Link) map[string]*reached {
 		return seen[address]
 	}
 	for _, g := range l.Spec.Gateways {
-		at(g)
+		r := at(g)
+		if _, err := netip.ParseAddrPort(g); err != nil {
+			r.name, _, _ = net.SplitHostPort(g)
+		}
 	}
 	for _, a := range f.agents() {
 		for _, d := range a.Dials {
@@ -257,6 +264,11 @@ func (f Facts) reach(l *v1alpha1.Link) map[string]*reached {
 	}
 	for _, r := range f.Replicas {
 		for _, p := range r.Answer.Peers {
+			if p.Link == l.Name {
+				for _, to := range seen {
+					to.unnamed(p.DNS)
+				}
+			}
 			for _, s := range p.Streams {
 				switch to := at(s.Address); {
 				case p.Link != l.Name:
@@ -274,13 +286,27 @@ func (f Facts) reach(l *v1alpha1.Link) map[string]*reached {
 	return seen
 }
 
+// unnamed takes in what a controller's DNS has no answer for.
+func (r *reached) unnamed(dns []string) {
+	for _, sentence := range dns {
+		if why, ok := strings.CutPrefix(sentence, r.name+": "); ok && r.name != "" {
+			r.dns = why
+		}
+	}
+}
+
 func (r *reached) line(f Facts, name, address string) []Line {
 	nodes := len(r.nodes) + len(r.missed)
 	missed := slices.Sorted(maps.Keys(r.missed))
 	switch {
+	case r.dns != "":
+		return []Line{fail(checkAddress, name, fmt.Sprintf("%s is not reached: %s", address, r.dns),
+			"mend DNS, or give the Link an IP address")}
+	case r.name != "" && nodes == 0 && f.Asked && len(f.Replicas) > 0:
+		return nil // its addresses have lines of their own
 	case len(r.missed) > 0:
 		return []Line{fail(checkAddress, name, fmt.Sprintf("%s is not reached from %d of %s (%s: %s)", address, len(missed), count(nodes, "node"), missed[0], r.missed[missed[0]]),
-			addressHint(r.missed[missed[0]]))}
+			"from these nodes TCP to that address must be open: look at firewalls, routes and the peer's load balancer; `causeway identity` in the peer prints its addresses of today")}
 	case r.down != "" && r.up == 0:
 		return []Line{fail(checkAddress, name, fmt.Sprintf("%s takes connections, but no catalog stream comes up: %s", address, r.down),
 			"behind the address must be the peer's gateway and nothing that ends TLS; `causeway check` in the peer shows the other side")}
@@ -293,11 +319,4 @@ func (r *reached) line(f Facts, name, address string) []Line {
 		return nil
 	}
 	return []Line{ok(checkAddress, name, "%s: reached from %s in at most %d ms, %s up", address, count(nodes, "node"), r.slowest.Milliseconds()+1, count(r.up, "stream"))}
-}
-
-func addressHint(why string) string {
-	if strings.Contains(why, "no such host") || strings.Contains(why, "lookup") {
-		return "the nodes' resolver does not know the name: mend DNS, or give the Link an IP address"
-	}
-	return "from these nodes TCP to that address must be open: look at firewalls, routes and the peer's load balancer; `causeway identity` in the peer prints its addresses of today"
 }

@@ -120,7 +120,7 @@ func agentsOf(reports []nodestream.Report) []check.Agent {
 // peer is what this replica knows of a Link's peer.
 func (a *admin) peer(name string, mirrors []string) check.Peer {
 	h := a.brain.peers.heard(name)
-	p := check.Peer{Link: name, Inbound: h.inbound, SkewSeconds: h.skew.Seconds(), Complete: h.complete, Wants: mirrors}
+	p := check.Peer{Link: name, DNS: slices.Clone(h.addresses.DNS), Inbound: h.inbound, SkewSeconds: h.skew.Seconds(), Complete: h.complete, Wants: mirrors}
 	for _, address := range slices.Sorted(maps.Keys(h.streams)) {
 		s := check.Stream{Address: address}
 		if err := h.streams[address].err; err != nil {
