@@ -157,6 +157,7 @@ func (c *cluster) versions(ctx context.Context) (map[string]string, error) {
 // TestInstallAgainChangesNothing: an install that runs again over what it made writes nothing, and restarts nothing.
 func TestInstallAgainChangesNothing(t *testing.T) {
 	ctx := t.Context()
+	must(t, west.install(ctx)) // a test that scaled something with kubectl owns that field until now
 	before := have(west.versions(ctx))(t)
 	if before["daemonsets "+system+"/causeway-agent"] == "" || before["services shop/bar-east"] == "" {
 		t.Fatal("the list lacks what it is for")
