@@ -244,6 +244,9 @@ func TestRepair(t *testing.T) {
 	startAgent(t, g.opts.PodDir) // waits for the guard
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
+			for len(k.writes) > 0 {
+				<-k.writes // of before: what is awaited must be the mending
+			}
 			if err := tc.damage(); err != nil {
 				t.Fatal(err)
 			}
