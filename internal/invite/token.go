@@ -233,3 +233,6 @@ func (t Token) Fits(h Half, own link.Own) *Refusal {
 	}
 	return h.check(own)
 }
+
+// IsName reports whether s can be the name of an Invite, and of a Link.
+func IsName(s string) bool { return name.MatchString(s) }
