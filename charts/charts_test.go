@@ -326,8 +326,8 @@ func TestEveryKindHasItsPlace(t *testing.T) {
 			t.Errorf("%s %s is in namespace %q", o.GetKind(), o.GetName(), o.GetNamespace())
 		}
 	}
-	if len(r.CRDs) != 4 {
-		t.Errorf("the chart has %d CRDs, want 4", len(r.CRDs))
+	if len(r.CRDs) != 6 {
+		t.Errorf("the chart has %d CRDs, want 6", len(r.CRDs))
 	}
 }
 

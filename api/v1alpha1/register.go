@@ -16,6 +16,8 @@ func AddToScheme(s *runtime.Scheme) error {
 		&ExportPolicy{}, &ExportPolicyList{},
 		&Ledger{}, &LedgerList{},
 		&PeerTrust{}, &PeerTrustList{},
+		&Invite{}, &InviteList{},
+		&Join{}, &JoinList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

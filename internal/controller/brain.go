@@ -66,6 +66,7 @@ type brain struct {
 	served         map[types.UID]bool     // agents' pods that have been ready
 	asked          atomic.Pointer[wanted] // for who asks
 	again          time.Duration          // when to think again by itself; 0: no need
+	inviteKeys     map[types.UID][32]byte // label keys of open invites
 }
 
 // belief is what was made of a peer and the list of issuers kept for it.
@@ -142,6 +143,7 @@ func (b *brain) think(ctx context.Context, now time.Time) error {
 	b.peers.look(snap, t.peers)
 	b.peers.set(ctx, t.peers)
 	t.views = b.believe(t)
+	t.invited = b.invitations(ctx, t)
 
 	t.book, _ = ledger.Load(snap.ledgers)
 	t.exports = b.exports(t)
@@ -173,6 +175,7 @@ type thought struct {
 	peers    map[string]link.Peer // valid Links
 	faults   map[string]*link.Fault
 	views    []view.Peer
+	invited  []view.Invite
 	book     ledger.Book
 	exports  catalog.Exports
 	problems []ledger.Problem
@@ -248,7 +251,7 @@ func (b *brain) publish(t *thought) error {
 	views, err := b.builder.Build(view.Inputs{
 		Now: t.now, TrustDomain: b.own.trustDomain, Namespace: b.o.Namespace,
 		Issuers: b.own.issuers.Load().ders, HopMaster: b.own.hopMaster, VIPCIDRs: b.o.VIPCIDRs,
-		Peers: t.views, Mirrors: t.book.Live(), Exports: t.exports.List,
+		Peers: t.views, Invites: t.invited, Mirrors: t.book.Live(), Exports: t.exports.List,
 		Pods: t.pods, Isolation: catalog.NewIsolation(t.networks),
 		Controllers: t.top.controllers, Nodes: t.top.nodes, Agents: t.top.agents,
 	})
@@ -348,7 +351,9 @@ func (b *brain) lead(ctx context.Context, t *thought) {
 	}
 	b.leader.offer(ctx, jobs, house{
 		gateways: t.top.gateways, exports: t.exports.Problems, trusts: t.trusts, services: t.services, serviceExports: t.snapshot.serviceExports, links: t.links,
+		invites: t.invites, joins: t.joins,
 	})
+	b.leader.offerJoins(ctx, t.joins)
 }
 
 // job is what a Link's writer is to make true.

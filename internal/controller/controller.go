@@ -143,6 +143,8 @@ func newManager(o Options) (manager.Manager, client.Client, error) {
 			ByObject: map[client.Object]cache.ByObject{
 				&v1alpha1.Ledger{}:    {Namespaces: map[string]cache.Config{o.Namespace: {}}},
 				&v1alpha1.PeerTrust{}: {Namespaces: map[string]cache.Config{o.Namespace: {}}},
+				&v1alpha1.Invite{}:    {Namespaces: map[string]cache.Config{o.Namespace: {}}},
+				&v1alpha1.Join{}:      {Namespaces: map[string]cache.Config{o.Namespace: {}}},
 				&corev1.Pod{}:         {Transform: slimPod},
 			},
 		},
@@ -233,8 +235,8 @@ func (p *process) wire() error {
 	}
 	b.leader = &leader{
 		client: p.mgr.GetClient(), own: p.own, o: p.o, log: p.log,
-		events: p.mgr.GetEventRecorder("causeway-controller"),
-		books:  &books{client: p.live, namespace: p.o.Namespace, ranges: p.ranges, log: p.log},
+		events: p.mgr.GetEventRecorder("causeway-controller"), joiner: p.joiner(board),
+		books: &books{client: p.live, namespace: p.o.Namespace, ranges: p.ranges, log: p.log},
 		reconciler: &mirror.Reconciler{
 			Client: p.mgr.GetClient(), Live: p.live, Namespace: p.o.Namespace, Version: p.o.Version,
 			Log: p.log, Metrics: mirror.NewMetrics(metrics.Registry),
@@ -368,6 +370,7 @@ func (p *process) catalog(board *wire.Board, m *wire.Metrics) everywhere {
 		var accepting sync.WaitGroup
 		defer accepting.Wait()
 		accepting.Go(func() { ln.run(ctx) })
+		accepting.Go(func() { p.invited().Serve(ctx, joining{ln}) })
 		server := wire.NewServer(p.brain.peers.who, board, inboundSink{p.brain.peers}, wire.ServerOptions{Log: p.log, Metrics: m})
 		creds := grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: p.brain.peers.serverTLS, Guard: guardAccepted})
 		return server.Serve(ctx, ln, creds)

@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -37,7 +38,9 @@ type leader struct {
 	log        *slog.Logger
 
 	running sync.WaitGroup
-	writers map[string]*writer // of the brain's goroutine alone
+	writers map[string]*writer    // of the brain's goroutine alone
+	joins   map[types.UID]*writer // likewise
+	joiner  *joiner
 	house   *writer
 	told    map[catalog.Problem]bool // export problems with an Event; of the house's goroutine alone
 	// named are the gateways that the identity was last published with, and when:
@@ -70,6 +73,8 @@ type house struct {
 	// serviceExports are where problems of exports without a Service are told.
 	serviceExports []metav1.PartialObjectMetadata
 	links          []v1alpha1.Link
+	invites        []v1alpha1.Invite
+	joins          []v1alpha1.Join
 }
 
 // A writer does the newest of its work, again until it succeeds.
@@ -264,7 +269,7 @@ func (l *leader) keep(ctx context.Context, h house, links map[string]bool) error
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	l.tellExporters(h)
-	errs := []error{l.identify(ctx, h.gateways), l.keepCanary(ctx, h.services)}
+	errs := []error{l.identify(ctx, h.gateways), l.keepCanary(ctx, h.services), l.keepInvites(ctx, h.invites, h.joins, time.Now())}
 	for i := range h.trusts {
 		t := &h.trusts[i]
 		if !links[t.Name] {

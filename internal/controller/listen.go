@@ -28,13 +28,14 @@ type hopListener struct {
 	refused *prometheus.CounterVec
 	log     *slog.Logger
 	ready   chan net.Conn
+	joins   chan net.Conn // of those who come by an invite
 	done    chan struct{}
 }
 
 // newHopListener takes ln over. Run must run for it to accept.
 func newHopListener(ln net.Listener, key route.HopKey, log *slog.Logger, r prometheus.Registerer) *hopListener {
 	l := &hopListener{
-		Listener: ln, key: key, log: log, ready: make(chan net.Conn), done: make(chan struct{}),
+		Listener: ln, key: key, log: log, ready: make(chan net.Conn), joins: make(chan net.Conn), done: make(chan struct{}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_controller_catalog_refused_total",
 			Help: "Connections to the catalog's port without a gateway's good header, by reason.",
@@ -82,40 +83,68 @@ func (l *hopListener) run(ctx context.Context) {
 
 // read takes the header and offers the connection.
 func (l *hopListener) read(ctx context.Context, c net.Conn) {
-	conn, err := l.header(c)
+	conn, invited, err := l.header(c)
 	if err != nil {
 		l.refused.WithLabelValues(route.Reason(err)).Inc()
 		l.log.Debug("catalog connection refused", "source", c.RemoteAddr(), "error", err)
 		c.Close()
 		return
 	}
+	to := l.ready
+	if invited {
+		to = l.joins
+	}
 	select {
-	case l.ready <- conn:
+	case to <- conn:
 	case <-ctx.Done():
 		c.Close()
 	}
 }
 
-func (l *hopListener) header(c net.Conn) (net.Conn, error) {
+// header reads and checks the header. invited: an invite's key has opened the label.
+func (l *hopListener) header(c net.Conn) (_ net.Conn, invited bool, _ error) {
 	if tcp, ok := c.(*net.TCPConn); ok {
 		if err := transport.Tune(tcp); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	if err := c.SetReadDeadline(time.Now().Add(headerTimeout)); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	header, err := route.ReadHeader(c, l.key, time.Now())
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	hello, err := header.ReadHello(c)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	conn := transport.Accepted(c, hello)
 	conn.Proven() // by its header; what the peer may send unproven guardAccepted bounds
-	return conn, c.SetReadDeadline(time.Time{})
+	_, invited = route.InviteOf(header.Link)
+	return called{conn, net.TCPAddrFromAddrPort(header.Source)}, invited, c.SetReadDeadline(time.Time{})
+}
+
+// called is a connection from whoever the gateway saw, and not from the gateway.
+type called struct {
+	net.Conn
+	from net.Addr
+}
+
+// RemoteAddr implements net.Conn.
+func (c called) RemoteAddr() net.Addr { return c.from }
+
+// joining is the listener of those who come by an invite.
+type joining struct{ *hopListener }
+
+// Accept implements net.Listener.
+func (l joining) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.joins:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
 }
 
 // Accept implements net.Listener.

@@ -25,6 +25,8 @@ type snapshot struct {
 	links    []v1alpha1.Link
 	ledgers  []v1alpha1.Ledger
 	trusts   []v1alpha1.PeerTrust
+	invites  []v1alpha1.Invite
+	joins    []v1alpha1.Join
 	// namespaces, without what this package does not read of them.
 	namespaces []corev1.Namespace
 	// serviceExports are none where the cluster has no such kind.
@@ -56,6 +58,8 @@ func gather(ctx context.Context, c client.Reader, namespace string, serviceExpor
 		links    v1alpha1.LinkList
 		ledgers  v1alpha1.LedgerList
 		trusts   v1alpha1.PeerTrustList
+		invites  v1alpha1.InviteList
+		joins    v1alpha1.JoinList
 		names    corev1.NamespaceList
 		exports  metav1.PartialObjectMetadataList
 	)
@@ -66,6 +70,7 @@ func gather(ctx context.Context, c client.Reader, namespace string, serviceExpor
 	lists := []list{
 		{&services, nil}, {&slices, nil}, {&pods, nil}, {&policies, nil}, {&networks, nil}, {&links, nil}, {&names, nil},
 		{&ledgers, []client.ListOption{in}}, {&trusts, []client.ListOption{in}},
+		{&invites, []client.ListOption{in}}, {&joins, []client.ListOption{in}},
 	}
 	if serviceExports {
 		exports.SetGroupVersionKind(catalog.ServiceExportKind.GroupVersion().WithKind(catalog.ServiceExportKind.Kind + "List"))
@@ -78,6 +83,7 @@ func gather(ctx context.Context, c client.Reader, namespace string, serviceExpor
 	}
 	s.services, s.slices, s.pods, s.policies = services.Items, slices.Items, pods.Items, policies.Items
 	s.networks, s.links, s.ledgers, s.trusts = networks.Items, links.Items, ledgers.Items, trusts.Items
+	s.invites, s.joins = invites.Items, joins.Items
 	s.namespaces, s.serviceExports = names.Items, exports.Items
 	return s, nil
 }
@@ -87,5 +93,6 @@ func kinds() []client.Object {
 	return []client.Object{
 		&corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Pod{}, &corev1.Namespace{}, &networkingv1.NetworkPolicy{},
 		&v1alpha1.Link{}, &v1alpha1.ExportPolicy{}, &v1alpha1.Ledger{}, &v1alpha1.PeerTrust{},
+		&v1alpha1.Invite{}, &v1alpha1.Join{},
 	}
 }

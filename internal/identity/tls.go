@@ -18,6 +18,8 @@ const (
 	PlaneTunnel  Plane = "causeway-tunnel/1"
 	PlaneCatalog Plane = "causeway-catalog/1"
 	PlaneNode    Plane = "causeway-node/1"
+	// PlaneJoin is for clusters that have no Link yet.
+	PlaneJoin Plane = "causeway-join/1"
 )
 
 // Verify decides on a peer from its certificates alone, usually VerifyAnyWorkload,

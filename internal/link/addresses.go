@@ -82,7 +82,7 @@ const (
 func (b *Book) Say(addresses []string) {
 	said := make([]string, 0, min(len(addresses), MaxLearnt))
 	for _, a := range addresses {
-		if len(said) < MaxLearnt && checkAddress(a) == nil && !slices.Contains(said, a) {
+		if len(said) < MaxLearnt && CheckAddress(a) == nil && !slices.Contains(said, a) {
 			said = append(said, a)
 		}
 	}
@@ -254,7 +254,7 @@ func (b *Book) faults(configured []string) []string {
 	return out
 }
 
-// split takes apart an address that checkAddress takes. literal: its host is an IP.
+// split takes apart an address that CheckAddress takes. literal: its host is an IP.
 func split(address string) (host string, port uint16, literal bool) {
 	i := strings.LastIndexByte(address, ':')
 	if i < 0 {

@@ -122,7 +122,7 @@ func parse(own Own, l *v1alpha1.Link) (Peer, error) {
 		return Peer{}, err
 	}
 	for _, address := range l.Spec.Gateways {
-		if err := checkAddress(address); err != nil {
+		if err := CheckAddress(address); err != nil {
 			return Peer{}, &Fault{BadGateway, fmt.Sprintf("gateway %q is no host:port: %v", address, err)}
 		}
 	}
@@ -180,7 +180,8 @@ func parseRoot(text string) (*x509.Certificate, error) {
 
 var hostName = regexp.MustCompile(`^[0-9A-Za-z]([-0-9A-Za-z._]*[0-9A-Za-z])?\.?$`)
 
-func checkAddress(address string) error {
+// CheckAddress says why an address is no host:port; nil: it is one.
+func CheckAddress(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return err

@@ -41,6 +41,8 @@ func KeyOf(r *wire.Resource) (string, error) {
 		return fmt.Sprintf("route/%d", b.Route.GetId()), nil
 	case *wire.Resource_Backend:
 		return "backend/" + b.Backend.GetName(), nil
+	case *wire.Resource_Invite:
+		return "invite/" + b.Invite.GetName(), nil
 	}
 	return "", fmt.Errorf("resource %q has no body that this version knows: %w", r.GetKey(), ErrResource)
 }
@@ -90,6 +92,10 @@ func wrongLength(r *wire.Resource) string {
 	case *wire.Resource_Backend:
 		if len(b.Backend.GetHopKey()) != keyBytes {
 			return "hop_key"
+		}
+	case *wire.Resource_Invite:
+		if len(b.Invite.GetLabelKey()) != keyBytes {
+			return "label_key"
 		}
 	}
 	return ""

@@ -45,6 +45,9 @@ const (
 	maxEndpointsTried = 4
 	// drain is how long open connections may go on after the process is told to stop.
 	drain = 25 * time.Second
+	// Of those who come by an invite there are few at a time, and soon gone.
+	maxJoins = 16
+	joinTime = 15 * time.Second
 )
 
 // Server is a gateway's data path. Make it with NewServer.
@@ -59,6 +62,7 @@ type Server struct {
 	// unproven ones live for provenAfter.
 	unproven    *unproven
 	provenAfter time.Duration
+	joins       chan struct{} // one for each connection of an invite
 
 	mu    sync.Mutex // guards conns
 	conns map[*conn]struct{}
@@ -77,6 +81,7 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 	return &Server{
 		dial: dialTCP, log: log, metrics: newMetrics(r, unproven.waiting),
 		hellos: newPerSource(maxHellosFromOne), shares: budget.New(maxConnections), unproven: unproven, provenAfter: provenAfter,
+		joins: make(chan struct{}, maxJoins),
 		conns: make(map[*conn]struct{}),
 	}
 }
@@ -168,6 +173,20 @@ func (s *Server) leave(c *conn) {
 	delete(s.conns, c)
 }
 
+// enterJoin counts a connection of an invite in, if there is room.
+func (s *Server) enterJoin() bool {
+	select {
+	case s.joins <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Server) leaveJoin() { <-s.joins }
+
+var errJoinTime = refuse(reasonJoinTime, errors.New("whoever comes by an invite has no more time than this"))
+
 var errLinkGone = refuse(reasonNotReady, errors.New("its Link was deleted meanwhile"))
 
 // serve is the life of one connection. It closes it.
@@ -182,6 +201,15 @@ func (s *Server) serve(life context.Context, c *conn) {
 	if err != nil {
 		s.refuse(c, to.link, err)
 		return
+	}
+	if to.row.ID == route.Join {
+		if !s.enterJoin() {
+			s.refuse(c, to.link, refuse(reasonTooManyJoins, errors.New("too many come by invites at the same time")))
+			return
+		}
+		defer s.leaveJoin()
+		late := time.AfterFunc(joinTime, func() { cut(errJoinTime) })
+		defer late.Stop()
 	}
 	if !s.shares.Enter(to.linkUID) {
 		s.refuse(c, to.link, refuse(reasonLinkShare, errors.New("its link has its share of this gateway's connections already")))
@@ -209,7 +237,7 @@ func (s *Server) serve(life context.Context, c *conn) {
 	s.metrics.bytes.WithLabelValues(to.link, "in").Add(float64(proof.Forth + result.Forth))
 	s.metrics.bytes.WithLabelValues(to.link, "out").Add(float64(proof.Back + result.Back))
 	s.metrics.ended.WithLabelValues(result.Reason.String()).Inc()
-	if errors.Is(result.Err, errEvicted) || errors.Is(result.Err, errUnproven) {
+	if errors.Is(result.Err, errEvicted) || errors.Is(result.Err, errUnproven) || errors.Is(result.Err, errJoinTime) {
 		s.count(c, to.link, result.Err)
 	}
 }

@@ -18,10 +18,13 @@ const (
 	reasonBackend     = "backend_unreachable"
 	reasonEvicted     = "unproven_evicted"
 	reasonUnproven    = "unproven_timeout"
+	// Of those who come by an invite.
+	reasonTooManyJoins = "too_many_joins"
+	reasonJoinTime     = "join_timeout"
 )
 
 // ownReasons are those above.
-var ownReasons = []string{reasonNotReady, reasonTooMany, reasonLinkShare, reasonTooManyFrom, reasonNoEndpoint, reasonBackend, reasonEvicted, reasonUnproven}
+var ownReasons = []string{reasonNotReady, reasonTooMany, reasonLinkShare, reasonTooManyFrom, reasonNoEndpoint, reasonBackend, reasonEvicted, reasonUnproven, reasonTooManyJoins, reasonJoinTime}
 
 type metrics struct {
 	refused     *prometheus.CounterVec
@@ -39,7 +42,7 @@ func newMetrics(r prometheus.Registerer, unproven func() int) *metrics {
 		accepted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "causeway_gateway_accepted_total", Help: "Connections accepted."}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "causeway_gateway_refused_total", Help: "Connections refused, by reason: before any byte reached a backend, but for unproven_*, whose far side did not answer beyond the handshake."}, []string{"reason"}),
+			Name: "causeway_gateway_refused_total", Help: "Connections refused, by reason: before any byte reached a backend, but for unproven_*, whose far side did not answer beyond the handshake, and join_timeout."}, []string{"reason"}),
 		spliced: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_gateway_spliced_total", Help: "Connections handed to a backend, by link."}, []string{"link"}),
 		open: prometheus.NewGauge(prometheus.GaugeOpts{

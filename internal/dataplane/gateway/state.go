@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -19,7 +20,7 @@ type state struct {
 	table   *route.Table
 	// expired: nothing new is admitted by it.
 	expired bool
-	// links are the UIDs of the Links whose keys are in the keyring, by name.
+	// links are the UIDs of the Links and invites whose keys are in the keyring, by name.
 	links map[string]string
 }
 
@@ -30,6 +31,7 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 	s := &state{links: make(map[string]string)}
 	backends := make(map[string]route.Backend)
 	var keys []route.LinkKey
+	var invites []route.InviteKey
 	var errs []error
 	inOrder := slices.Sorted(maps.Keys(view)) // so that an error reads the same twice
 	for _, key := range inOrder {
@@ -47,6 +49,11 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 			}
 			s.links[body.Link.Name] = body.Link.Uid
 			keys = append(keys, keysOf(body.Link)...)
+		case *wire.Resource_Invite:
+			if i := body.Invite; len(i.LabelKey) == len(route.DayKey{}) {
+				s.links[route.InviteName(i.Name)] = i.Uid
+				invites = append(invites, route.InviteKey{Invite: i.Name, Key: route.DayKey(i.LabelKey), Until: time.UnixMilli(i.UntilMs)})
+			}
 		}
 	}
 	rows := make(map[uint32]route.Row)
@@ -59,7 +66,7 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 	if err != nil {
 		panic("gateway: two rows with one id in a map by id") // NewTable's only error
 	}
-	s.keyring, s.table = route.NewKeyring(keys...), table
+	s.keyring, s.table = route.NewKeyring(keys...).WithInvites(invites...), table
 	return s, errors.Join(errs...)
 }
 

@@ -252,6 +252,8 @@ type Keyring struct {
 type ringKey struct {
 	link string
 	day  uint32
+	// until is the end of an invite's key; zero: it is a day key.
+	until time.Time
 	sealing
 }
 
@@ -260,7 +262,7 @@ func NewKeyring(keys ...LinkKey) *Keyring {
 	r := &Keyring{byHint: make(map[[hintLen]byte][]ringKey, len(keys))}
 	for _, k := range keys {
 		s := newSealing(k.Key)
-		r.byHint[s.hint] = append(r.byHint[s.hint], ringKey{k.Link, k.Day, s})
+		r.byHint[s.hint] = append(r.byHint[s.hint], ringKey{link: k.Link, day: k.Day, sealing: s})
 	}
 	return r
 }
@@ -288,6 +290,9 @@ func (r *Keyring) Open(sni string, now time.Time) (string, Label, error) {
 // check returns what is wrong with an authentic label at the time now.
 func (k ringKey) check(l Label, now time.Time) error {
 	old := time.Duration(int64(minuteOf(now))-int64(l.Minute)) * time.Minute
+	if !k.until.IsZero() {
+		return k.checkInvite(l, now)
+	}
 	switch {
 	case l.day() != k.day:
 		return &StaleError{"label (its minute is not of its key's day)", old}

@@ -114,7 +114,7 @@ func TestOpenWithCollidingHints(t *testing.T) {
 	b.hint = a.hint
 	b.aad = append([]byte("causeway label/1"), b.hint[:]...)
 	ring := &Keyring{byHint: map[[hintLen]byte][]ringKey{
-		a.hint: {{"east", Day(noon), a}, {"west", Day(noon), b}},
+		a.hint: {{link: "east", day: Day(noon), sealing: a}, {link: "west", day: Day(noon), sealing: b}},
 	}}
 	for want, s := range map[string]sealing{"east": a, "west": b} {
 		link, _, err := ring.Open(s.seal(Label{FirstService, minuteOf(noon), Wish{}}, [nonceLen]byte{9}), noon)

@@ -6,7 +6,8 @@
 //
 // What always holds:
 //   - A label opens only under a day key that its link derived, and within 15 minutes of its making;
-//     routes to the catalog apart, which are for finding out that a clock is wrong.
+//     routes to the catalog apart, which are for finding out that a clock is wrong. An invite's key opens
+//     labels for the route Join alone.
 //   - Labels and headers say where to; they never say who may. Nothing here authorizes.
 //   - No field of a header is believed before its MAC is checked, and no byte past it is read.
 //   - Table, Keyring and Sealer are immutable: they are replaced whole and safe for concurrent use. Their

@@ -5,7 +5,7 @@
 // What always holds:
 //   - An agent is told of the pods of its own node alone, and of exports that
 //     these pods back; it gets its own hop key and outbound day keys.
-//   - A gateway gets inbound day keys and no pod, mirror or policy.
+//   - A gateway gets inbound day keys, those of open invites, and no pod, mirror or policy.
 //   - A peer whose Link is not valid is in nobody's view.
 //   - A resource that did not change is the same pointer as in the last Build.
 package view
@@ -72,6 +72,7 @@ type Inputs struct {
 	VIPCIDRs  []string
 
 	Peers     []Peer
+	Invites   []Invite
 	Mirrors   []v1alpha1.LedgerMirror
 	Exports   []catalog.Export
 	Pods      []corev1.Pod
@@ -82,6 +83,13 @@ type Inputs struct {
 	// the nodes with a ready one.
 	Nodes  []string
 	Agents map[string]string
+}
+
+// Invite is an open invite, whose holder reaches a controller and nothing else.
+type Invite struct {
+	Name, UID string
+	LabelKey  [32]byte
+	Until     time.Time
 }
 
 // Controller is a replica that catalog streams can be spliced to.
@@ -309,10 +317,28 @@ func (b *Builder) gateway(in Inputs) []*wire.Resource {
 		catalogRoute.Endpoints = append(catalogRoute.Endpoints, &wire.Endpoint{Id: id[:], PodUid: c.PodUID, Backend: name})
 	}
 	out = append(out, b.route(in.Now, catalogRoute))
+	out = append(out, b.invites(in, catalogRoute.Endpoints)...)
 	for _, e := range in.Exports {
 		out = append(out, b.routes(in, endpointKey, e)...)
 	}
 	return out
+}
+
+// invites are the keys of open invites, and the row that they lead to.
+func (b *Builder) invites(in Inputs, controllers []*wire.Endpoint) []*wire.Resource {
+	if len(in.Invites) == 0 {
+		return nil
+	}
+	var out []*wire.Resource
+	row := &wire.Route{Id: route.Join, Endpoints: controllers}
+	for _, i := range in.Invites {
+		row.Links = append(row.Links, route.InviteName(i.Name))
+		out = append(out, b.keep("gateway", &wire.Resource{Body: &wire.Resource_Invite{
+			Invite: &wire.Invite{Name: i.Name, Uid: i.UID, LabelKey: i.LabelKey[:], UntilMs: i.Until.UnixMilli()},
+		}}))
+	}
+	slices.Sort(row.Links)
+	return append(out, b.route(in.Now, row))
 }
 
 func (b *Builder) backend(in Inputs, name, address string) *wire.Resource {

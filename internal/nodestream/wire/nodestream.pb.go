@@ -167,6 +167,7 @@ type Resource struct {
 	//	*Resource_Export
 	//	*Resource_Route
 	//	*Resource_Backend
+	//	*Resource_Invite
 	Body          isResource_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -279,6 +280,15 @@ func (x *Resource) GetBackend() *Backend {
 	return nil
 }
 
+func (x *Resource) GetInvite() *Invite {
+	if x != nil {
+		if x, ok := x.Body.(*Resource_Invite); ok {
+			return x.Invite
+		}
+	}
+	return nil
+}
+
 type isResource_Body interface {
 	isResource_Body()
 }
@@ -311,6 +321,10 @@ type Resource_Backend struct {
 	Backend *Backend `protobuf:"bytes,8,opt,name=backend,proto3,oneof"`
 }
 
+type Resource_Invite struct {
+	Invite *Invite `protobuf:"bytes,9,opt,name=invite,proto3,oneof"`
+}
+
 func (*Resource_Cluster) isResource_Body() {}
 
 func (*Resource_Link) isResource_Body() {}
@@ -324,6 +338,8 @@ func (*Resource_Export) isResource_Body() {}
 func (*Resource_Route) isResource_Body() {}
 
 func (*Resource_Backend) isResource_Body() {}
+
+func (*Resource_Invite) isResource_Body() {}
 
 // Cluster is this cluster itself. Key "cluster".
 type Cluster struct {
@@ -1254,8 +1270,8 @@ func (x *Caller) GetSpiffeId() string {
 	return ""
 }
 
-// Route is a row of the gateway's table: one port of one export, or with id 0
-// the catalog. Gateways only. Key "route/ID".
+// Route is a row of the gateway's table: one port of one export, with id 0 the
+// catalog, or with id 1 what invites lead to. Gateways only. Key "route/ID".
 type Route struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1462,6 +1478,77 @@ func (x *Backend) GetHopKey() []byte {
 	return nil
 }
 
+// Invite is the key of an open invite. Gateways only. Key "invite/NAME".
+type Invite struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Uid   string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	// 32 bytes.
+	LabelKey []byte `protobuf:"bytes,3,opt,name=label_key,json=labelKey,proto3" json:"label_key,omitempty"`
+	// When it opens nothing any more, Unix milliseconds.
+	UntilMs       int64 `protobuf:"varint,4,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Invite) Reset() {
+	*x = Invite{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Invite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Invite) ProtoMessage() {}
+
+func (x *Invite) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Invite.ProtoReflect.Descriptor instead.
+func (*Invite) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Invite) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Invite) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *Invite) GetLabelKey() []byte {
+	if x != nil {
+		return x.LabelKey
+	}
+	return nil
+}
+
+func (x *Invite) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
 type SignRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Namespace      string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -1474,7 +1561,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1573,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1586,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{18}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SignRequest) GetNamespace() string {
@@ -1533,7 +1620,7 @@ type SignResponse struct {
 
 func (x *SignResponse) Reset() {
 	*x = SignResponse{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1632,7 @@ func (x *SignResponse) String() string {
 func (*SignResponse) ProtoMessage() {}
 
 func (x *SignResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1645,7 @@ func (x *SignResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignResponse.ProtoReflect.Descriptor instead.
 func (*SignResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{19}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SignResponse) GetChain() [][]byte {
@@ -1586,7 +1673,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1685,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1698,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{20}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReportRequest) GetQuestion() uint64 {
@@ -1657,7 +1744,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1756,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1769,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{21}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{22}
 }
 
 // Reach is a TCP connection from the node to a gateway address of a peer, closed at once.
@@ -1699,7 +1786,7 @@ type Reach struct {
 
 func (x *Reach) Reset() {
 	*x = Reach{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1798,7 @@ func (x *Reach) String() string {
 func (*Reach) ProtoMessage() {}
 
 func (x *Reach) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1811,7 @@ func (x *Reach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reach.ProtoReflect.Descriptor instead.
 func (*Reach) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{22}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Reach) GetLink() string {
@@ -1768,7 +1855,7 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x17\n" +
 	"\atime_ms\x18\x04 \x01(\x03R\x06timeMs\x12\x1a\n" +
 	"\bquestion\x18\n" +
-	" \x01(\x04R\bquestion\"\xae\x03\n" +
+	" \x01(\x04R\bquestion\"\xe8\x03\n" +
 	"\bResource\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12;\n" +
 	"\acluster\x18\x02 \x01(\v2\x1f.causeway.nodestream.v1.ClusterH\x00R\acluster\x122\n" +
@@ -1777,7 +1864,8 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x03pod\x18\x05 \x01(\v2\x1b.causeway.nodestream.v1.PodH\x00R\x03pod\x128\n" +
 	"\x06export\x18\x06 \x01(\v2\x1e.causeway.nodestream.v1.ExportH\x00R\x06export\x125\n" +
 	"\x05route\x18\a \x01(\v2\x1d.causeway.nodestream.v1.RouteH\x00R\x05route\x12;\n" +
-	"\abackend\x18\b \x01(\v2\x1f.causeway.nodestream.v1.BackendH\x00R\abackendB\x06\n" +
+	"\abackend\x18\b \x01(\v2\x1f.causeway.nodestream.v1.BackendH\x00R\abackend\x128\n" +
+	"\x06invite\x18\t \x01(\v2\x1e.causeway.nodestream.v1.InviteH\x00R\x06inviteB\x06\n" +
 	"\x04body\"|\n" +
 	"\aCluster\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
@@ -1873,6 +1961,11 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x17\n" +
 	"\ahop_key\x18\x03 \x01(\fR\x06hopKey\"f\n" +
+	"\x06Invite\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1b\n" +
+	"\tlabel_key\x18\x03 \x01(\fR\blabelKey\x12\x19\n" +
+	"\buntil_ms\x18\x04 \x01(\x03R\auntilMs\"f\n" +
 	"\vSignRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12'\n" +
 	"\x0fservice_account\x18\x02 \x01(\tR\x0eserviceAccount\x12\x10\n" +
@@ -1910,7 +2003,7 @@ func file_internal_nodestream_wire_nodestream_proto_rawDescGZIP() []byte {
 	return file_internal_nodestream_wire_nodestream_proto_rawDescData
 }
 
-var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
 	(*WatchRequest)(nil),   // 0: causeway.nodestream.v1.WatchRequest
 	(*Update)(nil),         // 1: causeway.nodestream.v1.Update
@@ -1930,12 +2023,13 @@ var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
 	(*Route)(nil),          // 15: causeway.nodestream.v1.Route
 	(*Endpoint)(nil),       // 16: causeway.nodestream.v1.Endpoint
 	(*Backend)(nil),        // 17: causeway.nodestream.v1.Backend
-	(*SignRequest)(nil),    // 18: causeway.nodestream.v1.SignRequest
-	(*SignResponse)(nil),   // 19: causeway.nodestream.v1.SignResponse
-	(*ReportRequest)(nil),  // 20: causeway.nodestream.v1.ReportRequest
-	(*ReportResponse)(nil), // 21: causeway.nodestream.v1.ReportResponse
-	(*Reach)(nil),          // 22: causeway.nodestream.v1.Reach
-	nil,                    // 23: causeway.nodestream.v1.ExportPod.TargetsEntry
+	(*Invite)(nil),         // 18: causeway.nodestream.v1.Invite
+	(*SignRequest)(nil),    // 19: causeway.nodestream.v1.SignRequest
+	(*SignResponse)(nil),   // 20: causeway.nodestream.v1.SignResponse
+	(*ReportRequest)(nil),  // 21: causeway.nodestream.v1.ReportRequest
+	(*ReportResponse)(nil), // 22: causeway.nodestream.v1.ReportResponse
+	(*Reach)(nil),          // 23: causeway.nodestream.v1.Reach
+	nil,                    // 24: causeway.nodestream.v1.ExportPod.TargetsEntry
 }
 var file_internal_nodestream_wire_nodestream_proto_depIdxs = []int32{
 	2,  // 0: causeway.nodestream.v1.Update.upserts:type_name -> causeway.nodestream.v1.Resource
@@ -1946,27 +2040,28 @@ var file_internal_nodestream_wire_nodestream_proto_depIdxs = []int32{
 	10, // 5: causeway.nodestream.v1.Resource.export:type_name -> causeway.nodestream.v1.Export
 	15, // 6: causeway.nodestream.v1.Resource.route:type_name -> causeway.nodestream.v1.Route
 	17, // 7: causeway.nodestream.v1.Resource.backend:type_name -> causeway.nodestream.v1.Backend
-	5,  // 8: causeway.nodestream.v1.Link.gateways:type_name -> causeway.nodestream.v1.GatewayAddress
-	6,  // 9: causeway.nodestream.v1.Link.day_keys:type_name -> causeway.nodestream.v1.DayKey
-	8,  // 10: causeway.nodestream.v1.Mirror.ports:type_name -> causeway.nodestream.v1.MirrorPort
-	11, // 11: causeway.nodestream.v1.Export.ports:type_name -> causeway.nodestream.v1.ExportPort
-	13, // 12: causeway.nodestream.v1.Export.policies:type_name -> causeway.nodestream.v1.Policy
-	12, // 13: causeway.nodestream.v1.Export.pods:type_name -> causeway.nodestream.v1.ExportPod
-	23, // 14: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
-	14, // 15: causeway.nodestream.v1.Policy.callers:type_name -> causeway.nodestream.v1.Caller
-	16, // 16: causeway.nodestream.v1.Route.endpoints:type_name -> causeway.nodestream.v1.Endpoint
-	22, // 17: causeway.nodestream.v1.ReportRequest.reaches:type_name -> causeway.nodestream.v1.Reach
-	0,  // 18: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
-	18, // 19: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
-	20, // 20: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
-	1,  // 21: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
-	19, // 22: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
-	21, // 23: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
-	21, // [21:24] is the sub-list for method output_type
-	18, // [18:21] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	18, // 8: causeway.nodestream.v1.Resource.invite:type_name -> causeway.nodestream.v1.Invite
+	5,  // 9: causeway.nodestream.v1.Link.gateways:type_name -> causeway.nodestream.v1.GatewayAddress
+	6,  // 10: causeway.nodestream.v1.Link.day_keys:type_name -> causeway.nodestream.v1.DayKey
+	8,  // 11: causeway.nodestream.v1.Mirror.ports:type_name -> causeway.nodestream.v1.MirrorPort
+	11, // 12: causeway.nodestream.v1.Export.ports:type_name -> causeway.nodestream.v1.ExportPort
+	13, // 13: causeway.nodestream.v1.Export.policies:type_name -> causeway.nodestream.v1.Policy
+	12, // 14: causeway.nodestream.v1.Export.pods:type_name -> causeway.nodestream.v1.ExportPod
+	24, // 15: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
+	14, // 16: causeway.nodestream.v1.Policy.callers:type_name -> causeway.nodestream.v1.Caller
+	16, // 17: causeway.nodestream.v1.Route.endpoints:type_name -> causeway.nodestream.v1.Endpoint
+	23, // 18: causeway.nodestream.v1.ReportRequest.reaches:type_name -> causeway.nodestream.v1.Reach
+	0,  // 19: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
+	19, // 20: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
+	21, // 21: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
+	1,  // 22: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
+	20, // 23: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
+	22, // 24: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
+	22, // [22:25] is the sub-list for method output_type
+	19, // [19:22] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodestream_wire_nodestream_proto_init() }
@@ -1982,6 +2077,7 @@ func file_internal_nodestream_wire_nodestream_proto_init() {
 		(*Resource_Export)(nil),
 		(*Resource_Route)(nil),
 		(*Resource_Backend)(nil),
+		(*Resource_Invite)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1989,7 +2085,7 @@ func file_internal_nodestream_wire_nodestream_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodestream_wire_nodestream_proto_rawDesc), len(file_internal_nodestream_wire_nodestream_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,65 @@
+package controller
+
+import (
+	"crypto/tls"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	joinwire "github.com/causeway-mesh/causeway/internal/invite/wire"
+)
+
+// invited is the server of clusters that come by an invite.
+func (p *process) invited() *joinwire.Server {
+	results := newJoinResults(metrics.Registry)
+	i := &inviter{
+		client: p.live, namespace: p.o.Namespace, version: p.o.Version,
+		own: p.brain.ownHalf(), linkKey: p.own.linkKey.Public(),
+		gateways: func() []string { return p.brain.board.Hello().GetGateways() },
+		ranges:   p.brain.peers.ranges, events: p.brain.leader.events,
+	}
+	return &joinwire.Server{
+		TLS: func() (*tls.Config, error) {
+			return identity.ServerTLS(identity.PlaneJoin,
+				func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.introduced() },
+				true, identity.VerifyIntroduced(time.Now)), nil
+		},
+		Root: identity.RootHash(p.own.root.Certificate()), Guard: guardAccepted, Handle: i.handle, Log: p.log,
+		Count: func(result string) { results.WithLabelValues(result).Inc() },
+	}
+}
+
+// introduced is this replica's own credential for those who do not know our root.
+func (p *process) introduced() (*identity.Credential, error) {
+	c, err := p.credential.get()
+	if err != nil {
+		return nil, err
+	}
+	return c.WithRoot(p.own.root.Certificate()), nil
+}
+
+// joiner is what uses the tokens that people bring here.
+func (p *process) joiner(board *wire.Board) *joiner {
+	return &joiner{
+		client: p.live, namespace: p.o.Namespace, version: p.o.Version,
+		own: p.brain.ownHalf(), root: identity.RootHash(p.own.root.Certificate()), linkKey: p.own.linkKey.Public(),
+		credential: p.introduced, gateways: func() []string { return board.Hello().GetGateways() },
+		ranges: slices.Concat(p.ranges, p.o.Taken), reach: dial,
+	}
+}
+
+func newJoinResults(r prometheus.Registerer) *prometheus.CounterVec {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "causeway_controller_joins_total",
+		Help: "Clusters that came by an invite, by what became of it: Accepted, or why not.",
+	}, []string{"result"})
+	for _, result := range joinwire.Results() {
+		c.WithLabelValues(result)
+	}
+	r.MustRegister(c)
+	return c
+}
