@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -60,6 +61,9 @@ func TestStories(t *testing.T) {
 	}
 }
 
+// tokens are other ones each time.
+var tokens = regexp.MustCompile(`(causeway-join-1\.)[-_A-Za-z0-9]+`)
+
 // tell runs the commands of a story and returns it with their answers.
 func tell(t *testing.T, story string) string {
 	var out strings.Builder
@@ -95,7 +99,7 @@ func tell(t *testing.T, story string) string {
 			typed := slices.Index(words, "<<<")
 			stdin := ""
 			if typed >= 0 {
-				words, stdin = words[:typed], words[typed+1]+"\n"
+				words, stdin = words[:typed], tokenFor(words[typed+1])+"\n"
 			}
 			var stderr bytes.Buffer
 			var stdout bytes.Buffer
@@ -104,7 +108,7 @@ func tell(t *testing.T, story string) string {
 			for l := range strings.Lines(stderr.String()) {
 				out.WriteString("! " + l)
 			}
-			out.Write(stdout.Bytes())
+			out.WriteString(tokens.ReplaceAllString(stdout.String(), "${1}…"))
 			if code != 0 {
 				fmt.Fprintf(&out, "exit %d\n", code)
 			}
@@ -143,7 +147,7 @@ func made(kube string, funcs interceptor.Funcs, objects ...client.Object) cluste
 // prepared returns a new cluster of that name.
 func prepared(t *testing.T, name string) cluster {
 	t.Helper()
-	for _, m := range []map[string]func() cluster{clusters, linkClusters, mirrorClusters, livingClusters} {
+	for _, m := range []map[string]func() cluster{clusters, linkClusters, mirrorClusters, livingClusters, inviteClusters} {
 		if f, ok := m[name]; ok {
 			return f()
 		}

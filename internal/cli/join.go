@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,6 +42,10 @@ link public key, and make their Links. Run the command again, with the same toke
 		Example: "  causeway join --context west east < token",
 		GroupID: operator,
 		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 1 && strings.HasPrefix(args[0], invite.TokenPrefix) {
+				return withHint(errors.New("that is the token itself, and others can read a command line"),
+					"have it taken back by `causeway invite delete` in the cluster that it is from, and a new one made; it is read from stdin or --file")
+			}
 			if len(args) > 1 {
 				return &hinted{err: errors.New("more than one cluster is named"), code: 2, hint: "the token is read from stdin or --file, never from the command line"}
 			}

@@ -27,6 +27,10 @@ type uninstaller struct {
 
 // runNodes removes what Helm cannot: Links and mirrors, agents, what vip-guards keep on nodes.
 func (u *uninstaller) runNodes(ctx context.Context, s survey) error {
+	// They first: each could make another Link.
+	if err := u.remove(ctx, "invites and joins", invitations, nil); err != nil {
+		return err
+	}
 	if err := u.removeLinks(ctx, s); err != nil {
 		return err
 	}
@@ -126,6 +130,10 @@ var (
 
 // What an installation consists of, beside Links, mirrors and its namespace, in the order in which it goes.
 var (
+	invitations = []ours{
+		{kind: v1alpha1.GroupVersion.WithKind("Invite")},
+		{kind: v1alpha1.GroupVersion.WithKind("Join")},
+	}
 	workloads = []ours{
 		{kind: kind("apps", "v1", "DaemonSet"), labels: charted},
 		{kind: kind("apps", "v1", "Deployment"), labels: charted},

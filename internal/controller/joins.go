@@ -81,7 +81,14 @@ func (j *joiner) work(ctx context.Context, key client.ObjectKey, uid types.UID) 
 	if err != nil {
 		return 0, fmt.Errorf("read Join %s: %w", key.Name, err)
 	}
-	status, err := j.try(ctx, &join)
+	token, found, err := j.token(ctx, &join)
+	if err != nil {
+		return 0, err
+	}
+	if !found {
+		return secretRetry, nil
+	}
+	status, err := j.try(ctx, &join, token)
 	if err != nil {
 		return 0, err
 	}
@@ -105,17 +112,22 @@ func refused(r *invite.Refusal) v1alpha1.JoinStatus {
 	return v1alpha1.JoinStatus{State: v1alpha1.JoinRefused, Reason: string(r.Reason), Message: r.Message}
 }
 
-// try joins once. An error is the own API server's.
-func (j *joiner) try(ctx context.Context, join *v1alpha1.Join) (v1alpha1.JoinStatus, error) {
-	var secret corev1.Secret
-	err := j.client.Get(ctx, client.ObjectKey{Namespace: j.namespace, Name: invite.JoinSecretName(join.Name)}, &secret)
-	if apierrors.IsNotFound(err) || err == nil && !ownedBy(&secret, join.UID) {
-		return pending("waiting for the token in Secret %s", invite.JoinSecretName(join.Name)), nil
+// token reads the text beside a Join; false: it is not there yet.
+func (j *joiner) token(ctx context.Context, join *v1alpha1.Join) (string, bool, error) {
+	var s corev1.Secret
+	err := j.client.Get(ctx, client.ObjectKey{Namespace: j.namespace, Name: invite.JoinSecretName(join.Name)}, &s)
+	if apierrors.IsNotFound(err) || err == nil && !ownedBy(&s, join.UID) {
+		return "", false, nil
 	}
 	if err != nil {
-		return v1alpha1.JoinStatus{}, fmt.Errorf("read the token of Join %s: %w", join.Name, err)
+		return "", false, fmt.Errorf("read the token of Join %s: %w", join.Name, err)
 	}
-	token, err := invite.ParseToken(string(secret.Data[invite.TokenKey]))
+	return string(s.Data[invite.TokenKey]), true, nil
+}
+
+// try joins once. An error is the own API server's.
+func (j *joiner) try(ctx context.Context, join *v1alpha1.Join, text string) (v1alpha1.JoinStatus, error) {
+	token, err := invite.ParseToken(text)
 	if err != nil {
 		return refused(invite.Refuse(invite.BadToken, "%v", err)), nil
 	}

@@ -59,7 +59,7 @@ func newAPI(t testing.TB, objects ...client.Object) *api {
 	}
 	a := &api{}
 	objects = append(objects, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system", UID: "27a432a2-0000-4000-8000-000000000000"}})
-	server := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithStatusSubresource(&v1alpha1.Link{}).
+	server := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithStatusSubresource(&v1alpha1.Link{}, &v1alpha1.Invite{}, &v1alpha1.Join{}).
 		WithIndex(&corev1.Service{}, mirror.IndexField, mirror.IndexOwner).Build()
 	a.WithWatch = interceptor.NewClient(server, interceptor.Funcs{
 		Get: func(ctx context.Context, w client.WithWatch, k client.ObjectKey, o client.Object, opts ...client.GetOption) error {

@@ -49,7 +49,7 @@ func Decide(inv *v1alpha1.Invite, a Asker, own link.Own, links []v1alpha1.Link, 
 	case a.As != inv.Name:
 		return 0, Refuse(WrongName, "the token is for cluster %s, and this is cluster %s", inv.Name, a.As)
 	case joined != nil && !mine:
-		return 0, Refuse(Used, "the token was used by another cluster, of trust domain %s, from %s: if you do not know it, tell the inviter at once; ask for a new one", joined.TrustDomain, joined.Address)
+		return 0, Refuse(Used, "the token was used by another cluster already: ask for a new one, and if that cluster was not yours, tell the inviter, who sees which it was")
 	}
 	if r := a.check(own); r != nil {
 		return 0, r

@@ -23,10 +23,12 @@ import (
 // MaxToken bounds a token's text.
 const MaxToken = 4096
 
+// TokenPrefix begins every token's text.
+const TokenPrefix = "causeway-join-1."
+
 const (
-	tokenPrefix = "causeway-join-1."
-	sumBytes    = 4
-	maxAddress  = 262
+	sumBytes   = 4
+	maxAddress = 262
 )
 
 // ErrToken reports text that is no token. Its message tells no part of the text.
@@ -94,7 +96,7 @@ func (t Token) Text() (string, error) {
 		b = text(b, g)
 	}
 	sum := sha256.Sum256(b)
-	return tokenPrefix + base64.RawURLEncoding.EncodeToString(append(b, sum[:sumBytes]...)), nil
+	return TokenPrefix + base64.RawURLEncoding.EncodeToString(append(b, sum[:sumBytes]...)), nil
 }
 
 func text(b []byte, s string) []byte {
@@ -132,9 +134,9 @@ func ParseToken(s string) (Token, error) {
 		}
 		return r
 	}, s)
-	rest, ok := strings.CutPrefix(s, tokenPrefix)
+	rest, ok := strings.CutPrefix(s, TokenPrefix)
 	if !ok || len(s) > MaxToken {
-		return Token{}, fmt.Errorf("%w: one begins with %s", ErrToken, tokenPrefix)
+		return Token{}, fmt.Errorf("%w: one begins with %s", ErrToken, TokenPrefix)
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(rest)
 	if err != nil || len(b) < sumBytes {
