@@ -133,6 +133,33 @@ func TestHopListenerRefuses(t *testing.T) {
 	}
 }
 
+// Whose label an invite's key has opened never comes to the catalog, and is told by its own address.
+func TestHopListenerKeepsTheInvitedApart(t *testing.T) {
+	listening(t, func(t *testing.T, p *pipes, l *hopListener, _ func()) {
+		from := netip.MustParseAddrPort("192.0.2.7:999")
+		h, err := route.Header{Source: from, Destination: from, Link: route.InviteName("east"), Time: time.Now()}.Marshal(route.HopKey{1}, []byte("hello"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		far := p.dial()
+		defer far.Close()
+		go far.Write(append(h, "hello"...)) // ends with far
+		c, err := joining{l}.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if got := c.RemoteAddr().String(); got != from.String() {
+			t.Errorf("it comes from %s, want %s", got, from)
+		}
+		select {
+		case <-l.ready:
+			t.Error("it is offered to the catalog, too")
+		default:
+		}
+	})
+}
+
 func TestHopListenerCountsFromZero(t *testing.T) {
 	listening(t, func(t *testing.T, _ *pipes, l *hopListener, _ func()) {
 		if got, want := testutil.CollectAndCount(l.refused), len(route.Reasons())+1; got != want {

@@ -62,7 +62,9 @@ type Server struct {
 	// unproven ones live for provenAfter.
 	unproven    *unproven
 	provenAfter time.Duration
-	joins       chan struct{} // one for each connection of an invite
+	// joins has room for each connection of an invite, which lives for joinTime.
+	joins    chan struct{}
+	joinTime time.Duration
 
 	mu    sync.Mutex // guards conns
 	conns map[*conn]struct{}
@@ -81,7 +83,7 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 	return &Server{
 		dial: dialTCP, log: log, metrics: newMetrics(r, unproven.waiting),
 		hellos: newPerSource(maxHellosFromOne), shares: budget.New(maxConnections), unproven: unproven, provenAfter: provenAfter,
-		joins: make(chan struct{}, maxJoins),
+		joins: make(chan struct{}, maxJoins), joinTime: joinTime,
 		conns: make(map[*conn]struct{}),
 	}
 }
@@ -208,7 +210,7 @@ func (s *Server) serve(life context.Context, c *conn) {
 			return
 		}
 		defer s.leaveJoin()
-		late := time.AfterFunc(joinTime, func() { cut(errJoinTime) })
+		late := time.AfterFunc(s.joinTime, func() { cut(errJoinTime) })
 		defer late.Stop()
 	}
 	if !s.shares.Enter(to.linkUID) {
