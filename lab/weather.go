@@ -42,7 +42,7 @@ const (
 	tollLink  = "toll"
 	tollTable = 4143
 	tollRule  = 4143 // its priority: after table local
-	// tollQueue bounds the packets held up: 256 MiB at most, and 1.2 Gbit/s at 200 ms.
+	// tollQueue bounds the packets held up: some 100 MB of them at tollMTU.
 	tollQueue = 1 << 16
 	tollMTU   = 1500
 )
