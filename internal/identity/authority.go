@@ -115,7 +115,7 @@ func (r *Root) NewIssuer(now time.Time) (*Issuer, error) {
 
 // SignController signs the certificate of a controller replica of this cluster:
 // a server under its DNS names, a client too. The chain, DER, is the leaf alone,
-// since whoever verifies it holds the root.
+// since whoever verifies it holds the root, or is shown the way to it.
 func (r *Root) SignController(pub *ecdsa.PublicKey, name Name, dnsNames []string, now time.Time) ([][]byte, error) {
 	if name.ServiceAccount() != ControllerServiceAccount {
 		return nil, fmt.Errorf("the root signs no %q, only the service account %s: %w", name, ControllerServiceAccount, ErrInvalidName)
@@ -135,9 +135,9 @@ func (r *Root) SignController(pub *ecdsa.PublicKey, name Name, dnsNames []string
 // Issuer signs workloads' certificates. Peers learn of it by the issuer list.
 type Issuer struct{ authority }
 
-// ParseIssuer reads what MarshalPEM writes, and checks that root signed it. Its
+// ParseIssuer reads what MarshalPEM writes, and checks that one of roots signed it. Its
 // errors wrap ErrAuthority or ErrKey unless the PEM itself is broken.
-func ParseIssuer(certPEM, keyPEM []byte, root *x509.Certificate) (*Issuer, error) {
+func ParseIssuer(certPEM, keyPEM []byte, roots ...*x509.Certificate) (*Issuer, error) {
 	a, err := parseAuthority(certPEM, keyPEM)
 	if err != nil {
 		return nil, fmt.Errorf("issuer: %w", err)
@@ -145,7 +145,7 @@ func ParseIssuer(certPEM, keyPEM []byte, root *x509.Certificate) (*Issuer, error
 	if err := checkIssuer(a.cert, a.trustDomain); err != nil {
 		return nil, err
 	}
-	if err := checkSignedBy(a.cert, root); err != nil {
+	if err := checkListed(a.cert, roots); err != nil {
 		return nil, err
 	}
 	return &Issuer{a}, nil
@@ -185,7 +185,7 @@ func (a *authority) signLeaf(pub *ecdsa.PublicKey, name Name, dnsNames []string,
 }
 
 // sign signs template within the authority's own time.
-func (a *authority) sign(template *x509.Certificate, pub *ecdsa.PublicKey, now time.Time) (*x509.Certificate, error) {
+func (a *authority) sign(template *x509.Certificate, pub any, now time.Time) (*x509.Certificate, error) {
 	if now.Before(a.cert.NotBefore) || !now.Before(a.cert.NotAfter) {
 		return nil, fmt.Errorf("%s is valid from %s to %s only", a.cert.Subject.CommonName,
 			a.cert.NotBefore.UTC().Format(time.RFC3339), a.cert.NotAfter.UTC().Format(time.RFC3339))
@@ -196,7 +196,7 @@ func (a *authority) sign(template *x509.Certificate, pub *ecdsa.PublicKey, now t
 	return sign(template, a.cert, pub, a.key)
 }
 
-func sign(template, parent *x509.Certificate, pub *ecdsa.PublicKey, key PrivateKey) (*x509.Certificate, error) {
+func sign(template, parent *x509.Certificate, pub any, key PrivateKey) (*x509.Certificate, error) {
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, pub, key.key)
 	if err != nil {
 		return nil, err

@@ -11,7 +11,7 @@
 // What always holds:
 //   - A Name exists only if it is valid; a trust domain vouches for its own names alone.
 //   - A workload's chain ends at an issuer listed for exactly its trust domain, a
-//     controller's at the root; neither ever passes for the other.
+//     controller's at the root, or at one that follows it; neither ever passes for the other.
 //   - No signature is verified before the bounds on the chain and on the
 //     authorities' keys are checked.
 //   - TLS is 1.3, under one required ALPN per plane, and never resumed. Only
@@ -101,18 +101,19 @@ func VerifyWorkload(certs []*x509.Certificate, anchors *Anchors, now time.Time) 
 }
 
 // VerifyController returns the name of a controller replica of the cluster whose
-// root is given, a certificate from ParseRootCertificate. The chain is exactly a
-// leaf that the root signed, and its ServiceAccount is causeway-controller.
+// root is given, a certificate from ParseRootCertificate. The chain is a leaf that
+// the root has signed, or one that follows it by the cross certificates beside the
+// leaf, and its ServiceAccount is causeway-controller.
 // Reason tells why an error refused it.
 func VerifyController(certs []*x509.Certificate, root *x509.Certificate, now time.Time) (Name, error) {
-	if len(certs) > 1 {
-		return Name{}, refuse(ReasonChainTooLong, "a controller presents one certificate, not %d", len(certs))
+	if _, err := inspect(certs); err != nil {
+		return Name{}, err
 	}
-	anchor, err := rootAnchor(root)
+	anchor, err := rootAnchor(root, certs[1:], now)
 	if err != nil {
 		return Name{}, refuse(ReasonUnknownAuthority, "%w", err)
 	}
-	name, err := verify(certs, anchor, now)
+	name, err := verify(certs[:1], anchor, now)
 	if err != nil {
 		return Name{}, err
 	}
@@ -123,7 +124,7 @@ func VerifyController(certs []*x509.Certificate, root *x509.Certificate, now tim
 }
 
 // rootAnchor is the set that VerifyController alone may use.
-func rootAnchor(root *x509.Certificate) (*Anchors, error) {
+func rootAnchor(root *x509.Certificate, crosses []*x509.Certificate, now time.Time) (*Anchors, error) {
 	name, err := authorityTrustDomain(root)
 	if err != nil {
 		return nil, fmt.Errorf("root: %w", err)
@@ -135,7 +136,7 @@ func rootAnchor(root *x509.Certificate) (*Anchors, error) {
 	if err != nil {
 		return nil, fmt.Errorf("trust domain %q: %w: %w", name, err, ErrInvalidName)
 	}
-	bundle := x509bundle.FromX509Authorities(trustDomain, []*x509.Certificate{root})
+	bundle := x509bundle.FromX509Authorities(trustDomain, heirs(root, name, crosses, now))
 	return &Anchors{bundles: map[spiffeid.TrustDomain]*x509bundle.Bundle{trustDomain: bundle}}, nil
 }
 

@@ -7,10 +7,12 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"slices"
+	"time"
 )
 
 const (
@@ -20,19 +22,24 @@ const (
 	MaxIssuers = 4
 
 	issuerListContext = "causeway issuer list/1\n"
+	crossedContext    = "causeway issuer list/2\n"
 )
 
 // ErrIssuerList reports a list of issuers that must not be applied.
 var ErrIssuerList = errors.New("issuer list not accepted")
 
 // IssuerList is who may vouch for the workloads of a trust domain now. The root
-// signs it. A receiver that has applied a number applies no lower one.
+// signs it, or one that follows it. A receiver that has applied a number applies no lower one.
 type IssuerList struct {
 	TrustDomain string
 	// Number is at least 1 and below 2^63.
 	Number uint64
-	// Issuers are 1 to MaxIssuers certificates, each signed by the root.
+	// Issuers are 1 to MaxIssuers certificates, each signed by the root or by one that
+	// follows it.
 	Issuers []*x509.Certificate
+	// Root has signed the list: the root that the receiver holds, or the cross certificate
+	// of one that follows it.
+	Root *x509.Certificate
 }
 
 // listDER is the list's ASN.1:
@@ -51,14 +58,17 @@ type listDER struct {
 //
 //	SignedIssuerList ::= SEQUENCE {
 //	    list      OCTET STRING,  -- IssuerList
-//	    signature OCTET STRING } -- Ecdsa-Sig-Value over context and list
+//	    signature OCTET STRING,  -- Ecdsa-Sig-Value over context, list and crosses
+//	    crosses   [0] EXPLICIT SEQUENCE OF OCTET STRING OPTIONAL } -- Certificate
 type signedListDER struct {
 	List      []byte
 	Signature []byte
+	Crosses   [][]byte `asn1:"optional,explicit,tag:0"`
 }
 
-// SignIssuerList returns the signed list, DER, of the root's trust domain.
-func (r *Root) SignIssuerList(number uint64, issuers []*x509.Certificate) ([]byte, error) {
+// SignIssuerList returns the signed list, DER, of the root's trust domain. crosses lead
+// those who hold another root to this one, or to a listed issuer's.
+func (r *Root) SignIssuerList(number uint64, issuers []*x509.Certificate, crosses ...*x509.Certificate) ([]byte, error) {
 	if number > math.MaxInt64 {
 		return nil, fmt.Errorf("number %d: %w", number, ErrIssuerList)
 	}
@@ -70,11 +80,15 @@ func (r *Root) SignIssuerList(number uint64, issuers []*x509.Certificate) ([]byt
 	if err != nil {
 		return nil, fmt.Errorf("marshal the issuer list: %w", err)
 	}
-	signature, err := ecdsa.SignASN1(rand.Reader, r.key.key, issuerListDigest(list))
+	signed := signedListDER{List: list}
+	for _, c := range crosses {
+		signed.Crosses = append(signed.Crosses, c.Raw)
+	}
+	signed.Signature, err = ecdsa.SignASN1(rand.Reader, r.key.key, signed.digest())
 	if err != nil {
 		return nil, fmt.Errorf("sign the issuer list: %w", err)
 	}
-	der, err := asn1.Marshal(signedListDER{list, signature})
+	der, err := asn1.Marshal(signed)
 	if err != nil {
 		return nil, fmt.Errorf("marshal the signed issuer list: %w", err)
 	}
@@ -85,7 +99,8 @@ func (r *Root) SignIssuerList(number uint64, issuers []*x509.Certificate) ([]byt
 	return der, nil
 }
 
-// VerifyIssuerList returns what the root of a trust domain has signed. Nothing
+// VerifyIssuerList returns what the root of a trust domain has signed, or one that
+// follows it by the list's cross certificates. Nothing else
 // inside is read before the signature is good, and no issuer's own signature is
 // checked before its key is one of those allowed. It asks neither the clock nor
 // which number came before. Its errors wrap ErrIssuerList.
@@ -108,13 +123,19 @@ func openIssuerList(root *x509.Certificate, trustDomain string, der []byte) (Iss
 	if err != nil {
 		return IssuerList{}, err
 	}
-	if !ecdsa.VerifyASN1(root.PublicKey.(*ecdsa.PublicKey), issuerListDigest(signed.List), signed.Signature) {
+	roots, err := signed.roots(root, trustDomain)
+	if err != nil {
+		return IssuerList{}, err
+	}
+	by := slices.IndexFunc(roots, signed.isBy)
+	if by < 0 {
 		return IssuerList{}, errors.New("the root's signature is wrong")
 	}
 	list, err := parseIssuerList(signed.List)
 	if err != nil {
 		return IssuerList{}, err
 	}
+	list.Root = roots[by]
 	if list.TrustDomain != trustDomain {
 		return IssuerList{}, fmt.Errorf("it is the list of trust domain %q", clip(list.TrustDomain))
 	}
@@ -122,11 +143,33 @@ func openIssuerList(root *x509.Certificate, trustDomain string, der []byte) (Iss
 		return IssuerList{}, err
 	}
 	for _, issuer := range list.Issuers {
-		if err := checkSignedBy(issuer, root); err != nil {
+		if err := checkListed(issuer, roots); err != nil {
 			return IssuerList{}, err
 		}
 	}
 	return list, nil
+}
+
+// roots are the root that the receiver holds and its heirs.
+func (s signedListDER) roots(root *x509.Certificate, trustDomain string) ([]*x509.Certificate, error) {
+	if len(s.Crosses) > MaxCrosses {
+		return nil, fmt.Errorf("%d cross certificates are more than %d", len(s.Crosses), MaxCrosses)
+	}
+	var crosses []*x509.Certificate
+	for _, der := range s.Crosses {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("parse a cross certificate: %w", err)
+		}
+		crosses = append(crosses, c)
+	}
+	return heirs(root, trustDomain, crosses, time.Time{}), nil
+}
+
+// isBy reports whether root has signed s.
+func (s signedListDER) isBy(root *x509.Certificate) bool {
+	key, ok := root.PublicKey.(*ecdsa.PublicKey)
+	return ok && isP256(key) && ecdsa.VerifyASN1(key, s.digest(), s.Signature)
 }
 
 func parseIssuerList(der []byte) (IssuerList, error) {
@@ -141,7 +184,7 @@ func parseIssuerList(der []byte) (IssuerList, error) {
 	if err != nil {
 		return IssuerList{}, err
 	}
-	return IssuerList{raw.TrustDomain, uint64(raw.Number), issuers}, nil
+	return IssuerList{TrustDomain: raw.TrustDomain, Number: uint64(raw.Number), Issuers: issuers}, nil
 }
 
 // ParseIssuers reads DER certificates that somebody trusted has named as the
@@ -188,10 +231,24 @@ func checkIssuers(trustDomain string, issuers []*x509.Certificate) error {
 	return nil
 }
 
-func issuerListDigest(list []byte) []byte {
+// digest is what is signed. Without crosses it is as in the days when there were none.
+func (s signedListDER) digest() []byte {
+	if len(s.Crosses) == 0 {
+		return digestOf(issuerListContext, s.List)
+	}
+	return digestOf(crossedContext, slices.Concat([][]byte{s.List}, s.Crosses)...)
+}
+
+// digestOf hashes a context and parts; more than one part come each after its length.
+func digestOf(context string, parts ...[]byte) []byte {
 	h := sha256.New()
-	h.Write([]byte(issuerListContext))
-	h.Write(list)
+	h.Write([]byte(context))
+	for _, p := range parts {
+		if len(parts) > 1 {
+			h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(p))))
+		}
+		h.Write(p)
+	}
 	return h.Sum(nil)
 }
 

@@ -19,8 +19,9 @@ import (
 // signList signs any bytes as the root would sign a list.
 func signList(t testing.TB, r *Root, list []byte) []byte {
 	t.Helper()
-	signature := must(r.key.key.Sign(nil, issuerListDigest(list), crypto.SHA256))(t)
-	return must(asn1.Marshal(signedListDER{list, signature}))(t)
+	signed := signedListDER{List: list}
+	signed.Signature = must(r.key.key.Sign(nil, signed.digest(), crypto.SHA256))(t)
+	return must(asn1.Marshal(signed))(t)
 }
 
 func TestIssuerList(t *testing.T) {
@@ -84,9 +85,9 @@ func TestVerifyIssuerListRefuses(t *testing.T) {
 		"an issuer as root": {why: "an issuer names no issuers", der: good, root: west.issuer.cert},
 		"no root":           {why: "a broken Link trusts nobody", der: good, root: &x509.Certificate{}},
 		"changed": {why: "the signature covers every byte", der: must(asn1.Marshal(signedListDER{
-			bytes.Replace(signed.List, []byte("west"), []byte("wesu"), 1), signed.Signature}))(t)},
+			List: bytes.Replace(signed.List, []byte("west"), []byte("wesu"), 1), Signature: signed.Signature}))(t)},
 		"signed for something else": {why: "the context keeps a signature of the root from meaning two things", der: must(asn1.Marshal(signedListDER{
-			signed.List, must(west.root.key.key.Sign(rand.Reader, make([]byte, 32), nil))(t)}))(t)},
+			List: signed.List, Signature: must(west.root.key.key.Sign(rand.Reader, make([]byte, 32), nil))(t)}))(t)},
 		"other trust domain": {why: "a peer vouches for its own trust domain only", der: list(listDER{"east", 1, [][]byte{west.issuer.cert.Raw}})},
 		"number zero":        {why: "numbers begin at one, so that zero can mean none yet", der: list(listDER{"west", 0, [][]byte{west.issuer.cert.Raw}})},
 		"number negative":    {why: "it would turn into a huge one", der: list(listDER{"west", -1, [][]byte{west.issuer.cert.Raw}})},

@@ -138,7 +138,8 @@ func TestVerifyController(t *testing.T) {
 	}{
 		"good":             {why: "a replica of the cluster", certs: []*x509.Certificate{controller}},
 		"none":             {why: "nothing proves nothing", want: ReasonNoCertificate},
-		"with an issuer":   {why: "a stolen issuer is not the controller", certs: []*x509.Certificate{minted, west.issuer.cert}, want: ReasonChainTooLong},
+		"with an issuer":   {why: "a stolen issuer is not the controller", certs: []*x509.Certificate{minted, west.issuer.cert}, want: ReasonUnknownAuthority},
+		"long chain":       {why: "work before proof is bounded", certs: slices.Repeat([]*x509.Certificate{controller}, maxChain+1), want: ReasonChainTooLong},
 		"by an issuer":     {why: "a stolen issuer is not the controller", certs: []*x509.Certificate{minted}, want: ReasonUnknownAuthority},
 		"other account":    {why: "no other account is the controller", certs: []*x509.Certificate{rogue}, want: ReasonUnexpected},
 		"other root":       {why: "the Link pins one root", certs: []*x509.Certificate{controller}, root: east.root.cert, want: ReasonTrustDomain},
