@@ -376,25 +376,3 @@ func (p *process) catalog(board *wire.Board, m *wire.Metrics) everywhere {
 		return server.Serve(ctx, ln, creds)
 	}
 }
-
-// credential is this replica's own, signed anew at half of its life.
-type credential struct {
-	own       *own
-	namespace string
-
-	mu   sync.Mutex // guards held
-	held *identity.Credential
-}
-
-func (c *credential) get() (*identity.Credential, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if now := time.Now(); c.held == nil || now.After(c.held.RenewAt()) {
-		fresh, err := c.own.controllerCredential(c.namespace, now)
-		if err != nil {
-			return nil, err
-		}
-		c.held = fresh
-	}
-	return c.held, nil
-}

@@ -28,10 +28,13 @@ func (p *process) invited() *joinwire.Server {
 				func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.introduced() },
 				true, identity.VerifyIntroduced(time.Now)), nil
 		},
-		Root: identity.RootHash(p.own.root.Certificate()), Guard: guardAccepted, Handle: i.handle, Log: p.log,
+		Root: p.own.rootHash, Guard: guardAccepted, Handle: i.handle, Log: p.log,
 		Count: func(result string) { results.WithLabelValues(result).Inc() },
 	}
 }
+
+// rootHash is that of the root that peers pin.
+func (o *own) rootHash() [32]byte { return identity.RootHash(o.root().Anchor()) }
 
 // introduced is this replica's own credential for those who do not know our root.
 func (p *process) introduced() (*identity.Credential, error) {
@@ -39,14 +42,14 @@ func (p *process) introduced() (*identity.Credential, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.WithRoot(p.own.root.Certificate()), nil
+	return c.WithRoot(p.own.root().Anchor()), nil
 }
 
 // joiner is what uses the tokens that people bring here.
 func (p *process) joiner(board *wire.Board) *joiner {
 	return &joiner{
 		client: p.live, namespace: p.o.Namespace, version: p.o.Version,
-		own: p.brain.ownHalf(), root: identity.RootHash(p.own.root.Certificate()), linkKey: p.own.linkKey.Public(),
+		own: p.brain.ownHalf(), root: p.own.rootHash, linkKey: p.own.linkKey.Public(),
 		credential: p.introduced, gateways: func() []string { return board.Hello().GetGateways() },
 		ranges: slices.Concat(p.ranges, p.o.Taken), reach: dial,
 	}

@@ -30,7 +30,7 @@ type joiner struct {
 	namespace  string
 	version    string
 	own        link.Own
-	root       [32]byte
+	root       func() [32]byte
 	linkKey    []byte
 	credential func() (*identity.Credential, error) // with the root
 	gateways   func() []string
@@ -138,7 +138,7 @@ func (j *joiner) try(ctx context.Context, join *v1alpha1.Join, text string) (v1a
 	if token.Linked(join.Name, links.Items) {
 		return linked(join.Name), nil
 	}
-	if r := token.Check(join.Spec.As, join.Name, j.root, links.Items, time.Now()); r != nil {
+	if r := token.Check(join.Spec.As, join.Name, j.root(), links.Items, time.Now()); r != nil {
 		return refused(r), nil
 	}
 	return j.ask(ctx, join, token)
@@ -179,7 +179,7 @@ func (j *joiner) exchange(ctx context.Context, address, as string, token invite.
 	if err != nil {
 		return invite.Half{}, err
 	}
-	return joinwire.Ask(ctx, conn, home.Guard, j.tls(token), token.Secret, j.root, &joinwire.Request{
+	return joinwire.Ask(ctx, conn, home.Guard, j.tls(token), token.Secret, j.root(), &joinwire.Request{
 		Version: j.version, Invite: token.Peer, As: as, LinkPublicKey: j.linkKey, Gateways: j.gateways(),
 	})
 }

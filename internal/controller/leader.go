@@ -43,10 +43,11 @@ type leader struct {
 	joiner  *joiner
 	house   *writer
 	told    map[catalog.Problem]bool // export problems with an Event; of the house's goroutine alone
-	// named are the gateways that the identity was last published with, and when:
-	// of the house's goroutine alone.
-	named     []string
-	namedWhen time.Time
+	// named are the gateways that the identity was last published with, and when, and
+	// of which generation its roots were: of the house's goroutine alone.
+	named      []string
+	namedWhen  time.Time
+	namedRoots uint64
 }
 
 // reread is how often the published identity, which is not in the cache, is looked at.
@@ -284,13 +285,14 @@ func (l *leader) keep(ctx context.Context, h house, links map[string]bool) error
 
 // identify publishes the identity if that is due.
 func (l *leader) identify(ctx context.Context, gateways []string) error {
-	if slices.Equal(gateways, l.named) && time.Since(l.namedWhen) < reread {
+	roots := l.own.issuers.Load().roots.Generation
+	if slices.Equal(gateways, l.named) && time.Since(l.namedWhen) < reread && roots == l.namedRoots {
 		return nil
 	}
 	if err := l.own.publish(ctx, l.client, l.o.Namespace, l.o.ClusterName, gateways); err != nil {
 		return err
 	}
-	l.named, l.namedWhen = gateways, time.Now()
+	l.named, l.namedWhen, l.namedRoots = gateways, time.Now(), roots
 	return nil
 }
 

@@ -171,7 +171,7 @@ func newOwn(name, uid string) *own {
 	if err != nil {
 		panic(err)
 	}
-	o.root, o.trustDomain = root, root.TrustDomain()
+	o.trustDomain = root.TrustDomain()
 	issuer, err := root.NewIssuer(time.Now())
 	if err != nil {
 		panic(err)
@@ -179,7 +179,7 @@ func newOwn(name, uid string) *own {
 	if o.linkKey, err = identity.NewLinkKey(); err != nil {
 		panic(err)
 	}
-	if err := o.adopt(rotation.First(issuer)); err != nil {
+	if err := o.adopt(rotation.FirstRoots(root), rotation.First(issuer)); err != nil {
 		panic(err)
 	}
 	return o
@@ -187,7 +187,7 @@ func newOwn(name, uid string) *own {
 
 // list signs a list of o's issuers with a number.
 func (o *own) list(number uint64) []byte {
-	der, err := o.root.SignIssuerList(number, o.issuers.Load().Listed())
+	der, err := o.root().SignIssuerList(number, o.issuers.Load().Listed())
 	if err != nil {
 		panic(err)
 	}
@@ -196,7 +196,7 @@ func (o *own) list(number uint64) []byte {
 
 // linkTo returns a valid Link to a peer.
 func linkTo(name string, o *own, gateways ...string) *v1alpha1.Link {
-	rootPEM, _, err := o.root.MarshalPEM()
+	rootPEM, _, err := o.root().MarshalPEM()
 	if err != nil {
 		panic(err)
 	}

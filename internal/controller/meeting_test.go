@@ -38,7 +38,7 @@ func introducedBy(o *own) func() (*identity.Credential, error) {
 		if err != nil {
 			return nil, err
 		}
-		return held.WithRoot(o.root.Certificate()), nil
+		return held.WithRoot(o.root().Certificate()), nil
 	}
 }
 
@@ -67,7 +67,7 @@ func newHost(t *testing.T, o *own, objects ...client.Object) *host {
 			return identity.ServerTLS(identity.PlaneJoin, func(*tls.ClientHelloInfo) (*identity.Credential, error) { return cred() },
 				true, identity.VerifyIntroduced(time.Now)), nil
 		},
-		Root: identity.RootHash(o.root.Certificate()), Guard: guardAccepted, Handle: h.inviter.handle, Log: quietly,
+		Root: o.rootHash, Guard: guardAccepted, Handle: h.inviter.handle, Log: quietly,
 		Count: func(r string) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
@@ -101,7 +101,7 @@ func (h *host) invites(t *testing.T, o *own, name string, age time.Duration) inv
 		t.Fatal(err)
 	}
 	return invite.Token{
-		Root: identity.RootHash(o.root.Certificate()), Secret: secret, Expires: invite.Expires(inv),
+		Root: identity.RootHash(o.root().Certificate()), Secret: secret, Expires: invite.Expires(inv),
 		Peer: name, Inviter: "east", Gateways: []string{"198.51.100.2:4143"},
 	}
 }
@@ -124,7 +124,7 @@ func newGuest(t *testing.T, o *own, h *host) *guest {
 	t.Helper()
 	g := &guest{api: newAPI(t)}
 	g.joiner = &joiner{
-		client: g.api, namespace: system, version: "v1", own: halfOf(t, o), root: identity.RootHash(o.root.Certificate()),
+		client: g.api, namespace: system, version: "v1", own: halfOf(t, o), root: o.rootHash,
 		linkKey: o.linkKey.Public(), credential: introducedBy(o), gateways: func() []string { return nil },
 		reach: func(ctx context.Context, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", h.address)

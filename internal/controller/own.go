@@ -19,6 +19,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/rotation"
 )
 
 // The objects that hold what this cluster is. Only controllers read the Secrets;
@@ -41,30 +42,67 @@ const (
 	KeyGateways      = "gateways"
 )
 
-// own is this cluster's identity. It is immutable, but that its issuers are exchanged
-// whole. It must not be copied.
+// own is this cluster's identity. It is immutable, but that its roots and issuers are
+// exchanged whole. It must not be copied.
 type own struct {
 	trustDomain string
-	root        *identity.Root
 	linkKey     identity.LinkKey
 	hopMaster   [32]byte
 	issuers     atomic.Pointer[issuing]
 }
 
+// root is the one that signs now.
+func (o *own) root() *identity.Root { return o.issuers.Load().roots.Current }
+
 // loadOwn reads the cluster's identity, making what is missing. Replicas may do
 // so at the same time: of two who make a Secret, the loser reads the winner's.
 func loadOwn(ctx context.Context, c client.Client, namespace, clusterName string, now time.Time) (*own, error) {
 	o := &own{}
-	if err := o.loadRoot(ctx, c, namespace, clusterName, now); err != nil {
-		return nil, err
-	}
-	if err := o.loadIssuer(ctx, c, namespace, now); err != nil {
+	if err := o.loadTrust(ctx, c, namespace, clusterName, now); err != nil {
 		return nil, err
 	}
 	return o, o.loadKeys(ctx, c, namespace)
 }
 
-func (o *own) loadRoot(ctx context.Context, c client.Client, namespace, clusterName string, now time.Time) error {
+// loadTrust reads roots and issuers.
+func (o *own) loadTrust(ctx context.Context, c client.Client, namespace, clusterName string, now time.Time) error {
+	roots, err := loadRoots(ctx, c, namespace, clusterName, now)
+	if err != nil {
+		return err
+	}
+	o.trustDomain = roots.Current.TrustDomain()
+	data, err := secret(ctx, c, namespace, issuerSecret, corev1.SecretTypeTLS, func() (map[string][]byte, error) {
+		issuer, err := roots.Current.NewIssuer(now)
+		if err != nil {
+			return nil, err
+		}
+		return pair(issuer.MarshalPEM())
+	})
+	if err != nil {
+		return err
+	}
+	// Roots are written before their issuers, so that they have to be read after them.
+	if roots, err = loadRoots(ctx, c, namespace, clusterName, now); err != nil {
+		return err
+	}
+	state, err := rotation.Parse(data, roots.Known()...)
+	if err != nil {
+		return fmt.Errorf("Secret %s/%s: %w", namespace, issuerSecret, err)
+	}
+	if !roots.Honours(state) {
+		// The root was revoked, and whoever did so ended before the issuer was, too: it is as good
+		// as none. The leader stores another, under the next number; this one is for until then.
+		number := state.Number
+		if state, _, err = rotation.Decide(now, state, roots, nil, rotation.Request{}); err != nil {
+			return err
+		}
+		state.Number = number
+	}
+	return o.adopt(roots, state)
+}
+
+// loadRoots reads the roots, making one at the cluster's first start.
+func loadRoots(ctx context.Context, c client.Client, namespace, clusterName string, now time.Time) (rotation.Roots, error) {
 	data, err := secret(ctx, c, namespace, rootSecret, corev1.SecretTypeTLS, func() (map[string][]byte, error) {
 		var kubeSystem corev1.Namespace
 		if err := c.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &kubeSystem); err != nil {
@@ -81,31 +119,13 @@ func (o *own) loadRoot(ctx context.Context, c client.Client, namespace, clusterN
 		return pair(root.MarshalPEM())
 	})
 	if err != nil {
-		return err
+		return rotation.Roots{}, err
 	}
-	o.root, err = identity.ParseRoot(data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey])
+	roots, err := rotation.ParseRoots(data)
 	if err != nil {
-		return fmt.Errorf("Secret %s/%s: %w", namespace, rootSecret, err)
+		return rotation.Roots{}, fmt.Errorf("Secret %s/%s: %w", namespace, rootSecret, err)
 	}
-	o.trustDomain = o.root.TrustDomain()
-	return nil
-}
-
-func (o *own) loadIssuer(ctx context.Context, c client.Client, namespace string, now time.Time) error {
-	data, err := secret(ctx, c, namespace, issuerSecret, corev1.SecretTypeTLS, func() (map[string][]byte, error) {
-		issuer, err := o.root.NewIssuer(now)
-		if err != nil {
-			return nil, err
-		}
-		return pair(issuer.MarshalPEM())
-	})
-	if err != nil {
-		return err
-	}
-	if err := o.take(data); err != nil {
-		return fmt.Errorf("Secret %s/%s: %w", namespace, issuerSecret, err)
-	}
-	return nil
+	return roots, nil
 }
 
 func (o *own) loadKeys(ctx context.Context, c client.Client, namespace string) error {
@@ -171,20 +191,16 @@ func secret(ctx context.Context, c client.Client, namespace, name string, kind c
 // known yet. Of two who publish at once the loser gets a conflict or an
 // AlreadyExists, as the API server has it.
 func (o *own) publish(ctx context.Context, c client.Client, namespace, clusterName string, gateways []string) error {
-	rootPEM, _, err := o.root.MarshalPEM()
-	if err != nil {
-		return fmt.Errorf("publish the cluster's identity: %w", err)
-	}
 	want := map[string]string{
 		KeyTrustDomain:   o.trustDomain,
 		KeyClusterName:   clusterName,
-		KeyRoot:          string(bytes.TrimSpace(rootPEM)) + "\n",
+		KeyRoot:          string(bytes.TrimSpace(o.root().AnchorPEM())) + "\n",
 		KeyLinkPublicKey: base64.StdEncoding.EncodeToString(o.linkKey.Public()),
 		KeyGateways:      strings.Join(gateways, ","),
 	}
 	key := client.ObjectKey{Namespace: namespace, Name: IdentityConfigMap}
 	var cm corev1.ConfigMap
-	err = c.Get(ctx, key, &cm)
+	err := c.Get(ctx, key, &cm)
 	if gateways == nil {
 		want[KeyGateways] = cm.Data[KeyGateways]
 	}
@@ -205,7 +221,8 @@ func (o *own) publish(ctx context.Context, c client.Client, namespace, clusterNa
 	return nil
 }
 
-// controllerCredential signs this replica's own certificate. Its key stays in memory.
+// controllerCredential signs this replica's own certificate, and shows the way to the root.
+// Its key stays in memory.
 func (o *own) controllerCredential(namespace string, now time.Time) (*identity.Credential, error) {
 	name, err := identity.NewName(o.trustDomain, namespace, identity.ControllerServiceAccount)
 	if err != nil {
@@ -216,9 +233,13 @@ func (o *own) controllerCredential(namespace string, now time.Time) (*identity.C
 		return nil, err
 	}
 	service := "causeway-controller." + namespace
-	chain, err := o.root.SignController(key.Public(), name, []string{service + ".svc", service + ".svc.cluster.local"}, now)
+	roots := o.issuers.Load().roots
+	chain, err := roots.Current.SignController(key.Public(), name, []string{service + ".svc", service + ".svc.cluster.local"}, now)
 	if err != nil {
 		return nil, errors.Join(errors.New("sign the controller's certificate"), err)
+	}
+	for _, cross := range roots.Presented() {
+		chain = append(chain, cross.Raw)
 	}
 	return identity.NewCredential(chain, key)
 }

@@ -50,14 +50,14 @@ func TestTwoReplicasStartAtOnce(t *testing.T) {
 		t.FailNow()
 	}
 	x, y := got[0], got[1]
-	if !x.root.Certificate().Equal(y.root.Certificate()) || !x.issuers.Load().Current.Certificate().Equal(y.issuers.Load().Current.Certificate()) ||
+	if !x.root().Certificate().Equal(y.root().Certificate()) || !x.issuers.Load().Current.Certificate().Equal(y.issuers.Load().Current.Certificate()) ||
 		string(x.linkKey.Public()) != string(y.linkKey.Public()) || x.hopMaster != y.hopMaster || x.trustDomain != y.trustDomain {
 		t.Error("two replicas that start at once must come to one identity")
 	}
 	if looks[rootSecret] != 2 || looks[issuerSecret] != 2 || looks[keysSecret] != 2 {
 		t.Errorf("the race was not run: %v", looks)
 	}
-	if _, err := identity.VerifyIssuerList(x.root.Certificate(), y.trustDomain, y.issuers.Load().list); err != nil {
+	if _, err := identity.VerifyIssuerList(x.root().Certificate(), y.trustDomain, y.issuers.Load().list); err != nil {
 		t.Error(err)
 	}
 	a.refusing(nil)

@@ -90,7 +90,7 @@ func TestRotation(t *testing.T) {
 	if p := progress(t, a); p.Number != 2 || p.Deadline == nil || !slices.Equal(p.Waiting, []string{"east"}) {
 		t.Errorf("announced: %+v", p)
 	}
-	list, err := identity.VerifyIssuerList(other.own.root.Certificate(), other.own.trustDomain, other.own.hello("v").IssuerList)
+	list, err := identity.VerifyIssuerList(other.own.root().Certificate(), other.own.trustDomain, other.own.hello("v").IssuerList)
 	if err != nil || list.Number != 2 || len(list.Issuers) != 2 || other.turned != 1 || other.current() != first || len(other.own.issuers.Load().ders) != 2 {
 		t.Fatalf("the other replica says %+v, %v, was told %d times", list, err, other.turned)
 	}
@@ -134,9 +134,10 @@ func TestRotationRefusals(t *testing.T) {
 			}
 		}, "damaged"},
 		"a backup": {"peers would refuse the older list", func(t *testing.T, _ *api, r *turner) {
-			s := r.own.issuers.Load().State
+			have := r.own.issuers.Load()
+			s := have.State
 			s.Number = 7
-			if err := r.own.adopt(s); err != nil {
+			if err := r.own.adopt(have.roots, s); err != nil {
 				t.Fatal(err)
 			}
 		}, "backup"},

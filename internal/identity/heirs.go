@@ -13,11 +13,11 @@ import (
 //
 //	root that a Link pins ──signs──▶ cross (next root's key) ──signs──▶ cross ... ──▶ root of now
 //
-// MaxCrosses is how many of them a list of issuers may carry, and maxPresented how many a
+// MaxCrosses is how many of them a list of issuers may carry, and MaxPresented how many a
 // controller may present beside its own certificate.
 const (
-	MaxCrosses   = 4
-	maxPresented = maxChain - 1
+	MaxCrosses   = 6
+	MaxPresented = maxChain - 1
 )
 
 // Endorse returns the cross certificate by which those who hold r believe other, for as
@@ -69,7 +69,9 @@ func heirs(root *x509.Certificate, trustDomain string, crosses []*x509.Certifica
 			if checkHeir(c, trustDomain) != nil || !valid(c) || !bytes.Equal(c.RawIssuer, out[i].RawSubject) || c.CheckSignatureFrom(out[i]) != nil {
 				return false
 			}
-			if !slices.ContainsFunc(out, func(o *x509.Certificate) bool { return bytes.Equal(o.RawSubjectPublicKeyInfo, c.RawSubjectPublicKeyInfo) }) {
+			if !slices.ContainsFunc(out, func(o *x509.Certificate) bool {
+				return bytes.Equal(o.RawSubjectPublicKeyInfo, c.RawSubjectPublicKeyInfo)
+			}) {
 				out = append(out, c)
 			}
 			return true
@@ -98,3 +100,12 @@ func checkListed(issuer *x509.Certificate, roots []*x509.Certificate) error {
 	}
 	return last
 }
+
+// Anchor is the certificate that peers pin.
+func (r *Root) Anchor() *x509.Certificate { return r.cert }
+
+// AnchorPEM is Anchor as PEM.
+func (r *Root) AnchorPEM() []byte { return encodeCertificate(r.Anchor().Raw) }
+
+// Way are the certificates that lead from the anchor to the root; none, if it is the anchor.
+func (r *Root) Way() []*x509.Certificate { return nil }

@@ -1,11 +1,12 @@
-// Package rotation decides when a cluster's workloads get another issuer.
+// Package rotation decides when a cluster's workloads get another issuer, and the cluster
+// another root (roots.go).
 //
 //	current ──Announce──▶ current, next ──acknowledged or deadline──▶ next is current, the former still listed ──keep──▶ next alone
 //	   └──────────────────────────────── revoke ────────────────────────────────────▶ a new one alone
 //
 // What always holds:
 //   - Nothing is signed by an issuer that was not announced first, but after a revocation.
-//   - Whoever is listed changes only together with a higher number.
+//   - Whoever is listed, and what leads to the root, changes only together with a higher number.
 //   - A peer that says nothing holds nothing up for longer than the announcement was to last.
 //   - At most identity.MaxIssuers are listed.
 package rotation
@@ -46,6 +47,9 @@ type State struct {
 	// Since is when the current issuer began to sign; zero: at the cluster's first start.
 	Since   time.Time
 	Formers []Former
+	// Mark names what the list says of roots; Carried is the number of the first list that says so.
+	Mark    string
+	Carried uint64
 	// Request is the last one that was taken up.
 	Request string
 }
@@ -86,15 +90,21 @@ func Behind(acks map[string]uint64, number uint64) []string {
 }
 
 // Decide returns what the state must be at now. It returns the same state, and false, if
-// nothing is to change. mint makes an issuer.
-func Decide(now time.Time, s State, acks map[string]uint64, r Request, mint func() (*identity.Issuer, error)) (State, bool, error) {
+// nothing is to change. The current one of roots signs what is new. An issuer whose root
+// is disowned goes like a revoked one; one whose root is the former is followed by another.
+func Decide(now time.Time, s State, roots Roots, acks map[string]uint64, r Request) (State, bool, error) {
+	mint := func() (*identity.Issuer, error) { return roots.Current.NewIssuer(now) }
 	fresh := r.ID != "" && r.ID != s.Request
-	if fresh && r.Revoke {
+	if fresh && r.Revoke || !roots.Honours(s) {
 		issuer, err := mint()
 		if err != nil {
 			return s, false, fmt.Errorf("make an issuer: %w", err)
 		}
-		return State{Number: s.Number + 1, Needed: s.Number + 1, Current: issuer, Since: now, Request: r.ID}, true, nil
+		next := State{Number: s.Number + 1, Needed: s.Number + 1, Current: issuer, Since: now, Request: s.Request, Mark: roots.mark(), Carried: s.Number + 1}
+		if fresh && r.Revoke {
+			next.Request = r.ID
+		}
+		return next, true, nil
 	}
 	next, changed := s.expire(now)
 	switch {
@@ -106,7 +116,7 @@ func Decide(now time.Time, s State, acks map[string]uint64, r Request, mint func
 		next.Hurry, next.Request, changed = true, r.ID, true
 	case next.Next != nil && next.over(now, acks):
 		next, changed = next.turn(now), true
-	case next.Next == nil && (fresh || !now.Before(automatic(s.Current.Certificate()))) && !next.full():
+	case next.Next == nil && (fresh || s.due(now, roots)) && !next.full():
 		issuer, err := mint()
 		if err != nil {
 			return s, false, fmt.Errorf("make an issuer: %w", err)
@@ -119,7 +129,17 @@ func Decide(now time.Time, s State, acks map[string]uint64, r Request, mint func
 	if !slices.EqualFunc(s.Listed(), next.Listed(), (*x509.Certificate).Equal) {
 		next.Number = s.Number + 1
 	}
+	if !next.Carries(roots) {
+		next.Number = s.Number + 1
+		next.Mark, next.Carried, changed = roots.mark(), next.Number, true
+	}
 	return next, changed, nil
+}
+
+// due reports whether the current issuer is to be followed by another though nobody asks.
+func (s State) due(now time.Time, roots Roots) bool {
+	c := s.Current.Certificate()
+	return !now.Before(automatic(c)) || roots.Next == nil && !identity.SignedBy(c, roots.Current.Certificate())
 }
 
 // full reports whether there is no room to announce another issuer.
@@ -147,7 +167,7 @@ func (s State) expire(now time.Time) (State, bool) {
 	return s, changed
 }
 
-// automatic is when an issuer is to be followed by another though nobody asks: after two
+// automatic is when an issuer or a root is to be followed by another though nobody asks: after two
 // thirds of its life.
 func automatic(c *x509.Certificate) time.Time {
 	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 3 * 2)

@@ -1,8 +1,10 @@
 package rotation
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,10 +16,12 @@ import (
 
 var start = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// a world has issuers with names, so that a state can be written down.
+// a world gives issuers names in the order in which they are seen, so that a state can be
+// written down.
 type world struct {
-	root   *identity.Root
-	minted []*identity.Issuer
+	roots Roots
+	first *identity.Issuer
+	seen  []*x509.Certificate
 }
 
 func newWorld(t *testing.T) *world {
@@ -26,38 +30,30 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{root: root}
-	if _, err := w.mint(start)(); err != nil {
+	w := &world{roots: FirstRoots(root)}
+	if w.first, err = root.NewIssuer(start); err != nil {
 		t.Fatal(err)
 	}
 	return w
 }
 
-func (w *world) mint(now time.Time) func() (*identity.Issuer, error) {
-	return func() (*identity.Issuer, error) {
-		i, err := w.root.NewIssuer(now)
-		w.minted = append(w.minted, i)
-		return i, err
+func (w *world) name(c *x509.Certificate) string {
+	n := slices.IndexFunc(w.seen, c.Equal)
+	if n < 0 {
+		n = len(w.seen)
+		w.seen = append(w.seen, c)
 	}
-}
-
-func (w *world) name(raw []byte) string {
-	for n, i := range w.minted {
-		if string(i.Certificate().Raw) == string(raw) {
-			return fmt.Sprint(n)
-		}
-	}
-	return "?"
+	return fmt.Sprint(n)
 }
 
 // text is "number: current>next|formers".
 func (w *world) text(s State) string {
-	out := fmt.Sprintf("%d: %s", s.Number, w.name(s.Current.Certificate().Raw))
+	out := fmt.Sprintf("%d: %s", s.Number, w.name(s.Current.Certificate()))
 	if s.Next != nil {
-		out += ">" + w.name(s.Next.Certificate().Raw)
+		out += ">" + w.name(s.Next.Certificate())
 	}
 	for _, f := range s.Formers {
-		out += "|" + w.name(f.Certificate.Raw)
+		out += "|" + w.name(f.Certificate)
 	}
 	return out
 }
@@ -135,10 +131,10 @@ func TestDecide(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			s := First(w.minted[0])
+			s := First(w.first)
 			for i, step := range c.steps {
 				now := start.Add(step.after)
-				next, changed, err := Decide(now, s, step.acks, step.ask, w.mint(now))
+				next, changed, err := Decide(now, s, w.roots, step.acks, step.ask)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -148,14 +144,14 @@ func TestDecide(t *testing.T) {
 				if same := w.text(next) == w.text(s) && next.Request == s.Request && next.Deadline.Equal(s.Deadline); changed == same {
 					t.Errorf("step %d: changed: %v", i, changed)
 				}
-				if _, err := w.root.SignIssuerList(next.Number, next.Listed()); err != nil {
+				if _, err := w.roots.Current.SignIssuerList(next.Number, next.Listed()); err != nil {
 					t.Errorf("step %d: no peer would take the list: %v", i, err)
 				}
 				data, err := next.Marshal()
 				if err != nil {
 					t.Fatal(err)
 				}
-				if s, err = Parse(data, w.root.Certificate()); err != nil { // as another replica reads it
+				if s, err = Parse(data, w.roots.Current.Certificate()); err != nil { // as another replica reads it
 					t.Fatal(err)
 				}
 				if w.text(s) != w.text(next) || s.Needed != next.Needed || s.Announced != next.Announced || s.Request != next.Request ||
@@ -167,11 +163,11 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-func TestDecideWithoutMint(t *testing.T) {
+func TestDecideUnderAnExpiredRoot(t *testing.T) {
 	w := newWorld(t)
-	s := First(w.minted[0])
+	s := First(w.first)
 	for _, r := range []Request{{ID: "a"}, {ID: "a", Revoke: true}} {
-		next, changed, err := Decide(start, s, nil, r, func() (*identity.Issuer, error) { return nil, errors.New("expired") })
+		next, changed, err := Decide(start.Add(2*identity.RootLifetime), s, w.roots, nil, r)
 		if err == nil || changed || w.text(next) != "1: 0" {
 			t.Errorf("%+v: %s, %v, %v: want nothing changed and the error", r, w.text(next), changed, err)
 		}
@@ -180,12 +176,12 @@ func TestDecideWithoutMint(t *testing.T) {
 
 func TestNeverRotated(t *testing.T) {
 	w := newWorld(t)
-	data, err := First(w.minted[0]).Marshal()
+	data, err := First(w.first).Marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
 	delete(data, rest)
-	s, err := Parse(data, w.root.Certificate())
+	s, err := Parse(data, w.roots.Current.Certificate())
 	if err != nil || w.text(s) != "1: 0" || s.Needed != 1 {
 		t.Errorf("a Secret of an older version: %v, %v", s, err)
 	}
@@ -214,13 +210,13 @@ func TestRequest(t *testing.T) {
 
 func TestProgress(t *testing.T) {
 	w := newWorld(t)
-	s, _, err := Decide(start, First(w.minted[0]), nil, Request{ID: "a", Announce: "1h"}, w.mint(start))
+	s, _, err := Decide(start, First(w.first), w.roots, nil, Request{ID: "a", Announce: "1h"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	at := start.Add(time.Hour)
 	want := Progress{Request: "a", Number: 2, Listed: 2, Deadline: &at, Waiting: []string{"north"}, Fault: "no"}
-	got, err := ParseProgress(Tell(s, map[string]uint64{"east": 2, "north": 1}, errors.New("no")).String())
+	got, err := ParseProgress(Tell(s, w.roots, map[string]uint64{"east": 2, "north": 1}, errors.New("no")).String())
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v, want less: %s", err, diff)
 	}

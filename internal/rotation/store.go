@@ -9,11 +9,12 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// Keys of the Secret: the current issuer has those of any TLS Secret.
+// Keys of the Secrets: the current issuer or root has those of any TLS Secret.
 const (
 	currentCert, currentKey = "tls.crt", "tls.key"
 	nextCert, nextKey       = "next.crt", "next.key"
 	rest                    = "rotation.json"
+	rootsRest               = "roots.json"
 )
 
 // stored is what a State is beside its issuers.
@@ -25,6 +26,8 @@ type stored struct {
 	Since     time.Time      `json:"since,omitzero"`
 	Hurry     bool           `json:"hurry,omitempty"`
 	Request   string         `json:"request,omitempty"`
+	Mark      string         `json:"roots,omitempty"`
+	Carried   uint64         `json:"rootsSince,omitempty"`
 	Formers   []storedFormer `json:"formers,omitempty"`
 }
 
@@ -45,7 +48,10 @@ func (s State) Marshal() (map[string][]byte, error) {
 			return nil, err
 		}
 	}
-	out := stored{Number: s.Number, Needed: s.Needed, Announced: s.Announced, Deadline: s.Deadline, Since: s.Since, Hurry: s.Hurry, Request: s.Request}
+	out := stored{
+		Number: s.Number, Needed: s.Needed, Announced: s.Announced, Deadline: s.Deadline, Since: s.Since, Hurry: s.Hurry,
+		Request: s.Request, Mark: s.Mark, Carried: s.Carried,
+	}
 	for _, f := range s.Formers {
 		out.Formers = append(out.Formers, storedFormer{f.Certificate.Raw, f.Until})
 	}
@@ -54,9 +60,9 @@ func (s State) Marshal() (map[string][]byte, error) {
 }
 
 // Parse reads what Marshal wrote, or a Secret of a cluster that has never rotated. Every
-// issuer must be signed by root.
-func Parse(data map[string][]byte, root *x509.Certificate) (State, error) {
-	current, err := identity.ParseIssuer(data[currentCert], data[currentKey], root)
+// issuer with a key must be signed by one of roots.
+func Parse(data map[string][]byte, roots ...*x509.Certificate) (State, error) {
+	current, err := identity.ParseIssuer(data[currentCert], data[currentKey], roots...)
 	if err != nil {
 		return State{}, err
 	}
@@ -69,10 +75,10 @@ func Parse(data map[string][]byte, root *x509.Certificate) (State, error) {
 	}
 	s := State{
 		Number: in.Number, Needed: in.Needed, Announced: in.Announced, Current: current,
-		Deadline: in.Deadline, Since: in.Since, Hurry: in.Hurry, Request: in.Request,
+		Deadline: in.Deadline, Since: in.Since, Hurry: in.Hurry, Request: in.Request, Mark: in.Mark, Carried: in.Carried,
 	}
 	if len(data[nextCert]) > 0 {
-		if s.Next, err = identity.ParseIssuer(data[nextCert], data[nextKey], root); err != nil {
+		if s.Next, err = identity.ParseIssuer(data[nextCert], data[nextKey], roots...); err != nil {
 			return State{}, fmt.Errorf("next: %w", err)
 		}
 	}
@@ -84,4 +90,97 @@ func Parse(data map[string][]byte, root *x509.Certificate) (State, error) {
 		s.Formers = append(s.Formers, Former{c, f.Until})
 	}
 	return s, nil
+}
+
+// storedRoots is what Roots are beside the roots that have a key.
+type storedRoots struct {
+	Generation uint64    `json:"generation"`
+	Deadline   time.Time `json:"deadline,omitzero"`
+	Hurry      bool      `json:"hurry,omitempty"`
+	Onward     []byte    `json:"onward,omitempty"`
+	Back       []byte    `json:"back,omitempty"`
+	Former     []byte    `json:"former,omitempty"`
+	Disowned   bool      `json:"disowned,omitempty"`
+	Elders     [][]byte  `json:"elders,omitempty"`
+	Request    string    `json:"request,omitempty"`
+}
+
+// Marshal returns the data of the Secret, keys in the clear.
+func (r Roots) Marshal() (map[string][]byte, error) {
+	data := make(map[string][]byte, 5)
+	var err error
+	if data[currentCert], data[currentKey], err = r.Current.MarshalPEM(); err != nil {
+		return nil, err
+	}
+	if r.Next != nil {
+		if data[nextCert], data[nextKey], err = r.Next.MarshalPEM(); err != nil {
+			return nil, err
+		}
+	}
+	out := storedRoots{
+		Generation: r.Generation, Deadline: r.Deadline, Hurry: r.Hurry, Disowned: r.Disowned, Request: r.Request,
+		Onward: raw(r.Onward), Back: raw(r.Back), Former: raw(r.Former),
+	}
+	for _, c := range r.Elders {
+		out.Elders = append(out.Elders, c.Raw)
+	}
+	data[rootsRest], err = json.Marshal(out)
+	return data, err
+}
+
+func raw(c *x509.Certificate) []byte {
+	if c == nil {
+		return nil
+	}
+	return c.Raw
+}
+
+// ParseRoots reads what Roots.Marshal wrote, or a Secret of a cluster that has never
+// rotated its root.
+func ParseRoots(data map[string][]byte) (Roots, error) {
+	current, err := identity.ParseRoot(data[currentCert], data[currentKey])
+	if err != nil {
+		return Roots{}, err
+	}
+	if len(data[rootsRest]) == 0 {
+		return FirstRoots(current), nil
+	}
+	var in storedRoots
+	if err := json.Unmarshal(data[rootsRest], &in); err != nil {
+		return Roots{}, fmt.Errorf("%s: %w", rootsRest, err)
+	}
+	r := Roots{Generation: in.Generation, Current: current, Deadline: in.Deadline, Hurry: in.Hurry, Disowned: in.Disowned, Request: in.Request}
+	if len(data[nextCert]) > 0 {
+		if r.Next, err = identity.ParseRoot(data[nextCert], data[nextKey]); err != nil {
+			return Roots{}, fmt.Errorf("next: %w", err)
+		}
+	}
+	elders := make([]*x509.Certificate, len(in.Elders))
+	for i := range elders {
+		if elders[i], err = certificate(in.Elders[i]); err != nil {
+			return Roots{}, err
+		}
+	}
+	r.Elders = bounded(elders, maxElders)
+	for into, der := range map[**x509.Certificate][]byte{&r.Onward: in.Onward, &r.Back: in.Back, &r.Former: in.Former} {
+		if *into, err = certificate(der); err != nil {
+			return Roots{}, err
+		}
+	}
+	if r.Disowned && r.Former == nil {
+		return Roots{}, fmt.Errorf("%s: a root is disowned that is not there", rootsRest)
+	}
+	return r, nil
+}
+
+// certificate parses one that may be missing.
+func certificate(der []byte) (*x509.Certificate, error) {
+	if len(der) == 0 {
+		return nil, nil
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", rootsRest, err)
+	}
+	return c, nil
 }

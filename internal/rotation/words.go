@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
 // Annotations of the ConfigMap that holds a cluster's public half.
@@ -26,7 +28,9 @@ const (
 // A Request asks for another issuer. It is taken up once, however often it is read.
 type Request struct {
 	ID string `json:"id"`
-	// Revoke: at once, and the issuers of now are listed no more.
+	// Root: for another root, too, which signs the issuer.
+	Root bool `json:"root,omitempty"`
+	// Revoke: at once, and the issuers of now are listed no more; the root neither, if it is asked for.
 	Revoke bool `json:"revoke,omitempty"`
 	// Announce is how long the new issuer is announced at most, as Go writes durations; empty: Ahead.
 	Announce string `json:"announce,omitempty"`
@@ -87,13 +91,28 @@ type Progress struct {
 	Waiting []string `json:"waiting,omitempty"`
 	// Room is when the next issuer can be announced, if too many are listed for that.
 	Room *time.Time `json:"room,omitempty"`
+	// Root is how far the roots are.
+	Root RootProgress `json:"root,omitzero"`
 	// Fault is why the request that stands there is not taken up.
 	Fault string `json:"fault,omitempty"`
 }
 
-// Tell returns the progress of s.
-func Tell(s State, acks map[string]uint64, fault error) Progress {
-	p := Progress{Request: s.Request, Number: s.Number, Listed: len(s.Listed()), Waiting: Behind(acks, s.Needed)}
+// RootProgress is what the leader says of the roots.
+type RootProgress struct {
+	// Request is the last one that was taken up.
+	Request string `json:"request,omitempty"`
+	// Deadline is when the announced root signs at the latest; nil: none is announced.
+	Deadline *time.Time `json:"deadline,omitempty"`
+	// Waiting are Links whose peers have not acknowledged the announced root.
+	Waiting []string `json:"waiting,omitempty"`
+	// Leaving: issuers of the root before are still trusted, until Until if that is known.
+	Leaving bool       `json:"leaving,omitempty"`
+	Until   *time.Time `json:"until,omitempty"`
+}
+
+// Tell returns the progress of s and roots.
+func Tell(s State, roots Roots, acks map[string]uint64, fault error) Progress {
+	p := Progress{Request: s.Request, Number: s.Number, Listed: len(s.Listed()), Waiting: Behind(acks, s.Needed), Root: tellRoots(s, roots, acks)}
 	if s.Next != nil {
 		at := s.Deadline.UTC().Truncate(time.Second)
 		p.Deadline, p.Waiting = &at, Behind(acks, s.Announced)
@@ -109,6 +128,23 @@ func Tell(s State, acks map[string]uint64, fault error) Progress {
 	p.Waiting = p.Waiting[:min(len(p.Waiting), maxWaiting)]
 	if fault != nil {
 		p.Fault = fault.Error()
+	}
+	return p
+}
+
+func tellRoots(s State, roots Roots, acks map[string]uint64) RootProgress {
+	p := RootProgress{Request: roots.Request, Leaving: roots.Former != nil}
+	if roots.Next != nil {
+		at := roots.Deadline.UTC().Truncate(time.Second)
+		p.Deadline, p.Waiting = &at, Behind(acks, s.Carried)
+		p.Waiting = p.Waiting[:min(len(p.Waiting), maxWaiting)]
+	}
+	if p.Leaving && identity.SignedBy(s.Current.Certificate(), roots.Current.Certificate()) {
+		for _, f := range s.Formers {
+			if at := f.Until.UTC().Truncate(time.Second); p.Until == nil || at.After(*p.Until) {
+				p.Until = &at
+			}
+		}
 	}
 	return p
 }

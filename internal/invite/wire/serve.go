@@ -72,7 +72,7 @@ type Server struct {
 	// TLS returns the config for the next handshake, which presents this cluster's
 	// root, too, and asks for the client's.
 	TLS    func() (*tls.Config, error)
-	Root   [32]byte
+	Root   func() [32]byte
 	Guard  Guard
 	Handle Handle
 	Count  func(result string)
@@ -151,7 +151,7 @@ func (s *Server) read(c *tls.Conn) (*Call, error) {
 	}
 	return &Call{
 		Request: &req, Root: root, Address: host(c.RemoteAddr()), body: f.Body, proof: f.Proof,
-		session: invite.Session{Exporter: key, Inviter: s.Root, Joiner: identity.RootHash(root)},
+		session: invite.Session{Exporter: key, Inviter: s.Root(), Joiner: identity.RootHash(root)},
 	}, nil
 }
 

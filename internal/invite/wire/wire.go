@@ -154,7 +154,7 @@ func ask(c io.ReadWriter, secret invite.Secret, on invite.Session, req *Request)
 func Explain(err error) string {
 	switch reason := identity.Reason(err); {
 	case reason == identity.ReasonUnknownAuthority:
-		return "whoever answers there is not the inviter: its root is another than the token names"
+		return "whoever answers there is not the inviter, or its root was rotated after the token was made: ask for a new token"
 	case reason == identity.ReasonExpired || reason == identity.ReasonNotYetValid:
 		return "the inviter's certificate is not valid by this cluster's clock: compare the two clusters' clocks"
 	case reason != identity.ReasonOther:
