@@ -15,22 +15,23 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/rotation"
 )
 
 // rotateFlags are the words of `causeway rotate`.
 type rotateFlags struct {
 	clusterFlags
-	revoke, wait bool
-	announce     time.Duration
-	timeout      time.Duration
+	root, revoke, wait, yes bool
+	announce                time.Duration
+	timeout                 time.Duration
 }
 
 func (a *app) rotate() *cobra.Command {
 	var flags rotateFlags
 	c := &cobra.Command{
 		Use:   "rotate",
-		Short: "Give this cluster's workloads a new issuer, or revoke the old one",
+		Short: "Give this cluster's workloads a new issuer, or the cluster a new root; or revoke the old one",
 		Long: `Give this cluster's workloads a new issuer.
 
 The new issuer is announced to all peers, signs when all have acknowledged it, at the latest after --announce, and the
@@ -38,8 +39,15 @@ old one is trusted until all that it has signed has expired: no connection is lo
 two thirds of an issuer's life.
 
 With --revoke the old issuer is not trusted any more, at once: what it has signed ends with the next message to the peers,
-open connections included, and the agents ask for new certificates. It is for a key that may be known to somebody else.`,
-		Example: "  causeway rotate --context west --wait\n  causeway rotate --context west --revoke --wait",
+open connections included, and the agents ask for new certificates. It is for a key that may be known to somebody else.
+
+With --root the cluster gets a new root first, announced in the same way and signed by the old one, so that Links which hold the
+old root stay good; a new issuer follows. The old root's key is destroyed when the new root signs. Apply what
+"causeway identity" prints in the peers when it suits you.
+
+With --root --revoke nobody vouches for the new root: whoever has stolen the old one could do so, too. No peer believes this
+cluster until it is linked anew, and until then each believes whoever holds the old root.`,
+		Example: "  causeway rotate --context west --wait\n  causeway rotate --context west --revoke --wait\n  causeway rotate --context west --root --wait",
 		GroupID: operator,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -47,15 +55,17 @@ open connections included, and the agents ask for new certificates. It is for a 
 		},
 	}
 	flags.add(c)
-	c.Flags().BoolVar(&flags.revoke, "revoke", false, "trust the issuers of now no more, at once")
-	c.Flags().DurationVar(&flags.announce, "announce", rotation.Ahead, "`how long` the new issuer is announced at most, whoever has not acknowledged it")
-	c.Flags().BoolVar(&flags.wait, "wait", false, "wait until the new issuer signs")
-	c.Flags().DurationVar(&flags.timeout, "timeout", 0, "`how long` to wait (default --announce and two minutes)")
+	c.Flags().BoolVar(&flags.root, "root", false, "a new root first, and then an issuer of it")
+	c.Flags().BoolVar(&flags.revoke, "revoke", false, "trust the issuers of now, and with --root the root, no more, at once")
+	c.Flags().BoolVar(&flags.yes, "yes", false, "do not ask before --root --revoke")
+	c.Flags().DurationVar(&flags.announce, "announce", rotation.Ahead, "`how long` the new root or issuer is announced at most, whoever has not acknowledged it")
+	c.Flags().BoolVar(&flags.wait, "wait", false, "wait until the new one signs")
+	c.Flags().DurationVar(&flags.timeout, "timeout", 0, "`how long` to wait (default --announce, twice with --root, and two minutes)")
 	return c
 }
 
 func (a *app) runRotate(ctx context.Context, flags rotateFlags, announced bool) error {
-	request := rotation.Request{ID: rand.Text(), Revoke: flags.revoke, Announce: flags.announce.String()}
+	request := rotation.Request{ID: rand.Text(), Root: flags.root, Revoke: flags.revoke, Announce: flags.announce.String()}
 	if flags.revoke {
 		if announced {
 			return &hinted{err: fmt.Errorf("--announce and --revoke exclude each other"), code: 2, hint: "--revoke announces nothing: it acts at once"}
@@ -65,18 +75,33 @@ func (a *app) runRotate(ctx context.Context, flags rotateFlags, announced bool) 
 	if err := request.Check(); err != nil {
 		return &hinted{err: fmt.Errorf("rotate: %w", err), code: 2, hint: "--announce takes a time as `24h` or `30s`"}
 	}
-	if flags.timeout == 0 {
-		flags.timeout = flags.announce + 2*time.Minute
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong)
-	defer cancel()
 	cl, err := a.connect(flags.clusterFlags, a.stderr)
 	if err != nil {
 		return err
 	}
+	parted := ""
+	if flags.root && flags.revoke {
+		if parted, err = a.parting(ctx, cl, flags); err != nil {
+			return err
+		}
+	}
+	if flags.timeout == 0 {
+		flags.timeout = 2*flags.announce + 2*time.Minute
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong)
+	defer cancel()
 	if err := ask(ctx, cl, flags.namespace, request); err != nil {
 		return err
 	}
+	if err := a.awaitRotation(ctx, cl, flags, request); err != nil {
+		return err
+	}
+	fmt.Fprint(a.stderr, parted)
+	return nil
+}
+
+// awaitRotation waits until r is done, if that is wanted.
+func (a *app) awaitRotation(ctx context.Context, cl cluster, flags rotateFlags, r rotation.Request) error {
 	if !flags.wait {
 		fmt.Fprintf(a.stderr, "asked for: the controllers go on by themselves; `causeway rotate --wait` would have told how far they are\n")
 		return nil
@@ -84,9 +109,36 @@ func (a *app) runRotate(ctx context.Context, flags rotateFlags, announced bool) 
 	what := wait{
 		what: "rotation", done: "done: the new issuer signs", undone: "is not done",
 		hint:  fmt.Sprintf("it goes on by itself if a controller runs: `kubectl -n %s get pods`", flags.namespace),
-		state: func() (string, error) { return rotating(ctx, cl, flags.namespace, request) },
+		state: func() (string, error) { return rotating(ctx, cl, flags.namespace, r) },
+	}
+	if flags.root {
+		what.done = "done: the new root and its issuer sign"
 	}
 	return newProgress(a.stderr).until(ctx, what)
+}
+
+// parting asks whether to part from all peers, as revoking the root does, and returns what is to be done afterwards.
+func (a *app) parting(ctx context.Context, cl cluster, flags rotateFlags) (string, error) {
+	var links v1alpha1.LinkList
+	if err := cl.List(ctx, &links); err != nil {
+		return "", fmt.Errorf("list Links: %w", err)
+	}
+	var names []string
+	for _, l := range links.Items {
+		names = append(names, l.Name)
+	}
+	peers := strings.Join(names, ", ")
+	if peers == "" {
+		return "", nil
+	}
+	if !flags.yes {
+		plan := fmt.Sprintf("No peer will believe this cluster until it is linked anew: %s. Calls in both directions fail until then.", peers)
+		if err := a.confirm(ctx, plan, "revoked"); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("To be linked anew, by `causeway link` or what `causeway identity` prints here now: %s.\n"+
+		"Until then each of them believes whoever holds the old root: where that is too long, delete the Link to this cluster there at once.\n", peers), nil
 }
 
 // ask writes the request where the controllers look.
@@ -128,10 +180,12 @@ func rotating(ctx context.Context, c client.Reader, namespace string, r rotation
 
 // awaited says what a request still waits for.
 func awaited(p rotation.Progress, r rotation.Request) string {
-	waiting := ""
-	if len(p.Waiting) > 0 {
-		waiting = "; not acknowledged by " + strings.Join(p.Waiting, ", ")
+	if r.Root {
+		if text := awaitedRoot(p, r); text != "" {
+			return text
+		}
 	}
+	waiting := unacknowledged(p.Waiting)
 	switch {
 	case p.Request != r.ID && p.Fault != "":
 		return p.Fault
@@ -143,4 +197,31 @@ func awaited(p rotation.Progress, r rotation.Request) string {
 		return fmt.Sprintf("the new issuer is announced (list %d), and signs at %s at the latest%s", p.Number, p.Deadline.Format(time.RFC3339), waiting)
 	}
 	return ""
+}
+
+// awaitedRoot says what a request for a root still waits for before the issuer's turn has come.
+func awaitedRoot(p rotation.Progress, r rotation.Request) string {
+	root := p.Root
+	switch {
+	case root.Request != r.ID && p.Fault != "":
+		return p.Fault
+	case root.Request != r.ID && root.Until != nil:
+		return fmt.Sprintf("waits until %s, when the last issuer of the root before goes; --revoke would not wait", root.Until.Format(time.RFC3339))
+	case root.Request != r.ID && root.Leaving:
+		return "waits for the rotation of the root before to end"
+	case root.Request != r.ID:
+		return "waits for the controllers"
+	case root.Deadline != nil:
+		return fmt.Sprintf("the new root is announced (list %d), and signs at %s at the latest%s", p.Number, root.Deadline.Format(time.RFC3339), unacknowledged(root.Waiting))
+	case root.Leaving && root.Until == nil && p.Deadline == nil:
+		return "the new root signs, and its issuer is to be announced"
+	}
+	return ""
+}
+
+func unacknowledged(peers []string) string {
+	if len(peers) == 0 {
+		return ""
+	}
+	return "; not acknowledged by " + strings.Join(peers, ", ")
 }

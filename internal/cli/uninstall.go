@@ -69,7 +69,7 @@ func (a *app) runUninstall(ctx context.Context, flags uninstallFlags) error {
 		return err
 	}
 	if !flags.yes {
-		if err := a.confirm(ctx, s.String()); err != nil {
+		if err := a.confirm(ctx, s.String(), "removed"); err != nil {
 			return err
 		}
 	}
@@ -105,8 +105,8 @@ func (f uninstallFlags) checkNamespace(ctx context.Context, c client.Reader) err
 	return err
 }
 
-// confirm asks the person at the terminal whether to do what plan says.
-func (a *app) confirm(ctx context.Context, plan string) error {
+// confirm asks the person at the terminal whether to do what plan says; done is what would have been.
+func (a *app) confirm(ctx context.Context, plan, done string) error {
 	fmt.Fprintln(a.stderr, plan)
 	if !a.terminal {
 		return withHint(errors.New("nobody is there to be asked whether to go on"), "--yes goes on without asking")
@@ -124,7 +124,7 @@ func (a *app) confirm(ctx context.Context, plan string) error {
 		return context.Cause(ctx)
 	case text := <-answer:
 		if text != "y" && text != "yes" {
-			return errors.New("nothing was removed")
+			return errors.New("nothing was " + done)
 		}
 		return nil
 	}

@@ -74,6 +74,8 @@ type belief struct {
 	peer link.Peer
 	list []byte
 	view view.Peer
+	// followed: another root than the Link's has signed the list.
+	followed bool
 }
 
 // changed asks for a thought. It never blocks.
@@ -328,13 +330,14 @@ func (b *brain) peerView(p link.Peer, kept *v1alpha1.PeerTrust) (belief, error) 
 		return belief{}, err
 	}
 	v := view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}
-	if known, ok := applied(p, kept); ok {
+	known, ok := applied(p, kept)
+	if ok {
 		v.IssuerNumber = known.Number
 		for _, c := range known.Issuers {
 			v.Issuers = append(v.Issuers, c.Raw)
 		}
 	}
-	return belief{p, list, v}, nil
+	return belief{p, list, v, ok && !known.Root.Equal(p.Root)}, nil
 }
 
 // lead gives the leader's writers their newest work.
@@ -364,6 +367,9 @@ func (b *brain) job(t *thought, l *v1alpha1.Link, trusted bool) job {
 		seen: h.seen(t.faults[l.Name], trusted), due: h.due(),
 	}
 	j.seen.Imports = l.Spec.Import != nil
+	if b.believed[l.Name].followed {
+		j.seen.RootUntil = t.peers[l.Name].Root.NotAfter
+	}
 	j.seen.Behind = b.own.issuers.Load().behind(h.trusts, t.now)
 	b.others(t, l, h, &j.seen)
 	j.seen.Exports = len(t.exports.For(l.Name))

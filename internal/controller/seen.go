@@ -112,7 +112,7 @@ func (h heard) seen(fault *link.Fault, issuersKnown bool) link.Seen {
 	s := link.Seen{
 		Fault: fault, IssuersKnown: issuersKnown, Complete: h.complete,
 		Gateways: len(counted), Connected: h.inbound || h.dialled(), PeerVersion: h.hello.GetVersion(),
-		DNS: h.addresses.DNS, Refused: slices.Clone(h.addresses.Refused),
+		DNS: h.addresses.DNS, Refused: slices.Clone(h.addresses.Refused), IssuersRefused: h.refusedNow(),
 	}
 	for _, a := range h.addresses.Use {
 		err := h.streams[a.At].err

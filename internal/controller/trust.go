@@ -92,6 +92,7 @@ type issuers struct {
 	newest  []byte // the newest signed list; nil: none yet
 	number  uint64 // of newest
 	refused []byte // the last list that was refused
+	why     string // it was
 	known   uint64 // the number of the newest list that is kept, as the peer is told
 	pace    *rate.Limiter
 	keeping bool // a goroutine keeps newest
@@ -110,11 +111,28 @@ func (i *issuers) sent(p link.Peer, der []byte) (bool, error) {
 		err = fmt.Errorf("issuers of %s: list %d after list %d: %w", p.Name, list.Number, i.number, errOlder)
 	}
 	if err != nil {
-		i.refused = append([]byte{}, der...)
+		i.refused, i.why = append([]byte{}, der...), refusal(err)
 		return false, err
 	}
 	i.newest, i.number = der, list.Number
 	return true, nil
+}
+
+// refusal is why a list was refused, in a sentence of a closed list; empty for an older one:
+// a replica of the peer may be a moment behind another.
+func refusal(err error) string {
+	if errors.Is(err, errOlder) {
+		return ""
+	}
+	return "the Link's root has not signed their list, nor has one that followed it"
+}
+
+// refusedNow is why the list that a peer has said last was refused; empty: it was not.
+func (s *peerState) refusedNow() string {
+	if list := s.hello.GetIssuerList(); len(list) > 0 && bytes.Equal(list, s.issuers.refused) {
+		return s.issuers.why
+	}
+	return ""
 }
 
 // learn takes in the list that a peer says it has, and returns the number of the
@@ -143,7 +161,7 @@ func (p *peers) store(s *peerState, der []byte) error {
 	defer p.mu.Unlock()
 	s.issuers.known = max(s.issuers.known, number)
 	if errors.Is(err, errOlder) && bytes.Equal(der, s.issuers.newest) {
-		s.issuers.newest, s.issuers.refused = nil, der
+		s.issuers.newest, s.issuers.refused, s.issuers.why = nil, der, refusal(err)
 	}
 	return err
 }

@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/link"
+	"github.com/causeway-mesh/causeway/internal/rotation"
 )
 
 func (a *api) kept(t testing.TB, p link.Peer) uint64 {
@@ -258,4 +261,75 @@ func TestLinkMadeAnewUnderAStream(t *testing.T) {
 		}
 		p.set(t.Context(), nil)
 	})
+}
+
+// rotated is o after the same root was followed by another, or was revoked.
+func rotated(t *testing.T, o *own, revoke bool) *own {
+	t.Helper()
+	have, now := o.issuers.Load(), time.Now()
+	roots, state := have.roots, have.State
+	ask := rotation.Request{ID: "a", Root: true, Revoke: revoke}
+	var err error
+	for range 3 {
+		roots, _, err = rotation.DecideRoots(now, roots, state, nil, ask, func() (*identity.Root, error) { return identity.NewRoot(o.trustDomain, now) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state, _, err = rotation.Decide(now, state, roots, nil, ask.ForIssuers(roots)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := &own{trustDomain: o.trustDomain, linkKey: o.linkKey, hopMaster: o.hopMaster}
+	if err := out.adopt(roots, state); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestLinkTellsOfThePeersRoot(t *testing.T) {
+	for name, c := range map[string]struct {
+		why    string
+		peer   *own
+		reason string
+		trusts bool
+	}{
+		"as pinned": {"the ordinary case", east(), "Trusted", true},
+		"followed":  {"the old Link is good, and is to be applied anew in time", rotated(t, east(), false), "RootFollowed", true},
+		"revoked":   {"the old stream still stands, but who speaks there is not believed", rotated(t, east(), true), "IssuersRefused", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newReplica(t, newAPI(t, linkTo("east", east())))
+			r.leading.Store(true)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer func() { cancel(); r.peers.running.Wait(); r.leader.running.Wait() }()
+			think := func() {
+				t.Helper()
+				if err := r.think(ctx, time.Now()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			think()
+			sink := inboundSink{r.peers}
+			if c.reason == "IssuersRefused" { // what stood before
+				sink.Hello("east", hello(east(), 1), 0)
+			}
+			h := &wire.Hello{Version: "v9", IssuerList: c.peer.hello("v9").IssuerList, LinkPublicKey: c.peer.linkKey.Public()}
+			sink.Hello("east", h, 0)
+			think()
+			think()
+			var l v1alpha1.Link
+			r.get(t, "", "east", &l)
+			snap, err := gather(ctx, r.api, system, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			th := &thought{snapshot: snap, now: time.Now(), peers: map[string]link.Peer{"east": peerOf(t, &l)}}
+			j := r.job(th, &l, true)
+			status, _ := link.Status(&l, j.seen, time.Now())
+			got := meta.FindStatusCondition(status.Conditions, v1alpha1.LinkTrusted)
+			if got == nil || got.Reason != c.reason || (got.Status == metav1.ConditionTrue) != c.trusts {
+				t.Errorf("%+v, want %s: %s", got, c.reason, c.why)
+			}
+		})
+	}
 }

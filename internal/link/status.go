@@ -20,6 +20,11 @@ type Seen struct {
 	Fault *Fault
 	// IssuersKnown: a list of issuers signed by the Link's root is held.
 	IssuersKnown bool
+	// IssuersRefused is why the list of issuers that the peer sends now is not believed; empty: it is.
+	IssuersRefused string
+	// RootUntil is when the Link's root ends, if the peer has another one by now, which that
+	// one vouches for; zero: it has not.
+	RootUntil time.Time
 	// Behind is the number of the list of our issuers that the peer should have by now, but
 	// says that it has not; 0: it has it, or has said nothing.
 	Behind uint64
@@ -95,11 +100,19 @@ func trusted(s Seen) metav1.Condition {
 		return condition(v1alpha1.LinkTrusted, false, string(s.Fault.Reason), s.Fault.Message)
 	case !s.IssuersKnown:
 		return condition(v1alpha1.LinkTrusted, false, "NoIssuers", "the peer's issuers are not known yet: they come with the first catalog stream")
+	case s.IssuersRefused != "":
+		return condition(v1alpha1.LinkTrusted, false, "IssuersRefused", fmt.Sprintf("the issuers that the peer tells of now are not believed, and those of before are still: %s. "+
+			"If its root was revoked, apply what `causeway identity` prints there", s.IssuersRefused))
 	case s.Behind != 0:
 		return condition(v1alpha1.LinkTrusted, false, "IssuerNotAcknowledged", fmt.Sprintf("the peer's side has not taken in this cluster's new issuer "+
-			"(list %d) and refuses this cluster's workloads until it does: look at the logs of the peer's controllers", s.Behind))
+			"(list %d) and refuses this cluster's workloads until it does: if this cluster's root was revoked, apply there what `causeway identity` prints here; "+
+			"else look at the logs of the peer's controllers", s.Behind))
 	case s.Skew != 0:
 		return condition(v1alpha1.LinkTrusted, false, "ClockSkew", skew(s.Skew))
+	}
+	if !s.RootUntil.IsZero() {
+		return condition(v1alpha1.LinkTrusted, true, "RootFollowed", fmt.Sprintf("the peer's issuers are known, by a root that followed the Link's: "+
+			"apply what `causeway identity` prints in the peer before %s, when the Link's root ends", s.RootUntil.UTC().Format(time.DateOnly)))
 	}
 	return condition(v1alpha1.LinkTrusted, true, "Trusted", "the peer's issuers are known and signed by the Link's root")
 }

@@ -24,6 +24,18 @@ func TestConditionsAgree(t *testing.T) {
 			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1},
 			want: map[string]string{"Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
 		},
+		"a root that followed": {
+			why:  "all is well for now, and what is to be done in time is said",
+			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, RootUntil: time.Date(2031, 2, 3, 0, 0, 0, 0, time.UTC)},
+			want: map[string]string{"Connected": "True Connected", "Trusted": "True RootFollowed", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
+			says: map[string]string{"Trusted": "apply what `causeway identity` prints in the peer before 2031-02-03"},
+		},
+		"a root that was revoked": {
+			why:  "the stream of before stands, and who speaks there is not believed any more",
+			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, IssuersRefused: "nobody has signed their list"},
+			want: map[string]string{"Connected": "True Connected", "Trusted": "False IssuersRefused", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
+			says: map[string]string{"Trusted": "nobody has signed their list. If its root was revoked, apply what `causeway identity` prints there"},
+		},
 		"a black hole among addresses": {
 			why: "it works, and which address does not is said",
 			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 3, Reachable: 1,
