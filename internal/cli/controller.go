@@ -23,6 +23,7 @@ func (a *app) controller() *cobra.Command {
 		return controller.Run(c.Context(), o)
 	})
 	c.Flags().StringVar(&o.ClusterName, "cluster-name", "", "name of this cluster, the beginning of its trust domain")
+	c.Flags().StringVar(&o.CASecret, "ca-secret", "", "Secret in which somebody else keeps this cluster's root (default the cluster makes its own)")
 	c.Flags().Var(&pods, "pod-cidrs", "the cluster's pod ranges, which virtual IPs must not overlap")
 	c.Flags().Var(&services, "service-cidrs", "the cluster's Service ranges, which virtual IPs must not overlap")
 	c.Flags().Var(&vips, "vip-cidrs", "ranges of the virtual IPs, one for each IP family")

@@ -64,6 +64,8 @@ const identityConfigMap = "causeway-identity"
 type publicHalf struct {
 	ClusterName, TrustDomain, Root, LinkPublicKey string
 	Gateways                                      []string
+	// CASecret is where somebody else keeps the root, if Root is not it but who has signed it.
+	CASecret string
 }
 
 // readPublicHalf reads the cluster's public half, which the controller of namespace keeps.
@@ -80,6 +82,7 @@ func readPublicHalf(ctx context.Context, c client.Reader, namespace string) (pub
 	half := publicHalf{
 		ClusterName: m.Data["clusterName"], TrustDomain: m.Data["trustDomain"],
 		Root: strings.TrimSpace(m.Data["root.pem"]) + "\n", LinkPublicKey: m.Data["linkPublicKey"],
+		CASecret: m.Data["caSecret"],
 	}
 	for g := range strings.SplitSeq(m.Data["gateways"], ",") {
 		if g = strings.TrimSpace(g); g != "" {

@@ -22,6 +22,7 @@ import (
 type installFlags struct {
 	clusterFlags
 	clusterName string
+	caSecret    string
 	files, sets []string
 	dryRun      bool
 	skipCanary  bool
@@ -44,6 +45,7 @@ Run it again to change a value or to upgrade. What the chart does not hold is le
 	}
 	flags.clusterFlags.add(c)
 	c.Flags().StringVar(&flags.clusterName, "cluster-name", "", "this cluster's `name`, which cannot change later (default the one it has)")
+	c.Flags().StringVar(&flags.caSecret, "ca-secret", "", "`name` of a Secret, in Causeway's namespace, in which somebody else, such as cert-manager, keeps this cluster's root")
 	c.Flags().StringArrayVarP(&flags.files, "values", "f", nil, "YAML `file` of chart values; may be repeated, the last wins")
 	c.Flags().StringArrayVar(&flags.sets, "set", nil, "one chart value, `key=value`; may be repeated, goes over --values")
 	c.Flags().BoolVar(&flags.dryRun, "dry-run", false, "print the objects as YAML and ask no cluster")
@@ -154,6 +156,9 @@ func (f *installFlags) values() (map[string]any, error) {
 	}
 	if f.clusterName != "" {
 		values["clusterName"] = f.clusterName
+	}
+	if f.caSecret != "" {
+		values["caSecret"] = f.caSecret
 	}
 	return values, nil
 }

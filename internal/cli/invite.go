@@ -154,6 +154,10 @@ func newToken(ctx context.Context, cl cluster, f clusterFlags, peer string) (inv
 
 // rootHash is the hash of the cluster's root.
 func (h publicHalf) rootHash() ([32]byte, error) {
+	if h.CASecret != "" {
+		return [32]byte{}, withHint(fmt.Errorf("an invite names each cluster by its root, and this one's, of Secret %s, is signed by one that others may share", h.CASecret),
+			"use `causeway link`, or apply what `causeway identity` prints in each to the other")
+	}
 	block, _ := pem.Decode([]byte(h.Root))
 	if block == nil {
 		return [32]byte{}, errors.New("this cluster's identity is damaged: its root is no PEM certificate")

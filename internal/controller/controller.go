@@ -71,6 +71,9 @@ type Options struct {
 	Taken []netip.Prefix
 	// Namespace, PodName are the pod's own. Required.
 	Namespace, PodName string
+	// CASecret names a Secret of Namespace in which somebody else keeps this cluster's root;
+	// empty: the cluster makes its own.
+	CASecret string
 	// Version is told to peers and written on mirrors.
 	Version string
 	// Addresses to listen on. Defaults ":4145", ":4146", ":9464", ":9465", and the pod's
@@ -103,11 +106,11 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	mine, err := loadOwn(ctx, live, o.Namespace, o.ClusterName, time.Now())
+	mine, err := loadOwn(ctx, live, o, time.Now())
 	if err != nil {
 		return fmt.Errorf("load this cluster's identity: %w", err)
 	}
-	err = mine.publish(ctx, live, o.Namespace, o.ClusterName, nil)
+	err = mine.publish(ctx, live, o, nil)
 	if err != nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) { // another replica does
 		return err
 	}

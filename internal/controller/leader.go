@@ -289,7 +289,7 @@ func (l *leader) identify(ctx context.Context, gateways []string) error {
 	if slices.Equal(gateways, l.named) && time.Since(l.namedWhen) < reread && roots == l.namedRoots {
 		return nil
 	}
-	if err := l.own.publish(ctx, l.client, l.o.Namespace, l.o.ClusterName, gateways); err != nil {
+	if err := l.own.publish(ctx, l.client, l.o, gateways); err != nil {
 		return err
 	}
 	l.named, l.namedWhen, l.namedRoots = gateways, time.Now(), roots

@@ -157,6 +157,9 @@ func count(list []string, text string) int {
 	return n
 }
 
+// named are the options of a cluster's controller as far as its identity needs them.
+func named(cluster string) Options { return Options{Namespace: system, ClusterName: cluster} }
+
 var quietly = slog.New(slog.DiscardHandler)
 
 // identities are made once: keys cost time.

@@ -40,6 +40,8 @@ const (
 	KeyRoot          = "root.pem"
 	KeyLinkPublicKey = "linkPublicKey"
 	KeyGateways      = "gateways"
+	// KeyCASecret names the Secret that the root is brought by, if what peers pin is another's.
+	KeyCASecret = "caSecret"
 )
 
 // own is this cluster's identity. It is immutable, but that its roots and issuers are
@@ -56,17 +58,18 @@ func (o *own) root() *identity.Root { return o.issuers.Load().roots.Current }
 
 // loadOwn reads the cluster's identity, making what is missing. Replicas may do
 // so at the same time: of two who make a Secret, the loser reads the winner's.
-func loadOwn(ctx context.Context, c client.Client, namespace, clusterName string, now time.Time) (*own, error) {
+func loadOwn(ctx context.Context, c client.Client, as Options, now time.Time) (*own, error) {
 	o := &own{}
-	if err := o.loadTrust(ctx, c, namespace, clusterName, now); err != nil {
+	if err := o.loadTrust(ctx, c, as, now); err != nil {
 		return nil, err
 	}
-	return o, o.loadKeys(ctx, c, namespace)
+	return o, o.loadKeys(ctx, c, as.Namespace)
 }
 
 // loadTrust reads roots and issuers.
-func (o *own) loadTrust(ctx context.Context, c client.Client, namespace, clusterName string, now time.Time) error {
-	roots, err := loadRoots(ctx, c, namespace, clusterName, now)
+func (o *own) loadTrust(ctx context.Context, c client.Client, as Options, now time.Time) error {
+	namespace := as.Namespace
+	roots, err := loadRoots(ctx, c, as, now)
 	if err != nil {
 		return err
 	}
@@ -82,7 +85,7 @@ func (o *own) loadTrust(ctx context.Context, c client.Client, namespace, cluster
 		return err
 	}
 	// Roots are written before their issuers, so that they have to be read after them.
-	if roots, err = loadRoots(ctx, c, namespace, clusterName, now); err != nil {
+	if roots, err = loadRoots(ctx, c, as, now); err != nil {
 		return err
 	}
 	state, err := rotation.Parse(data, roots.Known()...)
@@ -101,14 +104,22 @@ func (o *own) loadTrust(ctx context.Context, c client.Client, namespace, cluster
 	return o.adopt(roots, state)
 }
 
-// loadRoots reads the roots, making one at the cluster's first start.
-func loadRoots(ctx context.Context, c client.Client, namespace, clusterName string, now time.Time) (rotation.Roots, error) {
-	data, err := secret(ctx, c, namespace, rootSecret, corev1.SecretTypeTLS, func() (map[string][]byte, error) {
+// loadRoots reads the roots, making one, or taking the one that is brought, at the cluster's
+// first start.
+func loadRoots(ctx context.Context, c client.Client, as Options, now time.Time) (rotation.Roots, error) {
+	data, err := secret(ctx, c, as.Namespace, rootSecret, corev1.SecretTypeTLS, func() (map[string][]byte, error) {
+		if as.CASecret != "" {
+			root, err := bring(ctx, c, as.Namespace, as.CASecret, now)
+			if err != nil {
+				return nil, err
+			}
+			return rotation.FirstRoots(root).Marshal()
+		}
 		var kubeSystem corev1.Namespace
 		if err := c.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &kubeSystem); err != nil {
 			return nil, fmt.Errorf("read the UID of namespace kube-system: %w", err)
 		}
-		trustDomain, err := identity.TrustDomainFor(clusterName, string(kubeSystem.UID))
+		trustDomain, err := identity.TrustDomainFor(as.ClusterName, string(kubeSystem.UID))
 		if err != nil {
 			return nil, err
 		}
@@ -123,7 +134,7 @@ func loadRoots(ctx context.Context, c client.Client, namespace, clusterName stri
 	}
 	roots, err := rotation.ParseRoots(data)
 	if err != nil {
-		return rotation.Roots{}, fmt.Errorf("Secret %s/%s: %w", namespace, rootSecret, err)
+		return rotation.Roots{}, fmt.Errorf("Secret %s/%s: %w", as.Namespace, rootSecret, err)
 	}
 	return roots, nil
 }
@@ -190,15 +201,18 @@ func secret(ctx context.Context, c client.Client, namespace, name string, kind c
 // only what differs. With nil gateways those that it names stay: they are not
 // known yet. Of two who publish at once the loser gets a conflict or an
 // AlreadyExists, as the API server has it.
-func (o *own) publish(ctx context.Context, c client.Client, namespace, clusterName string, gateways []string) error {
+func (o *own) publish(ctx context.Context, c client.Client, as Options, gateways []string) error {
 	want := map[string]string{
 		KeyTrustDomain:   o.trustDomain,
-		KeyClusterName:   clusterName,
+		KeyClusterName:   as.ClusterName,
 		KeyRoot:          string(bytes.TrimSpace(o.root().AnchorPEM())) + "\n",
 		KeyLinkPublicKey: base64.StdEncoding.EncodeToString(o.linkKey.Public()),
 		KeyGateways:      strings.Join(gateways, ","),
 	}
-	key := client.ObjectKey{Namespace: namespace, Name: IdentityConfigMap}
+	if as.CASecret != "" && len(o.root().Way()) > 0 {
+		want[KeyCASecret] = as.CASecret
+	}
+	key := client.ObjectKey{Namespace: as.Namespace, Name: IdentityConfigMap}
 	var cm corev1.ConfigMap
 	err := c.Get(ctx, key, &cm)
 	if gateways == nil {
@@ -207,7 +221,7 @@ func (o *own) publish(ctx context.Context, c client.Client, namespace, clusterNa
 	switch {
 	case apierrors.IsNotFound(err):
 		cm = corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: IdentityConfigMap, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: as.Namespace, Name: IdentityConfigMap, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy}},
 			Data:       want,
 		}
 		err = c.Create(ctx, &cm)

@@ -38,7 +38,7 @@ func TestTwoReplicasStartAtOnce(t *testing.T) {
 	var starting sync.WaitGroup
 	for i := range got {
 		starting.Go(func() {
-			o, err := loadOwn(t.Context(), a, system, "west", time.Now())
+			o, err := loadOwn(t.Context(), a, named("west"), time.Now())
 			if err != nil {
 				t.Error(err)
 			}
@@ -62,7 +62,7 @@ func TestTwoReplicasStartAtOnce(t *testing.T) {
 	}
 	a.refusing(nil)
 	a.wrote()
-	again, err := loadOwn(t.Context(), a, system, "renamed", time.Now())
+	again, err := loadOwn(t.Context(), a, named("renamed"), time.Now())
 	if err != nil || again.trustDomain != x.trustDomain || len(a.wrote()) > 0 {
 		t.Errorf("a restart reads what is there, whatever the cluster is called now: %v", err)
 	}
@@ -70,7 +70,7 @@ func TestTwoReplicasStartAtOnce(t *testing.T) {
 
 func TestDamagedSecretIsNotReplaced(t *testing.T) {
 	a := newAPI(t)
-	if _, err := loadOwn(t.Context(), a, system, "west", time.Now()); err != nil {
+	if _, err := loadOwn(t.Context(), a, named("west"), time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	var s corev1.Secret
@@ -80,7 +80,7 @@ func TestDamagedSecretIsNotReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.wrote()
-	if _, err := loadOwn(t.Context(), a, system, "west", time.Now()); err == nil || len(a.wrote()) > 0 {
+	if _, err := loadOwn(t.Context(), a, named("west"), time.Now()); err == nil || len(a.wrote()) > 0 {
 		t.Errorf("a key that is broken is for a person to mend, not to be made anew under open links: %v", err)
 	}
 }
@@ -89,7 +89,7 @@ func TestPublish(t *testing.T) {
 	a := newAPI(t)
 	publish := func(gateways []string) (map[string]string, []string) {
 		t.Helper()
-		if err := west().publish(t.Context(), a, system, "west", gateways); err != nil {
+		if err := west().publish(t.Context(), a, named("west"), gateways); err != nil {
 			t.Fatal(err)
 		}
 		var cm corev1.ConfigMap
@@ -142,7 +142,7 @@ func TestPublishTellsOfALostRace(t *testing.T) {
 		}
 		return nil
 	})
-	if err := west().publish(t.Context(), a, system, "west", nil); !apierrors.IsAlreadyExists(err) {
+	if err := west().publish(t.Context(), a, named("west"), nil); !apierrors.IsAlreadyExists(err) {
 		t.Errorf("the writer must come again, and so must know: %v", err)
 	}
 }

@@ -183,7 +183,7 @@ func (p *peers) clientTLS(peer link.Peer) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return identity.ClientTLS(identity.PlaneCatalog, sni, p.credential, identity.VerifyPeerController(peer.Root, time.Now)), nil
+	return identity.ClientTLS(identity.PlaneCatalog, sni, p.credential, identity.VerifyPeerController(peer.TrustDomain, peer.Root, time.Now)), nil
 }
 
 // serverTLS proves us to peers' controllers, and them to us.
@@ -197,11 +197,11 @@ func (p *peers) serverTLS() (*tls.Config, error) {
 // with each heartbeat of each stream: the trust domain that a certificate claims
 // chooses the one root that it is verified against.
 func (p *peers) who(cs tls.ConnectionState) (string, error) {
-	name, root, err := p.claimed(cs.PeerCertificates)
+	name, domain, root, err := p.claimed(cs.PeerCertificates)
 	if err != nil {
 		return "", err
 	}
-	_, err = identity.VerifyController(cs.PeerCertificates, root, time.Now())
+	_, err = identity.VerifyController(cs.PeerCertificates, domain, root, time.Now())
 	if err != nil {
 		return "", err
 	}
@@ -209,18 +209,18 @@ func (p *peers) who(cs tls.ConnectionState) (string, error) {
 }
 
 // claimed finds the Link whose peer the certificates claim to be of.
-func (p *peers) claimed(certs []*x509.Certificate) (name string, root *x509.Certificate, err error) {
+func (p *peers) claimed(certs []*x509.Certificate) (name, domain string, root *x509.Certificate, err error) {
 	if len(certs) == 0 || len(certs[0].URIs) != 1 {
-		return "", nil, errors.New("its certificate has no SPIFFE ID")
+		return "", "", nil, errors.New("its certificate has no SPIFFE ID")
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for name, s := range p.links {
 		if s.peer.TrustDomain == certs[0].URIs[0].Host {
-			return name, s.peer.Root, nil
+			return name, s.peer.TrustDomain, s.peer.Root, nil
 		}
 	}
-	return "", nil, errors.New("no Link names its trust domain")
+	return "", "", nil, errors.New("no Link names its trust domain")
 }
 
 // note runs do on a peer's state, unless that has been replaced, and tells of the change.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/events"
 
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/rotation"
@@ -18,20 +19,27 @@ type turner struct {
 	*rotator
 	leads  bool
 	turned int
+	told   *events.FakeRecorder
 }
 
 func newTurner(t *testing.T, a *api, leads bool, acks map[string]uint64) *turner {
 	t.Helper()
-	o, err := loadOwn(t.Context(), a, system, "west", time.Now())
+	return newTurnerAs(t, a, leads, acks, named("west"))
+}
+
+func newTurnerAs(t *testing.T, a *api, leads bool, acks map[string]uint64, as Options) *turner {
+	t.Helper()
+	o, err := loadOwn(t.Context(), a, as, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := o.publish(t.Context(), a, system, "west", nil); err != nil {
+	if err := o.publish(t.Context(), a, as, nil); err != nil {
 		t.Fatal(err)
 	}
-	r := &turner{leads: leads}
+	r := &turner{leads: leads, told: events.NewFakeRecorder(16)}
 	r.rotator = &rotator{
 		own: o, client: a, namespace: system, log: quietly, turned: func() { r.turned++ },
+		events: r.told, caSecret: as.CASecret,
 		ready: func() bool { return r.leads }, acks: func() map[string]uint64 { return acks },
 	}
 	return r
@@ -109,7 +117,7 @@ func TestRotation(t *testing.T) {
 	if s := other.own.issuers.Load(); s.Number != 3 || len(s.ders) != 1 || string(s.ders[0]) != other.current() {
 		t.Errorf("revoked: list %d of %d", s.Number, len(s.ders))
 	}
-	if err := leader.own.publish(t.Context(), a, system, "renamed", nil); err != nil || progress(t, a).Number != 3 {
+	if err := leader.own.publish(t.Context(), a, named("renamed"), nil); err != nil || progress(t, a).Number != 3 {
 		t.Errorf("publishing the identity keeps what stands beside it: %v", err)
 	}
 	again := newTurner(t, a, false, nil)

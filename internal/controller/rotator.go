@@ -11,11 +11,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/backoff"
-	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/rotation"
 )
 
@@ -40,8 +40,12 @@ type rotator struct {
 	turned    func()      // own has others
 	ready     func() bool // this replica leads, and knows its peers
 	acks      func() map[string]uint64
+	events    events.EventRecorder
 	log       *slog.Logger
 	seen      [2]string // versions of the Secrets that own has
+	// caSecret is where somebody else keeps the root; empty: nowhere. complained is what was
+	// last said of it.
+	caSecret, complained string
 }
 
 // kept is what the two Secrets hold.
@@ -55,6 +59,7 @@ func (p *process) rotator() *rotator {
 	whole := p.whole
 	return &rotator{
 		own: p.own, client: p.live, namespace: p.o.Namespace, acks: p.brain.peers.acks, log: p.log,
+		events: p.brain.leader.events, caSecret: p.o.CASecret,
 		turned: func() {
 			if err := p.brain.board.SetHello(p.own.hello(p.o.Version)); err != nil {
 				p.log.Error("peers are not told of this cluster's issuers", "error", err)
@@ -236,10 +241,11 @@ func (r *rotator) decide(ctx context.Context, now time.Time, k *kept) error {
 // decideRoots writes the roots as they must be now. fault is why they stay as they are,
 // which keeps nobody from rotating the issuer.
 func (r *rotator) decideRoots(ctx context.Context, now time.Time, k *kept, acks map[string]uint64, request rotation.Request) (fault, err error) {
-	next, changed, fault := rotation.DecideRoots(now, k.rooted, k.state, acks, request,
-		func() (*identity.Root, error) { return identity.NewRoot(r.own.trustDomain, now) })
+	from, notTaken := r.source(ctx, now, k.rooted)
+	r.complain(notTaken)
+	next, changed, fault := rotation.DecideRoots(now, k.rooted, k.state, acks, request, from)
 	if fault != nil || !changed {
-		return fault, nil
+		return errors.Join(notTaken, fault), nil
 	}
 	if err := r.write(ctx, &k.roots, next.Marshal); err != nil {
 		return nil, fmt.Errorf("keep this cluster's root in Secret %s/%s: %w", r.namespace, rootSecret, err)
@@ -247,7 +253,7 @@ func (r *rotator) decideRoots(ctx context.Context, now time.Time, k *kept, acks 
 	k.rooted = next
 	r.log.Info("this cluster's root has changed, or is about to", "generation", next.Generation, "announced", next.Next != nil,
 		"former", next.Former != nil, "revoked", next.Disowned)
-	return nil, nil
+	return notTaken, nil
 }
 
 // decideIssuers writes the issuers as they must be now.

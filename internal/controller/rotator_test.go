@@ -32,7 +32,7 @@ func trustedUnder(t *testing.T, pinned *x509.Certificate, o *own) error {
 		}
 		certs = append(certs, cert)
 	}
-	_, err = identity.VerifyController(certs, pinned, time.Now())
+	_, err = identity.VerifyController(certs, o.trustDomain, pinned, time.Now())
 	return err
 }
 
@@ -82,7 +82,7 @@ func TestRootRotation(t *testing.T) {
 	if p := progress(t, a); p.Deadline != nil || p.Root.Until == nil {
 		t.Errorf("the issuer has followed: %+v", p)
 	}
-	if err := leader.own.publish(t.Context(), a, system, "west", nil); err != nil {
+	if err := leader.own.publish(t.Context(), a, named("west"), nil); err != nil {
 		t.Fatal(err)
 	}
 	var cm corev1.ConfigMap

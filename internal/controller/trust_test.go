@@ -271,7 +271,8 @@ func rotated(t *testing.T, o *own, revoke bool) *own {
 	ask := rotation.Request{ID: "a", Root: true, Revoke: revoke}
 	var err error
 	for range 3 {
-		roots, _, err = rotation.DecideRoots(now, roots, state, nil, ask, func() (*identity.Root, error) { return identity.NewRoot(o.trustDomain, now) })
+		roots, _, err = rotation.DecideRoots(now, roots, state, nil, ask, rotation.Source{
+			Make: func() (*identity.Root, error) { return identity.NewRoot(o.trustDomain, now) }})
 		if err != nil {
 			t.Fatal(err)
 		}

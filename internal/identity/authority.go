@@ -50,9 +50,13 @@ func (a *authority) MarshalPEM() (certPEM, keyPEM []byte, err error) {
 	return encodeCertificate(a.cert.Raw), keyPEM, nil
 }
 
-// Root is a cluster's long-lived, self-signed authority. It signs controllers'
-// certificates, issuers, and the list of issuers; never a workload's name.
-type Root struct{ authority }
+// Root is a cluster's long-lived authority: self-signed, or brought and signed by another
+// that peers pin. It signs controllers' certificates, issuers, and the list of issuers;
+// never a workload's name.
+type Root struct {
+	authority
+	anchor *x509.Certificate // nil: itself
+}
 
 // NewRoot makes a root for a trust domain.
 func NewRoot(trustDomain string, now time.Time) (*Root, error) {
@@ -69,7 +73,7 @@ func NewRoot(trustDomain string, now time.Time) (*Root, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the root of trust domain %q: %w", trustDomain, err)
 	}
-	return &Root{authority{trustDomain, cert, key}}, nil
+	return &Root{authority: authority{trustDomain, cert, key}}, nil
 }
 
 // ParseRoot reads what MarshalPEM writes. Its errors wrap ErrAuthority or ErrKey.
@@ -81,18 +85,18 @@ func ParseRoot(certPEM, keyPEM []byte) (*Root, error) {
 	if err := checkRoot(a.cert, a.trustDomain); err != nil {
 		return nil, err
 	}
-	return &Root{a}, nil
+	return &Root{authority: a}, nil
 }
 
-// ParseRootCertificate reads a root's public half, PEM, which must be that of a
-// given trust domain. It does not ask the clock. Its errors wrap ErrAuthority
+// ParseRootCertificate reads what a Link pins, PEM: the root of a given trust domain,
+// or one that is of no trust domain and has signed it. It does not ask the clock. Its errors wrap ErrAuthority
 // or ErrKey unless the PEM itself is broken.
 func ParseRootCertificate(certPEM []byte, trustDomain string) (*x509.Certificate, error) {
 	cert, err := parseCertificatePEM(certPEM)
 	if err != nil {
 		return nil, fmt.Errorf("root of trust domain %q: %w", trustDomain, err)
 	}
-	if err := checkRoot(cert, trustDomain); err != nil {
+	if err := checkAnchor(cert, trustDomain); err != nil {
 		return nil, err
 	}
 	return cert, nil
@@ -249,7 +253,27 @@ func checkRoot(cert *x509.Certificate, trustDomain string) error {
 	if cert == nil || !isP256(cert.PublicKey) {
 		return fmt.Errorf("the root of trust domain %q has no P-256 key: %w", trustDomain, ErrKey)
 	}
-	if err := checkAuthority(cert, trustDomain); err != nil {
+	if len(cert.URIs) == 0 {
+		return fmt.Errorf("root: an authority has one URI, spiffe://TRUST-DOMAIN, and not 0: %w", ErrAuthority)
+	}
+	return checkAnchor(cert, trustDomain)
+}
+
+// checkAnchor checks everything of what a Link pins but its dates. What names no trust domain
+// acts for none, but may sign the roots of some.
+func checkAnchor(cert *x509.Certificate, trustDomain string) error {
+	if cert == nil {
+		return fmt.Errorf("the root of trust domain %q is missing: %w", trustDomain, ErrAuthority)
+	}
+	if err := checkAuthorityKey(cert.PublicKey); err != nil {
+		return fmt.Errorf("the root of trust domain %q: %w", trustDomain, err)
+	}
+	if len(cert.URIs) > 0 {
+		if err := checkAuthority(cert, trustDomain); err != nil {
+			return fmt.Errorf("root: %w", err)
+		}
+	}
+	if err := checkSigns(cert, trustDomain); err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
 	if !bytes.Equal(cert.RawIssuer, cert.RawSubject) {
@@ -295,6 +319,10 @@ func checkAuthority(cert *x509.Certificate, trustDomain string) error {
 	if got != trustDomain {
 		return fmt.Errorf("the certificate is of trust domain %q, not %q: %w", got, trustDomain, ErrAuthority)
 	}
+	return checkSigns(cert, trustDomain)
+}
+
+func checkSigns(cert *x509.Certificate, trustDomain string) error {
 	if !cert.BasicConstraintsValid || !cert.IsCA || cert.KeyUsage&x509.KeyUsageCertSign == 0 {
 		return fmt.Errorf("the certificate of trust domain %q may not sign certificates: %w", trustDomain, ErrAuthority)
 	}

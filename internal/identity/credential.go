@@ -28,8 +28,8 @@ type Credential struct {
 // NewCredential joins a chain, DER and leaf first, with the key that it was
 // signed for. It checks that they belong together, not that anybody trusts them.
 func NewCredential(chain [][]byte, key PrivateKey) (*Credential, error) {
-	if len(chain) == 0 || len(chain) > maxChain {
-		return nil, fmt.Errorf("a chain of %d certificates is not of 1 to %d", len(chain), maxChain)
+	if len(chain) == 0 || len(chain) > 1+MaxPresented {
+		return nil, fmt.Errorf("a chain of %d certificates is not of 1 to %d", len(chain), 1+MaxPresented)
 	}
 	leaf, err := x509.ParseCertificate(chain[0])
 	if err != nil {

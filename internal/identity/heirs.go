@@ -17,7 +17,7 @@ import (
 // controller may present beside its own certificate.
 const (
 	MaxCrosses   = 6
-	MaxPresented = maxChain - 1
+	MaxPresented = 3
 )
 
 // Endorse returns the cross certificate by which those who hold r believe other, for as
@@ -53,7 +53,7 @@ func checkHeir(cert *x509.Certificate, trustDomain string) error {
 	return nil
 }
 
-// heirs returns whoever may act as a root for those who hold root: itself, and those whom
+// heirs returns whoever is a root to those who hold root: itself, and those whom
 // it or an heir has endorsed by one of crosses, of which there may be MaxCrosses. With a
 // time, all must be valid then.
 func heirs(root *x509.Certificate, trustDomain string, crosses []*x509.Certificate, now time.Time) []*x509.Certificate {
@@ -80,6 +80,14 @@ func heirs(root *x509.Certificate, trustDomain string, crosses []*x509.Certifica
 	return out
 }
 
+// acting are those of roots that act for the trust domain themselves.
+func acting(roots []*x509.Certificate, trustDomain string) []*x509.Certificate {
+	return slices.DeleteFunc(roots, func(c *x509.Certificate) bool {
+		got, err := authorityTrustDomain(c)
+		return err != nil || got != trustDomain
+	})
+}
+
 // SignedBy reports whether one of roots has signed issuer.
 func SignedBy(issuer *x509.Certificate, roots ...*x509.Certificate) bool {
 	return slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return checkSignedBy(issuer, r) == nil })
@@ -102,10 +110,20 @@ func checkListed(issuer *x509.Certificate, roots []*x509.Certificate) error {
 }
 
 // Anchor is the certificate that peers pin.
-func (r *Root) Anchor() *x509.Certificate { return r.cert }
+func (r *Root) Anchor() *x509.Certificate {
+	if r.anchor != nil {
+		return r.anchor
+	}
+	return r.cert
+}
 
 // AnchorPEM is Anchor as PEM.
 func (r *Root) AnchorPEM() []byte { return encodeCertificate(r.Anchor().Raw) }
 
 // Way are the certificates that lead from the anchor to the root; none, if it is the anchor.
-func (r *Root) Way() []*x509.Certificate { return nil }
+func (r *Root) Way() []*x509.Certificate {
+	if r.anchor == nil {
+		return nil
+	}
+	return []*x509.Certificate{r.cert}
+}

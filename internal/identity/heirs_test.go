@@ -73,10 +73,10 @@ func TestControllersOfAFollowingRoot(t *testing.T) {
 		"another's root":      {why: "a root vouches for its own trust domain", leaf: mint(t, template, other.cert, &key.PublicKey, other.key.key), shown: crosses(endorsed), want: ReasonUnknownAuthority},
 		"another trust chain": {why: "who is not pinned is nobody", leaf: east.controller().cert.Leaf, shown: crosses(d.onward[0]), want: ReasonTrustDomain},
 		"expired":             {why: "nothing outlives the root that is pinned", leaf: d.controller(1), shown: crosses(d.onward[0]), at: RootLifetime + time.Hour, want: ReasonExpired},
-		"three":               {why: "work before proof is bounded", leaf: d.controller(1), shown: slices.Repeat(d.onward, 2), want: ReasonChainTooLong},
+		"too many":            {why: "work before proof is bounded", leaf: d.controller(1), shown: slices.Repeat(d.onward, MaxPresented), want: ReasonChainTooLong},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := VerifyController(append([]*x509.Certificate{c.leaf}, c.shown...), d.roots[c.pinned].cert, noon.Add(c.at))
+			_, err := VerifyController(append([]*x509.Certificate{c.leaf}, c.shown...), "west", d.roots[c.pinned].cert, noon.Add(c.at))
 			if Reason(err) != c.want {
 				t.Errorf("reason %q (%v), want %q: %s", Reason(err), err, c.want, c.why)
 			}
@@ -93,7 +93,7 @@ func TestCrossEndsWithItsRoot(t *testing.T) {
 		t.Errorf("the cross certificate ends at %v, the root that signed it at %v", cross.NotAfter, old.cert.NotAfter)
 	}
 	leaf := (&cluster{t, young, nil}).controller().cert.Leaf
-	if _, err := VerifyController([]*x509.Certificate{leaf, cross}, old.cert, old.cert.NotAfter.Add(time.Second)); err == nil {
+	if _, err := VerifyController([]*x509.Certificate{leaf, cross}, "west", old.cert, old.cert.NotAfter.Add(time.Second)); err == nil {
 		t.Error("it is believed after the end of the root that is pinned")
 	}
 }
@@ -164,7 +164,7 @@ func TestListOfAFollowingRoot(t *testing.T) {
 	if _, err := d.roots[0].SignIssuerList(1, []*x509.Certificate{i1}); err == nil {
 		t.Error("an issuer of a root that nobody has endorsed is listed")
 	}
-	if _, err := d.roots[0].SignIssuerList(1, []*x509.Certificate{i0}, slices.Repeat(d.onward, 3)...); err == nil {
+	if _, err := d.roots[0].SignIssuerList(1, []*x509.Certificate{i0}, slices.Repeat(d.onward, 4)...); err == nil {
 		t.Error("crosses without a bound")
 	}
 	own := mint(t, authorityTemplate("west", "issuer", noon, time.Hour), d.roots[0].cert, d.roots[1].key.Public(), d.roots[0].key.key)

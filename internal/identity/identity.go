@@ -33,7 +33,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
-// maxChain is how many certificates a peer may present.
+// maxChain is how many certificates a workload may present.
 const maxChain = 3
 
 // Anchors is an immutable set of trust domains with the issuers that may vouch
@@ -100,16 +100,16 @@ func VerifyWorkload(certs []*x509.Certificate, anchors *Anchors, now time.Time) 
 	return verify(certs, anchors, now)
 }
 
-// VerifyController returns the name of a controller replica of the cluster whose
-// root is given, a certificate from ParseRootCertificate. The chain is a leaf that
+// VerifyController returns the name of a controller replica of the cluster of a trust
+// domain whose root is given, a certificate from ParseRootCertificate. The chain is a leaf that
 // the root has signed, or one that follows it by the cross certificates beside the
 // leaf, and its ServiceAccount is causeway-controller.
 // Reason tells why an error refused it.
-func VerifyController(certs []*x509.Certificate, root *x509.Certificate, now time.Time) (Name, error) {
-	if _, err := inspect(certs); err != nil {
+func VerifyController(certs []*x509.Certificate, trustDomain string, root *x509.Certificate, now time.Time) (Name, error) {
+	if _, err := inspect(certs, 1+MaxPresented); err != nil {
 		return Name{}, err
 	}
-	anchor, err := rootAnchor(root, certs[1:], now)
+	anchor, err := rootAnchor(root, trustDomain, certs[1:], now)
 	if err != nil {
 		return Name{}, refuse(ReasonUnknownAuthority, "%w", err)
 	}
@@ -124,24 +124,20 @@ func VerifyController(certs []*x509.Certificate, root *x509.Certificate, now tim
 }
 
 // rootAnchor is the set that VerifyController alone may use.
-func rootAnchor(root *x509.Certificate, crosses []*x509.Certificate, now time.Time) (*Anchors, error) {
-	name, err := authorityTrustDomain(root)
-	if err != nil {
-		return nil, fmt.Errorf("root: %w", err)
-	}
-	if err := checkRoot(root, name); err != nil {
+func rootAnchor(root *x509.Certificate, name string, crosses []*x509.Certificate, now time.Time) (*Anchors, error) {
+	if err := checkAnchor(root, name); err != nil {
 		return nil, err
 	}
 	trustDomain, err := spiffeid.TrustDomainFromString(name)
 	if err != nil {
 		return nil, fmt.Errorf("trust domain %q: %w: %w", name, err, ErrInvalidName)
 	}
-	bundle := x509bundle.FromX509Authorities(trustDomain, heirs(root, name, crosses, now))
+	bundle := x509bundle.FromX509Authorities(trustDomain, acting(heirs(root, name, crosses, now), name))
 	return &Anchors{bundles: map[spiffeid.TrustDomain]*x509bundle.Bundle{trustDomain: bundle}}, nil
 }
 
 func verify(certs []*x509.Certificate, anchors *Anchors, now time.Time) (Name, error) {
-	name, err := inspect(certs)
+	name, err := inspect(certs, maxChain)
 	if err != nil {
 		return Name{}, err
 	}
@@ -157,12 +153,12 @@ func verify(certs []*x509.Certificate, anchors *Anchors, now time.Time) (Name, e
 
 // inspect checks all that can be checked of a stranger's chain without verifying
 // a signature.
-func inspect(certs []*x509.Certificate) (Name, error) {
+func inspect(certs []*x509.Certificate, most int) (Name, error) {
 	if len(certs) == 0 {
 		return Name{}, refuse(ReasonNoCertificate, "the peer presents no certificate")
 	}
-	if len(certs) > maxChain {
-		return Name{}, refuse(ReasonChainTooLong, "a chain of %d certificates is longer than %d", len(certs), maxChain)
+	if len(certs) > most {
+		return Name{}, refuse(ReasonChainTooLong, "a chain of %d certificates is longer than %d", len(certs), most)
 	}
 	leaf := certs[0]
 	if !isP256(leaf.PublicKey) {

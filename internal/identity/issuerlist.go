@@ -93,7 +93,7 @@ func (r *Root) SignIssuerList(number uint64, issuers []*x509.Certificate, crosse
 		return nil, fmt.Errorf("marshal the signed issuer list: %w", err)
 	}
 	// What peers would refuse is refused here, where somebody can act on it.
-	if _, err := VerifyIssuerList(r.cert, r.trustDomain, der); err != nil {
+	if _, err := VerifyIssuerList(r.Anchor(), r.trustDomain, der); err != nil {
 		return nil, err
 	}
 	return der, nil
@@ -113,7 +113,7 @@ func VerifyIssuerList(root *x509.Certificate, trustDomain string, der []byte) (I
 }
 
 func openIssuerList(root *x509.Certificate, trustDomain string, der []byte) (IssuerList, error) {
-	if err := checkRoot(root, trustDomain); err != nil {
+	if err := checkAnchor(root, trustDomain); err != nil {
 		return IssuerList{}, err
 	}
 	if len(der) > MaxIssuerList {
@@ -163,7 +163,7 @@ func (s signedListDER) roots(root *x509.Certificate, trustDomain string) ([]*x50
 		}
 		crosses = append(crosses, c)
 	}
-	return heirs(root, trustDomain, crosses, time.Time{}), nil
+	return acting(heirs(root, trustDomain, crosses, time.Time{}), trustDomain), nil
 }
 
 // isBy reports whether root has signed s.

@@ -17,7 +17,8 @@ import (
 const (
 	maxPEM   = 16 << 10
 	pemCert  = "CERTIFICATE"
-	pemKey   = "PRIVATE KEY" // PKCS #8, RFC 5958
+	pemKey   = "PRIVATE KEY"    // PKCS #8, RFC 5958
+	pemECKey = "EC PRIVATE KEY" // SEC 1, RFC 5915
 	redacted = "[private key]"
 )
 
@@ -52,6 +53,24 @@ func ParsePrivateKey(keyPEM []byte) (PrivateKey, error) {
 	if err != nil {
 		return PrivateKey{}, errors.New("the private key is not PKCS #8")
 	}
+	return privateKey(parsed)
+}
+
+// parseBroughtKey reads a key that somebody else's tool wrote: PKCS #8 or, as many write
+// ECDSA keys, SEC 1.
+func parseBroughtKey(keyPEM []byte) (PrivateKey, error) {
+	der, err := decodePEM(pemECKey, keyPEM)
+	if err != nil {
+		return ParsePrivateKey(keyPEM)
+	}
+	parsed, err := x509.ParseECPrivateKey(der)
+	if err != nil {
+		return PrivateKey{}, errors.New("the private key is not SEC 1")
+	}
+	return privateKey(parsed)
+}
+
+func privateKey(parsed any) (PrivateKey, error) {
 	key, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok || key.Curve != elliptic.P256() {
 		return PrivateKey{}, fmt.Errorf("the private key is not ECDSA P-256: %w", ErrKey)

@@ -128,5 +128,5 @@ func fixedRoot(t testing.TB) (*Root, *Issuer) {
 	}
 	root := fixed("root", 1, nil, key(1), key(1))
 	issuer := fixed("issuer", 2, root, key(2), key(1))
-	return &Root{authority{"west", root, key(1)}}, &Issuer{authority{"west", issuer, key(2)}}
+	return &Root{authority: authority{"west", root, key(1)}}, &Issuer{authority{"west", issuer, key(2)}}
 }

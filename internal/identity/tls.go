@@ -154,10 +154,10 @@ func VerifyOneOf(names []Name, anchors func() *Anchors, now func() time.Time) Ve
 	}
 }
 
-// VerifyPeerController believes the controllers of the cluster of root.
-func VerifyPeerController(root *x509.Certificate, now func() time.Time) Verify {
+// VerifyPeerController believes the controllers of the cluster of a trust domain and its root.
+func VerifyPeerController(trustDomain string, root *x509.Certificate, now func() time.Time) Verify {
 	return func(cs tls.ConnectionState) error {
-		_, err := VerifyController(cs.PeerCertificates, root, now())
+		_, err := VerifyController(cs.PeerCertificates, trustDomain, root, now())
 		return err
 	}
 }

@@ -200,8 +200,8 @@ func TestNoResumption(t *testing.T) {
 
 func TestCatalogHandshake(t *testing.T) {
 	west, east := newCluster(t, "west"), newCluster(t, "east")
-	server := ServerTLS(PlaneCatalog, served(east.controller()), true, VerifyPeerController(west.root.cert, atNoon))
-	toEast := VerifyPeerController(east.root.cert, atNoon)
+	server := ServerTLS(PlaneCatalog, served(east.controller()), true, VerifyPeerController("west", west.root.cert, atNoon))
+	toEast := VerifyPeerController("east", east.root.cert, atNoon)
 
 	_, seen := handshake(t, ClientTLS(PlaneCatalog, "label", held(west.controller()), toEast), server)
 	if seen.err != nil {
@@ -223,14 +223,14 @@ func TestCatalogHandshake(t *testing.T) {
 func TestNodeHandshake(t *testing.T) {
 	west := newCluster(t, "west")
 	server := ServerTLS(PlaneNode, served(west.controller()), false, nil)
-	client, seen := handshake(t, ClientTLS(PlaneNode, "", nil, VerifyPeerController(west.root.cert, atNoon)), server)
+	client, seen := handshake(t, ClientTLS(PlaneNode, "", nil, VerifyPeerController("west", west.root.cert, atNoon)), server)
 	if client.err != nil || seen.err != nil {
 		t.Fatalf("client %v, server %v", client.err, seen.err)
 	}
 	if _, err := PeerName(seen.state); err == nil {
 		t.Error("a client without a certificate has a name")
 	}
-	client, _ = handshake(t, ClientTLS(PlaneNode, "", nil, VerifyPeerController(newCluster(t, "west").root.cert, atNoon)), server)
+	client, _ = handshake(t, ClientTLS(PlaneNode, "", nil, VerifyPeerController("west", newCluster(t, "west").root.cert, atNoon)), server)
 	if Reason(client.err) != ReasonUnknownAuthority {
 		t.Errorf("a controller of another root: %v", client.err)
 	}

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -135,14 +136,17 @@ func TestVerifyController(t *testing.T) {
 		root  *x509.Certificate
 		at    time.Time
 		want  string
+		// domain is the one that the Link names; "": west.
+		domain string
 	}{
 		"good":             {why: "a replica of the cluster", certs: []*x509.Certificate{controller}},
 		"none":             {why: "nothing proves nothing", want: ReasonNoCertificate},
 		"with an issuer":   {why: "a stolen issuer is not the controller", certs: []*x509.Certificate{minted, west.issuer.cert}, want: ReasonUnknownAuthority},
-		"long chain":       {why: "work before proof is bounded", certs: slices.Repeat([]*x509.Certificate{controller}, maxChain+1), want: ReasonChainTooLong},
+		"long chain":       {why: "work before proof is bounded", certs: slices.Repeat([]*x509.Certificate{controller}, 2+MaxPresented), want: ReasonChainTooLong},
 		"by an issuer":     {why: "a stolen issuer is not the controller", certs: []*x509.Certificate{minted}, want: ReasonUnknownAuthority},
 		"other account":    {why: "no other account is the controller", certs: []*x509.Certificate{rogue}, want: ReasonUnexpected},
-		"other root":       {why: "the Link pins one root", certs: []*x509.Certificate{controller}, root: east.root.cert, want: ReasonTrustDomain},
+		"other root":       {why: "the Link pins one root", certs: []*x509.Certificate{controller}, root: east.root.cert, domain: "east", want: ReasonTrustDomain},
+		"not its root":     {why: "root and trust domain belong together", certs: []*x509.Certificate{controller}, root: east.root.cert, want: ReasonUnknownAuthority},
 		"other domain":     {why: "a root vouches for its own trust domain only", certs: []*x509.Certificate{foreign}, want: ReasonTrustDomain},
 		"expired":          {why: "controllers renew daily", certs: []*x509.Certificate{controller}, at: noon.Add(25 * time.Hour), want: ReasonExpired},
 		"no root":          {why: "an issuer is no root", certs: []*x509.Certificate{minted}, root: west.issuer.cert, want: ReasonUnknownAuthority},
@@ -158,7 +162,7 @@ func TestVerifyController(t *testing.T) {
 			if at.IsZero() {
 				at = noon
 			}
-			got, err := VerifyController(c.certs, root, at)
+			got, err := VerifyController(c.certs, cmp.Or(c.domain, "west"), root, at)
 			if Reason(err) != c.want {
 				t.Fatalf("VerifyController: reason %q (%v), want %q: %s", Reason(err), err, c.want, c.why)
 			}
@@ -269,6 +273,6 @@ func FuzzVerifyWorkload(f *testing.F) {
 		if err != nil && !slices.Contains(Reasons(), Reason(err)) {
 			t.Fatalf("%v has no reason", err)
 		}
-		_, _ = VerifyController(certs, root.cert, noon)
+		_, _ = VerifyController(certs, "west", root.cert, noon)
 	})
 }

@@ -122,12 +122,22 @@ func (r Roots) mark() string {
 // Carries reports whether the list of s tells of r.
 func (s State) Carries(r Roots) bool { return s.Mark == r.mark() }
 
+// A Source is where another root comes from.
+type Source struct {
+	// Make makes one.
+	Make func() (*identity.Root, error)
+	// Brought is the one that somebody else makes, as it is now, and Name where it stands; nil:
+	// nobody does, and the cluster makes its own.
+	Brought *identity.Root
+	Name    string
+}
+
 // DecideRoots returns what the roots must be at now. It returns the same, and false, if
 // nothing is to change. s are the issuers of before, acks what peers have of their list.
-// make makes a root.
-func DecideRoots(now time.Time, r Roots, s State, acks map[string]uint64, ask Request, make func() (*identity.Root, error)) (Roots, bool, error) {
+// A brought root is followed by the one that stands in its place, as soon as that is another.
+func DecideRoots(now time.Time, r Roots, s State, acks map[string]uint64, ask Request, from Source) (Roots, bool, error) {
 	fresh := ask.Root && ask.ID != r.Request
-	next, err := r.step(now, s, acks, ask, fresh, make)
+	next, err := r.step(now, s, acks, ask, fresh, from)
 	if err != nil {
 		return r, false, err
 	}
@@ -140,16 +150,20 @@ func DecideRoots(now time.Time, r Roots, s State, acks map[string]uint64, ask Re
 }
 
 // step takes the one step that is due, if any.
-func (r Roots) step(now time.Time, s State, acks map[string]uint64, ask Request, fresh bool, make func() (*identity.Root, error)) (Roots, error) {
+func (r Roots) step(now time.Time, s State, acks map[string]uint64, ask Request, fresh bool, from Source) (Roots, error) {
 	next := r
 	next.Generation++
 	switch {
+	case from.Brought != nil && !from.Brought.Same(r.Current) && from.Brought.SameKey(r.Current):
+		next.Current = from.Brought // whoever believes the key believes it
 	case fresh && ask.Revoke:
-		root, err := make()
+		root, err := from.another(r)
 		if err != nil {
-			return r, fmt.Errorf("make a root: %w", err)
+			return r, err
 		}
 		return Roots{Generation: next.Generation, Current: root, Former: r.Current.Certificate(), Disowned: true, Request: ask.ID}, nil
+	case r.Next != nil && from.Brought != nil && !from.Brought.Same(r.Next):
+		return next.announce(now, from.Brought, ask, fresh) // renewed again before it signed
 	case r.Next != nil && fresh:
 		// It is under way already: then it is over by when this one would be.
 		if sooner := now.Add(ask.Ahead()); sooner.Before(r.Deadline) {
@@ -160,26 +174,47 @@ func (r Roots) step(now time.Time, s State, acks map[string]uint64, ask Request,
 		next = next.turn()
 	case r.Next == nil && r.Former != nil && !s.by(r.Former):
 		next.Former, next.Back, next.Disowned = nil, nil, false
-	case r.Next == nil && r.Former == nil && (fresh || !now.Before(automatic(r.Current.Certificate()))):
-		root, err := make()
+	case r.Next == nil && r.Former == nil && (fresh || r.due(now, from)):
+		root, err := from.another(r)
 		if err != nil {
-			return r, fmt.Errorf("make a root: %w", err)
-		}
-		if next, err = next.announce(now, root); err != nil {
 			return r, err
 		}
-		if fresh {
-			next.Deadline, next.Hurry, next.Request = now.Add(ask.Ahead()), true, ask.ID
-		}
+		return next.announce(now, root, ask, fresh)
 	default:
 		return r, nil
 	}
 	return next, nil
 }
 
+// due reports whether another root is to be announced though nobody asks.
+func (r Roots) due(now time.Time, from Source) bool {
+	if from.Brought != nil {
+		return !from.Brought.Same(r.Current)
+	}
+	return !now.Before(automatic(r.Current.Certificate()))
+}
+
+// another is a root that is not the current one.
+func (from Source) another(r Roots) (*identity.Root, error) {
+	if from.Brought == nil {
+		root, err := from.Make()
+		if err != nil {
+			return nil, fmt.Errorf("make a root: %w", err)
+		}
+		return root, nil
+	}
+	if from.Brought.Same(r.Current) {
+		return nil, fmt.Errorf("the root is brought by Secret %s: have it renewed with a new key there, and it is followed by itself", from.Name)
+	}
+	return from.Brought, nil
+}
+
 // announce makes root the next one.
-func (r Roots) announce(now time.Time, root *identity.Root) (Roots, error) {
-	r.Next, r.Deadline, r.Hurry = root, now.Add(Ahead), false
+func (r Roots) announce(now time.Time, root *identity.Root, ask Request, fresh bool) (Roots, error) {
+	r.Next, r.Deadline, r.Hurry, r.Onward, r.Back = root, now.Add(Ahead), false, nil, nil
+	if fresh {
+		r.Deadline, r.Hurry, r.Request = now.Add(ask.Ahead()), true, ask.ID
+	}
 	if end := r.Current.Certificate().NotAfter; end.Before(r.Deadline) {
 		r.Deadline = end
 	}

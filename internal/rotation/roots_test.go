@@ -1,9 +1,16 @@
 package rotation
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +24,7 @@ type realm struct {
 	*world
 	*testing.T
 	issuers State
+	from    Source
 	kings   []*x509.Certificate
 }
 
@@ -54,7 +62,9 @@ func (r *realm) said() string {
 func (r *realm) step(now time.Time, acks map[string]uint64, ask Request) {
 	r.Helper()
 	old := r.issuers
-	roots, changed, err := DecideRoots(now, r.roots, old, acks, ask, func() (*identity.Root, error) { return identity.NewRoot("west-d1e4195c", now) })
+	from := r.from
+	from.Make = func() (*identity.Root, error) { return identity.NewRoot("west-d1e4195c", now) }
+	roots, changed, err := DecideRoots(now, r.roots, old, acks, ask, from)
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -133,7 +143,7 @@ func (r *realm) believes(pinned *x509.Certificate, now time.Time) error {
 		}
 		certs = append(certs, c)
 	}
-	_, err = identity.VerifyController(append(certs, r.roots.Presented()...), pinned, now)
+	_, err = identity.VerifyController(append(certs, r.roots.Presented()...), "west-d1e4195c", pinned, now)
 	return err
 }
 
@@ -261,7 +271,7 @@ func TestOldLinks(t *testing.T) {
 
 func TestNoRootWithoutAKey(t *testing.T) {
 	r := newRealm(t)
-	none := func() (*identity.Root, error) { return nil, errors.New("no") }
+	none := Source{Make: func() (*identity.Root, error) { return nil, errors.New("no") }}
 	for _, ask := range []Request{{ID: "a", Root: true}, {ID: "a", Root: true, Revoke: true}} {
 		if next, changed, err := DecideRoots(start, r.roots, r.issuers, nil, ask, none); err == nil || changed || tell(next) != tell(r.roots) {
 			t.Errorf("%+v: %v, %v: want nothing changed and the error", ask, changed, err)
@@ -269,5 +279,113 @@ func TestNoRootWithoutAKey(t *testing.T) {
 	}
 	if _, err := ParseRoots(nil); err == nil {
 		t.Error("no root at all")
+	}
+}
+
+// An office has a root of its own, and signs clusters' roots as cert-manager does.
+type office struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newOffice(t *testing.T) *office {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &office{key: key}
+	o.cert = o.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "office"}, NotAfter: start.AddDate(30, 0, 0)}, nil, key)
+	return o
+}
+
+func (o *office) sign(t *testing.T, c, by *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
+	t.Helper()
+	c.NotBefore, c.BasicConstraintsValid, c.IsCA, c.KeyUsage, c.MaxPathLen = start.Add(-time.Hour), true, true, x509.KeyUsageCertSign, -1
+	if by == nil {
+		by = c
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, by, &key.PublicKey, o.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// brings makes a root for the realm, with a key of its own if key is nil.
+func (o *office) brings(t *testing.T, now time.Time, key *ecdsa.PrivateKey) *identity.Root {
+	t.Helper()
+	if key == nil {
+		var err error
+		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			t.Fatal(err)
+		}
+	}
+	uri := &url.URL{Scheme: "spiffe", Host: "west-d1e4195c"}
+	cert := o.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "west"}, URIs: []*url.URL{uri}, NotAfter: now.AddDate(0, 3, 0)}, o.cert, key)
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := func(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
+	r, err := identity.BringRoot(text("CERTIFICATE", cert.Raw), text("EC PRIVATE KEY", der), text("CERTIFICATE", o.cert.Raw), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// A brought root is renewed in place by whoever makes it, and nobody who pins what stands above notices.
+func TestBroughtRoot(t *testing.T) {
+	o, r, now := newOffice(t), newRealm(t), start
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := o.brings(t, now, key)
+	issuer, err := first.NewIssuer(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.roots, r.issuers, r.from = FirstRoots(first), First(issuer), Source{Brought: first, Name: "ns/ca"}
+	east := func(n uint64) map[string]uint64 { return map[string]uint64{"east": n} }
+	see := func(why, want string, after time.Duration, ack uint64, ask Request) {
+		t.Helper()
+		now = now.Add(after)
+		r.step(now, east(ack), ask)
+		if got := r.said(); got != want {
+			t.Fatalf("%s: %s, want %s", why, got, want)
+		}
+		if err := r.believes(o.cert, now); err != nil {
+			t.Errorf("%s: %v", why, err)
+		}
+	}
+	const h = time.Hour
+	see("the list shows the way from what peers pin", "A, 2: 0", 0, 1, Request{})
+	see("it is never ours to follow by age alone", "A, 2: 0", 24*20*h, 1, Request{})
+	if _, _, err := DecideRoots(now, r.roots, r.issuers, nil, Request{ID: "a", Root: true}, r.from); err == nil || !strings.Contains(err.Error(), "ns/ca") {
+		t.Errorf("a root that is not ours to make is asked for: %v", err)
+	}
+	r.from.Brought = o.brings(t, now, key)
+	see("renewed with its key", "A, 3: 0", h, 2, Request{})
+	r.from.Brought = o.brings(t, now, nil)
+	see("renewed with another key: announced", "A>B, 4: 0", h, 3, Request{})
+	r.from.Brought = o.brings(t, now, nil)
+	see("renewed again before it signs", "A>C, 5: 0", h, 4, Request{})
+	see("acknowledged, but nobody is in a hurry", "A>C, 5: 0", h, 5, Request{})
+	see("it signs, and an issuer of it is announced", "C|A, 6: 0>1", 24*h, 5, Request{})
+	see("the issuer signs", "C|A, 6: 1|0", 24*h, 6, Request{})
+	see("the former issuer leaves", "C|A, 7: 1", 26*h, 6, Request{})
+	see("and its root", "C, 8: 1", h, 6, Request{})
+	other := newOffice(t)
+	r.from.Brought = other.brings(t, now, nil)
+	see("another office: hurried by hand", "C>D, 9: 1", h, 8, Request{ID: "b", Root: true})
+	see("those who pin the old office believe it", "D|C, 10: 1>2", h, 9, Request{ID: "b", Root: true})
+	if err := r.believes(other.cert, now); err != nil {
+		t.Errorf("those who pin the new one: %v", err)
 	}
 }

@@ -15,6 +15,8 @@ const (
 	nextCert, nextKey       = "next.crt", "next.key"
 	rest                    = "rotation.json"
 	rootsRest               = "roots.json"
+	// Who has signed a root that was brought.
+	currentAnchor, nextAnchor = "ca.crt", "next-ca.crt"
 )
 
 // stored is what a State is beside its issuers.
@@ -107,14 +109,20 @@ type storedRoots struct {
 
 // Marshal returns the data of the Secret, keys in the clear.
 func (r Roots) Marshal() (map[string][]byte, error) {
-	data := make(map[string][]byte, 5)
+	data := make(map[string][]byte, 7)
 	var err error
 	if data[currentCert], data[currentKey], err = r.Current.MarshalPEM(); err != nil {
 		return nil, err
 	}
+	if len(r.Current.Way()) > 0 {
+		data[currentAnchor] = r.Current.AnchorPEM()
+	}
 	if r.Next != nil {
 		if data[nextCert], data[nextKey], err = r.Next.MarshalPEM(); err != nil {
 			return nil, err
+		}
+		if len(r.Next.Way()) > 0 {
+			data[nextAnchor] = r.Next.AnchorPEM()
 		}
 	}
 	out := storedRoots{
@@ -138,7 +146,7 @@ func raw(c *x509.Certificate) []byte {
 // ParseRoots reads what Roots.Marshal wrote, or a Secret of a cluster that has never
 // rotated its root.
 func ParseRoots(data map[string][]byte) (Roots, error) {
-	current, err := identity.ParseRoot(data[currentCert], data[currentKey])
+	current, err := identity.ParseBroughtRoot(data[currentCert], data[currentKey], data[currentAnchor])
 	if err != nil {
 		return Roots{}, err
 	}
@@ -151,7 +159,7 @@ func ParseRoots(data map[string][]byte) (Roots, error) {
 	}
 	r := Roots{Generation: in.Generation, Current: current, Deadline: in.Deadline, Hurry: in.Hurry, Disowned: in.Disowned, Request: in.Request}
 	if len(data[nextCert]) > 0 {
-		if r.Next, err = identity.ParseRoot(data[nextCert], data[nextKey]); err != nil {
+		if r.Next, err = identity.ParseBroughtRoot(data[nextCert], data[nextKey], data[nextAnchor]); err != nil {
 			return Roots{}, fmt.Errorf("next: %w", err)
 		}
 	}

@@ -225,7 +225,7 @@ func (h *Home) known() []string {
 
 // tls is asked at each handshake, so a ConfigMap that comes late or changes is taken in.
 func (h *Home) tls() (*tls.Config, error) {
-	root, err := readRoot(h.o.IdentityDir)
+	domain, root, err := readRoot(h.o.IdentityDir)
 	if err != nil {
 		return nil, err
 	}
@@ -233,22 +233,24 @@ func (h *Home) tls() (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("address of the controller: %w", err)
 	}
-	return identity.ClientTLS(identity.PlaneNode, host, nil, identity.VerifyPeerController(root, time.Now)), nil
+	return identity.ClientTLS(identity.PlaneNode, host, nil, identity.VerifyPeerController(domain, root, time.Now)), nil
 }
 
-func readRoot(dir string) (*x509.Certificate, error) {
+func readRoot(dir string) (trustDomain string, root *x509.Certificate, err error) {
 	domain, err := os.ReadFile(filepath.Join(dir, "trustDomain"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the cluster's identity is not in %s yet: the controller publishes it in ConfigMap causeway-identity at its first start", dir)
+		return "", nil, fmt.Errorf("the cluster's identity is not in %s yet: the controller publishes it in ConfigMap causeway-identity at its first start", dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the cluster's trust domain: %w", err)
+		return "", nil, fmt.Errorf("read the cluster's trust domain: %w", err)
 	}
-	root, err := os.ReadFile(filepath.Join(dir, "root.pem"))
+	text, err := os.ReadFile(filepath.Join(dir, "root.pem"))
 	if err != nil {
-		return nil, fmt.Errorf("read the cluster's root: %w", err)
+		return "", nil, fmt.Errorf("read the cluster's root: %w", err)
 	}
-	return identity.ParseRootCertificate(root, strings.TrimSpace(string(domain)))
+	trustDomain = strings.TrimSpace(string(domain))
+	root, err = identity.ParseRootCertificate(text, trustDomain)
+	return trustDomain, root, err
 }
 
 // NewRegistry returns a registry with what every Go process measures of itself.

@@ -324,7 +324,7 @@ func TestReadRoot(t *testing.T) {
 			if err := tc.spoil(dir); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := readRoot(dir); err == nil || !strings.Contains(err.Error(), tc.says) {
+			if _, _, err := readRoot(dir); err == nil || !strings.Contains(err.Error(), tc.says) {
 				t.Errorf("%s: %v, want it to name %q", tc.why, err, tc.says)
 			}
 		})

@@ -1,0 +1,132 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// A brought root is an authority that somebody else has made for a cluster, such as
+// cert-manager: a certificate and key, signed by another root that peers pin. To peers it
+// is what a cross certificate is.
+
+// BringRoot reads a root that somebody else has made, and checks that it can do all that a
+// root has to: that what is signed under it is believed by whoever pins the anchor. certPEM
+// may hold further certificates, which are not looked at. An empty anchorPEM is for a
+// root that signed itself. Its errors say what to change.
+func BringRoot(certPEM, keyPEM, anchorPEM []byte, now time.Time) (*Root, error) {
+	first, err := firstPEM(certPEM)
+	if err != nil {
+		return nil, err
+	}
+	r, err := ParseBroughtRoot(first, keyPEM, anchorPEM)
+	if err != nil {
+		return nil, err
+	}
+	if now.Before(r.cert.NotBefore) || !now.Before(r.cert.NotAfter) {
+		return nil, fmt.Errorf("the certificate is valid from %s to %s only: %w", r.cert.NotBefore.UTC().Format(time.RFC3339),
+			r.cert.NotAfter.UTC().Format(time.RFC3339), ErrAuthority)
+	}
+	return r, r.try(now)
+}
+
+// ParseBroughtRoot reads a root that BringRoot took once.
+func ParseBroughtRoot(certPEM, keyPEM, anchorPEM []byte) (*Root, error) {
+	cert, err := parseCertificatePEM(certPEM)
+	if err != nil {
+		return nil, err
+	}
+	trustDomain, err := authorityTrustDomain(cert)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkHeir(cert, trustDomain); err != nil {
+		return nil, err
+	}
+	key, err := parseBroughtKey(keyPEM)
+	if err != nil {
+		return nil, err
+	}
+	if !key.Public().Equal(cert.PublicKey) {
+		return nil, fmt.Errorf("key and certificate do not belong together: %w", ErrAuthority)
+	}
+	r := &Root{authority: authority{trustDomain, cert, key}}
+	if len(bytes.TrimSpace(anchorPEM)) == 0 {
+		return r, checkRoot(cert, trustDomain)
+	}
+	anchor, err := ParseRootCertificate(anchorPEM, trustDomain)
+	if err != nil {
+		return nil, err
+	}
+	if anchor.Equal(cert) {
+		return r, nil
+	}
+	if err := cert.CheckSignatureFrom(anchor); err != nil {
+		return nil, fmt.Errorf("the certificate is not signed by the root beside it (%w): %w", err, ErrAuthority)
+	}
+	r.anchor = anchor
+	return r, nil
+}
+
+// try signs an issuer and a workload for nobody, and verifies them up to the anchor: path
+// lengths, name constraints and usages of all that stands above are kept.
+func (r *Root) try(now time.Time) error {
+	issuer, err := r.NewIssuer(now)
+	if err != nil {
+		return err
+	}
+	key, err := NewPrivateKey()
+	if err != nil {
+		return err
+	}
+	name, err := NewName(r.trustDomain, "try", "try")
+	if err != nil {
+		return err
+	}
+	chain, err := issuer.SignWorkload(key.Public(), name, now)
+	if err != nil {
+		return err
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return fmt.Errorf("parse what was just signed: %w", err)
+	}
+	anchors, between := x509.NewCertPool(), x509.NewCertPool()
+	anchors.AddCert(r.Anchor())
+	between.AddCert(issuer.cert)
+	between.AddCert(r.cert)
+	_, err = leaf.Verify(x509.VerifyOptions{
+		Roots: anchors, Intermediates: between, CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	})
+	if err != nil {
+		return fmt.Errorf("workloads' certificates signed under it would not be believed (%w): %w", err, ErrAuthority)
+	}
+	return nil
+}
+
+// firstPEM is the first certificate of a file that may hold a chain.
+func firstPEM(data []byte) ([]byte, error) {
+	if len(data) > maxPEM {
+		return nil, fmt.Errorf("the certificate is longer than %d bytes", maxPEM)
+	}
+	block, _ := pem.Decode([]byte(strings.TrimSpace(string(data))))
+	if block == nil || block.Type != pemCert {
+		return nil, errors.New("there is no certificate in PEM")
+	}
+	return encodeCertificate(block.Bytes), nil
+}
+
+// Same reports whether two roots are one: certificate and anchor.
+func (r *Root) Same(other *Root) bool {
+	return other != nil && r.cert.Equal(other.cert) && r.Anchor().Equal(other.Anchor())
+}
+
+// SameKey reports whether two roots have one key.
+func (r *Root) SameKey(other *Root) bool {
+	return bytes.Equal(r.cert.RawSubjectPublicKeyInfo, other.cert.RawSubjectPublicKeyInfo)
+}
