@@ -99,7 +99,7 @@ func identities(f Facts) []Line {
 			"`kubectl -n "+f.Namespace+" delete configmap causeway-identity`: the controller makes it anew from its Secrets within a minute")}
 	}
 	if l, bad := expiry(f.Now, checkIdentity, clusterwide, "this cluster's root", root.NotAfter, rootSoon,
-		"rotate the root: every peer's Link has to learn the new one"); bad {
+		"`causeway rotate --root`, and then apply what `causeway identity` prints in each peer; a root of somebody else's is renewed where it is made"); bad {
 		return []Line{l}
 	}
 	return append([]Line{ok(checkIdentity, clusterwide, "trust domain %s, root until %s", domain, day(root.NotAfter))}, ownIssuers(f)...)

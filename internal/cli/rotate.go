@@ -31,7 +31,7 @@ func (a *app) rotate() *cobra.Command {
 	var flags rotateFlags
 	c := &cobra.Command{
 		Use:   "rotate",
-		Short: "Give this cluster's workloads a new issuer, or the cluster a new root; or revoke the old one",
+		Short: "Give this cluster's workloads a new issuer, or revoke the old one; --root: the root, too",
 		Long: `Give this cluster's workloads a new issuer.
 
 The new issuer is announced to all peers, signs when all have acknowledged it, at the latest after --announce, and the

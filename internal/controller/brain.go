@@ -67,6 +67,15 @@ type brain struct {
 	asked          atomic.Pointer[wanted] // for who asks
 	again          time.Duration          // when to think again by itself; 0: no need
 	inviteKeys     map[types.UID][32]byte // label keys of open invites
+	endings        atomic.Pointer[[]ending]
+}
+
+// ends are the certificates whose ends were known at the last thought.
+func (b *brain) ends() []ending {
+	if all := b.endings.Load(); all != nil {
+		return *all
+	}
+	return nil
 }
 
 // belief is what was made of a peer and the list of issuers kept for it.
@@ -302,6 +311,8 @@ func (b *brain) believe(t *thought) []view.Peer {
 		out = append(out, v.view)
 	}
 	b.believed = believed
+	ends := endings(b.own.issuers.Load(), believed)
+	b.endings.Store(&ends)
 	b.peers.recall(numbers)
 	b.report(t, lists)
 	return out
@@ -354,7 +365,7 @@ func (b *brain) lead(ctx context.Context, t *thought) {
 	}
 	b.leader.offer(ctx, jobs, house{
 		gateways: t.top.gateways, exports: t.exports.Problems, trusts: t.trusts, services: t.services, serviceExports: t.snapshot.serviceExports, links: t.links,
-		invites: t.invites, joins: t.joins,
+		invites: t.invites, joins: t.joins, endings: b.ends(),
 	})
 	b.leader.offerJoins(ctx, t.joins)
 }

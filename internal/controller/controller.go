@@ -227,6 +227,7 @@ func (p *process) wire() error {
 		whole: p.whole, wake: make(chan struct{}, 1),
 	}
 	p.brain = b
+	metrics.Registry.MustRegister(expiry{b.ends})
 	catalogMetrics := wire.NewMetrics(metrics.Registry)
 	b.peers = &peers{
 		own: p.own, credential: p.credential.get, trusts: trusts{p.live, p.o.Namespace}, board: board,

@@ -48,6 +48,7 @@ type leader struct {
 	named      []string
 	namedWhen  time.Time
 	namedRoots uint64
+	ending     map[ending]time.Time // when told of; of the house's goroutine alone
 }
 
 // reread is how often the published identity, which is not in the cache, is looked at.
@@ -76,6 +77,7 @@ type house struct {
 	links          []v1alpha1.Link
 	invites        []v1alpha1.Invite
 	joins          []v1alpha1.Join
+	endings        []ending
 }
 
 // A writer does the newest of its work, again until it succeeds.
@@ -270,6 +272,7 @@ func (l *leader) keep(ctx context.Context, h house, links map[string]bool) error
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	l.tellExporters(h)
+	l.tellEndings(h, time.Now())
 	errs := []error{l.identify(ctx, h.gateways), l.keepCanary(ctx, h.services), l.keepInvites(ctx, h.invites, h.joins, time.Now())}
 	for i := range h.trusts {
 		t := &h.trusts[i]
