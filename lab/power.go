@@ -19,6 +19,19 @@ func (c *Cluster) KillContainer(ctx context.Context, namespace, pod, container s
 	return nil
 }
 
+// KillSandbox ends a pod's sandbox. The kubelet makes another in its place, in a network namespace of its own and most often with another
+// address; PodNetns then tells the new one.
+func (c *Cluster) KillSandbox(ctx context.Context, namespace, pod string) error {
+	s, _, err := c.findSandbox(ctx, namespace, pod)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(s.PID, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("end the sandbox of pod %s/%s: %w", namespace, pod, err)
+	}
+	return nil
+}
+
 // KillNode takes the node's power away: its link goes first, so that no packet tells anyone, then all its processes, its memory and its
 // network namespace are gone. Its disk stays. It returns when nothing of the node runs.
 func (c *Cluster) KillNode(ctx context.Context, name string) error {
