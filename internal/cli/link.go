@@ -61,7 +61,7 @@ and gateway addresses that somebody else added stay as they are then.`,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := required(c, "peer-context"); err != nil {
-				return &hinted{err: err, code: 2, hint: "both clusters must be at hand; where they are not, apply what `causeway identity` prints in each to the other"}
+				return &hinted{err: err, code: 2, hint: "both clusters must be at hand; where they are not, `causeway invite` in one and `causeway join` in the other"}
 			}
 			return a.runLink(c.Context(), flags)
 		},
