@@ -283,12 +283,18 @@ func (c *call) listen(from *net.TCPConn) error {
 	return nil
 }
 
-// learn remembers what the far side's answer to a call tells.
-func (a *Agent) learn(call *call, failed error) {
+// told remembers what the far side's answer to HELLO tells, when it comes: on a tunnel that
+// waits for its caller it grows old.
+func (a *Agent) told(call *call) {
 	if call.answer.Code == tunnel.Code_OK {
 		a.learnt.heard(call.caller.account(), call.farPort(), call.answer)
 		a.shares.grant(call.peer.uid, call.answer.Budget)
 	}
+}
+
+// learn remembers what came of a call on a new tunnel.
+func (a *Agent) learn(call *call, failed error) {
+	a.told(call)
 	switch r := (*tunnel.Refused)(nil); {
 	case errors.As(failed, &r):
 		a.learnt.turnedAway(call.caller.uid, call.farPort())
