@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -37,6 +39,35 @@ func TestCallIsCarried(t *testing.T) {
 	}
 	if got := w.logs[1].all("tunnel served", "service")[0]; got != "shop/bar:80" {
 		t.Errorf("east served %q", got)
+	}
+}
+
+// What rides with OPEN is carried, too: of most requests it is the whole.
+func TestCarriedBytesAreCounted(t *testing.T) {
+	w := newWorld(t, echo)
+	c := w.dial(alice)
+	if _, err := io.WriteString(c, "early"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is carried", func() bool { return w.dials.Load() == 1 })
+	if answer, err := ask(c, " and late"); answer != "you said early and late" || err != nil {
+		t.Fatalf("%q, %v", answer, err)
+	}
+	for _, side := range []struct {
+		name, way, link, direction string
+		agent                      *Agent
+		want                       float64
+	}{
+		{"caller's", outbound, "east", "sent", w.west, 14},
+		{"caller's", outbound, "east", "received", w.west, 23},
+		{"called", inbound, "west", "received", w.east, 14},
+		{"called", inbound, "west", "sent", w.east, 23},
+	} {
+		ended := side.agent.metrics.ends.WithLabelValues(side.way, side.link, transport.Ended.String())
+		eventually(t, "the tunnel's end", func() bool { return testutil.ToFloat64(ended) == 1 })
+		if got := testutil.ToFloat64(side.agent.metrics.bytes.WithLabelValues(side.way, side.link, side.direction)); got != side.want {
+			t.Errorf("%s agent counts %v bytes %s, want %v", side.name, got, side.direction, side.want)
+		}
 	}
 }
 

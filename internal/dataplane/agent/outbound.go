@@ -65,7 +65,11 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	defer t.release()
 	a.warmUp(call)
 	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name, "endpoint", call.answer.Endpoint)
-	a.metrics.ended(outbound, call.peer.name, transport.Relay(t.ctx, c, t.tun))
+	early := int64(len(call.first)) // which OPEN has brought
+	call.first = nil                // a call may last for days
+	result := transport.Relay(t.ctx, c, t.tun)
+	result.Forth += early
+	a.metrics.ended(outbound, call.peer.name, result)
 }
 
 // carry brings a call to where its tunnel is open.
