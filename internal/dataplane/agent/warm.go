@@ -161,11 +161,7 @@ func (a *Agent) warmUp(c *call) {
 		return // attach would not take it, or others need it more
 	}
 	key := c.warmKey()
-	calls := 0
-	a.warm.used.put(key, func(was int, _ time.Duration, _ bool) (int, bool) {
-		calls = min(was+1, maxWarmEach)
-		return calls, true
-	})
+	calls := a.warm.called(key)
 	for a.warm.begin(key, calls) {
 		if !a.warm.bucket(c.peer.uid).Allow() {
 			a.warm.done(key)
@@ -193,18 +189,17 @@ func (a *Agent) startWarm(key warmKey, c *call) {
 // freshen brings a call that was made to the state in force and its caller's newest certificate.
 func (a *Agent) freshen(key warmKey, c *call) error {
 	s, err := a.current()
+	if err == nil {
+		err = c.welcome(s)
+	}
 	if err != nil {
 		return err
 	}
-	if err := c.welcome(s); err != nil {
-		return err
-	}
 	c.peer = s.links[c.peer.name]
-	as, ok := a.svids.get(c.caller.account())
-	if !ok || as.Name().String() != key.caller {
+	var ok bool
+	if c.as, ok = a.svids.get(c.caller.account()); !ok || c.as.Name().String() != key.caller {
 		return fmt.Errorf("no certificate for %s", key.caller)
 	}
-	c.as = as
 	return nil
 }
 
@@ -272,6 +267,15 @@ func (a *Agent) dropWarm(w *warmTunnel, what string) {
 		a.metrics.warm.WithLabelValues(outbound, what).Inc()
 		w.end()
 	}
+}
+
+// called notes a call, and returns how many tunnels are worth it to wait for the next.
+func (p *warmPool) called(key warmKey) (want int) {
+	p.used.put(key, func(was int, _ time.Duration, _ bool) (int, bool) {
+		want = min(was+1, maxWarmEach)
+		return want, true
+	})
+	return want
 }
 
 // bucket bounds how fast tunnels to a peer are made.
