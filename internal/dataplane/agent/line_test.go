@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -325,6 +326,23 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("%s: the app was dialled", tc.why)
 			}
 		})
+	}
+}
+
+// Who is turned away by a gateway hears but an alert, which would tell an operator nothing.
+func TestTurnedAwayIsExplained(t *testing.T) {
+	w := newWorld(t, echo)
+	w.change(&w.gatewayView, "link/west", nil)
+	if answer, err := w.call(alice, "hello"); err == nil {
+		t.Fatalf("the call got %q", answer)
+	}
+	w.counted(w.west, outbound, reasonHandshake)
+	eventually(t, "it is told", func() bool { return len(w.logs[0].all("call refused", "error")) > 0 })
+	if got := w.logs[0].all("call refused", "error")[0]; !strings.Contains(got, errTurnedAway.Error()) {
+		t.Errorf("the near agent tells of %q", got)
+	}
+	if broken := errors.New("broken"); explain(broken) != broken {
+		t.Error("another error is taken for an alert")
 	}
 }
 

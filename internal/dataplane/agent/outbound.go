@@ -203,13 +203,25 @@ func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tl
 		func() (*identity.Credential, error) { return call.as, nil },
 		identity.VerifyOneOf(call.to.identities, func() *identity.Anchors { return anchors }, time.Now)))
 	if err := tun.HandshakeContext(ctx); err != nil {
-		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", call.to.name, err))
+		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", call.to.name, explain(err)))
 	}
 	raw.Proven()
 	if call.far, err = newVouching(tun.ConnectionState(), anchors); err != nil {
 		return nil, refuse(reasonHandshake, err)
 	}
 	return tun, nil
+}
+
+// errTurnedAway is all that an alert says: a gateway's refusals look alike to whoever is outside.
+var errTurnedAway = errors.New("the peer's gateway, or the agent behind it, turns the call away: it counts why, and causeway check in the peer may tell")
+
+// explain tells a handshake that the far side has ended by an alert, as a gateway does that opens no label of ours, or has
+// nobody to lead us to.
+func explain(err error) error {
+	if alert := (*net.OpError)(nil); errors.As(err, &alert) && alert.Op == "remote error" { // as crypto/tls calls it
+		return fmt.Errorf("%w (%w)", errTurnedAway, err)
+	}
+	return err
 }
 
 // wish is whom the call asks the gateway for: the very pod that the mirror stands
