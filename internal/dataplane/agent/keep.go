@@ -55,10 +55,10 @@ type keptPlace struct {
 }
 
 // kept returns what there is to keep; nil if there is nothing new to say: no controller
-// has answered yet, or it has been away for too long.
+// has answered yet, and no Link was seen deleted, or it has been away for too long.
 func (a *Agent) kept() ([]byte, error) {
 	s := a.state.Load()
-	if s == nil || s.held || s.expired {
+	if s == nil || s.held && !s.less || s.expired {
 		return nil, nil
 	}
 	view, err := nodestream.Marshal(s.view)

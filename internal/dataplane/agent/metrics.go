@@ -143,7 +143,7 @@ func (m *metrics) refuse(way, reason string) { m.refused.WithLabelValues(way, re
 // ended counts a tunnel that was carried. Forth is from the local application, be
 // it the caller or the one called.
 func (m *metrics) ended(way, link string, r transport.Result) {
-	m.ends.WithLabelValues(way, link, r.Reason.String()).Inc()
 	m.bytes.WithLabelValues(way, link, "sent").Add(float64(r.Forth))
 	m.bytes.WithLabelValues(way, link, "received").Add(float64(r.Back))
+	m.ends.WithLabelValues(way, link, r.Reason.String()).Inc()
 }

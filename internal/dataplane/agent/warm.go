@@ -49,7 +49,8 @@ const (
 //
 // What always holds:
 //   - A tunnel is made only after a call, and used once, by a caller of the same
-//     SPIFFE ID for the same port of the same mirror.
+//     SPIFFE ID for the same port of the same mirror, while that leads where it led.
+//   - It speaks by the caller's newest certificate, whatever the last one spoke by.
 //   - It is a lease from its first moment.
 //   - What was sent over one and may have reached an application is not sent again.
 type warmPool struct {
@@ -68,6 +69,10 @@ type warmKey struct {
 	caller string // SPIFFE ID
 	vip    netip.Addr
 	index  int
+	// to, hostname and route are where that led: a new state may have changed it already.
+	to       farPort
+	hostname string
+	route    uint32
 }
 
 type warmTunnel struct {
@@ -87,7 +92,9 @@ func newWarmPool() *warmPool {
 	}
 }
 
-func (c *call) warmKey() warmKey { return warmKey{c.as.Name().String(), c.vip, c.index} }
+func (c *call) warmKey() warmKey {
+	return warmKey{c.as.Name().String(), c.vip, c.index, c.farPort(), c.to.hostname, c.port.route}
+}
 
 // attach opens a call over a warm tunnel. Without one that takes it, it returns nil, and
 // nothing of the call has reached an application.
@@ -135,7 +142,6 @@ func (a *Agent) attachTo(life context.Context, c *net.TCPConn, call *call, w *wa
 	err = tunnel.Attach(opening, w.tun, call.first)
 	doubt.Stop()
 	if err == nil {
-		a.learn(call, nil)
 		return &opened{w.tun, ctx, release}, false, nil
 	}
 	w.tun.NetConn().(*transport.Raw).Reset()
@@ -155,11 +161,7 @@ func (a *Agent) warmUp(c *call) {
 		return // attach would not take it, or others need it more
 	}
 	key := c.warmKey()
-	calls := 0
-	a.warm.used.put(key, func(was int, _ time.Duration, _ bool) (int, bool) {
-		calls = min(was+1, maxWarmEach)
-		return calls, true
-	})
+	calls := a.warm.called(key)
 	for a.warm.begin(key, calls) {
 		if !a.warm.bucket(c.peer.uid).Allow() {
 			a.warm.done(key)
@@ -171,7 +173,7 @@ func (a *Agent) warmUp(c *call) {
 
 // startWarm makes a tunnel that the pool has begun.
 func (a *Agent) startWarm(key warmKey, c *call) {
-	next := call{vip: c.vip, index: c.index, to: c.to, port: c.port, peer: c.peer, caller: c.caller, as: c.as}
+	next := call{vip: c.vip, index: c.index, to: c.to, port: c.port, peer: c.peer, caller: c.caller}
 	go func() { // which drain waits for
 		defer a.warm.done(key)
 		if !backoff.Sleep(a.taking, rand.N(warmJitter)) {
@@ -184,16 +186,28 @@ func (a *Agent) startWarm(key warmKey, c *call) {
 	}()
 }
 
-// makeWarm makes a tunnel, says HELLO, and puts it into the pool.
-func (a *Agent) makeWarm(key warmKey, c call) error {
+// freshen brings a call that was made to the state in force and its caller's newest certificate.
+func (a *Agent) freshen(key warmKey, c *call) error {
 	s, err := a.current()
+	if err == nil {
+		err = c.welcome(s)
+	}
 	if err != nil {
 		return err
 	}
-	if err := c.welcome(s); err != nil {
+	c.peer = s.links[c.peer.name]
+	var ok bool
+	if c.as, ok = a.svids.get(c.caller.account()); !ok || c.as.Name().String() != key.caller {
+		return fmt.Errorf("no certificate for %s", key.caller)
+	}
+	return nil
+}
+
+// makeWarm makes a tunnel, says HELLO, and puts it into the pool.
+func (a *Agent) makeWarm(key warmKey, c call) error {
+	if err := a.freshen(key, &c); err != nil {
 		return err
 	}
-	c.peer = s.links[c.peer.name]
 	raw, err := a.reach(a.taking, c.peer)
 	if err != nil {
 		return err
@@ -211,6 +225,7 @@ func (a *Agent) makeWarm(key warmKey, c call) error {
 		release()
 		return err
 	}
+	a.told(&c)
 	w := &warmTunnel{key: key, call: c, tun: tun, release: release}
 	a.metrics.warm.WithLabelValues(outbound, warmMade).Inc()
 	kept := a.warm.put(w, func() {
@@ -252,6 +267,15 @@ func (a *Agent) dropWarm(w *warmTunnel, what string) {
 		a.metrics.warm.WithLabelValues(outbound, what).Inc()
 		w.end()
 	}
+}
+
+// called notes a call, and returns how many tunnels are worth it to wait for the next.
+func (p *warmPool) called(key warmKey) (want int) {
+	p.used.put(key, func(was int, _ time.Duration, _ bool) (int, bool) {
+		want = min(was+1, maxWarmEach)
+		return want, true
+	})
+	return want
 }
 
 // bucket bounds how fast tunnels to a peer are made.

@@ -3,6 +3,8 @@ package agent
 import (
 	"net"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -213,4 +215,20 @@ func TestWarmLeaseNeedsTheIssuer(t *testing.T) {
 	if err := c.warmLease()(&s); err == nil {
 		t.Error("it waits on though its far side's issuer is dropped")
 	}
+}
+
+// Who calls once a day is not taken for one who calls again.
+func TestOneWarmTunnelAfterAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, key := newWarmPool(), warmKey{caller: "a"}
+		for i, tc := range []struct {
+			after time.Duration
+			want  int
+		}{{0, 1}, {warmUse - 1, 2}, {warmUse - 1, 2}, {warmUse, 1}, {time.Hour, 1}} {
+			time.Sleep(tc.after)
+			if got := p.called(key); got != tc.want {
+				t.Errorf("call %d, %v after the last: %d tunnels, want %d", i+1, tc.after, got, tc.want)
+			}
+		}
+	})
 }

@@ -288,9 +288,15 @@ func serveHTTP(ctx context.Context, address string, h http.Handler) error {
 	return Serve(ctx, ln, h)
 }
 
+// idle is longer than who scrapes metrics commonly waits in between.
+const idle = 90 * time.Second
+
 // Serve serves h on ln until ctx ends, with bounds on what a client may take.
 func Serve(ctx context.Context, ln net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: idle, MaxHeaderBytes: 16 << 10,
+	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(ln); err != nil && ctx.Err() == nil {
