@@ -213,8 +213,41 @@ func TestCheck(t *testing.T) {
 			}
 		})
 	}
-	if r := token.Fits(half("south-3"), eastOwn(t)); r == nil {
-		t.Error("another's root passes for the inviter's")
+}
+
+func TestFits(t *testing.T) {
+	east := half("east-1")
+	token := Token{Root: identity.RootHash(east.Root)}
+	key, err := link.ParseKey(half("west-2").LinkKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := link.Own{TrustDomain: "west-2", LinkKey: key}
+	sameDomain, sameKey := linkFor("far", half("south-3")), linkFor("far", half("south-3"))
+	sameDomain.Spec.TrustDomain = "east-1"
+	sameKey.Spec.LinkPublicKey = linkFor("", east).Spec.LinkPublicKey
+	for name, c := range map[string]struct {
+		why   string
+		half  Half
+		links []v1alpha1.Link
+		want  Reason
+	}{
+		"good":                   {why: "it must work at all", half: east, links: []v1alpha1.Link{linkFor("far", half("south-3"))}},
+		"another's root":         {why: "the token pins it", half: half("south-3"), want: BadRequest},
+		"a peer's trust domain":  {why: "two Links for one trust domain are none, and the old one must go on", half: east, links: []v1alpha1.Link{sameDomain}, want: AlreadyKnown},
+		"a peer's key":           {why: "so are two for one key", half: east, links: []v1alpha1.Link{sameKey}, want: AlreadyKnown},
+		"the Link to be made":    {why: "whether that may stand is judged by its name", half: east, links: []v1alpha1.Link{linkFor("east", east)}},
+		"our own, by the domain": {why: "a cluster is no peer of itself", half: Half{Root: east.Root, TrustDomain: "west-2", LinkKey: east.LinkKey}, want: OwnCluster},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got Reason
+			if r := token.Fits(c.half, own, "east", c.links); r != nil {
+				got = r.Reason
+			}
+			if got != c.want {
+				t.Errorf("%s: %q, want %q", c.why, got, c.want)
+			}
+		})
 	}
 }
 

@@ -169,6 +169,12 @@ func (h Half) is(l *v1alpha1.Link) bool {
 		l.Spec.LinkPublicKey == base64.StdEncoding.EncodeToString(h.LinkKey)
 }
 
+// claimedBy reports whether l is for the cluster that h is of, by its trust domain or
+// its key. Two Links that claim one cluster are none.
+func (h Half) claimedBy(l *v1alpha1.Link) bool {
+	return l.Spec.TrustDomain == h.TrustDomain || l.Spec.LinkPublicKey == base64.StdEncoding.EncodeToString(h.LinkKey)
+}
+
 // rootHashOf is the hash of the root in a Link, in hex; "" if it holds none.
 func rootHashOf(l *v1alpha1.Link) string {
 	block, _ := pem.Decode([]byte(strings.TrimSpace(l.Spec.Root)))
