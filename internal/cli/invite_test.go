@@ -68,7 +68,8 @@ func invitingMap(edit map[string]string) *corev1.ConfigMap {
 	return m
 }
 
-// looking behaves as if a controller looked at Invites and Joins at each look, and at Links.
+// looking behaves as if a controller looked at Invites and Joins at each look, and at Links. joined is a Join's state,
+// with /REASON if it has one.
 func looking(invited, joined string, message string) interceptor.Funcs {
 	f := linking(1)
 	links := f.Get
@@ -78,10 +79,8 @@ func looking(invited, joined string, message string) interceptor.Funcs {
 		case *v1alpha1.Invite:
 			o.Status.State = invited
 		case *v1alpha1.Join:
-			o.Status = v1alpha1.JoinStatus{State: joined, Message: message}
-			if joined == v1alpha1.JoinRefused {
-				o.Status.Reason = string(invite.Used)
-			}
+			state, reason, _ := strings.Cut(joined, "/")
+			o.Status = v1alpha1.JoinStatus{State: state, Reason: reason, Message: message}
 		}
 		return err
 	}
@@ -124,7 +123,10 @@ var inviteClusters = map[string]func() cluster{
 		return made("v1.36.3", looking("", v1alpha1.JoinPending, "asking the inviter at 198.18.2.10:4143: it cannot be reached"), invitingMap(nil))
 	},
 	"west-refused": func() cluster {
-		return made("v1.36.3", looking("", v1alpha1.JoinRefused, "the token was used by another cluster already: ask for a new one"), invitingMap(nil))
+		return made("v1.36.3", looking("", v1alpha1.JoinRefused+"/Used", "the token was used by another cluster already: ask for a new one"), invitingMap(nil))
+	},
+	"west-overtaken": func() cluster {
+		return made("v1.36.3", looking("", v1alpha1.JoinRefused+"/NameTaken", "Link east is for another cluster, of trust domain south-99999999: choose another name for the inviter"), invitingMap(nil))
 	},
 }
 

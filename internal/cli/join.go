@@ -217,7 +217,17 @@ func joined(ctx context.Context, p *progress, cl cluster, join *v1alpha1.Join) e
 		return err
 	}
 	if now.Status.State == v1alpha1.JoinRefused {
-		return fmt.Errorf("refused (%s): %s", now.Status.Reason, now.Status.Message)
+		return refusal(now.Status)
 	}
 	return nil
+}
+
+// refusal says why a Join was refused, and what can be done with the same token.
+func refusal(s v1alpha1.JoinStatus) error {
+	err := fmt.Errorf("refused (%s): %s", s.Reason, s.Message)
+	switch invite.Reason(s.Reason) {
+	case invite.NameTaken, invite.AlreadyKnown:
+		return withHint(err, "the token stays good for this cluster until it runs out: bring it again when nothing stands in the way any more, or here under another name by `causeway join OTHER-NAME`")
+	}
+	return err
 }

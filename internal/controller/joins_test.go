@@ -102,6 +102,34 @@ func TestTwoTokensOfOneInviter(t *testing.T) {
 	}
 }
 
+// If somebody takes the Link's name between the joiner's look and its write, the inviter has its Link already: the same token
+// links the same cluster by another name, and nothing is left behind.
+func TestJoinAnewByAnotherName(t *testing.T) {
+	h := newHost(t, east())
+	g := newGuest(t, west(), h)
+	token := h.invites(t, east(), "west", 0)
+	j := g.brings(t, token, "west")
+	g.refusing(func(verb string, o client.Object) error {
+		if isLink(o) && verb == "create" && o.GetUID() != "link-east" {
+			g.refusing(nil)
+			return g.WithWatch.Create(t.Context(), linkTo("east", south()))
+		}
+		return nil
+	})
+	if s := g.works(t, j); s.State != v1alpha1.JoinPending {
+		t.Fatalf("%+v", s)
+	}
+	if s := g.works(t, j); s.State != v1alpha1.JoinRefused || s.Reason != string(invite.NameTaken) {
+		t.Fatalf("%+v", s)
+	}
+	if s := g.works(t, g.bringsTo(t, "far", token, "west")); s.State != v1alpha1.JoinLinked {
+		t.Errorf("%+v", s)
+	}
+	if diff := cmp.Diff([]string{"west " + west().trustDomain}, h.links(t)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // Whoever stands on the path and has not the inviter's root hears nothing of the token.
 func TestJoinerBelievesThePinnedRootAlone(t *testing.T) {
 	h := newHost(t, south())
