@@ -37,8 +37,8 @@ func (a *app) join() *cobra.Command {
 		Long: `Join the cluster that a token of "causeway invite" comes from, and call it PEER (default its own name). The token is read from
 stdin or from a file.
 
-This cluster's controller dials a gateway of the inviter; both tell each other gateway addresses, trust domain, root and
-link public key, and make their Links. Run the command again, with the same token, if it was broken off.`,
+This cluster's controller dials a gateway of the inviter; both tell each other trust domain, root and link public key,
+and make their Links. Run the command again, with the same token, if it was broken off.`,
 		Example: "  causeway join --context west east < token",
 		GroupID: operator,
 		Args: func(_ *cobra.Command, args []string) error {

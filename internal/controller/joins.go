@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -34,8 +33,6 @@ type joiner struct {
 	root       [32]byte
 	linkKey    []byte
 	credential func() (*identity.Credential, error) // with the root
-	gateways   func() []string
-	ranges     []netip.Prefix
 	reach      func(ctx context.Context, address string) (net.Conn, error)
 
 	making sync.Mutex // held from a look at all Links to the making of another
@@ -191,8 +188,7 @@ func (j *joiner) ask(ctx context.Context, join *v1alpha1.Join, token invite.Toke
 	for _, address := range token.Gateways {
 		half, err := j.exchange(ctx, address, join.Spec.As, token)
 		if err == nil {
-			half.Gateways = invite.Usable(invite.With(half.Gateways, address), j.ranges)
-			return j.make(ctx, join, token, half)
+			return j.make(ctx, join, token, half, address)
 		}
 		if ctx.Err() != nil {
 			return v1alpha1.JoinStatus{}, ctx.Err()
@@ -214,7 +210,7 @@ func (j *joiner) exchange(ctx context.Context, address, as string, token invite.
 		return invite.Half{}, err
 	}
 	return joinwire.Ask(ctx, conn, home.Guard, j.tls(token), token.Secret, j.root, &joinwire.Request{
-		Version: j.version, Invite: token.Peer, As: as, LinkPublicKey: j.linkKey, Gateways: j.gateways(),
+		Version: j.version, Invite: token.Peer, As: as, LinkPublicKey: j.linkKey,
 	})
 }
 
@@ -222,9 +218,9 @@ func (j *joiner) tls(token invite.Token) *tls.Config {
 	return identity.ClientTLS(identity.PlaneJoin, route.SealJoin(token.Secret.LabelKey(), time.Now()), j.credential, identity.VerifyPinned(token.Root, time.Now))
 }
 
-// make makes the Link, if it does not stand in another's way. One that is there
-// already is looked at the next time.
-func (j *joiner) make(ctx context.Context, join *v1alpha1.Join, token invite.Token, half invite.Half) (v1alpha1.JoinStatus, error) {
+// make makes the Link for the inviter, who was met at an address, if it does not stand
+// in another's way. One that is there already is looked at the next time.
+func (j *joiner) make(ctx context.Context, join *v1alpha1.Join, token invite.Token, half invite.Half, met string) (v1alpha1.JoinStatus, error) {
 	j.making.Lock()
 	defer j.making.Unlock()
 	var links v1alpha1.LinkList
@@ -234,7 +230,7 @@ func (j *joiner) make(ctx context.Context, join *v1alpha1.Join, token invite.Tok
 	if r := token.Fits(half, j.own, join.Name, links.Items); r != nil {
 		return refused(r), nil
 	}
-	l := &v1alpha1.Link{Spec: half.Spec(join.Spec.Export, join.Spec.Import)}
+	l := &v1alpha1.Link{Spec: half.Spec(join.Spec.Export, join.Spec.Import, met)}
 	l.Name = join.Name
 	err := j.client.Create(ctx, l)
 	switch {

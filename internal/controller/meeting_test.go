@@ -59,7 +59,7 @@ func newHost(t *testing.T, o *own, objects ...client.Object) *host {
 	h := &host{api: newAPI(t, objects...), recorder: events.NewFakeRecorder(64)}
 	h.inviter = &inviter{
 		client: h.api, namespace: system, version: "v1", own: halfOf(t, o), linkKey: o.linkKey.Public(),
-		gateways: func() []string { return []string{"198.51.100.2:4143"} }, events: h.recorder,
+		events: h.recorder,
 	}
 	cred := introducedBy(o)
 	h.server = &joinwire.Server{
@@ -125,7 +125,7 @@ func newGuest(t *testing.T, o *own, h *host) *guest {
 	g := &guest{api: newAPI(t)}
 	g.joiner = &joiner{
 		client: g.api, namespace: system, version: "v1", own: halfOf(t, o), root: identity.RootHash(o.root.Certificate()),
-		linkKey: o.linkKey.Public(), credential: introducedBy(o), gateways: func() []string { return nil },
+		linkKey: o.linkKey.Public(), credential: introducedBy(o),
 		reach: func(ctx context.Context, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", h.address)
 		},

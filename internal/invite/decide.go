@@ -130,7 +130,8 @@ func Aged(inv *v1alpha1.Invite, now time.Time) (v1alpha1.InviteStatus, bool) {
 	return s, s.State != inv.Status.State
 }
 
-// Link is the Link that an Invite makes for an asker.
+// Link is the Link that an Invite makes for an asker: without gateways, as nobody has
+// met it at one.
 func Link(inv *v1alpha1.Invite, a Asker) *v1alpha1.Link {
 	l := &v1alpha1.Link{Spec: a.Spec(inv.Spec.Export, inv.Spec.Import)}
 	l.Name = inv.Name

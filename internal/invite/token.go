@@ -27,8 +27,9 @@ const MaxToken = 4096
 const TokenPrefix = "causeway-join-1."
 
 const (
-	sumBytes   = 4
-	maxAddress = 262
+	maxGateways = 8
+	sumBytes    = 4
+	maxAddress  = 262
 )
 
 // ErrToken reports text that is no token. Its message tells no part of the text.
