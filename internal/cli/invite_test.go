@@ -146,6 +146,68 @@ func joiningLink(f interceptor.Funcs) interceptor.Funcs {
 	return f
 }
 
+// slowly is a person who takes a while to paste.
+type slowly struct {
+	io.Reader
+	after time.Duration
+}
+
+func (s *slowly) Read(p []byte) (int, error) {
+	time.Sleep(s.after)
+	s.after = 0
+	return s.Reader.Read(p)
+}
+
+// --timeout is for the clusters, not for the person.
+func TestJoinWaitsForWhoPastes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := joiningLink(looking("", v1alpha1.JoinLinked, "Link east stands"))
+		f.List = func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			if ctx.Err() != nil { // as a real client would see
+				return context.Cause(ctx)
+			}
+			return c.List(ctx, list, opts...)
+		}
+		var errs strings.Builder
+		a := &app{
+			stdin: &slowly{strings.NewReader(tokenFor("TOKEN")), 10 * time.Minute}, terminal: true, stdout: io.Discard, stderr: &errs,
+			connect: func(clusterFlags, io.Writer) (cluster, error) { return made("v1.36.3", f, invitingMap(nil)), nil },
+		}
+		if code := run(t.Context(), []string{"join", "east"}, a); code != 0 {
+			t.Errorf("exit code %d: %s", code, &errs)
+		}
+	})
+}
+
+// Ctrl-C ends the command while it waits for the token.
+func TestJoinEndsWhileNobodyPastes(t *testing.T) {
+	ctx, interrupt := context.WithCancel(t.Context())
+	in, out := io.Pipe()
+	defer out.Close()
+	a := &app{stdin: in, terminal: true, stdout: io.Discard, stderr: writer(func(p []byte) (int, error) {
+		if strings.HasPrefix(string(p), "Paste") {
+			interrupt()
+		}
+		return len(p), nil
+	})}
+	ended := make(chan int)
+	go func() { ended <- run(ctx, []string{"join", "east"}, a) }()
+	select {
+	case code := <-ended:
+		if code != 1 {
+			t.Errorf("exit code %d", code)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for the token for ever")
+		out.Close()
+		<-ended
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
+
 // What was printed is what the controllers will hold the joiner to, and the joiner's Secret holds what was typed.
 func TestTokenAndSecretAgree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

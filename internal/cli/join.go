@@ -64,16 +64,16 @@ and make their Links. Run the command again, with the same token, if it was brok
 }
 
 func (a *app) runJoin(ctx context.Context, flags joinFlags, peer string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong)
-	defer cancel()
 	export, imports, err := flags.rules()
 	if err != nil {
 		return err
 	}
-	text, token, err := a.readToken(flags.file)
+	text, token, err := a.readToken(ctx, flags.file)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong) // the person has had the time it took
+	defer cancel()
 	if peer = cmp.Or(peer, token.Inviter); checkLinkName(peer) != nil {
 		return checkLinkName(peer)
 	}
@@ -105,7 +105,7 @@ func (a *app) runJoin(ctx context.Context, flags joinFlags, peer string) error {
 }
 
 // readToken reads the token from a file, or from stdin.
-func (a *app) readToken(file string) (string, invite.Token, error) {
+func (a *app) readToken(ctx context.Context, file string) (string, invite.Token, error) {
 	in := a.stdin
 	if file != "" {
 		f, err := os.Open(file)
@@ -117,7 +117,7 @@ func (a *app) readToken(file string) (string, invite.Token, error) {
 	} else if a.terminal {
 		fmt.Fprintln(a.stderr, "Paste the token, and end it with Ctrl-D on a line of its own:")
 	}
-	b, err := io.ReadAll(io.LimitReader(in, 2*invite.MaxToken+1))
+	b, err := readAll(ctx, io.LimitReader(in, 2*invite.MaxToken+1))
 	if err != nil {
 		return "", invite.Token{}, fmt.Errorf("read the token: %w", err)
 	}
@@ -130,6 +130,25 @@ func (a *app) readToken(file string) (string, invite.Token, error) {
 	}
 	text, err := token.Text()
 	return text, token, err
+}
+
+// readAll reads all of r, unless ctx ends first. A read from a terminal cannot be broken off: it ends with the process then.
+func readAll(ctx context.Context, r io.Reader) ([]byte, error) {
+	type all struct {
+		bytes []byte
+		err   error
+	}
+	read := make(chan all, 1)
+	go func() {
+		b, err := io.ReadAll(r)
+		read <- all{b, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case a := <-read:
+		return a.bytes, a.err
+	}
 }
 
 // judge refuses a token that is of no use in the side's cluster, before anybody is asked.
