@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -255,6 +256,15 @@ func (s *side) apply(ctx context.Context, p *progress, peer publicHalf) error {
 	fields, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&spec)
 	if err != nil {
 		return fmt.Errorf("write the Link: %w", err)
+	}
+	if s.have != nil {
+		own, err := ownRules(s.have, fields)
+		if err != nil {
+			return s.flags.in(err)
+		}
+		delete(fields, "export")
+		delete(fields, "import")
+		maps.Copy(fields, own)
 	}
 	u := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": v1alpha1.GroupVersion.String(), "kind": "Link",

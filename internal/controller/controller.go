@@ -235,7 +235,7 @@ func (p *process) wire() error {
 	}
 	b.leader = &leader{
 		client: p.mgr.GetClient(), own: p.own, o: p.o, log: p.log,
-		events: p.mgr.GetEventRecorder("causeway-controller"), joiner: p.joiner(board),
+		events: p.mgr.GetEventRecorder("causeway-controller"), joiner: p.joiner(),
 		books: &books{client: p.live, namespace: p.o.Namespace, ranges: p.ranges, log: p.log},
 		reconciler: &mirror.Reconciler{
 			Client: p.mgr.GetClient(), Live: p.live, Namespace: p.o.Namespace, Version: p.o.Version,
