@@ -37,6 +37,7 @@ const (
 
 // What became of a warm tunnel, as a metric's label.
 const (
+	warmBegun  = "begun" // and made or failed within seconds
 	warmMade   = "made"
 	warmFailed = "failed" // to be made
 	warmUsed   = "used"
@@ -172,12 +173,15 @@ func (a *Agent) warmUp(c *call) {
 // startWarm makes a tunnel that the pool has begun.
 func (a *Agent) startWarm(key warmKey, c *call) {
 	next := call{vip: c.vip, index: c.index, to: c.to, port: c.port, peer: c.peer, caller: c.caller, as: c.as}
+	a.metrics.warm.WithLabelValues(outbound, warmBegun).Inc()
 	go func() { // which drain waits for
 		defer a.warm.done(key)
-		if !backoff.Sleep(a.taking, rand.N(warmJitter)) {
-			return
+		backoff.Sleep(a.taking, rand.N(warmJitter))
+		err := context.Cause(a.taking)
+		if err == nil {
+			err = a.makeWarm(key, next)
 		}
-		if err := a.makeWarm(key, next); err != nil {
+		if err != nil {
 			a.metrics.warm.WithLabelValues(outbound, warmFailed).Inc()
 			a.log.Debug("no warm tunnel", "mirror", next.to.name, "error", err)
 		}
@@ -218,6 +222,7 @@ func (a *Agent) makeWarm(key warmKey, c call) error {
 		w.forget = context.AfterFunc(ctx, func() { a.dropWarm(w, warmLost) })
 	})
 	if !kept {
+		a.metrics.warm.WithLabelValues(outbound, warmLost).Inc()
 		release()
 		raw.Reset()
 	}
