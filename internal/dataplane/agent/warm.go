@@ -27,8 +27,6 @@ const (
 	warmUse     = time.Minute
 	// warmLife is shorter than the far side's patience, so that it is we who end it.
 	warmLife = 45 * time.Second
-	// warmDoubt is how long OPEN may go unheard, by the other end's kernel, on a tunnel that has waited.
-	warmDoubt = time.Second
 	// warmRate and warmBurst bound how fast they are made, for one peer; warmJitter spreads them.
 	warmRate   = 20 // a second
 	warmBurst  = 4
@@ -73,7 +71,8 @@ type warmKey struct {
 
 type warmTunnel struct {
 	key    warmKey
-	call   call // as whom, to whom, and what the far side answered
+	by     string // the gateway's address
+	call   call   // as whom, to whom, and what the far side answered
 	tun    *tls.Conn
 	expiry *time.Timer
 	// forget stops the pool from hearing of the lease's end; release ends it.
@@ -132,9 +131,12 @@ func (a *Agent) attachTo(life context.Context, c *net.TCPConn, call *call, w *wa
 	w.release()
 	opening, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	doubt := time.AfterFunc(warmDoubt, w.doubt)
+	doubted := make(chan bool, 1)
+	doubt := time.AfterFunc(warmDoubt, func() { doubted <- w.doubt() })
 	err = tunnel.Attach(opening, w.tun, call.first)
-	doubt.Stop()
+	if !doubt.Stop() && <-doubted {
+		a.lostWay(w.by)
+	}
 	if err == nil {
 		a.learn(call, nil)
 		return &opened{w.tun, ctx, release}, false, nil
@@ -198,7 +200,7 @@ func (a *Agent) makeWarm(key warmKey, c call) error {
 		return err
 	}
 	c.peer = s.links[c.peer.name]
-	raw, err := a.reach(a.taking, c.peer)
+	raw, by, err := a.reach(a.taking, c.peer)
 	if err != nil {
 		return err
 	}
@@ -215,7 +217,7 @@ func (a *Agent) makeWarm(key warmKey, c call) error {
 		release()
 		return err
 	}
-	w := &warmTunnel{key: key, call: c, tun: tun, release: release}
+	w := &warmTunnel{key: key, by: by, call: c, tun: tun, release: release}
 	a.metrics.warm.WithLabelValues(outbound, warmMade).Inc()
 	kept := a.warm.put(w, func() {
 		w.expiry = time.AfterFunc(warmLife, func() { a.dropWarm(w, warmUnused) })
@@ -360,19 +362,11 @@ func (p *warmPool) drain() {
 	p.makers.Wait()
 }
 
-// doubt ends a tunnel whose way has died while it waited: nobody has heard what was sent
-// on it. It is no way for this call, and its caller need not wait as long as for an application.
-func (w *warmTunnel) doubt() {
-	raw := w.tun.NetConn().(*transport.Raw)
-	if tcp, ok := raw.Conn.(*net.TCPConn); ok && transport.Unheard(tcp) {
-		raw.Reset()
-	}
-}
-
-// quiet reports whether the far side has said nothing since its answer: it would be an end.
+// quiet reports whether the far side has said nothing since its answer, which would be an
+// end, and its kernel answers when it is asked whether it is there.
 func (w *warmTunnel) quiet() bool {
 	tcp, ok := w.tun.NetConn().(*transport.Raw).Conn.(*net.TCPConn)
-	return !ok || transport.Quiet(tcp)
+	return !ok || transport.Quiet(tcp) && !transport.Unanswered(tcp)
 }
 
 // end closes a tunnel in good order: the far side counts nothing.
