@@ -102,10 +102,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		warm: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_warm_total", Help: "What became of tunnels opened for callers yet to come."}, []string{"way", "what"}),
 	}
-	for _, what := range []string{warmMade, warmFailed, warmUsed, warmUnused, warmLost} {
+	for _, what := range []string{warmBegun, warmMade, warmFailed, warmUsed, warmUnused, warmLost} {
 		m.warm.WithLabelValues(outbound, what)
 	}
 	m.warm.WithLabelValues(inbound, warmUnused)
+	m.warm.WithLabelValues(inbound, warmLost)
 	for _, way := range []string{outbound, inbound} {
 		m.accepted.WithLabelValues(way)
 		m.open.WithLabelValues(way)

@@ -115,7 +115,7 @@ type opened struct {
 
 // tunnel makes a tunnel for a call and opens it.
 func (a *Agent) tunnel(life context.Context, c *net.TCPConn, call *call) (*opened, error) {
-	raw, err := a.reach(life, call.peer)
+	raw, _, err := a.reach(life, call.peer)
 	if err != nil {
 		return nil, err
 	}

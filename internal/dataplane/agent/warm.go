@@ -27,8 +27,6 @@ const (
 	warmUse     = time.Minute
 	// warmLife is shorter than the far side's patience, so that it is we who end it.
 	warmLife = 45 * time.Second
-	// warmDoubt is how long OPEN may go unheard, by the other end's kernel, on a tunnel that has waited.
-	warmDoubt = time.Second
 	// warmRate and warmBurst bound how fast they are made, for one peer; warmJitter spreads them.
 	warmRate   = 20 // a second
 	warmBurst  = 4
@@ -37,6 +35,7 @@ const (
 
 // What became of a warm tunnel, as a metric's label.
 const (
+	warmBegun  = "begun" // and made or failed within seconds
 	warmMade   = "made"
 	warmFailed = "failed" // to be made
 	warmUsed   = "used"
@@ -77,7 +76,8 @@ type warmKey struct {
 
 type warmTunnel struct {
 	key    warmKey
-	call   call // as whom, to whom, and what the far side answered
+	by     string // the gateway's address
+	call   call   // as whom, to whom, and what the far side answered
 	tun    *tls.Conn
 	expiry *time.Timer
 	// forget stops the pool from hearing of the lease's end; release ends it.
@@ -138,9 +138,12 @@ func (a *Agent) attachTo(life context.Context, c *net.TCPConn, call *call, w *wa
 	w.release()
 	opening, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	doubt := time.AfterFunc(warmDoubt, w.doubt)
+	doubted := make(chan bool, 1)
+	doubt := time.AfterFunc(warmDoubt, func() { doubted <- w.doubt() })
 	err = tunnel.Attach(opening, w.tun, call.first)
-	doubt.Stop()
+	if !doubt.Stop() && <-doubted {
+		a.lostWay(w.by)
+	}
 	if err == nil {
 		return &opened{w.tun, ctx, release}, false, nil
 	}
@@ -174,12 +177,15 @@ func (a *Agent) warmUp(c *call) {
 // startWarm makes a tunnel that the pool has begun.
 func (a *Agent) startWarm(key warmKey, c *call) {
 	next := call{vip: c.vip, index: c.index, to: c.to, port: c.port, peer: c.peer, caller: c.caller}
+	a.metrics.warm.WithLabelValues(outbound, warmBegun).Inc()
 	go func() { // which drain waits for
 		defer a.warm.done(key)
-		if !backoff.Sleep(a.taking, rand.N(warmJitter)) {
-			return
+		backoff.Sleep(a.taking, rand.N(warmJitter))
+		err := context.Cause(a.taking)
+		if err == nil {
+			err = a.makeWarm(key, next)
 		}
-		if err := a.makeWarm(key, next); err != nil {
+		if err != nil {
 			a.metrics.warm.WithLabelValues(outbound, warmFailed).Inc()
 			a.log.Debug("no warm tunnel", "mirror", next.to.name, "error", err)
 		}
@@ -208,7 +214,7 @@ func (a *Agent) makeWarm(key warmKey, c call) error {
 	if err := a.freshen(key, &c); err != nil {
 		return err
 	}
-	raw, err := a.reach(a.taking, c.peer)
+	raw, by, err := a.reach(a.taking, c.peer)
 	if err != nil {
 		return err
 	}
@@ -226,13 +232,14 @@ func (a *Agent) makeWarm(key warmKey, c call) error {
 		return err
 	}
 	a.told(&c)
-	w := &warmTunnel{key: key, call: c, tun: tun, release: release}
+	w := &warmTunnel{key: key, by: by, call: c, tun: tun, release: release}
 	a.metrics.warm.WithLabelValues(outbound, warmMade).Inc()
 	kept := a.warm.put(w, func() {
 		w.expiry = time.AfterFunc(warmLife, func() { a.dropWarm(w, warmUnused) })
 		w.forget = context.AfterFunc(ctx, func() { a.dropWarm(w, warmLost) })
 	})
 	if !kept {
+		a.metrics.warm.WithLabelValues(outbound, warmLost).Inc()
 		release()
 		raw.Reset()
 	}
@@ -379,19 +386,11 @@ func (p *warmPool) drain() {
 	p.makers.Wait()
 }
 
-// doubt ends a tunnel whose way has died while it waited: nobody has heard what was sent
-// on it. It is no way for this call, and its caller need not wait as long as for an application.
-func (w *warmTunnel) doubt() {
-	raw := w.tun.NetConn().(*transport.Raw)
-	if tcp, ok := raw.Conn.(*net.TCPConn); ok && transport.Unheard(tcp) {
-		raw.Reset()
-	}
-}
-
-// quiet reports whether the far side has said nothing since its answer: it would be an end.
+// quiet reports whether the far side has said nothing since its answer, which would be an
+// end, and its kernel answers when it is asked whether it is there.
 func (w *warmTunnel) quiet() bool {
 	tcp, ok := w.tun.NetConn().(*transport.Raw).Conn.(*net.TCPConn)
-	return !ok || transport.Quiet(tcp)
+	return !ok || transport.Quiet(tcp) && !transport.Unanswered(tcp)
 }
 
 // end closes a tunnel in good order: the far side counts nothing.
