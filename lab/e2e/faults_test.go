@@ -140,7 +140,6 @@ func TestCheckNamesQuota(t *testing.T) {
 		}
 		return err
 	}
-	have(west.dyn.Resource(links).Get(ctx, "east", getOptions))(t)
 	const late = `{apiVersion: v1, kind: Service, metadata: {name: late, namespace: shop, labels: {causeway.dev/export: "true"}}, spec: {selector: {app: bar}, ports: [{port: 80, targetPort: 8080}]}}`
 	t.Cleanup(func() {
 		must(t, east.kubectl(background(), late, "delete", "--ignore-not-found", "-f", "-"))
@@ -152,7 +151,7 @@ func TestCheckNamesQuota(t *testing.T) {
 	must(t, west.read(ctx, links, "", "east", &l))
 	must(t, quota(map[string]any{"services": l.Status.Mirrors}))
 	must(t, east.kubectl(ctx, late, "apply", "-f", "-"))
-	named(t, west, 30*time.Second, quick, finding{"service", "shop/late-east", "FAIL", "QuotaReached"})
+	named(t, west, 30*time.Second, quick, finding{"service", "east", "FAIL", "QuotaReached: the Link's import quotas leave out 1 mirror"})
 	agree(t, west, "QuotaReached")
 }
 
