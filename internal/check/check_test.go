@@ -137,28 +137,6 @@ func not(l *v1alpha1.Link, kind, reason, message string) {
 	}
 }
 
-var north = v1alpha1.Joiner{TrustDomain: "north-1", Address: "198.18.3.1"}
-
-// invitation is an Invite of some age.
-func invitation(age time.Duration, status func(*v1alpha1.InviteStatus)) v1alpha1.Invite {
-	inv := v1alpha1.Invite{
-		ObjectMeta: metav1.ObjectMeta{Name: "north", CreationTimestamp: metav1.NewTime(noon.Add(-age))},
-		Spec:       v1alpha1.InviteSpec{ValidSeconds: 900, Export: &v1alpha1.ExportRules{Services: v1alpha1.AllServices}},
-	}
-	if status != nil {
-		status(&inv.Status)
-	}
-	return inv
-}
-
-// joins is a Join that began 5 minutes ago.
-func joins(state, reason, message string) v1alpha1.Join {
-	return v1alpha1.Join{
-		ObjectMeta: metav1.ObjectMeta{Name: "north", CreationTimestamp: metav1.NewTime(noon.Add(-5 * time.Minute))},
-		Status:     v1alpha1.JoinStatus{State: state, Reason: reason, Message: message},
-	}
-}
-
 func problem(f *Facts, service, reason string) {
 	f.Links[0].Status.Problems = append(f.Links[0].Status.Problems, v1alpha1.ServiceProblem{Service: service, Reason: reason, Message: "told"})
 }
@@ -190,13 +168,45 @@ func TestHealthy(t *testing.T) {
 	}
 }
 
+// A fault is what is done to a healthy installation, and the Lines that it makes.
+type fault struct {
+	why   string
+	spoil func(*Facts)
+	want  []string
+}
+
+// named fails the test unless each fault is named as it should be, and no other, and a hint comes with it.
+func named(t *testing.T, cases map[string]fault) {
+	t.Helper()
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			f := healthy()
+			tc.spoil(f)
+			lines := Judge(*f)
+			got := said(lines)
+			for i, w := range tc.want {
+				if i < len(got) && strings.HasPrefix(got[i], w) && strings.HasSuffix(w, ": ") {
+					got[i] = w // the rest is another room's words
+				}
+				if i < len(got) && strings.HasPrefix(got[i], w) && strings.HasSuffix(w, "is live") {
+					got[i] = w
+				}
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", tc.why, diff)
+			}
+			for _, l := range lines {
+				if (l.Hint == "") != (l.State == OK) {
+					t.Errorf("%s: a line that is not ok says what to do, and no other: %+v", tc.why, l)
+				}
+			}
+		})
+	}
+}
+
 // What each fault is named, and that a hint comes with it.
 func TestFaults(t *testing.T) {
-	cases := map[string]struct {
-		why   string
-		spoil func(*Facts)
-		want  []string
-	}{
+	named(t, map[string]fault{
 		"API server refuses": {
 			why:   "what was not seen is not ok",
 			spoil: func(f *Facts) { f.Unread = []Unread{{"nodes", "forbidden"}} },
@@ -286,69 +296,6 @@ func TestFaults(t *testing.T) {
 		"gateway's name known": {
 			why:   "what it stands for is looked at instead",
 			spoil: func(f *Facts) { f.Links[0].Spec.Gateways = []string{"gw.east:4143"} },
-		},
-		"what lies beneath is flushed": {
-			why: "a canary sings though nothing would hold its bytes back",
-			spoil: func(f *Facts) {
-				f.Replicas[0].Answer.Agents[0].Faults = []string{"the unreachable route for 240.64.0.0/12 is not there"}
-			},
-			want: []string{"FAIL vip-guard w1: the unreachable route for 240.64.0.0/12 is not there"},
-		},
-		"path failed last time": {
-			why: "who does not prove it now is told what was found then",
-			spoil: func(f *Facts) {
-				f.Canaries, f.Proved, f.Pods[1].PathFails = nil, false, "a pod's call gets no answer (since 2026-05-04 11:00 UTC)"
-			},
-			want: []string{"FAIL path w2: when it was last proved: a pod's call gets no answer (since 2026-05-04 11:00 UTC)"},
-		},
-		"path good again": {
-			why:   "what is seen now counts",
-			spoil: func(f *Facts) { f.Pods[1].PathFails = "a pod's call gets no answer" },
-		},
-		"pods that may forge": {
-			why: "the design cannot keep them from it on a bridge, so it is said",
-			spoil: func(f *Facts) {
-				f.Replicas[0].Answer.Agents[1].Bridged = true
-				f.Replicas[0].Answer.RawPods = map[string]int{"w1": 2, "w2": 3}
-			},
-			want: []string{"warning neighbours cluster: on 1 node (w2) pods share a bridge, where one that may send raw packets can sometimes be taken for its neighbour: 3 pods may"},
-		},
-		"invite soon over": {
-			why:   "a token has to be carried",
-			spoil: func(f *Facts) { f.Invites = []v1alpha1.Invite{invitation(13*time.Minute, nil)} },
-			want:  []string{"warning invite north: open, and ends in 2 minutes: its Link will show the peer all that is exported, and mirror nothing of the peer's"},
-		},
-		"invite over": {
-			why:   "somebody waits for it, or has forgotten it",
-			spoil: func(f *Facts) { f.Invites = []v1alpha1.Invite{invitation(25*time.Minute, nil)} },
-			want:  []string{"warning invite north: nobody has used it, and it ran out 10 minutes ago"},
-		},
-		"invite half used": {
-			why: "a crash between two steps", spoil: func(f *Facts) {
-				f.Invites = []v1alpha1.Invite{invitation(2*time.Minute, func(s *v1alpha1.InviteStatus) { s.State, s.Joined = v1alpha1.InviteJoining, &north })}
-			},
-			want: []string{"warning invite north: trust domain north-1, from 198.18.3.1, began to use it, and its Link does not stand yet"},
-		},
-		"invite raced": {
-			why: "the loser may be the one that was meant", spoil: func(f *Facts) {
-				f.Invites = []v1alpha1.Invite{invitation(2*time.Minute, func(s *v1alpha1.InviteStatus) {
-					s.State, s.Joined = v1alpha1.InviteLinked, &north
-					s.Refusals = []v1alpha1.InviteRefusal{{Joiner: v1alpha1.Joiner{TrustDomain: "thief-1", Address: "198.18.4.1"}, Reason: "Used"}}
-				})}
-			},
-			want: []string{"warning invite north: a cluster of trust domain thief-1, from 198.18.4.1, was refused: Used"},
-		},
-		"join refused": {
-			why: "its sentence was on a screen once", spoil: func(f *Facts) {
-				f.Joins = []v1alpha1.Join{joins(v1alpha1.JoinRefused, "Used", "the token was used")}
-			},
-			want: []string{"warning invite north: joining was refused (Used): the token was used"},
-		},
-		"join slow": {
-			why: "an inviter that is not reached", spoil: func(f *Facts) {
-				f.Joins = []v1alpha1.Join{joins(v1alpha1.JoinPending, "", "asking the inviter at 198.18.3.10:4143: no answer")}
-			},
-			want: []string{"warning invite north: joining has lasted 5 minutes (asking the inviter at 198.18.3.10:4143: no answer)"},
 		},
 		"DNS gone": {
 			why: "a mirror is called by its name",
@@ -532,31 +479,7 @@ func TestFaults(t *testing.T) {
 			why: "a misspelt name is not ok", spoil: func(f *Facts) { f.Link = "north" },
 			want: []string{"FAIL link north: there is no such Link"},
 		},
-	}
-	for name, tc := range cases {
-		t.Run(name, func(t *testing.T) {
-			f := healthy()
-			tc.spoil(f)
-			lines := Judge(*f)
-			got := said(lines)
-			for i, w := range tc.want {
-				if i < len(got) && strings.HasPrefix(got[i], w) && strings.HasSuffix(w, ": ") {
-					got[i] = w // the rest is another room's words
-				}
-				if i < len(got) && strings.HasPrefix(got[i], w) && strings.HasSuffix(w, "is live") {
-					got[i] = w
-				}
-			}
-			if diff := cmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("%s (-want +got):\n%s", tc.why, diff)
-			}
-			for _, l := range lines {
-				if (l.Hint == "") != (l.State == OK) {
-					t.Errorf("%s: a line that is not ok says what to do, and no other: %+v", tc.why, l)
-				}
-			}
-		})
-	}
+	})
 }
 
 func ends(domain string, made time.Time) string {

@@ -47,7 +47,7 @@ func (f Facts) invited(inv *v1alpha1.Invite) Line {
 	case left < inviteSoon:
 		return warn(checkInvite, inv.Name, fmt.Sprintf("open, and ends in %s: %s", span(left), crosses(inv)), "`causeway join` must have run in the other cluster by then")
 	}
-	return ok(checkInvite, inv.Name, "open since %s, for %s more: %s", span(f.Now.Sub(inv.CreationTimestamp.Time)), span(left), crosses(inv))
+	return ok(checkInvite, inv.Name, "opened %s ago, good for %s more: %s", span(f.Now.Sub(inv.CreationTimestamp.Time)), span(left), crosses(inv))
 }
 
 // crosses is what the Link of an invite will let cross.

@@ -88,7 +88,9 @@ func sound(t *testing.T) {
 
 func TestCheckSound(t *testing.T) {
 	sound(t)
+	start := time.Now()
 	lines := have(check(t.Context()))(t)
+	t.Logf("check took %.1f s, canaries included", time.Since(start).Seconds())
 	seen := map[string]string{}
 	for _, l := range lines {
 		seen[l.Check] = l.State
@@ -235,6 +237,8 @@ func TestCheckWithoutControllers(t *testing.T) {
 			{"address", "east", "warning", "was tried by nobody"},
 		})
 	})
+	named(t, east, 30*time.Second, quick, finding{"address", "west", "FAIL", "the peer's gateway turns us away"})
+	agree(t, east, "the peer's gateway turns us away")
 }
 
 // nested is a list deep in an object.

@@ -40,15 +40,18 @@ func named(t *testing.T, c *cluster, d time.Duration, args []string, want ...fin
 
 var quick = []string{"--skip-canary"}
 
-// agree fails the test unless `causeway links` says the words too.
+// agree waits until `causeway links` says the words too: a condition follows a few seconds behind what may mend by itself.
 func agree(t *testing.T, c *cluster, words ...string) {
 	t.Helper()
-	said := have(c.causeway(t.Context(), "links"))(t)
-	for _, w := range words {
-		if !strings.Contains(said, w) {
-			t.Errorf("check in %s says %q, and links does not:\n%s", c.Name(), w, said)
+	within(t, 15*time.Second, "links in "+c.Name()+" agrees", func() error {
+		said, err := c.causeway(t.Context(), "links")
+		for _, w := range words {
+			if err == nil && !strings.Contains(said, w) {
+				err = fmt.Errorf("check says %q, and links does not:\n%s", w, said)
+			}
 		}
-	}
+		return err
+	})
 }
 
 // TestCheckNamesFlushedRoutes: with vip-guard frozen nobody mends what is taken from the node. A canary finds that calls are refused;
@@ -153,6 +156,14 @@ func TestCheckNamesQuota(t *testing.T) {
 	must(t, east.kubectl(ctx, late, "apply", "-f", "-"))
 	named(t, west, 30*time.Second, quick, finding{"service", "east", "FAIL", "QuotaReached: the Link's import quotas leave out 1 mirror"})
 	agree(t, west, "QuotaReached")
+}
+
+// TestCheckNamesInvites: a token that is about to run out unused is told of.
+func TestCheckNamesInvites(t *testing.T) {
+	ctx := t.Context()
+	t.Cleanup(func() { have(west.causeway(background(), "invite", "delete", "north"))(t) })
+	have(west.causeway(ctx, "invite", "north", "--valid-for", "100s"))(t)
+	named(t, west, 10*time.Second, quick, finding{"invite", "north", "warning", "open, and ends in"})
 }
 
 // TestCheckNamesExpiredIssuer: east's issuer ends, and its controller may not renew it. Both sides say so; when it may again, it
