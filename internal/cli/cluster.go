@@ -77,7 +77,7 @@ func connect(f clusterFlags, warnings io.Writer) (cluster, error) {
 	if err != nil {
 		return cluster{}, withHint(fmt.Errorf("read the kubeconfig: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
 	}
-	config.QPS, config.Burst = 50, 100
+	config.QPS, config.Burst = 50, 300
 	config.UserAgent = "causeway/" + Version()
 	config.WarningHandler = rest.NewWarningWriter(warnings, rest.WarningWriterOptions{Deduplicate: true})
 	var clock serverClock

@@ -26,7 +26,7 @@ func Introduced(certs []*x509.Certificate, now time.Time) (*x509.Certificate, er
 	if len(certs) != 2 {
 		return nil, refuse(ReasonChainTooLong, "a controller introduces itself by its certificate and its root, not by %d certificates", len(certs))
 	}
-	if _, err := VerifyController(certs[:1], certs[1], now); err != nil {
+	if _, err := verifyController(certs[:1], certs[1], now); err != nil {
 		return nil, err
 	}
 	return certs[1], nil

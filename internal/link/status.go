@@ -20,6 +20,8 @@ type Seen struct {
 	Fault *Fault
 	// IssuersKnown: a list of issuers signed by the Link's root is held.
 	IssuersKnown bool
+	// IssuersEnded is when the last of these issuers ended; zero: one is live.
+	IssuersEnded time.Time
 	// Behind is the number of the list of our issuers that the peer should have by now, but
 	// says that it has not; 0: it has it, or has said nothing.
 	Behind uint64
@@ -95,6 +97,9 @@ func trusted(s Seen) metav1.Condition {
 		return condition(v1alpha1.LinkTrusted, false, string(s.Fault.Reason), s.Fault.Message)
 	case !s.IssuersKnown:
 		return condition(v1alpha1.LinkTrusted, false, "NoIssuers", "the peer's issuers are not known yet: they come with the first catalog stream")
+	case !s.IssuersEnded.IsZero():
+		return condition(v1alpha1.LinkTrusted, false, "IssuersEnded", fmt.Sprintf("every issuer that is known of the peer has ended, the last at %s, so its workloads are not believed: "+
+			"the peer renews it by itself and tells us by the catalog stream; `causeway check` there says why it does not", s.IssuersEnded.UTC().Format("2006-01-02 15:04 MST")))
 	case s.Behind != 0:
 		return condition(v1alpha1.LinkTrusted, false, "IssuerNotAcknowledged", fmt.Sprintf("the peer's side has not taken in this cluster's new issuer "+
 			"(list %d) and refuses this cluster's workloads until it does: look at the logs of the peer's controllers", s.Behind))

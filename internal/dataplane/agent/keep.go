@@ -191,7 +191,7 @@ func (s *svids) kept() ([]keptSVID, error) {
 	defer s.mu.Unlock()
 	var out []keptSVID
 	for a, c := range s.held {
-		if !time.Now().Before(c.NotAfter()) {
+		if !c.Live(time.Now()) {
 			continue
 		}
 		chain, key, err := c.Marshal()
@@ -219,7 +219,7 @@ func (s *svids) restore(list []keptSVID) error {
 		if n := c.Name(); n.Namespace() != k.Namespace || n.ServiceAccount() != k.Account {
 			return fmt.Errorf("the SVID kept for %s/%s is that of %s", k.Namespace, k.Account, n)
 		}
-		if time.Now().Before(c.NotAfter()) {
+		if c.Live(time.Now()) {
 			s.held[account{k.Namespace, k.Account}] = c
 		}
 	}

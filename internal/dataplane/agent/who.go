@@ -70,6 +70,18 @@ func newAttachments(find func(netip.Addr) (attachment, error), stir func(netip.A
 	}
 }
 
+// bridged reports whether pods of this node are behind the ports of a bridge.
+func (a *attachments) bridged() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, at := range a.first {
+		if at.port != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // update records the attachments of pods not seen before and forgets those of
 // pods that are gone.
 func (a *attachments) update(s *state) {

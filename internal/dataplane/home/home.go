@@ -64,9 +64,9 @@ type Options struct {
 	// It is put in force if no controller answers soon.
 	Held    nodestream.View
 	HeldAge time.Duration
-	// Reach tries what an operator asks about: the peers' gateway addresses, from
-	// here, before ctx ends. May be nil: no question is answered.
-	Reach func(ctx context.Context) []*wire.Reach
+	// Look adds to a report what an operator asks about: what is to be seen from here,
+	// before ctx ends. May be nil: no question is answered.
+	Look func(ctx context.Context, report *wire.ReportRequest)
 }
 
 // State is what a process may act on.
@@ -188,15 +188,15 @@ func (h *Home) Age() time.Duration { return h.client.Age() }
 
 // onQuestion answers what an operator asks of this node; nil if nothing can.
 func (h *Home) onQuestion() func(context.Context) *wire.ReportRequest {
-	if h.o.Reach == nil {
+	if h.o.Look == nil {
 		return nil
 	}
 	return func(ctx context.Context) *wire.ReportRequest {
 		age := h.client.Age()
-		reaches := h.o.Reach(ctx)
-		return &wire.ReportRequest{
-			Version: h.o.Version, TimeMs: time.Now().UnixMilli(), StateAgeMs: uint64(age.Milliseconds()), Reaches: reaches,
-		}
+		report := &wire.ReportRequest{Version: h.o.Version, StateAgeMs: uint64(age.Milliseconds())}
+		h.o.Look(ctx, report)
+		report.TimeMs = time.Now().UnixMilli() // last, as near as can be to when it is heard
+		return report
 	}
 }
 
