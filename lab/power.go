@@ -80,6 +80,14 @@ func (c *Cluster) StartNode(ctx context.Context, name string) error {
 	return n.powerOn(ctx, tools)
 }
 
+// RestartNode takes a node's power away and gives it back, and returns when the Node is ready.
+func (c *Cluster) RestartNode(ctx context.Context, name string) error {
+	if err := c.KillNode(ctx, name); err != nil {
+		return err
+	}
+	return c.StartNode(ctx, name)
+}
+
 func (n *node) powerOn(ctx context.Context, tools Toolbox) error {
 	router, err := openSegment(n.cluster.lab.names.routerNS(n.cluster.plan.Name))
 	if err != nil {
