@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -249,7 +250,8 @@ func (c *Cluster) awaitAPI(ctx context.Context) error {
 // errNotYet is a condition's answer when nothing is wrong but time is needed.
 var errNotYet = errors.New("not yet")
 
-// await asks until the condition holds. It gives up at once if one of the processes it depends on has ended, and says what that one last wrote.
+// await asks until the condition holds. It gives up at once if one of the processes it depends on has ended, and says what that one last wrote;
+// so it does at ctx's end, when they run and do not do what is awaited.
 func (c *Cluster) await(ctx context.Context, what string, on []daemon, condition func() error) error {
 	for {
 		err := condition()
@@ -258,11 +260,23 @@ func (c *Cluster) await(ctx context.Context, what string, on []daemon, condition
 		}
 		for _, d := range on {
 			if !c.lab.cgroups.populated(d.cgroup) {
-				return fmt.Errorf("wait for %s: %s ended; its log %s says:\n%s", what, d.name(), d.log, tail(d.log, 8))
+				return fmt.Errorf("wait for %s: %s ended; its log %s says:\n%s%s", what, d.name(), d.log, tail(d.log, 8), shortageHere())
 			}
 		}
 		if perr := pause(ctx, 100*time.Millisecond); perr != nil {
-			return fmt.Errorf("wait for %s: %w (last: %w)", what, perr, err)
+			return fmt.Errorf("wait for %s: %w (last: %w)%s", what, perr, err, told(on))
 		}
 	}
+}
+
+// told is what processes that run, and yet do not do what they should, complain of.
+func told(on []daemon) string {
+	var out strings.Builder
+	for _, d := range on {
+		fmt.Fprintf(&out, "; %s runs, and its log %s says:\n%s", d.name(), d.log, complaints(d.log, 8))
+	}
+	if len(on) > 0 {
+		out.WriteString(shortageHere())
+	}
+	return out.String()
 }

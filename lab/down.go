@@ -38,7 +38,8 @@ func Down(ctx context.Context, o Options) error {
 		return err
 	}
 	l.progress("processes and namespaces are gone")
-	return errors.Join(l.cgroups.remove(ctx, l.names.prefix()), l.removeMounts(), l.removeState())
+	err = errors.Join(l.cgroups.remove(ctx, l.names.prefix()), l.removeMounts(), l.removeState())
+	return errors.Join(err, l.giveRoomBack(ctx))
 }
 
 // endProcesses kills until none is left: the first round may miss what was being born.

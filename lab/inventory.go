@@ -48,6 +48,9 @@ func TakeInventory() (Inventory, error) {
 			}
 		}
 	}
+	if raw, err := os.ReadFile(machineAllowance.setting); err == nil {
+		inv["setting"] = append(inv["setting"], instancesSetting+"="+strings.TrimSpace(string(raw)))
+	}
 	for _, dir := range watched {
 		files, err := filesBelow(dir)
 		if err != nil {
@@ -86,7 +89,7 @@ func commands() []string {
 // labOf returns the name of the lab that a process belongs to, by its cgroup or the marker in its environment.
 func labOf(pid int) string {
 	cgroups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if _, after, ok := strings.Cut(string(cgroups), ":/cwl-"); ok {
+	if _, after, ok := strings.Cut(string(cgroups), ":/"+cgroupPrefix); ok {
 		name, _, _ := strings.Cut(after, "/")
 		return strings.TrimSpace(name)
 	}

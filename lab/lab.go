@@ -112,6 +112,9 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := l.makeRoom(ctx); err != nil {
+		return nil, err
+	}
 	if err := l.ensureWAN(ctx, changed); err != nil {
 		return nil, err
 	}
@@ -189,16 +192,23 @@ func (l *Lab) load() error {
 
 // lock keeps two commands from changing one lab at once. It is an abstract socket: the kernel drops it with its holder, and no file stays.
 func (l *Lab) lock(ctx context.Context) (unlock func(), err error) {
-	for waited := false; ; waited = true {
-		ln, err := net.Listen("unix", "@causeway-lab-"+l.names.lab)
+	socket := "@causeway-lab-" + l.names.lab
+	if ln, err := net.Listen("unix", socket); err == nil {
+		return func() { _ = ln.Close() }, nil
+	}
+	l.progress("another command is at work on this lab; waiting for it")
+	return lockSocket(ctx, socket)
+}
+
+// lockSocket waits until it holds an abstract socket.
+func lockSocket(ctx context.Context, socket string) (unlock func(), err error) {
+	for {
+		ln, err := net.Listen("unix", socket)
 		if err == nil {
 			return func() { _ = ln.Close() }, nil
 		}
-		if !waited {
-			l.progress("another command is at work on this lab; waiting for it")
-		}
-		if err := pause(ctx, 200*time.Millisecond); err != nil {
-			return nil, fmt.Errorf("wait for another command on lab %q: %w", l.names.lab, err)
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return nil, fmt.Errorf("wait for another command that holds %s: %w", socket, err)
 		}
 	}
 }

@@ -41,8 +41,11 @@ func CheckClusterName(name string) error {
 func (n names) dir() string             { return filepath.Join(n.state, n.lab) }
 func (n names) cluster(c string) string { return filepath.Join(n.dir(), c) }
 
+// cgroupPrefix begins the name of every lab's top cgroup.
+const cgroupPrefix = "cwl-"
+
 // prefix begins the name of every network namespace and the one top cgroup of this lab, and of no other lab's.
-func (n names) prefix() string                { return "cwl-" + n.lab }
+func (n names) prefix() string                { return cgroupPrefix + n.lab }
 func (n names) wanNS() string                 { return n.prefix() + "-wan" }
 func (n names) routerNS(c string) string      { return n.prefix() + "-" + c + "--router" }
 func (n names) controlNS(c string) string     { return n.prefix() + "-" + c + "--cp" }

@@ -230,6 +230,9 @@ func (n *node) daemon(name string, argv []string, env ...string) (daemon, error)
 	return daemon{cgroup: n.cgroup(name), place: p, argv: argv, env: env, log: n.cluster.path("log", n.name(), name+".log")}, nil
 }
 
+// registering is how long a kubelet may take to make itself known: it needs a second or two, and many times that on a machine that is busy.
+const registering = 2 * time.Minute
+
 // awaitFresh waits until the Node is ready with the boot id of its present life.
 func (n *node) awaitFresh(ctx context.Context) error {
 	boot, err := os.ReadFile(n.path("fake", "boot_id"))
@@ -240,7 +243,13 @@ func (n *node) awaitFresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = n.cluster.await(ctx, "node "+n.name()+" to report its new boot", nil, func() error {
+	kubelet, err := n.daemon("kubelet", nil)
+	if err != nil {
+		return err
+	}
+	soon, cancel := context.WithTimeout(ctx, registering)
+	defer cancel()
+	err = n.cluster.await(soon, "node "+n.name()+" to report its new boot", []daemon{kubelet}, func() error {
 		got, err := client.CoreV1().Nodes().Get(ctx, n.name(), metav1.GetOptions{})
 		if err == nil && got.Status.NodeInfo.BootID != strings.TrimSpace(string(boot)) {
 			err = errNotYet

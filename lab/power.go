@@ -19,6 +19,19 @@ func (c *Cluster) KillContainer(ctx context.Context, namespace, pod, container s
 	return nil
 }
 
+// KillSandbox ends a pod's sandbox. The kubelet makes another in its place, in a network namespace of its own and most often with another
+// address; PodNetns then tells the new one.
+func (c *Cluster) KillSandbox(ctx context.Context, namespace, pod string) error {
+	s, _, err := c.findSandbox(ctx, namespace, pod)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(s.PID, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("end the sandbox of pod %s/%s: %w", namespace, pod, err)
+	}
+	return nil
+}
+
 // KillNode takes the node's power away: its link goes first, so that no packet tells anyone, then all its processes, its memory and its
 // network namespace are gone. Its disk stays. It returns when nothing of the node runs.
 func (c *Cluster) KillNode(ctx context.Context, name string) error {
@@ -65,6 +78,14 @@ func (c *Cluster) StartNode(ctx context.Context, name string) error {
 	}
 	defer unlock()
 	return n.powerOn(ctx, tools)
+}
+
+// RestartNode takes a node's power away and gives it back, and returns when the Node is ready.
+func (c *Cluster) RestartNode(ctx context.Context, name string) error {
+	if err := c.KillNode(ctx, name); err != nil {
+		return err
+	}
+	return c.StartNode(ctx, name)
 }
 
 func (n *node) powerOn(ctx context.Context, tools Toolbox) error {

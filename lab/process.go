@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 )
@@ -102,6 +103,30 @@ func tail(path string, lines int) string {
 	if err != nil {
 		return ""
 	}
-	all := strings.Split(strings.TrimRight(string(raw), "\n"), "\n")
+	return lastOf(strings.Split(strings.TrimRight(string(raw), "\n"), "\n"), lines)
+}
+
+func lastOf(all []string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// complaint begins a line by which a Kubernetes process reports an error.
+var complaint = regexp.MustCompile(`\A[EF][0-9]{4} `)
+
+// complaints returns the last errors in a log of Kubernetes', or its last lines if there is none.
+func complaints(path string, lines int) string {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	var errs []string
+	for line := range strings.Lines(string(raw)) {
+		if complaint.MatchString(line) {
+			errs = append(errs, strings.TrimRight(line, "\n"))
+		}
+	}
+	if len(errs) == 0 {
+		return tail(path, lines)
+	}
+	return lastOf(errs, lines)
 }

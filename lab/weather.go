@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -128,14 +129,18 @@ func RunWeather(ctx context.Context, w Weather, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { tun.Close() })
-	defer stop()
+	defer tun.Close()
 	if err := routeToll(); err != nil {
 		return err
 	}
 	log.Info("packets between clusters are held up", "rtt", w.RTT, "loss", w.Loss)
-	t := newToll(w)
+	return newToll(w).carry(ctx, tun)
+}
+
+// carry holds up what is read from the device and writes it back, until the context ends or either fails. It closes the device.
+func (t *toll) carry(ctx context.Context, tun io.ReadWriteCloser) error {
 	g, ctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(ctx, func() { tun.Close() })() // ends Read
 	g.Go(func() error {
 		return t.release(ctx, func(p []byte) error {
 			if _, err := tun.Write(p); err != nil && !errors.Is(err, unix.EIO) && ctx.Err() == nil {

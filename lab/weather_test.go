@@ -1,6 +1,9 @@
 package lab
 
 import (
+	"errors"
+	"io"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -50,4 +53,30 @@ func TestTollIsBounded(t *testing.T) {
 	if packets, _ := w.due(now.Add(time.Second)); len(packets) != tollQueue {
 		t.Errorf("%d packets were held up, want %d at most", len(packets), tollQueue)
 	}
+}
+
+// brokenTun takes no packet back, and gives one.
+type brokenTun struct{ io.ReadCloser }
+
+func (brokenTun) Write([]byte) (int, error) { return 0, errors.New("broken") }
+
+// A forwarder that can give no packet back must end: whoever looks for the process would take it for one that works.
+func TestTollEndsWhenItCannotWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		device, kernel := net.Pipe()
+		ended := make(chan error, 1)
+		go func() { ended <- newToll(Weather{}).carry(t.Context(), brokenTun{device}) }()
+		kernel.Write([]byte("a packet"))
+		time.Sleep(time.Minute)
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Error("it ended as if all were well")
+			}
+		default:
+			t.Error("after a minute it waits for packets that it cannot give back")
+			device.Close()
+			<-ended
+		}
+	})
 }

@@ -1,7 +1,11 @@
 // Command bench compares a mirrored Service with a direct path to the same pods,
 // from inside one caller's network, and prints medians and their ratio.
 //
-//	bench MIRROR-URL DIRECT-URL
+//	bench [-far] MIRROR-URL DIRECT-URL
+//
+// With -far, for a network whose way there takes tens of milliseconds, only new
+// connections are measured, with a pause before each, as a caller in no hurry
+// makes them: what counts there are round trips.
 //
 // Each measure is taken in pairs, mirror and direct in turn, so that a noisy
 // machine is as unkind to the one as to the other. Figures are for the ratio:
@@ -28,6 +32,9 @@ const (
 	calls   = 300
 	workers = 16
 	bulk    = 256 << 20
+
+	farCalls = 10
+	farPause = 500 * time.Millisecond
 )
 
 // A measure returns one figure of a path.
@@ -38,25 +45,32 @@ type measure struct {
 }
 
 func main() {
+	far := flag.Bool("far", false, "measure new connections alone, with pauses, for a network with long round trips")
 	flag.Parse()
 	if flag.NArg() != 2 {
-		fmt.Fprintln(os.Stderr, "usage: bench MIRROR-URL DIRECT-URL")
+		fmt.Fprintln(os.Stderr, "usage: bench [-far] MIRROR-URL DIRECT-URL")
 		os.Exit(2)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
-	if err := run(ctx, flag.Arg(0), flag.Arg(1)); err != nil {
+	if err := run(ctx, flag.Arg(0), flag.Arg(1), *far); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, mirror, direct string) error {
+func run(ctx context.Context, mirror, direct string, far bool) error {
+	one := func(keep bool, n int, pause time.Duration) func(context.Context, string) (float64, error) {
+		return func(ctx context.Context, url string) (float64, error) { return latency(ctx, url, keep, n, pause) }
+	}
 	measures := []measure{
-		{"new connection, one at a time, median", "ms", true, func(ctx context.Context, url string) (float64, error) { return latency(ctx, url, false) }},
-		{"kept connection, one at a time, median", "ms", true, func(ctx context.Context, url string) (float64, error) { return latency(ctx, url, true) }},
+		{"new connection, one at a time, median", "ms", true, one(false, calls, 0)},
+		{"kept connection, one at a time, median", "ms", true, one(true, calls, 0)},
 		{fmt.Sprintf("new connections, %d at a time", workers), "/s", false, rate},
 		{"bulk, one connection", "MiB/s", false, throughput},
+	}
+	if far {
+		measures = []measure{{"new connection, every half second, median", "ms", true, one(false, farCalls, farPause)}}
 	}
 	out := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(out, "measure\tmirror\tdirect\tunit\tmirror/direct")
@@ -99,12 +113,13 @@ func get(ctx context.Context, c *http.Client, url string) (int64, error) {
 	return io.Copy(io.Discard, answer.Body)
 }
 
-// latency is the median of calls made one after the other, in milliseconds.
-func latency(ctx context.Context, url string, keep bool) (float64, error) {
+// latency is the median of n calls made one after the other, each after a pause, in milliseconds.
+func latency(ctx context.Context, url string, keep bool, n int, pause time.Duration) (float64, error) {
 	c := client(keep)
 	defer c.CloseIdleConnections()
 	var took []float64
-	for range calls {
+	for range n {
+		time.Sleep(pause)
 		begin := time.Now()
 		if _, err := get(ctx, c, url); err != nil {
 			return 0, err

@@ -102,22 +102,33 @@ func Run(ctx context.Context, uid string, addresses []string, name string) Resul
 	return r
 }
 
-// insist calls again while the answer is not as it should be.
+// insist calls again while the answer is not as it should be. Of failures it returns the last, but a refusal rather than
+// silence: for a missing route the kernel answers only about once a second.
 func insist(ctx context.Context, uid, address string) Call {
 	start := time.Now()
+	var last Call
 	for {
 		c := call(ctx, address)
+		last = telling(last, c)
 		if c.Good(uid) || c.Failure == FailureGarbled || time.Since(start) > patience {
-			return c
+			return last
 		}
 		pause := time.NewTimer(again)
 		select {
 		case <-pause.C:
 		case <-ctx.Done():
 			pause.Stop()
-			return c
+			return last
 		}
 	}
+}
+
+// telling is what is to be told of a call and of those before it.
+func telling(was, is Call) Call {
+	if is.Failure == FailureTimeout && was.Failure == FailureRefused {
+		return was
+	}
+	return is
 }
 
 // call calls once.

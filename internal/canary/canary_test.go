@@ -71,3 +71,18 @@ func TestRun(t *testing.T) {
 		})
 	}
 }
+
+// A kernel that answers for a missing route only now and then must not make it look like a CNI that swallows all.
+func TestRefusalOutlastsSilence(t *testing.T) {
+	timeout, refusal := Call{Failure: FailureTimeout}, Call{Failure: FailureRefused}
+	for why, tc := range map[string]struct{ was, is, want Call }{
+		"then silence":      {refusal, timeout, refusal},
+		"silence, and then": {timeout, refusal, refusal},
+		"silence alone":     {Call{}, timeout, timeout},
+		"answers at last":   {refusal, Call{Answer: Answer{UID: "u1"}}, Call{Answer: Answer{UID: "u1"}}},
+	} {
+		if got := telling(tc.was, tc.is); got != tc.want {
+			t.Errorf("%s: got %+v, want %+v", why, got, tc.want)
+		}
+	}
+}

@@ -52,8 +52,11 @@ const (
 	checkAgent      = "agent"
 	checkVersion    = "version"
 	checkClock      = "clock"
+	checkGuard      = "vip-guard"
 	checkPath       = "path"
 	checkDNS        = "dns"
+	checkNeighbours = "neighbours"
+	checkInvite     = "invite"
 	checkTrust      = "trust"
 	checkLink       = "link"
 	checkAddress    = "address"
@@ -64,7 +67,7 @@ const (
 
 var order = []string{
 	checkRead, checkKinds, checkRights, checkIdentity, checkController, checkGatewayPod, checkAgent, checkVersion, checkClock,
-	checkPath, checkDNS, checkTrust, checkLink, checkAddress, checkCatalog, checkMirror, checkService,
+	checkGuard, checkPath, checkDNS, checkNeighbours, checkInvite, checkTrust, checkLink, checkAddress, checkCatalog, checkMirror, checkService,
 }
 
 // clusterwide is what a Line is on that is about no single thing.
@@ -76,7 +79,8 @@ const maxAlike = 20
 // Judge says how it stands.
 func Judge(f Facts) []Line {
 	rules := []func(Facts) []Line{
-		access, kinds, rights, identities, workloads, agents, versions, clocks, paths, trusts, links, gateways, catalogs, mirrors, services,
+		access, kinds, rights, identities, workloads, agents, versions, clocks, guards, paths,
+		remembered, neighbours, invites, trusts, links, gateways, catalogs, mirrors, services,
 	}
 	var lines []Line
 	for _, rule := range rules {
@@ -129,12 +133,13 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// FailedPaths are the Lines, by node, of those whose way from a pod to the agent fails.
-func FailedPaths(lines []Line) map[string]Line {
-	out := map[string]Line{}
-	for _, l := range lines {
-		if l.Check == checkPath && l.State == Fail {
-			out[l.On] = l
+// Proofs says, by node, what fails of the way of a pod's call there; "": nothing. Nodes from which no canary called are not in it.
+func Proofs(canaries []Canary) map[string]string {
+	out := map[string]string{}
+	for _, c := range canaries {
+		if c.Trouble == "" {
+			l, _ := c.path()
+			out[c.Node] = l.Seen
 		}
 	}
 	return out

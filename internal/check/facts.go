@@ -33,6 +33,8 @@ type Facts struct {
 	Nodes      []Node
 
 	Links    []v1alpha1.Link
+	Invites  []v1alpha1.Invite
+	Joins    []v1alpha1.Join
 	Trusts   []v1alpha1.PeerTrust
 	Ledgers  []v1alpha1.Ledger
 	Services []corev1.Service
@@ -72,6 +74,9 @@ type Pod struct {
 	Ready                 bool
 	// Trouble is what keeps it from running, if Kubernetes says so.
 	Trouble string
+	// PathFails is what was wrong with a node's path when it was last proved, as its agent's pod bears in mind; empty: nothing,
+	// or it was not proved.
+	PathFails string
 }
 
 // Node is a node of the cluster.
@@ -102,6 +107,8 @@ type Answer struct {
 	IssuersUntil []time.Time `json:"issuersUntil"`
 	Peers        []Peer      `json:"peers"`
 	Agents       []Agent     `json:"agents"`
+	// RawPods counts the pods, by node, whose spec does not keep them from sending raw packets.
+	RawPods map[string]int `json:"rawPods,omitempty"`
 }
 
 // Peer is what a replica knows of one Link's peer.
@@ -138,6 +145,10 @@ type Agent struct {
 	// StateSeconds is how old what it knows is.
 	StateSeconds float64 `json:"stateSeconds"`
 	Dials        []Dial  `json:"dials"`
+	// Faults are sentences about the node's vip-guard and the routes that it keeps.
+	Faults []string `json:"faults,omitempty"`
+	// Bridged: pods of the node share a bridge.
+	Bridged bool `json:"bridged,omitempty"`
 }
 
 // Dial is an agent's TCP connection to a gateway address of a peer; an empty error: it is there.

@@ -74,6 +74,8 @@ func (g *gatherer) kinds() {
 	g.kind("Link", new(v1alpha1.LinkList), func(l client.ObjectList) { g.f.Links = l.(*v1alpha1.LinkList).Items })
 	g.kind("ExportPolicy", new(v1alpha1.ExportPolicyList), func(client.ObjectList) {})
 	g.kind("Ledger", new(v1alpha1.LedgerList), func(l client.ObjectList) { g.f.Ledgers = l.(*v1alpha1.LedgerList).Items }, own)
+	g.kind("Invite", new(v1alpha1.InviteList), func(l client.ObjectList) { g.f.Invites = l.(*v1alpha1.InviteList).Items }, own)
+	g.kind("Join", new(v1alpha1.JoinList), func(l client.ObjectList) { g.f.Joins = l.(*v1alpha1.JoinList).Items }, own)
 	g.kind("PeerTrust", new(v1alpha1.PeerTrustList), func(l client.ObjectList) { g.f.Trusts = l.(*v1alpha1.PeerTrustList).Items }, own)
 }
 
@@ -176,7 +178,7 @@ func (g *gatherer) pods() (func(), error) {
 			continue
 		}
 		out = append(out, Pod{
-			Name: p.Name, Component: p.Labels["app.kubernetes.io/component"], Node: p.Spec.NodeName, Trouble: trouble(p),
+			Name: p.Name, Component: p.Labels["app.kubernetes.io/component"], Node: p.Spec.NodeName, Trouble: trouble(p), PathFails: pathFails(p),
 			Ready: slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
 				return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 			}),
@@ -184,6 +186,19 @@ func (g *gatherer) pods() (func(), error) {
 	}
 	slices.SortFunc(out, func(a, b Pod) int { return strings.Compare(a.Name, b.Name) })
 	return func() { g.f.Pods = out }, nil
+}
+
+// PathProved is the condition by which an agent's pod bears in mind that its node's path failed when it was last proved, as
+// long as the pod lives; it is not there if the path did not fail. Whoever sends canaries writes it.
+const PathProved corev1.PodConditionType = "causeway.dev/PathProved"
+
+func pathFails(p *corev1.Pod) string {
+	for _, c := range p.Status.Conditions {
+		if c.Type == PathProved && c.Status == corev1.ConditionFalse {
+			return fmt.Sprintf("%s (since %s)", c.Message, c.LastTransitionTime.UTC().Format("2006-01-02 15:04 MST"))
+		}
+	}
+	return ""
 }
 
 // trouble is what Kubernetes says keeps p from running; "": nothing.

@@ -8,12 +8,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/canary"
@@ -60,14 +62,15 @@ func (c cluster) canaries(ctx context.Context, namespace string) ([]check.Canary
 		if b.pod, err = canaryPod(&set, &svc, node); err != nil {
 			return nil, err
 		}
-		if err := c.Create(ctx, b.pod); err != nil {
-			b.trouble = "it cannot be made: " + err.Error()
-		} else {
-			defer c.shoo(ctx, b.pod)
-		}
 		flock = append(flock, b)
 	}
-	c.await(ctx, flock)
+	someAtOnce(flock, func(b *bird) {
+		if err := c.Create(ctx, b.pod); err != nil {
+			b.trouble = "it cannot be made: " + err.Error()
+		}
+	})
+	defer someAtOnce(flock, func(b *bird) { c.shoo(ctx, b.pod) })
+	c.await(ctx, namespace, flock)
 	var out []check.Canary
 	for _, b := range flock {
 		out = append(out, b.result())
@@ -109,12 +112,26 @@ func (c cluster) sweepCanaries(ctx context.Context, namespace string) error {
 	if err := c.List(ctx, &pods, client.InNamespace(namespace), canaryLabels); err != nil {
 		return fmt.Errorf("list canaries: %w", err)
 	}
-	for i := range pods.Items {
-		if p := &pods.Items[i]; ended(p) {
-			c.shoo(ctx, p)
-		}
-	}
+	pods.Items = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return !ended(&p) })
+	someAtOnce(pods.Items, func(p corev1.Pod) { c.shoo(ctx, &p) })
 	return nil
+}
+
+// callsAtOnce bounds what is asked of the API server at a time.
+const callsAtOnce = 8
+
+// someAtOnce does something with each of a list, a few at a time, and returns when all is done.
+func someAtOnce[T any](list []T, do func(T)) {
+	slots := make(chan struct{}, callsAtOnce)
+	var doing sync.WaitGroup
+	defer doing.Wait()
+	for _, one := range list {
+		slots <- struct{}{}
+		doing.Go(func() {
+			defer func() { <-slots }()
+			do(one)
+		})
+	}
 }
 
 func ended(p *corev1.Pod) bool {
@@ -123,6 +140,9 @@ func ended(p *corev1.Pod) bool {
 
 // shoo deletes a canary, also after ctx has ended. The next run tries again.
 func (c cluster) shoo(ctx context.Context, p *corev1.Pod) {
+	if p.UID == "" {
+		return // it was never made
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	_ = c.Delete(ctx, p, client.GracePeriodSeconds(0), client.Preconditions{UID: &p.UID})
@@ -136,22 +156,13 @@ type bird struct {
 }
 
 // await looks at the birds until all have ended or ctx has.
-func (c cluster) await(ctx context.Context, flock []*bird) {
+func (c cluster) await(ctx context.Context, namespace string, flock []*bird) {
 	tick := time.NewTicker(canaryPoll)
 	defer tick.Stop()
 	for {
-		flying := 0
-		for _, b := range flock {
-			if b.trouble != "" || ended(b.pod) {
-				continue
-			}
-			if err := c.Get(ctx, client.ObjectKeyFromObject(b.pod), b.pod); err != nil && ctx.Err() == nil {
-				b.trouble = "it cannot be looked at: " + err.Error()
-			} else if !ended(b.pod) {
-				flying++
-			}
-		}
-		if flying == 0 {
+		var seen corev1.PodList
+		err := c.List(ctx, &seen, client.InNamespace(namespace), canaryLabels)
+		if flying(flock, seen.Items, err) == 0 || ctx.Err() != nil {
 			return
 		}
 		select {
@@ -160,6 +171,29 @@ func (c cluster) await(ctx context.Context, flock []*bird) {
 			return
 		}
 	}
+}
+
+// flying counts the birds that are still out, by what was seen of all.
+func flying(flock []*bird, seen []corev1.Pod, err error) int {
+	at := make(map[types.UID]*corev1.Pod, len(seen))
+	for i := range seen {
+		at[seen[i].UID] = &seen[i]
+	}
+	out := 0
+	for _, b := range flock {
+		switch p := at[b.pod.UID]; {
+		case b.trouble != "" || ended(b.pod):
+		case err != nil:
+			out++ // looked at again until time is up
+		case p == nil:
+			b.trouble = "somebody has deleted it"
+		default:
+			if b.pod = p; !ended(p) {
+				out++
+			}
+		}
+	}
+	return out
 }
 
 // result is what a bird has sung.

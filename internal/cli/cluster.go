@@ -77,7 +77,7 @@ func connect(f clusterFlags, warnings io.Writer) (cluster, error) {
 	if err != nil {
 		return cluster{}, withHint(fmt.Errorf("read the kubeconfig: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
 	}
-	config.QPS, config.Burst = 50, 100
+	config.QPS, config.Burst = 50, 300
 	config.UserAgent = "causeway/" + Version()
 	config.WarningHandler = rest.NewWarningWriter(warnings, rest.WarningWriterOptions{Deduplicate: true})
 	var clock serverClock
@@ -86,9 +86,19 @@ func connect(f clusterFlags, warnings io.Writer) (cluster, error) {
 	if err != nil {
 		return cluster{}, fmt.Errorf("use the kubeconfig: %w", err)
 	}
-	c, err := client.New(config, client.Options{Scheme: kinds()})
+	c, err := newClient(config)
 	if err != nil {
 		return cluster{}, withHint(fmt.Errorf("reach the cluster: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
 	}
 	return cluster{Client: c, version: d.ServerVersion, now: clock.now, config: config}, nil
+}
+
+// answerTimeout is how long an API server may take for one answer, where the command itself sets no bound.
+const answerTimeout = time.Minute
+
+// newClient makes a client of which no call waits for ever.
+func newClient(config *rest.Config) (client.Client, error) {
+	bounded := rest.CopyConfig(config)
+	bounded.Timeout = answerTimeout
+	return client.New(bounded, client.Options{Scheme: kinds()})
 }

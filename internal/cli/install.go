@@ -125,7 +125,7 @@ func (a *app) provePaths(ctx context.Context, cl cluster, namespace string, p *p
 	for _, l := range lines {
 		p.say(l.Check+" "+l.On, l.Seen)
 	}
-	a.tellNodes(ctx, cl, namespace, lines)
+	a.rememberPaths(ctx, cl, namespace, check.Proofs(f.Canaries))
 	if check.Failed(lines) {
 		fmt.Fprintln(a.stderr, "warning: Causeway is installed, but not every node is proved to carry a pod's call to its agent: `causeway check` says what to do")
 	}

@@ -68,7 +68,8 @@ func invitingMap(edit map[string]string) *corev1.ConfigMap {
 	return m
 }
 
-// looking behaves as if a controller looked at Invites and Joins at each look, and at Links.
+// looking behaves as if a controller looked at Invites and Joins at each look, and at Links. joined is a Join's state,
+// with /REASON if it has one.
 func looking(invited, joined string, message string) interceptor.Funcs {
 	f := linking(1)
 	links := f.Get
@@ -78,10 +79,8 @@ func looking(invited, joined string, message string) interceptor.Funcs {
 		case *v1alpha1.Invite:
 			o.Status.State = invited
 		case *v1alpha1.Join:
-			o.Status = v1alpha1.JoinStatus{State: joined, Message: message}
-			if joined == v1alpha1.JoinRefused {
-				o.Status.Reason = string(invite.Used)
-			}
+			state, reason, _ := strings.Cut(joined, "/")
+			o.Status = v1alpha1.JoinStatus{State: state, Reason: reason, Message: message}
 		}
 		return err
 	}
@@ -124,7 +123,10 @@ var inviteClusters = map[string]func() cluster{
 		return made("v1.36.3", looking("", v1alpha1.JoinPending, "asking the inviter at 198.18.2.10:4143: it cannot be reached"), invitingMap(nil))
 	},
 	"west-refused": func() cluster {
-		return made("v1.36.3", looking("", v1alpha1.JoinRefused, "the token was used by another cluster already: ask for a new one"), invitingMap(nil))
+		return made("v1.36.3", looking("", v1alpha1.JoinRefused+"/Used", "the token was used by another cluster already: ask for a new one"), invitingMap(nil))
+	},
+	"west-overtaken": func() cluster {
+		return made("v1.36.3", looking("", v1alpha1.JoinRefused+"/NameTaken", "Link east is for another cluster, of trust domain south-99999999: choose another name for the inviter"), invitingMap(nil))
 	},
 }
 
@@ -143,6 +145,68 @@ func joiningLink(f interceptor.Funcs) interceptor.Funcs {
 	}
 	return f
 }
+
+// slowly is a person who takes a while to paste.
+type slowly struct {
+	io.Reader
+	after time.Duration
+}
+
+func (s *slowly) Read(p []byte) (int, error) {
+	time.Sleep(s.after)
+	s.after = 0
+	return s.Reader.Read(p)
+}
+
+// --timeout is for the clusters, not for the person.
+func TestJoinWaitsForWhoPastes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := joiningLink(looking("", v1alpha1.JoinLinked, "Link east stands"))
+		f.List = func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			if ctx.Err() != nil { // as a real client would see
+				return context.Cause(ctx)
+			}
+			return c.List(ctx, list, opts...)
+		}
+		var errs strings.Builder
+		a := &app{
+			stdin: &slowly{strings.NewReader(tokenFor("TOKEN")), 10 * time.Minute}, terminal: true, stdout: io.Discard, stderr: &errs,
+			connect: func(clusterFlags, io.Writer) (cluster, error) { return made("v1.36.3", f, invitingMap(nil)), nil },
+		}
+		if code := run(t.Context(), []string{"join", "east"}, a); code != 0 {
+			t.Errorf("exit code %d: %s", code, &errs)
+		}
+	})
+}
+
+// Ctrl-C ends the command while it waits for the token.
+func TestJoinEndsWhileNobodyPastes(t *testing.T) {
+	ctx, interrupt := context.WithCancel(t.Context())
+	in, out := io.Pipe()
+	defer out.Close()
+	a := &app{stdin: in, terminal: true, stdout: io.Discard, stderr: writer(func(p []byte) (int, error) {
+		if strings.HasPrefix(string(p), "Paste") {
+			interrupt()
+		}
+		return len(p), nil
+	})}
+	ended := make(chan int)
+	go func() { ended <- run(ctx, []string{"join", "east"}, a) }()
+	select {
+	case code := <-ended:
+		if code != 1 {
+			t.Errorf("exit code %d", code)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for the token for ever")
+		out.Close()
+		<-ended
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
 
 // What was printed is what the controllers will hold the joiner to, and the joiner's Secret holds what was typed.
 func TestTokenAndSecretAgree(t *testing.T) {

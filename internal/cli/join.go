@@ -37,8 +37,8 @@ func (a *app) join() *cobra.Command {
 		Long: `Join the cluster that a token of "causeway invite" comes from, and call it PEER (default its own name). The token is read from
 stdin or from a file.
 
-This cluster's controller dials a gateway of the inviter; both tell each other gateway addresses, trust domain, root and
-link public key, and make their Links. Run the command again, with the same token, if it was broken off.`,
+This cluster's controller dials a gateway of the inviter; both tell each other trust domain, root and link public key,
+and make their Links. Run the command again, with the same token, if it was broken off.`,
 		Example: "  causeway join --context west east < token",
 		GroupID: operator,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -64,16 +64,16 @@ link public key, and make their Links. Run the command again, with the same toke
 }
 
 func (a *app) runJoin(ctx context.Context, flags joinFlags, peer string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong)
-	defer cancel()
 	export, imports, err := flags.rules()
 	if err != nil {
 		return err
 	}
-	text, token, err := a.readToken(flags.file)
+	text, token, err := a.readToken(ctx, flags.file)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong) // the person has had the time it took
+	defer cancel()
 	if peer = cmp.Or(peer, token.Inviter); checkLinkName(peer) != nil {
 		return checkLinkName(peer)
 	}
@@ -105,7 +105,7 @@ func (a *app) runJoin(ctx context.Context, flags joinFlags, peer string) error {
 }
 
 // readToken reads the token from a file, or from stdin.
-func (a *app) readToken(file string) (string, invite.Token, error) {
+func (a *app) readToken(ctx context.Context, file string) (string, invite.Token, error) {
 	in := a.stdin
 	if file != "" {
 		f, err := os.Open(file)
@@ -117,7 +117,7 @@ func (a *app) readToken(file string) (string, invite.Token, error) {
 	} else if a.terminal {
 		fmt.Fprintln(a.stderr, "Paste the token, and end it with Ctrl-D on a line of its own:")
 	}
-	b, err := io.ReadAll(io.LimitReader(in, 2*invite.MaxToken+1))
+	b, err := readAll(ctx, io.LimitReader(in, 2*invite.MaxToken+1))
 	if err != nil {
 		return "", invite.Token{}, fmt.Errorf("read the token: %w", err)
 	}
@@ -130,6 +130,25 @@ func (a *app) readToken(file string) (string, invite.Token, error) {
 	}
 	text, err := token.Text()
 	return text, token, err
+}
+
+// readAll reads all of r, unless ctx ends first. A read from a terminal cannot be broken off: it ends with the process then.
+func readAll(ctx context.Context, r io.Reader) ([]byte, error) {
+	type all struct {
+		bytes []byte
+		err   error
+	}
+	read := make(chan all, 1)
+	go func() {
+		b, err := io.ReadAll(r)
+		read <- all{b, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case a := <-read:
+		return a.bytes, a.err
+	}
 }
 
 // judge refuses a token that is of no use in the side's cluster, before anybody is asked.
@@ -217,7 +236,17 @@ func joined(ctx context.Context, p *progress, cl cluster, join *v1alpha1.Join) e
 		return err
 	}
 	if now.Status.State == v1alpha1.JoinRefused {
-		return fmt.Errorf("refused (%s): %s", now.Status.Reason, now.Status.Message)
+		return refusal(now.Status)
 	}
 	return nil
+}
+
+// refusal says why a Join was refused, and what can be done with the same token.
+func refusal(s v1alpha1.JoinStatus) error {
+	err := fmt.Errorf("refused (%s): %s", s.Reason, s.Message)
+	switch invite.Reason(s.Reason) {
+	case invite.NameTaken, invite.AlreadyKnown:
+		return withHint(err, "the token stays good for this cluster until it runs out: bring it again when nothing stands in the way any more, or here under another name by `causeway join OTHER-NAME`")
+	}
+	return err
 }

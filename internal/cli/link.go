@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,7 +62,7 @@ and gateway addresses that somebody else added stay as they are then.`,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := required(c, "peer-context"); err != nil {
-				return &hinted{err: err, code: 2, hint: "both clusters must be at hand; where they are not, apply what `causeway identity` prints in each to the other"}
+				return &hinted{err: err, code: 2, hint: "both clusters must be at hand; where they are not, `causeway invite` in one and `causeway join` in the other"}
 			}
 			return a.runLink(c.Context(), flags)
 		},
@@ -255,6 +256,15 @@ func (s *side) apply(ctx context.Context, p *progress, peer publicHalf) error {
 	fields, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&spec)
 	if err != nil {
 		return fmt.Errorf("write the Link: %w", err)
+	}
+	if s.have != nil {
+		own, err := ownRules(s.have, fields)
+		if err != nil {
+			return s.flags.in(err)
+		}
+		delete(fields, "export")
+		delete(fields, "import")
+		maps.Copy(fields, own)
 	}
 	u := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": v1alpha1.GroupVersion.String(), "kind": "Link",

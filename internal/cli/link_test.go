@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"testing"
 	"testing/synctest"
 
@@ -11,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -156,6 +158,46 @@ func TestLinkAgainKeepsRules(t *testing.T) {
 		if diff := cmp.Diff(tc.want, l.Spec); diff != "" {
 			t.Errorf("Link %s (-want +got):\n%s", tc.name, diff)
 		}
+	}
+}
+
+// Rules that somebody else applies go when they take them away, however often the command is run; those that it wrote stay.
+func TestLinkAgainClaimsNoRules(t *testing.T) {
+	west, east := prepared(t, "west"), prepared(t, "east")
+	a := &app{stdout: io.Discard, stderr: io.Discard, connect: func(f clusterFlags, _ io.Writer) (cluster, error) {
+		return map[string]cluster{"west": west, "east": east}[f.context], nil
+	}}
+	fromGit := func(rules map[string]any) {
+		spec := map[string]any{"trustDomain": eastIdentity["trustDomain"], "root": half(t, east).Root, "linkPublicKey": eastIdentity["linkPublicKey"]}
+		maps.Copy(spec, rules)
+		u := &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": v1alpha1.GroupVersion.String(), "kind": "Link", "metadata": map[string]any{"name": "east"}, "spec": spec,
+		}}
+		if err := west.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(u), client.FieldOwner("git"), client.ForceOwnership); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := map[string]any{"services": "All"}
+	fromGit(map[string]any{"export": all, "import": all})
+	for range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			if code := run(t.Context(), []string{"link", "--context", "west", "--peer-context", "east"}, a); code != 0 {
+				t.Fatalf("exit code %d", code)
+			}
+		})
+	}
+	fromGit(map[string]any{"import": all})
+	var ours, theirs v1alpha1.Link
+	for l, in := range map[*v1alpha1.Link]client.ObjectKey{&ours: {Name: "east"}, &theirs: {Name: "west"}} {
+		if err := map[string]cluster{"east": west, "west": east}[in.Name].Get(t.Context(), in, l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ours.Spec.Export != nil || ours.Spec.Import == nil || len(ours.Spec.Gateways) == 0 {
+		t.Errorf("Git has taken the export rules away, and the Link says %+v", ours.Spec)
+	}
+	if theirs.Spec.Export == nil || theirs.Spec.Import == nil {
+		t.Errorf("the second run has taken its own rules away: %+v", theirs.Spec)
 	}
 }
 

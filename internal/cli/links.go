@@ -162,8 +162,12 @@ func (r linkReport) faults(out *strings.Builder) {
 		}
 	}
 	for _, p := range r.Problems {
-		if p.Service == "" { // the line that counts the rest
+		if p.Reason == link.More {
 			fmt.Fprintf(out, "%s: %s\n", r.Name, p.Message)
+			continue
+		}
+		if p.Service == "" { // of the whole Link
+			fmt.Fprintf(out, "%s: %s: %s\n", r.Name, p.Reason, p.Message)
 			continue
 		}
 		fmt.Fprintf(out, "%s: Service %s (%s): %s\n", r.Name, p.Service, p.Reason, p.Message)

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -25,6 +26,7 @@ var mirrorClusters = map[string]func() cluster{
 	"west-hanging": func() cluster {
 		return made("v1.36.3", collecting(0, nil), westLinked()...)
 	},
+	"west-choosing": func() cluster { return made("v1.36.3", exporting("shop/till", "shop/gone"), westChoosing()...) },
 	"west-faulty":   func() cluster { return made("v1.36.3", interceptor.Funcs{}, faultyLinks()...) },
 	"west-unlinked": func() cluster { return made("v1.36.3", interceptor.Funcs{}, identityMap(nil)) },
 	"east-linked": func() cluster {
@@ -65,6 +67,44 @@ func westLinked() []client.Object {
 		service("shop", "web", map[string]string{v1alpha1.LinkerdExportLabel: "true"}),
 		service("shop", "private", map[string]string{v1alpha1.ExportLabel: "false"}),
 	)
+}
+
+// westChoosing are the objects of a cluster whose Links each let something else cross.
+func westChoosing() []client.Object {
+	choosing := func(name string, rules *v1alpha1.ExportRules) *v1alpha1.Link {
+		l := linkTo(name, name+"-1")
+		l.Spec.Export, l.Status = rules, allIsWell(1)
+		return l
+	}
+	shop := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"tier": "front"}}}
+	front := &metav1.LabelSelector{MatchLabels: map[string]string{"tier": "front"}}
+	asked := func(namespace, name, tier string) *corev1.Service {
+		return service(namespace, name, map[string]string{v1alpha1.ExportLabel: "true", "tier": tier})
+	}
+	return []client.Object{
+		shop, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "depot"}},
+		choosing("all", &v1alpha1.ExportRules{Services: v1alpha1.AllServices}),
+		choosing("nothing", nil),
+		choosing("by-label", &v1alpha1.ExportRules{Services: v1alpha1.SelectedServices, Selector: front}),
+		choosing("by-name", &v1alpha1.ExportRules{Services: v1alpha1.AllServices, Namespaces: []string{"depot"}}),
+		choosing("by-place", &v1alpha1.ExportRules{Services: v1alpha1.AllServices, NamespaceSelector: front}),
+		asked("shop", "web", "front"), asked("shop", "db", "back"), asked("depot", "crane", "back"), asked("causeway-system", "own", "front"),
+		service("shop", "till", nil), service("shop", "hidden", nil),
+	}
+}
+
+// exporting makes a fake API server have ServiceExports of those names.
+func exporting(names ...string) interceptor.Funcs {
+	return interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, o ...client.ListOption) error {
+		if p, ok := l.(*metav1.PartialObjectMetadataList); ok && p.Kind == "ServiceExportList" {
+			for _, n := range names {
+				namespace, name, _ := strings.Cut(n, "/")
+				p.Items = append(p.Items, metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}})
+			}
+			return nil
+		}
+		return c.List(ctx, l, o...)
+	}}
 }
 
 const noAddress = "neither the Link nor the peer names a gateway address that can be used: the peer's Services cannot be called from here"

@@ -22,8 +22,8 @@ func (a *app) services() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "services",
 		Short: "List Services that are mirrored here, and those that are exported from here",
-		Long: `List the Services of linked clusters that are mirrored here, those of this cluster that are labelled for export, and
-which of them do not cross and why.`,
+		Long: `List the Services of linked clusters that are mirrored here, those of this cluster that are exported, by a label or a
+ServiceExport, and which of them do not cross and why.`,
 		Example: "  causeway services --context west\n  causeway services --json",
 		GroupID: operator,
 		Args:    cobra.NoArgs,
@@ -66,12 +66,12 @@ type mirrorReport struct {
 	Ports []portReport `json:"ports"`
 }
 
-// exportReport is a Service of this cluster that is labelled for export.
+// exportReport is a Service of this cluster that somebody has asked to export.
 type exportReport struct {
 	Namespace string       `json:"namespace"`
 	Name      string       `json:"name"`
 	Ports     []portReport `json:"ports"`
-	// Links are those whose rules let it cross.
+	// Links are those that it crosses.
 	Links []string `json:"links"`
 }
 
@@ -140,35 +140,6 @@ func reportMirrors(ctx context.Context, cl cluster) ([]mirrorReport, error) {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 	})
 	return out, nil
-}
-
-// reportExports lists the Services that are labelled for export, whether they can cross or not.
-func reportExports(ctx context.Context, cl cluster, links []v1alpha1.Link, namespace string) ([]exportReport, error) {
-	admit := []string{}
-	for i := range links {
-		if links[i].Spec.Export.All() {
-			admit = append(admit, links[i].Name)
-		}
-	}
-	out := []exportReport{}
-	for _, label := range []string{v1alpha1.ExportLabel, v1alpha1.LinkerdExportLabel} {
-		var services corev1.ServiceList
-		if err := cl.List(ctx, &services, client.MatchingLabels{label: "true"}); err != nil {
-			return nil, fmt.Errorf("list exported Services: %w", err)
-		}
-		for i := range services.Items {
-			s := &services.Items[i]
-			e := exportReport{Namespace: s.Namespace, Name: s.Name, Ports: reportPorts(s), Links: admit}
-			if s.Namespace == namespace || slices.ContainsFunc(s.OwnerReferences, isLink) {
-				e.Links = []string{} // its problem says why
-			}
-			out = append(out, e)
-		}
-	}
-	slices.SortFunc(out, func(a, b exportReport) int {
-		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
-	})
-	return slices.CompactFunc(out, func(a, b exportReport) bool { return a.Namespace == b.Namespace && a.Name == b.Name }), nil
 }
 
 func reportPorts(s *corev1.Service) []portReport {

@@ -224,13 +224,3 @@ func (s survey) from() string {
 	}
 	return " from cluster " + s.cluster
 }
-
-// peers names the Links' peers, for whoever must unlink them there.
-func (s survey) peers() string {
-	var names []string
-	for _, l := range s.links {
-		names = append(names, l.Name)
-	}
-	slices.Sort(names)
-	return strings.Join(names, ", ")
-}

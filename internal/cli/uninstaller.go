@@ -23,6 +23,8 @@ type uninstaller struct {
 	progress  *progress
 	// removed is what was, a line each, and notes what is left to be done elsewhere.
 	removed, notes []string
+	// peers are those whose Links went.
+	peers []string
 }
 
 // runNodes removes what Helm cannot: Links and mirrors, agents, what vip-guards keep on nodes.
@@ -37,8 +39,9 @@ func (u *uninstaller) runNodes(ctx context.Context, s survey) error {
 	if err := u.removeAgents(ctx); err != nil {
 		return err
 	}
-	if len(s.links) > 0 {
-		u.notes = append(u.notes, "peers keep their own Links for this cluster until `causeway unlink` is run there: "+s.peers())
+	if len(u.peers) > 0 {
+		slices.Sort(u.peers)
+		u.notes = append(u.notes, "peers keep their own Links for this cluster until `causeway unlink` is run there: "+strings.Join(u.peers, ", "))
 	}
 	return u.remove(ctx, "pods that cleaned", []ours{{kind: kind("", "v1", "Pod"), labels: cleaners}}, nil)
 }
@@ -67,13 +70,12 @@ func (u *uninstaller) run(ctx context.Context, s survey) error {
 	return nil
 }
 
+// removeLinks deletes the Links that s found, and those that came after it: somebody may have joined while a person was asked.
 func (u *uninstaller) removeLinks(ctx context.Context, s survey) error {
 	for i := range s.links {
-		l := &s.links[i]
-		if err := deleteLink(ctx, u.client, l); err != nil {
-			return fmt.Errorf("Link %s: %w", l.Name, err)
+		if err := u.removeLink(ctx, &s.links[i]); err != nil {
+			return err
 		}
-		u.removed = append(u.removed, "Link "+l.Name)
 	}
 	err := u.progress.until(ctx, wait{
 		what: "Links", done: "gone, and their mirrors with them", undone: "are not wholly gone",
@@ -82,6 +84,13 @@ func (u *uninstaller) removeLinks(ctx context.Context, s survey) error {
 			var links v1alpha1.LinkList
 			if err := u.client.List(ctx, &links); err != nil && !noKinds(err) {
 				return "", err
+			}
+			for i := range links.Items {
+				if l := &links.Items[i]; !slices.Contains(u.peers, l.Name) {
+					if err := u.removeLink(ctx, l); err != nil {
+						return "", err
+					}
+				}
 			}
 			if len(links.Items) > 0 {
 				return count(len(links.Items), "Link") + " left", nil
@@ -95,6 +104,15 @@ func (u *uninstaller) removeLinks(ctx context.Context, s survey) error {
 	for _, m := range s.mirrors {
 		u.removed = append(u.removed, "Service "+m)
 	}
+	return nil
+}
+
+func (u *uninstaller) removeLink(ctx context.Context, l *v1alpha1.Link) error {
+	if err := deleteLink(ctx, u.client, l); err != nil {
+		return fmt.Errorf("Link %s: %w", l.Name, err)
+	}
+	u.removed = append(u.removed, "Link "+l.Name)
+	u.peers = append(u.peers, l.Name)
 	return nil
 }
 

@@ -87,6 +87,7 @@ func (a *admin) answer(ctx context.Context) (check.Answer, error) {
 	if w := a.brain.asked.Load(); w != nil {
 		out.Whole = true
 		out.IssuersUntil = []time.Time{a.brain.own.issuers.Load().Current.Certificate().NotAfter}
+		out.RawPods = w.raw
 		for _, name := range slices.Sorted(maps.Keys(w.mirrors)) {
 			out.Peers = append(out.Peers, a.peer(name, w.mirrors[name]))
 		}
@@ -107,6 +108,7 @@ func agentsOf(reports []nodestream.Report) []check.Agent {
 		}
 		agent.SkewSeconds = time.UnixMilli(r.Body.GetTimeMs()).Sub(r.Arrived).Seconds()
 		agent.StateSeconds = float64(r.Body.GetStateAgeMs()) / 1000
+		agent.Faults, agent.Bridged = r.Body.GetFaults(), r.Body.GetBridged()
 		for _, d := range r.Body.GetReaches() {
 			agent.Dials = append(agent.Dials, check.Dial{
 				Link: d.GetLink(), Address: d.GetAddress(), TookSeconds: float64(d.GetTookUs()) / 1e6, Error: d.GetError(),
@@ -131,11 +133,16 @@ func (a *admin) peer(name string, mirrors []string) check.Peer {
 	return p
 }
 
-// wanted are the mirrors that catalogs and rules ask for, by valid Link, sorted. It is immutable.
-type wanted struct{ mirrors map[string][]string }
+// wanted is what a thought came to that operators ask about. It is immutable.
+type wanted struct {
+	// mirrors are those that catalogs and rules ask for, by valid Link, sorted.
+	mirrors map[string][]string
+	// raw counts pods that may send raw packets, by node.
+	raw map[string]int
+}
 
 func (b *brain) wanted(t *thought) *wanted {
-	w := &wanted{make(map[string][]string, len(t.peers))}
+	w := &wanted{make(map[string][]string, len(t.peers)), rawPods(t.pods)}
 	for name := range t.peers {
 		w.mirrors[name] = nil
 	}

@@ -65,6 +65,7 @@ type brain struct {
 	serviceExports *atomic.Bool
 	served         map[types.UID]bool     // agents' pods that have been ready
 	asked          atomic.Pointer[wanted] // for who asks
+	failing        atomic.Int64           // nodes whose path failed when it was last proved
 	again          time.Duration          // when to think again by itself; 0: no need
 	inviteKeys     map[types.UID][32]byte // label keys of open invites
 	endings        atomic.Pointer[[]ending]
@@ -85,6 +86,8 @@ type belief struct {
 	view view.Peer
 	// followed: another root than the Link's has signed the list.
 	followed bool
+	// until is when the last of the peer's issuers ends; zero: none is known.
+	until time.Time
 }
 
 // changed asks for a thought. It never blocks.
@@ -164,6 +167,7 @@ func (b *brain) think(ctx context.Context, now time.Time) error {
 		trouble = b.assign(ctx, t)
 	}
 	b.asked.Store(b.wanted(t))
+	b.failing.Store(int64(snap.failingPaths()))
 	// What cannot be stored keeps nobody from what is.
 	if err := b.publish(t); err != nil {
 		return err
@@ -341,14 +345,33 @@ func (b *brain) peerView(p link.Peer, kept *v1alpha1.PeerTrust) (belief, error) 
 		return belief{}, err
 	}
 	v := view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}
+	var until time.Time
 	known, ok := applied(p, kept)
 	if ok {
 		v.IssuerNumber = known.Number
 		for _, c := range known.Issuers {
 			v.Issuers = append(v.Issuers, c.Raw)
+			if c.NotAfter.After(until) {
+				until = c.NotAfter
+			}
 		}
 	}
-	return belief{p, list, v, ok && !known.Root.Equal(p.Root)}, nil
+	return belief{p, list, v, ok && !known.Root.Equal(p.Root), until}, nil
+}
+
+// issuersEnded is when the last of a peer's issuers has ended; zero: one is live, or none is known. It lets the brain think
+// again when one is to end soon.
+func (b *brain) issuersEnded(name string, now time.Time) time.Time {
+	until := b.believed[name].until
+	left := until.Sub(now)
+	switch {
+	case until.IsZero():
+	case left < 0:
+		return until
+	case b.again == 0 || left < b.again:
+		b.again = left + time.Second // once it is over, and not just before
+	}
+	return time.Time{}
 }
 
 // lead gives the leader's writers their newest work.
@@ -377,6 +400,7 @@ func (b *brain) job(t *thought, l *v1alpha1.Link, trusted bool) job {
 		link: l, peer: b.copyOf(l.Name, t.peers), entries: t.book.Link(l.Name),
 		seen: h.seen(t.faults[l.Name], trusted), due: h.due(),
 	}
+	j.seen.IssuersEnded = b.issuersEnded(l.Name, t.now)
 	j.seen.Imports = l.Spec.Import != nil
 	if b.believed[l.Name].followed {
 		j.seen.RootUntil = t.peers[l.Name].Root.NotAfter

@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -178,11 +179,11 @@ func slimPod(o any) (any, error) {
 	p.ManagedFields, p.Annotations = nil, slimAnnotations(p.Annotations)
 	containers := make([]corev1.Container, len(p.Spec.Containers))
 	for i, c := range p.Spec.Containers {
-		containers[i] = corev1.Container{Name: c.Name, Ports: c.Ports}
+		containers[i] = corev1.Container{Name: c.Name, Ports: c.Ports, SecurityContext: slimSecurity(c.SecurityContext)}
 	}
 	initial := make([]corev1.Container, len(p.Spec.InitContainers))
 	for i, c := range p.Spec.InitContainers {
-		initial[i] = corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy}
+		initial[i] = corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy, SecurityContext: slimSecurity(c.SecurityContext)}
 	}
 	p.Spec = corev1.PodSpec{
 		NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
@@ -237,9 +238,13 @@ func (p *process) wire() error {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		},
 	}
+	metrics.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "causeway_controller_failing_paths",
+		Help: "Nodes whose way from a pod to its agent failed when it was last proved, by causeway check or install.",
+	}, func() float64 { return float64(b.failing.Load()) }))
 	b.leader = &leader{
 		client: p.mgr.GetClient(), own: p.own, o: p.o, log: p.log,
-		events: p.mgr.GetEventRecorder("causeway-controller"), joiner: p.joiner(board),
+		events: p.mgr.GetEventRecorder("causeway-controller"), joiner: p.joiner(),
 		books: &books{client: p.live, namespace: p.o.Namespace, ranges: p.ranges, log: p.log},
 		reconciler: &mirror.Reconciler{
 			Client: p.mgr.GetClient(), Live: p.live, Namespace: p.o.Namespace, Version: p.o.Version,

@@ -54,14 +54,8 @@ func endings(own *issuing, peers map[string]belief) []ending {
 	}
 	for name, b := range peers {
 		out = append(out, endingOf(peerRoot, name, b.peer.Root, soonByHand))
-		var last *x509.Certificate
-		for _, der := range b.view.Issuers {
-			if c, err := x509.ParseCertificate(der); err == nil && (last == nil || c.NotAfter.After(last.NotAfter)) {
-				last = c
-			}
-		}
-		if last != nil {
-			out = append(out, endingOf(peerIssuer, name, last, soonByItself))
+		if !b.until.IsZero() {
+			out = append(out, ending{of: peerIssuer, link: name, at: b.until, soon: b.until.Add(-soonByItself)})
 		}
 	}
 	slices.SortFunc(out, func(a, b ending) int { return cmp.Or(cmp.Compare(a.link, b.link), cmp.Compare(a.of, b.of)) })

@@ -9,13 +9,12 @@ import (
 	"k8s.io/client-go/tools/events"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
-	"github.com/causeway-mesh/causeway/internal/nodestream/view"
 )
 
 func TestEndings(t *testing.T) {
 	l := linkTo("east", east())
 	peer := peerOf(t, l)
-	all := endings(west().issuers.Load(), map[string]belief{"east": {peer: peer, view: view.Peer{Issuers: east().issuers.Load().ders}}})
+	all := endings(west().issuers.Load(), map[string]belief{"east": {peer: peer, until: east().issuers.Load().Current.Certificate().NotAfter}})
 	const day = 24 * time.Hour
 	root, issuer := west().root().Certificate().NotAfter, west().issuers.Load().Current.Certificate().NotAfter
 	for name, c := range map[string]struct {

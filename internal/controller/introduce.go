@@ -2,13 +2,11 @@ package controller
 
 import (
 	"crypto/tls"
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
-	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	joinwire "github.com/causeway-mesh/causeway/internal/invite/wire"
 )
@@ -19,8 +17,7 @@ func (p *process) invited() *joinwire.Server {
 	i := &inviter{
 		client: p.live, namespace: p.o.Namespace, version: p.o.Version,
 		own: p.brain.ownHalf(), linkKey: p.own.linkKey.Public(),
-		gateways: func() []string { return p.brain.board.Hello().GetGateways() },
-		ranges:   p.brain.peers.ranges, events: p.brain.leader.events,
+		events: p.brain.leader.events,
 	}
 	return &joinwire.Server{
 		TLS: func() (*tls.Config, error) {
@@ -46,12 +43,11 @@ func (p *process) introduced() (*identity.Credential, error) {
 }
 
 // joiner is what uses the tokens that people bring here.
-func (p *process) joiner(board *wire.Board) *joiner {
+func (p *process) joiner() *joiner {
 	return &joiner{
 		client: p.live, namespace: p.o.Namespace, version: p.o.Version,
 		own: p.brain.ownHalf(), root: p.own.rootHash, linkKey: p.own.linkKey.Public(),
-		credential: p.introduced, gateways: func() []string { return board.Hello().GetGateways() },
-		ranges: slices.Concat(p.ranges, p.o.Taken), reach: dial,
+		credential: p.introduced, reach: dial,
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,8 +30,6 @@ type inviter struct {
 	version   string
 	own       link.Own
 	linkKey   []byte
-	gateways  func() []string
-	ranges    []netip.Prefix // this cluster's own
 	events    events.EventRecorder
 }
 
@@ -48,12 +45,10 @@ func (i *inviter) handle(ctx context.Context, call *joinwire.Call) (*joinwire.An
 	if !call.Proves(secret) {
 		return nil, secret, invite.Refuse(invite.BadProof, "the token is not the newest one for this name: ask for a new one")
 	}
-	asker := call.Asker()
-	asker.Gateways = invite.Usable(asker.Gateways, i.ranges)
-	if err := i.join(ctx, inv, asker); err != nil {
+	if err := i.join(ctx, inv, call.Asker()); err != nil {
 		return nil, secret, err
 	}
-	return &joinwire.Answer{Version: i.version, LinkPublicKey: i.linkKey, Gateways: i.gateways()}, secret, nil
+	return &joinwire.Answer{Version: i.version, LinkPublicKey: i.linkKey}, secret, nil
 }
 
 // find reads an Invite and its secret.

@@ -5,7 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
-	"net/netip"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,13 +33,20 @@ type joiner struct {
 	root       func() [32]byte
 	linkKey    []byte
 	credential func() (*identity.Credential, error) // with the root
-	gateways   func() []string
-	ranges     []netip.Prefix
 	reach      func(ctx context.Context, address string) (net.Conn, error)
+
+	making sync.Mutex // held from a look at all Links to the making of another
+
+	mu     sync.Mutex        // guards asking
+	asking map[[32]byte]bool // inviters that are being asked, by the hash of their root
 }
 
-// rejoin is how soon the inviter is asked again if it could not be.
-const rejoin = 2 * time.Second
+const (
+	// rejoin is how soon the inviter is asked again if it could not be.
+	rejoin = 2 * time.Second
+	// joinTimeout bounds one try, at every address that a token can hold.
+	joinTimeout = 2 * time.Minute
+)
 
 // offerJoins gives every Join a writer of its own, and ends those of Joins that are gone.
 func (l *leader) offerJoins(ctx context.Context, joins []v1alpha1.Join) {
@@ -73,6 +80,8 @@ func done(j *v1alpha1.Join) bool {
 
 // work takes a Join as far as it goes now. It returns when to go on; 0: it is done.
 func (j *joiner) work(ctx context.Context, key client.ObjectKey, uid types.UID) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
 	var join v1alpha1.Join
 	err := j.client.Get(ctx, key, &join)
 	if apierrors.IsNotFound(err) || err == nil && (join.UID != uid || join.DeletionTimestamp != nil || done(&join)) {
@@ -131,6 +140,11 @@ func (j *joiner) try(ctx context.Context, join *v1alpha1.Join, text string) (v1a
 	if err != nil {
 		return refused(invite.Refuse(invite.BadToken, "%v", err)), nil
 	}
+	end, first := j.begin(token.Root)
+	if !first {
+		return pending("another Join is asking the same inviter: it goes first"), nil
+	}
+	defer end()
 	var links v1alpha1.LinkList
 	if err := j.client.List(ctx, &links); err != nil {
 		return v1alpha1.JoinStatus{}, fmt.Errorf("list Links: %w", err)
@@ -144,6 +158,26 @@ func (j *joiner) try(ctx context.Context, join *v1alpha1.Join, text string) (v1a
 	return j.ask(ctx, join, token)
 }
 
+// begin keeps Joins of one inviter apart: by two at a time the inviter would make two
+// Links for this cluster, and two are none. It reports whether this one may go on,
+// until end.
+func (j *joiner) begin(inviter [32]byte) (end func(), first bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.asking[inviter] {
+		return nil, false
+	}
+	if j.asking == nil {
+		j.asking = make(map[[32]byte]bool)
+	}
+	j.asking[inviter] = true
+	return func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		delete(j.asking, inviter)
+	}, true
+}
+
 func linked(name string) v1alpha1.JoinStatus {
 	return v1alpha1.JoinStatus{State: v1alpha1.JoinLinked, Message: fmt.Sprintf("Link %s stands", name)}
 }
@@ -154,11 +188,7 @@ func (j *joiner) ask(ctx context.Context, join *v1alpha1.Join, token invite.Toke
 	for _, address := range token.Gateways {
 		half, err := j.exchange(ctx, address, join.Spec.As, token)
 		if err == nil {
-			if r := token.Fits(half, j.own); r != nil {
-				return refused(r), nil
-			}
-			half.Gateways = invite.Usable(invite.With(half.Gateways, address), j.ranges)
-			return j.make(ctx, join, half)
+			return j.make(ctx, join, token, half, address)
 		}
 		if ctx.Err() != nil {
 			return v1alpha1.JoinStatus{}, ctx.Err()
@@ -180,7 +210,7 @@ func (j *joiner) exchange(ctx context.Context, address, as string, token invite.
 		return invite.Half{}, err
 	}
 	return joinwire.Ask(ctx, conn, home.Guard, j.tls(token), token.Secret, j.root(), &joinwire.Request{
-		Version: j.version, Invite: token.Peer, As: as, LinkPublicKey: j.linkKey, Gateways: j.gateways(),
+		Version: j.version, Invite: token.Peer, As: as, LinkPublicKey: j.linkKey,
 	})
 }
 
@@ -188,9 +218,19 @@ func (j *joiner) tls(token invite.Token) *tls.Config {
 	return identity.ClientTLS(identity.PlaneJoin, route.SealJoin(token.Secret.LabelKey(), time.Now()), j.credential, identity.VerifyPinned(token.Root, time.Now))
 }
 
-// make makes the Link. One that is there already is looked at the next time.
-func (j *joiner) make(ctx context.Context, join *v1alpha1.Join, half invite.Half) (v1alpha1.JoinStatus, error) {
-	l := &v1alpha1.Link{Spec: half.Spec(join.Spec.Export, join.Spec.Import)}
+// make makes the Link for the inviter, who was met at an address, if it does not stand
+// in another's way. One that is there already is looked at the next time.
+func (j *joiner) make(ctx context.Context, join *v1alpha1.Join, token invite.Token, half invite.Half, met string) (v1alpha1.JoinStatus, error) {
+	j.making.Lock()
+	defer j.making.Unlock()
+	var links v1alpha1.LinkList
+	if err := j.client.List(ctx, &links); err != nil {
+		return v1alpha1.JoinStatus{}, fmt.Errorf("list Links: %w", err)
+	}
+	if r := token.Fits(half, j.own, join.Name, links.Items); r != nil {
+		return refused(r), nil
+	}
+	l := &v1alpha1.Link{Spec: half.Spec(join.Spec.Export, join.Spec.Import, met)}
 	l.Name = join.Name
 	err := j.client.Create(ctx, l)
 	switch {

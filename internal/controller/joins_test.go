@@ -17,6 +17,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/invite"
+	"github.com/causeway-mesh/causeway/internal/link"
 )
 
 // A joiner that hides its name, or does not look at its own Links, gets no further than one that does.
@@ -68,6 +69,67 @@ func TestTwoRaceForOneInvite(t *testing.T) {
 	}
 }
 
+// A cluster that brings two tokens of one inviter at the same time ends with one Link on either side: two would be none.
+func TestTwoTokensOfOneInviter(t *testing.T) {
+	for range 5 {
+		h := newHost(t, east())
+		g := newGuest(t, west(), h)
+		joins := []*v1alpha1.Join{
+			g.bringsTo(t, "east", h.invites(t, east(), "west", 0), "west"),
+			g.bringsTo(t, "far", h.invites(t, east(), "west-again", 0), "west-again"),
+		}
+		states := make([]v1alpha1.JoinStatus, len(joins))
+		var racing sync.WaitGroup
+		for i, j := range joins {
+			racing.Go(func() {
+				for states[i].State != v1alpha1.JoinLinked && states[i].State != v1alpha1.JoinRefused && t.Context().Err() == nil && !t.Failed() {
+					states[i] = g.works(t, j)
+				}
+			})
+		}
+		racing.Wait()
+		var ours v1alpha1.LinkList
+		if err := g.List(t.Context(), &ours); err != nil {
+			t.Fatal(err)
+		}
+		won, lost := states[0], states[1]
+		if won.State != v1alpha1.JoinLinked {
+			won, lost = lost, won
+		}
+		if won.State != v1alpha1.JoinLinked || lost.Reason != string(invite.AlreadyKnown) || len(ours.Items) != 1 || len(h.links(t)) != 1 {
+			t.Fatalf("%+v; Links here %d, there %v", states, len(ours.Items), h.links(t))
+		}
+	}
+}
+
+// If somebody takes the Link's name between the joiner's look and its write, the inviter has its Link already: the same token
+// links the same cluster by another name, and nothing is left behind.
+func TestJoinAnewByAnotherName(t *testing.T) {
+	h := newHost(t, east())
+	g := newGuest(t, west(), h)
+	token := h.invites(t, east(), "west", 0)
+	j := g.brings(t, token, "west")
+	g.refusing(func(verb string, o client.Object) error {
+		if isLink(o) && verb == "create" && o.GetUID() != "link-east" {
+			g.refusing(nil)
+			return g.WithWatch.Create(t.Context(), linkTo("east", south()))
+		}
+		return nil
+	})
+	if s := g.works(t, j); s.State != v1alpha1.JoinPending {
+		t.Fatalf("%+v", s)
+	}
+	if s := g.works(t, j); s.State != v1alpha1.JoinRefused || s.Reason != string(invite.NameTaken) {
+		t.Fatalf("%+v", s)
+	}
+	if s := g.works(t, g.bringsTo(t, "far", token, "west")); s.State != v1alpha1.JoinLinked {
+		t.Errorf("%+v", s)
+	}
+	if diff := cmp.Diff([]string{"west " + west().trustDomain}, h.links(t)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // Whoever stands on the path and has not the inviter's root hears nothing of the token.
 func TestJoinerBelievesThePinnedRootAlone(t *testing.T) {
 	h := newHost(t, south())
@@ -79,6 +141,34 @@ func TestJoinerBelievesThePinnedRootAlone(t *testing.T) {
 	}
 	if len(h.links(t)) > 0 || h.status(t, "west").Joined != nil {
 		t.Error("the impostor has the joiner's material")
+	}
+}
+
+// An inviter that passes for a peer we have already, by its trust domain or its key, must not end that one's Link: of two
+// that claim one peer neither counts.
+func TestJoinHarmsNoOtherPeer(t *testing.T) {
+	namesake := newOwn("east", "27a432a2") // east's trust domain, and a root of its own
+	copied := newOwn("north", "44444444")
+	copied.linkKey = east().linkKey
+	for name, inviter := range map[string]*own{"its trust domain": namesake, "its key": copied} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, inviter)
+			g := newGuest(t, west(), h)
+			if err := g.Create(t.Context(), linkTo("east", east())); err != nil {
+				t.Fatal(err)
+			}
+			j := g.bringsTo(t, "other", h.invites(t, inviter, "west", 0), "west")
+			if s := g.works(t, j); s.State != v1alpha1.JoinRefused || s.Reason != string(invite.AlreadyKnown) || !strings.Contains(s.Message, "Link east") {
+				t.Errorf("%+v", s)
+			}
+			var links v1alpha1.LinkList
+			if err := g.List(t.Context(), &links); err != nil {
+				t.Fatal(err)
+			}
+			if peers, faults := link.Judge(halfOf(t, west()), links.Items); len(peers) != 1 || len(faults) > 0 {
+				t.Errorf("the Link that was there: peers %v, faults %v", peers, faults)
+			}
+		})
 	}
 }
 

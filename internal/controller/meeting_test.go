@@ -59,7 +59,7 @@ func newHost(t *testing.T, o *own, objects ...client.Object) *host {
 	h := &host{api: newAPI(t, objects...), recorder: events.NewFakeRecorder(64)}
 	h.inviter = &inviter{
 		client: h.api, namespace: system, version: "v1", own: halfOf(t, o), linkKey: o.linkKey.Public(),
-		gateways: func() []string { return []string{"198.51.100.2:4143"} }, events: h.recorder,
+		events: h.recorder,
 	}
 	cred := introducedBy(o)
 	h.server = &joinwire.Server{
@@ -125,7 +125,7 @@ func newGuest(t *testing.T, o *own, h *host) *guest {
 	g := &guest{api: newAPI(t)}
 	g.joiner = &joiner{
 		client: g.api, namespace: system, version: "v1", own: halfOf(t, o), root: o.rootHash,
-		linkKey: o.linkKey.Public(), credential: introducedBy(o), gateways: func() []string { return nil },
+		linkKey: o.linkKey.Public(), credential: introducedBy(o),
 		reach: func(ctx context.Context, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", h.address)
 		},
@@ -136,15 +136,21 @@ func newGuest(t *testing.T, o *own, h *host) *guest {
 // brings makes a Join with its Secret, as the command does.
 func (g *guest) brings(t *testing.T, token invite.Token, as string) *v1alpha1.Join {
 	t.Helper()
+	return g.bringsTo(t, "east", token, as)
+}
+
+// bringsTo is brings for an inviter that shall be called name.
+func (g *guest) bringsTo(t *testing.T, name string, token invite.Token, as string) *v1alpha1.Join {
+	t.Helper()
 	text, err := token.Text()
 	if err != nil {
 		t.Fatal(err)
 	}
-	j := &v1alpha1.Join{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "east"}, Spec: v1alpha1.JoinSpec{As: as}}
+	j := &v1alpha1.Join{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: name}, Spec: v1alpha1.JoinSpec{As: as}}
 	if err := g.Create(t.Context(), j); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Create(t.Context(), besides(j, "Join", invite.JoinSecretName("east"), invite.TokenKey, []byte(text))); err != nil {
+	if err := g.Create(t.Context(), besides(j, "Join", invite.JoinSecretName(name), invite.TokenKey, []byte(text))); err != nil {
 		t.Fatal(err)
 	}
 	return j

@@ -299,7 +299,7 @@ func (o *outboundSink) Catalog(_ string, services map[catalog.Key]catalog.Servic
 
 func (o *outboundSink) Disconnected(_ string, err error) {
 	if err == nil {
-		err = errConnecting
+		err = wire.ErrEnded
 	}
 	o.p.note(o.s, func() { o.became(err) })
 }

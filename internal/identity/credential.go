@@ -55,6 +55,11 @@ func (c *Credential) Name() Name { return c.name }
 // NotAfter is the moment from which nobody believes it.
 func (c *Credential) NotAfter() time.Time { return c.cert.Leaf.NotAfter }
 
+// Live reports whether others whose clock is right believe it at now.
+func (c *Credential) Live(now time.Time) bool {
+	return !now.Before(c.cert.Leaf.NotBefore) && now.Before(c.cert.Leaf.NotAfter)
+}
+
 // RenewAt is the middle of its life, when a new one should be asked for.
 func (c *Credential) RenewAt() time.Time {
 	from, to := c.cert.Leaf.NotBefore, c.cert.Leaf.NotAfter

@@ -103,9 +103,14 @@ func VerifyWorkload(certs []*x509.Certificate, anchors *Anchors, now time.Time) 
 // VerifyController returns the name of a controller replica of the cluster of a trust
 // domain whose root is given, a certificate from ParseRootCertificate. The chain is a leaf that
 // the root has signed, or one that follows it by the cross certificates beside the
-// leaf, and its ServiceAccount is causeway-controller.
-// Reason tells why an error refused it.
+// leaf, and its ServiceAccount is causeway-controller. It may begin up to ClockTolerance
+// from now. Reason tells why an error refused it.
 func VerifyController(certs []*x509.Certificate, trustDomain string, root *x509.Certificate, now time.Time) (Name, error) {
+	return verifyController(certs, trustDomain, root, begun(now, append(certs[:len(certs):len(certs)], root)))
+}
+
+// verifyController is VerifyController without tolerance.
+func verifyController(certs []*x509.Certificate, trustDomain string, root *x509.Certificate, now time.Time) (Name, error) {
 	if _, err := inspect(certs, 1+MaxPresented); err != nil {
 		return Name{}, err
 	}
@@ -121,6 +126,23 @@ func VerifyController(certs []*x509.Certificate, trustDomain string, root *x509.
 		return Name{}, refuse(ReasonUnexpected, "%s is not the controller's service account", name)
 	}
 	return name, nil
+}
+
+// ClockTolerance is how far ahead the clock of a controller's cluster may be:
+// between controllers, and from a node to its own, clocks are compared, and by
+// whom they were set is told, and who lets nobody in can tell nothing. Nothing is
+// lost by it: a key that is good tomorrow is no worse today.
+const ClockTolerance = 24 * time.Hour
+
+// begun is now or, if certificates begin a little later, the moment when all have.
+func begun(now time.Time, certs []*x509.Certificate) time.Time {
+	at := now
+	for _, c := range certs {
+		if c.NotBefore.After(at) && c.NotBefore.Sub(now) <= ClockTolerance {
+			at = c.NotBefore
+		}
+	}
+	return at
 }
 
 // rootAnchor is the set that VerifyController alone may use.

@@ -30,7 +30,7 @@ func Introduced(certs []*x509.Certificate, now time.Time) (*x509.Certificate, er
 	if err != nil {
 		return nil, refuse(ReasonUnknownAuthority, "%w", err)
 	}
-	if _, err := VerifyController(certs[:1], domain, certs[1], now); err != nil {
+	if _, err := verifyController(certs[:1], domain, certs[1], now); err != nil {
 		return nil, err
 	}
 	return certs[1], nil

@@ -139,19 +139,21 @@ func TestVerifyController(t *testing.T) {
 		// domain is the one that the Link names; "": west.
 		domain string
 	}{
-		"good":             {why: "a replica of the cluster", certs: []*x509.Certificate{controller}},
-		"none":             {why: "nothing proves nothing", want: ReasonNoCertificate},
-		"with an issuer":   {why: "a stolen issuer is not the controller", certs: []*x509.Certificate{minted, west.issuer.cert}, want: ReasonUnknownAuthority},
-		"long chain":       {why: "work before proof is bounded", certs: slices.Repeat([]*x509.Certificate{controller}, 2+MaxPresented), want: ReasonChainTooLong},
-		"by an issuer":     {why: "a stolen issuer is not the controller", certs: []*x509.Certificate{minted}, want: ReasonUnknownAuthority},
-		"other account":    {why: "no other account is the controller", certs: []*x509.Certificate{rogue}, want: ReasonUnexpected},
-		"other root":       {why: "the Link pins one root", certs: []*x509.Certificate{controller}, root: east.root.cert, domain: "east", want: ReasonTrustDomain},
-		"not its root":     {why: "root and trust domain belong together", certs: []*x509.Certificate{controller}, root: east.root.cert, want: ReasonUnknownAuthority},
-		"other domain":     {why: "a root vouches for its own trust domain only", certs: []*x509.Certificate{foreign}, want: ReasonTrustDomain},
-		"expired":          {why: "controllers renew daily", certs: []*x509.Certificate{controller}, at: noon.Add(25 * time.Hour), want: ReasonExpired},
-		"no root":          {why: "an issuer is no root", certs: []*x509.Certificate{minted}, root: west.issuer.cert, want: ReasonUnknownAuthority},
-		"root as a leaf":   {why: "the root speaks for nobody", certs: []*x509.Certificate{west.root.cert}, want: ReasonIdentity},
-		"workload as such": {why: "a workload is no controller", certs: []*x509.Certificate{west.workload("shop", "cart").cert.Leaf}, want: ReasonUnknownAuthority},
+		"good":                     {why: "a replica of the cluster", certs: []*x509.Certificate{controller}},
+		"none":                     {why: "nothing proves nothing", want: ReasonNoCertificate},
+		"with an issuer":           {why: "a stolen issuer is not the controller", certs: []*x509.Certificate{minted, west.issuer.cert}, want: ReasonUnknownAuthority},
+		"long chain":               {why: "work before proof is bounded", certs: slices.Repeat([]*x509.Certificate{controller}, 2+MaxPresented), want: ReasonChainTooLong},
+		"by an issuer":             {why: "a stolen issuer is not the controller", certs: []*x509.Certificate{minted}, want: ReasonUnknownAuthority},
+		"other account":            {why: "no other account is the controller", certs: []*x509.Certificate{rogue}, want: ReasonUnexpected},
+		"other root":               {why: "the Link pins one root", certs: []*x509.Certificate{controller}, root: east.root.cert, domain: "east", want: ReasonTrustDomain},
+		"not its root":             {why: "root and trust domain belong together", certs: []*x509.Certificate{controller}, root: east.root.cert, want: ReasonUnknownAuthority},
+		"other domain":             {why: "a root vouches for its own trust domain only", certs: []*x509.Certificate{foreign}, want: ReasonTrustDomain},
+		"expired":                  {why: "controllers renew daily", certs: []*x509.Certificate{controller}, at: noon.Add(25 * time.Hour), want: ReasonExpired},
+		"of a clock that is ahead": {why: "only who is let in can be told what is wrong with its clock", certs: []*x509.Certificate{controller}, at: noon.Add(-10 * time.Minute)},
+		"of a clock gone mad":      {why: "no clock that anybody meant is that far ahead", certs: []*x509.Certificate{controller}, at: noon.Add(-ClockTolerance - time.Hour), want: ReasonNotYetValid},
+		"no root":                  {why: "an issuer is no root", certs: []*x509.Certificate{minted}, root: west.issuer.cert, want: ReasonUnknownAuthority},
+		"root as a leaf":           {why: "the root speaks for nobody", certs: []*x509.Certificate{west.root.cert}, want: ReasonIdentity},
+		"workload as such":         {why: "a workload is no controller", certs: []*x509.Certificate{west.workload("shop", "cart").cert.Leaf}, want: ReasonUnknownAuthority},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

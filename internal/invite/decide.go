@@ -1,7 +1,6 @@
 package invite
 
 import (
-	"encoding/base64"
 	"slices"
 	"time"
 
@@ -77,13 +76,12 @@ func Decide(inv *v1alpha1.Invite, a Asker, own link.Own, links []v1alpha1.Link, 
 func place(name string, h Half, mine bool, links []v1alpha1.Link) (stands bool, _ *Refusal) {
 	for i := range links {
 		l := &links[i]
-		sameKey := l.Spec.LinkPublicKey == base64.StdEncoding.EncodeToString(h.LinkKey)
 		switch {
 		case l.Name == name && mine && l.DeletionTimestamp == nil && h.is(l):
 			stands = true
 		case l.Name == name:
 			return false, Refuse(NameTaken, "the inviter has a Link %s already, of trust domain %s: it must choose another name, or unlink that one", name, l.Spec.TrustDomain)
-		case l.Spec.TrustDomain == h.TrustDomain || sameKey:
+		case h.claimedBy(l):
 			return false, Refuse(AlreadyKnown, "the inviter is linked with this cluster already, by its Link %s", l.Name)
 		}
 	}
@@ -132,7 +130,8 @@ func Aged(inv *v1alpha1.Invite, now time.Time) (v1alpha1.InviteStatus, bool) {
 	return s, s.State != inv.Status.State
 }
 
-// Link is the Link that an Invite makes for an asker.
+// Link is the Link that an Invite makes for an asker: without gateways, as nobody has
+// met it at one.
 func Link(inv *v1alpha1.Invite, a Asker) *v1alpha1.Link {
 	l := &v1alpha1.Link{Spec: a.Spec(inv.Spec.Export, inv.Spec.Import)}
 	l.Name = inv.Name

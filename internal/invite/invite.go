@@ -112,7 +112,7 @@ func ReasonOf(err error) (Reason, bool) {
 	return r.Reason, true
 }
 
-// Half is what a cluster tells of itself: public, and proven but for Gateways.
+// Half is what a cluster tells of itself: public, and proven.
 type Half struct {
 	// Root is the cluster's root, which names its trust domain.
 	Root *x509.Certificate
@@ -120,18 +120,16 @@ type Half struct {
 	TrustDomain string
 	// LinkKey is the X25519 public key, 32 bytes.
 	LinkKey []byte
-	// Gateways are host:port, at most 8.
-	Gateways []string
 }
 
-// maxGateways is what a Link holds.
-const maxGateways = 8
-
-// Spec is the Link's by which a cluster knows the one that h is of.
-func (h Half) Spec(export *v1alpha1.ExportRules, imports *v1alpha1.ImportRules) v1alpha1.LinkSpec {
+// Spec is the Link's by which a cluster knows the one that h is of. It names the
+// gateways at which that one was met, and no others: what a Link names is dialled as
+// it stands, and so must not be a stranger's word. What either says of its own
+// gateways later, on the catalog stream, is filtered and probed.
+func (h Half) Spec(export *v1alpha1.ExportRules, imports *v1alpha1.ImportRules, met ...string) v1alpha1.LinkSpec {
 	return v1alpha1.LinkSpec{
 		TrustDomain: h.TrustDomain, Root: string(rootPEM(h.Root)), LinkPublicKey: base64.StdEncoding.EncodeToString(h.LinkKey),
-		Gateways: h.Gateways, Export: export, Import: imports,
+		Gateways: met, Export: export, Import: imports,
 	}
 }
 
@@ -152,9 +150,6 @@ func (h Half) check(own link.Own) *Refusal {
 	if _, err := identity.ParseRootCertificate(rootPEM(h.Root), h.TrustDomain); err != nil {
 		return Refuse(BadRequest, "the cluster's root does not fit: %v", err)
 	}
-	if len(h.Gateways) > maxGateways {
-		return Refuse(BadRequest, "the cluster has %d gateway addresses, and a Link holds %d", len(h.Gateways), maxGateways)
-	}
 	l := v1alpha1.Link{Spec: h.Spec(nil, nil)}
 	l.Name = "it"
 	if _, faults := link.Judge(own, []v1alpha1.Link{l}); faults[l.Name] != nil {
@@ -167,6 +162,12 @@ func (h Half) check(own link.Own) *Refusal {
 func (h Half) is(l *v1alpha1.Link) bool {
 	return l.Spec.TrustDomain == h.TrustDomain && rootHashOf(l) == h.RootHash() &&
 		l.Spec.LinkPublicKey == base64.StdEncoding.EncodeToString(h.LinkKey)
+}
+
+// claimedBy reports whether l is for the cluster that h is of, by its trust domain or
+// its key. Two Links that claim one cluster are none.
+func (h Half) claimedBy(l *v1alpha1.Link) bool {
+	return l.Spec.TrustDomain == h.TrustDomain || l.Spec.LinkPublicKey == base64.StdEncoding.EncodeToString(h.LinkKey)
 }
 
 // rootHashOf is the hash of the root in a Link, in hex; "" if it holds none.

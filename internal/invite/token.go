@@ -27,8 +27,9 @@ const MaxToken = 4096
 const TokenPrefix = "causeway-join-1."
 
 const (
-	sumBytes   = 4
-	maxAddress = 262
+	maxGateways = 8
+	sumBytes    = 4
+	maxAddress  = 262
 )
 
 // ErrToken reports text that is no token. Its message tells no part of the text.
@@ -228,12 +229,22 @@ func (t Token) Linked(name string, links []v1alpha1.Link) bool {
 	return false
 }
 
-// Fits says what is wrong with what the inviter says of itself; nil: nothing.
-func (t Token) Fits(h Half, own link.Own) *Refusal {
+// Fits says what is wrong with what the inviter says of itself; nil: nothing. name is
+// the Link that would be made of it, links are all there are.
+func (t Token) Fits(h Half, own link.Own, name string, links []v1alpha1.Link) *Refusal {
 	if identity.RootHash(h.Root) != t.Root {
 		return Refuse(BadRequest, "the inviter's root is not the one that the token names")
 	}
-	return h.check(own)
+	if r := h.check(own); r != nil {
+		return r
+	}
+	for i := range links {
+		if l := &links[i]; l.Name != name && h.claimedBy(l) {
+			return Refuse(AlreadyKnown, "Link %s, of trust domain %s, is for the cluster that the inviter says it is: if it is, made anew, unlink that one "+
+				"and join again with the same token; if not, do not trust it", l.Name, l.Spec.TrustDomain)
+		}
+	}
+	return nil
 }
 
 // IsName reports whether s can be the name of an Invite, and of a Link.

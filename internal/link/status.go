@@ -25,6 +25,8 @@ type Seen struct {
 	// RootUntil is when the Link's root ends, if the peer has another one by now, which that
 	// one vouches for; zero: it has not.
 	RootUntil time.Time
+	// IssuersEnded is when the last of these issuers ended; zero: one is live.
+	IssuersEnded time.Time
 	// Behind is the number of the list of our issuers that the peer should have by now, but
 	// says that it has not; 0: it has it, or has said nothing.
 	Behind uint64
@@ -103,6 +105,9 @@ func trusted(s Seen) metav1.Condition {
 	case s.IssuersRefused != "":
 		return condition(v1alpha1.LinkTrusted, false, "IssuersRefused", fmt.Sprintf("the issuers that the peer tells of now are not believed, and those of before are still: %s. "+
 			"If its root was revoked, apply what `causeway identity` prints there", s.IssuersRefused))
+	case !s.IssuersEnded.IsZero():
+		return condition(v1alpha1.LinkTrusted, false, "IssuersEnded", fmt.Sprintf("every issuer that is known of the peer has ended, the last at %s, so its workloads are not believed: "+
+			"the peer renews it by itself and tells us by the catalog stream; `causeway check` there says why it does not", s.IssuersEnded.UTC().Format("2006-01-02 15:04 MST")))
 	case s.Behind != 0:
 		return condition(v1alpha1.LinkTrusted, false, "IssuerNotAcknowledged", fmt.Sprintf("the peer's side has not taken in this cluster's new issuer "+
 			"(list %d) and refuses this cluster's workloads until it does: if this cluster's root was revoked, apply there what `causeway identity` prints here; "+

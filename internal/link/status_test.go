@@ -86,6 +86,12 @@ func TestConditionsAgree(t *testing.T) {
 			want: map[string]string{"Connected": "False ReplicaDisconnected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
 			says: map[string]string{"Connected": "1 of 2 controller replicas without a catalog stream"},
 		},
+		"issuers that have ended": {
+			why:  "a peer that was away for long, or cannot renew them",
+			seen: Seen{Connected: true, IssuersKnown: true, IssuersEnded: time.Unix(0, 0), Complete: true, Imports: true, Gateways: 1, Reachable: 1},
+			want: map[string]string{"Connected": "True Connected", "Trusted": "False IssuersEnded", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
+			says: map[string]string{"Trusted": "at 1970-01-01 00:00 UTC"},
+		},
 		"the peer's clock": {
 			why:  "certificates and labels depend on it",
 			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, Skew: -10 * time.Minute},

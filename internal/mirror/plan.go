@@ -156,7 +156,9 @@ type planner struct {
 }
 
 // deleteLoose deletes the Link's slices that no mirror of the Link stands behind:
-// each would lend our VIP to somebody else's Service.
+// each would lend our VIP to somebody else's Service. What another controller made,
+// as for a Service that a person gave our labels, is no business of ours, unless it
+// would mix others' endpoints under a mirror.
 func (p *planner) deleteLoose() {
 	for _, k := range sortedKeys(p.have.Slices) {
 		slice := p.have.Slices[k]
@@ -168,7 +170,9 @@ func (p *planner) deleteLoose() {
 		w, wanted := p.wanted[of]
 		switch {
 		case svc == nil || !(p.owned(svc) || wanted && p.ours(svc, w)):
-			p.deleteSlice(k, of.Name)
+			if by := slice.Labels[discoveryv1.LabelManagedBy]; by == sliceManager || by == "" {
+				p.deleteSlice(k, of.Name)
+			}
 		case wanted && !expected(w, slice): // of a family that is no more, or renamed
 			p.deleteSlice(k, "")
 		}

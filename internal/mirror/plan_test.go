@@ -180,6 +180,34 @@ func TestPlan(t *testing.T) {
 			},
 			changes: []string{"delete slice shop/bar-east-causeway", "create slice shop/bar-east-causeway"},
 		},
+		"slices of a user's Service that bears our labels": {
+			why: "Kubernetes copies a Service's labels to its slices: a copy of a mirror, with a selector of its own, must keep its endpoints",
+			have: func(h *Have) {
+				labels := map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "east"}
+				k := catalog.Key{Namespace: "shop", Name: "copy"}
+				h.Services[k] = &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name, UID: "user", Labels: labels}}
+				addSlice(h, "copy-x7k2p", "copy", labels)
+			},
+		},
+		"slices of a user's Service that is gone": {
+			why: "Kubernetes collects what it has made",
+			have: func(h *Have) {
+				addSlice(h, "copy-x7k2p", "copy", map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "east"})
+			},
+		},
+		"slices that Kubernetes made for a mirror": {
+			why:     "a tenant gave the mirror a selector for a moment: the pods behind it must not stay",
+			have:    func(h *Have) { addSlice(h, "bar-east-x7k2p", "bar-east", h.Services[barKey].Labels) },
+			changes: []string{"delete slice shop/bar-east-x7k2p"},
+		},
+		"slice lent to a user's Service, and its manager's mark stripped": {
+			why: "that mark, too, is a tenant's to edit",
+			have: func(h *Have) {
+				delete(h.Slices[barSlice].Labels, discoveryv1.LabelManagedBy)
+				h.Slices[barSlice].Labels[discoveryv1.LabelServiceName] = "web"
+			},
+			changes: []string{"delete slice shop/bar-east-causeway", "create slice shop/bar-east-causeway"},
+		},
 		"a user's slice in the way": {
 			why:      "what Causeway did not make is never touched",
 			have:     slice(func(s *discoveryv1.EndpointSlice) { s.Labels, s.OwnerReferences = nil, nil }),
@@ -294,6 +322,15 @@ func TestPlan(t *testing.T) {
 			}
 		})
 	}
+}
+
+// addSlice adds a slice as Kubernetes' own controller makes it for a Service with labels.
+func addSlice(h *Have, name, service string, labels map[string]string) {
+	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{
+		discoveryv1.LabelServiceName: service, discoveryv1.LabelManagedBy: "endpointslice-controller.k8s.io",
+	}}}
+	setAll(&s.Labels, labels)
+	h.Slices[keyOf(s)] = s
 }
 
 func texts(changes []Change) []string {

@@ -16,8 +16,12 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// maxReaches bounds the list in a report.
-const maxReaches = 128
+// Bounds of the lists in a report.
+const (
+	maxReaches = 128
+	maxFaults  = 8
+	maxFault   = 512
+)
 
 // answerTimeout bounds the work of a client on its answer.
 const answerTimeout = 5 * time.Second
@@ -151,11 +155,17 @@ func (s *Server) Report(ctx context.Context, req *wire.ReportRequest) (*wire.Rep
 		s.refuse(refusedRole)
 		return nil, status.Errorf(codes.PermissionDenied, "a %v may not report: only agents may", subject.Role)
 	}
-	if len(req.GetReaches()) > maxReaches || !s.asker.take(subject, req) {
+	if !bounded(req) || !s.asker.take(subject, req) {
 		s.refuse(refusedReport)
 		return nil, status.Error(codes.FailedPrecondition, "nobody waits for this report: it came late, or twice, or was not asked for")
 	}
 	return &wire.ReportResponse{}, nil
+}
+
+// bounded reports whether a report is as long as one may be.
+func bounded(req *wire.ReportRequest) bool {
+	return len(req.GetReaches()) <= maxReaches && len(req.GetFaults()) <= maxFaults &&
+		!slices.ContainsFunc(req.GetFaults(), func(f string) bool { return len(f) > maxFault })
 }
 
 // reporter answers the questions of one stream, one at a time; of those that come meanwhile, the last.

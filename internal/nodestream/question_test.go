@@ -2,6 +2,7 @@ package nodestream
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,6 +91,15 @@ func TestReportRefused(t *testing.T) {
 		w.setToken("agent/n1")
 		if got := report(1); got != codes.FailedPrecondition || w.refused(refusedReport) != 1 {
 			t.Errorf("a report that nobody asked for: %v", got)
+		}
+		for why, long := range map[string]*wire.ReportRequest{
+			"more addresses than any node dials": {Reaches: make([]*wire.Reach, maxReaches+1)},
+			"more faults than a node can have":   {Faults: make([]string, maxFaults+1)},
+			"a fault as long as a book":          {Faults: []string{strings.Repeat("x", maxFault+1)}},
+		} {
+			if bounded(long) {
+				t.Errorf("%s is taken", why)
+			}
 		}
 	})
 }

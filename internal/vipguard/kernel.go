@@ -33,6 +33,16 @@ type kernel interface {
 type system struct{ rules []Rule }
 
 func (s system) read() (State, []Claim, error) {
+	have, claims, err := readRoutes()
+	if err != nil {
+		return have, claims, err
+	}
+	have.Ruleset, err = readRuleset()
+	return have, claims, err
+}
+
+// readRoutes reads all but the ruleset. It needs no right.
+func readRoutes() (State, []Claim, error) {
 	var have State
 	var claims []Claim
 	ifaces, err := net.Interfaces()
@@ -71,8 +81,7 @@ func (s system) read() (State, []Claim, error) {
 		}
 	}
 	have.Unreachable, have.Local = sorted(have.Unreachable), sorted(have.Local)
-	have.Ruleset, err = readRuleset()
-	return have, claims, err
+	return have, claims, nil
 }
 
 // allRoutes lists the routes of every table. A list that changed while it was

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 )
 
 // ErrNotReady reports a guard that runs, but whose routes, rule or listeners do
@@ -16,8 +17,13 @@ var ErrNotReady = errors.New("vip-guard is not ready")
 // few seconds, and must run as root or as the agent.
 func Ready(podDir string) error { return ready(podDir, guardUID) }
 
-func ready(podDir string, uid int) error {
-	p, err := dialPeer(context.Background(), filepath.Join(podDir, guardSocket), uid)
+func ready(podDir string, uid int) error { return ask(podDir, uid, ioTimeout) }
+
+// ask asks the guard at podDir, which has to answer within timeout.
+func ask(podDir string, uid int, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	p, err := dialPeer(ctx, filepath.Join(podDir, guardSocket), uid)
 	if err != nil {
 		return fmt.Errorf("reach vip-guard: %w", err)
 	}
@@ -25,7 +31,7 @@ func ready(podDir string, uid int) error {
 	if err := p.send(message{Type: msgProbe}); err != nil {
 		return fmt.Errorf("ask vip-guard: %w", err)
 	}
-	answer, fds, err := p.recv(ioTimeout)
+	answer, fds, err := p.recv(timeout)
 	if err != nil {
 		return fmt.Errorf("ask vip-guard: %w", err)
 	}

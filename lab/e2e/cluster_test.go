@@ -180,6 +180,26 @@ func count(samples map[string]float64, name string, labels ...string) float64 {
 	return sum
 }
 
+// settled waits until every warm tunnel that earlier calls have asked for is made or has failed: after that, a far agent sees and counts
+// nothing but new calls. Only a call that succeeds asks for one, before its caller sees its end.
+func settled(t *testing.T, c *cluster) {
+	t.Helper()
+	within(t, 10*time.Second, "no warm tunnel is on its way", func() error {
+		m, err := c.metrics(t.Context(), "agent")
+		if err != nil {
+			return err
+		}
+		warm := func(what string) float64 {
+			return count(m, "causeway_agent_warm_total", `way="outbound"`, `what="`+what+`"`)
+		}
+		begun, made, failed := warm("begun"), warm("made"), warm("failed")
+		if begun == 0 || begun != made+failed {
+			return fmt.Errorf("%v were begun, %v made, %v failed", begun, made, failed)
+		}
+		return nil
+	})
+}
+
 // inside runs do on a thread that is in the network namespace at path. Sockets stay in the namespace that they were opened in.
 func inside[T any](path string, do func() (T, error)) (T, error) {
 	type result struct {

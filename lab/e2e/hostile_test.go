@@ -113,7 +113,7 @@ func TestStrangersDieAtClientHello(t *testing.T) {
 		return count(agent, "causeway_agent_accepted_total", `way="inbound"`) +
 			count(gateway, "causeway_gateway_spliced_total") + count(gateway, "causeway_gateway_backend_failures_total")
 	}
-	sleep(ctx, time.Second) // the warm tunnels that earlier calls have asked for are made by then
+	settled(t, west)
 	var first []byte
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

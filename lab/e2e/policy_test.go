@@ -56,6 +56,11 @@ func TestPolicy(t *testing.T) {
 	theirs.isReset(t, start, 5*time.Second)
 	ours.lives(t)
 	must(t, ours.conn.Close())
+	// The last calls that were served have asked for warm tunnels, which are refused now, or wait. The next call takes what waits.
+	settled(t, west)
+	if err := calls(guest); !refused(err) {
+		t.Errorf("guest, who was refused, got %v", err)
+	}
 
 	since := time.Now()
 	before := have(east.metrics(ctx, "agent"))(t)

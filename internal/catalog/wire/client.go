@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
@@ -21,6 +23,9 @@ import (
 var (
 	errDial      = errors.New("the gateway cannot be reached")
 	errHandshake = errors.New("the peer was not believed, or does not believe us")
+	// errTurnedAway: what answers at the address ends the handshake by an alert, as gateways do.
+	errTurnedAway = errors.New("the gateway turns us away")
+	errBroken     = errors.New("the connection broke")
 )
 
 // ClientOptions tune a Client. The zero value works.
@@ -139,7 +144,19 @@ func (c *Client) sync(ctx context.Context) (greeted bool, err error) {
 		woken: make(chan struct{}, 1), sink: c.sink, deliver: new(sync.Mutex),
 	}
 	err = t.run(ctx, listener.Go)
-	return t.greeting != nil, err
+	return t.greeting != nil, broken(err, t.greeting != nil)
+}
+
+// broken tells a connection that was there and is lost from one that never was, which gRPC calls alike. In TLS 1.3 a server
+// judges a client when that believes to be through: who is cut off before the peer's hello was not believed.
+func broken(err error, greeted bool) error {
+	switch {
+	case status.Code(err) != codes.Unavailable:
+		return err
+	case greeted:
+		return fmt.Errorf("%w: %w", errBroken, err)
+	}
+	return fmt.Errorf("%w: %w", errHandshake, err)
 }
 
 // connectTimeout bounds an attempt until its stream is there.
@@ -175,7 +192,13 @@ func (c *Client) connection(failed *failure) (*grpc.ClientConn, error) {
 		}
 		return conn, err
 	}
-	shake := func(err error) { failed.set(fmt.Errorf("%w: %w", errHandshake, err)) }
+	shake := func(err error) {
+		why := errHandshake
+		if alert := (*net.OpError)(nil); errors.As(err, &alert) && alert.Op == "remote error" { // as crypto/tls calls an alert
+			why = errTurnedAway
+		}
+		failed.set(fmt.Errorf("%w: %w", why, err))
+	}
 	return grpc.NewClient("passthrough:///"+c.link,
 		grpc.WithTransportCredentials(grpctls.New(grpctls.Config{ALPN: ALPN, TLS: c.tls, Guard: c.o.Guard, Failed: shake})),
 		grpc.WithContextDialer(dial),

@@ -15,7 +15,9 @@ import (
 const (
 	endedOrderly     = "ended" // by whoever dialled, or in good order
 	endedUnreachable = "unreachable"
+	endedTurnedAway  = "turned_away" // by the gateway, which knows no label of ours, or nobody to lead us to
 	endedHandshake   = "handshake"
+	endedBroken      = "broken" // by a network, or a process that was killed
 	endedSilent      = "silent"
 	endedSlow        = "slow_reader"
 	endedProtocol    = "protocol"
@@ -37,7 +39,7 @@ func reason(err error) string {
 		{ErrSilent, endedSilent}, {ErrSlow, endedSlow}, {ErrProtocol, endedProtocol}, {ErrNotLinked, endedNotLinked},
 		{delta.ErrTooMany, endedLimit}, {delta.ErrTooLarge, endedLimit},
 		{delta.ErrDuplicate, endedProtocol}, {delta.ErrUnknownKey, endedProtocol},
-		{errDial, endedUnreachable}, {errHandshake, endedHandshake}, {context.DeadlineExceeded, endedUnreachable},
+		{errDial, endedUnreachable}, {errTurnedAway, endedTurnedAway}, {ErrEnded, endedOrderly}, {errHandshake, endedHandshake}, {errBroken, endedBroken}, {context.DeadlineExceeded, endedUnreachable},
 		{errStreams, endedStreams}, {errNotReady, endedNotReady}, {errStopping, endedStopping},
 	} {
 		if errors.Is(err, known.err) {
@@ -57,6 +59,10 @@ func reason(err error) string {
 		return endedNotLinked
 	case codes.DeadlineExceeded:
 		return endedSilent
+	case codes.Aborted:
+		return endedStreams
+	case codes.FailedPrecondition:
+		return endedNotReady
 	}
 	return endedOther
 }
@@ -88,7 +94,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	for _, direction := range []string{inbound, outbound} {
 		m.open.WithLabelValues(direction)
-		for _, why := range []string{endedOrderly, endedUnreachable, endedHandshake, endedSilent, endedSlow, endedProtocol, endedLimit,
+		for _, why := range []string{endedOrderly, endedUnreachable, endedTurnedAway, endedHandshake, endedBroken, endedSilent, endedSlow, endedProtocol, endedLimit,
 			endedNotLinked, endedStreams, endedConnections, endedNotReady, endedStopping, endedOther} {
 			m.ended.WithLabelValues(direction, why)
 		}

@@ -221,16 +221,17 @@ func (s inboundSink) Hello(link string, h *Hello, skew time.Duration) uint64 {
 	return s.Sink.Hello(link, h, skew)
 }
 
-// asStatus tells a peer why its stream ended.
+// asStatus tells a peer why its stream ended. One that ends because we stop ends in good order: the peer comes again, and is
+// led to another replica. No code here is Unavailable, by which gRPC tells of connections that are lost.
 func asStatus(err error) error {
-	if err == nil {
+	if err == nil || errors.Is(err, errStopping) {
 		return nil
 	}
 	code := map[string]codes.Code{
 		endedSilent: codes.DeadlineExceeded, endedSlow: codes.DeadlineExceeded,
 		endedProtocol: codes.InvalidArgument, endedLimit: codes.ResourceExhausted,
 		endedNotLinked: codes.PermissionDenied,
-		endedStreams:   codes.Unavailable, endedNotReady: codes.Unavailable, endedStopping: codes.Unavailable,
+		endedStreams:   codes.Aborted, endedNotReady: codes.FailedPrecondition,
 		endedOrderly: codes.Canceled,
 	}[reason(err)]
 	if code == codes.OK {

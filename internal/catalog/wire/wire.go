@@ -69,6 +69,8 @@ var (
 	ErrSlow = errors.New("the peer takes nothing")
 	// ErrNotLinked reports a peer that may not, or no longer, have a stream.
 	ErrNotLinked = errors.New("the peer is not linked")
+	// ErrEnded stands for a stream that the peer ended in good order, of which a Sink is told nil.
+	ErrEnded = errors.New("the peer ended the stream in good order")
 )
 
 // kind tells the delta engine what a Service is.

@@ -117,7 +117,8 @@ type world struct {
 	tasks      sync.WaitGroup
 	ctx        context.Context
 	end        context.CancelFunc
-	serverImpl CatalogServer // instead of the real one
+	stop       context.CancelFunc // of east's server alone
+	serverImpl CatalogServer      // instead of the real one
 	metricsS   *Metrics
 	metricsC   *Metrics
 }
@@ -157,8 +158,10 @@ func (w *world) serve() {
 		return cs.PeerCertificates[0].Subject.CommonName, nil
 	}
 	w.server = NewServer(peer, &w.east, &w.atEast, w.so)
+	var serving context.Context
+	serving, w.stop = context.WithCancel(w.ctx)
 	w.tasks.Go(func() {
-		if err := w.server.Serve(w.ctx, w.ln, creds); err != nil {
+		if err := w.server.Serve(serving, w.ln, creds); err != nil {
 			w.t.Error(err)
 		}
 	})
@@ -665,6 +668,17 @@ func TestConnectFailures(t *testing.T) {
 		"peer not believed": {"a wrong certificate is told from a missing one", func(w *world) {
 			w.tlsW.VerifyConnection = func(tls.ConnectionState) error { return refused }
 		}, refused, endedHandshake},
+		"turned away": {"a gateway says no more than this", func(w *world) {
+			w.dial = func(ctx context.Context) (net.Conn, error) {
+				near, far := net.Pipe()
+				w.tasks.Go(func() {
+					_, _ = far.Read(make([]byte, 1<<14))
+					_, _ = far.Write([]byte{21, 3, 3, 0, 2, 2, 112}) // unrecognized_name
+					far.Close()
+				})
+				return near, nil
+			}
+		}, errTurnedAway, endedTurnedAway},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -676,6 +690,61 @@ func TestConnectFailures(t *testing.T) {
 				err := w.atWest.lastEnd()
 				if !errors.Is(err, tc.want) || reason(err) != tc.reason {
 					t.Errorf("%s: got %v (%s), want %v (%s)", tc.why, err, reason(err), tc.want, tc.reason)
+				}
+			})
+		})
+	}
+}
+
+func TestHowStreamsAreLost(t *testing.T) {
+	ends := func(err error) CatalogServer {
+		return script(func(Catalog_SyncServer) error { return asStatus(err) })
+	}
+	cases := map[string]struct {
+		why  string
+		east CatalogServer // instead of the real one
+		lose func(w *world, conn net.Conn)
+		want string
+		says string
+	}{
+		"stops": {"a replica that is rolled is no outage", nil, func(w *world, _ net.Conn) { w.stop() }, endedOrderly, "in good order"},
+		"dies": {"what was there and is lost is not what never answered", nil,
+			func(_ *world, c net.Conn) { c.Close() }, endedBroken, "the connection broke"},
+		"not ready": {"to come again is all there is to do", ends(errNotReady), nil, endedNotReady, "is starting"},
+		"full":      {"firewalls have nothing to do with it", ends(errStreams), nil, endedStreams, "too many streams"},
+		"cut off": {"in TLS 1.3 who is not believed learns it after the handshake",
+			script(func(s Catalog_SyncServer) error { grpctls.Cut(s.Context()); return nil }), nil, endedHandshake, "both clocks"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			in(t, func(t *testing.T, w *world) {
+				w.serverImpl = tc.east
+				w.serve()
+				var first net.Conn
+				w.dial = func(ctx context.Context) (net.Conn, error) {
+					if first != nil {
+						return nil, errors.New("no route") // what is dialled anew says nothing of what was lost
+					}
+					var err error
+					first, err = w.ln.DialContext(ctx)
+					return first, err
+				}
+				w.client()
+				if synctest.Wait(); tc.lose != nil {
+					tc.lose(w, first)
+					synctest.Wait()
+				}
+				w.atWest.mu.Lock()
+				defer w.atWest.mu.Unlock()
+				if len(w.atWest.ends) == 0 {
+					t.Fatalf("%s: the stream has not ended", tc.why)
+				}
+				err := w.atWest.ends[0]
+				if err == nil {
+					err = ErrEnded
+				}
+				if got := reason(err); got != tc.want || !strings.Contains(Explain(err), tc.says) {
+					t.Errorf("%s: ended with %v (%s), which says %q; want %s", tc.why, err, got, Explain(err), tc.want)
 				}
 			})
 		})

@@ -100,14 +100,20 @@ func (a *Agent) onState(h home.State) {
 	if h.Expired {
 		a.log.Error("the controller has been away for too long: every new connection is refused")
 	}
-	next, err := newState(h.View, h.Revoked)
+	view := h.View
+	next, err := newState(view, h.Revoked)
 	if err != nil {
 		a.log.Error("the controller's state does not hold together: what is broken is left out", "error", err)
+	}
+	if was := a.state.Load(); next == nil && was != nil { // of no use, but for which Links are gone
+		view = was.view
+		next, _ = newState(view, h.Revoked) // told when it came
 	}
 	if next == nil {
 		return
 	}
-	next.expired, next.held, next.view = h.Expired, h.Held, h.View
+	next.expired, next.held = h.Expired, h.Held
+	next.view, next.less = without(view, h.Revoked)
 	a.attached.update(next)
 	a.state.Store(next)
 	a.svids.vouch(next.issuers)

@@ -37,6 +37,12 @@ func (a *Agent) isCanary(addr netip.Addr) bool {
 // canary tells a caller whom this agent takes it for, as it would decide for a call to
 // a mirror. It closes c.
 func (a *Agent) canary(life context.Context, c *net.TCPConn, call *call) {
+	leave, err := a.shares.source(call.from.Addr())
+	if err != nil {
+		a.refuseCall(c, call, err)
+		return
+	}
+	defer leave()
 	defer c.Close()
 	answer, caller := canary.Answer{Protocol: canary.Protocol}, "known"
 	p, err := a.caller(life, c, call)

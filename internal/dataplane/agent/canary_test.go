@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net"
+	"net/netip"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -15,6 +16,16 @@ import (
 // asCanary calls the canary's address from one of the node's own, and returns the agent's answer.
 func asCanary(t *testing.T, w *world, from string) canary.Answer {
 	t.Helper()
+	line := must(hearCanary(t, w, from))(t)
+	var a canary.Answer
+	if err := json.Unmarshal(line, &a); err != nil || a.Protocol != canary.Protocol {
+		t.Fatalf("the agent answers %q: %v", line, err)
+	}
+	return a
+}
+
+func hearCanary(t *testing.T, w *world, from string) ([]byte, error) {
+	t.Helper()
 	ln := listen(t, "127.78.0.1")
 	ctx, stop := context.WithCancel(t.Context())
 	w.serving.Go(func() {
@@ -22,14 +33,32 @@ func asCanary(t *testing.T, w *world, from string) canary.Answer {
 	})
 	defer stop()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
-	c := must(d.DialContext(t.Context(), "tcp", ln.Addr().String()))(t)
-	defer c.Close()
-	line := must(io.ReadAll(c))(t)
-	var a canary.Answer
-	if err := json.Unmarshal(line, &a); err != nil || a.Protocol != canary.Protocol {
-		t.Fatalf("the agent answers %q: %v", line, err)
+	c, err := d.DialContext(t.Context(), "tcp", ln.Addr().String())
+	if err != nil {
+		return nil, err // a reset may come before the dial has returned
 	}
-	return a
+	defer c.Close()
+	return io.ReadAll(c)
+}
+
+// The canary's address is no way around a pod's share of the agent's connections: who is not known is waited for.
+func TestCanariesHaveTheirShare(t *testing.T) {
+	w := newWorld(t, func(c *net.TCPConn) { c.Close() })
+	for range maxConnections / 2 {
+		leave, err := w.west.shares.source(netip.MustParseAddr(alice))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer leave()
+	}
+	line, err := hearCanary(t, w, alice)
+	if wantReset(t, "one more of alice's", err); len(line) > 0 {
+		t.Errorf("she is told %q", line)
+	}
+	w.counted(w.west, outbound, reasonSourceShare)
+	if a := asCanary(t, w, bob); a.UID == "" {
+		t.Errorf("bob has all of his, and hears %+v", a)
+	}
 }
 
 func TestCanary(t *testing.T) {

@@ -40,17 +40,16 @@ func (f *fading[K, V]) get(key K, within time.Duration) (V, bool) {
 	return none, false
 }
 
-// put puts what change makes of the value that is there, if its age is not over, or
+// put puts what change makes of the value that is there, or of none if its age is over, or
 // leaves all as it is if change says so.
 func (f *fading[K, V]) put(key K, change func(was V, age time.Duration, there bool) (V, bool)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	var was faded[K, V]
+	was := faded[K, V]{put: now}
 	e, there := f.entries[key]
-	if there {
+	if there = there && now.Sub(e.Value.(*faded[K, V]).put) < f.age; there {
 		was = *e.Value.(*faded[K, V])
-		there = now.Sub(was.put) < f.age
 	}
 	value, changed := change(was.value, now.Sub(was.put), there)
 	if !changed {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -28,12 +27,6 @@ const (
 	handshakeTimeout = 5 * time.Second
 	// podTimeout bounds the dial of an application.
 	podTimeout = 3 * time.Second
-	// warmTimeout is how long a tunnel may wait between HELLO and OPEN, and warmAfter how
-	// long it waits until it is a warm one: before, its caller is there already.
-	warmTimeout = time.Minute
-	warmAfter   = time.Second
-	// maxWaiting is how many tunnels may wait so long. Of more, each has openTimeout.
-	maxWaiting = 4096
 	// farewell and maxFarewell bound how long a refused caller is listened to.
 	farewell    = time.Second
 	maxFarewell = 64 << 10
@@ -55,9 +48,6 @@ type arrival struct {
 	opened  atomic.Bool
 }
 
-// warm reports whether the tunnel was opened for a caller yet to come, who has not come.
-func (in *arrival) warm() bool { return !in.opened.Load() && time.Since(in.greeted) >= warmAfter }
-
 // inbound is the life of a tunnel that a gateway hands over. It closes c.
 func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 	in := &arrival{}
@@ -70,8 +60,9 @@ func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 	ctx, release := a.leases.hold(life, a.state.Load, in.lease())
 	defer release()
 	app, err := a.openApp(ctx, tun, in)
-	if errors.Is(err, errUnused) {
-		a.metrics.warm.WithLabelValues(inbound, warmUnused).Inc()
+	if what := nobodyCame(err); what != "" {
+		a.metrics.warm.WithLabelValues(inbound, what).Inc()
+		a.log.Debug("a tunnel ended for which nobody came", "service", in.service(), "caller", in.caller, "error", err)
 		a.part(c)
 		return
 	}
@@ -301,41 +292,6 @@ func (a *Agent) openApp(ctx context.Context, tun *tls.Conn, in *arrival) (*net.T
 	}
 	in.told = err != nil && werr == nil
 	return app, err
-}
-
-// errUnused reports a warm tunnel that nobody came for.
-var errUnused = errors.New("nobody came for the tunnel")
-
-// awaitOpen reads OPEN, until ctx ends, or nobody may be expected to come any more. It
-// ends a warm tunnel by close_notify, from which the client knows that no application
-// has got anything.
-func (a *Agent) awaitOpen(ctx context.Context, tun *tls.Conn, in *arrival) error {
-	wait := openTimeout
-	if a.waiting.Add(1) <= maxWaiting {
-		wait = warmTimeout
-	}
-	defer a.waiting.Add(-1)
-	if err := tun.SetReadDeadline(time.Now().Add(wait)); err != nil {
-		return refuse(reasonOther, err)
-	}
-	stop := context.AfterFunc(ctx, func() { tun.SetReadDeadline(time.Unix(1, 0)) })
-	retired := context.AfterFunc(a.taking, func() { tun.SetReadDeadline(in.greeted.Add(warmAfter)) })
-	defer retired()
-	err := tunnel.ReadOpen(tun)
-	in.opened.Store(err == nil)
-	switch {
-	case !stop():
-		in.told = tun.CloseWrite() == nil
-		return fmt.Errorf("wait for OPEN: %w", context.Cause(ctx))
-	case errors.Is(err, os.ErrDeadlineExceeded) && in.warm():
-		tun.CloseWrite()
-		return errUnused
-	case err == io.EOF:
-		return errUnused
-	case err != nil:
-		return refuse(reasonTunnel, err)
-	}
-	return nil
 }
 
 // dialPod connects to the application, if its address still stands for the pod

@@ -55,10 +55,10 @@ type keptPlace struct {
 }
 
 // kept returns what there is to keep; nil if there is nothing new to say: no controller
-// has answered yet, or it has been away for too long.
+// has answered yet, and no Link was seen deleted, or it has been away for too long.
 func (a *Agent) kept() ([]byte, error) {
 	s := a.state.Load()
-	if s == nil || s.held || s.expired {
+	if s == nil || s.held && !s.less || s.expired {
 		return nil, nil
 	}
 	view, err := nodestream.Marshal(s.view)
@@ -191,7 +191,7 @@ func (s *svids) kept() ([]keptSVID, error) {
 	defer s.mu.Unlock()
 	var out []keptSVID
 	for a, c := range s.held {
-		if !time.Now().Before(c.NotAfter()) {
+		if !c.Live(time.Now()) {
 			continue
 		}
 		chain, key, err := c.Marshal()
@@ -219,7 +219,7 @@ func (s *svids) restore(list []keptSVID) error {
 		if n := c.Name(); n.Namespace() != k.Namespace || n.ServiceAccount() != k.Account {
 			return fmt.Errorf("the SVID kept for %s/%s is that of %s", k.Namespace, k.Account, n)
 		}
-		if time.Now().Before(c.NotAfter()) {
+		if c.Live(time.Now()) {
 			s.held[account{k.Namespace, k.Account}] = c
 		}
 	}

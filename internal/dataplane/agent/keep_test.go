@@ -91,6 +91,42 @@ func TestKeptStateWithoutARevokedLink(t *testing.T) {
 	}
 }
 
+// What is revoked stays revoked, also for an agent that starts while neither controller nor API server answers.
+func TestARevokedLinkIsNotKept(t *testing.T) {
+	revoked := func(uid string) bool { return uid == "link-to-east" }
+	keeps := func(a *Agent) (links int) {
+		t.Helper()
+		blob := must(a.kept())(t)
+		if blob == nil {
+			t.Fatal("there is nothing to keep")
+		}
+		next := New(t.Context(), failing, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		for _, r := range must(next.restore(blob))(t) {
+			if r.GetLink() != nil {
+				links++
+			}
+		}
+		return links
+	}
+	w := newWorld(t, echo)
+	if n := keeps(w.west); n != 1 {
+		t.Fatalf("%d Links are kept, want the one that is there", n)
+	}
+	held, state := restarted(t, w)
+	w.west.onState(home.State{View: w.westView, Revoked: revoked})
+	if n := keeps(w.west); n != 0 {
+		t.Error("a Link that was seen deleted is kept for the next agent")
+	}
+	state.Revoked = revoked
+	held.onState(state)
+	if n := keeps(held); n != 0 {
+		t.Error("a Link that was seen deleted while no controller answered is kept for the next agent")
+	}
+	if _, there := state.View["link/east"]; !there {
+		t.Error("the view itself was edited: it is others', too")
+	}
+}
+
 func TestSpoiltStateIsNotTakenOver(t *testing.T) {
 	w := newWorld(t, echo)
 	eventually(t, "alice's certificate", func() bool { _, ok := w.west.svids.get(aliceAccount); return ok })

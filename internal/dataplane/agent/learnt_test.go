@@ -55,7 +55,12 @@ func TestFading(t *testing.T) {
 		})
 		time.Sleep(time.Hour - time.Minute)
 		want("its age is over, and was not made new by a change that was none", 2*time.Hour, map[string]int{"d": 6})
-		f.put("c", func(_ int, _ time.Duration, there bool) (int, bool) { return 7, !there })
+		f.put("c", func(was int, age time.Duration, there bool) (int, bool) {
+			if was != 0 || age != 0 || there {
+				t.Errorf("it was %d, %v ago, %v: what is over counts on", was, age, there)
+			}
+			return 7, !there
+		})
 		want("what is over is not there", time.Hour, map[string]int{"c": 7, "d": 6})
 		f.drop("d")
 		f.drop("d")

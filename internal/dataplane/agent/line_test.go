@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -37,6 +40,35 @@ func TestCallIsCarried(t *testing.T) {
 	}
 	if got := w.logs[1].all("tunnel served", "service")[0]; got != "shop/bar:80" {
 		t.Errorf("east served %q", got)
+	}
+}
+
+// What rides with OPEN is carried, too: of most requests it is the whole.
+func TestCarriedBytesAreCounted(t *testing.T) {
+	w := newWorld(t, echo)
+	c := w.dial(alice)
+	if _, err := io.WriteString(c, "early"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is carried", func() bool { return w.dials.Load() == 1 })
+	if answer, err := ask(c, " and late"); answer != "you said early and late" || err != nil {
+		t.Fatalf("%q, %v", answer, err)
+	}
+	for _, side := range []struct {
+		name, way, link, direction string
+		agent                      *Agent
+		want                       float64
+	}{
+		{"caller's", outbound, "east", "sent", w.west, 14},
+		{"caller's", outbound, "east", "received", w.west, 23},
+		{"called", inbound, "west", "received", w.east, 14},
+		{"called", inbound, "west", "sent", w.east, 23},
+	} {
+		ended := side.agent.metrics.ends.WithLabelValues(side.way, side.link, transport.Ended.String())
+		eventually(t, "the tunnel's end", func() bool { return testutil.ToFloat64(ended) == 1 })
+		if got := testutil.ToFloat64(side.agent.metrics.bytes.WithLabelValues(side.way, side.link, side.direction)); got != side.want {
+			t.Errorf("%s agent counts %v bytes %s, want %v", side.name, got, side.direction, side.want)
+		}
 	}
 }
 
@@ -294,6 +326,23 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("%s: the app was dialled", tc.why)
 			}
 		})
+	}
+}
+
+// Who is turned away by a gateway hears but an alert, which would tell an operator nothing.
+func TestTurnedAwayIsExplained(t *testing.T) {
+	w := newWorld(t, echo)
+	w.change(&w.gatewayView, "link/west", nil)
+	if answer, err := w.call(alice, "hello"); err == nil {
+		t.Fatalf("the call got %q", answer)
+	}
+	w.counted(w.west, outbound, reasonHandshake)
+	eventually(t, "it is told", func() bool { return len(w.logs[0].all("call refused", "error")) > 0 })
+	if got := w.logs[0].all("call refused", "error")[0]; !strings.Contains(got, errTurnedAway.Error()) {
+		t.Errorf("the near agent tells of %q", got)
+	}
+	if broken := errors.New("broken"); explain(broken) != broken {
+		t.Error("another error is taken for an alert")
 	}
 }
 

@@ -102,10 +102,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		warm: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_warm_total", Help: "What became of tunnels opened for callers yet to come."}, []string{"way", "what"}),
 	}
-	for _, what := range []string{warmMade, warmFailed, warmUsed, warmUnused, warmLost} {
+	for _, what := range []string{warmBegun, warmMade, warmFailed, warmUsed, warmUnused, warmLost} {
 		m.warm.WithLabelValues(outbound, what)
 	}
 	m.warm.WithLabelValues(inbound, warmUnused)
+	m.warm.WithLabelValues(inbound, warmLost)
 	for _, way := range []string{outbound, inbound} {
 		m.accepted.WithLabelValues(way)
 		m.open.WithLabelValues(way)
@@ -143,7 +144,7 @@ func (m *metrics) refuse(way, reason string) { m.refused.WithLabelValues(way, re
 // ended counts a tunnel that was carried. Forth is from the local application, be
 // it the caller or the one called.
 func (m *metrics) ended(way, link string, r transport.Result) {
-	m.ends.WithLabelValues(way, link, r.Reason.String()).Inc()
 	m.bytes.WithLabelValues(way, link, "sent").Add(float64(r.Forth))
 	m.bytes.WithLabelValues(way, link, "received").Add(float64(r.Back))
+	m.ends.WithLabelValues(way, link, r.Reason.String()).Inc()
 }

@@ -65,7 +65,11 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	defer t.release()
 	a.warmUp(call)
 	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name, "endpoint", call.answer.Endpoint)
-	a.metrics.ended(outbound, call.peer.name, transport.Relay(t.ctx, c, t.tun))
+	early := int64(len(call.first)) // which OPEN has brought
+	call.first = nil                // a call may last for days
+	result := transport.Relay(t.ctx, c, t.tun)
+	result.Forth += early
+	a.metrics.ended(outbound, call.peer.name, result)
 }
 
 // carry brings a call to where its tunnel is open.
@@ -111,7 +115,7 @@ type opened struct {
 
 // tunnel makes a tunnel for a call and opens it.
 func (a *Agent) tunnel(life context.Context, c *net.TCPConn, call *call) (*opened, error) {
-	raw, err := a.reach(life, call.peer)
+	raw, _, err := a.reach(life, call.peer)
 	if err != nil {
 		return nil, err
 	}
@@ -199,13 +203,25 @@ func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tl
 		func() (*identity.Credential, error) { return call.as, nil },
 		identity.VerifyOneOf(call.to.identities, func() *identity.Anchors { return anchors }, time.Now)))
 	if err := tun.HandshakeContext(ctx); err != nil {
-		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", call.to.name, err))
+		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", call.to.name, explain(err)))
 	}
 	raw.Proven()
 	if call.far, err = newVouching(tun.ConnectionState(), anchors); err != nil {
 		return nil, refuse(reasonHandshake, err)
 	}
 	return tun, nil
+}
+
+// errTurnedAway is all that an alert says: a gateway's refusals look alike to whoever is outside.
+var errTurnedAway = errors.New("the peer's gateway, or the agent behind it, turns the call away: it counts why, and causeway check in the peer may tell")
+
+// explain tells a handshake that the far side has ended by an alert, as a gateway does that opens no label of ours, or has
+// nobody to lead us to.
+func explain(err error) error {
+	if alert := (*net.OpError)(nil); errors.As(err, &alert) && alert.Op == "remote error" { // as crypto/tls calls it
+		return fmt.Errorf("%w (%w)", errTurnedAway, err)
+	}
+	return err
 }
 
 // wish is whom the call asks the gateway for: the very pod that the mirror stands
@@ -283,12 +299,18 @@ func (c *call) listen(from *net.TCPConn) error {
 	return nil
 }
 
-// learn remembers what the far side's answer to a call tells.
-func (a *Agent) learn(call *call, failed error) {
+// told remembers what the far side's answer to HELLO tells, when it comes: on a tunnel that
+// waits for its caller it grows old.
+func (a *Agent) told(call *call) {
 	if call.answer.Code == tunnel.Code_OK {
 		a.learnt.heard(call.caller.account(), call.farPort(), call.answer)
 		a.shares.grant(call.peer.uid, call.answer.Budget)
 	}
+}
+
+// learn remembers what came of a call on a new tunnel.
+func (a *Agent) learn(call *call, failed error) {
+	a.told(call)
 	switch r := (*tunnel.Refused)(nil); {
 	case errors.As(failed, &r):
 		a.learnt.turnedAway(call.caller.uid, call.farPort())

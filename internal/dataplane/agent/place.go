@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -25,7 +26,8 @@ var (
 // entries and never for tables, so that an answer is as new as the question. It needs
 // no privilege. The zero value is ready.
 type kernel struct {
-	bridges sync.Map // interface index → whether it is a bridge
+	bridges   sync.Map // interface index → whether it is a bridge
+	remembers atomic.Int64
 
 	mu  sync.Mutex // guards what follows
 	fd  int        // of a netlink socket; 0: none yet
@@ -97,8 +99,19 @@ func (k *kernel) isBridge(iface int) (bool, error) {
 		return false, fmt.Errorf("its interface %d: %w", iface, err)
 	}
 	bridge := link.Type() == "bridge"
-	k.bridges.Store(iface, bridge)
+	k.remember(iface, bridge)
 	return bridge, nil
+}
+
+// maxRemembered bounds what is kept of interfaces. Where each pod has its own, thousands go in a day.
+const maxRemembered = 4096
+
+func (k *kernel) remember(iface int, bridge bool) {
+	if k.remembers.Add(1) > maxRemembered {
+		k.bridges.Clear() // those that are there are asked for again
+		k.remembers.Store(1)
+	}
+	k.bridges.Store(iface, bridge)
 }
 
 // neighbour returns the link address that the kernel would send to for addr.

@@ -389,3 +389,16 @@ func BenchmarkKernelFind(b *testing.B) {
 		})
 	}
 }
+
+// Where each pod has an interface of its own, an agent that lives for a year sees more of them than it should remember.
+func TestInterfacesAreForgotten(t *testing.T) {
+	var k kernel
+	for i := range 3*maxRemembered + 1 {
+		k.remember(i+1, false)
+	}
+	n := 0
+	k.bridges.Range(func(any, any) bool { n++; return true })
+	if _, ok := k.bridges.Load(3*maxRemembered + 1); !ok || n > maxRemembered {
+		t.Errorf("%d interfaces are remembered, want at most %d, the last among them: %v", n, maxRemembered, ok)
+	}
+}

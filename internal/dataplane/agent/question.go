@@ -7,19 +7,46 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+	"github.com/causeway-mesh/causeway/internal/vipguard"
 )
 
-// Bounds of what an operator's question makes this node dial.
+// Bounds of what an operator's question makes this node dial and say.
 const (
 	maxReaches     = 128
 	reachesAtOnce  = 8
 	oneReach       = 2 * time.Second
 	maxReachReason = 256
+	maxFaults      = 8
+	maxFault       = 512
 )
+
+// looker returns what adds to a report what is to be seen of this node, whose vip-guard is at podDir. All of it is looked at
+// at the same time.
+func (a *Agent) looker(podDir string) func(context.Context, *wire.ReportRequest) {
+	return func(ctx context.Context, report *wire.ReportRequest) {
+		var looking sync.WaitGroup
+		defer looking.Wait()
+		if s := a.state.Load(); s != nil {
+			looking.Go(func() { report.Faults = clipped(vipguard.Look(podDir, s.vips)) })
+		}
+		report.Bridged = a.attached.bridged()
+		report.Reaches = a.reachAll(ctx)
+	}
+}
+
+// clipped bounds what is said.
+func clipped(faults []string) []string {
+	out := slices.Clone(faults[:min(len(faults), maxFaults)])
+	for i, f := range out {
+		out[i] = strings.ToValidUTF8(f[:min(len(f), maxFault)], "")
+	}
+	return out
+}
 
 // reachAll dials every gateway address of every peer once, as calls would, and closes
 // what it gets. Nobody chooses the addresses but the Links: it is no scanner.
@@ -74,5 +101,5 @@ func reachReason(ctx context.Context, err error) string {
 	case errors.As(err, &op):
 		text = op.Err.Error()
 	}
-	return text[:min(len(text), maxReachReason)]
+	return strings.ToValidUTF8(text[:min(len(text), maxReachReason)], "")
 }

@@ -10,20 +10,21 @@ import (
 )
 
 // reach dials the peer's gateways: healthy ones first, as the controller judges, and
-// last of all those that this node has found wanting.
-func (a *Agent) reach(life context.Context, p *peer) (*transport.Raw, error) {
+// last of all those that this node has found wanting. It returns the address that answered, too.
+func (a *Agent) reach(life context.Context, p *peer) (raw *transport.Raw, by string, err error) {
 	ctx, cancel := context.WithTimeout(life, reachTimeout)
 	defer cancel()
 	if len(p.gateways) == 0 {
-		return nil, refuse(reasonNoGateway, fmt.Errorf("no gateway address of %s is known", p.name))
+		return nil, "", refuse(reasonNoGateway, fmt.Errorf("no gateway address of %s is known", p.name))
 	}
 	addresses := a.detours.order(p.gateways, time.Now())
 	conn, winner, err := a.dialer.First(ctx, addresses...)
 	if err != nil {
-		return nil, refuse(reasonUnreachable, fmt.Errorf("reach the gateway of %s: %w", p.name, err))
+		return nil, "", refuse(reasonUnreachable, fmt.Errorf("reach the gateway of %s: %w", p.name, err))
 	}
 	a.detours.saw(addresses, winner, time.Now())
-	return transport.Dialed(conn), nil
+	a.forsake(addresses[:winner]...)
+	return transport.Dialed(conn), addresses[winner], nil
 }
 
 const (
@@ -79,14 +80,26 @@ func (d *detours) saw(tried []string, winner int, now time.Time) {
 	defer d.mu.Unlock()
 	delete(d.late, tried[winner])
 	for _, address := range tried[:winner] {
-		if d.late == nil || len(d.late) >= maxDetours {
-			d.late = make(map[string]detour)
-		}
-		around, resting := d.late[address]
-		if resting && now.Before(around.until) && around.until.Sub(now) > detourTrial {
-			continue // others have found so at the same time
-		}
-		rest := min(max(2*around.rest, detourMin), detourMax)
-		d.late[address] = detour{now.Add(rest), rest}
+		d.around(address, now)
 	}
+}
+
+// lost takes in that what was sent by way of an address was not heard.
+func (d *detours) lost(address string, now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.around(address, now)
+}
+
+// around begins a detour, unless others have found so at the same time. d.mu is held.
+func (d *detours) around(address string, now time.Time) {
+	if d.late == nil || len(d.late) >= maxDetours {
+		d.late = make(map[string]detour)
+	}
+	around, resting := d.late[address]
+	if resting && now.Before(around.until) && around.until.Sub(now) > detourTrial {
+		return
+	}
+	rest := min(max(2*around.rest, detourMin), detourMax)
+	d.late[address] = detour{now.Add(rest), rest}
 }

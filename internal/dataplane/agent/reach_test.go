@@ -40,6 +40,7 @@ func TestDetours(t *testing.T) {
 			d.saw(all, 1, start)
 			d.saw(d.order(all, start.Add(detourMin)), 1, start.Add(detourMin))
 		}, 3*detourMin - 1, []string{"b", "c", "a"}},
+		"unheard": {"where nobody hears what is sent is no place for the next call", func(d *detours) { d.lost("b", start) }, time.Second, []string{"a", "c", "b"}},
 		"lost by many at once": {"a crowd of calls finds out the same thing once", func(d *detours) {
 			for range 10 {
 				d.saw(all, 1, start)
@@ -59,7 +60,7 @@ func TestDetours(t *testing.T) {
 // An address that swallows what it gets slows down one call, and no other.
 func TestBlackHoleSlowsOneCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &Agent{dialer: transport.Dialer{Timeout: reachTimeout, Dial: func(ctx context.Context, address string) (net.Conn, error) {
+		a := &Agent{warm: newWarmPool(), dialer: transport.Dialer{Timeout: reachTimeout, Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			if address == "hole" {
 				<-ctx.Done()
 				return nil, ctx.Err()
@@ -71,7 +72,7 @@ func TestBlackHoleSlowsOneCall(t *testing.T) {
 		var slow []time.Duration
 		for range 50 {
 			start := time.Now()
-			raw, err := a.reach(t.Context(), p)
+			raw, _, err := a.reach(t.Context(), p)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -60,7 +60,7 @@ func Run(ctx context.Context, o Options) error {
 	h, err = home.New(home.Options{
 		Controller: o.Controller, IdentityDir: o.IdentityDir, TokenFile: o.TokenFile, Links: api,
 		Version: o.Version, Log: o.Log, Registerer: registry, OnState: a.onState, Held: view, HeldAge: age,
-		Reach: a.reachAll,
+		Look: a.looker(o.PodDir),
 	})
 	if err != nil {
 		return err

@@ -27,14 +27,16 @@ const (
 	maxSpoken      = 4096
 )
 
-// localPort is a port of an exported Service.
+// localPort is a port of an exported Service as one peer calls it: what its callers do is
+// not held against another's.
 type localPort struct {
+	link               string // its UID
 	namespace, service string
 	port               uint32
 }
 
 func (in *arrival) localPort() localPort {
-	return localPort{in.hello.Namespace, in.hello.Service, in.hello.Port}
+	return localPort{in.to.Link.UID, in.hello.Namespace, in.hello.Service, in.hello.Port}
 }
 
 // hearing notes who speaks first in a tunnel that is open from now on.

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -47,6 +49,21 @@ func (w *world) learns(want tunnel.FirstSpeaker) {
 	})
 }
 
+// What one peer's callers do must not make another's wait for a greeting.
+func TestPeersAreHeardApart(t *testing.T) {
+	a := idleAgent(t)
+	from := func(link string) *arrival {
+		return &arrival{hello: tunnel.Hello{Namespace: "shop", Service: "mail", Port: 25}, to: admit.Decision{Link: admit.Link{UID: link}}}
+	}
+	a.hearing(from("hasty"))(transport.Second)
+	if got := a.speaker(from("hasty").localPort()); got != tunnel.FirstSpeaker_CLIENT {
+		t.Errorf("who spoke first hears that %v does", got)
+	}
+	if got := a.speaker(from("another").localPort()); got != tunnel.FirstSpeaker_UNKNOWN {
+		t.Errorf("another peer is told that %v speaks first, by the first one's doing", got)
+	}
+}
+
 // An application that greets is never waited for longer than once, and that is learnt.
 func TestGreetersAreHeard(t *testing.T) {
 	greet := make(chan bool, 1)
@@ -76,7 +93,7 @@ func TestGreetersAreHeard(t *testing.T) {
 		t.Errorf("the first who waits has it after %v, want about %v", took, speechPatience)
 	}
 	eventually(t, "the far agent has learnt", func() bool {
-		return w.east.speaker(localPort{"shop", "bar", 80}) == tunnel.FirstSpeaker_SERVER
+		return w.east.speaker(localPort{"link-to-west", "shop", "bar", 80}) == tunnel.FirstSpeaker_SERVER
 	})
 	eventually(t, "this side is told", func() bool { listen(); return w.speaker() == tunnel.FirstSpeaker_SERVER })
 	if took := listen(); took > speechPatience/2 {

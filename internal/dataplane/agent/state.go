@@ -22,8 +22,10 @@ type state struct {
 	// expired: nothing new is admitted by it.
 	expired bool
 	// held: it is what an earlier process was told, and no controller has answered since.
-	held        bool
-	view        nodestream.View // what it was made of
+	held bool
+	// view is what it was made of, without the Links seen deleted; less: some were.
+	view        nodestream.View
+	less        bool
 	trustDomain string
 	issuers     [][]byte // that vouch for this cluster's own workloads, DER
 	hopKey      route.HopKey
@@ -125,6 +127,13 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 	errs = append(errs, s.addAnchors())
 	s.admission = admission(s, view)
 	return s, errors.Join(errs...)
+}
+
+// without returns a view without the Links that revoked reports, and whether there are any.
+func without(view nodestream.View, revoked func(uid string) bool) (nodestream.View, bool) {
+	out := maps.Clone(view)
+	maps.DeleteFunc(out, func(_ string, r *wire.Resource) bool { return r.GetLink() != nil && revoked(r.GetLink().Uid) })
+	return out, len(out) < len(view)
 }
 
 func (s *state) addCluster(c *wire.Cluster) error {

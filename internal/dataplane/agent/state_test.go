@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"io"
 	"maps"
 	"net/netip"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -172,5 +174,28 @@ func TestIsVIP(t *testing.T) {
 		if s.isVIP(netip.MustParseAddr(addr)) != want {
 			t.Errorf("%s: want %v", addr, want)
 		}
+	}
+}
+
+// A view that makes no state at all must not keep a deleted Link in force.
+func TestRevokedInAUselessView(t *testing.T) {
+	w := newWorld(t, talk)
+	c := w.dial(alice)
+	wantTalk(t, c)
+	useless := w.view(&wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{HopKey: []byte("short")}}})
+	w.west.onState(home.State{View: useless, Revoked: nobodyRevoked})
+	wantTalk(t, c)
+	if answer := must(w.call(bob, ""))(t); answer != "" {
+		t.Errorf("bob's call: %q", answer)
+	}
+	w.west.onState(home.State{View: useless, Revoked: func(uid string) bool { return uid == "link-to-east" }})
+	_, err := io.ReadAll(c)
+	wantReset(t, "what the deleted Link had admitted", err)
+	if answer, err := w.call(bob, ""); err == nil {
+		t.Errorf("a new call goes to a deleted Link: %q", answer)
+	}
+	w.west.onState(home.State{View: useless, Revoked: nobodyRevoked, Expired: true})
+	if _, err := w.west.current(); err == nil {
+		t.Error("a state that has expired admits new calls")
 	}
 }

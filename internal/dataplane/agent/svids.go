@@ -49,12 +49,17 @@ func newSVIDs(sign signFunc, changed func(), log *slog.Logger) *svids {
 	}
 }
 
-// get returns the credential of an account, if there is a valid one.
+// get returns the credential of an account, if there is a valid one. In place of one of the future, from before the clock was
+// set right, another is asked for.
 func (s *svids) get(a account) (*identity.Credential, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, ok := s.held[a]
-	return c, ok && time.Now().Before(c.NotAfter())
+	valid := ok && time.Now().Before(c.NotAfter())
+	if valid && !c.Live(time.Now()) {
+		s.turned.tell()
+	}
+	return c, valid
 }
 
 // count returns of how many of accounts there is a valid credential.
@@ -128,10 +133,13 @@ func (s *svids) vouch(issuers [][]byte) {
 	}
 }
 
-// vouched reports whether peers believe c, as far as is known here.
+// vouched reports whether peers believe c, or have believed it, as far as is known here.
 func (s *svids) vouched(c *identity.Credential) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if now := time.Now(); !c.Live(now) && now.Before(c.NotAfter()) {
+		return false // not yet
+	}
 	chain := c.TLS().Certificate
 	return len(s.issuers) == 0 || len(chain) < 2 ||
 		slices.ContainsFunc(s.issuers, func(der []byte) bool { return bytes.Equal(der, chain[1]) })

@@ -169,6 +169,37 @@ func TestSVIDsAreForgottenWithTheirPods(t *testing.T) {
 	})
 }
 
+func TestSVIDOfTheFutureIsReplaced(t *testing.T) {
+	held(t, func(t *testing.T, by *signer, s *svids, changed *int) {
+		synctest.Wait()
+		ahead := time.Now().Add(10 * time.Minute)
+		by.set(func(_ context.Context, ns, sa string, csr []byte) ([][]byte, error) { // as if our clock had been set back since
+			return by.issuer.SignWorkload(must(identity.ParseCSR(csr))(t), must(identity.NewName("west-1", ns, sa))(t), ahead)
+		})
+		s.vouch([][]byte{{1}}) // another is asked for
+		time.Sleep(spread)
+		future, _ := s.get(aliceAccount)
+		if future.Live(time.Now()) {
+			t.Fatal("the test has no certificate of the future")
+		}
+		s.vouch(by.issuers())
+		by.set(nil)
+		time.Sleep(2 * time.Minute)
+		if _, ok := s.get(aliceAccount); !ok {
+			t.Fatal("there is none at all")
+		}
+		time.Sleep(2 * time.Minute)
+		if now, _ := s.get(aliceAccount); !now.Live(time.Now()) {
+			t.Error("peers do not believe it for minutes to come, and another was to be had")
+		}
+		asked := by.times()
+		time.Sleep(time.Hour)
+		if by.times() != asked {
+			t.Error("it is asked for again and again")
+		}
+	})
+}
+
 func TestSVIDOfADroppedIssuerIsReplacedAtOnce(t *testing.T) {
 	held(t, func(t *testing.T, by *signer, s *svids, changed *int) {
 		synctest.Wait()

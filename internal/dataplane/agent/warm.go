@@ -27,8 +27,6 @@ const (
 	warmUse     = time.Minute
 	// warmLife is shorter than the far side's patience, so that it is we who end it.
 	warmLife = 45 * time.Second
-	// warmDoubt is how long OPEN may go unheard, by the other end's kernel, on a tunnel that has waited.
-	warmDoubt = time.Second
 	// warmRate and warmBurst bound how fast they are made, for one peer; warmJitter spreads them.
 	warmRate   = 20 // a second
 	warmBurst  = 4
@@ -37,6 +35,7 @@ const (
 
 // What became of a warm tunnel, as a metric's label.
 const (
+	warmBegun  = "begun" // and made or failed within seconds
 	warmMade   = "made"
 	warmFailed = "failed" // to be made
 	warmUsed   = "used"
@@ -49,7 +48,8 @@ const (
 //
 // What always holds:
 //   - A tunnel is made only after a call, and used once, by a caller of the same
-//     SPIFFE ID for the same port of the same mirror.
+//     SPIFFE ID for the same port of the same mirror, while that leads where it led.
+//   - It speaks by the caller's newest certificate, whatever the last one spoke by.
 //   - It is a lease from its first moment.
 //   - What was sent over one and may have reached an application is not sent again.
 type warmPool struct {
@@ -68,11 +68,16 @@ type warmKey struct {
 	caller string // SPIFFE ID
 	vip    netip.Addr
 	index  int
+	// to, hostname and route are where that led: a new state may have changed it already.
+	to       farPort
+	hostname string
+	route    uint32
 }
 
 type warmTunnel struct {
 	key    warmKey
-	call   call // as whom, to whom, and what the far side answered
+	by     string // the gateway's address
+	call   call   // as whom, to whom, and what the far side answered
 	tun    *tls.Conn
 	expiry *time.Timer
 	// forget stops the pool from hearing of the lease's end; release ends it.
@@ -87,7 +92,9 @@ func newWarmPool() *warmPool {
 	}
 }
 
-func (c *call) warmKey() warmKey { return warmKey{c.as.Name().String(), c.vip, c.index} }
+func (c *call) warmKey() warmKey {
+	return warmKey{c.as.Name().String(), c.vip, c.index, c.farPort(), c.to.hostname, c.port.route}
+}
 
 // attach opens a call over a warm tunnel. Without one that takes it, it returns nil, and
 // nothing of the call has reached an application.
@@ -131,11 +138,13 @@ func (a *Agent) attachTo(life context.Context, c *net.TCPConn, call *call, w *wa
 	w.release()
 	opening, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	doubt := time.AfterFunc(warmDoubt, w.doubt)
+	doubted := make(chan bool, 1)
+	doubt := time.AfterFunc(warmDoubt, func() { doubted <- w.doubt() })
 	err = tunnel.Attach(opening, w.tun, call.first)
-	doubt.Stop()
+	if !doubt.Stop() && <-doubted {
+		a.lostWay(w.by)
+	}
 	if err == nil {
-		a.learn(call, nil)
 		return &opened{w.tun, ctx, release}, false, nil
 	}
 	w.tun.NetConn().(*transport.Raw).Reset()
@@ -155,11 +164,7 @@ func (a *Agent) warmUp(c *call) {
 		return // attach would not take it, or others need it more
 	}
 	key := c.warmKey()
-	calls := 0
-	a.warm.used.put(key, func(was int, _ time.Duration, _ bool) (int, bool) {
-		calls = min(was+1, maxWarmEach)
-		return calls, true
-	})
+	calls := a.warm.called(key)
 	for a.warm.begin(key, calls) {
 		if !a.warm.bucket(c.peer.uid).Allow() {
 			a.warm.done(key)
@@ -171,30 +176,45 @@ func (a *Agent) warmUp(c *call) {
 
 // startWarm makes a tunnel that the pool has begun.
 func (a *Agent) startWarm(key warmKey, c *call) {
-	next := call{vip: c.vip, index: c.index, to: c.to, port: c.port, peer: c.peer, caller: c.caller, as: c.as}
+	next := call{vip: c.vip, index: c.index, to: c.to, port: c.port, peer: c.peer, caller: c.caller}
+	a.metrics.warm.WithLabelValues(outbound, warmBegun).Inc()
 	go func() { // which drain waits for
 		defer a.warm.done(key)
-		if !backoff.Sleep(a.taking, rand.N(warmJitter)) {
-			return
+		backoff.Sleep(a.taking, rand.N(warmJitter))
+		err := context.Cause(a.taking)
+		if err == nil {
+			err = a.makeWarm(key, next)
 		}
-		if err := a.makeWarm(key, next); err != nil {
+		if err != nil {
 			a.metrics.warm.WithLabelValues(outbound, warmFailed).Inc()
 			a.log.Debug("no warm tunnel", "mirror", next.to.name, "error", err)
 		}
 	}()
 }
 
-// makeWarm makes a tunnel, says HELLO, and puts it into the pool.
-func (a *Agent) makeWarm(key warmKey, c call) error {
+// freshen brings a call that was made to the state in force and its caller's newest certificate.
+func (a *Agent) freshen(key warmKey, c *call) error {
 	s, err := a.current()
+	if err == nil {
+		err = c.welcome(s)
+	}
 	if err != nil {
 		return err
 	}
-	if err := c.welcome(s); err != nil {
+	c.peer = s.links[c.peer.name]
+	var ok bool
+	if c.as, ok = a.svids.get(c.caller.account()); !ok || c.as.Name().String() != key.caller {
+		return fmt.Errorf("no certificate for %s", key.caller)
+	}
+	return nil
+}
+
+// makeWarm makes a tunnel, says HELLO, and puts it into the pool.
+func (a *Agent) makeWarm(key warmKey, c call) error {
+	if err := a.freshen(key, &c); err != nil {
 		return err
 	}
-	c.peer = s.links[c.peer.name]
-	raw, err := a.reach(a.taking, c.peer)
+	raw, by, err := a.reach(a.taking, c.peer)
 	if err != nil {
 		return err
 	}
@@ -211,13 +231,15 @@ func (a *Agent) makeWarm(key warmKey, c call) error {
 		release()
 		return err
 	}
-	w := &warmTunnel{key: key, call: c, tun: tun, release: release}
+	a.told(&c)
+	w := &warmTunnel{key: key, by: by, call: c, tun: tun, release: release}
 	a.metrics.warm.WithLabelValues(outbound, warmMade).Inc()
 	kept := a.warm.put(w, func() {
 		w.expiry = time.AfterFunc(warmLife, func() { a.dropWarm(w, warmUnused) })
 		w.forget = context.AfterFunc(ctx, func() { a.dropWarm(w, warmLost) })
 	})
 	if !kept {
+		a.metrics.warm.WithLabelValues(outbound, warmLost).Inc()
 		release()
 		raw.Reset()
 	}
@@ -252,6 +274,15 @@ func (a *Agent) dropWarm(w *warmTunnel, what string) {
 		a.metrics.warm.WithLabelValues(outbound, what).Inc()
 		w.end()
 	}
+}
+
+// called notes a call, and returns how many tunnels are worth it to wait for the next.
+func (p *warmPool) called(key warmKey) (want int) {
+	p.used.put(key, func(was int, _ time.Duration, _ bool) (int, bool) {
+		want = min(was+1, maxWarmEach)
+		return want, true
+	})
+	return want
 }
 
 // bucket bounds how fast tunnels to a peer are made.
@@ -355,19 +386,11 @@ func (p *warmPool) drain() {
 	p.makers.Wait()
 }
 
-// doubt ends a tunnel whose way has died while it waited: nobody has heard what was sent
-// on it. It is no way for this call, and its caller need not wait as long as for an application.
-func (w *warmTunnel) doubt() {
-	raw := w.tun.NetConn().(*transport.Raw)
-	if tcp, ok := raw.Conn.(*net.TCPConn); ok && transport.Unheard(tcp) {
-		raw.Reset()
-	}
-}
-
-// quiet reports whether the far side has said nothing since its answer: it would be an end.
+// quiet reports whether the far side has said nothing since its answer, which would be an
+// end, and its kernel answers when it is asked whether it is there.
 func (w *warmTunnel) quiet() bool {
 	tcp, ok := w.tun.NetConn().(*transport.Raw).Conn.(*net.TCPConn)
-	return !ok || transport.Quiet(tcp)
+	return !ok || transport.Quiet(tcp) && !transport.Unanswered(tcp)
 }
 
 // end closes a tunnel in good order: the far side counts nothing.

@@ -2,10 +2,14 @@ package agent
 
 import (
 	"net"
+	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -71,18 +75,19 @@ func TestWarmTunnelEndsWithWhatAdmitsIt(t *testing.T) {
 	cases := map[string]struct {
 		why    string
 		change func(*world)
+		warm   bool // the far side ends it, and only once it is a warm one
 	}{
-		"link revoked here":  {"its peer is refused", func(w *world) { w.mu.Lock(); w.revoked["link-to-east"] = true; w.mu.Unlock() }},
-		"link revoked there": {"its caller is", func(w *world) { w.mu.Lock(); w.revoked["link-to-west"] = true; w.mu.Unlock() }},
-		"mirror gone":        {"nobody calls it any more", func(w *world) { w.edit(&w.westView, "mirror/east/shop/bar", nil) }},
-		"last caller gone":   {"nobody of this name is here", func(w *world) { w.edit(&w.westView, "pod/alice-0", nil) }},
-		"not exported":       {"its service is", func(w *world) { w.edit(&w.eastView, exported, nil) }},
+		"link revoked here":  {"its peer is refused", func(w *world) { w.mu.Lock(); w.revoked["link-to-east"] = true; w.mu.Unlock() }, false},
+		"link revoked there": {"its caller is", func(w *world) { w.mu.Lock(); w.revoked["link-to-west"] = true; w.mu.Unlock() }, false},
+		"mirror gone":        {"nobody calls it any more", func(w *world) { w.edit(&w.westView, "mirror/east/shop/bar", nil) }, false},
+		"last caller gone":   {"nobody of this name is here", func(w *world) { w.edit(&w.westView, "pod/alice-0", nil) }, false},
+		"not exported":       {"its service is", func(w *world) { w.edit(&w.eastView, exported, nil) }, false},
 		"pod not ready": {"a tunnel must not bring what readiness keeps away", func(w *world) {
 			w.edit(&w.eastView, exported, func(r *wire.Resource) { r.GetExport().Pods[0].Ready = false })
-		}},
+		}, true},
 		"pod terminating": {"likewise", func(w *world) {
 			w.edit(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Terminating = true })
-		}},
+		}, true},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -96,6 +101,20 @@ func TestWarmTunnelEndsWithWhatAdmitsIt(t *testing.T) {
 				w.push() // for its first second it may be a call's
 				return w.waitingTunnels() == 0 || !w.quietTunnels()
 			})
+			if !tc.warm {
+				return
+			}
+			eventually(t, "the far side counts it as what it was", func() bool {
+				return testutil.ToFloat64(w.east.metrics.warm.WithLabelValues(inbound, warmLost)) == 1
+			})
+			if all := w.logs[1].all("tunnel refused", "reason"); len(all) > 0 {
+				t.Errorf("the far side tells of calls refused for %v, and nobody has called", all)
+			}
+			for _, reason := range reasons(inbound) {
+				if n := refusals(w.east, inbound, reason); n > 0 {
+					t.Errorf("the far side counts %v refusals for %s, and nobody has called", n, reason)
+				}
+			}
 		})
 	}
 }
@@ -213,4 +232,68 @@ func TestWarmLeaseNeedsTheIssuer(t *testing.T) {
 	if err := c.warmLease()(&s); err == nil {
 		t.Error("it waits on though its far side's issuer is dropped")
 	}
+}
+
+// Who calls once a day is not taken for one who calls again.
+func TestOneWarmTunnelAfterAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, key := newWarmPool(), warmKey{caller: "a"}
+		for i, tc := range []struct {
+			after time.Duration
+			want  int
+		}{{0, 1}, {warmUse - 1, 2}, {warmUse - 1, 2}, {warmUse, 1}, {time.Hour, 1}} {
+			time.Sleep(tc.after)
+			if got := p.called(key); got != tc.want {
+				t.Errorf("call %d, %v after the last: %d tunnels, want %d", i+1, tc.after, got, tc.want)
+			}
+		}
+	})
+}
+
+// A tunnel that is asked for ahead and refused is counted and told by the far side as a call would be: that nobody is there yet is the
+// peer's word, by which it could try what it may without being seen. The near side knows, and counts no call.
+func TestWarmTunnelRefused(t *testing.T) {
+	w := warmed(t)
+	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+		r.GetExport().Policies = []*wire.Policy{{Name: "bob", Callers: []*wire.Caller{{ServiceAccount: "bob"}}}}
+	})
+	before := refusals(w.east, inbound, admit.PolicyDenies.String())
+	w.west.warm.mu.Lock()
+	var c call
+	for _, list := range w.west.warm.idle {
+		c = list[0].call
+	}
+	w.west.warm.mu.Unlock()
+	key := c.warmKey()
+	if !w.west.warm.begin(key, maxWarmEach) {
+		t.Fatal("no room for another")
+	}
+	w.west.startWarm(key, &c)
+	eventually(t, "it has failed", func() bool { return w.warms(warmFailed) == 1 })
+	eventually(t, "the far side counts a refusal", func() bool {
+		return refusals(w.east, inbound, admit.PolicyDenies.String()) == before+1
+	})
+	if who := w.logs[1].all("tunnel refused", "caller"); !slices.Contains(who, "spiffe://west-1/ns/shop/sa/alice") {
+		t.Errorf("refused were %v, want alice, too", who)
+	}
+	for _, reason := range reasons(outbound) {
+		if n := refusals(w.west, outbound, reason); n > 0 {
+			t.Errorf("the near side counts %v calls refused for %s, and nobody has called", n, reason)
+		}
+	}
+}
+
+// Who counts what a call does waits until nothing more follows from those before: each tunnel begun is made or fails.
+func TestWarmTunnelsSettle(t *testing.T) {
+	w := warmed(t)
+	settled := func() bool { return w.warms(warmBegun) == w.warms(warmMade)+w.warms(warmFailed) }
+	if w.warms(warmBegun) != 1 || !settled() {
+		t.Errorf("begun %d, made %d, failed %d, want 1, 1, 0", w.warms(warmBegun), w.warms(warmMade), w.warms(warmFailed))
+	}
+	if _, err := w.call(alice, "second"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "two more are begun", func() bool { return w.warms(warmBegun) == 3 })
+	w.west.retire() // in the jitter, maybe
+	eventually(t, "and none of them is for ever", settled)
 }

@@ -58,10 +58,9 @@ type attachments struct {
 
 	mu    sync.Mutex // guards what follows
 	first map[claim]attachment
-	open  map[claim]struct{} // not recorded yet
-	// blind: nobody has said lately which pods there are, so that nothing is recorded: the
-	// address of a pod that is gone may have become another's.
-	blind bool
+	// open are not recorded yet. There are none as long as nobody has said lately which pods
+	// there are: the address of a pod that is gone may have become another's.
+	open map[claim]struct{}
 }
 
 func newAttachments(find func(netip.Addr) (attachment, error), stir func(netip.Addr)) *attachments {
@@ -69,6 +68,18 @@ func newAttachments(find func(netip.Addr) (attachment, error), stir func(netip.A
 		find: find, stir: stir, grew: make(chan struct{}, 1),
 		first: make(map[claim]attachment), open: make(map[claim]struct{}),
 	}
+}
+
+// bridged reports whether pods of this node are behind the ports of a bridge.
+func (a *attachments) bridged() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, at := range a.first {
+		if at.port != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // update records the attachments of pods not seen before and forgets those of
@@ -87,10 +98,10 @@ func (a *attachments) update(s *state) {
 			}
 		}
 	}
-	a.first, a.open, a.blind = first, open, s.held
-	if a.blind {
-		clear(a.open)
+	if s.held {
+		clear(open)
 	}
+	a.first, a.open = first, open
 	a.record()
 	if len(a.open) > 0 {
 		select {
@@ -167,17 +178,17 @@ func (a *attachments) settle(ctx context.Context) {
 }
 
 // at returns the attachment of c, which is where it is now if none could be
-// recorded before.
+// recorded before. Of a pod that the newest state does not have there is none: where its
+// address is found now, another may be.
 func (a *attachments) at(c claim) (attachment, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if at, ok := a.first[c]; ok {
 		return at, nil
 	}
-	if a.blind {
+	if _, looked := a.open[c]; !looked {
 		return attachment{}, errNoAttachment
 	}
-	a.open[c] = struct{}{}
 	a.record()
 	if at, ok := a.first[c]; ok {
 		return at, nil

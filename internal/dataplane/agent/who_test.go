@@ -67,7 +67,7 @@ func TestAttachments(t *testing.T) {
 	}
 	cases := map[string]struct {
 		why  string
-		seen *state     // by update
+		seen *state     // by update, as are states with other pods after it
 		at   attachment // then
 		asks []asked
 	}{
@@ -104,21 +104,27 @@ func TestAttachments(t *testing.T) {
 		},
 		"not found": {why: "the network is not set up, or taken down", seen: at(first), at: own, asks: []asked{{at(first), nowhere, 5, errNoAttachment, nil}}},
 		"first at a call": {
-			why: "what could not be recorded when the pod was seen is recorded at its first call", seen: nil,
+			why: "what could not be recorded when the pod was seen is recorded at its first call", seen: at(first), at: nowhere,
 			asks: []asked{{at(first), own, 5, nil, first}, {at(first), other, 6, errElsewhere, nil}},
 		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			k := &fakeKernel{places: map[netip.Addr]attachment{addr: tc.at}}
-			a := newAttachments(k.find, k.stir)
-			if tc.seen != nil {
-				a.update(tc.seen)
-			}
-			for i, q := range tc.asks {
-				k.put(addr, q.found)
-				if q.found == nowhere {
+			k := &fakeKernel{places: map[netip.Addr]attachment{}}
+			put := func(at attachment) {
+				if k.put(addr, at); at == nowhere {
 					delete(k.places, addr)
+				}
+			}
+			a := newAttachments(k.find, k.stir)
+			put(tc.at)
+			a.update(tc.seen)
+			seen := tc.seen
+			for i, q := range tc.asks {
+				put(q.found)
+				if !slices.Equal(seen.podsByAddr[addr], q.s.podsByAddr[addr]) {
+					a.update(q.s)
+					seen = q.s
 				}
 				got, err := a.pod(q.s, addr, q.iface)
 				if !errors.Is(err, q.want) || got != q.pod {
@@ -126,6 +132,28 @@ func TestAttachments(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A connection is judged by the state that was in force when it came. Were a pod of that state, which a newer one no
+// longer has, looked for anew, it would be found where the next owner of its address is, and lend that its name.
+func TestAttachmentsOfAPodThatIsGone(t *testing.T) {
+	addr := netip.MustParseAddr("10.0.0.1")
+	gone, heir := &pod{uid: "gone"}, &pod{uid: "heir"}
+	was := podsAt(map[netip.Addr][]*pod{addr: {gone}})
+	k := &fakeKernel{places: map[netip.Addr]attachment{addr: {iface: 5}}}
+	a := newAttachments(k.find, k.stir)
+	a.update(was)
+	k.put(addr, attachment{iface: 6})
+	now := podsAt(map[netip.Addr][]*pod{addr: {heir}})
+	a.update(now)
+	for _, iface := range []int{6, 0} {
+		if got, err := a.pod(was, addr, iface); err == nil {
+			t.Errorf("the heir's place stands for %s, by interface %d", got.uid, iface)
+		}
+	}
+	if got, err := a.pod(now, addr, 6); got != heir || err != nil {
+		t.Errorf("the heir's own place stands for %v, %v", got, err)
 	}
 }
 

@@ -64,9 +64,9 @@ type Options struct {
 	// It is put in force if no controller answers soon.
 	Held    nodestream.View
 	HeldAge time.Duration
-	// Reach tries what an operator asks about: the peers' gateway addresses, from
-	// here, before ctx ends. May be nil: no question is answered.
-	Reach func(ctx context.Context) []*wire.Reach
+	// Look adds to a report what an operator asks about: what is to be seen from here,
+	// before ctx ends. May be nil: no question is answered.
+	Look func(ctx context.Context, report *wire.ReportRequest)
 }
 
 // State is what a process may act on.
@@ -188,15 +188,15 @@ func (h *Home) Age() time.Duration { return h.client.Age() }
 
 // onQuestion answers what an operator asks of this node; nil if nothing can.
 func (h *Home) onQuestion() func(context.Context) *wire.ReportRequest {
-	if h.o.Reach == nil {
+	if h.o.Look == nil {
 		return nil
 	}
 	return func(ctx context.Context) *wire.ReportRequest {
 		age := h.client.Age()
-		reaches := h.o.Reach(ctx)
-		return &wire.ReportRequest{
-			Version: h.o.Version, TimeMs: time.Now().UnixMilli(), StateAgeMs: uint64(age.Milliseconds()), Reaches: reaches,
-		}
+		report := &wire.ReportRequest{Version: h.o.Version, StateAgeMs: uint64(age.Milliseconds())}
+		h.o.Look(ctx, report)
+		report.TimeMs = time.Now().UnixMilli() // last, as near as can be to when it is heard
+		return report
 	}
 }
 
@@ -290,9 +290,15 @@ func serveHTTP(ctx context.Context, address string, h http.Handler) error {
 	return Serve(ctx, ln, h)
 }
 
+// idle is longer than who scrapes metrics commonly waits in between.
+const idle = 90 * time.Second
+
 // Serve serves h on ln until ctx ends, with bounds on what a client may take.
 func Serve(ctx context.Context, ln net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: idle, MaxHeaderBytes: 16 << 10,
+	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(ln); err != nil && ctx.Err() == nil {

@@ -390,3 +390,59 @@ func TestAddressInUse(t *testing.T) {
 		t.Error("metrics are served nowhere, and nobody is told")
 	}
 }
+
+// pipes is a listener whose callers are in this process.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error   { p.once.Do(func() { close(p.closed) }); return nil }
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// Any pod can reach a gateway's metrics. Who takes his time must not keep a descriptor for ever: peers need them, too.
+func TestServeWaitsForNobody(t *testing.T) {
+	for name, tc := range map[string]struct{ why, say string }{
+		"silent":    {why: "it asks nothing"},
+		"half":      {why: "its header does not end", say: "GET / HTTP/1.1\r\nHost: x\r\n"},
+		"idle":      {why: "it has its answer, and stays", say: "GET / HTTP/1.1\r\nHost: x\r\n\r\n"},
+		"body owed": {why: "what it has announced does not come", say: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, stop := context.WithCancel(t.Context())
+				ln := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
+				var running sync.WaitGroup
+				running.Go(func() {
+					if err := Serve(ctx, ln, http.NotFoundHandler()); err != nil {
+						t.Error(err)
+					}
+				})
+				near, far := net.Pipe()
+				ln.conns <- far
+				running.Go(func() { io.WriteString(near, tc.say) }) // fails if it is cut off meanwhile
+				start := time.Now()
+				near.SetReadDeadline(start.Add(time.Hour))
+				if _, err := io.Copy(io.Discard, near); err != nil {
+					t.Errorf("after %v it still has its connection, %v: %s", time.Since(start), err, tc.why)
+				}
+				if took := time.Since(start); took > idle+time.Second {
+					t.Errorf("it had its connection for %v: %s", took, tc.why)
+				}
+				near.Close()
+				stop()
+				running.Wait()
+			})
+		})
+	}
+}

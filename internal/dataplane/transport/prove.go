@@ -112,27 +112,34 @@ const (
 	encryptedAlert  = 2 + 1 + 16
 )
 
-// records finds where TLS records begin in what a connection carries. The zero value is at the first.
+// records finds the TLS records in what a connection carries. The zero value is at the first.
 type records struct {
 	header [recordHeader]byte
 	have   int // of header
 	body   int // still to come
 }
 
-// look calls at with the type and the length of each record whose header ends in b.
+// look calls at with the type and the length of each record that ends in b: who has sent but a part of one has
+// told its reader nothing yet.
 func (r *records) look(b []byte, at func(kind byte, length int)) {
 	for len(b) > 0 {
-		if skip := min(r.body, len(b)); skip > 0 {
-			r.body -= skip
-			b = b[skip:]
-			continue
+		if r.have < recordHeader {
+			n := copy(r.header[r.have:], b)
+			r.have += n
+			b = b[n:]
+			if r.have < recordHeader {
+				return
+			}
+			r.body = r.length()
 		}
-		n := copy(r.header[r.have:], b)
-		r.have += n
-		b = b[n:]
-		if r.have == recordHeader {
-			r.have, r.body = 0, int(binary.BigEndian.Uint16(r.header[3:]))
-			at(r.header[0], r.body)
+		skip := min(r.body, len(b))
+		r.body -= skip
+		b = b[skip:]
+		if r.body == 0 {
+			r.have = 0
+			at(r.header[0], r.length())
 		}
 	}
 }
+
+func (r *records) length() int { return int(binary.BigEndian.Uint16(r.header[3:])) }

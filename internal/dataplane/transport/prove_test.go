@@ -175,6 +175,29 @@ func TestProveForged(t *testing.T) {
 	}
 }
 
+// A server's flight comes in pieces. Who begins a record in between, and does not end it, keeps the server waiting for
+// the rest, and what is left of the flight is no answer to it.
+func TestProveNeedsAWholeRecord(t *testing.T) {
+	p := newProving(t)
+	p.start(t)
+	pass := func(from, to *net.TCPConn, b []byte) {
+		t.Helper()
+		from.Write(b)
+		if _, err := io.ReadFull(to, make([]byte, len(b))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pass(p.server, p.client, record(flight))
+	pass(p.client, p.server, flight)
+	pass(p.server, p.client, answer)
+	pass(p.client, p.server, make([]byte, 39))
+	pass(p.server, p.client, answer[:len(answer)-1])
+	pass(p.client, p.server, make([]byte, 1))
+	p.undecided(t, "the client's flight has only now ended")
+	pass(p.server, p.client, append(answer[len(answer)-1:], answer...))
+	p.rest(t, "it is answered", true)
+}
+
 // recordHello returns a hello as an eavesdropper has it.
 func recordHello(t *testing.T) []byte {
 	t.Helper()

@@ -29,6 +29,12 @@ func Unheard(c *net.TCPConn) bool {
 	return err == nil && info.Unacked > 0 && info.Retransmits > 0
 }
 
+// Unanswered reports whether keepalive has asked the other end and has no answer yet.
+func Unanswered(c *net.TCPConn) bool {
+	info, err := tcpInfo(c)
+	return err == nil && info.Probes > 0
+}
+
 // AwaitSpeech waits until something can be read from a connection, for at most d, and
 // leaves it there. It returns nil if there are bytes, io.EOF for an end,
 // os.ErrDeadlineExceeded for nothing, and else what broke the connection.

@@ -90,8 +90,6 @@ type Request struct {
 	As string `protobuf:"bytes,3,opt,name=as,proto3" json:"as,omitempty"`
 	// X25519 public key, 32 bytes.
 	LinkPublicKey []byte `protobuf:"bytes,4,opt,name=link_public_key,json=linkPublicKey,proto3" json:"link_public_key,omitempty"`
-	// host:port, at most 8.
-	Gateways      []string `protobuf:"bytes,5,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -154,22 +152,14 @@ func (x *Request) GetLinkPublicKey() []byte {
 	return nil
 }
 
-func (x *Request) GetGateways() []string {
-	if x != nil {
-		return x.Gateways
-	}
-	return nil
-}
-
 type Answer struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Not empty: nothing was done, and nothing below but message is set.
 	Refused string `protobuf:"bytes,2,opt,name=refused,proto3" json:"refused,omitempty"`
 	// A sentence for whoever joins.
-	Message       string   `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	LinkPublicKey []byte   `protobuf:"bytes,4,opt,name=link_public_key,json=linkPublicKey,proto3" json:"link_public_key,omitempty"`
-	Gateways      []string `protobuf:"bytes,5,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	LinkPublicKey []byte `protobuf:"bytes,4,opt,name=link_public_key,json=linkPublicKey,proto3" json:"link_public_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -232,13 +222,6 @@ func (x *Answer) GetLinkPublicKey() []byte {
 	return nil
 }
 
-func (x *Answer) GetGateways() []string {
-	if x != nil {
-		return x.Gateways
-	}
-	return nil
-}
-
 var File_internal_invite_wire_join_proto protoreflect.FileDescriptor
 
 const file_internal_invite_wire_join_proto_rawDesc = "" +
@@ -246,19 +229,17 @@ const file_internal_invite_wire_join_proto_rawDesc = "" +
 	"\x1finternal/invite/wire/join.proto\x12\x10causeway.join.v1\"1\n" +
 	"\x05Frame\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x14\n" +
-	"\x05proof\x18\x02 \x01(\fR\x05proof\"\x8f\x01\n" +
+	"\x05proof\x18\x02 \x01(\fR\x05proof\"y\n" +
 	"\aRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06invite\x18\x02 \x01(\tR\x06invite\x12\x0e\n" +
 	"\x02as\x18\x03 \x01(\tR\x02as\x12&\n" +
-	"\x0flink_public_key\x18\x04 \x01(\fR\rlinkPublicKey\x12\x1a\n" +
-	"\bgateways\x18\x05 \x03(\tR\bgateways\"\x9a\x01\n" +
+	"\x0flink_public_key\x18\x04 \x01(\fR\rlinkPublicKeyJ\x04\b\x05\x10\x06\"\x84\x01\n" +
 	"\x06Answer\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\arefused\x18\x02 \x01(\tR\arefused\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12&\n" +
-	"\x0flink_public_key\x18\x04 \x01(\fR\rlinkPublicKey\x12\x1a\n" +
-	"\bgateways\x18\x05 \x03(\tR\bgatewaysB8Z6github.com/causeway-mesh/causeway/internal/invite/wireb\x06proto3"
+	"\x0flink_public_key\x18\x04 \x01(\fR\rlinkPublicKeyJ\x04\b\x05\x10\x06B8Z6github.com/causeway-mesh/causeway/internal/invite/wireb\x06proto3"
 
 var (
 	file_internal_invite_wire_join_proto_rawDescOnce sync.Once

@@ -59,7 +59,7 @@ func (c *Call) Proves(s invite.Secret) bool {
 func (c *Call) Asker() invite.Asker {
 	return invite.Asker{
 		As: c.As, Address: c.Address,
-		Half: invite.Half{Root: c.Root, TrustDomain: c.Root.URIs[0].Host, LinkKey: c.LinkPublicKey, Gateways: c.Gateways},
+		Half: invite.Half{Root: c.Root, TrustDomain: c.Root.URIs[0].Host, LinkKey: c.LinkPublicKey},
 	}
 }
 

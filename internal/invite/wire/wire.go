@@ -119,7 +119,7 @@ func Ask(ctx context.Context, conn net.Conn, guard Guard, config *tls.Config, se
 	if err != nil {
 		return invite.Half{}, err
 	}
-	return invite.Half{Root: root, TrustDomain: root.URIs[0].Host, LinkKey: answer.LinkPublicKey, Gateways: answer.Gateways}, nil
+	return invite.Half{Root: root, TrustDomain: root.URIs[0].Host, LinkKey: answer.LinkPublicKey}, nil
 }
 
 // maxSentence bounds what is shown of the inviter's own words.

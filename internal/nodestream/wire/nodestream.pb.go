@@ -1666,7 +1666,12 @@ type ReportRequest struct {
 	// The time since the state held was last said to be whole, milliseconds.
 	StateAgeMs uint64 `protobuf:"varint,4,opt,name=state_age_ms,json=stateAgeMs,proto3" json:"state_age_ms,omitempty"`
 	// At most 128.
-	Reaches       []*Reach `protobuf:"bytes,5,rep,name=reaches,proto3" json:"reaches,omitempty"`
+	Reaches []*Reach `protobuf:"bytes,5,rep,name=reaches,proto3" json:"reaches,omitempty"`
+	// What is wrong with the node's vip-guard and with the routes that it keeps, a sentence each: at most 8, of at most 512
+	// bytes each.
+	Faults []string `protobuf:"bytes,6,rep,name=faults,proto3" json:"faults,omitempty"`
+	// Pods of the node share a bridge. There one that may send raw packets can speak as its neighbour.
+	Bridged       bool `protobuf:"varint,7,opt,name=bridged,proto3" json:"bridged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1734,6 +1739,20 @@ func (x *ReportRequest) GetReaches() []*Reach {
 		return x.Reaches
 	}
 	return nil
+}
+
+func (x *ReportRequest) GetFaults() []string {
+	if x != nil {
+		return x.Faults
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetBridged() bool {
+	if x != nil {
+		return x.Bridged
+	}
+	return false
 }
 
 type ReportResponse struct {
@@ -1971,14 +1990,16 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x0fservice_account\x18\x02 \x01(\tR\x0eserviceAccount\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\"$\n" +
 	"\fSignResponse\x12\x14\n" +
-	"\x05chain\x18\x01 \x03(\fR\x05chain\"\xb9\x01\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\"\xeb\x01\n" +
 	"\rReportRequest\x12\x1a\n" +
 	"\bquestion\x18\x01 \x01(\x04R\bquestion\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x17\n" +
 	"\atime_ms\x18\x03 \x01(\x03R\x06timeMs\x12 \n" +
 	"\fstate_age_ms\x18\x04 \x01(\x04R\n" +
 	"stateAgeMs\x127\n" +
-	"\areaches\x18\x05 \x03(\v2\x1d.causeway.nodestream.v1.ReachR\areaches\"\x10\n" +
+	"\areaches\x18\x05 \x03(\v2\x1d.causeway.nodestream.v1.ReachR\areaches\x12\x16\n" +
+	"\x06faults\x18\x06 \x03(\tR\x06faults\x12\x18\n" +
+	"\abridged\x18\a \x01(\bR\abridged\"\x10\n" +
 	"\x0eReportResponse\"d\n" +
 	"\x05Reach\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12\x18\n" +

@@ -26,6 +26,7 @@ func faultCommand(o *lab.Options) *cobra.Command {
 		processCommand(o, "thaw CLUSTER PROCESS", "Let a frozen process go on", syscall.SIGCONT, (*lab.Cluster).Thaw),
 		processCommand(o, "kill CLUSTER PROCESS", "End a process; `lab up` starts it again, a kubelet its containers",
 			syscall.SIGKILL, (*lab.Cluster).Kill),
+		restartCommand(o),
 	)
 	return c
 }
@@ -70,6 +71,21 @@ func processCommand(o *lab.Options, use, short string, signal syscall.Signal, do
 		}
 		return do(cluster, args[1])
 	}}
+}
+
+func restartCommand(o *lab.Options) *cobra.Command {
+	return &cobra.Command{Use: "restart CLUSTER [NODE]", Short: "Take a node's power away, of the first if none is named, and give it back at once",
+		Args: cobra.RangeArgs(1, 2), RunE: func(c *cobra.Command, args []string) error {
+			l, err := lab.OpenWith(*o)
+			if err != nil {
+				return err
+			}
+			cluster, err := find(l, args[0])
+			if err != nil {
+				return err
+			}
+			return cluster.RestartNode(c.Context(), strings.Join(args[1:], ""))
+		}}
 }
 
 // weatherCommand is what Up starts in the WAN; nobody types it.

@@ -1,0 +1,52 @@
+package controller
+
+import (
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// On a bridge that pods share, one that may send raw packets can speak as its neighbour, and agents cannot always tell
+// (design 3, "Who calls"). How many such pods there are is all that is said of it.
+
+// slimSecurity keeps what tells whether a container may send raw packets.
+func slimSecurity(s *corev1.SecurityContext) *corev1.SecurityContext {
+	if s == nil || s.Capabilities == nil && s.Privileged == nil {
+		return nil
+	}
+	return &corev1.SecurityContext{Capabilities: s.Capabilities, Privileged: s.Privileged}
+}
+
+// rawPods counts the pods that may send raw packets as far as their specs say, by node. Those of the host's network are
+// the node's administrator's anyhow.
+func rawPods(pods []corev1.Pod) map[string]int {
+	out := make(map[string]int)
+	for i := range pods {
+		p := &pods[i]
+		over := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+		if p.Spec.NodeName != "" && !p.Spec.HostNetwork && !over && maySendRaw(p) {
+			out[p.Spec.NodeName]++
+		}
+	}
+	return out
+}
+
+func maySendRaw(p *corev1.Pod) bool {
+	raw := func(c corev1.Container) bool { return !keptFromRaw(c.SecurityContext) }
+	return slices.ContainsFunc(p.Spec.Containers, raw) || slices.ContainsFunc(p.Spec.InitContainers, raw)
+}
+
+// keptFromRaw reports whether a container has lost NET_RAW, which most runtimes give to who says nothing.
+func keptFromRaw(s *corev1.SecurityContext) bool {
+	if s == nil || s.Capabilities == nil || s.Privileged != nil && *s.Privileged {
+		return false
+	}
+	names := func(list []corev1.Capability) bool {
+		return slices.ContainsFunc(list, func(c corev1.Capability) bool {
+			name := strings.TrimPrefix(strings.ToUpper(string(c)), "CAP_")
+			return name == "ALL" || name == "NET_RAW"
+		})
+	}
+	return names(s.Capabilities.Drop) && !names(s.Capabilities.Add)
+}

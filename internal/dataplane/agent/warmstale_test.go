@@ -1,0 +1,94 @@
+package agent
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+// waiting is west's only tunnel that waits.
+func (w *world) waiting() *warmTunnel {
+	w.Helper()
+	w.west.warm.mu.Lock()
+	defer w.west.warm.mu.Unlock()
+	for _, list := range w.west.warm.idle {
+		return list[0]
+	}
+	w.Fatal("no tunnel waits")
+	return nil
+}
+
+// A pair that is called all the time always finds a tunnel: were each made as its last caller spoke, a certificate would
+// be used to its last moment, and what is opened then ends an hour later.
+func TestWarmTunnelsFollowRenewal(t *testing.T) {
+	w := warmed(t)
+	renewed := w.westTrust.credential(t, "shop", "alice")
+	w.west.svids.put(t.Context(), aliceAccount, renewed)
+	if _, err := w.call(alice, "second"); err != nil || w.warms(warmUsed) != 1 {
+		t.Fatalf("alice's second call: %v, over %d warm tunnels", err, w.warms(warmUsed))
+	}
+	eventually(t, "the next ones wait", func() bool { return w.waitingTunnels() == maxWarmEach })
+	if got := w.waiting().call.as; got != renewed {
+		t.Errorf("after renewal a tunnel is made with a certificate until %v, want the one until %v", got.NotAfter(), renewed.NotAfter())
+	}
+}
+
+// What an answer tells holds from the moment at which it came, and not from when a caller came for its tunnel.
+func TestWarmTunnelsTellAtOnce(t *testing.T) {
+	w := warmed(t)
+	to := farPort{"link-to-east", "shop", "bar", 80}
+	w.west.learnt.heard(aliceAccount, to, tunnel.Answer{Code: tunnel.Code_OK, First: tunnel.FirstSpeaker_SERVER})
+	w.west.shares.grant("link-to-east", 7)
+	old := w.waiting()
+	old.call.answer.First, old.call.answer.Budget = tunnel.FirstSpeaker_CLIENT, 1000
+	pool := w.west.warm
+	making := func(n int) { pool.mu.Lock(); defer pool.mu.Unlock(); pool.making[old.key] += n }
+	making(maxWarmEach) // so that none is made, and tells
+	if _, err := w.call(alice, "second"); err != nil || w.warms(warmUsed) != 1 {
+		t.Fatalf("alice's second call: %v, over %d warm tunnels", err, w.warms(warmUsed))
+	}
+	making(-maxWarmEach)
+	if got := w.speaker(); got != tunnel.FirstSpeaker_SERVER {
+		t.Errorf("an old answer goes before a newer one: %v speaks first", got)
+	}
+	if got, _ := w.west.shares.granted.get("link-to-east", time.Minute); got != 7 {
+		t.Errorf("an old answer goes before a newer one: %d tunnels are granted", got)
+	}
+	w.west.shares.granted.drop("link-to-east")
+	if _, err := w.call(alice, "third"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "tunnels wait", func() bool { return w.waitingTunnels() == maxWarmEach })
+	granted, _ := w.west.shares.granted.get("link-to-east", time.Minute)
+	w.west.shares.granted.drop("link-to-east")
+	w.west.learnt.sets.drop(setKey{aliceAccount, to})
+	w.change(&w.gatewayView, "route/1024", func(r *wire.Resource) { r.GetRoute().Generation = 9 })
+	if _, err := w.call(alice, "fourth"); err != nil || granted == 0 {
+		t.Fatalf("the fourth call: %v; granted %d", err, granted)
+	}
+	eventually(t, "the tunnel that is made next has told", func() bool {
+		set, _ := w.west.learnt.known(aliceAccount, to)
+		granted, _ := w.west.shares.granted.get("link-to-east", time.Minute)
+		return set.generation == 9 && granted > 0
+	})
+}
+
+// Between a new state and the end of what it does not admit a caller must not get a tunnel to where the port led before.
+func TestWarmTunnelLeadsWhereTheCallDoes(t *testing.T) {
+	w := warmed(t)
+	w.edit(&w.westView, "mirror/east/shop/bar", func(r *wire.Resource) { r.GetMirror().Service = "foo" })
+	next := must(newState(w.westView, nobodyRevoked))(t)
+	w.west.state.Store(next) // and nothing is looked at again yet
+	if answer, err := w.call(alice, "for foo"); err == nil {
+		t.Errorf("what is meant for foo is answered by bar: %q", answer)
+	}
+	if n := w.dials.Load(); n != 1 {
+		t.Errorf("bar was dialled %d times, want for the first call alone", n)
+	}
+	if got := w.logs[1].all("tunnel served", "service"); !slices.Equal(got, []string{"shop/bar:80"}) {
+		t.Errorf("east served %q", got)
+	}
+}
