@@ -25,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/gateway"
 	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -196,6 +197,35 @@ func (w *world) end() {
 	w.serving.Wait()
 	w.west.svids.wait()
 	w.east.svids.wait()
+	w.nothingIsKept()
+}
+
+// nothingIsKept: what leaks of a connection would add up, and lock others out.
+func (w *world) nothingIsKept() {
+	for _, a := range []*Agent{w.west, w.east} {
+		a.leases.mu.Lock()
+		n := len(a.leases.open)
+		a.leases.mu.Unlock()
+		if n > 0 {
+			w.Errorf("%d leases are kept of tunnels that have ended", n)
+		}
+		if n := a.waiting.Load(); n != 0 {
+			w.Errorf("%d tunnels are counted as waiting", n)
+		}
+		for _, key := range []string{alice, bob, "shop/alice", "shop/bob", "link-to-east", "link-to-west",
+			"spiffe://west-1/ns/shop/sa/alice", "spiffe://west-1/ns/shop/sa/bob"} {
+			for _, shares := range []*budget.Shares{a.shares.sources, a.shares.callers, a.shares.calls, a.shares.guests, a.shares.links} {
+				if n := shares.Count(key); n != 0 {
+					w.Errorf("%s has %d of a budget after all connections have ended", key, n)
+				}
+			}
+		}
+	}
+	w.west.warm.mu.Lock()
+	defer w.west.warm.mu.Unlock()
+	if n := w.west.warm.total; n != 0 {
+		w.Errorf("%d warm tunnels are counted after the last has ended", n)
+	}
 }
 
 func (w *world) serveApp(do func(*net.TCPConn)) {
