@@ -30,6 +30,8 @@ const (
 	settle = 50 * time.Millisecond
 	// retry is how soon a thought that failed is tried again.
 	retry = time.Second
+	// gatherTimeout bounds the reading of the caches: one whose kind was removed waits for it.
+	gatherTimeout = 10 * time.Second
 	// ponder is how often everything is thought over though nothing changed: day
 	// keys turn, rests end.
 	ponder = 5 * time.Minute
@@ -146,7 +148,9 @@ func (b *brain) grumble(message, about string, err error) {
 
 // think is one pass over everything.
 func (b *brain) think(ctx context.Context, now time.Time) error {
-	snap, err := gather(ctx, b.cache, b.o.Namespace, b.serviceExports != nil && b.serviceExports.Load())
+	gathering, cancel := context.WithTimeout(ctx, gatherTimeout)
+	snap, err := gather(gathering, b.cache, b.o.Namespace, b.serviceExports != nil && b.serviceExports.Load())
+	cancel()
 	if err != nil {
 		return err
 	}

@@ -110,6 +110,28 @@ func (a *api) stands(t *testing.T, name string) bool {
 	return err == nil
 }
 
+// stuck is a cache that has lost a kind and waits for it, as one does whose kind was removed while it was read.
+type stuck struct{ client.Reader }
+
+func (stuck) List(ctx context.Context, _ client.ObjectList, _ ...client.ListOption) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestAThoughtWaitsForNoCacheForEver(t *testing.T) {
+	west() // by the true clock
+	synctest.Test(t, func(t *testing.T) {
+		r := newReplica(t, newAPI(t))
+		r.brain.cache = stuck{r.api}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		start := time.Now()
+		if err := r.think(ctx, start); err == nil || time.Since(start) > time.Minute {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+	})
+}
+
 func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		r.connect("bar", "foo")
