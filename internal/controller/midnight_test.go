@@ -83,7 +83,7 @@ func overMidnight(t *testing.T, w, e *replica) {
 		{why: "what was told goes on", after: 72*time.Hour + 10*time.Minute, step: time.Hour},
 	} {
 		for time.Since(start) < c.after {
-			time.Sleep(c.step)
+			time.Sleep(min(c.step, c.after-time.Since(start)))
 			synctest.Wait()
 			sealedBy, openedBy := w.toldTo(t, agent), e.toldTo(t, gateway)
 			if c.oldAgent {
