@@ -1,10 +1,14 @@
 package agent
 
 import (
+	"net"
 	"slices"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -90,5 +94,64 @@ func TestWarmTunnelLeadsWhereTheCallDoes(t *testing.T) {
 	}
 	if got := w.logs[1].all("tunnel served", "service"); !slices.Equal(got, []string{"shop/bar:80"}) {
 		t.Errorf("east served %q", got)
+	}
+}
+
+// broken passes on what is said and hears nothing of the answer, as when a gateway is killed.
+type broken struct {
+	net.Conn
+	said atomic.Bool
+}
+
+func (b *broken) Write(p []byte) (int, error) {
+	b.said.Store(true)
+	return b.Conn.Write(p)
+}
+
+func (b *broken) Read(p []byte) (int, error) {
+	if b.said.Load() {
+		return 0, syscall.ECONNRESET
+	}
+	return b.Conn.Read(p)
+}
+
+// What may have reached an application is not sent again; without the caller's bytes there is nothing that could.
+func TestWarmTunnelThatBreaks(t *testing.T) {
+	for name, tc := range map[string]struct {
+		why    string
+		says   string
+		answer string // empty: a reset
+	}{
+		"after bytes": {why: "an order must not be placed twice", says: "once"},
+		"before any":  {why: "nobody has been told anything", answer: "you said late"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := warmed(t)
+			port := setKey{aliceAccount, farPort{"link-to-east", "shop", "bar", 80}}
+			w.west.learnt.speakers.drop(port) // so that nobody is waited for
+			if tc.says != "" {
+				w.west.learnt.heard(port.caller, port.to, tunnel.Answer{Code: tunnel.Code_OK, First: tunnel.FirstSpeaker_CLIENT})
+			}
+			warm := w.waiting()
+			raw := warm.tun.NetConn().(*transport.Raw)
+			b := &broken{Conn: raw.Conn}
+			raw.Conn = b
+			defer b.Conn.Close()
+			c := w.dial(alice)
+			if tc.says != "" {
+				c.Write([]byte(tc.says))
+			}
+			eventually(t, "OPEN has gone", b.said.Load)
+			answer, err := ask(c, "late")
+			if tc.answer == "" {
+				wantReset(t, tc.why, err)
+			} else if answer != tc.answer || err != nil {
+				t.Errorf("%s: %q, %v", tc.why, answer, err)
+			}
+			eventually(t, "the tunnel is counted as lost", func() bool { return w.warms(warmLost) == 1 })
+			if most := int64(2); tc.answer == "" && w.dials.Load() > most {
+				t.Errorf("%s: the application was dialled %d times for two calls", tc.why, w.dials.Load())
+			}
+		})
 	}
 }
