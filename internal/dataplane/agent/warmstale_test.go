@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"syscall"
@@ -153,5 +154,60 @@ func TestWarmTunnelThatBreaks(t *testing.T) {
 				t.Errorf("%s: the application was dialled %d times for two calls", tc.why, w.dials.Load())
 			}
 		})
+	}
+}
+
+// A refusal says that no application has got anything: the call goes by a new tunnel, as it would have without a warm one.
+func TestWarmTunnelThatIsRefused(t *testing.T) {
+	w := warmed(t)
+	warm := w.waiting()
+	warm.call.as = newCluster(t, "west-1").credential(t, "shop", "alice") // which nobody would believe on a new tunnel
+	var asked atomic.Int64
+	w.nodes[1].find.Store(func(netip.Addr) (attachment, error) {
+		if asked.Add(1) == 1 { // for the warm tunnel's OPEN
+			return attachment{iface: bridge + 1}, nil
+		}
+		return attachment{iface: bridge}, nil
+	})
+	if answer, err := w.call(alice, "second"); answer != "you said second" || err != nil {
+		t.Errorf("alice's call: %q, %v", answer, err)
+	}
+	if w.warms(warmUsed) != 0 || w.warms(warmLost) != 1 || w.dials.Load() != 2 {
+		t.Errorf("used %d, lost %d, %d dials, want 0, 1, 2", w.warms(warmUsed), w.warms(warmLost), w.dials.Load())
+	}
+}
+
+// What a gateway grants is for calls first.
+func TestNoWarmTunnelsWhereRoomIsShort(t *testing.T) {
+	w := warmed(t)
+	c := w.waiting().call
+	begun := func() int {
+		w.west.warmUp(&c)
+		w.west.warm.mu.Lock()
+		defer w.west.warm.mu.Unlock()
+		return w.west.warm.making[c.warmKey()]
+	}
+	w.west.shares.grant(c.peer.uid, 1)
+	if !w.west.shares.calls.Enter(c.peer.uid) {
+		t.Fatal("no room at all")
+	}
+	if n := begun(); n != 0 {
+		t.Errorf("%d are made where one call has taken all that is granted", n)
+	}
+	w.west.shares.calls.Leave(c.peer.uid)
+	if n := begun(); n == 0 {
+		t.Error("none is made where there is room: this proves nothing")
+	}
+}
+
+// Session affinity chooses the pod for each caller: a tunnel that waits has chosen already.
+func TestNoWarmTunnelForAffinity(t *testing.T) {
+	w := warmed(t)
+	w.change(&w.westView, "mirror/east/shop/bar", func(r *wire.Resource) { r.GetMirror().SessionAffinitySeconds = 60 })
+	if answer, err := w.call(alice, "second"); answer != "you said second" || err != nil {
+		t.Fatalf("alice's call: %q, %v", answer, err)
+	}
+	if w.warms(warmUsed) != 0 {
+		t.Error("a call that is to stay with its pod went over a tunnel to any")
 	}
 }
