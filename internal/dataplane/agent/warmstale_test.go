@@ -26,6 +26,15 @@ func (w *world) waiting() *warmTunnel {
 	return nil
 }
 
+// editWaiting changes a tunnel that waits, as nobody does but a test: whoever takes it sees that.
+func (w *world) editWaiting(do func(*warmTunnel)) {
+	w.Helper()
+	t := w.waiting()
+	w.west.warm.mu.Lock()
+	defer w.west.warm.mu.Unlock()
+	do(t)
+}
+
 // A pair that is called all the time always finds a tunnel: were each made as its last caller spoke, a certificate would
 // be used to its last moment, and what is opened then ends an hour later.
 func TestWarmTunnelsFollowRenewal(t *testing.T) {
@@ -48,7 +57,9 @@ func TestWarmTunnelsTellAtOnce(t *testing.T) {
 	w.west.learnt.heard(aliceAccount, to, tunnel.Answer{Code: tunnel.Code_OK, First: tunnel.FirstSpeaker_SERVER})
 	w.west.shares.grant("link-to-east", 7)
 	old := w.waiting()
-	old.call.answer.First, old.call.answer.Budget = tunnel.FirstSpeaker_CLIENT, 1000
+	w.editWaiting(func(old *warmTunnel) {
+		old.call.answer.First, old.call.answer.Budget = tunnel.FirstSpeaker_CLIENT, 1000
+	})
 	pool := w.west.warm
 	making := func(n int) { pool.mu.Lock(); defer pool.mu.Unlock(); pool.making[old.key] += n }
 	making(maxWarmEach) // so that none is made, and tells
@@ -133,10 +144,11 @@ func TestWarmTunnelThatBreaks(t *testing.T) {
 			if tc.says != "" {
 				w.west.learnt.heard(port.caller, port.to, tunnel.Answer{Code: tunnel.Code_OK, First: tunnel.FirstSpeaker_CLIENT})
 			}
-			warm := w.waiting()
-			raw := warm.tun.NetConn().(*transport.Raw)
-			b := &broken{Conn: raw.Conn}
-			raw.Conn = b
+			b := &broken{}
+			w.editWaiting(func(warm *warmTunnel) {
+				raw := warm.tun.NetConn().(*transport.Raw)
+				b.Conn, raw.Conn = raw.Conn, b
+			})
 			defer b.Conn.Close()
 			c := w.dial(alice)
 			if tc.says != "" {
@@ -160,8 +172,8 @@ func TestWarmTunnelThatBreaks(t *testing.T) {
 // A refusal says that no application has got anything: the call goes by a new tunnel, as it would have without a warm one.
 func TestWarmTunnelThatIsRefused(t *testing.T) {
 	w := warmed(t)
-	warm := w.waiting()
-	warm.call.as = newCluster(t, "west-1").credential(t, "shop", "alice") // which nobody would believe on a new tunnel
+	unbelieved := newCluster(t, "west-1").credential(t, "shop", "alice")
+	w.editWaiting(func(warm *warmTunnel) { warm.call.as = unbelieved }) // so that nobody believes it on a new tunnel
 	var asked atomic.Int64
 	w.nodes[1].find.Store(func(netip.Addr) (attachment, error) {
 		if asked.Add(1) == 1 { // for the warm tunnel's OPEN
