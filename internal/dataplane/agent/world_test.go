@@ -117,8 +117,9 @@ type world struct {
 	revoked                         map[string]bool
 
 	stop, cut context.CancelFunc
+	accepting sync.WaitGroup // for agents
 	serving   sync.WaitGroup
-	open      sync.WaitGroup
+	open      sync.WaitGroup // which grows as long as agents accept
 }
 
 // node is what an agent asks the kernel for.
@@ -141,10 +142,10 @@ func newWorld(t testing.TB, do func(*net.TCPConn)) *world {
 	w.west = w.newAgent(life, 0, w.westTrust)
 	w.east = w.newAgent(life, 1, w.eastTrust)
 	w.gateway = gateway.NewServer(slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	w.serving.Go(func() {
+	w.accepting.Go(func() {
 		w.fail(w.west.serve(ctx, life, w.mirror, &w.open, outbound, func(ctx context.Context, c *net.TCPConn) { w.west.outbound(ctx, c, 0) }))
 	})
-	w.serving.Go(func() { w.fail(w.east.serve(ctx, life, w.hop, &w.open, inbound, w.east.inbound)) })
+	w.accepting.Go(func() { w.fail(w.east.serve(ctx, life, w.hop, &w.open, inbound, w.east.inbound)) })
 	w.serving.Go(func() { w.fail(w.gateway.Serve(ctx, w.peers.(*net.TCPListener))) })
 	w.serving.Go(func() { w.serveApp(do) })
 	t.Cleanup(w.end)
@@ -180,6 +181,7 @@ func foundAt(iface int) func(netip.Addr) (attachment, error) {
 // end lets what is open go on, until it has ended by itself.
 func (w *world) end() {
 	w.stop()
+	w.accepting.Wait()
 	for _, a := range []*Agent{w.west, w.east} {
 		a.retire()
 		a.warm.drain()
