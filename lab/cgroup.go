@@ -93,6 +93,21 @@ func (h hierarchies) ensureForPods(cgroup string) error {
 	return nil
 }
 
+// weigh gives a lab's pods, as a whole, the processor's time of so many nodes. A cgroup's share is by default that of one process outside:
+// on a busy machine all pods together would get no more than one compiler. Only cgroup v1 is so: in v2 the whole lab is in the cgroup.
+func (h hierarchies) weigh(cgroup string, nodes int) error {
+	for _, root := range h.legacy {
+		file := filepath.Join(root, cgroup, "cpu.shares")
+		if !exists(file) {
+			continue
+		}
+		if err := os.WriteFile(file, []byte(strconv.Itoa(1024*nodes)), 0o644); err != nil {
+			return fmt.Errorf("give cgroup %q its share: %w", cgroup, err)
+		}
+	}
+	return nil
+}
+
 // delegate hands a v2 cgroup's controllers to its children. A controller that cannot be handed on is the kubelet's to complain of.
 func delegate(path string) {
 	for _, c := range []string{"cpu", "cpuset", "memory", "pids", "io", "hugetlb"} {

@@ -31,7 +31,11 @@ func Down(ctx context.Context, o Options) error {
 	defer unlock()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	if err := l.endProcesses(ctx); err != nil {
+	own, err := l.names.ownNetns()
+	if err != nil {
+		return err
+	}
+	if err := l.endProcesses(ctx, l.names.prefix(), func(pid int) bool { return l.marked(pid) || isIn(pid, own) }); err != nil {
 		return err
 	}
 	if err := l.removeNamespaces(); err != nil {
@@ -42,13 +46,13 @@ func Down(ctx context.Context, o Options) error {
 	return errors.Join(err, l.giveRoomBack(ctx))
 }
 
-// endProcesses kills until none is left: the first round may miss what was being born.
-func (l *Lab) endProcesses(ctx context.Context) error {
+// endProcesses kills what is in a cgroup, and what else is meant, until none is left: the first round may miss what was being born.
+func (l *Lab) endProcesses(ctx context.Context, cgroup string, meant func(pid int) bool) error {
 	for {
-		if err := l.cgroups.kill(ctx, l.names.prefix()); err != nil {
+		if err := l.cgroups.kill(ctx, cgroup); err != nil {
 			return err
 		}
-		strays, err := l.strays()
+		strays, err := processes(meant)
 		if err != nil {
 			return err
 		}
@@ -64,12 +68,9 @@ func (l *Lab) endProcesses(ctx context.Context) error {
 	}
 }
 
-// strays are the lab's processes outside its cgroups: those between their birth and joining, and commands that `lab exec` runs.
-func (l *Lab) strays() ([]int, error) {
-	spaces, err := l.netnsInodes()
-	if err != nil {
-		return nil, err
-	}
+// processes are those of the machine that are meant, beside this one. A lab has some outside its cgroups: those between their birth and
+// joining, and commands that `lab exec` runs.
+func processes(meant func(pid int) bool) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
@@ -77,10 +78,7 @@ func (l *Lab) strays() ([]int, error) {
 	var out []int
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || isZombie(pid) {
-			continue
-		}
-		if l.marked(pid) || slices.Contains(spaces, inode(fmt.Sprintf("/proc/%d/ns/net", pid))) {
+		if err == nil && pid != os.Getpid() && !isZombie(pid) && meant(pid) {
 			out = append(out, pid)
 		}
 	}
@@ -97,18 +95,10 @@ func (l *Lab) marked(pid int) bool {
 	})
 }
 
-func (l *Lab) netnsInodes() ([]uint64, error) {
-	own, err := l.names.ownNetns()
-	if err != nil {
-		return nil, err
-	}
-	var out []uint64
-	for _, name := range own {
-		if isNetns(netnsPath(name)) {
-			out = append(out, inode(netnsPath(name)))
-		}
-	}
-	return out, nil
+// isIn reports whether a process is in one of these network namespaces.
+func isIn(pid int, spaces []string) bool {
+	own := inode(fmt.Sprintf("/proc/%d/ns/net", pid))
+	return own != 0 && slices.ContainsFunc(spaces, func(name string) bool { return isNetns(netnsPath(name)) && inode(netnsPath(name)) == own })
 }
 
 // inode returns 0 for what cannot be asked; no namespace has that number.

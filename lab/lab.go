@@ -153,14 +153,10 @@ func (l *Lab) settle(o Options, tools Toolbox) (changed bool, err error) {
 	}
 	changed = l.plan.WAN != plan.WAN
 	l.plan = plan
-	raw, err := json.MarshalIndent(plan, "", "  ")
-	if err != nil {
-		return false, fmt.Errorf("encode the plan: %w", err)
-	}
 	if err := os.MkdirAll(filepath.Join(l.names.dir(), "bin"), 0o755); err != nil {
 		return false, fmt.Errorf("make the state folder: %w", err)
 	}
-	if err := writeFile(l.planFile(), raw, 0o644); err != nil {
+	if err := l.save(); err != nil {
 		return false, err
 	}
 	// The binaries must outlive the cache, and be seen from inside the nodes' mount namespaces.
@@ -174,6 +170,14 @@ func (l *Lab) settle(o Options, tools Toolbox) (changed bool, err error) {
 
 func (l *Lab) planFile() string       { return filepath.Join(l.names.dir(), "lab.json") }
 func (l *Lab) bin(name string) string { return filepath.Join(l.names.dir(), "bin", name) }
+
+func (l *Lab) save() error {
+	raw, err := json.MarshalIndent(l.plan, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the plan: %w", err)
+	}
+	return writeFile(l.planFile(), raw, 0o644)
+}
 
 // load reads the plan; without one the lab has no clusters.
 func (l *Lab) load() error {

@@ -47,9 +47,10 @@ const cgroupPrefix = "cwl-"
 // prefix begins the name of every network namespace and the one top cgroup of this lab, and of no other lab's.
 func (n names) prefix() string                { return cgroupPrefix + n.lab }
 func (n names) wanNS() string                 { return n.prefix() + "-wan" }
-func (n names) routerNS(c string) string      { return n.prefix() + "-" + c + "--router" }
-func (n names) controlNS(c string) string     { return n.prefix() + "-" + c + "--cp" }
-func (n names) nodeNS(c string, i int) string { return fmt.Sprintf("%s-%s--n%d", n.prefix(), c, i) }
+func (n names) clusterNS(c string) string     { return n.prefix() + "-" + c + "--" } // begins those of a cluster, and of no other's
+func (n names) routerNS(c string) string      { return n.clusterNS(c) + "router" }
+func (n names) controlNS(c string) string     { return n.clusterNS(c) + "cp" }
+func (n names) nodeNS(c string, i int) string { return fmt.Sprintf("%sn%d", n.clusterNS(c), i) }
 
 // cgroup is relative to a hierarchy's root.
 func (n names) cgroup(parts ...string) string {

@@ -153,7 +153,11 @@ func (n *node) writeConfigs() error {
 
 // startRuntime returns when containerd answers and has the lab's own images.
 func (n *node) startRuntime(ctx context.Context, tools Toolbox) error {
-	if err := n.cluster.lab.cgroups.ensureForPods(n.cgroup("pods")); err != nil {
+	lab := n.cluster.lab
+	if err := lab.cgroups.ensureForPods(n.cgroup("pods")); err != nil {
+		return err
+	}
+	if err := lab.cgroups.weigh(lab.names.prefix(), lab.plan.nodes()); err != nil {
 		return err
 	}
 	if err := n.hold(ctx); err != nil {
@@ -173,6 +177,9 @@ func (n *node) startRuntime(ctx context.Context, tools Toolbox) error {
 	if err != nil {
 		return err
 	}
+	if err := n.checkCRI(ctx, d); err != nil {
+		return err
+	}
 	have, err := n.ctr(ctx, "images", "ls", "-q")
 	if err != nil {
 		return err
@@ -186,6 +193,33 @@ func (n *node) startRuntime(ctx context.Context, tools Toolbox) error {
 		}
 	}
 	return nil
+}
+
+// checkCRI ends a containerd that runs without what kubelets speak with: it would not load that later, and `up` starts another.
+func (n *node) checkCRI(ctx context.Context, containerd daemon) error {
+	plugins, err := n.ctr(ctx, "plugins", "ls")
+	if err != nil {
+		return err
+	}
+	if criLoaded(plugins) {
+		return nil
+	}
+	hint := shortageHere() // before it gives back what it has
+	if err := n.cluster.lab.cgroups.kill(ctx, containerd.cgroup); err != nil {
+		return err
+	}
+	return fmt.Errorf("containerd of node %q cannot serve a kubelet; its log %s says:\n%s%s",
+		n.name(), containerd.log, linesWith(containerd.log, "failed to load plugin io.containerd.grpc.v1.cri", 1), hint)
+}
+
+// criLoaded reads what `ctr plugins ls` prints: a plugin's type, name, platforms and status in a line.
+func criLoaded(plugins string) bool {
+	for line := range strings.Lines(plugins) {
+		if f := strings.Fields(line); len(f) >= 3 && f[0] == "io.containerd.grpc.v1" && f[1] == "cri" {
+			return f[len(f)-1] == "ok"
+		}
+	}
+	return false
 }
 
 // startKubernetes starts the kubelet and kube-proxy. The API server must be ready.

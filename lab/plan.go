@@ -130,6 +130,14 @@ func (p Plan) find(name string) (ClusterPlan, bool) {
 	return ClusterPlan{}, false
 }
 
+// nodes counts those of all clusters.
+func (p Plan) nodes() (n int) {
+	for _, c := range p.Clusters {
+		n += c.Nodes
+	}
+	return n
+}
+
 func (p Plan) freeIndex() int {
 	used := map[int]bool{}
 	for _, c := range p.Clusters {

@@ -3,6 +3,7 @@ package lab
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -94,5 +95,35 @@ func TestPlanWAN(t *testing.T) {
 		if !nodes.Contains(nodeIP(i)) || !netip.MustParsePrefix(PodRange).Overlaps(podCIDR(i)) {
 			t.Errorf("node %d: %s or %s is outside its range", i, nodeIP(i), podCIDR(i))
 		}
+	}
+}
+
+func TestWithout(t *testing.T) {
+	three := Plan{Clusters: []ClusterPlan{{Name: "a", Index: 1}, {Name: "b", Index: 2}, {Name: "c", Index: 3}}, WAN: Weather{Loss: 1}}
+	cases := map[string]struct {
+		why   string
+		names []string
+		left  []int // indexes; nil means that it is refused
+	}{
+		"one":            {why: "the others keep their places: their addresses are known to peers", names: []string{"b"}, left: []int{1, 3}},
+		"two":            {why: "one call may take several", names: []string{"c", "a"}, left: []int{2}},
+		"unknown":        {why: "a wrong name must not take the rest", names: []string{"a", "x"}},
+		"all":            {why: "a lab without clusters could not be found again", names: []string{"a", "b", "c"}},
+		"one that is in": {why: "a place that is free is given again", names: []string{"a"}, left: []int{2, 3}},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got, err := three.without(c.names)
+			if (err != nil) != (c.left == nil) {
+				t.Fatalf("error %v: %s", err, c.why)
+			}
+			var left []int
+			for _, p := range got.Clusters {
+				left = append(left, p.Index)
+			}
+			if !slices.Equal(left, c.left) || err == nil && got.WAN != three.WAN {
+				t.Errorf("left are %v with %+v, want %v: %s", left, got.WAN, c.left, c.why)
+			}
+		})
 	}
 }

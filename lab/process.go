@@ -110,6 +110,21 @@ func lastOf(all []string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
+// linesWith returns the last lines of a log that hold a text.
+func linesWith(path, text string, lines int) string {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	var found []string
+	for line := range strings.Lines(string(raw)) {
+		if strings.Contains(line, text) {
+			found = append(found, strings.TrimRight(line, "\n"))
+		}
+	}
+	return lastOf(found, lines)
+}
+
 // complaint begins a line by which a Kubernetes process reports an error.
 var complaint = regexp.MustCompile(`\A[EF][0-9]{4} `)
 

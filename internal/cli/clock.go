@@ -20,22 +20,27 @@ func (c *serverClock) now() time.Time {
 }
 
 // listen puts the clock between a client and its transport.
-func (c *serverClock) listen(next http.RoundTripper) http.RoundTripper {
-	return roundTripper(func(r *http.Request) (*http.Response, error) {
-		answer, err := next.RoundTrip(r)
-		if err != nil {
-			return answer, err
-		}
-		if date, err := http.ParseTime(answer.Header.Get("Date")); err == nil {
-			c.mu.Lock()
-			c.off = time.Until(date.Add(time.Second / 2)) // it is in whole seconds
-			c.mu.Unlock()
-		}
-		return answer, nil
-	})
+func (c *serverClock) listen(next http.RoundTripper) http.RoundTripper { return &heard{next, c} }
+
+// heard is a transport whose answers' dates set a clock.
+type heard struct {
+	next  http.RoundTripper
+	clock *serverClock
 }
 
-type roundTripper func(*http.Request) (*http.Response, error)
-
 // RoundTrip implements http.RoundTripper.
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+func (h *heard) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := h.next.RoundTrip(r)
+	if err != nil {
+		return answer, err
+	}
+	if date, err := http.ParseTime(answer.Header.Get("Date")); err == nil {
+		h.clock.mu.Lock()
+		h.clock.off = time.Until(date.Add(time.Second / 2)) // it is in whole seconds
+		h.clock.mu.Unlock()
+	}
+	return answer, nil
+}
+
+// WrappedRoundTripper lets client-go find what it has to tell when a request is given up; it warns on stderr where it cannot.
+func (h *heard) WrappedRoundTripper() http.RoundTripper { return h.next }

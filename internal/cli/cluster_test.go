@@ -11,10 +11,15 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
+// mute is a transport.
+type mute func(*http.Request) (*http.Response, error)
+
+func (f mute) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
 // An API server that takes a question and never answers, as behind a broken load balancer, keeps nobody for ever.
 func TestNoCallWaitsForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, err := newClient(&rest.Config{Host: "http://api.invalid", Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+		c, err := newClient(&rest.Config{Host: "http://api.invalid", Transport: mute(func(r *http.Request) (*http.Response, error) {
 			<-r.Context().Done()
 			return nil, r.Context().Err()
 		})})

@@ -36,7 +36,8 @@ func (a *app) install() *cobra.Command {
 		Short: "Install Causeway into a cluster, or bring an installation up to date",
 		Long: `Install Causeway: render the chart that is inside this binary, apply it, and wait until all of it is ready.
 
-Run it again to change a value or to upgrade. What the chart does not hold is left alone.`,
+Run it again to change a value or to upgrade. What the chart does not hold is left alone. Give the same values again: one
+that is not given is the chart's default then, but for the cluster's name and its ranges of virtual IPs, which stay.`,
 		Example: `  causeway install --context west --cluster-name west
   causeway install --cluster-name west --set gateway.serviceType=NodePort --dry-run`,
 		GroupID: operator,
@@ -82,7 +83,7 @@ func (a *app) runInstall(ctx context.Context, flags installFlags) error {
 	if err := nameOnce(ctx, cl, flags.namespace, values); err != nil {
 		return err
 	}
-	if err := coverFamilies(ctx, cl, values); err != nil {
+	if err := coverFamilies(ctx, cl, flags.namespace, values); err != nil {
 		return err
 	}
 	r, err := render(flags.namespace, values)

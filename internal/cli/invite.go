@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -185,52 +184,7 @@ func makeInvite(ctx context.Context, cl cluster, inv *v1alpha1.Invite, secret in
 		return withHint(fmt.Errorf("%s is invited already, until %s", inv.Name, invite.Expires(&old).Format("15:04:05 MST")),
 			fmt.Sprintf("`causeway invite delete %s` takes that token back", inv.Name))
 	}
-	if err := cl.Create(ctx, inv); err != nil {
-		return writeError("Invite "+inv.Name, err)
-	}
-	s := secretOf(inv, "Invite", invite.SecretName(inv.Name), invite.SecretKey, secret.Bytes())
-	if err := cl.Create(ctx, s); err != nil {
-		return writeError("Secret "+s.Name, err)
-	}
-	return nil
-}
-
-// secretOf is a Secret that goes with its owner.
-func secretOf(owner client.Object, kind, name, key string, value []byte) *corev1.Secret {
-	yes := true
-	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: owner.GetNamespace(), Name: name, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy},
-			OwnerReferences: []metav1.OwnerReference{{
-				APIVersion: v1alpha1.GroupVersion.String(), Kind: kind, Name: owner.GetName(), UID: owner.GetUID(),
-			}},
-		},
-		Immutable: &yes, Type: corev1.SecretTypeOpaque, Data: map[string][]byte{key: value},
-	}
-}
-
-func writeError(what string, err error) error {
-	err = fmt.Errorf("make %s: %w", what, err)
-	switch {
-	case apierrors.IsForbidden(err):
-		return withHint(err, "this needs the rights to make Invites, Joins and Secrets in Causeway's namespace")
-	case noKinds(err):
-		return withHint(err, "`causeway install` brings the kind")
-	}
-	return err
-}
-
-// deleteWithSecret deletes o, and the Secret beside it: whoever needs the name again does not wait for Kubernetes to collect it.
-func deleteWithSecret(ctx context.Context, cl cluster, o client.Object, secret string) error {
-	uid := o.GetUID()
-	if err := cl.Delete(ctx, o, client.Preconditions{UID: &uid}); client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("delete %s: %w", o.GetName(), err)
-	}
-	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.GetNamespace(), Name: secret}}
-	if err := cl.Delete(ctx, s); client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("delete Secret %s: %w", secret, err)
-	}
-	return nil
+	return makeWithSecret(ctx, cl, inv, "Invite", invite.SecretName(inv.Name), invite.SecretKey, secret.Bytes())
 }
 
 // known waits until the controller has taken notice of an Invite.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
@@ -201,6 +203,75 @@ func TestJoinEndsWhileNobodyPastes(t *testing.T) {
 		t.Error("it waits for the token for ever")
 		out.Close()
 		<-ended
+	}
+}
+
+// beside is the Secret of an Invite of that UID.
+func beside(uid string) *corev1.Secret {
+	inv := &v1alpha1.Invite{ObjectMeta: metav1.ObjectMeta{Namespace: "causeway-system", Name: "east", UID: types.UID(uid)}}
+	return secretOf(inv, "Invite", invite.SecretName("east"), invite.SecretKey, []byte(uid))
+}
+
+// A Secret beside an Invite is made with it and goes with it; what is not its own stays, and nothing half made is left.
+func TestSecretOfInvite(t *testing.T) {
+	theirs := beside("x")
+	theirs.OwnerReferences = nil
+	for name, c := range map[string]struct {
+		why    string
+		have   []client.Object
+		refuse bool // the API server takes no Secret
+		fails  bool
+		left   string // whose Secret stands afterwards, "new" if it is the new Invite's
+	}{
+		"nothing there":           {why: "it must work at all", left: "new"},
+		"an earlier Invite's":     {why: "Kubernetes collects it a while after its Invite, and that must not stop anybody", have: []client.Object{beside("earlier")}, left: "new"},
+		"a person's":              {why: "what Causeway did not make is not deleted", have: []client.Object{theirs}, fails: true, left: "x"},
+		"Secrets may not be made": {why: "an Invite without a secret is of no use and would be in the way", refuse: true, fails: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cl := made("v1.36.3", interceptor.Funcs{Create: func(ctx context.Context, w client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+				if _, secret := o.(*corev1.Secret); secret && c.refuse {
+					return errors.New("no")
+				}
+				if o.GetUID() == "" {
+					o.SetUID("new")
+				}
+				return w.Create(ctx, o, opts...)
+			}}, c.have...)
+			inv := &v1alpha1.Invite{ObjectMeta: metav1.ObjectMeta{Namespace: "causeway-system", Name: "east"}}
+			secret := invite.NewSecret()
+			err := makeInvite(t.Context(), cl, inv, secret)
+			var now v1alpha1.Invite
+			stands := cl.Get(t.Context(), client.ObjectKeyFromObject(inv), &now) == nil
+			if (err != nil) != c.fails || stands == c.fails {
+				t.Errorf("%s: %v, and the Invite stands: %v", c.why, err, stands)
+			}
+			var s corev1.Secret
+			left := ""
+			if cl.Get(t.Context(), client.ObjectKey{Namespace: "causeway-system", Name: invite.SecretName("east")}, &s) == nil {
+				if left = string(s.Data[invite.SecretKey]); left == string(secret.Bytes()) {
+					left = "new"
+				}
+			}
+			if left != c.left {
+				t.Errorf("%s: the Secret of %q is left, want %q", c.why, left, c.left)
+			}
+		})
+	}
+}
+
+// Of two who make and unmake an Invite at the same time neither takes the other's Secret away.
+func TestDeleteLeavesOthersSecret(t *testing.T) {
+	old := &v1alpha1.Invite{ObjectMeta: metav1.ObjectMeta{Namespace: "causeway-system", Name: "east", UID: "old"}}
+	for uid, want := range map[string]bool{"old": false, "newer": true} {
+		cl := made("v1.36.3", interceptor.Funcs{}, old.DeepCopy(), beside(uid))
+		if err := deleteWithSecret(t.Context(), cl, old, invite.SecretName("east")); err != nil {
+			t.Fatal(err)
+		}
+		err := cl.Get(t.Context(), client.ObjectKey{Namespace: "causeway-system", Name: invite.SecretName("east")}, &corev1.Secret{})
+		if stands := err == nil; stands != want {
+			t.Errorf("the Secret of Invite %s stands: %v, want %v", uid, stands, want)
+		}
 	}
 }
 

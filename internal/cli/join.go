@@ -193,13 +193,7 @@ func makeJoin(ctx context.Context, cl cluster, join *v1alpha1.Join, text string)
 			return err
 		}
 	}
-	if err := cl.Create(ctx, join); err != nil {
-		return writeError("Join "+join.Name, err)
-	}
-	if err := cl.Create(ctx, secretOf(join, "Join", name, invite.TokenKey, []byte(text))); err != nil {
-		return writeError("Secret "+name, err)
-	}
-	return nil
+	return makeWithSecret(ctx, cl, join, "Join", name, invite.TokenKey, []byte(text))
 }
 
 // holds reports whether the Secret of that name holds the token.

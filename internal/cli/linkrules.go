@@ -44,7 +44,7 @@ func fieldsOf(l *v1alpha1.Link, owner string) (map[string]map[string]json.RawMes
 		var set struct {
 			Spec map[string]map[string]json.RawMessage `json:"f:spec"`
 		}
-		err := json.Unmarshal(m.FieldsV1.Raw, &set)
+		err := json.Unmarshal(m.FieldsV1.GetRawBytes(), &set)
 		return set.Spec, err
 	}
 	return nil, nil

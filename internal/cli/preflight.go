@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -86,10 +87,15 @@ const (
 	defaultVIPs6 = "fd63:6175:7365::/108"
 )
 
-// coverFamilies fills in a range of virtual IPs for each IP family that Services of the cluster have, if nobody has chosen any.
-func coverFamilies(ctx context.Context, c client.Reader, values map[string]any) error {
+// coverFamilies fills in a range of virtual IPs for each IP family that Services of the cluster have, if nobody has chosen any:
+// the one that the cluster has already, since in another every mirror would get another virtual IP.
+func coverFamilies(ctx context.Context, c client.Reader, namespace string, values map[string]any) error {
 	if _, chosen := values["vipCIDRs"]; chosen {
 		return nil
+	}
+	vips, err := standingRanges(ctx, c, namespace)
+	if err != nil {
+		return err
 	}
 	var texts []string
 	var nodes corev1.NodeList
@@ -109,15 +115,42 @@ func coverFamilies(ctx context.Context, c client.Reader, values map[string]any) 
 	for _, r := range ranges.Items {
 		texts = append(texts, r.Spec.CIDRs...)
 	}
-	if vips := vipsFor(texts); len(vips) > 0 {
+	for _, v := range vipsFor(texts) {
+		if !slices.ContainsFunc(vips, func(have any) bool { return is6(have.(string)) == is6(v.(string)) }) {
+			vips = append(vips, v)
+		}
+	}
+	if len(vips) > 0 {
 		values["vipCIDRs"] = vips
 	}
 	return nil
 }
 
+// standingRanges are the ranges of virtual IPs that an installation goes by now, each a string; none: there is none.
+func standingRanges(ctx context.Context, c client.Reader, namespace string) ([]any, error) {
+	var d appsv1.Deployment
+	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: "causeway-controller"}, &d)
+	if client.IgnoreNotFound(err) != nil {
+		return nil, fmt.Errorf("look which virtual IPs the cluster has: %w", err)
+	}
+	var out []any
+	for _, container := range d.Spec.Template.Spec.Containers {
+		for _, arg := range container.Args {
+			list, ok := strings.CutPrefix(arg, "--vip-cidrs=")
+			for v := range strings.SplitSeq(list, ",") {
+				if ok && v != "" {
+					out = append(out, v)
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
+func is6(s string) bool { return strings.Contains(s, ":") }
+
 // vipsFor returns the default ranges of the IP families that addresses and ranges are of.
 func vipsFor(texts []string) []any {
-	is6 := func(s string) bool { return strings.Contains(s, ":") }
 	var out []any
 	if slices.ContainsFunc(texts, func(s string) bool { return !is6(s) }) {
 		out = append(out, defaultVIPs4)

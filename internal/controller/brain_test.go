@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"strings"
 	"testing"
@@ -108,6 +109,53 @@ func (a *api) stands(t *testing.T, name string) bool {
 		t.Fatal(err)
 	}
 	return err == nil
+}
+
+// stuck is a cache that has lost a kind and waits for it, as one does whose kind was removed while it was read.
+type stuck struct{ client.Reader }
+
+func (stuck) List(ctx context.Context, _ client.ObjectList, _ ...client.ListOption) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestAThoughtWaitsForNoCacheForEver(t *testing.T) {
+	west() // by the true clock
+	synctest.Test(t, func(t *testing.T) {
+		r := newReplica(t, newAPI(t))
+		r.brain.cache = stuck{r.api}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		start := time.Now()
+		if err := r.think(ctx, start); err == nil || time.Since(start) > time.Minute {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+	})
+}
+
+// A key that looks like one and with which no secret can be made would keep the Link waiting for the peer for ever.
+func TestKeyWithoutASecret(t *testing.T) {
+	ours := west().linkKey.Public()
+	ours[31] ^= 0x80 // another spelling of it: the highest bit does not count
+	for name, key := range map[string][]byte{"of low order": make([]byte, 32), "our own, spelled otherwise": ours} {
+		t.Run(name, func(t *testing.T) {
+			l := linkTo("east", east())
+			l.Spec.LinkPublicKey = base64.StdEncoding.EncodeToString(key)
+			leading(t, func(t *testing.T, r *replica) {
+				if got := r.condition(t, v1alpha1.LinkTrusted); got != "False BadLinkPublicKey" {
+					t.Errorf("Trusted is %s", got)
+				}
+				inboundSink{r.peers}.Hello("east", hello(east(), 1), 0)
+				r.again(3)
+				before := r.readSoFar()
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if n := r.readSoFar() - before; n > 5 {
+					t.Errorf("who says so makes us ask our API server %d times a minute", n)
+				}
+			}, l)
+		})
+	}
 }
 
 func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {

@@ -173,8 +173,11 @@ func (i *inviter) tell(ctx context.Context, inv *v1alpha1.Invite, asker invite.A
 	return nil
 }
 
-// secretRetry is how soon an Invite's Secret is looked for again: the command makes it right after the Invite.
+// secretRetry is how soon the Secret of a new Invite or Join is looked for again: the command makes it right after.
 const secretRetry = 500 * time.Millisecond
+
+// awaitSecret is how soon the Secret of an object of that age is looked for again: one that is late does not come.
+func awaitSecret(age time.Duration) time.Duration { return max(secretRetry, age/8) }
 
 // invitations are the open invites, as gateways must know them. They say when to
 // think again. A secret is read once.
@@ -202,7 +205,7 @@ func (b *brain) invitations(ctx context.Context, t *thought) (out []view.Invite)
 			cancel()
 			b.grumble("an invite has no secret yet", inv.Name, err)
 			if err != nil {
-				soon(secretRetry)
+				soon(awaitSecret(t.now.Sub(inv.CreationTimestamp.Time)))
 				continue
 			}
 			key = secret.LabelKey()

@@ -95,7 +95,7 @@ func (j *joiner) work(ctx context.Context, key client.ObjectKey, uid types.UID) 
 		return 0, err
 	}
 	if !found {
-		return secretRetry, nil
+		return awaitSecret(time.Since(join.CreationTimestamp.Time)), nil
 	}
 	status, err := j.try(ctx, &join, token)
 	if err != nil {

@@ -232,6 +232,14 @@ func TestARestartedAgentCountsOn(t *testing.T) {
 			}
 		})
 	}
+	two := agent(corev1.ConditionFalse)
+	later := *two.pods[0].DeepCopy()
+	later.Name, later.UID, later.Spec.NodeName = "a2", "u2", "n2"
+	later.Status.Conditions[0].LastTransitionTime = metav1.NewTime(down.Add(2 * time.Second))
+	two.pods = append(two.pods, later)
+	if top := two.topology(map[types.UID]bool{"u1": true, "u2": true}, down.Add(3*time.Second)); top.again != restartGrace-3*time.Second {
+		t.Errorf("of two graces the first ends in %v, and it thinks again after %v", restartGrace-3*time.Second, top.again)
+	}
 	going := agent(corev1.ConditionFalse)
 	going.pods[0].DeletionTimestamp = &metav1.Time{Time: down}
 	if top := going.topology(served, down); len(top.agents) != 0 {

@@ -57,13 +57,49 @@ type own struct {
 func (o *own) root() *identity.Root { return o.issuers.Load().roots.Current }
 
 // loadOwn reads the cluster's identity, making what is missing. Replicas may do
-// so at the same time: of two who make a Secret, the loser reads the winner's.
+// so at the same time: of two who make a Secret, the loser reads the winner's. What
+// peers have been told to trust is not made anew in silence when it is lost.
 func loadOwn(ctx context.Context, c client.Client, as Options, now time.Time) (*own, error) {
+	// Read before the Secrets, which are there before it tells of them.
+	told, err := published(ctx, c, as.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	if told {
+		for _, name := range []string{rootSecret, keysSecret} {
+			if err := notLost(ctx, c, as.Namespace, name); err != nil {
+				return nil, err
+			}
+		}
+	}
 	o := &own{}
 	if err := o.loadTrust(ctx, c, as, now); err != nil {
 		return nil, err
 	}
 	return o, o.loadKeys(ctx, c, as.Namespace)
+}
+
+// published reports whether the cluster's root and link key were told before.
+func published(ctx context.Context, c client.Client, namespace string) (bool, error) {
+	var cm corev1.ConfigMap
+	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: IdentityConfigMap}, &cm)
+	if client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("read ConfigMap %s/%s: %w", namespace, IdentityConfigMap, err)
+	}
+	return cm.Data[KeyRoot] != "" && cm.Data[KeyLinkPublicKey] != "", nil
+}
+
+// notLost refuses to go on without a Secret whose public half is with the peers.
+func notLost(ctx context.Context, c client.Client, namespace, name string) error {
+	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &corev1.Secret{})
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("Secret %s/%s is gone, and peers trust what it held: restore it from a backup; "+
+			"if it is lost for good, delete ConfigMap %s and Secret %s, too, and link every peer anew", namespace, name, IdentityConfigMap, issuerSecret)
+	}
+	if err != nil {
+		return fmt.Errorf("read Secret %s/%s: %w", namespace, name, err)
+	}
+	return nil
 }
 
 // loadTrust reads roots and issuers.

@@ -1,6 +1,8 @@
 package controller
 
 import (
+	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -82,6 +84,37 @@ func TestDamagedSecretIsNotReplaced(t *testing.T) {
 	a.wrote()
 	if _, err := loadOwn(t.Context(), a, named("west"), time.Now()); err == nil || len(a.wrote()) > 0 {
 		t.Errorf("a key that is broken is for a person to mend, not to be made anew under open links: %v", err)
+	}
+}
+
+func TestLostSecretIsNotReplaced(t *testing.T) {
+	for _, name := range []string{rootSecret, keysSecret} {
+		a := newAPI(t)
+		o, err := loadOwn(t.Context(), a, named("west"), time.Now())
+		if err == nil {
+			err = o.publish(t.Context(), a, named("west"), nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s corev1.Secret
+		a.get(t, system, name, &s)
+		if err := a.Delete(t.Context(), &s); err != nil {
+			t.Fatal(err)
+		}
+		a.wrote()
+		if _, err := loadOwn(t.Context(), a, named("west"), time.Now()); err == nil || !strings.Contains(err.Error(), name) || len(a.wrote()) > 0 {
+			t.Errorf("%s: peers trust what was in it, and another would cut them off in silence: %v", name, err)
+		}
+		var cm corev1.ConfigMap
+		a.get(t, system, IdentityConfigMap, &cm)
+		a.get(t, system, issuerSecret, &s)
+		if err := errors.Join(a.Delete(t.Context(), &cm), a.Delete(t.Context(), &s)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadOwn(t.Context(), a, named("west"), time.Now()); err != nil {
+			t.Errorf("%s: whoever takes the public half away wants to begin anew: %v", name, err)
+		}
 	}
 }
 

@@ -239,6 +239,25 @@ func TestOwnGatewaysAreTold(t *testing.T) {
 		if diff := cmp.Diff([]string{"198.51.100.2:4143", "lb.west.example:4143"}, r.board.Hello().GetGateways()); diff != "" {
 			t.Errorf("peers are told (-want +got):\n%s", diff)
 		}
+		published := func() string {
+			var cm corev1.ConfigMap
+			r.get(t, system, IdentityConfigMap, &cm)
+			return cm.Data[KeyGateways]
+		}
+		if got := published(); got != "198.51.100.2:4143,lb.west.example:4143" {
+			t.Errorf("people are told %q", got)
+		}
+		// A load balancer that is taken away answers nobody: neither a peer nor who reads the identity is to be sent there.
+		var now corev1.Service
+		r.get(t, system, gatewayService, &now)
+		now.Status.LoadBalancer.Ingress = nil
+		if err := r.Status().Update(t.Context(), &now); err != nil {
+			t.Fatal(err)
+		}
+		r.again(2)
+		if told, got := r.board.Hello().GetGateways(), published(); len(told) > 0 || got != "" {
+			t.Errorf("without a load balancer peers are told %v, people %q", told, got)
+		}
 	}, svc)
 }
 

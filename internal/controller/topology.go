@@ -27,7 +27,7 @@ type topology struct {
 	nodes       []string           // with an agent, ready or not; sorted
 	agents      map[string]string  // node → address of its ready agent
 	controllers []view.Controller  // ready replicas, sorted by name
-	gateways    []string           // host:port that peers can dial, sorted
+	gateways    []string           // host:port that peers can dial, sorted; nil: there is no gateway's Service
 	served      map[types.UID]bool // agents' pods that are or have been ready
 	again       time.Duration      // when it changes by itself; 0: not
 }
@@ -74,7 +74,9 @@ func (t *topology) addAgent(p *corev1.Pod, before bool, now time.Time) {
 	}
 	if left := since.Add(restartGrace).Sub(now); !ok && before && left > 0 {
 		ok = true
-		t.again = max(t.again, left)
+		if t.again == 0 || left < t.again {
+			t.again = left
+		}
 	}
 	// One that goes accepts nobody any more, though its probe may not know yet.
 	if ok && p.DeletionTimestamp == nil && p.Status.HostIP != "" {
@@ -96,7 +98,7 @@ func ready(p *corev1.Pod) (bool, time.Time) {
 // its load balancer says. What only a person knows, such as an address behind
 // NAT, is written into the peer's Link by hand.
 func addresses(svc *corev1.Service) []string {
-	var out []string
+	out := []string{} // none, and that is known
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		if host := cmp.Or(in.IP, in.Hostname); host != "" {
 			out = append(out, net.JoinHostPort(host, strconv.Itoa(gatewayPort)))

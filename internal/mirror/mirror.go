@@ -144,8 +144,17 @@ func (r *Reconciler) Reconcile(ctx context.Context, link *v1alpha1.Link, peer Pe
 	if result.Writes > 0 {
 		r.Log.Info("mirrors written", "link", link.Name, "writes", result.Writes, "pending", result.Pending, "mirrors", result.Mirrors)
 	}
-	r.Metrics.show(link.Name, result.Problems)
+	r.show(link, st, result.Problems)
 	return result, err
+}
+
+// show sets the metrics of a Link, unless it was forgotten meanwhile.
+func (r *Reconciler) show(link *v1alpha1.Link, st *state, problems []Problem) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.links[link.UID] == st {
+		r.Metrics.show(link.Name, problems)
+	}
 }
 
 // Forget drops what is remembered of Links of that name, once they are deleted.

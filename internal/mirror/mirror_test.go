@@ -505,6 +505,21 @@ func TestOwnWriteUndone(t *testing.T) {
 	})
 }
 
+// A Link may go while its mirrors are being written: what that came to must not be shown for ever.
+func TestForgottenWhileItWorks(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	c := newCluster(t, namespace("shop"))
+	c.Metrics = NewMetrics(reg)
+	c.refuse = func(string, client.Object) error {
+		c.Forget("east")
+		return apierrors.NewInvalid(schema.GroupKind{Kind: "Service"}, "bar-east", nil)
+	}
+	c.reconcile(t, Peer{}, entry("bar", "240.0.0.2"))
+	if n, err := testutil.GatherAndCount(reg, "causeway_mirror_problems"); err != nil || n > 0 {
+		t.Errorf("%d series of a Link that is gone, %v", n, err)
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	c := newCluster(t, namespace("shop"), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "s00-east", UID: "user"}})

@@ -56,14 +56,7 @@ func readdress(t *testing.T, c *cluster, name, fields string) {
 // drop makes a node or a router lose packets until the test ends.
 func drop(t *testing.T, c *cluster, where lab.Where, table, hook, match string) {
 	t.Helper()
-	nft := func(ctx context.Context, rules string) error {
-		cmd, err := c.Exec(ctx, where, "nft", rules)
-		if err != nil {
-			return err
-		}
-		_, err = output(cmd)
-		return err
-	}
+	nft := func(ctx context.Context, rules string) error { return c.run(ctx, where, "nft", rules) }
 	t.Cleanup(func() { must(t, nft(background(), "delete table inet "+table)) })
 	must(t, nft(t.Context(), fmt.Sprintf("add table inet %[1]s; add chain inet %[1]s c { type filter hook %[2]s priority -200; }; add rule inet %[1]s c %[3]s drop",
 		table, hook, match)))

@@ -25,6 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 
@@ -51,6 +52,7 @@ func newCluster(l *lab.Lab, name string) (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.WarningHandler = rest.NoWarnings{} // of kinds that are old and must be listed all the same
 	if c.api, err = kubernetes.NewForConfig(cfg); err != nil {
 		return nil, err
 	}

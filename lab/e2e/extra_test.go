@@ -18,7 +18,7 @@ import (
 // redis are exported.
 func extra(t *testing.T, suffix string, shapes ...lab.Options) map[string]*cluster {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	name := setting("CAUSEWAY_E2E_LAB", "e2e") + suffix
 	t.Cleanup(func() {
@@ -36,10 +36,44 @@ func extra(t *testing.T, suffix string, shapes ...lab.Options) map[string]*clust
 			t.Fatalf("make the clusters: %v", err)
 		}
 	}
+	return furnished(t, ctx, l, l.Clusters())
+}
+
+// beside adds clusters to the shared lab, so that they meet west and east in its WAN, and removes them when the test ends. They are furnished
+// like those of extra.
+func beside(t *testing.T, shapes ...lab.Options) map[string]*cluster {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	defer cancel()
+	var l *lab.Lab
+	var added []*lab.Cluster
+	for _, o := range shapes {
+		o.Name, o.Progress = west.lab.Name(), func(s string) { say("beside: %s", s) }
+		t.Cleanup(func() {
+			down, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
+			defer cancel()
+			if err := lab.Remove(down, o, o.Clusters...); err != nil {
+				t.Errorf("remove %v: %v", o.Clusters, err)
+			}
+		})
+		var err error
+		if l, err = lab.Up(ctx, o); err != nil {
+			t.Fatalf("make the clusters: %v", err)
+		}
+		for _, name := range o.Clusters {
+			added = append(added, l.Cluster(name))
+		}
+	}
+	return furnished(t, ctx, l, added)
+}
+
+// furnished installs Causeway in clusters, and opens the whole shop there.
+func furnished(t *testing.T, ctx context.Context, l *lab.Lab, which []*lab.Cluster) map[string]*cluster {
+	t.Helper()
 	clusters := make(map[string]*cluster)
 	furnishing, fctx := errgroup.WithContext(ctx)
 	furnishing.SetLimit(3) // pods that start all at once take longer than in turn
-	for _, at := range l.Clusters() {
+	for _, at := range which {
 		c, err := newCluster(l, at.Name())
 		if err != nil {
 			t.Fatal(err)

@@ -73,11 +73,11 @@ func (c *cluster) furnish(ctx context.Context, manifest string) error {
 	}
 	say("%s: Causeway is installed", c.Name())
 	// A namespace's account may be a moment behind the namespace.
-	return poll(ctx, time.Minute, func() error {
+	return poll(ctx, 3*time.Minute, func() error {
 		if err := c.kubectl(ctx, strings.ReplaceAll(shop, "CLUSTER", c.Name())+manifest, "apply", "-f", "-"); err != nil {
 			return err
 		}
-		return c.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
+		return c.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod", "--all", "--timeout=150s")
 	})
 }
 

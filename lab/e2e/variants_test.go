@@ -4,10 +4,8 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -95,51 +93,5 @@ func callsByIPv6(t *testing.T, six *cluster) {
 	})
 	if body, err := fetch(ctx, have(six.NodeNetns(""))(t), url); !refused(err) {
 		t.Errorf("a process of the node got %q, %v; it has no identity and must be refused", body, err)
-	}
-}
-
-// borrowsAddress gives guest its neighbour's address and calls: what answers such a call must never have seen the neighbour's name.
-// Where each pod has an interface of its own the kernel says who it is, whatever the address.
-func borrowsAddress(t *testing.T, from, to *cluster) {
-	ctx, since := t.Context(), time.Now()
-	pod := have(from.api.CoreV1().Pods("shop").Get(ctx, "client", getOptions))(t)
-	borrowed, guest := pod.Status.PodIP, netOf(t, from, "guest")
-	for _, args := range [][]string{{"addr", "add", borrowed + "/32", "dev", "eth0"}} {
-		cmd := have(from.Exec(ctx, lab.InPod("shop", "guest"), append([]string{"ip"}, args...)...))(t)
-		have(output(cmd))(t)
-	}
-	defer func() {
-		cmd, err := from.Exec(background(), lab.InPod("shop", "guest"), "ip", "addr", "del", borrowed+"/32", "dev", "eth0")
-		if err == nil {
-			_, err = output(cmd)
-		}
-		if err != nil {
-			t.Errorf("give the address back: %v", err)
-		}
-	}()
-	ip := have(clusterIP(ctx, from, "baz-"+to.Name()))(t)
-	for range 3 {
-		c, err := inside(guest, func() (net.Conn, error) {
-			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(borrowed)}, Timeout: 3 * time.Second}
-			return d.DialContext(ctx, "tcp", net.JoinHostPort(ip, "80"))
-		})
-		if err == nil {
-			_, err = c.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
-			if said, e := line(c, 4*time.Second); e == nil {
-				t.Errorf("a call from a borrowed address was answered %q", said)
-			} else if err == nil {
-				err = e
-			}
-			c.Close()
-		}
-		if !refused(err) && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.As(err, new(*net.OpError)) {
-			t.Errorf("a call from a borrowed address ended with %v", err)
-		}
-	}
-	lines := have(to.logs(ctx, "agent", since))(t)
-	for _, e := range lines {
-		if e.text("msg") == "tunnel served" {
-			t.Errorf("the far agent served %s during calls from a borrowed address", e.text("caller"))
-		}
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/gateway"
 	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -116,8 +117,9 @@ type world struct {
 	revoked                         map[string]bool
 
 	stop, cut context.CancelFunc
+	accepting sync.WaitGroup // for agents
 	serving   sync.WaitGroup
-	open      sync.WaitGroup
+	open      sync.WaitGroup // which grows as long as agents accept
 }
 
 // node is what an agent asks the kernel for.
@@ -140,10 +142,10 @@ func newWorld(t testing.TB, do func(*net.TCPConn)) *world {
 	w.west = w.newAgent(life, 0, w.westTrust)
 	w.east = w.newAgent(life, 1, w.eastTrust)
 	w.gateway = gateway.NewServer(slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	w.serving.Go(func() {
+	w.accepting.Go(func() {
 		w.fail(w.west.serve(ctx, life, w.mirror, &w.open, outbound, func(ctx context.Context, c *net.TCPConn) { w.west.outbound(ctx, c, 0) }))
 	})
-	w.serving.Go(func() { w.fail(w.east.serve(ctx, life, w.hop, &w.open, inbound, w.east.inbound)) })
+	w.accepting.Go(func() { w.fail(w.east.serve(ctx, life, w.hop, &w.open, inbound, w.east.inbound)) })
 	w.serving.Go(func() { w.fail(w.gateway.Serve(ctx, w.peers.(*net.TCPListener))) })
 	w.serving.Go(func() { w.serveApp(do) })
 	t.Cleanup(w.end)
@@ -179,6 +181,7 @@ func foundAt(iface int) func(netip.Addr) (attachment, error) {
 // end lets what is open go on, until it has ended by itself.
 func (w *world) end() {
 	w.stop()
+	w.accepting.Wait()
 	for _, a := range []*Agent{w.west, w.east} {
 		a.retire()
 		a.warm.drain()
@@ -196,6 +199,35 @@ func (w *world) end() {
 	w.serving.Wait()
 	w.west.svids.wait()
 	w.east.svids.wait()
+	w.nothingIsKept()
+}
+
+// nothingIsKept: what leaks of a connection would add up, and lock others out.
+func (w *world) nothingIsKept() {
+	for _, a := range []*Agent{w.west, w.east} {
+		a.leases.mu.Lock()
+		n := len(a.leases.open)
+		a.leases.mu.Unlock()
+		if n > 0 {
+			w.Errorf("%d leases are kept of tunnels that have ended", n)
+		}
+		if n := a.waiting.Load(); n != 0 {
+			w.Errorf("%d tunnels are counted as waiting", n)
+		}
+		for _, key := range []string{alice, bob, "shop/alice", "shop/bob", "link-to-east", "link-to-west",
+			"spiffe://west-1/ns/shop/sa/alice", "spiffe://west-1/ns/shop/sa/bob"} {
+			for _, shares := range []*budget.Shares{a.shares.sources, a.shares.callers, a.shares.calls, a.shares.guests, a.shares.links} {
+				if n := shares.Count(key); n != 0 {
+					w.Errorf("%s has %d of a budget after all connections have ended", key, n)
+				}
+			}
+		}
+	}
+	w.west.warm.mu.Lock()
+	defer w.west.warm.mu.Unlock()
+	if n := w.west.warm.total; n != 0 {
+		w.Errorf("%d warm tunnels are counted after the last has ended", n)
+	}
 }
 
 func (w *world) serveApp(do func(*net.TCPConn)) {

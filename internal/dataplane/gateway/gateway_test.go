@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -620,4 +621,52 @@ func TestReady(t *testing.T) {
 	if s.ready(ctx) == nil {
 		t.Error("ready while draining")
 	}
+}
+
+// Whoever has left gives back all that counted it, however it went: what leaks would lock a Link out for good.
+func TestNothingIsKept(t *testing.T) {
+	r := newTLSRig(t, nil)
+	tunnel := r.tunnel()
+	wantTalk(t, tunnel)
+	replayed := r.call(r.label("west", 1024, route.Wish{}))
+	eventually(t, "it is handed over", func() bool { return r.server.shares.Count("uid-west") == 2 })
+	nobody := r.call(r.label("west", 1024, route.ForHost("bar-7")))
+	io.Copy(io.Discard, nobody)
+	tunnel.NetConn().Close()
+	transport.Reset(replayed)
+	eventually(t, "the link's share is given back", func() bool { return r.server.shares.Count("uid-west") == 0 })
+	eventually(t, "nothing is proven or to be proven", func() bool { return r.server.unproven.waiting() == 0 })
+	eventually(t, "nobody is open", func() bool {
+		r.server.mu.Lock()
+		defer r.server.mu.Unlock()
+		return len(r.server.conns) == 0 && testutil.ToFloat64(r.server.metrics.open) == 0
+	})
+}
+
+// A Link that goes between the label and the table of connections would never cut the one that is on its way.
+func TestLinkGoesBeforeTheConnectionIsBound(t *testing.T) {
+	r := newRig(t, 1, nil)
+	bind := func(uid string) bool { return r.server.bind(&conn{}, uid, func(error) {}) }
+	if !bind("uid-west") {
+		t.Error("a Link that is there is taken for gone")
+	}
+	view := r.view()
+	delete(view, "link/west")
+	r.push(view)
+	if bind("uid-west") {
+		t.Error("a connection is bound to a Link that is gone")
+	}
+}
+
+// One peer's connections leave room for another's.
+func TestLinksHaveTheirShare(t *testing.T) {
+	r := newRig(t, 1, func(s *Server) { s.shares = budget.New(8) })
+	for range 4 {
+		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+	}
+	if got, err := io.ReadAll(r.call(r.label("west", 1024, route.Wish{}))); err != nil || string(got) != string(alert) {
+		t.Errorf("more than half of all: answered % x, %v, want as every other refusal", got, err)
+	}
+	wantTalk(t, r.call(r.label("north", 1025, route.Wish{})))
+	wantRefused(t, r.server, reasonLinkShare, 1)
 }

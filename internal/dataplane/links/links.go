@@ -167,8 +167,10 @@ func (w *Watcher) event(e watch.Event) error {
 func (w *Watcher) replace(known []string, items []unstructured.Unstructured) {
 	there := make(map[string]bool, len(items))
 	for i := range items {
-		if items[i].GetDeletionTimestamp() == nil {
-			there[string(items[i].GetUID())] = true
+		if uid := string(items[i].GetUID()); items[i].GetDeletionTimestamp() == nil {
+			there[uid] = true
+		} else {
+			known = append(known, uid)
 		}
 	}
 	w.mu.Lock()

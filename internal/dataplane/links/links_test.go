@@ -18,6 +18,7 @@ import (
 // api is a small API server: a set of Links, one watch at a time, and errors on cue.
 type api struct {
 	links   []string
+	going   string // of them, the one that is being deleted
 	failing bool
 	stream  *watch.FakeWatcher
 }
@@ -34,7 +35,12 @@ func (a *api) List(context.Context, metav1.ListOptions) (*unstructured.Unstructu
 	}
 	list := &unstructured.UnstructuredList{Object: map[string]any{}}
 	for _, uid := range a.links {
-		list.Items = append(list.Items, *link(uid))
+		l := link(uid)
+		if uid == a.going {
+			now := metav1.Now()
+			l.SetDeletionTimestamp(&now)
+		}
+		list.Items = append(list.Items, *l)
 	}
 	return list, nil
 }
@@ -51,6 +57,7 @@ func TestRevoked(t *testing.T) {
 	cases := map[string]struct {
 		why   string
 		known []string
+		going string
 		do    func(*api)
 		want  []string
 	}{
@@ -71,6 +78,14 @@ func TestRevoked(t *testing.T) {
 			why:   "what the node stream or a cache holds is checked too",
 			known: []string{"old"}, do: func(*api) {}, want: []string{"old"},
 		},
+		"being deleted in a list": {
+			why: "likewise, when it began while nobody watched",
+			do:  func(a *api) { a.going = "a"; a.stream.Stop() }, want: []string{"a"},
+		},
+		"being deleted in the first list": {
+			why:   "the node stream may bring it later, from a controller that has not seen it yet",
+			going: "b", do: func(*api) {}, want: []string{"b"},
+		},
 		"errors": {
 			why:  "an API server in trouble revokes nothing",
 			do:   func(a *api) { a.failing = true; a.stream.Error(&metav1.Status{}) },
@@ -84,7 +99,7 @@ func TestRevoked(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := &api{links: []string{"a", "b"}}
+				a := &api{links: []string{"a", "b"}, going: c.going}
 				changes := 0
 				w := New(a, func() []string { return slices.Clone(c.known) }, func() { changes++ }, slog.New(slog.DiscardHandler))
 				ctx, cancel := context.WithCancel(t.Context())

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -462,5 +463,43 @@ func BenchmarkRelayLine(b *testing.B) {
 		if _, err := io.ReadFull(l.app, buf); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// crypto/tls gives its close_notify 5 s and lets no write after it have any: a reader may be slower.
+func TestRelayHasPatience(t *testing.T) {
+	app, plain := pair(t)
+	near, far := tunnel(t)
+	done := make(chan Result, 1)
+	go func() { done <- Relay(t.Context(), plain, near) }()
+	io.WriteString(app, "x")
+	io.ReadFull(far, make([]byte, 1)) // by now it runs
+	if err := near.NetConn().(*Raw).SetWriteDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(app, "more")
+	app.CloseWrite()
+	if rest, err := io.ReadAll(far); err != nil || string(rest) != "more" {
+		t.Errorf("after a deadline that TLS has set for itself: %q, %v", rest, err)
+	}
+	far.CloseWrite()
+	far.NetConn().Close()
+	<-done
+}
+
+// Whoever closes first keeps the port for a minute: that should be the side with all the ports, which accepted.
+func TestDiallerLetsTheOtherCloseFirst(t *testing.T) {
+	app, far, wait := relayed(t)
+	app.Close()
+	wantEnd(t, "far side", far, "")
+	far.CloseWrite()
+	raw := far.NetConn().(*Raw).Conn
+	raw.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := raw.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the dialling side closed at once: %d bytes, %v", n, err)
+	}
+	raw.Close()
+	if got := wait(); !got.Clean() {
+		t.Errorf("%+v, want a clean end", got)
 	}
 }

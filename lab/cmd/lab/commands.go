@@ -59,14 +59,20 @@ func upCommand(o *lab.Options) *cobra.Command {
 }
 
 func downCommand(o *lab.Options) *cobra.Command {
-	return &cobra.Command{
+	var clusters []string
+	c := &cobra.Command{
 		Use:   "down",
-		Short: "Remove the lab and all that belongs to it",
+		Short: "Remove the lab and all that belongs to it, or some of its clusters",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if len(clusters) > 0 {
+				return lab.Remove(c.Context(), *o, clusters...)
+			}
 			return lab.Down(c.Context(), *o)
 		},
 	}
+	c.Flags().StringSliceVar(&clusters, "clusters", nil, "only these clusters; the others go on")
+	return c
 }
 
 func buildCommand(o *lab.Options) *cobra.Command {

@@ -1,0 +1,115 @@
+package controller
+
+import (
+	"bytes"
+	"fmt"
+	"time"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/link"
+	"github.com/causeway-mesh/causeway/internal/nodestream/view"
+)
+
+// belief is what was made of a peer and the list of issuers kept for it.
+type belief struct {
+	peer link.Peer
+	list []byte
+	view view.Peer
+	// followed: another root than the Link's has signed the list.
+	followed bool
+	// until is when the last of the peer's issuers ends; zero: none is known.
+	until time.Time
+}
+
+// keyed leaves those peers out with whose key no secret can be made: it is of low order,
+// or another spelling of our own.
+func (b *brain) keyed(t *thought) {
+	for name, p := range t.peers {
+		if old, ok := b.believed[name]; ok && same(old.peer, p) {
+			continue
+		}
+		if _, err := identity.LinkSecret(b.own.linkKey, p.LinkKey.Bytes()); err != nil {
+			t.faults[name] = &link.Fault{Reason: link.BadLinkKey, Message: fmt.Sprintf("linkPublicKey makes no secret: %v", err)}
+			delete(t.peers, name)
+		}
+	}
+}
+
+// believe returns the valid Links' peers, with what is known of their issuers, and
+// lets be learnt again what PeerTrusts lack.
+func (b *brain) believe(t *thought) []view.Peer {
+	lists := t.keptTrusts()
+	var out []view.Peer
+	numbers := make(map[string]uint64, len(t.peers))
+	believed := make(map[string]belief, len(t.peers))
+	for name, p := range t.peers {
+		v, err := b.peerView(p, lists[name])
+		b.grumble("no link secret", name, err)
+		if err != nil {
+			continue
+		}
+		believed[name] = v
+		numbers[name] = v.view.IssuerNumber
+		v.view.Gateways = b.peers.heard(name).gateways()
+		out = append(out, v.view)
+	}
+	b.believed = believed
+	ends := endings(b.own.issuers.Load(), believed)
+	b.endings.Store(&ends)
+	b.peers.recall(numbers)
+	b.report(t, lists)
+	return out
+}
+
+// keptTrusts are the PeerTrusts by name.
+func (s *snapshot) keptTrusts() map[string]*v1alpha1.PeerTrust {
+	out := make(map[string]*v1alpha1.PeerTrust, len(s.trusts))
+	for i := range s.trusts {
+		out[s.trusts[i].Name] = &s.trusts[i]
+	}
+	return out
+}
+
+// peerView is what is believed of a peer, its gateways apart.
+func (b *brain) peerView(p link.Peer, kept *v1alpha1.PeerTrust) (belief, error) {
+	if kept == nil || kept.Spec.LinkUID != p.UID {
+		kept = &v1alpha1.PeerTrust{}
+	}
+	list := kept.Spec.IssuerList
+	if old, ok := b.believed[p.Name]; ok && same(old.peer, p) && bytes.Equal(old.list, list) {
+		return old, nil
+	}
+	secret, err := identity.LinkSecret(b.own.linkKey, p.LinkKey.Bytes())
+	if err != nil {
+		return belief{}, err
+	}
+	v := view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}
+	var until time.Time
+	known, ok := applied(p, kept)
+	if ok {
+		v.IssuerNumber = known.Number
+		for _, c := range known.Issuers {
+			v.Issuers = append(v.Issuers, c.Raw)
+			if c.NotAfter.After(until) {
+				until = c.NotAfter
+			}
+		}
+	}
+	return belief{p, list, v, ok && !known.Root.Equal(p.Root), until}, nil
+}
+
+// issuersEnded is when the last of a peer's issuers has ended; zero: one is live, or none is known. It lets the brain think
+// again when one is to end soon.
+func (b *brain) issuersEnded(name string, now time.Time) time.Time {
+	until := b.believed[name].until
+	left := until.Sub(now)
+	switch {
+	case until.IsZero():
+	case left < 0:
+		return until
+	case b.again == 0 || left < b.again:
+		b.again = left + time.Second // once it is over, and not just before
+	}
+	return time.Time{}
+}
