@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -188,6 +189,7 @@ func mirrorOf(l *v1alpha1.Link, namespace, name string, ready bool) mirrored {
 // collecting makes a fake API server collect what a deleted Link owned, as Kubernetes does a while later: at the
 // looks-th list of EndpointSlices or Services after the deletion, one owner at a time. With 0 looks it never does.
 func collecting(looks int, more func(context.Context, client.WithWatch, client.Object) error) interceptor.Funcs {
+	var mu sync.Mutex // guards what follows: canaries are deleted side by side
 	gone, seen := map[types.UID]bool{}, 0
 	collect := func(ctx context.Context, c client.WithWatch) error {
 		var services corev1.ServiceList
@@ -213,13 +215,17 @@ func collecting(looks int, more func(context.Context, client.WithWatch, client.O
 	}
 	return interceptor.Funcs{
 		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
+			mu.Lock()
 			gone[o.GetUID()] = true
+			mu.Unlock()
 			if err := c.Delete(ctx, o, opts...); err != nil || more == nil {
 				return err
 			}
 			return more(ctx, c, o)
 		},
 		List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if _, ok := l.(*metav1.PartialObjectMetadataList); ok && len(gone) > 0 && looks > 0 {
 				if seen++; seen >= looks {
 					if err := collect(ctx, c); err != nil {
