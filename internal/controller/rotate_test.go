@@ -8,7 +8,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/rotation"
@@ -123,6 +125,28 @@ func TestRotation(t *testing.T) {
 	again := newTurner(t, a, false, nil)
 	if again.current() != other.current() || again.own.issuers.Load().Number != 3 {
 		t.Error("a restart reads what is there")
+	}
+}
+
+// A leader that has something to write and may not still puts in force what stands there: it may be a person's mending.
+func TestLeaderThatMayNotWriteFollows(t *testing.T) {
+	a, now := newAPI(t), time.Now()
+	writer, leader := newTurner(t, a, true, map[string]uint64{"east": 1}), newTurner(t, a, true, nil)
+	leader.see(t, now)
+	request(t, a, `{"id":"a"}`)
+	writer.see(t, now)
+	request(t, a, `{"id":"b","revoke":true}`)
+	a.refusing(func(verb string, _ client.Object) error {
+		if verb == "update" {
+			return apierrors.NewForbidden(corev1.Resource("secrets"), issuerSecret, nil)
+		}
+		return nil
+	})
+	if _, err := leader.look(t.Context(), now); !apierrors.IsForbidden(err) {
+		t.Fatalf("the test shows nothing: %v", err)
+	}
+	if n := leader.own.issuers.Load().Number; n != 2 || leader.turned != 1 {
+		t.Errorf("list %d is in force, told of %d times, want what stands in the Secret, 2, told once", n, leader.turned)
 	}
 }
 

@@ -106,12 +106,17 @@ func (r *rotator) look(ctx context.Context, now time.Time) (time.Duration, error
 	if err != nil {
 		return 0, err
 	}
-	if r.ready() {
+	leads := r.ready()
+	// What stands there is in force, also for a leader that may not write, unless only its writing makes it right.
+	if !leads || k.rooted.Honours(k.state) {
+		if err := r.follow(k); err != nil {
+			return 0, err
+		}
+	}
+	if leads {
 		if err := r.decide(ctx, now, k); err != nil {
 			return 0, err
 		}
-	} else if err := r.follow(k); err != nil {
-		return 0, err
 	}
 	have := r.own.issuers.Load()
 	wait := rotatePoll
