@@ -47,7 +47,7 @@ func TestRootRotation(t *testing.T) {
 	for _, side := range []*cluster{west, east} {
 		f := callAlways(t)
 		start := time.Now()
-		have(side.causeway(ctx, "rotate", "--root", "--announce", "3s", "--wait"))(t)
+		have(side.causeway(ctx, "rotate", "--root", "--announce", "1m", "--wait"))(t)
 		took := time.Since(start)
 		sleep(ctx, time.Second)
 		f.end(t, 50)
