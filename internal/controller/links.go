@@ -1,0 +1,143 @@
+package controller
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/link"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/view"
+	"github.com/causeway-mesh/causeway/internal/peering"
+)
+
+// linkState decides which Links are in force, what is believed of their peers, and
+// what agents and gateways must know of each. It belongs to the reconciler's goroutine.
+type linkState struct {
+	identity *clusterid.Identity
+	log      *slog.Logger
+
+	links  map[string]*v1alpha1.Link      // every Link
+	trusts map[string]*v1alpha1.PeerTrust // by name, which is the Link's
+	judged link.Judgment
+	// resolved is what is believed of each peer in force.
+	resolved map[string]resolvedPeer
+	day      uint32 // whose keys were last handed out
+}
+
+// resolvedPeer is what a peer's Link and the stored list of its issuers come to.
+type resolvedPeer struct {
+	peer link.Peer
+	list []byte // the issuer list that view was resolved from
+	view view.Peer
+	// successor: another root than the Link's has signed the list.
+	successor bool
+	// until is when the last of the peer's issuers ends; zero: none is known.
+	until time.Time
+}
+
+func newLinkState(id *clusterid.Identity, log *slog.Logger) *linkState {
+	return &linkState{
+		identity: id, log: log, links: make(map[string]*v1alpha1.Link),
+		trusts: make(map[string]*v1alpha1.PeerTrust), resolved: make(map[string]resolvedPeer),
+	}
+}
+
+// judge decides which Links are in force after one changed.
+func (s *linkState) judge() {
+	all := make([]v1alpha1.Link, 0, len(s.links))
+	for _, name := range slices.Sorted(maps.Keys(s.links)) {
+		all = append(all, *s.links[name])
+	}
+	s.judged = link.Judge(s.identity.LinkOwner(), all)
+	for name, p := range s.judged.Peers {
+		if old, ok := s.resolved[name]; ok && old.peer.Same(p) {
+			continue
+		}
+		// A key of low order, or another spelling of our own, gives no secret.
+		if _, err := identity.LinkSecret(s.identity.LinkKey(), p.LinkKey.Bytes()); err != nil {
+			s.judged.Faults[name] = &link.Fault{Reason: link.BadLinkKey, Message: fmt.Sprintf("linkPublicKey gives no shared secret: %v", err)}
+			delete(s.judged.Peers, name)
+		}
+	}
+	for name := range s.resolved {
+		if _, ok := s.judged.Peers[name]; !ok {
+			delete(s.resolved, name)
+		}
+	}
+}
+
+// resolve decides what is believed of one peer, and returns whether that changed.
+func (s *linkState) resolve(name string, snapshot *peering.Snapshot) (changed bool) {
+	p, ok := s.judged.Peers[name]
+	if !ok {
+		return false
+	}
+	old, had := s.resolved[name]
+	next, err := s.resolvePeer(p, old, had)
+	if err != nil {
+		s.log.Warn("peer ignored: its key gives no shared secret", "link", name, "error", err)
+		delete(s.resolved, name)
+		return had
+	}
+	next.view.Gateways = snapshot.Gateways()
+	s.resolved[name] = next
+	return !had || !bytes.Equal(old.list, next.list) || !old.peer.Same(p) || !slices.Equal(old.view.Gateways, next.view.Gateways)
+}
+
+func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolvedPeer, error) {
+	var list []byte
+	kept := s.trusts[p.Name]
+	if kept != nil && kept.Spec.LinkUID == p.UID {
+		list = kept.Spec.IssuerList
+	}
+	if had && old.peer.Same(p) && bytes.Equal(old.list, list) {
+		old.peer = p
+		return old, nil
+	}
+	secret, err := identity.LinkSecret(s.identity.LinkKey(), p.LinkKey.Bytes())
+	if err != nil {
+		return resolvedPeer{}, err
+	}
+	out := resolvedPeer{peer: p, list: list, view: view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}}
+	known, err := identity.VerifyIssuerList(p.Root, p.TrustDomain, list)
+	if err != nil {
+		return out, nil // not known yet, or not believed: peering says why
+	}
+	out.successor = !known.Root.Equal(p.Root)
+	out.view.IssuerNumber = known.Number
+	for _, c := range known.Issuers {
+		out.view.Issuers = append(out.view.Issuers, c.Raw)
+		if c.NotAfter.After(out.until) {
+			out.until = c.NotAfter
+		}
+	}
+	return out, nil
+}
+
+// emit tells agents and gateways what one Link has become.
+func (s *linkState) emit(name string, now time.Time, p *plan) {
+	r, ok := s.resolved[name]
+	if !ok {
+		key := view.LinkKey(name)
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: key}, nodestream.Change{Scope: nodestream.Gateways, Removed: key})
+		return
+	}
+	day := identity.Day(now)
+	r.view.Rules = rulesOf(s.links[name])
+	p.views = append(p.views,
+		nodestream.Change{Scope: nodestream.Agents, Resource: view.LinkForAgents(r.view, s.identity.TrustDomain(), day)},
+		nodestream.Change{Scope: nodestream.Gateways, Resource: view.LinkForGateways(r.view, s.identity.TrustDomain(), day)})
+}
+
+// inForce are the names of the Links in force, sorted.
+func (s *linkState) inForce() []string { return slices.Sorted(maps.Keys(s.resolved)) }
+
+var _ = catalog.Key{}

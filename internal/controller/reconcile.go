@@ -1,0 +1,426 @@
+package controller
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/joinflow"
+	"github.com/causeway-mesh/causeway/internal/ledger"
+	"github.com/causeway-mesh/causeway/internal/link"
+	"github.com/causeway-mesh/causeway/internal/mirror"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/view"
+	nodewire "github.com/causeway-mesh/causeway/internal/nodestream/wire"
+	"github.com/causeway-mesh/causeway/internal/peering"
+)
+
+const (
+	// debounce is the least time between two passes, so that a burst of events
+	// becomes a few passes. A single event starts one at once.
+	debounce = 2 * time.Millisecond
+	// maxPause bounds the rest after a long pass, which is as long as the pass took.
+	maxPause = 100 * time.Millisecond
+	// resyncInterval is how long the full pass takes to decide everything once more.
+	resyncInterval = 10 * time.Minute
+	// sweepInterval is how often the full pass decides some keys again.
+	sweepInterval = 5 * time.Second
+)
+
+// reconciler owns every decision of the control plane. One goroutine runs it:
+//
+//	informers, peers, ledger writes ──▶ inbox ──▶ plan ──▶ apply ──▶ logs, ledger, mirrors, status
+//
+// What always holds:
+//   - A pass decides from its batch and from what earlier passes kept. It reads no
+//     cache, asks no API server, and takes no lock that anybody else holds for long.
+//   - A pass costs what its batch holds, not what the cluster holds.
+//   - Every replica decides; the leader alone writes to the API server.
+type reconciler struct {
+	o        Options
+	identity *clusterid.Identity
+	log      *slog.Logger
+	metrics  *reconcilerMetrics
+
+	inbox *inbox
+	hub   *nodestream.Hub
+	board *wire.Board
+	peers *peering.Peers
+
+	leading atomic.Bool
+	leader  *leader
+	// ready is closed after the first pass: from then on there is something to serve.
+	ready chan struct{}
+
+	index      *catalog.Index
+	book       *ledger.Book
+	links      *linkState
+	exports    *exporter
+	imports    *importer
+	nodes      *nodeViews
+	invites    *inviteViews
+	components *components
+	top        *topology
+	overlaps   *overlaps
+	addresses  *peering.ClusterAddresses
+	joins      map[catalog.Key]*v1alpha1.Join
+	canary     *corev1.Service
+	snapshots  map[string]*peering.Snapshot
+	sweep      sweeper
+	expiries   atomic.Pointer[[]clusterid.Expiry]
+}
+
+// run makes a pass whenever something has changed, until ctx ends.
+func (r *reconciler) run(ctx context.Context) {
+	first := true
+	for {
+		start := time.Now()
+		p := r.plan(r.inbox.take(), start)
+		r.apply(ctx, p)
+		if first {
+			r.hub.SetReady()
+			r.board.SetReady()
+			close(r.ready)
+			first = false
+		}
+		took := time.Since(start)
+		r.metrics.passes.Observe(took.Seconds())
+		if !backoff.Sleep(ctx, min(max(debounce, took), maxPause)) || !r.wait(ctx, p.recheck) {
+			return
+		}
+	}
+}
+
+// wait returns when there is something to do; false: ctx has ended.
+func (r *reconciler) wait(ctx context.Context, recheck time.Time) bool {
+	next := sweepInterval
+	if !recheck.IsZero() {
+		next = min(next, time.Until(recheck))
+	}
+	timer := time.NewTimer(max(next, 0))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	case <-r.inbox.wake:
+	}
+	return true
+}
+
+// plan decides what follows from a batch.
+func (r *reconciler) plan(b *batch, now time.Time) *plan {
+	p := &plan{}
+	before := r.snapshots
+	r.snapshots = r.peers.Snapshots()
+	r.takeLedger(b, now)
+	r.takeObjects(b, now, p)
+	r.takeTopology(now, p)
+	r.takeLinks(b, before, now, p)
+	r.takeCatalogs(b, now, p)
+	for _, c := range r.index.Flush() {
+		r.exports.decide(c, now, p)
+		r.reportExport(c, p)
+	}
+	for _, name := range r.index.LinksChanged() {
+		p.statusOf(name)
+	}
+	r.sweepSome(b, now, p)
+	p.dueAt(r.book.Tick(now))
+	changes := r.book.Changes()
+	r.imports.stored(changes.Mirrors, p)
+	r.exports.stored(changes.Exports, now, p)
+	r.exports.announce(p)
+	if r.leading.Load() && r.leader.ledgerRead {
+		p.writes = r.book.Writes(now)
+	}
+	for name := range b.mirrors {
+		p.statusOf(name)
+	}
+	for _, call := range b.calls {
+		call()
+	}
+	return p
+}
+
+// takeLedger takes in what the ledger has stored.
+func (r *reconciler) takeLedger(b *batch, now time.Time) {
+	for _, s := range b.stored {
+		r.book.Done(s.write, s.object, s.err, now)
+	}
+	for k, o := range b.ledgers {
+		if o == nil {
+			r.book.Unload(k.Name)
+			continue
+		}
+		r.logLedger(r.book.Load(o))
+	}
+	if b.ledgerListed {
+		for i := range b.ledgerList {
+			r.logLedger(r.book.Load(&b.ledgerList[i]))
+		}
+		r.leader.ledgerRead = true
+	}
+}
+
+func (r *reconciler) logLedger(problems []ledger.Problem) {
+	for _, p := range problems {
+		r.log.Warn("ledger entry ignored", "link", p.Link, "service", p.Service, "reason", p.Reason)
+	}
+}
+
+// takeObjects files the changed objects in the indexes that are about them.
+func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
+	for k, o := range b.namespaces {
+		r.index.SetNamespace(k.Name, o)
+		r.imports.setNamespace(k.Name, o, now, p)
+	}
+	for k, o := range b.services {
+		r.index.SetService(k, o)
+		r.components.setService(k, o)
+		r.overlaps.setService(k, o)
+		r.addresses.SetService(k, o)
+		if k == (catalog.Key{Namespace: r.o.Namespace, Name: canaryService}) {
+			r.canary, p.housekeeping = o, true
+		}
+	}
+	for k, o := range b.slices {
+		r.index.SetEndpointSlice(k, o)
+		r.book.SetSlice(k, listedBy(o))
+		r.addresses.SetEndpointSlice(k, o)
+	}
+	for k, o := range b.pods {
+		r.index.SetPod(k, o)
+		r.components.setPod(k, o)
+		r.nodes.setPod(k, o, p)
+		r.overlaps.setPod(k, o)
+		r.addresses.SetPod(k, o)
+	}
+	for k, o := range b.networks {
+		r.index.SetNetworkPolicy(k, o)
+	}
+	for k, o := range b.policies {
+		r.index.SetExportPolicy(k, o)
+	}
+	for k, o := range b.serviceExports {
+		r.index.SetServiceExport(k, o)
+	}
+}
+
+// takeTopology decides again where Causeway's own processes run, if one of them changed.
+func (r *reconciler) takeTopology(now time.Time, p *plan) {
+	if !r.components.dirty && (r.top == nil || r.top.recheck.IsZero() || now.Before(r.top.recheck)) {
+		if r.top != nil {
+			p.dueAt(r.top.recheck)
+		}
+		return
+	}
+	before := r.top
+	r.top = r.components.topology(now)
+	p.dueAt(r.top.recheck)
+	r.metrics.failingPaths.Set(float64(r.top.failingPaths))
+	if r.top.same(before) {
+		return
+	}
+	r.index.SetAgents(r.top.agents)
+	r.nodes.setTopology(r.top, r.exports.nodeExports, p)
+	p.gateways = &r.top.gateways
+	p.housekeeping = true
+	r.catalogRoute = true
+	for name := range r.links.links {
+		p.statusOf(name)
+	}
+}
+
+// takeLinks decides which Links are in force and what is believed of their peers.
+func (r *reconciler) takeLinks(b *batch, before map[string]*peering.Snapshot, now time.Time, p *plan) {
+	dirty := make(map[string]bool)
+	for k, o := range b.trusts {
+		setOrDelete(r.links.trusts, k.Name, o)
+		dirty[k.Name], p.housekeeping = true, true
+	}
+	for name := range b.peers {
+		dirty[name] = true
+	}
+	if b.identity {
+		r.nodes.setIdentity(p)
+		p.housekeeping = true
+	}
+	if day := identity.Day(now); b.identity || day != r.links.day {
+		r.links.day = day
+		for name := range r.links.links {
+			dirty[name] = true
+		}
+	}
+	if len(b.links) > 0 {
+		for k, o := range b.links {
+			setOrDelete(r.links.links, k.Name, o)
+			dirty[k.Name] = true
+		}
+		r.judgeLinks(dirty, now, p)
+	}
+	p.dueAt(nextDay(now))
+	for name := range dirty {
+		changed := r.links.resolve(name, r.snapshots[name])
+		if changed || b.identity || b.links[catalog.Key{Name: name}] != nil || r.links.emitted[name] != r.links.day {
+			r.links.emit(name, r.imports.namespaces, p)
+		}
+		p.statusOf(name)
+	}
+	if len(dirty) > 0 {
+		r.catalogRoute = true
+		expiries := r.links.expiries()
+		r.expiries.Store(&expiries)
+	}
+	r.takeInvites(b, now, p)
+	if r.catalogRoute {
+		r.catalogRoute = false
+		r.nodes.setCatalogRoute(r.top, r.links.inForce(), now, p)
+	}
+}
+
+// judgeLinks decides which Links are in force after one changed, and tells everything
+// that depends on it. Names of Links whose standing changed are added to dirty.
+func (r *reconciler) judgeLinks(dirty map[string]bool, now time.Time, p *plan) {
+	was := r.links.judged
+	r.links.judge()
+	for name, peer := range r.links.judged.Peers {
+		if old, ok := was.Peers[name]; !ok || !old.Same(peer) {
+			dirty[name] = true
+		}
+	}
+	for name := range was.Peers {
+		if _, ok := r.links.judged.Peers[name]; !ok {
+			dirty[name] = true
+		}
+	}
+	for name := range r.links.judged.Faults {
+		if was.Faults[name] == nil {
+			dirty[name] = true
+		}
+	}
+	for name := range dirty {
+		obj := r.links.links[name]
+		if _, ok := r.links.judged.Peers[name]; !ok {
+			obj = nil
+		}
+		r.index.SetLink(name, obj)
+	}
+	standbys := make(map[string]*v1alpha1.Link, len(r.links.judged.Standbys))
+	for name, standby := range r.links.judged.Standbys {
+		standbys[name] = r.links.links[standby]
+	}
+	r.imports.setLinks(r.links.judged.Peers, r.links.links, standbys, now, p)
+	p.peers = r.links.judged.Peers
+	p.housekeeping = true
+}
+
+func setOrDelete[T any](m map[string]*T, name string, o *T) {
+	if o == nil {
+		delete(m, name)
+		return
+	}
+	m[name] = o
+}
+
+// nextDay is when day keys change next.
+func nextDay(now time.Time) time.Time {
+	return now.UTC().Truncate(24 * time.Hour).Add(24*time.Hour + time.Second)
+}
+
+// takeCatalogs takes in what the catalogs of peers changed.
+func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
+	if problem := r.overlaps.problem(); (problem != nil) != r.imports.frozen {
+		r.imports.freeze(problem, now, p)
+	}
+	if r.leading.Load() && !r.replayed {
+		r.replayed = true
+		r.imports.replay(p)
+		p.housekeeping = true
+		for name := range r.links.links {
+			p.statusOf(name)
+		}
+	}
+	for name := range b.peers {
+		l := r.imports.links[name]
+		if l == nil {
+			continue
+		}
+		epoch, generation := r.book.Applied(l.domain)
+		for _, d := range r.peers.TakeCatalog(name, wire.Version{Epoch: epoch, Generation: generation}, now) {
+			r.imports.applyCatalog(name, d, now, p)
+		}
+	}
+}
+
+// reportExport emits an Event for each problem of an export that is new.
+func (r *reconciler) reportExport(c catalog.Change, p *plan) {
+	before := r.exports.reported[c.Key]
+	if len(c.Problems) == 0 {
+		delete(r.exports.reported, c.Key)
+		return
+	}
+	r.exports.reported[c.Key] = c.Problems
+	for _, problem := range c.Problems {
+		if slices.Contains(before, problem) {
+			continue
+		}
+		if about := r.exporterOf(c.Key, problem.Reason); about != nil {
+			p.events = append(p.events, event{about: about, owner: c.Key.Namespace, reason: problem.Reason, action: "Exporting", message: problem.Message})
+		}
+	}
+}
+
+// apply carries a plan out. It returns without waiting for the API server.
+func (r *reconciler) apply(ctx context.Context, p *plan) {
+	for _, node := range p.nodesAdded {
+		r.hub.AddNode(node)
+	}
+	r.warn("some resources for agents or gateways are not valid", r.hub.Apply(p.views...))
+	for _, node := range p.nodesRemoved {
+		r.hub.RemoveNode(node)
+	}
+	r.warn("some exports are not valid", r.board.Publish(p.listings, p.version))
+	if p.gateways != nil {
+		r.warn("gateway addresses not advertised", r.board.SetGateways(*p.gateways))
+	}
+	if p.peers != nil {
+		r.peers.Set(ctx, p.peers, r.addresses)
+	}
+	if !r.leading.Load() {
+		return
+	}
+	l := r.leader
+	l.start(ctx)
+	for _, w := range p.writes {
+		l.store(ctx, w)
+	}
+	l.applyMirrors(p)
+	l.emit(p.events, time.Now())
+	if p.housekeeping {
+		l.keep(r.chores())
+	}
+	l.forgetLinks(r.links.links)
+	for name := range p.status {
+		if obj := r.links.links[name]; obj != nil && obj.DeletionTimestamp == nil {
+			l.writeStatus(ctx, name, r.statusJob(obj, time.Now()))
+		}
+	}
+}
+
+func (r *reconciler) warn(message string, err error) {
+	if err != nil {
+		r.log.Warn(message, "error", err)
+	}
+}

@@ -1,0 +1,92 @@
+package controller
+
+import (
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/link"
+	"github.com/causeway-mesh/causeway/internal/mirror"
+)
+
+// statusJob collects what one Link's status shall say.
+func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
+	name := l.Name
+	resolved, inForce := r.links.resolved[name]
+	j := statusJob{link: l, exported: r.index.LinkProblems(name)}
+	o := &j.observed
+	*o = link.Observed{
+		Fault:        r.links.judged.Faults[name],
+		Suspended:    l.Spec.Suspend,
+		IssuersKnown: inForce && len(resolved.view.Issuers) > 0,
+		Imports:      l.Spec.Import != nil,
+		Exports:      r.index.Exported(name),
+		Replicas:     len(r.top.controllers),
+	}
+	if inForce {
+		if !resolved.until.IsZero() && !now.Before(resolved.until) {
+			o.IssuersEnded = resolved.until
+		}
+		if resolved.successor {
+			o.RootUntil = resolved.peer.Root.NotAfter
+		}
+	}
+	j.due = r.observePeer(name, o, now)
+	written := r.leader.writer.Status(name)
+	o.Standing, o.Pending, o.Blocked = written.Mirrors, written.Pending, written.Blocked
+	if imported := r.imports.links[name]; imported != nil {
+		o.Complete, o.Stale = imported.whole, imported.stale
+		o.Pending += r.imports.pending(imported)
+	}
+	o.Problems = slices.Concat(r.imports.problemsOf(name), written.Problems, j.exported, r.manyServices(name))
+	if problem := r.overlaps.problem(); problem != nil {
+		o.Problems = append(o.Problems, *problem)
+	}
+	return j
+}
+
+// manyMirrors is the number of mirrors in one namespace from which on a Link's status
+// warns: the kubelet gives each container of the namespace environment variables for
+// each Service, and a process starts slowly, or not at all, with too many.
+const manyMirrors = 300
+
+// manyServices warns of namespaces that hold many mirrors of a Link.
+func (r *reconciler) manyServices(name string) []catalog.Problem {
+	l := r.imports.links[name]
+	if l == nil || len(l.placed) < manyMirrors {
+		return nil
+	}
+	counts := make(map[string]int)
+	for _, key := range l.placed {
+		counts[key.Namespace]++
+	}
+	return mirror.ManyServices(counts, manyMirrors)
+}
+
+// exporterOf is the object in which a person asked for an export; nil: it is gone.
+func (r *reconciler) exporterOf(key catalog.Key, reason string) runtime.Object {
+	if reason == catalog.ServiceMissing {
+		about := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+		about.SetGroupVersionKind(catalog.ServiceExportKinds()[0])
+		return about
+	}
+	if svc := r.index.Service(key); svc != nil {
+		return svc
+	}
+	return nil
+}
+
+// chores are what the leader keeps in order beside the Links.
+func (r *reconciler) chores() chores {
+	c := chores{gateways: r.top.gateways, canary: r.canary, invites: sortedObjects(r.invites), joins: sortedObjects(r.joins)}
+	for name, t := range r.links.trusts {
+		if r.links.links[name] == nil {
+			c.obsolete = append(c.obsolete, t)
+		}
+	}
+	return c
+}
