@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
@@ -29,7 +30,7 @@ func (b *brain) keyed(t *thought) {
 		if old, ok := b.believed[name]; ok && same(old.peer, p) {
 			continue
 		}
-		if _, err := identity.LinkSecret(b.own.linkKey, p.LinkKey.Bytes()); err != nil {
+		if _, err := identity.LinkSecret(b.identity.LinkKey(), p.LinkKey.Bytes()); err != nil {
 			t.faults[name] = &link.Fault{Reason: link.BadLinkKey, Message: fmt.Sprintf("linkPublicKey makes no secret: %v", err)}
 			delete(t.peers, name)
 		}
@@ -55,11 +56,24 @@ func (b *brain) believe(t *thought) []view.Peer {
 		out = append(out, v.view)
 	}
 	b.believed = believed
-	ends := endings(b.own.issuers.Load(), believed)
-	b.endings.Store(&ends)
+	expiries := b.certificateExpiries()
+	b.expiries.Store(&expiries)
 	b.peers.recall(numbers)
 	b.report(t, lists)
 	return out
+}
+
+// certificateExpiries lists the certificates of this cluster and of its peers.
+func (b *brain) certificateExpiries() []clusterid.Expiry {
+	all := b.identity.Issuers().Expiries()
+	for name, peer := range b.believed {
+		all = append(all, clusterid.PeerRootExpiry(name, peer.peer.Root))
+		if !peer.until.IsZero() {
+			all = append(all, clusterid.PeerIssuerExpiry(name, peer.until))
+		}
+	}
+	clusterid.SortExpiries(all)
+	return all
 }
 
 // keptTrusts are the PeerTrusts by name.
@@ -80,7 +94,7 @@ func (b *brain) peerView(p link.Peer, kept *v1alpha1.PeerTrust) (belief, error) 
 	if old, ok := b.believed[p.Name]; ok && same(old.peer, p) && bytes.Equal(old.list, list) {
 		return old, nil
 	}
-	secret, err := identity.LinkSecret(b.own.linkKey, p.LinkKey.Bytes())
+	secret, err := identity.LinkSecret(b.identity.LinkKey(), p.LinkKey.Bytes())
 	if err != nil {
 		return belief{}, err
 	}

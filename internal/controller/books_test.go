@@ -73,17 +73,17 @@ func TestBooksWriteOnlyChanges(t *testing.T) {
 	a := newAPI(t)
 	b := newBooks(a)
 	assigned(t, b, nil, "bar", "foo")
-	if len(a.wrote()) == 0 {
+	if len(a.Writes()) == 0 {
 		t.Fatal("nothing was stored")
 	}
 	for name, cached := range map[string][]v1alpha1.Ledger{"cache that lags": nil, "cache that is fresh": a.ledgers(t)} {
 		assigned(t, b, cached, "bar", "foo")
-		if w := a.wrote(); len(w) > 0 {
+		if w := a.Writes(); len(w) > 0 {
 			t.Errorf("%s: the same wants were written again: %v", name, w)
 		}
 	}
 	assigned(t, newBooks(a), a.ledgers(t), "bar", "foo")
-	if w := a.wrote(); len(w) > 0 {
+	if w := a.Writes(); len(w) > 0 {
 		t.Errorf("a new leader wrote needlessly: %v", w)
 	}
 }
@@ -130,7 +130,7 @@ func TestBooksMendWhatHandsDo(t *testing.T) {
 			for _, shard := range a.ledgers(t) {
 				c.do(t, a, &shard)
 			}
-			a.wrote()
+			a.Writes()
 			after := assigned(t, b, a.ledgers(t), "aaa", "bar", "foo", "qux")
 			for _, n := range []string{"bar", "foo", "qux"} {
 				if vipOf(before, n) != vipOf(after, n) || before.Route("shop", n, "http", "TCP") != after.Route("shop", n, "http", "TCP") {
@@ -141,9 +141,9 @@ func TestBooksMendWhatHandsDo(t *testing.T) {
 			if diff := cmp.Diff(after.Live(), stored.Live()); diff != "" || len(problems) > 0 {
 				t.Errorf("%s: the book is not what is stored: %v %s", c.why, problems, diff)
 			}
-			a.wrote()
+			a.Writes()
 			assigned(t, b, a.ledgers(t), "aaa", "bar", "foo", "qux")
-			if w := a.wrote(); len(w) > 0 {
+			if w := a.Writes(); len(w) > 0 {
 				t.Errorf("once mended nothing is written: %v", w)
 			}
 		})
@@ -154,7 +154,7 @@ func TestBooksGoOnWithTheLastWholeBook(t *testing.T) {
 	a := newAPI(t)
 	b := newBooks(a)
 	before := assigned(t, b, nil, "bar")
-	a.refusing(func(verb string, _ client.Object) error {
+	a.Refuse(func(verb string, _ client.Object) error {
 		if verb == "create" || verb == "update" {
 			return errors.New("etcd is full")
 		}
@@ -169,11 +169,11 @@ func TestBooksGoOnWithTheLastWholeBook(t *testing.T) {
 func TestBooksSurviveALostAnswer(t *testing.T) {
 	a := newAPI(t)
 	b := newBooks(a)
-	a.lose = func() bool { return true }
+	a.LoseAnswers(func() bool { return true })
 	if _, _, err := b.assign(t.Context(), nil, nil, wantMirrors("bar"), time.Now()); err == nil {
 		t.Fatal("the answer was not lost")
 	}
-	a.lose = nil
+	a.LoseAnswers(nil)
 	assigned(t, b, nil, "bar") // what was stored meanwhile is read, or each write would conflict for good
 }
 
@@ -200,13 +200,13 @@ func TestBooksGiveNothingTwice(t *testing.T) {
 
 func chaos(t *testing.T, r *rand.Rand) {
 	a := newAPI(t)
-	a.refusing(func(verb string, o client.Object) error {
+	a.Refuse(func(verb string, o client.Object) error {
 		if verb != "get" && r.IntN(6) == 0 {
 			return errors.New("the connection was lost")
 		}
 		return nil
 	})
-	a.lose = func() bool { return r.IntN(6) == 0 }
+	a.LoseAnswers(func() bool { return r.IntN(6) == 0 })
 	b, now := newBooks(a), time.Unix(1_800_000_000, 0)
 	history := [][]v1alpha1.Ledger{nil} // what a cache may show, oldest first
 	shown := 0

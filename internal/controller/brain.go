@@ -16,6 +16,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
@@ -41,14 +42,14 @@ const (
 //	caches, peers ─▶ think ─▶ catalogs for peers, views for nodes     (every replica)
 //	                      └─▶ ledger, mirrors, status, Events          (the leader)
 type brain struct {
-	o      Options
-	own    *own
-	cache  client.Reader
-	hub    *nodestream.Hub
-	board  *wire.Board
-	peers  *peers
-	ranges []netip.Prefix
-	log    *slog.Logger
+	o        Options
+	identity *clusterid.Identity
+	cache    client.Reader
+	hub      *nodestream.Hub
+	board    *wire.Board
+	peers    *peers
+	ranges   []netip.Prefix
+	log      *slog.Logger
 
 	leading atomic.Bool
 	leader  *leader
@@ -68,12 +69,12 @@ type brain struct {
 	failing        atomic.Int64           // nodes whose path failed when it was last proved
 	again          time.Duration          // when to think again by itself; 0: no need
 	inviteKeys     map[types.UID][32]byte // label keys of open invites
-	endings        atomic.Pointer[[]ending]
+	expiries       atomic.Pointer[[]clusterid.Expiry]
 }
 
-// ends are the certificates whose ends were known at the last thought.
-func (b *brain) ends() []ending {
-	if all := b.endings.Load(); all != nil {
+// lastExpiries are the certificates that were known at the last pass.
+func (b *brain) lastExpiries() []clusterid.Expiry {
+	if all := b.expiries.Load(); all != nil {
 		return *all
 	}
 	return nil
@@ -202,16 +203,16 @@ func (b *brain) assign(ctx context.Context, t *thought) error {
 }
 
 func (b *brain) ownHalf() link.Own {
-	key, err := link.ParseKey(b.own.linkKey.Public())
+	key, err := link.ParseKey(b.identity.LinkKey().Public())
 	if err != nil {
 		panic(fmt.Sprintf("controller: our own link key: %v", err)) // it was parsed before
 	}
-	return link.Own{TrustDomain: b.own.trustDomain, LinkKey: key}
+	return link.Own{TrustDomain: b.identity.TrustDomain(), LinkKey: key}
 }
 
 func (b *brain) exports(t *thought) catalog.Exports {
 	return catalog.Build(catalog.Inputs{
-		TrustDomain: b.own.trustDomain, Namespace: b.o.Namespace,
+		TrustDomain: b.identity.TrustDomain(), Namespace: b.o.Namespace,
 		Services: t.services, EndpointSlices: t.slices, Pods: t.pods,
 		Links: t.links, ExportPolicies: t.policies, Agents: t.top.agents, Routes: t.book.Route,
 		Namespaces: t.namespaces, ServiceExports: t.snapshot.serviceExports,
@@ -256,8 +257,8 @@ func (b *brain) publish(t *thought) error {
 	b.published = catalogs
 
 	views, err := b.builder.Build(view.Inputs{
-		Now: t.now, TrustDomain: b.own.trustDomain, Namespace: b.o.Namespace,
-		Issuers: b.own.issuers.Load().ders, HopMaster: b.own.hopMaster, VIPCIDRs: b.o.VIPCIDRs,
+		Now: t.now, TrustDomain: b.identity.TrustDomain(), Namespace: b.o.Namespace,
+		Issuers: b.identity.Issuers().Certificates(), HopMaster: b.identity.HopMasterKey(), VIPCIDRs: b.o.VIPCIDRs,
 		Peers: t.views, Invites: t.invited, Mirrors: t.book.Live(), Exports: t.exports.List,
 		Pods: t.pods, Isolation: catalog.NewIsolation(t.networks),
 		Controllers: t.top.controllers, Nodes: t.top.nodes, Agents: t.top.agents,
@@ -302,7 +303,7 @@ func (b *brain) lead(ctx context.Context, t *thought) {
 	}
 	b.leader.offer(ctx, jobs, house{
 		gateways: t.top.gateways, exports: t.exports.Problems, trusts: t.trusts, services: t.services, serviceExports: t.snapshot.serviceExports, links: t.links,
-		invites: t.invites, joins: t.joins, endings: b.ends(),
+		invites: t.invites, joins: t.joins, expiries: b.lastExpiries(),
 	})
 	b.leader.offerJoins(ctx, t.joins)
 }
@@ -319,7 +320,7 @@ func (b *brain) job(t *thought, l *v1alpha1.Link, trusted bool) job {
 	if b.believed[l.Name].followed {
 		j.seen.RootUntil = t.peers[l.Name].Root.NotAfter
 	}
-	j.seen.Behind = b.own.issuers.Load().behind(h.trusts, t.now)
+	j.seen.Behind = b.identity.Issuers().Unacknowledged(h.trusts, t.now)
 	b.others(t, l, h, &j.seen)
 	j.seen.Exports = len(t.exports.For(l.Name))
 	j.exported = t.exports.LinkProblems[l.Name]

@@ -17,6 +17,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
 
@@ -94,7 +95,7 @@ func (r *replica) connect(names ...string) {
 func (a *api) condition(t *testing.T, kind string) string {
 	t.Helper()
 	var l v1alpha1.Link
-	a.get(t, "", "east", &l)
+	a.MustGet(t, "", "east", &l)
 	c := meta.FindStatusCondition(l.Status.Conditions, kind)
 	if c == nil {
 		return "none"
@@ -135,7 +136,7 @@ func TestAThoughtWaitsForNoCacheForEver(t *testing.T) {
 
 // A key that looks like one and with which no secret can be made would keep the Link waiting for the peer for ever.
 func TestKeyWithoutASecret(t *testing.T) {
-	ours := west().linkKey.Public()
+	ours := west().LinkKey().Public()
 	ours[31] ^= 0x80 // another spelling of it: the highest bit does not count
 	for name, key := range map[string][]byte{"of low order": make([]byte, 32), "our own, spelled otherwise": ours} {
 		t.Run(name, func(t *testing.T) {
@@ -147,10 +148,10 @@ func TestKeyWithoutASecret(t *testing.T) {
 				}
 				inboundSink{r.peers}.Hello("east", hello(east(), 1), 0)
 				r.again(3)
-				before := r.readSoFar()
+				before := r.Reads()
 				time.Sleep(time.Minute)
 				synctest.Wait()
-				if n := r.readSoFar() - before; n > 5 {
+				if n := r.Reads() - before; n > 5 {
 					t.Errorf("who says so makes us ask our API server %d times a minute", n)
 				}
 			}, l)
@@ -163,12 +164,12 @@ func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
 		r.connect("bar", "foo")
 		r.again(5)
 		if !r.stands(t, "bar-east") || !r.stands(t, "foo-east") || r.condition(t, v1alpha1.LinkSynced) != "True SyncedWithProblems" {
-			t.Fatalf("it does not work at all: %s, %v", r.condition(t, v1alpha1.LinkSynced), r.wrote())
+			t.Fatalf("it does not work at all: %s, %v", r.condition(t, v1alpha1.LinkSynced), r.Writes())
 		}
-		r.wrote()
+		r.Writes()
 		r.told()
 		r.again(20)
-		if w := r.wrote(); len(w) > 0 {
+		if w := r.Writes(); len(w) > 0 {
 			t.Errorf("20 thoughts about nothing wrote %v", w)
 		}
 		if e := r.told(); len(e) > 0 {
@@ -181,7 +182,7 @@ func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
 			next.again(1)
 			next.connect("bar", "foo")
 			next.again(5)
-			if w := next.wrote(); len(w) > 0 {
+			if w := next.Writes(); len(w) > 0 {
 				t.Errorf("a new leader wrote needlessly: %v", w)
 			}
 			if e := next.told(); len(e) > 0 {
@@ -194,7 +195,7 @@ func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
 func TestIdentityIsNotReadWithEachThought(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		reads := 0
-		r.refusing(func(verb string, o client.Object) error {
+		r.Refuse(func(verb string, o client.Object) error {
 			if _, ok := o.(*corev1.ConfigMap); ok && verb == "get" {
 				reads++
 			}
@@ -204,14 +205,14 @@ func TestIdentityIsNotReadWithEachThought(t *testing.T) {
 		if reads > 1 {
 			t.Errorf("25 thoughts in 50 s read the ConfigMap %d times", reads)
 		}
-		r.refusing(nil)
+		r.Refuse(nil)
 		var cm corev1.ConfigMap
-		r.get(t, system, IdentityConfigMap, &cm)
+		r.MustGet(t, system, clusterid.ConfigMapName, &cm)
 		if err := r.Delete(t.Context(), &cm); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(reread + time.Second)
-		r.get(t, system, IdentityConfigMap, &cm)
+		r.MustGet(t, system, clusterid.ConfigMapName, &cm)
 	})
 }
 
@@ -219,12 +220,12 @@ func TestRestartWithAPeerOutOfReachDeletesNothing(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		r.connect("bar", "foo")
 		r.again(3)
-		r.wrote()
+		r.Writes()
 		next := newReplica(t, r.api)
 		next.during(t, func() {
 			time.Sleep(20 * time.Minute)
 			next.again(3)
-			w := next.wrote()
+			w := next.Writes()
 			if !next.stands(t, "bar-east") || !next.stands(t, "foo-east") || count(w, "delete") > 0 || count(w, "Ledger") > 0 {
 				t.Errorf("nothing but a whole catalog deletes: %v", w)
 			}
@@ -245,11 +246,11 @@ func TestLinkRemoved(t *testing.T) {
 		r.connect("bar")
 		r.again(3)
 		var l v1alpha1.Link
-		r.get(t, "", "east", &l)
+		r.MustGet(t, "", "east", &l)
 		if err := r.Delete(t.Context(), &l); err != nil {
 			t.Fatal(err)
 		}
-		r.wrote()
+		r.Writes()
 		r.again(2)
 		var trust v1alpha1.PeerTrust
 		if err := r.Get(t.Context(), client.ObjectKey{Namespace: system, Name: "east"}, &trust); client.IgnoreNotFound(err) != nil || err == nil {
@@ -271,9 +272,9 @@ func TestLinkRemoved(t *testing.T) {
 				t.Errorf("gateways still know %s", key)
 			}
 		}
-		r.wrote()
+		r.Writes()
 		r.again(5)
-		if w := r.wrote(); len(w) > 0 {
+		if w := r.Writes(); len(w) > 0 {
 			t.Errorf("it is over, and yet: %v", w)
 		}
 	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
@@ -284,12 +285,12 @@ func TestTrustDeletedByHandComesBack(t *testing.T) {
 		r.connect("bar")
 		r.again(3)
 		var trust v1alpha1.PeerTrust
-		r.get(t, system, "east", &trust)
+		r.MustGet(t, system, "east", &trust)
 		if err := r.Delete(t.Context(), &trust); err != nil {
 			t.Fatal(err)
 		}
 		r.again(3)
-		r.get(t, system, "east", &trust)
+		r.MustGet(t, system, "east", &trust)
 		if got := r.condition(t, v1alpha1.LinkTrusted); got != "True Trusted" {
 			t.Errorf("the stream stands and says hello no more, and Trusted is %s", got)
 		}
@@ -304,12 +305,12 @@ func TestDuplicateLinksAreNobodysPeers(t *testing.T) {
 		if err := r.Create(t.Context(), second); err != nil {
 			t.Fatal(err)
 		}
-		r.wrote()
+		r.Writes()
 		r.again(3)
 		if got := r.condition(t, v1alpha1.LinkTrusted); got != "False DuplicatePeer" {
 			t.Errorf("Trusted is %s", got)
 		}
-		if w := r.wrote(); !r.stands(t, "bar-east") || count(w, "delete") > 0 {
+		if w := r.Writes(); !r.stands(t, "bar-east") || count(w, "delete") > 0 {
 			t.Errorf("what is for a person to say deletes nothing: %v", w)
 		}
 		if err := r.Delete(t.Context(), second); err != nil {
@@ -332,7 +333,7 @@ func TestWritesThatFailKeepNobodyFromKnowing(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		r.connect("bar")
 		r.again(3)
-		r.refusing(func(verb string, o client.Object) error {
+		r.Refuse(func(verb string, o client.Object) error {
 			if _, ok := o.(*v1alpha1.Ledger); ok {
 				return errors.New("etcd is full")
 			}
@@ -353,7 +354,7 @@ func TestWritesThatFailKeepNobodyFromKnowing(t *testing.T) {
 		if r.stands(t, "foo-east") || !r.stands(t, "bar-east") {
 			t.Error("a mirror must not stand before it is in the ledger")
 		}
-		r.refusing(nil)
+		r.Refuse(nil)
 		r.again(3)
 		if !r.stands(t, "foo-east") {
 			t.Error("it is made once the ledger takes it")
@@ -373,7 +374,7 @@ func TestEventsAreToldOnce(t *testing.T) {
 	taken := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "bar-east"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"a": "b"}}}
 	leading(t, func(t *testing.T, r *replica) {
 		conflicts := 0
-		r.refusing(func(verb string, o client.Object) error {
+		r.Refuse(func(verb string, o client.Object) error {
 			if verb == "update status" && conflicts < 3 {
 				conflicts++
 				return errors.New("the connection was lost")
@@ -387,7 +388,7 @@ func TestEventsAreToldOnce(t *testing.T) {
 			t.Errorf("one Event for the clash at the Link, one for the export at the Service, however often status was tried: %v", told)
 		}
 		var kept corev1.Service
-		r.get(t, "shop", "bar-east", &kept)
+		r.MustGet(t, "shop", "bar-east", &kept)
 		if kept.Spec.Selector["a"] != "b" || len(kept.OwnerReferences) > 0 {
 			t.Error("an object that Causeway did not make is never changed")
 		}
@@ -398,7 +399,7 @@ func TestStatusDoesNotFlapWhilePeersAreRolled(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		r.connect("bar")
 		r.again(5)
-		r.wrote()
+		r.Writes()
 		sink := heardFrom(r.brain.peers, "192.0.2.1:4143")
 		for range 3 {
 			sink.Disconnected("east", errors.New("stopping"))
@@ -407,7 +408,7 @@ func TestStatusDoesNotFlapWhilePeersAreRolled(t *testing.T) {
 			sink.Catalog("east", offered("bar"))
 			r.again(1)
 		}
-		if w := r.wrote(); len(w) > 0 {
+		if w := r.Writes(); len(w) > 0 {
 			t.Errorf("a stream that was back within %v is no news: %v", patience, w)
 		}
 		sink.Disconnected("east", errors.New("gone"))

@@ -6,7 +6,7 @@
 //	peers' catalogs ──────┴─▶ brain.think ──┼─▶ views ────▶ node streams
 //	                                        └─▶ leader ───▶ ledger, mirrors, status, Events
 //
-// brain.go is the front door to its thinking, own.go to what the cluster is.
+// brain.go is the front door to its thinking.
 //
 // What always holds:
 //   - Every replica serves: catalogs, node streams, signatures. The leader alone
@@ -52,6 +52,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -107,11 +108,13 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	mine, err := loadOwn(ctx, live, o, time.Now())
+	mine, err := clusterid.Load(ctx, live, clusterid.Options{
+		ClusterName: o.ClusterName, Namespace: o.Namespace, CASecret: o.CASecret,
+	})
 	if err != nil {
 		return fmt.Errorf("load this cluster's identity: %w", err)
 	}
-	err = mine.publish(ctx, live, o, nil)
+	err = mine.Publish(ctx, live, nil)
 	if err != nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) { // another replica does
 		return err
 	}
@@ -121,7 +124,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.Pod{}, signer.PodNodeField, signer.PodNode); err != nil {
 		return fmt.Errorf("index Pods by node: %w", err)
 	}
-	p := &process{o: o, own: mine, mgr: mgr, live: live, ranges: ranges, log: o.Log}
+	p := &process{o: o, identity: mine, mgr: mgr, live: live, ranges: ranges, log: o.Log}
 	if err := p.wire(); err != nil {
 		return err
 	}
@@ -203,35 +206,33 @@ func slimAnnotations(all map[string]string) map[string]string {
 
 // process is one controller process while it is put together.
 type process struct {
-	o      Options
-	own    *own
-	mgr    manager.Manager
-	live   client.Client
-	ranges []netip.Prefix
-	log    *slog.Logger
+	o        Options
+	identity *clusterid.Identity
+	mgr      manager.Manager
+	live     client.Client
+	ranges   []netip.Prefix
+	log      *slog.Logger
 
-	credential *credential
-	brain      *brain
-	whole      chan struct{}
+	brain *brain
+	whole chan struct{}
 }
 
 // wire puts the parts together and hands them to the manager, which runs them.
 func (p *process) wire() error {
-	p.credential = &credential{own: p.own, namespace: p.o.Namespace}
 	hub, board := &nodestream.Hub{}, &wire.Board{}
-	if err := board.SetHello(p.own.hello(p.o.Version)); err != nil {
+	if err := board.SetHello(p.hello()); err != nil {
 		return err
 	}
 	p.whole = make(chan struct{})
 	b := &brain{
-		o: p.o, own: p.own, cache: p.mgr.GetClient(), hub: hub, board: board, ranges: p.ranges, log: p.log,
+		o: p.o, identity: p.identity, cache: p.mgr.GetClient(), hub: hub, board: board, ranges: p.ranges, log: p.log,
 		whole: p.whole, wake: make(chan struct{}, 1),
 	}
 	p.brain = b
-	metrics.Registry.MustRegister(expiry{b.ends})
+	metrics.Registry.MustRegister(clusterid.NewExpiryCollector(b.lastExpiries))
 	catalogMetrics := wire.NewMetrics(metrics.Registry)
 	b.peers = &peers{
-		own: p.own, credential: p.credential.get, trusts: trusts{p.live, p.o.Namespace}, board: board,
+		identity: p.identity, trusts: trusts{p.live, p.o.Namespace}, board: board,
 		metrics: catalogMetrics, changed: b.changed, reach: dial, log: p.log, links: make(map[string]*peerState),
 		ranges: slices.Concat(p.ranges, p.o.Taken),
 		lookup: func(ctx context.Context, host string) ([]netip.Addr, error) {
@@ -243,7 +244,7 @@ func (p *process) wire() error {
 		Help: "Nodes whose way from a pod to its agent failed when it was last proved, by causeway check or install.",
 	}, func() float64 { return float64(b.failing.Load()) }))
 	b.leader = &leader{
-		client: p.mgr.GetClient(), own: p.own, o: p.o, log: p.log,
+		client: p.mgr.GetClient(), identity: p.identity, o: p.o, log: p.log,
 		events: p.mgr.GetEventRecorder("causeway-controller"), joiner: p.joiner(),
 		books: &books{client: p.live, namespace: p.o.Namespace, ranges: p.ranges, log: p.log},
 		reconciler: &mirror.Reconciler{
@@ -256,9 +257,41 @@ func (p *process) wire() error {
 		return err
 	}
 	return errors.Join(
-		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes), p.add(p.rotator().run),
+		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes), p.add(p.rotator().Run),
 		p.add((&admin{brain: b, ask: server.Ask, o: p.o}).serve),
 	)
+}
+
+// hello is what this cluster sends to peers.
+func (p *process) hello() *wire.Hello {
+	h := p.identity.Hello()
+	return &wire.Hello{Version: p.o.Version, IssuerList: h.IssuerList, LinkPublicKey: h.LinkPublicKey}
+}
+
+// rotator rotates this cluster's certificates.
+func (p *process) rotator() *clusterid.Rotator {
+	synced := p.whole
+	return clusterid.NewRotator(clusterid.RotatorConfig{
+		Identity:     p.identity,
+		Client:       p.live,
+		Acknowledged: p.brain.peers.acks,
+		Events:       p.brain.leader.events,
+		Log:          p.log,
+		OnChange: func() {
+			if err := p.brain.board.SetHello(p.hello()); err != nil {
+				p.log.Error("cannot announce this cluster's issuers to peers", "error", err)
+			}
+			p.brain.changed()
+		},
+		IsLeader: func() bool {
+			select {
+			case <-synced:
+				return p.brain.leading.Load()
+			default:
+				return false
+			}
+		},
+	})
 }
 
 // everywhere is a part that runs in every replica.
@@ -338,7 +371,7 @@ func (p *process) nodeStream(hub *nodestream.Hub) (*nodestream.Server, everywher
 		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
 	}
 	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(), metrics.Registry)
-	s := signer.New(known, p.own, signer.Options{Registerer: metrics.Registry})
+	s := signer.New(known, p.identity, signer.Options{Registerer: metrics.Registry})
 	server := nodestream.NewServer(subjects{known}, hub, s.Sign, nodestream.ServerOptions{Log: p.log, Registerer: metrics.Registry})
 	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: guardAccepted})
 	return server, func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
@@ -364,7 +397,7 @@ func (s subjects) Authenticate(ctx context.Context, token string) (nodestream.Su
 
 func (p *process) nodeTLS() (*tls.Config, error) {
 	return identity.ServerTLS(identity.PlaneNode,
-		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.credential.get() }, false, nil), nil
+		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.identity.Credential() }, false, nil), nil
 }
 
 // catalog serves peers' controllers, whom a gateway of ours hands over.
@@ -374,7 +407,7 @@ func (p *process) catalog(board *wire.Board, m *wire.Metrics) everywhere {
 		if err != nil {
 			return fmt.Errorf("listen for peers: %w", err)
 		}
-		key := route.HopKey(identity.HopKey(p.own.hopMaster, view.ControllerBackend(p.o.PodName)))
+		key := route.HopKey(identity.HopKey(p.identity.HopMasterKey(), view.ControllerBackend(p.o.PodName)))
 		ln := newHopListener(tcp, key, p.log, metrics.Registry)
 		var accepting sync.WaitGroup
 		defer accepting.Wait()

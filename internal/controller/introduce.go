@@ -16,38 +16,26 @@ func (p *process) invited() *joinwire.Server {
 	results := newJoinResults(metrics.Registry)
 	i := &inviter{
 		client: p.live, namespace: p.o.Namespace, version: p.o.Version,
-		own: p.brain.ownHalf(), linkKey: p.own.linkKey.Public(),
+		own: p.brain.ownHalf(), linkKey: p.identity.LinkKey().Public(),
 		events: p.brain.leader.events,
 	}
 	return &joinwire.Server{
 		TLS: func() (*tls.Config, error) {
 			return identity.ServerTLS(identity.PlaneJoin,
-				func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.introduced() },
+				func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.identity.CredentialWithRoot() },
 				true, identity.VerifyIntroduced(time.Now)), nil
 		},
-		Root: p.own.rootHash, Guard: guardAccepted, Handle: i.handle, Log: p.log,
+		Root: p.identity.RootHash, Guard: guardAccepted, Handle: i.handle, Log: p.log,
 		Count: func(result string) { results.WithLabelValues(result).Inc() },
 	}
-}
-
-// rootHash is that of the root that peers pin.
-func (o *own) rootHash() [32]byte { return identity.RootHash(o.root().Anchor()) }
-
-// introduced is this replica's own credential for those who do not know our root.
-func (p *process) introduced() (*identity.Credential, error) {
-	c, err := p.credential.get()
-	if err != nil {
-		return nil, err
-	}
-	return c.WithRoot(p.own.root().Anchor()), nil
 }
 
 // joiner is what uses the tokens that people bring here.
 func (p *process) joiner() *joiner {
 	return &joiner{
 		client: p.live, namespace: p.o.Namespace, version: p.o.Version,
-		own: p.brain.ownHalf(), root: p.own.rootHash, linkKey: p.own.linkKey.Public(),
-		credential: p.introduced, reach: dial,
+		own: p.brain.ownHalf(), root: p.identity.RootHash, linkKey: p.identity.LinkKey().Public(),
+		credential: p.identity.CredentialWithRoot, reach: dial,
 	}
 }
 

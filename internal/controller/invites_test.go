@@ -24,8 +24,8 @@ func TestInviteAndJoin(t *testing.T) {
 	}
 	// What each made of the other must be what `causeway link` would have made.
 	var theirs, ours v1alpha1.Link
-	h.get(t, "", "west", &theirs)
-	g.get(t, "", "east", &ours)
+	h.MustGet(t, "", "west", &theirs)
+	g.MustGet(t, "", "east", &ours)
 	wantTheirs, wantOurs := linkTo("west", west()).Spec, linkTo("east", east(), "198.51.100.2:4143").Spec
 	wantTheirs.Import, wantOurs.Import, wantOurs.Export = nil, nil, nil // as they were told
 	if !sameSpec(wantTheirs, theirs.Spec) {
@@ -34,17 +34,17 @@ func TestInviteAndJoin(t *testing.T) {
 	if !sameSpec(wantOurs, ours.Spec) {
 		t.Errorf("the joiner's Link (-want +got)\n%s", cmp.Diff(wantOurs, ours.Spec))
 	}
-	if s := h.status(t, "west"); s.State != v1alpha1.InviteLinked || s.Joined == nil || s.Joined.TrustDomain != west().trustDomain || s.Joined.Address != "127.0.0.1" {
+	if s := h.status(t, "west"); s.State != v1alpha1.InviteLinked || s.Joined == nil || s.Joined.TrustDomain != west().TrustDomain() || s.Joined.Address != "127.0.0.1" {
 		t.Errorf("the inviter's people see %+v", s)
 	}
 	if e := <-h.recorder.Events; !strings.Contains(e, "Joined") {
 		t.Errorf("told %q", e)
 	}
 	// Done is done.
-	h.wrote()
-	g.wrote()
+	h.Writes()
+	g.Writes()
 	g.works(t, j)
-	if w := append(h.wrote(), g.wrote()...); len(w) > 0 {
+	if w := append(h.Writes(), g.Writes()...); len(w) > 0 {
 		t.Errorf("a Join that is done writes %v", w)
 	}
 }
@@ -73,7 +73,7 @@ func TestJoinGoesOnAfterACrash(t *testing.T) {
 			if c.fail == nil {
 				h.inviter.client = unlisted{h.api}
 			} else {
-				h.refusing(func(verb string, o client.Object) error {
+				h.Refuse(func(verb string, o client.Object) error {
 					if c.fail(verb, o) {
 						return errors.New("the API server is away")
 					}
@@ -83,7 +83,7 @@ func TestJoinGoesOnAfterACrash(t *testing.T) {
 			if s := g.works(t, j); s.State != v1alpha1.JoinPending {
 				t.Fatalf("%s: %+v", c.why, s)
 			}
-			h.refusing(nil)
+			h.Refuse(nil)
 			h.inviter.client = h.api
 			if s := h.status(t, "west"); s.State != c.then || len(h.links(t)) > 0 {
 				t.Fatalf("%s: it left %+v, Links %v", c.why, s, h.links(t))
@@ -105,7 +105,7 @@ func TestJoinerCrashes(t *testing.T) {
 	h := newHost(t, east())
 	g := newGuest(t, west(), h)
 	j := g.brings(t, h.invites(t, east(), "west", 0), "west")
-	g.refusing(func(verb string, o client.Object) error {
+	g.Refuse(func(verb string, o client.Object) error {
 		if isLink(o) && verb == "create" {
 			return errors.New("the API server is away")
 		}
@@ -114,11 +114,11 @@ func TestJoinerCrashes(t *testing.T) {
 	if _, err := g.joiner.work(t.Context(), client.ObjectKeyFromObject(j), j.UID); err == nil {
 		t.Fatal("it does not say so")
 	}
-	g.refusing(nil)
+	g.Refuse(nil)
 	if s := g.works(t, j); s.State != v1alpha1.JoinLinked {
 		t.Errorf("it does not go on: %+v", s)
 	}
-	if diff := cmp.Diff([]string{"west " + west().trustDomain}, h.links(t)); diff != "" {
+	if diff := cmp.Diff([]string{"west " + west().TrustDomain()}, h.links(t)); diff != "" {
 		t.Error(diff)
 	}
 }

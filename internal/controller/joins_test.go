@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 	"github.com/causeway-mesh/causeway/internal/invite"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
@@ -109,9 +110,9 @@ func TestJoinAnewByAnotherName(t *testing.T) {
 	g := newGuest(t, west(), h)
 	token := h.invites(t, east(), "west", 0)
 	j := g.brings(t, token, "west")
-	g.refusing(func(verb string, o client.Object) error {
+	g.Refuse(func(verb string, o client.Object) error {
 		if isLink(o) && verb == "create" && o.GetUID() != "link-east" {
-			g.refusing(nil)
+			g.Refuse(nil)
 			return g.WithWatch.Create(t.Context(), linkTo("east", south()))
 		}
 		return nil
@@ -125,7 +126,7 @@ func TestJoinAnewByAnotherName(t *testing.T) {
 	if s := g.works(t, g.bringsTo(t, "far", token, "west")); s.State != v1alpha1.JoinLinked {
 		t.Errorf("%+v", s)
 	}
-	if diff := cmp.Diff([]string{"west " + west().trustDomain}, h.links(t)); diff != "" {
+	if diff := cmp.Diff([]string{"west " + west().TrustDomain()}, h.links(t)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -147,10 +148,9 @@ func TestJoinerBelievesThePinnedRootAlone(t *testing.T) {
 // An inviter that passes for a peer we have already, by its trust domain or its key, must not end that one's Link: of two
 // that claim one peer neither counts.
 func TestJoinHarmsNoOtherPeer(t *testing.T) {
-	namesake := newOwn("east", "27a432a2") // east's trust domain, and a root of its own
-	copied := newOwn("north", "44444444")
-	copied.linkKey = east().linkKey
-	for name, inviter := range map[string]*own{"its trust domain": namesake, "its key": copied} {
+	namesake := clusteridtest.New("east", "27a432a2") // east's trust domain, and a root of its own
+	copied := clusteridtest.NewWithLinkKey("north", "44444444", east())
+	for name, inviter := range map[string]*clusteridtest.Cluster{"its trust domain": namesake, "its key": copied} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t, inviter)
 			g := newGuest(t, west(), h)
@@ -184,8 +184,8 @@ func TestJoinTellsWhatKeepsIt(t *testing.T) {
 	if s.State != v1alpha1.JoinPending || !strings.Contains(s.Message, "198.51.100.2:4143: it cannot be reached") {
 		t.Errorf("%+v", s)
 	}
-	g.wrote()
-	if g.works(t, j); len(g.wrote()) > 0 {
+	g.Writes()
+	if g.works(t, j); len(g.Writes()) > 0 {
 		t.Error("it writes with each try")
 	}
 }
@@ -235,7 +235,7 @@ func TestKeepInvites(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		a.wrote()
+		a.Writes()
 		if err := r.leader.keepInvites(t.Context(), invites.Items, joins.Items, time.Now()); err != nil {
 			t.Fatal(err)
 		}
@@ -254,7 +254,7 @@ func TestKeepInvites(t *testing.T) {
 	if err := a.Get(t.Context(), client.ObjectKeyFromObject(old), old); !apierrors.IsNotFound(err) {
 		t.Errorf("an old Join stays: %v", err)
 	}
-	if keep(); len(a.wrote()) > 0 {
+	if keep(); len(a.Writes()) > 0 {
 		t.Error("it writes though nothing changed")
 	}
 }
@@ -293,9 +293,9 @@ func TestInvitationsAreForGateways(t *testing.T) {
 		t.Errorf("one that has none after 8 minutes makes every replica think anew each %v", r.brain.again)
 	}
 	th.now = time.Now()
-	before := h.readSoFar()
+	before := h.Reads()
 	r.invitations(t.Context(), th)
-	if n := h.readSoFar() - before; n != 1 { // of the naked one
+	if n := h.Reads() - before; n != 1 { // of the naked one
 		t.Errorf("secrets are read %d times", n)
 	}
 }
@@ -318,7 +318,7 @@ func TestOfferJoins(t *testing.T) {
 	}
 	for {
 		var now v1alpha1.Join
-		g.get(t, system, "east", &now)
+		g.MustGet(t, system, "east", &now)
 		if now.Status.State == v1alpha1.JoinLinked {
 			break
 		}

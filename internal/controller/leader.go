@@ -22,6 +22,7 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 )
@@ -32,7 +33,7 @@ type leader struct {
 	client     client.Client
 	reconciler *mirror.Reconciler
 	books      *books
-	own        *own
+	identity   *clusterid.Identity
 	events     events.EventRecorder
 	o          Options
 	log        *slog.Logger
@@ -45,10 +46,10 @@ type leader struct {
 	told    map[catalog.Problem]bool // export problems with an Event; of the house's goroutine alone
 	// named are the gateways that the identity was last published with, and when, and
 	// of which generation its roots were: of the house's goroutine alone.
-	named      []string
-	namedWhen  time.Time
-	namedRoots uint64
-	ending     map[ending]time.Time // when told of; of the house's goroutine alone
+	named          []string
+	namedWhen      time.Time
+	namedRoots     uint64
+	expiryWarnings clusterid.ExpiryWarnings // of the house's goroutine alone
 }
 
 // reread is how often the published identity, which is not in the cache, is looked at.
@@ -77,7 +78,7 @@ type house struct {
 	links          []v1alpha1.Link
 	invites        []v1alpha1.Invite
 	joins          []v1alpha1.Join
-	endings        []ending
+	expiries       []clusterid.Expiry
 }
 
 // A writer does the newest of its work, again until it succeeds.
@@ -272,7 +273,7 @@ func (l *leader) keep(ctx context.Context, h house, links map[string]bool) error
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	l.tellExporters(h)
-	l.tellEndings(h, time.Now())
+	l.warnOfExpiries(h, time.Now())
 	errs := []error{l.identify(ctx, h.gateways), l.keepCanary(ctx, h.services), l.keepInvites(ctx, h.invites, h.joins, time.Now())}
 	for i := range h.trusts {
 		t := &h.trusts[i]
@@ -288,14 +289,40 @@ func (l *leader) keep(ctx context.Context, h house, links map[string]bool) error
 
 // identify publishes the identity if that is due.
 func (l *leader) identify(ctx context.Context, gateways []string) error {
-	roots := l.own.issuers.Load().roots.Generation
+	roots := l.identity.Issuers().RootGeneration()
 	if slices.Equal(gateways, l.named) && time.Since(l.namedWhen) < reread && roots == l.namedRoots {
 		return nil
 	}
-	if err := l.own.publish(ctx, l.client, l.o, gateways); err != nil {
+	if err := l.identity.Publish(ctx, l.client, gateways); err != nil {
 		return err
 	}
 	l.named, l.namedWhen, l.namedRoots = gateways, time.Now(), roots
+	return nil
+}
+
+// warnOfExpiries emits an Event, once a day, for each certificate that ends soon.
+func (l *leader) warnOfExpiries(h house, now time.Time) {
+	for _, e := range l.expiryWarnings.Due(h.expiries, now) {
+		about := h.certificateOwner(e, l.o.Namespace)
+		if about == nil {
+			continue
+		}
+		l.log.Warn("certificate ends soon", "certificate", e.Kind, "link", e.Link, "notAfter", e.NotAfter)
+		l.events.Eventf(about, nil, corev1.EventTypeWarning, clusterid.CertificateEndsSoon, "Rotating", "%s", e.Warning(now))
+	}
+}
+
+// certificateOwner is the object that an Event about e names: the Link, or the ConfigMap with
+// this cluster's identity. It is nil if the Link is gone.
+func (h *house) certificateOwner(e clusterid.Expiry, namespace string) runtime.Object {
+	if e.Link == "" {
+		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: clusterid.ConfigMapName}}
+	}
+	for i := range h.links {
+		if h.links[i].Name == e.Link {
+			return &h.links[i]
+		}
+	}
 	return nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 )
 
 // lines is a log that can be counted.
@@ -117,7 +118,7 @@ func TestMirrorsThatCannotBeWrittenAreSaid(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		r.connect("bar")
 		r.again(3)
-		r.refusing(func(verb string, o client.Object) error {
+		r.Refuse(func(verb string, o client.Object) error {
 			if _, ok := o.(*corev1.Service); ok && verb == "create" {
 				return errors.New("a webhook does not answer")
 			}
@@ -129,7 +130,7 @@ func TestMirrorsThatCannotBeWrittenAreSaid(t *testing.T) {
 		if got := r.condition(t, v1alpha1.LinkSynced); got != "False Pending" {
 			t.Errorf("Synced is %s while a mirror cannot be made", got)
 		}
-		r.refusing(nil)
+		r.Refuse(nil)
 		time.Sleep(time.Minute)
 		r.again(3)
 		if got := r.condition(t, v1alpha1.LinkSynced); !r.stands(t, "foo-east") || got != "True Synced" {
@@ -154,9 +155,9 @@ func TestExportProblemsStayAtLinksThatExport(t *testing.T) {
 }
 
 func TestOneLinksTroubleStaysWithIt(t *testing.T) {
-	other := newOwn("north", "00000001")
+	other := clusteridtest.New("north", "00000001")
 	leading(t, func(t *testing.T, r *replica) {
-		r.refusing(func(verb string, o client.Object) error {
+		r.Refuse(func(verb string, o client.Object) error {
 			if verb == "update status" && o.GetName() == "north" {
 				return errors.New("refused")
 			}
@@ -251,7 +252,7 @@ func TestAPeersChatterIsNotWrittenWordByWord(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		r.connect("bar")
 		r.again(5)
-		r.wrote()
+		r.Writes()
 		sink := heardFrom(r.brain.peers, "192.0.2.1:4143")
 		const words = 200
 		for i := range words { // ten a second
@@ -260,13 +261,13 @@ func TestAPeersChatterIsNotWrittenWordByWord(t *testing.T) {
 			sink.Hello("east", h, 0)
 			time.Sleep(100 * time.Millisecond)
 		}
-		if n, most := len(r.wrote()), statusBurst+int(words*100*time.Millisecond/statusPause)+1; n == 0 || n > most {
+		if n, most := len(r.Writes()), statusBurst+int(words*100*time.Millisecond/statusPause)+1; n == 0 || n > most {
 			t.Errorf("%d writes of %d words of a peer, want 1 to %d", n, words, most)
 		}
 		time.Sleep(2 * statusPause)
 		synctest.Wait()
 		var l v1alpha1.Link
-		r.get(t, "", "east", &l)
+		r.MustGet(t, "", "east", &l)
 		if want := fmt.Sprintf("v%d", words-1); l.Status.PeerVersion != want {
 			t.Errorf("status says %q, want the last word %q", l.Status.PeerVersion, want)
 		}

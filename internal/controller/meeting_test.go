@@ -14,32 +14,26 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/invite"
 	joinwire "github.com/causeway-mesh/causeway/internal/invite/wire"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
-var south = sync.OnceValue(func() *own { return newOwn("south", "33333333") })
+var south = sync.OnceValue(func() *clusteridtest.Cluster { return clusteridtest.New("south", "33333333") })
 
-func halfOf(t testing.TB, o *own) link.Own {
+func halfOf(t testing.TB, o *clusteridtest.Cluster) link.Own {
 	t.Helper()
-	key, err := link.ParseKey(o.linkKey.Public())
+	key, err := link.ParseKey(o.LinkKey().Public())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return link.Own{TrustDomain: o.trustDomain, LinkKey: key}
+	return link.Own{TrustDomain: o.TrustDomain(), LinkKey: key}
 }
 
-func introducedBy(o *own) func() (*identity.Credential, error) {
-	c := &credential{own: o, namespace: system}
-	return func() (*identity.Credential, error) {
-		held, err := c.get()
-		if err != nil {
-			return nil, err
-		}
-		return held.WithRoot(o.root().Certificate()), nil
-	}
+func introducedBy(o *clusteridtest.Cluster) func() (*identity.Credential, error) {
+	return o.CredentialWithRoot
 }
 
 // host is a cluster that invites: its API server, and a controller replica that is dialled straight.
@@ -54,11 +48,11 @@ type host struct {
 }
 
 // newHost runs replicas of o's controller on one API server until the test ends.
-func newHost(t *testing.T, o *own, objects ...client.Object) *host {
+func newHost(t *testing.T, o *clusteridtest.Cluster, objects ...client.Object) *host {
 	t.Helper()
 	h := &host{api: newAPI(t, objects...), recorder: events.NewFakeRecorder(64)}
 	h.inviter = &inviter{
-		client: h.api, namespace: system, version: "v1", own: halfOf(t, o), linkKey: o.linkKey.Public(),
+		client: h.api, namespace: system, version: "v1", own: halfOf(t, o), linkKey: o.LinkKey().Public(),
 		events: h.recorder,
 	}
 	cred := introducedBy(o)
@@ -67,7 +61,7 @@ func newHost(t *testing.T, o *own, objects ...client.Object) *host {
 			return identity.ServerTLS(identity.PlaneJoin, func(*tls.ClientHelloInfo) (*identity.Credential, error) { return cred() },
 				true, identity.VerifyIntroduced(time.Now)), nil
 		},
-		Root: o.rootHash, Guard: guardAccepted, Handle: h.inviter.handle, Log: quietly,
+		Root: o.RootHash, Guard: guardAccepted, Handle: h.inviter.handle, Log: quietly,
 		Count: func(r string) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
@@ -87,7 +81,7 @@ func newHost(t *testing.T, o *own, objects ...client.Object) *host {
 }
 
 // invites makes an Invite with its Secret, as the command does, and returns its token.
-func (h *host) invites(t *testing.T, o *own, name string, age time.Duration) invite.Token {
+func (h *host) invites(t *testing.T, o *clusteridtest.Cluster, name string, age time.Duration) invite.Token {
 	t.Helper()
 	secret := invite.NewSecret()
 	inv := &v1alpha1.Invite{
@@ -101,7 +95,7 @@ func (h *host) invites(t *testing.T, o *own, name string, age time.Duration) inv
 		t.Fatal(err)
 	}
 	return invite.Token{
-		Root: identity.RootHash(o.root().Certificate()), Secret: secret, Expires: invite.Expires(inv),
+		Root: identity.RootHash(o.Issuers().Root()), Secret: secret, Expires: invite.Expires(inv),
 		Peer: name, Inviter: "east", Gateways: []string{"198.51.100.2:4143"},
 	}
 }
@@ -120,12 +114,12 @@ type guest struct {
 	joiner *joiner
 }
 
-func newGuest(t *testing.T, o *own, h *host) *guest {
+func newGuest(t *testing.T, o *clusteridtest.Cluster, h *host) *guest {
 	t.Helper()
 	g := &guest{api: newAPI(t)}
 	g.joiner = &joiner{
-		client: g.api, namespace: system, version: "v1", own: halfOf(t, o), root: o.rootHash,
-		linkKey: o.linkKey.Public(), credential: introducedBy(o),
+		client: g.api, namespace: system, version: "v1", own: halfOf(t, o), root: o.RootHash,
+		linkKey: o.LinkKey().Public(), credential: introducedBy(o),
 		reach: func(ctx context.Context, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", h.address)
 		},
@@ -185,6 +179,6 @@ func (h *host) links(t *testing.T) []string {
 func (h *host) status(t *testing.T, name string) v1alpha1.InviteStatus {
 	t.Helper()
 	var inv v1alpha1.Invite
-	h.get(t, system, name, &inv)
+	h.MustGet(t, system, name, &inv)
 	return inv.Status
 }
