@@ -17,6 +17,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
@@ -68,7 +69,7 @@ type brain struct {
 	asked          atomic.Pointer[wanted] // for who asks
 	failing        atomic.Int64           // nodes whose path failed when it was last proved
 	again          time.Duration          // when to think again by itself; 0: no need
-	inviteKeys     map[types.UID][32]byte // label keys of open invites
+	inviteKeys     *joinflow.Keys
 	expiries       atomic.Pointer[[]clusterid.Expiry]
 }
 
@@ -150,7 +151,7 @@ func (b *brain) think(ctx context.Context, now time.Time) error {
 	b.peers.look(snap, t.peers)
 	b.peers.set(ctx, t.peers)
 	t.views = b.believe(t)
-	t.invited = b.invitations(ctx, t)
+	t.invited = b.openInvites(t)
 
 	t.book, _ = ledger.Load(snap.ledgers)
 	t.exports = b.exports(t)
@@ -200,6 +201,27 @@ func (b *brain) assign(ctx context.Context, t *thought) error {
 	t.book, t.problems, err = b.leader.books.assign(ctx, t.ledgers, t.exports.List, wants, t.now)
 	t.exports = b.exports(t) // with the route ids just given
 	return err
+}
+
+// openInvites are the open invites, as gateways must know them.
+func (b *brain) openInvites(t *thought) []view.Invite {
+	open, recheck := b.inviteKeys.Open(pointers(t.invites), t.now)
+	if recheck > 0 && (b.again == 0 || recheck < b.again) {
+		b.again = recheck
+	}
+	out := make([]view.Invite, 0, len(open))
+	for _, inv := range open {
+		out = append(out, view.Invite{Name: inv.Name, UID: inv.UID, LabelKey: inv.LabelKey, Until: inv.Until})
+	}
+	return out
+}
+
+func pointers[T any](list []T) []*T {
+	out := make([]*T, len(list))
+	for i := range list {
+		out[i] = &list[i]
+	}
+	return out
 }
 
 func (b *brain) ownHalf() link.Own {
@@ -305,7 +327,7 @@ func (b *brain) lead(ctx context.Context, t *thought) {
 		gateways: t.top.gateways, exports: t.exports.Problems, trusts: t.trusts, services: t.services, serviceExports: t.snapshot.serviceExports, links: t.links,
 		invites: t.invites, joins: t.joins, expiries: b.lastExpiries(),
 	})
-	b.leader.offerJoins(ctx, t.joins)
+	b.leader.joiner.Set(ctx, pointers(t.joins))
 }
 
 // job is what a Link's writer is to make true.

@@ -56,6 +56,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
@@ -229,6 +230,7 @@ func (p *process) wire() error {
 		whole: p.whole, wake: make(chan struct{}, 1),
 	}
 	p.brain = b
+	b.inviteKeys = joinflow.NewKeys(p.live, b.changed, p.log)
 	metrics.Registry.MustRegister(clusterid.NewExpiryCollector(b.lastExpiries))
 	catalogMetrics := wire.NewMetrics(metrics.Registry)
 	b.peers = &peers{
@@ -245,7 +247,7 @@ func (p *process) wire() error {
 	}, func() float64 { return float64(b.failing.Load()) }))
 	b.leader = &leader{
 		client: p.mgr.GetClient(), identity: p.identity, o: p.o, log: p.log,
-		events: p.mgr.GetEventRecorder("causeway-controller"), joiner: p.joiner(),
+		events: p.mgr.GetEventRecorder("causeway-controller"), joiner: joinflow.NewJoiner(p.joining()),
 		books: &books{client: p.live, namespace: p.o.Namespace, ranges: p.ranges, log: p.log},
 		reconciler: &mirror.Reconciler{
 			Client: p.mgr.GetClient(), Live: p.live, Namespace: p.o.Namespace, Version: p.o.Version,
@@ -257,7 +259,7 @@ func (p *process) wire() error {
 		return err
 	}
 	return errors.Join(
-		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes), p.add(p.rotator().Run),
+		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes), p.add(p.brain.inviteKeys.Run), p.add(p.rotator().Run),
 		p.add((&admin{brain: b, ask: server.Ask, o: p.o}).serve),
 	)
 }
@@ -294,6 +296,19 @@ func (p *process) rotator() *clusterid.Rotator {
 	})
 }
 
+// joining are the collaborators of joinflow.
+func (p *process) joining() joinflow.Config {
+	return joinflow.Config{
+		Client:    p.live,
+		Namespace: p.o.Namespace,
+		Version:   p.o.Version,
+		Identity:  p.identity,
+		Dial:      dial,
+		Events:    p.mgr.GetEventRecorder("causeway-controller"),
+		Log:       p.log,
+	}
+}
+
 // everywhere is a part that runs in every replica.
 type everywhere func(context.Context) error
 
@@ -326,6 +341,7 @@ func (p *process) think(ctx context.Context) error {
 	looking.Wait()
 	p.brain.peers.running.Wait()
 	p.brain.leader.running.Wait()
+	p.brain.leader.joiner.Wait()
 	return nil
 }
 
@@ -412,7 +428,8 @@ func (p *process) catalog(board *wire.Board, m *wire.Metrics) everywhere {
 		var accepting sync.WaitGroup
 		defer accepting.Wait()
 		accepting.Go(func() { ln.run(ctx) })
-		accepting.Go(func() { p.invited().Serve(ctx, joining{ln}) })
+		invites := joinflow.NewServer(p.joining(), metrics.Registry)
+		accepting.Go(func() { invites.Serve(ctx, joining{ln}) })
 		server := wire.NewServer(p.brain.peers.who, board, inboundSink{p.brain.peers}, wire.ServerOptions{Log: p.log, Metrics: m})
 		creds := grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: p.brain.peers.serverTLS, Guard: guardAccepted})
 		return server.Serve(ctx, ln, creds)

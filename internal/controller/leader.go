@@ -15,7 +15,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -23,6 +22,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 )
@@ -39,9 +39,8 @@ type leader struct {
 	log        *slog.Logger
 
 	running sync.WaitGroup
-	writers map[string]*writer    // of the brain's goroutine alone
-	joins   map[types.UID]*writer // likewise
-	joiner  *joiner
+	writers map[string]*writer // of the brain's goroutine alone
+	joiner  *joinflow.Joiner
 	house   *writer
 	told    map[catalog.Problem]bool // export problems with an Event; of the house's goroutine alone
 	// named are the gateways that the identity was last published with, and when, and
@@ -274,7 +273,7 @@ func (l *leader) keep(ctx context.Context, h house, links map[string]bool) error
 	defer cancel()
 	l.tellExporters(h)
 	l.warnOfExpiries(h, time.Now())
-	errs := []error{l.identify(ctx, h.gateways), l.keepCanary(ctx, h.services), l.keepInvites(ctx, h.invites, h.joins, time.Now())}
+	errs := []error{l.identify(ctx, h.gateways), l.keepCanary(ctx, h.services), joinflow.Maintain(ctx, l.client, pointers(h.invites), pointers(h.joins), time.Now())}
 	for i := range h.trusts {
 		t := &h.trusts[i]
 		if !links[t.Name] {

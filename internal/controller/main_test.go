@@ -20,6 +20,7 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
+	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
@@ -86,8 +87,10 @@ func newReplica(t testing.TB, a *api) *replica {
 	b := &brain{o: o, identity: west().Identity, cache: a, hub: &nodestream.Hub{}, board: &wire.Board{}, ranges: ranges, log: quietly,
 		whole: make(chan struct{}), wake: make(chan struct{}, 1)}
 	b.peers = newPeers(a, b.board, b.changed)
+	b.inviteKeys = joinflow.NewKeys(a, b.changed, quietly)
 	b.leader = &leader{
 		client: a, identity: west().Identity, o: o, log: quietly, events: r.recorder,
+		joiner:     joinflow.NewJoiner(joinflow.Config{Client: a, Namespace: system, Identity: west().Identity, Log: quietly}),
 		books:      &books{client: a, namespace: system, ranges: ranges, log: quietly},
 		reconciler: &mirror.Reconciler{Client: a, Live: a, Namespace: system, Version: "v1", Log: quietly},
 	}
