@@ -86,7 +86,7 @@ func (a *admin) answer(ctx context.Context) (check.Answer, error) {
 	out := check.Answer{Version: a.o.Version, Agents: agentsOf(reports)}
 	if w := a.brain.asked.Load(); w != nil {
 		out.Whole = true
-		out.IssuersUntil = []time.Time{a.brain.own.issuers.Load().Current.Certificate().NotAfter}
+		out.IssuersUntil = []time.Time{a.brain.identity.Issuers().Issuer().NotAfter}
 		out.RawPods = w.raw
 		for _, name := range slices.Sorted(maps.Keys(w.mirrors)) {
 			out.Peers = append(out.Peers, a.peer(name, w.mirrors[name]))

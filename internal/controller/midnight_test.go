@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
@@ -40,8 +41,8 @@ func (r *replica) toldTo(t *testing.T, to nodestream.Recipient) nodestream.View 
 }
 
 // as makes r a replica of another cluster.
-func (r *replica) as(o *own) *replica {
-	r.own, r.peers.own, r.leader.own = o, o, o
+func (r *replica) as(o *clusteridtest.Cluster) *replica {
+	r.identity, r.peers.identity, r.leader.identity = o.Identity, o.Identity, o.Identity
 	return r
 }
 

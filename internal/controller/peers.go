@@ -15,6 +15,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -25,16 +26,15 @@ import (
 // peers keeps a catalog stream to every gateway address of every peer, hears the
 // peers that dial us, and remembers what each has said.
 type peers struct {
-	own        *own
-	credential func() (*identity.Credential, error)
-	trusts     trusts
-	board      *wire.Board
-	metrics    *wire.Metrics
-	changed    func() // something was learnt
-	reach      func(ctx context.Context, address string) (net.Conn, error)
-	lookup     func(ctx context.Context, host string) ([]netip.Addr, error)
-	ranges     []netip.Prefix // this cluster's own
-	log        *slog.Logger
+	identity *clusterid.Identity
+	trusts   trusts
+	board    *wire.Board
+	metrics  *wire.Metrics
+	changed  func() // something was learnt
+	reach    func(ctx context.Context, address string) (net.Conn, error)
+	lookup   func(ctx context.Context, host string) ([]netip.Addr, error)
+	ranges   []netip.Prefix // this cluster's own
+	log      *slog.Logger
 
 	running sync.WaitGroup // streams, names being resolved, and what is being kept
 	around  around         // of the goroutine that calls set
@@ -172,24 +172,24 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 
 // clientTLS seals a fresh label for the peer's catalog route.
 func (p *peers) clientTLS(peer link.Peer) (*tls.Config, error) {
-	secret, err := identity.LinkSecret(p.own.linkKey, peer.LinkKey.Bytes())
+	secret, err := identity.LinkSecret(p.identity.LinkKey(), peer.LinkKey.Bytes())
 	if err != nil {
 		return nil, err
 	}
 	now := time.Now()
 	day := identity.Day(now)
-	key := identity.DayKey(secret, p.own.trustDomain, peer.TrustDomain, day)
+	key := identity.DayKey(secret, p.identity.TrustDomain(), peer.TrustDomain, day)
 	sni, err := route.NewSealer(route.DatedKey{Day: day, Key: key}).Seal(route.Catalog, route.Wish{}, now)
 	if err != nil {
 		return nil, err
 	}
-	return identity.ClientTLS(identity.PlaneCatalog, sni, p.credential, identity.VerifyPeerController(peer.TrustDomain, peer.Root, time.Now)), nil
+	return identity.ClientTLS(identity.PlaneCatalog, sni, p.identity.Credential, identity.VerifyPeerController(peer.TrustDomain, peer.Root, time.Now)), nil
 }
 
 // serverTLS proves us to peers' controllers, and them to us.
 func (p *peers) serverTLS() (*tls.Config, error) {
 	return identity.ServerTLS(identity.PlaneCatalog,
-		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.credential() },
+		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.identity.Credential() },
 		true, func(cs tls.ConnectionState) error { _, err := p.who(cs); return err }), nil
 }
 
@@ -332,5 +332,43 @@ func (i inboundSink) Disconnected(link string, _ error) {
 	i.p.mu.Unlock()
 	if s != nil {
 		i.p.note(s, func() { s.inbound = false })
+	}
+}
+
+// acks are the numbers of the newest lists of our issuers that peers say to have, by Link.
+func (p *peers) acks() map[string]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make(map[string]uint64, len(p.links))
+	for name, s := range p.links {
+		out[name] = s.trusts
+	}
+	return out
+}
+
+// acked takes in what a peer says to have of our issuers.
+func (p *peers) acked(s *peerState, number uint64) {
+	p.mu.Lock()
+	known := number <= s.trusts
+	p.mu.Unlock()
+	if !known {
+		p.note(s, func() { s.trusts = max(s.trusts, number) })
+	}
+}
+
+// Trusts implements wire.Sink.
+func (o *outboundSink) Trusts(_ string, number uint64) { o.p.acked(o.s, number) }
+
+// Trusts implements wire.Sink.
+func (i inboundSink) Trusts(link string, number uint64) {
+	i.p.mu.Lock()
+	s := i.p.links[link]
+	if g, ok := i.p.dialed[link]; ok {
+		g.trusts = max(g.trusts, number)
+		i.p.dialed[link] = g
+	}
+	i.p.mu.Unlock()
+	if s != nil {
+		i.p.acked(s, number)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
@@ -101,14 +102,14 @@ func TestRemovedAddressStaysRemoved(t *testing.T) {
 func TestWho(t *testing.T) {
 	p, _, end := meetEast(t, newAPI(t))
 	defer end()
-	controllerOf := func(o *own) []*x509.Certificate {
-		c, err := o.controllerCredential(system, time.Now())
+	controllerOf := func(o *clusteridtest.Cluster) []*x509.Certificate {
+		c, err := o.Credential()
 		if err != nil {
 			t.Fatal(err)
 		}
 		return []*x509.Certificate{c.TLS().Leaf}
 	}
-	impostor := newOwn("east", "27a432a2") // says that it is east, by a root of its own
+	impostor := clusteridtest.New("east", "27a432a2") // says that it is east, by a root of its own
 	for name, c := range map[string]struct {
 		why   string
 		certs []*x509.Certificate

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
 
@@ -112,7 +113,7 @@ func TestNameOfAGateway(t *testing.T) {
 			t.Errorf("agents get the address at which the peer was authenticated:\n%s", diff)
 		}
 		var trust v1alpha1.PeerTrust
-		r.get(t, system, "east", &trust)
+		r.MustGet(t, system, "east", &trust)
 		if diff := cmp.Diff([]string{"203.0.113.1:4143"}, trust.Spec.Gateways); diff != "" {
 			t.Errorf("and so do agents of a controller that has just begun:\n%s", diff)
 		}
@@ -137,14 +138,14 @@ func TestNameOfAGateway(t *testing.T) {
 		if diff := cmp.Diff([]string{"203.0.113.3:4143"}, r.dialling()); diff != "" {
 			t.Errorf("what DNS no longer says is forgotten (-want +got):\n%s", diff)
 		}
-		r.get(t, system, "east", &trust)
+		r.MustGet(t, system, "east", &trust)
 		if len(trust.Spec.Gateways) > 0 {
 			t.Errorf("in the PeerTrust, too: %v", trust.Spec.Gateways)
 		}
-		r.wrote()
+		r.Writes()
 		before := server.times()
 		time.Sleep(time.Hour)
-		if w := r.wrote(); len(w) > 0 {
+		if w := r.Writes(); len(w) > 0 {
 			t.Errorf("an hour of the same answers wrote %v", w)
 		}
 		if n := server.times() - before; n > 130 {
@@ -180,9 +181,9 @@ func TestOneWayLinkHeals(t *testing.T) {
 		}
 		time.Sleep(time.Minute) // until its first attempt is over
 		r.again(1)
-		r.wrote()
+		r.Writes()
 		r.again(20)
-		if w := r.wrote(); len(w) > 0 {
+		if w := r.Writes(); len(w) > 0 {
 			t.Errorf("an address that does not answer wrote %v", w)
 		}
 		sink := heardFrom(r.peers, "203.0.113.1:4143")
@@ -241,15 +242,15 @@ func TestOwnGatewaysAreTold(t *testing.T) {
 		}
 		published := func() string {
 			var cm corev1.ConfigMap
-			r.get(t, system, IdentityConfigMap, &cm)
-			return cm.Data[KeyGateways]
+			r.MustGet(t, system, clusterid.ConfigMapName, &cm)
+			return cm.Data[clusterid.KeyGateways]
 		}
 		if got := published(); got != "198.51.100.2:4143,lb.west.example:4143" {
 			t.Errorf("people are told %q", got)
 		}
 		// A load balancer that is taken away answers nobody: neither a peer nor who reads the identity is to be sent there.
 		var now corev1.Service
-		r.get(t, system, gatewayService, &now)
+		r.MustGet(t, system, gatewayService, &now)
 		now.Status.LoadBalancer.Ingress = nil
 		if err := r.Status().Update(t.Context(), &now); err != nil {
 			t.Fatal(err)
@@ -338,10 +339,10 @@ func TestLeaderKnowsOfOtherReplicas(t *testing.T) {
 			if got := r.condition(t, v1alpha1.LinkConnected); got != "False ReplicaDisconnected" {
 				t.Errorf("a replica has no stream: %s", got)
 			}
-			r.wrote()
+			r.Writes()
 			other.again(10)
 			r.again(10)
-			if w := r.wrote(); len(w) > 0 {
+			if w := r.Writes(); len(w) > 0 {
 				t.Errorf("nothing has changed since: %v", w)
 			}
 			heardFrom(other.peers, "192.0.2.1:4143").Hello("east", hello(east(), 1), 0)
@@ -351,7 +352,7 @@ func TestLeaderKnowsOfOtherReplicas(t *testing.T) {
 				t.Errorf("it has one again: %s", got)
 			}
 			var trust v1alpha1.PeerTrust
-			r.get(t, system, "east", &trust)
+			r.MustGet(t, system, "east", &trust)
 			if len(trust.Spec.Replicas) > 0 || len(trust.Spec.IssuerList) == 0 {
 				t.Errorf("who has nothing to report leaves nothing behind: %+v", trust.Spec.Replicas)
 			}
@@ -373,14 +374,14 @@ func TestPeerDialsAnotherReplica(t *testing.T) {
 				}
 			}
 			var l v1alpha1.Link
-			r.get(t, "", "east", &l)
+			r.MustGet(t, "", "east", &l)
 			if l.Status.PeerVersion != "v9" {
 				t.Errorf("the peer's version is %q", l.Status.PeerVersion)
 			}
 		})
 		// The replica goes, and with it its report.
 		var pod corev1.Pod
-		r.get(t, system, "controller-1", &pod)
+		r.MustGet(t, system, "controller-1", &pod)
 		if err := r.Delete(t.Context(), &pod); err != nil {
 			t.Fatal(err)
 		}

@@ -15,15 +15,15 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/link"
-	"github.com/causeway-mesh/causeway/internal/rotation"
 )
 
 func (a *api) kept(t testing.TB, p link.Peer) uint64 {
 	t.Helper()
 	var k v1alpha1.PeerTrust
-	a.get(t, system, p.Name, &k)
+	a.MustGet(t, system, p.Name, &k)
 	list, _ := applied(p, &k)
 	return list.Number
 }
@@ -39,15 +39,15 @@ func TestLearn(t *testing.T) {
 		want uint64 // kept afterwards
 		err  error
 	}{
-		"first":     {why: "nothing was known", sent: east().list(3), want: 3},
-		"higher":    {why: "rotation announces itself by a higher number", had: east().list(3), sent: east().list(4), want: 4},
-		"same":      {why: "each replica signs its own bytes of one number", had: east().list(3), sent: east().list(3), want: 3},
-		"lower":     {why: "a dropped issuer must not come back", had: east().list(3), sent: east().list(2), want: 3, err: errOlder},
-		"not its":   {why: "a peer vouches for its own trust domain only", had: east().list(3), sent: west().list(9), want: 3, err: identity.ErrIssuerList},
-		"garbage":   {why: "bytes of a stranger", had: east().list(3), sent: []byte("x"), want: 3, err: identity.ErrIssuerList},
-		"new Link":  {why: "trust learnt for another Link of the name counts for nothing", had: east().list(3), link: again, sent: east().list(2), want: 2},
-		"no list":   {why: "an empty list takes nobody's trust away", had: east().list(3), want: 3, err: identity.ErrIssuerList},
-		"bad store": {why: "what somebody has broken by hand is learnt anew", had: []byte("x"), sent: east().list(1), want: 1},
+		"first":     {why: "nothing was known", sent: east().SignedList(3), want: 3},
+		"higher":    {why: "rotation announces itself by a higher number", had: east().SignedList(3), sent: east().SignedList(4), want: 4},
+		"same":      {why: "each replica signs its own bytes of one number", had: east().SignedList(3), sent: east().SignedList(3), want: 3},
+		"lower":     {why: "a dropped issuer must not come back", had: east().SignedList(3), sent: east().SignedList(2), want: 3, err: errOlder},
+		"not its":   {why: "a peer vouches for its own trust domain only", had: east().SignedList(3), sent: west().SignedList(9), want: 3, err: identity.ErrIssuerList},
+		"garbage":   {why: "bytes of a stranger", had: east().SignedList(3), sent: []byte("x"), want: 3, err: identity.ErrIssuerList},
+		"new Link":  {why: "trust learnt for another Link of the name counts for nothing", had: east().SignedList(3), link: again, sent: east().SignedList(2), want: 2},
+		"no list":   {why: "an empty list takes nobody's trust away", had: east().SignedList(3), want: 3, err: identity.ErrIssuerList},
+		"bad store": {why: "what somebody has broken by hand is learnt anew", had: []byte("x"), sent: east().SignedList(1), want: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAPI(t)
@@ -82,7 +82,7 @@ func TestLearnAtOnce(t *testing.T) {
 	looked.Add(2)
 	var mu sync.Mutex
 	looks := 0
-	a.refusing(func(verb string, _ client.Object) error {
+	a.Refuse(func(verb string, _ client.Object) error {
 		if verb != "get" {
 			return nil
 		}
@@ -99,7 +99,7 @@ func TestLearnAtOnce(t *testing.T) {
 	var both sync.WaitGroup
 	for _, number := range []uint64{1, 2} {
 		both.Go(func() {
-			_, err := trusts{a, system}.learn(t.Context(), p, east().list(number))
+			_, err := trusts{a, system}.learn(t.Context(), p, east().SignedList(number))
 			if err != nil && !errors.Is(err, errOlder) {
 				t.Error(err)
 			}
@@ -123,8 +123,8 @@ func meetEast(t *testing.T, a *api, gateways ...string) (*peers, *peerState, con
 	return p, p.links["east"], func() { cancel(); p.running.Wait() }
 }
 
-func hello(o *own, number uint64) *wire.Hello {
-	return &wire.Hello{Version: "v9", IssuerList: o.list(number), LinkPublicKey: o.linkKey.Public()}
+func hello(o *clusteridtest.Cluster, number uint64) *wire.Hello {
+	return &wire.Hello{Version: "v9", IssuerList: o.SignedList(number), LinkPublicKey: o.LinkKey().Public()}
 }
 
 func TestRepeatedHellosCostNothing(t *testing.T) {
@@ -140,13 +140,13 @@ func TestRepeatedHellosCostNothing(t *testing.T) {
 				t.Fatalf("the peer is told that list %d is applied, want 2", n)
 			}
 		}
-		if got := a.readSoFar(); got != 1 {
+		if got := a.Reads(); got != 1 {
 			t.Errorf("1000 Hellos with one list read the API %d times, want 1", got)
 		}
 		for n := range uint64(100) {
 			sink.Hello("east", hello(east(), 3+n), 0)
 		}
-		if got := a.readSoFar(); got > 10 {
+		if got := a.Reads(); got > 10 {
 			t.Errorf("100 Hellos at once, each with its own list, read the API %d times", got)
 		}
 	})
@@ -158,13 +158,13 @@ func TestOlderListIsRefusedOnce(t *testing.T) {
 	defer end()
 	sink, old := inboundSink{p}, hello(east(), 1)
 	sink.Hello("east", hello(east(), 2), 0)
-	before := a.readSoFar()
+	before := a.Reads()
 	for range 3 {
 		if n := sink.Hello("east", old, 0); n != 2 {
 			t.Errorf("list %d is told to be applied, want 2", n)
 		}
 	}
-	if a.readSoFar() != before {
+	if a.Reads() != before {
 		t.Error("an old list costs no read of the API")
 	}
 	if got := a.kept(t, s.peer); got != 2 {
@@ -180,12 +180,12 @@ func TestRecall(t *testing.T) {
 		p, s, end := meetEast(t, a)
 		defer end()
 		// The API server is away while the peer says hello.
-		a.refusing(func(string, client.Object) error { return errors.New("no route to host") })
+		a.Refuse(func(string, client.Object) error { return errors.New("no route to host") })
 		inboundSink{p}.Hello("east", h, 0)
 		p.recall(nil)
 		p.recall(nil) // one goroutine, however often it is asked for
 		time.Sleep(10 * time.Second)
-		a.refusing(nil)
+		a.Refuse(nil)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if got := a.kept(t, s.peer); got != 2 {
@@ -193,20 +193,20 @@ func TestRecall(t *testing.T) {
 		}
 		// Somebody deletes it by hand.
 		var k v1alpha1.PeerTrust
-		a.get(t, system, "east", &k)
+		a.MustGet(t, system, "east", &k)
 		if err := a.Delete(t.Context(), &k); err != nil {
 			t.Fatal(err)
 		}
-		a.wrote()
+		a.Writes()
 		p.recall(map[string]uint64{})
 		time.Sleep(time.Minute)
 		if got := a.kept(t, s.peer); got != 2 {
 			t.Errorf("list %d is kept after it was deleted by hand, want 2", got)
 		}
-		a.wrote()
+		a.Writes()
 		p.recall(map[string]uint64{"east": 2})
 		time.Sleep(time.Minute)
-		if w := a.wrote(); len(w) > 0 {
+		if w := a.Writes(); len(w) > 0 {
 			t.Errorf("nothing was lost, and yet: %v", w)
 		}
 	})
@@ -215,7 +215,7 @@ func TestRecall(t *testing.T) {
 func TestRecallNeverGoesBack(t *testing.T) {
 	west()
 	h := hello(east(), 1)
-	newer := east().list(5)
+	newer := east().SignedList(5)
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI(t)
 		p, s, end := meetEast(t, a)
@@ -225,12 +225,12 @@ func TestRecallNeverGoesBack(t *testing.T) {
 		if _, err := (trusts{a, system}).learn(t.Context(), s.peer, newer); err != nil {
 			t.Fatal(err)
 		}
-		a.wrote()
+		a.Writes()
 		for range 3 {
 			p.recall(nil)
 			time.Sleep(time.Minute)
 		}
-		if got := a.kept(t, s.peer); got != 5 || len(a.wrote()) > 0 {
+		if got := a.kept(t, s.peer); got != 5 || len(a.Writes()) > 0 {
 			t.Errorf("list %d is kept, want 5, and nothing written", got)
 		}
 	})
@@ -263,40 +263,16 @@ func TestLinkMadeAnewUnderAStream(t *testing.T) {
 	})
 }
 
-// rotated is o after the same root was followed by another, or was revoked.
-func rotated(t *testing.T, o *own, revoke bool) *own {
-	t.Helper()
-	have, now := o.issuers.Load(), time.Now()
-	roots, state := have.roots, have.State
-	ask := rotation.Request{ID: "a", Root: true, Revoke: revoke}
-	var err error
-	for range 3 {
-		roots, _, err = rotation.DecideRoots(now, roots, state, nil, ask, rotation.Source{
-			Make: func() (*identity.Root, error) { return identity.NewRoot(o.trustDomain, now) }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if state, _, err = rotation.Decide(now, state, roots, nil, ask.ForIssuers(roots)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	out := &own{trustDomain: o.trustDomain, linkKey: o.linkKey, hopMaster: o.hopMaster}
-	if err := out.adopt(roots, state); err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
 func TestLinkTellsOfThePeersRoot(t *testing.T) {
 	for name, c := range map[string]struct {
 		why    string
-		peer   *own
+		peer   *clusteridtest.Cluster
 		reason string
 		trusts bool
 	}{
 		"as pinned": {"the ordinary case", east(), "Trusted", true},
-		"followed":  {"the old Link is good, and is to be applied anew in time", rotated(t, east(), false), "RootFollowed", true},
-		"revoked":   {"the old stream still stands, but who speaks there is not believed", rotated(t, east(), true), "IssuersRefused", false},
+		"followed":  {"the old Link is good, and is to be applied anew in time", east().Rotated(false), "RootFollowed", true},
+		"revoked":   {"the old stream still stands, but who speaks there is not believed", east().Rotated(true), "IssuersRefused", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newReplica(t, newAPI(t, linkTo("east", east())))
@@ -314,12 +290,12 @@ func TestLinkTellsOfThePeersRoot(t *testing.T) {
 			if c.reason == "IssuersRefused" { // what stood before
 				sink.Hello("east", hello(east(), 1), 0)
 			}
-			h := &wire.Hello{Version: "v9", IssuerList: c.peer.hello("v9").IssuerList, LinkPublicKey: c.peer.linkKey.Public()}
+			h := &wire.Hello{Version: "v9", IssuerList: c.peer.Hello().IssuerList, LinkPublicKey: c.peer.LinkKey().Public()}
 			sink.Hello("east", h, 0)
 			think()
 			think()
 			var l v1alpha1.Link
-			r.get(t, "", "east", &l)
+			r.MustGet(t, "", "east", &l)
 			snap, err := gather(ctx, r.api, system, false)
 			if err != nil {
 				t.Fatal(err)
