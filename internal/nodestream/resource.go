@@ -9,7 +9,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// ErrResource reports a resource that no client takes.
+// ErrResource reports a resource that no client accepts.
 var ErrResource = errors.New("not a valid resource")
 
 const (
@@ -26,31 +26,34 @@ func KeyOf(r *wire.Resource) (string, error) {
 		return "cluster", nil
 	case *wire.Resource_Link:
 		return "link/" + b.Link.GetName(), nil
-	case *wire.Resource_Mirror:
-		m := b.Mirror
-		key := "mirror/" + m.GetLink() + "/" + m.GetNamespace() + "/" + m.GetService()
-		if m.GetHostname() != "" {
-			key += "/" + m.GetHostname()
-		}
-		return key, nil
+	case *wire.Resource_Frontend:
+		return "frontend/" + b.Frontend.GetNamespace() + "/" + b.Frontend.GetName(), nil
 	case *wire.Resource_Pod:
 		return "pod/" + b.Pod.GetUid(), nil
 	case *wire.Resource_Export:
 		return "export/" + b.Export.GetNamespace() + "/" + b.Export.GetService(), nil
 	case *wire.Resource_Route:
 		return fmt.Sprintf("route/%d", b.Route.GetId()), nil
-	case *wire.Resource_Backend:
-		return "backend/" + b.Backend.GetName(), nil
+	case *wire.Resource_Upstream:
+		return "upstream/" + b.Upstream.GetName(), nil
 	case *wire.Resource_Invite:
 		return "invite/" + b.Invite.GetName(), nil
 	}
 	return "", fmt.Errorf("resource %q has no body that this version knows: %w", r.GetKey(), ErrResource)
 }
 
-// Check says whether a client takes r: it has a body and the key that the body
-// decides, is small enough to send, and every key and id in it has its length. An
-// error names the resource and wraps ErrResource.
+// Check reports whether a client accepts r: r has a body and the key that the body
+// decides, it is small enough to send, and every key and id in it has the right length.
+// An error names the resource and wraps ErrResource.
 func Check(r *wire.Resource) error {
+	if n := proto.Size(r); n > maxResource {
+		return fmt.Errorf("resource %q has %d bytes, more than %d: %w", r.GetKey(), n, maxResource, ErrResource)
+	}
+	return checkContent(r)
+}
+
+// checkContent is Check without the size.
+func checkContent(r *wire.Resource) error {
 	key, err := KeyOf(r)
 	if err != nil {
 		return err
@@ -58,16 +61,13 @@ func Check(r *wire.Resource) error {
 	if r.Key != key {
 		return fmt.Errorf("resource %q must have the key %q: %w", r.Key, key, ErrResource)
 	}
-	if n := proto.Size(r); n > maxResource {
-		return fmt.Errorf("resource %q has %d bytes, more than %d: %w", key, n, maxResource, ErrResource)
-	}
-	if what := wrongLength(r); what != "" {
-		return fmt.Errorf("resource %q: %s of a wrong length: %w", key, what, ErrResource)
+	if field := wrongLength(r); field != "" {
+		return fmt.Errorf("resource %q: %s has a wrong length: %w", key, field, ErrResource)
 	}
 	return nil
 }
 
-// wrongLength names the first field of r that has not the length of its kind.
+// wrongLength names the first field of r that does not have the length of its kind.
 func wrongLength(r *wire.Resource) string {
 	switch b := r.GetBody().(type) {
 	case *wire.Resource_Cluster:
@@ -89,8 +89,8 @@ func wrongLength(r *wire.Resource) string {
 				return "endpoints.host"
 			}
 		}
-	case *wire.Resource_Backend:
-		if len(b.Backend.GetHopKey()) != keyBytes {
+	case *wire.Resource_Upstream:
+		if len(b.Upstream.GetHopKey()) != keyBytes {
 			return "hop_key"
 		}
 	case *wire.Resource_Invite:
