@@ -74,7 +74,6 @@ func (x *Index) decide(e *entry, stale staleness) bool {
 	if next == nil {
 		x.scratch.visit++
 		x.pods.relate(e, nil, x.scratch.visit)
-		d.accounts = nil
 	} else {
 		next.Links = d.links.names
 		if stale&(staleService|stalePolicies) != 0 {

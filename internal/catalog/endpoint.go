@@ -67,9 +67,8 @@ func (x *Index) readEndpoints(e *entry, next *Export, ps *problems) {
 	x.pods.relate(e, s.pods, s.visit)
 
 	var old []Endpoint
-	var identities []string
 	if d.export != nil {
-		old, identities = d.export.Endpoints, d.export.Identities
+		old = d.export.Endpoints
 	}
 	anyReady := slices.ContainsFunc(s.candidates, func(c candidate) bool { return c.ready })
 	s.endpoints, s.accounts = s.endpoints[:0], s.accounts[:0]
@@ -109,7 +108,7 @@ func (x *Index) readEndpoints(e *entry, next *Export, ps *problems) {
 		next.Endpoints = slices.Clone(s.endpoints)
 	}
 	x.addHosts(next, ps)
-	x.addIdentities(e, next, identities, ps)
+	x.addIdentities(e, next, ps)
 }
 
 // findCandidates fills x.scratch with the pods that the EndpointSlices refer to, and with
@@ -322,16 +321,16 @@ func (x *Index) addHosts(e *Export, ps *problems) {
 	}
 }
 
-// addIdentities fills in the SPIFFE IDs of the ServiceAccounts in x.scratch. The argument
-// old holds those of the last decision.
-func (x *Index) addIdentities(e *entry, next *Export, old []string, ps *problems) {
+// addIdentities fills in the SPIFFE IDs of the ServiceAccounts in x.scratch.
+func (x *Index) addIdentities(e *entry, next *Export, ps *problems) {
 	s, d := &x.scratch, e.decision
 	slices.Sort(s.accounts)
 	s.accounts = slices.Compact(s.accounts)
 	if len(s.accounts) > MaxIdentities {
 		tooManyIdentities(next.Key(), ps)
 	}
-	if next.Identities = old; slices.Equal(s.accounts, d.accounts) {
+	if d.export != nil && slices.Equal(s.accounts, d.accounts) {
+		next.Identities = d.export.Identities
 		return
 	}
 	d.accounts = slices.Clone(s.accounts)

@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// named makes the Service of in headless, and its pods those of a StatefulSet: bar-0 and bar-1.
-func named(in *cluster) {
+// statefulSet makes the Service of in headless, and its pods those of a StatefulSet: bar-0 and bar-1.
+func statefulSet(in *cluster) {
 	in.Services[0].Spec.ClusterIP = corev1.ClusterIPNone
 	second := podOf("uid-2", "10.244.0.6")
 	in.Pods = append(in.Pods, second)
@@ -46,7 +46,7 @@ func TestHosts(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			in := world()
-			named(&in)
+			statefulSet(&in)
 			c.change(&in)
 			got := in.build()
 			s := got.For("west")[Key{"shop", "bar"}]

@@ -177,7 +177,7 @@ func (h *history) service(k Key) *corev1.Service {
 	if h.chance(20) {
 		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "dns", Protocol: "UDP", Port: 53})
 	}
-	if h.chance(5) {
+	if h.chance(10) {
 		s.Spec.Type = corev1.ServiceTypeExternalName
 	}
 	return s
@@ -393,13 +393,21 @@ func TestFlushReturnsOnlyChanges(t *testing.T) {
 		t.Fatalf("%d changes, want 1", got)
 	}
 	same := map[string]func(){
-		"the same Service":   func() { s := in.Services[0].DeepCopy(); s.Status.Conditions = []metav1.Condition{{}}; x.SetService(keyOf(s), s) },
-		"a pod's conditions": func() { p := in.Pods[0].DeepCopy(); p.Status.Conditions = []corev1.PodCondition{{}}; x.SetPod(keyOf(p), p) },
-		"another pod":        func() { p := podOf("uid-9", "10.244.0.9"); x.SetPod(keyOf(&p), &p) },
-		"another agent":      func() { x.SetAgents(map[string]string{"node-1": "192.168.0.9:4144", "node-2": "192.168.0.2:4144"}) },
-		"a namespace":        func() { x.SetNamespace("shop", &corev1.Namespace{}) },
-		"a mark":             func() { x.MarkDirty(Key{"shop", "bar"}) },
-		"a mark elsewhere":   func() { x.MarkDirty(Key{"shop", "nothing"}) },
+		"the same Service": func() {
+			s := in.Services[0].DeepCopy()
+			s.Status.Conditions = []metav1.Condition{{}}
+			x.SetService(keyOf(s), s)
+		},
+		"a pod's conditions": func() {
+			p := in.Pods[0].DeepCopy()
+			p.Status.Conditions = []corev1.PodCondition{{}}
+			x.SetPod(keyOf(p), p)
+		},
+		"another pod":      func() { p := podOf("uid-9", "10.244.0.9"); x.SetPod(keyOf(&p), &p) },
+		"another agent":    func() { x.SetAgents(map[string]string{"node-1": "192.168.0.9:4144", "node-2": "192.168.0.2:4144"}) },
+		"a namespace":      func() { x.SetNamespace("shop", &corev1.Namespace{}) },
+		"a mark":           func() { x.MarkDirty(Key{"shop", "bar"}) },
+		"a mark elsewhere": func() { x.MarkDirty(Key{"shop", "nothing"}) },
 		"a policy elsewhere": func() {
 			p := &v1alpha1.ExportPolicy{}
 			p.Spec.Services = []string{"foo"}
