@@ -47,6 +47,25 @@ type peer struct {
 	gateways    []string // healthy ones first
 	sealer      *route.Sealer
 	issuers     []*x509.Certificate
+	// suspended: the Link's owner stopped new connections; open ones go on.
+	suspended bool
+	// defaultDeny: without an ExportPolicy no caller of the peer is admitted here.
+	defaultDeny bool
+	// callers holds the local namespaces that may call; nil: every namespace may.
+	callers map[string]bool
+}
+
+// admits returns why a pod of a local namespace may not open a new connection to the
+// peer; nil if it may.
+func (p *peer) admits(namespace string) error {
+	switch {
+	case p.suspended:
+		return &refusal{reason: reasonSuspended, final: true, err: fmt.Errorf("Link %s is suspended", p.name)}
+	case p.callers != nil && !p.callers[namespace]:
+		return &refusal{reason: reasonCallerNotAllowed, final: true,
+			err: fmt.Errorf("spec.import.callers of Link %s does not include namespace %s", p.name, namespace)}
+	}
+	return nil
 }
 
 // A mirror is a peer's Service that local pods call.
