@@ -3,6 +3,7 @@ package nodestream
 import (
 	"errors"
 	"fmt"
+	"strconv"
 
 	"google.golang.org/protobuf/proto"
 
@@ -18,26 +19,50 @@ const (
 	hostBytes       = 8
 )
 
+// ClusterKey is the key of the Cluster.
+const ClusterKey = "cluster"
+
+// LinkKey returns the key of a Link.
+func LinkKey(name string) string { return "link/" + name }
+
+// FrontendKey returns the key of the Frontend of a mirror Service.
+func FrontendKey(namespace, name string) string { return "frontend/" + namespace + "/" + name }
+
+// PodKey returns the key of a Pod.
+func PodKey(uid string) string { return "pod/" + uid }
+
+// ExportKey returns the key of an Export.
+func ExportKey(namespace, service string) string { return "export/" + namespace + "/" + service }
+
+// RouteKey returns the key of a Route.
+func RouteKey(id uint32) string { return "route/" + strconv.FormatUint(uint64(id), 10) }
+
+// UpstreamKey returns the key of an Upstream.
+func UpstreamKey(name string) string { return "upstream/" + name }
+
+// InviteKey returns the key of an Invite.
+func InviteKey(name string) string { return "invite/" + name }
+
 // KeyOf returns the key of a resource, which its body decides. An error wraps
 // ErrResource.
 func KeyOf(r *wire.Resource) (string, error) {
 	switch b := r.GetBody().(type) {
 	case *wire.Resource_Cluster:
-		return "cluster", nil
+		return ClusterKey, nil
 	case *wire.Resource_Link:
-		return "link/" + b.Link.GetName(), nil
+		return LinkKey(b.Link.GetName()), nil
 	case *wire.Resource_Frontend:
-		return "frontend/" + b.Frontend.GetNamespace() + "/" + b.Frontend.GetName(), nil
+		return FrontendKey(b.Frontend.GetNamespace(), b.Frontend.GetName()), nil
 	case *wire.Resource_Pod:
-		return "pod/" + b.Pod.GetUid(), nil
+		return PodKey(b.Pod.GetUid()), nil
 	case *wire.Resource_Export:
-		return "export/" + b.Export.GetNamespace() + "/" + b.Export.GetService(), nil
+		return ExportKey(b.Export.GetNamespace(), b.Export.GetService()), nil
 	case *wire.Resource_Route:
-		return fmt.Sprintf("route/%d", b.Route.GetId()), nil
+		return RouteKey(b.Route.GetId()), nil
 	case *wire.Resource_Upstream:
-		return "upstream/" + b.Upstream.GetName(), nil
+		return UpstreamKey(b.Upstream.GetName()), nil
 	case *wire.Resource_Invite:
-		return "invite/" + b.Invite.GetName(), nil
+		return InviteKey(b.Invite.GetName()), nil
 	}
 	return "", fmt.Errorf("resource %q has no body that this version knows: %w", r.GetKey(), ErrResource)
 }
