@@ -33,7 +33,7 @@ type conversation struct {
 
 	// Our copy of the peer's catalog.
 	subscriber   bool
-	receiver     *delta.Receiver[*Service]
+	receiver     *delta.ViewReceiver[*Service]
 	greeted      bool   // its Hello was heard
 	taken        uint64 // newest revision to be acknowledged
 	heard        uint64 // newest revision
@@ -45,7 +45,7 @@ func newConversation(subscriber bool) *conversation {
 	return &conversation{
 		subscribe: subscriber, subscriber: subscriber,
 		sender:   delta.NewSender(kind, chunkBytes),
-		receiver: delta.NewReceiver(kind, delta.Limits{Entries: maxServices, Bytes: maxBytes}),
+		receiver: delta.NewViewReceiver(kind, delta.Limits{Entries: maxServices, Bytes: maxBytes}),
 	}
 }
 
