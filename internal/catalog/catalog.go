@@ -32,9 +32,11 @@ import (
 // the same name. Index reads only their metadata, so that the cluster does not need the
 // CRD and this module does not need its Go types.
 var (
-	ServiceExportV1Beta1  = schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1beta1", Kind: "ServiceExport"}
-	ServiceExportV1Alpha1 = schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1alpha1", Kind: "ServiceExport"}
+	ServiceExportV1Beta1  = schema.GroupVersion{Group: mcsGroup, Version: "v1beta1"}.WithKind("ServiceExport")
+	ServiceExportV1Alpha1 = schema.GroupVersion{Group: mcsGroup, Version: "v1alpha1"}.WithKind("ServiceExport")
 )
+
+const mcsGroup = "multicluster.x-k8s.io"
 
 // ServiceExportKinds lists the supported versions of ServiceExport, preferred first.
 func ServiceExportKinds() []schema.GroupVersionKind {

@@ -19,9 +19,8 @@ import (
 
 var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 
-// world is a cluster with one exported Service shop/bar, on port 80 to the
-// container port "web", backed by one ready pod of account bar, and a Link west
-// that it is exported to.
+// world returns a cluster with one exported Service shop/bar. Its port 80 leads to the
+// container port "web" of one ready pod with the ServiceAccount bar. The Link west admits it.
 func world() cluster {
 	return cluster{
 		TrustDomain: "east.1",
@@ -127,66 +126,66 @@ func TestExported(t *testing.T) {
 	cases := map[string]struct {
 		why      string
 		change   func(*cluster)
-		exported bool // it is in the list
-		seen     bool // the peer sees it
+		exported bool
+		visible  bool // to the peer
 		problems []string
 	}{
-		"labelled":    {why: "the label is the opt-in", change: func(*cluster) {}, exported: true, seen: true},
-		"unlabelled":  {why: "the label is the opt-in", change: service(func(s *corev1.Service) { s.Labels = nil })},
-		"label false": {why: "only true exports", change: service(func(s *corev1.Service) { s.Labels[v1alpha1.ExportLabel] = "false" })},
+		"labeled":     {why: "the owner exports a Service by its label", change: func(*cluster) {}, exported: true, visible: true},
+		"unlabeled":   {why: "the owner exports a Service by its label", change: service(func(s *corev1.Service) { s.Labels = nil })},
+		"label false": {why: "only the value true exports", change: service(func(s *corev1.Service) { s.Labels[v1alpha1.ExportLabel] = "false" })},
 		"linkerd's label": {
-			why:    "a cluster labelled for that system works unchanged",
-			change: service(func(s *corev1.Service) { s.Labels = map[string]string{v1alpha1.LinkerdExportLabel: "true"} }), exported: true, seen: true,
+			why:    "Services that are labeled for Linkerd are exported without a change",
+			change: service(func(s *corev1.Service) { s.Labels = map[string]string{v1alpha1.LinkerdExportLabel: "true"} }), exported: true, visible: true,
 		},
-		"going":              {why: "a Service that is being deleted is not offered", change: service(func(s *corev1.Service) { s.DeletionTimestamp = &metav1.Time{}; *s.DeletionTimestamp = metav1.Now() })},
-		"no route yet":       {why: "a peer is told of nothing that our gateway does not know", change: func(in *cluster) { in.Routes = nil }, exported: true},
-		"no export rules":    {why: "absent rules let nothing cross", change: func(in *cluster) { in.Links[0].Spec.Export = nil }, exported: true},
-		"Link being deleted": {why: "revoked is revoked", change: func(in *cluster) { in.Links[0].DeletionTimestamp = ptr(metav1.Now()) }, exported: true},
+		"being deleted":      {why: "a Service that is being deleted is not exported", change: service(func(s *corev1.Service) { s.DeletionTimestamp = &metav1.Time{}; *s.DeletionTimestamp = metav1.Now() })},
+		"no route yet":       {why: "a peer must not see a port that the gateway cannot route", change: func(in *cluster) { in.Routes = nil }, exported: true},
+		"no export rules":    {why: "a Link without export rules admits nothing", change: func(in *cluster) { in.Links[0].Spec.Export = nil }, exported: true},
+		"Link being deleted": {why: "a Link that is being deleted admits nothing", change: func(in *cluster) { in.Links[0].DeletionTimestamp = ptr(metav1.Now()) }, exported: true},
 		"mirror": {
-			why: "a peer's Service is not ours to give on",
+			why: "a peer's Service is not exported to other peers",
 			change: service(func(s *corev1.Service) {
 				s.Labels[v1alpha1.ManagedByLabel], s.Labels[v1alpha1.LinkLabel] = v1alpha1.ManagedBy, "west"
 			}), problems: []string{MirrorNotExported},
 		},
 		"mirror without labels": {
-			why: "a tenant who strips the labels sends nothing onward",
+			why: "a tenant who removes the labels cannot export a mirror",
 			change: service(func(s *corev1.Service) {
 				s.OwnerReferences = []metav1.OwnerReference{{APIVersion: "causeway.dev/v1alpha1", Kind: "Link", Name: "west"}}
 			}), problems: []string{MirrorNotExported},
 		},
 		"own namespace": {
-			why:    "Causeway's own Services are for Causeway",
+			why:    "Causeway's own Services are never exported",
 			change: service(func(s *corev1.Service) { s.Namespace = "causeway-system" }), problems: []string{OwnNamespace},
 		},
 		"external name": {
-			why:    "it would lead a peer's callers anywhere",
+			why:    "the name could lead a peer's callers anywhere",
 			change: service(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }), problems: []string{ExternalNameUnsupported},
 		},
-		"no ports":  {why: "there is nothing to call", change: ports(), problems: []string{NoPorts}},
-		"headless":  {why: "the importer needs no address of ours", change: service(func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }), exported: true, seen: true},
-		"udp alone": {why: "only TCP is carried", change: ports(corev1.ServicePort{Protocol: "UDP", Port: 53}), problems: []string{NoTCPPort}},
+		"no ports":  {why: "the Service has nothing to call", change: ports(), problems: []string{NoPorts}},
+		"headless":  {why: "the importer does not use the Service's address", change: service(func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }), exported: true, visible: true},
+		"udp alone": {why: "only TCP crosses Links", change: ports(corev1.ServicePort{Protocol: "UDP", Port: 53}), problems: []string{NoTCPPort}},
 		"udp beside tcp": {
-			why:    "the TCP port is carried, the other told",
-			change: ports(corev1.ServicePort{Name: "dns", Protocol: "UDP", Port: 53}, corev1.ServicePort{Name: "http", Protocol: "TCP", Port: 53}), exported: true, seen: true,
+			why:    "the TCP port is exported, and a problem names the other one",
+			change: ports(corev1.ServicePort{Name: "dns", Protocol: "UDP", Port: 53}, corev1.ServicePort{Name: "http", Protocol: "TCP", Port: 53}), exported: true, visible: true,
 			problems: []string{ProtocolUnsupported},
 		},
-		"too many ports": {why: "a peer would refuse it", change: ports(many...), problems: []string{TooManyPorts}},
-		"no selector":    {why: "no pod can be its own", change: service(func(s *corev1.Service) { s.Spec.Selector = nil }), exported: true, seen: true, problems: []string{SelectorMissing}},
+		"too many ports": {why: "a peer would refuse the Service", change: ports(many...), problems: []string{TooManyPorts}},
+		"no selector":    {why: "without a selector no pod belongs to the Service", change: service(func(s *corev1.Service) { s.Spec.Selector = nil }), exported: true, visible: true, problems: []string{SelectorMissing}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			in := world()
 			c.change(&in)
 			got := in.build()
-			if (len(got.List) == 1) != c.exported || (len(got.For("west")) == 1) != c.seen {
-				t.Errorf("%s: exported %v, seen %v", c.why, got.List, got.For("west"))
+			if (len(got.List) == 1) != c.exported || (len(got.For("west")) == 1) != c.visible {
+				t.Errorf("%s: exported %v, visible %v", c.why, got.List, got.For("west"))
 			}
 			if d := cmp.Diff(c.problems, reasonsOf(got.Problems)); d != "" {
 				t.Errorf("%s: problems (-want +got):\n%s", c.why, d)
 			}
 			for _, s := range got.For("west") {
 				if _, problems := s.Validate("east.1"); len(problems) > 0 {
-					t.Errorf("a peer would not believe it: %v", problems)
+					t.Errorf("a peer would refuse it: %v", problems)
 				}
 			}
 		})
@@ -204,18 +203,18 @@ func TestServiceExport(t *testing.T) {
 		labels   map[string]string
 		exports  []metav1.PartialObjectMetadata
 		change   func(*cluster)
-		seen     bool
+		visible  bool
 		problems []string
 	}{
-		"neither":                 {why: "nobody has asked"},
-		"a ServiceExport":         {why: "it asks as the label does", exports: []metav1.PartialObjectMetadata{export("shop", "bar")}, seen: true},
-		"both":                    {why: "once is enough", labels: map[string]string{v1alpha1.ExportLabel: "true"}, exports: []metav1.PartialObjectMetadata{export("shop", "bar")}, seen: true},
-		"being deleted":           {why: "the word is taken back", exports: []metav1.PartialObjectMetadata{going}},
-		"being deleted, labelled": {why: "the label still asks", labels: map[string]string{v1alpha1.ExportLabel: "true"}, exports: []metav1.PartialObjectMetadata{going}, seen: true},
-		"another namespace":       {why: "it is for the Service beside it", exports: []metav1.PartialObjectMetadata{export("pay", "bar")}, problems: []string{ServiceMissing}},
-		"no Service":              {why: "a name misspelt is told", exports: []metav1.PartialObjectMetadata{export("shop", "baz")}, problems: []string{ServiceMissing}},
+		"neither":                {why: "nobody asks to export the Service"},
+		"a ServiceExport":        {why: "a ServiceExport works like the label", exports: []metav1.PartialObjectMetadata{export("shop", "bar")}, visible: true},
+		"both":                   {why: "asking twice changes nothing", labels: map[string]string{v1alpha1.ExportLabel: "true"}, exports: []metav1.PartialObjectMetadata{export("shop", "bar")}, visible: true},
+		"being deleted":          {why: "a ServiceExport that is being deleted does not count", exports: []metav1.PartialObjectMetadata{going}},
+		"being deleted, labeled": {why: "the label still counts", labels: map[string]string{v1alpha1.ExportLabel: "true"}, exports: []metav1.PartialObjectMetadata{going}, visible: true},
+		"another namespace":      {why: "a ServiceExport is for a Service of its own namespace", exports: []metav1.PartialObjectMetadata{export("pay", "bar")}, problems: []string{ServiceMissing}},
+		"no Service":             {why: "a misspelled name is a problem", exports: []metav1.PartialObjectMetadata{export("shop", "baz")}, problems: []string{ServiceMissing}},
 		"a mirror": {
-			why: "a peer's Service is not ours to give on, whoever asks", exports: []metav1.PartialObjectMetadata{export("shop", "bar")},
+			why: "a peer's Service is not exported, however somebody asks", exports: []metav1.PartialObjectMetadata{export("shop", "bar")},
 			change: func(in *cluster) {
 				in.Services[0].Labels = map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "west"}
 			}, problems: []string{MirrorNotExported},
@@ -229,14 +228,14 @@ func TestServiceExport(t *testing.T) {
 				c.change(&in)
 			}
 			got := in.build()
-			if seen := len(got.For("west")) == 1; seen != c.seen {
-				t.Errorf("%s: the peer sees it: %v", c.why, seen)
+			if visible := len(got.For("west")) == 1; visible != c.visible {
+				t.Errorf("%s: the peer sees it: %v", c.why, visible)
 			}
 			if d := cmp.Diff(c.problems, reasonsOf(got.Problems), cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("%s (-want +got):\n%s", c.why, d)
 			}
 			if d := cmp.Diff(c.problems, reasonsOf(got.LinkProblems["west"]), cmpopts.EquateEmpty()); d != "" {
-				t.Errorf("%s; the Link's status does not say so (-want +got):\n%s", c.why, d)
+				t.Errorf("%s: problems of the Link (-want +got):\n%s", c.why, d)
 			}
 		})
 	}
@@ -270,11 +269,11 @@ func TestEndpoints(t *testing.T) {
 	}{
 		"one": {why: "the pod backs the Service", change: func(*cluster) {}, endpoints: []string{"uid-1"}, identities: own},
 		"unready": {
-			why:    "it backs the Service still, and its identity stays expected",
+			why:    "the pod still backs the Service, and its identity stays valid",
 			change: endpoint(func(e *discoveryv1.Endpoint) { e.Conditions.Ready = ptr(false) }), endpoints: []string{"uid-1!"}, identities: own,
 		},
-		"readiness unsaid": {
-			why:    "unsaid means ready",
+		"readiness unknown": {
+			why:    "without the condition the endpoint is ready",
 			change: endpoint(func(e *discoveryv1.Endpoint) { e.Conditions.Ready = nil }), endpoints: []string{"uid-1"}, identities: own,
 		},
 		"no agent": {
@@ -285,48 +284,48 @@ func TestEndpoints(t *testing.T) {
 			why:    "a pod that terminates and still serves takes connections while no other pod is ready",
 			change: pod(func(p *corev1.Pod) { p.DeletionTimestamp = ptr(metav1.Now()) }), endpoints: []string{"uid-1!"}, identities: own,
 		},
-		"finished":                {why: "its address may be another's", change: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded })},
-		"failed":                  {why: "its address may be another's", change: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })},
-		"unscheduled":             {why: "it is nowhere", change: pod(func(p *corev1.Pod) { p.Spec.NodeName = "" })},
-		"gone":                    {why: "the pod decides, not the slice", change: func(in *cluster) { in.Pods = nil }},
-		"another pod of the name": {why: "a pod is its UID", change: pod(func(p *corev1.Pod) { p.UID = "uid-2" })},
+		"finished":                {why: "another pod may have the address now", change: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded })},
+		"failed":                  {why: "another pod may have the address now", change: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })},
+		"unscheduled":             {why: "the pod has no node", change: pod(func(p *corev1.Pod) { p.Spec.NodeName = "" })},
+		"gone":                    {why: "an EndpointSlice without the pod proves nothing", change: func(in *cluster) { in.Pods = nil }},
+		"another pod of the name": {why: "pods are identified by UID", change: pod(func(p *corev1.Pod) { p.UID = "uid-2" })},
 		"another address": {
 			why:    "a slice cannot send callers to an address that is not the pod's",
 			change: endpoint(func(e *discoveryv1.Endpoint) { e.Addresses = []string{"10.244.0.9"} }),
 		},
 		"host network": {
-			why:    "it shares the node's address with everything there",
+			why:    "the pod shares the address of its node",
 			change: pod(func(p *corev1.Pod) { p.Spec.HostNetwork = true }), problems: []string{HostNetworkUnsupported},
 		},
 		"no target": {
-			why:    "an address alone proves nothing",
+			why:    "an address alone does not prove that a pod has it",
 			change: endpoint(func(e *discoveryv1.Endpoint) { e.TargetRef = nil }), problems: []string{ForeignEndpoint},
 		},
 		"a node": {
-			why:    "only pods back Services",
+			why:    "only pods can back a Service",
 			change: endpoint(func(e *discoveryv1.Endpoint) { e.TargetRef.Kind = "Node" }), problems: []string{ForeignEndpoint},
 		},
 		"a pod of another namespace": {
-			why: "a slice written by hand exported a neighbour's pod (CVE-2021-25740)",
+			why: "a slice written by hand exported a neighbor's pod (CVE-2021-25740)",
 			change: func(in *cluster) {
 				in.Pods[0].Namespace = "payments"
 				in.EndpointSlices[0].Endpoints[0].TargetRef.Namespace = "payments"
 			}, problems: []string{ForeignEndpoint},
 		},
 		"a pod of another namespace, called ours": {
-			why:    "the pod tells its namespace, not the slice",
+			why:    "the pod's namespace counts, not that of the reference",
 			change: pod(func(p *corev1.Pod) { p.Namespace = "payments" }), problems: []string{ForeignEndpoint},
 		},
 		"not selected": {
 			why:    "a slice written by hand cannot export another Service's pod",
 			change: pod(func(p *corev1.Pod) { p.Labels["app"] = "vault" }), problems: []string{ForeignEndpoint},
 		},
-		"account unsaid": {
-			why:    "Kubernetes calls it default",
+		"no account": {
+			why:    "Kubernetes uses the ServiceAccount default",
 			change: pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "" }), endpoints: []string{"uid-1"}, identities: []string{"spiffe://east.1/ns/shop/sa/default"},
 		},
 		"two accounts, sorted by UID and name": {
-			why: "the same objects in any order give the same",
+			why: "the same objects give the same decision in any order",
 			change: func(in *cluster) {
 				p := podOf("uid-0", "10.244.0.4")
 				p.Spec.ServiceAccountName = "zeta"
@@ -336,7 +335,7 @@ func TestEndpoints(t *testing.T) {
 			endpoints: []string{"uid-0", "uid-1"}, identities: []string{"spiffe://east.1/ns/shop/sa/bar", "spiffe://east.1/ns/shop/sa/zeta"},
 		},
 		"two slices": {
-			why: "one pod is one endpoint, however many families it has",
+			why: "a dual-stack pod is one endpoint",
 			change: func(in *cluster) {
 				in.Pods[0].Status.PodIPs = append(in.Pods[0].Status.PodIPs, corev1.PodIP{IP: "fd00::5"})
 				second := sliceOf("bar", "uid-1", "fd00::5")
@@ -345,7 +344,7 @@ func TestEndpoints(t *testing.T) {
 			}, endpoints: []string{"uid-1"}, identities: own,
 		},
 		"another Service's slice": {
-			why:    "the label joins them",
+			why:    "the label says which Service a slice belongs to",
 			change: func(in *cluster) { in.EndpointSlices[0].Labels[discoveryv1.LabelServiceName] = "foo" },
 		},
 	}
@@ -389,13 +388,13 @@ func TestTargets(t *testing.T) {
 		target intstr.IntOrString
 		want   map[uint16]uint16
 	}{
-		"number":  {why: "as it says", target: intstr.FromInt32(8443), want: map[uint16]uint16{80: 8443}},
-		"unsaid":  {why: "the Service's own number", target: intstr.IntOrString{}, want: map[uint16]uint16{80: 80}},
-		"name":    {why: "as the container says", target: intstr.FromString("web"), want: map[uint16]uint16{80: 8080}},
-		"sidecar": {why: "init containers that keep running have ports", target: intstr.FromString("side"), want: map[uint16]uint16{80: 9090}},
-		"setup":   {why: "those that end have none", target: intstr.FromString("setup"), want: map[uint16]uint16{}},
-		"udp":     {why: "a name is for a protocol", target: intstr.FromString("udp"), want: map[uint16]uint16{}},
-		"no such": {why: "a port that the pod lacks is absent", target: intstr.FromString("nope"), want: map[uint16]uint16{}},
+		"number":  {why: "targetPort is a number", target: intstr.FromInt32(8443), want: map[uint16]uint16{80: 8443}},
+		"absent":  {why: "without targetPort the Service port counts", target: intstr.IntOrString{}, want: map[uint16]uint16{80: 80}},
+		"name":    {why: "targetPort is the name of a container port", target: intstr.FromString("web"), want: map[uint16]uint16{80: 8080}},
+		"sidecar": {why: "an init container that keeps running has ports", target: intstr.FromString("side"), want: map[uint16]uint16{80: 9090}},
+		"setup":   {why: "an init container that ends has no ports", target: intstr.FromString("setup"), want: map[uint16]uint16{}},
+		"udp":     {why: "a port name belongs to one protocol", target: intstr.FromString("udp"), want: map[uint16]uint16{}},
+		"no such": {why: "the pod has no port of this name", target: intstr.FromString("nope"), want: map[uint16]uint16{}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -405,7 +404,7 @@ func TestTargets(t *testing.T) {
 			in.Pods[0].Spec.Containers[0].Ports = append(in.Pods[0].Spec.Containers[0].Ports, corev1.ContainerPort{Name: "udp", ContainerPort: 53, Protocol: "UDP"})
 			in.EndpointSlices[0].Ports = []discoveryv1.EndpointPort{{Name: ptr("http"), Port: ptr(int32(22))}}
 			if d := cmp.Diff(c.want, in.build().List[0].Endpoints[0].Targets); d != "" {
-				t.Errorf("%s, whatever the slice says (-want +got):\n%s", c.why, d)
+				t.Errorf("%s, and the slice's ports are ignored (-want +got):\n%s", c.why, d)
 			}
 		})
 	}
@@ -422,7 +421,7 @@ func TestTooManyIdentities(t *testing.T) {
 	}
 	got := in.build()
 	if n := len(got.List[0].Identities); n != MaxIdentities || !slices.Contains(reasonsOf(got.Problems), TooManyIdentities) {
-		t.Errorf("a peer takes no more than %d: %d, problems %v", MaxIdentities, n, got.Problems)
+		t.Errorf("a peer accepts at most %d identities: %d, problems %v", MaxIdentities, n, got.Problems)
 	}
 }
 
@@ -430,11 +429,11 @@ func TestAffinity(t *testing.T) {
 	in := world()
 	in.Services[0].Spec.SessionAffinity = corev1.ServiceAffinityClientIP
 	if e := in.build().List[0]; e.SessionAffinity != AffinityClientIP || e.SessionAffinitySeconds != 10800 {
-		t.Errorf("Kubernetes' own time if none is said: %v", e)
+		t.Errorf("without a timeout Kubernetes uses three hours: %v", e)
 	}
 	in.Services[0].Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(60))}}
 	if e := in.build().List[0]; e.SessionAffinitySeconds != 60 {
-		t.Errorf("as it says: %v", e)
+		t.Errorf("the configured timeout counts: %v", e)
 	}
 }
 
@@ -451,7 +450,7 @@ func TestPoliciesAndLinks(t *testing.T) {
 		names = append(names, p.Name)
 	}
 	if d := cmp.Diff([]string{"all", "named"}, names); d != "" {
-		t.Errorf("policies of the namespace that name the Service, or none (-want +got):\n%s", d)
+		t.Errorf("policies of the namespace that select the Service (-want +got):\n%s", d)
 	}
 	if d := cmp.Diff([]string{"north", "west"}, e.Links); d != "" {
 		t.Errorf("Links with export rules, sorted (-want +got):\n%s", d)

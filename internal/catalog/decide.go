@@ -140,14 +140,17 @@ func (x *Index) readService(e *entry, next *Export, ps *problems) bool {
 		ps.add(e.key, NoTCPPort, "the Service has no TCP port, and only TCP can cross a Link: add a TCP port")
 		return false
 	case len(next.Ports) > MaxPorts:
-		ps.add(e.key, TooManyPorts, "the Service has more than %d TCP ports: split it into several Services", MaxPorts)
+		ps.add(e.key, TooManyPorts,
+			"the Service has more than %d TCP ports: split it into several Services", MaxPorts)
 		return false
 	case len(next.OtherPorts) > 0:
 		ps.add(e.key, ProtocolUnsupported, "linked clusters can call only the TCP ports of the Service")
 	}
 	var whole bool
 	if next.Labels, next.Annotations, whole = shownMetadata(svc.Labels, svc.Annotations); !whole {
-		ps.add(e.key, MetadataTooLarge, "linked clusters see only %d KiB of the Service's labels and annotations: shorten them", maxMetadata>>10)
+		ps.add(e.key, MetadataTooLarge,
+			"linked clusters see only %d KiB of the Service's labels and annotations: shorten them",
+			maxMetadata>>10)
 	}
 	next.SessionAffinity, next.SessionAffinitySeconds = affinity(svc)
 	next.Headless = svc.Spec.ClusterIP == corev1.ClusterIPNone
@@ -155,8 +158,11 @@ func (x *Index) readService(e *entry, next *Export, ps *problems) bool {
 	if len(svc.Spec.Selector) > 0 {
 		e.decision.selector = labels.SelectorFromValidatedSet(svc.Spec.Selector)
 	} else if !acceptsEndpoints(svc) {
-		ps.add(e.key, SelectorMissing, "the Service has no selector, so that no pod belongs to it and calls from linked clusters fail: "+
-			"add a selector, or the annotation %s: \"true\" if its EndpointSlices refer to pods of its namespace", v1alpha1.ExportEndpointsAnnotation)
+		ps.add(e.key, SelectorMissing,
+			"the Service has no selector, so that no pod belongs to it and calls from linked clusters fail: "+
+				"add a selector, or the annotation %s: \"true\" "+
+				"if its EndpointSlices refer to pods of its namespace",
+			v1alpha1.ExportEndpointsAnnotation)
 	}
 	return true
 }
@@ -171,13 +177,17 @@ func acceptsEndpoints(svc *corev1.Service) bool {
 func (x *Index) refusal(svc *corev1.Service) (reason, message string) {
 	switch {
 	case svc == nil:
-		return ServiceMissing, "a ServiceExport has this name, but there is no Service: create the Service or delete the ServiceExport"
+		return ServiceMissing, "a ServiceExport has this name, but there is no Service: " +
+			"create the Service or delete the ServiceExport"
 	case isMirror(svc):
-		return MirrorNotExported, "the Service is a mirror of a linked cluster's Service and is not exported again: remove the export label or the ServiceExport"
+		return MirrorNotExported, "the Service is a mirror of a linked cluster's Service " +
+			"and is not exported again: remove the export label or the ServiceExport"
 	case svc.Namespace == x.config.Namespace:
-		return OwnNamespace, "Services of Causeway's own namespace are never exported: remove the export label or the ServiceExport"
+		return OwnNamespace, "Services of Causeway's own namespace are never exported: " +
+			"remove the export label or the ServiceExport"
 	case svc.Spec.Type == corev1.ServiceTypeExternalName:
-		return ExternalNameUnsupported, "a Service of type ExternalName has no pods and cannot be exported: use a Service of type ClusterIP"
+		return ExternalNameUnsupported, "a Service of type ExternalName has no pods and cannot be exported: " +
+			"use a Service of type ClusterIP"
 	case len(svc.Spec.Ports) == 0:
 		return NoPorts, "the Service has no ports: add a TCP port"
 	}
@@ -190,13 +200,7 @@ func isMirror(svc *corev1.Service) bool {
 	if svc.Labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy && svc.Labels[v1alpha1.LinkLabel] != "" {
 		return true
 	}
-	for _, o := range svc.OwnerReferences {
-		group, _, _ := strings.Cut(o.APIVersion, "/")
-		if o.Kind == "Link" && group == v1alpha1.GroupVersion.Group {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(svc.OwnerReferences, v1alpha1.IsLinkReference)
 }
 
 func (e *Export) addPorts(svc *corev1.Service) {
@@ -228,7 +232,8 @@ func affinity(svc *corev1.Service) (Affinity, uint32) {
 		return AffinityNone, 0
 	}
 	seconds := corev1.DefaultClientIPServiceAffinitySeconds
-	if c := svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+	c := svc.Spec.SessionAffinityConfig
+	if c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
 		seconds = *c.ClientIP.TimeoutSeconds
 	}
 	return AffinityClientIP, uint32(seconds)
@@ -256,6 +261,8 @@ func reportIsolation(e *Export, ps *problems) {
 	for i, p := range ports {
 		names[i] = fmt.Sprint(p)
 	}
-	ps.add(e.Key(), NetworkPolicyIsolates, "NetworkPolicies do not admit every source to the pods behind port %s, so that calls from linked clusters "+
-		"are refused there: create an ExportPolicy that selects the Service and names the callers", strings.Join(names, ", "))
+	ps.add(e.Key(), NetworkPolicyIsolates,
+		"NetworkPolicies do not admit every source to the pods behind port %s, "+
+			"so that calls from linked clusters are refused there: create an ExportPolicy that selects the Service and names the callers",
+		strings.Join(names, ", "))
 }

@@ -10,6 +10,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 // Endpoint is one pod that backs an Export.
@@ -125,8 +127,7 @@ func (x *Index) findCandidates(e *entry, ps *problems) {
 	foreign, hostNetwork := false, false
 	for _, slice := range e.slices {
 		for i := range slice.Endpoints {
-			ep := &slice.Endpoints[i]
-			ref := ep.TargetRef
+			ref := slice.Endpoints[i].TargetRef
 			if ref == nil || ref.Kind != "Pod" || ref.Namespace != "" && ref.Namespace != e.key.Namespace {
 				foreign = true
 				continue
@@ -139,28 +140,33 @@ func (x *Index) findCandidates(e *entry, ps *problems) {
 			pod := state.pod
 			switch {
 			case pod == nil: // the pod is gone, or its event has not arrived yet
-			case pod.Namespace != e.key.Namespace, !optIn && !e.decision.selector.Matches(labels.Set(pod.Labels)):
+			case pod.Namespace != e.key.Namespace,
+				!optIn && !e.decision.selector.Matches(labels.Set(pod.Labels)):
 				foreign = true
 			case pod.Spec.HostNetwork:
 				hostNetwork = true
 			default:
-				x.addCandidate(e, slice, ep, state)
+				x.addCandidate(e, slice, i, state)
 			}
 		}
 	}
 	if foreign {
-		ps.add(e.key, ForeignEndpoint, "an EndpointSlice of the Service names an endpoint that is not a pod of the Service's namespace and selector: it is ignored")
+		ps.add(e.key, ForeignEndpoint, "an EndpointSlice of the Service names an endpoint "+
+			"that is not a pod of the Service's namespace and selector: it is ignored")
 	}
 	if hostNetwork {
-		ps.add(e.key, HostNetworkUnsupported, "pods on the host network share their node's address: linked clusters cannot call them")
+		ps.add(e.key, HostNetworkUnsupported,
+			"pods on the host network share their node's address: linked clusters cannot call them")
 	}
 	s.candidates = mergeCandidates(s.candidates)
 }
 
-func (x *Index) addCandidate(e *entry, slice *discoveryv1.EndpointSlice, ep *discoveryv1.Endpoint, state *podState) {
-	pod := state.pod
+// addCandidate adds the pod of state, which endpoint i of the slice refers to, if the pod
+// lives and has the endpoint's address.
+func (x *Index) addCandidate(e *entry, slice *discoveryv1.EndpointSlice, i int, state *podState) {
+	ep, pod := &slice.Endpoints[i], state.pod
 	address, own := ownAddress(pod, ep.Addresses)
-	if !own || pod.Spec.NodeName == "" || finished(pod) {
+	if !own || pod.Spec.NodeName == "" || kube.PodFinished(pod) {
 		return
 	}
 	ip, err := netip.ParseAddr(address)
@@ -177,8 +183,11 @@ func (x *Index) addCandidate(e *entry, slice *discoveryv1.EndpointSlice, ep *dis
 		state:       state,
 		pod:         pod,
 		ip:          ip,
-		terminating: ep.Conditions.Terminating != nil && *ep.Conditions.Terminating || !pod.DeletionTimestamp.IsZero(),
+		terminating: !pod.DeletionTimestamp.IsZero(),
 		serving:     agent && serving,
+	}
+	if ep.Conditions.Terminating != nil && *ep.Conditions.Terminating {
+		c.terminating = true
 	}
 	c.ready = agent && ready && !c.terminating
 	if e.decision.selector == nil {
@@ -190,7 +199,9 @@ func (x *Index) addCandidate(e *entry, slice *discoveryv1.EndpointSlice, ep *dis
 // mergeCandidates sorts candidates by UID and makes one of those of the same pod, as the
 // two slices of a dual-stack Service give. The lowest address wins.
 func mergeCandidates(all []candidate) []candidate {
-	slices.SortStableFunc(all, func(a, b candidate) int { return strings.Compare(string(a.pod.UID), string(b.pod.UID)) })
+	slices.SortStableFunc(all, func(a, b candidate) int {
+		return strings.Compare(string(a.pod.UID), string(b.pod.UID))
+	})
 	out := all[:0]
 	for _, c := range all {
 		if len(out) == 0 || out[len(out)-1].pod.UID != c.pod.UID {
@@ -262,7 +273,8 @@ func target(p *corev1.ServicePort, pod *corev1.Pod) (uint16, bool) {
 // shareTargets returns targets as a map: that of an endpoint with equal ones, if there is.
 func shareTargets(targets []portTarget, like []*Endpoint) map[uint16]uint16 {
 	for _, e := range like {
-		if len(e.Targets) == len(targets) && !slices.ContainsFunc(targets, func(t portTarget) bool { return e.Targets[t.port] != t.target }) {
+		differs := func(t portTarget) bool { return e.Targets[t.port] != t.target }
+		if len(e.Targets) == len(targets) && !slices.ContainsFunc(targets, differs) {
 			return e.Targets
 		}
 	}
@@ -313,7 +325,8 @@ func (x *Index) addHosts(e *Export, ps *problems) {
 	}
 	names := slices.Sorted(maps.Keys(ready))
 	if len(names) > MaxHosts {
-		ps.add(e.Key(), TooManyHostnames, "the Service has more than %d named pods: linked clusters cannot call the others by name", MaxHosts)
+		ps.add(e.Key(), TooManyHostnames,
+			"the Service has more than %d named pods: linked clusters cannot call the others by name", MaxHosts)
 		names = names[:MaxHosts]
 	}
 	for _, name := range names {
@@ -335,11 +348,13 @@ func (x *Index) addIdentities(e *entry, next *Export, ps *problems) {
 	}
 	d.accounts = slices.Clone(s.accounts)
 	next.Identities = nil
+	prefix := "spiffe://" + x.config.TrustDomain + "/ns/" + e.key.Namespace + "/sa/"
 	for _, name := range s.accounts[:min(len(s.accounts), MaxIdentities)] {
-		next.Identities = append(next.Identities, "spiffe://"+x.config.TrustDomain+"/ns/"+e.key.Namespace+"/sa/"+name)
+		next.Identities = append(next.Identities, prefix+name)
 	}
 }
 
 func tooManyIdentities(k Key, ps *problems) {
-	ps.add(k, TooManyIdentities, "more than %d ServiceAccounts back the Service: calls to pods of the others fail", MaxIdentities)
+	ps.add(k, TooManyIdentities,
+		"more than %d ServiceAccounts back the Service: calls to pods of the others fail", MaxIdentities)
 }

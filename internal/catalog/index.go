@@ -226,7 +226,8 @@ func (x *Index) SetNamespace(name string, o *corev1.Namespace) {
 	}
 	before := *n
 	n.known, n.labels = known, set
-	if !slices.ContainsFunc(x.links.sorted(), func(r *linkRules) bool { return r.covers(n) != r.covers(&before) }) {
+	differs := func(r *linkRules) bool { return r.covers(n) != r.covers(&before) }
+	if !slices.ContainsFunc(x.links.sorted(), differs) {
 		return
 	}
 	n.rulesVersion = 0

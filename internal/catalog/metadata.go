@@ -29,19 +29,27 @@ var commanding = map[string]bool{
 	// external-dns, ingress controllers, Helm's and other tools' ownership.
 	"kubernetes.io": true, "k8s.io": true, "x-k8s.io": true,
 	// Controllers that adopt every object with their labels.
-	"argoproj.io": true, "cattle.io": true, "coreos.com": true, "crossplane.io": true, "fluxcd.io": true, "helm.sh": true,
-	"k14s.io": true, "knative.dev": true, "kpt.dev": true, "olm.openshift.io": true, "openshift.io": true, "pulumi.com": true,
+	"argoproj.io": true, "cattle.io": true, "coreos.com": true, "crossplane.io": true,
+	"fluxcd.io": true, "helm.sh": true,
+	"k14s.io": true, "knative.dev": true, "kpt.dev": true, "olm.openshift.io": true,
+	"openshift.io": true, "pulumi.com": true,
 	"rancher.io": true, "werf.io": true,
 	// Edge proxies and meshes.
-	"consul.hashicorp.com": true, "getambassador.io": true, "haproxy.org": true, "istio.io": true, "konghq.com": true,
-	"kuma.io": true, "linkerd.io": true, "nginx.org": true, "projectcontour.io": true, "solo.io": true, "traefik.io": true,
+	"consul.hashicorp.com": true, "getambassador.io": true, "haproxy.org": true, "istio.io": true,
+	"konghq.com": true,
+	"kuma.io":    true, "linkerd.io": true, "nginx.org": true, "projectcontour.io": true,
+	"solo.io": true, "traefik.io": true,
 	// Networks and load balancers.
-	"amazonaws.com": true, "azure.com": true, "cilium.io": true, "io.cilium": true, "cloudflare.com": true, "digitalocean.com": true,
-	"google.com": true, "gke.io": true, "k8s.aws": true, "kube-vip.io": true, "metallb.io": true, "metallb.universe.tf": true,
-	"ngrok.com": true, "openelb.io": true, "oraclecloud.com": true, "purelb.io": true, "skupper.io": true, "submariner.io": true,
+	"amazonaws.com": true, "azure.com": true, "cilium.io": true, "io.cilium": true,
+	"cloudflare.com": true, "digitalocean.com": true,
+	"google.com": true, "gke.io": true, "k8s.aws": true, "kube-vip.io": true, "metallb.io": true,
+	"metallb.universe.tf": true,
+	"ngrok.com":           true, "openelb.io": true, "oraclecloud.com": true, "purelb.io": true,
+	"skupper.io": true, "submariner.io": true,
 	"tailscale.com": true, "hetzner.cloud": true,
 	// Scrapers, certificates, reloaders.
-	"cert-manager.io": true, "datadoghq.com": true, "grafana.com": true, "prometheus.io": true, "signoz.io": true, "stakater.com": true,
+	"cert-manager.io": true, "datadoghq.com": true, "grafana.com": true, "prometheus.io": true,
+	"signoz.io": true, "stakater.com": true,
 }
 
 // commands reports whether a key instructs other controllers.
@@ -73,7 +81,7 @@ func Copied(pairs map[string]string, list []string) map[string]string {
 // shownMetadata returns the labels and annotations that peers may see, and whether the
 // bound on their size left none out. Labels come first, and keys in order. The results can
 // share memory with the arguments.
-func shownMetadata(labels, annotations map[string]string) (shownLabels, shownAnnotations map[string]string, whole bool) {
+func shownMetadata(labels, annotations map[string]string) (l, a map[string]string, whole bool) {
 	left, whole := maxMetadata, true
 	show := func(pairs map[string]string) map[string]string {
 		if size, all := measure(pairs); all && size <= left {
@@ -98,9 +106,9 @@ func shownMetadata(labels, annotations map[string]string) (shownLabels, shownAnn
 		}
 		return out
 	}
-	shownLabels = show(labels)
-	shownAnnotations = show(annotations)
-	return shownLabels, shownAnnotations, whole
+	l = show(labels)
+	a = show(annotations)
+	return l, a, whole
 }
 
 // measure returns the size of labels or annotations, and whether all of them may cross.
@@ -116,7 +124,7 @@ func measure(pairs map[string]string) (size int, all bool) {
 
 // validMetadata returns those of a peer's labels and annotations that Kubernetes accepts,
 // and whether these are all of them. The results can share memory with the arguments.
-func validMetadata(labels, annotations map[string]string) (validLabels, validAnnotations map[string]string, whole bool) {
+func validMetadata(labels, annotations map[string]string) (l, a map[string]string, whole bool) {
 	keep := func(pairs map[string]string, valid func(key, value string) bool) map[string]string {
 		bad := 0
 		for key, value := range pairs {
@@ -139,6 +147,6 @@ func validMetadata(labels, annotations map[string]string) (validLabels, validAnn
 	// The API server, too, checks an annotation's key in lower case.
 	notes := keep(annotations, func(key, _ string) bool { return isQualifiedName(strings.ToLower(key)) })
 	whole = len(good) == len(labels) && len(notes) == len(annotations)
-	validLabels, validAnnotations, fits := shownMetadata(good, notes)
-	return validLabels, validAnnotations, whole && fits
+	l, a, fits := shownMetadata(good, notes)
+	return l, a, whole && fits
 }

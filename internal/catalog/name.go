@@ -13,7 +13,8 @@ import (
 // names the namespace. Two Services can get the same name; the ledger decides which one
 // keeps it.
 func MirrorName(template, namespace, service, link string) string {
-	name := strings.NewReplacer("{service}", service, "{link}", link, "{namespace}", namespace).Replace(template)
+	parts := strings.NewReplacer("{service}", service, "{link}", link, "{namespace}", namespace)
+	name := parts.Replace(template)
 	if len(name) <= maxLabel {
 		return name
 	}

@@ -40,7 +40,10 @@ type policyPort struct {
 // readIngressPolicy parses a NetworkPolicy. It returns nil for a policy that does not
 // govern ingress. A policy without policyTypes governs ingress.
 func readIngressPolicy(p *networkingv1.NetworkPolicy) *ingressPolicy {
-	if p == nil || len(p.Spec.PolicyTypes) > 0 && !slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) {
+	if p == nil {
+		return nil
+	}
+	if types := p.Spec.PolicyTypes; len(types) > 0 && !slices.Contains(types, networkingv1.PolicyTypeIngress) {
 		return nil
 	}
 	out := &ingressPolicy{spec: &p.Spec}

@@ -6,6 +6,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 // podIndex holds pods by UID, by name and by node. A podState exists while its pod does
@@ -169,7 +171,7 @@ func (x *podIndex) relate(e *entry, next []*podState, visit uint64) {
 // depend on. Most updates of a pod change only other fields.
 func samePod(a, b *corev1.Pod) bool {
 	return a.UID == b.UID && a.DeletionTimestamp.IsZero() == b.DeletionTimestamp.IsZero() &&
-		finished(a) == finished(b) && slices.Equal(a.Status.PodIPs, b.Status.PodIPs) &&
+		kube.PodFinished(a) == kube.PodFinished(b) && slices.Equal(a.Status.PodIPs, b.Status.PodIPs) &&
 		maps.Equal(a.Labels, b.Labels) && a.Spec.NodeName == b.Spec.NodeName &&
 		a.Spec.HostNetwork == b.Spec.HostNetwork && a.Spec.Hostname == b.Spec.Hostname &&
 		a.Spec.Subdomain == b.Spec.Subdomain && account(a) == account(b) &&
@@ -193,11 +195,6 @@ func ownAddress(pod *corev1.Pod, addresses []string) (string, bool) {
 	return "", false
 }
 
-// finished reports whether the pod has ended, so that its address may be another pod's.
-func finished(pod *corev1.Pod) bool {
-	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
-}
-
 // account returns the name of the pod's ServiceAccount.
 func account(pod *corev1.Pod) string {
 	if pod.Spec.ServiceAccountName == "" {
@@ -209,10 +206,11 @@ func account(pod *corev1.Pod) string {
 // hostOf returns the name that DNS has for a pod below a headless Service, as pods of a
 // StatefulSet have one. The pod decides; an EndpointSlice's hostname is not used.
 func hostOf(svc *corev1.Service, pod *corev1.Pod) string {
-	if svc.Spec.ClusterIP != corev1.ClusterIPNone || pod.Spec.Subdomain != svc.Name || !isLabel(pod.Spec.Hostname) {
-		return ""
+	headless := svc.Spec.ClusterIP == corev1.ClusterIPNone
+	if headless && pod.Spec.Subdomain == svc.Name && isLabel(pod.Spec.Hostname) {
+		return pod.Spec.Hostname
 	}
-	return pod.Spec.Hostname
+	return ""
 }
 
 // namedPort finds a TCP port by name as Kubernetes does: in containers, then in init

@@ -28,7 +28,7 @@ const (
 	// SelectorMissing: the Service has no selector, and its owner did not opt in to
 	// endpoints that EndpointSlices name.
 	SelectorMissing = "SelectorMissing"
-	// ForeignEndpoint: an EndpointSlice names an endpoint that does not belong to the Service.
+	// ForeignEndpoint: an EndpointSlice names an endpoint that is not the Service's own.
 	ForeignEndpoint = "ForeignEndpoint"
 	// HostNetworkUnsupported: pods on the host network are left out.
 	HostNetworkUnsupported = "HostNetworkUnsupported"
@@ -103,7 +103,11 @@ func (ps *problems) sorted() []Problem {
 // SortProblems orders list by service, reason and message, in place.
 func SortProblems(list []Problem) {
 	slices.SortFunc(list, func(a, b Problem) int {
-		return cmp.Or(strings.Compare(a.Service, b.Service), strings.Compare(a.Reason, b.Reason), strings.Compare(a.Message, b.Message))
+		return cmp.Or(
+			strings.Compare(a.Service, b.Service),
+			strings.Compare(a.Reason, b.Reason),
+			strings.Compare(a.Message, b.Message),
+		)
 	})
 }
 

@@ -13,7 +13,9 @@ import (
 
 // SelectServices returns a selector of Services by their labels, as the rules of a Link
 // state it. If the rules are invalid, the selector selects nothing and the error says why.
-func SelectServices(services v1alpha1.ServiceSelection, selector *metav1.LabelSelector) (labels.Selector, error) {
+func SelectServices(
+	services v1alpha1.ServiceSelection, selector *metav1.LabelSelector,
+) (labels.Selector, error) {
 	switch services {
 	case v1alpha1.AllServices:
 		return labels.Everything(), nil

@@ -119,12 +119,14 @@ func (s Service) Equal(o Service) bool {
 func (s Service) Validate(trustDomain string) (Service, []Problem) {
 	var ps problems
 	if !isLabel(s.Namespace) || !isLabel(s.Name) {
-		ps.add(s.Key(), InvalidName, "the peer exports a Service whose namespace or name is not a DNS label: it is ignored")
+		ps.add(s.Key(), InvalidName,
+			"the peer exports a Service whose namespace or name is not a DNS label: it is ignored")
 		return Service{}, ps.sorted()
 	}
 	ports, err := validPorts(s.Ports)
 	if err != nil {
-		ps.add(s.Key(), InvalidPorts, "the peer exports the Service with ports that no Service can have: %v", err)
+		ps.add(s.Key(), InvalidPorts,
+			"the peer exports the Service with ports that no Service can have: %v", err)
 		return Service{}, ps.sorted()
 	}
 	out := Service{Namespace: s.Namespace, Name: s.Name, Ports: ports, Ready: s.Ready, Headless: s.Headless}
@@ -132,14 +134,16 @@ func (s Service) Validate(trustDomain string) (Service, []Problem) {
 	out.Identities = s.validIdentities(trustDomain, &ps)
 	var whole bool
 	if out.Labels, out.Annotations, whole = validMetadata(s.Labels, s.Annotations); !whole {
-		ps.add(s.Key(), InvalidMetadata, "the peer advertises labels or annotations that Kubernetes refuses, or too many of them: they are ignored")
+		ps.add(s.Key(), InvalidMetadata, "the peer advertises labels or annotations "+
+			"that Kubernetes refuses, or too many of them: they are ignored")
 	}
 	switch seconds := s.SessionAffinitySeconds; {
 	case s.SessionAffinity == AffinityNone && seconds == 0:
 	case s.SessionAffinity == AffinityClientIP && seconds >= 1 && seconds <= maxAffinitySeconds:
 		out.SessionAffinity, out.SessionAffinitySeconds = AffinityClientIP, seconds
 	default:
-		ps.add(s.Key(), InvalidAffinity, "the peer advertises a session affinity that Kubernetes does not have: it is ignored")
+		ps.add(s.Key(), InvalidAffinity,
+			"the peer advertises a session affinity that Kubernetes does not have: it is ignored")
 	}
 	return out, ps.sorted()
 }
@@ -156,7 +160,8 @@ func (s Service) validIdentities(trustDomain string, ps *problems) []string {
 		}
 	}
 	if len(valid) < len(s.Identities) {
-		ps.add(s.Key(), ForeignIdentity, "the peer advertises identities that are not of its own trust domain and the Service's namespace: they are ignored")
+		ps.add(s.Key(), ForeignIdentity, "the peer advertises identities "+
+			"that are not of its own trust domain and the Service's namespace: they are ignored")
 	}
 	slices.Sort(valid)
 	valid = slices.Compact(valid)
@@ -183,7 +188,8 @@ func (s Service) validHosts(ps *problems) []Host {
 		}
 	}
 	if len(valid) < len(s.Hosts) {
-		ps.add(s.Key(), InvalidHostnames, "the peer advertises named pods that the Service cannot have, or too many of them: they are ignored")
+		ps.add(s.Key(), InvalidHostnames, "the peer advertises named pods "+
+			"that the Service cannot have, or too many of them: they are ignored")
 	}
 	slices.SortFunc(valid, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
 	return valid
@@ -202,7 +208,8 @@ func validPorts(ports []Port) ([]Port, error) {
 			return nil, err
 		}
 		for _, q := range ports[:i] {
-			if p.Name == q.Name || p.Port == q.Port && p.Protocol == q.Protocol || p.Route != 0 && p.Route == q.Route {
+			sameNumber := p.Port == q.Port && p.Protocol == q.Protocol
+			if p.Name == q.Name || sameNumber || p.Route != 0 && p.Route == q.Route {
 				return nil, fmt.Errorf("port %d repeats the name, number or route of another", p.Port)
 			}
 		}

@@ -44,7 +44,7 @@ func TestValidatorsAgreeWithKubernetes(t *testing.T) {
 }
 
 func BenchmarkValidate(b *testing.B) {
-	s := told()
+	s := advertised()
 	s.Labels = map[string]string{"app.kubernetes.io/name": "bar", "team": "a"}
 	s.Annotations = map[string]string{"example.com/owner": "someone"}
 	b.ReportAllocs()
