@@ -12,7 +12,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
-	"github.com/causeway-mesh/causeway/internal/ledger"
+	ledger "github.com/causeway-mesh/causeway/internal/ledger/legacy"
 )
 
 // books is the leader's own copy of the ledger. The leader alone writes Ledgers, so

@@ -14,7 +14,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
-	"github.com/causeway-mesh/causeway/internal/ledger"
+	ledger "github.com/causeway-mesh/causeway/internal/ledger/legacy"
 )
 
 var small = []netip.Prefix{netip.MustParsePrefix("240.0.0.0/24")}

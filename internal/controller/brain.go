@@ -16,7 +16,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
-	"github.com/causeway-mesh/causeway/internal/ledger"
+	ledger "github.com/causeway-mesh/causeway/internal/ledger/legacy"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"

@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
-	"github.com/causeway-mesh/causeway/internal/ledger"
+	ledger "github.com/causeway-mesh/causeway/internal/ledger/legacy"
 )
 
 // vipRangeOverlaps is the reason of a problem: something of this cluster has an
