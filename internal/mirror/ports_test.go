@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
-	"github.com/causeway-mesh/causeway/internal/ledger"
+	ledger "github.com/causeway-mesh/causeway/internal/ledger/legacy"
 )
 
 var wide = []netip.Prefix{netip.MustParsePrefix("240.0.0.0/12")}
