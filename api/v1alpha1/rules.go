@@ -146,6 +146,11 @@ type ImportQuotas struct {
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
 	VIPPercent int32 `json:"vipPercent,omitempty"`
+	// Namespaces that createNamespaces may make for the Link. Absent: 20.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000
+	Namespaces int32 `json:"namespaces,omitempty"`
 }
 
 // What ImportQuotas that are absent are.
@@ -155,6 +160,7 @@ const (
 	DefaultQuotaPorts                = 16
 	DefaultQuotaHostnames            = 64
 	DefaultQuotaVIPPercent           = 10
+	DefaultQuotaNamespaces           = 20
 )
 
 // NamespaceRule lets the Services of one of the peer's namespaces in.
