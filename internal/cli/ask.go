@@ -19,6 +19,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/check"
 	"github.com/causeway-mesh/causeway/internal/controller"
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 const (
@@ -39,7 +40,7 @@ func (c cluster) askControllers(ctx context.Context, namespace string) ([]check.
 	}
 	var out []check.Replica
 	for _, p := range pods.Items {
-		if p.DeletionTimestamp == nil && podReady(&p) {
+		if ready, _ := kube.PodReady(&p); ready && p.DeletionTimestamp == nil {
 			out = append(out, check.Replica{Pod: p.Name})
 		}
 	}
@@ -54,12 +55,6 @@ func (c cluster) askControllers(ctx context.Context, namespace string) ([]check.
 	}
 	asking.Wait()
 	return out, nil
-}
-
-func podReady(p *corev1.Pod) bool {
-	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
 }
 
 // askController fills r with what the replica answers, by a forwarded port: who may forward ports to the controllers may ask.

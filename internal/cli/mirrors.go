@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,19 +25,14 @@ type mirrors struct {
 func mirrorsOf(c client.Reader, l *v1alpha1.Link) mirrors {
 	return mirrors{
 		client: c,
-		of:     func(o metav1.OwnerReference) bool { return isLink(o) && o.UID == l.UID },
+		of:     func(o metav1.OwnerReference) bool { return v1alpha1.IsLinkReference(o) && o.UID == l.UID },
 		label:  client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: l.Name},
 	}
 }
 
 // allMirrors finds the mirrors of every Link, those included that are gone already.
 func allMirrors(c client.Reader) mirrors {
-	return mirrors{client: c, of: isLink, label: client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy}}
-}
-
-func isLink(o metav1.OwnerReference) bool {
-	group, _, _ := strings.Cut(o.APIVersion, "/")
-	return o.Kind == "Link" && group == v1alpha1.GroupVersion.Group
+	return mirrors{client: c, of: v1alpha1.IsLinkReference, label: client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy}}
 }
 
 // services returns the mirrors, namespace/name, sorted. Without more it reads every Service's metadata: what is ours is

@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 // agentSet is the DaemonSet of agents, and guardContainer the one of its containers that writes to the node.
@@ -104,8 +106,7 @@ func (u *uninstaller) livePods(ctx context.Context, which client.MatchingLabels)
 	}
 	n := 0
 	for _, p := range pods.Items {
-		ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-		if !ended && !slices.Contains(down, p.Spec.NodeName) {
+		if !kube.PodFinished(&p) && !slices.Contains(down, p.Spec.NodeName) {
 			n++
 		}
 	}
@@ -128,10 +129,7 @@ func (u *uninstaller) nodes(ctx context.Context, set *appsv1.DaemonSet) (up, dow
 		return nil, nil, fmt.Errorf("list nodes: %w", err)
 	}
 	for _, n := range nodes.Items {
-		ready := slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-		})
-		if ready {
+		if kube.NodeReady(&n) {
 			up = append(up, n.Name)
 		} else {
 			down = append(down, n.Name)
