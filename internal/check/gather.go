@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
@@ -112,13 +113,10 @@ func (g *gatherer) rights() {
 	}
 }
 
-// identityConfigMap is the cluster's public half, which the controller keeps.
-const identityConfigMap = "causeway-identity"
-
 func (g *gatherer) identity() {
-	g.do("ConfigMap "+identityConfigMap, func() (func(), error) {
+	g.do("ConfigMap "+clusterinfo.IdentityConfigMap, func() (func(), error) {
 		var m corev1.ConfigMap
-		err := g.c.Get(g.ctx, client.ObjectKey{Namespace: g.f.Namespace, Name: identityConfigMap}, &m)
+		err := g.c.Get(g.ctx, client.ObjectKey{Namespace: g.f.Namespace, Name: clusterinfo.IdentityConfigMap}, &m)
 		if apierrors.IsNotFound(err) {
 			return nil, nil
 		}
@@ -167,7 +165,7 @@ func (g *gatherer) nodes() (func(), error) {
 
 func (g *gatherer) pods() (func(), error) {
 	var list corev1.PodList
-	if err := g.c.List(g.ctx, &list, client.InNamespace(g.f.Namespace), client.MatchingLabels{"app.kubernetes.io/name": "causeway"}); err != nil {
+	if err := g.c.List(g.ctx, &list, client.InNamespace(g.f.Namespace), client.MatchingLabels{clusterinfo.NameLabel: clusterinfo.Causeway}); err != nil {
 		return nil, err
 	}
 	var out []Pod
@@ -179,7 +177,7 @@ func (g *gatherer) pods() (func(), error) {
 		ready, _ := kube.PodReady(p)
 		out = append(out, Pod{
 			Name:      p.Name,
-			Component: p.Labels["app.kubernetes.io/component"],
+			Component: p.Labels[clusterinfo.ComponentLabel],
 			Node:      p.Spec.NodeName,
 			Ready:     ready,
 			Trouble:   trouble(p),

@@ -11,6 +11,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 )
 
@@ -162,7 +163,7 @@ func (o objects) mirror(l *v1alpha1.Link, m v1alpha1.LedgerMirror) []Line {
 func (o objects) endpoints(l *v1alpha1.Link, m v1alpha1.LedgerMirror, key string) []Line {
 	var ours []*discoveryv1.EndpointSlice
 	for _, s := range o.slices[key] {
-		if s.Labels[discoveryv1.LabelManagedBy] != sliceManager {
+		if s.Labels[discoveryv1.LabelManagedBy] != clusterinfo.SliceManager {
 			return []Line{fail(checkMirror, key, "EndpointSlice "+s.Name+", which Causeway did not make, leads the mirror's callers elsewhere, in plaintext",
 				"delete it, or the Endpoints object of the mirror's name that it was made from")}
 		}
@@ -181,9 +182,6 @@ func (o objects) endpoints(l *v1alpha1.Link, m v1alpha1.LedgerMirror, key string
 	}
 	return nil
 }
-
-// sliceManager is who manages the EndpointSlices of mirrors.
-const sliceManager = "causeway.dev"
 
 func samePorts(svc *corev1.Service, m v1alpha1.LedgerMirror) bool {
 	want, have := map[string]int32{}, map[string]int32{}
@@ -216,7 +214,7 @@ func (f Facts) orphans(o objects, known map[string]bool) []Line {
 	for _, key := range slices.Sorted(maps.Keys(o.slices)) {
 		for _, s := range o.slices[key] {
 			link := s.Labels[v1alpha1.LinkLabel]
-			if s.Labels[discoveryv1.LabelManagedBy] != sliceManager || link == "" || o.services[key] != nil || f.Link != "" && link != f.Link {
+			if s.Labels[discoveryv1.LabelManagedBy] != clusterinfo.SliceManager || link == "" || o.services[key] != nil || f.Link != "" && link != f.Link {
 				continue
 			}
 			lines = append(lines, warn(checkMirror, s.Namespace+"/"+s.Name, "it is an EndpointSlice of a mirror that is gone", "Kubernetes' garbage collector removes it: does kube-controller-manager run?"))

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/check"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/controller"
 	"github.com/causeway-mesh/causeway/internal/kube"
 )
@@ -32,9 +33,8 @@ const (
 // askControllers asks every controller that is ready. Each knows its own agents only.
 func (c cluster) askControllers(ctx context.Context, namespace string) ([]check.Replica, error) {
 	var pods corev1.PodList
-	err := c.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels{
-		"app.kubernetes.io/name": "causeway", "app.kubernetes.io/component": "controller",
-	})
+	err := c.List(ctx, &pods, client.InNamespace(namespace),
+		client.MatchingLabels(clusterinfo.Selector(clusterinfo.ComponentController)))
 	if err != nil {
 		return nil, fmt.Errorf("list controllers: %w", err)
 	}
@@ -61,7 +61,7 @@ func (c cluster) askControllers(ctx context.Context, namespace string) ([]check.
 func (c cluster) askController(ctx context.Context, namespace string, r *check.Replica) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	address, stop, err := c.forward(ctx, namespace, r.Pod, controller.AdminPort)
+	address, stop, err := c.forward(ctx, namespace, r.Pod, clusterinfo.AdminPort)
 	if err != nil {
 		return fmt.Errorf("forward a port to it: %w", err)
 	}

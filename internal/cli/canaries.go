@@ -20,13 +20,12 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/canary"
 	"github.com/causeway-mesh/causeway/internal/check"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 // canaryLabels are those of the pods that prove nodes' paths.
-var canaryLabels = client.MatchingLabels{
-	"app.kubernetes.io/name": "causeway", "app.kubernetes.io/component": "canary", "app.kubernetes.io/part-of": "causeway",
-}
+var canaryLabels = client.MatchingLabels(clusterinfo.Labels(clusterinfo.ComponentCanary))
 
 const (
 	// canaryTime bounds the life of a canary pod.

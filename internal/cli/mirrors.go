@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 // mirrors finds what Links own in tenants' namespaces, which Kubernetes collects once they are gone.
@@ -46,12 +47,9 @@ func (m mirrors) services(ctx context.Context, more ...client.ListOption) ([]str
 // slices returns the EndpointSlices that await Kubernetes' collector.
 func (m mirrors) slices(ctx context.Context) ([]string, error) {
 	return m.list(ctx, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), func(o metav1.PartialObjectMetadata) bool {
-		return o.Labels[discoveryv1.LabelManagedBy] == sliceManager && len(o.OwnerReferences) > 0
+		return o.Labels[discoveryv1.LabelManagedBy] == clusterinfo.SliceManager && len(o.OwnerReferences) > 0
 	}, m.label)
 }
-
-// sliceManager is who manages the EndpointSlices of mirrors.
-const sliceManager = "causeway.dev"
 
 // list returns the names of the objects that match admits, sorted.
 func (m mirrors) list(ctx context.Context, gvk schema.GroupVersionKind, match func(metav1.PartialObjectMetadata) bool, more ...client.ListOption) ([]string, error) {

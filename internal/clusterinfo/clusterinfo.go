@@ -72,3 +72,13 @@ const (
 	FirstListenerPort = 4200
 	ListenerPorts     = 32
 )
+
+// Selector returns the labels that select the pods of one component and of no other.
+func Selector(component string) map[string]string {
+	return map[string]string{NameLabel: Causeway, ComponentLabel: component}
+}
+
+// Labels returns the labels of every object of one component.
+func Labels(component string) map[string]string {
+	return map[string]string{NameLabel: Causeway, ComponentLabel: component, PartOfLabel: Causeway}
+}

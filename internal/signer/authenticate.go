@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
@@ -48,9 +49,9 @@ const (
 
 // roles are the ServiceAccounts that may call at all.
 var roles = map[string]Role{
-	"causeway-controller": RoleController,
-	"causeway-gateway":    RoleGateway,
-	"causeway-agent":      RoleAgent,
+	clusterinfo.ControllerName: RoleController,
+	clusterinfo.GatewayName:    RoleGateway,
+	clusterinfo.AgentName:      RoleAgent,
 }
 
 // Caller is the holder of a token. Every field of one that Authenticate returns
