@@ -17,7 +17,7 @@ import (
 
 const pollEvery = 20 * time.Millisecond
 
-// Down ends and removes all of the lab, whatever state it is in. It does not read the lab's
+// Down ends and removes all of the lab, in any state. It does not read the lab's
 // own records: it finds processes by cgroup, by the marker in their environment and by
 // network namespace, and everything else by name. On a lab that is gone it does nothing.
 func Down(ctx context.Context, o Options) error {
