@@ -6,43 +6,51 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
-	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
+	nodewire "github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// exporter decides what this cluster's exported Services become: entries of the
-// export ledger, listings for peers, rows of the gateways' table, and what the
-// agents of the pods' nodes must know. It belongs to the reconciler's goroutine.
+// exporter decides what this cluster's exported Services become: entries of the export
+// list, listings for peers, rows of the gateways' table, and what the agents of the pods'
+// nodes must know. It belongs to the reconciler's goroutine.
 //
 //	objects ─▶ catalog.Index ─▶ Book.Export ─▶ (stored) ─▶ listing for peers
 //	                        └───────────────────────────┴▶ routes, exports of nodes
 //
-// Which Services a peer sees, and under which route ids, comes from the stored
-// ledger alone, so that all replicas say the same; what is said of each comes from
-// this replica's caches. The data path follows the caches at once: an export that is
-// withdrawn is refused before the ledger says so.
+// Which Services a peer sees, and under which route ids, comes from the stored export
+// list alone, so that all replicas agree. What each Service is comes from this replica's
+// caches. The data path follows the caches at once: agents and gateways refuse an export
+// that was withdrawn before the export list says so.
 type exporter struct {
-	index       *catalog.Index
-	book        *ledger.Book
-	endpointKey [32]byte
+	index *catalog.Index
+	book  *ledger.Book
+	rows  *rowTable
 
-	// missing are stored members whose Service this replica's caches do not hold yet.
-	// The version is not announced before they do.
+	members map[catalog.Key]*ledger.Member // of the stored export list
+	// missing are members whose Service this replica's caches do not hold yet. The
+	// version is not announced before they do.
 	missing map[catalog.Key]bool
 	version wire.Version // last announced
 	nodes   map[catalog.Key][]string
-	routes  map[catalog.Key][]view.RouteRow
+	byNode  map[string]map[catalog.Key]bool
+	routes  map[catalog.Key][]uint32
 	// reported are problems that have had an Event.
 	reported map[catalog.Key][]catalog.Problem
 }
 
-func newExporter(index *catalog.Index, book *ledger.Book, hopMasterKey [32]byte) *exporter {
+func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable) *exporter {
 	return &exporter{
-		index: index, book: book, endpointKey: identity.EndpointKey(hopMasterKey),
-		missing: make(map[catalog.Key]bool), nodes: make(map[catalog.Key][]string),
-		routes: make(map[catalog.Key][]view.RouteRow), reported: make(map[catalog.Key][]catalog.Problem),
+		index:    index,
+		book:     book,
+		rows:     rows,
+		members:  make(map[catalog.Key]*ledger.Member),
+		missing:  make(map[catalog.Key]bool),
+		nodes:    make(map[catalog.Key][]string),
+		byNode:   make(map[string]map[catalog.Key]bool),
+		routes:   make(map[catalog.Key][]uint32),
+		reported: make(map[catalog.Key][]catalog.Problem),
 	}
 }
 
@@ -51,7 +59,7 @@ func (x *exporter) decide(c catalog.Change, now time.Time, p *plan) {
 	if c.Export != nil && len(c.Export.Links) > 0 {
 		x.book.Export(exportWant(c.Export), now)
 	} else {
-		x.book.Unexport(c.Key, now)
+		x.book.Unexport(ledger.ExportKey{Namespace: c.Key.Namespace, Service: c.Key.Name}, now)
 	}
 	x.emit(c.Key, now, p)
 }
@@ -64,41 +72,54 @@ func exportWant(e *catalog.Export) ledger.ExportWant {
 	return w
 }
 
+// stored takes in what the ledger has stored of the export list.
+func (x *exporter) stored(changes []ledger.ExportChange, now time.Time, p *plan) {
+	for _, c := range changes {
+		key := catalog.Key{Namespace: c.Key.Namespace, Name: c.Key.Service}
+		setOrDelete(x.members, key, c.Member)
+		x.emit(key, now, p)
+	}
+}
+
 // emit tells peers, gateways and nodes what one Service has become.
 func (x *exporter) emit(k catalog.Key, now time.Time, p *plan) {
 	e, _ := x.index.Get(k)
-	member, stored := x.book.Member(k)
-	x.list(k, e, member, stored, p)
-	x.emitRoutes(k, e, member, stored, now, p)
+	member := x.members[k]
+	x.emitListing(k, e, member, p)
+	x.emitRoutes(k, e, member, now, p)
 	x.emitNodes(k, e, p)
 }
 
-// list decides the listing of a Service for peers.
-func (x *exporter) list(k catalog.Key, e *catalog.Export, member ledger.Member, stored bool, p *plan) {
+// emitListing decides what peers see of a Service.
+func (x *exporter) emitListing(k catalog.Key, e *catalog.Export, member *ledger.Member, p *plan) {
 	delete(x.missing, k)
 	switch {
-	case !stored:
+	case member == nil:
 		p.listings = append(p.listings, wire.Listing{Key: k})
 	case e == nil:
 		x.missing[k] = true // the caches lag, or the leader is about to drop it: the last listing stays
 	default:
-		p.listings = append(p.listings, wire.Listing{Key: k, Service: e.Service(member.Route), Links: member.Links})
+		s := e.Service(routeOf(member))
+		p.listings = append(p.listings, wire.Listing{Key: k, Service: &s, Links: member.Links})
 	}
 }
 
+func routeOf(m *ledger.Member) func(name, protocol string) uint32 {
+	return func(name, protocol string) uint32 { return m.Routes[ledger.ExportPort{Name: name, Protocol: protocol}] }
+}
+
 // emitRoutes decides the rows that lead to a Service's ports.
-func (x *exporter) emitRoutes(k catalog.Key, e *catalog.Export, member ledger.Member, stored bool, now time.Time, p *plan) {
-	before := x.routes[k]
-	var after []view.RouteRow
-	if stored && e != nil {
-		after = view.Routes(x.endpointKey, e, member.Route, before, now)
+func (x *exporter) emitRoutes(k catalog.Key, e *catalog.Export, member *ledger.Member, now time.Time, p *plan) {
+	var after []uint32
+	if member != nil && e != nil {
+		for _, row := range x.rows.at(now).Export(e, routeOf(member)) {
+			after = append(after, row.GetRoute().GetId())
+			x.rows.put(row, p)
+		}
 	}
-	for _, row := range after {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Resource: row.Resource()})
-	}
-	for _, row := range before {
-		if !slices.ContainsFunc(after, func(r view.RouteRow) bool { return r.ID == row.ID }) {
-			p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Removed: view.RouteKey(row.ID)})
+	for _, id := range x.routes[k] {
+		if !slices.Contains(after, id) {
+			x.rows.remove(id, p)
 		}
 	}
 	if len(after) == 0 {
@@ -114,12 +135,20 @@ func (x *exporter) emitNodes(k catalog.Key, e *catalog.Export, p *plan) {
 	if e != nil {
 		for node, resource := range view.Exports(e) {
 			nodes = append(nodes, node)
+			if x.byNode[node] == nil {
+				x.byNode[node] = make(map[catalog.Key]bool)
+			}
+			x.byNode[node][k] = true
 			p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: resource})
 		}
 	}
 	for _, node := range x.nodes[k] {
-		if !slices.Contains(nodes, node) {
-			p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: view.ExportKey(k)})
+		if slices.Contains(nodes, node) {
+			continue
+		}
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: "export/" + k.String()})
+		if delete(x.byNode[node], k); len(x.byNode[node]) == 0 {
+			delete(x.byNode, node)
 		}
 	}
 	if len(nodes) == 0 {
@@ -129,19 +158,47 @@ func (x *exporter) emitNodes(k catalog.Key, e *catalog.Export, p *plan) {
 	}
 }
 
-// stored emits the members that the ledger has stored or dropped.
-func (x *exporter) stored(changes []ledger.ExportChange, now time.Time, p *plan) {
-	for _, c := range changes {
-		x.emit(c.Key, now, p)
+// nodeExports returns what the agent of a node must know of exports.
+func (x *exporter) nodeExports(node string) []*nodewire.Resource {
+	var out []*nodewire.Resource
+	for k := range x.byNode[node] {
+		if e, _ := x.index.Get(k); e != nil {
+			out = append(out, view.Exports(e)[node])
+		}
 	}
+	return out
 }
 
-// announce sets the version that peers may rely on: the stored one, once this
-// replica's caches hold every member.
+// announce sets the version that peers may rely on: the stored one, once this replica's
+// caches hold every member.
 func (x *exporter) announce(p *plan) {
 	if len(x.missing) == 0 {
 		epoch, generation := x.book.Version()
 		x.version = wire.Version{Epoch: epoch, Generation: generation}
 	}
 	p.version = x.version
+}
+
+// rowTable holds the rows of the gateways' table as they were last sent, from which their
+// generations follow.
+type rowTable struct {
+	cluster view.Cluster
+	last    map[uint32]*nodewire.Route
+}
+
+// at returns the maker of rows at now.
+func (t *rowTable) at(now time.Time) view.Rows {
+	return view.Rows{Cluster: t.cluster, Now: now, Last: func(id uint32) *nodewire.Route { return t.last[id] }}
+}
+
+func (t *rowTable) put(row *nodewire.Resource, p *plan) {
+	t.last[row.GetRoute().GetId()] = row.GetRoute()
+	p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Resource: row})
+}
+
+func (t *rowTable) remove(id uint32, p *plan) {
+	if t.last[id] != nil {
+		delete(t.last, id)
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Removed: routeKey(id)})
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
 // importer decides what peers' catalogs become here: ledger entries, frontends for
@@ -33,6 +34,8 @@ type importer struct {
 	// frozen: the range of virtual IPs overlaps this cluster's own addresses, so no
 	// new mirror is allocated.
 	frozen bool
+	// entries are what the ledger has stored, by the peer's trust domain.
+	entries map[string]map[ledger.Source]*ledger.Mirror
 }
 
 // importLink is one Link in force.
@@ -45,8 +48,9 @@ type importLink struct {
 	services map[catalog.Key]catalog.Service // the peer's catalog, as far as it was applied
 	// whole: services is the peer's whole catalog. Until then what the ledger holds
 	// of the peer stays as it is.
-	whole   bool
-	version wire.Version
+	whole bool
+	// stale says whether the peer's catalog is out of date, and how.
+	stale   link.Staleness
 	sources map[catalog.Key][]ledger.Source // what each Service asked the ledger for
 	wants   map[ledger.Source]ledger.MirrorWant
 	// placed is where each stored entry's mirror is, and which frontend it has.
@@ -59,13 +63,8 @@ func newImporter(own string, book *ledger.Book) *importer {
 	return &importer{
 		own: own, book: book, namespaces: make(mirror.Namespaces),
 		links: make(map[string]*importLink), byDomain: make(map[string]*importLink),
+		entries: make(map[string]map[ledger.Source]*ledger.Mirror),
 	}
-}
-
-// sourceKey names a source of one peer.
-type sourceKey struct {
-	domain string
-	ledger.Source
 }
 
 // setLinks makes links those in force. A Link that is new or whose rules changed
@@ -75,33 +74,40 @@ func (m *importer) setLinks(peers map[string]link.Peer, links map[string]*v1alph
 		if peer, ok := peers[name]; ok && peer.UID == string(l.link.UID) {
 			continue
 		}
-		m.removeLink(name, peers, links, now, p)
+		m.removeLink(name, p)
 	}
 	for name, peer := range peers {
 		m.setLink(links[name], standby[name], peer, now, p)
 	}
+	m.removePeers(links, now)
 }
 
-// removeLink forgets a Link that is not in force any more. Entries of a Link that
-// still exists stay as they are: it may be in force again in a moment.
-func (m *importer) removeLink(name string, peers map[string]link.Peer, links map[string]*v1alpha1.Link, now time.Time, p *plan) {
+// removeLink forgets a Link that is not in force any more.
+func (m *importer) removeLink(name string, p *plan) {
 	l := m.links[name]
 	delete(m.links, name)
 	delete(m.byDomain, l.domain)
 	for _, key := range l.placed {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: view.FrontendKey(key)})
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: frontendKey(key)})
 	}
 	p.links = append(p.links, linkChange{name: name})
 	p.statusOf(name)
-	if exists := links[name]; exists != nil && exists.UID == l.link.UID && exists.DeletionTimestamp == nil {
-		return // a fault: its entries are kept
-	}
-	for _, peer := range peers {
-		if peer.TrustDomain == l.domain {
-			return // another Link of the same peer takes over
+}
+
+// removePeers releases the entries of peers that no Link names any more. Those of a Link
+// that is not in force stay: it may be in force again in a moment.
+func (m *importer) removePeers(links map[string]*v1alpha1.Link, now time.Time) {
+	named := make(map[string]bool, len(links))
+	for _, l := range links {
+		if l.DeletionTimestamp == nil {
+			named[l.Spec.TrustDomain] = true
 		}
 	}
-	m.book.RemovePeer(l.domain, now)
+	for _, domain := range m.book.Peers() {
+		if !named[domain] {
+			m.book.RemovePeer(domain, now)
+		}
+	}
 }
 
 func (m *importer) setLink(obj, standby *v1alpha1.Link, peer link.Peer, now time.Time, p *plan) {
@@ -126,8 +132,8 @@ func (m *importer) setLink(obj, standby *v1alpha1.Link, peer link.Peer, now time
 	for key := range l.services {
 		m.decide(l, key, now)
 	}
-	m.releaseUnwanted(l, now)
-	for _, source := range m.book.Sources(l.domain) {
+	m.settle(l, now)
+	for source := range m.entries[l.domain] {
 		m.emit(l, source, p)
 	}
 }
@@ -168,49 +174,58 @@ func (m *importer) setNamespace(name string, ns *corev1.Namespace, now time.Time
 }
 
 // applyCatalog takes in what a peer's catalog changed.
-func (m *importer) applyCatalog(name string, d wire.Delta, now time.Time, p *plan) {
+func (m *importer) applyCatalog(name string, c peering.CatalogChange, now time.Time, p *plan) {
 	l := m.links[name]
 	if l == nil {
 		return
 	}
-	for _, s := range d.Upserts {
-		l.services[s.Key()] = s
-		m.decideAndEmit(l, s.Key(), now, p)
+	if c.Whole {
+		c.Removed = append(c.Removed, l.lacking(c.Upserts)...)
 	}
-	for _, key := range d.Removed {
+	for _, key := range c.Removed {
 		delete(l.services, key)
 		delete(l.left, key)
 		m.decideAndEmit(l, key, now, p)
 	}
-	for key, problems := range d.Problems {
-		if len(problems) == 0 {
-			delete(l.left, key)
-		} else {
-			l.left[key] = problems
-		}
+	for _, s := range c.Upserts {
+		delete(l.left, s.Key())
+		l.services[s.Key()] = s
+		m.decideAndEmit(l, s.Key(), now, p)
 	}
-	if d.Whole {
-		l.version = d.Version
-		m.book.SetApplied(l.domain, d.Version.Epoch, d.Version.Generation)
-		if !l.whole {
-			l.whole = true
-			m.releaseUnwanted(l, now)
-			p.links = append(p.links, l.change())
-		}
+	for key, problems := range c.Problems {
+		l.left[key] = problems
+	}
+	if c.Complete && !l.whole {
+		l.whole = true
+		m.settle(l, now)
+		p.links = append(p.links, l.change())
+	}
+	l.stale = c.Stale
+	if c.Complete && c.Version != (wire.Version{}) {
+		m.book.SetApplied(l.domain, c.Version.Epoch, c.Version.Generation)
 	}
 	p.statusOf(name)
 }
 
-// releaseUnwanted releases the entries of a peer that nothing wants any more, once
-// the whole catalog is known.
-func (m *importer) releaseUnwanted(l *importLink, now time.Time) {
-	if !l.complete() {
-		return
+// lacking are the Services that were applied and are not among all.
+func (l *importLink) lacking(all []catalog.Service) []catalog.Key {
+	there := make(map[catalog.Key]bool, len(all))
+	for i := range all {
+		there[all[i].Key()] = true
 	}
-	for _, source := range m.book.Sources(l.domain) {
-		if _, wanted := l.wants[source]; !wanted {
-			m.book.Unwant(l.domain, source, now)
+	var out []catalog.Key
+	for key := range l.services {
+		if !there[key] {
+			out = append(out, key)
 		}
+	}
+	return out
+}
+
+// settle lets the ledger release what nothing wants, once the whole catalog is known.
+func (m *importer) settle(l *importLink, now time.Time) {
+	if l.complete() {
+		m.book.Complete(l.domain, now)
 	}
 }
 
@@ -242,8 +257,8 @@ func (m *importer) decide(l *importLink, key catalog.Key, now time.Time) {
 	before := l.sources[key]
 	after := make([]ledger.Source, 0, len(wants))
 	for _, w := range wants {
-		source := w.Source
-		if _, stored := m.book.Mirror(l.domain, source); m.frozen && !stored {
+		source := w.Source()
+		if m.frozen && m.entries[l.domain][source] == nil {
 			continue
 		}
 		after = append(after, source)
@@ -266,32 +281,39 @@ func (m *importer) decide(l *importLink, key catalog.Key, now time.Time) {
 // emit tells agents and the mirror writer what one source has become, if the
 // ledger has stored an entry for it.
 func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
-	entry, stored := m.book.Mirror(l.domain, source)
+	stored := m.entries[l.domain][source]
 	before, placed := l.placed[source]
-	after := catalog.Key{Namespace: entry.MirrorNamespace, Name: entry.MirrorName}
-	if placed && (!stored || before != after) {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: view.FrontendKey(before)})
+	var after catalog.Key
+	if stored != nil {
+		after = catalog.Key{Namespace: stored.MirrorNamespace, Name: stored.MirrorName}
+	}
+	if placed && before != after {
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: frontendKey(before)})
 		p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, before, nil})
 		delete(l.placed, source)
 	}
-	if !stored {
+	if stored == nil {
 		return
 	}
 	l.placed[source] = after
+	entry := *stored
 	if want, ok := l.wants[source]; ok {
 		entry = withContent(entry, want)
 	}
-	var said *catalog.Service
+	var described *catalog.Service
 	if s, ok := l.services[catalog.Key{Namespace: source.Namespace, Name: source.Service}]; ok {
-		said = &s
+		described = &s
 	}
-	w := l.rules.Want(entry, said)
-	if !(entry.Headless && source.Hostname == "") { // a headless mirror lists others: nobody dials it
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Resource: view.Frontend(l.link.Name, entry, w.Ready)})
+	w := l.rules.Want(entry, described)
+	if resource := view.Frontend(l.link.Name, entry, w.Ready); resource != nil {
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Resource: resource})
 	}
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, after, w})
 	p.statusOf(l.link.Name)
 }
+
+// frontendKey is the key of the frontend of a mirror.
+func frontendKey(k catalog.Key) string { return "frontend/" + k.String() }
 
 // withContent returns entry with the content that the peer's catalog has now: the
 // stored copy may lag behind, because its writes are rationed.
@@ -310,14 +332,41 @@ func withContent(entry ledger.Mirror, w ledger.MirrorWant) ledger.Mirror {
 	return entry
 }
 
-// stored emits the entries that the ledger has stored or dropped.
+// stored takes in what the ledger has stored of mirrors.
 func (m *importer) stored(changes []ledger.MirrorChange, p *plan) {
 	for _, c := range changes {
+		entries := m.entries[c.TrustDomain]
+		if entries == nil {
+			entries = make(map[ledger.Source]*ledger.Mirror)
+			m.entries[c.TrustDomain] = entries
+		}
+		if setOrDelete(entries, c.Source, c.Mirror); len(entries) == 0 {
+			delete(m.entries, c.TrustDomain)
+		}
 		if l := m.byDomain[c.TrustDomain]; l != nil {
 			m.emit(l, c.Source, p)
 			p.statusOf(l.link.Name)
 		}
 	}
+}
+
+// freeze stops new allocations while the range of virtual IPs overlaps the cluster's own
+// addresses, or allows them again.
+func (m *importer) freeze(frozen bool, now time.Time, p *plan) {
+	m.frozen = frozen
+	for name, l := range m.links {
+		for key := range l.services {
+			m.decideAndEmit(l, key, now, p)
+		}
+		p.statusOf(name)
+	}
+}
+
+// pending counts the wanted mirrors that the ledger has no entry for, apart from those
+// that a problem keeps out.
+func (m *importer) pending(l *importLink) int {
+	missing := len(l.wants) - len(l.placed)
+	return max(0, missing-len(m.book.Problems(l.domain)))
 }
 
 // problemsOf are the problems of one Link's imports, sorted.
@@ -326,7 +375,10 @@ func (m *importer) problemsOf(name string) []catalog.Problem {
 	if l == nil {
 		return nil
 	}
-	out := slices.Concat(slices.Collect(maps.Values(l.problems)), m.book.Problems(l.domain))
+	out := slices.Collect(maps.Values(l.problems))
+	for _, p := range m.book.Problems(l.domain) {
+		out = append(out, p.ServiceProblem)
+	}
 	if l.fault != nil {
 		out = append(out, *l.fault)
 	}
@@ -341,7 +393,7 @@ func (m *importer) problemsOf(name string) []catalog.Problem {
 func (m *importer) replay(p *plan) {
 	for _, l := range m.links {
 		p.links = append(p.links, l.change())
-		for source := range l.placed {
+		for source := range m.entries[l.domain] {
 			m.emit(l, source, p)
 		}
 	}

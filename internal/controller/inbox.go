@@ -34,6 +34,9 @@ type batch struct {
 	joins          changed[v1alpha1.Join]
 	serviceExports changed[metav1.PartialObjectMetadata]
 
+	// serviceExportKeys are all ServiceExports that there are; nil: not listed.
+	serviceExportKeys map[catalog.Key]bool
+
 	// peers are the Links whose peer said something, mirrors those whose mirrors
 	// progressed.
 	peers, mirrors map[string]bool
@@ -41,8 +44,9 @@ type batch struct {
 	stored       []storeResult
 	ledgerList   []v1alpha1.Ledger
 	ledgerListed bool
-	// identity: this cluster's issuers or roots, or its invite keys, are others now.
-	identity bool
+	// identity: this cluster's issuers or roots changed. inviteKeys: keys of open invites
+	// were read.
+	identity, inviteKeys bool
 	// calls run in the reconciler's goroutine after the pass.
 	calls []func()
 }
@@ -51,7 +55,7 @@ type batch struct {
 func (b *batch) empty() bool {
 	return len(b.services)+len(b.slices)+len(b.pods)+len(b.namespaces)+len(b.networks)+len(b.policies)+len(b.links)+len(b.ledgers)+
 		len(b.trusts)+len(b.invites)+len(b.joins)+len(b.serviceExports)+len(b.peers)+len(b.mirrors)+len(b.stored)+len(b.calls) == 0 &&
-		!b.identity && !b.ledgerListed
+		!b.identity && !b.inviteKeys && !b.ledgerListed && b.serviceExportKeys == nil
 }
 
 // storeResult is what came of one ledger write.

@@ -254,7 +254,7 @@ func (l *leader) keep(c chores) {
 		errs := []error{
 			l.identity.Publish(ctx, l.client, c.gateways),
 			l.keepCanary(ctx, c.canary),
-			joinflow.KeepStates(ctx, l.client, c.invites, c.joins, time.Now()),
+			joinflow.Maintain(ctx, l.client, c.invites, c.joins, time.Now()),
 		}
 		for _, t := range c.obsolete {
 			errs = append(errs, l.forgetTrust(ctx, t))
@@ -281,9 +281,10 @@ func (l *leader) forgetTrust(ctx context.Context, t *v1alpha1.PeerTrust) error {
 	return nil
 }
 
-func sortedValues[K ~string, V any](m map[K]V) []V {
-	out := make([]V, 0, len(m))
-	for _, k := range slices.Sorted(maps.Keys(m)) {
+// sortedObjects returns the values of m in the order of their keys.
+func sortedObjects[T any](m map[catalog.Key]*T) []*T {
+	out := make([]*T, 0, len(m))
+	for _, k := range slices.SortedFunc(maps.Keys(m), catalog.Key.Compare) {
 		out = append(out, m[k])
 	}
 	return out

@@ -8,18 +8,21 @@ import (
 	"slices"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
-	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/link"
+	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
 	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
-// linkState decides which Links are in force, what is believed of their peers, and
-// what agents and gateways must know of each. It belongs to the reconciler's goroutine.
+// linkState decides which Links are in force, what is believed of their peers, and what
+// agents and gateways must know of each. It belongs to the reconciler's goroutine.
 type linkState struct {
 	identity *clusterid.Identity
 	log      *slog.Logger
@@ -29,7 +32,7 @@ type linkState struct {
 	judged link.Judgment
 	// resolved is what is believed of each peer in force.
 	resolved map[string]resolvedPeer
-	day      uint32 // whose keys were last handed out
+	day      uint32 // whose keys were last distributed
 }
 
 // resolvedPeer is what a peer's Link and the stored list of its issuers come to.
@@ -56,7 +59,7 @@ func (s *linkState) judge() {
 	for _, name := range slices.Sorted(maps.Keys(s.links)) {
 		all = append(all, *s.links[name])
 	}
-	s.judged = link.Judge(s.identity.LinkOwner(), all)
+	s.judged = link.Judge(s.owner(), all)
 	for name, p := range s.judged.Peers {
 		if old, ok := s.resolved[name]; ok && old.peer.Same(p) {
 			continue
@@ -87,7 +90,10 @@ func (s *linkState) resolve(name string, snapshot *peering.Snapshot) (changed bo
 		delete(s.resolved, name)
 		return had
 	}
-	next.view.Gateways = snapshot.Gateways()
+	next.view.Gateways = nil
+	for _, g := range snapshot.Gateways() {
+		next.view.Gateways = append(next.view.Gateways, view.Gateway{Address: g.Address, Healthy: g.Healthy})
+	}
 	s.resolved[name] = next
 	return !had || !bytes.Equal(old.list, next.list) || !old.peer.Same(p) || !slices.Equal(old.view.Gateways, next.view.Gateways)
 }
@@ -122,22 +128,72 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 	return out, nil
 }
 
-// emit tells agents and gateways what one Link has become.
-func (s *linkState) emit(name string, now time.Time, p *plan) {
+// emit tells agents and gateways what one Link has become. namespaces are this cluster's.
+func (s *linkState) emit(name string, namespaces mirror.Namespaces, p *plan) {
 	r, ok := s.resolved[name]
 	if !ok {
-		key := view.LinkKey(name)
+		key := "link/" + name
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: key}, nodestream.Change{Scope: nodestream.Gateways, Removed: key})
 		return
 	}
-	day := identity.Day(now)
-	r.view.Rules = rulesOf(s.links[name])
+	peer := r.view
+	applyRules(&peer, s.links[name], namespaces)
+	domain := s.identity.TrustDomain()
 	p.views = append(p.views,
-		nodestream.Change{Scope: nodestream.Agents, Resource: view.LinkForAgents(r.view, s.identity.TrustDomain(), day)},
-		nodestream.Change{Scope: nodestream.Gateways, Resource: view.LinkForGateways(r.view, s.identity.TrustDomain(), day)})
+		nodestream.Change{Scope: nodestream.Agents, Resource: view.LinkForAgents(peer, domain, s.day)},
+		nodestream.Change{Scope: nodestream.Gateways, Resource: view.LinkForGateways(peer, domain, s.day)})
+}
+
+// applyRules sets what a Link says about new connections.
+func applyRules(p *view.Peer, l *v1alpha1.Link, namespaces mirror.Namespaces) {
+	p.Suspended = l.Spec.Suspend
+	p.DefaultDeny = l.Spec.Export != nil && l.Spec.Export.Default == v1alpha1.ExportDeny
+	if l.Spec.Import == nil || l.Spec.Import.Callers == nil {
+		return
+	}
+	callers := l.Spec.Import.Callers
+	p.CallersRestricted = true
+	if callers.NamespaceSelector == nil {
+		p.CallerNamespaces = callers.Namespaces
+		return
+	}
+	selector, err := metav1.LabelSelectorAsSelector(callers.NamespaceSelector)
+	if err != nil {
+		return // a selector that cannot be parsed admits no caller
+	}
+	for name, set := range namespaces {
+		if selector.Matches(labels.Set(set)) {
+			p.CallerNamespaces = append(p.CallerNamespaces, name)
+		}
+	}
+}
+
+// selectsCallers reports whether a Link's callers depend on the labels of namespaces.
+func selectsCallers(l *v1alpha1.Link) bool {
+	return l.Spec.Import != nil && l.Spec.Import.Callers != nil && l.Spec.Import.Callers.NamespaceSelector != nil
 }
 
 // inForce are the names of the Links in force, sorted.
 func (s *linkState) inForce() []string { return slices.Sorted(maps.Keys(s.resolved)) }
 
-var _ = catalog.Key{}
+// expiries are the ends of the certificates of this cluster and of its peers.
+func (s *linkState) expiries() []clusterid.Expiry {
+	out := s.identity.Issuers().Expiries()
+	for name, r := range s.resolved {
+		out = append(out, clusterid.PeerRootExpiry(name, r.peer.Root))
+		if !r.until.IsZero() {
+			out = append(out, clusterid.PeerIssuerExpiry(name, r.until))
+		}
+	}
+	clusterid.SortExpiries(out)
+	return out
+}
+
+// owner is this cluster's public half, which no Link may claim.
+func (s *linkState) owner() link.Own {
+	key, err := link.ParseKey(s.identity.LinkKey().Public())
+	if err != nil {
+		panic(fmt.Sprintf("controller: this cluster's own link key: %v", err)) // Load parsed it
+	}
+	return link.Own{TrustDomain: s.identity.TrustDomain(), LinkKey: key}
+}

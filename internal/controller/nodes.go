@@ -1,15 +1,18 @@
 package controller
 
 import (
+	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
-	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+	nodewire "github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 // nodeViews decides what agents must know of their node's pods, and what agents and
@@ -18,26 +21,46 @@ import (
 type nodeViews struct {
 	o        Options
 	identity *clusterid.Identity
+	rows     *rowTable
 
-	pods   map[catalog.Key]*corev1.Pod // those that have a resource on some node
+	pods   map[catalog.Key]*corev1.Pod // those that an agent must know
 	byNode map[string]map[catalog.Key]bool
 	nodes  map[string]bool // that have an agent
-	// upstreams are the keys of the gateways' upstreams.
-	upstreams map[string]bool
-	// catalogRoute is the row that leads to this cluster's controllers.
-	catalogRoute view.RouteRow
+	// upstreams and invites are the keys of what gateways were sent.
+	upstreams, invites map[string]bool
 }
 
-func newNodeViews(o Options, id *clusterid.Identity) *nodeViews {
-	return &nodeViews{
-		o: o, identity: id, pods: make(map[catalog.Key]*corev1.Pod), byNode: make(map[string]map[catalog.Key]bool),
-		nodes: make(map[string]bool), upstreams: make(map[string]bool),
+func newNodeViews(o Options, id *clusterid.Identity, rows *rowTable) *nodeViews {
+	v := &nodeViews{
+		o:         o,
+		identity:  id,
+		rows:      rows,
+		pods:      make(map[catalog.Key]*corev1.Pod),
+		byNode:    make(map[string]map[catalog.Key]bool),
+		nodes:     make(map[string]bool),
+		upstreams: make(map[string]bool),
+		invites:   make(map[string]bool),
+	}
+	v.rows.cluster = v.cluster()
+	return v
+}
+
+// cluster is this cluster with the issuers in force.
+func (v *nodeViews) cluster() view.Cluster {
+	return view.Cluster{
+		TrustDomain: v.identity.TrustDomain(),
+		Issuers:     v.identity.Issuers().Certificates(),
+		VIPCIDRs:    v.o.VIPCIDRs,
+		HopMaster:   v.identity.HopMasterKey(),
 	}
 }
 
 // setPod takes in a pod; nil: it is gone.
 func (v *nodeViews) setPod(k catalog.Key, pod *corev1.Pod, p *plan) {
-	resource := view.Pod(pod, v.o.Namespace) // nil for a pod that no agent must know
+	var resource *nodewire.Resource
+	if pod != nil {
+		resource = view.Pod(pod, v.o.Namespace)
+	}
 	if old := v.pods[k]; old != nil && (resource == nil || old.Spec.NodeName != pod.Spec.NodeName || old.UID != pod.UID) {
 		v.removePod(k, old, p)
 	}
@@ -58,18 +81,17 @@ func (v *nodeViews) setPod(k catalog.Key, pod *corev1.Pod, p *plan) {
 func (v *nodeViews) removePod(k catalog.Key, old *corev1.Pod, p *plan) {
 	node := old.Spec.NodeName
 	delete(v.pods, k)
-	delete(v.byNode[node], k)
-	if len(v.byNode[node]) == 0 {
+	if delete(v.byNode[node], k); len(v.byNode[node]) == 0 {
 		delete(v.byNode, node)
 	}
 	if v.nodes[node] {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: view.PodKey(string(old.UID))})
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: "pod/" + string(old.UID)})
 	}
 }
 
-// setTopology takes in where Causeway's processes run. exports gives the exports of a
-// node that has an agent now.
-func (v *nodeViews) setTopology(t *topology, links []string, exports func(node string) []*wire.Resource, now time.Time, p *plan) {
+// setTopology takes in where Causeway's processes run. exports returns what the agent of a
+// node must know of exports.
+func (v *nodeViews) setTopology(t *topology, exports func(node string) []*nodewire.Resource, p *plan) {
 	for node := range v.nodes {
 		if !t.nodes[node] {
 			delete(v.nodes, node)
@@ -83,7 +105,7 @@ func (v *nodeViews) setTopology(t *topology, links []string, exports func(node s
 		v.nodes[node] = true
 		p.nodesAdded = append(p.nodesAdded, node)
 		scope := nodestream.Node(node)
-		p.views = append(p.views, nodestream.Change{Scope: scope, Resource: v.cluster(view.AgentBackend(node))})
+		p.views = append(p.views, nodestream.Change{Scope: scope, Resource: v.cluster().ForAgent(node)})
 		for k := range v.byNode[node] {
 			p.views = append(p.views, nodestream.Change{Scope: scope, Resource: view.Pod(v.pods[k], v.o.Namespace)})
 		}
@@ -92,50 +114,67 @@ func (v *nodeViews) setTopology(t *topology, links []string, exports func(node s
 		}
 	}
 	v.setUpstreams(t, p)
-	v.setCatalogRoute(t, links, now, p)
 }
 
 // setUpstreams decides the processes that gateways may splice to.
 func (v *nodeViews) setUpstreams(t *topology, p *plan) {
-	after := make(map[string]bool, len(t.agents)+len(t.controllers))
-	add := func(name, host string, port int) {
-		resource := view.Upstream(v.identity.HopMasterKey(), name, host, port)
-		after[name] = true
+	c, after := v.cluster(), make(map[string]bool, len(t.agents)+len(t.controllers))
+	add := func(resource *nodewire.Resource) {
+		after["upstream/"+resource.GetUpstream().GetName()] = true
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Resource: resource})
 	}
 	for node, host := range t.agents {
-		add(view.AgentBackend(node), host, view.AgentPort)
+		add(c.Agent(node, host))
 	}
-	for _, c := range t.controllers {
-		add(view.ControllerBackend(c.PodName), c.Address, view.CatalogPort)
+	for _, replica := range t.controllers {
+		add(c.Controller(replica))
 	}
-	for name := range v.upstreams {
-		if !after[name] {
-			p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Removed: view.UpstreamKey(name)})
-		}
-	}
+	removeOthers(v.upstreams, after, p)
 	v.upstreams = after
 }
 
-func (v *nodeViews) setCatalogRoute(t *topology, links []string, now time.Time, p *plan) {
-	v.catalogRoute = view.CatalogRoute(v.identity.HopMasterKey(), t.controllers, links, v.catalogRoute, now)
-	p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Resource: v.catalogRoute.Resource()})
+// removeOthers removes from gateways what is in before and not in after.
+func removeOthers(before, after map[string]bool, p *plan) {
+	for key := range before {
+		if !after[key] {
+			p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Removed: key})
+		}
+	}
+}
+
+// setControllers decides the rows that lead to this cluster's controllers: peers by their
+// Links, and others by open invites.
+func (v *nodeViews) setControllers(t *topology, links []string, invites []joinflow.OpenInvite, now time.Time, p *plan) {
+	v.rows.put(v.rows.at(now).Catalog(links, t.controllers), p)
+	open := make([]view.Invite, 0, len(invites))
+	for _, i := range invites {
+		open = append(open, view.Invite{Name: i.Name, UID: i.UID, LabelKey: i.LabelKey, Until: i.Until})
+	}
+	after := make(map[string]bool, len(open))
+	for _, resource := range v.rows.at(now).Invites(open, t.controllers) {
+		if resource.GetRoute() != nil {
+			v.rows.put(resource, p)
+			continue
+		}
+		after["invite/"+resource.GetInvite().GetName()] = true
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Resource: resource})
+	}
+	if len(open) == 0 {
+		v.rows.remove(route.Join, p)
+	}
+	removeOthers(v.invites, after, p)
+	v.invites = after
 }
 
 // setIdentity tells every agent and gateway this cluster's issuers.
 func (v *nodeViews) setIdentity(p *plan) {
-	p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Resource: v.cluster("")})
+	c := v.cluster()
+	v.rows.cluster = c
+	p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Resource: c.ForGateways()})
 	for node := range v.nodes {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: v.cluster(view.AgentBackend(node))})
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: c.ForAgent(node)})
 	}
 }
 
-// cluster is this cluster as the process named backend must know it.
-func (v *nodeViews) cluster(backend string) *wire.Resource {
-	return view.Cluster(view.ClusterInputs{
-		TrustDomain:  v.identity.TrustDomain(),
-		Issuers:      v.identity.Issuers().Certificates(),
-		VIPCIDRs:     v.o.VIPCIDRs,
-		HopMasterKey: v.identity.HopMasterKey(),
-	}, backend)
-}
+// routeKey is the key of a row.
+func routeKey(id uint32) string { return fmt.Sprintf("route/%d", id) }

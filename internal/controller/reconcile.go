@@ -69,16 +69,28 @@ type reconciler struct {
 	exports    *exporter
 	imports    *importer
 	nodes      *nodeViews
-	invites    *inviteViews
 	components *components
 	top        *topology
 	overlaps   *overlaps
 	addresses  *peering.ClusterAddresses
+	listed     *listedAddresses
+	keys       *joinflow.Keys
 	joins      map[catalog.Key]*v1alpha1.Join
+	invites    map[catalog.Key]*v1alpha1.Invite
 	canary     *corev1.Service
-	snapshots  map[string]*peering.Snapshot
-	sweep      sweeper
-	expiries   atomic.Pointer[[]clusterid.Expiry]
+	// serviceExports are those that there are.
+	serviceExports map[catalog.Key]bool
+	// openInvites are invites that gateways let through, as of the last time that one
+	// changed; invitesDue is when the clock alone changes them.
+	openInvites []joinflow.OpenInvite
+	invitesDue  time.Time
+	// controllersDirty: the rows that lead to this cluster's controllers have to be
+	// decided again.
+	controllersDirty bool
+	replayed         bool // the mirror writer of this leader knows everything
+	snapshots        map[string]*peering.Snapshot
+	sweep            sweeper
+	expiries         atomic.Pointer[[]clusterid.Expiry]
 }
 
 // run makes a pass whenever something has changed, until ctx ends.
@@ -197,7 +209,7 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 	}
 	for k, o := range b.slices {
 		r.index.SetEndpointSlice(k, o)
-		r.book.SetSlice(k, listedBy(o))
+		r.listed.set(k, o, r.book)
 		r.addresses.SetEndpointSlice(k, o)
 	}
 	for k, o := range b.pods {
@@ -213,9 +225,31 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 	for k, o := range b.policies {
 		r.index.SetExportPolicy(k, o)
 	}
-	for k, o := range b.serviceExports {
-		r.index.SetServiceExport(k, o)
+	for k := range r.serviceExports {
+		if b.serviceExportKeys != nil && !b.serviceExportKeys[k] && b.serviceExports[k] == nil {
+			r.setServiceExport(k, nil)
+		}
 	}
+	for k, o := range b.serviceExports {
+		r.setServiceExport(k, o)
+	}
+	for k, o := range b.invites {
+		setOrDelete(r.invites, k, o)
+		p.housekeeping = true
+	}
+	for k, o := range b.joins {
+		setOrDelete(r.joins, k, o)
+		p.housekeeping = true
+	}
+}
+
+func (r *reconciler) setServiceExport(k catalog.Key, o *metav1.PartialObjectMetadata) {
+	if o == nil {
+		delete(r.serviceExports, k)
+	} else {
+		r.serviceExports[k] = true
+	}
+	r.index.SetServiceExport(k, o)
 }
 
 // takeTopology decides again where Causeway's own processes run, if one of them changed.
@@ -237,7 +271,7 @@ func (r *reconciler) takeTopology(now time.Time, p *plan) {
 	r.nodes.setTopology(r.top, r.exports.nodeExports, p)
 	p.gateways = &r.top.gateways
 	p.housekeeping = true
-	r.catalogRoute = true
+	r.controllersDirty = true
 	for name := range r.links.links {
 		p.statusOf(name)
 	}
@@ -279,7 +313,7 @@ func (r *reconciler) takeLinks(b *batch, before map[string]*peering.Snapshot, no
 		p.statusOf(name)
 	}
 	if len(dirty) > 0 {
-		r.catalogRoute = true
+		r.controllersDirty = true
 		expiries := r.links.expiries()
 		r.expiries.Store(&expiries)
 	}
@@ -288,6 +322,19 @@ func (r *reconciler) takeLinks(b *batch, before map[string]*peering.Snapshot, no
 		r.catalogRoute = false
 		r.nodes.setCatalogRoute(r.top, r.links.inForce(), now, p)
 	}
+}
+
+// takeInvites decides which invites gateways let through.
+func (r *reconciler) takeInvites(b *batch, now time.Time, p *plan) {
+	if len(b.invites) > 0 || b.inviteKeys || !r.invitesDue.IsZero() && !now.Before(r.invitesDue) {
+		open, recheck := r.keys.Open(sortedObjects(r.invites), now)
+		r.openInvites, r.invitesDue = open, time.Time{}
+		if recheck > 0 {
+			r.invitesDue = now.Add(recheck)
+		}
+		r.controllersDirty, p.housekeeping = true, true
+	}
+	p.dueAt(r.invitesDue)
 }
 
 // judgeLinks decides which Links are in force after one changed, and tells everything
@@ -326,12 +373,12 @@ func (r *reconciler) judgeLinks(dirty map[string]bool, now time.Time, p *plan) {
 	p.housekeeping = true
 }
 
-func setOrDelete[T any](m map[string]*T, name string, o *T) {
+func setOrDelete[K comparable, T any](m map[K]*T, k K, o *T) {
 	if o == nil {
-		delete(m, name)
+		delete(m, k)
 		return
 	}
-	m[name] = o
+	m[k] = o
 }
 
 // nextDay is when day keys change next.
@@ -342,7 +389,7 @@ func nextDay(now time.Time) time.Time {
 // takeCatalogs takes in what the catalogs of peers changed.
 func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 	if problem := r.overlaps.problem(); (problem != nil) != r.imports.frozen {
-		r.imports.freeze(problem, now, p)
+		r.imports.freeze(problem != nil, now, p)
 	}
 	if r.leading.Load() && !r.replayed {
 		r.replayed = true

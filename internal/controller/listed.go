@@ -1,0 +1,85 @@
+package controller
+
+import (
+	"net/netip"
+	"slices"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/ledger"
+)
+
+// listedAddresses knows which EndpointSlices list addresses of the ranges of virtual IPs.
+// The ledger gives no address to another mirror while a slice of ours still lists it.
+type listedAddresses struct {
+	ranges  []netip.Prefix
+	bySlice map[catalog.Key][]netip.Addr
+	slices  map[netip.Addr]map[catalog.Key]bool // → it has Causeway's labels
+}
+
+func newListedAddresses(ranges []netip.Prefix) *listedAddresses {
+	return &listedAddresses{ranges: ranges, bySlice: make(map[catalog.Key][]netip.Addr), slices: make(map[netip.Addr]map[catalog.Key]bool)}
+}
+
+// set takes in a slice; nil: it is gone. It tells book what lists each address now.
+func (l *listedAddresses) set(k catalog.Key, s *discoveryv1.EndpointSlice, book *ledger.Book) {
+	before := l.bySlice[k]
+	after := l.addresses(s)
+	if len(before) == 0 && len(after) == 0 {
+		return
+	}
+	ours := s != nil && s.Labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy
+	for _, a := range before {
+		if !slices.Contains(after, a) {
+			if delete(l.slices[a], k); len(l.slices[a]) == 0 {
+				delete(l.slices, a)
+			}
+			book.SetListed(a, l.by(a))
+		}
+	}
+	for _, a := range after {
+		if l.slices[a] == nil {
+			l.slices[a] = make(map[catalog.Key]bool)
+		}
+		l.slices[a][k] = ours
+		book.SetListed(a, l.by(a))
+	}
+	if len(after) == 0 {
+		delete(l.bySlice, k)
+	} else {
+		l.bySlice[k] = after
+	}
+}
+
+// addresses are the addresses of a slice that are in a range of virtual IPs.
+func (l *listedAddresses) addresses(s *discoveryv1.EndpointSlice) []netip.Addr {
+	if s == nil {
+		return nil
+	}
+	var out []netip.Addr
+	for i := range s.Endpoints {
+		for _, text := range s.Endpoints[i].Addresses {
+			a, err := netip.ParseAddr(text)
+			if err == nil && slices.ContainsFunc(l.ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
+}
+
+// by says which slices list an address.
+func (l *listedAddresses) by(a netip.Addr) ledger.ListedBy {
+	var out ledger.ListedBy
+	for k, ours := range l.slices[a] {
+		switch {
+		case ours:
+			out.Causeway = true
+		case out.Other == "" || k.String() < out.Other:
+			out.Other = k.String()
+		}
+	}
+	return out
+}
