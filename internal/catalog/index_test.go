@@ -569,6 +569,40 @@ func BenchmarkIndexOneChange(b *testing.B) {
 	})
 }
 
+// BenchmarkIndexLargeService changes one of 2,000 pods of one Service.
+func BenchmarkIndexLargeService(b *testing.B) {
+	in := crowd(1, 200)
+	in.Pods, in.EndpointSlices = nil, nil
+	for i := range 2000 {
+		uid, ip := fmt.Sprintf("uid-%d", i*7919%2000), fmt.Sprintf("10.0.%d.%d", i/250, i%250)
+		in.Pods = append(in.Pods, podOf(uid, ip))
+		if i%100 == 0 {
+			in.EndpointSlices = append(in.EndpointSlices, sliceOf("s00000", uid, ip))
+			continue
+		}
+		last := &in.EndpointSlices[len(in.EndpointSlices)-1]
+		last.Endpoints = append(last.Endpoints, sliceOf("s00000", uid, ip).Endpoints...)
+	}
+	x := in.index()
+	if e := x.Flush()[0].Export; len(e.Endpoints) != 2000 {
+		b.Fatal(len(e.Endpoints))
+	}
+	going := in.Pods[777].DeepCopy()
+	going.DeletionTimestamp = ptr(metav1.Now())
+	b.ReportAllocs()
+	odd := false
+	for b.Loop() {
+		p := &in.Pods[777]
+		if odd = !odd; odd {
+			p = going
+		}
+		x.SetPod(keyOf(p), p)
+		if len(x.Flush()) != 1 {
+			b.Fatal("the change must concern one Service")
+		}
+	}
+}
+
 func BenchmarkIndexFlushNothing(b *testing.B) {
 	in := crowd(10_000, 200)
 	x := in.index()

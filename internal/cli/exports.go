@@ -18,47 +18,63 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// reportExports lists the Services that somebody has asked to export, by a label or a ServiceExport, whether they can cross
-// or not. Which Links let them cross is the catalog's to say.
+// reportExports lists the Services that somebody asks to export, by a label or a ServiceExport, whether they can be
+// exported or not, with the Links that admit them.
 func reportExports(ctx context.Context, cl cluster, links []v1alpha1.Link, namespace string) ([]exportReport, error) {
-	in := catalog.Inputs{Namespace: namespace, Links: links}
-	var err error
-	if in.ServiceExports, err = serviceExports(ctx, cl); err != nil {
+	exports, err := serviceExports(ctx, cl)
+	if err != nil {
 		return nil, err
 	}
-	if in.Services, err = askedServices(ctx, cl, in.ServiceExports); err != nil {
+	services, err := askedServices(ctx, cl, exports)
+	if err != nil {
 		return nil, err
 	}
-	if in.Namespaces, err = selectable(ctx, cl, links); err != nil {
+	namespaces, err := selectable(ctx, cl, links)
+	if err != nil {
 		return nil, err
 	}
-	admit := map[catalog.Key][]string{}
-	for _, e := range catalog.Build(in).List {
-		admit[e.Key()] = e.Links
+	x := catalog.NewIndex(catalog.Config{Namespace: namespace})
+	for i := range links {
+		x.SetLink(links[i].Name, &links[i])
 	}
+	for i := range namespaces {
+		x.SetNamespace(namespaces[i].Name, &namespaces[i])
+	}
+	for i := range exports {
+		x.SetServiceExport(catalog.Key{Namespace: exports[i].Namespace, Name: exports[i].Name}, &exports[i])
+	}
+	for i := range services {
+		x.SetService(catalog.Key{Namespace: services[i].Namespace, Name: services[i].Name}, &services[i])
+	}
+	x.Flush()
 	out := []exportReport{}
-	for i := range in.Services {
-		s := &in.Services[i]
-		out = append(out, exportReport{
-			Namespace: s.Namespace, Name: s.Name, Ports: reportPorts(s),
-			Links: append([]string{}, admit[catalog.Key{Namespace: s.Namespace, Name: s.Name}]...), // none: its problem says why
-		})
+	for i := range services {
+		s := &services[i]
+		report := exportReport{Namespace: s.Namespace, Name: s.Name, Ports: reportPorts(s), Links: []string{}}
+		if e, _ := x.Get(catalog.Key{Namespace: s.Namespace, Name: s.Name}); e != nil { // nil: its problem says why
+			report.Links = append(report.Links, e.Links...)
+		}
+		out = append(out, report)
 	}
 	return out, nil
 }
 
-// serviceExports lists the cluster's ServiceExports: none where it has no such kind.
+// serviceExports lists the cluster's ServiceExports, in the preferred version that the cluster has. It returns none
+// if the cluster does not have the kind.
 func serviceExports(ctx context.Context, cl cluster) ([]metav1.PartialObjectMetadata, error) {
-	var list metav1.PartialObjectMetadataList
-	list.SetGroupVersionKind(catalog.ServiceExportKind.GroupVersion().WithKind(catalog.ServiceExportKind.Kind + "List"))
-	err := cl.List(ctx, &list)
-	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) || runtime.IsNotRegisteredError(err) {
-		return nil, nil
+	for _, kind := range catalog.ServiceExportKinds() {
+		var list metav1.PartialObjectMetadataList
+		list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
+		err := cl.List(ctx, &list)
+		switch {
+		case err == nil:
+			return list.Items, nil
+		case meta.IsNoMatchError(err), apierrors.IsNotFound(err), runtime.IsNotRegisteredError(err):
+		default:
+			return nil, fmt.Errorf("list ServiceExports: %w", err)
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("list ServiceExports: %w", err)
-	}
-	return list.Items, nil
+	return nil, nil
 }
 
 // askedServices returns the Services that are labelled for export, and those of ServiceExports, each once, sorted.
