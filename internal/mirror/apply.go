@@ -118,8 +118,7 @@ func (a *applier) judge(c Change, err error) error {
 		a.problem(known.Problem, retryRefused)
 	case c.Op == Delete && apierrors.IsNotFound(err):
 	case c.Op == Create && (apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)):
-		a.fail(c)
-		a.problem(problem(a.m.key, NamespaceMissing, namespaceMissing), retryRefused)
+		a.refused(c, problem(a.m.key, NamespaceMissing, namespaceMissing)) // the cache is behind
 	case errors.Is(err, errNotOrphaned), apierrors.IsConflict(err), apierrors.IsAlreadyExists(err), apierrors.IsNotFound(err):
 		if c.Op != Update {
 			a.fail(c)
@@ -127,17 +126,21 @@ func (a *applier) judge(c Change, err error) error {
 		a.out.left = true
 		a.out.again = sooner(a.out.again, retryConflict)
 	case isRefusal(err):
-		if a.m.refusals == nil {
-			a.m.refusals = make(refusals)
-		}
-		p := problem(keyOf(c.Object()), Rejected, "the API server does not accept the mirror: "+answerText(err))
-		f := refusal{content: c.content(), until: time.Now().Add(retryRefused), problem: p}
-		a.m.refusals[c.about()] = f
-		a.refuse(c, f)
+		a.refused(c, problem(keyOf(c.Object()), Rejected, "the API server does not accept the mirror: "+answerText(err)))
 	default:
 		return fmt.Errorf("%v: %w", c, err)
 	}
 	return nil
+}
+
+// refused remembers a write that the API server has refused, and reports it.
+func (a *applier) refused(c Change, p Problem) {
+	if a.m.refusals == nil {
+		a.m.refusals = make(refusals)
+	}
+	f := refusal{content: c.content(), until: time.Now().Add(retryRefused), problem: p}
+	a.m.refusals[c.about()] = f
+	a.refuse(c, f)
 }
 
 // refuse reports a write that the API server has refused.

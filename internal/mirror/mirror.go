@@ -178,6 +178,9 @@ type mirrorState struct {
 	damper   damper
 	refusals refusals
 	failures int
+	// collected is until when Kubernetes is given time to collect the slices of a Service
+	// that was deleted by us; zero: it was not.
+	collected time.Time
 }
 
 // NewWriter returns a Writer that has no Links.
@@ -435,6 +438,7 @@ func (w *Writer) dispatch(ctx context.Context, workers *sync.WaitGroup) time.Dur
 func (w *Writer) add(l *linkState, k catalog.Key) *mirrorState {
 	m := &mirrorState{link: l, key: k}
 	l.mirrors[k] = m
+	l.resync.order = append(l.resync.order, m)
 	names := w.byName[k.Namespace]
 	if names == nil {
 		names = make(map[string][]*mirrorState)

@@ -44,6 +44,8 @@ type Have struct {
 	NamespaceExists bool
 	// NamespaceTerminating: the namespace is being deleted.
 	NamespaceTerminating bool
+	// Collecting: we have just deleted the Service, and Kubernetes is deleting its slices.
+	Collecting bool
 }
 
 // Companion is the mirror of one named pod.
@@ -144,6 +146,9 @@ type planner struct {
 // not have. A slice that another controller made for a Service that bears our labels is
 // left alone, unless it would mix other endpoints under a mirror.
 func (p *planner) deleteStray(ours bool) {
+	if p.want == nil && p.have.Service == nil && p.have.Collecting {
+		return
+	}
 	for _, slice := range p.have.Slices {
 		if !marked(slice.Labels, p.Link.Name) || !slice.DeletionTimestamp.IsZero() ||
 			slice.Labels[discoveryv1.LabelServiceName] != p.key.Name {

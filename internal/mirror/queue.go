@@ -170,13 +170,13 @@ func (q *queue) pop(now time.Time) (l *linkQueue, m *mirrorState, wait time.Dura
 
 // start hands out the next mirror of an eligible Link.
 func (q *queue) start(l *linkQueue, now time.Time) *mirrorState {
+	to, _ := l.next(now)
 	q.running++
 	l.running++
 	if l.adopt {
 		l.adopt = false
 		return nil
 	}
-	to, _ := l.next(now)
 	m := l.lanes[to].pop(to)
 	l.last = to
 	l.queued--

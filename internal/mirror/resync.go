@@ -3,6 +3,7 @@ package mirror
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,10 +21,13 @@ const (
 	resyncInterval = 5 * time.Second
 )
 
-// resync is how far the resync of a Link is.
+// resync is how far the resync of a Link is. The order stays the same, so that every mirror
+// has its turn once per resyncPeriod.
 type resync struct {
-	order []*mirrorState
+	order []*mirrorState // those that are forgotten are removed at the end of a round
 	next  int
+	// credit is the number of mirrors, and parts of one, that are to be looked at by now.
+	credit float64
 }
 
 // resyncSome queues the next part of every Link's mirrors.
@@ -33,26 +37,29 @@ func (w *Writer) resyncSome(now time.Time) {
 	defer w.mu.Unlock()
 	for _, l := range w.links {
 		r := &l.resync
-		if r.next >= len(r.order) {
-			r.order, r.next = r.order[:0], 0
-			for _, m := range l.mirrors {
-				r.order = append(r.order, m)
-			}
-		}
-		const parts = int(resyncPeriod / resyncInterval)
-		for range (len(r.order) + parts - 1) / parts {
-			if r.next >= len(r.order) {
-				break
-			}
-			m := r.order[r.next]
-			r.next++
-			switch {
-			case l.mirrors[m.key] != m: // forgotten since
-			case m.want == nil:
-				w.enqueue(m) // its lane is paced
-			default:
+		r.credit += float64(len(l.mirrors)) * float64(resyncInterval) / float64(resyncPeriod)
+		for visited := 0; r.credit >= 1 && visited < len(l.mirrors); visited++ {
+			if m := r.turn(l); m.want == nil {
+				w.enqueue(m) // in its own lane, which is paced
+			} else {
 				w.enqueueIn(m, resyncLane)
 			}
+			r.credit--
+		}
+	}
+}
+
+// turn returns the next mirror of a Link that has some.
+func (r *resync) turn(l *linkState) *mirrorState {
+	for {
+		if r.next >= len(r.order) {
+			r.next = 0
+			r.order = slices.DeleteFunc(r.order, func(m *mirrorState) bool { return l.mirrors[m.key] != m })
+		}
+		m := r.order[r.next]
+		r.next++
+		if l.mirrors[m.key] == m {
+			return m
 		}
 	}
 }
@@ -60,7 +67,7 @@ func (w *Writer) resyncSome(now time.Time) {
 // adopt finds what stands of a Link's mirrors when the Link appears, also what nobody wants
 // any more, and queues it. It lists the Link's objects once.
 func (w *Writer) adopt(ctx context.Context, l *linkState, s *Scope) {
-	services, slices, err := w.standing(ctx, s)
+	services, sliced, err := w.standing(ctx, s)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	defer w.signal()
@@ -86,7 +93,7 @@ func (w *Writer) adopt(ctx context.Context, l *linkState, s *Scope) {
 		m.standing = true
 		l.account(m, +1)
 	}
-	for _, k := range slices {
+	for _, k := range sliced {
 		if l.mirrors[k] == nil {
 			w.add(l, k)
 		}
@@ -99,7 +106,7 @@ func (w *Writer) adopt(ctx context.Context, l *linkState, s *Scope) {
 
 // standing returns the Services that the Link owns and the Services that its slices claim
 // to belong to.
-func (w *Writer) standing(ctx context.Context, s *Scope) (services, slices []catalog.Key, err error) {
+func (w *Writer) standing(ctx context.Context, s *Scope) (services, sliced []catalog.Key, err error) {
 	var owned corev1.ServiceList
 	err = w.Reader.List(ctx, &owned, byField(OwnerIndex, string(s.Link.UID)), client.UnsafeDisableDeepCopy)
 	if err != nil {
@@ -117,8 +124,8 @@ func (w *Writer) standing(ctx context.Context, s *Scope) (services, slices []cat
 	}
 	for i := range marked.Items {
 		if of := marked.Items[i].Labels[discoveryv1.LabelServiceName]; of != "" {
-			slices = append(slices, catalog.Key{Namespace: marked.Items[i].Namespace, Name: of})
+			sliced = append(sliced, catalog.Key{Namespace: marked.Items[i].Namespace, Name: of})
 		}
 	}
-	return services, slices, nil
+	return services, sliced, nil
 }

@@ -71,6 +71,10 @@ func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
+	have.Collecting = now.Before(j.m.collected)
+	if !have.NamespaceExists {
+		j.m.refusals = nil // once the namespace is there, all is to be tried again
+	}
 	ready, shown, again := j.readiness(have, now)
 	changes, problems := PlanMirror(j.scope, j.m.key, j.want, ready, have)
 	out := outcome{service: have.Service, ready: ready, decided: true}
@@ -84,6 +88,7 @@ func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 			out.service = c.Service
 			if c.Op == Delete {
 				out.service = nil
+				j.m.collected = now.Add(expectFor)
 			}
 		}
 		if c.Slice != nil && c.Op == Update && shown && !ready {
@@ -98,7 +103,7 @@ func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 	if len(out.made) > 0 {
 		again = sooner(again, expectFor)
 	}
-	out.again = sooner(sooner(out.again, again), r.ahead)
+	out.again = sooner(sooner(out.again, again), sooner(r.ahead, max(j.m.collected.Sub(now), 0)))
 	return out, err
 }
 
@@ -151,7 +156,7 @@ func (w *Writer) finish(ctx context.Context, j *job, out outcome, err error) {
 	case m.again:
 		m.again = false
 		w.enqueue(m)
-	case m.want == nil && !m.standing && !out.left && !m.blocked:
+	case m.want == nil && !m.standing && !out.left && !m.blocked && !now.Before(m.collected):
 		w.drop(m)
 		w.changed(l)
 	case out.again > 0:
