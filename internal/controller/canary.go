@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -16,15 +15,14 @@ import (
 	"github.com/causeway-mesh/causeway/internal/canary"
 )
 
-// keepCanary keeps the canary's Service, which the chart makes, leading to the
-// canary's virtual IP of each range. Kubernetes collects what it makes with the Service.
-func (l *leader) keepCanary(ctx context.Context, services []corev1.Service) error {
-	i := slices.IndexFunc(services, func(s corev1.Service) bool { return s.Namespace == l.o.Namespace && s.Name == canary.Service })
-	if i < 0 {
-		return nil // taken away by whoever installed
+// keepCanary keeps the canary's Service, which the chart makes, leading to the canary's
+// virtual IP of each range. Kubernetes collects what this makes with the Service.
+func (l *leader) keepCanary(ctx context.Context, svc *corev1.Service) error {
+	if svc == nil {
+		return nil // the installation has none
 	}
-	for _, vips := range l.books.ranges {
-		want := canarySlice(&services[i], canary.Address(vips))
+	for _, vips := range l.ranges {
+		want := canarySlice(svc, canary.Address(vips))
 		var have discoveryv1.EndpointSlice
 		err := l.client.Get(ctx, client.ObjectKeyFromObject(want), &have)
 		switch {

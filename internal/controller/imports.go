@@ -278,23 +278,32 @@ func (m *importer) decide(l *importLink, key catalog.Key, now time.Time) {
 	}
 }
 
-// emit tells agents and the mirror writer what one source has become, if the
-// ledger has stored an entry for it.
-func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
-	stored := m.entries[l.domain][source]
+// unplace withdraws the mirror of one source, if the ledger has stored another name for
+// it, or none.
+func (m *importer) unplace(l *importLink, source ledger.Source, p *plan) {
 	before, placed := l.placed[source]
-	var after catalog.Key
-	if stored != nil {
-		after = catalog.Key{Namespace: stored.MirrorNamespace, Name: stored.MirrorName}
+	stored := m.entries[l.domain][source]
+	if !placed || stored != nil && before == mirrorKey(stored) {
+		return
 	}
-	if placed && before != after {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: frontendKey(before)})
-		p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, before, nil})
-		delete(l.placed, source)
-	}
+	p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: frontendKey(before)})
+	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, before, nil})
+	delete(l.placed, source)
+}
+
+func mirrorKey(m *ledger.Mirror) catalog.Key {
+	return catalog.Key{Namespace: m.MirrorNamespace, Name: m.MirrorName}
+}
+
+// emit tells agents and the mirror writer what one source has become, if the ledger has
+// stored an entry for it.
+func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
+	m.unplace(l, source, p)
+	stored := m.entries[l.domain][source]
 	if stored == nil {
 		return
 	}
+	after := mirrorKey(stored)
 	l.placed[source] = after
 	entry := *stored
 	if want, ok := l.wants[source]; ok {
@@ -343,6 +352,14 @@ func (m *importer) stored(changes []ledger.MirrorChange, p *plan) {
 		if setOrDelete(entries, c.Source, c.Mirror); len(entries) == 0 {
 			delete(m.entries, c.TrustDomain)
 		}
+	}
+	// All names are withdrawn first: another source may have been given one of them.
+	for _, c := range changes {
+		if l := m.byDomain[c.TrustDomain]; l != nil {
+			m.unplace(l, c.Source, p)
+		}
+	}
+	for _, c := range changes {
 		if l := m.byDomain[c.TrustDomain]; l != nil {
 			m.emit(l, c.Source, p)
 			p.statusOf(l.link.Name)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -37,6 +38,7 @@ type leader struct {
 	writer   *mirror.Writer
 	joiner   *joinflow.Joiner
 	o        Options
+	ranges   []netip.Prefix
 	inbox    *inbox
 	log      *slog.Logger
 
@@ -145,6 +147,21 @@ func (l *eventLimits) allow(e event, now time.Time) bool {
 		l.byOwner[e.owner] = limit
 	}
 	return limit.AllowN(now, 1)
+}
+
+// applyMirrors tells the mirror writer what a plan decided.
+func (l *leader) applyMirrors(p *plan) {
+	for _, c := range p.links {
+		if c.link == nil {
+			l.writer.RemoveLink(c.name)
+			continue
+		}
+		l.writer.SetLink(c.link, c.standby)
+		l.writer.SetComplete(c.name, c.complete)
+	}
+	for _, m := range p.mirrors {
+		l.writer.Set(m.link, m.key, m.want)
+	}
 }
 
 // A statusJob is what a Link's status shall say.

@@ -77,25 +77,24 @@ func (s *linkState) judge() {
 	}
 }
 
-// resolve decides what is believed of one peer, and returns whether that changed.
-func (s *linkState) resolve(name string, snapshot *peering.Snapshot) (changed bool) {
+// resolve decides what is believed of one peer.
+func (s *linkState) resolve(name string, snapshot *peering.Snapshot) {
 	p, ok := s.judged.Peers[name]
 	if !ok {
-		return false
+		return
 	}
 	old, had := s.resolved[name]
 	next, err := s.resolvePeer(p, old, had)
 	if err != nil {
 		s.log.Warn("peer ignored: its key gives no shared secret", "link", name, "error", err)
 		delete(s.resolved, name)
-		return had
+		return
 	}
 	next.view.Gateways = nil
 	for _, g := range snapshot.Gateways() {
 		next.view.Gateways = append(next.view.Gateways, view.Gateway{Address: g.Address, Healthy: g.Healthy})
 	}
 	s.resolved[name] = next
-	return !had || !bytes.Equal(old.list, next.list) || !old.peer.Same(p) || !slices.Equal(old.view.Gateways, next.view.Gateways)
 }
 
 func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolvedPeer, error) {
@@ -113,9 +112,9 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 		return resolvedPeer{}, err
 	}
 	out := resolvedPeer{peer: p, list: list, view: view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}}
-	known, err := identity.VerifyIssuerList(p.Root, p.TrustDomain, list)
-	if err != nil {
-		return out, nil // not known yet, or not believed: peering says why
+	known, ok := peering.StoredIssuers(p, kept)
+	if !ok {
+		return out, nil // none is stored yet
 	}
 	out.successor = !known.Root.Equal(p.Root)
 	out.view.IssuerNumber = known.Number
@@ -171,6 +170,24 @@ func applyRules(p *view.Peer, l *v1alpha1.Link, namespaces mirror.Namespaces) {
 // selectsCallers reports whether a Link's callers depend on the labels of namespaces.
 func selectsCallers(l *v1alpha1.Link) bool {
 	return l.Spec.Import != nil && l.Spec.Import.Callers != nil && l.Spec.Import.Callers.NamespaceSelector != nil
+}
+
+// wanted are the peers to keep streams to.
+func (s *linkState) wanted() map[string]peering.Want {
+	out := make(map[string]peering.Want, len(s.judged.Peers))
+	for name, p := range s.judged.Peers {
+		out[name] = peering.Want{Peer: p, StoredGateways: peering.StoredGateways(p, s.trusts[name])}
+	}
+	return out
+}
+
+// storedIssuers are the numbers of the stored lists of issuers, by Link.
+func (s *linkState) storedIssuers() map[string]uint64 {
+	out := make(map[string]uint64, len(s.resolved))
+	for name, r := range s.resolved {
+		out[name] = r.view.IssuerNumber
+	}
+	return out
 }
 
 // inForce are the names of the Links in force, sorted.

@@ -9,9 +9,9 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/ledger"
-	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
 // A plan is what one pass decided, as data. Deciding it asks nobody; apply carries it out.
@@ -25,10 +25,13 @@ type plan struct {
 	listings []wire.Listing
 	version  wire.Version
 
-	// peers are the peers of the Links in force; nil: unchanged. gateways are this
-	// cluster's own addresses; nil: unchanged.
-	peers    map[string]link.Peer
-	gateways *[]string
+	// peers are the peers of the Links in force; nil: unchanged. storedIssuers are the
+	// numbers of their stored lists of issuers, trusts what to write about them. gateways
+	// are this cluster's own addresses; nil: unchanged.
+	peers         map[string]peering.Want
+	storedIssuers map[string]uint64
+	trusts        []trustWrite
+	gateways      *[]string
 
 	// The leader's part.
 	writes  []ledger.Write
@@ -42,6 +45,12 @@ type plan struct {
 
 	// recheck is when the next pass is due though nothing changed; zero: not.
 	recheck time.Time
+}
+
+// trustWrite is what to write to the PeerTrust of a Link.
+type trustWrite struct {
+	link   string
+	change *peering.TrustChange
 }
 
 // mirrorChange sets what one mirror shall be; a nil want: it is not wanted.

@@ -2,17 +2,19 @@ package controller
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -23,15 +25,21 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/crds"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/view"
+	nodewire "github.com/causeway-mesh/causeway/internal/nodestream/wire"
 	"github.com/causeway-mesh/causeway/internal/peering"
 	"github.com/causeway-mesh/causeway/internal/signer"
 	"github.com/causeway-mesh/causeway/internal/throttle"
@@ -49,14 +57,21 @@ type process struct {
 
 	reconciler *reconciler
 	keys       *joinflow.Keys
-	freshness  *peering.Freshness
+	freshness  *freshness
+	budgets    *wire.Budgets
 }
 
 // wire puts the parts together and hands them to the manager, which runs them.
 func (p *process) wire() error {
 	board := wire.NewBoard()
+	if err := board.SetHello(p.hello()); err != nil {
+		return err
+	}
 	in := newInbox()
+	p.budgets = wire.NewBudgets()
 	p.keys = joinflow.NewKeys(p.live, func() { in.add(func(b *batch) { b.inviteKeys = true }) }, p.log)
+	p.freshness = newFreshness(p.live, p.o, p.identity.HopMasterKey())
+	board.SetFreshness(p.freshness.Freshness)
 	catalogMetrics := wire.NewMetrics(metrics.Registry)
 	r := p.newReconciler(in, board, catalogMetrics)
 	p.reconciler = r
@@ -66,7 +81,7 @@ func (p *process) wire() error {
 	}
 	return errors.Join(
 		p.add(p.reconcile), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes),
-		p.add(p.rotator().Run), p.add(p.keys.Run), p.add(p.freshness.Run), p.add(p.watchCRDs),
+		p.add(p.rotator(board).Run), p.add(p.keys.Run), p.add(p.freshness.Run), p.add(p.watchCRDs),
 		p.add((&admin{reconciler: r, ask: server.Ask, pods: p.mgr.GetClient(), o: p.o}).serve),
 	)
 }
@@ -193,7 +208,7 @@ func (p *process) nodeStream(hub *nodestream.Hub) (*nodestream.Server, allReplic
 	s := signer.New(known, p.identity, signer.Options{Registerer: metrics.Registry})
 	server := nodestream.NewServer(subjects{known}, hub, s.Sign,
 		nodestream.ServerOptions{Age: p.freshness.Age, Log: p.log, Registerer: metrics.Registry})
-	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: peering.GuardAccepted})
+	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: transport.GuardAccepted})
 	return server, func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
 }
 
@@ -221,10 +236,174 @@ func (p *process) nodeTLS() (*tls.Config, error) {
 		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.identity.Credential() }, false, nil), nil
 }
 
-var (
-	_ = catalog.Key{}
-	_ = ledger.Book{}
-	_ = prometheus.NewRegistry
-	_ = slices.Concat[[]int]
-	_ = time.Now
-)
+// catalog serves peers' controllers, whom a gateway of ours hands over.
+func (p *process) catalog(board *wire.Board, m *wire.Metrics) allReplicas {
+	return func(ctx context.Context) error {
+		tcp, err := net.Listen("tcp", p.o.Catalog)
+		if err != nil {
+			return fmt.Errorf("listen for peers: %w", err)
+		}
+		key := route.HopKey(identity.HopKey(p.identity.HopMasterKey(), view.ControllerUpstream(p.o.PodName)))
+		ln := peering.NewHopListener(tcp, key, p.log, metrics.Registry)
+		var accepting sync.WaitGroup
+		defer accepting.Wait()
+		accepting.Go(func() { ln.Run(ctx) })
+		joins := joinflow.NewServer(p.joins(), metrics.Registry)
+		accepting.Go(func() { joins.Serve(ctx, ln.Invites()) })
+		peers := p.reconciler.peers
+		server := wire.NewServer(peers.Identify, board, peers.Inbound(), wire.ServerOptions{Log: p.log, Metrics: m, Budgets: p.budgets})
+		creds := grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: peers.ServerTLS, Guard: transport.GuardAccepted})
+		return server.Serve(ctx, ln, creds)
+	}
+}
+
+// joins is what invites and joins need.
+func (p *process) joins() joinflow.Config {
+	return joinflow.Config{
+		Client:    p.live,
+		Namespace: p.o.Namespace,
+		Version:   p.o.Version,
+		Identity:  p.identity,
+		Dial:      peering.Dial,
+		Events:    p.mgr.GetEventRecorder(controllerName),
+		Log:       p.log,
+	}
+}
+
+// controllerName is the reporter of Events.
+const controllerName = "causeway-controller"
+
+// rotator follows the Secrets of roots and issuers; the leader's decides what they hold.
+func (p *process) rotator(board *wire.Board) *clusterid.Rotator {
+	r := p.reconciler
+	return clusterid.NewRotator(clusterid.RotatorConfig{
+		Identity:     p.identity,
+		Client:       p.live,
+		Acknowledged: r.peers.Acknowledged,
+		Events:       p.mgr.GetEventRecorder(controllerName),
+		Log:          p.log,
+		OnChange: func() {
+			if err := board.SetHello(p.hello()); err != nil {
+				p.log.Error("this cluster's issuers are not sent to peers", "error", err)
+			}
+			r.inbox.add(func(b *batch) { b.identity = true })
+		},
+		Leads: func() bool {
+			select {
+			case <-r.ready:
+				return r.leading.Load()
+			default:
+				return false
+			}
+		},
+	})
+}
+
+// hello is what peers learn of this cluster.
+func (p *process) hello() *wire.Hello {
+	h := p.identity.Hello()
+	return &wire.Hello{Version: p.o.Version, IssuerList: h.IssuerList, LinkPublicKey: h.LinkPublicKey}
+}
+
+// crdInterval is how often the CRDs are compared with those of this version.
+const crdInterval = 10 * time.Minute
+
+// watchCRDs warns of CRDs that are older than this controller: the API server would drop
+// what they lack.
+func (p *process) watchCRDs(ctx context.Context) error {
+	for last := ""; ; {
+		asking, cancel := context.WithTimeout(ctx, 30*time.Second)
+		outdated, err := crds.Outdated(asking, p.live)
+		cancel()
+		if text := strings.Join(outdated, ", "); err == nil && text != last {
+			last = text
+			if text != "" {
+				p.log.Warn("the CustomResourceDefinitions are older than this controller: run `causeway install`, or apply the chart's crds", "missing", text)
+			}
+		}
+		if !backoff.Sleep(ctx, crdInterval) {
+			return nil
+		}
+	}
+}
+
+// newReconciler makes the reconciler and everything that it decides for.
+func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *reconciler {
+	index := catalog.NewIndex(catalog.Config{TrustDomain: p.identity.TrustDomain(), Namespace: p.o.Namespace})
+	book := ledger.NewBook(p.ranges, newEpoch)
+	rows := &rowTable{last: make(map[uint32]*nodewire.Route)}
+	r := &reconciler{
+		o:              p.o,
+		identity:       p.identity,
+		log:            p.log,
+		metrics:        newReconcilerMetrics(metrics.Registry),
+		inbox:          in,
+		hub:            nodestream.NewHub(),
+		board:          board,
+		ready:          make(chan struct{}),
+		index:          index,
+		book:           book,
+		links:          newLinkState(p.identity, p.log),
+		exports:        newExporter(index, book, rows),
+		imports:        newImporter(p.o.Namespace, book),
+		nodes:          newNodeViews(p.o, p.identity, rows),
+		components:     newComponents(p.o.Namespace),
+		overlaps:       newOverlaps(p.ranges),
+		listed:         newListedAddresses(p.ranges),
+		keys:           p.keys,
+		freshness:      p.freshness,
+		joins:          make(map[catalog.Key]*v1alpha1.Join),
+		invites:        make(map[catalog.Key]*v1alpha1.Invite),
+		serviceExports: make(map[catalog.Key]bool),
+		trustDue:       make(map[string]time.Time),
+	}
+	r.peers = peering.New(peering.Config{
+		Identity:  p.identity,
+		Board:     board,
+		Client:    p.live,
+		Namespace: p.o.Namespace,
+		Ranges:    slices.Concat(p.ranges, p.o.ClusterRanges),
+		OnChange:  in.peerChanged,
+		Log:       p.log,
+		Metrics:   m,
+		Budgets:   p.budgets,
+	})
+	mirrorMetrics := mirror.NewMetrics(metrics.Registry)
+	r.leader = &leader{
+		client:   p.mgr.GetClient(),
+		live:     p.live,
+		identity: p.identity,
+		events:   p.mgr.GetEventRecorder(controllerName),
+		joiner:   joinflow.NewJoiner(p.joins()),
+		o:        p.o,
+		ranges:   p.ranges,
+		inbox:    in,
+		log:      p.log,
+		tasks:    tasks{log: p.log},
+		writer: mirror.NewWriter(mirror.WriterConfig{
+			Reader:    p.mgr.GetClient(),
+			Client:    p.mgr.GetClient(),
+			Live:      p.live,
+			Namespace: p.o.Namespace,
+			Version:   p.o.Version,
+			OnStatus:  in.mirrorsChanged,
+			Throttle:  p.budget,
+			Log:       p.log,
+			Metrics:   mirrorMetrics,
+		}),
+	}
+	metrics.Registry.MustRegister(clusterid.NewExpiryCollector(func() []clusterid.Expiry {
+		if all := r.expiries.Load(); all != nil {
+			return *all
+		}
+		return nil
+	}))
+	return r
+}
+
+// newEpoch names an export list that begins now.
+func newEpoch() string {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}

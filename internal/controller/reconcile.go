@@ -3,26 +3,24 @@ package controller
 import (
 	"context"
 	"log/slog"
-	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/canary"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/ledger"
-	"github.com/causeway-mesh/causeway/internal/link"
-	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
-	"github.com/causeway-mesh/causeway/internal/nodestream/view"
-	nodewire "github.com/causeway-mesh/causeway/internal/nodestream/wire"
 	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
@@ -72,9 +70,10 @@ type reconciler struct {
 	components *components
 	top        *topology
 	overlaps   *overlaps
-	addresses  *peering.ClusterAddresses
+	addresses  peering.AddressIndex
 	listed     *listedAddresses
 	keys       *joinflow.Keys
+	freshness  *freshness
 	joins      map[catalog.Key]*v1alpha1.Join
 	invites    map[catalog.Key]*v1alpha1.Invite
 	canary     *corev1.Service
@@ -87,7 +86,8 @@ type reconciler struct {
 	// controllersDirty: the rows that lead to this cluster's controllers have to be
 	// decided again.
 	controllersDirty bool
-	replayed         bool // the mirror writer of this leader knows everything
+	replayed         bool                 // the mirror writer of this leader knows everything
+	trustDue         map[string]time.Time // when to decide about a PeerTrust again
 	snapshots        map[string]*peering.Snapshot
 	sweep            sweeper
 	expiries         atomic.Pointer[[]clusterid.Expiry]
@@ -134,12 +134,11 @@ func (r *reconciler) wait(ctx context.Context, recheck time.Time) bool {
 // plan decides what follows from a batch.
 func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	p := &plan{}
-	before := r.snapshots
 	r.snapshots = r.peers.Snapshots()
 	r.takeLedger(b, now)
 	r.takeObjects(b, now, p)
 	r.takeTopology(now, p)
-	r.takeLinks(b, before, now, p)
+	r.takeLinks(b, now, p)
 	r.takeCatalogs(b, now, p)
 	for _, c := range r.index.Flush() {
 		r.exports.decide(c, now, p)
@@ -202,22 +201,22 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 		r.index.SetService(k, o)
 		r.components.setService(k, o)
 		r.overlaps.setService(k, o)
-		r.addresses.SetService(k, o)
-		if k == (catalog.Key{Namespace: r.o.Namespace, Name: canaryService}) {
+		r.useServiceAddresses(k, o)
+		if k == (catalog.Key{Namespace: r.o.Namespace, Name: canary.Service}) {
 			r.canary, p.housekeeping = o, true
 		}
 	}
 	for k, o := range b.slices {
 		r.index.SetEndpointSlice(k, o)
 		r.listed.set(k, o, r.book)
-		r.addresses.SetEndpointSlice(k, o)
+		r.useAPIServerAddresses(k, o)
 	}
 	for k, o := range b.pods {
 		r.index.SetPod(k, o)
 		r.components.setPod(k, o)
 		r.nodes.setPod(k, o, p)
 		r.overlaps.setPod(k, o)
-		r.addresses.SetPod(k, o)
+		r.usePodAddresses(k, o)
 	}
 	for k, o := range b.networks {
 		r.index.SetNetworkPolicy(k, o)
@@ -241,6 +240,47 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 		setOrDelete(r.joins, k, o)
 		p.housekeeping = true
 	}
+}
+
+// The addresses of this cluster's own objects: a peer must not make us dial them.
+
+func (r *reconciler) useServiceAddresses(k catalog.Key, s *corev1.Service) {
+	if s == nil {
+		r.addresses.Remove("service/" + k.String())
+		return
+	}
+	r.addresses.Add("service/"+k.String(), s.Spec.ClusterIPs...)
+}
+
+func (r *reconciler) usePodAddresses(k catalog.Key, pod *corev1.Pod) {
+	if pod == nil {
+		r.addresses.Remove("pod/" + k.String())
+		return
+	}
+	ips := []string{pod.Status.HostIP}
+	for _, ip := range pod.Status.PodIPs {
+		ips = append(ips, ip.IP)
+	}
+	for _, ip := range pod.Status.HostIPs {
+		ips = append(ips, ip.IP)
+	}
+	r.addresses.Add("pod/"+k.String(), ips...)
+}
+
+// useAPIServerAddresses takes in the slices of the Service kubernetes.
+func (r *reconciler) useAPIServerAddresses(k catalog.Key, s *discoveryv1.EndpointSlice) {
+	if k.Namespace != metav1.NamespaceDefault {
+		return
+	}
+	if s == nil || s.Labels[discoveryv1.LabelServiceName] != "kubernetes" {
+		r.addresses.Remove("slice/" + k.String())
+		return
+	}
+	var ips []string
+	for _, e := range s.Endpoints {
+		ips = append(ips, e.Addresses...)
+	}
+	r.addresses.Add("slice/"+k.String(), ips...)
 }
 
 func (r *reconciler) setServiceExport(k catalog.Key, o *metav1.PartialObjectMetadata) {
@@ -278,7 +318,7 @@ func (r *reconciler) takeTopology(now time.Time, p *plan) {
 }
 
 // takeLinks decides which Links are in force and what is believed of their peers.
-func (r *reconciler) takeLinks(b *batch, before map[string]*peering.Snapshot, now time.Time, p *plan) {
+func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 	dirty := make(map[string]bool)
 	for k, o := range b.trusts {
 		setOrDelete(r.links.trusts, k.Name, o)
@@ -286,6 +326,13 @@ func (r *reconciler) takeLinks(b *batch, before map[string]*peering.Snapshot, no
 	}
 	for name := range b.peers {
 		dirty[name] = true
+	}
+	for name, due := range r.trustDue {
+		if !now.Before(due) {
+			dirty[name] = true
+		} else {
+			p.dueAt(due)
+		}
 	}
 	if b.identity {
 		r.nodes.setIdentity(p)
@@ -305,15 +352,23 @@ func (r *reconciler) takeLinks(b *batch, before map[string]*peering.Snapshot, no
 		r.judgeLinks(dirty, now, p)
 	}
 	p.dueAt(nextDay(now))
-	for name := range dirty {
-		changed := r.links.resolve(name, r.snapshots[name])
-		if changed || b.identity || b.links[catalog.Key{Name: name}] != nil || r.links.emitted[name] != r.links.day {
-			r.links.emit(name, r.imports.namespaces, p)
+	if len(b.namespaces) > 0 {
+		for name, l := range r.links.links {
+			if selectsCallers(l) {
+				dirty[name] = true
+			}
 		}
+	}
+	for name := range dirty {
+		r.links.resolve(name, r.snapshots[name])
+		r.links.emit(name, r.imports.namespaces, p)
+		r.planTrust(name, now, p)
 		p.statusOf(name)
 	}
 	if len(dirty) > 0 {
 		r.controllersDirty = true
+		p.peers = r.links.wanted()
+		p.storedIssuers = r.links.storedIssuers()
 		expiries := r.links.expiries()
 		r.expiries.Store(&expiries)
 	}
@@ -321,6 +376,31 @@ func (r *reconciler) takeLinks(b *batch, before map[string]*peering.Snapshot, no
 	if r.catalogRoute {
 		r.catalogRoute = false
 		r.nodes.setCatalogRoute(r.top, r.links.inForce(), now, p)
+	}
+}
+
+// planTrust decides what this replica has to write of what it learned of a peer.
+func (r *reconciler) planTrust(name string, now time.Time, p *plan) {
+	resolved, ok := r.links.resolved[name]
+	if !ok {
+		return
+	}
+	change, recheck := peering.PlanTrust(peering.TrustInputs{
+		Peer:           resolved.peer,
+		Snapshot:       r.snapshots[name],
+		Stored:         r.links.trusts[name],
+		Replica:        r.o.PodName,
+		Leader:         r.leading.Load(),
+		ControllerPods: r.top.controllerPods,
+		Now:            now,
+	})
+	if change != nil {
+		p.trusts = append(p.trusts, trustWrite{name, change})
+	}
+	if recheck > 0 {
+		r.trustDue[name] = now.Add(recheck)
+	} else {
+		delete(r.trustDue, name)
 	}
 }
 
@@ -369,7 +449,6 @@ func (r *reconciler) judgeLinks(dirty map[string]bool, now time.Time, p *plan) {
 		standbys[name] = r.links.links[standby]
 	}
 	r.imports.setLinks(r.links.judged.Peers, r.links.links, standbys, now, p)
-	p.peers = r.links.judged.Peers
 	p.housekeeping = true
 }
 
@@ -405,9 +484,8 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 			continue
 		}
 		epoch, generation := r.book.Applied(l.domain)
-		for _, d := range r.peers.TakeCatalog(name, wire.Version{Epoch: epoch, Generation: generation}, now) {
-			r.imports.applyCatalog(name, d, now, p)
-		}
+		applied := wire.Version{Epoch: epoch, Generation: generation}
+		r.imports.applyCatalog(name, r.peers.TakeCatalog(name, applied, now), now, p)
 	}
 }
 
@@ -439,11 +517,16 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 		r.hub.RemoveNode(node)
 	}
 	r.warn("some exports are not valid", r.board.Publish(p.listings, p.version))
+	r.freshness.observe(r.top.controllers, p.version)
 	if p.gateways != nil {
 		r.warn("gateway addresses not advertised", r.board.SetGateways(*p.gateways))
 	}
 	if p.peers != nil {
-		r.peers.Set(ctx, p.peers, r.addresses)
+		r.peers.Set(ctx, p.peers, &r.addresses)
+		r.peers.RestoreLost(p.storedIssuers)
+	}
+	for _, w := range p.trusts {
+		r.peers.WriteTrust(w.link, w.change)
 	}
 	if !r.leading.Load() {
 		return

@@ -25,7 +25,6 @@ func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 		IssuersKnown: inForce && len(resolved.view.Issuers) > 0,
 		Imports:      l.Spec.Import != nil,
 		Exports:      r.index.Exported(name),
-		Replicas:     len(r.top.controllers),
 	}
 	if inForce {
 		if !resolved.until.IsZero() && !now.Before(resolved.until) {
@@ -35,7 +34,14 @@ func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 			o.RootUntil = resolved.peer.Root.NotAfter
 		}
 	}
-	j.due = r.observePeer(name, o, now)
+	if s := r.snapshots[name]; s != nil {
+		s.Observe(o)
+		if inForce {
+			o.Unacknowledged = r.identity.Issuers().Unacknowledged(s.Acknowledged, now)
+			s.MergeReports(o, resolved.peer, r.links.trusts[name], r.o.PodName, r.readyReplicas())
+		}
+		j.due = s.ReportAt
+	}
 	written := r.leader.writer.Status(name)
 	o.Standing, o.Pending, o.Blocked = written.Mirrors, written.Pending, written.Blocked
 	if imported := r.imports.links[name]; imported != nil {
@@ -47,6 +53,15 @@ func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 		o.Problems = append(o.Problems, *problem)
 	}
 	return j
+}
+
+// readyReplicas are the pods of the ready controller replicas.
+func (r *reconciler) readyReplicas() map[string]bool {
+	out := make(map[string]bool, len(r.top.controllers))
+	for _, c := range r.top.controllers {
+		out[c.PodName] = true
+	}
+	return out
 }
 
 // manyMirrors is the number of mirrors in one namespace from which on a Link's status
