@@ -42,7 +42,8 @@ type importer struct {
 type importLink struct {
 	link     *v1alpha1.Link
 	standby  *v1alpha1.Link // takes over when link is deleted; may be nil
-	domain   string
+	peer     link.Peer
+	domain   string // the peer's trust domain
 	rules    *mirror.Rules
 	fault    *catalog.Problem                // of the rules; nil: none
 	services map[catalog.Key]catalog.Service // the peer's catalog, as far as it was applied
@@ -71,7 +72,7 @@ func newImporter(own string, book *ledger.Book) *importer {
 // decides about its whole catalog again.
 func (m *importer) setLinks(peers map[string]link.Peer, links map[string]*v1alpha1.Link, standby map[string]*v1alpha1.Link, now time.Time, p *plan) {
 	for name, l := range m.links {
-		if peer, ok := peers[name]; ok && peer.UID == string(l.link.UID) {
+		if peer, ok := peers[name]; ok && peer.Same(l.peer) {
 			continue
 		}
 		m.removeLink(name, p)
@@ -114,7 +115,7 @@ func (m *importer) setLink(obj, standby *v1alpha1.Link, peer link.Peer, now time
 	l := m.links[obj.Name]
 	if l == nil {
 		l = &importLink{
-			domain: peer.TrustDomain, services: make(map[catalog.Key]catalog.Service),
+			peer: peer, domain: peer.TrustDomain, services: make(map[catalog.Key]catalog.Service),
 			sources: make(map[catalog.Key][]ledger.Source), wants: make(map[ledger.Source]ledger.MirrorWant),
 			placed: make(map[ledger.Source]catalog.Key), problems: make(map[catalog.Key]catalog.Problem),
 			left: make(map[catalog.Key][]catalog.Problem),
@@ -179,9 +180,6 @@ func (m *importer) applyCatalog(name string, c peering.CatalogChange, now time.T
 	if l == nil {
 		return
 	}
-	if c.Whole {
-		c.Removed = append(c.Removed, l.lacking(c.Upserts)...)
-	}
 	for _, key := range c.Removed {
 		delete(l.services, key)
 		delete(l.left, key)
@@ -205,21 +203,6 @@ func (m *importer) applyCatalog(name string, c peering.CatalogChange, now time.T
 		m.book.SetApplied(l.domain, c.Version.Epoch, c.Version.Generation)
 	}
 	p.statusOf(name)
-}
-
-// lacking are the Services that were applied and are not among all.
-func (l *importLink) lacking(all []catalog.Service) []catalog.Key {
-	there := make(map[catalog.Key]bool, len(all))
-	for i := range all {
-		there[all[i].Key()] = true
-	}
-	var out []catalog.Key
-	for key := range l.services {
-		if !there[key] {
-			out = append(out, key)
-		}
-	}
-	return out
 }
 
 // settle lets the ledger release what nothing wants, once the whole catalog is known.

@@ -485,7 +485,7 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 		}
 		epoch, generation := r.book.Applied(l.domain)
 		applied := wire.Version{Epoch: epoch, Generation: generation}
-		r.imports.applyCatalog(name, r.peers.TakeCatalog(name, applied, now), now, p)
+		r.imports.applyCatalog(name, r.peers.TakeCatalog(l.peer, applied, now), now, p)
 	}
 }
 

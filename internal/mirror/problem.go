@@ -30,13 +30,15 @@ const (
 	InvalidSelector = catalog.InvalidSelector
 	// QuotaReached: the Link's quota allows no further namespace.
 	QuotaReached = ledger.QuotaReached
+	// ManyServicesInNamespace: a namespace holds so many mirrors that its pods suffer.
+	ManyServicesInNamespace = "ManyServicesInNamespace"
 	// Rejected: the API server does not accept the mirror.
 	Rejected = "Rejected"
 )
 
 // Reasons is the closed list of reasons, sorted.
 var Reasons = []string{
-	Flapping, InvalidSelector, NameTaken, NamespaceMissing, NamespaceNotAllowed, NoTCPPort, ProtocolUnsupported,
+	Flapping, InvalidSelector, ManyServicesInNamespace, NameTaken, NamespaceMissing, NamespaceNotAllowed, NoTCPPort, ProtocolUnsupported,
 	QuotaReached, Rejected, TooManyPorts,
 }
 
