@@ -21,6 +21,10 @@ import (
 // is done; the list only grows.
 var rewritten = []string{
 	"api/v1alpha1/owner.go",
+	"charts/causeway/README.md",
+	"charts/causeway/templates/disruption.yaml",
+	"charts/causeway/templates/flowcontrol.yaml",
+	"charts/causeway/values.yaml",
 	"docs/design/0001-packages.md",
 	"internal/afterfunc",
 	"internal/archtest",
