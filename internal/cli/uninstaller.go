@@ -159,6 +159,8 @@ var (
 	}
 	belongings = []ours{
 		{kind: kind("", "v1", "Service"), labels: charted},
+		{kind: kind("policy", "v1", "PodDisruptionBudget"), labels: charted},
+		{kind: kind("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema"), cluster: true, labels: charted},
 		{kind: kind("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding"), cluster: true, labels: charted},
 		{kind: kind("rbac.authorization.k8s.io", "v1", "ClusterRole"), cluster: true, labels: charted},
 		{kind: kind("rbac.authorization.k8s.io", "v1", "RoleBinding"), labels: charted},

@@ -232,7 +232,7 @@ func TestChanged(t *testing.T) {
 	drain(r, 1<<10)
 	l.Apply(unset("absent")...)
 	if ready(r) {
-		t.Error("nothing changed, so nobody needs to wake up")
+		t.Error("nothing changed, so no reader needs to wake up")
 	}
 }
 

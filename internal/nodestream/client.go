@@ -196,7 +196,7 @@ func (c *Client) follow(ctx context.Context, w *watch) (next *watch, err error) 
 	search := search{c: c}
 	defer func() {
 		if found := search.stop(); next == nil {
-			next = found // whatever its age, it works and w does not
+			next = found // it works and w does not, so its age does not matter
 		} else if found != nil {
 			found.close()
 		}

@@ -10,7 +10,7 @@
 //
 // What always holds:
 //   - The token alone decides which scopes a stream carries.
-//   - A resource is encoded once per change, whatever the number of streams.
+//   - A resource is encoded once per change and not once per stream.
 //   - A View is immutable once a Client has published it.
 //   - A Client publishes whole Views only. It keeps the last one while it has no stream,
 //     and drops it when the state is older than Expiry.

@@ -3,6 +3,7 @@ package wire
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"slices"
 	"strings"
@@ -59,7 +60,7 @@ type Subscriber struct {
 	seed        maphash.Seed
 
 	// deliver is held while sink is called. It guards what the sink was given.
-	deliver sync.Mutex
+	deliver channelLock
 	handed  map[string]uint64 // hash of the message by key
 	version Version
 	first   time.Time // of the first call; zero: none yet
@@ -95,6 +96,7 @@ func NewSubscriber(link, trustDomain string, board *Board, sink CatalogSink, o S
 		interval:    cmp.Or(o.Interval, 100*time.Millisecond),
 		budget:      o.Budgets.peer(link),
 		seed:        maphash.MakeSeed(),
+		deliver:     make(channelLock, 1),
 		handed:      map[string]uint64{},
 	}
 }
@@ -349,19 +351,17 @@ func (c *catalogCopy) apply(u *Update) error {
 	if c.s.copy != c {
 		return errSuperseded
 	}
-	if err := c.receiver.Apply(batch); err != nil {
+	c.pending = false // also after an error: then nothing of the copy is handed over
+	if err := c.receiver.Apply(batch); err != nil || !batch.Whole {
 		return err
 	}
-	if c.pending = batch.Whole; !batch.Whole {
-		return nil
+	if n := c.receiver.Len(); n > c.bounds.Services {
+		return fmt.Errorf("%w: %d Services, more than %d", delta.ErrTooMany, n, c.bounds.Services)
 	}
-	c.version = version
-	switch {
-	case c.receiver.Len() > c.bounds.Services:
-		return delta.ErrTooMany
-	case c.receiver.Bytes() > c.bounds.Bytes:
-		return delta.ErrTooLarge
+	if n := c.receiver.Bytes(); n > c.bounds.Bytes {
+		return fmt.Errorf("%w: %d bytes, more than %d", delta.ErrTooLarge, n, c.bounds.Bytes)
 	}
+	c.pending, c.version = true, version
 	return nil
 }
 
@@ -379,3 +379,13 @@ func (c *catalogCopy) take(handed map[string]uint64) changes {
 	c.pending, c.taken = false, true
 	return changes{d.Upserts, d.Removed, c.version}
 }
+
+// channelLock is a lock that may be held for long, as while a Sink works. Unlike a mutex it
+// lets tests in fake time wait for its holder. Its capacity is 1.
+type channelLock chan struct{}
+
+// Lock implements sync.Locker.
+func (l channelLock) Lock() { l <- struct{}{} }
+
+// Unlock implements sync.Locker.
+func (l channelLock) Unlock() { <-l }

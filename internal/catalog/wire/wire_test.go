@@ -144,6 +144,7 @@ type world struct {
 	dial       func(context.Context) (net.Conn, error) // instead of ln's
 	strangers  atomic.Bool                             // east knows nobody
 	distrust   atomic.Bool                             // west accepts east's certificate no more
+	mu         sync.Mutex                              // guards hints
 	hints      []ReplicaID                             // of west's handshakes
 	server     *Server
 	tlsW       *tls.Config
@@ -228,6 +229,8 @@ func (w *world) clientFor(ctx context.Context) *Client {
 // clientTo runs a Client of west for one address until ctx ends.
 func (w *world) clientTo(ctx context.Context, sink Sink, dial func(context.Context) (net.Conn, error)) *Client {
 	config := func(hint ReplicaID) (*tls.Config, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		w.hints = append(w.hints, hint)
 		return w.tlsW, nil
 	}
@@ -575,7 +578,7 @@ func TestHostilePeer(t *testing.T) {
 	crowd := func(updates int) (ms []*Message) {
 		for i := range updates {
 			var list []*Service
-			for j := range 100 {
+			for j := range 10 {
 				list = append(list, encode(service(fmt.Sprint("s", i, "-", j), 1)))
 			}
 			ms = append(ms, update(uint64(i+1), i == updates-1, list...))
@@ -613,13 +616,18 @@ func TestHostilePeer(t *testing.T) {
 		"short fresher":  {"an endpoint id has 8 bytes", []*Message{greet, {Body: &Message_Heartbeat{Heartbeat: heartbeat}}}, ErrProtocol, endedProtocol},
 		"huge service":   {"a Service is small", append([]*Message{greet}, update(1, false, encode(service("s", DefaultBounds.ServiceBytes)))), delta.ErrTooLarge, endedLimit},
 		"huge message":   {"memory is bounded before anything is read", append([]*Message{greet}, update(1, false, encode(service("s", maxMessage)))), nil, endedLimit},
-		"too many":       {"a peer must not fill our memory", append([]*Message{greet}, crowd(101)...), delta.ErrTooMany, endedLimit},
-		"never complete": {"a peer must not fill our memory", append([]*Message{greet}, crowd(201)[:201]...), delta.ErrTooMany, endedLimit},
-		"too much":       {"a peer must not fill our memory", append([]*Message{greet}, many(600, 60<<10)...), delta.ErrTooLarge, endedLimit},
+		"too many":       {"a peer must not fill our memory", append([]*Message{greet}, crowd(11)...), delta.ErrTooMany, endedLimit},
+		"never complete": {"a peer must not fill our memory", append([]*Message{greet}, crowd(31)[:25]...), delta.ErrTooMany, endedLimit},
+		"too much":       {"a peer must not fill our memory", append([]*Message{greet}, many(20, 60<<10)...), delta.ErrTooLarge, endedLimit},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, w *world) {
+				small := hello("west")
+				small.Bounds = Bounds{Services: 100, Bytes: 1 << 20}.message()
+				if err := w.west.SetHello(small); err != nil {
+					t.Fatal(err)
+				}
 				calls := 0
 				w.serverImpl = script(func(s Catalog_SyncServer) error {
 					calls++

@@ -35,7 +35,7 @@ type state struct {
 	pods        map[string]*pod        // by UID
 	podsByAddr  map[netip.Addr][]*pod  // without those on the host network
 	callers     map[account]bool       // those of live pods that can call or be called
-	ready       map[readyKey]bool
+	accepting   map[backingKey]bool    // pods that take new connections
 	anchors     *identity.Anchors
 	admission   *admit.State
 }
@@ -136,13 +136,13 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 	}
 	for _, key := range inOrder {
 		switch body := view[key].Body.(type) {
-		case *wire.Resource_Mirror:
-			errs = append(errs, s.addMirror(body.Mirror))
+		case *wire.Resource_Frontend:
+			errs = append(errs, s.addFrontend(body.Frontend))
 		case *wire.Resource_Pod:
 			s.addPod(body.Pod)
 		}
 	}
-	s.callers, s.ready = s.accounts(), readyIn(view)
+	s.callers, s.accepting = s.accounts(), acceptingIn(view)
 	errs = append(errs, s.addAnchors())
 	s.admission = admission(s, view)
 	return s, errors.Join(errs...)
@@ -171,7 +171,15 @@ func (s *state) addCluster(c *wire.Cluster) error {
 }
 
 func (s *state) addLink(l *wire.Link) error {
-	p := &peer{name: l.Name, uid: l.Uid, trustDomain: l.TrustDomain}
+	p := &peer{
+		name: l.Name, uid: l.Uid, trustDomain: l.TrustDomain, suspended: l.Suspended, defaultDeny: l.DefaultDeny,
+	}
+	if l.CallersRestricted {
+		p.callers = make(map[string]bool, len(l.CallerNamespaces))
+		for _, namespace := range l.CallerNamespaces {
+			p.callers[namespace] = true
+		}
+	}
 	var late []string
 	for _, g := range l.Gateways {
 		if g.Healthy {
@@ -200,36 +208,47 @@ func (s *state) addLink(l *wire.Link) error {
 	return nil
 }
 
-func (s *state) addMirror(m *wire.Mirror) error {
-	out := &mirror{
-		name: m.Mirror, link: m.Link, namespace: m.Namespace, service: m.Service, hostname: m.Hostname,
-		affinity: time.Duration(m.SessionAffinitySeconds) * time.Second, ports: make(map[int]mirrorPort),
+// addFrontend adds the mirror of a frontend. This version uses frontends that have exactly
+// one tier with one backend.
+func (s *state) addFrontend(f *wire.Frontend) error {
+	name := f.Namespace + "/" + f.Name
+	if len(f.Tiers) != 1 || len(f.Tiers[0].Backends) != 1 {
+		return fmt.Errorf("frontend %s: this version supports one tier with one backend only", name)
 	}
-	peer := s.links[m.Link]
+	b := f.Tiers[0].Backends[0]
+	peer := s.links[b.Link]
 	if peer == nil {
 		return nil // its Link is revoked
 	}
-	for _, id := range m.Identities {
-		name, err := identity.ParseName(id)
+	out := &mirror{
+		name: name, link: b.Link, namespace: b.Namespace, service: b.Service, hostname: b.Hostname,
+		affinity: time.Duration(f.SessionAffinitySeconds) * time.Second, ports: make(map[int]mirrorPort),
+	}
+	for _, id := range b.Identities {
+		identity, err := identity.ParseName(id)
 		if err != nil {
-			return fmt.Errorf("mirror %s: %w", m.Mirror, err)
+			return fmt.Errorf("frontend %s: %w", name, err)
 		}
-		if name.TrustDomain() != peer.trustDomain {
-			return fmt.Errorf("mirror %s: Link %s cannot speak for %s", m.Mirror, m.Link, name)
+		if identity.TrustDomain() != peer.trustDomain {
+			return fmt.Errorf("frontend %s: Link %s cannot vouch for %s", name, b.Link, identity)
 		}
-		out.identities = append(out.identities, name)
+		out.identities = append(out.identities, identity)
 	}
-	for _, p := range m.Ports {
-		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route, appProtocol: p.AppProtocol}
+	protocols := make(map[uint32]string, len(f.Ports))
+	for _, p := range f.Ports {
+		protocols[p.Index] = p.AppProtocol
 	}
-	for _, vip := range m.Vips {
+	for _, p := range b.Ports {
+		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route, appProtocol: protocols[p.Index]}
+	}
+	for _, vip := range f.Vips {
 		addr, err := netip.ParseAddr(vip)
 		if err != nil {
-			return fmt.Errorf("mirror %s: %w", m.Mirror, err)
+			return fmt.Errorf("frontend %s: %w", name, err)
 		}
 		if _, taken := s.mirrors[addr]; taken {
-			s.mirrors[addr] = nil // nobody's, rather than whose comes first
-			return fmt.Errorf("mirror %s: its virtual IP %v is also that of another", m.Mirror, addr)
+			s.mirrors[addr] = nil // used by neither, because the order of frontends has no meaning
+			return fmt.Errorf("frontend %s: another frontend has its virtual IP %v too", name, addr)
 		}
 		s.mirrors[addr] = out
 	}
@@ -282,17 +301,17 @@ func (s *state) addAnchors() error {
 	return nil
 }
 
-// A readyKey is a pod that backs a Service.
-type readyKey struct{ namespace, service, pod string }
+// backingKey is a pod that backs a Service.
+type backingKey struct{ namespace, service, pod string }
 
-// readyIn are the pods that take new connections for the Services that they back.
-func readyIn(view map[string]*wire.Resource) map[readyKey]bool {
-	out := make(map[readyKey]bool)
+// acceptingIn returns the pods that take new connections for the Services that they back.
+func acceptingIn(view map[string]*wire.Resource) map[backingKey]bool {
+	out := make(map[backingKey]bool)
 	for _, r := range view {
 		e := r.GetExport()
 		for _, p := range e.GetPods() {
-			if p.Ready {
-				out[readyKey{e.Namespace, e.Service, p.Uid}] = true
+			if p.Accepts {
+				out[backingKey{e.Namespace, e.Service, p.Uid}] = true
 			}
 		}
 	}

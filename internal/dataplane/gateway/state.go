@@ -12,9 +12,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// A state is one whole view of what the controller says, and what the Links seen
-// deleted take away from it. It is immutable: a connection keeps the one that it
-// was routed with.
+// state is one whole view from the controller without the Links that were deleted. It is
+// immutable: a connection keeps the one that it was routed with.
 type state struct {
 	keyring *route.Keyring
 	table   *route.Table
@@ -36,8 +35,8 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 	inOrder := slices.Sorted(maps.Keys(view)) // so that an error reads the same twice
 	for _, key := range inOrder {
 		switch body := view[key].Body.(type) {
-		case *wire.Resource_Backend:
-			b, err := backendOf(body.Backend)
+		case *wire.Resource_Upstream:
+			b, err := backendOf(body.Upstream)
 			if err != nil {
 				errs = append(errs, err)
 				continue
@@ -70,13 +69,13 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 	return s, errors.Join(errs...)
 }
 
-func backendOf(b *wire.Backend) (route.Backend, error) {
+func backendOf(b *wire.Upstream) (route.Backend, error) {
 	addr, err := netip.ParseAddrPort(b.Address)
 	if err != nil {
-		return route.Backend{}, fmt.Errorf("backend %q: %w", b.Name, err)
+		return route.Backend{}, fmt.Errorf("upstream %q: %w", b.Name, err)
 	}
 	if len(b.HopKey) != len(route.HopKey{}) {
-		return route.Backend{}, fmt.Errorf("backend %q: its hop key has %d bytes", b.Name, len(b.HopKey))
+		return route.Backend{}, fmt.Errorf("upstream %q: its hop key has %d bytes", b.Name, len(b.HopKey))
 	}
 	return route.Backend{Name: b.Name, Address: addr, HopKey: route.HopKey(b.HopKey)}, nil
 }
@@ -91,11 +90,11 @@ func keysOf(l *wire.Link) []route.LinkKey {
 	return keys
 }
 
-// rowOf leaves out endpoints whose backend is not known yet: it comes with a later update.
+// rowOf leaves out endpoints whose upstream is not known. It may come with a later update.
 func rowOf(r *wire.Route, backends map[string]route.Backend) route.Row {
 	row := route.Row{ID: r.Id, Links: append([]string(nil), r.Links...), Generation: r.Generation}
 	for _, e := range r.Endpoints {
-		b, ok := backends[e.Backend]
+		b, ok := backends[e.Upstream]
 		if !ok || len(e.Id) != len(route.EndpointID{}) {
 			continue
 		}

@@ -27,16 +27,12 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/kube"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
-)
-
-// Ports of Causeway's own processes inside a cluster.
-const (
-	AgentPort   = 4144
-	CatalogPort = 4145
 )
 
 // The days whose keys are distributed, relative to today. An agent's clock may be behind
@@ -178,7 +174,8 @@ func Frontend(link string, m ledger.Mirror, ready bool) *wire.Resource {
 // that has finished, and one of Causeway's own that is not a canary.
 func Pod(p *corev1.Pod, namespace string) *wire.Resource {
 	own := p.Namespace == namespace
-	if p.Spec.NodeName == "" || own && !isCanary(p) || !live(p) {
+	canary := own && p.Labels[clusterinfo.ComponentLabel] == clusterinfo.ComponentCanary
+	if p.Spec.NodeName == "" || own && !canary || kube.PodFinished(p) {
 		return nil
 	}
 	pod := &wire.Pod{
@@ -189,7 +186,7 @@ func Pod(p *corev1.Pod, namespace string) *wire.Resource {
 		HostNetwork:    p.Spec.HostNetwork,
 		Live:           true,
 		Terminating:    p.DeletionTimestamp != nil,
-		Canary:         own,
+		Canary:         canary,
 	}
 	for _, ip := range p.Status.PodIPs {
 		pod.Ips = append(pod.Ips, ip.IP)
@@ -200,13 +197,6 @@ func Pod(p *corev1.Pod, namespace string) *wire.Resource {
 		}
 	}
 	return &wire.Resource{Body: &wire.Resource_Pod{Pod: pod}}
-}
-
-// isCanary reports whether a pod of Causeway's own namespace is a canary.
-func isCanary(p *corev1.Pod) bool { return p.Labels["app.kubernetes.io/component"] == "canary" }
-
-func live(p *corev1.Pod) bool {
-	return p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed
 }
 
 // Exports returns the resource of an export for each node that has pods of it, by node.
@@ -277,12 +267,12 @@ type Controller struct {
 
 // Agent returns the Upstream of a node whose ready agent has an IP address.
 func (c Cluster) Agent(node, address string) *wire.Resource {
-	return c.upstream(AgentUpstream(node), address, AgentPort)
+	return c.upstream(AgentUpstream(node), address, clusterinfo.AgentPort)
 }
 
 // Controller returns the Upstream of a controller replica.
 func (c Cluster) Controller(r Controller) *wire.Resource {
-	return c.upstream(ControllerUpstream(r.PodName), r.Address, CatalogPort)
+	return c.upstream(ControllerUpstream(r.PodName), r.Address, clusterinfo.CatalogPort)
 }
 
 func (c Cluster) upstream(name, address string, port int) *wire.Resource {
