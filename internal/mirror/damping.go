@@ -33,10 +33,10 @@ type damper struct {
 func (d *damper) decide(shown, ready bool, now time.Time) (show bool, again time.Duration) {
 	if ready {
 		d.since = time.Time{}
-		if shown || !d.flapping(now) {
+		if shown || d.downs[0].IsZero() || d.last().Sub(d.downs[0]) >= flapWindow {
 			return true, 0
 		}
-		left := holdDown - now.Sub(d.downs[flapCount-1])
+		left := holdDown - now.Sub(d.last())
 		return left <= 0, max(left, 0)
 	}
 	if d.since.IsZero() {
@@ -55,8 +55,8 @@ func (d *damper) wentDown(now time.Time) {
 	d.downs[flapCount-1] = now
 }
 
-// flapping reports whether the source has gone down flapCount times within flapWindow.
-func (d *damper) flapping(now time.Time) bool { return d.calmAfter(now) > 0 }
+// last is when the mirror was last shown down.
+func (d *damper) last() time.Time { return d.downs[flapCount-1] }
 
 // calmAfter returns how long the source still counts as flapping; 0: it does not flap.
 func (d *damper) calmAfter(now time.Time) time.Duration {

@@ -525,15 +525,15 @@ func terminating() error {
 func TestOutagePausesTheLink(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
 		c.refuse = func(string, client.Object) error { return errors.New("connection refused") }
-		c.set(many(500)...)
+		c.set(many(60)...)
 		time.Sleep(time.Minute)
 		if n := len(c.wrote()); n > 60 {
 			t.Errorf("an API server that is away is not asked again and again: %d", n)
 		}
-		c.status("nothing stands", 0, 500)
+		c.status("nothing stands", 0, 60)
 		c.refuse = nil
 		time.Sleep(2 * maxRetry)
-		c.status("and all is made soon after it is back", 500, 0)
+		c.status("and all is made soon after it is back", 60, 0)
 	})
 }
 
@@ -561,7 +561,7 @@ func TestOutageOfOneLinkIsItsOwn(t *testing.T) {
 
 func TestLinksTakeTurns(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
-		c.set(many(2000)...)
+		c.set(many(300)...)
 		synctest.Wait() // the global budget is used up
 		c.wrote()
 		north := eastLink()
@@ -573,7 +573,7 @@ func TestLinksTakeTurns(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		synctest.Wait()
 		if s := c.Status("north"); s.Mirrors != 1 {
-			t.Errorf("one mirror of another Link does not wait for 2,000: %+v", s)
+			t.Errorf("one mirror of another Link does not wait for 300: %+v", s)
 		}
 	}, func(w *WriterConfig) { w.Options.WritesPerSecond, w.Options.TotalWritesPerSecond = 100, 100 })
 }
@@ -674,14 +674,14 @@ func TestResyncRepairs(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	metrics := NewMetrics(reg)
 	inCluster(t, shop, func(c *cluster) {
-		c.set(many(100)...)
+		c.set(many(30)...)
 		time.Sleep(resyncPeriod + resyncInterval)
-		if n := len(c.wrote()); n != 200 || counter(t, reg, "causeway_mirror_resync_repairs_total") != 0 {
+		if n := len(c.wrote()); n != 60 || counter(t, reg, "causeway_mirror_resync_repairs_total") != 0 {
 			t.Errorf("the resync finds nothing to do: %d writes", n)
 		}
 		c.stale = true
 		var svc corev1.Service
-		if err := c.api.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "s00042-east"}, &svc); err != nil {
+		if err := c.api.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "s00012-east"}, &svc); err != nil {
 			t.Fatal(err)
 		}
 		svc.Labels = nil
@@ -690,7 +690,7 @@ func TestResyncRepairs(t *testing.T) {
 		}
 		c.wrote()
 		time.Sleep(resyncPeriod + resyncInterval)
-		c.expect("a change that no event has told is repaired", "patch *v1.Service shop/s00042-east")
+		c.expect("a change that no event has told is repaired", "patch *v1.Service shop/s00012-east")
 		if n := counter(t, reg, "causeway_mirror_resync_repairs_total"); n != 1 {
 			t.Errorf("and counted: %v", n)
 		}
