@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -48,6 +49,8 @@ func (e *Endpoint) equal(o *Endpoint) bool {
 
 // candidate is a pod that an EndpointSlice names and that may back the Service.
 type candidate struct {
+	// order is the position among all endpoints of the EndpointSlices.
+	order                       int
 	state                       *podState
 	pod                         *corev1.Pod
 	ip                          netip.Addr
@@ -180,6 +183,7 @@ func (x *Index) addCandidate(e *entry, slice *discoveryv1.EndpointSlice, i int, 
 		serving = *ep.Conditions.Serving
 	}
 	c := candidate{
+		order:       len(x.scratch.candidates),
 		state:       state,
 		pod:         pod,
 		ip:          ip,
@@ -199,8 +203,8 @@ func (x *Index) addCandidate(e *entry, slice *discoveryv1.EndpointSlice, i int, 
 // mergeCandidates sorts candidates by UID and makes one of those of the same pod, as the
 // two slices of a dual-stack Service give. The lowest address wins.
 func mergeCandidates(all []candidate) []candidate {
-	slices.SortStableFunc(all, func(a, b candidate) int {
-		return strings.Compare(string(a.pod.UID), string(b.pod.UID))
+	slices.SortFunc(all, func(a, b candidate) int {
+		return cmp.Or(strings.Compare(string(a.pod.UID), string(b.pod.UID)), a.order-b.order)
 	})
 	out := all[:0]
 	for _, c := range all {
