@@ -60,14 +60,6 @@ type Ledger struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=360000
 	Data []byte `json:"data,omitempty"`
-
-	// Mirrors and Exports are the layout of earlier versions.
-	// +optional
-	// +listType=atomic
-	Mirrors []LedgerMirror `json:"mirrors,omitempty"`
-	// +optional
-	// +listType=atomic
-	Exports []LedgerExport `json:"exports,omitempty"`
 }
 
 // LedgerApplied is a version of an export list.

@@ -36,7 +36,3 @@ func IsLinkReference(r metav1.OwnerReference) bool {
 	group, _, _ := strings.Cut(r.APIVersion, "/")
 	return r.Kind == linkKind && group == GroupVersion.Group
 }
-
-// IsHeadlessParent reports whether m is the mirror of a headless Service itself. Such a mirror
-// lists the mirrors of the Service's named pods, and no caller connects to its own VIP.
-func (m *LedgerMirror) IsHeadlessParent() bool { return m.Headless && m.Hostname == "" }

@@ -324,6 +324,14 @@ func (x *Index) Keys() []Key {
 	return out
 }
 
+// Service returns the Service of that name; nil if there is none. It must not be changed.
+func (x *Index) Service(k Key) *corev1.Service {
+	if e := x.services[k]; e != nil {
+		return e.service
+	}
+	return nil
+}
+
 // Get returns the last decision about a Service: a nil Export if it is not exported.
 func (x *Index) Get(k Key) (*Export, []Problem) {
 	e := x.services[k]

@@ -3,6 +3,7 @@ package check
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -17,18 +18,51 @@ import (
 
 // catalogs tells whether the ledger holds what peers' catalogs and the Links' rules ask for.
 func catalogs(f Facts) []Line {
-	book, damages := ledger.Load(f.Ledgers)
+	entries, damages := f.ledger()
 	var lines []Line
 	for _, d := range damages {
-		lines = append(lines, fail(checkCatalog, "ledger", d.Service+": "+d.Message, "the controller mends it within seconds; who else writes Ledgers?"))
+		lines = append(lines, fail(checkCatalog, "ledger", d.Service+": "+d.Message, "the controller repairs it within seconds: find out who else writes Ledgers"))
 	}
 	for _, l := range f.links() {
-		lines = append(lines, bound(f.catalog(&l, book))...)
+		lines = append(lines, bound(f.catalog(&l, entries[l.Spec.TrustDomain]))...)
 	}
 	return lines
 }
 
-func (f Facts) catalog(l *v1alpha1.Link, book ledger.Book) []Line {
+// ledger decodes the ledger: its entries by the peer's trust domain, sorted by source.
+// Without an answer of a controller the virtual IPs are not known, and there are none.
+func (f Facts) ledger() (map[string][]ledger.Mirror, []ledger.Problem) {
+	var ranges []netip.Prefix
+	for _, r := range f.Replicas {
+		for _, cidr := range r.Answer.VIPCIDRs {
+			if p, err := netip.ParsePrefix(cidr); err == nil && !slices.Contains(ranges, p) {
+				ranges = append(ranges, p)
+			}
+		}
+	}
+	known := len(ranges) > 0
+	if !known {
+		ranges = []netip.Prefix{netip.MustParsePrefix("240.0.0.0/4")} // entries decode the same in any range
+	}
+	book := ledger.NewBook(ranges, func() string { return "" })
+	objects := slices.Clone(f.Ledgers)
+	slices.SortFunc(objects, func(a, b v1alpha1.Ledger) int { return strings.Compare(a.Name, b.Name) }) // the directory first
+	var damages []ledger.Problem
+	for i := range objects {
+		damages = append(damages, book.Load(&objects[i])...)
+	}
+	out := make(map[string][]ledger.Mirror)
+	for _, c := range book.Changes().Mirrors {
+		m := *c.Mirror
+		if !known {
+			m.VIPs = nil
+		}
+		out[c.TrustDomain] = append(out[c.TrustDomain], m)
+	}
+	return out, damages
+}
+
+func (f Facts) catalog(l *v1alpha1.Link, entries []ledger.Mirror) []Line {
 	wants, complete := map[string]bool{}, false
 	for _, r := range f.Replicas {
 		for _, p := range r.Answer.Peers {
@@ -46,9 +80,9 @@ func (f Facts) catalog(l *v1alpha1.Link, book ledger.Book) []Line {
 	}
 	var lines []Line
 	have := map[string]bool{}
-	for _, m := range book.Link(l.Name) {
+	for _, m := range entries {
 		have[sourceOf(m)] = true
-		if !wants[sourceOf(m)] && m.AbsentSince == nil {
+		if !wants[sourceOf(m)] && m.AbsentSince.IsZero() {
 			lines = append(lines, warn(checkCatalog, l.Name, fmt.Sprintf("mirror %s/%s stands for %s, which the peer does not export to us", m.MirrorNamespace, m.MirrorName, sourceOf(m)), "the leading controller takes it away within seconds: does one lead?"))
 		}
 	}
@@ -63,16 +97,16 @@ func (f Facts) catalog(l *v1alpha1.Link, book ledger.Book) []Line {
 	return lines
 }
 
-// excused reports whether the Link's status says of a Service, or of Services beyond counting, that it has no mirror.
+// excused reports whether the Link's status says of a Service that it has no mirror.
 func excused(l *v1alpha1.Link, source string) bool {
 	_, name, _ := strings.Cut(source, "/")
 	name, _, _ = strings.Cut(name, "/")
 	return slices.ContainsFunc(l.Status.Problems, func(p v1alpha1.ServiceProblem) bool {
-		return p.Service == "" || p.Service == source || strings.Contains(p.Service, "/"+name)
+		return p.Service == source || p.Service != "" && strings.HasSuffix(p.Service, "/"+name) || strings.Contains(p.Service, "/"+name+"-")
 	})
 }
 
-func sourceOf(m v1alpha1.LedgerMirror) string {
+func sourceOf(m ledger.Mirror) string {
 	return strings.TrimSuffix(m.Namespace+"/"+m.Service+"/"+m.Hostname, "/")
 }
 
@@ -98,14 +132,14 @@ func (f Facts) objects() objects {
 
 // mirrors holds each mirror's objects against the ledger, and finds those that are in none.
 func mirrors(f Facts) []Line {
-	book, _ := ledger.Load(f.Ledgers)
+	entries, _ := f.ledger()
 	o := f.objects()
 	known := map[string]bool{}
 	var lines []Line
 	for _, l := range f.links() {
 		var bad []Line
 		good := 0
-		for _, m := range book.Link(l.Name) {
+		for _, m := range entries[l.Spec.TrustDomain] {
 			known[m.MirrorNamespace+"/"+m.MirrorName] = true
 			if b := o.mirror(&l, m); len(b) > 0 {
 				bad = append(bad, b...)
@@ -118,8 +152,10 @@ func mirrors(f Facts) []Line {
 			lines = append(lines, ok(checkMirror, l.Name, "%s as the ledger says", stand(good)))
 		}
 	}
-	for _, m := range book.Live() {
-		known[m.MirrorNamespace+"/"+m.MirrorName] = true
+	for _, all := range entries {
+		for _, m := range all {
+			known[m.MirrorNamespace+"/"+m.MirrorName] = true
+		}
 	}
 	return append(lines, bound(f.orphans(o, known))...)
 }
@@ -138,7 +174,7 @@ const (
 )
 
 // mirror tells what is wrong with one mirror's objects.
-func (o objects) mirror(l *v1alpha1.Link, m v1alpha1.LedgerMirror) []Line {
+func (o objects) mirror(l *v1alpha1.Link, m ledger.Mirror) []Line {
 	key := m.MirrorNamespace + "/" + m.MirrorName
 	svc := o.services[key]
 	switch {
@@ -160,7 +196,7 @@ func (o objects) mirror(l *v1alpha1.Link, m v1alpha1.LedgerMirror) []Line {
 }
 
 // endpoints tells what is wrong with the slices of one mirror.
-func (o objects) endpoints(l *v1alpha1.Link, m v1alpha1.LedgerMirror, key string) []Line {
+func (o objects) endpoints(l *v1alpha1.Link, m ledger.Mirror, key string) []Line {
 	var ours []*discoveryv1.EndpointSlice
 	for _, s := range o.slices[key] {
 		if s.Labels[discoveryv1.LabelManagedBy] != clusterinfo.SliceManager {
@@ -169,25 +205,25 @@ func (o objects) endpoints(l *v1alpha1.Link, m v1alpha1.LedgerMirror, key string
 		}
 		ours = append(ours, s)
 	}
-	if m.IsHeadlessParent() {
+	if m.Headless && m.Hostname == "" {
 		return nil // it lists the mirrors of pods
 	}
 	for _, vip := range m.VIPs {
 		leads := slices.ContainsFunc(ours, func(s *discoveryv1.EndpointSlice) bool {
-			return len(s.Endpoints) == 1 && slices.Equal(s.Endpoints[0].Addresses, []string{vip})
+			return len(s.Endpoints) == 1 && slices.Equal(s.Endpoints[0].Addresses, []string{vip.String()})
 		})
 		if !leads {
-			return []Line{fail(checkMirror, key, "no EndpointSlice leads to the mirror's virtual IP "+vip, written)}
+			return []Line{fail(checkMirror, key, "no EndpointSlice leads to the mirror's virtual IP "+vip.String(), written)}
 		}
 	}
 	return nil
 }
 
-func samePorts(svc *corev1.Service, m v1alpha1.LedgerMirror) bool {
+func samePorts(svc *corev1.Service, m ledger.Mirror) bool {
 	want, have := map[string]int32{}, map[string]int32{}
 	for _, p := range m.Ports {
 		if p.Route != 0 {
-			want[p.Name+"/"+p.Protocol] = p.Port
+			want[p.Name+"/"+p.Protocol] = int32(p.Port)
 		}
 	}
 	for _, p := range svc.Spec.Ports {

@@ -87,7 +87,12 @@ func (a *admin) answer(ctx context.Context) (check.Answer, error) {
 	if err != nil {
 		return check.Answer{}, err
 	}
-	out := check.Answer{Version: a.o.Version, Agents: agentsOf(reports)}
+	out := check.Answer{
+		Version:    a.o.Version,
+		VIPCIDRs:   a.o.VIPCIDRs,
+		AgeSeconds: a.reconciler.freshness.Age().Seconds(),
+		Agents:     agentsOf(reports),
+	}
 	select {
 	case <-a.reconciler.ready:
 		if err := a.describe(ctx, &out); err != nil {

@@ -79,6 +79,10 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// writesPerSecond is the budget of all mirrors of all Links. It is lowered while the API
+// server answers 429.
+const writesPerSecond = 800
+
 // shutdownGrace bounds the end of all parts, so that it is over, and the leadership given
 // up, before the kubelet's own 30 s are.
 const shutdownGrace = 20 * time.Second
@@ -91,7 +95,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	budget := throttle.New(0, nil)
+	budget := throttle.New(writesPerSecond, nil)
 	mgr, live, err := newManager(o, budget)
 	if err != nil {
 		return err
@@ -129,7 +133,7 @@ func newManager(o Options, budget *throttle.Limiter) (manager.Manager, client.Cl
 	cfg.QPS, cfg.Burst = -1, -1      // writers have budgets of their own
 	election := rest.CopyConfig(cfg) // a connection of its own: our bulk must not starve it
 	election.Timeout = 5 * time.Second
-	cfg.Wrap(budget.Transport)
+	cfg.Wrap(budget.RoundTripper)
 	grace := shutdownGrace
 	mgr, err := manager.New(cfg, manager.Options{
 		Scheme: scheme,

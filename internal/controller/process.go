@@ -288,7 +288,7 @@ func (p *process) rotator(board *wire.Board) *clusterid.Rotator {
 			}
 			r.inbox.add(func(b *batch) { b.identity = true })
 		},
-		Leads: func() bool {
+		IsLeader: func() bool {
 			select {
 			case <-r.ready:
 				return r.leading.Load()

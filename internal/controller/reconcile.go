@@ -373,9 +373,9 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 		r.expiries.Store(&expiries)
 	}
 	r.takeInvites(b, now, p)
-	if r.catalogRoute {
-		r.catalogRoute = false
-		r.nodes.setCatalogRoute(r.top, r.links.inForce(), now, p)
+	if r.controllersDirty {
+		r.controllersDirty = false
+		r.nodes.setControllers(r.top, r.links.inForce(), r.openInvites, now, p)
 	}
 }
 

@@ -102,7 +102,7 @@ func (r *Rules) Wants(s catalog.Service, namespaces Namespaces) ([]ledger.Mirror
 	if !r.imports || !r.services.Matches(labels.Set(s.Labels)) {
 		return nil, nil
 	}
-	namespace, ok := r.target(s.Namespace)
+	namespace, ok := r.Target(s.Namespace)
 	if !ok {
 		return nil, nil
 	}
@@ -126,8 +126,8 @@ func (r *Rules) Wants(s catalog.Service, namespaces Namespaces) ([]ledger.Mirror
 	return r.companions(w, s), p
 }
 
-// target returns our namespace for mirrors of the peer's; false: the rules leave it out.
-func (r *Rules) target(namespace string) (string, bool) {
+// Target returns our namespace for mirrors of the peer's; false: the rules leave it out.
+func (r *Rules) Target(namespace string) (string, bool) {
 	if r.listed == nil {
 		return namespace, true
 	}
