@@ -7,7 +7,7 @@ import (
 // The control plane has a network namespace of its own beside the nodes: a node can lose power without taking the API with it.
 
 func (c *Cluster) etcd() daemon {
-	return c.control("etcd", []string{"--data-dir=" + c.path("etcd")}, "GOMEMLIMIT=96MiB")
+	return c.control("etcd", []string{"--data-dir=" + c.path("etcd")}, c.plan.memory(96))
 }
 
 func (c *Cluster) apiServer() daemon {
@@ -45,7 +45,7 @@ func (c *Cluster) apiServer() daemon {
 		"--default-not-ready-toleration-seconds=30",
 		"--default-unreachable-toleration-seconds=30",
 		"--profiling=false",
-	}, "GOMEMLIMIT=400MiB")
+	}, c.plan.memory(400))
 }
 
 func (c *Cluster) controllerManager() daemon {
@@ -66,7 +66,7 @@ func (c *Cluster) controllerManager() daemon {
 		"--node-monitor-grace-period=24s",
 		"--bind-address=127.0.0.1",
 		"--profiling=false",
-	}, "GOMEMLIMIT=128MiB")
+	}, c.plan.memory(128))
 }
 
 func (c *Cluster) scheduler() daemon {
@@ -78,7 +78,7 @@ func (c *Cluster) scheduler() daemon {
 		"--leader-elect=false",
 		"--bind-address=127.0.0.1",
 		"--profiling=false",
-	}, "GOMEMLIMIT=96MiB")
+	}, c.plan.memory(96))
 }
 
 // cloud plays the cloud provider, and lets the machine reach the API server. It sits in the machine's own network namespace.
