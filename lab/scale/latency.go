@@ -24,7 +24,7 @@ const (
 // while nothing else happens. Each sample is followed by one of a bare relay between the
 // same API servers, and is removed before the next.
 func (b *bench) latency(ctx context.Context) error {
-	if err := b.awaitQuiet(ctx); err != nil {
+	if err := b.settle(ctx, fmt.Sprintf("before single exports, %s present", thousands(b.present))); err != nil {
 		return err
 	}
 	b.progress("measuring single exports with %d mirrors present", b.present)

@@ -230,7 +230,7 @@ func (b *bench) measureStage(ctx context.Context, s stage) error {
 
 // memory adds the resident memory of every controller.
 func (b *bench) memory(ctx context.Context) error {
-	if err := b.awaitQuiet(ctx); err != nil {
+	if err := b.settle(ctx, fmt.Sprintf("before memory was read, %s present", thousands(b.present))); err != nil {
 		return err
 	}
 	for _, c := range b.pair() {

@@ -7,7 +7,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -56,21 +55,13 @@ func (b *bench) service(e export, exported bool) *corev1.Service {
 	return s
 }
 
-// create writes the Service. One that is there already is fine: the lab was kept.
 func (c *cluster) create(ctx context.Context, s *corev1.Service) error {
 	_, err := c.api.CoreV1().Services(s.Namespace).Create(ctx, s, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		return nil
-	}
 	return err
 }
 
 func (c *cluster) remove(ctx context.Context, e export) error {
-	err := c.api.CoreV1().Services(e.namespace).Delete(ctx, e.name, metav1.DeleteOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return c.api.CoreV1().Services(e.namespace).Delete(ctx, e.name, metav1.DeleteOptions{})
 }
 
 // createPair writes what a mirror consists of, a Service without a selector and its
@@ -89,7 +80,7 @@ func (c *cluster) createPair(ctx context.Context, namespace, name string) error 
 	if err != nil {
 		return fmt.Errorf("create Service: %w", err)
 	}
-	yes, port, portName, protocol := true, int32(4200), "http", corev1.ProtocolTCP
+	yes, no, port, portName, protocol := true, false, int32(4200), "http", corev1.ProtocolTCP
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: namespace,
@@ -100,7 +91,7 @@ func (c *cluster) createPair(ctx context.Context, namespace, name string) error 
 				"app.kubernetes.io/managed-by": "scale",
 			},
 			OwnerReferences: []metav1.OwnerReference{{
-				APIVersion: "v1", Kind: "Service", Name: name, UID: made.UID, Controller: &yes, BlockOwnerDeletion: &yes,
+				APIVersion: "v1", Kind: "Service", Name: name, UID: made.UID, Controller: &yes, BlockOwnerDeletion: &no,
 			}},
 		},
 		AddressType: discoveryv1.AddressTypeIPv4,

@@ -68,11 +68,7 @@ func (c *cluster) createNode(ctx context.Context, i int) error {
 		Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: simulatedNodeRole, Effect: corev1.TaintEffectNoSchedule}}},
 	}
 	nodes := c.api.CoreV1().Nodes()
-	_, err := nodes.Create(ctx, node, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		return nil
-	}
-	if err != nil {
+	if _, err := nodes.Create(ctx, node, metav1.CreateOptions{}); err != nil {
 		return err
 	}
 	room := corev1.ResourceList{
@@ -181,9 +177,6 @@ func (c *cluster) createPod(ctx context.Context, i int) error {
 	}
 	pods := c.api.CoreV1().Pods(mirrorNamespace(i))
 	made, err := pods.Create(ctx, pod, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}

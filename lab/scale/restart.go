@@ -23,7 +23,7 @@ const (
 // old replicas are gone, and the time until it is mirrored shows that the new ones have
 // read everything and are in step with the peer.
 func (b *bench) restart(ctx context.Context) error {
-	if err := b.awaitQuiet(ctx); err != nil {
+	if err := b.settle(ctx, "before a restart"); err != nil {
 		return err
 	}
 	b.progress("restarting the importer's controllers with %d mirrors present", b.present)
@@ -58,7 +58,7 @@ func (b *bench) restart(ctx context.Context) error {
 		row{What: at + ": writes to Services, EndpointSlices, Ledgers", Causeway: thousands(mirrors), Wanted: "0"},
 		row{What: at + ": other writes, Leases apart", Causeway: countsByName(others)},
 	)
-	if err := b.awaitQuiet(ctx); err != nil {
+	if err := b.settle(ctx, "before a restart"); err != nil {
 		return err
 	}
 	return b.restartTime(ctx, at)

@@ -213,9 +213,11 @@ func parseAudit(r io.Reader) ([]audited, error) {
 	}
 }
 
-// awaitQuiet waits until Causeway has written nothing in either cluster for two seconds.
-func (b *bench) awaitQuiet(ctx context.Context) error {
-	return poll(ctx, 2*time.Minute, 0, func() error {
+// settle waits until Causeway has written nothing in either cluster for two seconds. If
+// that does not happen, it adds a row that says so, and the run goes on.
+func (b *bench) settle(ctx context.Context, when string) error {
+	const limit = 2 * time.Minute
+	err := poll(ctx, limit, 0, func() error {
 		var from []int64
 		for _, c := range b.pair() {
 			end, err := c.auditEnd()
@@ -239,4 +241,9 @@ func (b *bench) awaitQuiet(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err != nil && ctx.Err() == nil {
+		b.add(row{What: "not quiet " + when, Causeway: err.Error()})
+		return nil
+	}
+	return err
 }

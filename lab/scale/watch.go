@@ -269,8 +269,10 @@ func (o *observer) awaitSlices(ctx context.Context, services []string) (have int
 			return have, last, ctx.Err()
 		case <-changed:
 		}
-		if len(left) > 16 { // in bulk, the pass over all that is missing is made less often
-			if err := sleep(ctx, 20*time.Millisecond); err != nil {
+		// In bulk, all that is missing is looked up ten times a second and not at every
+		// event. The times of the sightings do not depend on it.
+		if len(left) > 16 {
+			if err := sleep(ctx, 100*time.Millisecond); err != nil {
 				return have, last, err
 			}
 		}
