@@ -50,7 +50,7 @@ func (c *Cluster) apiServer() daemon {
 
 func (c *Cluster) controllerManager() daemon {
 	pki, kubeconfig := c.pki(), c.path("controller-manager.kubeconfig")
-	return c.control("kube-controller-manager", []string{
+	args := []string{
 		"--kubeconfig=" + kubeconfig,
 		"--authentication-kubeconfig=" + kubeconfig,
 		"--authorization-kubeconfig=" + kubeconfig,
@@ -66,7 +66,13 @@ func (c *Cluster) controllerManager() daemon {
 		"--node-monitor-grace-period=24s",
 		"--bind-address=127.0.0.1",
 		"--profiling=false",
-	}, c.plan.memory(128))
+	}
+	if c.plan.Large {
+		// By default a controller makes 20 requests per second, so the EndpointSlices of
+		// a thousand new Services would take a minute.
+		args = append(args, "--kube-api-qps=500", "--kube-api-burst=1000")
+	}
+	return c.control("kube-controller-manager", args, c.plan.memory(128))
 }
 
 func (c *Cluster) scheduler() daemon {

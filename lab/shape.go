@@ -21,7 +21,7 @@ type Shape struct {
 	CNI       string `json:"cni,omitempty"`       // Bridge or PTP; empty means Bridge
 	DualStack bool   `json:"dualStack,omitempty"` // pods, Services and nodes have IPv6 addresses too; the WAN has none
 	Private   bool   `json:"private,omitempty"`   // nobody in the WAN can open a connection to the cluster; it can to others
-	Large     bool   `json:"large,omitempty"`     // Kubernetes processes get the memory that tens of thousands of objects need
+	Large     bool   `json:"large,omitempty"`     // Kubernetes processes get the memory and the rates that tens of thousands of objects need
 }
 
 func (s Shape) check() error {

@@ -82,7 +82,7 @@ func main() {
 	flag.IntVar(&b.rounds, "rounds", 3, "rounds of a bulk, of which the median counts")
 	flag.IntVar(&b.samples, "samples", 100, "single exports to measure at each size")
 	flag.StringVar(&parts, "parts", strings.Join(allParts, ","), "parts to run")
-	flag.DurationVar(&b.limit, "limit", 5*time.Minute, "limit of each step; a step beyond it becomes a row that says so")
+	flag.DurationVar(&b.limit, "limit", 5*time.Minute, "limit of each step; a row names a step that exceeds it")
 	flag.DurationVar(&total, "timeout", time.Hour, "limit of the run")
 	flag.BoolVar(&keep, "keep", false, "leave the lab standing; remove it with: bin/lab --name NAME down")
 	flag.StringVar(&b.bin, "bin", "../bin", "folder of the causeway command")
@@ -107,7 +107,7 @@ func main() {
 func (b *bench) check() error {
 	for _, p := range b.parts {
 		if !slices.Contains(allParts, p) {
-			return fmt.Errorf("unknown part %q: choose of %s", p, strings.Join(allParts, ", "))
+			return fmt.Errorf("unknown part %q: choose from %s", p, strings.Join(allParts, ", "))
 		}
 	}
 	if b.mirrors < 2*fewMirrors || b.mirrors > maxServices {

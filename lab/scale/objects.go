@@ -69,12 +69,20 @@ func (c *cluster) remove(ctx context.Context, e export) error {
 func (c *cluster) createPair(ctx context.Context, namespace, name string) error {
 	s := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace:   namespace,
-			Name:        name,
-			Labels:      map[string]string{"app.kubernetes.io/managed-by": "scale", "scale.causeway.dev/link": "plain"},
-			Annotations: map[string]string{"scale.causeway.dev/source": namespace + "/" + name, "scale.causeway.dev/version": "1"},
+			Namespace: namespace,
+			Name:      name,
+			Labels: map[string]string{
+				"app.kubernetes.io/managed-by": "scale",
+				"scale.causeway.dev/link":      "plain",
+			},
+			Annotations: map[string]string{
+				"scale.causeway.dev/source":  namespace + "/" + name,
+				"scale.causeway.dev/version": "1",
+			},
 		},
-		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(4200)}}},
+		Spec: corev1.ServiceSpec{
+			Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(4200)}},
+		},
 	}
 	made, err := c.api.CoreV1().Services(namespace).Create(ctx, s, metav1.CreateOptions{})
 	if err != nil {
@@ -101,7 +109,8 @@ func (c *cluster) createPair(ctx context.Context, namespace, name string) error 
 		}},
 		Ports: []discoveryv1.EndpointPort{{Name: &portName, Port: &port, Protocol: &protocol}},
 	}
-	if _, err := c.api.DiscoveryV1().EndpointSlices(namespace).Create(ctx, slice, metav1.CreateOptions{}); err != nil {
+	_, err = c.api.DiscoveryV1().EndpointSlices(namespace).Create(ctx, slice, metav1.CreateOptions{})
+	if err != nil {
 		return fmt.Errorf("create EndpointSlice: %w", err)
 	}
 	return nil

@@ -68,12 +68,13 @@ apiserver_request_duration_seconds_sum{component="apiserver",group="",resource="
 }
 
 func TestParseAudit(t *testing.T) {
-	const log = `{"verb":"create","user":{"username":"system:serviceaccount:causeway-system:causeway-controller"},"objectRef":{"resource":"endpointslices","name":"a"}}
-{"verb":"update","user":{"username":"system:serviceaccount:causeway-system:causeway-controller"},"objectRef":{"resource":"leases","name":"b"}}
-{"verb":"update","user":{"username":"system:serviceaccount:causeway-system:causeway-controller"},"objectRef":{"resource":"links","name":"c"}}
+	log := strings.ReplaceAll(`{"verb":"create","user":{"username":"CONTROLLER"},"objectRef":{"resource":"endpointslices","name":"a"}}
+{"verb":"update","user":{"username":"CONTROLLER"},"objectRef":{"resource":"leases","name":"b"}}
+{"verb":"update","user":{"username":"CONTROLLER"},"objectRef":{"resource":"links","name":"c"}}
+{"verb":"create","user":{"username":"system:serviceaccount:kube-system:endpointslice-controller"},"objectRef":{"resource":"endpointslices","name":"d"}}
 {"verb":"delete","user":{"username":"admin"},"objectRef":{"resource":"services","name":"system:serviceaccount:causeway-system:x"}}
-{"verb":"create","user":{"username":"system:serviceaccount:causeway-system:cause`
-	got, err := parseAudit(strings.NewReader(log))
+{"verb":"create","user":{"username":"CONTR`, "CONTROLLER", "system:serviceaccount:causeway-system:causeway-controller")
+	got, err := parseAudit(strings.NewReader(log), causewayAccounts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,7 +65,9 @@ func (c *cluster) createNode(ctx context.Context, i int) error {
 			},
 		},
 		// Nothing but agents and the simulated pods may be placed here.
-		Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: simulatedNodeRole, Effect: corev1.TaintEffectNoSchedule}}},
+		Spec: corev1.NodeSpec{
+			Taints: []corev1.Taint{{Key: simulatedNodeRole, Effect: corev1.TaintEffectNoSchedule}},
+		},
 	}
 	nodes := c.api.CoreV1().Nodes()
 	if _, err := nodes.Create(ctx, node, metav1.CreateOptions{}); err != nil {
@@ -120,7 +122,11 @@ func (c *cluster) renewLease(ctx context.Context, i int) error {
 	if apierrors.IsNotFound(err) {
 		_, err = leases.Create(ctx, &coordinationv1.Lease{
 			ObjectMeta: metav1.ObjectMeta{Name: name},
-			Spec:       coordinationv1.LeaseSpec{HolderIdentity: &name, LeaseDurationSeconds: &seconds, RenewTime: &now},
+			Spec: coordinationv1.LeaseSpec{
+				HolderIdentity:       &name,
+				LeaseDurationSeconds: &seconds,
+				RenewTime:            &now,
+			},
 		}, metav1.CreateOptions{})
 		return err
 	}
@@ -133,11 +139,11 @@ func (c *cluster) renewLease(ctx context.Context, i int) error {
 }
 
 func (c *cluster) runAgents(ctx context.Context) error {
-	list, err := c.api.CoreV1().Pods(system).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=agent"})
+	agents, err := c.componentPods(ctx, "agent")
 	if err != nil {
 		return err
 	}
-	for _, p := range list.Items {
+	for _, p := range agents {
 		number, simulated := strings.CutPrefix(p.Spec.NodeName, "simulated-")
 		if !simulated || p.Status.Phase == corev1.PodRunning {
 			continue
@@ -196,8 +202,14 @@ func runningStatus(p *corev1.Pod, ip, host string) corev1.PodStatus {
 		HostIPs:   []corev1.HostIP{{IP: host}},
 		StartTime: &now,
 	}
-	for _, kind := range []corev1.PodConditionType{corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady, corev1.PodScheduled} {
-		s.Conditions = append(s.Conditions, corev1.PodCondition{Type: kind, Status: corev1.ConditionTrue, LastTransitionTime: now})
+	for _, kind := range []corev1.PodConditionType{
+		corev1.PodScheduled, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady,
+	} {
+		s.Conditions = append(s.Conditions, corev1.PodCondition{
+			Type:               kind,
+			Status:             corev1.ConditionTrue,
+			LastTransitionTime: now,
+		})
 	}
 	for _, x := range p.Spec.Containers {
 		started := true

@@ -76,7 +76,8 @@ func (b *bench) install(ctx context.Context, c *cluster) error {
 	if !ok {
 		return fmt.Errorf("image %q has no tag: run hack/bench-scale, which names it", b.image)
 	}
-	if _, err := c.causeway(ctx, b.bin, "install", "--cluster-name", c.Name(), "--set", "image.tag="+tag); err != nil {
+	_, err := c.causeway(ctx, b.bin, "install", "--cluster-name", c.Name(), "--set", "image.tag="+tag)
+	if err != nil {
 		return fmt.Errorf("install Causeway in %s: %w", c.Name(), err)
 	}
 	for _, name := range append(mirrorNamespaces(), plainNamespace) {
@@ -103,8 +104,8 @@ func (b *bench) link(ctx context.Context, from, to *cluster) error {
 	if err != nil {
 		return fmt.Errorf("link %s to %s: %w", to.Name(), from.Name(), err)
 	}
-	quotas := fmt.Appendf(nil, `{"spec":{"import":{"quotas":{"services":%d,"servicesPerNamespace":%d,"vipPercent":100}}}}`,
-		maxServices, maxServices)
+	quotas := fmt.Appendf(nil, `{"spec":{"import":{"quotas":{
+		"services":%d,"servicesPerNamespace":%d,"vipPercent":100}}}}`, maxServices, maxServices)
 	_, err = to.dyn.Resource(links).Patch(ctx, from.Name(), types.MergePatchType, quotas, metav1.PatchOptions{})
 	if err != nil {
 		return fmt.Errorf("raise the quotas of %s's Link: %w", to.Name(), err)

@@ -41,7 +41,7 @@ func (b *bench) restart(ctx context.Context) error {
 	if err := sleep(ctx, restartWindow); err != nil {
 		return err
 	}
-	written, err := b.importer.auditedSince(mark)
+	written, err := b.importer.auditedSince(mark, causewayAccounts)
 	if err != nil {
 		return err
 	}
@@ -126,12 +126,12 @@ func (c *cluster) deleteControllers(ctx context.Context) ([]types.UID, error) {
 
 // controllersLeft returns how many of the old pods still exist.
 func (c *cluster) controllersLeft(ctx context.Context, old []types.UID) (int, error) {
-	list, err := c.api.CoreV1().Pods(system).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=controller"})
+	pods, err := c.componentPods(ctx, "controller")
 	if err != nil {
 		return 0, err
 	}
 	left := 0
-	for _, p := range list.Items {
+	for _, p := range pods {
 		if slices.Contains(old, p.UID) {
 			left++
 		}

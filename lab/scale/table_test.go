@@ -49,10 +49,22 @@ func TestStages(t *testing.T) {
 		mirrors int
 		want    []stage
 	}{
-		"all":    {why: "probes need room below the quota", mirrors: 10000, want: []stage{{0, 15}, {500, 2000}, {8000, 9990}}},
-		"quick":  {why: "the small bulk is measured as in a full run", mirrors: 2000, want: []stage{{0, 15}, {500, 2000}}},
-		"tiny":   {why: "the harness itself is tried out", mirrors: 300, want: []stage{{0, 15}, {75, 300}}},
-		"middle": {why: "a large bulk right above the small one says nothing new", mirrors: 3000, want: []stage{{0, 15}, {500, 2000}, {0, 3000}}},
+		"all": {
+			why:     "probes need room below the quota",
+			mirrors: 10000,
+			want:    []stage{{0, 15}, {500, 2000}, {8000, 9990}},
+		},
+		"quick": {
+			why:     "the small bulk is measured as in a full run",
+			mirrors: 2000,
+			want:    []stage{{0, 15}, {500, 2000}},
+		},
+		"tiny": {why: "the harness itself is tried out", mirrors: 300, want: []stage{{0, 15}, {75, 300}}},
+		"middle": {
+			why:     "a large bulk right above the small one says nothing new",
+			mirrors: 3000,
+			want:    []stage{{0, 15}, {500, 2000}, {0, 3000}},
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -47,12 +47,20 @@ func (c *cluster) controllers(ctx context.Context) ([]replica, error) {
 	return out, nil
 }
 
-func (c *cluster) controllerPods(ctx context.Context) ([]corev1.Pod, error) {
-	list, err := c.api.CoreV1().Pods(system).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=controller"})
+// componentPods returns the pods of one of Causeway's components, as the chart labels them.
+func (c *cluster) componentPods(ctx context.Context, component string) ([]corev1.Pod, error) {
+	o := metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=" + component}
+	list, err := c.api.CoreV1().Pods(system).List(ctx, o)
 	if err != nil {
-		return nil, fmt.Errorf("list the controllers of %s: %w", c.Name(), err)
+		return nil, fmt.Errorf("list the %s pods of %s: %w", component, c.Name(), err)
 	}
-	return slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil }), nil
+	return list.Items, nil
+}
+
+// controllerPods returns the controllers' pods that are not being deleted.
+func (c *cluster) controllerPods(ctx context.Context) ([]corev1.Pod, error) {
+	pods, err := c.componentPods(ctx, "controller")
+	return slices.DeleteFunc(pods, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil }), err
 }
 
 func (c *cluster) leaseHolders(ctx context.Context) ([]string, error) {
@@ -141,7 +149,14 @@ func parseKilobytes(status, key string) (int, error) {
 	return 0, fmt.Errorf("/proc/PID/status has no %s", key)
 }
 
-// An audited request is a write that one of Causeway's accounts made, successful or not.
+// Accounts whose writes are looked for in the audit log, as prefixes of a user's name.
+const (
+	causewayAccounts = "system:serviceaccount:" + system + ":"
+	// The controllers of Kubernetes are among these, and kubelets are not.
+	allControllers = "system:serviceaccount:"
+)
+
+// An audited request is a write that a service account made, successful or not.
 type audited struct {
 	Verb string `json:"verb"`
 	User struct {
@@ -171,10 +186,10 @@ func (c *cluster) auditEnd() (int64, error) {
 	return info.Size(), nil
 }
 
-// auditedSince returns the writes of Causeway's accounts that the audit log has after
-// offset. Leases, which are renewed always, and reviews of tokens, which write nothing,
-// are left out.
-func (c *cluster) auditedSince(offset int64) ([]audited, error) {
+// auditedSince returns the writes of some accounts that the audit log has after offset.
+// Leases, which are renewed always, and reviews of tokens, which write nothing, are left
+// out.
+func (c *cluster) auditedSince(offset int64, accounts string) ([]audited, error) {
 	f, err := os.Open(c.AuditLog())
 	if err != nil {
 		return nil, err
@@ -183,11 +198,10 @@ func (c *cluster) auditedSince(offset int64) ([]audited, error) {
 	if _, err := f.Seek(offset, io.SeekStart); err != nil {
 		return nil, err
 	}
-	return parseAudit(f)
+	return parseAudit(f, accounts)
 }
 
-func parseAudit(r io.Reader) ([]audited, error) {
-	mark := []byte("system:serviceaccount:" + system + ":")
+func parseAudit(r io.Reader, accounts string) ([]audited, error) {
 	var out []audited
 	for lines := bufio.NewReaderSize(r, 1<<16); ; {
 		line, err := lines.ReadBytes('\n')
@@ -197,14 +211,14 @@ func parseAudit(r io.Reader) ([]audited, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !bytes.Contains(line, mark) {
+		if !bytes.Contains(line, []byte(accounts)) {
 			continue
 		}
 		var a audited
 		if err := json.Unmarshal(line, &a); err != nil {
 			return nil, fmt.Errorf("decode the audit log: %w", err)
 		}
-		if !strings.HasPrefix(a.User.Username, string(mark)) {
+		if !strings.HasPrefix(a.User.Username, accounts) {
 			continue
 		}
 		if r := a.ObjectRef.Resource; r != "leases" && r != "tokenreviews" && r != "subjectaccessreviews" {
@@ -213,8 +227,9 @@ func parseAudit(r io.Reader) ([]audited, error) {
 	}
 }
 
-// settle waits until Causeway has written nothing in either cluster for two seconds. If
-// that does not happen, it adds a row that says so, and the run goes on.
+// settle waits until no controller, of Causeway or of Kubernetes, has written anything in
+// either cluster for two seconds. If that does not happen, it adds a row that says so, and
+// the run goes on.
 func (b *bench) settle(ctx context.Context, when string) error {
 	const limit = 2 * time.Minute
 	err := poll(ctx, limit, 0, func() error {
@@ -230,13 +245,14 @@ func (b *bench) settle(ctx context.Context, when string) error {
 			return err
 		}
 		for i, c := range b.pair() {
-			written, err := c.auditedSince(from[i])
+			written, err := c.auditedSince(from[i], allControllers)
 			if err != nil {
 				return err
 			}
 			if len(written) > 0 {
-				return fmt.Errorf("%s: %d writes in 2 s, one of them to %s %s", c.Name(), len(written),
-					written[0].ObjectRef.Resource, written[0].ObjectRef.Name)
+				w := written[0]
+				return fmt.Errorf("%s: %d writes in 2 s, one of them %s %s %s by %s", c.Name(), len(written),
+					w.Verb, w.ObjectRef.Resource, w.ObjectRef.Name, w.User.Username)
 			}
 		}
 		return nil

@@ -51,7 +51,7 @@ func TestAwaitSlicesTakesFirstSighting(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		if mirrors, _ := o.writes(); mirrors != (tally{4, 2800}) {
-			t.Errorf("writes of mirrors = %+v, want 4 of 2800 bytes: the slice elsewhere is nobody's mirror", mirrors)
+			t.Errorf("writes of mirrors = %+v, want 4 of 2800 bytes: the slice elsewhere is not a mirror", mirrors)
 		}
 	})
 }
