@@ -82,6 +82,10 @@ selftest: ## the lab's tests of itself, in labs of their own
 bench: ## every benchmark, once
 	go test -run '^$$' -bench . -benchmem ./...
 
+.PHONY: bench-scale
+bench-scale: image ## the control plane at 10,000 mirrors, on clusters in a lab of its own
+	hack/bench-scale $(SCALE)
+
 .PHONY: generate
 generate: bin/.tools ## code and CRDs from types and protos
 	hack/need protoc=protobuf-compiler

@@ -122,7 +122,11 @@ func (c *Cluster) balance(ctx context.Context, log *slog.Logger) error {
 		default:
 		}
 	}
-	factory := informers.NewSharedInformerFactory(client, 0)
+	// The API server empties the status of a Service that stops being a LoadBalancer, so
+	// no other Service needs to be watched.
+	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = "spec.type=" + string(corev1.ServiceTypeLoadBalancer)
+	}))
 	services := factory.Core().V1().Services()
 	if _, err := services.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { poke() },

@@ -31,7 +31,7 @@ type Options struct {
 	State    string            // empty means DefaultState
 	Clusters []string          // Up: clusters that must be there; those there already stay
 	Nodes    int               // Up: nodes of each new cluster; 0 means 1
-	Shape    Shape             // Up: how the network of each new cluster is made
+	Shape    Shape             // Up: how each new cluster is made
 	WAN      *Weather          // Up: how the WAN is from now on; nil leaves it as it is
 	Progress func(line string) // told what is going on; nil means silence
 }
