@@ -38,7 +38,16 @@ type exporter struct {
 	routes  map[catalog.Key][]uint32
 	// reported are problems that have had an Event.
 	reported map[catalog.Key][]catalog.Problem
+	// counts are the members of each Link. ready are the Links whose members were all
+	// stored once since they came into force, waiting the others, and since when.
+	counts  map[string]int
+	ready   map[string]bool
+	waiting map[string]time.Time
 }
+
+// storeTimeout is how long a Link's catalog waits for the export list to hold everything
+// that the Link admits. Some exports never get in, such as those beyond a cap.
+const storeTimeout = 10 * time.Second
 
 func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable) *exporter {
 	return &exporter{
@@ -51,6 +60,9 @@ func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable) *expor
 		byNode:   make(map[string]map[catalog.Key]bool),
 		routes:   make(map[catalog.Key][]uint32),
 		reported: make(map[catalog.Key][]catalog.Problem),
+		counts:   make(map[string]int),
+		ready:    make(map[string]bool),
+		waiting:  make(map[string]time.Time),
 	}
 }
 
@@ -76,9 +88,45 @@ func exportWant(e *catalog.Export) ledger.ExportWant {
 func (x *exporter) stored(changes []ledger.ExportChange, now time.Time, p *plan) {
 	for _, c := range changes {
 		key := catalog.Key{Namespace: c.Key.Namespace, Name: c.Key.Service}
+		x.count(x.members[key], -1)
+		x.count(c.Member, +1)
 		setOrDelete(x.members, key, c.Member)
 		x.emit(key, now, p)
 	}
+}
+
+func (x *exporter) count(m *ledger.Member, sign int) {
+	if m == nil {
+		return
+	}
+	for _, name := range m.Links {
+		if x.counts[name] += sign; x.counts[name] == 0 {
+			delete(x.counts, name)
+		}
+	}
+}
+
+// readyLinks returns the Links in force whose catalogs are complete. A peer that is sent
+// a catalog before the export list holds all of it would delete mirrors.
+func (x *exporter) readyLinks(inForce []string, now time.Time, p *plan) []string {
+	out := make([]string, 0, len(inForce))
+	waiting := make(map[string]time.Time)
+	ready := make(map[string]bool, len(inForce))
+	for _, name := range inForce {
+		since, waits := x.waiting[name]
+		if !waits {
+			since = now
+		}
+		if !x.ready[name] && x.counts[name] < x.index.Exported(name) && now.Before(since.Add(storeTimeout)) {
+			waiting[name] = since
+			p.dueAt(since.Add(storeTimeout))
+			continue
+		}
+		ready[name] = true
+		out = append(out, name)
+	}
+	x.ready, x.waiting = ready, waiting
+	return out
 }
 
 // emit tells peers, gateways and nodes what one Service has become.

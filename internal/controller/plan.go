@@ -24,6 +24,8 @@ type plan struct {
 	// listings are changes of the catalog for peers, version the version that they complete.
 	listings []wire.Listing
 	version  wire.Version
+	// readyLinks are the Links whose catalogs are complete.
+	readyLinks []string
 
 	// peers are the peers of the Links in force; nil: unchanged. storedIssuers are the
 	// numbers of their stored lists of issuers, trusts what to write about them. gateways

@@ -341,6 +341,7 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 		hub:            nodestream.NewHub(),
 		board:          board,
 		ready:          make(chan struct{}),
+		first:          true,
 		index:          index,
 		book:           book,
 		links:          newLinkState(p.identity, p.log),

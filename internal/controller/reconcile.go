@@ -86,6 +86,7 @@ type reconciler struct {
 	// controllersDirty: the rows that lead to this cluster's controllers have to be
 	// decided again.
 	controllersDirty bool
+	first            bool // no pass was made yet
 	replayed         bool                 // the mirror writer of this leader knows everything
 	trustDue         map[string]time.Time // when to decide about a PeerTrust again
 	snapshots        map[string]*peering.Snapshot
@@ -102,7 +103,6 @@ func (r *reconciler) run(ctx context.Context) {
 		r.apply(ctx, p)
 		if first {
 			r.hub.SetReady()
-			r.board.SetReady()
 			close(r.ready)
 			first = false
 		}
@@ -144,6 +144,10 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 		r.exports.decide(c, now, p)
 		r.reportExport(c, p)
 	}
+	if r.first {
+		r.first = false
+		r.book.ExportsComplete(now) // the caches were complete before the first pass
+	}
 	for _, name := range r.index.LinksChanged() {
 		p.statusOf(name)
 	}
@@ -153,6 +157,7 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	r.imports.stored(changes.Mirrors, p)
 	r.exports.stored(changes.Exports, now, p)
 	r.exports.announce(p)
+	p.readyLinks = r.exports.readyLinks(r.links.inForce(), now, p)
 	if r.leading.Load() && r.leader.ledgerRead {
 		p.writes = r.book.Writes(now)
 	}
@@ -382,7 +387,7 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 // planTrust decides what this replica has to write of what it learned of a peer.
 func (r *reconciler) planTrust(name string, now time.Time, p *plan) {
 	resolved, ok := r.links.resolved[name]
-	if !ok {
+	if !ok || r.snapshots[name] == nil { // its streams begin after this pass
 		return
 	}
 	change, recheck := peering.PlanTrust(peering.TrustInputs{
@@ -438,8 +443,11 @@ func (r *reconciler) judgeLinks(dirty map[string]bool, now time.Time, p *plan) {
 		}
 	}
 	for name := range dirty {
+		// A Link that is not in force keeps its place in the export list, because its peer
+		// must not take a short fault for the end of all exports. Nothing reaches the peer
+		// meanwhile: neither gateways nor agents know the Link.
 		obj := r.links.links[name]
-		if _, ok := r.links.judged.Peers[name]; !ok {
+		if obj != nil && obj.DeletionTimestamp != nil {
 			obj = nil
 		}
 		r.index.SetLink(name, obj)
@@ -517,6 +525,7 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 		r.hub.RemoveNode(node)
 	}
 	r.warn("some exports are not valid", r.board.Publish(p.listings, p.version))
+	r.board.SetReady(p.readyLinks...)
 	r.freshness.observe(r.top.controllers, p.version)
 	if p.gateways != nil {
 		r.warn("gateway addresses not advertised", r.board.SetGateways(*p.gateways))
