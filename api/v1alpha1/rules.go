@@ -146,7 +146,9 @@ type ImportQuotas struct {
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
 	VIPPercent int32 `json:"vipPercent,omitempty"`
-	// Namespaces that createNamespaces may make for the Link. Absent: 20.
+	// Namespaces that createNamespaces may make for the Link, counted over those that
+	// bear its label. Namespaces are never deleted, so the count never falls without
+	// a person. If absent, it is 20.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1000

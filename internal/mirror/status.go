@@ -123,8 +123,10 @@ func (l *linkState) pace() {
 
 // changed notes that the status of a Link may be another.
 func (w *Writer) changed(l *linkState) {
-	w.unreported[l] = true
-	w.signal()
+	if !w.unreported[l] {
+		w.unreported[l] = true
+		w.signal()
+	}
 }
 
 // notify calls OnStatus for Links whose status has changed. It returns after how long to

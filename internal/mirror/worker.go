@@ -18,8 +18,10 @@ const (
 	maxRetry = 10 * time.Second
 )
 
-// job is one mirror to be handled, and what a worker may read of it without the lock.
+// job is one mirror to be handled, and what a worker may read of it without the lock. If m is
+// nil, what stands of the Link is to be listed.
 type job struct {
+	link       *linkState
 	m          *mirrorState
 	scope      *Scope
 	want       *Want
@@ -32,7 +34,7 @@ type job struct {
 
 // newJob returns the job of a mirror.
 func (w *Writer) newJob(m *mirrorState) *job {
-	j := &job{m: m, scope: m.link.scope, want: m.want, resync: m.onlyResync}
+	j := &job{link: m.link, m: m, scope: m.link.scope, want: m.want, resync: m.onlyResync}
 	if m.want != nil && m.want.isHeadlessParent() {
 		if g := m.link.groups[m.want.source()]; g != nil {
 			for _, c := range g.companions {
@@ -52,17 +54,38 @@ type outcome struct {
 	applied
 }
 
-// handle looks at one mirror and writes what differs.
-func (w *Writer) handle(ctx context.Context, j *job) {
-	if j.early {
-		w.finishEarly(j)
-		return
+// work handles a job, and then others for as long as there are some.
+func (w *Writer) work(ctx context.Context, j *job) {
+	for j != nil {
+		switch {
+		case j.m == nil:
+			w.adopt(ctx, j.link, j.scope)
+		case j.early:
+			w.finishEarly(j)
+		default:
+			out, err := w.process(ctx, j)
+			w.finish(ctx, j, out, err)
+		}
+		j = w.following(ctx)
 	}
-	out, err := w.process(ctx, j)
-	w.finish(ctx, j, out, err)
 }
 
-// process does the work of handle. Its error is one of the connection or the cache, after
+// following returns the next job for a worker that has finished one; nil: there is none, and
+// the dispatcher starts a worker when there is.
+func (w *Writer) following(ctx context.Context) *job {
+	if ctx.Err() != nil {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	j, _ := w.nextJob(time.Now())
+	if j == nil {
+		w.signal()
+	}
+	return j
+}
+
+// process looks at one mirror and writes what differs. Its error is one of the connection or the cache, after
 // which the mirror is to be tried again.
 func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 	now := time.Now()
@@ -131,7 +154,6 @@ func (j *job) readiness(have Have, now time.Time) (ready, shown bool, again time
 func (w *Writer) finish(ctx context.Context, j *job, out outcome, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	defer w.signal()
 	m, l, now := j.m, j.m.link, time.Now()
 	w.queue.done(&l.linkQueue, m)
 	if l.removed {
@@ -160,7 +182,7 @@ func (w *Writer) finish(ctx context.Context, j *job, out outcome, err error) {
 		w.drop(m)
 		w.changed(l)
 	case out.again > 0:
-		w.queue.delayed.set(m, now.Add(out.again))
+		w.enqueueAfter(m, out.again, now)
 	}
 }
 
@@ -168,7 +190,6 @@ func (w *Writer) finish(ctx context.Context, j *job, out outcome, err error) {
 func (w *Writer) finishEarly(j *job) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	defer w.signal()
 	w.queue.done(&j.m.link.linkQueue, j.m)
 	if j.m.again && !j.m.link.removed {
 		j.m.again = false
@@ -199,7 +220,7 @@ func (w *Writer) retry(ctx context.Context, m *mirrorState, err error, now time.
 	m.again = false
 	wait := min(minRetry<<min(m.failures, 4), maxRetry)
 	m.failures++
-	w.queue.delayed.set(m, now.Add(wait))
+	w.enqueueAfter(m, wait, now)
 }
 
 // record takes over what a worker has found.
