@@ -44,7 +44,7 @@ type applier struct {
 func (w *Writer) apply(ctx context.Context, j *job, changes []Change) (applied, error) {
 	a := applier{Writer: w, job: j}
 	for _, c := range changes {
-		if a.hopeless(c) {
+		if a.dependsOnFailed(c) {
 			continue
 		}
 		if f, ok := j.m.refusals.standing(c, time.Now()); ok {
@@ -58,8 +58,8 @@ func (w *Writer) apply(ctx context.Context, j *job, changes []Change) (applied, 
 	return a.out, nil
 }
 
-// hopeless reports whether c builds on a change that has failed.
-func (a *applier) hopeless(c Change) bool {
+// dependsOnFailed reports whether c builds on a change that has failed.
+func (a *applier) dependsOnFailed(c Change) bool {
 	if len(a.failed) == 0 || c.Op == Delete {
 		return false
 	}

@@ -182,7 +182,7 @@ func TestNamespaceQuota(t *testing.T) {
 		}
 		s := c.Status("east")
 		if n := count(); n != 3 || s.Mirrors != 3 || s.Blocked != 17 || s.Problems[0].Reason != QuotaReached {
-			t.Fatalf("a peer makes no more namespaces than its quota, whoever is at work: %d, %+v", n, s)
+			t.Fatalf("a peer makes no more namespaces than its quota, however many workers ask: %d, %+v", n, s)
 		}
 		c.unset(wants...)
 		time.Sleep(time.Minute)
@@ -198,14 +198,14 @@ func TestNamespaceQuota(t *testing.T) {
 
 func TestRefusedNamespace(t *testing.T) {
 	inCluster(t, nil, func(c *cluster) {
-		c.refuse = refusing("create", "shop", apierrors.NewForbidden(schema.GroupResource{Resource: "namespaces"}, "shop", nil))
+		c.inject(refusing("create", "shop", apierrors.NewForbidden(schema.GroupResource{Resource: "namespaces"}, "shop", nil)))
 		c.SetLink(creating(0), nil)
 		c.set(many(3)...)
 		c.expect("it is tried once for all mirrors, and nothing is written into it", "create *v1.Namespace /shop")
 		c.status("and reported", 0, 0, Rejected, Rejected, Rejected)
 		time.Sleep(retryRefused - 1)
 		c.expect("and not before its time")
-		c.refuse = nil
+		c.inject(nil)
 		time.Sleep(retryRefused)
 		c.status("then it is", 3, 0)
 	})

@@ -190,7 +190,7 @@ func TestRestartWritesNothing(t *testing.T) {
 			m.reads.Store(0)
 			second := m.writer()
 			running(t.Context(), second, func() {
-				for _, w := range wants { // the peer has not been heard yet
+				for _, w := range wants { // the peer has not answered yet
 					w.Known = false
 				}
 				second.SetAll("east", byKey(wants))
@@ -211,6 +211,25 @@ func TestRestartWritesNothing(t *testing.T) {
 	if reads[10_000] > 10_000*4+100 || reads[10_000] > reads[1000]*20 {
 		t.Errorf("the work of a restart is proportional to the mirrors: %v reads", reads)
 	}
+}
+
+// In fake time a writer that costs nothing itself takes exactly as long as its writes.
+func TestWorkersAreNeverIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mirrors = 1500
+		m := newMemory()
+		m.latency = time.Millisecond
+		w := m.writer()
+		running(t.Context(), w, func() {
+			start := time.Now()
+			w.SetAll("east", byKey(many(mirrors)))
+			settle(w)
+			const least = 2 * ((mirrors + 7) / 8) * time.Millisecond // 2 writes each, 8 workers
+			if took := time.Since(start); took > least+5*time.Millisecond {
+				t.Errorf("%d mirrors took %v, and their writes %v", mirrors, took, least)
+			}
+		})
+	})
 }
 
 func TestManyLinks(t *testing.T) {

@@ -126,7 +126,7 @@ func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 	if len(out.made) > 0 {
 		again = sooner(again, expectFor)
 	}
-	out.again = sooner(sooner(out.again, again), sooner(r.ahead, max(j.m.collected.Sub(now), 0)))
+	out.again = sooner(sooner(out.again, again), sooner(r.believed, max(j.m.collected.Sub(now), 0)))
 	return out, err
 }
 
