@@ -117,20 +117,28 @@ func (a *applier) judge(c Change, err error) error {
 		a.fail(c)
 		a.problem(known.Problem, retryRefused)
 	case c.Op == Delete && apierrors.IsNotFound(err):
-	case c.Op == Create && (apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)):
+	case c.Op == Create && isNamespaceGone(err):
 		a.refused(c, problem(a.m.key, NamespaceMissing, namespaceMissing)) // the cache is behind
-	case errors.Is(err, errNotOrphaned), apierrors.IsConflict(err), apierrors.IsAlreadyExists(err), apierrors.IsNotFound(err):
+	case errors.Is(err, errNotOrphaned), apierrors.IsConflict(err), apierrors.IsAlreadyExists(err),
+		apierrors.IsNotFound(err):
 		if c.Op != Update {
 			a.fail(c)
 		}
 		a.out.left = true
 		a.out.again = sooner(a.out.again, retryConflict)
 	case isRefusal(err):
-		a.refused(c, problem(keyOf(c.Object()), Rejected, "the API server does not accept the mirror: "+answerText(err)))
+		message := "the API server does not accept the mirror: " + answerText(err)
+		a.refused(c, problem(keyOf(c.Object()), Rejected, message))
 	default:
 		return fmt.Errorf("%v: %w", c, err)
 	}
 	return nil
+}
+
+// isNamespaceGone reports whether a creation failed because its namespace does not exist or
+// is being deleted.
+func isNamespaceGone(err error) bool {
+	return apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
 }
 
 // refused remembers a write that the API server has refused, and reports it.

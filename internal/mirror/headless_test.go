@@ -211,7 +211,8 @@ func TestLifeOfAStatefulSet(t *testing.T) {
 	})
 }
 
-// A new leader is given the mirrors of a StatefulSet that stands. It must not shorten its list.
+// A new leader is given the mirrors of a StatefulSet that stands. It must not shorten the
+// list of the headless one.
 func TestRestartWithAStatefulSet(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
 		wants := statefulSet("db-0", "db-1", "db-2")

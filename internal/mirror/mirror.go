@@ -67,7 +67,8 @@ type Options struct {
 	Workers int
 	// WritesPerSecond is each Link's budget. 0: 400.
 	WritesPerSecond int
-	// TotalWritesPerSecond is the budget of all Links, unless WriterConfig.Throttle is set. 0: 800.
+	// TotalWritesPerSecond is the budget of all Links, unless WriterConfig.Throttle is set.
+	// 0: 800.
 	TotalWritesPerSecond int
 	// DeletesPerSecond is the pace at which a mass of a Link's mirrors is deleted. 0: 20.
 	DeletesPerSecond int

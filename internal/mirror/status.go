@@ -55,7 +55,8 @@ func (w *Writer) Status(link string) LinkStatus {
 	catalog.SortProblems(out.Problems)
 	out.Problems = slices.Compact(out.Problems)
 	if n := len(out.Problems) - maxProblems; n > 0 {
-		out.Problems = append(slices.Clip(out.Problems[:maxProblems]), Problem{Reason: More, Message: fmt.Sprintf("and %d more", n)})
+		more := Problem{Reason: More, Message: fmt.Sprintf("and %d more", n)}
+		out.Problems = append(slices.Clip(out.Problems[:maxProblems]), more)
 	}
 	return out
 }

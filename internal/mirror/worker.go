@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -85,8 +86,8 @@ func (w *Writer) following(ctx context.Context) *job {
 	return j
 }
 
-// process looks at one mirror and writes what differs. Its error is one of the connection or the cache, after
-// which the mirror is to be tried again.
+// process looks at one mirror and writes what differs. Its error is one of the connection
+// or the cache, after which the mirror is to be tried again.
 func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 	now := time.Now()
 	r := reader{Reader: w.Reader, expected: w.expected, now: now}
@@ -236,23 +237,12 @@ func (w *Writer) record(j *job, out outcome) {
 		defer w.refreshParent(m)
 	}
 	w.visit(m, out.ready, address)
-	if standing == m.standing && pending == m.pending && out.blocked == m.blocked && sameProblems(m.problems, out.problems) {
+	if standing == m.standing && pending == m.pending && out.blocked == m.blocked &&
+		slices.Equal(m.problems, out.problems) {
 		return
 	}
 	l.account(m, -1)
 	m.standing, m.pending, m.blocked, m.problems = standing, pending, out.blocked, out.problems
 	l.account(m, +1)
 	w.changed(l)
-}
-
-func sameProblems(a, b []Problem) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
 }
