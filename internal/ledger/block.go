@@ -601,9 +601,11 @@ func (b *Book) returnBlock(bl *block, now time.Time) {
 
 // freeBlock makes a block nobody's. Peers that wait for an address try again.
 func (b *Book) freeBlock(bl *block) {
+	p := bl.peer
 	b.directory.set(bl.number, "")
 	bl.give("")
 	b.freeAddresses()
+	b.dropPeer(p)
 }
 
 func (b *Book) freeAddresses() {

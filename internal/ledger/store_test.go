@@ -77,7 +77,7 @@ func (s *store) at(name string) *v1alpha1.Ledger {
 	return s.objects[name]
 }
 
-func (s *store) names() []string {
+func (s *store) objectNames() []string {
 	var out []string
 	for n := range s.objects {
 		out = append(out, n)
@@ -89,7 +89,7 @@ func (s *store) names() []string {
 // loadAll makes b read everything that is stored.
 func (s *store) loadAll(b *Book) []Problem {
 	var out []Problem
-	for _, n := range s.names() { // the directory sorts first
+	for _, n := range s.objectNames() { // the directory sorts first
 		out = append(out, b.Load(s.objects[n].DeepCopy())...)
 	}
 	return out
