@@ -13,7 +13,8 @@ func TestChooser(t *testing.T) {
 		want    ReplicaID // zero: stay
 	}
 	on := func(r ReplicaID, epoch string, generation uint64, age time.Duration) Observed {
-		return Observed{Freshness: Freshness{Version: Version{epoch, generation}, Age: age, Replica: r}, Subscribed: true}
+		f := Freshness{Version: Version{epoch, generation}, Age: age, Replica: r}
+		return Observed{Freshness: f, Subscribed: true}
 	}
 	beside := func(r ReplicaID, epoch string, generation uint64, age time.Duration) Observed {
 		o := on(r, epoch, generation, age)
@@ -31,8 +32,11 @@ func TestChooser(t *testing.T) {
 		steps []seen
 	}{
 		"equal replicas": {
-			why:   "nothing is gained",
-			steps: []seen{{at: 0, streams: []Observed{on(a, "e", 2, 0), beside(b, "e", 2, 0)}}, {at: time.Minute, streams: []Observed{on(a, "e", 2, 0), beside(b, "e", 2, 0)}}},
+			why: "nothing is gained",
+			steps: []seen{
+				{at: 0, streams: []Observed{on(a, "e", 2, 0), beside(b, "e", 2, 0)}},
+				{at: time.Minute, streams: []Observed{on(a, "e", 2, 0), beside(b, "e", 2, 0)}},
+			},
 		},
 		"ahead for a moment": {
 			why:   "a replica is always ahead of another for a moment",
