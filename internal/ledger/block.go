@@ -62,12 +62,12 @@ func (bl *block) domain() string {
 	if bl.peer != nil {
 		return bl.peer.domain
 	}
-	return bl.owner
+	return ""
 }
 
 // give makes the block belong to a peer; empty: to nobody. All entries of another peer go.
 func (bl *block) give(domain string) {
-	if bl.domain() == domain && (bl.peer != nil || domain == "") {
+	if bl.domain() == domain {
 		return
 	}
 	if p := bl.peer; p != nil {
@@ -149,6 +149,27 @@ func (bl *block) commit(slot int, r *record) {
 	}
 	bl.peer.relist(at, old)
 	bl.mark(slot)
+}
+
+// restore sees that no slot's pending entry is of another source than the committed one,
+// after a write of this Book was committed whose content it had given up in the meantime.
+func (bl *block) restore(slot int) {
+	c, n := bl.committed[slot], bl.pending[slot]
+	if c == nil || bl.freeing || n != nil && n.source() == c.source() {
+		return
+	}
+	for _, r := range [...]*record{c, n} {
+		if r != nil && r.Namespace != "" {
+			bl.peer.markDirty(r.source())
+		}
+	}
+	bl.set(slot, c)
+}
+
+// open reports whether the slot may go to another source: what is stored there is known.
+func (bl *block) open(slot int) bool {
+	n := bl.pending[slot]
+	return n.same(bl.committed[slot]) && (bl.sent == nil || n.same(bl.sent[slot]))
 }
 
 // changeName reports all sources again whose committed mirrors have that name.
@@ -355,6 +376,7 @@ func (bl *block) merge(slot int, theirs *record) (problems []Problem) {
 		}
 		bl.set(slot, theirs)
 	}
+	bl.restore(slot)
 	if theirs == nil || theirs.Namespace == "" {
 		return nil
 	}
@@ -478,7 +500,7 @@ func (b *Book) blockWrite(bl *block, now time.Time) (Write, bool) {
 		}
 		p.allocation.take(now)
 	}
-	o := &v1alpha1.Ledger{Block: int32(bl.number), Generation: bl.generation + 1}
+	o := &v1alpha1.Ledger{Block: int32(bl.number), Generation: bl.next(now)}
 	if bl.peer != nil && !bl.freeing {
 		o.Owner = bl.peer.domain
 		if a := bl.wantApplied(); a != (v1alpha1.LedgerApplied{}) {
@@ -503,11 +525,21 @@ func (b *Book) blockDone(bl *block, w Write, stored *v1alpha1.Ledger, err error,
 		return
 	}
 	bl.owner = w.Object.Owner
+	moved := bl.owner != "" && bl.domain() != bl.owner
+	if moved {
+		// Another leader's directory has given the block away during the write. The
+		// block's own object is right.
+		b.directory.set(bl.number, bl.owner)
+		bl.give(bl.owner)
+	}
 	if bl.peer == nil {
 		return
 	}
 	for slot, r := range bl.sent {
-		bl.commit(slot, r)
+		if bl.commit(slot, r); moved {
+			bl.set(slot, r)
+		}
+		bl.restore(slot)
 	}
 	bl.sent = nil
 	bl.applied = v1alpha1.LedgerApplied{}
@@ -539,6 +571,9 @@ func (b *Book) returnBlocks(now time.Time) {
 func (b *Book) returnBlock(bl *block, now time.Time) {
 	p := bl.peer
 	for slot, r := range bl.pending {
+		if !r.same(bl.committed[slot]) {
+			return
+		}
 		if r == nil {
 			continue
 		}
@@ -566,9 +601,11 @@ func (b *Book) returnBlock(bl *block, now time.Time) {
 
 // freeBlock makes a block nobody's. Peers that wait for an address try again.
 func (b *Book) freeBlock(bl *block) {
+	p := bl.peer
 	b.directory.set(bl.number, "")
 	bl.give("")
 	b.freeAddresses()
+	b.dropPeer(p)
 }
 
 func (b *Book) freeAddresses() {

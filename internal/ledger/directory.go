@@ -207,7 +207,7 @@ func (b *Book) directoryWrite(now time.Time) (Write, bool) {
 	data := d.encode(b.space)
 	d.sent = maps.Clone(d.pending)
 	return d.begin(&v1alpha1.Ledger{
-		Generation: d.generation + 1,
+		Generation: d.next(now),
 		Epoch:      d.epoch,
 		Entries:    int32(len(d.pending)),
 		Data:       b.compressor.compress(marshal(data)),

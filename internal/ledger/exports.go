@@ -238,6 +238,25 @@ func (x *exportObject) commit(slot int, r *exportRecord) {
 	x.mark(slot)
 }
 
+// restore and open are those of block.
+func (x *exportObject) restore(slot int) {
+	c, n := x.committed[slot], x.pending[slot]
+	if c == nil || n != nil && n.key() == c.key() {
+		return
+	}
+	for _, r := range [...]*exportRecord{c, n} {
+		if r != nil {
+			x.exports.markDirty(r.key())
+		}
+	}
+	x.set(slot, c)
+}
+
+func (x *exportObject) open(slot int) bool {
+	n := x.pending[slot]
+	return n.same(x.committed[slot]) && (x.sent == nil || n.same(x.sent[slot]))
+}
+
 func (x *exportObject) mark(slot int) {
 	if x.pending[slot].same(x.committed[slot]) {
 		delete(x.dirty, slot)
@@ -478,7 +497,7 @@ func (e *exports) update(at exportPlace, w *ExportWant, since int64, now time.Ti
 // offsets are those that entries of x have.
 func (x *exportObject) offsets() map[int]bool {
 	used := make(map[int]bool)
-	for _, entries := range [...]*[maxExports]*exportRecord{&x.pending, &x.committed} {
+	for _, entries := range [...]*[maxExports]*exportRecord{&x.pending, &x.committed, cmp.Or(x.sent, &x.pending)} {
 		for _, r := range entries {
 			if r != nil {
 				for _, p := range r.Ports {
@@ -523,7 +542,7 @@ func (e *exports) allot(need int, now time.Time) (exportPlace, bool) {
 			continue
 		}
 		for slot, r := range x.pending {
-			if r == nil && x.committed[slot] == nil {
+			if r == nil && x.open(slot) {
 				return exportPlace{x, slot}, true
 			}
 		}
@@ -532,7 +551,7 @@ func (e *exports) allot(need int, now time.Time) (exportPlace, bool) {
 	for _, n := range numbers {
 		x := e.objects[n]
 		for slot, r := range x.pending {
-			if r != nil && reusable(r.Released, now) && x.bytes-r.size()+need <= maxExportEntries &&
+			if r != nil && reusable(r.Released, now) && x.open(slot) && x.bytes-r.size()+need <= maxExportEntries &&
 				(longest.object == nil || r.Released < longest.pending().Released) {
 				longest = exportPlace{x, slot}
 			}
@@ -601,6 +620,7 @@ func (b *Book) loadExports(n int, o *v1alpha1.Ledger) []Problem {
 		}
 		foreign = foreign || !theirs.same(x.pending[slot]) && (x.sent == nil || !theirs.same(x.sent[slot]))
 		x.commit(slot, theirs)
+		x.restore(slot)
 		if theirs == nil {
 			continue
 		}
@@ -715,6 +735,7 @@ func (e *exports) done(n int, w Write, stored *v1alpha1.Ledger, err error, now t
 	e.committed = max(e.committed, w.Object.Generation)
 	for slot, r := range x.sent {
 		x.commit(slot, r)
+		x.restore(slot)
 	}
 	x.sent = nil
 }

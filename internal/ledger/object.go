@@ -115,6 +115,10 @@ func (s *object) forget() {
 	s.overwrite = s.known
 }
 
+// next is the generation of a write that begins now. It grows with the clock, so that a
+// process that has lost all it knew does not write a lower one.
+func (s *object) next(now time.Time) int64 { return max(s.generation+1, now.UnixMilli()) }
+
 // ready reports whether a write may begin.
 func (s *object) ready(now time.Time) bool {
 	return s.inFlight == nil && !s.conflicted && !now.Before(s.retryAt)

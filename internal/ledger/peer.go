@@ -553,7 +553,7 @@ func (bl *block) unused(need int, now time.Time) (int, bool) {
 	}
 	fallback := -1
 	for slot := range bl.book.space.size {
-		if bl.pending[slot] != nil || bl.committed[slot] != nil {
+		if bl.pending[slot] != nil || !bl.open(slot) {
 			continue
 		}
 		ok, foreign := bl.book.unlisted(bl.slotNumber(slot))
@@ -596,7 +596,7 @@ func (p *peer) reuse(need int, now time.Time) (place, bool) {
 		}
 		bl := r.block
 		n := bl.slotNumber(r.slot)
-		if bl.freeing || bl.bytes+need-e.size() > maxEntries || !p.book.space.usable(n) || p.book.heldBack(n, r.at, now) {
+		if bl.freeing || !bl.open(r.slot) || bl.bytes+need-e.size() > maxEntries || !p.book.space.usable(n) || p.book.heldBack(n, r.at, now) {
 			kept = append(kept, r)
 			continue
 		}

@@ -135,7 +135,8 @@ func (r *record) sameAllocation(o *record) bool {
 		})
 }
 
-// release is the entry without a source. It keeps the name and the indexes, and no content.
+// release is the entry without a source. It keeps the name, the indexes and whether the
+// mirror is headless, which Kubernetes cannot change, and no other content.
 func (r *record) release(now int64) *record {
 	out := &record{
 		Slot:            r.Slot,
@@ -145,6 +146,7 @@ func (r *record) release(now int64) *record {
 		MirrorNamespace: r.MirrorNamespace,
 		MirrorName:      r.MirrorName,
 		Released:        now,
+		Headless:        r.Headless,
 	}
 	for _, p := range r.Ports {
 		out.Ports = append(out.Ports, portRecord{Index: p.Index, Name: p.Name, Protocol: p.Protocol})
@@ -229,23 +231,32 @@ func (r *record) shorten() bool {
 		return false
 	}
 	for len(r.raw) > maxEntry {
-		longest := -1
-		for i, p := range r.Ports {
-			if p.AppProtocol != "" && (longest < 0 || len(p.AppProtocol) > len(r.Ports[longest].AppProtocol)) {
-				longest = i
-			}
+		over := len(r.raw) - maxEntry
+		longest := r.byAppProtocol()
+		for ; over > 0 && len(longest) > 0; longest = longest[1:] {
+			over -= len(longest[0].AppProtocol)
+			longest[0].AppProtocol = ""
 		}
-		switch {
-		case longest >= 0:
-			r.Ports[longest].AppProtocol = ""
-		case len(r.Accounts) > 0:
-			r.Accounts = r.Accounts[:len(r.Accounts)-1]
-		default:
-			return true // names alone always fit
+		for ; over > 0 && len(r.Accounts) > 0; r.Accounts = r.Accounts[:len(r.Accounts)-1] {
+			over -= len(r.Accounts[len(r.Accounts)-1])
 		}
-		r.seal()
+		if r.seal(); len(longest) == 0 && len(r.Accounts) == 0 {
+			break // names alone always fit
+		}
 	}
 	return true
+}
+
+// byAppProtocol returns the ports that have one, the longest first.
+func (r *record) byAppProtocol() []*portRecord {
+	var out []*portRecord
+	for i := range r.Ports {
+		if r.Ports[i].AppProtocol != "" {
+			out = append(out, &r.Ports[i])
+		}
+	}
+	slices.SortStableFunc(out, func(x, y *portRecord) int { return cmp.Compare(len(y.AppProtocol), len(x.AppProtocol)) })
+	return out
 }
 
 // bare is r without the content that takes the most room.

@@ -44,7 +44,7 @@ type applier struct {
 func (w *Writer) apply(ctx context.Context, j *job, changes []Change) (applied, error) {
 	a := applier{Writer: w, job: j}
 	for _, c := range changes {
-		if a.hopeless(c) {
+		if a.dependsOnFailed(c) {
 			continue
 		}
 		if f, ok := j.m.refusals.standing(c, time.Now()); ok {
@@ -58,8 +58,8 @@ func (w *Writer) apply(ctx context.Context, j *job, changes []Change) (applied, 
 	return a.out, nil
 }
 
-// hopeless reports whether c builds on a change that has failed.
-func (a *applier) hopeless(c Change) bool {
+// dependsOnFailed reports whether c builds on a change that has failed.
+func (a *applier) dependsOnFailed(c Change) bool {
 	if len(a.failed) == 0 || c.Op == Delete {
 		return false
 	}
@@ -117,20 +117,28 @@ func (a *applier) judge(c Change, err error) error {
 		a.fail(c)
 		a.problem(known.Problem, retryRefused)
 	case c.Op == Delete && apierrors.IsNotFound(err):
-	case c.Op == Create && (apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)):
+	case c.Op == Create && isNamespaceGone(err):
 		a.refused(c, problem(a.m.key, NamespaceMissing, namespaceMissing)) // the cache is behind
-	case errors.Is(err, errNotOrphaned), apierrors.IsConflict(err), apierrors.IsAlreadyExists(err), apierrors.IsNotFound(err):
+	case errors.Is(err, errNotOrphaned), apierrors.IsConflict(err), apierrors.IsAlreadyExists(err),
+		apierrors.IsNotFound(err):
 		if c.Op != Update {
 			a.fail(c)
 		}
 		a.out.left = true
 		a.out.again = sooner(a.out.again, retryConflict)
 	case isRefusal(err):
-		a.refused(c, problem(keyOf(c.Object()), Rejected, "the API server does not accept the mirror: "+answerText(err)))
+		message := "the API server does not accept the mirror: " + answerText(err)
+		a.refused(c, problem(keyOf(c.Object()), Rejected, message))
 	default:
 		return fmt.Errorf("%v: %w", c, err)
 	}
 	return nil
+}
+
+// isNamespaceGone reports whether a creation failed because its namespace does not exist or
+// is being deleted.
+func isNamespaceGone(err error) bool {
+	return apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
 }
 
 // refused remembers a write that the API server has refused, and reports it.

@@ -142,8 +142,8 @@ type reader struct {
 	client.Reader
 	expected *expectations
 	now      time.Time
-	// ahead is how long the earliest of the believed writes stays believed; 0: none.
-	ahead time.Duration
+	// believed is how long the earliest of the believed writes stays believed; 0: none.
+	believed time.Duration
 }
 
 // have reads what stands for the mirror k, which w asks for; nil: nobody does.
@@ -180,7 +180,7 @@ func (r *reader) service(ctx context.Context, k catalog.Key) (*corev1.Service, e
 		svc = nil
 	}
 	svc, left := r.expected.service(k, svc, r.now)
-	r.ahead = sooner(r.ahead, left)
+	r.believed = sooner(r.believed, left)
 	return svc, nil
 }
 
@@ -230,7 +230,7 @@ func (r *reader) believe(
 	out []*discoveryv1.EndpointSlice, k catalog.Key, cached *discoveryv1.EndpointSlice,
 ) []*discoveryv1.EndpointSlice {
 	slice, left := r.expected.slice(k, cached, r.now)
-	r.ahead = sooner(r.ahead, left)
+	r.believed = sooner(r.believed, left)
 	if slice == nil {
 		return out
 	}

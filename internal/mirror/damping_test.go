@@ -34,7 +34,7 @@ func TestDamping(t *testing.T) {
 	}{
 		"ready":         {why: "nothing to decide", ready: func(int) bool { return true }},
 		"one short gap": {why: "a rollout may have a ready pod again in a moment", ready: func(s int) bool { return s != 10 }},
-		"one outage":    {why: "callers are told after 2 s, and at once that it is over", ready: func(s int) bool { return s < 10 || s >= 20 }, downs: []int{12}, seconds: 8},
+		"one outage":    {why: "callers see it after 2 s, and at once that it is over", ready: func(s int) bool { return s < 10 || s >= 20 }, downs: []int{12}, seconds: 8},
 		"two outages":   {why: "twice is no flapping", ready: func(s int) bool { return s%30 >= 5 || s >= 60 }, downs: []int{2, 32}, seconds: 6},
 		"six outages": {
 			why:   "the selector is taken away and given back six times: no outage costs more than the one before",

@@ -79,7 +79,9 @@ func record[T client.Object](m map[catalog.Key]expectation[T], o T, gone bool, b
 
 // service returns what to believe of a Service that the cache shows as cached, nil: not at
 // all, and how long that stays believed; 0: the cache is right.
-func (e *expectations) service(k catalog.Key, cached *corev1.Service, now time.Time) (*corev1.Service, time.Duration) {
+func (e *expectations) service(
+	k catalog.Key, cached *corev1.Service, now time.Time,
+) (*corev1.Service, time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	version := ""
@@ -145,7 +147,11 @@ func (e *expectations) namespacesOf(link string, now time.Time) []string {
 func (e *expectations) expire(now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	maps.DeleteFunc(e.services, func(_ catalog.Key, x expectation[*corev1.Service]) bool { return !now.Before(x.until) })
-	maps.DeleteFunc(e.slices, func(_ catalog.Key, x expectation[*discoveryv1.EndpointSlice]) bool { return !now.Before(x.until) })
+	expire(e.services, now)
+	expire(e.slices, now)
 	maps.DeleteFunc(e.namespaces, func(_ string, x namespaceExpectation) bool { return !now.Before(x.until) })
+}
+
+func expire[T client.Object](m map[catalog.Key]expectation[T], now time.Time) {
+	maps.DeleteFunc(m, func(_ catalog.Key, x expectation[T]) bool { return !now.Before(x.until) })
 }

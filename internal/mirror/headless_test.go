@@ -172,13 +172,13 @@ func TestLifeOfAStatefulSet(t *testing.T) {
 			}
 			return listed(&s)
 		}
-		c.refuse = func(_ string, o client.Object) error { // addresses that do not depend on the order
+		c.inject(func(_ string, o client.Object) error { // addresses that do not depend on the order
 			if svc, is := o.(*corev1.Service); is && svc.Spec.ClusterIP == "" {
 				svc.Spec.ClusterIP = map[string]string{"db-0-east": "10.96.0.1", "db-1-east": "10.96.0.3"}[svc.Name]
 				svc.Spec.ClusterIPs = []string{svc.Spec.ClusterIP}
 			}
 			return nil
-		}
+		})
 		wants := statefulSet("db-0", "db-1")
 		c.set(wants...)
 		if n := len(c.wrote()); n != 6 {
@@ -211,7 +211,8 @@ func TestLifeOfAStatefulSet(t *testing.T) {
 	})
 }
 
-// A new leader is given the mirrors of a StatefulSet that stands. It must not shorten its list.
+// A new leader is given the mirrors of a StatefulSet that stands. It must not shorten the
+// list of the headless one.
 func TestRestartWithAStatefulSet(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
 		wants := statefulSet("db-0", "db-1", "db-2")

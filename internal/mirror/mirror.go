@@ -67,7 +67,8 @@ type Options struct {
 	Workers int
 	// WritesPerSecond is each Link's budget. 0: 400.
 	WritesPerSecond int
-	// TotalWritesPerSecond is the budget of all Links, unless WriterConfig.Throttle is set. 0: 800.
+	// TotalWritesPerSecond is the budget of all Links, unless WriterConfig.Throttle is set.
+	// 0: 800.
 	TotalWritesPerSecond int
 	// DeletesPerSecond is the pace at which a mass of a Link's mirrors is deleted. 0: 20.
 	DeletesPerSecond int
@@ -419,19 +420,26 @@ func (w *Writer) dispatch(ctx context.Context, workers *sync.WaitGroup) time.Dur
 		w.enqueue(m)
 	}
 	for {
-		l, m, wait := w.queue.pop(now)
-		if l == nil {
+		j, wait := w.nextJob(now)
+		if j == nil {
 			return sooner(due, wait)
 		}
-		if m == nil {
-			scope := l.owner.scope
-			workers.Go(func() { w.adopt(ctx, l.owner, scope) })
-			continue
-		}
-		m.link.report.showQueue(l.queued)
-		job := w.newJob(m)
-		workers.Go(func() { w.handle(ctx, job) })
+		workers.Go(func() { w.work(ctx, j) })
 	}
+}
+
+// nextJob takes the next job from the queue. If there is none, wait is when to ask again;
+// 0: when something has happened.
+func (w *Writer) nextJob(now time.Time) (j *job, wait time.Duration) {
+	l, m, wait := w.queue.pop(now)
+	switch {
+	case l == nil:
+		return nil, wait
+	case m == nil:
+		return &job{link: l.owner, scope: l.owner.scope}, 0
+	}
+	m.link.report.showQueue(l.queued)
+	return w.newJob(m), 0
 }
 
 // add makes the state of a mirror of which nothing is known yet.
@@ -481,7 +489,17 @@ func (m *mirrorState) properLane() lane {
 func (w *Writer) enqueueIn(m *mirrorState, to lane) {
 	w.queue.push(&m.link.linkQueue, m, to, time.Now())
 	m.link.report.showQueue(m.link.queued)
-	w.signal()
+	if w.queue.running < w.Options.Workers { // busy workers look for themselves
+		w.signal()
+	}
+}
+
+// enqueueAfter queues a mirror after a time, unless something happens to it before.
+func (w *Writer) enqueueAfter(m *mirrorState, wait time.Duration, now time.Time) {
+	w.queue.delayed.set(m, now.Add(wait))
+	if m.place == 0 { // the dispatcher waits for another
+		w.signal()
+	}
 }
 
 // signal makes the dispatcher look again.

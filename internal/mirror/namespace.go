@@ -44,9 +44,8 @@ func (a *applier) createNamespace(ctx context.Context, c Change) error {
 		made[n] = true
 	}
 	if quota := int(a.scope.Rules.quotas.Namespaces); len(made) >= quota {
-		return problemError{problem(a.m.key, QuotaReached, fmt.Sprintf(
-			"the namespace does not exist here, and the Link's import quota of %d created namespaces is reached: create it to get the mirror",
-			quota))}
+		return problemError{problem(a.m.key, QuotaReached, fmt.Sprintf("the namespace does not exist here, and the "+
+			"Link's import quota of %d created namespaces is reached: create it to get the mirror", quota))}
 	}
 	err = a.write(ctx, c)
 	if err == nil || apierrors.IsAlreadyExists(err) {
@@ -64,7 +63,8 @@ func (a *applier) createNamespace(ctx context.Context, c Change) error {
 }
 
 func (a *applier) refusedNamespace(message string) error {
-	return problemError{problem(a.m.key, Rejected, "the API server does not accept the mirror's namespace: "+message)}
+	message = "the API server does not accept the mirror's namespace: " + message
+	return problemError{problem(a.m.key, Rejected, message)}
 }
 
 // labeledNamespaces returns the namespaces that bear the label of a Link, which are those

@@ -18,7 +18,7 @@ import (
 type Scope struct {
 	// Link is the Link in force. It owns the mirrors.
 	Link *v1alpha1.Link
-	// Standby is a Link that is going to take the mirrors over when Link is deleted; nil: none.
+	// Standby is a Link that takes the mirrors over when Link is deleted; nil: none.
 	Standby *v1alpha1.Link
 	// Rules are those of Link.
 	Rules *Rules
@@ -53,7 +53,8 @@ func CanTakeOver(link, standby *v1alpha1.Link) bool {
 		return false
 	}
 	return a.Template != "" && a.Template == b.Template && !strings.Contains(a.Template, "{link}") &&
-		maps.Equal(targetsOf(a), targetsOf(b)) && equality.Semantic.DeepEqual(a.NamespaceSelector, b.NamespaceSelector)
+		maps.Equal(targetsOf(a), targetsOf(b)) &&
+		equality.Semantic.DeepEqual(a.NamespaceSelector, b.NamespaceSelector)
 }
 
 func targetsOf(r *v1alpha1.ImportRules) map[string]string {

@@ -243,7 +243,8 @@ func (p *planner) ensureSlice(vip netip.Addr, owner types.UID) {
 	case !marked(slice.Labels, p.Link.Name) && !ownedByService(slice, owner):
 		p.problems = append(p.problems, problem(keyOf(slice), NameTaken, sliceInTheWay))
 	case p.sliceDiffers(p.want, vip, owner, targets, slice):
-		p.changes = append(p.changes, Change{Op: Update, Slice: p.slice(p.want, vip, owner, targets, slice), Was: slice})
+		should := p.slice(p.want, vip, owner, targets, slice)
+		p.changes = append(p.changes, Change{Op: Update, Slice: should, Was: slice})
 	}
 }
 

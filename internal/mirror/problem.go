@@ -49,9 +49,10 @@ const (
 	notChosen        = "the namespace does not exist here, so the Link's namespaceSelector does not choose it"
 	noCarriedPort    = "none of the Service's ports is carried: it is not mirrored"
 	onlyTCP          = "only the Service's TCP ports are mirrored"
-	serviceInTheWay  = "a Service of that name exists and is not Causeway's: rename or delete it to get the mirror"
-	sliceInTheWay    = "an EndpointSlice of that name exists and is not Causeway's: delete it to get the mirror"
-	earlierLink      = "a mirror of an earlier Link of this name still stands: " +
+	serviceInTheWay  = "a Service of that name exists and is not Causeway's: " +
+		"rename or delete it to get the mirror"
+	sliceInTheWay = "an EndpointSlice of that name exists and is not Causeway's: delete it to get the mirror"
+	earlierLink   = "a mirror of an earlier Link of this name still stands: " +
 		"it is made again once Kubernetes has collected that one"
 	keepsFlapping = "the peer's Service keeps losing its last ready pod: " +
 		"the mirror stays not ready for at least 5 s each time"

@@ -33,7 +33,7 @@ func TestRefusedRepairWaits(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
 		c.set(wanted("bar", "240.0.0.2"))
 		c.wrote()
-		c.refuse = refusing("patch", "bar-east", invalid("bar-east"))
+		c.inject(refusing("patch", "bar-east", invalid("bar-east")))
 		c.edit(func(s *corev1.Service) { s.Annotations[v1alpha1.SourceAnnotation] = "x/y" })
 		c.expect("it is tried once", "update *v1.Service shop/bar-east", "patch *v1.Service shop/bar-east")
 		c.status("the mirror stands", 1, 0, Rejected)
@@ -47,10 +47,10 @@ func TestRefusedRepairWaits(t *testing.T) {
 
 func TestChangedWantIsTriedAtOnce(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
-		c.refuse = refusing("create", "bar-east", invalid("bar-east"))
+		c.inject(refusing("create", "bar-east", invalid("bar-east")))
 		c.set(wanted("bar", "240.0.0.2"))
 		c.expect("refused", "create *v1.Service shop/bar-east")
-		c.refuse = nil
+		c.inject(nil)
 		other := wanted("bar", "240.0.0.2")
 		other.Entry.Ports[0].Port++
 		c.set(other)
@@ -61,7 +61,7 @@ func TestChangedWantIsTriedAtOnce(t *testing.T) {
 
 func TestRefusedCostsNoBudget(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
-		c.refuse = func(op string, o client.Object) error { return invalid(o.GetName()) }
+		c.inject(func(op string, o client.Object) error { return invalid(o.GetName()) })
 		wants := many(3)
 		c.set(wants...)
 		time.Sleep(10 * time.Second)
@@ -77,7 +77,7 @@ func TestRefusedCostsNoBudget(t *testing.T) {
 
 func TestRefusedIsForgottenWithItsWant(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
-		c.refuse = refusing("create", "bar-east", invalid("bar-east"))
+		c.inject(refusing("create", "bar-east", invalid("bar-east")))
 		c.set(wanted("bar", "240.0.0.2"))
 		c.wrote()
 		c.Set("east", barKey, nil)

@@ -70,7 +70,6 @@ func (w *Writer) adopt(ctx context.Context, l *linkState, s *Scope) {
 	services, sliced, err := w.standing(ctx, s)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	defer w.signal()
 	w.queue.done(&l.linkQueue, nil)
 	if l.removed {
 		return

@@ -60,7 +60,8 @@ func NewRules(link *v1alpha1.Link, own string) (*Rules, *Problem) {
 	services, err := catalog.SelectServices(spec.Services, spec.Selector)
 	namespaces, err2 := catalog.SelectNamespaces(spec.NamespaceSelector)
 	if err := cmp.Or(err, err2); err != nil {
-		return r, &Problem{Reason: InvalidSelector, Message: fmt.Sprintf("the Link's import rules let nothing in: %v", err)}
+		message := fmt.Sprintf("the Link's import rules let nothing in: %v", err)
+		return r, &Problem{Reason: InvalidSelector, Message: message}
 	}
 	r.services, r.namespaces = services, namespaces
 	return r, nil
@@ -118,8 +119,9 @@ func (r *Rules) Wants(s catalog.Service, namespaces Namespaces) ([]ledger.Mirror
 	case len(w.Ports) == 0:
 		return nil, &Problem{Service: s.Key().String(), Reason: NoTCPPort, Message: noCarriedPort}
 	case len(w.Ports) > int(r.quotas.Ports):
-		return nil, &Problem{Service: s.Key().String(), Reason: TooManyPorts, Message: fmt.Sprintf(
-			"the Service has more TCP ports than the Link's import quota of %d: it is not mirrored", r.quotas.Ports)}
+		message := fmt.Sprintf("the Service has more TCP ports than the Link's import quota of %d: "+
+			"it is not mirrored", r.quotas.Ports)
+		return nil, &Problem{Service: s.Key().String(), Reason: TooManyPorts, Message: message}
 	case len(w.Ports) < len(s.Ports):
 		p = &Problem{Service: s.Key().String(), Reason: ProtocolUnsupported, Message: onlyTCP}
 	}

@@ -23,7 +23,10 @@ func (s *Scope) service(w *Want, have *corev1.Service) *corev1.Service {
 	svc.Namespace, svc.Name = w.Entry.MirrorNamespace, w.Entry.MirrorName
 	svc.OwnerReferences = slices.Clone(s.owners)
 	copyMetadata(svc, w)
-	setAll(&svc.Labels, map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: s.Link.Name})
+	setAll(&svc.Labels, map[string]string{
+		v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
+		v1alpha1.LinkLabel:      s.Link.Name,
+	})
 	setAll(&svc.Annotations, map[string]string{
 		v1alpha1.SourceAnnotation:  w.source().String(),
 		v1alpha1.VersionAnnotation: s.Version,
@@ -122,7 +125,8 @@ func (w *Want) targetPort(p ledger.MirrorPort) int32 {
 	return ledger.FirstListener + int32(p.Index)
 }
 
-// isHeadlessParent reports whether the mirror is headless and lists the mirrors of named pods.
+// isHeadlessParent reports whether the mirror is headless and lists the mirrors of named
+// pods.
 func (w *Want) isHeadlessParent() bool { return w.Entry.Headless && w.Entry.Hostname == "" }
 
 // dualStack reports whether the mirror needs an address for each of its slices.

@@ -14,7 +14,8 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
-// sliceManager is the manager of our EndpointSlices, so that no built-in controller edits them.
+// sliceManager is the manager of our EndpointSlices, so that no built-in controller edits
+// them.
 const sliceManager = "causeway.dev"
 
 // target is one endpoint of a slice: the VIP, or the address of a named pod's mirror.

@@ -55,7 +55,8 @@ func (w *Writer) Status(link string) LinkStatus {
 	catalog.SortProblems(out.Problems)
 	out.Problems = slices.Compact(out.Problems)
 	if n := len(out.Problems) - maxProblems; n > 0 {
-		out.Problems = append(slices.Clip(out.Problems[:maxProblems]), Problem{Reason: More, Message: fmt.Sprintf("and %d more", n)})
+		more := Problem{Reason: More, Message: fmt.Sprintf("and %d more", n)}
+		out.Problems = append(slices.Clip(out.Problems[:maxProblems]), more)
 	}
 	return out
 }
@@ -123,8 +124,10 @@ func (l *linkState) pace() {
 
 // changed notes that the status of a Link may be another.
 func (w *Writer) changed(l *linkState) {
-	w.unreported[l] = true
-	w.signal()
+	if !w.unreported[l] {
+		w.unreported[l] = true
+		w.signal()
+	}
 }
 
 // notify calls OnStatus for Links whose status has changed. It returns after how long to

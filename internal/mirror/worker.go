@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,8 +19,10 @@ const (
 	maxRetry = 10 * time.Second
 )
 
-// job is one mirror to be handled, and what a worker may read of it without the lock.
+// job is one mirror to be handled, and what a worker may read of it without the lock. If m is
+// nil, what stands of the Link is to be listed.
 type job struct {
+	link       *linkState
 	m          *mirrorState
 	scope      *Scope
 	want       *Want
@@ -32,7 +35,7 @@ type job struct {
 
 // newJob returns the job of a mirror.
 func (w *Writer) newJob(m *mirrorState) *job {
-	j := &job{m: m, scope: m.link.scope, want: m.want, resync: m.onlyResync}
+	j := &job{link: m.link, m: m, scope: m.link.scope, want: m.want, resync: m.onlyResync}
 	if m.want != nil && m.want.isHeadlessParent() {
 		if g := m.link.groups[m.want.source()]; g != nil {
 			for _, c := range g.companions {
@@ -52,18 +55,39 @@ type outcome struct {
 	applied
 }
 
-// handle looks at one mirror and writes what differs.
-func (w *Writer) handle(ctx context.Context, j *job) {
-	if j.early {
-		w.finishEarly(j)
-		return
+// work handles a job, and then others for as long as there are some.
+func (w *Writer) work(ctx context.Context, j *job) {
+	for j != nil {
+		switch {
+		case j.m == nil:
+			w.adopt(ctx, j.link, j.scope)
+		case j.early:
+			w.finishEarly(j)
+		default:
+			out, err := w.process(ctx, j)
+			w.finish(ctx, j, out, err)
+		}
+		j = w.following(ctx)
 	}
-	out, err := w.process(ctx, j)
-	w.finish(ctx, j, out, err)
 }
 
-// process does the work of handle. Its error is one of the connection or the cache, after
-// which the mirror is to be tried again.
+// following returns the next job for a worker that has finished one; nil: there is none, and
+// the dispatcher starts a worker when there is.
+func (w *Writer) following(ctx context.Context) *job {
+	if ctx.Err() != nil {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	j, _ := w.nextJob(time.Now())
+	if j == nil {
+		w.signal()
+	}
+	return j
+}
+
+// process looks at one mirror and writes what differs. Its error is one of the connection
+// or the cache, after which the mirror is to be tried again.
 func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 	now := time.Now()
 	r := reader{Reader: w.Reader, expected: w.expected, now: now}
@@ -103,7 +127,7 @@ func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 	if len(out.made) > 0 {
 		again = sooner(again, expectFor)
 	}
-	out.again = sooner(sooner(out.again, again), sooner(r.ahead, max(j.m.collected.Sub(now), 0)))
+	out.again = sooner(sooner(out.again, again), sooner(r.believed, max(j.m.collected.Sub(now), 0)))
 	return out, err
 }
 
@@ -131,7 +155,6 @@ func (j *job) readiness(have Have, now time.Time) (ready, shown bool, again time
 func (w *Writer) finish(ctx context.Context, j *job, out outcome, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	defer w.signal()
 	m, l, now := j.m, j.m.link, time.Now()
 	w.queue.done(&l.linkQueue, m)
 	if l.removed {
@@ -160,7 +183,7 @@ func (w *Writer) finish(ctx context.Context, j *job, out outcome, err error) {
 		w.drop(m)
 		w.changed(l)
 	case out.again > 0:
-		w.queue.delayed.set(m, now.Add(out.again))
+		w.enqueueAfter(m, out.again, now)
 	}
 }
 
@@ -168,7 +191,6 @@ func (w *Writer) finish(ctx context.Context, j *job, out outcome, err error) {
 func (w *Writer) finishEarly(j *job) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	defer w.signal()
 	w.queue.done(&j.m.link.linkQueue, j.m)
 	if j.m.again && !j.m.link.removed {
 		j.m.again = false
@@ -199,7 +221,7 @@ func (w *Writer) retry(ctx context.Context, m *mirrorState, err error, now time.
 	m.again = false
 	wait := min(minRetry<<min(m.failures, 4), maxRetry)
 	m.failures++
-	w.queue.delayed.set(m, now.Add(wait))
+	w.enqueueAfter(m, wait, now)
 }
 
 // record takes over what a worker has found.
@@ -215,23 +237,12 @@ func (w *Writer) record(j *job, out outcome) {
 		defer w.refreshParent(m)
 	}
 	w.visit(m, out.ready, address)
-	if standing == m.standing && pending == m.pending && out.blocked == m.blocked && sameProblems(m.problems, out.problems) {
+	if standing == m.standing && pending == m.pending && out.blocked == m.blocked &&
+		slices.Equal(m.problems, out.problems) {
 		return
 	}
 	l.account(m, -1)
 	m.standing, m.pending, m.blocked, m.problems = standing, pending, out.blocked, out.problems
 	l.account(m, +1)
 	w.changed(l)
-}
-
-func sameProblems(a, b []Problem) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
 }

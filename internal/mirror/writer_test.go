@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,13 +33,12 @@ import (
 type cluster struct {
 	api client.WithWatch
 	*Writer
-	t *testing.T
+	t  *testing.T
+	mu sync.Mutex // guards what follows
 	// refuse injects an error into a write; nil: none.
 	refuse func(op string, o client.Object) error
-	// stale: no event and no read shows what is written.
-	stale bool
-
-	mu     sync.Mutex // guards what follows
+	// stale: no event shows what is written.
+	stale  bool
 	writes []string
 	uids   int
 }
@@ -112,19 +112,34 @@ func (c *cluster) initialize(o client.Object) {
 func (c *cluster) note(op string, o client.Object, do func() error) error {
 	c.mu.Lock()
 	c.writes = append(c.writes, fmt.Sprintf("%s %T %s/%s", op, o, o.GetNamespace(), o.GetName()))
+	refuse, stale := c.refuse, c.stale
 	c.mu.Unlock()
-	if c.refuse != nil {
-		if err := c.refuse(op, o); err != nil {
+	if refuse != nil {
+		if err := refuse(op, o); err != nil {
 			return err
 		}
 	}
 	err := do()
-	if err == nil && !c.stale {
+	if err == nil && !stale {
 		for _, k := range KeysOf(o) {
 			c.Touch(k.Link, k.Key)
 		}
 	}
 	return err
+}
+
+// inject makes writes fail as refuse says; nil: none.
+func (c *cluster) inject(refuse func(op string, o client.Object) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refuse = refuse
+}
+
+// setStale makes the cache tell no more of what is written.
+func (c *cluster) setStale() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stale = true
 }
 
 // restart replaces the Writer by a new one, as another replica would have it.
@@ -487,12 +502,12 @@ func TestRefusedWriteStopsNoOther(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			inCluster(t, shop, func(c *cluster) {
-				c.refuse = func(op string, o client.Object) error {
+				c.inject(func(op string, o client.Object) error {
 					if op == "create" && o.GetName() == "s00000-east" {
 						return tc.err
 					}
 					return nil
-				}
+				})
 				c.set(many(3)...)
 				var problems []string
 				if tc.reason != "" {
@@ -506,7 +521,7 @@ func TestRefusedWriteStopsNoOther(t *testing.T) {
 				c.expect("it is not tried before its time")
 				time.Sleep(1)
 				c.expect("then it is", "create *v1.Service shop/s00000-east")
-				c.refuse = nil
+				c.inject(nil)
 				time.Sleep(2 * time.Minute)
 				c.status("and when it is accepted all is well", 3, 0)
 				if m := c.links["east"].mirrors[catalog.Key{Namespace: "shop", Name: "s00000-east"}]; len(m.refusals) > 0 {
@@ -524,14 +539,14 @@ func terminating() error {
 
 func TestOutagePausesTheLink(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
-		c.refuse = func(string, client.Object) error { return errors.New("connection refused") }
+		c.inject(func(string, client.Object) error { return errors.New("connection refused") })
 		c.set(many(60)...)
 		time.Sleep(time.Minute)
 		if n := len(c.wrote()); n > 60 {
 			t.Errorf("an API server that is away is not asked again and again: %d", n)
 		}
 		c.status("nothing stands", 0, 60)
-		c.refuse = nil
+		c.inject(nil)
 		time.Sleep(2 * maxRetry)
 		c.status("and all is made soon after it is back", 60, 0)
 	})
@@ -539,12 +554,12 @@ func TestOutagePausesTheLink(t *testing.T) {
 
 func TestOutageOfOneLinkIsItsOwn(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
-		c.refuse = func(_ string, o client.Object) error {
+		c.inject(func(_ string, o client.Object) error {
 			if o.GetLabels()[v1alpha1.LinkLabel] == "east" {
 				return context.DeadlineExceeded
 			}
 			return nil
-		}
+		})
 		c.set(many(100)...)
 		north := eastLink()
 		north.Name, north.UID = "north", "link-2"
@@ -555,6 +570,17 @@ func TestOutageOfOneLinkIsItsOwn(t *testing.T) {
 		synctest.Wait()
 		if s := c.Status("north"); s.Mirrors != 1 {
 			t.Errorf("another Link is served all the same: %+v", s)
+		}
+	})
+}
+
+func TestTooManyRequestsSlowsDown(t *testing.T) {
+	inCluster(t, shop, func(c *cluster) {
+		c.inject(refusing("create", "s00000-east", apierrors.NewTooManyRequests("later", 1)))
+		c.set(many(1)...)
+		synctest.Wait()
+		if got := c.Throttle.Rate(time.Now()); got != 400 {
+			t.Errorf("429 halves the global rate: %v", got)
 		}
 	})
 }
@@ -587,19 +613,19 @@ func TestAnotherWriterWins(t *testing.T) {
 			inCluster(t, shop, func(c *cluster) {
 				c.set(wanted("bar", "240.0.0.2"))
 				c.wrote()
-				meddled := false
-				c.refuse = func(op string, o client.Object) error {
-					if _, is := o.(*corev1.Service); !is || meddled || op == "update" {
+				var meddled atomic.Bool
+				c.inject(func(op string, o client.Object) error {
+					if _, is := o.(*corev1.Service); !is || meddled.Load() || op == "update" {
 						return nil
 					}
-					meddled = true
+					meddled.Store(true)
 					var svc corev1.Service
 					if err := c.api.Get(t.Context(), client.ObjectKeyFromObject(o), &svc); err != nil {
 						return err
 					}
 					svc.Labels["team"] = "a"
 					return c.api.Update(t.Context(), &svc)
-				}
+				})
 				if name == "update" {
 					c.edit(func(s *corev1.Service) { s.Annotations[v1alpha1.SourceAnnotation] = "x/y" })
 				} else {
@@ -607,7 +633,7 @@ func TestAnotherWriterWins(t *testing.T) {
 				}
 				time.Sleep(retryConflict)
 				synctest.Wait()
-				if !meddled {
+				if !meddled.Load() {
 					t.Fatal("nobody meddled")
 				}
 				if name == "delete" {
@@ -658,7 +684,7 @@ func TestLateCache(t *testing.T) {
 
 func TestOwnWriteUndone(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
-		c.stale = true // no event tells
+		c.setStale() // no event tells
 		c.set(wanted("bar", "240.0.0.2"))
 		if err := c.api.Delete(t.Context(), c.bar()); err != nil { // before the cache has seen it at all
 			t.Fatal(err)
@@ -679,7 +705,7 @@ func TestResyncRepairs(t *testing.T) {
 		if n := len(c.wrote()); n != 60 || counter(t, reg, "causeway_mirror_resync_repairs_total") != 0 {
 			t.Errorf("the resync finds nothing to do: %d writes", n)
 		}
-		c.stale = true
+		c.setStale()
 		var svc corev1.Service
 		if err := c.api.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "s00012-east"}, &svc); err != nil {
 			t.Fatal(err)
@@ -690,7 +716,7 @@ func TestResyncRepairs(t *testing.T) {
 		}
 		c.wrote()
 		time.Sleep(resyncPeriod + resyncInterval)
-		c.expect("a change that no event has told is repaired", "patch *v1.Service shop/s00012-east")
+		c.expect("a change that no event has announced is repaired", "patch *v1.Service shop/s00012-east")
 		if n := counter(t, reg, "causeway_mirror_resync_repairs_total"); n != 1 {
 			t.Errorf("and counted: %v", n)
 		}
@@ -747,7 +773,7 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestStatusIsBoundedAndCoalesced(t *testing.T) {
-	calls := 0
+	var calls atomic.Int32
 	inCluster(t, nil, func(c *cluster) {
 		c.set(many(100)...)
 		time.Sleep(time.Second)
@@ -756,15 +782,15 @@ func TestStatusIsBoundedAndCoalesced(t *testing.T) {
 		if len(s.Problems) != maxProblems+1 || s.Problems[maxProblems] != (Problem{Reason: More, Message: "and 36 more"}) || s.Blocked != 100 {
 			t.Errorf("64 problems and a line: %d, %v", len(s.Problems), s.Problems[len(s.Problems)-1])
 		}
-		if calls == 0 || calls > 5 {
-			t.Errorf("a hundred changes are a few calls: %d", calls)
+		if n := calls.Load(); n == 0 || n > 5 {
+			t.Errorf("a hundred changes are a few calls: %d", n)
 		}
-		before := calls
+		before := calls.Load()
 		c.Touch("east", many(1)[0].key())
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if calls != before {
+		if calls.Load() != before {
 			t.Error("nothing has changed")
 		}
-	}, func(w *WriterConfig) { w.OnStatus = func(string) { calls++ } })
+	}, func(w *WriterConfig) { w.OnStatus = func(string) { calls.Add(1) } })
 }

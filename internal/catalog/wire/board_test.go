@@ -206,10 +206,12 @@ func TestBoardKeepsBounds(t *testing.T) {
 			leftOut: map[string]string{"a": CatalogTooLarge},
 		},
 		"shrunk": {
-			why:     "what a Service gives back is another's",
-			bounds:  Bounds{Bytes: 2*cost + cost/2},
-			publish: [][]Listing{some("a", "b", "c"), {listing(service("a", 1), "west")}, {listing(service("b", 1), "west")}},
-			want:    []string{"a", "b", "c"},
+			why:    "what a Service gives back is another's",
+			bounds: Bounds{Bytes: 2*cost + cost/2},
+			publish: [][]Listing{
+				some("a", "b", "c"), {listing(service("a", 1), "west")}, {listing(service("b", 1), "west")},
+			},
+			want: []string{"a", "b", "c"},
 		},
 		"one too large": {
 			why:     "one Service must not keep the others back",
@@ -321,7 +323,8 @@ func TestBoardRandom(t *testing.T) {
 			}
 			link := links[rnd.IntN(len(links))]
 			if len(readers[link]) < 3 {
-				readers[link] = append(readers[link], read(t, b, link, Bounds{Services: limit}.orDefaults()))
+				c := read(t, b, link, Bounds{Services: limit}.orDefaults())
+				readers[link] = append(readers[link], c)
 			}
 			for _, l := range links {
 				for _, c := range readers[l] {
@@ -342,7 +345,8 @@ func TestBoardRandom(t *testing.T) {
 			for _, c := range readers[l] {
 				c.drain()
 				if want := min(len(visible), limit); len(c.services) != want || count != len(visible)-want {
-					t.Fatalf("seed %d: link %s holds %d of %d, want %d; %d left out", seed, l, len(c.services), len(visible), want, count)
+					t.Fatalf("seed %d: link %s holds %d of %d, want %d; %d left out",
+						seed, l, len(c.services), len(visible), want, count)
 				}
 				if !maps.EqualFunc(c.services, readers[l][0].services, catalog.Service.Equal) {
 					t.Fatalf("seed %d: two streams of link %s differ", seed, l)
@@ -363,11 +367,15 @@ func TestBoardLeavesOutWhatCannotBeEncoded(t *testing.T) {
 	c := read(t, b, "west", DefaultBounds)
 	bad := service("bad", 1)
 	bad.Annotations = map[string]string{"note": "\xff"}
-	if err := b.Publish([]Listing{listing(bad, "west"), listing(service("good", 1), "west")}, Version{}); err == nil {
+	changes := []Listing{listing(bad, "west"), listing(service("good", 1), "west")}
+	if err := b.Publish(changes, Version{}); err == nil {
 		t.Error("what cannot be encoded must be named")
 	}
 	if got := c.drain().names(); !slices.Equal(got, []string{"good"}) {
 		t.Errorf("one bad Service must not keep the others back: %v", got)
+	}
+	if n, _ := b.LeftOut("north"); n != 0 {
+		t.Error("a Link that may not see it must not hear of it")
 	}
 	if n, first := b.LeftOut("west"); n != 1 || first[0].Reason != ServiceNotEncodable {
 		t.Errorf("it must be named in the status: %v", first)
@@ -421,7 +429,10 @@ func BenchmarkPublish(b *testing.B) {
 	for name, seen := range map[string]int{"seen by 1 of 200": 1, "seen by 200 of 200": 200} {
 		b.Run(name, func(b *testing.B) {
 			board, readers := benchmarkBoard(b, seen)
-			changes := [][]Listing{{listing(service("s1", 9), links(seen)...)}, {listing(service("s1", 8), links(seen)...)}}
+			changes := [][]Listing{
+				{listing(service("s1", 9), links(seen)...)},
+				{listing(service("s1", 8), links(seen)...)},
+			}
 			b.ReportAllocs()
 			b.ResetTimer()
 			for i := range b.N {

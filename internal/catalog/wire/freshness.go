@@ -29,7 +29,8 @@ func (v Version) message() *Update_Version {
 
 func parseVersion(m *Update_Version) (Version, error) {
 	if !isWord(m.GetEpoch(), maxWord) {
-		return Version{}, fmt.Errorf("%w: its epoch %q is not a short printable word", ErrProtocol, clip(m.GetEpoch()))
+		return Version{}, fmt.Errorf("%w: its epoch %q is not a short printable word",
+			ErrProtocol, clip(m.GetEpoch()))
 	}
 	return Version{Epoch: m.GetEpoch(), Generation: m.GetGeneration()}, nil
 }

@@ -84,7 +84,8 @@ type clientStream struct {
 
 // NewSubscriber returns a Subscriber for the peer of a Link, which vouches for trustDomain.
 // board has what the peer is told of this cluster.
-func NewSubscriber(link, trustDomain string, board *Board, sink CatalogSink, o SubscriberOptions) *Subscriber {
+func NewSubscriber(link, trustDomain string, board *Board, sink CatalogSink,
+	o SubscriberOptions) *Subscriber {
 	if o.Budgets == nil {
 		o.Budgets = NewBudgets()
 	}
