@@ -30,6 +30,8 @@ var rewritten = []string{
 	"internal/afterfunc",
 	"internal/archtest",
 	"internal/clusterinfo",
+	"internal/dataplane/agent/state.go",
+	"internal/dataplane/gateway/state.go",
 	"internal/dataplane/linkwatch",
 	"internal/dataplane/uplink",
 	"internal/delta",

@@ -215,7 +215,11 @@ func (c *Client) follow(ctx context.Context, w *watch) (next *watch, err error) 
 		}
 		u, err := w.receive()
 		if errors.Is(err, io.EOF) {
-			return nil, nil
+			if !w.reopen() {
+				return nil, nil
+			}
+			c.metrics.lost.WithLabelValues(lostEnded).Inc()
+			continue
 		}
 		if err != nil {
 			return nil, err

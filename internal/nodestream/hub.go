@@ -2,6 +2,7 @@ package nodestream
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -242,6 +243,8 @@ func mustDecode(b []byte) *wire.Resource {
 type source struct {
 	scopes  []*scope
 	readers []*delta.Reader[[]byte]
+	token   []byte // names the source, for resuming it
+	sent    uint64 // Updates
 }
 
 // open returns a source of scopes. The caller closes it. The error says that there is
@@ -253,7 +256,8 @@ func (h *Hub) open(names []Scope) (*source, error) {
 	if !ready {
 		return nil, errNotReady
 	}
-	src := &source{}
+	src := &source{token: make([]byte, tokenBytes)}
+	rand.Read(src.token) // never fails
 	for _, name := range names {
 		s := h.find(name)
 		if s == nil {
@@ -283,6 +287,16 @@ func (s *source) close() {
 	}
 }
 
+// whole reports whether the client holds one whole state with what was sent.
+func (s *source) whole() bool {
+	for _, r := range s.readers {
+		if !r.Whole() {
+			return false
+		}
+	}
+	return true
+}
+
 // next returns the next Update, false if there is nothing to send. Complete says that
 // the client then holds one whole state of every scope.
 func (s *source) next() (*wire.Update, bool) {
@@ -303,11 +317,7 @@ func (s *source) batch() (*wire.Update, bool) {
 		if !ok {
 			continue
 		}
-		u := &wire.Update{Upserts: b.Upserts, Removed: b.Removed, Reset_: b.Reset, Complete: true}
-		for _, r := range s.readers {
-			u.Complete = u.Complete && r.Whole()
-		}
-		return u, true
+		return &wire.Update{Upserts: b.Upserts, Removed: b.Removed, Reset_: b.Reset, Complete: s.whole()}, true
 	}
 	return nil, false
 }

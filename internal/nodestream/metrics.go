@@ -31,6 +31,7 @@ const (
 type serverMetrics struct {
 	refused *prometheus.CounterVec
 	streams *prometheus.GaugeVec
+	resumed prometheus.Counter
 }
 
 func newServerMetrics(reg prometheus.Registerer) serverMetrics {
@@ -43,6 +44,10 @@ func newServerMetrics(reg prometheus.Registerer) serverMetrics {
 			Name: "causeway_nodestream_streams",
 			Help: "Open node streams, by role of the client.",
 		}, []string{"role"}),
+		resumed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "causeway_nodestream_resumed_total",
+			Help: "Node streams that continued an earlier one without a snapshot.",
+		}),
 	}
 	for _, reason := range []string{refusedNoToken, refusedToken, refusedUnchecked, refusedRole, refusedNoState,
 		refusedStreams, refusedConnections, refusedSlow, refusedSigning, refusedReport} {
@@ -51,7 +56,7 @@ func newServerMetrics(reg prometheus.Registerer) serverMetrics {
 	for _, role := range []Role{RoleAgent, RoleGateway} {
 		m.streams.WithLabelValues(role.String())
 	}
-	register(reg, m.refused, m.streams)
+	register(reg, m.refused, m.streams, m.resumed)
 	return m
 }
 

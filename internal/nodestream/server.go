@@ -126,6 +126,8 @@ type Server struct {
 	stopped func()
 	survey  *survey
 
+	parking parking
+
 	mu      sync.Mutex // guards all below
 	streams int
 	perPod  map[string]int
@@ -192,6 +194,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, creds credentials.T
 	err := g.Serve(ln)
 	close(ended)
 	closing.Wait()
+	s.parking.clear()
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -213,7 +216,7 @@ func (s *Server) Watch(req *wire.WatchRequest, stream wire.NodeStream_WatchServe
 	s.o.Log.Debug("node stream opened", "client", subject, "pod", subject.PodUID, "version", req.GetVersion())
 	questions, leave := s.survey.join(subject, req.GetVersion())
 	defer leave()
-	err = s.serveStream(stream, subject, questions)
+	err = s.serveStream(req, stream, subject, questions)
 	s.o.Log.Debug("node stream ended", "client", subject, "pod", subject.PodUID, "error", err)
 	return err
 }
@@ -310,24 +313,45 @@ func (s *Server) admit(subject Subject) (release func(), err error) {
 // serveStream sends the state of subject, its changes, heartbeats and questions, until
 // the stream has to end.
 func (s *Server) serveStream(
-	stream wire.NodeStream_WatchServer, subject Subject, questions <-chan uint64,
+	req *wire.WatchRequest, stream wire.NodeStream_WatchServer, subject Subject, questions <-chan uint64,
 ) error {
-	src, err := s.hub.open(subject.scopes())
-	if err != nil {
-		s.refuse(refusedNoState)
-		return status.Errorf(codes.Unavailable, "%v: %v", subject, err)
+	first := true
+	send := func(src *source, u *wire.Update) error {
+		if first {
+			u.Resume, first = src.token, false
+		}
+		src.sent++
+		return s.send(stream, u)
 	}
-	defer src.close()
+	src := s.parking.take(req.GetResume(), subject, req.GetReceived())
+	if src == nil {
+		var err error
+		if src, err = s.hub.open(subject.scopes()); err != nil {
+			s.refuse(refusedNoState)
+			return status.Errorf(codes.Unavailable, "%v: %v", subject, err)
+		}
+	} else {
+		s.metrics.resumed.Inc()
+	}
+	parked := false
+	defer func() {
+		if !parked {
+			src.close()
+		}
+	}()
+	if src.sent > 0 {
+		// The client waits for an Update, and there may be no change for a while.
+		if err := send(src, &wire.Update{Complete: src.whole()}); err != nil {
+			return err
+		}
+	}
 	heartbeat := time.NewTicker(s.o.Heartbeat)
 	defer heartbeat.Stop()
 	age := time.NewTimer(s.o.MaxAge/2 + rand.N(s.o.MaxAge/2+1))
 	defer age.Stop()
-	whole := false
 	for {
-		u, ok := src.next()
-		if ok {
-			whole = u.Complete
-			if err := s.send(stream, u); err != nil {
+		if u, ok := src.next(); ok {
+			if err := send(src, u); err != nil {
 				return err
 			}
 		}
@@ -336,17 +360,18 @@ func (s *Server) serveStream(
 		case <-first:
 		case <-second:
 		case <-heartbeat.C:
-			if err := s.send(stream, &wire.Update{Complete: whole}); err != nil {
+			if err := send(src, &wire.Update{Complete: src.whole()}); err != nil {
 				return err
 			}
 		case question := <-questions:
-			if err := s.send(stream, &wire.Update{Complete: whole, Question: question}); err != nil {
+			if err := send(src, &wire.Update{Complete: src.whole(), Question: question}); err != nil {
 				return err
 			}
 		case <-src.gone():
 			return status.Errorf(codes.Unavailable, "%v: the node is not known any more", subject)
 		case <-age.C:
-			return nil // the client reconnects with a new token
+			parked = s.parking.put(src, subject, s.o.MaxStreams)
+			return nil // the client opens the next stream with a new token
 		case <-s.stop:
 			return status.Error(codes.Unavailable, "this controller replica is stopping")
 		case <-stream.Context().Done():

@@ -80,6 +80,10 @@ func TestVectors(t *testing.T) {
 			message: &wire.Update{TimeMs: newYear, Reset_: true, AgeMs: 1500},
 			want:    "2080d0eab6b733280130dc0b",
 		},
+		"resumed": {
+			message: &wire.Update{TimeMs: newYear, Complete: true, Resume: []byte("0123456789abcdef")},
+			want:    "18012080d0eab6b7333a1030313233343536373839616263646566",
+		},
 		"heartbeat": {
 			message: &wire.Update{TimeMs: newYear + 5000, Complete: true, AgeMs: 300},
 			want:    "18012088f7eab6b73330ac02",

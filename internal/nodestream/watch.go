@@ -34,6 +34,12 @@ type watch struct {
 	receiver *delta.Receiver[decoded]
 	freshAt  time.Time // arrival of the last Update minus the age in it
 
+	// For resuming the stream after the server ended it.
+	resume   []byte
+	received uint64 // Updates with this token
+	first    bool   // the next Update is the first of the stream
+	reopened int
+
 	// What Client.accept remembers.
 	view      View
 	up        bool // the connection is used for other calls
@@ -48,6 +54,21 @@ func (c *Client) newWatch(ctx context.Context, address string) *watch {
 	w.ctx, w.abort = context.WithCancelCause(ctx)
 	w.conn, w.err = c.connection(address)
 	return w
+}
+
+// maxReopened bounds how often a stream is resumed before the client connects again, so
+// that clients spread over the replicas some time after one was restarted.
+const maxReopened = 4
+
+// reopen lets the next receive open a stream on the same connection, which continues where
+// the last one ended. It returns false if the client must connect again.
+func (w *watch) reopen() bool {
+	if !w.receiver.Whole() || len(w.resume) == 0 || w.reopened >= maxReopened {
+		return false
+	}
+	w.reopened++
+	w.stream = nil
+	return true
 }
 
 // close ends the stream and closes the connection.
@@ -67,16 +88,26 @@ func (w *watch) receive() (*wire.Update, error) {
 	silence := time.AfterFunc(w.c.o.Silence, func() { w.abort(ErrSilent) })
 	defer silence.Stop()
 	if w.stream == nil {
-		stream, err := wire.NewNodeStreamClient(w.conn).Watch(w.ctx, &wire.WatchRequest{Version: w.c.o.Version})
+		stream, err := wire.NewNodeStreamClient(w.conn).Watch(w.ctx, &wire.WatchRequest{
+			Version: w.c.o.Version, Resume: w.resume, Received: w.received,
+		})
 		if err != nil {
 			return nil, w.reason(err)
 		}
-		w.stream = stream
+		w.stream, w.first = stream, true
 	}
 	u, err := w.stream.Recv()
 	if err != nil {
 		return nil, w.reason(err)
 	}
+	if w.first {
+		w.first = false
+		if w.received > 0 && !bytes.Equal(u.GetResume(), w.resume) {
+			u.Reset_, w.received = true, 0 // a new stream begins
+		}
+		w.resume = u.GetResume()
+	}
+	w.received++
 	if err := apply(w.receiver, u); err != nil {
 		return nil, err
 	}

@@ -16,22 +16,22 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// A state is one whole view of what the controller says, less the Links seen
-// deleted. It is immutable: replaced whole, never edited.
+// state is one whole view from the controller without the Links that were deleted. It is
+// immutable: a new view makes a new state, in time proportional to the view.
 type state struct {
-	// expired: nothing new is admitted by it.
+	// expired: it admits no new connection.
 	expired bool
-	// held: it is what an earlier process was told, and no controller has answered since.
+	// held: it comes from an earlier process, and no controller has answered since.
 	held bool
-	// view is what it was made of, without the Links seen deleted; less: some were.
+	// view is what it was made of, without deleted Links; less: there were deleted Links.
 	view        nodestream.View
 	less        bool
 	trustDomain string
-	issuers     [][]byte // that vouch for this cluster's own workloads, DER
+	issuers     [][]byte // of this cluster's own workloads, DER
 	hopKey      route.HopKey
 	vips        []netip.Prefix
 	links       map[string]*peer
-	mirrors     map[netip.Addr]*mirror // nil: two claim the address
+	mirrors     map[netip.Addr]*mirror // nil: two frontends have the address
 	pods        map[string]*pod        // by UID
 	podsByAddr  map[netip.Addr][]*pod  // without those on the host network
 	callers     map[account]bool       // those of live pods that can call or be called
@@ -40,7 +40,7 @@ type state struct {
 	admission   *admit.State
 }
 
-// A peer is a linked cluster.
+// peer is a linked cluster.
 type peer struct {
 	name, uid   string
 	trustDomain string
@@ -68,7 +68,7 @@ func (p *peer) admits(namespace string) error {
 	return nil
 }
 
-// A mirror is a peer's Service that local pods call.
+// mirror is a peer's Service, or one named pod of it, that local pods call.
 type mirror struct {
 	name               string // namespace/name of the Service made here
 	link               string
@@ -81,23 +81,24 @@ type mirror struct {
 	affinity time.Duration
 }
 
-// means reports whether m, which may be nil, stands for the same Service of the
-// same peer as other.
+// means reports whether m, which may be nil, stands for the same Service of the same peer
+// as other.
 func (m *mirror) means(other *mirror) bool {
-	return m != nil && m.link == other.link && m.namespace == other.namespace && m.service == other.service && m.hostname == other.hostname
+	return m != nil && m.link == other.link && m.namespace == other.namespace &&
+		m.service == other.service && m.hostname == other.hostname
 }
 
 type mirrorPort struct {
 	number uint32
 	route  uint32
-	// appProtocol is the exporter's word: information.
+	// appProtocol is what the exporter declares; it is for information.
 	appProtocol string
 }
 
-// leadsTo reports whether p and q are the same far port.
+// leadsTo reports whether p and q are the same port of the peer's Service.
 func (p mirrorPort) leadsTo(q mirrorPort) bool { return p.number == q.number && p.route == q.route }
 
-// A pod is a live pod of this node.
+// pod is a live pod of this node.
 type pod struct {
 	uid             string
 	namespace, name string
@@ -110,11 +111,11 @@ type pod struct {
 
 func (p *pod) account() account { return account{p.namespace, p.serviceAccount} }
 
-var errNoCluster = errors.New("the controller's view lacks this cluster itself")
+var errNoCluster = errors.New("the controller's view has no resource for this cluster")
 
-// newState builds a state from the newest resources. A Link whose UID revoked
-// reports counts for nothing. What does not hold together is left out and named
-// in the error; the state is nil only if it would be of no use at all.
+// newState makes a state from a view. It leaves out Links that revoked reports. It also
+// leaves out what is not consistent, and the error names that. The state is nil only if
+// the view has no valid Cluster.
 func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*state, error) {
 	s := &state{
 		links: make(map[string]*peer), mirrors: make(map[netip.Addr]*mirror),
@@ -128,7 +129,7 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 		return nil, err
 	}
 	var errs []error
-	inOrder := slices.Sorted(maps.Keys(view)) // so that an error reads the same twice
+	inOrder := slices.Sorted(maps.Keys(view)) // so that the same view gives the same error
 	for _, key := range inOrder {
 		if l := view[key].GetLink(); l != nil && !revoked(l.Uid) {
 			errs = append(errs, s.addLink(l))
@@ -151,7 +152,9 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 // without returns a view without the Links that revoked reports, and whether there are any.
 func without(view nodestream.View, revoked func(uid string) bool) (nodestream.View, bool) {
 	out := maps.Clone(view)
-	maps.DeleteFunc(out, func(_ string, r *wire.Resource) bool { return r.GetLink() != nil && revoked(r.GetLink().Uid) })
+	maps.DeleteFunc(out, func(_ string, r *wire.Resource) bool {
+		return r.GetLink() != nil && revoked(r.GetLink().Uid)
+	})
 	return out, len(out) < len(view)
 }
 
@@ -180,15 +183,15 @@ func (s *state) addLink(l *wire.Link) error {
 			p.callers[namespace] = true
 		}
 	}
-	var late []string
+	var unhealthy []string
 	for _, g := range l.Gateways {
 		if g.Healthy {
 			p.gateways = append(p.gateways, g.Address)
 		} else {
-			late = append(late, g.Address)
+			unhealthy = append(unhealthy, g.Address)
 		}
 	}
-	p.gateways = append(p.gateways, late...)
+	p.gateways = append(p.gateways, unhealthy...)
 	var keys []route.DatedKey
 	for _, k := range l.DayKeys {
 		if len(k.Key) == len(route.DayKey{}) {
@@ -277,8 +280,8 @@ func (s *state) addPod(w *wire.Pod) {
 	}
 }
 
-// addAnchors makes the set of issuers that vouch for peers' workloads. A trust
-// domain that two Links claim is nobody's.
+// addAnchors makes the set of issuers that sign peers' workload certificates. A trust
+// domain that two Links claim has no issuers.
 func (s *state) addAnchors() error {
 	issuers := make(map[string][]*x509.Certificate)
 	claimed := make(map[string]int)
@@ -318,7 +321,7 @@ func acceptingIn(view map[string]*wire.Resource) map[backingKey]bool {
 	return out
 }
 
-// accounts are those of every live pod that can call or be called.
+// accounts returns the ServiceAccounts of the live pods that can call or be called.
 func (s *state) accounts() map[account]bool {
 	out := make(map[account]bool)
 	for _, p := range s.pods {

@@ -17,22 +17,21 @@ import (
 type state struct {
 	keyring *route.Keyring
 	table   *route.Table
-	// expired: nothing new is admitted by it.
+	// expired: it admits no new connection.
 	expired bool
-	// links are the UIDs of the Links and invites whose keys are in the keyring, by name.
+	// links has the UIDs of the Links and invites whose keys are in the keyring, by name.
 	links map[string]string
 }
 
-// newState builds a state from the newest resources. A Link whose UID revoked
-// reports has no key. What does not hold together is left out and named in the
-// error; the state is never nil.
+// newState makes a state from a view. A Link that revoked reports has no key. It leaves
+// out what is not consistent, and the error names that. The state is never nil.
 func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*state, error) {
 	s := &state{links: make(map[string]string)}
 	backends := make(map[string]route.Backend)
 	var keys []route.LinkKey
 	var invites []route.InviteKey
 	var errs []error
-	inOrder := slices.Sorted(maps.Keys(view)) // so that an error reads the same twice
+	inOrder := slices.Sorted(maps.Keys(view)) // so that the same view gives the same error
 	for _, key := range inOrder {
 		switch body := view[key].Body.(type) {
 		case *wire.Resource_Upstream:
@@ -51,7 +50,9 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 		case *wire.Resource_Invite:
 			if i := body.Invite; len(i.LabelKey) == len(route.DayKey{}) {
 				s.links[route.InviteName(i.Name)] = i.Uid
-				invites = append(invites, route.InviteKey{Invite: i.Name, Key: route.DayKey(i.LabelKey), Until: time.UnixMilli(i.UntilMs)})
+				invites = append(invites, route.InviteKey{
+					Invite: i.Name, Key: route.DayKey(i.LabelKey), Until: time.UnixMilli(i.UntilMs),
+				})
 			}
 		}
 	}
@@ -105,7 +106,7 @@ func rowOf(r *wire.Route, backends map[string]route.Backend) route.Row {
 	return row
 }
 
-// holds reports whether the Link with this UID is in force.
+// holds reports whether the state has the Link with this UID.
 func (s *state) holds(uid string) bool {
 	for _, have := range s.links {
 		if have == uid {

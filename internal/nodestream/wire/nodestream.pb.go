@@ -27,7 +27,11 @@ const (
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The caller's Causeway version, for display.
-	Version       string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// To continue a stream that the server ended without an error: the token from its
+	// Updates, and the number of Updates that were received with it. Empty: a new stream.
+	Resume        []byte `protobuf:"bytes,2,opt,name=resume,proto3" json:"resume,omitempty"`
+	Received      uint64 `protobuf:"varint,3,opt,name=received,proto3" json:"received,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -69,6 +73,20 @@ func (x *WatchRequest) GetVersion() string {
 	return ""
 }
 
+func (x *WatchRequest) GetResume() []byte {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
 type Update struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Encoded Resources. On the wire this is the same as `repeated Resource`. A server
@@ -89,6 +107,9 @@ type Update struct {
 	// Age of the server's knowledge: the time since its API server last proved to be in
 	// reach, milliseconds. It is set on every Update.
 	AgeMs uint64 `protobuf:"varint,6,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// The stream's token, on its first Update. If it is not the one that the client asked to
+	// resume, the client forgets all it holds before it applies this Update.
+	Resume []byte `protobuf:"bytes,7,opt,name=resume,proto3" json:"resume,omitempty"`
 	// A question that the node answers by Report within seconds; 0: none. It comes with a
 	// heartbeat.
 	Question      uint64 `protobuf:"varint,10,opt,name=question,proto3" json:"question,omitempty"`
@@ -166,6 +187,13 @@ func (x *Update) GetAgeMs() uint64 {
 		return x.AgeMs
 	}
 	return 0
+}
+
+func (x *Update) GetResume() []byte {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
 }
 
 func (x *Update) GetQuestion() uint64 {
@@ -2094,16 +2122,19 @@ var File_internal_nodestream_wire_nodestream_proto protoreflect.FileDescriptor
 
 const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\n" +
-	")internal/nodestream/wire/nodestream.proto\x12\x16causeway.nodestream.v1\"(\n" +
+	")internal/nodestream/wire/nodestream.proto\x12\x16causeway.nodestream.v1\"\\\n" +
 	"\fWatchRequest\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\tR\aversion\"\xba\x01\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
+	"\x06resume\x18\x02 \x01(\fR\x06resume\x12\x1a\n" +
+	"\breceived\x18\x03 \x01(\x04R\breceived\"\xd2\x01\n" +
 	"\x06Update\x12\x18\n" +
 	"\aupserts\x18\x01 \x03(\fR\aupserts\x12\x18\n" +
 	"\aremoved\x18\x02 \x03(\tR\aremoved\x12\x1a\n" +
 	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x17\n" +
 	"\atime_ms\x18\x04 \x01(\x03R\x06timeMs\x12\x14\n" +
 	"\x05reset\x18\x05 \x01(\bR\x05reset\x12\x15\n" +
-	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\x12\x1a\n" +
+	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\x12\x16\n" +
+	"\x06resume\x18\a \x01(\fR\x06resume\x12\x1a\n" +
 	"\bquestion\x18\n" +
 	" \x01(\x04R\bquestion\"\xf7\x03\n" +
 	"\bResource\x12\x10\n" +
