@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/check"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
@@ -121,14 +120,14 @@ func agentsOf(reports []nodestream.Report) []check.Agent {
 
 // peer is what this replica knows of a Link's peer.
 func (a *admin) peer(name string, mirrors []string) check.Peer {
-	h := a.brain.peers.heard(name)
-	p := check.Peer{Link: name, DNS: slices.Clone(h.addresses.DNS), Inbound: h.inbound, SkewSeconds: h.skew.Seconds(), Complete: h.complete, Wants: mirrors}
-	for _, address := range slices.Sorted(maps.Keys(h.streams)) {
-		s := check.Stream{Address: address}
-		if err := h.streams[address].err; err != nil {
-			s.Error = wire.Explain(err)
-		}
-		p.Streams = append(p.Streams, s)
+	p := check.Peer{Link: name, Wants: mirrors}
+	s := a.brain.peers.Snapshots()[name]
+	if s == nil {
+		return p
+	}
+	p.DNS, p.Inbound, p.SkewSeconds, p.Complete = slices.Clone(s.Addresses.DNS), s.Inbound, s.Skew.Seconds(), s.Complete
+	for _, address := range slices.Sorted(maps.Keys(s.Streams)) {
+		p.Streams = append(p.Streams, check.Stream{Address: address, Error: s.Streams[address].Reason})
 	}
 	return p
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
 // belief is what was made of a peer and the list of issuers kept for it.
@@ -27,7 +28,7 @@ type belief struct {
 // or another spelling of our own.
 func (b *brain) keyed(t *thought) {
 	for name, p := range t.peers {
-		if old, ok := b.believed[name]; ok && same(old.peer, p) {
+		if old, ok := b.believed[name]; ok && old.peer.Same(p) {
 			continue
 		}
 		if _, err := identity.LinkSecret(b.identity.LinkKey(), p.LinkKey.Bytes()); err != nil {
@@ -52,14 +53,16 @@ func (b *brain) believe(t *thought) []view.Peer {
 		}
 		believed[name] = v
 		numbers[name] = v.view.IssuerNumber
-		v.view.Gateways = b.peers.heard(name).gateways()
+		for _, g := range t.known[name].Gateways() {
+			v.view.Gateways = append(v.view.Gateways, view.Gateway{Address: g.Address, Healthy: g.Healthy})
+		}
 		out = append(out, v.view)
 	}
 	b.believed = believed
 	expiries := b.certificateExpiries()
 	b.expiries.Store(&expiries)
-	b.peers.recall(numbers)
-	b.report(t, lists)
+	b.peers.RestoreLost(numbers)
+	b.writeTrusts(t, lists)
 	return out
 }
 
@@ -85,13 +88,54 @@ func (s *snapshot) keptTrusts() map[string]*v1alpha1.PeerTrust {
 	return out
 }
 
+// writeTrusts writes what PeerTrusts lack of what this replica knows.
+func (b *brain) writeTrusts(t *thought, stored map[string]*v1alpha1.PeerTrust) {
+	for name, p := range t.peers {
+		change, recheck := peering.PlanTrust(peering.TrustInputs{
+			Peer:           p,
+			Snapshot:       t.known[name],
+			Stored:         stored[name],
+			Replica:        b.o.PodName,
+			Leader:         b.leading.Load(),
+			ControllerPods: t.controllerPods(),
+			Now:            t.now,
+		})
+		if recheck > 0 && (b.again == 0 || recheck < b.again) {
+			b.again = recheck
+		}
+		if change != nil {
+			b.peers.WriteTrust(name, change)
+		}
+	}
+}
+
+// replicas are the ready controller replicas, by pod.
+func (t *thought) replicas() map[string]bool {
+	out := make(map[string]bool, len(t.top.controllers))
+	for _, c := range t.top.controllers {
+		out[c.PodName] = true
+	}
+	return out
+}
+
+// controllerPods are all pods of the controller, whatever their state.
+func (t *thought) controllerPods() map[string]bool {
+	out := make(map[string]bool)
+	for i := range t.pods {
+		if p := &t.pods[i]; p.Namespace == t.namespace && p.Labels[componentLabel] == controllerValue {
+			out[p.Name] = true
+		}
+	}
+	return out
+}
+
 // peerView is what is believed of a peer, its gateways apart.
 func (b *brain) peerView(p link.Peer, kept *v1alpha1.PeerTrust) (belief, error) {
 	if kept == nil || kept.Spec.LinkUID != p.UID {
 		kept = &v1alpha1.PeerTrust{}
 	}
 	list := kept.Spec.IssuerList
-	if old, ok := b.believed[p.Name]; ok && same(old.peer, p) && bytes.Equal(old.list, list) {
+	if old, ok := b.believed[p.Name]; ok && old.peer.Same(p) && bytes.Equal(old.list, list) {
 		return old, nil
 	}
 	secret, err := identity.LinkSecret(b.identity.LinkKey(), p.LinkKey.Bytes())
@@ -100,7 +144,7 @@ func (b *brain) peerView(p link.Peer, kept *v1alpha1.PeerTrust) (belief, error) 
 	}
 	v := view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}
 	var until time.Time
-	known, ok := applied(p, kept)
+	known, ok := peering.StoredIssuers(p, kept)
 	if ok {
 		v.IssuerNumber = known.Number
 		for _, c := range known.Issuers {

@@ -23,6 +23,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
 const (
@@ -48,7 +49,8 @@ type brain struct {
 	cache    client.Reader
 	hub      *nodestream.Hub
 	board    *wire.Board
-	peers    *peers
+	peers    *peering.Peers
+	catalogs map[string]*catalogCopy
 	ranges   []netip.Prefix
 	log      *slog.Logger
 
@@ -145,11 +147,13 @@ func (b *brain) think(ctx context.Context, now time.Time) error {
 	}
 	t := &thought{snapshot: snap, top: snap.topology(b.served, now), now: now}
 	b.served, b.again = t.top.served, t.top.again
-	t.peers, t.faults = link.Judge(b.ownHalf(), snap.links)
+	judgment := link.Judge(b.ownHalf(), snap.links)
+	t.peers, t.faults = judgment.Peers, judgment.Faults
 	b.keyed(t)
 	b.grumble("this cluster's gateways are not told to peers", "", b.board.SetGateways(t.top.gateways))
-	b.peers.look(snap, t.peers)
-	b.peers.set(ctx, t.peers)
+	b.peers.Set(ctx, t.wantedPeers(), t.addresses())
+	t.known = b.peers.Snapshots()
+	b.takeCatalogs(t)
 	t.views = b.believe(t)
 	t.invited = b.openInvites(t)
 
@@ -183,6 +187,7 @@ type thought struct {
 	top      topology
 	peers    map[string]link.Peer // valid Links
 	faults   map[string]*link.Fault
+	known    map[string]*peering.Snapshot
 	views    []view.Peer
 	invited  []view.Invite
 	book     ledger.Book
@@ -246,8 +251,8 @@ func (b *brain) copyOf(name string, peers map[string]link.Peer) mirror.Peer {
 	if _, valid := peers[name]; !valid {
 		return mirror.Peer{}
 	}
-	h := b.peers.heard(name)
-	return mirror.Peer{Services: h.services, Complete: h.complete}
+	c := b.catalogs[name]
+	return mirror.Peer{Services: c.services, Complete: c.complete}
 }
 
 // wants is what every Link that exists asks the ledger for.
@@ -332,18 +337,23 @@ func (b *brain) lead(ctx context.Context, t *thought) {
 
 // job is what a Link's writer is to make true.
 func (b *brain) job(t *thought, l *v1alpha1.Link, trusted bool) job {
-	h := b.peers.heard(l.Name)
+	known := t.known[l.Name]
 	j := job{
 		link: l, peer: b.copyOf(l.Name, t.peers), entries: t.book.Link(l.Name),
-		seen: h.seen(t.faults[l.Name], trusted), due: h.due(),
+		seen: link.Observed{Fault: t.faults[l.Name], IssuersKnown: trusted},
 	}
+	known.Observe(&j.seen)
+	if known != nil {
+		j.due = known.ReportAt
+		j.seen.Unacknowledged = b.identity.Issuers().Unacknowledged(known.Acknowledged, t.now)
+		j.seen.Problems = b.catalogs[l.Name].sortedProblems()
+	}
+	known.MergeReports(&j.seen, t.peers[l.Name], t.keptTrusts()[l.Name], b.o.PodName, t.replicas())
 	j.seen.IssuersEnded = b.issuersEnded(l.Name, t.now)
 	j.seen.Imports = l.Spec.Import != nil
 	if b.believed[l.Name].followed {
 		j.seen.RootUntil = t.peers[l.Name].Root.NotAfter
 	}
-	j.seen.Behind = b.identity.Issuers().Unacknowledged(h.trusts, t.now)
-	b.others(t, l, h, &j.seen)
 	j.seen.Exports = len(t.exports.For(l.Name))
 	j.exported = t.exports.LinkProblems[l.Name]
 	_, unwanted := t.home(b.o.Namespace).Wants(l, j.peer)

@@ -19,6 +19,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
 func shop() *corev1.Namespace { return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}} }
@@ -72,7 +73,7 @@ func (r *replica) during(t *testing.T, do func()) {
 	do()
 	cancel()
 	<-done
-	r.brain.peers.running.Wait()
+	r.brain.peers.Wait()
 	r.leader.running.Wait()
 }
 
@@ -87,15 +88,21 @@ func (r *replica) again(n int) {
 
 // connect plays a peer that answers at address.
 func (r *replica) connect(names ...string) {
-	sink := heardFrom(r.brain.peers, "192.0.2.1:4143")
-	sink.Hello("east", hello(east(), 1), 0)
-	sink.Catalog("east", offered(names...))
+	sink := r.peers.StreamForTest("east", "192.0.2.1:4143")
+	sink.Hello(hello(east(), 1))
+	sink.Catalog(offered(names...))
 }
 
 func (a *api) condition(t *testing.T, kind string) string {
 	t.Helper()
+	return a.conditionOf(t, "east", kind)
+}
+
+// conditionOf returns status and reason of a condition of a Link.
+func (a *api) conditionOf(t *testing.T, name, kind string) string {
+	t.Helper()
 	var l v1alpha1.Link
-	a.MustGet(t, "", "east", &l)
+	a.MustGet(t, "", name, &l)
 	c := meta.FindStatusCondition(l.Status.Conditions, kind)
 	if c == nil {
 		return "none"
@@ -146,7 +153,7 @@ func TestKeyWithoutASecret(t *testing.T) {
 				if got := r.condition(t, v1alpha1.LinkTrusted); got != "False BadLinkPublicKey" {
 					t.Errorf("Trusted is %s", got)
 				}
-				inboundSink{r.peers}.Hello("east", hello(east(), 1), 0)
+				r.peers.StreamForTest("east", "").Hello(hello(east(), 1))
 				r.again(3)
 				before := r.Reads()
 				time.Sleep(time.Minute)
@@ -256,7 +263,7 @@ func TestLinkRemoved(t *testing.T) {
 		if err := r.Get(t.Context(), client.ObjectKey{Namespace: system, Name: "east"}, &trust); client.IgnoreNotFound(err) != nil || err == nil {
 			t.Errorf("the peer's issuers are still known: %v", err)
 		}
-		if h := r.brain.peers.heard("east"); h.complete || len(r.leader.writers) > 0 || r.published["east"] {
+		if r.brain.peers.Snapshots()["east"] != nil || len(r.leader.writers) > 0 || r.published["east"] {
 			t.Error("streams, writer and catalog go with the Link")
 		}
 		for _, ledger := range r.ledgers(t) {
@@ -297,7 +304,7 @@ func TestTrustDeletedByHandComesBack(t *testing.T) {
 	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
 }
 
-func TestDuplicateLinksAreNobodysPeers(t *testing.T) {
+func TestSecondLinkForAPeerIsStandby(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		r.connect("bar")
 		r.again(3)
@@ -307,20 +314,14 @@ func TestDuplicateLinksAreNobodysPeers(t *testing.T) {
 		}
 		r.Writes()
 		r.again(3)
-		if got := r.condition(t, v1alpha1.LinkTrusted); got != "False DuplicatePeer" {
-			t.Errorf("Trusted is %s", got)
+		if got := r.conditionOf(t, "other", v1alpha1.LinkTrusted); got != "False DuplicatePeer" {
+			t.Errorf("Trusted of the newer Link is %s", got)
+		}
+		if got := r.condition(t, v1alpha1.LinkTrusted); got != "True Trusted" {
+			t.Errorf("Trusted of the older Link is %s", got)
 		}
 		if w := r.Writes(); !r.stands(t, "bar-east") || count(w, "delete") > 0 {
-			t.Errorf("what is for a person to say deletes nothing: %v", w)
-		}
-		if err := r.Delete(t.Context(), second); err != nil {
-			t.Fatal(err)
-		}
-		r.again(1)
-		r.connect("bar")
-		r.again(5)
-		if got := r.condition(t, v1alpha1.LinkTrusted); got != "True Trusted" {
-			t.Errorf("with one of the two gone Trusted is %s", got)
+			t.Errorf("the older Link must keep its mirrors: %v", w)
 		}
 	}, linkTo("east", east(), "192.0.2.1:4143"), shop())
 }
@@ -400,19 +401,19 @@ func TestStatusDoesNotFlapWhilePeersAreRolled(t *testing.T) {
 		r.connect("bar")
 		r.again(5)
 		r.Writes()
-		sink := heardFrom(r.brain.peers, "192.0.2.1:4143")
+		sink := r.peers.StreamForTest("east", "192.0.2.1:4143")
 		for range 3 {
-			sink.Disconnected("east", errors.New("stopping"))
+			sink.Disconnected(errors.New("stopping"))
 			r.again(1)
-			sink.Hello("east", hello(east(), 1), 0)
-			sink.Catalog("east", offered("bar"))
+			sink.Hello(hello(east(), 1))
+			sink.Catalog(offered("bar"))
 			r.again(1)
 		}
 		if w := r.Writes(); len(w) > 0 {
-			t.Errorf("a stream that was back within %v is no news: %v", patience, w)
+			t.Errorf("a stream that was back within %v is no news: %v", peering.LossGrace, w)
 		}
-		sink.Disconnected("east", errors.New("gone"))
-		time.Sleep(patience + time.Second)
+		sink.Disconnected(errors.New("gone"))
+		time.Sleep(peering.LossGrace + time.Second)
 		synctest.Wait()
 		if got := r.condition(t, v1alpha1.LinkConnected); got != "False Disconnected" {
 			t.Errorf("an outage that lasts is said though nothing else changes: %s", got)

@@ -54,12 +54,14 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
+	"github.com/causeway-mesh/causeway/internal/peering"
 	"github.com/causeway-mesh/causeway/internal/signer"
 )
 
@@ -233,14 +235,16 @@ func (p *process) wire() error {
 	b.inviteKeys = joinflow.NewKeys(p.live, b.changed, p.log)
 	metrics.Registry.MustRegister(clusterid.NewExpiryCollector(b.lastExpiries))
 	catalogMetrics := wire.NewMetrics(metrics.Registry)
-	b.peers = &peers{
-		identity: p.identity, trusts: trusts{p.live, p.o.Namespace}, board: board,
-		metrics: catalogMetrics, changed: b.changed, reach: dial, log: p.log, links: make(map[string]*peerState),
-		ranges: slices.Concat(p.ranges, p.o.Taken),
-		lookup: func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		},
-	}
+	b.peers = peering.New(peering.Config{
+		Identity:  p.identity,
+		Board:     board,
+		Client:    p.live,
+		Namespace: p.o.Namespace,
+		Ranges:    slices.Concat(p.ranges, p.o.Taken),
+		OnChange:  func(string) { b.changed() },
+		Log:       p.log,
+		Metrics:   catalogMetrics,
+	})
 	metrics.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "causeway_controller_failing_paths",
 		Help: "Nodes whose way from a pod to its agent failed when it was last proved, by causeway check or install.",
@@ -276,7 +280,7 @@ func (p *process) rotator() *clusterid.Rotator {
 	return clusterid.NewRotator(clusterid.RotatorConfig{
 		Identity:     p.identity,
 		Client:       p.live,
-		Acknowledged: p.brain.peers.acks,
+		Acknowledged: p.brain.peers.Acknowledged,
 		Events:       p.brain.leader.events,
 		Log:          p.log,
 		OnChange: func() {
@@ -303,9 +307,12 @@ func (p *process) joining() joinflow.Config {
 		Namespace: p.o.Namespace,
 		Version:   p.o.Version,
 		Identity:  p.identity,
-		Dial:      dial,
-		Events:    p.mgr.GetEventRecorder("causeway-controller"),
-		Log:       p.log,
+		Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			c, _, err := transport.Dialer{}.First(ctx, address)
+			return c, err
+		},
+		Events: p.mgr.GetEventRecorder("causeway-controller"),
+		Log:    p.log,
 	}
 }
 
@@ -339,7 +346,7 @@ func (p *process) think(ctx context.Context) error {
 	looking.Go(func() { exports.run(ctx) })
 	p.brain.run(ctx)
 	looking.Wait()
-	p.brain.peers.running.Wait()
+	p.brain.peers.Wait()
 	p.brain.leader.running.Wait()
 	p.brain.leader.joiner.Wait()
 	return nil
@@ -389,7 +396,7 @@ func (p *process) nodeStream(hub *nodestream.Hub) (*nodestream.Server, everywher
 	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(), metrics.Registry)
 	s := signer.New(known, p.identity, signer.Options{Registerer: metrics.Registry})
 	server := nodestream.NewServer(subjects{known}, hub, s.Sign, nodestream.ServerOptions{Log: p.log, Registerer: metrics.Registry})
-	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: guardAccepted})
+	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: transport.GuardAccepted})
 	return server, func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
 }
 
@@ -424,14 +431,14 @@ func (p *process) catalog(board *wire.Board, m *wire.Metrics) everywhere {
 			return fmt.Errorf("listen for peers: %w", err)
 		}
 		key := route.HopKey(identity.HopKey(p.identity.HopMasterKey(), view.ControllerBackend(p.o.PodName)))
-		ln := newHopListener(tcp, key, p.log, metrics.Registry)
+		ln := peering.NewHopListener(tcp, key, p.log, metrics.Registry)
 		var accepting sync.WaitGroup
 		defer accepting.Wait()
-		accepting.Go(func() { ln.run(ctx) })
+		accepting.Go(func() { ln.Run(ctx) })
 		invites := joinflow.NewServer(p.joining(), metrics.Registry)
-		accepting.Go(func() { invites.Serve(ctx, joining{ln}) })
-		server := wire.NewServer(p.brain.peers.who, board, inboundSink{p.brain.peers}, wire.ServerOptions{Log: p.log, Metrics: m})
-		creds := grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: p.brain.peers.serverTLS, Guard: guardAccepted})
+		accepting.Go(func() { invites.Serve(ctx, ln.Invites()) })
+		server := wire.NewServer(p.brain.peers.Identify, board, p.brain.peers.Inbound(), wire.ServerOptions{Log: p.log, Metrics: m})
+		creds := grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: p.brain.peers.ServerTLS, Guard: transport.GuardAccepted})
 		return server.Serve(ctx, ln, creds)
 	}
 }

@@ -59,7 +59,7 @@ type job struct {
 	link    *v1alpha1.Link
 	peer    mirror.Peer
 	entries []v1alpha1.LedgerMirror
-	seen    link.Seen
+	seen    link.Observed
 	// exported are problems of exports: their Events are the Services'.
 	exported []catalog.Problem
 	// due is when seen may be said, if the Link has a status already; zero: at once.
@@ -142,13 +142,14 @@ func (w *writer) run(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// complain tells of an outage once. A conflict is weather.
+// complain logs the first of a series of failures. Write conflicts are routine and logged at
+// debug level only.
 func complain(ctx context.Context, log *slog.Logger, err error, failures int) {
 	level := slog.LevelWarn
 	if failures > 0 || apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 		level = slog.LevelDebug
 	}
-	log.Log(ctx, level, "writing failed and will be tried again", "error", err)
+	log.Log(ctx, level, "write failed; will retry", "error", err)
 }
 
 func (l *leader) writer(ctx context.Context, log *slog.Logger) *writer {
@@ -192,14 +193,14 @@ func (l *leader) offer(ctx context.Context, jobs map[string]job, h house) {
 func (l *leader) write(ctx context.Context, j *job, failures int, says *rate.Limiter) (time.Duration, error) {
 	result, err := l.reconciler.Reconcile(ctx, j.link, j.peer, j.entries)
 	seen := j.seen
-	seen.Mirrors, seen.Pending = result.Mirrors, result.Pending
+	seen.Standing, seen.Pending = result.Mirrors, result.Pending
 	seen.Problems = slices.Concat(seen.Problems, result.Problems)
 	if err != nil {
 		if failures < 2 {
 			return 0, err
 		}
 		// It goes on failing: the mirrors do not stand, and that much can be said.
-		seen.Mirrors, seen.Pending, seen.Problems = int(j.link.Status.Mirrors), max(1, seen.Pending), j.link.Status.Problems
+		seen.Standing, seen.Pending, seen.Problems = int(j.link.Status.Mirrors), max(1, seen.Pending), j.link.Status.Problems
 	}
 	wait := time.Until(j.due)
 	if wait <= 0 || len(j.link.Status.Conditions) == 0 {
@@ -224,7 +225,7 @@ const (
 
 // say writes the Link's status, if it differs, and tells of what is new in it. It
 // returns after how long to try again if it has written too often; 0: no need.
-func (l *leader) say(ctx context.Context, j *job, seen link.Seen, says *rate.Limiter) (time.Duration, error) {
+func (l *leader) say(ctx context.Context, j *job, seen link.Observed, says *rate.Limiter) (time.Duration, error) {
 	status, changed := link.Status(j.link, seen, time.Now())
 	if !changed {
 		return 0, nil

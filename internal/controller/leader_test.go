@@ -72,7 +72,7 @@ func TestWriter(t *testing.T) {
 				if worked < c.min || worked > c.max {
 					t.Errorf("%s: it worked %d times, want %d to %d", c.why, worked, c.min, c.max)
 				}
-				if n := log.count("writing failed"); n != c.told {
+				if n := log.count("write failed"); n != c.told {
 					t.Errorf("%s: told %d times, want %d", c.why, n, c.told)
 				}
 			})
@@ -253,12 +253,12 @@ func TestAPeersChatterIsNotWrittenWordByWord(t *testing.T) {
 		r.connect("bar")
 		r.again(5)
 		r.Writes()
-		sink := heardFrom(r.brain.peers, "192.0.2.1:4143")
+		sink := r.peers.StreamForTest("east", "192.0.2.1:4143")
 		const words = 200
 		for i := range words { // ten a second
 			h := hello(east(), 1)
 			h.Version = fmt.Sprintf("v%d", i)
-			sink.Hello("east", h, 0)
+			sink.Hello(h)
 			time.Sleep(100 * time.Millisecond)
 		}
 		if n, most := len(r.Writes()), statusBurst+int(words*100*time.Millisecond/statusPause)+1; n == 0 || n > most {

@@ -19,6 +19,7 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
 // dns is a name server with a memory.
@@ -54,7 +55,7 @@ func (d *dns) says(err error, ips ...string) {
 // dialling returns the addresses to which there are streams.
 func (r *replica) dialling() []string {
 	var out []string
-	for address := range r.peers.heard("east").streams {
+	for address := range r.peers.Snapshots()["east"].Streams {
 		out = append(out, address)
 	}
 	slices.Sort(out)
@@ -94,7 +95,7 @@ func TestNameOfAGateway(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		server := &dns{}
 		server.says(nil, "203.0.113.2", "203.0.113.1", "127.0.0.1")
-		r.peers.lookup = server.lookup
+		r.peers.ConfigureForTest(func(c *peering.Config) { c.Lookup = server.lookup })
 		if err := r.Create(t.Context(), linkTo("east", east(), "gw.east.example:4143")); err != nil {
 			t.Fatal(err)
 		}
@@ -105,9 +106,9 @@ func TestNameOfAGateway(t *testing.T) {
 		if got := r.gatewaysTold(t, "node-1"); len(got) > 0 {
 			t.Errorf("nobody has met the peer anywhere, and agents are told of %v", got)
 		}
-		sink := heardFrom(r.peers, "203.0.113.1:4143")
-		sink.Hello("east", hello(east(), 1), 0)
-		sink.Catalog("east", offered("bar"))
+		sink := r.peers.StreamForTest("east", "203.0.113.1:4143")
+		sink.Hello(hello(east(), 1))
+		sink.Catalog(offered("bar"))
 		r.again(2)
 		if diff := cmp.Diff([]string{"203.0.113.1:4143 healthy"}, r.gatewaysTold(t, "node-1")); diff != "" {
 			t.Errorf("agents get the address at which the peer was authenticated:\n%s", diff)
@@ -119,7 +120,7 @@ func TestNameOfAGateway(t *testing.T) {
 		}
 
 		server.says(nil, "203.0.113.3")
-		time.Sleep(lookupPause + time.Second)
+		time.Sleep(dnsInterval + time.Second)
 		r.again(1)
 		if !slices.Contains(r.dialling(), "203.0.113.3:4143") || !slices.Contains(r.dialling(), "203.0.113.1:4143") {
 			t.Errorf("a new answer is dialled, and the last one for a while: %v", r.dialling())
@@ -162,8 +163,8 @@ func TestOneWayLinkHeals(t *testing.T) {
 		Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{"172.30.0.2"}}},
 	}
 	leading(t, func(t *testing.T, r *replica) {
-		inboundSink{r.peers}.Hello("east", says, 0)
-		time.Sleep(patience)
+		r.peers.StreamForTest("east", "").Hello(says)
+		time.Sleep(peering.LossGrace)
 		r.again(2)
 		if diff := cmp.Diff([]string{"203.0.113.1:4143"}, r.dialling()); diff != "" {
 			t.Fatalf("of what the peer says the filter leaves (-want +got):\n%s", diff)
@@ -173,7 +174,7 @@ func TestOneWayLinkHeals(t *testing.T) {
 		}
 		for kind, want := range map[string]string{
 			v1alpha1.LinkConnected: "True Connected", v1alpha1.LinkTrusted: "True Trusted",
-			v1alpha1.LinkSynced: "False NoWayToPeer", v1alpha1.LinkGatewayReachable: "False NoAddress",
+			v1alpha1.LinkSynced: "False PeerUnreachable", v1alpha1.LinkGatewayReachable: "False NoAddress",
 		} {
 			if got := r.condition(t, kind); got != want {
 				t.Errorf("one way: %s is %s, want %s", kind, got, want)
@@ -186,9 +187,9 @@ func TestOneWayLinkHeals(t *testing.T) {
 		if w := r.Writes(); len(w) > 0 {
 			t.Errorf("an address that does not answer wrote %v", w)
 		}
-		sink := heardFrom(r.peers, "203.0.113.1:4143")
-		sink.Hello("east", says, 0)
-		sink.Catalog("east", offered("bar"))
+		sink := r.peers.StreamForTest("east", "203.0.113.1:4143")
+		sink.Hello(says)
+		sink.Catalog(offered("bar"))
 		r.again(3)
 		if diff := cmp.Diff([]string{"203.0.113.1:4143 healthy"}, r.gatewaysTold(t, "node-1")); diff != "" {
 			t.Errorf("the peer was met there:\n%s", diff)
@@ -212,22 +213,24 @@ func TestAPeerCannotMakeUsDialAllTheTime(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		dialled := map[string]bool{}
 		var mu sync.Mutex
-		r.peers.reach = func(ctx context.Context, address string) (net.Conn, error) {
-			mu.Lock()
-			dialled[address] = true
-			mu.Unlock()
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}
+		r.peers.ConfigureForTest(func(c *peering.Config) {
+			c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+				mu.Lock()
+				dialled[address] = true
+				mu.Unlock()
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+		})
 		for i := range 60 {
 			h := hello(east(), 1)
 			h.Gateways = []string{netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 443).String()}
-			inboundSink{r.peers}.Hello("east", h, 0)
+			r.peers.StreamForTest("east", "").Hello(h)
 			time.Sleep(time.Second)
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if len(dialled) > saidBurst+5 {
+		if len(dialled) > advertisedLimit+5 {
 			t.Errorf("60 addresses in a minute were followed to %d of them", len(dialled))
 		}
 	}, linkTo("east", east()))
@@ -262,37 +265,6 @@ func TestOwnGatewaysAreTold(t *testing.T) {
 	}, svc)
 }
 
-func TestOnlyFamiliesThatWeSpeak(t *testing.T) {
-	server := &dns{}
-	server.says(nil, "2001:db8::1", "203.0.113.1")
-	for why, c := range map[string]struct {
-		ranges []netip.Prefix
-		want   []netip.Addr
-	}{
-		"without IPv6 its addresses only fail": {[]netip.Prefix{netip.MustParsePrefix("240.0.0.0/24")}, []netip.Addr{netip.MustParseAddr("203.0.113.1")}},
-		"and the other way round":              {[]netip.Prefix{netip.MustParsePrefix("fd00::/64")}, []netip.Addr{netip.MustParseAddr("2001:db8::1")}},
-	} {
-		p := &peers{ranges: c.ranges, lookup: server.lookup}
-		if got := p.answer(t.Context(), "gw.east.example"); !slices.Equal(got.IPs, c.want) {
-			t.Errorf("%s: %v, want %v", why, got.IPs, c.want)
-		}
-	}
-}
-
-func TestExplainDNS(t *testing.T) {
-	for err, want := range map[error]string{
-		&net.DNSError{IsNotFound: true}:                        dnsUnknown,
-		&net.DNSError{IsTimeout: true}:                         dnsSilent,
-		context.DeadlineExceeded:                               dnsSilent,
-		&net.DNSError{Err: "read udp 10.0.0.1:40001: refused"}: dnsFailed,
-		errors.New("x"):                                        dnsFailed,
-	} {
-		if got := explainDNS(err); got != want {
-			t.Errorf("%v: %q, want %q", err, got, want)
-		}
-	}
-}
-
 // follower is a replica that does not lead, beside the leader controller-0.
 func follower(t *testing.T, a *api) *replica {
 	t.Helper()
@@ -323,7 +295,7 @@ func (r *replica) following(t *testing.T, do func()) {
 	do()
 	cancel()
 	<-done
-	r.peers.running.Wait()
+	r.peers.Wait()
 }
 
 func TestLeaderKnowsOfOtherReplicas(t *testing.T) {
@@ -333,7 +305,7 @@ func TestLeaderKnowsOfOtherReplicas(t *testing.T) {
 		other := follower(t, r.api)
 		other.following(t, func() {
 			other.again(1)
-			heardFrom(other.peers, "192.0.2.1:4143").Disconnected("east", errors.New("no route to host"))
+			other.peers.StreamForTest("east", "192.0.2.1:4143").Disconnected(errors.New("no route to host"))
 			other.again(3)
 			r.again(3)
 			if got := r.condition(t, v1alpha1.LinkConnected); got != "False ReplicaDisconnected" {
@@ -345,7 +317,7 @@ func TestLeaderKnowsOfOtherReplicas(t *testing.T) {
 			if w := r.Writes(); len(w) > 0 {
 				t.Errorf("nothing has changed since: %v", w)
 			}
-			heardFrom(other.peers, "192.0.2.1:4143").Hello("east", hello(east(), 1), 0)
+			other.peers.StreamForTest("east", "192.0.2.1:4143").Hello(hello(east(), 1))
 			other.again(3)
 			r.again(3)
 			if got := r.condition(t, v1alpha1.LinkConnected); got != "True Connected" {
@@ -364,9 +336,9 @@ func TestPeerDialsAnotherReplica(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		other := follower(t, r.api)
 		other.following(t, func() {
-			inboundSink{other.peers}.Hello("east", hello(east(), 1), 0)
+			other.peers.StreamForTest("east", "").Hello(hello(east(), 1))
 			other.again(3)
-			time.Sleep(patience)
+			time.Sleep(peering.LossGrace)
 			r.again(3)
 			for kind, want := range map[string]string{v1alpha1.LinkConnected: "True Connected", v1alpha1.LinkTrusted: "True Trusted"} {
 				if got := r.condition(t, kind); got != want {
@@ -385,10 +357,17 @@ func TestPeerDialsAnotherReplica(t *testing.T) {
 		if err := r.Delete(t.Context(), &pod); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(patience)
+		time.Sleep(peering.LossGrace)
 		r.again(5)
 		if got := r.condition(t, v1alpha1.LinkConnected); got != "False WaitingForPeer" {
 			t.Errorf("a replica that is gone has no stream: %s", got)
 		}
 	}, linkTo("east", east()), shop(), controllerPod("controller-0"), controllerPod("controller-1"))
 }
+
+// What peering does at most: it asks DNS once in dnsInterval, and follows advertisedLimit
+// changes of what a peer advertises at once.
+const (
+	dnsInterval     = 30 * time.Second
+	advertisedLimit = 4
+)

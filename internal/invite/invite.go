@@ -152,8 +152,8 @@ func (h Half) check(own link.Own) *Refusal {
 	}
 	l := v1alpha1.Link{Spec: h.Spec(nil, nil)}
 	l.Name = "it"
-	if _, faults := link.Judge(own, []v1alpha1.Link{l}); faults[l.Name] != nil {
-		return Refuse(BadRequest, "what the cluster says of itself makes no Link: %s", faults[l.Name].Message)
+	if fault := link.Judge(own, []v1alpha1.Link{l}).Faults[l.Name]; fault != nil {
+		return Refuse(BadRequest, "the data that the cluster sent does not make a valid Link: %s", fault.Message)
 	}
 	return nil
 }

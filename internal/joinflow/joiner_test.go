@@ -164,7 +164,8 @@ func TestJoinKeepsExistingPeer(t *testing.T) {
 			if err := g.List(t.Context(), &links); err != nil {
 				t.Fatal(err)
 			}
-			if peers, faults := link.Judge(west().Own(), links.Items); len(peers) != 1 || len(faults) > 0 {
+			judgment := link.Judge(west().Own(), links.Items)
+			if peers, faults := judgment.Peers, judgment.Faults; len(peers) != 1 || len(faults) > 0 {
 				t.Errorf("the existing Link: peers %v, faults %v", peers, faults)
 			}
 		})

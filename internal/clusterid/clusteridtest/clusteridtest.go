@@ -142,10 +142,10 @@ func (c *Cluster) Link(name string, gateways ...string) *v1alpha1.Link {
 
 // PeerOf returns the peer that a valid Link names, as c sees it.
 func (c *Cluster) PeerOf(l *v1alpha1.Link) link.Peer {
-	peers, faults := link.Judge(c.Own(), []v1alpha1.Link{*l})
-	p, ok := peers[l.Name]
+	judgment := link.Judge(c.Own(), []v1alpha1.Link{*l})
+	p, ok := judgment.Peers[l.Name]
 	if !ok {
-		panic(faults[l.Name])
+		panic(judgment.Faults[l.Name])
 	}
 	return p
 }

@@ -1,4 +1,4 @@
-package controller
+package peering
 
 import (
 	"bytes"
@@ -54,20 +54,20 @@ func closed(c net.Conn) bool {
 	return n == 0 && errors.Is(err, io.EOF)
 }
 
-// listening runs a hopListener in a bubble, hands it to do, and joins it.
-func listening(t *testing.T, do func(t *testing.T, p *pipes, l *hopListener, end func())) {
+// listening runs a HopListener in fake time, passes it to do, and waits for its end.
+func listening(t *testing.T, do func(t *testing.T, p *pipes, l *HopListener, end func())) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		p := newPipes()
-		l := newHopListener(p, route.HopKey{1}, quietly, prometheus.NewRegistry())
+		l := NewHopListener(p, route.HopKey{1}, discardLog, prometheus.NewRegistry())
 		var running sync.WaitGroup
-		running.Go(func() { l.run(ctx) })
+		running.Go(func() { l.Run(ctx) })
 		do(t, p, l, cancel)
 		cancel()
 		running.Wait()
 		if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("Accept after the end: %v, want net.ErrClosed", err)
+			t.Errorf("Accept after the end returns %v, want net.ErrClosed", err)
 		}
 	})
 }
@@ -91,35 +91,35 @@ func TestHopListenerRefuses(t *testing.T) {
 		after  time.Duration
 	}{
 		"no header": {
-			why:   "a TLS connection straight to 4145 must never reach gRPC",
+			why:   "a TLS connection that bypasses the gateway must never reach gRPC",
 			bytes: func(*testing.T) []byte { return bytes.Repeat([]byte{22, 3, 1}, 20) }, reason: route.Reason(route.ErrNotAHeader),
 		},
 		"bad MAC": {
-			why:   "only a gateway of this cluster hands connections over",
+			why:   "only a gateway of this cluster may hand connections over",
 			bytes: func(t *testing.T) []byte { return header(t, route.HopKey{2}, hello, time.Now()) }, reason: route.Reason(route.ErrBadMAC),
 		},
 		"old": {
-			why:   "a header that was seen once must not be of use for long",
+			why:   "a recorded header must not be usable for long",
 			bytes: func(t *testing.T) []byte { return header(t, route.HopKey{1}, hello, time.Now().Add(-time.Minute)) }, reason: "stale",
 		},
 		"other hello": {
-			why: "the header holds for one hello",
+			why: "the header authenticates one ClientHello only",
 			bytes: func(t *testing.T) []byte {
 				b := header(t, route.HopKey{1}, hello, time.Now())
 				b[len(b)-1]++
 				return b
 			}, reason: route.Reason(route.ErrHelloMismatch),
 		},
-		"slow":       {why: "who says nothing must not hold a place", bytes: func(*testing.T) []byte { return nil }, reason: "read_failed", after: headerTimeout},
-		"half a one": {why: "nor who begins and stops", bytes: func(t *testing.T) []byte { return header(t, route.HopKey{1}, hello, time.Now())[:20] }, reason: "read_failed", after: headerTimeout},
+		"slow":       {why: "a silent connection must not hold a slot", bytes: func(*testing.T) []byte { return nil }, reason: "read_failed", after: headerTimeout},
+		"half a one": {why: "nor one that stops after the first bytes", bytes: func(t *testing.T) []byte { return header(t, route.HopKey{1}, hello, time.Now())[:20] }, reason: "read_failed", after: headerTimeout},
 	} {
 		t.Run(name, func(t *testing.T) {
-			listening(t, func(t *testing.T, p *pipes, l *hopListener, _ func()) {
+			listening(t, func(t *testing.T, p *pipes, l *HopListener, _ func()) {
 				far, start := p.dial(), time.Now()
 				defer far.Close()
 				go far.Write(c.bytes(t)) // ends with far
 				if !closed(far) {
-					t.Fatalf("%s: it is not closed", c.why)
+					t.Fatalf("%s: the connection stays open", c.why)
 				}
 				synctest.Wait()
 				if took := time.Since(start); took != c.after {
@@ -133,9 +133,10 @@ func TestHopListenerRefuses(t *testing.T) {
 	}
 }
 
-// Whose label an invite's key has opened never comes to the catalog, and is told by its own address.
-func TestHopListenerKeepsTheInvitedApart(t *testing.T) {
-	listening(t, func(t *testing.T, p *pipes, l *hopListener, _ func()) {
+// A connection whose label was opened with the key of an invite never reaches the catalog
+// server.
+func TestHopListenerSeparatesInvites(t *testing.T) {
+	listening(t, func(t *testing.T, p *pipes, l *HopListener, _ func()) {
 		from := netip.MustParseAddrPort("192.0.2.7:999")
 		h, err := route.Header{Source: from, Destination: from, Link: route.InviteName("east"), Time: time.Now()}.Marshal(route.HopKey{1}, []byte("hello"))
 		if err != nil {
@@ -144,39 +145,39 @@ func TestHopListenerKeepsTheInvitedApart(t *testing.T) {
 		far := p.dial()
 		defer far.Close()
 		go far.Write(append(h, "hello"...)) // ends with far
-		c, err := joining{l}.Accept()
+		c, err := l.Invites().Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 		if got := c.RemoteAddr().String(); got != from.String() {
-			t.Errorf("it comes from %s, want %s", got, from)
+			t.Errorf("remote address %s, want %s", got, from)
 		}
 		select {
-		case <-l.ready:
-			t.Error("it is offered to the catalog, too")
+		case <-l.streams:
+			t.Error("the connection is offered to the catalog server too")
 		default:
 		}
 	})
 }
 
 func TestHopListenerCountsFromZero(t *testing.T) {
-	listening(t, func(t *testing.T, _ *pipes, l *hopListener, _ func()) {
+	listening(t, func(t *testing.T, _ *pipes, l *HopListener, _ func()) {
 		if got, want := testutil.CollectAndCount(l.refused), len(route.Reasons())+1; got != want {
-			t.Errorf("%d reasons are there from the start, want %d", got, want)
+			t.Errorf("%d reasons are counted from the start, want %d", got, want)
 		}
 	})
 }
 
-func TestHopListenerTooMany(t *testing.T) {
-	listening(t, func(t *testing.T, p *pipes, l *hopListener, _ func()) {
+func TestHopListenerLimitsUnread(t *testing.T) {
+	listening(t, func(t *testing.T, p *pipes, l *HopListener, _ func()) {
 		var waiting []net.Conn
 		for range maxUnread {
 			waiting = append(waiting, p.dial())
 		}
 		over := p.dial()
 		if !closed(over) {
-			t.Error("one more than may be without a header is open")
+			t.Error("one connection more than maxUnread stays open")
 		}
 		if n := testutil.ToFloat64(l.refused.WithLabelValues("too_many")); n != 1 {
 			t.Errorf("counted %v times", n)
@@ -186,7 +187,7 @@ func TestHopListenerTooMany(t *testing.T) {
 		next := p.dial()
 		go next.Write(header(t, route.HopKey{1}, []byte("hello"), time.Now()))
 		if _, err := l.Accept(); err != nil {
-			t.Errorf("once the silent are gone there is room: %v", err)
+			t.Errorf("slots of silent connections must be free again: %v", err)
 		}
 		for _, c := range append(waiting, over, next) {
 			c.Close()
@@ -194,21 +195,22 @@ func TestHopListenerTooMany(t *testing.T) {
 	})
 }
 
-func TestHopListenerEndsWithConnectionsWaiting(t *testing.T) {
-	listening(t, func(t *testing.T, p *pipes, l *hopListener, end func()) {
+func TestHopListenerClosesPendingConnectionsAtEnd(t *testing.T) {
+	listening(t, func(t *testing.T, p *pipes, l *HopListener, end func()) {
 		silent, offered := p.dial(), p.dial()
 		go offered.Write(header(t, route.HopKey{1}, []byte("hello"), time.Now()))
 		synctest.Wait()
-		end() // nobody accepts
+		end() // before anything is accepted
 		if !closed(silent) || !closed(offered) {
-			t.Error("what was not accepted is closed")
+			t.Error("a connection that was not accepted must be closed")
 		}
 	})
 }
 
-// A catalog stream that a peer has dialled says little, but says it for weeks.
-func TestHopListenerLetsTheProvenSpeakOn(t *testing.T) {
-	listening(t, func(t *testing.T, p *pipes, l *hopListener, _ func()) {
+// A catalog stream sends little, but does so for weeks: its bytes must not be bounded once the
+// peer is authenticated.
+func TestHopListenerDoesNotBoundAuthenticatedPeers(t *testing.T) {
+	listening(t, func(t *testing.T, p *pipes, l *HopListener, _ func()) {
 		hello, later := make([]byte, 300), make([]byte, 4*transport.MaxUnproven)
 		rand.Read(hello)
 		rand.Read(later)
@@ -218,16 +220,16 @@ func TestHopListenerLetsTheProvenSpeakOn(t *testing.T) {
 			far.Write(later)
 			far.Close()
 		}()
-		// As gRPC has it: behind the server's bound of connections.
+		// gRPC sees the connection behind the server's limit of connections.
 		accepted, err := grpctls.Limit(l, 10, nil).Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer accepted.Close()
-		conn, proven := guardAccepted(accepted)
+		conn, proven := transport.GuardAccepted(accepted)
 		got := make([]byte, len(hello))
 		if _, err := io.ReadFull(conn, got); err != nil || !bytes.Equal(got, hello) {
-			t.Fatalf("the hello comes first: %v", err)
+			t.Fatalf("the ClientHello must come first: %v", err)
 		}
 		proven()
 		rest, err := io.ReadAll(conn)
@@ -237,8 +239,8 @@ func TestHopListenerLetsTheProvenSpeakOn(t *testing.T) {
 	})
 }
 
-func TestHopListenerBoundsTheUnproven(t *testing.T) {
-	listening(t, func(t *testing.T, p *pipes, l *hopListener, _ func()) {
+func TestHopListenerBoundsUnauthenticatedPeers(t *testing.T) {
+	listening(t, func(t *testing.T, p *pipes, l *HopListener, _ func()) {
 		far := p.dial()
 		defer far.Close()
 		go func() {
@@ -250,10 +252,10 @@ func TestHopListenerBoundsTheUnproven(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer accepted.Close()
-		conn, _ := guardAccepted(accepted)
+		conn, _ := transport.GuardAccepted(accepted)
 		n, err := io.Copy(io.Discard, conn)
 		if !errors.Is(err, transport.ErrUnproven) || n != transport.MaxUnproven {
-			t.Errorf("an unproven peer got %d bytes in: %v", n, err)
+			t.Errorf("an unauthenticated peer sent %d bytes: %v", n, err)
 		}
 	})
 }

@@ -1,0 +1,241 @@
+package peering
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/link"
+)
+
+// outbound is our stream to one gateway address.
+type outbound struct {
+	cancel context.CancelFunc
+	err    error // nil: connected
+}
+
+var errConnecting = errors.New("connecting")
+
+// noAnswerYet is the reason of a stream whose first attempt has not ended.
+const noAnswerYet = "no answer yet"
+
+func (o *outbound) state() StreamState {
+	switch o.err {
+	case nil:
+		return StreamState{Connected: true}
+	case errConnecting:
+		return StreamState{Reason: noAnswerYet}
+	}
+	return StreamState{Reason: wire.Explain(o.err)}
+}
+
+// syncStreams makes the streams of s those to addresses. The caller holds mu.
+func (p *Peers) syncStreams(s *peer, addresses []string) {
+	for address, stream := range s.streams {
+		if !slices.Contains(addresses, address) {
+			stream.cancel()
+			delete(s.streams, address)
+		}
+	}
+	for _, address := range addresses {
+		if _, ok := s.streams[address]; ok {
+			continue
+		}
+		life, cancel := context.WithCancel(s.life)
+		s.streams[address] = &outbound{cancel: cancel, err: errConnecting}
+		client := wire.NewClient(s.link.Name, p.c.Board, &outboundSink{p: p, s: s, address: address, life: life},
+			func(ctx context.Context) (net.Conn, error) { return p.c.Dial(ctx, address) },
+			func() (*tls.Config, error) { return p.clientTLS(s.link) },
+			wire.ClientOptions{
+				Guard:   transport.GuardDialed,
+				Log:     p.c.Log.With("gateway", address),
+				Metrics: p.c.Metrics,
+			})
+		p.running.Go(func() { client.Run(life) })
+	}
+}
+
+// clientTLS seals a fresh label for the catalog route of a peer, by the day of our clock.
+func (p *Peers) clientTLS(peer link.Peer) (*tls.Config, error) {
+	id := p.c.Identity
+	secret, err := identity.LinkSecret(id.LinkKey(), peer.LinkKey.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	day := identity.Day(now)
+	key := identity.DayKey(secret, id.TrustDomain(), peer.TrustDomain, day)
+	sni, err := route.NewSealer(route.DatedKey{Day: day, Key: key}).Seal(route.Catalog, route.Wish{}, now)
+	if err != nil {
+		return nil, err
+	}
+	verify := identity.VerifyPeerController(peer.TrustDomain, peer.Root, time.Now)
+	return identity.ClientTLS(identity.PlaneCatalog, sni, id.Credential, verify), nil
+}
+
+// ServerTLS authenticates this replica to peers' controllers, and them to it.
+func (p *Peers) ServerTLS() (*tls.Config, error) {
+	credential := func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.c.Identity.Credential() }
+	return identity.ServerTLS(identity.PlaneCatalog, credential, true, func(cs tls.ConnectionState) error {
+		_, err := p.Identify(cs)
+		return err
+	}), nil
+}
+
+// Identify returns the Link whose peer's controller presented the certificates of a
+// connection. The trust domain that a certificate claims selects the one root against
+// which it is verified. A catalog server calls it with each heartbeat of each stream.
+func (p *Peers) Identify(cs tls.ConnectionState) (string, error) {
+	name, domain, root, err := p.claimed(cs.PeerCertificates)
+	if err != nil {
+		return "", err
+	}
+	if _, err := identity.VerifyController(cs.PeerCertificates, domain, root, time.Now()); err != nil {
+		return "", err
+	}
+	return name, nil
+}
+
+// claimed finds the Link of the trust domain that certificates claim.
+func (p *Peers) claimed(certs []*x509.Certificate) (name, domain string, root *x509.Certificate, err error) {
+	if len(certs) == 0 || len(certs[0].URIs) != 1 {
+		return "", "", nil, errors.New("the certificate has no SPIFFE ID")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, s := range p.links {
+		if s.link.TrustDomain == certs[0].URIs[0].Host {
+			return name, s.link.TrustDomain, s.link.Root, nil
+		}
+	}
+	return "", "", nil, errors.New("no Link names the certificate's trust domain")
+}
+
+// receiveHello takes in a Hello and calls connected with mu held. It returns the number of
+// the peer's newest list of issuers that is stored.
+func (p *Peers) receiveHello(s *peer, h *wire.Hello, skew time.Duration, connected func()) uint64 {
+	number := p.receiveIssuers(s, h.GetIssuerList())
+	p.update(s, func() {
+		s.notify = !slices.Equal(s.hello.GetGateways(), h.GetGateways()) || s.hello == nil
+		s.hello, s.skew = h, steadySkew(s.skew, skew)
+		connected()
+	})
+	return number
+}
+
+// skewStep is by how much a clock must move before the reported skew changes.
+const skewStep = time.Minute
+
+// steadySkew keeps the reported skew until the measured one differs by skewStep.
+func steadySkew(reported, measured time.Duration) time.Duration {
+	if (measured - reported).Abs() < skewStep {
+		return reported
+	}
+	return measured
+}
+
+// outboundSink receives what one of our streams delivers, until its life ends.
+type outboundSink struct {
+	p       *Peers
+	s       *peer
+	address string
+	life    context.Context
+}
+
+// Hello implements wire.Sink.
+func (o *outboundSink) Hello(_ string, h *wire.Hello, skew time.Duration) uint64 {
+	return o.p.receiveHello(o.s, h, skew, func() {
+		o.set(nil)
+		o.s.addresses.authenticated[o.address] = true
+	})
+}
+
+// set records the state of the stream, unless the stream was ended by us. The caller
+// holds mu.
+func (o *outboundSink) set(err error) {
+	if stream, ok := o.s.streams[o.address]; ok && o.life.Err() == nil {
+		stream.err = err
+	}
+}
+
+// Catalog implements wire.Sink.
+func (o *outboundSink) Catalog(_ string, services map[catalog.Key]catalog.Service) {
+	o.p.update(o.s, func() {
+		if o.life.Err() == nil {
+			o.s.notify = o.s.catalog.replace(o.s.link.TrustDomain, services)
+		}
+	})
+}
+
+// Disconnected implements wire.Sink.
+func (o *outboundSink) Disconnected(_ string, err error) {
+	if err == nil {
+		err = wire.ErrEnded
+	}
+	o.p.update(o.s, func() { o.set(err) })
+}
+
+// Trusts implements wire.Sink.
+func (o *outboundSink) Trusts(_ string, number uint64) { o.p.receiveAcknowledgement(o.s, number) }
+
+// receiveAcknowledgement takes in which list of our issuers a peer has applied.
+func (p *Peers) receiveAcknowledgement(s *peer, number uint64) {
+	p.update(s, func() { s.acknowledged = max(s.acknowledged, number) })
+}
+
+// Inbound returns the sink of the streams that peers open to us. They carry no catalog in
+// this direction.
+func (p *Peers) Inbound() wire.Sink { return inboundSink{p} }
+
+type inboundSink struct{ p *Peers }
+
+// Hello implements wire.Sink.
+func (i inboundSink) Hello(link string, h *wire.Hello, skew time.Duration) uint64 {
+	i.p.mu.Lock()
+	s := i.p.links[link]
+	if s != nil {
+		i.p.dialed[link] = greeting{link: s.link, hello: h, skew: skew, acknowledged: i.p.dialed[link].acknowledged}
+	}
+	i.p.mu.Unlock()
+	if s == nil {
+		return 0
+	}
+	return i.p.receiveHello(s, h, skew, func() { s.inbound = true })
+}
+
+// Catalog implements wire.Sink. It is never called.
+func (inboundSink) Catalog(string, map[catalog.Key]catalog.Service) {}
+
+// Disconnected implements wire.Sink.
+func (i inboundSink) Disconnected(link string, _ error) {
+	i.p.mu.Lock()
+	delete(i.p.dialed, link)
+	s := i.p.links[link]
+	i.p.mu.Unlock()
+	if s != nil {
+		i.p.update(s, func() { s.inbound = false })
+	}
+}
+
+// Trusts implements wire.Sink.
+func (i inboundSink) Trusts(link string, number uint64) {
+	i.p.mu.Lock()
+	s := i.p.links[link]
+	if g, ok := i.p.dialed[link]; ok {
+		g.acknowledged = max(g.acknowledged, number)
+		i.p.dialed[link] = g
+	}
+	i.p.mu.Unlock()
+	if s != nil {
+		i.p.receiveAcknowledgement(s, number)
+	}
+}
