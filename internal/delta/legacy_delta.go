@@ -1,39 +1,10 @@
-// Package delta tells a reader how keyed values change: the writer offers whole
-// views, the reader ends with the newest one, and what crosses is differences.
-//
-//	views ─Offer▶ Sender ─Next▶ Chunk ──(wire)──▶ Chunk ─Apply▶ Receiver ─▶ views
-//	       latest wins          bounded                 only whole ones
-//
-// It is the one engine of the node stream and the catalog stream. It knows no
-// protocol, socket or clock.
-//
-// What always holds:
-//   - A view is immutable from the moment it is given to this package or by it.
-//   - A reader that takes nothing costs its writer two maps of references and one
-//     list of changes, however often the views change meanwhile.
-//   - A chunk is marked whole if and only if the reader, having applied it, holds
-//     exactly one view that the writer was offered; a Receiver hands out only those.
-//   - A Receiver holds no more than its Limits say.
 package delta
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
-)
-
-// What a Receiver refuses. Its errors wrap one of these.
-var (
-	// ErrDuplicate reports a chunk that names a key twice.
-	ErrDuplicate = errors.New("the key appears twice in one update")
-	// ErrUnknownKey reports the removal of a key that is not held.
-	ErrUnknownKey = errors.New("the key was removed but never sent")
-	// ErrTooMany reports more keys than Limits allows.
-	ErrTooMany = errors.New("too many entries")
-	// ErrTooLarge reports more bytes than Limits allows.
-	ErrTooLarge = errors.New("too many bytes")
 )
 
 // Kind tells how values are named, measured and compared. All three are required
@@ -135,9 +106,6 @@ func (s *Sender[V]) begin() {
 	slices.Sort(s.removed)
 }
 
-// overhead is the most that protobuf's framing adds to one entry of a message.
-const overhead = 8
-
 // take moves one chunk from the list of changes to what was sent.
 func (s *Sender[V]) take() (c Chunk[V]) {
 	room := s.limit
@@ -167,17 +135,9 @@ func (s *Sender[V]) take() (c Chunk[V]) {
 	return c
 }
 
-// Limits bound what a Receiver holds. Zero means no bound.
-type Limits struct {
-	// Entries is the largest number of keys.
-	Entries int
-	// Bytes is the largest sum of the values' sizes and their keys'.
-	Bytes int
-}
-
-// Receiver turns chunks back into views. Make it with NewReceiver. After an
+// ViewReceiver turns chunks back into views. Make it with NewViewReceiver. After an
 // error it is of no further use. It is not safe for concurrent use.
-type Receiver[V comparable] struct {
+type ViewReceiver[V comparable] struct {
 	kind   Kind[V]
 	limits Limits
 	held   map[string]V
@@ -186,15 +146,15 @@ type Receiver[V comparable] struct {
 	stale  bool // held differs from the view handed out last
 }
 
-// NewReceiver returns a Receiver that holds nothing.
-func NewReceiver[V comparable](kind Kind[V], limits Limits) *Receiver[V] {
-	return &Receiver[V]{kind: kind, limits: limits, held: map[string]V{}}
+// NewViewReceiver returns a Receiver that holds nothing.
+func NewViewReceiver[V comparable](kind Kind[V], limits Limits) *ViewReceiver[V] {
+	return &ViewReceiver[V]{kind: kind, limits: limits, held: map[string]V{}}
 }
 
 // Apply takes a chunk and returns the view that is whole with it; nil if none is
 // or nothing changed. Its errors name the key and wrap ErrDuplicate,
 // ErrUnknownKey, ErrTooMany or ErrTooLarge.
-func (r *Receiver[V]) Apply(c Chunk[V]) (map[string]V, error) {
+func (r *ViewReceiver[V]) Apply(c Chunk[V]) (map[string]V, error) {
 	seen := make(map[string]struct{}, len(c.Upserts)+len(c.Removed))
 	once := func(key string) error {
 		if _, dup := seen[key]; dup {
@@ -231,7 +191,7 @@ func (r *Receiver[V]) Apply(c Chunk[V]) (map[string]V, error) {
 }
 
 // put holds v, within the limits.
-func (r *Receiver[V]) put(v V) error {
+func (r *ViewReceiver[V]) put(v V) error {
 	key := r.kind.Key(v)
 	if old, held := r.held[key]; held {
 		r.bytes -= r.kind.Size(old) + len(key)
