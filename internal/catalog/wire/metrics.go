@@ -53,6 +53,7 @@ var reasons = []struct {
 	{errHandshake, endedHandshake},
 	{errBroken, endedBroken},
 	{context.DeadlineExceeded, endedUnreachable},
+	{context.Canceled, endedOrderly},
 	{errStreams, endedStreams},
 	{errNotReady, endedNotReady},
 	{errStopping, endedStopping},

@@ -440,6 +440,19 @@ func TestRandomSlowSink(t *testing.T) {
 	}
 }
 
+// seenHints returns the replicas that west's handshakes asked for.
+func (w *world) seenHints() []ReplicaID {
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.hints)
+}
+
+func (w *world) lastHint() ReplicaID {
+	all := w.seenHints()
+	return all[len(all)-1]
+}
+
 // cutAll makes east end all streams: for a moment it knows no peer.
 func (w *world) cutAll() {
 	w.strangers.Store(true)
