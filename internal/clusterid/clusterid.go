@@ -113,6 +113,15 @@ func (i *Identity) Issuers() *Snapshot { return i.current.Load() }
 // RootHash identifies the certificate that peers pin. Invite tokens carry it.
 func (i *Identity) RootHash() [32]byte { return identity.RootHash(i.Issuers().Anchor()) }
 
+// catalogService is the name under which gateways know the controllers' replicas.
+const catalogService = "causeway/catalog"
+
+// ReplicaID names a controller replica to peers, by the UID of its pod. Gateways of this
+// cluster hand a stream that asks for it to that replica. It tells nothing about the pod.
+func (i *Identity) ReplicaID(podUID string) [8]byte {
+	return identity.EndpointID(identity.EndpointKey(i.hopMasterKey), catalogService, podUID)
+}
+
 // Hello is what peers learn about this cluster in every catalog stream.
 type Hello struct {
 	// IssuerList is the signed list of issuers, DER.

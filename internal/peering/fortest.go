@@ -1,6 +1,8 @@
 package peering
 
 import (
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -10,8 +12,9 @@ import (
 
 // TestStream plays the peer's side of a stream in tests of packages that use Peers.
 type TestStream struct {
-	sink wire.Sink
-	link string
+	sink    wire.Sink
+	catalog wire.CatalogSink // nil: the stream carries no catalog
+	link    string
 }
 
 // StreamForTest returns the stream to a gateway address in place of the real one, which it
@@ -30,7 +33,11 @@ func (p *Peers) StreamForTest(link, address string) TestStream {
 	if stream, ok := s.streams[address]; ok {
 		stream.cancel()
 	}
-	return TestStream{sink: &outboundSink{p: p, s: s, address: address, life: s.life}, link: link}
+	return TestStream{
+		sink:    &outboundSink{p: p, s: s, address: address, life: s.life},
+		catalog: catalogSink{p, s},
+		link:    link,
+	}
 }
 
 // Hello delivers the peer's Hello, and returns the number of the peer's list of issuers
@@ -43,12 +50,23 @@ func (t TestStream) HelloWithSkew(h *wire.Hello, skew time.Duration) uint64 {
 }
 
 // Acknowledge delivers which list of our issuers the peer has applied.
-func (t TestStream) Acknowledge(number uint64) { t.sink.Trusts(t.link, number) }
+func (t TestStream) Acknowledge(number uint64) { t.sink.IssuersApplied(t.link, number) }
 
-// Catalog delivers the peer's whole catalog.
+// Freshness delivers a heartbeat.
+func (t TestStream) Freshness(f wire.Freshness) { t.sink.Freshness(t.link, f) }
+
+// Catalog delivers a complete catalog without a version that differs from the last one by
+// services, which are new or changed.
 func (t TestStream) Catalog(services map[catalog.Key]catalog.Service) {
-	t.sink.Catalog(t.link, services)
+	var d wire.Delta
+	for _, key := range slices.SortedFunc(maps.Keys(services), catalog.Key.Compare) {
+		d.Upserts = append(d.Upserts, services[key])
+	}
+	t.Deliver(d)
 }
+
+// Deliver delivers the difference to another complete catalog.
+func (t TestStream) Deliver(d wire.Delta) { t.catalog.Catalog(t.link, d) }
 
 // Disconnected ends the stream.
 func (t TestStream) Disconnected(err error) { t.sink.Disconnected(t.link, err) }

@@ -47,7 +47,7 @@ func newPeers(t *testing.T, a *kubetest.API, change func(*Config)) *Peers {
 	t.Helper()
 	c := Config{
 		Identity:  west().Identity,
-		Board:     &wire.Board{},
+		Board:     wire.NewBoard(),
 		Client:    a,
 		Namespace: system,
 		OnChange:  func(string) {},

@@ -16,6 +16,9 @@
 //   - A list of issuers with a lower number than the stored one is never stored.
 //   - Another Link of the same name, or for another peer, starts with nothing that was
 //     learned before.
+//   - One stream per peer carries its catalog; streams to other addresses carry heartbeats.
+//   - A removal counts only if the catalog that lacks the Service is not older than the one
+//     applied last.
 //   - Every goroutine ends with the context that Set was given; Wait waits for them.
 package peering
 
@@ -54,6 +57,8 @@ type Config struct {
 	OnChange func(link string)
 	Log      *slog.Logger
 	Metrics  *wire.Metrics
+	// Budgets are shared with the catalog server; nil means separate ones.
+	Budgets *wire.Budgets
 	// Dial opens a connection to a gateway address; nil means TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Lookup resolves a name; nil means the resolver of the operating system.
@@ -82,6 +87,9 @@ func New(c Config) *Peers {
 		c.Lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		}
+	}
+	if c.Budgets == nil {
+		c.Budgets = wire.NewBudgets()
 	}
 	return &Peers{
 		c:      c,
@@ -190,13 +198,14 @@ type peer struct {
 	life   context.Context
 	cancel context.CancelFunc
 
-	addresses gatewayAddresses
-	streams   map[string]*outbound // by gateway address
-	inbound   bool                 // the peer has a stream to us
-	hello     *wire.Hello          // the newest; nil: none yet
-	skew      time.Duration
-	catalog   catalogState
-	issuers   issuerLists
+	subscriber *wire.Subscriber
+	addresses  gatewayAddresses
+	streams    map[string]*outbound // by gateway address
+	inbound    bool                 // the peer has a stream to us
+	hello      *wire.Hello          // the newest; nil: none yet
+	skew       time.Duration
+	catalog    catalogState
+	issuers    issuerLists
 	// acknowledged is the newest list of our issuers that the peer reports to have.
 	acknowledged uint64
 	// degradedSince is when something was last lost, if not all is well; zero: all is.
@@ -224,6 +233,7 @@ func (p *Peers) newPeer(ctx context.Context, l link.Peer) *peer {
 		s.inbound, s.hello, s.skew, s.acknowledged = true, g.hello, g.skew, g.acknowledged
 		s.issuers.judge(s.link, g.hello.GetIssuerList()) // RestoreLost stores it
 	}
+	s.subscriber = wire.NewSubscriber(l.Name, l.TrustDomain, p.c.Board, catalogSink{p, s}, wire.SubscriberOptions{Budgets: p.c.Budgets})
 	s.snapshot = s.newSnapshot()
 	return s
 }

