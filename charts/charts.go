@@ -169,8 +169,9 @@ func parse(name, text string) ([]*unstructured.Unstructured, error) {
 
 // installOrder lists the chart's kinds. The test fails for a kind that is not here.
 var installOrder = []string{
-	"CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
-	"Service", "Deployment", "DaemonSet", "Job",
+	"CustomResourceDefinition", "FlowSchema",
+	"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
+	"Service", "PodDisruptionBudget", "Deployment", "DaemonSet", "Job",
 }
 
 func byInstallOrder(a, b *unstructured.Unstructured) int {

@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/rotation"
 )
@@ -255,7 +256,7 @@ func requireSecret(ctx context.Context, c client.Client, namespace, name string)
 	if apierrors.IsNotFound(err) {
 		return fmt.Errorf("Secret %s/%s is gone and peers trust what it held: restore it from a backup; "+
 			"if it is lost for good, delete ConfigMap %s and Secret %s too, and link every peer again",
-			namespace, name, ConfigMapName, issuerSecret)
+			namespace, name, clusterinfo.IdentityConfigMap, issuerSecret)
 	}
 	if err != nil {
 		return fmt.Errorf("read Secret %s/%s: %w", namespace, name, err)

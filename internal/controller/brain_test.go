@@ -17,7 +17,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
-	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/peering"
 )
@@ -214,12 +214,12 @@ func TestIdentityIsNotReadWithEachThought(t *testing.T) {
 		}
 		r.Refuse(nil)
 		var cm corev1.ConfigMap
-		r.MustGet(t, system, clusterid.ConfigMapName, &cm)
+		r.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
 		if err := r.Delete(t.Context(), &cm); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(reread + time.Second)
-		r.MustGet(t, system, clusterid.ConfigMapName, &cm)
+		r.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
 	})
 }
 

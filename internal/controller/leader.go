@@ -22,6 +22,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
@@ -316,7 +317,7 @@ func (l *leader) warnOfExpiries(h house, now time.Time) {
 // this cluster's identity. It is nil if the Link is gone.
 func (h *house) certificateOwner(e clusterid.Expiry, namespace string) runtime.Object {
 	if e.Link == "" {
-		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: clusterid.ConfigMapName}}
+		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: clusterinfo.IdentityConfigMap}}
 	}
 	for i := range h.links {
 		if h.links[i].Name == e.Link {

@@ -17,7 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
-	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/peering"
 )
@@ -245,8 +245,8 @@ func TestOwnGatewaysAreTold(t *testing.T) {
 		}
 		published := func() string {
 			var cm corev1.ConfigMap
-			r.MustGet(t, system, clusterid.ConfigMapName, &cm)
-			return cm.Data[clusterid.KeyGateways]
+			r.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
+			return cm.Data[clusterinfo.KeyGateways]
 		}
 		if got := published(); got != "198.51.100.2:4143,lb.west.example:4143" {
 			t.Errorf("people are told %q", got)

@@ -144,7 +144,7 @@ func TestExplainDNS(t *testing.T) {
 	}
 }
 
-// The index answers as a walk over all objects would, whatever was added and removed.
+// The index answers as a walk over all objects would, after any sequence of changes.
 func TestAddressIndexMatchesFullScan(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	ips := []string{"10.0.0.1", "10.0.0.2", "::ffff:10.0.0.3", "2001:db8::1", "", "None"}

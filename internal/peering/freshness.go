@@ -19,7 +19,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
-	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 // FreshnessPath is where a replica reports its freshness on its probe port.
@@ -58,8 +58,8 @@ type FreshnessConfig struct {
 //	API server ◀─GET every 5 s── Freshness ──GET /freshness every 5 s──▶ other replicas
 //	                                └──▶ readiness, heartbeats to peers and nodes
 //
-// A replica whose connection to the API server broke keeps its caches and cannot notice by
-// itself that they grow old. Make it with NewFreshness. It is safe for concurrent use.
+// A replica whose connection to the API server broke keeps its caches and cannot notice
+// that they grow old. Make it with NewFreshness. It is safe for concurrent use.
 type Freshness struct {
 	c    FreshnessConfig
 	http *http.Client
@@ -141,7 +141,7 @@ func (f *Freshness) read(ctx context.Context) {
 	defer cancel()
 	start := time.Now()
 	var cm corev1.ConfigMap
-	err := f.c.Client.Get(ctx, client.ObjectKey{Namespace: f.c.Namespace, Name: clusterid.ConfigMapName}, &cm)
+	err := f.c.Client.Get(ctx, client.ObjectKey{Namespace: f.c.Namespace, Name: clusterinfo.IdentityConfigMap}, &cm)
 	if client.IgnoreNotFound(err) != nil {
 		f.c.Log.Debug("cannot read the API server", "error", err)
 		return

@@ -74,7 +74,7 @@ func TestFresherReplica(t *testing.T) {
 		want           byte
 	}{
 		"equal": {
-			why:      "nobody is fresher",
+			why:      "no replica is fresher",
 			last:     report(version("e", 5), time.Second, 2),
 			previous: report(version("e", 5), time.Second, 2),
 		},

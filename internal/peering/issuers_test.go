@@ -120,7 +120,7 @@ func TestRepeatedHellosReadTheAPIOnce(t *testing.T) {
 		stream := p.StreamForTest("east", "")
 		for range 1000 {
 			if n := stream.Hello(h); n != 2 {
-				t.Fatalf("the peer is told that list %d is applied, want 2", n)
+				t.Fatalf("the peer learns that list %d is applied, want 2", n)
 			}
 		}
 		if got := a.Reads(); got != 1 {
@@ -144,7 +144,7 @@ func TestOlderListIsRejectedFromMemory(t *testing.T) {
 	before := a.Reads()
 	for range 3 {
 		if n := stream.Hello(old); n != 2 {
-			t.Errorf("the peer is told that list %d is applied, want 2", n)
+			t.Errorf("the peer learns that list %d is applied, want 2", n)
 		}
 	}
 	if a.Reads() != before {
@@ -181,7 +181,7 @@ func TestRestoreLostStoresListAgain(t *testing.T) {
 		if got := storedNumber(t, a, eastPeer()); got != 2 {
 			t.Fatalf("list %d is stored after the API server came back, want 2", got)
 		}
-		// Somebody deletes the PeerTrust.
+		// A user deletes the PeerTrust.
 		var trust v1alpha1.PeerTrust
 		a.MustGet(t, system, "east", &trust)
 		if err := a.Delete(t.Context(), &trust); err != nil {

@@ -42,7 +42,7 @@ func hello(o *clusteridtest.Cluster, number uint64) *wire.Hello {
 	return &wire.Hello{Version: "v9", IssuerList: o.SignedList(number), LinkPublicKey: o.LinkKey().Public()}
 }
 
-// newPeers returns west's peers, which dial nobody unless change says otherwise.
+// newPeers returns west's peers, which reach no address unless change says otherwise.
 func newPeers(t *testing.T, a *kubetest.API, change func(*Config)) *Peers {
 	t.Helper()
 	c := Config{

@@ -67,7 +67,7 @@ func TestPlanTrustReportsOfFollower(t *testing.T) {
 			snapshot: &Snapshot{Inbound: true, PeerVersion: "v9"},
 			want:     []v1alpha1.ReplicaReport{{Name: "me", Connected: true, PeerVersion: "v9"}},
 		},
-		"nobody can dial": {why: "there is nothing to report", snapshot: &Snapshot{}},
+		"no replica can dial": {why: "there is nothing to report", snapshot: &Snapshot{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			stored := &v1alpha1.PeerTrust{Spec: v1alpha1.PeerTrustSpec{LinkUID: eastPeer().UID, Replicas: c.stored}}
@@ -163,7 +163,7 @@ func TestMergeReports(t *testing.T) {
 			reports:  []v1alpha1.ReplicaReport{report("other", false, "no route")},
 		},
 		"the peer dialed the follower": {
-			why:       "one stream is enough where nobody can be dialed",
+			why:       "one stream is enough where no address can be dialed",
 			snapshot:  &Snapshot{},
 			reports:   []v1alpha1.ReplicaReport{report("other", true, "")},
 			connected: true,

@@ -86,11 +86,11 @@ func (p *Peers) clientTLS(peer link.Peer, hint wire.ReplicaID) (*tls.Config, err
 	now := time.Now()
 	day := identity.Day(now)
 	key := identity.DayKey(secret, id.TrustDomain(), peer.TrustDomain, day)
-	var wish route.Wish
+	endpoint := route.AnyEndpoint()
 	if !hint.IsZero() {
-		wish = route.ForEndpoint(route.EndpointID(hint))
+		endpoint = route.ForEndpoint(route.EndpointID(hint))
 	}
-	sni, err := route.NewSealer(route.DatedKey{Day: day, Key: key}).Seal(route.Catalog, wish, now)
+	sni, err := route.NewSealer(route.DatedKey{Day: day, Key: key}).Seal(route.Catalog, endpoint, now)
 	if err != nil {
 		return nil, err
 	}

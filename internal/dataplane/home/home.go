@@ -36,6 +36,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/dataplane/links"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -237,14 +238,14 @@ func (h *Home) tls() (*tls.Config, error) {
 }
 
 func readRoot(dir string) (trustDomain string, root *x509.Certificate, err error) {
-	domain, err := os.ReadFile(filepath.Join(dir, "trustDomain"))
+	domain, err := os.ReadFile(filepath.Join(dir, clusterinfo.KeyTrustDomain))
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil, fmt.Errorf("the cluster's identity is not in %s yet: the controller publishes it in ConfigMap causeway-identity at its first start", dir)
 	}
 	if err != nil {
 		return "", nil, fmt.Errorf("read the cluster's trust domain: %w", err)
 	}
-	text, err := os.ReadFile(filepath.Join(dir, "root.pem"))
+	text, err := os.ReadFile(filepath.Join(dir, clusterinfo.KeyRoot))
 	if err != nil {
 		return "", nil, fmt.Errorf("read the cluster's root: %w", err)
 	}
