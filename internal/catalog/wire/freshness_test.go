@@ -191,7 +191,7 @@ func TestApplicable(t *testing.T) {
 			want: EpochUnconfirmed,
 		},
 		"new epoch": {
-			why:  "a stale replica of before may be the one that is right",
+			why:  "a stale replica of the old epoch may be the one that is right",
 			last: Version{"e", 2}, received: Version{"f", 1},
 			seen: []epoch{{"f", ten - 1, zero}},
 			want: EpochUnconfirmed,
