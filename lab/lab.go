@@ -89,8 +89,9 @@ func newLab(o Options) (*Lab, error) {
 	return &Lab{names: names{lab: o.Name, state: state}, cgroups: h, progress: o.Progress}, nil
 }
 
-// Up makes what of the lab is missing, and returns when every cluster's nodes are ready and its DNS answers.
-// It may be called again at any time, also after a crash.
+// Up makes what of the lab is missing, and returns when every cluster's nodes are ready and
+// its DNS answers. It may be called again at any time, also after a crash. If the lab has no
+// record on disk, Up first removes what an earlier run left under the lab's name.
 func Up(ctx context.Context, o Options) (*Lab, error) {
 	l, err := newLab(o)
 	if err != nil {
@@ -108,6 +109,11 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		return nil, err
 	}
 	defer unlock()
+	if !exists(l.planFile()) {
+		if err := l.clear(ctx); err != nil {
+			return nil, fmt.Errorf("remove what an earlier lab %q left: %w", l.names.lab, err)
+		}
+	}
 	changed, err := l.settle(o, tools)
 	if err != nil {
 		return nil, err

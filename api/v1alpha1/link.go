@@ -13,6 +13,7 @@ import (
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,categories=causeway
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Trust Domain",type=string,JSONPath=`.spec.trustDomain`
 // +kubebuilder:printcolumn:name="Connected",type=string,JSONPath=`.status.conditions[?(@.type=="Connected")].status`
 // +kubebuilder:printcolumn:name="Trusted",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Trusted")].status`
@@ -73,6 +74,11 @@ type LinkSpec struct {
 	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self)",message="gatewayCIDRs are ranges such as 198.51.100.0/24"
 	GatewayCIDRs []string `json:"gatewayCIDRs,omitempty"`
 
+	// Suspend stops new connections in both directions. Open connections go on,
+	// mirrors stay, and the catalog is kept up to date. If absent, it is false.
+	// +optional
+	Suspend bool `json:"suspend,omitempty"`
+
 	// Export says which of this cluster's exported Services the peer may see
 	// and call. Absent: none.
 	// +optional
@@ -85,6 +91,10 @@ type LinkSpec struct {
 
 // Condition types of a Link. Each is True only once it truly works.
 const (
+	// LinkReady: the first sync that the Link asks for is complete. It turns False
+	// only for what the Link's owner must change, never for an outage, which
+	// Connected and GatewayReachable show.
+	LinkReady = "Ready"
 	// LinkConnected: a catalog stream with the peer's controller is up.
 	LinkConnected = "Connected"
 	// LinkTrusted: the Link's public material is valid and unique, and the
@@ -103,6 +113,10 @@ type LinkStatus struct {
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+
+	// ObservedGeneration is the generation of the Link that the status is about.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
 	// Mirrors is the number of Services mirrored from the peer.
 	// +optional

@@ -40,7 +40,24 @@ type ExportRules struct {
 	// NamespaceSelector matches the labels of the namespaces whose Services may cross.
 	// +optional
 	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
+
+	// Default decides about callers of a Service that no ExportPolicy selects. Allow
+	// admits every caller of the peer; Deny admits none until an ExportPolicy names
+	// callers. If empty, it is Allow.
+	// +optional
+	Default ExportDefault `json:"default,omitempty"`
 }
+
+// ExportDefault decides about callers where no ExportPolicy does.
+// +kubebuilder:validation:Enum=Allow;Deny
+type ExportDefault string
+
+const (
+	// ExportAllow admits every caller of the peer. It is the default.
+	ExportAllow ExportDefault = "Allow"
+	// ExportDeny admits no caller.
+	ExportDeny ExportDefault = "Deny"
+)
 
 // All reports whether r narrows nothing. A nil r lets nothing cross.
 func (r *ExportRules) All() bool {
@@ -110,10 +127,33 @@ type ImportRules struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(k, !k.startsWith('causeway.dev/') && !k.startsWith('mirror.linkerd.io/'))",message="causeway.dev/ and mirror.linkerd.io/ keys never cross a Link"
 	CopyAnnotations []string `json:"copyAnnotations,omitempty"`
 
+	// Callers says which of this cluster's namespaces may call the mirrors. If absent,
+	// every namespace may.
+	// +optional
+	Callers *CallerRules `json:"callers,omitempty"`
+
 	// Quotas bound what the peer can make this cluster hold. Of what is beyond
 	// them the mirrors that were here first stay.
 	// +optional
 	Quotas *ImportQuotas `json:"quotas,omitempty"`
+}
+
+// CallerRules choose the local namespaces whose pods may call the mirrors of a Link.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.namespaces) != has(self.namespaceSelector)",message="give namespaces or a namespaceSelector, not both and not neither"
+type CallerRules struct {
+	// Namespaces lists the namespaces that may call.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Namespaces []string `json:"namespaces,omitempty"`
+
+	// NamespaceSelector matches the labels of the namespaces that may call.
+	// +optional
+	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
 }
 
 // ImportQuotas bound the mirrors of one Link.
@@ -146,6 +186,13 @@ type ImportQuotas struct {
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
 	VIPPercent int32 `json:"vipPercent,omitempty"`
+	// Namespaces that createNamespaces may make for the Link, counted over those that
+	// bear its label. Namespaces are never deleted, so the count never falls without
+	// a person. If absent, it is 20.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000
+	Namespaces int32 `json:"namespaces,omitempty"`
 }
 
 // What ImportQuotas that are absent are.
@@ -155,6 +202,7 @@ const (
 	DefaultQuotaPorts                = 16
 	DefaultQuotaHostnames            = 64
 	DefaultQuotaVIPPercent           = 10
+	DefaultQuotaNamespaces           = 20
 )
 
 // NamespaceRule lets the Services of one of the peer's namespaces in.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/canary"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
@@ -123,7 +124,7 @@ func barMirror() corev1.Service {
 func barSlice() discoveryv1.EndpointSlice {
 	return discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "bar-east-causeway", Labels: map[string]string{
-			discoveryv1.LabelServiceName: "bar-east", discoveryv1.LabelManagedBy: sliceManager, v1alpha1.LinkLabel: "east", v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
+			discoveryv1.LabelServiceName: "bar-east", discoveryv1.LabelManagedBy: clusterinfo.SliceManager, v1alpha1.LinkLabel: "east", v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
 		}},
 		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"240.0.0.2"}}},
 	}

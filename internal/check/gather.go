@@ -19,6 +19,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 // Gather reads what the API server knows into f, whose Namespace says where Causeway is and whose Rights say which to ask
@@ -111,13 +113,10 @@ func (g *gatherer) rights() {
 	}
 }
 
-// identityConfigMap is the cluster's public half, which the controller keeps.
-const identityConfigMap = "causeway-identity"
-
 func (g *gatherer) identity() {
-	g.do("ConfigMap "+identityConfigMap, func() (func(), error) {
+	g.do("ConfigMap "+clusterinfo.IdentityConfigMap, func() (func(), error) {
 		var m corev1.ConfigMap
-		err := g.c.Get(g.ctx, client.ObjectKey{Namespace: g.f.Namespace, Name: identityConfigMap}, &m)
+		err := g.c.Get(g.ctx, client.ObjectKey{Namespace: g.f.Namespace, Name: clusterinfo.IdentityConfigMap}, &m)
 		if apierrors.IsNotFound(err) {
 			return nil, nil
 		}
@@ -157,9 +156,7 @@ func (g *gatherer) nodes() (func(), error) {
 	for _, n := range list.Items {
 		out = append(out, Node{
 			Name: n.Name, Linux: cmp.Or(n.Labels[corev1.LabelOSStable], "linux") == "linux",
-			Ready: slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-				return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-			}),
+			Ready: kube.NodeReady(&n),
 		})
 	}
 	slices.SortFunc(out, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
@@ -168,20 +165,23 @@ func (g *gatherer) nodes() (func(), error) {
 
 func (g *gatherer) pods() (func(), error) {
 	var list corev1.PodList
-	if err := g.c.List(g.ctx, &list, client.InNamespace(g.f.Namespace), client.MatchingLabels{"app.kubernetes.io/name": "causeway"}); err != nil {
+	if err := g.c.List(g.ctx, &list, client.InNamespace(g.f.Namespace), client.MatchingLabels{clusterinfo.NameLabel: clusterinfo.Causeway}); err != nil {
 		return nil, err
 	}
 	var out []Pod
 	for i := range list.Items {
 		p := &list.Items[i]
-		if p.DeletionTimestamp != nil || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		if p.DeletionTimestamp != nil || kube.PodFinished(p) {
 			continue
 		}
+		ready, _ := kube.PodReady(p)
 		out = append(out, Pod{
-			Name: p.Name, Component: p.Labels["app.kubernetes.io/component"], Node: p.Spec.NodeName, Trouble: trouble(p), PathFails: pathFails(p),
-			Ready: slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-				return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-			}),
+			Name:      p.Name,
+			Component: p.Labels[clusterinfo.ComponentLabel],
+			Node:      p.Spec.NodeName,
+			Ready:     ready,
+			Trouble:   trouble(p),
+			PathFails: pathFails(p),
 		})
 	}
 	slices.SortFunc(out, func(a, b Pod) int { return strings.Compare(a.Name, b.Name) })

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
@@ -92,8 +93,8 @@ func identities(f Facts) []Line {
 		return []Line{fail(checkIdentity, clusterwide, "ConfigMap causeway-identity is not there",
 			fmt.Sprintf("the controller makes it: `kubectl -n %s logs deployment/causeway-controller` tells why it does not", f.Namespace))}
 	}
-	domain := f.Identity["trustDomain"]
-	root, err := identity.ParseRootCertificate([]byte(f.Identity["root.pem"]), domain)
+	domain := f.Identity[clusterinfo.KeyTrustDomain]
+	root, err := identity.ParseRootCertificate([]byte(f.Identity[clusterinfo.KeyRoot]), domain)
 	if err != nil {
 		return []Line{fail(checkIdentity, clusterwide, fmt.Sprintf("ConfigMap causeway-identity holds no root: %v", err),
 			"`kubectl -n "+f.Namespace+" delete configmap causeway-identity`: the controller makes it anew from its Secrets within a minute")}

@@ -8,10 +8,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 )
 
@@ -147,7 +147,7 @@ func (o objects) mirror(l *v1alpha1.Link, m v1alpha1.LedgerMirror) []Line {
 			return nil // said as the Link's problem
 		}
 		return []Line{fail(checkMirror, key, "the mirror of "+sourceOf(m)+" in "+l.Name+" is not there", written)}
-	case !ownedBy(svc, string(l.UID)) && !marked(svc.Labels):
+	case !l.Owns(svc) && !marked(svc.Labels):
 		return []Line{fail(checkMirror, key, "a Service that Causeway did not make has the mirror's name", rename)}
 	case svc.DeletionTimestamp != nil:
 		return []Line{warn(checkMirror, key, "the mirror is being deleted", "a finalizer of somebody else's may hold it: `kubectl -n "+m.MirrorNamespace+" get service "+m.MirrorName+" -o yaml` shows it")}
@@ -163,13 +163,13 @@ func (o objects) mirror(l *v1alpha1.Link, m v1alpha1.LedgerMirror) []Line {
 func (o objects) endpoints(l *v1alpha1.Link, m v1alpha1.LedgerMirror, key string) []Line {
 	var ours []*discoveryv1.EndpointSlice
 	for _, s := range o.slices[key] {
-		if s.Labels[discoveryv1.LabelManagedBy] != sliceManager {
+		if s.Labels[discoveryv1.LabelManagedBy] != clusterinfo.SliceManager {
 			return []Line{fail(checkMirror, key, "EndpointSlice "+s.Name+", which Causeway did not make, leads the mirror's callers elsewhere, in plaintext",
 				"delete it, or the Endpoints object of the mirror's name that it was made from")}
 		}
 		ours = append(ours, s)
 	}
-	if m.Headless && m.Hostname == "" {
+	if m.IsHeadlessParent() {
 		return nil // it lists the mirrors of pods
 	}
 	for _, vip := range m.VIPs {
@@ -182,9 +182,6 @@ func (o objects) endpoints(l *v1alpha1.Link, m v1alpha1.LedgerMirror, key string
 	}
 	return nil
 }
-
-// sliceManager is who manages the EndpointSlices of mirrors.
-const sliceManager = "causeway.dev"
 
 func samePorts(svc *corev1.Service, m v1alpha1.LedgerMirror) bool {
 	want, have := map[string]int32{}, map[string]int32{}
@@ -217,7 +214,7 @@ func (f Facts) orphans(o objects, known map[string]bool) []Line {
 	for _, key := range slices.Sorted(maps.Keys(o.slices)) {
 		for _, s := range o.slices[key] {
 			link := s.Labels[v1alpha1.LinkLabel]
-			if s.Labels[discoveryv1.LabelManagedBy] != sliceManager || link == "" || o.services[key] != nil || f.Link != "" && link != f.Link {
+			if s.Labels[discoveryv1.LabelManagedBy] != clusterinfo.SliceManager || link == "" || o.services[key] != nil || f.Link != "" && link != f.Link {
 				continue
 			}
 			lines = append(lines, warn(checkMirror, s.Namespace+"/"+s.Name, "it is an EndpointSlice of a mirror that is gone", "Kubernetes' garbage collector removes it: does kube-controller-manager run?"))
@@ -229,7 +226,7 @@ func (f Facts) orphans(o objects, known map[string]bool) []Line {
 // linkOf is the Link that svc says it is a mirror of.
 func linkOf(svc *corev1.Service) (name string, ours bool) {
 	for _, o := range svc.OwnerReferences {
-		if isLink(o) {
+		if v1alpha1.IsLinkReference(o) {
 			return o.Name, true
 		}
 	}
@@ -238,15 +235,6 @@ func linkOf(svc *corev1.Service) (name string, ours bool) {
 
 func marked(labels map[string]string) bool {
 	return labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy && labels[v1alpha1.LinkLabel] != ""
-}
-
-func isLink(o metav1.OwnerReference) bool {
-	group, _, _ := strings.Cut(o.APIVersion, "/")
-	return o.Kind == "Link" && group == v1alpha1.GroupVersion.Group
-}
-
-func ownedBy(svc *corev1.Service, uid string) bool {
-	return slices.ContainsFunc(svc.OwnerReferences, func(o metav1.OwnerReference) bool { return isLink(o) && string(o.UID) == uid })
 }
 
 // partial are the problems by which a Service crosses in part, or as somebody wanted.

@@ -1,6 +1,6 @@
 // Package cli is the causeway command: it turns words into one call, and the answer into text.
 //
-//	argv ─▶ flags ─▶ one public verb of a room ─▶ answer on stdout; progress, errors and hints on stderr
+//	argv ─▶ flags ─▶ one function of another package ─▶ answer on stdout; progress, errors and hints on stderr
 //
 // What always holds:
 //   - Nothing but what was asked for is written to stdout, so that it can be piped.

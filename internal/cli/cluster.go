@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 // clusterFlags say which cluster is meant, as kubectl's do, and where Causeway is in it.
@@ -30,7 +31,7 @@ type clusterFlags struct {
 func (f *clusterFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.kubeconfig, "kubeconfig", "", "path of the kubeconfig `file` (default $KUBECONFIG or ~/.kube/config)")
 	c.Flags().StringVar(&f.context, "context", "", "`name` of the kubeconfig context (default the current one)")
-	c.Flags().StringVarP(&f.namespace, "namespace", "n", "causeway-system", "Causeway's own `namespace`")
+	c.Flags().StringVarP(&f.namespace, "namespace", "n", clusterinfo.DefaultNamespace, "Causeway's own `namespace`")
 }
 
 // cluster is a connection to an API server.

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
@@ -178,7 +179,7 @@ func mirrorOf(l *v1alpha1.Link, namespace, name string, ready bool) mirrored {
 			Namespace: namespace, Name: name + "-causeway", UID: types.UID("uid-of-slice-" + name),
 			Labels: map[string]string{
 				v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: l.Name,
-				discoveryv1.LabelManagedBy: sliceManager, discoveryv1.LabelServiceName: name,
+				discoveryv1.LabelManagedBy: clusterinfo.SliceManager, discoveryv1.LabelServiceName: name,
 			},
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Service", Name: name, UID: s.UID}},
 		},

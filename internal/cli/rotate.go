@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/rotation"
 )
 
@@ -151,7 +152,7 @@ func ask(ctx context.Context, c client.Client, namespace string, r rotation.Requ
 	if err != nil {
 		return fmt.Errorf("write the request: %w", err)
 	}
-	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: identityConfigMap}}
+	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: clusterinfo.IdentityConfigMap}}
 	err = c.Patch(ctx, cm, client.RawPatch(types.MergePatchType, patch))
 	if apierrors.IsNotFound(err) {
 		return withHint(fmt.Errorf("this cluster has no identity yet: %w", err), "`causeway install` first")
@@ -165,7 +166,7 @@ func ask(ctx context.Context, c client.Client, namespace string, r rotation.Requ
 // rotating says what is still missing of the request; "": nothing.
 func rotating(ctx context.Context, c client.Reader, namespace string, r rotation.Request) (string, error) {
 	var cm corev1.ConfigMap
-	if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: identityConfigMap}, &cm); err != nil {
+	if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: clusterinfo.IdentityConfigMap}, &cm); err != nil {
 		return "", err
 	}
 	p, err := rotation.ParseProgress(cm.Annotations[rotation.ProgressAnnotation])

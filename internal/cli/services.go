@@ -127,7 +127,7 @@ func reportMirrors(ctx context.Context, cl cluster) ([]mirrorReport, error) {
 	out := []mirrorReport{}
 	for i := range services.Items {
 		s := &services.Items[i]
-		owner := slices.IndexFunc(s.OwnerReferences, isLink)
+		owner := slices.IndexFunc(s.OwnerReferences, v1alpha1.IsLinkReference)
 		if owner < 0 {
 			continue
 		}

@@ -13,6 +13,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 // Audience is what a token for a controller must be meant for.
@@ -46,9 +49,9 @@ const (
 
 // roles are the ServiceAccounts that may call at all.
 var roles = map[string]Role{
-	"causeway-controller": RoleController,
-	"causeway-gateway":    RoleGateway,
-	"causeway-agent":      RoleAgent,
+	clusterinfo.ControllerName: RoleController,
+	clusterinfo.GatewayName:    RoleGateway,
+	clusterinfo.AgentName:      RoleAgent,
 }
 
 // Caller is the holder of a token. Every field of one that Authenticate returns
@@ -195,7 +198,7 @@ func (a *Authenticator) present(ctx context.Context, caller Caller) error {
 	if err != nil || string(pod.UID) != caller.PodUID {
 		return refuse(ErrUnauthenticated, ReasonPod, "pod %s with UID %s, to which the token is bound, is not there as far as this replica has seen", caller.PodName, caller.PodUID)
 	}
-	if over(&pod) {
+	if kube.PodFinished(&pod) {
 		return refuse(ErrUnauthenticated, ReasonPod, "pod %s, to which the token is bound, is over: it has %s", caller.PodName, strings.ToLower(string(pod.Status.Phase)))
 	}
 	if pod.Spec.NodeName != caller.NodeName || pod.Spec.ServiceAccountName != caller.ServiceAccount {

@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 // PodNodeField is the index that the reader of pods must have, extracted by
@@ -166,11 +167,5 @@ func bears(pod *corev1.Pod, node string, name identity.Name) bool {
 	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
 	return pod.Spec.NodeName == node &&
 		pod.Namespace == name.Namespace() && pod.Spec.ServiceAccountName == name.ServiceAccount() &&
-		!over(pod) && !pod.Spec.HostNetwork && !mirror
-}
-
-// over reports whether all of a pod's containers have ended for good: its address
-// may by now be another's. A pod that is being deleted still lives.
-func over(pod *corev1.Pod) bool {
-	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+		!kube.PodFinished(pod) && !pod.Spec.HostNetwork && !mirror
 }
