@@ -42,7 +42,7 @@ func (c *copyOf) drain() *copyOf {
 		}
 		for _, key := range u.GetRemoved() {
 			if _, had := c.services[parseKey(key)]; !had {
-				c.t.Errorf("the peer was told the name of %s, which it may not see", key)
+				c.t.Errorf("the peer received the name of %s, which it may not see", key)
 			}
 			delete(c.services, parseKey(key))
 		}
@@ -166,7 +166,7 @@ func TestBoardKeepsBounds(t *testing.T) {
 			leftOut: map[string]string{"c": TooManyServices},
 		},
 		"newcomer": {
-			why:     "what is sent must not be evicted by a newcomer, whatever its name",
+			why:     "what is sent must not be evicted by a newcomer, even of a lower name",
 			bounds:  Bounds{Services: 2},
 			publish: [][]Listing{some("b", "c"), some("a")},
 			want:    []string{"b", "c"},
@@ -180,7 +180,7 @@ func TestBoardKeepsBounds(t *testing.T) {
 			leftOut: map[string]string{"a": TooManyServices, "y": TooManyServices},
 		},
 		"waiting one unexported": {
-			why:     "nobody waits who is no longer exported",
+			why:     "a Service that is no longer exported does not wait",
 			bounds:  Bounds{Services: 2},
 			publish: [][]Listing{some("a", "b", "c", "d"), {removal("c")}, {removal("a")}},
 			want:    []string{"b", "d"},

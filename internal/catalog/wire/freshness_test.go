@@ -117,7 +117,7 @@ func TestChooser(t *testing.T) {
 			steps: []seen{{at: 0, streams: []Observed{beside(a, "e", 1, time.Minute), beside(b, "e", 2, 0)}}},
 		},
 		"unnamed replicas": {
-			why:   "nobody can ask for a replica without an id",
+			why:   "a replica without an id cannot be asked for",
 			steps: []seen{{at: 0, streams: []Observed{on(ReplicaID{}, "e", 1, time.Minute), beside(ReplicaID{}, "e", 2, 0)}}},
 		},
 	}
@@ -197,7 +197,7 @@ func TestApplicable(t *testing.T) {
 			want: EpochUnconfirmed,
 		},
 		"new epoch for 10 minutes": {
-			why:  "nobody reports the old one any more: the peer was restored from a backup",
+			why:  "no replica reports the old one any more: the peer was restored from a backup",
 			last: Version{"e", 2}, received: Version{"f", 1},
 			seen: []epoch{{"e", time.Hour, ten}, {"f", ten, zero}},
 		},
