@@ -112,6 +112,31 @@ func TestChooser(t *testing.T) {
 				{at: 30 * time.Second, streams: stale, want: b},
 			},
 		},
+		"moves that fail": {
+			why: "a replica that cannot be reached must not cost a snapshot every 30 s",
+			steps: []seen{
+				{at: 0, streams: stale, want: b},
+				{at: 30 * time.Second, streams: stale, want: b},
+				{at: 90*time.Second - 1, streams: stale},
+				{at: 90 * time.Second, streams: stale, want: b},
+				{at: 210*time.Second - 1, streams: stale},
+				{at: time.Hour, streams: stale, want: b},
+				{at: 2 * time.Hour, streams: stale, want: b},
+				{at: 3 * time.Hour, streams: stale, want: b},
+				{at: 3*time.Hour + 10*time.Minute - 1, streams: stale},
+				{at: 3*time.Hour + 10*time.Minute, streams: stale, want: b},
+			},
+		},
+		"a move that works": {
+			why: "the interval is the short one again",
+			steps: []seen{
+				{at: 0, streams: stale, want: b},
+				{at: 30 * time.Second, streams: stale, want: b},
+				{at: 90 * time.Second, streams: []Observed{on(b, "e", 1, time.Minute), beside(a, "e", 1, 0)}, want: a},
+				{at: 120*time.Second - 1, streams: stale},
+				{at: 120 * time.Second, streams: stale, want: b},
+			},
+		},
 		"no subscription": {
 			why:   "there is nothing to move",
 			steps: []seen{{at: 0, streams: []Observed{beside(a, "e", 1, time.Minute), beside(b, "e", 2, 0)}}},
