@@ -319,7 +319,8 @@ func (p *process) rotator(board *wire.Board) *clusterid.Rotator {
 // hello is what peers learn of this cluster.
 func (p *process) hello() *wire.Hello {
 	h := p.identity.Hello()
-	return &wire.Hello{Version: p.o.Version, IssuerList: h.IssuerList, LinkPublicKey: h.LinkPublicKey}
+	id := p.identity.ReplicaID(p.podUID)
+	return &wire.Hello{Version: p.o.Version, IssuerList: h.IssuerList, LinkPublicKey: h.LinkPublicKey, Replica: id[:]}
 }
 
 // crdInterval is how often the CRDs are compared with those of this version.
