@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
@@ -29,7 +30,7 @@ func newCatalogCopy() *catalogCopy {
 func (b *brain) takeCatalogs(t *thought) {
 	next := make(map[string]*catalogCopy, len(t.peers))
 	for name := range t.peers {
-		change := b.peers.TakeCatalog(name)
+		change := b.peers.TakeCatalog(name, wire.Version{}, t.now)
 		c := newCatalogCopy()
 		if old := b.catalogs[name]; old != nil && !change.Whole {
 			if change.IsEmpty() {
