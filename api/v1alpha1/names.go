@@ -7,6 +7,12 @@ const (
 	// LinkerdExportLabel with value "true" exports too: a cluster labelled for
 	// Linkerd's multicluster extension works unchanged.
 	LinkerdExportLabel = "mirror.linkerd.io/exported"
+	// ExportEndpointsAnnotation with value "true" on an exported Service without a
+	// selector accepts the endpoints that its EndpointSlices name. Each endpoint must
+	// refer to a live pod of the Service's namespace, at the pod's own address. A slice
+	// port with the name of a Service port decides the container port; a Service port
+	// that no slice names leads to its targetPort. Services with a selector ignore it.
+	ExportEndpointsAnnotation = "causeway.dev/export-endpoints"
 
 	// ManagedByLabel with value ManagedBy is on every object that Causeway makes
 	// in a tenant's namespace.

@@ -161,9 +161,9 @@ var importRules = map[string]struct {
 		from:   in("api"),
 		forbid: except(anything, either(standard, apimachinery)),
 	},
-	"only links imports Kubernetes under dataplane": {
+	"only linkwatch imports Kubernetes under dataplane": {
 		why:    "the API server is not on the connection path, and the agent stays small",
-		from:   except(in("internal/dataplane"), in("internal/dataplane/links")),
+		from:   except(in("internal/dataplane"), in("internal/dataplane/linkwatch")),
 		forbid: kubernetes,
 	},
 	"the data plane imports no package of the control plane": {

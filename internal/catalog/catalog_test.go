@@ -2,7 +2,6 @@ package catalog
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -11,7 +10,6 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -24,8 +22,8 @@ var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 // world is a cluster with one exported Service shop/bar, on port 80 to the
 // container port "web", backed by one ready pod of account bar, and a Link west
 // that it is exported to.
-func world() Inputs {
-	return Inputs{
+func world() cluster {
+	return cluster{
 		TrustDomain: "east.1",
 		Namespace:   "causeway-system",
 		Services: []corev1.Service{{
@@ -78,35 +76,48 @@ func linkTo(name string) v1alpha1.Link {
 
 func ptr[T any](v T) *T { return &v }
 
-func TestBuild(t *testing.T) {
-	got := Build(world())
-	want := Exports{List: []Export{{
-		Namespace: "shop", Name: "bar",
-		Ports:      []Port{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: 1024}},
+func TestExport(t *testing.T) {
+	got := ptr(world()).build()
+	want := []Export{{
+		Namespace:  "shop",
+		Name:       "bar",
+		Ports:      []Port{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http"}},
 		Identities: []string{"spiffe://east.1/ns/shop/sa/bar"},
 		Ready:      true,
 		Links:      []string{"west"},
-		Endpoints:  []Endpoint{{PodUID: "uid-1", Node: "node-1", IP: netip.MustParseAddr("10.244.0.5"), Ready: true, Targets: map[uint16]uint16{80: 8080}}},
-	}}}
-	if d := cmp.Diff(want, got, compareAddr, cmpopts.EquateEmpty()); d != "" {
-		t.Fatalf("(-want +got):\n%s", d)
-	}
-	seen := map[Key]Service{{"shop", "bar"}: {
-		Namespace: "shop", Name: "bar", Ports: want.List[0].Ports, Identities: want.List[0].Identities, Ready: true,
+		Endpoints: []Endpoint{{
+			PodUID:  "uid-1",
+			Node:    "node-1",
+			IP:      netip.MustParseAddr("10.244.0.5"),
+			Ready:   true,
+			Serving: true,
+			Accepts: true,
+			Targets: map[uint16]uint16{80: 8080},
+		}},
 	}}
-	if d := cmp.Diff(seen, got.For("west")); d != "" {
+	if d := cmp.Diff(want, got.List, compareAddr, cmpopts.EquateEmpty()); d != "" || len(got.Problems) > 0 {
+		t.Fatalf("problems %v, exports (-want +got):\n%s", got.Problems, d)
+	}
+	visible := map[Key]Service{{"shop", "bar"}: {
+		Namespace:  "shop",
+		Name:       "bar",
+		Ports:      []Port{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: 1024}},
+		Identities: []string{"spiffe://east.1/ns/shop/sa/bar"},
+		Ready:      true,
+	}}
+	if d := cmp.Diff(visible, got.For("west")); d != "" {
 		t.Errorf("what the peer sees (-want +got):\n%s", d)
 	}
 	if len(got.For("north")) != 0 {
-		t.Error("who is no Link sees nothing")
+		t.Error("a Link that does not exist sees a Service")
 	}
 }
 
 func TestExported(t *testing.T) {
-	service := func(change func(*corev1.Service)) func(*Inputs) {
-		return func(in *Inputs) { change(&in.Services[0]) }
+	service := func(change func(*corev1.Service)) func(*cluster) {
+		return func(in *cluster) { change(&in.Services[0]) }
 	}
-	ports := func(ports ...corev1.ServicePort) func(*Inputs) {
+	ports := func(ports ...corev1.ServicePort) func(*cluster) {
 		return service(func(s *corev1.Service) { s.Spec.Ports = ports })
 	}
 	var many []corev1.ServicePort
@@ -115,12 +126,12 @@ func TestExported(t *testing.T) {
 	}
 	cases := map[string]struct {
 		why      string
-		change   func(*Inputs)
+		change   func(*cluster)
 		exported bool // it is in the list
 		seen     bool // the peer sees it
 		problems []string
 	}{
-		"labelled":    {why: "the label is the opt-in", change: func(*Inputs) {}, exported: true, seen: true},
+		"labelled":    {why: "the label is the opt-in", change: func(*cluster) {}, exported: true, seen: true},
 		"unlabelled":  {why: "the label is the opt-in", change: service(func(s *corev1.Service) { s.Labels = nil })},
 		"label false": {why: "only true exports", change: service(func(s *corev1.Service) { s.Labels[v1alpha1.ExportLabel] = "false" })},
 		"linkerd's label": {
@@ -128,9 +139,9 @@ func TestExported(t *testing.T) {
 			change: service(func(s *corev1.Service) { s.Labels = map[string]string{v1alpha1.LinkerdExportLabel: "true"} }), exported: true, seen: true,
 		},
 		"going":              {why: "a Service that is being deleted is not offered", change: service(func(s *corev1.Service) { s.DeletionTimestamp = &metav1.Time{}; *s.DeletionTimestamp = metav1.Now() })},
-		"no route yet":       {why: "a peer is told of nothing that our gateway does not know", change: func(in *Inputs) { in.Routes = nil }, exported: true},
-		"no export rules":    {why: "absent rules let nothing cross", change: func(in *Inputs) { in.Links[0].Spec.Export = nil }, exported: true},
-		"Link being deleted": {why: "revoked is revoked", change: func(in *Inputs) { in.Links[0].DeletionTimestamp = ptr(metav1.Now()) }, exported: true},
+		"no route yet":       {why: "a peer is told of nothing that our gateway does not know", change: func(in *cluster) { in.Routes = nil }, exported: true},
+		"no export rules":    {why: "absent rules let nothing cross", change: func(in *cluster) { in.Links[0].Spec.Export = nil }, exported: true},
+		"Link being deleted": {why: "revoked is revoked", change: func(in *cluster) { in.Links[0].DeletionTimestamp = ptr(metav1.Now()) }, exported: true},
 		"mirror": {
 			why: "a peer's Service is not ours to give on",
 			change: service(func(s *corev1.Service) {
@@ -166,7 +177,7 @@ func TestExported(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := world()
 			c.change(&in)
-			got := Build(in)
+			got := in.build()
 			if (len(got.List) == 1) != c.exported || (len(got.For("west")) == 1) != c.seen {
 				t.Errorf("%s: exported %v, seen %v", c.why, got.List, got.For("west"))
 			}
@@ -192,7 +203,7 @@ func TestServiceExport(t *testing.T) {
 		why      string
 		labels   map[string]string
 		exports  []metav1.PartialObjectMetadata
-		change   func(*Inputs)
+		change   func(*cluster)
 		seen     bool
 		problems []string
 	}{
@@ -205,7 +216,7 @@ func TestServiceExport(t *testing.T) {
 		"no Service":              {why: "a name misspelt is told", exports: []metav1.PartialObjectMetadata{export("shop", "baz")}, problems: []string{ServiceMissing}},
 		"a mirror": {
 			why: "a peer's Service is not ours to give on, whoever asks", exports: []metav1.PartialObjectMetadata{export("shop", "bar")},
-			change: func(in *Inputs) {
+			change: func(in *cluster) {
 				in.Services[0].Labels = map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "west"}
 			}, problems: []string{MirrorNotExported},
 		},
@@ -217,7 +228,7 @@ func TestServiceExport(t *testing.T) {
 			if c.change != nil {
 				c.change(&in)
 			}
-			got := Build(in)
+			got := in.build()
 			if seen := len(got.For("west")) == 1; seen != c.seen {
 				t.Errorf("%s: the peer sees it: %v", c.why, seen)
 			}
@@ -243,21 +254,21 @@ func reasonsOf(problems []Problem) []string {
 }
 
 func TestEndpoints(t *testing.T) {
-	pod := func(change func(*corev1.Pod)) func(*Inputs) {
-		return func(in *Inputs) { change(&in.Pods[0]) }
+	pod := func(change func(*corev1.Pod)) func(*cluster) {
+		return func(in *cluster) { change(&in.Pods[0]) }
 	}
-	endpoint := func(change func(*discoveryv1.Endpoint)) func(*Inputs) {
-		return func(in *Inputs) { change(&in.EndpointSlices[0].Endpoints[0]) }
+	endpoint := func(change func(*discoveryv1.Endpoint)) func(*cluster) {
+		return func(in *cluster) { change(&in.EndpointSlices[0].Endpoints[0]) }
 	}
 	own := []string{"spiffe://east.1/ns/shop/sa/bar"}
 	cases := map[string]struct {
 		why        string
-		change     func(*Inputs)
+		change     func(*cluster)
 		endpoints  []string // UID, and "!" if not ready
 		identities []string
 		problems   []string
 	}{
-		"one": {why: "the pod backs the Service", change: func(*Inputs) {}, endpoints: []string{"uid-1"}, identities: own},
+		"one": {why: "the pod backs the Service", change: func(*cluster) {}, endpoints: []string{"uid-1"}, identities: own},
 		"unready": {
 			why:    "it backs the Service still, and its identity stays expected",
 			change: endpoint(func(e *discoveryv1.Endpoint) { e.Conditions.Ready = ptr(false) }), endpoints: []string{"uid-1!"}, identities: own,
@@ -268,16 +279,16 @@ func TestEndpoints(t *testing.T) {
 		},
 		"no agent": {
 			why:    "without a ready agent nobody can reach it",
-			change: func(in *Inputs) { in.Agents = nil }, endpoints: []string{"uid-1!"}, identities: own,
+			change: func(in *cluster) { in.Agents = nil }, endpoints: []string{"uid-1!"}, identities: own,
 		},
 		"terminating": {
-			why:    "no new connection should begin there",
+			why:    "a pod that terminates and still serves takes connections while no other pod is ready",
 			change: pod(func(p *corev1.Pod) { p.DeletionTimestamp = ptr(metav1.Now()) }), endpoints: []string{"uid-1!"}, identities: own,
 		},
 		"finished":                {why: "its address may be another's", change: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded })},
 		"failed":                  {why: "its address may be another's", change: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })},
 		"unscheduled":             {why: "it is nowhere", change: pod(func(p *corev1.Pod) { p.Spec.NodeName = "" })},
-		"gone":                    {why: "the pod decides, not the slice", change: func(in *Inputs) { in.Pods = nil }},
+		"gone":                    {why: "the pod decides, not the slice", change: func(in *cluster) { in.Pods = nil }},
 		"another pod of the name": {why: "a pod is its UID", change: pod(func(p *corev1.Pod) { p.UID = "uid-2" })},
 		"another address": {
 			why:    "a slice cannot send callers to an address that is not the pod's",
@@ -297,7 +308,7 @@ func TestEndpoints(t *testing.T) {
 		},
 		"a pod of another namespace": {
 			why: "a slice written by hand exported a neighbour's pod (CVE-2021-25740)",
-			change: func(in *Inputs) {
+			change: func(in *cluster) {
 				in.Pods[0].Namespace = "payments"
 				in.EndpointSlices[0].Endpoints[0].TargetRef.Namespace = "payments"
 			}, problems: []string{ForeignEndpoint},
@@ -316,7 +327,7 @@ func TestEndpoints(t *testing.T) {
 		},
 		"two accounts, sorted by UID and name": {
 			why: "the same objects in any order give the same",
-			change: func(in *Inputs) {
+			change: func(in *cluster) {
 				p := podOf("uid-0", "10.244.0.4")
 				p.Spec.ServiceAccountName = "zeta"
 				in.Pods = append(in.Pods, p)
@@ -326,21 +337,23 @@ func TestEndpoints(t *testing.T) {
 		},
 		"two slices": {
 			why: "one pod is one endpoint, however many families it has",
-			change: func(in *Inputs) {
+			change: func(in *cluster) {
 				in.Pods[0].Status.PodIPs = append(in.Pods[0].Status.PodIPs, corev1.PodIP{IP: "fd00::5"})
-				in.EndpointSlices = append(in.EndpointSlices, sliceOf("bar", "uid-1", "fd00::5"))
+				second := sliceOf("bar", "uid-1", "fd00::5")
+				second.Name += "-ipv6"
+				in.EndpointSlices = append(in.EndpointSlices, second)
 			}, endpoints: []string{"uid-1"}, identities: own,
 		},
 		"another Service's slice": {
 			why:    "the label joins them",
-			change: func(in *Inputs) { in.EndpointSlices[0].Labels[discoveryv1.LabelServiceName] = "foo" },
+			change: func(in *cluster) { in.EndpointSlices[0].Labels[discoveryv1.LabelServiceName] = "foo" },
 		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			in := world()
 			c.change(&in)
-			got := Build(in)
+			got := in.build()
 			var endpoints []string
 			ready := false
 			for _, e := range got.List[0].Endpoints {
@@ -348,7 +361,7 @@ func TestEndpoints(t *testing.T) {
 				if !e.Ready {
 					uid += "!"
 				}
-				ready = ready || e.Ready
+				ready = ready || e.Accepts
 				endpoints = append(endpoints, uid)
 				if !e.IP.Is4() {
 					t.Errorf("%s: address %v", c.why, e.IP)
@@ -391,7 +404,7 @@ func TestTargets(t *testing.T) {
 			in.Pods[0].Spec.InitContainers = []corev1.Container{sidecar, setup}
 			in.Pods[0].Spec.Containers[0].Ports = append(in.Pods[0].Spec.Containers[0].Ports, corev1.ContainerPort{Name: "udp", ContainerPort: 53, Protocol: "UDP"})
 			in.EndpointSlices[0].Ports = []discoveryv1.EndpointPort{{Name: ptr("http"), Port: ptr(int32(22))}}
-			if d := cmp.Diff(c.want, Build(in).List[0].Endpoints[0].Targets); d != "" {
+			if d := cmp.Diff(c.want, in.build().List[0].Endpoints[0].Targets); d != "" {
 				t.Errorf("%s, whatever the slice says (-want +got):\n%s", c.why, d)
 			}
 		})
@@ -407,7 +420,7 @@ func TestTooManyIdentities(t *testing.T) {
 		in.Pods = append(in.Pods, p)
 		in.EndpointSlices = append(in.EndpointSlices, sliceOf("bar", uid, ip))
 	}
-	got := Build(in)
+	got := in.build()
 	if n := len(got.List[0].Identities); n != MaxIdentities || !slices.Contains(reasonsOf(got.Problems), TooManyIdentities) {
 		t.Errorf("a peer takes no more than %d: %d, problems %v", MaxIdentities, n, got.Problems)
 	}
@@ -416,11 +429,11 @@ func TestTooManyIdentities(t *testing.T) {
 func TestAffinity(t *testing.T) {
 	in := world()
 	in.Services[0].Spec.SessionAffinity = corev1.ServiceAffinityClientIP
-	if e := Build(in).List[0]; e.SessionAffinity != AffinityClientIP || e.SessionAffinitySeconds != 10800 {
+	if e := in.build().List[0]; e.SessionAffinity != AffinityClientIP || e.SessionAffinitySeconds != 10800 {
 		t.Errorf("Kubernetes' own time if none is said: %v", e)
 	}
 	in.Services[0].Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(60))}}
-	if e := Build(in).List[0]; e.SessionAffinitySeconds != 60 {
+	if e := in.build().List[0]; e.SessionAffinitySeconds != 60 {
 		t.Errorf("as it says: %v", e)
 	}
 }
@@ -432,7 +445,7 @@ func TestPoliciesAndLinks(t *testing.T) {
 	}
 	in.ExportPolicies = []v1alpha1.ExportPolicy{policy("shop", "named", "foo", "bar"), policy("shop", "all"), policy("shop", "other", "foo"), policy("pay", "all")}
 	in.Links = []v1alpha1.Link{linkTo("west"), linkTo("north"), {ObjectMeta: metav1.ObjectMeta{Name: "blind"}}}
-	e := Build(in).List[0]
+	e := in.build().List[0]
 	var names []string
 	for _, p := range e.Policies {
 		names = append(names, p.Name)
@@ -442,87 +455,5 @@ func TestPoliciesAndLinks(t *testing.T) {
 	}
 	if d := cmp.Diff([]string{"north", "west"}, e.Links); d != "" {
 		t.Errorf("Links with export rules, sorted (-want +got):\n%s", d)
-	}
-}
-
-func TestIsolated(t *testing.T) {
-	policy := func(change func(*networkingv1.NetworkPolicy)) networkingv1.NetworkPolicy {
-		p := networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop"}}
-		p.Spec.PodSelector.MatchLabels = map[string]string{"app": "bar"}
-		p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
-		change(&p)
-		return p
-	}
-	cases := map[string]struct {
-		why    string
-		policy networkingv1.NetworkPolicy
-		want   bool
-	}{
-		"selected":          {why: "it isolates", policy: policy(func(*networkingv1.NetworkPolicy) {}), want: true},
-		"all pods":          {why: "an empty selector is all pods", policy: policy(func(p *networkingv1.NetworkPolicy) { p.Spec.PodSelector = metav1.LabelSelector{} }), want: true},
-		"types unsaid":      {why: "every policy is for ingress then", policy: policy(func(p *networkingv1.NetworkPolicy) { p.Spec.PolicyTypes = nil }), want: true},
-		"egress":            {why: "what may leave says nothing of who may come", policy: policy(func(p *networkingv1.NetworkPolicy) { p.Spec.PolicyTypes = []networkingv1.PolicyType{"Egress"} })},
-		"other pods":        {why: "not this one", policy: policy(func(p *networkingv1.NetworkPolicy) { p.Spec.PodSelector.MatchLabels["app"] = "foo" })},
-		"another namespace": {why: "not this one", policy: policy(func(p *networkingv1.NetworkPolicy) { p.Namespace = "pay" })},
-		"unreadable": {
-			why: "in doubt a policy must name the callers",
-			policy: policy(func(p *networkingv1.NetworkPolicy) {
-				p.Spec.PodSelector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Perhaps"}}
-			}), want: true,
-		},
-	}
-	for name, c := range cases {
-		t.Run(name, func(t *testing.T) {
-			pod := podOf("uid-1", "10.244.0.5")
-			if got := NewIsolation([]networkingv1.NetworkPolicy{c.policy}).Isolated(&pod); got != c.want {
-				t.Errorf("%s: %v", c.why, got)
-			}
-		})
-	}
-	pod := podOf("uid-1", "10.244.0.5")
-	if (Isolation{}).Isolated(&pod) {
-		t.Error("without policies nothing is isolated")
-	}
-}
-
-func TestOrder(t *testing.T) {
-	in := crowd(40)
-	want := Build(in)
-	r := rand.New(rand.NewPCG(1, 2))
-	for range 10 {
-		r.Shuffle(len(in.Services), func(i, j int) { in.Services[i], in.Services[j] = in.Services[j], in.Services[i] })
-		r.Shuffle(len(in.Pods), func(i, j int) { in.Pods[i], in.Pods[j] = in.Pods[j], in.Pods[i] })
-		r.Shuffle(len(in.EndpointSlices), func(i, j int) {
-			in.EndpointSlices[i], in.EndpointSlices[j] = in.EndpointSlices[j], in.EndpointSlices[i]
-		})
-		if d := cmp.Diff(want, Build(in), compareAddr); d != "" {
-			t.Fatalf("the same objects in another order:\n%s", d)
-		}
-	}
-}
-
-// crowd is a cluster with n exported Services of two pods each.
-func crowd(n int) Inputs {
-	in := world()
-	in.Services, in.Pods, in.EndpointSlices = nil, nil, nil
-	in.Routes = func(_, _, _, _ string) uint32 { return 2000 }
-	template := world().Services[0]
-	for i := range n {
-		s := template.DeepCopy()
-		s.Name = fmt.Sprintf("s%05d", i)
-		in.Services = append(in.Services, *s)
-		for j := range 2 {
-			uid, ip := fmt.Sprintf("uid-%d-%d", i, j), fmt.Sprintf("10.%d.%d.%d", 100+j, i/250, i%250)
-			in.Pods = append(in.Pods, podOf(uid, ip))
-			in.EndpointSlices = append(in.EndpointSlices, sliceOf(s.Name, uid, ip))
-		}
-	}
-	return in
-}
-
-func BenchmarkBuild10k(b *testing.B) {
-	in := crowd(10000)
-	for b.Loop() {
-		Build(in)
 	}
 }

@@ -58,7 +58,7 @@ func TestExportRules(t *testing.T) {
 			if !c.blind {
 				in.Namespaces = []corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "a"}}}}
 			}
-			got := Build(in)
+			got := in.build()
 			if seen := len(got.For("west")) == 1; seen != c.seen {
 				t.Errorf("%s: the peer sees it: %v", c.why, seen)
 			}
@@ -78,7 +78,7 @@ func TestLinkProblems(t *testing.T) {
 	hidden := linkTo("north")
 	hidden.Spec.Export.Namespaces = []string{"pay"}
 	in.Links = append(in.Links, hidden)
-	got := Build(in)
+	got := in.build()
 	if d := cmp.Diff([]string{ProtocolUnsupported}, reasonsOf(got.Problems)); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
@@ -165,7 +165,7 @@ func TestShownMetadata(t *testing.T) {
 				in.Services[0].Labels[k] = v
 			}
 			in.Services[0].Annotations = c.annotations
-			got := Build(in)
+			got := in.build()
 			s := got.For("west")[Key{"shop", "bar"}]
 			if d := cmp.Diff(c.shown, s.Labels, cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("%s: labels (-want +got):\n%s", c.why, d)

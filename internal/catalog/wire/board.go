@@ -26,7 +26,7 @@ type Board struct {
 	listed  map[string]*listed // by key
 	sets    map[string]*linkSet
 	links   map[string]*linkState
-	invalid map[string]catalog.Problem // Services that cannot be encoded, by key
+	invalid map[string][]string // Links that may see a Service that cannot be encoded, by key
 	version Version
 	ready   chan struct{} // closed when SetReady changes something
 
@@ -45,7 +45,7 @@ func NewBoard() *Board {
 		listed:       map[string]*listed{},
 		sets:         map[string]*linkSet{},
 		links:        map[string]*linkState{},
-		invalid:      map[string]catalog.Problem{},
+		invalid:      map[string][]string{},
 		ready:        make(chan struct{}),
 		helloChanged: make(chan struct{}),
 	}
@@ -134,7 +134,7 @@ func (b *Board) currentHello() (*Hello, <-chan struct{}) {
 
 // SetFreshness sets the function that heartbeats take their Freshness from. It is called
 // with each heartbeat of each stream, and must be fast. The Version is always that of the
-// last Publish, whatever f returns. Until it is set, heartbeats carry none.
+// last Publish, and that of f is ignored. Until it is set, heartbeats carry none.
 func (b *Board) SetFreshness(f func() Freshness) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -177,9 +177,10 @@ func (b *Board) SetReady(links ...string) {
 	}
 }
 
-// Publish applies changes and sets the version of the result. A stream sees both together.
-// Where a Link has no room for all, earlier changes take precedence over later ones. The
-// error names Services that cannot be encoded; they are not exported.
+// Publish applies changes, each key at most once, and sets the version of the result. A
+// stream sees both together. Where a Link has no room for all, earlier changes take
+// precedence over later ones. The error names Services that cannot be encoded; they are
+// not exported. The caller must not modify the Services afterwards.
 func (b *Board) Publish(changes []Listing, version Version) error {
 	encoded, errs := encodeListings(changes)
 	b.mu.Lock()
@@ -192,7 +193,7 @@ func (b *Board) Publish(changes []Listing, version Version) error {
 		switch {
 		case c.Service == nil || errs[i] != nil:
 			if delete(b.invalid, key); errs[i] != nil {
-				b.invalid[key] = invalidService(key)
+				b.invalid[key] = c.Links
 			}
 			if old != nil {
 				b.account(old, nil, touched)
@@ -209,7 +210,7 @@ func (b *Board) Publish(changes []Listing, version Version) error {
 		}
 	}
 	// Removals come first, then those that wait for room, then the rest in order. So
-	// nobody overtakes a Service that was there before.
+	// no newcomer overtakes a Service that was there before.
 	refilter := b.admitWaiting(touched)
 	for _, u := range upserts {
 		b.account(b.listed[u.Key], u.Value, touched)
@@ -303,8 +304,10 @@ func (b *Board) link(name string) *linkState {
 func (b *Board) LeftOut(link string) (count int, first []catalog.Problem) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	for _, p := range b.invalid {
-		first = append(first, p)
+	for key, links := range b.invalid {
+		if slices.Contains(links, link) {
+			first = append(first, invalidService(key))
+		}
 	}
 	if l := b.links[link]; l != nil {
 		for key, o := range l.leftOut {

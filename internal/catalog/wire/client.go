@@ -63,11 +63,12 @@ type Client struct {
 	cancel    context.CancelCauseFunc // of the current attempt; nil: there is none
 }
 
-// NewClient returns a Client for one address. dial opens a plain connection to it.
-// tlsConfig is called for each handshake, so that each connection has a sealed label of
-// its own; hint is the replica that the label should ask for, zero for any. The
-// configuration must verify the peer. verify is called with each heartbeat: an error, as
-// when the peer's certificate has expired or the Link has changed, ends the stream.
+// NewClient returns a Client for one address. All arguments are required. dial opens a
+// plain connection to the address. tlsConfig is called for each handshake, so that each
+// connection has a sealed label of its own; hint is the replica that the label should ask
+// for, zero for any. The configuration must verify the peer. verify is called again with
+// each heartbeat: it returns an error, which ends the stream, once the peer's certificate
+// has expired or no longer matches the Link.
 func (s *Subscriber) NewClient(sink Sink, dial func(context.Context) (net.Conn, error),
 	tlsConfig func(hint ReplicaID) (*tls.Config, error), verify func(tls.ConnectionState) error,
 	o ClientOptions) *Client {
@@ -274,9 +275,6 @@ func (f *failure) get() error {
 
 // connection prepares a connection. Its first call dials.
 func (c *Client) connection(hint ReplicaID, failed *failure) (*grpc.ClientConn, error) {
-	if c.dial == nil {
-		return nil, errors.New("a catalog client needs a dial function")
-	}
 	dial := func(ctx context.Context, _ string) (net.Conn, error) {
 		conn, err := c.dial(ctx)
 		if err != nil {

@@ -195,7 +195,8 @@ func (p *protocolState) handleHeartbeat(h *Heartbeat) (event, error) {
 
 func (p *protocolState) handleAck(a *Ack) (event, error) {
 	if r := a.GetRevision(); r < p.acked || r > p.sent {
-		return event{}, fmt.Errorf("%w: it acknowledges revision %d, want %d to %d", ErrProtocol, r, p.acked, p.sent)
+		return event{}, fmt.Errorf("%w: it acknowledges revision %d, want %d to %d",
+			ErrProtocol, r, p.acked, p.sent)
 	}
 	p.acked = a.GetRevision()
 	if a.GetIssuerNumber() == p.issuersApplied {

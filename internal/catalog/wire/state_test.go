@@ -27,8 +27,11 @@ func FuzzHandle(f *testing.F) {
 	removed.GetUpdate().Removed = []string{"shop/a"}
 	seed(update(1, false, encode(service("a", 1))), removed)
 	seed(update(1, true, encode(service("a", 1))), reset)
-	seed(&Message{Body: &Message_Ack{Ack: &Ack{IssuerNumber: 1}}}, &Message{Body: &Message_Subscribe{Subscribe: &Subscribe{}}})
-	seed(&Message{Body: &Message_Heartbeat{Heartbeat: &Heartbeat{TimeMs: 1, Freshness: Freshness{Replica: ReplicaID{1}}.message()}}})
+	seed(
+		&Message{Body: &Message_Ack{Ack: &Ack{IssuerNumber: 1}}},
+		&Message{Body: &Message_Subscribe{Subscribe: &Subscribe{}}})
+	heartbeat := &Heartbeat{TimeMs: 1, Freshness: Freshness{Replica: ReplicaID{1}}.message()}
+	seed(&Message{Body: &Message_Heartbeat{Heartbeat: heartbeat}})
 	board := NewBoard()
 	small := hello("west")
 	small.Bounds = Bounds{Services: 3, Bytes: 300, ServiceBytes: 200}.message()

@@ -292,7 +292,12 @@ func TestFreshnessCrosses(t *testing.T) {
 			t.Errorf("a controller that does not know its freshness must not tell one, got %d", n)
 		}
 		w.east.SetFreshness(func() Freshness {
-			return Freshness{Age: time.Minute, Replica: ReplicaID{1}, Fresher: ReplicaID{2}, Version: Version{"ignored", 9}}
+			return Freshness{
+				Version: Version{"ignored", 9},
+				Age:     time.Minute,
+				Replica: ReplicaID{1},
+				Fresher: ReplicaID{2},
+			}
 		})
 		w.west.SetFreshness(func() Freshness { return Freshness{Replica: ReplicaID{3}} })
 		if err := w.east.Publish(nil, Version{"e", 5}); err != nil {
@@ -300,7 +305,12 @@ func TestFreshnessCrosses(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		want := []Freshness{{Version: Version{"e", 5}, Age: time.Minute, Replica: ReplicaID{1}, Fresher: ReplicaID{2}}}
+		want := []Freshness{{
+			Version: Version{"e", 5},
+			Age:     time.Minute,
+			Replica: ReplicaID{1},
+			Fresher: ReplicaID{2},
+		}}
 		if diff := cmp.Diff(want, w.atWest.freshness); diff != "" {
 			t.Errorf("each heartbeat tells it (-want +got):\n%s", diff)
 		}
@@ -316,7 +326,7 @@ func TestFreshnessCrosses(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Second)
-		w.wantDelta("a new version is told with the next heartbeat", 2, nil, nil)
+		w.wantDelta("a new version arrives with the next heartbeat", 2, nil, nil)
 		if v := w.atWest.lastDelta().Version; v != (Version{"e", 6}) {
 			t.Errorf("got version %v", v)
 		}
@@ -400,3 +410,38 @@ func TestRandomReplicas(t *testing.T) {
 		}
 	})
 }
+
+// BenchmarkReceive measures one changed Service among 10,000, from the Update to the sink.
+func BenchmarkReceive(b *testing.B) {
+	board := NewBoard()
+	if err := board.SetHello(hello("west")); err != nil {
+		b.Fatal(err)
+	}
+	sub := NewSubscriber("east", "east", board, discard{}, SubscriberOptions{Interval: time.Nanosecond})
+	c := &clientStream{stream: &stream{protocolState: &protocolState{}, wakeup: make(chan struct{}, 1)}}
+	if _, err := c.handle(&Message{Body: &Message_Hello{Hello: hello("east")}}); err != nil {
+		b.Fatal(err)
+	}
+	sub.greeted(c)
+	receive := func(revision int, list ...*Service) {
+		e, err := c.handle(update(uint64(revision), true, list...))
+		if err != nil {
+			b.Fatal(err)
+		}
+		sub.received(c, e.complete)
+	}
+	var all []*Service
+	for i := range 10_000 {
+		all = append(all, encode(service(fmt.Sprint("s", i), 1)))
+	}
+	receive(1, all...)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		receive(i+2, encode(service("s1", 2+i%2)))
+	}
+}
+
+type discard struct{}
+
+func (discard) Catalog(string, Delta) {}

@@ -1,8 +1,10 @@
 // Package wire carries the catalog stream: what one cluster's controller tells the
 // controllers of a linked peer, and how both sides know that the other is alive.
 //
-//	catalog ─Publish▶ Board (one log) ─▶ Server ═mutual TLS, one port═▶ Client ─▶ Subscriber ─Delta▶ CatalogSink
-//	                  a filter per stream  Hello, Heartbeat ◀════════▶ Hello, Heartbeat ─▶ Sink
+//	catalog ─Publish▶ Board ─filter per stream▶ Server ══╗
+//	                  one log                            ║ mutual TLS, one port
+//	CatalogSink ◀Delta─ Subscriber ◀──────────── Client ═╝
+//	Sink ◀── Hello and Heartbeat of the peer, on both sides
 //
 // Both sides run the same protocolState, which owns no socket and no clock. The layout is
 // in catalog.proto, the reasons are in docs/design/0004-catalog-stream.md.
@@ -215,11 +217,13 @@ func checkHello(h *Hello) error {
 	case n != linkKeyBytes:
 		return fmt.Errorf("%w: its link public key has %d bytes, want %d", ErrProtocol, n, linkKeyBytes)
 	case len(h.GetIssuerList()) > maxIssuerList:
-		return fmt.Errorf("%w: its issuer list has %d bytes, want at most %d", ErrProtocol, len(h.GetIssuerList()), maxIssuerList)
+		return fmt.Errorf("%w: its issuer list has %d bytes, want at most %d",
+			ErrProtocol, len(h.GetIssuerList()), maxIssuerList)
 	case !isWord(h.GetVersion(), maxWord):
 		return fmt.Errorf("%w: its version %q is not a short printable word", ErrProtocol, clip(h.GetVersion()))
 	case len(h.GetGateways()) > MaxGateways:
-		return fmt.Errorf("%w: it lists %d gateway addresses, want at most %d", ErrProtocol, len(h.GetGateways()), MaxGateways)
+		return fmt.Errorf("%w: it lists %d gateway addresses, want at most %d",
+			ErrProtocol, len(h.GetGateways()), MaxGateways)
 	}
 	for _, g := range h.GetGateways() {
 		if !isWord(g, maxGateway) {

@@ -142,7 +142,7 @@ type world struct {
 	so         ServerOptions
 	co         ClientOptions
 	dial       func(context.Context) (net.Conn, error) // instead of ln's
-	strangers  atomic.Bool                             // east knows nobody
+	strangers  atomic.Bool                             // east knows no peer
 	distrust   atomic.Bool                             // west accepts east's certificate no more
 	mu         sync.Mutex                              // guards hints
 	hints      []ReplicaID                             // of west's handshakes
@@ -161,7 +161,11 @@ type world struct {
 }
 
 func hello(version string) *Hello {
-	return &Hello{Version: version, LinkPublicKey: make([]byte, linkKeyBytes), IssuerList: []byte("list of " + version)}
+	return &Hello{
+		Version:       version,
+		LinkPublicKey: make([]byte, linkKeyBytes),
+		IssuerList:    []byte("list of " + version),
+	}
 }
 
 func newWorld(t *testing.T) *world {
@@ -227,7 +231,8 @@ func (w *world) clientFor(ctx context.Context) *Client {
 }
 
 // clientTo runs a Client of west for one address until ctx ends.
-func (w *world) clientTo(ctx context.Context, sink Sink, dial func(context.Context) (net.Conn, error)) *Client {
+func (w *world) clientTo(ctx context.Context, sink Sink,
+	dial func(context.Context) (net.Conn, error)) *Client {
 	config := func(hint ReplicaID) (*tls.Config, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -421,7 +426,8 @@ func TestRandomSlowSink(t *testing.T) {
 				time.Sleep(time.Duration(rnd.IntN(4000)) * time.Millisecond)
 			}
 			time.Sleep(2 * time.Minute)
-			w.wantCatalog(fmt.Sprintf("seed %d: however slow, the copy ends equal to the last catalog", seed), offered[len(offered)-1])
+			why := fmt.Sprintf("seed %d: however slow the sink is, the copy ends equal to the last catalog", seed)
+			w.wantCatalog(why, offered[len(offered)-1])
 			for _, got := range w.atWest.catalogs {
 				found := false
 				for _, o := range offered {
@@ -669,7 +675,8 @@ func TestHostilePeer(t *testing.T) {
 					t.Errorf("%s: ended with %v (%s), want %v (%s)", tc.why, err, reason(err), tc.want, tc.reason)
 				}
 				if calls != 1 || w.ended(w.metricsC, outbound, tc.reason) != 1 {
-					t.Errorf("%s: such a peer must be counted once and not dialed for minutes, it was dialed %d times", tc.why, calls)
+					t.Errorf("%s: such a peer must be counted once and not dialed for minutes, it was dialed %d times",
+						tc.why, calls)
 				}
 				if _, c, _ := w.atWest.counts(); c != 0 {
 					t.Errorf("%s: the sink received %d deltas", tc.why, c)
@@ -715,7 +722,9 @@ func (w *world) rawStream(opts ...grpc.DialOption) Catalog_SyncClient {
 	w.t.Helper()
 	opts = append(opts,
 		grpc.WithTransportCredentials(grpctls.New(grpctls.Config{ALPN: ALPN, TLS: grpctlstest.Config(w.tlsW)})),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return w.ln.DialContext(ctx) }))
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return w.ln.DialContext(ctx)
+		}))
 	conn, err := grpc.NewClient("passthrough:///east", opts...)
 	if err != nil {
 		w.t.Fatal(err)
@@ -809,7 +818,7 @@ func TestConnectFailures(t *testing.T) {
 				return near, nil
 			}
 		}, context.DeadlineExceeded, endedHandshake},
-		"peer not believed": {"a wrong certificate is told from a missing one", func(w *world) {
+		"peer not trusted": {"a wrong certificate must not look like a missing one", func(w *world) {
 			w.tlsW.VerifyConnection = func(tls.ConnectionState) error { return refused }
 		}, refused, endedHandshake},
 		"turned away": {"a gateway says no more than this", func(w *world) {

@@ -47,7 +47,10 @@ func exportOf(e *wire.Export) admit.Export {
 		out.Policies = append(out.Policies, policy)
 	}
 	for _, p := range e.Pods {
-		out.Backing[p.Uid] = p.Targets
+		out.Backing[p.Uid], out.Accepts[p.Uid] = p.Targets, p.Accepts
+		if len(p.IsolatedPorts) > 0 {
+			out.Isolated[p.Uid] = p.IsolatedPorts
+		}
 	}
 	return out
 }

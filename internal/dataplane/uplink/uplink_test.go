@@ -1,4 +1,4 @@
-package home
+package uplink
 
 import (
 	"context"
@@ -19,11 +19,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
-	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
@@ -40,14 +38,12 @@ type api struct {
 	stream *watch.FakeWatcher
 }
 
-func linkObject(uid string) *unstructured.Unstructured {
-	u := &unstructured.Unstructured{Object: map[string]any{}}
-	u.SetUID(types.UID(uid))
-	return u
+func linkObject(uid string) *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid)}}
 }
 
-func (a *api) List(context.Context, metav1.ListOptions) (*unstructured.UnstructuredList, error) {
-	list := &unstructured.UnstructuredList{Object: map[string]any{}}
+func (a *api) List(context.Context, metav1.ListOptions) (*metav1.PartialObjectMetadataList, error) {
+	list := &metav1.PartialObjectMetadataList{ListMeta: metav1.ListMeta{ResourceVersion: "7"}}
 	for _, uid := range a.uids {
 		list.Items = append(list.Items, *linkObject(uid))
 	}
@@ -58,10 +54,10 @@ func (a *api) Watch(context.Context, metav1.ListOptions) (watch.Interface, error
 	return a.stream, nil
 }
 
-// controller is a replica of it: a node stream, believed by its root.
+// controller is a replica that serves a node stream.
 type controller struct {
 	root    *identity.Root
-	hub     nodestream.Hub
+	hub     *nodestream.Hub
 	address string
 }
 
@@ -72,14 +68,14 @@ func (*controller) Authenticate(context.Context, string) (nodestream.Subject, er
 
 func newController(t *testing.T) *controller {
 	t.Helper()
-	c := &controller{root: must(identity.NewRoot("east-12", time.Now()))(t)}
+	c := &controller{hub: nodestream.NewHub(), root: must(identity.NewRoot("east-12", time.Now()))(t)}
 	key := must(identity.NewPrivateKey())(t)
 	name := must(identity.NewName("east-12", "causeway-system", identity.ControllerServiceAccount))(t)
 	cred := must(identity.NewCredential(must(c.root.SignController(key.Public(), name, nil, time.Now()))(t), key))(t)
 	sign := func(_ context.Context, _, ns, sa string, csr []byte) ([][]byte, error) {
 		return [][]byte{[]byte(ns + "/" + sa)}, nil
 	}
-	server := nodestream.NewServer(c, &c.hub, sign, nodestream.ServerOptions{})
+	server := nodestream.NewServer(c, c.hub, sign, nodestream.ServerOptions{})
 	ln := must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	c.address = ln.Addr().String()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -94,6 +90,13 @@ func newController(t *testing.T) *controller {
 	})
 	t.Cleanup(func() { stop(); serving.Wait() })
 	return c
+}
+
+func (c *controller) apply(t *testing.T, changes ...nodestream.Change) {
+	t.Helper()
+	if err := c.hub.Apply(changes...); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // identityDir is the ConfigMap as it is mounted.
@@ -156,9 +159,12 @@ func TestFollowsControllerAndLinks(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() { ran <- h.Run(ctx) }()
-	if err := c.hub.Publish(nodestream.Agent("n1"), linked(t, "a", "b")); err != nil {
-		t.Fatal(err)
+	c.hub.AddNode("n1")
+	for _, r := range linked(t, "a", "b") {
+		c.apply(t, nodestream.Change{Scope: nodestream.Agents, Resource: r})
 	}
+	c.apply(t, nodestream.Change{Scope: nodestream.Node("n1"), Removed: "absent"})
+	c.hub.SetReady()
 	s := next(t, states)
 	if len(s.View) != 2 || s.Expired || s.Revoked("a") || s.Revoked("b") {
 		t.Errorf("first state %+v", s)
@@ -171,9 +177,7 @@ func TestFollowsControllerAndLinks(t *testing.T) {
 	if len(s.View) != 2 || s.Revoked("a") || !s.Revoked("b") {
 		t.Errorf("after b was seen deleted: %+v", s)
 	}
-	if err := c.hub.Publish(nodestream.Agent("n1"), linked(t, "a")); err != nil {
-		t.Fatal(err)
-	}
+	c.apply(t, nodestream.Change{Scope: nodestream.Agents, Removed: "link/to-b"})
 	if s = next(t, states); len(s.View) != 1 {
 		t.Errorf("newer state %+v", s)
 	}
@@ -183,14 +187,14 @@ func TestFollowsControllerAndLinks(t *testing.T) {
 	}
 }
 
-// The times between states, step by step.
+// TestStates covers the order of states.
 func TestStates(t *testing.T) {
 	c := newController(t)
 	states := make(chan State, 10)
 	h := must(New(options(c, c.identityDir(t), &api{}, states)))(t)
-	h.again()
+	h.repeat()
 	if len(states) != 0 || len(h.known()) != 0 {
-		t.Error("there is a state before the first view")
+		t.Error("OnState was called before the first view")
 	}
 	h.onView(linked(t, "a"))
 	if s := next(t, states); s.Expired || len(s.View) != 1 {
@@ -203,9 +207,9 @@ func TestStates(t *testing.T) {
 	if known := h.known(); len(known) != 1 || known[0] != "a" {
 		t.Errorf("a Link of an expired state can be deleted too: known are %v", known)
 	}
-	h.again()
+	h.repeat()
 	if s := next(t, states); !s.Expired {
-		t.Errorf("a revocation makes an expired state new: %+v", s)
+		t.Errorf("a revocation must repeat an expired state: %+v", s)
 	}
 	h.onView(linked(t, "a", "b"))
 	if s := next(t, states); s.Expired || len(s.View) != 2 {
@@ -213,13 +217,13 @@ func TestStates(t *testing.T) {
 	}
 }
 
-// slowAPI lists when it is told to.
+// slowAPI answers a list when the test says so.
 type slowAPI struct {
 	api
 	list chan error
 }
 
-func (a *slowAPI) List(ctx context.Context, o metav1.ListOptions) (*unstructured.UnstructuredList, error) {
+func (a *slowAPI) List(ctx context.Context, o metav1.ListOptions) (*metav1.PartialObjectMetadataList, error) {
 	select {
 	case err := <-a.list:
 		if err != nil {
@@ -231,7 +235,8 @@ func (a *slowAPI) List(ctx context.Context, o metav1.ListOptions) (*unstructured
 	}
 }
 
-// What an earlier process held is put in force only while no controller answers, and after the API was asked which Links are gone.
+// TestHeldView covers the view of an earlier process: it is used only while no controller
+// answers, and after the API was asked which Links are deleted.
 func TestHeldView(t *testing.T) {
 	cases := map[string]struct {
 		why     string
@@ -241,16 +246,16 @@ func TestHeldView(t *testing.T) {
 		held    bool
 		revoked bool // Link b, which is in what is held and not in the API
 	}{
-		"API first": {why: "a Link that is gone is gone in what is held, too",
-			list: func(a *slowAPI) { a.list <- nil }, after: headStart, held: true, revoked: true},
-		"API says no":   {why: "errors revoke nothing", list: func(a *slowAPI) { a.list <- errors.New("away") }, after: headStart, held: true},
-		"API is silent": {why: "callers wait in the listeners for 10 s and no longer", list: func(*slowAPI) {}, after: headStart + linksPatience, held: true},
-		"controller":    {why: "what it says is newer", list: func(*slowAPI) {}, answers: time.Second},
+		"API first": {why: "a deleted Link is revoked in the held view too",
+			list: func(a *slowAPI) { a.list <- nil; a.list <- nil }, after: headStart, held: true, revoked: true},
+		"API error":   {why: "errors revoke nothing", list: func(a *slowAPI) { a.list <- errors.New("away") }, after: headStart, held: true},
+		"API timeout": {why: "connections wait in the listeners for 10 s only", list: func(*slowAPI) {}, after: headStart + linksTimeout, held: true},
+		"controller":  {why: "its state is newer", list: func(*slowAPI) {}, answers: time.Second},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := &slowAPI{api: api{uids: []string{"a"}, stream: watch.NewFake()}, list: make(chan error, 1)}
+				a := &slowAPI{api: api{uids: []string{"a"}, stream: watch.NewFake()}, list: make(chan error, 2)}
 				states := make(chan State, 10)
 				o := options(&controller{address: "127.0.0.1:1"}, t.TempDir(), nil, states)
 				o.Links, o.Held, o.HeldAge = a, linked(t, "a", "b"), time.Hour
@@ -273,10 +278,10 @@ func TestHeldView(t *testing.T) {
 				}
 				time.Sleep(time.Minute)
 				if !tc.held && len(states) != 0 {
-					t.Error("what is held came after the controller's word")
+					t.Error("the held view replaced the controller's")
 				}
 				if age := h.Age().Round(time.Minute); tc.held && age < time.Hour {
-					t.Errorf("what is held became younger: %v", age)
+					t.Errorf("the held view became younger: %v", age)
 				}
 				stop()
 				running.Wait()
@@ -285,8 +290,8 @@ func TestHeldView(t *testing.T) {
 	}
 }
 
-// Whoever answers at the controller's address must be of the cluster's own root.
-func TestBelievesItsOwnRootAlone(t *testing.T) {
+// TestVerifiesOnlyItsOwnRoot covers controllers of other clusters at the right address.
+func TestVerifiesOnlyItsOwnRoot(t *testing.T) {
 	c, other := newController(t), newController(t)
 	for why, tc := range map[string]struct {
 		dir  string
@@ -300,7 +305,7 @@ func TestBelievesItsOwnRootAlone(t *testing.T) {
 			t.Errorf("%s: %v", why, err)
 		}
 		if !tc.good && identity.Reason(err) != identity.ReasonUnknownAuthority {
-			t.Errorf("%s: %v, want to know that it is not believed", why, err)
+			t.Errorf("%s: %v, want unknown authority", why, err)
 		}
 		conn.Close()
 	}
@@ -328,21 +333,6 @@ func TestReadRoot(t *testing.T) {
 				t.Errorf("%s: %v, want it to name %q", tc.why, err, tc.says)
 			}
 		})
-	}
-}
-
-func TestGuardBoundsWhatComesBeforeProof(t *testing.T) {
-	near, far := net.Pipe()
-	defer near.Close()
-	defer far.Close()
-	guarded, proven := Guard(near)
-	go far.Write(make([]byte, transport.MaxUnproven+1))
-	if _, err := io.Copy(io.Discard, guarded); !errors.Is(err, transport.ErrUnproven) {
-		t.Errorf("%v, want a bound", err)
-	}
-	proven()
-	if n, err := guarded.Read(make([]byte, 1)); n != 1 || err != nil {
-		t.Errorf("after the proof: %d, %v", n, err)
 	}
 }
 
@@ -387,11 +377,11 @@ func TestAddressInUse(t *testing.T) {
 	ln := must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer ln.Close()
 	if err := ServeMetrics(t.Context(), ln.Addr().String(), NewRegistry()); err == nil {
-		t.Error("metrics are served nowhere, and nobody is told")
+		t.Error("serving on an address in use must return an error")
 	}
 }
 
-// pipes is a listener whose callers are in this process.
+// pipes is a listener whose clients are in this process.
 type pipes struct {
 	conns  chan net.Conn
 	closed chan struct{}
@@ -410,8 +400,9 @@ func (p *pipes) Accept() (net.Conn, error) {
 func (p *pipes) Close() error   { p.once.Do(func() { close(p.closed) }); return nil }
 func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
-// Any pod can reach a gateway's metrics. Who takes his time must not keep a descriptor for ever: peers need them, too.
-func TestServeWaitsForNobody(t *testing.T) {
+// TestServeClosesSlowClients covers clients that any pod can be: they must not keep file
+// descriptors that peers need.
+func TestServeClosesSlowClients(t *testing.T) {
 	for name, tc := range map[string]struct{ why, say string }{
 		"silent":    {why: "it asks nothing"},
 		"half":      {why: "its header does not end", say: "GET / HTTP/1.1\r\nHost: x\r\n"},
@@ -436,7 +427,7 @@ func TestServeWaitsForNobody(t *testing.T) {
 				if _, err := io.Copy(io.Discard, near); err != nil {
 					t.Errorf("after %v it still has its connection, %v: %s", time.Since(start), err, tc.why)
 				}
-				if took := time.Since(start); took > idle+time.Second {
+				if took := time.Since(start); took > idleTimeout+time.Second {
 					t.Errorf("it had its connection for %v: %s", took, tc.why)
 				}
 				near.Close()
