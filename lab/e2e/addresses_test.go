@@ -218,7 +218,7 @@ endpoints: [{addresses: [%s]}]
 	}
 	must(t, west.kubectl(t.Context(), "", "-n", "shop", "delete", "service/gateway-of-east"))
 	within(t, 90*time.Second, "a name that is gone is said", func() error {
-		return west.condition(t.Context(), "east", v1alpha1.LinkGatewayReachable, "True PartlyReachable", name+": DNS knows no such name")
+		return west.condition(t.Context(), "east", v1alpha1.LinkGatewayReachable, "True PartlyReachable", name+": DNS does not know the name")
 	})
 	if got := calls(t, 10, time.Second); got != (tally{}) {
 		t.Errorf("of 10 calls by the name's last answer %+v", got)
