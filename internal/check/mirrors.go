@@ -17,18 +17,22 @@ import (
 
 // catalogs tells whether the ledger holds what peers' catalogs and the Links' rules ask for.
 func catalogs(f Facts) []Line {
-	book, damages := ledger.Load(f.Ledgers)
+	stored, damages := ledger.Decode(f.Ledgers)
 	var lines []Line
 	for _, d := range damages {
-		lines = append(lines, fail(checkCatalog, "ledger", d.Service+": "+d.Message, "the controller mends it within seconds; who else writes Ledgers?"))
+		message := d.Message
+		if d.Service != "" {
+			message = d.Service + ": " + message
+		}
+		lines = append(lines, fail(checkCatalog, "ledger", message, "the controller repairs it within seconds; who else writes Ledgers?"))
 	}
 	for _, l := range f.links() {
-		lines = append(lines, bound(f.catalog(&l, book))...)
+		lines = append(lines, bound(f.catalog(&l, stored))...)
 	}
 	return lines
 }
 
-func (f Facts) catalog(l *v1alpha1.Link, book ledger.Book) []Line {
+func (f Facts) catalog(l *v1alpha1.Link, stored ledger.Contents) []Line {
 	wants, complete := map[string]bool{}, false
 	for _, r := range f.Replicas {
 		for _, p := range r.Answer.Peers {
@@ -46,10 +50,10 @@ func (f Facts) catalog(l *v1alpha1.Link, book ledger.Book) []Line {
 	}
 	var lines []Line
 	have := map[string]bool{}
-	for _, m := range book.Link(l.Name) {
-		have[sourceOf(m)] = true
-		if !wants[sourceOf(m)] && m.AbsentSince == nil {
-			lines = append(lines, warn(checkCatalog, l.Name, fmt.Sprintf("mirror %s/%s stands for %s, which the peer does not export to us", m.MirrorNamespace, m.MirrorName, sourceOf(m)), "the leading controller takes it away within seconds: does one lead?"))
+	for _, m := range stored.Live(l.Spec.TrustDomain) {
+		have[m.Source.String()] = true
+		if !wants[m.Source.String()] && m.AbsentSince.IsZero() {
+			lines = append(lines, warn(checkCatalog, l.Name, fmt.Sprintf("mirror %s/%s stands for %v, which the peer does not export to us", m.MirrorNamespace, m.MirrorName, m.Source), "the leading controller takes it away within seconds: does one lead?"))
 		}
 	}
 	for _, w := range slices.Sorted(maps.Keys(wants)) {
@@ -70,10 +74,6 @@ func excused(l *v1alpha1.Link, source string) bool {
 	return slices.ContainsFunc(l.Status.Problems, func(p v1alpha1.ServiceProblem) bool {
 		return p.Service == "" || p.Service == source || strings.Contains(p.Service, "/"+name)
 	})
-}
-
-func sourceOf(m v1alpha1.LedgerMirror) string {
-	return strings.TrimSuffix(m.Namespace+"/"+m.Service+"/"+m.Hostname, "/")
 }
 
 // objects finds the cluster's Services, and the slices of each.
@@ -98,14 +98,14 @@ func (f Facts) objects() objects {
 
 // mirrors holds each mirror's objects against the ledger, and finds those that are in none.
 func mirrors(f Facts) []Line {
-	book, _ := ledger.Load(f.Ledgers)
+	stored, _ := ledger.Decode(f.Ledgers)
 	o := f.objects()
 	known := map[string]bool{}
 	var lines []Line
 	for _, l := range f.links() {
 		var bad []Line
 		good := 0
-		for _, m := range book.Link(l.Name) {
+		for _, m := range stored.Live(l.Spec.TrustDomain) {
 			known[m.MirrorNamespace+"/"+m.MirrorName] = true
 			if b := o.mirror(&l, m); len(b) > 0 {
 				bad = append(bad, b...)
@@ -118,8 +118,10 @@ func mirrors(f Facts) []Line {
 			lines = append(lines, ok(checkMirror, l.Name, "%s as the ledger says", stand(good)))
 		}
 	}
-	for _, m := range book.Live() {
-		known[m.MirrorNamespace+"/"+m.MirrorName] = true
+	for _, m := range stored.Mirrors {
+		if m.Released.IsZero() {
+			known[m.MirrorNamespace+"/"+m.MirrorName] = true
+		}
 	}
 	return append(lines, bound(f.orphans(o, known))...)
 }
@@ -138,7 +140,7 @@ const (
 )
 
 // mirror tells what is wrong with one mirror's objects.
-func (o objects) mirror(l *v1alpha1.Link, m v1alpha1.LedgerMirror) []Line {
+func (o objects) mirror(l *v1alpha1.Link, m ledger.Mirror) []Line {
 	key := m.MirrorNamespace + "/" + m.MirrorName
 	svc := o.services[key]
 	switch {
@@ -146,7 +148,7 @@ func (o objects) mirror(l *v1alpha1.Link, m v1alpha1.LedgerMirror) []Line {
 		if excused(l, key) {
 			return nil // said as the Link's problem
 		}
-		return []Line{fail(checkMirror, key, "the mirror of "+sourceOf(m)+" in "+l.Name+" is not there", written)}
+		return []Line{fail(checkMirror, key, "the mirror of "+m.Source.String()+" in "+l.Name+" is not there", written)}
 	case !ownedBy(svc, string(l.UID)) && !marked(svc.Labels):
 		return []Line{fail(checkMirror, key, "a Service that Causeway did not make has the mirror's name", rename)}
 	case svc.DeletionTimestamp != nil:
@@ -160,7 +162,7 @@ func (o objects) mirror(l *v1alpha1.Link, m v1alpha1.LedgerMirror) []Line {
 }
 
 // endpoints tells what is wrong with the slices of one mirror.
-func (o objects) endpoints(l *v1alpha1.Link, m v1alpha1.LedgerMirror, key string) []Line {
+func (o objects) endpoints(l *v1alpha1.Link, m ledger.Mirror, key string) []Line {
 	var ours []*discoveryv1.EndpointSlice
 	for _, s := range o.slices[key] {
 		if s.Labels[discoveryv1.LabelManagedBy] != sliceManager {
@@ -174,10 +176,10 @@ func (o objects) endpoints(l *v1alpha1.Link, m v1alpha1.LedgerMirror, key string
 	}
 	for _, vip := range m.VIPs {
 		leads := slices.ContainsFunc(ours, func(s *discoveryv1.EndpointSlice) bool {
-			return len(s.Endpoints) == 1 && slices.Equal(s.Endpoints[0].Addresses, []string{vip})
+			return len(s.Endpoints) == 1 && slices.Equal(s.Endpoints[0].Addresses, []string{vip.String()})
 		})
 		if !leads {
-			return []Line{fail(checkMirror, key, "no EndpointSlice leads to the mirror's virtual IP "+vip, written)}
+			return []Line{fail(checkMirror, key, "no EndpointSlice leads to the mirror's virtual IP "+vip.String(), written)}
 		}
 	}
 	return nil
@@ -186,11 +188,11 @@ func (o objects) endpoints(l *v1alpha1.Link, m v1alpha1.LedgerMirror, key string
 // sliceManager is who manages the EndpointSlices of mirrors.
 const sliceManager = "causeway.dev"
 
-func samePorts(svc *corev1.Service, m v1alpha1.LedgerMirror) bool {
+func samePorts(svc *corev1.Service, m ledger.Mirror) bool {
 	want, have := map[string]int32{}, map[string]int32{}
 	for _, p := range m.Ports {
 		if p.Route != 0 {
-			want[p.Name+"/"+p.Protocol] = p.Port
+			want[p.Name+"/"+p.Protocol] = int32(p.Port)
 		}
 	}
 	for _, p := range svc.Spec.Ports {
