@@ -73,7 +73,7 @@ func BenchmarkLoadBlock(b *testing.B) {
 	b.ResetTimer()
 	for i := range b.N {
 		o := versions[i%2]
-		o.ResourceVersion, o.Generation = fmt.Sprint(1000000+i), w.now.UnixMilli()+int64(i)
+		o.ResourceVersion, o.Generation = fmt.Sprint(1000000+i), w.now.UnixMilli()+int64(i)+1
 		f.Load(o)
 		if len(f.Changes().Mirrors) != 1 {
 			b.Fatal("one mirror changes")
