@@ -441,7 +441,8 @@ func TestDeletionDoesNotStarve(t *testing.T) {
 		c.set(many(1000)...) // at 10 writes per second these take minutes
 		synctest.Wait()
 		c.unset(old)
-		time.Sleep(deleteWithin + time.Second)
+		const debt = 3 * time.Second // of workers that have begun a mirror each
+		time.Sleep(deleteWithin + debt)
 		synctest.Wait()
 		var svc corev1.Service
 		err := c.api.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "old-east"}, &svc)
