@@ -597,7 +597,7 @@ func TestLinksTakeTurns(t *testing.T) {
 		w := wanted("bar", "240.1.0.2")
 		w.Entry.MirrorName = "bar-north"
 		c.Set("north", w.key(), w)
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(500 * time.Millisecond) // the workers' debt, and its turn; the others take 6 s
 		synctest.Wait()
 		if s := c.Status("north"); s.Mirrors != 1 {
 			t.Errorf("one mirror of another Link does not wait for 300: %+v", s)
