@@ -366,7 +366,40 @@ func agentPod(node string) *corev1.Pod {
 	}
 }
 
-// Writes returns the writes since the last call, apart from those of Events.
+// podOn is a running pod of namespace shop.
+func podOn(node, name string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("pod-" + name), Labels: map[string]string{"app": name}},
+		Spec:       corev1.PodSpec{NodeName: node, ServiceAccountName: "bar"},
+		Status: corev1.PodStatus{
+			PodIP:      "10.0.0.9",
+			PodIPs:     []corev1.PodIP{{IP: "10.0.0.9"}},
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+		},
+	}
+}
+
+// sliceOf lists a pod behind the Service of its name.
+func sliceOf(pod *corev1.Pod) *discoveryv1.EndpointSlice {
+	yes, port, name, tcp, node := true, int32(8080), "main", corev1.ProtocolTCP, pod.Spec.NodeName
+	return &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: pod.Namespace,
+			Name:      pod.Name + "-1",
+			Labels:    map[string]string{discoveryv1.LabelServiceName: pod.Name},
+		},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &tcp}},
+		Endpoints: []discoveryv1.Endpoint{{
+			Addresses:  []string{pod.Status.PodIP},
+			Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes},
+			NodeName:   &node,
+			TargetRef:  &corev1.ObjectReference{Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
+		}},
+	}
+}
+
+// expectWrites fails unless these are the writes since the last call.
 func (r *replica) expectWrites(t *testing.T, why string, want ...string) {
 	t.Helper()
 	got := r.Writes()

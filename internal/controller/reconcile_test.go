@@ -35,7 +35,7 @@ func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
 		next := newReplica(t, r.API)
 		next.lead()
 		next.during(t, func() {
-			next.settle()
+			time.Sleep(2 * time.Second)
 			next.connect("bar", "foo")
 			next.settle()
 			next.expectWrites(t, "another replica leads, and nothing changed")
@@ -131,17 +131,14 @@ func TestFailedLedgerWriteHoldsBackOnlyItsOwn(t *testing.T) {
 		})
 		r.connect("bar", "foo")
 		r.create(t, exported("web", corev1.ProtocolTCP))
-		r.create(t, &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "new", UID: "new"},
-			Spec:       corev1.PodSpec{NodeName: "n1"},
-			Status:     corev1.PodStatus{PodIP: "10.0.0.9", PodIPs: []corev1.PodIP{{IP: "10.0.0.9"}}},
-		})
+		pod := podOn("n1", "new")
+		r.create(t, pod)
 		r.settle()
 		agents, _ := r.hub.View(nodestream.Agents)
 		if agents["frontend/shop/foo-east"] != nil || agents["frontend/shop/bar-east"] == nil {
 			t.Error("agents know foo before the ledger has stored it, or have lost bar")
 		}
-		if node, _ := r.hub.View(nodestream.Node("n1")); node["pod/new"] == nil {
+		if node, _ := r.hub.View(nodestream.Node("n1")); node[nodestream.PodKey(string(pod.UID))] == nil {
 			t.Error("a new pod must reach its agent though the ledger cannot be written")
 		}
 		if r.exports.members[shopKey("web")] != nil {
