@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/rotation"
 )
@@ -112,6 +113,15 @@ func (i *Identity) Issuers() *Snapshot { return i.current.Load() }
 
 // RootHash identifies the certificate that peers pin. Invite tokens carry it.
 func (i *Identity) RootHash() [32]byte { return identity.RootHash(i.Issuers().Anchor()) }
+
+// catalogService is the name under which gateways know the controllers' replicas.
+const catalogService = "causeway/catalog"
+
+// ReplicaID names a controller replica to peers, by the UID of its pod. Gateways of this
+// cluster hand a stream that asks for it to that replica. It tells nothing about the pod.
+func (i *Identity) ReplicaID(podUID string) [8]byte {
+	return identity.EndpointID(identity.EndpointKey(i.hopMasterKey), catalogService, podUID)
+}
 
 // Hello is what peers learn about this cluster in every catalog stream.
 type Hello struct {
@@ -246,7 +256,7 @@ func requireSecret(ctx context.Context, c client.Client, namespace, name string)
 	if apierrors.IsNotFound(err) {
 		return fmt.Errorf("Secret %s/%s is gone and peers trust what it held: restore it from a backup; "+
 			"if it is lost for good, delete ConfigMap %s and Secret %s too, and link every peer again",
-			namespace, name, ConfigMapName, issuerSecret)
+			namespace, name, clusterinfo.IdentityConfigMap, issuerSecret)
 	}
 	if err != nil {
 		return fmt.Errorf("read Secret %s/%s: %w", namespace, name, err)

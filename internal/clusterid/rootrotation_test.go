@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 )
@@ -87,8 +88,8 @@ func TestRootRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	var cm corev1.ConfigMap
-	a.MustGet(t, system, ConfigMapName, &cm)
-	if cm.Data[KeyRoot] != string(leader.id.Issuers().roots.Current.AnchorPEM()) {
+	a.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
+	if cm.Data[clusterinfo.KeyRoot] != string(leader.id.Issuers().roots.Current.AnchorPEM()) {
 		t.Error("the old root is published for new Links")
 	}
 	both(48 * time.Hour)

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/rotation"
 )
 
@@ -224,7 +225,7 @@ func (r *Rotator) adopt(s *storedState) error {
 // decide writes the Secrets as they must be now, adopts the result, and reports the
 // progress of a requested rotation in the ConfigMap.
 func (r *Rotator) decide(ctx context.Context, now time.Time, s *storedState) error {
-	key := r.c.Identity.secretKey(ConfigMapName)
+	key := r.c.Identity.secretKey(clusterinfo.IdentityConfigMap)
 	var cm corev1.ConfigMap
 	if err := r.c.Client.Get(ctx, key, &cm); err != nil {
 		return fmt.Errorf("read ConfigMap %v: %w", key, err)

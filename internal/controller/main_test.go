@@ -118,21 +118,29 @@ func newReplicaWith(t testing.TB, cluster *clusteridtest.Cluster, a *kubetest.AP
 	r := &replica{API: a, recorder: events.NewFakeRecorder(4096), written: make(chan struct{}, 1)}
 	in, board := newInbox(), wire.NewBoard()
 	r.process = &process{
-		o:         o,
-		identity:  cluster.Identity,
-		mgr:       fakeManager{client: a, recorder: r.recorder},
-		live:      a,
-		ranges:    ranges,
-		budget:    throttle.New(writesPerSecond, nil),
-		log:       o.Log,
-		keys:      joinflow.NewKeys(a, func() { in.add(func(b *batch) { b.inviteKeys = true }) }, o.Log),
-		freshness: newFreshness(a, o, cluster.HopMasterKey()),
-		budgets:   wire.NewBudgets(),
+		o:        o,
+		identity: cluster.Identity,
+		mgr:      fakeManager{client: a, recorder: r.recorder},
+		live:     a,
+		ranges:   ranges,
+		budget:   throttle.New(writesPerSecond, nil),
+		log:      o.Log,
+		keys:     joinflow.NewKeys(a, func() { in.add(func(b *batch) { b.inviteKeys = true }) }, o.Log),
+		budgets:  wire.NewBudgets(),
 	}
 	if err := board.SetHello(r.process.hello()); err != nil {
 		t.Fatal(err)
 	}
 	r.reconciler = r.process.newReconciler(in, board, wire.NewMetrics(nil))
+	r.process.reconciler = r.reconciler
+	r.freshness = peering.NewFreshness(peering.FreshnessConfig{
+		Client:    a,
+		Namespace: o.Namespace,
+		Version:   r.announcedVersion,
+		Port:      "9465",
+		Log:       o.Log,
+	})
+	r.process.freshness = r.freshness
 	r.peers.ConfigureForTest(func(c *peering.Config) {
 		c.Dial = func(ctx context.Context, _ string) (net.Conn, error) {
 			<-ctx.Done()

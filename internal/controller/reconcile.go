@@ -73,7 +73,8 @@ type reconciler struct {
 	addresses  peering.AddressIndex
 	listed     *listedAddresses
 	keys       *joinflow.Keys
-	freshness  *freshness
+	freshness  *peering.Freshness
+	announced  atomic.Pointer[wire.Version]
 	joins      map[catalog.Key]*v1alpha1.Join
 	invites    map[catalog.Key]*v1alpha1.Invite
 	canary     *corev1.Service
@@ -86,7 +87,7 @@ type reconciler struct {
 	// controllersDirty: the rows that lead to this cluster's controllers have to be
 	// decided again.
 	controllersDirty bool
-	first            bool // no pass was made yet
+	first            bool                 // no pass was made yet
 	replayed         bool                 // the mirror writer of this leader knows everything
 	trustDue         map[string]time.Time // when to decide about a PeerTrust again
 	snapshots        map[string]*peering.Snapshot
@@ -112,6 +113,14 @@ func (r *reconciler) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// announcedVersion is the newest version of the export list that this replica announced.
+func (r *reconciler) announcedVersion() wire.Version {
+	if v := r.announced.Load(); v != nil {
+		return *v
+	}
+	return wire.Version{}
 }
 
 // wait returns when there is something to do; false: ctx has ended.
@@ -486,14 +495,14 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 			p.statusOf(name)
 		}
 	}
-	for name := range b.peers {
-		l := r.imports.links[name]
-		if l == nil {
+	for name, l := range r.imports.links {
+		if !b.peers[name] && (l.recheck.IsZero() || now.Before(l.recheck)) {
+			p.dueAt(l.recheck)
 			continue
 		}
 		epoch, generation := r.book.Applied(l.domain)
 		applied := wire.Version{Epoch: epoch, Generation: generation}
-		r.imports.applyCatalog(name, r.peers.TakeCatalog(l.peer, applied, now), now, p)
+		r.imports.applyCatalog(name, r.peers.TakeCatalog(name, applied, now), now, p)
 	}
 }
 
@@ -526,7 +535,8 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 	}
 	r.warn("some exports are not valid", r.board.Publish(p.listings, p.version))
 	r.board.SetReady(p.readyLinks...)
-	r.freshness.observe(r.top.controllers, p.version)
+	r.announced.Store(&p.version)
+	r.freshness.SetReplicas(r.top.otherReplicas(r.o.PodName))
 	if p.gateways != nil {
 		r.warn("gateway addresses not advertised", r.board.SetGateways(*p.gateways))
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/invite"
 	joinwire "github.com/causeway-mesh/causeway/internal/invite/wire"
+	"github.com/causeway-mesh/causeway/internal/kube"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
@@ -165,7 +166,7 @@ func linkedStatus(name string) v1alpha1.JoinStatus {
 func (j *Joiner) token(ctx context.Context, join *v1alpha1.Join) (string, bool, error) {
 	var s corev1.Secret
 	err := j.c.Client.Get(ctx, client.ObjectKey{Namespace: j.c.Namespace, Name: invite.JoinSecretName(join.Name)}, &s)
-	if apierrors.IsNotFound(err) || err == nil && !isOwnedBy(&s, join.UID) {
+	if apierrors.IsNotFound(err) || err == nil && !kube.OwnedBy(&s, join.UID) {
 		return "", false, nil
 	}
 	if err != nil {

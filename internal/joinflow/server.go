@@ -149,7 +149,7 @@ func (s *Server) take(ctx context.Context, step invite.Step, inv *v1alpha1.Invit
 	return nil
 }
 
-// updateStatus writes a status unless somebody else has written one since inv was read.
+// updateStatus writes a status unless another replica has written one since inv was read.
 func (s *Server) updateStatus(ctx context.Context, inv *v1alpha1.Invite, status v1alpha1.InviteStatus) error {
 	updated := inv.DeepCopy()
 	updated.Status = status

@@ -45,7 +45,7 @@ const (
 )
 
 // mergeInterval is how often addresses are merged although nothing changed, so that those
-// that nobody names any more are forgotten.
+// that are no longer named are forgotten.
 const mergeInterval = 30 * time.Second
 
 func newGatewayAddresses() gatewayAddresses {

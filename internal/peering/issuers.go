@@ -27,7 +27,7 @@ type issuerLists struct {
 	number   uint64 // of newest
 	rejected []byte // the last list that was rejected
 	reason   string // why it was
-	stored   uint64 // number of the newest list that is stored, as the peer is told
+	stored   uint64 // number of the newest list that is stored, which the peer receives
 	pace     *rate.Limiter
 	storing  bool // a goroutine stores newest
 }
@@ -106,7 +106,7 @@ func (p *Peers) storeIssuers(s *peer, der []byte) error {
 }
 
 // RestoreLost stores the lists again that peers have sent and no PeerTrust holds, because
-// the API server was away or somebody deleted the PeerTrust. stored has the number of the
+// the API server was away or a user deleted the PeerTrust. stored has the number of the
 // list in each PeerTrust, by Link. It does not block.
 func (p *Peers) RestoreLost(stored map[string]uint64) {
 	p.mu.Lock()

@@ -16,6 +16,9 @@
 //   - A list of issuers with a lower number than the stored one is never stored.
 //   - Another Link of the same name, or for another peer, starts with nothing that was
 //     learned before.
+//   - One stream per peer carries its catalog; streams to other addresses carry heartbeats.
+//   - A removal counts only if the catalog that lacks the Service is not older than the one
+//     applied last.
 //   - Every goroutine ends with the context that Set was given; Wait waits for them.
 package peering
 
@@ -78,12 +81,15 @@ type Peers struct {
 // New returns Peers that knows no peer and starts nothing until Set.
 func New(c Config) *Peers {
 	if c.Dial == nil {
-		c.Dial = Dial
+		c.Dial = dialTCP
 	}
 	if c.Lookup == nil {
 		c.Lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		}
+	}
+	if c.Budgets == nil {
+		c.Budgets = wire.NewBudgets()
 	}
 	return &Peers{
 		c:      c,
@@ -93,8 +99,7 @@ func New(c Config) *Peers {
 	}
 }
 
-// Dial opens a TCP connection to a gateway address, host:port.
-func Dial(ctx context.Context, address string) (net.Conn, error) {
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
 	c, _, err := transport.Dialer{}.First(ctx, address)
 	return c, err
 }
@@ -193,12 +198,11 @@ type peer struct {
 	life   context.Context
 	cancel context.CancelFunc
 
-	addresses gatewayAddresses
-	streams   map[string]*outbound // by gateway address
-	// subscriber holds our one subscription, on one of the streams.
 	subscriber *wire.Subscriber
-	inbound    bool        // the peer has a stream to us
-	hello      *wire.Hello // the newest; nil: none yet
+	addresses  gatewayAddresses
+	streams    map[string]*outbound // by gateway address
+	inbound    bool                 // the peer has a stream to us
+	hello      *wire.Hello          // the newest; nil: none yet
 	skew       time.Duration
 	catalog    catalogState
 	issuers    issuerLists

@@ -35,6 +35,8 @@ type Snapshot struct {
 	// IssuersRejected is why the peer's current list of issuers is not accepted; empty if
 	// it is, or if it is only older than the stored one.
 	IssuersRejected string
+	// Stale: every replica of the peer that reports to us has lost its API server.
+	Stale bool
 	// ReportAt is when a loss may be reported in the Link's status; zero: at once.
 	ReportAt time.Time
 }
@@ -58,6 +60,7 @@ func (s *peer) newSnapshot() *Snapshot {
 		Authenticated:   maps.Clone(s.addresses.authenticated),
 		Acknowledged:    s.acknowledged,
 		IssuersRejected: s.issuers.rejectedNow(s.hello),
+		Stale:           s.isStale(),
 	}
 	for address, stream := range s.streams {
 		out.Streams[address] = stream.state()
@@ -70,12 +73,31 @@ func (s *peer) newSnapshot() *Snapshot {
 
 func (s *Snapshot) equal(o *Snapshot) bool {
 	return s.Inbound == o.Inbound && s.PeerVersion == o.PeerVersion && s.Skew == o.Skew && s.Complete == o.Complete &&
-		s.Acknowledged == o.Acknowledged && s.IssuersRejected == o.IssuersRejected && s.ReportAt.Equal(o.ReportAt) &&
+		s.Acknowledged == o.Acknowledged && s.IssuersRejected == o.IssuersRejected && s.Stale == o.Stale && s.ReportAt.Equal(o.ReportAt) &&
 		maps.Equal(s.Streams, o.Streams) && maps.Equal(s.Authenticated, o.Authenticated) && equalAddresses(s.Addresses, o.Addresses)
 }
 
 func equalAddresses(a, b link.Addresses) bool {
 	return slices.Equal(a.Use, b.Use) && slices.Equal(a.Fresh, b.Fresh) && slices.Equal(a.DNS, b.DNS) && slices.Equal(a.Refused, b.Refused)
+}
+
+// staleAge is the age of a replica's data from which it counts as cut off.
+const staleAge = 30 * time.Second
+
+// isStale reports whether no replica of the peer is current that we have a stream to. The
+// Subscriber moves to a current one if there is any. The caller holds mu.
+func (s *peer) isStale() bool {
+	stale := false
+	for _, stream := range s.streams {
+		switch {
+		case stream.err != nil || stream.age < 0:
+		case stream.age <= staleAge:
+			return false
+		default:
+			stale = true
+		}
+	}
+	return stale
 }
 
 // Dialed reports whether this replica has a stream to a gateway of the peer.
@@ -146,6 +168,9 @@ func (s *Snapshot) Observe(o *link.Observed) {
 		}
 	}
 	slices.Sort(o.Refused)
+	if s.Stale {
+		o.Stale = link.PeerCatalogStale
+	}
 	if s.Skew.Abs() > maxSkew {
 		o.Skew = s.Skew
 	}

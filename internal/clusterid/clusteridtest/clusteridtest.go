@@ -22,6 +22,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/rotation"
@@ -81,7 +82,7 @@ func (c *Cluster) Rotated(revoke bool) *Cluster {
 		Log:          slog.New(slog.DiscardHandler),
 	})
 	var cm corev1.ConfigMap
-	key := client.ObjectKey{Namespace: kubetest.Namespace, Name: clusterid.ConfigMapName}
+	key := client.ObjectKey{Namespace: kubetest.Namespace, Name: clusterinfo.IdentityConfigMap}
 	if err := api.Get(ctx, key, &cm); err != nil {
 		panic(err)
 	}
