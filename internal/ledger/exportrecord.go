@@ -93,9 +93,8 @@ func (r *exportRecord) release(now int64) *exportRecord {
 
 func (r *exportRecord) valid() bool {
 	if r.Slot < 0 || r.Slot >= maxExports || r.Namespace == "" || r.Service == "" ||
-		len(r.Ports) > maxExportPorts ||
-		!printable(r.Namespace, maxName) || !printable(r.Service, maxName) || min(r.Since,
-		r.Released) < 0 || max(r.Since, r.Released) > maxSeconds {
+		len(r.Ports) > maxExportPorts || !printable(r.Namespace, maxName) || !printable(r.Service, maxName) ||
+		min(r.Since, r.Released) < 0 || max(r.Since, r.Released) > maxSeconds {
 		return false
 	}
 	names, last := make(map[[2]string]bool), -1

@@ -540,11 +540,11 @@ func (b *Book) allot(p *peer, need int, now time.Time) (place, waitKey, bool) {
 		return place{}, waitKey{kind: waitShare}, false
 	}
 	for n := b.directory.firstFree(); n < b.space.blocks(); n++ {
-		if bl := b.blocks[n]; b.directory.pending[n] != "" || bl != nil && (bl.domain() != "" ||
-			bl.inFlight != nil) {
+		bl := b.blocks[n]
+		if b.directory.pending[n] != "" || bl != nil && (bl.domain() != "" || bl.inFlight != nil) {
 			continue
 		}
-		bl := b.block(n)
+		bl = b.block(n)
 		if slot, ok := bl.unused(need, now); ok {
 			b.directory.set(n, p.domain)
 			bl.give(p.domain)
