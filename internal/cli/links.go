@@ -106,7 +106,7 @@ func conditionHint(l *v1alpha1.Link, c metav1.Condition, namespace string) strin
 		return "the peer must dial: `causeway links` there shows why it does not"
 	case "NoAddress":
 		return "in a link of one direction, in which the peer calls and is not called, this is as it should be; otherwise the peer's gateway needs an address that can be dialled from here"
-	case "NoWayToPeer":
+	case "PeerUnreachable":
 		return fmt.Sprintf("if the peer's Services are not wanted here, say so: `kubectl patch link %s --type=json -p '[{\"op\":\"remove\",\"path\":\"/spec/import\"}]'`", l.Name)
 	case "DNS":
 		return "the name must resolve in this cluster's pods; an IP in spec.gateways needs no DNS"

@@ -136,7 +136,7 @@ func faultyLinks() []client.Object {
 	oneWay := linkTo("one-way", "one-way-1")
 	oneWay.Status = allIsWell(1)
 	set(oneWay, v1alpha1.LinkGatewayReachable, "NoAddress", noAddress)
-	set(oneWay, v1alpha1.LinkSynced, "NoWayToPeer", "the peer dials us, but no gateway of it can be reached from here: none of its Services is mirrored")
+	set(oneWay, v1alpha1.LinkSynced, "PeerUnreachable", "the peer dials us, but no gateway of it can be reached from here: none of its Services is mirrored")
 	partly := linkTo("partly", "partly-1")
 	partly.Status = allIsWell(1)
 	set(partly, v1alpha1.LinkConnected, "ReplicaDisconnected", "1 of 2 controller replicas without a catalog stream with the peer: causeway-controller-b: no answer yet")

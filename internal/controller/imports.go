@@ -52,6 +52,7 @@ type importLink struct {
 	whole bool
 	// stale says whether the peer's catalog is out of date, and how.
 	stale   link.Staleness
+	recheck time.Time                       // when stale may end by the clock alone; zero: not
 	sources map[catalog.Key][]ledger.Source // what each Service asked the ledger for
 	wants   map[ledger.Source]ledger.MirrorWant
 	// placed is where each stored entry's mirror is, and which frontend it has.
@@ -180,6 +181,9 @@ func (m *importer) applyCatalog(name string, c peering.CatalogChange, now time.T
 	if l == nil {
 		return
 	}
+	if c.Whole {
+		c.Removed = append(c.Removed, l.lacking(c.Upserts)...)
+	}
 	for _, key := range c.Removed {
 		delete(l.services, key)
 		delete(l.left, key)
@@ -199,10 +203,33 @@ func (m *importer) applyCatalog(name string, c peering.CatalogChange, now time.T
 		p.links = append(p.links, l.change())
 	}
 	l.stale = c.Stale
+	l.recheck = time.Time{}
+	if c.Recheck > 0 {
+		l.recheck = now.Add(c.Recheck)
+		p.dueAt(l.recheck)
+	}
 	if c.Complete && c.Version != (wire.Version{}) {
 		m.book.SetApplied(l.domain, c.Version.Epoch, c.Version.Generation)
 	}
 	p.statusOf(name)
+}
+
+// lacking are the Services that were applied and are not among all.
+func (l *importLink) lacking(all []catalog.Service) []catalog.Key {
+	if len(l.services) == 0 {
+		return nil
+	}
+	there := make(map[catalog.Key]bool, len(all))
+	for i := range all {
+		there[all[i].Key()] = true
+	}
+	var out []catalog.Key
+	for key := range l.services {
+		if !there[key] {
+			out = append(out, key)
+		}
+	}
+	return out
 }
 
 // settle lets the ledger release what nothing wants, once the whole catalog is known.

@@ -77,7 +77,10 @@ func (l *leader) start(ctx context.Context) {
 }
 
 // wait waits for everything that start began.
-func (l *leader) wait() { l.tasks.running.Wait() }
+func (l *leader) wait() {
+	l.tasks.running.Wait()
+	l.joiner.Wait()
+}
 
 // readLedger lists the Ledgers live and hands them to the reconciler.
 func (l *leader) readLedger(ctx context.Context) {

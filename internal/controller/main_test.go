@@ -25,6 +25,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -98,16 +99,27 @@ func newReplica(t testing.TB, a *api) *replica {
 	return r
 }
 
-func newPeers(a *api, board *wire.Board, changed func()) *peers {
-	return &peers{
-		identity: west().Identity, trusts: trusts{a, system},
-		board: board, metrics: wire.NewMetrics(nil), changed: changed, log: quietly, links: make(map[string]*peerState),
-		reach: func(ctx context.Context, _ string) (net.Conn, error) {
+// newPeers returns peers that dial nobody.
+func newPeers(a *api, board *wire.Board, changed func()) *peering.Peers {
+	return peering.New(peering.Config{
+		Identity:  west().Identity,
+		Board:     board,
+		Client:    a,
+		Namespace: system,
+		OnChange:  func(string) { changed() },
+		Log:       quietly,
+		Metrics:   wire.NewMetrics(nil),
+		Dial: func(ctx context.Context, _ string) (net.Conn, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		},
-		lookup: func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no DNS here") },
-	}
+		Lookup: func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no DNS here") },
+	})
+}
+
+// hello is what a cluster sends, with a list of its issuers of that number.
+func hello(o *clusteridtest.Cluster, number uint64) *wire.Hello {
+	return &wire.Hello{Version: "v9", IssuerList: o.SignedList(number), LinkPublicKey: o.LinkKey().Public()}
 }
 
 // told returns the Events since it was last asked.

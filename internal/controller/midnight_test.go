@@ -3,7 +3,6 @@ package controller
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +10,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
 // dayKeys are the keys of a Link in what a node was told.
@@ -42,7 +42,8 @@ func (r *replica) toldTo(t *testing.T, to nodestream.Recipient) nodestream.View 
 
 // as makes r a replica of another cluster.
 func (r *replica) as(o *clusteridtest.Cluster) *replica {
-	r.identity, r.peers.identity, r.leader.identity = o.Identity, o.Identity, o.Identity
+	r.identity, r.leader.identity = o.Identity, o.Identity
+	r.peers.ConfigureForTest(func(c *peering.Config) { c.Identity = o.Identity })
 	return r
 }
 
@@ -134,41 +135,4 @@ func carried(t *testing.T, sealer, opener []route.DatedKey, sealed, opened time.
 		err = fmt.Errorf("opened as %s's %+v", link, label)
 	}
 	return err
-}
-
-// TestMidnightOfTheCatalog: a controller's own stream to the peer is sealed by the day of its clock.
-func TestMidnightOfTheCatalog(t *testing.T) {
-	west()
-	east()
-	synctest.Test(t, func(t *testing.T) {
-		e := newReplica(t, newAPI(t, linkTo("west", west()), shop(), agentPod())).as(east())
-		p := newPeers(newAPI(t), nil, func() {})
-		peer := peerOf(t, linkTo("east", east()))
-		e.during(t, func() {
-			time.Sleep(time.Until(time.Date(2000, 1, 1, 23, 50, 0, 0, time.UTC)))
-			old := e.toldTo(t, nodestream.Gateway)
-			for range 20 {
-				time.Sleep(time.Minute)
-				synctest.Wait()
-				cfg, err := p.clientTLS(peer)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for why, v := range map[string]nodestream.View{"told": e.toldTo(t, nodestream.Gateway), "cut off": old} {
-					var keys []route.LinkKey
-					for _, k := range dayKeys(t, v, "west") {
-						keys = append(keys, route.LinkKey{Link: "west", DatedKey: k})
-					}
-					for _, skew := range []time.Duration{-2 * time.Hour, 0, 2 * time.Hour} {
-						if link, label, err := route.NewKeyring(keys...).Open(cfg.ServerName, time.Now().Add(skew)); err != nil || link != "west" || label.Route != route.Catalog {
-							t.Errorf("%s, at %s, skew %v: %q, %+v, %v", why, time.Now().Format(time.TimeOnly), skew, link, label, err)
-						}
-					}
-				}
-			}
-			if slices.EqualFunc(dayKeys(t, old, "west"), dayKeys(t, e.toldTo(t, nodestream.Gateway), "west"), func(a, b route.DatedKey) bool { return a.Day == b.Day }) {
-				t.Error("the days do not turn")
-			}
-		})
-	})
 }

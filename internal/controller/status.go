@@ -46,6 +46,9 @@ func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 	o.Standing, o.Pending, o.Blocked = written.Mirrors, written.Pending, written.Blocked
 	if imported := r.imports.links[name]; imported != nil {
 		o.Complete, o.Stale = imported.whole, imported.stale
+		if s := r.snapshots[name]; s != nil && s.Stale && o.Stale == "" {
+			o.Stale = link.PeerCatalogStale
+		}
 		o.Pending += r.imports.pending(imported)
 	}
 	o.Problems = slices.Concat(r.imports.problemsOf(name), written.Problems, j.exported, r.manyServices(name))

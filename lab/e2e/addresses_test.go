@@ -147,7 +147,7 @@ func TestOneWayLink(t *testing.T) {
 	})
 	within(t, 20*time.Second, "and that it is linked", func() error {
 		for kind, want := range map[string]string{
-			v1alpha1.LinkConnected: "True Connected", v1alpha1.LinkTrusted: "True Trusted", v1alpha1.LinkSynced: "False NoWayToPeer",
+			v1alpha1.LinkConnected: "True Connected", v1alpha1.LinkTrusted: "True Trusted", v1alpha1.LinkSynced: "False PeerUnreachable",
 		} {
 			if err := east.condition(t.Context(), "west", kind, want); err != nil {
 				return err
