@@ -54,6 +54,7 @@ type leader struct {
 type statusTask struct {
 	*task
 	limit *rate.Limiter
+	due   time.Time // when the newest of the changes is written at the latest
 }
 
 // How often a Link's status is written: a peer that changes all the time must not make
@@ -61,6 +62,9 @@ type statusTask struct {
 const (
 	statusBurst = 10
 	statusPause = 2 * time.Second
+	// statusDelay is how long a change waits for another one that reverses it: a new
+	// leader must not report mirrors as pending that only have to be looked at.
+	statusDelay = 250 * time.Millisecond
 )
 
 // start begins to lead. The mirror writer runs from now on, and the ledger is read live,
@@ -181,8 +185,17 @@ type statusJob struct {
 func (l *leader) writeStatus(ctx context.Context, name string, j statusJob) {
 	t := l.statuses[name]
 	if t == nil {
-		t = &statusTask{l.tasks.start(ctx, l.log.With("link", name)), rate.NewLimiter(rate.Every(statusPause), statusBurst)}
+		t = &statusTask{
+			task:  l.tasks.start(ctx, l.log.With("link", name)),
+			limit: rate.NewLimiter(rate.Every(statusPause), statusBurst),
+		}
 		l.statuses[name] = t
+	}
+	if now := time.Now(); now.After(t.due) {
+		t.due = now.Add(statusDelay)
+	}
+	if j.due.Before(t.due) {
+		j.due = t.due
 	}
 	t.set(func(ctx context.Context, _ int) (time.Duration, error) {
 		if wait := time.Until(j.due); wait > 0 && len(j.link.Status.Conditions) > 0 {

@@ -259,7 +259,7 @@ func decodeBlock(o *v1alpha1.Ledger, have *[maxBlockSize]*record) (out [maxBlock
 		r := known[string(raw)]
 		if r == nil {
 			r = new(record)
-			if json.Unmarshal(raw, r) != nil || !r.valid() || len(r.seal().raw) > maxEntry {
+			if json.Unmarshal(raw, r) != nil || !r.seal().storable() {
 				problems = append(problems, damaged(o.Name, "an entry is not valid"))
 				continue
 			}

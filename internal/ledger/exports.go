@@ -65,6 +65,7 @@ type exports struct {
 	waits    map[ExportKey]struct{}
 	freed    map[string]struct{} // namespaces whose waiting Services may try again
 	problems map[ExportKey]Problem
+	links    map[string][]string // see intern
 	batch    uint64
 
 	// committed is the generation of the export list, and highest the last that was sent.
@@ -116,6 +117,7 @@ func newExports() exports {
 		waits:        make(map[ExportKey]struct{}),
 		freed:        make(map[string]struct{}),
 		problems:     make(map[ExportKey]Problem),
+		links:        make(map[string][]string),
 		budget:       allocationBudget(),
 	}
 }
@@ -143,12 +145,28 @@ func (b *Book) Export(w ExportWant, now time.Time) {
 	if !slices.IsSorted(w.Links) {
 		w.Links = slices.Sorted(slices.Values(w.Links))
 	}
+	w.Links = e.intern(w.Links)
 	if old := e.wants[k]; old != nil && slices.Equal(old.Links, w.Links) && slices.Equal(old.Ports, w.Ports) {
 		return
 	}
 	e.wants[k] = &w
 	e.markDirty(k)
 }
+
+// intern returns a list of Links that exports with the same Links share.
+func (e *exports) intern(links []string) []string {
+	k := strings.Join(links, ",")
+	if l, known := e.links[k]; known {
+		return l
+	}
+	if len(e.links) >= maxInterned {
+		clear(e.links)
+	}
+	e.links[k] = links
+	return links
+}
+
+const maxInterned = 4096
 
 // Unexport says that a Service is not exported any more.
 func (b *Book) Unexport(k ExportKey, now time.Time) {

@@ -341,6 +341,9 @@ func (b *Book) Tick(now time.Time) (next time.Time) {
 // nextTick is the earliest time at which something becomes due.
 func (b *Book) nextTick(now time.Time) time.Time {
 	var next time.Time
+	if !b.writing {
+		return next
+	}
 	at := func(t time.Time) {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t

@@ -429,6 +429,10 @@ func (p *peer) admit(s Source, w *MirrorWant, now time.Time) {
 		return
 	}
 	r, left, shortened := newRecord(w, nil, 0, seconds(now))
+	if !r.storable() {
+		p.note(s, ContentTooLarge, "the names of the Service or of its ports are not valid or too long")
+		return
+	}
 	at, k, ok := p.book.allot(p, r.size()+slotDigits, now)
 	if !ok {
 		p.wait(s, k)
@@ -468,10 +472,7 @@ func (p *peer) revive(at place, w *MirrorWant, now time.Time) bool {
 		had, since = c, c.Since // the release was never stored
 	}
 	r, left, shortened := newRecord(w, had, at.slot, since)
-	if len(left) > 0 {
-		return false
-	}
-	if !at.block.fits(at, r) {
+	if len(left) > 0 || !r.storable() || !at.block.fits(at, r) {
 		return false
 	}
 	at.block.set(at.slot, r)
@@ -492,7 +493,7 @@ func (p *peer) update(at place, w *MirrorWant, now time.Time) {
 	if len(left) > 0 {
 		// The indexes are used up: the mirror begins again at another address.
 		next, lost, short := newRecord(w, nil, 0, had.Since)
-		if to, _, ok := p.book.allot(p, next.size()+slotDigits, now); ok {
+		if to, _, ok := p.book.allot(p, next.size()+slotDigits, now); ok && next.storable() {
 			next.Slot = to.slot
 			at.release(now)
 			to.block.set(to.slot, next.seal())
@@ -508,6 +509,8 @@ func (p *peer) update(at place, w *MirrorWant, now time.Time) {
 func (p *peer) replace(at place, r *record) {
 	had := at.pending()
 	switch bare := r.bare(); {
+	case !r.storable():
+		p.note(r.source(), ContentTooLarge, "the names of the Service's ports are not valid or too long: what was there before stays")
 	case at.block.fits(at, r):
 		at.block.set(at.slot, r)
 	case !r.sameAllocation(had) && at.block.fits(at, bare):

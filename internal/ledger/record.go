@@ -227,11 +227,11 @@ func assignIndexes(have []portRecord, want []PortWant) (out []portRecord, left [
 // shorten drops what a peer controls until the entry fits maxEntry: first appProtocols,
 // the longest first, then the last identities. It seals r.
 func (r *record) shorten() bool {
-	if r.seal(); len(r.raw) <= maxEntry {
+	if r.seal(); len(r.raw) <= maxEntry-entryReserve {
 		return false
 	}
-	for len(r.raw) > maxEntry {
-		over := len(r.raw) - maxEntry
+	for len(r.raw) > maxEntry-entryReserve {
+		over := len(r.raw) - (maxEntry - entryReserve)
 		longest := r.byAppProtocol()
 		for ; over > 0 && len(longest) > 0; longest = longest[1:] {
 			over -= len(longest[0].AppProtocol)
@@ -268,6 +268,9 @@ func (r *record) bare() *record {
 	}
 	return out.seal()
 }
+
+// storable reports whether r may be stored. Names that a catalog has checked always may.
+func (r *record) storable() bool { return len(r.raw) <= maxEntry && r.valid() }
 
 // valid reports whether a Book can have stored r.
 func (r *record) valid() bool {
