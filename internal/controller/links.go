@@ -42,8 +42,10 @@ type resolvedPeer struct {
 	view view.Peer
 	// successor: another root than the Link's has signed the list.
 	successor bool
-	// until is when the last of the peer's issuers ends; zero: none is known.
+	// until is when the last of the peer's issuers ends; zero: none is known. ended: that
+	// has been reported.
 	until time.Time
+	ended bool
 }
 
 func newLinkState(id *clusterid.Identity, log *slog.Logger) *linkState {
@@ -125,6 +127,21 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 		}
 	}
 	return out, nil
+}
+
+// expire adds to dirty the Links whose peer's last issuer has ended.
+func (s *linkState) expire(dirty map[string]bool, now time.Time, p *plan) {
+	for name, r := range s.resolved {
+		switch {
+		case r.until.IsZero() || r.ended:
+		case now.Before(r.until):
+			p.dueAt(r.until)
+		default:
+			r.ended = true
+			s.resolved[name] = r
+			dirty[name] = true
+		}
+	}
 }
 
 // emit tells agents and gateways what one Link has become. namespaces are this cluster's.

@@ -87,12 +87,14 @@ type reconciler struct {
 	// controllersDirty: the rows that lead to this cluster's controllers have to be
 	// decided again.
 	controllersDirty bool
-	first            bool                 // no pass was made yet
-	replayed         bool                 // the mirror writer of this leader knows everything
-	trustDue         map[string]time.Time // when to decide about a PeerTrust again
-	snapshots        map[string]*peering.Snapshot
-	sweep            sweeper
-	expiries         atomic.Pointer[[]clusterid.Expiry]
+	first            bool // no pass was made yet
+	// replayed: the mirror writer was given everything. Before the ledger is read live it is
+	// given nothing, because it would delete mirrors whose entries the cache lacks.
+	replayed  bool
+	trustDue  map[string]time.Time // when to decide about a PeerTrust again
+	snapshots map[string]*peering.Snapshot
+	sweep     sweeper
+	expiries  atomic.Pointer[[]clusterid.Expiry]
 }
 
 // run makes a pass whenever something has changed, until ctx ends.
@@ -358,13 +360,14 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 			dirty[name] = true
 		}
 	}
-	if len(b.links) > 0 {
-		for k, o := range b.links {
-			setOrDelete(r.links.links, k.Name, o)
-			dirty[k.Name] = true
-		}
+	for k, o := range b.links {
+		setOrDelete(r.links.links, k.Name, o)
+		dirty[k.Name] = true
+	}
+	if len(b.links) > 0 || r.first || b.ledgerListed { // the ledger may have peers without a Link
 		r.judgeLinks(dirty, now, p)
 	}
+	r.links.expire(dirty, now, p)
 	p.dueAt(nextDay(now))
 	if len(b.namespaces) > 0 {
 		for name, l := range r.links.links {
@@ -487,7 +490,7 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 	if problem := r.overlaps.problem(); (problem != nil) != r.imports.frozen {
 		r.imports.freeze(problem != nil, now, p)
 	}
-	if r.leading.Load() && !r.replayed {
+	if r.leading.Load() && r.leader.ledgerRead && !r.replayed {
 		r.replayed = true
 		r.imports.replay(p)
 		p.housekeeping = true
@@ -496,6 +499,9 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 		}
 	}
 	for name, l := range r.imports.links {
+		if l.since.Equal(now) {
+			continue // its streams begin after this pass: what there is came from another peer
+		}
 		if !b.peers[name] && (l.recheck.IsZero() || now.Before(l.recheck)) {
 			p.dueAt(l.recheck)
 			continue
@@ -555,12 +561,17 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 	for _, w := range p.writes {
 		l.store(ctx, w)
 	}
-	l.applyMirrors(p)
+	if r.replayed {
+		l.applyMirrors(p)
+	}
 	l.emit(p.events, time.Now())
 	if p.housekeeping {
 		l.keep(r.chores())
 	}
 	l.forgetLinks(r.links.links)
+	if !r.replayed {
+		return // the mirrors that stand are not known yet
+	}
 	for name := range p.status {
 		if obj := r.links.links[name]; obj != nil && obj.DeletionTimestamp == nil {
 			l.writeStatus(ctx, name, r.statusJob(obj, time.Now()))
