@@ -54,9 +54,9 @@ type Options struct {
 	CASecret string
 }
 
-// Identity is this cluster's identity. Its trust domain and keys never change; its roots
-// and issuers are replaced as a whole by a Rotator. It is safe for concurrent use and must
-// not be copied.
+// Identity is this cluster's identity. Its trust domain and keys never change; its
+// roots and issuers are replaced as a whole by a Rotator. It is safe for concurrent use
+// and must not be copied.
 type Identity struct {
 	options      Options
 	trustDomain  string
@@ -69,10 +69,10 @@ type Identity struct {
 	credentialGeneration uint64 // generation of the roots that signed credential
 }
 
-// Load reads the cluster's identity from its Secrets and creates those that are missing.
-// Several replicas may call it at once: when two create the same Secret, the loser reads
-// the winner's. Load fails if a Secret is gone that peers may depend on, which is the case
-// once the public half has been published.
+// Load reads the cluster's identity from its Secrets and creates those that are
+// missing. Several replicas may call it at once: when two create the same Secret, the
+// loser reads the winner's. Load fails if a Secret is gone that peers may depend on,
+// which is the case once the public half has been published.
 func Load(ctx context.Context, c client.Client, o Options) (*Identity, error) {
 	return load(ctx, c, o, time.Now())
 }
@@ -169,9 +169,9 @@ func (i *Identity) loadAuthorities(ctx context.Context, c client.Client, now tim
 		return fmt.Errorf("parse Secret %v: %w", i.secretKey(issuerSecret), err)
 	}
 	if !roots.Honours(state) {
-		// A revocation of the root ended before it replaced the issuer. The stored issuer
-		// must not be used. The leader will store a successor under the next number; until
-		// then this replica signs with one that it keeps in memory.
+		// A revocation of the root ended before it replaced the issuer. The stored
+		// issuer must not be used. The leader will store a successor under the next
+		// number; until then this replica signs with one that it keeps in memory.
 		number := state.Number
 		state, _, err = rotation.Decide(now, state, roots, nil, rotation.Request{})
 		if err != nil {

@@ -26,9 +26,9 @@ func isPublished(ctx context.Context, c client.Client, namespace string) (bool, 
 }
 
 // Publish writes the public half to the ConfigMap if it differs. gateways are the
-// addresses at which peers reach this cluster; nil keeps the published ones, because the
-// caller does not know them yet. When two replicas publish at once, the loser gets the API
-// server's Conflict or AlreadyExists error.
+// addresses at which peers reach this cluster; nil keeps the published ones, because
+// the caller does not know them yet. When two replicas publish at once, the loser gets
+// the API server's Conflict or AlreadyExists error.
 func (i *Identity) Publish(ctx context.Context, c client.Client, gateways []string) error {
 	root := i.Issuers().roots.Current
 	want := map[string]string{

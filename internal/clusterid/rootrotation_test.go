@@ -156,8 +156,8 @@ func TestRootRotationContinuesAfterCrash(t *testing.T) {
 	}
 }
 
-// crashAndContinue rotates the root while the write with index at fails. lost says that the
-// API server makes that write but its answer is lost.
+// crashAndContinue rotates the root while the write with index at fails. lost says that
+// the API server makes that write but its answer is lost.
 func crashAndContinue(t *testing.T, asked string, lost bool, at int) {
 	a, now, writes := kubetest.New(nil), time.Now(), 0
 	first := newReplica(t, a, true, nil)

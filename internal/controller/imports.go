@@ -274,6 +274,9 @@ func (m *importer) decide(l *importLink, key catalog.Key, now time.Time) {
 	if s, ok := l.services[key]; ok {
 		wants, problem = l.rules.Wants(s, m.namespaces)
 	}
+	if problem == nil {
+		problem = isolated(key, l.services[key])
+	}
 	if problem != nil {
 		l.problems[key] = *problem
 	} else {
@@ -301,6 +304,16 @@ func (m *importer) decide(l *importLink, key catalog.Key, now time.Time) {
 	} else {
 		l.sources[key] = after
 	}
+}
+
+// isolated is the problem of a Service that the peer's NetworkPolicies keep calls from;
+// nil: it has none.
+func isolated(key catalog.Key, s catalog.Service) *catalog.Problem {
+	if !slices.ContainsFunc(s.Ports, func(p catalog.Port) bool { return p.Isolated }) {
+		return nil
+	}
+	return &catalog.Problem{Service: key.String(), Reason: catalog.NetworkPolicyIsolates, Message: "NetworkPolicies in the peer's cluster isolate the Service, " +
+		"so calls to it are refused: ask there for an ExportPolicy that names the callers"}
 }
 
 // unplace withdraws the mirror of one source, if the ledger has stored another name for

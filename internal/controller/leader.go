@@ -81,7 +81,10 @@ func (l *leader) start(ctx context.Context) {
 }
 
 // wait waits for everything that start began.
-func (l *leader) wait() { l.tasks.running.Wait() }
+func (l *leader) wait() {
+	l.tasks.running.Wait()
+	l.joiner.Wait()
+}
 
 // readLedger lists the Ledgers live and hands them to the reconciler.
 func (l *leader) readLedger(ctx context.Context) {
@@ -163,6 +166,8 @@ func (l *leader) applyMirrors(p *plan) {
 		}
 		l.writer.SetLink(c.link, c.standby)
 	}
+	// A headless mirror and those of its named pods go in one call, or the list would
+	// shrink for a moment.
 	wants := make(map[string]map[catalog.Key]*mirror.Want)
 	for _, m := range p.mirrors { // of several changes of a mirror the last one counts
 		if wants[m.link] == nil {

@@ -42,10 +42,8 @@ type resolvedPeer struct {
 	view view.Peer
 	// successor: another root than the Link's has signed the list.
 	successor bool
-	// until is when the last of the peer's issuers ends; zero: none is known. ended: that
-	// has been reported.
+	// until is when the last of the peer's issuers ends; zero: none is known.
 	until time.Time
-	ended bool
 }
 
 func newLinkState(id *clusterid.Identity, log *slog.Logger) *linkState {
@@ -129,21 +127,6 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 	return out, nil
 }
 
-// expire adds to dirty the Links whose peer's last issuer has ended.
-func (s *linkState) expire(dirty map[string]bool, now time.Time, p *plan) {
-	for name, r := range s.resolved {
-		switch {
-		case r.until.IsZero() || r.ended:
-		case now.Before(r.until):
-			p.dueAt(r.until)
-		default:
-			r.ended = true
-			s.resolved[name] = r
-			dirty[name] = true
-		}
-	}
-}
-
 // emit tells agents and gateways what one Link has become. namespaces are this cluster's.
 func (s *linkState) emit(name string, namespaces mirror.Namespaces, p *plan) {
 	r, ok := s.resolved[name]
@@ -187,6 +170,21 @@ func applyRules(p *view.Peer, l *v1alpha1.Link, namespaces mirror.Namespaces) {
 // selectsCallers reports whether a Link's callers depend on the labels of namespaces.
 func selectsCallers(l *v1alpha1.Link) bool {
 	return l.Spec.Import != nil && l.Spec.Import.Callers != nil && l.Spec.Import.Callers.NamespaceSelector != nil
+}
+
+// ended returns the Links whose peers' last issuer ended since the last pass.
+func (s *linkState) ended(last, now time.Time, p *plan) map[string]bool {
+	out := make(map[string]bool)
+	for name, r := range s.resolved {
+		switch {
+		case r.until.IsZero():
+		case r.until.After(now):
+			p.dueAt(r.until.Add(time.Second))
+		case r.until.After(last):
+			out[name] = true
+		}
+	}
+	return out
 }
 
 // wanted are the peers to keep streams to.

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/backoff"
@@ -17,6 +18,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/ledger"
@@ -88,6 +90,9 @@ type reconciler struct {
 	// decided again.
 	controllersDirty bool
 	first            bool // no pass was made yet
+	lastPass         time.Time
+	reviewDue        time.Time
+	warnings         clusterid.ExpiryWarnings
 	// replayed: the mirror writer was given everything. Before the ledger is read live it is
 	// given nothing, because it would delete mirrors whose entries the cache lacks.
 	replayed  bool
@@ -175,10 +180,40 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	for name := range b.mirrors {
 		p.statusOf(name)
 	}
+	r.reviewStatus(now, p)
 	for _, call := range b.calls {
 		call()
 	}
+	r.lastPass = now
 	return p
+}
+
+// reviewInterval is how often everything that a status says by the clock alone is
+// decided again.
+const reviewInterval = 10 * time.Second
+
+// reviewStatus decides again what depends on the clock: statuses, and which certificates
+// end soon.
+func (r *reconciler) reviewStatus(now time.Time, p *plan) {
+	if p.dueAt(r.reviewDue); now.Before(r.reviewDue) {
+		return
+	}
+	r.reviewDue = now.Add(reviewInterval)
+	p.dueAt(r.reviewDue)
+	for name := range r.links.links {
+		p.statusOf(name)
+	}
+	if !r.leading.Load() {
+		return
+	}
+	for _, e := range r.warnings.Due(r.links.expiries(), now) {
+		about := runtime.Object(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: r.o.Namespace, Name: clusterinfo.IdentityConfigMap}})
+		if l := r.links.links[e.Link]; l != nil {
+			about = l
+		}
+		r.log.Warn("certificate ends soon", "certificate", e.Kind, "link", e.Link, "notAfter", e.NotAfter)
+		p.events = append(p.events, event{about: about, owner: e.Link, reason: "CertificateEndsSoon", action: "Rotating", message: e.Warning(now)})
+	}
 }
 
 // takeLedger takes in what the ledger has stored.
@@ -367,8 +402,10 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 	if len(b.links) > 0 || r.first || b.ledgerListed { // the ledger may have peers without a Link
 		r.judgeLinks(dirty, now, p)
 	}
-	r.links.expire(dirty, now, p)
 	p.dueAt(nextDay(now))
+	for name := range r.links.ended(r.lastPass, now, p) {
+		dirty[name] = true
+	}
 	if len(b.namespaces) > 0 {
 		for name, l := range r.links.links {
 			if selectsCallers(l) {
@@ -567,6 +604,7 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 	l.emit(p.events, time.Now())
 	if p.housekeeping {
 		l.keep(r.chores())
+		l.joiner.Set(ctx, sortedObjects(r.joins))
 	}
 	l.forgetLinks(r.links.links)
 	if !r.replayed {

@@ -99,8 +99,8 @@ func TestJoinContinuesAfterServerFailure(t *testing.T) {
 	}
 }
 
-// If the joining cluster's own write fails, the inviter has its Link already and recognizes
-// the cluster when it comes again.
+// If the joining cluster's own write fails, the inviter has its Link already and
+// recognizes the cluster when it comes again.
 func TestJoinContinuesAfterOwnFailure(t *testing.T) {
 	h := newHost(t, east())
 	g := newGuest(t, west(), h)

@@ -12,22 +12,22 @@ import (
 
 // CatalogChange is what changed in a peer's catalog since the last TakeCatalog.
 type CatalogChange struct {
-	// Whole: everything taken before must be forgotten. It is set in the first change of a
-	// peer.
+	// Whole: everything taken before must be forgotten. It is set in the first change
+	// of a peer.
 	Whole bool
 	// Upserts are valid Services, sorted by key.
 	Upserts []catalog.Service
-	// Removed are keys that the peer does not export any more, or not validly, sorted. The
-	// caller may not know all of them.
+	// Removed are keys that the peer does not export any more, or not validly, sorted.
+	// The caller may not know all of them.
 	Removed []catalog.Key
-	// Problems are those of the keys in Upserts and Removed that have any. A key of either
-	// that is missing here has no problem any more.
+	// Problems are those of the keys in Upserts and Removed that have any. A key of
+	// either that is missing here has no problem any more.
 	Problems map[catalog.Key][]catalog.Problem
 	// Complete: what was taken in all is the peer's whole catalog, and may be applied as
 	// such. Only then may mirrors of Services be deleted that are not in it.
 	Complete bool
-	// Version is that of the catalog. Once a Complete change was applied, it is the version
-	// to pass to the next TakeCatalog, also after a restart.
+	// Version is that of the catalog. Once a Complete change was applied, it is the
+	// version to pass to the next TakeCatalog, also after a restart.
 	Version wire.Version
 	// Stale is why a catalog that has arrived is not Complete: removals are held back.
 	Stale link.Staleness
@@ -102,8 +102,8 @@ var staleness = map[string]link.Staleness{
 
 // TakeCatalog returns what arrived of a peer's catalog since the last call for the same
 // peer. applied is the version of the last catalog that was applied as a whole, zero if
-// there is none: while the one that has arrived may not follow it, removals are held back.
-// For a Link that Set does not have it returns an empty whole change.
+// there is none: while the one that has arrived may not follow it, removals are held
+// back. For a Link that Set does not have it returns an empty whole change.
 func (p *Peers) TakeCatalog(link string, applied wire.Version, now time.Time) CatalogChange {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,7 +112,11 @@ func (p *Peers) TakeCatalog(link string, applied wire.Version, now time.Time) Ca
 		return CatalogChange{Whole: true}
 	}
 	c := &s.catalog
-	out := CatalogChange{Whole: !c.taken, Version: c.version, Problems: make(map[catalog.Key][]catalog.Problem)}
+	out := CatalogChange{
+		Whole:    !c.taken,
+		Version:  c.version,
+		Problems: make(map[catalog.Key][]catalog.Problem),
+	}
 	c.taken = true
 	for _, key := range slices.SortedFunc(maps.Keys(c.upserts), catalog.Key.Compare) {
 		out.Upserts = append(out.Upserts, c.upserts[key])

@@ -17,9 +17,9 @@ type TestStream struct {
 	link    string
 }
 
-// StreamForTest returns the stream to a gateway address in place of the real one, which it
-// ends. An empty address means a stream that the peer opened to us. It panics outside of
-// tests.
+// StreamForTest returns the stream to a gateway address in place of the real one, which
+// it ends. An empty address means a stream that the peer opened to us. It panics
+// outside of tests.
 func (p *Peers) StreamForTest(link, address string) TestStream {
 	if !testing.Testing() {
 		panic("peering: StreamForTest outside of a test")

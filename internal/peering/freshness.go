@@ -134,14 +134,15 @@ func (f *Freshness) every(ctx context.Context, do func(context.Context)) {
 	}
 }
 
-// read reads the API server once. The object does not matter, as long as the answer cannot
-// come from a cache.
+// read reads the API server once. The object does not matter, as long as the answer
+// cannot come from a cache.
 func (f *Freshness) read(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, freshnessTimeout)
 	defer cancel()
 	start := time.Now()
 	var cm corev1.ConfigMap
-	err := f.c.Client.Get(ctx, client.ObjectKey{Namespace: f.c.Namespace, Name: clusterinfo.IdentityConfigMap}, &cm)
+	key := client.ObjectKey{Namespace: f.c.Namespace, Name: clusterinfo.IdentityConfigMap}
+	err := f.c.Client.Get(ctx, key, &cm)
 	if client.IgnoreNotFound(err) != nil {
 		f.c.Log.Debug("cannot read the API server", "error", err)
 		return
@@ -202,9 +203,10 @@ func parseFreshness(r io.Reader) (wire.Freshness, error) {
 	if err := json.NewDecoder(r).Decode(&body); err != nil {
 		return wire.Freshness{}, fmt.Errorf("parse the freshness of a replica: %w", err)
 	}
+	ageMs := min(max(body.AgeMs, 0), (24 * time.Hour).Milliseconds())
 	out := wire.Freshness{
 		Version: wire.Version{Epoch: body.Epoch, Generation: body.Generation},
-		Age:     time.Duration(min(max(body.AgeMs, 0), int64(24*time.Hour/time.Millisecond))) * time.Millisecond,
+		Age:     time.Duration(ageMs) * time.Millisecond,
 	}
 	id, err := hex.DecodeString(body.Replica)
 	if err != nil || len(id) != len(out.Replica) {
@@ -276,13 +278,14 @@ func isBetter(a, b *freshnessReport, now time.Time) bool {
 	return string(a.Replica[:]) < string(b.Replica[:])
 }
 
-// NotReady returns why this replica must not serve: its data is older than 30 seconds and
-// a fresher replica is known. It is empty if the replica may serve. While all replicas are
-// cut off, all of them serve on.
+// NotReady returns why this replica must not serve: its data is older than 30 seconds
+// and a fresher replica is known. It is empty if the replica may serve. While all
+// replicas are cut off, all of them serve on.
 func (f *Freshness) NotReady() string {
 	now := f.Current()
 	if now.Age <= staleAge || now.Fresher.IsZero() {
 		return ""
 	}
-	return fmt.Sprintf("the API server has not answered for %v, and replica %v is fresher", now.Age.Round(time.Second), now.Fresher)
+	return fmt.Sprintf("the API server has not answered for %v, and replica %v is fresher",
+		now.Age.Round(time.Second), now.Fresher)
 }

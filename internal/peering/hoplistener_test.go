@@ -207,8 +207,8 @@ func TestHopListenerClosesPendingConnectionsAtEnd(t *testing.T) {
 	})
 }
 
-// A catalog stream sends little, but does so for weeks: its bytes must not be bounded once the
-// peer is authenticated.
+// A catalog stream sends little, but does so for weeks: its bytes must not be bounded
+// once the peer is authenticated.
 func TestHopListenerDoesNotBoundAuthenticatedPeers(t *testing.T) {
 	listening(t, func(t *testing.T, p *pipes, l *HopListener, _ func()) {
 		hello, later := make([]byte, 300), make([]byte, 4*transport.MaxUnproven)

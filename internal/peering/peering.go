@@ -1,6 +1,6 @@
 // Package peering keeps the catalog streams to linked peers and holds what this replica
-// knows about each peer: which gateway addresses answer, what the peer's catalog contains,
-// and which issuers it has.
+// knows about each peer: which gateway addresses answer, what the peer's catalog
+// contains, and which issuers it has.
 //
 //	reconciler ──Set──▶ Peers ──streams──▶ gateways of peers ═▶ their controllers
 //	                      ▲ DNS, hellos, heartbeats, catalogs
@@ -8,7 +8,8 @@
 //	PeerTrusts ◀─issuer lists, PlanTrust, WriteTrust
 //
 // What always holds:
-//   - A Snapshot is immutable. A peer's Snapshot is replaced only when its content changed.
+//   - A Snapshot is immutable. A peer's Snapshot is replaced only when its content
+//     changed.
 //   - A peer is authenticated by the root of its Link on every connection and again with
 //     every heartbeat. A trust domain that a certificate claims only selects that root.
 //   - Agents are given an address only if a person wrote it into the Link or if the peer
@@ -16,9 +17,10 @@
 //   - A list of issuers with a lower number than the stored one is never stored.
 //   - Another Link of the same name, or for another peer, starts with nothing that was
 //     learned before.
-//   - One stream per peer carries its catalog; streams to other addresses carry heartbeats.
-//   - A removal counts only if the catalog that lacks the Service is not older than the one
-//     applied last.
+//   - One stream per peer carries its catalog; streams to other addresses carry
+//     heartbeats.
+//   - A removal counts only if the catalog that lacks the Service is not older than the
+//     one applied last.
 //   - Every goroutine ends with the context that Set was given; Wait waits for them.
 package peering
 
@@ -233,7 +235,8 @@ func (p *Peers) newPeer(ctx context.Context, l link.Peer) *peer {
 		s.inbound, s.hello, s.skew, s.acknowledged = true, g.hello, g.skew, g.acknowledged
 		s.issuers.judge(s.link, g.hello.GetIssuerList()) // RestoreLost stores it
 	}
-	s.subscriber = wire.NewSubscriber(l.Name, l.TrustDomain, p.c.Board, catalogSink{p, s}, wire.SubscriberOptions{Budgets: p.c.Budgets})
+	s.subscriber = wire.NewSubscriber(l.Name, l.TrustDomain, p.c.Board, catalogSink{p, s},
+		wire.SubscriberOptions{Budgets: p.c.Budgets})
 	s.snapshot = s.newSnapshot()
 	return s
 }

@@ -86,6 +86,19 @@ func TestPlanTrustReportsOfFollower(t *testing.T) {
 	}
 }
 
+func TestNilSnapshotKnowsNothing(t *testing.T) {
+	var s *Snapshot
+	var o link.Observed
+	s.Observe(&o)
+	s.MergeReports(&o, eastPeer(), nil, "leader", map[string]bool{"leader": true, "other": true})
+	if o.Connected || o.Complete || len(o.Without) > 0 || s.Dialed() || len(s.Gateways()) > 0 {
+		t.Errorf("observed %+v", o)
+	}
+	if change, recheck := PlanTrust(TrustInputs{Peer: eastPeer()}); change != nil || recheck != 0 {
+		t.Errorf("a new peer makes a write: %+v", change)
+	}
+}
+
 func TestPlanTrustOfLeaderRemovesReportsOfDeletedPods(t *testing.T) {
 	stored := &v1alpha1.PeerTrust{Spec: v1alpha1.PeerTrustSpec{
 		LinkUID:  eastPeer().UID,

@@ -9,8 +9,9 @@ import (
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
-// LossGrace is how long something may be lost that worked before until the Link's status
-// reports it: streams begin when a controller starts, and a peer's controllers are rolled.
+// LossGrace is how long something may be lost that worked before until the Link's
+// status reports it: streams begin when a controller starts, and a peer's controllers
+// are rolled.
 const LossGrace = 5 * time.Second
 
 // Snapshot is what this replica knows about a peer at one moment. It is immutable. A nil
@@ -72,13 +73,16 @@ func (s *peer) newSnapshot() *Snapshot {
 }
 
 func (s *Snapshot) equal(o *Snapshot) bool {
-	return s.Inbound == o.Inbound && s.PeerVersion == o.PeerVersion && s.Skew == o.Skew && s.Complete == o.Complete &&
-		s.Acknowledged == o.Acknowledged && s.IssuersRejected == o.IssuersRejected && s.Stale == o.Stale && s.ReportAt.Equal(o.ReportAt) &&
-		maps.Equal(s.Streams, o.Streams) && maps.Equal(s.Authenticated, o.Authenticated) && equalAddresses(s.Addresses, o.Addresses)
+	return s.Inbound == o.Inbound && s.PeerVersion == o.PeerVersion && s.Skew == o.Skew &&
+		s.Complete == o.Complete && s.Acknowledged == o.Acknowledged &&
+		s.IssuersRejected == o.IssuersRejected && s.Stale == o.Stale && s.ReportAt.Equal(o.ReportAt) &&
+		maps.Equal(s.Streams, o.Streams) && maps.Equal(s.Authenticated, o.Authenticated) &&
+		equalAddresses(s.Addresses, o.Addresses)
 }
 
 func equalAddresses(a, b link.Addresses) bool {
-	return slices.Equal(a.Use, b.Use) && slices.Equal(a.Fresh, b.Fresh) && slices.Equal(a.DNS, b.DNS) && slices.Equal(a.Refused, b.Refused)
+	return slices.Equal(a.Use, b.Use) && slices.Equal(a.Fresh, b.Fresh) && slices.Equal(a.DNS, b.DNS) &&
+		slices.Equal(a.Refused, b.Refused)
 }
 
 // staleAge is the age of a replica's data from which it counts as cut off.
@@ -138,6 +142,9 @@ func (s *Snapshot) Gateways() []Gateway {
 // expected returns the addresses that should answer. An address that only the peer
 // advertises and that has never answered may be meant for others, behind the peer's NAT.
 func (s *Snapshot) expected() []link.Address {
+	if s == nil {
+		return nil
+	}
 	return slices.DeleteFunc(slices.Clone(s.Addresses.Use), func(a link.Address) bool {
 		return a.Advertised && !s.Authenticated[a.At]
 	})
@@ -162,7 +169,8 @@ func (s *Snapshot) Observe(o *link.Observed) {
 		case stream.Connected:
 			o.Reachable++
 		case slices.Contains(expected, a):
-			o.Unreachable = append(o.Unreachable, link.UnreachableAddress{Address: a.String(), Why: stream.Reason})
+			o.Unreachable = append(o.Unreachable,
+				link.UnreachableAddress{Address: a.String(), Why: stream.Reason})
 		default:
 			o.Refused = append(o.Refused, fmt.Sprintf("%v: %s", a, stream.Reason))
 		}

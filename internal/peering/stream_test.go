@@ -13,8 +13,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 )
 
-// TestCatalogBetweenTwoClusters runs both sides of a link over TLS on the loopback device:
-// east serves its catalog, west dials two addresses of it.
+// TestCatalogBetweenTwoClusters runs both sides of a link over TLS on the loopback
+// device: east serves its catalog, west dials two addresses of it.
 func TestCatalogBetweenTwoClusters(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	var serving sync.WaitGroup

@@ -20,8 +20,8 @@ import (
 type outbound struct {
 	cancel context.CancelFunc
 	err    error // nil: connected
-	// age is how long ago the replica at the other end read its API server, as of its last
-	// heartbeat; negative: it has not said.
+	// age is how long ago the replica at the other end read its API server, as of its
+	// last heartbeat; negative: it has not said.
 	age time.Duration
 }
 
@@ -68,8 +68,8 @@ func (p *Peers) syncStreams(s *peer, addresses []string) {
 	}
 }
 
-// verifyController verifies a peer's controller again on an open stream: its certificate may
-// have expired.
+// verifyController verifies a peer's controller again on an open stream: its
+// certificate may have expired.
 func verifyController(cs tls.ConnectionState, peer link.Peer) error {
 	_, err := identity.VerifyController(cs.PeerCertificates, peer.TrustDomain, peer.Root, time.Now())
 	return err
@@ -100,7 +100,9 @@ func (p *Peers) clientTLS(peer link.Peer, hint wire.ReplicaID) (*tls.Config, err
 
 // ServerTLS authenticates this replica to peers' controllers, and them to it.
 func (p *Peers) ServerTLS() (*tls.Config, error) {
-	credential := func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.c.Identity.Credential() }
+	credential := func(*tls.ClientHelloInfo) (*identity.Credential, error) {
+		return p.c.Identity.Credential()
+	}
 	return identity.ServerTLS(identity.PlaneCatalog, credential, true, func(cs tls.ConnectionState) error {
 		_, err := p.Identify(cs)
 		return err
@@ -136,8 +138,8 @@ func (p *Peers) claimed(certs []*x509.Certificate) (name, domain string, root *x
 	return "", "", nil, errors.New("no Link names the certificate's trust domain")
 }
 
-// receiveHello takes in a Hello and calls connected with mu held. It returns the number of
-// the peer's newest list of issuers that is stored.
+// receiveHello takes in a Hello and calls connected with mu held. It returns the number
+// of the peer's newest list of issuers that is stored.
 func (p *Peers) receiveHello(s *peer, h *wire.Hello, skew time.Duration, connected func()) uint64 {
 	number := p.receiveIssuers(s, h.GetIssuerList())
 	p.update(s, func() {
@@ -236,7 +238,9 @@ func (i inboundSink) Hello(link string, h *wire.Hello, skew time.Duration) uint6
 	i.p.mu.Lock()
 	s := i.p.links[link]
 	if s != nil {
-		i.p.dialed[link] = greeting{link: s.link, hello: h, skew: skew, acknowledged: i.p.dialed[link].acknowledged}
+		g := i.p.dialed[link]
+		g.link, g.hello, g.skew = s.link, h, skew
+		i.p.dialed[link] = g
 	}
 	i.p.mu.Unlock()
 	if s == nil {

@@ -2,8 +2,8 @@
 //
 //	New ──clusterid.Load──▶ fake API server with the cluster's Secrets ──▶ Cluster
 //
-// What always holds: an identity is made by the real code, from real keys. Making one costs
-// some milliseconds, so tests share them.
+// What always holds: an identity is made by the real code, from real keys. Making one
+// costs some milliseconds, so tests share them.
 package clusteridtest
 
 import (
@@ -36,16 +36,21 @@ type Cluster struct {
 
 // New makes a cluster whose trust domain is name-uid; uid has eight hexadecimal digits.
 func New(name, uid string) *Cluster {
-	return load(name, kubetest.New(nil, kubetest.KubeSystem(types.UID(uid+"-0000-4000-8000-000000000000"))))
+	return load(name, kubetest.New(nil, kubeSystem(uid)))
 }
 
 // NewWithLinkKey makes a cluster that has the link key of another one.
 func NewWithLinkKey(name, uid string, of *Cluster) *Cluster {
-	return load(name, kubetest.New(nil, kubetest.KubeSystem(types.UID(uid+"-0000-4000-8000-000000000000")), of.secret("causeway-keys")))
+	return load(name, kubetest.New(nil, kubeSystem(uid), of.secret("causeway-keys")))
+}
+
+func kubeSystem(uid string) *corev1.Namespace {
+	return kubetest.KubeSystem(types.UID(uid + "-0000-4000-8000-000000000000"))
 }
 
 func load(name string, api *kubetest.API) *Cluster {
-	id, err := clusterid.Load(context.Background(), api, clusterid.Options{ClusterName: name, Namespace: kubetest.Namespace})
+	o := clusterid.Options{ClusterName: name, Namespace: kubetest.Namespace}
+	id, err := clusterid.Load(context.Background(), api, o)
 	if err != nil {
 		panic(err)
 	}
@@ -66,11 +71,12 @@ func (c *Cluster) secret(name string) *corev1.Secret {
 	return &s
 }
 
-// Rotated returns the cluster as it is after its root was rotated or, with revoke, revoked.
-// c itself does not change.
+// Rotated returns the cluster as it is after its root was rotated or, with revoke,
+// revoked. c itself does not change.
 func (c *Cluster) Rotated(revoke bool) *Cluster {
 	ctx := context.Background()
-	api := kubetest.New(nil, c.secret("causeway-root"), c.secret("causeway-issuer"), c.secret("causeway-keys"))
+	api := kubetest.New(nil,
+		c.secret("causeway-root"), c.secret("causeway-issuer"), c.secret("causeway-keys"))
 	next := load("", api)
 	rotator := clusterid.NewRotator(clusterid.RotatorConfig{
 		Identity:     next.Identity,
@@ -86,7 +92,8 @@ func (c *Cluster) Rotated(revoke bool) *Cluster {
 	if err := api.Get(ctx, key, &cm); err != nil {
 		panic(err)
 	}
-	cm.Annotations = map[string]string{rotation.RequestAnnotation: fmt.Sprintf(`{"id":"a","root":true,"revoke":%v}`, revoke)}
+	request := fmt.Sprintf(`{"id":"a","root":true,"revoke":%v}`, revoke)
+	cm.Annotations = map[string]string{rotation.RequestAnnotation: request}
 	if err := api.Update(ctx, &cm); err != nil {
 		panic(err)
 	}
