@@ -93,11 +93,13 @@ type reconciler struct {
 	lastPass         time.Time
 	reviewDue        time.Time
 	warnings         clusterid.ExpiryWarnings
-	replayed         bool                 // the mirror writer of this leader knows everything
-	trustDue         map[string]time.Time // when to decide about a PeerTrust again
-	snapshots        map[string]*peering.Snapshot
-	sweep            sweeper
-	expiries         atomic.Pointer[[]clusterid.Expiry]
+	// replayed: the mirror writer was given everything. Before the ledger is read live it is
+	// given nothing, because it would delete mirrors whose entries the cache lacks.
+	replayed  bool
+	trustDue  map[string]time.Time // when to decide about a PeerTrust again
+	snapshots map[string]*peering.Snapshot
+	sweep     sweeper
+	expiries  atomic.Pointer[[]clusterid.Expiry]
 }
 
 // run makes a pass whenever something has changed, until ctx ends.
@@ -394,11 +396,11 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 			dirty[name] = true
 		}
 	}
-	if len(b.links) > 0 {
-		for k, o := range b.links {
-			setOrDelete(r.links.links, k.Name, o)
-			dirty[k.Name] = true
-		}
+	for k, o := range b.links {
+		setOrDelete(r.links.links, k.Name, o)
+		dirty[k.Name] = true
+	}
+	if len(b.links) > 0 || r.first || b.ledgerListed { // the ledger may have peers without a Link
 		r.judgeLinks(dirty, now, p)
 	}
 	p.dueAt(nextDay(now))
@@ -526,7 +528,7 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 	if problem := r.overlaps.problem(); (problem != nil) != r.imports.frozen {
 		r.imports.freeze(problem != nil, now, p)
 	}
-	if r.leading.Load() && !r.replayed {
+	if r.leading.Load() && r.leader.ledgerRead && !r.replayed {
 		r.replayed = true
 		r.imports.replay(p)
 		p.housekeeping = true
@@ -535,6 +537,9 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 		}
 	}
 	for name, l := range r.imports.links {
+		if l.since.Equal(now) {
+			continue // its streams begin after this pass: what there is came from another peer
+		}
 		if !b.peers[name] && (l.recheck.IsZero() || now.Before(l.recheck)) {
 			p.dueAt(l.recheck)
 			continue
@@ -605,13 +610,18 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 	for _, w := range p.writes {
 		l.store(ctx, w)
 	}
-	l.applyMirrors(p)
+	if r.replayed {
+		l.applyMirrors(p)
+	}
 	l.emit(p.events, time.Now())
 	if p.housekeeping {
 		l.keep(r.chores())
 		l.joiner.Set(ctx, sortedObjects(r.joins))
 	}
 	l.forgetLinks(r.links.links)
+	if !r.replayed {
+		return // the mirrors that stand are not known yet
+	}
 	for name := range p.status {
 		if obj := r.links.links[name]; obj != nil && obj.DeletionTimestamp == nil {
 			l.writeStatus(ctx, name, r.statusJob(obj, time.Now()))
