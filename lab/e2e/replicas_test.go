@@ -77,21 +77,30 @@ func (c *cluster) agentStreams(ctx context.Context) (map[string]int, error) {
 	return out, nil
 }
 
-// agentOnFollower restarts a cluster's agent until it is connected to a controller that is
-// not the leader. It returns that controller's pod and the leader's.
+// agentOnFollower makes a cluster's agent connect to a controller that is not the leader:
+// the leader refuses node streams for a moment. It returns that controller's pod and the
+// leader's.
 func agentOnFollower(t *testing.T, c *cluster) (follower, leader string) {
 	t.Helper()
-	for range 8 {
-		leader = have(c.leader(t.Context()))(t)
-		for pod, n := range have(c.agentStreams(t.Context()))(t) {
+	ctx := t.Context()
+	leader = have(c.leader(ctx))(t)
+	where := lab.InPod(system, leader)
+	must(t, c.run(ctx, where, "nft", "add table inet refuse; "+
+		"add chain inet refuse c { type filter hook input priority 0; }; "+
+		"add rule inet refuse c tcp dport 4146 reject with tcp reset"))
+	accept := func(ctx context.Context) error { return c.run(ctx, where, "nft", "delete table inet refuse") }
+	err := poll(ctx, 30*time.Second, func() error {
+		streams, err := c.agentStreams(ctx)
+		for pod, n := range streams {
 			if n > 0 && pod != leader {
-				return pod, leader
+				follower = pod
+				return nil
 			}
 		}
-		freshAgent(t, c)
-	}
-	t.Fatal("the agent is always connected to the leader")
-	return "", ""
+		return errors.Join(err, fmt.Errorf("agents' streams are %v, and %s leads", streams, leader))
+	})
+	must(t, errors.Join(err, accept(background())))
+	return follower, leader
 }
 
 // cutOff loses the packets of a controller's pod to its API server until the test ends, or
