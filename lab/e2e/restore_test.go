@@ -37,19 +37,23 @@ func (c *cluster) stale(ctx context.Context, name string, reason link.Staleness)
 func (c *cluster) etcdFolder() string { return filepath.Join(filepath.Dir(c.AuditLog()), "etcd") }
 
 // TestRestoredFromBackup restores the exporter's etcd from a backup that is older than an
-// export which the importer has mirrored. The importer reports it and deletes nothing, until
-// the exporter has changed an export.
+// export which the importer has mirrored. The importer reports it and deletes nothing,
+// until the exporter has changed an export.
 func TestRestoredFromBackup(t *testing.T) {
 	long(t)
 	ctx := t.Context()
 	backup := filepath.Join(t.TempDir(), "etcd")
 	offer(t, service("early", exported, httpPort), "early-east")
-	within(t, soon, "an export of before the backup is mirrored", func() error { return answers(ctx, "early-east") })
+	within(t, soon, "an export of before the backup is mirrored", func() error {
+		return answers(ctx, "early-east")
+	})
 	t.Cleanup(func() {
-		if err := errors.Join(east.StartControlPlane(background()), east.StartNode(background(), "")); err != nil {
+		err := errors.Join(east.StartControlPlane(background()), east.StartNode(background(), ""))
+		if err != nil {
 			t.Error(err)
 		}
-		_ = east.kubectl(background(), "", "-n", "shop", "delete", "service", "late", "newer", "--ignore-not-found")
+		_ = east.kubectl(background(), "", "-n", "shop", "delete", "service", "late", "newer",
+			"--ignore-not-found")
 		if err := errors.Join(gone(t, "late-east"), gone(t, "newer-east")); err != nil {
 			t.Error(err)
 		}
@@ -62,14 +66,17 @@ func TestRestoredFromBackup(t *testing.T) {
 	must(t, east.StartControlPlane(ctx))
 	serves(t)
 	must(t, east.kubectl(ctx, service("late", exported, httpPort), "apply", "-f", "-"))
-	within(t, 30*time.Second, "an export of after the backup is mirrored", func() error { return answers(ctx, "late-east") })
+	within(t, 30*time.Second, "an export of after the backup is mirrored", func() error {
+		return answers(ctx, "late-east")
+	})
 	sleep(ctx, 3*time.Second)
 
 	// Every process that watches the API server is started again, as Kubernetes asks for.
 	mark := have(west.auditEnd())(t)
 	must(t, east.KillNode(ctx, ""))
 	must(t, east.KillControlPlane(ctx))
-	_, err = output(exec.CommandContext(ctx, "sh", "-c", fmt.Sprintf("rm -r %[1]s && cp -a %[2]s %[1]s", east.etcdFolder(), backup)))
+	replace := fmt.Sprintf("rm -r %[1]s && cp -a %[2]s %[1]s", east.etcdFolder(), backup)
+	_, err = output(exec.CommandContext(ctx, "sh", "-c", replace))
 	must(t, err)
 	must(t, east.StartControlPlane(ctx))
 	must(t, east.StartNode(ctx, ""))
@@ -81,20 +88,26 @@ func TestRestoredFromBackup(t *testing.T) {
 		t.Errorf("a mirror was deleted: %s", w)
 	}
 	must(t, west.stale(ctx, "east", link.PeerCatalogOlder))
-	within(t, time.Minute, "what the backup holds answers", func() error { return answers(ctx, "early-east") })
+	within(t, time.Minute, "what the backup holds answers", func() error {
+		return answers(ctx, "early-east")
+	})
 
 	must(t, east.kubectl(ctx, service("newer", exported, httpPort), "apply", "-f", "-"))
 	within(t, 30*time.Second, "a new export is mirrored", func() error { return answers(ctx, "newer-east") })
-	within(t, 30*time.Second, "what the restored cluster does not export is gone", func() error { return left(t, "late-east") })
-	within(t, 30*time.Second, "the Link has nothing to say", func() error { return west.contented(t, "east") })
+	within(t, 30*time.Second, "what the restored cluster does not export is gone", func() error {
+		return left(t, "late-east")
+	})
+	within(t, 30*time.Second, "the Link has nothing to say", func() error {
+		return west.contented(t, "east")
+	})
 	for _, w := range have(west.deletedMirrors(mark, "late-east"))(t) {
 		t.Errorf("a mirror was deleted: %s", w)
 	}
 }
 
-// TestRebuiltUnderItsOldName builds a peer again under its old name, with its old identity
-// and nothing else. The importer reports it, deletes no mirror, and follows what the peer
-// exports again.
+// TestRebuiltUnderItsOldName builds a peer again under its old name, with its old
+// identity and nothing else. The importer reports it, deletes no mirror, and follows what
+// the peer exports again.
 func TestRebuiltUnderItsOldName(t *testing.T) {
 	long(t)
 	ctx := t.Context()
@@ -105,7 +118,10 @@ func TestRebuiltUnderItsOldName(t *testing.T) {
 	must(t, introduce(ctx, west, a))
 	calls := func() error { return answersIn(ctx, west, "http://"+clusterIPOf(ctx, west, "baz-a")+"/", a) }
 	within(t, time.Minute, "baz-a answers", calls)
-	within(t, soon, "redis-a is mirrored", func() error { _, err := clusterIP(ctx, west, "redis-a"); return err })
+	within(t, soon, "redis-a is mirrored", func() error {
+		_, err := clusterIP(ctx, west, "redis-a")
+		return err
+	})
 	secrets := have(a.api.CoreV1().Secrets(system).List(ctx, listOptions))(t).Items
 	uid := have(west.api.CoreV1().Services("shop").Get(ctx, "baz-a", getOptions))(t).UID
 
@@ -115,9 +131,13 @@ func TestRebuiltUnderItsOldName(t *testing.T) {
 	must(t, lab.Remove(ctx, o, "a"))
 	l := have(lab.Up(ctx, o))(t)
 	a = have(newCluster(l, "a"))(t)
-	have(a.api.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: system}}, metav1.CreateOptions{}))(t)
+	must(t, a.kubectl(ctx, "", "create", "namespace", system))
 	for _, s := range secrets {
-		restored := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: s.Name, Labels: s.Labels, Annotations: s.Annotations}, Type: s.Type, Data: s.Data}
+		restored := &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Name: s.Name, Labels: s.Labels, Annotations: s.Annotations},
+			Type:       s.Type,
+			Data:       s.Data,
+		}
 		have(a.api.CoreV1().Secrets(system).Create(ctx, restored, metav1.CreateOptions{}))(t)
 	}
 	must(t, a.furnish(ctx, callers)) // its Services are not deployed yet
@@ -129,7 +149,8 @@ func TestRebuiltUnderItsOldName(t *testing.T) {
 	must(t, west.stale(ctx, "a", link.PeerEpochChanged))
 
 	must(t, a.kubectl(ctx, served, "apply", "-f", "-"))
-	must(t, a.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"))
+	must(t, a.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod", "--all",
+		"--timeout=60s"))
 	within(t, 30*time.Second, "baz-a answers from the new cluster", calls)
 	for _, w := range have(west.deletedMirrors(mark))(t) {
 		t.Errorf("a mirror was deleted: %s", w)
@@ -139,8 +160,8 @@ func TestRebuiltUnderItsOldName(t *testing.T) {
 	}
 }
 
-// TestAPIServerAway stops the exporter's whole control plane for a minute. No call fails, and
-// all is followed again when it is back.
+// TestAPIServerAway stops the exporter's whole control plane for a minute. No call fails,
+// and all is followed again when it is back.
 func TestAPIServerAway(t *testing.T) {
 	long(t)
 	ctx := t.Context()
@@ -151,7 +172,8 @@ func TestAPIServerAway(t *testing.T) {
 		serves(t)
 	})
 	mark := have(west.auditEnd())(t)
-	calls, start := startLoop(t, netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)+"/"), time.Now()
+	calls := startLoop(t, netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)+"/")
+	start := time.Now()
 	echo := startEcho(t, netOf(t, west, "client"), mirrorOf(t, "bar-east", 7001))
 	must(t, east.KillControlPlane(ctx))
 	sleep(ctx, time.Minute)

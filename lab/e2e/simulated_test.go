@@ -27,8 +27,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// A simulatedPeer is a peer of west's that is a catalog server in the WAN and nothing else.
-// It says whatever a test wants.
+// A simulatedPeer is a peer of west's that is a catalog server in the WAN and nothing
+// else. It says whatever a test wants.
 type simulatedPeer struct {
 	name, trustDomain string
 	board             *wire.Board
@@ -60,13 +60,19 @@ func (peerSink) Disconnected(string, error)       {}
 func newSimulatedPeer(t *testing.T, name string) *simulatedPeer {
 	t.Helper()
 	ctx, now := t.Context(), time.Now()
-	p := &simulatedPeer{name: name, trustDomain: name + "-0123abcd", board: wire.NewBoard(), generation: uint64(now.UnixMilli())}
+	p := &simulatedPeer{
+		name:        name,
+		trustDomain: name + "-0123abcd",
+		board:       wire.NewBoard(),
+		generation:  uint64(now.UnixMilli()),
+	}
 	root := have(identity.NewRoot(p.trustDomain, now))(t)
 	issuer := have(root.NewIssuer(now))(t)
 	linkKey := have(identity.NewLinkKey())(t)
 	key := have(identity.NewPrivateKey())(t)
 	own := have(identity.NewName(p.trustDomain, system, identity.ControllerServiceAccount))(t)
-	controller := have(identity.NewCredential(have(root.SignController(key.Public(), own, []string{"simulated"}, now))(t), key))(t)
+	chain := have(root.SignController(key.Public(), own, []string{"simulated"}, now))(t)
+	controller := have(identity.NewCredential(chain, key))(t)
 	must(t, p.board.SetHello(&wire.Hello{
 		Version:       "v0.0.0-simulated",
 		IssuerList:    have(root.SignIssuerList(1, []*x509.Certificate{issuer.Certificate()}))(t),
@@ -99,7 +105,8 @@ func newSimulatedPeer(t *testing.T, name string) *simulatedPeer {
 	server := wire.NewServer(func(tls.ConnectionState) (string, error) { return "west", nil }, p.board,
 		peerSink{westRoot, westDomain}, wire.ServerOptions{})
 	ended.Go(func() {
-		_ = server.Serve(serving, ln, grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: serverTLS, Guard: transport.GuardAccepted}))
+		creds := grpctls.Config{ALPN: wire.ALPN, TLS: serverTLS, Guard: transport.GuardAccepted}
+		_ = server.Serve(serving, ln, grpctls.New(creds))
 	})
 	t.Cleanup(func() {
 		if err := west.kubectl(background(), "", "delete", "link", name, "--ignore-not-found"); err != nil {
@@ -224,9 +231,9 @@ func mirrorLatency(t *testing.T, prefix string, n int) time.Duration {
 	return took[n/2]
 }
 
-// TestManyLongIdentities has a peer export 90 Services whose names and identities are as long
-// as they may be, of two letters in random order. All stand, each object of the ledger stays
-// within its bound, and another Link's exports are mirrored as before.
+// TestManyLongIdentities has a peer export 90 Services whose names and identities are as
+// long as they may be, of two letters in random order. All stand, each object of the
+// ledger stays within its bound, and another Link's exports are mirrored as before.
 func TestManyLongIdentities(t *testing.T) {
 	ctx := t.Context()
 	before := mirrorLatency(t, "identities-before", 3)
@@ -265,9 +272,9 @@ func TestManyLongIdentities(t *testing.T) {
 	must(t, answers(ctx, "bar-east"))
 }
 
-// TestFlippingPeer has a peer change what it says of its Services ten times a second for a
-// minute. The importer writes its ledger no more often than the peer's budget allows, its
-// ledger does not grow, and another Link's exports are mirrored as before.
+// TestFlippingPeer has a peer change what it says of its Services ten times a second for
+// a minute. The importer writes its ledger no more often than the peer's budget allows,
+// its ledger does not grow, and another Link's exports are mirrored as before.
 func TestFlippingPeer(t *testing.T) {
 	long(t)
 	ctx := t.Context()
@@ -276,7 +283,8 @@ func TestFlippingPeer(t *testing.T) {
 	flipped := func(i int) []catalog.Service {
 		out := make([]catalog.Service, 10)
 		for j := range out {
-			out[j] = p.export(fmt.Sprintf("flip-%d", j), uint32(2000+j), fmt.Sprintf("account-%d", i), twoLetters(200))
+			out[j] = p.export(fmt.Sprintf("flip-%d", j), uint32(2000+j),
+				fmt.Sprintf("account-%d", i), twoLetters(200))
 			out[j].Ports[0].AppProtocol = fmt.Sprintf("example.org/p%d", i)
 		}
 		return out
@@ -313,8 +321,8 @@ func TestFlippingPeer(t *testing.T) {
 			mirrorWrites++
 		}
 	}
-	t.Logf("%d flips in %.0f s: %d ledger writes, %d writes of mirrors; the ledger had %d bytes and has %d; another Link's exports took %v before and %v meanwhile",
-		n, took.Seconds(), writes, mirrorWrites, first.bytes, last.bytes, before, during)
+	t.Logf("%d flips in %.0f s: %d ledger writes, %d writes of mirrors, %d bytes in the ledger before and %d after",
+		n, took.Seconds(), writes, mirrorWrites, first.bytes, last.bytes)
 	if n < 500 {
 		t.Errorf("the peer flipped %d times only: the test shows nothing", n)
 	}
