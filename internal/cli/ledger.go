@@ -119,7 +119,8 @@ func reportLedger(ctx context.Context, cl cluster, namespace string) (ledgerRepo
 	stored, problems := ledger.Decode(list.Items)
 	r := ledgerReport{
 		Epoch: stored.Epoch, Generation: stored.Generation, BlockSize: stored.BlockSize,
-		Ranges: []string{}, Mirrors: []ledgerMirrorReport{}, Exports: []ledgerExportReport{}, Problems: []ledgerProblemReport{},
+		Ranges: []string{}, Mirrors: []ledgerMirrorReport{}, Exports: []ledgerExportReport{},
+		Problems: []ledgerProblemReport{},
 	}
 	for _, p := range stored.Ranges {
 		r.Ranges = append(r.Ranges, p.String())
@@ -210,11 +211,13 @@ func (a *app) printLedger(r ledgerReport) error {
 			ports = append(ports, text)
 		}
 		rows = append(rows, []string{
-			m.TrustDomain, dash(m.Source), m.Namespace + "/" + m.Name, dash(strings.Join(m.VIPs, ",")), dash(strings.Join(ports, ",")), dash(m.Released),
+			m.TrustDomain, dash(m.Source), m.Namespace + "/" + m.Name, dash(strings.Join(m.VIPs, ",")),
+			dash(strings.Join(ports, ",")), dash(m.Released),
 		})
 	}
 	if len(rows) > 0 {
-		if err := printTable(a.stdout, []string{"PEER", "SOURCE", "MIRROR", "VIPS", "LISTENERS", "RELEASED"}, rows); err != nil {
+		if err := printTable(a.stdout, []string{"PEER", "SOURCE", "MIRROR", "VIPS", "LISTENERS",
+			"RELEASED"}, rows); err != nil {
 			return err
 		}
 	}
@@ -230,7 +233,8 @@ func (a *app) printLedger(r ledgerReport) error {
 		for _, p := range e.Routes {
 			routes = append(routes, fmt.Sprintf("%d(%s)", p.Route, cmp.Or(p.Port, p.Protocol)))
 		}
-		rows = append(rows, []string{e.Namespace + "/" + e.Name, dash(strings.Join(routes, ",")), dash(strings.Join(e.Links, ",")), dash(e.Released)})
+		rows = append(rows, []string{e.Namespace + "/" + e.Name, dash(strings.Join(routes, ",")),
+			dash(strings.Join(e.Links, ",")), dash(e.Released)})
 	}
 	return printTable(a.stdout, []string{"EXPORTED", "ROUTES", "LINKS", "RELEASED"}, rows)
 }

@@ -166,8 +166,17 @@ func (l *leader) applyMirrors(p *plan) {
 		l.writer.SetLink(c.link, c.standby)
 		l.writer.SetComplete(c.name, c.complete)
 	}
+	// A headless mirror and those of its named pods go in one call, or the list would
+	// shrink for a moment.
+	wants := make(map[string]map[catalog.Key]*mirror.Want)
 	for _, m := range p.mirrors {
-		l.writer.Set(m.link, m.key, m.want)
+		if wants[m.link] == nil {
+			wants[m.link] = make(map[catalog.Key]*mirror.Want)
+		}
+		wants[m.link][m.key] = m.want
+	}
+	for name, all := range wants {
+		l.writer.SetAll(name, all)
 	}
 }
 

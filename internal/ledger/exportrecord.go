@@ -92,14 +92,16 @@ func (r *exportRecord) release(now int64) *exportRecord {
 }
 
 func (r *exportRecord) valid() bool {
-	if r.Slot < 0 || r.Slot >= maxExports || r.Namespace == "" || r.Service == "" || len(r.Ports) > maxExportPorts ||
-		!printable(r.Namespace, maxName) || !printable(r.Service, maxName) || min(r.Since, r.Released) < 0 || max(r.Since, r.Released) > maxSeconds {
+	if r.Slot < 0 || r.Slot >= maxExports || r.Namespace == "" || r.Service == "" ||
+		len(r.Ports) > maxExportPorts || !printable(r.Namespace, maxName) || !printable(r.Service, maxName) ||
+		min(r.Since, r.Released) < 0 || max(r.Since, r.Released) > maxSeconds {
 		return false
 	}
 	names, last := make(map[[2]string]bool), -1
 	for _, p := range r.Ports {
 		k := [2]string{p.Name, p.Protocol}
-		if p.Offset <= last || p.Offset >= routesPerObject || names[k] || p.Released < 0 || p.Released > maxSeconds ||
+		if p.Offset <= last || p.Offset >= routesPerObject || names[k] || p.Released < 0 ||
+			p.Released > maxSeconds ||
 			!printable(p.Name, maxName) || !printable(p.Protocol, 16) {
 			return false
 		}
@@ -125,7 +127,8 @@ func routeID(object, offset int) uint32 {
 
 // newExportRecord is the entry of w. had is its entry so far; nil: none. take gives an
 // unused offset. left are the ports for which there is no room.
-func newExportRecord(w *ExportWant, had *exportRecord, slot int, since int64, take func() (int, bool), now time.Time) (r *exportRecord, left []ExportPort) {
+func newExportRecord(w *ExportWant, had *exportRecord, slot int, since int64, take func() (int, bool),
+	now time.Time) (r *exportRecord, left []ExportPort) {
 	r = &exportRecord{Slot: slot, Namespace: w.Namespace, Service: w.Service, Since: since, Links: w.Links}
 	wanted := make(map[ExportPort]bool, len(w.Ports))
 	for _, p := range w.Ports {
@@ -160,7 +163,8 @@ func newExportRecord(w *ExportWant, had *exportRecord, slot int, since int64, ta
 			left = append(left, p)
 			continue
 		}
-		r.Ports = append(r.Ports, exportPort{Name: p.Name, Protocol: shortProtocol(p.Protocol), Offset: offset})
+		r.Ports = append(r.Ports, exportPort{Name: p.Name, Protocol: shortProtocol(p.Protocol),
+			Offset: offset})
 	}
 	slices.SortFunc(r.Ports, func(x, y exportPort) int { return cmp.Compare(x.Offset, y.Offset) })
 	return r.seal(), left
@@ -191,12 +195,14 @@ type exportData struct {
 }
 
 // decodeExports reads an exports object.
-func decodeExports(o *v1alpha1.Ledger) (out [maxExports]*exportRecord, data exportData, problems []Problem, err error) {
+func decodeExports(o *v1alpha1.Ledger) (out [maxExports]*exportRecord, data exportData, problems []Problem,
+	err error) {
 	if err := unpack(o.Data, &data); err != nil {
 		return out, data, nil, err
 	}
 	if len(data.Entries) > maxExports || len(data.Sets) > maxExports || len(data.Links) > maxLinks ||
-		data.Cursor < 0 || data.Cursor > routesPerObject || data.Hold < 0 || data.Hold > maxSeconds || !printable(o.Epoch, 64) {
+		data.Cursor < 0 || data.Cursor > routesPerObject || data.Hold < 0 || data.Hold > maxSeconds ||
+		!printable(o.Epoch, 64) {
 		return out, data, nil, fmt.Errorf("decode: a number is out of range")
 	}
 	for _, l := range data.Links {
@@ -221,7 +227,8 @@ func decodeExports(o *v1alpha1.Ledger) (out [maxExports]*exportRecord, data expo
 		}
 		claimed := slices.ContainsFunc(r.Ports, func(p exportPort) bool { return routes[p.Offset] })
 		if out[r.Slot] != nil || claimed {
-			problems = append(problems, problem(r.key().String(), Duplicate, "Ledger "+o.Name+": the entry claims what another entry has"))
+			problems = append(problems, problem(r.key().String(), Duplicate,
+				"Ledger "+o.Name+": the entry claims what another entry has"))
 			continue
 		}
 		for _, p := range r.Ports {

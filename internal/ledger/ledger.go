@@ -87,7 +87,8 @@ const (
 
 // Reasons is the closed list of reasons, sorted.
 var Reasons = []string{
-	ContentTooLarge, ExportCapReached, Damaged, Duplicate, WriteFailed, NameTaken, PortsExhausted, QuotaReached,
+	ContentTooLarge, ExportCapReached, Damaged, Duplicate, WriteFailed, NameTaken, PortsExhausted,
+	QuotaReached,
 	RoutesExhausted, VIPListed, VIPsExhausted,
 }
 
@@ -455,7 +456,8 @@ func (b *Book) ExportProblems() []Problem {
 }
 
 func problem(service, reason, message string) Problem {
-	return Problem{ServiceProblem: v1alpha1.ServiceProblem{Service: service, Reason: reason, Message: message}}
+	return Problem{ServiceProblem: v1alpha1.ServiceProblem{Service: service, Reason: reason,
+		Message: message}}
 }
 
 func compareProblems(a, b Problem) int {

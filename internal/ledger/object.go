@@ -188,7 +188,9 @@ func (s *object) fail(why string, now time.Time) {
 }
 
 func writeFailed(name, why string) Problem {
-	return problem("", WriteFailed, fmt.Sprintf("Ledger %s cannot be stored, so nothing new that depends on it takes effect: %s", name, why))
+	return problem("", WriteFailed,
+		fmt.Sprintf("Ledger %s cannot be stored, so nothing new that depends on it takes effect: %s", name,
+			why))
 }
 
 // bucket is a token bucket. The zero value is full.

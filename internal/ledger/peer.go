@@ -272,7 +272,8 @@ func (b *Book) plan(p *peer, s Source, now time.Time) {
 		}
 		p.stopWaiting(s)
 		p.waitForName(s, w.name())
-		p.note(s, NameTaken, "the name is taken by the mirror of %v from %s, which is older: rename one of the two Services",
+		p.note(s, NameTaken,
+			"the name is taken by the mirror of %v from %s, which is older: rename one of the two Services",
 			holder.pending().source(), holder.block.domain())
 		return
 	}
@@ -510,14 +511,17 @@ func (p *peer) replace(at place, r *record) {
 	had := at.pending()
 	switch bare := r.bare(); {
 	case !r.storable():
-		p.note(r.source(), ContentTooLarge, "the names of the Service's ports are not valid or too long: what was there before stays")
+		p.note(r.source(), ContentTooLarge,
+			"the names of the Service's ports are not valid or too long: what was there before stays")
 	case at.block.fits(at, r):
 		at.block.set(at.slot, r)
 	case !r.sameAllocation(had) && at.block.fits(at, bare):
 		at.block.set(at.slot, bare)
-		p.note(r.source(), ContentTooLarge, "the peer's description does not fit the ledger's block: ports and names are taken, identities are not")
+		p.note(r.source(), ContentTooLarge,
+			"the peer's description does not fit the ledger's block: ports and names are taken, identities are not")
 	default:
-		p.note(r.source(), ContentTooLarge, "the peer's description does not fit the ledger's block: what was there before stays")
+		p.note(r.source(), ContentTooLarge,
+			"the peer's description does not fit the ledger's block: what was there before stays")
 	}
 }
 
@@ -536,10 +540,11 @@ func (b *Book) allot(p *peer, need int, now time.Time) (place, waitKey, bool) {
 		return place{}, waitKey{kind: waitShare}, false
 	}
 	for n := b.directory.firstFree(); n < b.space.blocks(); n++ {
-		if bl := b.blocks[n]; b.directory.pending[n] != "" || bl != nil && (bl.domain() != "" || bl.inFlight != nil) {
+		bl := b.blocks[n]
+		if b.directory.pending[n] != "" || bl != nil && (bl.domain() != "" || bl.inFlight != nil) {
 			continue
 		}
-		bl := b.block(n)
+		bl = b.block(n)
 		if slot, ok := bl.unused(need, now); ok {
 			b.directory.set(n, p.domain)
 			bl.give(p.domain)
@@ -551,7 +556,8 @@ func (b *Book) allot(p *peer, need int, now time.Time) (place, waitKey, bool) {
 
 // unused returns the first slot that has no entry and that no slice lists.
 func (bl *block) unused(need int, now time.Time) (int, bool) {
-	if bl.startHold(now); bl.freeing || bl.filled == maxBlockSize || bl.bytes+need > maxEntries || bl.hold > now.Unix() {
+	if bl.startHold(now); bl.freeing || bl.filled == maxBlockSize || bl.bytes+need > maxEntries ||
+		bl.hold > now.Unix() {
 		return 0, false
 	}
 	fallback := -1
@@ -599,7 +605,8 @@ func (p *peer) reuse(need int, now time.Time) (place, bool) {
 		}
 		bl := r.block
 		n := bl.slotNumber(r.slot)
-		if bl.freeing || !bl.open(r.slot) || bl.bytes+need-e.size() > maxEntries || !p.book.space.usable(n) || p.book.heldBack(n, r.at, now) {
+		if bl.freeing || !bl.open(r.slot) || bl.bytes+need-e.size() > maxEntries ||
+			!p.book.space.usable(n) || p.book.heldBack(n, r.at, now) {
 			kept = append(kept, r)
 			continue
 		}
@@ -622,11 +629,14 @@ func (p *peer) note(s Source, reason, format string, args ...any) {
 
 func (p *peer) noteContent(s Source, left []PortWant, shortened bool) {
 	if len(left) > 0 {
-		p.note(s, PortsExhausted, "the mirror has had %d ports, so %d are left out: unexport the Service and export it again to renew it",
+		p.note(s, PortsExhausted,
+			"the mirror has had %d ports, so %d are left out: unexport the Service and export it again to renew it",
 			Listeners, len(left))
 	}
 	if shortened {
-		p.note(s, ContentTooLarge, "the peer's description exceeds %d bytes: application protocols and identities are left out", maxEntry)
+		p.note(s, ContentTooLarge,
+			"the peer's description exceeds %d bytes: application protocols and identities are left out",
+			maxEntry)
 	}
 }
 
