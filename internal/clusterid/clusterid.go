@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/rotation"
 )
@@ -53,9 +54,9 @@ type Options struct {
 	CASecret string
 }
 
-// Identity is this cluster's identity. Its trust domain and keys never change; its roots
-// and issuers are replaced as a whole by a Rotator. It is safe for concurrent use and must
-// not be copied.
+// Identity is this cluster's identity. Its trust domain and keys never change; its
+// roots and issuers are replaced as a whole by a Rotator. It is safe for concurrent use
+// and must not be copied.
 type Identity struct {
 	options      Options
 	trustDomain  string
@@ -68,10 +69,10 @@ type Identity struct {
 	credentialGeneration uint64 // generation of the roots that signed credential
 }
 
-// Load reads the cluster's identity from its Secrets and creates those that are missing.
-// Several replicas may call it at once: when two create the same Secret, the loser reads
-// the winner's. Load fails if a Secret is gone that peers may depend on, which is the case
-// once the public half has been published.
+// Load reads the cluster's identity from its Secrets and creates those that are
+// missing. Several replicas may call it at once: when two create the same Secret, the
+// loser reads the winner's. Load fails if a Secret is gone that peers may depend on,
+// which is the case once the public half has been published.
 func Load(ctx context.Context, c client.Client, o Options) (*Identity, error) {
 	return load(ctx, c, o, time.Now())
 }
@@ -112,6 +113,15 @@ func (i *Identity) Issuers() *Snapshot { return i.current.Load() }
 
 // RootHash identifies the certificate that peers pin. Invite tokens carry it.
 func (i *Identity) RootHash() [32]byte { return identity.RootHash(i.Issuers().Anchor()) }
+
+// catalogService is the name under which gateways know the controllers' replicas.
+const catalogService = "causeway/catalog"
+
+// ReplicaID names a controller replica to peers, by the UID of its pod. Gateways of this
+// cluster hand a stream that asks for it to that replica. It tells nothing about the pod.
+func (i *Identity) ReplicaID(podUID string) [8]byte {
+	return identity.EndpointID(identity.EndpointKey(i.hopMasterKey), catalogService, podUID)
+}
 
 // Hello is what peers learn about this cluster in every catalog stream.
 type Hello struct {
@@ -159,9 +169,9 @@ func (i *Identity) loadAuthorities(ctx context.Context, c client.Client, now tim
 		return fmt.Errorf("parse Secret %v: %w", i.secretKey(issuerSecret), err)
 	}
 	if !roots.Honours(state) {
-		// A revocation of the root ended before it replaced the issuer. The stored issuer
-		// must not be used. The leader will store a successor under the next number; until
-		// then this replica signs with one that it keeps in memory.
+		// A revocation of the root ended before it replaced the issuer. The stored
+		// issuer must not be used. The leader will store a successor under the next
+		// number; until then this replica signs with one that it keeps in memory.
 		number := state.Number
 		state, _, err = rotation.Decide(now, state, roots, nil, rotation.Request{})
 		if err != nil {
@@ -246,7 +256,7 @@ func requireSecret(ctx context.Context, c client.Client, namespace, name string)
 	if apierrors.IsNotFound(err) {
 		return fmt.Errorf("Secret %s/%s is gone and peers trust what it held: restore it from a backup; "+
 			"if it is lost for good, delete ConfigMap %s and Secret %s too, and link every peer again",
-			namespace, name, ConfigMapName, issuerSecret)
+			namespace, name, clusterinfo.IdentityConfigMap, issuerSecret)
 	}
 	if err != nil {
 		return fmt.Errorf("read Secret %s/%s: %w", namespace, name, err)

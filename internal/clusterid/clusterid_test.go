@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 )
@@ -86,7 +87,7 @@ func TestConcurrentLoadsAgree(t *testing.T) {
 	a.Writes()
 	again, err := Load(t.Context(), a, named("renamed"))
 	if err != nil || again.trustDomain != x.trustDomain || len(a.Writes()) > 0 {
-		t.Errorf("a restart must read what is stored, whatever the cluster's name is now: %v", err)
+		t.Errorf("a restart must read what is stored and ignore a new cluster name: %v", err)
 	}
 }
 
@@ -121,7 +122,7 @@ func TestLoadKeepsLostSecretLost(t *testing.T) {
 			t.Errorf("%s: peers trust its content, and a new one would cut them off silently: %v", name, err)
 		}
 		var cm corev1.ConfigMap
-		a.MustGet(t, system, ConfigMapName, &cm)
+		a.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
 		a.MustGet(t, system, issuerSecret, &s)
 		if err := errors.Join(a.Delete(t.Context(), &cm), a.Delete(t.Context(), &s)); err != nil {
 			t.Fatal(err)
@@ -140,13 +141,13 @@ func TestPublish(t *testing.T) {
 			t.Fatal(err)
 		}
 		var cm corev1.ConfigMap
-		a.MustGet(t, system, ConfigMapName, &cm)
+		a.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
 		return cm.Data, a.Writes()
 	}
 	change := func(do func(*corev1.ConfigMap) error) func() {
 		return func() {
 			var cm corev1.ConfigMap
-			a.MustGet(t, system, ConfigMapName, &cm)
+			a.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
 			if err := do(&cm); err != nil {
 				t.Fatal(err)
 			}
@@ -154,7 +155,7 @@ func TestPublish(t *testing.T) {
 		}
 	}
 	edit := change(func(cm *corev1.ConfigMap) error {
-		cm.Data[KeyRoot] = "mine"
+		cm.Data[clusterinfo.KeyRoot] = "mine"
 		return a.Update(t.Context(), cm)
 	})
 	remove := change(func(cm *corev1.ConfigMap) error { return a.Delete(t.Context(), cm) })
@@ -175,8 +176,8 @@ func TestPublish(t *testing.T) {
 	for _, s := range steps {
 		s.before()
 		data, writes := publish(s.gateways)
-		if data[KeyGateways] != s.want || len(writes) != s.writes || data[KeyTrustDomain] != west().trustDomain || data[KeyRoot] == "mine" {
-			t.Errorf("%s: gateways %q, writes %v", s.why, data[KeyGateways], writes)
+		if data[clusterinfo.KeyGateways] != s.want || len(writes) != s.writes || data[clusterinfo.KeyTrustDomain] != west().trustDomain || data[clusterinfo.KeyRoot] == "mine" {
+			t.Errorf("%s: gateways %q, writes %v", s.why, data[clusterinfo.KeyGateways], writes)
 		}
 	}
 }

@@ -30,7 +30,8 @@ const (
 	automaticWarning = 3 * 24 * time.Hour  // rotation should have replaced it long before
 )
 
-// Expiry says when a certificate ends and from when on to warn about it. It is comparable.
+// Expiry says when a certificate ends and from when on to warn about it. It is
+// comparable.
 type Expiry struct {
 	// Kind is one of the constants above.
 	Kind string
@@ -91,11 +92,12 @@ func (e Expiry) Warning(now time.Time) string {
 	at := e.NotAfter.UTC().Format(time.RFC3339)
 	switch e.Kind {
 	case RootCertificate:
-		return fmt.Sprintf("This cluster's root %s at %s. Run `causeway rotate --root`, or have the external CA renew it; "+
-			"then apply the output of `causeway identity` in each peer.", verb, at)
+		return fmt.Sprintf("This cluster's root %s at %s. Run `causeway rotate --root`, or have the external CA "+
+			"renew it; then apply the output of `causeway identity` in each peer.", verb, at)
 	case AnchorCertificate:
-		return fmt.Sprintf("The certificate that peers pin, which signed this cluster's root, %s at %s. Have the root signed by "+
-			"a CA that lives longer, then apply the output of `causeway identity` in each peer.", verb, at)
+		return fmt.Sprintf("The certificate that peers pin, which signed this cluster's root, %s at %s. Have the "+
+			"root signed by a CA that lives longer, then apply the output of `causeway identity` in each peer.",
+			verb, at)
 	case IssuerCertificate:
 		return fmt.Sprintf("This cluster's issuer %s at %s and should have been rotated already. "+
 			"The log of the leading controller says why it was not.", verb, at)
@@ -103,8 +105,8 @@ func (e Expiry) Warning(now time.Time) string {
 		return fmt.Sprintf("The root that the Link pins %s at %s. Run `causeway rotate --root` in the peer, "+
 			"then apply the output of its `causeway identity` here.", verb, at)
 	}
-	return fmt.Sprintf("The peer's last issuer %s at %s. The peer's controller rotates it and announces the new one on the "+
-		"catalog stream; run `causeway check` in the peer to see why it has not.", verb, at)
+	return fmt.Sprintf("The peer's last issuer %s at %s. The peer's controller rotates it and announces the new "+
+		"one on the catalog stream; run `causeway check` in the peer to see why it has not.", verb, at)
 }
 
 // warnAgain is how often a warning is repeated.
@@ -147,7 +149,8 @@ func NewExpiryCollector(expiries func() []Expiry) prometheus.Collector {
 }
 
 var expiryDesc = prometheus.NewDesc("causeway_controller_certificate_expiry_seconds",
-	"Time until a certificate expires, negative after it has: root, anchor and issuer of this cluster; peer_root and peer_issuer by link.",
+	"Time until a certificate expires, negative after it has: root, anchor and issuer of this cluster; "+
+		"peer_root and peer_issuer by link.",
 	[]string{"certificate", "link"}, nil)
 
 // Describe implements prometheus.Collector.
@@ -157,6 +160,7 @@ func (expiryCollector) Describe(to chan<- *prometheus.Desc) { to <- expiryDesc }
 func (c expiryCollector) Collect(to chan<- prometheus.Metric) {
 	now := time.Now()
 	for _, e := range c.expiries() {
-		to <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, e.NotAfter.Sub(now).Seconds(), e.Kind, e.Link)
+		left := e.NotAfter.Sub(now).Seconds()
+		to <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, left, e.Kind, e.Link)
 	}
 }

@@ -19,12 +19,14 @@ import (
 const InvalidCASecret = "InvalidCASecret"
 
 // importRoot reads the root from the Secret of an external CA. Causeway never writes it.
-func importRoot(ctx context.Context, c client.Reader, namespace, name string, now time.Time) (*identity.Root, error) {
+func importRoot(ctx context.Context, c client.Reader, namespace, name string,
+	now time.Time) (*identity.Root, error) {
 	key := client.ObjectKey{Namespace: namespace, Name: name}
 	var s corev1.Secret
 	err := c.Get(ctx, key, &s)
 	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("the CA Secret %v does not exist: check that its issuer, such as cert-manager, has created it", key)
+		return nil, fmt.Errorf("the CA Secret %v does not exist: "+
+			"check that its issuer, such as cert-manager, has created it", key)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the CA Secret %v: %w", key, err)
@@ -40,7 +42,8 @@ func importRoot(ctx context.Context, c client.Reader, namespace, name string, no
 // rootSource says where a successor of the root comes from. If the external CA's Secret
 // cannot be used, fault says why and the source offers the newest root that is known, so
 // that nothing changes.
-func (r *Rotator) rootSource(ctx context.Context, now time.Time, have rotation.Roots) (from rotation.Source, fault error) {
+func (r *Rotator) rootSource(ctx context.Context, now time.Time,
+	have rotation.Roots) (from rotation.Source, fault error) {
 	o, trustDomain := r.c.Identity.options, r.c.Identity.trustDomain
 	from.Make = func() (*identity.Root, error) { return identity.NewRoot(trustDomain, now) }
 	if o.CASecret == "" {
@@ -49,8 +52,8 @@ func (r *Rotator) rootSource(ctx context.Context, now time.Time, have rotation.R
 	from.Name = o.Namespace + "/" + o.CASecret
 	from.Brought, fault = importRoot(ctx, r.c.Client, o.Namespace, o.CASecret, now)
 	if fault == nil && from.Brought.TrustDomain() != trustDomain {
-		fault = fmt.Errorf("the CA Secret %s holds a root of trust domain %s, but this cluster's trust domain is %s "+
-			"and cannot change: set the certificate's URI to spiffe://%s",
+		fault = fmt.Errorf("the CA Secret %s holds a root of trust domain %s, but this cluster's trust domain "+
+			"is %s and cannot change: set the certificate's URI to spiffe://%s",
 			from.Name, from.Brought.TrustDomain(), trustDomain, trustDomain)
 	}
 	if fault != nil {

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 )
 
@@ -114,8 +115,8 @@ func TestExternalCA(t *testing.T) {
 		t.Errorf("trust domain %s", leader.id.trustDomain)
 	}
 	var cm corev1.ConfigMap
-	a.MustGet(t, system, ConfigMapName, &cm)
-	if block, _ := pem.Decode([]byte(cm.Data[KeyRoot])); block == nil || string(block.Bytes) != string(m.cert.Raw) || cm.Data[KeyCASecret] != "ca" {
+	a.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
+	if block, _ := pem.Decode([]byte(cm.Data[clusterinfo.KeyRoot])); block == nil || string(block.Bytes) != string(m.cert.Raw) || cm.Data[clusterinfo.KeyCASecret] != "ca" {
 		t.Errorf("peers are to pin the external CA, but %v is published", cm.Data)
 	}
 	first := leader.id.Issuers().Root()

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 )
@@ -87,8 +88,8 @@ func TestRootRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	var cm corev1.ConfigMap
-	a.MustGet(t, system, ConfigMapName, &cm)
-	if cm.Data[KeyRoot] != string(leader.id.Issuers().roots.Current.AnchorPEM()) {
+	a.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
+	if cm.Data[clusterinfo.KeyRoot] != string(leader.id.Issuers().roots.Current.AnchorPEM()) {
 		t.Error("the old root is published for new Links")
 	}
 	both(48 * time.Hour)
@@ -155,8 +156,8 @@ func TestRootRotationContinuesAfterCrash(t *testing.T) {
 	}
 }
 
-// crashAndContinue rotates the root while the write with index at fails. lost says that the
-// API server makes that write but its answer is lost.
+// crashAndContinue rotates the root while the write with index at fails. lost says that
+// the API server makes that write but its answer is lost.
 func crashAndContinue(t *testing.T, asked string, lost bool, at int) {
 	a, now, writes := kubetest.New(nil), time.Now(), 0
 	first := newReplica(t, a, true, nil)

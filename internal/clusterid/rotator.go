@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/rotation"
 )
 
@@ -36,7 +37,8 @@ type RotatorConfig struct {
 	Client client.Client
 	// IsLeader reports whether this replica leads and knows which peers exist.
 	IsLeader func() bool
-	// Acknowledged returns, by Link, the newest list of issuers that each peer has applied.
+	// Acknowledged returns, by Link, the newest list of issuers that each peer has
+	// applied.
 	Acknowledged func() map[string]uint64
 	// OnChange is called after another snapshot came into force.
 	OnChange func()
@@ -44,8 +46,8 @@ type RotatorConfig struct {
 	Log      *slog.Logger
 }
 
-// Rotator follows the Secrets of roots and issuers in every replica. In the leader it also
-// decides what they hold.
+// Rotator follows the Secrets of roots and issuers in every replica. In the leader it
+// also decides what they hold.
 //
 // The leader writes roots before issuers and reads them after, so that every reader knows
 // the root of each issuer. A process that ends between the two writes leaves a state from
@@ -90,9 +92,9 @@ func (r *Rotator) logFailure(ctx context.Context, err error, failures int) {
 	r.c.Log.Log(ctx, level, "certificate rotation failed; will retry", "error", err)
 }
 
-// Step performs one pass: it adopts what the Secrets hold and, in the leader, decides what
-// they must hold. It returns how long to wait before the next pass. It must not be called
-// concurrently.
+// Step performs one pass: it adopts what the Secrets hold and, in the leader, decides
+// what they must hold. It returns how long to wait before the next pass. It must not be
+// called concurrently.
 func (r *Rotator) Step(ctx context.Context, now time.Time) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
@@ -205,12 +207,13 @@ func (r *Rotator) adopt(s *storedState) error {
 	}
 	id := r.c.Identity
 	if !s.roots.Honours(s.state) {
-		return fmt.Errorf("Secret %v still holds issuers of a revoked root: waiting for the leader to replace them",
-			id.secretKey(issuerSecret))
+		return fmt.Errorf("Secret %v still holds issuers of a revoked root: "+
+			"waiting for the leader to replace them", id.secretKey(issuerSecret))
 	}
 	before := id.Issuers()
 	if err := id.adopt(s.roots, s.state); err != nil {
-		return fmt.Errorf("adopt Secrets %v and %v: %w", id.secretKey(rootSecret), id.secretKey(issuerSecret), err)
+		return fmt.Errorf("adopt Secrets %v and %v: %w",
+			id.secretKey(rootSecret), id.secretKey(issuerSecret), err)
 	}
 	r.adopted = s.versions()
 	after := id.Issuers()
@@ -224,7 +227,7 @@ func (r *Rotator) adopt(s *storedState) error {
 // decide writes the Secrets as they must be now, adopts the result, and reports the
 // progress of a requested rotation in the ConfigMap.
 func (r *Rotator) decide(ctx context.Context, now time.Time, s *storedState) error {
-	key := r.c.Identity.secretKey(ConfigMapName)
+	key := r.c.Identity.secretKey(clusterinfo.IdentityConfigMap)
 	var cm corev1.ConfigMap
 	if err := r.c.Client.Get(ctx, key, &cm); err != nil {
 		return fmt.Errorf("read ConfigMap %v: %w", key, err)

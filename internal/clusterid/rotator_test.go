@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 	"github.com/causeway-mesh/causeway/internal/rotation"
@@ -79,7 +80,7 @@ func (r *replica) events() []string {
 func request(t *testing.T, a *kubetest.API, text string) {
 	t.Helper()
 	var cm corev1.ConfigMap
-	a.MustGet(t, system, ConfigMapName, &cm)
+	a.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
 	if cm.Annotations == nil {
 		cm.Annotations = make(map[string]string)
 	}
@@ -92,7 +93,7 @@ func request(t *testing.T, a *kubetest.API, text string) {
 func progress(t *testing.T, a *kubetest.API) rotation.Progress {
 	t.Helper()
 	var cm corev1.ConfigMap
-	a.MustGet(t, system, ConfigMapName, &cm)
+	a.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
 	p, err := rotation.ParseProgress(cm.Annotations[rotation.ProgressAnnotation])
 	if err != nil {
 		t.Fatal(err)

@@ -114,7 +114,12 @@ func Run(ctx context.Context, o Options) error {
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.Pod{}, signer.PodNodeField, signer.PodNode); err != nil {
 		return fmt.Errorf("index Pods by node: %w", err)
 	}
-	p := &process{o: o, identity: id, mgr: mgr, live: live, ranges: ranges, budget: budget, log: o.Log}
+	var pod corev1.Pod
+	err = live.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: o.PodName}, &pod)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("get this pod %s/%s: %w", o.Namespace, o.PodName, err)
+	}
+	p := &process{o: o, identity: id, mgr: mgr, live: live, ranges: ranges, podUID: string(pod.UID), budget: budget, log: o.Log}
 	if err := p.wire(); err != nil {
 		return err
 	}

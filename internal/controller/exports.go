@@ -27,6 +27,8 @@ type exporter struct {
 	index *catalog.Index
 	book  *ledger.Book
 	rows  *rowTable
+	// hasAgent reports whether a node has an agent: the others have no node stream.
+	hasAgent func(node string) bool
 
 	members map[catalog.Key]*ledger.Member // of the stored export list
 	// missing are members whose Service this replica's caches do not hold yet. The
@@ -49,11 +51,12 @@ type exporter struct {
 // that the Link admits. Some exports never get in, such as those beyond a cap.
 const storeTimeout = 10 * time.Second
 
-func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable) *exporter {
+func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable, hasAgent func(node string) bool) *exporter {
 	return &exporter{
 		index:    index,
 		book:     book,
 		rows:     rows,
+		hasAgent: hasAgent,
 		members:  make(map[catalog.Key]*ledger.Member),
 		missing:  make(map[catalog.Key]bool),
 		nodes:    make(map[catalog.Key][]string),
@@ -187,14 +190,18 @@ func (x *exporter) emitNodes(k catalog.Key, e *catalog.Export, p *plan) {
 				x.byNode[node] = make(map[catalog.Key]bool)
 			}
 			x.byNode[node][k] = true
-			p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: resource})
+			if x.hasAgent(node) {
+				p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: resource})
+			}
 		}
 	}
 	for _, node := range x.nodes[k] {
 		if slices.Contains(nodes, node) {
 			continue
 		}
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: "export/" + k.String()})
+		if x.hasAgent(node) {
+			p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: "export/" + k.String()})
+		}
 		if delete(x.byNode[node], k); len(x.byNode[node]) == 0 {
 			delete(x.byNode, node)
 		}

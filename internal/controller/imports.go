@@ -52,6 +52,7 @@ type importLink struct {
 	whole bool
 	// stale says whether the peer's catalog is out of date, and how.
 	stale   link.Staleness
+	recheck time.Time                       // when stale may end by the clock alone; zero: not
 	sources map[catalog.Key][]ledger.Source // what each Service asked the ledger for
 	wants   map[ledger.Source]ledger.MirrorWant
 	// placed is where each stored entry's mirror is, and which frontend it has.
@@ -180,6 +181,9 @@ func (m *importer) applyCatalog(name string, c peering.CatalogChange, now time.T
 	if l == nil {
 		return
 	}
+	if c.Whole {
+		c.Removed = append(c.Removed, l.lacking(c.Upserts)...)
+	}
 	for _, key := range c.Removed {
 		delete(l.services, key)
 		delete(l.left, key)
@@ -199,10 +203,33 @@ func (m *importer) applyCatalog(name string, c peering.CatalogChange, now time.T
 		p.links = append(p.links, l.change())
 	}
 	l.stale = c.Stale
+	l.recheck = time.Time{}
+	if c.Recheck > 0 {
+		l.recheck = now.Add(c.Recheck)
+		p.dueAt(l.recheck)
+	}
 	if c.Complete && c.Version != (wire.Version{}) {
 		m.book.SetApplied(l.domain, c.Version.Epoch, c.Version.Generation)
 	}
 	p.statusOf(name)
+}
+
+// lacking are the Services that were applied and are not among all.
+func (l *importLink) lacking(all []catalog.Service) []catalog.Key {
+	if len(l.services) == 0 {
+		return nil
+	}
+	there := make(map[catalog.Key]bool, len(all))
+	for i := range all {
+		there[all[i].Key()] = true
+	}
+	var out []catalog.Key
+	for key := range l.services {
+		if !there[key] {
+			out = append(out, key)
+		}
+	}
+	return out
 }
 
 // settle lets the ledger release what nothing wants, once the whole catalog is known.
@@ -232,6 +259,9 @@ func (m *importer) decide(l *importLink, key catalog.Key, now time.Time) {
 	if s, ok := l.services[key]; ok {
 		wants, problem = l.rules.Wants(s, m.namespaces)
 	}
+	if problem == nil {
+		problem = isolated(key, l.services[key])
+	}
 	if problem != nil {
 		l.problems[key] = *problem
 	} else {
@@ -259,6 +289,16 @@ func (m *importer) decide(l *importLink, key catalog.Key, now time.Time) {
 	} else {
 		l.sources[key] = after
 	}
+}
+
+// isolated is the problem of a Service that the peer's NetworkPolicies keep calls from;
+// nil: it has none.
+func isolated(key catalog.Key, s catalog.Service) *catalog.Problem {
+	if !slices.ContainsFunc(s.Ports, func(p catalog.Port) bool { return p.Isolated }) {
+		return nil
+	}
+	return &catalog.Problem{Service: key.String(), Reason: catalog.NetworkPolicyIsolates, Message: "NetworkPolicies in the peer's cluster isolate the Service, " +
+		"so calls to it are refused: ask there for an ExportPolicy that names the callers"}
 }
 
 // unplace withdraws the mirror of one source, if the ledger has stored another name for

@@ -172,6 +172,21 @@ func selectsCallers(l *v1alpha1.Link) bool {
 	return l.Spec.Import != nil && l.Spec.Import.Callers != nil && l.Spec.Import.Callers.NamespaceSelector != nil
 }
 
+// ended returns the Links whose peers' last issuer ended since the last pass.
+func (s *linkState) ended(last, now time.Time, p *plan) map[string]bool {
+	out := make(map[string]bool)
+	for name, r := range s.resolved {
+		switch {
+		case r.until.IsZero():
+		case r.until.After(now):
+			p.dueAt(r.until.Add(time.Second))
+		case r.until.After(last):
+			out[name] = true
+		}
+	}
+	return out
+}
+
 // wanted are the peers to keep streams to.
 func (s *linkState) wanted() map[string]peering.Want {
 	out := make(map[string]peering.Want, len(s.judged.Peers))

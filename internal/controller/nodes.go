@@ -45,6 +45,9 @@ func newNodeViews(o Options, id *clusterid.Identity, rows *rowTable) *nodeViews 
 	return v
 }
 
+// hasAgent reports whether a node has an agent, ready or not.
+func (v *nodeViews) hasAgent(node string) bool { return v.nodes[node] }
+
 // cluster is this cluster with the issuers in force.
 func (v *nodeViews) cluster() view.Cluster {
 	return view.Cluster{

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
 // probes answers the kubelet and the other replicas: /healthz while the process lives,
@@ -39,11 +41,11 @@ func (p *process) probeHandler() http.Handler {
 			http.Error(w, "the caches are not complete yet", http.StatusServiceUnavailable)
 			return
 		}
-		if err := p.freshness.Ready(); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		if why := p.freshness.NotReady(); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
 		}
 	})
-	mux.Handle("/freshness", p.freshness)
+	mux.Handle(peering.FreshnessPath, p.freshness)
 	return mux
 }
 

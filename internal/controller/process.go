@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +30,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/crds"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -52,12 +54,13 @@ type process struct {
 	mgr      manager.Manager
 	live     client.Client
 	ranges   []netip.Prefix
+	podUID   string // empty if the pod is not known
 	budget   *throttle.Limiter
 	log      *slog.Logger
 
 	reconciler *reconciler
 	keys       *joinflow.Keys
-	freshness  *freshness
+	freshness  *peering.Freshness
 	budgets    *wire.Budgets
 }
 
@@ -70,11 +73,19 @@ func (p *process) wire() error {
 	in := newInbox()
 	p.budgets = wire.NewBudgets()
 	p.keys = joinflow.NewKeys(p.live, func() { in.add(func(b *batch) { b.inviteKeys = true }) }, p.log)
-	p.freshness = newFreshness(p.live, p.o, p.identity.HopMasterKey())
-	board.SetFreshness(p.freshness.Freshness)
 	catalogMetrics := wire.NewMetrics(metrics.Registry)
 	r := p.newReconciler(in, board, catalogMetrics)
 	p.reconciler = r
+	p.freshness = peering.NewFreshness(peering.FreshnessConfig{
+		Client:    p.live,
+		Namespace: p.o.Namespace,
+		Replica:   p.identity.ReplicaID(p.podUID),
+		Version:   r.announcedVersion,
+		Port:      strconv.Itoa(clusterinfo.ProbesPort),
+		Log:       p.log,
+	})
+	r.freshness = p.freshness
+	board.SetFreshness(p.freshness.Current)
 	server, nodes, err := p.nodeStream(r.hub)
 	if err != nil {
 		return err
@@ -207,7 +218,7 @@ func (p *process) nodeStream(hub *nodestream.Hub) (*nodestream.Server, allReplic
 	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(), metrics.Registry)
 	s := signer.New(known, p.identity, signer.Options{Registerer: metrics.Registry})
 	server := nodestream.NewServer(subjects{known}, hub, s.Sign,
-		nodestream.ServerOptions{Age: p.freshness.Age, Log: p.log, Registerer: metrics.Registry})
+		nodestream.ServerOptions{Age: func() time.Duration { return p.freshness.Current().Age }, Log: p.log, Registerer: metrics.Registry})
 	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: transport.GuardAccepted})
 	return server, func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
 }
@@ -264,10 +275,16 @@ func (p *process) joins() joinflow.Config {
 		Namespace: p.o.Namespace,
 		Version:   p.o.Version,
 		Identity:  p.identity,
-		Dial:      peering.Dial,
+		Dial:      dial,
 		Events:    p.mgr.GetEventRecorder(controllerName),
 		Log:       p.log,
 	}
+}
+
+// dial opens a TCP connection to a gateway address, host:port.
+func dial(ctx context.Context, address string) (net.Conn, error) {
+	c, _, err := transport.Dialer{}.First(ctx, address)
+	return c, err
 }
 
 // controllerName is the reporter of Events.
@@ -302,7 +319,8 @@ func (p *process) rotator(board *wire.Board) *clusterid.Rotator {
 // hello is what peers learn of this cluster.
 func (p *process) hello() *wire.Hello {
 	h := p.identity.Hello()
-	return &wire.Hello{Version: p.o.Version, IssuerList: h.IssuerList, LinkPublicKey: h.LinkPublicKey}
+	id := p.identity.ReplicaID(p.podUID)
+	return &wire.Hello{Version: p.o.Version, IssuerList: h.IssuerList, LinkPublicKey: h.LinkPublicKey, Replica: id[:]}
 }
 
 // crdInterval is how often the CRDs are compared with those of this version.
@@ -332,6 +350,7 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 	index := catalog.NewIndex(catalog.Config{TrustDomain: p.identity.TrustDomain(), Namespace: p.o.Namespace})
 	book := ledger.NewBook(p.ranges, newEpoch)
 	rows := &rowTable{last: make(map[uint32]*nodewire.Route)}
+	nodes := newNodeViews(p.o, p.identity, rows)
 	r := &reconciler{
 		o:              p.o,
 		identity:       p.identity,
@@ -345,14 +364,13 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 		index:          index,
 		book:           book,
 		links:          newLinkState(p.identity, p.log),
-		exports:        newExporter(index, book, rows),
+		exports:        newExporter(index, book, rows, nodes.hasAgent),
 		imports:        newImporter(p.o.Namespace, book),
-		nodes:          newNodeViews(p.o, p.identity, rows),
+		nodes:          nodes,
 		components:     newComponents(p.o.Namespace),
 		overlaps:       newOverlaps(p.ranges),
 		listed:         newListedAddresses(p.ranges),
 		keys:           p.keys,
-		freshness:      p.freshness,
 		joins:          make(map[catalog.Key]*v1alpha1.Join),
 		invites:        make(map[catalog.Key]*v1alpha1.Invite),
 		serviceExports: make(map[catalog.Key]bool),

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/backoff"
@@ -17,6 +18,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/ledger"
@@ -73,7 +75,8 @@ type reconciler struct {
 	addresses  peering.AddressIndex
 	listed     *listedAddresses
 	keys       *joinflow.Keys
-	freshness  *freshness
+	freshness  *peering.Freshness
+	announced  atomic.Pointer[wire.Version]
 	joins      map[catalog.Key]*v1alpha1.Join
 	invites    map[catalog.Key]*v1alpha1.Invite
 	canary     *corev1.Service
@@ -87,6 +90,9 @@ type reconciler struct {
 	// decided again.
 	controllersDirty bool
 	first            bool // no pass was made yet
+	lastPass         time.Time
+	reviewDue        time.Time
+	warnings         clusterid.ExpiryWarnings
 	replayed         bool                 // the mirror writer of this leader knows everything
 	trustDue         map[string]time.Time // when to decide about a PeerTrust again
 	snapshots        map[string]*peering.Snapshot
@@ -112,6 +118,14 @@ func (r *reconciler) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// announcedVersion is the newest version of the export list that this replica announced.
+func (r *reconciler) announcedVersion() wire.Version {
+	if v := r.announced.Load(); v != nil {
+		return *v
+	}
+	return wire.Version{}
 }
 
 // wait returns when there is something to do; false: ctx has ended.
@@ -164,10 +178,40 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	for name := range b.mirrors {
 		p.statusOf(name)
 	}
+	r.reviewStatus(now, p)
 	for _, call := range b.calls {
 		call()
 	}
+	r.lastPass = now
 	return p
+}
+
+// reviewInterval is how often everything that a status says by the clock alone is
+// decided again.
+const reviewInterval = 10 * time.Second
+
+// reviewStatus decides again what depends on the clock: statuses, and which certificates
+// end soon.
+func (r *reconciler) reviewStatus(now time.Time, p *plan) {
+	if p.dueAt(r.reviewDue); now.Before(r.reviewDue) {
+		return
+	}
+	r.reviewDue = now.Add(reviewInterval)
+	p.dueAt(r.reviewDue)
+	for name := range r.links.links {
+		p.statusOf(name)
+	}
+	if !r.leading.Load() {
+		return
+	}
+	for _, e := range r.warnings.Due(r.links.expiries(), now) {
+		about := runtime.Object(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: r.o.Namespace, Name: clusterinfo.IdentityConfigMap}})
+		if l := r.links.links[e.Link]; l != nil {
+			about = l
+		}
+		r.log.Warn("certificate ends soon", "certificate", e.Kind, "link", e.Link, "notAfter", e.NotAfter)
+		p.events = append(p.events, event{about: about, owner: e.Link, reason: "CertificateEndsSoon", action: "Rotating", message: e.Warning(now)})
+	}
 }
 
 // takeLedger takes in what the ledger has stored.
@@ -357,6 +401,9 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 		r.judgeLinks(dirty, now, p)
 	}
 	p.dueAt(nextDay(now))
+	for name := range r.links.ended(r.lastPass, now, p) {
+		dirty[name] = true
+	}
 	if len(b.namespaces) > 0 {
 		for name, l := range r.links.links {
 			if selectsCallers(l) {
@@ -486,14 +533,14 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 			p.statusOf(name)
 		}
 	}
-	for name := range b.peers {
-		l := r.imports.links[name]
-		if l == nil {
+	for name, l := range r.imports.links {
+		if !b.peers[name] && (l.recheck.IsZero() || now.Before(l.recheck)) {
+			p.dueAt(l.recheck)
 			continue
 		}
 		epoch, generation := r.book.Applied(l.domain)
 		applied := wire.Version{Epoch: epoch, Generation: generation}
-		r.imports.applyCatalog(name, r.peers.TakeCatalog(l.peer, applied, now), now, p)
+		r.imports.applyCatalog(name, r.peers.TakeCatalog(name, applied, now), now, p)
 	}
 }
 
@@ -526,7 +573,8 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 	}
 	r.warn("some exports are not valid", r.board.Publish(p.listings, p.version))
 	r.board.SetReady(p.readyLinks...)
-	r.freshness.observe(r.top.controllers, p.version)
+	r.announced.Store(&p.version)
+	r.freshness.SetReplicas(r.top.otherReplicas(r.o.PodName))
 	if p.gateways != nil {
 		r.warn("gateway addresses not advertised", r.board.SetGateways(*p.gateways))
 	}
@@ -549,6 +597,7 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 	l.emit(p.events, time.Now())
 	if p.housekeeping {
 		l.keep(r.chores())
+		l.joiner.Set(ctx, sortedObjects(r.joins))
 	}
 	l.forgetLinks(r.links.links)
 	for name := range p.status {

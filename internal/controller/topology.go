@@ -137,6 +137,17 @@ func (t *topology) same(o *topology) bool {
 		maps.Equal(t.controllerPods, o.controllerPods) && (t.gateways == nil) == (o.gateways == nil) && slices.Equal(t.gateways, o.gateways)
 }
 
+// otherReplicas are the addresses of the ready replicas but one, by pod.
+func (t *topology) otherReplicas(own string) map[string]string {
+	out := make(map[string]string, len(t.controllers))
+	for _, c := range t.controllers {
+		if c.PodName != own {
+			out[c.PodName] = c.Address
+		}
+	}
+	return out
+}
+
 // pathFailed reports whether the node's path failed when a canary last proved it:
 // the command that sent the canary left a condition at the agent's pod.
 func pathFailed(agent *corev1.Pod) bool {

@@ -20,12 +20,14 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/invite"
 	joinwire "github.com/causeway-mesh/causeway/internal/invite/wire"
+	"github.com/causeway-mesh/causeway/internal/kube"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
 // Joiner uses the tokens that are given to this cluster. Only the leader runs it.
 //
-//	Join + Secret ─▶ Token.Check ─▶ a gateway of the inviter ─▶ joinwire.Ask ─▶ Token.Fits ─▶ Link ─▶ Join's status
+//	Join + Secret ─▶ Token.Check ─▶ a gateway of the inviter ─▶ joinwire.Ask
+//	                 Join's status ◀─ Link ◀─ Token.Fits ◀───────┘
 type Joiner struct {
 	c       Config
 	own     link.Own
@@ -120,11 +122,11 @@ func (j *Joiner) step(ctx context.Context, key client.ObjectKey, uid types.UID) 
 	defer cancel()
 	var join v1alpha1.Join
 	err := j.c.Client.Get(ctx, key, &join)
-	if apierrors.IsNotFound(err) || err == nil && (join.UID != uid || join.DeletionTimestamp != nil || isFinished(&join)) {
-		return 0, nil
-	}
-	if err != nil {
+	if client.IgnoreNotFound(err) != nil {
 		return 0, fmt.Errorf("read Join %s: %w", key.Name, err)
+	}
+	if err != nil || join.UID != uid || join.DeletionTimestamp != nil || isFinished(&join) {
+		return 0, nil
 	}
 	token, found, err := j.token(ctx, &join)
 	if err != nil {
@@ -164,8 +166,9 @@ func linkedStatus(name string) v1alpha1.JoinStatus {
 // token reads the token of a Join. It returns false if its Secret does not exist yet.
 func (j *Joiner) token(ctx context.Context, join *v1alpha1.Join) (string, bool, error) {
 	var s corev1.Secret
-	err := j.c.Client.Get(ctx, client.ObjectKey{Namespace: j.c.Namespace, Name: invite.JoinSecretName(join.Name)}, &s)
-	if apierrors.IsNotFound(err) || err == nil && !isOwnedBy(&s, join.UID) {
+	key := client.ObjectKey{Namespace: j.c.Namespace, Name: invite.JoinSecretName(join.Name)}
+	err := j.c.Client.Get(ctx, key, &s)
+	if apierrors.IsNotFound(err) || err == nil && !kube.OwnedBy(&s, join.UID) {
 		return "", false, nil
 	}
 	if err != nil {
@@ -216,7 +219,8 @@ func (j *Joiner) reserve(inviter [32]byte) (end func(), ok bool) {
 }
 
 // ask asks the inviter at one address after the other until one answers.
-func (j *Joiner) ask(ctx context.Context, join *v1alpha1.Join, token invite.Token) (v1alpha1.JoinStatus, error) {
+func (j *Joiner) ask(ctx context.Context, join *v1alpha1.Join,
+	token invite.Token) (v1alpha1.JoinStatus, error) {
 	var status v1alpha1.JoinStatus
 	for _, address := range token.Gateways {
 		half, err := j.exchange(ctx, address, join.Spec.As, token)
@@ -243,22 +247,24 @@ func (j *Joiner) exchange(ctx context.Context, address, as string, token invite.
 		return invite.Half{}, err
 	}
 	id := j.c.Identity
-	return joinwire.Ask(ctx, conn, transport.GuardDialed, j.tls(token), token.Secret, id.RootHash(), &joinwire.Request{
+	request := &joinwire.Request{
 		Version:       j.c.Version,
 		Invite:        token.Peer,
 		As:            as,
 		LinkPublicKey: id.LinkKey().Public(),
-	})
+	}
+	return joinwire.Ask(ctx, conn, transport.GuardDialed, j.tls(token), token.Secret, id.RootHash(), request)
 }
 
 func (j *Joiner) tls(token invite.Token) *tls.Config {
 	sni := route.SealJoin(token.Secret.LabelKey(), time.Now())
-	return identity.ClientTLS(identity.PlaneJoin, sni, j.c.Identity.CredentialWithRoot, identity.VerifyPinned(token.Root, time.Now))
+	verify := identity.VerifyPinned(token.Root, time.Now)
+	return identity.ClientTLS(identity.PlaneJoin, sni, j.c.Identity.CredentialWithRoot, verify)
 }
 
-// createLink creates the Link to the inviter that answered at an address, unless it would
-// conflict with an existing one. If a Link of the name appeared meanwhile, the next attempt
-// judges it.
+// createLink creates the Link to the inviter that answered at an address, unless it
+// would conflict with an existing one. If a Link of the name appeared meanwhile, the
+// next attempt judges it.
 func (j *Joiner) createLink(ctx context.Context, join *v1alpha1.Join, token invite.Token,
 	half invite.Half, address string) (v1alpha1.JoinStatus, error) {
 	j.creating.Lock()
@@ -275,7 +281,8 @@ func (j *Joiner) createLink(ctx context.Context, join *v1alpha1.Join, token invi
 	err := j.c.Client.Create(ctx, l)
 	switch {
 	case apierrors.IsInvalid(err):
-		return refusedStatus(invite.Refuse(invite.BadRequest, "the data that the inviter sent does not make a valid Link")), nil
+		return refusedStatus(invite.Refuse(invite.BadRequest,
+			"the data that the inviter sent does not make a valid Link")), nil
 	case apierrors.IsAlreadyExists(err):
 		return pendingStatus("a Link named %s was created meanwhile", join.Name), nil
 	case err != nil:

@@ -38,7 +38,8 @@ func TestServerChecksNameAndIdentity(t *testing.T) {
 	}
 }
 
-// When two clusters use one token at the same time, one gets a Link and the other is refused.
+// When two clusters use one token at the same time, one gets a Link and the other is
+// refused.
 func TestConcurrentJoinsOfOneInvite(t *testing.T) {
 	for range 5 {
 		h := newHost(t, east())
@@ -69,7 +70,8 @@ func TestConcurrentJoinsOfOneInvite(t *testing.T) {
 	}
 }
 
-// A cluster that uses two tokens of one inviter at the same time gets one Link on each side.
+// A cluster that uses two tokens of one inviter at the same time gets one Link on each
+// side.
 func TestConcurrentJoinsOfOneInviter(t *testing.T) {
 	for range 5 {
 		h := newHost(t, east())
@@ -102,8 +104,8 @@ func TestConcurrentJoinsOfOneInviter(t *testing.T) {
 	}
 }
 
-// If a Link of the name appears between the Joiner's check and its write, the inviter has its
-// Link already. The same token then links the same cluster under another name.
+// If a Link of the name appears between the Joiner's check and its write, the inviter
+// has its Link already. The same token then links the same cluster under another name.
 func TestJoinAgainUnderAnotherName(t *testing.T) {
 	h := newHost(t, east())
 	g := newGuest(t, west(), h)
@@ -144,8 +146,8 @@ func TestJoinerTrustsThePinnedRootOnly(t *testing.T) {
 	}
 }
 
-// An inviter that claims the trust domain or the key of a linked peer must not disturb that
-// peer's Link.
+// An inviter that claims the trust domain or the key of a linked peer must not disturb
+// that peer's Link.
 func TestJoinKeepsExistingPeer(t *testing.T) {
 	namesake := clusteridtest.New("east", "27a432a2") // east's trust domain with another root
 	copied := clusteridtest.NewWithLinkKey("north", "44444444", east())
@@ -210,8 +212,8 @@ func TestJoinReportsBadToken(t *testing.T) {
 	}
 }
 
-// The leader works on each Join once, however often the Joins are set, and stops when a Join
-// is deleted.
+// The leader works on each Join once, however often the Joins are set, and stops when a
+// Join is deleted.
 func TestSetRunsOneWorkerPerJoin(t *testing.T) {
 	h := newHost(t, east())
 	g := newGuest(t, west(), h)

@@ -34,6 +34,7 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/invite"
+	"github.com/causeway-mesh/causeway/internal/kube"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
@@ -71,7 +72,7 @@ func readInviteSecret(ctx context.Context, c client.Reader, inv *v1alpha1.Invite
 	if err := c.Get(ctx, key, &s); err != nil {
 		return invite.Secret{}, fmt.Errorf("read the Secret of Invite %s: %w", inv.Name, err)
 	}
-	if !isOwnedBy(&s, inv.UID) {
+	if !kube.OwnedBy(&s, inv.UID) {
 		return invite.Secret{}, fmt.Errorf("Secret %v belongs to another Invite of this name: "+
 			"run `causeway invite delete %s`, then create the invite again", key, inv.Name)
 	}
@@ -82,27 +83,19 @@ func readInviteSecret(ctx context.Context, c client.Reader, inv *v1alpha1.Invite
 	return secret, nil
 }
 
-func isOwnedBy(o metav1.Object, uid types.UID) bool {
-	for _, r := range o.GetOwnerReferences() {
-		if r.UID == uid {
-			return true
-		}
-	}
-	return false
-}
-
-// minSecretRetry is how soon the Secret of a new Invite or Join is read again. The command
-// creates the Secret right after the object.
+// minSecretRetry is how soon the Secret of a new Invite or Join is read again. The
+// command creates the Secret right after the object.
 const minSecretRetry = 500 * time.Millisecond
 
-// secretRetry is how soon the Secret of an object of that age is read again. The longer it
-// has been missing, the less likely it is to appear.
+// secretRetry is how soon the Secret of an object of that age is read again. The longer
+// it has been missing, the less likely it is to appear.
 func secretRetry(age time.Duration) time.Duration { return max(minSecretRetry, age/8) }
 
 // Maintain moves the state of Invites on as time passes, and deletes Invites and Joins
-// that nobody needs to see any more. Their Secrets are garbage collected with them. Only
+// that no longer matter to a person. Their Secrets are garbage collected with them. Only
 // the leader calls it. c may read from a cache.
-func Maintain(ctx context.Context, c client.Client, invites []*v1alpha1.Invite, joins []*v1alpha1.Join, now time.Time) error {
+func Maintain(ctx context.Context, c client.Client, invites []*v1alpha1.Invite, joins []*v1alpha1.Join,
+	now time.Time) error {
 	var errs []error
 	for _, inv := range invites {
 		if invite.Over(invite.Expires(inv), now) {
@@ -128,7 +121,8 @@ func Maintain(ctx context.Context, c client.Client, invites []*v1alpha1.Invite, 
 }
 
 func remove(ctx context.Context, c client.Client, o client.Object, uid types.UID) error {
-	err := c.Delete(ctx, o, client.Preconditions{UID: &uid}, client.PropagationPolicy(metav1.DeletePropagationBackground))
+	err := c.Delete(ctx, o, client.Preconditions{UID: &uid},
+		client.PropagationPolicy(metav1.DeletePropagationBackground))
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("delete %T %s: %w", o, o.GetName(), err)
 	}

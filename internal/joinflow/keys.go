@@ -13,16 +13,16 @@ import (
 	"github.com/causeway-mesh/causeway/internal/invite"
 )
 
-// OpenInvite is an invite that gateways let through: they open labels that are sealed with
-// its key until it ends.
+// OpenInvite is an invite that gateways let through: they open labels that are sealed
+// with its key until it ends.
 type OpenInvite struct {
 	Name, UID string
 	LabelKey  [32]byte
 	Until     time.Time
 }
 
-// Keys caches the label keys of open invites, so that the reconciler does not wait for the
-// API server. Make it with NewKeys. It is safe for concurrent use.
+// Keys caches the label keys of open invites, so that the reconciler does not wait for
+// the API server. Make it with NewKeys. It is safe for concurrent use.
 type Keys struct {
 	client   client.Reader
 	onChange func()

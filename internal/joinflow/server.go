@@ -62,7 +62,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) {
 }
 
 func (s *Server) tls() (*tls.Config, error) {
-	credential := func(*tls.ClientHelloInfo) (*identity.Credential, error) { return s.c.Identity.CredentialWithRoot() }
+	credential := func(*tls.ClientHelloInfo) (*identity.Credential, error) {
+		return s.c.Identity.CredentialWithRoot()
+	}
 	return identity.ServerTLS(identity.PlaneJoin, credential, true, identity.VerifyIntroduced(time.Now)), nil
 }
 
@@ -76,7 +78,8 @@ func (s *Server) handle(ctx context.Context, call *joinwire.Call) (*joinwire.Ans
 		return nil, secret, err
 	}
 	if !call.Proves(secret) {
-		return nil, secret, invite.Refuse(invite.BadProof, "the token is not the newest one for this name: ask for a new token")
+		return nil, secret, invite.Refuse(invite.BadProof,
+			"the token is not the newest one for this name: ask for a new token")
 	}
 	if err := s.join(ctx, inv, call.Asker()); err != nil {
 		return nil, secret, err
@@ -92,7 +95,8 @@ func (s *Server) find(ctx context.Context, name string) (*v1alpha1.Invite, invit
 	}
 	err := s.c.Client.Get(ctx, client.ObjectKey{Namespace: s.c.Namespace, Name: name}, &inv)
 	if apierrors.IsNotFound(err) {
-		return nil, invite.Secret{}, invite.Refuse(invite.Unknown, "the invite was deleted: ask for a new token")
+		return nil, invite.Secret{}, invite.Refuse(invite.Unknown,
+			"the invite was deleted: ask for a new token")
 	}
 	if err != nil {
 		return nil, invite.Secret{}, fmt.Errorf("read Invite %s: %w", name, err)
@@ -136,12 +140,14 @@ func (s *Server) take(ctx context.Context, step invite.Step, inv *v1alpha1.Invit
 			return err
 		}
 		s.c.Events.Eventf(inv, nil, corev1.EventTypeNormal, "Joined", "Joining",
-			"The cluster of trust domain %s joined from %s. Its Link is %s.", asker.TrustDomain, asker.Address, inv.Name)
+			"The cluster of trust domain %s joined from %s. Its Link is %s.",
+			asker.TrustDomain, asker.Address, inv.Name)
 		return nil
 	}
 	err := s.c.Client.Create(ctx, invite.Link(inv, asker))
 	if apierrors.IsInvalid(err) {
-		return invite.Refuse(invite.BadRequest, "the data that the joining cluster sent does not make a valid Link")
+		return invite.Refuse(invite.BadRequest,
+			"the data that the joining cluster sent does not make a valid Link")
 	}
 	if err != nil {
 		return fmt.Errorf("create Link %s: %w", inv.Name, err)
@@ -149,7 +155,7 @@ func (s *Server) take(ctx context.Context, step invite.Step, inv *v1alpha1.Invit
 	return nil
 }
 
-// updateStatus writes a status unless somebody else has written one since inv was read.
+// updateStatus writes a status unless another replica has written one since inv was read.
 func (s *Server) updateStatus(ctx context.Context, inv *v1alpha1.Invite, status v1alpha1.InviteStatus) error {
 	updated := inv.DeepCopy()
 	updated.Status = status
@@ -161,7 +167,8 @@ func (s *Server) updateStatus(ctx context.Context, inv *v1alpha1.Invite, status 
 
 // recordRefusal records a refusal in the Invite's status and as an Event, once for each
 // cluster and reason.
-func (s *Server) recordRefusal(ctx context.Context, inv *v1alpha1.Invite, asker invite.Asker, r *invite.Refusal) error {
+func (s *Server) recordRefusal(ctx context.Context, inv *v1alpha1.Invite, asker invite.Asker,
+	r *invite.Refusal) error {
 	for range maxSteps {
 		status, fresh := invite.Refused(inv, asker, r)
 		if !fresh {
@@ -170,7 +177,8 @@ func (s *Server) recordRefusal(ctx context.Context, inv *v1alpha1.Invite, asker 
 		err := s.updateStatus(ctx, inv, status)
 		if err == nil {
 			s.c.Events.Eventf(inv, nil, corev1.EventTypeWarning, string(r.Reason), "Joining",
-				"Refused a cluster of trust domain %s from %s: %s", asker.TrustDomain, asker.Address, r.Message)
+				"Refused a cluster of trust domain %s from %s: %s",
+				asker.TrustDomain, asker.Address, r.Message)
 			return nil
 		}
 		if !apierrors.IsConflict(err) {

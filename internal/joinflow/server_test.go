@@ -99,8 +99,8 @@ func TestJoinContinuesAfterServerFailure(t *testing.T) {
 	}
 }
 
-// If the joining cluster's own write fails, the inviter has its Link already and recognizes
-// the cluster when it comes again.
+// If the joining cluster's own write fails, the inviter has its Link already and
+// recognizes the cluster when it comes again.
 func TestJoinContinuesAfterOwnFailure(t *testing.T) {
 	h := newHost(t, east())
 	g := newGuest(t, west(), h)
@@ -145,7 +145,7 @@ func TestServerRefuses(t *testing.T) {
 			want: invite.NameTaken, recorded: true, links: 1},
 		"already linked": {why: "a peer must not get a second Link", have: []client.Object{west().Link("far")},
 			want: invite.AlreadyKnown, recorded: true, links: 1},
-		"deleted": {why: "an invite that does not exist admits nobody", want: invite.Unknown,
+		"deleted": {why: "an invite that does not exist admits no cluster", want: invite.Unknown,
 			edit: func(t *testing.T, h *host, _ *invite.Token) string {
 				if err := h.Delete(t.Context(), &v1alpha1.Invite{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "west"}}); err != nil {
 					t.Fatal(err)

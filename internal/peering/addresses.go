@@ -17,7 +17,7 @@ import (
 
 // gatewayAddresses is where a peer's gateways are.
 //
-//	the Link, DNS, the peer's Hello, the PeerTrust ──link.AddressBook──▶ merged ──▶ streams
+//	Link, DNS, the peer's Hello, PeerTrust ──link.AddressBook──▶ merged ──▶ streams
 //
 // It is part of a peer, and Peers.mu guards it.
 type gatewayAddresses struct {
@@ -45,7 +45,7 @@ const (
 )
 
 // mergeInterval is how often addresses are merged although nothing changed, so that those
-// that nobody names any more are forgotten.
+// that are no longer named are forgotten.
 const mergeInterval = 30 * time.Second
 
 func newGatewayAddresses() gatewayAddresses {
@@ -190,15 +190,17 @@ func (p *Peers) lookup(ctx context.Context, host string) link.Answer {
 // hasFamily reports whether this cluster has addresses of ip's family. An address that it
 // cannot dial must not count as a gateway that fails.
 func (p *Peers) hasFamily(ip netip.Addr) bool {
-	return len(p.c.Ranges) == 0 || slices.ContainsFunc(p.c.Ranges, func(r netip.Prefix) bool { return r.Addr().Is4() == ip.Is4() })
+	same := func(r netip.Prefix) bool { return r.Addr().Is4() == ip.Is4() }
+	return len(p.c.Ranges) == 0 || slices.ContainsFunc(p.c.Ranges, same)
 }
 
 // Why DNS has no answer: a closed list, because conditions show it.
 const (
-	dnsUnknownName = "DNS does not know the name: check its spelling, and that the controller's pods can resolve it"
-	dnsTimeout     = "the DNS server does not answer: check the cluster's DNS"
-	dnsNoAddress   = "DNS knows the name, but none of its addresses can be dialed from this cluster"
-	dnsFailure     = "the DNS server failed: check the cluster's DNS"
+	dnsUnknownName = "DNS does not know the name: " +
+		"check its spelling, and that the controller's pods can resolve it"
+	dnsTimeout   = "the DNS server does not answer: check the cluster's DNS"
+	dnsNoAddress = "DNS knows the name, but none of its addresses can be dialed from this cluster"
+	dnsFailure   = "the DNS server failed: check the cluster's DNS"
 )
 
 func explainDNS(err error) string {

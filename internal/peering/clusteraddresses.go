@@ -19,9 +19,9 @@ type AddressIndex struct {
 	uses  map[netip.Addr]int // number of keys
 }
 
-// Add sets the IPs of the object with a key, such as pod/shop/web-0, and replaces those of
-// an earlier call. Texts that are not an IP are ignored. The order and duplicates do not
-// matter.
+// Add sets the IPs of the object with a key, such as pod/shop/web-0, and replaces those
+// of an earlier call. Texts that are not an IP are ignored. The order and duplicates do
+// not matter.
 func (x *AddressIndex) Add(key string, ips ...string) {
 	var next []netip.Addr
 	for _, text := range ips {

@@ -39,7 +39,8 @@ type HopListener struct {
 
 // NewHopListener returns a listener that accepts what ln accepts. It takes ln over. It
 // accepts nothing until Run runs. registerer may be nil.
-func NewHopListener(ln net.Listener, key route.HopKey, log *slog.Logger, registerer prometheus.Registerer) *HopListener {
+func NewHopListener(ln net.Listener, key route.HopKey, log *slog.Logger,
+	registerer prometheus.Registerer) *HopListener {
 	l := &HopListener{
 		Listener: ln,
 		key:      key,
@@ -61,8 +62,8 @@ func NewHopListener(ln net.Listener, key route.HopKey, log *slog.Logger, registe
 	return l
 }
 
-// Run accepts until ctx ends or the listener is closed, then closes the listener and waits
-// for everything that it started. Accept returns net.ErrClosed afterwards.
+// Run accepts until ctx ends or the listener is closed, then closes the listener and
+// waits for everything that it started. Accept returns net.ErrClosed afterwards.
 func (l *HopListener) Run(ctx context.Context) {
 	defer close(l.done)
 	defer l.Listener.Close()
@@ -114,8 +115,8 @@ func (l *HopListener) handOver(ctx context.Context, c net.Conn) {
 	}
 }
 
-// readHeader reads and verifies the header. invited reports whether the gateway opened the
-// label with the key of an invite.
+// readHeader reads and verifies the header. invited reports whether the gateway opened
+// the label with the key of an invite.
 func (l *HopListener) readHeader(c net.Conn) (_ net.Conn, invited bool, _ error) {
 	if tcp, ok := c.(*net.TCPConn); ok {
 		if err := transport.Tune(tcp); err != nil {
@@ -139,7 +140,8 @@ func (l *HopListener) readHeader(c net.Conn) (_ net.Conn, invited bool, _ error)
 	return hopConn{conn, net.TCPAddrFromAddrPort(header.Source)}, invited, c.SetReadDeadline(time.Time{})
 }
 
-// hopConn is a connection whose remote address is that of the peer, as the gateway saw it.
+// hopConn is a connection whose remote address is that of the peer, as the gateway saw
+// it.
 type hopConn struct {
 	net.Conn
 	source net.Addr

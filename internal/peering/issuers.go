@@ -19,15 +19,15 @@ import (
 var errOlderList = errors.New("the list is older than the stored one: " +
 	"check whether the peer's controller was restored from a backup")
 
-// issuerLists remembers the lists of issuers that one peer has sent. A list is judged once,
-// however often it is sent, and lists that differ are judged at a limited rate. Peers.mu
-// guards it.
+// issuerLists remembers the lists of issuers that one peer has sent. A list is judged
+// once, however often it is sent, and lists that differ are judged at a limited rate.
+// Peers.mu guards it.
 type issuerLists struct {
 	newest   []byte // the newest accepted list; nil: none yet
 	number   uint64 // of newest
 	rejected []byte // the last list that was rejected
 	reason   string // why it was
-	stored   uint64 // number of the newest list that is stored, as the peer is told
+	stored   uint64 // number of the newest list that is stored, which the peer receives
 	pace     *rate.Limiter
 	storing  bool // a goroutine stores newest
 }
@@ -39,12 +39,14 @@ func newIssuerLists() issuerLists {
 // judge decides about a list by what is remembered alone. It reports whether the list is
 // new and accepted, so that it has to be stored.
 func (i *issuerLists) judge(p link.Peer, der []byte) (bool, error) {
-	if len(der) > 0 && bytes.Equal(der, i.newest) || i.rejected != nil && bytes.Equal(der, i.rejected) || !i.pace.Allow() {
+	known := len(der) > 0 && bytes.Equal(der, i.newest) || i.rejected != nil && bytes.Equal(der, i.rejected)
+	if known || !i.pace.Allow() {
 		return false, nil
 	}
 	list, err := identity.VerifyIssuerList(p.Root, p.TrustDomain, der)
 	if err == nil && list.Number < i.number {
-		err = fmt.Errorf("issuers of %s: list %d after list %d: %w", p.Name, list.Number, i.number, errOlderList)
+		err = fmt.Errorf("issuers of %s: list %d after list %d: %w",
+			p.Name, list.Number, i.number, errOlderList)
 	}
 	if err != nil {
 		i.rejected, i.reason = append([]byte{}, der...), rejectionReason(err)
@@ -54,8 +56,9 @@ func (i *issuerLists) judge(p link.Peer, der []byte) (bool, error) {
 	return true, nil
 }
 
-// rejectionReason says in a sentence of a closed list why a list was rejected. It is empty
-// for an older list, because a replica of the peer may be a moment behind another one.
+// rejectionReason says in a sentence of a closed list why a list was rejected. It is
+// empty for an older list, because a replica of the peer may be a moment behind another
+// one.
 func rejectionReason(err error) string {
 	if errors.Is(err, errOlderList) {
 		return ""
@@ -106,13 +109,14 @@ func (p *Peers) storeIssuers(s *peer, der []byte) error {
 }
 
 // RestoreLost stores the lists again that peers have sent and no PeerTrust holds, because
-// the API server was away or somebody deleted the PeerTrust. stored has the number of the
+// the API server was away or a user deleted the PeerTrust. stored has the number of the
 // list in each PeerTrust, by Link. It does not block.
 func (p *Peers) RestoreLost(stored map[string]uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for name, s := range p.links {
-		if s.issuers.newest == nil || stored[name] >= s.issuers.number || s.issuers.storing || s.life.Err() != nil {
+		lost := s.issuers.newest != nil && stored[name] < s.issuers.number
+		if !lost || s.issuers.storing || s.life.Err() != nil {
 			continue
 		}
 		s.issuers.storing = true
@@ -120,8 +124,8 @@ func (p *Peers) RestoreLost(stored map[string]uint64) {
 	}
 }
 
-// restoreIssuers stores the newest list of a peer, retrying until that succeeds, and gives
-// the cache a moment to show it.
+// restoreIssuers stores the newest list of a peer, retrying until that succeeds, and
+// gives the cache a moment to show it.
 func (p *Peers) restoreIssuers(s *peer) {
 	waits := backoff.Backoff{Min: time.Second, Max: 30 * time.Second}
 	for {

@@ -1,6 +1,6 @@
 // Package peering keeps the catalog streams to linked peers and holds what this replica
-// knows about each peer: which gateway addresses answer, what the peer's catalog contains,
-// and which issuers it has.
+// knows about each peer: which gateway addresses answer, what the peer's catalog
+// contains, and which issuers it has.
 //
 //	reconciler ──Set──▶ Peers ──streams──▶ gateways of peers ═▶ their controllers
 //	                      ▲ DNS, hellos, heartbeats, catalogs
@@ -8,7 +8,8 @@
 //	PeerTrusts ◀─issuer lists, PlanTrust, WriteTrust
 //
 // What always holds:
-//   - A Snapshot is immutable. A peer's Snapshot is replaced only when its content changed.
+//   - A Snapshot is immutable. A peer's Snapshot is replaced only when its content
+//     changed.
 //   - A peer is authenticated by the root of its Link on every connection and again with
 //     every heartbeat. A trust domain that a certificate claims only selects that root.
 //   - Agents are given an address only if a person wrote it into the Link or if the peer
@@ -16,6 +17,10 @@
 //   - A list of issuers with a lower number than the stored one is never stored.
 //   - Another Link of the same name, or for another peer, starts with nothing that was
 //     learned before.
+//   - One stream per peer carries its catalog; streams to other addresses carry
+//     heartbeats.
+//   - A removal counts only if the catalog that lacks the Service is not older than the
+//     one applied last.
 //   - Every goroutine ends with the context that Set was given; Wait waits for them.
 package peering
 
@@ -78,12 +83,15 @@ type Peers struct {
 // New returns Peers that knows no peer and starts nothing until Set.
 func New(c Config) *Peers {
 	if c.Dial == nil {
-		c.Dial = Dial
+		c.Dial = dialTCP
 	}
 	if c.Lookup == nil {
 		c.Lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		}
+	}
+	if c.Budgets == nil {
+		c.Budgets = wire.NewBudgets()
 	}
 	return &Peers{
 		c:      c,
@@ -93,8 +101,7 @@ func New(c Config) *Peers {
 	}
 }
 
-// Dial opens a TCP connection to a gateway address, host:port.
-func Dial(ctx context.Context, address string) (net.Conn, error) {
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
 	c, _, err := transport.Dialer{}.First(ctx, address)
 	return c, err
 }
@@ -193,12 +200,11 @@ type peer struct {
 	life   context.Context
 	cancel context.CancelFunc
 
-	addresses gatewayAddresses
-	streams   map[string]*outbound // by gateway address
-	// subscriber holds our one subscription, on one of the streams.
 	subscriber *wire.Subscriber
-	inbound    bool        // the peer has a stream to us
-	hello      *wire.Hello // the newest; nil: none yet
+	addresses  gatewayAddresses
+	streams    map[string]*outbound // by gateway address
+	inbound    bool                 // the peer has a stream to us
+	hello      *wire.Hello          // the newest; nil: none yet
 	skew       time.Duration
 	catalog    catalogState
 	issuers    issuerLists
@@ -229,7 +235,8 @@ func (p *Peers) newPeer(ctx context.Context, l link.Peer) *peer {
 		s.inbound, s.hello, s.skew, s.acknowledged = true, g.hello, g.skew, g.acknowledged
 		s.issuers.judge(s.link, g.hello.GetIssuerList()) // RestoreLost stores it
 	}
-	s.subscriber = wire.NewSubscriber(l.Name, l.TrustDomain, p.c.Board, catalogSink{p, s}, wire.SubscriberOptions{Budgets: p.c.Budgets})
+	s.subscriber = wire.NewSubscriber(l.Name, l.TrustDomain, p.c.Board, catalogSink{p, s},
+		wire.SubscriberOptions{Budgets: p.c.Budgets})
 	s.snapshot = s.newSnapshot()
 	return s
 }

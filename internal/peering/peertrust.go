@@ -31,8 +31,8 @@ type trustStore struct {
 const maxAttempts = 5
 
 // storeIssuers stores a list of issuers that a peer sent. It returns the number of the
-// newest list that is stored afterwards. A list that is not signed for the Link's root, or
-// is older than the stored one, changes nothing; the error then wraps
+// newest list that is stored afterwards. A list that is not signed for the Link's root,
+// or is older than the stored one, changes nothing; the error then wraps
 // identity.ErrIssuerList or errOlderList. Other errors are the API server's.
 func (t trustStore) storeIssuers(ctx context.Context, p link.Peer, der []byte) (uint64, error) {
 	list, err := identity.VerifyIssuerList(p.Root, p.TrustDomain, der)
@@ -45,7 +45,8 @@ func (t trustStore) storeIssuers(ctx context.Context, p link.Peer, der []byte) (
 		number = max(have.Number, list.Number)
 		switch {
 		case ok && have.Number > list.Number:
-			return fmt.Errorf("issuers of %s: list %d after list %d: %w", p.Name, list.Number, have.Number, errOlderList)
+			return fmt.Errorf("issuers of %s: list %d after list %d: %w",
+				p.Name, list.Number, have.Number, errOlderList)
 		case ok && have.Number == list.Number:
 			return nil
 		}
@@ -63,14 +64,15 @@ func (t trustStore) storeIssuers(ctx context.Context, p link.Peer, der []byte) (
 func (t trustStore) change(ctx context.Context, p link.Peer, edit func(*v1alpha1.PeerTrustSpec) error) error {
 	for range maxAttempts {
 		err := t.changeOnce(ctx, p, edit)
-		if lost := apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err); !lost {
+		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && !apierrors.IsNotFound(err) {
 			return err
 		}
 	}
 	return fmt.Errorf("write PeerTrust %s: gave up after %d write conflicts", p.Name, maxAttempts)
 }
 
-func (t trustStore) changeOnce(ctx context.Context, p link.Peer, edit func(*v1alpha1.PeerTrustSpec) error) error {
+func (t trustStore) changeOnce(ctx context.Context, p link.Peer,
+	edit func(*v1alpha1.PeerTrustSpec) error) error {
 	var trust v1alpha1.PeerTrust
 	err := t.client.Get(ctx, client.ObjectKey{Namespace: t.namespace, Name: p.Name}, &trust)
 	missing := apierrors.IsNotFound(err)
@@ -125,15 +127,16 @@ func StoredGateways(p link.Peer, trust *v1alpha1.PeerTrust) []string {
 
 // TrustInputs is what PlanTrust decides from.
 type TrustInputs struct {
-	Peer     link.Peer
+	Peer link.Peer
+	// Snapshot may be nil while the peer is new: then nothing is written.
 	Snapshot *Snapshot
 	// Stored is the PeerTrust as the cache has it; nil: there is none.
 	Stored *v1alpha1.PeerTrust
 	// Replica is the pod name of this replica. Leader says whether it leads.
 	Replica string
 	Leader  bool
-	// ControllerPods are the pods of all controllers, ready or not. The leader removes the
-	// reports of others. Nil: not known, so all reports stay.
+	// ControllerPods are the pods of all controllers, ready or not. The leader removes
+	// the reports of others. Nil: not known, so all reports stay.
 	ControllerPods map[string]bool
 	Now            time.Time
 }
@@ -147,10 +150,14 @@ type TrustChange struct {
 }
 
 // PlanTrust decides what this replica has to write to a peer's PeerTrust: discovered
-// gateway addresses and, unless it leads, a report of what the leader cannot see itself.
-// It returns nil if nothing is to be written, and after how long to decide again (0: when
-// an input changes). It does not decide about lists of issuers, which Peers stores itself.
+// gateway addresses and, unless it leads, a report of what the leader cannot see
+// itself. It returns nil if nothing is to be written, and after how long to decide
+// again (0: when an input changes). It does not decide about lists of issuers, which
+// Peers stores itself.
 func PlanTrust(in TrustInputs) (*TrustChange, time.Duration) {
+	if in.Snapshot == nil {
+		return nil, 0
+	}
 	spec := specFor(in.Peer, in.Stored)
 	change := &TrustChange{snapshot: in.Snapshot, replica: in.Replica}
 	var recheck time.Duration
@@ -189,7 +196,8 @@ const reportGrace = 2 * time.Second
 // report is what a replica that does not lead reports about a peer. It is nil if the
 // replica has a stream to a gateway, and if there is neither an address to dial nor an
 // inbound stream. During reportGrace the previous report stays, and the wait is not zero.
-func (s *Snapshot) report(replica string, previous []v1alpha1.ReplicaReport, now time.Time) (*v1alpha1.ReplicaReport, time.Duration) {
+func (s *Snapshot) report(replica string, previous []v1alpha1.ReplicaReport,
+	now time.Time) (*v1alpha1.ReplicaReport, time.Duration) {
 	cannotDial := len(s.expected()) == 0
 	if s.Dialed() || cannotDial && !s.Inbound {
 		return nil, 0
@@ -240,10 +248,11 @@ func (p *Peers) WriteTrust(link string, change *TrustChange) {
 	})
 }
 
-// MergeReports completes what the leader observed of a peer by what other replicas report
-// in the PeerTrust. ready has the pods of all ready replicas, replica is the leader's own.
-// A ready replica without a report has a stream to a gateway.
-func (s *Snapshot) MergeReports(o *link.Observed, p link.Peer, trust *v1alpha1.PeerTrust, replica string, ready map[string]bool) {
+// MergeReports completes what the leader observed of a peer by what other replicas
+// report in the PeerTrust. ready has the pods of all ready replicas, replica is the
+// leader's own. A ready replica without a report has a stream to a gateway.
+func (s *Snapshot) MergeReports(o *link.Observed, p link.Peer, trust *v1alpha1.PeerTrust,
+	replica string, ready map[string]bool) {
 	o.Replicas = len(ready)
 	dialed := s.Dialed()
 	unreported := maps.Clone(ready)

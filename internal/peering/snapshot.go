@@ -9,8 +9,9 @@ import (
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
-// LossGrace is how long something may be lost that worked before until the Link's status
-// reports it: streams begin when a controller starts, and a peer's controllers are rolled.
+// LossGrace is how long something may be lost that worked before until the Link's
+// status reports it: streams begin when a controller starts, and a peer's controllers
+// are rolled.
 const LossGrace = 5 * time.Second
 
 // Snapshot is what this replica knows about a peer at one moment. It is immutable. A nil
@@ -35,6 +36,8 @@ type Snapshot struct {
 	// IssuersRejected is why the peer's current list of issuers is not accepted; empty if
 	// it is, or if it is only older than the stored one.
 	IssuersRejected string
+	// Stale: every replica of the peer that reports to us has lost its API server.
+	Stale bool
 	// ReportAt is when a loss may be reported in the Link's status; zero: at once.
 	ReportAt time.Time
 }
@@ -58,6 +61,7 @@ func (s *peer) newSnapshot() *Snapshot {
 		Authenticated:   maps.Clone(s.addresses.authenticated),
 		Acknowledged:    s.acknowledged,
 		IssuersRejected: s.issuers.rejectedNow(s.hello),
+		Stale:           s.isStale(),
 	}
 	for address, stream := range s.streams {
 		out.Streams[address] = stream.state()
@@ -69,13 +73,35 @@ func (s *peer) newSnapshot() *Snapshot {
 }
 
 func (s *Snapshot) equal(o *Snapshot) bool {
-	return s.Inbound == o.Inbound && s.PeerVersion == o.PeerVersion && s.Skew == o.Skew && s.Complete == o.Complete &&
-		s.Acknowledged == o.Acknowledged && s.IssuersRejected == o.IssuersRejected && s.ReportAt.Equal(o.ReportAt) &&
-		maps.Equal(s.Streams, o.Streams) && maps.Equal(s.Authenticated, o.Authenticated) && equalAddresses(s.Addresses, o.Addresses)
+	return s.Inbound == o.Inbound && s.PeerVersion == o.PeerVersion && s.Skew == o.Skew &&
+		s.Complete == o.Complete && s.Acknowledged == o.Acknowledged &&
+		s.IssuersRejected == o.IssuersRejected && s.Stale == o.Stale && s.ReportAt.Equal(o.ReportAt) &&
+		maps.Equal(s.Streams, o.Streams) && maps.Equal(s.Authenticated, o.Authenticated) &&
+		equalAddresses(s.Addresses, o.Addresses)
 }
 
 func equalAddresses(a, b link.Addresses) bool {
-	return slices.Equal(a.Use, b.Use) && slices.Equal(a.Fresh, b.Fresh) && slices.Equal(a.DNS, b.DNS) && slices.Equal(a.Refused, b.Refused)
+	return slices.Equal(a.Use, b.Use) && slices.Equal(a.Fresh, b.Fresh) && slices.Equal(a.DNS, b.DNS) &&
+		slices.Equal(a.Refused, b.Refused)
+}
+
+// staleAge is the age of a replica's data from which it counts as cut off.
+const staleAge = 30 * time.Second
+
+// isStale reports whether no replica of the peer is current that we have a stream to. The
+// Subscriber moves to a current one if there is any. The caller holds mu.
+func (s *peer) isStale() bool {
+	stale := false
+	for _, stream := range s.streams {
+		switch {
+		case stream.err != nil || stream.age < 0:
+		case stream.age <= staleAge:
+			return false
+		default:
+			stale = true
+		}
+	}
+	return stale
 }
 
 // Dialed reports whether this replica has a stream to a gateway of the peer.
@@ -116,6 +142,9 @@ func (s *Snapshot) Gateways() []Gateway {
 // expected returns the addresses that should answer. An address that only the peer
 // advertises and that has never answered may be meant for others, behind the peer's NAT.
 func (s *Snapshot) expected() []link.Address {
+	if s == nil {
+		return nil
+	}
 	return slices.DeleteFunc(slices.Clone(s.Addresses.Use), func(a link.Address) bool {
 		return a.Advertised && !s.Authenticated[a.At]
 	})
@@ -140,12 +169,16 @@ func (s *Snapshot) Observe(o *link.Observed) {
 		case stream.Connected:
 			o.Reachable++
 		case slices.Contains(expected, a):
-			o.Unreachable = append(o.Unreachable, link.UnreachableAddress{Address: a.String(), Why: stream.Reason})
+			o.Unreachable = append(o.Unreachable,
+				link.UnreachableAddress{Address: a.String(), Why: stream.Reason})
 		default:
 			o.Refused = append(o.Refused, fmt.Sprintf("%v: %s", a, stream.Reason))
 		}
 	}
 	slices.Sort(o.Refused)
+	if s.Stale {
+		o.Stale = link.PeerCatalogStale
+	}
 	if s.Skew.Abs() > maxSkew {
 		o.Skew = s.Skew
 	}

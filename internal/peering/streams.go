@@ -20,6 +20,9 @@ import (
 type outbound struct {
 	cancel context.CancelFunc
 	err    error // nil: connected
+	// age is how long ago the replica at the other end read its API server, as of its
+	// last heartbeat; negative: it has not said.
+	age time.Duration
 }
 
 var errConnecting = errors.New("connecting")
@@ -37,7 +40,8 @@ func (o *outbound) state() StreamState {
 	return StreamState{Reason: wire.Explain(o.err)}
 }
 
-// syncStreams makes the streams of s those to addresses. The caller holds mu.
+// syncStreams makes the streams of s those to addresses. The Subscriber subscribes on one
+// of them; the others exchange hellos and heartbeats only. The caller holds mu.
 func (p *Peers) syncStreams(s *peer, addresses []string) {
 	for address, stream := range s.streams {
 		if !slices.Contains(addresses, address) {
@@ -50,12 +54,11 @@ func (p *Peers) syncStreams(s *peer, addresses []string) {
 			continue
 		}
 		life, cancel := context.WithCancel(s.life)
-		s.streams[address] = &outbound{cancel: cancel, err: errConnecting}
-		sink := &outboundSink{p: p, s: s, address: address, life: life}
-		client := s.subscriber.NewClient(sink,
+		s.streams[address] = &outbound{cancel: cancel, err: errConnecting, age: -1}
+		client := s.subscriber.NewClient(&outboundSink{p: p, s: s, address: address, life: life},
 			func(ctx context.Context) (net.Conn, error) { return p.c.Dial(ctx, address) },
 			func(hint wire.ReplicaID) (*tls.Config, error) { return p.clientTLS(s.link, hint) },
-			func(cs tls.ConnectionState) error { return p.verify(s.link, cs) },
+			func(cs tls.ConnectionState) error { return verifyController(cs, s.link) },
 			wire.ClientOptions{
 				Guard:   transport.GuardDialed,
 				Log:     p.c.Log.With("gateway", address),
@@ -65,14 +68,15 @@ func (p *Peers) syncStreams(s *peer, addresses []string) {
 	}
 }
 
-// verify checks the certificate of a peer's controller again, while its stream is open.
-func (p *Peers) verify(peer link.Peer, cs tls.ConnectionState) error {
+// verifyController verifies a peer's controller again on an open stream: its
+// certificate may have expired.
+func verifyController(cs tls.ConnectionState, peer link.Peer) error {
 	_, err := identity.VerifyController(cs.PeerCertificates, peer.TrustDomain, peer.Root, time.Now())
 	return err
 }
 
 // clientTLS seals a fresh label for the catalog route of a peer, by the day of our clock.
-// hint names the replica to reach; zero: any.
+// hint is the replica that the label asks for; zero: any.
 func (p *Peers) clientTLS(peer link.Peer, hint wire.ReplicaID) (*tls.Config, error) {
 	id := p.c.Identity
 	secret, err := identity.LinkSecret(id.LinkKey(), peer.LinkKey.Bytes())
@@ -82,7 +86,11 @@ func (p *Peers) clientTLS(peer link.Peer, hint wire.ReplicaID) (*tls.Config, err
 	now := time.Now()
 	day := identity.Day(now)
 	key := identity.DayKey(secret, id.TrustDomain(), peer.TrustDomain, day)
-	sni, err := route.NewSealer(route.DatedKey{Day: day, Key: key}).Seal(route.Catalog, replicaHint(hint), now)
+	endpoint := route.AnyEndpoint()
+	if !hint.IsZero() {
+		endpoint = route.ForEndpoint(route.EndpointID(hint))
+	}
+	sni, err := route.NewSealer(route.DatedKey{Day: day, Key: key}).Seal(route.Catalog, endpoint, now)
 	if err != nil {
 		return nil, err
 	}
@@ -90,16 +98,11 @@ func (p *Peers) clientTLS(peer link.Peer, hint wire.ReplicaID) (*tls.Config, err
 	return identity.ClientTLS(identity.PlaneCatalog, sni, id.Credential, verify), nil
 }
 
-func replicaHint(id wire.ReplicaID) route.Wish {
-	if id.IsZero() {
-		return route.Wish{}
-	}
-	return route.ForEndpoint(route.EndpointID(id))
-}
-
 // ServerTLS authenticates this replica to peers' controllers, and them to it.
 func (p *Peers) ServerTLS() (*tls.Config, error) {
-	credential := func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.c.Identity.Credential() }
+	credential := func(*tls.ClientHelloInfo) (*identity.Credential, error) {
+		return p.c.Identity.Credential()
+	}
 	return identity.ServerTLS(identity.PlaneCatalog, credential, true, func(cs tls.ConnectionState) error {
 		_, err := p.Identify(cs)
 		return err
@@ -135,8 +138,8 @@ func (p *Peers) claimed(certs []*x509.Certificate) (name, domain string, root *x
 	return "", "", nil, errors.New("no Link names the certificate's trust domain")
 }
 
-// receiveHello takes in a Hello and calls connected with mu held. It returns the number of
-// the peer's newest list of issuers that is stored.
+// receiveHello takes in a Hello and calls connected with mu held. It returns the number
+// of the peer's newest list of issuers that is stored.
 func (p *Peers) receiveHello(s *peer, h *wire.Hello, skew time.Duration, connected func()) uint64 {
 	number := p.receiveIssuers(s, h.GetIssuerList())
 	p.update(s, func() {
@@ -178,20 +181,34 @@ func (o *outboundSink) Hello(_ string, h *wire.Hello, skew time.Duration) uint64
 // holds mu.
 func (o *outboundSink) set(err error) {
 	if stream, ok := o.s.streams[o.address]; ok && o.life.Err() == nil {
-		stream.err = err
+		stream.err, stream.age = err, -1
 	}
 }
 
 // Freshness implements wire.Sink.
 func (o *outboundSink) Freshness(_ string, f wire.Freshness) {
 	o.p.update(o.s, func() {
-		if o.life.Err() == nil {
-			o.s.notify = o.s.catalog.observe(o.address, f, time.Now())
+		o.s.catalog.observe(f.Version, time.Now())
+		if stream, ok := o.s.streams[o.address]; ok && o.life.Err() == nil {
+			stream.age = f.Age
 		}
 	})
 }
 
-// catalogSink receives the catalog of one peer.
+// Disconnected implements wire.Sink.
+func (o *outboundSink) Disconnected(_ string, err error) {
+	if err == nil {
+		err = wire.ErrEnded
+	}
+	o.p.update(o.s, func() { o.set(err) })
+}
+
+// IssuersApplied implements wire.Sink.
+func (o *outboundSink) IssuersApplied(_ string, number uint64) {
+	o.p.receiveAcknowledgement(o.s, number)
+}
+
+// catalogSink receives the differences between a peer's catalogs from its Subscriber.
 type catalogSink struct {
 	p *Peers
 	s *peer
@@ -203,22 +220,6 @@ func (c catalogSink) Catalog(_ string, d wire.Delta) {
 		c.s.catalog.receive(d, time.Now())
 		c.s.notify = true
 	})
-}
-
-// Disconnected implements wire.Sink.
-func (o *outboundSink) Disconnected(_ string, err error) {
-	if err == nil {
-		err = wire.ErrEnded
-	}
-	o.p.update(o.s, func() {
-		o.set(err)
-		delete(o.s.catalog.observed, o.address)
-	})
-}
-
-// IssuersApplied implements wire.Sink.
-func (o *outboundSink) IssuersApplied(_ string, number uint64) {
-	o.p.receiveAcknowledgement(o.s, number)
 }
 
 // receiveAcknowledgement takes in which list of our issuers a peer has applied.
@@ -237,7 +238,9 @@ func (i inboundSink) Hello(link string, h *wire.Hello, skew time.Duration) uint6
 	i.p.mu.Lock()
 	s := i.p.links[link]
 	if s != nil {
-		i.p.dialed[link] = greeting{link: s.link, hello: h, skew: skew, acknowledged: i.p.dialed[link].acknowledged}
+		g := i.p.dialed[link]
+		g.link, g.hello, g.skew = s.link, h, skew
+		i.p.dialed[link] = g
 	}
 	i.p.mu.Unlock()
 	if s == nil {
@@ -246,9 +249,14 @@ func (i inboundSink) Hello(link string, h *wire.Hello, skew time.Duration) uint6
 	return i.p.receiveHello(s, h, skew, func() { s.inbound = true })
 }
 
-// Freshness implements wire.Sink. What an inbound stream says of its peer is not used: the
-// catalog comes by outbound ones.
-func (inboundSink) Freshness(string, wire.Freshness) {}
+// Freshness implements wire.Sink.
+func (i inboundSink) Freshness(link string, f wire.Freshness) {
+	i.p.mu.Lock()
+	defer i.p.mu.Unlock()
+	if s := i.p.links[link]; s != nil {
+		s.catalog.observe(f.Version, time.Now())
+	}
+}
 
 // Disconnected implements wire.Sink.
 func (i inboundSink) Disconnected(link string, _ error) {

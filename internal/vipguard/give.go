@@ -97,7 +97,7 @@ func (s *server) run(ctx context.Context, handle func(*peer, message)) error {
 			defer stop()
 			defer conn.Close()
 			if err := s.greet(conn, handle); err != nil && ctx.Err() == nil {
-				s.log.Warn("refused a peer on a unix socket", "socket", s.path, "err", err)
+				s.log.Warn("refused a peer on a unix socket", "socket", s.path, "error", err)
 			}
 		})
 	}

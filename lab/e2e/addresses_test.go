@@ -143,7 +143,7 @@ spec:
 func TestOneWayLink(t *testing.T) {
 	readdress(t, east, "west", `{"gateways":null,"gatewayCIDRs":["192.0.2.0/24"]}`)
 	within(t, time.Minute, "east says that nobody in west can be called", func() error {
-		return east.condition(t.Context(), "west", v1alpha1.LinkGatewayReachable, "False NoAddress", "spec.gatewayCIDRs does not contain it")
+		return east.condition(t.Context(), "west", v1alpha1.LinkGatewayReachable, "False NoAddress", "advertised by the peer", "gatewayCIDRs does not contain it")
 	})
 	within(t, 20*time.Second, "and that it is linked", func() error {
 		for kind, want := range map[string]string{

@@ -134,7 +134,7 @@ func (b *Board) currentHello() (*Hello, <-chan struct{}) {
 
 // SetFreshness sets the function that heartbeats take their Freshness from. It is called
 // with each heartbeat of each stream, and must be fast. The Version is always that of the
-// last Publish, whatever f returns. Until it is set, heartbeats carry none.
+// last Publish, and that of f is ignored. Until it is set, heartbeats carry none.
 func (b *Board) SetFreshness(f func() Freshness) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -210,7 +210,7 @@ func (b *Board) Publish(changes []Listing, version Version) error {
 		}
 	}
 	// Removals come first, then those that wait for room, then the rest in order. So
-	// nobody overtakes a Service that was there before.
+	// no newcomer overtakes a Service that was there before.
 	refilter := b.admitWaiting(touched)
 	for _, u := range upserts {
 		b.account(b.listed[u.Key], u.Value, touched)

@@ -42,7 +42,7 @@ func (c *copyOf) drain() *copyOf {
 		}
 		for _, key := range u.GetRemoved() {
 			if _, had := c.services[parseKey(key)]; !had {
-				c.t.Errorf("the peer was told the name of %s, which it may not see", key)
+				c.t.Errorf("the peer received the name of %s, which it may not see", key)
 			}
 			delete(c.services, parseKey(key))
 		}
@@ -166,7 +166,7 @@ func TestBoardKeepsBounds(t *testing.T) {
 			leftOut: map[string]string{"c": TooManyServices},
 		},
 		"newcomer": {
-			why:     "what is sent must not be evicted by a newcomer, whatever its name",
+			why:     "what is sent must not be evicted by a newcomer, even of a lower name",
 			bounds:  Bounds{Services: 2},
 			publish: [][]Listing{some("b", "c"), some("a")},
 			want:    []string{"b", "c"},
@@ -180,7 +180,7 @@ func TestBoardKeepsBounds(t *testing.T) {
 			leftOut: map[string]string{"a": TooManyServices, "y": TooManyServices},
 		},
 		"waiting one unexported": {
-			why:     "nobody waits who is no longer exported",
+			why:     "a Service that is no longer exported does not wait",
 			bounds:  Bounds{Services: 2},
 			publish: [][]Listing{some("a", "b", "c", "d"), {removal("c")}, {removal("a")}},
 			want:    []string{"b", "d"},
@@ -375,7 +375,7 @@ func TestBoardLeavesOutWhatCannotBeEncoded(t *testing.T) {
 		t.Errorf("one bad Service must not keep the others back: %v", got)
 	}
 	if n, _ := b.LeftOut("north"); n != 0 {
-		t.Error("a Link that may not see it must not hear of it")
+		t.Error("a Link that may not see it must not learn its name")
 	}
 	if n, first := b.LeftOut("west"); n != 1 || first[0].Reason != ServiceNotEncodable {
 		t.Errorf("it must be named in the status: %v", first)
@@ -394,9 +394,6 @@ func TestBoardRefusesItsOwnBadHello(t *testing.T) {
 
 // TestFullCatalogCrosses is the case in which one export too many froze all catalogs.
 func TestFullCatalogCrosses(t *testing.T) {
-	if testing.Short() {
-		t.Skip("10,001 Services take some seconds with the race detector")
-	}
 	in(t, func(t *testing.T, w *world) {
 		var all []catalog.Service
 		for i := range DefaultBounds.Services + 1 {

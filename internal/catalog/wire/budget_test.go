@@ -43,7 +43,8 @@ func TestBucket(t *testing.T) {
 
 func TestBudgetsArePerPeer(t *testing.T) {
 	b := NewBudgets()
-	if b.peer("east") != b.peer("east") || b.peer("east") == b.peer("west") {
+	east, again, west := b.peer("east"), b.peer("east"), b.peer("west")
+	if east != again || east == west {
 		t.Error("all streams of a Link share one budget, and those of another Link do not")
 	}
 }

@@ -115,15 +115,19 @@ const (
 	// if another replica is younger than freshAge.
 	staleAge = 30 * time.Second
 	freshAge = 10 * time.Second
-	// moveInterval is the shortest time between two moves.
-	moveInterval = 30 * time.Second
+	// moveInterval is the shortest time between two moves. It doubles, up to
+	// maxMoveInterval, while moves do not reach the replica that was asked for.
+	moveInterval    = 30 * time.Second
+	maxMoveInterval = 10 * time.Minute
 )
 
 // Chooser decides which replica of a peer the subscription should be on. The zero value
 // is ready to use. It has no clock and is not safe for concurrent use.
 type Chooser struct {
-	ahead map[ReplicaID]time.Time // since when a replica has been ahead of the subscribed one
-	moved time.Time               // when Choose last returned true
+	ahead    map[ReplicaID]time.Time // since when a replica has been ahead of the subscribed one
+	moved    time.Time               // when Choose last returned true
+	asked    ReplicaID               // what it returned then
+	interval time.Duration           // before the next move
 }
 
 // Choose returns a replica and true if the subscription should move there. streams has
@@ -131,7 +135,7 @@ type Chooser struct {
 //
 // The subscription moves if another replica has been ahead in the same epoch for 5 s, or
 // if the subscribed replica is older than 30 s and another is younger than 10 s and not
-// behind. It moves at most once in 30 s.
+// behind. It moves at most once in 30 s, and less often if moves do not reach the replica.
 func (c *Chooser) Choose(now time.Time, streams []Observed) (ReplicaID, bool) {
 	i := slices.IndexFunc(streams, func(o Observed) bool { return o.Subscribed })
 	if i < 0 {
@@ -140,15 +144,20 @@ func (c *Chooser) Choose(now time.Time, streams []Observed) (ReplicaID, bool) {
 	}
 	ours := streams[i]
 	c.noteAhead(now, ours, streams)
-	if !c.moved.IsZero() && now.Sub(c.moved) < moveInterval {
+	if now.Sub(c.moved) < c.interval {
 		return ReplicaID{}, false
 	}
 	target, ok := c.target(now, ours, streams)
-	if ok {
-		c.moved = now
-		c.ahead = nil
+	if !ok {
+		return ReplicaID{}, false
 	}
-	return target, ok
+	if c.asked.IsZero() || c.asked == ours.Replica {
+		c.interval = moveInterval
+	} else {
+		c.interval = min(2*c.interval, maxMoveInterval)
+	}
+	c.moved, c.asked, c.ahead = now, target, nil
+	return target, true
 }
 
 // noteAhead records which replicas are ahead of ours, and since when.

@@ -112,12 +112,37 @@ func TestChooser(t *testing.T) {
 				{at: 30 * time.Second, streams: stale, want: b},
 			},
 		},
+		"moves that fail": {
+			why: "a replica that cannot be reached must not cost a snapshot every 30 s",
+			steps: []seen{
+				{at: 0, streams: stale, want: b},
+				{at: 30 * time.Second, streams: stale, want: b},
+				{at: 90*time.Second - 1, streams: stale},
+				{at: 90 * time.Second, streams: stale, want: b},
+				{at: 210*time.Second - 1, streams: stale},
+				{at: time.Hour, streams: stale, want: b},
+				{at: 2 * time.Hour, streams: stale, want: b},
+				{at: 3 * time.Hour, streams: stale, want: b},
+				{at: 3*time.Hour + 10*time.Minute - 1, streams: stale},
+				{at: 3*time.Hour + 10*time.Minute, streams: stale, want: b},
+			},
+		},
+		"a move that works": {
+			why: "the interval is the short one again",
+			steps: []seen{
+				{at: 0, streams: stale, want: b},
+				{at: 30 * time.Second, streams: stale, want: b},
+				{at: 90 * time.Second, streams: []Observed{on(b, "e", 1, time.Minute), beside(a, "e", 1, 0)}, want: a},
+				{at: 120*time.Second - 1, streams: stale},
+				{at: 120 * time.Second, streams: stale, want: b},
+			},
+		},
 		"no subscription": {
 			why:   "there is nothing to move",
 			steps: []seen{{at: 0, streams: []Observed{beside(a, "e", 1, time.Minute), beside(b, "e", 2, 0)}}},
 		},
 		"unnamed replicas": {
-			why:   "nobody can ask for a replica without an id",
+			why:   "a replica without an id cannot be asked for",
 			steps: []seen{{at: 0, streams: []Observed{on(ReplicaID{}, "e", 1, time.Minute), beside(ReplicaID{}, "e", 2, 0)}}},
 		},
 	}
@@ -191,13 +216,13 @@ func TestApplicable(t *testing.T) {
 			want: EpochUnconfirmed,
 		},
 		"new epoch": {
-			why:  "a stale replica of before may be the one that is right",
+			why:  "a stale replica of the old epoch may be the one that is right",
 			last: Version{"e", 2}, received: Version{"f", 1},
 			seen: []epoch{{"f", ten - 1, zero}},
 			want: EpochUnconfirmed,
 		},
 		"new epoch for 10 minutes": {
-			why:  "nobody reports the old one any more: the peer was restored from a backup",
+			why:  "no replica reports the old one any more: the peer was restored from a backup",
 			last: Version{"e", 2}, received: Version{"f", 1},
 			seen: []epoch{{"e", time.Hour, ten}, {"f", ten, zero}},
 		},

@@ -19,7 +19,7 @@ type Sink interface {
 	// Hello is called at the beginning of each stream, whenever the peer's Hello changes,
 	// and when its clock moves. skew is the peer's clock minus ours, including the
 	// message's way. h must not be changed. Hello returns the number of the newest issuer
-	// list of the peer that is applied; the peer is told.
+	// list of the peer that is applied, for the Ack.
 	Hello(link string, h *Hello, skew time.Duration) (issuerNumber uint64)
 	// IssuersApplied is called when the number of our own issuer list that the peer says
 	// to have applied changes on a stream.
@@ -51,7 +51,7 @@ func (t Timing) orDefaults() Timing {
 	}
 }
 
-// skewStep is how far a clock must move before the Sink is told again.
+// skewStep is how far a clock must move before Sink.Hello is called again.
 const skewStep = 10 * time.Second
 
 // transport is either side of the gRPC stream.

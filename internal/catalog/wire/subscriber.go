@@ -83,7 +83,7 @@ type clientStream struct {
 }
 
 // NewSubscriber returns a Subscriber for the peer of a Link, which vouches for trustDomain.
-// board has what the peer is told of this cluster.
+// board has what this cluster sends to the peer.
 func NewSubscriber(link, trustDomain string, board *Board, sink CatalogSink,
 	o SubscriberOptions) *Subscriber {
 	if o.Budgets == nil {

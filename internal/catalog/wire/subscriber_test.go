@@ -326,7 +326,7 @@ func TestFreshnessCrosses(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Second)
-		w.wantDelta("a new version is told with the next heartbeat", 2, nil, nil)
+		w.wantDelta("a new version arrives with the next heartbeat", 2, nil, nil)
 		if v := w.atWest.lastDelta().Version; v != (Version{"e", 6}) {
 			t.Errorf("got version %v", v)
 		}

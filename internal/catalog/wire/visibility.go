@@ -279,7 +279,7 @@ func (r *catalogReader) changed() <-chan struct{} {
 }
 
 // next returns the next Update without its revision; nil: there is nothing to send. With
-// versionDue it returns an empty Update if nothing but the version has changed.
+// versionDue it returns an empty Update if only the version has changed.
 func (r *catalogReader) next(versionDue bool) *Update {
 	r.board.mu.RLock()
 	defer r.board.mu.RUnlock()

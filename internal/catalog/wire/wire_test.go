@@ -142,7 +142,7 @@ type world struct {
 	so         ServerOptions
 	co         ClientOptions
 	dial       func(context.Context) (net.Conn, error) // instead of ln's
-	strangers  atomic.Bool                             // east knows nobody
+	strangers  atomic.Bool                             // east knows no peer
 	distrust   atomic.Bool                             // west accepts east's certificate no more
 	mu         sync.Mutex                              // guards hints
 	hints      []ReplicaID                             // of west's handshakes
@@ -818,7 +818,7 @@ func TestConnectFailures(t *testing.T) {
 				return near, nil
 			}
 		}, context.DeadlineExceeded, endedHandshake},
-		"peer not believed": {"a wrong certificate is told from a missing one", func(w *world) {
+		"peer not trusted": {"a wrong certificate must not look like a missing one", func(w *world) {
 			w.tlsW.VerifyConnection = func(tls.ConnectionState) error { return refused }
 		}, refused, endedHandshake},
 		"turned away": {"a gateway says no more than this", func(w *world) {

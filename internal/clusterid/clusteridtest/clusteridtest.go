@@ -2,8 +2,8 @@
 //
 //	New ──clusterid.Load──▶ fake API server with the cluster's Secrets ──▶ Cluster
 //
-// What always holds: an identity is made by the real code, from real keys. Making one costs
-// some milliseconds, so tests share them.
+// What always holds: an identity is made by the real code, from real keys. Making one
+// costs some milliseconds, so tests share them.
 package clusteridtest
 
 import (
@@ -22,6 +22,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/rotation"
@@ -35,16 +36,21 @@ type Cluster struct {
 
 // New makes a cluster whose trust domain is name-uid; uid has eight hexadecimal digits.
 func New(name, uid string) *Cluster {
-	return load(name, kubetest.New(nil, kubetest.KubeSystem(types.UID(uid+"-0000-4000-8000-000000000000"))))
+	return load(name, kubetest.New(nil, kubeSystem(uid)))
 }
 
 // NewWithLinkKey makes a cluster that has the link key of another one.
 func NewWithLinkKey(name, uid string, of *Cluster) *Cluster {
-	return load(name, kubetest.New(nil, kubetest.KubeSystem(types.UID(uid+"-0000-4000-8000-000000000000")), of.secret("causeway-keys")))
+	return load(name, kubetest.New(nil, kubeSystem(uid), of.secret("causeway-keys")))
+}
+
+func kubeSystem(uid string) *corev1.Namespace {
+	return kubetest.KubeSystem(types.UID(uid + "-0000-4000-8000-000000000000"))
 }
 
 func load(name string, api *kubetest.API) *Cluster {
-	id, err := clusterid.Load(context.Background(), api, clusterid.Options{ClusterName: name, Namespace: kubetest.Namespace})
+	o := clusterid.Options{ClusterName: name, Namespace: kubetest.Namespace}
+	id, err := clusterid.Load(context.Background(), api, o)
 	if err != nil {
 		panic(err)
 	}
@@ -65,11 +71,12 @@ func (c *Cluster) secret(name string) *corev1.Secret {
 	return &s
 }
 
-// Rotated returns the cluster as it is after its root was rotated or, with revoke, revoked.
-// c itself does not change.
+// Rotated returns the cluster as it is after its root was rotated or, with revoke,
+// revoked. c itself does not change.
 func (c *Cluster) Rotated(revoke bool) *Cluster {
 	ctx := context.Background()
-	api := kubetest.New(nil, c.secret("causeway-root"), c.secret("causeway-issuer"), c.secret("causeway-keys"))
+	api := kubetest.New(nil,
+		c.secret("causeway-root"), c.secret("causeway-issuer"), c.secret("causeway-keys"))
 	next := load("", api)
 	rotator := clusterid.NewRotator(clusterid.RotatorConfig{
 		Identity:     next.Identity,
@@ -81,11 +88,12 @@ func (c *Cluster) Rotated(revoke bool) *Cluster {
 		Log:          slog.New(slog.DiscardHandler),
 	})
 	var cm corev1.ConfigMap
-	key := client.ObjectKey{Namespace: kubetest.Namespace, Name: clusterid.ConfigMapName}
+	key := client.ObjectKey{Namespace: kubetest.Namespace, Name: clusterinfo.IdentityConfigMap}
 	if err := api.Get(ctx, key, &cm); err != nil {
 		panic(err)
 	}
-	cm.Annotations = map[string]string{rotation.RequestAnnotation: fmt.Sprintf(`{"id":"a","root":true,"revoke":%v}`, revoke)}
+	request := fmt.Sprintf(`{"id":"a","root":true,"revoke":%v}`, revoke)
+	cm.Annotations = map[string]string{rotation.RequestAnnotation: request}
 	if err := api.Update(ctx, &cm); err != nil {
 		panic(err)
 	}

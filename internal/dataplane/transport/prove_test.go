@@ -321,7 +321,7 @@ func TestGuardBoundsBytesBeforeProof(t *testing.T) {
 	near, far := net.Pipe()
 	defer near.Close()
 	defer far.Close()
-	guarded, proven := Guard(near)
+	guarded, proven := GuardDialed(near)
 	go far.Write(make([]byte, MaxUnproven+1))
 	if _, err := io.Copy(io.Discard, guarded); !errors.Is(err, ErrUnproven) {
 		t.Errorf("%v, want a bound", err)

@@ -64,13 +64,6 @@ func Dialed(c net.Conn) *Raw {
 	return &Raw{Conn: c, dialed: true, unproven: MaxUnproven}
 }
 
-// Guard is a grpctls.Guard for clients: it bounds what a server may send before proven is
-// called.
-func Guard(c net.Conn) (guarded net.Conn, proven func()) {
-	raw := Dialed(c)
-	return raw, raw.Proven
-}
-
 // Proven lifts the bound on bytes. Call it once the handshake has returned without an error.
 func (r *Raw) Proven() { r.proven.Store(true) }
 

@@ -107,7 +107,7 @@ func New(o Options) (*Uplink, error) {
 	u := &Uplink{o: o}
 	client, err := nodestream.NewClient([]string{o.Controller}, u.tls, o.TokenFile, nodestream.ClientOptions{
 		Version:    o.Version,
-		Guard:      transport.Guard,
+		Guard:      transport.GuardDialed,
 		OnState:    u.onView,
 		Held:       o.Held,
 		HeldAge:    o.HeldAge,

@@ -1,9 +1,10 @@
 // Package kubetest is a fake API server for tests. It counts reads, records writes, and
 // injects failures.
 //
-//	code under test ──▶ API ──refuse?──▶ controller-runtime's fake client ──lose the answer?──▶ result
+//	code under test ──▶ API ──refuse?──▶ fake client ──lose the answer?──▶ result
 //
-// What always holds: every write is recorded, also one that fails or whose answer is lost.
+// What always holds: every write is recorded, also one that fails or whose answer is
+// lost.
 package kubetest
 
 import (
