@@ -210,12 +210,9 @@ func workloads(f Facts) []Result {
 	return append(results, replicas(f)...)
 }
 
-// A replica whose API server has not answered for replicaStale gives a warning, and for
-// replicaLost a failure.
-const (
-	replicaStale = 30 * time.Second
-	replicaLost  = 10 * time.Minute
-)
+// replicaStale is the age of a replica's data from which on it gives a failure. A ready
+// replica may have data that old if no other replica is more current.
+const replicaStale = 30 * time.Second
 
 // replicas reports which controllers did not answer, and which have lost their API server.
 func replicas(f Facts) []Result {
@@ -225,10 +222,10 @@ func replicas(f Facts) []Result {
 		case r.Error != "":
 			results = append(results, fail(checkController, r.Pod, "does not answer: "+r.Error,
 				"the command connects by port-forward, for which your account needs the right; the pod's log may say more"))
-		case age > replicaLost:
-			results = append(results, fail(checkController, r.Pod, lostMessage(age), lostHint))
 		case age > replicaStale:
-			results = append(results, warn(checkController, r.Pod, lostMessage(age), lostHint))
+			results = append(results, fail(checkController, r.Pod,
+				fmt.Sprintf("has read nothing from the API server for %s and serves the last state that it knows", span(age)),
+				"check the network between the pod's node and the API server; its log may say more"))
 		case !r.Answer.Whole:
 			results = append(results, warn(checkController, r.Pod, "its caches are not complete yet",
 				"run the command again in a minute; if this stays, its log says what it waits for"))
@@ -239,13 +236,6 @@ func replicas(f Facts) []Result {
 			"no replica answers, so nodes, peers and catalogs were not checked", podHint(f, "controller")))
 	}
 	return results
-}
-
-const lostHint = "the network between the pod's node and the API server may be down; " +
-	"delete the pod to have it started on another node"
-
-func lostMessage(age time.Duration) string {
-	return fmt.Sprintf("its API server has not answered it for %s, so its data may be out of date", span(age))
 }
 
 func podHint(f Facts, component string) string {

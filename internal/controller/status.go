@@ -55,6 +55,11 @@ func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 		o.Pending += r.imports.pending(imported)
 	}
 	o.Problems = slices.Concat(r.imports.problemsOf(name), written.Problems, j.exported, r.manyServices(name))
+	if l.Spec.Export != nil {
+		for _, p := range r.book.ExportProblems() {
+			o.Problems = append(o.Problems, p.ServiceProblem)
+		}
+	}
 	if problem := r.overlaps.problem(); problem != nil {
 		o.Problems = append(o.Problems, *problem)
 	}
