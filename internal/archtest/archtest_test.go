@@ -341,9 +341,17 @@ func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 	}
 	files := 0
 	for _, p := range product(t) {
-		for _, name := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
+		names := slices.Concat(p.TestGoFiles, p.XTestGoFiles)
+		bubbles := make(map[string]bool)
+		for before := -1; before < len(bubbles); { // until no more are found
+			before = len(bubbles)
+			for _, name := range names {
+				addBubbles(t, filepath.Join(p.Dir, name), bubbles)
+			}
+		}
+		for _, name := range names {
 			files++
-			for _, c := range calls(t, filepath.Join(p.Dir, name)) {
+			for _, c := range calls(t, filepath.Join(p.Dir, name), bubbles) {
 				if hint, bad := banned[c.name]; bad && !(c.name == "time.Sleep" && c.fakeTime) {
 					t.Errorf("%s: %s: %s", c.at, c.name, hint)
 				}
@@ -359,37 +367,77 @@ func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 type call struct {
 	name     string // as in the source, such as time.Sleep
 	at       string // file:line:column
-	fakeTime bool   // the file uses testing/synctest
+	fakeTime bool   // its file uses testing/synctest, or it is in the argument of a bubble
 }
 
-func calls(t *testing.T, file string) []call {
+// addBubbles adds the functions of a file that call synctest.Test or a bubble to bubbles.
+func addBubbles(t *testing.T, file string, bubbles map[string]bool) {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range f.Decls {
+		fn, ok := d.(*ast.FuncDecl)
+		if !ok || fn.Recv != nil {
+			continue
+		}
+		ast.Inspect(fn, func(n ast.Node) bool {
+			c, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			switch fun := c.Fun.(type) {
+			case *ast.Ident:
+				if bubbles[fun.Name] {
+					bubbles[fn.Name.Name] = true
+				}
+			case *ast.SelectorExpr:
+				if x, ok := fun.X.(*ast.Ident); ok && x.Name == "synctest" && fun.Sel.Name == "Test" {
+					bubbles[fn.Name.Name] = true
+				}
+			}
+			return true
+		})
+	}
+}
+
+func calls(t *testing.T, file string, bubbles map[string]bool) []call {
 	t.Helper()
 	fset := token.NewFileSet()
 	f, err := parser.ParseFile(fset, file, nil, parser.SkipObjectResolution)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Whether a call is inside a bubble is known only when it runs. A file that uses synctest
-	// is trusted to sleep only there.
-	fakeTime := slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool {
+	// A file that uses synctest is trusted to sleep only in its bubbles.
+	uses := slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool {
 		return i.Path.Value == `"testing/synctest"`
 	})
 	var found []call
-	ast.Inspect(f, func(n ast.Node) bool {
-		c, ok := n.(*ast.CallExpr)
-		if !ok {
-			return true
-		}
-		if sel, ok := c.Fun.(*ast.SelectorExpr); ok {
-			if x, ok := sel.X.(*ast.Ident); ok {
-				found = append(found, call{
-					name:     x.Name + "." + sel.Sel.Name,
-					at:       fmt.Sprint(fset.Position(c.Pos())),
-					fakeTime: fakeTime,
-				})
+	var visit func(n ast.Node, fakeTime bool)
+	visit = func(root ast.Node, fakeTime bool) {
+		ast.Inspect(root, func(n ast.Node) bool {
+			c, ok := n.(*ast.CallExpr)
+			if !ok || n == root {
+				return true
 			}
-		}
-		return true
-	})
+			inside := fakeTime
+			switch fun := c.Fun.(type) {
+			case *ast.Ident:
+				inside = inside || bubbles[fun.Name]
+			case *ast.SelectorExpr:
+				if x, ok := fun.X.(*ast.Ident); ok {
+					found = append(found, call{
+						name:     x.Name + "." + fun.Sel.Name,
+						at:       fmt.Sprint(fset.Position(c.Pos())),
+						fakeTime: fakeTime,
+					})
+				}
+			}
+			visit(c, inside)
+			return false
+		})
+	}
+	visit(f, uses)
 	return found
 }
