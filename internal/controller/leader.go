@@ -156,7 +156,8 @@ func (l *eventLimits) allow(e event, now time.Time) bool {
 	return limit.AllowN(now, 1)
 }
 
-// applyMirrors tells the mirror writer what a plan decided.
+// applyMirrors tells the mirror writer what a plan decided. A catalog is complete only
+// once the writer has all wants of the plan: it deletes what is not wanted then.
 func (l *leader) applyMirrors(p *plan) {
 	for _, c := range p.links {
 		if c.link == nil {
@@ -164,19 +165,23 @@ func (l *leader) applyMirrors(p *plan) {
 			continue
 		}
 		l.writer.SetLink(c.link, c.standby)
-		l.writer.SetComplete(c.name, c.complete)
 	}
 	// A headless mirror and those of its named pods go in one call, or the list would
 	// shrink for a moment.
 	wants := make(map[string]map[catalog.Key]*mirror.Want)
-	for _, m := range p.mirrors {
+	for _, m := range p.mirrors { // of several changes of a mirror the last one counts
 		if wants[m.link] == nil {
 			wants[m.link] = make(map[catalog.Key]*mirror.Want)
 		}
 		wants[m.link][m.key] = m.want
 	}
-	for name, all := range wants {
-		l.writer.SetAll(name, all)
+	for link, all := range wants {
+		l.writer.SetAll(link, all)
+	}
+	for _, c := range p.links {
+		if c.link != nil {
+			l.writer.SetComplete(c.name, c.complete)
+		}
 	}
 }
 

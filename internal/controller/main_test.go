@@ -5,11 +5,13 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,7 +90,10 @@ type replica struct {
 	kinds    []*fakeInformer
 	// written holds a token after a write; stale: no cache shows what is written.
 	written chan struct{}
-	stale   bool
+	stale   atomic.Bool
+	// manual is set if the test makes the passes; plans are those that it made.
+	manual context.Context
+	plans  []*plan
 }
 
 // newReplica returns a replica of west that does nothing yet.
@@ -149,11 +154,36 @@ func newReplicaWith(t testing.TB, cluster *clusteridtest.Cluster, a *kubetest.AP
 		c.Lookup = func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no DNS in tests") }
 	})
 	r.kinds = r.informers()
-	a.LoseAnswers(func() bool {
-		r.wakeInformers()
+	return r
+}
+
+// running are the replicas whose informers watch an API server.
+var running = struct {
+	sync.Mutex // guards on
+	on         map[*kubetest.API][]*replica
+}{on: make(map[*kubetest.API][]*replica)}
+
+// watchAPI lets the replica's informers see the writes on its API server until end is called.
+func (r *replica) watchAPI() (end func()) {
+	running.Lock()
+	defer running.Unlock()
+	running.on[r.API] = append(running.on[r.API], r)
+	r.LoseAnswers(func() bool {
+		running.Lock()
+		defer running.Unlock()
+		for _, other := range running.on[r.API] {
+			other.wakeInformers()
+		}
 		return false
 	})
-	return r
+	return func() {
+		running.Lock()
+		defer running.Unlock()
+		running.on[r.API] = slices.DeleteFunc(running.on[r.API], func(o *replica) bool { return o == r })
+		if len(running.on[r.API]) == 0 {
+			delete(running.on, r.API)
+		}
+	}
 }
 
 // fakeInformer lists one kind and hands differences to its handlers.
@@ -244,16 +274,17 @@ func (r *replica) lead() {
 func (r *replica) during(t *testing.T, do func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
+	defer r.watchAPI()()
 	r.sync()
-	var running sync.WaitGroup
-	running.Go(func() { r.run(ctx) })
-	running.Go(func() {
+	var parts sync.WaitGroup
+	parts.Go(func() { r.run(ctx) })
+	parts.Go(func() {
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-r.written:
-				if !r.stale {
+				if !r.stale.Load() {
 					r.sync()
 				}
 			}
@@ -262,10 +293,9 @@ func (r *replica) during(t *testing.T, do func()) {
 	synctest.Wait()
 	do()
 	cancel()
-	running.Wait()
+	parts.Wait()
 	r.peers.Wait()
 	r.leader.wait()
-	r.LoseAnswers(nil)
 }
 
 // leading runs a leading replica of west in a bubble until do returns.
@@ -283,20 +313,83 @@ func leading(t *testing.T, do func(t *testing.T, r *replica), objects ...client.
 	})
 }
 
+// successors runs leading replicas of west one after another on one API server, in a bubble.
+func successors(t *testing.T, objects []client.Object, terms ...func(r *replica)) {
+	t.Helper()
+	west()
+	east()
+	synctest.Test(t, func(t *testing.T) {
+		api := newAPI(objects...)
+		for _, term := range terms {
+			r := newReplica(t, api)
+			r.lead()
+			r.during(t, func() { term(r) })
+		}
+	})
+}
+
+// byHand calls do with a leading replica of west whose passes the test makes, in a bubble.
+func byHand(t *testing.T, do func(t *testing.T, r *replica), objects ...client.Object) {
+	t.Helper()
+	followByHand(t, func(t *testing.T, r *replica) {
+		r.lead()
+		r.settle()
+		do(t, r)
+	}, objects...)
+}
+
+// followByHand is byHand for a replica that does not lead.
+func followByHand(t *testing.T, do func(t *testing.T, r *replica), objects ...client.Object) {
+	t.Helper()
+	west()
+	east()
+	synctest.Test(t, func(t *testing.T) {
+		r := newReplica(t, newAPI(objects...))
+		ctx, cancel := context.WithCancel(t.Context())
+		r.manual = ctx
+		do(t, r)
+		cancel()
+		r.peers.Wait()
+		r.leader.wait()
+	})
+}
+
 // settle lets everything come to rest, apart from what is minutes away.
 func (r *replica) settle() {
-	for range 8 {
-		time.Sleep(2 * time.Second)
+	for range 40 {
+		time.Sleep(400 * time.Millisecond)
 		synctest.Wait()
+		if r.manual != nil {
+			r.pass()
+		}
 	}
 }
 
-// pass makes one pass of a replica that does not run, and returns its plan.
-func (r *replica) pass(t testing.TB) *plan {
-	t.Helper()
+// pass makes one pass, and returns its plan.
+func (r *replica) pass() *plan {
+	synctest.Wait()
+	r.sync()
 	p := r.plan(r.inbox.take(), time.Now())
-	r.apply(t.Context(), p)
+	r.apply(r.manual, p)
+	r.plans = append(r.plans, p)
 	return p
+}
+
+// removedMirrors are the mirrors that the writer was told not to want, since the last call.
+func (r *replica) removedMirrors() []string {
+	removed := make(map[string]bool)
+	for _, p := range r.plans {
+		last := make(map[string]bool)
+		for _, m := range p.mirrors {
+			last[m.link+" "+m.key.String()] = m.want == nil
+		}
+		for name, gone := range last {
+			removed[name] = removed[name] || gone
+		}
+	}
+	r.plans = nil
+	maps.DeleteFunc(removed, func(_ string, gone bool) bool { return !gone })
+	return slices.Sorted(maps.Keys(removed))
 }
 
 // connect plays east's side of the stream to its gateway: it exports names, and nothing else.

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -16,7 +17,9 @@ import (
 )
 
 func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
-	leading(t, func(t *testing.T, r *replica) {
+	objects := []client.Object{eastLink(), shop(), exported("web", corev1.ProtocolTCP), exported("dns", corev1.ProtocolUDP)}
+	successors(t, objects, func(r *replica) {
+		r.settle()
 		r.connect("bar", "foo")
 		r.settle()
 		if !r.stands(t, "bar-east") || !r.stands(t, "foo-east") || r.condition(t, v1alpha1.LinkSynced) != "True SyncedWithProblems" {
@@ -30,46 +33,42 @@ func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
 		if e := r.emitted(); len(e) > 0 {
 			t.Errorf("nothing changed, and Events say %v", e)
 		}
-
-		// Another process leads, whose peer has said nothing at first.
-		next := newReplica(t, r.API)
-		next.lead()
-		next.during(t, func() {
-			time.Sleep(2 * time.Second)
-			next.connect("bar", "foo")
-			next.settle()
-			next.expectWrites(t, "another replica leads, and nothing changed")
-			if e := next.emitted(); count(e, "NoTCPPort") != len(e) {
-				t.Errorf("a new leader emitted %v", e)
-			}
-		})
-	}, eastLink(), shop(), exported("web", corev1.ProtocolTCP), exported("dns", corev1.ProtocolUDP))
+		if n := testutil.ToFloat64(r.metrics.repairs); n > 0 {
+			t.Errorf("full passes repaired %v decisions", n)
+		}
+	}, func(r *replica) { // another leader, whose peer has said nothing at first
+		time.Sleep(2 * time.Second)
+		r.connect("bar", "foo")
+		r.settle()
+		r.expectWrites(t, "another replica leads, and nothing changed")
+		if e := r.emitted(); count(e, "NoTCPPort") != len(e) {
+			t.Errorf("a new leader emitted %v", e)
+		}
+	})
 }
 
 func TestRestartWithUnreachablePeerDeletesNothing(t *testing.T) {
-	leading(t, func(t *testing.T, r *replica) {
+	successors(t, []client.Object{eastLink(), shop()}, func(r *replica) {
+		r.settle()
 		r.connect("bar", "foo")
 		r.settle()
 		r.Writes()
-		next := newReplica(t, r.API)
-		next.lead()
-		next.during(t, func() {
-			time.Sleep(20 * time.Minute)
-			next.settle()
-			w := next.Writes()
-			if !next.stands(t, "bar-east") || !next.stands(t, "foo-east") || count(w, "delete") > 0 || count(w, "Ledger") > 0 {
-				t.Errorf("only a whole catalog deletes: %v", w)
-			}
-			if got := next.condition(t, v1alpha1.LinkConnected); got != "False Disconnected" {
-				t.Errorf("the outage is reported: %s", got)
-			}
-			next.connect("foo")
-			next.settle()
-			if next.stands(t, "bar-east") || !next.stands(t, "foo-east") {
-				t.Error("a whole catalog without bar deletes its mirror")
-			}
-		})
-	}, eastLink(), shop())
+	}, func(r *replica) {
+		time.Sleep(20 * time.Minute)
+		synctest.Wait()
+		w := r.Writes()
+		if !r.stands(t, "bar-east") || !r.stands(t, "foo-east") || count(w, "delete") > 0 || count(w, "Ledger") > 0 {
+			t.Errorf("only a whole catalog deletes: %v", w)
+		}
+		if got := r.condition(t, v1alpha1.LinkConnected); got != "False Disconnected" {
+			t.Errorf("the outage is reported: %s", got)
+		}
+		r.connect("foo")
+		r.settle()
+		if r.stands(t, "bar-east") || !r.stands(t, "foo-east") {
+			t.Error("a whole catalog without bar deletes its mirror")
+		}
+	})
 }
 
 func TestDeletedLinkLeavesNothingBehind(t *testing.T) {
