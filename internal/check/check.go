@@ -1,4 +1,5 @@
-// Package check finds what is wrong with an installation of Causeway, and says what to do.
+// Package check finds what is wrong with an installation of Causeway, and says what to
+// do.
 //
 //	API server ────────────────┐
 //	controller replicas ───────┼─▶ Facts ──Judge──▶ Results: a state, a message, a hint
@@ -79,7 +80,8 @@ const wholeCluster = "cluster"
 // maxAlike bounds the Results of one check for one target.
 const maxAlike = 20
 
-// Judge returns the Results that follow from f, in the order of checks, then by target and message.
+// Judge returns the Results that follow from f, in the order of checks, then by target
+// and message.
 func Judge(f Facts) []Result {
 	rules := []func(Facts) []Result{
 		access, kinds, rights, identities, workloads, agents, versions, clocks, guards, paths,
@@ -144,8 +146,8 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// Proofs returns, by node, why the path of a pod's connection fails there; empty: it works. A node
-// whose canary made no connection is absent.
+// Proofs returns, by node, why the path of a pod's connection fails there; empty: it
+// works. A node whose canary made no connection is absent.
 func Proofs(canaries []Canary) map[string]string {
 	out := map[string]string{}
 	for _, c := range canaries {

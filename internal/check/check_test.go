@@ -69,22 +69,45 @@ func healthy() *Facts {
 	known2.Answer.UID = "c2"
 	dial := []Dial{{Link: "east", Address: eastGateway, TookSeconds: 0.002}}
 	return &Facts{
-		Now: noon, Namespace: "causeway-system", Version: "v0.3.0", Asked: true, Proved: true,
-		Kinds:      map[string]bool{"Link": true, "Ledger": true, "PeerTrust": true, "ExportPolicy": true},
-		Rights:     []Right{{Account: "causeway-controller", Verb: "list", Resource: "services", Allowed: true}},
-		Identity:   map[string]string{"trustDomain": "west-1", "root.pem": west.pem},
-		Components: []Component{{Name: "controller", Found: true, Want: 2, Ready: 2}, {Name: "gateway", Found: true, Want: 1, Ready: 1}},
-		Pods:       pods, Nodes: []Node{{Name: "w1", Ready: true, Linux: true}, {Name: "w2", Ready: true, Linux: true}},
-		Links: []v1alpha1.Link{eastLink()}, Trusts: []v1alpha1.PeerTrust{eastTrust(east.list(noon.Add(-time.Hour)))},
+		Now:       noon,
+		Namespace: "causeway-system",
+		Version:   "v0.3.0",
+		Asked:     true,
+		Proved:    true,
+		Kinds:     map[string]bool{"Link": true, "Ledger": true, "PeerTrust": true, "ExportPolicy": true},
+		Rights:    []Right{{Account: "causeway-controller", Verb: "list", Resource: "services", Allowed: true}},
+		Identity:  map[string]string{"trustDomain": "west-1", "root.pem": west.pem},
+		Components: []Component{
+			{Name: "controller", Found: true, Want: 2, Ready: 2},
+			{Name: "gateway", Found: true, Want: 1, Ready: 1},
+		},
+		Pods:    pods,
+		Nodes:   []Node{{Name: "w1", Ready: true, Linux: true}, {Name: "w2", Ready: true, Linux: true}},
+		Links:   []v1alpha1.Link{eastLink()},
+		Trusts:  []v1alpha1.PeerTrust{eastTrust(east.list(noon.Add(-time.Hour)))},
 		Ledgers: ledgerOf(barWant()),
 		Services: []corev1.Service{
-			barMirror(), {ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}}},
+			barMirror(),
+			{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+				Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": "web"}},
+			},
 		},
 		Slices: []discoveryv1.EndpointSlice{barSlice()},
 		Replicas: []Replica{{Pod: "causeway-controller-x", Answer: Answer{
-			Version: "v0.3.0", Whole: true, IssuersUntil: []time.Time{noon.Add(20 * 24 * time.Hour)},
-			Peers:  []Peer{{Link: "east", Streams: []Stream{{Address: eastGateway}}, Complete: true, Wants: []string{"shop/bar"}}},
-			Agents: []Agent{{Node: "w1", Version: "v0.3.0", StateSeconds: 2, Dials: dial}, {Node: "w2", Version: "v0.3.0", StateSeconds: 4, Dials: dial}},
+			Version:      "v0.3.0",
+			Whole:        true,
+			IssuersUntil: []time.Time{noon.Add(20 * 24 * time.Hour)},
+			Peers: []Peer{{
+				Link:     "east",
+				Streams:  []Stream{{Address: eastGateway}},
+				Complete: true,
+				Wants:    []string{"shop/bar"},
+			}},
+			Agents: []Agent{
+				{Node: "w1", Version: "v0.3.0", StateSeconds: 2, Dials: dial},
+				{Node: "w2", Version: "v0.3.0", StateSeconds: 4, Dials: dial},
+			},
 		}}},
 		Canaries: []Canary{
 			{Node: "w1", UID: "c1", Result: canary.Result{ByIP: known, ByName: known}},
@@ -611,7 +634,7 @@ func TestFaults(t *testing.T) {
 			want: []string{"warning link east-prod: not Ready (DuplicatePeer): Link east is older"},
 		},
 		"Link with a bad key": {
-			why: "one fault gives one result, whatever conditions follow from it",
+			why: "one fault gives one result, although other conditions follow from it",
 			spoil: func(f *Facts) {
 				not(&f.Links[0], v1alpha1.LinkReady, "BadLinkPublicKey", "not a key")
 				not(&f.Links[0], v1alpha1.LinkTrusted, "BadLinkPublicKey", "not a key")

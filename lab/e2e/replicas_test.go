@@ -182,7 +182,7 @@ func TestReplicaCutOff(t *testing.T) {
 		}
 		return err
 	})
-	named(t, east, 10*time.Second, quick, finding{"controller", "cluster", "warning", "1 of 2 are ready"})
+	named(t, east, 10*time.Second, quick, finding{"controller", "cluster", "warning", "1 of 2 pods are ready"})
 
 	// The current replica is gone for a moment, and the stale one misses a Service.
 	must(t, east.kubectl(ctx, "", "-n", system, "delete", "pod", current, "--grace-period=0", "--force"))
