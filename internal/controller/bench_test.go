@@ -191,4 +191,3 @@ func BenchmarkPassOneImport(b *testing.B) {
 		r.benchPass()
 	}
 }
-
