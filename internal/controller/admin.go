@@ -145,8 +145,11 @@ func (r *reconciler) describePeers() []check.Peer {
 			}
 		}
 		if l := r.imports.links[name]; l != nil {
-			for source := range l.wants {
-				p.Wants = append(p.Wants, strings.TrimSuffix(source.Namespace+"/"+source.Service+"/"+source.Hostname, "/"))
+			p.WantNames = make(map[string]string, len(l.wants))
+			for source, want := range l.wants {
+				key := strings.TrimSuffix(source.Namespace+"/"+source.Service+"/"+source.Hostname, "/")
+				p.Wants = append(p.Wants, key)
+				p.WantNames[key] = want.MirrorNamespace + "/" + want.MirrorName
 			}
 			slices.Sort(p.Wants)
 		}

@@ -48,9 +48,9 @@ type exporter struct {
 	waiting map[string]time.Time
 }
 
-// storeTimeout is how long a Link's catalog waits for the export list to hold everything
-// that the Link admits. Some exports never get in, such as those beyond a cap.
-const storeTimeout = 10 * time.Second
+// storeTimeout is how long the catalog of a new Link waits for the export list to hold
+// everything that the Link admits. Some exports never get in, such as those beyond a cap.
+const storeTimeout = time.Minute
 
 func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable, hasAgent func(node string) bool) *exporter {
 	return &exporter{
@@ -112,8 +112,9 @@ func (x *exporter) count(m *ledger.Member, sign int) {
 
 // readyLinks returns which of the Links in force, which are sorted, have a complete
 // catalog. A peer that is sent a catalog before the export list holds all of it would
-// delete mirrors.
-func (x *exporter) readyLinks(inForce []string, now time.Time, p *plan) []string {
+// delete mirrors. first: it is the first pass, in which a Link that has members is
+// complete, whatever else it will get.
+func (x *exporter) readyLinks(inForce []string, first bool, now time.Time, p *plan) []string {
 	out := make([]string, 0, len(inForce))
 	for _, name := range inForce {
 		if !x.ready[name] {
@@ -121,7 +122,8 @@ func (x *exporter) readyLinks(inForce []string, now time.Time, p *plan) []string
 			if !waits {
 				since = now
 			}
-			if due := since.Add(storeTimeout); x.counts[name] < x.index.Exported(name) && now.Before(due) {
+			stored := x.counts[name] >= x.index.Exported(name) || first && x.counts[name] > 0
+			if due := since.Add(storeTimeout); !stored && now.Before(due) {
 				x.waiting[name] = since
 				p.dueAt(due)
 				continue
@@ -210,7 +212,7 @@ func (x *exporter) emitNodes(k catalog.Key, e *catalog.Export, p *plan) {
 			continue
 		}
 		if x.hasAgent(node) {
-			p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: "export/" + k.String()})
+			p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: nodestream.ExportKey(k.Namespace, k.Name)})
 		}
 		if delete(x.byNode[node], k); len(x.byNode[node]) == 0 {
 			delete(x.byNode, node)
@@ -264,6 +266,6 @@ func (t *rowTable) put(row *nodewire.Resource, p *plan) {
 func (t *rowTable) remove(id uint32, p *plan) {
 	if t.last[id] != nil {
 		delete(t.last, id)
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Removed: routeKey(id)})
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Removed: nodestream.RouteKey(id)})
 	}
 }

@@ -95,7 +95,7 @@ func (m *importer) removeLink(name string, p *plan) {
 	delete(m.byDomain, l.domain)
 	m.former[l.domain] = l
 	for _, key := range l.placed {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: frontendKey(key)})
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: nodestream.FrontendKey(key.Namespace, key.Name)})
 	}
 	p.links = append(p.links, linkChange{name: name})
 	p.statusOf(name)
@@ -324,7 +324,7 @@ func (m *importer) unplace(l *importLink, source ledger.Source, p *plan) {
 	if !placed || stored != nil && before == mirrorKey(stored) {
 		return
 	}
-	p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: frontendKey(before)})
+	p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: nodestream.FrontendKey(before.Namespace, before.Name)})
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, before, nil})
 	delete(l.placed, source)
 }
@@ -358,9 +358,6 @@ func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, after, w})
 	p.statusOf(l.link.Name)
 }
-
-// frontendKey is the key of the frontend of a mirror.
-func frontendKey(k catalog.Key) string { return "frontend/" + k.String() }
 
 // withContent returns entry with the content that the peer's catalog has now: the
 // stored copy may lag behind, because its writes are rationed.

@@ -161,7 +161,8 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 		r.exports.decide(c, now, p)
 		r.reportExport(c, p)
 	}
-	if r.first {
+	first := r.first
+	if first {
 		r.first = false
 		r.book.ExportsComplete(now) // the caches were complete before the first pass
 	}
@@ -174,7 +175,7 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	r.imports.stored(changes.Mirrors, p)
 	r.exports.stored(changes.Exports, now, p)
 	r.exports.announce(p)
-	p.readyLinks = r.exports.readyLinks(r.links.inForce(), now, p)
+	p.readyLinks = r.exports.readyLinks(r.links.inForce(), first, now, p)
 	if r.leading.Load() && r.leader.ledgerRead {
 		p.writes = r.book.Writes(now)
 	}
@@ -559,13 +560,24 @@ func (r *reconciler) reportExport(c catalog.Change, p *plan) {
 	}
 	r.exports.reported[c.Key] = c.Problems
 	for _, problem := range c.Problems {
-		if slices.Contains(before, problem) {
+		if slices.Contains(before, problem) || r.first && r.isReported(problem) {
 			continue
 		}
 		if about := r.exporterOf(c.Key, problem.Reason); about != nil {
 			p.events = append(p.events, event{about: about, owner: c.Key.Namespace, reason: problem.Reason, action: "Exporting", message: problem.Message})
 		}
 	}
+}
+
+// isReported reports whether a Link's status has a problem, so that an earlier leader
+// emitted its Event.
+func (r *reconciler) isReported(problem catalog.Problem) bool {
+	for _, l := range r.links.links {
+		if slices.Contains(l.Status.Problems, problem) {
+			return true
+		}
+	}
+	return false
 }
 
 // apply carries a plan out. It returns without waiting for the API server.

@@ -9,9 +9,6 @@ import (
 	"testing"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
@@ -55,14 +52,19 @@ endpoints:
 func TestServiceWithoutSelector(t *testing.T) {
 	ctx := t.Context()
 	offer(t, onePod("one", "bar")+onePod("two", "bar")+withoutSelector, "primary-east")
-	must(t, east.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod/one", "pod/two", "--timeout=60s"))
+	must(t, east.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready",
+		"pod/one", "pod/two", "--timeout=60s"))
 	must(t, east.kubectl(ctx, endpointOf(t, "one", ""), "apply", "-f", "-"))
 	within(t, soon, "without the annotation the Link says what is missing", func() error {
-		return east.complains(t, "west", "shop/primary", catalog.SelectorMissing, "causeway.dev/export-endpoints")
+		return east.complains(t, "west", "shop/primary", catalog.SelectorMissing,
+			"causeway.dev/export-endpoints")
 	})
-	within(t, soon, "and its mirror is not ready", func() error { return readiness(t, "primary-east", false) })
+	within(t, soon, "and its mirror is not ready", func() error {
+		return readiness(t, "primary-east", false)
+	})
 
-	must(t, east.kubectl(ctx, "", "-n", "shop", "annotate", "service", "primary", "causeway.dev/export-endpoints=true"))
+	must(t, east.kubectl(ctx, "", "-n", "shop", "annotate", "service", "primary",
+		"causeway.dev/export-endpoints=true"))
 	primary := func(pod string) error {
 		if _, err := clusterIP(ctx, west, "primary-east"); err != nil {
 			return err
@@ -91,8 +93,8 @@ func TestServiceWithoutSelector(t *testing.T) {
 	}
 }
 
-// slowStop is a Deployment of one replica that is replaced by Recreate, and whose pods serve
-// for 10 s after they were told to stop.
+// slowStop is a Deployment of one replica that is replaced by Recreate, and whose pods
+// serve for 10 s after they were told to stop.
 const slowStop = `
 apiVersion: apps/v1
 kind: Deployment
@@ -112,7 +114,9 @@ spec:
           image: causeway.dev/shop:demo
           imagePullPolicy: Never
           args: [bar]
-          env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: CLUSTER, value: east}]
+          env:
+            - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+            - {name: CLUSTER, value: east}
           readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
           lifecycle: {preStop: {sleep: {seconds: 10}}}
 ---
@@ -124,7 +128,8 @@ type compared struct {
 	start          time.Time
 }
 
-// compareCalls starts calls of a Service of east from a pod of east and from a pod of west.
+// compareCalls starts calls of a Service of east from a pod of east and from a pod of
+// west.
 func compareCalls(t *testing.T, service string) compared {
 	t.Helper()
 	near := have(clusterIP(t.Context(), east, service))(t)
@@ -134,8 +139,8 @@ func compareCalls(t *testing.T, service string) compared {
 	return c
 }
 
-// TestTerminatingEndpointsServe replaces the only pod of a Service by Recreate. While no pod
-// is ready, the one that terminates and still serves is used, as inside one cluster.
+// TestTerminatingEndpointsServe replaces the only pod of a Service by Recreate. While no
+// pod is ready, the one that terminates and still serves is used, as inside one cluster.
 func TestTerminatingEndpointsServe(t *testing.T) {
 	ctx := t.Context()
 	offer(t, slowStop+itsService("single"), "single-east")
@@ -171,26 +176,21 @@ func answers(ctx context.Context, name string) error {
 	return err
 }
 
-// TestDampingIsBounded takes the selector of a Service away for 3 s and gives it back, six
-// times. Each time callers lose at most what the source itself lost and the 5 s for which
-// the mirror of a flapping Service is held down.
+// TestDampingIsBounded takes the selector of a Service away for 3 s and gives it back,
+// six times. Each time callers lose at most what the source itself lost and the 5 s for
+// which the mirror of a flapping Service is held down.
 func TestDampingIsBounded(t *testing.T) {
 	ctx := t.Context()
 	const times, down, up = 6, 3 * time.Second, 6500 * time.Millisecond
 	offer(t, service("flap", exported, httpPort), "flap-east")
 	within(t, soon, "it is mirrored and answers", func() error { return answers(ctx, "flap-east") })
-	choose := func(app string) {
-		t.Helper()
-		patch := fmt.Sprintf(`{"spec":{"selector":{"app":%q}}}`, app)
-		have(east.api.CoreV1().Services("shop").Patch(ctx, "flap", types.MergePatchType, []byte(patch), metav1.PatchOptions{}))(t)
-	}
 	calls := startLoop(t, netOf(t, west, "client"), "http://"+mirrorOf(t, "flap-east", 80)+"/")
 	var outages []time.Time
 	for range times {
 		outages = append(outages, time.Now())
-		choose("nobody")
+		selectApp(t, "flap", "nobody")
 		sleep(ctx, down)
-		choose("bar")
+		selectApp(t, "flap", "bar")
 		sleep(ctx, up)
 	}
 	outages = append(outages, time.Now())
@@ -201,7 +201,8 @@ func TestDampingIsBounded(t *testing.T) {
 		lost := between(failed, outages[i], outages[i+1])
 		t.Logf("outage %d: %d calls failed", i+1, lost)
 		if lost > most || lost == 0 {
-			t.Errorf("in outage %d %d calls failed, want some, and at most %d: those of the source's own %v and of 5 s", i+1, lost, most, down)
+			t.Errorf("in outage %d %d calls failed, want some, and at most %d: those of %v and of 5 s",
+				i+1, lost, most, down)
 		}
 	}
 	within(t, soon, "it is ready again", func() error { return answers(ctx, "flap-east") })

@@ -99,7 +99,8 @@ type echoStream struct {
 	done chan error
 }
 
-// startEcho opens a connection to an echo server. It speaks until end, or the end of the test.
+// startEcho opens a connection to an echo server. It speaks until end, or the end of the
+// test.
 func startEcho(t *testing.T, ns, address string) *echoStream {
 	t.Helper()
 	dialing, cancel := context.WithTimeout(t.Context(), 5*time.Second)

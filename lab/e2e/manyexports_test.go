@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 )
 
@@ -39,10 +40,11 @@ func manyExports(t *testing.T, n int) {
 	const tenant = "crowd" // the importer has no such namespace
 	create := metav1.CreateOptions{}
 	t.Cleanup(func() {
-		if err := east.kubectl(background(), "", "delete", "namespace", tenant, "--ignore-not-found", "--timeout=5m"); err != nil {
+		err := east.kubectl(background(), "", "delete", "namespace", tenant, "--ignore-not-found", "--timeout=5m")
+		if err != nil {
 			t.Error(err)
 		}
-		err := poll(background(), time.Minute, func() error {
+		err = poll(background(), time.Minute, func() error {
 			if p, err := east.problems(background(), "west", ""); err != nil || len(p) > 0 {
 				return fmt.Errorf("Link west says %+v, %v", p, err)
 			}
@@ -53,14 +55,19 @@ func manyExports(t *testing.T, n int) {
 		}
 		serves(t)
 	})
-	have(east.api.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: tenant}}, create))(t)
+	must(t, east.kubectl(ctx, "", "create", "namespace", tenant))
 	since, start := time.Now(), time.Now()
 	must(t, inParallel(ctx, n, func(ctx context.Context, i int) error {
 		_, err := east.api.CoreV1().Services(tenant).Create(ctx, &corev1.Service{
-			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("s-%05d", i), Labels: map[string]string{"causeway.dev/export": "true"}},
+			ObjectMeta: metav1.ObjectMeta{
+				Name:        fmt.Sprintf("s-%05d", i),
+				Labels:      map[string]string{v1alpha1.ExportLabel: "true"},
+				Annotations: map[string]string{v1alpha1.ExportEndpointsAnnotation: "true"},
+			},
+			// Without an address kube-proxy has no part in it, and without a selector
+			// Kubernetes writes no EndpointSlices, which takes it 50 ms each.
 			Spec: corev1.ServiceSpec{
-				ClusterIP: corev1.ClusterIPNone, // so that kube-proxy has no part in it
-				Selector:  map[string]string{"app": "nobody"},
+				ClusterIP: corev1.ClusterIPNone,
 				Ports:     []corev1.ServicePort{{Port: 80}},
 			},
 		}, create)
@@ -70,11 +77,16 @@ func manyExports(t *testing.T, n int) {
 
 	over := fmt.Sprintf("and %d more", n-ledger.ExportsPerNamespace-maxNamed)
 	within(t, 30*time.Second, "the Link names what is left out", func() error {
-		return east.complains(t, "west", "", ledger.ExportCapReached, "namespace "+tenant, fmt.Sprint(ledger.ExportsPerNamespace), "s-", over)
+		return east.complains(t, "west", "", ledger.ExportCapReached,
+			"namespace "+tenant, fmt.Sprint(ledger.ExportsPerNamespace), "s-", over)
 	})
-	within(t, soon, "and so does an Event", func() error { return east.told(t, since, "Link", "west", ledger.ExportCapReached, tenant) })
+	within(t, soon, "and so does an Event", func() error {
+		return east.told(t, since, "Link", "west", ledger.ExportCapReached, tenant)
+	})
 	offer(t, service("other-tenant", exported, httpPort), "other-tenant-east")
-	took := within(t, soon, "another tenant's export is mirrored", func() error { return answers(ctx, "other-tenant-east") })
+	took := within(t, soon, "another tenant's export is mirrored", func() error {
+		return answers(ctx, "other-tenant-east")
+	})
 	t.Logf("another tenant's export took %.1f s", took.Seconds())
 	must(t, answers(ctx, "bar-east"))
 }

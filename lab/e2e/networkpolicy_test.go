@@ -24,8 +24,9 @@ spec:
 `, rule)
 }
 
-// TestNetworkPolicies: a NetworkPolicy that admits every source does not isolate a Service
-// from peers. One that admits this cluster's pods only does, and both sides say so.
+// TestNetworkPolicies: a NetworkPolicy that admits every source does not isolate a
+// Service from peers. One that admits this cluster's pods only does, and both sides say
+// so.
 func TestNetworkPolicies(t *testing.T) {
 	ctx, since := t.Context(), time.Now()
 	const everyPod = `{from: [{namespaceSelector: {}}]}`
@@ -33,8 +34,9 @@ func TestNetworkPolicies(t *testing.T) {
 	answers := func() error { _, err := fetch(ctx, client, baz); return err }
 	apply := func(rule string) { must(t, east.kubectl(ctx, ingressOf(rule), "apply", "-f", "-")) }
 	t.Cleanup(func() {
-		_ = east.kubectl(background(), "", "-n", "shop", "delete", "networkpolicy", "baz", "--ignore-not-found")
-		err := poll(background(), soon, func() error { _, err := fetch(background(), client, baz); return err })
+		ctx := background()
+		_ = east.kubectl(ctx, "", "-n", "shop", "delete", "networkpolicy", "baz", "--ignore-not-found")
+		err := poll(ctx, soon, func() error { _, err := fetch(ctx, client, baz); return err })
 		if err != nil {
 			t.Errorf("baz-east does not answer without the policy: %v", err)
 		}
@@ -48,7 +50,8 @@ func TestNetworkPolicies(t *testing.T) {
 	}
 	for name, rule := range open {
 		t.Run(name, func(t *testing.T) {
-			// The policy before isolates, so that the next answer shows that this one counts.
+			// The policy before isolates, so that the next answer shows that this one
+			// counts.
 			apply(everyPod)
 			within(t, soon, "a policy for this cluster's pods refuses peers", func() error {
 				if err := answers(); !refused(err) {
@@ -61,7 +64,9 @@ func TestNetworkPolicies(t *testing.T) {
 			for range 10 {
 				must(t, answers())
 			}
-			within(t, soon, "the exporter has nothing to say", func() error { return east.contented(t, "west") })
+			within(t, soon, "the exporter has nothing to say", func() error {
+				return east.contented(t, "west")
+			})
 		})
 	}
 
@@ -98,7 +103,7 @@ spec:
   callers: [{link: west, namespace: shop, serviceAccount: client}]
 `
 		t.Cleanup(func() {
-			_ = east.kubectl(background(), "", "-n", "shop", "delete", "exportpolicy", "baz", "--ignore-not-found")
+			_ = east.kubectl(background(), policy, "delete", "--ignore-not-found", "-f", "-")
 		})
 		apply(everyPod)
 		must(t, east.kubectl(ctx, policy, "apply", "-f", "-"))

@@ -77,25 +77,34 @@ func (c *cluster) agentStreams(ctx context.Context) (map[string]int, error) {
 	return out, nil
 }
 
-// agentOnFollower restarts a cluster's agent until it is connected to a controller that is
-// not the leader. It returns that controller's pod and the leader's.
+// agentOnFollower makes a cluster's agent connect to a controller that is not the leader:
+// the leader refuses node streams for a moment. It returns that controller's pod and the
+// leader's.
 func agentOnFollower(t *testing.T, c *cluster) (follower, leader string) {
 	t.Helper()
-	for range 8 {
-		leader = have(c.leader(t.Context()))(t)
-		for pod, n := range have(c.agentStreams(t.Context()))(t) {
+	ctx := t.Context()
+	leader = have(c.leader(ctx))(t)
+	where := lab.InPod(system, leader)
+	must(t, c.run(ctx, where, "nft", "add table inet refuse; "+
+		"add chain inet refuse c { type filter hook input priority 0; }; "+
+		"add rule inet refuse c tcp dport 4146 reject with tcp reset"))
+	accept := func(ctx context.Context) error { return c.run(ctx, where, "nft", "delete table inet refuse") }
+	err := poll(ctx, 30*time.Second, func() error {
+		streams, err := c.agentStreams(ctx)
+		for pod, n := range streams {
 			if n > 0 && pod != leader {
-				return pod, leader
+				follower = pod
+				return nil
 			}
 		}
-		freshAgent(t, c)
-	}
-	t.Fatal("the agent is always connected to the leader")
-	return "", ""
+		return errors.Join(err, fmt.Errorf("agents' streams are %v, and %s leads", streams, leader))
+	})
+	must(t, errors.Join(err, accept(background())))
+	return follower, leader
 }
 
-// cutOff loses the packets of a controller's pod to its API server until the test ends, or
-// mend is called. Nobody else notices.
+// cutOff loses the packets of a controller's pod to its API server until the test ends,
+// or mend is called. Nobody else notices.
 func cutOff(t *testing.T, c *cluster, pod string) (mend func()) {
 	t.Helper()
 	where := lab.InPod(system, pod)
@@ -113,13 +122,15 @@ func cutOff(t *testing.T, c *cluster, pod string) (mend func()) {
 	return mend
 }
 
-// deletedMirrors are Causeway's deletions of Services and EndpointSlices since the audit log
-// ended at from, but for those of the mirrors that are expected to go.
+// deletedMirrors are Causeway's deletions of Services and EndpointSlices since the audit
+// log ended at from, but for those of the mirrors that are expected to go.
 func (c *cluster) deletedMirrors(from int64, expected ...string) (out []string, err error) {
 	all, err := c.writes(from)
 	for _, w := range all {
 		r := w.ObjectRef.Resource
-		known := slices.ContainsFunc(expected, func(name string) bool { return strings.HasPrefix(w.ObjectRef.Name, name) })
+		known := slices.ContainsFunc(expected, func(name string) bool {
+			return strings.HasPrefix(w.ObjectRef.Name, name)
+		})
 		if strings.HasPrefix(w.Verb, "delete") && (r == "services" || r == "endpointslices") && !known {
 			out = append(out, w.String())
 		}
@@ -128,13 +139,14 @@ func (c *cluster) deletedMirrors(from int64, expected ...string) (out []string, 
 }
 
 // TestReplicaCutOff cuts one of the exporter's controllers off from its API server alone.
-// Peers keep their mirrors and follow the other replica, agents move there, and the age of
-// the state is reported. When the replica that knows more is gone, nothing is deleted.
+// Peers keep their mirrors and follow the other replica, agents move there, and the age
+// of the state is reported. When the replica that knows more is gone, nothing is deleted.
 func TestReplicaCutOff(t *testing.T) {
 	ctx := t.Context()
 	stale, current := agentOnFollower(t, east)
 	mark := have(west.auditEnd())(t)
-	calls, start := startLoop(t, netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)+"/"), time.Now()
+	calls := startLoop(t, netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)+"/")
+	start := time.Now()
 	t.Cleanup(func() {
 		must(t, poll(background(), time.Minute, func() error { return east.controllers(background(), 2) }))
 		serves(t)
@@ -143,7 +155,9 @@ func TestReplicaCutOff(t *testing.T) {
 
 	// The stale replica does not know this Service.
 	offer(t, service("fresh", exported, httpPort), "fresh-east")
-	within(t, 45*time.Second, "the peer learns what only the current replica knows", func() error { return answers(ctx, "fresh-east") })
+	within(t, 45*time.Second, "the peer learns what only the current replica knows", func() error {
+		return answers(ctx, "fresh-east")
+	})
 	var oldest float64
 	within(t, time.Minute, "the agent moves to the current replica", func() error {
 		m, err := east.metrics(ctx, "agent")
@@ -181,6 +195,41 @@ func TestReplicaCutOff(t *testing.T) {
 	within(t, time.Minute, "two controllers are ready", func() error { return east.controllers(ctx, 2) })
 	within(t, soon, "what was exported meanwhile answers", func() error { return answers(ctx, "fresh-east") })
 	if n, failed := calls.end(); len(failed) > 0 || n < 300 {
+		t.Errorf("%d of %d calls failed:\n%s", len(failed), n, describe(failed, start))
+	}
+	for _, w := range have(west.deletedMirrors(mark))(t) {
+		t.Errorf("a mirror was deleted: %s", w)
+	}
+}
+
+// TestLeaderCutOff cuts the exporter's leader off from its API server alone. Another replica
+// leads within the Lease's time, peers learn of new exports from it, and nothing is deleted.
+func TestLeaderCutOff(t *testing.T) {
+	long(t)
+	ctx := t.Context()
+	mark := have(west.auditEnd())(t)
+	calls := startLoop(t, netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)+"/")
+	start := time.Now()
+	t.Cleanup(func() {
+		must(t, poll(background(), 3*time.Minute, func() error { return east.controllers(background(), 2) }))
+		serves(t)
+	})
+	leader := have(east.leader(ctx))(t)
+	mend := cutOff(t, east, leader)
+	offer(t, service("fresh", exported, httpPort), "fresh-east")
+	within(t, 30*time.Second, "another replica leads", func() error {
+		now, err := east.leader(ctx)
+		if err == nil && now == leader {
+			err = errNotYet
+		}
+		return err
+	})
+	within(t, 30*time.Second, "the peer learns what the new leader exports", func() error {
+		return answers(ctx, "fresh-east")
+	})
+	sleep(ctx, 15*time.Second)
+	mend()
+	if n, failed := calls.end(); len(failed) > 0 || n < 150 {
 		t.Errorf("%d of %d calls failed:\n%s", len(failed), n, describe(failed, start))
 	}
 	for _, w := range have(west.deletedMirrors(mark))(t) {
@@ -227,8 +276,8 @@ func (a *allocations) read(ctx context.Context, c *cluster) (ledger.Contents, er
 	return contents, nil
 }
 
-// TestPausedLeader pauses the importer's leader for 20 s amid ledger writes, so that another
-// replica leads when it goes on. No virtual IP is given twice.
+// TestPausedLeader pauses the importer's leader for 20 s amid ledger writes, so that
+// another replica leads when it goes on. No virtual IP is given twice.
 func TestPausedLeader(t *testing.T) {
 	ctx := t.Context()
 	const exports, pause = 150, 20 * time.Second
@@ -239,7 +288,9 @@ func TestPausedLeader(t *testing.T) {
 		manifest.WriteString(service(names[i], exported, httpPort))
 	}
 	t.Cleanup(func() {
-		if err := east.kubectl(background(), manifest.String(), "delete", "--ignore-not-found", "--wait=false", "-f", "-"); err != nil {
+		err := east.kubectl(background(), manifest.String(), "delete", "--ignore-not-found",
+			"--wait=false", "-f", "-")
+		if err != nil {
 			t.Error(err)
 		}
 		must(t, poll(background(), time.Minute, func() error { return west.controllers(background(), 2) }))
@@ -269,9 +320,14 @@ func TestPausedLeader(t *testing.T) {
 		}
 		applied <- err
 	}()
-	within(t, soon, "the first are mirrored", func() error { _, err := clusterIP(ctx, west, names[0]+"-east"); return err })
+	within(t, soon, "the first are mirrored", func() error {
+		_, err := clusterIP(ctx, west, names[0]+"-east")
+		return err
+	})
 	must(t, west.KillContainer(ctx, system, leader, "controller", syscall.SIGSTOP))
-	goOn := func() error { return west.KillContainer(background(), system, leader, "controller", syscall.SIGCONT) }
+	goOn := func() error {
+		return west.KillContainer(background(), system, leader, "controller", syscall.SIGCONT)
+	}
 	t.Cleanup(func() { _ = goOn() })
 	for end := time.Now().Add(pause); time.Now().Before(end); sleep(ctx, 200*time.Millisecond) {
 		have(seen.read(ctx, west))(t)
@@ -296,8 +352,8 @@ func TestPausedLeader(t *testing.T) {
 				live[m.MirrorName] = m.VIPs[0].String()
 			}
 		}
-		selector := v1alpha1.LinkLabel + "=east"
-		list, err := west.api.DiscoveryV1().EndpointSlices("shop").List(ctx, metav1.ListOptions{LabelSelector: selector})
+		selector := metav1.ListOptions{LabelSelector: v1alpha1.LinkLabel + "=east"}
+		list, err := west.api.DiscoveryV1().EndpointSlices("shop").List(ctx, selector)
 		if err != nil {
 			return err
 		}
@@ -309,7 +365,8 @@ func TestPausedLeader(t *testing.T) {
 		}
 		for _, name := range names {
 			if vip := live[name+"-east"]; vip == "" || inSlices[name+"-east"] != vip {
-				return fmt.Errorf("%s has %q in the ledger and %q in its slice", name, vip, inSlices[name+"-east"])
+				return fmt.Errorf("%s has %q in the ledger and %q in its slice",
+					name, vip, inSlices[name+"-east"])
 			}
 		}
 		return nil

@@ -15,10 +15,10 @@ import (
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
-// TestSecondLink renames a Link as GitOps does: the new Link is applied first, and the old
-// one is deleted later. While both exist the older one stays in force and no call fails.
-// After that the newer one takes over within 10 s, and with the same template mirrors keep
-// their names and virtual IPs.
+// TestSecondLink renames a Link as GitOps does: the new Link is applied first, and the
+// old one is deleted later. While both exist the older one stays in force and no call
+// fails. After that the newer one takes over within 10 s, and with the same template
+// mirrors keep their names and virtual IPs.
 func TestSecondLink(t *testing.T) {
 	t.Run("of the importer", func(t *testing.T) { renameLink(t, west, east) })
 	t.Run("of the exporter", func(t *testing.T) { renameLink(t, east, west) })
@@ -82,7 +82,8 @@ func renameLink(t *testing.T, in, peer *cluster) {
 	calls, start = startLoop(t, client, "http://"+mirrorOf(t, "bar-east", 80)), time.Now()
 	sleep(ctx, 3*time.Second)
 	if n, failed := calls.end(); len(failed) > 0 || n < 15 {
-		t.Errorf("%d of %d calls failed after the newer Link took over:\n%s", len(failed), n, describe(failed, start))
+		t.Errorf("%d of %d calls failed after the newer Link took over:\n%s",
+			len(failed), n, describe(failed, start))
 	}
 }
 
