@@ -89,7 +89,8 @@ type reconciler struct {
 	// controllersDirty: the rows that lead to this cluster's controllers have to be
 	// decided again.
 	controllersDirty bool
-	first            bool // no pass was made yet
+	first            bool     // no pass was made yet
+	readyLinks       []string // as the board knows them
 	lastPass         time.Time
 	reviewDue        time.Time
 	warnings         clusterid.ExpiryWarnings
@@ -589,7 +590,10 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 		r.hub.RemoveNode(node)
 	}
 	r.warn("some exports are not valid", r.board.Publish(p.listings, p.version))
-	r.board.SetReady(p.readyLinks...)
+	if !slices.Equal(p.readyLinks, r.readyLinks) {
+		r.readyLinks = p.readyLinks
+		r.board.SetReady(p.readyLinks...)
+	}
 	r.announced.Store(&p.version)
 	r.freshness.SetReplicas(r.top.otherReplicas(r.o.PodName))
 	if p.gateways != nil {
