@@ -9,8 +9,8 @@ import (
 
 const linkKind = "Link"
 
-// OwnerReference returns the reference that a mirror of l holds. Kubernetes deletes the mirror
-// after l is deleted. Deleting l does not wait for its mirrors.
+// OwnerReference returns the reference that a mirror of l holds. Kubernetes deletes the
+// mirror after l is deleted. Deleting l does not wait for its mirrors.
 func (l *Link) OwnerReference() metav1.OwnerReference {
 	controller, block := true, false
 	return metav1.OwnerReference{

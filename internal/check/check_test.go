@@ -3,6 +3,9 @@ package check
 import (
 	"crypto/x509"
 	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +20,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/canary"
 	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/ledger"
 )
 
 var noon = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
@@ -71,7 +75,7 @@ func healthy() *Facts {
 		Components: []Component{{Name: "controller", Found: true, Want: 2, Ready: 2}, {Name: "gateway", Found: true, Want: 1, Ready: 1}},
 		Pods:       pods, Nodes: []Node{{Name: "w1", Ready: true, Linux: true}, {Name: "w2", Ready: true, Linux: true}},
 		Links: []v1alpha1.Link{eastLink()}, Trusts: []v1alpha1.PeerTrust{eastTrust(east.list(noon.Add(-time.Hour)))},
-		Ledgers: []v1alpha1.Ledger{{Mirrors: []v1alpha1.LedgerMirror{barEntry()}}},
+		Ledgers: barLedger(),
 		Services: []corev1.Service{
 			barMirror(), {ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}}},
 		},
@@ -104,11 +108,25 @@ func eastTrust(list []byte) v1alpha1.PeerTrust {
 	return v1alpha1.PeerTrust{ObjectMeta: metav1.ObjectMeta{Name: "east"}, Spec: v1alpha1.PeerTrustSpec{LinkUID: "l1", IssuerList: list}}
 }
 
-func barEntry() v1alpha1.LedgerMirror {
-	return v1alpha1.LedgerMirror{
-		Link: "east", Namespace: "shop", Service: "bar", MirrorNamespace: "shop", MirrorName: "bar-east", VIPs: []string{"240.0.0.2"},
-		Ports: []v1alpha1.LedgerMirrorPort{{Name: "http", Protocol: "TCP", Port: 80, Route: 1024}},
+// barLedger is a ledger as a controller stores it, with the mirror of shop/bar.
+func barLedger() []v1alpha1.Ledger {
+	b := ledger.NewBook([]netip.Prefix{netip.MustParsePrefix("240.0.0.0/12")}, func() string { return "e1" })
+	b.SetPeer(ledger.Peer{TrustDomain: "east-1", Link: "east"})
+	b.Want("east-1", ledger.MirrorWant{
+		Namespace: "shop", Service: "bar", MirrorNamespace: "shop", MirrorName: "bar-east",
+		Ports: []ledger.PortWant{{Name: "http", Protocol: "TCP", Port: 80, Route: 1024}},
+	}, noon)
+	var out []v1alpha1.Ledger
+	for writes := b.Writes(noon); len(writes) > 0; writes = b.Writes(noon) {
+		for _, w := range writes {
+			stored := w.Object.DeepCopy()
+			stored.ResourceVersion = strconv.Itoa(len(out) + 1)
+			b.Done(w, stored, nil, noon)
+			out = slices.DeleteFunc(out, func(o v1alpha1.Ledger) bool { return o.Name == stored.Name })
+			out = append(out, *stored)
+		}
 	}
+	return out
 }
 
 func barMirror() corev1.Service {
@@ -458,11 +476,11 @@ func TestFaults(t *testing.T) {
 		},
 		"ledger edited": {
 			why: "it is the data path's input", spoil: func(f *Facts) {
-				twice := barEntry()
-				twice.Service, twice.MirrorName = "zed", "zed-east"
-				f.Ledgers[0].Mirrors = append(f.Ledgers[0].Mirrors, twice)
+				other := f.Ledgers[0]
+				other.Name, other.Block, other.Data = "mirrors-1", 1, []byte("edited")
+				f.Ledgers = append(f.Ledgers, other)
 			},
-			want: []string{"FAIL catalog ledger: shop/zed: "},
+			want: []string{"FAIL catalog ledger: Ledger mirrors-1 is damaged: decompress: unexpected EOF"},
 		},
 		"namespace missing": {
 			why: "the mirror has no home", spoil: func(f *Facts) { problem(f, "depot/crane", "NamespaceMissing") },

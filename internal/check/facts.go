@@ -103,8 +103,6 @@ type Answer struct {
 	Time    time.Time `json:"time"`
 	// Whole: its caches are complete, and it has made at least one pass.
 	Whole bool `json:"whole"`
-	// VIPCIDRs are the ranges of virtual IPs.
-	VIPCIDRs []string `json:"vipCIDRs,omitempty"`
 	// AgeSeconds is the time since its API server last answered.
 	AgeSeconds float64 `json:"ageSeconds"`
 	// IssuersUntil are the ends of the own issuers that vouch for workloads.

@@ -182,6 +182,11 @@ func replicas(f Facts) []Line {
 				"the command reaches it by port-forward, which your account must have the right to; its pod's logs may tell more"))
 		case !r.Answer.Whole:
 			lines = append(lines, warn(checkController, r.Pod, "has not seen the whole cluster yet", "ask again in a minute; then its log tells what it waits for"))
+		case seconds(r.Answer.AgeSeconds) > stateOld:
+			answered++
+			lines = append(lines, fail(checkController, r.Pod,
+				fmt.Sprintf("has read nothing from the API server for %v and serves the last state that it knows", seconds(r.Answer.AgeSeconds).Round(time.Second)),
+				"look for what is between the pod and the API server; its log may tell more"))
 		default:
 			answered++
 		}

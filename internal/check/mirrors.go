@@ -3,7 +3,6 @@ package check
 import (
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -29,35 +28,14 @@ func catalogs(f Facts) []Line {
 	return lines
 }
 
-// ledger decodes the ledger: its entries by the peer's trust domain, sorted by source.
-// Without an answer of a controller the virtual IPs are not known, and there are none.
+// ledger decodes the ledger: its live entries by the peer's trust domain, sorted by source.
 func (f Facts) ledger() (map[string][]ledger.Mirror, []ledger.Problem) {
-	var ranges []netip.Prefix
-	for _, r := range f.Replicas {
-		for _, cidr := range r.Answer.VIPCIDRs {
-			if p, err := netip.ParsePrefix(cidr); err == nil && !slices.Contains(ranges, p) {
-				ranges = append(ranges, p)
-			}
-		}
-	}
-	known := len(ranges) > 0
-	if !known {
-		ranges = []netip.Prefix{netip.MustParsePrefix("240.0.0.0/4")} // entries decode the same in any range
-	}
-	book := ledger.NewBook(ranges, func() string { return "" })
-	objects := slices.Clone(f.Ledgers)
-	slices.SortFunc(objects, func(a, b v1alpha1.Ledger) int { return strings.Compare(a.Name, b.Name) }) // the directory first
-	var damages []ledger.Problem
-	for i := range objects {
-		damages = append(damages, book.Load(&objects[i])...)
-	}
+	stored, damages := ledger.Decode(f.Ledgers)
 	out := make(map[string][]ledger.Mirror)
-	for _, c := range book.Changes().Mirrors {
-		m := *c.Mirror
-		if !known {
-			m.VIPs = nil
+	for _, m := range stored.Mirrors {
+		if m.Released.IsZero() {
+			out[m.TrustDomain] = append(out[m.TrustDomain], m.Mirror)
 		}
-		out[c.TrustDomain] = append(out[c.TrustDomain], m)
 	}
 	return out, damages
 }

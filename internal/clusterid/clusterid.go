@@ -168,7 +168,7 @@ func (i *Identity) loadAuthorities(ctx context.Context, c client.Client, now tim
 	if err != nil {
 		return fmt.Errorf("parse Secret %v: %w", i.secretKey(issuerSecret), err)
 	}
-	if !roots.Honours(state) {
+	if !roots.Trusts(state) {
 		// A revocation of the root ended before it replaced the issuer. The stored
 		// issuer must not be used. The leader will store a successor under the next
 		// number; until then this replica signs with one that it keeps in memory.
@@ -193,7 +193,7 @@ func (i *Identity) loadRoots(ctx context.Context, c client.Client, now time.Time
 				if err != nil {
 					return nil, err
 				}
-				return rotation.FirstRoots(root).Marshal()
+				return rotation.NewRoots(root).Marshal()
 			}
 			var kubeSystem corev1.Namespace
 			err := c.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &kubeSystem)

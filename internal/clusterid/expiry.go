@@ -67,7 +67,7 @@ func (s *Snapshot) Expiries() []Expiry {
 		newExpiry(RootCertificate, "", s.Root(), manualWarning),
 		newExpiry(IssuerCertificate, "", s.Issuer(), automaticWarning),
 	}
-	if len(s.roots.Current.Way()) > 0 {
+	if len(s.roots.Current.Intermediates()) > 0 {
 		out = append(out, newExpiry(AnchorCertificate, "", s.Anchor(), manualWarning))
 	}
 	return out

@@ -31,7 +31,7 @@ func importRoot(ctx context.Context, c client.Reader, namespace, name string,
 	if err != nil {
 		return nil, fmt.Errorf("read the CA Secret %v: %w", key, err)
 	}
-	root, err := identity.BringRoot(s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey],
+	root, err := identity.ImportRoot(s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey],
 		s.Data[corev1.ServiceAccountRootCAKey], now)
 	if err != nil {
 		return nil, fmt.Errorf("the CA Secret %v cannot be this cluster's root: %w", key, err)
@@ -43,23 +43,23 @@ func importRoot(ctx context.Context, c client.Reader, namespace, name string,
 // cannot be used, fault says why and the source offers the newest root that is known, so
 // that nothing changes.
 func (r *Rotator) rootSource(ctx context.Context, now time.Time,
-	have rotation.Roots) (from rotation.Source, fault error) {
+	have rotation.Roots) (from rotation.RootSource, fault error) {
 	o, trustDomain := r.c.Identity.options, r.c.Identity.trustDomain
-	from.Make = func() (*identity.Root, error) { return identity.NewRoot(trustDomain, now) }
+	from.Generate = func() (*identity.Root, error) { return identity.NewRoot(trustDomain, now) }
 	if o.CASecret == "" {
 		return from, nil
 	}
-	from.Name = o.Namespace + "/" + o.CASecret
-	from.Brought, fault = importRoot(ctx, r.c.Client, o.Namespace, o.CASecret, now)
-	if fault == nil && from.Brought.TrustDomain() != trustDomain {
+	from.SecretName = o.Namespace + "/" + o.CASecret
+	from.External, fault = importRoot(ctx, r.c.Client, o.Namespace, o.CASecret, now)
+	if fault == nil && from.External.TrustDomain() != trustDomain {
 		fault = fmt.Errorf("the CA Secret %s holds a root of trust domain %s, but this cluster's trust domain "+
 			"is %s and cannot change: set the certificate's URI to spiffe://%s",
-			from.Name, from.Brought.TrustDomain(), trustDomain, trustDomain)
+			from.SecretName, from.External.TrustDomain(), trustDomain, trustDomain)
 	}
 	if fault != nil {
-		from.Brought = have.Current
+		from.External = have.Current
 		if have.Next != nil {
-			from.Brought = have.Next
+			from.External = have.Next
 		}
 	}
 	return from, fault

@@ -38,7 +38,7 @@ func (i *Identity) Publish(ctx context.Context, c client.Client, gateways []stri
 		clusterinfo.KeyLinkPublicKey: base64.StdEncoding.EncodeToString(i.linkKey.Public()),
 		clusterinfo.KeyGateways:      strings.Join(gateways, ","),
 	}
-	if i.options.CASecret != "" && len(root.Way()) > 0 {
+	if i.options.CASecret != "" && len(root.Intermediates()) > 0 {
 		want[clusterinfo.KeyCASecret] = i.options.CASecret
 	}
 	key := client.ObjectKey{Namespace: i.options.Namespace, Name: clusterinfo.IdentityConfigMap}

@@ -76,12 +76,12 @@ func TestRootRotation(t *testing.T) {
 	if after, err := follower.id.Credential(); err != nil || after == before {
 		t.Errorf("a controller keeps the certificate that the old root signed: %v", err)
 	}
-	if p := progress(t, a); p.Deadline == nil || p.Request != "a" || !p.Root.Leaving {
+	if p := progress(t, a); p.Deadline == nil || p.Request != "a" || !p.Root.Retiring {
 		t.Errorf("the issuer must be rotated after the root: %+v", p)
 	}
 	acknowledged["east"] = 3
 	both(2)
-	if p := progress(t, a); p.Deadline != nil || p.Root.Until == nil {
+	if p := progress(t, a); p.Deadline != nil || p.Root.RetiringUntil == nil {
 		t.Errorf("progress after the issuer was rotated: %+v", p)
 	}
 	if err := leader.id.Publish(t.Context(), a, nil); err != nil {
@@ -94,7 +94,7 @@ func TestRootRotation(t *testing.T) {
 	}
 	both(48 * time.Hour)
 	both(48 * time.Hour)
-	if p := progress(t, a); p.Root.Leaving || p.Listed != 1 {
+	if p := progress(t, a); p.Root.Retiring || p.Listed != 1 {
 		t.Errorf("the old root must have been retired: %+v", p)
 	}
 	for _, id := range []*Identity{leader.id, follower.id, newReplica(t, a, false, nil).id} {
@@ -137,7 +137,7 @@ func TestRootRevocation(t *testing.T) {
 		t.Error("an issuer of the revoked root is listed")
 	}
 	leader.step(t, now)
-	if p := progress(t, a); p.Request != "a" || p.Root.Request != "a" || p.Root.Leaving || p.Number != 2 {
+	if p := progress(t, a); p.Request != "a" || p.Root.Request != "a" || p.Root.Retiring || p.Number != 2 {
 		t.Errorf("progress at the end: %+v", p)
 	}
 }
@@ -190,7 +190,7 @@ func crashAndContinue(t *testing.T, asked string, lost bool, at int) {
 		}
 	}
 	have := leader.id.Issuers()
-	if have.Root().Equal(old) || have.roots.Former != nil || len(have.Certificates()) != 1 || !have.roots.Honours(have.state) {
+	if have.Root().Equal(old) || have.roots.Retired != nil || len(have.Certificates()) != 1 || !have.roots.Trusts(have.state) {
 		t.Errorf("the rotation does not end: generation %d, %d issuers", have.RootGeneration(), len(have.Certificates()))
 	}
 	if progress(t, a).Request != "a" {

@@ -105,7 +105,7 @@ func (r *Rotator) Step(ctx context.Context, now time.Time) (time.Duration, error
 	leader := r.c.IsLeader()
 	// A leader that cannot write still adopts a valid state. Only a state that needs the
 	// leader's own write to become valid has to wait for it.
-	if !leader || stored.roots.Honours(stored.state) {
+	if !leader || stored.roots.Trusts(stored.state) {
 		if err := r.adopt(stored); err != nil {
 			return 0, err
 		}
@@ -206,7 +206,7 @@ func (r *Rotator) adopt(s *storedState) error {
 		return nil
 	}
 	id := r.c.Identity
-	if !s.roots.Honours(s.state) {
+	if !s.roots.Trusts(s.state) {
 		return fmt.Errorf("Secret %v still holds issuers of a revoked root: "+
 			"waiting for the leader to replace them", id.secretKey(issuerSecret))
 	}
@@ -244,7 +244,7 @@ func (r *Rotator) decide(ctx context.Context, now time.Time, s *storedState) err
 	if err := r.adopt(s); err != nil {
 		return err
 	}
-	progress := rotation.Tell(s.state, s.roots, acknowledged, errors.Join(requestFault, rootFault)).String()
+	progress := rotation.ProgressOf(s.state, s.roots, acknowledged, errors.Join(requestFault, rootFault)).String()
 	if cm.Annotations[rotation.ProgressAnnotation] == progress {
 		return nil
 	}
@@ -274,7 +274,7 @@ func (r *Rotator) decideRoots(ctx context.Context, now time.Time, s *storedState
 	}
 	s.roots = next
 	r.c.Log.Info("root rotation advanced", "generation", next.Generation, "announced", next.Next != nil,
-		"retired", next.Former != nil, "revoked", next.Disowned)
+		"retired", next.Retired != nil, "revoked", next.RetiredRevoked)
 	return caFault, nil
 }
 

@@ -241,7 +241,7 @@ func TestRotatorKeepsIssuerOnFaults(t *testing.T) {
 
 func TestUnacknowledged(t *testing.T) {
 	since := time.Now()
-	s := &Snapshot{state: rotation.State{Needed: 3, Since: since}}
+	s := &Snapshot{state: rotation.State{CurrentNumber: 3, Since: since}}
 	for name, c := range map[string]struct {
 		why          string
 		acknowledged uint64

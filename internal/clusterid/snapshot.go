@@ -49,11 +49,11 @@ const unacknowledgedPatience = time.Minute
 // if the peer last acknowledged an older one. Otherwise, and while acknowledged is 0
 // because the peer has acknowledged nothing to this replica, it returns 0.
 func (s *Snapshot) Unacknowledged(acknowledged uint64, now time.Time) uint64 {
-	if acknowledged == 0 || acknowledged >= s.state.Needed ||
+	if acknowledged == 0 || acknowledged >= s.state.CurrentNumber ||
 		now.Before(s.state.Since.Add(unacknowledgedPatience)) {
 		return 0
 	}
-	return s.state.Needed
+	return s.state.CurrentNumber
 }
 
 // adopt puts roots and issuers in force. It signs the list again only if its content
@@ -66,7 +66,7 @@ func (i *Identity) adopt(roots rotation.Roots, state rotation.State) error {
 		slices.EqualFunc(old.state.Listed(), listed, (*x509.Certificate).Equal) {
 		next.signedList, next.certificates = old.signedList, old.certificates
 	} else {
-		signed, err := roots.Current.SignIssuerList(state.Number, listed, roots.Crosses()...)
+		signed, err := roots.Current.SignIssuerList(state.Number, listed, roots.CrossCertificates()...)
 		if err != nil {
 			return fmt.Errorf("sign the list of issuers: %w", err)
 		}

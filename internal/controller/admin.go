@@ -89,7 +89,6 @@ func (a *admin) answer(ctx context.Context) (check.Answer, error) {
 	}
 	out := check.Answer{
 		Version:    a.o.Version,
-		VIPCIDRs:   a.o.VIPCIDRs,
 		AgeSeconds: a.reconciler.freshness.Current().Age.Seconds(),
 		Agents:     agentsOf(reports),
 	}
