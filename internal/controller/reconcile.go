@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -397,11 +398,15 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 			dirty[name] = true
 		}
 	}
+	judge := r.first || b.ledgerListed // the ledger may have peers without a Link
 	for k, o := range b.links {
+		if !sameLink(r.links.links[k.Name], o) {
+			dirty[k.Name], judge = true, true
+		}
 		setOrDelete(r.links.links, k.Name, o)
-		dirty[k.Name] = true
+		p.statusOf(k.Name)
 	}
-	if len(b.links) > 0 || r.first || b.ledgerListed { // the ledger may have peers without a Link
+	if judge {
 		r.judgeLinks(dirty, now, p)
 	}
 	p.dueAt(nextDay(now))
@@ -433,6 +438,15 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 		r.controllersDirty = false
 		r.nodes.setControllers(r.top, r.links.inForce(), r.openInvites, now, p)
 	}
+}
+
+// sameLink reports whether a Link says the same as before. Its status does not count.
+// Every Link's own status writes come back as changes, and judging all Links for each
+// would cost their square.
+func sameLink(old, next *v1alpha1.Link) bool {
+	return old != nil && next != nil && old.UID == next.UID &&
+		(old.DeletionTimestamp == nil) == (next.DeletionTimestamp == nil) &&
+		equality.Semantic.DeepEqual(old.Spec, next.Spec)
 }
 
 // planTrust decides what this replica has to write of what it learned of a peer.
