@@ -42,8 +42,13 @@ func (s Shape) check() error {
 func (s Shape) pods(i int) []netip.Prefix { return s.both(podCIDR(i), podCIDR6(i)) }
 
 // allPods and services return the ranges of all pods, and of Services.
-func (s Shape) allPods() []netip.Prefix  { return s.both(prefix(PodRange), prefix(PodRange6)) }
-func (s Shape) services() []netip.Prefix { return s.both(prefix(ServiceRange), prefix(ServiceRange6)) }
+func (s Shape) allPods() []netip.Prefix { return s.both(prefix(PodRange), prefix(PodRange6)) }
+func (s Shape) services() []netip.Prefix {
+	if s.Large {
+		return s.both(prefix(largeServiceRange), prefix(ServiceRange6))
+	}
+	return s.both(prefix(ServiceRange), prefix(ServiceRange6))
+}
 
 // node returns the addresses of the i-th node, each with its network's length.
 func (s Shape) node(i int) []netip.Prefix {

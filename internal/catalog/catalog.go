@@ -84,6 +84,7 @@ func (e Export) Service(route func(name, protocol string) uint32) Service {
 	ports := make([]Port, 0, len(e.Ports)+len(e.OtherPorts))
 	for _, p := range e.Ports {
 		if p.Route = route(p.Name, p.Protocol); p.Route != 0 {
+			p.Isolated = e.isolates(p.Port)
 			ports = append(ports, p)
 		}
 	}
@@ -105,6 +106,14 @@ func (e Export) Service(route func(name, protocol string) uint32) Service {
 		Labels:                 e.Labels,
 		Annotations:            e.Annotations,
 	}
+}
+
+// isolates reports whether NetworkPolicies isolate a port at some endpoint, and no
+// ExportPolicy selects the Service.
+func (e *Export) isolates(port uint16) bool {
+	return len(e.Policies) == 0 && slices.ContainsFunc(e.Endpoints, func(ep Endpoint) bool {
+		return slices.Contains(ep.Isolated, port)
+	})
 }
 
 // equal reports whether e and o are the same decision.

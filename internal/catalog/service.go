@@ -92,6 +92,9 @@ type Port struct {
 	AppProtocol string
 	// Route is the route id at the exporting cluster's gateway; 0 if the port has none.
 	Route uint32
+	// Isolated reports that NetworkPolicies of the exporting cluster isolate the port and
+	// no ExportPolicy names callers, so that calls are refused.
+	Isolated bool
 }
 
 // Carried reports whether connections to p can cross a Link.

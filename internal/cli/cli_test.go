@@ -148,6 +148,9 @@ func made(kube string, funcs interceptor.Funcs, objects ...client.Object) cluste
 // prepared returns a new cluster of that name.
 func prepared(t *testing.T, name string) cluster {
 	t.Helper()
+	if name == "stored-ledger" {
+		return storedLedger(t)
+	}
 	for _, m := range []map[string]func() cluster{clusters, linkClusters, mirrorClusters, livingClusters, inviteClusters} {
 		if f, ok := m[name]; ok {
 			return f()

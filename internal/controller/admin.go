@@ -90,7 +90,6 @@ func (a *admin) answer(ctx context.Context) (check.Answer, error) {
 	}
 	out := check.Answer{
 		Version:    a.o.Version,
-		VIPCIDRs:   a.o.VIPCIDRs,
 		AgeSeconds: a.reconciler.freshness.Current().Age.Seconds(),
 		Agents:     agentsOf(reports),
 	}
@@ -147,8 +146,11 @@ func (r *reconciler) describePeers() []check.Peer {
 			}
 		}
 		if l := r.imports.links[name]; l != nil {
-			for source := range l.wants {
-				p.Wants = append(p.Wants, strings.TrimSuffix(source.Namespace+"/"+source.Service+"/"+source.Hostname, "/"))
+			p.WantNames = make(map[string]string, len(l.wants))
+			for source, want := range l.wants {
+				key := strings.TrimSuffix(source.Namespace+"/"+source.Service+"/"+source.Hostname, "/")
+				p.Wants = append(p.Wants, key)
+				p.WantNames[key] = want.MirrorNamespace + "/" + want.MirrorName
 			}
 			slices.Sort(p.Wants)
 		}

@@ -27,6 +27,8 @@ type exporter struct {
 	index *catalog.Index
 	book  *ledger.Book
 	rows  *rowTable
+	// hasAgent reports whether a node has an agent: the others have no node stream.
+	hasAgent func(node string) bool
 
 	members map[catalog.Key]*ledger.Member // of the stored export list
 	// missing are members whose Service this replica's caches do not hold yet. The
@@ -45,15 +47,16 @@ type exporter struct {
 	waiting map[string]time.Time
 }
 
-// storeTimeout is how long a Link's catalog waits for the export list to hold everything
-// that the Link admits. Some exports never get in, such as those beyond a cap.
-const storeTimeout = 10 * time.Second
+// storeTimeout is how long the catalog of a new Link waits for the export list to hold
+// everything that the Link admits. Some exports never get in, such as those beyond a cap.
+const storeTimeout = time.Minute
 
-func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable) *exporter {
+func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable, hasAgent func(node string) bool) *exporter {
 	return &exporter{
 		index:    index,
 		book:     book,
 		rows:     rows,
+		hasAgent: hasAgent,
 		members:  make(map[catalog.Key]*ledger.Member),
 		missing:  make(map[catalog.Key]bool),
 		nodes:    make(map[catalog.Key][]string),
@@ -107,8 +110,9 @@ func (x *exporter) count(m *ledger.Member, sign int) {
 }
 
 // readyLinks returns the Links in force whose catalogs are complete. A peer that is sent
-// a catalog before the export list holds all of it would delete mirrors.
-func (x *exporter) readyLinks(inForce []string, now time.Time, p *plan) []string {
+// a catalog before the export list holds all of it would delete mirrors. first: it is the
+// first pass, in which a Link that has members is complete, whatever else it will get.
+func (x *exporter) readyLinks(inForce []string, first bool, now time.Time, p *plan) []string {
 	out := make([]string, 0, len(inForce))
 	waiting := make(map[string]time.Time)
 	ready := make(map[string]bool, len(inForce))
@@ -117,7 +121,8 @@ func (x *exporter) readyLinks(inForce []string, now time.Time, p *plan) []string
 		if !waits {
 			since = now
 		}
-		if !x.ready[name] && x.counts[name] < x.index.Exported(name) && now.Before(since.Add(storeTimeout)) {
+		old := first && x.counts[name] > 0
+		if !x.ready[name] && !old && x.counts[name] < x.index.Exported(name) && now.Before(since.Add(storeTimeout)) {
 			waiting[name] = since
 			p.dueAt(since.Add(storeTimeout))
 			continue
@@ -187,14 +192,18 @@ func (x *exporter) emitNodes(k catalog.Key, e *catalog.Export, p *plan) {
 				x.byNode[node] = make(map[catalog.Key]bool)
 			}
 			x.byNode[node][k] = true
-			p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: resource})
+			if x.hasAgent(node) {
+				p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: resource})
+			}
 		}
 	}
 	for _, node := range x.nodes[k] {
 		if slices.Contains(nodes, node) {
 			continue
 		}
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: "export/" + k.String()})
+		if x.hasAgent(node) {
+			p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: nodestream.ExportKey(k.Namespace, k.Name)})
+		}
 		if delete(x.byNode[node], k); len(x.byNode[node]) == 0 {
 			delete(x.byNode, node)
 		}
@@ -247,6 +256,6 @@ func (t *rowTable) put(row *nodewire.Resource, p *plan) {
 func (t *rowTable) remove(id uint32, p *plan) {
 	if t.last[id] != nil {
 		delete(t.last, id)
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Removed: routeKey(id)})
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Removed: nodestream.RouteKey(id)})
 	}
 }

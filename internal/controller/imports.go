@@ -31,6 +31,9 @@ type importer struct {
 	namespaces mirror.Namespaces
 	links      map[string]*importLink // Links in force, by name
 	byDomain   map[string]*importLink
+	// former are Links that were in force last, by the peer's trust domain. What they asked
+	// the ledger for stands until the next Link's catalog is whole.
+	former map[string]*importLink
 	// frozen: the range of virtual IPs overlaps this cluster's own addresses, so no
 	// new mirror is allocated.
 	frozen bool
@@ -43,7 +46,8 @@ type importLink struct {
 	link     *v1alpha1.Link
 	standby  *v1alpha1.Link // takes over when link is deleted; may be nil
 	peer     link.Peer
-	domain   string // the peer's trust domain
+	domain   string    // the peer's trust domain
+	since    time.Time // when it came into force
 	rules    *mirror.Rules
 	fault    *catalog.Problem                // of the rules; nil: none
 	services map[catalog.Key]catalog.Service // the peer's catalog, as far as it was applied
@@ -64,7 +68,7 @@ type importLink struct {
 func newImporter(own string, book *ledger.Book) *importer {
 	return &importer{
 		own: own, book: book, namespaces: make(mirror.Namespaces),
-		links: make(map[string]*importLink), byDomain: make(map[string]*importLink),
+		links: make(map[string]*importLink), byDomain: make(map[string]*importLink), former: make(map[string]*importLink),
 		entries: make(map[string]map[ledger.Source]*ledger.Mirror),
 	}
 }
@@ -89,8 +93,9 @@ func (m *importer) removeLink(name string, p *plan) {
 	l := m.links[name]
 	delete(m.links, name)
 	delete(m.byDomain, l.domain)
+	m.former[l.domain] = l
 	for _, key := range l.placed {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: frontendKey(key)})
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: nodestream.FrontendKey(key.Namespace, key.Name)})
 	}
 	p.links = append(p.links, linkChange{name: name})
 	p.statusOf(name)
@@ -108,6 +113,7 @@ func (m *importer) removePeers(links map[string]*v1alpha1.Link, now time.Time) {
 	for _, domain := range m.book.Peers() {
 		if !named[domain] {
 			m.book.RemovePeer(domain, now)
+			delete(m.former, domain)
 		}
 	}
 }
@@ -119,7 +125,11 @@ func (m *importer) setLink(obj, standby *v1alpha1.Link, peer link.Peer, now time
 			peer: peer, domain: peer.TrustDomain, services: make(map[catalog.Key]catalog.Service),
 			sources: make(map[catalog.Key][]ledger.Source), wants: make(map[ledger.Source]ledger.MirrorWant),
 			placed: make(map[ledger.Source]catalog.Key), problems: make(map[catalog.Key]catalog.Problem),
-			left: make(map[catalog.Key][]catalog.Problem),
+			left: make(map[catalog.Key][]catalog.Problem), since: now,
+		}
+		if former := m.former[l.domain]; former != nil {
+			l.sources, l.wants = former.sources, former.wants
+			delete(m.former, l.domain)
 		}
 		m.links[obj.Name], m.byDomain[peer.TrustDomain] = l, l
 	} else if l.link.Generation == obj.Generation && sameStandby(l.standby, standby) {
@@ -199,6 +209,11 @@ func (m *importer) applyCatalog(name string, c peering.CatalogChange, now time.T
 	}
 	if c.Complete && !l.whole {
 		l.whole = true
+		for key := range l.sources {
+			if _, ok := l.services[key]; !ok { // wanted by the Link that was in force before
+				m.decideAndEmit(l, key, now, p)
+			}
+		}
 		m.settle(l, now)
 		p.links = append(p.links, l.change())
 	}
@@ -259,6 +274,9 @@ func (m *importer) decide(l *importLink, key catalog.Key, now time.Time) {
 	if s, ok := l.services[key]; ok {
 		wants, problem = l.rules.Wants(s, m.namespaces)
 	}
+	if problem == nil {
+		problem = isolated(key, l.services[key])
+	}
 	if problem != nil {
 		l.problems[key] = *problem
 	} else {
@@ -288,6 +306,16 @@ func (m *importer) decide(l *importLink, key catalog.Key, now time.Time) {
 	}
 }
 
+// isolated is the problem of a Service that the peer's NetworkPolicies keep calls from;
+// nil: it has none.
+func isolated(key catalog.Key, s catalog.Service) *catalog.Problem {
+	if !slices.ContainsFunc(s.Ports, func(p catalog.Port) bool { return p.Isolated }) {
+		return nil
+	}
+	return &catalog.Problem{Service: key.String(), Reason: catalog.NetworkPolicyIsolates, Message: "NetworkPolicies in the peer's cluster isolate the Service, " +
+		"so calls to it are refused: ask there for an ExportPolicy that names the callers"}
+}
+
 // unplace withdraws the mirror of one source, if the ledger has stored another name for
 // it, or none.
 func (m *importer) unplace(l *importLink, source ledger.Source, p *plan) {
@@ -296,7 +324,7 @@ func (m *importer) unplace(l *importLink, source ledger.Source, p *plan) {
 	if !placed || stored != nil && before == mirrorKey(stored) {
 		return
 	}
-	p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: frontendKey(before)})
+	p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: nodestream.FrontendKey(before.Namespace, before.Name)})
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, before, nil})
 	delete(l.placed, source)
 }
@@ -330,9 +358,6 @@ func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, after, w})
 	p.statusOf(l.link.Name)
 }
-
-// frontendKey is the key of the frontend of a mirror.
-func frontendKey(k catalog.Key) string { return "frontend/" + k.String() }
 
 // withContent returns entry with the content that the peer's catalog has now: the
 // stored copy may lag behind, because its writes are rationed.

@@ -54,6 +54,7 @@ type leader struct {
 type statusTask struct {
 	*task
 	limit *rate.Limiter
+	due   time.Time // when the newest of the changes is written at the latest
 }
 
 // How often a Link's status is written: a peer that changes all the time must not make
@@ -61,6 +62,9 @@ type statusTask struct {
 const (
 	statusBurst = 10
 	statusPause = 2 * time.Second
+	// statusDelay is how long a change waits for another one that reverses it: a new
+	// leader must not report mirrors as pending that only have to be looked at.
+	statusDelay = 250 * time.Millisecond
 )
 
 // start begins to lead. The mirror writer runs from now on, and the ledger is read live,
@@ -152,7 +156,8 @@ func (l *eventLimits) allow(e event, now time.Time) bool {
 	return limit.AllowN(now, 1)
 }
 
-// applyMirrors tells the mirror writer what a plan decided.
+// applyMirrors tells the mirror writer what a plan decided. A catalog is complete only
+// once the writer has all wants of the plan: it deletes what is not wanted then.
 func (l *leader) applyMirrors(p *plan) {
 	for _, c := range p.links {
 		if c.link == nil {
@@ -160,10 +165,23 @@ func (l *leader) applyMirrors(p *plan) {
 			continue
 		}
 		l.writer.SetLink(c.link, c.standby)
-		l.writer.SetComplete(c.name, c.complete)
 	}
-	for _, m := range p.mirrors {
-		l.writer.Set(m.link, m.key, m.want)
+	// A headless mirror and those of its named pods go in one call, or the list would
+	// shrink for a moment.
+	wants := make(map[string]map[catalog.Key]*mirror.Want)
+	for _, m := range p.mirrors { // of several changes of a mirror the last one counts
+		if wants[m.link] == nil {
+			wants[m.link] = make(map[catalog.Key]*mirror.Want)
+		}
+		wants[m.link][m.key] = m.want
+	}
+	for link, all := range wants {
+		l.writer.SetAll(link, all)
+	}
+	for _, c := range p.links {
+		if c.link != nil {
+			l.writer.SetComplete(c.name, c.complete)
+		}
 	}
 }
 
@@ -181,8 +199,17 @@ type statusJob struct {
 func (l *leader) writeStatus(ctx context.Context, name string, j statusJob) {
 	t := l.statuses[name]
 	if t == nil {
-		t = &statusTask{l.tasks.start(ctx, l.log.With("link", name)), rate.NewLimiter(rate.Every(statusPause), statusBurst)}
+		t = &statusTask{
+			task:  l.tasks.start(ctx, l.log.With("link", name)),
+			limit: rate.NewLimiter(rate.Every(statusPause), statusBurst),
+		}
 		l.statuses[name] = t
+	}
+	if now := time.Now(); now.After(t.due) {
+		t.due = now.Add(statusDelay)
+	}
+	if j.due.Before(t.due) {
+		j.due = t.due
 	}
 	t.set(func(ctx context.Context, _ int) (time.Duration, error) {
 		if wait := time.Until(j.due); wait > 0 && len(j.link.Status.Conditions) > 0 {

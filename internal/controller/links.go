@@ -131,7 +131,7 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 func (s *linkState) emit(name string, namespaces mirror.Namespaces, p *plan) {
 	r, ok := s.resolved[name]
 	if !ok {
-		key := "link/" + name
+		key := nodestream.LinkKey(name)
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: key}, nodestream.Change{Scope: nodestream.Gateways, Removed: key})
 		return
 	}

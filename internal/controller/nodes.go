@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -45,6 +44,9 @@ func newNodeViews(o Options, id *clusterid.Identity, rows *rowTable) *nodeViews 
 	return v
 }
 
+// hasAgent reports whether a node has an agent, ready or not.
+func (v *nodeViews) hasAgent(node string) bool { return v.nodes[node] }
+
 // cluster is this cluster with the issuers in force.
 func (v *nodeViews) cluster() view.Cluster {
 	return view.Cluster{
@@ -85,7 +87,7 @@ func (v *nodeViews) removePod(k catalog.Key, old *corev1.Pod, p *plan) {
 		delete(v.byNode, node)
 	}
 	if v.nodes[node] {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: "pod/" + string(old.UID)})
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: nodestream.PodKey(string(old.UID))})
 	}
 }
 
@@ -120,7 +122,7 @@ func (v *nodeViews) setTopology(t *topology, exports func(node string) []*nodewi
 func (v *nodeViews) setUpstreams(t *topology, p *plan) {
 	c, after := v.cluster(), make(map[string]bool, len(t.agents)+len(t.controllers))
 	add := func(resource *nodewire.Resource) {
-		after["upstream/"+resource.GetUpstream().GetName()] = true
+		after[nodestream.UpstreamKey(resource.GetUpstream().GetName())] = true
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Resource: resource})
 	}
 	for node, host := range t.agents {
@@ -175,6 +177,3 @@ func (v *nodeViews) setIdentity(p *plan) {
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: c.ForAgent(node)})
 	}
 }
-
-// routeKey is the key of a row.
-func routeKey(id uint32) string { return fmt.Sprintf("route/%d", id) }

@@ -350,6 +350,7 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 	index := catalog.NewIndex(catalog.Config{TrustDomain: p.identity.TrustDomain(), Namespace: p.o.Namespace})
 	book := ledger.NewBook(p.ranges, newEpoch)
 	rows := &rowTable{last: make(map[uint32]*nodewire.Route)}
+	nodes := newNodeViews(p.o, p.identity, rows)
 	r := &reconciler{
 		o:              p.o,
 		identity:       p.identity,
@@ -363,9 +364,9 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 		index:          index,
 		book:           book,
 		links:          newLinkState(p.identity, p.log),
-		exports:        newExporter(index, book, rows),
+		exports:        newExporter(index, book, rows, nodes.hasAgent),
 		imports:        newImporter(p.o.Namespace, book),
-		nodes:          newNodeViews(p.o, p.identity, rows),
+		nodes:          nodes,
 		components:     newComponents(p.o.Namespace),
 		overlaps:       newOverlaps(p.ranges),
 		listed:         newListedAddresses(p.ranges),

@@ -93,11 +93,13 @@ type reconciler struct {
 	lastPass         time.Time
 	reviewDue        time.Time
 	warnings         clusterid.ExpiryWarnings
-	replayed         bool                 // the mirror writer of this leader knows everything
-	trustDue         map[string]time.Time // when to decide about a PeerTrust again
-	snapshots        map[string]*peering.Snapshot
-	sweep            sweeper
-	expiries         atomic.Pointer[[]clusterid.Expiry]
+	// replayed: the mirror writer was given everything. Before the ledger is read live it is
+	// given nothing, because it would delete mirrors whose entries the cache lacks.
+	replayed  bool
+	trustDue  map[string]time.Time // when to decide about a PeerTrust again
+	snapshots map[string]*peering.Snapshot
+	sweep     sweeper
+	expiries  atomic.Pointer[[]clusterid.Expiry]
 }
 
 // run makes a pass whenever something has changed, until ctx ends.
@@ -158,7 +160,8 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 		r.exports.decide(c, now, p)
 		r.reportExport(c, p)
 	}
-	if r.first {
+	first := r.first
+	if first {
 		r.first = false
 		r.book.ExportsComplete(now) // the caches were complete before the first pass
 	}
@@ -171,7 +174,7 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	r.imports.stored(changes.Mirrors, p)
 	r.exports.stored(changes.Exports, now, p)
 	r.exports.announce(p)
-	p.readyLinks = r.exports.readyLinks(r.links.inForce(), now, p)
+	p.readyLinks = r.exports.readyLinks(r.links.inForce(), first, now, p)
 	if r.leading.Load() && r.leader.ledgerRead {
 		p.writes = r.book.Writes(now)
 	}
@@ -393,11 +396,11 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 			dirty[name] = true
 		}
 	}
-	if len(b.links) > 0 {
-		for k, o := range b.links {
-			setOrDelete(r.links.links, k.Name, o)
-			dirty[k.Name] = true
-		}
+	for k, o := range b.links {
+		setOrDelete(r.links.links, k.Name, o)
+		dirty[k.Name] = true
+	}
+	if len(b.links) > 0 || r.first || b.ledgerListed { // the ledger may have peers without a Link
 		r.judgeLinks(dirty, now, p)
 	}
 	p.dueAt(nextDay(now))
@@ -525,7 +528,7 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 	if problem := r.overlaps.problem(); (problem != nil) != r.imports.frozen {
 		r.imports.freeze(problem != nil, now, p)
 	}
-	if r.leading.Load() && !r.replayed {
+	if r.leading.Load() && r.leader.ledgerRead && !r.replayed {
 		r.replayed = true
 		r.imports.replay(p)
 		p.housekeeping = true
@@ -534,6 +537,9 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 		}
 	}
 	for name, l := range r.imports.links {
+		if l.since.Equal(now) {
+			continue // its streams begin after this pass: what there is came from another peer
+		}
 		if !b.peers[name] && (l.recheck.IsZero() || now.Before(l.recheck)) {
 			p.dueAt(l.recheck)
 			continue
@@ -553,13 +559,24 @@ func (r *reconciler) reportExport(c catalog.Change, p *plan) {
 	}
 	r.exports.reported[c.Key] = c.Problems
 	for _, problem := range c.Problems {
-		if slices.Contains(before, problem) {
+		if slices.Contains(before, problem) || r.first && r.isReported(problem) {
 			continue
 		}
 		if about := r.exporterOf(c.Key, problem.Reason); about != nil {
 			p.events = append(p.events, event{about: about, owner: c.Key.Namespace, reason: problem.Reason, action: "Exporting", message: problem.Message})
 		}
 	}
+}
+
+// isReported reports whether a Link's status has a problem, so that an earlier leader
+// emitted its Event.
+func (r *reconciler) isReported(problem catalog.Problem) bool {
+	for _, l := range r.links.links {
+		if slices.Contains(l.Status.Problems, problem) {
+			return true
+		}
+	}
+	return false
 }
 
 // apply carries a plan out. It returns without waiting for the API server.
@@ -593,13 +610,18 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 	for _, w := range p.writes {
 		l.store(ctx, w)
 	}
-	l.applyMirrors(p)
+	if r.replayed {
+		l.applyMirrors(p)
+	}
 	l.emit(p.events, time.Now())
 	if p.housekeeping {
 		l.keep(r.chores())
 		l.joiner.Set(ctx, sortedObjects(r.joins))
 	}
 	l.forgetLinks(r.links.links)
+	if !r.replayed {
+		return // the mirrors that stand are not known yet
+	}
 	for name := range p.status {
 		if obj := r.links.links[name]; obj != nil && obj.DeletionTimestamp == nil {
 			l.writeStatus(ctx, name, r.statusJob(obj, time.Now()))

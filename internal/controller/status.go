@@ -11,6 +11,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
 // statusJob collects what one Link's status shall say.
@@ -41,6 +42,8 @@ func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 			s.MergeReports(o, resolved.peer, r.links.trusts[name], r.o.PodName, r.readyReplicas())
 		}
 		j.due = s.ReportAt
+	} else if inForce {
+		j.due = now.Add(peering.LossGrace) // its streams begin after this pass
 	}
 	written := r.leader.writer.Status(name)
 	o.Standing, o.Pending, o.Blocked = written.Mirrors, written.Pending, written.Blocked
@@ -52,6 +55,11 @@ func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 		o.Pending += r.imports.pending(imported)
 	}
 	o.Problems = slices.Concat(r.imports.problemsOf(name), written.Problems, j.exported, r.manyServices(name))
+	if l.Spec.Export != nil {
+		for _, p := range r.book.ExportProblems() {
+			o.Problems = append(o.Problems, p.ServiceProblem)
+		}
+	}
 	if problem := r.overlaps.problem(); problem != nil {
 		o.Problems = append(o.Problems, *problem)
 	}

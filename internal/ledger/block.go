@@ -85,7 +85,10 @@ func (bl *block) assign(domain string) {
 	}
 	if domain != "" {
 		p := bl.book.peer(domain)
-		i, _ := slices.BinarySearchFunc(p.blocks, bl.number, func(o *block, n int) int { return o.number - n })
+		i, _ := slices.BinarySearchFunc(p.blocks, bl.number, func(o *block,
+			n int) int {
+			return o.number - n
+		})
 		p.blocks = slices.Insert(p.blocks, i, bl)
 		bl.peer = p
 	}
@@ -236,7 +239,8 @@ type blockData struct {
 
 // decodeBlock reads a block's data. have are its entries as known before: those whose JSON
 // has not changed are not decoded again.
-func decodeBlock(o *v1alpha1.Ledger, have *[maxBlockSize]*record) (out [maxBlockSize]*record, hold int64, problems []Problem, err error) {
+func decodeBlock(o *v1alpha1.Ledger, have *[maxBlockSize]*record) (out [maxBlockSize]*record, hold int64,
+	problems []Problem, err error) {
 	var data blockData
 	if !printable(o.Owner, maxName) {
 		return out, 0, nil, fmt.Errorf("decode: the owner is not valid")
@@ -260,13 +264,14 @@ func decodeBlock(o *v1alpha1.Ledger, have *[maxBlockSize]*record) (out [maxBlock
 		r := known[string(raw)]
 		if r == nil {
 			r = new(record)
-			if json.Unmarshal(raw, r) != nil || !r.valid() || len(r.seal().raw) > maxEntry {
+			if json.Unmarshal(raw, r) != nil || !r.seal().storable() {
 				problems = append(problems, damaged(o.Name, "an entry is not valid"))
 				continue
 			}
 		}
 		if other := out[r.Slot]; other != nil {
-			problems = append(problems, problem(r.source().String(), Duplicate, "Ledger "+o.Name+": the entry claims the address of "+other.source().String()))
+			problems = append(problems, problem(r.source().String(), Duplicate,
+				"Ledger "+o.Name+": the entry claims the address of "+other.source().String()))
 			continue
 		}
 		out[r.Slot] = r
@@ -387,7 +392,8 @@ func (bl *block) merge(slot int, theirs *record) (problems []Problem) {
 	}
 	for _, at := range p.at[theirs.source()] {
 		if r := at.committed(); at != (place{bl, slot}) && r.live() && r.source() == theirs.source() {
-			problems = append(problems, problem(theirs.source().String(), Duplicate, "the ledger has two entries of the Service: the older stays"))
+			problems = append(problems, problem(theirs.source().String(), Duplicate,
+				"the ledger has two entries of the Service: the older stays"))
 		}
 	}
 	return problems
@@ -420,304 +426,5 @@ func (bl *block) loadApplied(o *v1alpha1.Ledger) {
 func (bl *block) startHold(now time.Time) {
 	if bl.held {
 		bl.held, bl.hold = false, seconds(now.Add(ReuseDelay))
-	}
-}
-
-// What a block has to write.
-const (
-	nothing = iota
-	content
-	allocation
-)
-
-// due tells what is to be written.
-func (bl *block) due() int {
-	switch {
-	case bl.peer == nil:
-		if bl.overwrite {
-			return allocation
-		}
-		return nothing
-	case bl.freeing || bl.overwrite || bl.allocations > 0:
-		return allocation
-	case len(bl.dirty) > 0 || bl.wantApplied() != bl.applied:
-		return content
-	}
-	return nothing
-}
-
-// wantApplied is the applied version that the block should say.
-func (bl *block) wantApplied() v1alpha1.LedgerApplied {
-	if bl.peer != nil && bl.peer.first() == bl {
-		return bl.peer.applied
-	}
-	return v1alpha1.LedgerApplied{}
-}
-
-// allotted reports whether the stored directory or the block itself says that it belongs
-// to its peer.
-func (bl *block) allotted() bool {
-	return bl.peer == nil || bl.owner == bl.peer.domain || bl.book.directory.committed[bl.number] == bl.peer.domain
-}
-
-// blockDue is when a dirty block can be written; the zero time: not before something happens.
-func (b *Book) blockDue(bl *block, now time.Time) time.Time {
-	if !b.writing || bl.inFlight != nil || bl.conflicted || !bl.allotted() {
-		return time.Time{}
-	}
-	t := bl.retryAt
-	if bl.peer != nil {
-		switch bl.due() {
-		case nothing:
-			return time.Time{}
-		case content:
-			if n := bl.peer.content.next(); n.After(t) {
-				t = n
-			}
-		}
-		if n := bl.peer.allocation.next(); n.After(t) {
-			t = n
-		}
-	}
-	if !t.After(now) {
-		return time.Time{}
-	}
-	return t
-}
-
-// blockWrite returns the block as it is to be written now.
-func (b *Book) blockWrite(bl *block, now time.Time) (Write, bool) {
-	due := bl.due()
-	if due == nothing {
-		delete(b.dirtyBlocks, bl)
-		return Write{}, false
-	}
-	if !bl.ready(now) || !bl.allotted() {
-		return Write{}, false
-	}
-	if p := bl.peer; p != nil {
-		if p.allocation.next().After(now) || due == content && !p.content.take(now) {
-			return Write{}, false
-		}
-		p.allocation.take(now)
-	}
-	o := &v1alpha1.Ledger{Block: int32(bl.number), Generation: bl.next(now)}
-	if bl.peer != nil && !bl.freeing {
-		o.Owner = bl.peer.domain
-		if a := bl.wantApplied(); a != (v1alpha1.LedgerApplied{}) {
-			o.Applied = &a
-		}
-	}
-	for _, r := range bl.pending {
-		if r.live() {
-			o.Entries++
-		}
-	}
-	bl.startHold(now)
-	o.Data = bl.encode()
-	sent := bl.pending
-	bl.sent = &sent
-	return bl.begin(o), true
-}
-
-func (b *Book) blockDone(bl *block, w Write, stored *v1alpha1.Ledger, err error, now time.Time) {
-	b.dirtyBlocks[bl] = struct{}{}
-	if !bl.finish(w, stored, err, now) {
-		return
-	}
-	bl.owner = w.Object.Owner
-	moved := bl.owner != "" && bl.domain() != bl.owner
-	if moved {
-		// Another leader's directory has given the block away during the write. The
-		// block's own object is right.
-		b.directory.set(bl.number, bl.owner)
-		bl.assign(bl.owner)
-	}
-	if bl.peer == nil {
-		return
-	}
-	for slot, r := range bl.sent {
-		if bl.commit(slot, r); moved {
-			bl.set(slot, r)
-		}
-		bl.restore(slot)
-	}
-	bl.sent = nil
-	bl.applied = v1alpha1.LedgerApplied{}
-	if w.Object.Applied != nil {
-		bl.applied = *w.Object.Applied
-	}
-	if bl.freeing && bl.owner == "" {
-		b.freeBlock(bl)
-	}
-}
-
-// returnBlocks frees the blocks of peers that have no Link, once no caller can use their
-// addresses any more.
-func (b *Book) returnBlocks(now time.Time) {
-	for _, p := range b.peers {
-		if !p.gone || len(p.blocks) == 0 || now.Before(p.returnAt) {
-			continue
-		}
-		p.returnAt = now.Add(time.Hour) // for blocks whose addresses are listed
-		for _, bl := range slices.Clone(p.blocks) {
-			if !bl.freeing && bl.inFlight == nil {
-				b.returnBlock(bl, now)
-			}
-		}
-		b.dropPeer(p)
-	}
-}
-
-func (b *Book) returnBlock(bl *block, now time.Time) {
-	p := bl.peer
-	for slot, r := range bl.pending {
-		if !r.same(bl.committed[slot]) {
-			return
-		}
-		if r == nil {
-			continue
-		}
-		if !reusable(r.Released, now) {
-			if t := time.Unix(r.Released, 0).Add(ReuseDelay); r.Released != 0 && t.Before(p.returnAt) {
-				p.returnAt = t
-			}
-			return
-		}
-		if b.heldBack(bl.slotNumber(slot), r.Released, now) {
-			return
-		}
-	}
-	if bl.owner == "" {
-		// No object says that it is the peer's, so the directory alone is to be written.
-		b.freeBlock(bl)
-		return
-	}
-	bl.freeing = true
-	for slot := range bl.pending {
-		bl.set(slot, nil)
-	}
-	b.dirtyBlocks[bl] = struct{}{}
-}
-
-// freeBlock removes the owner of a block. Peers that wait for an address try again.
-func (b *Book) freeBlock(bl *block) {
-	p := bl.peer
-	b.directory.set(bl.number, "")
-	bl.assign("")
-	b.freeAddresses()
-	b.dropPeer(p)
-}
-
-func (b *Book) freeAddresses() {
-	for _, p := range b.peers {
-		p.free(waitKey{kind: waitVIP}, waitKey{kind: waitShare})
-	}
-}
-
-// undoAllotments frees blocks that this Book allotted without storing that, and for which
-// there is no use any more.
-func (b *Book) undoAllotments() {
-	for n := range b.directory.differ {
-		if bl := b.blocks[n]; bl != nil && bl.peer != nil && bl.owner == "" && bl.bytes == 0 && b.directory.committed[n] == "" {
-			b.freeBlock(bl)
-		}
-	}
-}
-
-// heldBack reports whether slices keep the addresses of a slot from being reused.
-func (b *Book) heldBack(number int, released int64, now time.Time) bool {
-	for _, r := range b.space.ranges {
-		a, ok := address(r, number)
-		if !ok {
-			continue
-		}
-		by := b.listed[a]
-		if by.Causeway || by.Other != "" && !reusable(released+int64(ReuseDelay/time.Second), now) {
-			return true
-		}
-	}
-	return false
-}
-
-// listedProblems are released addresses of a peer that foreign slices list.
-func (b *Book) listedProblems(p *peer) []Problem {
-	var out []Problem
-	for a, slice := range b.foreign {
-		n, ok := b.space.number(a)
-		if !ok {
-			continue
-		}
-		bl := b.blocks[n/b.space.size]
-		if bl == nil || bl.peer != p {
-			continue
-		}
-		if r := bl.pending[n%b.space.size]; r != nil && r.Released != 0 {
-			out = append(out, problem(slice, VIPListed, fmt.Sprintf(
-				"the EndpointSlice lists virtual IP %v, whose mirror %v is gone: delete the slice", a, r.name())))
-		}
-	}
-	slices.SortFunc(out, compareProblems)
-	return out[:min(len(out), maxListedProblems)]
-}
-
-const maxListedProblems = 8
-
-// Writes returns the objects to be stored now. It returns no object again before Done has
-// been told of it. Only the leader calls it.
-func (b *Book) Writes(now time.Time) []Write {
-	if !b.writing {
-		b.begin()
-	}
-	b.settle(now)
-	b.returnBlocks(now)
-	b.undoAllotments()
-	var out []Write
-	if w, ok := b.directoryWrite(now); ok {
-		out = append(out, w)
-	}
-	if !b.directory.known {
-		return out
-	}
-	dirty := make([]*block, 0, len(b.dirtyBlocks))
-	for bl := range b.dirtyBlocks {
-		dirty = append(dirty, bl)
-	}
-	slices.SortFunc(dirty, func(x, y *block) int { return x.number - y.number })
-	for _, bl := range dirty {
-		if w, ok := b.blockWrite(bl, now); ok {
-			out = append(out, w)
-		}
-	}
-	if w, ok := b.exports.write(b, now); ok {
-		out = append(out, w)
-	}
-	return out
-}
-
-// begin makes this process the one that decides. All that was loaded is planned.
-func (b *Book) begin() {
-	b.writing = true
-	for _, p := range b.peers {
-		for s := range p.at {
-			p.markDirty(s)
-		}
-		for s := range p.wants {
-			p.markDirty(s)
-		}
-	}
-}
-
-// Done takes the outcome of a Write: the object as the API server returned it, or the error.
-func (b *Book) Done(w Write, stored *v1alpha1.Ledger, err error, now time.Time) {
-	switch kind, n := parseName(w.Object.Name); kind {
-	case kindDirectory:
-		b.directoryDone(w, stored, err, now)
-	case kindMirrors:
-		if bl := b.blocks[n]; bl != nil {
-			b.blockDone(bl, w, stored, err, now)
-		}
-	case kindExports:
-		b.exports.done(n, w, stored, err, now)
 	}
 }

@@ -16,6 +16,9 @@ const (
 	maxEntries = maxRaw - 2<<10
 	// maxEntry bounds the JSON of one entry.
 	maxEntry = 4 << 10
+	// entryReserve is room for what an entry may get later: the time of an absence, and a
+	// slot of more digits.
+	entryReserve = 64
 	// maxDecompressed bounds what a stored object may decompress to.
 	maxDecompressed = 2 << 20
 	// maxData bounds what is decompressed at all.

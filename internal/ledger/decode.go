@@ -84,7 +84,8 @@ func Decode(objects []v1alpha1.Ledger) (Contents, []Problem) {
 			strings.Compare(x.Object, y.Object), cmp.Compare(x.Slot, y.Slot))
 	})
 	slices.SortFunc(c.Exports, func(x, y StoredExport) int {
-		return cmp.Or(x.Key.compare(y.Key), strings.Compare(x.Object, y.Object), x.Released.Compare(y.Released))
+		return cmp.Or(x.Key.compare(y.Key), strings.Compare(x.Object, y.Object),
+			x.Released.Compare(y.Released))
 	})
 	slices.SortFunc(problems, compareProblems)
 	return c, problems

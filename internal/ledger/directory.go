@@ -83,7 +83,8 @@ func decodeDirectory(o *v1alpha1.Ledger) (owners map[int]string, data directoryD
 	owners = make(map[int]string)
 	for _, r := range data.Runs {
 		first, count, owner := r[0], r[1], r[2]
-		if first < 0 || count < 1 || first >= maxBlocks || count > maxBlocks-first || owner < 0 || owner >= len(data.Owners) {
+		if first < 0 || count < 1 || first >= maxBlocks || count > maxBlocks-first || owner < 0 ||
+			owner >= len(data.Owners) {
 			return nil, data, fmt.Errorf("decode: a run of blocks is not valid")
 		}
 		for n := first; n < first+count; n++ {
@@ -99,7 +100,8 @@ func (d *directory) encode(s space) directoryData {
 	data.Owners = slices.Compact(slices.Sorted(maps.Values(d.pending)))
 	for _, n := range slices.Sorted(maps.Keys(d.pending)) {
 		owner, _ := slices.BinarySearch(data.Owners, d.pending[n])
-		if last := len(data.Runs) - 1; last >= 0 && data.Runs[last][2] == owner && data.Runs[last][0]+data.Runs[last][1] == n {
+		if last := len(data.Runs) - 1; last >= 0 && data.Runs[last][2] == owner &&
+			data.Runs[last][0]+data.Runs[last][1] == n {
 			data.Runs[last][1]++
 			continue
 		}
@@ -195,7 +197,8 @@ func (b *Book) commitDirectory(owners map[int]string) {
 // directoryWrite returns the directory as it is to be written.
 func (b *Book) directoryWrite(now time.Time) (Write, bool) {
 	d := &b.directory
-	needed := d.meta.ResourceVersion == "" || d.overwrite || len(d.differ) > 0 || !slices.Equal(d.ranges, rangeStrings(b.space))
+	needed := d.meta.ResourceVersion == "" || d.overwrite || len(d.differ) > 0 || !slices.Equal(d.ranges,
+		rangeStrings(b.space))
 	if !needed || !d.ready(now) {
 		return Write{}, false
 	}

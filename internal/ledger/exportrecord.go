@@ -36,12 +36,12 @@ type exportRecord struct {
 	// Released is when it was exported last; 0: it is.
 	Released int64        `json:"r,omitempty"`
 	Ports    []exportPort `json:"p,omitempty"` // sorted by Offset
-	// Links are those that the Service crosses, sorted. They are stored as Set.
-	Links []string `json:"k,omitempty"`
-	// Set is the index of the set of Links, plus 1.
+	// Set is the index of the set of Links, plus 1. Only stored entries have it.
 	Set int `json:"l,omitempty"`
+	// Links are those that the Service crosses, sorted.
+	Links []string `json:"-"`
 
-	raw  []byte // the JSON of it, with Links and without Set
+	raw  []byte // the JSON of it, without Set
 	cost int    // bytes that it may take of the object
 }
 
@@ -70,9 +70,6 @@ func (r *exportRecord) seal() *exportRecord {
 	r.raw = marshal(r)
 	const released, set = len(`"r":4294967295,`), len(`"l":999,`)
 	r.cost = len(r.raw) + (1+len(r.Ports))*released + set
-	for _, l := range r.Links {
-		r.cost -= len(l) + len(`"",`)
-	}
 	return r
 }
 
@@ -80,7 +77,7 @@ func (r *exportRecord) same(o *exportRecord) bool {
 	if r == nil || o == nil {
 		return r == o
 	}
-	return bytes.Equal(r.raw, o.raw)
+	return bytes.Equal(r.raw, o.raw) && slices.Equal(r.Links, o.Links)
 }
 
 // release is the entry of a Service that is not exported any more.
@@ -95,14 +92,16 @@ func (r *exportRecord) release(now int64) *exportRecord {
 }
 
 func (r *exportRecord) valid() bool {
-	if r.Slot < 0 || r.Slot >= maxExports || r.Namespace == "" || r.Service == "" || len(r.Ports) > maxExportPorts ||
-		!printable(r.Namespace, maxName) || !printable(r.Service, maxName) || min(r.Since, r.Released) < 0 || max(r.Since, r.Released) > maxSeconds {
+	if r.Slot < 0 || r.Slot >= maxExports || r.Namespace == "" || r.Service == "" ||
+		len(r.Ports) > maxExportPorts || !printable(r.Namespace, maxName) || !printable(r.Service, maxName) ||
+		min(r.Since, r.Released) < 0 || max(r.Since, r.Released) > maxSeconds {
 		return false
 	}
 	names, last := make(map[[2]string]bool), -1
 	for _, p := range r.Ports {
 		k := [2]string{p.Name, p.Protocol}
-		if p.Offset <= last || p.Offset >= routesPerObject || names[k] || p.Released < 0 || p.Released > maxSeconds ||
+		if p.Offset <= last || p.Offset >= routesPerObject || names[k] || p.Released < 0 ||
+			p.Released > maxSeconds ||
 			!printable(p.Name, maxName) || !printable(p.Protocol, 16) {
 			return false
 		}
@@ -128,7 +127,8 @@ func routeID(object, offset int) uint32 {
 
 // newExportRecord is the entry of w. had is its entry so far; nil: none. take gives an
 // unused offset. left are the ports for which there is no room.
-func newExportRecord(w *ExportWant, had *exportRecord, slot int, since int64, take func() (int, bool), now time.Time) (r *exportRecord, left []ExportPort) {
+func newExportRecord(w *ExportWant, had *exportRecord, slot int, since int64, take func() (int, bool),
+	now time.Time) (r *exportRecord, left []ExportPort) {
 	r = &exportRecord{Slot: slot, Namespace: w.Namespace, Service: w.Service, Since: since, Links: w.Links}
 	wanted := make(map[ExportPort]bool, len(w.Ports))
 	for _, p := range w.Ports {
@@ -163,7 +163,8 @@ func newExportRecord(w *ExportWant, had *exportRecord, slot int, since int64, ta
 			left = append(left, p)
 			continue
 		}
-		r.Ports = append(r.Ports, exportPort{Name: p.Name, Protocol: shortProtocol(p.Protocol), Offset: offset})
+		r.Ports = append(r.Ports, exportPort{Name: p.Name, Protocol: shortProtocol(p.Protocol),
+			Offset: offset})
 	}
 	slices.SortFunc(r.Ports, func(x, y exportPort) int { return cmp.Compare(x.Offset, y.Offset) })
 	return r.seal(), left
@@ -194,12 +195,14 @@ type exportData struct {
 }
 
 // decodeExports reads an exports object.
-func decodeExports(o *v1alpha1.Ledger) (out [maxExports]*exportRecord, data exportData, problems []Problem, err error) {
+func decodeExports(o *v1alpha1.Ledger) (out [maxExports]*exportRecord, data exportData, problems []Problem,
+	err error) {
 	if err := unpack(o.Data, &data); err != nil {
 		return out, data, nil, err
 	}
 	if len(data.Entries) > maxExports || len(data.Sets) > maxExports || len(data.Links) > maxLinks ||
-		data.Cursor < 0 || data.Cursor > routesPerObject || data.Hold < 0 || data.Hold > maxSeconds || !printable(o.Epoch, 64) {
+		data.Cursor < 0 || data.Cursor > routesPerObject || data.Hold < 0 || data.Hold > maxSeconds ||
+		!printable(o.Epoch, 64) {
 		return out, data, nil, fmt.Errorf("decode: a number is out of range")
 	}
 	for _, l := range data.Links {
@@ -218,13 +221,14 @@ func decodeExports(o *v1alpha1.Ledger) (out [maxExports]*exportRecord, data expo
 	routes := make(map[int]bool)
 	for _, raw := range data.Entries {
 		r := new(exportRecord)
-		if json.Unmarshal(raw, r) != nil || !r.valid() || len(r.Links) > 0 || r.Set < 0 || r.Set > len(sets) {
+		if json.Unmarshal(raw, r) != nil || !r.valid() || r.Set < 0 || r.Set > len(sets) {
 			problems = append(problems, damaged(o.Name, "an entry is not valid"))
 			continue
 		}
 		claimed := slices.ContainsFunc(r.Ports, func(p exportPort) bool { return routes[p.Offset] })
 		if out[r.Slot] != nil || claimed {
-			problems = append(problems, problem(r.key().String(), Duplicate, "Ledger "+o.Name+": the entry claims what another entry has"))
+			problems = append(problems, problem(r.key().String(), Duplicate,
+				"Ledger "+o.Name+": the entry claims what another entry has"))
 			continue
 		}
 		for _, p := range r.Ports {
@@ -241,40 +245,48 @@ func decodeExports(o *v1alpha1.Ledger) (out [maxExports]*exportRecord, data expo
 // encodeExports returns the data of entries.
 func encodeExports(entries *[maxExports]*exportRecord, cursor int, hold int64) ([]byte, error) {
 	data := exportData{Cursor: cursor, Hold: hold}
-	names := make(map[string]struct{})
-	for _, r := range entries {
-		if r != nil {
-			for _, l := range r.Links {
-				names[l] = struct{}{}
-			}
-		}
-	}
-	for l := range names {
-		data.Links = append(data.Links, l)
-	}
-	slices.Sort(data.Links)
+	var lists [][]string // the different sets
 	sets := make(map[string]int)
+	known := make(map[*string]int) // sets by their first element, which many entries share
+	setOf := func(links []string) int {
+		if len(links) == 0 {
+			return 0
+		}
+		if n := known[&links[0]]; n > 0 && len(lists[n-1]) == len(links) {
+			return n
+		}
+		k := strings.Join(links, ",")
+		n := sets[k]
+		if n == 0 {
+			lists = append(lists, links)
+			n = len(lists)
+			sets[k] = n
+		}
+		known[&links[0]] = n
+		return n
+	}
 	for _, r := range entries {
 		if r == nil {
 			continue
 		}
-		out := *r
-		out.Links = nil
-		if len(r.Links) > 0 {
-			bits := make([]byte, (len(data.Links)+7)/8)
-			for _, l := range r.Links {
-				j, _ := slices.BinarySearch(data.Links, l)
-				bits[j/8] |= 1 << (j % 8)
-			}
-			set, known := sets[string(bits)]
-			if !known {
-				data.Sets = append(data.Sets, bits)
-				set = len(data.Sets)
-				sets[string(bits)] = set
-			}
-			out.Set = set
+		raw := r.raw
+		if n := setOf(r.Links); n > 0 {
+			raw = fmt.Appendf(slices.Clone(raw[:len(raw)-1]), `,"l":%d}`, n)
 		}
-		data.Entries = append(data.Entries, marshal(out))
+		data.Entries = append(data.Entries, raw)
+	}
+	for _, l := range lists {
+		data.Links = append(data.Links, l...)
+	}
+	slices.Sort(data.Links)
+	data.Links = slices.Compact(data.Links)
+	for _, l := range lists {
+		bits := make([]byte, (len(data.Links)+7)/8)
+		for _, name := range l {
+			j, _ := slices.BinarySearch(data.Links, name)
+			bits[j/8] |= 1 << (j % 8)
+		}
+		data.Sets = append(data.Sets, bits)
 	}
 	raw := marshal(data)
 	if len(raw) > maxRaw || len(data.Links) > maxLinks {

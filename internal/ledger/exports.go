@@ -65,6 +65,7 @@ type exports struct {
 	waits    map[ExportKey]struct{}
 	freed    map[string]struct{} // namespaces whose waiting Services may try again
 	problems map[ExportKey]Problem
+	links    map[string][]string // see intern
 	batch    uint64
 
 	// committed is the generation of the export list, and highest the last that was sent.
@@ -116,6 +117,7 @@ func newExports() exports {
 		waits:        make(map[ExportKey]struct{}),
 		freed:        make(map[string]struct{}),
 		problems:     make(map[ExportKey]Problem),
+		links:        make(map[string][]string),
 		budget:       allocationBudget(),
 	}
 }
@@ -143,12 +145,28 @@ func (b *Book) Export(w ExportWant, now time.Time) {
 	if !slices.IsSorted(w.Links) {
 		w.Links = slices.Sorted(slices.Values(w.Links))
 	}
+	w.Links = e.intern(w.Links)
 	if old := e.wants[k]; old != nil && slices.Equal(old.Links, w.Links) && slices.Equal(old.Ports, w.Ports) {
 		return
 	}
 	e.wants[k] = &w
 	e.markDirty(k)
 }
+
+// intern returns a list of Links that exports with the same Links share.
+func (e *exports) intern(links []string) []string {
+	k := strings.Join(links, ",")
+	if l, known := e.links[k]; known {
+		return l
+	}
+	if len(e.links) >= maxInterned {
+		clear(e.links)
+	}
+	e.links[k] = links
+	return links
+}
+
+const maxInterned = 4096
 
 // Unexport says that a Service is not exported any more.
 func (b *Book) Unexport(k ExportKey, now time.Time) {
@@ -291,8 +309,10 @@ func (e *exports) relist(at exportPlace, old *exportRecord) {
 func oldestExport(places []exportPlace, of func(exportPlace) *exportRecord) exportPlace {
 	return slices.MinFunc(places, func(x, y exportPlace) int {
 		return cmp.Or(
-			compareBool(of(x) == x.pending() && !x.committed().live(), of(y) == y.pending() && !y.committed().live()),
-			cmp.Compare(of(x).Since, of(y).Since), cmp.Compare(x.object.number, y.object.number), cmp.Compare(x.slot, y.slot))
+			compareBool(of(x) == x.pending() && !x.committed().live(), of(y) == y.pending() &&
+				!y.committed().live()),
+			cmp.Compare(of(x).Since, of(y).Since), cmp.Compare(x.object.number, y.object.number),
+			cmp.Compare(x.slot, y.slot))
 	})
 }
 
@@ -452,7 +472,8 @@ func (e *exports) admit(k ExportKey, w *ExportWant, now time.Time) {
 	var had exportPlace
 	for _, at := range e.at[k] {
 		r := at.pending()
-		if r != nil && !r.live() && r.key() == k && (had.object == nil || r.Released > had.pending().Released) {
+		if r != nil && !r.live() && r.key() == k && (had.object == nil ||
+			r.Released > had.pending().Released) {
 			had = at
 		}
 	}
@@ -465,7 +486,10 @@ func (e *exports) admit(k ExportKey, w *ExportWant, now time.Time) {
 		return
 	}
 	// What the entry takes is known without its offsets.
-	trial, _ := newExportRecord(w, nil, maxExports-1, since, func() (int, bool) { return routesPerObject - 1, true }, now)
+	trial, _ := newExportRecord(w, nil, maxExports-1, since, func() (int,
+		bool) {
+		return routesPerObject - 1, true
+	}, now)
 	at, ok := e.allot(trial.size(), now)
 	if !ok {
 		e.note(k, "no route id is left: unexport something and wait a day")
@@ -489,7 +513,8 @@ func (e *exports) update(at exportPlace, w *ExportWant, since int64, now time.Ti
 		r, left = newExportRecord(w, had, at.slot, since, func() (int, bool) { return 0, false }, now)
 	}
 	if len(left) > 0 {
-		e.note(k, fmt.Sprintf("the Service has had too many ports within a day, so %d are not exported until old ones are forgotten", len(left)))
+		e.note(k,
+			fmt.Sprintf("the Service has had too many ports within a day, so %d are not exported until old ones are forgotten", len(left)))
 	}
 	x.set(at.slot, r)
 }
@@ -497,7 +522,8 @@ func (e *exports) update(at exportPlace, w *ExportWant, since int64, now time.Ti
 // offsets are those that entries of x have.
 func (x *exportObject) offsets() map[int]bool {
 	used := make(map[int]bool)
-	for _, entries := range [...]*[maxExports]*exportRecord{&x.pending, &x.committed, cmp.Or(x.sent, &x.pending)} {
+	for _, entries := range [...]*[maxExports]*exportRecord{&x.pending, &x.committed, cmp.Or(x.sent,
+		&x.pending)} {
 		for _, r := range entries {
 			if r != nil {
 				for _, p := range r.Ports {
@@ -538,7 +564,8 @@ func (e *exports) allot(need int, now time.Time) (exportPlace, bool) {
 	slices.Sort(numbers)
 	for _, n := range numbers {
 		x := e.objects[n]
-		if x.startHold(now); x.hold > now.Unix() || x.filled == maxExports || x.bytes+need > maxExportEntries {
+		if x.startHold(now); x.hold > now.Unix() || x.filled == maxExports ||
+			x.bytes+need > maxExportEntries {
 			continue
 		}
 		for slot, r := range x.pending {
@@ -551,7 +578,8 @@ func (e *exports) allot(need int, now time.Time) (exportPlace, bool) {
 	for _, n := range numbers {
 		x := e.objects[n]
 		for slot, r := range x.pending {
-			if r != nil && reusable(r.Released, now) && x.open(slot) && x.bytes-r.size()+need <= maxExportEntries &&
+			if r != nil && reusable(r.Released, now) && x.open(slot) &&
+				x.bytes-r.size()+need <= maxExportEntries &&
 				(longest.object == nil || r.Released < longest.pending().Released) {
 				longest = exportPlace{x, slot}
 			}
@@ -626,7 +654,8 @@ func (b *Book) loadExports(n int, o *v1alpha1.Ledger) []Problem {
 		}
 		e.markDirty(theirs.key())
 		if theirs.live() && len(e.places(theirs.key(), exportPlace.committed)) > 1 {
-			problems = append(problems, problem(theirs.key().String(), Duplicate, "the ledger has two entries of the Service: the older stays"))
+			problems = append(problems, problem(theirs.key().String(), Duplicate,
+				"the ledger has two entries of the Service: the older stays"))
 		}
 	}
 	if foreign {

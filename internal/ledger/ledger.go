@@ -87,7 +87,8 @@ const (
 
 // Reasons is the closed list of reasons, sorted.
 var Reasons = []string{
-	ContentTooLarge, ExportCapReached, Damaged, Duplicate, WriteFailed, NameTaken, PortsExhausted, QuotaReached,
+	ContentTooLarge, ExportCapReached, Damaged, Duplicate, WriteFailed, NameTaken, PortsExhausted,
+	QuotaReached,
 	RoutesExhausted, VIPListed, VIPsExhausted,
 }
 
@@ -341,6 +342,9 @@ func (b *Book) Tick(now time.Time) (next time.Time) {
 // nextTick is the earliest time at which something becomes due.
 func (b *Book) nextTick(now time.Time) time.Time {
 	var next time.Time
+	if !b.writing {
+		return next
+	}
 	at := func(t time.Time) {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
@@ -452,7 +456,8 @@ func (b *Book) ExportProblems() []Problem {
 }
 
 func problem(service, reason, message string) Problem {
-	return Problem{ServiceProblem: v1alpha1.ServiceProblem{Service: service, Reason: reason, Message: message}}
+	return Problem{ServiceProblem: v1alpha1.ServiceProblem{Service: service, Reason: reason,
+		Message: message}}
 }
 
 func compareProblems(a, b Problem) int {

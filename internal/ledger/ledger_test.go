@@ -708,8 +708,26 @@ func TestContentIsBounded(t *testing.T) {
 			t.Fatalf("%s has no identity", k)
 		}
 	}
-	if n := newWorldOn(t, w.store, wide, w.now); len(n.Problems("east")) > 0 {
-		t.Errorf("what was stored is readable: %v", n.Problems("east"))
+	if problems := w.loadAll(newTestBook(wide)); len(problems) > 0 {
+		t.Errorf("what was stored is readable: %v", problems)
+	}
+}
+
+func TestNamesThatCannotBeStored(t *testing.T) {
+	w := newWorld(t, wide)
+	w.link("east", Quotas{})
+	escape := mirrorWant("bar", "\x1b[2J")
+	long := mirrorWant("foo")
+	for i := range 32 {
+		long.Ports = append(long.Ports, PortWant{Name: fmt.Sprint(i) + strings.Repeat("p", 200), Protocol: "TCP", Port: 80, Route: 1})
+	}
+	w.want("east", escape, long, mirrorWant("good", "http"))
+	w.sync()
+	if len(w.mirrors) != 1 || len(w.Problems("east")) != 2 {
+		t.Errorf("what would not be read again is not stored: %v, %v", w.vips(), w.Problems("east"))
+	}
+	if problems := w.loadAll(newTestBook(wide)); len(problems) > 0 {
+		t.Errorf("what is stored is readable: %v", problems)
 	}
 }
 

@@ -59,7 +59,8 @@ func compareAge(x, y place, of func(place) *record) int {
 		return -1
 	}
 	return cmp.Or(cmp.Compare(r.Since, s.Since), strings.Compare(x.block.domain(), y.block.domain()),
-		r.source().compare(s.source()), cmp.Compare(x.block.number, y.block.number), cmp.Compare(x.slot, y.slot))
+		r.source().compare(s.source()), cmp.Compare(x.block.number, y.block.number), cmp.Compare(x.slot,
+			y.slot))
 }
 
 // oldest returns the place whose entry is the oldest.
@@ -83,7 +84,8 @@ type deadline struct {
 func (d *deadlines) add(at time.Time, id sourceID) {
 	heap.Push(&d.heap, deadline{at, id})
 	if len(d.heap) > max(d.limit, minHeap) {
-		d.heap = slices.DeleteFunc(d.heap, func(x deadline) bool { return !x.peer.absentUntil(x.source).Equal(x.at) })
+		d.heap = slices.DeleteFunc(d.heap,
+			func(x deadline) bool { return !x.peer.absentUntil(x.source).Equal(x.at) })
 		heap.Init(&d.heap)
 		d.limit = 2 * len(d.heap)
 	}

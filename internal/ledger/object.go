@@ -44,7 +44,8 @@ func parseName(name string) (kind, n int) {
 
 // Write is one object to be stored: to be created if it has no resourceVersion, else to be
 // updated. The caller sets the namespace of an object to be created. It reports the outcome
-// to Done. After a conflict the Book waits until Load brings the newer object.
+// to Done, always. After a conflict the Book waits until Load brings the newer object,
+// from the watch or from a live read.
 type Write struct {
 	Object *v1alpha1.Ledger
 }
@@ -88,6 +89,7 @@ const (
 func (s *object) observe(o *v1alpha1.Ledger) int {
 	if have := s.meta.ResourceVersion; have != "" {
 		if have == o.ResourceVersion {
+			s.conflicted = false // a live read says so, or a retry will tell
 			return older
 		}
 		x, err := strconv.ParseUint(have, 10, 64)
@@ -97,6 +99,9 @@ func (s *object) observe(o *v1alpha1.Ledger) int {
 		}
 	}
 	s.meta, s.conflicted = *o.ObjectMeta.DeepCopy(), false
+	if s.failure == "" {
+		s.retryAt = time.Time{}
+	}
 	if s.known && o.Generation <= s.generation {
 		s.overwrite = true
 		return edited
@@ -155,7 +160,9 @@ func (s *object) finish(w Write, stored *v1alpha1.Ledger, err error, now time.Ti
 			s.forget()
 		}
 	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):
-		s.conflicted = s.meta.ResourceVersion == sent.ResourceVersion
+		if s.conflicted = s.meta.ResourceVersion == sent.ResourceVersion; s.conflicted {
+			s.retryAt = now.Add(firstRetry)
+		}
 	default:
 		s.fail(fmt.Sprintf("write Ledger %s: %.200s", s.name, err), now)
 	}
@@ -181,7 +188,9 @@ func (s *object) fail(why string, now time.Time) {
 }
 
 func writeFailed(name, why string) Problem {
-	return problem("", WriteFailed, fmt.Sprintf("Ledger %s cannot be stored, so nothing new that depends on it takes effect: %s", name, why))
+	return problem("", WriteFailed,
+		fmt.Sprintf("Ledger %s cannot be stored, so nothing new that depends on it takes effect: %s", name,
+			why))
 }
 
 // bucket is a token bucket. The zero value is full.

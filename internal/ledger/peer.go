@@ -272,7 +272,8 @@ func (b *Book) plan(p *peer, s Source, now time.Time) {
 		}
 		p.stopWaiting(s)
 		p.waitForName(s, w.name())
-		p.note(s, NameTaken, "the name is taken by the mirror of %v from %s, which is older: rename one of the two Services",
+		p.note(s, NameTaken,
+			"the name is taken by the mirror of %v from %s, which is older: rename one of the two Services",
 			holder.pending().source(), holder.block.domain())
 		return
 	}
@@ -429,6 +430,10 @@ func (p *peer) admit(s Source, w *MirrorWant, now time.Time) {
 		return
 	}
 	r, left, shortened := newRecord(w, nil, 0, seconds(now))
+	if !r.storable() {
+		p.note(s, ContentTooLarge, "the names of the Service or of its ports are not valid or too long")
+		return
+	}
 	at, k, ok := p.book.allot(p, r.size()+slotDigits, now)
 	if !ok {
 		p.wait(s, k)
@@ -468,10 +473,7 @@ func (p *peer) revive(at place, w *MirrorWant, now time.Time) bool {
 		had, since = c, c.Since // the release was never stored
 	}
 	r, left, shortened := newRecord(w, had, at.slot, since)
-	if len(left) > 0 {
-		return false
-	}
-	if !at.block.fits(at, r) {
+	if len(left) > 0 || !r.storable() || !at.block.fits(at, r) {
 		return false
 	}
 	at.block.set(at.slot, r)
@@ -492,7 +494,7 @@ func (p *peer) update(at place, w *MirrorWant, now time.Time) {
 	if len(left) > 0 {
 		// The indexes are used up: the mirror begins again at another address.
 		next, lost, short := newRecord(w, nil, 0, had.Since)
-		if to, _, ok := p.book.allot(p, next.size()+slotDigits, now); ok {
+		if to, _, ok := p.book.allot(p, next.size()+slotDigits, now); ok && next.storable() {
 			next.Slot = to.slot
 			at.release(now)
 			to.block.set(to.slot, next.seal())
@@ -508,13 +510,18 @@ func (p *peer) update(at place, w *MirrorWant, now time.Time) {
 func (p *peer) replace(at place, r *record) {
 	had := at.pending()
 	switch bare := r.bare(); {
+	case !r.storable():
+		p.note(r.source(), ContentTooLarge,
+			"the names of the Service's ports are not valid or too long: what was there before stays")
 	case at.block.fits(at, r):
 		at.block.set(at.slot, r)
 	case !r.sameAllocation(had) && at.block.fits(at, bare):
 		at.block.set(at.slot, bare)
-		p.note(r.source(), ContentTooLarge, "the peer's description does not fit the ledger's block: ports and names are taken, identities are not")
+		p.note(r.source(), ContentTooLarge,
+			"the peer's description does not fit the ledger's block: ports and names are taken, identities are not")
 	default:
-		p.note(r.source(), ContentTooLarge, "the peer's description does not fit the ledger's block: what was there before stays")
+		p.note(r.source(), ContentTooLarge,
+			"the peer's description does not fit the ledger's block: what was there before stays")
 	}
 }
 
@@ -533,10 +540,11 @@ func (b *Book) allot(p *peer, need int, now time.Time) (place, waitKey, bool) {
 		return place{}, waitKey{kind: waitShare}, false
 	}
 	for n := b.directory.firstFree(); n < b.space.blocks(); n++ {
-		if bl := b.blocks[n]; b.directory.pending[n] != "" || bl != nil && (bl.domain() != "" || bl.inFlight != nil) {
+		bl := b.blocks[n]
+		if b.directory.pending[n] != "" || bl != nil && (bl.domain() != "" || bl.inFlight != nil) {
 			continue
 		}
-		bl := b.block(n)
+		bl = b.block(n)
 		if slot, ok := bl.unused(need, now); ok {
 			b.directory.set(n, p.domain)
 			bl.assign(p.domain)
@@ -548,7 +556,8 @@ func (b *Book) allot(p *peer, need int, now time.Time) (place, waitKey, bool) {
 
 // unused returns the first slot that has no entry and that no slice lists.
 func (bl *block) unused(need int, now time.Time) (int, bool) {
-	if bl.startHold(now); bl.freeing || bl.filled == maxBlockSize || bl.bytes+need > maxEntries || bl.hold > now.Unix() {
+	if bl.startHold(now); bl.freeing || bl.filled == maxBlockSize || bl.bytes+need > maxEntries ||
+		bl.hold > now.Unix() {
 		return 0, false
 	}
 	fallback := -1
@@ -596,7 +605,8 @@ func (p *peer) reuse(need int, now time.Time) (place, bool) {
 		}
 		bl := r.block
 		n := bl.slotNumber(r.slot)
-		if bl.freeing || !bl.open(r.slot) || bl.bytes+need-e.size() > maxEntries || !p.book.space.usable(n) || p.book.heldBack(n, r.at, now) {
+		if bl.freeing || !bl.open(r.slot) || bl.bytes+need-e.size() > maxEntries ||
+			!p.book.space.usable(n) || p.book.heldBack(n, r.at, now) {
 			kept = append(kept, r)
 			continue
 		}
@@ -619,11 +629,14 @@ func (p *peer) note(s Source, reason, format string, args ...any) {
 
 func (p *peer) noteContent(s Source, left []PortWant, shortened bool) {
 	if len(left) > 0 {
-		p.note(s, PortsExhausted, "the mirror has had %d ports, so %d are left out: unexport the Service and export it again to renew it",
+		p.note(s, PortsExhausted,
+			"the mirror has had %d ports, so %d are left out: unexport the Service and export it again to renew it",
 			Listeners, len(left))
 	}
 	if shortened {
-		p.note(s, ContentTooLarge, "the peer's description exceeds %d bytes: application protocols and identities are left out", maxEntry)
+		p.note(s, ContentTooLarge,
+			"the peer's description exceeds %d bytes: application protocols and identities are left out",
+			maxEntry)
 	}
 }
 

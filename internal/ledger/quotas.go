@@ -49,7 +49,8 @@ type waitKey struct {
 }
 
 func (k waitKey) compare(o waitKey) int {
-	return cmp.Or(strings.Compare(k.kind, o.kind), strings.Compare(k.namespace, o.namespace), k.whole.compare(o.whole))
+	return cmp.Or(strings.Compare(k.kind, o.kind), strings.Compare(k.namespace, o.namespace),
+		k.whole.compare(o.whole))
 }
 
 // waiting is a heap of sources in the order of their arrival.
@@ -148,7 +149,8 @@ func (p *peer) uncount(at place, r *record) {
 		p.counts.add(r, -1)
 		p.book.names.remove(r.name(), at)
 		p.book.wake(r.name())
-		p.free(waitKey{kind: waitMirrors}, waitKey{kind: waitShare}, waitKey{kind: waitPerNamespace, namespace: r.name().namespace})
+		p.free(waitKey{kind: waitMirrors}, waitKey{kind: waitShare}, waitKey{kind: waitPerNamespace,
+			namespace: r.name().namespace})
 		if r.Hostname != "" {
 			p.free(waitKey{kind: waitHostnames, whole: r.source().whole()})
 		}

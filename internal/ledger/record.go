@@ -45,8 +45,10 @@ func (w *MirrorWant) Source() Source { return Source{w.Namespace, w.Service, w.H
 func (w *MirrorWant) name() nameKey { return nameKey{w.MirrorNamespace, w.MirrorName} }
 
 func (w *MirrorWant) equal(o *MirrorWant) bool {
-	return w.Source() == o.Source() && w.name() == o.name() && w.Headless == o.Headless && w.Named == o.Named &&
-		w.AffinitySeconds == o.AffinitySeconds && slices.Equal(w.Ports, o.Ports) && slices.Equal(w.Identities, o.Identities)
+	return w.Source() == o.Source() && w.name() == o.name() && w.Headless == o.Headless &&
+		w.Named == o.Named &&
+		w.AffinitySeconds == o.AffinitySeconds && slices.Equal(w.Ports, o.Ports) &&
+		slices.Equal(w.Identities, o.Identities)
 }
 
 // record is one entry of a block as it is stored. It is immutable once it is in a block.
@@ -129,7 +131,8 @@ func (r *record) sameAllocation(o *record) bool {
 	if r == nil || o == nil {
 		return r == o
 	}
-	return r.source() == o.source() && r.name() == o.name() && r.Since == o.Since && r.Released == o.Released &&
+	return r.source() == o.source() && r.name() == o.name() && r.Since == o.Since &&
+		r.Released == o.Released &&
 		slices.EqualFunc(r.Ports, o.Ports, func(x, y portRecord) bool {
 			return x.Index == y.Index && x.Name == y.Name && x.Protocol == y.Protocol
 		})
@@ -162,7 +165,8 @@ func tombstone(slot int, now int64) *record {
 // newRecord is the entry of w. had is the source's entry so far, of which it keeps the
 // indexes; nil: it has none. left are the ports that found no index, and shortened is
 // true if the peer's content did not fit.
-func newRecord(w *MirrorWant, had *record, slot int, since int64) (r *record, left []PortWant, shortened bool) {
+func newRecord(w *MirrorWant, had *record, slot int, since int64) (r *record, left []PortWant,
+	shortened bool) {
 	r = &record{
 		Slot:       slot,
 		Namespace:  w.Namespace,
@@ -204,7 +208,8 @@ func assignIndexes(have []portRecord, want []PortWant) (out []portRecord, left [
 	}
 	sorted := slices.Clone(want)
 	slices.SortFunc(sorted, func(x, y PortWant) int {
-		return cmp.Or(cmp.Compare(x.Port, y.Port), strings.Compare(x.Name, y.Name), strings.Compare(x.Protocol, y.Protocol))
+		return cmp.Or(cmp.Compare(x.Port, y.Port), strings.Compare(x.Name, y.Name),
+			strings.Compare(x.Protocol, y.Protocol))
 	})
 	for _, w := range sorted {
 		k := [2]string{w.Name, shortProtocol(w.Protocol)}
@@ -227,11 +232,11 @@ func assignIndexes(have []portRecord, want []PortWant) (out []portRecord, left [
 // shorten drops what a peer controls until the entry fits maxEntry: first appProtocols,
 // the longest first, then the last identities. It seals r.
 func (r *record) shorten() bool {
-	if r.seal(); len(r.raw) <= maxEntry {
+	if r.seal(); len(r.raw) <= maxEntry-entryReserve {
 		return false
 	}
-	for len(r.raw) > maxEntry {
-		over := len(r.raw) - maxEntry
+	for len(r.raw) > maxEntry-entryReserve {
+		over := len(r.raw) - (maxEntry - entryReserve)
 		longest := r.byAppProtocol()
 		for ; over > 0 && len(longest) > 0; longest = longest[1:] {
 			over -= len(longest[0].AppProtocol)
@@ -255,7 +260,10 @@ func (r *record) byAppProtocol() []*portRecord {
 			out = append(out, &r.Ports[i])
 		}
 	}
-	slices.SortStableFunc(out, func(x, y *portRecord) int { return cmp.Compare(len(y.AppProtocol), len(x.AppProtocol)) })
+	slices.SortStableFunc(out, func(x, y *portRecord) int {
+		return cmp.Compare(len(y.AppProtocol),
+			len(x.AppProtocol))
+	})
 	return out
 }
 
@@ -269,6 +277,9 @@ func (r *record) bare() *record {
 	return out.seal()
 }
 
+// storable reports whether r may be stored. Names that a catalog has checked always may.
+func (r *record) storable() bool { return len(r.raw) <= maxEntry && r.valid() }
+
 // valid reports whether a Book can have stored r.
 func (r *record) valid() bool {
 	if r.Slot < 0 || r.Slot >= maxBlockSize || r.Since < 0 || r.Released < 0 || r.Absent < 0 {
@@ -278,7 +289,8 @@ func (r *record) valid() bool {
 		return false
 	}
 	if r.Namespace == "" && r.Released != 0 {
-		return r.Service == "" && r.Hostname == "" && r.MirrorName == "" && len(r.Ports) == 0 && len(r.Accounts) == 0
+		return r.Service == "" && r.Hostname == "" && r.MirrorName == "" && len(r.Ports) == 0 &&
+			len(r.Accounts) == 0
 	}
 	if r.Namespace == "" || r.Service == "" || r.MirrorName == "" || len(r.Ports) > Listeners {
 		return false

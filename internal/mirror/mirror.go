@@ -168,7 +168,7 @@ type mirrorState struct {
 	place      int       // in queue.delayed
 
 	// What the last worker found.
-	visited  bool // there was one
+	visited  bool // there was one for this want
 	standing bool // the Service stands and is ours
 	pending  bool // something is still to be written
 	blocked  bool // something cannot be written, for which there is a problem
@@ -316,12 +316,11 @@ func (w *Writer) set(l *linkState, k catalog.Key, want *Want) {
 		m = w.add(l, k)
 	}
 	if m.want.sameMirror(want) {
-		m.want = want
 		return
 	}
 	l.account(m, -1)
 	w.leaveGroup(m)
-	m.want, m.pending = want, want != nil
+	m.want, m.pending, m.visited = want, want != nil, false
 	w.joinGroup(m)
 	l.account(m, +1)
 	w.enqueue(m)

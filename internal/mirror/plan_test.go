@@ -17,7 +17,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
-	ledger "github.com/causeway-mesh/causeway/internal/ledger/legacy"
+	"github.com/causeway-mesh/causeway/internal/ledger"
 )
 
 func eastLink() *v1alpha1.Link {

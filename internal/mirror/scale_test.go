@@ -261,6 +261,9 @@ func TestManyLinks(t *testing.T) {
 			}
 			w.RemoveLink("east")
 			time.Sleep(time.Minute)
+			synctest.Wait()
+			w.mu.Lock()
+			defer w.mu.Unlock()
 			if m.writes.Load() != writes || len(w.byName) > 0 || len(w.links) > 0 || len(w.queue.delayed) > 0 || len(w.unreported) > 0 {
 				t.Errorf("a removed Link leaves nothing behind: %d names, %d delayed", len(w.byName), len(w.queue.delayed))
 			}

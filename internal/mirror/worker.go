@@ -168,7 +168,7 @@ func (w *Writer) finish(ctx context.Context, j *job, out outcome, err error) {
 	}
 	if err != nil {
 		if out.decided {
-			w.visit(m, out.ready, m.address)
+			w.visit(j, out.ready, m.address)
 		}
 		w.retry(ctx, m, err, now)
 		return
@@ -198,8 +198,13 @@ func (w *Writer) finishEarly(j *job) {
 	}
 }
 
-// visit takes over what a headless mirror lists of m.
-func (w *Writer) visit(m *mirrorState, shown bool, address string) {
+// visit takes over what a headless mirror lists of the mirror, unless that was found for an
+// earlier want: a mirror that nobody wanted yet when it was looked at has shown nothing.
+func (w *Writer) visit(j *job, shown bool, address string) {
+	m := j.m
+	if j.want != m.want {
+		return
+	}
 	if !m.visited || address != m.address || shown != m.shown {
 		defer w.refreshParent(m)
 	}
@@ -236,7 +241,7 @@ func (w *Writer) record(j *job, out outcome) {
 	if standing != m.standing {
 		defer w.refreshParent(m)
 	}
-	w.visit(m, out.ready, address)
+	w.visit(j, out.ready, address)
 	if standing == m.standing && pending == m.pending && out.blocked == m.blocked &&
 		slices.Equal(m.problems, out.problems) {
 		return

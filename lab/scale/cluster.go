@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -64,31 +65,37 @@ func newCluster(c *lab.Cluster) (*cluster, error) {
 	return out, nil
 }
 
-// dialFrom dials from the network namespace at path. A socket stays in the namespace in
+// dialFrom dials from the network namespace at path.
+func dialFrom(ctx context.Context, path, network, address string) (conn net.Conn, err error) {
+	nerr := inNetns(path, func() { conn, err = new(net.Dialer).DialContext(ctx, network, address) })
+	return conn, errors.Join(nerr, err)
+}
+
+// listenIn listens in the network namespace at path.
+func listenIn(path, address string) (ln net.Listener, err error) {
+	nerr := inNetns(path, func() { ln, err = net.Listen("tcp", address) })
+	return ln, errors.Join(nerr, err)
+}
+
+// inNetns calls f in the network namespace at path. A socket stays in the namespace in
 // which it was opened.
-func dialFrom(ctx context.Context, path, network, address string) (net.Conn, error) {
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan result, 1)
+func inNetns(path string, f func()) error {
+	done := make(chan error, 1)
 	go func() {
 		// The thread is never unlocked, so it ends with the goroutine and no other
 		// goroutine runs in the foreign namespace.
 		runtime.LockOSThread()
-		var r result
 		ns, err := netns.GetFromPath(path)
 		if err == nil {
 			err = netns.Set(ns)
 			_ = ns.Close()
 		}
-		if r.err = err; err == nil {
-			r.conn, r.err = new(net.Dialer).DialContext(ctx, network, address)
+		if err == nil {
+			f()
 		}
-		done <- r
+		done <- err
 	}()
-	r := <-done
-	return r.conn, r.err
+	return <-done
 }
 
 // kubectl runs a kubectl command with the given standard input.

@@ -1,15 +1,19 @@
 // Command scale measures Causeway's control plane on a pair of real clusters of the lab,
 // beside a plain client on the same API servers in the same run, and prints one Markdown
 // table. It sees Causeway from outside only: Kubernetes objects, /proc, and what the API
-// servers record and measure.
+// servers record and measure. Simulated peers and agents speak Causeway's own protocols.
 //
-//	hack/bench-scale [-mirrors 2000] [-parts rate,latency,restart]
+//	hack/bench-scale [-mirrors 2000] [-parts rate,latency,restart,links,exports,pods]
 //
 //	raise the pair, simulate pods
 //	 └▶ few exports ──────────▶ latency, memory
 //	 └▶ fill, small bulk ─────▶ rate, ledger, CPU ─▶ latency, memory
 //	 └▶ fill, large bulk ─────▶ rate, ledger, CPU ─▶ latency, memory
 //	 └▶ restart of the importer's controllers
+//	simulated peers
+//	 └▶ linked to the importer, which mirrors them ─▶ memory of each Link, CPU, latency
+//	 └▶ linked to the exporter, and subscribed ─────▶ one changed export until all know
+//	simulated nodes of the exporter, which mirrors, too ─▶ a pod's status until its node knows
 //
 // What always holds:
 //   - Every step is bounded in time. A stage that the controllers do not reach becomes a
@@ -52,18 +56,25 @@ const (
 	partRate    = "rate"
 	partLatency = "latency"
 	partRestart = "restart"
+	partLinks   = "links"
+	partExports = "exports"
+	partPods    = "pods"
 )
 
-var allParts = []string{partRate, partLatency, partRestart}
+var allParts = []string{partRate, partLatency, partRestart, partLinks, partExports, partPods}
 
 // A bench is one run.
 type bench struct {
 	mirrors, pods, rounds, samples int
+	links, linkServices, nodes     int           // simulated peers, Services of each, nodes with a stream
 	limit                          time.Duration // for one step
+	bulkLimit                      time.Duration // for one step with all simulated peers or nodes
 	parts                          []string
 	bin, images, image             string // where the causeway command and the image are, and its name
 
+	lab                *lab.Lab
 	importer, exporter *cluster
+	exporterPeers      *peers // nil: not linked yet
 	observer           *observer
 	present            int // exports that stay and are mirrored
 	probes             int // exports that were made and removed
@@ -83,7 +94,11 @@ func main() {
 	flag.IntVar(&b.samples, "samples", 100, "single exports to measure at each size")
 	flag.StringVar(&parts, "parts", strings.Join(allParts, ","), "parts to run")
 	flag.DurationVar(&b.limit, "limit", 5*time.Minute, "limit of each step; a row names a step that exceeds it")
-	flag.DurationVar(&total, "timeout", time.Hour, "limit of the run")
+	flag.IntVar(&b.links, "links", 200, "simulated peers of each cluster")
+	flag.IntVar(&b.linkServices, "link-services", 300, "Services that each simulated peer exports at most")
+	flag.IntVar(&b.nodes, "nodes", 1000, "simulated nodes with a node stream")
+	flag.DurationVar(&b.bulkLimit, "bulk-limit", 20*time.Minute, "limit of each step with all simulated peers or nodes")
+	flag.DurationVar(&total, "timeout", 3*time.Hour, "limit of the run")
 	flag.BoolVar(&keep, "keep", false, "leave the lab standing; remove it with: bin/lab --name NAME down")
 	flag.StringVar(&b.bin, "bin", "../bin", "folder of the causeway command")
 	flag.StringVar(&b.images, "images", "../build", "folder of the image archives")
@@ -119,7 +134,18 @@ func (b *bench) check() error {
 	if b.rounds < 1 || b.samples < 1 {
 		return errors.New("-rounds and -samples: want at least 1")
 	}
+	if b.links < 1 || b.links > 1000 || b.linkServices < 1 || b.linkServices > maxServices-headroom {
+		return fmt.Errorf("-links %d -link-services %d: want 1 to 1000, and 1 to %d", b.links, b.linkServices, maxServices-headroom)
+	}
+	if b.nodes < 1 || b.nodes > 5000 {
+		return fmt.Errorf("-nodes %d: want 1 to 5000", b.nodes)
+	}
 	return nil
+}
+
+// runs reports whether one of the parts was chosen.
+func (b *bench) runs(parts ...string) bool {
+	return slices.ContainsFunc(parts, func(p string) bool { return slices.Contains(b.parts, p) })
 }
 
 // runInLab raises the lab, runs the parts, prints what was measured, also after a failure,
@@ -164,11 +190,26 @@ func (b *bench) run(ctx context.Context, o lab.Options) error {
 			return fmt.Errorf("simulate pods: %w", err)
 		}
 	}
-	err = b.measure(ctx)
-	if errors.Is(err, errNotReached) {
-		return nil // a row says so
+	if b.runs(partRate, partLatency, partRestart) {
+		if err := b.measure(ctx); err != nil && !errors.Is(err, errNotReached) {
+			return err // errNotReached has a row
+		}
 	}
-	return err
+	for _, p := range []struct {
+		name string
+		run  func(ctx, life context.Context) error
+	}{{partLinks, b.linksPart}, {partExports, b.exportsPart}, {partPods, b.podsPart}} {
+		if !b.runs(p.name) {
+			continue
+		}
+		err := p.run(ctx, watchCtx)
+		if errors.Is(err, errNotReached) {
+			b.add(row{What: fmt.Sprintf("the rest of part %s", p.name), Causeway: "left out: " + err.Error()})
+		} else if err != nil {
+			return fmt.Errorf("part %s: %w", p.name, err)
+		}
+	}
+	return nil
 }
 
 // A stage is a number of mirrors to be reached, and what is measured on the way and there.
@@ -206,21 +247,21 @@ func (b *bench) measure(ctx context.Context) error {
 			return err
 		}
 	}
-	if slices.Contains(b.parts, partRestart) {
+	if b.runs(partRestart) {
 		return b.restart(ctx)
 	}
 	return nil
 }
 
 func (b *bench) measureStage(ctx context.Context, s stage) error {
-	if s.from > 0 && slices.Contains(b.parts, partRate) {
+	if s.from > 0 && b.runs(partRate) {
 		if err := b.bulk(ctx, s.from, s.to); err != nil {
 			return err
 		}
 	} else if err := b.fill(ctx, s.to); err != nil {
 		return err
 	}
-	if slices.Contains(b.parts, partLatency) {
+	if b.runs(partLatency) {
 		if err := b.latency(ctx); err != nil {
 			return err
 		}
@@ -234,27 +275,9 @@ func (b *bench) memory(ctx context.Context) error {
 		return err
 	}
 	for _, c := range b.pair() {
-		all, err := c.controllers(ctx)
+		used, err := c.usage(ctx)
 		if err != nil {
 			return err
-		}
-		// Of both replicas the leader comes first.
-		slices.SortStableFunc(all, func(x, y replica) int {
-			switch {
-			case x.leader == y.leader:
-				return 0
-			case x.leader:
-				return -1
-			}
-			return 1
-		})
-		var figures []string
-		for _, r := range all {
-			now, highest, err := residentBytes(r.pid)
-			if err != nil {
-				return err
-			}
-			figures = append(figures, fmt.Sprintf("%d MiB (highest so far %d)", now>>20, highest>>20))
 		}
 		who, wanted := "importer", ""
 		if c == b.exporter {
@@ -265,7 +288,7 @@ func (b *bench) memory(ctx context.Context) error {
 		}
 		b.add(row{
 			What:     fmt.Sprintf("RSS of the %s's controllers, leader first, %s present", who, thousands(b.present)),
-			Causeway: strings.Join(figures, ", "),
+			Causeway: used.memory(),
 			Wanted:   wanted,
 		})
 	}

@@ -55,12 +55,20 @@ func (b *bench) simulatePods(ctx, keepAlive context.Context, c *cluster, pods in
 }
 
 func (c *cluster) createNode(ctx context.Context, i int) error {
-	node := &corev1.Node{
+	node := simulatedNodeObject(simulatedNode(i))
+	if _, err := c.api.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	return c.reportNode(ctx, node.Name, nodeStatus(simulatedNodeAddress(i), corev1.ConditionTrue))
+}
+
+func simulatedNodeObject(name string) *corev1.Node {
+	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: simulatedNode(i),
+			Name: name,
 			Labels: map[string]string{
 				corev1.LabelOSStable: "linux", // what the agents' DaemonSet selects
-				corev1.LabelHostname: simulatedNode(i),
+				corev1.LabelHostname: name,
 				simulatedNodeRole:    "true",
 			},
 		},
@@ -69,33 +77,38 @@ func (c *cluster) createNode(ctx context.Context, i int) error {
 			Taints: []corev1.Taint{{Key: simulatedNodeRole, Effect: corev1.TaintEffectNoSchedule}},
 		},
 	}
-	nodes := c.api.CoreV1().Nodes()
-	if _, err := nodes.Create(ctx, node, metav1.CreateOptions{}); err != nil {
-		return err
-	}
+}
+
+func nodeStatus(address string, ready corev1.ConditionStatus) corev1.NodeStatus {
 	room := corev1.ResourceList{
 		corev1.ResourceCPU:    resource.MustParse("64"),
 		corev1.ResourceMemory: resource.MustParse("256Gi"),
 		corev1.ResourcePods:   resource.MustParse("10000"),
 	}
-	// The controller manager writes to a new Node, too, so the update may conflict.
+	return corev1.NodeStatus{
+		Capacity:    room,
+		Allocatable: room,
+		Addresses:   []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}},
+		Conditions: []corev1.NodeCondition{{
+			Type:               corev1.NodeReady,
+			Status:             ready,
+			Reason:             "Simulated",
+			LastHeartbeatTime:  metav1.Now(),
+			LastTransitionTime: metav1.Now(),
+		}},
+	}
+}
+
+// reportNode writes the status of a Node. The controller manager writes to a new Node, too,
+// so the update may conflict.
+func (c *cluster) reportNode(ctx context.Context, name string, status corev1.NodeStatus) error {
+	nodes := c.api.CoreV1().Nodes()
 	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		made, err := nodes.Get(ctx, node.Name, metav1.GetOptions{})
+		made, err := nodes.Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
-		made.Status = corev1.NodeStatus{
-			Capacity:    room,
-			Allocatable: room,
-			Addresses:   []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: simulatedNodeAddress(i)}},
-			Conditions: []corev1.NodeCondition{{
-				Type:               corev1.NodeReady,
-				Status:             corev1.ConditionTrue,
-				Reason:             "Simulated",
-				LastHeartbeatTime:  metav1.Now(),
-				LastTransitionTime: metav1.Now(),
-			}},
-		}
+		made.Status = status
 		_, err = nodes.UpdateStatus(ctx, made, metav1.UpdateOptions{})
 		return err
 	})
@@ -152,8 +165,7 @@ func (c *cluster) runAgents(ctx context.Context) error {
 		if err != nil {
 			continue
 		}
-		p.Status = runningStatus(&p, simulatedNodeAddress(i), simulatedNodeAddress(i))
-		if _, err := c.api.CoreV1().Pods(system).UpdateStatus(ctx, &p, metav1.UpdateOptions{}); err != nil {
+		if _, err := c.reportRunning(ctx, &p, simulatedNodeAddress(i), simulatedNodeAddress(i)); err != nil {
 			return err
 		}
 	}
@@ -161,15 +173,26 @@ func (c *cluster) runAgents(ctx context.Context) error {
 }
 
 func (c *cluster) createPod(ctx context.Context, i int) error {
+	pod := simulatedPod(fmt.Sprintf("pod-%05d", i), simulatedNode(i))
+	pod.Labels[podLabel] = strconv.Itoa(i)
+	made, err := c.api.CoreV1().Pods(mirrorNamespace(i)).Create(ctx, pod, metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	_, err = c.reportRunning(ctx, made, fmt.Sprintf("10.250.%d.%d", i/250, 1+i%250), simulatedNodeAddress(i))
+	return err
+}
+
+func simulatedPod(name, node string) *corev1.Pod {
 	automount := false
 	grace := int64(0)
-	pod := &corev1.Pod{
+	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Name:   fmt.Sprintf("pod-%05d", i),
-			Labels: map[string]string{podLabel: strconv.Itoa(i), "app.kubernetes.io/name": "simulated"},
+			Name:   name,
+			Labels: map[string]string{"app.kubernetes.io/name": "simulated"},
 		},
 		Spec: corev1.PodSpec{
-			NodeName:                      simulatedNode(i),
+			NodeName:                      node,
 			ServiceAccountName:            "default",
 			AutomountServiceAccountToken:  &automount,
 			TerminationGracePeriodSeconds: &grace,
@@ -181,14 +204,14 @@ func (c *cluster) createPod(ctx context.Context, i int) error {
 			}},
 		},
 	}
-	pods := c.api.CoreV1().Pods(mirrorNamespace(i))
-	made, err := pods.Create(ctx, pod, metav1.CreateOptions{})
-	if err != nil {
-		return err
-	}
-	made.Status = runningStatus(made, fmt.Sprintf("10.250.%d.%d", i/250, 1+i%250), simulatedNodeAddress(i))
-	_, err = pods.UpdateStatus(ctx, made, metav1.UpdateOptions{})
-	return err
+}
+
+// reportRunning writes the status of a pod that runs at an address, and returns the pod as
+// it is then.
+func (c *cluster) reportRunning(ctx context.Context, p *corev1.Pod, ip, host string) (*corev1.Pod, error) {
+	next := p.DeepCopy()
+	next.Status = runningStatus(p, ip, host)
+	return c.api.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
 }
 
 // runningStatus is what a kubelet reports of a pod whose containers all run.

@@ -46,6 +46,7 @@ func (b *bench) raise(ctx context.Context, o lab.Options) error {
 	if err != nil {
 		return fmt.Errorf("raise the lab: %w", err)
 	}
+	b.lab = l
 	if b.importer, err = newCluster(l.Cluster("west")); err != nil {
 		return err
 	}
@@ -76,7 +77,9 @@ func (b *bench) install(ctx context.Context, c *cluster) error {
 	if !ok {
 		return fmt.Errorf("image %q has no tag: run hack/bench-scale, which names it", b.image)
 	}
-	_, err := c.causeway(ctx, b.bin, "install", "--cluster-name", c.Name(), "--set", "image.tag="+tag)
+	// The chart's limit is for a cluster with few Links.
+	_, err := c.causeway(ctx, b.bin, "install", "--cluster-name", c.Name(), "--set", "image.tag="+tag,
+		"--set", "controller.resources.limits.memory=4Gi")
 	if err != nil {
 		return fmt.Errorf("install Causeway in %s: %w", c.Name(), err)
 	}

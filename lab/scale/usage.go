@@ -99,6 +99,68 @@ func (c *cluster) leader(ctx context.Context) (replica, error) {
 	return all[i], nil
 }
 
+// usage is what the controllers of a cluster have used, leader first.
+type usage struct {
+	pods    []string
+	cpu     []float64 // seconds since each process began
+	now     []int     // resident bytes
+	highest []int     // resident bytes, so far
+}
+
+// usage returns what the controllers of a cluster have used so far.
+func (c *cluster) usage(ctx context.Context) (u usage, err error) {
+	all, err := c.controllers(ctx)
+	if err != nil {
+		return u, err
+	}
+	slices.SortStableFunc(all, func(x, y replica) int {
+		switch {
+		case x.leader == y.leader:
+			return 0
+		case x.leader:
+			return -1
+		}
+		return 1
+	})
+	for _, r := range all {
+		cpu, err := cpuSeconds(r.pid)
+		if err != nil {
+			return u, err
+		}
+		now, highest, err := residentBytes(r.pid)
+		if err != nil {
+			return u, err
+		}
+		u.pods, u.cpu = append(u.pods, r.pod), append(u.cpu, cpu)
+		u.now, u.highest = append(u.now, now), append(u.highest, highest)
+	}
+	if len(all) == 0 || !all[0].leader {
+		return u, fmt.Errorf("cluster %s has no leading controller", c.Name())
+	}
+	return u, nil
+}
+
+// since returns the CPU seconds of each replica since an earlier usage.
+func (u usage) since(before usage) ([]float64, error) {
+	if !slices.Equal(u.pods, before.pods) {
+		return nil, fmt.Errorf("the controllers were %v, and now they are %v", before.pods, u.pods)
+	}
+	out := slices.Clone(u.cpu)
+	for i := range out {
+		out[i] -= before.cpu[i]
+	}
+	return out, nil
+}
+
+// memory writes the resident memory of each replica.
+func (u usage) memory() string {
+	var out []string
+	for i := range u.now {
+		out = append(out, fmt.Sprintf("%d MiB (highest so far %d)", u.now[i]>>20, u.highest[i]>>20))
+	}
+	return strings.Join(out, ", ")
+}
+
 // Linux counts CPU time in units of 1/100 s for every architecture that Go supports.
 const ticksPerSecond = 100
 

@@ -735,7 +735,10 @@ type Port struct {
 	Port        uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
 	AppProtocol string `protobuf:"bytes,4,opt,name=app_protocol,json=appProtocol,proto3" json:"app_protocol,omitempty"`
 	// Route id at the sender's gateway; 0 if the port is not carried.
-	Route         uint32 `protobuf:"varint,5,opt,name=route,proto3" json:"route,omitempty"`
+	Route uint32 `protobuf:"varint,5,opt,name=route,proto3" json:"route,omitempty"`
+	// NetworkPolicies of the sender's cluster isolate the port, and no ExportPolicy names
+	// callers: calls are refused.
+	Isolated      bool `protobuf:"varint,6,opt,name=isolated,proto3" json:"isolated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -803,6 +806,13 @@ func (x *Port) GetRoute() uint32 {
 		return x.Route
 	}
 	return 0
+}
+
+func (x *Port) GetIsolated() bool {
+	if x != nil {
+		return x.Isolated
+	}
+	return false
 }
 
 // Bounds limit a catalog. In each field 0 means the default.
@@ -1069,13 +1079,14 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"0\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05ready\x18\x02 \x01(\bR\x05ready\"\x83\x01\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\"\x9f\x01\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12!\n" +
 	"\fapp_protocol\x18\x04 \x01(\tR\vappProtocol\x12\x14\n" +
-	"\x05route\x18\x05 \x01(\rR\x05route**\n" +
+	"\x05route\x18\x05 \x01(\rR\x05route\x12\x1a\n" +
+	"\bisolated\x18\x06 \x01(\bR\bisolated**\n" +
 	"\x0fSessionAffinity\x12\b\n" +
 	"\x04NONE\x10\x00\x12\r\n" +
 	"\tCLIENT_IP\x10\x012Q\n" +

@@ -150,6 +150,7 @@ func encode(s catalog.Service) *Service {
 			Port:        uint32(p.Port),
 			AppProtocol: p.AppProtocol,
 			Route:       p.Route,
+			Isolated:    p.Isolated,
 		})
 	}
 	return out
@@ -188,6 +189,7 @@ func decode(s *Service) catalog.Service {
 			Port:        uint16(number),
 			AppProtocol: p.GetAppProtocol(),
 			Route:       p.GetRoute(),
+			Isolated:    p.GetIsolated(),
 		})
 	}
 	return out
