@@ -43,8 +43,8 @@ func ServiceExportKinds() []schema.GroupVersionKind {
 	return []schema.GroupVersionKind{ServiceExportV1Beta1, ServiceExportV1Alpha1}
 }
 
-// Export is one exported Service. Exports are shared: nobody changes one after Flush
-// has returned it.
+// Export is one exported Service. Exports are shared, so they must not be changed after
+// Flush has returned them.
 type Export struct {
 	Namespace, Name string
 	// Ports are the TCP ports, sorted by number. They have no route: see Service.

@@ -206,7 +206,7 @@ func TestServiceExport(t *testing.T) {
 		visible  bool
 		problems []string
 	}{
-		"neither":                {why: "nobody asks to export the Service"},
+		"neither":                {why: "neither a label nor a ServiceExport exports the Service"},
 		"a ServiceExport":        {why: "a ServiceExport works like the label", exports: []metav1.PartialObjectMetadata{export("shop", "bar")}, visible: true},
 		"both":                   {why: "asking twice changes nothing", labels: map[string]string{v1alpha1.ExportLabel: "true"}, exports: []metav1.PartialObjectMetadata{export("shop", "bar")}, visible: true},
 		"being deleted":          {why: "a ServiceExport that is being deleted does not count", exports: []metav1.PartialObjectMetadata{going}},
@@ -214,7 +214,7 @@ func TestServiceExport(t *testing.T) {
 		"another namespace":      {why: "a ServiceExport is for a Service of its own namespace", exports: []metav1.PartialObjectMetadata{export("pay", "bar")}, problems: []string{ServiceMissing}},
 		"no Service":             {why: "a misspelled name is a problem", exports: []metav1.PartialObjectMetadata{export("shop", "baz")}, problems: []string{ServiceMissing}},
 		"a mirror": {
-			why: "a peer's Service is not exported, however somebody asks", exports: []metav1.PartialObjectMetadata{export("shop", "bar")},
+			why: "the mirror of a peer's Service is never exported", exports: []metav1.PartialObjectMetadata{export("shop", "bar")},
 			change: func(in *cluster) {
 				in.Services[0].Labels = map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "west"}
 			}, problems: []string{MirrorNotExported},
@@ -277,7 +277,7 @@ func TestEndpoints(t *testing.T) {
 			change: endpoint(func(e *discoveryv1.Endpoint) { e.Conditions.Ready = nil }), endpoints: []string{"uid-1"}, identities: own,
 		},
 		"no agent": {
-			why:    "without a ready agent nobody can reach it",
+			why:    "a pod without a ready agent on its node is unreachable",
 			change: func(in *cluster) { in.Agents = nil }, endpoints: []string{"uid-1!"}, identities: own,
 		},
 		"terminating": {

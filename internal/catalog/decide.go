@@ -11,11 +11,11 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
-// decision is what the Index decided about a Service that somebody asks to export.
+// decision is what the Index decided about a Service that a label or a ServiceExport exports.
 type decision struct {
 	// selector is the Service's; nil if it selects no pods.
 	selector labels.Selector
-	// serviceProblems are those of the Service alone, whatever its endpoints are.
+	// serviceProblems are the problems of the Service itself, not of its endpoints.
 	serviceProblems []Problem
 	// links admit the Service, or would if it could be exported.
 	links *linkSet
@@ -110,7 +110,7 @@ func (x *Index) commit(e *entry, next *Export, found []Problem) bool {
 	return true
 }
 
-// retract forgets the decision about a Service that nobody asks to export any more, and
+// retract removes the decision about a Service that is no longer to be exported, and
 // reports whether that is a change.
 func (x *Index) retract(e *entry) bool {
 	d := e.decision

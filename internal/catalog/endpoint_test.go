@@ -43,7 +43,7 @@ func TestTerminating(t *testing.T) {
 		"serving unknown":                       {why: "without serving, ready decides", first: conditions(yes, nil, yes), second: conditions(no, nil, no), accepts: []string{"uid-1"}, ready: true},
 		"serving unknown, not ready":            {why: "without serving, ready decides", first: conditions(no, nil, yes), second: conditions(no, nil, no)},
 		"published unready, terminating":        {why: "publishNotReadyAddresses says nothing about serving", first: conditions(yes, no, yes), second: conditions(no, no, no)},
-		"terminating and serving, but no agent": {why: "nobody can reach the pod", first: conditions(no, yes, yes), second: conditions(no, no, no), noAgent: true},
+		"terminating and serving, but no agent": {why: "without an agent the pod is unreachable", first: conditions(no, yes, yes), second: conditions(no, no, no), noAgent: true},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

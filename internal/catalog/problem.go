@@ -32,7 +32,7 @@ const (
 	ForeignEndpoint = "ForeignEndpoint"
 	// HostNetworkUnsupported: pods on the host network are left out.
 	HostNetworkUnsupported = "HostNetworkUnsupported"
-	// MirrorNotExported: somebody asked to export a mirror.
+	// MirrorNotExported: a label or a ServiceExport exports a mirror.
 	MirrorNotExported = "MirrorNotExported"
 	// ServiceMissing: a ServiceExport names a Service that does not exist.
 	ServiceMissing = "ServiceMissing"
@@ -40,7 +40,7 @@ const (
 	TooManyHostnames = "TooManyHostnames"
 	// MetadataTooLarge: the Service has more labels and annotations than peers see.
 	MetadataTooLarge = "MetadataTooLarge"
-	// OwnNamespace: somebody asked to export a Service of Causeway's own namespace.
+	// OwnNamespace: a label or a ServiceExport exports a Service in Causeway's namespace.
 	OwnNamespace = "OwnNamespace"
 	// NetworkPolicyIsolates: NetworkPolicies isolate ports of the Service's pods, and no
 	// ExportPolicy names the callers from linked clusters.

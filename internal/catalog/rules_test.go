@@ -104,7 +104,7 @@ func TestCopied(t *testing.T) {
 	}{
 		"none":               {why: "mirrors copy nothing by default"},
 		"one":                {why: "the list names the key", list: []string{"team"}, want: []string{"team"}},
-		"absent":             {why: "the list names a key that the Service lacks", list: []string{"nobody"}},
+		"absent":             {why: "the list names a key that the Service lacks", list: []string{"absent"}},
 		"all":                {why: "All leaves out keys that instruct other controllers", list: []string{v1alpha1.CopyAll}, want: []string{"example.com/owner", "team"}},
 		"instructing, named": {why: "the importer named the key", list: []string{"prometheus.io/scrape"}, want: []string{"prometheus.io/scrape"}},
 		"all and one":        {why: "the importer named the key", list: []string{v1alpha1.CopyAll, "prometheus.io/scrape"}, want: []string{"example.com/owner", "prometheus.io/scrape", "team"}},

@@ -33,8 +33,9 @@ const agentsTime = 6 * time.Second
 // maxQuestions bounds how many operators are answered at a time.
 const maxQuestions = 4
 
-// admin answers an operator whom the API server let in: nobody else reaches a pod's
-// loopback. It holds nothing secret, and changes nothing.
+// admin answers queries of operators. Only requests through the API server, which
+// authorizes them, reach a pod's loopback address. The answers contain no secrets, and the
+// queries change nothing.
 type admin struct {
 	reconciler *reconciler
 	ask        func(context.Context) ([]nodestream.Report, error)

@@ -14,7 +14,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
-// A plan is what one pass decided, as data. Deciding it asks nobody; apply carries it out.
+// A plan is what one pass decided, as data. The decision does no I/O. apply carries it out.
 type plan struct {
 	// views are changes of what agents and gateways must know. nodesAdded and
 	// nodesRemoved are nodes that have an agent now, or no longer.

@@ -223,7 +223,7 @@ func (p *process) nodeStream(hub *nodestream.Hub) (*nodestream.Server, allReplic
 	return server, func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
 }
 
-// subjects tells the node stream whom a token stands for.
+// subjects authenticates the tokens of node streams.
 type subjects struct{ known *signer.Authenticator }
 
 // Authenticate implements nodestream.Authenticator.
@@ -247,7 +247,7 @@ func (p *process) nodeTLS() (*tls.Config, error) {
 		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.identity.Credential() }, false, nil), nil
 }
 
-// catalog serves peers' controllers, whom a gateway of ours hands over.
+// catalog serves the controllers of peers, whose connections a local gateway hands over.
 func (p *process) catalog(board *wire.Board, m *wire.Metrics) allReplicas {
 	return func(ctx context.Context) error {
 		tcp, err := net.Listen("tcp", p.o.Catalog)

@@ -7,8 +7,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// On a bridge that pods share, one that may send raw packets can speak as its neighbour, and agents cannot always tell
-// (design 3, "Who calls"). How many such pods there are is all that is said of it.
+// On a bridge that pods share, a pod that can send raw packets can use the address of another
+// pod, and agents cannot always detect that (design 3, "Who calls"). The controller reports
+// only the number of such pods.
 
 // slimSecurity keeps what tells whether a container may send raw packets.
 func slimSecurity(s *corev1.SecurityContext) *corev1.SecurityContext {

@@ -20,8 +20,8 @@ type task struct {
 	work work
 }
 
-// work does something and returns after how long it wants to run again (0: not unless
-// it is set anew). failures counts how often the task has failed in a row.
+// work does one run of a task and returns the delay until its next run. 0 means that it
+// runs again only after it is set again. failures counts the failed runs in a row.
 type work func(ctx context.Context, failures int) (again time.Duration, err error)
 
 // tasks starts tasks and waits for them.

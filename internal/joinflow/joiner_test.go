@@ -98,7 +98,7 @@ func TestConcurrentJoinsOfOneInviter(t *testing.T) {
 		if won.State != v1alpha1.JoinLinked {
 			won, lost = lost, won
 		}
-		if won.State != v1alpha1.JoinLinked || lost.Reason != string(invite.AlreadyKnown) || len(ours.Items) != 1 || len(h.links(t)) != 1 {
+		if won.State != v1alpha1.JoinLinked || lost.Reason != string(invite.AlreadyLinked) || len(ours.Items) != 1 || len(h.links(t)) != 1 {
 			t.Fatalf("%+v; Links here %d, there %v", states, len(ours.Items), h.links(t))
 		}
 	}
@@ -159,7 +159,7 @@ func TestJoinKeepsExistingPeer(t *testing.T) {
 				t.Fatal(err)
 			}
 			j := g.join(t, "other", h.invite(t, inviter, "west", 0), "west")
-			if s := g.step(t, j); s.State != v1alpha1.JoinRefused || s.Reason != string(invite.AlreadyKnown) || !strings.Contains(s.Message, "Link east") {
+			if s := g.step(t, j); s.State != v1alpha1.JoinRefused || s.Reason != string(invite.AlreadyLinked) || !strings.Contains(s.Message, "Link east") {
 				t.Errorf("%+v", s)
 			}
 			var links v1alpha1.LinkList

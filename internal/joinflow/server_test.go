@@ -144,7 +144,7 @@ func TestServerRefuses(t *testing.T) {
 		"name taken": {why: "another peer's Link must not change", have: []client.Object{south().Link("west")},
 			want: invite.NameTaken, recorded: true, links: 1},
 		"already linked": {why: "a peer must not get a second Link", have: []client.Object{west().Link("far")},
-			want: invite.AlreadyKnown, recorded: true, links: 1},
+			want: invite.AlreadyLinked, recorded: true, links: 1},
 		"deleted": {why: "an invite that does not exist admits no cluster", want: invite.Unknown,
 			edit: func(t *testing.T, h *host, _ *invite.Token) string {
 				if err := h.Delete(t.Context(), &v1alpha1.Invite{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "west"}}); err != nil {

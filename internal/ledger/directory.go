@@ -190,7 +190,7 @@ func (b *Book) commitDirectory(owners map[int]string) {
 		if owner == "" && bl == nil {
 			continue
 		}
-		b.block(n).give(owner)
+		b.block(n).assign(owner)
 	}
 }
 

@@ -184,8 +184,8 @@ func (b *Book) Unexport(k ExportKey, now time.Time) {
 	e.markDirty(k)
 }
 
-// ExportsComplete says that all Services that are exported have been named. Entries that
-// nobody wants are released, now and from now on. Before that they stay.
+// ExportsComplete records that Export has been called for all exported Services. From now
+// on, entries that are not wanted are released. Before that they stay.
 func (b *Book) ExportsComplete(now time.Time) {
 	e := &b.exports
 	if e.complete {
@@ -507,7 +507,7 @@ func (e *exports) update(at exportPlace, w *ExportWant, since int64, now time.Ti
 	}
 	delete(e.problems, k)
 	cursor := x.cursor
-	r, left := newExportRecord(w, had, at.slot, since, x.taker(), now)
+	r, left := newExportRecord(w, had, at.slot, since, x.newOffsets(), now)
 	if x.bytes-at.pending().size()+r.size() > maxExportEntries && r.size() > had.size() {
 		x.cursor = cursor
 		r, left = newExportRecord(w, had, at.slot, since, func() (int, bool) { return 0, false }, now)
@@ -535,8 +535,8 @@ func (x *exportObject) offsets() map[int]bool {
 	return used
 }
 
-// taker returns a function that gives offsets that no entry of x has.
-func (x *exportObject) taker() func() (int, bool) {
+// newOffsets returns a function that returns offsets that no entry of x has.
+func (x *exportObject) newOffsets() func() (int, bool) {
 	var used map[int]bool
 	return func() (int, bool) {
 		if used == nil {

@@ -226,12 +226,12 @@ func TestExportsIncomplete(t *testing.T) {
 	next := newWorldOn(t, w.store, wide, w.now)
 	next.export(exportWant("a", "http"))
 	if n := next.sync(); n != 0 || len(next.members) != 2 {
-		t.Errorf("nobody has said that b is not exported: %d writes, %v", n, next.members)
+		t.Errorf("before ExportsComplete: %d writes, members %v, want no write and two members", n, next.members)
 	}
 	next.ExportsComplete(next.now)
 	next.sync()
 	if len(next.members) != 1 {
-		t.Errorf("now somebody has: %v", next.members)
+		t.Errorf("after ExportsComplete: members %v, want one", next.members)
 	}
 }
 

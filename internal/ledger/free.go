@@ -58,7 +58,7 @@ func (b *Book) returnBlock(bl *block, now time.Time) {
 func (b *Book) freeBlock(bl *block) {
 	p := bl.peer
 	b.directory.set(bl.number, "")
-	bl.give("")
+	bl.assign("")
 	b.freeAddresses()
 	b.dropPeer(p)
 }

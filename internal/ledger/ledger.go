@@ -195,8 +195,8 @@ func (b *Book) Load(o *v1alpha1.Ledger) []Problem {
 	return nil
 }
 
-// Unload records that the object of that name is not stored any more. Nobody has a reason
-// to delete one, so what is known of it stays committed, and Writes creates it again.
+// Unload records that an object is not stored any more. Objects of the ledger are never
+// deleted on purpose, so its known content stays committed, and Writes creates it again.
 func (b *Book) Unload(name string) {
 	switch kind, n := parseName(name); kind {
 	case kindDirectory:
@@ -237,7 +237,7 @@ func (b *Book) SetPeer(s Peer) {
 }
 
 // RemovePeer releases all entries of a peer that has no Link any more. Peers that the
-// caller has never set, as Peers reports them after a restart, are removed likewise.
+// caller has never set, as Peers reports them after a restart, can be removed, too.
 func (b *Book) RemovePeer(trustDomain string, now time.Time) {
 	p := b.peers[trustDomain]
 	if p == nil {
@@ -296,8 +296,8 @@ func (b *Book) Unwant(trustDomain string, s Source, now time.Time) {
 	}
 }
 
-// Complete says that everything the peer exports has been wanted. Entries that nobody
-// wants are released, now and from now on. Before that they stay.
+// Complete records that Want has been called for everything that the peer exports. From
+// now on, entries that are not wanted are released. Before that they stay.
 func (b *Book) Complete(trustDomain string, now time.Time) {
 	p := b.peer(trustDomain)
 	if p.complete {
@@ -357,7 +357,7 @@ func (b *Book) nextTick(now time.Time) time.Time {
 		if p.gone && len(p.blocks) > 0 {
 			at(p.returnAt)
 		}
-		if t, ok := p.resting.first(); ok && len(p.waits) > 0 {
+		if t, ok := p.reserved.first(); ok && len(p.waits) > 0 {
 			at(t.Add(time.Second))
 		}
 	}

@@ -163,7 +163,7 @@ func TestFollower(t *testing.T) {
 	f.want("east", mirrorWant("bar", "http"), mirrorWant("foo", "http"))
 	follow()
 	if d := cmp.Diff(map[string]string{"east shop/bar": "240.0.0.2"}, f.vips()); d != "" {
-		t.Errorf("a follower has what is stored, whatever it wants (-want +got):\n%s", d)
+		t.Errorf("a follower reports what is stored and not what it wants (-want +got):\n%s", d)
 	}
 	w.unwant("east", mirrorWant("bar"))
 	follow()
@@ -185,7 +185,7 @@ func TestReuse(t *testing.T) {
 			wants: []MirrorWant{bar}, after: ReuseDelay - 1, want: map[string]string{"east shop/bar": "240.0.0.2"},
 		},
 		"back after the day": {
-			why:   "nobody else came, so nothing speaks against its own address",
+			why:   "no other source has received its address",
 			wants: []MirrorWant{bar}, after: 30 * ReuseDelay, want: map[string]string{"east shop/bar": "240.0.0.2"},
 		},
 		"another meanwhile": {
@@ -286,7 +286,7 @@ func TestListed(t *testing.T) {
 			after: 1000 * time.Hour, reason: []string{VIPsExhausted},
 		},
 		"foreign": {
-			why:  "whoever aliases an address has a day to notice",
+			why:  "the owner of the foreign slice has a day to notice",
 			list: map[netip.Addr]ListedBy{three: {Other: "shop/mine"}}, after: ReuseDelay + 3*time.Hour, want: "240.0.0.3", reason: []string{VIPListed},
 		},
 		"foreign for long": {
@@ -379,7 +379,7 @@ func TestBlocksReturn(t *testing.T) {
 	w.SetListed(netip.MustParseAddr("240.0.0.2"), ListedBy{})
 	next := w.Tick(w.now)
 	if next.IsZero() || next.After(w.now.Add(2*time.Hour)) {
-		t.Errorf("somebody must look again: %v", next)
+		t.Errorf("Tick returns %v, want a time within two hours", next)
 	}
 	w.now = next
 	w.sync()
@@ -807,7 +807,7 @@ func TestFailingObjectStopsItsPeerOnly(t *testing.T) {
 	w.refuse = nil
 	w.after(time.Minute).sync()
 	if w.mirrors["east shop/foo"] == nil || len(w.Problems("east")) > 0 {
-		t.Errorf("it goes on by itself: %v, %v", w.vips(), w.Problems("east"))
+		t.Errorf("after the failure: addresses %v, problems %v, want the address and no problem", w.vips(), w.Problems("east"))
 	}
 }
 
@@ -833,7 +833,7 @@ func TestFieldsArePruned(t *testing.T) {
 		t.Errorf("%d writes, and %v", writes, w.vips())
 	}
 	if len(w.Problems("east"))+len(w.ExportProblems()) == 0 {
-		t.Error("nobody is told that the kind is too old")
+		t.Error("there is no problem about the old kind")
 	}
 }
 
@@ -918,7 +918,7 @@ func TestUnknownDamage(t *testing.T) {
 	next.Export(exportWant("b", "http"), next.now)
 	next.sync()
 	if got := next.vips()["east shop/foo"]; got == "" || got == "240.0.0.2" {
-		t.Errorf("an address whose owner is not known is given to nobody for a day: %s", got)
+		t.Errorf("address %s was reused within a day, although its source is not known", got)
 	}
 	if got := next.members["shop/b"]; got == nil || cmp.Equal(got.Routes, routes) {
 		t.Errorf("nor is a route id: %v", got)

@@ -39,7 +39,7 @@ func TestQuotas(t *testing.T) {
 		"enough":    {why: "the bound itself is allowed", quotas: Quotas{Mirrors: 3}, wants: []MirrorWant{a, b, c}, live: "a b c"},
 		"newcomers": {why: "of those who come together the first by name", quotas: Quotas{Mirrors: 2}, wants: []MirrorWant{c, a, b}, live: "a b", message: "leave out 1 mirrors: 1 by services"},
 		"a newcomer": {
-			why: "what is there stays, whatever the newcomer is called", old: true, quotas: Quotas{Mirrors: 3},
+			why: "an existing entry stays even if the new name sorts first", old: true, quotas: Quotas{Mirrors: 3},
 			wants: []MirrorWant{a, b, c, d}, live: "b c d", message: "leave out 1 mirrors: 1 by services",
 		},
 		"lowered": {
@@ -119,7 +119,7 @@ func TestFreedRoomGoesToTheOldest(t *testing.T) {
 		}
 	}
 	if p := w.Problems("east"); len(p) > 0 {
-		t.Errorf("nobody waits any more: %v", p)
+		t.Errorf("problems %v, want none, because no source waits", p)
 	}
 }
 

@@ -59,7 +59,7 @@ func (s *store) write(w Write) (*v1alpha1.Ledger, error) {
 	return s.objects[o.Name].DeepCopy(), nil
 }
 
-// put stores o, whoever wrote it.
+// put stores o without a version check.
 func (s *store) put(o *v1alpha1.Ledger) {
 	s.version++
 	o = o.DeepCopy()

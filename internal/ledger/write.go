@@ -175,7 +175,7 @@ func (b *Book) blockDone(bl *block, w Write, stored *v1alpha1.Ledger, err error,
 		// Another leader's directory has given the block away during the write. The
 		// block's own object is right.
 		b.directory.set(bl.number, bl.owner)
-		bl.give(bl.owner)
+		bl.assign(bl.owner)
 	}
 	if bl.peer == nil {
 		return

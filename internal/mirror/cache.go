@@ -49,7 +49,7 @@ func RegisterIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	return nil
 }
 
-// IndexOwner returns the UIDs of the Links that own an object, whatever its labels are.
+// IndexOwner returns the UIDs of the Links that own an object. It does not use labels.
 func IndexOwner(o client.Object) []string {
 	var uids []string
 	for _, ref := range o.GetOwnerReferences() {
@@ -137,16 +137,18 @@ func sliceKeys(slice *discoveryv1.EndpointSlice) []LinkKey {
 	return out
 }
 
-// reader reads what stands for one mirror from the cache, corrected by our own writes.
+// reader reads the existing objects of one mirror from the cache, with our own recent writes
+// applied to them.
 type reader struct {
 	client.Reader
 	expected *expectations
 	now      time.Time
-	// believed is how long the earliest of the believed writes stays believed; 0: none.
-	believed time.Duration
+	// overlaid is how long the first of the applied writes stays in effect; 0: none was applied.
+	overlaid time.Duration
 }
 
-// have reads what stands for the mirror k, which w asks for; nil: nobody does.
+// have reads the existing objects of the mirror k. w is the wanted mirror; nil: it is not
+// wanted.
 func (r *reader) have(ctx context.Context, k catalog.Key, w *Want, companions []Companion) (Have, error) {
 	var h Have
 	var err error
@@ -180,7 +182,7 @@ func (r *reader) service(ctx context.Context, k catalog.Key) (*corev1.Service, e
 		svc = nil
 	}
 	svc, left := r.expected.service(k, svc, r.now)
-	r.believed = sooner(r.believed, left)
+	r.overlaid = sooner(r.overlaid, left)
 	return svc, nil
 }
 
@@ -193,7 +195,7 @@ func (r *reader) slices(ctx context.Context, k catalog.Key, w *Want) ([]*discove
 	}
 	out := make([]*discoveryv1.EndpointSlice, 0, 2)
 	for i := range list.Items {
-		out = r.believe(out, keyOf(&list.Items[i]), &list.Items[i])
+		out = r.appendSlice(out, keyOf(&list.Items[i]), &list.Items[i])
 	}
 	if w == nil {
 		return out, nil
@@ -211,7 +213,7 @@ func (r *reader) slices(ctx context.Context, k catalog.Key, w *Want) ([]*discove
 		if !found {
 			slice = nil
 		}
-		out = r.believe(out, name, slice)
+		out = r.appendSlice(out, name, slice)
 	}
 	return out, nil
 }
@@ -225,12 +227,12 @@ func hasSlice(items []discoveryv1.EndpointSlice, mirror string, vip netip.Addr) 
 	return false
 }
 
-// believe appends what is believed of a slice.
-func (r *reader) believe(
+// appendSlice appends a slice of the cache, with our own recent write applied to it.
+func (r *reader) appendSlice(
 	out []*discoveryv1.EndpointSlice, k catalog.Key, cached *discoveryv1.EndpointSlice,
 ) []*discoveryv1.EndpointSlice {
 	slice, left := r.expected.slice(k, cached, r.now)
-	r.believed = sooner(r.believed, left)
+	r.overlaid = sooner(r.overlaid, left)
 	if slice == nil {
 		return out
 	}

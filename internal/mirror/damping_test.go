@@ -61,7 +61,7 @@ func TestDamping(t *testing.T) {
 	}
 }
 
-// Whatever a source does, damping costs no more than its own outages and 5 s each, and a
+// For any sequence of changes of a source, damping costs no more than its own outages and 5 s each, and a
 // mirror that flaps is written (down and up) once per 7 s at most.
 func TestDampingBounds(t *testing.T) {
 	const seconds = 3600

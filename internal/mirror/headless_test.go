@@ -103,7 +103,7 @@ func TestPlanHeadless(t *testing.T) {
 			changes: update, lists: []string{"db-1 10.96.0.11 true"},
 		},
 		"a user's in the way": {
-			why: "DNS sends nobody of ours to a user's Service", have: first(func(s *corev1.Service) { s.OwnerReferences, s.Annotations = nil, nil }),
+			why: "the DNS of a mirror never lists a user's Service", have: first(func(s *corev1.Service) { s.OwnerReferences, s.Annotations = nil, nil }),
 			changes: update, lists: []string{"db-1 10.96.0.11 true"},
 		},
 		"another pod's": {

@@ -349,7 +349,7 @@ func (w *Writer) Touch(link string, k catalog.Key) {
 	}
 	if l := w.links[link]; l != nil {
 		m := l.mirrors[k]
-		if m == nil { // something of the Link's that nobody wants
+		if m == nil { // an object of the Link that is not wanted
 			m = w.add(l, k)
 		}
 		w.enqueue(m)

@@ -96,7 +96,7 @@ func TestTakeOver(t *testing.T) {
 		c.RemoveLink("east")
 		c.SetLink(standby, nil)
 		if s := get(); s.UID != before.UID {
-			t.Fatal("nobody deletes it")
+			t.Fatal("the mirror was recreated")
 		}
 		synctest.Wait()
 		if s := c.Status("east-new"); s.Pending != 0 || s.Mirrors != 0 {
@@ -229,10 +229,10 @@ func TestKeysOf(t *testing.T) {
 	}{
 		"a user's Service": {why: "it may have the name of a mirror", object: &corev1.Service{ObjectMeta: meta("web", nil)}, want: []LinkKey{key("", "web")}},
 		"a mirror": {
-			why: "nobody may want it any more", object: &corev1.Service{ObjectMeta: meta("bar-east", nil, linkRef(eastLink(), true))},
+			why: "it may not be wanted any more", object: &corev1.Service{ObjectMeta: meta("bar-east", nil, linkRef(eastLink(), true))},
 			want: []LinkKey{key("", "bar-east"), key("east", "bar-east")},
 		},
-		"a user's slice":         {why: "most slices concern nobody", object: slice(meta("web-x7k2p", map[string]string{discoveryv1.LabelServiceName: "web"}))},
+		"a user's slice":         {why: "most slices belong to no mirror", object: slice(meta("web-x7k2p", map[string]string{discoveryv1.LabelServiceName: "web"}))},
 		"our slice":              {why: "its mirror", object: slice(meta("bar-east-causeway", ours("bar-east"))), want: []LinkKey{key("east", "bar-east")}},
 		"our slice, second":      {why: "its mirror", object: slice(meta("bar-east-causeway-v6", ours("bar-east"))), want: []LinkKey{key("east", "bar-east")}},
 		"lent to a user's":       {why: "both ends", object: slice(meta("bar-east-causeway", ours("web"))), want: []LinkKey{key("east", "web"), key("", "bar-east")}},

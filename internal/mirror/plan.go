@@ -141,9 +141,9 @@ type planner struct {
 	problems []Problem
 }
 
-// deleteStray deletes the Link's slices that no mirror of the Link stands behind, because
-// each of them would lend our VIP to somebody else's Service, and those that a mirror does
-// not have. A slice that another controller made for a Service that bears our labels is
+// deleteStray deletes the Link's slices that have no mirror of the Link, because each of
+// them would add our VIP to another Service. It also deletes slices that a mirror does not
+// need. A slice that another controller made for a Service that bears our labels is
 // left alone, unless it would mix other endpoints under a mirror.
 func (p *planner) deleteStray(ours bool) {
 	if p.want == nil && p.have.Service == nil && p.have.Collecting {

@@ -114,7 +114,7 @@ func TestPlanMirror(t *testing.T) {
 			changes: []string{"update service shop/bar-east"},
 		},
 		"reference stripped": {
-			why:     "bearing all our marks and nobody's reference it can only be ours: without the reference it would outlive the Link",
+			why:     "an object with all our labels and without an owner is ours: it would outlive the Link without a reference",
 			have:    service(func(s *corev1.Service) { s.OwnerReferences = nil }),
 			changes: []string{"update service shop/bar-east"},
 		},
@@ -265,7 +265,7 @@ func TestPlanMirror(t *testing.T) {
 			},
 		},
 		"a second family": {
-			why:     "a slice has one family, and without an address of the second nobody would call it",
+			why:     "a slice has one family, so a second family needs a second slice",
 			want:    func(w *Want) { w.Entry.VIPs = append(w.Entry.VIPs, second) },
 			changes: []string{"update service shop/bar-east", "create slice shop/bar-east-causeway-v6"},
 		},
@@ -325,7 +325,7 @@ func TestPlanStraySlices(t *testing.T) {
 	}{
 		"lent to a user's Service":                {why: "the label that joins them is a tenant's to edit", service: user, manager: sliceManager, changes: []string{"delete slice shop/stray"}},
 		"lent, and its manager's mark stripped":   {why: "that mark, too, is a tenant's to edit", service: user, changes: []string{"delete slice shop/stray"}},
-		"lent to nobody":                          {why: "anyone could take the name, and our VIP with it", manager: sliceManager, changes: []string{"delete slice shop/stray"}},
+		"without a Service":                       {why: "anyone could take the name, and our VIP with it", manager: sliceManager, changes: []string{"delete slice shop/stray"}},
 		"of a user's Service that has our labels": {why: "Kubernetes copies a Service's labels to its slices: a copy of a mirror must keep its endpoints", service: user, manager: "endpointslice-controller.k8s.io"},
 		"of a user's Service that is gone":        {why: "Kubernetes collects what it has made", manager: "endpointslice-controller.k8s.io"},
 	}

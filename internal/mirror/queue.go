@@ -17,9 +17,9 @@ type lane int
 const (
 	// noLane: the mirror is not queued.
 	noLane lane = iota
-	// repairLane holds mirrors that stand: somebody may be calling them.
+	// repairLane holds mirrors that exist, because callers may depend on them.
 	repairLane
-	// createLane holds mirrors that do not stand yet.
+	// createLane holds mirrors that do not exist yet.
 	createLane
 	// deleteLane holds mirrors that are not wanted. They are served when no other mirror of
 	// the Link is, so that a renamed mirror is made before the old one goes, and DNS drops a

@@ -81,9 +81,9 @@ func TestRefusedIsForgottenWithItsWant(t *testing.T) {
 		c.set(wanted("bar", "240.0.0.2"))
 		c.wrote()
 		c.Set("east", barKey, nil)
-		c.status("nobody wants it", 0, 0)
+		c.status("not wanted", 0, 0)
 		if len(c.links["east"].mirrors) > 0 {
-			t.Error("nothing is remembered of what nobody wants")
+			t.Error("the Writer keeps state of a mirror that is not wanted")
 		}
 	})
 }

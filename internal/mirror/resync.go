@@ -64,8 +64,8 @@ func (r *resync) turn(l *linkState) *mirrorState {
 	}
 }
 
-// adopt finds what stands of a Link's mirrors when the Link appears, also what nobody wants
-// any more, and queues it. It lists the Link's objects once.
+// adopt queues the existing mirrors of a Link when the Link appears, including mirrors that
+// are no longer wanted. It lists the objects of the Link once.
 func (w *Writer) adopt(ctx context.Context, l *linkState, s *Scope) {
 	services, sliced, err := w.standing(ctx, s)
 	w.mu.Lock()

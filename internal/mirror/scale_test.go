@@ -29,7 +29,7 @@ import (
 // memory is an API server and an informer cache with indexes, as cheap as they can be: what
 // a benchmark measures with it is the Writer's own.
 type memory struct {
-	client.Client // the methods that nobody calls
+	client.Client // methods that the test does not call
 	latency       time.Duration
 	stores        map[reflect.Type]cache.Indexer
 	changed       func(client.Object)

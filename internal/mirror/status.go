@@ -27,7 +27,7 @@ type LinkStatus struct {
 	Mirrors int
 	// Pending is the number of mirrors for which something is still to be written or deleted.
 	Pending int
-	// Blocked is the number of mirrors that wait for somebody to solve their problem.
+	// Blocked is the number of mirrors that a user must unblock.
 	Blocked int
 	// Problems are sorted and bounded. The last one has the reason More if some are left out.
 	Problems []Problem

@@ -27,7 +27,7 @@ type job struct {
 	scope      *Scope
 	want       *Want
 	companions []Companion // their Services are yet to be read
-	resync     bool        // nothing but the resync has queued it
+	resync     bool        // only the resync has queued it
 	// early: the mirrors that a headless mirror lists have not been looked at yet. Their
 	// workers queue it again.
 	early bool
@@ -127,7 +127,7 @@ func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 	if len(out.made) > 0 {
 		again = sooner(again, expectFor)
 	}
-	out.again = sooner(sooner(out.again, again), sooner(r.believed, max(j.m.collected.Sub(now), 0)))
+	out.again = sooner(sooner(out.again, again), sooner(r.overlaid, max(j.m.collected.Sub(now), 0)))
 	return out, err
 }
 

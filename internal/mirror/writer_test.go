@@ -275,7 +275,7 @@ func TestLifeOfAMirror(t *testing.T) {
 		c.SetComplete("east", false)
 		c.Set("east", barKey, nil)
 		c.expect("an incomplete catalog deletes nothing")
-		c.status("nobody wants it", 0, 0)
+		c.status("not wanted", 0, 0)
 		c.SetComplete("east", true)
 		c.expect("unexported", "delete *v1.Service shop/bar-east")
 		c.status("nothing is left", 0, 0)
@@ -635,7 +635,7 @@ func TestAnotherWriterWins(t *testing.T) {
 				time.Sleep(retryConflict)
 				synctest.Wait()
 				if !meddled.Load() {
-					t.Fatal("nobody meddled")
+					t.Fatal("the concurrent writer did not run")
 				}
 				if name == "delete" {
 					c.status("then it goes", 0, 0)
@@ -692,7 +692,7 @@ func TestOwnWriteUndone(t *testing.T) {
 		}
 		c.wrote()
 		time.Sleep(expectFor)
-		c.expect("our own memory is believed for a while and no longer",
+		c.expect("our own write overrides the cache only for a while",
 			"delete *v1.EndpointSlice shop/bar-east-causeway", "create *v1.Service shop/bar-east", "create *v1.EndpointSlice shop/bar-east-causeway")
 	})
 }

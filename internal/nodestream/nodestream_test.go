@@ -532,7 +532,7 @@ func TestSignRetriesOnTheNextConnection(t *testing.T) {
 		calls := 0
 		w.sign = func(ctx context.Context, _, _, _ string, _ []byte) ([][]byte, error) {
 			if calls++; calls == 1 {
-				grpctls.Cut(ctx) // the replica dies under the call
+				grpctls.CloseConn(ctx) // the replica dies under the call
 				<-ctx.Done()
 			}
 			return [][]byte{[]byte("leaf")}, nil

@@ -385,7 +385,7 @@ func (s *Server) send(stream wire.NodeStream_WatchServer, u *wire.Update) error 
 	ctx := stream.Context()
 	timeout := time.AfterFunc(s.o.SendTimeout, func() {
 		s.refuse(refusedSlow)
-		grpctls.Cut(ctx)
+		grpctls.CloseConn(ctx)
 	})
 	defer timeout.Stop()
 	u.TimeMs = time.Now().UnixMilli()

@@ -173,7 +173,7 @@ func (s *Server) sync(transport Catalog_SyncServer) (link string, err error) {
 		budget:        s.o.Budgets.peer(link),
 		timing:        s.o.Timing,
 		verify:        func() error { return s.verify(link, state) },
-		abort:         func() { grpctls.Cut(transport.Context()) },
+		abort:         func() { grpctls.CloseConn(transport.Context()) },
 		stop:          s.stop,
 		wakeup:        make(chan struct{}, 1),
 		sink:          inboundSink{s.sink, in},

@@ -866,7 +866,7 @@ func TestHowStreamsAreLost(t *testing.T) {
 		"not ready": {"dialing again is all there is to do", ends(errNotReady), nil, endedNotReady, "is starting"},
 		"full":      {"firewalls have nothing to do with it", ends(errStreams), nil, endedStreams, "too many streams"},
 		"cut off": {"in TLS 1.3 a rejected client learns it after its handshake",
-			script(func(s Catalog_SyncServer) error { grpctls.Cut(s.Context()); return nil }), nil, endedHandshake, "both clocks"},
+			script(func(s Catalog_SyncServer) error { grpctls.CloseConn(s.Context()); return nil }), nil, endedHandshake, "both clocks"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
