@@ -170,7 +170,7 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	for _, name := range r.index.LinksChanged() {
 		p.statusOf(name)
 	}
-	r.sweepSome(b, now, p)
+	r.sweepSome(now, p)
 	p.dueAt(r.book.Tick(now))
 	changes := r.book.Changes()
 	r.imports.stored(changes.Mirrors, p)
@@ -198,7 +198,8 @@ const reviewInterval = 10 * time.Second
 // reviewStatus decides again what depends on the clock: statuses, and which certificates
 // end soon.
 func (r *reconciler) reviewStatus(now time.Time, p *plan) {
-	if p.dueAt(r.reviewDue); now.Before(r.reviewDue) {
+	if now.Before(r.reviewDue) {
+		p.dueAt(r.reviewDue)
 		return
 	}
 	r.reviewDue = now.Add(reviewInterval)
