@@ -60,9 +60,11 @@ type importLink struct {
 	sources map[catalog.Key][]ledger.Source // what each Service asked the ledger for
 	wants   map[ledger.Source]ledger.MirrorWant
 	// placed is where each stored entry's mirror is, and which frontend it has.
-	placed   map[ledger.Source]catalog.Key
-	problems map[catalog.Key]catalog.Problem   // of Services that the rules leave out
-	left     map[catalog.Key][]catalog.Problem // of Services that the peer described wrongly
+	placed map[ledger.Source]catalog.Key
+	// inNamespace counts placed by namespace.
+	inNamespace map[string]int
+	problems    map[catalog.Key]catalog.Problem   // of Services that the rules leave out
+	left        map[catalog.Key][]catalog.Problem // of Services that the peer described wrongly
 }
 
 func newImporter(own string, book *ledger.Book) *importer {
@@ -124,7 +126,7 @@ func (m *importer) setLink(obj, standby *v1alpha1.Link, peer link.Peer, now time
 		l = &importLink{
 			peer: peer, domain: peer.TrustDomain, services: make(map[catalog.Key]catalog.Service),
 			sources: make(map[catalog.Key][]ledger.Source), wants: make(map[ledger.Source]ledger.MirrorWant),
-			placed: make(map[ledger.Source]catalog.Key), problems: make(map[catalog.Key]catalog.Problem),
+			placed: make(map[ledger.Source]catalog.Key), inNamespace: make(map[string]int), problems: make(map[catalog.Key]catalog.Problem),
 			left: make(map[catalog.Key][]catalog.Problem), since: now,
 		}
 		if former := m.former[l.domain]; former != nil {
@@ -327,6 +329,9 @@ func (m *importer) unplace(l *importLink, source ledger.Source, p *plan) {
 	p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: nodestream.FrontendKey(before.Namespace, before.Name)})
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, before, nil})
 	delete(l.placed, source)
+	if l.inNamespace[before.Namespace]--; l.inNamespace[before.Namespace] == 0 {
+		delete(l.inNamespace, before.Namespace)
+	}
 }
 
 func mirrorKey(m *ledger.Mirror) catalog.Key {
@@ -342,6 +347,9 @@ func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
 		return
 	}
 	after := mirrorKey(stored)
+	if _, placed := l.placed[source]; !placed { // at another name it was unplaced
+		l.inNamespace[after.Namespace]++
+	}
 	l.placed[source] = after
 	entry := *stored
 	if want, ok := l.wants[source]; ok {

@@ -86,11 +86,7 @@ func (r *reconciler) manyServices(name string) []catalog.Problem {
 	if l == nil || len(l.placed) < manyMirrors {
 		return nil
 	}
-	counts := make(map[string]int)
-	for _, key := range l.placed {
-		counts[key.Namespace]++
-	}
-	return mirror.ManyServices(counts, manyMirrors)
+	return mirror.ManyServices(l.inNamespace, manyMirrors)
 }
 
 // exporterOf is the object in which a person asked for an export; nil: it is gone.
