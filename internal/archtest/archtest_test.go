@@ -30,7 +30,8 @@ type pkg struct {
 // list returns the packages of the module at dir. The lab is a separate module.
 func list(t *testing.T, dir string) []pkg {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-e", "-json=Dir,ImportPath,GoFiles,TestGoFiles,XTestGoFiles,Imports", "./...")
+	cmd := exec.Command("go", "list", "-e", "-json=Dir,ImportPath,GoFiles,TestGoFiles,XTestGoFiles,Imports",
+		"./...")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	var stderr bytes.Buffer
@@ -128,8 +129,8 @@ var (
 	sockets      = either(prefix("net/http"), prefix("crypto/tls"), grpc, prefix("golang.org/x/sys/unix"))
 )
 
-// importRules forbid imports of packages that from matches. With reach set a rule also forbids
-// imports through other packages of the module.
+// importRules forbid imports of packages that from matches. With reach set a rule also
+// forbids imports through other packages of the module.
 var importRules = map[string]struct {
 	why    string
 	from   func(string) bool
@@ -265,8 +266,8 @@ func TestImportRules(t *testing.T) {
 	}
 }
 
-// violations returns the imports of p that forbid matches. With reach it also returns those of
-// packages of the module that p imports, each with the path to it.
+// violations returns the imports of p that forbid matches. With reach it also returns
+// those of packages of the module that p imports, each with the path to it.
 func violations(byPath map[string]pkg, p pkg, forbid func(string) bool, reach bool) []string {
 	var found []string
 	seen := map[string]bool{p.ImportPath: true}
@@ -330,8 +331,8 @@ func TestViolations(t *testing.T) {
 	}
 }
 
-// TestUnitTestsNeitherSleepNorSkip does not look at the tests on real clusters, which run in
-// real time.
+// TestUnitTestsNeitherSleepNorSkip does not look at the tests on real clusters, which run
+// in real time.
 func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 	banned := map[string]string{
 		"time.Sleep": "use a testing/synctest bubble, or wait for the event itself",
@@ -341,9 +342,19 @@ func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 	}
 	files := 0
 	for _, p := range product(t) {
+		parsed := make(map[string]*ast.File)
+		fset := token.NewFileSet()
 		for _, name := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
 			files++
-			for _, c := range calls(t, filepath.Join(p.Dir, name)) {
+			f, err := parser.ParseFile(fset, filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			parsed[name] = f
+		}
+		helpers := bubbleHelpers(parsed)
+		for _, f := range parsed {
+			for _, c := range calls(fset, f, helpers) {
 				if hint, bad := banned[c.name]; bad && !(c.name == "time.Sleep" && c.fakeTime) {
 					t.Errorf("%s: %s: %s", c.at, c.name, hint)
 				}
@@ -359,21 +370,55 @@ func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 type call struct {
 	name     string // as in the source, such as time.Sleep
 	at       string // file:line:column
-	fakeTime bool   // the file uses testing/synctest
+	fakeTime bool   // the file uses testing/synctest, or a helper that does
 }
 
-func calls(t *testing.T, file string) []call {
-	t.Helper()
-	fset := token.NewFileSet()
-	f, err := parser.ParseFile(fset, file, nil, parser.SkipObjectResolution)
-	if err != nil {
-		t.Fatal(err)
+// bubbleHelpers returns the functions, in the test files of one package, that run a
+// function in a testing/synctest bubble, also by way of another helper.
+func bubbleHelpers(files map[string]*ast.File) map[string]bool {
+	helpers := make(map[string]bool)
+	for found := true; found; {
+		found = false
+		for _, f := range files {
+			for _, d := range f.Decls {
+				fn, ok := d.(*ast.FuncDecl)
+				if !ok || fn.Recv != nil || strings.HasPrefix(fn.Name.Name, "Test") || helpers[fn.Name.Name] {
+					continue
+				}
+				if startsBubble(fn, helpers) {
+					helpers[fn.Name.Name], found = true, true
+				}
+			}
+		}
 	}
-	// Whether a call is inside a bubble is known only when it runs. A file that uses synctest
-	// is trusted to sleep only there.
-	fakeTime := slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool {
-		return i.Path.Value == `"testing/synctest"`
+	return helpers
+}
+
+// startsBubble reports whether n contains a call of synctest.Test or of a helper.
+func startsBubble(n ast.Node, helpers map[string]bool) bool {
+	starts := false
+	ast.Inspect(n, func(n ast.Node) bool {
+		c, ok := n.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		switch fn := c.Fun.(type) {
+		case *ast.Ident:
+			starts = starts || helpers[fn.Name]
+		case *ast.SelectorExpr:
+			x, ok := fn.X.(*ast.Ident)
+			starts = starts || ok && x.Name == "synctest" && fn.Sel.Name == "Test"
+		}
+		return true
 	})
+	return starts
+}
+
+// calls returns the calls in a test file. Whether a call is inside a bubble is known only
+// when it runs, so a file that uses synctest or one of the helpers is trusted to sleep
+// only there.
+func calls(fset *token.FileSet, f *ast.File, helpers map[string]bool) []call {
+	fakeTime := startsBubble(f, helpers)
 	var found []call
 	ast.Inspect(f, func(n ast.Node) bool {
 		c, ok := n.(*ast.CallExpr)
