@@ -66,7 +66,10 @@ func (s *linkState) judge() {
 		}
 		// A key of low order, or another spelling of our own, gives no secret.
 		if _, err := identity.LinkSecret(s.identity.LinkKey(), p.LinkKey.Bytes()); err != nil {
-			s.judged.Faults[name] = &link.Fault{Reason: link.BadLinkKey, Message: fmt.Sprintf("linkPublicKey gives no shared secret: %v", err)}
+			s.judged.Faults[name] = &link.Fault{
+				Reason:  link.BadLinkKey,
+				Message: fmt.Sprintf("linkPublicKey gives no shared secret: %v", err),
+			}
 			delete(s.judged.Peers, name)
 		}
 	}
@@ -111,7 +114,11 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 	if err != nil {
 		return resolvedPeer{}, err
 	}
-	out := resolvedPeer{peer: p, list: list, view: view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}}
+	out := resolvedPeer{
+		peer: p,
+		list: list,
+		view: view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret},
+	}
 	known, ok := peering.StoredIssuers(p, kept)
 	if !ok {
 		return out, nil // none is stored yet
@@ -132,7 +139,10 @@ func (s *linkState) emit(name string, namespaces mirror.Namespaces, p *plan) {
 	r, ok := s.resolved[name]
 	if !ok {
 		key := nodestream.LinkKey(name)
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: key}, nodestream.Change{Scope: nodestream.Gateways, Removed: key})
+		p.views = append(p.views, nodestream.Change{
+			Scope:   nodestream.Agents,
+			Removed: key,
+		}, nodestream.Change{Scope: nodestream.Gateways, Removed: key})
 		return
 	}
 	peer := r.view
@@ -169,7 +179,8 @@ func applyRules(p *view.Peer, l *v1alpha1.Link, namespaces mirror.Namespaces) {
 
 // selectsCallers reports whether a Link's callers depend on the labels of namespaces.
 func selectsCallers(l *v1alpha1.Link) bool {
-	return l.Spec.Import != nil && l.Spec.Import.Callers != nil && l.Spec.Import.Callers.NamespaceSelector != nil
+	return l.Spec.Import != nil && l.Spec.Import.Callers != nil &&
+		l.Spec.Import.Callers.NamespaceSelector != nil
 }
 
 // ended returns the Links whose peers' last issuer ended since the last pass.
