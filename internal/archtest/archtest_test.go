@@ -342,19 +342,17 @@ func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 	}
 	files := 0
 	for _, p := range product(t) {
-		parsed := make(map[string]*ast.File)
-		fset := token.NewFileSet()
-		for _, name := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
-			files++
-			f, err := parser.ParseFile(fset, filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
-			if err != nil {
-				t.Fatal(err)
+		names := slices.Concat(p.TestGoFiles, p.XTestGoFiles)
+		bubbles := make(map[string]bool)
+		for before := -1; before < len(bubbles); { // until no more are found
+			before = len(bubbles)
+			for _, name := range names {
+				addBubbles(t, filepath.Join(p.Dir, name), bubbles)
 			}
-			parsed[name] = f
 		}
-		helpers := bubbleHelpers(parsed)
-		for _, f := range parsed {
-			for _, c := range calls(fset, f, helpers) {
+		for _, name := range names {
+			files++
+			for _, c := range calls(t, filepath.Join(p.Dir, name), bubbles) {
 				if hint, bad := banned[c.name]; bad && !(c.name == "time.Sleep" && c.fakeTime) {
 					t.Errorf("%s: %s: %s", c.at, c.name, hint)
 				}
@@ -370,71 +368,77 @@ func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 type call struct {
 	name     string // as in the source, such as time.Sleep
 	at       string // file:line:column
-	fakeTime bool   // the file uses testing/synctest, or a helper that does
+	fakeTime bool   // its file uses testing/synctest, or it is in the argument of a bubble
 }
 
-// bubbleHelpers returns the functions, in the test files of one package, that run a
-// function in a testing/synctest bubble, also by way of another helper.
-func bubbleHelpers(files map[string]*ast.File) map[string]bool {
-	helpers := make(map[string]bool)
-	for found := true; found; {
-		found = false
-		for _, f := range files {
-			for _, d := range f.Decls {
-				fn, ok := d.(*ast.FuncDecl)
-				if !ok || fn.Recv != nil || strings.HasPrefix(fn.Name.Name, "Test") || helpers[fn.Name.Name] {
-					continue
-				}
-				if startsBubble(fn, helpers) {
-					helpers[fn.Name.Name], found = true, true
-				}
-			}
-		}
+// addBubbles adds the functions of a file that call synctest.Test or a bubble to bubbles.
+func addBubbles(t *testing.T, file string, bubbles map[string]bool) {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return helpers
-}
-
-// startsBubble reports whether n contains a call of synctest.Test or of a helper.
-func startsBubble(n ast.Node, helpers map[string]bool) bool {
-	starts := false
-	ast.Inspect(n, func(n ast.Node) bool {
-		c, ok := n.(*ast.CallExpr)
-		if !ok {
-			return true
+	for _, d := range f.Decls {
+		fn, ok := d.(*ast.FuncDecl)
+		if !ok || fn.Recv != nil {
+			continue
 		}
-		switch fn := c.Fun.(type) {
-		case *ast.Ident:
-			starts = starts || helpers[fn.Name]
-		case *ast.SelectorExpr:
-			x, ok := fn.X.(*ast.Ident)
-			starts = starts || ok && x.Name == "synctest" && fn.Sel.Name == "Test"
-		}
-		return true
-	})
-	return starts
-}
-
-// calls returns the calls in a test file. Whether a call is inside a bubble is known only
-// when it runs, so a file that uses synctest or one of the helpers is trusted to sleep
-// only there.
-func calls(fset *token.FileSet, f *ast.File, helpers map[string]bool) []call {
-	fakeTime := startsBubble(f, helpers)
-	var found []call
-	ast.Inspect(f, func(n ast.Node) bool {
-		c, ok := n.(*ast.CallExpr)
-		if !ok {
-			return true
-		}
-		if sel, ok := c.Fun.(*ast.SelectorExpr); ok {
-			if x, ok := sel.X.(*ast.Ident); ok {
-				found = append(found, call{
-					name:     x.Name + "." + sel.Sel.Name,
-					at:       fmt.Sprint(fset.Position(c.Pos())),
-					fakeTime: fakeTime,
-				})
+		ast.Inspect(fn, func(n ast.Node) bool {
+			c, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
 			}
-		}
-		return true
+			switch fun := c.Fun.(type) {
+			case *ast.Ident:
+				if bubbles[fun.Name] {
+					bubbles[fn.Name.Name] = true
+				}
+			case *ast.SelectorExpr:
+				if x, ok := fun.X.(*ast.Ident); ok && x.Name == "synctest" && fun.Sel.Name == "Test" {
+					bubbles[fn.Name.Name] = true
+				}
+			}
+			return true
+		})
+	}
+}
+
+func calls(t *testing.T, file string, bubbles map[string]bool) []call {
+	t.Helper()
+	fset := token.NewFileSet()
+	f, err := parser.ParseFile(fset, file, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A file that uses synctest is trusted to sleep only in its bubbles.
+	uses := slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool {
+		return i.Path.Value == `"testing/synctest"`
 	})
+	var found []call
+	var visit func(n ast.Node, fakeTime bool)
+	visit = func(root ast.Node, fakeTime bool) {
+		ast.Inspect(root, func(n ast.Node) bool {
+			c, ok := n.(*ast.CallExpr)
+			if !ok || n == root {
+				return true
+			}
+			inside := fakeTime
+			switch fun := c.Fun.(type) {
+			case *ast.Ident:
+				inside = inside || bubbles[fun.Name]
+			case *ast.SelectorExpr:
+				if x, ok := fun.X.(*ast.Ident); ok {
+					found = append(found, call{
+						name:     x.Name + "." + fun.Sel.Name,
+						at:       fmt.Sprint(fset.Position(c.Pos())),
+						fakeTime: fakeTime,
+					})
+				}
+			}
+			visit(c, inside)
+			return false
+		})
+	}
+	visit(f, uses)
 	return found
 }

@@ -47,7 +47,7 @@ func TestRewrittenPackagesKeepLinesShort(t *testing.T) {
 }
 
 // longLines returns a sentence for each line of a Go file that is too long. It skips
-// generated files, the inner lines of raw strings, and the comments that tools require on
+// generated files, the lines of raw strings, and the comments that tools require on
 // one line.
 func longLines(file string, content []byte) ([]string, error) {
 	fset := token.NewFileSet()
@@ -61,8 +61,9 @@ func longLines(file string, content []byte) ([]string, error) {
 	raw := map[int]bool{}
 	ast.Inspect(f, func(n ast.Node) bool {
 		if s, ok := n.(*ast.BasicLit); ok && s.Kind == token.STRING && s.Value[0] == '`' {
-			for i := range strings.Count(s.Value, "\n") {
-				raw[fset.Position(s.Pos()).Line+1+i] = true
+			first, breaks := fset.Position(s.Pos()).Line, strings.Count(s.Value, "\n")
+			for line := first; breaks > 0 && line <= first+breaks; line++ {
+				raw[line] = true
 			}
 		}
 		return true

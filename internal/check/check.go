@@ -1,4 +1,5 @@
-// Package check finds what is wrong with an installation of Causeway, and says what to do.
+// Package check finds what is wrong with an installation of Causeway, and says what to
+// do.
 //
 //	API server ────────────────┐
 //	controller replicas ───────┼─▶ Facts ──Judge──▶ Results: a state, a message, a hint
@@ -6,7 +7,8 @@
 //	a canary pod on each node ─┘
 //
 // What always holds:
-//   - Judge uses no clock and no cluster. Equal Facts give equal Results in the same order.
+//   - Judge uses no clock and no cluster. Equal Facts give equal Results in the same
+//     order.
 //   - Something that could not be examined has a Result of its own, which is never ok.
 //   - A Result has a hint if and only if it is not ok.
 //   - Similar findings give at most maxAlike Results, and one that counts the rest.
@@ -79,7 +81,8 @@ const wholeCluster = "cluster"
 // maxAlike bounds the Results of one check for one target.
 const maxAlike = 20
 
-// Judge returns the Results that follow from f, in the order of checks, then by target and message.
+// Judge returns the Results that follow from f, in the order of checks, then by target
+// and message.
 func Judge(f Facts) []Result {
 	rules := []func(Facts) []Result{
 		access, kinds, rights, identities, workloads, agents, versions, clocks, guards, paths,
@@ -144,8 +147,8 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// Proofs returns, by node, why the path of a pod's connection fails there; empty: it works. A node
-// whose canary made no connection is absent.
+// Proofs returns, by node, why the path of a pod's connection fails there; empty: it
+// works. A node whose canary made no connection is absent.
 func Proofs(canaries []Canary) map[string]string {
 	out := map[string]string{}
 	for _, c := range canaries {

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Tolerated clock errors. Certificates and the node stream tolerate some minutes, a label one.
+// Tolerated clock errors. Certificates and the node stream tolerate some minutes, a label
+// one.
 const (
 	skewWarning = 30 * time.Second
 	skewFailure = time.Minute + 30*time.Second
@@ -37,7 +38,8 @@ func clocks(f Facts) []Result {
 	for _, n := range slices.Sorted(maps.Keys(nodes)) {
 		measured++
 		results = append(results, skewed(n, "the node's clock", nodes[n],
-			"synchronize the node's clock, for example by NTP: until then its pods cannot call linked clusters")...)
+			"synchronize the node's clock, for example by NTP: until then its pods cannot call linked "+
+				"clusters")...)
 	}
 	results = append(results, peerClocks(f)...)
 	if len(results) == 0 && measured > 0 {

@@ -81,8 +81,9 @@ type Pod struct {
 	Ready                 bool
 	// Failure is why it does not run, if Kubernetes says so.
 	Failure string
-	// PathFails is why the node's path failed when a canary tested it last, as a condition
-	// of the agent's pod records. It is empty if the test passed or none was made.
+	// PathFails is why the node's path failed when a canary tested it last, as a
+	// condition of the agent's pod records. It is empty if the test passed or none was
+	// made.
 	PathFails string
 }
 
@@ -104,8 +105,8 @@ type Replica struct {
 	Answer Answer
 }
 
-// Answer is what a controller replica reports. Fields may be added to its JSON, and none is
-// renamed or removed.
+// Answer is what a controller replica reports. Fields may be added to its JSON, and none
+// is renamed or removed.
 type Answer struct {
 	Version string    `json:"version"`
 	Time    time.Time `json:"time"`
@@ -134,8 +135,9 @@ type Peer struct {
 	SkewSeconds float64 `json:"skewSeconds"`
 	// Complete: the peer's whole catalog has arrived.
 	Complete bool `json:"complete"`
-	// Wants are the mirrors that the peer's catalog and the Link's rules ask for, each by its
-	// source: namespace/service, followed by /hostname if it is the mirror of one pod.
+	// Wants are the mirrors that the peer's catalog and the Link's rules ask for, each by
+	// its source: namespace/service, followed by /hostname if it is the mirror of one
+	// pod.
 	Wants []string `json:"wants"`
 	// WantNames are the names of those mirrors, namespace/name, by source.
 	WantNames map[string]string `json:"wantNames,omitempty"`

@@ -24,9 +24,9 @@ import (
 	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
-// Gather reads from the API server into f. f.Namespace must be Causeway's own, and f.Rights
-// the rights to ask about. Errors are recorded in f.Unread. It blocks until every answer
-// arrived or ctx is done.
+// Gather reads from the API server into f. f.Namespace must be Causeway's own, and
+// f.Rights the rights to ask about. Errors are recorded in f.Unread. It blocks until
+// every answer arrived or ctx is done.
 func Gather(ctx context.Context, c client.Client, f *Facts) {
 	g := gatherer{ctx: ctx, c: c, f: f, slots: make(chan struct{}, 8)}
 	g.kinds()
@@ -75,7 +75,8 @@ func (g *gatherer) do(what string, read func() (store func(), err error)) {
 	})
 }
 
-// kinds lists Causeway's own objects and records the kinds that the API server does not serve.
+// kinds lists Causeway's own objects and records the kinds that the API server does not
+// serve.
 func (g *gatherer) kinds() {
 	g.f.Kinds = map[string]bool{}
 	own := client.InNamespace(g.f.Namespace)
@@ -116,7 +117,12 @@ func (g *gatherer) rights() {
 			User:   account + g.f.Namespace + ":" + r.Account,
 			Groups: []string{accounts, accounts + ":" + g.f.Namespace, "system:authenticated"},
 			ResourceAttributes: &authorizationv1.ResourceAttributes{
-				Namespace: r.Namespace, Verb: r.Verb, Group: r.Group, Resource: resource, Subresource: sub, Name: r.Name,
+				Namespace:   r.Namespace,
+				Verb:        r.Verb,
+				Group:       r.Group,
+				Resource:    resource,
+				Subresource: sub,
+				Name:        r.Name,
 			},
 		}}
 		g.do("the rights of "+r.Account, func() (func(), error) {
@@ -132,7 +138,8 @@ func (g *gatherer) rights() {
 func (g *gatherer) identity() {
 	g.do("ConfigMap "+clusterinfo.IdentityConfigMap, func() (func(), error) {
 		var m corev1.ConfigMap
-		err := g.c.Get(g.ctx, client.ObjectKey{Namespace: g.f.Namespace, Name: clusterinfo.IdentityConfigMap}, &m)
+		err := g.c.Get(g.ctx, client.ObjectKey{Namespace: g.f.Namespace,
+			Name: clusterinfo.IdentityConfigMap}, &m)
 		if apierrors.IsNotFound(err) {
 			return nil, nil
 		}
@@ -205,14 +212,16 @@ func (g *gatherer) pods() (func(), error) {
 	return func() { g.f.Pods = out }, nil
 }
 
-// PathProved is a condition of an agent's pod. It is False if the node's path failed when a
-// canary tested it last, and absent otherwise. The command that sends the canaries writes it.
+// PathProved is a condition of an agent's pod. It is False if the node's path failed when
+// a canary tested it last, and absent otherwise. The command that sends the canaries
+// writes it.
 const PathProved corev1.PodConditionType = "causeway.dev/PathProved"
 
 func pathFails(p *corev1.Pod) string {
 	for _, c := range p.Status.Conditions {
 		if c.Type == PathProved && c.Status == corev1.ConditionFalse {
-			return fmt.Sprintf("%s (since %s)", c.Message, c.LastTransitionTime.UTC().Format("2006-01-02 15:04 MST"))
+			return fmt.Sprintf("%s (since %s)", c.Message,
+				c.LastTransitionTime.UTC().Format("2006-01-02 15:04 MST"))
 		}
 	}
 	return ""
@@ -221,7 +230,8 @@ func pathFails(p *corev1.Pod) string {
 // podFailure returns why p does not run, if Kubernetes says so.
 func podFailure(p *corev1.Pod) string {
 	for _, s := range p.Status.ContainerStatuses {
-		if w := s.State.Waiting; w != nil && w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
+		if w := s.State.Waiting; w != nil && w.Reason != "ContainerCreating" &&
+			w.Reason != "PodInitializing" {
 			return s.Name + ": " + w.Reason
 		}
 	}
@@ -250,8 +260,8 @@ func (g *gatherer) services() (func(), error) {
 	}
 }
 
-// slices leaves out the EndpointSlices that Kubernetes makes for Services with a selector,
-// because most are of that kind and none is a mirror's.
+// slices leaves out the EndpointSlices that Kubernetes makes for Services with a
+// selector, because most are of that kind and none is a mirror's.
 func (g *gatherer) slices() (func(), error) {
 	builtIn := []string{"endpointslice-controller.k8s.io"}
 	others, err := labels.NewRequirement(discoveryv1.LabelManagedBy, selection.NotIn, builtIn)

@@ -18,13 +18,13 @@ func access(f Facts) []Result {
 	for _, u := range f.Unread {
 		results = append(results, fail(checkAccess, u.What, "cannot be read: "+u.Why,
 			"check that your account has the right to read it and that the API server answers; "+
-				"whatever depends on it was not checked"))
+				"checks that depend on it were not made"))
 	}
 	return bound(results)
 }
 
-// kinds reports whether Causeway's kinds are served, and whether their CustomResourceDefinitions
-// have every field that this version writes.
+// kinds reports whether Causeway's kinds are served, and whether their
+// CustomResourceDefinitions have every field that this version writes.
 func kinds(f Facts) []Result {
 	if f.Kinds == nil {
 		return nil
@@ -36,7 +36,8 @@ func kinds(f Facts) []Result {
 		}
 	}
 	if len(missing) > 0 {
-		return []Result{fail(checkKinds, wholeCluster, "the cluster does not serve "+strings.Join(missing, ", "),
+		return []Result{fail(checkKinds, wholeCluster,
+			"the cluster does not serve "+strings.Join(missing, ", "),
 			"run `causeway install` to create the CustomResourceDefinitions again; "+
 				"their objects are lost, so apply your Links again")}
 	}
@@ -51,8 +52,8 @@ func missingFields(outdated []string) []string {
 	return slices.DeleteFunc(slices.Clone(outdated), func(s string) bool { return !strings.Contains(s, ":") })
 }
 
-// outdatedCRDs fails if the controllers are of the command's version, because they then write
-// fields that the API server drops. Otherwise the command may just be newer.
+// outdatedCRDs fails if the controllers are of the command's version, because they then
+// write fields that the API server drops. Otherwise the command may just be newer.
 func outdatedCRDs(f Facts, lacking []string) Result {
 	message := "the CustomResourceDefinitions are older than version " + f.Version +
 		", so the API server drops the fields " + summarize(lacking)
@@ -88,7 +89,8 @@ func rights(f Facts) []Result {
 	var results []Result
 	for _, account := range slices.Sorted(maps.Keys(lacks)) {
 		results = append(results, fail(checkRights, account, "may not "+summarize(lacks[account]),
-			"run `causeway install` to create the roles and bindings again; if they exist, another authorizer denies the request"))
+			"run `causeway install` to create the roles and bindings again; if they exist, another "+
+				"authorizer denies the request"))
 	}
 	return results
 }
@@ -105,8 +107,8 @@ func (r Right) String() string {
 	return r.Verb + " " + what
 }
 
-// A certificate gives a warning when it expires within this time. The root's is long because
-// administrators of peers have to act.
+// A certificate gives a warning when it expires within this time. The root's is long
+// because administrators of peers have to act.
 const (
 	rootSoon   = 30 * 24 * time.Hour
 	issuerSoon = 3 * 24 * time.Hour
@@ -121,7 +123,8 @@ func identities(f Facts) []Result {
 	domain := f.Identity[clusterinfo.KeyTrustDomain]
 	root, err := identity.ParseRootCertificate([]byte(f.Identity[clusterinfo.KeyRoot]), domain)
 	if err != nil {
-		return []Result{fail(checkIdentity, wholeCluster, fmt.Sprintf("ConfigMap causeway-identity has no valid root: %v", err),
+		return []Result{fail(checkIdentity, wholeCluster,
+			fmt.Sprintf("ConfigMap causeway-identity has no valid root: %v", err),
 			"run `kubectl -n "+f.Namespace+" delete configmap causeway-identity`: "+
 				"the controller creates it again from its Secrets within a minute")}
 	}
@@ -130,7 +133,8 @@ func identities(f Facts) []Result {
 			"renew a root of your own where you made it"); bad {
 		return []Result{r}
 	}
-	return append([]Result{ok(checkIdentity, wholeCluster, "trust domain %s, root until %s", domain, day(root.NotAfter))},
+	return append([]Result{ok(checkIdentity, wholeCluster, "trust domain %s, root until %s", domain,
+		day(root.NotAfter))},
 		ownIssuers(f)...)
 }
 
@@ -164,7 +168,8 @@ func expiry(
 	case left <= 0:
 		return fail(check, target, fmt.Sprintf("%s expired on %s", what, day(end)), hint), true
 	case left < soon:
-		return warn(check, target, fmt.Sprintf("%s expires on %s, in %s", what, day(end), span(left)), hint), true
+		return warn(check, target, fmt.Sprintf("%s expires on %s, in %s", what, day(end), span(left)),
+			hint), true
 	}
 	return Result{}, false
 }
@@ -214,17 +219,20 @@ func workloads(f Facts) []Result {
 // replica may have data that old if no other replica is more current.
 const replicaStale = 30 * time.Second
 
-// replicas reports which controllers did not answer, and which have lost their API server.
+// replicas reports which controllers did not answer, and which have lost their API
+// server.
 func replicas(f Facts) []Result {
 	var results []Result
 	for _, r := range f.Replicas {
 		switch age := seconds(r.Answer.AgeSeconds); {
 		case r.Error != "":
 			results = append(results, fail(checkController, r.Pod, "does not answer: "+r.Error,
-				"the command connects by port-forward, for which your account needs the right; the pod's log may say more"))
+				"the command connects by port-forward, for which your account needs the right; the pod's "+
+					"log may say more"))
 		case age > replicaStale:
 			results = append(results, fail(checkController, r.Pod,
-				fmt.Sprintf("has read nothing from the API server for %s and serves the last state that it knows", span(age)),
+				fmt.Sprintf("has read nothing from the API server for %s and serves the last state that "+
+					"it knows", span(age)),
 				"check the network between the pod's node and the API server; its log may say more"))
 		case !r.Answer.Whole:
 			results = append(results, warn(checkController, r.Pod, "its caches are not complete yet",
@@ -239,7 +247,8 @@ func replicas(f Facts) []Result {
 }
 
 func podHint(f Facts, component string) string {
-	return fmt.Sprintf("`kubectl -n %s describe pods -l app.kubernetes.io/component=%s` shows why", f.Namespace, component)
+	return fmt.Sprintf("`kubectl -n %s describe pods -l app.kubernetes.io/component=%s` shows why",
+		f.Namespace, component)
 }
 
 // failures returns why the pods of a component do not run, each reason once.
@@ -261,8 +270,8 @@ func explained(what, why string) string {
 	return what + " (" + why + ")"
 }
 
-// An agent whose state is older than stateOld gives a warning, and than stateLost a failure.
-// Controllers confirm every 5 s that the state is complete.
+// An agent whose state is older than stateOld gives a warning, and than stateLost a
+// failure. Controllers confirm every 5 s that the state is complete.
 const (
 	stateOld  = 30 * time.Second
 	stateLost = 10 * time.Minute
@@ -290,7 +299,8 @@ func agents(f Facts) []Result {
 		}
 	}
 	if good > 0 {
-		results = append(results, ok(checkAgent, wholeCluster, "the agents of %s are ready and up to date", count(good, "node")))
+		results = append(results, ok(checkAgent, wholeCluster, "the agents of %s are ready and up to date",
+			count(good, "node")))
 	}
 	return results
 }
@@ -310,8 +320,8 @@ func (f Facts) agents() map[string]Agent {
 	return out
 }
 
-// allAnswered reports whether every replica answered. An agent that is in no answer then has
-// no node stream.
+// allAnswered reports whether every replica answered. An agent that is in no answer then
+// has no node stream.
 func (f Facts) allAnswered() bool {
 	return len(f.Replicas) > 0 && !slices.ContainsFunc(f.Replicas, func(r Replica) bool {
 		return r.Error != "" || !r.Answer.Whole
@@ -321,10 +331,11 @@ func (f Facts) allAnswered() bool {
 // agent returns the Result of a node whose agent does not work. It reports false if the
 // agent works.
 func (f Facts) agent(n Node, pods []Pod, answers map[string]Agent) (Result, bool) {
-	hint := fmt.Sprintf("`kubectl -n %s get pods -o wide -l app.kubernetes.io/component=agent` shows the agents; "+
-		"pods on %s neither call nor are called until its agent is ready", f.Namespace, n.Name)
+	hint := fmt.Sprintf("`kubectl -n %s get pods -o wide -l app.kubernetes.io/component=agent` shows the "+
+		"agents; pods on %s neither call nor are called until its agent is ready", f.Namespace, n.Name)
 	if !n.Ready {
-		return warn(checkAgent, n.Name, "the node is not ready", "`kubectl describe node "+n.Name+"` shows why"), true
+		return warn(checkAgent, n.Name, "the node is not ready",
+			"`kubectl describe node "+n.Name+"` shows why"), true
 	}
 	if len(pods) == 0 {
 		return fail(checkAgent, n.Name, "the node has no agent", hint), true
@@ -333,7 +344,8 @@ func (f Facts) agent(n Node, pods []Pod, answers map[string]Agent) (Result, bool
 	if i < 0 {
 		return fail(checkAgent, n.Name, explained("its agent is not ready", pods[0].Failure), hint), true
 	}
-	logs := fmt.Sprintf("`kubectl -n %s logs %s -c agent` shows why; until then the agent uses its last state",
+	logs := fmt.Sprintf("`kubectl -n %s logs %s -c agent` shows why; until then the agent uses its last "+
+		"state",
 		f.Namespace, pods[i].Name)
 	a, answered := answers[n.Name]
 	age := seconds(a.StateSeconds)
@@ -343,9 +355,11 @@ func (f Facts) agent(n Node, pods []Pod, answers map[string]Agent) (Result, bool
 	case answered && a.Error != "":
 		return fail(checkAgent, n.Name, "its agent does not answer: "+a.Error, logs), true
 	case answered && age > stateLost:
-		return fail(checkAgent, n.Name, fmt.Sprintf("the state of its agent is %s old", span(age)), logs), true
+		return fail(checkAgent, n.Name, fmt.Sprintf("the state of its agent is %s old", span(age)),
+			logs), true
 	case answered && age > stateOld:
-		return warn(checkAgent, n.Name, fmt.Sprintf("the state of its agent is %s old", span(age)), logs), true
+		return warn(checkAgent, n.Name, fmt.Sprintf("the state of its agent is %s old", span(age)),
+			logs), true
 	}
 	return Result{}, false
 }
@@ -372,7 +386,8 @@ func versions(f Facts) []Result {
 		for _, v := range known {
 			parts = append(parts, v+": "+summarize(have[v]))
 		}
-		results = append(results, warn(checkVersion, wholeCluster, "different versions run: "+strings.Join(parts, "; "),
+		results = append(results, warn(checkVersion, wholeCluster,
+			"different versions run: "+strings.Join(parts, "; "),
 			"an upgrade is not complete: run `causeway install` to continue it"))
 	case len(known) == 1 && known[0] != f.Version:
 		results = append(results, warn(checkVersion, wholeCluster,
@@ -400,7 +415,8 @@ func minor(v string) string {
 	return parts[0] + "." + parts[1]
 }
 
-// live counts the certificates that are valid now, and returns when the last of all expires.
+// live counts the certificates that are valid now, and returns when the last of all
+// expires.
 func live(certs []*x509.Certificate, now time.Time) (n int, last time.Time) {
 	for _, c := range certs {
 		if !now.After(c.NotAfter) && !now.Before(c.NotBefore) {

@@ -9,7 +9,8 @@ import (
 )
 
 const (
-	// inviteSoon is the remaining validity from which on an unused invite gives a warning.
+	// inviteSoon is the remaining validity from which on an unused invite gives a
+	// warning.
 	inviteSoon = 3 * time.Minute
 	// joinSlow is the duration of a join from which on it gives a warning.
 	joinSlow = time.Minute
@@ -32,8 +33,8 @@ func invites(f Facts) []Result {
 }
 
 func (f Facts) invited(inv *v1alpha1.Invite) Result {
-	again := fmt.Sprintf("if the link is still wanted, run `causeway invite delete %s` and `causeway invite` "+
-		"to make another token", inv.Name)
+	again := fmt.Sprintf("if the link is still wanted, run `causeway invite delete %s` and `causeway "+
+		"invite` to make another token", inv.Name)
 	left, joined := invite.Expires(inv).Sub(f.Now), inv.Status.Joined
 	switch {
 	case inv.Status.State == v1alpha1.InviteLinked && joined != nil:
@@ -43,14 +44,17 @@ func (f Facts) invited(inv *v1alpha1.Invite) Result {
 			"trust domain %s began to join, but the invite expired %s ago, before its Link was created",
 			joined.TrustDomain, span(left)), again)
 	case left <= 0:
-		return warn(checkInvite, inv.Name, fmt.Sprintf("it expired %s ago without being used", span(left)), again)
+		return warn(checkInvite, inv.Name, fmt.Sprintf("it expired %s ago without being used", span(left)),
+			again)
 	case joined != nil:
 		return warn(checkInvite, inv.Name, fmt.Sprintf(
-			"trust domain %s began to join from %s, and its Link does not exist yet", joined.TrustDomain, joined.Address),
+			"trust domain %s began to join from %s, and its Link does not exist "+
+				"yet", joined.TrustDomain, joined.Address),
 			"`causeway join` continues in the other cluster: run this command again in a minute; "+
 				"if this stays, see a controller's log here")
 	case left < inviteSoon:
-		return warn(checkInvite, inv.Name, fmt.Sprintf("open, and expires in %s: %s", span(left), crosses(inv)),
+		return warn(checkInvite, inv.Name, fmt.Sprintf("open, and expires in %s: %s", span(left),
+			crosses(inv)),
 			"run `causeway join` in the other cluster before that")
 	}
 	return ok(checkInvite, inv.Name, "opened %s ago, expires in %s: %s",
@@ -76,15 +80,16 @@ func crosses(inv *v1alpha1.Invite) string {
 	return fmt.Sprintf("its Link will show %s to the peer and mirror %s of the peer's", out, in)
 }
 
-// refusals reports clusters that were refused, because only the inviter's administrator can
-// help them.
+// refusals reports clusters that were refused, because only the inviter's administrator
+// can help them.
 func refusals(inv *v1alpha1.Invite) []Result {
 	var results []Result
 	for _, r := range inv.Status.Refusals {
 		hint := "if that cluster was invited, read the output of `causeway join` there, and invite it again"
 		if r.Reason == string(invite.Used) && inv.Status.Joined != nil {
-			hint = fmt.Sprintf("trust domain %s used the token first, and a token links one cluster: if the other one "+
-				"was invited, somebody else had the token, so run `causeway unlink %s` and invite again",
+			hint = fmt.Sprintf("trust domain %s used the token first, and a token links one cluster: if "+
+				"the other one was invited, the token has leaked, so run `causeway unlink %s` and invite "+
+				"again",
 				inv.Status.Joined.TrustDomain, inv.Name)
 		}
 		results = append(results, warn(checkInvite, inv.Name, fmt.Sprintf(
@@ -103,9 +108,11 @@ func (f Facts) joining(j *v1alpha1.Join) []Result {
 	case j.Status.State == v1alpha1.JoinLinked:
 		return nil // the Link's own Results follow
 	case age > joinSlow:
-		return []Result{warn(checkInvite, j.Name, explained("the join has lasted "+span(age), j.Status.Message),
+		return []Result{warn(checkInvite, j.Name, explained("the join has lasted "+span(age),
+			j.Status.Message),
 			"TCP to a gateway of the inviter must be open; a controller's log says more; "+
 				"interrupt `causeway join` and run it again to start over")}
 	}
-	return []Result{ok(checkInvite, j.Name, "%s", explained("the join has lasted "+span(age), j.Status.Message))}
+	return []Result{ok(checkInvite, j.Name, "%s", explained("the join has lasted "+span(age),
+		j.Status.Message))}
 }

@@ -33,8 +33,8 @@ func (f Facts) links() []v1alpha1.Link {
 // JudgePaths returns the Results about the nodes' paths alone.
 func JudgePaths(f Facts) []Result { return paths(f) }
 
-// paths reports on which nodes a canary's connection reached the agent, and on which names
-// resolve.
+// paths reports on which nodes a canary's connection reached the agent, and on which
+// names resolve.
 func paths(f Facts) []Result {
 	var results []Result
 	var working, resolving []string
@@ -48,15 +48,17 @@ func paths(f Facts) []Result {
 		switch name := c.Result.ByName; {
 		case c.Failure != "":
 		case name.Failure == canary.FailureName:
-			results = append(results, fail(checkDNS, c.Node, "a pod on the node cannot resolve the name of a Service: "+name.Detail,
-				"callers reach mirrors by name: `kubectl -n kube-system get pods -l k8s-app=kube-dns` shows whether the "+
-					"cluster's DNS runs"))
+			results = append(results, fail(checkDNS, c.Node,
+				"a pod on the node cannot resolve the name of a Service: "+name.Detail,
+				"callers reach mirrors by name: `kubectl -n kube-system get pods -l k8s-app=kube-dns` "+
+					"shows whether the cluster's DNS runs"))
 		case name.Good(c.UID):
 			resolving = append(resolving, c.Node)
 		case !bad:
 			results = append(results, fail(checkDNS, c.Node,
 				"the canary Service answers at its address but not at its name: "+reason(name),
-				"the name resolves to another address: check that the cluster's DNS serves this cluster's Services"))
+				"the name resolves to another address: check that the cluster's DNS serves this "+
+					"cluster's Services"))
 		}
 	}
 	if len(working) > 0 {
@@ -64,7 +66,8 @@ func paths(f Facts) []Result {
 			count(len(working), "node")))
 	}
 	if len(resolving) > 0 {
-		results = append(results, ok(checkDNS, wholeCluster, "names of Services resolve on %s", count(len(resolving), "node")))
+		results = append(results, ok(checkDNS, wholeCluster, "names of Services resolve on %s",
+			count(len(resolving), "node")))
 	}
 	if f.Proved && len(f.Canaries) == 0 {
 		results = append(results, warn(checkPath, wholeCluster, "no node is ready, so no canary was sent",
@@ -87,20 +90,22 @@ func (c Canary) path() (Result, bool) {
 	switch {
 	case c.Failure != "":
 		return fail(checkPath, c.Node, "the canary made no connection: "+c.Failure,
-			"a pod must be able to run in Causeway's namespace on this node; then run the command again"), true
+			"a pod must be able to run in Causeway's namespace on this node; then run the command "+
+				"again"), true
 	case call.Failure == canary.FailureRefused:
 		return fail(checkPath, c.Node, "the node refuses a pod's connection: "+call.Detail,
 			logs+"nothing listens on the virtual IPs, or the local route for their range is missing, "+
 				"which vip-guard restores within a minute"), true
 	case call.Failure == canary.FailureTimeout:
 		return fail(checkPath, c.Node, "a pod's connection gets no answer: "+call.Detail,
-			"the CNI or a firewall bypasses the node's routing table: virtual IPs need a CNI that uses the host's "+
-				"routing table for local addresses"), true
+			"the CNI or a firewall bypasses the node's routing table: virtual IPs need a CNI that uses "+
+				"the host's routing table for local addresses"), true
 	case call.Failure == canary.FailureGarbled:
 		return fail(checkPath, c.Node, "something other than the agent answers: "+call.Detail,
 			"the range of virtual IPs is in use: install with another vipCIDR"), true
 	case call.Failure != "":
-		return fail(checkPath, c.Node, "a pod's connection fails: "+call.Detail, logs+"they may say more"), true
+		return fail(checkPath, c.Node, "a pod's connection fails: "+call.Detail,
+			logs+"they may say more"), true
 	case call.Answer.Refused != "":
 		return fail(checkPath, c.Node, "the agent cannot identify the caller: "+call.Answer.Refused,
 			"the CNI or kube-proxy changes the source address of pods' connections to the node: "+
@@ -149,13 +154,15 @@ func (f Facts) trust(l *v1alpha1.Link, stored v1alpha1.PeerTrust) Result {
 	}
 	n, last := live(list.Issuers, f.Now)
 	if n == 0 {
-		return fail(checkTrust, l.Name, fmt.Sprintf("none of the peer's %s is valid now: the last expired on %s",
-			count(len(list.Issuers), "issuer"), day(last)),
+		return fail(checkTrust, l.Name,
+			fmt.Sprintf("none of the peer's %s is valid now: the last expired on %s",
+				count(len(list.Issuers), "issuer"), day(last)),
 			"the peer's controller renews its issuer and sends it by the catalog stream: "+
 				"`causeway check` in the peer shows why it does not")
 	}
 	if r, bad := expiry(f.Now, checkTrust, l.Name, "the peer's last issuer", last, issuerSoon,
-		"the peer's controller renews it and sends it by the catalog stream: run `causeway check` in the peer"); bad {
+		"the peer's controller renews it and sends it by the catalog stream: run `causeway check` in the "+
+			"peer"); bad {
 		return r
 	}
 	return ok(checkTrust, l.Name, "root until %s, %s of %d valid now (list %d)",
@@ -171,7 +178,8 @@ func links(f Facts) []Result {
 		return []Result{fail(checkLink, f.Link, "there is no such Link", "`causeway links` lists the Links")}
 	}
 	if len(f.Links) == 0 && len(f.Unread) == 0 {
-		return []Result{warn(checkLink, wholeCluster, "this cluster has no Link", "`causeway link` links two clusters")}
+		return []Result{warn(checkLink, wholeCluster, "this cluster has no Link",
+			"`causeway link` links two clusters")}
 	}
 	var results []Result
 	for _, l := range f.links() {
@@ -187,7 +195,11 @@ func links(f Facts) []Result {
 
 // conditions are the types to examine. Ready comes first because it explains the others.
 var conditions = []string{
-	v1alpha1.LinkReady, v1alpha1.LinkTrusted, v1alpha1.LinkConnected, v1alpha1.LinkSynced, v1alpha1.LinkGatewayReachable,
+	v1alpha1.LinkReady,
+	v1alpha1.LinkTrusted,
+	v1alpha1.LinkConnected,
+	v1alpha1.LinkSynced,
+	v1alpha1.LinkGatewayReachable,
 }
 
 // conditions returns a Result for each condition of l that needs attention.
@@ -199,15 +211,18 @@ func (f Facts) conditions(l *v1alpha1.Link) []Result {
 		switch {
 		case c == nil || c.ObservedGeneration != l.Generation:
 			return []Result{warn(checkLink, l.Name, "no controller has examined its current spec",
-				fmt.Sprintf("`kubectl -n %s get lease causeway-controller` shows whether a controller leads", f.Namespace))}
+				fmt.Sprintf("`kubectl -n %s get lease causeway-controller` shows whether a controller "+
+					"leads", f.Namespace))}
 		case kind == v1alpha1.LinkReady && c.Status == metav1.ConditionFalse && c.Reason == suspended:
-			results = append(results, warn(checkLink, l.Name, c.Message, "set spec.suspend to false to end it"))
+			results = append(results, warn(checkLink, l.Name, c.Message,
+				"set spec.suspend to false to end it"))
 		case kind == v1alpha1.LinkReady && c.Status == metav1.ConditionFalse:
 			return []Result{f.unusable(l, c)} // every other condition follows from it
 		case kind == v1alpha1.LinkReady && c.Status != metav1.ConditionTrue:
 			first = c
 		case isStale(c):
-			results = append(results, warn(checkLink, l.Name, c.Message, staleHints[link.Staleness(c.Reason)]))
+			results = append(results, warn(checkLink, l.Name, c.Message,
+				staleHints[link.Staleness(c.Reason)]))
 		case c.Status == metav1.ConditionTrue, isOneWay(l, c):
 		case c.Reason == "Pending":
 			results = append(results, f.unmet(warn, l, c))
@@ -228,7 +243,8 @@ const suspended = "Suspended"
 func (f Facts) unmet(
 	state func(check, target, message, hint string) Result, l *v1alpha1.Link, c *metav1.Condition,
 ) Result {
-	return state(checkLink, l.Name, fmt.Sprintf("not %s (%s): %s", c.Type, c.Reason, c.Message), f.conditionHint(l, c))
+	return state(checkLink, l.Name, fmt.Sprintf("not %s (%s): %s", c.Type, c.Reason, c.Message),
+		f.conditionHint(l, c))
 }
 
 // unusable returns the Result of a Link that is not in force. A standby gives a warning,
@@ -254,19 +270,22 @@ func isStandby(l *v1alpha1.Link) bool {
 
 // staleHints say what to do about a peer's catalog that is out of date.
 var staleHints = map[link.Staleness]string{
-	link.PeerCatalogStale: "the peer's controllers must reach their API server: run `causeway check` in the peer",
-	link.PeerCatalogOlder: "if the peer's etcd was restored from a backup, change any exported Service there, " +
-		"for example add a label; otherwise run `causeway check` in the peer",
-	link.PeerEpochChanged: "if the peer's cluster was rebuilt, wait 10 minutes; otherwise run `causeway check` in the peer",
+	link.PeerCatalogStale: "the peer's controllers must reach their API server: run `causeway check` in " +
+		"the peer",
+	link.PeerCatalogOlder: "if the peer's etcd was restored from a backup, change any exported Service " +
+		"there, for example add a label; otherwise run `causeway check` in the peer",
+	link.PeerEpochChanged: "if the peer's cluster was rebuilt, wait 10 minutes; otherwise run `causeway " +
+		"check` in the peer",
 }
 
-// isStale reports whether c says that the peer's catalog is out of date, whatever its status.
+// isStale reports whether c, which may be True, says that the peer's catalog is out of
+// date.
 func isStale(c *metav1.Condition) bool {
 	return c.Type == v1alpha1.LinkSynced && staleHints[link.Staleness(c.Reason)] != ""
 }
 
-// isOneWay reports whether c is False only because the Link lists no gateways, so that only
-// the peer dials.
+// isOneWay reports whether c is False only because the Link lists no gateways, so that
+// only the peer dials.
 func isOneWay(l *v1alpha1.Link, c *metav1.Condition) bool {
 	return len(l.Spec.Gateways) == 0 && c.Reason == "NoAddress"
 }
@@ -293,8 +312,8 @@ func (f Facts) conditionHint(l *v1alpha1.Link, c *metav1.Condition) string {
 	case "WaitingForPeer":
 		return "the peer must dial: `causeway check` in the peer shows why it does not"
 	case "Unreachable":
-		return fmt.Sprintf("open TCP from this cluster's nodes to %s; `causeway identity` in the peer prints its "+
-			"current addresses", strings.Join(l.Spec.Gateways, " or "))
+		return fmt.Sprintf("open TCP from this cluster's nodes to %s; `causeway identity` in the peer "+
+			"prints its current addresses", strings.Join(l.Spec.Gateways, " or "))
 	case "DNS":
 		return "make the name resolve in this cluster's pods, or give the Link an IP address"
 	case "ClockSkew":
@@ -316,12 +335,13 @@ type addressFacts struct {
 	dns      string            // why the name does not resolve
 }
 
-// gateways reports on each gateway address of each peer, as nodes and controllers reach it.
+// gateways reports on each gateway address of each peer, as nodes and controllers reach
+// it.
 func gateways(f Facts) []Result {
 	var results []Result
 	for _, l := range f.links() {
 		if hasFault(&l) {
-			continue // nobody dials it
+			continue // no process dials it
 		}
 		addresses := f.addresses(&l)
 		for _, address := range slices.Sorted(maps.Keys(addresses)) {
@@ -412,15 +432,19 @@ func (a *addressFacts) results(f Facts, name, address string) []Result {
 	case len(failing) > 0:
 		return []Result{fail(checkAddress, name, fmt.Sprintf("%s is not reachable from %d of %s (%s: %s)",
 			address, len(failing), count(tested, "node"), failing[0], a.failing[failing[0]]),
-			"open TCP from these nodes to that address: check firewalls, routes and the peer's load balancer; "+
-				"`causeway identity` in the peer prints its current addresses")}
+			"open TCP from these nodes to that address: check firewalls, routes and the peer's load "+
+				"balancer; `causeway identity` in the peer prints its current addresses")}
 	case a.down != "" && a.up == 0:
-		return []Result{fail(checkAddress, name, fmt.Sprintf("%s accepts connections, but no catalog stream is up: %s",
-			address, a.down), "the address must lead to the peer's gateway, and nothing on the way may end TLS; "+
-			"`causeway check` in the peer shows the other side")}
+		return []Result{fail(checkAddress, name,
+			fmt.Sprintf("%s accepts connections, but no catalog stream is up: %s",
+				address, a.down), "the address must lead to the peer's gateway, and nothing on the way may "+
+				"end TLS; `causeway check` in the peer shows the other side")}
 	case a.down != "":
-		return []Result{warn(checkAddress, name, fmt.Sprintf("%s has a stream to some controllers but not to all: %s",
-			address, a.down), "run the command again in a minute; `causeway check` in the peer shows the other side")}
+		return []Result{warn(checkAddress, name,
+			fmt.Sprintf("%s has a stream to some controllers but not to all: %s",
+				address, a.down), "run the command again in a minute; `causeway check` in the peer shows "+
+				"the "+
+				"other side")}
 	case tested == 0 && a.up == 0 && !f.Asked:
 		return nil
 	case tested == 0 && len(a.untested) == 0:

@@ -17,8 +17,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/mirror"
 )
 
-// catalogs reports whether the ledger holds the mirrors that peers' catalogs and the Links'
-// rules ask for, and whether it is damaged.
+// catalogs reports whether the ledger holds the mirrors that peers' catalogs and the
+// Links' rules ask for, and whether it is damaged.
 func catalogs(f Facts) []Result {
 	contents, damages := ledger.Decode(f.Ledgers)
 	var results []Result
@@ -32,9 +32,9 @@ func catalogs(f Facts) []Result {
 	return results
 }
 
-// wants returns the mirrors that the controllers want for a Link: their names by source. A
-// name is empty if the controller does not report it. It reports false if no controller has
-// the peer's whole catalog.
+// wants returns the mirrors that the controllers want for a Link: their names by source.
+// A name is empty if the controller does not report it. It reports false if no controller
+// has the peer's whole catalog.
 func (f Facts) wants(link string) (wants map[string]string, complete bool) {
 	wants = make(map[string]string)
 	for _, r := range f.Replicas {
@@ -84,24 +84,31 @@ func (f Facts) catalog(l *v1alpha1.Link, entries []ledger.Mirror) []Result {
 			"see the service results: each says why and what to do"))
 	}
 	if len(results) == 0 {
-		results = append(results, ok(checkCatalog, l.Name, "the ledger has each of %s", count(len(wants), "wanted mirror")))
+		results = append(results, ok(checkCatalog, l.Name, "the ledger has each of %s",
+			count(len(wants), "wanted mirror")))
 	}
 	return results
 }
 
 func leaderHint(f Facts, does string) string {
 	return fmt.Sprintf("the leading controller %s the mirror within seconds: "+
-		"`kubectl -n %s get lease causeway-controller` shows whether one leads, and its log says more", does, f.Namespace)
+		"`kubectl -n %s get lease causeway-controller` shows whether one leads, and its log says "+
+		"more", does, f.Namespace)
 }
 
 // blocking are the reasons of problems because of which a mirror does not exist.
 var blocking = []string{
-	ledger.NameTaken, ledger.PortsExhausted, ledger.ContentTooLarge, ledger.QuotaReached, ledger.VIPsExhausted,
+	ledger.NameTaken,
+	ledger.PortsExhausted,
+	ledger.ContentTooLarge,
+	ledger.QuotaReached,
+	ledger.VIPsExhausted,
 	mirror.NamespaceMissing, mirror.Rejected,
 }
 
-// hasProblem reports whether a problem in the Link's status names the source or the mirror
-// and explains why the mirror does not exist. Problems that name no Service explain none.
+// hasProblem reports whether a problem in the Link's status names the source or the
+// mirror and explains why the mirror does not exist. Problems that name no Service
+// explain none.
 func hasProblem(l *v1alpha1.Link, source, name string) bool {
 	parts := strings.Split(source, "/")
 	whole := strings.Join(parts[:min(2, len(parts))], "/") // without a hostname
@@ -135,14 +142,15 @@ func (f Facts) objects() objects {
 	return o
 }
 
-// mirrors compares each mirror's objects with the ledger, and finds objects that the ledger
-// does not have.
+// mirrors compares each mirror's objects with the ledger, and finds objects that the
+// ledger does not have.
 func mirrors(f Facts) []Result {
 	contents, _ := ledger.Decode(f.Ledgers)
 	o := f.objects()
 	known := map[string]bool{}
 	for _, m := range contents.Mirrors {
-		known[m.MirrorNamespace+"/"+m.MirrorName] = known[m.MirrorNamespace+"/"+m.MirrorName] || m.Released.IsZero()
+		known[m.MirrorNamespace+"/"+m.MirrorName] = known[m.MirrorNamespace+"/"+m.MirrorName] ||
+			m.Released.IsZero()
 	}
 	var results []Result
 	for _, l := range f.links() {
@@ -176,7 +184,8 @@ func agreeing(n int) string {
 // Hints about mirrors.
 const (
 	renameHint = "rename or delete that Service, or change the template in the Link's import rules"
-	repairHint = "the leading controller repairs it within seconds: if it does not, see the rights results and its log"
+	repairHint = "the leading controller repairs it within seconds: if it does not, see the rights " +
+		"results and its log"
 )
 
 // mirror returns what is wrong with one mirror's objects. It reports false if nothing is.
@@ -187,15 +196,18 @@ func (o objects) mirror(l *v1alpha1.Link, m ledger.Mirror) (Result, bool) {
 	case svc == nil && hasProblem(l, sourceOf(m), key):
 		return Result{}, false // services reports it
 	case svc == nil:
-		return fail(checkMirror, key, "the mirror of "+sourceOf(m)+" in "+l.Name+" does not exist", repairHint), true
+		return fail(checkMirror, key, "the mirror of "+sourceOf(m)+" in "+l.Name+" does not exist",
+			repairHint), true
 	case !l.Owns(svc) && !marked(svc.Labels):
-		return fail(checkMirror, key, "a Service that Causeway did not make has the mirror's name", renameHint), true
+		return fail(checkMirror, key, "a Service that Causeway did not make has the mirror's name",
+			renameHint), true
 	case svc.DeletionTimestamp != nil:
 		return warn(checkMirror, key, "the mirror is being deleted", fmt.Sprintf(
 			"another controller's finalizer may delay it: `kubectl -n %s get service %s -o yaml` shows it",
 			m.MirrorNamespace, m.MirrorName)), true
 	case len(svc.Spec.Selector) > 0:
-		return fail(checkMirror, key, "the mirror has a selector, so pods of this cluster receive its connections",
+		return fail(checkMirror, key,
+			"the mirror has a selector, so pods of this cluster receive its connections",
 			repairHint), true
 	case !samePorts(svc, m):
 		return fail(checkMirror, key, "the mirror's ports differ from those in the ledger", repairHint), true
@@ -211,7 +223,8 @@ func (o objects) endpoints(m ledger.Mirror, key string) (Result, bool) {
 		if s.Labels[discoveryv1.LabelManagedBy] != clusterinfo.SliceManager {
 			return fail(checkMirror, key, "EndpointSlice "+s.Name+
 				", which Causeway did not make, leads the mirror's callers elsewhere, in plaintext",
-				"delete it, or the Endpoints object with the mirror's name from which Kubernetes made it"), true
+				"delete it, or the Endpoints object with the mirror's name from which Kubernetes made "+
+					"it"), true
 		}
 		ours = append(ours, s)
 	}
@@ -223,7 +236,8 @@ func (o objects) endpoints(m ledger.Mirror, key string) (Result, bool) {
 			return len(s.Endpoints) == 1 && slices.Equal(s.Endpoints[0].Addresses, []string{vip.String()})
 		})
 		if !leads {
-			return fail(checkMirror, key, "no EndpointSlice has the mirror's virtual IP "+vip.String(), repairHint), true
+			return fail(checkMirror, key, "no EndpointSlice has the mirror's virtual IP "+vip.String(),
+				repairHint), true
 		}
 	}
 	return Result{}, false
@@ -256,7 +270,7 @@ func (f Facts) orphans(o objects, known map[string]bool) []Result {
 			message = "it is marked as a mirror of " + name + ", and there is no such Link"
 		}
 		results = append(results, fail(checkMirror, key, message, fmt.Sprintf(
-			"if nobody uses it, run `kubectl -n %s delete service %s`", svc.Namespace, svc.Name)))
+			"if no caller uses it, run `kubectl -n %s delete service %s`", svc.Namespace, svc.Name)))
 	}
 	for _, key := range slices.Sorted(maps.Keys(o.slices)) {
 		for _, s := range o.slices[key] {
@@ -287,10 +301,13 @@ func marked(labels map[string]string) bool {
 	return labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy && labels[v1alpha1.LinkLabel] != ""
 }
 
-// partial are the reasons of problems that give a warning: the Service is mirrored or exported
-// in part, or its owner or the Link's owner decided so.
+// partial are the reasons of problems that give a warning: the Service is mirrored or
+// exported in part, or its owner or the Link's owner decided so.
 var partial = []string{
-	catalog.ForeignEndpoint, catalog.HostNetworkUnsupported, catalog.MetadataTooLarge, catalog.MirrorNotExported,
+	catalog.ForeignEndpoint,
+	catalog.HostNetworkUnsupported,
+	catalog.MetadataTooLarge,
+	catalog.MirrorNotExported,
 	catalog.NetworkPolicyIsolates, catalog.ProtocolUnsupported, catalog.TooManyHostnames,
 	ledger.ContentTooLarge, ledger.PortsExhausted, ledger.QuotaReached, ledger.VIPListed,
 	mirror.Flapping, mirror.ManyServicesInNamespace,
@@ -336,11 +353,13 @@ func problemHint(link string, p v1alpha1.ServiceProblem) string {
 	case ledger.VIPsExhausted:
 		return "install with a larger vipCIDR, or unexport Services in the peers and wait a day"
 	case mirror.NamespaceMissing:
-		return "run `kubectl create namespace " + namespace + "`, or set createNamespaces in the Link's import rules"
+		return "run `kubectl create namespace " + namespace + "`, or set createNamespaces in the Link's " +
+			"import rules"
 	case mirror.NamespaceNotAllowed:
 		return "list the namespace in the import rules of Link " + link + ", or export less there"
 	case mirror.Rejected:
-		return "an admission webhook or a quota of the namespace refuses the mirror: change it, and the mirror is made"
+		return "an admission webhook or a quota of the namespace refuses the mirror: change it, and the " +
+			"mirror is made"
 	case mirror.Flapping:
 		return "the pods of the Service keep becoming ready and not ready in the peer: " +
 			"check their readiness probes and restarts there"

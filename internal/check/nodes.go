@@ -25,7 +25,8 @@ func guards(f Facts) []Result {
 		}
 	}
 	if good > 0 {
-		results = append(results, ok(checkGuard, wholeCluster, "the rule and the routes exist on %s", count(good, "node")))
+		results = append(results, ok(checkGuard, wholeCluster, "the rule and the routes exist on %s",
+			count(good, "node")))
 	}
 	return bound(results)
 }
@@ -50,13 +51,15 @@ func neighbors(f Facts) []Result {
 	case !known:
 		return nil
 	case len(nodes) == 0:
-		return []Result{ok(checkNeighbors, wholeCluster, "no pod that shares a bridge with others can send raw packets")}
+		return []Result{ok(checkNeighbors, wholeCluster,
+			"no pod that shares a bridge with others can send raw packets")}
 	}
 	return []Result{warn(checkNeighbors, wholeCluster,
 		fmt.Sprintf("on %s (%s) pods share a bridge, where a pod that can send raw packets can sometimes "+
-			"impersonate its neighbor: %s can", count(len(nodes), "node"), summarize(nodes), count(pods, "pod")),
-		"drop the capability NET_RAW from pods that do not need it, as Pod Security's profile `restricted` demands, "+
-			"or use a CNI that gives each pod an interface of its own")}
+			"impersonate its neighbor: %s can", count(len(nodes), "node"), summarize(nodes), count(pods,
+			"pod")),
+		"drop the capability NET_RAW from pods that do not need it, as Pod Security's profile "+
+			"`restricted` demands, or use a CNI that gives each pod an interface of its own")}
 }
 
 // earlierPaths reports nodes whose path failed in an earlier test, unless a canary has

@@ -33,16 +33,19 @@ tests the path of a pod's connection to its agent.
 
 The command asks the controllers by port-forward, and they ask the agents. The exit code is 1 if a check fails, and 0
 if there are only warnings.`,
-		Example: "  causeway check --context west\n  causeway check --link east\n  causeway check --json --skip-canary",
+		Example: "  causeway check --context west\n  causeway check --link east\n  causeway check --json " +
+			"--skip-canary",
 		GroupID: operator,
 		Args:    cobra.NoArgs,
 		RunE:    func(c *cobra.Command, _ []string) error { return a.runCheck(c.Context(), flags) },
 	}
 	flags.add(c)
 	c.Flags().StringVar(&flags.link, "link", "", "limit the results about Links to the Link of this `name`")
-	c.Flags().BoolVar(&flags.skipCanary, "skip-canary", false, "create no canary pods, so that the nodes' paths are not tested")
+	c.Flags().BoolVar(&flags.skipCanary, "skip-canary", false,
+		"create no canary pods, so that the nodes' paths are not tested")
 	c.Flags().BoolVar(&flags.asJSON, "json", false, "print JSON")
-	c.Flags().DurationVar(&flags.timeout, "timeout", 90*time.Second, "maximum `duration`; whatever takes longer is reported as not answering")
+	c.Flags().DurationVar(&flags.timeout, "timeout", 90*time.Second,
+		"maximum `duration`; what takes longer is reported as not answering")
 	return c
 }
 
@@ -54,7 +57,8 @@ func (a *app) runCheck(ctx context.Context, flags checkFlags) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong)
 	defer cancel()
 	if _, err := cl.version(); err != nil {
-		return withHint(fmt.Errorf("reach the API server: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
+		return withHint(fmt.Errorf("reach the API server: %w", err),
+			"--kubeconfig and --context choose a cluster as they do for kubectl")
 	}
 	results, err := a.judge(ctx, cl, flags)
 	if err != nil {

@@ -18,9 +18,9 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// reportExports describes the Services that a label or a ServiceExport exports, whether they can
-// be exported or not, with the Links that admit them. own is Causeway's namespace. Only Services
-// of namespace are described, or all if it is empty.
+// reportExports describes the Services that a label or a ServiceExport exports, whether
+// they can be exported or not, with the Links that admit them. own is Causeway's
+// namespace. Only Services of namespace are described, or all if it is empty.
 func reportExports(
 	ctx context.Context, cl cluster, links []v1alpha1.Link, own, namespace string,
 ) ([]exportReport, error) {
@@ -54,7 +54,8 @@ func reportExports(
 	for i := range services {
 		s := &services[i]
 		report := exportReport{Namespace: s.Namespace, Name: s.Name, Ports: reportPorts(s), Links: []string{}}
-		if e, _ := x.Get(catalog.Key{Namespace: s.Namespace, Name: s.Name}); e != nil { // nil: its problem says why
+		if e, _ := x.Get(catalog.Key{Namespace: s.Namespace,
+			Name: s.Name}); e != nil { // nil: its problem says why
 			report.Links = append(report.Links, e.Links...)
 		}
 		out = append(out, report)
@@ -62,9 +63,10 @@ func reportExports(
 	return out, nil
 }
 
-// serviceExports lists ServiceExports in the preferred version that the cluster has. It returns
-// none if the cluster does not have the kind.
-func serviceExports(ctx context.Context, cl cluster, namespace string) ([]metav1.PartialObjectMetadata, error) {
+// serviceExports lists ServiceExports in the preferred version that the cluster has. It
+// returns none if the cluster does not have the kind.
+func serviceExports(ctx context.Context, cl cluster, namespace string) ([]metav1.PartialObjectMetadata,
+	error) {
 	for _, kind := range catalog.ServiceExportKinds() {
 		var list metav1.PartialObjectMetadataList
 		list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
@@ -80,15 +82,16 @@ func serviceExports(ctx context.Context, cl cluster, namespace string) ([]metav1
 	return nil, nil
 }
 
-// askedServices returns the Services that are labeled for export, and those of ServiceExports,
-// each once, sorted.
+// askedServices returns the Services that are labeled for export, and those of
+// ServiceExports, each once, sorted.
 func askedServices(
 	ctx context.Context, cl cluster, exports []metav1.PartialObjectMetadata, namespace string,
 ) ([]corev1.Service, error) {
 	var out []corev1.Service
 	for _, label := range []string{v1alpha1.ExportLabel, v1alpha1.LinkerdExportLabel} {
 		var labeled corev1.ServiceList
-		if err := cl.List(ctx, &labeled, client.MatchingLabels{label: "true"}, client.InNamespace(namespace)); err != nil {
+		if err := cl.List(ctx, &labeled, client.MatchingLabels{label: "true"},
+			client.InNamespace(namespace)); err != nil {
 			return nil, fmt.Errorf("list exported Services: %w", err)
 		}
 		out = append(out, labeled.Items...)
@@ -107,13 +110,20 @@ func askedServices(
 	slices.SortFunc(out, func(a, b corev1.Service) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 	})
-	return slices.CompactFunc(out, func(a, b corev1.Service) bool { return a.Namespace == b.Namespace && a.Name == b.Name }), nil
+	return slices.CompactFunc(out, func(a,
+		b corev1.Service) bool {
+		return a.Namespace == b.Namespace && a.Name == b.Name
+	}), nil
 }
 
-// selectable returns the namespaces whose labels the Links' export rules select by. It returns
-// none if no rule does.
-func selectable(ctx context.Context, cl cluster, links []v1alpha1.Link, namespace string) ([]corev1.Namespace, error) {
-	selects := func(l v1alpha1.Link) bool { return l.Spec.Export != nil && l.Spec.Export.NamespaceSelector != nil }
+// selectable returns the namespaces whose labels the Links' export rules select by. It
+// returns none if no rule does.
+func selectable(ctx context.Context, cl cluster, links []v1alpha1.Link,
+	namespace string) ([]corev1.Namespace, error) {
+	selects := func(l v1alpha1.Link) bool {
+		return l.Spec.Export != nil &&
+			l.Spec.Export.NamespaceSelector != nil
+	}
 	if !slices.ContainsFunc(links, selects) {
 		return nil, nil
 	}

@@ -46,13 +46,14 @@ Here --namespace limits the list to Services of one namespace. In other commands
 		},
 	}
 	flags.addBeside(c)
-	c.Flags().StringVarP(&namespace, "namespace", "n", "", "list only Services of this `namespace` (default all namespaces)")
+	c.Flags().StringVarP(&namespace, "namespace", "n", "",
+		"list only Services of this `namespace` (default all namespaces)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
 
-// servicesReport describes a cluster's Services. Fields may be added to its JSON, and none is
-// renamed or removed.
+// servicesReport describes a cluster's Services. Fields may be added to its JSON, and
+// none is renamed or removed.
 type servicesReport struct {
 	Mirrors  []mirrorReport  `json:"mirrors"`
 	Exports  []exportReport  `json:"exports"`
@@ -71,7 +72,8 @@ type mirrorReport struct {
 	Ports []portReport `json:"ports"`
 }
 
-// exportReport describes a Service of this cluster that a label or a ServiceExport exports.
+// exportReport describes a Service of this cluster that a label or a ServiceExport
+// exports.
 type exportReport struct {
 	Namespace string       `json:"namespace"`
 	Name      string       `json:"name"`
@@ -94,8 +96,10 @@ type problemReport struct {
 	Links []string `json:"links"`
 }
 
-// reportServices describes the Services of one namespace, or of all if namespace is empty.
-func reportServices(ctx context.Context, cl cluster, flags clusterFlags, namespace string) (servicesReport, error) {
+// reportServices describes the Services of one namespace, or of all if namespace is
+// empty.
+func reportServices(ctx context.Context, cl cluster, flags clusterFlags, namespace string) (servicesReport,
+	error) {
 	links, err := readLinks(ctx, cl, flags)
 	if err != nil {
 		return servicesReport{}, err
@@ -131,7 +135,8 @@ func reportMirrors(ctx context.Context, cl cluster, namespace string) ([]mirrorR
 	for _, s := range endpoints.Items {
 		for _, e := range s.Endpoints {
 			if e.Conditions.Ready != nil && *e.Conditions.Ready {
-				ready[client.ObjectKey{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}] = true
+				ready[client.ObjectKey{Namespace: s.Namespace,
+					Name: s.Labels[discoveryv1.LabelServiceName]}] = true
 			}
 		}
 	}
@@ -169,8 +174,8 @@ func reportPorts(s *corev1.Service) []portReport {
 	return out
 }
 
-// reportProblems merges the problems of all Links, because a problem of an export is in each of
-// their statuses.
+// reportProblems merges the problems of all Links, because a problem of an export is in
+// each of their statuses.
 func reportProblems(links []v1alpha1.Link) []problemReport {
 	by := map[v1alpha1.ServiceProblem][]string{}
 	out := []problemReport{}

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -110,29 +111,37 @@ func (x *exporter) count(m *ledger.Member, sign int) {
 	}
 }
 
-// readyLinks returns the Links in force whose catalogs are complete. A peer would delete
-// mirrors if it received a catalog before the export list is complete. first means the
-// first pass, in which a Link with members is complete, even if it will get further ones.
+// readyLinks returns which of the Links in force, which are sorted, have a complete
+// catalog. A peer would delete mirrors if it received a catalog before the export list is
+// complete. first means the first pass, in which a Link with members is complete, even if
+// it will get further ones.
 func (x *exporter) readyLinks(inForce []string, first bool, now time.Time, p *plan) []string {
 	out := make([]string, 0, len(inForce))
-	waiting := make(map[string]time.Time)
-	ready := make(map[string]bool, len(inForce))
 	for _, name := range inForce {
-		since, waits := x.waiting[name]
-		if !waits {
-			since = now
+		if !x.ready[name] {
+			since, waits := x.waiting[name]
+			if !waits {
+				since = now
+			}
+			stored := x.counts[name] >= x.index.Exported(name) || first && x.counts[name] > 0
+			if due := since.Add(storeTimeout); !stored && now.Before(due) {
+				x.waiting[name] = since
+				p.dueAt(due)
+				continue
+			}
+			delete(x.waiting, name)
+			x.ready[name] = true
 		}
-		old := first && x.counts[name] > 0
-		if !x.ready[name] && !old && x.counts[name] < x.index.Exported(name) &&
-			now.Before(since.Add(storeTimeout)) {
-			waiting[name] = since
-			p.dueAt(since.Add(storeTimeout))
-			continue
-		}
-		ready[name] = true
 		out = append(out, name)
 	}
-	x.ready, x.waiting = ready, waiting
+	if len(x.ready)+len(x.waiting) > len(inForce) {
+		notInForce := func(name string) bool {
+			_, found := slices.BinarySearch(inForce, name)
+			return !found
+		}
+		maps.DeleteFunc(x.ready, func(name string, _ bool) bool { return notInForce(name) })
+		maps.DeleteFunc(x.waiting, func(name string, _ time.Time) bool { return notInForce(name) })
+	}
 	return out
 }
 

@@ -115,3 +115,12 @@ func TestInboxLosesNothing(t *testing.T) {
 		t.Errorf("%d of %d arrived", len(seen), fillers*each)
 	}
 }
+
+// empty reports whether nothing arrived.
+func (b *batch) empty() bool {
+	return len(b.services)+len(b.slices)+len(b.pods)+len(b.namespaces)+len(b.networks)+len(b.policies)+
+		len(b.links)+len(b.ledgers)+
+		len(b.trusts)+len(b.invites)+len(b.joins)+len(b.serviceExports)+len(b.peers)+len(b.mirrors)+
+		len(b.stored)+len(b.calls) == 0 &&
+		!b.identity && !b.inviteKeys && !b.ledgerListed && b.serviceExportKeys == nil
+}

@@ -30,8 +30,10 @@ type linkState struct {
 	links  map[string]*v1alpha1.Link      // every Link
 	trusts map[string]*v1alpha1.PeerTrust // by name, which is the Link's
 	judged link.Judgment
-	// resolved is what is believed of each peer in force.
+	// resolved is what is believed of each peer in force. names are its keys, sorted;
+	// nil: they have to be collected again.
 	resolved map[string]resolvedPeer
+	names    []string
 	day      uint32 // whose keys were last distributed
 }
 
@@ -75,7 +77,7 @@ func (s *linkState) judge() {
 	}
 	for name := range s.resolved {
 		if _, ok := s.judged.Peers[name]; !ok {
-			delete(s.resolved, name)
+			s.forget(name)
 		}
 	}
 }
@@ -90,14 +92,21 @@ func (s *linkState) resolve(name string, snapshot *peering.Snapshot) {
 	next, err := s.resolvePeer(p, old, had)
 	if err != nil {
 		s.log.Warn("peer ignored: its key gives no shared secret", "link", name, "error", err)
-		delete(s.resolved, name)
+		s.forget(name)
 		return
 	}
 	next.view.Gateways = nil
 	for _, g := range snapshot.Gateways() {
 		next.view.Gateways = append(next.view.Gateways, view.Gateway{Address: g.Address, Healthy: g.Healthy})
 	}
-	s.resolved[name] = next
+	if s.resolved[name] = next; !had {
+		s.names = nil
+	}
+}
+
+func (s *linkState) forget(name string) {
+	delete(s.resolved, name)
+	s.names = nil
 }
 
 func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolvedPeer, error) {
@@ -216,8 +225,13 @@ func (s *linkState) storedIssuers() map[string]uint64 {
 	return out
 }
 
-// inForce are the names of the Links in force, sorted.
-func (s *linkState) inForce() []string { return slices.Sorted(maps.Keys(s.resolved)) }
+// inForce are the names of the Links in force, sorted. The caller must not change them.
+func (s *linkState) inForce() []string {
+	if s.names == nil {
+		s.names = slices.Sorted(maps.Keys(s.resolved))
+	}
+	return s.names
+}
 
 // expiries are the ends of the certificates of this cluster and of its peers.
 func (s *linkState) expiries() []clusterid.Expiry {

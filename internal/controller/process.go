@@ -116,8 +116,15 @@ func (p *process) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(p.watchAll(ctx, r), exports.probe(ctx)); err != nil {
+	if err := p.watchAll(ctx, r); err != nil {
 		return err
+	}
+	// A first pass without the ServiceExports would delete the peers' mirrors.
+	for err := exports.probe(ctx); err != nil; err = exports.probe(ctx) {
+		p.log.Error("cannot read ServiceExports: the controller does nothing until it can", "error", err)
+		if !backoff.Sleep(ctx, probeInterval) {
+			return nil
+		}
 	}
 	if ctx.Err() != nil {
 		return nil

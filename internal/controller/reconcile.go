@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -89,7 +90,8 @@ type reconciler struct {
 	// controllersDirty: the rows that lead to this cluster's controllers have to be
 	// decided again.
 	controllersDirty bool
-	first            bool // no pass was made yet
+	first            bool     // no pass was made yet
+	readyLinks       []string // as the board knows them
 	lastPass         time.Time
 	reviewDue        time.Time
 	warnings         clusterid.ExpiryWarnings
@@ -168,7 +170,7 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	for _, name := range r.index.LinksChanged() {
 		p.statusOf(name)
 	}
-	r.sweepSome(b, now, p)
+	r.sweepSome(now, p)
 	p.dueAt(r.book.Tick(now))
 	changes := r.book.Changes()
 	r.imports.stored(changes.Mirrors, p)
@@ -196,7 +198,8 @@ const reviewInterval = 10 * time.Second
 // reviewStatus decides again what depends on the clock: statuses, and which certificates
 // end soon.
 func (r *reconciler) reviewStatus(now time.Time, p *plan) {
-	if p.dueAt(r.reviewDue); now.Before(r.reviewDue) {
+	if now.Before(r.reviewDue) {
+		p.dueAt(r.reviewDue)
 		return
 	}
 	r.reviewDue = now.Add(reviewInterval)
@@ -405,11 +408,15 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 			dirty[name] = true
 		}
 	}
+	judge := r.first || b.ledgerListed // the ledger may have peers without a Link
 	for k, o := range b.links {
+		if !sameLink(r.links.links[k.Name], o) {
+			dirty[k.Name], judge = true, true
+		}
 		setOrDelete(r.links.links, k.Name, o)
-		dirty[k.Name] = true
+		p.statusOf(k.Name)
 	}
-	if len(b.links) > 0 || r.first || b.ledgerListed { // the ledger may have peers without a Link
+	if judge {
 		r.judgeLinks(dirty, now, p)
 	}
 	p.dueAt(nextDay(now))
@@ -441,6 +448,15 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 		r.controllersDirty = false
 		r.nodes.setControllers(r.top, r.links.inForce(), r.openInvites, now, p)
 	}
+}
+
+// sameLink reports whether a Link says the same as before. Its status does not count.
+// Every Link's own status writes come back as changes, and judging all Links for each
+// would cost their square.
+func sameLink(old, next *v1alpha1.Link) bool {
+	return old != nil && next != nil && old.UID == next.UID &&
+		(old.DeletionTimestamp == nil) == (next.DeletionTimestamp == nil) &&
+		equality.Semantic.DeepEqual(old.Spec, next.Spec)
 }
 
 // planTrust decides what this replica has to write of what it learned of a peer.
@@ -604,7 +620,10 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 		r.hub.RemoveNode(node)
 	}
 	r.warn("some exports are not valid", r.board.Publish(p.listings, p.version))
-	r.board.SetReady(p.readyLinks...)
+	if !slices.Equal(p.readyLinks, r.readyLinks) {
+		r.readyLinks = p.readyLinks
+		r.board.SetReady(p.readyLinks...)
+	}
 	r.announced.Store(&p.version)
 	r.freshness.SetReplicas(r.top.otherReplicas(r.o.PodName))
 	if p.gateways != nil {

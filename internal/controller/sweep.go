@@ -22,10 +22,10 @@ type importKey struct {
 	key  catalog.Key
 }
 
-// sweepSome decides some keys again. It does nothing in a pass that has other work.
-func (r *reconciler) sweepSome(b *batch, now time.Time, p *plan) {
+// sweepSome decides some keys again, after the changes of the pass are decided.
+func (r *reconciler) sweepSome(now time.Time, p *plan) {
 	s := &r.sweep
-	if now.Before(s.due) || !b.empty() {
+	if now.Before(s.due) {
 		p.dueAt(s.due)
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -186,6 +187,7 @@ func TestRestartGraceEndsByTheClock(t *testing.T) {
 			t.Errorf("during the grace the pod stays; the next pass is due in %v", time.Until(p.recheck))
 		}
 		time.Sleep(restartGrace)
+		synctest.Wait()
 		if r.pass(); accepts() {
 			t.Error("after the grace the pod cannot be reached")
 		}
