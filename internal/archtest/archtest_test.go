@@ -30,7 +30,8 @@ type pkg struct {
 // list returns the packages of the module at dir. The lab is a separate module.
 func list(t *testing.T, dir string) []pkg {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-e", "-json=Dir,ImportPath,GoFiles,TestGoFiles,XTestGoFiles,Imports", "./...")
+	cmd := exec.Command("go", "list", "-e", "-json=Dir,ImportPath,GoFiles,TestGoFiles,XTestGoFiles,Imports",
+		"./...")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	var stderr bytes.Buffer
@@ -128,8 +129,8 @@ var (
 	sockets      = either(prefix("net/http"), prefix("crypto/tls"), grpc, prefix("golang.org/x/sys/unix"))
 )
 
-// importRules forbid imports of packages that from matches. With reach set a rule also forbids
-// imports through other packages of the module.
+// importRules forbid imports of packages that from matches. With reach set a rule also
+// forbids imports through other packages of the module.
 var importRules = map[string]struct {
 	why    string
 	from   func(string) bool
@@ -265,8 +266,8 @@ func TestImportRules(t *testing.T) {
 	}
 }
 
-// violations returns the imports of p that forbid matches. With reach it also returns those of
-// packages of the module that p imports, each with the path to it.
+// violations returns the imports of p that forbid matches. With reach it also returns
+// those of packages of the module that p imports, each with the path to it.
 func violations(byPath map[string]pkg, p pkg, forbid func(string) bool, reach bool) []string {
 	var found []string
 	seen := map[string]bool{p.ImportPath: true}
@@ -330,8 +331,8 @@ func TestViolations(t *testing.T) {
 	}
 }
 
-// TestUnitTestsNeitherSleepNorSkip does not look at the tests on real clusters, which run in
-// real time.
+// TestUnitTestsNeitherSleepNorSkip does not look at the tests on real clusters, which run
+// in real time.
 func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 	banned := map[string]string{
 		"time.Sleep": "use a testing/synctest bubble, or wait for the event itself",

@@ -33,7 +33,10 @@ import (
 // CRD and this module does not need its Go types.
 var (
 	ServiceExportV1Beta1  = schema.GroupVersion{Group: mcsGroup, Version: "v1beta1"}.WithKind("ServiceExport")
-	ServiceExportV1Alpha1 = schema.GroupVersion{Group: mcsGroup, Version: "v1alpha1"}.WithKind("ServiceExport")
+	ServiceExportV1Alpha1 = schema.GroupVersion{
+		Group:   mcsGroup,
+		Version: "v1alpha1",
+	}.WithKind("ServiceExport")
 )
 
 const mcsGroup = "multicluster.x-k8s.io"

@@ -99,8 +99,8 @@ func (e *entry) empty() bool {
 	return e.service == nil && !e.serviceExport && len(e.slices) == 0 && e.decision == nil
 }
 
-// requested reports whether a label or a ServiceExport exports the Service. A ServiceExport
-// may name a Service that does not exist, which is then a problem.
+// requested reports whether a label or a ServiceExport exports the Service. A
+// ServiceExport may name a Service that does not exist, which is then a problem.
 func (e *entry) requested() bool {
 	if e.service == nil {
 		return e.serviceExport

@@ -9,8 +9,8 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
-// Problem says why a Service, or a part of it, does not cross a Link. Its reason is one of
-// Reasons. Its message stays the same while its cause does.
+// Problem says why a Service, or a part of it, does not cross a Link. Its reason is one
+// of Reasons. Its message stays the same while its cause does.
 type Problem = v1alpha1.ServiceProblem
 
 // Reasons of a Problem on the exporting side.
@@ -67,7 +67,8 @@ const (
 	InvalidAffinity = "InvalidAffinity"
 	// InvalidHostnames: the peer's Service has named pods that no Service can have.
 	InvalidHostnames = "InvalidHostnames"
-	// InvalidMetadata: the peer's Service has labels or annotations that Kubernetes refuses.
+	// InvalidMetadata: the peer's Service has labels or annotations that Kubernetes
+	// refuses.
 	InvalidMetadata = "InvalidMetadata"
 	// ForeignIdentity: the peer names identities for which it cannot vouch.
 	ForeignIdentity = "ForeignIdentity"
@@ -111,7 +112,8 @@ func SortProblems(list []Problem) {
 	})
 }
 
-// clip makes text from a peer fit for a status: printable ASCII, no longer than a DNS label.
+// clip makes text from a peer fit for a status: printable ASCII, no longer than a DNS
+// label.
 func clip(s string) string {
 	const most = 63
 	s = strings.Map(func(r rune) rune {

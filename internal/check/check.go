@@ -7,7 +7,8 @@
 //	a canary pod on each node ─┘
 //
 // What always holds:
-//   - Judge uses no clock and no cluster. Equal Facts give equal Results in the same order.
+//   - Judge uses no clock and no cluster. Equal Facts give equal Results in the same
+//     order.
 //   - Something that could not be examined has a Result of its own, which is never ok.
 //   - A Result has a hint if and only if it is not ok.
 //   - Similar findings give at most maxAlike Results, and one that counts the rest.

@@ -64,7 +64,12 @@ func healthy() *Facts {
 		{Name: "causeway-agent-b", Component: "agent", Node: "w2", Ready: true},
 		{Name: "causeway-controller-x", Component: "controller", Node: "w1", Ready: true},
 	}
-	known := canary.Call{Answer: canary.Answer{Protocol: canary.Protocol, UID: "c1", Namespace: "causeway-system", Pod: "canary"}}
+	known := canary.Call{Answer: canary.Answer{
+		Protocol:  canary.Protocol,
+		UID:       "c1",
+		Namespace: "causeway-system",
+		Pod:       "canary",
+	}}
 	known2 := known
 	known2.Answer.UID = "c2"
 	dial := []Dial{{Link: "east", Address: eastGateway, TookSeconds: 0.002}}
@@ -75,8 +80,10 @@ func healthy() *Facts {
 		Asked:     true,
 		Proved:    true,
 		Kinds:     map[string]bool{"Link": true, "Ledger": true, "PeerTrust": true, "ExportPolicy": true},
-		Rights:    []Right{{Account: "causeway-controller", Verb: "list", Resource: "services", Allowed: true}},
-		Identity:  map[string]string{"trustDomain": "west-1", "root.pem": west.pem},
+		Rights: []Right{
+			{Account: "causeway-controller", Verb: "list", Resource: "services", Allowed: true},
+		},
+		Identity: map[string]string{"trustDomain": "west-1", "root.pem": west.pem},
 		Components: []Component{
 			{Name: "controller", Found: true, Want: 2, Ready: 2},
 			{Name: "gateway", Found: true, Want: 1, Ready: 1},
@@ -123,13 +130,20 @@ func eastLink() v1alpha1.Link {
 	}
 	l.Status.Mirrors, l.Status.PeerVersion = 1, "v0.3.1"
 	for _, kind := range conditions {
-		l.Status.Conditions = append(l.Status.Conditions, metav1.Condition{Type: kind, Status: metav1.ConditionTrue, ObservedGeneration: 2})
+		l.Status.Conditions = append(l.Status.Conditions, metav1.Condition{
+			Type:               kind,
+			Status:             metav1.ConditionTrue,
+			ObservedGeneration: 2,
+		})
 	}
 	return l
 }
 
 func eastTrust(list []byte) v1alpha1.PeerTrust {
-	return v1alpha1.PeerTrust{ObjectMeta: metav1.ObjectMeta{Name: "east"}, Spec: v1alpha1.PeerTrustSpec{LinkUID: "l1", IssuerList: list}}
+	return v1alpha1.PeerTrust{
+		ObjectMeta: metav1.ObjectMeta{Name: "east"},
+		Spec:       v1alpha1.PeerTrustSpec{LinkUID: "l1", IssuerList: list},
+	}
 }
 
 // barWant is what the mirror of east's shop/bar asks for.
@@ -145,7 +159,9 @@ func barWant() ledger.MirrorWant {
 
 // ledgerOf returns the objects of a ledger that has east's mirrors.
 func ledgerOf(wants ...ledger.MirrorWant) []v1alpha1.Ledger {
-	book := ledger.NewBook([]netip.Prefix{netip.MustParsePrefix("240.0.0.0/12")}, func() string { return "epoch" })
+	book := ledger.NewBook([]netip.Prefix{
+		netip.MustParsePrefix("240.0.0.0/12"),
+	}, func() string { return "epoch" })
 	book.SetPeer(ledger.Peer{TrustDomain: "east-1", Link: "east"})
 	for _, w := range wants {
 		book.Want("east-1", w, noon)
@@ -171,8 +187,15 @@ func barVIP() string {
 func barMirror() corev1.Service {
 	return corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "shop", Name: "bar-east", Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "east"},
-			OwnerReferences: []metav1.OwnerReference{{APIVersion: "causeway.dev/v1alpha1", Kind: "Link", Name: "east", UID: "l1"}},
+			Namespace: "shop",
+			Name:      "bar-east",
+			Labels: map[string]string{
+				v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
+				v1alpha1.LinkLabel:      "east",
+			},
+			OwnerReferences: []metav1.OwnerReference{
+				{APIVersion: "causeway.dev/v1alpha1", Kind: "Link", Name: "east", UID: "l1"},
+			},
 		},
 		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Protocol: "TCP", Port: 80}}},
 	}
@@ -181,7 +204,10 @@ func barMirror() corev1.Service {
 func barSlice() discoveryv1.EndpointSlice {
 	return discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "bar-east-causeway", Labels: map[string]string{
-			discoveryv1.LabelServiceName: "bar-east", discoveryv1.LabelManagedBy: clusterinfo.SliceManager, v1alpha1.LinkLabel: "east", v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
+			discoveryv1.LabelServiceName: "bar-east",
+			discoveryv1.LabelManagedBy:   clusterinfo.SliceManager,
+			v1alpha1.LinkLabel:           "east",
+			v1alpha1.ManagedByLabel:      v1alpha1.ManagedBy,
 		}},
 		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{barVIP()}}},
 	}
@@ -196,7 +222,11 @@ func not(l *v1alpha1.Link, kind, reason, message string) {
 }
 
 func problem(f *Facts, service, reason string) {
-	f.Links[0].Status.Problems = append(f.Links[0].Status.Problems, v1alpha1.ServiceProblem{Service: service, Reason: reason, Message: "told"})
+	f.Links[0].Status.Problems = append(f.Links[0].Status.Problems, v1alpha1.ServiceProblem{
+		Service: service,
+		Reason:  reason,
+		Message: "told",
+	})
 }
 
 // findings returns the Results that are not ok, without their hints.
@@ -215,7 +245,11 @@ func TestHealthy(t *testing.T) {
 	if got := findings(results); len(got) > 0 || Failed(results) {
 		t.Errorf("got %q for a healthy installation, want only ok", got)
 	}
-	checked := map[string]bool{checkAccess: true, checkService: true, checkInvite: true} // these report only problems
+	checked := map[string]bool{
+		checkAccess:  true,
+		checkService: true,
+		checkInvite:  true,
+	} // these report only problems
 	for _, r := range results {
 		checked[r.Check] = true
 	}
@@ -226,15 +260,16 @@ func TestHealthy(t *testing.T) {
 	}
 }
 
-// A fault is a change of a healthy installation, and the Results that are then not ok. One
-// that ends in ": " may go on with words of another package.
+// A fault is a change of a healthy installation, and the Results that are then not ok.
+// One that ends in ": " may go on with words of another package.
 type fault struct {
 	why   string
 	spoil func(*Facts)
 	want  []string
 }
 
-// testFaults fails the test unless exactly the wanted Results are not ok, each with a hint.
+// testFaults fails the test unless exactly the wanted Results are not ok, each with a
+// hint.
 func testFaults(t *testing.T, cases map[string]fault) {
 	t.Helper()
 	for name, tc := range cases {
@@ -275,19 +310,36 @@ func TestFaults(t *testing.T) {
 		"RBAC cut": {
 			why: "errors of a controller without a right may not name the right",
 			spoil: func(f *Facts) {
-				f.Rights = append(f.Rights, Right{Account: "causeway-controller", Verb: "update", Group: "causeway.dev", Resource: "links/status"})
+				f.Rights = append(f.Rights, Right{
+					Account:  "causeway-controller",
+					Verb:     "update",
+					Group:    "causeway.dev",
+					Resource: "links/status",
+				})
 			},
 			want: []string{"fail rights causeway-controller: may not update links/status.causeway.dev"},
 		},
 		"own root ended": {
-			why:   "peers accept nothing of this cluster any more",
-			spoil: func(f *Facts) { f.Identity["root.pem"] = newAuthority("west-1", noon.AddDate(-11, 0, 0)).pem },
-			want:  []string{"fail identity cluster: this cluster's root expired on " + ends("west-1", noon.AddDate(-11, 0, 0))},
+			why: "peers accept nothing of this cluster any more",
+			spoil: func(f *Facts) {
+				f.Identity["root.pem"] = newAuthority("west-1",
+					noon.AddDate(-11, 0, 0)).pem
+			},
+			want: []string{
+				"fail identity cluster: this cluster's root expired on " +
+					ends("west-1", noon.AddDate(-11, 0, 0)),
+			},
 		},
 		"own issuer ends": {
-			why:   "a controller that cannot renew it is reported while calls still work",
-			spoil: func(f *Facts) { f.Replicas[0].Answer.IssuersUntil = []time.Time{noon.Add(30 * time.Hour)} },
-			want:  []string{"warning identity cluster: this cluster's issuer expires on 2026-05-05, in 30 hours"},
+			why: "a controller that cannot renew it is reported while calls still work",
+			spoil: func(f *Facts) {
+				f.Replicas[0].Answer.IssuersUntil = []time.Time{
+					noon.Add(30 * time.Hour),
+				}
+			},
+			want: []string{
+				"warning identity cluster: this cluster's issuer expires on 2026-05-05, in 30 hours",
+			},
 		},
 		"no identity": {
 			why:   "agents mount it",
@@ -310,7 +362,9 @@ func TestFaults(t *testing.T) {
 				f.Replicas[0].Skew, f.Replicas[0].Answer.Peers[0].SkewSeconds = 10*time.Minute, -600
 				both(f, -600)
 			},
-			want: []string{"fail clock causeway-controller-x: its clock is 10 minutes ahead of the API server's"},
+			want: []string{
+				"fail clock causeway-controller-x: its clock is 10 minutes ahead of the API server's",
+			},
 		},
 		"a node's clock off": {
 			why:   "the peer's gateway refuses its labels as stale",
@@ -333,18 +387,25 @@ func TestFaults(t *testing.T) {
 				a := f.Replicas[0].Answer.Agents
 				a[1].Dials = []Dial{{Link: "east", Address: eastGateway, Error: "i/o timeout"}}
 			},
-			want: []string{"fail address east: 198.18.2.10:4143 is not reachable from 1 of 2 nodes (w2: i/o timeout)"},
+			want: []string{
+				"fail address east: 198.18.2.10:4143 is not reachable from 1 of 2 nodes (w2: i/o timeout)",
+			},
 		},
 		"gateway that is none": {
 			why:   "another server accepts the connection and ends TLS",
 			spoil: func(f *Facts) { f.Replicas[0].Answer.Peers[0].Streams[0].Error = "EOF" },
-			want:  []string{"fail address east: 198.18.2.10:4143 accepts connections, but no catalog stream is up: EOF"},
+			want: []string{
+				"fail address east: 198.18.2.10:4143 accepts connections, but no catalog stream is up: EOF",
+			},
 		},
 		"gateway's name unknown": {
 			why: "controllers resolve names, and agents learn the addresses",
 			spoil: func(f *Facts) {
 				f.Links[0].Spec.Gateways = append(f.Links[0].Spec.Gateways, "gw.east:4143")
-				f.Replicas[0].Answer.Peers[0].DNS = []string{"gw.east.other: it does not answer", "gw.east: DNS knows no such name"}
+				f.Replicas[0].Answer.Peers[0].DNS = []string{
+					"gw.east.other: it does not answer",
+					"gw.east: DNS knows no such name",
+				}
 			},
 			want: []string{"fail address east: gw.east:4143 is not reachable: DNS knows no such name"},
 		},
@@ -357,7 +418,9 @@ func TestFaults(t *testing.T) {
 			spoil: func(f *Facts) {
 				f.Canaries[1].Result.ByName = canary.Call{Failure: canary.FailureName, Detail: "no such host"}
 			},
-			want: []string{"fail dns w2: a pod on the node cannot resolve the name of a Service: no such host"},
+			want: []string{
+				"fail dns w2: a pod on the node cannot resolve the name of a Service: no such host",
+			},
 		},
 		"route flushed": {
 			why: "connections fail on the node",
@@ -376,7 +439,10 @@ func TestFaults(t *testing.T) {
 		"CNI hides the caller": {
 			why: "the agent refuses callers that it cannot identify",
 			spoil: func(f *Facts) {
-				calls(&f.Canaries[0], canary.Call{Answer: canary.Answer{Protocol: canary.Protocol, Refused: "no live pod"}})
+				calls(&f.Canaries[0], canary.Call{Answer: canary.Answer{
+					Protocol: canary.Protocol,
+					Refused:  "no live pod",
+				}})
 			},
 			want: []string{
 				"fail path w1: the agent cannot identify the caller: no live pod",
@@ -392,8 +458,9 @@ func TestFaults(t *testing.T) {
 			want: []string{"fail agent w1: the node has no agent"},
 		},
 		"agent not ready": {
-			why: "nor can these", spoil: func(f *Facts) { f.Pods[0].Ready, f.Pods[0].Failure = false, "agent: CrashLoopBackOff" },
-			want: []string{"fail agent w1: its agent is not ready (agent: CrashLoopBackOff)"},
+			why:   "nor can these",
+			spoil: func(f *Facts) { f.Pods[0].Ready, f.Pods[0].Failure = false, "agent: CrashLoopBackOff" },
+			want:  []string{"fail agent w1: its agent is not ready (agent: CrashLoopBackOff)"},
 		},
 		"agent cut off": {
 			why:   "it uses its last state for a day",
@@ -401,8 +468,9 @@ func TestFaults(t *testing.T) {
 			want:  []string{"fail agent w2: its agent has no stream to any controller"},
 		},
 		"agent's state old": {
-			why: "revocations reach it late", spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[0].StateSeconds = 90 },
-			want: []string{"warning agent w1: the state of its agent is 90 seconds old"},
+			why:   "revocations reach it late",
+			spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[0].StateSeconds = 90 },
+			want:  []string{"warning agent w1: the state of its agent is 90 seconds old"},
 		},
 		"controller down": {
 			why: "without a controller nodes and peers cannot be examined",
@@ -417,17 +485,25 @@ func TestFaults(t *testing.T) {
 			},
 		},
 		"versions differ": {
-			why: "an upgrade is not complete", spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[1].Version = "v0.2.9" },
-			want: []string{"warning version cluster: different versions run: v0.2.9: the agent on w2; v0.3.0: causeway-controller-x, the agent on w1"},
+			why:   "an upgrade is not complete",
+			spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[1].Version = "v0.2.9" },
+			want: []string{
+				"warning version cluster: different versions run: v0.2.9: the agent on w2; v0.3.0: " +
+					"causeway-controller-x, the agent on w1",
+			},
 		},
 		"peer far behind": {
-			why: "both clusters should run one minor version", spoil: func(f *Facts) { f.Links[0].Status.PeerVersion = "v0.1.0" },
-			want: []string{"warning version east: the peer runs v0.1.0, and this command is v0.3.0"},
+			why:   "both clusters should run one minor version",
+			spoil: func(f *Facts) { f.Links[0].Status.PeerVersion = "v0.1.0" },
+			want:  []string{"warning version east: the peer runs v0.1.0, and this command is v0.3.0"},
 		},
 		"link down": {
-			why:   "its condition is reported",
-			spoil: func(f *Facts) { not(&f.Links[0], v1alpha1.LinkConnected, "Disconnected", "gateway x: refused") },
-			want:  []string{"fail link east: not Connected (Disconnected): gateway x: refused"},
+			why: "its condition is reported",
+			spoil: func(f *Facts) {
+				not(&f.Links[0], v1alpha1.LinkConnected, "Disconnected",
+					"gateway x: refused")
+			},
+			want: []string{"fail link east: not Connected (Disconnected): gateway x: refused"},
 		},
 		"peer dials us": {
 			why: "a Link without addresses works as its administrator wanted",
@@ -441,26 +517,34 @@ func TestFaults(t *testing.T) {
 			},
 		},
 		"no controller examines a Link": {
-			why: "a condition of an earlier generation says nothing", spoil: func(f *Facts) { f.Links[0].Generation = 3 },
-			want: []string{"warning link east: no controller has examined its current spec"},
+			why:   "a condition of an earlier generation says nothing",
+			spoil: func(f *Facts) { f.Links[0].Generation = 3 },
+			want:  []string{"warning link east: no controller has examined its current spec"},
 		},
 		"mirror deleted": {
-			why: "callers cannot resolve its name", spoil: func(f *Facts) { f.Services = f.Services[1:]; f.Slices = nil },
-			want: []string{"fail mirror shop/bar-east: the mirror of shop/bar in east does not exist"},
+			why:   "callers cannot resolve its name",
+			spoil: func(f *Facts) { f.Services = f.Services[1:]; f.Slices = nil },
+			want:  []string{"fail mirror shop/bar-east: the mirror of shop/bar in east does not exist"},
 		},
 		"clash": {
 			why:   "another Service has the name",
 			spoil: func(f *Facts) { f.Services[0].OwnerReferences, f.Services[0].Labels = nil, nil },
-			want:  []string{"fail mirror shop/bar-east: a Service that Causeway did not make has the mirror's name"},
+			want: []string{
+				"fail mirror shop/bar-east: a Service that Causeway did not make has the mirror's name",
+			},
 		},
 		"mirror with a selector": {
 			why:   "pods of this cluster would answer instead of the peer's",
 			spoil: func(f *Facts) { f.Services[0].Spec.Selector = map[string]string{"app": "evil"} },
-			want:  []string{"fail mirror shop/bar-east: the mirror has a selector, so pods of this cluster receive its connections"},
+			want: []string{
+				"fail mirror shop/bar-east: the mirror has a selector, so pods of this cluster receive " +
+					"its connections",
+			},
 		},
 		"mirror's ports edited": {
-			why: "callers use the ports of the ledger", spoil: func(f *Facts) { f.Services[0].Spec.Ports[0].Port = 81 },
-			want: []string{"fail mirror shop/bar-east: the mirror's ports differ from those in the ledger"},
+			why:   "callers use the ports of the ledger",
+			spoil: func(f *Facts) { f.Services[0].Spec.Ports[0].Port = 81 },
+			want:  []string{"fail mirror shop/bar-east: the mirror's ports differ from those in the ledger"},
 		},
 		"foreign slice": {
 			why: "half of the connections would go elsewhere in plaintext",
@@ -469,12 +553,17 @@ func TestFaults(t *testing.T) {
 				s.Name, s.Labels[discoveryv1.LabelManagedBy] = "mine", "me"
 				f.Slices = append(f.Slices, s)
 			},
-			want: []string{"fail mirror shop/bar-east: EndpointSlice mine, which Causeway did not make, leads the mirror's callers elsewhere, in plaintext"},
+			want: []string{
+				"fail mirror shop/bar-east: EndpointSlice mine, which Causeway did not make, leads the " +
+					"mirror's callers elsewhere, in plaintext",
+			},
 		},
 		"slice of another VIP": {
 			why:   "connections would reach another mirror",
 			spoil: func(f *Facts) { f.Slices[0].Endpoints[0].Addresses = []string{"240.0.0.9"} },
-			want:  []string{"fail mirror shop/bar-east: no EndpointSlice has the mirror's virtual IP " + barVIP()},
+			want: []string{
+				"fail mirror shop/bar-east: no EndpointSlice has the mirror's virtual IP " + barVIP(),
+			},
 		},
 		"orphan mirror": {
 			why: "connections to it hang", spoil: func(f *Facts) {
@@ -482,15 +571,21 @@ func TestFaults(t *testing.T) {
 				s.Name, s.OwnerReferences = "lost-east", nil
 				f.Services = append(f.Services, s)
 			},
-			want: []string{"fail mirror shop/lost-east: it is marked as a mirror of east, but the ledger does not have it"},
+			want: []string{
+				"fail mirror shop/lost-east: it is marked as a mirror of east, but the ledger does not " +
+					"have it",
+			},
 		},
 		"orphan of no Link": {
 			why: "its Link was deleted while garbage collection did not run", spoil: func(f *Facts) {
 				s := barMirror()
-				s.Name, s.OwnerReferences[0].Name, s.OwnerReferences[0].UID = "bar-north", "north", types.UID("l9")
+				s.Name = "bar-north"
+				s.OwnerReferences[0].Name, s.OwnerReferences[0].UID = "north", types.UID("l9")
 				f.Services = append(f.Services, s)
 			},
-			want: []string{"fail mirror shop/bar-north: it is marked as a mirror of north, and there is no such Link"},
+			want: []string{
+				"fail mirror shop/bar-north: it is marked as a mirror of north, and there is no such Link",
+			},
 		},
 		"slice without a Service": {
 			why: "garbage collection does not run", spoil: func(f *Facts) {
@@ -498,7 +593,10 @@ func TestFaults(t *testing.T) {
 				s.Name, s.Labels[discoveryv1.LabelServiceName] = "old-causeway", "old-east"
 				f.Slices = append(f.Slices, s)
 			},
-			want: []string{"warning mirror shop/old-causeway: it is an EndpointSlice of a mirror that does not exist any more"},
+			want: []string{
+				"warning mirror shop/old-causeway: it is an EndpointSlice of a mirror that does not " +
+					"exist any more",
+			},
 		},
 		"catalog ahead": {
 			why: "an export has no mirror", spoil: func(f *Facts) {
@@ -507,27 +605,37 @@ func TestFaults(t *testing.T) {
 			want: []string{"warning catalog east: the peer exports shop/new, which has no mirror yet"},
 		},
 		"catalog behind": {
-			why: "a mirror has no export", spoil: func(f *Facts) { f.Replicas[0].Answer.Peers[0].Wants = nil },
-			want: []string{"warning catalog east: mirror shop/bar-east is for shop/bar, which the peer does not export to this cluster"},
+			why:   "a mirror has no export",
+			spoil: func(f *Facts) { f.Replicas[0].Answer.Peers[0].Wants = nil },
+			want: []string{
+				"warning catalog east: mirror shop/bar-east is for shop/bar, which the peer does not " +
+					"export to this cluster",
+			},
 		},
 		"ledger edited": {
 			why: "the ledger is an input of the data path",
 			spoil: func(f *Facts) {
-				f.Ledgers = append(f.Ledgers, v1alpha1.Ledger{ObjectMeta: metav1.ObjectMeta{Name: "mirrors-7"}, Data: []byte("no")})
+				f.Ledgers = append(f.Ledgers, v1alpha1.Ledger{
+					ObjectMeta: metav1.ObjectMeta{Name: "mirrors-7"},
+					Data:       []byte("no"),
+				})
 			},
 			want: []string{"fail catalog ledger: "},
 		},
 		"namespace missing": {
-			why: "the mirror needs a namespace", spoil: func(f *Facts) { problem(f, "depot/crane", "NamespaceMissing") },
-			want: []string{"fail service depot/crane: NamespaceMissing: told"},
+			why:   "the mirror needs a namespace",
+			spoil: func(f *Facts) { problem(f, "depot/crane", "NamespaceMissing") },
+			want:  []string{"fail service depot/crane: NamespaceMissing: told"},
 		},
 		"quota reached": {
-			why: "a quota is a decision of the Link's owner", spoil: func(f *Facts) { problem(f, "", "QuotaReached") },
-			want: []string{"warning service east: QuotaReached: told"},
+			why:   "a quota is a decision of the Link's owner",
+			spoil: func(f *Facts) { problem(f, "", "QuotaReached") },
+			want:  []string{"warning service east: QuotaReached: told"},
 		},
 		"UDP port": {
-			why: "the other ports of the Service are mirrored", spoil: func(f *Facts) { problem(f, "shop/dns", "ProtocolUnsupported") },
-			want: []string{"warning service shop/dns: ProtocolUnsupported: told"},
+			why:   "the other ports of the Service are mirrored",
+			spoil: func(f *Facts) { problem(f, "shop/dns", "ProtocolUnsupported") },
+			want:  []string{"warning service shop/dns: ProtocolUnsupported: told"},
 		},
 		"problems left out of the status": {
 			why: "the count tells the reader that there are more",
@@ -541,7 +649,10 @@ func TestFaults(t *testing.T) {
 			why: "one cause gives one explanation",
 			spoil: func(f *Facts) {
 				p := &f.Replicas[0].Answer.Peers[0]
-				p.Wants, p.WantNames = []string{"shop/bar", "shop/new"}, map[string]string{"shop/new": "store/new-east"}
+				p.Wants, p.WantNames = []string{
+					"shop/bar",
+					"shop/new",
+				}, map[string]string{"shop/new": "store/new-east"}
 				problem(f, "store/new-east", "NameTaken")
 			},
 			want: []string{
@@ -589,8 +700,10 @@ func TestFaults(t *testing.T) {
 		"CRDs older than the controller": {
 			why:   "the API server drops what the controller writes",
 			spoil: func(f *Facts) { f.OutdatedCRDs = []string{"links.causeway.dev:.spec.suspend"} },
-			want: []string{"fail kinds cluster: the CustomResourceDefinitions are older than version v0.3.0, " +
-				"so the API server drops the fields links.causeway.dev:.spec.suspend"},
+			want: []string{
+				"fail kinds cluster: the CustomResourceDefinitions are older than version v0.3.0, " +
+					"so the API server drops the fields links.causeway.dev:.spec.suspend",
+			},
 		},
 		"CRDs older than the command": {
 			why: "a newer command beside an older installation is no fault",
@@ -607,8 +720,11 @@ func TestFaults(t *testing.T) {
 		"replica lost its API server": {
 			why:   "its data does not change any more",
 			spoil: func(f *Facts) { f.Replicas[0].Answer.AgeSeconds = 45 },
-			want: []string{"fail controller causeway-controller-x: has read nothing from the API server for 45 seconds " +
-				"and serves the last state that it knows"},
+			want: []string{
+				"fail controller causeway-controller-x: has read nothing from the API server for 45 " +
+					"seconds " +
+					"and serves the last state that it knows",
+			},
 		},
 		"agent's state lost": {
 			why:   "revocations do not reach it",
@@ -665,7 +781,8 @@ func TestFaults(t *testing.T) {
 		"peer's data is stale": {
 			why: "Synced is True, and the catalog may still be out of date",
 			spoil: func(f *Facts) {
-				not(&f.Links[0], v1alpha1.LinkSynced, string(link.PeerCatalogStale), "the peer's controller lost its API server")
+				not(&f.Links[0], v1alpha1.LinkSynced, string(link.PeerCatalogStale),
+					"the peer's controller lost its API server")
 				f.Links[0].Status.Conditions[3].Status = metav1.ConditionTrue
 			},
 			want: []string{"warning link east: the peer's controller lost its API server"},
@@ -673,14 +790,16 @@ func TestFaults(t *testing.T) {
 		"peer restored from a backup": {
 			why: "mirrors work, and deletions wait",
 			spoil: func(f *Facts) {
-				not(&f.Links[0], v1alpha1.LinkSynced, string(link.PeerCatalogOlder), "the peer's catalog is older")
+				not(&f.Links[0], v1alpha1.LinkSynced, string(link.PeerCatalogOlder),
+					"the peer's catalog is older")
 			},
 			want: []string{"warning link east: the peer's catalog is older"},
 		},
 		"peer rebuilt": {
 			why: "deletions wait for 10 minutes",
 			spoil: func(f *Facts) {
-				not(&f.Links[0], v1alpha1.LinkSynced, string(link.PeerEpochChanged), "the peer numbers its catalogs again")
+				not(&f.Links[0], v1alpha1.LinkSynced, string(link.PeerEpochChanged),
+					"the peer numbers its catalogs again")
 			},
 			want: []string{"warning link east: the peer numbers its catalogs again"},
 		},
@@ -708,7 +827,8 @@ func TestSimilarResultsAreBounded(t *testing.T) {
 	for i := range 100 {
 		problem(f, fmt.Sprintf("shop/s%03d", i), "NameTaken")
 	}
-	if got := findings(Judge(*f)); len(got) != maxAlike+1 || !strings.Contains(strings.Join(got, "\n"), "and 80 more") {
+	if got := findings(Judge(*f)); len(got) != maxAlike+1 ||
+		!strings.Contains(strings.Join(got, "\n"), "and 80 more") {
 		t.Errorf("got %d results, want %d and one that counts the others", len(got), maxAlike)
 	}
 }

@@ -117,7 +117,12 @@ func (g *gatherer) rights() {
 			User:   account + g.f.Namespace + ":" + r.Account,
 			Groups: []string{accounts, accounts + ":" + g.f.Namespace, "system:authenticated"},
 			ResourceAttributes: &authorizationv1.ResourceAttributes{
-				Namespace: r.Namespace, Verb: r.Verb, Group: r.Group, Resource: resource, Subresource: sub, Name: r.Name,
+				Namespace:   r.Namespace,
+				Verb:        r.Verb,
+				Group:       r.Group,
+				Resource:    resource,
+				Subresource: sub,
+				Name:        r.Name,
 			},
 		}}
 		g.do("the rights of "+r.Account, func() (func(), error) {
@@ -225,7 +230,8 @@ func pathFails(p *corev1.Pod) string {
 // podFailure returns why p does not run, if Kubernetes says so.
 func podFailure(p *corev1.Pod) string {
 	for _, s := range p.Status.ContainerStatuses {
-		if w := s.State.Waiting; w != nil && w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
+		if w := s.State.Waiting; w != nil && w.Reason != "ContainerCreating" &&
+			w.Reason != "PodInitializing" {
 			return s.Name + ": " + w.Reason
 		}
 	}

@@ -88,7 +88,8 @@ func refusals(inv *v1alpha1.Invite) []Result {
 		hint := "if that cluster was invited, read the output of `causeway join` there, and invite it again"
 		if r.Reason == string(invite.Used) && inv.Status.Joined != nil {
 			hint = fmt.Sprintf("trust domain %s used the token first, and a token links one cluster: if "+
-				"the other one was invited, the token has leaked, so run `causeway unlink %s` and invite again",
+				"the other one was invited, the token has leaked, so run `causeway unlink %s` and invite "+
+				"again",
 				inv.Status.Joined.TrustDomain, inv.Name)
 		}
 		results = append(results, warn(checkInvite, inv.Name, fmt.Sprintf(

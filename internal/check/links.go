@@ -195,7 +195,11 @@ func links(f Facts) []Result {
 
 // conditions are the types to examine. Ready comes first because it explains the others.
 var conditions = []string{
-	v1alpha1.LinkReady, v1alpha1.LinkTrusted, v1alpha1.LinkConnected, v1alpha1.LinkSynced, v1alpha1.LinkGatewayReachable,
+	v1alpha1.LinkReady,
+	v1alpha1.LinkTrusted,
+	v1alpha1.LinkConnected,
+	v1alpha1.LinkSynced,
+	v1alpha1.LinkGatewayReachable,
 }
 
 // conditions returns a Result for each condition of l that needs attention.
@@ -438,7 +442,8 @@ func (a *addressFacts) results(f Facts, name, address string) []Result {
 	case a.down != "":
 		return []Result{warn(checkAddress, name,
 			fmt.Sprintf("%s has a stream to some controllers but not to all: %s",
-				address, a.down), "run the command again in a minute; `causeway check` in the peer shows the "+
+				address, a.down), "run the command again in a minute; `causeway check` in the peer shows "+
+				"the "+
 				"other side")}
 	case tested == 0 && a.up == 0 && !f.Asked:
 		return nil

@@ -98,7 +98,11 @@ func leaderHint(f Facts, does string) string {
 
 // blocking are the reasons of problems because of which a mirror does not exist.
 var blocking = []string{
-	ledger.NameTaken, ledger.PortsExhausted, ledger.ContentTooLarge, ledger.QuotaReached, ledger.VIPsExhausted,
+	ledger.NameTaken,
+	ledger.PortsExhausted,
+	ledger.ContentTooLarge,
+	ledger.QuotaReached,
+	ledger.VIPsExhausted,
 	mirror.NamespaceMissing, mirror.Rejected,
 }
 
@@ -145,7 +149,8 @@ func mirrors(f Facts) []Result {
 	o := f.objects()
 	known := map[string]bool{}
 	for _, m := range contents.Mirrors {
-		known[m.MirrorNamespace+"/"+m.MirrorName] = known[m.MirrorNamespace+"/"+m.MirrorName] || m.Released.IsZero()
+		known[m.MirrorNamespace+"/"+m.MirrorName] = known[m.MirrorNamespace+"/"+m.MirrorName] ||
+			m.Released.IsZero()
 	}
 	var results []Result
 	for _, l := range f.links() {
@@ -299,7 +304,10 @@ func marked(labels map[string]string) bool {
 // partial are the reasons of problems that give a warning: the Service is mirrored or
 // exported in part, or its owner or the Link's owner decided so.
 var partial = []string{
-	catalog.ForeignEndpoint, catalog.HostNetworkUnsupported, catalog.MetadataTooLarge, catalog.MirrorNotExported,
+	catalog.ForeignEndpoint,
+	catalog.HostNetworkUnsupported,
+	catalog.MetadataTooLarge,
+	catalog.MirrorNotExported,
 	catalog.NetworkPolicyIsolates, catalog.ProtocolUnsupported, catalog.TooManyHostnames,
 	ledger.ContentTooLarge, ledger.PortsExhausted, ledger.QuotaReached, ledger.VIPListed,
 	mirror.Flapping, mirror.ManyServicesInNamespace,

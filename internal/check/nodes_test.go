@@ -7,14 +7,17 @@ func TestNodeFaults(t *testing.T) {
 		"the unreachable route is missing": {
 			why: "a canary succeeds, but nothing would keep packets for virtual IPs on the node",
 			spoil: func(f *Facts) {
-				f.Replicas[0].Answer.Agents[0].Faults = []string{"the unreachable route for 240.64.0.0/12 is not there"}
+				f.Replicas[0].Answer.Agents[0].Faults = []string{
+					"the unreachable route for 240.64.0.0/12 is not there",
+				}
 			},
 			want: []string{"fail vip-guard w1: the unreachable route for 240.64.0.0/12 is not there"},
 		},
 		"path failed in an earlier test": {
 			why: "without a new test the earlier result counts",
 			spoil: func(f *Facts) {
-				f.Canaries, f.Proved, f.Pods[1].PathFails = nil, false, "no answer (since 2026-05-04 11:00 UTC)"
+				f.Canaries, f.Proved, f.Pods[1].PathFails = nil, false, "no answer (since 2026-05-04 "+
+					"11:00 UTC)"
 			},
 			want: []string{"fail path w2: an earlier test failed: no answer (since 2026-05-04 11:00 UTC)"},
 		},
@@ -28,8 +31,10 @@ func TestNodeFaults(t *testing.T) {
 				f.Replicas[0].Answer.Agents[1].Bridged = true
 				f.Replicas[0].Answer.RawPods = map[string]int{"w1": 2, "w2": 3}
 			},
-			want: []string{"warning neighbors cluster: on 1 node (w2) pods share a bridge, where a pod that can send " +
-				"raw packets can sometimes impersonate its neighbor: 3 pods can"},
+			want: []string{
+				"warning neighbors cluster: on 1 node (w2) pods share a bridge, where a pod that can send " +
+					"raw packets can sometimes impersonate its neighbor: 3 pods can",
+			},
 		},
 	})
 }

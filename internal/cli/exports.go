@@ -120,7 +120,10 @@ func askedServices(
 // returns none if no rule does.
 func selectable(ctx context.Context, cl cluster, links []v1alpha1.Link,
 	namespace string) ([]corev1.Namespace, error) {
-	selects := func(l v1alpha1.Link) bool { return l.Spec.Export != nil && l.Spec.Export.NamespaceSelector != nil }
+	selects := func(l v1alpha1.Link) bool {
+		return l.Spec.Export != nil &&
+			l.Spec.Export.NamespaceSelector != nil
+	}
 	if !slices.ContainsFunc(links, selects) {
 		return nil, nil
 	}

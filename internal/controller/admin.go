@@ -34,8 +34,8 @@ const agentsTime = 6 * time.Second
 const maxQuestions = 4
 
 // admin answers queries of operators. Only requests through the API server, which
-// authorizes them, reach a pod's loopback address. The answers contain no secrets, and the
-// queries change nothing.
+// authorizes them, reach a pod's loopback address. The answers contain no secrets, and
+// the queries change nothing.
 type admin struct {
 	reconciler *reconciler
 	ask        func(context.Context) ([]nodestream.Report, error)
@@ -65,7 +65,13 @@ func (a *admin) serve(ctx context.Context) error {
 			a.o.Log.Debug("write answer", "error", err)
 		}
 	})
-	s := &http.Server{Addr: a.o.Admin, Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10}
+	s := &http.Server{
+		Addr:           a.o.Admin,
+		Handler:        mux,
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   30 * time.Second,
+		MaxHeaderBytes: 8 << 10,
+	}
 	var closing sync.WaitGroup
 	defer closing.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -140,9 +146,13 @@ func (r *reconciler) describePeers() []check.Peer {
 		s := r.snapshots[name]
 		p := check.Peer{Link: name}
 		if s != nil {
-			p.DNS, p.Inbound, p.SkewSeconds, p.Complete = slices.Clone(s.Addresses.DNS), s.Inbound, s.Skew.Seconds(), s.Complete
+			p.DNS, p.Inbound = slices.Clone(s.Addresses.DNS), s.Inbound
+			p.SkewSeconds, p.Complete = s.Skew.Seconds(), s.Complete
 			for _, address := range slices.Sorted(maps.Keys(s.Streams)) {
-				p.Streams = append(p.Streams, check.Stream{Address: address, Error: s.Streams[address].Reason})
+				p.Streams = append(p.Streams, check.Stream{
+					Address: address,
+					Error:   s.Streams[address].Reason,
+				})
 			}
 		}
 		if l := r.imports.links[name]; l != nil {
@@ -174,7 +184,10 @@ func agentsOf(reports []nodestream.Report) []check.Agent {
 		agent.Faults, agent.Bridged = r.Body.GetFaults(), r.Body.GetBridged()
 		for _, d := range r.Body.GetReaches() {
 			agent.Dials = append(agent.Dials, check.Dial{
-				Link: d.GetLink(), Address: d.GetAddress(), TookSeconds: float64(d.GetTookUs()) / 1e6, Error: d.GetError(),
+				Link:        d.GetLink(),
+				Address:     d.GetAddress(),
+				TookSeconds: float64(d.GetTookUs()) / 1e6,
+				Error:       d.GetError(),
 			})
 		}
 		out = append(out, agent)

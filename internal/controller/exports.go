@@ -52,7 +52,8 @@ type exporter struct {
 // everything that the Link admits. Some exports never get in, such as those beyond a cap.
 const storeTimeout = time.Minute
 
-func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable, hasAgent func(node string) bool) *exporter {
+func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable,
+	hasAgent func(node string) bool) *exporter {
 	return &exporter{
 		index:    index,
 		book:     book,
@@ -111,9 +112,9 @@ func (x *exporter) count(m *ledger.Member, sign int) {
 }
 
 // readyLinks returns which of the Links in force, which are sorted, have a complete
-// catalog. A peer that is sent a catalog before the export list holds all of it would
-// delete mirrors. first: it is the first pass, in which a Link that has members is
-// complete, whatever else it will get.
+// catalog. A peer would delete mirrors if it received a catalog before the export list is
+// complete. first means the first pass, in which a Link with members is complete, even if
+// it will get further ones.
 func (x *exporter) readyLinks(inForce []string, first bool, now time.Time, p *plan) []string {
 	out := make([]string, 0, len(inForce))
 	for _, name := range inForce {
@@ -168,11 +169,17 @@ func (x *exporter) emitListing(k catalog.Key, e *catalog.Export, member *ledger.
 }
 
 func routeOf(m *ledger.Member) func(name, protocol string) uint32 {
-	return func(name, protocol string) uint32 { return m.Routes[ledger.ExportPort{Name: name, Protocol: protocol}] }
+	return func(name, protocol string) uint32 {
+		return m.Routes[ledger.ExportPort{
+			Name:     name,
+			Protocol: protocol,
+		}]
+	}
 }
 
 // emitRoutes decides the rows that lead to a Service's ports.
-func (x *exporter) emitRoutes(k catalog.Key, e *catalog.Export, member *ledger.Member, now time.Time, p *plan) {
+func (x *exporter) emitRoutes(k catalog.Key, e *catalog.Export, member *ledger.Member, now time.Time,
+	p *plan) {
 	var after []uint32
 	if member != nil && e != nil {
 		for _, row := range x.rows.at(now).Export(e, routeOf(member)) {
@@ -212,7 +219,10 @@ func (x *exporter) emitNodes(k catalog.Key, e *catalog.Export, p *plan) {
 			continue
 		}
 		if x.hasAgent(node) {
-			p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: nodestream.ExportKey(k.Namespace, k.Name)})
+			p.views = append(p.views, nodestream.Change{
+				Scope:   nodestream.Node(node),
+				Removed: nodestream.ExportKey(k.Namespace, k.Name),
+			})
 		}
 		if delete(x.byNode[node], k); len(x.byNode[node]) == 0 {
 			delete(x.byNode, node)
@@ -255,7 +265,11 @@ type rowTable struct {
 
 // at returns the maker of rows at now.
 func (t *rowTable) at(now time.Time) view.Rows {
-	return view.Rows{Cluster: t.cluster, Now: now, Last: func(id uint32) *nodewire.Route { return t.last[id] }}
+	return view.Rows{
+		Cluster: t.cluster,
+		Now:     now,
+		Last:    func(id uint32) *nodewire.Route { return t.last[id] },
+	}
 }
 
 func (t *rowTable) put(row *nodewire.Resource, p *plan) {
@@ -266,6 +280,9 @@ func (t *rowTable) put(row *nodewire.Resource, p *plan) {
 func (t *rowTable) remove(id uint32, p *plan) {
 	if t.last[id] != nil {
 		delete(t.last, id)
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Removed: nodestream.RouteKey(id)})
+		p.views = append(p.views, nodestream.Change{
+			Scope:   nodestream.Gateways,
+			Removed: nodestream.RouteKey(id),
+		})
 	}
 }

@@ -31,8 +31,8 @@ type importer struct {
 	namespaces mirror.Namespaces
 	links      map[string]*importLink // Links in force, by name
 	byDomain   map[string]*importLink
-	// former are Links that were in force last, by the peer's trust domain. What they asked
-	// the ledger for stands until the next Link's catalog is whole.
+	// former are Links that were in force last, by the peer's trust domain. What they
+	// asked the ledger for stands until the next Link's catalog is whole.
 	former map[string]*importLink
 	// frozen: the range of virtual IPs overlaps this cluster's own addresses, so no
 	// new mirror is allocated.
@@ -70,14 +70,17 @@ type importLink struct {
 func newImporter(own string, book *ledger.Book) *importer {
 	return &importer{
 		own: own, book: book, namespaces: make(mirror.Namespaces),
-		links: make(map[string]*importLink), byDomain: make(map[string]*importLink), former: make(map[string]*importLink),
-		entries: make(map[string]map[ledger.Source]*ledger.Mirror),
+		links:    make(map[string]*importLink),
+		byDomain: make(map[string]*importLink),
+		former:   make(map[string]*importLink),
+		entries:  make(map[string]map[ledger.Source]*ledger.Mirror),
 	}
 }
 
 // setLinks makes links those in force. A Link that is new or whose rules changed
 // decides about its whole catalog again.
-func (m *importer) setLinks(peers map[string]link.Peer, links map[string]*v1alpha1.Link, standby map[string]*v1alpha1.Link, now time.Time, p *plan) {
+func (m *importer) setLinks(peers map[string]link.Peer, links map[string]*v1alpha1.Link,
+	standby map[string]*v1alpha1.Link, now time.Time, p *plan) {
 	for name, l := range m.links {
 		if peer, ok := peers[name]; ok && peer.Same(l.peer) {
 			continue
@@ -97,7 +100,10 @@ func (m *importer) removeLink(name string, p *plan) {
 	delete(m.byDomain, l.domain)
 	m.former[l.domain] = l
 	for _, key := range l.placed {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: nodestream.FrontendKey(key.Namespace, key.Name)})
+		p.views = append(p.views, nodestream.Change{
+			Scope:   nodestream.Agents,
+			Removed: nodestream.FrontendKey(key.Namespace, key.Name),
+		})
 	}
 	p.links = append(p.links, linkChange{name: name})
 	p.statusOf(name)
@@ -314,8 +320,12 @@ func isolated(key catalog.Key, s catalog.Service) *catalog.Problem {
 	if !slices.ContainsFunc(s.Ports, func(p catalog.Port) bool { return p.Isolated }) {
 		return nil
 	}
-	return &catalog.Problem{Service: key.String(), Reason: catalog.NetworkPolicyIsolates, Message: "NetworkPolicies in the peer's cluster isolate the Service, " +
-		"so calls to it are refused: ask there for an ExportPolicy that names the callers"}
+	return &catalog.Problem{
+		Service: key.String(),
+		Reason:  catalog.NetworkPolicyIsolates,
+		Message: "NetworkPolicies in the peer's cluster isolate the Service, " +
+			"so calls to it are refused: ask there for an ExportPolicy that names the callers",
+	}
 }
 
 // unplace withdraws the mirror of one source, if the ledger has stored another name for
@@ -326,7 +336,10 @@ func (m *importer) unplace(l *importLink, source ledger.Source, p *plan) {
 	if !placed || stored != nil && before == mirrorKey(stored) {
 		return
 	}
-	p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: nodestream.FrontendKey(before.Namespace, before.Name)})
+	p.views = append(p.views, nodestream.Change{
+		Scope:   nodestream.Agents,
+		Removed: nodestream.FrontendKey(before.Namespace, before.Name),
+	})
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, before, nil})
 	delete(l.placed, source)
 	if l.inNamespace[before.Namespace]--; l.inNamespace[before.Namespace] == 0 {
@@ -374,7 +387,8 @@ func withContent(entry ledger.Mirror, w ledger.MirrorWant) ledger.Mirror {
 	entry.Ports = slices.Clone(entry.Ports)
 	for i := range entry.Ports {
 		port := &entry.Ports[i]
-		at := slices.IndexFunc(w.Ports, func(o ledger.PortWant) bool { return o.Name == port.Name && o.Protocol == port.Protocol })
+		at := slices.IndexFunc(w.Ports,
+			func(o ledger.PortWant) bool { return o.Name == port.Name && o.Protocol == port.Protocol })
 		if at < 0 {
 			port.Route = 0
 			continue
@@ -449,7 +463,8 @@ func (m *importer) problemsOf(name string) []catalog.Problem {
 	return slices.Compact(out)
 }
 
-// replay tells a writer that has just begun to write everything that stands in the ledger.
+// replay tells a writer that has just begun to write everything that stands in the
+// ledger.
 func (m *importer) replay(p *plan) {
 	for _, l := range m.links {
 		p.links = append(p.links, l.change())

@@ -30,8 +30,8 @@ type linkState struct {
 	links  map[string]*v1alpha1.Link      // every Link
 	trusts map[string]*v1alpha1.PeerTrust // by name, which is the Link's
 	judged link.Judgment
-	// resolved is what is believed of each peer in force. names are its keys, sorted; nil:
-	// they have to be collected again.
+	// resolved is what is believed of each peer in force. names are its keys, sorted;
+	// nil: they have to be collected again.
 	resolved map[string]resolvedPeer
 	names    []string
 	day      uint32 // whose keys were last distributed
@@ -68,7 +68,10 @@ func (s *linkState) judge() {
 		}
 		// A key of low order, or another spelling of our own, gives no secret.
 		if _, err := identity.LinkSecret(s.identity.LinkKey(), p.LinkKey.Bytes()); err != nil {
-			s.judged.Faults[name] = &link.Fault{Reason: link.BadLinkKey, Message: fmt.Sprintf("linkPublicKey gives no shared secret: %v", err)}
+			s.judged.Faults[name] = &link.Fault{
+				Reason:  link.BadLinkKey,
+				Message: fmt.Sprintf("linkPublicKey gives no shared secret: %v", err),
+			}
 			delete(s.judged.Peers, name)
 		}
 	}
@@ -120,7 +123,11 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 	if err != nil {
 		return resolvedPeer{}, err
 	}
-	out := resolvedPeer{peer: p, list: list, view: view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}}
+	out := resolvedPeer{
+		peer: p,
+		list: list,
+		view: view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret},
+	}
 	known, ok := peering.StoredIssuers(p, kept)
 	if !ok {
 		return out, nil // none is stored yet
@@ -141,7 +148,10 @@ func (s *linkState) emit(name string, namespaces mirror.Namespaces, p *plan) {
 	r, ok := s.resolved[name]
 	if !ok {
 		key := nodestream.LinkKey(name)
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: key}, nodestream.Change{Scope: nodestream.Gateways, Removed: key})
+		p.views = append(p.views, nodestream.Change{
+			Scope:   nodestream.Agents,
+			Removed: key,
+		}, nodestream.Change{Scope: nodestream.Gateways, Removed: key})
 		return
 	}
 	peer := r.view
@@ -178,7 +188,8 @@ func applyRules(p *view.Peer, l *v1alpha1.Link, namespaces mirror.Namespaces) {
 
 // selectsCallers reports whether a Link's callers depend on the labels of namespaces.
 func selectsCallers(l *v1alpha1.Link) bool {
-	return l.Spec.Import != nil && l.Spec.Import.Callers != nil && l.Spec.Import.Callers.NamespaceSelector != nil
+	return l.Spec.Import != nil && l.Spec.Import.Callers != nil &&
+		l.Spec.Import.Callers.NamespaceSelector != nil
 }
 
 // ended returns the Links whose peers' last issuer ended since the last pass.

@@ -20,7 +20,11 @@ type listedAddresses struct {
 }
 
 func newListedAddresses(ranges []netip.Prefix) *listedAddresses {
-	return &listedAddresses{ranges: ranges, bySlice: make(map[catalog.Key][]netip.Addr), slices: make(map[netip.Addr]map[catalog.Key]bool)}
+	return &listedAddresses{
+		ranges:  ranges,
+		bySlice: make(map[catalog.Key][]netip.Addr),
+		slices:  make(map[netip.Addr]map[catalog.Key]bool),
+	}
 }
 
 // set takes in a slice; nil: it is gone. It tells book what lists each address now.
@@ -62,7 +66,8 @@ func (l *listedAddresses) addresses(s *discoveryv1.EndpointSlice) []netip.Addr {
 	for i := range s.Endpoints {
 		for _, text := range s.Endpoints[i].Addresses {
 			a, err := netip.ParseAddr(text)
-			if err == nil && slices.ContainsFunc(l.ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			if err == nil && slices.ContainsFunc(l.ranges,
+				func(p netip.Prefix) bool { return p.Contains(a) }) {
 				out = append(out, a)
 			}
 		}

@@ -16,7 +16,13 @@ import (
 // /readyz once there is something to serve and this replica is fresh enough, /freshness
 // always. The manager's own probes would log each answer of "not yet".
 func (p *process) probes(ctx context.Context) error {
-	s := &http.Server{Addr: p.o.Probes, Handler: p.probeHandler(), ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10}
+	s := &http.Server{
+		Addr:           p.o.Probes,
+		Handler:        p.probeHandler(),
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   5 * time.Second,
+		MaxHeaderBytes: 8 << 10,
+	}
 	var closing sync.WaitGroup
 	defer closing.Wait()
 	ctx, cancel := context.WithCancel(ctx)

@@ -91,7 +91,8 @@ func (p *process) wire() error {
 		return err
 	}
 	return errors.Join(
-		p.add(p.reconcile), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes),
+		p.add(p.reconcile), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection),
+		p.add(p.probes),
 		p.add(p.rotator(board).Run), p.add(p.keys.Run), p.add(p.freshness.Run), p.add(p.watchCRDs),
 		p.add((&admin{reconciler: r, ask: server.Ask, pods: p.mgr.GetClient(), o: p.o}).serve),
 	)
@@ -146,17 +147,75 @@ func (p *process) watchAll(ctx context.Context, r *reconciler) error {
 		kind     client.Object
 		handlers []toolscache.ResourceEventHandler
 	}{
-		{&corev1.Namespace{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[corev1.Namespace] { return &b.namespaces }), touch}},
-		{&corev1.Service{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[corev1.Service] { return &b.services }), touch}},
-		{&discoveryv1.EndpointSlice{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[discoveryv1.EndpointSlice] { return &b.slices }), touch}},
-		{&corev1.Pod{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[corev1.Pod] { return &b.pods })}},
-		{&networkingv1.NetworkPolicy{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[networkingv1.NetworkPolicy] { return &b.networks })}},
-		{&v1alpha1.Link{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.Link] { return &b.links })}},
-		{&v1alpha1.ExportPolicy{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.ExportPolicy] { return &b.policies })}},
-		{&v1alpha1.Ledger{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.Ledger] { return &b.ledgers })}},
-		{&v1alpha1.PeerTrust{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.PeerTrust] { return &b.trusts })}},
-		{&v1alpha1.Invite{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.Invite] { return &b.invites })}},
-		{&v1alpha1.Join{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.Join] { return &b.joins })}},
+		{
+			&corev1.Namespace{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[corev1.Namespace] { return &b.namespaces }),
+				touch,
+			},
+		},
+		{
+			&corev1.Service{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[corev1.Service] { return &b.services }),
+				touch,
+			},
+		},
+		{
+			&discoveryv1.EndpointSlice{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[discoveryv1.EndpointSlice] { return &b.slices }),
+				touch,
+			},
+		},
+		{
+			&corev1.Pod{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[corev1.Pod] { return &b.pods }),
+			},
+		},
+		{
+			&networkingv1.NetworkPolicy{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[networkingv1.NetworkPolicy] { return &b.networks }),
+			},
+		},
+		{
+			&v1alpha1.Link{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.Link] { return &b.links }),
+			},
+		},
+		{
+			&v1alpha1.ExportPolicy{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.ExportPolicy] { return &b.policies }),
+			},
+		},
+		{
+			&v1alpha1.Ledger{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.Ledger] { return &b.ledgers }),
+			},
+		},
+		{
+			&v1alpha1.PeerTrust{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.PeerTrust] { return &b.trusts }),
+			},
+		},
+		{
+			&v1alpha1.Invite{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.Invite] { return &b.invites }),
+			},
+		},
+		{
+			&v1alpha1.Join{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.Join] { return &b.joins }),
+			},
+		},
 	} {
 		for _, h := range w.handlers {
 			s, err := p.watch(ctx, w.kind, h)
@@ -172,7 +231,8 @@ func (p *process) watchAll(ctx context.Context, r *reconciler) error {
 
 // watch adds an event handler for a kind. The result reports whether the handler has been
 // given all objects that there were.
-func (p *process) watch(ctx context.Context, kind client.Object, h toolscache.ResourceEventHandler) (toolscache.InformerSynced, error) {
+func (p *process) watch(ctx context.Context, kind client.Object,
+	h toolscache.ResourceEventHandler) (toolscache.InformerSynced, error) {
 	informer, err := p.mgr.GetCache().GetInformer(ctx, kind)
 	if err != nil {
 		return nil, fmt.Errorf("watch %T: %w", kind, err)
@@ -198,7 +258,11 @@ func (p *process) touchMirrors(w *mirror.Writer) toolscache.ResourceEventHandler
 			w.Touch(k.Link, k.Key)
 		}
 	}
-	return toolscache.ResourceEventHandlerFuncs{AddFunc: touch, UpdateFunc: func(_, o any) { touch(o) }, DeleteFunc: touch}
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    touch,
+		UpdateFunc: func(_, o any) { touch(o) },
+		DeleteFunc: touch,
+	}
 }
 
 func (p *process) awaitElection(ctx context.Context) error {
@@ -222,11 +286,20 @@ func (p *process) nodeStream(hub *nodestream.Hub) (*nodestream.Server, allReplic
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(), metrics.Registry)
+	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(),
+		metrics.Registry)
 	s := signer.New(known, p.identity, signer.Options{Registerer: metrics.Registry})
 	server := nodestream.NewServer(subjects{known}, hub, s.Sign,
-		nodestream.ServerOptions{Age: func() time.Duration { return p.freshness.Current().Age }, Log: p.log, Registerer: metrics.Registry})
-	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: transport.GuardAccepted})
+		nodestream.ServerOptions{
+			Age:        func() time.Duration { return p.freshness.Current().Age },
+			Log:        p.log,
+			Registerer: metrics.Registry,
+		})
+	creds := grpctls.New(grpctls.Config{
+		ALPN:  nodestream.ALPN,
+		TLS:   p.nodeTLS,
+		Guard: transport.GuardAccepted,
+	})
 	return server, func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
 }
 
@@ -251,7 +324,8 @@ func (s subjects) Authenticate(ctx context.Context, token string) (nodestream.Su
 
 func (p *process) nodeTLS() (*tls.Config, error) {
 	return identity.ServerTLS(identity.PlaneNode,
-		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.identity.Credential() }, false, nil), nil
+		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.identity.Credential() }, false,
+		nil), nil
 }
 
 // catalog serves the controllers of peers, whose connections a local gateway hands over.
@@ -269,8 +343,16 @@ func (p *process) catalog(board *wire.Board, m *wire.Metrics) allReplicas {
 		joins := joinflow.NewServer(p.joins(), metrics.Registry)
 		accepting.Go(func() { joins.Serve(ctx, ln.Invites()) })
 		peers := p.reconciler.peers
-		server := wire.NewServer(peers.Identify, board, peers.Inbound(), wire.ServerOptions{Log: p.log, Metrics: m, Budgets: p.budgets})
-		creds := grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: peers.ServerTLS, Guard: transport.GuardAccepted})
+		server := wire.NewServer(peers.Identify, board, peers.Inbound(), wire.ServerOptions{
+			Log:     p.log,
+			Metrics: m,
+			Budgets: p.budgets,
+		})
+		creds := grpctls.New(grpctls.Config{
+			ALPN:  wire.ALPN,
+			TLS:   peers.ServerTLS,
+			Guard: transport.GuardAccepted,
+		})
 		return server.Serve(ctx, ln, creds)
 	}
 }
@@ -327,7 +409,12 @@ func (p *process) rotator(board *wire.Board) *clusterid.Rotator {
 func (p *process) hello() *wire.Hello {
 	h := p.identity.Hello()
 	id := p.identity.ReplicaID(p.podUID)
-	return &wire.Hello{Version: p.o.Version, IssuerList: h.IssuerList, LinkPublicKey: h.LinkPublicKey, Replica: id[:]}
+	return &wire.Hello{
+		Version:       p.o.Version,
+		IssuerList:    h.IssuerList,
+		LinkPublicKey: h.LinkPublicKey,
+		Replica:       id[:],
+	}
 }
 
 // crdInterval is how often the CRDs are compared with those of this version.
@@ -343,7 +430,8 @@ func (p *process) watchCRDs(ctx context.Context) error {
 		if text := strings.Join(outdated, ", "); err == nil && text != last {
 			last = text
 			if text != "" {
-				p.log.Warn("the CustomResourceDefinitions are older than this controller: run `causeway install`, or apply the chart's crds", "missing", text)
+				p.log.Warn("the CustomResourceDefinitions are older than this controller: run `causeway "+
+					"install`, or apply the chart's crds", "missing", text)
 			}
 		}
 		if !backoff.Sleep(ctx, crdInterval) {

@@ -95,8 +95,8 @@ type reconciler struct {
 	lastPass         time.Time
 	reviewDue        time.Time
 	warnings         clusterid.ExpiryWarnings
-	// replayed: the mirror writer was given everything. Before the ledger is read live it is
-	// given nothing, because it would delete mirrors whose entries the cache lacks.
+	// replayed: the mirror writer was given everything. Before the ledger is read live it
+	// is given nothing, because it would delete mirrors whose entries the cache lacks.
 	replayed  bool
 	trustDue  map[string]time.Time // when to decide about a PeerTrust again
 	snapshots map[string]*peering.Snapshot
@@ -211,12 +211,21 @@ func (r *reconciler) reviewStatus(now time.Time, p *plan) {
 		return
 	}
 	for _, e := range r.warnings.Due(r.links.expiries(), now) {
-		about := runtime.Object(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: r.o.Namespace, Name: clusterinfo.IdentityConfigMap}})
+		about := runtime.Object(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+			Namespace: r.o.Namespace,
+			Name:      clusterinfo.IdentityConfigMap,
+		}})
 		if l := r.links.links[e.Link]; l != nil {
 			about = l
 		}
 		r.log.Warn("certificate ends soon", "certificate", e.Kind, "link", e.Link, "notAfter", e.NotAfter)
-		p.events = append(p.events, event{about: about, owner: e.Link, reason: "CertificateEndsSoon", action: "Rotating", message: e.Warning(now)})
+		p.events = append(p.events, event{
+			about:   about,
+			owner:   e.Link,
+			reason:  "CertificateEndsSoon",
+			action:  "Rotating",
+			message: e.Warning(now),
+		})
 	}
 }
 
@@ -509,9 +518,9 @@ func (r *reconciler) judgeLinks(dirty map[string]bool, now time.Time, p *plan) {
 		}
 	}
 	for name := range dirty {
-		// A Link that is not in force keeps its place in the export list, because its peer
-		// must not take a short fault for the end of all exports. Nothing reaches the peer
-		// meanwhile: neither gateways nor agents know the Link.
+		// A Link that is not in force keeps its place in the export list, because its
+		// peer must not take a short fault for the end of all exports. Nothing reaches
+		// the peer meanwhile: neither gateways nor agents know the Link.
 		obj := r.links.links[name]
 		if obj != nil && obj.DeletionTimestamp != nil {
 			obj = nil
@@ -579,7 +588,13 @@ func (r *reconciler) reportExport(c catalog.Change, p *plan) {
 			continue
 		}
 		if about := r.exporterOf(c.Key, problem.Reason); about != nil {
-			p.events = append(p.events, event{about: about, owner: c.Key.Namespace, reason: problem.Reason, action: "Exporting", message: problem.Message})
+			p.events = append(p.events, event{
+				about:   about,
+				owner:   c.Key.Namespace,
+				reason:  problem.Reason,
+				action:  "Exporting",
+				message: problem.Message,
+			})
 		}
 	}
 }

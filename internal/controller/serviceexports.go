@@ -18,7 +18,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// probeInterval is how often the cluster is asked which versions of ServiceExport it serves.
+// probeInterval is how often the cluster is asked which versions of ServiceExport it
+// serves.
 const probeInterval = 10 * time.Second
 
 // errVersionGone reports a cluster that serves the kind ServiceExport, but in no version
@@ -26,13 +27,14 @@ const probeInterval = 10 * time.Second
 // exports stay.
 var errVersionGone = errors.New("the cluster serves ServiceExport in no version that this controller reads")
 
-// serviceExports watches the kind ServiceExport while the cluster serves it, in the newest
-// version that both know. Users install and remove the kind at any time.
+// serviceExports watches the kind ServiceExport while the cluster serves it, in the
+// newest version that both know. Users install and remove the kind at any time.
 type serviceExports struct {
-	// served asks the cluster which version to read; the zero value: the kind is not there.
+	// served asks the cluster which version to read; the zero value: the kind is not
+	// there.
 	served func() (schema.GroupVersionKind, error)
-	// watch starts a cache of a version, and returns when it is complete: then its objects
-	// are all that there are. leave stops it. forget drops all objects.
+	// watch starts a cache of a version, and returns when it is complete: then its
+	// objects are all that there are. leave stops it. forget drops all objects.
 	watch  func(context.Context, schema.GroupVersionKind) error
 	leave  func(context.Context, schema.GroupVersionKind) error
 	forget func()
@@ -50,7 +52,10 @@ func (p *process) serviceExports() (*serviceExports, error) {
 	return &serviceExports{
 		served: func() (schema.GroupVersionKind, error) { return servedServiceExport(api) },
 		watch: func(ctx context.Context, kind schema.GroupVersionKind) error {
-			synced, err := p.watch(ctx, serviceExportOf(kind), handler(in, func(b *batch) *changed[metav1.PartialObjectMetadata] { return &b.serviceExports }))
+			synced, err := p.watch(ctx, serviceExportOf(kind),
+				handler(in, func(b *batch) *changed[metav1.PartialObjectMetadata] {
+					return &b.serviceExports
+				}))
 			if err != nil {
 				return err
 			}
@@ -156,7 +161,8 @@ func servedServiceExport(api discovery.DiscoveryInterface) (schema.GroupVersionK
 			}
 			for _, r := range list.APIResources {
 				if r.Kind == catalog.ServiceExportV1Beta1.Kind {
-					return schema.GroupVersionKind{}, fmt.Errorf("%w: it serves %s", errVersionGone, v.Version)
+					return schema.GroupVersionKind{}, fmt.Errorf("%w: it serves %s", errVersionGone,
+						v.Version)
 				}
 			}
 		}

@@ -92,7 +92,10 @@ func (r *reconciler) manyServices(name string) []catalog.Problem {
 // exporterOf is the object in which a person asked for an export; nil: it is gone.
 func (r *reconciler) exporterOf(key catalog.Key, reason string) runtime.Object {
 	if reason == catalog.ServiceMissing {
-		about := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+		about := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+			Namespace: key.Namespace,
+			Name:      key.Name,
+		}}
 		about.SetGroupVersionKind(catalog.ServiceExportKinds()[0])
 		return about
 	}
@@ -104,7 +107,12 @@ func (r *reconciler) exporterOf(key catalog.Key, reason string) runtime.Object {
 
 // chores are what the leader keeps in order beside the Links.
 func (r *reconciler) chores() chores {
-	c := chores{gateways: r.top.gateways, canary: r.canary, invites: sortedObjects(r.invites), joins: sortedObjects(r.joins)}
+	c := chores{
+		gateways: r.top.gateways,
+		canary:   r.canary,
+		invites:  sortedObjects(r.invites),
+		joins:    sortedObjects(r.joins),
+	}
 	for name, t := range r.links.trusts {
 		if r.links.links[name] == nil {
 			c.obsolete = append(c.obsolete, t)

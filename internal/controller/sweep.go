@@ -7,8 +7,9 @@ import (
 )
 
 // sweeper is the full pass, spread over resyncInterval: it has every exported Service and
-// every imported one decided again, a few at a time. Events make it unnecessary; it is the
-// safety net for an event that was lost or misread, and a metric counts what it repaired.
+// every imported one decided again, a few at a time. Events make it unnecessary; it is
+// the safety net for an event that was lost or misread, and a metric counts what it
+// repaired.
 type sweeper struct {
 	exports []catalog.Key
 	imports []importKey

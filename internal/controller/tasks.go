@@ -84,7 +84,8 @@ func (t *task) run(ctx context.Context, log *slog.Logger) {
 const (
 	// retryPause is the least wait after a failed write.
 	retryPause = 50 * time.Millisecond
-	// maxTaskPause bounds the rest of a task after its work, which is as long as the work took.
+	// maxTaskPause bounds the rest of a task after its work, which is as long as the work
+	// took.
 	maxTaskPause = 250 * time.Millisecond
 )
 

@@ -81,7 +81,11 @@ const restartGrace = 5 * time.Second
 
 // topology finds Causeway's processes.
 func (c *components) topology(now time.Time) *topology {
-	t := &topology{nodes: make(map[string]bool), agents: make(map[string]string), controllerPods: make(map[string]bool)}
+	t := &topology{
+		nodes:          make(map[string]bool),
+		agents:         make(map[string]string),
+		controllerPods: make(map[string]bool),
+	}
 	served := make(map[types.UID]bool)
 	failing := make(map[string]bool)
 	for _, p := range c.pods {
@@ -101,11 +105,18 @@ func (c *components) topology(now time.Time) *topology {
 			}
 		case controllerValue:
 			if ok, _ := ready(p); ok && p.Status.PodIP != "" && p.DeletionTimestamp == nil {
-				t.controllers = append(t.controllers, view.Controller{PodName: p.Name, PodUID: string(p.UID), Address: p.Status.PodIP})
+				t.controllers = append(t.controllers, view.Controller{
+					PodName: p.Name,
+					PodUID:  string(p.UID),
+					Address: p.Status.PodIP,
+				})
 			}
 		}
 	}
-	slices.SortFunc(t.controllers, func(a, b view.Controller) int { return cmp.Compare(a.PodName, b.PodName) })
+	slices.SortFunc(t.controllers, func(a, b view.Controller) int {
+		return cmp.Compare(a.PodName,
+			b.PodName)
+	})
 	if c.gateway != nil {
 		t.gateways = gatewayAddresses(c.gateway)
 	}
@@ -133,8 +144,10 @@ func (c *components) addAgent(t *topology, p *corev1.Pod, served map[types.UID]b
 
 // same reports whether two topologies describe the same processes.
 func (t *topology) same(o *topology) bool {
-	return o != nil && maps.Equal(t.nodes, o.nodes) && maps.Equal(t.agents, o.agents) && slices.Equal(t.controllers, o.controllers) &&
-		maps.Equal(t.controllerPods, o.controllerPods) && (t.gateways == nil) == (o.gateways == nil) && slices.Equal(t.gateways, o.gateways)
+	return o != nil && maps.Equal(t.nodes, o.nodes) && maps.Equal(t.agents, o.agents) &&
+		slices.Equal(t.controllers, o.controllers) &&
+		maps.Equal(t.controllerPods, o.controllerPods) && (t.gateways == nil) == (o.gateways == nil) &&
+		slices.Equal(t.gateways, o.gateways)
 }
 
 // otherReplicas are the addresses of the ready replicas but one, by pod.

@@ -18,8 +18,8 @@ const (
 	available // may be reused
 )
 
-// block holds the entries of one block of virtual IPs. Pending entries are what is wanted,
-// committed ones what is stored.
+// block holds the entries of one block of virtual IPs. Pending entries are what is
+// wanted, committed ones what is stored.
 type block struct {
 	object
 	book   *Book
@@ -237,8 +237,8 @@ type blockData struct {
 	Entries []json.RawMessage `json:"e,omitempty"`
 }
 
-// decodeBlock reads a block's data. have are its entries as known before: those whose JSON
-// has not changed are not decoded again.
+// decodeBlock reads a block's data. have are its entries as known before: those whose
+// JSON has not changed are not decoded again.
 func decodeBlock(o *v1alpha1.Ledger, have *[maxBlockSize]*record) (out [maxBlockSize]*record, hold int64,
 	problems []Problem, err error) {
 	var data blockData
@@ -367,8 +367,8 @@ func (bl *block) reset() {
 	}
 }
 
-// merge takes one stored entry. What only this Book has changed stays pending; what another
-// leader has changed is taken, and its sources are planned again.
+// merge takes one stored entry. What only this Book has changed stays pending; what
+// another leader has changed is taken, and its sources are planned again.
 func (bl *block) merge(slot int, theirs *record) (problems []Problem) {
 	p, base, mine := bl.peer, bl.committed[slot], bl.pending[slot]
 	if theirs.same(base) {

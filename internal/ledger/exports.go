@@ -122,8 +122,8 @@ func newExports() exports {
 	}
 }
 
-// SetExportsPerNamespace sets how many Services of one namespace are exported at most. The
-// ones that are exported already stay.
+// SetExportsPerNamespace sets how many Services of one namespace are exported at most.
+// The ones that are exported already stay.
 func (b *Book) SetExportsPerNamespace(n int) {
 	e := &b.exports
 	e.limit = n
@@ -514,7 +514,8 @@ func (e *exports) update(at exportPlace, w *ExportWant, since int64, now time.Ti
 	}
 	if len(left) > 0 {
 		e.note(k,
-			fmt.Sprintf("the Service has had too many ports within a day, so %d are not exported until old ones are forgotten", len(left)))
+			fmt.Sprintf("the Service has had too many ports within a day, so %d are not exported until "+
+				"old ones are forgotten", len(left)))
 	}
 	x.set(at.slot, r)
 }
@@ -554,8 +555,8 @@ func (x *exportObject) newOffsets() func() (int, bool) {
 	}
 }
 
-// allot returns a slot for an entry of need bytes: one without an entry, then the one that
-// was released longest ago, then one of a new object.
+// allot returns a slot for an entry of need bytes: one without an entry, then the one
+// that was released longest ago, then one of a new object.
 func (e *exports) allot(need int, now time.Time) (exportPlace, bool) {
 	numbers := make([]int, 0, len(e.objects))
 	for n := range e.objects {
@@ -630,7 +631,8 @@ func (b *Book) loadExports(n int, o *v1alpha1.Ledger) []Problem {
 	}
 	x.accept(o.Generation)
 	// Readers take the list's generation for its content. A write of another leader that
-	// did not raise it, because that leader had missed ours, is made again with a higher one.
+	// did not raise it, because that leader had missed ours, is made again with a higher
+	// one.
 	x.renumber = known && e.writing && o.Generation < e.highest
 	e.committed, e.highest = max(e.committed, o.Generation), max(e.highest, o.Generation)
 	e.storedEpoch = cmp.Or(e.storedEpoch, o.Epoch)

@@ -329,8 +329,8 @@ func (at place) release(now time.Time) {
 	at.block.set(at.slot, at.pending().release(seconds(now)))
 }
 
-// planUnwanted releases the entry of a source that is not wanted. It does so at once or, if
-// the source is a named pod whose Service is wanted, after RemovalDelay.
+// planUnwanted releases the entry of a source that is not wanted. It does so at once or,
+// if the source is a named pod whose Service is wanted, after RemovalDelay.
 func (p *peer) planUnwanted(s Source, at place, lives bool, now time.Time) {
 	_, unwanted := p.unwanted[s]
 	delete(p.unwanted, s)
@@ -518,7 +518,8 @@ func (p *peer) replace(at place, r *record) {
 	case !r.sameAllocation(had) && at.block.fits(at, bare):
 		at.block.set(at.slot, bare)
 		p.note(r.source(), ContentTooLarge,
-			"the peer's description does not fit the ledger's block: ports and names are taken, identities are not")
+			"the peer's description does not fit the ledger's block: ports and names are taken, "+
+				"identities are not")
 	default:
 		p.note(r.source(), ContentTooLarge,
 			"the peer's description does not fit the ledger's block: what was there before stays")
@@ -630,7 +631,8 @@ func (p *peer) note(s Source, reason, format string, args ...any) {
 func (p *peer) noteContent(s Source, left []PortWant, shortened bool) {
 	if len(left) > 0 {
 		p.note(s, PortsExhausted,
-			"the mirror has had %d ports, so %d are left out: unexport the Service and export it again to renew it",
+			"the mirror has had %d ports, so %d are left out: unexport the Service and export it again "+
+				"to renew it",
 			Listeners, len(left))
 	}
 	if shortened {
@@ -674,7 +676,8 @@ func (p *peer) listProblems(s space) []Problem {
 		}
 		if lacking > 0 {
 			out = append(out, problem("", VIPsExhausted, fmt.Sprintf(
-				"%v has no virtual IP for %d mirrors, which have one of another range only: install with a larger vipCIDR", r, lacking)))
+				"%v has no virtual IP for %d mirrors, which have one of another range only: install with "+
+					"a larger vipCIDR", r, lacking)))
 		}
 	}
 	return out

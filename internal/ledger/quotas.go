@@ -16,8 +16,8 @@ type Quotas struct {
 	Mirrors, PerNamespace int
 	// Hostnames is how many named pods of one Service may have mirrors.
 	Hostnames int
-	// VIPPercent is its share of the smallest range of virtual IPs. Addresses that are not
-	// reusable yet count. Its blocks are bounded by the same share, rounded up.
+	// VIPPercent is its share of the smallest range of virtual IPs. Addresses that are
+	// not reusable yet count. Its blocks are bounded by the same share, rounded up.
 	VIPPercent int
 }
 
@@ -325,7 +325,8 @@ func (p *peer) waitProblems() []Problem {
 	var out []Problem
 	if n := p.waitCounts[waitVIP]; n > 0 {
 		out = append(out, problem("", VIPsExhausted, fmt.Sprintf(
-			"no virtual IP is left for %d mirrors: unlink or unexport something and wait a day, or install with a larger vipCIDR", n)))
+			"no virtual IP is left for %d mirrors: unlink or unexport something and wait a day, or "+
+				"install with a larger vipCIDR", n)))
 	}
 	total := 0
 	var which []string

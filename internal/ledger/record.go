@@ -125,8 +125,8 @@ func (r *record) same(o *record) bool {
 	return bytes.Equal(r.raw, o.raw)
 }
 
-// sameAllocation reports whether two entries differ only in what a peer may change without
-// an allocation.
+// sameAllocation reports whether two entries differ only in what a peer may change
+// without an allocation.
 func (r *record) sameAllocation(o *record) bool {
 	if r == nil || o == nil {
 		return r == o

@@ -22,15 +22,16 @@ import (
 const (
 	// OwnerIndex finds Services by the UID of the Link that owns them; see IndexOwner.
 	OwnerIndex = "causeway.dev/owner"
-	// ServiceIndex finds Causeway's EndpointSlices by "namespace/service"; see IndexService.
+	// ServiceIndex finds Causeway's EndpointSlices by "namespace/service"; see
+	// IndexService.
 	ServiceIndex = "causeway.dev/service"
-	// LinkIndex finds Causeway's EndpointSlices and Namespaces by the Link that their label
-	// names; see IndexLink.
+	// LinkIndex finds Causeway's EndpointSlices and Namespaces by the Link that their
+	// label names; see IndexLink.
 	LinkIndex = "causeway.dev/link"
 )
 
-// RegisterIndexes registers with a manager's cache the indexes that a Writer reads. Call it
-// once, before the cache starts.
+// RegisterIndexes registers with a manager's cache the indexes that a Writer reads. Call
+// it once, before the cache starts.
 func RegisterIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	for _, i := range []struct {
 		kind    client.Object
@@ -74,23 +75,24 @@ func IndexService(o client.Object) []string {
 // IndexLink returns the Link that the labels of one of Causeway's objects name.
 func IndexLink(o client.Object) []string {
 	labels := o.GetLabels()
-	if link := labels[v1alpha1.LinkLabel]; link != "" && labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy {
+	if link := labels[v1alpha1.LinkLabel]; link != "" &&
+		labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy {
 		return []string{link}
 	}
 	return nil
 }
 
-// LinkKey names a mirror of one Link. An empty Link stands for every Link that has a mirror
-// of that name, and a Key without a Name for every mirror in the namespace.
+// LinkKey names a mirror of one Link. An empty Link stands for every Link that has a
+// mirror of that name, and a Key without a Name for every mirror in the namespace.
 type LinkKey struct {
 	Link string
 	Key  catalog.Key
 }
 
-// KeysOf returns the mirrors that a Service, EndpointSlice or Namespace concerns: those to
-// Touch when it appears, changes or goes away. Most objects of a cluster concern none. For
-// an object that is gone its namespace, name, labels and owner references are enough, and
-// for Services and Namespaces the name alone.
+// KeysOf returns the mirrors that a Service, EndpointSlice or Namespace concerns: those
+// to Touch when it appears, changes or goes away. Most objects of a cluster concern none.
+// For an object that is gone its namespace, name, labels and owner references are enough,
+// and for Services and Namespaces the name alone.
 func KeysOf(o client.Object) []LinkKey {
 	switch o := o.(type) {
 	case *corev1.Namespace:
@@ -103,8 +105,8 @@ func KeysOf(o client.Object) []LinkKey {
 	return nil
 }
 
-// serviceKeys names the mirror of the Service's name, and the Links that may own it though
-// they do not know it yet.
+// serviceKeys names the mirror of the Service's name, and the Links that may own it
+// though they do not know it yet.
 func serviceKeys(svc *corev1.Service) []LinkKey {
 	k := keyOf(svc)
 	out := append(make([]LinkKey, 0, 2), LinkKey{Key: k})
@@ -137,13 +139,14 @@ func sliceKeys(slice *discoveryv1.EndpointSlice) []LinkKey {
 	return out
 }
 
-// reader reads the existing objects of one mirror from the cache, with our own recent writes
-// applied to them.
+// reader reads the existing objects of one mirror from the cache, with our own recent
+// writes applied to them.
 type reader struct {
 	client.Reader
 	expected *expectations
 	now      time.Time
-	// overlaid is how long the first of the applied writes stays in effect; 0: none was applied.
+	// overlaid is how long the first of the applied writes stays in effect; 0: none was
+	// applied.
 	overlaid time.Duration
 }
 
@@ -253,7 +256,10 @@ func (r *reader) namespace(ctx context.Context, name string) (exists, terminatin
 
 // get reads one object without copying what it points to.
 func (r *reader) get(ctx context.Context, k catalog.Key, into client.Object) (bool, error) {
-	err := r.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, into, client.UnsafeDisableDeepCopy)
+	err := r.Get(ctx, client.ObjectKey{
+		Namespace: k.Namespace,
+		Name:      k.Name,
+	}, into, client.UnsafeDisableDeepCopy)
 	switch {
 	case err == nil:
 		return true, nil

@@ -18,8 +18,8 @@ const expectFor = 5 * time.Second
 
 // expectations hold our own writes that the cache may not show yet, so that nothing is
 // written twice. A write overrides the cache only while the cache shows an older version,
-// and only for expectFor, because another writer may have undone it in the meantime. It is safe for
-// concurrent use.
+// and only for expectFor, because another writer may have undone it in the meantime. It
+// is safe for concurrent use.
 type expectations struct {
 	mu         sync.Mutex // guards the maps
 	services   map[catalog.Key]expectation[*corev1.Service]
@@ -31,8 +31,8 @@ type expectations struct {
 type expectation[T client.Object] struct {
 	object T    // as the API server returned it
 	gone   bool // it was deleted
-	// older are the versions that the cache may show until it shows our write; an empty one
-	// stands for no object.
+	// older are the versions that the cache may show until it shows our write; an empty
+	// one stands for no object.
 	older []string
 	until time.Time
 }
@@ -77,8 +77,9 @@ func record[T client.Object](m map[catalog.Key]expectation[T], o T, gone bool, b
 	m[k] = expectation[T]{object: o, gone: gone, older: append(m[k].older, base), until: until}
 }
 
-// service returns the current state of a Service. cached is the state in the cache; nil: the
-// cache has none. It also returns how long our own write overrides the cache; 0: it does not.
+// service returns the current state of a Service. cached is the state in the cache; nil:
+// the cache has none. It also returns how long our own write overrides the cache; 0: it
+// does not.
 func (e *expectations) service(
 	k catalog.Key, cached *corev1.Service, now time.Time,
 ) (*corev1.Service, time.Duration) {

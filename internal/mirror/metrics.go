@@ -31,7 +31,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}),
 		throttled: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "causeway_mirror_throttled_total",
-			Help: "Answers 429 (Too Many Requests) of the API server, each of which lowers the rate of writes.",
+			Help: "Answers 429 (Too Many Requests) of the API server, each of which lowers the rate of " +
+				"writes.",
 		}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "causeway_mirror_resync_repairs_total",

@@ -38,7 +38,14 @@ const (
 
 // Reasons is the closed list of reasons, sorted.
 var Reasons = []string{
-	Flapping, InvalidSelector, ManyServicesInNamespace, NameTaken, NamespaceMissing, NamespaceNotAllowed, NoTCPPort, ProtocolUnsupported,
+	Flapping,
+	InvalidSelector,
+	ManyServicesInNamespace,
+	NameTaken,
+	NamespaceMissing,
+	NamespaceNotAllowed,
+	NoTCPPort,
+	ProtocolUnsupported,
 	QuotaReached, Rejected, TooManyPorts,
 }
 

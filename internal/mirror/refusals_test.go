@@ -54,7 +54,8 @@ func TestChangedWantIsTriedAtOnce(t *testing.T) {
 		other := wanted("bar", "240.0.0.2")
 		other.Entry.Ports[0].Port++
 		c.set(other)
-		c.expect("what was refused was another Service", "create *v1.Service shop/bar-east", "create *v1.EndpointSlice shop/bar-east-causeway")
+		c.expect("what was refused was another Service", "create *v1.Service shop/bar-east",
+			"create *v1.EndpointSlice shop/bar-east-causeway")
 		c.status("all is well", 1, 0)
 	})
 }
@@ -90,12 +91,15 @@ func TestRefusedIsForgottenWithItsWant(t *testing.T) {
 
 func TestAnswerText(t *testing.T) {
 	webhook := func(port int) string {
-		return answerText(fmt.Errorf("failed calling webhook:\n read tcp 10.0.0.1:%d->10.0.0.2:443: reset", port))
+		return answerText(fmt.Errorf("failed calling webhook:\n read tcp 10.0.0.1:%d->10.0.0.2:443: reset",
+			port))
 	}
-	if a, b := webhook(40001), webhook(40002); a != b || !strings.Contains(a, "webhook: read tcp 10.0.0.2:443: reset") {
+	if a, b := webhook(40001), webhook(40002); a != b ||
+		!strings.Contains(a, "webhook: read tcp 10.0.0.2:443: reset") {
 		t.Errorf("the same answer reads the same: %q, %q", a, b)
 	}
-	if s := answerText(errors.New(strings.Repeat("ä", 1000))); len(s) > maxAnswer+len("…") || strings.ContainsRune(s, '\uFFFD') {
+	if s := answerText(errors.New(strings.Repeat("ä", 1000))); len(s) > maxAnswer+len("…") ||
+		strings.ContainsRune(s, '\uFFFD') {
 		t.Errorf("bounded: %q", s)
 	}
 }

@@ -194,7 +194,9 @@ func TestAuthenticate(t *testing.T) {
 			pods:   []*corev1.Pod{pod("shop", "cart", "cart", nodeA)},
 			kind:   ErrForbidden,
 			reason: ReasonAccount,
-			status: change(func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "system:serviceaccount:shop:cart" }),
+			status: change(func(s *authenticationv1.TokenReviewStatus) {
+				s.User.Username = "system:serviceaccount:shop:cart"
+			}),
 		},
 		"same name": {
 			why:    "a tenant may create a ServiceAccount of the same name",
