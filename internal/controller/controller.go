@@ -1,6 +1,6 @@
 // Package controller is the controller process: it exports this cluster's catalog to
-// peers, mirrors theirs, signs identities, and tells every agent and gateway what it must
-// know.
+// peers, mirrors the Services of peers, signs workload certificates, and sends each agent
+// and gateway its configuration.
 //
 //	API server ─▶ informers ─┐              ┌─▶ catalog log ─▶ peers, through our gateway
 //	peers' catalogs ─────────┼─▶ inbox ─▶ pass ─▶ node logs ───▶ agents and gateways
@@ -43,6 +43,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/check"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/signer"
@@ -197,7 +198,7 @@ func slimPod(o any) (any, error) {
 	if !ok {
 		return o, nil
 	}
-	p.ManagedFields, p.Annotations = nil, slimAnnotations(p.Annotations)
+	p.ManagedFields, p.OwnerReferences, p.Annotations = nil, nil, slimAnnotations(p.Annotations)
 	containers := make([]corev1.Container, len(p.Spec.Containers))
 	for i, c := range p.Spec.Containers {
 		containers[i] = corev1.Container{
@@ -224,9 +225,31 @@ func slimPod(o any) (any, error) {
 		Containers:         containers,
 		InitContainers:     initial,
 	}
-	p.Status.ContainerStatuses, p.Status.InitContainerStatuses = nil, nil
-	p.Status.EphemeralContainerStatuses = nil
+	p.Status = corev1.PodStatus{
+		Phase:      p.Status.Phase,
+		PodIP:      p.Status.PodIP,
+		PodIPs:     p.Status.PodIPs,
+		HostIP:     p.Status.HostIP,
+		HostIPs:    p.Status.HostIPs,
+		Conditions: slimConditions(p.Status.Conditions),
+	}
 	return p, nil
+}
+
+// slimConditions keeps the conditions that Causeway reads, without their texts.
+func slimConditions(all []corev1.PodCondition) []corev1.PodCondition {
+	kept := make([]corev1.PodCondition, 0, 2) // most pods have these two
+	for _, c := range all {
+		switch c.Type {
+		case corev1.PodReady, corev1.PodReadyToStartContainers, check.PathProved:
+			kept = append(kept, corev1.PodCondition{
+				Type:               c.Type,
+				Status:             c.Status,
+				LastTransitionTime: c.LastTransitionTime,
+			})
+		}
+	}
+	return kept
 }
 
 // slimAnnotations keeps the annotation that marks the mirror pod of a static pod.

@@ -187,13 +187,37 @@ func NewBook(ranges []netip.Prefix, newEpoch func() string) *Book {
 // that was edited by hand, which its generation shows, does not take effect: the Book
 // keeps what it knew and writes it again.
 func (b *Book) Load(o *v1alpha1.Ledger) []Problem {
-	switch kind, n := parseName(o.Name); kind {
+	kind, n := parseName(o.Name)
+	if s := b.object(kind, n); s != nil && s.isWriting(o) {
+		// The watch has brought our own write before the API server's answer, which
+		// changes nothing any more when it arrives.
+		b.Done(Write{Object: s.inFlight}, o, nil, time.Time{})
+		return nil
+	}
+	switch kind {
 	case kindDirectory:
 		return b.loadDirectory(o)
 	case kindMirrors:
 		return b.loadBlock(n, o)
 	case kindExports:
 		return b.loadExports(n, o)
+	}
+	return nil
+}
+
+// object returns what is known of a stored object; nil: nothing.
+func (b *Book) object(kind, n int) *object {
+	switch kind {
+	case kindDirectory:
+		return &b.directory.object
+	case kindMirrors:
+		if bl := b.blocks[n]; bl != nil {
+			return &bl.object
+		}
+	case kindExports:
+		if x := b.exports.objects[n]; x != nil {
+			return &x.object
+		}
 	}
 	return nil
 }

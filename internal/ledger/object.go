@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"fmt"
 	"strconv"
 	"strings"
@@ -128,6 +129,14 @@ func (s *object) next(now time.Time) int64 { return max(s.generation+1, now.Unix
 // ready reports whether a write may begin.
 func (s *object) ready(now time.Time) bool {
 	return s.inFlight == nil && !s.conflicted && !now.Before(s.retryAt)
+}
+
+// isWriting reports whether o is the object that is being written, with all fields kept.
+func (s *object) isWriting(o *v1alpha1.Ledger) bool {
+	sent := s.inFlight
+	return sent != nil && o.Generation == sent.Generation && o.Owner == sent.Owner && o.Block == sent.Block &&
+		o.Epoch == sent.Epoch && o.Entries == sent.Entries && bytes.Equal(o.Data, sent.Data) &&
+		(o.Applied == nil) == (sent.Applied == nil) && (o.Applied == nil || *o.Applied == *sent.Applied)
 }
 
 // begin starts a write of o, of which it sets the metadata.

@@ -245,3 +245,43 @@ func reasons(problems []Problem) []string {
 	slices.Sort(out)
 	return slices.Compact(out)
 }
+
+// TestWatchBeforeAnswer covers a write that the watch brings before the API server's
+// answer, which may then be an error.
+func TestWatchBeforeAnswer(t *testing.T) {
+	for name, answer := range map[string]error{"success": nil, "lost": errors.New("timeout")} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, wide)
+			w.link("east", Quotas{})
+			w.want("east", mirrorWant("bar"))
+			w.sync()
+			w.want("east", mirrorWant("foo"))
+			w.Tick(w.now)
+			writes := w.Writes(w.now)
+			if len(writes) != 1 {
+				t.Fatalf("%d writes, want one", len(writes))
+			}
+			stored, err := w.write(writes[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if problems := w.Load(stored.DeepCopy()); len(problems) > 0 {
+				t.Errorf("Load reports %v", problems)
+			}
+			w.read()
+			if w.mirrors["east shop/foo"] == nil {
+				t.Error("the mirror is stored, and the Book does not say so")
+			}
+			if answer != nil {
+				stored = nil
+			}
+			w.Done(writes[0], stored, answer, w.now)
+			if n := w.sync(); n > 0 {
+				t.Errorf("%d writes after the answer, want none", n)
+			}
+			if problems := w.Problems("east"); len(problems) > 0 {
+				t.Errorf("problems: %v", problems)
+			}
+		})
+	}
+}
