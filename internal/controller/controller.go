@@ -1,6 +1,6 @@
 // Package controller is the controller process: it exports this cluster's catalog to
-// peers, mirrors theirs, signs identities, and tells every agent and gateway what it must
-// know.
+// peers, mirrors the Services of peers, signs workload certificates, and sends each agent
+// and gateway its configuration.
 //
 //	API server ─▶ informers ─┐              ┌─▶ catalog log ─▶ peers, through our gateway
 //	peers' catalogs ─────────┼─▶ inbox ─▶ pass ─▶ node logs ───▶ agents and gateways
@@ -242,7 +242,11 @@ func slimConditions(all []corev1.PodCondition) []corev1.PodCondition {
 	for _, c := range all {
 		switch c.Type {
 		case corev1.PodReady, corev1.PodReadyToStartContainers, check.PathProved:
-			kept = append(kept, corev1.PodCondition{Type: c.Type, Status: c.Status, LastTransitionTime: c.LastTransitionTime})
+			kept = append(kept, corev1.PodCondition{
+				Type:               c.Type,
+				Status:             c.Status,
+				LastTransitionTime: c.LastTransitionTime,
+			})
 		}
 	}
 	return kept

@@ -21,9 +21,9 @@ import (
 //	                        └───────────────────────────┴▶ routes, exports of nodes
 //
 // Which Services a peer sees, and under which route ids, comes from the stored export
-// list alone, so that all replicas agree. What each Service is comes from this replica's
-// caches. The data path follows the caches at once: agents and gateways refuse an export
-// that was withdrawn before the export list says so.
+// list alone, so that all replicas agree. The content of each Service comes from the
+// caches of this replica. The data path follows the caches at once: agents and gateways
+// reject calls to a withdrawn export before the export list changes.
 type exporter struct {
 	index *catalog.Index
 	book  *ledger.Book
@@ -32,8 +32,8 @@ type exporter struct {
 	hasAgent func(node string) bool
 
 	members map[catalog.Key]*ledger.Member // of the stored export list
-	// missing are members whose Service this replica's caches do not hold yet. The
-	// version is not announced before they do.
+	// missing are members whose Service is not in this replica's caches yet. The version
+	// is not announced until they are.
 	missing map[catalog.Key]bool
 	version wire.Version // last announced
 	nodes   map[catalog.Key][]string
@@ -145,7 +145,7 @@ func (x *exporter) readyLinks(inForce []string, first bool, now time.Time, p *pl
 	return out
 }
 
-// emit tells peers, gateways and nodes what one Service has become.
+// emit adds the changes of one Service, for peers, gateways and nodes, to the plan.
 func (x *exporter) emit(k catalog.Key, now time.Time, p *plan) {
 	e, _ := x.index.Get(k)
 	member := x.members[k]

@@ -37,7 +37,7 @@ type batch struct {
 	// serviceExportKeys are all ServiceExports that there are; nil: not listed.
 	serviceExportKeys map[catalog.Key]bool
 
-	// peers are the Links whose peer said something, mirrors those whose mirrors
+	// peers are the Links with news from their peer, mirrors those whose mirrors
 	// progressed.
 	peers, mirrors map[string]bool
 	// stored are the results of ledger writes, ledgerList a live list of all Ledgers.

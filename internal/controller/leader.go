@@ -157,8 +157,8 @@ func (l *eventLimits) allow(e event, now time.Time) bool {
 	return limit.AllowN(now, 1)
 }
 
-// applyMirrors tells the mirror writer what a plan decided. A catalog is complete only
-// once the writer has all wants of the plan: it deletes what is not wanted then.
+// applyMirrors passes the decisions of a plan to the mirror writer. A catalog is complete
+// only once the writer has all wants of the plan: it deletes what is not wanted then.
 func (l *leader) applyMirrors(p *plan) {
 	for _, c := range p.links {
 		if c.link == nil {
@@ -186,7 +186,7 @@ func (l *leader) applyMirrors(p *plan) {
 	}
 }
 
-// A statusJob is what a Link's status shall say.
+// A statusJob is the content of a Link's next status.
 type statusJob struct {
 	link     *v1alpha1.Link
 	observed link.Observed
@@ -197,7 +197,7 @@ type statusJob struct {
 	due time.Time
 }
 
-// writeStatus makes a Link's status say what was observed.
+// writeStatus writes what was observed into the status of a Link.
 func (l *leader) writeStatus(ctx context.Context, name string, j statusJob) {
 	t := l.statuses[name]
 	if t == nil {

@@ -143,7 +143,8 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 	return out, nil
 }
 
-// emit tells agents and gateways what one Link has become. namespaces are this cluster's.
+// emit adds the changes of one Link, for agents and gateways, to the plan. namespaces are
+// those of this cluster.
 func (s *linkState) emit(name string, namespaces mirror.Namespaces, p *plan) {
 	r, ok := s.resolved[name]
 	if !ok {
@@ -162,7 +163,7 @@ func (s *linkState) emit(name string, namespaces mirror.Namespaces, p *plan) {
 		nodestream.Change{Scope: nodestream.Gateways, Resource: view.LinkForGateways(peer, domain, s.day)})
 }
 
-// applyRules sets what a Link says about new connections.
+// applyRules sets the rules of a Link for new connections.
 func applyRules(p *view.Peer, l *v1alpha1.Link, namespaces mirror.Namespaces) {
 	p.Suspended = l.Spec.Suspend
 	p.DefaultDeny = l.Spec.Export != nil && l.Spec.Export.Default == v1alpha1.ExportDeny

@@ -27,7 +27,7 @@ func newListedAddresses(ranges []netip.Prefix) *listedAddresses {
 	}
 }
 
-// set takes in a slice; nil: it is gone. It tells book what lists each address now.
+// set records a slice; nil: it was deleted. It updates the listed addresses in book.
 func (l *listedAddresses) set(k catalog.Key, s *discoveryv1.EndpointSlice, book *ledger.Book) {
 	before := l.bySlice[k]
 	after := l.addresses(s)
@@ -75,7 +75,7 @@ func (l *listedAddresses) addresses(s *discoveryv1.EndpointSlice) []netip.Addr {
 	return out
 }
 
-// by says which slices list an address.
+// by returns which slices list an address.
 func (l *listedAddresses) by(a netip.Addr) ledger.ListedBy {
 	var out ledger.ListedBy
 	for k, ours := range l.slices[a] {

@@ -39,8 +39,8 @@ func maySendRaw(p *corev1.Pod) bool {
 	return slices.ContainsFunc(p.Spec.Containers, raw) || slices.ContainsFunc(p.Spec.InitContainers, raw)
 }
 
-// keptFromRaw reports whether a container has lost NET_RAW, which most runtimes give to
-// who says nothing.
+// keptFromRaw reports whether a container lacks NET_RAW, which most runtimes grant by
+// default.
 func keptFromRaw(s *corev1.SecurityContext) bool {
 	if s == nil || s.Capabilities == nil || s.Privileged != nil && *s.Privileged {
 		return false

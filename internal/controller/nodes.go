@@ -176,7 +176,7 @@ func (v *nodeViews) setControllers(t *topology, links []string, invites []joinfl
 	v.invites = after
 }
 
-// setIdentity tells every agent and gateway this cluster's issuers.
+// setIdentity sends the issuers of this cluster to all agents and gateways.
 func (v *nodeViews) setIdentity(p *plan) {
 	c := v.cluster()
 	v.rows.cluster = c

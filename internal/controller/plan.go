@@ -64,8 +64,8 @@ type mirrorChange struct {
 	want *mirror.Want
 }
 
-// linkChange tells the mirror writer what a Link in force is now; a nil link: it is not
-// in force any more.
+// linkChange is the new state of a Link for the mirror writer; a nil link: it is no
+// longer in force.
 type linkChange struct {
 	name          string
 	link, standby *v1alpha1.Link

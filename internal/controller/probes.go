@@ -55,8 +55,8 @@ func (p *process) probeHandler() http.Handler {
 	return mux
 }
 
-// quiet passes on what the Kubernetes libraries say, but for their Info, which no
-// operator would act on, as Debug.
+// quiet handles the logs of the Kubernetes libraries. It logs their Info messages as
+// Debug, because operators do not act on them.
 type quiet struct{ slog.Handler }
 
 // Enabled implements slog.Handler.

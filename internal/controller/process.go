@@ -138,8 +138,8 @@ func (p *process) reconcile(ctx context.Context) error {
 	return nil
 }
 
-// watchAll keeps a cache of each kind and files its events. It returns when the inbox has
-// all objects.
+// watchAll starts a cache of each kind and passes its events to the inbox. It returns
+// when the inbox has all objects.
 func (p *process) watchAll(ctx context.Context, r *reconciler) error {
 	in, touch := r.inbox, p.touchMirrors(r.leader.writer)
 	var synced []toolscache.InformerSynced
@@ -244,7 +244,7 @@ func (p *process) watch(ctx context.Context, kind client.Object,
 	return registration.HasSynced, nil
 }
 
-// touchMirrors tells the mirror writer which of its mirrors an object concerns.
+// touchMirrors passes the mirrors that an object concerns to the mirror writer.
 func (p *process) touchMirrors(w *mirror.Writer) toolscache.ResourceEventHandler {
 	touch := func(o any) {
 		if unknown, ok := o.(toolscache.DeletedFinalStateUnknown); ok {

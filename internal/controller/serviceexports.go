@@ -18,8 +18,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// probeInterval is how often the cluster is asked which versions of ServiceExport it
-// serves.
+// probeInterval is the interval in which the controller checks which versions of
+// ServiceExport the API server serves.
 const probeInterval = 10 * time.Second
 
 // errVersionGone reports a cluster that serves the kind ServiceExport, but in no version
@@ -30,8 +30,8 @@ var errVersionGone = errors.New("the cluster serves ServiceExport in no version 
 // serviceExports watches the kind ServiceExport while the cluster serves it, in the
 // newest version that both know. Users install and remove the kind at any time.
 type serviceExports struct {
-	// served asks the cluster which version to read; the zero value: the kind is not
-	// there.
+	// served returns the version to read from the API server; the zero value: it does not
+	// serve the kind.
 	served func() (schema.GroupVersionKind, error)
 	// watch starts a cache of a version, and returns when it is complete: then its
 	// objects are all that there are. leave stops it. forget drops all objects.
@@ -130,7 +130,8 @@ func (s *serviceExports) run(ctx context.Context) {
 	}
 }
 
-// servedServiceExport asks the API server itself, because a RESTMapper forgets no kind.
+// servedServiceExport queries the API server itself, because a RESTMapper never removes a
+// kind.
 func servedServiceExport(api discovery.DiscoveryInterface) (schema.GroupVersionKind, error) {
 	for _, kind := range catalog.ServiceExportKinds() {
 		list, err := api.ServerResourcesForGroupVersion(kind.GroupVersion().String())

@@ -14,7 +14,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
-// statusJob collects what one Link's status shall say.
+// statusJob collects the content of a Link's next status.
 func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 	name := l.Name
 	resolved, inForce := r.links.resolved[name]
@@ -89,7 +89,7 @@ func (r *reconciler) manyServices(name string) []catalog.Problem {
 	return mirror.ManyServices(l.inNamespace, manyMirrors)
 }
 
-// exporterOf is the object in which a person asked for an export; nil: it is gone.
+// exporterOf returns the object with which a user exports a Service; nil: it was deleted.
 func (r *reconciler) exporterOf(key catalog.Key, reason string) runtime.Object {
 	if reason == catalog.ServiceMissing {
 		about := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{

@@ -70,13 +70,13 @@ type topology struct {
 	gateways       []string // host:port that peers can dial, sorted; nil: there is no gateway Service
 	// failingPaths counts nodes whose path failed when a canary last proved it.
 	failingPaths int
-	// recheck is when the topology changes though no object does; zero: never.
+	// recheck is when the topology changes without a change of an object; zero: never.
 	recheck time.Time
 }
 
-// restartGrace is how long an agent that was ready counts as ready though its pod
-// says otherwise. An agent that has crashed is back within a second, vip-guard
-// holds its listeners meanwhile, and its probe is seconds behind.
+// restartGrace is how long an agent counts as ready after its pod has become unready. An
+// agent that has crashed is back within a second, vip-guard holds its listeners
+// meanwhile, and its readiness probe is seconds behind.
 const restartGrace = 5 * time.Second
 
 // topology finds Causeway's processes.
@@ -183,9 +183,9 @@ func ready(p *corev1.Pod) (bool, time.Time) {
 	return false, time.Time{}
 }
 
-// gatewayAddresses are where the gateway Service is reached from outside, as far as
-// its load balancer says. An address that only a person knows, such as one behind
-// NAT, is written into the peer's Link by hand.
+// gatewayAddresses returns the external addresses of the gateway Service, from the status
+// of its load balancer. A user must add other addresses, such as one behind NAT, to the
+// Link in the peer.
 func gatewayAddresses(svc *corev1.Service) []string {
 	out := []string{} // known to be none
 	for _, in := range svc.Status.LoadBalancer.Ingress {
