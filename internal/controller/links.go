@@ -32,6 +32,7 @@ type linkState struct {
 	judged link.Judgment
 	// resolved is what is believed of each peer in force.
 	resolved map[string]resolvedPeer
+	names    []string // of resolved, sorted; nil: not known
 	day      uint32 // whose keys were last distributed
 }
 
@@ -73,6 +74,7 @@ func (s *linkState) judge() {
 	for name := range s.resolved {
 		if _, ok := s.judged.Peers[name]; !ok {
 			delete(s.resolved, name)
+			s.names = nil
 		}
 	}
 }
@@ -88,6 +90,7 @@ func (s *linkState) resolve(name string, snapshot *peering.Snapshot) {
 	if err != nil {
 		s.log.Warn("peer ignored: its key gives no shared secret", "link", name, "error", err)
 		delete(s.resolved, name)
+		s.names = nil
 		return
 	}
 	next.view.Gateways = nil
@@ -95,6 +98,9 @@ func (s *linkState) resolve(name string, snapshot *peering.Snapshot) {
 		next.view.Gateways = append(next.view.Gateways, view.Gateway{Address: g.Address, Healthy: g.Healthy})
 	}
 	s.resolved[name] = next
+	if !had {
+		s.names = nil
+	}
 }
 
 func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolvedPeer, error) {
@@ -205,8 +211,13 @@ func (s *linkState) storedIssuers() map[string]uint64 {
 	return out
 }
 
-// inForce are the names of the Links in force, sorted.
-func (s *linkState) inForce() []string { return slices.Sorted(maps.Keys(s.resolved)) }
+// inForce are the names of the Links in force, sorted. The caller must not change them.
+func (s *linkState) inForce() []string {
+	if s.names == nil {
+		s.names = slices.Sorted(maps.Keys(s.resolved))
+	}
+	return s.names
+}
 
 // expiries are the ends of the certificates of this cluster and of its peers.
 func (s *linkState) expiries() []clusterid.Expiry {
