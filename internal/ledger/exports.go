@@ -33,10 +33,6 @@ type ExportWant struct {
 // ExportPort is one port of an exported Service.
 type ExportPort struct{ Name, Protocol string }
 
-func (p ExportPort) compare(o ExportPort) int {
-	return cmp.Or(strings.Compare(p.Name, o.Name), strings.Compare(p.Protocol, o.Protocol))
-}
-
 // Member is one Service of the committed export list. It is immutable.
 type Member struct {
 	// Routes are the route ids by port.

@@ -38,7 +38,6 @@ type auditor struct {
 	t      *testing.T
 	vips   map[netip.Addr]lastHolder
 	routes map[uint32]lastHolder
-	in     map[string]map[netip.Addr]bool
 	now    func() time.Time
 	ranges []netip.Prefix
 }

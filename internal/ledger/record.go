@@ -157,11 +157,6 @@ func (r *record) release(now int64) *record {
 	return out.seal()
 }
 
-// tombstone keeps a slot whose entry was damaged from being given to anybody.
-func tombstone(slot int, now int64) *record {
-	return (&record{Slot: slot, Released: now}).seal()
-}
-
 // newRecord is the entry of w. had is the source's entry so far, of which it keeps the
 // indexes; nil: it has none. left are the ports that found no index, and shortened is
 // true if the peer's content did not fit.

@@ -160,6 +160,8 @@ func NewServer(auth Authenticator, hub *Hub, sign SignFunc, o ServerOptions) *Se
 // once.
 func (s *Server) Serve(ctx context.Context, ln net.Listener, creds credentials.TransportCredentials) error {
 	g := grpc.NewServer(
+		// Agents send little, and there may be a thousand of them. The default is 32 KiB.
+		grpc.ReadBufferSize(4<<10),
 		grpc.Creds(creds),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.MaxRecvMsgSize(maxRequest),

@@ -71,9 +71,10 @@ type Config struct {
 // RestoreLost and WriteTrust are for one caller, the reconciler; all else is safe for
 // concurrent use.
 type Peers struct {
-	c       Config
-	trust   trustStore
-	running sync.WaitGroup
+	c        Config
+	trust    trustStore
+	running  sync.WaitGroup
+	verifier verifier
 
 	mu     sync.Mutex // guards what follows and all that is in it
 	links  map[string]*peer

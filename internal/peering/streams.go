@@ -58,7 +58,7 @@ func (p *Peers) syncStreams(s *peer, addresses []string) {
 		client := s.subscriber.NewClient(&outboundSink{p: p, s: s, address: address, life: life},
 			func(ctx context.Context) (net.Conn, error) { return p.c.Dial(ctx, address) },
 			func(hint wire.ReplicaID) (*tls.Config, error) { return p.clientTLS(s.link, hint) },
-			func(cs tls.ConnectionState) error { return verifyController(cs, s.link) },
+			func(cs tls.ConnectionState) error { return p.verifyController(cs, s.link) },
 			wire.ClientOptions{
 				Guard:   transport.GuardDialed,
 				Log:     p.c.Log.With("gateway", address),
@@ -70,9 +70,8 @@ func (p *Peers) syncStreams(s *peer, addresses []string) {
 
 // verifyController verifies a peer's controller again on an open stream: its
 // certificate may have expired.
-func verifyController(cs tls.ConnectionState, peer link.Peer) error {
-	_, err := identity.VerifyController(cs.PeerCertificates, peer.TrustDomain, peer.Root, time.Now())
-	return err
+func (p *Peers) verifyController(cs tls.ConnectionState, peer link.Peer) error {
+	return p.verifier.verify(cs.PeerCertificates, peer.TrustDomain, peer.Root, time.Now())
 }
 
 // clientTLS seals a fresh label for the catalog route of a peer, by the day of our clock.
@@ -117,7 +116,7 @@ func (p *Peers) Identify(cs tls.ConnectionState) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := identity.VerifyController(cs.PeerCertificates, domain, root, time.Now()); err != nil {
+	if err := p.verifier.verify(cs.PeerCertificates, domain, root, time.Now()); err != nil {
 		return "", err
 	}
 	return name, nil

@@ -37,7 +37,7 @@ func (b *bench) linkedToExporter(ctx, life context.Context) (*peers, error) {
 // exportsPart lets simulated peers subscribe to the exporter's catalog. It measures what
 // the first copies cost, and then how long one changed export takes to reach all peers.
 func (b *bench) exportsPart(ctx, life context.Context) error {
-	if err := b.fill(ctx, min(b.mirrors, maxServices-headroom)); err != nil {
+	if err := b.exportOnly(ctx, min(b.mirrors, maxServices-headroom)); err != nil {
 		return err
 	}
 	at := fmt.Sprintf("%s exports to %s Links", thousands(b.present), thousands(b.links))
@@ -82,6 +82,27 @@ func (b *bench) exportsPart(ctx, life context.Context) error {
 		row{What: "RSS of the exporter's controllers, leader first, " + at, Causeway: after.memory()},
 	)
 	return b.fanoutLatency(ctx, f, at)
+}
+
+// exportOnly exports Services until there are `to` of them. It does not wait for the
+// importer, which mirrors them meanwhile.
+func (b *bench) exportOnly(ctx context.Context, to int) error {
+	if to <= b.present {
+		return nil
+	}
+	b.progress("exporting up to %d Services", to)
+	limited, cancel := context.WithTimeout(ctx, b.bulkLimit)
+	defer cancel()
+	err := inParallel(limited, writers, to-b.present, func(ctx context.Context, i int) error {
+		return b.exporter.create(ctx, b.service(exportNumber(b.present+i), true))
+	})
+	if err != nil && b.late(ctx, limited) {
+		return fmt.Errorf("%w: %s exports within %v", errNotReached, thousands(to), b.bulkLimit)
+	}
+	if err == nil {
+		b.present = to
+	}
+	return err
 }
 
 // fanoutLatency measures how long a new export and a changed export take to reach all

@@ -28,7 +28,9 @@ type Board struct {
 	links   map[string]*linkState
 	invalid map[string][]string // Links that may see a Service that cannot be encoded, by key
 	version Version
-	ready   chan struct{} // closed when SetReady changes something
+	// readyLinks is what SetReady was last given.
+	readyLinks []string
+	ready      chan struct{} // closed when SetReady changes something
 
 	freshness func() Freshness
 
@@ -160,9 +162,17 @@ func (b *Board) currentFreshness() *Heartbeat_Freshness {
 func (b *Board) SetReady(links ...string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if slices.Equal(b.readyLinks, links) {
+		return
+	}
+	b.readyLinks = slices.Clone(links)
+	named := make(map[string]bool, len(links))
+	for _, name := range links {
+		named[name] = true
+	}
 	changed := false
 	for name, l := range b.links {
-		if l.ready && !slices.Contains(links, name) {
+		if l.ready && !named[name] {
 			l.ready, changed = false, true
 		}
 	}

@@ -305,6 +305,7 @@ func (c *Client) connection(hint ReplicaID, failed *failure) (*grpc.ClientConn, 
 		grpc.WithDisableHealthCheck(),
 		grpc.WithIdleTimeout(0),
 		grpc.WithMaxHeaderListSize(8<<10),
+		grpc.WithReadBufferSize(16<<10), // a TLS record
 		grpc.WithStaticStreamWindowSize(2*maxMessage),
 		grpc.WithStaticConnWindowSize(2*maxMessage),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),

@@ -103,6 +103,8 @@ func NewServer(identify Identify, board *Board, sink Sink, o ServerOptions) *Ser
 func (s *Server) Serve(ctx context.Context, ln net.Listener, creds credentials.TransportCredentials) error {
 	defer s.receivers.Wait()
 	g := grpc.NewServer(
+		// Peers send little on these streams. The default is 32 KiB for each.
+		grpc.ReadBufferSize(4<<10),
 		grpc.Creds(creds),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.MaxRecvMsgSize(maxInboundMessage),
