@@ -13,10 +13,10 @@ import (
 // verified again.
 const verifyInterval = time.Minute
 
-// verifier verifies the controllers of peers. A stream asks again with each heartbeat, and
-// the answer to the same question changes with the clock only. So an answer is used
-// again for verifyInterval, unless one of the certificates expires before. The zero value
-// is ready. It is safe for concurrent use.
+// verifier verifies the controllers of peers. A stream asks again with each heartbeat,
+// and only the clock can change the answer. So an answer is used again for
+// verifyInterval, unless one of the certificates expires before. The zero value is ready.
+// It is safe for concurrent use.
 type verifier struct {
 	mu     sync.Mutex                          // guards what follows
 	proven map[*x509.Certificate]verifiedChain // by leaf
