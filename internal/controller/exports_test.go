@@ -261,3 +261,17 @@ func TestServiceExportsReplaced(t *testing.T) {
 		}
 	}, eastLink(), shop(), plain("a"), plain("b"))
 }
+
+func TestWhatTheCatalogLeavesOutIsInTheStatus(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		key := shopKey("web")
+		bad := catalog.Service{Namespace: key.Namespace, Name: key.Name, Annotations: map[string]string{"note": "\xff"}}
+		if err := r.board.Publish([]wire.Listing{{Key: key, Service: &bad, Links: []string{"east"}}}, wire.Version{}); err == nil {
+			t.Fatal("it could be encoded")
+		}
+		o := r.statusJob(r.links.links["east"], time.Now()).observed
+		if !slices.ContainsFunc(o.Problems, func(p catalog.Problem) bool { return p.Reason == wire.ServiceNotEncodable }) {
+			t.Errorf("the exporter's user must learn it: %v", o.Problems)
+		}
+	}, eastLink(), shop())
+}

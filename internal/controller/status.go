@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -58,6 +59,12 @@ func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 	if l.Spec.Export != nil {
 		for _, p := range r.book.ExportProblems() {
 			o.Problems = append(o.Problems, p.ServiceProblem)
+		}
+		count, first := r.board.LeftOut(name)
+		if o.Problems = append(o.Problems, first...); count > len(first) {
+			o.Problems = append(o.Problems, v1alpha1.ServiceProblem{
+				Reason: link.More, Message: fmt.Sprintf("and %d more", count-len(first)),
+			})
 		}
 	}
 	if problem := r.overlaps.problem(); problem != nil {
