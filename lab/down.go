@@ -56,9 +56,9 @@ func (l *Lab) clear(ctx context.Context) error {
 	)
 }
 
-// endProcesses kills every process in a cgroup and every other process that meant selects.
-// It repeats this until none is left, because one round may miss a process that is just
-// starting.
+// endProcesses kills every process in a cgroup and every other process that meant
+// selects. It repeats this until none is left, because one round may miss a process that
+// is just starting.
 func (l *Lab) endProcesses(ctx context.Context, cgroup string, meant func(pid int) bool) error {
 	for {
 		if err := l.cgroups.kill(ctx, cgroup); err != nil {
@@ -81,7 +81,8 @@ func (l *Lab) endProcesses(ctx context.Context, cgroup string, meant func(pid in
 }
 
 // processes lists the machine's processes that meant selects, except this one. A lab has
-// processes outside its cgroups: those that have not joined yet, and commands of `lab exec`.
+// processes outside its cgroups: those that have not joined yet, and commands of `lab
+// exec`.
 func processes(meant func(pid int) bool) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -115,7 +116,8 @@ func isIn(pid int, spaces []string) bool {
 	})
 }
 
-// inode returns the inode number of path, or 0 if it cannot be read. No namespace has number 0.
+// inode returns the inode number of path, or 0 if it cannot be read. No namespace has
+// number 0.
 func inode(path string) uint64 {
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil {
@@ -138,8 +140,8 @@ func (l *Lab) removeNamespaces() error {
 	return errors.Join(append(errs, tidyNetnsDir())...)
 }
 
-// removeMounts removes mounts below the state folder in the machine's mount namespace. There
-// should be none.
+// removeMounts removes mounts below the state folder in the machine's mount namespace.
+// There should be none.
 func (l *Lab) removeMounts() error {
 	points, err := mountsBelow(l.names.dir())
 	if err != nil {
@@ -176,8 +178,8 @@ type mount struct {
 	point      string
 }
 
-// mounts lists the mounts of this process's mount namespace. A mount stands behind the mount
-// that it covers.
+// mounts lists the mounts of this process's mount namespace. A mount stands behind the
+// mount that it covers.
 func mounts() ([]mount, error) {
 	raw, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netnsDir is the directory that `ip netns` uses, so that a person can use it on the lab's
-// network namespaces.
+// netnsDir is the directory that `ip netns` uses, so that a person can use it on the
+// lab's network namespaces.
 const netnsDir = "/run/netns"
 
 func netnsPath(name string) string { return filepath.Join(netnsDir, name) }
@@ -57,8 +57,8 @@ func ensureNetns(name string, sysctls map[string]string) error {
 	return nil
 }
 
-// lockNetnsDir makes netnsDir if it does not exist and locks it as iproute2 does. It waits
-// while another program holds the lock.
+// lockNetnsDir makes netnsDir if it does not exist and locks it as iproute2 does. It
+// waits while another program holds the lock.
 func lockNetnsDir() (unlock func(), err error) {
 	for {
 		if err := os.MkdirAll(netnsDir, 0o755); err != nil {
@@ -96,9 +96,9 @@ func flock(f *os.File) error {
 }
 
 // shareNetnsDir makes netnsDir a shared mount of itself, as `ip netns add` does before it
-// makes its first namespace. If the lab did not do it first, iproute2 would do it later and
-// copy every mount of the lab into the new mount. A namespace that is mounted twice cannot
-// be removed by unmounting its path. The caller holds the lock.
+// makes its first namespace. If the lab did not do it first, iproute2 would do it later
+// and copy every mount of the lab into the new mount. A namespace that is mounted twice
+// cannot be removed by unmounting its path. The caller holds the lock.
 func shareNetnsDir() error {
 	for bound := false; ; bound = true {
 		err := unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
@@ -114,8 +114,8 @@ func shareNetnsDir() error {
 	}
 }
 
-// removeNetns removes the name. The namespace itself ends with its last process and socket.
-// It does nothing if the name does not exist.
+// removeNetns removes the name. The namespace itself ends with its last process and
+// socket. It does nothing if the name does not exist.
 func removeNetns(name string) error {
 	path := netnsPath(name)
 	err := unlinkMountPoint(path)
@@ -148,11 +148,11 @@ func unlinkMountPoint(path string) error {
 	return nil
 }
 
-// unlinkHidden removes a file in netnsDir that has a mount below a later mount of netnsDir,
-// where no path leads. It changes the calling thread's mount namespace. In a private copy of
-// the machine's mounts it uncovers the hidden mount and removes the file. The kernel then
-// detaches what is mounted on that file in every mount namespace, and other programs'
-// network namespaces stay mounted.
+// unlinkHidden removes a file in netnsDir that has a mount below a later mount of
+// netnsDir, where no path leads. It changes the calling thread's mount namespace. In a
+// private copy of the machine's mounts it uncovers the hidden mount and removes the file.
+// The kernel then detaches what is mounted on that file in every mount namespace, and
+// other programs' network namespaces stay mounted.
 func unlinkHidden(path string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare mounts: %w", err)
@@ -256,15 +256,15 @@ func inNetns(name string, f func() error) error {
 	})
 }
 
-// onOwnThread runs f on a thread that ends with f. Changes that f makes to its thread, such
-// as the namespaces that it enters, affect no other code.
+// onOwnThread runs f on a thread that ends with f. Changes that f makes to its thread,
+// such as the namespaces that it enters, affect no other code.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// The runtime never ends the main thread, and /proc/self shows its namespaces.
-			// While it is locked here, f runs on another thread.
+			// The runtime never ends the main thread, and /proc/self shows its
+			// namespaces. While it is locked here, f runs on another thread.
 			defer runtime.UnlockOSThread()
 			done <- onOwnThread(f)
 			return
@@ -274,8 +274,8 @@ func onOwnThread(f func() error) error {
 	return <-done
 }
 
-// setSysctl writes a sysctl of the calling thread's network namespace. It ignores a sysctl
-// that this kernel lacks.
+// setSysctl writes a sysctl of the calling thread's network namespace. It ignores a
+// sysctl that this kernel lacks.
 func setSysctl(key, value string) error {
 	path := "/proc/sys/" + strings.ReplaceAll(key, ".", "/")
 	if !exists(path) {

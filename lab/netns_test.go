@@ -6,8 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOwnThreadIsNotTheMainThread fails if f may run on the main thread: the runtime keeps
-// that thread, and everything that reads /proc/self would see the namespaces that f entered.
+// TestOwnThreadIsNotTheMainThread fails if f may run on the main thread: the runtime
+// keeps that thread, and everything that reads /proc/self would see the namespaces that f
+// entered.
 func TestOwnThreadIsNotTheMainThread(t *testing.T) {
 	for range 1000 {
 		err := onOwnThread(func() error {

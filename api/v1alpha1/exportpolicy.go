@@ -9,8 +9,8 @@ import (
 //
 // If no ExportPolicy selects a Service, spec.export.default of the Link decides whether
 // the peer's workloads may call it. If one or more select it, a caller is admitted if any
-// of them lists it. Pods that a NetworkPolicy isolates for ingress admit only callers that
-// an ExportPolicy lists.
+// of them lists it. Pods that a NetworkPolicy isolates for ingress admit only callers
+// that an ExportPolicy lists.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:categories=causeway

@@ -30,8 +30,8 @@ type Invite struct {
 
 // InviteSpec is the validity of an Invite and the rules of the Link to be created.
 type InviteSpec struct {
-	// ValidSeconds is the number of seconds after its creation during which the invite can
-	// be used.
+	// ValidSeconds is the number of seconds after its creation during which the invite
+	// can be used.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=900
 	ValidSeconds int32 `json:"validSeconds"`
@@ -81,8 +81,8 @@ type Joiner struct {
 	TrustDomain string `json:"trustDomain"`
 	// RootHash is the SHA-256 of the cluster's root certificate, in hex.
 	RootHash string `json:"rootHash"`
-	// Address is the IP address that the cluster connected from, as seen by the gateway of
-	// this cluster.
+	// Address is the IP address that the cluster connected from, as seen by the gateway
+	// of this cluster.
 	Address string `json:"address"`
 }
 
@@ -103,9 +103,9 @@ type InviteList struct {
 }
 
 // Join accepts the Invite of another cluster. The controller gives the new Link the name
-// of the Join, which is the local name of the inviter. The command "causeway join" creates
-// the Join in the namespace of Causeway, together with a Secret for the token that only
-// controllers read.
+// of the Join, which is the local name of the inviter. The command "causeway join"
+// creates the Join in the namespace of Causeway, together with a Secret for the token
+// that only controllers read.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -141,12 +141,13 @@ type JoinSpec struct {
 
 // States of a Join.
 const (
-	// JoinPending is the state of a Join that the controller is working on. An empty state
-	// means the same.
+	// JoinPending is the state of a Join that the controller is working on. An empty
+	// state means the same.
 	JoinPending = "Pending"
 	// JoinLinked is the final state of a Join whose Link was created.
 	JoinLinked = "Linked"
-	// JoinRefused is the final state of a Join that failed. The controller does not retry.
+	// JoinRefused is the final state of a Join that failed. The controller does not
+	// retry.
 	JoinRefused = "Refused"
 )
 

@@ -5,8 +5,8 @@ import (
 )
 
 // Ledger is one object of the controller's ledger. The ledger records the virtual IPs and
-// listener ports of each mirror, and the route ids of each exported Service. The data path
-// reads the ledger. It does not read the mirrors in tenants' namespaces.
+// listener ports of each mirror, and the route ids of each exported Service. The data
+// path reads the ledger. It does not read the mirrors in tenants' namespaces.
 //
 // There are three kinds of object: "directory", "mirrors-BLOCK", which holds one block of
 // virtual IPs, and "exports-NUMBER". The command "causeway ledger" prints their content.

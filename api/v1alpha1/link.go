@@ -125,7 +125,8 @@ type LinkStatus struct {
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 
-	// ObservedGeneration is the metadata.generation of the Link that this status describes.
+	// ObservedGeneration is the metadata.generation of the Link that this status
+	// describes.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 

@@ -5,8 +5,8 @@ package v1alpha1
 const (
 	// ExportLabel exports the Service that carries it with the value "true".
 	ExportLabel = "causeway.dev/export"
-	// LinkerdExportLabel has the same effect as ExportLabel, so that a cluster labeled for
-	// Linkerd's multicluster extension works unchanged.
+	// LinkerdExportLabel has the same effect as ExportLabel, so that a cluster labeled
+	// for Linkerd's multicluster extension works unchanged.
 	LinkerdExportLabel = "mirror.linkerd.io/exported"
 	// ExportEndpointsAnnotation, with the value "true" on an exported Service without a
 	// selector, makes the controller export the endpoints in the Service's

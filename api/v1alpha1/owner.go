@@ -23,8 +23,8 @@ func (l *Link) OwnerReference() metav1.OwnerReference {
 	}
 }
 
-// Owns reports whether o has an owner reference to l, as opposed to an earlier Link of the
-// same name.
+// Owns reports whether o has an owner reference to l, as opposed to an earlier Link of
+// the same name.
 func (l *Link) Owns(o metav1.Object) bool {
 	return slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool {
 		return IsLinkReference(r) && r.UID == l.UID

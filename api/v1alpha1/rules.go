@@ -129,8 +129,8 @@ type ImportRules struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(k, !k.startsWith('causeway.dev/') && !k.startsWith('mirror.linkerd.io/'))",message="causeway.dev/ and mirror.linkerd.io/ keys are never copied"
 	CopyLabels []string `json:"copyLabels,omitempty"`
 
-	// CopyAnnotations lists the keys of the annotations that are copied, by the same rules
-	// as copyLabels. If empty, no annotation is copied.
+	// CopyAnnotations lists the keys of the annotations that are copied, by the same
+	// rules as copyLabels. If empty, no annotation is copied.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64

@@ -30,7 +30,8 @@ type pkg struct {
 // list returns the packages of the module at dir. The lab is a separate module.
 func list(t *testing.T, dir string) []pkg {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-e", "-json=Dir,ImportPath,GoFiles,TestGoFiles,XTestGoFiles,Imports", "./...")
+	cmd := exec.Command("go", "list", "-e", "-json=Dir,ImportPath,GoFiles,TestGoFiles,XTestGoFiles,Imports",
+		"./...")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	var stderr bytes.Buffer
@@ -128,8 +129,8 @@ var (
 	sockets      = either(prefix("net/http"), prefix("crypto/tls"), grpc, prefix("golang.org/x/sys/unix"))
 )
 
-// importRules forbid imports of packages that from matches. With reach set a rule also forbids
-// imports through other packages of the module.
+// importRules forbid imports of packages that from matches. With reach set a rule also
+// forbids imports through other packages of the module.
 var importRules = map[string]struct {
 	why    string
 	from   func(string) bool
@@ -265,8 +266,8 @@ func TestImportRules(t *testing.T) {
 	}
 }
 
-// violations returns the imports of p that forbid matches. With reach it also returns those of
-// packages of the module that p imports, each with the path to it.
+// violations returns the imports of p that forbid matches. With reach it also returns
+// those of packages of the module that p imports, each with the path to it.
 func violations(byPath map[string]pkg, p pkg, forbid func(string) bool, reach bool) []string {
 	var found []string
 	seen := map[string]bool{p.ImportPath: true}
@@ -330,8 +331,8 @@ func TestViolations(t *testing.T) {
 	}
 }
 
-// TestUnitTestsNeitherSleepNorSkip does not look at the tests on real clusters, which run in
-// real time.
+// TestUnitTestsNeitherSleepNorSkip does not look at the tests on real clusters, which run
+// in real time.
 func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 	banned := map[string]string{
 		"time.Sleep": "use a testing/synctest bubble, or wait for the event itself",
@@ -341,9 +342,17 @@ func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 	}
 	files := 0
 	for _, p := range product(t) {
-		for _, name := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
+		names := slices.Concat(p.TestGoFiles, p.XTestGoFiles)
+		bubbles := make(map[string]bool)
+		for before := -1; before < len(bubbles); { // until no more are found
+			before = len(bubbles)
+			for _, name := range names {
+				addBubbles(t, filepath.Join(p.Dir, name), bubbles)
+			}
+		}
+		for _, name := range names {
 			files++
-			for _, c := range calls(t, filepath.Join(p.Dir, name)) {
+			for _, c := range calls(t, filepath.Join(p.Dir, name), bubbles) {
 				if hint, bad := banned[c.name]; bad && !(c.name == "time.Sleep" && c.fakeTime) {
 					t.Errorf("%s: %s: %s", c.at, c.name, hint)
 				}
@@ -359,37 +368,77 @@ func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 type call struct {
 	name     string // as in the source, such as time.Sleep
 	at       string // file:line:column
-	fakeTime bool   // the file uses testing/synctest
+	fakeTime bool   // its file uses testing/synctest, or it is in the argument of a bubble
 }
 
-func calls(t *testing.T, file string) []call {
+// addBubbles adds the functions of a file that call synctest.Test or a bubble to bubbles.
+func addBubbles(t *testing.T, file string, bubbles map[string]bool) {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range f.Decls {
+		fn, ok := d.(*ast.FuncDecl)
+		if !ok || fn.Recv != nil {
+			continue
+		}
+		ast.Inspect(fn, func(n ast.Node) bool {
+			c, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			switch fun := c.Fun.(type) {
+			case *ast.Ident:
+				if bubbles[fun.Name] {
+					bubbles[fn.Name.Name] = true
+				}
+			case *ast.SelectorExpr:
+				if x, ok := fun.X.(*ast.Ident); ok && x.Name == "synctest" && fun.Sel.Name == "Test" {
+					bubbles[fn.Name.Name] = true
+				}
+			}
+			return true
+		})
+	}
+}
+
+func calls(t *testing.T, file string, bubbles map[string]bool) []call {
 	t.Helper()
 	fset := token.NewFileSet()
 	f, err := parser.ParseFile(fset, file, nil, parser.SkipObjectResolution)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Whether a call is inside a bubble is known only when it runs. A file that uses synctest
-	// is trusted to sleep only there.
-	fakeTime := slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool {
+	// A file that uses synctest is trusted to sleep only in its bubbles.
+	uses := slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool {
 		return i.Path.Value == `"testing/synctest"`
 	})
 	var found []call
-	ast.Inspect(f, func(n ast.Node) bool {
-		c, ok := n.(*ast.CallExpr)
-		if !ok {
-			return true
-		}
-		if sel, ok := c.Fun.(*ast.SelectorExpr); ok {
-			if x, ok := sel.X.(*ast.Ident); ok {
-				found = append(found, call{
-					name:     x.Name + "." + sel.Sel.Name,
-					at:       fmt.Sprint(fset.Position(c.Pos())),
-					fakeTime: fakeTime,
-				})
+	var visit func(n ast.Node, fakeTime bool)
+	visit = func(root ast.Node, fakeTime bool) {
+		ast.Inspect(root, func(n ast.Node) bool {
+			c, ok := n.(*ast.CallExpr)
+			if !ok || n == root {
+				return true
 			}
-		}
-		return true
-	})
+			inside := fakeTime
+			switch fun := c.Fun.(type) {
+			case *ast.Ident:
+				inside = inside || bubbles[fun.Name]
+			case *ast.SelectorExpr:
+				if x, ok := fun.X.(*ast.Ident); ok {
+					found = append(found, call{
+						name:     x.Name + "." + fun.Sel.Name,
+						at:       fmt.Sprint(fset.Position(c.Pos())),
+						fakeTime: fakeTime,
+					})
+				}
+			}
+			visit(c, inside)
+			return false
+		})
+	}
+	visit(f, uses)
 	return found
 }

@@ -33,7 +33,10 @@ import (
 // CRD and this module does not need its Go types.
 var (
 	ServiceExportV1Beta1  = schema.GroupVersion{Group: mcsGroup, Version: "v1beta1"}.WithKind("ServiceExport")
-	ServiceExportV1Alpha1 = schema.GroupVersion{Group: mcsGroup, Version: "v1alpha1"}.WithKind("ServiceExport")
+	ServiceExportV1Alpha1 = schema.GroupVersion{
+		Group:   mcsGroup,
+		Version: "v1alpha1",
+	}.WithKind("ServiceExport")
 )
 
 const mcsGroup = "multicluster.x-k8s.io"
@@ -43,8 +46,8 @@ func ServiceExportKinds() []schema.GroupVersionKind {
 	return []schema.GroupVersionKind{ServiceExportV1Beta1, ServiceExportV1Alpha1}
 }
 
-// Export is one exported Service. Exports are shared: nobody changes one after Flush
-// has returned it.
+// Export is one exported Service. Exports are shared, so they must not be changed after
+// Flush has returned them.
 type Export struct {
 	Namespace, Name string
 	// Ports are the TCP ports, sorted by number. They have no route: see Service.

@@ -11,11 +11,12 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
-// decision is what the Index decided about a Service that somebody asks to export.
+// decision is what the Index decided about a Service that a label or a ServiceExport
+// exports.
 type decision struct {
 	// selector is the Service's; nil if it selects no pods.
 	selector labels.Selector
-	// serviceProblems are those of the Service alone, whatever its endpoints are.
+	// serviceProblems are the problems of the Service itself, not of its endpoints.
 	serviceProblems []Problem
 	// links admit the Service, or would if it could be exported.
 	links *linkSet
@@ -110,7 +111,7 @@ func (x *Index) commit(e *entry, next *Export, found []Problem) bool {
 	return true
 }
 
-// retract forgets the decision about a Service that nobody asks to export any more, and
+// retract removes the decision about a Service that is no longer to be exported, and
 // reports whether that is a change.
 func (x *Index) retract(e *entry) bool {
 	d := e.decision
@@ -186,7 +187,8 @@ func (x *Index) refusal(svc *corev1.Service) (reason, message string) {
 		return OwnNamespace, "Services of Causeway's own namespace are never exported: " +
 			"remove the export label or the ServiceExport"
 	case svc.Spec.Type == corev1.ServiceTypeExternalName:
-		return ExternalNameUnsupported, "a Service of type ExternalName has no pods and cannot be exported: " +
+		return ExternalNameUnsupported, "a Service of type ExternalName has no pods and cannot be " +
+			"exported: " +
 			"use a Service of type ClusterIP"
 	case len(svc.Spec.Ports) == 0:
 		return NoPorts, "the Service has no ports: add a TCP port"
@@ -194,8 +196,8 @@ func (x *Index) refusal(svc *corev1.Service) (reason, message string) {
 	return "", ""
 }
 
-// isMirror reports whether Causeway created svc for a Link. Either the labels or the owner
-// suffice, so that a tenant who removes one cannot export a peer's Service.
+// isMirror reports whether Causeway created svc for a Link. Either the labels or the
+// owner suffice, so that a tenant who removes one cannot export a peer's Service.
 func isMirror(svc *corev1.Service) bool {
 	if svc.Labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy && svc.Labels[v1alpha1.LinkLabel] != "" {
 		return true
@@ -263,6 +265,7 @@ func reportIsolation(e *Export, ps *problems) {
 	}
 	ps.add(e.Key(), NetworkPolicyIsolates,
 		"NetworkPolicies do not admit every source to the pods behind port %s, "+
-			"so that calls from linked clusters are refused there: create an ExportPolicy that selects the Service and names the callers",
+			"so that calls from linked clusters are refused there: create an ExportPolicy that selects "+
+			"the Service and names the callers",
 		strings.Join(names, ", "))
 }

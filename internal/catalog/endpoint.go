@@ -274,7 +274,8 @@ func target(p *corev1.ServicePort, pod *corev1.Pod) (uint16, bool) {
 	return uint16(p.TargetPort.IntVal), true
 }
 
-// shareTargets returns targets as a map: that of an endpoint with equal ones, if there is.
+// shareTargets returns targets as a map: that of an endpoint with equal ones, if there
+// is.
 func shareTargets(targets []portTarget, like []*Endpoint) map[uint16]uint16 {
 	for _, e := range like {
 		differs := func(t portTarget) bool { return e.Targets[t.port] != t.target }
@@ -330,7 +331,8 @@ func (x *Index) addHosts(e *Export, ps *problems) {
 	names := slices.Sorted(maps.Keys(ready))
 	if len(names) > MaxHosts {
 		ps.add(e.Key(), TooManyHostnames,
-			"the Service has more than %d named pods: linked clusters cannot call the others by name", MaxHosts)
+			"the Service has more than %d named pods: linked clusters cannot call the others by name",
+			MaxHosts)
 		names = names[:MaxHosts]
 	}
 	for _, name := range names {

@@ -49,7 +49,7 @@ type Change struct {
 	// Export is nil if the Service is not exported.
 	Export *Export
 	// Problems says, sorted, what prevents all or a part of the export. A Service that
-	// nobody asks to export has none.
+	// is not to be exported has none.
 	Problems []Problem
 }
 
@@ -91,7 +91,7 @@ type entry struct {
 	slices        []*discoveryv1.EndpointSlice // sorted by name
 	// stale is not zero while the entry is in Index.dirty.
 	stale    staleness
-	decision *decision // nil: nobody asks to export the Service
+	decision *decision // nil: the Service is not to be exported
 }
 
 // empty reports whether nothing bears the name any more.
@@ -99,8 +99,8 @@ func (e *entry) empty() bool {
 	return e.service == nil && !e.serviceExport && len(e.slices) == 0 && e.decision == nil
 }
 
-// requested reports whether somebody asks to export the Service. A ServiceExport asks
-// even for a Service that does not exist, which is then a problem.
+// requested reports whether a label or a ServiceExport exports the Service. A
+// ServiceExport may name a Service that does not exist, which is then a problem.
 func (e *entry) requested() bool {
 	if e.service == nil {
 		return e.serviceExport
@@ -377,8 +377,8 @@ func (x *Index) entry(k Key, create bool) *entry {
 	return e
 }
 
-// mark makes the next Flush decide e again. An entry that nobody asks to export needs
-// no decision.
+// mark makes the next Flush decide e again. An entry that is not to be exported
+// needs no decision.
 func (x *Index) mark(e *entry, s staleness) {
 	if e.stale == 0 {
 		if e.decision == nil && !e.requested() {

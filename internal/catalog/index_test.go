@@ -103,7 +103,11 @@ func (h *history) namespace() string {
 }
 
 func (h *history) meta(k Key) metav1.ObjectMeta {
-	m := metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name, Labels: map[string]string{"app": pick(h, "a", "b")}}
+	m := metav1.ObjectMeta{
+		Namespace: k.Namespace,
+		Name:      k.Name,
+		Labels:    map[string]string{"app": pick(h, "a", "b")},
+	}
 	if h.chance(7) {
 		m.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)}
 	}
@@ -134,7 +138,10 @@ func (h *history) step() {
 		k.Name = pick(h, "p1", "p2", "p3", "p4")
 		x.SetPod(k, put(h, h.pods, k, h.pod(k)))
 	case 8:
-		n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: k.Namespace, Labels: map[string]string{"team": pick(h, "a", "b")}}}
+		n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+			Name:   k.Namespace,
+			Labels: map[string]string{"team": pick(h, "a", "b")},
+		}}
 		x.SetNamespace(n.Name, put(h, h.namespaces, n.Name, n))
 	case 9:
 		l := h.link(pick(h, linkNames...))
@@ -168,12 +175,15 @@ func (h *history) service(k Key) *corev1.Service {
 	if h.chance(75) {
 		s.Labels[v1alpha1.ExportLabel] = "true"
 	}
-	s.Spec.Selector = pick(h, nil, map[string]string{"app": "a"}, map[string]string{"app": "b"}, map[string]string{"run": "x"})
+	s.Spec.Selector = pick(h, nil, map[string]string{"app": "a"}, map[string]string{"app": "b"},
+		map[string]string{"run": "x"})
 	s.Spec.ClusterIP = pick(h, "10.96.0.7", corev1.ClusterIPNone)
 	if h.chance(70) {
 		s.Annotations = map[string]string{v1alpha1.ExportEndpointsAnnotation: "true"}
 	}
-	s.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: pick(h, intstr.FromString("web"), intstr.FromInt32(8443))}}
+	s.Spec.Ports = []corev1.ServicePort{
+		{Name: "http", Port: 80, TargetPort: pick(h, intstr.FromString("web"), intstr.FromInt32(8443))},
+	}
 	if h.chance(20) {
 		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "dns", Protocol: "UDP", Port: 53})
 	}
@@ -185,7 +195,8 @@ func (h *history) service(k Key) *corev1.Service {
 
 func (h *history) slice(k Key) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name}}
-	s.Labels = map[string]string{discoveryv1.LabelServiceName: pick(h, k.Name[:1], k.Name[:1], k.Name[:1], "a", "")}
+	s.Labels = map[string]string{discoveryv1.LabelServiceName: pick(h, k.Name[:1], k.Name[:1], k.Name[:1],
+		"a", "")}
 	s.Ports = []discoveryv1.EndpointPort{{Name: ptr("http"), Port: ptr(pick[int32](h, 8080, 9090))}}
 	for range h.r.IntN(4) {
 		name := pick(h, "p1", "p2", "p3", "p4")
@@ -220,7 +231,9 @@ func (h *history) pod(k Key) *corev1.Pod {
 	p.Spec.NodeName = pick(h, "n1", "n1", "n2", "")
 	p.Spec.ServiceAccountName = pick(h, "", "bar", "foo")
 	p.Spec.Hostname, p.Spec.Subdomain = k.Name, pick(h, "a", "b")
-	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}}}
+	p.Spec.Containers = []corev1.Container{
+		{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}},
+	}
 	p.Spec.HostNetwork = h.chance(5)
 	p.Status.Phase = pick(h, corev1.PodRunning, corev1.PodRunning, corev1.PodRunning, corev1.PodFailed)
 	p.Status.PodIPs = []corev1.PodIP{{IP: "10.0.0.1"}}
@@ -239,7 +252,8 @@ func (h *history) link(name string) *v1alpha1.Link {
 	case 1:
 		l.Spec.Export.NamespaceSelector = matching("team", pick(h, "a", "b"))
 	case 2:
-		l.Spec.Export.Services, l.Spec.Export.Selector = v1alpha1.SelectedServices, matching("app", pick(h, "a", "b"))
+		l.Spec.Export.Services, l.Spec.Export.Selector = v1alpha1.SelectedServices, matching("app",
+			pick(h, "a", "b"))
 	}
 	if h.chance(5) {
 		l.Spec.Export.Services = "Some"
@@ -253,7 +267,9 @@ func (h *history) network(k Key) *networkingv1.NetworkPolicy {
 	p.Spec.PolicyTypes = pick(h, nil, []networkingv1.PolicyType{networkingv1.PolicyTypeEgress})
 	if h.chance(50) {
 		port := pick(h, intstr.FromString("web"), intstr.FromInt32(8443))
-		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{Ports: []networkingv1.NetworkPolicyPort{{Port: &port}}}}
+		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{
+			{Ports: []networkingv1.NetworkPolicyPort{{Port: &port}}},
+		}
 	}
 	return p
 }
@@ -266,7 +282,11 @@ type follower struct {
 }
 
 func newFollower() *follower {
-	return &follower{changes: make(map[Key]Change), problems: make(map[string][]Problem), exported: make(map[string]int)}
+	return &follower{
+		changes:  make(map[Key]Change),
+		problems: make(map[string][]Problem),
+		exported: make(map[string]int),
+	}
 }
 
 func (f *follower) read(t *testing.T, x *Index) {
@@ -276,7 +296,8 @@ func (f *follower) read(t *testing.T, x *Index) {
 	}
 	for _, c := range changes {
 		last := f.changes[c.Key]
-		if gocmp.Equal(last.Export, c.Export, compareAddr, cmpopts.EquateEmpty()) && slices.Equal(last.Problems, c.Problems) {
+		if gocmp.Equal(last.Export, c.Export, compareAddr, cmpopts.EquateEmpty()) &&
+			slices.Equal(last.Problems, c.Problems) {
 			t.Errorf("a change of %v changes nothing", c.Key)
 		}
 		f.changes[c.Key] = c
@@ -314,7 +335,8 @@ func (h *history) compare(t *testing.T, f *follower) {
 	if d := gocmp.Diff(keys, h.index.Keys()); d != "" {
 		t.Fatalf("keys (-rebuilt +index):\n%s", d)
 	}
-	if d := gocmp.Diff(keys, slices.SortedFunc(maps.Keys(f.changes), Key.Compare), cmpopts.EquateEmpty()); d != "" {
+	if d := gocmp.Diff(keys, slices.SortedFunc(maps.Keys(f.changes), Key.Compare),
+		cmpopts.EquateEmpty()); d != "" {
 		t.Fatalf("keys (-rebuilt +followed):\n%s", d)
 	}
 	for _, k := range keys {
@@ -323,7 +345,8 @@ func (h *history) compare(t *testing.T, f *follower) {
 		if d := gocmp.Diff(want, f.changes[k], compareAddr, cmpopts.EquateEmpty()); d != "" {
 			t.Fatalf("%v (-rebuilt +followed):\n%s", k, d)
 		}
-		if export, problems = h.index.Get(k); export != f.changes[k].Export || !slices.Equal(problems, f.changes[k].Problems) {
+		if export, problems = h.index.Get(k); export != f.changes[k].Export ||
+			!slices.Equal(problems, f.changes[k].Problems) {
 			t.Fatalf("%v: Get returns something else than the last change", k)
 		}
 	}
@@ -370,8 +393,9 @@ func (h *history) empty(t *testing.T, f *follower) {
 		"namespaces": len(x.namespaces),
 		"slices":     len(x.sliceOwners),
 		"pods":       len(x.pods.byUID) + len(x.pods.byName) + len(x.pods.byNode),
-		"links":      len(x.links.links) + len(x.links.sets) + len(x.links.withProblems) + len(x.links.exported),
-		"changes":    len(f.changes),
+		"links": len(x.links.links) + len(x.links.sets) + len(x.links.withProblems) +
+			len(x.links.exported),
+		"changes": len(f.changes),
 	}
 	for what, n := range left {
 		if n != 0 {
@@ -403,8 +427,13 @@ func TestFlushReturnsOnlyChanges(t *testing.T) {
 			p.Status.Conditions = []corev1.PodCondition{{}}
 			x.SetPod(keyOf(p), p)
 		},
-		"another pod":      func() { p := podOf("uid-9", "10.244.0.9"); x.SetPod(keyOf(&p), &p) },
-		"another agent":    func() { x.SetAgents(map[string]string{"node-1": "192.168.0.9:4144", "node-2": "192.168.0.2:4144"}) },
+		"another pod": func() { p := podOf("uid-9", "10.244.0.9"); x.SetPod(keyOf(&p), &p) },
+		"another agent": func() {
+			x.SetAgents(map[string]string{
+				"node-1": "192.168.0.9:4144",
+				"node-2": "192.168.0.2:4144",
+			})
+		},
 		"a namespace":      func() { x.SetNamespace("shop", &corev1.Namespace{}) },
 		"a mark":           func() { x.MarkDirty(Key{"shop", "bar"}) },
 		"a mark elsewhere": func() { x.MarkDirty(Key{"shop", "nothing"}) },
@@ -444,11 +473,13 @@ func TestLinksAreShared(t *testing.T) {
 	}
 	x.SetLink("link-007", nil)
 	changes := x.Flush()
-	if len(changes) != 50 || len(changes[0].Export.Links) != 19 || &changes[0].Export.Links[0] != &changes[49].Export.Links[0] {
+	if len(changes) != 50 || len(changes[0].Export.Links) != 19 ||
+		&changes[0].Export.Links[0] != &changes[49].Export.Links[0] {
 		t.Errorf("after a Link is gone: %d changes", len(changes))
 	}
 	if x.Exported("link-007") != 0 || x.Exported("link-008") != 50 || len(x.links.sets) != 1 {
-		t.Errorf("exported %d and %d, %d sets", x.Exported("link-007"), x.Exported("link-008"), len(x.links.sets))
+		t.Errorf("exported %d and %d, %d sets", x.Exported("link-007"), x.Exported("link-008"),
+			len(x.links.sets))
 	}
 }
 
@@ -474,7 +505,9 @@ func TestOrder(t *testing.T) {
 	want := in.build()
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 10 {
-		r.Shuffle(len(in.Services), func(i, j int) { in.Services[i], in.Services[j] = in.Services[j], in.Services[i] })
+		r.Shuffle(len(in.Services), func(i, j int) {
+			in.Services[i], in.Services[j] = in.Services[j], in.Services[i]
+		})
 		r.Shuffle(len(in.Pods), func(i, j int) { in.Pods[i], in.Pods[j] = in.Pods[j], in.Pods[i] })
 		r.Shuffle(len(in.EndpointSlices), func(i, j int) {
 			in.EndpointSlices[i], in.EndpointSlices[j] = in.EndpointSlices[j], in.EndpointSlices[i]
@@ -529,7 +562,8 @@ func BenchmarkIndexOneChange(b *testing.B) {
 		var versions [2]*discoveryv1.EndpointSlice
 		benchmarkChange(b, func(in *cluster, x *Index, odd bool) {
 			if versions[0] == nil {
-				versions[0], versions[1] = in.EndpointSlices[777].DeepCopy(), in.EndpointSlices[777].DeepCopy()
+				versions[0] = in.EndpointSlices[777].DeepCopy()
+				versions[1] = versions[0].DeepCopy()
 				versions[1].Endpoints[0].Conditions.Ready = ptr(false)
 			}
 			s := versions[0]

@@ -45,7 +45,8 @@ type linkSet struct {
 	key   string
 	names []string // sorted
 	users int      // decisions that hold the set
-	// troubled are the Services of the set that have Problems, sorted; problems counts these.
+	// troubled are the Services of the set that have Problems, sorted; problems counts
+	// these.
 	troubled []*entry
 	problems int
 }

@@ -12,7 +12,8 @@ import (
 // of their keys and values.
 const maxMetadata = 16 << 10
 
-// lastApplied is the annotation in which kubectl stores a whole Service with its addresses.
+// lastApplied is the annotation in which kubectl stores a whole Service with its
+// addresses.
 const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
 
 // crosses reports whether a label or annotation may cross a Link at all.
@@ -22,8 +23,8 @@ func crosses(key string) bool {
 }
 
 // commanding lists domains, each with its subdomains, whose keys on a Service instruct
-// some controller of the cluster: to publish the Service, to route to it, to scrape it, or
-// to adopt and prune it.
+// some controller of the cluster: to publish the Service, to route to it, to scrape it,
+// or to adopt and prune it.
 var commanding = map[string]bool{
 	// Kubernetes and what its projects run: kube-proxy, cloud load balancers,
 	// external-dns, ingress controllers, Helm's and other tools' ownership.
@@ -79,8 +80,8 @@ func Copied(pairs map[string]string, list []string) map[string]string {
 }
 
 // shownMetadata returns the labels and annotations that peers may see, and whether the
-// bound on their size left none out. Labels come first, and keys in order. The results can
-// share memory with the arguments.
+// bound on their size left none out. Labels come first, and keys in order. The results
+// can share memory with the arguments.
 func shownMetadata(labels, annotations map[string]string) (l, a map[string]string, whole bool) {
 	left, whole := maxMetadata, true
 	show := func(pairs map[string]string) map[string]string {

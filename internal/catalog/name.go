@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// MirrorName returns the name of the mirror of a peer's Service. The template is text with
-// {service}, {link} and {namespace}, which is the Service's namespace in the peer. A name
-// that is too long for a DNS label is cut, and ends in a dash and the first eight hex
-// digits of the SHA-256 of SERVICE/LINK, or of SERVICE/LINK/NAMESPACE if the template
+// MirrorName returns the name of the mirror of a peer's Service. The template is text
+// with {service}, {link} and {namespace}, which is the Service's namespace in the peer. A
+// name that is too long for a DNS label is cut, and ends in a dash and the first eight
+// hex digits of the SHA-256 of SERVICE/LINK, or of SERVICE/LINK/NAMESPACE if the template
 // names the namespace. Two Services can get the same name; the ledger decides which one
 // keeps it.
 func MirrorName(template, namespace, service, link string) string {

@@ -43,7 +43,8 @@ func readIngressPolicy(p *networkingv1.NetworkPolicy) *ingressPolicy {
 	if p == nil {
 		return nil
 	}
-	if types := p.Spec.PolicyTypes; len(types) > 0 && !slices.Contains(types, networkingv1.PolicyTypeIngress) {
+	if types := p.Spec.PolicyTypes; len(types) > 0 &&
+		!slices.Contains(types, networkingv1.PolicyTypeIngress) {
 		return nil
 	}
 	out := &ingressPolicy{spec: &p.Spec}
@@ -105,8 +106,8 @@ type ingress struct {
 var notIsolated = &ingress{}
 
 // ingressOf evaluates the NetworkPolicies of the pod's namespace. Policies are a union:
-// if any selects the pod, the pod is isolated, and a port is open if any of them opens it.
-// A rule that opens the ports to one family counts if the pod has an address of it.
+// if any selects the pod, the pod is isolated, and a port is open if any of them opens
+// it. A rule that opens the ports to one family counts if the pod has an address of it.
 func ingressOf(pod *corev1.Pod, policies map[string]*ingressPolicy) *ingress {
 	out := notIsolated
 	for _, p := range policies {

@@ -56,7 +56,8 @@ func protocol(p corev1.Protocol, port networkingv1.NetworkPolicyPort) networking
 // The pod listens on 8080, named web, and on 9090, named admin.
 func TestIngress(t *testing.T) {
 	both := []uint16{8080, 9090}
-	changed := func(p networkingv1.NetworkPolicy, change func(*networkingv1.NetworkPolicySpec)) networkingv1.NetworkPolicy {
+	changed := func(p networkingv1.NetworkPolicy,
+		change func(*networkingv1.NetworkPolicySpec)) networkingv1.NetworkPolicy {
 		change(&p.Spec)
 		return p
 	}
@@ -71,21 +72,33 @@ func TestIngress(t *testing.T) {
 		ipv6     bool // the pod has an IPv6 address, too
 		isolated []uint16
 	}{
-		"no policy":  {why: "a pod that no policy selects takes connections from everywhere"},
-		"no rule":    {why: "a policy without rules isolates the pod", policies: one(), isolated: both},
-		"empty rule": {why: "an empty rule admits every source to every port", policies: one(fromEverybody())},
+		"no policy": {why: "a pod that no policy selects takes connections from everywhere"},
+		"no rule":   {why: "a policy without rules isolates the pod", policies: one(), isolated: both},
+		"empty rule": {
+			why:      "an empty rule admits every source to every port",
+			policies: one(fromEverybody()),
+		},
 		"one port from everybody": {
 			why:      "the rule opens its port and no other",
 			policies: one(fromEverybody(number(8080))), isolated: []uint16{9090},
 		},
 		"every namespace": {
-			why:      "a namespaceSelector admits pods of this cluster, and callers of linked clusters are not such pods",
+			why: "a namespaceSelector admits pods of this cluster, and callers of linked clusters " +
+				"are not such pods",
 			policies: one(from(anyNamespace)), isolated: both,
 		},
-		"podSelector": {why: "the selector admits pods of this namespace only", policies: one(from(somePods)), isolated: both},
+		"podSelector": {
+			why:      "the selector admits pods of this namespace only",
+			policies: one(from(somePods)),
+			isolated: both,
+		},
 		"podSelector beside a port": {
-			why:      "the port is open to these pods only",
-			policies: one(networkingv1.NetworkPolicyIngressRule{From: []networkingv1.NetworkPolicyPeer{somePods}, Ports: []networkingv1.NetworkPolicyPort{number(8080)}}), isolated: both,
+			why: "the port is open to these pods only",
+			policies: one(networkingv1.NetworkPolicyIngressRule{
+				From:  []networkingv1.NetworkPolicyPeer{somePods},
+				Ports: []networkingv1.NetworkPolicyPort{number(8080)},
+			}),
+			isolated: both,
 		},
 		"podSelector and everything": {
 			why:      "the peers of a rule are a union, and one of them admits every source",
@@ -96,83 +109,166 @@ func TestIngress(t *testing.T) {
 			policies: one(from(somePods), fromEverybody(number(9090))), isolated: []uint16{8080},
 		},
 		"two policies": {
-			why:      "policies are a union: what one opens, another does not close",
-			policies: []networkingv1.NetworkPolicy{networkPolicy(), networkPolicy(fromEverybody(number(8080)))}, isolated: []uint16{9090},
+			why: "policies are a union: what one opens, another does not close",
+			policies: []networkingv1.NetworkPolicy{
+				networkPolicy(),
+				networkPolicy(fromEverybody(number(8080))),
+			},
+			isolated: []uint16{9090},
 		},
 		"two policies, two ports": {
-			why:      "policies are a union",
-			policies: []networkingv1.NetworkPolicy{networkPolicy(fromEverybody(number(9090))), networkPolicy(fromEverybody(number(8080)))},
+			why: "policies are a union",
+			policies: []networkingv1.NetworkPolicy{
+				networkPolicy(fromEverybody(number(9090))),
+				networkPolicy(fromEverybody(number(8080))),
+			},
 		},
 		"named port": {
 			why:      "the name is that of a container port",
 			policies: one(fromEverybody(named("admin"))), isolated: []uint16{8080},
 		},
-		"unknown name":     {why: "the pod has no port of this name", policies: one(fromEverybody(named("nope"))), isolated: both},
-		"name of UDP port": {why: "a name is that of a port of one protocol", policies: one(fromEverybody(named("dns"))), isolated: both},
+		"unknown name": {
+			why:      "the pod has no port of this name",
+			policies: one(fromEverybody(named("nope"))),
+			isolated: both,
+		},
+		"name of UDP port": {
+			why:      "a name is that of a port of one protocol",
+			policies: one(fromEverybody(named("dns"))),
+			isolated: both,
+		},
 		"range": {
 			why:      "endPort opens a range",
 			policies: one(fromEverybody(portRange(8000, 8080))), isolated: []uint16{9090},
 		},
-		"range below":     {why: "the range ends before the port", policies: one(fromEverybody(portRange(1, 8079))), isolated: both},
-		"range of both":   {why: "the range holds both ports", policies: one(fromEverybody(portRange(8080, 9090)))},
-		"UDP":             {why: "only TCP crosses Links", policies: one(fromEverybody(protocol(corev1.ProtocolUDP, number(8080)))), isolated: both},
-		"TCP, every port": {why: "a port entry without a number opens every port of its protocol", policies: one(fromEverybody(protocol(corev1.ProtocolTCP, networkingv1.NetworkPolicyPort{})))},
-		"UDP, every port": {why: "a port entry without a number opens every port of its protocol", policies: one(fromEverybody(protocol(corev1.ProtocolUDP, networkingv1.NetworkPolicyPort{}))), isolated: both},
+		"range below": {
+			why:      "the range ends before the port",
+			policies: one(fromEverybody(portRange(1, 8079))),
+			isolated: both,
+		},
+		"range of both": {
+			why:      "the range holds both ports",
+			policies: one(fromEverybody(portRange(8080, 9090))),
+		},
+		"UDP": {
+			why:      "only TCP crosses Links",
+			policies: one(fromEverybody(protocol(corev1.ProtocolUDP, number(8080)))),
+			isolated: both,
+		},
+		"TCP, every port": {
+			why:      "a port entry without a number opens every port of its protocol",
+			policies: one(fromEverybody(protocol(corev1.ProtocolTCP, networkingv1.NetworkPolicyPort{}))),
+		},
+		"UDP, every port": {
+			why:      "a port entry without a number opens every port of its protocol",
+			policies: one(fromEverybody(protocol(corev1.ProtocolUDP, networkingv1.NetworkPolicyPort{}))),
+			isolated: both,
+		},
 		"egress only": {
 			why: "the policy does not govern ingress",
-			policies: []networkingv1.NetworkPolicy{changed(networkPolicy(), func(s *networkingv1.NetworkPolicySpec) {
-				s.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
-			})},
+			policies: []networkingv1.NetworkPolicy{
+				changed(networkPolicy(), func(s *networkingv1.NetworkPolicySpec) {
+					s.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+				}),
+			},
 		},
 		"egress and ingress": {
 			why: "the policy governs both",
-			policies: []networkingv1.NetworkPolicy{changed(networkPolicy(), func(s *networkingv1.NetworkPolicySpec) {
-				s.PolicyTypes = append(s.PolicyTypes, networkingv1.PolicyTypeEgress)
-			})}, isolated: both,
+			policies: []networkingv1.NetworkPolicy{
+				changed(networkPolicy(), func(s *networkingv1.NetworkPolicySpec) {
+					s.PolicyTypes = append(s.PolicyTypes, networkingv1.PolicyTypeEgress)
+				}),
+			}, isolated: both,
 		},
 		"policyTypes absent": {
 			why: "every policy governs ingress then, even one with egress rules only",
-			policies: []networkingv1.NetworkPolicy{changed(networkPolicy(), func(s *networkingv1.NetworkPolicySpec) {
-				s.PolicyTypes, s.Egress = nil, []networkingv1.NetworkPolicyEgressRule{{}}
-			})}, isolated: both,
+			policies: []networkingv1.NetworkPolicy{
+				changed(networkPolicy(), func(s *networkingv1.NetworkPolicySpec) {
+					s.PolicyTypes, s.Egress = nil, []networkingv1.NetworkPolicyEgressRule{{}}
+				}),
+			}, isolated: both,
 		},
 		"all pods": {
 			why: "an empty podSelector selects every pod of the namespace",
-			policies: []networkingv1.NetworkPolicy{changed(networkPolicy(), func(s *networkingv1.NetworkPolicySpec) {
-				s.PodSelector = metav1.LabelSelector{}
-			})}, isolated: both,
+			policies: []networkingv1.NetworkPolicy{
+				changed(networkPolicy(), func(s *networkingv1.NetworkPolicySpec) {
+					s.PodSelector = metav1.LabelSelector{}
+				}),
+			}, isolated: both,
 		},
 		"other pods": {
 			why: "the policy does not select the pod",
-			policies: []networkingv1.NetworkPolicy{changed(networkPolicy(), func(s *networkingv1.NetworkPolicySpec) {
-				s.PodSelector = *matching("app", "foo")
-			})},
+			policies: []networkingv1.NetworkPolicy{
+				changed(networkPolicy(), func(s *networkingv1.NetworkPolicySpec) {
+					s.PodSelector = *matching("app", "foo")
+				}),
+			},
 		},
 		"other pods, open": {
 			why: "a policy that does not select the pod opens nothing of it",
-			policies: []networkingv1.NetworkPolicy{networkPolicy(), changed(networkPolicy(fromEverybody()), func(s *networkingv1.NetworkPolicySpec) {
-				s.PodSelector = *matching("app", "foo")
-			})}, isolated: both,
+			policies: []networkingv1.NetworkPolicy{
+				networkPolicy(),
+				changed(networkPolicy(fromEverybody()), func(s *networkingv1.NetworkPolicySpec) {
+					s.PodSelector = *matching("app", "foo")
+				}),
+			}, isolated: both,
 		},
 		"invalid selector": {
 			why: "in doubt the pod is isolated, and the policy opens nothing",
-			policies: []networkingv1.NetworkPolicy{changed(networkPolicy(fromEverybody()), func(s *networkingv1.NetworkPolicySpec) {
-				s.PodSelector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Perhaps"}}
-			})}, isolated: both,
+			policies: []networkingv1.NetworkPolicy{
+				changed(networkPolicy(fromEverybody()), func(s *networkingv1.NetworkPolicySpec) {
+					s.PodSelector.MatchExpressions = []metav1.LabelSelectorRequirement{
+						{Key: "a", Operator: "Perhaps"},
+					}
+				}),
+			}, isolated: both,
 		},
-		"all of IPv4":              {why: "the block covers the family of the pod", policies: one(from(block("0.0.0.0/0")))},
-		"all of IPv4, spelt oddly": {why: "the length alone decides", policies: one(from(block("10.1.2.3/0")))},
-		"all of IPv4, dual-stack":  {why: "the block covers a family of the pod", ipv6: true, policies: one(from(block("0.0.0.0/0")))},
-		"all of IPv4 but some":     {why: "an exception can hold anything", policies: one(from(block("0.0.0.0/0", "10.0.0.0/8"))), isolated: both},
+		"all of IPv4": {
+			why:      "the block covers the family of the pod",
+			policies: one(from(block("0.0.0.0/0"))),
+		},
+		"all of IPv4, spelt oddly": {
+			why:      "the length alone decides",
+			policies: one(from(block("10.1.2.3/0"))),
+		},
+		"all of IPv4, dual-stack": {
+			why:      "the block covers a family of the pod",
+			ipv6:     true,
+			policies: one(from(block("0.0.0.0/0"))),
+		},
+		"all of IPv4 but some": {
+			why:      "an exception can hold anything",
+			policies: one(from(block("0.0.0.0/0", "10.0.0.0/8"))),
+			isolated: both,
+		},
 		"all of IPv4 but some, twice": {
 			why:      "another peer of the rule has no exception",
 			policies: one(from(block("0.0.0.0/0", "10.0.0.0/8"), block("0.0.0.0/0"))),
 		},
-		"a private block":         {why: "the block covers a part of the family", policies: one(from(block("10.0.0.0/8"))), isolated: both},
-		"half of IPv4":            {why: "the block covers a part of the family", policies: one(from(block("0.0.0.0/1"))), isolated: both},
-		"all of IPv6":             {why: "the pod has no IPv6 address, so that no source can reach it by this rule", policies: one(from(block("::/0"))), isolated: both},
-		"all of IPv6, dual-stack": {why: "the block covers a family of the pod", ipv6: true, policies: one(from(block("::/0")))},
-		"both families":           {why: "the blocks cover every source", policies: one(from(block("::/0"), block("0.0.0.0/0")))},
+		"a private block": {
+			why:      "the block covers a part of the family",
+			policies: one(from(block("10.0.0.0/8"))),
+			isolated: both,
+		},
+		"half of IPv4": {
+			why:      "the block covers a part of the family",
+			policies: one(from(block("0.0.0.0/1"))),
+			isolated: both,
+		},
+		"all of IPv6": {
+			why:      "the pod has no IPv6 address, so that no source can reach it by this rule",
+			policies: one(from(block("::/0"))),
+			isolated: both,
+		},
+		"all of IPv6, dual-stack": {
+			why:      "the block covers a family of the pod",
+			ipv6:     true,
+			policies: one(from(block("::/0"))),
+		},
+		"both families": {
+			why:      "the blocks cover every source",
+			policies: one(from(block("::/0"), block("0.0.0.0/0"))),
+		},
 		"all of IPv4, one port": {
 			why: "the rule opens its port and no other",
 			policies: one(networkingv1.NetworkPolicyIngressRule{
@@ -180,13 +276,20 @@ func TestIngress(t *testing.T) {
 				Ports: []networkingv1.NetworkPolicyPort{named("web")},
 			}), isolated: []uint16{9090},
 		},
-		"invalid block": {why: "what cannot be parsed opens nothing", policies: one(from(block("everywhere"))), isolated: both},
+		"invalid block": {
+			why:      "what cannot be parsed opens nothing",
+			policies: one(from(block("everywhere"))),
+			isolated: both,
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			pod := podOf("uid-1", "10.244.0.5")
 			pod.Spec.Containers[0].Ports = append(pod.Spec.Containers[0].Ports,
-				corev1.ContainerPort{Name: "admin", ContainerPort: 9090}, corev1.ContainerPort{Name: "dns", ContainerPort: 8080, Protocol: "UDP"})
+				corev1.ContainerPort{
+					Name:          "admin",
+					ContainerPort: 9090,
+				}, corev1.ContainerPort{Name: "dns", ContainerPort: 8080, Protocol: "UDP"})
 			if c.ipv6 {
 				pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: "fd00::5"})
 			}
@@ -227,12 +330,18 @@ func TestNetworkPolicyIsolates(t *testing.T) {
 			rules: []networkingv1.NetworkPolicyIngressRule{{}},
 		},
 		"every namespace": {
-			why:   "peers are refused, and the owner must know",
-			rules: []networkingv1.NetworkPolicyIngressRule{from(networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{}})}, isolated: []uint16{80}, problem: true,
+			why: "peers are refused, and the owner must know",
+			rules: []networkingv1.NetworkPolicyIngressRule{
+				from(networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{}}),
+			},
+			isolated: []uint16{80},
+			problem:  true,
 		},
 		"Service port, not container port": {
-			why:   "NetworkPolicies are about container ports",
-			rules: []networkingv1.NetworkPolicyIngressRule{fromEverybody(number(80))}, isolated: []uint16{80}, problem: true,
+			why:      "NetworkPolicies are about container ports",
+			rules:    []networkingv1.NetworkPolicyIngressRule{fromEverybody(number(80))},
+			isolated: []uint16{80},
+			problem:  true,
 		},
 		"isolated, with an ExportPolicy": {
 			why:      "the ExportPolicy names the callers",
@@ -259,7 +368,8 @@ func TestNetworkPolicyIsolates(t *testing.T) {
 			if d := cmp.Diff(want, reasonsOf(got.Problems)); d != "" {
 				t.Fatalf("%s: problems (-want +got):\n%s", c.why, d)
 			}
-			if c.problem && (!strings.Contains(got.Problems[0].Message, "port 80,") || !strings.Contains(got.Problems[0].Message, "ExportPolicy")) {
+			if c.problem && (!strings.Contains(got.Problems[0].Message, "port 80,") ||
+				!strings.Contains(got.Problems[0].Message, "ExportPolicy")) {
 				t.Errorf("the message names neither port nor remedy: %s", got.Problems[0].Message)
 			}
 			if c.problem && !slices.Equal(got.LinkProblems["west"], got.Problems) {

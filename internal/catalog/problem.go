@@ -9,8 +9,8 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
-// Problem says why a Service, or a part of it, does not cross a Link. Its reason is one of
-// Reasons. Its message stays the same while its cause does.
+// Problem says why a Service, or a part of it, does not cross a Link. Its reason is one
+// of Reasons. Its message stays the same while its cause does.
 type Problem = v1alpha1.ServiceProblem
 
 // Reasons of a Problem on the exporting side.
@@ -32,7 +32,7 @@ const (
 	ForeignEndpoint = "ForeignEndpoint"
 	// HostNetworkUnsupported: pods on the host network are left out.
 	HostNetworkUnsupported = "HostNetworkUnsupported"
-	// MirrorNotExported: somebody asked to export a mirror.
+	// MirrorNotExported: a label or a ServiceExport exports a mirror.
 	MirrorNotExported = "MirrorNotExported"
 	// ServiceMissing: a ServiceExport names a Service that does not exist.
 	ServiceMissing = "ServiceMissing"
@@ -40,7 +40,7 @@ const (
 	TooManyHostnames = "TooManyHostnames"
 	// MetadataTooLarge: the Service has more labels and annotations than peers see.
 	MetadataTooLarge = "MetadataTooLarge"
-	// OwnNamespace: somebody asked to export a Service of Causeway's own namespace.
+	// OwnNamespace: a label or a ServiceExport exports a Service in Causeway's namespace.
 	OwnNamespace = "OwnNamespace"
 	// NetworkPolicyIsolates: NetworkPolicies isolate ports of the Service's pods, and no
 	// ExportPolicy names the callers from linked clusters.
@@ -67,7 +67,8 @@ const (
 	InvalidAffinity = "InvalidAffinity"
 	// InvalidHostnames: the peer's Service has named pods that no Service can have.
 	InvalidHostnames = "InvalidHostnames"
-	// InvalidMetadata: the peer's Service has labels or annotations that Kubernetes refuses.
+	// InvalidMetadata: the peer's Service has labels or annotations that Kubernetes
+	// refuses.
 	InvalidMetadata = "InvalidMetadata"
 	// ForeignIdentity: the peer names identities for which it cannot vouch.
 	ForeignIdentity = "ForeignIdentity"
@@ -111,7 +112,8 @@ func SortProblems(list []Problem) {
 	})
 }
 
-// clip makes text from a peer fit for a status: printable ASCII, no longer than a DNS label.
+// clip makes text from a peer fit for a status: printable ASCII, no longer than a DNS
+// label.
 func clip(s string) string {
 	const most = 63
 	s = strings.Map(func(r rune) rune {

@@ -12,7 +12,8 @@ import (
 )
 
 // SelectServices returns a selector of Services by their labels, as the rules of a Link
-// state it. If the rules are invalid, the selector selects nothing and the error says why.
+// state it. If the rules are invalid, the selector selects nothing and the error says
+// why.
 func SelectServices(
 	services v1alpha1.ServiceSelection, selector *metav1.LabelSelector,
 ) (labels.Selector, error) {
@@ -25,7 +26,8 @@ func SelectServices(
 	return labels.Nothing(), fmt.Errorf("services is %q, but must be All or Selected", clip(string(services)))
 }
 
-// SelectNamespaces returns the selector of a namespaceSelector; nil selects every namespace.
+// SelectNamespaces returns the selector of a namespaceSelector; nil selects every
+// namespace.
 func SelectNamespaces(selector *metav1.LabelSelector) (labels.Selector, error) {
 	if selector == nil {
 		return labels.Everything(), nil
@@ -41,7 +43,8 @@ func readSelector(field string, selector *metav1.LabelSelector) (labels.Selector
 	return out, nil
 }
 
-// linkRules are the export rules of one Link, parsed once. A nil linkRules admits nothing.
+// linkRules are the export rules of one Link, parsed once. A nil linkRules admits
+// nothing.
 type linkRules struct {
 	link       string
 	services   labels.Selector

@@ -17,7 +17,9 @@ func matching(key, value string) *metav1.LabelSelector {
 }
 
 func TestExportRules(t *testing.T) {
-	invalid := &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "in", Values: []string{"b"}}}}
+	invalid := &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+		{Key: "a", Operator: "in", Values: []string{"b"}},
+	}}
 	cases := map[string]struct {
 		why      string
 		rules    v1alpha1.ExportRules
@@ -25,28 +27,84 @@ func TestExportRules(t *testing.T) {
 		visible  bool
 		problems []string
 	}{
-		"all":                 {why: "the Link admits every exported Service", rules: v1alpha1.ExportRules{Services: "All"}, visible: true},
-		"selected":            {why: "the selector matches the Service's labels", rules: v1alpha1.ExportRules{Services: "Selected", Selector: matching("tier", "front")}, visible: true},
-		"not selected":        {why: "the selector does not match the Service's labels", rules: v1alpha1.ExportRules{Services: "Selected", Selector: matching("tier", "back")}},
-		"by the export label": {why: "a selector can match the export label", rules: v1alpha1.ExportRules{Services: "Selected", Selector: matching(v1alpha1.ExportLabel, "true")}, visible: true},
-		"no selector":         {why: "an absent selector selects nothing", rules: v1alpha1.ExportRules{Services: "Selected"}},
-		"unknown selection":   {why: "invalid rules admit nothing", rules: v1alpha1.ExportRules{Services: "Some"}, problems: []string{InvalidSelector}},
-		"invalid":             {why: "the API server does not validate selectors of custom resources", rules: v1alpha1.ExportRules{Services: "Selected", Selector: invalid}, problems: []string{InvalidSelector}},
+		"all": {
+			why:     "the Link admits every exported Service",
+			rules:   v1alpha1.ExportRules{Services: "All"},
+			visible: true,
+		},
+		"selected": {
+			why:     "the selector matches the Service's labels",
+			rules:   v1alpha1.ExportRules{Services: "Selected", Selector: matching("tier", "front")},
+			visible: true,
+		},
+		"not selected": {
+			why:   "the selector does not match the Service's labels",
+			rules: v1alpha1.ExportRules{Services: "Selected", Selector: matching("tier", "back")},
+		},
+		"by the export label": {
+			why: "a selector can match the export label",
+			rules: v1alpha1.ExportRules{
+				Services: "Selected",
+				Selector: matching(v1alpha1.ExportLabel, "true"),
+			},
+			visible: true,
+		},
+		"no selector": {
+			why:   "an absent selector selects nothing",
+			rules: v1alpha1.ExportRules{Services: "Selected"},
+		},
+		"unknown selection": {
+			why:      "invalid rules admit nothing",
+			rules:    v1alpha1.ExportRules{Services: "Some"},
+			problems: []string{InvalidSelector},
+		},
+		"invalid": {
+			why:      "the API server does not validate selectors of custom resources",
+			rules:    v1alpha1.ExportRules{Services: "Selected", Selector: invalid},
+			problems: []string{InvalidSelector},
+		},
 		"invalid, of namespaces": {
-			why: "the API server does not validate selectors of custom resources", rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: invalid}, problems: []string{InvalidSelector},
+			why:      "the API server does not validate selectors of custom resources",
+			rules:    v1alpha1.ExportRules{Services: "All", NamespaceSelector: invalid},
+			problems: []string{InvalidSelector},
 		},
-		"namespace listed":     {why: "the list names the namespace", rules: v1alpha1.ExportRules{Services: "All", Namespaces: []string{"other", "shop"}}, visible: true},
-		"namespace not listed": {why: "the list does not name the namespace", rules: v1alpha1.ExportRules{Services: "All", Namespaces: []string{"other"}}},
+		"namespace listed": {
+			why:     "the list names the namespace",
+			rules:   v1alpha1.ExportRules{Services: "All", Namespaces: []string{"other", "shop"}},
+			visible: true,
+		},
+		"namespace not listed": {
+			why:   "the list does not name the namespace",
+			rules: v1alpha1.ExportRules{Services: "All", Namespaces: []string{"other"}},
+		},
 		"both must hold": {
-			why: "each rule narrows the others", rules: v1alpha1.ExportRules{Services: "Selected", Selector: matching("tier", "back"), Namespaces: []string{"shop"}},
+			why: "each rule narrows the others",
+			rules: v1alpha1.ExportRules{
+				Services:   "Selected",
+				Selector:   matching("tier", "back"),
+				Namespaces: []string{"shop"},
+			},
 		},
-		"namespace selected":     {why: "the namespace's labels match", rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "a")}, visible: true},
-		"namespace not selected": {why: "the namespace's labels do not match", rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "b")}},
-		"namespace unknown":      {why: "labels that are unknown do not match", unknown: true, rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "a")}},
+		"namespace selected": {
+			why:     "the namespace's labels match",
+			rules:   v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "a")},
+			visible: true,
+		},
+		"namespace not selected": {
+			why:   "the namespace's labels do not match",
+			rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "b")},
+		},
+		"namespace unknown": {
+			why:     "labels that are unknown do not match",
+			unknown: true,
+			rules:   v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "a")},
+		},
 		"namespace unknown, selected by absence": {
 			why: "a namespace that is unknown is not known to lack a label", unknown: true,
 			rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: &metav1.LabelSelector{
-				MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "secret", Operator: metav1.LabelSelectorOpDoesNotExist}}}},
+				MatchExpressions: []metav1.LabelSelectorRequirement{
+					{Key: "secret", Operator: metav1.LabelSelectorOpDoesNotExist},
+				}}},
 		},
 	}
 	for name, c := range cases {
@@ -56,7 +114,9 @@ func TestExportRules(t *testing.T) {
 			in.Links[0].Spec.Export = &c.rules
 			in.Links = append(in.Links, linkTo("north"))
 			if !c.unknown {
-				in.Namespaces = []corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "a"}}}}
+				in.Namespaces = []corev1.Namespace{
+					{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "a"}}},
+				}
 			}
 			got := in.build()
 			if visible := len(got.For("west")) == 1; visible != c.visible {
@@ -65,7 +125,8 @@ func TestExportRules(t *testing.T) {
 			if len(got.For("north")) != 1 {
 				t.Errorf("the rules of one Link concern another")
 			}
-			if d := cmp.Diff(c.problems, reasonsOf(got.LinkProblems["west"]), cmpopts.EquateEmpty()); d != "" || len(got.LinkProblems["north"]) > 0 {
+			if d := cmp.Diff(c.problems, reasonsOf(got.LinkProblems["west"]),
+				cmpopts.EquateEmpty()); d != "" || len(got.LinkProblems["north"]) > 0 {
 				t.Errorf("%s (-want +got):\n%s", c.why, d)
 			}
 		})
@@ -74,7 +135,11 @@ func TestExportRules(t *testing.T) {
 
 func TestLinkProblems(t *testing.T) {
 	in := world()
-	in.Services[0].Spec.Ports = append(in.Services[0].Spec.Ports, corev1.ServicePort{Name: "dns", Protocol: "UDP", Port: 53})
+	in.Services[0].Spec.Ports = append(in.Services[0].Spec.Ports, corev1.ServicePort{
+		Name:     "dns",
+		Protocol: "UDP",
+		Port:     53,
+	})
 	hidden := linkTo("north")
 	hidden.Spec.Export.Namespaces = []string{"pay"}
 	in.Links = append(in.Links, hidden)
@@ -91,23 +156,45 @@ func TestCopied(t *testing.T) {
 	source := map[string]string{
 		"team": "a", "example.com/owner": "b",
 		"causeway.dev/export": "true", "mirror.linkerd.io/exported": "true", lastApplied: "{}",
-		"getambassador.io/config": "x", "external-dns.alpha.kubernetes.io/hostname": "x", "app.kubernetes.io/instance": "x",
-		"argocd.argoproj.io/tracking-id": "x", "meta.helm.sh/release-name": "x", "service.kubernetes.io/service-proxy-name": "x",
-		"prometheus.io/scrape": "x", "service.beta.kubernetes.io/aws-load-balancer-type": "x", "tailscale.com/expose": "x",
-		"kustomize.toolkit.fluxcd.io/name": "x", "traefik.ingress.kubernetes.io/service.sticky": "x", "cloud.google.com/neg": "x",
-		"networking.istio.io/exportTo": "x", "config.linkerd.io/opaque-ports": "x", "olm.operators.coreos.com/x": "x",
+		"getambassador.io/config":                           "x",
+		"external-dns.alpha.kubernetes.io/hostname":         "x",
+		"app.kubernetes.io/instance":                        "x",
+		"argocd.argoproj.io/tracking-id":                    "x",
+		"meta.helm.sh/release-name":                         "x",
+		"service.kubernetes.io/service-proxy-name":          "x",
+		"prometheus.io/scrape":                              "x",
+		"service.beta.kubernetes.io/aws-load-balancer-type": "x",
+		"tailscale.com/expose":                              "x",
+		"kustomize.toolkit.fluxcd.io/name":                  "x",
+		"traefik.ingress.kubernetes.io/service.sticky":      "x",
+		"cloud.google.com/neg":                              "x",
+		"networking.istio.io/exportTo":                      "x",
+		"config.linkerd.io/opaque-ports":                    "x",
+		"olm.operators.coreos.com/x":                        "x",
 	}
 	cases := map[string]struct {
 		why  string
 		list []string
 		want []string
 	}{
-		"none":               {why: "mirrors copy nothing by default"},
-		"one":                {why: "the list names the key", list: []string{"team"}, want: []string{"team"}},
-		"absent":             {why: "the list names a key that the Service lacks", list: []string{"nobody"}},
-		"all":                {why: "All leaves out keys that instruct other controllers", list: []string{v1alpha1.CopyAll}, want: []string{"example.com/owner", "team"}},
-		"instructing, named": {why: "the importer named the key", list: []string{"prometheus.io/scrape"}, want: []string{"prometheus.io/scrape"}},
-		"all and one":        {why: "the importer named the key", list: []string{v1alpha1.CopyAll, "prometheus.io/scrape"}, want: []string{"example.com/owner", "prometheus.io/scrape", "team"}},
+		"none":   {why: "mirrors copy nothing by default"},
+		"one":    {why: "the list names the key", list: []string{"team"}, want: []string{"team"}},
+		"absent": {why: "the list names a key that the Service lacks", list: []string{"absent"}},
+		"all": {
+			why:  "All leaves out keys that instruct other controllers",
+			list: []string{v1alpha1.CopyAll},
+			want: []string{"example.com/owner", "team"},
+		},
+		"instructing, named": {
+			why:  "the importer named the key",
+			list: []string{"prometheus.io/scrape"},
+			want: []string{"prometheus.io/scrape"},
+		},
+		"all and one": {
+			why:  "the importer named the key",
+			list: []string{v1alpha1.CopyAll, "prometheus.io/scrape"},
+			want: []string{"example.com/owner", "prometheus.io/scrape", "team"},
+		},
 		"never": {
 			why:  "the keys never cross, even if the API server accepted them in the list",
 			list: []string{"causeway.dev/export", "mirror.linkerd.io/exported", lastApplied},
@@ -128,7 +215,10 @@ func TestCopied(t *testing.T) {
 
 func TestCommands(t *testing.T) {
 	for key, want := range map[string]bool{
-		"kubernetes.io/x": true, "a.b.kubernetes.io/x": true, "notkubernetes.io/x": false, "kubernetes.io": false,
+		"kubernetes.io/x":           true,
+		"a.b.kubernetes.io/x":       true,
+		"notkubernetes.io/x":        false,
+		"kubernetes.io":             false,
 		"example.com/kubernetes.io": false, "team": false,
 	} {
 		if got := commands(key); got != want {
@@ -146,16 +236,26 @@ func TestShownMetadata(t *testing.T) {
 		problems            []string
 	}{
 		"plain": {
-			why: "peers see the labels, and the importer's Link selects among them", labels: map[string]string{"team": "a"}, annotations: map[string]string{"note": "b"},
-			shown: map[string]string{"team": "a"}, shownNotes: map[string]string{"note": "b"},
+			why:         "peers see the labels, and the importer's Link selects among them",
+			labels:      map[string]string{"team": "a"},
+			annotations: map[string]string{"note": "b"},
+			shown:       map[string]string{"team": "a"}, shownNotes: map[string]string{"note": "b"},
 		},
 		"ours, Linkerd's, kubectl's": {
-			why: "these keys never cross a Link", labels: map[string]string{"causeway.dev/export": "true", "mirror.linkerd.io/exported": "true"},
+			why: "these keys never cross a Link",
+			labels: map[string]string{
+				"causeway.dev/export":        "true",
+				"mirror.linkerd.io/exported": "true",
+			},
 			annotations: map[string]string{lastApplied: `{"spec":{"clusterIP":"10.96.0.7"}}`},
 		},
 		"too large": {
-			why: "labels come first, so that a large annotation cannot displace them", labels: map[string]string{"team": "a"}, annotations: map[string]string{"note": big, "short": "b"},
-			shown: map[string]string{"team": "a"}, shownNotes: map[string]string{"short": "b"}, problems: []string{MetadataTooLarge},
+			why:         "labels come first, so that a large annotation cannot displace them",
+			labels:      map[string]string{"team": "a"},
+			annotations: map[string]string{"note": big, "short": "b"},
+			shown:       map[string]string{"team": "a"},
+			shownNotes:  map[string]string{"short": "b"},
+			problems:    []string{MetadataTooLarge},
 		},
 	}
 	for name, c := range cases {
@@ -187,11 +287,31 @@ func TestValidateMetadata(t *testing.T) {
 		want                map[string]string
 		reason              string
 	}{
-		"good":       {why: "the labels are valid", labels: map[string]string{"team": "a"}, want: map[string]string{"team": "a"}},
-		"bad value":  {why: "the API server would refuse the mirror", labels: map[string]string{"team": "a b", "tier": "x"}, want: map[string]string{"tier": "x"}, reason: InvalidMetadata},
-		"bad key":    {why: "the API server would refuse the mirror", annotations: map[string]string{"a b": "x"}, reason: InvalidMetadata},
-		"own labels": {why: "a peer cannot set Causeway's own labels", labels: map[string]string{v1alpha1.LinkLabel: "north"}},
-		"too large":  {why: "a peer cannot fill the API server", annotations: map[string]string{"a": strings.Repeat("x", maxMetadata)}, reason: InvalidMetadata},
+		"good": {
+			why:    "the labels are valid",
+			labels: map[string]string{"team": "a"},
+			want:   map[string]string{"team": "a"},
+		},
+		"bad value": {
+			why:    "the API server would refuse the mirror",
+			labels: map[string]string{"team": "a b", "tier": "x"},
+			want:   map[string]string{"tier": "x"},
+			reason: InvalidMetadata,
+		},
+		"bad key": {
+			why:         "the API server would refuse the mirror",
+			annotations: map[string]string{"a b": "x"},
+			reason:      InvalidMetadata,
+		},
+		"own labels": {
+			why:    "a peer cannot set Causeway's own labels",
+			labels: map[string]string{v1alpha1.LinkLabel: "north"},
+		},
+		"too large": {
+			why:         "a peer cannot fill the API server",
+			annotations: map[string]string{"a": strings.Repeat("x", maxMetadata)},
+			reason:      InvalidMetadata,
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

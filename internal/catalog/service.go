@@ -117,8 +117,8 @@ func (s Service) Equal(o Service) bool {
 
 // Validate checks a Service that a peer advertises and that the peer of trustDomain may
 // vouch for. It returns the usable part in canonical order, and what is wrong with the
-// rest. If nothing of the Service is usable, the result is the zero Service. Validate does
-// not change s; the result can share memory with it.
+// rest. If nothing of the Service is usable, the result is the zero Service. Validate
+// does not change s; the result can share memory with it.
 func (s Service) Validate(trustDomain string) (Service, []Problem) {
 	var ps problems
 	if !isLabel(s.Namespace) || !isLabel(s.Name) {

@@ -31,8 +31,8 @@ func isSubdomain(s string) bool {
 	}
 }
 
-// isQualifiedName reports whether s is a name, or a subdomain, a slash and a name, as keys
-// of labels are.
+// isQualifiedName reports whether s is a name, or a subdomain, a slash and a name, as
+// keys of labels are.
 func isQualifiedName(s string) bool {
 	prefix, name, prefixed := strings.Cut(s, "/")
 	if !prefixed {

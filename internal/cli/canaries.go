@@ -192,8 +192,8 @@ func flying(flock []*bird, seen []corev1.Pod, err error) int {
 
 // result is what a bird has sung.
 func (b *bird) result() check.Canary {
-	out := check.Canary{Node: b.node, UID: string(b.pod.UID), Trouble: b.trouble}
-	if out.Trouble != "" {
+	out := check.Canary{Node: b.node, UID: string(b.pod.UID), Failure: b.trouble}
+	if out.Failure != "" {
 		return out
 	}
 	for _, s := range b.pod.Status.ContainerStatuses {
@@ -201,13 +201,13 @@ func (b *bird) result() check.Canary {
 			if err := json.Unmarshal([]byte(t.Message), &out.Result); err == nil {
 				return out
 			}
-			out.Trouble = strings.TrimSpace(t.Reason + " " + t.Message)
+			out.Failure = strings.TrimSpace(t.Reason + " " + t.Message)
 		} else if w := s.State.Waiting; w != nil {
-			out.Trouble = strings.TrimSpace(w.Reason + " " + w.Message)
+			out.Failure = strings.TrimSpace(w.Reason + " " + w.Message)
 		}
 	}
-	if out.Trouble == "" {
-		out.Trouble = strings.TrimSpace(fmt.Sprintf("its pod did not end within %v %s %s", canaryTime, b.pod.Status.Reason, b.pod.Status.Message))
+	if out.Failure == "" {
+		out.Failure = strings.TrimSpace(fmt.Sprintf("its pod did not end within %v %s %s", canaryTime, b.pod.Status.Reason, b.pod.Status.Message))
 	}
 	return out
 }

@@ -74,13 +74,15 @@ func TestConcurrentLoadsAgree(t *testing.T) {
 	}
 	x, y := got[0], got[1]
 	if !x.Issuers().Root().Equal(y.Issuers().Root()) || !x.Issuers().Issuer().Equal(y.Issuers().Issuer()) ||
-		string(x.linkKey.Public()) != string(y.linkKey.Public()) || x.hopMasterKey != y.hopMasterKey || x.trustDomain != y.trustDomain {
+		string(x.linkKey.Public()) != string(y.linkKey.Public()) || x.hopMasterKey != y.hopMasterKey ||
+		x.trustDomain != y.trustDomain {
 		t.Error("two replicas that start at once must load one identity")
 	}
 	if creates[rootSecret] != 2 || creates[issuerSecret] != 2 || creates[keysSecret] != 2 {
 		t.Errorf("the race did not happen: %v", creates)
 	}
-	if _, err := identity.VerifyIssuerList(x.Issuers().Root(), y.trustDomain, y.Issuers().SignedList()); err != nil {
+	if _, err := identity.VerifyIssuerList(x.Issuers().Root(), y.trustDomain,
+		y.Issuers().SignedList()); err != nil {
 		t.Error(err)
 	}
 	a.Refuse(nil)
@@ -118,7 +120,8 @@ func TestLoadKeepsLostSecretLost(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.Writes()
-		if _, err := Load(t.Context(), a, named("west")); err == nil || !strings.Contains(err.Error(), name) || len(a.Writes()) > 0 {
+		if _, err := Load(t.Context(), a, named("west")); err == nil ||
+			!strings.Contains(err.Error(), name) || len(a.Writes()) > 0 {
 			t.Errorf("%s: peers trust its content, and a new one would cut them off silently: %v", name, err)
 		}
 		var cm corev1.ConfigMap
@@ -169,14 +172,21 @@ func TestPublish(t *testing.T) {
 		{"the first start creates it", func() {}, nil, "", 1},
 		{"nothing changed", func() {}, nil, "", 0},
 		{"addresses become known later", func() {}, []string{"192.0.2.1:4143"}, "192.0.2.1:4143", 1},
-		{"a restarted controller knows no address yet and keeps the published ones", func() {}, nil, "192.0.2.1:4143", 0},
+		{
+			"a restarted controller knows no address yet and keeps the published ones",
+			func() {},
+			nil,
+			"192.0.2.1:4143",
+			0,
+		},
 		{"a manual edit is repaired", edit, []string{"192.0.2.1:4143"}, "192.0.2.1:4143", 1},
 		{"a manual deletion is repaired", remove, []string{"192.0.2.2:4143"}, "192.0.2.2:4143", 1},
 	}
 	for _, s := range steps {
 		s.before()
 		data, writes := publish(s.gateways)
-		if data[clusterinfo.KeyGateways] != s.want || len(writes) != s.writes || data[clusterinfo.KeyTrustDomain] != west().trustDomain || data[clusterinfo.KeyRoot] == "mine" {
+		if data[clusterinfo.KeyGateways] != s.want || len(writes) != s.writes ||
+			data[clusterinfo.KeyTrustDomain] != west().trustDomain || data[clusterinfo.KeyRoot] == "mine" {
 			t.Errorf("%s: gateways %q, writes %v", s.why, data[clusterinfo.KeyGateways], writes)
 		}
 	}

@@ -92,11 +92,14 @@ func (e Expiry) Warning(now time.Time) string {
 	at := e.NotAfter.UTC().Format(time.RFC3339)
 	switch e.Kind {
 	case RootCertificate:
-		return fmt.Sprintf("This cluster's root %s at %s. Run `causeway rotate --root`, or have the external CA "+
+		return fmt.Sprintf("This cluster's root %s at %s. Run `causeway rotate --root`, or have the "+
+			"external CA "+
 			"renew it; then apply the output of `causeway identity` in each peer.", verb, at)
 	case AnchorCertificate:
-		return fmt.Sprintf("The certificate that peers pin, which signed this cluster's root, %s at %s. Have the "+
-			"root signed by a CA that lives longer, then apply the output of `causeway identity` in each peer.",
+		return fmt.Sprintf("The certificate that peers pin, which signed this cluster's root, %s at %s. "+
+			"Have the "+
+			"root signed by a CA that lives longer, then apply the output of `causeway identity` in each "+
+			"peer.",
 			verb, at)
 	case IssuerCertificate:
 		return fmt.Sprintf("This cluster's issuer %s at %s and should have been rotated already. "+
@@ -105,7 +108,8 @@ func (e Expiry) Warning(now time.Time) string {
 		return fmt.Sprintf("The root that the Link pins %s at %s. Run `causeway rotate --root` in the peer, "+
 			"then apply the output of its `causeway identity` here.", verb, at)
 	}
-	return fmt.Sprintf("The peer's last issuer %s at %s. The peer's controller rotates it and announces the new "+
+	return fmt.Sprintf("The peer's last issuer %s at %s. The peer's controller rotates it and announces "+
+		"the new "+
 		"one on the catalog stream; run `causeway check` in the peer to see why it has not.", verb, at)
 }
 

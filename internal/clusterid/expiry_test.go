@@ -10,7 +10,8 @@ import (
 
 func TestExpiryWarnings(t *testing.T) {
 	have := west().Issuers()
-	all := append(have.Expiries(), PeerRootExpiry("east", have.Root()), PeerIssuerExpiry("east", have.Issuer().NotAfter))
+	all := append(have.Expiries(), PeerRootExpiry("east", have.Root()),
+		PeerIssuerExpiry("east", have.Issuer().NotAfter))
 	SortExpiries(all)
 	const day = 24 * time.Hour
 	root, issuer := have.Root().NotAfter, have.Issuer().NotAfter
@@ -69,7 +70,8 @@ func TestExpiryWarnings(t *testing.T) {
 
 func TestExpiryCollector(t *testing.T) {
 	have := west().Issuers()
-	all := append(have.Expiries(), PeerRootExpiry("east", have.Root()), PeerIssuerExpiry("east", have.Issuer().NotAfter))
+	all := append(have.Expiries(), PeerRootExpiry("east", have.Root()),
+		PeerIssuerExpiry("east", have.Issuer().NotAfter))
 	c := NewExpiryCollector(func() []Expiry { return all })
 	if n := testutil.CollectAndCount(c); n != 4 {
 		t.Errorf("%d series, want 4", n)

@@ -52,7 +52,8 @@ func (r *Rotator) rootSource(ctx context.Context, now time.Time,
 	from.SecretName = o.Namespace + "/" + o.CASecret
 	from.External, fault = importRoot(ctx, r.c.Client, o.Namespace, o.CASecret, now)
 	if fault == nil && from.External.TrustDomain() != trustDomain {
-		fault = fmt.Errorf("the CA Secret %s holds a root of trust domain %s, but this cluster's trust domain "+
+		fault = fmt.Errorf("the CA Secret %s holds a root of trust domain %s, but this cluster's trust "+
+			"domain "+
 			"is %s and cannot change: set the certificate's URI to spiffe://%s",
 			from.SecretName, from.External.TrustDomain(), trustDomain, trustDomain)
 	}

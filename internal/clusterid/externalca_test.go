@@ -33,7 +33,10 @@ type externalCA struct {
 
 func newExternalCA(t *testing.T, a *kubetest.API) *externalCA {
 	m := &externalCA{T: t, API: a}
-	m.cert, m.key = m.sign(nil, &x509.Certificate{Subject: pkix.Name{CommonName: "office"}, NotAfter: time.Now().AddDate(20, 0, 0)})
+	m.cert, m.key = m.sign(nil, &x509.Certificate{
+		Subject:  pkix.Name{CommonName: "office"},
+		NotAfter: time.Now().AddDate(20, 0, 0),
+	})
 	return m
 }
 
@@ -43,7 +46,8 @@ func (m *externalCA) sign(by *x509.Certificate, c *x509.Certificate) (*x509.Cert
 	if err != nil {
 		m.Fatal(err)
 	}
-	c.SerialNumber, c.NotBefore, c.BasicConstraintsValid, c.IsCA, c.KeyUsage = big.NewInt(1), time.Now().Add(-time.Hour), true, true, x509.KeyUsageCertSign
+	c.SerialNumber, c.NotBefore = big.NewInt(1), time.Now().Add(-time.Hour)
+	c.BasicConstraintsValid, c.IsCA, c.KeyUsage = true, true, x509.KeyUsageCertSign
 	signer := m.key
 	if by == nil {
 		by, signer = c, key
@@ -70,15 +74,28 @@ func (m *externalCA) renew(trustDomain string) {
 	if err != nil {
 		m.Fatal(err)
 	}
-	text := func(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
-	m.store(map[string][]byte{"tls.crt": text("CERTIFICATE", cert.Raw), "tls.key": text("EC PRIVATE KEY", der), "ca.crt": text("CERTIFICATE", m.cert.Raw)})
+	text := func(kind string, der []byte) []byte {
+		return pem.EncodeToMemory(&pem.Block{
+			Type:  kind,
+			Bytes: der,
+		})
+	}
+	m.store(map[string][]byte{
+		"tls.crt": text("CERTIFICATE", cert.Raw),
+		"tls.key": text("EC PRIVATE KEY", der),
+		"ca.crt":  text("CERTIFICATE", m.cert.Raw),
+	})
 }
 
 func (m *externalCA) store(data map[string][]byte) {
 	m.Helper()
 	m.writing = true
 	defer func() { m.writing = false }()
-	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "ca"}, Type: corev1.SecretTypeTLS, Data: data}
+	s := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "ca"},
+		Type:       corev1.SecretTypeTLS,
+		Data:       data,
+	}
 	if err := m.Create(m.Context(), s); err == nil {
 		return
 	}
@@ -116,7 +133,8 @@ func TestExternalCA(t *testing.T) {
 	}
 	var cm corev1.ConfigMap
 	a.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
-	if block, _ := pem.Decode([]byte(cm.Data[clusterinfo.KeyRoot])); block == nil || string(block.Bytes) != string(m.cert.Raw) || cm.Data[clusterinfo.KeyCASecret] != "ca" {
+	if block, _ := pem.Decode([]byte(cm.Data[clusterinfo.KeyRoot])); block == nil ||
+		string(block.Bytes) != string(m.cert.Raw) || cm.Data[clusterinfo.KeyCASecret] != "ca" {
 		t.Errorf("peers are to pin the external CA, but %v is published", cm.Data)
 	}
 	first := leader.id.Issuers().Root()
@@ -144,11 +162,13 @@ func TestExternalCA(t *testing.T) {
 
 	m.renew("west")
 	both(time.Second)
-	if have := leader.id.Issuers(); have.roots.Next == nil || !have.Root().Equal(first) || progress(t, a).Fault != "" {
+	if have := leader.id.Issuers(); have.roots.Next == nil || !have.Root().Equal(first) ||
+		progress(t, a).Fault != "" {
 		t.Error("a renewed root must be announced first")
 	}
 	both(24*time.Hour + 2*time.Second)
-	if have := leader.id.Issuers(); have.roots.Next != nil || have.Root().Equal(first) || have.state.Next == nil {
+	if have := leader.id.Issuers(); have.roots.Next != nil || have.Root().Equal(first) ||
+		have.state.Next == nil {
 		t.Error("a renewed root must sign when the announcement is over")
 	}
 	restarted := newReplicaWith(t, a, false, nil, o)

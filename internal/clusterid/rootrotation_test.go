@@ -56,14 +56,20 @@ func TestRootRotation(t *testing.T) {
 	}
 	request(t, a, `{"id":"a","root":true}`)
 	both(0)
-	if p := progress(t, a); p.Root.Deadline == nil || !slices.Equal(p.Root.Waiting, []string{"east"}) || p.Number != 2 || p.Request != "" {
+	if p := progress(t, a); p.Root.Deadline == nil || !slices.Equal(p.Root.Waiting, []string{
+		"east",
+	}) || p.Number != 2 || p.Request != "" {
 		t.Errorf("progress after the announcement: %+v", p)
 	}
 	if !leader.id.Issuers().Root().Equal(old) || follower.changes != 1 {
-		t.Errorf("the new root signs before peers know it, or peers do not learn of it (%d changes)", follower.changes)
+		t.Errorf("the new root signs before peers know it, or peers do not learn of it (%d changes)",
+			follower.changes)
 	}
 	next := leader.id.Issuers().roots.Next.Certificate()
-	for name, root := range map[string]*x509.Certificate{"a Link with the old root": old, "an agent with the next root": next} {
+	for name, root := range map[string]*x509.Certificate{
+		"a Link with the old root":    old,
+		"an agent with the next root": next,
+	} {
 		if err := verifyFrom(t, root, follower.id); err != nil {
 			t.Errorf("after the announcement, %s: %v", name, err)
 		}
@@ -98,7 +104,10 @@ func TestRootRotation(t *testing.T) {
 		t.Errorf("the old root must have been retired: %+v", p)
 	}
 	for _, id := range []*Identity{leader.id, follower.id, newReplica(t, a, false, nil).id} {
-		for name, root := range map[string]*x509.Certificate{"a Link with the old root": old, "a Link with the new root": next} {
+		for name, root := range map[string]*x509.Certificate{
+			"a Link with the old root": old,
+			"a Link with the new root": next,
+		} {
 			if err := verifyFrom(t, root, id); err != nil {
 				t.Errorf("after the rotation, %s: %v", name, err)
 			}
@@ -190,8 +199,10 @@ func crashAndContinue(t *testing.T, asked string, lost bool, at int) {
 		}
 	}
 	have := leader.id.Issuers()
-	if have.Root().Equal(old) || have.roots.Retired != nil || len(have.Certificates()) != 1 || !have.roots.Trusts(have.state) {
-		t.Errorf("the rotation does not end: generation %d, %d issuers", have.RootGeneration(), len(have.Certificates()))
+	if have.Root().Equal(old) || have.roots.Retired != nil || len(have.Certificates()) != 1 ||
+		!have.roots.Trusts(have.state) {
+		t.Errorf("the rotation does not end: generation %d, %d issuers", have.RootGeneration(),
+			len(have.Certificates()))
 	}
 	if progress(t, a).Request != "a" {
 		t.Error("the request is not done")

@@ -244,7 +244,8 @@ func (r *Rotator) decide(ctx context.Context, now time.Time, s *storedState) err
 	if err := r.adopt(s); err != nil {
 		return err
 	}
-	progress := rotation.ProgressOf(s.state, s.roots, acknowledged, errors.Join(requestFault, rootFault)).String()
+	progress := rotation.ProgressOf(s.state, s.roots, acknowledged,
+		errors.Join(requestFault, rootFault)).String()
 	if cm.Annotations[rotation.ProgressAnnotation] == progress {
 		return nil
 	}

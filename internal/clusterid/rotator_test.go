@@ -31,7 +31,8 @@ func newReplica(t *testing.T, a *kubetest.API, leader bool, acknowledged map[str
 	return newReplicaWith(t, a, leader, acknowledged, named("west"))
 }
 
-func newReplicaWith(t *testing.T, a *kubetest.API, leader bool, acknowledged map[string]uint64, o Options) *replica {
+func newReplicaWith(t *testing.T, a *kubetest.API, leader bool, acknowledged map[string]uint64,
+	o Options) *replica {
 	t.Helper()
 	id, err := Load(t.Context(), a, o)
 	if err != nil {
@@ -122,7 +123,8 @@ func TestIssuerRotation(t *testing.T) {
 		t.Errorf("progress after the announcement: %+v", p)
 	}
 	have := follower.id.Issuers()
-	list, err := identity.VerifyIssuerList(have.Root(), follower.id.trustDomain, follower.id.Hello().IssuerList)
+	list, err := identity.VerifyIssuerList(have.Root(), follower.id.trustDomain,
+		follower.id.Hello().IssuerList)
 	if err != nil || list.Number != 2 || len(list.Issuers) != 2 || follower.changes != 1 ||
 		follower.issuer() != first || len(have.Certificates()) != 2 {
 		t.Fatalf("the follower sends %+v, %v after %d changes", list, err, follower.changes)
@@ -139,8 +141,10 @@ func TestIssuerRotation(t *testing.T) {
 	request(t, a, `{"id":"b","revoke":true}`)
 	leader.step(t, now)
 	follower.step(t, now)
-	if s := follower.id.Issuers(); s.Number() != 3 || len(s.Certificates()) != 1 || string(s.Certificates()[0]) != follower.issuer() {
-		t.Errorf("after the revocation list %d has %d issuers, want list 3 with the new one", s.Number(), len(s.Certificates()))
+	if s := follower.id.Issuers(); s.Number() != 3 || len(s.Certificates()) != 1 ||
+		string(s.Certificates()[0]) != follower.issuer() {
+		t.Errorf("after the revocation list %d has %d issuers, want list 3 with the new one", s.Number(),
+			len(s.Certificates()))
 	}
 	if err := leader.id.Publish(t.Context(), a, nil); err != nil || progress(t, a).Number != 3 {
 		t.Errorf("publishing the identity must keep the annotations: %v", err)
@@ -168,7 +172,8 @@ func TestLeaderThatCannotWriteAdoptsStoredState(t *testing.T) {
 		t.Fatalf("the leader was meant to try a write: %v", err)
 	}
 	if n := leader.id.Issuers().Number(); n != 2 || leader.changes != 1 {
-		t.Errorf("list %d in force after %d changes, want the stored list 2 after 1 change", n, leader.changes)
+		t.Errorf("list %d in force after %d changes, want the stored list 2 after 1 change", n,
+			leader.changes)
 	}
 }
 

@@ -4,23 +4,24 @@
 // What always holds:
 //   - It imports nothing, so that every package may import it.
 //   - The chart uses the same names and ports; the chart's tests compare them.
-//   - The names and ports are part of what an upgrade keeps. A changed one must be read under
-//     both names for a release.
+//   - The names and ports are part of what an upgrade keeps. A changed one must be read
+//     under both names for a release.
 package clusterinfo
 
 // DefaultNamespace is Causeway's namespace unless the user chooses another one.
 const DefaultNamespace = "causeway-system"
 
-// Names of the objects of each process: its Deployment or DaemonSet, its ServiceAccount and,
-// if it has one, its Service. The controller's Lease for leader election has its name too.
+// Names of the objects of each process: its Deployment or DaemonSet, its ServiceAccount
+// and, if it has one, its Service. The controller's Lease for leader election has its
+// name too.
 const (
 	ControllerName = "causeway-controller"
 	GatewayName    = "causeway-gateway"
 	AgentName      = "causeway-agent"
 )
 
-// IdentityConfigMap holds the public half of the cluster's identity. The controller writes it,
-// agents and gateways mount it, and the command reads it.
+// IdentityConfigMap holds the public half of the cluster's identity. The controller
+// writes it, agents and gateways mount it, and the command reads it.
 const IdentityConfigMap = "causeway-identity"
 
 // Keys of IdentityConfigMap.
@@ -30,8 +31,8 @@ const (
 	KeyRoot          = "root.pem" // the root certificate that peers pin
 	KeyLinkPublicKey = "linkPublicKey"
 	KeyGateways      = "gateways" // addresses that peers can dial, separated by commas
-	// KeyCASecret names the Secret of an external CA. It is absent if the controller made the
-	// root itself.
+	// KeyCASecret names the Secret of an external CA. It is absent if the controller made
+	// the root itself.
 	KeyCASecret = "caSecret"
 )
 
@@ -54,8 +55,8 @@ const (
 	ComponentCleanup    = "cleanup" // a pod that removes Causeway's state from a node
 )
 
-// SliceManager is the value of endpointslice.kubernetes.io/managed-by on the EndpointSlices
-// that Causeway makes.
+// SliceManager is the value of endpointslice.kubernetes.io/managed-by on the
+// EndpointSlices that Causeway makes.
 const SliceManager = "causeway.dev"
 
 // Ports.
@@ -68,7 +69,8 @@ const (
 	ProbesPort     = 9465
 	AdminPort      = 9466 // on the controller's loopback
 
-	// Agents accept calls to virtual IPs at ListenerPorts ports from FirstListenerPort on.
+	// Agents accept calls to virtual IPs at ListenerPorts ports from FirstListenerPort
+	// on.
 	FirstListenerPort = 4200
 	ListenerPorts     = 32
 )

@@ -7,8 +7,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/vipguard"
 )
 
-// TestVIPGuardUsesTheSamePorts compares numbers that vip-guard repeats, because it may not
-// import any other package of the module.
+// TestVIPGuardUsesTheSamePorts compares numbers that vip-guard repeats, because it may
+// not import any other package of the module.
 func TestVIPGuardUsesTheSamePorts(t *testing.T) {
 	got := []int{vipguard.HopPort, vipguard.FirstPort, vipguard.LastPort}
 	want := []int{

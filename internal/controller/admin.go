@@ -33,8 +33,9 @@ const agentsTime = 6 * time.Second
 // maxQuestions bounds how many operators are answered at a time.
 const maxQuestions = 4
 
-// admin answers an operator whom the API server let in: nobody else reaches a pod's
-// loopback. It holds nothing secret, and changes nothing.
+// admin answers queries of operators. Only requests through the API server, which
+// authorizes them, reach a pod's loopback address. The answers contain no secrets, and
+// the queries change nothing.
 type admin struct {
 	reconciler *reconciler
 	ask        func(context.Context) ([]nodestream.Report, error)
@@ -64,7 +65,13 @@ func (a *admin) serve(ctx context.Context) error {
 			a.o.Log.Debug("write answer", "error", err)
 		}
 	})
-	s := &http.Server{Addr: a.o.Admin, Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10}
+	s := &http.Server{
+		Addr:           a.o.Admin,
+		Handler:        mux,
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   30 * time.Second,
+		MaxHeaderBytes: 8 << 10,
+	}
 	var closing sync.WaitGroup
 	defer closing.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -139,14 +146,21 @@ func (r *reconciler) describePeers() []check.Peer {
 		s := r.snapshots[name]
 		p := check.Peer{Link: name}
 		if s != nil {
-			p.DNS, p.Inbound, p.SkewSeconds, p.Complete = slices.Clone(s.Addresses.DNS), s.Inbound, s.Skew.Seconds(), s.Complete
+			p.DNS, p.Inbound = slices.Clone(s.Addresses.DNS), s.Inbound
+			p.SkewSeconds, p.Complete = s.Skew.Seconds(), s.Complete
 			for _, address := range slices.Sorted(maps.Keys(s.Streams)) {
-				p.Streams = append(p.Streams, check.Stream{Address: address, Error: s.Streams[address].Reason})
+				p.Streams = append(p.Streams, check.Stream{
+					Address: address,
+					Error:   s.Streams[address].Reason,
+				})
 			}
 		}
 		if l := r.imports.links[name]; l != nil {
-			for source := range l.wants {
-				p.Wants = append(p.Wants, strings.TrimSuffix(source.Namespace+"/"+source.Service+"/"+source.Hostname, "/"))
+			p.WantNames = make(map[string]string, len(l.wants))
+			for source, want := range l.wants {
+				key := strings.TrimSuffix(source.Namespace+"/"+source.Service+"/"+source.Hostname, "/")
+				p.Wants = append(p.Wants, key)
+				p.WantNames[key] = want.MirrorNamespace + "/" + want.MirrorName
 			}
 			slices.Sort(p.Wants)
 		}
@@ -170,7 +184,10 @@ func agentsOf(reports []nodestream.Report) []check.Agent {
 		agent.Faults, agent.Bridged = r.Body.GetFaults(), r.Body.GetBridged()
 		for _, d := range r.Body.GetReaches() {
 			agent.Dials = append(agent.Dials, check.Dial{
-				Link: d.GetLink(), Address: d.GetAddress(), TookSeconds: float64(d.GetTookUs()) / 1e6, Error: d.GetError(),
+				Link:        d.GetLink(),
+				Address:     d.GetAddress(),
+				TookSeconds: float64(d.GetTookUs()) / 1e6,
+				Error:       d.GetError(),
 			})
 		}
 		out = append(out, agent)

@@ -39,7 +39,8 @@ func benchCluster(b *testing.B) *replica {
 	r.leader.ledgerRead = true
 	in := r.inbox.next
 	in.namespaces, in.links = changed[corev1.Namespace]{{Name: "shop"}: shop()}, changed[v1alpha1.Link]{}
-	in.services, in.slices, in.pods = changed[corev1.Service]{}, changed[discoveryv1.EndpointSlice]{}, changed[corev1.Pod]{}
+	in.services, in.slices = changed[corev1.Service]{}, changed[discoveryv1.EndpointSlice]{}
+	in.pods = changed[corev1.Pod]{}
 	for i, peer := range benchPeers() {
 		name := fmt.Sprintf("peer-%d", i)
 		l := peer.Link(name)
@@ -57,7 +58,8 @@ func benchCluster(b *testing.B) *replica {
 		p := r.benchPass()
 		if len(p.writes) == 0 {
 			if len(r.exports.members) != benchExports || len(p.readyLinks) != benchLinks {
-				b.Fatalf("%d exports are stored, %d Links are ready", len(r.exports.members), len(p.readyLinks))
+				b.Fatalf("%d exports are stored, %d Links are ready", len(r.exports.members),
+					len(p.readyLinks))
 			}
 			return r
 		}
@@ -184,11 +186,13 @@ func BenchmarkPassOneImport(b *testing.B) {
 	for n := 0; b.Loop(); n++ {
 		r.sweep.due = time.Now().Add(time.Hour)
 		p := &plan{}
-		r.imports.applyCatalog("peer-7", peering.CatalogChange{Upserts: []catalog.Service{service(0, n%2 == 0)}, Complete: true}, time.Now(), p)
+		r.imports.applyCatalog("peer-7", peering.CatalogChange{
+			Upserts:  []catalog.Service{service(0, n%2 == 0)},
+			Complete: true,
+		}, time.Now(), p)
 		if err := r.hub.Apply(p.views...); err != nil {
 			b.Fatal(err)
 		}
 		r.benchPass()
 	}
 }
-

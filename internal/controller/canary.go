@@ -40,8 +40,10 @@ func (l *leader) keepCanary(ctx context.Context, svc *corev1.Service) error {
 }
 
 func sameSlice(have, want *discoveryv1.EndpointSlice) bool {
-	return equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) && equality.Semantic.DeepEqual(have.Ports, want.Ports) &&
-		equality.Semantic.DeepEqual(have.Labels, want.Labels) && equality.Semantic.DeepEqual(have.OwnerReferences, want.OwnerReferences)
+	return equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) &&
+		equality.Semantic.DeepEqual(have.Ports, want.Ports) &&
+		equality.Semantic.DeepEqual(have.Labels, want.Labels) &&
+		equality.Semantic.DeepEqual(have.OwnerReferences, want.OwnerReferences)
 }
 
 // canarySlice is the slice of one of the canary's virtual IPs.
@@ -55,11 +57,28 @@ func canarySlice(svc *corev1.Service, vip netip.Addr) *discoveryv1.EndpointSlice
 	return &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: svc.Namespace, Name: name,
-			Labels:          map[string]string{discoveryv1.LabelServiceName: svc.Name, discoveryv1.LabelManagedBy: "causeway.dev"},
-			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Service", Name: svc.Name, UID: svc.UID, Controller: &yes, BlockOwnerDeletion: &no}},
+			Labels: map[string]string{
+				discoveryv1.LabelServiceName: svc.Name,
+				discoveryv1.LabelManagedBy:   "causeway.dev",
+			},
+			OwnerReferences: []metav1.OwnerReference{
+				{
+					APIVersion:         "v1",
+					Kind:               "Service",
+					Name:               svc.Name,
+					UID:                svc.UID,
+					Controller:         &yes,
+					BlockOwnerDeletion: &no,
+				},
+			},
 		},
 		AddressType: family,
-		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{vip.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes}}},
-		Ports:       []discoveryv1.EndpointPort{{Name: &none, Port: &port, Protocol: &tcp}},
+		Endpoints: []discoveryv1.Endpoint{
+			{
+				Addresses:  []string{vip.String()},
+				Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes},
+			},
+		},
+		Ports: []discoveryv1.EndpointPort{{Name: &none, Port: &port, Protocol: &tcp}},
 	}
 }

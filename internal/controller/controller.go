@@ -1,6 +1,6 @@
 // Package controller is the controller process: it exports this cluster's catalog to
-// peers, mirrors theirs, signs identities, and tells every agent and gateway what it must
-// know.
+// peers, mirrors the Services of peers, signs workload certificates, and sends each agent
+// and gateway its configuration.
 //
 //	API server ─▶ informers ─┐              ┌─▶ catalog log ─▶ peers, through our gateway
 //	peers' catalogs ─────────┼─▶ inbox ─▶ pass ─▶ node logs ───▶ agents and gateways
@@ -101,7 +101,11 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	id, err := clusterid.Load(ctx, live, clusterid.Options{ClusterName: o.ClusterName, Namespace: o.Namespace, CASecret: o.CASecret})
+	id, err := clusterid.Load(ctx, live, clusterid.Options{
+		ClusterName: o.ClusterName,
+		Namespace:   o.Namespace,
+		CASecret:    o.CASecret,
+	})
 	if err != nil {
 		return fmt.Errorf("load this cluster's identity: %w", err)
 	}
@@ -112,7 +116,8 @@ func Run(ctx context.Context, o Options) error {
 	if err := mirror.RegisterIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err
 	}
-	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.Pod{}, signer.PodNodeField, signer.PodNode); err != nil {
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.Pod{}, signer.PodNodeField,
+		signer.PodNode); err != nil {
 		return fmt.Errorf("index Pods by node: %w", err)
 	}
 	var pod corev1.Pod
@@ -120,7 +125,16 @@ func Run(ctx context.Context, o Options) error {
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("get this pod %s/%s: %w", o.Namespace, o.PodName, err)
 	}
-	p := &process{o: o, identity: id, mgr: mgr, live: live, ranges: ranges, podUID: string(pod.UID), budget: budget, log: o.Log}
+	p := &process{
+		o:        o,
+		identity: id,
+		mgr:      mgr,
+		live:     live,
+		ranges:   ranges,
+		podUID:   string(pod.UID),
+		budget:   budget,
+		log:      o.Log,
+	}
 	if err := p.wire(); err != nil {
 		return err
 	}
@@ -155,7 +169,10 @@ func newManager(o Options, budget *throttle.Limiter) (manager.Manager, client.Cl
 				&discoveryv1.EndpointSlice{}: {Transform: slimSlice},
 			},
 		},
-		Client:                        client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}, &corev1.ConfigMap{}}}},
+		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{
+			&corev1.Secret{},
+			&corev1.ConfigMap{},
+		}}},
 		Metrics:                       metricsserver.Options{BindAddress: o.Metrics},
 		GracefulShutdownTimeout:       &grace,
 		LeaderElection:                true,
@@ -184,11 +201,20 @@ func slimPod(o any) (any, error) {
 	p.ManagedFields, p.OwnerReferences, p.Annotations = nil, nil, slimAnnotations(p.Annotations)
 	containers := make([]corev1.Container, len(p.Spec.Containers))
 	for i, c := range p.Spec.Containers {
-		containers[i] = corev1.Container{Name: c.Name, Ports: c.Ports, SecurityContext: slimSecurity(c.SecurityContext)}
+		containers[i] = corev1.Container{
+			Name:            c.Name,
+			Ports:           c.Ports,
+			SecurityContext: slimSecurity(c.SecurityContext),
+		}
 	}
 	initial := make([]corev1.Container, len(p.Spec.InitContainers))
 	for i, c := range p.Spec.InitContainers {
-		initial[i] = corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy, SecurityContext: slimSecurity(c.SecurityContext)}
+		initial[i] = corev1.Container{
+			Name:            c.Name,
+			Ports:           c.Ports,
+			RestartPolicy:   c.RestartPolicy,
+			SecurityContext: slimSecurity(c.SecurityContext),
+		}
 	}
 	p.Spec = corev1.PodSpec{
 		NodeName:           p.Spec.NodeName,
@@ -216,7 +242,11 @@ func slimConditions(all []corev1.PodCondition) []corev1.PodCondition {
 	for _, c := range all {
 		switch c.Type {
 		case corev1.PodReady, corev1.PodReadyToStartContainers, check.PathProved:
-			kept = append(kept, corev1.PodCondition{Type: c.Type, Status: c.Status, LastTransitionTime: c.LastTransitionTime})
+			kept = append(kept, corev1.PodCondition{
+				Type:               c.Type,
+				Status:             c.Status,
+				LastTransitionTime: c.LastTransitionTime,
+			})
 		}
 	}
 	return kept

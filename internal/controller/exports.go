@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -20,9 +21,9 @@ import (
 //	                        └───────────────────────────┴▶ routes, exports of nodes
 //
 // Which Services a peer sees, and under which route ids, comes from the stored export
-// list alone, so that all replicas agree. What each Service is comes from this replica's
-// caches. The data path follows the caches at once: agents and gateways refuse an export
-// that was withdrawn before the export list says so.
+// list alone, so that all replicas agree. The content of each Service comes from the
+// caches of this replica. The data path follows the caches at once: agents and gateways
+// reject calls to a withdrawn export before the export list changes.
 type exporter struct {
 	index *catalog.Index
 	book  *ledger.Book
@@ -31,8 +32,8 @@ type exporter struct {
 	hasAgent func(node string) bool
 
 	members map[catalog.Key]*ledger.Member // of the stored export list
-	// missing are members whose Service this replica's caches do not hold yet. The
-	// version is not announced before they do.
+	// missing are members whose Service is not in this replica's caches yet. The version
+	// is not announced until they are.
 	missing map[catalog.Key]bool
 	version wire.Version // last announced
 	nodes   map[catalog.Key][]string
@@ -51,7 +52,8 @@ type exporter struct {
 // everything that the Link admits. Some exports never get in, such as those beyond a cap.
 const storeTimeout = time.Minute
 
-func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable, hasAgent func(node string) bool) *exporter {
+func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable,
+	hasAgent func(node string) bool) *exporter {
 	return &exporter{
 		index:    index,
 		book:     book,
@@ -109,32 +111,41 @@ func (x *exporter) count(m *ledger.Member, sign int) {
 	}
 }
 
-// readyLinks returns the Links in force whose catalogs are complete. A peer that is sent
-// a catalog before the export list holds all of it would delete mirrors. first: it is the
-// first pass, in which a Link that has members is complete, whatever else it will get.
+// readyLinks returns which of the Links in force, which are sorted, have a complete
+// catalog. A peer would delete mirrors if it received a catalog before the export list is
+// complete. first means the first pass, in which a Link with members is complete, even if
+// it will get further ones.
 func (x *exporter) readyLinks(inForce []string, first bool, now time.Time, p *plan) []string {
 	out := make([]string, 0, len(inForce))
-	waiting := make(map[string]time.Time)
-	ready := make(map[string]bool, len(inForce))
 	for _, name := range inForce {
-		since, waits := x.waiting[name]
-		if !waits {
-			since = now
+		if !x.ready[name] {
+			since, waits := x.waiting[name]
+			if !waits {
+				since = now
+			}
+			stored := x.counts[name] >= x.index.Exported(name) || first && x.counts[name] > 0
+			if due := since.Add(storeTimeout); !stored && now.Before(due) {
+				x.waiting[name] = since
+				p.dueAt(due)
+				continue
+			}
+			delete(x.waiting, name)
+			x.ready[name] = true
 		}
-		old := first && x.counts[name] > 0
-		if !x.ready[name] && !old && x.counts[name] < x.index.Exported(name) && now.Before(since.Add(storeTimeout)) {
-			waiting[name] = since
-			p.dueAt(since.Add(storeTimeout))
-			continue
-		}
-		ready[name] = true
 		out = append(out, name)
 	}
-	x.ready, x.waiting = ready, waiting
+	if len(x.ready)+len(x.waiting) > len(inForce) {
+		notInForce := func(name string) bool {
+			_, found := slices.BinarySearch(inForce, name)
+			return !found
+		}
+		maps.DeleteFunc(x.ready, func(name string, _ bool) bool { return notInForce(name) })
+		maps.DeleteFunc(x.waiting, func(name string, _ time.Time) bool { return notInForce(name) })
+	}
 	return out
 }
 
-// emit tells peers, gateways and nodes what one Service has become.
+// emit adds the changes of one Service, for peers, gateways and nodes, to the plan.
 func (x *exporter) emit(k catalog.Key, now time.Time, p *plan) {
 	e, _ := x.index.Get(k)
 	member := x.members[k]
@@ -158,11 +169,17 @@ func (x *exporter) emitListing(k catalog.Key, e *catalog.Export, member *ledger.
 }
 
 func routeOf(m *ledger.Member) func(name, protocol string) uint32 {
-	return func(name, protocol string) uint32 { return m.Routes[ledger.ExportPort{Name: name, Protocol: protocol}] }
+	return func(name, protocol string) uint32 {
+		return m.Routes[ledger.ExportPort{
+			Name:     name,
+			Protocol: protocol,
+		}]
+	}
 }
 
 // emitRoutes decides the rows that lead to a Service's ports.
-func (x *exporter) emitRoutes(k catalog.Key, e *catalog.Export, member *ledger.Member, now time.Time, p *plan) {
+func (x *exporter) emitRoutes(k catalog.Key, e *catalog.Export, member *ledger.Member, now time.Time,
+	p *plan) {
 	var after []uint32
 	if member != nil && e != nil {
 		for _, row := range x.rows.at(now).Export(e, routeOf(member)) {
@@ -202,7 +219,10 @@ func (x *exporter) emitNodes(k catalog.Key, e *catalog.Export, p *plan) {
 			continue
 		}
 		if x.hasAgent(node) {
-			p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: nodestream.ExportKey(k.Namespace, k.Name)})
+			p.views = append(p.views, nodestream.Change{
+				Scope:   nodestream.Node(node),
+				Removed: nodestream.ExportKey(k.Namespace, k.Name),
+			})
 		}
 		if delete(x.byNode[node], k); len(x.byNode[node]) == 0 {
 			delete(x.byNode, node)
@@ -245,7 +265,11 @@ type rowTable struct {
 
 // at returns the maker of rows at now.
 func (t *rowTable) at(now time.Time) view.Rows {
-	return view.Rows{Cluster: t.cluster, Now: now, Last: func(id uint32) *nodewire.Route { return t.last[id] }}
+	return view.Rows{
+		Cluster: t.cluster,
+		Now:     now,
+		Last:    func(id uint32) *nodewire.Route { return t.last[id] },
+	}
 }
 
 func (t *rowTable) put(row *nodewire.Resource, p *plan) {
@@ -256,6 +280,9 @@ func (t *rowTable) put(row *nodewire.Resource, p *plan) {
 func (t *rowTable) remove(id uint32, p *plan) {
 	if t.last[id] != nil {
 		delete(t.last, id)
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Removed: nodestream.RouteKey(id)})
+		p.views = append(p.views, nodestream.Change{
+			Scope:   nodestream.Gateways,
+			Removed: nodestream.RouteKey(id),
+		})
 	}
 }

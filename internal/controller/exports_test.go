@@ -41,8 +41,8 @@ func (r *replica) gatewayRoutes() int {
 	return n
 }
 
-// A Service of this cluster: first the ledger stores its route ids, then peers and gateways
-// learn of it. When it goes, gateways refuse it at once.
+// A Service of this cluster: first the ledger stores its route ids, then peers and
+// gateways learn of it. When it goes, gateways refuse it at once.
 func TestExportFollowsLedger(t *testing.T) {
 	byHand(t, func(t *testing.T, r *replica) {
 		r.create(t, exported("web", corev1.ProtocolTCP))
@@ -59,7 +59,9 @@ func TestExportFollowsLedger(t *testing.T) {
 			shown, _ = p.listed()
 		}
 		before := p.version
-		if !slices.Equal(shown, []string{"web"}) || before.Epoch == "" || before.Generation == 0 || r.gatewayRoutes() != 1 {
+		if !slices.Equal(shown, []string{
+			"web",
+		}) || before.Epoch == "" || before.Generation == 0 || r.gatewayRoutes() != 1 {
 			t.Errorf("listed %v in version %+v, %d routes", shown, before, r.gatewayRoutes())
 		}
 		r.settle()
@@ -72,7 +74,8 @@ func TestExportFollowsLedger(t *testing.T) {
 		r.delete(t, exported("web", corev1.ProtocolTCP))
 		p = r.pass()
 		if _, withdrawn := p.listed(); len(withdrawn) > 0 || p.version != before || r.gatewayRoutes() > 0 {
-			t.Errorf("gateways refuse it at once, and peers learn of it when that is stored: withdrawn %v in %+v", withdrawn, p.version)
+			t.Errorf("gateways refuse it at once, and peers learn of it when that is stored: withdrawn "+
+				"%v in %+v", withdrawn, p.version)
 		}
 		r.Refuse(nil)
 		var withdrawn []string
@@ -90,16 +93,26 @@ func TestExportFollowsLedger(t *testing.T) {
 
 // A peer that is sent a part of the exports takes it for the whole, and deletes mirrors.
 func TestCatalogIsReadyOnceStored(t *testing.T) {
-	objects := []client.Object{eastLink(), shop(), exported("a", corev1.ProtocolTCP), exported("b", corev1.ProtocolTCP)}
+	objects := []client.Object{
+		eastLink(),
+		shop(),
+		exported("a", corev1.ProtocolTCP),
+		exported("b", corev1.ProtocolTCP),
+	}
 	cases := map[string]struct {
 		why    string
 		refuse bool
 		after  time.Duration
 		want   bool
 	}{
-		"stored":           {"everything that the Link admits is in the list", false, time.Second, true},
-		"not stored":       {"the list is not complete", true, storeTimeout - time.Second, false},
-		"cannot be stored": {"a full API server must not stop the Link for ever", true, storeTimeout + time.Second, true},
+		"stored":     {"everything that the Link admits is in the list", false, time.Second, true},
+		"not stored": {"the list is not complete", true, storeTimeout - time.Second, false},
+		"cannot be stored": {
+			"a full API server must not stop the Link for ever",
+			true,
+			storeTimeout + time.Second,
+			true,
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -145,8 +158,11 @@ func TestRestartServesStoredCatalogAtOnce(t *testing.T) {
 		next.manual = t.Context()
 		next.sync()
 		p := next.plan(next.inbox.take(), time.Now())
-		if shown, _ := p.listed(); !slices.Equal(shown, []string{"a"}) || p.version != version || !slices.Equal(p.readyLinks, []string{"east"}) {
-			t.Errorf("the first pass lists %v in version %+v, want %+v, ready %v", shown, p.version, version, p.readyLinks)
+		if shown, _ := p.listed(); !slices.Equal(shown, []string{
+			"a",
+		}) || p.version != version || !slices.Equal(p.readyLinks, []string{"east"}) {
+			t.Errorf("the first pass lists %v in version %+v, want %+v, ready %v", shown, p.version, version,
+				p.readyLinks)
 		}
 	})
 }
@@ -213,7 +229,10 @@ func TestServiceExportsReplaced(t *testing.T) {
 			return out
 		}
 		both := func(b *batch) {
-			b.serviceExports = changed[metav1.PartialObjectMetadata]{shopKey("a"): object("a"), shopKey("b"): object("b")}
+			b.serviceExports = changed[metav1.PartialObjectMetadata]{
+				shopKey("a"): object("a"),
+				shopKey("b"): object("b"),
+			}
 		}
 		if got := add(both); !slices.Equal(got, []string{"a", "b"}) {
 			t.Fatalf("exports are %v", got)
@@ -230,7 +249,11 @@ func TestServiceExportsReplaced(t *testing.T) {
 				t.Errorf("a change of versions alone changes nothing: %+v", p)
 			}
 		}
-		if got := add(func(b *batch) { b.serviceExportKeys = map[catalog.Key]bool{shopKey("a"): true} }); !slices.Equal(got, []string{"a"}) {
+		if got := add(func(b *batch) {
+			b.serviceExportKeys = map[catalog.Key]bool{shopKey("a"): true}
+		}); !slices.Equal(got, []string{
+			"a",
+		}) {
 			t.Errorf("exports are %v, b's was deleted while no version was read", got)
 		}
 		if got := add(func(b *batch) { b.serviceExportKeys = map[catalog.Key]bool{} }); len(got) > 0 {

@@ -31,8 +31,8 @@ type importer struct {
 	namespaces mirror.Namespaces
 	links      map[string]*importLink // Links in force, by name
 	byDomain   map[string]*importLink
-	// former are Links that were in force last, by the peer's trust domain. What they asked
-	// the ledger for stands until the next Link's catalog is whole.
+	// former are Links that were in force last, by the peer's trust domain. Their wants
+	// in the ledger stay until the catalog of the next Link is complete.
 	former map[string]*importLink
 	// frozen: the range of virtual IPs overlaps this cluster's own addresses, so no
 	// new mirror is allocated.
@@ -54,10 +54,10 @@ type importLink struct {
 	// whole: services is the peer's whole catalog. Until then what the ledger holds
 	// of the peer stays as it is.
 	whole bool
-	// stale says whether the peer's catalog is out of date, and how.
+	// stale is the reason why the peer's catalog is out of date, if it is.
 	stale   link.Staleness
 	recheck time.Time                       // when stale may end by the clock alone; zero: not
-	sources map[catalog.Key][]ledger.Source // what each Service asked the ledger for
+	sources map[catalog.Key][]ledger.Source // what each Service wants in the ledger
 	wants   map[ledger.Source]ledger.MirrorWant
 	// placed is where each stored entry's mirror is, and which frontend it has.
 	placed map[ledger.Source]catalog.Key
@@ -70,14 +70,17 @@ type importLink struct {
 func newImporter(own string, book *ledger.Book) *importer {
 	return &importer{
 		own: own, book: book, namespaces: make(mirror.Namespaces),
-		links: make(map[string]*importLink), byDomain: make(map[string]*importLink), former: make(map[string]*importLink),
-		entries: make(map[string]map[ledger.Source]*ledger.Mirror),
+		links:    make(map[string]*importLink),
+		byDomain: make(map[string]*importLink),
+		former:   make(map[string]*importLink),
+		entries:  make(map[string]map[ledger.Source]*ledger.Mirror),
 	}
 }
 
 // setLinks makes links those in force. A Link that is new or whose rules changed
 // decides about its whole catalog again.
-func (m *importer) setLinks(peers map[string]link.Peer, links map[string]*v1alpha1.Link, standby map[string]*v1alpha1.Link, now time.Time, p *plan) {
+func (m *importer) setLinks(peers map[string]link.Peer, links map[string]*v1alpha1.Link,
+	standby map[string]*v1alpha1.Link, now time.Time, p *plan) {
 	for name, l := range m.links {
 		if peer, ok := peers[name]; ok && peer.Same(l.peer) {
 			continue
@@ -97,7 +100,10 @@ func (m *importer) removeLink(name string, p *plan) {
 	delete(m.byDomain, l.domain)
 	m.former[l.domain] = l
 	for _, key := range l.placed {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: nodestream.FrontendKey(key.Namespace, key.Name)})
+		p.views = append(p.views, nodestream.Change{
+			Scope:   nodestream.Agents,
+			Removed: nodestream.FrontendKey(key.Namespace, key.Name),
+		})
 	}
 	p.links = append(p.links, linkChange{name: name})
 	p.statusOf(name)
@@ -126,8 +132,10 @@ func (m *importer) setLink(obj, standby *v1alpha1.Link, peer link.Peer, now time
 		l = &importLink{
 			peer: peer, domain: peer.TrustDomain, services: make(map[catalog.Key]catalog.Service),
 			sources: make(map[catalog.Key][]ledger.Source), wants: make(map[ledger.Source]ledger.MirrorWant),
-			placed: make(map[ledger.Source]catalog.Key), inNamespace: make(map[string]int), problems: make(map[catalog.Key]catalog.Problem),
-			left: make(map[catalog.Key][]catalog.Problem), since: now,
+			placed:      make(map[ledger.Source]catalog.Key),
+			inNamespace: make(map[string]int),
+			problems:    make(map[catalog.Key]catalog.Problem),
+			left:        make(map[catalog.Key][]catalog.Problem), since: now,
 		}
 		if former := m.former[l.domain]; former != nil {
 			l.sources, l.wants = former.sources, former.wants
@@ -156,16 +164,16 @@ func sameStandby(a, b *v1alpha1.Link) bool {
 	return (a == nil) == (b == nil) && (a == nil || a.UID == b.UID && a.Generation == b.Generation)
 }
 
-// change tells the mirror writer what the Link is now.
+// change returns the state of the Link for the mirror writer.
 func (l *importLink) change() linkChange {
 	return linkChange{name: l.link.Name, link: l.link, standby: l.standby, complete: l.complete()}
 }
 
-// complete reports whether what the peer's catalog lacks must not stand: the
-// catalog is whole, or the Link imports nothing.
+// complete reports whether mirrors that are not in the peer's catalog must be deleted:
+// the catalog is complete, or the Link imports nothing.
 func (l *importLink) complete() bool { return l.whole || l.link.Spec.Import == nil }
 
-// setNamespace takes in a namespace of this cluster; nil: it is gone. Services whose
+// setNamespace records a namespace of this cluster; nil: it was deleted. Services whose
 // mirrors belong there are decided again.
 func (m *importer) setNamespace(name string, ns *corev1.Namespace, now time.Time, p *plan) {
 	before, existed := m.namespaces[name]
@@ -269,7 +277,7 @@ func (m *importer) decideAndEmit(l *importLink, key catalog.Key, now time.Time, 
 	}
 }
 
-// decide asks the ledger for what one Service of the peer becomes here.
+// decide updates the wants in the ledger for one Service of the peer.
 func (m *importer) decide(l *importLink, key catalog.Key, now time.Time) {
 	var wants []ledger.MirrorWant
 	var problem *catalog.Problem
@@ -314,8 +322,12 @@ func isolated(key catalog.Key, s catalog.Service) *catalog.Problem {
 	if !slices.ContainsFunc(s.Ports, func(p catalog.Port) bool { return p.Isolated }) {
 		return nil
 	}
-	return &catalog.Problem{Service: key.String(), Reason: catalog.NetworkPolicyIsolates, Message: "NetworkPolicies in the peer's cluster isolate the Service, " +
-		"so calls to it are refused: ask there for an ExportPolicy that names the callers"}
+	return &catalog.Problem{
+		Service: key.String(),
+		Reason:  catalog.NetworkPolicyIsolates,
+		Message: "NetworkPolicies in the peer's cluster isolate the Service, " +
+			"so calls to it are refused: ask there for an ExportPolicy that names the callers",
+	}
 }
 
 // unplace withdraws the mirror of one source, if the ledger has stored another name for
@@ -326,7 +338,10 @@ func (m *importer) unplace(l *importLink, source ledger.Source, p *plan) {
 	if !placed || stored != nil && before == mirrorKey(stored) {
 		return
 	}
-	p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: nodestream.FrontendKey(before.Namespace, before.Name)})
+	p.views = append(p.views, nodestream.Change{
+		Scope:   nodestream.Agents,
+		Removed: nodestream.FrontendKey(before.Namespace, before.Name),
+	})
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, before, nil})
 	delete(l.placed, source)
 	if l.inNamespace[before.Namespace]--; l.inNamespace[before.Namespace] == 0 {
@@ -338,8 +353,8 @@ func mirrorKey(m *ledger.Mirror) catalog.Key {
 	return catalog.Key{Namespace: m.MirrorNamespace, Name: m.MirrorName}
 }
 
-// emit tells agents and the mirror writer what one source has become, if the ledger has
-// stored an entry for it.
+// emit adds the changes of one source, for agents and the mirror writer, to the plan, if
+// the ledger has stored an entry for it.
 func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
 	m.unplace(l, source, p)
 	stored := m.entries[l.domain][source]
@@ -374,7 +389,8 @@ func withContent(entry ledger.Mirror, w ledger.MirrorWant) ledger.Mirror {
 	entry.Ports = slices.Clone(entry.Ports)
 	for i := range entry.Ports {
 		port := &entry.Ports[i]
-		at := slices.IndexFunc(w.Ports, func(o ledger.PortWant) bool { return o.Name == port.Name && o.Protocol == port.Protocol })
+		at := slices.IndexFunc(w.Ports,
+			func(o ledger.PortWant) bool { return o.Name == port.Name && o.Protocol == port.Protocol })
 		if at < 0 {
 			port.Route = 0
 			continue
@@ -449,7 +465,8 @@ func (m *importer) problemsOf(name string) []catalog.Problem {
 	return slices.Compact(out)
 }
 
-// replay tells a writer that has just begun to write everything that stands in the ledger.
+// replay adds everything in the ledger to the plan, for a mirror writer that has just
+// started.
 func (m *importer) replay(p *plan) {
 	for _, l := range m.links {
 		p.links = append(p.links, l.change())
@@ -460,7 +477,7 @@ func (m *importer) replay(p *plan) {
 }
 
 // redecide decides one Service of a peer's catalog again, and reports whether that
-// changed what it asks the ledger for.
+// changed its wants in the ledger.
 func (m *importer) redecide(name string, key catalog.Key, now time.Time, p *plan) bool {
 	l := m.links[name]
 	if l == nil {

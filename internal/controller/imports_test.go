@@ -44,7 +44,8 @@ func TestImportFollowsLedger(t *testing.T) {
 		r.connect("bar")
 		p := r.pass()
 		if len(p.writes) != 1 || len(p.mirrors) > 0 || r.frontend("bar-east") != nil {
-			t.Fatalf("the first pass writes the ledger alone: %d writes, mirrors %v", len(p.writes), p.mirrors)
+			t.Fatalf("the first pass writes the ledger alone: %d writes, mirrors %v", len(p.writes),
+				p.mirrors)
 		}
 		for passes := 0; len(p.mirrors) == 0; passes++ {
 			if r.frontend("bar-east") != nil || r.stands(t, "bar-east") || passes > 10 {
@@ -52,11 +53,13 @@ func TestImportFollowsLedger(t *testing.T) {
 			}
 			p = r.pass()
 		}
-		if p.mirrors[0].key != shopKey("bar-east") || p.mirrors[0].want == nil || r.frontend("bar-east") == nil {
+		if p.mirrors[0].key != shopKey("bar-east") || p.mirrors[0].want == nil ||
+			r.frontend("bar-east") == nil {
 			t.Errorf("once it is stored the writer and agents get it: %v", p.mirrors)
 		}
 		r.settle()
-		if p := r.pass(); len(p.writes)+len(p.mirrors)+len(p.views)+len(p.listings)+len(p.links)+len(p.events)+len(p.trusts) > 0 ||
+		if p := r.pass(); len(p.writes)+len(p.mirrors)+len(p.views)+len(p.listings)+len(p.links)+
+			len(p.events)+len(p.trusts) > 0 ||
 			p.peers != nil || p.gateways != nil || p.housekeeping {
 			t.Errorf("a pass without changes decides something: %+v", p)
 		}
@@ -94,7 +97,8 @@ func TestNewerLinkTakesOver(t *testing.T) {
 		r.plans = nil
 		r.delete(t, older)
 		r.settle()
-		if frontendLink(r.frontend("bar-east")) != "east2" || !slices.Equal(r.frontend("bar-east").GetVips(), before) {
+		if frontendLink(r.frontend("bar-east")) != "east2" ||
+			!slices.Equal(r.frontend("bar-east").GetVips(), before) {
 			t.Errorf("agents know %v", r.frontend("bar-east"))
 		}
 		// The peer has removed a Service meanwhile: its mirror must not stay for ever.
@@ -104,7 +108,7 @@ func TestNewerLinkTakesOver(t *testing.T) {
 		r.settle()
 		r.settle()
 		if got := r.removedMirrors(); !slices.Equal(got, []string{"east2 shop/old-east"}) {
-			t.Errorf("the writer was told to remove %v", got)
+			t.Errorf("the writer removes %v", got)
 		}
 		if got := []string{r.vipOf("bar"), r.vipOf("foo")}; !slices.Equal(got, vips) {
 			t.Errorf("virtual IPs are %v, were %v", got, vips)
@@ -112,7 +116,8 @@ func TestNewerLinkTakesOver(t *testing.T) {
 		if !r.stands(t, "bar-east") || !r.stands(t, "foo-east") || r.stands(t, "old-east") {
 			t.Error("bar and foo stay, and old goes")
 		}
-		if w := r.Writes(); count(w, "delete *v1.Service shop/bar-east")+count(w, "delete *v1.Service shop/foo-east") > 0 {
+		if w := r.Writes(); count(w, "delete *v1.Service shop/bar-east")+
+			count(w, "delete *v1.Service shop/foo-east") > 0 {
 			t.Errorf("mirrors were deleted on the way: %v", w)
 		}
 		if got := r.conditionOf(t, "east2", v1alpha1.LinkSynced); got != "True Synced" {
@@ -121,7 +126,8 @@ func TestNewerLinkTakesOver(t *testing.T) {
 	}, older, shop())
 }
 
-// A Link of the same name for another peer: what the first peer has said is not the other's.
+// A Link of the same name for another peer: what the first peer has said is not the
+// other's.
 func TestLinkRecreatedForAnotherPeer(t *testing.T) {
 	north := clusteridtest.New("north", "00000001")
 	byHand(t, func(t *testing.T, r *replica) {
@@ -159,7 +165,8 @@ func TestLinkWithFault(t *testing.T) {
 		if !r.stands(t, "bar-east") || r.vipOf("bar") != vip || r.exports.members[shopKey("web")] != exports {
 			t.Error("the Link loses its place: mirrors, addresses and the export list must stay")
 		}
-		if r.hub.Get(nodestream.Agents, "link/east") != nil || r.hub.Get(nodestream.Gateways, "link/east") != nil {
+		if r.hub.Get(nodestream.Agents, "link/east") != nil ||
+			r.hub.Get(nodestream.Gateways, "link/east") != nil {
 			t.Error("agents and gateways must not know a peer that is not trusted")
 		}
 		r.Writes()
@@ -170,7 +177,8 @@ func TestLinkWithFault(t *testing.T) {
 		r.settle()
 		r.connect("bar")
 		r.settle()
-		if got := r.condition(t, v1alpha1.LinkTrusted); got != "True Trusted" || r.frontend("bar-east") == nil || r.vipOf("bar") != vip {
+		if got := r.condition(t, v1alpha1.LinkTrusted); got != "True Trusted" ||
+			r.frontend("bar-east") == nil || r.vipOf("bar") != vip {
 			t.Errorf("once it is repaired all is as it was: Trusted is %s", got)
 		}
 	}, eastLink(), shop(), exported("web", corev1.ProtocolTCP))
@@ -184,7 +192,8 @@ func TestRuleChange(t *testing.T) {
 		r.settle()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if r.stands(t, "bar-east") || !r.stands(t, "east-bar") || r.frontend("bar-east") != nil || r.frontend("east-bar") == nil {
+		if r.stands(t, "bar-east") || !r.stands(t, "east-bar") || r.frontend("bar-east") != nil ||
+			r.frontend("east-bar") == nil {
 			t.Error("another template renames the mirrors")
 		}
 		r.editLink(t, "east", func(s *v1alpha1.LinkSpec) { s.Import = nil })
@@ -212,7 +221,8 @@ func TestNamespaceAppears(t *testing.T) {
 		r.create(t, shop())
 		r.settle()
 		if !r.stands(t, "bar-east") || r.condition(t, v1alpha1.LinkSynced) != "True Synced" {
-			t.Errorf("the mirror appears with its namespace: Synced is %s", r.condition(t, v1alpha1.LinkSynced))
+			t.Errorf("the mirror appears with its namespace: Synced is %s",
+				r.condition(t, v1alpha1.LinkSynced))
 		}
 	}, l)
 }
@@ -228,7 +238,8 @@ func TestOverlapFreezesNewAllocations(t *testing.T) {
 		r.create(t, inside)
 		r.connect("bar", "foo")
 		r.settle()
-		if r.stands(t, "foo-east") || r.vipOf("foo") != "" || !r.stands(t, "bar-east") || r.frontend("bar-east") == nil {
+		if r.stands(t, "foo-east") || r.vipOf("foo") != "" || !r.stands(t, "bar-east") ||
+			r.frontend("bar-east") == nil {
 			t.Error("no new mirror is made, and those that stand stay")
 		}
 		if e := r.emitted(); count(e, vipRangeOverlaps) != 1 {
@@ -254,8 +265,10 @@ func TestOlderCatalogDeletesNothing(t *testing.T) {
 		r.settle()
 		stream.Deliver(wire.Delta{Upserts: offered("new"), Removed: shopKeys("foo"), Version: at("a", 6)})
 		r.settle()
-		if !r.stands(t, "foo-east") || !r.stands(t, "new-east") || r.imports.links["east"].stale != link.PeerCatalogOlder {
-			t.Errorf("an older catalog adds and does not delete, and the status says so: %q", r.imports.links["east"].stale)
+		if !r.stands(t, "foo-east") || !r.stands(t, "new-east") ||
+			r.imports.links["east"].stale != link.PeerCatalogOlder {
+			t.Errorf("an older catalog adds and does not delete, and the status says so: %q",
+				r.imports.links["east"].stale)
 		}
 		stream.Deliver(wire.Delta{Version: at("a", 8)})
 		r.settle()
@@ -291,8 +304,8 @@ func TestOlderCatalogDeletesNothing(t *testing.T) {
 	})
 }
 
-// The caches of a new leader lag behind the ledger. It must not take mirrors whose entries
-// it has not seen for mirrors that nobody wants.
+// The caches of a new leader lag behind the ledger. It must not take mirrors whose
+// entries are missing in its cache for mirrors that are not wanted.
 func TestNewLeaderWithLaggingCache(t *testing.T) {
 	west()
 	east()
@@ -368,7 +381,8 @@ func TestPeerIssuersEnd(t *testing.T) {
 		r.settle()
 		until := r.links.resolved["east"].until
 		ended := func(p *plan) bool {
-			return p.status["east"] && !r.statusJob(r.links.links["east"], time.Now()).observed.IssuersEnded.IsZero()
+			return p.status["east"] && !r.statusJob(r.links.links["east"],
+				time.Now()).observed.IssuersEnded.IsZero()
 		}
 		if until.IsZero() {
 			t.Fatal("it does not work at all")

@@ -37,7 +37,7 @@ type batch struct {
 	// serviceExportKeys are all ServiceExports that there are; nil: not listed.
 	serviceExportKeys map[catalog.Key]bool
 
-	// peers are the Links whose peer said something, mirrors those whose mirrors
+	// peers are the Links with news from their peer, mirrors those whose mirrors
 	// progressed.
 	peers, mirrors map[string]bool
 	// stored are the results of ledger writes, ledgerList a live list of all Ledgers.
@@ -49,13 +49,6 @@ type batch struct {
 	identity, inviteKeys bool
 	// calls run in the reconciler's goroutine after the pass.
 	calls []func()
-}
-
-// empty reports whether nothing arrived.
-func (b *batch) empty() bool {
-	return len(b.services)+len(b.slices)+len(b.pods)+len(b.namespaces)+len(b.networks)+len(b.policies)+len(b.links)+len(b.ledgers)+
-		len(b.trusts)+len(b.invites)+len(b.joins)+len(b.serviceExports)+len(b.peers)+len(b.mirrors)+len(b.stored)+len(b.calls) == 0 &&
-		!b.identity && !b.inviteKeys && !b.ledgerListed && b.serviceExportKeys == nil
 }
 
 // storeResult is what came of one ledger write.

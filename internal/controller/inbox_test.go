@@ -11,7 +11,11 @@ import (
 
 func TestInboxKeepsNewestObject(t *testing.T) {
 	version := func(v string) *corev1.Service {
-		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "a", ResourceVersion: v}}
+		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{
+			Namespace:       "shop",
+			Name:            "a",
+			ResourceVersion: v,
+		}}
 	}
 	const gone = "gone"
 	cases := map[string]struct {
@@ -19,7 +23,11 @@ func TestInboxKeepsNewestObject(t *testing.T) {
 		do   func(h toolscache.ResourceEventHandler)
 		want string
 	}{
-		"added": {"a new object", func(h toolscache.ResourceEventHandler) { h.OnAdd(version("1"), true) }, "1"},
+		"added": {
+			"a new object",
+			func(h toolscache.ResourceEventHandler) { h.OnAdd(version("1"), true) },
+			"1",
+		},
 		"changed twice": {"a pass sees the newest alone", func(h toolscache.ResourceEventHandler) {
 			h.OnAdd(version("1"), false)
 			h.OnUpdate(version("1"), version("2"))
@@ -29,14 +37,22 @@ func TestInboxKeepsNewestObject(t *testing.T) {
 			h.OnAdd(version("1"), false)
 			h.OnDelete(version("1"))
 		}, gone},
-		"deleted while the watch was interrupted": {"the informer wraps it", func(h toolscache.ResourceEventHandler) {
-			h.OnDelete(toolscache.DeletedFinalStateUnknown{Key: "shop/a", Obj: version("1")})
-		}, gone},
+		"deleted while the watch was interrupted": {
+			"the informer wraps it",
+			func(h toolscache.ResourceEventHandler) {
+				h.OnDelete(toolscache.DeletedFinalStateUnknown{Key: "shop/a", Obj: version("1")})
+			},
+			gone,
+		},
 		"created again": {"the last event counts", func(h toolscache.ResourceEventHandler) {
 			h.OnDelete(version("1"))
 			h.OnAdd(version("2"), false)
 		}, "2"},
-		"another kind": {"it is not taken", func(h toolscache.ResourceEventHandler) { h.OnAdd(&corev1.Pod{}, false) }, ""},
+		"another kind": {
+			"it is not taken",
+			func(h toolscache.ResourceEventHandler) { h.OnAdd(&corev1.Pod{}, false) },
+			"",
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -68,7 +84,8 @@ func TestInboxLosesNothing(t *testing.T) {
 		filling.Go(func() {
 			for i := range each {
 				in.add(func(b *batch) {
-					put(&b.peers, string(rune('a'+f))+string(rune('0'+i%10))+string(rune('0'+i/10%10))+string(rune('0'+i/100)))
+					put(&b.peers, string(rune('a'+f))+string(rune('0'+i%10))+string(rune('0'+i/10%10))+
+						string(rune('0'+i/100)))
 				})
 			}
 		})
@@ -97,4 +114,13 @@ func TestInboxLosesNothing(t *testing.T) {
 	if len(seen) != fillers*each {
 		t.Errorf("%d of %d arrived", len(seen), fillers*each)
 	}
+}
+
+// empty reports whether nothing arrived.
+func (b *batch) empty() bool {
+	return len(b.services)+len(b.slices)+len(b.pods)+len(b.namespaces)+len(b.networks)+len(b.policies)+
+		len(b.links)+len(b.ledgers)+
+		len(b.trusts)+len(b.invites)+len(b.joins)+len(b.serviceExports)+len(b.peers)+len(b.mirrors)+
+		len(b.stored)+len(b.calls) == 0 &&
+		!b.identity && !b.inviteKeys && !b.ledgerListed && b.serviceExportKeys == nil
 }

@@ -123,7 +123,8 @@ func (l *leader) store(ctx context.Context, w ledger.Write) {
 }
 
 // errOldCRDs reports that the API server dropped fields that this version writes.
-var errOldCRDs = errors.New("the API server dropped fields: the CustomResourceDefinitions are older than this controller, run `causeway install`")
+var errOldCRDs = errors.New("the API server dropped fields: the CustomResourceDefinitions are older than " +
+	"this controller, run `causeway install`")
 
 // emit emits Events, as far as their rate allows.
 func (l *leader) emit(all []event, now time.Time) {
@@ -156,8 +157,8 @@ func (l *eventLimits) allow(e event, now time.Time) bool {
 	return limit.AllowN(now, 1)
 }
 
-// applyMirrors tells the mirror writer what a plan decided. A catalog is complete only
-// once the writer has all wants of the plan: it deletes what is not wanted then.
+// applyMirrors passes the decisions of a plan to the mirror writer. A catalog is complete
+// only once the writer has all wants of the plan: it deletes what is not wanted then.
 func (l *leader) applyMirrors(p *plan) {
 	for _, c := range p.links {
 		if c.link == nil {
@@ -185,17 +186,18 @@ func (l *leader) applyMirrors(p *plan) {
 	}
 }
 
-// A statusJob is what a Link's status shall say.
+// A statusJob is the content of a Link's next status.
 type statusJob struct {
 	link     *v1alpha1.Link
 	observed link.Observed
 	// exported are problems of exports: their Events are at the Services.
 	exported []catalog.Problem
-	// due is when observed may be written, if the Link has a status already; zero: at once.
+	// due is when observed may be written, if the Link has a status already; zero: at
+	// once.
 	due time.Time
 }
 
-// writeStatus makes a Link's status say what was observed.
+// writeStatus writes what was observed into the status of a Link.
 func (l *leader) writeStatus(ctx context.Context, name string, j statusJob) {
 	t := l.statuses[name]
 	if t == nil {
@@ -239,12 +241,16 @@ func (l *leader) updateStatus(ctx context.Context, j *statusJob, limit *rate.Lim
 	before := j.link
 	j.link = updated // the cache may not show it yet
 	l.inbox.add(func(b *batch) {
-		b.calls = append(b.calls, func() { l.emit(statusEvents(before, status.Problems, j.exported), time.Now()) })
+		b.calls = append(b.calls, func() {
+			l.emit(statusEvents(before, status.Problems, j.exported),
+				time.Now())
+		})
 	})
 	return 0, nil
 }
 
-// statusEvents are Events of the problems that are new in a status, apart from those of exports.
+// statusEvents are Events of the problems that are new in a status, apart from those of
+// exports.
 func statusEvents(l *v1alpha1.Link, now []v1alpha1.ServiceProblem, exported []catalog.Problem) []event {
 	var out []event
 	for _, p := range now {
@@ -255,7 +261,14 @@ func statusEvents(l *v1alpha1.Link, now []v1alpha1.ServiceProblem, exported []ca
 		if p.Service != "" {
 			note = p.Service + ": " + note
 		}
-		out = append(out, event{about: l, related: serviceOf(p), owner: l.Name, reason: p.Reason, action: "Mirroring", message: note})
+		out = append(out, event{
+			about:   l,
+			related: serviceOf(p),
+			owner:   l.Name,
+			reason:  p.Reason,
+			action:  "Mirroring",
+			message: note,
+		})
 	}
 	return out
 }
@@ -280,7 +293,8 @@ func (l *leader) forgetLinks(links map[string]*v1alpha1.Link) {
 	}
 }
 
-// rereadInterval is how often the published identity, which is not in the cache, is checked.
+// rereadInterval is how often the published identity, which is not in the cache, is
+// checked.
 const rereadInterval = time.Minute
 
 // chores are what the leader keeps in order beside the Links.
@@ -310,8 +324,8 @@ func (l *leader) keep(c chores) {
 	})
 }
 
-// forgetTrust deletes what was learned of a peer, if a live read confirms that its Link is
-// gone: the cache may not show a new one yet.
+// forgetTrust deletes what was learned of a peer, if a live read confirms that its Link
+// is gone: the cache may not show a new one yet.
 func (l *leader) forgetTrust(ctx context.Context, t *v1alpha1.PeerTrust) error {
 	var found v1alpha1.Link
 	err := l.live.Get(ctx, client.ObjectKey{Name: t.Name}, &found)
@@ -321,7 +335,10 @@ func (l *leader) forgetTrust(ctx context.Context, t *v1alpha1.PeerTrust) error {
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("get Link %s: %w", t.Name, err)
 	}
-	err = l.client.Delete(ctx, t.DeepCopy(), client.Preconditions{UID: &t.UID, ResourceVersion: &t.ResourceVersion})
+	err = l.client.Delete(ctx, t.DeepCopy(), client.Preconditions{
+		UID:             &t.UID,
+		ResourceVersion: &t.ResourceVersion,
+	})
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("delete PeerTrust %s: %w", t.Name, err)
 	}

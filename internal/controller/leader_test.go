@@ -25,7 +25,10 @@ import (
 func TestKeyWithoutSecret(t *testing.T) {
 	ours := west().LinkKey().Public()
 	ours[31] ^= 0x80 // another spelling of it: the highest bit does not count
-	for name, key := range map[string][]byte{"of low order": make([]byte, 32), "our own, spelled otherwise": ours} {
+	for name, key := range map[string][]byte{
+		"of low order":               make([]byte, 32),
+		"our own, spelled otherwise": ours,
+	} {
 		t.Run(name, func(t *testing.T) {
 			l := eastLink()
 			l.Spec.LinkPublicKey = base64.StdEncoding.EncodeToString(key)
@@ -93,7 +96,8 @@ func TestStatusWritesAreLimited(t *testing.T) {
 			stream.Hello(h)
 			time.Sleep(100 * time.Millisecond)
 		}
-		if n, most := len(r.Writes()), statusBurst+int(changes*100*time.Millisecond/statusPause)+1; n == 0 || n > most {
+		if n, most := len(r.Writes()), statusBurst+int(changes*100*time.Millisecond/statusPause)+1; n == 0 ||
+			n > most {
 			t.Errorf("%d writes of %d changes, want 1 to %d", n, changes, most)
 		}
 		time.Sleep(2 * statusPause)

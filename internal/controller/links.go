@@ -30,9 +30,10 @@ type linkState struct {
 	links  map[string]*v1alpha1.Link      // every Link
 	trusts map[string]*v1alpha1.PeerTrust // by name, which is the Link's
 	judged link.Judgment
-	// resolved is what is believed of each peer in force.
+	// resolved is what is believed of each peer in force. names are its keys, sorted;
+	// nil: they have to be collected again.
 	resolved map[string]resolvedPeer
-	names    []string // of resolved, sorted; nil: not known
+	names    []string
 	day      uint32 // whose keys were last distributed
 }
 
@@ -67,14 +68,16 @@ func (s *linkState) judge() {
 		}
 		// A key of low order, or another spelling of our own, gives no secret.
 		if _, err := identity.LinkSecret(s.identity.LinkKey(), p.LinkKey.Bytes()); err != nil {
-			s.judged.Faults[name] = &link.Fault{Reason: link.BadLinkKey, Message: fmt.Sprintf("linkPublicKey gives no shared secret: %v", err)}
+			s.judged.Faults[name] = &link.Fault{
+				Reason:  link.BadLinkKey,
+				Message: fmt.Sprintf("linkPublicKey gives no shared secret: %v", err),
+			}
 			delete(s.judged.Peers, name)
 		}
 	}
 	for name := range s.resolved {
 		if _, ok := s.judged.Peers[name]; !ok {
-			delete(s.resolved, name)
-			s.names = nil
+			s.forget(name)
 		}
 	}
 }
@@ -89,18 +92,21 @@ func (s *linkState) resolve(name string, snapshot *peering.Snapshot) {
 	next, err := s.resolvePeer(p, old, had)
 	if err != nil {
 		s.log.Warn("peer ignored: its key gives no shared secret", "link", name, "error", err)
-		delete(s.resolved, name)
-		s.names = nil
+		s.forget(name)
 		return
 	}
 	next.view.Gateways = nil
 	for _, g := range snapshot.Gateways() {
 		next.view.Gateways = append(next.view.Gateways, view.Gateway{Address: g.Address, Healthy: g.Healthy})
 	}
-	s.resolved[name] = next
-	if !had {
+	if s.resolved[name] = next; !had {
 		s.names = nil
 	}
+}
+
+func (s *linkState) forget(name string) {
+	delete(s.resolved, name)
+	s.names = nil
 }
 
 func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolvedPeer, error) {
@@ -117,7 +123,11 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 	if err != nil {
 		return resolvedPeer{}, err
 	}
-	out := resolvedPeer{peer: p, list: list, view: view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret}}
+	out := resolvedPeer{
+		peer: p,
+		list: list,
+		view: view.Peer{Name: p.Name, UID: p.UID, TrustDomain: p.TrustDomain, Secret: secret},
+	}
 	known, ok := peering.StoredIssuers(p, kept)
 	if !ok {
 		return out, nil // none is stored yet
@@ -133,12 +143,16 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 	return out, nil
 }
 
-// emit tells agents and gateways what one Link has become. namespaces are this cluster's.
+// emit adds the changes of one Link, for agents and gateways, to the plan. namespaces are
+// those of this cluster.
 func (s *linkState) emit(name string, namespaces mirror.Namespaces, p *plan) {
 	r, ok := s.resolved[name]
 	if !ok {
 		key := nodestream.LinkKey(name)
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Removed: key}, nodestream.Change{Scope: nodestream.Gateways, Removed: key})
+		p.views = append(p.views, nodestream.Change{
+			Scope:   nodestream.Agents,
+			Removed: key,
+		}, nodestream.Change{Scope: nodestream.Gateways, Removed: key})
 		return
 	}
 	peer := r.view
@@ -149,7 +163,7 @@ func (s *linkState) emit(name string, namespaces mirror.Namespaces, p *plan) {
 		nodestream.Change{Scope: nodestream.Gateways, Resource: view.LinkForGateways(peer, domain, s.day)})
 }
 
-// applyRules sets what a Link says about new connections.
+// applyRules sets the rules of a Link for new connections.
 func applyRules(p *view.Peer, l *v1alpha1.Link, namespaces mirror.Namespaces) {
 	p.Suspended = l.Spec.Suspend
 	p.DefaultDeny = l.Spec.Export != nil && l.Spec.Export.Default == v1alpha1.ExportDeny
@@ -175,7 +189,8 @@ func applyRules(p *view.Peer, l *v1alpha1.Link, namespaces mirror.Namespaces) {
 
 // selectsCallers reports whether a Link's callers depend on the labels of namespaces.
 func selectsCallers(l *v1alpha1.Link) bool {
-	return l.Spec.Import != nil && l.Spec.Import.Callers != nil && l.Spec.Import.Callers.NamespaceSelector != nil
+	return l.Spec.Import != nil && l.Spec.Import.Callers != nil &&
+		l.Spec.Import.Callers.NamespaceSelector != nil
 }
 
 // ended returns the Links whose peers' last issuer ended since the last pass.

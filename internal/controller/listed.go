@@ -26,10 +26,14 @@ type listing struct {
 }
 
 func newListedAddresses(ranges []netip.Prefix) *listedAddresses {
-	return &listedAddresses{ranges: ranges, bySlice: make(map[catalog.Key][]netip.Addr), slices: make(map[netip.Addr][]listing)}
+	return &listedAddresses{
+		ranges:  ranges,
+		bySlice: make(map[catalog.Key][]netip.Addr),
+		slices:  make(map[netip.Addr][]listing),
+	}
 }
 
-// set takes in a slice; nil: it is gone. It tells book what lists each address now.
+// set records a slice; nil: it was deleted. It updates the listed addresses in book.
 func (l *listedAddresses) set(k catalog.Key, s *discoveryv1.EndpointSlice, book *ledger.Book) {
 	before := l.bySlice[k]
 	after := l.addresses(s)
@@ -74,7 +78,8 @@ func (l *listedAddresses) addresses(s *discoveryv1.EndpointSlice) []netip.Addr {
 	for i := range s.Endpoints {
 		for _, text := range s.Endpoints[i].Addresses {
 			a, err := netip.ParseAddr(text)
-			if err == nil && slices.ContainsFunc(l.ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			if err == nil && slices.ContainsFunc(l.ranges,
+				func(p netip.Prefix) bool { return p.Contains(a) }) {
 				out = append(out, a)
 			}
 		}
@@ -82,7 +87,7 @@ func (l *listedAddresses) addresses(s *discoveryv1.EndpointSlice) []netip.Addr {
 	return out
 }
 
-// by says which slices list an address.
+// by returns which slices list an address.
 func (l *listedAddresses) by(a netip.Addr) ledger.ListedBy {
 	var out ledger.ListedBy
 	for _, o := range l.slices[a] {

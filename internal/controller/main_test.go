@@ -104,7 +104,8 @@ func newReplicaOf(t testing.TB, cluster *clusteridtest.Cluster, a *kubetest.API)
 	return newReplicaWith(t, cluster, a, func(*Options) {})
 }
 
-func newReplicaWith(t testing.TB, cluster *clusteridtest.Cluster, a *kubetest.API, change func(*Options)) *replica {
+func newReplicaWith(t testing.TB, cluster *clusteridtest.Cluster, a *kubetest.API,
+	change func(*Options)) *replica {
 	t.Helper()
 	metrics.Registry = prometheus.NewRegistry() // each replica registers its own
 	o := Options{
@@ -151,7 +152,10 @@ func newReplicaWith(t testing.TB, cluster *clusteridtest.Cluster, a *kubetest.AP
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
-		c.Lookup = func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no DNS in tests") }
+		c.Lookup = func(context.Context,
+			string) ([]netip.Addr, error) {
+			return nil, errors.New("no DNS in tests")
+		}
 	})
 	r.kinds = r.informers()
 	return r
@@ -163,7 +167,8 @@ var running = struct {
 	on         map[*kubetest.API][]*replica
 }{on: make(map[*kubetest.API][]*replica)}
 
-// watchAPI lets the replica's informers see the writes on its API server until end is called.
+// watchAPI lets the replica's informers see the writes on its API server until end is
+// called.
 func (r *replica) watchAPI() (end func()) {
 	running.Lock()
 	defer running.Unlock()
@@ -199,16 +204,24 @@ func (r *replica) informers() []*fakeInformer {
 		return &fakeInformer{list: list, handlers: h, shown: make(map[catalog.Key]client.Object)}
 	}
 	return []*fakeInformer{
-		kind(&corev1.NamespaceList{}, handler(in, func(b *batch) *changed[corev1.Namespace] { return &b.namespaces }), touch),
-		kind(&corev1.ServiceList{}, handler(in, func(b *batch) *changed[corev1.Service] { return &b.services }), touch),
-		kind(&discoveryv1.EndpointSliceList{}, handler(in, func(b *batch) *changed[discoveryv1.EndpointSlice] { return &b.slices }), touch),
+		kind(&corev1.NamespaceList{}, handler(in,
+			func(b *batch) *changed[corev1.Namespace] { return &b.namespaces }), touch),
+		kind(&corev1.ServiceList{}, handler(in,
+			func(b *batch) *changed[corev1.Service] { return &b.services }), touch),
+		kind(&discoveryv1.EndpointSliceList{},
+			handler(in, func(b *batch) *changed[discoveryv1.EndpointSlice] { return &b.slices }), touch),
 		kind(&corev1.PodList{}, handler(in, func(b *batch) *changed[corev1.Pod] { return &b.pods })),
-		kind(&networkingv1.NetworkPolicyList{}, handler(in, func(b *batch) *changed[networkingv1.NetworkPolicy] { return &b.networks })),
+		kind(&networkingv1.NetworkPolicyList{},
+			handler(in, func(b *batch) *changed[networkingv1.NetworkPolicy] { return &b.networks })),
 		kind(&v1alpha1.LinkList{}, handler(in, func(b *batch) *changed[v1alpha1.Link] { return &b.links })),
-		kind(&v1alpha1.ExportPolicyList{}, handler(in, func(b *batch) *changed[v1alpha1.ExportPolicy] { return &b.policies })),
-		kind(&v1alpha1.LedgerList{}, handler(in, func(b *batch) *changed[v1alpha1.Ledger] { return &b.ledgers })),
-		kind(&v1alpha1.PeerTrustList{}, handler(in, func(b *batch) *changed[v1alpha1.PeerTrust] { return &b.trusts })),
-		kind(&v1alpha1.InviteList{}, handler(in, func(b *batch) *changed[v1alpha1.Invite] { return &b.invites })),
+		kind(&v1alpha1.ExportPolicyList{},
+			handler(in, func(b *batch) *changed[v1alpha1.ExportPolicy] { return &b.policies })),
+		kind(&v1alpha1.LedgerList{}, handler(in,
+			func(b *batch) *changed[v1alpha1.Ledger] { return &b.ledgers })),
+		kind(&v1alpha1.PeerTrustList{},
+			handler(in, func(b *batch) *changed[v1alpha1.PeerTrust] { return &b.trusts })),
+		kind(&v1alpha1.InviteList{}, handler(in,
+			func(b *batch) *changed[v1alpha1.Invite] { return &b.invites })),
 		kind(&v1alpha1.JoinList{}, handler(in, func(b *batch) *changed[v1alpha1.Join] { return &b.joins })),
 	}
 }
@@ -313,7 +326,8 @@ func leading(t *testing.T, do func(t *testing.T, r *replica), objects ...client.
 	})
 }
 
-// successors runs leading replicas of west one after another on one API server, in a bubble.
+// successors runs leading replicas of west one after another on one API server, in a
+// bubble.
 func successors(t *testing.T, objects []client.Object, terms ...func(r *replica)) {
 	t.Helper()
 	west()
@@ -328,7 +342,8 @@ func successors(t *testing.T, objects []client.Object, terms ...func(r *replica)
 	})
 }
 
-// byHand calls do with a leading replica of west whose passes the test makes, in a bubble.
+// byHand calls do with a leading replica of west whose passes the test makes, in a
+// bubble.
 func byHand(t *testing.T, do func(t *testing.T, r *replica), objects ...client.Object) {
 	t.Helper()
 	followByHand(t, func(t *testing.T, r *replica) {
@@ -375,7 +390,8 @@ func (r *replica) pass() *plan {
 	return p
 }
 
-// removedMirrors are the mirrors that the writer was told not to want, since the last call.
+// removedMirrors returns the mirrors that were removed from the writer since the last
+// call.
 func (r *replica) removedMirrors() []string {
 	removed := make(map[string]bool)
 	for _, p := range r.plans {
@@ -392,7 +408,8 @@ func (r *replica) removedMirrors() []string {
 	return slices.Sorted(maps.Keys(removed))
 }
 
-// connect plays east's side of the stream to its gateway: it exports names, and nothing else.
+// connect plays east's side of the stream to its gateway: it exports names, and nothing
+// else.
 func (r *replica) connect(names ...string) peering.TestStream {
 	stream := r.peers.StreamForTest("east", eastGateway)
 	stream.Hello(helloOf(east()))
@@ -405,7 +422,10 @@ func helloOf(c *clusteridtest.Cluster) *wire.Hello {
 }
 
 func shop() *corev1.Namespace {
-	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "a"}}}
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name:   "shop",
+		Labels: map[string]string{"team": "a"},
+	}}
 }
 
 func shopKey(name string) catalog.Key { return catalog.Key{Namespace: "shop", Name: name} }
@@ -421,7 +441,11 @@ func shopKeys(names ...string) []catalog.Key {
 // exported is a Service of this cluster that asks to be exported.
 func exported(name string, protocol corev1.Protocol) *corev1.Service {
 	return &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{v1alpha1.ExportLabel: "true"}},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop",
+			Name:      name,
+			Labels:    map[string]string{v1alpha1.ExportLabel: "true"},
+		},
 		Spec: corev1.ServiceSpec{
 			ClusterIP:  "10.96.0.9",
 			ClusterIPs: []string{"10.96.0.9"},
@@ -470,8 +494,13 @@ func agentPod(node string) *corev1.Pod {
 // podOn is a running pod of namespace shop.
 func podOn(node, name string) *corev1.Pod {
 	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("pod-" + name), Labels: map[string]string{"app": name}},
-		Spec:       corev1.PodSpec{NodeName: node, ServiceAccountName: "bar"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop",
+			Name:      name,
+			UID:       types.UID("pod-" + name),
+			Labels:    map[string]string{"app": name},
+		},
+		Spec: corev1.PodSpec{NodeName: node, ServiceAccountName: "bar"},
 		Status: corev1.PodStatus{
 			PodIP:      "10.0.0.9",
 			PodIPs:     []corev1.PodIP{{IP: "10.0.0.9"}},
@@ -495,7 +524,12 @@ func sliceOf(pod *corev1.Pod) *discoveryv1.EndpointSlice {
 			Addresses:  []string{pod.Status.PodIP},
 			Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes},
 			NodeName:   &node,
-			TargetRef:  &corev1.ObjectReference{Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
+			TargetRef: &corev1.ObjectReference{
+				Kind:      "Pod",
+				Namespace: pod.Namespace,
+				Name:      pod.Name,
+				UID:       pod.UID,
+			},
 		}},
 	}
 }

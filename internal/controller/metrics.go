@@ -22,7 +22,8 @@ func newReconcilerMetrics(reg prometheus.Registerer) *reconcilerMetrics {
 		}),
 		failingPaths: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "causeway_controller_failing_paths",
-			Help: "Nodes whose path from a pod to its agent failed when causeway check or install last tested it.",
+			Help: "Nodes whose path from a pod to its agent failed when causeway check or install last " +
+				"tested it.",
 		}),
 	}
 	reg.MustRegister(m.passes, m.repairs, m.failingPaths)

@@ -24,9 +24,10 @@ func dayKeys(t *testing.T, v nodestream.View, name string) []route.DatedKey {
 	return out
 }
 
-// TestMidnight runs the controllers of both clusters over midnight. In every minute, a label
-// that west's agent seals is opened by east's gateway, also if the clocks of the two differ
-// by what route.Window allows, or if either has lost its controller for two days.
+// TestMidnight runs the controllers of both clusters over midnight. In every minute, a
+// label that west's agent seals is opened by east's gateway, also if the clocks of the
+// two differ by what route.Window allows, or if either has lost its controller for two
+// days.
 func TestMidnight(t *testing.T) {
 	west()
 	east()
@@ -60,10 +61,27 @@ func overMidnight(t *testing.T, w, e *replica) {
 	}{
 		{why: "each minute, both with a controller", after: 10 * time.Minute, step: time.Minute},
 		{why: "the agent has none over midnight", after: 20 * time.Minute, step: time.Minute, oldAgent: true},
-		{why: "the gateway has none over midnight", after: 30 * time.Minute, step: time.Minute, oldGateway: true},
+		{
+			why:        "the gateway has none over midnight",
+			after:      30 * time.Minute,
+			step:       time.Minute,
+			oldGateway: true,
+		},
 		{why: "the agent has none for two days", after: 48 * time.Hour, step: time.Hour, oldAgent: true},
-		{why: "neither has one", after: 48*time.Hour + 2*time.Minute, step: time.Minute, oldAgent: true, oldGateway: true},
-		{why: "an agent whose last key has ended says so", after: 49 * time.Hour, step: time.Hour, oldAgent: true, want: route.ErrNoDayKey},
+		{
+			why:        "neither has one",
+			after:      48*time.Hour + 2*time.Minute,
+			step:       time.Minute,
+			oldAgent:   true,
+			oldGateway: true,
+		},
+		{
+			why:      "an agent whose last key has ended says so",
+			after:    49 * time.Hour,
+			step:     time.Hour,
+			oldAgent: true,
+			want:     route.ErrNoDayKey,
+		},
 		{why: "those with a controller go on", after: 72*time.Hour + 10*time.Minute, step: time.Hour},
 	} {
 		for time.Since(start) < c.after {
@@ -78,9 +96,11 @@ func overMidnight(t *testing.T, w, e *replica) {
 			}
 			for _, skew := range skews(c.want == nil && c.after < time.Hour) {
 				at := time.Now()
-				err := sealAndOpen(dayKeys(t, sealer, "east"), dayKeys(t, opener, "west"), at.Add(skew[0]), at.Add(skew[1]))
+				err := sealAndOpen(dayKeys(t, sealer, "east"), dayKeys(t, opener, "west"), at.Add(skew[0]),
+					at.Add(skew[1]))
 				if !errors.Is(err, c.want) || err != nil && c.want == nil {
-					t.Errorf("%s: at %s, clocks off by %v: %v, want %v", c.why, at.Format(time.DateTime), skew, err, c.want)
+					t.Errorf("%s: at %s, clocks off by %v: %v, want %v", c.why, at.Format(time.DateTime),
+						skew, err, c.want)
 				}
 			}
 		}

@@ -63,7 +63,8 @@ func (v *nodeViews) setPod(k catalog.Key, pod *corev1.Pod, p *plan) {
 	if pod != nil {
 		resource = view.Pod(pod, v.o.Namespace)
 	}
-	if old := v.pods[k]; old != nil && (resource == nil || old.Spec.NodeName != pod.Spec.NodeName || old.UID != pod.UID) {
+	if old := v.pods[k]; old != nil && (resource == nil || old.Spec.NodeName != pod.Spec.NodeName ||
+		old.UID != pod.UID) {
 		v.removePod(k, old, p)
 	}
 	if resource == nil {
@@ -87,12 +88,15 @@ func (v *nodeViews) removePod(k catalog.Key, old *corev1.Pod, p *plan) {
 		delete(v.byNode, node)
 	}
 	if v.nodes[node] {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Removed: nodestream.PodKey(string(old.UID))})
+		p.views = append(p.views, nodestream.Change{
+			Scope:   nodestream.Node(node),
+			Removed: nodestream.PodKey(string(old.UID)),
+		})
 	}
 }
 
-// setTopology takes in where Causeway's processes run. exports returns what the agent of a
-// node must know of exports.
+// setTopology takes in where Causeway's processes run. exports returns what the agent of
+// a node must know of exports.
 func (v *nodeViews) setTopology(t *topology, exports func(node string) []*nodewire.Resource, p *plan) {
 	for node := range v.nodes {
 		if !t.nodes[node] {
@@ -109,7 +113,10 @@ func (v *nodeViews) setTopology(t *topology, exports func(node string) []*nodewi
 		scope := nodestream.Node(node)
 		p.views = append(p.views, nodestream.Change{Scope: scope, Resource: v.cluster().ForAgent(node)})
 		for k := range v.byNode[node] {
-			p.views = append(p.views, nodestream.Change{Scope: scope, Resource: view.Pod(v.pods[k], v.o.Namespace)})
+			p.views = append(p.views, nodestream.Change{
+				Scope:    scope,
+				Resource: view.Pod(v.pods[k], v.o.Namespace),
+			})
 		}
 		for _, resource := range exports(node) {
 			p.views = append(p.views, nodestream.Change{Scope: scope, Resource: resource})
@@ -146,7 +153,8 @@ func removeOthers(before, after map[string]bool, p *plan) {
 
 // setControllers decides the rows that lead to this cluster's controllers: peers by their
 // Links, and others by open invites.
-func (v *nodeViews) setControllers(t *topology, links []string, invites []joinflow.OpenInvite, now time.Time, p *plan) {
+func (v *nodeViews) setControllers(t *topology, links []string, invites []joinflow.OpenInvite, now time.Time,
+	p *plan) {
 	v.rows.put(v.rows.at(now).Catalog(links, t.controllers), p)
 	open := make([]view.Invite, 0, len(invites))
 	for _, i := range invites {
@@ -168,7 +176,7 @@ func (v *nodeViews) setControllers(t *topology, links []string, invites []joinfl
 	v.invites = after
 }
 
-// setIdentity tells every agent and gateway this cluster's issuers.
+// setIdentity sends the issuers of this cluster to all agents and gateways.
 func (v *nodeViews) setIdentity(p *plan) {
 	c := v.cluster()
 	v.rows.cluster = c

@@ -35,13 +35,13 @@ func TestNodeWithoutAgent(t *testing.T) {
 		r.during(t, func() {
 			r.settle()
 			if got := known(); got != "" {
-				t.Errorf("a node without an agent is told %q", got)
+				t.Errorf("a node without an agent receives %q", got)
 			}
 			agent := agentPod("n1")
 			r.create(t, agent)
 			time.Sleep(time.Second)
 			if got := known(); got != "cluster export/shop/web pod/pod-web" {
-				t.Errorf("a new agent is told %q", got)
+				t.Errorf("a new agent receives %q", got)
 			}
 			r.delete(t, agent)
 			time.Sleep(time.Second)
@@ -49,7 +49,7 @@ func TestNodeWithoutAgent(t *testing.T) {
 			r.delete(t, pod)
 			time.Sleep(time.Second)
 			if got := known(); got != "" || len(r.nodes.pods) > 0 || len(r.exports.byNode) > 0 {
-				t.Errorf("a node whose agent is gone is told %q", got)
+				t.Errorf("a node without its agent has resources %q", got)
 			}
 		})
 		if log.count("level=WARN") > 0 {

@@ -27,7 +27,8 @@ func checkRanges(cidrs []string, clusterRanges []netip.Prefix) ([]netip.Prefix, 
 		}
 		for _, other := range slices.Concat(clusterRanges, out) {
 			if p.Overlaps(other) {
-				return nil, fmt.Errorf("range of virtual IPs %v overlaps %v, which is in use: install with another vipCIDR", p, other)
+				return nil, fmt.Errorf("range of virtual IPs %v overlaps %v, which is in use: install "+
+					"with another vipCIDR", p, other)
 			}
 		}
 		out = append(out, p)
@@ -69,7 +70,8 @@ func (o *overlaps) set(which overlap, overlaps bool) {
 
 func (o *overlaps) contains(address string) bool {
 	ip, err := netip.ParseAddr(address)
-	return err == nil && slices.ContainsFunc(o.ranges, func(p netip.Prefix) bool { return p.Contains(ip.Unmap()) })
+	return err == nil && slices.ContainsFunc(o.ranges,
+		func(p netip.Prefix) bool { return p.Contains(ip.Unmap()) })
 }
 
 // problem names the first overlap; nil: there is none.
@@ -85,6 +87,7 @@ func (o *overlaps) problem() *v1alpha1.ServiceProblem {
 	}
 	return &v1alpha1.ServiceProblem{
 		Service: first.key.String(), Reason: vipRangeOverlaps,
-		Message: fmt.Sprintf("the %s has an address in the range of virtual IPs, so no new mirror is made: install with another vipCIDR", first.kind),
+		Message: fmt.Sprintf("the %s has an address in the range of virtual IPs, so no new mirror is "+
+			"made: install with another vipCIDR", first.kind),
 	}
 }

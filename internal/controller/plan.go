@@ -14,14 +14,16 @@ import (
 	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
-// A plan is what one pass decided, as data. Deciding it asks nobody; apply carries it out.
+// A plan is what one pass decided, as data. The decision does no I/O. apply carries it
+// out.
 type plan struct {
 	// views are changes of what agents and gateways must know. nodesAdded and
 	// nodesRemoved are nodes that have an agent now, or no longer.
 	views                    []nodestream.Change
 	nodesAdded, nodesRemoved []string
 
-	// listings are changes of the catalog for peers, version the version that they complete.
+	// listings are changes of the catalog for peers, version the version that they
+	// complete.
 	listings []wire.Listing
 	version  wire.Version
 	// readyLinks are the Links whose catalogs are complete.
@@ -62,8 +64,8 @@ type mirrorChange struct {
 	want *mirror.Want
 }
 
-// linkChange tells the mirror writer what a Link in force is now; a nil link: it is not
-// in force any more.
+// linkChange is the new state of a Link for the mirror writer; a nil link: it is no
+// longer in force.
 type linkChange struct {
 	name          string
 	link, standby *v1alpha1.Link

@@ -16,7 +16,13 @@ import (
 // /readyz once there is something to serve and this replica is fresh enough, /freshness
 // always. The manager's own probes would log each answer of "not yet".
 func (p *process) probes(ctx context.Context) error {
-	s := &http.Server{Addr: p.o.Probes, Handler: p.probeHandler(), ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10}
+	s := &http.Server{
+		Addr:           p.o.Probes,
+		Handler:        p.probeHandler(),
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   5 * time.Second,
+		MaxHeaderBytes: 8 << 10,
+	}
 	var closing sync.WaitGroup
 	defer closing.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -49,8 +55,8 @@ func (p *process) probeHandler() http.Handler {
 	return mux
 }
 
-// quiet passes on what the Kubernetes libraries say, but for their Info, which no
-// operator would act on, as Debug.
+// quiet handles the logs of the Kubernetes libraries. It logs their Info messages as
+// Debug, because operators do not act on them.
 type quiet struct{ slog.Handler }
 
 // Enabled implements slog.Handler.

@@ -24,7 +24,8 @@ func TestProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReplica(t, newAPI())
 		if r.probe("/healthz") != http.StatusOK || r.probe("/readyz") != http.StatusServiceUnavailable {
-			t.Error("before the first pass it is alive and not ready: an incomplete catalog would delete mirrors")
+			t.Error("before the first pass it is alive and not ready: an incomplete catalog would delete " +
+				"mirrors")
 		}
 		r.during(t, func() {
 			if r.probe("/readyz") != http.StatusOK || r.probe("/freshness") != http.StatusOK {
@@ -46,7 +47,7 @@ func TestQuietLibraries(t *testing.T) {
 	l.Info("routine")
 	l.Warn("trouble")
 	if out.count("routine") != 0 || out.count("trouble") != 1 {
-		t.Errorf("Info of libraries is for nobody, and warnings are for operators: %s", out.text.String())
+		t.Errorf("want only warnings of libraries in the log: %s", out.text.String())
 	}
 }
 
@@ -56,10 +57,14 @@ func TestCheckRanges(t *testing.T) {
 		cidrs []string
 		ok    bool
 	}{
-		"apart":        {"one of each family", []string{"240.0.0.0/12", "fd00:cafe::/64"}, true},
-		"holds pods":   {"virtual IPs would be addresses of pods", []string{"10.0.0.0/8"}, false},
-		"within pods":  {"agents would take the traffic of pods", []string{"10.244.7.0/24"}, false},
-		"each other":   {"one virtual IP would be given twice", []string{"240.0.0.0/12", "240.1.0.0/16"}, false},
+		"apart":       {"one of each family", []string{"240.0.0.0/12", "fd00:cafe::/64"}, true},
+		"holds pods":  {"virtual IPs would be addresses of pods", []string{"10.0.0.0/8"}, false},
+		"within pods": {"agents would take the traffic of pods", []string{"10.244.7.0/24"}, false},
+		"each other": {
+			"one virtual IP would be given twice",
+			[]string{"240.0.0.0/12", "240.1.0.0/16"},
+			false,
+		},
 		"not a range":  {"a typing error", []string{"240.0.0.0"}, false},
 		"other family": {"an IPv6 range overlaps no IPv4 range", []string{"::/64"}, true},
 	} {

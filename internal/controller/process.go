@@ -91,7 +91,8 @@ func (p *process) wire() error {
 		return err
 	}
 	return errors.Join(
-		p.add(p.reconcile), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes),
+		p.add(p.reconcile), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection),
+		p.add(p.probes),
 		p.add(p.rotator(board).Run), p.add(p.keys.Run), p.add(p.freshness.Run), p.add(p.watchCRDs),
 		p.add((&admin{reconciler: r, ask: server.Ask, pods: p.mgr.GetClient(), o: p.o}).serve),
 	)
@@ -115,8 +116,15 @@ func (p *process) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(p.watchAll(ctx, r), exports.probe(ctx)); err != nil {
+	if err := p.watchAll(ctx, r); err != nil {
 		return err
+	}
+	// A first pass without the ServiceExports would delete the peers' mirrors.
+	for err := exports.probe(ctx); err != nil; err = exports.probe(ctx) {
+		p.log.Error("cannot read ServiceExports: the controller does nothing until it can", "error", err)
+		if !backoff.Sleep(ctx, probeInterval) {
+			return nil
+		}
 	}
 	if ctx.Err() != nil {
 		return nil
@@ -130,8 +138,8 @@ func (p *process) reconcile(ctx context.Context) error {
 	return nil
 }
 
-// watchAll keeps a cache of each kind and files its events. It returns when the inbox has
-// all objects.
+// watchAll starts a cache of each kind and passes its events to the inbox. It returns
+// when the inbox has all objects.
 func (p *process) watchAll(ctx context.Context, r *reconciler) error {
 	in, touch := r.inbox, p.touchMirrors(r.leader.writer)
 	var synced []toolscache.InformerSynced
@@ -139,17 +147,75 @@ func (p *process) watchAll(ctx context.Context, r *reconciler) error {
 		kind     client.Object
 		handlers []toolscache.ResourceEventHandler
 	}{
-		{&corev1.Namespace{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[corev1.Namespace] { return &b.namespaces }), touch}},
-		{&corev1.Service{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[corev1.Service] { return &b.services }), touch}},
-		{&discoveryv1.EndpointSlice{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[discoveryv1.EndpointSlice] { return &b.slices }), touch}},
-		{&corev1.Pod{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[corev1.Pod] { return &b.pods })}},
-		{&networkingv1.NetworkPolicy{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[networkingv1.NetworkPolicy] { return &b.networks })}},
-		{&v1alpha1.Link{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.Link] { return &b.links })}},
-		{&v1alpha1.ExportPolicy{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.ExportPolicy] { return &b.policies })}},
-		{&v1alpha1.Ledger{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.Ledger] { return &b.ledgers })}},
-		{&v1alpha1.PeerTrust{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.PeerTrust] { return &b.trusts })}},
-		{&v1alpha1.Invite{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.Invite] { return &b.invites })}},
-		{&v1alpha1.Join{}, []toolscache.ResourceEventHandler{handler(in, func(b *batch) *changed[v1alpha1.Join] { return &b.joins })}},
+		{
+			&corev1.Namespace{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[corev1.Namespace] { return &b.namespaces }),
+				touch,
+			},
+		},
+		{
+			&corev1.Service{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[corev1.Service] { return &b.services }),
+				touch,
+			},
+		},
+		{
+			&discoveryv1.EndpointSlice{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[discoveryv1.EndpointSlice] { return &b.slices }),
+				touch,
+			},
+		},
+		{
+			&corev1.Pod{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[corev1.Pod] { return &b.pods }),
+			},
+		},
+		{
+			&networkingv1.NetworkPolicy{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[networkingv1.NetworkPolicy] { return &b.networks }),
+			},
+		},
+		{
+			&v1alpha1.Link{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.Link] { return &b.links }),
+			},
+		},
+		{
+			&v1alpha1.ExportPolicy{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.ExportPolicy] { return &b.policies }),
+			},
+		},
+		{
+			&v1alpha1.Ledger{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.Ledger] { return &b.ledgers }),
+			},
+		},
+		{
+			&v1alpha1.PeerTrust{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.PeerTrust] { return &b.trusts }),
+			},
+		},
+		{
+			&v1alpha1.Invite{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.Invite] { return &b.invites }),
+			},
+		},
+		{
+			&v1alpha1.Join{},
+			[]toolscache.ResourceEventHandler{
+				handler(in, func(b *batch) *changed[v1alpha1.Join] { return &b.joins }),
+			},
+		},
 	} {
 		for _, h := range w.handlers {
 			s, err := p.watch(ctx, w.kind, h)
@@ -165,7 +231,8 @@ func (p *process) watchAll(ctx context.Context, r *reconciler) error {
 
 // watch adds an event handler for a kind. The result reports whether the handler has been
 // given all objects that there were.
-func (p *process) watch(ctx context.Context, kind client.Object, h toolscache.ResourceEventHandler) (toolscache.InformerSynced, error) {
+func (p *process) watch(ctx context.Context, kind client.Object,
+	h toolscache.ResourceEventHandler) (toolscache.InformerSynced, error) {
 	informer, err := p.mgr.GetCache().GetInformer(ctx, kind)
 	if err != nil {
 		return nil, fmt.Errorf("watch %T: %w", kind, err)
@@ -177,7 +244,7 @@ func (p *process) watch(ctx context.Context, kind client.Object, h toolscache.Re
 	return registration.HasSynced, nil
 }
 
-// touchMirrors tells the mirror writer which of its mirrors an object concerns.
+// touchMirrors passes the mirrors that an object concerns to the mirror writer.
 func (p *process) touchMirrors(w *mirror.Writer) toolscache.ResourceEventHandler {
 	touch := func(o any) {
 		if unknown, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
@@ -191,7 +258,11 @@ func (p *process) touchMirrors(w *mirror.Writer) toolscache.ResourceEventHandler
 			w.Touch(k.Link, k.Key)
 		}
 	}
-	return toolscache.ResourceEventHandlerFuncs{AddFunc: touch, UpdateFunc: func(_, o any) { touch(o) }, DeleteFunc: touch}
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    touch,
+		UpdateFunc: func(_, o any) { touch(o) },
+		DeleteFunc: touch,
+	}
 }
 
 func (p *process) awaitElection(ctx context.Context) error {
@@ -215,15 +286,24 @@ func (p *process) nodeStream(hub *nodestream.Hub) (*nodestream.Server, allReplic
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(), metrics.Registry)
+	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(),
+		metrics.Registry)
 	s := signer.New(known, p.identity, signer.Options{Registerer: metrics.Registry})
 	server := nodestream.NewServer(subjects{known}, hub, s.Sign,
-		nodestream.ServerOptions{Age: func() time.Duration { return p.freshness.Current().Age }, Log: p.log, Registerer: metrics.Registry})
-	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: transport.GuardAccepted})
+		nodestream.ServerOptions{
+			Age:        func() time.Duration { return p.freshness.Current().Age },
+			Log:        p.log,
+			Registerer: metrics.Registry,
+		})
+	creds := grpctls.New(grpctls.Config{
+		ALPN:  nodestream.ALPN,
+		TLS:   p.nodeTLS,
+		Guard: transport.GuardAccepted,
+	})
 	return server, func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
 }
 
-// subjects tells the node stream whom a token stands for.
+// subjects authenticates the tokens of node streams.
 type subjects struct{ known *signer.Authenticator }
 
 // Authenticate implements nodestream.Authenticator.
@@ -244,10 +324,11 @@ func (s subjects) Authenticate(ctx context.Context, token string) (nodestream.Su
 
 func (p *process) nodeTLS() (*tls.Config, error) {
 	return identity.ServerTLS(identity.PlaneNode,
-		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.identity.Credential() }, false, nil), nil
+		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.identity.Credential() }, false,
+		nil), nil
 }
 
-// catalog serves peers' controllers, whom a gateway of ours hands over.
+// catalog serves the controllers of peers, whose connections a local gateway hands over.
 func (p *process) catalog(board *wire.Board, m *wire.Metrics) allReplicas {
 	return func(ctx context.Context) error {
 		tcp, err := net.Listen("tcp", p.o.Catalog)
@@ -262,8 +343,16 @@ func (p *process) catalog(board *wire.Board, m *wire.Metrics) allReplicas {
 		joins := joinflow.NewServer(p.joins(), metrics.Registry)
 		accepting.Go(func() { joins.Serve(ctx, ln.Invites()) })
 		peers := p.reconciler.peers
-		server := wire.NewServer(peers.Identify, board, peers.Inbound(), wire.ServerOptions{Log: p.log, Metrics: m, Budgets: p.budgets})
-		creds := grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: peers.ServerTLS, Guard: transport.GuardAccepted})
+		server := wire.NewServer(peers.Identify, board, peers.Inbound(), wire.ServerOptions{
+			Log:     p.log,
+			Metrics: m,
+			Budgets: p.budgets,
+		})
+		creds := grpctls.New(grpctls.Config{
+			ALPN:  wire.ALPN,
+			TLS:   peers.ServerTLS,
+			Guard: transport.GuardAccepted,
+		})
 		return server.Serve(ctx, ln, creds)
 	}
 }
@@ -320,7 +409,12 @@ func (p *process) rotator(board *wire.Board) *clusterid.Rotator {
 func (p *process) hello() *wire.Hello {
 	h := p.identity.Hello()
 	id := p.identity.ReplicaID(p.podUID)
-	return &wire.Hello{Version: p.o.Version, IssuerList: h.IssuerList, LinkPublicKey: h.LinkPublicKey, Replica: id[:]}
+	return &wire.Hello{
+		Version:       p.o.Version,
+		IssuerList:    h.IssuerList,
+		LinkPublicKey: h.LinkPublicKey,
+		Replica:       id[:],
+	}
 }
 
 // crdInterval is how often the CRDs are compared with those of this version.
@@ -336,7 +430,8 @@ func (p *process) watchCRDs(ctx context.Context) error {
 		if text := strings.Join(outdated, ", "); err == nil && text != last {
 			last = text
 			if text != "" {
-				p.log.Warn("the CustomResourceDefinitions are older than this controller: run `causeway install`, or apply the chart's crds", "missing", text)
+				p.log.Warn("the CustomResourceDefinitions are older than this controller: run `causeway "+
+					"install`, or apply the chart's crds", "missing", text)
 			}
 		}
 		if !backoff.Sleep(ctx, crdInterval) {

@@ -31,9 +31,9 @@ const (
 	// debounce is the least time between two passes, so that a burst of events
 	// becomes a few passes. A single event starts one at once.
 	debounce = 2 * time.Millisecond
-	// maxPause bounds the rest after a long pass, which is as long as the pass took.
+	// maxPause bounds the pause after a pass, which is as long as the pass took.
 	maxPause = 100 * time.Millisecond
-	// resyncInterval is how long the full pass takes to decide everything once more.
+	// resyncInterval is the duration of a full pass, which decides everything again.
 	resyncInterval = 10 * time.Minute
 	// sweepInterval is how often the full pass decides some keys again.
 	sweepInterval = 5 * time.Second
@@ -44,10 +44,10 @@ const (
 //	informers, peers, ledger writes ──▶ inbox ──▶ plan ──▶ apply ──▶ logs, ledger, mirrors, status
 //
 // What always holds:
-//   - A pass decides from its batch and from what earlier passes kept. It reads no
-//     cache, asks no API server, and takes no lock that anybody else holds for long.
-//   - A pass costs what its batch holds, not what the cluster holds.
-//   - Every replica decides; the leader alone writes to the API server.
+//   - A pass uses only its batch and the state of earlier passes. It reads no cache, does
+//     not call the API server, and takes no lock that is held for long.
+//   - The cost of a pass depends on its batch and not on the size of the cluster.
+//   - Every replica decides. Only the leader writes to the API server.
 type reconciler struct {
 	o        Options
 	identity *clusterid.Identity
@@ -61,7 +61,7 @@ type reconciler struct {
 
 	leading atomic.Bool
 	leader  *leader
-	// ready is closed after the first pass: from then on there is something to serve.
+	// ready is closed after the first pass, when the replica has data to serve.
 	ready chan struct{}
 
 	index      *catalog.Index
@@ -81,21 +81,23 @@ type reconciler struct {
 	joins      map[catalog.Key]*v1alpha1.Join
 	invites    map[catalog.Key]*v1alpha1.Invite
 	canary     *corev1.Service
-	// serviceExports are those that there are.
+	// serviceExports are the existing ServiceExports.
 	serviceExports map[catalog.Key]bool
 	// openInvites are invites that gateways let through, as of the last time that one
 	// changed; invitesDue is when the clock alone changes them.
 	openInvites []joinflow.OpenInvite
 	invitesDue  time.Time
-	// controllersDirty: the rows that lead to this cluster's controllers have to be
+	// controllersDirty means that the routes to this cluster's controllers must be
 	// decided again.
 	controllersDirty bool
-	first            bool // no pass was made yet
+	first            bool     // no pass was made yet
+	readyLinks       []string // as the board knows them
 	lastPass         time.Time
 	reviewDue        time.Time
 	warnings         clusterid.ExpiryWarnings
-	// replayed: the mirror writer was given everything. Before the ledger is read live it is
-	// given nothing, because it would delete mirrors whose entries the cache lacks.
+	// replayed means that the mirror writer has received everything. Before the ledger
+	// was read live, the writer receives nothing, because it would delete mirrors whose
+	// entries are missing in the cache.
 	replayed  bool
 	trustDue  map[string]time.Time // when to decide about a PeerTrust again
 	snapshots map[string]*peering.Snapshot
@@ -169,7 +171,7 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	for _, name := range r.index.LinksChanged() {
 		p.statusOf(name)
 	}
-	r.sweepSome(b, now, p)
+	r.sweepSome(now, p)
 	p.dueAt(r.book.Tick(now))
 	changes := r.book.Changes()
 	r.imports.stored(changes.Mirrors, p)
@@ -190,14 +192,15 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	return p
 }
 
-// reviewInterval is how often everything that a status says by the clock alone is
-// decided again.
+// reviewInterval is the interval in which the parts of statuses that depend on the clock
+// are decided again.
 const reviewInterval = 10 * time.Second
 
 // reviewStatus decides again what depends on the clock: statuses, and which certificates
 // end soon.
 func (r *reconciler) reviewStatus(now time.Time, p *plan) {
-	if p.dueAt(r.reviewDue); now.Before(r.reviewDue) {
+	if now.Before(r.reviewDue) {
+		p.dueAt(r.reviewDue)
 		return
 	}
 	r.reviewDue = now.Add(reviewInterval)
@@ -209,12 +212,21 @@ func (r *reconciler) reviewStatus(now time.Time, p *plan) {
 		return
 	}
 	for _, e := range r.warnings.Due(r.links.expiries(), now) {
-		about := runtime.Object(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: r.o.Namespace, Name: clusterinfo.IdentityConfigMap}})
+		about := runtime.Object(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+			Namespace: r.o.Namespace,
+			Name:      clusterinfo.IdentityConfigMap,
+		}})
 		if l := r.links.links[e.Link]; l != nil {
 			about = l
 		}
 		r.log.Warn("certificate ends soon", "certificate", e.Kind, "link", e.Link, "notAfter", e.NotAfter)
-		p.events = append(p.events, event{about: about, owner: e.Link, reason: "CertificateEndsSoon", action: "Rotating", message: e.Warning(now)})
+		p.events = append(p.events, event{
+			about:   about,
+			owner:   e.Link,
+			reason:  "CertificateEndsSoon",
+			action:  "Rotating",
+			message: e.Warning(now),
+		})
 	}
 }
 
@@ -439,9 +451,9 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 	}
 }
 
-// sameLink reports whether a Link says the same as before. Its status does not count.
-// Every Link's own status writes come back as changes, and judging all Links for each
-// would cost their square.
+// sameLink reports whether a Link is unchanged except for its status. Each status write
+// comes back as a change, and judging all Links for each of them would have quadratic
+// cost.
 func sameLink(old, next *v1alpha1.Link) bool {
 	return old != nil && next != nil && old.UID == next.UID &&
 		(old.DeletionTimestamp == nil) == (next.DeletionTimestamp == nil) &&
@@ -486,8 +498,9 @@ func (r *reconciler) takeInvites(b *batch, now time.Time, p *plan) {
 	p.dueAt(r.invitesDue)
 }
 
-// judgeLinks decides which Links are in force after one changed, and tells everything
-// that depends on it. Names of Links whose standing changed are added to dirty.
+// judgeLinks decides which Links are in force after one changed, and updates everything
+// that depends on it. It adds the names of Links that came into or went out of force to
+// dirty.
 func (r *reconciler) judgeLinks(dirty map[string]bool, now time.Time, p *plan) {
 	was := r.links.judged
 	r.links.judge()
@@ -507,9 +520,9 @@ func (r *reconciler) judgeLinks(dirty map[string]bool, now time.Time, p *plan) {
 		}
 	}
 	for name := range dirty {
-		// A Link that is not in force keeps its place in the export list, because its peer
-		// must not take a short fault for the end of all exports. Nothing reaches the peer
-		// meanwhile: neither gateways nor agents know the Link.
+		// A Link that is not in force keeps its place in the export list, because its
+		// peer must not take a short fault for the end of all exports. Nothing reaches
+		// the peer meanwhile: neither gateways nor agents know the Link.
 		obj := r.links.links[name]
 		if obj != nil && obj.DeletionTimestamp != nil {
 			obj = nil
@@ -577,7 +590,13 @@ func (r *reconciler) reportExport(c catalog.Change, p *plan) {
 			continue
 		}
 		if about := r.exporterOf(c.Key, problem.Reason); about != nil {
-			p.events = append(p.events, event{about: about, owner: c.Key.Namespace, reason: problem.Reason, action: "Exporting", message: problem.Message})
+			p.events = append(p.events, event{
+				about:   about,
+				owner:   c.Key.Namespace,
+				reason:  problem.Reason,
+				action:  "Exporting",
+				message: problem.Message,
+			})
 		}
 	}
 }
@@ -603,7 +622,10 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 		r.hub.RemoveNode(node)
 	}
 	r.warn("some exports are not valid", r.board.Publish(p.listings, p.version))
-	r.board.SetReady(p.readyLinks...)
+	if !slices.Equal(p.readyLinks, r.readyLinks) {
+		r.readyLinks = p.readyLinks
+		r.board.SetReady(p.readyLinks...)
+	}
 	r.announced.Store(&p.version)
 	r.freshness.SetReplicas(r.top.otherReplicas(r.o.PodName))
 	if p.gateways != nil {

@@ -17,12 +17,18 @@ import (
 )
 
 func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
-	objects := []client.Object{eastLink(), shop(), exported("web", corev1.ProtocolTCP), exported("dns", corev1.ProtocolUDP)}
+	objects := []client.Object{
+		eastLink(),
+		shop(),
+		exported("web", corev1.ProtocolTCP),
+		exported("dns", corev1.ProtocolUDP),
+	}
 	successors(t, objects, func(r *replica) {
 		r.settle()
 		r.connect("bar", "foo")
 		r.settle()
-		if !r.stands(t, "bar-east") || !r.stands(t, "foo-east") || r.condition(t, v1alpha1.LinkSynced) != "True SyncedWithProblems" {
+		if !r.stands(t, "bar-east") || !r.stands(t, "foo-east") ||
+			r.condition(t, v1alpha1.LinkSynced) != "True SyncedWithProblems" {
 			t.Fatalf("it does not work at all: %s, %v", r.condition(t, v1alpha1.LinkSynced), r.Writes())
 		}
 		r.Writes()
@@ -57,7 +63,8 @@ func TestRestartWithUnreachablePeerDeletesNothing(t *testing.T) {
 		time.Sleep(20 * time.Minute)
 		synctest.Wait()
 		w := r.Writes()
-		if !r.stands(t, "bar-east") || !r.stands(t, "foo-east") || count(w, "delete") > 0 || count(w, "Ledger") > 0 {
+		if !r.stands(t, "bar-east") || !r.stands(t, "foo-east") || count(w, "delete") > 0 ||
+			count(w, "Ledger") > 0 {
 			t.Errorf("only a whole catalog deletes: %v", w)
 		}
 		if got := r.condition(t, v1alpha1.LinkConnected); got != "False Disconnected" {
@@ -80,7 +87,10 @@ func TestDeletedLinkLeavesNothingBehind(t *testing.T) {
 		r.delete(t, &l)
 		r.settle()
 		var trust v1alpha1.PeerTrust
-		if err := r.Get(t.Context(), client.ObjectKey{Namespace: system, Name: "east"}, &trust); client.IgnoreNotFound(err) != nil || err == nil {
+		if err := r.Get(t.Context(), client.ObjectKey{
+			Namespace: system,
+			Name:      "east",
+		}, &trust); client.IgnoreNotFound(err) != nil || err == nil {
 			t.Errorf("the peer's issuers are still known: %v", err)
 		}
 		if len(r.peers.Snapshots()) > 0 || len(r.leader.statuses) > 0 || len(r.imports.links) > 0 {
@@ -196,7 +206,10 @@ func TestExportProblemsStayAtLinksThatExport(t *testing.T) {
 }
 
 func TestEventsAreEmittedOnce(t *testing.T) {
-	taken := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "bar-east"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"a": "b"}}}
+	taken := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "bar-east"},
+		Spec:       corev1.ServiceSpec{Selector: map[string]string{"a": "b"}},
+	}
 	leading(t, func(t *testing.T, r *replica) {
 		failures := 0
 		r.Refuse(func(verb string, o client.Object) error {

@@ -18,7 +18,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// probeInterval is how often the cluster is asked which versions of ServiceExport it serves.
+// probeInterval is the interval in which the controller checks which versions of
+// ServiceExport the API server serves.
 const probeInterval = 10 * time.Second
 
 // errVersionGone reports a cluster that serves the kind ServiceExport, but in no version
@@ -26,13 +27,14 @@ const probeInterval = 10 * time.Second
 // exports stay.
 var errVersionGone = errors.New("the cluster serves ServiceExport in no version that this controller reads")
 
-// serviceExports watches the kind ServiceExport while the cluster serves it, in the newest
-// version that both know. Users install and remove the kind at any time.
+// serviceExports watches the kind ServiceExport while the cluster serves it, in the
+// newest version that both know. Users install and remove the kind at any time.
 type serviceExports struct {
-	// served asks the cluster which version to read; the zero value: the kind is not there.
+	// served returns the version to read from the API server; the zero value: it does not
+	// serve the kind.
 	served func() (schema.GroupVersionKind, error)
-	// watch starts a cache of a version, and returns when it is complete: then its objects
-	// are all that there are. leave stops it. forget drops all objects.
+	// watch starts a cache of a version, and returns when it is complete: then its
+	// objects are all that there are. leave stops it. forget drops all objects.
 	watch  func(context.Context, schema.GroupVersionKind) error
 	leave  func(context.Context, schema.GroupVersionKind) error
 	forget func()
@@ -50,7 +52,10 @@ func (p *process) serviceExports() (*serviceExports, error) {
 	return &serviceExports{
 		served: func() (schema.GroupVersionKind, error) { return servedServiceExport(api) },
 		watch: func(ctx context.Context, kind schema.GroupVersionKind) error {
-			synced, err := p.watch(ctx, serviceExportOf(kind), handler(in, func(b *batch) *changed[metav1.PartialObjectMetadata] { return &b.serviceExports }))
+			synced, err := p.watch(ctx, serviceExportOf(kind),
+				handler(in, func(b *batch) *changed[metav1.PartialObjectMetadata] {
+					return &b.serviceExports
+				}))
 			if err != nil {
 				return err
 			}
@@ -125,7 +130,8 @@ func (s *serviceExports) run(ctx context.Context) {
 	}
 }
 
-// servedServiceExport asks the API server itself, because a RESTMapper forgets no kind.
+// servedServiceExport queries the API server itself, because a RESTMapper never removes a
+// kind.
 func servedServiceExport(api discovery.DiscoveryInterface) (schema.GroupVersionKind, error) {
 	for _, kind := range catalog.ServiceExportKinds() {
 		list, err := api.ServerResourcesForGroupVersion(kind.GroupVersion().String())
@@ -156,7 +162,8 @@ func servedServiceExport(api discovery.DiscoveryInterface) (schema.GroupVersionK
 			}
 			for _, r := range list.APIResources {
 				if r.Kind == catalog.ServiceExportV1Beta1.Kind {
-					return schema.GroupVersionKind{}, fmt.Errorf("%w: it serves %s", errVersionGone, v.Version)
+					return schema.GroupVersionKind{}, fmt.Errorf("%w: it serves %s", errVersionGone,
+						v.Version)
 				}
 			}
 		}

@@ -76,8 +76,10 @@ func TestServiceExportsRun(t *testing.T) {
 				now.Store(&c.answers[0])
 				var did []string
 				s := &serviceExports{
-					log:    discardLog,
-					served: func() (schema.GroupVersionKind, error) { return now.Load().served, now.Load().err },
+					log: discardLog,
+					served: func() (schema.GroupVersionKind, error) {
+						return now.Load().served, now.Load().err
+					},
 					watch: func(_ context.Context, kind schema.GroupVersionKind) error {
 						did = append(did, "watch "+kind.Version)
 						return now.Load().refuse
@@ -113,7 +115,10 @@ func TestServiceExportsRun(t *testing.T) {
 
 func TestServedServiceExport(t *testing.T) {
 	group := func(version, kind string) *metav1.APIResourceList {
-		return &metav1.APIResourceList{GroupVersion: "multicluster.x-k8s.io/" + version, APIResources: []metav1.APIResource{{Kind: kind}}}
+		return &metav1.APIResourceList{
+			GroupVersion: "multicluster.x-k8s.io/" + version,
+			APIResources: []metav1.APIResource{{Kind: kind}},
+		}
 	}
 	cases := map[string]struct {
 		why   string
@@ -121,16 +126,42 @@ func TestServedServiceExport(t *testing.T) {
 		want  string
 		err   error
 	}{
-		"no such group":    {"most clusters have none", nil, "", nil},
-		"another kind":     {"the group has more kinds", []*metav1.APIResourceList{group("v1alpha1", "ServiceImport")}, "", nil},
-		"v1alpha1":         {"most installations serve it", []*metav1.APIResourceList{group("v1alpha1", "ServiceExport")}, "v1alpha1", nil},
-		"v1beta1":          {"newer ones serve this alone", []*metav1.APIResourceList{group("v1beta1", "ServiceExport")}, "v1beta1", nil},
-		"both":             {"the newest that is known", []*metav1.APIResourceList{group("v1alpha1", "ServiceExport"), group("v1beta1", "ServiceExport")}, "v1beta1", nil},
-		"no known version": {"the exports are there, though they cannot be read", []*metav1.APIResourceList{group("v2", "ServiceExport")}, "", errVersionGone},
+		"no such group": {"most clusters have none", nil, "", nil},
+		"another kind": {
+			"the group has more kinds",
+			[]*metav1.APIResourceList{group("v1alpha1", "ServiceImport")},
+			"",
+			nil,
+		},
+		"v1alpha1": {
+			"most installations serve it",
+			[]*metav1.APIResourceList{group("v1alpha1", "ServiceExport")},
+			"v1alpha1",
+			nil,
+		},
+		"v1beta1": {
+			"newer ones serve this alone",
+			[]*metav1.APIResourceList{group("v1beta1", "ServiceExport")},
+			"v1beta1",
+			nil,
+		},
+		"both": {
+			"the newest that is known",
+			[]*metav1.APIResourceList{group("v1alpha1", "ServiceExport"), group("v1beta1", "ServiceExport")},
+			"v1beta1",
+			nil,
+		},
+		"no known version": {
+			"the exports are there, though they cannot be read",
+			[]*metav1.APIResourceList{group("v2", "ServiceExport")},
+			"",
+			errVersionGone,
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			got, err := servedServiceExport(&fakediscovery.FakeDiscovery{Fake: &clienttesting.Fake{Resources: c.kinds}})
+			fake := &clienttesting.Fake{Resources: c.kinds}
+			got, err := servedServiceExport(&fakediscovery.FakeDiscovery{Fake: fake})
 			if got.Version != c.want || !errors.Is(err, c.err) {
 				t.Errorf("%s: got %q, %v", c.why, got.Version, err)
 			}

@@ -14,7 +14,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
-// statusJob collects what one Link's status shall say.
+// statusJob collects the content of a Link's next status.
 func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 	name := l.Name
 	resolved, inForce := r.links.resolved[name]
@@ -89,10 +89,13 @@ func (r *reconciler) manyServices(name string) []catalog.Problem {
 	return mirror.ManyServices(l.inNamespace, manyMirrors)
 }
 
-// exporterOf is the object in which a person asked for an export; nil: it is gone.
+// exporterOf returns the object with which a user exports a Service; nil: it was deleted.
 func (r *reconciler) exporterOf(key catalog.Key, reason string) runtime.Object {
 	if reason == catalog.ServiceMissing {
-		about := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+		about := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+			Namespace: key.Namespace,
+			Name:      key.Name,
+		}}
 		about.SetGroupVersionKind(catalog.ServiceExportKinds()[0])
 		return about
 	}
@@ -104,7 +107,12 @@ func (r *reconciler) exporterOf(key catalog.Key, reason string) runtime.Object {
 
 // chores are what the leader keeps in order beside the Links.
 func (r *reconciler) chores() chores {
-	c := chores{gateways: r.top.gateways, canary: r.canary, invites: sortedObjects(r.invites), joins: sortedObjects(r.joins)}
+	c := chores{
+		gateways: r.top.gateways,
+		canary:   r.canary,
+		invites:  sortedObjects(r.invites),
+		joins:    sortedObjects(r.joins),
+	}
 	for name, t := range r.links.trusts {
 		if r.links.links[name] == nil {
 			c.obsolete = append(c.obsolete, t)

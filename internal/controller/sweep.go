@@ -7,8 +7,9 @@ import (
 )
 
 // sweeper is the full pass, spread over resyncInterval: it has every exported Service and
-// every imported one decided again, a few at a time. Events make it unnecessary; it is the
-// safety net for an event that was lost or misread, and a metric counts what it repaired.
+// every imported one decided again, a few at a time. Events make it unnecessary; it is
+// the safety net for an event that was lost or misread, and a metric counts what it
+// repaired.
 type sweeper struct {
 	exports []catalog.Key
 	imports []importKey
@@ -21,10 +22,10 @@ type importKey struct {
 	key  catalog.Key
 }
 
-// sweepSome decides some keys again. It does nothing in a pass that has other work.
-func (r *reconciler) sweepSome(b *batch, now time.Time, p *plan) {
+// sweepSome decides some keys again, after the changes of the pass are decided.
+func (r *reconciler) sweepSome(now time.Time, p *plan) {
 	s := &r.sweep
-	if now.Before(s.due) || !b.empty() {
+	if now.Before(s.due) {
 		p.dueAt(s.due)
 		return
 	}

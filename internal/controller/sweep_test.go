@@ -19,9 +19,12 @@ func TestSweep(t *testing.T) {
 		repairs  float64
 	}{
 		"nothing is broken": {
-			why:      "events announce everything",
-			breaks:   func(*replica) {},
-			repaired: func(r *replica) bool { return r.exports.members[shopKey("web")] != nil && r.vipOf("bar") != "" },
+			why:    "events announce everything",
+			breaks: func(*replica) {},
+			repaired: func(r *replica) bool {
+				return r.exports.members[shopKey("web")] != nil &&
+					r.vipOf("bar") != ""
+			},
 		},
 		"export": {
 			why: "the event of a Service was lost, and its label is gone",
@@ -30,8 +33,11 @@ func TestSweep(t *testing.T) {
 				changed.Labels = nil
 				*r.index.Service(shopKey("web")) = *changed
 			},
-			repaired: func(r *replica) bool { return r.exports.members[shopKey("web")] == nil && r.gatewayRoutes() == 0 },
-			repairs:  1,
+			repaired: func(r *replica) bool {
+				return r.exports.members[shopKey("web")] == nil &&
+					r.gatewayRoutes() == 0
+			},
+			repairs: 1,
 		},
 		"import": {
 			why: "a Service of the peer was filed and not decided",

@@ -20,8 +20,8 @@ type task struct {
 	work work
 }
 
-// work does something and returns after how long it wants to run again (0: not unless
-// it is set anew). failures counts how often the task has failed in a row.
+// work does one run of a task and returns the delay until its next run. 0 means that it
+// runs again only after it is set again. failures counts the failed runs in a row.
 type work func(ctx context.Context, failures int) (again time.Duration, err error)
 
 // tasks starts tasks and waits for them.
@@ -84,7 +84,8 @@ func (t *task) run(ctx context.Context, log *slog.Logger) {
 const (
 	// retryPause is the least wait after a failed write.
 	retryPause = 50 * time.Millisecond
-	// maxTaskPause bounds the rest of a task after its work, which is as long as the work took.
+	// maxTaskPause bounds the rest of a task after its work, which is as long as the work
+	// took.
 	maxTaskPause = 250 * time.Millisecond
 )
 

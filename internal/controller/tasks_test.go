@@ -19,9 +19,30 @@ func TestTask(t *testing.T) {
 		least, most int // runs
 		logged      int
 	}{
-		"done":  {"what is done is not done again", func(context.Context, int) (time.Duration, error) { return 0, nil }, time.Hour, 1, 1, 0},
-		"again": {"the work says when to run again", func(context.Context, int) (time.Duration, error) { return time.Minute, nil }, 10 * time.Minute, 10, 11, 0},
-		"fails": {"an outage is retried ever slower, and logged once", func(context.Context, int) (time.Duration, error) { return 0, errors.New("down") }, time.Hour, 120, 2000, 1},
+		"done": {
+			"what is done is not done again",
+			func(context.Context, int) (time.Duration, error) { return 0, nil },
+			time.Hour,
+			1,
+			1,
+			0,
+		},
+		"again": {
+			"the work says when to run again",
+			func(context.Context, int) (time.Duration, error) { return time.Minute, nil },
+			10 * time.Minute,
+			10,
+			11,
+			0,
+		},
+		"fails": {
+			"an outage is retried ever slower, and logged once",
+			func(context.Context, int) (time.Duration, error) { return 0, errors.New("down") },
+			time.Hour,
+			120,
+			2000,
+			1,
+		},
 		"conflicts": {"a conflict is routine", func(context.Context, int) (time.Duration, error) {
 			return 0, apierrors.NewConflict(corev1.Resource("x"), "x", nil)
 		}, time.Minute, 3, 200, 0},

@@ -70,18 +70,22 @@ type topology struct {
 	gateways       []string // host:port that peers can dial, sorted; nil: there is no gateway Service
 	// failingPaths counts nodes whose path failed when a canary last proved it.
 	failingPaths int
-	// recheck is when the topology changes though no object does; zero: never.
+	// recheck is when the topology changes without a change of an object; zero: never.
 	recheck time.Time
 }
 
-// restartGrace is how long an agent that was ready counts as ready though its pod
-// says otherwise. An agent that has crashed is back within a second, vip-guard
-// holds its listeners meanwhile, and its probe is seconds behind.
+// restartGrace is how long an agent counts as ready after its pod has become unready. An
+// agent that has crashed is back within a second, vip-guard holds its listeners
+// meanwhile, and its readiness probe is seconds behind.
 const restartGrace = 5 * time.Second
 
 // topology finds Causeway's processes.
 func (c *components) topology(now time.Time) *topology {
-	t := &topology{nodes: make(map[string]bool), agents: make(map[string]string), controllerPods: make(map[string]bool)}
+	t := &topology{
+		nodes:          make(map[string]bool),
+		agents:         make(map[string]string),
+		controllerPods: make(map[string]bool),
+	}
 	served := make(map[types.UID]bool)
 	failing := make(map[string]bool)
 	for _, p := range c.pods {
@@ -101,11 +105,18 @@ func (c *components) topology(now time.Time) *topology {
 			}
 		case controllerValue:
 			if ok, _ := ready(p); ok && p.Status.PodIP != "" && p.DeletionTimestamp == nil {
-				t.controllers = append(t.controllers, view.Controller{PodName: p.Name, PodUID: string(p.UID), Address: p.Status.PodIP})
+				t.controllers = append(t.controllers, view.Controller{
+					PodName: p.Name,
+					PodUID:  string(p.UID),
+					Address: p.Status.PodIP,
+				})
 			}
 		}
 	}
-	slices.SortFunc(t.controllers, func(a, b view.Controller) int { return cmp.Compare(a.PodName, b.PodName) })
+	slices.SortFunc(t.controllers, func(a, b view.Controller) int {
+		return cmp.Compare(a.PodName,
+			b.PodName)
+	})
 	if c.gateway != nil {
 		t.gateways = gatewayAddresses(c.gateway)
 	}
@@ -133,8 +144,10 @@ func (c *components) addAgent(t *topology, p *corev1.Pod, served map[types.UID]b
 
 // same reports whether two topologies describe the same processes.
 func (t *topology) same(o *topology) bool {
-	return o != nil && maps.Equal(t.nodes, o.nodes) && maps.Equal(t.agents, o.agents) && slices.Equal(t.controllers, o.controllers) &&
-		maps.Equal(t.controllerPods, o.controllerPods) && (t.gateways == nil) == (o.gateways == nil) && slices.Equal(t.gateways, o.gateways)
+	return o != nil && maps.Equal(t.nodes, o.nodes) && maps.Equal(t.agents, o.agents) &&
+		slices.Equal(t.controllers, o.controllers) &&
+		maps.Equal(t.controllerPods, o.controllerPods) && (t.gateways == nil) == (o.gateways == nil) &&
+		slices.Equal(t.gateways, o.gateways)
 }
 
 // otherReplicas are the addresses of the ready replicas but one, by pod.
@@ -170,9 +183,9 @@ func ready(p *corev1.Pod) (bool, time.Time) {
 	return false, time.Time{}
 }
 
-// gatewayAddresses are where the gateway Service is reached from outside, as far as
-// its load balancer says. An address that only a person knows, such as one behind
-// NAT, is written into the peer's Link by hand.
+// gatewayAddresses returns the external addresses of the gateway Service, from the status
+// of its load balancer. A user must add other addresses, such as one behind NAT, to the
+// Link in the peer.
 func gatewayAddresses(svc *corev1.Service) []string {
 	out := []string{} // known to be none
 	for _, in := range svc.Status.LoadBalancer.Ingress {

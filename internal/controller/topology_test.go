@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -41,10 +42,15 @@ func TestTopology(t *testing.T) {
 	finished := componentPod("a5", agentValue, "n5", false)
 	finished.Status.Phase = corev1.PodFailed
 	failing := componentPod("a6", agentValue, "n2", true)
-	failing.Status.Conditions = append(failing.Status.Conditions, corev1.PodCondition{Type: check.PathProved, Status: corev1.ConditionFalse})
+	failing.Status.Conditions = append(failing.Status.Conditions, corev1.PodCondition{
+		Type:   check.PathProved,
+		Status: corev1.ConditionFalse,
+	})
 	c := componentsOf(
-		componentPod("a1", agentValue, "n1", true), componentPod("a1-old", agentValue, "n1", false), componentPod("a2", agentValue, "n3", false),
-		componentPod("a3", agentValue, "", true), tenant, componentPod("c1", controllerValue, "n1", true), terminating,
+		componentPod("a1", agentValue, "n1", true), componentPod("a1-old", agentValue, "n1", false),
+		componentPod("a2", agentValue, "n3", false),
+		componentPod("a3", agentValue, "", true), tenant, componentPod("c1", controllerValue, "n1", true),
+		terminating,
 		componentPod("c3", controllerValue, "n1", false), finished, failing,
 	)
 	top := c.topology(time.Unix(0, 0))
@@ -55,7 +61,8 @@ func TestTopology(t *testing.T) {
 		t.Errorf("ready agents are on %v: an upgrade's old pod must not hide the new one", got)
 	}
 	if len(top.controllers) != 1 || top.controllers[0].PodName != "c1" || len(top.controllerPods) != 3 {
-		t.Errorf("controllers are %v of %v: terminating and unready ones get no streams", top.controllers, top.controllerPods)
+		t.Errorf("controllers are %v of %v: terminating and unready ones get no streams", top.controllers,
+			top.controllerPods)
 	}
 	if top.failingPaths != 1 || top.gateways != nil {
 		t.Errorf("%d failing paths, gateways %v", top.failingPaths, top.gateways)
@@ -74,9 +81,16 @@ func TestGatewayAddresses(t *testing.T) {
 		t.Errorf("a Service without addresses has none: %v", top.gateways)
 	}
 	svc = svc.DeepCopy()
-	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.2"}, {Hostname: "gw.example"}, {IP: "198.51.100.2"}}
+	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{
+		{IP: "198.51.100.2"},
+		{Hostname: "gw.example"},
+		{IP: "198.51.100.2"},
+	}
 	c.setService(key, svc)
-	if top := c.topology(time.Now()); !slices.Equal(top.gateways, []string{"198.51.100.2:4143", "gw.example:4143"}) {
+	if top := c.topology(time.Now()); !slices.Equal(top.gateways, []string{
+		"198.51.100.2:4143",
+		"gw.example:4143",
+	}) {
 		t.Errorf("addresses are %v", top.gateways)
 	}
 	c.setService(key, nil)
@@ -89,7 +103,9 @@ func TestRestartedAgentStaysReady(t *testing.T) {
 	down := time.Unix(1000, 0)
 	agent := func(name, node string, status corev1.ConditionStatus, since time.Time) *corev1.Pod {
 		p := componentPod(name, agentValue, node, true)
-		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: status, LastTransitionTime: metav1.NewTime(since)}}
+		p.Status.Conditions = []corev1.PodCondition{
+			{Type: corev1.PodReady, Status: status, LastTransitionTime: metav1.NewTime(since)},
+		}
 		return p
 	}
 	cases := map[string]struct {
@@ -98,9 +114,14 @@ func TestRestartedAgentStaysReady(t *testing.T) {
 		after  time.Duration
 		want   bool
 	}{
-		"just restarted": {"the kubelet notices a restart seconds after it is over", true, restartGrace - 1, true},
-		"down for long":  {"an agent that stays away accepts nothing", true, restartGrace, false},
-		"never ready":    {"a new agent counts from its first readiness on", false, 0, false},
+		"just restarted": {
+			"the kubelet notices a restart seconds after it is over",
+			true,
+			restartGrace - 1,
+			true,
+		},
+		"down for long": {"an agent that stays away accepts nothing", true, restartGrace, false},
+		"never ready":   {"a new agent counts from its first readiness on", false, 0, false},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -109,20 +130,28 @@ func TestRestartedAgentStaysReady(t *testing.T) {
 				all = componentsOf(agent("a1", "n1", corev1.ConditionTrue, down.Add(-time.Hour)))
 				all.topology(down)
 			}
-			all.setPod(catalog.Key{Namespace: system, Name: "a1"}, agent("a1", "n1", corev1.ConditionFalse, down))
+			all.setPod(catalog.Key{
+				Namespace: system,
+				Name:      "a1",
+			}, agent("a1", "n1", corev1.ConditionFalse, down))
 			top := all.topology(down.Add(c.after))
 			if got := top.agents["n1"] != ""; got != c.want {
 				t.Errorf("%s: ready is %v", c.why, got)
 			}
-			if want := down.Add(restartGrace); c.want && !top.recheck.Equal(want) || !c.want && !top.recheck.IsZero() {
+			if want := down.Add(restartGrace); c.want && !top.recheck.Equal(want) ||
+				!c.want && !top.recheck.IsZero() {
 				t.Errorf("%s: decided again at %v", c.why, top.recheck)
 			}
 		})
 	}
-	two := componentsOf(agent("a1", "n1", corev1.ConditionTrue, down), agent("a2", "n2", corev1.ConditionTrue, down))
+	two := componentsOf(agent("a1", "n1", corev1.ConditionTrue, down),
+		agent("a2", "n2", corev1.ConditionTrue, down))
 	two.topology(down)
 	two.setPod(catalog.Key{Namespace: system, Name: "a1"}, agent("a1", "n1", corev1.ConditionFalse, down))
-	two.setPod(catalog.Key{Namespace: system, Name: "a2"}, agent("a2", "n2", corev1.ConditionFalse, down.Add(2*time.Second)))
+	two.setPod(catalog.Key{
+		Namespace: system,
+		Name:      "a2",
+	}, agent("a2", "n2", corev1.ConditionFalse, down.Add(2*time.Second)))
 	if top := two.topology(down.Add(3 * time.Second)); !top.recheck.Equal(down.Add(restartGrace)) {
 		t.Errorf("of two graces the first ends at %v", top.recheck)
 	}
@@ -141,14 +170,16 @@ func TestRestartGraceEndsByTheClock(t *testing.T) {
 	byHand(t, func(t *testing.T, r *replica) {
 		accepts := func() bool {
 			e, _ := r.index.Get(shopKey("web"))
-			return e != nil && slices.ContainsFunc(e.Endpoints, func(e catalog.Endpoint) bool { return e.Ready })
+			return e != nil && slices.ContainsFunc(e.Endpoints,
+				func(e catalog.Endpoint) bool { return e.Ready })
 		}
 		if !accepts() {
 			t.Fatal("it does not work at all")
 		}
 		var agent corev1.Pod
 		r.MustGet(t, system, "agent-n1", &agent)
-		agent.Status.Conditions[0].Status, agent.Status.Conditions[0].LastTransitionTime = corev1.ConditionFalse, metav1.NewTime(time.Now())
+		agent.Status.Conditions[0].Status = corev1.ConditionFalse
+		agent.Status.Conditions[0].LastTransitionTime = metav1.NewTime(time.Now())
 		if err := r.Status().Update(t.Context(), &agent); err != nil {
 			t.Fatal(err)
 		}
@@ -156,6 +187,7 @@ func TestRestartGraceEndsByTheClock(t *testing.T) {
 			t.Errorf("during the grace the pod stays; the next pass is due in %v", time.Until(p.recheck))
 		}
 		time.Sleep(restartGrace)
+		synctest.Wait()
 		if r.pass(); accepts() {
 			t.Error("after the grace the pod cannot be reached")
 		}

@@ -20,7 +20,11 @@ import (
 	"github.com/causeway-mesh/causeway/charts"
 )
 
-var kind = schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"}
+var kind = schema.GroupVersionKind{
+	Group:   "apiextensions.k8s.io",
+	Version: "v1",
+	Kind:    "CustomResourceDefinition",
+}
 
 // Outdated returns, sorted, the fields that this version's CRDs have and the cluster's
 // lack, each as CRD:path, or CRD alone if the whole kind is missing. Nil means that the

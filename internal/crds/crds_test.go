@@ -62,7 +62,8 @@ func TestOutdated(t *testing.T) {
 			for _, crd := range all {
 				objects = append(objects, crd)
 			}
-			got, err := Outdated(context.Background(), fake.NewClientBuilder().WithObjects(objects...).Build())
+			got, err := Outdated(context.Background(),
+				fake.NewClientBuilder().WithObjects(objects...).Build())
 			if err != nil {
 				t.Fatal(err)
 			}

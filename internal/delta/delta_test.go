@@ -115,8 +115,15 @@ func TestReader(t *testing.T) {
 		"filtered": {
 			why:    "names must not leak through a filter, neither by an upsert nor by a removal",
 			filter: notSecret,
-			steps:  [][]Change[*item]{set("a=1", "b=secret"), set("b=secret2"), unset("b"), set("b=1"), set("b=secret"), unset("b")},
-			want:   []string{"whole", "a=1 whole", "b=1 whole", "-b whole"},
+			steps: [][]Change[*item]{
+				set("a=1", "b=secret"),
+				set("b=secret2"),
+				unset("b"),
+				set("b=1"),
+				set("b=secret"),
+				unset("b"),
+			},
+			want: []string{"whole", "a=1 whole", "b=1 whole", "-b whole"},
 		},
 		"the rest is filtered": {
 			why:    "a copy is whole even if what was left to send turns out to be nothing",
@@ -361,7 +368,11 @@ type twin struct {
 }
 
 func newTwin(l *Log[*item], hide int) *twin {
-	w := &twin{receiver: NewReceiver(itemKey, itemSize, Limits{}), shown: map[string]bool{}, taken: map[string]*item{}}
+	w := &twin{
+		receiver: NewReceiver(itemKey, itemSize, Limits{}),
+		shown:    map[string]bool{},
+		taken:    map[string]*item{},
+	}
 	w.hide.Store(int64(hide))
 	w.r = l.NewReader(w.shows)
 	return w
@@ -417,7 +428,8 @@ func (w *twin) read(t *testing.T, seed uint64, content map[string]*item, n, limi
 		want := maps.Clone(content)
 		maps.DeleteFunc(want, func(_ string, v *item) bool { return !w.shows(v) })
 		if !maps.Equal(want, w.taken) {
-			t.Fatalf("seed %d: a whole state differs (-want +got):\n%s", seed, cmp.Diff(want, w.taken, compareItems))
+			t.Fatalf("seed %d: a whole state differs (-want +got):\n%s", seed,
+				cmp.Diff(want, w.taken, compareItems))
 		}
 		if w.receiver.Len() != len(want) {
 			t.Fatalf("seed %d: the receiver holds %d keys, want %d", seed, w.receiver.Len(), len(want))
@@ -500,20 +512,29 @@ func TestReceiverRefuses(t *testing.T) {
 			batches: []Batch[*item]{{Upserts: []*item{a, a}}}, want: ErrDuplicate,
 		},
 		"upsert and removal": {
-			why:     "the order within a batch has no meaning",
-			batches: []Batch[*item]{{Upserts: []*item{a}, Whole: true}, {Upserts: []*item{a}, Removed: []string{"a"}}}, want: ErrDuplicate,
+			why: "the order within a batch has no meaning",
+			batches: []Batch[*item]{
+				{Upserts: []*item{a}, Whole: true},
+				{Upserts: []*item{a}, Removed: []string{"a"}},
+			},
+			want: ErrDuplicate,
 		},
 		"unknown removal": {
 			why:     "sender and receiver disagree on what is held",
 			batches: []Batch[*item]{{Removed: []string{"a"}}}, want: ErrUnknownKey,
 		},
 		"unknown removal after a reset": {
-			why:     "what was held before the reset is forgotten",
-			batches: []Batch[*item]{{Upserts: []*item{a}, Whole: true}, {Reset: true}, {Removed: []string{"a"}, Whole: true}},
+			why: "what was held before the reset is forgotten",
+			batches: []Batch[*item]{
+				{Upserts: []*item{a}, Whole: true},
+				{Reset: true},
+				{Removed: []string{"a"}, Whole: true},
+			},
 		},
 		"unknown removal after the snapshot": {
 			why:     "a reset excuses nothing that comes after its snapshot",
-			batches: []Batch[*item]{{Reset: true, Whole: true}, {Removed: []string{"a"}}}, want: ErrUnknownKey,
+			batches: []Batch[*item]{{Reset: true, Whole: true}, {Removed: []string{"a"}}},
+			want:    ErrUnknownKey,
 		},
 		"entries": {
 			why:     "a peer must not fill our memory",
@@ -526,9 +547,15 @@ func TestReceiverRefuses(t *testing.T) {
 			batches: []Batch[*item]{{Upserts: []*item{a}}, {Upserts: []*item{b}}}, want: ErrTooLarge,
 		},
 		"replaced values": {
-			why:     "only what is held counts",
-			limits:  Limits{Entries: 1, Bytes: 4},
-			batches: []Batch[*item]{{Upserts: []*item{a}}, {Upserts: []*item{a}}, {Removed: []string{"a"}}, {Upserts: []*item{b}}, {Reset: true, Upserts: []*item{b}}},
+			why:    "only what is held counts",
+			limits: Limits{Entries: 1, Bytes: 4},
+			batches: []Batch[*item]{
+				{Upserts: []*item{a}},
+				{Upserts: []*item{a}},
+				{Removed: []string{"a"}},
+				{Upserts: []*item{b}},
+				{Reset: true, Upserts: []*item{b}},
+			},
 		},
 	}
 	for name, tc := range cases {
@@ -556,11 +583,23 @@ func TestReceiverTake(t *testing.T) {
 		is    bool
 	}{
 		{batch: Batch[*item]{Upserts: []*item{b, a1}}},
-		{batch: Batch[*item]{Upserts: []*item{c}, Whole: true}, want: Delta[*item]{Upserts: []*item{a1, b, c}}, is: true},
+		{
+			batch: Batch[*item]{Upserts: []*item{c}, Whole: true},
+			want:  Delta[*item]{Upserts: []*item{a1, b, c}},
+			is:    true,
+		},
 		{batch: Batch[*item]{Whole: true}},
 		{batch: Batch[*item]{Upserts: []*item{a2}, Removed: []string{"c"}}},
-		{batch: Batch[*item]{Upserts: []*item{c}, Removed: []string{"b"}, Whole: true}, want: Delta[*item]{Upserts: []*item{a2, c}, Removed: []string{"b"}}, is: true},
-		{batch: Batch[*item]{Reset: true, Upserts: []*item{a1}, Whole: true}, want: Delta[*item]{Upserts: []*item{a1}, Removed: []string{"c"}}, is: true},
+		{
+			batch: Batch[*item]{Upserts: []*item{c}, Removed: []string{"b"}, Whole: true},
+			want:  Delta[*item]{Upserts: []*item{a2, c}, Removed: []string{"b"}},
+			is:    true,
+		},
+		{
+			batch: Batch[*item]{Reset: true, Upserts: []*item{a1}, Whole: true},
+			want:  Delta[*item]{Upserts: []*item{a1}, Removed: []string{"c"}},
+			is:    true,
+		},
 		{batch: Batch[*item]{Upserts: []*item{b}}},
 		{batch: Batch[*item]{Removed: []string{"b"}, Whole: true}},
 	}
@@ -591,7 +630,8 @@ func BenchmarkOneChange(b *testing.B) {
 					l.Apply(Change[*item]{Key: "key-5000", Value: values[i%2]})
 					for _, r := range all {
 						if batch, ok := r.Next(256 << 10); !ok || len(batch.Upserts) != 1 {
-							b.Fatalf("a reader is sent %d values, want the one that changed", len(batch.Upserts))
+							b.Fatalf("a reader is sent %d values, want the one that changed",
+								len(batch.Upserts))
 						}
 					}
 				}

@@ -59,7 +59,13 @@ type held[V any] struct {
 // NewReceiver returns a Receiver that holds nothing. key names a value, and size
 // returns how many bytes it takes in a message.
 func NewReceiver[V any](key func(V) string, size func(V) int, limits Limits) *Receiver[V] {
-	return &Receiver[V]{key: key, size: size, limits: limits, held: map[string]held[V]{}, dirty: map[string]bool{}}
+	return &Receiver[V]{
+		key:    key,
+		size:   size,
+		limits: limits,
+		held:   map[string]held[V]{},
+		dirty:  map[string]bool{},
+	}
 }
 
 // Apply takes b in. Its errors name the key and wrap ErrDuplicate, ErrUnknownKey,

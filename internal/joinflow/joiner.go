@@ -26,7 +26,7 @@ import (
 
 // Joiner uses the tokens that are given to this cluster. Only the leader runs it.
 //
-//	Join + Secret ─▶ Token.Check ─▶ a gateway of the inviter ─▶ joinwire.Ask
+//	Join + Secret ─▶ Token.Check ─▶ a gateway of the inviter ─▶ joinwire.Exchange
 //	                 Join's status ◀─ Link ◀─ Token.Fits ◀───────┘
 type Joiner struct {
 	c       Config
@@ -223,9 +223,9 @@ func (j *Joiner) ask(ctx context.Context, join *v1alpha1.Join,
 	token invite.Token) (v1alpha1.JoinStatus, error) {
 	var status v1alpha1.JoinStatus
 	for _, address := range token.Gateways {
-		half, err := j.exchange(ctx, address, join.Spec.As, token)
+		id, err := j.exchange(ctx, address, join.Spec.As, token)
 		if err == nil {
-			return j.createLink(ctx, join, token, half, address)
+			return j.createLink(ctx, join, token, id, address)
 		}
 		if ctx.Err() != nil {
 			return v1alpha1.JoinStatus{}, ctx.Err()
@@ -239,12 +239,13 @@ func (j *Joiner) ask(ctx context.Context, join *v1alpha1.Join,
 }
 
 // exchange asks the inviter at one address.
-func (j *Joiner) exchange(ctx context.Context, address, as string, token invite.Token) (invite.Half, error) {
+func (j *Joiner) exchange(ctx context.Context, address, as string,
+	token invite.Token) (invite.PublicIdentity, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinwire.Timeout)
 	defer cancel()
 	conn, err := j.c.Dial(ctx, address)
 	if err != nil {
-		return invite.Half{}, err
+		return invite.PublicIdentity{}, err
 	}
 	id := j.c.Identity
 	request := &joinwire.Request{
@@ -253,7 +254,8 @@ func (j *Joiner) exchange(ctx context.Context, address, as string, token invite.
 		As:            as,
 		LinkPublicKey: id.LinkKey().Public(),
 	}
-	return joinwire.Ask(ctx, conn, transport.GuardDialed, j.tls(token), token.Secret, id.RootHash(), request)
+	return joinwire.Exchange(ctx, conn, transport.GuardDialed, j.tls(token), token.Secret, id.RootHash(),
+		request)
 }
 
 func (j *Joiner) tls(token invite.Token) *tls.Config {
@@ -266,17 +268,17 @@ func (j *Joiner) tls(token invite.Token) *tls.Config {
 // would conflict with an existing one. If a Link of the name appeared meanwhile, the
 // next attempt judges it.
 func (j *Joiner) createLink(ctx context.Context, join *v1alpha1.Join, token invite.Token,
-	half invite.Half, address string) (v1alpha1.JoinStatus, error) {
+	id invite.PublicIdentity, address string) (v1alpha1.JoinStatus, error) {
 	j.creating.Lock()
 	defer j.creating.Unlock()
 	var links v1alpha1.LinkList
 	if err := j.c.Client.List(ctx, &links); err != nil {
 		return v1alpha1.JoinStatus{}, fmt.Errorf("list Links: %w", err)
 	}
-	if r := token.Fits(half, j.own, join.Name, links.Items); r != nil {
+	if r := token.CheckInviter(id, j.own, join.Name, links.Items); r != nil {
 		return refusedStatus(r), nil
 	}
-	l := &v1alpha1.Link{Spec: half.Spec(join.Spec.Export, join.Spec.Import, address)}
+	l := &v1alpha1.Link{Spec: id.Spec(join.Spec.Export, join.Spec.Import, address)}
 	l.Name = join.Name
 	err := j.c.Client.Create(ctx, l)
 	switch {

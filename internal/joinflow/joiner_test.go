@@ -25,7 +25,8 @@ func TestServerChecksNameAndIdentity(t *testing.T) {
 	h := newHost(t, east())
 	token := h.invite(t, east(), "west", 0)
 	g := newGuest(t, west(), h)
-	if _, err := g.joiner.exchange(t.Context(), "gw:1", "north", token); !errors.As(err, new(*invite.Refusal)) {
+	if _, err := g.joiner.exchange(t.Context(), "gw:1", "north", token); !errors.As(err,
+		new(*invite.Refusal)) {
 		t.Errorf("wrong name: %v", err)
 	}
 	own := newGuest(t, east(), h)
@@ -84,7 +85,8 @@ func TestConcurrentJoinsOfOneInviter(t *testing.T) {
 		var racing sync.WaitGroup
 		for i, j := range joins {
 			racing.Go(func() {
-				for states[i].State != v1alpha1.JoinLinked && states[i].State != v1alpha1.JoinRefused && t.Context().Err() == nil && !t.Failed() {
+				for states[i].State != v1alpha1.JoinLinked && states[i].State != v1alpha1.JoinRefused &&
+					t.Context().Err() == nil && !t.Failed() {
 					states[i] = g.step(t, j)
 				}
 			})
@@ -98,7 +100,8 @@ func TestConcurrentJoinsOfOneInviter(t *testing.T) {
 		if won.State != v1alpha1.JoinLinked {
 			won, lost = lost, won
 		}
-		if won.State != v1alpha1.JoinLinked || lost.Reason != string(invite.AlreadyKnown) || len(ours.Items) != 1 || len(h.links(t)) != 1 {
+		if won.State != v1alpha1.JoinLinked || lost.Reason != string(invite.AlreadyLinked) ||
+			len(ours.Items) != 1 || len(h.links(t)) != 1 {
 			t.Fatalf("%+v; Links here %d, there %v", states, len(ours.Items), h.links(t))
 		}
 	}
@@ -151,7 +154,10 @@ func TestJoinerTrustsThePinnedRootOnly(t *testing.T) {
 func TestJoinKeepsExistingPeer(t *testing.T) {
 	namesake := clusteridtest.New("east", "27a432a2") // east's trust domain with another root
 	copied := clusteridtest.NewWithLinkKey("north", "44444444", east())
-	for name, inviter := range map[string]*clusteridtest.Cluster{"its trust domain": namesake, "its key": copied} {
+	for name, inviter := range map[string]*clusteridtest.Cluster{
+		"its trust domain": namesake,
+		"its key":          copied,
+	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t, inviter)
 			g := newGuest(t, west(), h)
@@ -159,7 +165,8 @@ func TestJoinKeepsExistingPeer(t *testing.T) {
 				t.Fatal(err)
 			}
 			j := g.join(t, "other", h.invite(t, inviter, "west", 0), "west")
-			if s := g.step(t, j); s.State != v1alpha1.JoinRefused || s.Reason != string(invite.AlreadyKnown) || !strings.Contains(s.Message, "Link east") {
+			if s := g.step(t, j); s.State != v1alpha1.JoinRefused ||
+				s.Reason != string(invite.AlreadyLinked) || !strings.Contains(s.Message, "Link east") {
 				t.Errorf("%+v", s)
 			}
 			var links v1alpha1.LinkList
@@ -183,7 +190,8 @@ func TestJoinReportsUnreachableInviter(t *testing.T) {
 	}
 	j := g.join(t, "east", token, "west")
 	s := g.step(t, j)
-	if s.State != v1alpha1.JoinPending || !strings.Contains(s.Message, "198.51.100.2:4143: it cannot be reached") {
+	if s.State != v1alpha1.JoinPending ||
+		!strings.Contains(s.Message, "198.51.100.2:4143: it cannot be reached") {
 		t.Errorf("%+v", s)
 	}
 	g.Writes()
@@ -198,16 +206,19 @@ func TestJoinReportsBadToken(t *testing.T) {
 	if err := g.Create(t.Context(), j); err != nil {
 		t.Fatal(err)
 	}
-	if again, err := g.joiner.step(t.Context(), client.ObjectKeyFromObject(j), j.UID); again != minSecretRetry || err != nil {
+	if again, err := g.joiner.step(t.Context(), client.ObjectKeyFromObject(j),
+		j.UID); again != minSecretRetry || err != nil {
 		t.Errorf("the Secret appears a moment later: retry in %v, %v", again, err)
 	}
-	if err := g.Create(t.Context(), secretOf(j, "Join", invite.JoinSecretName("east"), invite.TokenKey, []byte("nonsense"))); err != nil {
+	if err := g.Create(t.Context(), secretOf(j, "Join", invite.JoinSecretName("east"), invite.TokenKey,
+		[]byte("nonsense"))); err != nil {
 		t.Fatal(err)
 	}
 	if s := g.step(t, j); s.Reason != string(invite.BadToken) {
 		t.Errorf("%+v", s)
 	}
-	if again, err := g.joiner.step(t.Context(), client.ObjectKeyFromObject(j), "another"); again != 0 || err != nil {
+	if again, err := g.joiner.step(t.Context(), client.ObjectKeyFromObject(j), "another"); again != 0 ||
+		err != nil {
 		t.Errorf("another Join of the same name must be left alone: %v, %v", again, err)
 	}
 }
@@ -249,7 +260,12 @@ func TestWorkerRetriesAfterFailure(t *testing.T) {
 	west()
 	synctest.Test(t, func(t *testing.T) {
 		api := kubetest.New(nil)
-		joiner := NewJoiner(Config{Client: api, Namespace: system, Identity: west().Identity, Log: discardLog})
+		joiner := NewJoiner(Config{
+			Client:    api,
+			Namespace: system,
+			Identity:  west().Identity,
+			Log:       discardLog,
+		})
 		api.Refuse(func(string, client.Object) error { return errors.New("connection refused") })
 		ctx, cancel := context.WithCancel(t.Context())
 		joiner.Set(ctx, []*v1alpha1.Join{newJoin("east", "west", 0)})

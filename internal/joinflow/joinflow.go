@@ -98,11 +98,11 @@ func Maintain(ctx context.Context, c client.Client, invites []*v1alpha1.Invite, 
 	now time.Time) error {
 	var errs []error
 	for _, inv := range invites {
-		if invite.Over(invite.Expires(inv), now) {
+		if invite.CanDelete(invite.Expires(inv), now) {
 			errs = append(errs, remove(ctx, c, inv, inv.UID))
 			continue
 		}
-		status, differs := invite.Aged(inv, now)
+		status, differs := invite.StatusAt(inv, now)
 		if !differs || inv.DeletionTimestamp != nil {
 			continue
 		}
@@ -113,7 +113,7 @@ func Maintain(ctx context.Context, c client.Client, invites []*v1alpha1.Invite, 
 		}
 	}
 	for _, j := range joins {
-		if invite.Over(j.CreationTimestamp.Add(invite.Lifetime), now) {
+		if invite.CanDelete(j.CreationTimestamp.Add(invite.Lifetime), now) {
 			errs = append(errs, remove(ctx, c, j, j.UID))
 		}
 	}

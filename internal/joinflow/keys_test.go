@@ -53,7 +53,8 @@ func (k *keysTest) create(t *testing.T, name string, age time.Duration, secret *
 
 func (k *keysTest) createSecret(t *testing.T, inv *v1alpha1.Invite, secret invite.Secret) {
 	t.Helper()
-	err := k.api.Create(t.Context(), secretOf(inv, "Invite", invite.SecretName(inv.Name), invite.SecretKey, secret.Bytes()))
+	err := k.api.Create(t.Context(), secretOf(inv, "Invite", invite.SecretName(inv.Name), invite.SecretKey,
+		secret.Bytes()))
 	if err != nil {
 		t.Fatal(err)
 	}

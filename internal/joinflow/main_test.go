@@ -49,7 +49,11 @@ type host struct {
 // newHost serves the invites of a cluster until the test ends.
 func newHost(t *testing.T, of *clusteridtest.Cluster, objects ...client.Object) *host {
 	t.Helper()
-	h := &host{API: kubetest.New(nil, objects...), recorder: events.NewFakeRecorder(64), registry: prometheus.NewRegistry()}
+	h := &host{
+		API:      kubetest.New(nil, objects...),
+		recorder: events.NewFakeRecorder(64),
+		registry: prometheus.NewRegistry(),
+	}
 	h.server = NewServer(Config{
 		Client:    h.API,
 		Namespace: system,
@@ -79,7 +83,8 @@ func (h *host) invite(t *testing.T, of *clusteridtest.Cluster, name string, age 
 	if err := h.Create(t.Context(), inv); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Create(t.Context(), secretOf(inv, "Invite", invite.SecretName(name), invite.SecretKey, secret.Bytes())); err != nil {
+	if err := h.Create(t.Context(), secretOf(inv, "Invite", invite.SecretName(name), invite.SecretKey,
+		secret.Bytes())); err != nil {
 		t.Fatal(err)
 	}
 	return invite.Token{
@@ -122,8 +127,12 @@ func secretOf(owner client.Object, kind, name, key string, value []byte) *corev1
 		UID:        owner.GetUID(),
 	}
 	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: name, OwnerReferences: []metav1.OwnerReference{ref}},
-		Data:       map[string][]byte{key: value},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace:       system,
+			Name:            name,
+			OwnerReferences: []metav1.OwnerReference{ref},
+		},
+		Data: map[string][]byte{key: value},
 	}
 }
 
@@ -182,7 +191,8 @@ func (g *guest) join(t *testing.T, name string, token invite.Token, as string) *
 	if err := g.Create(t.Context(), j); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Create(t.Context(), secretOf(j, "Join", invite.JoinSecretName(name), invite.TokenKey, []byte(text))); err != nil {
+	if err := g.Create(t.Context(), secretOf(j, "Join", invite.JoinSecretName(name), invite.TokenKey,
+		[]byte(text))); err != nil {
 		t.Fatal(err)
 	}
 	return j

@@ -77,11 +77,11 @@ func (s *Server) handle(ctx context.Context, call *joinwire.Call) (*joinwire.Ans
 	if err != nil {
 		return nil, secret, err
 	}
-	if !call.Proves(secret) {
+	if !call.HasSecret(secret) {
 		return nil, secret, invite.Refuse(invite.BadProof,
 			"the token is not the newest one for this name: ask for a new token")
 	}
-	if err := s.join(ctx, inv, call.Asker()); err != nil {
+	if err := s.join(ctx, inv, call.Candidate()); err != nil {
 		return nil, secret, err
 	}
 	return &joinwire.Answer{Version: s.c.Version, LinkPublicKey: s.c.Identity.LinkKey().Public()}, secret, nil
@@ -107,20 +107,20 @@ func (s *Server) find(ctx context.Context, name string) (*v1alpha1.Invite, invit
 
 // join takes the steps that Decide names until the Link exists. After a failure the next
 // call of the same cluster continues.
-func (s *Server) join(ctx context.Context, inv *v1alpha1.Invite, asker invite.Asker) error {
+func (s *Server) join(ctx context.Context, inv *v1alpha1.Invite, candidate invite.Candidate) error {
 	for range maxSteps {
 		var links v1alpha1.LinkList
 		if err := s.c.Client.List(ctx, &links); err != nil {
 			return fmt.Errorf("list Links: %w", err)
 		}
-		step, refusal := invite.Decide(inv, asker, s.own, links.Items, time.Now())
+		step, refusal := invite.Decide(inv, candidate, s.own, links.Items, time.Now())
 		if refusal != nil {
-			return errors.Join(refusal, s.recordRefusal(ctx, inv, asker, refusal))
+			return errors.Join(refusal, s.recordRefusal(ctx, inv, candidate, refusal))
 		}
 		if step == invite.Done {
 			return nil
 		}
-		if err := s.take(ctx, step, inv, asker); err != nil && !isLostRace(err) {
+		if err := s.take(ctx, step, inv, candidate); err != nil && !isLostRace(err) {
 			return err
 		}
 		if err := s.c.Client.Get(ctx, client.ObjectKeyFromObject(inv), inv); err != nil {
@@ -131,20 +131,21 @@ func (s *Server) join(ctx context.Context, inv *v1alpha1.Invite, asker invite.As
 }
 
 // take takes one step. A conflict means that another replica was first.
-func (s *Server) take(ctx context.Context, step invite.Step, inv *v1alpha1.Invite, asker invite.Asker) error {
+func (s *Server) take(ctx context.Context, step invite.Step, inv *v1alpha1.Invite,
+	candidate invite.Candidate) error {
 	switch step {
 	case invite.Bind:
-		return s.updateStatus(ctx, inv, invite.Bound(inv, asker))
-	case invite.Note:
-		if err := s.updateStatus(ctx, inv, invite.Noted(inv)); err != nil {
+		return s.updateStatus(ctx, inv, invite.BoundStatus(inv, candidate))
+	case invite.MarkLinked:
+		if err := s.updateStatus(ctx, inv, invite.LinkedStatus(inv)); err != nil {
 			return err
 		}
 		s.c.Events.Eventf(inv, nil, corev1.EventTypeNormal, "Joined", "Joining",
 			"The cluster of trust domain %s joined from %s. Its Link is %s.",
-			asker.TrustDomain, asker.Address, inv.Name)
+			candidate.TrustDomain, candidate.Address, inv.Name)
 		return nil
 	}
-	err := s.c.Client.Create(ctx, invite.Link(inv, asker))
+	err := s.c.Client.Create(ctx, invite.Link(inv, candidate))
 	if apierrors.IsInvalid(err) {
 		return invite.Refuse(invite.BadRequest,
 			"the data that the joining cluster sent does not make a valid Link")
@@ -167,10 +168,10 @@ func (s *Server) updateStatus(ctx context.Context, inv *v1alpha1.Invite, status 
 
 // recordRefusal records a refusal in the Invite's status and as an Event, once for each
 // cluster and reason.
-func (s *Server) recordRefusal(ctx context.Context, inv *v1alpha1.Invite, asker invite.Asker,
+func (s *Server) recordRefusal(ctx context.Context, inv *v1alpha1.Invite, candidate invite.Candidate,
 	r *invite.Refusal) error {
 	for range maxSteps {
-		status, fresh := invite.Refused(inv, asker, r)
+		status, fresh := invite.RefusedStatus(inv, candidate, r)
 		if !fresh {
 			return nil
 		}
@@ -178,7 +179,7 @@ func (s *Server) recordRefusal(ctx context.Context, inv *v1alpha1.Invite, asker 
 		if err == nil {
 			s.c.Events.Eventf(inv, nil, corev1.EventTypeWarning, string(r.Reason), "Joining",
 				"Refused a cluster of trust domain %s from %s: %s",
-				asker.TrustDomain, asker.Address, r.Message)
+				candidate.TrustDomain, candidate.Address, r.Message)
 			return nil
 		}
 		if !apierrors.IsConflict(err) {

@@ -34,7 +34,8 @@ func TestInviteAndJoin(t *testing.T) {
 	if !sameSpec(wantOurs, ours.Spec) {
 		t.Errorf("the joiner's Link (-want +got)\n%s", cmp.Diff(wantOurs, ours.Spec))
 	}
-	if s := h.status(t, "west"); s.State != v1alpha1.InviteLinked || s.Joined == nil || s.Joined.TrustDomain != west().TrustDomain() || s.Joined.Address != "127.0.0.1" {
+	if s := h.status(t, "west"); s.State != v1alpha1.InviteLinked || s.Joined == nil ||
+		s.Joined.TrustDomain != west().TrustDomain() || s.Joined.Address != "127.0.0.1" {
 		t.Errorf("the status of the invite is %+v", s)
 	}
 	if e := <-h.recorder.Events; !strings.Contains(e, "Joined") {
@@ -60,8 +61,16 @@ func TestJoinContinuesAfterServerFailure(t *testing.T) {
 		fail func(verb string, o client.Object) bool
 		then string // the state that the failure leaves behind
 	}{
-		"binding fails":  {"nothing is created, and the invite stays open", func(v string, o client.Object) bool { return isInvite(o) && v == "update status" }, ""},
-		"making fails":   {"the invite is bound to this cluster", func(v string, o client.Object) bool { return isLink(o) && v == "create" }, v1alpha1.InviteJoining},
+		"binding fails": {
+			"nothing is created, and the invite stays open",
+			func(v string, o client.Object) bool { return isInvite(o) && v == "update status" },
+			"",
+		},
+		"making fails": {
+			"the invite is bound to this cluster",
+			func(v string, o client.Object) bool { return isLink(o) && v == "create" },
+			v1alpha1.InviteJoining,
+		},
 		"listing breaks": {"Links that cannot be listed must not count as none", nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -140,14 +149,32 @@ func TestServerRefuses(t *testing.T) {
 		recorded bool // the Invite's status has it, with the address
 		links    int  // of the inviter afterwards
 	}{
-		"expired": {why: "both sides must see the reason", age: 16 * time.Minute, want: invite.Expired, recorded: true},
-		"name taken": {why: "another peer's Link must not change", have: []client.Object{south().Link("west")},
-			want: invite.NameTaken, recorded: true, links: 1},
-		"already linked": {why: "a peer must not get a second Link", have: []client.Object{west().Link("far")},
-			want: invite.AlreadyKnown, recorded: true, links: 1},
+		"expired": {
+			why:      "both sides must see the reason",
+			age:      16 * time.Minute,
+			want:     invite.Expired,
+			recorded: true,
+		},
+		"name taken": {
+			why:      "another peer's Link must not change",
+			have:     []client.Object{south().Link("west")},
+			want:     invite.NameTaken,
+			recorded: true,
+			links:    1,
+		},
+		"already linked": {
+			why:      "a peer must not get a second Link",
+			have:     []client.Object{west().Link("far")},
+			want:     invite.AlreadyLinked,
+			recorded: true,
+			links:    1,
+		},
 		"deleted": {why: "an invite that does not exist admits no cluster", want: invite.Unknown,
 			edit: func(t *testing.T, h *host, _ *invite.Token) string {
-				if err := h.Delete(t.Context(), &v1alpha1.Invite{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "west"}}); err != nil {
+				if err := h.Delete(t.Context(), &v1alpha1.Invite{ObjectMeta: metav1.ObjectMeta{
+					Namespace: system,
+					Name:      "west",
+				}}); err != nil {
 					t.Fatal(err)
 				}
 				return "west"
@@ -175,16 +202,19 @@ func TestServerRefuses(t *testing.T) {
 				t.Errorf("%s: %+v, want %s", c.why, s, c.want)
 			}
 			var links v1alpha1.LinkList
-			if err := g.List(t.Context(), &links); err != nil || len(links.Items) > 0 || len(h.links(t)) != c.links {
+			if err := g.List(t.Context(), &links); err != nil || len(links.Items) > 0 ||
+				len(h.links(t)) != c.links {
 				t.Errorf("%s: Links exist: %v, %v, %v", c.why, links.Items, h.links(t), err)
 			}
 			if !c.recorded {
 				return
 			}
-			if s := h.status(t, "west"); len(s.Refusals) != 1 || s.Refusals[0].Reason != string(c.want) || s.Refusals[0].Address != "127.0.0.1" || s.Joined != nil {
+			if s := h.status(t, "west"); len(s.Refusals) != 1 || s.Refusals[0].Reason != string(c.want) ||
+				s.Refusals[0].Address != "127.0.0.1" || s.Joined != nil {
 				t.Errorf("%s: the status of the invite is %+v", c.why, s)
 			}
-			if e := <-h.recorder.Events; !strings.Contains(e, string(c.want)) || !strings.Contains(e, "127.0.0.1") {
+			if e := <-h.recorder.Events; !strings.Contains(e, string(c.want)) ||
+				!strings.Contains(e, "127.0.0.1") {
 				t.Errorf("%s: Event %q", c.why, e)
 			}
 		})

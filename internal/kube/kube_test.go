@@ -54,10 +54,26 @@ func TestPodReady(t *testing.T) {
 		since      time.Time
 	}{
 		"no condition": {why: "the kubelet has not reported yet"},
-		"another":      {why: "ContainersReady is not Ready", conditions: []corev1.PodCondition{condition(corev1.ContainersReady, corev1.ConditionTrue)}},
-		"ready":        {why: "the usual case", conditions: []corev1.PodCondition{condition(corev1.PodReady, corev1.ConditionTrue)}, ready: true, since: at},
-		"not ready":    {why: "the caller wants to know for how long", conditions: []corev1.PodCondition{condition(corev1.PodReady, corev1.ConditionFalse)}, since: at},
-		"unknown":      {why: "the node is silent", conditions: []corev1.PodCondition{condition(corev1.PodReady, corev1.ConditionUnknown)}, since: at},
+		"another": {
+			why:        "ContainersReady is not Ready",
+			conditions: []corev1.PodCondition{condition(corev1.ContainersReady, corev1.ConditionTrue)},
+		},
+		"ready": {
+			why:        "the usual case",
+			conditions: []corev1.PodCondition{condition(corev1.PodReady, corev1.ConditionTrue)},
+			ready:      true,
+			since:      at,
+		},
+		"not ready": {
+			why:        "the caller wants to know for how long",
+			conditions: []corev1.PodCondition{condition(corev1.PodReady, corev1.ConditionFalse)},
+			since:      at,
+		},
+		"unknown": {
+			why:        "the node is silent",
+			conditions: []corev1.PodCondition{condition(corev1.PodReady, corev1.ConditionUnknown)},
+			since:      at,
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -76,9 +92,19 @@ func TestNodeReady(t *testing.T) {
 		want       bool
 	}{
 		"no condition": {why: "the node has just registered"},
-		"pressure":     {why: "another condition is true", conditions: []corev1.NodeCondition{{Type: corev1.NodeDiskPressure, Status: corev1.ConditionTrue}}},
-		"ready":        {why: "the usual case", conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}, want: true},
-		"silent":       {why: "the node controller sets Unknown", conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}}},
+		"pressure": {
+			why:        "another condition is true",
+			conditions: []corev1.NodeCondition{{Type: corev1.NodeDiskPressure, Status: corev1.ConditionTrue}},
+		},
+		"ready": {
+			why:        "the usual case",
+			conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
+			want:       true,
+		},
+		"silent": {
+			why:        "the node controller sets Unknown",
+			conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}},
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -30,7 +30,9 @@ func largeWant(p, m, route int) MirrorWant {
 	return MirrorWant{
 		Namespace: "shop", Service: fmt.Sprintf("service%04d", m),
 		MirrorNamespace: "shop", MirrorName: fmt.Sprintf("service%04d-peer%03d", m, p),
-		Ports:      []PortWant{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: uint32(2000 + route)}},
+		Ports: []PortWant{
+			{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: uint32(2000 + route)},
+		},
 		Identities: []string{fmt.Sprintf("spiffe://peer%03d.example/ns/shop/sa/service%04d", p, m)},
 	}
 }
@@ -138,7 +140,12 @@ func BenchmarkChangedExport(b *testing.B) {
 		links = append(links, fmt.Sprintf("peer%03d", i))
 	}
 	for i := range 10000 {
-		w.Export(ExportWant{Namespace: fmt.Sprint("ns", i%20), Service: fmt.Sprintf("s%04d", i), Ports: []ExportPort{{"http", "TCP"}}, Links: links}, w.now)
+		w.Export(ExportWant{
+			Namespace: fmt.Sprint("ns", i%20),
+			Service:   fmt.Sprintf("s%04d", i),
+			Ports:     []ExportPort{{"http", "TCP"}},
+			Links:     links,
+		}, w.now)
 	}
 	w.sync()
 	if len(w.members) != 10000 {
@@ -149,7 +156,12 @@ func BenchmarkChangedExport(b *testing.B) {
 	before := w.store.bytes
 	for i := range b.N {
 		w.after(time.Minute)
-		w.Export(ExportWant{Namespace: "ns0", Service: "s0000", Ports: []ExportPort{{"http", "TCP"}}, Links: links[i%2:]}, w.now)
+		w.Export(ExportWant{
+			Namespace: "ns0",
+			Service:   "s0000",
+			Ports:     []ExportPort{{"http", "TCP"}},
+			Links:     links[i%2:],
+		}, w.now)
 		w.sync()
 	}
 	b.ReportMetric(float64(w.store.bytes-before)/float64(b.N), "written-bytes/op")

@@ -14,17 +14,17 @@ import (
 // States of a slot with a released entry.
 const (
 	_         = iota
-	resting   // released less than ReuseDelay ago
+	reserved  // released less than ReuseDelay ago
 	available // may be reused
 )
 
-// block holds the entries of one block of virtual IPs. Pending entries are what is wanted,
-// committed ones what is stored.
+// block holds the entries of one block of virtual IPs. Pending entries are what is
+// wanted, committed ones what is stored.
 type block struct {
 	object
 	book   *Book
 	number int
-	// peer is whose block it is; nil: nobody's. owner is what is stored of that.
+	// peer is the owner of the block; nil: the block is free. owner is the stored owner.
 	peer  *peer
 	owner string
 	// freeing: the block is being returned, and owner is to become empty.
@@ -65,8 +65,9 @@ func (bl *block) domain() string {
 	return ""
 }
 
-// give makes the block belong to a peer; empty: to nobody. All entries of another peer go.
-func (bl *block) give(domain string) {
+// assign makes a peer the owner of the block; empty: the block becomes free. It removes
+// all entries of another peer.
+func (bl *block) assign(domain string) {
 	if bl.domain() == domain {
 		return
 	}
@@ -236,8 +237,8 @@ type blockData struct {
 	Entries []json.RawMessage `json:"e,omitempty"`
 }
 
-// decodeBlock reads a block's data. have are its entries as known before: those whose JSON
-// has not changed are not decoded again.
+// decodeBlock reads a block's data. have are its entries as known before: those whose
+// JSON has not changed are not decoded again.
 func decodeBlock(o *v1alpha1.Ledger, have *[maxBlockSize]*record) (out [maxBlockSize]*record, hold int64,
 	problems []Problem, err error) {
 	var data blockData
@@ -251,7 +252,7 @@ func decodeBlock(o *v1alpha1.Ledger, have *[maxBlockSize]*record) (out [maxBlock
 		return out, 0, nil, fmt.Errorf("decode: no block has %d entries", len(data.Entries))
 	}
 	if len(data.Entries) > 0 && o.Owner == "" {
-		return out, 0, nil, fmt.Errorf("decode: entries belong to nobody")
+		return out, 0, nil, fmt.Errorf("decode: entries without an owner")
 	}
 	known := make(map[string]*record)
 	for _, r := range have {
@@ -315,7 +316,7 @@ func (b *Book) loadBlock(n int, o *v1alpha1.Ledger) []Problem {
 		b.dirtyBlocks[bl] = struct{}{}
 		return []Problem{damaged(o.Name, err.Error()+"; it is written again as it was")}
 	case err != nil:
-		// Whose its addresses were is not known, so nobody gets them for ReuseDelay.
+		// The sources of its addresses are not known, so none is reused for ReuseDelay.
 		problems = append(problems, damaged(o.Name, err.Error()+"; its mirrors get other addresses"))
 	}
 	if bl.freeing {
@@ -333,7 +334,7 @@ func (b *Book) loadBlock(n int, o *v1alpha1.Ledger) []Problem {
 	if bl.owner != "" {
 		b.directory.set(n, bl.owner)
 	}
-	bl.give(b.directory.pending[n])
+	bl.assign(b.directory.pending[n])
 	if len(problems) > 0 {
 		bl.overwrite, bl.held = true, true
 	}
@@ -366,8 +367,8 @@ func (bl *block) reset() {
 	}
 }
 
-// merge takes one stored entry. What only this Book has changed stays pending; what another
-// leader has changed is taken, and its sources are planned again.
+// merge takes one stored entry. What only this Book has changed stays pending; what
+// another leader has changed is taken, and its sources are planned again.
 func (bl *block) merge(slot int, theirs *record) (problems []Problem) {
 	p, base, mine := bl.peer, bl.committed[slot], bl.pending[slot]
 	if theirs.same(base) {

@@ -12,7 +12,8 @@ const (
 	// maxRaw bounds the JSON of an object. DEFLATE stores what it cannot compress with a
 	// few bytes more, so that Data never exceeds 256 KiB.
 	maxRaw = 255 << 10
-	// maxEntries bounds the JSON of a block's entries; the rest is for what surrounds them.
+	// maxEntries bounds the JSON of a block's entries; the rest is for what surrounds
+	// them.
 	maxEntries = maxRaw - 2<<10
 	// maxEntry bounds the JSON of one entry.
 	maxEntry = 4 << 10

@@ -11,8 +11,8 @@ import (
 )
 
 // directory is the object that lists the blocks' owners. It makes the choice of a free
-// block safe from races, and nothing else depends on it: who owns the addresses of a block
-// is what the block's own object says.
+// block safe from races, and nothing else depends on it: who owns the addresses of a
+// block is what the block's own object says.
 type directory struct {
 	object
 	epoch string
@@ -131,7 +131,8 @@ func (b *Book) loadDirectory(o *v1alpha1.Ledger) []Problem {
 	case outcome == edited:
 		return []Problem{damaged(directoryName, "it was edited by hand, and is written again as it was")}
 	case err != nil:
-		// The blocks' own objects say whose they are, and the next write restores the rest.
+		// The blocks' own objects say whose they are, and the next write restores the
+		// rest.
 		d.overwrite = true
 		return []Problem{damaged(directoryName, err.Error())}
 	}
@@ -190,7 +191,7 @@ func (b *Book) commitDirectory(owners map[int]string) {
 		if owner == "" && bl == nil {
 			continue
 		}
-		b.block(n).give(owner)
+		b.block(n).assign(owner)
 	}
 }
 

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// Source names what a mirror stands for: a Service of a peer, or one named pod of a headless one.
+// Source names what a mirror stands for: a Service of a peer, or one named pod of a
+// headless one.
 type Source struct {
 	// Namespace and Service are the peer's.
 	Namespace, Service string
@@ -13,8 +14,8 @@ type Source struct {
 	Hostname string
 }
 
-// Mirror is one entry of the ledger: what a source has been given, and what the peer last said of it.
-// It is immutable once the Book has handed it out.
+// Mirror is one entry of the ledger: what a source has been given, and what the peer last
+// said of it. It is immutable once the Book has handed it out.
 type Mirror struct {
 	Source
 	// MirrorNamespace and MirrorName name the Service made here.
@@ -29,11 +30,13 @@ type Mirror struct {
 	Headless bool
 	// AffinitySeconds is how long a client stays with its endpoint; 0: not at all.
 	AffinitySeconds uint32
-	// Since is when the entry was allocated; AbsentSince since when its pod is missing (zero: present).
+	// Since is when the entry was allocated; AbsentSince since when its pod is missing
+	// (zero: present).
 	Since, AbsentSince time.Time
 }
 
-// MirrorPort is one port of a Mirror. Its Index never changes and is never reused within the entry.
+// MirrorPort is one port of a Mirror. Its Index never changes and is never reused within
+// the entry.
 type MirrorPort struct {
 	Name, Protocol string
 	// Index is the listener's offset from FirstListener.

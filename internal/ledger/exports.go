@@ -33,10 +33,6 @@ type ExportWant struct {
 // ExportPort is one port of an exported Service.
 type ExportPort struct{ Name, Protocol string }
 
-func (p ExportPort) compare(o ExportPort) int {
-	return cmp.Or(strings.Compare(p.Name, o.Name), strings.Compare(p.Protocol, o.Protocol))
-}
-
 // Member is one Service of the committed export list. It is immutable.
 type Member struct {
 	// Routes are the route ids by port.
@@ -122,8 +118,8 @@ func newExports() exports {
 	}
 }
 
-// SetExportsPerNamespace sets how many Services of one namespace are exported at most. The
-// ones that are exported already stay.
+// SetExportsPerNamespace sets how many Services of one namespace are exported at most.
+// The ones that are exported already stay.
 func (b *Book) SetExportsPerNamespace(n int) {
 	e := &b.exports
 	e.limit = n
@@ -184,8 +180,8 @@ func (b *Book) Unexport(k ExportKey, now time.Time) {
 	e.markDirty(k)
 }
 
-// ExportsComplete says that all Services that are exported have been named. Entries that
-// nobody wants are released, now and from now on. Before that they stay.
+// ExportsComplete records that Export has been called for all exported Services. From now
+// on, entries that are not wanted are released. Before that they stay.
 func (b *Book) ExportsComplete(now time.Time) {
 	e := &b.exports
 	if e.complete {
@@ -507,14 +503,15 @@ func (e *exports) update(at exportPlace, w *ExportWant, since int64, now time.Ti
 	}
 	delete(e.problems, k)
 	cursor := x.cursor
-	r, left := newExportRecord(w, had, at.slot, since, x.taker(), now)
+	r, left := newExportRecord(w, had, at.slot, since, x.newOffsets(), now)
 	if x.bytes-at.pending().size()+r.size() > maxExportEntries && r.size() > had.size() {
 		x.cursor = cursor
 		r, left = newExportRecord(w, had, at.slot, since, func() (int, bool) { return 0, false }, now)
 	}
 	if len(left) > 0 {
 		e.note(k,
-			fmt.Sprintf("the Service has had too many ports within a day, so %d are not exported until old ones are forgotten", len(left)))
+			fmt.Sprintf("the Service has had too many ports within a day, so %d are not exported until "+
+				"old ones are forgotten", len(left)))
 	}
 	x.set(at.slot, r)
 }
@@ -535,8 +532,8 @@ func (x *exportObject) offsets() map[int]bool {
 	return used
 }
 
-// taker returns a function that gives offsets that no entry of x has.
-func (x *exportObject) taker() func() (int, bool) {
+// newOffsets returns a function that returns offsets that no entry of x has.
+func (x *exportObject) newOffsets() func() (int, bool) {
 	var used map[int]bool
 	return func() (int, bool) {
 		if used == nil {
@@ -554,8 +551,8 @@ func (x *exportObject) taker() func() (int, bool) {
 	}
 }
 
-// allot returns a slot for an entry of need bytes: one without an entry, then the one that
-// was released longest ago, then one of a new object.
+// allot returns a slot for an entry of need bytes: one without an entry, then the one
+// that was released longest ago, then one of a new object.
 func (e *exports) allot(need int, now time.Time) (exportPlace, bool) {
 	numbers := make([]int, 0, len(e.objects))
 	for n := range e.objects {
@@ -630,7 +627,8 @@ func (b *Book) loadExports(n int, o *v1alpha1.Ledger) []Problem {
 	}
 	x.accept(o.Generation)
 	// Readers take the list's generation for its content. A write of another leader that
-	// did not raise it, because that leader had missed ours, is made again with a higher one.
+	// did not raise it, because that leader had missed ours, is made again with a higher
+	// one.
 	x.renumber = known && e.writing && o.Generation < e.highest
 	e.committed, e.highest = max(e.committed, o.Generation), max(e.highest, o.Generation)
 	e.storedEpoch = cmp.Or(e.storedEpoch, o.Epoch)

@@ -31,7 +31,10 @@ func TestExports(t *testing.T) {
 	w := newWorld(t, wide)
 	w.export(exportWant("foo", "http"), exportWant("bar", "grpc", "http"))
 	w.sync()
-	want := &Member{Routes: map[ExportPort]uint32{{"grpc", "TCP"}: 1024, {"http", "TCP"}: 1025}, Links: []string{"east"}}
+	want := &Member{
+		Routes: map[ExportPort]uint32{{"grpc", "TCP"}: 1024, {"http", "TCP"}: 1025},
+		Links:  []string{"east"},
+	}
 	if d := cmp.Diff(want, w.members["shop/bar"]); d != "" || w.route("foo", "http") != 1026 {
 		t.Errorf("route ids begin at 1024 (-want +got):\n%s", d)
 	}
@@ -98,7 +101,8 @@ func TestExportCap(t *testing.T) {
 	w.export(pay)
 	w.sync()
 	p := w.ExportProblems()
-	if len(w.members) != 4 || len(p) != 1 || p[0].Reason != ExportCapReached || !strings.HasSuffix(p[0].Message, "z16 and 4 more") {
+	if len(w.members) != 4 || len(p) != 1 || p[0].Reason != ExportCapReached ||
+		!strings.HasSuffix(p[0].Message, "z16 and 4 more") {
 		t.Errorf("%v, %v", w.members, p)
 	}
 	w.after(time.Minute).export(exportWant("aaa", "http"))
@@ -145,7 +149,8 @@ func TestRoutesAreNotReusedWithinADay(t *testing.T) {
 		}
 	}
 	if w.route("bar", "p599") == 0 || len(w.ExportProblems()) > 0 {
-		t.Errorf("72 ports in a day are not too many when those of yesterday are forgotten: %v", w.ExportProblems())
+		t.Errorf("72 ports in a day are not too many when those of yesterday are forgotten: %v",
+			w.ExportProblems())
 	}
 	if n := len(w.objectNames()); n > 3 {
 		t.Errorf("entries released long ago make room: %v", w.objectNames())
@@ -155,7 +160,9 @@ func TestRoutesAreNotReusedWithinADay(t *testing.T) {
 		w.sync()
 		w.after(time.Second)
 	}
-	if got := reasons(w.ExportProblems()); !slices.Equal(got, []string{RoutesExhausted}) || w.members["shop/bar"] == nil {
+	if got := reasons(w.ExportProblems()); !slices.Equal(got, []string{
+		RoutesExhausted,
+	}) || w.members["shop/bar"] == nil {
 		t.Errorf("a Service renamed for ever does not grow an entry for ever: %v", got)
 	}
 }
@@ -226,12 +233,13 @@ func TestExportsIncomplete(t *testing.T) {
 	next := newWorldOn(t, w.store, wide, w.now)
 	next.export(exportWant("a", "http"))
 	if n := next.sync(); n != 0 || len(next.members) != 2 {
-		t.Errorf("nobody has said that b is not exported: %d writes, %v", n, next.members)
+		t.Errorf("before ExportsComplete: %d writes, members %v, want no write and two members", n,
+			next.members)
 	}
 	next.ExportsComplete(next.now)
 	next.sync()
 	if len(next.members) != 1 {
-		t.Errorf("now somebody has: %v", next.members)
+		t.Errorf("after ExportsComplete: members %v, want one", next.members)
 	}
 }
 
@@ -242,7 +250,13 @@ func TestEpochOutlivesTheDirectory(t *testing.T) {
 	w.export(exportWant("a", "http"))
 	w.sync()
 	delete(w.objects, directoryName)
-	next := &world{TB: t, store: w.store, now: w.now, mirrors: map[string]*Mirror{}, members: map[string]*Member{}}
+	next := &world{
+		TB:      t,
+		store:   w.store,
+		now:     w.now,
+		mirrors: map[string]*Mirror{},
+		members: map[string]*Member{},
+	}
 	next.Book = NewBook(wide, func() string { return "another" })
 	next.loadAll(next.Book)
 	next.sync()

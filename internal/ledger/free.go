@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// returnBlocks returns the blocks of peers that have no Link, once nobody can hold their
+// returnBlocks frees the blocks of peers that have no Link, once no caller can use their
 // addresses any more.
 func (b *Book) returnBlocks(now time.Time) {
 	for _, p := range b.peers {
@@ -54,11 +54,11 @@ func (b *Book) returnBlock(bl *block, now time.Time) {
 	b.dirtyBlocks[bl] = struct{}{}
 }
 
-// freeBlock makes a block nobody's. Peers that wait for an address try again.
+// freeBlock removes the owner of a block. Peers that wait for an address try again.
 func (b *Book) freeBlock(bl *block) {
 	p := bl.peer
 	b.directory.set(bl.number, "")
-	bl.give("")
+	bl.assign("")
 	b.freeAddresses()
 	b.dropPeer(p)
 }

@@ -5,16 +5,17 @@
 //	Want, Export ─▶ pending entries ─Writes─▶ API server ─Done, Load─▶ committed entries ─▶ Changes
 //
 // Virtual IPs are allotted in blocks. Object mirrors-B holds the entries of block B, and
-// slot S of it is address B × size + S of each range. A block belongs to one peer at a time.
-// The object "directory" lists the blocks' owners, so that finding a free block needs no search.
+// slot S of it is address B × size + S of each range. A block belongs to one peer at a
+// time. The object "directory" lists the blocks' owners, so that finding a free block
+// needs no search.
 //
 // What always holds:
 //   - It decides from what it is given: no clock, no cluster, no goroutine, no lock.
 //   - Only what is stored is reported. Changes, Version and Applied after a restart
 //     never name anything that a write has not committed.
-//   - One address belongs to one object, and one route id belongs to one object. Each write
-//     is a compare-and-swap of that object. Therefore two leaders never give an address or
-//     a route id twice, wherever one of them stops.
+//   - One address belongs to one object, and one route id belongs to one object. Each
+//     write is a compare-and-swap of that object. Therefore two leaders never give an
+//     address or a route id twice, wherever one of them stops.
 //   - An address, an index and a route id stay with their source while it lives and for
 //     ReuseDelay after that. A source that returns by then finds all of them again.
 //   - Loading what is stored and wanting the same again gives no Write.
@@ -71,7 +72,8 @@ const (
 	QuotaReached = "QuotaReached"
 	// PortsExhausted: a mirror has used up its listener indexes and cannot be renewed.
 	PortsExhausted = "PortsExhausted"
-	// ContentTooLarge: the peer's description of a Service exceeds its entry or its block.
+	// ContentTooLarge: the peer's description of a Service exceeds its entry or its
+	// block.
 	ContentTooLarge = "ContentTooLarge"
 	// ExportCapReached: a namespace exports more Services than the cap allows.
 	ExportCapReached = "ExportCapReached"
@@ -156,9 +158,10 @@ type Book struct {
 	exports     exports
 }
 
-// NewBook returns an empty Book that gives addresses of ranges, of which there must be one
-// at least. newEpoch returns a random name for the export list. It is called once, when
-// there is no directory yet. Load everything that is stored before the first call of Writes.
+// NewBook returns an empty Book that gives addresses of ranges, of which there must be
+// one at least. newEpoch returns a random name for the export list. It is called once,
+// when there is no directory yet. Load everything that is stored before the first call of
+// Writes.
 func NewBook(ranges []netip.Prefix, newEpoch func() string) *Book {
 	b := &Book{
 		space:       newSpace(ranges),
@@ -219,8 +222,8 @@ func (b *Book) object(kind, n int) *object {
 	return nil
 }
 
-// Unload records that the object of that name is not stored any more. Nobody has a reason
-// to delete one, so what is known of it stays committed, and Writes creates it again.
+// Unload records that an object is not stored any more. Objects of the ledger are never
+// deleted on purpose, so its known content stays committed, and Writes creates it again.
 func (b *Book) Unload(name string) {
 	switch kind, n := parseName(name); kind {
 	case kindDirectory:
@@ -261,7 +264,7 @@ func (b *Book) SetPeer(s Peer) {
 }
 
 // RemovePeer releases all entries of a peer that has no Link any more. Peers that the
-// caller has never set, as Peers reports them after a restart, are removed likewise.
+// caller has never set, as Peers reports them after a restart, can be removed, too.
 func (b *Book) RemovePeer(trustDomain string, now time.Time) {
 	p := b.peers[trustDomain]
 	if p == nil {
@@ -320,8 +323,8 @@ func (b *Book) Unwant(trustDomain string, s Source, now time.Time) {
 	}
 }
 
-// Complete says that everything the peer exports has been wanted. Entries that nobody
-// wants are released, now and from now on. Before that they stay.
+// Complete records that Want has been called for everything that the peer exports. From
+// now on, entries that are not wanted are released. Before that they stay.
 func (b *Book) Complete(trustDomain string, now time.Time) {
 	p := b.peer(trustDomain)
 	if p.complete {
@@ -381,7 +384,7 @@ func (b *Book) nextTick(now time.Time) time.Time {
 		if p.gone && len(p.blocks) > 0 {
 			at(p.returnAt)
 		}
-		if t, ok := p.resting.first(); ok && len(p.waits) > 0 {
+		if t, ok := p.reserved.first(); ok && len(p.waits) > 0 {
 			at(t.Add(time.Second))
 		}
 	}

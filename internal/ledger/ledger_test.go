@@ -22,10 +22,14 @@ func TestBlockSize(t *testing.T) {
 		ranges string
 		want   int
 	}{
-		"large":     {why: "a block is 256 addresses", ranges: "240.0.0.0/12", want: 256},
-		"IPv6":      {why: "a large range has no larger blocks", ranges: "fd00::/64", want: 256},
-		"medium":    {why: "64 blocks leave room for 64 peers", ranges: "240.0.0.0/19", want: 128},
-		"small":     {why: "smaller blocks would cost more objects than they save", ranges: "240.0.0.0/24", want: 16},
+		"large":  {why: "a block is 256 addresses", ranges: "240.0.0.0/12", want: 256},
+		"IPv6":   {why: "a large range has no larger blocks", ranges: "fd00::/64", want: 256},
+		"medium": {why: "64 blocks leave room for 64 peers", ranges: "240.0.0.0/19", want: 128},
+		"small": {
+			why:    "smaller blocks would cost more objects than they save",
+			ranges: "240.0.0.0/24",
+			want:   16,
+		},
 		"two":       {why: "the smaller range decides", ranges: "fd00::/64 240.0.0.0/20", want: 64},
 		"very tiny": {why: "one block must do", ranges: "240.0.0.0/29", want: 16},
 	}
@@ -82,7 +86,11 @@ func TestFirstMirrors(t *testing.T) {
 		t.Error("nothing is reported before it is stored")
 	}
 	w.sync()
-	want := map[string]string{"east shop/bar": "240.0.0.2", "east shop/foo": "240.0.0.3", "west shop/bar": "240.0.1.0"}
+	want := map[string]string{
+		"east shop/bar": "240.0.0.2",
+		"east shop/foo": "240.0.0.3",
+		"west shop/bar": "240.0.1.0",
+	}
 	if d := cmp.Diff(want, w.vips()); d != "" {
 		t.Errorf("each peer has a block of its own (-want +got):\n%s", d)
 	}
@@ -143,7 +151,8 @@ func TestTakeoverWritesNothing(t *testing.T) {
 	if d := cmp.Diff(w.vips(), next.vips()); d != "" {
 		t.Errorf("addresses (-before +after):\n%s", d)
 	}
-	if epoch, generation := next.Version(); epoch != "epoch-1" || generation != uint64(w.exports.committed) || generation == 0 {
+	if epoch, generation := next.Version(); epoch != "epoch-1" ||
+		generation != uint64(w.exports.committed) || generation == 0 {
 		t.Errorf("version %s %d", epoch, generation)
 	}
 }
@@ -163,7 +172,7 @@ func TestFollower(t *testing.T) {
 	f.want("east", mirrorWant("bar", "http"), mirrorWant("foo", "http"))
 	follow()
 	if d := cmp.Diff(map[string]string{"east shop/bar": "240.0.0.2"}, f.vips()); d != "" {
-		t.Errorf("a follower has what is stored, whatever it wants (-want +got):\n%s", d)
+		t.Errorf("a follower reports what is stored and not what it wants (-want +got):\n%s", d)
 	}
 	w.unwant("east", mirrorWant("bar"))
 	follow()
@@ -182,19 +191,27 @@ func TestReuse(t *testing.T) {
 	}{
 		"back within the day": {
 			why:   "callers hold connections and caches: the same Service has the same address",
-			wants: []MirrorWant{bar}, after: ReuseDelay - 1, want: map[string]string{"east shop/bar": "240.0.0.2"},
+			wants: []MirrorWant{bar},
+			after: ReuseDelay - 1,
+			want:  map[string]string{"east shop/bar": "240.0.0.2"},
 		},
 		"back after the day": {
-			why:   "nobody else came, so nothing speaks against its own address",
-			wants: []MirrorWant{bar}, after: 30 * ReuseDelay, want: map[string]string{"east shop/bar": "240.0.0.2"},
+			why:   "no other source has received its address",
+			wants: []MirrorWant{bar},
+			after: 30 * ReuseDelay,
+			want:  map[string]string{"east shop/bar": "240.0.0.2"},
 		},
 		"another meanwhile": {
 			why:   "a connection meant for bar must never reach foo",
-			wants: []MirrorWant{foo}, after: ReuseDelay - 1, want: map[string]string{"east shop/foo": "240.0.0.3"},
+			wants: []MirrorWant{foo},
+			after: ReuseDelay - 1,
+			want:  map[string]string{"east shop/foo": "240.0.0.3"},
 		},
 		"both": {
 			why:   "who returns finds its place although others came",
-			wants: []MirrorWant{foo, bar}, after: time.Hour, want: map[string]string{"east shop/foo": "240.0.0.3", "east shop/bar": "240.0.0.2"},
+			wants: []MirrorWant{foo, bar},
+			after: time.Hour,
+			want:  map[string]string{"east shop/foo": "240.0.0.3", "east shop/bar": "240.0.0.2"},
 		},
 	}
 	for name, c := range cases {
@@ -277,21 +294,32 @@ func TestListed(t *testing.T) {
 		reason []string
 	}{
 		"ours": {
-			why:  "a slice of a mirror still leads callers of the old name there",
-			list: map[netip.Addr]ListedBy{three: {Causeway: true}}, after: 1000 * time.Hour, want: "240.0.0.3",
+			why:   "a slice of a mirror still leads callers of the old name there",
+			list:  map[netip.Addr]ListedBy{three: {Causeway: true}},
+			after: 1000 * time.Hour,
+			want:  "240.0.0.3",
 		},
 		"all": {
-			why:   "no address is better than another's address",
-			list:  map[netip.Addr]ListedBy{three: {Causeway: true}, one: {Causeway: true}, netip.MustParseAddr("240.0.0.7"): {Causeway: true}},
+			why: "no address is better than another's address",
+			list: map[netip.Addr]ListedBy{
+				three:                            {Causeway: true},
+				one:                              {Causeway: true},
+				netip.MustParseAddr("240.0.0.7"): {Causeway: true},
+			},
 			after: 1000 * time.Hour, reason: []string{VIPsExhausted},
 		},
 		"foreign": {
-			why:  "whoever aliases an address has a day to notice",
-			list: map[netip.Addr]ListedBy{three: {Other: "shop/mine"}}, after: ReuseDelay + 3*time.Hour, want: "240.0.0.3", reason: []string{VIPListed},
+			why:    "the owner of the foreign slice has a day to notice",
+			list:   map[netip.Addr]ListedBy{three: {Other: "shop/mine"}},
+			after:  ReuseDelay + 3*time.Hour,
+			want:   "240.0.0.3",
+			reason: []string{VIPListed},
 		},
 		"foreign for long": {
-			why:  "a tenant's slice must not hold an address for ever",
-			list: map[netip.Addr]ListedBy{three: {Other: "shop/mine"}}, after: 2*ReuseDelay + time.Second, want: "240.0.0.5",
+			why:   "a tenant's slice must not hold an address for ever",
+			list:  map[netip.Addr]ListedBy{three: {Other: "shop/mine"}},
+			after: 2*ReuseDelay + time.Second,
+			want:  "240.0.0.5",
 		},
 	}
 	for name, c := range cases {
@@ -379,7 +407,7 @@ func TestBlocksReturn(t *testing.T) {
 	w.SetListed(netip.MustParseAddr("240.0.0.2"), ListedBy{})
 	next := w.Tick(w.now)
 	if next.IsZero() || next.After(w.now.Add(2*time.Hour)) {
-		t.Errorf("somebody must look again: %v", next)
+		t.Errorf("Tick returns %v, want a time within two hours", next)
 	}
 	w.now = next
 	w.sync()
@@ -404,7 +432,10 @@ func TestPeerReturns(t *testing.T) {
 	w.after(time.Hour).SetPeer(Peer{TrustDomain: "east", Link: "again"})
 	w.want("east", mirrorWant("new"), mirrorWant("bar"))
 	w.sync()
-	if d := cmp.Diff(map[string]string{"east shop/bar": "240.0.0.2", "east shop/new": "240.0.0.3"}, w.vips()); d != "" {
+	if d := cmp.Diff(map[string]string{
+		"east shop/bar": "240.0.0.2",
+		"east shop/new": "240.0.0.3",
+	}, w.vips()); d != "" {
 		t.Errorf("another Link of the peer finds the same entries (-want +got):\n%s", d)
 	}
 }
@@ -424,7 +455,8 @@ func TestLinkRenamed(t *testing.T) {
 	w.after(time.Hour).want("east", renamed)
 	w.sync()
 	after := w.mirrors["east shop/bar"]
-	if after.VIPs[0] != before.VIPs[0] || after.MirrorName != "bar-east2" || !after.Since.Equal(before.Since) {
+	if after.VIPs[0] != before.VIPs[0] || after.MirrorName != "bar-east2" ||
+		!after.Since.Equal(before.Since) {
 		t.Errorf("another name is no other entry: %v, before %v", after, before)
 	}
 }
@@ -441,7 +473,10 @@ func TestRangeReturns(t *testing.T) {
 	four.link("east", Quotas{})
 	four.want("east", mirrorWant("a"), mirrorWant("b"))
 	four.sync()
-	if d := cmp.Diff(map[string]string{"east shop/a": "240.0.0.2", "east shop/b": "240.0.0.3"}, four.vips()); d != "" {
+	if d := cmp.Diff(map[string]string{
+		"east shop/a": "240.0.0.2",
+		"east shop/b": "240.0.0.3",
+	}, four.vips()); d != "" {
 		t.Errorf("without IPv6 (-want +got):\n%s", d)
 	}
 	again := newWorldOn(t, w.store, dual, w.now)
@@ -573,8 +608,10 @@ func TestIndexes(t *testing.T) {
 		t.Fatalf("32 ports fit one address: %v", w.mirrors)
 	}
 	offer("last", "p28")
-	if w.vips()["east shop/bar"] == vip || index("last") != 0 || index("p28") != 1 || len(w.Problems("east")) > 0 {
-		t.Errorf("a mirror out of indexes begins again at another address: %v, %v", w.mirrors, w.Problems("east"))
+	if w.vips()["east shop/bar"] == vip || index("last") != 0 || index("p28") != 1 ||
+		len(w.Problems("east")) > 0 {
+		t.Errorf("a mirror out of indexes begins again at another address: %v, %v", w.mirrors,
+			w.Problems("east"))
 	}
 	w.want("east", mirrorWant("foo"))
 	w.sync()
@@ -594,7 +631,9 @@ func TestIndexesExhausted(t *testing.T) {
 		w.sync()
 	}
 	m := w.mirrors["east shop/t"]
-	if m == nil || len(m.Ports) != Listeners || !slices.Equal(reasons(w.Problems("east")), []string{PortsExhausted}) {
+	if m == nil || len(m.Ports) != Listeners || !slices.Equal(reasons(w.Problems("east")), []string{
+		PortsExhausted,
+	}) {
 		t.Errorf("without another address the new port is left out: %v, %v", m, w.Problems("east"))
 	}
 	offered := 0
@@ -676,10 +715,21 @@ func TestContentIsBounded(t *testing.T) {
 		return string(b)
 	}
 	for i := range 1000 {
-		each := MirrorWant{Namespace: word(63), Service: fmt.Sprintf("s%03d", i) + word(59), MirrorNamespace: word(63), MirrorName: word(63)}
+		each := MirrorWant{
+			Namespace:       word(63),
+			Service:         fmt.Sprintf("s%03d", i) + word(59),
+			MirrorNamespace: word(63),
+			MirrorName:      word(63),
+		}
 		for range 16 {
 			each.Identities = append(each.Identities, "spiffe://east/ns/"+each.Namespace+"/sa/"+word(253))
-			each.Ports = append(each.Ports, PortWant{Name: word(63), Protocol: "TCP", Port: 65535, AppProtocol: word(317), Route: 1 << 31})
+			each.Ports = append(each.Ports, PortWant{
+				Name:        word(63),
+				Protocol:    "TCP",
+				Port:        65535,
+				AppProtocol: word(317),
+				Route:       1 << 31,
+			})
 		}
 		w.want("east", each)
 	}
@@ -719,7 +769,12 @@ func TestNamesThatCannotBeStored(t *testing.T) {
 	escape := mirrorWant("bar", "\x1b[2J")
 	long := mirrorWant("foo")
 	for i := range 32 {
-		long.Ports = append(long.Ports, PortWant{Name: fmt.Sprint(i) + strings.Repeat("p", 200), Protocol: "TCP", Port: 80, Route: 1})
+		long.Ports = append(long.Ports, PortWant{
+			Name:     fmt.Sprint(i) + strings.Repeat("p", 200),
+			Protocol: "TCP",
+			Port:     80,
+			Route:    1,
+		})
 	}
 	w.want("east", escape, long, mirrorWant("good", "http"))
 	w.sync()
@@ -738,7 +793,8 @@ func TestGrowthIsRefused(t *testing.T) {
 		each := mirrorWant(fmt.Sprintf("s%03d", i), "http")
 		each.Identities = nil
 		for j := range accounts {
-			each.Identities = append(each.Identities, fmt.Sprintf("spiffe://east/ns/shop/sa/%03d-%02d", i, j)+strings.Repeat("x", 240))
+			each.Identities = append(each.Identities,
+				fmt.Sprintf("spiffe://east/ns/shop/sa/%03d-%02d", i, j)+strings.Repeat("x", 240))
 		}
 		return each
 	}
@@ -754,7 +810,8 @@ func TestGrowthIsRefused(t *testing.T) {
 	}
 	w.sync()
 	if !slices.Equal(reasons(w.Problems("east")), []string{ContentTooLarge}) || len(w.mirrors) != 120 {
-		t.Errorf("the entries that grow are refused, and stay: %d, %v", len(w.mirrors), reasons(w.Problems("east")))
+		t.Errorf("the entries that grow are refused, and stay: %d, %v", len(w.mirrors),
+			reasons(w.Problems("east")))
 	}
 	renamed := large(119, 14)
 	renamed.MirrorName = "another"
@@ -795,7 +852,9 @@ func TestFailingObjectStopsItsPeerOnly(t *testing.T) {
 	if w.mirrors["west shop/foo"] == nil || len(w.members) != 1 || w.mirrors["east shop/foo"] != nil {
 		t.Errorf("one peer's object stops others: %v, %v", w.vips(), w.members)
 	}
-	if got := reasons(w.Problems("east")); !slices.Equal(got, []string{WriteFailed}) || len(w.Problems("west")) > 0 {
+	if got := reasons(w.Problems("east")); !slices.Equal(got, []string{
+		WriteFailed,
+	}) || len(w.Problems("west")) > 0 {
 		t.Errorf("that peer has the problem: %v, %v", got, w.Problems("west"))
 	}
 	for range 600 {
@@ -807,7 +866,8 @@ func TestFailingObjectStopsItsPeerOnly(t *testing.T) {
 	w.refuse = nil
 	w.after(time.Minute).sync()
 	if w.mirrors["east shop/foo"] == nil || len(w.Problems("east")) > 0 {
-		t.Errorf("it goes on by itself: %v, %v", w.vips(), w.Problems("east"))
+		t.Errorf("after the failure: addresses %v, problems %v, want the address and no problem", w.vips(),
+			w.Problems("east"))
 	}
 }
 
@@ -833,7 +893,7 @@ func TestFieldsArePruned(t *testing.T) {
 		t.Errorf("%d writes, and %v", writes, w.vips())
 	}
 	if len(w.Problems("east"))+len(w.ExportProblems()) == 0 {
-		t.Error("nobody is told that the kind is too old")
+		t.Error("there is no problem about the old kind")
 	}
 }
 
@@ -877,7 +937,8 @@ func TestDeletedAndEditedByHand(t *testing.T) {
 				}
 				w.read()
 				follower.read()
-				if d := cmp.Diff(vips, w.vips()) + cmp.Diff(vips, follower.vips()) + cmp.Diff(members, w.members); d != "" {
+				if d := cmp.Diff(vips, w.vips()) + cmp.Diff(vips, follower.vips()) +
+					cmp.Diff(members, w.members); d != "" {
 					t.Errorf("it takes no effect (-want +got):\n%s", d)
 				}
 				if n := w.after(time.Minute).sync(); n != 1 {
@@ -909,7 +970,14 @@ func TestUnknownDamage(t *testing.T) {
 	for _, name := range []string{"mirrors-0", "exports-0"} {
 		w.objects[name].Data = []byte("garbage")
 	}
-	next := &world{TB: t, store: w.store, Book: newTestBook(wide), now: w.now.Add(time.Hour), mirrors: map[string]*Mirror{}, members: map[string]*Member{}}
+	next := &world{
+		TB:      t,
+		store:   w.store,
+		Book:    newTestBook(wide),
+		now:     w.now.Add(time.Hour),
+		mirrors: map[string]*Mirror{},
+		members: map[string]*Member{},
+	}
 	if d := cmp.Diff([]string{Damaged}, reasons(w.store.loadAll(next.Book))); d != "" {
 		t.Errorf("problems of Load:\n%s", d)
 	}
@@ -918,7 +986,7 @@ func TestUnknownDamage(t *testing.T) {
 	next.Export(exportWant("b", "http"), next.now)
 	next.sync()
 	if got := next.vips()["east shop/foo"]; got == "" || got == "240.0.0.2" {
-		t.Errorf("an address whose owner is not known is given to nobody for a day: %s", got)
+		t.Errorf("address %s was reused within a day, although its source is not known", got)
 	}
 	if got := next.members["shop/b"]; got == nil || cmp.Equal(got.Routes, routes) {
 		t.Errorf("nor is a route id: %v", got)

@@ -144,7 +144,7 @@ func (q *released) add(at int64, p place) {
 // valid reports whether the slot still has the entry that was released then.
 func (r releasedSlot) valid() bool {
 	e := r.pending()
-	return e != nil && e.Released == r.at && r.block.state[r.slot] == resting
+	return e != nil && e.Released == r.at && r.block.state[r.slot] == reserved
 }
 
 // first is when the first slot may be reused.

@@ -26,7 +26,8 @@ const directoryName = "directory"
 func blockName(n int) string   { return "mirrors-" + strconv.Itoa(n) }
 func exportsName(n int) string { return "exports-" + strconv.Itoa(n) }
 
-// parseName tells what an object's name stands for. Objects of other names are not the Book's.
+// parseName tells what an object's name stands for. Objects of other names are not the
+// Book's.
 func parseName(name string) (kind, n int) {
 	prefix, digits, _ := strings.Cut(name, "-")
 	n, err := strconv.Atoi(digits)
@@ -43,10 +44,10 @@ func parseName(name string) (kind, n int) {
 	return kindOther, 0
 }
 
-// Write is one object to be stored: to be created if it has no resourceVersion, else to be
-// updated. The caller sets the namespace of an object to be created. It reports the outcome
-// to Done, always. After a conflict the Book waits until Load brings the newer object,
-// from the watch or from a live read.
+// Write is one object to be stored: to be created if it has no resourceVersion, else to
+// be updated. The caller sets the namespace of an object to be created. It reports the
+// outcome to Done, always. After a conflict the Book waits until Load brings the newer
+// object, from the watch or from a live read.
 type Write struct {
 	Object *v1alpha1.Ledger
 }
@@ -60,8 +61,8 @@ const (
 // object is what is known of one stored object.
 type object struct {
 	name string
-	// meta is the object's metadata as stored. Without a resourceVersion it is not stored,
-	// as far as known.
+	// meta is the object's metadata as stored. Without a resourceVersion it is not
+	// stored, as far as known.
 	meta metav1.ObjectMeta
 	// known: its content has been loaded or written once.
 	known bool

@@ -35,7 +35,7 @@ type peer struct {
 
 	counts    counts
 	recheck   bool // the quotas may be exceeded
-	resting   released
+	reserved  released
 	available []releasedSlot // longest released first
 	returnAt  time.Time      // when to try to return blocks
 
@@ -329,8 +329,8 @@ func (at place) release(now time.Time) {
 	at.block.set(at.slot, at.pending().release(seconds(now)))
 }
 
-// planUnwanted releases the entry of a source that nobody wants, at once or, if it is a
-// named pod's and its Service stays, after RemovalDelay.
+// planUnwanted releases the entry of a source that is not wanted. It does so at once or,
+// if the source is a named pod whose Service is wanted, after RemovalDelay.
 func (p *peer) planUnwanted(s Source, at place, lives bool, now time.Time) {
 	_, unwanted := p.unwanted[s]
 	delete(p.unwanted, s)
@@ -344,7 +344,7 @@ func (p *peer) planUnwanted(s Source, at place, lives bool, now time.Time) {
 		at.release(now)
 		return
 	case !unwanted:
-		return // the peer has not been heard yet
+		return // the catalog of the peer is not complete yet
 	}
 	absent := cmp.Or(r.Absent, seconds(now))
 	if !now.Before(time.Unix(absent, 0).Add(RemovalDelay)) {
@@ -418,7 +418,7 @@ func (b *Book) wake(k nameKey) {
 func (p *peer) admit(s Source, w *MirrorWant, now time.Time) {
 	had, found := p.latest(s)
 	own := 0
-	if found && had.block.state[had.slot] == resting {
+	if found && had.block.state[had.slot] == reserved {
 		own = 1
 	}
 	if k, refused := p.refusal(w, own); refused {
@@ -518,15 +518,16 @@ func (p *peer) replace(at place, r *record) {
 	case !r.sameAllocation(had) && at.block.fits(at, bare):
 		at.block.set(at.slot, bare)
 		p.note(r.source(), ContentTooLarge,
-			"the peer's description does not fit the ledger's block: ports and names are taken, identities are not")
+			"the peer's description does not fit the ledger's block: ports and names are taken, "+
+				"identities are not")
 	default:
 		p.note(r.source(), ContentTooLarge,
 			"the peer's description does not fit the ledger's block: what was there before stays")
 	}
 }
 
-// allot returns a slot for an entry of need bytes, or what to wait for: a slot that nobody
-// has had, then the one that was released longest ago, then one of a new block.
+// allot returns a slot for an entry of need bytes, or what to wait for: a slot that was
+// never used, then the one that was released longest ago, then one of a new block.
 func (b *Book) allot(p *peer, need int, now time.Time) (place, waitKey, bool) {
 	for _, bl := range p.blocks {
 		if slot, ok := bl.unused(need, now); ok {
@@ -547,7 +548,7 @@ func (b *Book) allot(p *peer, need int, now time.Time) (place, waitKey, bool) {
 		bl = b.block(n)
 		if slot, ok := bl.unused(need, now); ok {
 			b.directory.set(n, p.domain)
-			bl.give(p.domain)
+			bl.assign(p.domain)
 			return place{bl, slot}, waitKey{}, true
 		}
 	}
@@ -576,8 +577,8 @@ func (bl *block) unused(need int, now time.Time) (int, bool) {
 	return max(fallback, 0), fallback >= 0
 }
 
-// unlisted reports whether a slot that nobody has had can be given, and whether a foreign
-// slice lists it, in which case others come first.
+// unlisted reports whether a slot that was never used can be used, and whether a foreign
+// slice lists it, in which case other slots are used first.
 func (b *Book) unlisted(number int) (ok, foreign bool) {
 	for _, r := range b.space.ranges {
 		a, usable := address(r, number)
@@ -630,7 +631,8 @@ func (p *peer) note(s Source, reason, format string, args ...any) {
 func (p *peer) noteContent(s Source, left []PortWant, shortened bool) {
 	if len(left) > 0 {
 		p.note(s, PortsExhausted,
-			"the mirror has had %d ports, so %d are left out: unexport the Service and export it again to renew it",
+			"the mirror has had %d ports, so %d are left out: unexport the Service and export it again "+
+				"to renew it",
 			Listeners, len(left))
 	}
 	if shortened {
@@ -674,7 +676,8 @@ func (p *peer) listProblems(s space) []Problem {
 		}
 		if lacking > 0 {
 			out = append(out, problem("", VIPsExhausted, fmt.Sprintf(
-				"%v has no virtual IP for %d mirrors, which have one of another range only: install with a larger vipCIDR", r, lacking)))
+				"%v has no virtual IP for %d mirrors, which have one of another range only: install with "+
+					"a larger vipCIDR", r, lacking)))
 		}
 	}
 	return out

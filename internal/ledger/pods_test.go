@@ -25,7 +25,11 @@ func statefulSet(hosts ...string) []MirrorWant {
 func pod(host string) Source { return Source{Namespace: "shop", Service: "db", Hostname: host} }
 
 func TestNamedPods(t *testing.T) {
-	all := map[string]string{"east shop/db": "240.0.0.2", "east shop/db/db-0": "240.0.0.3", "east shop/db/db-1": "240.0.0.4"}
+	all := map[string]string{
+		"east shop/db":      "240.0.0.2",
+		"east shop/db/db-0": "240.0.0.3",
+		"east shop/db/db-1": "240.0.0.4",
+	}
 	cases := map[string]struct {
 		why   string
 		do    func(w *world)
@@ -33,15 +37,35 @@ func TestNamedPods(t *testing.T) {
 		want  map[string]string
 		lost  bool // db-1 is marked as absent
 	}{
-		"still away": {why: "a pod that is created again keeps its mirror's address", do: func(*world) {}, after: RemovalDelay - 1, want: all, lost: true},
-		"back":       {why: "all is as before", do: func(w *world) { w.want("east", statefulSet("db-0", "db-1")...) }, after: RemovalDelay - 1, want: all},
+		"still away": {
+			why:   "a pod that is created again keeps its mirror's address",
+			do:    func(*world) {},
+			after: RemovalDelay - 1,
+			want:  all,
+			lost:  true,
+		},
+		"back": {
+			why:   "all is as before",
+			do:    func(w *world) { w.want("east", statefulSet("db-0", "db-1")...) },
+			after: RemovalDelay - 1,
+			want:  all,
+		},
 		"away for long": {
 			why: "it was scaled down", do: func(*world) {}, after: RemovalDelay,
 			want: map[string]string{"east shop/db": "240.0.0.2", "east shop/db/db-0": "240.0.0.3"},
 		},
-		"Service gone": {why: "no pod outlives its Service", do: func(w *world) { w.unwant("east", statefulSet()...) }, after: 1, want: map[string]string{}},
+		"Service gone": {
+			why:   "no pod outlives its Service",
+			do:    func(w *world) { w.unwant("east", statefulSet()...) },
+			after: 1,
+			want:  map[string]string{},
+		},
 		"name wanted": {
-			why: "what is absent was there first", do: func(w *world) { w.want("east", mirrorWant("db-1")) }, after: time.Minute, want: all, lost: true,
+			why:   "what is absent was there first",
+			do:    func(w *world) { w.want("east", mirrorWant("db-1")) },
+			after: time.Minute,
+			want:  all,
+			lost:  true,
 		},
 	}
 	for name, c := range cases {
@@ -98,7 +122,8 @@ func TestAbsentPodFollowsItsService(t *testing.T) {
 	db.Ports[0].Route = 3000
 	w.want("east", db)
 	w.sync()
-	if m := w.mirrors["east shop/db/db-0"]; m.Ports[0].Route != 3000 || !w.mirrors["east shop/db"].Headless || m.Headless {
+	if m := w.mirrors["east shop/db/db-0"]; m.Ports[0].Route != 3000 ||
+		!w.mirrors["east shop/db"].Headless || m.Headless {
 		t.Errorf("a pod that comes back has its Service's new routes: %v", m)
 	}
 }
@@ -154,7 +179,8 @@ func TestQuotaOfHostnames(t *testing.T) {
 	w.sync()
 	w.after(time.Minute).want("east", statefulSet("db-0", "db-1")...)
 	w.sync()
-	if p := w.Problems("east"); w.mirrors["east shop/db/db-1"] == nil || len(w.mirrors) != 2 || len(p) != 1 || !strings.HasSuffix(p[0].Message, "1 by hostnames") {
+	if p := w.Problems("east"); w.mirrors["east shop/db/db-1"] == nil || len(w.mirrors) != 2 ||
+		len(p) != 1 || !strings.HasSuffix(p[0].Message, "1 by hostnames") {
 		t.Errorf("the oldest stay: %v, %v", w.vips(), p)
 	}
 	w.Unwant("east", pod("db-1"), w.now)

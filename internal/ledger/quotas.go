@@ -16,8 +16,8 @@ type Quotas struct {
 	Mirrors, PerNamespace int
 	// Hostnames is how many named pods of one Service may have mirrors.
 	Hostnames int
-	// VIPPercent is its share of the smallest range of virtual IPs. Addresses that are not
-	// reusable yet count. Its blocks are bounded by the same share, rounded up.
+	// VIPPercent is its share of the smallest range of virtual IPs. Addresses that are
+	// not reusable yet count. Its blocks are bounded by the same share, rounded up.
 	VIPPercent int
 }
 
@@ -75,10 +75,10 @@ func (q *waiting) Pop() any {
 
 // counts is what a peer has been given, kept up to date with each entry.
 type counts struct {
-	mirrors int
-	resting int            // released entries whose addresses are not reusable yet
-	in      map[string]int // mirrors by our namespace
-	pods    map[Source]int // mirrors of named pods by their Service
+	mirrors  int
+	reserved int            // released entries whose addresses are not reusable yet
+	in       map[string]int // mirrors by our namespace
+	pods     map[Source]int // mirrors of named pods by their Service
 }
 
 func (c *counts) add(r *record, n int) {
@@ -100,9 +100,9 @@ func (p *peer) count(at place, r *record) {
 	switch {
 	case r == nil:
 	case !r.live():
-		at.block.state[at.slot] = resting
-		p.counts.resting++
-		p.resting.add(r.Released, at)
+		at.block.state[at.slot] = reserved
+		p.counts.reserved++
+		p.reserved.add(r.Released, at)
 	default:
 		p.counts.add(r, 1)
 		p.book.names.add(r.name(), at)
@@ -140,8 +140,8 @@ func (p *peer) uncount(at place, r *record) {
 	switch {
 	case r == nil:
 	case !r.live():
-		if at.block.state[at.slot] == resting {
-			p.counts.resting--
+		if at.block.state[at.slot] == reserved {
+			p.counts.reserved--
 		}
 		at.block.state[at.slot] = 0
 		p.free(waitKey{kind: waitShare}, waitKey{kind: waitVIP})
@@ -178,20 +178,20 @@ func (p *peer) retryAll() {
 // expire makes released addresses available whose time has come.
 func (p *peer) expire(now time.Time) {
 	for {
-		t, ok := p.resting.first()
+		t, ok := p.reserved.first()
 		if !ok || now.Before(t) {
 			return
 		}
-		r := p.resting.pop()
+		r := p.reserved.pop()
 		r.block.state[r.slot] = available
-		p.counts.resting--
+		p.counts.reserved--
 		p.available = append(p.available, r)
 		p.free(waitKey{kind: waitShare}, waitKey{kind: waitVIP})
 	}
 }
 
 // refusal returns the quota that keeps a mirror of w out, which has no live entry. own is
-// how many of the peer's resting addresses are w's.
+// how many of the peer's reserved addresses are w's.
 func (p *peer) refusal(w *MirrorWant, own int) (waitKey, bool) {
 	q, c, s := p.quotas, &p.counts, w.Source()
 	switch {
@@ -201,7 +201,7 @@ func (p *peer) refusal(w *MirrorWant, own int) (waitKey, bool) {
 		return waitKey{kind: waitPerNamespace, namespace: w.MirrorNamespace}, true
 	case q.Hostnames > 0 && s.Hostname != "" && c.pods[s.whole()] >= q.Hostnames:
 		return waitKey{kind: waitHostnames, whole: s.whole()}, true
-	case q.VIPPercent > 0 && c.mirrors+c.resting-own >= q.share(p.book.space):
+	case q.VIPPercent > 0 && c.mirrors+c.reserved-own >= q.share(p.book.space):
 		return waitKey{kind: waitShare}, true
 	}
 	return waitKey{}, false
@@ -325,7 +325,8 @@ func (p *peer) waitProblems() []Problem {
 	var out []Problem
 	if n := p.waitCounts[waitVIP]; n > 0 {
 		out = append(out, problem("", VIPsExhausted, fmt.Sprintf(
-			"no virtual IP is left for %d mirrors: unlink or unexport something and wait a day, or install with a larger vipCIDR", n)))
+			"no virtual IP is left for %d mirrors: unlink or unexport something and wait a day, or "+
+				"install with a larger vipCIDR", n)))
 	}
 	total := 0
 	var which []string

@@ -35,38 +35,70 @@ func TestQuotas(t *testing.T) {
 		live    string
 		message string
 	}{
-		"none":      {why: "without quotas all is given", wants: []MirrorWant{a, b, c}, live: "a b c"},
-		"enough":    {why: "the bound itself is allowed", quotas: Quotas{Mirrors: 3}, wants: []MirrorWant{a, b, c}, live: "a b c"},
-		"newcomers": {why: "of those who come together the first by name", quotas: Quotas{Mirrors: 2}, wants: []MirrorWant{c, a, b}, live: "a b", message: "leave out 1 mirrors: 1 by services"},
+		"none": {why: "without quotas all is given", wants: []MirrorWant{a, b, c}, live: "a b c"},
+		"enough": {
+			why:    "the bound itself is allowed",
+			quotas: Quotas{Mirrors: 3},
+			wants:  []MirrorWant{a, b, c},
+			live:   "a b c",
+		},
+		"newcomers": {
+			why:     "of those who come together the first by name",
+			quotas:  Quotas{Mirrors: 2},
+			wants:   []MirrorWant{c, a, b},
+			live:    "a b",
+			message: "leave out 1 mirrors: 1 by services",
+		},
 		"a newcomer": {
-			why: "what is there stays, whatever the newcomer is called", old: true, quotas: Quotas{Mirrors: 3},
-			wants: []MirrorWant{a, b, c, d}, live: "b c d", message: "leave out 1 mirrors: 1 by services",
+			why:    "an existing entry stays even if the new name sorts first",
+			old:    true,
+			quotas: Quotas{Mirrors: 3},
+			wants:  []MirrorWant{a, b, c, d}, live: "b c d", message: "leave out 1 mirrors: 1 by services",
 		},
 		"lowered": {
 			why: "the oldest stay", old: true, quotas: Quotas{Mirrors: 1}, wants: []MirrorWant{a, b, c, d},
 			live: "b", message: "leave out 3 mirrors: 3 by services",
 		},
 		"lowered, of one age": {
-			why: "of one age the first by name", old: true, quotas: Quotas{Mirrors: 2}, wants: []MirrorWant{b, c, d},
-			live: "b c", message: "leave out 1 mirrors: 1 by services",
+			why:    "of one age the first by name",
+			old:    true,
+			quotas: Quotas{Mirrors: 2},
+			wants:  []MirrorWant{b, c, d},
+			live:   "b c", message: "leave out 1 mirrors: 1 by services",
 		},
 		"by namespace": {
 			why: "of ours: there the kubelet tells every container", quotas: Quotas{PerNamespace: 1},
-			wants: []MirrorWant{a, into("pay", b), c}, live: "a b", message: "leave out 1 mirrors: 1 by servicesPerNamespace",
+			wants:   []MirrorWant{a, into("pay", b), c},
+			live:    "a b",
+			message: "leave out 1 mirrors: 1 by servicesPerNamespace",
 		},
 		"moved": {
-			why: "a mirror that moves to a full namespace is a newcomer there", old: true, quotas: Quotas{PerNamespace: 2},
-			wants: []MirrorWant{into("pay", b), c, d, a}, live: "b c d", message: "leave out 1 mirrors: 1 by servicesPerNamespace",
+			why:     "a mirror that moves to a full namespace is a newcomer there",
+			old:     true,
+			quotas:  Quotas{PerNamespace: 2},
+			wants:   []MirrorWant{into("pay", b), c, d, a},
+			live:    "b c d",
+			message: "leave out 1 mirrors: 1 by servicesPerNamespace",
 		},
 		"several": {
-			why: "one problem counts all", quotas: Quotas{Mirrors: 2, PerNamespace: 1}, wants: []MirrorWant{a, into("pay", b), c, into("pay", d)},
-			live: "a b", message: "leave out 2 mirrors: 2 by services",
+			why:    "one problem counts all",
+			quotas: Quotas{Mirrors: 2, PerNamespace: 1},
+			wants:  []MirrorWant{a, into("pay", b), c, into("pay", d)},
+			live:   "a b", message: "leave out 2 mirrors: 2 by services",
 		},
 		"share": {
-			why: "of 16 addresses an eighth", quotas: Quotas{VIPPercent: 13}, wants: []MirrorWant{a, b, c}, live: "a b", message: "leave out 1 mirrors: 1 by vipPercent",
+			why:     "of 16 addresses an eighth",
+			quotas:  Quotas{VIPPercent: 13},
+			wants:   []MirrorWant{a, b, c},
+			live:    "a b",
+			message: "leave out 1 mirrors: 1 by vipPercent",
 		},
 		"least share": {
-			why: "a small range is no reason for none", quotas: Quotas{VIPPercent: 1}, wants: []MirrorWant{a, b}, live: "a", message: "leave out 1 mirrors: 1 by vipPercent",
+			why:     "a small range is no reason for none",
+			quotas:  Quotas{VIPPercent: 1},
+			wants:   []MirrorWant{a, b},
+			live:    "a",
+			message: "leave out 1 mirrors: 1 by vipPercent",
 		},
 	}
 	for name, c := range cases {
@@ -91,7 +123,8 @@ func TestQuotas(t *testing.T) {
 				if len(problems) > 0 {
 					message = problems[0].Message
 				}
-				if len(problems) > 1 || !strings.HasSuffix(message, c.message) || (message == "") != (c.message == "") {
+				if len(problems) > 1 || !strings.HasSuffix(message, c.message) ||
+					(message == "") != (c.message == "") {
 					t.Errorf("%s: problems %v", c.why, problems)
 				}
 			}
@@ -119,7 +152,7 @@ func TestFreedRoomGoesToTheOldest(t *testing.T) {
 		}
 	}
 	if p := w.Problems("east"); len(p) > 0 {
-		t.Errorf("nobody waits any more: %v", p)
+		t.Errorf("problems %v, want none, because no source waits", p)
 	}
 }
 
@@ -136,7 +169,8 @@ func TestQuotaOfAddressesCountsReleased(t *testing.T) {
 	}
 	w.sync()
 	if p := w.Problems("east"); len(w.mirrors) != 2 || len(p) != 1 {
-		t.Errorf("a peer that changes its exports all day does not take the range from others: %d live, %v", len(w.mirrors), p)
+		t.Errorf("a peer that changes its exports all day does not take the range from others: %d live, %v",
+			len(w.mirrors), p)
 	}
 	w.after(2 * ReuseDelay).sync()
 	if p := w.Problems("east"); len(w.mirrors) != 6 || len(p) != 0 {

@@ -38,7 +38,6 @@ type auditor struct {
 	t      *testing.T
 	vips   map[netip.Addr]lastHolder
 	routes map[uint32]lastHolder
-	in     map[string]map[netip.Addr]bool
 	now    func() time.Time
 	ranges []netip.Prefix
 }
@@ -74,7 +73,8 @@ func (a *auditor) stored(o *v1alpha1.Ledger) {
 				}
 				seen[id] = true
 				if last, ok := a.routes[id]; ok && last.who != who && !reusable(last.released, a.now()) {
-					a.t.Fatalf("route %d of %s goes to %s at %v, released %v", id, last.who, who, a.now(), fromSeconds(last.released))
+					a.t.Fatalf("route %d of %s goes to %s at %v, released %v", id, last.who, who, a.now(),
+						fromSeconds(last.released))
 				}
 				a.routes[id] = lastHolder{who, p.Released}
 			}
@@ -88,7 +88,8 @@ func (a *auditor) check(m map[netip.Addr]lastHolder, vip netip.Addr, r *record, 
 		who, released = owner+" "+r.source().String(), r.Released
 	}
 	if last, ok := m[vip]; ok && last.who != who && !reusable(last.released, a.now()) {
-		a.t.Fatalf("address %v of %s goes to %q at %v, released %v", vip, last.who, who, a.now(), fromSeconds(last.released))
+		a.t.Fatalf("address %v of %s goes to %q at %v, released %v", vip, last.who, who, a.now(),
+			fromSeconds(last.released))
 	}
 	if who == "" {
 		delete(m, vip)
@@ -109,7 +110,13 @@ func race(t *testing.T, seed uint64) {
 	rnd := rand.New(rand.NewPCG(seed, 7))
 	now := noon
 	s := newStore()
-	a := &auditor{t: t, vips: map[netip.Addr]lastHolder{}, routes: map[uint32]lastHolder{}, now: func() time.Time { return now }, ranges: small}
+	a := &auditor{
+		t:      t,
+		vips:   map[netip.Addr]lastHolder{},
+		routes: map[uint32]lastHolder{},
+		now:    func() time.Time { return now },
+		ranges: small,
+	}
 	var processes []*process
 	s.stored = func(o *v1alpha1.Ledger) {
 		a.stored(o)
@@ -269,7 +276,8 @@ func settle(t *testing.T, s *store, processes []*process, rnd *rand.Rand, now *t
 	}
 	vips, routes := view(leader.book)
 	if len(vips) != len(want) || len(routes) != 3 {
-		t.Fatalf("the leader has %v and %v; problems %v %v", vips, routes, leader.book.Problems("east"), leader.book.ExportProblems())
+		t.Fatalf("the leader has %v and %v; problems %v %v", vips, routes, leader.book.Problems("east"),
+			leader.book.ExportProblems())
 	}
 	seen := map[string]bool{}
 	for k, vip := range vips {

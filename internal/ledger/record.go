@@ -125,7 +125,7 @@ func (r *record) same(o *record) bool {
 	return bytes.Equal(r.raw, o.raw)
 }
 
-// sameAllocation reports whether two entries differ in nothing but what a peer may change
+// sameAllocation reports whether two entries differ only in what a peer may change
 // without an allocation.
 func (r *record) sameAllocation(o *record) bool {
 	if r == nil || o == nil {
@@ -155,11 +155,6 @@ func (r *record) release(now int64) *record {
 		out.Ports = append(out.Ports, portRecord{Index: p.Index, Name: p.Name, Protocol: p.Protocol})
 	}
 	return out.seal()
-}
-
-// tombstone keeps a slot whose entry was damaged from being given to anybody.
-func tombstone(slot int, now int64) *record {
-	return (&record{Slot: slot, Released: now}).seal()
 }
 
 // newRecord is the entry of w. had is the source's entry so far, of which it keeps the

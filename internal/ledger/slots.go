@@ -18,8 +18,8 @@ const (
 	maxBits = 24
 )
 
-// space maps slot numbers to addresses. Number n is the address that lies n after the first
-// of each range. Therefore a slot has the same address again when a range returns.
+// space maps slot numbers to addresses. Number n is the address that lies n after the
+// first of each range. Therefore a slot has the same address again when a range returns.
 type space struct {
 	ranges []netip.Prefix // masked
 	size   int            // slots of a block

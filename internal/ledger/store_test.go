@@ -59,7 +59,7 @@ func (s *store) write(w Write) (*v1alpha1.Ledger, error) {
 	return s.objects[o.Name].DeepCopy(), nil
 }
 
-// put stores o, whoever wrote it.
+// put stores o without a version check.
 func (s *store) put(o *v1alpha1.Ledger) {
 	s.version++
 	o = o.DeepCopy()
@@ -136,7 +136,14 @@ func newWorld(t testing.TB, ranges []netip.Prefix) *world {
 }
 
 func newWorldOn(t testing.TB, s *store, ranges []netip.Prefix, now time.Time) *world {
-	w := &world{TB: t, store: s, Book: newTestBook(ranges), now: now, mirrors: map[string]*Mirror{}, members: map[string]*Member{}}
+	w := &world{
+		TB:      t,
+		store:   s,
+		Book:    newTestBook(ranges),
+		now:     now,
+		mirrors: map[string]*Mirror{},
+		members: map[string]*Member{},
+	}
 	s.loadAll(w.Book)
 	return w
 }
@@ -211,7 +218,12 @@ func mirrorWant(service string, ports ...string) MirrorWant {
 		Identities: []string{"spiffe://east/ns/shop/sa/" + service},
 	}
 	for i, p := range ports {
-		w.Ports = append(w.Ports, PortWant{Name: p, Protocol: "TCP", Port: uint16(80 + i), Route: uint32(2000 + i)})
+		w.Ports = append(w.Ports, PortWant{
+			Name:     p,
+			Protocol: "TCP",
+			Port:     uint16(80 + i),
+			Route:    uint32(2000 + i),
+		})
 	}
 	return w
 }

@@ -52,7 +52,8 @@ func (b *Book) begin() {
 	}
 }
 
-// Done takes the outcome of a Write: the object as the API server returned it, or the error.
+// Done takes the outcome of a Write: the object as the API server returned it, or the
+// error.
 func (b *Book) Done(w Write, stored *v1alpha1.Ledger, err error, now time.Time) {
 	switch kind, n := parseName(w.Object.Name); kind {
 	case kindDirectory:
@@ -104,7 +105,8 @@ func (bl *block) allotted() bool {
 		bl.book.directory.committed[bl.number] == bl.peer.domain
 }
 
-// blockDue is when a dirty block can be written; the zero time: not before something happens.
+// blockDue is when a dirty block can be written; the zero time: not before something
+// happens.
 func (b *Book) blockDue(bl *block, now time.Time) time.Time {
 	if !b.writing || bl.inFlight != nil || bl.conflicted || !bl.allotted() {
 		return time.Time{}
@@ -175,7 +177,7 @@ func (b *Book) blockDone(bl *block, w Write, stored *v1alpha1.Ledger, err error,
 		// Another leader's directory has given the block away during the write. The
 		// block's own object is right.
 		b.directory.set(bl.number, bl.owner)
-		bl.give(bl.owner)
+		bl.assign(bl.owner)
 	}
 	if bl.peer == nil {
 		return

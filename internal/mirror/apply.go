@@ -40,7 +40,8 @@ type applier struct {
 }
 
 // apply makes the changes of a plan, in order. What the API server refuses is a problem.
-// What has lost to another writer is left. Any other error, as of the connection, ends it.
+// What has lost to another writer is left. Any other error, as of the connection, ends
+// it.
 func (w *Writer) apply(ctx context.Context, j *job, changes []Change) (applied, error) {
 	a := applier{Writer: w, job: j}
 	for _, c := range changes {
@@ -135,8 +136,8 @@ func (a *applier) judge(c Change, err error) error {
 	return nil
 }
 
-// isNamespaceGone reports whether a creation failed because its namespace does not exist or
-// is being deleted.
+// isNamespaceGone reports whether a creation failed because its namespace does not exist
+// or is being deleted.
 func isNamespaceGone(err error) bool {
 	return apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
 }
@@ -204,8 +205,8 @@ func (a *applier) send(ctx context.Context, c Change) error {
 	return a.Client.Delete(ctx, o, client.Preconditions{UID: &uid, ResourceVersion: &version})
 }
 
-// confirmOrphaned asks the API server itself, because Services and slices come by different
-// watches, and the slice of a new mirror may be seen before its Service.
+// confirmOrphaned asks the API server itself, because Services and slices come by
+// different watches, and the slice of a new mirror may be seen before its Service.
 func (a *applier) confirmOrphaned(ctx context.Context, c Change) error {
 	var svc corev1.Service
 	err := a.Live.Get(ctx, client.ObjectKey{Namespace: a.m.key.Namespace, Name: a.m.key.Name}, &svc)

@@ -22,15 +22,16 @@ import (
 const (
 	// OwnerIndex finds Services by the UID of the Link that owns them; see IndexOwner.
 	OwnerIndex = "causeway.dev/owner"
-	// ServiceIndex finds Causeway's EndpointSlices by "namespace/service"; see IndexService.
+	// ServiceIndex finds Causeway's EndpointSlices by "namespace/service"; see
+	// IndexService.
 	ServiceIndex = "causeway.dev/service"
-	// LinkIndex finds Causeway's EndpointSlices and Namespaces by the Link that their label
-	// names; see IndexLink.
+	// LinkIndex finds Causeway's EndpointSlices and Namespaces by the Link that their
+	// label names; see IndexLink.
 	LinkIndex = "causeway.dev/link"
 )
 
-// RegisterIndexes registers with a manager's cache the indexes that a Writer reads. Call it
-// once, before the cache starts.
+// RegisterIndexes registers with a manager's cache the indexes that a Writer reads. Call
+// it once, before the cache starts.
 func RegisterIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	for _, i := range []struct {
 		kind    client.Object
@@ -49,7 +50,7 @@ func RegisterIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	return nil
 }
 
-// IndexOwner returns the UIDs of the Links that own an object, whatever its labels are.
+// IndexOwner returns the UIDs of the Links that own an object. It does not use labels.
 func IndexOwner(o client.Object) []string {
 	var uids []string
 	for _, ref := range o.GetOwnerReferences() {
@@ -74,23 +75,24 @@ func IndexService(o client.Object) []string {
 // IndexLink returns the Link that the labels of one of Causeway's objects name.
 func IndexLink(o client.Object) []string {
 	labels := o.GetLabels()
-	if link := labels[v1alpha1.LinkLabel]; link != "" && labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy {
+	if link := labels[v1alpha1.LinkLabel]; link != "" &&
+		labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy {
 		return []string{link}
 	}
 	return nil
 }
 
-// LinkKey names a mirror of one Link. An empty Link stands for every Link that has a mirror
-// of that name, and a Key without a Name for every mirror in the namespace.
+// LinkKey names a mirror of one Link. An empty Link stands for every Link that has a
+// mirror of that name, and a Key without a Name for every mirror in the namespace.
 type LinkKey struct {
 	Link string
 	Key  catalog.Key
 }
 
-// KeysOf returns the mirrors that a Service, EndpointSlice or Namespace concerns: those to
-// Touch when it appears, changes or goes away. Most objects of a cluster concern none. For
-// an object that is gone its namespace, name, labels and owner references are enough, and
-// for Services and Namespaces the name alone.
+// KeysOf returns the mirrors that a Service, EndpointSlice or Namespace concerns: those
+// to Touch when it appears, changes or goes away. Most objects of a cluster concern none.
+// For an object that is gone its namespace, name, labels and owner references are enough,
+// and for Services and Namespaces the name alone.
 func KeysOf(o client.Object) []LinkKey {
 	switch o := o.(type) {
 	case *corev1.Namespace:
@@ -103,8 +105,8 @@ func KeysOf(o client.Object) []LinkKey {
 	return nil
 }
 
-// serviceKeys names the mirror of the Service's name, and the Links that may own it though
-// they do not know it yet.
+// serviceKeys names the mirror of the Service's name, and the Links that may own it
+// though they do not know it yet.
 func serviceKeys(svc *corev1.Service) []LinkKey {
 	k := keyOf(svc)
 	out := append(make([]LinkKey, 0, 2), LinkKey{Key: k})
@@ -137,16 +139,19 @@ func sliceKeys(slice *discoveryv1.EndpointSlice) []LinkKey {
 	return out
 }
 
-// reader reads what stands for one mirror from the cache, corrected by our own writes.
+// reader reads the existing objects of one mirror from the cache, with our own recent
+// writes applied to them.
 type reader struct {
 	client.Reader
 	expected *expectations
 	now      time.Time
-	// believed is how long the earliest of the believed writes stays believed; 0: none.
-	believed time.Duration
+	// overlaid is how long the first of the applied writes stays in effect; 0: none was
+	// applied.
+	overlaid time.Duration
 }
 
-// have reads what stands for the mirror k, which w asks for; nil: nobody does.
+// have reads the existing objects of the mirror k. w is the wanted mirror; nil: it is not
+// wanted.
 func (r *reader) have(ctx context.Context, k catalog.Key, w *Want, companions []Companion) (Have, error) {
 	var h Have
 	var err error
@@ -180,7 +185,7 @@ func (r *reader) service(ctx context.Context, k catalog.Key) (*corev1.Service, e
 		svc = nil
 	}
 	svc, left := r.expected.service(k, svc, r.now)
-	r.believed = sooner(r.believed, left)
+	r.overlaid = sooner(r.overlaid, left)
 	return svc, nil
 }
 
@@ -193,7 +198,7 @@ func (r *reader) slices(ctx context.Context, k catalog.Key, w *Want) ([]*discove
 	}
 	out := make([]*discoveryv1.EndpointSlice, 0, 2)
 	for i := range list.Items {
-		out = r.believe(out, keyOf(&list.Items[i]), &list.Items[i])
+		out = r.appendSlice(out, keyOf(&list.Items[i]), &list.Items[i])
 	}
 	if w == nil {
 		return out, nil
@@ -211,7 +216,7 @@ func (r *reader) slices(ctx context.Context, k catalog.Key, w *Want) ([]*discove
 		if !found {
 			slice = nil
 		}
-		out = r.believe(out, name, slice)
+		out = r.appendSlice(out, name, slice)
 	}
 	return out, nil
 }
@@ -225,12 +230,12 @@ func hasSlice(items []discoveryv1.EndpointSlice, mirror string, vip netip.Addr) 
 	return false
 }
 
-// believe appends what is believed of a slice.
-func (r *reader) believe(
+// appendSlice appends a slice of the cache, with our own recent write applied to it.
+func (r *reader) appendSlice(
 	out []*discoveryv1.EndpointSlice, k catalog.Key, cached *discoveryv1.EndpointSlice,
 ) []*discoveryv1.EndpointSlice {
 	slice, left := r.expected.slice(k, cached, r.now)
-	r.believed = sooner(r.believed, left)
+	r.overlaid = sooner(r.overlaid, left)
 	if slice == nil {
 		return out
 	}
@@ -251,7 +256,10 @@ func (r *reader) namespace(ctx context.Context, name string) (exists, terminatin
 
 // get reads one object without copying what it points to.
 func (r *reader) get(ctx context.Context, k catalog.Key, into client.Object) (bool, error) {
-	err := r.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, into, client.UnsafeDisableDeepCopy)
+	err := r.Get(ctx, client.ObjectKey{
+		Namespace: k.Namespace,
+		Name:      k.Name,
+	}, into, client.UnsafeDisableDeepCopy)
 	switch {
 	case err == nil:
 		return true, nil

@@ -10,19 +10,24 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
-// copied lists, sorted, the keys that a mirror has copied from its source. The list is kept
-// on the mirror itself: a tenant who edits it there spoils only the labels of that mirror.
+// copied lists, sorted, the keys that a mirror has copied from its source. The list is
+// kept on the mirror itself: a tenant who edits it there spoils only the labels of that
+// mirror.
 type copied struct {
 	Labels      []string `json:"labels,omitempty"`
 	Annotations []string `json:"annotations,omitempty"`
 }
 
-// copiedNote is the text of the annotation that lists what w copies; empty: w copies nothing.
+// copiedNote is the text of the annotation that lists what w copies; empty: w copies
+// nothing.
 func (w *Want) copiedNote() string {
 	if len(w.Labels)+len(w.Annotations) == 0 {
 		return ""
 	}
-	text, err := json.Marshal(copied{slices.Sorted(maps.Keys(w.Labels)), slices.Sorted(maps.Keys(w.Annotations))})
+	text, err := json.Marshal(copied{
+		slices.Sorted(maps.Keys(w.Labels)),
+		slices.Sorted(maps.Keys(w.Annotations)),
+	})
 	if err != nil { // strings always marshal
 		return ""
 	}

@@ -6,8 +6,8 @@ const (
 	// downAfter is how long a source must be without ready endpoints before its mirror
 	// shows that.
 	downAfter = 2 * time.Second
-	// flapCount is how many times within flapWindow a mirror must have been shown down for
-	// its source to be flapping.
+	// flapCount is how many times within flapWindow a mirror must have been shown down
+	// for its source to be flapping.
 	flapCount  = 3
 	flapWindow = time.Minute
 	// holdDown is how long the mirror of a flapping source is shown down at least.
@@ -18,9 +18,9 @@ const (
 // write in every cluster that mirrors the source. The zero value has seen no change.
 //
 // A mirror is shown down after downAfter without ready endpoints, and up at once. While
-// its source flaps it stays down for holdDown at least. Damping therefore costs callers no
-// more than the source's own outages and holdDown each time, and a mirror that flaps is
-// written twice (down and up) per holdDown+downAfter at most.
+// its source flaps it stays down for holdDown at least. Damping therefore costs callers
+// no more than the source's own outages and holdDown each time, and a mirror that flaps
+// is written twice (down and up) per holdDown+downAfter at most.
 type damper struct {
 	// downs are the times at which the mirror was last shown down, oldest first.
 	downs [flapCount]time.Time
@@ -28,8 +28,8 @@ type damper struct {
 	since time.Time
 }
 
-// decide returns what to show of a source that is ready or not, if the mirror shows shown,
-// and after how long that may change though nothing happens; 0: never.
+// decide returns what to show of a source that is ready or not, if the mirror shows
+// shown, and after how long that may change though nothing happens; 0: never.
 func (d *damper) decide(shown, ready bool, now time.Time) (show bool, again time.Duration) {
 	if ready {
 		d.since = time.Time{}

@@ -32,25 +32,49 @@ func TestDamping(t *testing.T) {
 		downs   []int // within two minutes
 		seconds int
 	}{
-		"ready":         {why: "nothing to decide", ready: func(int) bool { return true }},
-		"one short gap": {why: "a rollout may have a ready pod again in a moment", ready: func(s int) bool { return s != 10 }},
-		"one outage":    {why: "callers see it after 2 s, and at once that it is over", ready: func(s int) bool { return s < 10 || s >= 20 }, downs: []int{12}, seconds: 8},
-		"two outages":   {why: "twice is no flapping", ready: func(s int) bool { return s%30 >= 5 || s >= 60 }, downs: []int{2, 32}, seconds: 6},
+		"ready": {why: "nothing to decide", ready: func(int) bool { return true }},
+		"one short gap": {
+			why:   "a rollout may have a ready pod again in a moment",
+			ready: func(s int) bool { return s != 10 },
+		},
+		"one outage": {
+			why:     "callers see it after 2 s, and at once that it is over",
+			ready:   func(s int) bool { return s < 10 || s >= 20 },
+			downs:   []int{12},
+			seconds: 8,
+		},
+		"two outages": {
+			why:     "twice is no flapping",
+			ready:   func(s int) bool { return s%30 >= 5 || s >= 60 },
+			downs:   []int{2, 32},
+			seconds: 6,
+		},
 		"six outages": {
-			why:   "the selector is taken away and given back six times: no outage costs more than the one before",
-			ready: func(s int) bool { return s%20 >= 10 || s >= 120 }, downs: []int{2, 22, 42, 62, 82, 102}, seconds: 6 * 8,
+			why: "the selector is taken away and given back six times: no outage costs more than the " +
+				"one before",
+			ready:   func(s int) bool { return s%20 >= 10 || s >= 120 },
+			downs:   []int{2, 22, 42, 62, 82, 102},
+			seconds: 6 * 8,
 		},
 		"short outages, often": {
-			why:   "the first two cost what they last, the others 5 s",
-			ready: func(s int) bool { return s%20 >= 3 }, downs: []int{2, 22, 42, 62, 82, 102}, seconds: 1 + 1 + 4*5,
+			why:     "the first two cost what they last, the others 5 s",
+			ready:   func(s int) bool { return s%20 >= 3 },
+			downs:   []int{2, 22, 42, 62, 82, 102},
+			seconds: 1 + 1 + 4*5,
 		},
-		"down for good": {why: "it stays so", ready: func(s int) bool { return s < 10 }, downs: []int{12}, seconds: 108},
+		"down for good": {
+			why:     "it stays so",
+			ready:   func(s int) bool { return s < 10 },
+			downs:   []int{12},
+			seconds: 108,
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			downs, seconds := damped(120, c.ready)
 			if len(downs) != len(c.downs) || seconds != c.seconds {
-				t.Fatalf("%s: shown down at %v for %d s, want %v for %d s", c.why, downs, seconds, c.downs, c.seconds)
+				t.Fatalf("%s: shown down at %v for %d s, want %v for %d s", c.why, downs, seconds, c.downs,
+					c.seconds)
 			}
 			for i := range downs {
 				if downs[i] != c.downs[i] {
@@ -61,8 +85,8 @@ func TestDamping(t *testing.T) {
 	}
 }
 
-// Whatever a source does, damping costs no more than its own outages and 5 s each, and a
-// mirror that flaps is written (down and up) once per 7 s at most.
+// For any sequence of changes of a source, damping costs no more than its own outages and
+// 5 s each, and a mirror that flaps is written (down and up) once per 7 s at most.
 func TestDampingBounds(t *testing.T) {
 	const seconds = 3600
 	for seed := range uint64(200) {
@@ -81,7 +105,8 @@ func TestDampingBounds(t *testing.T) {
 		}
 		downs, shownDown := damped(seconds, func(s int) bool { return source[s] })
 		if most := sourceDown + len(downs)*int(holdDown/time.Second); shownDown > most {
-			t.Errorf("seed %d: shown down for %d s, and the source was for %d s, %d times", seed, shownDown, sourceDown, len(downs))
+			t.Errorf("seed %d: shown down for %d s, and the source was for %d s, %d times", seed, shownDown,
+				sourceDown, len(downs))
 		}
 		for i := flapCount; i < len(downs); i++ {
 			if apart := downs[i] - downs[i-1]; apart < 7 && downs[i-1]-downs[i-flapCount] < 60 {
@@ -121,7 +146,7 @@ func TestFlappingIsReported(t *testing.T) {
 		if c.ready() {
 			t.Error("it is held down")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if !c.ready() {
 			t.Error("for 5 s and no longer")
 		}

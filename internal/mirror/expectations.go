@@ -13,13 +13,13 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// expectFor is how long our own write is believed against a cache that does not show it.
+// expectFor is how long our own write overrides a cache that does not show it.
 const expectFor = 5 * time.Second
 
 // expectations hold our own writes that the cache may not show yet, so that nothing is
-// written twice. A write is believed only while the cache shows a version that is older,
-// and only for expectFor, because somebody may have undone it unseen. It is safe for
-// concurrent use.
+// written twice. A write overrides the cache only while the cache shows an older version,
+// and only for expectFor, because another writer may have undone it in the meantime. It
+// is safe for concurrent use.
 type expectations struct {
 	mu         sync.Mutex // guards the maps
 	services   map[catalog.Key]expectation[*corev1.Service]
@@ -27,12 +27,12 @@ type expectations struct {
 	namespaces map[string]namespaceExpectation
 }
 
-// expectation is what we know of one object.
+// expectation is our last write of one object.
 type expectation[T client.Object] struct {
 	object T    // as the API server returned it
 	gone   bool // it was deleted
-	// older are the versions that the cache may show until it shows our write; an empty one
-	// stands for no object.
+	// older are the versions that the cache may show until it shows our write; an empty
+	// one stands for no object.
 	older []string
 	until time.Time
 }
@@ -77,8 +77,9 @@ func record[T client.Object](m map[catalog.Key]expectation[T], o T, gone bool, b
 	m[k] = expectation[T]{object: o, gone: gone, older: append(m[k].older, base), until: until}
 }
 
-// service returns what to believe of a Service that the cache shows as cached, nil: not at
-// all, and how long that stays believed; 0: the cache is right.
+// service returns the current state of a Service. cached is the state in the cache; nil:
+// the cache has none. It also returns how long our own write overrides the cache; 0: it
+// does not.
 func (e *expectations) service(
 	k catalog.Key, cached *corev1.Service, now time.Time,
 ) (*corev1.Service, time.Duration) {
@@ -88,7 +89,7 @@ func (e *expectations) service(
 	if cached != nil {
 		version = cached.ResourceVersion
 	}
-	return believe(e.services, k, cached, version, now)
+	return overlay(e.services, k, cached, version, now)
 }
 
 // slice does for EndpointSlices what service does for Services.
@@ -101,10 +102,10 @@ func (e *expectations) slice(
 	if cached != nil {
 		version = cached.ResourceVersion
 	}
-	return believe(e.slices, k, cached, version, now)
+	return overlay(e.slices, k, cached, version, now)
 }
 
-func believe[T client.Object](
+func overlay[T client.Object](
 	m map[catalog.Key]expectation[T], k catalog.Key, cached T, version string, now time.Time,
 ) (T, time.Duration) {
 	x, ok := m[k]
@@ -143,7 +144,7 @@ func (e *expectations) namespacesOf(link string, now time.Time) []string {
 	return out
 }
 
-// expire forgets what is not believed any more.
+// expire removes the writes that no longer override the cache.
 func (e *expectations) expire(now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -62,14 +62,20 @@ func TestHeadlessObjects(t *testing.T) {
 	if h.Service.Spec.ClusterIP != corev1.ClusterIPNone || h.Service.Spec.Ports[0].TargetPort.IntVal != 80 {
 		t.Errorf("the mirror is headless, and connections keep their port: %v", h.Service.Spec)
 	}
-	if d := cmp.Diff([]string{"db-0 10.96.0.10 true", "db-1 10.96.0.11 false"}, listed(h.Slices[0])); d != "" || *h.Slices[0].Ports[0].Port != 80 {
+	if d := cmp.Diff([]string{
+		"db-0 10.96.0.10 true",
+		"db-1 10.96.0.11 false",
+	}, listed(h.Slices[0])); d != "" || *h.Slices[0].Ports[0].Port != 80 {
 		t.Errorf("it lists the addresses of the pods' mirrors, sorted (-want +got):\n%s", d)
 	}
 	one := h.Companions[0].Service
-	if one.Spec.Ports[0].TargetPort.IntVal != 4200 || one.Annotations[v1alpha1.SourceAnnotation] != "shop/db" || one.Annotations[v1alpha1.HostnameAnnotation] != "db-0" {
+	if one.Spec.Ports[0].TargetPort.IntVal != 4200 ||
+		one.Annotations[v1alpha1.SourceAnnotation] != "shop/db" ||
+		one.Annotations[v1alpha1.HostnameAnnotation] != "db-0" {
 		t.Errorf("a pod's mirror is an ordinary one that names its pod: %v %v", one.ObjectMeta, one.Spec)
 	}
-	if e := standing(s, wants[1]).Slices[0].Endpoints; len(e) != 1 || e[0].Addresses[0] != "240.0.0.10" || e[0].Hostname != nil {
+	if e := standing(s, wants[1]).Slices[0].Endpoints; len(e) != 1 || e[0].Addresses[0] != "240.0.0.10" ||
+		e[0].Hostname != nil {
 		t.Errorf("with a VIP of its own: %v", e)
 	}
 }
@@ -86,37 +92,67 @@ func TestPlanHeadless(t *testing.T) {
 		lists   []string
 	}{
 		"nothing differs": {why: "nothing is written when nothing changed", have: func(*Have) {}},
-		"one not ready":   {why: "DNS says so", have: func(h *Have) { h.Companions[0].Ready = false }, changes: update, lists: []string{"db-0 10.96.0.10 false", "db-1 10.96.0.11 true"}},
-		"scaled down":     {why: "DNS drops a pod that is gone", have: func(h *Have) { h.Companions = h.Companions[:1] }, changes: update, lists: []string{"db-0 10.96.0.10 true"}},
-		"scaled to zero":  {why: "the headless mirror stays", have: func(h *Have) { h.Companions = nil }, changes: update},
-		"not made yet":    {why: "a pod is listed once its mirror has an address", have: func(h *Have) { h.Companions[0].Service = nil }, changes: update, lists: []string{"db-1 10.96.0.11 true"}},
+		"one not ready": {
+			why:     "DNS says so",
+			have:    func(h *Have) { h.Companions[0].Ready = false },
+			changes: update,
+			lists:   []string{"db-0 10.96.0.10 false", "db-1 10.96.0.11 true"},
+		},
+		"scaled down": {
+			why:     "DNS drops a pod that is gone",
+			have:    func(h *Have) { h.Companions = h.Companions[:1] },
+			changes: update,
+			lists:   []string{"db-0 10.96.0.10 true"},
+		},
+		"scaled to zero": {
+			why:     "the headless mirror stays",
+			have:    func(h *Have) { h.Companions = nil },
+			changes: update,
+		},
+		"not made yet": {
+			why:     "a pod is listed once its mirror has an address",
+			have:    func(h *Have) { h.Companions[0].Service = nil },
+			changes: update,
+			lists:   []string{"db-1 10.96.0.11 true"},
+		},
 		"made again": {
-			why: "another address", have: first(func(s *corev1.Service) { s.Spec.ClusterIPs = []string{"10.96.0.99"} }),
+			why:     "another address",
+			have:    first(func(s *corev1.Service) { s.Spec.ClusterIPs = []string{"10.96.0.99"} }),
 			changes: update, lists: []string{"db-0 10.96.0.99 true", "db-1 10.96.0.11 true"},
 		},
 		"of another family": {
-			why: "a slice has one family", have: first(func(s *corev1.Service) { s.Spec.ClusterIPs = []string{"fd00::99"} }),
+			why:     "a slice has one family",
+			have:    first(func(s *corev1.Service) { s.Spec.ClusterIPs = []string{"fd00::99"} }),
 			changes: update, lists: []string{"db-1 10.96.0.11 true"},
 		},
 		"going": {
-			why: "no new caller is sent there", have: first(func(s *corev1.Service) { s.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)} }),
+			why: "no new caller is sent there",
+			have: first(func(s *corev1.Service) {
+				s.DeletionTimestamp = &metav1.Time{Time: time.Unix(1,
+					0)}
+			}),
 			changes: update, lists: []string{"db-1 10.96.0.11 true"},
 		},
 		"a user's in the way": {
-			why: "DNS sends nobody of ours to a user's Service", have: first(func(s *corev1.Service) { s.OwnerReferences, s.Annotations = nil, nil }),
+			why:     "the DNS of a mirror never lists a user's Service",
+			have:    first(func(s *corev1.Service) { s.OwnerReferences, s.Annotations = nil, nil }),
 			changes: update, lists: []string{"db-1 10.96.0.11 true"},
 		},
 		"another pod's": {
-			why:     "without our reference it must name the very pod",
-			have:    first(func(s *corev1.Service) { s.OwnerReferences, s.Annotations[v1alpha1.HostnameAnnotation] = nil, "db-1" }),
+			why: "without our reference it must name the very pod",
+			have: first(func(s *corev1.Service) {
+				s.OwnerReferences, s.Annotations[v1alpha1.HostnameAnnotation] = nil, "db-1"
+			}),
 			changes: update, lists: []string{"db-1 10.96.0.11 true"},
 		},
 		"was an ordinary one": {
-			why: "Kubernetes turns no Service headless: it is made again", have: func(h *Have) { h.Service.Spec.ClusterIP = "10.96.0.5" },
+			why:     "Kubernetes turns no Service headless: it is made again",
+			have:    func(h *Have) { h.Service.Spec.ClusterIP = "10.96.0.5" },
 			changes: []string{"delete service shop/db-east"},
 		},
 		"list edited": {
-			why: "a tenant's edit is repaired", have: func(h *Have) { h.Slices[0].Endpoints[0].Addresses[0] = "10.9.9.9" },
+			why:     "a tenant's edit is repaired",
+			have:    func(h *Have) { h.Slices[0].Endpoints[0].Addresses[0] = "10.9.9.9" },
 			changes: update, lists: []string{"db-0 10.96.0.10 true", "db-1 10.96.0.11 true"},
 		},
 	}
@@ -140,14 +176,42 @@ func TestPlanHeadless(t *testing.T) {
 
 func TestWantsOfAStatefulSet(t *testing.T) {
 	s := catalog.Service{
-		Namespace: "shop", Name: "db", Headless: true, SessionAffinity: catalog.AffinityClientIP, SessionAffinitySeconds: 60,
-		Ports: []catalog.Port{{Name: "sql", Protocol: "TCP", Port: 5432, Route: 2000}}, Hosts: []catalog.Host{{Name: "db-0", Ready: true}, {Name: "db-1"}},
+		Namespace:              "shop",
+		Name:                   "db",
+		Headless:               true,
+		SessionAffinity:        catalog.AffinityClientIP,
+		SessionAffinitySeconds: 60,
+		Ports:                  []catalog.Port{{Name: "sql", Protocol: "TCP", Port: 5432, Route: 2000}},
+		Hosts:                  []catalog.Host{{Name: "db-0", Ready: true}, {Name: "db-1"}},
 	}
 	port := []ledger.PortWant{{Name: "sql", Protocol: "TCP", Port: 5432, Route: 2000}}
 	want := []ledger.MirrorWant{
-		{Namespace: "shop", Service: "db", MirrorNamespace: "shop", MirrorName: "db-east", Ports: port, Headless: true, Named: true, AffinitySeconds: 60},
-		{Namespace: "shop", Service: "db", Hostname: "db-0", MirrorNamespace: "shop", MirrorName: "db-0-east", Ports: port},
-		{Namespace: "shop", Service: "db", Hostname: "db-1", MirrorNamespace: "shop", MirrorName: "db-1-east", Ports: port},
+		{
+			Namespace:       "shop",
+			Service:         "db",
+			MirrorNamespace: "shop",
+			MirrorName:      "db-east",
+			Ports:           port,
+			Headless:        true,
+			Named:           true,
+			AffinitySeconds: 60,
+		},
+		{
+			Namespace:       "shop",
+			Service:         "db",
+			Hostname:        "db-0",
+			MirrorNamespace: "shop",
+			MirrorName:      "db-0-east",
+			Ports:           port,
+		},
+		{
+			Namespace:       "shop",
+			Service:         "db",
+			Hostname:        "db-1",
+			MirrorNamespace: "shop",
+			MirrorName:      "db-1-east",
+			Ports:           port,
+		},
 	}
 	got, _ := rulesOf(eastLink()).Wants(s, nil)
 	if d := cmp.Diff(want, got); d != "" {
@@ -167,14 +231,20 @@ func TestLifeOfAStatefulSet(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			var s discoveryv1.EndpointSlice
-			if err := c.api.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "db-east-causeway"}, &s); err != nil {
+			if err := c.api.Get(t.Context(), client.ObjectKey{
+				Namespace: "shop",
+				Name:      "db-east-causeway",
+			}, &s); err != nil {
 				t.Fatal(err)
 			}
 			return listed(&s)
 		}
 		c.inject(func(_ string, o client.Object) error { // addresses that do not depend on the order
 			if svc, is := o.(*corev1.Service); is && svc.Spec.ClusterIP == "" {
-				svc.Spec.ClusterIP = map[string]string{"db-0-east": "10.96.0.1", "db-1-east": "10.96.0.3"}[svc.Name]
+				svc.Spec.ClusterIP = map[string]string{
+					"db-0-east": "10.96.0.1",
+					"db-1-east": "10.96.0.3",
+				}[svc.Name]
 				svc.Spec.ClusterIPs = []string{svc.Spec.ClusterIP}
 			}
 			return nil
@@ -202,7 +272,8 @@ func TestLifeOfAStatefulSet(t *testing.T) {
 
 		c.wrote()
 		c.unset(wants[2])
-		c.expect("DNS drops a pod before its address goes", "patch *v1.EndpointSlice shop/db-east-causeway", "delete *v1.Service shop/db-1-east")
+		c.expect("DNS drops a pod before its address goes", "patch *v1.EndpointSlice shop/db-east-causeway",
+			"delete *v1.Service shop/db-1-east")
 		c.unset(wants...)
 		c.status("unexported, all of it goes", 0, 0)
 		if n := len(c.links["east"].groups); n != 0 {
@@ -240,7 +311,10 @@ func TestOrdinaryBecomesHeadless(t *testing.T) {
 		time.Sleep(retryConflict)
 		synctest.Wait()
 		var svc corev1.Service
-		if err := c.api.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "db-east"}, &svc); err != nil || svc.Spec.ClusterIP != corev1.ClusterIPNone {
+		if err := c.api.Get(t.Context(), client.ObjectKey{
+			Namespace: "shop",
+			Name:      "db-east",
+		}, &svc); err != nil || svc.Spec.ClusterIP != corev1.ClusterIPNone {
 			t.Errorf("it is made again, headless: %v, %v", svc.Spec, err)
 		}
 	})

@@ -13,8 +13,13 @@ func ManyServices(counts map[string]int, limit int) []Problem {
 	var out []Problem
 	for _, namespace := range slices.Sorted(maps.Keys(counts)) {
 		if counts[namespace] >= limit {
-			out = append(out, Problem{Service: namespace + "/", Reason: ManyServicesInNamespace, Message: fmt.Sprintf(
-				"the namespace holds at least %d mirrors: set enableServiceLinks: false in its pods, or spread the mirrors over namespaces", limit)})
+			out = append(out, Problem{
+				Service: namespace + "/",
+				Reason:  ManyServicesInNamespace,
+				Message: fmt.Sprintf(
+					"the namespace holds at least %d mirrors: set enableServiceLinks: false in its pods, "+
+						"or spread the mirrors over namespaces", limit),
+			})
 		}
 	}
 	return out

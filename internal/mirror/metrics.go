@@ -31,7 +31,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}),
 		throttled: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "causeway_mirror_throttled_total",
-			Help: "Answers 429 (Too Many Requests) of the API server, each of which lowers the rate of writes.",
+			Help: "Answers 429 (Too Many Requests) of the API server, each of which lowers the rate of " +
+				"writes.",
 		}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "causeway_mirror_resync_repairs_total",
@@ -43,7 +44,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"link"}),
 		problems: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "causeway_mirror_problems",
-			Help: "Mirrors that do not stand as the peer's catalog says, by Link and reason.",
+			Help: "Mirrors that differ from the peer's catalog, by Link and reason.",
 		}, []string{"link", "reason"}),
 	}
 	for _, op := range []Op{Create, Update, Delete} {

@@ -1,5 +1,5 @@
-// Package mirror makes a peer's exports real in this cluster: a Service and EndpointSlices
-// for each of them, which stay true for as long as the peer exports it.
+// Package mirror makes a peer's exports real in this cluster: a Service and
+// EndpointSlices for each of them, which stay true for as long as the peer exports it.
 //
 // The life of one mirror, from catalog entry to EndpointSlice:
 //
@@ -24,17 +24,17 @@
 // What always holds:
 //   - An object that Causeway did not make is never changed or deleted.
 //   - Nothing is written when nothing differs, and only our own fields are written.
-//   - A mirror is handled by one worker at a time. Work is proportional to the mirrors that
-//     have changed.
-//   - A slice of ours whose Service is missing or not ours is deleted before anything else
-//     is done for that mirror.
+//   - A mirror is handled by one worker at a time. Work is proportional to the mirrors
+//     that have changed.
+//   - A slice of ours whose Service is missing or not ours is deleted before anything
+//     else is done for that mirror.
 //   - Only a complete catalog deletes mirrors, and many deletions at once are paced.
-//   - A mirror is an output. Only its readiness is read back, to keep it from flapping. (A
-//     headless mirror lists the addresses that Kubernetes gave the mirrors of the named pods.
-//     That is for DNS; no agent reads it.)
+//   - A mirror is an output. Only its readiness is read back, to keep it from flapping.
+//     (A headless mirror lists the addresses that Kubernetes gave the mirrors of the
+//     named pods. That is for DNS; no agent reads it.)
 //   - Links share workers and the global write budget in turns, and nothing else.
-//   - What the API server refuses for one mirror stops no other mirror. It is not tried again
-//     for a minute, unless something else is to be written.
+//   - What the API server refuses for one mirror stops no other mirror. It is not tried
+//     again for a minute, unless something else is to be written.
 //
 // The owner reference, by UID, says to which Link a Service belongs. Tenants may strip
 // labels, and they are then set again. When a Link is deleted, Kubernetes collects its
@@ -67,8 +67,8 @@ type Options struct {
 	Workers int
 	// WritesPerSecond is each Link's budget. 0: 400.
 	WritesPerSecond int
-	// TotalWritesPerSecond is the budget of all Links, unless WriterConfig.Throttle is set.
-	// 0: 800.
+	// TotalWritesPerSecond is the budget of all Links, unless WriterConfig.Throttle is
+	// set. 0: 800.
 	TotalWritesPerSecond int
 	// DeletesPerSecond is the pace at which a mass of a Link's mirrors is deleted. 0: 20.
 	DeletesPerSecond int
@@ -89,8 +89,8 @@ func (o Options) withDefaults() Options {
 
 // WriterConfig is what a Writer needs. Reader, Client and Live are required.
 type WriterConfig struct {
-	// Reader reads from a cache with the indexes of RegisterIndexes. Objects that it returns
-	// for UnsafeDisableDeepCopy are not changed.
+	// Reader reads from a cache with the indexes of RegisterIndexes. Objects that it
+	// returns for UnsafeDisableDeepCopy are not changed.
 	Reader client.Reader
 	// Client writes.
 	Client client.Writer
@@ -113,9 +113,9 @@ type WriterConfig struct {
 	Options Options
 }
 
-// Writer keeps the mirrors of all Links. Its methods are safe for concurrent use and do not
-// block on the API server. They only record what is to be done; Run does it. Create a Writer
-// with NewWriter.
+// Writer keeps the mirrors of all Links. Its methods are safe for concurrent use and do
+// not block on the API server. They only record what is to be done; Run does it. Create a
+// Writer with NewWriter.
 type Writer struct {
 	WriterConfig
 	expected *expectations
@@ -150,8 +150,8 @@ type headlessGroup struct {
 	companions map[catalog.Key]*mirrorState
 }
 
-// mirrorState is what a Writer holds of one mirror. The last group of fields belongs to the
-// worker that handles the mirror; the others are guarded by Writer.mu.
+// mirrorState is what a Writer holds of one mirror. The last group of fields belongs to
+// the worker that handles the mirror; the others are guarded by Writer.mu.
 type mirrorState struct {
 	link *linkState
 	key  catalog.Key
@@ -209,9 +209,9 @@ func NewWriter(c WriterConfig) *Writer {
 
 // SetLink adds a Link or replaces what is known of it. For a new one the Writer lists the
 // mirrors that stand already. standby is a newer Link for the same peer, nil if there is
-// none: mirrors then get a second owner reference to it, so that they survive the deletion
-// of link. Only Links in force are set; a standby becomes one by RemoveLink of the older
-// and SetLink of its own. A Link that is being deleted is removed.
+// none: mirrors then get a second owner reference to it, so that they survive the
+// deletion of link. Only Links in force are set; a standby becomes one by RemoveLink of
+// the older and SetLink of its own. A Link that is being deleted is removed.
 func (w *Writer) SetLink(link, standby *v1alpha1.Link) {
 	if !link.DeletionTimestamp.IsZero() {
 		w.RemoveLink(link.Name)
@@ -291,10 +291,11 @@ func (w *Writer) Set(link string, k catalog.Key, want *Want) {
 	w.SetAll(link, map[catalog.Key]*Want{k: want})
 }
 
-// SetAll says what some mirrors of a Link are to be, by their names; nil: such a mirror is
-// not wanted any more, and is deleted once the Link's catalog is complete. No worker sees a
-// part of the change: a headless mirror and the mirrors of its named pods must be set in one
-// call, or the headless one would not list them for a moment. Unknown Links are ignored.
+// SetAll says what some mirrors of a Link are to be, by their names; nil: such a mirror
+// is not wanted any more, and is deleted once the Link's catalog is complete. No worker
+// sees a part of the change: a headless mirror and the mirrors of its named pods must be
+// set in one call, or the headless one would not list them for a moment. Unknown Links
+// are ignored.
 func (w *Writer) SetAll(link string, wants map[catalog.Key]*Want) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -327,9 +328,9 @@ func (w *Writer) set(l *linkState, k catalog.Key, want *Want) {
 	w.changed(l)
 }
 
-// Touch says that an object of a mirror has changed in the cache; see KeysOf. An empty link
-// stands for all Links that have a mirror of that name, and a key without a name for all
-// mirrors in the namespace. Keys that concern no mirror are ignored.
+// Touch says that an object of a mirror has changed in the cache; see KeysOf. An empty
+// link stands for all Links that have a mirror of that name, and a key without a name for
+// all mirrors in the namespace. Keys that concern no mirror are ignored.
 func (w *Writer) Touch(link string, k catalog.Key) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -349,15 +350,15 @@ func (w *Writer) Touch(link string, k catalog.Key) {
 	}
 	if l := w.links[link]; l != nil {
 		m := l.mirrors[k]
-		if m == nil { // something of the Link's that nobody wants
+		if m == nil { // an object of the Link that is not wanted
 			m = w.add(l, k)
 		}
 		w.enqueue(m)
 	}
 }
 
-// SetComplete says whether the Link's wants are everything that its peer exports. Only then
-// mirrors that are not wanted are deleted.
+// SetComplete says whether the Link's wants are everything that its peer exports. Only
+// then mirrors that are not wanted are deleted.
 func (w *Writer) SetComplete(link string, complete bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -403,8 +404,8 @@ func (w *Writer) Run(ctx context.Context) error {
 	}
 }
 
-// dispatch starts workers for what can be handled now. It returns after how long there may
-// be more though nothing happens; 0: never.
+// dispatch starts workers for what can be handled now. It returns after how long there
+// may be more though nothing happens; 0: never.
 func (w *Writer) dispatch(ctx context.Context, workers *sync.WaitGroup) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -509,8 +510,8 @@ func (w *Writer) signal() {
 	}
 }
 
-// joinGroup adds m to the headless mirror that it is or belongs to, which then has another
-// list to show.
+// joinGroup adds m to the headless mirror that it is or belongs to, which then has
+// another list to show.
 func (w *Writer) joinGroup(m *mirrorState) {
 	if m.want == nil || !m.want.isHeadlessParent() && m.want.Entry.Hostname == "" {
 		return

@@ -16,8 +16,8 @@ type problemError struct{ Problem }
 
 func (p problemError) Error() string { return p.Message }
 
-// namespaceCreation serializes the creation of namespaces for one Link, because each counts
-// against a quota and may be wanted by many mirrors.
+// namespaceCreation serializes the creation of namespaces for one Link, because each
+// counts against a quota and may be wanted by many mirrors.
 type namespaceCreation struct {
 	mu      sync.Mutex
 	refused map[string]refusal // by namespace; guarded by mu
@@ -44,8 +44,10 @@ func (a *applier) createNamespace(ctx context.Context, c Change) error {
 		made[n] = true
 	}
 	if quota := int(a.scope.Rules.quotas.Namespaces); len(made) >= quota {
-		return problemError{problem(a.m.key, QuotaReached, fmt.Sprintf("the namespace does not exist here, and the "+
-			"Link's import quota of %d created namespaces is reached: create it to get the mirror", quota))}
+		return problemError{problem(a.m.key, QuotaReached,
+			fmt.Sprintf("the namespace does not exist here, and the "+
+				"Link's import quota of %d created namespaces is reached: create it to get the mirror",
+				quota))}
 	}
 	err = a.write(ctx, c)
 	if err == nil || apierrors.IsAlreadyExists(err) {

@@ -100,16 +100,17 @@ func (s *Scope) owned(svc *corev1.Service) bool {
 	})
 }
 
-// left reports whether svc is owned by a deleted Link of the same name, so that Kubernetes
-// is going to collect it.
+// left reports whether svc is owned by a deleted Link of the same name, so that
+// Kubernetes is going to collect it.
 func (s *Scope) left(svc *corev1.Service) bool {
 	return slices.ContainsFunc(svc.OwnerReferences, func(o metav1.OwnerReference) bool {
 		return isLinkRef(o) && o.Name == s.Link.Name && o.UID != s.Link.UID
 	})
 }
 
-// ours reports whether svc is the mirror that w wants: the Link owns it, or it bears all our
-// marks and no owner reference, as after a tenant has removed the reference. w may be nil.
+// ours reports whether svc is the mirror that w wants: the Link owns it, or it bears all
+// our marks and no owner reference, as after a tenant has removed the reference. w may be
+// nil.
 func (s *Scope) ours(svc *corev1.Service, w *Want) bool {
 	if s.owned(svc) {
 		return true

@@ -32,20 +32,47 @@ func TestCanTakeOver(t *testing.T) {
 		change func(link, standby *v1alpha1.Link)
 		want   bool
 	}{
-		"same rules":  {why: "names and namespaces stay", change: func(_, _ *v1alpha1.Link) {}, want: true},
-		"no template": {why: "the default names the Link", change: func(a, b *v1alpha1.Link) { a.Spec.Import.Template, b.Spec.Import.Template = "", "" }},
+		"same rules": {why: "names and namespaces stay", change: func(_, _ *v1alpha1.Link) {}, want: true},
+		"no template": {
+			why:    "the default names the Link",
+			change: func(a, b *v1alpha1.Link) { a.Spec.Import.Template, b.Spec.Import.Template = "", "" },
+		},
 		"Link in template": {why: "other names", change: func(a, b *v1alpha1.Link) {
 			a.Spec.Import.Template, b.Spec.Import.Template = "{link}-{service}", "{link}-{service}"
 		}},
-		"another template": {why: "other names", change: func(_, b *v1alpha1.Link) { b.Spec.Import.Template = "{service}-east" }},
-		"another peer":     {why: "other Services", change: func(_, b *v1alpha1.Link) { b.Spec.TrustDomain = "north.1" }},
-		"other namespaces": {why: "other places", change: func(_, b *v1alpha1.Link) { b.Spec.Import.Namespaces = []v1alpha1.NamespaceRule{{Name: "shop"}} }},
+		"another template": {
+			why:    "other names",
+			change: func(_, b *v1alpha1.Link) { b.Spec.Import.Template = "{service}-east" },
+		},
+		"another peer": {
+			why:    "other Services",
+			change: func(_, b *v1alpha1.Link) { b.Spec.TrustDomain = "north.1" },
+		},
+		"other namespaces": {
+			why: "other places",
+			change: func(_, b *v1alpha1.Link) {
+				b.Spec.Import.Namespaces = []v1alpha1.NamespaceRule{
+					{Name: "shop"},
+				}
+			},
+		},
 		"same place, as": {why: "the default written out", change: func(a, b *v1alpha1.Link) {
-			a.Spec.Import.Namespaces, b.Spec.Import.Namespaces = []v1alpha1.NamespaceRule{{Name: "shop"}}, []v1alpha1.NamespaceRule{{Name: "shop", As: "shop"}}
+			a.Spec.Import.Namespaces, b.Spec.Import.Namespaces = []v1alpha1.NamespaceRule{
+				{Name: "shop"},
+			}, []v1alpha1.NamespaceRule{{Name: "shop", As: "shop"}}
 		}, want: true},
-		"another selector":  {why: "other places", change: func(_, b *v1alpha1.Link) { b.Spec.Import.NamespaceSelector = &metav1.LabelSelector{} }},
-		"imports no more":   {why: "nothing to take over", change: func(_, b *v1alpha1.Link) { b.Spec.Import = nil }},
-		"the very same one": {why: "it cannot follow itself", change: func(a, b *v1alpha1.Link) { b.UID = a.UID }},
+		"another selector": {
+			why:    "other places",
+			change: func(_, b *v1alpha1.Link) { b.Spec.Import.NamespaceSelector = &metav1.LabelSelector{} },
+		},
+		"imports no more": {
+			why:    "nothing to take over",
+			change: func(_, b *v1alpha1.Link) { b.Spec.Import = nil },
+		},
+		"the very same one": {
+			why:    "it cannot follow itself",
+			change: func(a, b *v1alpha1.Link) { b.UID = a.UID },
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -75,7 +102,10 @@ func TestTakeOver(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			var svc corev1.Service
-			if err := c.api.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "bar-far"}, &svc); err != nil {
+			if err := c.api.Get(t.Context(), client.ObjectKey{
+				Namespace: "shop",
+				Name:      "bar-far",
+			}, &svc); err != nil {
 				t.Fatal(err)
 			}
 			return &svc
@@ -96,7 +126,7 @@ func TestTakeOver(t *testing.T) {
 		c.RemoveLink("east")
 		c.SetLink(standby, nil)
 		if s := get(); s.UID != before.UID {
-			t.Fatal("nobody deletes it")
+			t.Fatal("the mirror was recreated")
 		}
 		synctest.Wait()
 		if s := c.Status("east-new"); s.Pending != 0 || s.Mirrors != 0 {
@@ -104,9 +134,13 @@ func TestTakeOver(t *testing.T) {
 		}
 		c.Set("east-new", far.key(), far)
 		c.SetComplete("east-new", true)
-		c.expect("the new Link takes both objects over", "patch *v1.Service shop/bar-far", "patch *v1.EndpointSlice shop/bar-far-causeway")
+		c.expect("the new Link takes both objects over", "patch *v1.Service shop/bar-far",
+			"patch *v1.EndpointSlice shop/bar-far-causeway")
 		after := get()
-		if d := cmp.Diff([]string{"link-2 true"}, owners(after)); d != "" || after.UID != before.UID || after.Labels[v1alpha1.LinkLabel] != "east-new" {
+		if d := cmp.Diff([]string{
+			"link-2 true",
+		}, owners(after)); d != "" || after.UID != before.UID ||
+			after.Labels[v1alpha1.LinkLabel] != "east-new" {
 			t.Errorf("the same Service, with its ClusterIP (-want +got):\n%s", d)
 		}
 		time.Sleep(resyncPeriod)
@@ -158,8 +192,10 @@ func TestCreateNamespaces(t *testing.T) {
 		c.unset(wants...)
 		c.status("all go", 0, 0)
 		var ns corev1.Namespace
-		if err := c.api.Get(t.Context(), client.ObjectKey{Name: "far"}, &ns); err != nil || len(ns.OwnerReferences) > 0 {
-			t.Errorf("a namespace may hold others' things when the last mirror goes: %v, %v", ns.OwnerReferences, err)
+		if err := c.api.Get(t.Context(), client.ObjectKey{Name: "far"}, &ns); err != nil ||
+			len(ns.OwnerReferences) > 0 {
+			t.Errorf("a namespace may hold others' things when the last mirror goes: %v, %v",
+				ns.OwnerReferences, err)
 		}
 	})
 }
@@ -182,7 +218,8 @@ func TestNamespaceQuota(t *testing.T) {
 		}
 		s := c.Status("east")
 		if n := count(); n != 3 || s.Mirrors != 3 || s.Blocked != 17 || s.Problems[0].Reason != QuotaReached {
-			t.Fatalf("a peer makes no more namespaces than its quota, however many workers ask: %d, %+v", n, s)
+			t.Fatalf("a peer makes no more namespaces than its quota, however many workers ask: %d, %+v", n,
+				s)
 		}
 		c.unset(wants...)
 		time.Sleep(time.Minute)
@@ -198,10 +235,12 @@ func TestNamespaceQuota(t *testing.T) {
 
 func TestRefusedNamespace(t *testing.T) {
 	inCluster(t, nil, func(c *cluster) {
-		c.inject(refusing("create", "shop", apierrors.NewForbidden(schema.GroupResource{Resource: "namespaces"}, "shop", nil)))
+		c.inject(refusing("create", "shop",
+			apierrors.NewForbidden(schema.GroupResource{Resource: "namespaces"}, "shop", nil)))
 		c.SetLink(creating(0), nil)
 		c.set(many(3)...)
-		c.expect("it is tried once for all mirrors, and nothing is written into it", "create *v1.Namespace /shop")
+		c.expect("it is tried once for all mirrors, and nothing is written into it",
+			"create *v1.Namespace /shop")
 		c.status("and reported", 0, 0, Rejected, Rejected, Rejected)
 		time.Sleep(retryRefused - 1)
 		c.expect("and not before its time")
@@ -216,7 +255,11 @@ func TestKeysOf(t *testing.T) {
 		return metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: labels, OwnerReferences: owners}
 	}
 	ours := func(service string) map[string]string {
-		return map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "east", discoveryv1.LabelServiceName: service}
+		return map[string]string{
+			v1alpha1.ManagedByLabel:      v1alpha1.ManagedBy,
+			v1alpha1.LinkLabel:           "east",
+			discoveryv1.LabelServiceName: service,
+		}
 	}
 	key := func(link, name string) LinkKey {
 		return LinkKey{Link: link, Key: catalog.Key{Namespace: "shop", Name: name}}
@@ -227,20 +270,56 @@ func TestKeysOf(t *testing.T) {
 		object client.Object
 		want   []LinkKey
 	}{
-		"a user's Service": {why: "it may have the name of a mirror", object: &corev1.Service{ObjectMeta: meta("web", nil)}, want: []LinkKey{key("", "web")}},
-		"a mirror": {
-			why: "nobody may want it any more", object: &corev1.Service{ObjectMeta: meta("bar-east", nil, linkRef(eastLink(), true))},
-			want: []LinkKey{key("", "bar-east"), key("east", "bar-east")},
+		"a user's Service": {
+			why:    "it may have the name of a mirror",
+			object: &corev1.Service{ObjectMeta: meta("web", nil)},
+			want:   []LinkKey{key("", "web")},
 		},
-		"a user's slice":         {why: "most slices concern nobody", object: slice(meta("web-x7k2p", map[string]string{discoveryv1.LabelServiceName: "web"}))},
-		"our slice":              {why: "its mirror", object: slice(meta("bar-east-causeway", ours("bar-east"))), want: []LinkKey{key("east", "bar-east")}},
-		"our slice, second":      {why: "its mirror", object: slice(meta("bar-east-causeway-v6", ours("bar-east"))), want: []LinkKey{key("east", "bar-east")}},
-		"lent to a user's":       {why: "both ends", object: slice(meta("bar-east-causeway", ours("web"))), want: []LinkKey{key("east", "web"), key("", "bar-east")}},
-		"our slice, stripped":    {why: "its name is left", object: slice(meta("bar-east-causeway", nil)), want: []LinkKey{key("", "bar-east")}},
-		"made by Kubernetes":     {why: "pods under a mirror", object: slice(meta("bar-east-x7k2p", ours("bar-east"))), want: []LinkKey{key("east", "bar-east")}},
-		"a namespace":            {why: "all mirrors in it", object: namespace("shop"), want: []LinkKey{key("", "")}},
-		"something else":         {why: "no mirror", object: &corev1.Pod{ObjectMeta: meta("bar-east", nil)}},
-		"a Service that is gone": {why: "its name is enough", object: &corev1.Service{ObjectMeta: meta("bar-east", nil)}, want: []LinkKey{key("", "bar-east")}},
+		"a mirror": {
+			why:    "it may not be wanted any more",
+			object: &corev1.Service{ObjectMeta: meta("bar-east", nil, linkRef(eastLink(), true))},
+			want:   []LinkKey{key("", "bar-east"), key("east", "bar-east")},
+		},
+		"a user's slice": {
+			why:    "most slices belong to no mirror",
+			object: slice(meta("web-x7k2p", map[string]string{discoveryv1.LabelServiceName: "web"})),
+		},
+		"our slice": {
+			why:    "its mirror",
+			object: slice(meta("bar-east-causeway", ours("bar-east"))),
+			want:   []LinkKey{key("east", "bar-east")},
+		},
+		"our slice, second": {
+			why:    "its mirror",
+			object: slice(meta("bar-east-causeway-v6", ours("bar-east"))),
+			want:   []LinkKey{key("east", "bar-east")},
+		},
+		"lent to a user's": {
+			why:    "both ends",
+			object: slice(meta("bar-east-causeway", ours("web"))),
+			want:   []LinkKey{key("east", "web"), key("", "bar-east")},
+		},
+		"our slice, stripped": {
+			why:    "its name is left",
+			object: slice(meta("bar-east-causeway", nil)),
+			want:   []LinkKey{key("", "bar-east")},
+		},
+		"made by Kubernetes": {
+			why:    "pods under a mirror",
+			object: slice(meta("bar-east-x7k2p", ours("bar-east"))),
+			want:   []LinkKey{key("east", "bar-east")},
+		},
+		"a namespace": {
+			why:    "all mirrors in it",
+			object: namespace("shop"),
+			want:   []LinkKey{key("", "")},
+		},
+		"something else": {why: "no mirror", object: &corev1.Pod{ObjectMeta: meta("bar-east", nil)}},
+		"a Service that is gone": {
+			why:    "its name is enough",
+			object: &corev1.Service{ObjectMeta: meta("bar-east", nil)},
+			want:   []LinkKey{key("", "bar-east")},
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -44,7 +44,8 @@ type Have struct {
 	NamespaceExists bool
 	// NamespaceTerminating: the namespace is being deleted.
 	NamespaceTerminating bool
-	// Collecting: we have just deleted the Service, and Kubernetes is deleting its slices.
+	// Collecting: we have just deleted the Service, and Kubernetes is deleting its
+	// slices.
 	Collecting bool
 }
 
@@ -70,8 +71,8 @@ const (
 // String is the operation in lower case, as in metrics and logs.
 func (o Op) String() string { return [...]string{"none", "create", "update", "delete"}[o] }
 
-// Change is one write. Exactly one of Namespace, Service and Slice is set: the object as it
-// should be, or the one to delete. Namespaces are only created.
+// Change is one write. Exactly one of Namespace, Service and Slice is set: the object as
+// it should be, or the one to delete. Namespaces are only created.
 type Change struct {
 	Op        Op
 	Namespace *corev1.Namespace
@@ -115,9 +116,9 @@ func keyOf(o client.Object) catalog.Key {
 
 // PlanMirror decides what to write so that one mirror becomes what it should be: orphaned
 // slices are deleted first, then the namespace, the Service and its slices are made or
-// repaired, in this order. k is the mirror's name. A nil w is a mirror that is not wanted.
-// ready is what its slices are to show. PlanMirror is pure; if nothing differs it returns
-// nil and allocates nothing.
+// repaired, in this order. k is the mirror's name. A nil w is a mirror that is not
+// wanted. ready is what its slices are to show. PlanMirror is pure; if nothing differs it
+// returns nil and allocates nothing.
 func PlanMirror(s *Scope, k catalog.Key, w *Want, ready bool, have Have) ([]Change, []Problem) {
 	p := planner{Scope: s, key: k, want: w, ready: ready, have: have}
 	ours := have.Service != nil && s.ours(have.Service, w)
@@ -125,7 +126,10 @@ func PlanMirror(s *Scope, k catalog.Key, w *Want, ready bool, have Have) ([]Chan
 	if w != nil {
 		p.ensure(ours)
 	} else if ours && s.Complete && have.Service.DeletionTimestamp.IsZero() {
-		p.changes = append(p.changes, Change{Op: Delete, Service: have.Service}) // Kubernetes collects its slices
+		p.changes = append(p.changes, Change{
+			Op:      Delete,
+			Service: have.Service,
+		}) // Kubernetes collects its slices
 	}
 	return p.changes, p.problems
 }
@@ -141,9 +145,9 @@ type planner struct {
 	problems []Problem
 }
 
-// deleteStray deletes the Link's slices that no mirror of the Link stands behind, because
-// each of them would lend our VIP to somebody else's Service, and those that a mirror does
-// not have. A slice that another controller made for a Service that bears our labels is
+// deleteStray deletes the Link's slices that have no mirror of the Link, because each of
+// them would add our VIP to another Service. It also deletes slices that a mirror does
+// not need. A slice that another controller made for a Service that bears our labels is
 // left alone, unless it would mix other endpoints under a mirror.
 func (p *planner) deleteStray(ours bool) {
 	if p.want == nil && p.have.Service == nil && p.have.Collecting {
@@ -203,7 +207,8 @@ func (p *planner) ensure(ours bool) {
 	}
 }
 
-// ensureNamespace reports whether the namespace is there, or going to be made by this plan.
+// ensureNamespace reports whether the namespace is there, or going to be made by this
+// plan.
 func (p *planner) ensureNamespace() bool {
 	if p.have.NamespaceExists {
 		return true
@@ -215,12 +220,15 @@ func (p *planner) ensureNamespace() bool {
 	return true
 }
 
-// newNamespace is a namespace for mirrors. It has no owner, because others may use it when
-// the Link is gone.
+// newNamespace is a namespace for mirrors. It has no owner, because others may use it
+// when the Link is gone.
 func (s *Scope) newNamespace(name string) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
-		Name:   name,
-		Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: s.Link.Name},
+		Name: name,
+		Labels: map[string]string{
+			v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
+			v1alpha1.LinkLabel:      s.Link.Name,
+		},
 	}}
 }
 

@@ -42,8 +42,10 @@ func entry(service, vip string) ledger.Mirror {
 		MirrorNamespace: "shop",
 		MirrorName:      service + "-east",
 		VIPs:            []netip.Addr{netip.MustParseAddr(vip)},
-		Ports:           []ledger.MirrorPort{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: 2000}},
-		Identities:      []string{"spiffe://east.1/ns/shop/sa/" + service},
+		Ports: []ledger.MirrorPort{
+			{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: 2000},
+		},
+		Identities: []string{"spiffe://east.1/ns/shop/sa/" + service},
 	}
 }
 
@@ -88,7 +90,11 @@ func TestPlanMirror(t *testing.T) {
 		return func(h *Have) { change(h.Slices[0]) }
 	}
 	empty := func(h *Have) { h.Service, h.Slices = nil, nil }
-	foreign := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "bar-east", UID: "user"}}
+	foreign := &corev1.Service{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "shop",
+		Name:      "bar-east",
+		UID:       "user",
+	}}
 	second := netip.MustParseAddr("fd00::2")
 
 	cases := map[string]planCase{
@@ -114,7 +120,8 @@ func TestPlanMirror(t *testing.T) {
 			changes: []string{"update service shop/bar-east"},
 		},
 		"reference stripped": {
-			why:     "bearing all our marks and nobody's reference it can only be ours: without the reference it would outlive the Link",
+			why: "an object with all our labels and without an owner is ours: it would outlive the " +
+				"Link without a reference",
 			have:    service(func(s *corev1.Service) { s.OwnerReferences = nil }),
 			changes: []string{"update service shop/bar-east"},
 		},
@@ -130,8 +137,10 @@ func TestPlanMirror(t *testing.T) {
 			changes:  []string{"delete slice shop/bar-east-causeway"},
 		},
 		"source edited": {
-			why:     "a tenant's edit is repaired",
-			have:    service(func(s *corev1.Service) { s.Annotations[v1alpha1.SourceAnnotation] = "shop/other" }),
+			why: "a tenant's edit is repaired",
+			have: service(func(s *corev1.Service) {
+				s.Annotations[v1alpha1.SourceAnnotation] = "shop/other"
+			}),
 			changes: []string{"update service shop/bar-east"},
 		},
 		"selector added": {
@@ -149,7 +158,12 @@ func TestPlanMirror(t *testing.T) {
 		"second reference": {
 			why: "another owner would keep the mirror alive after the Link",
 			have: service(func(s *corev1.Service) {
-				s.OwnerReferences = append(s.OwnerReferences, metav1.OwnerReference{APIVersion: "v1", Kind: "ConfigMap", Name: "x", UID: "x"})
+				s.OwnerReferences = append(s.OwnerReferences, metav1.OwnerReference{
+					APIVersion: "v1",
+					Kind:       "ConfigMap",
+					Name:       "x",
+					UID:        "x",
+				})
 			}),
 			changes: []string{"update service shop/bar-east"},
 		},
@@ -169,9 +183,13 @@ func TestPlanMirror(t *testing.T) {
 			changes: []string{"create slice shop/bar-east-causeway"},
 		},
 		"Service gone, slice left": {
-			why:     "until the Service is back anyone could take its name, and our VIP with it",
-			have:    func(h *Have) { h.Service = nil },
-			changes: []string{"delete slice shop/bar-east-causeway", "create service shop/bar-east", "create slice shop/bar-east-causeway"},
+			why:  "until the Service is back anyone could take its name, and our VIP with it",
+			have: func(h *Have) { h.Service = nil },
+			changes: []string{
+				"delete slice shop/bar-east-causeway",
+				"create service shop/bar-east",
+				"create slice shop/bar-east-causeway",
+			},
 		},
 		"a user's Service in the way": {
 			why:     "what Causeway did not make is never touched, and gets no VIP of ours",
@@ -179,8 +197,10 @@ func TestPlanMirror(t *testing.T) {
 			changes: []string{"delete slice shop/bar-east-causeway"}, problems: []string{NameTaken},
 		},
 		"slice lent to a user's Service": {
-			why:     "the label that joins slice and Service is a tenant's to edit",
-			have:    slice(func(s *discoveryv1.EndpointSlice) { s.Labels[discoveryv1.LabelServiceName] = "web" }),
+			why: "the label that joins slice and Service is a tenant's to edit",
+			have: slice(func(s *discoveryv1.EndpointSlice) {
+				s.Labels[discoveryv1.LabelServiceName] = "web"
+			}),
 			changes: []string{"update slice shop/bar-east-causeway"},
 		},
 		"slices that Kubernetes made for a mirror": {
@@ -206,7 +226,8 @@ func TestPlanMirror(t *testing.T) {
 		"of another Link": {
 			why: "each Link keeps to its own",
 			have: service(func(s *corev1.Service) {
-				s.OwnerReferences[0].UID, s.OwnerReferences[0].Name, s.Labels[v1alpha1.LinkLabel] = "link-9", "north", "north"
+				s.OwnerReferences[0].UID, s.OwnerReferences[0].Name = "link-9", "north"
+				s.Labels[v1alpha1.LinkLabel] = "north"
 			}),
 			changes: []string{"delete slice shop/bar-east-causeway"}, problems: []string{NameTaken},
 		},
@@ -223,11 +244,17 @@ func TestPlanMirror(t *testing.T) {
 		"already going": {
 			why:      "once is enough",
 			unwanted: true,
-			have:     service(func(s *corev1.Service) { s.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)} }),
+			have: service(func(s *corev1.Service) {
+				s.DeletionTimestamp = &metav1.Time{Time: time.Unix(1,
+					0)}
+			}),
 		},
 		"going, and wanted again": {
-			why:  "it is made again once it is gone",
-			have: service(func(s *corev1.Service) { s.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)} }),
+			why: "it is made again once it is gone",
+			have: service(func(s *corev1.Service) {
+				s.DeletionTimestamp = &metav1.Time{Time: time.Unix(1,
+					0)}
+			}),
 		},
 		"no namespace": {
 			why:      "namespaces are not ours to create",
@@ -235,10 +262,14 @@ func TestPlanMirror(t *testing.T) {
 			problems: []string{NamespaceMissing},
 		},
 		"namespace created": {
-			why:     "the Link's owner asks for it",
-			have:    func(h *Have) { *h = Have{} },
-			scope:   func(s *Scope) { s.Rules.createNamespaces = true },
-			changes: []string{"create namespace shop", "create service shop/bar-east", "create slice shop/bar-east-causeway"},
+			why:   "the Link's owner asks for it",
+			have:  func(h *Have) { *h = Have{} },
+			scope: func(s *Scope) { s.Rules.createNamespaces = true },
+			changes: []string{
+				"create namespace shop",
+				"create service shop/bar-east",
+				"create slice shop/bar-east-causeway",
+			},
 		},
 		"namespace going": {
 			why:      "it is created again once it is gone, and not tried until then",
@@ -254,25 +285,39 @@ func TestPlanMirror(t *testing.T) {
 		"another port": {
 			why: "Service and slice have the same ports",
 			want: func(w *Want) {
-				w.Entry.Ports = append(w.Entry.Ports, ledger.MirrorPort{Name: "grpc", Protocol: "TCP", Port: 81, Index: 1, Route: 2001})
+				w.Entry.Ports = append(w.Entry.Ports, ledger.MirrorPort{
+					Name:     "grpc",
+					Protocol: "TCP",
+					Port:     81,
+					Index:    1,
+					Route:    2001,
+				})
 			},
 			changes: []string{"update service shop/bar-east", "update slice shop/bar-east-causeway"},
 		},
 		"a port not offered": {
 			why: "a remembered port is not shown",
 			want: func(w *Want) {
-				w.Entry.Ports = append(w.Entry.Ports, ledger.MirrorPort{Name: "grpc", Protocol: "TCP", Port: 81, Index: 1})
+				w.Entry.Ports = append(w.Entry.Ports, ledger.MirrorPort{
+					Name:     "grpc",
+					Protocol: "TCP",
+					Port:     81,
+					Index:    1,
+				})
 			},
 		},
 		"a second family": {
-			why:     "a slice has one family, and without an address of the second nobody would call it",
+			why:     "a slice has one family, so a second family needs a second slice",
 			want:    func(w *Want) { w.Entry.VIPs = append(w.Entry.VIPs, second) },
 			changes: []string{"update service shop/bar-east", "create slice shop/bar-east-causeway-v6"},
 		},
 		"another family": {
-			why:     "a slice of a VIP that is gone leads nowhere",
-			want:    func(w *Want) { w.Entry.VIPs = []netip.Addr{second} },
-			changes: []string{"delete slice shop/bar-east-causeway", "create slice shop/bar-east-causeway-v6"},
+			why:  "a slice of a VIP that is gone leads nowhere",
+			want: func(w *Want) { w.Entry.VIPs = []netip.Addr{second} },
+			changes: []string{
+				"delete slice shop/bar-east-causeway",
+				"create slice shop/bar-east-causeway-v6",
+			},
 		},
 		"was headless": {
 			why:     "Kubernetes turns no Service headless or back",
@@ -316,18 +361,44 @@ func TestPlanMirror(t *testing.T) {
 func TestPlanStraySlices(t *testing.T) {
 	labels := map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "east"}
 	web := catalog.Key{Namespace: "shop", Name: "web"}
-	user := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "user", Labels: labels}}
+	user := &corev1.Service{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "shop",
+		Name:      "web",
+		UID:       "user",
+		Labels:    labels,
+	}}
 	cases := map[string]struct {
 		why     string
 		service *corev1.Service
 		manager string
 		changes []string
 	}{
-		"lent to a user's Service":                {why: "the label that joins them is a tenant's to edit", service: user, manager: sliceManager, changes: []string{"delete slice shop/stray"}},
-		"lent, and its manager's mark stripped":   {why: "that mark, too, is a tenant's to edit", service: user, changes: []string{"delete slice shop/stray"}},
-		"lent to nobody":                          {why: "anyone could take the name, and our VIP with it", manager: sliceManager, changes: []string{"delete slice shop/stray"}},
-		"of a user's Service that has our labels": {why: "Kubernetes copies a Service's labels to its slices: a copy of a mirror must keep its endpoints", service: user, manager: "endpointslice-controller.k8s.io"},
-		"of a user's Service that is gone":        {why: "Kubernetes collects what it has made", manager: "endpointslice-controller.k8s.io"},
+		"lent to a user's Service": {
+			why:     "the label that joins them is a tenant's to edit",
+			service: user,
+			manager: sliceManager,
+			changes: []string{"delete slice shop/stray"},
+		},
+		"lent, and its manager's mark stripped": {
+			why:     "that mark, too, is a tenant's to edit",
+			service: user,
+			changes: []string{"delete slice shop/stray"},
+		},
+		"without a Service": {
+			why:     "anyone could take the name, and our VIP with it",
+			manager: sliceManager,
+			changes: []string{"delete slice shop/stray"},
+		},
+		"of a user's Service that has our labels": {
+			why: "Kubernetes copies a Service's labels to its slices: a copy of a mirror must keep " +
+				"its endpoints",
+			service: user,
+			manager: "endpointslice-controller.k8s.io",
+		},
+		"of a user's Service that is gone": {
+			why:     "Kubernetes collects what it has made",
+			manager: "endpointslice-controller.k8s.io",
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -350,15 +421,23 @@ func TestPlanInListedNamespaces(t *testing.T) {
 		changes  int
 		problems []string
 	}{
-		"not listed": {why: "a peer makes nothing where the cluster lives", problems: []string{NamespaceNotAllowed}},
-		"listed":     {why: "what the Link lists by name is meant", listed: []v1alpha1.NamespaceRule{{Name: "shop", As: "kube-system"}}, changes: 2},
+		"not listed": {
+			why:      "a peer makes nothing where the cluster lives",
+			problems: []string{NamespaceNotAllowed},
+		},
+		"listed": {
+			why:     "what the Link lists by name is meant",
+			listed:  []v1alpha1.NamespaceRule{{Name: "shop", As: "kube-system"}},
+			changes: 2,
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			link, w := eastLink(), wanted("bar", "240.0.0.2")
 			link.Spec.Import.Namespaces = c.listed
 			w.Entry.MirrorNamespace = "kube-system"
-			changes, problems := PlanMirror(NewScope(link, nil, rulesOf(link), "v1", true), k, w, true, Have{NamespaceExists: true})
+			changes, problems := PlanMirror(NewScope(link, nil, rulesOf(link), "v1", true), k, w, true,
+				Have{NamespaceExists: true})
 			if diff := cmp.Diff(c.problems, reasons(problems)); diff != "" || len(changes) != c.changes {
 				t.Errorf("%s: %v (-want +got):\n%s", c.why, texts(changes), diff)
 			}
@@ -368,9 +447,14 @@ func TestPlanInListedNamespaces(t *testing.T) {
 
 // addSlice adds a slice as Kubernetes' own controller makes it for a Service with labels.
 func addSlice(h *Have, name, service string, labels map[string]string) {
-	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{
-		discoveryv1.LabelServiceName: service, discoveryv1.LabelManagedBy: "endpointslice-controller.k8s.io",
-	}}}
+	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "shop",
+		Name:      name,
+		Labels: map[string]string{
+			discoveryv1.LabelServiceName: service,
+			discoveryv1.LabelManagedBy:   "endpointslice-controller.k8s.io",
+		},
+	}}
 	setAll(&s.Labels, labels)
 	h.Slices = append(h.Slices, s)
 }
@@ -405,15 +489,25 @@ func snapshot(h Have) []any {
 func TestObjects(t *testing.T) {
 	h := standing(eastScope(true), wanted("bar", "240.0.0.2"))
 	svc, slice := h.Service, h.Slices[0]
-	if svc.Spec.ClusterIP != "" || len(svc.Spec.Selector) != 0 || svc.Spec.Type != corev1.ServiceTypeClusterIP ||
+	if svc.Spec.ClusterIP != "" || len(svc.Spec.Selector) != 0 ||
+		svc.Spec.Type != corev1.ServiceTypeClusterIP ||
 		svc.Spec.SessionAffinity != corev1.ServiceAffinityNone {
 		t.Errorf("the mirror is a plain ClusterIP Service without a selector: %v", svc.Spec)
 	}
-	ports := []corev1.ServicePort{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: new("http"), TargetPort: intstr.FromInt32(4200)}}
+	ports := []corev1.ServicePort{
+		{
+			Name:        "http",
+			Protocol:    "TCP",
+			Port:        80,
+			AppProtocol: new("http"),
+			TargetPort:  intstr.FromInt32(4200),
+		},
+	}
 	if d := cmp.Diff(ports, svc.Spec.Ports); d != "" {
 		t.Errorf("ports are the source's, to the VIP's listeners:\n%s", d)
 	}
-	if o := svc.OwnerReferences; len(o) != 1 || o[0].UID != "link-1" || o[0].APIVersion != "causeway.dev/v1alpha1" || !*o[0].Controller || *o[0].BlockOwnerDeletion {
+	if o := svc.OwnerReferences; len(o) != 1 || o[0].UID != "link-1" ||
+		o[0].APIVersion != "causeway.dev/v1alpha1" || !*o[0].Controller || *o[0].BlockOwnerDeletion {
 		t.Errorf("the Link alone owns the mirror: %v", o)
 	}
 	if o := slice.OwnerReferences; len(o) != 1 || o[0].UID != svc.UID || o[0].Kind != "Service" {
@@ -427,7 +521,8 @@ func TestObjects(t *testing.T) {
 		t.Errorf("the slice's labels keep built-in controllers off (-want +got):\n%s", d)
 	}
 	e := slice.Endpoints[0]
-	if len(slice.Endpoints) != 1 || e.Addresses[0] != "240.0.0.2" || !*e.Conditions.Ready || !*e.Conditions.Serving ||
+	if len(slice.Endpoints) != 1 || e.Addresses[0] != "240.0.0.2" || !*e.Conditions.Ready ||
+		!*e.Conditions.Serving ||
 		e.Conditions.Terminating != nil || *slice.Ports[0].Port != 4200 {
 		t.Errorf("one endpoint, the VIP: %v", slice)
 	}
@@ -457,32 +552,50 @@ func TestDiffersAgreesWithDeepEqual(t *testing.T) {
 		s, w := eastScope(true), wanted("bar", "240.0.0.2")
 		pick(func() { w.Labels = map[string]string{"team": "a", v1alpha1.ManagedByLabel: "Helm"} },
 			func() { w.Entry.VIPs = append(w.Entry.VIPs, netip.MustParseAddr("fd00::2")) },
-			func() { w.Entry.Headless = true }, func() { w.Entry.Hostname = "db-0" }, func() { w.Known = false },
+			func() { w.Entry.Headless = true }, func() { w.Entry.Hostname = "db-0" },
+			func() { w.Known = false },
 			func() { w.Annotations = map[string]string{"note": "x"} },
 			func() { w.Entry.Ports[0].AppProtocol = "" })
 		h := standing(s, w)
 		svc, slice := h.Service, h.Slices[0]
-		pick(func() { svc.Labels["team"] = "b" }, func() { delete(svc.Labels, "team") }, func() { svc.Labels["mine"] = "1" },
-			func() { svc.Labels = nil }, func() { svc.Annotations["note"] = "y" }, func() { svc.Annotations["also"] = "mine" },
-			func() { svc.Annotations[v1alpha1.CopiedAnnotation] = "" }, func() { delete(svc.Annotations, v1alpha1.CopiedAnnotation) },
+		pick(func() { svc.Labels["team"] = "b" }, func() { delete(svc.Labels, "team") },
+			func() { svc.Labels["mine"] = "1" },
+			func() { svc.Labels = nil }, func() { svc.Annotations["note"] = "y" },
+			func() { svc.Annotations["also"] = "mine" },
+			func() { svc.Annotations[v1alpha1.CopiedAnnotation] = "" },
+			func() { delete(svc.Annotations, v1alpha1.CopiedAnnotation) },
 			func() { svc.Annotations[v1alpha1.CopiedAnnotation] = `{"labels":["team","x"]}` },
-			func() { svc.Annotations[v1alpha1.SourceAnnotation] = "shop" }, func() { svc.Annotations[v1alpha1.HostnameAnnotation] = "" },
-			func() { svc.Annotations[v1alpha1.HostnameAnnotation] = "db-1" }, func() { svc.OwnerReferences = nil },
-			func() { svc.OwnerReferences[0].Controller = nil }, func() { svc.OwnerReferences[0].BlockOwnerDeletion = new(true) },
+			func() { svc.Annotations[v1alpha1.SourceAnnotation] = "shop" },
+			func() { svc.Annotations[v1alpha1.HostnameAnnotation] = "" },
+			func() { svc.Annotations[v1alpha1.HostnameAnnotation] = "db-1" },
+			func() { svc.OwnerReferences = nil },
+			func() { svc.OwnerReferences[0].Controller = nil },
+			func() { svc.OwnerReferences[0].BlockOwnerDeletion = new(true) },
 			func() { svc.OwnerReferences = append(svc.OwnerReferences, metav1.OwnerReference{}) },
-			func() { svc.Spec.Ports[0].NodePort = 30000 }, func() { svc.Spec.Ports[0].AppProtocol = new("h2c") },
+			func() { svc.Spec.Ports[0].NodePort = 30000 },
+			func() { svc.Spec.Ports[0].AppProtocol = new("h2c") },
 			func() { svc.Spec.Ports[0].AppProtocol = new("") }, func() { svc.Spec.Ports[0].Port++ },
-			func() { svc.Spec.Ports[0].TargetPort = intstr.FromString("http") }, func() { svc.Spec.Ports = nil },
-			func() { svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{}) }, func() { svc.Spec.Type = "" },
-			func() { svc.Spec.IPFamilyPolicy = new(corev1.IPFamilyPolicySingleStack) }, func() { svc.Spec.InternalTrafficPolicy = nil },
-			func() { svc.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }, func() { svc.Spec.Selector = map[string]string{} },
-			func() { svc.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{} }, func() { svc.Spec.ClusterIP = "10.96.0.1" })
-		pick(func() { slice.Labels[v1alpha1.LinkLabel] = "west" }, func() { slice.Labels["mine"] = "1" }, func() { slice.Labels = nil },
-			func() { slice.OwnerReferences = nil }, func() { slice.OwnerReferences[0].UID = "x" }, func() { slice.OwnerReferences[0].Kind = "Pod" },
+			func() { svc.Spec.Ports[0].TargetPort = intstr.FromString("http") },
+			func() { svc.Spec.Ports = nil },
+			func() { svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{}) },
+			func() { svc.Spec.Type = "" },
+			func() { svc.Spec.IPFamilyPolicy = new(corev1.IPFamilyPolicySingleStack) },
+			func() { svc.Spec.InternalTrafficPolicy = nil },
+			func() { svc.Spec.SessionAffinity = corev1.ServiceAffinityClientIP },
+			func() { svc.Spec.Selector = map[string]string{} },
+			func() { svc.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{} },
+			func() { svc.Spec.ClusterIP = "10.96.0.1" })
+		pick(func() { slice.Labels[v1alpha1.LinkLabel] = "west" }, func() { slice.Labels["mine"] = "1" },
+			func() { slice.Labels = nil },
+			func() { slice.OwnerReferences = nil }, func() { slice.OwnerReferences[0].UID = "x" },
+			func() { slice.OwnerReferences[0].Kind = "Pod" },
 			func() { slice.AddressType = discoveryv1.AddressTypeFQDN }, func() { slice.Endpoints = nil },
-			func() { slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{}) }, func() { slice.Ports = nil },
-			func() { slice.Ports[0].Name = nil }, func() { slice.Ports[0].Port = new(int32(1)) }, func() { slice.Ports[0].AppProtocol = new("x") },
-			func() { slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{}) }, func() { slice.Annotations = map[string]string{"a": "b"} },
+			func() { slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{}) },
+			func() { slice.Ports = nil },
+			func() { slice.Ports[0].Name = nil }, func() { slice.Ports[0].Port = new(int32(1)) },
+			func() { slice.Ports[0].AppProtocol = new("x") },
+			func() { slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{}) },
+			func() { slice.Annotations = map[string]string{"a": "b"} },
 			func() { mutateEndpoint(random, slice) })
 		full := s.service(w, svc)
 		if svc.Annotations[v1alpha1.VersionAnnotation] != "" {
@@ -493,7 +606,8 @@ func TestDiffersAgreesWithDeepEqual(t *testing.T) {
 		}
 		targets := []target{{ip: w.Entry.VIPs[0], ready: true}}
 		fullSlice := s.slice(w, w.Entry.VIPs[0], "service-1", targets, slice)
-		got, want := s.sliceDiffers(w, w.Entry.VIPs[0], "service-1", targets, slice), !equality.Semantic.DeepEqual(fullSlice, slice)
+		got, want := s.sliceDiffers(w, w.Entry.VIPs[0], "service-1", targets,
+			slice), !equality.Semantic.DeepEqual(fullSlice, slice)
 		if got != want {
 			t.Fatalf("slice differs: %v, whole objects say %v:\n%s", got, want, cmp.Diff(slice, fullSlice))
 		}
@@ -512,10 +626,17 @@ func mutateEndpoint(random *rand.Rand, slice *discoveryv1.EndpointSlice) {
 	}
 	e := &slice.Endpoints[0]
 	mutations := []func(){
-		func() { e.Addresses = nil }, func() { e.Addresses = []string{"10.0.0.1"} }, func() { e.Hostname = new("db-0") },
-		func() { e.Conditions.Ready = nil }, func() { e.Conditions.Serving = new(false) }, func() { e.Conditions.Terminating = new(false) },
-		func() { e.NodeName = new("n") }, func() { e.Zone = new("z") }, func() { e.Hints = &discoveryv1.EndpointHints{} },
-		func() { e.TargetRef = &corev1.ObjectReference{} }, func() { e.DeprecatedTopology = map[string]string{} },
+		func() { e.Addresses = nil },
+		func() { e.Addresses = []string{"10.0.0.1"} },
+		func() { e.Hostname = new("db-0") },
+		func() { e.Conditions.Ready = nil },
+		func() { e.Conditions.Serving = new(false) },
+		func() { e.Conditions.Terminating = new(false) },
+		func() { e.NodeName = new("n") },
+		func() { e.Zone = new("z") },
+		func() { e.Hints = &discoveryv1.EndpointHints{} },
+		func() { e.TargetRef = &corev1.ObjectReference{} },
+		func() { e.DeprecatedTopology = map[string]string{} },
 	}
 	mutations[random.IntN(len(mutations))]()
 }

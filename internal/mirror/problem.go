@@ -38,7 +38,14 @@ const (
 
 // Reasons is the closed list of reasons, sorted.
 var Reasons = []string{
-	Flapping, InvalidSelector, ManyServicesInNamespace, NameTaken, NamespaceMissing, NamespaceNotAllowed, NoTCPPort, ProtocolUnsupported,
+	Flapping,
+	InvalidSelector,
+	ManyServicesInNamespace,
+	NameTaken,
+	NamespaceMissing,
+	NamespaceNotAllowed,
+	NoTCPPort,
+	ProtocolUnsupported,
 	QuotaReached, Rejected, TooManyPorts,
 }
 
@@ -52,8 +59,8 @@ const (
 	serviceInTheWay  = "a Service of that name exists and is not Causeway's: " +
 		"rename or delete it to get the mirror"
 	sliceInTheWay = "an EndpointSlice of that name exists and is not Causeway's: delete it to get the mirror"
-	earlierLink   = "a mirror of an earlier Link of this name still stands: " +
-		"it is made again once Kubernetes has collected that one"
+	earlierLink   = "a mirror of an earlier Link of this name still exists: " +
+		"it is created again once Kubernetes has deleted that one"
 	keepsFlapping = "the peer's Service keeps losing its last ready pod: " +
 		"the mirror stays not ready for at least 5 s each time"
 )

@@ -17,21 +17,21 @@ type lane int
 const (
 	// noLane: the mirror is not queued.
 	noLane lane = iota
-	// repairLane holds mirrors that stand: somebody may be calling them.
+	// repairLane holds mirrors that exist, because callers may depend on them.
 	repairLane
-	// createLane holds mirrors that do not stand yet.
+	// createLane holds mirrors that do not exist yet.
 	createLane
-	// deleteLane holds mirrors that are not wanted. They are served when no other mirror of
-	// the Link is, so that a renamed mirror is made before the old one goes, and DNS drops a
-	// named pod before its address goes.
+	// deleteLane holds mirrors that are not wanted. They are served when no other mirror
+	// of the Link is, so that a renamed mirror is made before the old one goes, and DNS
+	// drops a named pod before its address goes.
 	deleteLane
 	// resyncLane holds mirrors that only the periodic resync has queued.
 	resyncLane
 	laneCount
 )
 
-// failuresToPause is how many writes of a Link must fail in a row, without an answer of the
-// API server, before the Link pauses. Then one worker at a time tries again.
+// failuresToPause is how many writes of a Link must fail in a row, without an answer of
+// the API server, before the Link pauses. Then one worker at a time tries again.
 const failuresToPause = 3
 
 // failed records a write of the Link that has not been answered. It reports whether the
@@ -140,7 +140,8 @@ func (q *queue) drop(l *linkQueue) {
 }
 
 // pop returns the next Link to serve and its mirror, which is nil if the Link is to adopt
-// what stands. If there is none, wait is when to ask again; 0: when something has happened.
+// what stands. If there is none, wait is when to ask again; 0: when something has
+// happened.
 func (q *queue) pop(now time.Time) (l *linkQueue, m *mirrorState, wait time.Duration) {
 	if q.running >= q.options.Workers || len(q.active) == 0 {
 		return nil, nil, 0
@@ -228,7 +229,8 @@ func (l *linkQueue) eligible(o Options, now time.Time) (bool, time.Duration) {
 	return to != noLane, left
 }
 
-// next returns the lane to serve; noLane: none, and when there may be one, if that is known.
+// next returns the lane to serve; noLane: none, and when there may be one, if that is
+// known.
 func (l *linkQueue) next(now time.Time) (lane, time.Duration) {
 	var wait time.Duration
 	if head := l.lanes[deleteLane].head(deleteLane); head != nil {
@@ -258,7 +260,8 @@ func (l *linkQueue) next(now time.Time) (lane, time.Duration) {
 
 func (l *linkQueue) has(to lane) bool { return l.lanes[to].head(to) != nil }
 
-// fifo is one lane. A mirror that has left the lane stays in it until it comes to the head.
+// fifo is one lane. A mirror that has left the lane stays in it until it comes to the
+// head.
 type fifo struct {
 	items []*mirrorState
 	first int

@@ -16,8 +16,8 @@ import (
 const maxAnswer = 256
 
 // refusals holds the writes for one mirror that the API server has refused, by the object
-// that they are about. Such a write is not tried again for retryRefused, unless it is going
-// to write something else. The zero value is empty.
+// that they are about. Such a write is not tried again for retryRefused, unless it is
+// going to write something else. The zero value is empty.
 type refusals map[string]refusal
 
 // refusal is one refused write.
@@ -36,8 +36,8 @@ func (r refusals) standing(c Change, now time.Time) (refusal, bool) {
 	return f, ok && now.Before(f.until) && f.content == c.content()
 }
 
-// content is equal for Changes that write the same. It depends neither on what others have
-// in the object nor on its version.
+// content is equal for Changes that write the same. It depends neither on what others
+// have in the object nor on its version.
 func (c Change) content() uint64 {
 	h := fnv.New64a()
 	h.Write([]byte(c.Op.String()))

@@ -40,7 +40,7 @@ func TestRefusedRepairWaits(t *testing.T) {
 		c.Touch("east", barKey)
 		time.Sleep(retryRefused - 1)
 		c.expect("it is not tried before its time")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		c.expect("then it is", "patch *v1.Service shop/bar-east")
 	})
 }
@@ -54,7 +54,8 @@ func TestChangedWantIsTriedAtOnce(t *testing.T) {
 		other := wanted("bar", "240.0.0.2")
 		other.Entry.Ports[0].Port++
 		c.set(other)
-		c.expect("what was refused was another Service", "create *v1.Service shop/bar-east", "create *v1.EndpointSlice shop/bar-east-causeway")
+		c.expect("what was refused was another Service", "create *v1.Service shop/bar-east",
+			"create *v1.EndpointSlice shop/bar-east-causeway")
 		c.status("all is well", 1, 0)
 	})
 }
@@ -81,21 +82,24 @@ func TestRefusedIsForgottenWithItsWant(t *testing.T) {
 		c.set(wanted("bar", "240.0.0.2"))
 		c.wrote()
 		c.Set("east", barKey, nil)
-		c.status("nobody wants it", 0, 0)
+		c.status("not wanted", 0, 0)
 		if len(c.links["east"].mirrors) > 0 {
-			t.Error("nothing is remembered of what nobody wants")
+			t.Error("the Writer keeps state of a mirror that is not wanted")
 		}
 	})
 }
 
 func TestAnswerText(t *testing.T) {
 	webhook := func(port int) string {
-		return answerText(fmt.Errorf("failed calling webhook:\n read tcp 10.0.0.1:%d->10.0.0.2:443: reset", port))
+		return answerText(fmt.Errorf("failed calling webhook:\n read tcp 10.0.0.1:%d->10.0.0.2:443: reset",
+			port))
 	}
-	if a, b := webhook(40001), webhook(40002); a != b || !strings.Contains(a, "webhook: read tcp 10.0.0.2:443: reset") {
+	if a, b := webhook(40001), webhook(40002); a != b ||
+		!strings.Contains(a, "webhook: read tcp 10.0.0.2:443: reset") {
 		t.Errorf("the same answer reads the same: %q, %q", a, b)
 	}
-	if s := answerText(errors.New(strings.Repeat("ä", 1000))); len(s) > maxAnswer+len("…") || strings.ContainsRune(s, '\uFFFD') {
+	if s := answerText(errors.New(strings.Repeat("ä", 1000))); len(s) > maxAnswer+len("…") ||
+		strings.ContainsRune(s, '\uFFFD') {
 		t.Errorf("bounded: %q", s)
 	}
 }

@@ -14,15 +14,15 @@ import (
 )
 
 const (
-	// resyncPeriod is the time in which every mirror is looked at once, though nothing has
-	// happened. It is a safety net: what it finds is counted, and should be nothing.
+	// resyncPeriod is the time in which every mirror is looked at once, though nothing
+	// has happened. It is a safety net: what it finds is counted, and should be nothing.
 	resyncPeriod = 10 * time.Minute
 	// resyncInterval is the time between two parts of the resync.
 	resyncInterval = 5 * time.Second
 )
 
-// resync is how far the resync of a Link is. The order stays the same, so that every mirror
-// has its turn once per resyncPeriod.
+// resync is how far the resync of a Link is. The order stays the same, so that every
+// mirror has its turn once per resyncPeriod.
 type resync struct {
 	order []*mirrorState // those that are forgotten are removed at the end of a round
 	next  int
@@ -64,8 +64,8 @@ func (r *resync) turn(l *linkState) *mirrorState {
 	}
 }
 
-// adopt finds what stands of a Link's mirrors when the Link appears, also what nobody wants
-// any more, and queues it. It lists the Link's objects once.
+// adopt queues the existing mirrors of a Link when the Link appears, including mirrors
+// that are no longer wanted. It lists the objects of the Link once.
 func (w *Writer) adopt(ctx context.Context, l *linkState, s *Scope) {
 	services, sliced, err := w.standing(ctx, s)
 	w.mu.Lock()

@@ -17,8 +17,8 @@ import (
 // namespaceSelector chooses no namespace that is not in it.
 type Namespaces map[string]map[string]string
 
-// Rules are the import rules of one Link, parsed once for many Services. They are immutable
-// and safe for concurrent use.
+// Rules are the import rules of one Link, parsed once for many Services. They are
+// immutable and safe for concurrent use.
 type Rules struct {
 	link     string
 	own      string // Causeway's namespace
@@ -36,8 +36,8 @@ type Rules struct {
 }
 
 // NewRules parses the import rules of a Link. own is Causeway's namespace. Rules whose
-// selectors cannot be parsed let nothing in and come with a Problem. A Link without import
-// rules wants nothing.
+// selectors cannot be parsed let nothing in and come with a Problem. A Link without
+// import rules wants nothing.
 func NewRules(link *v1alpha1.Link, own string) (*Rules, *Problem) {
 	r := &Rules{link: link.Name, own: own, services: labels.Nothing(), namespaces: labels.Nothing()}
 	spec := link.Spec.Import
@@ -96,9 +96,9 @@ func (r *Rules) Quotas() ledger.Quotas {
 	}
 }
 
-// Wants decides what the rules make of one Service of the peer: its mirror, followed by the
-// mirrors of its named pods, or nothing. The Problem, if any, says what is left out and why.
-// Wants is pure.
+// Wants decides what the rules make of one Service of the peer: its mirror, followed by
+// the mirrors of its named pods, or nothing. The Problem, if any, says what is left out
+// and why. Wants is pure.
 func (r *Rules) Wants(s catalog.Service, namespaces Namespaces) ([]ledger.MirrorWant, *Problem) {
 	if !r.imports || !r.services.Matches(labels.Set(s.Labels)) {
 		return nil, nil
@@ -183,8 +183,8 @@ func (r *Rules) want(namespace string, s catalog.Service) ledger.MirrorWant {
 	return w
 }
 
-// companions returns w and the wants of the Service's named pods. The mirror of a named pod
-// is an ordinary one: the pod's name makes its name as a Service's would.
+// companions returns w and the wants of the Service's named pods. The mirror of a named
+// pod is an ordinary one: the pod's name makes its name as a Service's would.
 func (r *Rules) companions(w ledger.MirrorWant, s catalog.Service) []ledger.MirrorWant {
 	out := make([]ledger.MirrorWant, 0, 1+len(s.Hosts))
 	out = append(out, w)
@@ -196,9 +196,9 @@ func (r *Rules) companions(w ledger.MirrorWant, s catalog.Service) []ledger.Mirr
 	return out
 }
 
-// Want returns the mirror of a ledger entry as it should be. s is what the peer says of the
-// source now; nil: the peer has said nothing since this process began, or no longer exports
-// it. The mirrors of named pods copy no labels.
+// Want returns the mirror of a ledger entry as it should be. s is what the peer says of
+// the source now; nil: the peer has said nothing since this process began, or no longer
+// exports it. The mirrors of named pods copy no labels.
 func (r *Rules) Want(entry ledger.Mirror, s *catalog.Service) *Want {
 	w := &Want{Entry: entry, Ready: true}
 	if s == nil {

@@ -18,11 +18,19 @@ import (
 )
 
 func TestImportRules(t *testing.T) {
-	home := Namespaces{"shop": {"far": "yes"}, "far-shop": {}, "pay": {}, "kube-system": {"far": "yes"}, "causeway-system": {}}
+	home := Namespaces{
+		"shop":            {"far": "yes"},
+		"far-shop":        {},
+		"pay":             {},
+		"kube-system":     {"far": "yes"},
+		"causeway-system": {},
+	}
 	matching := func(key, value string) *metav1.LabelSelector {
 		return &metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
 	}
-	unreadable := &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "in", Values: []string{"b"}}}}
+	unreadable := &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+		{Key: "a", Operator: "in", Values: []string{"b"}},
+	}}
 	listed := func(rules ...v1alpha1.NamespaceRule) v1alpha1.ImportRules {
 		return v1alpha1.ImportRules{Services: "All", Namespaces: rules}
 	}
@@ -33,39 +41,69 @@ func TestImportRules(t *testing.T) {
 		problems []string
 	}{
 		"all": {
-			why: "what is Kubernetes' or Causeway's own must be listed", rules: v1alpha1.ImportRules{Services: "All"},
+			why:     "what is Kubernetes' or Causeway's own must be listed",
+			rules:   v1alpha1.ImportRules{Services: "All"},
 			mirrors: []string{"pay/till-east", "shop/bar-east"}, problems: []string{NamespaceNotAllowed},
 		},
 		"selected": {
-			why: "by the labels that they have in the peer", rules: v1alpha1.ImportRules{Services: "Selected", Selector: matching("tier", "front")},
+			why:     "by the labels that they have in the peer",
+			rules:   v1alpha1.ImportRules{Services: "Selected", Selector: matching("tier", "front")},
 			mirrors: []string{"shop/bar-east"},
 		},
-		"selected without a selector": {why: "who selects nothing gets nothing", rules: v1alpha1.ImportRules{Services: "Selected"}},
-		"unreadable":                  {why: "the API server does not check selectors for us", rules: v1alpha1.ImportRules{Services: "Selected", Selector: unreadable}, problems: []string{InvalidSelector}},
-		"listed":                      {why: "a list is all there is", rules: listed(v1alpha1.NamespaceRule{Name: "shop"}), mirrors: []string{"shop/bar-east"}},
+		"selected without a selector": {
+			why:   "who selects nothing gets nothing",
+			rules: v1alpha1.ImportRules{Services: "Selected"},
+		},
+		"unreadable": {
+			why:      "the API server does not check selectors for us",
+			rules:    v1alpha1.ImportRules{Services: "Selected", Selector: unreadable},
+			problems: []string{InvalidSelector},
+		},
+		"listed": {
+			why:     "a list is all there is",
+			rules:   listed(v1alpha1.NamespaceRule{Name: "shop"}),
+			mirrors: []string{"shop/bar-east"},
+		},
 		"mapped": {
-			why: "the importer says where", rules: listed(v1alpha1.NamespaceRule{Name: "shop", As: "far-shop"}),
+			why:     "the importer says where",
+			rules:   listed(v1alpha1.NamespaceRule{Name: "shop", As: "far-shop"}),
 			mirrors: []string{"far-shop/bar-east"},
 		},
 		"two into one": {
-			why: "the ledger settles names", rules: listed(v1alpha1.NamespaceRule{Name: "shop", As: "far"}, v1alpha1.NamespaceRule{Name: "pay", As: "far"}),
+			why: "the ledger settles names",
+			rules: listed(v1alpha1.NamespaceRule{
+				Name: "shop",
+				As:   "far",
+			}, v1alpha1.NamespaceRule{Name: "pay", As: "far"}),
 			mirrors: []string{"far/till-east", "far/bar-east"},
 		},
 		"kube-system, listed": {
-			why: "by name alone, and then it is meant", rules: listed(v1alpha1.NamespaceRule{Name: "kube-system"}), mirrors: []string{"kube-system/dns-east"},
+			why:     "by name alone, and then it is meant",
+			rules:   listed(v1alpha1.NamespaceRule{Name: "kube-system"}),
+			mirrors: []string{"kube-system/dns-east"},
 		},
 		"into kube-system": {
-			why: "by name alone, and then it is meant", rules: listed(v1alpha1.NamespaceRule{Name: "shop", As: "kube-system"}), mirrors: []string{"kube-system/bar-east"},
+			why:     "by name alone, and then it is meant",
+			rules:   listed(v1alpha1.NamespaceRule{Name: "shop", As: "kube-system"}),
+			mirrors: []string{"kube-system/bar-east"},
 		},
 		"selected namespaces": {
-			why: "a label makes no place of Kubernetes' own one for mirrors", rules: v1alpha1.ImportRules{Services: "All", NamespaceSelector: matching("far", "yes")},
+			why:     "a label makes no place of Kubernetes' own one for mirrors",
+			rules:   v1alpha1.ImportRules{Services: "All", NamespaceSelector: matching("far", "yes")},
 			mirrors: []string{"shop/bar-east"}, problems: []string{NamespaceNotAllowed},
 		},
 		"unreadable, of namespaces": {
-			why: "the API server does not check selectors for us", rules: v1alpha1.ImportRules{Services: "All", NamespaceSelector: unreadable}, problems: []string{InvalidSelector},
+			why:      "the API server does not check selectors for us",
+			rules:    v1alpha1.ImportRules{Services: "All", NamespaceSelector: unreadable},
+			problems: []string{InvalidSelector},
 		},
 		"template": {
-			why: "the importer says under which names", rules: v1alpha1.ImportRules{Services: "All", Template: "{link}-{namespace}-{service}", Namespaces: []v1alpha1.NamespaceRule{{Name: "shop", As: "pay"}}},
+			why: "the importer says under which names",
+			rules: v1alpha1.ImportRules{
+				Services:   "All",
+				Template:   "{link}-{namespace}-{service}",
+				Namespaces: []v1alpha1.NamespaceRule{{Name: "shop", As: "pay"}},
+			},
 			mirrors: []string{"pay/east-shop-bar"},
 		},
 	}
@@ -102,10 +140,15 @@ func TestImportRules(t *testing.T) {
 	}
 	t.Run("a namespace that is not here", func(t *testing.T) {
 		link := eastLink()
-		link.Spec.Import.NamespaceSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+		type requirement = metav1.LabelSelectorRequirement
+		link.Spec.Import.NamespaceSelector = &metav1.LabelSelector{MatchExpressions: []requirement{
 			{Key: "a", Operator: metav1.LabelSelectorOpDoesNotExist},
 		}}
-		s := catalog.Service{Namespace: "shop", Name: "bar", Ports: []catalog.Port{{Name: "http", Protocol: "TCP", Port: 80, Route: 2000}}}
+		s := catalog.Service{
+			Namespace: "shop",
+			Name:      "bar",
+			Ports:     []catalog.Port{{Name: "http", Protocol: "TCP", Port: 80, Route: 2000}},
+		}
 		wants, problem := rulesOf(link).Wants(s, nil)
 		if problem == nil || problem.Reason != NamespaceMissing || len(wants) > 0 {
 			t.Errorf("nothing is let in for want of knowledge: %v, %v", wants, problem)
@@ -127,16 +170,47 @@ func TestWants(t *testing.T) {
 		mirror  string
 		problem string
 	}{
-		"plain":           {why: "name and Link make the name", service: service("shop", "bar", tcp), mirror: "shop/bar-east"},
-		"udp beside tcp":  {why: "what is carried is mirrored, the rest is reported", service: service("shop", "bar", tcp, udp), mirror: "shop/bar-east", problem: ProtocolUnsupported},
-		"udp alone":       {why: "a mirror needs a port", service: service("shop", "bar", udp), problem: NoTCPPort},
-		"kube-system":     {why: "no VIP is spent on what is never made", service: service("kube-system", "dns", tcp), problem: NamespaceNotAllowed},
-		"Causeway's own":  {why: "no VIP is spent on what is never made", service: service("causeway-system", "x", tcp), problem: NamespaceNotAllowed},
-		"no import rules": {why: "absent rules let nothing cross", none: true, service: service("shop", "bar", tcp)},
+		"plain": {
+			why:     "name and Link make the name",
+			service: service("shop", "bar", tcp),
+			mirror:  "shop/bar-east",
+		},
+		"udp beside tcp": {
+			why:     "what is carried is mirrored, the rest is reported",
+			service: service("shop", "bar", tcp, udp),
+			mirror:  "shop/bar-east",
+			problem: ProtocolUnsupported,
+		},
+		"udp alone": {
+			why:     "a mirror needs a port",
+			service: service("shop", "bar", udp),
+			problem: NoTCPPort,
+		},
+		"kube-system": {
+			why:     "no VIP is spent on what is never made",
+			service: service("kube-system", "dns", tcp),
+			problem: NamespaceNotAllowed,
+		},
+		"Causeway's own": {
+			why:     "no VIP is spent on what is never made",
+			service: service("causeway-system", "x", tcp),
+			problem: NamespaceNotAllowed,
+		},
+		"no import rules": {
+			why:     "absent rules let nothing cross",
+			none:    true,
+			service: service("shop", "bar", tcp),
+		},
 		"too many ports": {
-			why:     "half a Service would mislead its callers",
-			link:    func(r *v1alpha1.ImportRules) { r.Quotas = &v1alpha1.ImportQuotas{Ports: 1} },
-			service: service("shop", "bar", tcp, catalog.Port{Name: "grpc", Protocol: "TCP", Port: 81, Route: 2001}), problem: TooManyPorts,
+			why:  "half a Service would mislead its callers",
+			link: func(r *v1alpha1.ImportRules) { r.Quotas = &v1alpha1.ImportQuotas{Ports: 1} },
+			service: service("shop", "bar", tcp, catalog.Port{
+				Name:     "grpc",
+				Protocol: "TCP",
+				Port:     81,
+				Route:    2001,
+			}),
+			problem: TooManyPorts,
 		},
 	}
 	for name, c := range cases {
@@ -168,11 +242,21 @@ func TestWants(t *testing.T) {
 
 func TestQuotaDefaults(t *testing.T) {
 	link := eastLink()
-	if got, want := rulesOf(link).Quotas(), (ledger.Quotas{Mirrors: 1000, PerNamespace: 500, Hostnames: 64, VIPPercent: 10}); got != want {
+	if got, want := rulesOf(link).Quotas(), (ledger.Quotas{
+		Mirrors:      1000,
+		PerNamespace: 500,
+		Hostnames:    64,
+		VIPPercent:   10,
+	}); got != want {
 		t.Errorf("a Link without quotas has %+v, want %+v", got, want)
 	}
 	link.Spec.Import.Quotas = &v1alpha1.ImportQuotas{Services: 7, VIPPercent: 100}
-	if got, want := rulesOf(link).Quotas(), (ledger.Quotas{Mirrors: 7, PerNamespace: 500, Hostnames: 64, VIPPercent: 100}); got != want {
+	if got, want := rulesOf(link).Quotas(), (ledger.Quotas{
+		Mirrors:      7,
+		PerNamespace: 500,
+		Hostnames:    64,
+		VIPPercent:   100,
+	}); got != want {
 		t.Errorf("what is not set has its default: %+v, want %+v", got, want)
 	}
 }
@@ -181,7 +265,9 @@ func TestNamesTooLong(t *testing.T) {
 	long := strings.Repeat("a", 63)
 	names := map[string]bool{}
 	for i, s := range []catalog.Service{
-		{Name: long}, {Name: long[:62] + "b"}, {Name: "db", Headless: true, Hosts: []catalog.Host{{Name: strings.Repeat("h", 63)}}},
+		{Name: long},
+		{Name: long[:62] + "b"},
+		{Name: "db", Headless: true, Hosts: []catalog.Host{{Name: strings.Repeat("h", 63)}}},
 	} {
 		s.Namespace = "shop"
 		s.Ports = []catalog.Port{{Name: strings.Repeat("p", 15), Protocol: "TCP", Port: 80, Route: 2000}}
@@ -226,7 +312,8 @@ func TestPorts(t *testing.T) {
 		}
 	}
 	if d := cmp.Diff([]string{"http 8080→4200 http", "grpc 90→4202 kubernetes.io/h2c"}, got); d != "" {
-		t.Errorf("a port leads to the listener of its index, and a port that is not offered is not shown (-want +got):\n%s", d)
+		t.Errorf("a port leads to the listener of its index, and a port that is not offered is not shown "+
+			"(-want +got):\n%s", d)
 	}
 	if got := h.Service.Spec.SessionAffinity; got != corev1.ServiceAffinityNone {
 		t.Errorf("a mirror has one endpoint, so kube-proxy has no affinity to honor: %s", got)
@@ -242,32 +329,51 @@ func TestCopyMetadata(t *testing.T) {
 		wantLabels, wantAnnotated map[string]string
 	}{
 		"first": {
-			why:        "what was taken over is noted, so that it can be taken back",
-			want:       Want{Known: true, Labels: map[string]string{"team": "a"}, Annotations: map[string]string{"note": "x"}},
+			why: "what was taken over is noted, so that it can be taken back",
+			want: Want{
+				Known:       true,
+				Labels:      map[string]string{"team": "a"},
+				Annotations: map[string]string{"note": "x"},
+			},
 			wantLabels: map[string]string{"team": "a"}, wantAnnotated: map[string]string{
 				"note": "x", v1alpha1.CopiedAnnotation: `{"labels":["team"],"annotations":["note"]}`},
 		},
 		"beside others'": {
-			why: "a user's own labels survive", labels: map[string]string{"mine": "1"}, annotations: map[string]string{"also": "mine"},
-			want: Want{Known: true, Labels: map[string]string{"team": "a"}}, wantLabels: map[string]string{"mine": "1", "team": "a"},
-			wantAnnotated: map[string]string{"also": "mine", v1alpha1.CopiedAnnotation: `{"labels":["team"]}`},
+			why:         "a user's own labels survive",
+			labels:      map[string]string{"mine": "1"},
+			annotations: map[string]string{"also": "mine"},
+			want:        Want{Known: true, Labels: map[string]string{"team": "a"}},
+			wantLabels:  map[string]string{"mine": "1", "team": "a"},
+			wantAnnotated: map[string]string{
+				"also":                    "mine",
+				v1alpha1.CopiedAnnotation: `{"labels":["team"]}`,
+			},
 		},
 		"gone": {
-			why: "what the source lost, or the list, the mirror loses", labels: map[string]string{"mine": "1", "team": "a"}, annotations: note(`{"labels":["team"]}`),
-			want: Want{Known: true}, wantLabels: map[string]string{"mine": "1"},
+			why:         "what the source lost, or the list, the mirror loses",
+			labels:      map[string]string{"mine": "1", "team": "a"},
+			annotations: note(`{"labels":["team"]}`),
+			want:        Want{Known: true}, wantLabels: map[string]string{"mine": "1"},
 		},
 		"not known": {
-			why: "silence takes nothing away", labels: map[string]string{"team": "a"}, annotations: note(`{"labels":["team"]}`),
-			wantLabels: map[string]string{"team": "a"}, wantAnnotated: note(`{"labels":["team"]}`),
+			why:         "silence takes nothing away",
+			labels:      map[string]string{"team": "a"},
+			annotations: note(`{"labels":["team"]}`),
+			wantLabels:  map[string]string{"team": "a"}, wantAnnotated: note(`{"labels":["team"]}`),
 		},
 		"note spoilt": {
-			why: "a tenant may edit it: then what was taken over stays", labels: map[string]string{"team": "a"}, annotations: note(`x`),
-			want: Want{Known: true}, wantLabels: map[string]string{"team": "a"},
+			why:         "a tenant may edit it: then what was taken over stays",
+			labels:      map[string]string{"team": "a"},
+			annotations: note(`x`),
+			want:        Want{Known: true}, wantLabels: map[string]string{"team": "a"},
 		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Labels: c.labels, Annotations: c.annotations}}
+			svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{
+				Labels:      c.labels,
+				Annotations: c.annotations,
+			}}
 			differs := copiesDiffer(&c.want, svc)
 			before := svc.DeepCopy()
 			copyMetadata(svc, &c.want)
@@ -297,7 +403,11 @@ func TestCopiesOfALiveMirror(t *testing.T) {
 			return c.bar().Labels
 		}
 		ours := map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "east"}
-		with := map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "east", "team": "a"}
+		with := map[string]string{
+			v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
+			v1alpha1.LinkLabel:      "east",
+			"team":                  "a",
+		}
 		if d := cmp.Diff(with, look(s)); d != "" {
 			t.Errorf("what the Link lists, and our own marks above all (-want +got):\n%s", d)
 		}

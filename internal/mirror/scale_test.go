@@ -26,10 +26,10 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// memory is an API server and an informer cache with indexes, as cheap as they can be: what
-// a benchmark measures with it is the Writer's own.
+// memory is an API server and an informer cache with indexes, as cheap as they can be:
+// what a benchmark measures with it is the Writer's own.
 type memory struct {
-	client.Client // the methods that nobody calls
+	client.Client // methods that the test does not call
 	latency       time.Duration
 	stores        map[reflect.Type]cache.Indexer
 	changed       func(client.Object)
@@ -43,9 +43,12 @@ func newMemory() *memory {
 	}
 	store := func(i cache.Indexers) cache.Indexer { return cache.NewIndexer(cache.MetaNamespaceKeyFunc, i) }
 	m := &memory{changed: func(client.Object) {}, stores: map[reflect.Type]cache.Indexer{
-		reflect.TypeFor[*corev1.Service]():            store(cache.Indexers{OwnerIndex: index(IndexOwner)}),
-		reflect.TypeFor[*discoveryv1.EndpointSlice](): store(cache.Indexers{ServiceIndex: index(IndexService), LinkIndex: index(IndexLink)}),
-		reflect.TypeFor[*corev1.Namespace]():          store(cache.Indexers{LinkIndex: index(IndexLink)}),
+		reflect.TypeFor[*corev1.Service](): store(cache.Indexers{OwnerIndex: index(IndexOwner)}),
+		reflect.TypeFor[*discoveryv1.EndpointSlice](): store(cache.Indexers{
+			ServiceIndex: index(IndexService),
+			LinkIndex:    index(IndexLink),
+		}),
+		reflect.TypeFor[*corev1.Namespace](): store(cache.Indexers{LinkIndex: index(IndexLink)}),
 	}}
 	if err := m.stores[reflect.TypeFor[*corev1.Namespace]()].Add(namespace("shop")); err != nil {
 		panic(err)
@@ -264,16 +267,18 @@ func TestManyLinks(t *testing.T) {
 			synctest.Wait()
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			if m.writes.Load() != writes || len(w.byName) > 0 || len(w.links) > 0 || len(w.queue.delayed) > 0 || len(w.unreported) > 0 {
-				t.Errorf("a removed Link leaves nothing behind: %d names, %d delayed", len(w.byName), len(w.queue.delayed))
+			if m.writes.Load() != writes || len(w.byName) > 0 || len(w.links) > 0 ||
+				len(w.queue.delayed) > 0 || len(w.unreported) > 0 {
+				t.Errorf("a removed Link leaves nothing behind: %d names, %d delayed", len(w.byName),
+					len(w.queue.delayed))
 			}
 		})
 	})
 }
 
 // BenchmarkWriter writes mirrors to an API server that takes 1 ms per write, and compares
-// that with as many plain clients as the Writer has workers. ratio is 1 if the Writer costs
-// nothing.
+// that with as many plain clients as the Writer has workers. ratio is 1 if the Writer
+// costs nothing.
 func BenchmarkWriter(b *testing.B) {
 	const mirrors, workers = 1500, 8
 	plain, ours := time.Duration(0), time.Duration(0)
@@ -286,7 +291,8 @@ func BenchmarkWriter(b *testing.B) {
 		for i := range workers {
 			clients.Go(func() {
 				for j := i; j < len(wants); j += workers {
-					changes, _ := PlanMirror(eastScope(true), wants[j].key(), wants[j], true, Have{NamespaceExists: true})
+					changes, _ := PlanMirror(eastScope(true), wants[j].key(), wants[j], true,
+						Have{NamespaceExists: true})
 					for _, c := range changes {
 						if err := m.Create(b.Context(), c.Object()); err != nil {
 							b.Error(err)

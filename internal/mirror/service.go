@@ -13,8 +13,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/ledger"
 )
 
-// service returns the mirror as it should be: a copy of have with our own fields set, or a
-// new one if have is nil.
+// service returns the mirror as it should be: a copy of have with our own fields set, or
+// a new one if have is nil.
 func (s *Scope) service(w *Want, have *corev1.Service) *corev1.Service {
 	svc := &corev1.Service{}
 	if have != nil {
@@ -100,7 +100,8 @@ func (w *Want) samePorts(have []corev1.ServicePort) bool {
 		}
 		h := &have[i]
 		i++
-		if h.Name != p.Name || string(h.Protocol) != p.Protocol || h.Port != int32(p.Port) || h.NodePort != 0 ||
+		if h.Name != p.Name || string(h.Protocol) != p.Protocol || h.Port != int32(p.Port) ||
+			h.NodePort != 0 ||
 			h.TargetPort != intstr.FromInt32(w.targetPort(p)) || !sameOptional(h.AppProtocol, p.AppProtocol) {
 			return false
 		}
@@ -116,8 +117,8 @@ func sameOptional(p *string, s string) bool {
 	return s != "" && *p == s
 }
 
-// targetPort is where a connection to p goes: to the listener of the VIP, or for a headless
-// mirror to the same port of the mirrors that it lists.
+// targetPort is where a connection to p goes: to the listener of the VIP, or for a
+// headless mirror to the same port of the mirrors that it lists.
 func (w *Want) targetPort(p ledger.MirrorPort) int32 {
 	if w.isHeadlessParent() {
 		return int32(p.Port)

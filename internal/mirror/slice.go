@@ -88,7 +88,8 @@ func (s *Scope) slice(
 func (s *Scope) sliceDiffers(
 	w *Want, vip netip.Addr, owner types.UID, targets []target, have *discoveryv1.EndpointSlice,
 ) bool {
-	return len(have.OwnerReferences) != 1 || !isServiceRef(&have.OwnerReferences[0], w.Entry.MirrorName, owner) ||
+	return len(have.OwnerReferences) != 1 ||
+		!isServiceRef(&have.OwnerReferences[0], w.Entry.MirrorName, owner) ||
 		!marked(have.Labels, s.Link.Name) ||
 		have.Labels[discoveryv1.LabelServiceName] != w.Entry.MirrorName ||
 		have.Labels[discoveryv1.LabelManagedBy] != sliceManager ||
@@ -126,7 +127,8 @@ func (w *Want) sameSlicePorts(have []discoveryv1.EndpointPort) bool {
 		}
 		h := &have[i]
 		i++
-		if !is(h.Name, p.Name) || !is(h.Protocol, corev1.Protocol(p.Protocol)) || !is(h.Port, w.targetPort(p)) ||
+		if !is(h.Name, p.Name) || !is(h.Protocol, corev1.Protocol(p.Protocol)) ||
+			!is(h.Port, w.targetPort(p)) ||
 			!sameOptional(h.AppProtocol, p.AppProtocol) {
 			return false
 		}

@@ -14,20 +14,21 @@ const (
 	retryConflict = time.Second
 	// retryRefused is when to try again what the API server has refused, and not before.
 	retryRefused = time.Minute
-	// minRetry and maxRetry bound the wait after a write that has failed without an answer.
+	// minRetry and maxRetry bound the wait after a write that has failed without an
+	// answer.
 	minRetry = time.Second
 	maxRetry = 10 * time.Second
 )
 
-// job is one mirror to be handled, and what a worker may read of it without the lock. If m is
-// nil, what stands of the Link is to be listed.
+// job is one mirror to be handled, and what a worker may read of it without the lock. If
+// m is nil, what stands of the Link is to be listed.
 type job struct {
 	link       *linkState
 	m          *mirrorState
 	scope      *Scope
 	want       *Want
 	companions []Companion // their Services are yet to be read
-	resync     bool        // nothing but the resync has queued it
+	resync     bool        // only the resync has queued it
 	// early: the mirrors that a headless mirror lists have not been looked at yet. Their
 	// workers queue it again.
 	early bool
@@ -71,8 +72,8 @@ func (w *Writer) work(ctx context.Context, j *job) {
 	}
 }
 
-// following returns the next job for a worker that has finished one; nil: there is none, and
-// the dispatcher starts a worker when there is.
+// following returns the next job for a worker that has finished one; nil: there is none,
+// and the dispatcher starts a worker when there is.
 func (w *Writer) following(ctx context.Context) *job {
 	if ctx.Err() != nil {
 		return nil
@@ -127,12 +128,12 @@ func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 	if len(out.made) > 0 {
 		again = sooner(again, expectFor)
 	}
-	out.again = sooner(sooner(out.again, again), sooner(r.believed, max(j.m.collected.Sub(now), 0)))
+	out.again = sooner(sooner(out.again, again), sooner(r.overlaid, max(j.m.collected.Sub(now), 0)))
 	return out, err
 }
 
-// readiness decides what the mirror's slices are to show, and returns whether they say ready
-// now. It returns when to decide again though nothing happens; 0: never.
+// readiness decides what the mirror's slices are to show, and returns whether they say
+// ready now. It returns when to decide again though nothing happens; 0: never.
 func (j *job) readiness(have Have, now time.Time) (ready, shown bool, again time.Duration) {
 	w := j.want
 	if w == nil || w.isHeadlessParent() { // those that it lists show each their own
@@ -151,7 +152,8 @@ func (j *job) readiness(have Have, now time.Time) (ready, shown bool, again time
 	return ready, shown, again
 }
 
-// finish records what has become of a job, and queues the mirror again if there is a need.
+// finish records what has become of a job, and queues the mirror again if there is a
+// need.
 func (w *Writer) finish(ctx context.Context, j *job, out outcome, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -198,8 +200,8 @@ func (w *Writer) finishEarly(j *job) {
 	}
 }
 
-// visit takes over what a headless mirror lists of the mirror, unless that was found for an
-// earlier want: a mirror that nobody wanted yet when it was looked at has shown nothing.
+// visit records what a headless mirror lists of the mirror. It ignores a result for an
+// earlier want, because the mirror may not have been wanted then.
 func (w *Writer) visit(j *job, shown bool, address string) {
 	m := j.m
 	if j.want != m.want {
@@ -215,7 +217,8 @@ func (w *Writer) visit(j *job, shown bool, address string) {
 func (w *Writer) retry(ctx context.Context, m *mirrorState, err error, now time.Time) {
 	l := m.link
 	if ctx.Err() == nil && l.failed(now) {
-		w.Log.Warn("writing mirrors fails and will be tried again", "link", l.name, "mirror", m.key, "error", err)
+		w.Log.Warn("writing mirrors fails and will be tried again", "link", l.name, "mirror", m.key, "error",
+			err)
 	}
 	if !m.pending {
 		l.account(m, -1)
@@ -232,7 +235,8 @@ func (w *Writer) retry(ctx context.Context, m *mirrorState, err error, now time.
 // record takes over what a worker has found.
 func (w *Writer) record(j *job, out outcome) {
 	m, l := j.m, j.m.link
-	standing := out.service != nil && j.scope.ours(out.service, j.want) && out.service.DeletionTimestamp.IsZero()
+	standing := out.service != nil && j.scope.ours(out.service, j.want) &&
+		out.service.DeletionTimestamp.IsZero()
 	pending := m.want != nil && (out.left || !standing && !out.blocked || m.want != j.want && m.pending)
 	address := ""
 	if standing && j.want != nil && j.want.Entry.Hostname != "" {

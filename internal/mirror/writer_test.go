@@ -78,19 +78,23 @@ func newCluster(t *testing.T, objects ...client.Object) *cluster {
 		WithIndex(&discoveryv1.EndpointSlice{}, LinkIndex, IndexLink).
 		WithIndex(&corev1.Namespace{}, LinkIndex, IndexLink).Build()
 	c.api = interceptor.NewClient(server, interceptor.Funcs{
-		Create: func(ctx context.Context, w client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+		Create: func(ctx context.Context, w client.WithWatch, o client.Object,
+			opts ...client.CreateOption) error {
 			return c.note("create", o, func() error {
 				c.initialize(o)
 				return w.Create(ctx, o, opts...)
 			})
 		},
-		Patch: func(ctx context.Context, w client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+		Patch: func(ctx context.Context, w client.WithWatch, o client.Object, p client.Patch,
+			opts ...client.PatchOption) error {
 			return c.note("patch", o, func() error { return w.Patch(ctx, o, p, opts...) })
 		},
-		Update: func(ctx context.Context, w client.WithWatch, o client.Object, opts ...client.UpdateOption) error {
+		Update: func(ctx context.Context, w client.WithWatch, o client.Object,
+			opts ...client.UpdateOption) error {
 			return c.note("update", o, func() error { return w.Update(ctx, o, opts...) })
 		},
-		Delete: func(ctx context.Context, w client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
+		Delete: func(ctx context.Context, w client.WithWatch, o client.Object,
+			opts ...client.DeleteOption) error {
 			return c.note("delete", o, func() error { return w.Delete(ctx, o, opts...) })
 		},
 	})
@@ -144,14 +148,21 @@ func (c *cluster) setStale() {
 
 // restart replaces the Writer by a new one, as another replica would have it.
 func (c *cluster) restart(options ...func(*WriterConfig)) {
-	config := WriterConfig{Reader: c.api, Client: c.api, Live: c.api, Namespace: "causeway-system", Version: "v1"}
+	config := WriterConfig{
+		Reader:    c.api,
+		Client:    c.api,
+		Live:      c.api,
+		Namespace: "causeway-system",
+		Version:   "v1",
+	}
 	for _, o := range options {
 		o(&config)
 	}
 	c.Writer = NewWriter(config)
 }
 
-// wrote returns the writes since it was last called, once there is nothing left to do now.
+// wrote returns the writes since it was last called, once there is nothing left to do
+// now.
 func (c *cluster) wrote() []string {
 	synctest.Wait()
 	c.mu.Lock()
@@ -191,7 +202,10 @@ func (c *cluster) ready() bool {
 	c.t.Helper()
 	synctest.Wait()
 	var s discoveryv1.EndpointSlice
-	if err := c.api.Get(c.t.Context(), client.ObjectKey{Namespace: "shop", Name: "bar-east-causeway"}, &s); err != nil {
+	if err := c.api.Get(c.t.Context(), client.ObjectKey{
+		Namespace: "shop",
+		Name:      "bar-east-causeway",
+	}, &s); err != nil {
 		c.t.Fatal(err)
 	}
 	return *s.Endpoints[0].Conditions.Ready
@@ -201,7 +215,10 @@ func (c *cluster) bar() *corev1.Service {
 	c.t.Helper()
 	synctest.Wait()
 	var svc corev1.Service
-	if err := c.api.Get(c.t.Context(), client.ObjectKey{Namespace: "shop", Name: "bar-east"}, &svc); err != nil {
+	if err := c.api.Get(c.t.Context(), client.ObjectKey{
+		Namespace: "shop",
+		Name:      "bar-east",
+	}, &svc); err != nil {
 		c.t.Fatal(err)
 	}
 	return &svc
@@ -247,7 +264,8 @@ func TestLifeOfAMirror(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
 		bar := wanted("bar", "240.0.0.2")
 		c.set(bar)
-		c.expect("exported", "create *v1.Service shop/bar-east", "create *v1.EndpointSlice shop/bar-east-causeway")
+		c.expect("exported", "create *v1.Service shop/bar-east",
+			"create *v1.EndpointSlice shop/bar-east-causeway")
 		c.status("it stands", 1, 0)
 		c.Touch("east", barKey)
 		c.set(wanted("bar", "240.0.0.2"))
@@ -257,25 +275,31 @@ func TestLifeOfAMirror(t *testing.T) {
 		c.expect("not ready for an instant is not shown")
 		time.Sleep(downAfter - 1)
 		c.expect("nor a moment before its time")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if c.expect("then it is", "patch *v1.EndpointSlice shop/bar-east-causeway"); c.ready() {
 			t.Fatal("it is shown ready")
 		}
 		c.set(bar)
-		if c.expect("ready again is shown at once", "patch *v1.EndpointSlice shop/bar-east-causeway"); !c.ready() {
+		if c.expect("ready again is shown at once",
+			"patch *v1.EndpointSlice shop/bar-east-causeway"); !c.ready() {
 			t.Fatal("it is shown not ready")
 		}
 
-		c.edit(func(s *corev1.Service) { s.Annotations[v1alpha1.SourceAnnotation] = "x/y"; s.Labels["team"] = "a" })
-		c.expect("a tenant's edit is repaired", "update *v1.Service shop/bar-east", "patch *v1.Service shop/bar-east")
-		if svc := c.bar(); svc.Annotations[v1alpha1.SourceAnnotation] != "shop/bar" || svc.Labels["team"] != "a" {
+		c.edit(func(s *corev1.Service) {
+			s.Annotations[v1alpha1.SourceAnnotation] = "x/y"
+			s.Labels["team"] = "a"
+		})
+		c.expect("a tenant's edit is repaired", "update *v1.Service shop/bar-east",
+			"patch *v1.Service shop/bar-east")
+		if svc := c.bar(); svc.Annotations[v1alpha1.SourceAnnotation] != "shop/bar" ||
+			svc.Labels["team"] != "a" {
 			t.Fatalf("and others' fields survive: %v", svc.ObjectMeta)
 		}
 
 		c.SetComplete("east", false)
 		c.Set("east", barKey, nil)
 		c.expect("an incomplete catalog deletes nothing")
-		c.status("nobody wants it", 0, 0)
+		c.status("not wanted", 0, 0)
 		c.SetComplete("east", true)
 		c.expect("unexported", "delete *v1.Service shop/bar-east")
 		c.status("nothing is left", 0, 0)
@@ -364,7 +388,8 @@ func TestImportWithdrawn(t *testing.T) {
 		link.Spec.Import = nil
 		c.SetLink(link, nil)
 		c.Set("east", barKey, nil)
-		c.expect("what we import is ours to decide, also while the peer is silent", "delete *v1.Service shop/bar-east")
+		c.expect("what we import is ours to decide, also while the peer is silent",
+			"delete *v1.Service shop/bar-east")
 	})
 }
 
@@ -377,7 +402,8 @@ func TestRename(t *testing.T) {
 		other.Entry.MirrorName = "b-east"
 		c.SetAll("east", map[catalog.Key]*Want{barKey: nil, other.key(): &other})
 		c.expect("the new name is made before the old one goes",
-			"create *v1.Service shop/b-east", "create *v1.EndpointSlice shop/b-east-causeway", "delete *v1.Service shop/bar-east")
+			"create *v1.Service shop/b-east", "create *v1.EndpointSlice shop/b-east-causeway",
+			"delete *v1.Service shop/bar-east")
 	})
 }
 
@@ -458,7 +484,10 @@ func TestWriteBudgets(t *testing.T) {
 		options Options
 	}{
 		"per Link": {why: "a Link writes no more than its budget", options: Options{WritesPerSecond: 10}},
-		"in all":   {why: "all Links together write no more than the global budget", options: Options{TotalWritesPerSecond: 10}},
+		"in all": {
+			why:     "all Links together write no more than the global budget",
+			options: Options{TotalWritesPerSecond: 10},
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -488,17 +517,72 @@ func TestRefusedWriteStopsNoOther(t *testing.T) {
 		pending int
 		again   time.Duration // when it is tried again
 	}{
-		"invalid":            {why: "it will not be accepted sooner", err: invalid("s00000-east"), reason: Rejected, again: retryRefused},
-		"quota":              {why: "it will not be accepted sooner", err: apierrors.NewForbidden(services, "x", errors.New("exceeded quota")), reason: Rejected, again: retryRefused},
-		"range is full":      {why: "a 500 for one object is about that object", err: apierrors.NewInternalError(errors.New("failed to allocate a serviceIP: range is full")), reason: Rejected, again: retryRefused},
-		"namespace gone":     {why: "the cache was behind", err: apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, "shop"), reason: NamespaceMissing, again: retryRefused},
-		"namespace going":    {why: "the cache was behind", err: terminating(), reason: NamespaceMissing, again: retryRefused},
-		"lost to another":    {why: "a lost write is no problem", err: apierrors.NewAlreadyExists(services, "x"), pending: 1, again: retryConflict},
-		"API server down":    {why: "it is tried again soon", err: errors.New("connection refused"), pending: 1, again: minRetry},
-		"overloaded":         {why: "it is tried again soon", err: apierrors.NewTooManyRequests("later", 1), pending: 1, again: minRetry},
-		"API server slow":    {why: "a timeout says nothing of the object", err: apierrors.NewServerTimeout(services, "create", 1), pending: 1, again: minRetry},
-		"bad gateway":        {why: "what stands before the API server does not know the object", err: apierrors.NewGenericServerResponse(502, "create", services, "x", "html", 0, true), pending: 1, again: minRetry},
-		"deadline of a call": {why: "it is tried again soon", err: context.DeadlineExceeded, pending: 1, again: minRetry},
+		"invalid": {
+			why:    "it will not be accepted sooner",
+			err:    invalid("s00000-east"),
+			reason: Rejected,
+			again:  retryRefused,
+		},
+		"quota": {
+			why:    "it will not be accepted sooner",
+			err:    apierrors.NewForbidden(services, "x", errors.New("exceeded quota")),
+			reason: Rejected,
+			again:  retryRefused,
+		},
+		"range is full": {
+			why:    "a 500 for one object is about that object",
+			err:    apierrors.NewInternalError(errors.New("failed to allocate a serviceIP: range is full")),
+			reason: Rejected,
+			again:  retryRefused,
+		},
+		"namespace gone": {
+			why:    "the cache was behind",
+			err:    apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, "shop"),
+			reason: NamespaceMissing,
+			again:  retryRefused,
+		},
+		"namespace going": {
+			why:    "the cache was behind",
+			err:    terminating(),
+			reason: NamespaceMissing,
+			again:  retryRefused,
+		},
+		"lost to another": {
+			why:     "a lost write is no problem",
+			err:     apierrors.NewAlreadyExists(services, "x"),
+			pending: 1,
+			again:   retryConflict,
+		},
+		"API server down": {
+			why:     "it is tried again soon",
+			err:     errors.New("connection refused"),
+			pending: 1,
+			again:   minRetry,
+		},
+		"overloaded": {
+			why:     "it is tried again soon",
+			err:     apierrors.NewTooManyRequests("later", 1),
+			pending: 1,
+			again:   minRetry,
+		},
+		"API server slow": {
+			why:     "a timeout says nothing of the object",
+			err:     apierrors.NewServerTimeout(services, "create", 1),
+			pending: 1,
+			again:   minRetry,
+		},
+		"bad gateway": {
+			why:     "what stands before the API server does not know the object",
+			err:     apierrors.NewGenericServerResponse(502, "create", services, "x", "html", 0, true),
+			pending: 1,
+			again:   minRetry,
+		},
+		"deadline of a call": {
+			why:     "it is tried again soon",
+			err:     context.DeadlineExceeded,
+			pending: 1,
+			again:   minRetry,
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -520,12 +604,15 @@ func TestRefusedWriteStopsNoOther(t *testing.T) {
 				}
 				time.Sleep(tc.again - 1)
 				c.expect("it is not tried before its time")
-				time.Sleep(1)
+				time.Sleep(time.Nanosecond)
 				c.expect("then it is", "create *v1.Service shop/s00000-east")
 				c.inject(nil)
 				time.Sleep(2 * time.Minute)
 				c.status("and when it is accepted all is well", 3, 0)
-				if m := c.links["east"].mirrors[catalog.Key{Namespace: "shop", Name: "s00000-east"}]; len(m.refusals) > 0 {
+				if m := c.links["east"].mirrors[catalog.Key{
+					Namespace: "shop",
+					Name:      "s00000-east",
+				}]; len(m.refusals) > 0 {
 					t.Error("the refusal is forgotten")
 				}
 			})
@@ -534,8 +621,12 @@ func TestRefusedWriteStopsNoOther(t *testing.T) {
 }
 
 func terminating() error {
-	return &apierrors.StatusError{ErrStatus: metav1.Status{Reason: metav1.StatusReasonForbidden, Code: 403, Details: &metav1.StatusDetails{
-		Causes: []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}}}}
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Reason: metav1.StatusReasonForbidden,
+		Code:   403,
+		Details: &metav1.StatusDetails{
+			Causes: []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}},
+	}}
 }
 
 func TestOutagePausesTheLink(t *testing.T) {
@@ -635,11 +726,12 @@ func TestAnotherWriterWins(t *testing.T) {
 				time.Sleep(retryConflict)
 				synctest.Wait()
 				if !meddled.Load() {
-					t.Fatal("nobody meddled")
+					t.Fatal("the concurrent writer did not run")
 				}
 				if name == "delete" {
 					c.status("then it goes", 0, 0)
-				} else if svc := c.bar(); svc.Labels["team"] != "a" || svc.Annotations[v1alpha1.SourceAnnotation] != "shop/bar" {
+				} else if svc := c.bar(); svc.Labels["team"] != "a" ||
+					svc.Annotations[v1alpha1.SourceAnnotation] != "shop/bar" {
 					t.Errorf("%s: %v", why, svc.ObjectMeta)
 				}
 			})
@@ -650,7 +742,8 @@ func TestAnotherWriterWins(t *testing.T) {
 // lateCache shows no Services at all.
 type lateCache struct{ client.Reader }
 
-func (l lateCache) Get(ctx context.Context, k client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+func (l lateCache) Get(ctx context.Context, k client.ObjectKey, o client.Object,
+	opts ...client.GetOption) error {
 	if _, is := o.(*corev1.Service); is {
 		return apierrors.NewNotFound(schema.GroupResource{Resource: "services"}, k.Name)
 	}
@@ -692,8 +785,9 @@ func TestOwnWriteUndone(t *testing.T) {
 		}
 		c.wrote()
 		time.Sleep(expectFor)
-		c.expect("our own memory is believed for a while and no longer",
-			"delete *v1.EndpointSlice shop/bar-east-causeway", "create *v1.Service shop/bar-east", "create *v1.EndpointSlice shop/bar-east-causeway")
+		c.expect("our own write overrides the cache only for a while",
+			"delete *v1.EndpointSlice shop/bar-east-causeway", "create *v1.Service shop/bar-east",
+			"create *v1.EndpointSlice shop/bar-east-causeway")
 	})
 }
 
@@ -708,7 +802,10 @@ func TestResyncRepairs(t *testing.T) {
 		}
 		c.setStale()
 		var svc corev1.Service
-		if err := c.api.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "s00012-east"}, &svc); err != nil {
+		if err := c.api.Get(t.Context(), client.ObjectKey{
+			Namespace: "shop",
+			Name:      "s00012-east",
+		}, &svc); err != nil {
 			t.Fatal(err)
 		}
 		svc.Labels = nil
@@ -742,7 +839,11 @@ func counter(t *testing.T, reg prometheus.Gatherer, name string) float64 {
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	metrics := NewMetrics(reg)
-	user := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "s00000-east", UID: "user"}}
+	user := &corev1.Service{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "shop",
+		Name:      "s00000-east",
+		UID:       "user",
+	}}
 	series := func() map[string]int {
 		families, err := reg.Gather()
 		if err != nil {
@@ -761,7 +862,8 @@ func TestMetrics(t *testing.T) {
 		c.set(many(2)...)
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if s := series(); s["causeway_mirror_problems"] != len(Reasons) || s["causeway_mirror_queue_length"] != 1 {
+		if s := series(); s["causeway_mirror_problems"] != len(Reasons) ||
+			s["causeway_mirror_queue_length"] != 1 {
 			t.Errorf("problems are counted by Link and reason: %v", s)
 		}
 		c.RemoveLink("east")
@@ -780,7 +882,10 @@ func TestStatusIsBoundedAndCoalesced(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		s := c.Status("east")
-		if len(s.Problems) != maxProblems+1 || s.Problems[maxProblems] != (Problem{Reason: More, Message: "and 36 more"}) || s.Blocked != 100 {
+		if len(s.Problems) != maxProblems+1 || s.Problems[maxProblems] != (Problem{
+			Reason:  More,
+			Message: "and 36 more",
+		}) || s.Blocked != 100 {
 			t.Errorf("64 problems and a line: %d, %v", len(s.Problems), s.Problems[len(s.Problems)-1])
 		}
 		if n := calls.Load(); n == 0 || n > 5 {

@@ -189,8 +189,8 @@ func (c *Client) nextAddress() string {
 }
 
 // follow publishes what comes on w, until its stream ends or that of a fresher replica is
-// whole. It closes w. It returns the stream to follow next, which is already whole, or nil.
-// The error is nil if the server ended the stream without one.
+// whole. It closes w. It returns the stream to follow next, which is already whole, or
+// nil. The error is nil if the server ended the stream without one.
 func (c *Client) follow(ctx context.Context, w *watch) (next *watch, err error) {
 	reports := reporter{c: c, conn: w.conn}
 	search := search{c: c}
@@ -325,7 +325,8 @@ func (c *Client) Sign(ctx context.Context, namespace, serviceAccount string, csr
 			if err == nil {
 				return resp.GetChain(), nil
 			}
-			if code := status.Code(err); ctx.Err() != nil || code != codes.Unavailable && code != codes.Canceled {
+			if code := status.Code(err); ctx.Err() != nil ||
+				code != codes.Unavailable && code != codes.Canceled {
 				return nil, fmt.Errorf("sign %s/%s: %w", namespace, serviceAccount, err)
 			}
 			// If the connection broke, its stream ends soon as well.
@@ -337,7 +338,8 @@ func (c *Client) Sign(ctx context.Context, namespace, serviceAccount string, csr
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("sign %s/%s: no controller answers: %w", namespace, serviceAccount, ctx.Err())
+			return nil, fmt.Errorf("sign %s/%s: no controller answers: %w", namespace, serviceAccount,
+				ctx.Err())
 		}
 	}
 }

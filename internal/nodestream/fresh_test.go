@@ -132,7 +132,8 @@ func TestClientMovesToAFresherReplica(t *testing.T) {
 		if all[other(first)].streams.Load() != 0 {
 			t.Error("a replica whose state is up to 30 s old is good enough")
 		}
-		time.Sleep(90 * time.Second) // attempts start within 15 s, and every second one is of the other replica
+		// Attempts start within 15 s, and every second one goes to the other replica.
+		time.Sleep(90 * time.Second)
 		if got := stateFrom(c); got != other(first) {
 			t.Errorf("the client must move to the fresher replica; its state is from %q", got)
 		}
@@ -188,7 +189,8 @@ func TestOlderStateDoesNotReplaceAFresherOne(t *testing.T) {
 		w.setToken("gateway")        // b is unreachable
 		time.Sleep(10 * time.Second) // a has accepted a stream
 		if got := stateFrom(c); got != "b:1" {
-			t.Errorf("a replica that knows less must not replace what the client has; the state is from %q", got)
+			t.Errorf("a replica that knows less must not replace what the client has; the state is from %q",
+				got)
 		}
 		if got := c.Age(); got < 30*time.Second || got > 32*time.Minute {
 			t.Errorf("the state is as old as it was, got %v", got)

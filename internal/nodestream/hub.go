@@ -71,7 +71,10 @@ func newScope() *scope {
 
 // NewHub returns a Hub without resources and nodes. Streams are refused until SetReady.
 func NewHub() *Hub {
-	return &Hub{shared: map[Scope]*scope{Agents: newScope(), Gateways: newScope()}, nodes: map[string]*scope{}}
+	return &Hub{
+		shared: map[Scope]*scope{Agents: newScope(), Gateways: newScope()},
+		nodes:  map[string]*scope{},
+	}
 }
 
 // SetReady says that the scopes are complete: from now on streams are served.
@@ -164,7 +167,8 @@ func (s *scope) apply(changes []delta.Change[[]byte]) {
 		if last[c.Key] != i {
 			continue
 		}
-		if old, held := s.log.Get(c.Key); !held && c.Deleted || held && !c.Deleted && bytes.Equal(old, c.Value) {
+		if old, held := s.log.Get(c.Key); !held && c.Deleted ||
+			held && !c.Deleted && bytes.Equal(old, c.Value) {
 			continue
 		}
 		different = append(different, c)
@@ -317,7 +321,12 @@ func (s *source) batch() (*wire.Update, bool) {
 		if !ok {
 			continue
 		}
-		return &wire.Update{Upserts: b.Upserts, Removed: b.Removed, Reset_: b.Reset, Complete: s.whole()}, true
+		return &wire.Update{
+			Upserts:  b.Upserts,
+			Removed:  b.Removed,
+			Reset_:   b.Reset,
+			Complete: s.whole(),
+		}, true
 	}
 	return nil, false
 }

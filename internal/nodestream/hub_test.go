@@ -35,7 +35,8 @@ func TestHubLeavesOutInvalidResources(t *testing.T) {
 	}
 	got, _ := h.View(Gateways)
 	if diff := cmp.Diff(mustView(t, good, old), got, protocmp.Transform()); diff != "" {
-		t.Errorf("an invalid resource must not affect others or its last valid content (-want +got):\n%s", diff)
+		t.Errorf("an invalid resource must not affect others or its last valid content (-want +got):\n%s",
+			diff)
 	}
 }
 
@@ -160,50 +161,54 @@ func TestSource(t *testing.T) {
 	}
 }
 
-// BenchmarkOneChange changes one resource of a cluster with 10,000 shared resources and lets
-// the streams of all agents send what concerns them.
+// BenchmarkOneChange changes one resource of a cluster with 10,000 shared resources and
+// lets the streams of all agents send what concerns them.
 func BenchmarkOneChange(b *testing.B) {
 	for _, nodes := range []int{200, 1000} {
 		for _, scope := range []Scope{Agents, Node("0")} {
-			b.Run(fmt.Sprintf("nodes=%d/scope=%s", nodes, strings.ReplaceAll(string(scope), "/", "-")), func(b *testing.B) {
-				h := NewHub()
-				h.SetReady()
-				apply := func(changes ...Change) {
-					if err := h.Apply(changes...); err != nil {
-						b.Fatal(err)
-					}
-				}
-				for i := range 10_000 {
-					apply(Change{Scope: Agents, Resource: upstream(fmt.Sprint("shared-", i), strings.Repeat("x", 200))})
-				}
-				var sources []*source
-				for i := range nodes {
-					node := fmt.Sprint(i)
-					h.AddNode(node)
-					apply(Change{Scope: Node(node), Resource: upstream("own", "1:1")})
-					src, err := h.open([]Scope{Agents, Node(node)})
-					if err != nil {
-						b.Fatal(err)
-					}
-					defer src.close()
-					for _, ok := src.next(); ok; _, ok = src.next() {
-					}
-					sources = append(sources, src)
-				}
-				b.ReportAllocs()
-				for i := 0; b.Loop(); i++ {
-					apply(Change{Scope: scope, Resource: upstream("changing", fmt.Sprint(i))})
-					sent := 0
-					for _, src := range sources {
-						for u, ok := src.next(); ok; u, ok = src.next() {
-							sent += len(u.Upserts)
+			b.Run(fmt.Sprintf("nodes=%d/scope=%s", nodes, strings.ReplaceAll(string(scope), "/", "-")),
+				func(b *testing.B) {
+					h := NewHub()
+					h.SetReady()
+					apply := func(changes ...Change) {
+						if err := h.Apply(changes...); err != nil {
+							b.Fatal(err)
 						}
 					}
-					if want := map[Scope]int{Agents: nodes, Node("0"): 1}[scope]; sent != want {
-						b.Fatalf("%d resources were sent, want %d", sent, want)
+					for i := range 10_000 {
+						apply(Change{
+							Scope:    Agents,
+							Resource: upstream(fmt.Sprint("shared-", i), strings.Repeat("x", 200)),
+						})
 					}
-				}
-			})
+					var sources []*source
+					for i := range nodes {
+						node := fmt.Sprint(i)
+						h.AddNode(node)
+						apply(Change{Scope: Node(node), Resource: upstream("own", "1:1")})
+						src, err := h.open([]Scope{Agents, Node(node)})
+						if err != nil {
+							b.Fatal(err)
+						}
+						defer src.close()
+						for _, ok := src.next(); ok; _, ok = src.next() {
+						}
+						sources = append(sources, src)
+					}
+					b.ReportAllocs()
+					for i := 0; b.Loop(); i++ {
+						apply(Change{Scope: scope, Resource: upstream("changing", fmt.Sprint(i))})
+						sent := 0
+						for _, src := range sources {
+							for u, ok := src.next(); ok; u, ok = src.next() {
+								sent += len(u.Upserts)
+							}
+						}
+						if want := map[Scope]int{Agents: nodes, Node("0"): 1}[scope]; sent != want {
+							b.Fatalf("%d resources were sent, want %d", sent, want)
+						}
+					}
+				})
 		}
 	}
 }

@@ -42,10 +42,13 @@ func TestMarshal(t *testing.T) {
 		bytes []byte
 		want  error
 	}{
-		"a partial view":               {encode(update(t, &wire.Update{}, view["cluster"])), ErrNotWhole},
-		"another format":               {[]byte("{}"), ErrNotWhole},
-		"nothing":                      {nil, ErrNotWhole},
-		"a resource under another key": {encode(&wire.Update{Complete: true, Upserts: [][]byte{misfiled}}), ErrResource},
+		"a partial view": {encode(update(t, &wire.Update{}, view["cluster"])), ErrNotWhole},
+		"another format": {[]byte("{}"), ErrNotWhole},
+		"nothing":        {nil, ErrNotWhole},
+		"a resource under another key": {
+			encode(&wire.Update{Complete: true, Upserts: [][]byte{misfiled}}),
+			ErrResource,
+		},
 	} {
 		if got, err := Unmarshal(tc.bytes); !errors.Is(err, tc.want) || got != nil {
 			t.Errorf("%s: %v, want %v", why, err, tc.want)
@@ -64,13 +67,16 @@ func TestHeldView(t *testing.T) {
 		"a day old":   {24 * time.Hour, false},
 	} {
 		calls := 0
-		c, err := NewClient([]string{"127.0.0.1:1"}, nil, "", ClientOptions{Held: held, HeldAge: tc.age, OnState: func(View) { calls++ }})
+		c, err := NewClient([]string{
+			"127.0.0.1:1",
+		}, nil, "", ClientOptions{Held: held, HeldAge: tc.age, OnState: func(View) { calls++ }})
 		if err != nil {
 			t.Fatal(err)
 		}
 		view, _ := c.State()
 		if (view != nil) != tc.want || calls != 0 {
-			t.Errorf("%s: held %v, want %v; OnState was called %d times, want none", why, view != nil, tc.want, calls)
+			t.Errorf("%s: held %v, want %v; OnState was called %d times, want none", why, view != nil,
+				tc.want, calls)
 		}
 		if got := c.Age().Round(time.Minute); tc.want && got != tc.age {
 			t.Errorf("%s: its age is %v: a restart must not make it younger", why, got)

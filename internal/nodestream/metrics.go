@@ -49,8 +49,18 @@ func newServerMetrics(reg prometheus.Registerer) serverMetrics {
 			Help: "Node streams that continued an earlier one without a snapshot.",
 		}),
 	}
-	for _, reason := range []string{refusedNoToken, refusedToken, refusedUnchecked, refusedRole, refusedNoState,
-		refusedStreams, refusedConnections, refusedSlow, refusedSigning, refusedReport} {
+	for _, reason := range []string{
+		refusedNoToken,
+		refusedToken,
+		refusedUnchecked,
+		refusedRole,
+		refusedNoState,
+		refusedStreams,
+		refusedConnections,
+		refusedSlow,
+		refusedSigning,
+		refusedReport,
+	} {
 		m.refused.WithLabelValues(reason)
 	}
 	for _, role := range []Role{RoleAgent, RoleGateway} {

@@ -367,14 +367,42 @@ func TestRefusals(t *testing.T) {
 		reason string
 		code   codes.Code
 	}{
-		"unknown token": {why: "only holders of a token may read", token: "thief", reason: refusedToken, code: codes.Unauthenticated},
-		"empty token":   {why: "a missing token is not checked", token: " ", reason: refusedNoToken, code: codes.Unauthenticated},
-		"unknown role": {why: "another ServiceAccount has no scope", token: "x", reason: refusedRole, code: codes.PermissionDenied,
-			auth: func(string) (Subject, error) { return Subject{}, nil }},
-		"agent without a node": {why: "a token that is not bound to a node could be used anywhere", token: "x", reason: refusedRole, code: codes.PermissionDenied,
-			auth: func(string) (Subject, error) { return Subject{Role: RoleAgent}, nil }},
-		"API server unreachable": {why: "the token could not be checked, so the caller may retry", token: "x", reason: refusedUnchecked, code: codes.Unavailable,
-			auth: func(string) (Subject, error) { return Subject{}, fmt.Errorf("review: %w", ErrNotChecked) }},
+		"unknown token": {
+			why:    "only holders of a token may read",
+			token:  "thief",
+			reason: refusedToken,
+			code:   codes.Unauthenticated,
+		},
+		"empty token": {
+			why:    "a missing token is not checked",
+			token:  " ",
+			reason: refusedNoToken,
+			code:   codes.Unauthenticated,
+		},
+		"unknown role": {
+			why:    "another ServiceAccount has no scope",
+			token:  "x",
+			reason: refusedRole,
+			code:   codes.PermissionDenied,
+			auth:   func(string) (Subject, error) { return Subject{}, nil },
+		},
+		"agent without a node": {
+			why:    "a token that is not bound to a node could be used anywhere",
+			token:  "x",
+			reason: refusedRole,
+			code:   codes.PermissionDenied,
+			auth:   func(string) (Subject, error) { return Subject{Role: RoleAgent}, nil },
+		},
+		"API server unreachable": {
+			why:    "the token could not be checked, so the caller may retry",
+			token:  "x",
+			reason: refusedUnchecked,
+			code:   codes.Unavailable,
+			auth: func(string) (Subject, error) {
+				return Subject{}, fmt.Errorf("review: %w",
+					ErrNotChecked)
+			},
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -419,7 +447,8 @@ func TestStreamLimits(t *testing.T) {
 		}
 		for i, want := range []bool{true, true, false} {
 			if got := up(w.client()); got != want {
-				t.Errorf("stream %d of a pod is up: %v, want %v: a pod may have two streams and not three", i+1, got, want)
+				t.Errorf("stream %d of a pod is up: %v, want %v: a pod may have two streams and not three",
+					i+1, got, want)
 			}
 		}
 		w.setToken("agent/n1")
@@ -521,8 +550,10 @@ func TestSignWithoutController(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		start := time.Now()
-		if _, err := c.Sign(ctx, "shop", "web", nil); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Minute {
-			t.Errorf("Sign waits for a controller until its context ends; got %v after %v", err, time.Since(start))
+		if _, err := c.Sign(ctx, "shop", "web", nil); !errors.Is(err, context.DeadlineExceeded) ||
+			time.Since(start) != time.Minute {
+			t.Errorf("Sign waits for a controller until its context ends; got %v after %v", err,
+				time.Since(start))
 		}
 	})
 }
@@ -532,7 +563,7 @@ func TestSignRetriesOnTheNextConnection(t *testing.T) {
 		calls := 0
 		w.sign = func(ctx context.Context, _, _, _ string, _ []byte) ([][]byte, error) {
 			if calls++; calls == 1 {
-				grpctls.Cut(ctx) // the replica dies under the call
+				grpctls.CloseConn(ctx) // the replica dies under the call
 				<-ctx.Done()
 			}
 			return [][]byte{[]byte("leaf")}, nil
@@ -571,7 +602,10 @@ func TestPartialSnapshotIsNotUsed(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		server, client := grpctlstest.Pair(t, "client")
 		w.creds = grpctls.Config{TLS: grpctlstest.Config(client)}
-		g := grpc.NewServer(grpc.Creds(grpctls.New(grpctls.Config{ALPN: ALPN, TLS: grpctlstest.Config(server)})), grpc.WaitForHandlers(true))
+		g := grpc.NewServer(grpc.Creds(grpctls.New(grpctls.Config{
+			ALPN: ALPN,
+			TLS:  grpctlstest.Config(server),
+		})), grpc.WaitForHandlers(true))
 		var b broken
 		wire.RegisterNodeStreamServer(g, &b)
 		w.tasks.Go(func() { _ = g.Serve(w.ln) })
@@ -581,7 +615,8 @@ func TestPartialSnapshotIsNotUsed(t *testing.T) {
 		time.Sleep(time.Minute)
 		wantState(t, "a partial table would refuse connections that it must admit", c, nil)
 		if b.watches.Load() < 5 || c.Age() < time.Minute {
-			t.Errorf("after %d broken streams the state must be as old as it is, not %v", b.watches.Load(), c.Age())
+			t.Errorf("after %d broken streams the state must be as old as it is, not %v", b.watches.Load(),
+				c.Age())
 		}
 		if n := lost(c, lostUnreachable); n < 5 {
 			t.Errorf("%v of %d broken streams were counted", n, b.watches.Load())

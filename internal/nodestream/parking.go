@@ -27,8 +27,8 @@ type parkedSource struct {
 	expiry  *time.Timer
 }
 
-// put keeps src for parkTime. It returns false if there are limit sources already; then the
-// caller closes src.
+// put keeps src for parkTime. It returns false if there are limit sources already; then
+// the caller closes src.
 func (p *parking) put(src *source, subject Subject, limit int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -47,8 +47,8 @@ func (p *parking) put(src *source, subject Subject, limit int) bool {
 	return true
 }
 
-// take returns the source with this token, if it belongs to subject, its node still exists
-// and the client received all Updates; else nil.
+// take returns the source with this token, if it belongs to subject, its node still
+// exists and the client received all Updates; else nil.
 func (p *parking) take(token []byte, subject Subject, received uint64) *source {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -79,8 +79,8 @@ func (a *survey) join(s Subject, version string) (questions <-chan uint64, leave
 func podKey(s Subject) string { return s.Node + "/" + s.PodUID }
 
 // Ask asks every agent that has a stream to this replica for a Report, and returns the
-// answers that came until ctx ended, sorted by node. Concurrent calls take turns. An error
-// says that the turn of this one did not come.
+// answers that came until ctx ended, sorted by node. Concurrent calls take turns. An
+// error says that the turn of this one did not come.
 func (s *Server) Ask(ctx context.Context) ([]Report, error) {
 	a := s.survey
 	select {
@@ -155,11 +155,13 @@ func (s *Server) Report(ctx context.Context, req *wire.ReportRequest) (*wire.Rep
 	}
 	if subject.Role != RoleAgent {
 		s.refuse(refusedRole)
-		return nil, status.Errorf(codes.PermissionDenied, "a %v may not report: only agents may", subject.Role)
+		return nil, status.Errorf(codes.PermissionDenied, "a %v may not report: only agents may",
+			subject.Role)
 	}
 	if !bounded(req) || !s.survey.accept(subject, req) {
 		s.refuse(refusedReport)
-		return nil, status.Error(codes.FailedPrecondition, "no question is open for this report: it is late, a duplicate, or was not requested")
+		return nil, status.Error(codes.FailedPrecondition,
+			"no question is open for this report: it is late, a duplicate, or was not requested")
 	}
 	return &wire.ReportResponse{}, nil
 }

@@ -50,7 +50,8 @@ func TestAsk(t *testing.T) {
 				defer cancel()
 				start := time.Now()
 				got, err := w.server.Ask(ctx)
-				if err != nil || len(got) != 1 || got[0].Node != "n1" || got[0].Version != "v1" || (got[0].Body != nil) != tc.body {
+				if err != nil || len(got) != 1 || got[0].Node != "n1" || got[0].Version != "v1" ||
+					(got[0].Body != nil) != tc.body {
 					t.Fatalf("%s: got %+v", tc.why, got)
 				}
 				if tc.body && got[0].Body.GetStateAgeMs() != 7 {
@@ -82,7 +83,8 @@ func TestReportRefused(t *testing.T) {
 		}
 		defer conn.Close()
 		report := func(question uint64) codes.Code {
-			_, err := wire.NewNodeStreamClient(conn).Report(t.Context(), &wire.ReportRequest{Question: question})
+			_, err := wire.NewNodeStreamClient(conn).Report(t.Context(),
+				&wire.ReportRequest{Question: question})
 			return status.Code(err)
 		}
 		if got := report(1); got != codes.PermissionDenied || w.refused(refusedRole) != 1 {

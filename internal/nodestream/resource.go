@@ -72,7 +72,8 @@ func KeyOf(r *wire.Resource) (string, error) {
 // An error names the resource and wraps ErrResource.
 func Check(r *wire.Resource) error {
 	if n := proto.Size(r); n > maxResource {
-		return fmt.Errorf("resource %q has %d bytes, more than %d: %w", r.GetKey(), n, maxResource, ErrResource)
+		return fmt.Errorf("resource %q has %d bytes, more than %d: %w", r.GetKey(), n, maxResource,
+			ErrResource)
 	}
 	return checkContent(r)
 }

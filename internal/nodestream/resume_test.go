@@ -37,7 +37,8 @@ func TestStreamIsResumed(t *testing.T) {
 			t.Errorf("%v of %v streams were resumed", got, want)
 		}
 		if *dials != 1 || states != 1 {
-			t.Errorf("a resumed stream needs no connection and no snapshot: %d connections, %d states", *dials, states)
+			t.Errorf("a resumed stream needs no connection and no snapshot: %d connections, %d states",
+				*dials, states)
 		}
 		wantState(t, "change on a resumed stream", c, w.publish(Gateways, upstream("b", "1:1")))
 		if states != 2 || c.Age() > 5*time.Second {
@@ -59,9 +60,17 @@ func TestParking(t *testing.T) {
 		received uint64
 		resumed  bool
 	}{
-		"resumed":              {why: "this is the usual case", subject: n1, received: 3, resumed: true},
-		"another pod":          {why: "a token must not give access", subject: Subject{Role: RoleAgent, Node: "n1", PodUID: "other"}, received: 3},
-		"another node":         {why: "a token must not give access", subject: Subject{Role: RoleAgent, Node: "n2", PodUID: "pod"}, received: 3},
+		"resumed": {why: "this is the usual case", subject: n1, received: 3, resumed: true},
+		"another pod": {
+			why:      "a token must not give access",
+			subject:  Subject{Role: RoleAgent, Node: "n1", PodUID: "other"},
+			received: 3,
+		},
+		"another node": {
+			why:      "a token must not give access",
+			subject:  Subject{Role: RoleAgent, Node: "n2", PodUID: "pod"},
+			received: 3,
+		},
 		"an Update is missing": {why: "the client would lack what was in it", subject: n1, received: 2},
 		"in time": {
 			why: "clients reconnect within seconds", subject: n1, received: 3, resumed: true,

@@ -155,8 +155,9 @@ func NewServer(auth Authenticator, hub *Hub, sign SignFunc, o ServerOptions) *Se
 	}
 }
 
-// Serve serves on ln until ctx ends, closes ln, and waits for all calls. creds are made by
-// grpctls.New with ALPN. It returns nil if it ended because of ctx. A Server serves once.
+// Serve serves on ln until ctx ends, closes ln, and waits for all calls. creds are made
+// by grpctls.New with ALPN. It returns nil if it ended because of ctx. A Server serves
+// once.
 func (s *Server) Serve(ctx context.Context, ln net.Listener, creds credentials.TransportCredentials) error {
 	g := grpc.NewServer(
 		// Agents send little, and there may be a thousand of them. The default is 32 KiB.
@@ -287,7 +288,8 @@ func asStatus(err error, code codes.Code) error {
 	return status.Error(code, err.Error())
 }
 
-// admit counts a new stream of subject, or refuses it. The caller calls release at its end.
+// admit counts a new stream of subject, or refuses it. The caller calls release at its
+// end.
 func (s *Server) admit(subject Subject) (release func(), err error) {
 	pod := cmp.Or(subject.PodUID, subject.String())
 	s.mu.Lock()
@@ -387,7 +389,7 @@ func (s *Server) send(stream wire.NodeStream_WatchServer, u *wire.Update) error 
 	ctx := stream.Context()
 	timeout := time.AfterFunc(s.o.SendTimeout, func() {
 		s.refuse(refusedSlow)
-		grpctls.Cut(ctx)
+		grpctls.CloseConn(ctx)
 	})
 	defer timeout.Stop()
 	u.TimeMs = time.Now().UnixMilli()

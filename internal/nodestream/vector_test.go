@@ -31,20 +31,32 @@ func TestVectors(t *testing.T) {
 		want    string
 	}{
 		"first update": {
-			message: update(t, &wire.Update{TimeMs: newYear}, &wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
-				Id: 1024, Links: []string{"west"}, Generation: 7,
-				Endpoints: []*wire.Endpoint{{Id: []byte{1, 2, 3, 4, 5, 6, 7, 8}, PodUid: "uid-1", Upstream: "n1"}},
-			}}}),
+			message: update(t, &wire.Update{TimeMs: newYear},
+				&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
+					Id: 1024, Links: []string{"west"}, Generation: 7,
+					Endpoints: []*wire.Endpoint{
+						{Id: []byte{1, 2, 3, 4, 5, 6, 7, 8}, PodUid: "uid-1", Upstream: "n1"},
+					},
+				}}}),
 			want: "0a300a0a726f7574652f313032343a220880081204776573741a150a08010203040506070812057569642d311a026e3120072080d0eab6b733",
 		},
 		"a named pod": {
 			message: update(t, &wire.Update{TimeMs: newYear, Complete: true},
-				&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Id: 1025, Endpoints: []*wire.Endpoint{{
-					Id: []byte{1, 2, 3, 4, 5, 6, 7, 8}, PodUid: "uid-1", Upstream: "n1", Host: []byte{8, 7, 6, 5, 4, 3, 2, 1},
-				}}}}},
+				&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
+					Id: 1025,
+					Endpoints: []*wire.Endpoint{{
+						Id:       []byte{1, 2, 3, 4, 5, 6, 7, 8},
+						PodUid:   "uid-1",
+						Upstream: "n1",
+						Host:     []byte{8, 7, 6, 5, 4, 3, 2, 1},
+					}},
+				}}},
 				&wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
-					Namespace: "shop", Name: "db-0-east", Vips: []string{"10.9.0.7"}, SessionAffinitySeconds: 60,
-					Ports: []*wire.FrontendPort{{Index: 2, Name: "sql", AppProtocol: "tcp"}},
+					Namespace:              "shop",
+					Name:                   "db-0-east",
+					Vips:                   []string{"10.9.0.7"},
+					SessionAffinitySeconds: 60,
+					Ports:                  []*wire.FrontendPort{{Index: 2, Name: "sql", AppProtocol: "tcp"}},
 					Tiers: []*wire.Tier{{Backends: []*wire.Backend{{
 						Link: "east", Namespace: "shop", Service: "db", Hostname: "db-0", Ready: true,
 						Identities: []string{"spiffe://east-1/ns/shop/sa/db"},
@@ -55,18 +67,31 @@ func TestVectors(t *testing.T) {
 		},
 		"a pod and its export": {
 			message: update(t, &wire.Update{TimeMs: newYear, Complete: true},
-				&wire.Resource{Body: &wire.Resource_Pod{Pod: &wire.Pod{Uid: "uid-1", Namespace: "shop", Name: "db-0", Ips: []string{"10.1.0.5"}, Live: true}}},
+				&wire.Resource{Body: &wire.Resource_Pod{Pod: &wire.Pod{
+					Uid:       "uid-1",
+					Namespace: "shop",
+					Name:      "db-0",
+					Ips:       []string{"10.1.0.5"},
+					Live:      true,
+				}}},
 				&wire.Resource{Body: &wire.Resource_Export{Export: &wire.Export{
 					Namespace: "shop", Service: "db", Links: []string{"west"},
 					Ports: []*wire.ExportPort{{Port: 5432, Name: "sql"}},
 					Pods: []*wire.ExportPod{{
-						Uid: "uid-1", Targets: map[uint32]uint32{5432: 15432}, Ready: true, Accepts: true, IsolatedPorts: []uint32{5432},
+						Uid:           "uid-1",
+						Targets:       map[uint32]uint32{5432: 15432},
+						Ready:         true,
+						Accepts:       true,
+						IsolatedPorts: []uint32{5432},
 					}},
 				}}}),
 			want: "0a2c0a09706f642f7569642d312a1f0a057569642d31120473686f701a0464622d302a0831302e312e302e3538010a450a0e6578706f72742f73686f702f646232330a0473686f70120264621a0808b82a120373716c22047765737432170a057569642d31120608b82a10c878180120012a02b82a18012080d0eab6b733",
 		},
 		"a suspended link": {
-			message: update(t, &wire.Update{TimeMs: newYear, Complete: true}, &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{
+			message: update(t, &wire.Update{
+				TimeMs:   newYear,
+				Complete: true,
+			}, &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{
 				Name: "west", Uid: "uid-2", TrustDomain: "west-1", Suspended: true, DefaultDeny: true,
 				CallersRestricted: true, CallerNamespaces: []string{"shop"},
 			}}}),
@@ -116,19 +141,67 @@ func TestCheck(t *testing.T) {
 		r    *wire.Resource
 		good bool
 	}{
-		"upstream":          {"an ordinary one", upstream("n1", "10.0.0.1:4144"), true},
-		"gateway's cluster": {"a gateway does not have a node's hop key", resource(&wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{}}}), true},
-		"nothing":           {"there is no key", nil, false},
-		"no body":           {"there is no key", &wire.Resource{Key: "link/west"}, false},
-		"another's key":     {"it would replace another resource", &wire.Resource{Key: "link/north", Body: &wire.Resource_Link{Link: &wire.Link{Name: "west"}}}, false},
-		"short hop key":     {"a MAC under it proves nothing", resource(&wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{HopKey: make([]byte, 31)}}}), false},
-		"no hop key":        {"a MAC under it proves nothing", resource(&wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{}}}), false},
-		"node's hop key":    {"a MAC under it proves nothing", resource(&wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{HopKey: make([]byte, 16)}}}), false},
-		"day key":           {"no gateway accepts labels under it", resource(&wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{DayKeys: []*wire.DayKey{{Key: make([]byte, 16)}}}}}), false},
-		"hostname":          {"its hash has 8 bytes in labels", resource(&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Endpoints: []*wire.Endpoint{{Id: make([]byte, 8), Host: make([]byte, 7)}}}}}), false},
-		"frontend's key":    {"it is that of the Service made here and not of the peer's", &wire.Resource{Key: "frontend/shop/db", Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{Namespace: "shop", Name: "db-east"}}}, false},
-		"endpoint id":       {"it has 8 bytes in labels and headers", resource(&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Endpoints: []*wire.Endpoint{{Id: make([]byte, 9)}}}}}), false},
-		"huge":              {"no client accepts it", upstream("n1", string(make([]byte, maxResource))), false},
+		"upstream": {"an ordinary one", upstream("n1", "10.0.0.1:4144"), true},
+		"gateway's cluster": {
+			"a gateway does not have a node's hop key",
+			resource(&wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{}}}),
+			true,
+		},
+		"nothing": {"there is no key", nil, false},
+		"no body": {"there is no key", &wire.Resource{Key: "link/west"}, false},
+		"another's key": {
+			"it would replace another resource",
+			&wire.Resource{Key: "link/north", Body: &wire.Resource_Link{Link: &wire.Link{Name: "west"}}},
+			false,
+		},
+		"short hop key": {
+			"a MAC under it proves nothing",
+			resource(&wire.Resource{
+				Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{HopKey: make([]byte, 31)}},
+			}),
+			false,
+		},
+		"no hop key": {
+			"a MAC under it proves nothing",
+			resource(&wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{}}}),
+			false,
+		},
+		"node's hop key": {
+			"a MAC under it proves nothing",
+			resource(&wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{HopKey: make([]byte,
+				16)}}}),
+			false,
+		},
+		"day key": {
+			"no gateway accepts labels under it",
+			resource(&wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{DayKeys: []*wire.DayKey{
+				{Key: make([]byte, 16)},
+			}}}}),
+			false,
+		},
+		"hostname": {
+			"its hash has 8 bytes in labels",
+			resource(&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Endpoints: []*wire.Endpoint{
+				{Id: make([]byte, 8), Host: make([]byte, 7)},
+			}}}}),
+			false,
+		},
+		"frontend's key": {
+			"it is that of the Service made here and not of the peer's",
+			&wire.Resource{
+				Key:  "frontend/shop/db",
+				Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{Namespace: "shop", Name: "db-east"}},
+			},
+			false,
+		},
+		"endpoint id": {
+			"it has 8 bytes in labels and headers",
+			resource(&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Endpoints: []*wire.Endpoint{
+				{Id: make([]byte, 9)},
+			}}}}),
+			false,
+		},
+		"huge": {"no client accepts it", upstream("n1", string(make([]byte, maxResource))), false},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

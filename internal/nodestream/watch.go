@@ -60,8 +60,8 @@ func (c *Client) newWatch(ctx context.Context, address string) *watch {
 // that clients spread over the replicas some time after one was restarted.
 const maxReopened = 4
 
-// reopen lets the next receive open a stream on the same connection, which continues where
-// the last one ended. It returns false if the client must connect again.
+// reopen lets the next receive open a stream on the same connection, which continues
+// where the last one ended. It returns false if the client must connect again.
 func (w *watch) reopen() bool {
 	if !w.receiver.Whole() || len(w.resume) == 0 || w.reopened >= maxReopened {
 		return false
@@ -212,7 +212,8 @@ func (s *search) start(ctx context.Context, than time.Time) {
 	s.done.Go(func() {
 		for !w.receiver.Whole() {
 			if _, err := w.receive(); err != nil || !fresher(w, than) {
-				s.c.o.Log.Debug("found no controller replica with fresher state", "address", w.address, "error", err)
+				s.c.o.Log.Debug("found no controller replica with fresher state", "address", w.address,
+					"error", err)
 				w.close()
 				s.found <- nil
 				return

@@ -67,7 +67,8 @@ func TestResolvedAddressesOfOwnClusterAreNotDialed(t *testing.T) {
 			t.Errorf("%d streams before DNS has answered", n)
 		}
 		<-changed // DNS has answered
-		if diff := cmp.Diff(map[string]StreamState{"203.0.113.1:4143": {Reason: noAnswerYet}}, set()); diff != "" {
+		if diff := cmp.Diff(map[string]StreamState{"203.0.113.1:4143": {Reason: noAnswerYet}},
+			set()); diff != "" {
 			t.Errorf("streams (-want +got)\n%s", diff)
 		}
 		index.Remove("pod/shop/web")
@@ -98,7 +99,9 @@ func TestAdvertisedAddressesAreFollowedSlowly(t *testing.T) {
 		seen := map[string]bool{}
 		for i := range 60 {
 			next := &wire.Hello{Version: h.Version, IssuerList: h.IssuerList, LinkPublicKey: h.LinkPublicKey}
-			next.Gateways = []string{netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 443).String()}
+			next.Gateways = []string{
+				netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 443).String(),
+			}
 			stream.Hello(next)
 			p.Set(t.Context(), onlyEast(), nil)
 			for address := range p.Snapshots()["east"].Streams {
@@ -120,8 +123,14 @@ func TestLookupReturnsOwnFamiliesOnly(t *testing.T) {
 		ranges []netip.Prefix
 		want   []netip.Addr
 	}{
-		"without IPv6 its addresses would only fail": {[]netip.Prefix{netip.MustParsePrefix("240.0.0.0/24")}, []netip.Addr{netip.MustParseAddr("203.0.113.1")}},
-		"and without IPv4 those of IPv4":             {[]netip.Prefix{netip.MustParsePrefix("fd00::/64")}, []netip.Addr{netip.MustParseAddr("2001:db8::1")}},
+		"without IPv6 its addresses would only fail": {
+			[]netip.Prefix{netip.MustParsePrefix("240.0.0.0/24")},
+			[]netip.Addr{netip.MustParseAddr("203.0.113.1")},
+		},
+		"and without IPv4 those of IPv4": {
+			[]netip.Prefix{netip.MustParsePrefix("fd00::/64")},
+			[]netip.Addr{netip.MustParseAddr("2001:db8::1")},
+		},
 	} {
 		p := New(Config{Ranges: c.ranges, Lookup: server.lookup})
 		if got := p.lookup(t.Context(), "gw.east.example"); !slices.Equal(got.IPs, c.want) {

@@ -72,10 +72,21 @@ func TestTakeCatalogReturnsChanges(t *testing.T) {
 	stream.Hello(hello(east(), 1))
 	stream.Deliver(wire.Delta{Upserts: upserts("a", "b")})
 	stream.Deliver(wire.Delta{Upserts: upserts("c"), Removed: shopKeys("b")})
-	checkTake(t, p, none, "two differences are merged", taken{Complete: true, Upserts: []string{"a", "c"}, Removed: []string{"b"}})
-	problems := map[catalog.Key][]catalog.Problem{shopKeys("a")[0]: {{Service: "shop/a", Reason: catalog.InvalidPorts}}}
+	checkTake(t, p, none, "two differences are merged", taken{
+		Complete: true,
+		Upserts:  []string{"a", "c"},
+		Removed:  []string{"b"},
+	})
+	problems := map[catalog.Key][]catalog.Problem{shopKeys("a")[0]: {{
+		Service: "shop/a",
+		Reason:  catalog.InvalidPorts,
+	}}}
 	stream.Deliver(wire.Delta{Removed: shopKeys("a"), Problems: problems})
-	checkTake(t, p, none, "a Service that became invalid has a problem", taken{Complete: true, Removed: []string{"a"}, ProblemsOf: []string{"a"}})
+	checkTake(t, p, none, "a Service that became invalid has a problem", taken{
+		Complete:   true,
+		Removed:    []string{"a"},
+		ProblemsOf: []string{"a"},
+	})
 	stream.Deliver(wire.Delta{Upserts: upserts("a")})
 	checkTake(t, p, none, "the problem has ended", taken{Complete: true, Upserts: []string{"a"}})
 	checkTake(t, p, none, "nothing has arrived since", taken{Complete: true})
@@ -96,9 +107,16 @@ func TestTakeCatalogHoldsRemovalsBack(t *testing.T) {
 		stream.Hello(h)
 		version := func(n uint64) wire.Version { return wire.Version{Epoch: "one", Generation: n} }
 		stream.Deliver(wire.Delta{Upserts: upserts("a", "b", "c"), Version: version(7)})
-		checkTake(t, p, wire.Version{}, "the first catalog", taken{Whole: true, Complete: true, Upserts: []string{"a", "b", "c"}})
+		checkTake(t, p, wire.Version{}, "the first catalog", taken{
+			Whole:    true,
+			Complete: true,
+			Upserts:  []string{"a", "b", "c"},
+		})
 		stream.Deliver(wire.Delta{Upserts: upserts("d"), Removed: shopKeys("b", "c"), Version: version(6)})
-		checkTake(t, p, version(7), "a replica that is behind", taken{Upserts: []string{"d"}, Stale: link.PeerCatalogOlder})
+		checkTake(t, p, version(7), "a replica that is behind", taken{
+			Upserts: []string{"d"},
+			Stale:   link.PeerCatalogOlder,
+		})
 		stream.Deliver(wire.Delta{Upserts: upserts("c"), Version: version(8)})
 		checkTake(t, p, version(7), "it has caught up: b is gone, c was never",
 			taken{Complete: true, Upserts: []string{"c"}, Removed: []string{"b"}})
@@ -126,7 +144,11 @@ func TestSnapshotIsStaleIfEveryReplicaIs(t *testing.T) {
 		want link.Staleness
 	}{
 		{"no heartbeat yet", func() {}, ""},
-		{"the only replica is cut off", func() { one.Freshness(wire.Freshness{Age: time.Minute}) }, link.PeerCatalogStale},
+		{
+			"the only replica is cut off",
+			func() { one.Freshness(wire.Freshness{Age: time.Minute}) },
+			link.PeerCatalogStale,
+		},
 		{"the other stream has said nothing", func() { two.Hello(hello(east(), 1)) }, link.PeerCatalogStale},
 		{"the other replica is current", func() { two.Freshness(wire.Freshness{Age: time.Second}) }, ""},
 		{"the current one is gone", func() { two.Disconnected(nil) }, link.PeerCatalogStale},

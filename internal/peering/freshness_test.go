@@ -65,7 +65,10 @@ func TestFresherReplica(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	version := func(epoch string, n uint64) wire.Version { return wire.Version{Epoch: epoch, Generation: n} }
 	report := func(v wire.Version, age time.Duration, id byte) freshnessReport {
-		return freshnessReport{wire.Freshness{Version: v, Age: age, Replica: wire.ReplicaID{id}}, now.Add(-time.Second)}
+		return freshnessReport{
+			wire.Freshness{Version: v, Age: age, Replica: wire.ReplicaID{id}},
+			now.Add(-time.Second),
+		}
 	}
 	for name, c := range map[string]struct {
 		why            string
@@ -156,7 +159,12 @@ func TestReplicaThatIsCutOffIsNotReady(t *testing.T) {
 }
 
 func FuzzParseFreshness(f *testing.F) {
-	good, err := json.Marshal(freshnessBody{Replica: wire.ReplicaID{1}.String(), Epoch: "e", Generation: 5, AgeMs: 20})
+	good, err := json.Marshal(freshnessBody{
+		Replica:    wire.ReplicaID{1}.String(),
+		Epoch:      "e",
+		Generation: 5,
+		AgeMs:      20,
+	})
 	if err != nil {
 		f.Fatal(err)
 	}

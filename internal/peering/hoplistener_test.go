@@ -91,16 +91,22 @@ func TestHopListenerRefuses(t *testing.T) {
 		after  time.Duration
 	}{
 		"no header": {
-			why:   "a TLS connection that bypasses the gateway must never reach gRPC",
-			bytes: func(*testing.T) []byte { return bytes.Repeat([]byte{22, 3, 1}, 20) }, reason: route.Reason(route.ErrNotAHeader),
+			why:    "a TLS connection that bypasses the gateway must never reach gRPC",
+			bytes:  func(*testing.T) []byte { return bytes.Repeat([]byte{22, 3, 1}, 20) },
+			reason: route.Reason(route.ErrNotAHeader),
 		},
 		"bad MAC": {
-			why:   "only a gateway of this cluster may hand connections over",
-			bytes: func(t *testing.T) []byte { return header(t, route.HopKey{2}, hello, time.Now()) }, reason: route.Reason(route.ErrBadMAC),
+			why:    "only a gateway of this cluster may hand connections over",
+			bytes:  func(t *testing.T) []byte { return header(t, route.HopKey{2}, hello, time.Now()) },
+			reason: route.Reason(route.ErrBadMAC),
 		},
 		"old": {
-			why:   "a recorded header must not be usable for long",
-			bytes: func(t *testing.T) []byte { return header(t, route.HopKey{1}, hello, time.Now().Add(-time.Minute)) }, reason: "stale",
+			why: "a recorded header must not be usable for long",
+			bytes: func(t *testing.T) []byte {
+				return header(t, route.HopKey{1}, hello,
+					time.Now().Add(-time.Minute))
+			},
+			reason: "stale",
 		},
 		"other hello": {
 			why: "the header authenticates one ClientHello only",
@@ -110,8 +116,18 @@ func TestHopListenerRefuses(t *testing.T) {
 				return b
 			}, reason: route.Reason(route.ErrHelloMismatch),
 		},
-		"slow":       {why: "a silent connection must not hold a slot", bytes: func(*testing.T) []byte { return nil }, reason: "read_failed", after: headerTimeout},
-		"half a one": {why: "nor one that stops after the first bytes", bytes: func(t *testing.T) []byte { return header(t, route.HopKey{1}, hello, time.Now())[:20] }, reason: "read_failed", after: headerTimeout},
+		"slow": {
+			why:    "a silent connection must not hold a slot",
+			bytes:  func(*testing.T) []byte { return nil },
+			reason: "read_failed",
+			after:  headerTimeout,
+		},
+		"half a one": {
+			why:    "nor one that stops after the first bytes",
+			bytes:  func(t *testing.T) []byte { return header(t, route.HopKey{1}, hello, time.Now())[:20] },
+			reason: "read_failed",
+			after:  headerTimeout,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			listening(t, func(t *testing.T, p *pipes, l *HopListener, _ func()) {
@@ -138,7 +154,12 @@ func TestHopListenerRefuses(t *testing.T) {
 func TestHopListenerSeparatesInvites(t *testing.T) {
 	listening(t, func(t *testing.T, p *pipes, l *HopListener, _ func()) {
 		from := netip.MustParseAddrPort("192.0.2.7:999")
-		h, err := route.Header{Source: from, Destination: from, Link: route.InviteName("east"), Time: time.Now()}.Marshal(route.HopKey{1}, []byte("hello"))
+		h, err := route.Header{
+			Source:      from,
+			Destination: from,
+			Link:        route.InviteName("east"),
+			Time:        time.Now(),
+		}.Marshal(route.HopKey{1}, []byte("hello"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -40,21 +40,68 @@ func TestStoreIssuers(t *testing.T) {
 		want   uint64 // stored afterwards
 		err    error
 	}{
-		"first":           {why: "nothing was known", sent: east().SignedList(3), want: 3},
-		"higher":          {why: "rotation announces itself by a higher number", stored: east().SignedList(3), sent: east().SignedList(4), want: 4},
-		"same":            {why: "each replica signs its own bytes of one number", stored: east().SignedList(3), sent: east().SignedList(3), want: 3},
-		"lower":           {why: "a dropped issuer must not return", stored: east().SignedList(3), sent: east().SignedList(2), want: 3, err: errOlderList},
-		"another cluster": {why: "a peer may only send issuers of its own trust domain", stored: east().SignedList(3), sent: west().SignedList(9), want: 3, err: identity.ErrIssuerList},
-		"garbage":         {why: "the bytes come from outside", stored: east().SignedList(3), sent: []byte("x"), want: 3, err: identity.ErrIssuerList},
-		"another Link":    {why: "what was learned for another Link of the name does not count", stored: east().SignedList(3), peer: anotherEast(), sent: east().SignedList(2), want: 2},
-		"no list":         {why: "an empty list must not remove trust", stored: east().SignedList(3), want: 3, err: identity.ErrIssuerList},
-		"damaged":         {why: "a list that was damaged by hand is learned again", stored: []byte("x"), sent: east().SignedList(1), want: 1},
+		"first": {why: "nothing was known", sent: east().SignedList(3), want: 3},
+		"higher": {
+			why:    "rotation announces itself by a higher number",
+			stored: east().SignedList(3),
+			sent:   east().SignedList(4),
+			want:   4,
+		},
+		"same": {
+			why:    "each replica signs its own bytes of one number",
+			stored: east().SignedList(3),
+			sent:   east().SignedList(3),
+			want:   3,
+		},
+		"lower": {
+			why:    "a dropped issuer must not return",
+			stored: east().SignedList(3),
+			sent:   east().SignedList(2),
+			want:   3,
+			err:    errOlderList,
+		},
+		"another cluster": {
+			why:    "a peer may only send issuers of its own trust domain",
+			stored: east().SignedList(3),
+			sent:   west().SignedList(9),
+			want:   3,
+			err:    identity.ErrIssuerList,
+		},
+		"garbage": {
+			why:    "the bytes come from outside",
+			stored: east().SignedList(3),
+			sent:   []byte("x"),
+			want:   3,
+			err:    identity.ErrIssuerList,
+		},
+		"another Link": {
+			why:    "what was learned for another Link of the name does not count",
+			stored: east().SignedList(3),
+			peer:   anotherEast(),
+			sent:   east().SignedList(2),
+			want:   2,
+		},
+		"no list": {
+			why:    "an empty list must not remove trust",
+			stored: east().SignedList(3),
+			want:   3,
+			err:    identity.ErrIssuerList,
+		},
+		"damaged": {
+			why:    "a list that was damaged by hand is learned again",
+			stored: []byte("x"),
+			sent:   east().SignedList(1),
+			want:   1,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := kubetest.New(nil)
 			peer := eastPeer()
 			if c.stored != nil {
-				trust := &v1alpha1.PeerTrust{Spec: v1alpha1.PeerTrustSpec{LinkUID: peer.UID, IssuerList: c.stored}}
+				trust := &v1alpha1.PeerTrust{Spec: v1alpha1.PeerTrustSpec{
+					LinkUID:    peer.UID,
+					IssuerList: c.stored,
+				}}
 				trust.Namespace, trust.Name = system, "east"
 				if err := a.Create(t.Context(), trust); err != nil {
 					t.Fatal(err)

@@ -57,7 +57,9 @@ func newPeers(t *testing.T, a *kubetest.API, change func(*Config)) *Peers {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		},
-		Lookup: func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no DNS in tests") },
+		Lookup: func(context.Context, string) ([]netip.Addr, error) {
+			return nil, errors.New("no DNS in tests")
+		},
 	}
 	if change != nil {
 		change(&c)

@@ -60,9 +60,13 @@ func TestSetMovesStreamsOfChangedAddresses(t *testing.T) {
 		p.Set(ctx, onlyEast("192.0.2.1:4143", "192.0.2.3:4143"), nil)
 		synctest.Wait()
 		if s := p.Snapshots()["east"]; !s.Complete || s.PeerVersion == "" {
-			t.Error("what a peer has sent does not depend on its addresses: mirrors would freeze and status flap")
+			t.Error("what a peer has sent does not depend on its addresses: mirrors would freeze and " +
+				"status flap")
 		}
-		if diff := cmp.Diff(map[string]bool{"192.0.2.1:4143": true, "192.0.2.3:4143": false}, connected(p)); diff != "" {
+		if diff := cmp.Diff(map[string]bool{
+			"192.0.2.1:4143": true,
+			"192.0.2.3:4143": false,
+		}, connected(p)); diff != "" {
 			t.Errorf("connected streams (-want +got)\n%s", diff)
 		}
 		mu.Lock()
@@ -74,7 +78,8 @@ func TestSetMovesStreamsOfChangedAddresses(t *testing.T) {
 		late := p.StreamForTest("east", "192.0.2.3:4143")
 		p.Set(ctx, nil, nil)
 		late.Catalog(map[catalog.Key]catalog.Service{})
-		if s, c := p.Snapshots()["east"], p.TakeCatalog("east", wire.Version{}, time.Now()); s != nil || c.Complete || !c.Whole {
+		if s, c := p.Snapshots()["east"], p.TakeCatalog("east", wire.Version{}, time.Now()); s != nil ||
+			c.Complete || !c.Whole {
 			t.Errorf("state of a deleted Link remains: %+v, %+v", s, c)
 		}
 		cancel()
@@ -143,7 +148,8 @@ func TestSnapshotIsReplacedOnlyWhenItChanges(t *testing.T) {
 		t.Errorf("the reconciler was woken %d times though nothing changed", n)
 	}
 	stream.Disconnected(errors.New("gone"))
-	if after := p.Snapshots()["east"]; after == before || before.Streams["192.0.2.1:4143"].Connected != true || counted() != 1 {
+	if after := p.Snapshots()["east"]; after == before ||
+		before.Streams["192.0.2.1:4143"].Connected != true || counted() != 1 {
 		t.Error("a lost stream must make a new snapshot, and leave the old one alone")
 	}
 }
@@ -293,7 +299,8 @@ func TestLossIsReportedAfterGraceBesideADeadAddress(t *testing.T) {
 			good.Hello(h)
 			good.Disconnected(errors.New("gone again")) // another loss does not postpone the report
 			if at := reportAt(); at.Sub(lost) != LossGrace {
-				t.Errorf("a lost stream beside a dead one is reported after %v, want %v", at.Sub(lost), LossGrace)
+				t.Errorf("a lost stream beside a dead one is reported after %v, want %v", at.Sub(lost),
+					LossGrace)
 			}
 		}
 	})
@@ -326,9 +333,19 @@ func TestLabelIsSealedByTheDayAroundMidnight(t *testing.T) {
 			for _, skew := range []time.Duration{-2 * time.Hour, 0, 2 * time.Hour} {
 				name, label, err := route.NewKeyring(keys...).Open(cfg.ServerName, time.Now().Add(skew))
 				if err != nil || name != "west" || label.Route != route.Catalog {
-					t.Errorf("at %s, skew %v: %q, %+v, %v", time.Now().Format(time.TimeOnly), skew, name, label, err)
+					t.Errorf("at %s, skew %v: %q, %+v, %v", time.Now().Format(time.TimeOnly), skew, name,
+						label, err)
 				}
-				if hint := []byte{1, 0, 0, 0, 0, 0, 0, 0}; !strings.Contains(fmt.Sprint(label), fmt.Sprint(hint)) {
+				if hint := []byte{
+					1,
+					0,
+					0,
+					0,
+					0,
+					0,
+					0,
+					0,
+				}; !strings.Contains(fmt.Sprint(label), fmt.Sprint(hint)) {
 					t.Errorf("the label %v does not ask for replica %v", label, hint)
 				}
 			}

@@ -70,8 +70,17 @@ func TestPlanTrustReportsOfFollower(t *testing.T) {
 		"no replica can dial": {why: "there is nothing to report", snapshot: &Snapshot{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			stored := &v1alpha1.PeerTrust{Spec: v1alpha1.PeerTrustSpec{LinkUID: eastPeer().UID, Replicas: c.stored}}
-			change, recheck := PlanTrust(TrustInputs{Peer: eastPeer(), Snapshot: c.snapshot, Stored: stored, Replica: "me", Now: now})
+			stored := &v1alpha1.PeerTrust{Spec: v1alpha1.PeerTrustSpec{
+				LinkUID:  eastPeer().UID,
+				Replicas: c.stored,
+			}}
+			change, recheck := PlanTrust(TrustInputs{
+				Peer:     eastPeer(),
+				Snapshot: c.snapshot,
+				Stored:   stored,
+				Replica:  "me",
+				Now:      now,
+			})
 			if (change != nil) != (c.want != nil) || recheck != c.recheck {
 				t.Fatalf("%s: change %+v, recheck %v, want %v, %v", c.why, change, recheck, c.want, c.recheck)
 			}
@@ -137,7 +146,11 @@ func TestPlanTrustStoresAuthenticatedGateways(t *testing.T) {
 			},
 			Fresh: []string{"203.0.113.1:4143", "203.0.113.2:4143"},
 		},
-		Authenticated: map[string]bool{"192.0.2.1:4143": true, "203.0.113.1:4143": true, "203.0.113.3:4143": true},
+		Authenticated: map[string]bool{
+			"192.0.2.1:4143":   true,
+			"203.0.113.1:4143": true,
+			"203.0.113.3:4143": true,
+		},
 	}
 	got := s.gatewaysToStore([]string{"203.0.113.3:4143", "203.0.113.9:4143"})
 	if diff := cmp.Diff([]string{"203.0.113.1:4143", "203.0.113.3:4143"}, got); diff != "" {
@@ -156,7 +169,11 @@ func TestMergeReports(t *testing.T) {
 		connected bool
 		without   []string
 	}{
-		"all connected": {why: "no report means a stream", snapshot: snapshotOf(false, true, time.Time{}), connected: true},
+		"all connected": {
+			why:       "no report means a stream",
+			snapshot:  snapshotOf(false, true, time.Time{}),
+			connected: true,
+		},
 		"a follower is not": {
 			why:       "its agents get no updates",
 			snapshot:  snapshotOf(false, true, time.Time{}),
@@ -184,10 +201,17 @@ func TestMergeReports(t *testing.T) {
 	} {
 		var o link.Observed
 		c.snapshot.Observe(&o)
-		trust := &v1alpha1.PeerTrust{Spec: v1alpha1.PeerTrustSpec{LinkUID: eastPeer().UID, Replicas: c.reports}}
-		c.snapshot.MergeReports(&o, eastPeer(), trust, "leader", map[string]bool{"leader": true, "other": true})
+		trust := &v1alpha1.PeerTrust{Spec: v1alpha1.PeerTrustSpec{
+			LinkUID:  eastPeer().UID,
+			Replicas: c.reports,
+		}}
+		c.snapshot.MergeReports(&o, eastPeer(), trust, "leader", map[string]bool{
+			"leader": true,
+			"other":  true,
+		})
 		if o.Connected != c.connected || !cmp.Equal(o.Without, c.without) || o.Replicas != 2 {
-			t.Errorf("%s: connected %v, without %q, want %v, %q: %s", name, o.Connected, o.Without, c.connected, c.without, c.why)
+			t.Errorf("%s: connected %v, without %q, want %v, %q: %s", name, o.Connected, o.Without,
+				c.connected, c.without, c.why)
 		}
 	}
 }
@@ -201,7 +225,12 @@ func TestWriteTrustWritesOneChangeAtATime(t *testing.T) {
 		defer end()
 		p.StreamForTest("east", "192.0.2.1:4143").Disconnected(errors.New("gone"))
 		time.Sleep(time.Hour)
-		change, _ := PlanTrust(TrustInputs{Peer: eastPeer(), Snapshot: p.Snapshots()["east"], Replica: "me", Now: time.Now()})
+		change, _ := PlanTrust(TrustInputs{
+			Peer:     eastPeer(),
+			Snapshot: p.Snapshots()["east"],
+			Replica:  "me",
+			Now:      time.Now(),
+		})
 		if change == nil {
 			t.Fatal("nothing to write")
 		}
@@ -215,7 +244,13 @@ func TestWriteTrustWritesOneChangeAtATime(t *testing.T) {
 		time.Sleep(time.Minute)
 		var trust v1alpha1.PeerTrust
 		a.MustGet(t, system, "east", &trust)
-		again, _ := PlanTrust(TrustInputs{Peer: eastPeer(), Snapshot: p.Snapshots()["east"], Stored: &trust, Replica: "me", Now: time.Now()})
+		again, _ := PlanTrust(TrustInputs{
+			Peer:     eastPeer(),
+			Snapshot: p.Snapshots()["east"],
+			Stored:   &trust,
+			Replica:  "me",
+			Now:      time.Now(),
+		})
 		if again != nil {
 			t.Errorf("what was written is to be written again: %+v", trust.Spec)
 		}

@@ -37,7 +37,9 @@ func TestCatalogBetweenTwoClusters(t *testing.T) {
 	}
 	web := upserts("web")[0]
 	version := wire.Version{Epoch: "one", Generation: 5}
-	if err := eastBoard.Publish([]wire.Listing{{Service: &web, Key: web.Key(), Links: []string{"west"}}}, version); err != nil {
+	if err := eastBoard.Publish([]wire.Listing{
+		{Service: &web, Key: web.Key(), Links: []string{"west"}},
+	}, version); err != nil {
 		t.Fatal(err)
 	}
 	eastBoard.SetReady("west")
@@ -46,7 +48,11 @@ func TestCatalogBetweenTwoClusters(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := wire.NewServer(atEast.Identify, eastBoard, atEast.Inbound(), wire.ServerOptions{})
-	creds := grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: atEast.ServerTLS, Guard: transport.GuardAccepted})
+	creds := grpctls.New(grpctls.Config{
+		ALPN:  wire.ALPN,
+		TLS:   atEast.ServerTLS,
+		Guard: transport.GuardAccepted,
+	})
 	serving.Go(func() { server.Serve(ctx, ln, creds) })
 
 	changed := make(chan struct{}, 1)
@@ -75,7 +81,8 @@ func TestCatalogBetweenTwoClusters(t *testing.T) {
 		}
 	}
 	change := atWest.TakeCatalog("east", wire.Version{}, time.Now())
-	if len(change.Upserts) != 1 || !change.Upserts[0].Equal(web) || !change.Complete || change.Version != version {
+	if len(change.Upserts) != 1 || !change.Upserts[0].Equal(web) || !change.Complete ||
+		change.Version != version {
 		t.Errorf("west has %+v", change)
 	}
 	if got := storedNumber(t, westAPI, eastPeer()); got != 2 {

@@ -13,10 +13,10 @@ import (
 // verified again.
 const verifyInterval = time.Minute
 
-// verifier verifies the controllers of peers. Every stream asks again with each heartbeat,
-// and the answer to the same question changes with the clock only. So an answer is used
-// again for verifyInterval, unless one of the certificates expires before. The zero value
-// is ready. It is safe for concurrent use.
+// verifier verifies the controllers of peers. A stream asks again with each heartbeat,
+// and only the clock can change the answer. So an answer is used again for
+// verifyInterval, unless one of the certificates expires before. The zero value is ready.
+// It is safe for concurrent use.
 type verifier struct {
 	mu     sync.Mutex                          // guards what follows
 	proven map[*x509.Certificate]verifiedChain // by leaf
@@ -33,7 +33,8 @@ type verifiedChain struct {
 
 // verify returns an error unless root vouches for certs, leaf first, as a controller of
 // the trust domain at now.
-func (v *verifier) verify(certs []*x509.Certificate, domain string, root *x509.Certificate, now time.Time) error {
+func (v *verifier) verify(certs []*x509.Certificate, domain string, root *x509.Certificate,
+	now time.Time) error {
 	if v.isProven(certs, domain, root, now) {
 		return nil
 	}
@@ -64,7 +65,8 @@ func (v *verifier) verify(certs []*x509.Certificate, domain string, root *x509.C
 }
 
 // isProven reports whether the very chain was proven a short time ago.
-func (v *verifier) isProven(certs []*x509.Certificate, domain string, root *x509.Certificate, now time.Time) bool {
+func (v *verifier) isProven(certs []*x509.Certificate, domain string, root *x509.Certificate,
+	now time.Time) bool {
 	if len(certs) == 0 {
 		return false
 	}

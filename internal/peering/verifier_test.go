@@ -29,8 +29,8 @@ func TestVerifierRepeats(t *testing.T) {
 		"soon":           {"nothing has changed", root, now.Add(time.Second), true},
 		"much later":     {"it is verified again", root, now.Add(time.Hour), true},
 		"clock set back": {"it is verified again", root, now.Add(-time.Second), true},
-		"another root":   {"a Link that was replaced vouches for nothing of the old one", other, now.Add(time.Second), false},
-		"expired":        {"the certificate ends before the answer does", root, leaf.NotAfter.Add(time.Second), false},
+		"another root":   {"a new Link proves nothing of the old", other, now.Add(time.Second), false},
+		"expired":        {"the certificate ends first", root, leaf.NotAfter.Add(time.Second), false},
 	} {
 		var v verifier
 		first := now

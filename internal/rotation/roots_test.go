@@ -189,7 +189,7 @@ func TestDecideRoots(t *testing.T) {
 			{after: 2 * h, acks: acked(0), request: root("a"), want: "B|A, 3: 1|0"},
 		}},
 		"automatic": {
-			"rotation starts after two thirds of the lifetime, with full announce periods for root and issuer",
+			"rotation starts after two thirds of the lifetime, with full announce periods",
 			[]step{
 				{after: 7 * year, acks: acked(1), want: "A>B, 2: 0>1"},
 				// The issuer had expired long before.

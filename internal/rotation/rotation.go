@@ -5,7 +5,7 @@
 // root signs. A rotation has these steps:
 //
 //	current ── announce ──▶ current, next
-//	current, next ── acknowledged or deadline ──▶ next signs, the previous issuer is retired
+//	current, next ── acknowledged or deadline ──▶ next signs, the previous one is retired
 //	retired ── RetainPeriod ──▶ removed from the list
 //	current ── revoke ──▶ a new issuer alone
 //

@@ -176,12 +176,12 @@ func answers(ctx context.Context, name string) error {
 	return err
 }
 
-// TestDampingIsBounded takes the selector of a Service away for 3 s and gives it back,
+// TestDampingIsBounded takes the selector of a Service away for 2.5 s and gives it back,
 // six times. Each time callers lose at most what the source itself lost and the 5 s for
 // which the mirror of a flapping Service is held down.
 func TestDampingIsBounded(t *testing.T) {
 	ctx := t.Context()
-	const times, down, up = 6, 3 * time.Second, 6500 * time.Millisecond
+	const times, down, up = 6, 2500 * time.Millisecond, 5500 * time.Millisecond
 	offer(t, service("flap", exported, httpPort), "flap-east")
 	within(t, soon, "it is mirrored and answers", func() error { return answers(ctx, "flap-east") })
 	calls := startLoop(t, netOf(t, west, "client"), "http://"+mirrorOf(t, "flap-east", 80)+"/")

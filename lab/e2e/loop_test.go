@@ -129,12 +129,6 @@ func speak(ctx context.Context, c net.Conn) error {
 	return nil
 }
 
-// end closes the connection, and returns the error that ended it before.
-func (s *echoStream) end() error {
-	s.stop()
-	return <-s.done
-}
-
 // lives returns the error that ended the connection, if one did.
 func (s *echoStream) lives() error {
 	select {

@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/ledger"
@@ -103,6 +104,21 @@ func agentOnFollower(t *testing.T, c *cluster) (follower, leader string) {
 	return follower, leader
 }
 
+// create creates a Service in namespace shop.
+func (c *cluster) create(ctx context.Context, s *corev1.Service) error {
+	_, err := c.api.CoreV1().Services("shop").Create(ctx, s, metav1.CreateOptions{})
+	return err
+}
+
+// ready wants a pod of Causeway's to be ready.
+func (c *cluster) ready(ctx context.Context, pod string) error {
+	p, err := c.api.CoreV1().Pods(system).Get(ctx, pod, getOptions)
+	if err == nil && !isReady(p) {
+		err = fmt.Errorf("%s is not ready", pod)
+	}
+	return err
+}
+
 // cutOff loses the packets of a controller's pod to its API server until the test ends,
 // or mend is called. Nobody else notices.
 func cutOff(t *testing.T, c *cluster, pod string) (mend func()) {
@@ -182,15 +198,22 @@ func TestReplicaCutOff(t *testing.T) {
 		}
 		return err
 	})
-	named(t, east, 10*time.Second, quick, finding{"controller", "cluster", "warning", "1 of 2 are ready"})
+	named(t, east, 10*time.Second, quick, finding{"controller", "cluster", "warning", "1 of 2 pods are ready"})
 
-	// The current replica is gone for a moment, and the stale one misses a Service.
+	// Only the stale replica is left for a while, which misses a Service.
+	node := east.Nodes()[0]
+	schedulable := func() error { return east.kubectl(background(), "", "uncordon", node) }
+	t.Cleanup(func() { _ = schedulable() })
+	must(t, east.kubectl(ctx, "", "cordon", node))
 	must(t, east.kubectl(ctx, "", "-n", system, "delete", "pod", current, "--grace-period=0", "--force"))
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); sleep(ctx, 200*time.Millisecond) {
-		if have(clusterIP(ctx, west, "fresh-east"))(t) == "" {
-			t.Fatal("fresh-east has no address")
-		}
+	within(t, 30*time.Second, "the stale replica serves again, because no other does", func() error {
+		return east.ready(ctx, stale)
+	})
+	sleep(ctx, 10*time.Second)
+	for _, w := range have(west.deletedMirrors(mark))(t) {
+		t.Errorf("a mirror was deleted: %s", w)
 	}
+	must(t, schedulable())
 	mend()
 	within(t, time.Minute, "two controllers are ready", func() error { return east.controllers(ctx, 2) })
 	within(t, soon, "what was exported meanwhile answers", func() error { return answers(ctx, "fresh-east") })
@@ -202,8 +225,9 @@ func TestReplicaCutOff(t *testing.T) {
 	}
 }
 
-// TestLeaderCutOff cuts the exporter's leader off from its API server alone. Another replica
-// leads within the Lease's time, peers learn of new exports from it, and nothing is deleted.
+// TestLeaderCutOff cuts the exporter's leader off from its API server alone. Another
+// replica leads within the Lease's time, peers learn of new exports from it, and nothing
+// is deleted.
 func TestLeaderCutOff(t *testing.T) {
 	long(t)
 	ctx := t.Context()
@@ -280,25 +304,30 @@ func (a *allocations) read(ctx context.Context, c *cluster) (ledger.Contents, er
 // another replica leads when it goes on. No virtual IP is given twice.
 func TestPausedLeader(t *testing.T) {
 	ctx := t.Context()
-	const exports, pause = 150, 20 * time.Second
-	var manifest strings.Builder
+	const exports, pause = 120, 20 * time.Second
 	names := make([]string, exports)
-	for i := range exports {
+	for i := range names {
 		names[i] = fmt.Sprintf("paused-%03d", i)
-		manifest.WriteString(service(names[i], exported, httpPort))
 	}
 	t.Cleanup(func() {
-		err := east.kubectl(background(), manifest.String(), "delete", "--ignore-not-found",
-			"--wait=false", "-f", "-")
+		ctx := background()
+		err := east.kubectl(ctx, "", "-n", "shop", "delete", "services", "-l", "story=paused", "--wait=false")
 		if err != nil {
 			t.Error(err)
 		}
-		must(t, poll(background(), time.Minute, func() error { return west.controllers(background(), 2) }))
-		for _, name := range names {
-			if err := gone(t, name+"-east"); err != nil {
-				t.Error(err)
+		must(t, poll(ctx, time.Minute, func() error { return west.controllers(ctx, 2) }))
+		must(t, poll(ctx, time.Minute, func() error {
+			list, err := west.api.CoreV1().Services("shop").List(ctx, listOptions)
+			if err != nil {
+				return err
 			}
-		}
+			for _, s := range list.Items {
+				if strings.HasPrefix(s.Name, "paused-") {
+					return fmt.Errorf("mirror %s still stands", s.Name)
+				}
+			}
+			return nil
+		}))
 		serves(t)
 	})
 	leader := have(west.leader(ctx))(t)
@@ -306,19 +335,24 @@ func TestPausedLeader(t *testing.T) {
 	seen.owners = make(map[string]string)
 	have(seen.read(ctx, west))(t)
 
-	// All are applied in the time of the pause and some seconds around it.
-	applied := make(chan error, 1)
+	// They are created in the time of the pause and some seconds around it.
+	created := make(chan error, 1)
 	go func() {
 		var err error
-		for i := 0; i < exports && err == nil; i += 5 {
-			var some strings.Builder
-			for _, name := range names[i:min(i+5, exports)] {
-				some.WriteString(service(name, exported, httpPort))
-			}
-			err = east.kubectl(ctx, some.String(), "apply", "-f", "-")
-			sleep(ctx, 700*time.Millisecond)
+		for i := 0; i < exports && err == nil; i++ {
+			err = east.create(ctx, &corev1.Service{
+				ObjectMeta: metav1.ObjectMeta{
+					Name:   names[i],
+					Labels: map[string]string{v1alpha1.ExportLabel: "true", "story": "paused"},
+				},
+				Spec: corev1.ServiceSpec{
+					Selector: map[string]string{"app": "bar"},
+					Ports:    []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromString("http")}},
+				},
+			})
+			sleep(ctx, 220*time.Millisecond)
 		}
-		applied <- err
+		created <- err
 	}()
 	within(t, soon, "the first are mirrored", func() error {
 		_, err := clusterIP(ctx, west, names[0]+"-east")
@@ -340,7 +374,7 @@ func TestPausedLeader(t *testing.T) {
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); sleep(ctx, 200*time.Millisecond) {
 		have(seen.read(ctx, west))(t)
 	}
-	must(t, <-applied)
+	must(t, <-created)
 	within(t, 30*time.Second, "all are mirrored", func() error {
 		contents, err := seen.read(ctx, west)
 		if err != nil {

@@ -72,7 +72,11 @@ var netnsCases = map[string]netnsCase{
 	"between up and down": {
 		why: "`lab up` shares /run/netns first, so iproute2 does not bind it",
 		prepare: func(ctx context.Context, t *testing.T) {
-			o := lab.Options{Name: scratch.Name, Clusters: []string{"a"}, Progress: func(s string) { t.Log(s) }}
+			o := lab.Options{
+				Name:     scratch.Name,
+				Clusters: []string{"a"},
+				Progress: func(s string) { t.Log(s) },
+			}
 			if _, err := lab.Up(ctx, o); err != nil {
 				t.Fatal(err)
 			}
@@ -108,8 +112,8 @@ var netnsCases = map[string]netnsCase{
 	},
 }
 
-// TestDownBesideAnotherProgramsNetns runs each case in a copy of this process that has its
-// own mounts and an empty /run, because the cases change how /run/netns is mounted.
+// TestDownBesideAnotherProgramsNetns runs each case in a copy of this process that has
+// its own mounts and an empty /run, because the cases change how /run/netns is mounted.
 func TestDownBesideAnotherProgramsNetns(t *testing.T) {
 	ctx := deadline(t, 5*time.Minute)
 	if name := os.Getenv(runNetns); name != "" {
@@ -121,7 +125,8 @@ func TestDownBesideAnotherProgramsNetns(t *testing.T) {
 	}
 	for name, c := range netnsCases {
 		t.Run(name, func(t *testing.T) {
-			cmd := exec.CommandContext(ctx, self(t), "-test.v", "-test.run=^TestDownBesideAnotherProgramsNetns$")
+			cmd := exec.CommandContext(ctx, self(t), "-test.v",
+				"-test.run=^TestDownBesideAnotherProgramsNetns$")
 			cmd.Env = append(os.Environ(), runNetns+"="+name)
 			cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 			if out, err := cmd.CombinedOutput(); err != nil {

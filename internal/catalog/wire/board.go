@@ -156,9 +156,9 @@ func (b *Board) currentFreshness() *Heartbeat_Freshness {
 	return now.message()
 }
 
-// SetReady sets for which Links the Board is complete. Streams of all other Links are sent
-// no Updates: their peers keep what they have. Callers name a Link once everything that it
-// may see has been published.
+// SetReady sets for which Links the Board is complete. Streams of all other Links are
+// sent no Updates: their peers keep what they have. Callers name a Link once everything
+// that it may see has been published.
 func (b *Board) SetReady(links ...string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -256,7 +256,8 @@ func encodeListings(changes []Listing) (messages [][]byte, errs []error) {
 }
 
 // account moves every Link from the old to the new state of one key and stores the new
-// one. Either may be nil. It adds the Links that got room to touched. The caller holds mu.
+// one. Either may be nil. It adds the Links that got room to touched. The caller holds
+// mu.
 func (b *Board) account(old, next *listed, touched map[*linkState]bool) {
 	if old != nil {
 		for _, l := range old.links.states {
@@ -309,8 +310,8 @@ func (b *Board) link(name string) *linkState {
 	return l
 }
 
-// LeftOut returns how many Services a Link may see that are not sent because of the bounds
-// of either side, and the first of them by key, with the reason.
+// LeftOut returns how many Services a Link may see that are not sent because of the
+// bounds of either side, and the first of them by key, with the reason.
 func (b *Board) LeftOut(link string) (count int, first []catalog.Problem) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()

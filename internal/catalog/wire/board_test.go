@@ -129,7 +129,8 @@ func TestBoardTellsVersions(t *testing.T) {
 		t.Errorf("a change that the Link does not see must cost nothing at once, got %v", u)
 	}
 	if c.drain(); c.version != (Version{"a", 2}) || c.updates != 2 {
-		t.Errorf("with the next heartbeat the version must be told, got %v after %d Updates", c.version, c.updates)
+		t.Errorf("with the next heartbeat the version must be told, got %v after %d Updates", c.version,
+			c.updates)
 	}
 	if c.drain(); c.updates != 2 {
 		t.Errorf("the version must be told once, got %d Updates", c.updates)
@@ -221,9 +222,11 @@ func TestBoardKeepsBounds(t *testing.T) {
 			leftOut: map[string]string{"b": ServiceTooLarge},
 		},
 		"larger than any": {
-			why:     "our own bounds hold even if the peer announces larger ones",
-			bounds:  Bounds{ServiceBytes: 1 << 30},
-			publish: [][]Listing{append(some("a"), listing(service("b", DefaultBounds.ServiceBytes), "west"))},
+			why:    "our own bounds hold even if the peer announces larger ones",
+			bounds: Bounds{ServiceBytes: 1 << 30},
+			publish: [][]Listing{
+				append(some("a"), listing(service("b", DefaultBounds.ServiceBytes), "west")),
+			},
 			want:    []string{"a"},
 			leftOut: map[string]string{"b": ServiceTooLarge},
 		},
@@ -248,7 +251,8 @@ func TestBoardKeepsBounds(t *testing.T) {
 			for _, p := range first {
 				got[strings.TrimPrefix(p.Service, "shop/")] = p.Reason
 			}
-			if diff := cmp.Diff(tc.leftOut, got, cmpopts.EquateEmpty()); diff != "" || count != len(tc.leftOut) {
+			if diff := cmp.Diff(tc.leftOut, got, cmpopts.EquateEmpty()); diff != "" ||
+				count != len(tc.leftOut) {
 				t.Errorf("%s: %d left out (-want +got):\n%s", tc.why, count, diff)
 			}
 		})
@@ -412,7 +416,8 @@ func TestFullCatalogCrosses(t *testing.T) {
 		w.publish(catalogOf(all[1:]...))
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		if got := w.atWest.newest(); len(got) != DefaultBounds.Services || got[all[len(all)-1].Key()].IsZero() {
+		if got := w.atWest.newest(); len(got) != DefaultBounds.Services ||
+			got[all[len(all)-1].Key()].IsZero() {
 			t.Errorf("the last one must cross once there is room, %d Services crossed", len(got))
 		}
 		if _, _, ends := w.atWest.counts(); ends != 0 {

@@ -23,10 +23,22 @@ func TestBucket(t *testing.T) {
 	}{
 		"within the burst": {"a first catalog passes at full speed", []charge{{0, 10, 0}}},
 		"over the burst":   {"who costs more waits", []charge{{0, 14, 2 * time.Second}}},
-		"over it again":    {"all streams of a peer wait for what all of them cost", []charge{{0, 12, time.Second}, {0, 2, 2 * time.Second}}},
-		"paid back":        {"time pays", []charge{{0, 12, time.Second}, {time.Second, 0, 0}, {time.Second, 2, time.Second}}},
-		"no savings":       {"an idle peer saves no more than the burst", []charge{{0, 1, 0}, {time.Hour, 12, time.Second}}},
-		"clock set back":   {"it must not pay twice", []charge{{time.Minute, 10, 0}, {0, 2, time.Second}, {time.Minute, 0, time.Second}}},
+		"over it again": {
+			"all streams of a peer wait for what all of them cost",
+			[]charge{{0, 12, time.Second}, {0, 2, 2 * time.Second}},
+		},
+		"paid back": {
+			"time pays",
+			[]charge{{0, 12, time.Second}, {time.Second, 0, 0}, {time.Second, 2, time.Second}},
+		},
+		"no savings": {
+			"an idle peer saves no more than the burst",
+			[]charge{{0, 1, 0}, {time.Hour, 12, time.Second}},
+		},
+		"clock set back": {
+			"it must not pay twice",
+			[]charge{{time.Minute, 10, 0}, {0, 2, time.Second}, {time.Minute, 0, time.Second}},
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

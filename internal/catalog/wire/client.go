@@ -191,7 +191,8 @@ func (c *Client) sync(ctx context.Context) (greeted bool, err error) {
 	connecting := time.AfterFunc(connectTimeout, func() { cancel(context.DeadlineExceeded) })
 	transport, err := NewCatalogClient(conn).Sync(ctx)
 	if !connecting.Stop() {
-		err = fmt.Errorf("no stream within %v: %w", connectTimeout, cmp.Or(failed.get(), context.DeadlineExceeded))
+		err = fmt.Errorf("no stream within %v: %w", connectTimeout,
+			cmp.Or(failed.get(), context.DeadlineExceeded))
 	}
 	if err != nil {
 		return false, cmp.Or(failed.get(), err)

@@ -135,7 +135,8 @@ type Chooser struct {
 //
 // The subscription moves if another replica has been ahead in the same epoch for 5 s, or
 // if the subscribed replica is older than 30 s and another is younger than 10 s and not
-// behind. It moves at most once in 30 s, and less often if moves do not reach the replica.
+// behind. It moves at most once in 30 s, and less often if moves do not reach the
+// replica.
 func (c *Chooser) Choose(now time.Time, streams []Observed) (ReplicaID, bool) {
 	i := slices.IndexFunc(streams, func(o Observed) bool { return o.Subscribed })
 	if i < 0 {
@@ -204,7 +205,8 @@ func (c *Chooser) target(now time.Time, ours Observed, streams []Observed) (Repl
 			if a.Version.Epoch == b.Version.Epoch {
 				newer = cmp.Compare(b.Version.Generation, a.Version.Generation)
 			}
-			return cmp.Or(newer, cmp.Compare(a.age(now), b.age(now)), bytes.Compare(a.Replica[:], b.Replica[:]))
+			return cmp.Or(newer, cmp.Compare(a.age(now), b.age(now)),
+				bytes.Compare(a.Replica[:], b.Replica[:]))
 		}).Replica, true
 	}
 	// No stream ends at the replica that ours names as fresher.

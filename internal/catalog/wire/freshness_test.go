@@ -67,7 +67,11 @@ func TestChooser(t *testing.T) {
 			why: "one move must be enough",
 			steps: []seen{
 				{at: 0, streams: []Observed{on(a, "e", 1, 0), beside(b, "e", 2, 0), beside(c, "e", 3, 0)}},
-				{at: 5 * time.Second, streams: []Observed{on(a, "e", 1, 0), beside(b, "e", 2, 0), beside(c, "e", 3, 0)}, want: c},
+				{
+					at:      5 * time.Second,
+					streams: []Observed{on(a, "e", 1, 0), beside(b, "e", 2, 0), beside(c, "e", 3, 0)},
+					want:    c,
+				},
 			},
 		},
 		"named as fresher": {
@@ -89,8 +93,13 @@ func TestChooser(t *testing.T) {
 			steps: []seen{{at: 0, streams: stale, want: b}},
 		},
 		"all are stale": {
-			why:   "the API server is down for all",
-			steps: []seen{{at: 0, streams: []Observed{on(a, "e", 1, 31*time.Second), beside(b, "e", 1, 10*time.Second)}}},
+			why: "the API server is down for all",
+			steps: []seen{
+				{
+					at:      0,
+					streams: []Observed{on(a, "e", 1, 31*time.Second), beside(b, "e", 1, 10*time.Second)},
+				},
+			},
 		},
 		"not stale enough": {
 			why:   "a slow API server is not a lost one",
@@ -101,8 +110,10 @@ func TestChooser(t *testing.T) {
 			steps: []seen{{at: 0, streams: []Observed{on(a, "e", 2, time.Minute), beside(b, "e", 1, 0)}}},
 		},
 		"stale, and the other has a new epoch": {
-			why:   "the cluster was restored, and the stale replica does not know",
-			steps: []seen{{at: 0, streams: []Observed{on(a, "e", 2, time.Minute), beside(b, "f", 1, 0)}, want: b}},
+			why: "the cluster was restored, and the stale replica does not know",
+			steps: []seen{
+				{at: 0, streams: []Observed{on(a, "e", 2, time.Minute), beside(b, "f", 1, 0)}, want: b},
+			},
 		},
 		"no flapping": {
 			why: "each move costs a snapshot",
@@ -132,7 +143,11 @@ func TestChooser(t *testing.T) {
 			steps: []seen{
 				{at: 0, streams: stale, want: b},
 				{at: 30 * time.Second, streams: stale, want: b},
-				{at: 90 * time.Second, streams: []Observed{on(b, "e", 1, time.Minute), beside(a, "e", 1, 0)}, want: a},
+				{
+					at:      90 * time.Second,
+					streams: []Observed{on(b, "e", 1, time.Minute), beside(a, "e", 1, 0)},
+					want:    a,
+				},
 				{at: 120*time.Second - 1, streams: stale},
 				{at: 120 * time.Second, streams: stale, want: b},
 			},
@@ -142,8 +157,13 @@ func TestChooser(t *testing.T) {
 			steps: []seen{{at: 0, streams: []Observed{beside(a, "e", 1, time.Minute), beside(b, "e", 2, 0)}}},
 		},
 		"unnamed replicas": {
-			why:   "a replica without an id cannot be asked for",
-			steps: []seen{{at: 0, streams: []Observed{on(ReplicaID{}, "e", 1, time.Minute), beside(ReplicaID{}, "e", 2, 0)}}},
+			why: "a replica without an id cannot be asked for",
+			steps: []seen{
+				{
+					at:      0,
+					streams: []Observed{on(ReplicaID{}, "e", 1, time.Minute), beside(ReplicaID{}, "e", 2, 0)},
+				},
+			},
 		},
 	}
 	for name, tc := range cases {

@@ -115,8 +115,20 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for _, direction := range []string{inbound, outbound} {
 		m.open.WithLabelValues(direction)
 		for _, why := range []string{
-			endedOrderly, endedReopened, endedUnreachable, endedTurnedAway, endedHandshake, endedBroken, endedSilent,
-			endedSlow, endedProtocol, endedLimit, endedNotLinked, endedNotTrusted, endedStreams, endedConnections,
+			endedOrderly,
+			endedReopened,
+			endedUnreachable,
+			endedTurnedAway,
+			endedHandshake,
+			endedBroken,
+			endedSilent,
+			endedSlow,
+			endedProtocol,
+			endedLimit,
+			endedNotLinked,
+			endedNotTrusted,
+			endedStreams,
+			endedConnections,
 			endedNotReady, endedStopping, endedOther,
 		} {
 			m.ended.WithLabelValues(direction, why)

@@ -26,16 +26,17 @@ var (
 	errStopping = errors.New("this controller replica is stopping")
 )
 
-// Identify returns the name of the Link whose peer is at the other end of a connection, or
-// an error, which rejects it. It decides from the verified certificates and checks them
-// against the clock. It must be fast, because it is called again with each heartbeat. A
-// stream whose Link is no longer the same ends.
+// Identify returns the name of the Link whose peer is at the other end of a connection,
+// or an error, which rejects it. It decides from the verified certificates and checks
+// them against the clock. It must be fast, because it is called again with each
+// heartbeat. A stream whose Link is no longer the same ends.
 type Identify func(tls.ConnectionState) (link string, err error)
 
 // ServerOptions tune a Server. The zero value works.
 type ServerOptions struct {
 	Timing
-	// MaxStreams bounds open streams; 0 means 4096. There may be twice as many connections.
+	// MaxStreams bounds open streams; 0 means 4096. There may be twice as many
+	// connections.
 	MaxStreams int
 	// MaxStreamsPerLink bounds the streams of one Link; 0 means 16.
 	MaxStreamsPerLink int
@@ -72,8 +73,8 @@ type inboundLink struct {
 }
 
 // NewServer returns a Server that sends each peer what board holds for its Link. sink
-// receives what peers say of themselves; Disconnected is called after the last stream of a
-// Link if Hello was called before.
+// receives what peers say of themselves; Disconnected is called after the last stream of
+// a Link if Hello was called before.
 func NewServer(identify Identify, board *Board, sink Sink, o ServerOptions) *Server {
 	o.Timing = o.Timing.orDefaults()
 	o.MaxStreams = cmp.Or(o.MaxStreams, 4096)
@@ -97,8 +98,8 @@ func NewServer(identify Identify, board *Board, sink Sink, o ServerOptions) *Ser
 	}
 }
 
-// Serve serves on ln until ctx ends, closes ln, and waits for all streams. creds come from
-// grpctls.New with ALPN. It returns nil if ctx was the reason. A Server serves once.
+// Serve serves on ln until ctx ends, closes ln, and waits for all streams. creds come
+// from grpctls.New with ALPN. It returns nil if ctx was the reason. A Server serves once.
 func (s *Server) Serve(ctx context.Context, ln net.Listener, creds credentials.TransportCredentials) error {
 	defer s.receivers.Wait()
 	g := grpc.NewServer(
@@ -175,7 +176,7 @@ func (s *Server) sync(transport Catalog_SyncServer) (link string, err error) {
 		budget:        s.o.Budgets.peer(link),
 		timing:        s.o.Timing,
 		verify:        func() error { return s.verify(link, state) },
-		abort:         func() { grpctls.Cut(transport.Context()) },
+		abort:         func() { grpctls.CloseConn(transport.Context()) },
 		stop:          s.stop,
 		wakeup:        make(chan struct{}, 1),
 		sink:          inboundSink{s.sink, in},

@@ -67,7 +67,8 @@ func FuzzHandle(f *testing.F) {
 				}
 			}
 			if len(sink.newest()) > 3 || sub.copy.receiver.Len() > 6 || sub.copy.receiver.Bytes() > 600 {
-				t.Errorf("the peer exceeds our bounds: %d Services, %d held", len(sink.newest()), sub.copy.receiver.Len())
+				t.Errorf("the peer exceeds our bounds: %d Services, %d held", len(sink.newest()),
+					sub.copy.receiver.Len())
 			}
 			for c.next(time.Unix(0, 0), true) != nil {
 			}

@@ -85,9 +85,9 @@ type stream struct {
 	onUpdate    func(complete bool)
 }
 
-// run sends and receives until the stream or ctx, which is the stream's, ends, and returns
-// why; nil if the peer ended it in good order. A goroutine that start starts ends soon
-// after the stream has. The sink is not called after run has returned.
+// run sends and receives until the stream or ctx, which is the stream's, ends, and
+// returns why; nil if the peer ended it in good order. A goroutine that start starts ends
+// soon after the stream has. The sink is not called after run has returned.
 func (s *stream) run(ctx context.Context, start func(func())) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -164,8 +164,8 @@ func (s *stream) sendLoop(ctx context.Context) error {
 	}
 }
 
-// linger is how long a message being sent may take when the stream is over, so that a peer
-// that reads learns why.
+// linger is how long a message being sent may take when the stream is over, so that a
+// peer that reads learns why.
 const linger = time.Second
 
 // send sends m. It outlasts ctx by linger at most, and waits SendTimeout for a peer that
@@ -232,7 +232,8 @@ func (s *stream) receiveLoop(ctx context.Context, silence *time.Timer) error {
 	}
 }
 
-// dispatch calls the sink with what was received. It returns false when the stream is over.
+// dispatch calls the sink with what was received. It returns false when the stream is
+// over.
 func (s *stream) dispatch(e event) bool {
 	s.deliver.Lock()
 	defer s.deliver.Unlock()

@@ -17,7 +17,8 @@ import (
 // CatalogSink receives a peer's catalog.
 type CatalogSink interface {
 	// Catalog hands over the difference between two complete catalogs, the first time a
-	// complete one. It is called one at a time for each Subscriber. d must not be changed.
+	// complete one. It is called one at a time for each Subscriber. d must not be
+	// changed.
 	Catalog(link string, d Delta)
 }
 
@@ -27,8 +28,8 @@ type Delta struct {
 	// Upserts are Services that are new or changed, by rising key, as Service.Validate
 	// returned them.
 	Upserts []catalog.Service
-	// Removed are Services that the peer no longer exports, and those that cannot be used.
-	// The receiver may not have been given all of them.
+	// Removed are Services that the peer no longer exports, and those that cannot be
+	// used. The receiver may not have been given all of them.
 	Removed []catalog.Key
 	// Problems replace those of the keys in Upserts and Removed. Keys without are absent.
 	Problems map[catalog.Key][]catalog.Problem
@@ -47,8 +48,8 @@ type SubscriberOptions struct {
 
 // Subscriber holds this replica's copy of one peer's catalog. The Clients for the peer's
 // addresses share it. At most one of their streams is subscribed; when that ends, another
-// takes over. When another replica of the peer is fresher, the Subscriber makes the Client
-// reopen its stream towards that one. Make it with NewSubscriber. It is safe for
+// takes over. When another replica of the peer is fresher, the Subscriber makes the
+// Client reopen its stream towards that one. Make it with NewSubscriber. It is safe for
 // concurrent use.
 type Subscriber struct {
 	link        string
@@ -82,8 +83,8 @@ type clientStream struct {
 	observed *Observed // nil: no heartbeat yet
 }
 
-// NewSubscriber returns a Subscriber for the peer of a Link, which vouches for trustDomain.
-// board has what this cluster sends to the peer.
+// NewSubscriber returns a Subscriber for the peer of a Link, which vouches for
+// trustDomain. board has what this cluster sends to the peer.
 func NewSubscriber(link, trustDomain string, board *Board, sink CatalogSink,
 	o SubscriberOptions) *Subscriber {
 	if o.Budgets == nil {
@@ -381,8 +382,8 @@ func (c *catalogCopy) take(handed map[string]uint64) changes {
 	return changes{d.Upserts, d.Removed, c.version}
 }
 
-// channelLock is a lock that may be held for long, as while a Sink works. Unlike a mutex it
-// lets tests in fake time wait for its holder. Its capacity is 1.
+// channelLock is a lock that may be held for long, as while a Sink works. Unlike a mutex
+// it lets tests in fake time wait for its holder. Its capacity is 1.
 type channelLock chan struct{}
 
 // Lock implements sync.Locker.

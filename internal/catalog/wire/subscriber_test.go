@@ -335,7 +335,12 @@ func TestFreshnessCrosses(t *testing.T) {
 
 func TestSubscriptionMovesToAFresherReplica(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
-		w.east.SetFreshness(func() Freshness { return Freshness{Replica: ReplicaID{1}, Fresher: ReplicaID{2}} })
+		w.east.SetFreshness(func() Freshness {
+			return Freshness{
+				Replica: ReplicaID{1},
+				Fresher: ReplicaID{2},
+			}
+		})
 		w.publish(catalogOf(service("a", 1)))
 		w.serve()
 		w.client()
@@ -345,7 +350,8 @@ func TestSubscriptionMovesToAFresherReplica(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		if want := []ReplicaID{{}, {2}}; !slices.Equal(w.seenHints(), want) {
-			t.Errorf("after 5 s the stream must be reopened towards the fresher replica, got %v", w.seenHints())
+			t.Errorf("after 5 s the stream must be reopened towards the fresher replica, got %v",
+				w.seenHints())
 		}
 		time.Sleep(25 * time.Second)
 		if len(w.seenHints()) != 2 {
@@ -411,7 +417,8 @@ func TestRandomReplicas(t *testing.T) {
 	})
 }
 
-// BenchmarkReceive measures one changed Service among 10,000, from the Update to the sink.
+// BenchmarkReceive measures one changed Service among 10,000, from the Update to the
+// sink.
 func BenchmarkReceive(b *testing.B) {
 	board := NewBoard()
 	if err := board.SetHello(hello("west")); err != nil {

@@ -99,7 +99,8 @@ func (o *omission) problem(key string, bounds Bounds) catalog.Problem {
 		message = fmt.Sprintf("The peer accepts at most %d Services, and this one came later. "+
 			"Export fewer Services to it.", bounds.Services)
 	case CatalogTooLarge:
-		message = fmt.Sprintf("The peer accepts at most %d bytes of Services, and there is no room for this one. "+
+		message = fmt.Sprintf("The peer accepts at most %d bytes of Services, and there is no room for "+
+			"this one. "+
 			"Export fewer Services to it, or Services with fewer annotations.", bounds.Bytes)
 	case ServiceTooLarge:
 		message = fmt.Sprintf("The Service takes more than the %d bytes that the peer accepts. "+
@@ -245,7 +246,8 @@ type catalogReader struct {
 	version Version // that the peer was last told
 }
 
-// newReader returns a reader for a stream whose peer accepts bounds. The caller closes it.
+// newReader returns a reader for a stream whose peer accepts bounds. The caller closes
+// it.
 func (b *Board) newReader(link string, bounds Bounds) *catalogReader {
 	b.mu.Lock()
 	defer b.mu.Unlock()

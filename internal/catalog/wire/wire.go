@@ -208,7 +208,8 @@ func unmarshalService(raw []byte) (*Service, error) {
 // checkKey refuses names from which no unique key can be made.
 func checkKey(namespace, name string) error {
 	if namespace == "" || name == "" || strings.Contains(namespace, "/") || strings.Contains(name, "/") {
-		return fmt.Errorf("%w: a Service is named %q in namespace %q", ErrProtocol, clip(name), clip(namespace))
+		return fmt.Errorf("%w: a Service is named %q in namespace %q", ErrProtocol, clip(name),
+			clip(namespace))
 	}
 	return nil
 }
@@ -222,14 +223,16 @@ func checkHello(h *Hello) error {
 		return fmt.Errorf("%w: its issuer list has %d bytes, want at most %d",
 			ErrProtocol, len(h.GetIssuerList()), maxIssuerList)
 	case !isWord(h.GetVersion(), maxWord):
-		return fmt.Errorf("%w: its version %q is not a short printable word", ErrProtocol, clip(h.GetVersion()))
+		return fmt.Errorf("%w: its version %q is not a short printable word", ErrProtocol,
+			clip(h.GetVersion()))
 	case len(h.GetGateways()) > MaxGateways:
 		return fmt.Errorf("%w: it lists %d gateway addresses, want at most %d",
 			ErrProtocol, len(h.GetGateways()), MaxGateways)
 	}
 	for _, g := range h.GetGateways() {
 		if !isWord(g, maxGateway) {
-			return fmt.Errorf("%w: its gateway address %q is not a short printable word", ErrProtocol, clip(g))
+			return fmt.Errorf("%w: its gateway address %q is not a short printable word", ErrProtocol,
+				clip(g))
 		}
 	}
 	_, err := parseReplica(h.GetReplica())

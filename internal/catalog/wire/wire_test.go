@@ -272,7 +272,9 @@ func in(t *testing.T, f func(t *testing.T, w *world)) {
 func service(name string, size int) catalog.Service {
 	s := catalog.Service{
 		Namespace: "shop", Name: name, Ready: true,
-		Ports:      []catalog.Port{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: 1024}},
+		Ports: []catalog.Port{
+			{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: 1024},
+		},
 		Identities: []string{"spiffe://east/ns/shop/sa/bar"},
 	}
 	if size > 0 {
@@ -354,7 +356,9 @@ func TestStream(t *testing.T) {
 		w.wantCatalog("all unexported", w.publish(catalogOf()))
 		time.Sleep(time.Second)
 		secret := service("secret", 1)
-		if err := w.east.Publish([]Listing{{secret.Key(), &secret, []string{"north"}}}, Version{}); err != nil {
+		if err := w.east.Publish([]Listing{
+			{secret.Key(), &secret, []string{"north"}},
+		}, Version{}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
@@ -371,8 +375,10 @@ func TestStream(t *testing.T) {
 
 func TestEveryFieldCrosses(t *testing.T) {
 	want := catalog.Service{
-		Namespace: "shop", Name: "bar", Identities: []string{"spiffe://east/ns/shop/sa/a", "spiffe://east/ns/shop/sa/b"},
-		Ready: true, SessionAffinity: catalog.AffinityClientIP, SessionAffinitySeconds: 60,
+		Namespace:  "shop",
+		Name:       "bar",
+		Identities: []string{"spiffe://east/ns/shop/sa/a", "spiffe://east/ns/shop/sa/b"},
+		Ready:      true, SessionAffinity: catalog.AffinityClientIP, SessionAffinitySeconds: 60,
 		Headless: true, Hosts: []catalog.Host{{Name: "bar-0", Ready: true}, {Name: "bar-1"}},
 		Labels: map[string]string{"team": "a"}, Annotations: map[string]string{"note": "b"},
 		Ports: []catalog.Port{
@@ -426,7 +432,8 @@ func TestRandomSlowSink(t *testing.T) {
 				time.Sleep(time.Duration(rnd.IntN(4000)) * time.Millisecond)
 			}
 			time.Sleep(2 * time.Minute)
-			why := fmt.Sprintf("seed %d: however slow the sink is, the copy ends equal to the last catalog", seed)
+			why := fmt.Sprintf("seed %d: however slow the sink is, the copy ends equal to the last catalog",
+				seed)
 			w.wantCatalog(why, offered[len(offered)-1])
 			for _, got := range w.atWest.catalogs {
 				found := false
@@ -545,9 +552,14 @@ func TestSkew(t *testing.T) {
 			h := hello("east")
 			h.TimeMs = time.Now().Add(-3 * time.Minute).UnixMilli()
 			send(&Message{Body: &Message_Hello{Hello: h}})
-			for _, skew := range []time.Duration{-3 * time.Minute, -3*time.Minute + 9*time.Second, time.Second} {
+			for _, skew := range []time.Duration{
+				-3 * time.Minute,
+				-3*time.Minute + 9*time.Second,
+				time.Second,
+			} {
 				time.Sleep(2 * time.Second)
-				send(&Message{Body: &Message_Heartbeat{Heartbeat: &Heartbeat{TimeMs: time.Now().Add(skew).UnixMilli()}}})
+				beat := &Heartbeat{TimeMs: time.Now().Add(skew).UnixMilli()}
+				send(&Message{Body: &Message_Heartbeat{Heartbeat: beat}})
 			}
 			<-s.Context().Done()
 			return nil
@@ -620,24 +632,101 @@ func TestHostilePeer(t *testing.T) {
 		want   error // nil: told by reason alone
 		reason string
 	}{
-		"no hello":       {"the sender is unknown", []*Message{update(1, true)}, ErrProtocol, endedProtocol},
-		"short key":      {"a key is 32 bytes", []*Message{{Body: &Message_Hello{Hello: &Hello{LinkPublicKey: []byte("x")}}}}, ErrProtocol, endedProtocol},
-		"odd version":    {"operators see it", []*Message{{Body: &Message_Hello{Hello: &Hello{Version: "a\nb", LinkPublicKey: make([]byte, 32)}}}}, ErrProtocol, endedProtocol},
-		"revision lost":  {"the copies differ", []*Message{greet, update(2, true)}, ErrProtocol, endedProtocol},
-		"duplicate":      {"it is not clear which one counts", []*Message{greet, update(1, true, bar, bar)}, delta.ErrDuplicate, endedProtocol},
-		"slash":          {"a/b + c and a + b/c have the same key", []*Message{greet, update(1, true, &Service{Namespace: "a/b", Name: "c"})}, ErrProtocol, endedProtocol},
-		"nameless":       {"it has no key", []*Message{greet, update(1, true, &Service{})}, ErrProtocol, endedProtocol},
-		"ack of nothing": {"nothing was sent", []*Message{greet, {Body: &Message_Ack{Ack: &Ack{Revision: 1}}}}, ErrProtocol, endedProtocol},
-		"not a service":  {"its key is unknown", []*Message{greet, garbage}, ErrProtocol, endedProtocol},
-		"unknown key":    {"the copies differ", []*Message{greet, unknown}, delta.ErrUnknownKey, endedProtocol},
-		"odd epoch":      {"operators see it", []*Message{greet, epoch}, ErrProtocol, endedProtocol},
-		"short replica":  {"an endpoint id has 8 bytes", []*Message{{Body: &Message_Hello{Hello: replica}}}, ErrProtocol, endedProtocol},
-		"short fresher":  {"an endpoint id has 8 bytes", []*Message{greet, {Body: &Message_Heartbeat{Heartbeat: heartbeat}}}, ErrProtocol, endedProtocol},
-		"huge service":   {"a Service is small", append([]*Message{greet}, update(1, false, encode(service("s", DefaultBounds.ServiceBytes)))), delta.ErrTooLarge, endedLimit},
-		"huge message":   {"memory is bounded before anything is read", append([]*Message{greet}, update(1, false, encode(service("s", maxMessage)))), nil, endedLimit},
-		"too many":       {"a peer must not fill our memory", append([]*Message{greet}, crowd(11)...), delta.ErrTooMany, endedLimit},
-		"never complete": {"a peer must not fill our memory", append([]*Message{greet}, crowd(31)[:25]...), delta.ErrTooMany, endedLimit},
-		"too much":       {"a peer must not fill our memory", append([]*Message{greet}, many(20, 60<<10)...), delta.ErrTooLarge, endedLimit},
+		"no hello": {"the sender is unknown", []*Message{update(1, true)}, ErrProtocol, endedProtocol},
+		"short key": {
+			"a key is 32 bytes",
+			[]*Message{{Body: &Message_Hello{Hello: &Hello{LinkPublicKey: []byte("x")}}}},
+			ErrProtocol,
+			endedProtocol,
+		},
+		"odd version": {
+			"operators see it",
+			[]*Message{
+				{Body: &Message_Hello{Hello: &Hello{Version: "a\nb", LinkPublicKey: make([]byte, 32)}}},
+			},
+			ErrProtocol,
+			endedProtocol,
+		},
+		"revision lost": {
+			"the copies differ",
+			[]*Message{greet, update(2, true)},
+			ErrProtocol,
+			endedProtocol,
+		},
+		"duplicate": {
+			"it is not clear which one counts",
+			[]*Message{greet, update(1, true, bar, bar)},
+			delta.ErrDuplicate,
+			endedProtocol,
+		},
+		"slash": {
+			"a/b + c and a + b/c have the same key",
+			[]*Message{greet, update(1, true, &Service{Namespace: "a/b", Name: "c"})},
+			ErrProtocol,
+			endedProtocol,
+		},
+		"nameless": {
+			"it has no key",
+			[]*Message{greet, update(1, true, &Service{})},
+			ErrProtocol,
+			endedProtocol,
+		},
+		"ack of nothing": {
+			"nothing was sent",
+			[]*Message{greet, {Body: &Message_Ack{Ack: &Ack{Revision: 1}}}},
+			ErrProtocol,
+			endedProtocol,
+		},
+		"not a service": {"its key is unknown", []*Message{greet, garbage}, ErrProtocol, endedProtocol},
+		"unknown key": {
+			"the copies differ",
+			[]*Message{greet, unknown},
+			delta.ErrUnknownKey,
+			endedProtocol,
+		},
+		"odd epoch": {"operators see it", []*Message{greet, epoch}, ErrProtocol, endedProtocol},
+		"short replica": {
+			"an endpoint id has 8 bytes",
+			[]*Message{{Body: &Message_Hello{Hello: replica}}},
+			ErrProtocol,
+			endedProtocol,
+		},
+		"short fresher": {
+			"an endpoint id has 8 bytes",
+			[]*Message{greet, {Body: &Message_Heartbeat{Heartbeat: heartbeat}}},
+			ErrProtocol,
+			endedProtocol,
+		},
+		"huge service": {
+			"a Service is small",
+			append([]*Message{greet}, update(1, false, encode(service("s", DefaultBounds.ServiceBytes)))),
+			delta.ErrTooLarge,
+			endedLimit,
+		},
+		"huge message": {
+			"memory is bounded before anything is read",
+			append([]*Message{greet}, update(1, false, encode(service("s", maxMessage)))),
+			nil,
+			endedLimit,
+		},
+		"too many": {
+			"a peer must not fill our memory",
+			append([]*Message{greet}, crowd(11)...),
+			delta.ErrTooMany,
+			endedLimit,
+		},
+		"never complete": {
+			"a peer must not fill our memory",
+			append([]*Message{greet}, crowd(31)[:25]...),
+			delta.ErrTooMany,
+			endedLimit,
+		},
+		"too much": {
+			"a peer must not fill our memory",
+			append([]*Message{greet}, many(20, 60<<10)...),
+			delta.ErrTooLarge,
+			endedLimit,
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -672,10 +761,12 @@ func TestHostilePeer(t *testing.T) {
 				time.Sleep(2 * time.Minute)
 				err := w.atWest.lastEnd()
 				if tc.want != nil && !errors.Is(err, tc.want) || reason(err) != tc.reason {
-					t.Errorf("%s: ended with %v (%s), want %v (%s)", tc.why, err, reason(err), tc.want, tc.reason)
+					t.Errorf("%s: ended with %v (%s), want %v (%s)", tc.why, err, reason(err), tc.want,
+						tc.reason)
 				}
 				if calls != 1 || w.ended(w.metricsC, outbound, tc.reason) != 1 {
-					t.Errorf("%s: such a peer must be counted once and not dialed for minutes, it was dialed %d times",
+					t.Errorf("%s: such a peer must be counted once and not dialed for minutes, it was "+
+						"dialed %d times",
 						tc.why, calls)
 				}
 				if _, c, _ := w.atWest.counts(); c != 0 {
@@ -721,7 +812,10 @@ func TestHostileClient(t *testing.T) {
 func (w *world) rawStream(opts ...grpc.DialOption) Catalog_SyncClient {
 	w.t.Helper()
 	opts = append(opts,
-		grpc.WithTransportCredentials(grpctls.New(grpctls.Config{ALPN: ALPN, TLS: grpctlstest.Config(w.tlsW)})),
+		grpc.WithTransportCredentials(grpctls.New(grpctls.Config{
+			ALPN: ALPN,
+			TLS:  grpctlstest.Config(w.tlsW),
+		})),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return w.ln.DialContext(ctx)
 		}))
@@ -860,13 +954,34 @@ func TestHowStreamsAreLost(t *testing.T) {
 		want string
 		says string
 	}{
-		"stops": {"the rollout of a replica is not an outage", nil, func(w *world, _ net.Conn) { w.stop() }, endedOrderly, "in good order"},
+		"stops": {
+			"the rollout of a replica is not an outage",
+			nil,
+			func(w *world, _ net.Conn) { w.stop() },
+			endedOrderly,
+			"in good order",
+		},
 		"dies": {"a lost stream is not one that never worked", nil,
 			func(_ *world, c net.Conn) { c.Close() }, endedBroken, "the connection broke"},
-		"not ready": {"dialing again is all there is to do", ends(errNotReady), nil, endedNotReady, "is starting"},
-		"full":      {"firewalls have nothing to do with it", ends(errStreams), nil, endedStreams, "too many streams"},
+		"not ready": {
+			"dialing again is all there is to do",
+			ends(errNotReady),
+			nil,
+			endedNotReady,
+			"is starting",
+		},
+		"full": {
+			"firewalls have nothing to do with it",
+			ends(errStreams),
+			nil,
+			endedStreams,
+			"too many streams",
+		},
 		"cut off": {"in TLS 1.3 a rejected client learns it after its handshake",
-			script(func(s Catalog_SyncServer) error { grpctls.Cut(s.Context()); return nil }), nil, endedHandshake, "both clocks"},
+			script(func(s Catalog_SyncServer) error { grpctls.CloseConn(s.Context()); return nil }),
+			nil,
+			endedHandshake,
+			"both clocks"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -876,7 +991,8 @@ func TestHowStreamsAreLost(t *testing.T) {
 				var first net.Conn
 				w.dial = func(ctx context.Context) (net.Conn, error) {
 					if first != nil {
-						return nil, errors.New("no route") // the next attempts would hide why the first was lost
+						// Further attempts would hide the reason of the first failure.
+						return nil, errors.New("no route")
 					}
 					var err error
 					first, err = w.ln.DialContext(ctx)
@@ -897,7 +1013,8 @@ func TestHowStreamsAreLost(t *testing.T) {
 					err = ErrEnded
 				}
 				if got := reason(err); got != tc.want || !strings.Contains(Explain(err), tc.says) {
-					t.Errorf("%s: ended with %v (%s), which says %q; want %s", tc.why, err, got, Explain(err), tc.want)
+					t.Errorf("%s: ended with %v (%s), which says %q; want %s", tc.why, err, got,
+						Explain(err), tc.want)
 				}
 			})
 		})
@@ -957,9 +1074,11 @@ func TestBoardJoinsHelloAndGateways(t *testing.T) {
 		many[i] = fmt.Sprintf("198.51.100.%d:4143", i)
 	}
 	if err := b.SetGateways(many); err != nil || len(b.Hello().GetGateways()) != MaxGateways {
-		t.Errorf("of %d gateways %d are sent, want %d: %v", len(many), len(b.Hello().GetGateways()), MaxGateways, err)
+		t.Errorf("of %d gateways %d are sent, want %d: %v", len(many), len(b.Hello().GetGateways()),
+			MaxGateways, err)
 	}
-	if err := b.SetHello(hello("east-2")); err != nil || len(b.Hello().GetGateways()) != MaxGateways || b.Hello().GetVersion() != hello("east-2").GetVersion() {
+	if err := b.SetHello(hello("east-2")); err != nil || len(b.Hello().GetGateways()) != MaxGateways ||
+		b.Hello().GetVersion() != hello("east-2").GetVersion() {
 		t.Errorf("a new hello must keep the gateways: %v, %v", b.Hello(), err)
 	}
 }

@@ -63,7 +63,8 @@ func (p *peer) admits(namespace string) error {
 		return &refusal{reason: reasonSuspended, final: true, err: fmt.Errorf("Link %s is suspended", p.name)}
 	case p.callers != nil && !p.callers[namespace]:
 		return &refusal{reason: reasonCallerNotAllowed, final: true,
-			err: fmt.Errorf("spec.import.callers of Link %s does not include namespace %s", p.name, namespace)}
+			err: fmt.Errorf("spec.import.callers of Link %s does not include namespace %s", p.name,
+				namespace)}
 	}
 	return nil
 }
@@ -149,7 +150,8 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 	return s, errors.Join(errs...)
 }
 
-// without returns a view without the Links that revoked reports, and whether there are any.
+// without returns a view without the Links that revoked reports, and whether there are
+// any.
 func without(view nodestream.View, revoked func(uid string) bool) (nodestream.View, bool) {
 	out := maps.Clone(view)
 	maps.DeleteFunc(out, func(_ string, r *wire.Resource) bool {
@@ -175,7 +177,11 @@ func (s *state) addCluster(c *wire.Cluster) error {
 
 func (s *state) addLink(l *wire.Link) error {
 	p := &peer{
-		name: l.Name, uid: l.Uid, trustDomain: l.TrustDomain, suspended: l.Suspended, defaultDeny: l.DefaultDeny,
+		name:        l.Name,
+		uid:         l.Uid,
+		trustDomain: l.TrustDomain,
+		suspended:   l.Suspended,
+		defaultDeny: l.DefaultDeny,
 	}
 	if l.CallersRestricted {
 		p.callers = make(map[string]bool, len(l.CallerNamespaces))
@@ -211,8 +217,8 @@ func (s *state) addLink(l *wire.Link) error {
 	return nil
 }
 
-// addFrontend adds the mirror of a frontend. This version uses frontends that have exactly
-// one tier with one backend.
+// addFrontend adds the mirror of a frontend. This version uses frontends that have
+// exactly one tier with one backend.
 func (s *state) addFrontend(f *wire.Frontend) error {
 	name := f.Namespace + "/" + f.Name
 	if len(f.Tiers) != 1 || len(f.Tiers[0].Backends) != 1 {

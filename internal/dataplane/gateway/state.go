@@ -85,13 +85,17 @@ func keysOf(l *wire.Link) []route.LinkKey {
 	keys := make([]route.LinkKey, 0, len(l.DayKeys))
 	for _, k := range l.DayKeys {
 		if len(k.Key) == len(route.DayKey{}) {
-			keys = append(keys, route.LinkKey{Link: l.Name, DatedKey: route.DatedKey{Day: k.Day, Key: route.DayKey(k.Key)}})
+			keys = append(keys, route.LinkKey{
+				Link:     l.Name,
+				DatedKey: route.DatedKey{Day: k.Day, Key: route.DayKey(k.Key)},
+			})
 		}
 	}
 	return keys
 }
 
-// rowOf leaves out endpoints whose upstream is not known. It may come with a later update.
+// rowOf leaves out endpoints whose upstream is not known. It may come with a later
+// update.
 func rowOf(r *wire.Route, backends map[string]route.Backend) route.Row {
 	row := route.Row{ID: r.Id, Links: append([]string(nil), r.Links...), Generation: r.Generation}
 	for _, e := range r.Endpoints {

@@ -40,8 +40,8 @@ const (
 	// watches of all nodes do not end together.
 	watchMin = 5 * time.Minute
 	watchMax = 10 * time.Minute
-	// retryMin and retryMax bound the first and the longest random wait after an error. The
-	// first is long because all nodes lose their watches when an API server restarts.
+	// retryMin and retryMax bound the first and the longest random wait after an error.
+	// The first is long because all nodes lose their watches when an API server restarts.
 	retryMin = 10 * time.Second
 	retryMax = 60 * time.Second
 	// requestTimeout bounds a list.

@@ -34,7 +34,10 @@ type api struct {
 }
 
 func link(uid string) *metav1.PartialObjectMetadata {
-	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), ResourceVersion: "8"}}
+	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+		UID:             types.UID(uid),
+		ResourceVersion: "8",
+	}}
 }
 
 func (a *api) List(_ context.Context, o metav1.ListOptions) (*metav1.PartialObjectMetadataList, error) {
@@ -170,7 +173,8 @@ func TestRevoked(t *testing.T) {
 					}
 				}
 				if !slices.Equal(got, tc.want) || changes != len(tc.want) {
-					t.Errorf("%s: revoked %v with %d calls of changed, want %v", tc.why, got, changes, tc.want)
+					t.Errorf("%s: revoked %v with %d calls of changed, want %v", tc.why, got, changes,
+						tc.want)
 				}
 				if a.quorum != tc.quorum {
 					t.Errorf("%s: %d lists were read from etcd, want %d", tc.why, a.quorum, tc.quorum)

@@ -60,8 +60,8 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// OnState gets each new State.
 	OnState func(State)
-	// Held is the view of an earlier process and HeldAge its age; nil: none. It is used if
-	// no controller answers soon.
+	// Held is the view of an earlier process and HeldAge its age; nil: none. It is used
+	// if no controller answers soon.
 	Held    nodestream.View
 	HeldAge time.Duration
 	// Diagnose adds to a report what this process can see, before ctx ends. Nil: the
@@ -233,7 +233,8 @@ func (u *Uplink) tls() (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("address of the controller: %w", err)
 	}
-	return identity.ClientTLS(identity.PlaneNode, host, nil, identity.VerifyPeerController(domain, root, time.Now)), nil
+	return identity.ClientTLS(identity.PlaneNode, host, nil,
+		identity.VerifyPeerController(domain, root, time.Now)), nil
 }
 
 func readRoot(dir string) (trustDomain string, root *x509.Certificate, err error) {
@@ -257,7 +258,8 @@ func readRoot(dir string) (trustDomain string, root *x509.Certificate, err error
 // NewRegistry returns a registry with the metrics of the Go runtime and the process.
 func NewRegistry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
 
@@ -268,8 +270,8 @@ func ServeMetrics(ctx context.Context, address string, r *prometheus.Registry) e
 	return serveHTTP(ctx, address, mux)
 }
 
-// ServeProbes serves /healthz and /readyz on address until ctx ends. ready returns why the
-// process must not get new work; nil: it may.
+// ServeProbes serves /healthz and /readyz on address until ctx ends. ready returns why
+// the process must not get new work; nil: it may.
 func ServeProbes(ctx context.Context, address string, ready func() error) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })

@@ -71,7 +71,8 @@ func newController(t *testing.T) *controller {
 	c := &controller{hub: nodestream.NewHub(), root: must(identity.NewRoot("east-12", time.Now()))(t)}
 	key := must(identity.NewPrivateKey())(t)
 	name := must(identity.NewName("east-12", "causeway-system", identity.ControllerServiceAccount))(t)
-	cred := must(identity.NewCredential(must(c.root.SignController(key.Public(), name, nil, time.Now()))(t), key))(t)
+	cred := must(identity.NewCredential(must(c.root.SignController(key.Public(), name, nil, time.Now()))(t),
+		key))(t)
 	sign := func(_ context.Context, _, ns, sa string, csr []byte) ([][]byte, error) {
 		return [][]byte{[]byte(ns + "/" + sa)}, nil
 	}
@@ -82,7 +83,9 @@ func newController(t *testing.T) *controller {
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: func() (*tls.Config, error) {
-			return identity.ServerTLS(identity.PlaneNode, func(*tls.ClientHelloInfo) (*identity.Credential, error) { return cred, nil }, false, nil), nil
+			return identity.ServerTLS(identity.PlaneNode,
+				func(*tls.ClientHelloInfo) (*identity.Credential, error) { return cred, nil }, false,
+				nil), nil
 		}})
 		if err := server.Serve(ctx, ln, creds); err != nil {
 			t.Error(err)
@@ -104,7 +107,11 @@ func (c *controller) identityDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	cert, _, err := c.root.MarshalPEM()
-	for name, data := range map[string][]byte{"trustDomain": []byte(c.root.TrustDomain() + "\n"), "root.pem": cert, "token": []byte("token")} {
+	for name, data := range map[string][]byte{
+		"trustDomain": []byte(c.root.TrustDomain() + "\n"),
+		"root.pem":    cert,
+		"token":       []byte("token"),
+	} {
 		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), data, 0o600))
 	}
 	if err != nil {
@@ -116,7 +123,9 @@ func (c *controller) identityDir(t *testing.T) string {
 func options(c *controller, dir string, links *api, states chan State) Options {
 	return Options{
 		Controller: c.address, IdentityDir: dir, TokenFile: filepath.Join(dir, "token"), Links: links,
-		Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), OnState: func(s State) { states <- s },
+		Log:        slog.New(slog.DiscardHandler),
+		Registerer: prometheus.NewRegistry(),
+		OnState:    func(s State) { states <- s },
 	}
 }
 
@@ -124,7 +133,10 @@ func linked(t *testing.T, uids ...string) nodestream.View {
 	t.Helper()
 	var resources []*wire.Resource
 	for _, uid := range uids {
-		resources = append(resources, &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{Name: "to-" + uid, Uid: uid}}})
+		resources = append(resources, &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{
+			Name: "to-" + uid,
+			Uid:  uid,
+		}}})
 	}
 	return must(nodestream.NewView(resources...))(t)
 }
@@ -169,7 +181,8 @@ func TestFollowsControllerAndLinks(t *testing.T) {
 	if len(s.View) != 2 || s.Expired || s.Revoked("a") || s.Revoked("b") {
 		t.Errorf("first state %+v", s)
 	}
-	if chain, err := h.Sign(t.Context(), "shop", "bar", []byte("csr")); err != nil || string(chain[0]) != "shop/bar" {
+	if chain, err := h.Sign(t.Context(), "shop", "bar", []byte("csr")); err != nil ||
+		string(chain[0]) != "shop/bar" {
 		t.Errorf("signed %q, %v", chain, err)
 	}
 	links.stream.Delete(linkObject("b"))
@@ -247,15 +260,31 @@ func TestHeldView(t *testing.T) {
 		revoked bool // Link b, which is in what is held and not in the API
 	}{
 		"API first": {why: "a deleted Link is revoked in the held view too",
-			list: func(a *slowAPI) { a.list <- nil; a.list <- nil }, after: headStart, held: true, revoked: true},
-		"API error":   {why: "errors revoke nothing", list: func(a *slowAPI) { a.list <- errors.New("away") }, after: headStart, held: true},
-		"API timeout": {why: "connections wait in the listeners for 10 s only", list: func(*slowAPI) {}, after: headStart + linksTimeout, held: true},
-		"controller":  {why: "its state is newer", list: func(*slowAPI) {}, answers: time.Second},
+			list:    func(a *slowAPI) { a.list <- nil; a.list <- nil },
+			after:   headStart,
+			held:    true,
+			revoked: true},
+		"API error": {
+			why:   "errors revoke nothing",
+			list:  func(a *slowAPI) { a.list <- errors.New("away") },
+			after: headStart,
+			held:  true,
+		},
+		"API timeout": {
+			why:   "connections wait in the listeners for 10 s only",
+			list:  func(*slowAPI) {},
+			after: headStart + linksTimeout,
+			held:  true,
+		},
+		"controller": {why: "its state is newer", list: func(*slowAPI) {}, answers: time.Second},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := &slowAPI{api: api{uids: []string{"a"}, stream: watch.NewFake()}, list: make(chan error, 2)}
+				a := &slowAPI{
+					api:  api{uids: []string{"a"}, stream: watch.NewFake()},
+					list: make(chan error, 2),
+				}
 				states := make(chan State, 10)
 				o := options(&controller{address: "127.0.0.1:1"}, t.TempDir(), nil, states)
 				o.Links, o.Held, o.HeldAge = a, linked(t, "a", "b"), time.Hour
@@ -271,7 +300,8 @@ func TestHeldView(t *testing.T) {
 				}
 				s := <-states
 				if took := time.Since(start); took != tc.answers+tc.after || s.Held != tc.held {
-					t.Errorf("after %v a state that is held: %v; want after %v: %v", took, s.Held, tc.answers+tc.after, tc.why)
+					t.Errorf("after %v a state that is held: %v; want after %v: %v", took, s.Held,
+						tc.answers+tc.after, tc.why)
 				}
 				if s.Held && (len(s.View) != 2 || s.Revoked("a") || s.Revoked("b") != tc.revoked) {
 					t.Errorf("state %+v, b revoked: %v, want %v: %s", s, s.Revoked("b"), tc.revoked, tc.why)
@@ -318,8 +348,16 @@ func TestReadRoot(t *testing.T) {
 		spoil func(dir string) error
 		says  string
 	}{
-		"not published yet": {"the first start of all", func(dir string) error { return os.Remove(filepath.Join(dir, "trustDomain")) }, "causeway-identity"},
-		"no root":           {"half a ConfigMap", func(dir string) error { return os.Remove(filepath.Join(dir, "root.pem")) }, "root"},
+		"not published yet": {
+			"the first start of all",
+			func(dir string) error { return os.Remove(filepath.Join(dir, "trustDomain")) },
+			"causeway-identity",
+		},
+		"no root": {
+			"half a ConfigMap",
+			func(dir string) error { return os.Remove(filepath.Join(dir, "root.pem")) },
+			"root",
+		},
 		"another's": {"a root is its trust domain's", func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "trustDomain"), []byte("west-1"), 0o600)
 		}, "west-1"},
@@ -404,10 +442,13 @@ func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 // descriptors that peers need.
 func TestServeClosesSlowClients(t *testing.T) {
 	for name, tc := range map[string]struct{ why, say string }{
-		"silent":    {why: "it asks nothing"},
-		"half":      {why: "its header does not end", say: "GET / HTTP/1.1\r\nHost: x\r\n"},
-		"idle":      {why: "it has its answer, and stays", say: "GET / HTTP/1.1\r\nHost: x\r\n\r\n"},
-		"body owed": {why: "what it has announced does not come", say: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"},
+		"silent": {why: "it asks nothing"},
+		"half":   {why: "its header does not end", say: "GET / HTTP/1.1\r\nHost: x\r\n"},
+		"idle":   {why: "it has its answer, and stays", say: "GET / HTTP/1.1\r\nHost: x\r\n\r\n"},
+		"body owed": {
+			why: "what it has announced does not come",
+			say: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

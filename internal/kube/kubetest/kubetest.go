@@ -83,7 +83,8 @@ func holdsKubeSystem(objects []client.Object) bool {
 
 func (a *API) functions() interceptor.Funcs {
 	return interceptor.Funcs{
-		Get: func(ctx context.Context, w client.WithWatch, k client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+		Get: func(ctx context.Context, w client.WithWatch, k client.ObjectKey, o client.Object,
+			opts ...client.GetOption) error {
 			a.mu.Lock()
 			a.reads++
 			a.mu.Unlock()
@@ -92,24 +93,30 @@ func (a *API) functions() interceptor.Funcs {
 			}
 			return w.Get(ctx, k, o, opts...)
 		},
-		Create: func(ctx context.Context, w client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+		Create: func(ctx context.Context, w client.WithWatch, o client.Object,
+			opts ...client.CreateOption) error {
 			a.mu.Lock()
 			a.uids++
 			o.SetUID(types.UID(fmt.Sprint("uid-", a.uids)))
 			a.mu.Unlock()
 			return a.write("create", o, func() error { return w.Create(ctx, o, opts...) })
 		},
-		Update: func(ctx context.Context, w client.WithWatch, o client.Object, opts ...client.UpdateOption) error {
+		Update: func(ctx context.Context, w client.WithWatch, o client.Object,
+			opts ...client.UpdateOption) error {
 			return a.write("update", o, func() error { return w.Update(ctx, o, opts...) })
 		},
-		Patch: func(ctx context.Context, w client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+		Patch: func(ctx context.Context, w client.WithWatch, o client.Object, p client.Patch,
+			opts ...client.PatchOption) error {
 			return a.write("patch", o, func() error { return w.Patch(ctx, o, p, opts...) })
 		},
-		Delete: func(ctx context.Context, w client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
+		Delete: func(ctx context.Context, w client.WithWatch, o client.Object,
+			opts ...client.DeleteOption) error {
 			return a.write("delete", o, func() error { return w.Delete(ctx, o, opts...) })
 		},
-		SubResourceUpdate: func(ctx context.Context, w client.Client, sub string, o client.Object, opts ...client.SubResourceUpdateOption) error {
-			return a.write("update "+sub, o, func() error { return w.SubResource(sub).Update(ctx, o, opts...) })
+		SubResourceUpdate: func(ctx context.Context, w client.Client, sub string, o client.Object,
+			opts ...client.SubResourceUpdateOption) error {
+			return a.write("update "+sub, o,
+				func() error { return w.SubResource(sub).Update(ctx, o, opts...) })
 		},
 	}
 }

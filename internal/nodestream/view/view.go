@@ -124,7 +124,8 @@ func linkOf(p Peer) *wire.Link {
 	}
 }
 
-// dayKeys returns the keys of the days around today for labels from one cluster to another.
+// dayKeys returns the keys of the days around today for labels from one cluster to
+// another.
 func dayKeys(secret [32]byte, from, to string, today uint32) []*wire.DayKey {
 	var keys []*wire.DayKey
 	for day := today - daysBehind; day <= today+daysAhead; day++ {
@@ -164,14 +165,18 @@ func Frontend(link string, m ledger.Mirror, ready bool) *wire.Resource {
 		}
 		index := uint32(p.Index)
 		f.Ports = append(f.Ports, &wire.FrontendPort{Index: index, Name: p.Name, AppProtocol: p.AppProtocol})
-		backend.Ports = append(backend.Ports, &wire.BackendPort{Index: index, Port: uint32(p.Port), Route: p.Route})
+		backend.Ports = append(backend.Ports, &wire.BackendPort{
+			Index: index,
+			Port:  uint32(p.Port),
+			Route: p.Route,
+		})
 	}
 	return &wire.Resource{Body: &wire.Resource_Frontend{Frontend: f}}
 }
 
 // Pod returns the resource of a pod for the agent of its node, p.Spec.NodeName. namespace
-// is Causeway's own. It returns nil for a pod that no agent needs: one without a node, one
-// that has finished, and one of Causeway's own that is not a canary.
+// is Causeway's own. It returns nil for a pod that no agent needs: one without a node,
+// one that has finished, and one of Causeway's own that is not a canary.
 func Pod(p *corev1.Pod, namespace string) *wire.Resource {
 	own := p.Namespace == namespace
 	canary := own && p.Labels[clusterinfo.ComponentLabel] == clusterinfo.ComponentCanary
@@ -231,7 +236,11 @@ func Exports(e *catalog.Export) map[string]*wire.Resource {
 func exportOf(e *catalog.Export) *wire.Export {
 	x := &wire.Export{Namespace: e.Namespace, Service: e.Name, Links: e.Links}
 	for _, p := range e.Ports {
-		x.Ports = append(x.Ports, &wire.ExportPort{Port: uint32(p.Port), Name: p.Name, AppProtocol: p.AppProtocol})
+		x.Ports = append(x.Ports, &wire.ExportPort{
+			Port:        uint32(p.Port),
+			Name:        p.Name,
+			AppProtocol: p.AppProtocol,
+		})
 	}
 	for i := range e.Policies {
 		x.Policies = append(x.Policies, policyOf(&e.Policies[i]))
@@ -345,7 +354,12 @@ func (r Rows) Invites(invites []Invite, controllers []Controller) []*wire.Resour
 	for _, i := range invites {
 		row.Links = append(row.Links, route.InviteName(i.Name))
 		out = append(out, &wire.Resource{Body: &wire.Resource_Invite{
-			Invite: &wire.Invite{Name: i.Name, Uid: i.UID, LabelKey: i.LabelKey[:], UntilMs: i.Until.UnixMilli()},
+			Invite: &wire.Invite{
+				Name:     i.Name,
+				Uid:      i.UID,
+				LabelKey: i.LabelKey[:],
+				UntilMs:  i.Until.UnixMilli(),
+			},
 		}})
 	}
 	slices.Sort(row.Links)
@@ -364,7 +378,11 @@ func (r Rows) controllers(controllers []Controller) []*wire.Endpoint {
 	var out []*wire.Endpoint
 	for _, c := range controllers {
 		id := identity.EndpointID(key, "causeway/catalog", c.PodUID)
-		out = append(out, &wire.Endpoint{Id: id[:], PodUid: c.PodUID, Upstream: ControllerUpstream(c.PodName)})
+		out = append(out, &wire.Endpoint{
+			Id:       id[:],
+			PodUid:   c.PodUID,
+			Upstream: ControllerUpstream(c.PodName),
+		})
 	}
 	slices.SortFunc(out, func(a, b *wire.Endpoint) int { return cmp.Compare(a.PodUid, b.PodUid) })
 	return out

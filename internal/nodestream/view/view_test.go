@@ -41,7 +41,10 @@ func want(t *testing.T, why string, want, got *wire.Resource) {
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("%s (-want +got):\n%s", why, diff)
 	}
-	if err := nodestream.NewHub().Apply(nodestream.Change{Scope: nodestream.Agents, Resource: got}); err != nil {
+	if err := nodestream.NewHub().Apply(nodestream.Change{
+		Scope:    nodestream.Agents,
+		Resource: got,
+	}); err != nil {
 		t.Errorf("%s: %v", why, err)
 	}
 }
@@ -53,7 +56,10 @@ func TestCluster(t *testing.T) {
 	}
 	body := func(key []byte) *wire.Resource {
 		return &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{
-			TrustDomain: "east-12", Issuers: [][]byte{[]byte("own issuer")}, HopKey: key, VipCidrs: []string{"240.0.0.0/12"},
+			TrustDomain: "east-12",
+			Issuers:     [][]byte{[]byte("own issuer")},
+			HopKey:      key,
+			VipCidrs:    []string{"240.0.0.0/12"},
 		}}}
 	}
 	want(t, "an agent has the hop key of its own node", body(n1[:]), east.ForAgent("n1"))
@@ -66,9 +72,10 @@ func TestUpstreams(t *testing.T) {
 	want(t, "an agent", &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{
 		Name: "agent/n1", Address: "192.168.0.1:4144", HopKey: agent[:],
 	}}}, east.Agent("n1", "192.168.0.1"))
-	want(t, "an address has one notation", &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{
-		Name: "agent/n1", Address: "[fd00::1]:4144", HopKey: agent[:],
-	}}}, east.Agent("n1", "fd00:0:0::1"))
+	want(t, "an address has one notation",
+		&wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{
+			Name: "agent/n1", Address: "[fd00::1]:4144", HopKey: agent[:],
+		}}}, east.Agent("n1", "fd00:0:0::1"))
 	want(t, "a controller", &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{
 		Name: "controller/c-1", Address: "10.0.0.9:4145", HopKey: controller[:],
 	}}}, east.Controller(replica))
@@ -76,10 +83,17 @@ func TestUpstreams(t *testing.T) {
 
 func TestLinks(t *testing.T) {
 	west := Peer{
-		Name: "west", UID: "uid-west", TrustDomain: "west-1", Issuers: [][]byte{[]byte("issuer")}, IssuerNumber: 4,
-		Gateways:  []Gateway{{"192.0.2.1:4143", true}, {"192.0.2.2:4143", false}},
-		Secret:    secret,
-		Suspended: true, DefaultDeny: true, CallersRestricted: true, CallerNamespaces: []string{"shop", "bank"},
+		Name:              "west",
+		UID:               "uid-west",
+		TrustDomain:       "west-1",
+		Issuers:           [][]byte{[]byte("issuer")},
+		IssuerNumber:      4,
+		Gateways:          []Gateway{{"192.0.2.1:4143", true}, {"192.0.2.2:4143", false}},
+		Secret:            secret,
+		Suspended:         true,
+		DefaultDeny:       true,
+		CallersRestricted: true,
+		CallerNamespaces:  []string{"shop", "bank"},
 	}
 	midnight := time.Date(2026, 3, 15, 0, 0, 0, 0, time.UTC)
 	day := identity.Day(midnight)
@@ -89,15 +103,27 @@ func TestLinks(t *testing.T) {
 		first, last uint32
 	}{
 		"before midnight": {"the day has not changed yet", midnight.Add(-1), day - 2, day + 1},
-		"midnight":        {"an agent whose clock is behind still needs yesterday's key", midnight, day - 1, day + 2},
-		"elsewhere":       {"days are UTC days", midnight.In(time.FixedZone("", -11*3600)), day - 1, day + 2},
+		"midnight": {
+			"an agent whose clock is behind still needs yesterday's key",
+			midnight,
+			day - 1,
+			day + 2,
+		},
+		"elsewhere": {"days are UTC days", midnight.In(time.FixedZone("", -11*3600)), day - 1, day + 2},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			link := func(from, to string) *wire.Link {
 				l := &wire.Link{
-					Name: "west", Uid: "uid-west", TrustDomain: "west-1", Issuers: [][]byte{[]byte("issuer")}, IssuerNumber: 4,
-					Suspended: true, DefaultDeny: true, CallersRestricted: true, CallerNamespaces: []string{"bank", "shop"},
+					Name:              "west",
+					Uid:               "uid-west",
+					TrustDomain:       "west-1",
+					Issuers:           [][]byte{[]byte("issuer")},
+					IssuerNumber:      4,
+					Suspended:         true,
+					DefaultDeny:       true,
+					CallersRestricted: true,
+					CallerNamespaces:  []string{"bank", "shop"},
 				}
 				for d := tc.first; d <= tc.last; d++ {
 					key := identity.DayKey(secret, from, to, d)
@@ -106,9 +132,13 @@ func TestLinks(t *testing.T) {
 				return l
 			}
 			agents := link("east-12", "west-1")
-			agents.Gateways = []*wire.GatewayAddress{{Address: "192.0.2.1:4143", Healthy: true}, {Address: "192.0.2.2:4143"}}
+			agents.Gateways = []*wire.GatewayAddress{
+				{Address: "192.0.2.1:4143", Healthy: true},
+				{Address: "192.0.2.2:4143"},
+			}
 			want(t, tc.why+"; an agent's keys are for labels to the peer",
-				&wire.Resource{Body: &wire.Resource_Link{Link: agents}}, LinkForAgents(west, "east-12", identity.Day(tc.at)))
+				&wire.Resource{Body: &wire.Resource_Link{Link: agents}},
+				LinkForAgents(west, "east-12", identity.Day(tc.at)))
 			want(t, tc.why+"; a gateway's keys are for labels from the peer, and it dials no address",
 				&wire.Resource{Body: &wire.Resource_Link{Link: link("west-1", "east-12")}},
 				LinkForGateways(west, "east-12", identity.Day(tc.at)))
@@ -134,9 +164,12 @@ func TestFrontend(t *testing.T) {
 			Ports:      []*wire.BackendPort{{Index: 3, Port: 80, Route: 2048}},
 		}
 		f := &wire.Frontend{
-			Namespace: "front", Name: "web-west", Vips: []string{"240.0.0.1", "fd00::1"}, SessionAffinitySeconds: 60,
-			Ports: []*wire.FrontendPort{{Index: 3, Name: "http", AppProtocol: "http"}},
-			Tiers: []*wire.Tier{{Backends: []*wire.Backend{b}}},
+			Namespace:              "front",
+			Name:                   "web-west",
+			Vips:                   []string{"240.0.0.1", "fd00::1"},
+			SessionAffinitySeconds: 60,
+			Ports:                  []*wire.FrontendPort{{Index: 3, Name: "http", AppProtocol: "http"}},
+			Tiers:                  []*wire.Tier{{Backends: []*wire.Backend{b}}},
 		}
 		edit(f, b)
 		return &wire.Resource{Body: &wire.Resource_Frontend{Frontend: f}}
@@ -147,9 +180,11 @@ func TestFrontend(t *testing.T) {
 	want(t, "a port that the peer does not offer is left out",
 		frontend(func(*wire.Frontend, *wire.Backend) {}), Frontend("west", mirror, true))
 	want(t, "readiness is the peer's",
-		frontend(func(_ *wire.Frontend, b *wire.Backend) { b.Ready = false }), Frontend("west", mirror, false))
+		frontend(func(_ *wire.Frontend, b *wire.Backend) { b.Ready = false }),
+		Frontend("west", mirror, false))
 	want(t, "a named pod's frontend leads to that pod only",
-		frontend(func(_ *wire.Frontend, b *wire.Backend) { b.Hostname = "db-0" }), Frontend("west", named, true))
+		frontend(func(_ *wire.Frontend, b *wire.Backend) { b.Hostname = "db-0" }),
+		Frontend("west", named, true))
 	if r := Frontend("west", headless, true); r != nil {
 		t.Errorf("no client dials a headless Service as such, got %v", r)
 	}
@@ -157,13 +192,20 @@ func TestFrontend(t *testing.T) {
 
 func pod(namespace, name string, edit ...func(*corev1.Pod)) *corev1.Pod {
 	p := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID("uid-" + name), Labels: map[string]string{}},
-		Spec:       corev1.PodSpec{NodeName: "n1", ServiceAccountName: "sa"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace,
+			Name:      name,
+			UID:       types.UID("uid-" + name),
+			Labels:    map[string]string{},
+		},
+		Spec: corev1.PodSpec{NodeName: "n1", ServiceAccountName: "sa"},
 		Status: corev1.PodStatus{
 			Phase:  corev1.PodRunning,
 			PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "fd00::1"}},
 			Conditions: []corev1.PodCondition{{
-				Type: corev1.PodReadyToStartContainers, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(noon),
+				Type:               corev1.PodReadyToStartContainers,
+				Status:             corev1.ConditionTrue,
+				LastTransitionTime: metav1.NewTime(noon),
 			}},
 		},
 	}
@@ -182,11 +224,13 @@ func TestPod(t *testing.T) {
 		is  func(*wire.Pod) bool
 	}{
 		"terminating": {
-			"it still holds its address", pod("shop", "a", func(p *corev1.Pod) { p.DeletionTimestamp = &deleted }),
+			"it still holds its address",
+			pod("shop", "a", func(p *corev1.Pod) { p.DeletionTimestamp = &deleted }),
 			func(p *wire.Pod) bool { return p.Terminating && p.Live },
 		},
 		"host network": {
-			"its address is that of the node", pod("shop", "a", func(p *corev1.Pod) { p.Spec.HostNetwork = true }),
+			"its address is that of the node",
+			pod("shop", "a", func(p *corev1.Pod) { p.Spec.HostNetwork = true }),
 			func(p *wire.Pod) bool { return p.HostNetwork },
 		},
 		"starting": {
@@ -195,11 +239,13 @@ func TestPod(t *testing.T) {
 			func(p *wire.Pod) bool { return p.Live && len(p.Ips) == 0 && p.SandboxTimeNs == 0 },
 		},
 		"failed": {
-			"another pod may have its address", pod("shop", "a", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }),
+			"another pod may have its address",
+			pod("shop", "a", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }),
 			func(p *wire.Pod) bool { return p == nil },
 		},
 		"succeeded": {
-			"another pod may have its address", pod("shop", "a", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }),
+			"another pod may have its address",
+			pod("shop", "a", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }),
 			func(p *wire.Pod) bool { return p == nil },
 		},
 		"unscheduled": {
@@ -225,17 +271,25 @@ func TestPod(t *testing.T) {
 		}
 	}
 	want(t, "an ordinary pod", &wire.Resource{Body: &wire.Resource_Pod{Pod: &wire.Pod{
-		Uid: "uid-a", Namespace: "shop", Name: "a", ServiceAccount: "sa", Ips: []string{"10.0.0.1", "fd00::1"}, Live: true,
-		SandboxTimeNs: noon.UnixNano(),
+		Uid:            "uid-a",
+		Namespace:      "shop",
+		Name:           "a",
+		ServiceAccount: "sa",
+		Ips:            []string{"10.0.0.1", "fd00::1"},
+		Live:           true,
+		SandboxTimeNs:  noon.UnixNano(),
 	}}}, Pod(pod("shop", "a"), "causeway-system"))
 }
 
-// export is shop/bar with two ports, a ready pod on n1, and on n2 one that is not ready and
-// one that has the other port only.
+// export is shop/bar with two ports, a ready pod on n1, and on n2 one that is not ready
+// and one that has the other port only.
 func export() *catalog.Export {
 	return &catalog.Export{
 		Namespace: "shop", Name: "bar", Links: []string{"west"},
-		Ports: []catalog.Port{{Name: "http", Port: 80, Protocol: "TCP"}, {Name: "admin", Port: 81, Protocol: "TCP"}},
+		Ports: []catalog.Port{
+			{Name: "http", Port: 80, Protocol: "TCP"},
+			{Name: "admin", Port: 81, Protocol: "TCP"},
+		},
 		Policies: []v1alpha1.ExportPolicy{{
 			ObjectMeta: metav1.ObjectMeta{Name: "only-web"},
 			Spec:       v1alpha1.ExportPolicySpec{Callers: []v1alpha1.Caller{{ServiceAccount: "web"}}},
@@ -265,7 +319,11 @@ func TestExports(t *testing.T) {
 		}}}
 	}
 	want(t, "a node gets its own pods only", body(&wire.ExportPod{
-		Uid: "bar-1", Ready: true, Accepts: true, Targets: map[uint32]uint32{80: 8080}, IsolatedPorts: []uint32{80},
+		Uid:           "bar-1",
+		Ready:         true,
+		Accepts:       true,
+		Targets:       map[uint32]uint32{80: 8080},
+		IsolatedPorts: []uint32{80},
 	}), got["n1"])
 	want(t, "open tunnels of unready pods are checked too", body(
 		&wire.ExportPod{Uid: "bar-2", Targets: map[uint32]uint32{80: 8080}},
@@ -288,7 +346,8 @@ func routeIDs(name, _ string) uint32 { return map[string]uint32{"http": 1024}[na
 func TestRows(t *testing.T) {
 	rows := table{}.rows(noon)
 	key := identity.EndpointKey(master)
-	id, catalogID := identity.EndpointID(key, "shop/bar", "bar-1"), identity.EndpointID(key, "causeway/catalog", "uid-c-1")
+	id, catalogID := identity.EndpointID(key, "shop/bar", "bar-1"), identity.EndpointID(key,
+		"causeway/catalog", "uid-c-1")
 	host := route.HostHash("bar-0")
 	generation := uint64(noon.UnixMilli())
 	controllers := []*wire.Endpoint{{Id: catalogID[:], PodUid: "uid-c-1", Upstream: "controller/c-1"}}
@@ -297,23 +356,30 @@ func TestRows(t *testing.T) {
 	if len(got) != 1 {
 		t.Fatalf("a port without a route id is not offered, got %v", got)
 	}
-	want(t, "endpoints accept connections and have the port", &wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
-		Id: 1024, Links: []string{"west"}, Generation: generation,
-		Endpoints: []*wire.Endpoint{{Id: id[:], PodUid: "bar-1", Upstream: "agent/n1", Host: host[:]}},
-	}}}, got[0])
+	want(t, "endpoints accept connections and have the port",
+		&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
+			Id: 1024, Links: []string{"west"}, Generation: generation,
+			Endpoints: []*wire.Endpoint{{Id: id[:], PodUid: "bar-1", Upstream: "agent/n1", Host: host[:]}},
+		}}}, got[0])
 	want(t, "every Link may use the catalog", &wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
 		Id: 0, Links: []string{"alps", "west"}, Generation: generation, Endpoints: controllers,
 	}}}, rows.Catalog([]string{"west", "alps"}, []Controller{replica}))
 	if got := rows.Invites(nil, []Controller{replica}); len(got) != 0 {
 		t.Errorf("without an invite there is no row, got %v", got)
 	}
-	invites := rows.Invites([]Invite{{Name: "north", UID: "uid-i", LabelKey: secret, Until: noon}}, []Controller{replica})
+	invites := rows.Invites([]Invite{
+		{Name: "north", UID: "uid-i", LabelKey: secret, Until: noon},
+	}, []Controller{replica})
 	want(t, "an invite's key", &wire.Resource{Body: &wire.Resource_Invite{Invite: &wire.Invite{
 		Name: "north", Uid: "uid-i", LabelKey: secret[:], UntilMs: noon.UnixMilli(),
 	}}}, invites[0])
-	want(t, "an invite leads to the controllers", &wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
-		Id: route.Join, Links: []string{route.InviteName("north")}, Generation: generation, Endpoints: controllers,
-	}}}, invites[1])
+	want(t, "an invite leads to the controllers",
+		&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
+			Id:         route.Join,
+			Links:      []string{route.InviteName("north")},
+			Generation: generation,
+			Endpoints:  controllers,
+		}}}, invites[1])
 }
 
 func TestGenerationRisesWithEndpoints(t *testing.T) {
@@ -335,7 +401,11 @@ func TestGenerationRisesWithEndpoints(t *testing.T) {
 		{"a pod becomes ready", func() { e.Endpoints[1].Accepts = true }, true},
 		{"it becomes unready in the same millisecond", func() { e.Endpoints[1].Accepts = false }, true},
 		{"a pod gets a name", func() { e.Endpoints[0].Host = "bar-9" }, true},
-		{"a pod goes while the clock goes back", func() { now = now.Add(-48 * time.Hour); e.Endpoints[0].Accepts = false }, true},
+		{
+			"a pod goes while the clock goes back",
+			func() { now = now.Add(-48 * time.Hour); e.Endpoints[0].Accepts = false },
+			true,
+		},
 		{"nothing changes", func() {}, false},
 	} {
 		step.do()

@@ -9,19 +9,19 @@ import (
 )
 
 const (
-	// reviewLife is how long a review is believed: for so long a token that the
-	// API server has since revoked still counts, if its pod is still there.
-	reviewLife = time.Minute
-	maxReviews = 4096
-	maxNodes   = 8192
+	// reviewLifetime is how long a review is cached. A token that the API server has
+	// revoked stays valid for that time, if its pod still exists.
+	reviewLifetime = time.Minute
+	maxReviews     = 4096
+	maxNodes       = 8192
 )
 
 type tokenKey [sha256.Size]byte
 
 func keyOf(token string) tokenKey { return sha256.Sum256([]byte(token)) }
 
-// cache remembers reviews that named a caller, by a hash of the token. Refused
-// tokens are not in it, so that strangers cannot crowd it.
+// cache holds successful reviews by a hash of the token. It does not hold failed reviews,
+// so that strangers cannot fill it.
 type cache struct {
 	mu      sync.Mutex // guards entries
 	entries map[tokenKey]review
@@ -53,14 +53,14 @@ func (c *cache) put(key tokenKey, caller Caller) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.entries) >= maxReviews {
-		c.shrink(now)
+		c.evict(now)
 	}
-	c.entries[key] = review{caller, now.Add(reviewLife)}
+	c.entries[key] = review{caller, now.Add(reviewLifetime)}
 }
 
-// shrink drops what has expired, or if nothing has, any one: who asked is
-// reviewed again.
-func (c *cache) shrink(now time.Time) {
+// evict makes space for one entry. It removes expired entries and, if there are none, an
+// arbitrary entry. An evicted token is reviewed again.
+func (c *cache) evict(now time.Time) {
 	for key, r := range c.entries {
 		if !now.Before(r.expires) {
 			delete(c.entries, key)
@@ -74,7 +74,7 @@ func (c *cache) shrink(now time.Time) {
 	}
 }
 
-// rates bounds how often each node may ask.
+// rates limits the rate of requests per node.
 type rates struct {
 	limit rate.Limit
 	burst int
@@ -93,7 +93,7 @@ func (r *rates) allow(node string) bool {
 	limiter, ok := r.nodes[node]
 	if !ok {
 		if len(r.nodes) >= maxNodes {
-			r.forget()
+			r.evictIdle()
 		}
 		limiter = rate.NewLimiter(r.limit, r.burst)
 		r.nodes[node] = limiter
@@ -101,8 +101,9 @@ func (r *rates) allow(node string) bool {
 	return limiter.Allow()
 }
 
-// forget drops the nodes that a new limiter would treat alike.
-func (r *rates) forget() {
+// evictIdle removes limiters that have their full burst, because a new limiter is equal
+// to them.
+func (r *rates) evictIdle() {
 	for node, limiter := range r.nodes {
 		if limiter.Tokens() >= float64(r.burst) {
 			delete(r.nodes, node)

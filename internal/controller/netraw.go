@@ -5,12 +5,15 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
-// On a bridge that pods share, one that may send raw packets can speak as its neighbour, and agents cannot always tell
-// (design 3, "Who calls"). How many such pods there are is all that is said of it.
+// On a bridge that pods share, a pod that can send raw packets can use the address of
+// another pod, and agents cannot always detect that (design 3, "Who calls"). The
+// controller reports only the number of such pods.
 
-// slimSecurity keeps what tells whether a container may send raw packets.
+// slimSecurity keeps the fields that determine whether a container can send raw packets.
 func slimSecurity(s *corev1.SecurityContext) *corev1.SecurityContext {
 	if s == nil || s.Capabilities == nil && s.Privileged == nil {
 		return nil
@@ -18,14 +21,13 @@ func slimSecurity(s *corev1.SecurityContext) *corev1.SecurityContext {
 	return &corev1.SecurityContext{Capabilities: s.Capabilities, Privileged: s.Privileged}
 }
 
-// rawPods counts the pods that may send raw packets as far as their specs say, by node. Those of the host's network are
-// the node's administrator's anyhow.
+// rawPods counts, by node, the pods whose specs let them send raw packets. It ignores
+// host-network pods, because only administrators can create them.
 func rawPods(pods []corev1.Pod) map[string]int {
 	out := make(map[string]int)
 	for i := range pods {
 		p := &pods[i]
-		over := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-		if p.Spec.NodeName != "" && !p.Spec.HostNetwork && !over && maySendRaw(p) {
+		if p.Spec.NodeName != "" && !p.Spec.HostNetwork && !kube.PodFinished(p) && maySendRaw(p) {
 			out[p.Spec.NodeName]++
 		}
 	}
@@ -37,7 +39,8 @@ func maySendRaw(p *corev1.Pod) bool {
 	return slices.ContainsFunc(p.Spec.Containers, raw) || slices.ContainsFunc(p.Spec.InitContainers, raw)
 }
 
-// keptFromRaw reports whether a container has lost NET_RAW, which most runtimes give to who says nothing.
+// keptFromRaw reports whether a container lacks NET_RAW, which most runtimes grant by
+// default.
 func keptFromRaw(s *corev1.SecurityContext) bool {
 	if s == nil || s.Capabilities == nil || s.Privileged != nil && *s.Privileged {
 		return false
