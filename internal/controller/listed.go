@@ -16,14 +16,20 @@ import (
 type listedAddresses struct {
 	ranges  []netip.Prefix
 	bySlice map[catalog.Key][]netip.Addr
-	slices  map[netip.Addr]map[catalog.Key]bool // → it has Causeway's labels
+	slices  map[netip.Addr][]listing
+}
+
+// listing is a slice that lists an address. An address has one, apart from faults.
+type listing struct {
+	slice catalog.Key
+	ours  bool // it has Causeway's labels
 }
 
 func newListedAddresses(ranges []netip.Prefix) *listedAddresses {
 	return &listedAddresses{
 		ranges:  ranges,
 		bySlice: make(map[catalog.Key][]netip.Addr),
-		slices:  make(map[netip.Addr]map[catalog.Key]bool),
+		slices:  make(map[netip.Addr][]listing),
 	}
 }
 
@@ -37,17 +43,13 @@ func (l *listedAddresses) set(k catalog.Key, s *discoveryv1.EndpointSlice, book 
 	ours := s != nil && s.Labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy
 	for _, a := range before {
 		if !slices.Contains(after, a) {
-			if delete(l.slices[a], k); len(l.slices[a]) == 0 {
-				delete(l.slices, a)
-			}
+			l.remove(a, k)
 			book.SetListed(a, l.by(a))
 		}
 	}
 	for _, a := range after {
-		if l.slices[a] == nil {
-			l.slices[a] = make(map[catalog.Key]bool)
-		}
-		l.slices[a][k] = ours
+		l.remove(a, k)
+		l.slices[a] = append(l.slices[a], listing{k, ours})
 		book.SetListed(a, l.by(a))
 	}
 	if len(after) == 0 {
@@ -55,6 +57,16 @@ func (l *listedAddresses) set(k catalog.Key, s *discoveryv1.EndpointSlice, book 
 	} else {
 		l.bySlice[k] = after
 	}
+}
+
+// remove forgets that a slice lists an address.
+func (l *listedAddresses) remove(a netip.Addr, slice catalog.Key) {
+	left := slices.DeleteFunc(l.slices[a], func(o listing) bool { return o.slice == slice })
+	if len(left) == 0 {
+		delete(l.slices, a)
+		return
+	}
+	l.slices[a] = left
 }
 
 // addresses are the addresses of a slice that are in a range of virtual IPs.
@@ -78,12 +90,12 @@ func (l *listedAddresses) addresses(s *discoveryv1.EndpointSlice) []netip.Addr {
 // by returns which slices list an address.
 func (l *listedAddresses) by(a netip.Addr) ledger.ListedBy {
 	var out ledger.ListedBy
-	for k, ours := range l.slices[a] {
+	for _, o := range l.slices[a] {
 		switch {
-		case ours:
+		case o.ours:
 			out.Causeway = true
-		case out.Other == "" || k.String() < out.Other:
-			out.Other = k.String()
+		case out.Other == "" || o.slice.String() < out.Other:
+			out.Other = o.slice.String()
 		}
 	}
 	return out

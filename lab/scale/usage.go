@@ -152,6 +152,25 @@ func (u usage) since(before usage) ([]float64, error) {
 	return out, nil
 }
 
+// idleWindow is how long the use of idle controllers is measured.
+const idleWindow = 10 * time.Second
+
+// idleCPU returns the CPU seconds that each controller uses in idleWindow, leader first.
+func (c *cluster) idleCPU(ctx context.Context) ([]float64, error) {
+	before, err := c.usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := sleep(ctx, idleWindow); err != nil {
+		return nil, err
+	}
+	after, err := c.usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return after.since(before)
+}
+
 // memory writes the resident memory of each replica.
 func (u usage) memory() string {
 	var out []string
