@@ -59,7 +59,7 @@ cluster until it is linked anew, and until then each believes whoever holds the 
 	c.Flags().BoolVar(&flags.root, "root", false, "a new root first, and then an issuer of it")
 	c.Flags().BoolVar(&flags.revoke, "revoke", false, "trust the issuers of now, and with --root the root, no more, at once")
 	c.Flags().BoolVar(&flags.yes, "yes", false, "do not ask before --root --revoke")
-	c.Flags().DurationVar(&flags.announce, "announce", rotation.AnnouncePeriod, "`how long` the new root or issuer is announced at most, whoever has not acknowledged it")
+	c.Flags().DurationVar(&flags.announce, "announce", rotation.AnnouncePeriod, "`how long` the new root or issuer is announced at most, even if a peer has not acknowledged it")
 	c.Flags().BoolVar(&flags.wait, "wait", false, "wait until the new one signs")
 	c.Flags().DurationVar(&flags.timeout, "timeout", 0, "`how long` to wait (default --announce, twice with --root, and two minutes)")
 	return c

@@ -14,7 +14,7 @@ import (
 // cert-manager: a certificate and key, signed by another root that peers pin. To peers it
 // is what a cross certificate is.
 
-// ImportRoot reads a root that somebody else has made, and checks that it can do all that a
+// ImportRoot reads a root that was made elsewhere, and checks that it can do all that a
 // root has to: that what is signed under it is believed by whoever pins the anchor. certPEM
 // may hold further certificates, which are not looked at. An empty anchorPEM is for a
 // root that signed itself. Its errors say what to change.

@@ -302,7 +302,7 @@ func (p *peer) clientTLS(of clusterIdentity) (*tls.Config, error) {
 	return identity.ClientTLS(identity.PlaneCatalog, sni, credential, of.verify), nil
 }
 
-// ignore is the wire.Sink of a peer that does not act on what it is told.
+// ignore is the wire.Sink of a peer that ignores what it receives.
 type ignore struct{}
 
 func (ignore) Hello(string, *wire.Hello, time.Duration) uint64 { return 0 }

@@ -1457,7 +1457,7 @@ func (x *Policy) GetCallers() []*Caller {
 	return nil
 }
 
-// Caller matches if every non-empty field matches. An empty Caller matches nobody.
+// Caller matches if every non-empty field matches. An empty Caller matches none.
 type Caller struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Link           string                 `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"`
