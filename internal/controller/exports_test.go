@@ -265,12 +265,18 @@ func TestServiceExportsReplaced(t *testing.T) {
 func TestWhatTheCatalogLeavesOutIsInTheStatus(t *testing.T) {
 	byHand(t, func(t *testing.T, r *replica) {
 		key := shopKey("web")
-		bad := catalog.Service{Namespace: key.Namespace, Name: key.Name, Annotations: map[string]string{"note": "\xff"}}
-		if err := r.board.Publish([]wire.Listing{{Key: key, Service: &bad, Links: []string{"east"}}}, wire.Version{}); err == nil {
+		bad := wire.Listing{Key: key, Links: []string{"east"}, Service: &catalog.Service{
+			Namespace:   key.Namespace,
+			Name:        key.Name,
+			Annotations: map[string]string{"note": "\xff"},
+		}}
+		if err := r.board.Publish([]wire.Listing{bad}, wire.Version{}); err == nil {
 			t.Fatal("it could be encoded")
 		}
 		o := r.statusJob(r.links.links["east"], time.Now()).observed
-		if !slices.ContainsFunc(o.Problems, func(p catalog.Problem) bool { return p.Reason == wire.ServiceNotEncodable }) {
+		if !slices.ContainsFunc(o.Problems, func(p catalog.Problem) bool {
+			return p.Reason == wire.ServiceNotEncodable
+		}) {
 			t.Errorf("the exporter's user must learn it: %v", o.Problems)
 		}
 	}, eastLink(), shop())
