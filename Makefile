@@ -74,6 +74,13 @@ unit: ## tests that need no cluster, with the race detector
 e2e: ahead ## tests on real clusters, in a lab of their own
 	hack/e2e
 
+# Stories that take over a minute each. Their names are the pattern; without it all of e2e runs, too.
+long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderItsOldName|TestAPIServerAway|TestFlippingPeer|TestLeaderCutOff|TestManyLongIdentities
+
+.PHONY: test-long
+test-long: ahead ## the stories on real clusters that take over a minute each
+	CAUSEWAY_E2E_LONG=1 hack/e2e -run '$(long_stories)'
+
 .PHONY: selftest
 selftest: ## the lab's tests of itself, in labs of their own
 	cd lab && go test -tags e2e -count=1 -timeout=20m -v ./selftest/
@@ -81,6 +88,10 @@ selftest: ## the lab's tests of itself, in labs of their own
 .PHONY: bench
 bench: ## every benchmark, once
 	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: bench-scale
+bench-scale: image ## the control plane at 10,000 mirrors, on clusters in a lab of its own
+	hack/bench-scale $(SCALE)
 
 .PHONY: generate
 generate: bin/.tools ## code and CRDs from types and protos

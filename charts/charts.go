@@ -63,12 +63,8 @@ func Render(namespace string, values map[string]any) (Rendered, error) {
 		return Rendered{}, fmt.Errorf("fill in the chart's values: %w", err)
 	}
 	r := Rendered{Values: used}
-	for _, crd := range c.CRDObjects() {
-		objects, err := parse(crd.Name, string(crd.File.Data))
-		if err != nil {
-			return Rendered{}, err
-		}
-		r.CRDs = append(r.CRDs, objects...)
+	if r.CRDs, err = crds(c); err != nil {
+		return Rendered{}, err
 	}
 	for name, text := range out {
 		if path.Base(name) == "NOTES.txt" {
@@ -87,10 +83,31 @@ func Render(namespace string, values map[string]any) (Rendered, error) {
 			}
 		}
 	}
-	slices.SortFunc(r.CRDs, byInstallOrder)
 	slices.SortFunc(r.Objects, byInstallOrder)
 	slices.SortFunc(r.Hooks, byInstallOrder)
 	return r, nil
+}
+
+// CRDs returns the chart's CustomResourceDefinitions, sorted by name.
+func CRDs() ([]*unstructured.Unstructured, error) {
+	c, err := load()
+	if err != nil {
+		return nil, err
+	}
+	return crds(c)
+}
+
+func crds(c *chart.Chart) ([]*unstructured.Unstructured, error) {
+	var out []*unstructured.Unstructured
+	for _, crd := range c.CRDObjects() {
+		objects, err := parse(crd.Name, string(crd.File.Data))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, objects...)
+	}
+	slices.SortFunc(out, byInstallOrder)
+	return out, nil
 }
 
 // valuesError makes one sentence of Helm's paragraph about values that the schema refuses.
@@ -152,8 +169,9 @@ func parse(name, text string) ([]*unstructured.Unstructured, error) {
 
 // installOrder lists the chart's kinds. The test fails for a kind that is not here.
 var installOrder = []string{
-	"CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
-	"Service", "Deployment", "DaemonSet", "Job",
+	"CustomResourceDefinition", "FlowSchema",
+	"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
+	"Service", "PodDisruptionBudget", "Deployment", "DaemonSet", "Job",
 }
 
 func byInstallOrder(a, b *unstructured.Unstructured) int {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -13,8 +14,12 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -322,7 +327,8 @@ func TestEveryKindHasItsPlace(t *testing.T) {
 		if !slices.Contains(installOrder, o.GetKind()) {
 			t.Errorf("%s %s is of a kind that installOrder lacks", o.GetKind(), o.GetName())
 		}
-		if o.GetKind() != "CustomResourceDefinition" && !strings.HasPrefix(o.GetKind(), "Cluster") && o.GetNamespace() != namespace {
+		cluster := strings.HasPrefix(o.GetKind(), "Cluster") || slices.Contains([]string{"CustomResourceDefinition", "FlowSchema"}, o.GetKind())
+		if !cluster && o.GetNamespace() != namespace {
 			t.Errorf("%s %s is in namespace %q", o.GetKind(), o.GetName(), o.GetNamespace())
 		}
 	}
@@ -356,10 +362,11 @@ func TestReadmeNamesEveryValue(t *testing.T) {
 	}
 }
 
+// leaves returns the paths of values that are not maps. A container's resources count as one value.
 func leaves(prefix string, v map[string]any) []string {
 	var out []string
 	for name, value := range v {
-		if sub, ok := value.(map[string]any); ok && len(sub) > 0 {
+		if sub, ok := value.(map[string]any); ok && len(sub) > 0 && name != "resources" {
 			out = append(out, leaves(prefix+name+".", sub)...)
 			continue
 		}
@@ -384,6 +391,211 @@ func TestHooks(t *testing.T) {
 	for _, o := range r.Objects {
 		if strings.Contains(o.GetName(), "uninstall") {
 			t.Errorf("%s %s would stay for as long as Causeway does", o.GetKind(), o.GetName())
+		}
+	}
+}
+
+// TestMemoryLimits compares GOMEMLIMIT with the memory limit that Kubernetes reads.
+func TestMemoryLimits(t *testing.T) {
+	cases := map[string]struct {
+		why    string
+		limits map[string]any
+		want   string // empty: not set
+	}{
+		"Mi":        {why: "the usual unit", limits: map[string]any{"memory": "100Mi"}, want: "94371840"},
+		"fraction":  {why: "quantities may have one", limits: map[string]any{"memory": "1.5Gi"}, want: "1449551462"},
+		"M":         {why: "decimal units differ from binary ones", limits: map[string]any{"memory": "500M"}, want: "450000000"},
+		"k":         {why: "k is the only lower-case unit", limits: map[string]any{"memory": "200000k"}, want: "180000000"},
+		"bytes":     {why: "a unit is not required", limits: map[string]any{"memory": "300000000"}, want: "270000000"},
+		"no memory": {why: "without a limit the heap may grow", limits: map[string]any{"cpu": "1"}},
+		"none":      {why: "a user may have no limits at all"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			component := func() map[string]any {
+				return map[string]any{"resources": map[string]any{"limits": maps.Clone(c.limits)}}
+			}
+			controller, other := component(), component()
+			if c.limits == nil {
+				controller = map[string]any{"resources": map[string]any{"limits": nil}} // removes the default
+				other = map[string]any{}
+			} else if c.limits["memory"] == nil {
+				controller["resources"].(map[string]any)["limits"].(map[string]any)["memory"] = nil
+			}
+			r := render(t, map[string]any{"controller": controller, "gateway": other, "agent": other})
+			for _, spec := range []corev1.PodSpec{
+				find[appsv1.Deployment](t, r, "Deployment", "causeway-controller").Spec.Template.Spec,
+				find[appsv1.Deployment](t, r, "Deployment", "causeway-gateway").Spec.Template.Spec,
+				find[appsv1.DaemonSet](t, r, "DaemonSet", "causeway-agent").Spec.Template.Spec,
+			} {
+				main := spec.Containers[0]
+				got := ""
+				for _, e := range main.Env {
+					if e.Name == "GOMEMLIMIT" {
+						got = e.Value
+					}
+				}
+				if got != c.want {
+					t.Errorf("container %s: GOMEMLIMIT is %q, want %q: %s", main.Name, got, c.want, c.why)
+				}
+				limit := main.Resources.Limits.Memory().Value()
+				if n, _ := strconv.ParseInt(got, 10, 64); n != int64(float64(limit)*0.9) {
+					t.Errorf("container %s: GOMEMLIMIT is %d, want 90 %% of %d", main.Name, n, limit)
+				}
+				if main.Resources.Requests.Memory().String() != "64Mi" {
+					t.Errorf("container %s requests %v of memory, want the default", main.Name, main.Resources.Requests.Memory())
+				}
+			}
+		})
+	}
+	controller := find[appsv1.Deployment](t, render(t, nil), "Deployment", "causeway-controller")
+	if got := controller.Spec.Template.Spec.Containers[0].Resources.Limits.Memory().String(); got != "512Mi" {
+		t.Errorf("the controller's default memory limit is %s, want 512Mi", got)
+	}
+}
+
+// TestFlowSchemas asks which priority level the API server would use for requests of the controller.
+func TestFlowSchemas(t *testing.T) {
+	r := render(t, nil)
+	var schemas []flowcontrolv1.FlowSchema
+	for _, o := range r.Objects {
+		if o.GetKind() == "FlowSchema" {
+			schemas = append(schemas, find[flowcontrolv1.FlowSchema](t, r, "FlowSchema", o.GetName()))
+		}
+	}
+	slices.SortFunc(schemas, func(a, b flowcontrolv1.FlowSchema) int {
+		return int(a.Spec.MatchingPrecedence - b.Spec.MatchingPrecedence)
+	})
+	for _, s := range schemas {
+		const ofAnyAccount = 9000 // the API server's own schema service-accounts
+		if s.Spec.MatchingPrecedence >= ofAnyAccount {
+			t.Errorf("FlowSchema %s has precedence %d: the API server's own schema goes first", s.Name, s.Spec.MatchingPrecedence)
+		}
+	}
+	cases := map[string]struct {
+		why                              string
+		verb, group, resource, namespace string
+		want                             string // a priority level; empty: none of the chart's schemas
+	}{
+		"renewal": {
+			why:  "a leader that cannot renew stops",
+			verb: "update", group: "coordination.k8s.io", resource: "leases", namespace: namespace,
+			want: "leader-election",
+		},
+		"another namespace's lease": {
+			why:  "the level is for the election, not for any lease",
+			verb: "update", group: "coordination.k8s.io", resource: "leases", namespace: "shop",
+		},
+		"mirror": {
+			why:  "thousands are written after a new Link",
+			verb: "create", resource: "services", namespace: "shop",
+			want: "workload-low",
+		},
+		"mirror's slice": {
+			why:  "each mirror has at least one",
+			verb: "patch", group: "discovery.k8s.io", resource: "endpointslices", namespace: "shop",
+			want: "workload-low",
+		},
+		"ledger": {
+			why:  "it is written with the mirrors",
+			verb: "update", group: "causeway.dev", resource: "ledgers", namespace: namespace,
+			want: "workload-low",
+		},
+		"status": {
+			why:  "Links are cluster-scoped",
+			verb: "update", group: "causeway.dev", resource: "links/status",
+			want: "workload-low",
+		},
+		"watch":  {why: "reads do not wait behind writes", verb: "watch", resource: "services"},
+		"review": {why: "an agent waits for it", verb: "create", group: "authentication.k8s.io", resource: "tokenreviews"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got := ""
+			for _, s := range slices.Backward(schemas) {
+				if flowMatches(s, c.verb, c.group, c.resource, c.namespace) {
+					got = s.Spec.PriorityLevelConfiguration.Name
+				}
+			}
+			if got != c.want {
+				t.Errorf("priority level %q, want %q: %s", got, c.want, c.why)
+			}
+		})
+	}
+}
+
+// flowMatches reports whether s matches a request of the controller. An empty namespace means a cluster-scoped object.
+func flowMatches(s flowcontrolv1.FlowSchema, verb, group, resource, ns string) bool {
+	has := func(list []string, want string) bool {
+		return slices.Contains(list, "*") || slices.Contains(list, want)
+	}
+	return slices.ContainsFunc(s.Spec.Rules, func(r flowcontrolv1.PolicyRulesWithSubjects) bool {
+		ours := slices.ContainsFunc(r.Subjects, func(s flowcontrolv1.Subject) bool {
+			a := s.ServiceAccount
+			return a != nil && a.Name == clusterinfo.ControllerName && a.Namespace == namespace
+		})
+		return ours && slices.ContainsFunc(r.ResourceRules, func(r flowcontrolv1.ResourcePolicyRule) bool {
+			scope := r.ClusterScope
+			if ns != "" {
+				scope = has(r.Namespaces, ns)
+			}
+			return has(r.Verbs, verb) && has(r.APIGroups, group) && has(r.Resources, resource) && scope
+		})
+	})
+}
+
+// TestDisruptionBudgets holds that a drain can always go on, and takes one replica at a time.
+func TestDisruptionBudgets(t *testing.T) {
+	r := render(t, nil)
+	for _, name := range []string{clusterinfo.ControllerName, clusterinfo.GatewayName} {
+		b := find[policyv1.PodDisruptionBudget](t, r, "PodDisruptionBudget", name)
+		d := find[appsv1.Deployment](t, r, "Deployment", name)
+		if diff := cmp.Diff(d.Spec.Selector, b.Spec.Selector); diff != "" {
+			t.Errorf("%s: the budget selects other pods (-Deployment +budget):\n%s", name, diff)
+		}
+		if b.Spec.MinAvailable != nil || b.Spec.MaxUnavailable.IntValue() != 1 {
+			t.Errorf("%s: a drain could wait for ever when there is one replica: %+v", name, b.Spec)
+		}
+	}
+}
+
+// TestNamesAreClusterinfos compares the chart with what the processes expect of it.
+func TestNamesAreClusterinfos(t *testing.T) {
+	r := render(t, nil)
+	workloads := map[string]corev1.PodTemplateSpec{
+		clusterinfo.ComponentController: find[appsv1.Deployment](t, r, "Deployment", clusterinfo.ControllerName).Spec.Template,
+		clusterinfo.ComponentGateway:    find[appsv1.Deployment](t, r, "Deployment", clusterinfo.GatewayName).Spec.Template,
+		clusterinfo.ComponentAgent:      find[appsv1.DaemonSet](t, r, "DaemonSet", clusterinfo.AgentName).Spec.Template,
+	}
+	ports := map[string]map[string]int32{
+		clusterinfo.ComponentController: {
+			"catalog":    clusterinfo.CatalogPort,
+			"nodestream": clusterinfo.NodeStreamPort,
+			"metrics":    clusterinfo.MetricsPort,
+			"health":     clusterinfo.ProbesPort,
+		},
+		clusterinfo.ComponentGateway: {
+			"gateway": clusterinfo.GatewayPort,
+			"metrics": clusterinfo.MetricsPort,
+			"health":  clusterinfo.ProbesPort,
+		},
+		clusterinfo.ComponentAgent: {},
+	}
+	for component, template := range workloads {
+		if diff := cmp.Diff(clusterinfo.Labels(component), template.Labels); diff != "" {
+			t.Errorf("labels of %s (-clusterinfo +chart):\n%s", component, diff)
+		}
+		got := map[string]int32{}
+		for _, p := range template.Spec.Containers[0].Ports {
+			got[p.Name] = p.ContainerPort
+		}
+		if diff := cmp.Diff(ports[component], got); diff != "" {
+			t.Errorf("ports of %s (-clusterinfo +chart):\n%s", component, diff)
+		}
+		for _, v := range template.Spec.Volumes {
+			if v.ConfigMap != nil && v.ConfigMap.Name != clusterinfo.IdentityConfigMap {
+				t.Errorf("%s mounts ConfigMap %s, want %s", component, v.ConfigMap.Name, clusterinfo.IdentityConfigMap)
+			}
 		}
 	}
 }

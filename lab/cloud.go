@@ -59,7 +59,7 @@ func (c *Cluster) forwardAPI(ctx context.Context, log *slog.Logger) error {
 		}
 		open.Go(func() {
 			if err := c.forward(ctx, conn.(*net.TCPConn)); err != nil {
-				log.Debug("connection to the API server failed", "err", err)
+				log.Debug("connection to the API server failed", "error", err)
 			}
 		})
 	}
@@ -122,7 +122,11 @@ func (c *Cluster) balance(ctx context.Context, log *slog.Logger) error {
 		default:
 		}
 	}
-	factory := informers.NewSharedInformerFactory(client, 0)
+	// The API server empties the status of a Service that stops being a LoadBalancer, so
+	// no other Service needs to be watched.
+	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = "spec.type=" + string(corev1.ServiceTypeLoadBalancer)
+	}))
 	services := factory.Core().V1().Services()
 	if _, err := services.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { poke() },
@@ -147,7 +151,7 @@ func (c *Cluster) balance(ctx context.Context, log *slog.Logger) error {
 			all = append(all, o.(*corev1.Service))
 		}
 		if err := applyAddresses(ctx, client, assign(planWAN(c.plan.Index), all), log); err != nil {
-			log.Info("could not write a Service's address; trying again", "err", err)
+			log.Info("could not write a Service's address; trying again", "error", err)
 			if pause(ctx, time.Second) == nil {
 				poke()
 			}

@@ -42,6 +42,10 @@ func (c *Cluster) PublicBlock() string { return planWAN(c.plan.Index).Block.Stri
 // PublicAddress returns the address from which the WAN sees the cluster's own connections come.
 func (c *Cluster) PublicAddress() string { return planWAN(c.plan.Index).Masq.String() }
 
+// WANAddress is the WAN's own address on its link with the cluster. What listens there, in the WAN's network namespace, is
+// reached from the cluster on every port.
+func (c *Cluster) WANAddress() string { return planWAN(c.plan.Index).WANEnd.Addr().String() }
+
 // Kubeconfig returns the path of an administrator's kubeconfig that works from the machine itself.
 func (c *Cluster) Kubeconfig() string { return c.path("kubeconfig") }
 

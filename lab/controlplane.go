@@ -7,7 +7,7 @@ import (
 // The control plane has a network namespace of its own beside the nodes: a node can lose power without taking the API with it.
 
 func (c *Cluster) etcd() daemon {
-	return c.control("etcd", []string{"--data-dir=" + c.path("etcd")}, "GOMEMLIMIT=96MiB")
+	return c.control("etcd", []string{"--data-dir=" + c.path("etcd")}, c.plan.memory(96))
 }
 
 func (c *Cluster) apiServer() daemon {
@@ -45,12 +45,12 @@ func (c *Cluster) apiServer() daemon {
 		"--default-not-ready-toleration-seconds=30",
 		"--default-unreachable-toleration-seconds=30",
 		"--profiling=false",
-	}, "GOMEMLIMIT=400MiB")
+	}, c.plan.memory(400))
 }
 
 func (c *Cluster) controllerManager() daemon {
 	pki, kubeconfig := c.pki(), c.path("controller-manager.kubeconfig")
-	return c.control("kube-controller-manager", []string{
+	args := []string{
 		"--kubeconfig=" + kubeconfig,
 		"--authentication-kubeconfig=" + kubeconfig,
 		"--authorization-kubeconfig=" + kubeconfig,
@@ -66,7 +66,13 @@ func (c *Cluster) controllerManager() daemon {
 		"--node-monitor-grace-period=24s",
 		"--bind-address=127.0.0.1",
 		"--profiling=false",
-	}, "GOMEMLIMIT=128MiB")
+	}
+	if c.plan.Large {
+		// By default a controller makes 20 requests per second, so the EndpointSlices of
+		// a thousand new Services would take a minute.
+		args = append(args, "--kube-api-qps=500", "--kube-api-burst=1000")
+	}
+	return c.control("kube-controller-manager", args, c.plan.memory(128))
 }
 
 func (c *Cluster) scheduler() daemon {
@@ -78,7 +84,7 @@ func (c *Cluster) scheduler() daemon {
 		"--leader-elect=false",
 		"--bind-address=127.0.0.1",
 		"--profiling=false",
-	}, "GOMEMLIMIT=96MiB")
+	}, c.plan.memory(96))
 }
 
 // cloud plays the cloud provider, and lets the machine reach the API server. It sits in the machine's own network namespace.

@@ -60,7 +60,7 @@ func (c *Cluster) ensureDNS(ctx context.Context) error {
 		},
 		func() error { _, err := core.Services(m.Namespace).Create(ctx, dnsService(m), o); return err },
 		func() error {
-			_, err := client.AppsV1().Deployments(m.Namespace).Create(ctx, dnsDeployment(m), o)
+			_, err := client.AppsV1().Deployments(m.Namespace).Create(ctx, dnsDeployment(m, c.plan.heapLimit(40)), o)
 			return err
 		},
 	}
@@ -128,7 +128,7 @@ func dnsService(m metav1.ObjectMeta) *corev1.Service {
 	}}
 }
 
-func dnsDeployment(m metav1.ObjectMeta) *appsv1.Deployment {
+func dnsDeployment(m metav1.ObjectMeta, heapLimit string) *appsv1.Deployment {
 	labels := map[string]string{"k8s-app": "kube-dns"}
 	return &appsv1.Deployment{ObjectMeta: m, Spec: appsv1.DeploymentSpec{
 		Selector: &metav1.LabelSelector{MatchLabels: labels},
@@ -144,7 +144,7 @@ func dnsDeployment(m metav1.ObjectMeta) *appsv1.Deployment {
 					Image:           corednsImage,
 					ImagePullPolicy: corev1.PullNever,
 					Args:            []string{"-conf", "/etc/coredns/Corefile"},
-					Env:             []corev1.EnvVar{{Name: "GOMEMLIMIT", Value: "40MiB"}},
+					Env:             []corev1.EnvVar{{Name: "GOMEMLIMIT", Value: heapLimit}},
 					VolumeMounts:    []corev1.VolumeMount{{Name: "config", MountPath: "/etc/coredns"}},
 					ReadinessProbe: &corev1.Probe{
 						ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ready", Port: intstr.FromInt32(8181)}},

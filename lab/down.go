@@ -17,8 +17,9 @@ import (
 
 const pollEvery = 20 * time.Millisecond
 
-// Down ends and removes all of the lab, whatever state it is in. It reads no record of its own: it finds processes by cgroup, by the marker in their
-// environment and by network namespace, and everything else by name. Called again it does nothing.
+// Down ends and removes all of the lab, in any state. It does not read the lab's
+// own records: it finds processes by cgroup, by the marker in their environment and by
+// network namespace, and everything else by name. On a lab that is gone it does nothing.
 func Down(ctx context.Context, o Options) error {
 	l, err := newLab(o)
 	if err != nil {
@@ -29,24 +30,35 @@ func Down(ctx context.Context, o Options) error {
 		return err
 	}
 	defer unlock()
+	return l.clear(ctx)
+}
+
+// clear is Down for a caller that holds the lab's lock.
+func (l *Lab) clear(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	own, err := l.names.ownNetns()
 	if err != nil {
 		return err
 	}
-	if err := l.endProcesses(ctx, l.names.prefix(), func(pid int) bool { return l.marked(pid) || isIn(pid, own) }); err != nil {
+	ours := func(pid int) bool { return l.marked(pid) || isIn(pid, own) }
+	if err := l.endProcesses(ctx, l.names.prefix(), ours); err != nil {
 		return err
 	}
-	if err := l.removeNamespaces(); err != nil {
-		return err
-	}
+	err = l.removeNamespaces()
 	l.progress("processes and namespaces are gone")
-	err = errors.Join(l.cgroups.remove(ctx, l.names.prefix()), l.removeMounts(), l.removeState())
-	return errors.Join(err, l.giveRoomBack(ctx))
+	return errors.Join(
+		err,
+		l.cgroups.remove(ctx, l.names.prefix()),
+		l.removeMounts(),
+		l.removeState(),
+		l.giveRoomBack(ctx),
+	)
 }
 
-// endProcesses kills what is in a cgroup, and what else is meant, until none is left: the first round may miss what was being born.
+// endProcesses kills every process in a cgroup and every other process that meant
+// selects. It repeats this until none is left, because one round may miss a process that
+// is just starting.
 func (l *Lab) endProcesses(ctx context.Context, cgroup string, meant func(pid int) bool) error {
 	for {
 		if err := l.cgroups.kill(ctx, cgroup); err != nil {
@@ -68,8 +80,9 @@ func (l *Lab) endProcesses(ctx context.Context, cgroup string, meant func(pid in
 	}
 }
 
-// processes are those of the machine that are meant, beside this one. A lab has some outside its cgroups: those between their birth and
-// joining, and commands that `lab exec` runs.
+// processes lists the machine's processes that meant selects, except this one. A lab has
+// processes outside its cgroups: those that have not joined yet, and commands of `lab
+// exec`.
 func processes(meant func(pid int) bool) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -98,10 +111,13 @@ func (l *Lab) marked(pid int) bool {
 // isIn reports whether a process is in one of these network namespaces.
 func isIn(pid int, spaces []string) bool {
 	own := inode(fmt.Sprintf("/proc/%d/ns/net", pid))
-	return own != 0 && slices.ContainsFunc(spaces, func(name string) bool { return isNetns(netnsPath(name)) && inode(netnsPath(name)) == own })
+	return own != 0 && slices.ContainsFunc(spaces, func(name string) bool {
+		return isNetns(netnsPath(name)) && inode(netnsPath(name)) == own
+	})
 }
 
-// inode returns 0 for what cannot be asked; no namespace has that number.
+// inode returns the inode number of path, or 0 if it cannot be read. No namespace has
+// number 0.
 func inode(path string) uint64 {
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil {
@@ -110,21 +126,22 @@ func inode(path string) uint64 {
 	return st.Ino
 }
 
+// removeNamespaces removes every network namespace of the lab. One that cannot be removed
+// does not keep the others from being removed.
 func (l *Lab) removeNamespaces() error {
 	own, err := l.names.ownNetns()
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, name := range own {
-		if err := removeNetns(name); err != nil {
-			return err
-		}
+		errs = append(errs, removeNetns(name))
 	}
-	_ = os.Remove(netnsDir) // only if nothing else is in it
-	return nil
+	return errors.Join(append(errs, tidyNetnsDir())...)
 }
 
-// removeMounts drops mounts below the state folder in the machine's own mount namespace. There should be none.
+// removeMounts removes mounts below the state folder in the machine's mount namespace.
+// There should be none.
 func (l *Lab) removeMounts() error {
 	points, err := mountsBelow(l.names.dir())
 	if err != nil {
@@ -140,16 +157,47 @@ func (l *Lab) removeMounts() error {
 
 // mountsBelow lists the mount points at or below dir, outer ones first.
 func mountsBelow(dir string) ([]string, error) {
+	all, err := mounts()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, m := range all {
+		if m.point == dir || strings.HasPrefix(m.point, dir+"/") {
+			out = append(out, m.point)
+		}
+	}
+	return out, nil
+}
+
+// mount is a line of /proc/self/mountinfo.
+type mount struct {
+	id, parent string
+	device     string // major:minor
+	root       string // the directory of the file system that is shown
+	point      string
+}
+
+// mounts lists the mounts of this process's mount namespace. A mount stands behind the
+// mount that it covers.
+func mounts() ([]mount, error) {
 	raw, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}
-	var out []string
-	for _, line := range strings.Split(string(raw), "\n") {
+	var out []mount
+	for line := range strings.Lines(string(raw)) {
 		f := strings.Fields(line)
-		if len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
-			out = append(out, f[4])
+		if len(f) < 5 {
+			continue
 		}
+		out = append(out, mount{
+			id:     f[0],
+			parent: f[1],
+			device: f[2],
+			root:   f[3],
+			point:  f[4],
+		})
 	}
 	return out, nil
 }

@@ -31,7 +31,7 @@ type Options struct {
 	State    string            // empty means DefaultState
 	Clusters []string          // Up: clusters that must be there; those there already stay
 	Nodes    int               // Up: nodes of each new cluster; 0 means 1
-	Shape    Shape             // Up: how the network of each new cluster is made
+	Shape    Shape             // Up: how each new cluster is made
 	WAN      *Weather          // Up: how the WAN is from now on; nil leaves it as it is
 	Progress func(line string) // told what is going on; nil means silence
 }
@@ -89,8 +89,9 @@ func newLab(o Options) (*Lab, error) {
 	return &Lab{names: names{lab: o.Name, state: state}, cgroups: h, progress: o.Progress}, nil
 }
 
-// Up makes what of the lab is missing, and returns when every cluster's nodes are ready and its DNS answers.
-// It may be called again at any time, also after a crash.
+// Up makes what of the lab is missing, and returns when every cluster's nodes are ready and
+// its DNS answers. It may be called again at any time, also after a crash. If the lab has no
+// record on disk, Up first removes what an earlier run left under the lab's name.
 func Up(ctx context.Context, o Options) (*Lab, error) {
 	l, err := newLab(o)
 	if err != nil {
@@ -108,6 +109,11 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		return nil, err
 	}
 	defer unlock()
+	if !exists(l.planFile()) {
+		if err := l.clear(ctx); err != nil {
+			return nil, fmt.Errorf("remove what an earlier lab %q left: %w", l.names.lab, err)
+		}
+	}
 	changed, err := l.settle(o, tools)
 	if err != nil {
 		return nil, err

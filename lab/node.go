@@ -231,7 +231,7 @@ func (n *node) startKubernetes(ctx context.Context) error {
 		"--hostname-override=" + n.name(),
 		"--node-ip=" + addresses(n.cluster.plan.node(n.index)),
 		"--root-dir=/var/lib/kubelet",
-	}, "GOMEMLIMIT=128MiB")
+	}, n.cluster.plan.memory(128))
 	if err != nil {
 		return err
 	}
@@ -244,7 +244,7 @@ func (n *node) startKubernetes(ctx context.Context) error {
 		"--healthz-bind-address=127.0.0.1:10256",
 		"--metrics-bind-address=127.0.0.1:10249",
 		"--oom-score-adj=0",
-	}, "GOMEMLIMIT=64MiB")
+	}, n.cluster.plan.memory(64))
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,9 @@ const (
 	ServiceRange = "10.96.0.0/16"
 	NodeRange    = "172.30.0.0/24"
 
+	// largeServiceRange is that of a large cluster: ServiceRange has 65,534 addresses.
+	largeServiceRange = "10.96.0.0/14"
+
 	// Their counterparts in clusters of both IP families.
 	PodRange6     = "fd00:10:244::/48"
 	ServiceRange6 = "fd00:10:96::/112"

@@ -127,3 +127,21 @@ func TestWithout(t *testing.T) {
 		})
 	}
 }
+
+func TestHeapLimit(t *testing.T) {
+	cases := map[string]struct {
+		why   string
+		shape Shape
+		want  string
+	}{
+		"small": {why: "five clusters fit on one machine", want: "GOMEMLIMIT=96MiB"},
+		"large": {why: "10,000 Services must not keep etcd in its garbage collector", shape: Shape{Large: true}, want: "GOMEMLIMIT=768MiB"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got := c.shape.memory(96); got != c.want {
+				t.Errorf("memory(96) = %q, want %q: %s", got, c.want, c.why)
+			}
+		})
+	}
+}

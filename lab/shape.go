@@ -14,13 +14,14 @@ const (
 	PTP      = "ptp"    // the one that gives each pod an interface of its own on the node
 )
 
-// Shape is how a cluster's network is made. It never changes during a cluster's life. The zero value is a bridge, kube-proxy in nftables
-// mode, IPv4 alone, and a gateway's port that the WAN can reach.
+// Shape is how a cluster is made. It never changes during a cluster's life. The zero value is a bridge, kube-proxy in nftables
+// mode, IPv4 alone, a gateway's port that the WAN can reach, and memory for a few hundred objects.
 type Shape struct {
 	ProxyMode string `json:"proxyMode,omitempty"` // NFTables or IPTables; empty means NFTables
 	CNI       string `json:"cni,omitempty"`       // Bridge or PTP; empty means Bridge
 	DualStack bool   `json:"dualStack,omitempty"` // pods, Services and nodes have IPv6 addresses too; the WAN has none
 	Private   bool   `json:"private,omitempty"`   // nobody in the WAN can open a connection to the cluster; it can to others
+	Large     bool   `json:"large,omitempty"`     // Kubernetes processes get the memory and the rates that tens of thousands of objects need
 }
 
 func (s Shape) check() error {
@@ -41,8 +42,13 @@ func (s Shape) check() error {
 func (s Shape) pods(i int) []netip.Prefix { return s.both(podCIDR(i), podCIDR6(i)) }
 
 // allPods and services return the ranges of all pods, and of Services.
-func (s Shape) allPods() []netip.Prefix  { return s.both(prefix(PodRange), prefix(PodRange6)) }
-func (s Shape) services() []netip.Prefix { return s.both(prefix(ServiceRange), prefix(ServiceRange6)) }
+func (s Shape) allPods() []netip.Prefix { return s.both(prefix(PodRange), prefix(PodRange6)) }
+func (s Shape) services() []netip.Prefix {
+	if s.Large {
+		return s.both(prefix(largeServiceRange), prefix(ServiceRange6))
+	}
+	return s.both(prefix(ServiceRange), prefix(ServiceRange6))
+}
 
 // node returns the addresses of the i-th node, each with its network's length.
 func (s Shape) node(i int) []netip.Prefix {
@@ -55,6 +61,20 @@ func (s Shape) both(v4, v6 netip.Prefix) []netip.Prefix {
 	}
 	return []netip.Prefix{v4}
 }
+
+// heapLimit returns what limits the Go heap of one of the cluster's processes, given in
+// MiB for a cluster of a few hundred objects. A process that works at its limit spends
+// its time in the garbage collector, so the limits of a large cluster are eight times as
+// high.
+func (s Shape) heapLimit(mebibytes int) string {
+	if s.Large {
+		mebibytes *= 8
+	}
+	return fmt.Sprintf("%dMiB", mebibytes)
+}
+
+// memory returns heapLimit as an environment variable of a process.
+func (s Shape) memory(mebibytes int) string { return "GOMEMLIMIT=" + s.heapLimit(mebibytes) }
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 

@@ -1,9 +1,11 @@
-// Package v1alpha1 holds the kinds that users write and read: Link and
-// ExportPolicy; Invite and Join, which the command writes for them; and the two
-// that the controller keeps for itself: Ledger and PeerTrust.
+// Package v1alpha1 contains the API types of the group causeway.dev.
 //
-// It is the only package of Causeway that outsiders may import. It holds types
-// and their validation markers, no behaviour and no hidden defaults.
+// Users write Link and ExportPolicy. The command-line tool writes Invite and Join on
+// behalf of a user. The controller writes Ledger and PeerTrust for its own use.
+//
+// This is the only package of Causeway that other modules may import. It contains
+// types and validation markers. It sets no defaults: each field documents how the
+// controller treats the empty value.
 //
 // +kubebuilder:object:generate=true
 // +groupName=causeway.dev

@@ -4,13 +4,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// ExportPolicy says which callers of linked clusters may call exported Services
-// of its namespace.
+// ExportPolicy lists the callers in linked clusters that may call exported Services in
+// its namespace.
 //
-// A Service that no policy selects admits every workload of a peer whom the
-// Link's export rules admit. A Service that policies select admits a caller that
-// any of them names. Pods isolated by a NetworkPolicy for ingress admit only
-// callers that a policy names.
+// If no ExportPolicy selects a Service, spec.export.default of the Link decides whether
+// the peer's workloads may call it. If one or more select it, a caller is admitted if any
+// of them lists it. Pods that a NetworkPolicy isolates for ingress admit only callers
+// that an ExportPolicy lists.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:categories=causeway
@@ -19,53 +19,56 @@ type ExportPolicy struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// Spec selects Services and lists their callers.
 	Spec ExportPolicySpec `json:"spec"`
 }
 
-// ExportPolicySpec names Services and their callers.
+// ExportPolicySpec selects Services and lists their callers.
 type ExportPolicySpec struct {
-	// Services are names of Services of this namespace. Empty: all of them.
+	// Services lists the names of Services in the namespace of the policy. If empty, all
+	// Services in the namespace are selected.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=256
 	// +kubebuilder:validation:items:MaxLength=63
 	Services []string `json:"services,omitempty"`
 
-	// Callers are those who may call. Empty: nobody.
+	// Callers lists the callers that are admitted. If empty, no caller is admitted by
+	// this policy.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
 	Callers []Caller `json:"callers,omitempty"`
 }
 
-// Caller matches a workload of a linked cluster. Every field that is set must
-// match; at least one must be set.
+// Caller matches workloads of linked clusters. At least one field must be set. A workload
+// matches if all fields that are set match.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.link) || has(self.namespace) || has(self.serviceAccount) || has(self.spiffeID)",message="a caller must name at least one of link, namespace, serviceAccount, spiffeID"
+// +kubebuilder:validation:XValidation:rule="has(self.link) || has(self.namespace) || has(self.serviceAccount) || has(self.spiffeID)",message="at least one of link, namespace, serviceAccount and spiffeID is required"
 type Caller struct {
-	// Link is the name of the Link that the caller comes by.
+	// Link is the name of the Link for the caller's cluster.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
 	Link string `json:"link,omitempty"`
-	// Namespace is the caller's namespace in its own cluster.
+	// Namespace is the namespace of the caller in its cluster.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
 	Namespace string `json:"namespace,omitempty"`
-	// ServiceAccount is the caller's ServiceAccount name in its own cluster.
+	// ServiceAccount is the name of the caller's ServiceAccount in its cluster.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	ServiceAccount string `json:"serviceAccount,omitempty"`
-	// SPIFFEID is the caller's whole SPIFFE ID.
+	// SPIFFEID is the complete SPIFFE ID of the caller.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=2048
 	SPIFFEID string `json:"spiffeID,omitempty"`
 }
 
-// ExportPolicyList is a list of ExportPolicies.
+// ExportPolicyList contains a list of ExportPolicies.
 //
 // +kubebuilder:object:root=true
 type ExportPolicyList struct {

@@ -4,10 +4,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Invite lets one cluster that nobody here has met make a Link with this one,
-// once and soon. Its name is the Link that will be made, and so the local name of
-// the peer. `causeway invite` makes it, in Causeway's own namespace, with a Secret
-// beside it that only controllers read.
+// Invite lets one other cluster establish a Link with this one, once and for a limited
+// time. The holder of the invite's token proves the right to join. The controller gives
+// the new Link the name of the Invite, which is the local name of the peer. The command
+// "causeway invite" creates the Invite in the namespace of Causeway, together with a
+// Secret that only controllers read.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -16,52 +17,58 @@ import (
 // +kubebuilder:printcolumn:name="Joined",type=string,JSONPath=`.status.joined.trustDomain`
 // +kubebuilder:printcolumn:name="Refused",type=string,JSONPath=`.status.refusals[*].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
-// +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 32",message="an Invite's name becomes a Link's: use at most 32 lower-case letters, digits and dashes, beginning with a letter"
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 32",message="an Invite's name becomes a Link's: use at most 32 lowercase letters, digits and dashes, beginning with a letter"
 type Invite struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	Spec   InviteSpec   `json:"spec"`
+	// Spec is the validity of the invite and the rules of the Link to be created.
+	Spec InviteSpec `json:"spec"`
+	// Status is the progress of the invite. Only controllers write it.
 	Status InviteStatus `json:"status,omitempty"`
 }
 
-// InviteSpec says for how long it is good, and the rules of the Link to be made.
+// InviteSpec is the validity of an Invite and the rules of the Link to be created.
 type InviteSpec struct {
-	// ValidSeconds is for how long after its creation it may be used.
+	// ValidSeconds is the number of seconds after its creation during which the invite
+	// can be used.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=900
 	ValidSeconds int32 `json:"validSeconds"`
-	// Export is the Link's rule of that name. Absent: nothing is exported.
+	// Export becomes spec.export of the Link. If not set, the peer sees no Service.
 	// +optional
 	Export *ExportRules `json:"export,omitempty"`
-	// Import is the Link's rule of that name. Absent: nothing is imported.
+	// Import becomes spec.import of the Link. If not set, no Service is mirrored.
 	// +optional
 	Import *ImportRules `json:"import,omitempty"`
 }
 
-// States of an Invite, in the order in which they follow each other; Expired
-// follows Open and Joining.
+// States of an Invite. They follow each other in the order Open, Joining, Linked. Expired
+// may follow Open or Joining.
 const (
-	// InviteOpen: nobody has used it. An empty state is Open, too.
+	// InviteOpen is the state of an Invite that no cluster has used. An empty state means
+	// the same.
 	InviteOpen = "Open"
-	// InviteJoining: it belongs to the cluster in Joined, and to no other any more.
+	// InviteJoining is the state of an Invite that is bound to the cluster in Joined. No
+	// other cluster can use it.
 	InviteJoining = "Joining"
-	// InviteLinked: the Link stands, or stood.
+	// InviteLinked is the final state of an Invite whose Link was created.
 	InviteLinked = "Linked"
-	// InviteExpired: its time ran out.
+	// InviteExpired is the final state of an Invite that expired before its Link was
+	// created.
 	InviteExpired = "Expired"
 )
 
-// InviteStatus says who has used it and who was refused. Controllers write it by
-// compare-and-swap.
+// InviteStatus is the progress of an Invite. Controllers write it by compare-and-swap.
 type InviteStatus struct {
+	// State is Open, Joining, Linked or Expired. Empty means Open.
 	// +optional
 	// +kubebuilder:validation:Enum=Open;Joining;Linked;Expired
 	State string `json:"state,omitempty"`
-	// Joined is the cluster that the Invite belongs to from its first use on.
+	// Joined is the first cluster that used the invite. The invite is bound to it.
 	// +optional
 	Joined *Joiner `json:"joined,omitempty"`
-	// Refusals tell who was refused and why: the first ones, each once.
+	// Refusals lists the first clusters that were refused, without duplicates.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=8
@@ -70,21 +77,23 @@ type InviteStatus struct {
 
 // Joiner is a cluster that has used an Invite.
 type Joiner struct {
+	// TrustDomain is the SPIFFE trust domain of the cluster.
 	TrustDomain string `json:"trustDomain"`
-	// RootHash is the SHA-256 of its root's certificate, in hex.
+	// RootHash is the SHA-256 of the cluster's root certificate, in hex.
 	RootHash string `json:"rootHash"`
-	// Address is where it called from, as our gateway saw it.
+	// Address is the IP address that the cluster connected from, as seen by the gateway
+	// of this cluster.
 	Address string `json:"address"`
 }
 
 // InviteRefusal is a cluster that was refused.
 type InviteRefusal struct {
 	Joiner `json:",inline"`
-	// Reason is a word from a closed list, such as Used or WrongName.
+	// Reason is a machine-readable reason in CamelCase, such as Used or WrongName.
 	Reason string `json:"reason"`
 }
 
-// InviteList is a list of Invites.
+// InviteList contains a list of Invites.
 //
 // +kubebuilder:object:root=true
 type InviteList struct {
@@ -93,9 +102,10 @@ type InviteList struct {
 	Items           []Invite `json:"items"`
 }
 
-// Join uses a token that another cluster's Invite came with. Its name is the Link
-// that will be made here for that cluster. `causeway join` makes it, in Causeway's
-// own namespace, with a Secret beside it that only controllers read.
+// Join accepts the Invite of another cluster. The controller gives the new Link the name
+// of the Join, which is the local name of the inviter. The command "causeway join"
+// creates the Join in the namespace of Causeway, together with a Secret for the token
+// that only controllers read.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -103,52 +113,59 @@ type InviteList struct {
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
 // +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
-// +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 32",message="a Join's name becomes a Link's: use at most 32 lower-case letters, digits and dashes, beginning with a letter"
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 32",message="a Join's name becomes a Link's: use at most 32 lowercase letters, digits and dashes, beginning with a letter"
 type Join struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	Spec   JoinSpec   `json:"spec"`
+	// Spec is the name of this cluster at the inviter and the rules of the Link to be
+	// created.
+	Spec JoinSpec `json:"spec"`
+	// Status is the progress of the join. Only controllers write it.
 	Status JoinStatus `json:"status,omitempty"`
 }
 
-// JoinSpec says who we are to the inviter, and the rules of the Link to be made.
+// JoinSpec is the name of this cluster at the inviter and the rules of the Link to be
+// created.
 type JoinSpec struct {
-	// As is the name that this cluster was invited under.
+	// As is the name of the Invite, which is the name of this cluster at the inviter.
 	// +kubebuilder:validation:Pattern=`^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$`
 	As string `json:"as"`
-	// Export is the Link's rule of that name. Absent: nothing is exported.
+	// Export becomes spec.export of the Link. If not set, the peer sees no Service.
 	// +optional
 	Export *ExportRules `json:"export,omitempty"`
-	// Import is the Link's rule of that name. Absent: nothing is imported.
+	// Import becomes spec.import of the Link. If not set, no Service is mirrored.
 	// +optional
 	Import *ImportRules `json:"import,omitempty"`
 }
 
 // States of a Join.
 const (
-	// JoinPending: the controller tries. An empty state is Pending, too.
+	// JoinPending is the state of a Join that the controller is working on. An empty
+	// state means the same.
 	JoinPending = "Pending"
-	// JoinLinked: the Link stands.
+	// JoinLinked is the final state of a Join whose Link was created.
 	JoinLinked = "Linked"
-	// JoinRefused: it will not be tried again.
+	// JoinRefused is the final state of a Join that failed. The controller does not
+	// retry.
 	JoinRefused = "Refused"
 )
 
-// JoinStatus says how far it is.
+// JoinStatus is the progress of a Join.
 type JoinStatus struct {
+	// State is Pending, Linked or Refused. Empty means Pending.
 	// +optional
 	// +kubebuilder:validation:Enum=Pending;Linked;Refused
 	State string `json:"state,omitempty"`
-	// Reason is a word from a closed list, if it is refused.
+	// Reason is a machine-readable reason in CamelCase. It is set if state is Refused.
 	// +optional
 	Reason string `json:"reason,omitempty"`
-	// Message is a sentence for whoever waits.
+	// Message is a human-readable description of the progress or of the failure.
 	// +optional
 	Message string `json:"message,omitempty"`
 }
 
-// JoinList is a list of Joins.
+// JoinList contains a list of Joins.
 //
 // +kubebuilder:object:root=true
 type JoinList struct {

@@ -4,116 +4,77 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Ledger is one shard of the controller's own books: which VIP, listener ports
-// and names each mirror has, and which route ids each export has. It is the
-// input of the data path; mirrors in tenants' namespaces are outputs only.
+// Ledger is one object of the controller's ledger. The ledger records the virtual IPs and
+// listener ports of each mirror, and the route ids of each exported Service. The data
+// path reads the ledger. It does not read the mirrors in tenants' namespaces.
 //
-// Only controllers write Ledgers, all in Causeway's own namespace, and they have
-// no owner: resting entries outlive their Link.
+// There are three kinds of object: "directory", "mirrors-BLOCK", which holds one block of
+// virtual IPs, and "exports-NUMBER". The command "causeway ledger" prints their content.
+//
+// Only controllers write Ledgers, in the namespace of Causeway. A Ledger has no owner
+// reference, because released entries outlive their Link. Ledgers are never deleted.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:categories=causeway
+// +kubebuilder:printcolumn:name="Owner",type=string,JSONPath=`.owner`
+// +kubebuilder:printcolumn:name="Block",type=integer,JSONPath=`.block`
+// +kubebuilder:printcolumn:name="Entries",type=integer,JSONPath=`.entries`
+// +kubebuilder:printcolumn:name="Generation",type=integer,JSONPath=`.generation`,priority=1
 type Ledger struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// Owner is the trust domain of the peer that the block of virtual IPs belongs to. It
+	// is empty in the directory, in exports objects, and in a free block.
 	// +optional
-	// +listType=atomic
-	Mirrors []LedgerMirror `json:"mirrors,omitempty"`
+	// +kubebuilder:validation:MaxLength=253
+	Owner string `json:"owner,omitempty"`
+
+	// Block is the number of the block of virtual IPs, or of the exports object.
 	// +optional
-	// +listType=atomic
-	Exports []LedgerExport `json:"exports,omitempty"`
+	// +kubebuilder:validation:Minimum=0
+	Block int32 `json:"block,omitempty"`
+
+	// Generation increases with each write by a controller. The generations of all
+	// exports objects form one sequence. The highest is the generation of the export
+	// list.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Generation int64 `json:"generation,omitempty"`
+
+	// Epoch identifies the export list that generations count. It is set in the directory
+	// and in exports objects.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	Epoch string `json:"epoch,omitempty"`
+
+	// Applied is the version of the peer's export list that this cluster applied last.
+	// It is set only in the first block of a peer.
+	// +optional
+	Applied *LedgerApplied `json:"applied,omitempty"`
+
+	// Entries is the number of entries in data, for display.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Entries int32 `json:"entries,omitempty"`
+
+	// Data is JSON compressed with DEFLATE, at most 256 KiB.
+	// +optional
+	// +kubebuilder:validation:MaxLength=360000
+	Data []byte `json:"data,omitempty"`
 }
 
-// LedgerMirror is what one mirrored Service was given, and what agents need to
-// carry its connections. Sorted by link, namespace, service, hostname.
-type LedgerMirror struct {
-	// Link, Namespace and Service name the source: the peer and its Service.
-	Link      string `json:"link"`
-	Namespace string `json:"namespace"`
-	Service   string `json:"service"`
-	// Hostname is that of the one pod that the entry is for, of a headless
-	// Service; empty: the entry is for the Service itself.
-	// +optional
-	Hostname string `json:"hostname,omitempty"`
-
-	// MirrorNamespace and MirrorName name the Service made here.
-	MirrorNamespace string `json:"mirrorNamespace"`
-	MirrorName      string `json:"mirrorName"`
-
-	// VIPs are the mirror's virtual IPs, one per IP family of the cluster.
-	VIPs []string `json:"vips"`
-
-	// Ports are sorted by index. An index stays with its port's name and
-	// protocol for the entry's life, also while the peer does not offer it.
-	Ports []LedgerMirrorPort `json:"ports,omitempty"`
-
-	// Identities are the SPIFFE IDs, one of which the far side must prove.
-	Identities []string `json:"identities,omitempty"`
-
-	// Headless: the mirror lists the mirrors of the Service's named pods. It stays
-	// so while the source has no pods.
-	// +optional
-	Headless bool `json:"headless,omitempty"`
-
-	// SessionAffinitySeconds is for how long the same client is to reach the same
-	// pod; 0: any.
-	// +optional
-	SessionAffinitySeconds int32 `json:"sessionAffinitySeconds,omitempty"`
-
-	// AbsentSince is set while the pod that the entry is for is not there, as when
-	// it is made anew. After five minutes the entry rests.
-	// +optional
-	AbsentSince *metav1.Time `json:"absentSince,omitempty"`
-
-	// Since is when the entry came to life: where there is not room for all, those
-	// who were here first stay. Absent in entries older than this field.
-	// +optional
-	Since *metav1.Time `json:"since,omitempty"`
-
-	// RestingSince is set while the source is not exported to us. Its VIPs are
-	// given anew 24 hours later at the earliest, the longest-rested first. A
-	// source may have resting entries beside a live one.
-	// +optional
-	RestingSince *metav1.Time `json:"restingSince,omitempty"`
+// LedgerApplied is a version of an export list.
+type LedgerApplied struct {
+	// Epoch identifies the export list.
+	// +kubebuilder:validation:MaxLength=64
+	Epoch string `json:"epoch"`
+	// Generation is the generation of the export list.
+	// +kubebuilder:validation:Minimum=0
+	Generation int64 `json:"generation"`
 }
 
-// LedgerMirrorPort is one port of a mirror.
-type LedgerMirrorPort struct {
-	// Name and Protocol identify the port. Name is empty for a single unnamed port.
-	// +optional
-	Name     string `json:"name,omitempty"`
-	Protocol string `json:"protocol"`
-	// Port is the Service's port number.
-	Port int32 `json:"port"`
-	// AppProtocol is the exporter's word for what is spoken there.
-	// +optional
-	AppProtocol string `json:"appProtocol,omitempty"`
-	// Index is the listener's offset from port 4200: 0 to 31.
-	Index int32 `json:"index"`
-	// Route is the peer's route id of this port; 0 while it is not offered.
-	Route int64 `json:"route"`
-}
-
-// LedgerExport holds the route ids of one exported Service. Sorted by namespace, service.
-type LedgerExport struct {
-	Namespace string             `json:"namespace"`
-	Service   string             `json:"service"`
-	Ports     []LedgerExportPort `json:"ports,omitempty"`
-	// RestingSince is set while the Service is not exported; see LedgerMirror.
-	// +optional
-	RestingSince *metav1.Time `json:"restingSince,omitempty"`
-}
-
-// LedgerExportPort is the route id of one port, kept for the entry's life.
-type LedgerExportPort struct {
-	// +optional
-	Name     string `json:"name,omitempty"`
-	Protocol string `json:"protocol"`
-	Route    int64  `json:"route"`
-}
-
-// LedgerList is a list of Ledgers.
+// LedgerList contains a list of Ledgers.
 //
 // +kubebuilder:object:root=true
 type LedgerList struct {

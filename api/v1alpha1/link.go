@@ -4,15 +4,18 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Link names one peer cluster, in public material only, and says what may cross.
+// Link connects this cluster to one peer cluster. It contains the peer's public keys and
+// addresses, and the rules for which Services are visible across the clusters.
 //
-// Its name is the local name of the peer and the suffix of the peer's mirrors.
-// Each of two linked clusters holds a Link for the other. Deleting it revokes
-// the peer: tunnels end, and Kubernetes collects the mirrors, which it owns.
+// The name of a Link is the local name of the peer and, by default, the suffix of the
+// names of its mirrors. Each of two linked clusters has a Link for the other. Deleting a
+// Link revokes the peer: all connections to and from the peer are closed, and Kubernetes
+// garbage-collects the mirrors, which the Link owns.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,categories=causeway
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Trust Domain",type=string,JSONPath=`.spec.trustDomain`
 // +kubebuilder:printcolumn:name="Connected",type=string,JSONPath=`.status.conditions[?(@.type=="Connected")].status`
 // +kubebuilder:printcolumn:name="Trusted",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Trusted")].status`
@@ -20,40 +23,45 @@ import (
 // +kubebuilder:printcolumn:name="Gateway Reachable",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="GatewayReachable")].status`
 // +kubebuilder:printcolumn:name="Mirrors",type=integer,JSONPath=`.status.mirrors`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
-// +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 32",message="a Link's name becomes the suffix of Service names: use at most 32 lower-case letters, digits and dashes, beginning with a letter"
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 32",message="a Link's name becomes the suffix of Service names: use at most 32 lowercase letters, digits and dashes, beginning with a letter"
 type Link struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	Spec   LinkSpec   `json:"spec"`
+	// Spec describes the peer and the rules for it.
+	Spec LinkSpec `json:"spec"`
+	// Status is the most recently observed state of the link. Only the controller
+	// writes it.
 	Status LinkStatus `json:"status,omitempty"`
 }
 
-// LinkSpec is the peer's public half, as `causeway identity` prints it there,
-// and this cluster's rules for it.
+// LinkSpec describes the peer and this cluster's rules for it. The command
+// "causeway identity", run in the peer, prints trustDomain, root and linkPublicKey.
 type LinkSpec struct {
-	// TrustDomain is the SPIFFE trust domain of the peer, unique among Links
-	// and different from this cluster's own. It cannot be changed.
+	// TrustDomain is the SPIFFE trust domain of the peer. It must be unique among Links
+	// and differ from this cluster's trust domain. It is immutable.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=255
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9._]*[a-z0-9])?$`
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a Link's trustDomain cannot change: delete the Link and make a new one"
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a Link's trustDomain cannot change: delete the Link and create a new one"
 	TrustDomain string `json:"trustDomain"`
 
-	// Root is the PEM certificate of the peer's root. It authenticates the
-	// peer's controllers and, through the list that they send, its issuers.
+	// Root is the peer's root certificate in PEM. It authenticates the peer's
+	// controllers, and the list of issuers that the peer sends. The issuers in turn sign
+	// the peer's workload certificates.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=8192
 	Root string `json:"root"`
 
-	// LinkPublicKey is the peer's X25519 public key, 32 bytes in base64, from
-	// which both clusters derive the keys of the day that seal labels.
+	// LinkPublicKey is the peer's X25519 public key, 32 bytes in base64. Both clusters
+	// derive from it the daily keys that encrypt connection labels.
 	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9+/]{43}=$`
 	LinkPublicKey string `json:"linkPublicKey"`
 
-	// Gateways are the peer's gateway addresses, host:port, where host is an IP
-	// or a name in DNS. Those that the peer says itself are used beside them.
-	// None means that the peer dials us, unless an address that it says works.
+	// Gateways lists addresses of the peer's gateways as host:port, where host is an IP
+	// address or a DNS name. The controller also uses the addresses that the peer
+	// advertises. If empty, this cluster reaches the peer only at advertised addresses,
+	// or waits for the peer to connect.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=8
@@ -61,11 +69,11 @@ type LinkSpec struct {
 	// +kubebuilder:validation:items:XValidation:rule="self.matches('^([0-9A-Za-z]([-0-9A-Za-z._]*[0-9A-Za-z])?[.]?|\\\\[[0-9A-Fa-f:.]+\\\\]):([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$')",message="a gateway address is host:port, such as 198.51.100.7:4143, [2001:db8::7]:4143 or gateway.east.example:4143"
 	Gateways []string `json:"gateways,omitempty"`
 
-	// GatewayCIDRs bound the addresses that DNS or the peer says: none outside
-	// them is used, and one inside them is, though this cluster may use the
-	// range, too. Absent: any but this cluster's own. Loopback, link-local,
-	// multicast and reserved addresses are never used. What Gateways name by IP
-	// is used in any case.
+	// GatewayCIDRs restricts the gateway addresses that come from DNS or from the peer.
+	// An address outside these ranges is not used. An address inside them is used even
+	// if this cluster uses the same range. If empty, every address is used except this
+	// cluster's own ranges. Loopback, link-local, multicast and reserved addresses are
+	// never used. IP addresses in gateways are not restricted.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=16
@@ -73,68 +81,88 @@ type LinkSpec struct {
 	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self)",message="gatewayCIDRs are ranges such as 198.51.100.0/24"
 	GatewayCIDRs []string `json:"gatewayCIDRs,omitempty"`
 
-	// Export says which of this cluster's exported Services the peer may see
-	// and call. Absent: none.
+	// Suspend stops new connections in both directions. Open connections continue,
+	// mirrors remain, and the catalog stays up to date. Defaults to false.
+	// +optional
+	Suspend bool `json:"suspend,omitempty"`
+
+	// Export selects the exported Services of this cluster that the peer may see and
+	// call. If not set, the peer sees none.
 	// +optional
 	Export *ExportRules `json:"export,omitempty"`
 
-	// Import says which of the peer's exports are mirrored here. Absent: none.
+	// Import selects the exported Services of the peer that are mirrored in this
+	// cluster. If not set, none is mirrored.
 	// +optional
 	Import *ImportRules `json:"import,omitempty"`
 }
 
-// Condition types of a Link. Each is True only once it truly works.
+// Condition types of a Link.
 const (
-	// LinkConnected: a catalog stream with the peer's controller is up.
+	// LinkReady is True once the first sync of the Link is complete. It becomes False
+	// only if the owner of the Link must change something. An outage does not change it,
+	// because LinkConnected and LinkGatewayReachable report outages.
+	LinkReady = "Ready"
+	// LinkConnected is True while a catalog stream with the peer's controller is open.
 	LinkConnected = "Connected"
-	// LinkTrusted: the Link's public material is valid and unique, and the
-	// peer's list of issuers is known and signed by the Link's root.
+	// LinkTrusted is True if the public keys in the Link are valid and unique, and this
+	// cluster has the peer's list of issuers, signed by the root of the Link.
 	LinkTrusted = "Trusted"
-	// LinkSynced: the peer's whole catalog has arrived and all mirrors stand.
+	// LinkSynced is True if the peer's whole catalog was received and all mirrors are
+	// up to date.
 	LinkSynced = "Synced"
-	// LinkGatewayReachable: at least one of the peer's gateway addresses answers.
+	// LinkGatewayReachable is True if at least one gateway address of the peer answers.
 	LinkGatewayReachable = "GatewayReachable"
 )
 
-// LinkStatus holds states, never measurements: what it says changes only when
-// something a person would act on has changed.
+// LinkStatus is the observed state of a Link. It contains no measurements, so it changes
+// only when something changes that an operator may act on.
 type LinkStatus struct {
+	// Conditions are the current conditions of the link: Ready, Connected, Trusted,
+	// Synced and GatewayReachable.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 
+	// ObservedGeneration is the metadata.generation of the Link that this status
+	// describes.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
 	// Mirrors is the number of Services mirrored from the peer.
 	// +optional
 	Mirrors int32 `json:"mirrors"`
 
-	// Exports is the number of this cluster's Services offered to the peer.
+	// Exports is the number of Services of this cluster that the peer sees.
 	// +optional
 	Exports int32 `json:"exports"`
 
-	// PeerVersion is the version that the peer's controller reports.
+	// PeerVersion is the version of Causeway that the peer's controller reports.
 	// +optional
 	PeerVersion string `json:"peerVersion,omitempty"`
 
-	// Problems lists, sorted and at most 32, the Services that could not be
-	// mirrored or exported, each with the reason and what to do.
+	// Problems lists Services that could not be mirrored or exported, with the reason
+	// and a remedy. The list is sorted and has at most 32 items.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=32
 	Problems []ServiceProblem `json:"problems,omitempty"`
 }
 
-// ServiceProblem says why one Service does not cross.
+// ServiceProblem describes why one Service is not mirrored or exported.
 type ServiceProblem struct {
-	// Service is namespace/name: of the mirror for a clash, of the source otherwise.
+	// Service is the namespace/name of the source Service. If the problem is a conflict
+	// over a mirror's name, it is the namespace/name of the mirror.
 	Service string `json:"service"`
-	// Reason is a word from a closed list, such as NameTaken or NamespaceMissing.
+	// Reason is a machine-readable reason in CamelCase, such as NameTaken or
+	// NamespaceMissing.
 	Reason string `json:"reason"`
-	// Message is a sentence for the operator.
+	// Message is a human-readable explanation with a remedy.
 	Message string `json:"message"`
 }
 
-// LinkList is a list of Links.
+// LinkList contains a list of Links.
 //
 // +kubebuilder:object:root=true
 type LinkList struct {

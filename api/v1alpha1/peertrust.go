@@ -4,10 +4,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// PeerTrust keeps what controllers have learnt of one peer, its issuers above
-// all, apart from the Link that a person writes, so that an old Link applied
-// again brings no old trust back. Its name is the Link's. Only controllers write it, in
-// Causeway's own namespace, by compare-and-swap.
+// PeerTrust stores what the controllers have learned about one peer: its issuers, its
+// gateway addresses and the reports of the controller replicas. It is separate from the
+// Link, which a user writes, so that applying an old Link again does not restore old
+// issuers. It has the name of the Link. Only controllers write it, in the namespace of
+// Causeway, by compare-and-swap.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:categories=causeway
@@ -15,27 +16,28 @@ type PeerTrust struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// Spec is what the controllers have learned about the peer.
 	Spec PeerTrustSpec `json:"spec"`
 }
 
-// PeerTrustSpec is the newest list of issuers seen from a peer, where its
-// gateways were found, and what replicas must tell the leader.
+// PeerTrustSpec is what the controllers have learned about one peer.
 type PeerTrustSpec struct {
-	// LinkUID is the UID of the Link that it was learnt under; for another
-	// Link of the same name it means nothing.
+	// LinkUID is the UID of the Link that this object belongs to. The controllers ignore
+	// the object if the Link of that name has another UID.
 	LinkUID string `json:"linkUID"`
-	// IssuerList is the list as the peer sent it: a signed
-	// identity.IssuerList in DER, verified again at each use.
+	// IssuerList is the newest list of issuers that the peer has sent, signed by its root
+	// and encoded in DER. The controllers verify it at each use.
 	// +optional
 	IssuerList []byte `json:"issuerList,omitempty"`
-	// Gateways are addresses, IP:port, beside those of the Link, at which the
-	// peer's controller has been authenticated: DNS or the peer said them.
+	// Gateways lists the addresses, as IP:port, at which this cluster has authenticated a
+	// controller of the peer. They come from DNS or from the peer. Addresses in the Link
+	// are not listed.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=32
 	Gateways []string `json:"gateways,omitempty"`
-	// Replicas are the controller replicas whose streams with the peer are not
-	// as the leader would think them to be.
+	// Replicas lists reports of controller replicas to the leader. A replica that has a
+	// stream to a gateway of the peer is not listed.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
@@ -43,23 +45,24 @@ type PeerTrustSpec struct {
 	Replicas []ReplicaReport `json:"replicas,omitempty"`
 }
 
-// ReplicaReport is what a controller replica tells the leader of one Link. A
-// replica that has a stream to a gateway of the peer says nothing.
+// ReplicaReport is what a controller replica without a stream to a gateway of the peer
+// reports to the leader.
 type ReplicaReport struct {
-	// Name is the replica's pod.
+	// Name is the name of the replica's pod.
 	Name string `json:"name"`
-	// Connected: the peer has dialled this replica.
+	// Connected is true if the peer has a stream to this replica.
 	Connected bool `json:"connected"`
-	// PeerVersion is the version that the peer's controller reports to it.
+	// PeerVersion is the version of Causeway that the peer's controller reports to the
+	// replica.
 	// +optional
 	PeerVersion string `json:"peerVersion,omitempty"`
-	// Message says why the replica has no stream to a gateway of the peer; empty
-	// where no address of one is known.
+	// Message is the reason why the replica has no stream to a gateway of the peer. It is
+	// empty if the replica knows no gateway address.
 	// +optional
 	Message string `json:"message,omitempty"`
 }
 
-// PeerTrustList is a list of PeerTrusts.
+// PeerTrustList contains a list of PeerTrusts.
 //
 // +kubebuilder:object:root=true
 type PeerTrustList struct {

@@ -6,10 +6,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// GroupVersion is the API group and version of every kind in this package.
+// GroupVersion is the API group and version of all kinds in this package.
 var GroupVersion = schema.GroupVersion{Group: "causeway.dev", Version: "v1alpha1"}
 
-// AddToScheme registers every kind of this package with s.
+// AddToScheme registers all kinds in this package with s. The error is always nil.
 func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion,
 		&Link{}, &LinkList{},

@@ -4,31 +4,33 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// ServiceSelection is a choice among Services that their owners export.
+// ServiceSelection chooses among the Services that their owners export.
 // +kubebuilder:validation:Enum=All;Selected
 type ServiceSelection string
 
 const (
-	// AllServices chooses every one.
+	// AllServices selects every exported Service.
 	AllServices ServiceSelection = "All"
-	// SelectedServices chooses those whose labels the selector beside it matches.
+	// SelectedServices selects the exported Services that match the selector field.
 	SelectedServices ServiceSelection = "Selected"
 )
 
-// ExportRules say which of this cluster's exported Services a peer may see and
-// call. What a Service's owner does not export never crosses, whatever they say.
+// ExportRules select the exported Services of this cluster that a peer may see and call.
+// A Service that its owner does not export is never visible to a peer.
 //
-// +kubebuilder:validation:XValidation:rule="(self.services == 'Selected') == has(self.selector)",message="services: Selected needs a selector, and services: All takes none"
-// +kubebuilder:validation:XValidation:rule="!(has(self.namespaces) && has(self.namespaceSelector))",message="give namespaces or a namespaceSelector, not both"
+// +kubebuilder:validation:XValidation:rule="(self.services == 'Selected') == has(self.selector)",message="selector is required if services is Selected, and must not be set if services is All"
+// +kubebuilder:validation:XValidation:rule="!(has(self.namespaces) && has(self.namespaceSelector))",message="namespaces and namespaceSelector are mutually exclusive"
 type ExportRules struct {
-	// Services is All, or Selected: those that selector matches.
+	// Services is All, for every exported Service, or Selected, for the exported Services
+	// that match selector.
 	Services ServiceSelection `json:"services"`
 
-	// Selector matches the labels of Services.
+	// Selector matches the labels of Services. It is required if services is Selected.
 	// +optional
 	Selector *metav1.LabelSelector `json:"selector,omitempty"`
 
-	// Namespaces are those whose Services may cross. Absent: every namespace.
+	// Namespaces lists the namespaces whose Services the peer may see. If empty, all
+	// namespaces are selected.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MinItems=1
@@ -37,32 +39,55 @@ type ExportRules struct {
 	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
 	Namespaces []string `json:"namespaces,omitempty"`
 
-	// NamespaceSelector matches the labels of the namespaces whose Services may cross.
+	// NamespaceSelector matches the labels of the namespaces whose Services the peer may
+	// see. It must not be set together with namespaces. If neither is set, all namespaces
+	// are selected.
 	// +optional
 	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
+
+	// Default applies to Services that no ExportPolicy selects. Allow admits all callers
+	// of the peer. Deny admits no caller until an ExportPolicy lists callers. Defaults
+	// to Allow.
+	// +optional
+	Default ExportDefault `json:"default,omitempty"`
 }
 
-// All reports whether r narrows nothing. A nil r lets nothing cross.
+// ExportDefault is the decision about callers of a Service that no ExportPolicy selects.
+// +kubebuilder:validation:Enum=Allow;Deny
+type ExportDefault string
+
+const (
+	// ExportAllow admits all callers of the peer. It is the default.
+	ExportAllow ExportDefault = "Allow"
+	// ExportDeny admits no caller.
+	ExportDeny ExportDefault = "Deny"
+)
+
+// All reports whether r selects every exported Service. It returns false if r is nil,
+// because a Link without export rules exports nothing.
 func (r *ExportRules) All() bool {
 	return r != nil && r.Services == AllServices && len(r.Namespaces) == 0 && r.NamespaceSelector == nil
 }
 
-// ImportRules say which of a peer's exports are mirrored here, where, and under
-// which names.
+// ImportRules select the exported Services of a peer that are mirrored in this cluster,
+// and determine the namespaces and names of the mirrors.
 //
-// +kubebuilder:validation:XValidation:rule="(self.services == 'Selected') == has(self.selector)",message="services: Selected needs a selector, and services: All takes none"
-// +kubebuilder:validation:XValidation:rule="!(has(self.namespaces) && has(self.namespaceSelector))",message="give namespaces or a namespaceSelector, not both"
+// +kubebuilder:validation:XValidation:rule="(self.services == 'Selected') == has(self.selector)",message="selector is required if services is Selected, and must not be set if services is All"
+// +kubebuilder:validation:XValidation:rule="!(has(self.namespaces) && has(self.namespaceSelector))",message="namespaces and namespaceSelector are mutually exclusive"
 type ImportRules struct {
-	// Services is All, or Selected: those that selector matches.
+	// Services is All, for every Service that the peer exports, or Selected, for those
+	// that match selector.
 	Services ServiceSelection `json:"services"`
 
-	// Selector matches the labels that the peer's Services have there.
+	// Selector matches the labels of the peer's Services. It is required if services is
+	// Selected.
 	// +optional
 	Selector *metav1.LabelSelector `json:"selector,omitempty"`
 
-	// Namespaces lists the peer's namespaces whose Services are mirrored, and where
-	// to. Absent: every one, into the namespace of the same name here, except kube-*
-	// namespaces and Causeway's own, which must be listed.
+	// Namespaces lists the namespaces of the peer whose Services are mirrored, and the
+	// local namespaces of the mirrors. If empty, all namespaces of the peer are mirrored
+	// to the local namespaces of the same names, except kube-* namespaces and the
+	// namespace of Causeway, which must be listed.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
@@ -70,109 +95,148 @@ type ImportRules struct {
 	// +kubebuilder:validation:MaxItems=256
 	Namespaces []NamespaceRule `json:"namespaces,omitempty"`
 
-	// NamespaceSelector matches the labels, here, of the namespaces that mirrors
-	// may be made in: kube-* namespaces and Causeway's own are never among them.
+	// NamespaceSelector matches the labels of the local namespaces in which mirrors may
+	// be created. It must not be set together with namespaces. It never selects kube-*
+	// namespaces or the namespace of Causeway.
 	// +optional
 	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
 
-	// CreateNamespaces makes namespaces that mirrors need and this cluster lacks.
-	// They stay when the mirrors go. Absent: such a mirror waits for its namespace.
+	// CreateNamespaces makes the controller create the local namespaces that mirrors
+	// need. These namespaces are not deleted when the mirrors are deleted. Defaults to
+	// false: a mirror waits until its namespace exists.
 	// +optional
 	CreateNamespaces bool `json:"createNamespaces,omitempty"`
 
-	// Template makes a mirror's name of {service}, {link} and {namespace}, the
-	// peer's. Absent: {service}-{link}. A name over 63 characters is shortened and
-	// ends in a hash that stays the same.
+	// Template is the template of the names of mirrors. It may contain {service} and
+	// {namespace}, the name and namespace of the source Service, and {link}, the name of
+	// this Link. A name of more than 63 characters is truncated and ends in a stable
+	// hash. Defaults to {service}-{link}.
 	// +optional
 	// +kubebuilder:validation:MaxLength=128
 	// +kubebuilder:validation:Pattern=`^([a-z]|\{service\}|\{link\})([-a-z0-9]|\{service\}|\{link\}|\{namespace\})*$`
 	// +kubebuilder:validation:XValidation:rule="self.contains('{service}') && !self.endsWith('-')",message="a template must contain {service} and must not end in a dash"
 	Template string `json:"template,omitempty"`
 
-	// CopyLabels are keys of labels that mirrors take over from the peer's
-	// Services. All: every one but those that command other controllers, which
-	// must be named beside it. Absent: none. causeway.dev/ and mirror.linkerd.io/
-	// never cross.
+	// CopyLabels lists the keys of the labels that are copied from the peer's Services to
+	// their mirrors. The item All selects every key except keys that control the behavior
+	// of other controllers, which must be listed. Keys that start with causeway.dev/ or
+	// mirror.linkerd.io/ are never copied. If empty, no label is copied.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=317
-	// +kubebuilder:validation:XValidation:rule="self.all(k, !k.startsWith('causeway.dev/') && !k.startsWith('mirror.linkerd.io/'))",message="causeway.dev/ and mirror.linkerd.io/ keys never cross a Link"
+	// +kubebuilder:validation:XValidation:rule="self.all(k, !k.startsWith('causeway.dev/') && !k.startsWith('mirror.linkerd.io/'))",message="causeway.dev/ and mirror.linkerd.io/ keys are never copied"
 	CopyLabels []string `json:"copyLabels,omitempty"`
 
-	// CopyAnnotations are keys of annotations, as CopyLabels are of labels.
+	// CopyAnnotations lists the keys of the annotations that are copied, by the same
+	// rules as copyLabels. If empty, no annotation is copied.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=317
-	// +kubebuilder:validation:XValidation:rule="self.all(k, !k.startsWith('causeway.dev/') && !k.startsWith('mirror.linkerd.io/'))",message="causeway.dev/ and mirror.linkerd.io/ keys never cross a Link"
+	// +kubebuilder:validation:XValidation:rule="self.all(k, !k.startsWith('causeway.dev/') && !k.startsWith('mirror.linkerd.io/'))",message="causeway.dev/ and mirror.linkerd.io/ keys are never copied"
 	CopyAnnotations []string `json:"copyAnnotations,omitempty"`
 
-	// Quotas bound what the peer can make this cluster hold. Of what is beyond
-	// them the mirrors that were here first stay.
+	// Callers selects the local namespaces whose pods may call the mirrors. If not set,
+	// the pods of all namespaces may call them.
+	// +optional
+	Callers *CallerRules `json:"callers,omitempty"`
+
+	// Quotas limits the mirrors that the peer can cause in this cluster. When a limit is
+	// reached, existing mirrors are kept and further Services are not mirrored.
 	// +optional
 	Quotas *ImportQuotas `json:"quotas,omitempty"`
 }
 
-// ImportQuotas bound the mirrors of one Link.
+// CallerRules select the local namespaces whose pods may call the mirrors of a Link.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.namespaces) != has(self.namespaceSelector)",message="exactly one of namespaces and namespaceSelector is required"
+type CallerRules struct {
+	// Namespaces lists the namespaces whose pods may call the mirrors.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Namespaces []string `json:"namespaces,omitempty"`
+
+	// NamespaceSelector matches the labels of the namespaces whose pods may call the
+	// mirrors.
+	// +optional
+	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
+}
+
+// ImportQuotas limits the mirrors of one Link.
 type ImportQuotas struct {
-	// Services that are made here for the Link, those of named pods among them.
-	// Absent: 1000.
+	// Services is the maximum number of Services that are created for the Link,
+	// including the mirrors of named pods. Defaults to 1000.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=10000
 	Services int32 `json:"services,omitempty"`
-	// ServicesPerNamespace of ours: the kubelet tells every container of each
-	// Service of its namespace. Absent: 500.
+	// ServicesPerNamespace is the maximum number of Services that are created for the
+	// Link in one local namespace. It exists because the kubelet passes the Services of a
+	// namespace to each container as environment variables. Defaults to 500.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=10000
 	ServicesPerNamespace int32 `json:"servicesPerNamespace,omitempty"`
-	// Ports of a Service; one with more is not mirrored. Absent: 16, the most.
+	// Ports is the maximum number of ports of a Service. A Service with more ports is not
+	// mirrored. Defaults to 16, which is also the upper limit.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=16
 	Ports int32 `json:"ports,omitempty"`
-	// Hostnames of a headless Service's pods. Absent: 64.
+	// Hostnames is the maximum number of named pods that are mirrored for one headless
+	// Service. Defaults to 64.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=256
 	Hostnames int32 `json:"hostnames,omitempty"`
-	// VIPPercent is the share of the range of virtual IPs that the Link's mirrors
-	// may hold, those that rest among them. Absent: 10.
+	// VIPPercent is the maximum share, in percent, of the virtual IP range that the Link
+	// may use. Released virtual IPs count until they can be reused. Defaults to 10.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
 	VIPPercent int32 `json:"vipPercent,omitempty"`
+	// Namespaces is the maximum number of namespaces that createNamespaces may create for
+	// the Link. Existing namespaces with the label of the Link count. The controller
+	// never deletes a namespace. Defaults to 20.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000
+	Namespaces int32 `json:"namespaces,omitempty"`
 }
 
-// What ImportQuotas that are absent are.
+// Defaults of ImportQuotas: the controller uses them for fields that are zero.
 const (
 	DefaultQuotaServices             = 1000
 	DefaultQuotaServicesPerNamespace = 500
 	DefaultQuotaPorts                = 16
 	DefaultQuotaHostnames            = 64
 	DefaultQuotaVIPPercent           = 10
+	DefaultQuotaNamespaces           = 20
 )
 
-// NamespaceRule lets the Services of one of the peer's namespaces in.
+// NamespaceRule maps a namespace of the peer to a local namespace.
 type NamespaceRule struct {
-	// Name is the peer's namespace.
+	// Name is the namespace of the peer.
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
 	Name string `json:"name"`
-	// As is the namespace of their mirrors here. Absent: Name.
+	// As is the local namespace of the mirrors. Defaults to name.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
 	As string `json:"as,omitempty"`
 }
 
-// CopyAll, in CopyLabels or CopyAnnotations, stands for every key that commands
-// no other controller.
+// CopyAll is the item of CopyLabels and CopyAnnotations that selects every key, except
+// the keys that control the behavior of other controllers.
 const CopyAll = "All"
 
-// DefaultTemplate is the Template of ImportRules that have none.
+// DefaultTemplate is the value that the controller uses if Template is empty.
 const DefaultTemplate = "{service}-{link}"

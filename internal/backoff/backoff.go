@@ -1,10 +1,10 @@
-// Package backoff spaces out the attempts of one caller: each wait is drawn
-// evenly from nothing to a bound that doubles, so that callers who lost the same
-// server come back spread over time.
+// Package backoff implements exponential backoff with full jitter. Each delay is uniform
+// between zero and a bound that doubles with each attempt. The jitter spreads the retries
+// of many callers that lost the same server.
 //
 //	attempt ─failed▶ Wait(0…Min) ─▶ attempt ─failed▶ Wait(0…2·Min) ─▶ … Wait(0…Max)
 //
-// What always holds: a wait ends with its context.
+// Invariant: a wait ends when its context is done.
 package backoff
 
 import (
@@ -13,30 +13,30 @@ import (
 	"time"
 )
 
-// Backoff is the state of one caller. Both bounds are required. It is not safe
-// for concurrent use.
+// Backoff is the state of one caller's attempts. Min and Max are required. A Backoff is
+// not safe for concurrent use.
 type Backoff struct {
-	// Min bounds the first wait.
+	// Min is the longest first delay.
 	Min time.Duration
-	// Max bounds every wait.
+	// Max is the longest delay.
 	Max time.Duration
 
 	bound time.Duration
 }
 
-// Reset makes the next wait a first one.
+// Reset starts again with the first delay. Call it after a success.
 func (b *Backoff) Reset() { b.bound = 0 }
 
-// Next draws the next wait.
+// Next returns the next delay.
 func (b *Backoff) Next() time.Duration {
 	b.bound = min(max(2*b.bound, b.Min), b.Max)
 	return rand.N(b.bound + 1)
 }
 
-// Wait blocks for the next wait. It returns false if ctx ended it.
+// Wait blocks for the next delay. It returns false if ctx was done first.
 func (b *Backoff) Wait(ctx context.Context) bool { return Sleep(ctx, b.Next()) }
 
-// Sleep blocks for d. It returns false if ctx ended it.
+// Sleep blocks for d. It returns false if ctx was done first.
 func Sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -2,7 +2,6 @@ package catalog
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -11,7 +10,6 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -21,18 +19,32 @@ import (
 
 var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 
-// world is a cluster with one exported Service shop/bar, on port 80 to the
-// container port "web", backed by one ready pod of account bar, and a Link west
-// that it is exported to.
-func world() Inputs {
-	return Inputs{
+// world returns a cluster with one exported Service shop/bar. Its port 80 leads to the
+// container port "web" of one ready pod with the ServiceAccount bar. The Link west admits
+// it.
+func world() cluster {
+	return cluster{
 		TrustDomain: "east.1",
 		Namespace:   "causeway-system",
 		Services: []corev1.Service{{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "bar", Labels: map[string]string{v1alpha1.ExportLabel: "true"}},
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: "shop",
+				Name:      "bar",
+				Labels:    map[string]string{v1alpha1.ExportLabel: "true"},
+			},
 			Spec: corev1.ServiceSpec{
-				Type: corev1.ServiceTypeClusterIP, ClusterIP: "10.96.0.7", Selector: map[string]string{"app": "bar"},
-				Ports: []corev1.ServicePort{{Name: "http", Protocol: "TCP", Port: 80, TargetPort: intstr.FromString("web"), AppProtocol: ptr("http")}},
+				Type:      corev1.ServiceTypeClusterIP,
+				ClusterIP: "10.96.0.7",
+				Selector:  map[string]string{"app": "bar"},
+				Ports: []corev1.ServicePort{
+					{
+						Name:        "http",
+						Protocol:    "TCP",
+						Port:        80,
+						TargetPort:  intstr.FromString("web"),
+						AppProtocol: ptr("http"),
+					},
+				},
 			},
 		}},
 		EndpointSlices: []discoveryv1.EndpointSlice{sliceOf("bar", "uid-1", "10.244.0.5")},
@@ -50,10 +62,17 @@ func world() Inputs {
 
 func podOf(uid, ip string) corev1.Pod {
 	return corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "bar-" + uid, UID: types.UID(uid), Labels: map[string]string{"app": "bar"}},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop",
+			Name:      "bar-" + uid,
+			UID:       types.UID(uid),
+			Labels:    map[string]string{"app": "bar"},
+		},
 		Spec: corev1.PodSpec{
 			NodeName: "node-1", ServiceAccountName: "bar",
-			Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}}},
+			Containers: []corev1.Container{
+				{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}},
+			},
 		},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}},
 	}
@@ -61,7 +80,11 @@ func podOf(uid, ip string) corev1.Pod {
 
 func sliceOf(service, uid, ip string) discoveryv1.EndpointSlice {
 	return discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "shop", Name: service + "-" + uid, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop",
+			Name:      service + "-" + uid,
+			Labels:    map[string]string{discoveryv1.LabelServiceName: service},
+		},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Endpoints: []discoveryv1.Endpoint{{
 			Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(true)},
@@ -78,35 +101,48 @@ func linkTo(name string) v1alpha1.Link {
 
 func ptr[T any](v T) *T { return &v }
 
-func TestBuild(t *testing.T) {
-	got := Build(world())
-	want := Exports{List: []Export{{
-		Namespace: "shop", Name: "bar",
-		Ports:      []Port{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: 1024}},
+func TestExport(t *testing.T) {
+	got := ptr(world()).build()
+	want := []Export{{
+		Namespace:  "shop",
+		Name:       "bar",
+		Ports:      []Port{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http"}},
 		Identities: []string{"spiffe://east.1/ns/shop/sa/bar"},
 		Ready:      true,
 		Links:      []string{"west"},
-		Endpoints:  []Endpoint{{PodUID: "uid-1", Node: "node-1", IP: netip.MustParseAddr("10.244.0.5"), Ready: true, Targets: map[uint16]uint16{80: 8080}}},
-	}}}
-	if d := cmp.Diff(want, got, compareAddr, cmpopts.EquateEmpty()); d != "" {
-		t.Fatalf("(-want +got):\n%s", d)
-	}
-	seen := map[Key]Service{{"shop", "bar"}: {
-		Namespace: "shop", Name: "bar", Ports: want.List[0].Ports, Identities: want.List[0].Identities, Ready: true,
+		Endpoints: []Endpoint{{
+			PodUID:  "uid-1",
+			Node:    "node-1",
+			IP:      netip.MustParseAddr("10.244.0.5"),
+			Ready:   true,
+			Serving: true,
+			Accepts: true,
+			Targets: map[uint16]uint16{80: 8080},
+		}},
 	}}
-	if d := cmp.Diff(seen, got.For("west")); d != "" {
+	if d := cmp.Diff(want, got.List, compareAddr, cmpopts.EquateEmpty()); d != "" || len(got.Problems) > 0 {
+		t.Fatalf("problems %v, exports (-want +got):\n%s", got.Problems, d)
+	}
+	visible := map[Key]Service{{"shop", "bar"}: {
+		Namespace:  "shop",
+		Name:       "bar",
+		Ports:      []Port{{Name: "http", Protocol: "TCP", Port: 80, AppProtocol: "http", Route: 1024}},
+		Identities: []string{"spiffe://east.1/ns/shop/sa/bar"},
+		Ready:      true,
+	}}
+	if d := cmp.Diff(visible, got.For("west")); d != "" {
 		t.Errorf("what the peer sees (-want +got):\n%s", d)
 	}
 	if len(got.For("north")) != 0 {
-		t.Error("who is no Link sees nothing")
+		t.Error("a Link that does not exist sees a Service")
 	}
 }
 
 func TestExported(t *testing.T) {
-	service := func(change func(*corev1.Service)) func(*Inputs) {
-		return func(in *Inputs) { change(&in.Services[0]) }
+	service := func(change func(*corev1.Service)) func(*cluster) {
+		return func(in *cluster) { change(&in.Services[0]) }
 	}
-	ports := func(ports ...corev1.ServicePort) func(*Inputs) {
+	ports := func(ports ...corev1.ServicePort) func(*cluster) {
 		return service(func(s *corev1.Service) { s.Spec.Ports = ports })
 	}
 	var many []corev1.ServicePort
@@ -115,67 +151,129 @@ func TestExported(t *testing.T) {
 	}
 	cases := map[string]struct {
 		why      string
-		change   func(*Inputs)
-		exported bool // it is in the list
-		seen     bool // the peer sees it
+		change   func(*cluster)
+		exported bool
+		visible  bool // to the peer
 		problems []string
 	}{
-		"labelled":    {why: "the label is the opt-in", change: func(*Inputs) {}, exported: true, seen: true},
-		"unlabelled":  {why: "the label is the opt-in", change: service(func(s *corev1.Service) { s.Labels = nil })},
-		"label false": {why: "only true exports", change: service(func(s *corev1.Service) { s.Labels[v1alpha1.ExportLabel] = "false" })},
-		"linkerd's label": {
-			why:    "a cluster labelled for that system works unchanged",
-			change: service(func(s *corev1.Service) { s.Labels = map[string]string{v1alpha1.LinkerdExportLabel: "true"} }), exported: true, seen: true,
+		"labeled": {
+			why:      "the owner exports a Service by its label",
+			change:   func(*cluster) {},
+			exported: true,
+			visible:  true,
 		},
-		"going":              {why: "a Service that is being deleted is not offered", change: service(func(s *corev1.Service) { s.DeletionTimestamp = &metav1.Time{}; *s.DeletionTimestamp = metav1.Now() })},
-		"no route yet":       {why: "a peer is told of nothing that our gateway does not know", change: func(in *Inputs) { in.Routes = nil }, exported: true},
-		"no export rules":    {why: "absent rules let nothing cross", change: func(in *Inputs) { in.Links[0].Spec.Export = nil }, exported: true},
-		"Link being deleted": {why: "revoked is revoked", change: func(in *Inputs) { in.Links[0].DeletionTimestamp = ptr(metav1.Now()) }, exported: true},
+		"unlabeled": {
+			why:    "the owner exports a Service by its label",
+			change: service(func(s *corev1.Service) { s.Labels = nil }),
+		},
+		"label false": {
+			why:    "only the value true exports",
+			change: service(func(s *corev1.Service) { s.Labels[v1alpha1.ExportLabel] = "false" }),
+		},
+		"linkerd's label": {
+			why: "Services that are labeled for Linkerd are exported without a change",
+			change: service(func(s *corev1.Service) {
+				s.Labels = map[string]string{v1alpha1.LinkerdExportLabel: "true"}
+			}),
+			exported: true,
+			visible:  true,
+		},
+		"being deleted": {
+			why: "a Service that is being deleted is not exported",
+			change: service(func(s *corev1.Service) {
+				s.DeletionTimestamp = &metav1.Time{}
+				*s.DeletionTimestamp = metav1.Now()
+			}),
+		},
+		"no route yet": {
+			why:      "a peer must not see a port that the gateway cannot route",
+			change:   func(in *cluster) { in.Routes = nil },
+			exported: true,
+		},
+		"no export rules": {
+			why:      "a Link without export rules admits nothing",
+			change:   func(in *cluster) { in.Links[0].Spec.Export = nil },
+			exported: true,
+		},
+		"Link being deleted": {
+			why:      "a Link that is being deleted admits nothing",
+			change:   func(in *cluster) { in.Links[0].DeletionTimestamp = ptr(metav1.Now()) },
+			exported: true,
+		},
 		"mirror": {
-			why: "a peer's Service is not ours to give on",
+			why: "a peer's Service is not exported to other peers",
 			change: service(func(s *corev1.Service) {
 				s.Labels[v1alpha1.ManagedByLabel], s.Labels[v1alpha1.LinkLabel] = v1alpha1.ManagedBy, "west"
 			}), problems: []string{MirrorNotExported},
 		},
 		"mirror without labels": {
-			why: "a tenant who strips the labels sends nothing onward",
+			why: "a tenant who removes the labels cannot export a mirror",
 			change: service(func(s *corev1.Service) {
-				s.OwnerReferences = []metav1.OwnerReference{{APIVersion: "causeway.dev/v1alpha1", Kind: "Link", Name: "west"}}
+				s.OwnerReferences = []metav1.OwnerReference{
+					{APIVersion: "causeway.dev/v1alpha1", Kind: "Link", Name: "west"},
+				}
 			}), problems: []string{MirrorNotExported},
 		},
 		"own namespace": {
-			why:    "Causeway's own Services are for Causeway",
-			change: service(func(s *corev1.Service) { s.Namespace = "causeway-system" }), problems: []string{OwnNamespace},
+			why:      "Causeway's own Services are never exported",
+			change:   service(func(s *corev1.Service) { s.Namespace = "causeway-system" }),
+			problems: []string{OwnNamespace},
 		},
 		"external name": {
-			why:    "it would lead a peer's callers anywhere",
-			change: service(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }), problems: []string{ExternalNameUnsupported},
+			why:      "the name could lead a peer's callers anywhere",
+			change:   service(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }),
+			problems: []string{ExternalNameUnsupported},
 		},
-		"no ports":  {why: "there is nothing to call", change: ports(), problems: []string{NoPorts}},
-		"headless":  {why: "the importer needs no address of ours", change: service(func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }), exported: true, seen: true},
-		"udp alone": {why: "only TCP is carried", change: ports(corev1.ServicePort{Protocol: "UDP", Port: 53}), problems: []string{NoTCPPort}},
+		"no ports": {why: "the Service has nothing to call", change: ports(), problems: []string{NoPorts}},
+		"headless": {
+			why:      "the importer does not use the Service's address",
+			change:   service(func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }),
+			exported: true,
+			visible:  true,
+		},
+		"udp alone": {
+			why:      "only TCP crosses Links",
+			change:   ports(corev1.ServicePort{Protocol: "UDP", Port: 53}),
+			problems: []string{NoTCPPort},
+		},
 		"udp beside tcp": {
-			why:    "the TCP port is carried, the other told",
-			change: ports(corev1.ServicePort{Name: "dns", Protocol: "UDP", Port: 53}, corev1.ServicePort{Name: "http", Protocol: "TCP", Port: 53}), exported: true, seen: true,
+			why: "the TCP port is exported, and a problem names the other one",
+			change: ports(corev1.ServicePort{
+				Name:     "dns",
+				Protocol: "UDP",
+				Port:     53,
+			}, corev1.ServicePort{Name: "http", Protocol: "TCP", Port: 53}),
+			exported: true,
+			visible:  true,
 			problems: []string{ProtocolUnsupported},
 		},
-		"too many ports": {why: "a peer would refuse it", change: ports(many...), problems: []string{TooManyPorts}},
-		"no selector":    {why: "no pod can be its own", change: service(func(s *corev1.Service) { s.Spec.Selector = nil }), exported: true, seen: true, problems: []string{SelectorMissing}},
+		"too many ports": {
+			why:      "a peer would refuse the Service",
+			change:   ports(many...),
+			problems: []string{TooManyPorts},
+		},
+		"no selector": {
+			why:      "without a selector no pod belongs to the Service",
+			change:   service(func(s *corev1.Service) { s.Spec.Selector = nil }),
+			exported: true,
+			visible:  true,
+			problems: []string{SelectorMissing},
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			in := world()
 			c.change(&in)
-			got := Build(in)
-			if (len(got.List) == 1) != c.exported || (len(got.For("west")) == 1) != c.seen {
-				t.Errorf("%s: exported %v, seen %v", c.why, got.List, got.For("west"))
+			got := in.build()
+			if (len(got.List) == 1) != c.exported || (len(got.For("west")) == 1) != c.visible {
+				t.Errorf("%s: exported %v, visible %v", c.why, got.List, got.For("west"))
 			}
 			if d := cmp.Diff(c.problems, reasonsOf(got.Problems)); d != "" {
 				t.Errorf("%s: problems (-want +got):\n%s", c.why, d)
 			}
 			for _, s := range got.For("west") {
 				if _, problems := s.Validate("east.1"); len(problems) > 0 {
-					t.Errorf("a peer would not believe it: %v", problems)
+					t.Errorf("a peer would refuse it: %v", problems)
 				}
 			}
 		})
@@ -192,21 +290,50 @@ func TestServiceExport(t *testing.T) {
 		why      string
 		labels   map[string]string
 		exports  []metav1.PartialObjectMetadata
-		change   func(*Inputs)
-		seen     bool
+		change   func(*cluster)
+		visible  bool
 		problems []string
 	}{
-		"neither":                 {why: "nobody has asked"},
-		"a ServiceExport":         {why: "it asks as the label does", exports: []metav1.PartialObjectMetadata{export("shop", "bar")}, seen: true},
-		"both":                    {why: "once is enough", labels: map[string]string{v1alpha1.ExportLabel: "true"}, exports: []metav1.PartialObjectMetadata{export("shop", "bar")}, seen: true},
-		"being deleted":           {why: "the word is taken back", exports: []metav1.PartialObjectMetadata{going}},
-		"being deleted, labelled": {why: "the label still asks", labels: map[string]string{v1alpha1.ExportLabel: "true"}, exports: []metav1.PartialObjectMetadata{going}, seen: true},
-		"another namespace":       {why: "it is for the Service beside it", exports: []metav1.PartialObjectMetadata{export("pay", "bar")}, problems: []string{ServiceMissing}},
-		"no Service":              {why: "a name misspelt is told", exports: []metav1.PartialObjectMetadata{export("shop", "baz")}, problems: []string{ServiceMissing}},
+		"neither": {why: "neither a label nor a ServiceExport exports the Service"},
+		"a ServiceExport": {
+			why:     "a ServiceExport works like the label",
+			exports: []metav1.PartialObjectMetadata{export("shop", "bar")},
+			visible: true,
+		},
+		"both": {
+			why:     "asking twice changes nothing",
+			labels:  map[string]string{v1alpha1.ExportLabel: "true"},
+			exports: []metav1.PartialObjectMetadata{export("shop", "bar")},
+			visible: true,
+		},
+		"being deleted": {
+			why:     "a ServiceExport that is being deleted does not count",
+			exports: []metav1.PartialObjectMetadata{going},
+		},
+		"being deleted, labeled": {
+			why:     "the label still counts",
+			labels:  map[string]string{v1alpha1.ExportLabel: "true"},
+			exports: []metav1.PartialObjectMetadata{going},
+			visible: true,
+		},
+		"another namespace": {
+			why:      "a ServiceExport is for a Service of its own namespace",
+			exports:  []metav1.PartialObjectMetadata{export("pay", "bar")},
+			problems: []string{ServiceMissing},
+		},
+		"no Service": {
+			why:      "a misspelled name is a problem",
+			exports:  []metav1.PartialObjectMetadata{export("shop", "baz")},
+			problems: []string{ServiceMissing},
+		},
 		"a mirror": {
-			why: "a peer's Service is not ours to give on, whoever asks", exports: []metav1.PartialObjectMetadata{export("shop", "bar")},
-			change: func(in *Inputs) {
-				in.Services[0].Labels = map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "west"}
+			why:     "the mirror of a peer's Service is never exported",
+			exports: []metav1.PartialObjectMetadata{export("shop", "bar")},
+			change: func(in *cluster) {
+				in.Services[0].Labels = map[string]string{
+					v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
+					v1alpha1.LinkLabel:      "west",
+				}
 			}, problems: []string{MirrorNotExported},
 		},
 	}
@@ -217,15 +344,16 @@ func TestServiceExport(t *testing.T) {
 			if c.change != nil {
 				c.change(&in)
 			}
-			got := Build(in)
-			if seen := len(got.For("west")) == 1; seen != c.seen {
-				t.Errorf("%s: the peer sees it: %v", c.why, seen)
+			got := in.build()
+			if visible := len(got.For("west")) == 1; visible != c.visible {
+				t.Errorf("%s: the peer sees it: %v", c.why, visible)
 			}
 			if d := cmp.Diff(c.problems, reasonsOf(got.Problems), cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("%s (-want +got):\n%s", c.why, d)
 			}
-			if d := cmp.Diff(c.problems, reasonsOf(got.LinkProblems["west"]), cmpopts.EquateEmpty()); d != "" {
-				t.Errorf("%s; the Link's status does not say so (-want +got):\n%s", c.why, d)
+			if d := cmp.Diff(c.problems, reasonsOf(got.LinkProblems["west"]),
+				cmpopts.EquateEmpty()); d != "" {
+				t.Errorf("%s: problems of the Link (-want +got):\n%s", c.why, d)
 			}
 		})
 	}
@@ -243,104 +371,141 @@ func reasonsOf(problems []Problem) []string {
 }
 
 func TestEndpoints(t *testing.T) {
-	pod := func(change func(*corev1.Pod)) func(*Inputs) {
-		return func(in *Inputs) { change(&in.Pods[0]) }
+	pod := func(change func(*corev1.Pod)) func(*cluster) {
+		return func(in *cluster) { change(&in.Pods[0]) }
 	}
-	endpoint := func(change func(*discoveryv1.Endpoint)) func(*Inputs) {
-		return func(in *Inputs) { change(&in.EndpointSlices[0].Endpoints[0]) }
+	endpoint := func(change func(*discoveryv1.Endpoint)) func(*cluster) {
+		return func(in *cluster) { change(&in.EndpointSlices[0].Endpoints[0]) }
 	}
 	own := []string{"spiffe://east.1/ns/shop/sa/bar"}
 	cases := map[string]struct {
 		why        string
-		change     func(*Inputs)
+		change     func(*cluster)
 		endpoints  []string // UID, and "!" if not ready
 		identities []string
 		problems   []string
 	}{
-		"one": {why: "the pod backs the Service", change: func(*Inputs) {}, endpoints: []string{"uid-1"}, identities: own},
-		"unready": {
-			why:    "it backs the Service still, and its identity stays expected",
-			change: endpoint(func(e *discoveryv1.Endpoint) { e.Conditions.Ready = ptr(false) }), endpoints: []string{"uid-1!"}, identities: own,
+		"one": {
+			why:        "the pod backs the Service",
+			change:     func(*cluster) {},
+			endpoints:  []string{"uid-1"},
+			identities: own,
 		},
-		"readiness unsaid": {
-			why:    "unsaid means ready",
-			change: endpoint(func(e *discoveryv1.Endpoint) { e.Conditions.Ready = nil }), endpoints: []string{"uid-1"}, identities: own,
+		"unready": {
+			why:        "the pod still backs the Service, and its identity stays valid",
+			change:     endpoint(func(e *discoveryv1.Endpoint) { e.Conditions.Ready = ptr(false) }),
+			endpoints:  []string{"uid-1!"},
+			identities: own,
+		},
+		"readiness unknown": {
+			why:        "without the condition the endpoint is ready",
+			change:     endpoint(func(e *discoveryv1.Endpoint) { e.Conditions.Ready = nil }),
+			endpoints:  []string{"uid-1"},
+			identities: own,
 		},
 		"no agent": {
-			why:    "without a ready agent nobody can reach it",
-			change: func(in *Inputs) { in.Agents = nil }, endpoints: []string{"uid-1!"}, identities: own,
+			why:    "a pod without a ready agent on its node is unreachable",
+			change: func(in *cluster) { in.Agents = nil }, endpoints: []string{"uid-1!"}, identities: own,
 		},
 		"terminating": {
-			why:    "no new connection should begin there",
-			change: pod(func(p *corev1.Pod) { p.DeletionTimestamp = ptr(metav1.Now()) }), endpoints: []string{"uid-1!"}, identities: own,
+			why: "a pod that terminates and still serves takes connections while no other pod is " +
+				"ready",
+			change:     pod(func(p *corev1.Pod) { p.DeletionTimestamp = ptr(metav1.Now()) }),
+			endpoints:  []string{"uid-1!"},
+			identities: own,
 		},
-		"finished":                {why: "its address may be another's", change: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded })},
-		"failed":                  {why: "its address may be another's", change: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })},
-		"unscheduled":             {why: "it is nowhere", change: pod(func(p *corev1.Pod) { p.Spec.NodeName = "" })},
-		"gone":                    {why: "the pod decides, not the slice", change: func(in *Inputs) { in.Pods = nil }},
-		"another pod of the name": {why: "a pod is its UID", change: pod(func(p *corev1.Pod) { p.UID = "uid-2" })},
+		"finished": {
+			why:    "another pod may have the address now",
+			change: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }),
+		},
+		"failed": {
+			why:    "another pod may have the address now",
+			change: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }),
+		},
+		"unscheduled": {
+			why:    "the pod has no node",
+			change: pod(func(p *corev1.Pod) { p.Spec.NodeName = "" }),
+		},
+		"gone": {
+			why:    "an EndpointSlice without the pod proves nothing",
+			change: func(in *cluster) { in.Pods = nil },
+		},
+		"another pod of the name": {
+			why:    "pods are identified by UID",
+			change: pod(func(p *corev1.Pod) { p.UID = "uid-2" }),
+		},
 		"another address": {
 			why:    "a slice cannot send callers to an address that is not the pod's",
 			change: endpoint(func(e *discoveryv1.Endpoint) { e.Addresses = []string{"10.244.0.9"} }),
 		},
 		"host network": {
-			why:    "it shares the node's address with everything there",
-			change: pod(func(p *corev1.Pod) { p.Spec.HostNetwork = true }), problems: []string{HostNetworkUnsupported},
+			why:      "the pod shares the address of its node",
+			change:   pod(func(p *corev1.Pod) { p.Spec.HostNetwork = true }),
+			problems: []string{HostNetworkUnsupported},
 		},
 		"no target": {
-			why:    "an address alone proves nothing",
-			change: endpoint(func(e *discoveryv1.Endpoint) { e.TargetRef = nil }), problems: []string{ForeignEndpoint},
+			why:      "an address alone does not prove that a pod has it",
+			change:   endpoint(func(e *discoveryv1.Endpoint) { e.TargetRef = nil }),
+			problems: []string{ForeignEndpoint},
 		},
 		"a node": {
-			why:    "only pods back Services",
-			change: endpoint(func(e *discoveryv1.Endpoint) { e.TargetRef.Kind = "Node" }), problems: []string{ForeignEndpoint},
+			why:      "only pods can back a Service",
+			change:   endpoint(func(e *discoveryv1.Endpoint) { e.TargetRef.Kind = "Node" }),
+			problems: []string{ForeignEndpoint},
 		},
 		"a pod of another namespace": {
-			why: "a slice written by hand exported a neighbour's pod (CVE-2021-25740)",
-			change: func(in *Inputs) {
+			why: "a slice written by hand exported a neighbor's pod (CVE-2021-25740)",
+			change: func(in *cluster) {
 				in.Pods[0].Namespace = "payments"
 				in.EndpointSlices[0].Endpoints[0].TargetRef.Namespace = "payments"
 			}, problems: []string{ForeignEndpoint},
 		},
 		"a pod of another namespace, called ours": {
-			why:    "the pod tells its namespace, not the slice",
-			change: pod(func(p *corev1.Pod) { p.Namespace = "payments" }), problems: []string{ForeignEndpoint},
+			why:      "the pod's namespace counts, not that of the reference",
+			change:   pod(func(p *corev1.Pod) { p.Namespace = "payments" }),
+			problems: []string{ForeignEndpoint},
 		},
 		"not selected": {
-			why:    "a slice written by hand cannot export another Service's pod",
-			change: pod(func(p *corev1.Pod) { p.Labels["app"] = "vault" }), problems: []string{ForeignEndpoint},
+			why:      "a slice written by hand cannot export another Service's pod",
+			change:   pod(func(p *corev1.Pod) { p.Labels["app"] = "vault" }),
+			problems: []string{ForeignEndpoint},
 		},
-		"account unsaid": {
-			why:    "Kubernetes calls it default",
-			change: pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "" }), endpoints: []string{"uid-1"}, identities: []string{"spiffe://east.1/ns/shop/sa/default"},
+		"no account": {
+			why:        "Kubernetes uses the ServiceAccount default",
+			change:     pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "" }),
+			endpoints:  []string{"uid-1"},
+			identities: []string{"spiffe://east.1/ns/shop/sa/default"},
 		},
 		"two accounts, sorted by UID and name": {
-			why: "the same objects in any order give the same",
-			change: func(in *Inputs) {
+			why: "the same objects give the same decision in any order",
+			change: func(in *cluster) {
 				p := podOf("uid-0", "10.244.0.4")
 				p.Spec.ServiceAccountName = "zeta"
 				in.Pods = append(in.Pods, p)
 				in.EndpointSlices = append(in.EndpointSlices, sliceOf("bar", "uid-0", "10.244.0.4"))
 			},
-			endpoints: []string{"uid-0", "uid-1"}, identities: []string{"spiffe://east.1/ns/shop/sa/bar", "spiffe://east.1/ns/shop/sa/zeta"},
+			endpoints:  []string{"uid-0", "uid-1"},
+			identities: []string{"spiffe://east.1/ns/shop/sa/bar", "spiffe://east.1/ns/shop/sa/zeta"},
 		},
 		"two slices": {
-			why: "one pod is one endpoint, however many families it has",
-			change: func(in *Inputs) {
+			why: "a dual-stack pod is one endpoint",
+			change: func(in *cluster) {
 				in.Pods[0].Status.PodIPs = append(in.Pods[0].Status.PodIPs, corev1.PodIP{IP: "fd00::5"})
-				in.EndpointSlices = append(in.EndpointSlices, sliceOf("bar", "uid-1", "fd00::5"))
+				second := sliceOf("bar", "uid-1", "fd00::5")
+				second.Name += "-ipv6"
+				in.EndpointSlices = append(in.EndpointSlices, second)
 			}, endpoints: []string{"uid-1"}, identities: own,
 		},
 		"another Service's slice": {
-			why:    "the label joins them",
-			change: func(in *Inputs) { in.EndpointSlices[0].Labels[discoveryv1.LabelServiceName] = "foo" },
+			why:    "the label says which Service a slice belongs to",
+			change: func(in *cluster) { in.EndpointSlices[0].Labels[discoveryv1.LabelServiceName] = "foo" },
 		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			in := world()
 			c.change(&in)
-			got := Build(in)
+			got := in.build()
 			var endpoints []string
 			ready := false
 			for _, e := range got.List[0].Endpoints {
@@ -348,7 +513,7 @@ func TestEndpoints(t *testing.T) {
 				if !e.Ready {
 					uid += "!"
 				}
-				ready = ready || e.Ready
+				ready = ready || e.Accepts
 				endpoints = append(endpoints, uid)
 				if !e.IP.Is4() {
 					t.Errorf("%s: address %v", c.why, e.IP)
@@ -369,30 +534,66 @@ func TestEndpoints(t *testing.T) {
 
 func TestTargets(t *testing.T) {
 	always := corev1.ContainerRestartPolicyAlways
-	sidecar := corev1.Container{RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "side", ContainerPort: 9090}}}
+	sidecar := corev1.Container{
+		RestartPolicy: &always,
+		Ports:         []corev1.ContainerPort{{Name: "side", ContainerPort: 9090}},
+	}
 	setup := corev1.Container{Ports: []corev1.ContainerPort{{Name: "setup", ContainerPort: 9091}}}
 	cases := map[string]struct {
 		why    string
 		target intstr.IntOrString
 		want   map[uint16]uint16
 	}{
-		"number":  {why: "as it says", target: intstr.FromInt32(8443), want: map[uint16]uint16{80: 8443}},
-		"unsaid":  {why: "the Service's own number", target: intstr.IntOrString{}, want: map[uint16]uint16{80: 80}},
-		"name":    {why: "as the container says", target: intstr.FromString("web"), want: map[uint16]uint16{80: 8080}},
-		"sidecar": {why: "init containers that keep running have ports", target: intstr.FromString("side"), want: map[uint16]uint16{80: 9090}},
-		"setup":   {why: "those that end have none", target: intstr.FromString("setup"), want: map[uint16]uint16{}},
-		"udp":     {why: "a name is for a protocol", target: intstr.FromString("udp"), want: map[uint16]uint16{}},
-		"no such": {why: "a port that the pod lacks is absent", target: intstr.FromString("nope"), want: map[uint16]uint16{}},
+		"number": {
+			why:    "targetPort is a number",
+			target: intstr.FromInt32(8443),
+			want:   map[uint16]uint16{80: 8443},
+		},
+		"absent": {
+			why:    "without targetPort the Service port counts",
+			target: intstr.IntOrString{},
+			want:   map[uint16]uint16{80: 80},
+		},
+		"name": {
+			why:    "targetPort is the name of a container port",
+			target: intstr.FromString("web"),
+			want:   map[uint16]uint16{80: 8080},
+		},
+		"sidecar": {
+			why:    "an init container that keeps running has ports",
+			target: intstr.FromString("side"),
+			want:   map[uint16]uint16{80: 9090},
+		},
+		"setup": {
+			why:    "an init container that ends has no ports",
+			target: intstr.FromString("setup"),
+			want:   map[uint16]uint16{},
+		},
+		"udp": {
+			why:    "a port name belongs to one protocol",
+			target: intstr.FromString("udp"),
+			want:   map[uint16]uint16{},
+		},
+		"no such": {
+			why:    "the pod has no port of this name",
+			target: intstr.FromString("nope"),
+			want:   map[uint16]uint16{},
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			in := world()
 			in.Services[0].Spec.Ports[0].TargetPort = c.target
 			in.Pods[0].Spec.InitContainers = []corev1.Container{sidecar, setup}
-			in.Pods[0].Spec.Containers[0].Ports = append(in.Pods[0].Spec.Containers[0].Ports, corev1.ContainerPort{Name: "udp", ContainerPort: 53, Protocol: "UDP"})
+			in.Pods[0].Spec.Containers[0].Ports = append(in.Pods[0].Spec.Containers[0].Ports,
+				corev1.ContainerPort{
+					Name:          "udp",
+					ContainerPort: 53,
+					Protocol:      "UDP",
+				})
 			in.EndpointSlices[0].Ports = []discoveryv1.EndpointPort{{Name: ptr("http"), Port: ptr(int32(22))}}
-			if d := cmp.Diff(c.want, Build(in).List[0].Endpoints[0].Targets); d != "" {
-				t.Errorf("%s, whatever the slice says (-want +got):\n%s", c.why, d)
+			if d := cmp.Diff(c.want, in.build().List[0].Endpoints[0].Targets); d != "" {
+				t.Errorf("%s, and the slice's ports are ignored (-want +got):\n%s", c.why, d)
 			}
 		})
 	}
@@ -407,122 +608,54 @@ func TestTooManyIdentities(t *testing.T) {
 		in.Pods = append(in.Pods, p)
 		in.EndpointSlices = append(in.EndpointSlices, sliceOf("bar", uid, ip))
 	}
-	got := Build(in)
-	if n := len(got.List[0].Identities); n != MaxIdentities || !slices.Contains(reasonsOf(got.Problems), TooManyIdentities) {
-		t.Errorf("a peer takes no more than %d: %d, problems %v", MaxIdentities, n, got.Problems)
+	got := in.build()
+	if n := len(got.List[0].Identities); n != MaxIdentities ||
+		!slices.Contains(reasonsOf(got.Problems), TooManyIdentities) {
+		t.Errorf("a peer accepts at most %d identities: %d, problems %v", MaxIdentities, n, got.Problems)
 	}
 }
 
 func TestAffinity(t *testing.T) {
 	in := world()
 	in.Services[0].Spec.SessionAffinity = corev1.ServiceAffinityClientIP
-	if e := Build(in).List[0]; e.SessionAffinity != AffinityClientIP || e.SessionAffinitySeconds != 10800 {
-		t.Errorf("Kubernetes' own time if none is said: %v", e)
+	if e := in.build().List[0]; e.SessionAffinity != AffinityClientIP || e.SessionAffinitySeconds != 10800 {
+		t.Errorf("without a timeout Kubernetes uses three hours: %v", e)
 	}
-	in.Services[0].Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(60))}}
-	if e := Build(in).List[0]; e.SessionAffinitySeconds != 60 {
-		t.Errorf("as it says: %v", e)
+	clientIP := &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(60))}
+	in.Services[0].Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: clientIP}
+	if e := in.build().List[0]; e.SessionAffinitySeconds != 60 {
+		t.Errorf("the configured timeout counts: %v", e)
 	}
 }
 
 func TestPoliciesAndLinks(t *testing.T) {
 	in := world()
 	policy := func(namespace, name string, services ...string) v1alpha1.ExportPolicy {
-		return v1alpha1.ExportPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: v1alpha1.ExportPolicySpec{Services: services}}
+		return v1alpha1.ExportPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+			Spec:       v1alpha1.ExportPolicySpec{Services: services},
+		}
 	}
-	in.ExportPolicies = []v1alpha1.ExportPolicy{policy("shop", "named", "foo", "bar"), policy("shop", "all"), policy("shop", "other", "foo"), policy("pay", "all")}
-	in.Links = []v1alpha1.Link{linkTo("west"), linkTo("north"), {ObjectMeta: metav1.ObjectMeta{Name: "blind"}}}
-	e := Build(in).List[0]
+	in.ExportPolicies = []v1alpha1.ExportPolicy{
+		policy("shop", "named", "foo", "bar"),
+		policy("shop", "all"),
+		policy("shop", "other", "foo"),
+		policy("pay", "all"),
+	}
+	in.Links = []v1alpha1.Link{
+		linkTo("west"),
+		linkTo("north"),
+		{ObjectMeta: metav1.ObjectMeta{Name: "blind"}},
+	}
+	e := in.build().List[0]
 	var names []string
 	for _, p := range e.Policies {
 		names = append(names, p.Name)
 	}
 	if d := cmp.Diff([]string{"all", "named"}, names); d != "" {
-		t.Errorf("policies of the namespace that name the Service, or none (-want +got):\n%s", d)
+		t.Errorf("policies of the namespace that select the Service (-want +got):\n%s", d)
 	}
 	if d := cmp.Diff([]string{"north", "west"}, e.Links); d != "" {
 		t.Errorf("Links with export rules, sorted (-want +got):\n%s", d)
-	}
-}
-
-func TestIsolated(t *testing.T) {
-	policy := func(change func(*networkingv1.NetworkPolicy)) networkingv1.NetworkPolicy {
-		p := networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop"}}
-		p.Spec.PodSelector.MatchLabels = map[string]string{"app": "bar"}
-		p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
-		change(&p)
-		return p
-	}
-	cases := map[string]struct {
-		why    string
-		policy networkingv1.NetworkPolicy
-		want   bool
-	}{
-		"selected":          {why: "it isolates", policy: policy(func(*networkingv1.NetworkPolicy) {}), want: true},
-		"all pods":          {why: "an empty selector is all pods", policy: policy(func(p *networkingv1.NetworkPolicy) { p.Spec.PodSelector = metav1.LabelSelector{} }), want: true},
-		"types unsaid":      {why: "every policy is for ingress then", policy: policy(func(p *networkingv1.NetworkPolicy) { p.Spec.PolicyTypes = nil }), want: true},
-		"egress":            {why: "what may leave says nothing of who may come", policy: policy(func(p *networkingv1.NetworkPolicy) { p.Spec.PolicyTypes = []networkingv1.PolicyType{"Egress"} })},
-		"other pods":        {why: "not this one", policy: policy(func(p *networkingv1.NetworkPolicy) { p.Spec.PodSelector.MatchLabels["app"] = "foo" })},
-		"another namespace": {why: "not this one", policy: policy(func(p *networkingv1.NetworkPolicy) { p.Namespace = "pay" })},
-		"unreadable": {
-			why: "in doubt a policy must name the callers",
-			policy: policy(func(p *networkingv1.NetworkPolicy) {
-				p.Spec.PodSelector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Perhaps"}}
-			}), want: true,
-		},
-	}
-	for name, c := range cases {
-		t.Run(name, func(t *testing.T) {
-			pod := podOf("uid-1", "10.244.0.5")
-			if got := NewIsolation([]networkingv1.NetworkPolicy{c.policy}).Isolated(&pod); got != c.want {
-				t.Errorf("%s: %v", c.why, got)
-			}
-		})
-	}
-	pod := podOf("uid-1", "10.244.0.5")
-	if (Isolation{}).Isolated(&pod) {
-		t.Error("without policies nothing is isolated")
-	}
-}
-
-func TestOrder(t *testing.T) {
-	in := crowd(40)
-	want := Build(in)
-	r := rand.New(rand.NewPCG(1, 2))
-	for range 10 {
-		r.Shuffle(len(in.Services), func(i, j int) { in.Services[i], in.Services[j] = in.Services[j], in.Services[i] })
-		r.Shuffle(len(in.Pods), func(i, j int) { in.Pods[i], in.Pods[j] = in.Pods[j], in.Pods[i] })
-		r.Shuffle(len(in.EndpointSlices), func(i, j int) {
-			in.EndpointSlices[i], in.EndpointSlices[j] = in.EndpointSlices[j], in.EndpointSlices[i]
-		})
-		if d := cmp.Diff(want, Build(in), compareAddr); d != "" {
-			t.Fatalf("the same objects in another order:\n%s", d)
-		}
-	}
-}
-
-// crowd is a cluster with n exported Services of two pods each.
-func crowd(n int) Inputs {
-	in := world()
-	in.Services, in.Pods, in.EndpointSlices = nil, nil, nil
-	in.Routes = func(_, _, _, _ string) uint32 { return 2000 }
-	template := world().Services[0]
-	for i := range n {
-		s := template.DeepCopy()
-		s.Name = fmt.Sprintf("s%05d", i)
-		in.Services = append(in.Services, *s)
-		for j := range 2 {
-			uid, ip := fmt.Sprintf("uid-%d-%d", i, j), fmt.Sprintf("10.%d.%d.%d", 100+j, i/250, i%250)
-			in.Pods = append(in.Pods, podOf(uid, ip))
-			in.EndpointSlices = append(in.EndpointSlices, sliceOf(s.Name, uid, ip))
-		}
-	}
-	return in
-}
-
-func BenchmarkBuild10k(b *testing.B) {
-	in := crowd(10000)
-	for b.Loop() {
-		Build(in)
 	}
 }

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/util/validation"
-
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
@@ -14,7 +12,8 @@ import (
 // of their keys and values.
 const maxMetadata = 16 << 10
 
-// lastApplied holds a whole Service as kubectl last saw it, addresses included.
+// lastApplied is the annotation in which kubectl stores a whole Service with its
+// addresses.
 const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
 
 // crosses reports whether a label or annotation may cross a Link at all.
@@ -23,30 +22,38 @@ func crosses(key string) bool {
 	return key != lastApplied && !(prefixed && (domain == "causeway.dev" || domain == "mirror.linkerd.io"))
 }
 
-// commanding are the domains, with all below them, whose keys on a Service tell
-// some controller of the cluster what to do with it: to publish it, to route to
-// it, to scrape it, to take it for its own and prune it.
+// commanding lists domains, each with its subdomains, whose keys on a Service instruct
+// some controller of the cluster: to publish the Service, to route to it, to scrape it,
+// or to adopt and prune it.
 var commanding = map[string]bool{
 	// Kubernetes and what its projects run: kube-proxy, cloud load balancers,
 	// external-dns, ingress controllers, Helm's and other tools' ownership.
 	"kubernetes.io": true, "k8s.io": true, "x-k8s.io": true,
-	// Those who believe that what bears their mark is theirs.
-	"argoproj.io": true, "cattle.io": true, "coreos.com": true, "crossplane.io": true, "fluxcd.io": true, "helm.sh": true,
-	"k14s.io": true, "knative.dev": true, "kpt.dev": true, "olm.openshift.io": true, "openshift.io": true, "pulumi.com": true,
+	// Controllers that adopt every object with their labels.
+	"argoproj.io": true, "cattle.io": true, "coreos.com": true, "crossplane.io": true,
+	"fluxcd.io": true, "helm.sh": true,
+	"k14s.io": true, "knative.dev": true, "kpt.dev": true, "olm.openshift.io": true,
+	"openshift.io": true, "pulumi.com": true,
 	"rancher.io": true, "werf.io": true,
 	// Edge proxies and meshes.
-	"consul.hashicorp.com": true, "getambassador.io": true, "haproxy.org": true, "istio.io": true, "konghq.com": true,
-	"kuma.io": true, "linkerd.io": true, "nginx.org": true, "projectcontour.io": true, "solo.io": true, "traefik.io": true,
+	"consul.hashicorp.com": true, "getambassador.io": true, "haproxy.org": true, "istio.io": true,
+	"konghq.com": true,
+	"kuma.io":    true, "linkerd.io": true, "nginx.org": true, "projectcontour.io": true,
+	"solo.io": true, "traefik.io": true,
 	// Networks and load balancers.
-	"amazonaws.com": true, "azure.com": true, "cilium.io": true, "io.cilium": true, "cloudflare.com": true, "digitalocean.com": true,
-	"google.com": true, "gke.io": true, "k8s.aws": true, "kube-vip.io": true, "metallb.io": true, "metallb.universe.tf": true,
-	"ngrok.com": true, "openelb.io": true, "oraclecloud.com": true, "purelb.io": true, "skupper.io": true, "submariner.io": true,
+	"amazonaws.com": true, "azure.com": true, "cilium.io": true, "io.cilium": true,
+	"cloudflare.com": true, "digitalocean.com": true,
+	"google.com": true, "gke.io": true, "k8s.aws": true, "kube-vip.io": true, "metallb.io": true,
+	"metallb.universe.tf": true,
+	"ngrok.com":           true, "openelb.io": true, "oraclecloud.com": true, "purelb.io": true,
+	"skupper.io": true, "submariner.io": true,
 	"tailscale.com": true, "hetzner.cloud": true,
 	// Scrapers, certificates, reloaders.
-	"cert-manager.io": true, "datadoghq.com": true, "grafana.com": true, "prometheus.io": true, "signoz.io": true, "stakater.com": true,
+	"cert-manager.io": true, "datadoghq.com": true, "grafana.com": true, "prometheus.io": true,
+	"signoz.io": true, "stakater.com": true,
 }
 
-// commands reports whether a key commands other controllers.
+// commands reports whether a key instructs other controllers.
 func commands(key string) bool {
 	domain, _, prefixed := strings.Cut(key, "/")
 	for prefixed {
@@ -58,9 +65,9 @@ func commands(key string) bool {
 	return false
 }
 
-// Copied returns those of a peer's labels or annotations that a Link's list of
-// keys lets a mirror take over. A key that commands other controllers is among
-// them only if it is in the list itself.
+// Copied returns those of a peer's labels or annotations that a mirror copies, according
+// to a Link's list of keys. A key that instructs other controllers is copied only if the
+// list names it.
 func Copied(pairs map[string]string, list []string) map[string]string {
 	all := slices.Contains(list, v1alpha1.CopyAll)
 	out := make(map[string]string)
@@ -72,12 +79,17 @@ func Copied(pairs map[string]string, list []string) map[string]string {
 	return out
 }
 
-// shownMetadata is what a peer is shown of labels and annotations: labels first, each in
-// the order of its keys, as far as the bound allows.
-func shownMetadata(labels, annotations map[string]string) (shownLabels, shownAnnotations map[string]string, whole bool) {
+// shownMetadata returns the labels and annotations that peers may see, and whether the
+// bound on their size left none out. Labels come first, and keys in order. The results
+// can share memory with the arguments.
+func shownMetadata(labels, annotations map[string]string) (l, a map[string]string, whole bool) {
 	left, whole := maxMetadata, true
 	show := func(pairs map[string]string) map[string]string {
-		var out map[string]string
+		if size, all := measure(pairs); all && size <= left {
+			left -= size
+			return pairs
+		}
+		out := make(map[string]string, len(pairs))
 		for _, key := range slices.Sorted(maps.Keys(pairs)) {
 			if !crosses(key) {
 				continue
@@ -88,34 +100,54 @@ func shownMetadata(labels, annotations map[string]string) (shownLabels, shownAnn
 				continue
 			}
 			left -= size
-			if out == nil {
-				out = make(map[string]string, len(pairs))
-			}
 			out[key] = pairs[key]
+		}
+		if len(out) == 0 {
+			return nil
 		}
 		return out
 	}
-	shownLabels = show(labels)
-	shownAnnotations = show(annotations)
-	return shownLabels, shownAnnotations, whole
+	l = show(labels)
+	a = show(annotations)
+	return l, a, whole
 }
 
-// validMetadata returns what may be believed of a peer's labels and annotations,
-// and whether that is all of them.
-func validMetadata(labels, annotations map[string]string) (validLabels, validAnnotations map[string]string, whole bool) {
-	good := make(map[string]string, len(labels))
-	for key, value := range labels {
-		if len(validation.IsQualifiedName(key)) == 0 && len(validation.IsValidLabelValue(value)) == 0 {
-			good[key] = value
+// measure returns the size of labels or annotations, and whether all of them may cross.
+func measure(pairs map[string]string) (size int, all bool) {
+	for key, value := range pairs {
+		if !crosses(key) {
+			return 0, false
 		}
+		size += len(key) + len(value)
 	}
-	notes := make(map[string]string, len(annotations))
-	for key, value := range annotations {
-		if len(validation.IsQualifiedName(strings.ToLower(key))) == 0 {
-			notes[key] = value
+	return size, true
+}
+
+// validMetadata returns those of a peer's labels and annotations that Kubernetes accepts,
+// and whether these are all of them. The results can share memory with the arguments.
+func validMetadata(labels, annotations map[string]string) (l, a map[string]string, whole bool) {
+	keep := func(pairs map[string]string, valid func(key, value string) bool) map[string]string {
+		bad := 0
+		for key, value := range pairs {
+			if !valid(key, value) {
+				bad++
+			}
 		}
+		if bad == 0 {
+			return pairs
+		}
+		out := make(map[string]string, len(pairs)-bad)
+		for key, value := range pairs {
+			if valid(key, value) {
+				out[key] = value
+			}
+		}
+		return out
 	}
+	good := keep(labels, func(key, value string) bool { return isQualifiedName(key) && isLabelValue(value) })
+	// The API server, too, checks an annotation's key in lower case.
+	notes := keep(annotations, func(key, _ string) bool { return isQualifiedName(strings.ToLower(key)) })
 	whole = len(good) == len(labels) && len(notes) == len(annotations)
-	validLabels, validAnnotations, fits := shownMetadata(good, notes)
-	return validLabels, validAnnotations, whole && fits
+	l, a, fits := shownMetadata(good, notes)
+	return l, a, whole && fits
 }

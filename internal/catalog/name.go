@@ -4,19 +4,18 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"strings"
-
-	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// MirrorName is the name of the mirror of service, which lies in namespace in the
-// peer, as template has it: any text with {service}, {link} and {namespace}. If
-// that is too long for a DNS label it is its beginning, a dash and the first eight
-// hex digits of SHA-256 of SERVICE/LINK, and of SERVICE/LINK/NAMESPACE if the
-// template names the namespace. Two sources may still share a name, which the ledger
-// settles.
+// MirrorName returns the name of the mirror of a peer's Service. The template is text
+// with {service}, {link} and {namespace}, which is the Service's namespace in the peer. A
+// name that is too long for a DNS label is cut, and ends in a dash and the first eight
+// hex digits of the SHA-256 of SERVICE/LINK, or of SERVICE/LINK/NAMESPACE if the template
+// names the namespace. Two Services can get the same name; the ledger decides which one
+// keeps it.
 func MirrorName(template, namespace, service, link string) string {
-	name := strings.NewReplacer("{service}", service, "{link}", link, "{namespace}", namespace).Replace(template)
-	if len(name) <= validation.DNS1123LabelMaxLength {
+	parts := strings.NewReplacer("{service}", service, "{link}", link, "{namespace}", namespace)
+	name := parts.Replace(template)
+	if len(name) <= maxLabel {
 		return name
 	}
 	source := service + "/" + link
@@ -25,5 +24,5 @@ func MirrorName(template, namespace, service, link string) string {
 	}
 	sum := sha256.Sum256([]byte(source))
 	suffix := "-" + hex.EncodeToString(sum[:4])
-	return strings.TrimRight(name[:validation.DNS1123LabelMaxLength-len(suffix)], "-") + suffix
+	return strings.TrimRight(name[:maxLabel-len(suffix)], "-") + suffix
 }

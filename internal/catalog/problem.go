@@ -9,8 +9,8 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
-// Problem says why one Service, or a part of it, does not cross. Its reason is
-// one of Reasons and its message is the same as long as its cause is.
+// Problem says why a Service, or a part of it, does not cross a Link. Its reason is one
+// of Reasons. Its message stays the same while its cause does.
 type Problem = v1alpha1.ServiceProblem
 
 // Reasons of a Problem on the exporting side.
@@ -19,62 +19,70 @@ const (
 	ExternalNameUnsupported = "ExternalNameUnsupported"
 	// NoPorts: the Service has no port.
 	NoPorts = "NoPorts"
-	// NoTCPPort: the Service has ports, but none that is TCP.
+	// NoTCPPort: the Service has ports, but no TCP port.
 	NoTCPPort = "NoTCPPort"
 	// ProtocolUnsupported: some ports are not TCP and are left out.
 	ProtocolUnsupported = "ProtocolUnsupported"
 	// TooManyPorts: the Service has more than MaxPorts TCP ports.
 	TooManyPorts = "TooManyPorts"
-	// SelectorMissing: without a selector no pod is the Service's own.
+	// SelectorMissing: the Service has no selector, and its owner did not opt in to
+	// endpoints that EndpointSlices name.
 	SelectorMissing = "SelectorMissing"
-	// ForeignEndpoint: an EndpointSlice names something that is no pod of the Service's own.
+	// ForeignEndpoint: an EndpointSlice names an endpoint that is not the Service's own.
 	ForeignEndpoint = "ForeignEndpoint"
 	// HostNetworkUnsupported: pods on the host network are left out.
 	HostNetworkUnsupported = "HostNetworkUnsupported"
-	// MirrorNotExported: a mirror was labelled for export.
+	// MirrorNotExported: a label or a ServiceExport exports a mirror.
 	MirrorNotExported = "MirrorNotExported"
-	// ServiceMissing: a ServiceExport names no Service.
+	// ServiceMissing: a ServiceExport names a Service that does not exist.
 	ServiceMissing = "ServiceMissing"
 	// TooManyHostnames: the headless Service has more than MaxHosts named pods.
 	TooManyHostnames = "TooManyHostnames"
-	// MetadataTooLarge: the Service has more labels and annotations than peers are shown.
+	// MetadataTooLarge: the Service has more labels and annotations than peers see.
 	MetadataTooLarge = "MetadataTooLarge"
-	// OwnNamespace: a Service of Causeway's own namespace was labelled for export.
+	// OwnNamespace: a label or a ServiceExport exports a Service in Causeway's namespace.
 	OwnNamespace = "OwnNamespace"
+	// NetworkPolicyIsolates: NetworkPolicies isolate ports of the Service's pods, and no
+	// ExportPolicy names the callers from linked clusters.
+	NetworkPolicyIsolates = "NetworkPolicyIsolates"
 )
 
 // Reasons of a Problem on either side.
 const (
 	// TooManyIdentities: more than MaxIdentities ServiceAccounts back the Service.
 	TooManyIdentities = "TooManyIdentities"
-	// InvalidSelector: the rules of a Link have a selector that cannot be read.
+	// InvalidSelector: the rules of a Link have an invalid selector.
 	InvalidSelector = "InvalidSelector"
+	// More: the line counts the Problems that a list leaves out.
+	More = "More"
 )
 
 // Reasons of a Problem on the importing side.
 const (
-	// InvalidName: the peer's Service has a name that none can have.
+	// InvalidName: the peer's Service has a name that no Service can have.
 	InvalidName = "InvalidName"
-	// InvalidPorts: the peer's Service has ports that none can have.
+	// InvalidPorts: the peer's Service has ports that no Service can have.
 	InvalidPorts = "InvalidPorts"
 	// InvalidAffinity: the peer's Service has an unknown session affinity.
 	InvalidAffinity = "InvalidAffinity"
-	// InvalidHostnames: the peer's Service has named pods that none can have.
+	// InvalidHostnames: the peer's Service has named pods that no Service can have.
 	InvalidHostnames = "InvalidHostnames"
-	// InvalidMetadata: the peer's Service has labels or annotations that none can have.
+	// InvalidMetadata: the peer's Service has labels or annotations that Kubernetes
+	// refuses.
 	InvalidMetadata = "InvalidMetadata"
-	// ForeignIdentity: the peer names identities that it cannot vouch for.
+	// ForeignIdentity: the peer names identities for which it cannot vouch.
 	ForeignIdentity = "ForeignIdentity"
 )
 
-// Reasons is the closed list of what a Problem of this package may be, sorted.
+// Reasons lists every reason of a Problem of this package, sorted.
 var Reasons = []string{
 	ExternalNameUnsupported, ForeignEndpoint, ForeignIdentity, HostNetworkUnsupported,
-	InvalidAffinity, InvalidHostnames, InvalidMetadata, InvalidName, InvalidPorts, InvalidSelector, MetadataTooLarge, MirrorNotExported,
-	NoPorts, NoTCPPort, OwnNamespace, ProtocolUnsupported, SelectorMissing, ServiceMissing, TooManyHostnames, TooManyIdentities, TooManyPorts,
+	InvalidAffinity, InvalidHostnames, InvalidMetadata, InvalidName, InvalidPorts, InvalidSelector,
+	MetadataTooLarge, MirrorNotExported, More, NetworkPolicyIsolates, NoPorts, NoTCPPort, OwnNamespace,
+	ProtocolUnsupported, SelectorMissing, ServiceMissing, TooManyHostnames, TooManyIdentities, TooManyPorts,
 }
 
-// problems gathers Problems. The zero value is empty.
+// problems collects Problems. The zero value is empty.
 type problems struct {
 	list []Problem
 }
@@ -96,11 +104,16 @@ func (ps *problems) sorted() []Problem {
 // SortProblems orders list by service, reason and message, in place.
 func SortProblems(list []Problem) {
 	slices.SortFunc(list, func(a, b Problem) int {
-		return cmp.Or(strings.Compare(a.Service, b.Service), strings.Compare(a.Reason, b.Reason), strings.Compare(a.Message, b.Message))
+		return cmp.Or(
+			strings.Compare(a.Service, b.Service),
+			strings.Compare(a.Reason, b.Reason),
+			strings.Compare(a.Message, b.Message),
+		)
 	})
 }
 
-// clip makes a stranger's word fit for a status: printable and at most as long as a DNS label.
+// clip makes text from a peer fit for a status: printable ASCII, no longer than a DNS
+// label.
 func clip(s string) string {
 	const most = 63
 	s = strings.Map(func(r rune) rune {

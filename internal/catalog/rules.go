@@ -3,7 +3,6 @@ package catalog
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,19 +11,23 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
-// SelectServices returns what the rules of a Link choose among Services by their
-// labels. What cannot be read chooses nothing, and is an error for the operator.
-func SelectServices(services v1alpha1.ServiceSelection, selector *metav1.LabelSelector) (labels.Selector, error) {
+// SelectServices returns a selector of Services by their labels, as the rules of a Link
+// state it. If the rules are invalid, the selector selects nothing and the error says
+// why.
+func SelectServices(
+	services v1alpha1.ServiceSelection, selector *metav1.LabelSelector,
+) (labels.Selector, error) {
 	switch services {
 	case v1alpha1.AllServices:
 		return labels.Everything(), nil
 	case v1alpha1.SelectedServices:
 		return readSelector("selector", selector)
 	}
-	return labels.Nothing(), fmt.Errorf("services is %q: it must be All or Selected", clip(string(services)))
+	return labels.Nothing(), fmt.Errorf("services is %q, but must be All or Selected", clip(string(services)))
 }
 
-// SelectNamespaces returns what a namespaceSelector chooses; nil chooses every namespace.
+// SelectNamespaces returns the selector of a namespaceSelector; nil selects every
+// namespace.
 func SelectNamespaces(selector *metav1.LabelSelector) (labels.Selector, error) {
 	if selector == nil {
 		return labels.Everything(), nil
@@ -40,57 +43,39 @@ func readSelector(field string, selector *metav1.LabelSelector) (labels.Selector
 	return out, nil
 }
 
-// linkRules are the export rules of one Link, read once for many Services.
+// linkRules are the export rules of one Link, parsed once. A nil linkRules admits
+// nothing.
 type linkRules struct {
 	link       string
 	services   labels.Selector
-	names      []string // of namespaces; nil: those that namespaces chooses
+	names      []string // of namespaces; empty: those that namespaces selects
 	namespaces labels.Selector
 }
 
-// readRules reads the export rules of every Link that has some. Rules that cannot
-// be read let nothing cross.
-func (b *builder) readRules() {
-	for i := range b.Links {
-		l := &b.Links[i]
-		if !l.DeletionTimestamp.IsZero() || l.Spec.Export == nil {
-			continue
-		}
-		r := linkRules{link: l.Name, names: l.Spec.Export.Namespaces}
-		var err, second error
-		r.services, err = SelectServices(l.Spec.Export.Services, l.Spec.Export.Selector)
-		r.namespaces, second = SelectNamespaces(l.Spec.Export.NamespaceSelector)
-		if err == nil {
-			err = second
-		}
-		if err != nil {
-			b.concern(l.Name, Problem{Reason: InvalidSelector, Message: fmt.Sprintf("the Link's export rules let nothing cross: %v", err)})
-			continue
-		}
-		b.rules = append(b.rules, r)
+func readRules(link string, spec *v1alpha1.ExportRules) (*linkRules, error) {
+	services, err := SelectServices(spec.Services, spec.Selector)
+	if err != nil {
+		return nil, err
 	}
-	slices.SortFunc(b.rules, func(x, y linkRules) int { return strings.Compare(x.link, y.link) })
-}
-
-// admitting returns the names of the Links whose rules admit svc, sorted.
-func (b *builder) admitting(svc *corev1.Service) []string {
-	var out []string
-	for _, r := range b.rules {
-		if r.covers(b.namespaces, svc.Namespace) && r.services.Matches(labels.Set(svc.Labels)) {
-			out = append(out, r.link)
-		}
+	namespaces, err := SelectNamespaces(spec.NamespaceSelector)
+	if err != nil {
+		return nil, err
 	}
-	return out
+	return &linkRules{link: link, services: services, names: spec.Namespaces, namespaces: namespaces}, nil
 }
 
-// covers reports whether the rules let Services of a namespace cross.
-func (r linkRules) covers(known map[string]labels.Set, namespace string) bool {
-	return (len(r.names) == 0 || slices.Contains(r.names, namespace)) && r.matchesNamespace(known, namespace)
+// covers reports whether the rules can admit Services of a namespace. A namespaceSelector
+// that is not empty never selects a namespace whose labels are unknown.
+func (r *linkRules) covers(n *namespace) bool {
+	if r == nil || len(r.names) > 0 && !slices.Contains(r.names, n.name) {
+		return false
+	}
+	return r.namespaces.Empty() || n.known && r.namespaces.Matches(n.labels)
 }
 
-// matchesNamespace reports whether the rules choose a namespace. One whose labels
-// are not known is chosen by no selector that asks for any.
-func (r linkRules) matchesNamespace(known map[string]labels.Set, namespace string) bool {
-	set, seen := known[namespace]
-	return r.namespaces.Empty() || seen && r.namespaces.Matches(set)
+// admits reports whether the rules admit a Service of a namespace that they cover. A
+// Service that does not exist has no labels to select by, so its Problem concerns all
+// Links that cover the namespace.
+func (r *linkRules) admits(svc *corev1.Service) bool {
+	return svc == nil || r.services.Matches(labels.Set(svc.Labels))
 }

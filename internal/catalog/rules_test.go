@@ -17,36 +17,94 @@ func matching(key, value string) *metav1.LabelSelector {
 }
 
 func TestExportRules(t *testing.T) {
-	unreadable := &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "in", Values: []string{"b"}}}}
+	invalid := &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+		{Key: "a", Operator: "in", Values: []string{"b"}},
+	}}
 	cases := map[string]struct {
 		why      string
 		rules    v1alpha1.ExportRules
-		blind    bool // namespaces are not known
-		seen     bool
+		unknown  bool // the Index does not know the namespace
+		visible  bool
 		problems []string
 	}{
-		"all":                 {why: "the label on the Service is the opt-in", rules: v1alpha1.ExportRules{Services: "All"}, seen: true},
-		"selected":            {why: "its label matches", rules: v1alpha1.ExportRules{Services: "Selected", Selector: matching("tier", "front")}, seen: true},
-		"not selected":        {why: "its label does not match", rules: v1alpha1.ExportRules{Services: "Selected", Selector: matching("tier", "back")}},
-		"by the export label": {why: "Linkerd's label is as good, but another", rules: v1alpha1.ExportRules{Services: "Selected", Selector: matching(v1alpha1.ExportLabel, "true")}, seen: true},
-		"no selector":         {why: "who selects nothing gets nothing", rules: v1alpha1.ExportRules{Services: "Selected"}},
-		"no word":             {why: "what cannot be read lets nothing cross", rules: v1alpha1.ExportRules{Services: "Some"}, problems: []string{InvalidSelector}},
-		"unreadable":          {why: "the API server does not check selectors for us", rules: v1alpha1.ExportRules{Services: "Selected", Selector: unreadable}, problems: []string{InvalidSelector}},
-		"unreadable, of namespaces": {
-			why: "the API server does not check selectors for us", rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: unreadable}, problems: []string{InvalidSelector},
+		"all": {
+			why:     "the Link admits every exported Service",
+			rules:   v1alpha1.ExportRules{Services: "All"},
+			visible: true,
 		},
-		"namespace listed":     {why: "its namespace is named", rules: v1alpha1.ExportRules{Services: "All", Namespaces: []string{"other", "shop"}}, seen: true},
-		"namespace not listed": {why: "a list is all there is", rules: v1alpha1.ExportRules{Services: "All", Namespaces: []string{"other"}}},
+		"selected": {
+			why:     "the selector matches the Service's labels",
+			rules:   v1alpha1.ExportRules{Services: "Selected", Selector: matching("tier", "front")},
+			visible: true,
+		},
+		"not selected": {
+			why:   "the selector does not match the Service's labels",
+			rules: v1alpha1.ExportRules{Services: "Selected", Selector: matching("tier", "back")},
+		},
+		"by the export label": {
+			why: "a selector can match the export label",
+			rules: v1alpha1.ExportRules{
+				Services: "Selected",
+				Selector: matching(v1alpha1.ExportLabel, "true"),
+			},
+			visible: true,
+		},
+		"no selector": {
+			why:   "an absent selector selects nothing",
+			rules: v1alpha1.ExportRules{Services: "Selected"},
+		},
+		"unknown selection": {
+			why:      "invalid rules admit nothing",
+			rules:    v1alpha1.ExportRules{Services: "Some"},
+			problems: []string{InvalidSelector},
+		},
+		"invalid": {
+			why:      "the API server does not validate selectors of custom resources",
+			rules:    v1alpha1.ExportRules{Services: "Selected", Selector: invalid},
+			problems: []string{InvalidSelector},
+		},
+		"invalid, of namespaces": {
+			why:      "the API server does not validate selectors of custom resources",
+			rules:    v1alpha1.ExportRules{Services: "All", NamespaceSelector: invalid},
+			problems: []string{InvalidSelector},
+		},
+		"namespace listed": {
+			why:     "the list names the namespace",
+			rules:   v1alpha1.ExportRules{Services: "All", Namespaces: []string{"other", "shop"}},
+			visible: true,
+		},
+		"namespace not listed": {
+			why:   "the list does not name the namespace",
+			rules: v1alpha1.ExportRules{Services: "All", Namespaces: []string{"other"}},
+		},
 		"both must hold": {
-			why: "rules narrow", rules: v1alpha1.ExportRules{Services: "Selected", Selector: matching("tier", "back"), Namespaces: []string{"shop"}},
+			why: "each rule narrows the others",
+			rules: v1alpha1.ExportRules{
+				Services:   "Selected",
+				Selector:   matching("tier", "back"),
+				Namespaces: []string{"shop"},
+			},
 		},
-		"namespace selected":     {why: "its namespace's label matches", rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "a")}, seen: true},
-		"namespace not selected": {why: "its namespace's label does not match", rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "b")}},
-		"namespace unknown":      {why: "nothing crosses for want of knowledge", blind: true, rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "a")}},
+		"namespace selected": {
+			why:     "the namespace's labels match",
+			rules:   v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "a")},
+			visible: true,
+		},
+		"namespace not selected": {
+			why:   "the namespace's labels do not match",
+			rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "b")},
+		},
+		"namespace unknown": {
+			why:     "labels that are unknown do not match",
+			unknown: true,
+			rules:   v1alpha1.ExportRules{Services: "All", NamespaceSelector: matching("team", "a")},
+		},
 		"namespace unknown, selected by absence": {
-			why: "what is not known is not known to lack a label", blind: true,
+			why: "a namespace that is unknown is not known to lack a label", unknown: true,
 			rules: v1alpha1.ExportRules{Services: "All", NamespaceSelector: &metav1.LabelSelector{
-				MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "secret", Operator: metav1.LabelSelectorOpDoesNotExist}}}},
+				MatchExpressions: []metav1.LabelSelectorRequirement{
+					{Key: "secret", Operator: metav1.LabelSelectorOpDoesNotExist},
+				}}},
 		},
 	}
 	for name, c := range cases {
@@ -55,17 +113,20 @@ func TestExportRules(t *testing.T) {
 			in.Services[0].Labels["tier"] = "front"
 			in.Links[0].Spec.Export = &c.rules
 			in.Links = append(in.Links, linkTo("north"))
-			if !c.blind {
-				in.Namespaces = []corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "a"}}}}
+			if !c.unknown {
+				in.Namespaces = []corev1.Namespace{
+					{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "a"}}},
+				}
 			}
-			got := Build(in)
-			if seen := len(got.For("west")) == 1; seen != c.seen {
-				t.Errorf("%s: the peer sees it: %v", c.why, seen)
+			got := in.build()
+			if visible := len(got.For("west")) == 1; visible != c.visible {
+				t.Errorf("%s: the peer sees it: %v", c.why, visible)
 			}
 			if len(got.For("north")) != 1 {
-				t.Errorf("one Link's rules are not another's")
+				t.Errorf("the rules of one Link concern another")
 			}
-			if d := cmp.Diff(c.problems, reasonsOf(got.LinkProblems["west"]), cmpopts.EquateEmpty()); d != "" || len(got.LinkProblems["north"]) > 0 {
+			if d := cmp.Diff(c.problems, reasonsOf(got.LinkProblems["west"]),
+				cmpopts.EquateEmpty()); d != "" || len(got.LinkProblems["north"]) > 0 {
 				t.Errorf("%s (-want +got):\n%s", c.why, d)
 			}
 		})
@@ -74,16 +135,20 @@ func TestExportRules(t *testing.T) {
 
 func TestLinkProblems(t *testing.T) {
 	in := world()
-	in.Services[0].Spec.Ports = append(in.Services[0].Spec.Ports, corev1.ServicePort{Name: "dns", Protocol: "UDP", Port: 53})
+	in.Services[0].Spec.Ports = append(in.Services[0].Spec.Ports, corev1.ServicePort{
+		Name:     "dns",
+		Protocol: "UDP",
+		Port:     53,
+	})
 	hidden := linkTo("north")
 	hidden.Spec.Export.Namespaces = []string{"pay"}
 	in.Links = append(in.Links, hidden)
-	got := Build(in)
+	got := in.build()
 	if d := cmp.Diff([]string{ProtocolUnsupported}, reasonsOf(got.Problems)); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 	if d := cmp.Diff(map[string][]Problem{"west": got.Problems}, got.LinkProblems); d != "" {
-		t.Errorf("a Link is told of what its peer would see, and of nothing that its rules hide (-want +got):\n%s", d)
+		t.Errorf("a Link has the problems of Services that it admits, and no others (-want +got):\n%s", d)
 	}
 }
 
@@ -91,25 +156,47 @@ func TestCopied(t *testing.T) {
 	source := map[string]string{
 		"team": "a", "example.com/owner": "b",
 		"causeway.dev/export": "true", "mirror.linkerd.io/exported": "true", lastApplied: "{}",
-		"getambassador.io/config": "x", "external-dns.alpha.kubernetes.io/hostname": "x", "app.kubernetes.io/instance": "x",
-		"argocd.argoproj.io/tracking-id": "x", "meta.helm.sh/release-name": "x", "service.kubernetes.io/service-proxy-name": "x",
-		"prometheus.io/scrape": "x", "service.beta.kubernetes.io/aws-load-balancer-type": "x", "tailscale.com/expose": "x",
-		"kustomize.toolkit.fluxcd.io/name": "x", "traefik.ingress.kubernetes.io/service.sticky": "x", "cloud.google.com/neg": "x",
-		"networking.istio.io/exportTo": "x", "config.linkerd.io/opaque-ports": "x", "olm.operators.coreos.com/x": "x",
+		"getambassador.io/config":                           "x",
+		"external-dns.alpha.kubernetes.io/hostname":         "x",
+		"app.kubernetes.io/instance":                        "x",
+		"argocd.argoproj.io/tracking-id":                    "x",
+		"meta.helm.sh/release-name":                         "x",
+		"service.kubernetes.io/service-proxy-name":          "x",
+		"prometheus.io/scrape":                              "x",
+		"service.beta.kubernetes.io/aws-load-balancer-type": "x",
+		"tailscale.com/expose":                              "x",
+		"kustomize.toolkit.fluxcd.io/name":                  "x",
+		"traefik.ingress.kubernetes.io/service.sticky":      "x",
+		"cloud.google.com/neg":                              "x",
+		"networking.istio.io/exportTo":                      "x",
+		"config.linkerd.io/opaque-ports":                    "x",
+		"olm.operators.coreos.com/x":                        "x",
 	}
 	cases := map[string]struct {
 		why  string
 		list []string
 		want []string
 	}{
-		"none":              {why: "the default"},
-		"one":               {why: "what is named", list: []string{"team"}, want: []string{"team"}},
-		"absent":            {why: "what is named and not there", list: []string{"nobody"}},
-		"all":               {why: "all but what would command our controllers", list: []string{v1alpha1.CopyAll}, want: []string{"example.com/owner", "team"}},
-		"commanding, named": {why: "the importer's word", list: []string{"prometheus.io/scrape"}, want: []string{"prometheus.io/scrape"}},
-		"all and one":       {why: "the importer's word", list: []string{v1alpha1.CopyAll, "prometheus.io/scrape"}, want: []string{"example.com/owner", "prometheus.io/scrape", "team"}},
+		"none":   {why: "mirrors copy nothing by default"},
+		"one":    {why: "the list names the key", list: []string{"team"}, want: []string{"team"}},
+		"absent": {why: "the list names a key that the Service lacks", list: []string{"absent"}},
+		"all": {
+			why:  "All leaves out keys that instruct other controllers",
+			list: []string{v1alpha1.CopyAll},
+			want: []string{"example.com/owner", "team"},
+		},
+		"instructing, named": {
+			why:  "the importer named the key",
+			list: []string{"prometheus.io/scrape"},
+			want: []string{"prometheus.io/scrape"},
+		},
+		"all and one": {
+			why:  "the importer named the key",
+			list: []string{v1alpha1.CopyAll, "prometheus.io/scrape"},
+			want: []string{"example.com/owner", "prometheus.io/scrape", "team"},
+		},
 		"never": {
-			why:  "not even if an old API server let them be named",
+			why:  "the keys never cross, even if the API server accepted them in the list",
 			list: []string{"causeway.dev/export", "mirror.linkerd.io/exported", lastApplied},
 		},
 	}
@@ -128,11 +215,14 @@ func TestCopied(t *testing.T) {
 
 func TestCommands(t *testing.T) {
 	for key, want := range map[string]bool{
-		"kubernetes.io/x": true, "a.b.kubernetes.io/x": true, "notkubernetes.io/x": false, "kubernetes.io": false,
+		"kubernetes.io/x":           true,
+		"a.b.kubernetes.io/x":       true,
+		"notkubernetes.io/x":        false,
+		"kubernetes.io":             false,
 		"example.com/kubernetes.io": false, "team": false,
 	} {
 		if got := commands(key); got != want {
-			t.Errorf("%s commands: %v: a domain counts with all below it and nothing beside it", key, got)
+			t.Errorf("commands(%s) is %v: a domain includes its subdomains and nothing else", key, got)
 		}
 	}
 }
@@ -146,16 +236,26 @@ func TestShownMetadata(t *testing.T) {
 		problems            []string
 	}{
 		"plain": {
-			why: "the importer's Link chooses", labels: map[string]string{"team": "a"}, annotations: map[string]string{"note": "b"},
-			shown: map[string]string{"team": "a"}, shownNotes: map[string]string{"note": "b"},
+			why:         "peers see the labels, and the importer's Link selects among them",
+			labels:      map[string]string{"team": "a"},
+			annotations: map[string]string{"note": "b"},
+			shown:       map[string]string{"team": "a"}, shownNotes: map[string]string{"note": "b"},
 		},
 		"ours, Linkerd's, kubectl's": {
-			why: "they never cross", labels: map[string]string{"causeway.dev/export": "true", "mirror.linkerd.io/exported": "true"},
+			why: "these keys never cross a Link",
+			labels: map[string]string{
+				"causeway.dev/export":        "true",
+				"mirror.linkerd.io/exported": "true",
+			},
 			annotations: map[string]string{lastApplied: `{"spec":{"clusterIP":"10.96.0.7"}}`},
 		},
 		"too large": {
-			why: "labels first: a large annotation must not hide them", labels: map[string]string{"team": "a"}, annotations: map[string]string{"note": big, "short": "b"},
-			shown: map[string]string{"team": "a"}, shownNotes: map[string]string{"short": "b"}, problems: []string{MetadataTooLarge},
+			why:         "labels come first, so that a large annotation cannot displace them",
+			labels:      map[string]string{"team": "a"},
+			annotations: map[string]string{"note": big, "short": "b"},
+			shown:       map[string]string{"team": "a"},
+			shownNotes:  map[string]string{"short": "b"},
+			problems:    []string{MetadataTooLarge},
 		},
 	}
 	for name, c := range cases {
@@ -165,7 +265,7 @@ func TestShownMetadata(t *testing.T) {
 				in.Services[0].Labels[k] = v
 			}
 			in.Services[0].Annotations = c.annotations
-			got := Build(in)
+			got := in.build()
 			s := got.For("west")[Key{"shop", "bar"}]
 			if d := cmp.Diff(c.shown, s.Labels, cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("%s: labels (-want +got):\n%s", c.why, d)
@@ -187,15 +287,35 @@ func TestValidateMetadata(t *testing.T) {
 		want                map[string]string
 		reason              string
 	}{
-		"good":         {why: "as it is", labels: map[string]string{"team": "a"}, want: map[string]string{"team": "a"}},
-		"bad value":    {why: "the API server would refuse the whole mirror", labels: map[string]string{"team": "a b", "tier": "x"}, want: map[string]string{"tier": "x"}, reason: InvalidMetadata},
-		"bad key":      {why: "the API server would refuse the whole mirror", annotations: map[string]string{"a b": "x"}, reason: InvalidMetadata},
-		"what is ours": {why: "a peer marks nothing as ours", labels: map[string]string{v1alpha1.LinkLabel: "north"}},
-		"too large":    {why: "a peer does not fill our API server", annotations: map[string]string{"a": strings.Repeat("x", maxMetadata)}, reason: InvalidMetadata},
+		"good": {
+			why:    "the labels are valid",
+			labels: map[string]string{"team": "a"},
+			want:   map[string]string{"team": "a"},
+		},
+		"bad value": {
+			why:    "the API server would refuse the mirror",
+			labels: map[string]string{"team": "a b", "tier": "x"},
+			want:   map[string]string{"tier": "x"},
+			reason: InvalidMetadata,
+		},
+		"bad key": {
+			why:         "the API server would refuse the mirror",
+			annotations: map[string]string{"a b": "x"},
+			reason:      InvalidMetadata,
+		},
+		"own labels": {
+			why:    "a peer cannot set Causeway's own labels",
+			labels: map[string]string{v1alpha1.LinkLabel: "north"},
+		},
+		"too large": {
+			why:         "a peer cannot fill the API server",
+			annotations: map[string]string{"a": strings.Repeat("x", maxMetadata)},
+			reason:      InvalidMetadata,
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			s := told()
+			s := advertised()
 			s.Labels, s.Annotations = c.labels, c.annotations
 			got, problems := s.Validate("east.1")
 			if d := cmp.Diff(c.want, got.Labels, cmpopts.EquateEmpty()); d != "" || len(got.Annotations) > 0 {

@@ -1,15 +1,17 @@
-// Package check says what is wrong with an installation of Causeway, and what to do about it.
+// Package check finds what is wrong with an installation of Causeway, and says what to
+// do.
 //
-//	API server ──────────────┐
-//	controller replicas ─────┼─▶ Facts ──Judge──▶ Lines: a state, what was seen, a hint
-//	 └─ agents on their nodes│
-//	a canary pod on each node┘
+//	API server ────────────────┐
+//	controller replicas ───────┼─▶ Facts ──Judge──▶ Results: a state, a message, a hint
+//	 └─ agents on their nodes ─┤
+//	a canary pod on each node ─┘
 //
 // What always holds:
-//   - Judge asks no clock and no cluster; the same Facts give the same Lines in the same order.
-//   - What could not be found out is a Line of its own, and never taken for ok.
-//   - A Line that is not ok says what to do.
-//   - What is said of many alike is one Line, or at most maxAlike and a count.
+//   - Judge uses no clock and no cluster. Equal Facts give equal Results in the same
+//     order.
+//   - Something that could not be examined has a Result of its own, which is never ok.
+//   - A Result has a hint if and only if it is not ok.
+//   - Similar findings give at most maxAlike Results, and one that counts the rest.
 package check
 
 import (
@@ -19,43 +21,44 @@ import (
 	"strings"
 )
 
-// State is how it stands with one thing.
+// State is the verdict of a Result.
 type State string
 
 // The states, from best to worst.
 const (
 	OK      State = "ok"
 	Warning State = "warning"
-	Fail    State = "FAIL"
+	Fail    State = "fail"
 )
 
-// Line is what is said of one thing. Its JSON only ever grows.
-type Line struct {
-	// Check is what was looked at: one of the words in order.
+// Result is one finding. Fields may be added to its JSON, and none is renamed or removed.
+type Result struct {
+	// Check is what was examined: one of the words in order.
 	Check string `json:"check"`
-	// On is what it was looked at on: "cluster", or the name of a Link, node, pod or Service.
-	On    string `json:"on"`
-	State State  `json:"state"`
-	Seen  string `json:"seen"`
-	// Hint is what to do; empty if the state is ok.
+	// Target is "cluster", or the name of a Link, node, pod, account or Service.
+	Target string `json:"target"`
+	State  State  `json:"state"`
+	// Message says what was found.
+	Message string `json:"message"`
+	// Hint says what to do. It is empty if the state is ok.
 	Hint string `json:"hint,omitempty"`
 }
 
-// The checks, in the order in which they are told: what others rest on comes first.
+// The checks.
 const (
-	checkRead       = "access"
+	checkAccess     = "access"
 	checkKinds      = "kinds"
 	checkRights     = "rights"
 	checkIdentity   = "identity"
 	checkController = "controller"
-	checkGatewayPod = "gateway"
+	checkGateway    = "gateway"
 	checkAgent      = "agent"
 	checkVersion    = "version"
 	checkClock      = "clock"
 	checkGuard      = "vip-guard"
 	checkPath       = "path"
 	checkDNS        = "dns"
-	checkNeighbours = "neighbours"
+	checkNeighbors  = "neighbors"
 	checkInvite     = "invite"
 	checkTrust      = "trust"
 	checkLink       = "link"
@@ -65,58 +68,69 @@ const (
 	checkService    = "service"
 )
 
+// order is the order of Results. A check comes before those that depend on it.
 var order = []string{
-	checkRead, checkKinds, checkRights, checkIdentity, checkController, checkGatewayPod, checkAgent, checkVersion, checkClock,
-	checkGuard, checkPath, checkDNS, checkNeighbours, checkInvite, checkTrust, checkLink, checkAddress, checkCatalog, checkMirror, checkService,
+	checkAccess, checkKinds, checkRights, checkIdentity, checkController, checkGateway, checkAgent,
+	checkVersion, checkClock, checkGuard, checkPath, checkDNS, checkNeighbors, checkInvite, checkTrust,
+	checkLink, checkAddress, checkCatalog, checkMirror, checkService,
 }
 
-// clusterwide is what a Line is on that is about no single thing.
-const clusterwide = "cluster"
+// wholeCluster is the target of a Result that concerns no single object.
+const wholeCluster = "cluster"
 
-// maxAlike bounds the Lines of one check on one thing.
+// maxAlike bounds the Results of one check for one target.
 const maxAlike = 20
 
-// Judge says how it stands.
-func Judge(f Facts) []Line {
-	rules := []func(Facts) []Line{
+// Judge returns the Results that follow from f, in the order of checks, then by target
+// and message.
+func Judge(f Facts) []Result {
+	rules := []func(Facts) []Result{
 		access, kinds, rights, identities, workloads, agents, versions, clocks, guards, paths,
-		remembered, neighbours, invites, trusts, links, gateways, catalogs, mirrors, services,
+		earlierPaths, neighbors, invites, trusts, links, gateways, catalogs, mirrors, services,
 	}
-	var lines []Line
+	var results []Result
 	for _, rule := range rules {
-		lines = append(lines, rule(f)...)
+		results = append(results, rule(f)...)
 	}
-	slices.SortStableFunc(lines, func(a, b Line) int {
-		return cmp.Or(slices.Index(order, a.Check)-slices.Index(order, b.Check), strings.Compare(a.On, b.On), strings.Compare(a.Seen, b.Seen))
+	slices.SortStableFunc(results, func(a, b Result) int {
+		return cmp.Or(
+			slices.Index(order, a.Check)-slices.Index(order, b.Check),
+			strings.Compare(a.Target, b.Target),
+			strings.Compare(a.Message, b.Message),
+		)
 	})
-	return slices.Compact(lines)
+	return slices.Compact(results)
 }
 
-// Failed reports whether a Line is a failure.
-func Failed(lines []Line) bool {
-	return slices.ContainsFunc(lines, func(l Line) bool { return l.State == Fail })
+// Failed reports whether the state of a Result is Fail.
+func Failed(results []Result) bool {
+	return slices.ContainsFunc(results, func(r Result) bool { return r.State == Fail })
 }
 
-func ok(check, on, format string, args ...any) Line {
-	return Line{Check: check, On: on, State: OK, Seen: fmt.Sprintf(format, args...)}
+func ok(check, target, format string, args ...any) Result {
+	return Result{Check: check, Target: target, State: OK, Message: fmt.Sprintf(format, args...)}
 }
 
-func warn(check, on, seen, hint string) Line { return Line{check, on, Warning, seen, hint} }
+func warn(check, target, message, hint string) Result {
+	return Result{check, target, Warning, message, hint}
+}
 
-func fail(check, on, seen, hint string) Line { return Line{check, on, Fail, seen, hint} }
+func fail(check, target, message, hint string) Result {
+	return Result{check, target, Fail, message, hint}
+}
 
-// bound keeps the first Lines of many, and counts the rest in one more.
-func bound(lines []Line) []Line {
-	if len(lines) <= maxAlike {
-		return lines
+// bound keeps the first maxAlike Results and counts the others in one more.
+func bound(results []Result) []Result {
+	if len(results) <= maxAlike {
+		return results
 	}
-	rest := lines[maxAlike]
-	rest.Seen = fmt.Sprintf("and %d more", len(lines)-maxAlike)
-	return append(lines[:maxAlike:maxAlike], rest)
+	rest := results[maxAlike]
+	rest.Message = fmt.Sprintf("and %d more", len(results)-maxAlike)
+	return append(results[:maxAlike:maxAlike], rest)
 }
 
-// listed is "a, b and 3 more".
-func listed(names []string) string {
+// summarize returns names as "a, b and 3 more".
+func summarize(names []string) string {
 	const most = 4
 	names = slices.Sorted(slices.Values(names))
 	if len(names) > most {
@@ -125,21 +139,22 @@ func listed(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// count is "1 node" or "2 nodes".
-func count(n int, what string) string {
+// count returns "1 node" or "2 nodes".
+func count(n int, noun string) string {
 	if n == 1 {
-		return "1 " + what
+		return "1 " + noun
 	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// Proofs says, by node, what fails of the way of a pod's call there; "": nothing. Nodes from which no canary called are not in it.
+// Proofs returns, by node, why the path of a pod's connection fails there; empty: it
+// works. A node whose canary made no connection is absent.
 func Proofs(canaries []Canary) map[string]string {
 	out := map[string]string{}
 	for _, c := range canaries {
-		if c.Trouble == "" {
-			l, _ := c.path()
-			out[c.Node] = l.Seen
+		if c.Failure == "" {
+			r, _ := c.path()
+			out[c.Node] = r.Message
 		}
 	}
 	return out

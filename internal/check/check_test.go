@@ -3,6 +3,9 @@ package check
 import (
 	"crypto/x509"
 	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +18,10 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/canary"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/ledger"
+	"github.com/causeway-mesh/causeway/internal/link"
 )
 
 var noon = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
@@ -58,27 +64,57 @@ func healthy() *Facts {
 		{Name: "causeway-agent-b", Component: "agent", Node: "w2", Ready: true},
 		{Name: "causeway-controller-x", Component: "controller", Node: "w1", Ready: true},
 	}
-	known := canary.Call{Answer: canary.Answer{Protocol: canary.Protocol, UID: "c1", Namespace: "causeway-system", Pod: "canary"}}
+	known := canary.Call{Answer: canary.Answer{
+		Protocol:  canary.Protocol,
+		UID:       "c1",
+		Namespace: "causeway-system",
+		Pod:       "canary",
+	}}
 	known2 := known
 	known2.Answer.UID = "c2"
 	dial := []Dial{{Link: "east", Address: eastGateway, TookSeconds: 0.002}}
 	return &Facts{
-		Now: noon, Namespace: "causeway-system", Version: "v0.3.0", Asked: true, Proved: true,
-		Kinds:      map[string]bool{"Link": true, "Ledger": true, "PeerTrust": true, "ExportPolicy": true},
-		Rights:     []Right{{Account: "causeway-controller", Verb: "list", Resource: "services", Allowed: true}},
-		Identity:   map[string]string{"trustDomain": "west-1", "root.pem": west.pem},
-		Components: []Component{{Name: "controller", Found: true, Want: 2, Ready: 2}, {Name: "gateway", Found: true, Want: 1, Ready: 1}},
-		Pods:       pods, Nodes: []Node{{Name: "w1", Ready: true, Linux: true}, {Name: "w2", Ready: true, Linux: true}},
-		Links: []v1alpha1.Link{eastLink()}, Trusts: []v1alpha1.PeerTrust{eastTrust(east.list(noon.Add(-time.Hour)))},
-		Ledgers: []v1alpha1.Ledger{{Mirrors: []v1alpha1.LedgerMirror{barEntry()}}},
+		Now:       noon,
+		Namespace: "causeway-system",
+		Version:   "v0.3.0",
+		Asked:     true,
+		Proved:    true,
+		Kinds:     map[string]bool{"Link": true, "Ledger": true, "PeerTrust": true, "ExportPolicy": true},
+		Rights: []Right{
+			{Account: "causeway-controller", Verb: "list", Resource: "services", Allowed: true},
+		},
+		Identity: map[string]string{"trustDomain": "west-1", "root.pem": west.pem},
+		Components: []Component{
+			{Name: "controller", Found: true, Want: 2, Ready: 2},
+			{Name: "gateway", Found: true, Want: 1, Ready: 1},
+		},
+		Pods:    pods,
+		Nodes:   []Node{{Name: "w1", Ready: true, Linux: true}, {Name: "w2", Ready: true, Linux: true}},
+		Links:   []v1alpha1.Link{eastLink()},
+		Trusts:  []v1alpha1.PeerTrust{eastTrust(east.list(noon.Add(-time.Hour)))},
+		Ledgers: ledgerOf(barWant()),
 		Services: []corev1.Service{
-			barMirror(), {ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}}},
+			barMirror(),
+			{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+				Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": "web"}},
+			},
 		},
 		Slices: []discoveryv1.EndpointSlice{barSlice()},
 		Replicas: []Replica{{Pod: "causeway-controller-x", Answer: Answer{
-			Version: "v0.3.0", Whole: true, IssuersUntil: []time.Time{noon.Add(20 * 24 * time.Hour)},
-			Peers:  []Peer{{Link: "east", Streams: []Stream{{Address: eastGateway}}, Complete: true, Wants: []string{"shop/bar"}}},
-			Agents: []Agent{{Node: "w1", Version: "v0.3.0", StateSeconds: 2, Dials: dial}, {Node: "w2", Version: "v0.3.0", StateSeconds: 4, Dials: dial}},
+			Version:      "v0.3.0",
+			Whole:        true,
+			IssuersUntil: []time.Time{noon.Add(20 * 24 * time.Hour)},
+			Peers: []Peer{{
+				Link:     "east",
+				Streams:  []Stream{{Address: eastGateway}},
+				Complete: true,
+				Wants:    []string{"shop/bar"},
+			}},
+			Agents: []Agent{
+				{Node: "w1", Version: "v0.3.0", StateSeconds: 2, Dials: dial},
+				{Node: "w2", Version: "v0.3.0", StateSeconds: 4, Dials: dial},
+			},
 		}}},
 		Canaries: []Canary{
 			{Node: "w1", UID: "c1", Result: canary.Result{ByIP: known, ByName: known}},
@@ -94,27 +130,72 @@ func eastLink() v1alpha1.Link {
 	}
 	l.Status.Mirrors, l.Status.PeerVersion = 1, "v0.3.1"
 	for _, kind := range conditions {
-		l.Status.Conditions = append(l.Status.Conditions, metav1.Condition{Type: kind, Status: metav1.ConditionTrue, ObservedGeneration: 2})
+		l.Status.Conditions = append(l.Status.Conditions, metav1.Condition{
+			Type:               kind,
+			Status:             metav1.ConditionTrue,
+			ObservedGeneration: 2,
+		})
 	}
 	return l
 }
 
 func eastTrust(list []byte) v1alpha1.PeerTrust {
-	return v1alpha1.PeerTrust{ObjectMeta: metav1.ObjectMeta{Name: "east"}, Spec: v1alpha1.PeerTrustSpec{LinkUID: "l1", IssuerList: list}}
+	return v1alpha1.PeerTrust{
+		ObjectMeta: metav1.ObjectMeta{Name: "east"},
+		Spec:       v1alpha1.PeerTrustSpec{LinkUID: "l1", IssuerList: list},
+	}
 }
 
-func barEntry() v1alpha1.LedgerMirror {
-	return v1alpha1.LedgerMirror{
-		Link: "east", Namespace: "shop", Service: "bar", MirrorNamespace: "shop", MirrorName: "bar-east", VIPs: []string{"240.0.0.2"},
-		Ports: []v1alpha1.LedgerMirrorPort{{Name: "http", Protocol: "TCP", Port: 80, Route: 1024}},
+// barWant is what the mirror of east's shop/bar asks for.
+func barWant() ledger.MirrorWant {
+	return ledger.MirrorWant{
+		Namespace:       "shop",
+		Service:         "bar",
+		MirrorNamespace: "shop",
+		MirrorName:      "bar-east",
+		Ports:           []ledger.PortWant{{Name: "http", Protocol: "TCP", Port: 80, Route: 1024}},
 	}
+}
+
+// ledgerOf returns the objects of a ledger that has east's mirrors.
+func ledgerOf(wants ...ledger.MirrorWant) []v1alpha1.Ledger {
+	book := ledger.NewBook([]netip.Prefix{
+		netip.MustParsePrefix("240.0.0.0/12"),
+	}, func() string { return "epoch" })
+	book.SetPeer(ledger.Peer{TrustDomain: "east-1", Link: "east"})
+	for _, w := range wants {
+		book.Want("east-1", w, noon)
+	}
+	stored := map[string]v1alpha1.Ledger{}
+	for range 10 { // a block follows the directory that lists it
+		for _, w := range book.Writes(noon) {
+			o := w.Object.DeepCopy()
+			o.ResourceVersion = fmt.Sprint(len(stored) + 1)
+			stored[o.Name] = *o
+			book.Done(w, o, nil, noon)
+		}
+	}
+	return slices.Collect(maps.Values(stored))
+}
+
+// barVIP is the virtual IP of the only mirror in ledgerOf(barWant()).
+func barVIP() string {
+	contents, _ := ledger.Decode(ledgerOf(barWant()))
+	return contents.Mirrors[0].VIPs[0].String()
 }
 
 func barMirror() corev1.Service {
 	return corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "shop", Name: "bar-east", Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: "east"},
-			OwnerReferences: []metav1.OwnerReference{{APIVersion: "causeway.dev/v1alpha1", Kind: "Link", Name: "east", UID: "l1"}},
+			Namespace: "shop",
+			Name:      "bar-east",
+			Labels: map[string]string{
+				v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
+				v1alpha1.LinkLabel:      "east",
+			},
+			OwnerReferences: []metav1.OwnerReference{
+				{APIVersion: "causeway.dev/v1alpha1", Kind: "Link", Name: "east", UID: "l1"},
+			},
 		},
 		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Protocol: "TCP", Port: 80}}},
 	}
@@ -123,9 +204,12 @@ func barMirror() corev1.Service {
 func barSlice() discoveryv1.EndpointSlice {
 	return discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "bar-east-causeway", Labels: map[string]string{
-			discoveryv1.LabelServiceName: "bar-east", discoveryv1.LabelManagedBy: sliceManager, v1alpha1.LinkLabel: "east", v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
+			discoveryv1.LabelServiceName: "bar-east",
+			discoveryv1.LabelManagedBy:   clusterinfo.SliceManager,
+			v1alpha1.LinkLabel:           "east",
+			v1alpha1.ManagedByLabel:      v1alpha1.ManagedBy,
 		}},
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"240.0.0.2"}}},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{barVIP()}}},
 	}
 }
 
@@ -138,244 +222,291 @@ func not(l *v1alpha1.Link, kind, reason, message string) {
 }
 
 func problem(f *Facts, service, reason string) {
-	f.Links[0].Status.Problems = append(f.Links[0].Status.Problems, v1alpha1.ServiceProblem{Service: service, Reason: reason, Message: "told"})
+	f.Links[0].Status.Problems = append(f.Links[0].Status.Problems, v1alpha1.ServiceProblem{
+		Service: service,
+		Reason:  reason,
+		Message: "told",
+	})
 }
 
-// said are the Lines that are not ok, without their hints.
-func said(lines []Line) []string {
+// findings returns the Results that are not ok, without their hints.
+func findings(results []Result) []string {
 	var out []string
-	for _, l := range lines {
-		if l.State != OK {
-			out = append(out, fmt.Sprintf("%s %s %s: %s", l.State, l.Check, l.On, l.Seen))
+	for _, r := range results {
+		if r.State != OK {
+			out = append(out, fmt.Sprintf("%s %s %s: %s", r.State, r.Check, r.Target, r.Message))
 		}
 	}
 	return out
 }
 
 func TestHealthy(t *testing.T) {
-	lines := Judge(*healthy())
-	if got := said(lines); len(got) > 0 || Failed(lines) {
-		t.Errorf("where nothing is wrong nothing may be said to be: %q", got)
+	results := Judge(*healthy())
+	if got := findings(results); len(got) > 0 || Failed(results) {
+		t.Errorf("got %q for a healthy installation, want only ok", got)
 	}
-	seen := map[string]bool{}
-	for _, l := range lines {
-		seen[l.Check] = true
+	checked := map[string]bool{
+		checkAccess:  true,
+		checkService: true,
+		checkInvite:  true,
+	} // these report only problems
+	for _, r := range results {
+		checked[r.Check] = true
 	}
 	for _, c := range order {
-		if !seen[c] && c != checkRead && c != checkService && c != checkInvite { // of which there is nothing to say
-			t.Errorf("no line says that %s was looked at: silence could be blindness", c)
+		if !checked[c] {
+			t.Errorf("no result of %s: a reader cannot tell silence from success", c)
 		}
 	}
 }
 
-// A fault is what is done to a healthy installation, and the Lines that it makes.
+// A fault is a change of a healthy installation, and the Results that are then not ok.
+// One that ends in ": " may go on with words of another package.
 type fault struct {
 	why   string
 	spoil func(*Facts)
 	want  []string
 }
 
-// named fails the test unless each fault is named as it should be, and no other, and a hint comes with it.
-func named(t *testing.T, cases map[string]fault) {
+// testFaults fails the test unless exactly the wanted Results are not ok, each with a
+// hint.
+func testFaults(t *testing.T, cases map[string]fault) {
 	t.Helper()
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			f := healthy()
 			tc.spoil(f)
-			lines := Judge(*f)
-			got := said(lines)
+			results := Judge(*f)
+			got := findings(results)
 			for i, w := range tc.want {
-				if i < len(got) && strings.HasPrefix(got[i], w) && strings.HasSuffix(w, ": ") {
-					got[i] = w // the rest is another room's words
-				}
-				if i < len(got) && strings.HasPrefix(got[i], w) && strings.HasSuffix(w, "is live") {
+				if i < len(got) && strings.HasSuffix(w, ": ") && strings.HasPrefix(got[i], w) {
 					got[i] = w
 				}
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", tc.why, diff)
 			}
-			for _, l := range lines {
-				if (l.Hint == "") != (l.State == OK) {
-					t.Errorf("%s: a line that is not ok says what to do, and no other: %+v", tc.why, l)
+			for _, r := range results {
+				if (r.Hint == "") != (r.State == OK) {
+					t.Errorf("%s: a result must have a hint if and only if it is not ok: %+v", tc.why, r)
 				}
 			}
 		})
 	}
 }
 
-// What each fault is named, and that a hint comes with it.
 func TestFaults(t *testing.T) {
-	named(t, map[string]fault{
+	testFaults(t, map[string]fault{
 		"API server refuses": {
-			why:   "what was not seen is not ok",
+			why:   "something that could not be read is not ok",
 			spoil: func(f *Facts) { f.Unread = []Unread{{"nodes", "forbidden"}} },
-			want:  []string{"FAIL access nodes: cannot be read: forbidden"},
+			want:  []string{"fail access nodes: cannot be read: forbidden"},
 		},
 		"CRD missing": {
-			why:   "without its kinds nothing else can be said",
+			why:   "without its kinds Causeway does nothing",
 			spoil: func(f *Facts) { f.Kinds["Link"], f.Links = false, nil },
-			want:  []string{"FAIL kinds cluster: the cluster does not know Link"},
+			want:  []string{"fail kinds cluster: the cluster does not serve Link"},
 		},
 		"RBAC cut": {
-			why: "a controller without a right fails in ways that name no right",
+			why: "errors of a controller without a right may not name the right",
 			spoil: func(f *Facts) {
-				f.Rights = append(f.Rights, Right{Account: "causeway-controller", Verb: "update", Group: "causeway.dev", Resource: "links/status"})
+				f.Rights = append(f.Rights, Right{
+					Account:  "causeway-controller",
+					Verb:     "update",
+					Group:    "causeway.dev",
+					Resource: "links/status",
+				})
 			},
-			want: []string{"FAIL rights causeway-controller: may not update links/status.causeway.dev"},
+			want: []string{"fail rights causeway-controller: may not update links/status.causeway.dev"},
 		},
 		"own root ended": {
-			why:   "nothing of this cluster is believed any more",
-			spoil: func(f *Facts) { f.Identity["root.pem"] = newAuthority("west-1", noon.AddDate(-11, 0, 0)).pem },
-			want:  []string{"FAIL identity cluster: this cluster's root ended on " + ends("west-1", noon.AddDate(-11, 0, 0))},
+			why: "peers accept nothing of this cluster any more",
+			spoil: func(f *Facts) {
+				f.Identity["root.pem"] = newAuthority("west-1",
+					noon.AddDate(-11, 0, 0)).pem
+			},
+			want: []string{
+				"fail identity cluster: this cluster's root expired on " +
+					ends("west-1", noon.AddDate(-11, 0, 0)),
+			},
 		},
 		"own issuer ends": {
-			why:   "a controller that cannot renew it is found before it is too late",
-			spoil: func(f *Facts) { f.Replicas[0].Answer.IssuersUntil = []time.Time{noon.Add(30 * time.Hour)} },
-			want:  []string{"warning identity cluster: this cluster's issuer ends on 2026-05-05, in 30 hours"},
+			why: "a controller that cannot renew it is reported while calls still work",
+			spoil: func(f *Facts) {
+				f.Replicas[0].Answer.IssuersUntil = []time.Time{
+					noon.Add(30 * time.Hour),
+				}
+			},
+			want: []string{
+				"warning identity cluster: this cluster's issuer expires on 2026-05-05, in 30 hours",
+			},
 		},
 		"no identity": {
 			why:   "agents mount it",
 			spoil: func(f *Facts) { f.Identity = nil },
-			want:  []string{"FAIL identity cluster: ConfigMap causeway-identity is not there"},
+			want:  []string{"fail identity cluster: ConfigMap causeway-identity does not exist"},
 		},
 		"wrong root": {
-			why:   "a Link with another cluster's root trusts nobody",
+			why:   "a Link with another cluster's root accepts no certificate",
 			spoil: func(f *Facts) { f.Links[0].Spec.Root = newAuthority("east-1", noon.Add(-time.Hour)).pem },
-			want:  []string{"FAIL trust east: the Link's root did not sign the peer's issuers: "},
+			want:  []string{"fail trust east: the root in the Link did not sign the peer's issuers: "},
 		},
 		"issuer expired": {
-			why:   "a peer that was away for long comes back with a dead issuer",
+			why:   "a peer that was down for long returns with an expired issuer",
 			spoil: func(f *Facts) { f.Trusts[0] = eastTrust(east.list(noon.AddDate(-3, 0, 0))) },
-			want:  []string{"FAIL trust east: none of the peer's 1 issuer is live"},
+			want:  []string{"fail trust east: none of the peer's 1 issuer is valid now: "},
 		},
 		"our clock off": {
-			why: "the API server's clock says whose is wrong",
+			why: "the API server's clock shows whose is wrong",
 			spoil: func(f *Facts) {
 				f.Replicas[0].Skew, f.Replicas[0].Answer.Peers[0].SkewSeconds = 10*time.Minute, -600
 				both(f, -600)
 			},
-			want: []string{"FAIL clock causeway-controller-x: its clock is 10 minutes ahead of the API server's"},
+			want: []string{
+				"fail clock causeway-controller-x: its clock is 10 minutes ahead of the API server's",
+			},
 		},
 		"a node's clock off": {
-			why:   "its labels are stale at the peer's gateway",
+			why:   "the peer's gateway refuses its labels as stale",
 			spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[1].SkewSeconds = -600 },
-			want:  []string{"FAIL clock w2: the node's clock is 10 minutes behind the API server's"},
+			want:  []string{"fail clock w2: the node's clock is 10 minutes behind the API server's"},
 		},
 		"a peer's clock off": {
-			why:   "it is the peer's to set",
+			why:   "the peer's administrator has to correct it",
 			spoil: func(f *Facts) { f.Replicas[0].Answer.Peers[0].SkewSeconds = 600 },
-			want:  []string{"FAIL clock east: the peer's clock is 10 minutes ahead of the API server's"},
+			want:  []string{"fail clock east: the peer's clock is 10 minutes ahead of the API server's"},
 		},
 		"clock a little off": {
-			why:   "told before it hurts",
+			why:   "a warning comes before calls fail",
 			spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[0].SkewSeconds = 45 },
 			want:  []string{"warning clock w1: the node's clock is 45 seconds ahead of the API server's"},
 		},
 		"gateway black-holed": {
-			why: "who cannot reach it, and why",
+			why: "the message names a node and the cause",
 			spoil: func(f *Facts) {
 				a := f.Replicas[0].Answer.Agents
 				a[1].Dials = []Dial{{Link: "east", Address: eastGateway, Error: "i/o timeout"}}
 			},
-			want: []string{"FAIL address east: 198.18.2.10:4143 is not reached from 1 of 2 nodes (w2: i/o timeout)"},
+			want: []string{
+				"fail address east: 198.18.2.10:4143 is not reachable from 1 of 2 nodes (w2: i/o timeout)",
+			},
 		},
 		"gateway that is none": {
-			why:   "something takes the connection and ends TLS",
+			why:   "another server accepts the connection and ends TLS",
 			spoil: func(f *Facts) { f.Replicas[0].Answer.Peers[0].Streams[0].Error = "EOF" },
-			want:  []string{"FAIL address east: 198.18.2.10:4143 takes connections, but no catalog stream comes up: EOF"},
+			want: []string{
+				"fail address east: 198.18.2.10:4143 accepts connections, but no catalog stream is up: EOF",
+			},
 		},
 		"gateway's name unknown": {
-			why: "nobody dials a name: controllers ask DNS for its addresses, and tell nodes those",
+			why: "controllers resolve names, and agents learn the addresses",
 			spoil: func(f *Facts) {
 				f.Links[0].Spec.Gateways = append(f.Links[0].Spec.Gateways, "gw.east:4143")
-				f.Replicas[0].Answer.Peers[0].DNS = []string{"gw.east.other: it does not answer", "gw.east: DNS knows no such name"}
+				f.Replicas[0].Answer.Peers[0].DNS = []string{
+					"gw.east.other: it does not answer",
+					"gw.east: DNS knows no such name",
+				}
 			},
-			want: []string{"FAIL address east: gw.east:4143 is not reached: DNS knows no such name"},
+			want: []string{"fail address east: gw.east:4143 is not reachable: DNS knows no such name"},
 		},
 		"gateway's name known": {
-			why:   "what it stands for is looked at instead",
+			why:   "the addresses of the name are examined instead",
 			spoil: func(f *Facts) { f.Links[0].Spec.Gateways = []string{"gw.east:4143"} },
 		},
 		"DNS gone": {
-			why: "a mirror is called by its name",
+			why: "callers use the mirror's name",
 			spoil: func(f *Facts) {
 				f.Canaries[1].Result.ByName = canary.Call{Failure: canary.FailureName, Detail: "no such host"}
 			},
-			want: []string{"FAIL dns w2: a pod there cannot resolve a Service's name: no such host"},
+			want: []string{
+				"fail dns w2: a pod on the node cannot resolve the name of a Service: no such host",
+			},
 		},
 		"route flushed": {
-			why: "calls die on the node",
+			why: "connections fail on the node",
 			spoil: func(f *Facts) {
 				calls(&f.Canaries[0], canary.Call{Failure: canary.FailureRefused, Detail: "no route to host"})
 			},
-			want: []string{"FAIL path w1: a pod's call is refused on the node: no route to host"},
+			want: []string{"fail path w1: the node refuses a pod's connection: no route to host"},
 		},
-		"CNI goes round the host": {
-			why: "VIP mode cannot work there",
+		"CNI bypasses the host": {
+			why: "virtual IPs cannot work there",
 			spoil: func(f *Facts) {
 				calls(&f.Canaries[0], canary.Call{Failure: canary.FailureTimeout, Detail: "i/o timeout"})
 			},
-			want: []string{"FAIL path w1: a pod's call gets no answer: i/o timeout"},
+			want: []string{"fail path w1: a pod's connection gets no answer: i/o timeout"},
 		},
 		"CNI hides the caller": {
-			why: "who cannot be known is refused",
+			why: "the agent refuses callers that it cannot identify",
 			spoil: func(f *Facts) {
-				calls(&f.Canaries[0], canary.Call{Answer: canary.Answer{Protocol: canary.Protocol, Refused: "no live pod"}})
+				calls(&f.Canaries[0], canary.Call{Answer: canary.Answer{
+					Protocol: canary.Protocol,
+					Refused:  "no live pod",
+				}})
 			},
 			want: []string{
-				"FAIL path w1: the agent does not know who calls: no live pod",
+				"fail path w1: the agent cannot identify the caller: no live pod",
 			},
 		},
 		"canary cannot run": {
-			why:   "a node that was not proved is not ok",
-			spoil: func(f *Facts) { f.Canaries[0] = Canary{Node: "w1", Trouble: "ImagePullBackOff"} },
-			want:  []string{"FAIL path w1: the canary could not call: ImagePullBackOff"},
+			why:   "a node that was not tested is not ok",
+			spoil: func(f *Facts) { f.Canaries[0] = Canary{Node: "w1", Failure: "ImagePullBackOff"} },
+			want:  []string{"fail path w1: the canary made no connection: ImagePullBackOff"},
 		},
 		"no agent on a node": {
-			why: "its pods have no way out", spoil: func(f *Facts) { f.Pods = f.Pods[1:] },
-			want: []string{"FAIL agent w1: no agent runs there"},
+			why: "its pods cannot call linked clusters", spoil: func(f *Facts) { f.Pods = f.Pods[1:] },
+			want: []string{"fail agent w1: the node has no agent"},
 		},
 		"agent not ready": {
-			why: "nor have these", spoil: func(f *Facts) { f.Pods[0].Ready, f.Pods[0].Trouble = false, "agent: CrashLoopBackOff" },
-			want: []string{"FAIL agent w1: its agent is not ready (agent: CrashLoopBackOff)"},
+			why:   "nor can these",
+			spoil: func(f *Facts) { f.Pods[0].Ready, f.Pods[0].Failure = false, "agent: CrashLoopBackOff" },
+			want:  []string{"fail agent w1: its agent is not ready (agent: CrashLoopBackOff)"},
 		},
 		"agent cut off": {
-			why:   "it serves what it knew, for a day",
+			why:   "it uses its last state for a day",
 			spoil: func(f *Facts) { f.Replicas[0].Answer.Agents = f.Replicas[0].Answer.Agents[:1] },
-			want:  []string{"FAIL agent w2: its agent has no stream to any controller"},
+			want:  []string{"fail agent w2: its agent has no stream to any controller"},
 		},
 		"agent's state old": {
-			why: "it lags", spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[0].StateSeconds = 90 },
-			want: []string{"warning agent w1: what its agent knows is 90 seconds old"},
+			why:   "revocations reach it late",
+			spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[0].StateSeconds = 90 },
+			want:  []string{"warning agent w1: the state of its agent is 90 seconds old"},
 		},
 		"controller down": {
-			why: "who asks nobody knows nothing",
+			why: "without a controller nodes and peers cannot be examined",
 			spoil: func(f *Facts) {
 				f.Components[0].Ready, f.Replicas = 0, nil
-				f.Pods[2].Ready, f.Pods[2].Trouble = false, "controller: ErrImagePull"
+				f.Pods[2].Ready, f.Pods[2].Failure = false, "controller: ErrImagePull"
 			},
 			want: []string{
-				"FAIL controller cluster: no replica could be asked: nodes, peers and catalogs are not checked",
-				"FAIL controller cluster: none of 2 is ready (controller: ErrImagePull)",
-				"warning address east: 198.18.2.10:4143 was tried by nobody",
+				"fail controller cluster: no replica answers, so nodes, peers and catalogs were not checked",
+				"fail controller cluster: none of 2 pods is ready (controller: ErrImagePull)",
+				"warning address east: 198.18.2.10:4143 was not tested from any node",
 			},
 		},
 		"versions differ": {
-			why: "half an upgrade", spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[1].Version = "v0.2.9" },
-			want: []string{"warning version cluster: different versions run: v0.2.9: the agent on w2; v0.3.0: causeway-controller-x, the agent on w1"},
+			why:   "an upgrade is not complete",
+			spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[1].Version = "v0.2.9" },
+			want: []string{
+				"warning version cluster: different versions run: v0.2.9: the agent on w2; v0.3.0: " +
+					"causeway-controller-x, the agent on w1",
+			},
 		},
 		"peer far behind": {
-			why: "minors are to be alike", spoil: func(f *Facts) { f.Links[0].Status.PeerVersion = "v0.1.0" },
-			want: []string{"warning version east: the peer runs v0.1.0, this command is v0.3.0"},
+			why:   "both clusters should run one minor version",
+			spoil: func(f *Facts) { f.Links[0].Status.PeerVersion = "v0.1.0" },
+			want:  []string{"warning version east: the peer runs v0.1.0, and this command is v0.3.0"},
 		},
 		"link down": {
-			why:   "its condition is said",
-			spoil: func(f *Facts) { not(&f.Links[0], v1alpha1.LinkConnected, "Disconnected", "gateway x: refused") },
-			want:  []string{"FAIL link east: not Connected (Disconnected): gateway x: refused"},
+			why: "its condition is reported",
+			spoil: func(f *Facts) {
+				not(&f.Links[0], v1alpha1.LinkConnected, "Disconnected",
+					"gateway x: refused")
+			},
+			want: []string{"fail link east: not Connected (Disconnected): gateway x: refused"},
 		},
 		"peer dials us": {
-			why: "a Link without addresses is as its administrator wanted",
+			why: "a Link without addresses works as its administrator wanted",
 			spoil: func(f *Facts) {
 				f.Links[0].Spec.Gateways = nil
 				not(&f.Links[0], v1alpha1.LinkGatewayReachable, "NoAddress", "none")
@@ -385,99 +516,296 @@ func TestFaults(t *testing.T) {
 				}
 			},
 		},
-		"nobody looks at a Link": {
-			why: "an old condition says nothing", spoil: func(f *Facts) { f.Links[0].Generation = 3 },
-			want: []string{"warning link east: no controller has looked at it as it is now"},
+		"no controller examines a Link": {
+			why:   "a condition of an earlier generation says nothing",
+			spoil: func(f *Facts) { f.Links[0].Generation = 3 },
+			want:  []string{"warning link east: no controller has examined its current spec"},
 		},
 		"mirror deleted": {
-			why: "callers have no name to call", spoil: func(f *Facts) { f.Services = f.Services[1:]; f.Slices = nil },
-			want: []string{"FAIL mirror shop/bar-east: the mirror of shop/bar in east is not there"},
+			why:   "callers cannot resolve its name",
+			spoil: func(f *Facts) { f.Services = f.Services[1:]; f.Slices = nil },
+			want:  []string{"fail mirror shop/bar-east: the mirror of shop/bar in east does not exist"},
 		},
 		"clash": {
-			why:   "somebody else's Service has the name",
+			why:   "another Service has the name",
 			spoil: func(f *Facts) { f.Services[0].OwnerReferences, f.Services[0].Labels = nil, nil },
-			want:  []string{"FAIL mirror shop/bar-east: a Service that Causeway did not make has the mirror's name"},
+			want: []string{
+				"fail mirror shop/bar-east: a Service that Causeway did not make has the mirror's name",
+			},
 		},
 		"mirror with a selector": {
-			why:   "pods of this cluster would answer for the peer's",
+			why:   "pods of this cluster would answer instead of the peer's",
 			spoil: func(f *Facts) { f.Services[0].Spec.Selector = map[string]string{"app": "evil"} },
-			want:  []string{"FAIL mirror shop/bar-east: the mirror has a selector, so pods of this cluster take its calls"},
+			want: []string{
+				"fail mirror shop/bar-east: the mirror has a selector, so pods of this cluster receive " +
+					"its connections",
+			},
 		},
 		"mirror's ports edited": {
-			why: "its callers use the ports that they know", spoil: func(f *Facts) { f.Services[0].Spec.Ports[0].Port = 81 },
-			want: []string{"FAIL mirror shop/bar-east: the mirror's ports are not those of the ledger"},
+			why:   "callers use the ports of the ledger",
+			spoil: func(f *Facts) { f.Services[0].Spec.Ports[0].Port = 81 },
+			want:  []string{"fail mirror shop/bar-east: the mirror's ports differ from those in the ledger"},
 		},
 		"foreign slice": {
-			why: "half of the calls would go elsewhere in plaintext",
+			why: "half of the connections would go elsewhere in plaintext",
 			spoil: func(f *Facts) {
 				s := barSlice()
 				s.Name, s.Labels[discoveryv1.LabelManagedBy] = "mine", "me"
 				f.Slices = append(f.Slices, s)
 			},
-			want: []string{"FAIL mirror shop/bar-east: EndpointSlice mine, which Causeway did not make, leads the mirror's callers elsewhere, in plaintext"},
+			want: []string{
+				"fail mirror shop/bar-east: EndpointSlice mine, which Causeway did not make, leads the " +
+					"mirror's callers elsewhere, in plaintext",
+			},
 		},
 		"slice of another VIP": {
-			why:   "calls would reach another mirror",
+			why:   "connections would reach another mirror",
 			spoil: func(f *Facts) { f.Slices[0].Endpoints[0].Addresses = []string{"240.0.0.9"} },
-			want:  []string{"FAIL mirror shop/bar-east: no EndpointSlice leads to the mirror's virtual IP 240.0.0.2"},
+			want: []string{
+				"fail mirror shop/bar-east: no EndpointSlice has the mirror's virtual IP " + barVIP(),
+			},
 		},
 		"orphan mirror": {
-			why: "its callers hang", spoil: func(f *Facts) {
+			why: "connections to it hang", spoil: func(f *Facts) {
 				s := barMirror()
 				s.Name, s.OwnerReferences = "lost-east", nil
 				f.Services = append(f.Services, s)
 			},
-			want: []string{"FAIL mirror shop/lost-east: it is marked as a mirror of east, but the ledger knows no such"},
+			want: []string{
+				"fail mirror shop/lost-east: it is marked as a mirror of east, but the ledger does not " +
+					"have it",
+			},
 		},
 		"orphan of no Link": {
-			why: "a Link that went while nobody collected", spoil: func(f *Facts) {
+			why: "its Link was deleted while garbage collection did not run", spoil: func(f *Facts) {
 				s := barMirror()
-				s.Name, s.OwnerReferences[0].Name, s.OwnerReferences[0].UID = "bar-north", "north", types.UID("l9")
+				s.Name = "bar-north"
+				s.OwnerReferences[0].Name, s.OwnerReferences[0].UID = "north", types.UID("l9")
 				f.Services = append(f.Services, s)
 			},
-			want: []string{"FAIL mirror shop/bar-north: it is marked as a mirror of north, and there is no such Link"},
+			want: []string{
+				"fail mirror shop/bar-north: it is marked as a mirror of north, and there is no such Link",
+			},
 		},
 		"slice without a Service": {
-			why: "the collector sleeps", spoil: func(f *Facts) {
+			why: "garbage collection does not run", spoil: func(f *Facts) {
 				s := barSlice()
 				s.Name, s.Labels[discoveryv1.LabelServiceName] = "old-causeway", "old-east"
 				f.Slices = append(f.Slices, s)
 			},
-			want: []string{"warning mirror shop/old-causeway: it is an EndpointSlice of a mirror that is gone"},
+			want: []string{
+				"warning mirror shop/old-causeway: it is an EndpointSlice of a mirror that does not " +
+					"exist any more",
+			},
 		},
 		"catalog ahead": {
-			why: "an export that has no mirror", spoil: func(f *Facts) {
+			why: "an export has no mirror", spoil: func(f *Facts) {
 				f.Replicas[0].Answer.Peers[0].Wants = []string{"shop/bar", "shop/new"}
 			},
 			want: []string{"warning catalog east: the peer exports shop/new, which has no mirror yet"},
 		},
 		"catalog behind": {
-			why: "a mirror that nobody exports", spoil: func(f *Facts) { f.Replicas[0].Answer.Peers[0].Wants = nil },
-			want: []string{"warning catalog east: mirror shop/bar-east stands for shop/bar, which the peer does not export to us"},
+			why:   "a mirror has no export",
+			spoil: func(f *Facts) { f.Replicas[0].Answer.Peers[0].Wants = nil },
+			want: []string{
+				"warning catalog east: mirror shop/bar-east is for shop/bar, which the peer does not " +
+					"export to this cluster",
+			},
 		},
 		"ledger edited": {
-			why: "it is the data path's input", spoil: func(f *Facts) {
-				twice := barEntry()
-				twice.Service, twice.MirrorName = "zed", "zed-east"
-				f.Ledgers[0].Mirrors = append(f.Ledgers[0].Mirrors, twice)
+			why: "the ledger is an input of the data path",
+			spoil: func(f *Facts) {
+				f.Ledgers = append(f.Ledgers, v1alpha1.Ledger{
+					ObjectMeta: metav1.ObjectMeta{Name: "mirrors-7"},
+					Data:       []byte("no"),
+				})
 			},
-			want: []string{"FAIL catalog ledger: shop/zed: "},
+			want: []string{"fail catalog ledger: "},
 		},
 		"namespace missing": {
-			why: "the mirror has no home", spoil: func(f *Facts) { problem(f, "depot/crane", "NamespaceMissing") },
-			want: []string{"FAIL service depot/crane: NamespaceMissing: told"},
+			why:   "the mirror needs a namespace",
+			spoil: func(f *Facts) { problem(f, "depot/crane", "NamespaceMissing") },
+			want:  []string{"fail service depot/crane: NamespaceMissing: told"},
 		},
 		"quota reached": {
-			why: "some are left out", spoil: func(f *Facts) { problem(f, "", "QuotaReached") },
-			want: []string{"FAIL service east: QuotaReached: told"},
+			why:   "a quota is a decision of the Link's owner",
+			spoil: func(f *Facts) { problem(f, "", "QuotaReached") },
+			want:  []string{"warning service east: QuotaReached: told"},
 		},
 		"UDP port": {
-			why: "the rest of the Service crosses", spoil: func(f *Facts) { problem(f, "shop/dns", "ProtocolUnsupported") },
-			want: []string{"warning service shop/dns: ProtocolUnsupported: told"},
+			why:   "the other ports of the Service are mirrored",
+			spoil: func(f *Facts) { problem(f, "shop/dns", "ProtocolUnsupported") },
+			want:  []string{"warning service shop/dns: ProtocolUnsupported: told"},
+		},
+		"problems left out of the status": {
+			why: "the count tells the reader that there are more",
+			spoil: func(f *Facts) {
+				f.Links[0].Status.Problems = append(f.Links[0].Status.Problems,
+					v1alpha1.ServiceProblem{Reason: "More", Message: "and 9 more"})
+			},
+			want: []string{"warning service east: and 9 more problems, which the Link's status leaves out"},
+		},
+		"a problem names the missing mirror": {
+			why: "one cause gives one explanation",
+			spoil: func(f *Facts) {
+				p := &f.Replicas[0].Answer.Peers[0]
+				p.Wants, p.WantNames = []string{
+					"shop/bar",
+					"shop/new",
+				}, map[string]string{"shop/new": "store/new-east"}
+				problem(f, "store/new-east", "NameTaken")
+			},
+			want: []string{
+				"warning catalog east: 1 of 2 wanted mirrors cannot exist",
+				"fail service store/new-east: NameTaken: told",
+			},
+		},
+		"problems that name other Services": {
+			why: "only the Service that a problem names is explained by it",
+			spoil: func(f *Facts) {
+				f.Replicas[0].Answer.Peers[0].Wants = []string{"shop/bar", "shop/new"}
+				problem(f, "", "QuotaReached")
+				problem(f, "depot/new", "NameTaken")
+				problem(f, "shop/new", "ProtocolUnsupported")
+				problem(f, "shop/new-b", "NameTaken")
+			},
+			want: []string{
+				"warning catalog east: the peer exports shop/new, which has no mirror yet",
+				"fail service depot/new: NameTaken: told",
+				"warning service east: QuotaReached: told",
+				"warning service shop/new: ProtocolUnsupported: told",
+				"fail service shop/new-b: NameTaken: told",
+			},
+		},
+		"isolated by NetworkPolicies": {
+			why:   "the policy's owner decided so, and remote callers are refused",
+			spoil: func(f *Facts) { problem(f, "shop/bar", "NetworkPolicyIsolates") },
+			want:  []string{"warning service shop/bar: NetworkPolicyIsolates: told"},
+		},
+		"more addresses than agents dial": {
+			why: "an address that no agent has dialed is not ok",
+			spoil: func(f *Facts) {
+				agents := f.Replicas[0].Answer.Agents
+				for i := range agents {
+					agents[i].Dials = make([]Dial, maxDials)
+				}
+			},
+			want: []string{"warning address east: 198.18.2.10:4143 was not tested from 2 of 2 nodes"},
+		},
+		"one agent does not know an address yet": {
+			why:   "the other nodes' success says nothing about it",
+			spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[1].Dials = nil },
+			want:  []string{"warning address east: 198.18.2.10:4143 was not tested from 1 of 2 nodes"},
+		},
+		"CRDs older than the controller": {
+			why:   "the API server drops what the controller writes",
+			spoil: func(f *Facts) { f.OutdatedCRDs = []string{"links.causeway.dev:.spec.suspend"} },
+			want: []string{
+				"fail kinds cluster: the CustomResourceDefinitions are older than version v0.3.0, " +
+					"so the API server drops the fields links.causeway.dev:.spec.suspend",
+			},
+		},
+		"CRDs older than the command": {
+			why: "a newer command beside an older installation is no fault",
+			spoil: func(f *Facts) {
+				f.Version, f.OutdatedCRDs = "v0.4.0", []string{"links.causeway.dev:.spec.later"}
+				f.Links[0].Status.PeerVersion = "v0.4.0"
+			},
+			want: []string{
+				"warning kinds cluster: the CustomResourceDefinitions are older than version v0.4.0, " +
+					"so the API server drops the fields links.causeway.dev:.spec.later",
+				"warning version cluster: the cluster runs v0.3.0, and this command is v0.4.0",
+			},
+		},
+		"replica lost its API server": {
+			why:   "its data does not change any more",
+			spoil: func(f *Facts) { f.Replicas[0].Answer.AgeSeconds = 45 },
+			want: []string{
+				"fail controller causeway-controller-x: has read nothing from the API server for 45 " +
+					"seconds " +
+					"and serves the last state that it knows",
+			},
+		},
+		"agent's state lost": {
+			why:   "revocations do not reach it",
+			spoil: func(f *Facts) { f.Replicas[0].Answer.Agents[0].StateSeconds = 3600 },
+			want:  []string{"fail agent w1: the state of its agent is 60 minutes old"},
+		},
+		"Link suspended": {
+			why: "its owner stopped new connections, and may have forgotten it",
+			spoil: func(f *Facts) {
+				not(&f.Links[0], v1alpha1.LinkReady, "Suspended", "spec.suspend stops new connections")
+			},
+			want: []string{"warning link east: spec.suspend stops new connections"},
+		},
+		"duplicate Link": {
+			why: "the older Link works, so the newer one is not a failure, and has no trust of its own",
+			spoil: func(f *Facts) {
+				l := eastLink()
+				l.Name, l.UID = "east-prod", "l2"
+				not(&l, v1alpha1.LinkReady, "DuplicatePeer", "Link east is older")
+				not(&l, v1alpha1.LinkConnected, "NotTrusted", "the Link is not in force")
+				f.Links = append(f.Links, l)
+			},
+			want: []string{"warning link east-prod: not Ready (DuplicatePeer): Link east is older"},
+		},
+		"Link with a bad key": {
+			why: "one fault gives one result, although other conditions follow from it",
+			spoil: func(f *Facts) {
+				not(&f.Links[0], v1alpha1.LinkReady, "BadLinkPublicKey", "not a key")
+				not(&f.Links[0], v1alpha1.LinkTrusted, "BadLinkPublicKey", "not a key")
+				not(&f.Links[0], v1alpha1.LinkSynced, "NotTrusted", "the Link is not in force")
+			},
+			want: []string{"fail link east: not Ready (BadLinkPublicKey): not a key"},
+		},
+		"first sync": {
+			why: "the Link was made a moment ago",
+			spoil: func(f *Facts) {
+				not(&f.Links[0], v1alpha1.LinkReady, "FirstSync", "not complete yet")
+				f.Links[0].Status.Conditions[0].Status = metav1.ConditionUnknown
+			},
+			want: []string{"warning link east: not Ready (FirstSync): not complete yet"},
+		},
+		"mirrors pending": {
+			why: "the controller is writing them",
+			spoil: func(f *Facts) {
+				not(&f.Links[0], v1alpha1.LinkSynced, "Pending", "mirrors are being written")
+			},
+			want: []string{"warning link east: not Synced (Pending): mirrors are being written"},
+		},
+		"mirrors blocked": {
+			why:   "a person has to act",
+			spoil: func(f *Facts) { not(&f.Links[0], v1alpha1.LinkSynced, "Blocked", "see status.problems") },
+			want:  []string{"fail link east: not Synced (Blocked): see status.problems"},
+		},
+		"peer's data is stale": {
+			why: "Synced is True, and the catalog may still be out of date",
+			spoil: func(f *Facts) {
+				not(&f.Links[0], v1alpha1.LinkSynced, string(link.PeerCatalogStale),
+					"the peer's controller lost its API server")
+				f.Links[0].Status.Conditions[3].Status = metav1.ConditionTrue
+			},
+			want: []string{"warning link east: the peer's controller lost its API server"},
+		},
+		"peer restored from a backup": {
+			why: "mirrors work, and deletions wait",
+			spoil: func(f *Facts) {
+				not(&f.Links[0], v1alpha1.LinkSynced, string(link.PeerCatalogOlder),
+					"the peer's catalog is older")
+			},
+			want: []string{"warning link east: the peer's catalog is older"},
+		},
+		"peer rebuilt": {
+			why: "deletions wait for 10 minutes",
+			spoil: func(f *Facts) {
+				not(&f.Links[0], v1alpha1.LinkSynced, string(link.PeerEpochChanged),
+					"the peer numbers its catalogs again")
+			},
+			want: []string{"warning link east: the peer numbers its catalogs again"},
 		},
 		"another Link asked about": {
-			why: "a misspelt name is not ok", spoil: func(f *Facts) { f.Link = "north" },
-			want: []string{"FAIL link north: there is no such Link"},
+			why: "a misspelled name is not ok", spoil: func(f *Facts) { f.Link = "north" },
+			want: []string{"fail link north: there is no such Link"},
 		},
 	})
 }
@@ -494,12 +822,13 @@ func both(f *Facts, skew float64) {
 
 func calls(c *Canary, call canary.Call) { c.Result = canary.Result{ByIP: call, ByName: call} }
 
-func TestManyAlikeAreBounded(t *testing.T) {
+func TestSimilarResultsAreBounded(t *testing.T) {
 	f := healthy()
 	for i := range 100 {
 		problem(f, fmt.Sprintf("shop/s%03d", i), "NameTaken")
 	}
-	if got := said(Judge(*f)); len(got) != maxAlike+1 || !strings.Contains(strings.Join(got, "\n"), "and 80 more") {
-		t.Errorf("a table that scrolls away helps nobody: %d lines", len(got))
+	if got := findings(Judge(*f)); len(got) != maxAlike+1 ||
+		!strings.Contains(strings.Join(got, "\n"), "and 80 more") {
+		t.Errorf("got %d results, want %d and one that counts the others", len(got), maxAlike)
 	}
 }

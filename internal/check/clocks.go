@@ -7,18 +7,19 @@ import (
 	"time"
 )
 
-// How far a clock may be off. The control route and certificates bear some minutes, a label one.
+// Tolerated clock errors. Certificates and the node stream tolerate some minutes, a label
+// one.
 const (
-	skewTold  = 30 * time.Second
-	skewWorst = time.Minute + 30*time.Second
+	skewWarning = 30 * time.Second
+	skewFailure = time.Minute + 30*time.Second
 )
 
-// clocks tells whose clock is wrong, by the API server's.
-func clocks(f Facts) []Line {
+// clocks compares clocks with the API server's, which shows whose clock is wrong.
+func clocks(f Facts) []Result {
 	if len(f.Replicas) == 0 {
 		return nil
 	}
-	var lines []Line
+	var results []Result
 	nodes := map[string]time.Duration{}
 	measured := 0
 	for _, r := range f.Replicas {
@@ -26,7 +27,8 @@ func clocks(f Facts) []Line {
 			continue
 		}
 		measured++
-		lines = append(lines, skewed(r.Pod, "its clock", r.Skew, "the node that it runs on has the wrong time: set it, by NTP")...)
+		results = append(results, skewed(r.Pod, "its clock", r.Skew,
+			"the clock of the pod's node is wrong: synchronize it, for example by NTP")...)
 		for _, a := range r.Answer.Agents {
 			if a.Error == "" {
 				nodes[a.Node] = r.Skew + seconds(a.SkewSeconds)
@@ -35,36 +37,39 @@ func clocks(f Facts) []Line {
 	}
 	for _, n := range slices.Sorted(maps.Keys(nodes)) {
 		measured++
-		lines = append(lines, skewed(n, "the node's clock", nodes[n], "set the node's clock, by NTP: its tunnels fail")...)
+		results = append(results, skewed(n, "the node's clock", nodes[n],
+			"synchronize the node's clock, for example by NTP: until then its pods cannot call linked "+
+				"clusters")...)
 	}
-	lines = append(lines, peerClocks(f)...)
-	if len(lines) == 0 && measured > 0 {
-		lines = append(lines, ok(checkClock, clusterwide, "%s agree with the API server's", count(measured, "clock")))
+	results = append(results, peerClocks(f)...)
+	if len(results) == 0 && measured > 0 {
+		results = append(results, ok(checkClock, wholeCluster,
+			"the API server's clock and %s differ by less than %v", count(measured, "other"), skewWarning))
 	}
-	return lines
+	return results
 }
 
-func skewed(on, whose string, d time.Duration, hint string) []Line {
-	if d.Abs() < skewTold {
+func skewed(target, whose string, d time.Duration, hint string) []Result {
+	if d.Abs() < skewWarning {
 		return nil
 	}
-	seen := fmt.Sprintf("%s is %s", whose, off(d, "the API server's"))
-	if d.Abs() < skewWorst {
-		return []Line{warn(checkClock, on, seen, hint)}
+	message := fmt.Sprintf("%s is %s the API server's", whose, offset(d))
+	if d.Abs() < skewFailure {
+		return []Result{warn(checkClock, target, message, hint)}
 	}
-	return []Line{fail(checkClock, on, seen, hint)}
+	return []Result{fail(checkClock, target, message, hint)}
 }
 
-// off is "10 minutes ahead of the API server's".
-func off(d time.Duration, whose string) string {
+// offset returns "10 minutes ahead of" or "10 minutes behind".
+func offset(d time.Duration) string {
 	if d < 0 {
-		return span(d) + " behind " + whose
+		return span(d) + " behind"
 	}
-	return span(d) + " ahead of " + whose
+	return span(d) + " ahead of"
 }
 
-// peerClocks tells of peers' clocks by our API server's, so that it is known whose is wrong.
-func peerClocks(f Facts) []Line {
+// peerClocks compares peers' clocks with this cluster's API server's.
+func peerClocks(f Facts) []Result {
 	worst := map[string]time.Duration{}
 	for _, r := range f.Replicas {
 		for _, p := range r.Answer.Peers {
@@ -73,10 +78,10 @@ func peerClocks(f Facts) []Line {
 			}
 		}
 	}
-	var lines []Line
+	var results []Result
 	for _, l := range f.links() {
-		lines = append(lines, skewed(l.Name, "the peer's clock", worst[l.Name],
-			"one of the two clusters has the wrong time: compare both with a clock that you trust, and set that one's nodes")...)
+		results = append(results, skewed(l.Name, "the peer's clock", worst[l.Name],
+			"compare the clocks of both clusters with a reference, and correct the cluster that is wrong")...)
 	}
-	return lines
+	return results
 }

@@ -10,24 +10,29 @@ import (
 	"github.com/causeway-mesh/causeway/internal/canary"
 )
 
-// Facts are all that is known of an installation.
+// Facts are everything that is known of an installation.
 type Facts struct {
-	// Now is the API server's clock.
+	// Now is the API server's time.
 	Now time.Time
-	// Namespace is Causeway's own; Version the command's.
-	Namespace, Version string
-	// Link narrows what is said to one Link; empty: all.
+	// Namespace is Causeway's own.
+	Namespace string
+	// Version is that of the command.
+	Version string
+	// Link limits the Results about Links to one Link. If empty, all Links are examined.
 	Link string
 
-	// Unread is what could not be read of the API server, sorted.
+	// Unread names what could not be read from the API server, sorted.
 	Unread []Unread
-	// Kinds are those that Causeway needs; the value: it is served.
+	// Kinds says of each kind that Causeway needs whether the API server serves it.
 	Kinds map[string]bool
-	// Rights are those that the chart gives to its accounts.
+	// OutdatedCRDs are the fields that this version's CustomResourceDefinitions have and
+	// the cluster's lack, as crds.Outdated returns them.
+	OutdatedCRDs []string
+	// Rights are those that the chart gives to Causeway's accounts.
 	Rights []Right
-	// Identity is ConfigMap causeway-identity's data; nil: there is none.
+	// Identity is the data of ConfigMap causeway-identity; nil: it does not exist.
 	Identity map[string]string
-	// Components are Causeway's Deployments and DaemonSet.
+	// Components are Causeway's Deployments.
 	Components []Component
 	Pods       []Pod
 	Nodes      []Node
@@ -38,13 +43,15 @@ type Facts struct {
 	Trusts   []v1alpha1.PeerTrust
 	Ledgers  []v1alpha1.Ledger
 	Services []corev1.Service
-	// Slices are all EndpointSlices but those that Kubernetes makes for selectors.
+	// Slices are all EndpointSlices except those that Kubernetes makes for selectors.
 	Slices []discoveryv1.EndpointSlice
 
-	// Replicas are the controllers' answers, one for each that runs. Asked says that they were asked.
+	// Replicas are the controllers' answers, one for each that runs. Asked says that the
+	// command tried to ask them.
 	Asked    bool
 	Replicas []Replica
-	// Canaries are the calls of a pod on each node. Proved says that they were made.
+	// Canaries are the connections of a pod on each node. Proved says that the command
+	// tried to make them.
 	Proved   bool
 	Canaries []Canary
 }
@@ -52,30 +59,31 @@ type Facts struct {
 // Unread is something that could not be read, and why.
 type Unread struct{ What, Why string }
 
-// Right is one right that an account of Causeway's needs.
+// Right is one right that an account of Causeway needs.
 type Right struct {
 	Account, Verb, Group, Resource, Name, Namespace string
-	// Allowed: it has it. Unknown: the API server did not say.
+	// Allowed: the account has it. Unknown: the API server did not answer.
 	Allowed, Unknown bool
 }
 
-// Component is a Deployment or DaemonSet of the chart.
+// Component is a Deployment of the chart.
 type Component struct {
-	// Name is the component: controller, gateway or agent.
+	// Name is controller or gateway.
 	Name string
-	// Found: it stands. Want and Ready are its pods.
+	// Found: it exists. Want and Ready count its pods.
 	Found       bool
 	Want, Ready int
 }
 
-// Pod is a pod of Causeway's that is not at its end.
+// Pod is a pod of Causeway that has not finished.
 type Pod struct {
 	Name, Component, Node string
 	Ready                 bool
-	// Trouble is what keeps it from running, if Kubernetes says so.
-	Trouble string
-	// PathFails is what was wrong with a node's path when it was last proved, as its agent's pod bears in mind; empty: nothing,
-	// or it was not proved.
+	// Failure is why it does not run, if Kubernetes says so.
+	Failure string
+	// PathFails is why the node's path failed when a canary tested it last, as a
+	// condition of the agent's pod records. It is empty if the test passed or none was
+	// made.
 	PathFails string
 }
 
@@ -87,27 +95,30 @@ type Node struct {
 	Linux bool
 }
 
-// Replica is what came of asking one controller.
+// Replica is the result of asking one controller.
 type Replica struct {
 	Pod string
-	// Error says why there is no Answer; empty: there is.
+	// Error says why there is no Answer; empty: there is one.
 	Error string
 	// Skew is its clock minus the API server's.
 	Skew   time.Duration
 	Answer Answer
 }
 
-// Answer is what a controller replica says. Its JSON only ever grows.
+// Answer is what a controller replica reports. Fields may be added to its JSON, and none
+// is renamed or removed.
 type Answer struct {
 	Version string    `json:"version"`
 	Time    time.Time `json:"time"`
-	// Whole: its caches are, and it has thought at least once.
+	// Whole: its caches are complete, and it has made at least one pass.
 	Whole bool `json:"whole"`
-	// IssuersUntil are the ends of the own issuers that vouch for workloads.
+	// AgeSeconds is the time since its API server last answered.
+	AgeSeconds float64 `json:"ageSeconds"`
+	// IssuersUntil are the ends of the cluster's own issuers that sign certificates.
 	IssuersUntil []time.Time `json:"issuersUntil"`
 	Peers        []Peer      `json:"peers"`
 	Agents       []Agent     `json:"agents"`
-	// RawPods counts the pods, by node, whose spec does not keep them from sending raw packets.
+	// RawPods counts, by node, the pods whose spec allows them to send raw packets.
 	RawPods map[string]int `json:"rawPods,omitempty"`
 }
 
@@ -116,55 +127,61 @@ type Peer struct {
 	Link string `json:"link"`
 	// Streams are those that the replica dials.
 	Streams []Stream `json:"streams"`
-	// DNS are sentences about the Link's names for which DNS has no answer: host, colon, why.
+	// DNS says of the Link's host names that do not resolve why: host, colon, reason.
 	DNS []string `json:"dns,omitempty"`
 	// Inbound: the peer has a stream to this replica.
 	Inbound bool `json:"inbound"`
 	// SkewSeconds is the peer's clock minus the replica's.
 	SkewSeconds float64 `json:"skewSeconds"`
-	// Complete: the peer's whole catalog has arrived. Wants are the mirrors that it and the
-	// Link's rules ask for: namespace/service of the source, and /hostname of a pod's.
-	Complete bool     `json:"complete"`
-	Wants    []string `json:"wants"`
+	// Complete: the peer's whole catalog has arrived.
+	Complete bool `json:"complete"`
+	// Wants are the mirrors that the peer's catalog and the Link's rules ask for, each by
+	// its source: namespace/service, followed by /hostname if it is the mirror of one
+	// pod.
+	Wants []string `json:"wants"`
+	// WantNames are the names of those mirrors, namespace/name, by source.
+	WantNames map[string]string `json:"wantNames,omitempty"`
 }
 
-// Stream is a replica's catalog stream to one gateway address; an empty error: it is up.
+// Stream is a replica's catalog stream to one gateway address.
 type Stream struct {
 	Address string `json:"address"`
-	Error   string `json:"error,omitempty"`
+	// Error says why the stream is down; empty: it is up.
+	Error string `json:"error,omitempty"`
 }
 
 // Agent is what one agent answers its replica.
 type Agent struct {
 	Node    string `json:"node"`
 	Version string `json:"version"`
-	// Error says why the rest is not known; empty: it is.
+	// Error says why the other fields are not known; empty: they are.
 	Error string `json:"error,omitempty"`
 	// SkewSeconds is the agent's clock minus the replica's.
 	SkewSeconds float64 `json:"skewSeconds"`
-	// StateSeconds is how old what it knows is.
+	// StateSeconds is the age of the agent's state.
 	StateSeconds float64 `json:"stateSeconds"`
 	Dials        []Dial  `json:"dials"`
-	// Faults are sentences about the node's vip-guard and the routes that it keeps.
+	// Faults are sentences about the node's vip-guard and the routes that it maintains.
 	Faults []string `json:"faults,omitempty"`
 	// Bridged: pods of the node share a bridge.
 	Bridged bool `json:"bridged,omitempty"`
 }
 
-// Dial is an agent's TCP connection to a gateway address of a peer; an empty error: it is there.
+// Dial is an agent's TCP connection to a gateway address of a peer.
 type Dial struct {
 	Link        string  `json:"link"`
 	Address     string  `json:"address"`
 	TookSeconds float64 `json:"tookSeconds"`
-	Error       string  `json:"error,omitempty"`
+	// Error says why it failed; empty: it did not.
+	Error string `json:"error,omitempty"`
 }
 
-// Canary is what came of a canary pod's calls on one node.
+// Canary is the result of a canary pod's connections on one node.
 type Canary struct {
 	Node string
-	// UID is the pod's own, which the agent must know it by.
+	// UID is the pod's own, by which the agent must identify it.
 	UID string
-	// Trouble says why the pod made no call; empty: it did.
-	Trouble string
+	// Failure says why the pod made no connection; empty: it made some.
+	Failure string
 	Result  canary.Result
 }

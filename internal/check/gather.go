@@ -19,27 +19,34 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
+	"github.com/causeway-mesh/causeway/internal/crds"
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
-// Gather reads what the API server knows into f, whose Namespace says where Causeway is and whose Rights say which to ask
-// about. What cannot be read is in f.Unread.
+// Gather reads from the API server into f. f.Namespace must be Causeway's own, and
+// f.Rights the rights to ask about. Errors are recorded in f.Unread. It blocks until
+// every answer arrived or ctx is done.
 func Gather(ctx context.Context, c client.Client, f *Facts) {
 	g := gatherer{ctx: ctx, c: c, f: f, slots: make(chan struct{}, 8)}
 	g.kinds()
 	g.rights()
 	g.identity()
 	g.components()
+	g.do("CustomResourceDefinitions", g.outdatedCRDs)
 	g.do("nodes", g.nodes)
 	g.do("pods", g.pods)
 	g.do("Services", g.services)
 	g.do("EndpointSlices", g.slices)
 	g.running.Wait()
-	slices.SortFunc(f.Unread, func(a, b Unread) int { return cmp.Or(strings.Compare(a.What, b.What), strings.Compare(a.Why, b.Why)) })
+	slices.SortFunc(f.Unread, func(a, b Unread) int {
+		return cmp.Or(strings.Compare(a.What, b.What), strings.Compare(a.Why, b.Why))
+	})
 	f.Unread = slices.CompactFunc(f.Unread, func(a, b Unread) bool { return a.What == b.What })
 	slices.SortFunc(f.Components, func(a, b Component) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// gatherer reads several things at a time.
+// gatherer runs at most cap(slots) reads at a time.
 type gatherer struct {
 	ctx     context.Context
 	c       client.Client
@@ -50,42 +57,53 @@ type gatherer struct {
 	mu sync.Mutex // guards f
 }
 
-// do reads something in a goroutine, which Gather waits for. read returns what to keep.
-func (g *gatherer) do(what string, read func() (keep func(), err error)) {
+// do calls read in a goroutine and, with the lock held, the function that read returns.
+// Gather waits for it.
+func (g *gatherer) do(what string, read func() (store func(), err error)) {
 	g.running.Go(func() {
 		g.slots <- struct{}{}
 		defer func() { <-g.slots }()
-		keep, err := read()
+		store, err := read()
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		switch {
 		case err != nil:
 			g.f.Unread = append(g.f.Unread, Unread{what, err.Error()})
-		case keep != nil:
-			keep()
+		case store != nil:
+			store()
 		}
 	})
 }
 
-// kinds lists Causeway's own objects; a kind that is not known is missing.
+// kinds lists Causeway's own objects and records the kinds that the API server does not
+// serve.
 func (g *gatherer) kinds() {
 	g.f.Kinds = map[string]bool{}
 	own := client.InNamespace(g.f.Namespace)
-	g.kind("Link", new(v1alpha1.LinkList), func(l client.ObjectList) { g.f.Links = l.(*v1alpha1.LinkList).Items })
-	g.kind("ExportPolicy", new(v1alpha1.ExportPolicyList), func(client.ObjectList) {})
-	g.kind("Ledger", new(v1alpha1.LedgerList), func(l client.ObjectList) { g.f.Ledgers = l.(*v1alpha1.LedgerList).Items }, own)
-	g.kind("Invite", new(v1alpha1.InviteList), func(l client.ObjectList) { g.f.Invites = l.(*v1alpha1.InviteList).Items }, own)
-	g.kind("Join", new(v1alpha1.JoinList), func(l client.ObjectList) { g.f.Joins = l.(*v1alpha1.JoinList).Items }, own)
-	g.kind("PeerTrust", new(v1alpha1.PeerTrustList), func(l client.ObjectList) { g.f.Trusts = l.(*v1alpha1.PeerTrustList).Items }, own)
+	g.list("ExportPolicy", new(v1alpha1.ExportPolicyList), func() {})
+	links, ledgers := new(v1alpha1.LinkList), new(v1alpha1.LedgerList)
+	g.list("Link", links, func() { g.f.Links = links.Items })
+	g.list("Ledger", ledgers, func() { g.f.Ledgers = ledgers.Items }, own)
+	invites, joins := new(v1alpha1.InviteList), new(v1alpha1.JoinList)
+	g.list("Invite", invites, func() { g.f.Invites = invites.Items }, own)
+	g.list("Join", joins, func() { g.f.Joins = joins.Items }, own)
+	trusts := new(v1alpha1.PeerTrustList)
+	g.list("PeerTrust", trusts, func() { g.f.Trusts = trusts.Items }, own)
 }
 
-func (g *gatherer) kind(name string, list client.ObjectList, keep func(client.ObjectList), options ...client.ListOption) {
-	g.do(name+"s", func() (func(), error) {
-		err := g.c.List(g.ctx, list, options...)
+func (g *gatherer) outdatedCRDs() (func(), error) {
+	outdated, err := crds.Outdated(g.ctx, g.c)
+	return func() { g.f.OutdatedCRDs = outdated }, err
+}
+
+// list lists objects of one kind and then calls store.
+func (g *gatherer) list(kind string, into client.ObjectList, store func(), options ...client.ListOption) {
+	g.do(kind+"s", func() (func(), error) {
+		err := g.c.List(g.ctx, into, options...)
 		if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
-			return func() { g.f.Kinds[name] = false }, nil
+			return func() { g.f.Kinds[kind] = false }, nil
 		}
-		return func() { g.f.Kinds[name] = true; keep(list) }, err
+		return func() { g.f.Kinds[kind] = true; store() }, err
 	})
 }
 
@@ -94,11 +112,17 @@ func (g *gatherer) rights() {
 	for i := range g.f.Rights {
 		r := g.f.Rights[i]
 		resource, sub, _ := strings.Cut(r.Resource, "/")
+		const account, accounts = "system:serviceaccount:", "system:serviceaccounts"
 		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-			User:   "system:serviceaccount:" + g.f.Namespace + ":" + r.Account,
-			Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + g.f.Namespace, "system:authenticated"},
+			User:   account + g.f.Namespace + ":" + r.Account,
+			Groups: []string{accounts, accounts + ":" + g.f.Namespace, "system:authenticated"},
 			ResourceAttributes: &authorizationv1.ResourceAttributes{
-				Namespace: r.Namespace, Verb: r.Verb, Group: r.Group, Resource: resource, Subresource: sub, Name: r.Name,
+				Namespace:   r.Namespace,
+				Verb:        r.Verb,
+				Group:       r.Group,
+				Resource:    resource,
+				Subresource: sub,
+				Name:        r.Name,
 			},
 		}}
 		g.do("the rights of "+r.Account, func() (func(), error) {
@@ -111,13 +135,11 @@ func (g *gatherer) rights() {
 	}
 }
 
-// identityConfigMap is the cluster's public half, which the controller keeps.
-const identityConfigMap = "causeway-identity"
-
 func (g *gatherer) identity() {
-	g.do("ConfigMap "+identityConfigMap, func() (func(), error) {
+	g.do("ConfigMap "+clusterinfo.IdentityConfigMap, func() (func(), error) {
 		var m corev1.ConfigMap
-		err := g.c.Get(g.ctx, client.ObjectKey{Namespace: g.f.Namespace, Name: identityConfigMap}, &m)
+		err := g.c.Get(g.ctx, client.ObjectKey{Namespace: g.f.Namespace,
+			Name: clusterinfo.IdentityConfigMap}, &m)
 		if apierrors.IsNotFound(err) {
 			return nil, nil
 		}
@@ -139,7 +161,7 @@ func (g *gatherer) components() {
 	}
 }
 
-// find gets an object of Causeway's namespace, if it is there.
+// find gets an object of Causeway's namespace and reports whether it exists.
 func (g *gatherer) find(name string, o client.Object) (bool, error) {
 	err := g.c.Get(g.ctx, client.ObjectKey{Namespace: g.f.Namespace, Name: name}, o)
 	if apierrors.IsNotFound(err) {
@@ -157,9 +179,7 @@ func (g *gatherer) nodes() (func(), error) {
 	for _, n := range list.Items {
 		out = append(out, Node{
 			Name: n.Name, Linux: cmp.Or(n.Labels[corev1.LabelOSStable], "linux") == "linux",
-			Ready: slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-				return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-			}),
+			Ready: kube.NodeReady(&n),
 		})
 	}
 	slices.SortFunc(out, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
@@ -168,43 +188,50 @@ func (g *gatherer) nodes() (func(), error) {
 
 func (g *gatherer) pods() (func(), error) {
 	var list corev1.PodList
-	if err := g.c.List(g.ctx, &list, client.InNamespace(g.f.Namespace), client.MatchingLabels{"app.kubernetes.io/name": "causeway"}); err != nil {
+	ours := client.MatchingLabels{clusterinfo.NameLabel: clusterinfo.Causeway}
+	if err := g.c.List(g.ctx, &list, client.InNamespace(g.f.Namespace), ours); err != nil {
 		return nil, err
 	}
 	var out []Pod
 	for i := range list.Items {
 		p := &list.Items[i]
-		if p.DeletionTimestamp != nil || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		if p.DeletionTimestamp != nil || kube.PodFinished(p) {
 			continue
 		}
+		ready, _ := kube.PodReady(p)
 		out = append(out, Pod{
-			Name: p.Name, Component: p.Labels["app.kubernetes.io/component"], Node: p.Spec.NodeName, Trouble: trouble(p), PathFails: pathFails(p),
-			Ready: slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-				return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-			}),
+			Name:      p.Name,
+			Component: p.Labels[clusterinfo.ComponentLabel],
+			Node:      p.Spec.NodeName,
+			Ready:     ready,
+			Failure:   podFailure(p),
+			PathFails: pathFails(p),
 		})
 	}
 	slices.SortFunc(out, func(a, b Pod) int { return strings.Compare(a.Name, b.Name) })
 	return func() { g.f.Pods = out }, nil
 }
 
-// PathProved is the condition by which an agent's pod bears in mind that its node's path failed when it was last proved, as
-// long as the pod lives; it is not there if the path did not fail. Whoever sends canaries writes it.
+// PathProved is a condition of an agent's pod. It is False if the node's path failed when
+// a canary tested it last, and absent otherwise. The command that sends the canaries
+// writes it.
 const PathProved corev1.PodConditionType = "causeway.dev/PathProved"
 
 func pathFails(p *corev1.Pod) string {
 	for _, c := range p.Status.Conditions {
 		if c.Type == PathProved && c.Status == corev1.ConditionFalse {
-			return fmt.Sprintf("%s (since %s)", c.Message, c.LastTransitionTime.UTC().Format("2006-01-02 15:04 MST"))
+			return fmt.Sprintf("%s (since %s)", c.Message,
+				c.LastTransitionTime.UTC().Format("2006-01-02 15:04 MST"))
 		}
 	}
 	return ""
 }
 
-// trouble is what Kubernetes says keeps p from running; "": nothing.
-func trouble(p *corev1.Pod) string {
+// podFailure returns why p does not run, if Kubernetes says so.
+func podFailure(p *corev1.Pod) string {
 	for _, s := range p.Status.ContainerStatuses {
-		if w := s.State.Waiting; w != nil && w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
+		if w := s.State.Waiting; w != nil && w.Reason != "ContainerCreating" &&
+			w.Reason != "PodInitializing" {
 			return s.Name + ": " + w.Reason
 		}
 	}
@@ -216,14 +243,14 @@ func trouble(p *corev1.Pod) string {
 	return ""
 }
 
-// page is how many objects are read at a time.
-const page = 500
+// pageSize is the number of objects that one request lists at most.
+const pageSize = 500
 
 func (g *gatherer) services() (func(), error) {
 	var all []corev1.Service
 	for next := ""; ; {
 		var list corev1.ServiceList
-		if err := g.c.List(g.ctx, &list, client.Limit(page), client.Continue(next)); err != nil {
+		if err := g.c.List(g.ctx, &list, client.Limit(pageSize), client.Continue(next)); err != nil {
 			return nil, err
 		}
 		all = append(all, list.Items...)
@@ -233,9 +260,11 @@ func (g *gatherer) services() (func(), error) {
 	}
 }
 
-// slices leaves out those that Kubernetes makes for Services with a selector: the most by far.
+// slices leaves out the EndpointSlices that Kubernetes makes for Services with a
+// selector, because most are of that kind and none is a mirror's.
 func (g *gatherer) slices() (func(), error) {
-	others, err := labels.NewRequirement(discoveryv1.LabelManagedBy, selection.NotIn, []string{"endpointslice-controller.k8s.io"})
+	builtIn := []string{"endpointslice-controller.k8s.io"}
+	others, err := labels.NewRequirement(discoveryv1.LabelManagedBy, selection.NotIn, builtIn)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +272,7 @@ func (g *gatherer) slices() (func(), error) {
 	var all []discoveryv1.EndpointSlice
 	for next := ""; ; {
 		var list discoveryv1.EndpointSliceList
-		if err := g.c.List(g.ctx, &list, which, client.Limit(page), client.Continue(next)); err != nil {
+		if err := g.c.List(g.ctx, &list, which, client.Limit(pageSize), client.Continue(next)); err != nil {
 			return nil, err
 		}
 		all = append(all, list.Items...)

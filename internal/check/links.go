@@ -18,7 +18,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
-// links are those that are asked about, by name.
+// links returns the Links to examine, sorted by name.
 func (f Facts) links() []v1alpha1.Link {
 	var out []v1alpha1.Link
 	for _, l := range f.Links {
@@ -30,293 +30,441 @@ func (f Facts) links() []v1alpha1.Link {
 	return out
 }
 
-// paths tells which nodes carry a pod's call to its agent, as a canary found it, and whether names resolve there.
-func paths(f Facts) []Line {
-	var lines []Line
-	var carried, named []string
+// JudgePaths returns the Results about the nodes' paths alone.
+func JudgePaths(f Facts) []Result { return paths(f) }
+
+// paths reports on which nodes a canary's connection reached the agent, and on which
+// names resolve.
+func paths(f Facts) []Result {
+	var results []Result
+	var working, resolving []string
 	for _, c := range f.Canaries {
 		path, bad := c.path()
 		if bad {
-			lines = append(lines, path)
+			results = append(results, path)
 		} else {
-			carried = append(carried, c.Node)
+			working = append(working, c.Node)
 		}
 		switch name := c.Result.ByName; {
-		case c.Trouble != "":
+		case c.Failure != "":
 		case name.Failure == canary.FailureName:
-			lines = append(lines, fail(checkDNS, c.Node, "a pod there cannot resolve a Service's name: "+name.Detail,
-				"does the cluster's DNS run? `kubectl -n kube-system get pods -l k8s-app=kube-dns` tells; mirrors are called by name"))
+			results = append(results, fail(checkDNS, c.Node,
+				"a pod on the node cannot resolve the name of a Service: "+name.Detail,
+				"callers reach mirrors by name: `kubectl -n kube-system get pods -l k8s-app=kube-dns` "+
+					"shows whether the cluster's DNS runs"))
 		case name.Good(c.UID):
-			named = append(named, c.Node)
+			resolving = append(resolving, c.Node)
 		case !bad:
-			lines = append(lines, fail(checkDNS, c.Node, fmt.Sprintf("the canary answers at its address and not at its name: %s", why(name)),
-				"the name leads elsewhere: does the cluster's DNS serve this cluster's Services?"))
+			results = append(results, fail(checkDNS, c.Node,
+				"the canary Service answers at its address but not at its name: "+reason(name),
+				"the name resolves to another address: check that the cluster's DNS serves this "+
+					"cluster's Services"))
 		}
 	}
-	if len(carried) > 0 {
-		lines = append(lines, ok(checkPath, clusterwide, "%s a pod's call to its agent", carry(len(carried))))
+	if len(working) > 0 {
+		results = append(results, ok(checkPath, wholeCluster, "a pod's connection reaches the agent on %s",
+			count(len(working), "node")))
 	}
-	if len(named) > 0 {
-		lines = append(lines, ok(checkDNS, clusterwide, "Services' names resolve on %s", count(len(named), "node")))
+	if len(resolving) > 0 {
+		results = append(results, ok(checkDNS, wholeCluster, "names of Services resolve on %s",
+			count(len(resolving), "node")))
 	}
 	if f.Proved && len(f.Canaries) == 0 {
-		lines = append(lines, warn(checkPath, clusterwide, "no node is ready, so no canary was sent", "`kubectl get nodes` tells why"))
+		results = append(results, warn(checkPath, wholeCluster, "no node is ready, so no canary was sent",
+			"`kubectl get nodes` shows the nodes, and `kubectl describe nodes` shows why they are not ready"))
 	}
-	return lines
+	return results
 }
 
-// JudgePaths says how it stands with the nodes' paths alone.
-func JudgePaths(f Facts) []Line { return paths(f) }
-
-func carry(n int) string {
-	if n == 1 {
-		return "1 node carries"
-	}
-	return fmt.Sprintf("%d nodes carry", n)
-}
-
-func why(c canary.Call) string {
+func reason(c canary.Call) string {
 	if c.Failure != "" {
 		return c.Failure + ": " + c.Detail
 	}
-	return "another answers there"
+	return "something else answers"
 }
 
-// path is the Line of a node whose path fails; false: it does not.
-func (c Canary) path() (Line, bool) {
-	const checkAll = "look at this node's agent and vip-guard: "
+// path returns the Result of a node whose path fails. It reports false if the path works.
+func (c Canary) path() (Result, bool) {
+	const logs = "see the logs of this node's agent and vip-guard: "
 	call := c.Result.ByIP
 	switch {
-	case c.Trouble != "":
-		return fail(checkPath, c.Node, "the canary could not call: "+c.Trouble, "a pod must be able to run in Causeway's namespace on this node; then ask again"), true
+	case c.Failure != "":
+		return fail(checkPath, c.Node, "the canary made no connection: "+c.Failure,
+			"a pod must be able to run in Causeway's namespace on this node; then run the command "+
+				"again"), true
 	case call.Failure == canary.FailureRefused:
-		return fail(checkPath, c.Node, "a pod's call is refused on the node: "+call.Detail,
-			checkAll+"nothing listens on the virtual IPs, or the node has lost the local route for their range, which vip-guard puts back within a minute"), true
+		return fail(checkPath, c.Node, "the node refuses a pod's connection: "+call.Detail,
+			logs+"nothing listens on the virtual IPs, or the local route for their range is missing, "+
+				"which vip-guard restores within a minute"), true
 	case call.Failure == canary.FailureTimeout:
-		return fail(checkPath, c.Node, "a pod's call gets no answer: "+call.Detail,
-			"the CNI or a firewall keeps it from the node's routing table: VIP mode needs a CNI that asks the host's routing table for local addresses"), true
+		return fail(checkPath, c.Node, "a pod's connection gets no answer: "+call.Detail,
+			"the CNI or a firewall bypasses the node's routing table: virtual IPs need a CNI that uses "+
+				"the host's routing table for local addresses"), true
 	case call.Failure == canary.FailureGarbled:
-		return fail(checkPath, c.Node, "somebody answers who is not the agent: "+call.Detail,
-			"the range of virtual IPs is used by others: install with another vipCIDR"), true
+		return fail(checkPath, c.Node, "something other than the agent answers: "+call.Detail,
+			"the range of virtual IPs is in use: install with another vipCIDR"), true
 	case call.Failure != "":
-		return fail(checkPath, c.Node, "a pod's call fails: "+call.Detail, checkAll+"their logs tell more"), true
+		return fail(checkPath, c.Node, "a pod's connection fails: "+call.Detail,
+			logs+"they may say more"), true
 	case call.Answer.Refused != "":
-		return fail(checkPath, c.Node, "the agent does not know who calls: "+call.Answer.Refused,
-			"the CNI or kube-proxy changes the source of pods' calls to the node: it must leave a pod's address as it is"), true
+		return fail(checkPath, c.Node, "the agent cannot identify the caller: "+call.Answer.Refused,
+			"the CNI or kube-proxy changes the source address of pods' connections to the node: "+
+				"configure it to keep the pod's address"), true
 	case call.Answer.UID != c.UID:
-		return fail(checkPath, c.Node, fmt.Sprintf("the agent takes the caller for %s/%s, another pod", call.Answer.Namespace, call.Answer.Pod),
-			"two pods seem to have one address: restart the one that should not"), true
+		return fail(checkPath, c.Node, fmt.Sprintf("the agent identifies the caller as another pod, %s/%s",
+			call.Answer.Namespace, call.Answer.Pod),
+			"two pods may have the same address: restart the one that should not have it"), true
 	}
-	return Line{}, false
+	return Result{}, false
 }
 
-// trusts tells of each peer's root and of its live issuers.
-func trusts(f Facts) []Line {
-	kept := map[string]v1alpha1.PeerTrust{}
+// trusts reports on each peer's root and issuers.
+func trusts(f Facts) []Result {
+	stored := map[string]v1alpha1.PeerTrust{}
 	for _, t := range f.Trusts {
-		kept[t.Name] = t
+		stored[t.Name] = t
 	}
-	var lines []Line
+	var results []Result
 	for _, l := range f.links() {
-		lines = append(lines, f.trust(&l, kept[l.Name]))
+		if !isStandby(&l) { // which has no trust of its own yet
+			results = append(results, f.trust(&l, stored[l.Name]))
+		}
 	}
-	return lines
+	return results
 }
 
-func (f Facts) trust(l *v1alpha1.Link, kept v1alpha1.PeerTrust) Line {
-	const again = "apply what `causeway identity` prints in the peer, or run `causeway link` again"
+func (f Facts) trust(l *v1alpha1.Link, stored v1alpha1.PeerTrust) Result {
+	const again = "apply the output of `causeway identity` in the peer, or run `causeway link` again"
 	root, err := identity.ParseRootCertificate([]byte(l.Spec.Root), l.Spec.TrustDomain)
 	if err != nil {
-		return fail(checkTrust, l.Name, "the Link's root is none: "+err.Error(), again)
+		return fail(checkTrust, l.Name, "the root in the Link is not valid: "+err.Error(), again)
 	}
-	if e, bad := expiry(f.Now, checkTrust, l.Name, "the peer's root", root.NotAfter, rootSoon, "rotate the root in the peer, then "+again); bad {
-		return e
+	if r, bad := expiry(f.Now, checkTrust, l.Name, "the peer's root", root.NotAfter, rootSoon,
+		"rotate the root in the peer, then "+again); bad {
+		return r
 	}
-	if kept.Spec.LinkUID != string(l.UID) || len(kept.Spec.IssuerList) == 0 {
-		return fail(checkTrust, l.Name, "the peer's issuers are not known yet", "they come with the first catalog stream: see the Link's own lines here")
+	if stored.Spec.LinkUID != string(l.UID) || len(stored.Spec.IssuerList) == 0 {
+		return fail(checkTrust, l.Name, "the peer's issuers are not known yet",
+			"they arrive with the first catalog stream: see the results for the Link and its addresses")
 	}
-	list, err := identity.VerifyIssuerList(root, l.Spec.TrustDomain, kept.Spec.IssuerList)
+	list, err := identity.VerifyIssuerList(root, l.Spec.TrustDomain, stored.Spec.IssuerList)
 	if err != nil {
-		return fail(checkTrust, l.Name, "the Link's root did not sign the peer's issuers: "+err.Error(), "is it the peer's root of today? If so, "+again)
+		return fail(checkTrust, l.Name, "the root in the Link did not sign the peer's issuers: "+err.Error(),
+			"if the peer's root has changed, "+again)
 	}
 	n, last := live(list.Issuers, f.Now)
 	if n == 0 {
-		return fail(checkTrust, l.Name, fmt.Sprintf("none of the peer's %s is live: the last ended on %s", count(len(list.Issuers), "issuer"), day(last)),
-			"the peer's controller renews its issuer and tells us by the catalog stream: `causeway check` there says why it does not")
+		return fail(checkTrust, l.Name,
+			fmt.Sprintf("none of the peer's %s is valid now: the last expired on %s",
+				count(len(list.Issuers), "issuer"), day(last)),
+			"the peer's controller renews its issuer and sends it by the catalog stream: "+
+				"`causeway check` in the peer shows why it does not")
 	}
-	if e, bad := expiry(f.Now, checkTrust, l.Name, "the peer's last issuer", last, issuerSoon, "the peer renews it by itself while its controller runs and reaches us: `causeway check` there"); bad {
-		return e
+	if r, bad := expiry(f.Now, checkTrust, l.Name, "the peer's last issuer", last, issuerSoon,
+		"the peer's controller renews it and sends it by the catalog stream: run `causeway check` in the "+
+			"peer"); bad {
+		return r
 	}
-	return ok(checkTrust, l.Name, "root until %s, %s of %d live (list %d)", day(root.NotAfter), count(n, "issuer"), len(list.Issuers), list.Number)
+	return ok(checkTrust, l.Name, "root until %s, %s of %d valid now (list %d)",
+		day(root.NotAfter), count(n, "issuer"), len(list.Issuers), list.Number)
 }
 
-// links tells of each Link's conditions.
-func links(f Facts) []Line {
+// links reports on each Link's conditions.
+func links(f Facts) []Result {
 	if f.Kinds != nil && !f.Kinds["Link"] {
 		return nil
 	}
 	if f.Link != "" && len(f.links()) == 0 {
-		return []Line{fail(checkLink, f.Link, "there is no such Link", "`causeway links` lists them")}
+		return []Result{fail(checkLink, f.Link, "there is no such Link", "`causeway links` lists the Links")}
 	}
 	if len(f.Links) == 0 && len(f.Unread) == 0 {
-		return []Line{warn(checkLink, clusterwide, "this cluster is linked with none", "`causeway link` links two clusters")}
+		return []Result{warn(checkLink, wholeCluster, "this cluster has no Link",
+			"`causeway link` links two clusters")}
 	}
-	var lines []Line
+	var results []Result
 	for _, l := range f.links() {
-		bad := f.conditions(&l)
-		if len(bad) == 0 {
-			bad = []Line{ok(checkLink, l.Name, "connected, trusted, synced: %d mirrors, %d exports", l.Status.Mirrors, l.Status.Exports)}
+		found := f.conditions(&l)
+		if len(found) == 0 {
+			found = []Result{ok(checkLink, l.Name, "connected, trusted and synced: %d mirrors, %d exports",
+				l.Status.Mirrors, l.Status.Exports)}
 		}
-		lines = append(lines, bad...)
+		results = append(results, found...)
 	}
-	return lines
+	return results
 }
 
-var conditions = []string{v1alpha1.LinkTrusted, v1alpha1.LinkConnected, v1alpha1.LinkSynced, v1alpha1.LinkGatewayReachable}
+// conditions are the types to examine. Ready comes first because it explains the others.
+var conditions = []string{
+	v1alpha1.LinkReady,
+	v1alpha1.LinkTrusted,
+	v1alpha1.LinkConnected,
+	v1alpha1.LinkSynced,
+	v1alpha1.LinkGatewayReachable,
+}
 
-// conditions tells which of l's are not True.
-func (f Facts) conditions(l *v1alpha1.Link) []Line {
-	var lines []Line
+// conditions returns a Result for each condition of l that needs attention.
+func (f Facts) conditions(l *v1alpha1.Link) []Result {
+	var results []Result
+	var first *metav1.Condition // Ready, if it is Unknown
 	for _, kind := range conditions {
 		c := meta.FindStatusCondition(l.Status.Conditions, kind)
 		switch {
 		case c == nil || c.ObservedGeneration != l.Generation:
-			return []Line{warn(checkLink, l.Name, "no controller has looked at it as it is now", fmt.Sprintf("does a controller lead? `kubectl -n %s get lease causeway-controller` tells who", f.Namespace))}
-		case c.Status == metav1.ConditionTrue:
-		case oneWay(l, c):
+			return []Result{warn(checkLink, l.Name, "no controller has examined its current spec",
+				fmt.Sprintf("`kubectl -n %s get lease causeway-controller` shows whether a controller "+
+					"leads", f.Namespace))}
+		case kind == v1alpha1.LinkReady && c.Status == metav1.ConditionFalse && c.Reason == suspended:
+			results = append(results, warn(checkLink, l.Name, c.Message,
+				"set spec.suspend to false to end it"))
+		case kind == v1alpha1.LinkReady && c.Status == metav1.ConditionFalse:
+			return []Result{f.unusable(l, c)} // every other condition follows from it
+		case kind == v1alpha1.LinkReady && c.Status != metav1.ConditionTrue:
+			first = c
+		case isStale(c):
+			results = append(results, warn(checkLink, l.Name, c.Message,
+				staleHints[link.Staleness(c.Reason)]))
+		case c.Status == metav1.ConditionTrue, isOneWay(l, c):
+		case c.Reason == "Pending":
+			results = append(results, f.unmet(warn, l, c))
 		default:
-			lines = append(lines, fail(checkLink, l.Name, fmt.Sprintf("not %s (%s): %s", kind, c.Reason, c.Message), f.conditionHint(l, c)))
+			results = append(results, f.unmet(fail, l, c))
 		}
 	}
-	return lines
+	if first != nil && len(results) == 0 {
+		results = append(results, f.unmet(warn, l, first))
+	}
+	return results
 }
 
-// oneWay reports whether a condition is False because the peer alone dials, as its administrator wanted.
-func oneWay(l *v1alpha1.Link, c *metav1.Condition) bool {
-	return len(l.Spec.Gateways) == 0 && (c.Reason == "NoAddress" || c.Reason == "NoCatalog")
+// suspended is the reason of a Link's Ready condition while spec.suspend is set.
+const suspended = "Suspended"
+
+// unmet returns the Result of a condition that is not True.
+func (f Facts) unmet(
+	state func(check, target, message, hint string) Result, l *v1alpha1.Link, c *metav1.Condition,
+) Result {
+	return state(checkLink, l.Name, fmt.Sprintf("not %s (%s): %s", c.Type, c.Reason, c.Message),
+		f.conditionHint(l, c))
+}
+
+// unusable returns the Result of a Link that is not in force. A standby gives a warning,
+// because the older Link works.
+func (f Facts) unusable(l *v1alpha1.Link, ready *metav1.Condition) Result {
+	if isStandby(l) {
+		return f.unmet(warn, l, ready)
+	}
+	return f.unmet(fail, l, ready)
+}
+
+// hasFault reports whether l is not in force because of its spec or of an older Link.
+func hasFault(l *v1alpha1.Link) bool {
+	c := meta.FindStatusCondition(l.Status.Conditions, v1alpha1.LinkReady)
+	return c != nil && c.Status == metav1.ConditionFalse && c.Reason != suspended
+}
+
+// isStandby reports whether an older Link for the same peer is in force.
+func isStandby(l *v1alpha1.Link) bool {
+	c := meta.FindStatusCondition(l.Status.Conditions, v1alpha1.LinkReady)
+	return c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(link.DuplicatePeer)
+}
+
+// staleHints say what to do about a peer's catalog that is out of date.
+var staleHints = map[link.Staleness]string{
+	link.PeerCatalogStale: "the peer's controllers must reach their API server: run `causeway check` in " +
+		"the peer",
+	link.PeerCatalogOlder: "if the peer's etcd was restored from a backup, change any exported Service " +
+		"there, for example add a label; otherwise run `causeway check` in the peer",
+	link.PeerEpochChanged: "if the peer's cluster was rebuilt, wait 10 minutes; otherwise run `causeway " +
+		"check` in the peer",
+}
+
+// isStale reports whether c, which may be True, says that the peer's catalog is out of
+// date.
+func isStale(c *metav1.Condition) bool {
+	return c.Type == v1alpha1.LinkSynced && staleHints[link.Staleness(c.Reason)] != ""
+}
+
+// isOneWay reports whether c is False only because the Link lists no gateways, so that
+// only the peer dials.
+func isOneWay(l *v1alpha1.Link, c *metav1.Condition) bool {
+	return len(l.Spec.Gateways) == 0 && c.Reason == "NoAddress"
 }
 
 func (f Facts) conditionHint(l *v1alpha1.Link, c *metav1.Condition) string {
 	switch c.Reason {
 	case string(link.BadRoot), string(link.BadLinkKey), string(link.BadGateway):
-		return "apply what `causeway identity` prints in the peer, or run `causeway link` again"
-	case string(link.OwnTrustDomain), string(link.DuplicatePeer):
-		return "a cluster is linked once, and not with itself: `causeway unlink` takes the Link away"
-	case "NoIssuers", "NotTrusted", "NoCatalog":
-		return "it follows from what else is said of the Link here"
+		return "apply the output of `causeway identity` in the peer, or run `causeway link` again"
+	case string(link.BadGatewayCIDR):
+		return "correct spec.gatewayCIDRs: each is a range such as 198.51.100.0/24"
+	case string(link.OwnTrustDomain):
+		return "a cluster cannot be linked with itself: delete the Link"
+	case string(link.DuplicatePeer):
+		return "delete the older Link to use this one, or this one if it is not wanted"
+	case "NoIssuers", "NoCatalog", "FirstSync":
+		return "see the other results for the Link: it follows from them, or ends within a minute"
+	case "Pending":
+		return fmt.Sprintf("run the command again in a minute; if this stays, "+
+			"`kubectl -n %s logs deployment/causeway-controller` shows why", f.Namespace)
+	case "Blocked":
+		return "see the service and mirror results: each says what to do"
+	case "PeerUnreachable":
+		return "give the Link a gateway address that can be dialed from here, or remove its import rules"
 	case "WaitingForPeer":
-		return "the peer must dial: `causeway check` there says why it does not"
+		return "the peer must dial: `causeway check` in the peer shows why it does not"
 	case "Unreachable":
-		return fmt.Sprintf("from this cluster's nodes TCP to %s must be open; `causeway identity` in the peer prints its addresses of today", strings.Join(l.Spec.Gateways, " or "))
+		return fmt.Sprintf("open TCP from this cluster's nodes to %s; `causeway identity` in the peer "+
+			"prints its current addresses", strings.Join(l.Spec.Gateways, " or "))
+	case "DNS":
+		return "make the name resolve in this cluster's pods, or give the Link an IP address"
 	case "ClockSkew":
-		return "see the clock lines: whose clock is off by the API server's is wrong"
+		return "see the clock results: a clock that differs from its API server's is wrong"
 	}
-	return fmt.Sprintf("`causeway check` in the peer shows the other side; `kubectl -n %s logs deployment/causeway-controller` tells more", f.Namespace)
+	return fmt.Sprintf("`causeway check` in the peer shows the other side; "+
+		"`kubectl -n %s logs deployment/causeway-controller` says more", f.Namespace)
 }
 
-// reached is what is known of one gateway address.
-type reached struct {
-	nodes   []string // that reach it
-	slowest time.Duration
-	missed  map[string]string // why, by node that does not
-	up      int               // replicas whose stream is up
-	down    string            // why one is not
-	name    string            // the host, if it is none of IP: its addresses are dialled, and looked at one by one
-	dns     string            // why it has none
+// addressFacts are what is known of one gateway address of a Link.
+type addressFacts struct {
+	nodes    []string // that reach it
+	slowest  time.Duration
+	failing  map[string]string // why, by node that does not reach it
+	untested []string          // nodes whose agents answered without having dialed it
+	up       int               // replicas whose stream is up
+	down     string            // why another replica's stream is down
+	host     string            // its host, if that is a name; its addresses are separate entries
+	dns      string            // why the name does not resolve
 }
 
-// gateways tells of each gateway address of each peer, as nodes and controllers reach it.
-func gateways(f Facts) []Line {
-	var lines []Line
+// gateways reports on each gateway address of each peer, as nodes and controllers reach
+// it.
+func gateways(f Facts) []Result {
+	var results []Result
 	for _, l := range f.links() {
-		seen := f.reach(&l)
-		for _, address := range slices.Sorted(maps.Keys(seen)) {
-			lines = append(lines, seen[address].line(f, l.Name, address)...)
+		if hasFault(&l) {
+			continue // no process dials it
+		}
+		addresses := f.addresses(&l)
+		for _, address := range slices.Sorted(maps.Keys(addresses)) {
+			results = append(results, addresses[address].results(f, l.Name, address)...)
 		}
 	}
-	return lines
+	return results
 }
 
-func (f Facts) reach(l *v1alpha1.Link) map[string]*reached {
-	seen := map[string]*reached{}
-	at := func(address string) *reached {
-		if seen[address] == nil {
-			seen[address] = &reached{missed: map[string]string{}}
+// addresses collects the facts of l's gateway addresses.
+func (f Facts) addresses(l *v1alpha1.Link) map[string]*addressFacts {
+	out := map[string]*addressFacts{}
+	at := func(address string) *addressFacts {
+		if out[address] == nil {
+			out[address] = &addressFacts{failing: map[string]string{}}
 		}
-		return seen[address]
+		return out[address]
 	}
 	for _, g := range l.Spec.Gateways {
-		r := at(g)
+		a := at(g)
 		if _, err := netip.ParseAddrPort(g); err != nil {
-			r.name, _, _ = net.SplitHostPort(g)
-		}
-	}
-	for _, a := range f.agents() {
-		for _, d := range a.Dials {
-			switch r := at(d.Address); {
-			case d.Link != l.Name:
-			case d.Error != "":
-				r.missed[a.Node] = d.Error
-			default:
-				r.nodes, r.slowest = append(r.nodes, a.Node), max(r.slowest, seconds(d.TookSeconds))
-			}
+			a.host, _, _ = net.SplitHostPort(g)
 		}
 	}
 	for _, r := range f.Replicas {
 		for _, p := range r.Answer.Peers {
-			if p.Link == l.Name {
-				for _, to := range seen {
-					to.unnamed(p.DNS)
-				}
+			if p.Link != l.Name {
+				continue
 			}
 			for _, s := range p.Streams {
-				switch to := at(s.Address); {
-				case p.Link != l.Name:
+				switch a := at(s.Address); {
 				case s.Error == "":
-					to.up++
-				case to.down == "" || s.Error < to.down:
-					to.down = s.Error
+					a.up++
+				case a.down == "" || s.Error < a.down:
+					a.down = s.Error
 				}
+			}
+			for _, a := range out {
+				a.noteDNS(p.DNS)
 			}
 		}
 	}
-	maps.DeleteFunc(seen, func(address string, r *reached) bool { // another Link's
-		return !slices.Contains(l.Spec.Gateways, address) && r.up == 0 && r.down == "" && len(r.nodes)+len(r.missed) == 0
-	})
-	return seen
+	agents := f.agents()
+	for _, node := range agents {
+		for _, d := range node.Dials {
+			switch {
+			case d.Link != l.Name:
+			case d.Error != "":
+				at(d.Address).failing[node.Node] = d.Error
+			default:
+				a := at(d.Address)
+				a.nodes, a.slowest = append(a.nodes, node.Node), max(a.slowest, seconds(d.TookSeconds))
+			}
+		}
+	}
+	for address, a := range out {
+		for _, node := range agents {
+			dialed := func(d Dial) bool { return d.Link == l.Name && d.Address == address }
+			if node.Error == "" && !slices.ContainsFunc(node.Dials, dialed) {
+				a.untested = append(a.untested, node.Node)
+			}
+		}
+	}
+	return out
 }
 
-// unnamed takes in what a controller's DNS has no answer for.
-func (r *reached) unnamed(dns []string) {
+// noteDNS records why a controller's DNS does not resolve the host.
+func (a *addressFacts) noteDNS(dns []string) {
 	for _, sentence := range dns {
-		if why, ok := strings.CutPrefix(sentence, r.name+": "); ok && r.name != "" {
-			r.dns = why
+		if why, ok := strings.CutPrefix(sentence, a.host+": "); ok && a.host != "" {
+			a.dns = why
 		}
 	}
 }
 
-func (r *reached) line(f Facts, name, address string) []Line {
-	nodes := len(r.nodes) + len(r.missed)
-	missed := slices.Sorted(maps.Keys(r.missed))
+// maxDials is the number of addresses that an agent dials at most for one report.
+const maxDials = 128
+
+func (a *addressFacts) results(f Facts, name, address string) []Result {
+	tested := len(a.nodes) + len(a.failing)
+	failing := slices.Sorted(maps.Keys(a.failing))
 	switch {
-	case r.dns != "":
-		return []Line{fail(checkAddress, name, fmt.Sprintf("%s is not reached: %s", address, r.dns),
-			"mend DNS, or give the Link an IP address")}
-	case r.name != "" && nodes == 0 && f.Asked && len(f.Replicas) > 0:
-		return nil // its addresses have lines of their own
-	case len(r.missed) > 0:
-		return []Line{fail(checkAddress, name, fmt.Sprintf("%s is not reached from %d of %s (%s: %s)", address, len(missed), count(nodes, "node"), missed[0], r.missed[missed[0]]),
-			"from these nodes TCP to that address must be open: look at firewalls, routes and the peer's load balancer; `causeway identity` in the peer prints its addresses of today")}
-	case r.down != "" && r.up == 0:
-		return []Line{fail(checkAddress, name, fmt.Sprintf("%s takes connections, but no catalog stream comes up: %s", address, r.down),
-			"behind the address must be the peer's gateway and nothing that ends TLS; `causeway check` in the peer shows the other side")}
-	case r.down != "":
-		return []Line{warn(checkAddress, name, fmt.Sprintf("%s has a stream to some controllers and not to all: %s", address, r.down), "ask again in a minute; `causeway check` in the peer shows the other side")}
-	case nodes == 0 && r.up == 0:
-		if f.Asked {
-			return []Line{warn(checkAddress, name, address+" was tried by nobody", "no controller and no agent could be asked: see their lines")}
-		}
+	case a.dns != "":
+		return []Result{fail(checkAddress, name, fmt.Sprintf("%s is not reachable: %s", address, a.dns),
+			"make the name resolve in this cluster's pods, or give the Link an IP address")}
+	case a.host != "" && tested == 0 && f.Asked && len(f.Replicas) > 0:
+		return nil // its addresses have Results of their own
+	case len(failing) > 0:
+		return []Result{fail(checkAddress, name, fmt.Sprintf("%s is not reachable from %d of %s (%s: %s)",
+			address, len(failing), count(tested, "node"), failing[0], a.failing[failing[0]]),
+			"open TCP from these nodes to that address: check firewalls, routes and the peer's load "+
+				"balancer; `causeway identity` in the peer prints its current addresses")}
+	case a.down != "" && a.up == 0:
+		return []Result{fail(checkAddress, name,
+			fmt.Sprintf("%s accepts connections, but no catalog stream is up: %s",
+				address, a.down), "the address must lead to the peer's gateway, and nothing on the way may "+
+				"end TLS; `causeway check` in the peer shows the other side")}
+	case a.down != "":
+		return []Result{warn(checkAddress, name,
+			fmt.Sprintf("%s has a stream to some controllers but not to all: %s",
+				address, a.down), "run the command again in a minute; `causeway check` in the peer shows "+
+				"the "+
+				"other side")}
+	case tested == 0 && a.up == 0 && !f.Asked:
 		return nil
+	case tested == 0 && len(a.untested) == 0:
+		return []Result{warn(checkAddress, name, address+" was not tested from any node",
+			"no agent answered: see the controller and agent results")}
+	case len(a.untested) > 0:
+		return []Result{warn(checkAddress, name, fmt.Sprintf("%s was not tested from %d of %s",
+			address, len(a.untested), count(tested+len(a.untested), "node")), untestedHint(f))}
 	}
-	return []Line{ok(checkAddress, name, "%s: reached from %s in at most %d ms, %s up", address, count(nodes, "node"), r.slowest.Milliseconds()+1, count(r.up, "stream"))}
+	return []Result{ok(checkAddress, name, "%s: reached from %s within %d ms, %s up",
+		address, count(tested, "node"), a.slowest.Milliseconds()+1, count(a.up, "stream"))}
+}
+
+// untestedHint says why agents that answered have not dialed an address.
+func untestedHint(f Facts) string {
+	for _, a := range f.agents() {
+		if len(a.Dials) >= maxDials {
+			return fmt.Sprintf("an agent tests at most %d addresses, in the order of the Links' names: "+
+				"connect to this one from a node by other means", maxDials)
+		}
+	}
+	return "agents learn new addresses within seconds: run the command again"
 }

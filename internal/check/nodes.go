@@ -6,31 +6,33 @@ import (
 	"slices"
 )
 
-// guards tells what is wrong with the nodes' vip-guards and the routes that they keep, as agents see it: a canary may sing
-// though what lies beneath is gone.
-func guards(f Facts) []Line {
+// guards reports faults of vip-guards and of the routes that they maintain, as agents see
+// them. A canary cannot see them: it succeeds even if the unreachable route is missing.
+func guards(f Facts) []Result {
 	answers := f.agents()
-	var lines []Line
+	var results []Result
 	good := 0
 	for _, n := range slices.Sorted(maps.Keys(answers)) {
 		a := answers[n]
 		for _, fault := range a.Faults {
-			lines = append(lines, fail(checkGuard, n, fault,
-				fmt.Sprintf("a vip-guard that runs puts back what it keeps within seconds: `kubectl -n %s logs -l app.kubernetes.io/component=agent -c vip-guard --prefix` tells what hinders it; "+
-					"deleting the agent's pod on %s starts it anew", f.Namespace, n)))
+			results = append(results, fail(checkGuard, n, fault, fmt.Sprintf(
+				"vip-guard repairs it within seconds while it runs: `kubectl -n %s logs "+
+					"-l app.kubernetes.io/component=agent -c vip-guard --prefix` shows why it does not; "+
+					"delete the agent's pod on %s to restart it", f.Namespace, n)))
 		}
 		if a.Error == "" && len(a.Faults) == 0 {
 			good++
 		}
 	}
 	if good > 0 {
-		lines = append(lines, ok(checkGuard, clusterwide, "rule and routes stand on %s", count(good, "node")))
+		results = append(results, ok(checkGuard, wholeCluster, "the rule and the routes exist on %s",
+			count(good, "node")))
 	}
-	return bound(lines)
+	return bound(results)
 }
 
-// neighbours tells of nodes on which a pod may be able to speak as another.
-func neighbours(f Facts) []Line {
+// neighbors reports nodes on which a pod may be able to impersonate another.
+func neighbors(f Facts) []Result {
 	raw := map[string]int{}
 	for _, r := range f.Replicas {
 		for n, c := range r.Answer.RawPods {
@@ -49,24 +51,30 @@ func neighbours(f Facts) []Line {
 	case !known:
 		return nil
 	case len(nodes) == 0:
-		return []Line{ok(checkNeighbours, clusterwide, "no pod that shares a bridge with others may send raw packets")}
+		return []Result{ok(checkNeighbors, wholeCluster,
+			"no pod that shares a bridge with others can send raw packets")}
 	}
-	return []Line{warn(checkNeighbours, clusterwide,
-		fmt.Sprintf("on %s (%s) pods share a bridge, where one that may send raw packets can sometimes be taken for its neighbour: %s may", count(len(nodes), "node"), listed(nodes), count(pods, "pod")),
-		"drop the capability NET_RAW from pods that do not need it, as Pod Security's profile `restricted` demands, or use a CNI that gives each pod an interface of its own")}
+	return []Result{warn(checkNeighbors, wholeCluster,
+		fmt.Sprintf("on %s (%s) pods share a bridge, where a pod that can send raw packets can sometimes "+
+			"impersonate its neighbor: %s can", count(len(nodes), "node"), summarize(nodes), count(pods,
+			"pod")),
+		"drop the capability NET_RAW from pods that do not need it, as Pod Security's profile "+
+			"`restricted` demands, or use a CNI that gives each pod an interface of its own")}
 }
 
-// remembered tells of nodes whose path failed when it was last proved, if it was not proved now.
-func remembered(f Facts) []Line {
-	proved := map[string]bool{}
+// earlierPaths reports nodes whose path failed in an earlier test, unless a canary has
+// tested it now.
+func earlierPaths(f Facts) []Result {
+	tested := map[string]bool{}
 	for _, c := range f.Canaries {
-		proved[c.Node] = c.Trouble == ""
+		tested[c.Node] = c.Failure == ""
 	}
-	var lines []Line
+	var results []Result
 	for _, p := range f.Pods {
-		if p.Component == "agent" && p.PathFails != "" && !proved[p.Node] {
-			lines = append(lines, fail(checkPath, p.Node, "when it was last proved: "+p.PathFails, "`causeway check` without --skip-canary proves it anew"))
+		if p.Component == "agent" && p.PathFails != "" && !tested[p.Node] {
+			results = append(results, fail(checkPath, p.Node, "an earlier test failed: "+p.PathFails,
+				"run `causeway check` without --skip-canary to test it again"))
 		}
 	}
-	return lines
+	return results
 }

@@ -18,7 +18,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/check"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/controller"
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 const (
@@ -31,15 +33,14 @@ const (
 // askControllers asks every controller that is ready. Each knows its own agents only.
 func (c cluster) askControllers(ctx context.Context, namespace string) ([]check.Replica, error) {
 	var pods corev1.PodList
-	err := c.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels{
-		"app.kubernetes.io/name": "causeway", "app.kubernetes.io/component": "controller",
-	})
+	err := c.List(ctx, &pods, client.InNamespace(namespace),
+		client.MatchingLabels(clusterinfo.Selector(clusterinfo.ComponentController)))
 	if err != nil {
 		return nil, fmt.Errorf("list controllers: %w", err)
 	}
 	var out []check.Replica
 	for _, p := range pods.Items {
-		if p.DeletionTimestamp == nil && podReady(&p) {
+		if ready, _ := kube.PodReady(&p); ready && p.DeletionTimestamp == nil {
 			out = append(out, check.Replica{Pod: p.Name})
 		}
 	}
@@ -56,17 +57,11 @@ func (c cluster) askControllers(ctx context.Context, namespace string) ([]check.
 	return out, nil
 }
 
-func podReady(p *corev1.Pod) bool {
-	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
-}
-
 // askController fills r with what the replica answers, by a forwarded port: who may forward ports to the controllers may ask.
 func (c cluster) askController(ctx context.Context, namespace string, r *check.Replica) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	address, stop, err := c.forward(ctx, namespace, r.Pod, controller.AdminPort)
+	address, stop, err := c.forward(ctx, namespace, r.Pod, clusterinfo.AdminPort)
 	if err != nil {
 		return fmt.Errorf("forward a port to it: %w", err)
 	}

@@ -20,12 +20,12 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/canary"
 	"github.com/causeway-mesh/causeway/internal/check"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 // canaryLabels are those of the pods that prove nodes' paths.
-var canaryLabels = client.MatchingLabels{
-	"app.kubernetes.io/name": "causeway", "app.kubernetes.io/component": "canary", "app.kubernetes.io/part-of": "causeway",
-}
+var canaryLabels = client.MatchingLabels(clusterinfo.Labels(clusterinfo.ComponentCanary))
 
 const (
 	// canaryTime bounds the life of a canary pod.
@@ -96,9 +96,7 @@ func (c cluster) readyNodes(ctx context.Context, set *appsv1.DaemonSet) ([]strin
 	}
 	var out []string
 	for _, n := range list.Items {
-		if slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-		}) {
+		if kube.NodeReady(&n) {
 			out = append(out, n.Name)
 		}
 	}
@@ -112,7 +110,7 @@ func (c cluster) sweepCanaries(ctx context.Context, namespace string) error {
 	if err := c.List(ctx, &pods, client.InNamespace(namespace), canaryLabels); err != nil {
 		return fmt.Errorf("list canaries: %w", err)
 	}
-	pods.Items = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return !ended(&p) })
+	pods.Items = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return !kube.PodFinished(&p) })
 	someAtOnce(pods.Items, func(p corev1.Pod) { c.shoo(ctx, &p) })
 	return nil
 }
@@ -132,10 +130,6 @@ func someAtOnce[T any](list []T, do func(T)) {
 			do(one)
 		})
 	}
-}
-
-func ended(p *corev1.Pod) bool {
-	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
 // shoo deletes a canary, also after ctx has ended. The next run tries again.
@@ -182,13 +176,13 @@ func flying(flock []*bird, seen []corev1.Pod, err error) int {
 	out := 0
 	for _, b := range flock {
 		switch p := at[b.pod.UID]; {
-		case b.trouble != "" || ended(b.pod):
+		case b.trouble != "" || kube.PodFinished(b.pod):
 		case err != nil:
 			out++ // looked at again until time is up
 		case p == nil:
 			b.trouble = "somebody has deleted it"
 		default:
-			if b.pod = p; !ended(p) {
+			if b.pod = p; !kube.PodFinished(p) {
 				out++
 			}
 		}
@@ -198,8 +192,8 @@ func flying(flock []*bird, seen []corev1.Pod, err error) int {
 
 // result is what a bird has sung.
 func (b *bird) result() check.Canary {
-	out := check.Canary{Node: b.node, UID: string(b.pod.UID), Trouble: b.trouble}
-	if out.Trouble != "" {
+	out := check.Canary{Node: b.node, UID: string(b.pod.UID), Failure: b.trouble}
+	if out.Failure != "" {
 		return out
 	}
 	for _, s := range b.pod.Status.ContainerStatuses {
@@ -207,13 +201,13 @@ func (b *bird) result() check.Canary {
 			if err := json.Unmarshal([]byte(t.Message), &out.Result); err == nil {
 				return out
 			}
-			out.Trouble = strings.TrimSpace(t.Reason + " " + t.Message)
+			out.Failure = strings.TrimSpace(t.Reason + " " + t.Message)
 		} else if w := s.State.Waiting; w != nil {
-			out.Trouble = strings.TrimSpace(w.Reason + " " + w.Message)
+			out.Failure = strings.TrimSpace(w.Reason + " " + w.Message)
 		}
 	}
-	if out.Trouble == "" {
-		out.Trouble = strings.TrimSpace(fmt.Sprintf("its pod did not end within %v %s %s", canaryTime, b.pod.Status.Reason, b.pod.Status.Message))
+	if out.Failure == "" {
+		out.Failure = strings.TrimSpace(fmt.Sprintf("its pod did not end within %v %s %s", canaryTime, b.pod.Status.Reason, b.pod.Status.Message))
 	}
 	return out
 }

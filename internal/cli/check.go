@@ -13,7 +13,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/check"
 )
 
-// checkFlags are the words of `causeway check`.
+// checkFlags are the flags of `causeway check`.
 type checkFlags struct {
 	clusterFlags
 	link       string
@@ -26,23 +26,26 @@ func (a *app) check() *cobra.Command {
 	var flags checkFlags
 	c := &cobra.Command{
 		Use:   "check",
-		Short: "Find what is wrong with Causeway and its Links, and what to do",
-		Long: `Look at everything that a call to a linked cluster needs: Causeway's own objects and rights, controllers, gateways and
-agents, clocks, certificates, each gateway address from each node, each mirror's objects, and, by a canary pod on each
-node, the way of a pod's call to its agent.
+		Short: "Find problems of Causeway and its Links, and say what to do",
+		Long: `Check everything that a call to a linked cluster needs: Causeway's own objects and rights, controllers, gateways and
+agents, clocks, certificates, each gateway address from each node and each mirror's objects. A canary pod on each node
+tests the path of a pod's connection to its agent.
 
-It asks the controllers by port-forward, and they ask the agents. The exit code is 1 if something fails, and 0 if there
-are warnings alone.`,
-		Example: "  causeway check --context west\n  causeway check --link east\n  causeway check --json --skip-canary",
+The command asks the controllers by port-forward, and they ask the agents. The exit code is 1 if a check fails, and 0
+if there are only warnings.`,
+		Example: "  causeway check --context west\n  causeway check --link east\n  causeway check --json " +
+			"--skip-canary",
 		GroupID: operator,
 		Args:    cobra.NoArgs,
 		RunE:    func(c *cobra.Command, _ []string) error { return a.runCheck(c.Context(), flags) },
 	}
 	flags.add(c)
-	c.Flags().StringVar(&flags.link, "link", "", "say of Links only what concerns the one of this `name`")
-	c.Flags().BoolVar(&flags.skipCanary, "skip-canary", false, "make no pods: the nodes' paths are not proved")
+	c.Flags().StringVar(&flags.link, "link", "", "limit the results about Links to the Link of this `name`")
+	c.Flags().BoolVar(&flags.skipCanary, "skip-canary", false,
+		"create no canary pods, so that the nodes' paths are not tested")
 	c.Flags().BoolVar(&flags.asJSON, "json", false, "print JSON")
-	c.Flags().DurationVar(&flags.timeout, "timeout", 90*time.Second, "`how long` it may take; what takes longer is said not to answer")
+	c.Flags().DurationVar(&flags.timeout, "timeout", 90*time.Second,
+		"maximum `duration`; what takes longer is reported as not answering")
 	return c
 }
 
@@ -54,28 +57,29 @@ func (a *app) runCheck(ctx context.Context, flags checkFlags) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, flags.timeout, errTooLong)
 	defer cancel()
 	if _, err := cl.version(); err != nil {
-		return withHint(fmt.Errorf("reach the API server: %w", err), "--kubeconfig and --context choose a cluster as they do for kubectl")
+		return withHint(fmt.Errorf("reach the API server: %w", err),
+			"--kubeconfig and --context choose a cluster as they do for kubectl")
 	}
-	lines, err := a.judge(ctx, cl, flags)
+	results, err := a.judge(ctx, cl, flags)
 	if err != nil {
 		return err
 	}
 	if flags.asJSON {
-		err = printJSON(a.stdout, map[string]any{"checks": lines})
+		err = printJSON(a.stdout, map[string]any{"checks": results})
 	} else {
-		err = a.printChecks(lines)
+		err = a.printChecks(results)
 	}
-	if err == nil && check.Failed(lines) {
+	if err == nil && check.Failed(results) {
 		err = errFailed
 	}
 	return err
 }
 
-// errFailed ends the command with code 1 after it has said why.
-var errFailed = &silent{errors.New("something fails")}
+// errFailed ends the command with code 1 after the results have been printed.
+var errFailed = &silent{errors.New("a check fails")}
 
-// judge gathers the facts and says how it stands.
-func (a *app) judge(ctx context.Context, cl cluster, flags checkFlags) ([]check.Line, error) {
+// judge gathers the facts and returns the results.
+func (a *app) judge(ctx context.Context, cl cluster, flags checkFlags) ([]check.Result, error) {
 	rights, err := chartRights(flags.namespace)
 	if err != nil {
 		return nil, err
@@ -99,26 +103,26 @@ func (a *app) judge(ctx context.Context, cl cluster, flags checkFlags) ([]check.
 		}
 	}
 	f.Now = cl.now()
-	lines := check.Judge(f)
+	results := check.Judge(f)
 	a.rememberPaths(ctx, cl, flags.namespace, check.Proofs(f.Canaries))
-	if lines == nil {
-		lines = []check.Line{}
+	if results == nil {
+		results = []check.Result{}
 	}
-	return lines, nil
+	return results, nil
 }
 
-func (a *app) printChecks(lines []check.Line) error {
+func (a *app) printChecks(results []check.Result) error {
 	var rows [][]string
 	var hints strings.Builder
 	counted := map[check.State]int{}
-	for _, l := range lines {
-		counted[l.State]++
-		rows = append(rows, []string{l.Check, l.On, string(l.State), l.Seen})
-		if l.Hint != "" {
-			fmt.Fprintf(&hints, "  %s %s: %s\n", l.Check, l.On, l.Hint)
+	for _, r := range results {
+		counted[r.State]++
+		rows = append(rows, []string{r.Check, r.Target, string(r.State), r.Message})
+		if r.Hint != "" {
+			fmt.Fprintf(&hints, "  %s %s: %s\n", r.Check, r.Target, r.Hint)
 		}
 	}
-	if err := printTable(a.stdout, []string{"CHECK", "ON", "STATE", "SEEN"}, rows); err != nil {
+	if err := printTable(a.stdout, []string{"CHECK", "TARGET", "STATE", "MESSAGE"}, rows); err != nil {
 		return err
 	}
 	if hints.Len() > 0 {
@@ -126,6 +130,7 @@ func (a *app) printChecks(lines []check.Line) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(a.stdout, "\n%s, %s, %d ok\n", count(counted[check.Fail], "failure"), count(counted[check.Warning], "warning"), counted[check.OK])
+	_, err := fmt.Fprintf(a.stdout, "\n%s, %s, %d ok\n",
+		count(counted[check.Fail], "failure"), count(counted[check.Warning], "warning"), counted[check.OK])
 	return err
 }

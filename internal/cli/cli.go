@@ -1,6 +1,6 @@
 // Package cli is the causeway command: it turns words into one call, and the answer into text.
 //
-//	argv ─▶ flags ─▶ one public verb of a room ─▶ answer on stdout; progress, errors and hints on stderr
+//	argv ─▶ flags ─▶ one function of another package ─▶ answer on stdout; progress, errors and hints on stderr
 //
 // What always holds:
 //   - Nothing but what was asked for is written to stdout, so that it can be piped.
@@ -93,7 +93,7 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: process, Title: "Processes, which the chart runs:"},
 	)
 	root.AddCommand(
-		a.install(), a.uninstall(), a.identity(), a.link(), a.invite(), a.join(), a.unlink(), a.links(), a.services(), a.check(), a.rotate(),
+		a.install(), a.uninstall(), a.identity(), a.link(), a.invite(), a.join(), a.unlink(), a.links(), a.services(), a.ledger(), a.check(), a.rotate(),
 		a.version(),
 		a.controller(), a.gateway(), a.agent(), a.vipGuard(), a.canary(),
 	)

@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -126,7 +127,7 @@ MIIBCgKCAQEA
 func identityMap(edit map[string]string) *corev1.ConfigMap {
 	m := &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "causeway-system", Name: identityConfigMap, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy},
+			Namespace: "causeway-system", Name: clusterinfo.IdentityConfigMap, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy},
 		},
 		Data: map[string]string{
 			"clusterName": "west", "trustDomain": "west-0a1b2c3d", "root.pem": rootPEM,
@@ -147,6 +148,9 @@ func made(kube string, funcs interceptor.Funcs, objects ...client.Object) cluste
 // prepared returns a new cluster of that name.
 func prepared(t *testing.T, name string) cluster {
 	t.Helper()
+	if name == "stored-ledger" {
+		return storedLedger(t)
+	}
 	for _, m := range []map[string]func() cluster{clusters, linkClusters, mirrorClusters, livingClusters, inviteClusters} {
 		if f, ok := m[name]; ok {
 			return f()

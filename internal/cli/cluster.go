@@ -20,17 +20,29 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
-// clusterFlags say which cluster is meant, as kubectl's do, and where Causeway is in it.
+// clusterFlags choose a cluster, as kubectl's flags do, and Causeway's namespace in it.
 type clusterFlags struct {
 	kubeconfig, context, namespace string
 }
 
+// add adds the flags to c. The flag -n is Causeway's own namespace.
 func (f *clusterFlags) add(c *cobra.Command) {
+	f.addCluster(c)
+	c.Flags().StringVarP(&f.namespace, "namespace", "n", clusterinfo.DefaultNamespace, "Causeway's own `namespace`")
+}
+
+// addBeside adds the flags to a command whose flag -n is a namespace of Services.
+func (f *clusterFlags) addBeside(c *cobra.Command) {
+	f.addCluster(c)
+	c.Flags().StringVar(&f.namespace, "causeway-namespace", clusterinfo.DefaultNamespace, "Causeway's own `namespace`")
+}
+
+func (f *clusterFlags) addCluster(c *cobra.Command) {
 	c.Flags().StringVar(&f.kubeconfig, "kubeconfig", "", "path of the kubeconfig `file` (default $KUBECONFIG or ~/.kube/config)")
 	c.Flags().StringVar(&f.context, "context", "", "`name` of the kubeconfig context (default the current one)")
-	c.Flags().StringVarP(&f.namespace, "namespace", "n", "causeway-system", "Causeway's own `namespace`")
 }
 
 // cluster is a connection to an API server.

@@ -19,7 +19,7 @@ func (a *app) controller() *cobra.Command {
 		for _, p := range vips {
 			o.VIPCIDRs = append(o.VIPCIDRs, p.String())
 		}
-		o.Taken, o.Log = slices.Concat(pods, services), log
+		o.ClusterRanges, o.Log = slices.Concat(pods, services), log
 		return controller.Run(c.Context(), o)
 	})
 	c.Flags().StringVar(&o.ClusterName, "cluster-name", "", "name of this cluster, the beginning of its trust domain")

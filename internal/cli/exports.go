@@ -18,58 +18,83 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// reportExports lists the Services that somebody has asked to export, by a label or a ServiceExport, whether they can cross
-// or not. Which Links let them cross is the catalog's to say.
-func reportExports(ctx context.Context, cl cluster, links []v1alpha1.Link, namespace string) ([]exportReport, error) {
-	in := catalog.Inputs{Namespace: namespace, Links: links}
-	var err error
-	if in.ServiceExports, err = serviceExports(ctx, cl); err != nil {
+// reportExports describes the Services that a label or a ServiceExport exports, whether
+// they can be exported or not, with the Links that admit them. own is Causeway's
+// namespace. Only Services of namespace are described, or all if it is empty.
+func reportExports(
+	ctx context.Context, cl cluster, links []v1alpha1.Link, own, namespace string,
+) ([]exportReport, error) {
+	exports, err := serviceExports(ctx, cl, namespace)
+	if err != nil {
 		return nil, err
 	}
-	if in.Services, err = askedServices(ctx, cl, in.ServiceExports); err != nil {
+	services, err := askedServices(ctx, cl, exports, namespace)
+	if err != nil {
 		return nil, err
 	}
-	if in.Namespaces, err = selectable(ctx, cl, links); err != nil {
+	namespaces, err := selectable(ctx, cl, links, namespace)
+	if err != nil {
 		return nil, err
 	}
-	admit := map[catalog.Key][]string{}
-	for _, e := range catalog.Build(in).List {
-		admit[e.Key()] = e.Links
+	x := catalog.NewIndex(catalog.Config{Namespace: own})
+	for i := range links {
+		x.SetLink(links[i].Name, &links[i])
 	}
+	for i := range namespaces {
+		x.SetNamespace(namespaces[i].Name, &namespaces[i])
+	}
+	for i := range exports {
+		x.SetServiceExport(catalog.Key{Namespace: exports[i].Namespace, Name: exports[i].Name}, &exports[i])
+	}
+	for i := range services {
+		x.SetService(catalog.Key{Namespace: services[i].Namespace, Name: services[i].Name}, &services[i])
+	}
+	x.Flush()
 	out := []exportReport{}
-	for i := range in.Services {
-		s := &in.Services[i]
-		out = append(out, exportReport{
-			Namespace: s.Namespace, Name: s.Name, Ports: reportPorts(s),
-			Links: append([]string{}, admit[catalog.Key{Namespace: s.Namespace, Name: s.Name}]...), // none: its problem says why
-		})
+	for i := range services {
+		s := &services[i]
+		report := exportReport{Namespace: s.Namespace, Name: s.Name, Ports: reportPorts(s), Links: []string{}}
+		if e, _ := x.Get(catalog.Key{Namespace: s.Namespace,
+			Name: s.Name}); e != nil { // nil: its problem says why
+			report.Links = append(report.Links, e.Links...)
+		}
+		out = append(out, report)
 	}
 	return out, nil
 }
 
-// serviceExports lists the cluster's ServiceExports: none where it has no such kind.
-func serviceExports(ctx context.Context, cl cluster) ([]metav1.PartialObjectMetadata, error) {
-	var list metav1.PartialObjectMetadataList
-	list.SetGroupVersionKind(catalog.ServiceExportKind.GroupVersion().WithKind(catalog.ServiceExportKind.Kind + "List"))
-	err := cl.List(ctx, &list)
-	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) || runtime.IsNotRegisteredError(err) {
-		return nil, nil
+// serviceExports lists ServiceExports in the preferred version that the cluster has. It
+// returns none if the cluster does not have the kind.
+func serviceExports(ctx context.Context, cl cluster, namespace string) ([]metav1.PartialObjectMetadata,
+	error) {
+	for _, kind := range catalog.ServiceExportKinds() {
+		var list metav1.PartialObjectMetadataList
+		list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
+		err := cl.List(ctx, &list, client.InNamespace(namespace))
+		switch {
+		case err == nil:
+			return list.Items, nil
+		case meta.IsNoMatchError(err), apierrors.IsNotFound(err), runtime.IsNotRegisteredError(err):
+		default:
+			return nil, fmt.Errorf("list ServiceExports: %w", err)
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("list ServiceExports: %w", err)
-	}
-	return list.Items, nil
+	return nil, nil
 }
 
-// askedServices returns the Services that are labelled for export, and those of ServiceExports, each once, sorted.
-func askedServices(ctx context.Context, cl cluster, exports []metav1.PartialObjectMetadata) ([]corev1.Service, error) {
+// askedServices returns the Services that are labeled for export, and those of
+// ServiceExports, each once, sorted.
+func askedServices(
+	ctx context.Context, cl cluster, exports []metav1.PartialObjectMetadata, namespace string,
+) ([]corev1.Service, error) {
 	var out []corev1.Service
 	for _, label := range []string{v1alpha1.ExportLabel, v1alpha1.LinkerdExportLabel} {
-		var labelled corev1.ServiceList
-		if err := cl.List(ctx, &labelled, client.MatchingLabels{label: "true"}); err != nil {
+		var labeled corev1.ServiceList
+		if err := cl.List(ctx, &labeled, client.MatchingLabels{label: "true"},
+			client.InNamespace(namespace)); err != nil {
 			return nil, fmt.Errorf("list exported Services: %w", err)
 		}
-		out = append(out, labelled.Items...)
+		out = append(out, labeled.Items...)
 	}
 	for i := range exports {
 		var s corev1.Service
@@ -77,7 +102,7 @@ func askedServices(ctx context.Context, cl cluster, exports []metav1.PartialObje
 		switch {
 		case apierrors.IsNotFound(err): // its problem says so
 		case err != nil:
-			return nil, fmt.Errorf("look at an exported Service: %w", err)
+			return nil, fmt.Errorf("get exported Service: %w", err)
 		default:
 			out = append(out, s)
 		}
@@ -85,13 +110,29 @@ func askedServices(ctx context.Context, cl cluster, exports []metav1.PartialObje
 	slices.SortFunc(out, func(a, b corev1.Service) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 	})
-	return slices.CompactFunc(out, func(a, b corev1.Service) bool { return a.Namespace == b.Namespace && a.Name == b.Name }), nil
+	return slices.CompactFunc(out, func(a,
+		b corev1.Service) bool {
+		return a.Namespace == b.Namespace && a.Name == b.Name
+	}), nil
 }
 
-// selectable lists the namespaces, if a Link's export rules choose among them by their labels.
-func selectable(ctx context.Context, cl cluster, links []v1alpha1.Link) ([]corev1.Namespace, error) {
-	if !slices.ContainsFunc(links, func(l v1alpha1.Link) bool { return l.Spec.Export != nil && l.Spec.Export.NamespaceSelector != nil }) {
+// selectable returns the namespaces whose labels the Links' export rules select by. It
+// returns none if no rule does.
+func selectable(ctx context.Context, cl cluster, links []v1alpha1.Link,
+	namespace string) ([]corev1.Namespace, error) {
+	selects := func(l v1alpha1.Link) bool {
+		return l.Spec.Export != nil &&
+			l.Spec.Export.NamespaceSelector != nil
+	}
+	if !slices.ContainsFunc(links, selects) {
 		return nil, nil
+	}
+	if namespace != "" {
+		var one corev1.Namespace
+		if err := cl.Get(ctx, client.ObjectKey{Name: namespace}, &one); err != nil {
+			return nil, fmt.Errorf("get namespace: %w", err)
+		}
+		return []corev1.Namespace{one}, nil
 	}
 	var list corev1.NamespaceList
 	if err := cl.List(ctx, &list); err != nil {

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 func (a *app) identity() *cobra.Command {
@@ -57,9 +58,6 @@ are linked when each has applied the other's.`,
 	return c
 }
 
-// identityConfigMap is where the controller keeps the cluster's public half, made at its first start.
-const identityConfigMap = "causeway-identity"
-
 // publicHalf is what a cluster tells its peers of itself.
 type publicHalf struct {
 	ClusterName, TrustDomain, Root, LinkPublicKey string
@@ -71,7 +69,7 @@ type publicHalf struct {
 // readPublicHalf reads the cluster's public half, which the controller of namespace keeps.
 func readPublicHalf(ctx context.Context, c client.Reader, namespace string) (publicHalf, error) {
 	var m corev1.ConfigMap
-	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: identityConfigMap}, &m)
+	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: clusterinfo.IdentityConfigMap}, &m)
 	if apierrors.IsNotFound(err) {
 		return publicHalf{}, withHint(fmt.Errorf("this cluster has no identity yet: %w", err),
 			"`causeway install` first; the controller makes the identity at its first start")
@@ -80,17 +78,17 @@ func readPublicHalf(ctx context.Context, c client.Reader, namespace string) (pub
 		return publicHalf{}, fmt.Errorf("read this cluster's identity: %w", err)
 	}
 	half := publicHalf{
-		ClusterName: m.Data["clusterName"], TrustDomain: m.Data["trustDomain"],
-		Root: strings.TrimSpace(m.Data["root.pem"]) + "\n", LinkPublicKey: m.Data["linkPublicKey"],
-		CASecret: m.Data["caSecret"],
+		ClusterName: m.Data[clusterinfo.KeyClusterName], TrustDomain: m.Data[clusterinfo.KeyTrustDomain],
+		Root: strings.TrimSpace(m.Data[clusterinfo.KeyRoot]) + "\n", LinkPublicKey: m.Data[clusterinfo.KeyLinkPublicKey],
+		CASecret: m.Data[clusterinfo.KeyCASecret],
 	}
-	for g := range strings.SplitSeq(m.Data["gateways"], ",") {
+	for g := range strings.SplitSeq(m.Data[clusterinfo.KeyGateways], ",") {
 		if g = strings.TrimSpace(g); g != "" {
 			half.Gateways = append(half.Gateways, g)
 		}
 	}
 	if block, rest := pem.Decode([]byte(half.Root)); block == nil || block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) > 0 {
-		return publicHalf{}, fmt.Errorf("ConfigMap %s/%s: root.pem is not one PEM certificate", namespace, identityConfigMap)
+		return publicHalf{}, fmt.Errorf("ConfigMap %s/%s: root.pem is not one PEM certificate", namespace, clusterinfo.IdentityConfigMap)
 	}
 	return half, nil
 }
@@ -157,7 +155,7 @@ func (h publicHalf) link(name string) ([]byte, error) {
 	var got v1alpha1.Link
 	err := yaml.UnmarshalStrict(out.Bytes(), &got)
 	if err != nil || !reflect.DeepEqual(h.spec(), got.Spec) || got.Name != name {
-		return nil, fmt.Errorf("this cluster's identity is damaged: ConfigMap %s holds a value that YAML reads as something else", identityConfigMap)
+		return nil, fmt.Errorf("this cluster's identity is damaged: ConfigMap %s holds a value that YAML reads as something else", clusterinfo.IdentityConfigMap)
 	}
 	return out.Bytes(), nil
 }

@@ -122,13 +122,13 @@ func (a *app) provePaths(ctx context.Context, cl cluster, namespace string, p *p
 	if f.Canaries, err = cl.canaries(ctx, namespace); err != nil {
 		return fmt.Errorf("prove the nodes' paths: %w", err)
 	}
-	lines := check.JudgePaths(f)
-	for _, l := range lines {
-		p.say(l.Check+" "+l.On, l.Seen)
+	results := check.JudgePaths(f)
+	for _, r := range results {
+		p.say(r.Check+" "+r.Target, r.Message)
 	}
 	a.rememberPaths(ctx, cl, namespace, check.Proofs(f.Canaries))
-	if check.Failed(lines) {
-		fmt.Fprintln(a.stderr, "warning: Causeway is installed, but not every node is proved to carry a pod's call to its agent: `causeway check` says what to do")
+	if check.Failed(results) {
+		fmt.Fprintln(a.stderr, "warning: Causeway is installed, but the canary failed on some node: `causeway check` says what to do")
 	}
 	return nil
 }

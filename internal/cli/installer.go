@@ -15,6 +15,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/charts"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 // installer puts a rendered chart into one cluster. Every step of it may be repeated.
@@ -62,7 +63,7 @@ func mountsIdentity(o *unstructured.Unstructured) bool {
 	return slices.ContainsFunc(volumes, func(v any) bool {
 		volume, _ := v.(map[string]any)
 		name, _, _ := unstructured.NestedString(volume, "configMap", "name")
-		return name == identityConfigMap
+		return name == clusterinfo.IdentityConfigMap
 	})
 }
 
@@ -146,7 +147,7 @@ func established(crd *unstructured.Unstructured) bool {
 // waitIdentity waits for the controller's first words.
 func (i installer) waitIdentity(ctx context.Context) error {
 	return i.until(ctx, "identity", func() (string, error) {
-		err := i.client.Get(ctx, client.ObjectKey{Namespace: i.namespace, Name: identityConfigMap}, &corev1.ConfigMap{})
+		err := i.client.Get(ctx, client.ObjectKey{Namespace: i.namespace, Name: clusterinfo.IdentityConfigMap}, &corev1.ConfigMap{})
 		if !apierrors.IsNotFound(err) {
 			return "", err
 		}
@@ -161,7 +162,7 @@ func (i installer) waitReady(ctx context.Context, objects []*unstructured.Unstru
 		if o.GetKind() != "Deployment" && o.GetKind() != "DaemonSet" {
 			continue
 		}
-		component := o.GetLabels()["app.kubernetes.io/component"]
+		component := o.GetLabels()[clusterinfo.ComponentLabel]
 		err := i.until(ctx, component, func() (string, error) {
 			got := &unstructured.Unstructured{}
 			got.SetGroupVersionKind(o.GroupVersionKind())
@@ -229,9 +230,7 @@ func rollout(u *unstructured.Unstructured) (string, error) {
 // podTrouble says what keeps pods of a component from running, sorted, each reason once; "" if nothing is known.
 func (i installer) podTrouble(ctx context.Context, component string) (string, error) {
 	var pods corev1.PodList
-	err := i.client.List(ctx, &pods, client.InNamespace(i.namespace), client.MatchingLabels{
-		"app.kubernetes.io/name": "causeway", "app.kubernetes.io/component": component,
-	})
+	err := i.client.List(ctx, &pods, client.InNamespace(i.namespace), client.MatchingLabels(clusterinfo.Selector(component)))
 	if err != nil {
 		return "", err
 	}

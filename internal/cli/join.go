@@ -239,7 +239,7 @@ func joined(ctx context.Context, p *progress, cl cluster, join *v1alpha1.Join) e
 func refusal(s v1alpha1.JoinStatus) error {
 	err := fmt.Errorf("refused (%s): %s", s.Reason, s.Message)
 	switch invite.Reason(s.Reason) {
-	case invite.NameTaken, invite.AlreadyKnown:
+	case invite.NameTaken, invite.AlreadyLinked:
 		return withHint(err, "the token stays good for this cluster until it runs out: bring it again when nothing stands in the way any more, or here under another name by `causeway join OTHER-NAME`")
 	}
 	return err

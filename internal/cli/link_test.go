@@ -116,6 +116,7 @@ func lateGateway(looks int) interceptor.Funcs {
 
 func allIsWell(generation int64) v1alpha1.LinkStatus {
 	return v1alpha1.LinkStatus{Conditions: []metav1.Condition{
+		{Type: v1alpha1.LinkReady, Status: metav1.ConditionTrue, Reason: "Ready", ObservedGeneration: generation, Message: "the first sync is complete"},
 		{Type: v1alpha1.LinkConnected, Status: metav1.ConditionTrue, Reason: "Connected", ObservedGeneration: generation, Message: "a catalog stream with the peer's controller is up"},
 		{Type: v1alpha1.LinkGatewayReachable, Status: metav1.ConditionTrue, Reason: "Reachable", ObservedGeneration: generation, Message: "1 of 1 gateway addresses answer"},
 		{Type: v1alpha1.LinkSynced, Status: metav1.ConditionTrue, Reason: "Synced", ObservedGeneration: generation, Message: "every mirror stands as the peer's catalog says"},
@@ -125,6 +126,7 @@ func allIsWell(generation int64) v1alpha1.LinkStatus {
 
 func cutOff(generation int64) v1alpha1.LinkStatus {
 	return v1alpha1.LinkStatus{Conditions: []metav1.Condition{
+		{Type: v1alpha1.LinkReady, Status: metav1.ConditionUnknown, Reason: "FirstSync", ObservedGeneration: generation, Message: "the first sync with the peer is not complete yet"},
 		{Type: v1alpha1.LinkConnected, Status: metav1.ConditionFalse, Reason: "Disconnected", ObservedGeneration: generation, Message: "it does not answer: check the address, the firewalls on the way, and that the peer's gateway runs"},
 		{Type: v1alpha1.LinkGatewayReachable, Status: metav1.ConditionFalse, Reason: "Unreachable", ObservedGeneration: generation, Message: "no gateway address of the Link answers"},
 		{Type: v1alpha1.LinkSynced, Status: metav1.ConditionFalse, Reason: "NoCatalog", ObservedGeneration: generation, Message: "the peer's catalog has not arrived since this controller started: mirrors stay as they are"},

@@ -71,7 +71,9 @@ type conditionReport struct {
 }
 
 // linkConditions are all conditions of a Link, in the order in which they are shown.
-var linkConditions = []string{v1alpha1.LinkConnected, v1alpha1.LinkTrusted, v1alpha1.LinkSynced, v1alpha1.LinkGatewayReachable}
+var linkConditions = []string{
+	v1alpha1.LinkReady, v1alpha1.LinkConnected, v1alpha1.LinkTrusted, v1alpha1.LinkSynced, v1alpha1.LinkGatewayReachable,
+}
 
 func reportLink(l *v1alpha1.Link, namespace string) linkReport {
 	r := linkReport{
@@ -96,6 +98,10 @@ func conditionHint(l *v1alpha1.Link, c metav1.Condition, namespace string) strin
 	switch c.Reason {
 	case notLookedAt:
 		return fmt.Sprintf("does the controller run? `kubectl -n %s get pods` tells", namespace)
+	case "Suspended":
+		return "set spec.suspend to false to end it"
+	case string(link.DuplicatePeer):
+		return "delete the older Link to use this one, or this one if it is not wanted"
 	case string(link.BadRoot), string(link.BadLinkKey), string(link.BadGateway):
 		return "apply what `causeway identity` prints in the peer, or run `causeway link` again"
 	case "Disconnected":
@@ -106,7 +112,7 @@ func conditionHint(l *v1alpha1.Link, c metav1.Condition, namespace string) strin
 		return "the peer must dial: `causeway links` there shows why it does not"
 	case "NoAddress":
 		return "in a link of one direction, in which the peer calls and is not called, this is as it should be; otherwise the peer's gateway needs an address that can be dialled from here"
-	case "NoWayToPeer":
+	case "PeerUnreachable":
 		return fmt.Sprintf("if the peer's Services are not wanted here, say so: `kubectl patch link %s --type=json -p '[{\"op\":\"remove\",\"path\":\"/spec/import\"}]'`", l.Name)
 	case "DNS":
 		return "the name must resolve in this cluster's pods; an IP in spec.gateways needs no DNS"
@@ -129,7 +135,10 @@ func (a *app) printLinks(reports []linkReport) error {
 		}
 		rows = append(rows, append(row, strconv.Itoa(int(r.Mirrors)), strconv.Itoa(int(r.Exports)), dash(r.PeerVersion)))
 	}
-	err := printTable(a.stdout, []string{"NAME", "TRUST DOMAIN", "CONNECTED", "TRUSTED", "SYNCED", "GATEWAY REACHABLE", "MIRRORS", "EXPORTS", "PEER VERSION"}, rows)
+	header := []string{
+		"NAME", "TRUST DOMAIN", "READY", "CONNECTED", "TRUSTED", "SYNCED", "GATEWAY REACHABLE", "MIRRORS", "EXPORTS", "PEER VERSION",
+	}
+	err := printTable(a.stdout, header, rows)
 	if err != nil {
 		return err
 	}
@@ -143,7 +152,8 @@ func (a *app) printLinks(reports []linkReport) error {
 	return err
 }
 
-// faults writes a line for each condition that is not True, for gateway addresses that do not answer, for each Service that does not cross.
+// faults writes a line for each condition that is not True, for gateway addresses that do not
+// answer, and for each problem of a Service.
 func (r linkReport) faults(out *strings.Builder) {
 	if !slices.ContainsFunc(r.Conditions, func(c conditionReport) bool { return c.Reason != notLookedAt }) {
 		fmt.Fprintf(out, "%s: %s\n  hint: %s\n", r.Name, r.Conditions[0].Message, r.Conditions[0].Hint)
@@ -159,6 +169,9 @@ func (r linkReport) faults(out *strings.Builder) {
 		fmt.Fprintf(out, "%s: not %s (%s): %s\n", r.Name, c.Type, c.Reason, c.Message)
 		if c.Hint != "" {
 			fmt.Fprintf(out, "  hint: %s\n", c.Hint)
+		}
+		if c.Type == v1alpha1.LinkReady && c.Status == string(metav1.ConditionFalse) && c.Reason != "Suspended" {
+			break // the other conditions follow from it
 		}
 	}
 	for _, p := range r.Problems {

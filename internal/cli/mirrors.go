@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 // mirrors finds what Links own in tenants' namespaces, which Kubernetes collects once they are gone.
@@ -26,19 +26,14 @@ type mirrors struct {
 func mirrorsOf(c client.Reader, l *v1alpha1.Link) mirrors {
 	return mirrors{
 		client: c,
-		of:     func(o metav1.OwnerReference) bool { return isLink(o) && o.UID == l.UID },
+		of:     func(o metav1.OwnerReference) bool { return v1alpha1.IsLinkReference(o) && o.UID == l.UID },
 		label:  client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: l.Name},
 	}
 }
 
 // allMirrors finds the mirrors of every Link, those included that are gone already.
 func allMirrors(c client.Reader) mirrors {
-	return mirrors{client: c, of: isLink, label: client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy}}
-}
-
-func isLink(o metav1.OwnerReference) bool {
-	group, _, _ := strings.Cut(o.APIVersion, "/")
-	return o.Kind == "Link" && group == v1alpha1.GroupVersion.Group
+	return mirrors{client: c, of: v1alpha1.IsLinkReference, label: client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy}}
 }
 
 // services returns the mirrors, namespace/name, sorted. Without more it reads every Service's metadata: what is ours is
@@ -52,12 +47,9 @@ func (m mirrors) services(ctx context.Context, more ...client.ListOption) ([]str
 // slices returns the EndpointSlices that await Kubernetes' collector.
 func (m mirrors) slices(ctx context.Context) ([]string, error) {
 	return m.list(ctx, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), func(o metav1.PartialObjectMetadata) bool {
-		return o.Labels[discoveryv1.LabelManagedBy] == sliceManager && len(o.OwnerReferences) > 0
+		return o.Labels[discoveryv1.LabelManagedBy] == clusterinfo.SliceManager && len(o.OwnerReferences) > 0
 	}, m.label)
 }
-
-// sliceManager is who manages the EndpointSlices of mirrors.
-const sliceManager = "causeway.dev"
 
 // list returns the names of the objects that match admits, sorted.
 func (m mirrors) list(ctx context.Context, gvk schema.GroupVersionKind, match func(metav1.PartialObjectMetadata) bool, more ...client.ListOption) ([]string, error) {

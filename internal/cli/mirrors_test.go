@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
@@ -49,7 +50,7 @@ func westLinked() []client.Object {
 	east, north := linkTo("east", "east-4d5e6f70"), linkTo("north", "north-12345678")
 	east.Status = allIsWell(1)
 	east.Status.Mirrors, east.Status.Exports, east.Status.PeerVersion = 3, 1, "v0.3.0"
-	east.Status.Conditions[2].Reason, east.Status.Conditions[2].Message = "SyncedWithProblems", "all mirrors that can stand do: see status.problems for the others"
+	east.Status.Conditions[3].Reason, east.Status.Conditions[3].Message = "SyncedWithProblems", "every mirror that can exist does: see status.problems for the others"
 	east.Status.Problems = []v1alpha1.ServiceProblem{
 		{Service: "shop/cart-east", Reason: "NameTaken", Message: "a Service of that name is here already and is not Causeway's: rename or delete it to have the mirror"},
 		{Service: "shop/outside", Reason: "ExternalNameUnsupported", Message: "a Service of type ExternalName has no pods: it is not exported"},
@@ -124,6 +125,7 @@ func faultyLinks() []client.Object {
 	edited.Generation, edited.Status = 2, allIsWell(1)
 	bad := linkTo("bad-root", "bad-root-1")
 	bad.Status = cutOff(1)
+	set(bad, v1alpha1.LinkReady, "BadRoot", "root is not one PEM certificate")
 	set(bad, v1alpha1.LinkTrusted, "BadRoot", "root is not one PEM certificate")
 	set(bad, v1alpha1.LinkConnected, "NotTrusted", "the Link is not trusted, so nobody dials the peer")
 	set(bad, v1alpha1.LinkSynced, "NotTrusted", "the Link is not trusted: mirrors stay as they are")
@@ -135,7 +137,7 @@ func faultyLinks() []client.Object {
 	oneWay := linkTo("one-way", "one-way-1")
 	oneWay.Status = allIsWell(1)
 	set(oneWay, v1alpha1.LinkGatewayReachable, "NoAddress", noAddress)
-	set(oneWay, v1alpha1.LinkSynced, "NoWayToPeer", "the peer dials us, but no gateway of it can be reached from here: none of its Services is mirrored")
+	set(oneWay, v1alpha1.LinkSynced, "PeerUnreachable", "the peer dials us, but none of its gateways can be reached from here: none of its Services is mirrored")
 	partly := linkTo("partly", "partly-1")
 	partly.Status = allIsWell(1)
 	set(partly, v1alpha1.LinkConnected, "ReplicaDisconnected", "1 of 2 controller replicas without a catalog stream with the peer: causeway-controller-b: no answer yet")
@@ -143,13 +145,17 @@ func faultyLinks() []client.Object {
 	partly.Status.Conditions[slices.IndexFunc(partly.Status.Conditions, func(c metav1.Condition) bool {
 		return c.Type == v1alpha1.LinkGatewayReachable
 	})].Status = metav1.ConditionTrue
+	suspended, second := linkTo("suspended", "suspended-1"), linkTo("partly-two", "partly-1")
+	suspended.Status, second.Status = allIsWell(1), cutOff(1)
+	set(suspended, v1alpha1.LinkReady, "Suspended", "spec.suspend stops new connections in both directions; open connections go on")
+	set(second, v1alpha1.LinkReady, string(link.DuplicatePeer), "Link partly is for the same peer and older, so it stays in force; this Link takes over when that one is deleted")
 	nameless := linkTo("nameless", "nameless-1")
 	nameless.Status = allIsWell(1)
 	set(nameless, v1alpha1.LinkGatewayReachable, "DNS", "gw.example: DNS knows no such name")
 	many := linkTo("many", "many-1")
 	many.Status = allIsWell(1)
 	many.Status.Problems = []v1alpha1.ServiceProblem{{Reason: "More", Message: "and 7 more"}}
-	return []client.Object{fresh, edited, bad, waiting, many, oneWay, partly, nameless}
+	return []client.Object{fresh, edited, bad, waiting, many, oneWay, partly, nameless, suspended, second}
 }
 
 func service(namespace, name string, labels map[string]string) *corev1.Service {
@@ -178,7 +184,7 @@ func mirrorOf(l *v1alpha1.Link, namespace, name string, ready bool) mirrored {
 			Namespace: namespace, Name: name + "-causeway", UID: types.UID("uid-of-slice-" + name),
 			Labels: map[string]string{
 				v1alpha1.ManagedByLabel: v1alpha1.ManagedBy, v1alpha1.LinkLabel: l.Name,
-				discoveryv1.LabelManagedBy: sliceManager, discoveryv1.LabelServiceName: name,
+				discoveryv1.LabelManagedBy: clusterinfo.SliceManager, discoveryv1.LabelServiceName: name,
 			},
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Service", Name: name, UID: s.UID}},
 		},

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/check"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 // pathFails is the reason of the Event and of the condition at the agent of a node whose path failed.
@@ -27,7 +28,8 @@ func (a *app) rememberPaths(ctx context.Context, cl cluster, namespace string, p
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	var pods corev1.PodList
-	if err := cl.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels{"app.kubernetes.io/component": "agent"}); err != nil {
+	agents := client.MatchingLabels(clusterinfo.Selector(clusterinfo.ComponentAgent))
+	if err := cl.List(ctx, &pods, client.InNamespace(namespace), agents); err != nil {
 		fmt.Fprintf(a.stderr, "warning: what canaries found is not kept at the agents: list them: %v\n", err)
 		return
 	}

@@ -13,11 +13,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 // agentSet is the DaemonSet of agents, and guardContainer the one of its containers that writes to the node.
 const (
-	agentSet       = "causeway-agent"
+	agentSet       = clusterinfo.AgentName
 	guardContainer = "vip-guard"
 )
 
@@ -26,9 +29,7 @@ const (
 const stopLabel = "causeway.dev/uninstall"
 
 // cleaners are the labels of the pods that clean a node.
-var cleaners = client.MatchingLabels{
-	"app.kubernetes.io/name": "causeway", "app.kubernetes.io/component": "cleanup", "app.kubernetes.io/part-of": "causeway",
-}
+var cleaners = client.MatchingLabels(clusterinfo.Labels(clusterinfo.ComponentCleanup))
 
 // removeAgents ends all agents, and cleans every node that they were on and that is up.
 func (u *uninstaller) removeAgents(ctx context.Context) error {
@@ -81,14 +82,14 @@ func (u *uninstaller) podsGone(ctx context.Context) wait {
 		what: "agents", done: "stopped", undone: "have not stopped",
 		hint: fmt.Sprintf("`kubectl -n %s get pods -o wide` tells where; running this command again goes on where it stopped", u.namespace),
 		state: func() (string, error) {
-			return u.livePods(ctx, client.MatchingLabels{"app.kubernetes.io/name": "causeway", "app.kubernetes.io/component": "agent"})
+			return u.livePods(ctx, clusterinfo.Selector(clusterinfo.ComponentAgent))
 		},
 	}
 }
 
 // noPods says which pods of Causeway still run.
 func (u *uninstaller) noPods(ctx context.Context) (string, error) {
-	return u.livePods(ctx, client.MatchingLabels{"app.kubernetes.io/name": "causeway"})
+	return u.livePods(ctx, client.MatchingLabels{clusterinfo.NameLabel: clusterinfo.Causeway})
 }
 
 // livePods counts the pods with these labels that may still run, "" for none: not those that have ended, nor those on
@@ -104,8 +105,7 @@ func (u *uninstaller) livePods(ctx context.Context, which client.MatchingLabels)
 	}
 	n := 0
 	for _, p := range pods.Items {
-		ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-		if !ended && !slices.Contains(down, p.Spec.NodeName) {
+		if !kube.PodFinished(&p) && !slices.Contains(down, p.Spec.NodeName) {
 			n++
 		}
 	}
@@ -128,10 +128,7 @@ func (u *uninstaller) nodes(ctx context.Context, set *appsv1.DaemonSet) (up, dow
 		return nil, nil, fmt.Errorf("list nodes: %w", err)
 	}
 	for _, n := range nodes.Items {
-		ready := slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-		})
-		if ready {
+		if kube.NodeReady(&n) {
 			up = append(up, n.Name)
 		} else {
 			down = append(down, n.Name)

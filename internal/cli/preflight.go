@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/version"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 // oldest is the first Kubernetes whose tokens name the node that they are bound to, which the signer relies on.
@@ -37,7 +39,7 @@ func checkVersion(cl cluster) error {
 }
 
 // controllerBinding is the ClusterRoleBinding whose subject tells which namespace Causeway is in.
-const controllerBinding = "causeway-controller"
+const controllerBinding = clusterinfo.ControllerName
 
 // checkNamespace refuses a namespace other than the one that Causeway is in: a cluster has one installation, as kinds,
 // Links and rights have no namespace.
@@ -62,14 +64,14 @@ func checkNamespace(ctx context.Context, c client.Reader, namespace string) erro
 // nameOnce fills in the name that the cluster already has, and refuses another one.
 func nameOnce(ctx context.Context, c client.Reader, namespace string, values map[string]any) error {
 	var m corev1.ConfigMap
-	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: identityConfigMap}, &m)
+	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: clusterinfo.IdentityConfigMap}, &m)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("read this cluster's identity: %w", err)
 	}
-	has := m.Data["clusterName"]
+	has := m.Data[clusterinfo.KeyClusterName]
 	switch asked, _ := values["clusterName"].(string); {
 	case has == "" || asked == has:
 	case asked == "":
@@ -129,7 +131,7 @@ func coverFamilies(ctx context.Context, c client.Reader, namespace string, value
 // standingRanges are the ranges of virtual IPs that an installation goes by now, each a string; none: there is none.
 func standingRanges(ctx context.Context, c client.Reader, namespace string) ([]any, error) {
 	var d appsv1.Deployment
-	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: "causeway-controller"}, &d)
+	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: clusterinfo.ControllerName}, &d)
 	if client.IgnoreNotFound(err) != nil {
 		return nil, fmt.Errorf("look which virtual IPs the cluster has: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/rotation"
 )
 
@@ -58,7 +59,7 @@ cluster until it is linked anew, and until then each believes whoever holds the 
 	c.Flags().BoolVar(&flags.root, "root", false, "a new root first, and then an issuer of it")
 	c.Flags().BoolVar(&flags.revoke, "revoke", false, "trust the issuers of now, and with --root the root, no more, at once")
 	c.Flags().BoolVar(&flags.yes, "yes", false, "do not ask before --root --revoke")
-	c.Flags().DurationVar(&flags.announce, "announce", rotation.Ahead, "`how long` the new root or issuer is announced at most, whoever has not acknowledged it")
+	c.Flags().DurationVar(&flags.announce, "announce", rotation.AnnouncePeriod, "`how long` the new root or issuer is announced at most, even if a peer has not acknowledged it")
 	c.Flags().BoolVar(&flags.wait, "wait", false, "wait until the new one signs")
 	c.Flags().DurationVar(&flags.timeout, "timeout", 0, "`how long` to wait (default --announce, twice with --root, and two minutes)")
 	return c
@@ -151,7 +152,7 @@ func ask(ctx context.Context, c client.Client, namespace string, r rotation.Requ
 	if err != nil {
 		return fmt.Errorf("write the request: %w", err)
 	}
-	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: identityConfigMap}}
+	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: clusterinfo.IdentityConfigMap}}
 	err = c.Patch(ctx, cm, client.RawPatch(types.MergePatchType, patch))
 	if apierrors.IsNotFound(err) {
 		return withHint(fmt.Errorf("this cluster has no identity yet: %w", err), "`causeway install` first")
@@ -165,7 +166,7 @@ func ask(ctx context.Context, c client.Client, namespace string, r rotation.Requ
 // rotating says what is still missing of the request; "": nothing.
 func rotating(ctx context.Context, c client.Reader, namespace string, r rotation.Request) (string, error) {
 	var cm corev1.ConfigMap
-	if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: identityConfigMap}, &cm); err != nil {
+	if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: clusterinfo.IdentityConfigMap}, &cm); err != nil {
 		return "", err
 	}
 	p, err := rotation.ParseProgress(cm.Annotations[rotation.ProgressAnnotation])
@@ -189,8 +190,8 @@ func awaited(p rotation.Progress, r rotation.Request) string {
 	switch {
 	case p.Request != r.ID && p.Fault != "":
 		return p.Fault
-	case p.Request != r.ID && p.Room != nil:
-		return fmt.Sprintf("waits until %s, when one of %d issuers that are trusted still goes; --revoke would not wait", p.Room.Format(time.RFC3339), p.Listed)
+	case p.Request != r.ID && p.NextAllowed != nil:
+		return fmt.Sprintf("waits until %s, when one of %d issuers that are trusted still goes; --revoke would not wait", p.NextAllowed.Format(time.RFC3339), p.Listed)
 	case p.Request != r.ID:
 		return "waits for the controllers"
 	case p.Deadline != nil:
@@ -205,15 +206,15 @@ func awaitedRoot(p rotation.Progress, r rotation.Request) string {
 	switch {
 	case root.Request != r.ID && p.Fault != "":
 		return p.Fault
-	case root.Request != r.ID && root.Until != nil:
-		return fmt.Sprintf("waits until %s, when the last issuer of the root before goes; --revoke would not wait", root.Until.Format(time.RFC3339))
-	case root.Request != r.ID && root.Leaving:
+	case root.Request != r.ID && root.RetiringUntil != nil:
+		return fmt.Sprintf("waits until %s, when the last issuer of the root before goes; --revoke would not wait", root.RetiringUntil.Format(time.RFC3339))
+	case root.Request != r.ID && root.Retiring:
 		return "waits for the rotation of the root before to end"
 	case root.Request != r.ID:
 		return "waits for the controllers"
 	case root.Deadline != nil:
 		return fmt.Sprintf("the new root is announced (list %d), and signs at %s at the latest%s", p.Number, root.Deadline.Format(time.RFC3339), unacknowledged(root.Waiting))
-	case root.Leaving && root.Until == nil && p.Deadline == nil:
+	case root.Retiring && root.RetiringUntil == nil && p.Deadline == nil:
 		return "the new root signs, and its issuer is to be announced"
 	}
 	return ""

@@ -10,10 +10,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
 // takeBackTimeout is how long the command tries to take back what it has half made.
@@ -99,15 +99,11 @@ func deleteWithSecret(ctx context.Context, cl cluster, o client.Object, secret s
 	}
 	var s corev1.Secret
 	err := cl.Get(ctx, client.ObjectKey{Namespace: o.GetNamespace(), Name: secret}, &s)
-	if err == nil && ownedBy(&s, uid) {
+	if err == nil && kube.OwnedBy(&s, uid) {
 		err = cl.Delete(ctx, &s, client.Preconditions{UID: &s.UID})
 	}
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("delete Secret %s: %w", secret, err)
 	}
 	return nil
-}
-
-func ownedBy(o metav1.Object, uid types.UID) bool {
-	return slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool { return r.UID == uid })
 }

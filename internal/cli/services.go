@@ -18,13 +18,16 @@ import (
 
 func (a *app) services() *cobra.Command {
 	var flags clusterFlags
+	var namespace string
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "services",
-		Short: "List Services that are mirrored here, and those that are exported from here",
-		Long: `List the Services of linked clusters that are mirrored here, those of this cluster that are exported, by a label or a
-ServiceExport, and which of them do not cross and why.`,
-		Example: "  causeway services --context west\n  causeway services --json",
+		Short: "List mirrors and exported Services, with their problems",
+		Long: `List the Services of linked clusters that are mirrored here, and the Services of this cluster that a label or a
+ServiceExport exports. Problems say which of them are not mirrored or not exported, and why.
+
+Here --namespace limits the list to Services of one namespace. In other commands it is Causeway's own namespace.`,
+		Example: "  causeway services --context west\n  causeway services -n shop --json",
 		GroupID: operator,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -32,46 +35,50 @@ ServiceExport, and which of them do not cross and why.`,
 			if err != nil {
 				return err
 			}
-			r, err := reportServices(c.Context(), cl, flags)
+			r, err := reportServices(c.Context(), cl, flags, namespace)
 			if err != nil {
 				return err
 			}
 			if asJSON {
 				return printJSON(a.stdout, r)
 			}
-			return a.printServices(r)
+			return a.printServices(r, namespace)
 		},
 	}
-	flags.add(c)
+	flags.addBeside(c)
+	c.Flags().StringVarP(&namespace, "namespace", "n", "",
+		"list only Services of this `namespace` (default all namespaces)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
 
-// servicesReport is what is said of a cluster's Services. Its JSON only ever grows.
+// servicesReport describes a cluster's Services. Fields may be added to its JSON, and
+// none is renamed or removed.
 type servicesReport struct {
 	Mirrors  []mirrorReport  `json:"mirrors"`
 	Exports  []exportReport  `json:"exports"`
 	Problems []problemReport `json:"problems"`
 }
 
-// mirrorReport is a Service of a peer's, as it stands here.
+// mirrorReport describes the mirror of a peer's Service.
 type mirrorReport struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	Link      string `json:"link"`
 	// Source is the peer's Service, namespace/name.
 	Source string `json:"source"`
-	// Ready is what the peer says of its endpoints.
+	// Ready: the peer reports ready endpoints.
 	Ready bool         `json:"ready"`
 	Ports []portReport `json:"ports"`
 }
 
-// exportReport is a Service of this cluster that somebody has asked to export.
+// exportReport describes a Service of this cluster that a label or a ServiceExport
+// exports.
 type exportReport struct {
 	Namespace string       `json:"namespace"`
 	Name      string       `json:"name"`
 	Ports     []portReport `json:"ports"`
-	// Links are those that it crosses.
+	// Links are those whose peers see it.
 	Links []string `json:"links"`
 }
 
@@ -82,58 +89,71 @@ type portReport struct {
 	AppProtocol string `json:"appProtocol,omitempty"`
 }
 
-// problemReport says why a Service does not cross, wholly or in part.
+// problemReport says why a Service is not mirrored or exported, wholly or in part.
 type problemReport struct {
 	v1alpha1.ServiceProblem
-	// Links are those whose status says so.
+	// Links are those whose status has the problem.
 	Links []string `json:"links"`
 }
 
-func reportServices(ctx context.Context, cl cluster, flags clusterFlags) (servicesReport, error) {
+// reportServices describes the Services of one namespace, or of all if namespace is
+// empty.
+func reportServices(ctx context.Context, cl cluster, flags clusterFlags, namespace string) (servicesReport,
+	error) {
 	links, err := readLinks(ctx, cl, flags)
 	if err != nil {
 		return servicesReport{}, err
 	}
-	mirrors, err := reportMirrors(ctx, cl)
+	mirrors, err := reportMirrors(ctx, cl, namespace)
 	if err != nil {
 		return servicesReport{}, err
 	}
-	exports, err := reportExports(ctx, cl, links.list, flags.namespace)
+	exports, err := reportExports(ctx, cl, links.list, flags.namespace, namespace)
 	if err != nil {
 		return servicesReport{}, err
 	}
-	return servicesReport{mirrors, exports, reportProblems(links.list)}, nil
+	problems := slices.DeleteFunc(reportProblems(links.list), func(p problemReport) bool {
+		of, _, _ := strings.Cut(p.Service, "/")
+		return namespace != "" && p.Service != "" && of != namespace
+	})
+	return servicesReport{mirrors, exports, problems}, nil
 }
 
-// reportMirrors lists the Services that a Link owns and that bear our labels, which the controller keeps on them.
-func reportMirrors(ctx context.Context, cl cluster) ([]mirrorReport, error) {
+// reportMirrors describes the Services that have Causeway's labels and that a Link owns.
+func reportMirrors(ctx context.Context, cl cluster, namespace string) ([]mirrorReport, error) {
 	ours := client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy}
+	within := client.InNamespace(namespace) // all, if it is empty
 	var services corev1.ServiceList
-	if err := cl.List(ctx, &services, ours); err != nil {
+	if err := cl.List(ctx, &services, ours, within); err != nil {
 		return nil, fmt.Errorf("list mirrors: %w", err)
 	}
 	var endpoints discoveryv1.EndpointSliceList
-	if err := cl.List(ctx, &endpoints, ours); err != nil {
+	if err := cl.List(ctx, &endpoints, ours, within); err != nil {
 		return nil, fmt.Errorf("list the EndpointSlices of mirrors: %w", err)
 	}
 	ready := map[client.ObjectKey]bool{}
 	for _, s := range endpoints.Items {
 		for _, e := range s.Endpoints {
 			if e.Conditions.Ready != nil && *e.Conditions.Ready {
-				ready[client.ObjectKey{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}] = true
+				ready[client.ObjectKey{Namespace: s.Namespace,
+					Name: s.Labels[discoveryv1.LabelServiceName]}] = true
 			}
 		}
 	}
 	out := []mirrorReport{}
 	for i := range services.Items {
 		s := &services.Items[i]
-		owner := slices.IndexFunc(s.OwnerReferences, isLink)
+		owner := slices.IndexFunc(s.OwnerReferences, v1alpha1.IsLinkReference)
 		if owner < 0 {
 			continue
 		}
 		out = append(out, mirrorReport{
-			Namespace: s.Namespace, Name: s.Name, Link: s.OwnerReferences[owner].Name, Source: s.Annotations[v1alpha1.SourceAnnotation],
-			Ready: ready[client.ObjectKeyFromObject(s)], Ports: reportPorts(s),
+			Namespace: s.Namespace,
+			Name:      s.Name,
+			Link:      s.OwnerReferences[owner].Name,
+			Source:    s.Annotations[v1alpha1.SourceAnnotation],
+			Ready:     ready[client.ObjectKeyFromObject(s)],
+			Ports:     reportPorts(s),
 		})
 	}
 	slices.SortFunc(out, func(a, b mirrorReport) int {
@@ -154,7 +174,8 @@ func reportPorts(s *corev1.Service) []portReport {
 	return out
 }
 
-// reportProblems joins what the Links' statuses say: a problem of an export is in each of them.
+// reportProblems merges the problems of all Links, because a problem of an export is in
+// each of their statuses.
 func reportProblems(links []v1alpha1.Link) []problemReport {
 	by := map[v1alpha1.ServiceProblem][]string{}
 	out := []problemReport{}
@@ -170,12 +191,17 @@ func reportProblems(links []v1alpha1.Link) []problemReport {
 		out[i].Links = by[out[i].ServiceProblem]
 	}
 	slices.SortFunc(out, func(a, b problemReport) int {
-		return cmp.Or(strings.Compare(a.Service, b.Service), strings.Compare(a.Reason, b.Reason), strings.Compare(a.Message, b.Message), slices.Compare(a.Links, b.Links))
+		return cmp.Or(
+			strings.Compare(a.Service, b.Service),
+			strings.Compare(a.Reason, b.Reason),
+			strings.Compare(a.Message, b.Message),
+			slices.Compare(a.Links, b.Links),
+		)
 	})
 	return out
 }
 
-func (a *app) printServices(r servicesReport) error {
+func (a *app) printServices(r servicesReport, namespace string) error {
 	var tables []func() error
 	if len(r.Mirrors) > 0 {
 		tables = append(tables, func() error { return a.printMirrors(r.Mirrors) })
@@ -187,7 +213,12 @@ func (a *app) printServices(r servicesReport) error {
 		tables = append(tables, func() error { return a.printProblems(r.Problems) })
 	}
 	if len(tables) == 0 {
-		fmt.Fprintln(a.stderr, "No Service is mirrored here, and none is labelled for export: `kubectl label service NAME causeway.dev/export=true` exports one.")
+		where := "in this cluster"
+		if namespace != "" {
+			where = "in namespace " + namespace
+		}
+		fmt.Fprintf(a.stderr, "No Service is mirrored or exported %s. "+
+			"Run `kubectl label service NAME causeway.dev/export=true` to export one.\n", where)
 	}
 	for i, table := range tables {
 		if i > 0 {
@@ -233,7 +264,7 @@ func (a *app) printProblems(problems []problemReport) error {
 	return nil
 }
 
-// ports is "80/TCP(http),5432/TCP".
+// ports returns "80/TCP(http),5432/TCP".
 func ports(list []portReport) string {
 	var out []string
 	for _, p := range list {

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 // uninstallFlags are the words of `causeway uninstall`.
@@ -179,11 +180,11 @@ func (u *uninstaller) survey(ctx context.Context) (survey, error) {
 		return s, err
 	}
 	var identity corev1.ConfigMap
-	err = u.client.Get(ctx, client.ObjectKey{Namespace: u.namespace, Name: identityConfigMap}, &identity)
+	err = u.client.Get(ctx, client.ObjectKey{Namespace: u.namespace, Name: clusterinfo.IdentityConfigMap}, &identity)
 	if client.IgnoreNotFound(err) != nil {
 		return s, fmt.Errorf("read this cluster's identity: %w", err)
 	}
-	if name := identity.Data["clusterName"]; name != "" {
+	if name := identity.Data[clusterinfo.KeyClusterName]; name != "" {
 		s.cluster = name
 	}
 	var records corev1.SecretList

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 // uninstaller takes Causeway out of one cluster. Every step of it may be repeated.
@@ -142,7 +143,7 @@ func kind(group, version, kind string) schema.GroupVersionKind {
 
 // charts' objects have these labels, those that the controller makes the other ones.
 var (
-	charted    = client.MatchingLabels{"app.kubernetes.io/name": "causeway", "app.kubernetes.io/part-of": "causeway"}
+	charted    = client.MatchingLabels{clusterinfo.NameLabel: clusterinfo.Causeway, clusterinfo.PartOfLabel: clusterinfo.Causeway}
 	controlled = client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedBy}
 )
 
@@ -158,6 +159,8 @@ var (
 	}
 	belongings = []ours{
 		{kind: kind("", "v1", "Service"), labels: charted},
+		{kind: kind("policy", "v1", "PodDisruptionBudget"), labels: charted},
+		{kind: kind("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema"), cluster: true, labels: charted},
 		{kind: kind("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding"), cluster: true, labels: charted},
 		{kind: kind("rbac.authorization.k8s.io", "v1", "ClusterRole"), cluster: true, labels: charted},
 		{kind: kind("rbac.authorization.k8s.io", "v1", "RoleBinding"), labels: charted},
@@ -165,7 +168,7 @@ var (
 		{kind: kind("", "v1", "ServiceAccount"), labels: charted},
 		{kind: kind("", "v1", "Secret"), labels: controlled},
 		{kind: kind("", "v1", "ConfigMap"), labels: controlled},
-		{kind: kind("coordination.k8s.io", "v1", "Lease"), named: func(name string) bool { return name == "causeway-controller" }},
+		{kind: kind("coordination.k8s.io", "v1", "Lease"), named: func(name string) bool { return name == clusterinfo.ControllerName }},
 	}
 	crds = []ours{{
 		kind: kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition"), cluster: true,

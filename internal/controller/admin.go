@@ -12,15 +12,18 @@ import (
 	"sync"
 	"time"
 
-	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
 	"github.com/causeway-mesh/causeway/internal/check"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
 
 const (
-	// AdminPort, on the pod's loopback, is where `causeway check` asks by a forwarded port.
+	// AdminPort, on the pod's loopback, is where `causeway check` connects to by a
+	// forwarded port.
 	AdminPort = 9466
-	// AnswerPath is what it asks for: a check.Answer.
+	// AnswerPath returns a check.Answer.
 	AnswerPath = "/v1/answer"
 )
 
@@ -30,12 +33,14 @@ const agentsTime = 6 * time.Second
 // maxQuestions bounds how many operators are answered at a time.
 const maxQuestions = 4
 
-// admin answers an operator who was let in by the API server: nobody else reaches a
-// pod's loopback. It holds nothing secret, and changes nothing.
+// admin answers queries of operators. Only requests through the API server, which
+// authorizes them, reach a pod's loopback address. The answers contain no secrets, and
+// the queries change nothing.
 type admin struct {
-	brain *brain
-	ask   func(context.Context) ([]nodestream.Report, error)
-	o     Options
+	reconciler *reconciler
+	ask        func(context.Context) ([]nodestream.Report, error)
+	pods       client.Reader // from the cache
+	o          Options
 }
 
 // serve answers until ctx ends.
@@ -47,7 +52,7 @@ func (a *admin) serve(ctx context.Context) error {
 		case slots <- struct{}{}:
 			defer func() { <-slots }()
 		default:
-			http.Error(w, "too many ask at once: ask again", http.StatusServiceUnavailable)
+			http.Error(w, "too many questions at once: retry", http.StatusServiceUnavailable)
 			return
 		}
 		answer, err := a.answer(r.Context())
@@ -57,10 +62,16 @@ func (a *admin) serve(ctx context.Context) error {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(answer); err != nil {
-			a.o.Log.Debug("an answer did not get through", "error", err)
+			a.o.Log.Debug("write answer", "error", err)
 		}
 	})
-	s := &http.Server{Addr: a.o.Admin, Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10}
+	s := &http.Server{
+		Addr:           a.o.Admin,
+		Handler:        mux,
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   30 * time.Second,
+		MaxHeaderBytes: 8 << 10,
+	}
 	var closing sync.WaitGroup
 	defer closing.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -75,7 +86,7 @@ func (a *admin) serve(ctx context.Context) error {
 	return nil
 }
 
-// answer is what this replica knows, and what its agents say.
+// answer returns what this replica and its agents know.
 func (a *admin) answer(ctx context.Context) (check.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, agentsTime)
 	defer cancel()
@@ -83,17 +94,79 @@ func (a *admin) answer(ctx context.Context) (check.Answer, error) {
 	if err != nil {
 		return check.Answer{}, err
 	}
-	out := check.Answer{Version: a.o.Version, Agents: agentsOf(reports)}
-	if w := a.brain.asked.Load(); w != nil {
-		out.Whole = true
-		out.IssuersUntil = []time.Time{a.brain.own.issuers.Load().Current.Certificate().NotAfter}
-		out.RawPods = w.raw
-		for _, name := range slices.Sorted(maps.Keys(w.mirrors)) {
-			out.Peers = append(out.Peers, a.peer(name, w.mirrors[name]))
-		}
+	out := check.Answer{
+		Version:    a.o.Version,
+		AgeSeconds: a.reconciler.freshness.Current().Age.Seconds(),
+		Agents:     agentsOf(reports),
 	}
-	out.Time = time.Now() // last, as near as can be to when it is heard
+	select {
+	case <-a.reconciler.ready:
+		if err := a.describe(ctx, &out); err != nil {
+			return check.Answer{}, err
+		}
+	default: // nothing is known yet
+	}
+	out.Time = time.Now() // last, so that the reader can compare clocks
 	return out, nil
+}
+
+// describe fills in what the reconciler knows.
+func (a *admin) describe(ctx context.Context, out *check.Answer) error {
+	var pods corev1.PodList
+	if err := a.pods.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	out.Whole = true
+	out.IssuersUntil = []time.Time{a.reconciler.identity.Issuers().Issuer().NotAfter}
+	out.RawPods = rawPods(pods.Items)
+	return a.reconciler.call(ctx, func() { out.Peers = a.reconciler.describePeers() })
+}
+
+// call runs f in the reconciler's goroutine, between two passes.
+func (r *reconciler) call(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	r.inbox.add(func(b *batch) {
+		b.calls = append(b.calls, func() {
+			defer close(done)
+			f()
+		})
+	})
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the reconciler: %w", context.Cause(ctx))
+	}
+}
+
+// describePeers returns what this replica knows of each peer in force.
+func (r *reconciler) describePeers() []check.Peer {
+	var out []check.Peer
+	for _, name := range r.links.inForce() {
+		s := r.snapshots[name]
+		p := check.Peer{Link: name}
+		if s != nil {
+			p.DNS, p.Inbound = slices.Clone(s.Addresses.DNS), s.Inbound
+			p.SkewSeconds, p.Complete = s.Skew.Seconds(), s.Complete
+			for _, address := range slices.Sorted(maps.Keys(s.Streams)) {
+				p.Streams = append(p.Streams, check.Stream{
+					Address: address,
+					Error:   s.Streams[address].Reason,
+				})
+			}
+		}
+		if l := r.imports.links[name]; l != nil {
+			p.WantNames = make(map[string]string, len(l.wants))
+			for source, want := range l.wants {
+				key := strings.TrimSuffix(source.Namespace+"/"+source.Service+"/"+source.Hostname, "/")
+				p.Wants = append(p.Wants, key)
+				p.WantNames[key] = want.MirrorNamespace + "/" + want.MirrorName
+			}
+			slices.Sort(p.Wants)
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // agentsOf turns reports into answers.
@@ -102,7 +175,7 @@ func agentsOf(reports []nodestream.Report) []check.Agent {
 	for _, r := range reports {
 		agent := check.Agent{Node: r.Node, Version: r.Version}
 		if r.Body == nil {
-			agent.Error = fmt.Sprintf("nothing within %v", agentsTime)
+			agent.Error = fmt.Sprintf("no answer within %v", agentsTime)
 			out = append(out, agent)
 			continue
 		}
@@ -111,49 +184,13 @@ func agentsOf(reports []nodestream.Report) []check.Agent {
 		agent.Faults, agent.Bridged = r.Body.GetFaults(), r.Body.GetBridged()
 		for _, d := range r.Body.GetReaches() {
 			agent.Dials = append(agent.Dials, check.Dial{
-				Link: d.GetLink(), Address: d.GetAddress(), TookSeconds: float64(d.GetTookUs()) / 1e6, Error: d.GetError(),
+				Link:        d.GetLink(),
+				Address:     d.GetAddress(),
+				TookSeconds: float64(d.GetTookUs()) / 1e6,
+				Error:       d.GetError(),
 			})
 		}
 		out = append(out, agent)
 	}
 	return out
-}
-
-// peer is what this replica knows of a Link's peer.
-func (a *admin) peer(name string, mirrors []string) check.Peer {
-	h := a.brain.peers.heard(name)
-	p := check.Peer{Link: name, DNS: slices.Clone(h.addresses.DNS), Inbound: h.inbound, SkewSeconds: h.skew.Seconds(), Complete: h.complete, Wants: mirrors}
-	for _, address := range slices.Sorted(maps.Keys(h.streams)) {
-		s := check.Stream{Address: address}
-		if err := h.streams[address].err; err != nil {
-			s.Error = wire.Explain(err)
-		}
-		p.Streams = append(p.Streams, s)
-	}
-	return p
-}
-
-// wanted is what a thought came to that operators ask about. It is immutable.
-type wanted struct {
-	// mirrors are those that catalogs and rules ask for, by valid Link, sorted.
-	mirrors map[string][]string
-	// raw counts pods that may send raw packets, by node.
-	raw map[string]int
-}
-
-func (b *brain) wanted(t *thought) *wanted {
-	w := &wanted{make(map[string][]string, len(t.peers)), rawPods(t.pods)}
-	for name := range t.peers {
-		w.mirrors[name] = nil
-	}
-	for _, p := range b.wants(t) {
-		if _, valid := t.peers[p.Link]; !valid {
-			continue
-		}
-		for _, m := range p.Mirrors {
-			w.mirrors[p.Link] = append(w.mirrors[p.Link], strings.TrimSuffix(m.Namespace+"/"+m.Service+"/"+m.Hostname, "/"))
-		}
-		slices.Sort(w.mirrors[p.Link])
-	}
-	return w
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -16,15 +15,14 @@ import (
 	"github.com/causeway-mesh/causeway/internal/canary"
 )
 
-// keepCanary keeps the canary's Service, which the chart makes, leading to the
-// canary's virtual IP of each range. Kubernetes collects what it makes with the Service.
-func (l *leader) keepCanary(ctx context.Context, services []corev1.Service) error {
-	i := slices.IndexFunc(services, func(s corev1.Service) bool { return s.Namespace == l.o.Namespace && s.Name == canary.Service })
-	if i < 0 {
-		return nil // taken away by whoever installed
+// keepCanary keeps the canary's Service, which the chart makes, leading to the canary's
+// virtual IP of each range. Kubernetes collects what this makes with the Service.
+func (l *leader) keepCanary(ctx context.Context, svc *corev1.Service) error {
+	if svc == nil {
+		return nil // the installation has none
 	}
-	for _, vips := range l.books.ranges {
-		want := canarySlice(&services[i], canary.Address(vips))
+	for _, vips := range l.ranges {
+		want := canarySlice(svc, canary.Address(vips))
 		var have discoveryv1.EndpointSlice
 		err := l.client.Get(ctx, client.ObjectKeyFromObject(want), &have)
 		switch {
@@ -42,8 +40,10 @@ func (l *leader) keepCanary(ctx context.Context, services []corev1.Service) erro
 }
 
 func sameSlice(have, want *discoveryv1.EndpointSlice) bool {
-	return equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) && equality.Semantic.DeepEqual(have.Ports, want.Ports) &&
-		equality.Semantic.DeepEqual(have.Labels, want.Labels) && equality.Semantic.DeepEqual(have.OwnerReferences, want.OwnerReferences)
+	return equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) &&
+		equality.Semantic.DeepEqual(have.Ports, want.Ports) &&
+		equality.Semantic.DeepEqual(have.Labels, want.Labels) &&
+		equality.Semantic.DeepEqual(have.OwnerReferences, want.OwnerReferences)
 }
 
 // canarySlice is the slice of one of the canary's virtual IPs.
@@ -57,11 +57,28 @@ func canarySlice(svc *corev1.Service, vip netip.Addr) *discoveryv1.EndpointSlice
 	return &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: svc.Namespace, Name: name,
-			Labels:          map[string]string{discoveryv1.LabelServiceName: svc.Name, discoveryv1.LabelManagedBy: "causeway.dev"},
-			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Service", Name: svc.Name, UID: svc.UID, Controller: &yes, BlockOwnerDeletion: &no}},
+			Labels: map[string]string{
+				discoveryv1.LabelServiceName: svc.Name,
+				discoveryv1.LabelManagedBy:   "causeway.dev",
+			},
+			OwnerReferences: []metav1.OwnerReference{
+				{
+					APIVersion:         "v1",
+					Kind:               "Service",
+					Name:               svc.Name,
+					UID:                svc.UID,
+					Controller:         &yes,
+					BlockOwnerDeletion: &no,
+				},
+			},
 		},
 		AddressType: family,
-		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{vip.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes}}},
-		Ports:       []discoveryv1.EndpointPort{{Name: &none, Port: &port, Protocol: &tcp}},
+		Endpoints: []discoveryv1.Endpoint{
+			{
+				Addresses:  []string{vip.String()},
+				Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes},
+			},
+		},
+		Ports: []discoveryv1.EndpointPort{{Name: &none, Port: &port, Protocol: &tcp}},
 	}
 }

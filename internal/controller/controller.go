@@ -1,64 +1,53 @@
-// Package controller joins the control rooms in one process: it exports this
-// cluster's catalog to peers, subscribes to theirs, signs identities, and tells
-// every agent and gateway what it must know.
+// Package controller is the controller process: it exports this cluster's catalog to
+// peers, mirrors the Services of peers, signs workload certificates, and sends each agent
+// and gateway its configuration.
 //
-//	API server ─▶ caches ─┐                 ┌─▶ catalogs ─▶ peers (through our gateway)
-//	peers' catalogs ──────┴─▶ brain.think ──┼─▶ views ────▶ node streams
-//	                                        └─▶ leader ───▶ ledger, mirrors, status, Events
+//	API server ─▶ informers ─┐              ┌─▶ catalog log ─▶ peers, through our gateway
+//	peers' catalogs ─────────┼─▶ inbox ─▶ pass ─▶ node logs ───▶ agents and gateways
+//	ledger, mirror writer ───┘              └─▶ leader ──────▶ ledger, mirrors, status, Events
 //
-// brain.go is the front door to its thinking, own.go to what the cluster is.
+// reconcile.go is the front door: one goroutine makes passes, and each pass turns a batch
+// of changes into a plan and applies it. exports.go and imports.go are the two lives of a
+// Service, links.go that of a peer.
 //
 // What always holds:
-//   - Every replica serves: catalogs, node streams, signatures. The leader alone
-//     writes, but for the cluster's identity, what is learnt of peers, and what a
-//     replica tells the leader.
-//   - A thought starts from the caches and ends in whole values; it keeps nothing
-//     but what is dear to find out and cannot change.
-//   - Nothing is written when nothing changed, and no outage of a peer shorter than
-//     patience is a change.
-//   - What was once given is not forgotten: Ledgers and PeerTrusts that somebody
-//     edits or deletes are mended from what is known.
-//   - Each Link has its own streams and its own writer with its own back-off.
+//   - Every replica serves catalogs, node streams and signatures. The leader alone writes
+//     to the API server, apart from this cluster's identity, what is learned of peers,
+//     and invites, which any replica writes by compare-and-swap.
+//   - A pass costs what has changed, not what exists.
+//   - Nothing is written when nothing changed.
+//   - Agents and peers never learn of an allocation before the ledger has stored it.
+//   - A failing object, peer or Link stops nothing else.
 package controller
 
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
-	toolscache "k8s.io/client-go/tools/cache"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
-	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
-	"github.com/causeway-mesh/causeway/internal/catalog/wire"
-	"github.com/causeway-mesh/causeway/internal/dataplane/route"
-	"github.com/causeway-mesh/causeway/internal/grpctls"
-	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/check"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/mirror"
-	"github.com/causeway-mesh/causeway/internal/nodestream"
-	"github.com/causeway-mesh/causeway/internal/nodestream/view"
 	"github.com/causeway-mesh/causeway/internal/signer"
+	"github.com/causeway-mesh/causeway/internal/throttle"
 )
 
 // Options configure a controller process.
@@ -67,18 +56,18 @@ type Options struct {
 	ClusterName string
 	// VIPCIDRs are the ranges of virtual IPs, one for each IP family. Required.
 	VIPCIDRs []string
-	// Taken are ranges of this cluster's pods and Services, as far as they are known:
-	// a range of virtual IPs that overlaps one is refused.
-	Taken []netip.Prefix
-	// Namespace, PodName are the pod's own. Required.
+	// ClusterRanges are ranges of this cluster's pods and Services, as far as they are
+	// known: a range of virtual IPs that overlaps one is refused.
+	ClusterRanges []netip.Prefix
+	// Namespace and PodName are the pod's own. Required.
 	Namespace, PodName string
-	// CASecret names a Secret of Namespace in which somebody else keeps this cluster's root;
-	// empty: the cluster makes its own.
+	// CASecret names a Secret of Namespace in which an external CA keeps this cluster's
+	// root. If empty, the cluster makes its own root.
 	CASecret string
-	// Version is told to peers and written on mirrors.
+	// Version is reported to peers and written on mirrors.
 	Version string
-	// Addresses to listen on. Defaults ":4145", ":4146", ":9464", ":9465", and the pod's
-	// loopback alone for Admin: "127.0.0.1:9466".
+	// Addresses to listen on. Defaults: ":4145", ":4146", ":9464", ":9465", and for
+	// Admin the pod's loopback alone: "127.0.0.1:9466".
 	Catalog, NodeStream, Metrics, Probes, Admin string
 
 	Log *slog.Logger
@@ -91,44 +80,68 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// shutdownGrace bounds the end of all parts, so that it is over, and the
-// leadership given up, before the kubelet's own 30 s are.
+// writesPerSecond is the budget of all mirrors of all Links. It is lowered while the API
+// server answers 429.
+const writesPerSecond = 800
+
+// shutdownGrace bounds the end of all parts, so that it is over, and the leadership given
+// up, before the kubelet's own 30 s are.
 const shutdownGrace = 20 * time.Second
 
-// Run is the controller process. It returns when ctx ends, or with an error when
-// it lost the leadership: whoever started it starts it again.
+// Run is the controller process. It returns when ctx ends, or with an error when it lost
+// the leadership: the kubelet starts it again.
 func Run(ctx context.Context, o Options) error {
 	o = o.withDefaults()
-	ranges, err := checkRanges(o.VIPCIDRs, o.Taken)
+	ranges, err := checkRanges(o.VIPCIDRs, o.ClusterRanges)
 	if err != nil {
 		return err
 	}
-	mgr, live, err := newManager(o)
+	budget := throttle.New(writesPerSecond, nil)
+	mgr, live, err := newManager(o, budget)
 	if err != nil {
 		return err
 	}
-	mine, err := loadOwn(ctx, live, o, time.Now())
+	id, err := clusterid.Load(ctx, live, clusterid.Options{
+		ClusterName: o.ClusterName,
+		Namespace:   o.Namespace,
+		CASecret:    o.CASecret,
+	})
 	if err != nil {
 		return fmt.Errorf("load this cluster's identity: %w", err)
 	}
-	err = mine.publish(ctx, live, o, nil)
+	err = id.Publish(ctx, live, nil)
 	if err != nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) { // another replica does
 		return err
 	}
-	if err := mirror.Index(ctx, mgr.GetFieldIndexer()); err != nil {
+	if err := mirror.RegisterIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err
 	}
-	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.Pod{}, signer.PodNodeField, signer.PodNode); err != nil {
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.Pod{}, signer.PodNodeField,
+		signer.PodNode); err != nil {
 		return fmt.Errorf("index Pods by node: %w", err)
 	}
-	p := &process{o: o, own: mine, mgr: mgr, live: live, ranges: ranges, log: o.Log}
+	var pod corev1.Pod
+	err = live.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: o.PodName}, &pod)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("get this pod %s/%s: %w", o.Namespace, o.PodName, err)
+	}
+	p := &process{
+		o:        o,
+		identity: id,
+		mgr:      mgr,
+		live:     live,
+		ranges:   ranges,
+		podUID:   string(pod.UID),
+		budget:   budget,
+		log:      o.Log,
+	}
 	if err := p.wire(); err != nil {
 		return err
 	}
 	return mgr.Start(ctx)
 }
 
-func newManager(o Options) (manager.Manager, client.Client, error) {
+func newManager(o Options, budget *throttle.Limiter) (manager.Manager, client.Client, error) {
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, nil, err
@@ -137,7 +150,10 @@ func newManager(o Options) (manager.Manager, client.Client, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("find the cluster's API server: %w", err)
 	}
-	cfg.QPS, cfg.Burst = -1, -1 // writers have budgets of their own
+	cfg.QPS, cfg.Burst = -1, -1      // writers have budgets of their own
+	election := rest.CopyConfig(cfg) // a connection of its own: our bulk must not starve it
+	election.Timeout = 5 * time.Second
+	cfg.Wrap(budget.RoundTripper)
 	grace := shutdownGrace
 	mgr, err := manager.New(cfg, manager.Options{
 		Scheme: scheme,
@@ -145,17 +161,22 @@ func newManager(o Options) (manager.Manager, client.Client, error) {
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
-				&v1alpha1.Ledger{}:    {Namespaces: map[string]cache.Config{o.Namespace: {}}},
-				&v1alpha1.PeerTrust{}: {Namespaces: map[string]cache.Config{o.Namespace: {}}},
-				&v1alpha1.Invite{}:    {Namespaces: map[string]cache.Config{o.Namespace: {}}},
-				&v1alpha1.Join{}:      {Namespaces: map[string]cache.Config{o.Namespace: {}}},
-				&corev1.Pod{}:         {Transform: slimPod},
+				&v1alpha1.Ledger{}:           {Namespaces: map[string]cache.Config{o.Namespace: {}}},
+				&v1alpha1.PeerTrust{}:        {Namespaces: map[string]cache.Config{o.Namespace: {}}},
+				&v1alpha1.Invite{}:           {Namespaces: map[string]cache.Config{o.Namespace: {}}},
+				&v1alpha1.Join{}:             {Namespaces: map[string]cache.Config{o.Namespace: {}}},
+				&corev1.Pod{}:                {Transform: slimPod},
+				&discoveryv1.EndpointSlice{}: {Transform: slimSlice},
 			},
 		},
-		Client:                        client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}, &corev1.ConfigMap{}}}},
+		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{
+			&corev1.Secret{},
+			&corev1.ConfigMap{},
+		}}},
 		Metrics:                       metricsserver.Options{BindAddress: o.Metrics},
 		GracefulShutdownTimeout:       &grace,
 		LeaderElection:                true,
+		LeaderElectionConfig:          election,
 		LeaderElectionID:              "causeway-controller",
 		LeaderElectionNamespace:       o.Namespace,
 		LeaderElectionReleaseOnCancel: true,
@@ -170,30 +191,68 @@ func newManager(o Options) (manager.Manager, client.Client, error) {
 	return mgr, live, nil
 }
 
-// slimPod keeps of a pod in the cache what Causeway reads: hundreds of thousands of them add up.
+// slimPod keeps of a pod in the cache what Causeway reads: hundreds of thousands of pods
+// add up.
 func slimPod(o any) (any, error) {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return o, nil
 	}
-	p.ManagedFields, p.Annotations = nil, slimAnnotations(p.Annotations)
+	p.ManagedFields, p.OwnerReferences, p.Annotations = nil, nil, slimAnnotations(p.Annotations)
 	containers := make([]corev1.Container, len(p.Spec.Containers))
 	for i, c := range p.Spec.Containers {
-		containers[i] = corev1.Container{Name: c.Name, Ports: c.Ports, SecurityContext: slimSecurity(c.SecurityContext)}
+		containers[i] = corev1.Container{
+			Name:            c.Name,
+			Ports:           c.Ports,
+			SecurityContext: slimSecurity(c.SecurityContext),
+		}
 	}
 	initial := make([]corev1.Container, len(p.Spec.InitContainers))
 	for i, c := range p.Spec.InitContainers {
-		initial[i] = corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy, SecurityContext: slimSecurity(c.SecurityContext)}
+		initial[i] = corev1.Container{
+			Name:            c.Name,
+			Ports:           c.Ports,
+			RestartPolicy:   c.RestartPolicy,
+			SecurityContext: slimSecurity(c.SecurityContext),
+		}
 	}
 	p.Spec = corev1.PodSpec{
-		NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
-		Hostname: p.Spec.Hostname, Subdomain: p.Spec.Subdomain, Containers: containers, InitContainers: initial,
+		NodeName:           p.Spec.NodeName,
+		ServiceAccountName: p.Spec.ServiceAccountName,
+		HostNetwork:        p.Spec.HostNetwork,
+		Hostname:           p.Spec.Hostname,
+		Subdomain:          p.Spec.Subdomain,
+		Containers:         containers,
+		InitContainers:     initial,
 	}
-	p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses = nil, nil, nil
+	p.Status = corev1.PodStatus{
+		Phase:      p.Status.Phase,
+		PodIP:      p.Status.PodIP,
+		PodIPs:     p.Status.PodIPs,
+		HostIP:     p.Status.HostIP,
+		HostIPs:    p.Status.HostIPs,
+		Conditions: slimConditions(p.Status.Conditions),
+	}
 	return p, nil
 }
 
-// slimAnnotations keeps the one that tells a static pod's mirror.
+// slimConditions keeps the conditions that Causeway reads, without their texts.
+func slimConditions(all []corev1.PodCondition) []corev1.PodCondition {
+	kept := make([]corev1.PodCondition, 0, 2) // most pods have these two
+	for _, c := range all {
+		switch c.Type {
+		case corev1.PodReady, corev1.PodReadyToStartContainers, check.PathProved:
+			kept = append(kept, corev1.PodCondition{
+				Type:               c.Type,
+				Status:             c.Status,
+				LastTransitionTime: c.LastTransitionTime,
+			})
+		}
+	}
+	return kept
+}
+
+// slimAnnotations keeps the annotation that marks the mirror pod of a static pod.
 func slimAnnotations(all map[string]string) map[string]string {
 	if v, ok := all[corev1.MirrorPodAnnotationKey]; ok {
 		return map[string]string{corev1.MirrorPodAnnotationKey: v}
@@ -201,187 +260,15 @@ func slimAnnotations(all map[string]string) map[string]string {
 	return nil
 }
 
-// process is one controller process while it is put together.
-type process struct {
-	o      Options
-	own    *own
-	mgr    manager.Manager
-	live   client.Client
-	ranges []netip.Prefix
-	log    *slog.Logger
-
-	credential *credential
-	brain      *brain
-	whole      chan struct{}
-}
-
-// wire puts the parts together and hands them to the manager, which runs them.
-func (p *process) wire() error {
-	p.credential = &credential{own: p.own, namespace: p.o.Namespace}
-	hub, board := &nodestream.Hub{}, &wire.Board{}
-	if err := board.SetHello(p.own.hello(p.o.Version)); err != nil {
-		return err
+// slimSlice drops what Causeway does not read of an EndpointSlice.
+func slimSlice(o any) (any, error) {
+	s, ok := o.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return o, nil
 	}
-	p.whole = make(chan struct{})
-	b := &brain{
-		o: p.o, own: p.own, cache: p.mgr.GetClient(), hub: hub, board: board, ranges: p.ranges, log: p.log,
-		whole: p.whole, wake: make(chan struct{}, 1),
+	s.ManagedFields = nil
+	for i := range s.Endpoints {
+		s.Endpoints[i].Hints, s.Endpoints[i].DeprecatedTopology = nil, nil
 	}
-	p.brain = b
-	metrics.Registry.MustRegister(expiry{b.ends})
-	catalogMetrics := wire.NewMetrics(metrics.Registry)
-	b.peers = &peers{
-		own: p.own, credential: p.credential.get, trusts: trusts{p.live, p.o.Namespace}, board: board,
-		metrics: catalogMetrics, changed: b.changed, reach: dial, log: p.log, links: make(map[string]*peerState),
-		ranges: slices.Concat(p.ranges, p.o.Taken),
-		lookup: func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		},
-	}
-	metrics.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "causeway_controller_failing_paths",
-		Help: "Nodes whose way from a pod to its agent failed when it was last proved, by causeway check or install.",
-	}, func() float64 { return float64(b.failing.Load()) }))
-	b.leader = &leader{
-		client: p.mgr.GetClient(), own: p.own, o: p.o, log: p.log,
-		events: p.mgr.GetEventRecorder("causeway-controller"), joiner: p.joiner(),
-		books: &books{client: p.live, namespace: p.o.Namespace, ranges: p.ranges, log: p.log},
-		reconciler: &mirror.Reconciler{
-			Client: p.mgr.GetClient(), Live: p.live, Namespace: p.o.Namespace, Version: p.o.Version,
-			Log: p.log, Metrics: mirror.NewMetrics(metrics.Registry),
-		},
-	}
-	server, nodes, err := p.nodeStream(hub)
-	if err != nil {
-		return err
-	}
-	return errors.Join(
-		p.add(p.think), p.add(nodes), p.add(p.catalog(board, catalogMetrics)), p.add(p.awaitElection), p.add(p.probes), p.add(p.rotator().run),
-		p.add((&admin{brain: b, ask: server.Ask, o: p.o}).serve),
-	)
-}
-
-// everywhere is a part that runs in every replica.
-type everywhere func(context.Context) error
-
-func (f everywhere) Start(ctx context.Context) error { return f(ctx) }
-func (everywhere) NeedLeaderElection() bool          { return false }
-
-func (p *process) add(part func(context.Context) error) error { return p.mgr.Add(everywhere(part)) }
-
-// think watches and thinks until ctx ends, and waits for all that thinking has started.
-func (p *process) think(ctx context.Context) error {
-	for _, kind := range kinds() {
-		if err := p.watch(ctx, kind); err != nil {
-			return err
-		}
-	}
-	exports, err := p.serviceExports()
-	if err != nil {
-		return err
-	}
-	if err := exports.look(ctx); err != nil {
-		return err
-	}
-	p.brain.serviceExports = &exports.here
-	if !p.mgr.GetCache().WaitForCacheSync(ctx) {
-		return nil
-	}
-	var looking sync.WaitGroup
-	looking.Go(func() { exports.run(ctx) })
-	p.brain.run(ctx)
-	looking.Wait()
-	p.brain.peers.running.Wait()
-	p.brain.leader.running.Wait()
-	return nil
-}
-
-// watch keeps a cache of a kind, any change of which wakes the brain. It returns when the cache is whole.
-func (p *process) watch(ctx context.Context, kind client.Object) error {
-	informer, err := p.mgr.GetCache().GetInformer(ctx, kind)
-	if err != nil {
-		return fmt.Errorf("watch %T: %w", kind, err)
-	}
-	if _, err := informer.AddEventHandler(wakeOn(p.brain.changed)); err != nil {
-		return fmt.Errorf("watch %T: %w", kind, err)
-	}
-	return nil
-}
-
-func wakeOn(changed func()) toolscache.ResourceEventHandler {
-	return toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { changed() },
-		UpdateFunc: func(any, any) { changed() },
-		DeleteFunc: func(any) { changed() },
-	}
-}
-
-func (p *process) awaitElection(ctx context.Context) error {
-	select {
-	case <-p.mgr.Elected():
-		p.log.Info("this replica leads: it writes mirrors and status")
-		p.brain.leading.Store(true)
-		p.brain.changed()
-	case <-ctx.Done():
-	}
-	return nil
-}
-
-// nodeStream serves agents and gateways.
-func (p *process) nodeStream(hub *nodestream.Hub) (*nodestream.Server, everywhere, error) {
-	ln, err := net.Listen("tcp", p.o.NodeStream)
-	if err != nil {
-		return nil, nil, fmt.Errorf("listen for agents and gateways: %w", err)
-	}
-	api, err := kubernetes.NewForConfig(p.mgr.GetConfig())
-	if err != nil {
-		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
-	}
-	known := signer.NewAuthenticator(p.o.Namespace, api.AuthenticationV1().TokenReviews(), p.mgr.GetClient(), metrics.Registry)
-	s := signer.New(known, p.own, signer.Options{Registerer: metrics.Registry})
-	server := nodestream.NewServer(subjects{known}, hub, s.Sign, nodestream.ServerOptions{Log: p.log, Registerer: metrics.Registry})
-	creds := grpctls.New(grpctls.Config{ALPN: nodestream.ALPN, TLS: p.nodeTLS, Guard: guardAccepted})
-	return server, func(ctx context.Context) error { return server.Serve(ctx, ln, creds) }, nil
-}
-
-// subjects tells the node stream whom a token stands for.
-type subjects struct{ known *signer.Authenticator }
-
-func (s subjects) Authenticate(ctx context.Context, token string) (nodestream.Subject, error) {
-	caller, err := s.known.Authenticate(ctx, token)
-	if err != nil {
-		return nodestream.Subject{}, err
-	}
-	out := nodestream.Subject{Node: caller.NodeName, PodUID: caller.PodUID}
-	switch caller.Role {
-	case signer.RoleAgent:
-		out.Role = nodestream.RoleAgent
-	case signer.RoleGateway:
-		out.Role = nodestream.RoleGateway
-	}
-	return out, nil
-}
-
-func (p *process) nodeTLS() (*tls.Config, error) {
-	return identity.ServerTLS(identity.PlaneNode,
-		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return p.credential.get() }, false, nil), nil
-}
-
-// catalog serves peers' controllers, whom a gateway of ours hands over.
-func (p *process) catalog(board *wire.Board, m *wire.Metrics) everywhere {
-	return func(ctx context.Context) error {
-		tcp, err := net.Listen("tcp", p.o.Catalog)
-		if err != nil {
-			return fmt.Errorf("listen for peers: %w", err)
-		}
-		key := route.HopKey(identity.HopKey(p.own.hopMaster, view.ControllerBackend(p.o.PodName)))
-		ln := newHopListener(tcp, key, p.log, metrics.Registry)
-		var accepting sync.WaitGroup
-		defer accepting.Wait()
-		accepting.Go(func() { ln.run(ctx) })
-		accepting.Go(func() { p.invited().Serve(ctx, joining{ln}) })
-		server := wire.NewServer(p.brain.peers.who, board, inboundSink{p.brain.peers}, wire.ServerOptions{Log: p.log, Metrics: m})
-		creds := grpctls.New(grpctls.Config{ALPN: wire.ALPN, TLS: p.brain.peers.serverTLS, Guard: guardAccepted})
-		return server.Serve(ctx, ln, creds)
-	}
+	return s, nil
 }

@@ -5,231 +5,230 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
-	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/joinflow"
+	"github.com/causeway-mesh/causeway/internal/ledger"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 )
 
-// leader is all that writes, but for trust and identity: the books, and a writer
-// for each Link, so that one Link's trouble or back-off holds up no other.
+// leader is everything that writes to the API server, apart from this cluster's identity
+// and what is learned of peers. Its methods are called from the reconciler's goroutine
+// and return at once; the work is done by tasks that it owns.
 type leader struct {
-	client     client.Client
-	reconciler *mirror.Reconciler
-	books      *books
-	own        *own
-	events     events.EventRecorder
-	o          Options
-	log        *slog.Logger
+	client   client.Client // reads from the cache
+	live     client.Client
+	identity *clusterid.Identity
+	events   events.EventRecorder
+	writer   *mirror.Writer
+	joiner   *joinflow.Joiner
+	o        Options
+	ranges   []netip.Prefix
+	inbox    *inbox
+	log      *slog.Logger
 
-	running sync.WaitGroup
-	writers map[string]*writer    // of the brain's goroutine alone
-	joins   map[types.UID]*writer // likewise
-	joiner  *joiner
-	house   *writer
-	told    map[catalog.Problem]bool // export problems with an Event; of the house's goroutine alone
-	// named are the gateways that the identity was last published with, and when, and
-	// of which generation its roots were: of the house's goroutine alone.
-	named      []string
-	namedWhen  time.Time
-	namedRoots uint64
-	ending     map[ending]time.Time // when told of; of the house's goroutine alone
+	tasks        tasks
+	started      bool
+	ledgerRead   bool // the book holds a live list of Ledgers
+	statuses     map[string]*statusTask
+	housekeeping *task
+	limits       eventLimits
 }
 
-// reread is how often the published identity, which is not in the cache, is looked at.
-const reread = time.Minute
-
-// A job is the newest that a Link's writer must make true.
-type job struct {
-	link    *v1alpha1.Link
-	peer    mirror.Peer
-	entries []v1alpha1.LedgerMirror
-	seen    link.Seen
-	// exported are problems of exports: their Events are the Services'.
-	exported []catalog.Problem
-	// due is when seen may be said, if the Link has a status already; zero: at once.
-	due time.Time
+// statusTask writes one Link's status.
+type statusTask struct {
+	*task
+	limit *rate.Limiter
+	due   time.Time // when the newest of the changes is written at the latest
 }
 
-// house is what the leader keeps in order beside the Links.
-type house struct {
-	gateways []string
-	exports  []catalog.Problem
-	trusts   []v1alpha1.PeerTrust
-	services []corev1.Service
-	// serviceExports are where problems of exports without a Service are told.
-	serviceExports []metav1.PartialObjectMetadata
-	links          []v1alpha1.Link
-	invites        []v1alpha1.Invite
-	joins          []v1alpha1.Join
-	endings        []ending
-}
-
-// A writer does the newest of its work, again until it succeeds.
-type writer struct {
-	cancel context.CancelFunc
-	wake   chan struct{}
-	says   *rate.Limiter // of status writes
-
-	mu   sync.Mutex // guards work
-	work work
-}
-
-// work is to be done again after a while, if it says so or fails. It is told how
-// many times the writer has failed in a row.
-type work func(ctx context.Context, failures int) (again time.Duration, err error)
-
-func (w *writer) set(work work) {
-	w.mu.Lock()
-	w.work = work
-	w.mu.Unlock()
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
-}
-
-// breath bounds the rest that a writer takes after its work, which is as long as
-// the work took.
-const breath = 250 * time.Millisecond
-
-// run works whenever there is new work, when the last asked to be done again, and
-// after errors with back-off, until ctx ends.
-func (w *writer) run(ctx context.Context, log *slog.Logger) {
-	waits := backoff.Backoff{Min: 200 * time.Millisecond, Max: 30 * time.Second}
-	failures := 0
-	for again := (<-chan time.Time)(nil); ; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.wake:
-		case <-again:
-		}
-		w.mu.Lock()
-		work := w.work
-		w.mu.Unlock()
-		start := time.Now()
-		wait, err := work(ctx, failures)
-		took := time.Since(start)
-		if err == nil {
-			waits.Reset()
-			failures = 0
-		} else if ctx.Err() == nil {
-			complain(ctx, log, err, failures)
-			failures++
-			wait = waits.Next() + settle
-		}
-		again = nil
-		if wait > 0 {
-			again = time.After(wait)
-		}
-		backoff.Sleep(ctx, min(took, breath))
-	}
-}
-
-// complain tells of an outage once. A conflict is weather.
-func complain(ctx context.Context, log *slog.Logger, err error, failures int) {
-	level := slog.LevelWarn
-	if failures > 0 || apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-		level = slog.LevelDebug
-	}
-	log.Log(ctx, level, "writing failed and will be tried again", "error", err)
-}
-
-func (l *leader) writer(ctx context.Context, log *slog.Logger) *writer {
-	ctx, cancel := context.WithCancel(ctx)
-	w := &writer{cancel: cancel, wake: make(chan struct{}, 1), says: rate.NewLimiter(rate.Every(statusPause), statusBurst)}
-	l.running.Go(func() { w.run(ctx, log) })
-	return w
-}
-
-// offer gives every Link's writer its newest job, and ends those of Links that are gone.
-func (l *leader) offer(ctx context.Context, jobs map[string]job, h house) {
-	if l.writers == nil {
-		l.writers = make(map[string]*writer)
-		l.house = l.writer(ctx, l.log)
-	}
-	for name, w := range l.writers {
-		if _, ok := jobs[name]; !ok {
-			w.cancel()
-			delete(l.writers, name)
-			l.reconciler.Forget(name)
-		}
-	}
-	for name, j := range jobs {
-		w := l.writers[name]
-		if w == nil {
-			w = l.writer(ctx, l.log.With("link", name))
-			l.writers[name] = w
-		}
-		w.set(func(ctx context.Context, failures int) (time.Duration, error) {
-			return l.write(ctx, &j, failures, w.says)
-		})
-	}
-	links := make(map[string]bool, len(jobs))
-	for name := range jobs {
-		links[name] = true
-	}
-	l.house.set(func(ctx context.Context, _ int) (time.Duration, error) { return reread, l.keep(ctx, h, links) })
-}
-
-// write makes one Link's mirrors and status true.
-func (l *leader) write(ctx context.Context, j *job, failures int, says *rate.Limiter) (time.Duration, error) {
-	result, err := l.reconciler.Reconcile(ctx, j.link, j.peer, j.entries)
-	seen := j.seen
-	seen.Mirrors, seen.Pending = result.Mirrors, result.Pending
-	seen.Problems = slices.Concat(seen.Problems, result.Problems)
-	if err != nil {
-		if failures < 2 {
-			return 0, err
-		}
-		// It goes on failing: the mirrors do not stand, and that much can be said.
-		seen.Mirrors, seen.Pending, seen.Problems = int(j.link.Status.Mirrors), max(1, seen.Pending), j.link.Status.Problems
-	}
-	wait := time.Until(j.due)
-	if wait <= 0 || len(j.link.Status.Conditions) == 0 {
-		later, serr := l.say(ctx, j, seen, says)
-		if result.RecheckAfter > 0 && (later == 0 || result.RecheckAfter < later) {
-			later = result.RecheckAfter
-		}
-		return later, errors.Join(err, serr)
-	}
-	if result.RecheckAfter > 0 {
-		wait = min(wait, result.RecheckAfter)
-	}
-	return wait, err
-}
-
-// How often a Link's status is written: a peer whose word changes all the time
-// must not make us write all the time.
+// How often a Link's status is written: a peer that changes all the time must not make
+// us write all the time.
 const (
 	statusBurst = 10
 	statusPause = 2 * time.Second
+	// statusDelay is how long a change waits for another one that reverses it: a new
+	// leader must not report mirrors as pending that only have to be looked at.
+	statusDelay = 250 * time.Millisecond
 )
 
-// say writes the Link's status, if it differs, and tells of what is new in it. It
-// returns after how long to try again if it has written too often; 0: no need.
-func (l *leader) say(ctx context.Context, j *job, seen link.Seen, says *rate.Limiter) (time.Duration, error) {
-	status, changed := link.Status(j.link, seen, time.Now())
+// start begins to lead. The mirror writer runs from now on, and the ledger is read live,
+// because the cache may lag behind what an earlier leader wrote.
+func (l *leader) start(ctx context.Context) {
+	if l.started {
+		return
+	}
+	l.started = true
+	l.statuses = make(map[string]*statusTask)
+	l.housekeeping = l.tasks.start(ctx, l.log)
+	l.tasks.running.Go(func() { l.writer.Run(ctx) })
+	l.tasks.running.Go(func() { l.readLedger(ctx) })
+}
+
+// wait waits for everything that start began.
+func (l *leader) wait() {
+	l.tasks.running.Wait()
+	l.joiner.Wait()
+}
+
+// readLedger lists the Ledgers live and hands them to the reconciler.
+func (l *leader) readLedger(ctx context.Context) {
+	t := l.tasks.start(ctx, l.log)
+	t.set(func(ctx context.Context, _ int) (time.Duration, error) {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		var list v1alpha1.LedgerList
+		if err := l.live.List(ctx, &list, client.InNamespace(l.o.Namespace)); err != nil {
+			return 0, fmt.Errorf("list Ledgers: %w", err)
+		}
+		l.inbox.add(func(b *batch) { b.ledgerList = list.Items; b.ledgerListed = true })
+		t.cancel()
+		return 0, nil
+	})
+}
+
+// store writes one object of the ledger and hands the result to the reconciler.
+func (l *leader) store(ctx context.Context, w ledger.Write) {
+	l.tasks.running.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		object := w.Object.DeepCopy()
+		object.Namespace = l.o.Namespace
+		var err error
+		if object.ResourceVersion == "" {
+			err = l.live.Create(ctx, object)
+		} else {
+			err = l.live.Update(ctx, object)
+		}
+		if err == nil && len(object.Data) == 0 && len(w.Object.Data) > 0 {
+			err = errOldCRDs
+		}
+		l.inbox.add(func(b *batch) { b.stored = append(b.stored, storeResult{w, object, err}) })
+	})
+}
+
+// errOldCRDs reports that the API server dropped fields that this version writes.
+var errOldCRDs = errors.New("the API server dropped fields: the CustomResourceDefinitions are older than " +
+	"this controller, run `causeway install`")
+
+// emit emits Events, as far as their rate allows.
+func (l *leader) emit(all []event, now time.Time) {
+	for _, e := range all {
+		if l.limits.allow(e, now) {
+			l.events.Eventf(e.about, e.related, corev1.EventTypeWarning, e.reason, e.action, "%s", e.message)
+		}
+	}
+}
+
+// eventLimits bounds Events per object's namespace or Link: a tenant or a peer must not
+// fill the API server with them.
+type eventLimits struct{ byOwner map[string]*rate.Limiter }
+
+const (
+	eventBurst   = 32
+	eventPause   = 10 * time.Second
+	maxEventKeys = 4096
+)
+
+func (l *eventLimits) allow(e event, now time.Time) bool {
+	if l.byOwner == nil || len(l.byOwner) > maxEventKeys {
+		l.byOwner = make(map[string]*rate.Limiter)
+	}
+	limit := l.byOwner[e.owner]
+	if limit == nil {
+		limit = rate.NewLimiter(rate.Every(eventPause), eventBurst)
+		l.byOwner[e.owner] = limit
+	}
+	return limit.AllowN(now, 1)
+}
+
+// applyMirrors passes the decisions of a plan to the mirror writer. A catalog is complete
+// only once the writer has all wants of the plan: it deletes what is not wanted then.
+func (l *leader) applyMirrors(p *plan) {
+	for _, c := range p.links {
+		if c.link == nil {
+			l.writer.RemoveLink(c.name)
+			continue
+		}
+		l.writer.SetLink(c.link, c.standby)
+	}
+	// A headless mirror and those of its named pods go in one call, or the list would
+	// shrink for a moment.
+	wants := make(map[string]map[catalog.Key]*mirror.Want)
+	for _, m := range p.mirrors { // of several changes of a mirror the last one counts
+		if wants[m.link] == nil {
+			wants[m.link] = make(map[catalog.Key]*mirror.Want)
+		}
+		wants[m.link][m.key] = m.want
+	}
+	for link, all := range wants {
+		l.writer.SetAll(link, all)
+	}
+	for _, c := range p.links {
+		if c.link != nil {
+			l.writer.SetComplete(c.name, c.complete)
+		}
+	}
+}
+
+// A statusJob is the content of a Link's next status.
+type statusJob struct {
+	link     *v1alpha1.Link
+	observed link.Observed
+	// exported are problems of exports: their Events are at the Services.
+	exported []catalog.Problem
+	// due is when observed may be written, if the Link has a status already; zero: at
+	// once.
+	due time.Time
+}
+
+// writeStatus writes what was observed into the status of a Link.
+func (l *leader) writeStatus(ctx context.Context, name string, j statusJob) {
+	t := l.statuses[name]
+	if t == nil {
+		t = &statusTask{
+			task:  l.tasks.start(ctx, l.log.With("link", name)),
+			limit: rate.NewLimiter(rate.Every(statusPause), statusBurst),
+		}
+		l.statuses[name] = t
+	}
+	if now := time.Now(); now.After(t.due) {
+		t.due = now.Add(statusDelay)
+	}
+	if j.due.Before(t.due) {
+		j.due = t.due
+	}
+	t.set(func(ctx context.Context, _ int) (time.Duration, error) {
+		if wait := time.Until(j.due); wait > 0 && len(j.link.Status.Conditions) > 0 {
+			return wait, nil
+		}
+		return l.updateStatus(ctx, &j, t.limit)
+	})
+}
+
+// updateStatus writes the status if it differs, and returns after how long to try again
+// if it was written too often; 0: no need.
+func (l *leader) updateStatus(ctx context.Context, j *statusJob, limit *rate.Limiter) (time.Duration, error) {
+	status, changed := link.Status(j.link, j.observed, time.Now())
 	if !changed {
 		return 0, nil
 	}
-	if !says.Allow() {
+	if !limit.Allow() {
 		return statusPause, nil
 	}
 	updated := j.link.DeepCopy()
@@ -239,26 +238,43 @@ func (l *leader) say(ctx context.Context, j *job, seen link.Seen, says *rate.Lim
 	if err := l.client.Status().Update(ctx, updated); err != nil {
 		return 0, client.IgnoreNotFound(err)
 	}
-	l.tell(j, status.Problems)
+	before := j.link
 	j.link = updated // the cache may not show it yet
+	l.inbox.add(func(b *batch) {
+		b.calls = append(b.calls, func() {
+			l.emit(statusEvents(before, status.Problems, j.exported),
+				time.Now())
+		})
+	})
 	return 0, nil
 }
 
-// tell makes an Event of each problem that is new, but those of exports.
-func (l *leader) tell(j *job, now []v1alpha1.ServiceProblem) {
+// statusEvents are Events of the problems that are new in a status, apart from those of
+// exports.
+func statusEvents(l *v1alpha1.Link, now []v1alpha1.ServiceProblem, exported []catalog.Problem) []event {
+	var out []event
 	for _, p := range now {
-		if p.Reason == link.More || slices.Contains(j.link.Status.Problems, p) || slices.Contains(j.exported, p) {
+		if p.Reason == link.More || slices.Contains(l.Status.Problems, p) || slices.Contains(exported, p) {
 			continue
 		}
 		note := p.Message
-		if p.Service != "" { // otherwise it is of the whole Link, as a quota is
+		if p.Service != "" {
 			note = p.Service + ": " + note
 		}
-		l.events.Eventf(j.link, serviceOf(p), corev1.EventTypeWarning, p.Reason, "Mirroring", "%s", note)
+		out = append(out, event{
+			about:   l,
+			related: serviceOf(p),
+			owner:   l.Name,
+			reason:  p.Reason,
+			action:  "Mirroring",
+			message: note,
+		})
 	}
+	return out
 }
 
-// serviceOf is what a problem is about, so that Events of two do not become one.
+// serviceOf is the Service that a problem is about, so that Events of two Services do not
+// become one; nil if it is about the whole Link.
 func serviceOf(p v1alpha1.ServiceProblem) runtime.Object {
 	namespace, name, ok := strings.Cut(p.Service, "/")
 	if !ok {
@@ -267,82 +283,73 @@ func serviceOf(p v1alpha1.ServiceProblem) runtime.Object {
 	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 }
 
-// keep keeps the published identity true, and forgets the trust of Links that are gone.
-func (l *leader) keep(ctx context.Context, h house, links map[string]bool) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	l.tellExporters(h)
-	l.tellEndings(h, time.Now())
-	errs := []error{l.identify(ctx, h.gateways), l.keepCanary(ctx, h.services), l.keepInvites(ctx, h.invites, h.joins, time.Now())}
-	for i := range h.trusts {
-		t := &h.trusts[i]
-		if !links[t.Name] {
-			err := l.client.Delete(ctx, t, client.Preconditions{UID: &t.UID, ResourceVersion: &t.ResourceVersion})
-			if client.IgnoreNotFound(err) != nil {
-				errs = append(errs, fmt.Errorf("forget the issuers of %s: %w", t.Name, err))
-			}
+// forgetLinks ends the status tasks of Links that are gone.
+func (l *leader) forgetLinks(links map[string]*v1alpha1.Link) {
+	for name, t := range l.statuses {
+		if links[name] == nil {
+			t.cancel()
+			delete(l.statuses, name)
 		}
 	}
-	return errors.Join(errs...)
 }
 
-// identify publishes the identity if that is due.
-func (l *leader) identify(ctx context.Context, gateways []string) error {
-	roots := l.own.issuers.Load().roots.Generation
-	if slices.Equal(gateways, l.named) && time.Since(l.namedWhen) < reread && roots == l.namedRoots {
+// rereadInterval is how often the published identity, which is not in the cache, is
+// checked.
+const rereadInterval = time.Minute
+
+// chores are what the leader keeps in order beside the Links.
+type chores struct {
+	gateways []string
+	canary   *corev1.Service
+	// obsolete are what was learned of peers whose Link is gone.
+	obsolete []*v1alpha1.PeerTrust
+	invites  []*v1alpha1.Invite
+	joins    []*v1alpha1.Join
+}
+
+// keep runs the chores now and every rereadInterval.
+func (l *leader) keep(c chores) {
+	l.housekeeping.set(func(ctx context.Context, _ int) (time.Duration, error) {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		errs := []error{
+			l.identity.Publish(ctx, l.client, c.gateways),
+			l.keepCanary(ctx, c.canary),
+			joinflow.Maintain(ctx, l.client, c.invites, c.joins, time.Now()),
+		}
+		for _, t := range c.obsolete {
+			errs = append(errs, l.forgetTrust(ctx, t))
+		}
+		return rereadInterval, errors.Join(errs...)
+	})
+}
+
+// forgetTrust deletes what was learned of a peer, if a live read confirms that its Link
+// is gone: the cache may not show a new one yet.
+func (l *leader) forgetTrust(ctx context.Context, t *v1alpha1.PeerTrust) error {
+	var found v1alpha1.Link
+	err := l.live.Get(ctx, client.ObjectKey{Name: t.Name}, &found)
+	if err == nil {
 		return nil
 	}
-	if err := l.own.publish(ctx, l.client, l.o, gateways); err != nil {
-		return err
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("get Link %s: %w", t.Name, err)
 	}
-	l.named, l.namedWhen, l.namedRoots = gateways, time.Now(), roots
+	err = l.client.Delete(ctx, t.DeepCopy(), client.Preconditions{
+		UID:             &t.UID,
+		ResourceVersion: &t.ResourceVersion,
+	})
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("delete PeerTrust %s: %w", t.Name, err)
+	}
 	return nil
 }
 
-// tellExporters makes an Event, at the Service or its ServiceExport, of each problem of an export that
-// is new. What a Link's status says already was told by an earlier leader.
-func (l *leader) tellExporters(h house) {
-	if l.told == nil {
-		l.told = make(map[catalog.Problem]bool)
-		for i := range h.links {
-			for _, p := range h.links[i].Status.Problems {
-				l.told[p] = true
-			}
-		}
+// sortedObjects returns the values of m in the order of their keys.
+func sortedObjects[T any](m map[catalog.Key]*T) []*T {
+	out := make([]*T, 0, len(m))
+	for _, k := range slices.SortedFunc(maps.Keys(m), catalog.Key.Compare) {
+		out = append(out, m[k])
 	}
-	now := make(map[catalog.Problem]bool, len(h.exports))
-	for _, p := range h.exports {
-		now[p] = true
-		if l.told[p] {
-			continue
-		}
-		key, err := catalog.ParseKey(p.Service)
-		if err != nil {
-			continue
-		}
-		if about := h.exporter(key, p.Reason); about != nil {
-			l.events.Eventf(about, nil, corev1.EventTypeWarning, p.Reason, "Exporting", "%s", p.Message)
-		}
-	}
-	l.told = now
-}
-
-// exporter is the object in which a person asked for an export; nil: it is gone meanwhile.
-func (h *house) exporter(key catalog.Key, reason string) runtime.Object {
-	if reason == catalog.ServiceMissing {
-		for i := range h.serviceExports {
-			if x := &h.serviceExports[i]; x.Namespace == key.Namespace && x.Name == key.Name {
-				about := x.DeepCopy()
-				about.SetGroupVersionKind(catalog.ServiceExportKind) // a list does not say it of each
-				return about
-			}
-		}
-		return nil
-	}
-	for i := range h.services {
-		if svc := &h.services[i]; svc.Namespace == key.Namespace && svc.Name == key.Name {
-			return svc
-		}
-	}
-	return nil
+	return out
 }

@@ -3,7 +3,6 @@ package controller
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,16 +11,12 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
 
-// dayKeys are the keys of a Link in what a node was told.
+// dayKeys are the keys of a Link in a scope of the hub.
 func dayKeys(t *testing.T, v nodestream.View, name string) []route.DatedKey {
 	t.Helper()
 	var out []route.DatedKey
-	for _, r := range v {
-		if l := r.GetLink(); l != nil && l.Name == name {
-			for _, k := range l.DayKeys {
-				out = append(out, route.DatedKey{Day: k.Day, Key: route.DayKey(k.Key)})
-			}
-		}
+	for _, k := range v["link/"+name].GetLink().GetDayKeys() {
+		out = append(out, route.DatedKey{Day: k.Day, Key: route.DayKey(k.Key)})
 	}
 	if len(out) == 0 {
 		t.Fatalf("no keys for %s", name)
@@ -29,33 +24,20 @@ func dayKeys(t *testing.T, v nodestream.View, name string) []route.DatedKey {
 	return out
 }
 
-// toldTo is what the replica's hub has for a node.
-func (r *replica) toldTo(t *testing.T, to nodestream.Recipient) nodestream.View {
-	t.Helper()
-	v, ok, _ := r.hub.Read(to)
-	if !ok {
-		t.Fatalf("nothing is told to %s", to)
-	}
-	return v
-}
-
-// as makes r a replica of another cluster.
-func (r *replica) as(o *own) *replica {
-	r.own, r.peers.own, r.leader.own = o, o, o
-	return r
-}
-
-// TestMidnight: both controllers think in fake time over a midnight; a label that west's agent seals is opened by east's gateway in every
-// minute, however the clocks of the two are off by what the Window allows, and whoever of the two is cut off from its controller for two days.
+// TestMidnight runs the controllers of both clusters over midnight. In every minute, a
+// label that west's agent seals is opened by east's gateway, also if the clocks of the
+// two differ by what route.Window allows, or if either has lost its controller for two
+// days.
 func TestMidnight(t *testing.T) {
 	west()
 	east()
 	synctest.Test(t, func(t *testing.T) {
-		w := newReplica(t, newAPI(t, linkTo("east", east()), shop(), agentPod()))
-		e := newReplica(t, newAPI(t, linkTo("west", west()), shop(), agentPod())).as(east())
+		w := newReplica(t, newAPI(east().Link("east"), shop(), agentPod("n1")))
+		e := newReplicaOf(t, east(), newAPI(west().Link("west"), shop(), agentPod("n1")))
 		w.during(t, func() {
 			e.during(t, func() {
 				time.Sleep(time.Until(time.Date(2000, 1, 1, 23, 57, 0, 0, time.UTC)))
+				synctest.Wait()
 				overMidnight(t, w, e)
 			})
 		})
@@ -63,40 +45,62 @@ func TestMidnight(t *testing.T) {
 }
 
 func overMidnight(t *testing.T, w, e *replica) {
-	agent, gateway := nodestream.Agent("node-1"), nodestream.Gateway
-	// What those had been told who are cut off from now on.
-	oldAgent, oldGateway := w.toldTo(t, agent), e.toldTo(t, gateway)
+	scope := func(r *replica, s nodestream.Scope) nodestream.View {
+		v, _ := r.hub.View(s)
+		return v
+	}
+	// What those know who have lost their controller from now on.
+	oldAgent, oldGateway := scope(w, nodestream.Agents), scope(e, nodestream.Gateways)
 	start := time.Now()
 	for _, c := range []struct {
-		why              string
-		after            time.Duration // until
-		step             time.Duration
-		oldAgent, oldGwy bool
-		want             error
+		why                  string
+		after                time.Duration // until
+		step                 time.Duration
+		oldAgent, oldGateway bool
+		want                 error
 	}{
-		{why: "each minute, and both are told", after: 10 * time.Minute, step: time.Minute},
-		{why: "the agent is cut off over midnight", after: 20 * time.Minute, step: time.Minute, oldAgent: true},
-		{why: "the gateway is cut off over midnight", after: 30 * time.Minute, step: time.Minute, oldGwy: true},
-		{why: "the agent is cut off for two days", after: 48 * time.Hour, step: time.Hour, oldAgent: true},
-		{why: "both are", after: 48*time.Hour + 2*time.Minute, step: time.Minute, oldAgent: true, oldGwy: true},
-		{why: "an agent whose last key is over says so itself", after: 49 * time.Hour, step: time.Hour, oldAgent: true, want: route.ErrNoDayKey},
-		{why: "what was told goes on", after: 72*time.Hour + 10*time.Minute, step: time.Hour},
+		{why: "each minute, both with a controller", after: 10 * time.Minute, step: time.Minute},
+		{why: "the agent has none over midnight", after: 20 * time.Minute, step: time.Minute, oldAgent: true},
+		{
+			why:        "the gateway has none over midnight",
+			after:      30 * time.Minute,
+			step:       time.Minute,
+			oldGateway: true,
+		},
+		{why: "the agent has none for two days", after: 48 * time.Hour, step: time.Hour, oldAgent: true},
+		{
+			why:        "neither has one",
+			after:      48*time.Hour + 2*time.Minute,
+			step:       time.Minute,
+			oldAgent:   true,
+			oldGateway: true,
+		},
+		{
+			why:      "an agent whose last key has ended says so",
+			after:    49 * time.Hour,
+			step:     time.Hour,
+			oldAgent: true,
+			want:     route.ErrNoDayKey,
+		},
+		{why: "those with a controller go on", after: 72*time.Hour + 10*time.Minute, step: time.Hour},
 	} {
 		for time.Since(start) < c.after {
 			time.Sleep(min(c.step, c.after-time.Since(start)))
 			synctest.Wait()
-			sealedBy, openedBy := w.toldTo(t, agent), e.toldTo(t, gateway)
+			sealer, opener := scope(w, nodestream.Agents), scope(e, nodestream.Gateways)
 			if c.oldAgent {
-				sealedBy = oldAgent
+				sealer = oldAgent
 			}
-			if c.oldGwy {
-				openedBy = oldGateway
+			if c.oldGateway {
+				opener = oldGateway
 			}
 			for _, skew := range skews(c.want == nil && c.after < time.Hour) {
 				at := time.Now()
-				err := carried(t, dayKeys(t, sealedBy, "east"), dayKeys(t, openedBy, "west"), at.Add(skew[0]), at.Add(skew[1]))
+				err := sealAndOpen(dayKeys(t, sealer, "east"), dayKeys(t, opener, "west"), at.Add(skew[0]),
+					at.Add(skew[1]))
 				if !errors.Is(err, c.want) || err != nil && c.want == nil {
-					t.Errorf("%s: at %s, clocks off by %v: %v, want %v", c.why, at.Format(time.DateTime), skew, err, c.want)
+					t.Errorf("%s: at %s, clocks off by %v: %v, want %v", c.why, at.Format(time.DateTime),
+						skew, err, c.want)
 				}
 			}
 		}
@@ -117,9 +121,8 @@ func skews(wide bool) [][2]time.Duration {
 	return out
 }
 
-// carried seals a label by one's keys and clock and opens it by another's.
-func carried(t *testing.T, sealer, opener []route.DatedKey, sealed, opened time.Time) error {
-	t.Helper()
+// sealAndOpen seals a label by the keys and the clock of one, and opens it by another's.
+func sealAndOpen(sealer, opener []route.DatedKey, sealed, opened time.Time) error {
 	sni, err := route.NewSealer(sealer...).Seal(route.FirstService, route.Wish{}, sealed)
 	if err != nil {
 		return err
@@ -133,41 +136,4 @@ func carried(t *testing.T, sealer, opener []route.DatedKey, sealed, opened time.
 		err = fmt.Errorf("opened as %s's %+v", link, label)
 	}
 	return err
-}
-
-// TestMidnightOfTheCatalog: a controller's own stream to the peer is sealed by the day of its clock.
-func TestMidnightOfTheCatalog(t *testing.T) {
-	west()
-	east()
-	synctest.Test(t, func(t *testing.T) {
-		e := newReplica(t, newAPI(t, linkTo("west", west()), shop(), agentPod())).as(east())
-		p := newPeers(newAPI(t), nil, func() {})
-		peer := peerOf(t, linkTo("east", east()))
-		e.during(t, func() {
-			time.Sleep(time.Until(time.Date(2000, 1, 1, 23, 50, 0, 0, time.UTC)))
-			old := e.toldTo(t, nodestream.Gateway)
-			for range 20 {
-				time.Sleep(time.Minute)
-				synctest.Wait()
-				cfg, err := p.clientTLS(peer)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for why, v := range map[string]nodestream.View{"told": e.toldTo(t, nodestream.Gateway), "cut off": old} {
-					var keys []route.LinkKey
-					for _, k := range dayKeys(t, v, "west") {
-						keys = append(keys, route.LinkKey{Link: "west", DatedKey: k})
-					}
-					for _, skew := range []time.Duration{-2 * time.Hour, 0, 2 * time.Hour} {
-						if link, label, err := route.NewKeyring(keys...).Open(cfg.ServerName, time.Now().Add(skew)); err != nil || link != "west" || label.Route != route.Catalog {
-							t.Errorf("%s, at %s, skew %v: %q, %+v, %v", why, time.Now().Format(time.TimeOnly), skew, link, label, err)
-						}
-					}
-				}
-			}
-			if slices.EqualFunc(dayKeys(t, old, "west"), dayKeys(t, e.toldTo(t, nodestream.Gateway), "west"), func(a, b route.DatedKey) bool { return a.Day == b.Day }) {
-				t.Error("the days do not turn")
-			}
-		})
-	})
 }

@@ -8,12 +8,21 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/peering"
 )
 
-// probes answers the kubelet: /healthz while the process lives, /readyz once there
-// is something to serve. The manager's own would log each answer of "not yet".
+// probes answers the kubelet and the other replicas: /healthz while the process lives,
+// /readyz once there is something to serve and this replica is fresh enough, /freshness
+// always. The manager's own probes would log each answer of "not yet".
 func (p *process) probes(ctx context.Context) error {
-	s := &http.Server{Addr: p.o.Probes, Handler: p.probed(), ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10}
+	s := &http.Server{
+		Addr:           p.o.Probes,
+		Handler:        p.probeHandler(),
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   5 * time.Second,
+		MaxHeaderBytes: 8 << 10,
+	}
 	var closing sync.WaitGroup
 	defer closing.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -28,21 +37,26 @@ func (p *process) probes(ctx context.Context) error {
 	return nil
 }
 
-func (p *process) probed() http.Handler {
+func (p *process) probeHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		select {
-		case <-p.whole:
+		case <-p.reconciler.ready:
 		default:
-			http.Error(w, "the caches are not whole yet", http.StatusServiceUnavailable)
+			http.Error(w, "the caches are not complete yet", http.StatusServiceUnavailable)
+			return
+		}
+		if why := p.freshness.NotReady(); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
 		}
 	})
+	mux.Handle(peering.FreshnessPath, p.freshness)
 	return mux
 }
 
-// quiet passes on what the Kubernetes libraries say, but for their Info, which no
-// operator would act on, as Debug.
+// quiet handles the logs of the Kubernetes libraries. It logs their Info messages as
+// Debug, because operators do not act on them.
 type quiet struct{ slog.Handler }
 
 // Enabled implements slog.Handler.

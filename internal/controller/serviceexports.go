@@ -2,34 +2,45 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// lookAgain is how often a cluster is asked whether it has the kind ServiceExport.
-const lookAgain = 10 * time.Second
+// probeInterval is the interval in which the controller checks which versions of
+// ServiceExport the API server serves.
+const probeInterval = 10 * time.Second
 
-// serviceExports watches the kind ServiceExport while the cluster has it: it may
-// be given and taken away at any time.
+// errVersionGone reports a cluster that serves the kind ServiceExport, but in no version
+// that this controller reads. That is not the same as a cluster without the kind: its
+// exports stay.
+var errVersionGone = errors.New("the cluster serves ServiceExport in no version that this controller reads")
+
+// serviceExports watches the kind ServiceExport while the cluster serves it, in the
+// newest version that both know. Users install and remove the kind at any time.
 type serviceExports struct {
-	// find asks the cluster whether it has the kind; watch begins to keep a cache of
-	// it, and returns when that is whole; leave stops.
-	find    func() (bool, error)
-	watch   func(context.Context) error
-	leave   func(context.Context) error
-	changed func()
-	log     *slog.Logger
+	// served returns the version to read from the API server; the zero value: it does not
+	// serve the kind.
+	served func() (schema.GroupVersionKind, error)
+	// watch starts a cache of a version, and returns when it is complete: then its
+	// objects are all that there are. leave stops it. forget drops all objects.
+	watch  func(context.Context, schema.GroupVersionKind) error
+	leave  func(context.Context, schema.GroupVersionKind) error
+	forget func()
+	log    *slog.Logger
 
-	here atomic.Bool // the cache is kept and whole
+	current schema.GroupVersionKind // watched now; zero: none
 }
 
 func (p *process) serviceExports() (*serviceExports, error) {
@@ -37,68 +48,131 @@ func (p *process) serviceExports() (*serviceExports, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
+	in := p.reconciler.inbox
 	return &serviceExports{
-		find:    func() (bool, error) { return hasServiceExports(api) },
-		watch:   func(ctx context.Context) error { return p.watch(ctx, aServiceExport()) },
-		leave:   func(ctx context.Context) error { return p.mgr.GetCache().RemoveInformer(ctx, aServiceExport()) },
-		changed: p.brain.changed, log: p.log,
+		served: func() (schema.GroupVersionKind, error) { return servedServiceExport(api) },
+		watch: func(ctx context.Context, kind schema.GroupVersionKind) error {
+			synced, err := p.watch(ctx, serviceExportOf(kind),
+				handler(in, func(b *batch) *changed[metav1.PartialObjectMetadata] {
+					return &b.serviceExports
+				}))
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+			defer cancel()
+			if !toolscache.WaitForCacheSync(ctx.Done(), synced) {
+				return fmt.Errorf("watch ServiceExport %s: %w", kind.Version, context.Cause(ctx))
+			}
+			return p.replaceServiceExports(ctx, kind)
+		},
+		leave: func(ctx context.Context, kind schema.GroupVersionKind) error {
+			return p.mgr.GetCache().RemoveInformer(ctx, serviceExportOf(kind))
+		},
+		forget: func() { in.add(func(b *batch) { b.serviceExportKeys = map[catalog.Key]bool{} }) },
+		log:    p.log,
 	}, nil
 }
 
-// look watches the kind if the cluster has it, and no longer if it has not.
-func (s *serviceExports) look(ctx context.Context) error {
-	found, err := s.find()
-	if err != nil || found == s.here.Load() {
+// probe watches the version that the cluster serves now.
+func (s *serviceExports) probe(ctx context.Context) error {
+	served, err := s.served()
+	if err != nil || served == s.current {
 		return err
 	}
-	if !found {
-		s.here.Store(false)
-		return s.leave(ctx)
+	before := s.current
+	if !served.Empty() {
+		if err := s.watch(ctx, served); err != nil {
+			return err
+		}
 	}
-	if err := s.watch(ctx); err != nil {
-		return err
+	s.current = served
+	if served.Empty() {
+		s.forget()
 	}
-	s.here.Store(true)
+	if before.Empty() {
+		return nil
+	}
+	return s.leave(ctx, before)
+}
+
+// syncTimeout bounds the wait for the first list of a version.
+const syncTimeout = 10 * time.Second
+
+// replaceServiceExports makes the objects of the cache all that there are: some may have
+// been deleted while no version was watched.
+func (p *process) replaceServiceExports(ctx context.Context, kind schema.GroupVersionKind) error {
+	var list metav1.PartialObjectMetadataList
+	list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
+	if err := p.mgr.GetClient().List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list ServiceExports: %w", err)
+	}
+	keys := make(map[catalog.Key]bool, len(list.Items))
+	for i := range list.Items {
+		keys[catalog.Key{Namespace: list.Items[i].Namespace, Name: list.Items[i].Name}] = true
+	}
+	p.reconciler.inbox.add(func(b *batch) { b.serviceExportKeys = keys })
 	return nil
 }
 
-// run looks until ctx ends, and tells of what has changed.
+// run probes until ctx ends.
 func (s *serviceExports) run(ctx context.Context) {
-	for told := false; backoff.Sleep(ctx, lookAgain); {
-		before := s.here.Load()
-		err := s.look(ctx)
-		if err != nil && ctx.Err() == nil && !told {
-			s.log.Warn("the kind ServiceExport cannot be looked for: it is tried again", "error", err)
+	for logged := false; backoff.Sleep(ctx, probeInterval); {
+		before := s.current
+		err := s.probe(ctx)
+		if err != nil && ctx.Err() == nil && !logged {
+			s.log.Warn("cannot read ServiceExports, keeping those known", "error", err)
 		}
-		told = err != nil
-		if now := s.here.Load(); now != before {
-			s.log.Info("the kind ServiceExport was installed or removed", "here", now)
-			s.changed()
+		logged = err != nil
+		if s.current != before {
+			s.log.Info("the served version of ServiceExport changed", "version", s.current.Version)
 		}
 	}
 }
 
-// hasServiceExports asks the API server itself: what maps kinds to resources
-// forgets none.
-func hasServiceExports(api discovery.ServerResourcesInterface) (bool, error) {
-	group := catalog.ServiceExportKind.GroupVersion().String()
-	list, err := api.ServerResourcesForGroupVersion(group)
-	if apierrors.IsNotFound(err) {
-		return false, nil
+// servedServiceExport queries the API server itself, because a RESTMapper never removes a
+// kind.
+func servedServiceExport(api discovery.DiscoveryInterface) (schema.GroupVersionKind, error) {
+	for _, kind := range catalog.ServiceExportKinds() {
+		list, err := api.ServerResourcesForGroupVersion(kind.GroupVersion().String())
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return schema.GroupVersionKind{}, fmt.Errorf("discover ServiceExport: %w", err)
+		}
+		for _, r := range list.APIResources {
+			if r.Kind == kind.Kind {
+				return kind, nil
+			}
+		}
 	}
+	groups, err := api.ServerGroups()
 	if err != nil {
-		return false, fmt.Errorf("ask for the kind ServiceExport: %w", err)
+		return schema.GroupVersionKind{}, fmt.Errorf("discover ServiceExport: %w", err)
 	}
-	for _, r := range list.APIResources {
-		if r.Kind == catalog.ServiceExportKind.Kind {
-			return true, nil
+	for _, g := range groups.Groups {
+		if g.Name != catalog.ServiceExportV1Beta1.Group {
+			continue
+		}
+		for _, v := range g.Versions {
+			list, err := api.ServerResourcesForGroupVersion(v.GroupVersion)
+			if err != nil {
+				return schema.GroupVersionKind{}, fmt.Errorf("discover ServiceExport: %w", err)
+			}
+			for _, r := range list.APIResources {
+				if r.Kind == catalog.ServiceExportV1Beta1.Kind {
+					return schema.GroupVersionKind{}, fmt.Errorf("%w: it serves %s", errVersionGone,
+						v.Version)
+				}
+			}
 		}
 	}
-	return false, nil
+	return schema.GroupVersionKind{}, nil
 }
 
-func aServiceExport() *metav1.PartialObjectMetadata {
+func serviceExportOf(kind schema.GroupVersionKind) *metav1.PartialObjectMetadata {
 	export := &metav1.PartialObjectMetadata{}
-	export.SetGroupVersionKind(catalog.ServiceExportKind)
+	export.SetGroupVersionKind(kind)
 	return export
 }

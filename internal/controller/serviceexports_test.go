@@ -3,51 +3,69 @@ package controller
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	fakediscovery "k8s.io/client-go/discovery/fake"
 	clienttesting "k8s.io/client-go/testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// TestServiceExportsRun: answer by answer, which the cluster gives every ten seconds, what is watched and when the brain is woken.
+// TestServiceExportsRun gives the answers of the cluster one after another, ten seconds
+// apart, and records what is done.
 func TestServiceExportsRun(t *testing.T) {
-	type answer struct {
-		found  bool
-		find   error
-		refuse error // by watch or leave
-	}
+	alpha, beta := catalog.ServiceExportV1Alpha1, catalog.ServiceExportV1Beta1
 	away := errors.New("away")
-	type seen struct{ here, woken bool }
+	type answer struct {
+		served schema.GroupVersionKind
+		err    error
+		refuse error // of watch
+	}
 	cases := map[string]struct {
 		why     string
 		answers []answer
-		want    []seen
+		want    [][]string
 	}{
 		"from the start": {
-			why: "what is watched is not watched again", answers: []answer{{found: true}, {found: true}}, want: []seen{{here: true}, {here: true}},
+			why:     "what is watched is not watched again",
+			answers: []answer{{served: beta}, {served: beta}},
+			want:    [][]string{{"watch v1beta1"}, nil},
 		},
 		"installed later": {
-			why:     "who installs the kind after Causeway must not have to know that a restart is needed",
-			answers: []answer{{}, {}, {found: true}}, want: []seen{{}, {}, {true, true}},
+			why:     "installing the kind after Causeway needs no restart",
+			answers: []answer{{}, {}, {served: beta}},
+			want:    [][]string{nil, nil, {"watch v1beta1"}},
 		},
-		"taken away, and back": {
-			why:     "a watch of what is not there complains for ever",
-			answers: []answer{{found: true}, {}, {}, {found: true}}, want: []seen{{here: true}, {false, true}, {}, {true, true}},
+		"newer version": {
+			why:     "the exports stay: the new version is read before the old one is left",
+			answers: []answer{{served: alpha}, {served: beta}},
+			want:    [][]string{{"watch v1alpha1"}, {"watch v1beta1", "leave v1alpha1"}},
 		},
-		"the API server is away": {
+		"newer version not served yet": {
+			why:     "the old one is read until the new one is complete",
+			answers: []answer{{served: alpha}, {served: beta, refuse: away}, {served: beta}},
+			want:    [][]string{{"watch v1alpha1"}, {"watch v1beta1"}, {"watch v1beta1", "leave v1alpha1"}},
+		},
+		"removed and installed again": {
+			why:     "without the kind there are no exports by it",
+			answers: []answer{{served: beta}, {}, {}, {served: beta}},
+			want:    [][]string{{"watch v1beta1"}, {"forget", "leave v1beta1"}, nil, {"watch v1beta1"}},
+		},
+		"no known version": {
+			why:     "an error says nothing about the objects",
+			answers: []answer{{served: alpha}, {err: errVersionGone}, {served: beta}},
+			want:    [][]string{{"watch v1alpha1"}, nil, {"watch v1beta1", "leave v1alpha1"}},
+		},
+		"API server away": {
 			why:     "an error says nothing about the kind",
-			answers: []answer{{found: true}, {find: away}, {found: true}}, want: []seen{{here: true}, {here: true}, {here: true}},
-		},
-		"the first watch fails": {
-			why:     "the kind is there a moment before it is served",
-			answers: []answer{{}, {found: true, refuse: away}, {found: true}}, want: []seen{{}, {}, {true, true}},
+			answers: []answer{{served: beta}, {err: away}, {served: beta}},
+			want:    [][]string{{"watch v1beta1"}, nil, nil},
 		},
 	}
 	for name, c := range cases {
@@ -55,40 +73,39 @@ func TestServiceExportsRun(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				var now atomic.Pointer[answer]
-				var woken atomic.Bool
-				watching := false // of whoever looks: the test first, then run
 				now.Store(&c.answers[0])
-				s := &serviceExports{log: slog.New(slog.DiscardHandler), changed: func() { woken.Store(true) }}
-				s.find = func() (bool, error) { return now.Load().found, now.Load().find }
-				turn := func(to bool) func(context.Context) error {
-					return func(context.Context) error {
-						if watching == to {
-							t.Errorf("%s: watching turned to %t twice", c.why, to)
-						}
-						refuse := now.Load().refuse
-						if refuse == nil {
-							watching = to
-						}
-						return refuse
-					}
+				var did []string
+				s := &serviceExports{
+					log: discardLog,
+					served: func() (schema.GroupVersionKind, error) {
+						return now.Load().served, now.Load().err
+					},
+					watch: func(_ context.Context, kind schema.GroupVersionKind) error {
+						did = append(did, "watch "+kind.Version)
+						return now.Load().refuse
+					},
+					leave: func(_ context.Context, kind schema.GroupVersionKind) error {
+						did = append(did, "leave "+kind.Version)
+						return nil
+					},
+					forget: func() { did = append(did, "forget") },
 				}
-				s.watch, s.leave = turn(true), turn(false)
-				if err := s.look(ctx); err != nil {
+				if err := s.probe(ctx); err != nil {
 					t.Fatal(err)
 				}
-				got := []seen{{s.here.Load(), woken.Load()}}
+				got := [][]string{did}
 				done := make(chan struct{})
 				go func() { s.run(ctx); close(done) }()
 				for i := range c.answers[1:] {
+					did = nil
 					now.Store(&c.answers[1+i])
-					woken.Store(false)
-					time.Sleep(lookAgain)
+					time.Sleep(probeInterval)
 					synctest.Wait()
-					got = append(got, seen{s.here.Load(), woken.Load()})
+					got = append(got, did)
 				}
 				cancel()
 				<-done
-				if d := cmp.Diff(c.want, got, cmp.AllowUnexported(seen{})); d != "" {
+				if d := cmp.Diff(c.want, got); d != "" {
 					t.Errorf("%s (-want +got):\n%s", c.why, d)
 				}
 			})
@@ -96,21 +113,57 @@ func TestServiceExportsRun(t *testing.T) {
 	}
 }
 
-func TestHasServiceExports(t *testing.T) {
+func TestServedServiceExport(t *testing.T) {
+	group := func(version, kind string) *metav1.APIResourceList {
+		return &metav1.APIResourceList{
+			GroupVersion: "multicluster.x-k8s.io/" + version,
+			APIResources: []metav1.APIResource{{Kind: kind}},
+		}
+	}
 	cases := map[string]struct {
 		why   string
 		kinds []*metav1.APIResourceList
-		want  bool
+		want  string
+		err   error
 	}{
-		"no such group": {why: "most clusters have none"},
-		"another kind":  {why: "the group has more kinds", kinds: []*metav1.APIResourceList{{GroupVersion: "multicluster.x-k8s.io/v1alpha1", APIResources: []metav1.APIResource{{Kind: "ServiceImport"}}}}},
-		"it is there":   {why: "then it counts", kinds: []*metav1.APIResourceList{{GroupVersion: "multicluster.x-k8s.io/v1alpha1", APIResources: []metav1.APIResource{{Kind: "ServiceExport"}}}}, want: true},
+		"no such group": {"most clusters have none", nil, "", nil},
+		"another kind": {
+			"the group has more kinds",
+			[]*metav1.APIResourceList{group("v1alpha1", "ServiceImport")},
+			"",
+			nil,
+		},
+		"v1alpha1": {
+			"most installations serve it",
+			[]*metav1.APIResourceList{group("v1alpha1", "ServiceExport")},
+			"v1alpha1",
+			nil,
+		},
+		"v1beta1": {
+			"newer ones serve this alone",
+			[]*metav1.APIResourceList{group("v1beta1", "ServiceExport")},
+			"v1beta1",
+			nil,
+		},
+		"both": {
+			"the newest that is known",
+			[]*metav1.APIResourceList{group("v1alpha1", "ServiceExport"), group("v1beta1", "ServiceExport")},
+			"v1beta1",
+			nil,
+		},
+		"no known version": {
+			"the exports are there, though they cannot be read",
+			[]*metav1.APIResourceList{group("v2", "ServiceExport")},
+			"",
+			errVersionGone,
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			got, err := hasServiceExports(&fakediscovery.FakeDiscovery{Fake: &clienttesting.Fake{Resources: c.kinds}})
-			if err != nil || got != c.want {
-				t.Errorf("%s: got %t, %v", c.why, got, err)
+			fake := &clienttesting.Fake{Resources: c.kinds}
+			got, err := servedServiceExport(&fakediscovery.FakeDiscovery{Fake: fake})
+			if got.Version != c.want || !errors.Is(err, c.err) {
+				t.Errorf("%s: got %q, %v", c.why, got.Version, err)
 			}
 		})
 	}

@@ -1,92 +1,135 @@
 package delta
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// entry is a value as the wire has it: shared by reference.
-type entry struct{ key, value string }
+// item is a value as the wire has it: it carries its key.
+type item struct{ key, value string }
 
-var entries = Kind[*entry]{
-	Key:   func(e *entry) string { return e.key },
-	Size:  func(e *entry) int { return len(e.key) + len(e.value) },
-	Equal: func(a, b *entry) bool { return *a == *b },
+func itemKey(i *item) string { return i.key }
+func itemSize(i *item) int   { return len(i.value) }
+
+var compareItems = cmp.Options{cmp.AllowUnexported(item{}), cmpopts.EquateEmpty()}
+
+// set and unset make Changes of "key=value" and of keys.
+func set(pairs ...string) (changes []Change[*item]) {
+	for _, pair := range pairs {
+		key, value, _ := strings.Cut(pair, "=")
+		changes = append(changes, Change[*item]{Key: key, Value: &item{key, value}})
+	}
+	return changes
 }
 
-func view(values ...string) map[string]*entry {
-	v := map[string]*entry{}
-	for i := 0; i < len(values); i += 2 {
-		v[values[i]] = &entry{values[i], values[i+1]}
+func unset(keys ...string) (changes []Change[*item]) {
+	for _, key := range keys {
+		changes = append(changes, Change[*item]{Key: key, Deleted: true})
 	}
-	return v
+	return changes
 }
 
-// drain returns everything that s has to tell.
-func drain(s *Sender[*entry]) (chunks []Chunk[*entry]) {
-	for c, ok := s.Next(); ok; c, ok = s.Next() {
-		chunks = append(chunks, c)
+// summary is a Batch in one line.
+func summary(b Batch[*item]) string {
+	var words []string
+	if b.Reset {
+		words = append(words, "reset")
 	}
-	return chunks
+	for _, i := range b.Upserts {
+		words = append(words, i.key+"="+i.value)
+	}
+	for _, key := range b.Removed {
+		words = append(words, "-"+key)
+	}
+	if b.Whole {
+		words = append(words, "whole")
+	}
+	return strings.Join(words, " ")
 }
 
-var allowEntry = cmp.AllowUnexported(entry{})
-
-func TestSender(t *testing.T) {
-	up := func(e ...string) (es []*entry) {
-		for i := 0; i < len(e); i += 2 {
-			es = append(es, &entry{e[i], e[i+1]})
-		}
-		return es
+// drain returns all that r has to send.
+func drain(r *Reader[*item], limit int) (batches []string) {
+	for b, ok := r.Next(limit); ok; b, ok = r.Next(limit) {
+		batches = append(batches, summary(b))
 	}
+	return batches
+}
+
+func TestReader(t *testing.T) {
+	notSecret := func(i *item) bool { return !strings.Contains(i.value, "secret") }
+	two := 2 * (1 + 1 + overhead) // room for two entries of one byte each
 	cases := map[string]struct {
-		why   string
-		limit int
-		views []map[string]*entry // each told to its end
-		want  []Chunk[*entry]
+		why    string
+		limit  int
+		filter func(*item) bool
+		steps  [][]Change[*item] // the reader is drained before the first and after each
+		want   []string
 	}{
-		"empty first view": {
-			why:   "a reader of an empty cluster must become ready",
-			views: []map[string]*entry{nil},
-			want:  []Chunk[*entry]{{Whole: true}},
+		"empty log": {
+			why:  "a reader of an empty cluster must become ready",
+			want: []string{"whole"},
 		},
-		"snapshot in chunks": {
-			why:   "only the last chunk makes the copy whole",
-			limit: 2 * (2 + overhead),
-			views: []map[string]*entry{view("a", "1", "b", "2", "c", "3")},
-			want:  []Chunk[*entry]{{Upserts: up("a", "1", "b", "2")}, {Upserts: up("c", "3"), Whole: true}},
+		"snapshot and changes": {
+			why:   "a reader gets everything once, and then differences",
+			steps: [][]Change[*item]{set("a=1", "b=2"), set("a=3"), unset("b")},
+			want:  []string{"whole", "a=1 b=2 whole", "a=3 whole", "-b whole"},
 		},
-		"large value": {
-			why:   "a value past the limit must not hold up the rest for ever",
-			limit: 12,
-			views: []map[string]*entry{view("a", "1", "b", "much too large for it", "c", "3")},
-			want: []Chunk[*entry]{
-				{Upserts: up("a", "1")}, {Upserts: up("b", "much too large for it")}, {Upserts: up("c", "3"), Whole: true}},
+		"batches": {
+			why:   "only the last batch of a change makes the copy whole",
+			limit: two,
+			steps: [][]Change[*item]{set("a=1", "b=2", "c=3")},
+			want:  []string{"whole", "a=1 b=2", "c=3 whole"},
 		},
-		"equal values": {
-			why:   "nothing is said when nothing changed, even if objects were made anew",
-			views: []map[string]*entry{view("a", "1"), view("a", "1")},
-			want:  []Chunk[*entry]{{Upserts: up("a", "1"), Whole: true}},
+		"value above the limit": {
+			why:   "a large value must not block the rest forever",
+			limit: two,
+			steps: [][]Change[*item]{set("a=1", "b="+strings.Repeat("x", 50), "c=3")},
+			want:  []string{"whole", "a=1", "b=" + strings.Repeat("x", 50), "c=3 whole"},
 		},
-		"change and removal": {
-			why:   "a reader must end with exactly the newest view",
-			views: []map[string]*entry{view("a", "1", "b", "2", "c", "3"), view("a", "1", "c", "4")},
-			want: []Chunk[*entry]{
-				{Upserts: up("a", "1", "b", "2", "c", "3"), Whole: true},
-				{Upserts: up("c", "4"), Removed: []string{"b"}, Whole: true}},
+		"same key twice": {
+			why:   "a reader is sent the newest value and no history",
+			steps: [][]Change[*item]{set("a=1", "a=2"), append(set("a=3"), unset("a")...)},
+			want:  []string{"whole", "a=2 whole", "-a whole"},
 		},
-		"change in chunks": {
-			why:   "a reader must not act on half of a change",
-			limit: 10,
-			views: []map[string]*entry{view("a", "1"), view("b", "2")},
-			want: []Chunk[*entry]{
-				{Upserts: up("a", "1"), Whole: true},
-				{Upserts: up("b", "2")}, {Removed: []string{"a"}, Whole: true}},
+		"created and deleted between reads": {
+			why:   "the name of something that a reader never had is nothing that it needs",
+			steps: [][]Change[*item]{append(set("a=1"), unset("a")...)},
+			want:  []string{"whole"},
+		},
+		"deletion of an absent key": {
+			why:   "callers need not know whether a key is there",
+			steps: [][]Change[*item]{unset("a")},
+			want:  []string{"whole"},
+		},
+		"filtered": {
+			why:    "names must not leak through a filter, neither by an upsert nor by a removal",
+			filter: notSecret,
+			steps: [][]Change[*item]{
+				set("a=1", "b=secret"),
+				set("b=secret2"),
+				unset("b"),
+				set("b=1"),
+				set("b=secret"),
+				unset("b"),
+			},
+			want: []string{"whole", "a=1 whole", "b=1 whole", "-b whole"},
+		},
+		"the rest is filtered": {
+			why:    "a copy is whole even if what was left to send turns out to be nothing",
+			filter: notSecret, limit: two / 2,
+			steps: [][]Change[*item]{set("a=1", "b=2", "c=secret")},
+			want:  []string{"whole", "a=1", "b=2 whole"},
 		},
 	}
 	for name, tc := range cases {
@@ -94,201 +137,556 @@ func TestSender(t *testing.T) {
 			if tc.limit == 0 {
 				tc.limit = 1 << 10
 			}
-			s := NewSender(entries, tc.limit)
-			var got []Chunk[*entry]
-			for _, v := range tc.views {
-				s.Offer(v)
-				got = append(got, drain(s)...)
+			l := NewLog(itemSize)
+			r := l.NewReader(tc.filter)
+			defer r.Close()
+			got := drain(r, tc.limit)
+			for _, changes := range tc.steps {
+				l.Apply(changes...)
+				got = append(got, drain(r, tc.limit)...)
 			}
-			ignoreEmpty := cmp.Transformer("plain", func(c Chunk[*entry]) string {
-				text := ""
-				for _, e := range c.Upserts {
-					text += " " + e.key + "=" + e.value
-				}
-				return fmt.Sprint(text, c.Removed, c.Whole)
-			})
-			if diff := cmp.Diff(tc.want, got, allowEntry, ignoreEmpty); diff != "" {
-				t.Errorf("%s: chunks (-want +got):\n%s", tc.why, diff)
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("%s: batches (-want +got):\n%s", tc.why, diff)
 			}
 		})
 	}
 }
 
-func TestSenderLatestWins(t *testing.T) {
-	s := NewSender(entries, 1<<10)
-	for i := range 1000 {
-		s.Offer(view("a", fmt.Sprint(i), fmt.Sprint("k", i), "x"))
-	}
-	chunks := drain(s)
-	if len(chunks) != 1 || len(chunks[0].Upserts) != 2 {
-		t.Errorf("a reader that took nothing is owed the newest view and no history, got %d chunks: %v", len(chunks), chunks)
-	}
-}
-
-func TestSenderComparesReferencesFirst(t *testing.T) {
-	kind, asked := entries, 0
-	kind.Equal = func(a, b *entry) bool { asked++; return *a == *b }
-	s := NewSender(kind, 1<<10)
-	same := view("a", "1", "b", "2")
-	for range 3 {
-		s.Offer(maps.Clone(same))
-		drain(s)
-	}
-	if asked != 0 {
-		t.Errorf("shared values were compared %d times by content, want 0", asked)
-	}
-	renewed := view("a", "1", "b", "2")
-	for range 3 {
-		s.Offer(renewed)
-		drain(s)
-	}
-	if asked != 2 {
-		t.Errorf("values made anew were compared %d times by content, want once each", asked)
+func TestLateReader(t *testing.T) {
+	l := NewLog(itemSize)
+	l.Apply(set("a=1", "b=2", "c=3")...)
+	l.Apply(set("a=4")...)
+	l.Apply(unset("b")...)
+	r := l.NewReader(nil)
+	defer r.Close()
+	if diff := cmp.Diff([]string{"c=3 a=4 whole"}, drain(r, 1<<10)); diff != "" {
+		t.Errorf("a new reader is sent what is there and no history (-want +got):\n%s", diff)
 	}
 }
 
-// TestRandom holds engine against a dumb twin: whatever is offered and whenever
-// the reader takes, every view it is handed was offered, and it ends with the last.
-func TestRandom(t *testing.T) {
-	for seed := range uint64(300) {
-		rnd := rand.New(rand.NewPCG(seed, 0))
-		s := NewSender(entries, 1+rnd.IntN(60))
-		r := NewReceiver(entries, Limits{})
-		var offered []map[string]*entry
-		var got map[string]*entry
-		last := -1
-		take := func(n int) {
-			for ; n > 0; n-- {
-				c, ok := s.Next()
-				if !ok {
-					return
-				}
-				v, err := r.Apply(c)
-				if err != nil {
-					t.Fatalf("seed %d: %v", seed, err)
-				}
-				if (v != nil) != c.Whole {
-					t.Fatalf("seed %d: a whole chunk with a change hands out a view, and no other does", seed)
-				}
-				if v == nil {
-					continue
-				}
-				got = v
-				// The twin: a list of all views, the reader moving forward through it.
-				found := false
-				for i := max(last, 0); i < len(offered); i++ {
-					if cmp.Equal(offered[i], v, allowEntry) {
-						last, found = i, true
-						break
-					}
-				}
-				if !found {
-					t.Fatalf("seed %d: the reader was handed a view that was never offered: %v", seed, v)
-				}
-			}
-		}
-		for range 1 + rnd.IntN(40) {
-			v := map[string]*entry{}
-			for range rnd.IntN(12) {
-				key := fmt.Sprint("k", rnd.IntN(15))
-				v[key] = &entry{key, fmt.Sprint(rnd.IntN(3))}
-			}
-			s.Offer(v)
-			offered = append(offered, v)
-			take(rnd.IntN(4))
-		}
-		take(1 << 20)
-		if diff := cmp.Diff(offered[len(offered)-1], got, allowEntry); diff != "" {
-			t.Fatalf("seed %d: the reader must end with the last view (-want +got):\n%s", seed, diff)
-		}
+func TestGetAndLen(t *testing.T) {
+	l := NewLog(itemSize)
+	l.Apply(set("a=1", "b=2")...)
+	l.Apply(unset("a")...)
+	if v, ok := l.Get("b"); !ok || v.value != "2" {
+		t.Errorf("Get(b) = %v, %v", v, ok)
+	}
+	if v, ok := l.Get("a"); ok || v != nil {
+		t.Errorf("Get of a deleted key = %v, %v", v, ok)
+	}
+	if n := l.Len(); n != 1 {
+		t.Errorf("Len() = %d, want 1", n)
 	}
 }
 
-func TestReceiverRefuses(t *testing.T) {
-	a, b := &entry{"a", "1"}, &entry{"b", "22"}
-	cases := map[string]struct {
-		why    string
-		chunks []Chunk[*entry]
-		limits Limits
-		want   error
-	}{
-		"twice upserted": {why: "which one is it?", chunks: []Chunk[*entry]{{Upserts: []*entry{a, a}}}, want: ErrDuplicate},
-		"upserted and removed": {why: "which one is it?", want: ErrDuplicate,
-			chunks: []Chunk[*entry]{{Upserts: []*entry{a}}, {Upserts: []*entry{a}, Removed: []string{"a"}}}},
-		"unknown removed": {why: "the copies have drifted apart: start anew", want: ErrUnknownKey,
-			chunks: []Chunk[*entry]{{Removed: []string{"a"}}}},
-		"too many": {why: "a peer must not fill our memory", limits: Limits{Entries: 1}, want: ErrTooMany,
-			chunks: []Chunk[*entry]{{Upserts: []*entry{a}}, {Upserts: []*entry{b}}}},
-		"too large": {why: "a peer must not fill our memory", limits: Limits{Bytes: 6}, want: ErrTooLarge,
-			chunks: []Chunk[*entry]{{Upserts: []*entry{a}}, {Upserts: []*entry{b}}}},
-		"within limits": {why: "what was replaced or removed no longer counts", limits: Limits{Entries: 1, Bytes: 4},
-			chunks: []Chunk[*entry]{{Upserts: []*entry{a}}, {Upserts: []*entry{a}}, {Upserts: []*entry{b}, Removed: []string{"a"}}}},
-	}
-	for name, tc := range cases {
-		t.Run(name, func(t *testing.T) {
-			r := NewReceiver(entries, tc.limits)
-			var err error
-			for _, c := range tc.chunks {
-				if _, e := r.Apply(c); e != nil {
-					err = e
-					break
-				}
-			}
-			if !errors.Is(err, tc.want) {
-				t.Errorf("%s: got %v, want %v", tc.why, err, tc.want)
-			}
-		})
+func TestRefilter(t *testing.T) {
+	l := NewLog(itemSize)
+	l.Apply(set("a=1", "b=2", "c=3")...)
+	hidden := "b"
+	r := l.NewReader(func(i *item) bool { return i.key != hidden })
+	defer r.Close()
+	got := drain(r, 1<<10)
+	r.Refilter()
+	got = append(got, drain(r, 1<<10)...) // nothing: the filter answers as before
+	hidden = "c"
+	l.Apply(set("a=4")...)
+	r.Refilter()
+	got = append(got, drain(r, 1<<10)...)
+	want := []string{"a=1 c=3 whole", "b=2 a=4 -c whole"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("a reader whose filter changed is sent the differences only (-want +got):\n%s", diff)
 	}
 }
 
-func TestReceiverHandsOutCopies(t *testing.T) {
-	r := NewReceiver(entries, Limits{})
-	one, _ := r.Apply(Chunk[*entry]{Upserts: []*entry{{"a", "1"}}, Whole: true})
-	if v, _ := r.Apply(Chunk[*entry]{Whole: true}); v != nil {
-		t.Errorf("a heartbeat changes nothing, got the view %v", v)
-	}
-	if v, _ := r.Apply(Chunk[*entry]{Upserts: []*entry{{"b", "1"}}}); v != nil {
-		t.Errorf("half a change is nobody's business, got the view %v", v)
-	}
-	two, _ := r.Apply(Chunk[*entry]{Whole: true})
-	if len(one) != 1 || len(two) != 2 {
-		t.Errorf("views are immutable: got %v and then %v, want 1 and 2 entries", one, two)
-	}
-}
-
-func TestBoard(t *testing.T) {
-	var b Board[string, int]
-	closed := func(c <-chan struct{}) bool {
+func TestChanged(t *testing.T) {
+	ready := func(r *Reader[*item]) bool {
 		select {
-		case <-c:
+		case <-r.Changed():
 			return true
 		default:
 			return false
 		}
 	}
-	_, ok, absent := b.Read("a")
-	if ok || closed(absent) {
-		t.Error("an empty board has nothing to say")
+	l := NewLog(itemSize)
+	r := l.NewReader(nil)
+	defer r.Close()
+	if !ready(r) {
+		t.Error("a new reader must send its first Whole batch at once")
 	}
-	b.Post("a", 1)
-	if !closed(absent) {
-		t.Error("who waits for a first value must be woken")
+	drain(r, 1<<10)
+	if ready(r) {
+		t.Error("a reader that has sent everything must wait")
 	}
-	v, ok, changed := b.Read("a")
-	if v != 1 || !ok {
-		t.Errorf("got %d, %v, want what was posted", v, ok)
+	before := r.Changed()
+	l.Apply(set("a=1", "b=2")...)
+	select {
+	case <-before:
+	default:
+		t.Error("a change must wake a reader that waits already")
 	}
-	b.Post("b", 1)
-	if closed(changed) {
-		t.Error("another's value wakes nobody")
+	if !ready(r) {
+		t.Error("a reader that asks after the change must not wait for another one")
 	}
-	b.Post("a", 2)
-	if !closed(changed) {
-		t.Error("a new value must wake its reader")
+	r.Next(1)
+	if !ready(r) {
+		t.Error("a reader must not wait while it has more to send")
 	}
-	_, _, changed = b.Read("a")
-	b.Withdraw("a")
-	if _, ok, _ := b.Read("a"); ok || !closed(changed) {
-		t.Error("a withdrawn value must wake its reader and be gone")
+	drain(r, 1<<10)
+	r.Refilter()
+	if !ready(r) {
+		t.Error("a new filter must wake its reader")
+	}
+	drain(r, 1<<10)
+	l.Apply(unset("absent")...)
+	if ready(r) {
+		t.Error("nothing changed, so no reader needs to wake up")
+	}
+}
+
+// TestCompaction runs many changes of few keys: the log must not grow with them.
+func TestCompaction(t *testing.T) {
+	l := NewLog(itemSize)
+	fast, slow := l.NewReader(nil), l.NewReader(nil)
+	defer fast.Close()
+	defer slow.Close()
+	drain(slow, 1<<10)
+	for i := range 100_000 {
+		key := fmt.Sprint("k", i)
+		l.Apply(set(key + "=1")...)
+		drain(fast, 1<<10)
+		l.Apply(unset(key)...)
+		drain(fast, 1<<10)
+	}
+	if n := len(l.entries); n > 4*minTombstones {
+		t.Errorf("the log has %d entries for no key at all", n)
+	}
+	if n := len(l.order); n > 4*minTombstones {
+		t.Errorf("the order has %d positions for no key at all", n)
+	}
+	if got := drain(slow, 1<<10); len(got) != 0 {
+		t.Errorf("a slow reader that misses nothing is sent %v, want nothing", got)
+	}
+	if l.tombstones != len(l.slots) {
+		t.Errorf("the log counts %d tombstones and has %d", l.tombstones, len(l.slots))
+	}
+}
+
+func TestResetOfASlowReader(t *testing.T) {
+	l := NewLog(itemSize)
+	slow := l.NewReader(nil)
+	defer slow.Close()
+	l.Apply(set("gone=1", "stays=2")...)
+	drain(slow, 1<<10)
+	l.Apply(unset("gone")...)
+	for i := range 10 * minTombstones { // never read, so their tombstones pile up
+		key := fmt.Sprint("k", i)
+		l.Apply(set(key + "=1")...)
+		l.Apply(unset(key)...)
+	}
+	if diff := cmp.Diff([]string{"reset stays=2 whole"}, drain(slow, 1<<10)); diff != "" {
+		t.Errorf("a reader that missed a removal forgets all and gets a snapshot (-want +got):\n%s", diff)
+	}
+}
+
+// TestRandom compares Log, Reader and Receiver with plain maps: random changes, filters
+// and pauses, with a log that keeps few tombstones.
+func TestRandom(t *testing.T) {
+	resets := 0
+	defer func() {
+		if resets == 0 {
+			t.Error("no reader was ever reset: the test does not cover it")
+		}
+	}()
+	for seed := range uint64(120) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		l := NewLog(itemSize)
+		keys, rounds := 1+rnd.IntN(40), 1+rnd.IntN(300)
+		if seed%10 == 0 {
+			keys = 5000 // enough for resets
+		}
+		content := map[string]*item{} // what the log must hold
+		var readers []*twin
+		for range rounds {
+			switch rnd.IntN(10) {
+			case 0:
+				if len(readers) < 8 {
+					readers = append(readers, newTwin(l, rnd.IntN(4)))
+				}
+			case 1:
+				if n := len(readers); n > 0 && rnd.IntN(4) == 0 {
+					readers[0].r.Close()
+					readers = readers[1:]
+				}
+			case 2:
+				if n := len(readers); n > 0 {
+					w := readers[rnd.IntN(n)]
+					w.hide.Store(int64(rnd.IntN(4)))
+					w.r.Refilter()
+				}
+			case 3, 4, 5, 6:
+				var changes []Change[*item]
+				for range 1 + rnd.IntN(1+keys/4) {
+					key := fmt.Sprint("k", rnd.IntN(keys))
+					c := Change[*item]{Key: key, Deleted: rnd.IntN(2) == 0}
+					if c.Deleted {
+						delete(content, key)
+					} else {
+						c.Value = &item{key, fmt.Sprint(rnd.IntN(10))}
+						content[key] = c.Value
+					}
+					changes = append(changes, c)
+				}
+				l.Apply(changes...)
+			default:
+				for _, w := range readers {
+					w.read(t, seed, content, rnd.IntN(3), 1+rnd.IntN(60))
+				}
+			}
+		}
+		for _, w := range readers {
+			w.read(t, seed, content, 1<<20, 1+rnd.IntN(1<<10))
+			if !w.receiver.Whole() {
+				t.Fatalf("seed %d: a reader that has sent everything is not whole", seed)
+			}
+			w.r.Close()
+			resets += w.resets
+		}
+		if l.Len() != len(content) {
+			t.Fatalf("seed %d: Len() = %d, want %d", seed, l.Len(), len(content))
+		}
+	}
+}
+
+// twin is a reader, its receiver, and plain maps of what they must hold.
+type twin struct {
+	r        *Reader[*item]
+	receiver *Receiver[*item]
+	hide     atomic.Int64     // values that end on no such digit are hidden
+	shown    map[string]bool  // keys that this reader was ever sent
+	taken    map[string]*item // the state made of what Take returned
+	resets   int
+}
+
+func newTwin(l *Log[*item], hide int) *twin {
+	w := &twin{
+		receiver: NewReceiver(itemKey, itemSize, Limits{}),
+		shown:    map[string]bool{},
+		taken:    map[string]*item{},
+	}
+	w.hide.Store(int64(hide))
+	w.r = l.NewReader(w.shows)
+	return w
+}
+
+// shows is the filter. With hide 0 everything passes.
+func (w *twin) shows(i *item) bool {
+	hide := w.hide.Load()
+	return hide == 0 || int64(i.value[0]-'0')%(hide+1) != 0
+}
+
+// read takes up to n batches.
+func (w *twin) read(t *testing.T, seed uint64, content map[string]*item, n, limit int) {
+	t.Helper()
+	for ; n > 0; n-- {
+		b, ok := w.r.Next(limit)
+		if !ok {
+			return
+		}
+		if b.Reset {
+			w.resets++
+		}
+		for _, key := range b.Removed {
+			if !w.shown[key] {
+				t.Fatalf("seed %d: the batch names %s, which the reader was never sent", seed, key)
+			}
+		}
+		for _, v := range b.Upserts {
+			if !w.shows(v) {
+				t.Fatalf("seed %d: the batch has %v, which the filter refuses", seed, v)
+			}
+			w.shown[v.key] = true
+		}
+		if err := w.receiver.Apply(b); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		d, changed := w.receiver.Take()
+		if changed && !b.Whole {
+			t.Fatalf("seed %d: the receiver hands out a state that is not whole", seed)
+		}
+		for _, v := range d.Upserts {
+			w.taken[v.key] = v
+		}
+		for _, key := range d.Removed {
+			if _, is := w.taken[key]; !is {
+				t.Fatalf("seed %d: the receiver removes %s, which it never handed out", seed, key)
+			}
+			delete(w.taken, key)
+		}
+		if !b.Whole {
+			continue
+		}
+		want := maps.Clone(content)
+		maps.DeleteFunc(want, func(_ string, v *item) bool { return !w.shows(v) })
+		if !maps.Equal(want, w.taken) {
+			t.Fatalf("seed %d: a whole state differs (-want +got):\n%s", seed,
+				cmp.Diff(want, w.taken, compareItems))
+		}
+		if w.receiver.Len() != len(want) {
+			t.Fatalf("seed %d: the receiver holds %d keys, want %d", seed, w.receiver.Len(), len(want))
+		}
+	}
+}
+
+// TestConcurrentReaders runs writers and readers side by side, for the race detector.
+func TestConcurrentReaders(t *testing.T) {
+	l := NewLog(itemSize)
+	ctx, stop := context.WithCancel(t.Context())
+	var writers, readers sync.WaitGroup
+	var twins []*twin
+	for i := range 8 {
+		w := newTwin(l, i%4)
+		twins = append(twins, w)
+		readers.Go(func() {
+			for {
+				select {
+				case <-w.r.Changed():
+				case <-ctx.Done():
+					return
+				}
+				for b, ok := w.r.Next(64); ok; b, ok = w.r.Next(64) {
+					if err := w.receiver.Apply(b); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				if rand.IntN(10) == 0 {
+					w.hide.Store(int64(rand.IntN(4)))
+					w.r.Refilter()
+				}
+			}
+		})
+	}
+	content := map[string]*item{}
+	writers.Go(func() {
+		for i := range 3000 {
+			key := fmt.Sprint("k", rand.IntN(50))
+			c := Change[*item]{Key: key, Value: &item{key, fmt.Sprint(i % 10)}, Deleted: i%3 == 0}
+			if c.Deleted {
+				delete(content, key)
+			} else {
+				content[key] = c.Value
+			}
+			l.Apply(c)
+			l.NewReader(nil).Close()
+		}
+	})
+	writers.Wait()
+	stop()
+	readers.Wait()
+	for i, w := range twins {
+		w.r.Refilter()
+		for b, ok := w.r.Next(64); ok; b, ok = w.r.Next(64) {
+			if err := w.receiver.Apply(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := maps.Clone(content)
+		maps.DeleteFunc(want, func(_ string, v *item) bool { return !w.shows(v) })
+		if !w.receiver.Whole() || w.receiver.Len() != len(want) {
+			t.Errorf("reader %d ends with %d keys, want %d", i, w.receiver.Len(), len(want))
+		}
+		w.r.Close()
+	}
+}
+
+func TestReceiverRefuses(t *testing.T) {
+	a, b := &item{"a", "1"}, &item{"b", "22"}
+	cases := map[string]struct {
+		why     string
+		limits  Limits
+		batches []Batch[*item]
+		want    error
+	}{
+		"duplicate upsert": {
+			why:     "the order within a batch has no meaning",
+			batches: []Batch[*item]{{Upserts: []*item{a, a}}}, want: ErrDuplicate,
+		},
+		"upsert and removal": {
+			why: "the order within a batch has no meaning",
+			batches: []Batch[*item]{
+				{Upserts: []*item{a}, Whole: true},
+				{Upserts: []*item{a}, Removed: []string{"a"}},
+			},
+			want: ErrDuplicate,
+		},
+		"unknown removal": {
+			why:     "sender and receiver disagree on what is held",
+			batches: []Batch[*item]{{Removed: []string{"a"}}}, want: ErrUnknownKey,
+		},
+		"unknown removal after a reset": {
+			why: "what was held before the reset is forgotten",
+			batches: []Batch[*item]{
+				{Upserts: []*item{a}, Whole: true},
+				{Reset: true},
+				{Removed: []string{"a"}, Whole: true},
+			},
+		},
+		"unknown removal after the snapshot": {
+			why:     "a reset excuses nothing that comes after its snapshot",
+			batches: []Batch[*item]{{Reset: true, Whole: true}, {Removed: []string{"a"}}},
+			want:    ErrUnknownKey,
+		},
+		"entries": {
+			why:     "a peer must not fill our memory",
+			limits:  Limits{Entries: 1},
+			batches: []Batch[*item]{{Upserts: []*item{a}}, {Upserts: []*item{b}}}, want: ErrTooMany,
+		},
+		"bytes": {
+			why:     "a peer must not fill our memory",
+			limits:  Limits{Bytes: 4},
+			batches: []Batch[*item]{{Upserts: []*item{a}}, {Upserts: []*item{b}}}, want: ErrTooLarge,
+		},
+		"replaced values": {
+			why:    "only what is held counts",
+			limits: Limits{Entries: 1, Bytes: 4},
+			batches: []Batch[*item]{
+				{Upserts: []*item{a}},
+				{Upserts: []*item{a}},
+				{Removed: []string{"a"}},
+				{Upserts: []*item{b}},
+				{Reset: true, Upserts: []*item{b}},
+			},
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			r := NewReceiver(itemKey, itemSize, tc.limits)
+			var err error
+			for i, b := range tc.batches {
+				if err = r.Apply(b); err != nil && i < len(tc.batches)-1 {
+					t.Fatalf("batch %d: %v", i, err)
+				}
+			}
+			if !errors.Is(err, tc.want) {
+				t.Errorf("%s: error %v, want %v", tc.why, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestReceiverTake(t *testing.T) {
+	r := NewReceiver(itemKey, itemSize, Limits{})
+	a1, a2, b, c := &item{"a", "1"}, &item{"a", "2"}, &item{"b", "1"}, &item{"c", "1"}
+	steps := []struct {
+		batch Batch[*item]
+		want  Delta[*item]
+		is    bool
+	}{
+		{batch: Batch[*item]{Upserts: []*item{b, a1}}},
+		{
+			batch: Batch[*item]{Upserts: []*item{c}, Whole: true},
+			want:  Delta[*item]{Upserts: []*item{a1, b, c}},
+			is:    true,
+		},
+		{batch: Batch[*item]{Whole: true}},
+		{batch: Batch[*item]{Upserts: []*item{a2}, Removed: []string{"c"}}},
+		{
+			batch: Batch[*item]{Upserts: []*item{c}, Removed: []string{"b"}, Whole: true},
+			want:  Delta[*item]{Upserts: []*item{a2, c}, Removed: []string{"b"}},
+			is:    true,
+		},
+		{
+			batch: Batch[*item]{Reset: true, Upserts: []*item{a1}, Whole: true},
+			want:  Delta[*item]{Upserts: []*item{a1}, Removed: []string{"c"}},
+			is:    true,
+		},
+		{batch: Batch[*item]{Upserts: []*item{b}}},
+		{batch: Batch[*item]{Removed: []string{"b"}, Whole: true}},
+	}
+	for i, s := range steps {
+		if err := r.Apply(s.batch); err != nil {
+			t.Fatal(err)
+		}
+		got, is := r.Take()
+		if diff := cmp.Diff(s.want, got, compareItems); is != s.is || diff != "" {
+			t.Errorf("step %d: Take() returns %v, want %v; delta (-want +got):\n%s", i, is, s.is, diff)
+		}
+	}
+	if v, ok := r.Get("a"); !ok || v != a1 || r.Bytes() != 2 {
+		t.Errorf("at the end: Get(a) = %v, %v; Bytes() = %d", v, ok, r.Bytes())
+	}
+}
+
+// BenchmarkOneChange changes one key of 10,000 and lets every reader send it.
+func BenchmarkOneChange(b *testing.B) {
+	for _, readers := range []int{200, 1000} {
+		for _, filtered := range []bool{false, true} {
+			b.Run(fmt.Sprintf("readers=%d/filtered=%v", readers, filtered), func(b *testing.B) {
+				l, all := benchLog(readers, filtered)
+				defer closeAll(all)
+				values := []*item{{"key-5000", "one"}, {"key-5000", "two"}}
+				b.ReportAllocs()
+				for i := 0; b.Loop(); i++ {
+					l.Apply(Change[*item]{Key: "key-5000", Value: values[i%2]})
+					for _, r := range all {
+						if batch, ok := r.Next(256 << 10); !ok || len(batch.Upserts) != 1 {
+							b.Fatalf("a reader is sent %d values, want the one that changed",
+								len(batch.Upserts))
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkSnapshot sends 10,000 keys to one new reader.
+func BenchmarkSnapshot(b *testing.B) {
+	l, _ := benchLog(0, false)
+	b.ReportAllocs()
+	for b.Loop() {
+		r := l.NewReader(nil)
+		for _, ok := r.Next(256 << 10); ok; _, ok = r.Next(256 << 10) {
+		}
+		r.Close()
+	}
+}
+
+// BenchmarkRefilter lets one reader examine 10,000 keys again.
+func BenchmarkRefilter(b *testing.B) {
+	_, all := benchLog(1, true)
+	defer closeAll(all)
+	b.ReportAllocs()
+	for b.Loop() {
+		all[0].Refilter()
+		if _, ok := all[0].Next(256 << 10); ok {
+			b.Fatal("nothing changed")
+		}
+	}
+}
+
+func benchLog(readers int, filtered bool) (*Log[*item], []*Reader[*item]) {
+	l := NewLog(itemSize)
+	for i := range 10_000 {
+		key := fmt.Sprint("key-", i)
+		l.Apply(Change[*item]{Key: key, Value: &item{key, strings.Repeat("x", 300)}})
+	}
+	var filter func(*item) bool
+	if filtered {
+		filter = func(i *item) bool { return i.key != "key-1" }
+	}
+	var all []*Reader[*item]
+	for range readers {
+		r := l.NewReader(filter)
+		for _, ok := r.Next(256 << 10); ok; _, ok = r.Next(256 << 10) {
+		}
+		all = append(all, r)
+	}
+	return l, slices.Clip(all)
+}
+
+func closeAll(readers []*Reader[*item]) {
+	for _, r := range readers {
+		r.Close()
 	}
 }

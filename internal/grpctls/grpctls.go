@@ -1,16 +1,17 @@
-// Package grpctls lets gRPC speak TLS as the rest of Causeway does: with our own
-// tls.Config, one ALPN per plane, TLS 1.3 and no resumed session.
+// Package grpctls provides gRPC transport credentials with the TLS rules of Causeway: a
+// tls.Config of the caller, one ALPN protocol per plane, TLS 1.3, and no session
+// resumption.
 //
 //	net.Conn ─Guard▶ bounded ─handshake, 5 s▶ ALPN, version, no resumption ─▶ gRPC
 //
-// gRPC's own TLS credentials insist on the ALPN "h2", which would let a client of
-// one plane speak to another.
+// The TLS credentials of gRPC require the ALPN protocol "h2". With them, a client of one
+// plane could connect to the server of another plane.
 //
-// What always holds:
-//   - No byte of HTTP/2 is read from a peer that has not finished the handshake
-//     and named the plane's ALPN.
-//   - Who the peer is, and whether it may, is decided by the tls.Config alone
-//     (VerifyConnection) and by who reads State; nothing here trusts anybody.
+// Invariants:
+//   - No byte of HTTP/2 is read from a peer before the handshake is complete and the peer
+//     has agreed on the ALPN protocol of the plane.
+//   - This package does not authenticate peers. The tls.Config does so in
+//     VerifyConnection, and a handler can read the result from State.
 package grpctls
 
 import (
@@ -25,32 +26,32 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// HandshakeTimeout bounds a handshake.
+// HandshakeTimeout is the longest duration of a handshake.
 const HandshakeTimeout = 5 * time.Second
 
 var (
-	// ErrALPN reports a peer that did not agree on the plane's protocol.
-	ErrALPN = errors.New("the peer did not agree on the protocol (ALPN)")
-	// ErrSession reports a session of another version than TLS 1.3, or a resumed one.
-	ErrSession = errors.New("the TLS session is not a fresh one of TLS 1.3")
+	// ErrALPN reports a peer that did not agree on the ALPN protocol of the plane.
+	ErrALPN = errors.New("peer did not agree on the ALPN protocol")
+	// ErrSession reports a session that was resumed or has another version than TLS 1.3.
+	ErrSession = errors.New("TLS session was resumed or is not TLS 1.3")
 )
 
-// Guard wraps a connection before its handshake, for example to bound what may be
-// read before the peer has proven itself. proven is called when the handshake is
-// done. Both results are required.
+// Guard wraps a connection before its handshake, for example to bound the bytes that are
+// read before the peer is authenticated. proven is called after a successful handshake.
+// Neither result may be nil.
 type Guard func(net.Conn) (guarded net.Conn, proven func())
 
-// Config tells how to shake hands. ALPN and TLS are required.
+// Config configures the handshakes. ALPN and TLS are required.
 type Config struct {
-	// ALPN is the plane's protocol. It is set as the only one of every tls.Config.
+	// ALPN is the protocol of the plane. It replaces the protocols of each tls.Config.
 	ALPN string
-	// TLS returns the tls.Config for the next handshake. It is asked each time, so
+	// TLS returns the tls.Config for one handshake. It is called for each handshake, so
 	// that certificates and roots can change. The result is not modified.
 	TLS func() (*tls.Config, error)
-	// Guard is put around each connection; nil means none.
+	// Guard wraps each connection. If nil, connections are not wrapped.
 	Guard Guard
-	// Failed is told of each handshake that failed, since gRPC makes plain text of
-	// the error; nil means nobody.
+	// Failed is called with the error of each failed handshake. gRPC passes on only the
+	// text of such an error. If nil, it is not called.
 	Failed func(error)
 }
 
@@ -60,26 +61,29 @@ func New(c Config) credentials.TransportCredentials { return creds{c} }
 type creds struct{ Config }
 
 // ClientHandshake implements credentials.TransportCredentials.
-func (c creds) ClientHandshake(ctx context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return c.tell(c.handshake(ctx, conn, tls.Client))
+func (c creds) ClientHandshake(ctx context.Context, _ string,
+	conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c.report(c.handshake(ctx, conn, tls.Client))
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (c creds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	// gRPC gives no context here; the handshake's own deadline ends it.
-	return c.tell(c.handshake(context.Background(), conn, tls.Server))
+	// gRPC passes no context here. HandshakeTimeout ends the handshake.
+	return c.report(c.handshake(context.Background(), conn, tls.Server))
 }
 
-// tell passes on what handshake returns, and a failure to Failed as well.
-func (c creds) tell(conn net.Conn, auth credentials.AuthInfo, err error) (net.Conn, credentials.AuthInfo, error) {
+// report returns its arguments, and calls Failed if there is an error.
+func (c creds) report(conn net.Conn, auth credentials.AuthInfo,
+	err error) (net.Conn, credentials.AuthInfo, error) {
 	if err != nil && c.Failed != nil {
 		c.Failed(err)
 	}
 	return conn, auth, err
 }
 
-// handshake proves both ends, or closes conn.
-func (c creds) handshake(ctx context.Context, conn net.Conn, side func(net.Conn, *tls.Config) *tls.Conn) (net.Conn, credentials.AuthInfo, error) {
+// handshake completes the TLS handshake on conn. It closes conn if it fails.
+func (c creds) handshake(ctx context.Context, conn net.Conn,
+	side func(net.Conn, *tls.Config) *tls.Conn) (net.Conn, credentials.AuthInfo, error) {
 	config, err := c.TLS()
 	if err != nil {
 		conn.Close()
@@ -91,7 +95,7 @@ func (c creds) handshake(ctx context.Context, conn net.Conn, side func(net.Conn,
 	if c.Guard != nil {
 		conn, proven = c.Guard(conn)
 	}
-	// A context and not a deadline on conn: gRPC has set one of its own there.
+	// The limit is a context, because gRPC has set its own deadline on conn.
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
 	tlsConn := side(conn, config)
@@ -113,7 +117,7 @@ func (c creds) handshake(ctx context.Context, conn net.Conn, side func(net.Conn,
 }
 
 func (c creds) check(state tls.ConnectionState) error {
-	// crypto/tls lets a peer without ALPN through.
+	// crypto/tls accepts a peer that offers no ALPN protocol.
 	if state.NegotiatedProtocol != c.ALPN {
 		return fmt.Errorf("want %q, got %q: %w", c.ALPN, state.NegotiatedProtocol, ErrALPN)
 	}
@@ -131,13 +135,13 @@ func (c creds) Info() credentials.ProtocolInfo {
 // Clone implements credentials.TransportCredentials.
 func (c creds) Clone() credentials.TransportCredentials { return c }
 
-// OverrideServerName implements credentials.TransportCredentials. The name comes
-// with the tls.Config.
+// OverrideServerName implements credentials.TransportCredentials. It always fails,
+// because the server name is part of the tls.Config.
 func (c creds) OverrideServerName(string) error {
 	return errors.New("set the server name in the tls.Config")
 }
 
-// info is what the handshake proved.
+// info is the result of a handshake.
 type info struct {
 	credentials.CommonAuthInfo
 	state tls.ConnectionState
@@ -147,23 +151,23 @@ type info struct {
 // AuthType implements credentials.AuthInfo.
 func (info) AuthType() string { return "causeway-tls" }
 
-// State returns the TLS state of the connection that the call with ctx came on. It
-// returns false for a connection without credentials of this package.
+// State returns the TLS state of the connection of the gRPC call with context ctx. It
+// returns false if the connection does not use credentials of this package.
 func State(ctx context.Context) (tls.ConnectionState, bool) {
-	i, ok := from(ctx)
+	i, ok := infoFrom(ctx)
 	return i.state, ok
 }
 
-// Cut closes the connection that the call with ctx came on, with all its calls. It
-// is for a peer that takes nothing: returning from a handler leaves what was
-// queued for the peer in memory until the peer takes it.
-func Cut(ctx context.Context) {
-	if i, ok := from(ctx); ok {
+// CloseConn closes the connection of the gRPC call with context ctx, which ends all calls
+// on it. Use it if the peer does not read: after a handler returns, gRPC keeps queued
+// messages in memory until the peer has read them.
+func CloseConn(ctx context.Context) {
+	if i, ok := infoFrom(ctx); ok {
 		i.raw.Close()
 	}
 }
 
-func from(ctx context.Context) (info, bool) {
+func infoFrom(ctx context.Context) (info, bool) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return info{}, false

@@ -23,13 +23,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const alpn = "causeway-test/1"
 
-// pipe returns two ends with a little room, as TCP has.
+// pipe returns the two ends of a connection that buffers a few bytes, as TCP does.
 func pipe(t *testing.T) (client, server net.Conn) {
 	t.Helper()
 	ln := bufconn.Listen(4 << 10)
 	accepted := make(chan net.Conn)
 	go func() {
-		c, _ := ln.Accept() // the dial below tells what goes wrong
+		c, _ := ln.Accept() // the dial below reports failures
 		accepted <- c
 	}()
 	client, err := ln.DialContext(t.Context())
@@ -41,33 +41,55 @@ func pipe(t *testing.T) (client, server net.Conn) {
 	return client, server
 }
 
-// refuses is a VerifyConnection that believes nobody.
-func refuses(tls.ConnectionState) error { return errors.New("not this one") }
+// rejectAll is a VerifyConnection that rejects every peer.
+func rejectAll(tls.ConnectionState) error { return errors.New("rejected") }
 
 func TestServerHandshake(t *testing.T) {
 	cases := map[string]struct {
 		why    string
 		client func(*tls.Config)
 		server func(*tls.Config)
-		want   error // nil with fails: any
 		fails  bool
+		want   error // the error, if the test checks it
 	}{
-		"both ends right": {why: "it must work at all"},
-		"no ALPN": {why: "crypto/tls lets a client without ALPN through", fails: true, want: grpctls.ErrALPN,
-			client: func(c *tls.Config) { c.NextProtos = nil }},
-		"another plane": {why: "a tunnel's peer must not speak to the controller", fails: true,
-			client: func(c *tls.Config) { c.NextProtos = []string{"causeway-tunnel/1"} }},
-		"gRPC's own ALPN": {why: "a stray gRPC client is no client of ours", fails: true,
-			client: func(c *tls.Config) { c.NextProtos = []string{"h2"} }},
-		"TLS 1.2": {why: "even where a config forgets to say so", fails: true, want: grpctls.ErrSession,
+		"valid": {
+			why: "a client with the right protocol and certificate is accepted",
+		},
+		"no ALPN": {
+			why:    "crypto/tls accepts a client without ALPN",
+			fails:  true,
+			want:   grpctls.ErrALPN,
+			client: func(c *tls.Config) { c.NextProtos = nil },
+		},
+		"another plane": {
+			why:    "the peer of a tunnel must not connect to the controller",
+			fails:  true,
+			client: func(c *tls.Config) { c.NextProtos = []string{"causeway-tunnel/1"} },
+		},
+		"h2": {
+			why:    "a standard gRPC client must not connect",
+			fails:  true,
+			client: func(c *tls.Config) { c.NextProtos = []string{"h2"} },
+		},
+		"TLS 1.2": {
+			why:   "TLS 1.3 is required even if the tls.Config allows an older version",
+			fails: true,
+			want:  grpctls.ErrSession,
 			client: func(c *tls.Config) {
 				c.NextProtos, c.MinVersion, c.MaxVersion = []string{alpn}, tls.VersionTLS12, tls.VersionTLS12
 			},
-			server: func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }},
-		"no certificate": {why: "the config's demands stand", fails: true,
-			client: func(c *tls.Config) { c.Certificates = nil }},
-		"not believed": {why: "the config's verification stands", fails: true,
-			server: func(c *tls.Config) { c.VerifyConnection = refuses }},
+			server: func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 },
+		},
+		"no certificate": {
+			why:    "the tls.Config requires a client certificate",
+			fails:  true,
+			client: func(c *tls.Config) { c.Certificates = nil },
+		},
+		"rejected": {
+			why:    "VerifyConnection of the tls.Config decides about the client",
+			fails:  true,
+			server: func(c *tls.Config) { c.VerifyConnection = rejectAll },
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -80,22 +102,25 @@ func TestServerHandshake(t *testing.T) {
 				tc.server(serverTLS)
 			}
 			near, far := pipe(t)
-			go func() { // ended by the pipe
+			go func() { // ends when the pipe is closed
 				c := tls.Client(near, clientTLS)
 				_ = c.HandshakeContext(t.Context())
 				_, _ = io.Copy(io.Discard, c)
 			}()
-			var told error
+			var reported error
 			proven := false
-			creds := grpctls.New(grpctls.Config{ALPN: alpn, TLS: grpctlstest.Config(serverTLS),
+			creds := grpctls.New(grpctls.Config{
+				ALPN:   alpn,
+				TLS:    grpctlstest.Config(serverTLS),
 				Guard:  func(c net.Conn) (net.Conn, func()) { return c, func() { proven = true } },
-				Failed: func(err error) { told = err }})
+				Failed: func(err error) { reported = err },
+			})
 			conn, auth, err := creds.ServerHandshake(far)
 			if (err != nil) != tc.fails || tc.want != nil && !errors.Is(err, tc.want) {
-				t.Fatalf("%s: got %v, want failure %v of %v", tc.why, err, tc.fails, tc.want)
+				t.Fatalf("error %v, want one: %v, of kind %v: %s", err, tc.fails, tc.want, tc.why)
 			}
-			if told != err || proven == tc.fails {
-				t.Errorf("%s: told %v and proven %v of %v", tc.why, told, proven, err)
+			if reported != err || proven == tc.fails {
+				t.Errorf("reported %v, proven %v, after error %v: %s", reported, proven, err, tc.why)
 			}
 			if err != nil {
 				return
@@ -104,37 +129,37 @@ func TestServerHandshake(t *testing.T) {
 			ctx := peer.NewContext(t.Context(), &peer.Peer{AuthInfo: auth})
 			state, ok := grpctls.State(ctx)
 			if !ok || state.PeerCertificates[0].Subject.CommonName != "west" {
-				t.Errorf("the state must say who the peer is, got %v", state.PeerCertificates)
+				t.Errorf("State has peer certificates %v, want those of west", state.PeerCertificates)
 			}
 			if err := credentials.CheckSecurityLevel(auth, credentials.PrivacyAndIntegrity); err != nil {
-				t.Errorf("gRPC sends tokens only where it is safe: %v", err)
+				t.Errorf("gRPC would not send tokens on the connection: %v", err)
 			}
-			grpctls.Cut(ctx)
+			grpctls.CloseConn(ctx)
 			if _, err := conn.Write([]byte("x")); err == nil {
-				t.Error("a cut connection must be closed")
+				t.Error("the connection is open after CloseConn")
 			}
 		})
 	}
 }
 
-func TestClientHandshake(t *testing.T) {
+func TestClientHandshakeRequiresALPN(t *testing.T) {
 	serverTLS, clientTLS := grpctlstest.Pair(t, "west")
-	serverTLS.NextProtos = nil // a server of no plane
+	serverTLS.NextProtos = nil
 	near, far := pipe(t)
 	go func() { _ = tls.Server(far, serverTLS).HandshakeContext(t.Context()) }()
 	creds := grpctls.New(grpctls.Config{ALPN: alpn, TLS: grpctlstest.Config(clientTLS)})
 	if _, _, err := creds.ClientHandshake(t.Context(), "", near); !errors.Is(err, grpctls.ErrALPN) {
-		t.Errorf("a server that names no plane is not ours, got %v", err)
+		t.Errorf("handshake with a server without ALPN: error %v, want ErrALPN", err)
 	}
 	if clientTLS.NextProtos != nil {
-		t.Error("the caller's config must not be changed")
+		t.Error("the handshake changed the tls.Config")
 	}
 	if _, err := near.Write([]byte("x")); err == nil {
-		t.Error("a refused connection must be closed")
+		t.Error("the connection is open after a failed handshake")
 	}
 }
 
-func TestHandshakeEnds(t *testing.T) {
+func TestHandshakeTimesOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		serverTLS, _ := grpctlstest.Pair(t, "west")
 		_, far := pipe(t)
@@ -142,19 +167,20 @@ func TestHandshakeEnds(t *testing.T) {
 		creds := grpctls.New(grpctls.Config{ALPN: alpn, TLS: grpctlstest.Config(serverTLS)})
 		_, _, err := creds.ServerHandshake(far)
 		if err == nil || time.Since(start) != grpctls.HandshakeTimeout {
-			t.Errorf("who says nothing is given %v, this one had %v (%v)", grpctls.HandshakeTimeout, time.Since(start), err)
+			t.Errorf("handshake with a silent client ended after %v with %v, want an error after %v",
+				time.Since(start), err, grpctls.HandshakeTimeout)
 		}
 	})
 }
 
-func TestStateOfStrangers(t *testing.T) {
+func TestStateWithoutHandshake(t *testing.T) {
 	if _, ok := grpctls.State(context.Background()); ok {
-		t.Error("a connection without our handshake proves nothing")
+		t.Error("State of a context without a connection returns true")
 	}
-	grpctls.Cut(context.Background()) // and there is nothing to cut
+	grpctls.CloseConn(context.Background()) // does not panic
 }
 
-// queue is a listener of connections that are there already.
+// queue is a listener that accepts the connections in conns.
 type queue struct {
 	net.Listener
 	conns chan net.Conn
@@ -164,7 +190,7 @@ func (q queue) Accept() (net.Conn, error) { return <-q.conns, nil }
 
 func TestLimit(t *testing.T) {
 	q := queue{conns: make(chan net.Conn, 4)}
-	arrive := func() (far net.Conn) {
+	connect := func() (far net.Conn) {
 		near, far := net.Pipe()
 		q.conns <- near
 		return far
@@ -178,21 +204,21 @@ func TestLimit(t *testing.T) {
 		}
 		return c
 	}
-	arrive()
-	arrive()
+	connect()
+	connect()
 	one := accept()
 	accept()
-	past := arrive()
+	excess := connect()
 	third := make(chan net.Conn)
 	go func() { third <- accept() }()
-	if _, err := past.Read(make([]byte, 1)); err == nil {
-		t.Error("a connection past the limit must be closed")
+	if _, err := excess.Read(make([]byte, 1)); err == nil {
+		t.Error("a connection beyond the limit is open")
 	}
 	one.Close()
-	one.Close() // counts once
-	arrive()
+	one.Close() // the second Close has no effect
+	connect()
 	<-third
 	if refused != 1 {
-		t.Errorf("one connection was past the limit, %d were told", refused)
+		t.Errorf("refused was called %d times, want 1", refused)
 	}
 }

@@ -6,9 +6,9 @@ import (
 	"sync/atomic"
 )
 
-// Limit returns a listener that holds at most n connections of ln open at a time
-// and closes those beyond at once, calling refused for each if it is not nil.
-// gRPC by itself holds any number.
+// Limit returns a listener that keeps at most n connections of ln open. It closes each
+// further connection at once and calls refused for it, unless refused is nil. A gRPC
+// server has no such limit.
 func Limit(ln net.Listener, n int, refused func()) net.Listener {
 	return &limited{Listener: ln, limit: int64(n), refused: refused}
 }

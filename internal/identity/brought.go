@@ -14,16 +14,16 @@ import (
 // cert-manager: a certificate and key, signed by another root that peers pin. To peers it
 // is what a cross certificate is.
 
-// BringRoot reads a root that somebody else has made, and checks that it can do all that a
+// ImportRoot reads a root that was made elsewhere, and checks that it can do all that a
 // root has to: that what is signed under it is believed by whoever pins the anchor. certPEM
 // may hold further certificates, which are not looked at. An empty anchorPEM is for a
 // root that signed itself. Its errors say what to change.
-func BringRoot(certPEM, keyPEM, anchorPEM []byte, now time.Time) (*Root, error) {
+func ImportRoot(certPEM, keyPEM, anchorPEM []byte, now time.Time) (*Root, error) {
 	first, err := firstPEM(certPEM)
 	if err != nil {
 		return nil, err
 	}
-	r, err := ParseBroughtRoot(first, keyPEM, anchorPEM)
+	r, err := ParseImportedRoot(first, keyPEM, anchorPEM)
 	if err != nil {
 		return nil, err
 	}
@@ -34,8 +34,8 @@ func BringRoot(certPEM, keyPEM, anchorPEM []byte, now time.Time) (*Root, error) 
 	return r, r.try(now)
 }
 
-// ParseBroughtRoot reads a root that BringRoot took once.
-func ParseBroughtRoot(certPEM, keyPEM, anchorPEM []byte) (*Root, error) {
+// ParseImportedRoot reads a root that ImportRoot took once.
+func ParseImportedRoot(certPEM, keyPEM, anchorPEM []byte) (*Root, error) {
 	cert, err := parseCertificatePEM(certPEM)
 	if err != nil {
 		return nil, err

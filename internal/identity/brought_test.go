@@ -51,7 +51,7 @@ func (o *office) signs(key *ecdsa.PrivateKey, change func(*x509.Certificate)) br
 	return brought{encodeCertificate(cert.Raw), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), encodeCertificate(o.cert.Raw)}
 }
 
-func TestBringRoot(t *testing.T) {
+func TestImportRoot(t *testing.T) {
 	key := newP256(t)
 	officeKey := newP256(t)
 	o := newOffice(t, officeKey, &officeKey.PublicKey, nil)
@@ -94,7 +94,7 @@ func TestBringRoot(t *testing.T) {
 		"a key as a cert": {"pasted by mistake", brought{good.key, good.key, good.anchor}, 0, "no certificate"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, err := BringRoot(c.is.cert, c.is.key, c.is.anchor, noon.Add(c.after))
+			r, err := ImportRoot(c.is.cert, c.is.key, c.is.anchor, noon.Add(c.after))
 			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 				t.Fatalf("%v, want %q: %s", err, c.says, c.why)
 			}
@@ -109,16 +109,16 @@ func TestBringRoot(t *testing.T) {
 func (r *Root) serves(t *testing.T) {
 	t.Helper()
 	issuer := must(r.NewIssuer(noon))(t)
-	der := must(r.SignIssuerList(1, []*x509.Certificate{issuer.cert}, r.Way()...))(t)
+	der := must(r.SignIssuerList(1, []*x509.Certificate{issuer.cert}, r.Intermediates()...))(t)
 	pinned := must(ParseRootCertificate(r.AnchorPEM(), "west"))(t)
 	if _, err := VerifyIssuerList(pinned, "west", der); err != nil {
 		t.Error(err)
 	}
 	leaf := (&cluster{t, r, nil}).controller().cert.Leaf
-	if _, err := VerifyController(append([]*x509.Certificate{leaf}, r.Way()...), "west", pinned, noon); err != nil {
+	if _, err := VerifyController(append([]*x509.Certificate{leaf}, r.Intermediates()...), "west", pinned, noon); err != nil {
 		t.Error(err)
 	}
-	if _, err := VerifyController(append([]*x509.Certificate{leaf}, r.Way()...), "east", pinned, noon); err == nil && len(pinned.URIs) == 0 {
+	if _, err := VerifyController(append([]*x509.Certificate{leaf}, r.Intermediates()...), "east", pinned, noon); err == nil && len(pinned.URIs) == 0 {
 		t.Error("one cluster of an office passes for another")
 	}
 }

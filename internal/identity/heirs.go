@@ -20,9 +20,9 @@ const (
 	MaxPresented = 3
 )
 
-// Endorse returns the cross certificate by which those who hold r believe other, for as
+// CrossSign returns the cross certificate by which those who hold r believe other, for as
 // long as both live.
-func (r *Root) Endorse(other *x509.Certificate, now time.Time) (*x509.Certificate, error) {
+func (r *Root) CrossSign(other *x509.Certificate, now time.Time) (*x509.Certificate, error) {
 	if err := checkHeir(other, r.trustDomain); err != nil {
 		return nil, err
 	}
@@ -120,8 +120,8 @@ func (r *Root) Anchor() *x509.Certificate {
 // AnchorPEM is Anchor as PEM.
 func (r *Root) AnchorPEM() []byte { return encodeCertificate(r.Anchor().Raw) }
 
-// Way are the certificates that lead from the anchor to the root; none, if it is the anchor.
-func (r *Root) Way() []*x509.Certificate {
+// Intermediates are the certificates that lead from the anchor to the root; none, if it is the anchor.
+func (r *Root) Intermediates() []*x509.Certificate {
 	if r.anchor == nil {
 		return nil
 	}

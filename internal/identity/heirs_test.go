@@ -21,8 +21,8 @@ func newDynasty(t *testing.T) *dynasty {
 	for i := range 3 {
 		d.roots = append(d.roots, must(NewRoot("west", noon))(t))
 		if i > 0 {
-			d.onward = append(d.onward, must(d.roots[i-1].Endorse(d.roots[i].cert, noon))(t))
-			d.back = append(d.back, must(d.roots[i].Endorse(d.roots[i-1].cert, noon))(t))
+			d.onward = append(d.onward, must(d.roots[i-1].CrossSign(d.roots[i].cert, noon))(t))
+			d.back = append(d.back, must(d.roots[i].CrossSign(d.roots[i-1].cert, noon))(t))
 		}
 	}
 	return d
@@ -88,7 +88,7 @@ func TestControllersOfAFollowingRoot(t *testing.T) {
 func TestCrossEndsWithItsRoot(t *testing.T) {
 	old := must(NewRoot("west", noon.Add(-RootLifetime/2)))(t)
 	young := must(NewRoot("west", noon))(t)
-	cross := must(old.Endorse(young.cert, noon))(t)
+	cross := must(old.CrossSign(young.cert, noon))(t)
 	if !cross.NotAfter.Equal(old.cert.NotAfter) {
 		t.Errorf("the cross certificate ends at %v, the root that signed it at %v", cross.NotAfter, old.cert.NotAfter)
 	}
@@ -98,7 +98,7 @@ func TestCrossEndsWithItsRoot(t *testing.T) {
 	}
 }
 
-func TestEndorseRefuses(t *testing.T) {
+func TestCrossSignRefuses(t *testing.T) {
 	west, east := newCluster(t, "west"), newCluster(t, "east")
 	for name, c := range map[string]struct {
 		why   string
@@ -109,7 +109,7 @@ func TestEndorseRefuses(t *testing.T) {
 		"an issuer":      {"an issuer is no root", west.issuer.cert},
 		"a leaf":         {"a workload is no root", west.workload("shop", "cart").cert.Leaf},
 	} {
-		if _, err := west.root.Endorse(c.other, noon); err == nil {
+		if _, err := west.root.CrossSign(c.other, noon); err == nil {
 			t.Errorf("%s: endorsed: %s", name, c.why)
 		}
 	}

@@ -6,11 +6,13 @@ import (
 	"log/slog"
 	"net/url"
 	"strings"
+
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
 
 // ControllerServiceAccount is the ServiceAccount of every cluster's controller.
 // The root signs this name and no other.
-const ControllerServiceAccount = "causeway-controller"
+const ControllerServiceAccount = clusterinfo.ControllerName
 
 const (
 	maxName        = 2048 // SPIFFE ID, section 2.3

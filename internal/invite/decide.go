@@ -8,118 +8,128 @@ import (
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
-// Asker is a cluster that wants to join: it has proven to hold the secret, and the
-// root in its Half.
-type Asker struct {
-	// As is the name that it was told to be invited under.
+// Candidate is a cluster that wants to join. It has proven that it holds the secret of
+// the invite and the private key of its root.
+type Candidate struct {
+	// As is the name under which it was invited, from its Join.
 	As string
-	Half
-	// Address is where it calls from, an IP.
+	PublicIdentity
+	// Address is the IP address that it connects from.
 	Address string
 }
 
-func (a Asker) joiner() v1alpha1.Joiner {
-	return v1alpha1.Joiner{TrustDomain: a.TrustDomain, RootHash: a.RootHash(), Address: a.Address}
+func (c Candidate) joiner() v1alpha1.Joiner {
+	return v1alpha1.Joiner{TrustDomain: c.TrustDomain, RootHash: c.RootHash(), Address: c.Address}
 }
 
-// Step is the one thing to do next for an asker. After each but Done the objects
-// are read again and Decide is asked anew.
+// Step is the next step for a candidate. After each step except Done, the caller reads
+// the objects again and calls Decide again.
 type Step int
 
-// The steps, in their order.
+// The steps, in order.
 const (
-	// Bind: write Bound's status, by compare-and-swap.
+	// Bind means: write BoundStatus by compare-and-swap.
 	Bind Step = iota + 1
-	// Make: create the Link.
-	Make
-	// Note: write Noted's status, by compare-and-swap.
-	Note
-	// Done: answer.
+	// CreateLink means: create the Link.
+	CreateLink
+	// MarkLinked means: write LinkedStatus by compare-and-swap.
+	MarkLinked
+	// Done means: send the answer.
 	Done
 )
 
-// Decide says what to do next for an asker, or why nothing is done for it. links are all there are.
-func Decide(inv *v1alpha1.Invite, a Asker, own link.Own, links []v1alpha1.Link, now time.Time) (Step, *Refusal) {
+// Decide returns the next step for a candidate, or the reason why it is refused. links
+// must contain all Links of the cluster.
+func Decide(inv *v1alpha1.Invite, c Candidate, own link.Own, links []v1alpha1.Link,
+	now time.Time) (Step, *Refusal) {
 	joined := inv.Status.Joined
-	mine := joined != nil && joined.RootHash == a.RootHash()
+	bound := joined != nil && joined.RootHash == c.RootHash()
 	switch {
 	case inv.DeletionTimestamp != nil:
-		return 0, Refuse(Unknown, "the invite was taken back: ask for a new one")
-	case a.As != inv.Name:
-		return 0, Refuse(WrongName, "the token is for cluster %s, and this is cluster %s", inv.Name, a.As)
-	case joined != nil && !mine:
-		return 0, Refuse(Used, "the token was used by another cluster already: ask for a new one, and if that cluster was not yours, tell the inviter, who sees which it was")
+		return 0, Refuse(Unknown, "the invite was deleted: ask for a new one")
+	case c.As != inv.Name:
+		return 0, Refuse(WrongName, "the token is for cluster %s, and this is cluster %s", inv.Name, c.As)
+	case joined != nil && !bound:
+		return 0, Refuse(Used, "another cluster has used the token: ask for a new one; "+
+			"if that cluster is not yours, report it to the inviter, whose Invite names it")
 	}
-	if r := a.check(own); r != nil {
+	if r := c.check(own); r != nil {
 		return 0, r
 	}
-	stands, r := place(inv.Name, a.Half, mine, links)
+	exists, r := findLink(inv.Name, c.PublicIdentity, bound, links)
 	switch {
 	case r != nil:
 		return 0, r
-	case stands && inv.Status.State == v1alpha1.InviteLinked:
+	case exists && inv.Status.State == v1alpha1.InviteLinked:
 		return Done, nil
-	case stands:
-		return Note, nil
+	case exists:
+		return MarkLinked, nil
 	case inv.Status.State == v1alpha1.InviteLinked:
-		return 0, Refuse(Used, "the token was used, and its Link was deleted since: ask for a new one")
+		return 0, Refuse(Used, "the token was used, and its Link has been deleted: ask for a new one")
 	case !now.Before(Expires(inv)):
-		return 0, Refuse(Expired, "the token ran out at %s: ask for a new one", Expires(inv).UTC().Format("2006-01-02 15:04:05 MST"))
+		return 0, Refuse(Expired, "the token expired at %s: ask for a new one", timestamp(Expires(inv)))
 	case joined == nil:
 		return Bind, nil
 	}
-	return Make, nil
+	return CreateLink, nil
 }
 
-// place finds the Link for h of that name, or what stands in its way. mine: the
-// Invite belongs to h's cluster already.
-func place(name string, h Half, mine bool, links []v1alpha1.Link) (stands bool, _ *Refusal) {
+func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
+
+// findLink reports whether the Link with this name for this cluster exists. It refuses
+// the cluster if another Link conflicts with it. bound means that the Invite is bound to
+// the cluster.
+func findLink(name string, id PublicIdentity, bound bool, links []v1alpha1.Link) (exists bool, _ *Refusal) {
 	for i := range links {
 		l := &links[i]
 		switch {
-		case l.Name == name && mine && l.DeletionTimestamp == nil && h.is(l):
-			stands = true
+		case l.Name == name && bound && l.DeletionTimestamp == nil && id.matches(l):
+			exists = true
 		case l.Name == name:
-			return false, Refuse(NameTaken, "the inviter has a Link %s already, of trust domain %s: it must choose another name, or unlink that one", name, l.Spec.TrustDomain)
-		case h.claimedBy(l):
-			return false, Refuse(AlreadyKnown, "the inviter is linked with this cluster already, by its Link %s", l.Name)
+			return false, Refuse(NameTaken, "the inviter already has a Link %s, for trust domain %s: "+
+				"the inviter must choose another name or unlink that one", name, l.Spec.TrustDomain)
+		case id.conflictsWith(l):
+			return false, Refuse(AlreadyLinked,
+				"the inviter is already linked with this cluster, by its Link %s",
+				l.Name)
 		}
 	}
-	return stands, nil
+	return exists, nil
 }
 
-// Bound is the status by which an Invite belongs to an asker.
-func Bound(inv *v1alpha1.Invite, a Asker) v1alpha1.InviteStatus {
+// BoundStatus returns the status that binds an Invite to a candidate.
+func BoundStatus(inv *v1alpha1.Invite, c Candidate) v1alpha1.InviteStatus {
 	s := *inv.Status.DeepCopy()
-	j := a.joiner()
+	j := c.joiner()
 	s.State, s.Joined = v1alpha1.InviteJoining, &j
 	return s
 }
 
-// Noted is the status of an Invite whose Link stands.
-func Noted(inv *v1alpha1.Invite) v1alpha1.InviteStatus {
+// LinkedStatus returns the status of an Invite whose Link was created.
+func LinkedStatus(inv *v1alpha1.Invite) v1alpha1.InviteStatus {
 	s := *inv.Status.DeepCopy()
 	s.State = v1alpha1.InviteLinked
 	return s
 }
 
-// maxRefusals bounds those that a status tells of.
+// maxRefusals bounds the refusals in a status.
 const maxRefusals = 8
 
-// Refused is the status that tells of a refusal, and whether it is new.
-func Refused(inv *v1alpha1.Invite, a Asker, r *Refusal) (v1alpha1.InviteStatus, bool) {
+// RefusedStatus returns the status that records a refusal, and whether it differs from
+// the current one. It does not record the same refusal twice.
+func RefusedStatus(inv *v1alpha1.Invite, c Candidate, r *Refusal) (v1alpha1.InviteStatus, bool) {
 	s := *inv.Status.DeepCopy()
-	one := v1alpha1.InviteRefusal{Joiner: a.joiner(), Reason: string(r.Reason)}
-	same := func(have v1alpha1.InviteRefusal) bool { return have == one }
-	if len(s.Refusals) >= maxRefusals || slices.ContainsFunc(s.Refusals, same) {
+	refusal := v1alpha1.InviteRefusal{Joiner: c.joiner(), Reason: string(r.Reason)}
+	if len(s.Refusals) >= maxRefusals || slices.Contains(s.Refusals, refusal) {
 		return s, false
 	}
-	s.Refusals = append(s.Refusals, one)
+	s.Refusals = append(s.Refusals, refusal)
 	return s, true
 }
 
-// Aged is the status that an Invite should have by the clock, and whether it differs.
-func Aged(inv *v1alpha1.Invite, now time.Time) (v1alpha1.InviteStatus, bool) {
+// StatusAt returns the status that an Invite must have at now, and whether it differs
+// from the current one. It sets the first state, and Expired.
+func StatusAt(inv *v1alpha1.Invite, now time.Time) (v1alpha1.InviteStatus, bool) {
 	s := *inv.Status.DeepCopy()
 	switch {
 	case s.State != v1alpha1.InviteLinked && !now.Before(Expires(inv)):
@@ -130,10 +140,10 @@ func Aged(inv *v1alpha1.Invite, now time.Time) (v1alpha1.InviteStatus, bool) {
 	return s, s.State != inv.Status.State
 }
 
-// Link is the Link that an Invite makes for an asker: without gateways, as nobody has
-// met it at one.
-func Link(inv *v1alpha1.Invite, a Asker) *v1alpha1.Link {
-	l := &v1alpha1.Link{Spec: a.Spec(inv.Spec.Export, inv.Spec.Import)}
+// Link returns the Link that an Invite creates for a candidate. It has no gateways,
+// because this cluster has not authenticated the candidate at any address.
+func Link(inv *v1alpha1.Invite, c Candidate) *v1alpha1.Link {
+	l := &v1alpha1.Link{Spec: c.Spec(inv.Spec.Export, inv.Spec.Import)}
 	l.Name = inv.Name
 	return l
 }

@@ -1,16 +1,18 @@
-// Package invite decides how two clusters that have never met make a Link, once, by
-// a token that a person carries.
+// Package invite decides how two clusters establish Links to each other with a token that
+// a user copies from one cluster to the other.
 //
-//	inviter: Invite ─ Secret ─▶ Token ─ a person ─▶ joiner: Join ─ Secret ─▶ Check
-//	joiner: Request ─ Secret.Request ─▶ (TLS pinned to the inviter's root) ─▶ inviter: Decide ─▶ Answer ─ Secret.Answer ─▶ joiner: a Link
+//	inviter: Invite, Secret ─▶ Token ─ copied by a user ─▶ joiner: Join, Secret ─▶ Check
+//	joiner:  Request and proof ─ TLS, pinned to the inviter's root ─▶ inviter: Decide
+//	inviter: Link, then Answer and proof ─▶ joiner: CheckInviter, Link
 //
-// What always holds:
-//   - What is exchanged is public; nothing that lasts is derived from the token.
-//   - An Invite belongs to the first cluster that uses it, by its root's hash, from the
-//     compare-and-swap on; the same cluster may try again, no other ever can.
-//   - Decide asks no clock and no cluster: it names the next single step, so that a
-//     crash between two steps is a retry of the second.
-//   - A Link that was made and unlinked is not made again by its old Invite.
+// Invariants:
+//   - The clusters exchange only public data. No long-lived key is derived from the
+//     token.
+//   - A compare-and-swap binds an Invite to the first cluster that uses it, by the hash
+//     of the root. That cluster may retry. No other cluster can use the Invite.
+//   - Decide is pure and returns one step at a time, so a retry after a crash continues
+//     with the step that was interrupted.
+//   - An Invite does not create a Link again that was created and then deleted.
 package invite
 
 import (
@@ -30,80 +32,99 @@ import (
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
-// Lifetime is the longest that a token is good for.
+// Lifetime is the longest validity of a token.
 const Lifetime = 15 * time.Minute
 
-// Tail is for how long after its end a token still leads to a controller, which
-// can say that it has ended; and an hour later nothing of it is kept.
 const (
-	Tail = 15 * time.Minute
-	kept = time.Hour
+	// GracePeriod is how long after its expiry a token still leads to the inviter's
+	// controller, which then answers that the token has expired.
+	GracePeriod = 15 * time.Minute
+	// retention is how long after the grace period an Invite or a Join is kept.
+	retention = time.Hour
 )
 
-// SecretName is the Secret beside an Invite, JoinSecretName the one beside a Join.
-// Each has one key, SecretKey.
+// SecretName returns the name of the Secret that belongs to an Invite.
 func SecretName(invite string) string { return "causeway-invite-" + invite }
 
-// JoinSecretName is the Secret beside a Join.
+// JoinSecretName returns the name of the Secret that belongs to a Join.
 func JoinSecretName(join string) string { return "causeway-join-" + join }
 
-// SecretKey is the key of an Invite's Secret, TokenKey of a Join's.
+// Keys of the data of these Secrets.
 const (
+	// SecretKey holds the secret of an Invite.
 	SecretKey = "secret"
-	TokenKey  = "token"
+	// TokenKey holds the token of a Join.
+	TokenKey = "token"
 )
 
-// Expires is when an Invite ends, by the clock of its API server.
+// Expires returns the time at which an Invite expires, by the clock of its API server.
 func Expires(inv *v1alpha1.Invite) time.Time {
 	return inv.CreationTimestamp.Add(time.Duration(inv.Spec.ValidSeconds) * time.Second)
 }
 
-// Open reports until when an Invite is worth a route; false: it is not any more.
+// Open reports whether gateways must route joiners of an Invite to the controller, and
+// until when.
 func Open(inv *v1alpha1.Invite, now time.Time) (until time.Time, open bool) {
-	until = Expires(inv).Add(Tail)
+	until = Expires(inv).Add(GracePeriod)
 	return until, inv.DeletionTimestamp == nil && now.Before(until)
 }
 
-// Over reports whether nobody needs to see an Invite or Join any more, of which a
-// token ended then.
-func Over(expires, now time.Time) bool { return now.After(expires.Add(Tail + kept)) }
+// CanDelete reports whether the Invite or Join of a token that expires at a time can be
+// deleted.
+func CanDelete(expires, now time.Time) bool {
+	return now.After(expires.Add(GracePeriod + retention))
+}
 
-// Reason is why a cluster is refused: a word from a closed list.
+// Reason is a machine-readable reason why a cluster is refused.
 type Reason string
 
 // The reasons.
 const (
-	Unknown      Reason = "Unknown"       // there is no such Invite, or not any more
-	BadProof     Reason = "BadProof"      // the secret is not the Invite's
-	BadRequest   Reason = "BadRequest"    // its material does not hold together
-	WrongName    Reason = "WrongName"     // it was invited under another name
-	Used         Reason = "Used"          // the Invite belongs to another cluster, or was used up
-	Expired      Reason = "Expired"       // its time ran out
-	OwnCluster   Reason = "OwnCluster"    // the joiner is the inviter
-	NameTaken    Reason = "NameTaken"     // a Link for another cluster has the name
-	AlreadyKnown Reason = "AlreadyLinked" // another Link is for the cluster
-	BadToken     Reason = "BadToken"      // the token cannot be read
+	Unknown       Reason = "Unknown"       // the Invite does not exist or was deleted
+	BadProof      Reason = "BadProof"      // the secret is not the secret of the Invite
+	BadRequest    Reason = "BadRequest"    // the data of the cluster is inconsistent
+	WrongName     Reason = "WrongName"     // the cluster was invited under another name
+	Used          Reason = "Used"          // the Invite was used, perhaps by another cluster
+	Expired       Reason = "Expired"       // the Invite has expired
+	OwnCluster    Reason = "OwnCluster"    // the joiner is the inviter
+	NameTaken     Reason = "NameTaken"     // a Link for another cluster has the name
+	AlreadyLinked Reason = "AlreadyLinked" // another Link for the cluster exists
+	BadToken      Reason = "BadToken"      // the token cannot be parsed
 )
 
-// Reasons returns every reason, to be counted from zero.
+// Reasons returns all reasons. Metrics use it to export each of them from zero.
 func Reasons() []Reason {
-	return []Reason{Unknown, BadProof, BadRequest, WrongName, Used, Expired, OwnCluster, NameTaken, AlreadyKnown, BadToken}
+	return []Reason{
+		Unknown,
+		BadProof,
+		BadRequest,
+		WrongName,
+		Used,
+		Expired,
+		OwnCluster,
+		NameTaken,
+		AlreadyLinked,
+		BadToken,
+	}
 }
 
-// Refusal is a sentence to whoever joins, and why.
+// Refusal is the error of a cluster that is refused.
 type Refusal struct {
-	Reason  Reason
+	Reason Reason
+	// Message is a sentence for the user who joins.
 	Message string
 }
 
+// Error implements error.
 func (r *Refusal) Error() string { return r.Message }
 
-// Refuse makes a Refusal.
+// Refuse returns a Refusal. The other arguments are those of fmt.Sprintf.
 func Refuse(reason Reason, format string, args ...any) *Refusal {
 	return &Refusal{reason, fmt.Sprintf(format, args...)}
 }
 
-// ReasonOf returns the reason of a refusal that err wraps; false: it is none.
+// ReasonOf returns the reason of the Refusal that err wraps. It returns false if err
+// wraps none.
 func ReasonOf(err error) (Reason, bool) {
 	r, ok := errors.AsType[*Refusal](err)
 	if !ok {
@@ -112,24 +133,30 @@ func ReasonOf(err error) (Reason, bool) {
 	return r.Reason, true
 }
 
-// Half is what a cluster tells of itself: public, and proven.
-type Half struct {
-	// Root is the cluster's root, which names its trust domain.
+// PublicIdentity is the public half of the identity of a cluster, whose root has been
+// verified.
+type PublicIdentity struct {
+	// Root is the root certificate of the cluster.
 	Root *x509.Certificate
-	// TrustDomain is the one of Root.
+	// TrustDomain is the trust domain that Root names.
 	TrustDomain string
-	// LinkKey is the X25519 public key, 32 bytes.
+	// LinkKey is the X25519 public key of the cluster, 32 bytes.
 	LinkKey []byte
 }
 
-// Spec is the Link's by which a cluster knows the one that h is of. It names the
-// gateways at which that one was met, and no others: what a Link names is dialled as
-// it stands, and so must not be a stranger's word. What either says of its own
-// gateways later, on the catalog stream, is filtered and probed.
-func (h Half) Spec(export *v1alpha1.ExportRules, imports *v1alpha1.ImportRules, met ...string) v1alpha1.LinkSpec {
+// Spec returns the spec of a Link for the cluster. gateways are the addresses at which
+// the cluster was authenticated. The spec must not contain others, because the controller
+// dials the addresses in a Link without a check. The addresses that the peer advertises
+// later, on the catalog stream, are filtered and probed.
+func (p PublicIdentity) Spec(export *v1alpha1.ExportRules, imports *v1alpha1.ImportRules,
+	gateways ...string) v1alpha1.LinkSpec {
 	return v1alpha1.LinkSpec{
-		TrustDomain: h.TrustDomain, Root: string(rootPEM(h.Root)), LinkPublicKey: base64.StdEncoding.EncodeToString(h.LinkKey),
-		Gateways: met, Export: export, Import: imports,
+		TrustDomain:   p.TrustDomain,
+		Root:          string(rootPEM(p.Root)),
+		LinkPublicKey: base64.StdEncoding.EncodeToString(p.LinkKey),
+		Gateways:      gateways,
+		Export:        export,
+		Import:        imports,
 	}
 }
 
@@ -137,40 +164,45 @@ func rootPEM(root *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})
 }
 
-// RootHash is the hash of h's root in hex.
-func (h Half) RootHash() string { return hexHash(identity.RootHash(h.Root)) }
+// RootHash returns the SHA-256 of the root certificate in hex.
+func (p PublicIdentity) RootHash() string { return hexHash(identity.RootHash(p.Root)) }
+
+const ownClusterMessage = "the token was created in this very cluster: use it in the other cluster"
 
 func hexHash(hash [32]byte) string { return hex.EncodeToString(hash[:]) }
 
-// check says what is wrong with h; nil: nothing.
-func (h Half) check(own link.Own) *Refusal {
-	if h.TrustDomain == own.TrustDomain {
-		return Refuse(OwnCluster, "the token was made in this very cluster: use it in the cluster that is to be linked with it")
+// check refuses p if no valid Link can be created for it. It returns nil if one can.
+func (p PublicIdentity) check(own link.Own) *Refusal {
+	if p.TrustDomain == own.TrustDomain {
+		return Refuse(OwnCluster, ownClusterMessage)
 	}
-	if _, err := identity.ParseRootCertificate(rootPEM(h.Root), h.TrustDomain); err != nil {
-		return Refuse(BadRequest, "the cluster's root does not fit: %v", err)
+	if _, err := identity.ParseRootCertificate(rootPEM(p.Root), p.TrustDomain); err != nil {
+		return Refuse(BadRequest, "the root of the cluster is invalid: %v", err)
 	}
-	l := v1alpha1.Link{Spec: h.Spec(nil, nil)}
-	l.Name = "it"
-	if _, faults := link.Judge(own, []v1alpha1.Link{l}); faults[l.Name] != nil {
-		return Refuse(BadRequest, "what the cluster says of itself makes no Link: %s", faults[l.Name].Message)
+	l := v1alpha1.Link{Spec: p.Spec(nil, nil)}
+	l.Name = "candidate"
+	if fault := link.Judge(own, []v1alpha1.Link{l}).Faults[l.Name]; fault != nil {
+		return Refuse(BadRequest, "no valid Link can be created from the data that the cluster sent: %s",
+			fault.Message)
 	}
 	return nil
 }
 
-// is reports whether l is the Link for the cluster that h is of.
-func (h Half) is(l *v1alpha1.Link) bool {
-	return l.Spec.TrustDomain == h.TrustDomain && rootHashOf(l) == h.RootHash() &&
-		l.Spec.LinkPublicKey == base64.StdEncoding.EncodeToString(h.LinkKey)
+// matches reports whether l is a Link for exactly this cluster.
+func (p PublicIdentity) matches(l *v1alpha1.Link) bool {
+	return l.Spec.TrustDomain == p.TrustDomain && rootHashOf(l) == p.RootHash() &&
+		l.Spec.LinkPublicKey == base64.StdEncoding.EncodeToString(p.LinkKey)
 }
 
-// claimedBy reports whether l is for the cluster that h is of, by its trust domain or
-// its key. Two Links that claim one cluster are none.
-func (h Half) claimedBy(l *v1alpha1.Link) bool {
-	return l.Spec.TrustDomain == h.TrustDomain || l.Spec.LinkPublicKey == base64.StdEncoding.EncodeToString(h.LinkKey)
+// conflictsWith reports whether l has the trust domain or the key of this cluster. Two
+// such Links are both invalid.
+func (p PublicIdentity) conflictsWith(l *v1alpha1.Link) bool {
+	return l.Spec.TrustDomain == p.TrustDomain ||
+		l.Spec.LinkPublicKey == base64.StdEncoding.EncodeToString(p.LinkKey)
 }
 
-// rootHashOf is the hash of the root in a Link, in hex; "" if it holds none.
+// rootHashOf returns the hash of the root in a Link in hex, or "" if the Link has no
+// valid root.
 func rootHashOf(l *v1alpha1.Link) string {
 	block, _ := pem.Decode([]byte(strings.TrimSpace(l.Spec.Root)))
 	if block == nil {
@@ -183,9 +215,10 @@ func rootHashOf(l *v1alpha1.Link) string {
 	return hexHash(identity.RootHash(root))
 }
 
-// Heard is a refusal as the inviter words it, made fit to be shown: bounded, and
-// without what could move a terminal's cursor. A reason that is not known stays so.
-func Heard(reason, message string, most int) *Refusal {
+// ReceivedRefusal returns the refusal that a peer has sent, with a message that is safe
+// to print: at most limit bytes of printable characters, so no terminal escape sequences.
+// A reason that this version does not know becomes Unknown.
+func ReceivedRefusal(reason, message string, limit int) *Refusal {
 	r := Reason(reason)
 	if !slices.Contains(Reasons(), r) {
 		r = Unknown
@@ -196,8 +229,8 @@ func Heard(reason, message string, most int) *Refusal {
 		}
 		return c
 	}, strings.ToValidUTF8(message, ""))
-	if len(message) > most {
-		message = strings.ToValidUTF8(message[:most], "")
+	if len(message) > limit {
+		message = strings.ToValidUTF8(message[:limit], "")
 	}
 	return &Refusal{r, message}
 }

@@ -20,10 +20,10 @@ import (
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
-// MaxToken bounds a token's text.
+// MaxToken is the longest text of a token, in bytes.
 const MaxToken = 4096
 
-// TokenPrefix begins every token's text.
+// TokenPrefix is the start of the text of every token.
 const TokenPrefix = "causeway-join-1."
 
 const (
@@ -32,58 +32,60 @@ const (
 	maxAddress  = 262
 )
 
-// ErrToken reports text that is no token. Its message tells no part of the text.
-var ErrToken = errors.New("this is no join token")
+// ErrToken reports text that is not a token. Messages never contain parts of the text.
+var ErrToken = errors.New("not a join token")
 
-// Secret is what an invite's token proves to hold. It never prints itself.
+// Secret is the secret of an Invite. The joiner proves that it holds it. All fmt verbs
+// print a placeholder instead of the secret.
 type Secret struct {
-	_   [0]func() // secrets are not compared with ==
+	_   [0]func() // prevents comparison with ==, which is not constant-time
 	raw [32]byte
 }
 
-// NewSecret makes a secret.
+// NewSecret generates a secret.
 func NewSecret() Secret {
 	var s Secret
-	rand.Read(s.raw[:]) // never fails, see its doc
+	rand.Read(s.raw[:]) // never returns an error
 	return s
 }
 
-// ParseSecret reads what Bytes returns.
+// ParseSecret parses the result of Bytes.
 func ParseSecret(b []byte) (Secret, error) {
 	if len(b) != len(Secret{}.raw) {
-		return Secret{}, fmt.Errorf("an invite's secret has 32 bytes, not %d", len(b))
+		return Secret{}, fmt.Errorf("parse invite secret: want 32 bytes, got %d", len(b))
 	}
 	return Secret{raw: [32]byte(b)}, nil
 }
 
-// Bytes returns the secret itself.
+// Bytes returns a copy of the secret.
 func (s Secret) Bytes() []byte { return bytes.Clone(s.raw[:]) }
 
-// Format writes a placeholder, whatever the verb.
+// Format implements fmt.Formatter. It writes a placeholder for every verb.
 func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "Secret(hidden)") }
 
-// Token is what a person carries from the inviter to the joiner.
+// Token is the content of the text that a user copies from the inviter to the joiner.
 type Token struct {
-	// Root is the hash of the inviter's root.
+	// Root is the SHA-256 of the inviter's root certificate.
 	Root   [32]byte
 	Secret Secret
-	// Expires is by the inviter's clock, in whole seconds.
+	// Expires is the expiry by the inviter's clock, in whole seconds.
 	Expires time.Time
-	// Peer is the name that the joiner is invited under, and of the Invite.
+	// Peer is the name of the Invite, which is the inviter's name for the joiner.
 	Peer string
-	// Inviter is the inviter's own name: how the joiner may call it.
+	// Inviter is the name that the inviter suggests for itself.
 	Inviter string
-	// Gateways are the inviter's, host:port, 1 to 8.
+	// Gateways lists 1 to 8 gateway addresses of the inviter, as host:port.
 	Gateways []string
 }
 
 var name = regexp.MustCompile(`^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$`)
 
-// String returns the token's text: whoever has it can join. It is called so that no %v of a Token
-// writes it by accident.
+// String implements fmt.Stringer. It returns a placeholder, so that no log contains the
+// token by accident. Text returns the token.
 func (t Token) String() string { return "Token(hidden)" }
 
-// Text returns the token as it is carried. An error says which field does not fit.
+// Text returns the text of the token, which gives its holder the right to join. It
+// returns an error if a field is invalid.
 func (t Token) Text() (string, error) {
 	if err := t.check(); err != nil {
 		return "", err
@@ -91,16 +93,17 @@ func (t Token) Text() (string, error) {
 	b := append([]byte{}, t.Root[:]...)
 	b = append(b, t.Secret.raw[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(t.Expires.Unix()))
-	b = text(text(b, t.Peer), t.Inviter)
+	b = appendText(appendText(b, t.Peer), t.Inviter)
 	b = append(b, byte(len(t.Gateways)))
 	for _, g := range t.Gateways {
-		b = text(b, g)
+		b = appendText(b, g)
 	}
 	sum := sha256.Sum256(b)
 	return TokenPrefix + base64.RawURLEncoding.EncodeToString(append(b, sum[:sumBytes]...)), nil
 }
 
-func text(b []byte, s string) []byte {
+// appendText appends the length of s and s.
+func appendText(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint16(b, uint16(len(s))), s...)
 }
 
@@ -111,23 +114,23 @@ func (t Token) check() error {
 	case !name.MatchString(t.Inviter):
 		return fmt.Errorf("%q cannot be the name of a cluster", t.Inviter)
 	case t.Expires.Unix() <= 0 || t.Expires.Unix() > math.MaxInt32*4:
-		return errors.New("its end is no time")
+		return errors.New("the expiry is out of range")
 	case len(t.Gateways) == 0 || len(t.Gateways) > maxGateways:
-		return fmt.Errorf("it names %d gateway addresses, and 1 to %d are wanted", len(t.Gateways), maxGateways)
+		return fmt.Errorf("it has %d gateway addresses, want 1 to %d", len(t.Gateways), maxGateways)
 	}
 	for _, g := range t.Gateways {
 		if err := link.CheckAddress(g); len(g) > maxAddress || err != nil {
-			return errors.New("one of its gateway addresses is no host:port")
+			return errors.New("a gateway address is not a host:port")
 		}
 	}
 	return nil
 }
 
-// ParseToken reads a token's text, in which white space does not matter. Its
-// errors wrap ErrToken and tell nothing of the text.
+// ParseToken parses the text of a token. It ignores white space, because terminals and
+// chats break lines. Its errors wrap ErrToken and contain no part of the text.
 func ParseToken(s string) (Token, error) {
 	if len(s) > 2*MaxToken {
-		return Token{}, fmt.Errorf("%w: it is too long", ErrToken)
+		return Token{}, fmt.Errorf("%w: text is too long", ErrToken)
 	}
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsSpace(r) {
@@ -137,15 +140,15 @@ func ParseToken(s string) (Token, error) {
 	}, s)
 	rest, ok := strings.CutPrefix(s, TokenPrefix)
 	if !ok || len(s) > MaxToken {
-		return Token{}, fmt.Errorf("%w: one begins with %s", ErrToken, TokenPrefix)
+		return Token{}, fmt.Errorf("%w: a token starts with %s", ErrToken, TokenPrefix)
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(rest)
 	if err != nil || len(b) < sumBytes {
-		return Token{}, fmt.Errorf("%w: it is damaged; copy the whole of it", ErrToken)
+		return Token{}, fmt.Errorf("%w: text is damaged, copy all of it", ErrToken)
 	}
 	b, sum := b[:len(b)-sumBytes], b[len(b)-sumBytes:]
 	if want := sha256.Sum256(b); !bytes.Equal(sum, want[:sumBytes]) {
-		return Token{}, fmt.Errorf("%w: it is damaged; copy the whole of it", ErrToken)
+		return Token{}, fmt.Errorf("%w: text is damaged, copy all of it", ErrToken)
 	}
 	t, err := parseFields(b)
 	if err != nil {
@@ -163,12 +166,12 @@ func parseFields(b []byte) (Token, error) {
 		t.Gateways = append(t.Gateways, r.text())
 	}
 	if r.short || len(r.b) > 0 {
-		return Token{}, errors.New("its fields do not fit its length")
+		return Token{}, errors.New("the fields do not match the length")
 	}
 	return t, t.check()
 }
 
-// reader takes bytes off b. Where there are too few it gives zeros, and remembers.
+// reader consumes b. If b has too few bytes, it returns zeros and sets short.
 type reader struct {
 	b     []byte
 	short bool
@@ -193,33 +196,35 @@ func (r *reader) text() string {
 	return string(r.take(n))
 }
 
-// Check says why a token is of no use in a cluster; nil: it may be. as is the name
-// that the cluster answers to, name the Link that it would make, root its own root's hash.
+// Check refuses a token that this cluster cannot use. It returns nil if it can. as is the
+// name of this cluster at the inviter, name is the name of the Link to be created, and
+// root is the hash of this cluster's root. links must contain all Links of the cluster.
 func (t Token) Check(as, name string, root [32]byte, links []v1alpha1.Link, now time.Time) *Refusal {
 	switch {
 	case t.Root == root:
-		return Refuse(OwnCluster, "the token was made in this very cluster: use it in the cluster that is to be linked with it")
+		return Refuse(OwnCluster, ownClusterMessage)
 	case t.Peer != as:
 		return Refuse(WrongName, "the token is for cluster %s, and this is cluster %s", t.Peer, as)
-	case !now.Before(t.Expires.Add(Tail)):
-		return Refuse(Expired, "the token ran out at %s: ask for a new one", t.Expires.UTC().Format("2006-01-02 15:04:05 MST"))
+	case !now.Before(t.Expires.Add(GracePeriod)):
+		return Refuse(Expired, "the token expired at %s: ask for a new one", timestamp(t.Expires))
 	}
 	for i := range links {
 		l := &links[i]
 		same := rootHashOf(l) == hexHash(t.Root)
 		switch {
 		case l.Name == name && l.DeletionTimestamp != nil:
-			return Refuse(NameTaken, "Link %s is being deleted: try again in a moment", name)
+			return Refuse(NameTaken, "Link %s is being deleted: try again later", name)
 		case l.Name == name && !same:
-			return Refuse(NameTaken, "Link %s is for another cluster, of trust domain %s: choose another name for the inviter", name, l.Spec.TrustDomain)
+			return Refuse(NameTaken, "Link %s is for another cluster, with trust domain %s: "+
+				"choose another name for the inviter", name, l.Spec.TrustDomain)
 		case l.Name != name && same:
-			return Refuse(AlreadyKnown, "the inviter is linked already, by Link %s", l.Name)
+			return Refuse(AlreadyLinked, "the inviter is already linked, by Link %s", l.Name)
 		}
 	}
 	return nil
 }
 
-// Linked reports whether one of links is the Link of that name for the inviter.
+// Linked reports whether links contains the Link with this name for the inviter.
 func (t Token) Linked(name string, links []v1alpha1.Link) bool {
 	for i := range links {
 		if l := &links[i]; l.Name == name && l.DeletionTimestamp == nil && rootHashOf(l) == hexHash(t.Root) {
@@ -229,23 +234,25 @@ func (t Token) Linked(name string, links []v1alpha1.Link) bool {
 	return false
 }
 
-// Fits says what is wrong with what the inviter says of itself; nil: nothing. name is
-// the Link that would be made of it, links are all there are.
-func (t Token) Fits(h Half, own link.Own, name string, links []v1alpha1.Link) *Refusal {
-	if identity.RootHash(h.Root) != t.Root {
-		return Refuse(BadRequest, "the inviter's root is not the one that the token names")
+// CheckInviter refuses the inviter if no valid Link can be created for it. It returns nil
+// if one can. name is the name of the Link. links must contain all Links of the cluster.
+func (t Token) CheckInviter(p PublicIdentity, own link.Own, name string, links []v1alpha1.Link) *Refusal {
+	if identity.RootHash(p.Root) != t.Root {
+		return Refuse(BadRequest, "the inviter's root is not the root in the token")
 	}
-	if r := h.check(own); r != nil {
+	if r := p.check(own); r != nil {
 		return r
 	}
 	for i := range links {
-		if l := &links[i]; l.Name != name && h.claimedBy(l) {
-			return Refuse(AlreadyKnown, "Link %s, of trust domain %s, is for the cluster that the inviter says it is: if it is, made anew, unlink that one "+
-				"and join again with the same token; if not, do not trust it", l.Name, l.Spec.TrustDomain)
+		if l := &links[i]; l.Name != name && p.conflictsWith(l) {
+			return Refuse(AlreadyLinked,
+				"Link %s, with trust domain %s, is for the cluster that the inviter claims to be: "+
+					"if the inviter is that cluster, reinstalled, unlink that one and join again with "+
+					"the same token; otherwise do not trust the inviter", l.Name, l.Spec.TrustDomain)
 		}
 	}
 	return nil
 }
 
-// IsName reports whether s can be the name of an Invite, and of a Link.
+// IsName reports whether s is a valid name of an Invite, a Join and a Link.
 func IsName(s string) bool { return name.MatchString(s) }

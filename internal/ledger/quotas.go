@@ -2,184 +2,343 @@ package ledger
 
 import (
 	"cmp"
+	"container/heap"
 	"fmt"
 	"slices"
 	"strings"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"time"
 )
 
-// Quotas bound what one Link may have. A zero field bounds nothing.
+// Quotas bound what one peer may have. A zero field bounds nothing.
 type Quotas struct {
-	// Mirrors is how many mirrors it may have in all, PerNamespace how many in one
-	// of our namespaces.
+	// Mirrors is how many mirrors it may have in all, PerNamespace how many in one of our
+	// namespaces.
 	Mirrors, PerNamespace int
 	// Hostnames is how many named pods of one Service may have mirrors.
 	Hostnames int
-	// VIPPercent is its share of each range of virtual IPs. Mirrors that rest count.
+	// VIPPercent is its share of the smallest range of virtual IPs. Addresses that are
+	// not reusable yet count. Its blocks are bounded by the same share, rounded up.
 	VIPPercent int
 }
 
-// share is the part of the smallest range that VIPPercent stands for: one address at least.
-func (q Quotas) share(pools []*pool) int {
-	const enough = 24 // bits: more mirrors than any ledger holds
-	least := 1 << enough
-	for _, p := range pools {
-		least = min(least, 1<<min(p.prefix.Addr().BitLen()-p.prefix.Bits(), enough))
+// share is the number of addresses that VIPPercent stands for: one at least.
+func (q Quotas) share(s space) int { return max(1, s.smallest()*q.VIPPercent/100) }
+
+// maxBlocks is how many blocks the peer may have.
+func (q Quotas) maxBlocks(s space) int {
+	if q.VIPPercent == 0 {
+		return maxBlocks
 	}
-	return max(1, least*q.VIPPercent/100)
+	return (q.share(s) + s.size - 1) / s.size
 }
 
-// tally counts what one Link has been given.
-type tally struct {
-	quotas  Quotas
-	share   int
-	resting int // entries that hold VIPs and may not be given anew yet
-	mirrors int
-	in      map[string]int // by our namespace
-	hosts   map[source]int // by the Service that they are pods of
-	refused map[string]int // by the quota
+// Quotas, and what else a want may wait for.
+const (
+	waitMirrors      = "services"
+	waitPerNamespace = "servicesPerNamespace"
+	waitHostnames    = "hostnames"
+	waitShare        = "vipPercent"
+	waitVIP          = "" // no quota: no address is left
+)
+
+// waitKey is what a want waits for.
+type waitKey struct {
+	kind      string
+	namespace string // ours, for waitPerNamespace
+	whole     Source // for waitHostnames
 }
 
-// bound returns those of wants, which are sorted by source, that the Links' quotas
-// allow. The mirrors that the Book saw first stay; what lives already and is beyond
-// the quotas rests.
-func (a *assigner) bound(peers []Peer, wants []want) []want {
-	tallies := make(map[string]*tally, len(peers))
-	for _, p := range peers {
-		tallies[p.Link] = &tally{quotas: p.Quotas, share: p.Quotas.share(a.pools), in: make(map[string]int), hosts: make(map[source]int), refused: make(map[string]int)}
-	}
-	a.countOthers(tallies, wants)
-	byAge := slices.Clone(wants)
-	slices.SortStableFunc(byAge, a.compareAge)
-	allowed := make(map[source]bool, len(wants))
-	for _, w := range byAge {
-		m := a.current[w.source]
-		lives := m != nil && m.RestingSince == nil
-		if (w.host == "" || allowed[w.whole()]) && tallies[w.link].take(w, lives) {
-			allowed[w.source] = true
-			continue
-		}
-		if lives {
-			m.RestingSince = restFrom(a.now)
-		}
-		if m != nil && !rested(m.RestingSince, a.now) {
-			tallies[w.link].resting++
-		}
-	}
-	for link, t := range tallies {
-		if p, any := t.problem(link); any {
-			a.problems = append(a.problems, p)
-		}
-	}
-	return slices.DeleteFunc(wants, func(w want) bool { return !allowed[w.source] })
+func (k waitKey) compare(o waitKey) int {
+	return cmp.Or(strings.Compare(k.kind, o.kind), strings.Compare(k.namespace, o.namespace),
+		k.whole.compare(o.whole))
 }
 
-// countOthers counts the entries that no want is for: those of a peer whose whole
-// catalog has not arrived live on, and those that rest hold their VIPs.
-func (a *assigner) countOthers(tallies map[string]*tally, wants []want) {
-	wanted := make(map[source]bool, len(wants))
-	for _, w := range wants {
-		wanted[w.source] = true
+// waiting is a heap of sources in the order of their arrival.
+type waiting []waiter
+
+type waiter struct {
+	arrived uint64
+	source  Source
+}
+
+func (q waiting) Len() int { return len(q) }
+func (q waiting) Less(i, j int) bool {
+	return cmp.Or(cmp.Compare(q[i].arrived, q[j].arrived), q[i].source.compare(q[j].source)) < 0
+}
+func (q waiting) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *waiting) Push(x any)   { *q = append(*q, x.(waiter)) }
+func (q *waiting) Pop() any {
+	last := (*q)[len(*q)-1]
+	*q = (*q)[:len(*q)-1]
+	return last
+}
+
+// counts is what a peer has been given, kept up to date with each entry.
+type counts struct {
+	mirrors  int
+	reserved int            // released entries whose addresses are not reusable yet
+	in       map[string]int // mirrors by our namespace
+	pods     map[Source]int // mirrors of named pods by their Service
+}
+
+func (c *counts) add(r *record, n int) {
+	c.mirrors += n
+	addTo(c.in, r.name().namespace, n)
+	if r.Hostname != "" {
+		addTo(c.pods, r.source().whole(), n)
 	}
-	count := func(m *v1alpha1.LedgerMirror) {
-		t := tallies[m.Link]
-		switch {
-		case t == nil || rested(m.RestingSince, a.now):
-		case m.RestingSince != nil:
-			t.resting++
-		default:
-			t.mirrors++
-			t.in[m.MirrorNamespace]++
-			if m.Hostname != "" {
-				t.hosts[sourceOf(*m).whole()]++
+}
+
+func addTo[K comparable](m map[K]int, k K, n int) {
+	if m[k] += n; m[k] == 0 {
+		delete(m, k)
+	}
+}
+
+// count takes note of a pending entry.
+func (p *peer) count(at place, r *record) {
+	switch {
+	case r == nil:
+	case !r.live():
+		at.block.state[at.slot] = reserved
+		p.counts.reserved++
+		p.reserved.add(r.Released, at)
+	default:
+		p.counts.add(r, 1)
+		p.book.names.add(r.name(), at)
+		p.remember(r)
+		if q := p.quotas; q.Mirrors > 0 && p.counts.mirrors > q.Mirrors ||
+			q.PerNamespace > 0 && p.counts.in[r.name().namespace] > q.PerNamespace ||
+			q.Hostnames > 0 && p.counts.pods[r.source().whole()] > q.Hostnames ||
+			q.VIPPercent > 0 && p.counts.mirrors > q.share(p.book.space) {
+			p.recheck = true
+			p.book.dirtyPeers[p] = struct{}{}
+		}
+		p.markPods(r.source())
+	}
+}
+
+// remember sees that an absent pod's mirror is planned again when its time has come.
+func (p *peer) remember(r *record) {
+	if until := r.absentUntil(); !until.IsZero() {
+		p.book.absences.add(until, sourceID{p, r.source()})
+	}
+}
+
+// absentUntil is when the mirror of an absent pod is released; the zero time: never.
+func (p *peer) absentUntil(s Source) time.Time {
+	for _, at := range p.at[s] {
+		if r := at.pending(); r.live() && r.source() == s && r.Absent != 0 {
+			return r.absentUntil()
+		}
+	}
+	return time.Time{}
+}
+
+// uncount undoes count. What becomes free goes to those who wait for it.
+func (p *peer) uncount(at place, r *record) {
+	switch {
+	case r == nil:
+	case !r.live():
+		if at.block.state[at.slot] == reserved {
+			p.counts.reserved--
+		}
+		at.block.state[at.slot] = 0
+		p.free(waitKey{kind: waitShare}, waitKey{kind: waitVIP})
+	default:
+		p.counts.add(r, -1)
+		p.book.names.remove(r.name(), at)
+		p.book.wake(r.name())
+		p.free(waitKey{kind: waitMirrors}, waitKey{kind: waitShare}, waitKey{kind: waitPerNamespace,
+			namespace: r.name().namespace})
+		if r.Hostname != "" {
+			p.free(waitKey{kind: waitHostnames, whole: r.source().whole()})
+		}
+		p.markPods(r.source())
+	}
+}
+
+// free lets those who wait for any of keys try again.
+func (p *peer) free(keys ...waitKey) {
+	for _, k := range keys {
+		if q := p.queues[k]; q != nil {
+			p.freed[k] = true
+			p.book.dirtyPeers[p] = struct{}{}
+		}
+	}
+}
+
+// retryAll lets everybody who waits try again.
+func (p *peer) retryAll() {
+	for k := range p.queues {
+		p.freed[k] = true
+	}
+}
+
+// expire makes released addresses available whose time has come.
+func (p *peer) expire(now time.Time) {
+	for {
+		t, ok := p.reserved.first()
+		if !ok || now.Before(t) {
+			return
+		}
+		r := p.reserved.pop()
+		r.block.state[r.slot] = available
+		p.counts.reserved--
+		p.available = append(p.available, r)
+		p.free(waitKey{kind: waitShare}, waitKey{kind: waitVIP})
+	}
+}
+
+// refusal returns the quota that keeps a mirror of w out, which has no live entry. own is
+// how many of the peer's reserved addresses are w's.
+func (p *peer) refusal(w *MirrorWant, own int) (waitKey, bool) {
+	q, c, s := p.quotas, &p.counts, w.Source()
+	switch {
+	case q.Mirrors > 0 && c.mirrors >= q.Mirrors:
+		return waitKey{kind: waitMirrors}, true
+	case p.namespaceFull(w):
+		return waitKey{kind: waitPerNamespace, namespace: w.MirrorNamespace}, true
+	case q.Hostnames > 0 && s.Hostname != "" && c.pods[s.whole()] >= q.Hostnames:
+		return waitKey{kind: waitHostnames, whole: s.whole()}, true
+	case q.VIPPercent > 0 && c.mirrors+c.reserved-own >= q.share(p.book.space):
+		return waitKey{kind: waitShare}, true
+	}
+	return waitKey{}, false
+}
+
+func (p *peer) namespaceFull(w *MirrorWant) bool {
+	return p.quotas.PerNamespace > 0 && p.counts.in[w.MirrorNamespace] >= p.quotas.PerNamespace
+}
+
+// wait puts a source in the queue of k. It keeps the time of its arrival.
+func (p *peer) wait(s Source, k waitKey) {
+	if had, waits := p.waits[s]; waits {
+		if had == k {
+			return
+		}
+		p.stopWaiting(s)
+	}
+	q := p.queues[k]
+	if q == nil {
+		q = new(waiting)
+		p.queues[k] = q
+	}
+	if q.Len() > 2*p.waitCounts[k.kind]+minHeap {
+		*q = slices.DeleteFunc(*q, func(w waiter) bool { return p.waits[w.source] != k })
+		heap.Init(q)
+	}
+	heap.Push(q, waiter{p.arrived[s], s})
+	p.waits[s] = k
+	p.waitCounts[k.kind]++
+}
+
+// stopWaiting takes a source out of its queue. The heap forgets it when it comes up.
+func (p *peer) stopWaiting(s Source) {
+	if k, waits := p.waits[s]; waits {
+		delete(p.waits, s)
+		addTo(p.waitCounts, k.kind, -1)
+	}
+}
+
+// retry gives what has become free to those who wait, the oldest first.
+func (p *peer) retry(now time.Time) {
+	for len(p.freed) > 0 {
+		keys := make([]waitKey, 0, len(p.freed))
+		for k := range p.freed {
+			keys = append(keys, k)
+		}
+		slices.SortFunc(keys, waitKey.compare)
+		for _, k := range keys {
+			delete(p.freed, k)
+			p.retryKey(k, now)
+		}
+	}
+}
+
+func (p *peer) retryKey(k waitKey, now time.Time) {
+	q := p.queues[k]
+	for q != nil && q.Len() > 0 {
+		w := (*q)[0]
+		heap.Pop(q)
+		if had, waits := p.waits[w.source]; !waits || had != k || p.arrived[w.source] != w.arrived {
+			continue // it does not wait for k any more
+		}
+		p.stopWaiting(w.source)
+		p.book.plan(p, w.source, now)
+		if again, waits := p.waits[w.source]; waits && again == k {
+			return // nothing was free
+		}
+	}
+	if q != nil && q.Len() == 0 {
+		delete(p.queues, k)
+	}
+}
+
+// enforce releases live entries that are beyond the quotas, after these were lowered or
+// another leader has given more. The oldest stay.
+func (p *peer) enforce(now time.Time) {
+	p.recheck = false
+	var live []place
+	for _, bl := range p.blocks {
+		for slot, r := range bl.pending {
+			if r.live() {
+				live = append(live, place{bl, slot})
 			}
 		}
 	}
-	for k, m := range a.current {
-		if !wanted[k] {
-			count(m)
+	slices.SortFunc(live, func(x, y place) int { return compareAge(x, y, place.pending) })
+	have := counts{in: make(map[string]int), pods: make(map[Source]int)}
+	for _, at := range live {
+		r := at.pending()
+		k, over := p.beyond(r, &have)
+		if !over {
+			have.add(r, 1)
+			continue
+		}
+		s := r.source()
+		at.block.set(at.slot, r.release(seconds(now)))
+		if p.wants[s] != nil {
+			p.wait(s, k)
 		}
 	}
-	for i := range a.old {
-		count(&a.old[i])
-	}
 }
 
-// compareAge orders wants by how long their mirrors have lived; those that do not
-// live come last, by source.
-func (a *assigner) compareAge(x, y want) int {
-	m, n := a.current[x.source], a.current[y.source]
-	mLives, nLives := m != nil && m.RestingSince == nil, n != nil && n.RestingSince == nil
+// beyond returns the quota that r is beyond, where have is what stays.
+func (p *peer) beyond(r *record, have *counts) (waitKey, bool) {
+	q, ns, whole := p.quotas, r.name().namespace, r.source().whole()
 	switch {
-	case mLives != nLives && mLives:
-		return -1
-	case mLives != nLives:
-		return 1
-	case !mLives:
-		return x.compare(y.source)
+	case q.Mirrors > 0 && have.mirrors >= q.Mirrors:
+		return waitKey{kind: waitMirrors}, true
+	case q.PerNamespace > 0 && have.in[ns] >= q.PerNamespace:
+		return waitKey{kind: waitPerNamespace, namespace: ns}, true
+	case q.Hostnames > 0 && r.Hostname != "" && have.pods[whole] >= q.Hostnames:
+		return waitKey{kind: waitHostnames, whole: whole}, true
+	case q.VIPPercent > 0 && have.mirrors >= q.share(p.book.space):
+		return waitKey{kind: waitShare}, true
 	}
-	return cmp.Or(compareSince(m.Since, n.Since), x.compare(y.source))
+	return waitKey{}, false
 }
 
-// compareSince orders the earlier before the later, and the earliest are those
-// that have no time.
-func compareSince(a, b *metav1.Time) int {
-	switch {
-	case a == nil && b == nil:
-		return 0
-	case a == nil:
-		return -1
-	case b == nil:
-		return 1
+// waitProblems say in one sentence each how many mirrors wait.
+func (p *peer) waitProblems() []Problem {
+	var out []Problem
+	if n := p.waitCounts[waitVIP]; n > 0 {
+		out = append(out, problem("", VIPsExhausted, fmt.Sprintf(
+			"no virtual IP is left for %d mirrors: unlink or unexport something and wait a day, or "+
+				"install with a larger vipCIDR", n)))
 	}
-	return a.Compare(b.Time)
-}
-
-// take counts w, unless that is beyond a quota. Mirrors that rest keep newcomers
-// out, and nobody who lives.
-func (t *tally) take(w want, lives bool) bool {
-	held := t.mirrors
-	if !lives {
-		held += t.resting
-	}
-	over, pods := "", 0
-	if w.host != "" {
-		pods = 1
-	}
-	switch q := t.quotas; {
-	case q.Mirrors > 0 && t.mirrors >= q.Mirrors:
-		over = "services"
-	case q.PerNamespace > 0 && t.in[w.MirrorNamespace] >= q.PerNamespace:
-		over = "servicesPerNamespace"
-	case q.Hostnames > 0 && t.hosts[w.whole()]+pods > q.Hostnames:
-		over = "hostnames"
-	case q.VIPPercent > 0 && held >= t.share:
-		over = "vipPercent"
-	}
-	if over != "" {
-		t.refused[over]++
-		return false
-	}
-	t.mirrors++
-	t.in[w.MirrorNamespace]++
-	t.hosts[w.whole()] += pods
-	return true
-}
-
-// problem counts what was refused, in one sentence.
-func (t *tally) problem(link string) (Problem, bool) {
 	total := 0
 	var which []string
-	for _, quota := range []string{"hostnames", "services", "servicesPerNamespace", "vipPercent"} {
-		if n := t.refused[quota]; n > 0 {
+	for _, kind := range []string{waitHostnames, waitMirrors, waitPerNamespace, waitShare} {
+		if n := p.waitCounts[kind]; n > 0 {
 			total += n
-			which = append(which, fmt.Sprintf("%d by %s", n, quota))
+			which = append(which, fmt.Sprintf("%d by %s", n, kind))
 		}
 	}
-	return Problem{Link: link, ServiceProblem: v1alpha1.ServiceProblem{
-		Reason: QuotaReached, Message: fmt.Sprintf("the Link's import quotas leave out %d mirrors: %s", total, strings.Join(which, ", ")),
-	}}, total > 0
+	if total > 0 {
+		out = append(out, problem("", QuotaReached, fmt.Sprintf(
+			"the Link's import quotas leave out %d mirrors: %s", total, strings.Join(which, ", "))))
+	}
+	return out
 }

@@ -11,25 +11,26 @@ import (
 	"time"
 )
 
-// Bounds of what is found.
+// Bounds of discovered addresses.
 const (
-	// MaxLearnt is how many addresses a peer can say, and how many of DNS's answers to
-	// one name are used.
-	MaxLearnt = 8
-	// maxFound is how many addresses beside those of the Link are dialled.
+	// MaxAdvertised is how many addresses a peer may advertise, and how many of DNS's
+	// answers to one name are used.
+	MaxAdvertised = 8
+	// maxFound is how many addresses beside those of the Link are dialed.
 	maxFound = 16
-	// Forget is how long an address is used that neither DNS nor the peer says any more.
-	Forget = 10 * time.Minute
+	// ForgetDelay is how long an address stays in use after neither DNS nor the peer
+	// names it any more.
+	ForgetDelay = 10 * time.Minute
 )
 
 // Address is where a gateway of a peer is.
 type Address struct {
-	// At is IP:port, as it is dialled.
+	// At is IP:port, as it is dialed.
 	At string
-	// From says who named it, for people: "" for the Link itself.
+	// From says who named it, for people; empty: the Link itself.
 	From string
-	// Said: nobody but the peer names it.
-	Said bool
+	// Advertised: only the peer names it.
+	Advertised bool
 }
 
 // String names the address as a condition does.
@@ -40,58 +41,59 @@ func (a Address) String() string {
 	return a.At + " (" + a.From + ")"
 }
 
-// Addresses are all gateways of a peer that may be dialled, and what is wrong with others.
+// Addresses are all gateway addresses of a peer that may be dialed, and what is wrong
+// with others.
 type Addresses struct {
-	// Use are the Link's own in its order, then those found, sorted.
+	// Use holds the Link's own in its order, then the discovered ones, sorted.
 	Use []Address
-	// Fresh are those found that DNS or the peer says at this moment.
+	// Fresh are the discovered ones that DNS or the peer names at this moment.
 	Fresh []string
-	// DNS are sentences about names without an answer, Refused about addresses that
+	// DNS holds sentences about names without an answer, Refused about addresses that
 	// are not used. Both are sorted.
 	DNS, Refused []string
 }
 
-// Answer is what DNS says of a name.
+// Answer is DNS's answer for a name.
 type Answer struct {
 	IPs []netip.Addr
 	// Fault is why there is none: a sentence of a closed list.
 	Fault string
 }
 
-// Book keeps what is found of one peer's gateway addresses beside those that its
-// Link names: what DNS answers, what the peer says, and what was known earlier. The
-// zero value knows nothing. It is not safe for concurrent use.
-type Book struct {
-	said    []string // by the peer; nil: it has not spoken yet
-	answers map[string]Answer
-	found   map[netip.AddrPort]find
+// AddressBook keeps the discovered gateway addresses of one peer, beside those that its
+// Link names: DNS's answers, what the peer advertises, and what was stored earlier. The
+// zero value is empty. It is not safe for concurrent use.
+type AddressBook struct {
+	advertised []string // nil: the peer has not sent a hello yet
+	answers    map[string]Answer
+	found      map[netip.AddrPort]foundAddress
 }
 
 // find is a found address.
-type find struct {
-	last time.Time // when it was last said
+type foundAddress struct {
+	last time.Time // when DNS or the peer last named it
 	from string
 }
 
 const (
-	fromPeer   = "as the peer says"
-	fromBefore = "known from before"
+	fromPeer   = "advertised by the peer"
+	fromStored = "stored earlier"
 )
 
-// Say takes in what the peer says of its own gateways: all that it says.
-func (b *Book) Say(addresses []string) {
-	said := make([]string, 0, min(len(addresses), MaxLearnt))
+// Advertise replaces the addresses that the peer advertises for its own gateways.
+func (b *AddressBook) Advertise(addresses []string) {
+	advertised := make([]string, 0, min(len(addresses), MaxAdvertised))
 	for _, a := range addresses {
-		if len(said) < MaxLearnt && CheckAddress(a) == nil && !slices.Contains(said, a) {
-			said = append(said, a)
+		if len(advertised) < MaxAdvertised && CheckAddress(a) == nil && !slices.Contains(advertised, a) {
+			advertised = append(advertised, a)
 		}
 	}
-	slices.Sort(said)
-	b.said = said
+	slices.Sort(advertised)
+	b.advertised = advertised
 }
 
-// Answer takes in what DNS says of a host. A fault leaves the last answer in use.
-func (b *Book) Answer(host string, a Answer) {
+// Answer records DNS's answer for a host. A fault leaves the last answer in use.
+func (b *AddressBook) Answer(host string, a Answer) {
 	if b.answers == nil {
 		b.answers = make(map[string]Answer)
 	}
@@ -101,29 +103,28 @@ func (b *Book) Answer(host string, a Answer) {
 	b.answers[host] = a
 }
 
-// Remember takes in addresses at which an earlier controller has met the peer.
-func (b *Book) Remember(stored []string, now time.Time) {
+// Restore adds addresses at which an earlier controller authenticated the peer.
+func (b *AddressBook) Restore(stored []string, now time.Time) {
 	for _, s := range stored {
 		at, err := netip.ParseAddrPort(s)
 		if _, known := b.found[at]; err != nil || known || len(b.found) >= maxFound {
 			continue
 		}
-		b.note(at, find{now, fromBefore})
+		b.note(at, foundAddress{now, fromStored})
 	}
 }
 
-func (b *Book) note(at netip.AddrPort, f find) {
+func (b *AddressBook) note(at netip.AddrPort, f foundAddress) {
 	if b.found == nil {
-		b.found = make(map[netip.AddrPort]find)
+		b.found = make(map[netip.AddrPort]foundAddress)
 	}
 	b.found[at] = f
 }
 
-// Names are the hosts that DNS has to be asked for, and no others: what it said of
-// names that are gone is forgotten.
-func (b *Book) Names(configured []string) []string {
+// Names returns the hosts to resolve, and forgets DNS's answers for all others.
+func (b *AddressBook) Names(configured []string) []string {
 	want := make(map[string]bool)
-	for _, address := range slices.Concat(configured, b.said) {
+	for _, address := range slices.Concat(configured, b.advertised) {
 		if host, _, literal := split(address); !literal {
 			want[host] = true
 		}
@@ -132,8 +133,8 @@ func (b *Book) Names(configured []string) []string {
 	return slices.Sorted(maps.Keys(want))
 }
 
-// Candidates are the IPs that Merge will ask its Filter for.
-func (b *Book) Candidates(configured []string) map[netip.Addr]bool {
+// Candidates returns the IPs that Merge will ask its Filter about.
+func (b *AddressBook) Candidates(configured []string) map[netip.Addr]bool {
 	out := make(map[netip.Addr]bool)
 	for at := range b.current(configured) {
 		out[at.Addr()] = true
@@ -144,10 +145,11 @@ func (b *Book) Candidates(configured []string) map[netip.Addr]bool {
 	return out
 }
 
-// current is what DNS and the peer say at this moment, and which of them.
-func (b *Book) current(configured []string) map[netip.AddrPort]string {
+// current returns the addresses that DNS and the peer name at this moment, and who
+// names them.
+func (b *AddressBook) current(configured []string) map[netip.AddrPort]string {
 	out := make(map[netip.AddrPort]string)
-	for _, address := range b.said {
+	for _, address := range b.advertised {
 		for _, at := range b.resolve(address) {
 			out[at] = fromPeer
 		}
@@ -165,8 +167,8 @@ func (b *Book) current(configured []string) map[netip.AddrPort]string {
 	return out
 }
 
-// resolve returns the IPs and port of an address, sorted: one if it names no host.
-func (b *Book) resolve(address string) []netip.AddrPort {
+// resolve returns the IPs and port of an address, sorted. A literal IP gives one.
+func (b *AddressBook) resolve(address string) []netip.AddrPort {
 	host, port, literal := split(address)
 	if literal {
 		ip, _ := netip.ParseAddr(host)
@@ -174,17 +176,17 @@ func (b *Book) resolve(address string) []netip.AddrPort {
 	}
 	ips := slices.SortedFunc(slices.Values(b.answers[host].IPs), netip.Addr.Compare)
 	var out []netip.AddrPort
-	for _, ip := range ips[:min(len(ips), MaxLearnt)] {
+	for _, ip := range ips[:min(len(ips), MaxAdvertised)] {
 		out = append(out, netip.AddrPortFrom(ip.Unmap(), port))
 	}
 	return out
 }
 
-// Merge says which addresses are to be dialled. What a person wrote into the Link as
-// an IP is that person's word; all else has to pass the filter. What is found adds to
-// the Link's own, and is forgotten when it has not been said for Forget: while the
-// peer has not spoken, or DNS does not answer, nothing is.
-func (b *Book) Merge(configured []string, f Filter, now time.Time) Addresses {
+// Merge returns the addresses to dial. An IP that a person wrote into the Link is used
+// in any case; every other address must pass the filter. Discovered addresses add to the
+// Link's own and are forgotten ForgetDelay after they were last named. While the peer has
+// not sent a hello, or DNS does not answer, none is forgotten.
+func (b *AddressBook) Merge(configured []string, f Filter, now time.Time) Addresses {
 	var out Addresses
 	own := make(map[netip.AddrPort]bool)
 	for _, address := range configured {
@@ -198,22 +200,22 @@ func (b *Book) Merge(configured []string, f Filter, now time.Time) Addresses {
 	}
 	current := b.current(configured)
 	for at, from := range current {
-		b.note(at, find{now, from})
+		b.note(at, foundAddress{now, from})
 	}
-	out.DNS = b.faults(configured)
-	if b.said == nil || len(out.DNS) > 0 {
+	out.DNS = b.dnsFaults(configured)
+	if b.advertised == nil || len(out.DNS) > 0 {
 		for at, found := range b.found {
-			b.note(at, find{now, found.from}) // who is silent takes nothing back
+			b.note(at, foundAddress{now, found.from}) // a source that does not answer retracts nothing
 		}
 	}
-	maps.DeleteFunc(b.found, func(at netip.AddrPort, found find) bool { return own[at] || now.Sub(found.last) > Forget })
+	maps.DeleteFunc(b.found, func(at netip.AddrPort, found foundAddress) bool { return own[at] || now.Sub(found.last) > ForgetDelay })
 	for i, at := range b.inOrder(current) {
 		if _, fresh := current[at]; i >= maxFound && !fresh {
 			delete(b.found, at)
 			continue
 		}
 		from := b.found[at].from
-		a := Address{At: at.String(), From: from, Said: from == fromPeer}
+		a := Address{At: at.String(), From: from, Advertised: from == fromPeer}
 		why := f.Refuses(at.Addr())
 		_, fresh := current[at]
 		switch {
@@ -230,8 +232,8 @@ func (b *Book) Merge(configured []string, f Filter, now time.Time) Addresses {
 	return out
 }
 
-// inOrder returns what is found: what is said at this moment first.
-func (b *Book) inOrder(current map[netip.AddrPort]string) []netip.AddrPort {
+// inOrder returns the discovered addresses, those that are named at this moment first.
+func (b *AddressBook) inOrder(current map[netip.AddrPort]string) []netip.AddrPort {
 	late := func(at netip.AddrPort) int {
 		if _, ok := current[at]; ok {
 			return 0
@@ -244,7 +246,7 @@ func (b *Book) inOrder(current map[netip.AddrPort]string) []netip.AddrPort {
 }
 
 // faults are sentences about names that DNS does not answer for.
-func (b *Book) faults(configured []string) []string {
+func (b *AddressBook) dnsFaults(configured []string) []string {
 	var out []string
 	for _, host := range b.Names(configured) {
 		if a, asked := b.answers[host]; asked && a.Fault != "" {
@@ -254,7 +256,7 @@ func (b *Book) faults(configured []string) []string {
 	return out
 }
 
-// split takes apart an address that CheckAddress takes. literal: its host is an IP.
+// split splits an address that CheckAddress accepts. literal: its host is an IP.
 func split(address string) (host string, port uint16, literal bool) {
 	i := strings.LastIndexByte(address, ':')
 	if i < 0 {

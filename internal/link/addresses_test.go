@@ -71,7 +71,7 @@ func TestFilter(t *testing.T) {
 }
 
 // merged is a Merge with all candidates known to be others'.
-func merged(b *Book, configured []string, f Filter, now time.Time) Addresses {
+func merged(b *AddressBook, configured []string, f Filter, now time.Time) Addresses {
 	f.Own = map[netip.Addr]bool{}
 	for ip := range b.Candidates(configured) {
 		f.Own[ip] = false
@@ -84,73 +84,75 @@ func TestMerge(t *testing.T) {
 	for name, c := range map[string]struct {
 		why        string
 		configured []string
-		do         func(b *Book)
+		do         func(b *AddressBook)
 		filter     Filter
 		after      time.Duration // a second Merge, so much later
 		use, fresh []string
 		dns, bad   int
 	}{
 		"configured": {
-			why: "the Link's order is a person's", configured: []string{"203.0.113.9:4143", "203.0.113.1:4143"}, do: func(*Book) {},
+			why: "the Link's order is a person's", configured: []string{"203.0.113.9:4143", "203.0.113.1:4143"}, do: func(*AddressBook) {},
 			use: []string{"203.0.113.9:4143", "203.0.113.1:4143"},
 		},
 		"configured by IP is not filtered": {
-			why: "it is the operator's word", configured: []string{"10.244.0.9:4143"}, do: func(*Book) {}, filter: Filter{Ranges: cidrs("10.244.0.0/16")},
+			why: "it is the operator's word", configured: []string{"10.244.0.9:4143"}, do: func(*AddressBook) {}, filter: Filter{Ranges: cidrs("10.244.0.0/16")},
 			use: []string{"10.244.0.9:4143"},
 		},
 		"learnt": {
 			why: "what the peer says adds and does not replace", configured: []string{"203.0.113.9:4143"},
-			do:  func(b *Book) { b.Say([]string{"203.0.113.2:4143", "203.0.113.1:4143"}) },
-			use: []string{"203.0.113.9:4143", "203.0.113.1:4143 (as the peer says)", "203.0.113.2:4143 (as the peer says)"}, fresh: []string{"203.0.113.1:4143", "203.0.113.2:4143"},
+			do:  func(b *AddressBook) { b.Advertise([]string{"203.0.113.2:4143", "203.0.113.1:4143"}) },
+			use: []string{"203.0.113.9:4143", "203.0.113.1:4143 (advertised by the peer)", "203.0.113.2:4143 (advertised by the peer)"}, fresh: []string{"203.0.113.1:4143", "203.0.113.2:4143"},
 		},
 		"learnt and configured": {
-			why: "one address, one stream", configured: []string{"203.0.113.1:4143"}, do: func(b *Book) { b.Say([]string{"203.0.113.1:4143"}) },
+			why: "one address, one stream", configured: []string{"203.0.113.1:4143"}, do: func(b *AddressBook) { b.Advertise([]string{"203.0.113.1:4143"}) },
 			use: []string{"203.0.113.1:4143"},
 		},
 		"learnt without configured": {
-			why: "a link heals into both directions", do: func(b *Book) { b.Say([]string{"203.0.113.1:4143"}) },
-			use: []string{"203.0.113.1:4143 (as the peer says)"}, fresh: []string{"203.0.113.1:4143"},
+			why: "a link heals into both directions", do: func(b *AddressBook) { b.Advertise([]string{"203.0.113.1:4143"}) },
+			use: []string{"203.0.113.1:4143 (advertised by the peer)"}, fresh: []string{"203.0.113.1:4143"},
 		},
 		"learnt are filtered": {
-			why: "a peer must not send us to ourselves", do: func(b *Book) { b.Say([]string{"127.0.0.1:6443", "169.254.169.254:80", "203.0.113.1:4143"}) },
-			use: []string{"203.0.113.1:4143 (as the peer says)"}, fresh: []string{"203.0.113.1:4143"}, bad: 2,
+			why: "a peer must not send us to ourselves", do: func(b *AddressBook) {
+				b.Advertise([]string{"127.0.0.1:6443", "169.254.169.254:80", "203.0.113.1:4143"})
+			},
+			use: []string{"203.0.113.1:4143 (advertised by the peer)"}, fresh: []string{"203.0.113.1:4143"}, bad: 2,
 		},
 		"learnt nonsense": {
-			why: "a stranger's text is not quoted", do: func(b *Book) { b.Say([]string{"", "x", ":1", "a b:1", "203.0.113.1:0", "[::1:3"}) },
+			why: "a stranger's text is not quoted", do: func(b *AddressBook) { b.Advertise([]string{"", "x", ":1", "a b:1", "203.0.113.1:0", "[::1:3"}) },
 		},
 		"learnt in masses": {
-			why: "eight, whatever a peer says", do: func(b *Book) {
+			why: "eight, whatever a peer says", do: func(b *AddressBook) {
 				var many []string
 				for i := range 50 {
 					many = append(many, fmt.Sprintf("203.0.113.%d:4143", 100+i))
 				}
-				b.Say(many)
+				b.Advertise(many)
 			},
 			use: []string{
-				"203.0.113.100:4143 (as the peer says)", "203.0.113.101:4143 (as the peer says)", "203.0.113.102:4143 (as the peer says)", "203.0.113.103:4143 (as the peer says)",
-				"203.0.113.104:4143 (as the peer says)", "203.0.113.105:4143 (as the peer says)", "203.0.113.106:4143 (as the peer says)", "203.0.113.107:4143 (as the peer says)",
+				"203.0.113.100:4143 (advertised by the peer)", "203.0.113.101:4143 (advertised by the peer)", "203.0.113.102:4143 (advertised by the peer)", "203.0.113.103:4143 (advertised by the peer)",
+				"203.0.113.104:4143 (advertised by the peer)", "203.0.113.105:4143 (advertised by the peer)", "203.0.113.106:4143 (advertised by the peer)", "203.0.113.107:4143 (advertised by the peer)",
 			},
 			fresh: []string{"203.0.113.100:4143", "203.0.113.101:4143", "203.0.113.102:4143", "203.0.113.103:4143",
 				"203.0.113.104:4143", "203.0.113.105:4143", "203.0.113.106:4143", "203.0.113.107:4143"},
 		},
 		"a name": {
 			why: "each of its addresses is one of its own", configured: []string{"gw.east.example:4143"},
-			do:  func(b *Book) { b.Answer("gw.east.example", Answer{IPs: ips("203.0.113.2", "203.0.113.1")}) },
+			do:  func(b *AddressBook) { b.Answer("gw.east.example", Answer{IPs: ips("203.0.113.2", "203.0.113.1")}) },
 			use: []string{"203.0.113.1:4143 (of gw.east.example)", "203.0.113.2:4143 (of gw.east.example)"}, fresh: []string{"203.0.113.1:4143", "203.0.113.2:4143"},
 		},
 		"a name's answers are filtered": {
 			why: "who answers for DNS is not who wrote the Link", configured: []string{"gw.east.example:4143"},
-			do:  func(b *Book) { b.Answer("gw.east.example", Answer{IPs: ips("127.0.0.1", "203.0.113.1")}) },
+			do:  func(b *AddressBook) { b.Answer("gw.east.example", Answer{IPs: ips("127.0.0.1", "203.0.113.1")}) },
 			use: []string{"203.0.113.1:4143 (of gw.east.example)"}, fresh: []string{"203.0.113.1:4143"}, bad: 1,
 		},
-		"a name not asked for yet": {why: "nothing is wrong yet", configured: []string{"gw.east.example:4143"}, do: func(*Book) {}},
+		"a name not asked for yet": {why: "nothing is wrong yet", configured: []string{"gw.east.example:4143"}, do: func(*AddressBook) {}},
 		"no such name": {
-			why: "it is said", configured: []string{"gw.east.example:4143"}, do: func(b *Book) { b.Answer("gw.east.example", Answer{Fault: "no"}) }, dns: 1,
+			why: "it is said", configured: []string{"gw.east.example:4143"}, do: func(b *AddressBook) { b.Answer("gw.east.example", Answer{Fault: "no"}) }, dns: 1,
 		},
 		"DNS fails later": {
 			why: "its last word stays, however long", configured: []string{"gw.east.example:4143"},
-			do: func(b *Book) {
-				b.Say(nil)
+			do: func(b *AddressBook) {
+				b.Advertise(nil)
 				b.Answer("gw.east.example", Answer{IPs: ips("203.0.113.1")})
 				b.Answer("gw.east.example", Answer{Fault: "no"})
 			},
@@ -158,23 +160,23 @@ func TestMerge(t *testing.T) {
 			use: []string{"203.0.113.1:4143 (of gw.east.example)"}, fresh: []string{"203.0.113.1:4143"},
 		},
 		"remembered": {
-			why: "a new controller finds the peer where the last one met it", do: func(b *Book) { b.Remember([]string{"203.0.113.1:4143", "junk"}, start) },
-			use: []string{"203.0.113.1:4143 (known from before)"},
+			why: "a new controller finds the peer where the last one met it", do: func(b *AddressBook) { b.Restore([]string{"203.0.113.1:4143", "junk"}, start) },
+			use: []string{"203.0.113.1:4143 (stored earlier)"},
 		},
 		"remembered while the peer is silent": {
-			why: "who says nothing takes nothing back", do: func(b *Book) { b.Remember([]string{"203.0.113.1:4143"}, start) }, after: 24 * time.Hour,
-			use: []string{"203.0.113.1:4143 (known from before)"},
+			why: "who says nothing takes nothing back", do: func(b *AddressBook) { b.Restore([]string{"203.0.113.1:4143"}, start) }, after: 24 * time.Hour,
+			use: []string{"203.0.113.1:4143 (stored earlier)"},
 		},
 		"not said any more": {
-			why: "it is used for a while", do: func(b *Book) { b.Remember([]string{"203.0.113.1:4143"}, start); b.Say(nil) }, after: Forget,
-			use: []string{"203.0.113.1:4143 (known from before)"},
+			why: "it is used for a while", do: func(b *AddressBook) { b.Restore([]string{"203.0.113.1:4143"}, start); b.Advertise(nil) }, after: ForgetDelay,
+			use: []string{"203.0.113.1:4143 (stored earlier)"},
 		},
 		"forgotten": {
-			why: "and then no more", do: func(b *Book) { b.Remember([]string{"203.0.113.1:4143"}, start); b.Say(nil) }, after: Forget + 1,
+			why: "and then no more", do: func(b *AddressBook) { b.Restore([]string{"203.0.113.1:4143"}, start); b.Advertise(nil) }, after: ForgetDelay + 1,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var b Book
+			var b AddressBook
 			c.do(&b)
 			got := merged(&b, c.configured, c.filter, start)
 			if c.after > 0 {
@@ -199,10 +201,10 @@ func TestMerge(t *testing.T) {
 
 // A peer that says other addresses all the time fills nobody's memory.
 func TestFoundAreBounded(t *testing.T) {
-	var b Book
+	var b AddressBook
 	now := time.Unix(1_000_000, 0)
 	for i := range 200 {
-		b.Say([]string{fmt.Sprintf("203.0.113.%d:4143", i+1)})
+		b.Advertise([]string{fmt.Sprintf("203.0.113.%d:4143", i+1)})
 		if got := merged(&b, nil, Filter{}, now); len(got.Use) > maxFound || len(b.found) > maxFound+1 {
 			t.Fatalf("%d addresses are used and %d kept", len(got.Use), len(b.found))
 		} else if want := fmt.Sprintf("203.0.113.%d:4143", i+1); got.Use[0].At != want {

@@ -5,29 +5,29 @@ import (
 	"slices"
 )
 
-// Why an address is not used: a closed list. Unknown is none of them: the cluster
-// was not asked yet whether the address is its own.
+// Why an address is not used: a closed list. Unknown is not a refusal: it is not known
+// yet whether the address is this cluster's own.
 const (
 	Unknown       = "?"
-	badAddress    = "it is no address of a host"
+	badAddress    = "it is not the address of a host"
 	badLoopback   = "it is this machine's own (loopback)"
 	badLinkLocal  = "it is link-local, where clouds keep their metadata"
 	badMulticast  = "it is a multicast address"
 	badReserved   = "it is a reserved address"
-	badOwn        = "this cluster uses it itself: list it in spec.gatewayCIDRs if it is the peer's all the same"
-	badNotAllowed = "spec.gatewayCIDRs does not hold it"
+	badOwn        = "this cluster uses it itself: list it in spec.gatewayCIDRs if it is the peer's too"
+	badNotAllowed = "spec.gatewayCIDRs does not contain it"
 )
 
-// Filter decides which addresses may be dialled because DNS or a peer says so. The
-// zero value knows no own addresses.
+// Filter decides which discovered addresses may be dialed. The zero value knows no
+// addresses of this cluster.
 type Filter struct {
 	// Ranges are this cluster's own: of virtual IPs, pods and Services.
 	Ranges []netip.Prefix
 	// Own says of each candidate whether this cluster uses it: pods, Services, nodes,
 	// the API server, its own gateways.
 	Own map[netip.Addr]bool
-	// Allow are the Link's gatewayCIDRs: nothing outside them is used, and inside them
-	// it does not matter what this cluster uses, as networks may be flat.
+	// Allow holds the Link's gatewayCIDRs: an address outside them is not used, and one
+	// inside them is used even if this cluster uses it too, because networks may be flat.
 	Allow []netip.Prefix
 }
 
@@ -36,7 +36,7 @@ var reserved = []netip.Prefix{
 	netip.MustParsePrefix("::/96"), netip.MustParsePrefix("100::/64"),
 }
 
-// Refuses returns why a is not used; "" if it may be.
+// Refuses returns why a is not used; empty if it may be.
 func (f Filter) Refuses(a netip.Addr) string {
 	a = a.Unmap()
 	holds := func(p netip.Prefix) bool { return p.Contains(a) }

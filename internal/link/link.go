@@ -1,19 +1,22 @@
-// Package link judges Links and says their state in conditions.
+// Package link decides which Links are in force and states their condition.
 //
-//	Links ──Judge──▶ Verdict per Link ──▶ who is a peer, under which root and key
-//	Link, DNS, the peer's word ──Book.Merge, Filter──▶ addresses to dial
-//	what was seen of a peer ──Status──▶ conditions, counts, problems
+//	Links ──Judge──▶ Judgment: peers in force, faults, standbys
+//	Link, DNS, the peer's hello ──AddressBook.Merge, Filter──▶ addresses to dial
+//	what was observed of a peer ──Status──▶ conditions, counts, problems
 //
 // What always holds:
-//   - It decides from what it is given: no clock, no network, no API.
-//   - A Link whose public material is broken, or is claimed by two Links, or is
-//     this cluster's own, is no peer for anybody.
+//   - The package decides from its arguments: no clock, no network, no API.
+//   - A Link whose public material is broken, or is this cluster's own, claims nothing
+//     and is not in force.
+//   - Of two valid Links for one peer the older is in force. The newer is its standby
+//     and takes over when the older is deleted.
 //   - Addresses that are found add to those that a person wrote, and replace none.
 //   - Conditions are sorted, hold no measurements, and keep their transition time
 //     while their status stays.
 package link
 
 import (
+	"cmp"
 	"crypto/ecdh"
 	"crypto/x509"
 	"encoding/base64"
@@ -40,10 +43,10 @@ type Peer struct {
 	Root *x509.Certificate
 	// LinkKey is the peer's X25519 public key.
 	LinkKey *ecdh.PublicKey
-	// Gateways are host:port, in the Link's order. None: the peer dials us, unless it
-	// says where else it is.
+	// Gateways are host:port, in the Link's order. If empty, the peer dials us,
+	// unless it advertises an address.
 	Gateways []string
-	// Allow bound the addresses that DNS or the peer says; none: they are not bound so.
+	// Allow bounds the addresses that DNS or the peer advertises. If empty, it does not.
 	Allow []netip.Prefix
 }
 
@@ -74,38 +77,64 @@ type Own struct {
 	LinkKey     *ecdh.PublicKey
 }
 
-// Judge parses every Link and returns the peers, and the faults of the others,
-// by the Link's name. Of two Links that claim one trust domain or one key
-// neither is a peer: which of them is meant is for a person to say.
-func Judge(own Own, links []v1alpha1.Link) (map[string]Peer, map[string]*Fault) {
-	peers := make(map[string]Peer, len(links))
-	faults := make(map[string]*Fault)
-	claims := make(map[string][]string) // trust domain or key → names of Links
+// Judgment says of every Link what it counts for. All maps are by the Link's name.
+type Judgment struct {
+	// Peers are the peers of the Links in force.
+	Peers map[string]Peer
+	// Faults say why the other Links are not in force.
+	Faults map[string]*Fault
+	// Standbys name, for a Link in force, the newer Link of the same peer that takes
+	// over next.
+	Standbys map[string]string
+}
+
+// Judge decides which Links are in force. Of valid Links that claim one trust domain
+// or one key, the oldest by creationTimestamp, then UID, is in force. A Link that is
+// not valid, or is being deleted, claims nothing.
+func Judge(own Own, links []v1alpha1.Link) Judgment {
+	j := Judgment{Peers: make(map[string]Peer, len(links)), Faults: make(map[string]*Fault), Standbys: make(map[string]string)}
+	byAge := make([]*v1alpha1.Link, 0, len(links))
 	for i := range links {
-		l := &links[i]
-		if l.DeletionTimestamp != nil {
-			continue
+		if links[i].DeletionTimestamp == nil {
+			byAge = append(byAge, &links[i])
 		}
-		claims[l.Spec.TrustDomain] = append(claims[l.Spec.TrustDomain], l.Name)
-		claims[l.Spec.LinkPublicKey] = append(claims[l.Spec.LinkPublicKey], l.Name)
+	}
+	slices.SortFunc(byAge, compareAge)
+	domains, keys := make(map[string]string), make(map[string]string) // → name of the Link in force
+	for _, l := range byAge {
 		peer, err := parse(own, l)
 		if fault := (*Fault)(nil); errors.As(err, &fault) {
-			faults[l.Name] = fault
+			j.Faults[l.Name] = fault
 			continue
 		}
-		peers[l.Name] = peer
-	}
-	for _, names := range claims {
-		if slices.Sort(names); len(slices.Compact(slices.Clone(names))) < 2 {
+		key := string(peer.LinkKey.Bytes())
+		older, claimed := domains[peer.TrustDomain]
+		if claimed && j.Standbys[older] == "" {
+			j.Standbys[older] = l.Name
+		}
+		if !claimed {
+			older, claimed = keys[key]
+		}
+		if claimed {
+			j.Faults[l.Name] = &Fault{DuplicatePeer, fmt.Sprintf(
+				"Link %s is for the same peer and older, so it stays in force; this Link takes over when that one is deleted", older)}
 			continue
 		}
-		for _, name := range names {
-			delete(peers, name)
-			faults[name] = &Fault{DuplicatePeer, fmt.Sprintf(
-				"Links %s claim one trust domain or one key: delete all but one", strings.Join(names, ", "))}
-		}
+		domains[peer.TrustDomain], keys[key] = l.Name, l.Name
+		j.Peers[l.Name] = peer
 	}
-	return peers, faults
+	return j
+}
+
+// compareAge orders the older Link first.
+func compareAge(a, b *v1alpha1.Link) int {
+	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID), cmp.Compare(a.Name, b.Name))
+}
+
+// Same reports whether two Links of one name are one Link for one peer, wherever its
+// gateways are.
+func (p Peer) Same(o Peer) bool {
+	return p.UID == o.UID && p.TrustDomain == o.TrustDomain && p.Root.Equal(o.Root) && p.LinkKey.Equal(o.LinkKey)
 }
 
 func parse(own Own, l *v1alpha1.Link) (Peer, error) {
@@ -123,14 +152,14 @@ func parse(own Own, l *v1alpha1.Link) (Peer, error) {
 	}
 	for _, address := range l.Spec.Gateways {
 		if err := CheckAddress(address); err != nil {
-			return Peer{}, &Fault{BadGateway, fmt.Sprintf("gateway %q is no host:port: %v", address, err)}
+			return Peer{}, &Fault{BadGateway, fmt.Sprintf("gateway %q is not host:port: %v", address, err)}
 		}
 	}
 	var allow []netip.Prefix
 	for _, cidr := range l.Spec.GatewayCIDRs {
 		p, err := netip.ParsePrefix(cidr)
 		if err != nil {
-			return Peer{}, &Fault{BadGatewayCIDR, fmt.Sprintf("gatewayCIDRs holds %q, which is no range such as 198.51.100.0/24", cidr)}
+			return Peer{}, &Fault{BadGatewayCIDR, fmt.Sprintf("gatewayCIDRs holds %q, which is not a range such as 198.51.100.0/24", cidr)}
 		}
 		allow = append(allow, p.Masked())
 	}
@@ -147,7 +176,7 @@ func parseKey(text string) (*ecdh.PublicKey, error) {
 	}
 	key, err := ecdh.X25519().NewPublicKey(raw)
 	if err != nil {
-		return nil, &Fault{BadLinkKey, fmt.Sprintf("linkPublicKey is no X25519 key: %v", err)}
+		return nil, &Fault{BadLinkKey, fmt.Sprintf("linkPublicKey is not an X25519 key: %v", err)}
 	}
 	return key, nil
 }
@@ -161,8 +190,8 @@ func ParseKey(raw []byte) (*ecdh.PublicKey, error) {
 	return key, nil
 }
 
-// parseRoot takes exactly one certificate, an authority. Its key and validity
-// are judged whenever it is used (internal/identity).
+// parseRoot accepts exactly one certificate, an authority. Package identity judges its
+// key and validity at each use.
 func parseRoot(text string) (*x509.Certificate, error) {
 	block, rest := pem.Decode([]byte(text))
 	if block == nil || block.Type != "CERTIFICATE" || len(strings.TrimSpace(string(rest))) > 0 {
@@ -170,17 +199,17 @@ func parseRoot(text string) (*x509.Certificate, error) {
 	}
 	root, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return nil, &Fault{BadRoot, fmt.Sprintf("root is no certificate: %v", err)}
+		return nil, &Fault{BadRoot, fmt.Sprintf("root is not a certificate: %v", err)}
 	}
 	if !root.IsCA {
-		return nil, &Fault{BadRoot, "root is no authority: its certificate lacks CA:TRUE"}
+		return nil, &Fault{BadRoot, "root is not an authority: its certificate lacks CA:TRUE"}
 	}
 	return root, nil
 }
 
 var hostName = regexp.MustCompile(`^[0-9A-Za-z]([-0-9A-Za-z._]*[0-9A-Za-z])?\.?$`)
 
-// CheckAddress says why an address is no host:port; nil: it is one.
+// CheckAddress returns why an address is not host:port; nil: it is.
 func CheckAddress(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -193,7 +222,7 @@ func CheckAddress(address string) error {
 		return fmt.Errorf("%q is neither an IP nor a name in DNS", host)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("%q is no port", port)
+		return fmt.Errorf("%q is not a port", port)
 	}
 	return nil
 }

@@ -54,25 +54,59 @@ func TestJudge(t *testing.T) {
 	}
 	with := func(l v1alpha1.Link, edit func(*v1alpha1.Link)) v1alpha1.Link { edit(&l); return l }
 	east := good("east", "east-1", eastKey)
+	born := func(l v1alpha1.Link, seconds int64) v1alpha1.Link {
+		l.CreationTimestamp = metav1.Unix(seconds, 0)
+		return l
+	}
 	cases := map[string]struct {
-		why    string
-		links  []v1alpha1.Link
-		peers  []string
-		faults map[string]Reason
+		why      string
+		links    []v1alpha1.Link
+		peers    []string
+		faults   map[string]Reason
+		standbys map[string]string
 	}{
 		"two peers": {
 			why:   "the ordinary case",
 			links: []v1alpha1.Link{east, good("south", "south-1", southKey)}, peers: []string{"east", "south"},
 		},
 		"one trust domain twice": {
-			why:    "an identity must belong to exactly one Link",
-			links:  []v1alpha1.Link{east, good("other", "east-1", southKey)},
-			faults: map[string]Reason{"east": DuplicatePeer, "other": DuplicatePeer},
+			why:   "a GitOps rename has both Links for a moment: the older serves on, the newer waits",
+			links: []v1alpha1.Link{born(good("east-prod", "east-1", eastKey), 2), born(east, 1)}, peers: []string{"east"},
+			faults: map[string]Reason{"east-prod": DuplicatePeer}, standbys: map[string]string{"east": "east-prod"},
+		},
+		"three times": {
+			why:   "the second oldest takes over next",
+			links: []v1alpha1.Link{born(good("c", "east-1", eastKey), 3), born(good("b", "east-1", eastKey), 2), born(east, 1)}, peers: []string{"east"},
+			faults: map[string]Reason{"b": DuplicatePeer, "c": DuplicatePeer}, standbys: map[string]string{"east": "b"},
+		},
+		"the older is being deleted": {
+			why: "the newer takes over at once",
+			links: []v1alpha1.Link{
+				born(good("east-prod", "east-1", eastKey), 2),
+				born(with(east, func(l *v1alpha1.Link) { now := metav1.Now(); l.DeletionTimestamp = &now }), 1),
+			},
+			peers: []string{"east-prod"},
+		},
+		"the older is not valid": {
+			why: "a Link that is not valid claims nothing",
+			links: []v1alpha1.Link{
+				born(good("east-prod", "east-1", eastKey), 2),
+				born(with(east, func(l *v1alpha1.Link) { l.Spec.Root = "junk" }), 1),
+			},
+			peers: []string{"east-prod"}, faults: map[string]Reason{"east": BadRoot},
+		},
+		"one age": {
+			why: "the UID decides, so that all replicas agree",
+			links: []v1alpha1.Link{
+				with(good("a", "east-1", eastKey), func(l *v1alpha1.Link) { l.UID = "2" }),
+				with(good("b", "east-1", eastKey), func(l *v1alpha1.Link) { l.UID = "1" }),
+			},
+			peers: []string{"b"}, faults: map[string]Reason{"a": DuplicatePeer}, standbys: map[string]string{"b": "a"},
 		},
 		"one key twice": {
-			why:    "the same material pasted twice makes peers indistinguishable at the gateway",
-			links:  []v1alpha1.Link{east, good("other", "south-1", eastKey)},
-			faults: map[string]Reason{"east": DuplicatePeer, "other": DuplicatePeer},
+			why:   "two peers with one key cannot be told apart at the gateway: the older keeps it, and nobody stands by for it",
+			links: []v1alpha1.Link{born(east, 1), born(good("other", "south-1", eastKey), 2)}, peers: []string{"east"},
+			faults: map[string]Reason{"other": DuplicatePeer},
 		},
 		"our own half": {
 			why:    "a cluster linked to itself would vouch for its own names",
@@ -100,7 +134,7 @@ func TestJudge(t *testing.T) {
 			faults: map[string]Reason{"east": BadRoot},
 		},
 		"bad address": {
-			why:    "an address that cannot be dialled is said at once, not at the first call",
+			why:    "an address that cannot be dialed is reported at once, not at the first call",
 			links:  []v1alpha1.Link{with(east, func(l *v1alpha1.Link) { l.Spec.Gateways = []string{"host:0"} })},
 			faults: map[string]Reason{"east": BadGateway},
 		},
@@ -110,15 +144,15 @@ func TestJudge(t *testing.T) {
 			faults: map[string]Reason{"east": BadLinkKey},
 		},
 		"being deleted": {
-			why:   "a Link on its way out is no peer any more",
+			why:   "a Link on its way out is not a peer any more",
 			links: []v1alpha1.Link{with(east, func(l *v1alpha1.Link) { now := metav1.Now(); l.DeletionTimestamp = &now })},
 		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			peers, faults := Judge(own, c.links)
+			judged := Judge(own, c.links)
 			got := map[string]Reason{}
-			for name, f := range faults {
+			for name, f := range judged.Faults {
 				got[name] = f.Reason
 			}
 			if c.faults == nil {
@@ -127,11 +161,17 @@ func TestJudge(t *testing.T) {
 			if diff := cmp.Diff(c.faults, got); diff != "" {
 				t.Errorf("faults (-want +got): %s\n%s", c.why, diff)
 			}
-			if len(peers) != len(c.peers) {
-				t.Errorf("%d peers, want %v: %s", len(peers), c.peers, c.why)
+			if c.standbys == nil {
+				c.standbys = map[string]string{}
+			}
+			if diff := cmp.Diff(c.standbys, judged.Standbys); diff != "" {
+				t.Errorf("standbys (-want +got): %s\n%s", c.why, diff)
+			}
+			if len(judged.Peers) != len(c.peers) {
+				t.Errorf("%d peers, want %v: %s", len(judged.Peers), c.peers, c.why)
 			}
 			for _, name := range c.peers {
-				if p := peers[name]; p.Name != name || p.Root == nil || p.LinkKey == nil {
+				if p := judged.Peers[name]; p.Name != name || p.Root == nil || p.LinkKey == nil {
 					t.Errorf("peer %q is incomplete: %+v", name, p)
 				}
 			}
@@ -141,7 +181,7 @@ func TestJudge(t *testing.T) {
 
 func TestStatusIsStable(t *testing.T) {
 	l := &v1alpha1.Link{ObjectMeta: metav1.ObjectMeta{Name: "east", Generation: 3}}
-	seen := Seen{Connected: true, IssuersKnown: true, Complete: true, Gateways: 1, Reachable: 1, Mirrors: 2}
+	seen := Observed{Connected: true, IssuersKnown: true, Complete: true, Gateways: 1, Reachable: 1, Standing: 2}
 	first := time.Unix(1_000_000, 0)
 	status, changed := Status(l, seen, first)
 	if !changed {
@@ -169,7 +209,7 @@ func TestProblemsAreBounded(t *testing.T) {
 	for i := range 100 {
 		many = append(many, v1alpha1.ServiceProblem{Service: "shop/" + string(rune('a'+i%50)), Reason: "NameTaken", Message: "m"})
 	}
-	status, _ := Status(&v1alpha1.Link{}, Seen{Problems: many}, time.Unix(0, 0))
+	status, _ := Status(&v1alpha1.Link{}, Observed{Problems: many}, time.Unix(0, 0))
 	if len(status.Problems) != maxProblems {
 		t.Fatalf("%d problems, want %d", len(status.Problems), maxProblems)
 	}

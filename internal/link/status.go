@@ -14,68 +14,105 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
-// Seen is what the leader knows of one Link when it writes its status.
-type Seen struct {
-	// Fault is why the Link is no peer; nil if it is one.
+// Observed is what the leader knows of one Link when it writes its status. The zero
+// value describes a Link about whose peer nothing is known yet.
+type Observed struct {
+	// Fault is why the Link is not in force; nil if it is.
 	Fault *Fault
-	// IssuersKnown: a list of issuers signed by the Link's root is held.
+	// Suspended: the Link's owner stopped new connections.
+	Suspended bool
+	// IssuersKnown: a list of issuers signed by the Link's root is stored.
 	IssuersKnown bool
-	// IssuersRefused is why the list of issuers that the peer sends now is not believed; empty: it is.
+	// IssuersRefused is why the list of issuers that the peer sends now is not accepted;
+	// empty if it is.
 	IssuersRefused string
-	// RootUntil is when the Link's root ends, if the peer has another one by now, which that
-	// one vouches for; zero: it has not.
+	// RootUntil is when the Link's root ends, if the peer has a successor that this root
+	// vouches for; zero if it has none.
 	RootUntil time.Time
-	// IssuersEnded is when the last of these issuers ended; zero: one is live.
+	// IssuersEnded is when the last of the peer's issuers ended; zero if one is live.
 	IssuersEnded time.Time
-	// Behind is the number of the list of our issuers that the peer should have by now, but
-	// says that it has not; 0: it has it, or has said nothing.
-	Behind uint64
+	// Unacknowledged is the number of the list of our issuers that the peer should have
+	// by now but reports not to have; 0 if it has it or has reported nothing.
+	Unacknowledged uint64
 	// Connected: a replica has a catalog stream, in either direction.
 	Connected bool
-	// Replicas is how many controller replicas there are; Without says, sorted, which
-	// of them have no stream and why.
+	// Replicas is the number of controller replicas; Without says, sorted, which of them
+	// have no stream and why.
 	Replicas int
 	Without  []string
 	// Imports: the Link has import rules.
 	Imports bool
-	// Complete: the peer's whole catalog has arrived. Pending is the number of
-	// mirrors that still differ from it.
+	// Complete: the peer's whole catalog has arrived.
 	Complete bool
-	Pending  int
-	// Gateways is how many addresses there are to dial, Reachable how many of them
-	// answer, Silent the others.
+	// Standing is the number of mirrors that exist. Pending is the number that still have
+	// to be written, Blocked the number that cannot be written for a reason of this
+	// cluster's.
+	Standing, Pending, Blocked int
+	// Stale says that the peer's catalog is out of date, and how; empty if it is not.
+	Stale Staleness
+	// Gateways is the number of addresses to dial, Reachable the number of those that
+	// answer, Unreachable the others.
 	Gateways, Reachable int
-	Silent              []Silence
-	// DNS are sentences about names that DNS does not answer for, Refused about
-	// addresses that are not used. Both are sorted.
+	Unreachable         []UnreachableAddress
+	// DNS holds sentences about names that DNS does not resolve, Refused about addresses
+	// that are not used. Both are sorted.
 	DNS, Refused []string
 	// Skew is the peer's clock minus ours, if it is too large to trust.
 	Skew time.Duration
 
-	Mirrors, Exports int
-	PeerVersion      string
-	Problems         []v1alpha1.ServiceProblem
+	// Exports is the number of this cluster's Services offered to the peer.
+	Exports int
+	// PeerVersion is the version that the peer's controller reports.
+	PeerVersion string
+	// Problems are those of single Services, in any order.
+	Problems []v1alpha1.ServiceProblem
 }
 
-// Silence is an address that does not answer, and why: a sentence of a closed list.
-type Silence struct{ Address, Why string }
+// UnreachableAddress is an address that does not answer, and why: a sentence of a
+// closed list.
+type UnreachableAddress struct{ Address, Why string }
 
-// maxProblems bounds the status; the rest is counted in its last line.
+// Staleness is a way in which a peer's catalog can be out of date. The zero value is
+// none.
+type Staleness string
+
+// The ways.
+const (
+	// PeerCatalogStale: the peer's replica that we follow has lost its API server, and
+	// no fresher one is known.
+	PeerCatalogStale Staleness = "PeerCatalogStale"
+	// PeerCatalogOlder: the peer's catalog is older than the one applied last.
+	PeerCatalogOlder Staleness = "PeerCatalogOlder"
+	// PeerEpochChanged: the peer numbers its catalogs from the start again.
+	PeerEpochChanged Staleness = "PeerEpochChanged"
+)
+
+var stalenessSentences = map[Staleness]string{
+	PeerCatalogStale: "the peer's controller has lost its API server, so its catalog may be out of date",
+	PeerCatalogOlder: "the peer's catalog is older than the one applied last, so nothing is deleted: was the peer's etcd restored from a backup? " +
+		"The next change of an export there ends this state",
+	PeerEpochChanged: "the peer numbers its catalogs from the start again, as a rebuilt cluster does: nothing is deleted until it has done so for 10 minutes",
+}
+
+// maxProblems bounds the problems in a status; the last line counts the rest.
 const maxProblems = 32
 
 // More is the reason of the line that counts the problems left out of the status.
 const More = "More"
 
-// Status returns the status that l should have, and whether it differs from what it has.
-func Status(l *v1alpha1.Link, s Seen, now time.Time) (v1alpha1.LinkStatus, bool) {
+// Status returns the status that l should have, and whether it differs from the one
+// that l has.
+func Status(l *v1alpha1.Link, o Observed, now time.Time) (v1alpha1.LinkStatus, bool) {
 	want := v1alpha1.LinkStatus{
-		Conditions:  slices.Clone(l.Status.Conditions),
-		Mirrors:     int32(s.Mirrors),
-		Exports:     int32(s.Exports),
-		PeerVersion: s.PeerVersion,
-		Problems:    bound(s.Problems),
+		Conditions:         slices.Clone(l.Status.Conditions),
+		ObservedGeneration: l.Generation,
+		Mirrors:            int32(o.Standing),
+		Exports:            int32(o.Exports),
+		PeerVersion:        o.PeerVersion,
+		Problems:           bound(o.Problems),
 	}
-	for _, c := range conditions(s) {
+	wasReady := meta.IsStatusConditionTrue(l.Status.Conditions, v1alpha1.LinkReady)
+	for _, c := range conditions(o, wasReady) {
 		c.ObservedGeneration = l.Generation
 		c.LastTransitionTime = metav1.NewTime(now)
 		meta.SetStatusCondition(&want.Conditions, c)
@@ -84,8 +121,9 @@ func Status(l *v1alpha1.Link, s Seen, now time.Time) (v1alpha1.LinkStatus, bool)
 	return want, !equality.Semantic.DeepEqual(want, l.Status)
 }
 
-func conditions(s Seen) []metav1.Condition {
-	return []metav1.Condition{trusted(s), connected(s), synced(s), reachable(s)}
+func conditions(o Observed, wasReady bool) []metav1.Condition {
+	t, s := trusted(o), synced(o)
+	return []metav1.Condition{readyCondition(o, s, wasReady), t, connected(o), s, reachable(o)}
 }
 
 func condition(kind string, ok bool, reason, message string) metav1.Condition {
@@ -96,30 +134,47 @@ func condition(kind string, ok bool, reason, message string) metav1.Condition {
 	return metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message}
 }
 
-func trusted(s Seen) metav1.Condition {
+// readyCondition is Ready: what the Link's owner must change, or whether the first
+// sync is complete. Outages do not change it.
+func readyCondition(o Observed, synced metav1.Condition, wasReady bool) metav1.Condition {
+	const kind = v1alpha1.LinkReady
 	switch {
-	case s.Fault != nil:
-		return condition(v1alpha1.LinkTrusted, false, string(s.Fault.Reason), s.Fault.Message)
-	case !s.IssuersKnown:
-		return condition(v1alpha1.LinkTrusted, false, "NoIssuers", "the peer's issuers are not known yet: they come with the first catalog stream")
-	case s.IssuersRefused != "":
-		return condition(v1alpha1.LinkTrusted, false, "IssuersRefused", fmt.Sprintf("the issuers that the peer tells of now are not believed, and those of before are still: %s. "+
-			"If its root was revoked, apply what `causeway identity` prints there", s.IssuersRefused))
-	case !s.IssuersEnded.IsZero():
-		return condition(v1alpha1.LinkTrusted, false, "IssuersEnded", fmt.Sprintf("every issuer that is known of the peer has ended, the last at %s, so its workloads are not believed: "+
-			"the peer renews it by itself and tells us by the catalog stream; `causeway check` there says why it does not", s.IssuersEnded.UTC().Format("2006-01-02 15:04 MST")))
-	case s.Behind != 0:
-		return condition(v1alpha1.LinkTrusted, false, "IssuerNotAcknowledged", fmt.Sprintf("the peer's side has not taken in this cluster's new issuer "+
-			"(list %d) and refuses this cluster's workloads until it does: if this cluster's root was revoked, apply there what `causeway identity` prints here; "+
-			"else look at the logs of the peer's controllers", s.Behind))
-	case s.Skew != 0:
-		return condition(v1alpha1.LinkTrusted, false, "ClockSkew", skew(s.Skew))
+	case o.Fault != nil:
+		return condition(kind, false, string(o.Fault.Reason), o.Fault.Message)
+	case o.Suspended:
+		return condition(kind, false, "Suspended", "spec.suspend stops new connections in both directions; open connections go on")
+	case wasReady, synced.Status == metav1.ConditionTrue && o.IssuersKnown:
+		return condition(kind, true, "Ready", "the first sync is complete")
 	}
-	if !s.RootUntil.IsZero() {
-		return condition(v1alpha1.LinkTrusted, true, "RootFollowed", fmt.Sprintf("the peer's issuers are known, by a root that followed the Link's: "+
-			"apply what `causeway identity` prints in the peer before %s, when the Link's root ends", s.RootUntil.UTC().Format(time.DateOnly)))
+	return metav1.Condition{Type: kind, Status: metav1.ConditionUnknown, Reason: "FirstSync", Message: "the first sync with the peer is not complete yet"}
+}
+
+func trusted(o Observed) metav1.Condition {
+	const kind = v1alpha1.LinkTrusted
+	switch {
+	case o.Fault != nil:
+		return condition(kind, false, string(o.Fault.Reason), o.Fault.Message)
+	case !o.IssuersKnown:
+		return condition(kind, false, "NoIssuers", "the peer's issuers are not known yet: they come with the first catalog stream")
+	case o.IssuersRefused != "":
+		return condition(kind, false, "IssuersRefused", fmt.Sprintf("the peer's new list of issuers is refused, and the previous one stays in force: %s. "+
+			"If the peer's root was revoked, apply what `causeway identity` prints there", o.IssuersRefused))
+	case !o.IssuersEnded.IsZero():
+		return condition(kind, false, "IssuersEnded", fmt.Sprintf("every known issuer of the peer has expired, the last at %s, so its workloads are refused: "+
+			"the peer renews its issuer automatically and sends it by the catalog stream; `causeway check` there says why it does not",
+			o.IssuersEnded.UTC().Format("2006-01-02 15:04 MST")))
+	case o.Unacknowledged != 0:
+		return condition(kind, false, "IssuerNotAcknowledged", fmt.Sprintf("the peer has not accepted this cluster's new issuer (list %d) "+
+			"and refuses this cluster's workloads until it does: if this cluster's root was revoked, apply there what `causeway identity` prints here; "+
+			"otherwise see the logs of the peer's controllers", o.Unacknowledged))
+	case o.Skew != 0:
+		return condition(kind, false, "ClockSkew", skew(o.Skew))
 	}
-	return condition(v1alpha1.LinkTrusted, true, "Trusted", "the peer's issuers are known and signed by the Link's root")
+	if !o.RootUntil.IsZero() {
+		return condition(kind, true, "RootFollowed", fmt.Sprintf("the peer's issuers are signed by a successor of the Link's root: "+
+			"apply what `causeway identity` prints in the peer before %s, when the Link's root ends", o.RootUntil.UTC().Format(time.DateOnly)))
+	}
+	return condition(kind, true, "Trusted", "the peer's issuers are known and signed by the Link's root")
 }
 
 func skew(d time.Duration) string {
@@ -127,79 +182,88 @@ func skew(d time.Duration) string {
 	if d < 0 {
 		side, d = "behind", -d
 	}
-	return fmt.Sprintf("the peer's clock is %v %s ours: set the clock that is wrong", d.Round(time.Minute), side)
+	return fmt.Sprintf("the peer's clock is %v %s ours: correct the clock that is wrong", d.Round(time.Minute), side)
 }
 
-func connected(s Seen) metav1.Condition {
+func connected(o Observed) metav1.Condition {
+	const kind = v1alpha1.LinkConnected
 	switch {
-	case s.Fault != nil:
-		return condition(v1alpha1.LinkConnected, false, "NotTrusted", "the Link is not trusted, so nobody dials the peer")
-	case s.Connected && len(s.Without) > 0:
-		return condition(v1alpha1.LinkConnected, false, "ReplicaDisconnected", fmt.Sprintf(
-			"%d of %d controller replicas without a catalog stream to a gateway of the peer, so that agents which it serves hear nothing new: %s",
-			len(s.Without), s.Replicas, sentences(s.Without)))
-	case s.Connected:
-		return condition(v1alpha1.LinkConnected, true, "Connected", "a catalog stream with the peer's controller is up")
-	case s.Gateways > 0:
-		return condition(v1alpha1.LinkConnected, false, "Disconnected",
-			sentences(append([]string{"no catalog stream with the peer's controller is up"}, silences(s.Silent)...)))
-	case len(s.DNS) > 0:
-		return condition(v1alpha1.LinkConnected, false, "DNS", sentences(s.DNS))
+	case o.Fault != nil:
+		return condition(kind, false, "NotTrusted", "the Link is not in force, so the controller does not dial the peer")
+	case o.Connected && len(o.Without) > 0:
+		return condition(kind, false, "ReplicaDisconnected", fmt.Sprintf(
+			"%d of %d controller replicas have no catalog stream to a gateway of the peer, so the agents that they serve get no updates: %s",
+			len(o.Without), o.Replicas, sentences(o.Without)))
+	case o.Connected:
+		return condition(kind, true, "Connected", "a catalog stream with the peer's controller is up")
+	case o.Gateways > 0:
+		return condition(kind, false, "Disconnected",
+			sentences(append([]string{"no catalog stream with the peer's controller is up"}, unreachable(o.Unreachable)...)))
+	case len(o.DNS) > 0:
+		return condition(kind, false, "DNS", sentences(o.DNS))
 	}
-	return condition(v1alpha1.LinkConnected, false, "WaitingForPeer",
-		sentences(append([]string{"no gateway address of the peer is known, and it has not dialled us"}, s.Refused...)))
+	return condition(kind, false, "WaitingForPeer",
+		sentences(append([]string{"no gateway address of the peer is known, and the peer has not dialed us"}, o.Refused...)))
 }
 
-func synced(s Seen) metav1.Condition {
-	nothing := !s.Imports && s.Mirrors == 0 && s.Pending == 0
+func synced(o Observed) metav1.Condition {
+	const kind = v1alpha1.LinkSynced
+	nothing := !o.Imports && o.Standing == 0 && o.Pending == 0
 	switch {
-	case s.Fault != nil:
-		return condition(v1alpha1.LinkSynced, false, "NotTrusted", "the Link is not trusted: mirrors stay as they are")
-	case nothing && (!s.Complete || s.Gateways == 0):
-		return condition(v1alpha1.LinkSynced, true, "NothingToImport", "the Link has no import rules, so there is nothing to mirror")
-	case s.Connected && (s.Gateways == 0 && len(s.DNS) == 0 || !s.Complete && s.Reachable == 0):
-		return condition(v1alpha1.LinkSynced, false, "NoWayToPeer",
-			"the peer dials us, but no gateway of it can be reached from here: none of its Services is mirrored, and mirrors that stand already stay as they are")
-	case !s.Complete:
-		return condition(v1alpha1.LinkSynced, false, "NoCatalog", "the peer's catalog has not arrived since this controller started: mirrors stay as they are")
-	case s.Pending > 0:
-		return condition(v1alpha1.LinkSynced, false, "Pending", "mirrors are being written")
-	case len(s.Problems) > 0:
-		return condition(v1alpha1.LinkSynced, true, "SyncedWithProblems", "all mirrors that can stand do: see status.problems for the others")
+	case o.Fault != nil:
+		return condition(kind, false, "NotTrusted", "the Link is not in force: its mirrors stay as they are")
+	case nothing && (!o.Complete || o.Gateways == 0):
+		return condition(kind, true, "NothingToImport", "the Link has no import rules, so there is nothing to mirror")
+	case o.Connected && (o.Gateways == 0 && len(o.DNS) == 0 || !o.Complete && o.Reachable == 0):
+		return condition(kind, false, "PeerUnreachable",
+			"the peer dials us, but none of its gateways can be reached from here: none of its Services is mirrored, and mirrors that exist stay as they are")
+	case !o.Complete && o.Stale != "":
+		return condition(kind, false, string(o.Stale), stalenessSentences[o.Stale])
+	case !o.Complete:
+		return condition(kind, false, "NoCatalog", "the peer's catalog has not arrived since this controller started: mirrors stay as they are")
+	case o.Blocked > 0:
+		return condition(kind, false, "Blocked", "some mirrors cannot be written: see status.problems")
+	case o.Pending > 0:
+		return condition(kind, false, "Pending", "mirrors are being written")
+	case o.Stale != "":
+		return condition(kind, true, string(o.Stale), stalenessSentences[o.Stale])
+	case len(o.Problems) > 0:
+		return condition(kind, true, "SyncedWithProblems", "every mirror that can exist does: see status.problems for the others")
 	}
-	return condition(v1alpha1.LinkSynced, true, "Synced", "every mirror stands as the peer's catalog says")
+	return condition(kind, true, "Synced", "every mirror matches the peer's catalog")
 }
 
-func reachable(s Seen) metav1.Condition {
-	others := slices.Concat(silences(s.Silent), s.DNS, s.Refused)
+func reachable(o Observed) metav1.Condition {
+	const kind = v1alpha1.LinkGatewayReachable
+	others := slices.Concat(unreachable(o.Unreachable), o.DNS, o.Refused)
 	switch {
-	case s.Fault != nil:
-		return condition(v1alpha1.LinkGatewayReachable, false, "NotTrusted", "the Link is not trusted, so nobody dials the peer")
-	case s.Gateways == 0 && len(s.DNS) > 0:
-		return condition(v1alpha1.LinkGatewayReachable, false, "DNS", sentences(slices.Concat(s.DNS, s.Refused)))
-	case s.Gateways == 0:
-		return condition(v1alpha1.LinkGatewayReachable, false, "NoAddress", sentences(append([]string{
-			"neither the Link nor the peer names a gateway address that can be used: the peer's Services cannot be called from here"}, s.Refused...)))
-	case s.Reachable == 0:
-		return condition(v1alpha1.LinkGatewayReachable, false, "Unreachable", sentences(append([]string{"no gateway address of the peer answers"}, others...)))
+	case o.Fault != nil:
+		return condition(kind, false, "NotTrusted", "the Link is not in force, so the controller does not dial the peer")
+	case o.Gateways == 0 && len(o.DNS) > 0:
+		return condition(kind, false, "DNS", sentences(slices.Concat(o.DNS, o.Refused)))
+	case o.Gateways == 0:
+		return condition(kind, false, "NoAddress", sentences(append([]string{
+			"neither the Link nor the peer names a gateway address that can be used: the peer's Services cannot be called from here"}, o.Refused...)))
+	case o.Reachable == 0:
+		return condition(kind, false, "Unreachable", sentences(append([]string{"no gateway address of the peer answers"}, others...)))
 	}
 	reason := "Reachable"
-	if len(s.Silent)+len(s.DNS) > 0 {
+	if len(o.Unreachable)+len(o.DNS) > 0 {
 		reason = PartlyReachable
 	}
-	return condition(v1alpha1.LinkGatewayReachable, true, reason,
-		sentences(append([]string{fmt.Sprintf("%d of %d gateway addresses answer", s.Reachable, s.Gateways)}, others...)))
+	return condition(kind, true, reason,
+		sentences(append([]string{fmt.Sprintf("%d of %d gateway addresses answer", o.Reachable, o.Gateways)}, others...)))
 }
 
 // PartlyReachable is the reason of a GatewayReachable that is True though some
 // addresses do not answer.
 const PartlyReachable = "PartlyReachable"
 
-// silences says of addresses why they do not answer, in a sentence for each reason.
-func silences(all []Silence) []string {
+// unreachable says of addresses why they do not answer, in one sentence per reason.
+func unreachable(all []UnreachableAddress) []string {
 	by := make(map[string][]string)
-	for _, s := range all {
-		by[s.Why] = append(by[s.Why], s.Address)
+	for _, a := range all {
+		by[a.Why] = append(by[a.Why], a.Address)
 	}
 	var out []string
 	for why, addresses := range by {
@@ -212,7 +276,7 @@ func silences(all []Silence) []string {
 
 func sentences(parts []string) string { return strings.Join(parts, "; ") }
 
-// bound sorts problems, drops repeats, and keeps the first ones if there are too many.
+// bound sorts problems, drops repeats, and keeps the first maxProblems.
 func bound(problems []v1alpha1.ServiceProblem) []v1alpha1.ServiceProblem {
 	if len(problems) == 0 {
 		return nil

@@ -10,102 +10,123 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
-// All four conditions of one state are looked at together: they must not contradict each other.
+// All conditions of one state are looked at together: they must not contradict each other.
 func TestConditionsAgree(t *testing.T) {
 	const mute = "it does not answer"
 	for name, c := range map[string]struct {
-		why  string
-		seen Seen
-		want map[string]string // "Status Reason"
-		says map[string]string // a part of the message
+		why      string
+		observed Observed
+		want     map[string]string // "Status Reason"
+		says     map[string]string // a part of the message
 	}{
 		"all is well": {
-			why:  "the ordinary case",
-			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1},
-			want: map[string]string{"Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
+			why:      "the ordinary case",
+			observed: Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1},
+			want:     map[string]string{"Ready": "True Ready", "Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
 		},
 		"a root that followed": {
-			why:  "all is well for now, and what is to be done in time is said",
-			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, RootUntil: time.Date(2031, 2, 3, 0, 0, 0, 0, time.UTC)},
-			want: map[string]string{"Connected": "True Connected", "Trusted": "True RootFollowed", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
-			says: map[string]string{"Trusted": "apply what `causeway identity` prints in the peer before 2031-02-03"},
+			why:      "all is well for now, and what is to be done in time is said",
+			observed: Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, RootUntil: time.Date(2031, 2, 3, 0, 0, 0, 0, time.UTC)},
+			want:     map[string]string{"Ready": "True Ready", "Connected": "True Connected", "Trusted": "True RootFollowed", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
+			says:     map[string]string{"Trusted": "apply what `causeway identity` prints in the peer before 2031-02-03"},
 		},
 		"a root that was revoked": {
-			why:  "the stream of before stands, and who speaks there is not believed any more",
-			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, IssuersRefused: "nobody has signed their list"},
-			want: map[string]string{"Connected": "True Connected", "Trusted": "False IssuersRefused", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
-			says: map[string]string{"Trusted": "nobody has signed their list. If its root was revoked, apply what `causeway identity` prints there"},
+			why:      "the stream of before stands, and who speaks there is not believed any more",
+			observed: Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, IssuersRefused: "nobody has signed their list"},
+			want:     map[string]string{"Ready": "True Ready", "Connected": "True Connected", "Trusted": "False IssuersRefused", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
+			says:     map[string]string{"Trusted": "nobody has signed their list. If the peer's root was revoked, apply what `causeway identity` prints there"},
 		},
 		"a black hole among addresses": {
 			why: "it works, and which address does not is said",
-			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 3, Reachable: 1,
-				Silent: []Silence{{"203.0.113.9:4143", mute}, {"203.0.113.8:4143", mute}}},
-			want: map[string]string{"Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True PartlyReachable"},
+			observed: Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 3, Reachable: 1,
+				Unreachable: []UnreachableAddress{{"203.0.113.9:4143", mute}, {"203.0.113.8:4143", mute}}},
+			want: map[string]string{"Ready": "True Ready", "Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True PartlyReachable"},
 			says: map[string]string{"GatewayReachable": "1 of 3 gateway addresses answer; 203.0.113.8:4143, 203.0.113.9:4143: it does not answer"},
 		},
 		"one way, nothing imported": {
-			why:  "that is how it is meant, so it is in step",
-			seen: Seen{Connected: true, IssuersKnown: true},
-			want: map[string]string{"Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True NothingToImport", "GatewayReachable": "False NoAddress"},
+			why:      "that is how it is meant, so it is in step",
+			observed: Observed{Connected: true, IssuersKnown: true},
+			want:     map[string]string{"Ready": "True Ready", "Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True NothingToImport", "GatewayReachable": "False NoAddress"},
 		},
 		"one way, with import rules": {
 			why: "what is asked for does not happen, and why is said",
-			seen: Seen{Connected: true, IssuersKnown: true, Imports: true,
-				Refused: []string{"127.0.0.1:4143 (as the peer says) is not used: loopback"}},
-			want: map[string]string{"Connected": "True Connected", "Trusted": "True Trusted", "Synced": "False NoWayToPeer", "GatewayReachable": "False NoAddress"},
-			says: map[string]string{"GatewayReachable": "127.0.0.1:4143 (as the peer says) is not used", "Synced": "no gateway of it can be reached from here"},
+			observed: Observed{Connected: true, IssuersKnown: true, Imports: true,
+				Refused: []string{"127.0.0.1:4143 (advertised by the peer) is not used: loopback"}},
+			want: map[string]string{"Ready": "Unknown FirstSync", "Connected": "True Connected", "Trusted": "True Trusted", "Synced": "False PeerUnreachable", "GatewayReachable": "False NoAddress"},
+			says: map[string]string{"GatewayReachable": "127.0.0.1:4143 (advertised by the peer) is not used", "Synced": "none of its gateways can be reached from here"},
 		},
 		"one way, and the peer is away": {
-			why:  "nobody but the peer can dial",
-			seen: Seen{IssuersKnown: true},
-			want: map[string]string{"Connected": "False WaitingForPeer", "Trusted": "True Trusted", "Synced": "True NothingToImport", "GatewayReachable": "False NoAddress"},
+			why:      "nobody but the peer can dial",
+			observed: Observed{IssuersKnown: true},
+			want:     map[string]string{"Ready": "True Ready", "Connected": "False WaitingForPeer", "Trusted": "True Trusted", "Synced": "True NothingToImport", "GatewayReachable": "False NoAddress"},
 		},
 		"DNS is gone at the start": {
-			why:  "an unknown name is no dead gateway",
-			seen: Seen{Imports: true, DNS: []string{"gw.east.example: DNS knows no such name"}},
-			want: map[string]string{"Connected": "False DNS", "Trusted": "False NoIssuers", "Synced": "False NoCatalog", "GatewayReachable": "False DNS"},
-			says: map[string]string{"Connected": "gw.east.example", "GatewayReachable": "gw.east.example"},
+			why:      "an unknown name is no dead gateway",
+			observed: Observed{Imports: true, DNS: []string{"gw.east.example: DNS knows no such name"}},
+			want:     map[string]string{"Ready": "Unknown FirstSync", "Connected": "False DNS", "Trusted": "False NoIssuers", "Synced": "False NoCatalog", "GatewayReachable": "False DNS"},
+			says:     map[string]string{"Connected": "gw.east.example", "GatewayReachable": "gw.east.example"},
 		},
 		"DNS is gone later": {
 			why: "the last answer is in use, and that DNS fails is said",
-			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1,
+			observed: Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1,
 				DNS: []string{"gw.east.example: the DNS server does not answer"}},
-			want: map[string]string{"Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True PartlyReachable"},
+			want: map[string]string{"Ready": "True Ready", "Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True PartlyReachable"},
 			says: map[string]string{"GatewayReachable": "gw.east.example: the DNS server does not answer"},
 		},
 		"nobody answers": {
-			why:  "the outage names each address",
-			seen: Seen{IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Silent: []Silence{{"203.0.113.9:4143", mute}}},
-			want: map[string]string{"Connected": "False Disconnected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "False Unreachable"},
-			says: map[string]string{"Connected": "203.0.113.9:4143: it does not answer", "GatewayReachable": "203.0.113.9:4143: it does not answer"},
+			why:      "the outage names each address",
+			observed: Observed{IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Unreachable: []UnreachableAddress{{"203.0.113.9:4143", mute}}},
+			want:     map[string]string{"Ready": "True Ready", "Connected": "False Disconnected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "False Unreachable"},
+			says:     map[string]string{"Connected": "203.0.113.9:4143: it does not answer", "GatewayReachable": "203.0.113.9:4143: it does not answer"},
 		},
 		"one replica of two": {
 			why: "half of the agents hear nothing new",
-			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, Replicas: 2,
+			observed: Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, Replicas: 2,
 				Without: []string{"causeway-controller-b: 203.0.113.9:4143: it does not answer"}},
-			want: map[string]string{"Connected": "False ReplicaDisconnected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
-			says: map[string]string{"Connected": "1 of 2 controller replicas without a catalog stream"},
+			want: map[string]string{"Ready": "True Ready", "Connected": "False ReplicaDisconnected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
+			says: map[string]string{"Connected": "1 of 2 controller replicas have no catalog stream"},
 		},
 		"issuers that have ended": {
-			why:  "a peer that was away for long, or cannot renew them",
-			seen: Seen{Connected: true, IssuersKnown: true, IssuersEnded: time.Unix(0, 0), Complete: true, Imports: true, Gateways: 1, Reachable: 1},
-			want: map[string]string{"Connected": "True Connected", "Trusted": "False IssuersEnded", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
-			says: map[string]string{"Trusted": "at 1970-01-01 00:00 UTC"},
+			why:      "a peer that was away for long, or cannot renew them",
+			observed: Observed{Connected: true, IssuersKnown: true, IssuersEnded: time.Unix(0, 0), Complete: true, Imports: true, Gateways: 1, Reachable: 1},
+			want:     map[string]string{"Ready": "True Ready", "Connected": "True Connected", "Trusted": "False IssuersEnded", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
+			says:     map[string]string{"Trusted": "at 1970-01-01 00:00 UTC"},
 		},
 		"the peer's clock": {
-			why:  "certificates and labels depend on it",
-			seen: Seen{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, Skew: -10 * time.Minute},
-			want: map[string]string{"Connected": "True Connected", "Trusted": "False ClockSkew", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
-			says: map[string]string{"Trusted": "10m0s behind"},
+			why:      "certificates and labels depend on it",
+			observed: Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, Skew: -10 * time.Minute},
+			want:     map[string]string{"Ready": "True Ready", "Connected": "True Connected", "Trusted": "False ClockSkew", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
+			says:     map[string]string{"Trusted": "10m0s behind"},
+		},
+		"suspended": {
+			why:      "the owner can change it, so it is not ready; everything else goes on",
+			observed: Observed{Suspended: true, Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1},
+			want:     map[string]string{"Ready": "False Suspended", "Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
+		},
+		"a mirror that cannot be written": {
+			why:      "Synced is False while anything wanted is missing for a reason of ours",
+			observed: Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, Standing: 4, Blocked: 1},
+			want:     map[string]string{"Ready": "Unknown FirstSync", "Connected": "True Connected", "Trusted": "True Trusted", "Synced": "False Blocked", "GatewayReachable": "True Reachable"},
+		},
+		"a catalog older than the one applied": {
+			why:      "a peer restored from a backup must not delete what came after it, and the owner must learn of it",
+			observed: Observed{Connected: true, IssuersKnown: true, Imports: true, Stale: PeerCatalogOlder, Gateways: 1, Reachable: 1},
+			want:     map[string]string{"Ready": "Unknown FirstSync", "Connected": "True Connected", "Trusted": "True Trusted", "Synced": "False PeerCatalogOlder", "GatewayReachable": "True Reachable"},
+			says:     map[string]string{"Synced": "restored from a backup"},
+		},
+		"a peer whose replica lost its API server": {
+			why:      "mirrors stand, and that they may be out of date is stated",
+			observed: Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Stale: PeerCatalogStale, Gateways: 1, Reachable: 1},
+			want:     map[string]string{"Ready": "True Ready", "Connected": "True Connected", "Trusted": "True Trusted", "Synced": "True PeerCatalogStale", "GatewayReachable": "True Reachable"},
 		},
 		"a faulty Link": {
-			why:  "one thing is wrong, and the rest follows from it",
-			seen: Seen{Fault: &Fault{BadRoot, "root is no certificate"}, Imports: true},
-			want: map[string]string{"Connected": "False NotTrusted", "Trusted": "False BadRoot", "Synced": "False NotTrusted", "GatewayReachable": "False NotTrusted"},
+			why:      "one thing is wrong, and the rest follows from it",
+			observed: Observed{Fault: &Fault{BadRoot, "root is not a certificate"}, Imports: true},
+			want:     map[string]string{"Ready": "False BadRoot", "Connected": "False NotTrusted", "Trusted": "False BadRoot", "Synced": "False NotTrusted", "GatewayReachable": "False NotTrusted"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			status, _ := Status(&v1alpha1.Link{}, c.seen, time.Unix(0, 0))
+			status, _ := Status(&v1alpha1.Link{}, c.observed, time.Unix(0, 0))
 			got := map[string]string{}
 			for _, k := range status.Conditions {
 				got[k.Type] = string(k.Status) + " " + k.Reason
@@ -117,5 +138,36 @@ func TestConditionsAgree(t *testing.T) {
 				t.Errorf("%s (-want +got):\n%s", c.why, diff)
 			}
 		})
+	}
+}
+
+// Ready is for tools that wait for it: an outage is not the owner's to change.
+func TestReadySurvivesOutages(t *testing.T) {
+	l := &v1alpha1.Link{}
+	ready := func(o Observed) string {
+		status, _ := Status(l, o, time.Unix(0, 0))
+		l.Status = status
+		for _, c := range status.Conditions {
+			if c.Type == v1alpha1.LinkReady {
+				return string(c.Status) + " " + c.Reason
+			}
+		}
+		return ""
+	}
+	working := Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1}
+	for _, step := range []struct {
+		why      string
+		observed Observed
+		want     string
+	}{
+		{"nothing has arrived yet", Observed{Imports: true, Gateways: 1}, "Unknown FirstSync"},
+		{"the first sync is complete", working, "True Ready"},
+		{"the peer is away, and this controller was restarted", Observed{IssuersKnown: true, Imports: true, Gateways: 1}, "True Ready"},
+		{"the owner suspends the Link", Observed{Suspended: true, IssuersKnown: true, Imports: true}, "False Suspended"},
+		{"and resumes it", working, "True Ready"},
+	} {
+		if got := ready(step.observed); got != step.want {
+			t.Errorf("%s: Ready is %s, want %s", step.why, got, step.want)
+		}
 	}
 }

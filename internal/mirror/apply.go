@@ -10,220 +10,211 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
 // FieldOwner is the name under which the API server keeps our fields.
 const FieldOwner = client.FieldOwner("causeway")
 
-const (
-	// retryWeather is when to look again after a write that lost to another.
-	retryWeather = time.Second
-	// retryRejected is when to try again what the API server does not accept, and not before.
-	retryRejected = time.Minute
-	// retryBudget lets some budget gather before the next writes.
-	retryBudget = time.Second
-)
-
-// limiter says whether one more write may be made now, as rate.Limiter does.
-type limiter interface {
-	Allow() bool
+// applied is what has become of a plan.
+type applied struct {
+	// made are the changes made, their objects as the API server has them now.
+	made []Change
+	// left: a change was not made because something else has changed meanwhile.
+	left bool
+	// blocked: a change was not made for the reason that problems tell.
+	blocked  bool
+	problems []Problem
+	// again is when to try again; 0: no need.
+	again time.Duration
+	// answered: the API server has answered.
+	answered bool
 }
 
-// Applied is what became of a plan.
-type Applied struct {
-	// Made are the changes made, their objects as the API server has them now.
-	Made []Change
-	// Left is the number of changes not made: for lack of budget, or because the
-	// cache was behind. The next plan has them again, if they are still right.
-	Left int
-	// Again is when to make it; 0 if there is nothing to try again.
-	Again    time.Duration
-	Problems []Problem
+// applier is the state of one apply.
+type applier struct {
+	*Writer
+	*job
+	out     applied
+	service types.UID       // of the Service that the plan has created
+	failed  map[string]bool // objects that could not be created or deleted
 }
 
-// Apply makes the changes that Plan found for d, in order, as far as budgets allow. A change that the API
-// server refuses is a Problem and stops nobody else; it is noted in was, and as long
-// as it stands there it is a Problem without being tried and costs no budget. One
-// that lost to another writer is left. Any other error, as of the connection, ends
-// it: what was done is told with it.
-func (r *Reconciler) Apply(ctx context.Context, d Desired, changes []Change, was refusals, writes, deletes limiter) (Applied, error) {
-	a := applier{Reconciler: r, desired: d, refusals: was, made: make(map[catalog.Key]types.UID), failed: make(map[string]bool)}
-	was.forget(time.Now())
-	spent := false
+// apply makes the changes of a plan, in order. What the API server refuses is a problem.
+// What has lost to another writer is left. Any other error, as of the connection, ends
+// it.
+func (w *Writer) apply(ctx context.Context, j *job, changes []Change) (applied, error) {
+	a := applier{Writer: w, job: j}
 	for _, c := range changes {
-		a.adopt(c)
-		if a.hopeless(c) || a.standing(c) {
+		if a.dependsOnFailed(c) {
 			continue
 		}
-		budget := writes
-		if c.Op == Delete && c.Service != nil {
-			budget = deletes
-		}
-		if spent = spent || !budget.Allow(); spent {
-			a.leave(1, retryBudget)
+		if f, ok := j.m.refusals.standing(c, time.Now()); ok {
+			a.refuse(c, f)
 			continue
 		}
-		if err := a.one(ctx, c); err != nil {
+		if err := a.make(ctx, c); err != nil {
 			return a.out, err
 		}
 	}
-	catalog.SortProblems(a.out.Problems)
 	return a.out, nil
 }
 
-// applier is the state of one Apply.
-type applier struct {
-	*Reconciler
-	desired  Desired
-	refusals refusals
-	made     map[catalog.Key]types.UID // Services created by this plan
-	failed   map[string]bool           // objects that it could not create or delete
-	out      Applied
-}
-
-func (a *applier) leave(n int, again time.Duration) {
-	a.out.Left += n
-	if a.out.Again == 0 || again < a.out.Again {
-		a.out.Again = again
-	}
-}
-
-// adopt gives a slice the UID of its Service, if this plan made that.
-func (a *applier) adopt(c Change) {
-	if c.Slice == nil || c.Op == Delete {
-		return
-	}
-	owner := &c.Slice.OwnerReferences[0]
-	if uid := a.made[catalog.Key{Namespace: c.Slice.Namespace, Name: owner.Name}]; uid != "" {
-		owner.UID = uid
-	}
-}
-
-// hopeless reports whether c builds on a change that failed, having told what was not told with that.
-func (a *applier) hopeless(c Change) bool {
-	switch {
-	case c.Op == Delete:
+// dependsOnFailed reports whether c builds on a change that has failed.
+func (a *applier) dependsOnFailed(c Change) bool {
+	if len(a.failed) == 0 || c.Op == Delete {
 		return false
-	case c.Slice != nil:
-		of := Change{Service: &corev1.Service{}}
-		of.Service.Namespace, of.Service.Name = c.Slice.Namespace, c.Slice.OwnerReferences[0].Name
-		return a.failed[of.about()] || a.failed[c.about()] // the old one still stands
+	}
+	switch {
+	case c.Slice != nil: // the old slice of that name may still stand
+		return a.failed["service "+a.m.key.String()] || a.failed[c.about()]
 	case c.Service != nil && a.failed["namespace "+c.Service.Namespace]:
-		a.missing(c)
-		a.failed[c.about()] = true
+		a.fail(c)
 		return true
 	}
 	return false
 }
 
-// standing reports whether c was refused and is not to be tried yet, having told that.
-func (a *applier) standing(c Change) bool {
-	now := time.Now()
-	f, ok := a.refusals.of(c, now)
-	if ok {
-		a.refuse(c, f, now)
+// fail records that c could not be made, for changes that build on it.
+func (a *applier) fail(c Change) {
+	if a.failed == nil {
+		a.failed = make(map[string]bool)
 	}
-	return ok
+	a.failed[c.about()] = true
 }
 
-// one makes one change and judges how it went.
-func (a *applier) one(ctx context.Context, c Change) error {
-	k, content := keyOf(c.Object()), c.content() // a write may change the object
-	err := a.write(ctx, c)
-	switch {
-	case err == nil:
-		a.out.Made = append(a.out.Made, c)
-		a.Metrics.wrote(c.Op)
-		delete(a.refusals, c.about())
+// make makes one change.
+func (a *applier) make(ctx context.Context, c Change) error {
+	if c.Slice != nil && c.Op != Delete && a.service != "" {
+		c.Slice.OwnerReferences[0].UID = a.service
+	}
+	var err error
+	if c.Namespace != nil {
+		err = a.createNamespace(ctx, c)
+	} else {
+		err = a.write(ctx, c)
+	}
+	if err == nil {
+		a.out.answered = true
+		a.out.made = append(a.out.made, c)
+		delete(a.m.refusals, c.about())
 		if c.Op == Create && c.Service != nil {
-			a.made[k] = c.Service.UID
+			a.service = c.Service.UID
 		}
 		return nil
-	case errors.Is(err, errNotLoose):
-		a.leave(1, retryWeather)
-		return nil
-	case c.Op == Delete && apierrors.IsNotFound(err):
-		return nil
 	}
-	if c.Op == Create && c.Service != nil {
-		a.failed[c.about()] = true
-	}
-	return a.judge(c, content, err)
+	return a.judge(c, err)
 }
 
-// judge sorts the API server's errors: weather is left, refusals are problems and
-// noted, the rest is returned.
-func (a *applier) judge(c Change, content uint64, err error) error {
+// judge sorts the errors of a write: conflicts are left, refusals are problems and
+// remembered, the rest is returned.
+func (a *applier) judge(c Change, err error) error {
+	var answer apierrors.APIStatus
+	if errors.As(err, &answer) && !apierrors.IsTooManyRequests(err) && !apierrors.IsTimeout(err) {
+		a.out.answered = true
+	}
+	var known problemError
 	switch {
-	case c.Op == Create && (apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)):
-		a.missing(c)
-	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err), apierrors.IsNotFound(err):
-		a.leave(1, retryWeather)
-	case refused(err):
-		now := time.Now()
-		p := problem(keyOf(c.Object()), Rejected, "the API server does not accept the mirror: %s", said(err))
-		f := refusal{content: content, until: now.Add(retryRejected), problem: p}
-		a.refusals[c.about()] = f
-		a.refuse(c, f, now)
+	case errors.As(err, &known):
+		a.fail(c)
+		a.problem(known.Problem, retryRefused)
+	case c.Op == Delete && apierrors.IsNotFound(err):
+	case c.Op == Create && isNamespaceGone(err):
+		a.refused(c, problem(a.m.key, NamespaceMissing, namespaceMissing)) // the cache is behind
+	case errors.Is(err, errNotOrphaned), apierrors.IsConflict(err), apierrors.IsAlreadyExists(err),
+		apierrors.IsNotFound(err):
+		if c.Op != Update {
+			a.fail(c)
+		}
+		a.out.left = true
+		a.out.again = sooner(a.out.again, retryConflict)
+	case isRefusal(err):
+		message := "the API server does not accept the mirror: " + answerText(err)
+		a.refused(c, problem(keyOf(c.Object()), Rejected, message))
 	default:
 		return fmt.Errorf("%v: %w", c, err)
 	}
 	return nil
 }
 
-// refuse tells that c was refused. It is not left: it waits for its time.
-func (a *applier) refuse(c Change, f refusal, now time.Time) {
-	a.out.Problems = append(a.out.Problems, f.problem)
-	a.leave(0, f.until.Sub(now))
-	if c.Op != Update { // what is there already can be built on
-		a.failed[c.about()] = true
+// isNamespaceGone reports whether a creation failed because its namespace does not exist
+// or is being deleted.
+func isNamespaceGone(err error) bool {
+	return apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
+}
+
+// refused remembers a write that the API server has refused, and reports it.
+func (a *applier) refused(c Change, p Problem) {
+	if a.m.refusals == nil {
+		a.m.refusals = make(refusals)
+	}
+	f := refusal{content: c.content(), until: time.Now().Add(retryRefused), problem: p}
+	a.m.refusals[c.about()] = f
+	a.refuse(c, f)
+}
+
+// refuse reports a write that the API server has refused.
+func (a *applier) refuse(c Change, f refusal) {
+	a.problem(f.problem, time.Until(f.until))
+	if c.Op != Update { // an existing object can be built on
+		a.fail(c)
 	}
 }
 
-// missing tells that c's namespace is not there.
-func (a *applier) missing(c Change) {
-	a.out.Problems = append(a.out.Problems, problem(keyOf(c.Object()), NamespaceMissing, namespaceMissing))
+func (a *applier) problem(p Problem, again time.Duration) {
+	a.out.problems = append(a.out.problems, p)
+	a.out.again = sooner(a.out.again, again)
 }
 
-// errNotLoose reports a slice whose Service is there after all: the cache was behind.
-var errNotLoose = errors.New("its Service is there")
+// errNotOrphaned reports a slice whose Service is there after all: the cache was behind.
+var errNotOrphaned = errors.New("its Service is there")
 
+// write sends one change to the API server, and takes its token from the budgets.
 func (a *applier) write(ctx context.Context, c Change) error {
-	ctx, cancel := context.WithTimeout(ctx, a.Options.writeTimeout())
+	ctx, cancel := context.WithTimeout(ctx, a.Options.WriteTimeout)
 	defer cancel()
+	if c.Orphaned {
+		if err := a.confirmOrphaned(ctx, c); err != nil {
+			return err
+		}
+	}
+	l, start := a.m.link, time.Now()
+	l.writes.ReserveN(start, 1)
+	a.Throttle.Take(start)
+	err := a.send(ctx, c)
+	if err == nil {
+		a.Metrics.wrote(c.Op, time.Since(start))
+		a.expected.wrote(c, l.name, time.Now())
+	}
+	if apierrors.IsTooManyRequests(err) {
+		a.Throttle.Overloaded(time.Now())
+	}
+	return err
+}
+
+func (a *applier) send(ctx context.Context, c Change) error {
 	switch c.Op {
 	case Create:
 		return a.Client.Create(ctx, c.Object(), FieldOwner)
 	case Update:
 		// The patch holds our own fields alone, and loses to a newer object.
-		return a.Client.Patch(ctx, c.Object(), client.MergeFromWithOptions(c.Was, client.MergeFromWithOptimisticLock{}), FieldOwner)
-	}
-	if c.Orphan != "" {
-		if err := a.confirmLoose(ctx, c); err != nil {
-			return err
-		}
+		patch := client.MergeFromWithOptions(c.Was, client.MergeFromWithOptimisticLock{})
+		return a.Client.Patch(ctx, c.Object(), patch, FieldOwner)
 	}
 	o := c.Object()
 	uid, version := o.GetUID(), o.GetResourceVersion()
 	return a.Client.Delete(ctx, o, client.Preconditions{UID: &uid, ResourceVersion: &version})
 }
 
-// confirmLoose asks the API server itself, as Services and slices come by
-// different watches and a new mirror's slice may be seen before its Service.
-func (a *applier) confirmLoose(ctx context.Context, c Change) error {
+// confirmOrphaned asks the API server itself, because Services and slices come by
+// different watches, and the slice of a new mirror may be seen before its Service.
+func (a *applier) confirmOrphaned(ctx context.Context, c Change) error {
 	var svc corev1.Service
-	err := a.Live.Get(ctx, client.ObjectKey{Namespace: c.Slice.Namespace, Name: c.Orphan}, &svc)
+	err := a.Live.Get(ctx, client.ObjectKey{Namespace: a.m.key.Namespace, Name: a.m.key.Name}, &svc)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
-	if err == nil && a.desired.owned(&svc) {
-		return errNotLoose
+	if err == nil && a.scope.ours(&svc, a.want) {
+		return errNotOrphaned
 	}
 	return err
-}
-
-func keyOf(o client.Object) catalog.Key {
-	return catalog.Key{Namespace: o.GetNamespace(), Name: o.GetName()}
 }

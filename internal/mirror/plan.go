@@ -8,65 +8,71 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/ledger"
 )
 
-// Desired is what shall stand for one Link.
-type Desired struct {
-	Link *v1alpha1.Link
-	// Own is Causeway's namespace.
-	Own string
-	// Version is Causeway's, for the annotation.
-	Version string
-	// Complete: Mirrors is everything, and other mirrors of the Link go away.
-	Complete bool
-	Mirrors  []Want
-}
-
-// Want is one mirror.
+// Want is one mirror as it should be. It must not be changed once a Writer has it.
 type Want struct {
-	// Entry is its live entry in the ledger.
-	Entry v1alpha1.LedgerMirror
-	// Ready is what the mirror shall show.
+	// Entry is its entry in the ledger, already stored.
+	Entry ledger.Mirror
+	// Ready is whether the source has ready endpoints.
 	Ready bool
-	// Heard: the peer has told of the source since this process began. Otherwise
-	// Labels and Annotations are not known, and the mirror keeps what it has.
-	Heard bool
-	// Labels and Annotations are those to take over from the source.
+	// Known: the peer has described the source since this process began. Otherwise Ready,
+	// Labels and Annotations mean nothing, and the mirror keeps what it has.
+	Known bool
+	// Labels and Annotations are those to copy from the source.
 	Labels, Annotations map[string]string
 }
 
-// Have is what stands, as far as it concerns the Link. It is not changed.
+// Have is what stands, as far as it concerns one mirror. The objects are the cache's and
+// are not changed.
 type Have struct {
-	// Services are those that the Link owns, those that have the name of a
-	// mirror of its, and those that a slice of its is for.
-	Services map[catalog.Key]*corev1.Service
-	// Slices are those that bear the Link's marks or the name of one of its slices.
-	Slices map[catalog.Key]*discoveryv1.EndpointSlice
-	// Namespaces holds those that exist and are not going away, Leaving those that are.
-	Namespaces, Leaving map[string]bool
+	// Service is the one that has the mirror's name; nil: there is none.
+	Service *corev1.Service
+	// Slices are those with Causeway's marks that belong to a Service of that name, and
+	// those that have the names of the mirror's slices.
+	Slices []*discoveryv1.EndpointSlice
+	// Companions are the mirrors of the named pods that a headless mirror lists.
+	Companions []Companion
+	// NamespaceExists: objects can be created in the namespace.
+	NamespaceExists bool
+	// NamespaceTerminating: the namespace is being deleted.
+	NamespaceTerminating bool
+	// Collecting: we have just deleted the Service, and Kubernetes is deleting its
+	// slices.
+	Collecting bool
+}
+
+// Companion is the mirror of one named pod.
+type Companion struct {
+	Want *Want
+	// Service has the name of the mirror; nil: there is none.
+	Service *corev1.Service
+	// Ready is what the mirror's own slice is to show.
+	Ready bool
 }
 
 // Op is what a Change does. The zero Op is none.
 type Op int
 
-// The operations, in the order in which a plan has them for different mirrors.
+// The operations.
 const (
 	Create Op = iota + 1
 	Update
 	Delete
 )
 
-// String is the operation in lower case, as metrics and logs have it.
+// String is the operation in lower case, as in metrics and logs.
 func (o Op) String() string { return [...]string{"none", "create", "update", "delete"}[o] }
 
-// Change is one write. Exactly one of Namespace, Service and Slice is set: the
-// object as it shall be, or the one to delete. Namespaces are only ever created.
+// Change is one write. Exactly one of Namespace, Service and Slice is set: the object as
+// it should be, or the one to delete. Namespaces are only created.
 type Change struct {
 	Op        Op
 	Namespace *corev1.Namespace
@@ -74,9 +80,9 @@ type Change struct {
 	Slice     *discoveryv1.EndpointSlice
 	// Was is what an Update starts from.
 	Was client.Object
-	// Orphan: a slice to be deleted because its Service, of this name, is not
-	// there or not ours.
-	Orphan string
+	// Orphaned: the slice is deleted because no mirror stands behind it. The caches of
+	// Services and slices are not in step, so the Service must be missed by a live read.
+	Orphaned bool
 }
 
 // Object returns the object that c is about.
@@ -104,210 +110,182 @@ func (c Change) about() string {
 	return "service " + keyOf(c.Service).String()
 }
 
-// Plan decides what to write so that what stands becomes what shall stand: first
-// slices that are loose are deleted, then mirrors are made and repaired in the
-// order of their names, headless ones last, each Service before its slices, then
-// Services deleted.
-func Plan(want Desired, have Have) ([]Change, []Problem) {
-	p := planner{
-		Desired: want, have: have, rules: targets(want.Link),
-		wanted:     make(map[catalog.Key]Want, len(want.Mirrors)),
-		companions: make(map[catalog.Key][]Want),
-		made:       make(map[string]bool),
-		loose:      make(map[catalog.Key]bool),
+func keyOf(o client.Object) catalog.Key {
+	return catalog.Key{Namespace: o.GetNamespace(), Name: o.GetName()}
+}
+
+// PlanMirror decides what to write so that one mirror becomes what it should be: orphaned
+// slices are deleted first, then the namespace, the Service and its slices are made or
+// repaired, in this order. k is the mirror's name. A nil w is a mirror that is not
+// wanted. ready is what its slices are to show. PlanMirror is pure; if nothing differs it
+// returns nil and allocates nothing.
+func PlanMirror(s *Scope, k catalog.Key, w *Want, ready bool, have Have) ([]Change, []Problem) {
+	p := planner{Scope: s, key: k, want: w, ready: ready, have: have}
+	ours := have.Service != nil && s.ours(have.Service, w)
+	p.deleteStray(ours)
+	if w != nil {
+		p.ensure(ours)
+	} else if ours && s.Complete && have.Service.DeletionTimestamp.IsZero() {
+		p.changes = append(p.changes, Change{
+			Op:      Delete,
+			Service: have.Service,
+		}) // Kubernetes collects its slices
 	}
-	for _, w := range want.Mirrors {
-		p.wanted[w.key()] = w
-		if w.Entry.Hostname != "" {
-			p.companions[w.source()] = append(p.companions[w.source()], w)
-		}
-	}
-	p.deleteLoose()
-	keys := sortedKeys(p.wanted)
-	for _, k := range keys {
-		if w := p.wanted[k]; !w.lists() {
-			p.mirror(k, w)
-		}
-	}
-	for _, k := range keys {
-		if w := p.wanted[k]; w.lists() {
-			p.mirror(k, w) // what it lists stands already, or is listed next time
-		}
-	}
-	if want.Complete {
-		p.deleteUnwanted()
-	}
-	catalog.SortProblems(p.problems)
 	return p.changes, p.problems
 }
 
-// planner is the state of one Plan.
+// planner is the state of one PlanMirror.
 type planner struct {
-	Desired
-	have   Have
-	rules  rules
-	made   map[string]bool // namespaces that the plan makes
-	wanted map[catalog.Key]Want
-	// companions are the wants of named pods, by the Service that they are pods of.
-	companions map[catalog.Key][]Want
-	loose      map[catalog.Key]bool // slices that the plan deletes
-	changes    []Change
-	problems   []Problem
+	*Scope
+	key      catalog.Key
+	want     *Want
+	ready    bool
+	have     Have
+	changes  []Change
+	problems []Problem
 }
 
-// deleteLoose deletes the Link's slices that no mirror of the Link stands behind:
-// each would lend our VIP to somebody else's Service. What another controller made,
-// as for a Service that a person gave our labels, is no business of ours, unless it
-// would mix others' endpoints under a mirror.
-func (p *planner) deleteLoose() {
-	for _, k := range sortedKeys(p.have.Slices) {
-		slice := p.have.Slices[k]
-		if !marked(slice.Labels, p.Link.Name) || !slice.DeletionTimestamp.IsZero() {
+// deleteStray deletes the Link's slices that have no mirror of the Link, because each of
+// them would add our VIP to another Service. It also deletes slices that a mirror does
+// not need. A slice that another controller made for a Service that bears our labels is
+// left alone, unless it would mix other endpoints under a mirror.
+func (p *planner) deleteStray(ours bool) {
+	if p.want == nil && p.have.Service == nil && p.have.Collecting {
+		return
+	}
+	for _, slice := range p.have.Slices {
+		if !marked(slice.Labels, p.Link.Name) || !slice.DeletionTimestamp.IsZero() ||
+			slice.Labels[discoveryv1.LabelServiceName] != p.key.Name {
 			continue
 		}
-		of := catalog.Key{Namespace: k.Namespace, Name: slice.Labels[discoveryv1.LabelServiceName]}
-		svc := p.have.Services[of]
-		w, wanted := p.wanted[of]
 		switch {
-		case svc == nil || !(p.owned(svc) || wanted && p.ours(svc, w)):
+		case !ours:
 			if by := slice.Labels[discoveryv1.LabelManagedBy]; by == sliceManager || by == "" {
-				p.deleteSlice(k, of.Name)
+				p.changes = append(p.changes, Change{Op: Delete, Slice: slice, Orphaned: true})
 			}
-		case wanted && !expected(w, slice): // of a family that is no more, or renamed
-			p.deleteSlice(k, "")
+		case p.want != nil && !p.want.expects(slice): // of a family that is gone, or of another controller
+			p.changes = append(p.changes, Change{Op: Delete, Slice: slice})
 		}
 	}
 }
 
-// expected reports whether w has a slice of that name and kind.
-func expected(w Want, slice *discoveryv1.EndpointSlice) bool {
-	return slices.ContainsFunc(w.vips(), func(vip netip.Addr) bool {
-		return slice.Name == sliceName(w.Entry.MirrorName, vip) && slice.AddressType == family(vip)
-	})
-}
-
-func (p *planner) deleteSlice(k catalog.Key, orphan string) {
-	p.loose[k] = true
-	p.changes = append(p.changes, Change{Op: Delete, Slice: p.have.Slices[k], Orphan: orphan})
-}
-
-// mirror makes or repairs one mirror.
-func (p *planner) mirror(k catalog.Key, w Want) {
-	svc := p.have.Services[k]
+// ensure makes or repairs the mirror.
+func (p *planner) ensure(ours bool) {
+	svc := p.have.Service
 	switch {
-	case !p.rules.allowed(k.Namespace, p.Own):
-		p.problems = append(p.problems, problem(k, NamespaceNotAllowed, notAllowed))
+	case !p.Rules.allowed(p.key.Namespace):
+		p.problem(NamespaceNotAllowed, notAllowed)
 		return
-	case !p.namespace(k.Namespace):
-		p.problems = append(p.problems, problem(k, NamespaceMissing, namespaceMissing))
+	case !p.ensureNamespace():
+		p.problem(NamespaceMissing, namespaceMissing)
 		return
-	case svc != nil && !p.ours(svc, w):
-		p.problems = append(p.problems, p.nameTaken(k, svc))
+	case svc != nil && !ours && p.left(svc):
+		p.problem(NameTaken, earlierLink)
+		return
+	case svc != nil && !ours:
+		p.problem(NameTaken, serviceInTheWay)
 		return
 	case svc != nil && !svc.DeletionTimestamp.IsZero():
-		return // once it is gone it is made anew
-	case svc != nil && p.owned(svc) && headless(svc) != w.lists():
-		p.changes = append(p.changes, Change{Op: Delete, Service: svc}) // Kubernetes turns no such Service into the other
+		return // once it is gone it is made again
+	case svc != nil && p.owned(svc) && isHeadless(svc) != p.want.isHeadlessParent():
+		// Kubernetes does not change an ordinary Service into a headless one or back.
+		p.changes = append(p.changes, Change{Op: Delete, Service: svc})
 		return
 	}
-	should := p.service(w, svc)
+	var owner types.UID
 	switch {
 	case svc == nil:
-		p.changes = append(p.changes, Change{Op: Create, Service: should})
-	case !equality.Semantic.DeepEqual(should, svc):
-		p.changes = append(p.changes, Change{Op: Update, Service: should, Was: svc})
+		p.changes = append(p.changes, Change{Op: Create, Service: p.service(p.want, nil)})
+	case p.serviceDiffers(p.want, svc):
+		owner = svc.UID
+		p.changes = append(p.changes, Change{Op: Update, Service: p.service(p.want, svc), Was: svc})
+	default:
+		owner = svc.UID
 	}
-	for _, vip := range w.vips() {
-		p.slice(w, vip, should.UID)
+	for _, vip := range p.want.Entry.VIPs {
+		p.ensureSlice(vip, owner)
 	}
 }
 
-// namespace reports whether a namespace is there, having made it if that is our part.
-func (p *planner) namespace(name string) bool {
-	if p.have.Namespaces[name] || p.made[name] {
+// ensureNamespace reports whether the namespace is there, or going to be made by this
+// plan.
+func (p *planner) ensureNamespace() bool {
+	if p.have.NamespaceExists {
 		return true
 	}
-	rules := p.Link.Spec.Import
-	if rules == nil || !rules.CreateNamespaces || p.have.Leaving[name] {
+	if !p.Rules.createNamespaces || p.have.NamespaceTerminating {
 		return false
 	}
-	p.made[name] = true
-	p.changes = append(p.changes, Change{Op: Create, Namespace: p.newNamespace(name)})
+	p.changes = append(p.changes, Change{Op: Create, Namespace: p.newNamespace(p.key.Namespace)})
 	return true
 }
 
-func (p *planner) nameTaken(k catalog.Key, svc *corev1.Service) Problem {
-	if p.left(svc) {
-		return problem(k, NameTaken, "a mirror of an earlier Link of this name still stands: it is made anew once Kubernetes has collected that one")
-	}
-	return problem(k, NameTaken, "a Service of that name is here already and is not Causeway's: rename or delete it to have the mirror")
+// newNamespace is a namespace for mirrors. It has no owner, because others may use it
+// when the Link is gone.
+func (s *Scope) newNamespace(name string) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: name,
+		Labels: map[string]string{
+			v1alpha1.ManagedByLabel: v1alpha1.ManagedBy,
+			v1alpha1.LinkLabel:      s.Link.Name,
+		},
+	}}
 }
 
-// slice makes or repairs the slice of one VIP.
-func (p *planner) slice(w Want, vip netip.Addr, owner types.UID) {
-	k := catalog.Key{Namespace: w.Entry.MirrorNamespace, Name: sliceName(w.Entry.MirrorName, vip)}
-	slice := p.have.Slices[k]
+// ensureSlice makes or repairs the slice of one VIP.
+func (p *planner) ensureSlice(vip netip.Addr, owner types.UID) {
+	slice := p.sliceFor(vip)
 	if slice != nil && !slice.DeletionTimestamp.IsZero() {
-		return // once it is gone it is made anew
+		return // once it is gone it is made again
 	}
-	if slice != nil && !p.loose[k] && !marked(slice.Labels, p.Link.Name) && !ownedByService(slice, owner) {
-		p.problems = append(p.problems, problem(k, NameTaken, "an EndpointSlice of that name is here already and is not Causeway's: delete it to have the mirror"))
-		return
+	var one [1]target // the usual case stays on the stack
+	targets := one[:]
+	if p.want.isHeadlessParent() {
+		targets = p.listed(vip.Is4())
+	} else {
+		one[0] = target{ip: vip, ready: p.ready}
 	}
-	if slice == nil || p.loose[k] {
-		p.changes = append(p.changes, Change{Op: Create, Slice: p.endpointSlice(w, vip, owner, p.endpoints(w, vip), nil)})
-		return
-	}
-	if should := p.endpointSlice(w, vip, owner, p.endpoints(w, vip), slice); !equality.Semantic.DeepEqual(should, slice) {
+	switch {
+	case slice == nil || p.deletes(slice):
+		p.changes = append(p.changes, Change{Op: Create, Slice: p.slice(p.want, vip, owner, targets, nil)})
+	case !marked(slice.Labels, p.Link.Name) && !ownedByService(slice, owner):
+		p.problems = append(p.problems, problem(keyOf(slice), NameTaken, sliceInTheWay))
+	case p.sliceDiffers(p.want, vip, owner, targets, slice):
+		should := p.slice(p.want, vip, owner, targets, slice)
 		p.changes = append(p.changes, Change{Op: Update, Slice: should, Was: slice})
 	}
 }
 
-// endpoints returns what the slice of one VIP lists: the VIP, or if the mirror is
-// headless the addresses, in the VIP's family, of the mirrors of its named pods.
-func (p *planner) endpoints(w Want, vip netip.Addr) []discoveryv1.Endpoint {
-	if !w.lists() {
-		return []discoveryv1.Endpoint{endpoint(vip, "", w.Ready)}
+func (p *planner) sliceFor(vip netip.Addr) *discoveryv1.EndpointSlice {
+	for _, slice := range p.have.Slices {
+		if isSliceName(slice.Name, p.want.Entry.MirrorName, vip) {
+			return slice
+		}
 	}
-	var out []discoveryv1.Endpoint
-	for _, c := range p.companions[w.source()] {
-		svc := p.have.Services[c.key()]
-		if svc == nil || !p.ours(svc, c) || !svc.DeletionTimestamp.IsZero() {
+	return nil
+}
+
+// deletes reports whether the plan deletes slice.
+func (p *planner) deletes(slice *discoveryv1.EndpointSlice) bool {
+	return slices.ContainsFunc(p.changes, func(c Change) bool { return c.Op == Delete && c.Slice == slice })
+}
+
+// listed returns the addresses, in one family, of the mirrors of the named pods, by name.
+// A mirror without an address of that family is listed once it has one.
+func (p *planner) listed(v4 bool) []target {
+	var out []target
+	for _, c := range p.have.Companions {
+		if c.Service == nil || !p.ours(c.Service, c.Want) || !c.Service.DeletionTimestamp.IsZero() {
 			continue
 		}
-		if ip, ok := clusterIP(svc, vip.Is4()); ok {
-			out = append(out, endpoint(ip, c.Entry.Hostname, c.Ready))
+		if ip, ok := clusterIP(c.Service, v4); ok {
+			out = append(out, target{ip: ip, hostname: c.Want.Entry.Hostname, ready: c.Ready})
 		}
 	}
-	slices.SortFunc(out, func(a, b discoveryv1.Endpoint) int { return strings.Compare(*a.Hostname, *b.Hostname) })
+	slices.SortFunc(out, func(a, b target) int { return strings.Compare(a.hostname, b.hostname) })
 	return out
 }
 
-func ownedByService(slice *discoveryv1.EndpointSlice, owner types.UID) bool {
-	for _, o := range slice.OwnerReferences {
-		if owner != "" && o.Kind == "Service" && o.UID == owner {
-			return true
-		}
-	}
-	return false
-}
-
-// deleteUnwanted deletes the mirrors that the Link owns and nobody wants. Their
-// slices go with them.
-func (p *planner) deleteUnwanted() {
-	for _, k := range sortedKeys(p.have.Services) {
-		svc := p.have.Services[k]
-		if _, wanted := p.wanted[k]; !wanted && p.owned(svc) && svc.DeletionTimestamp.IsZero() {
-			p.changes = append(p.changes, Change{Op: Delete, Service: svc})
-		}
-	}
-}
-
-func sortedKeys[T any](m map[catalog.Key]T) []catalog.Key {
-	keys := make([]catalog.Key, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, catalog.Key.Compare)
-	return keys
+func (p *planner) problem(reason, message string) {
+	p.problems = append(p.problems, problem(p.key, reason, message))
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"hash/fnv"
-	"maps"
 	"regexp"
 	"strings"
 	"time"
@@ -13,34 +12,32 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// saidAtMost bounds what a problem repeats of the API server's answer, in bytes.
-const saidAtMost = 256
+// maxAnswer bounds how much of an API server's answer a problem repeats, in bytes.
+const maxAnswer = 256
 
-// refusals holds the writes of a Link that the API server did not accept, by the
-// object that they are about. A write is in it for retryRejected at most, and is
-// not tried again meanwhile; one of other content is.
+// refusals holds the writes for one mirror that the API server has refused, by the object
+// that they are about. Such a write is not tried again for retryRefused, unless it is
+// going to write something else. The zero value is empty.
 type refusals map[string]refusal
 
-// refusal is one write that was not accepted.
+// refusal is one refused write.
 type refusal struct {
 	content uint64 // of the Change
 	until   time.Time
 	problem Problem
 }
 
-// forget drops what may be tried again.
-func (r refusals) forget(now time.Time) {
-	maps.DeleteFunc(r, func(_ string, f refusal) bool { return !now.Before(f.until) })
-}
-
-// of returns the refusal that still stands against c.
-func (r refusals) of(c Change, now time.Time) (refusal, bool) {
+// standing returns the refusal that still stands against c.
+func (r refusals) standing(c Change, now time.Time) (refusal, bool) {
+	if len(r) == 0 {
+		return refusal{}, false
+	}
 	f, ok := r[c.about()]
 	return f, ok && now.Before(f.until) && f.content == c.content()
 }
 
-// content is equal for Changes that write the same. What others have in the
-// object, and its version, are no part of it.
+// content is equal for Changes that write the same. It depends neither on what others
+// have in the object nor on its version.
 func (c Change) content() uint64 {
 	h := fnv.New64a()
 	h.Write([]byte(c.Op.String()))
@@ -48,7 +45,7 @@ func (c Change) content() uint64 {
 	return h.Sum64()
 }
 
-// body is what c sends: an object, a patch, or the UID of what shall go.
+// body is what c sends: an object, a patch, or the UID of what is to be deleted.
 func (c Change) body() []byte {
 	var body []byte
 	var err error
@@ -60,18 +57,19 @@ func (c Change) body() []byte {
 	case Delete:
 		body = []byte(c.Object().GetUID())
 	}
-	if err != nil { // Kubernetes' objects always marshal
+	if err != nil { // objects of Kubernetes always marshal
 		return nil
 	}
 	return body
 }
 
-// refused reports whether err is an answer of the API server about the one object
-// of a write. Lost connections, timeouts, gateways and an API server that is busy
-// or does not know us concern every write.
-func refused(err error) bool {
+// isRefusal reports whether err is an answer of the API server about the one object of a
+// write. Lost connections, timeouts, gateways, and an API server that is busy or does not
+// know us concern every write.
+func isRefusal(err error) bool {
 	var answer apierrors.APIStatus
-	if !errors.As(err, &answer) || apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || apierrors.IsTooManyRequests(err) {
+	if !errors.As(err, &answer) || apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) ||
+		apierrors.IsTooManyRequests(err) {
 		return false
 	}
 	code := answer.Status().Code
@@ -79,14 +77,15 @@ func refused(err error) bool {
 	return code != unauthorized && code >= badRequest && code <= internalError
 }
 
-// from is the near end of a connection, which is another every time.
-var from = regexp.MustCompile(`\S+->`)
+// nearEnd is the near end of a connection, whose port differs each time.
+var nearEnd = regexp.MustCompile(`\S+->`)
 
-// said is what the API server said: one line, bounded, and the same as long as it means the same.
-func said(err error) string {
-	s := from.ReplaceAllString(strings.Join(strings.Fields(err.Error()), " "), "")
-	if len(s) <= saidAtMost {
+// answerText is the API server's answer as one bounded line, which stays the same as long
+// as the cause does.
+func answerText(err error) string {
+	s := nearEnd.ReplaceAllString(strings.Join(strings.Fields(err.Error()), " "), "")
+	if len(s) <= maxAnswer {
 		return s
 	}
-	return strings.ToValidUTF8(s[:saidAtMost], "") + "…"
+	return strings.ToValidUTF8(s[:maxAnswer], "") + "…"
 }

@@ -1,7 +1,6 @@
 package nodestream
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -11,7 +10,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -22,52 +20,56 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
-	"github.com/causeway-mesh/causeway/internal/delta"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// dialTimeout bounds a dial. It is short: the controllers are near, and behind
-// their Service's address there may be a replica that has just gone.
+// dialTimeout bounds a dial. It is short because the controllers are near, and the
+// address of their Service may lead to a replica that has just stopped.
 const dialTimeout = time.Second
 
-// ErrSilent reports a stream that ended because nothing came on it.
+// staleAge is the age of a live stream's state at which the client looks for a fresher
+// replica. It is also how much older than the current state a new stream's may be: the
+// ages of healthy replicas differ by less.
+const staleAge = 30 * time.Second
+
+// ErrSilent reports a stream that ended because no message came on it.
 var ErrSilent = errors.New("the controller has been silent for too long")
 
 // ClientOptions tune a Client. The zero value works.
 type ClientOptions struct {
-	// Version is told to the server, for the operator's eyes.
+	// Version is sent to the server, for display.
 	Version string
-	// Dial opens connections; nil means TCP, with names looked up by the host.
+	// Dial opens connections; nil means TCP, with names resolved by the host.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
-	// Guard is put around connections before their handshake; nil means none.
+	// Guard wraps connections before their handshake; nil means none.
 	Guard grpctls.Guard
-	// OnState is called by Run with each View in turn, and with nil when the last one
-	// expired. The controller is not heard meanwhile. May be nil.
+	// OnState is called with each View in turn, and with nil when the last one expired.
+	// Calls do not overlap. The client reads no more of its stream meanwhile. May be nil.
 	OnState func(View)
-	// Held is a View that an earlier process was told, HeldAge how old it is. State returns
+	// Held is a View that an earlier process received, and HeldAge its age. State returns
 	// it until there is a newer one or it expires; OnState is not called for it.
 	Held    View
 	HeldAge time.Duration
-	// OnQuestion makes the answer to what an operator asks of the node, before ctx ends.
-	// There is one at a time. May be nil: nothing is answered.
+	// OnQuestion makes the answer to a question of the controller, before ctx ends. Calls
+	// do not overlap. Nil means that the client does not answer.
 	OnQuestion func(ctx context.Context) *wire.ReportRequest
 	// Silence is how long a stream may be without a message; 0 means 15 s.
 	Silence time.Duration
-	// Expiry is how long a View is held without a stream; 0 means 24 h.
+	// Expiry is the age at which the state expires; 0 means 24 h.
 	Expiry time.Duration
 	// BackoffMin and BackoffMax bound the waits between attempts, which are drawn
 	// with full jitter; 0 means 100 ms and 5 s.
 	BackoffMin, BackoffMax time.Duration
 	// Log may be nil.
 	Log *slog.Logger
-	// Registerer takes the metrics; nil means none.
+	// Registerer registers the metrics; nil means none.
 	Registerer prometheus.Registerer
 }
 
-// Client keeps the View of one agent or gateway up to date, and asks for
-// signatures. Make it with NewClient; nothing happens until Run. Its other methods
-// are safe for concurrent use.
+// Client keeps the View of one agent or gateway up to date, and requests certificates.
+// Make it with NewClient; it does nothing until Run. Its other methods are safe for
+// concurrent use.
 type Client struct {
 	addresses []string
 	creds     credentials.TransportCredentials
@@ -75,17 +77,21 @@ type Client struct {
 	o         ClientOptions
 	metrics   clientMetrics
 
-	state delta.Board[struct{}, View]             // nil or absent: none
-	conn  delta.Board[struct{}, *grpc.ClientConn] // present while its stream works
+	state *cell[View]             // nil: none
+	conn  *cell[*grpc.ClientConn] // of a stream that works; nil: none
 
-	mu    sync.Mutex // guards heard
-	heard time.Time  // when the state was last said to be whole; at first, the start
+	mu      sync.Mutex // guards what follows
+	freshAt time.Time  // the state was true at this time or later; at first, the start
+	next    int        // index of the address to try next
 }
 
-// NewClient returns a Client of the controllers at addresses (host:port; at least
-// one), tried in turn. tlsConfig is asked at each handshake and verifies the server;
-// tokenFile holds the projected token and is read for each call.
-func NewClient(addresses []string, tlsConfig func() (*tls.Config, error), tokenFile string, o ClientOptions) (*Client, error) {
+// NewClient returns a Client of the controllers at addresses (host:port; at least one),
+// which it tries in turn. An address may lead to several replicas. tlsConfig is called at
+// each handshake and verifies the server. tokenFile holds the projected token and is
+// read for each call.
+func NewClient(
+	addresses []string, tlsConfig func() (*tls.Config, error), tokenFile string, o ClientOptions,
+) (*Client, error) {
 	if len(addresses) == 0 {
 		return nil, errors.New("a node stream client needs the address of a controller")
 	}
@@ -106,199 +112,191 @@ func NewClient(addresses []string, tlsConfig func() (*tls.Config, error), tokenF
 		creds:     grpctls.New(grpctls.Config{ALPN: ALPN, TLS: tlsConfig, Guard: o.Guard}),
 		token:     token(tokenFile),
 		o:         o,
-		heard:     time.Now(),
+		metrics:   newClientMetrics(o.Registerer),
+		state:     newCell[View](nil),
+		conn:      newCell[*grpc.ClientConn](nil),
+		freshAt:   time.Now(),
+		next:      rand.N(len(addresses)),
 	}
 	if o.Held != nil && o.HeldAge < o.Expiry {
-		c.heard = c.heard.Add(-o.HeldAge)
-		c.state.Post(struct{}{}, o.Held)
+		c.freshAt = c.freshAt.Add(-o.HeldAge)
+		c.state.set(o.Held)
 	}
-	c.metrics = newClientMetrics(o.Registerer, func() float64 { return c.Age().Seconds() })
 	return c, nil
 }
 
-// State returns the newest whole View and a channel that is closed when it is
-// replaced. The View is nil before the first and after the last one expired: then
-// everything has to be refused.
-func (c *Client) State() (View, <-chan struct{}) {
-	view, _, changed := c.state.Read(struct{}{})
-	return view, changed
-}
+// State returns the newest whole View and a channel that is closed when it is replaced.
+// The View is nil before the first one and after the last one expired. Then nothing may
+// be admitted.
+func (c *Client) State() (View, <-chan struct{}) { return c.state.get() }
 
-// Age returns how old the state may be: the time since the controller last said
-// that it is whole, or since NewClient.
+// Age returns how old the state may be: the age that the controller reported with it
+// plus the time since. Before the first state it is the time since NewClient.
 func (c *Client) Age() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return time.Since(c.heard)
+	return time.Since(c.freshAt)
 }
 
 // Expired reports that Age has reached Expiry.
 func (c *Client) Expired() bool { return c.Age() >= c.o.Expiry }
 
-func (c *Client) hear() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.heard = time.Now()
-}
-
 // Run keeps a stream open until ctx ends, and then returns nil. It must run once.
 func (c *Client) Run(ctx context.Context) error {
 	waits := backoff.Backoff{Min: c.o.BackoffMin, Max: c.o.BackoffMax}
-	next := rand.N(len(c.addresses))
-	for told := false; ; {
-		address := c.addresses[next%len(c.addresses)]
-		start := time.Now()
-		whole, err := c.watch(ctx, address)
-		if ctx.Err() != nil {
-			return nil
-		}
-		c.metrics.lost.WithLabelValues(lostReason(err)).Inc()
-		if whole {
-			told = false
-		}
-		if whole && time.Since(start) > c.o.BackoffMax {
-			waits.Reset()
-		}
-		if err != nil {
-			next++
-			// An outage is told once, and its end by the next stream.
-			level := slog.LevelDebug
-			if !told {
-				level = slog.LevelInfo
+	logged := false // the outage was logged
+	for {
+		w := c.newWatch(ctx, c.nextAddress())
+		for w != nil {
+			start := time.Now()
+			next, err := c.follow(ctx, w)
+			if ctx.Err() != nil {
+				if next != nil {
+					next.close()
+				}
+				return nil
 			}
-			c.o.Log.Log(ctx, level, "node stream lost", "address", address, "error", err)
-			told = true
+			if w.up {
+				logged = false
+				if time.Since(start) > c.o.BackoffMax {
+					waits.Reset()
+				}
+			}
+			c.metrics.lost.WithLabelValues(lostReason(err)).Inc()
+			if err != nil {
+				level := slog.LevelDebug // one line per outage
+				if !logged {
+					level = slog.LevelInfo
+				}
+				c.o.Log.Log(ctx, level, "node stream lost", "address", w.address, "error", err)
+				logged = next == nil
+			}
+			w = next
 		}
-		if c.Expired() {
-			c.publish(nil)
-		}
+		c.expire()
 		if !waits.Wait(ctx) {
 			return nil
 		}
 	}
 }
 
-// publish makes view the state.
-func (c *Client) publish(view View) {
-	if old, _ := c.State(); old == nil && view == nil {
+// nextAddress returns the addresses in turn.
+func (c *Client) nextAddress() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next = (c.next + 1) % len(c.addresses)
+	return c.addresses[c.next]
+}
+
+// follow publishes what comes on w, until its stream ends or that of a fresher replica is
+// whole. It closes w. It returns the stream to follow next, which is already whole, or
+// nil. The error is nil if the server ended the stream without one.
+func (c *Client) follow(ctx context.Context, w *watch) (next *watch, err error) {
+	reports := reporter{c: c, conn: w.conn}
+	search := search{c: c}
+	defer func() {
+		if found := search.stop(); next == nil {
+			next = found // it works and w does not, so its age does not matter
+		} else if found != nil {
+			found.close()
+		}
+		if w.up {
+			c.conn.set(nil)
+		}
+		w.close()
+		reports.wait()
+	}()
+	for {
+		if w.receiver.Whole() {
+			c.accept(w)
+		}
+		if next := search.update(ctx, w); next != nil {
+			return next, errReplaced
+		}
+		u, err := w.receive()
+		if errors.Is(err, io.EOF) {
+			if !w.reopen() {
+				return nil, nil
+			}
+			c.metrics.lost.WithLabelValues(lostEnded).Inc()
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if w.receiver.Whole() {
+			reports.answer(w.ctx, u.GetQuestion())
+		}
+	}
+}
+
+// accept publishes the state of w, which is whole, if it changed. It does not replace the
+// current state by one that is clearly older.
+func (c *Client) accept(w *watch) {
+	if d, changed := w.receiver.Take(); changed {
+		w.view, w.published = merge(w.view, d), false
+	}
+	if !w.up {
+		w.up = true
+		c.o.Log.Info("node stream is up", "address", w.address, "resources", len(w.view))
+		c.conn.set(w.conn)
+	}
+	if current, _ := c.State(); !w.adopted && current != nil && w.freshAt.Before(c.current().Add(-staleAge)) {
+		if !w.logged {
+			w.logged = true
+			c.o.Log.Info("keeping the current state, because the controller's is older", "address", w.address,
+				"age", time.Since(w.freshAt).Round(time.Second), "current", c.Age().Round(time.Second))
+		}
+		c.expire()
 		return
 	}
-	c.state.Post(struct{}{}, view)
-	c.metrics.resources.Set(float64(len(view)))
-	if view == nil {
-		c.o.Log.Info("state expired, everything is refused until a controller answers", "age", c.Age())
+	w.adopted = true
+	c.mu.Lock()
+	c.freshAt = w.freshAt
+	c.mu.Unlock()
+	if c.Expired() {
+		c.expire()
+		w.published = false
+		return
 	}
+	if !w.published {
+		w.published = true
+		c.publish(w.view)
+	}
+}
+
+// current returns the time at which the current state was true.
+func (c *Client) current() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.freshAt
+}
+
+// publish makes view the state.
+func (c *Client) publish(view View) {
+	c.state.set(view)
+	c.metrics.resources.Set(float64(len(view)))
 	if c.o.OnState != nil {
 		c.o.OnState(view)
 	}
 }
 
-// watch holds one stream for as long as it works. It returns whether the state
-// became whole with it, and nil if the server ended it in good order.
-func (c *Client) watch(ctx context.Context, address string) (whole bool, err error) {
-	conn, err := c.connection(address)
-	if err != nil {
-		return false, err
+// expire drops the state if it is too old.
+func (c *Client) expire() {
+	if view, _ := c.State(); view == nil || !c.Expired() {
+		return
 	}
-	defer conn.Close()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	silence := time.AfterFunc(c.o.Silence, func() { cancel(ErrSilent) })
-	defer silence.Stop()
-	stream, err := wire.NewNodeStreamClient(conn).Watch(ctx, &wire.WatchRequest{Version: c.o.Version})
-	if err != nil {
-		return false, streamError(ctx, err)
-	}
-	receiver := newReceiver()
-	reports := reporter{c: c, conn: conn}
-	defer func() { cancel(nil); reports.wait() }()
-	for {
-		silence.Reset(c.o.Silence)
-		u, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return whole, nil
-		}
-		if err != nil {
-			return whole, streamError(ctx, err)
-		}
-		silence.Stop() // what takes long from here is not the controller
-		view, err := apply(receiver, u)
-		if err != nil {
-			return whole, err
-		}
-		if !u.GetComplete() {
-			continue
-		}
-		c.hear()
-		reports.answer(ctx, u.GetQuestion())
-		if view != nil {
-			c.publish(view)
-		}
-		if !whole {
-			whole = true
-			c.o.Log.Info("node stream is up", "address", address, "resources", len(view))
-			c.conn.Post(struct{}{}, conn)
-			defer c.conn.Withdraw(struct{}{})
-		}
-	}
+	c.o.Log.Info("state expired, refusing all connections until a controller answers", "age", c.Age())
+	c.publish(nil)
 }
 
-// maxState bounds the state of one client, in bytes on the wire: far beyond what
-// a cluster needs, and short of what would harm the node.
-const maxState = 256 << 20
-
-// errUpdate marks Updates that a client refuses.
-var errUpdate = errors.New("invalid update")
-
-func newReceiver() *delta.Receiver[*wire.Resource] {
-	return delta.NewReceiver(kind, delta.Limits{Bytes: maxState})
-}
-
-// apply checks u and takes it over. It returns the View that is whole with it, nil
-// if nothing changed.
-func apply(receiver *delta.Receiver[*wire.Resource], u *wire.Update) (View, error) {
-	for _, r := range u.GetUpserts() {
-		if err := Check(r); err != nil {
-			return nil, fmt.Errorf("%w: %w", errUpdate, err)
-		}
-	}
-	view, err := receiver.Apply(delta.Chunk[*wire.Resource]{Upserts: u.GetUpserts(), Removed: u.GetRemoved(), Whole: u.GetComplete()})
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errUpdate, err)
-	}
-	return view, nil
-}
-
-// connection prepares a connection; it is dialled by its first call.
-func (c *Client) connection(address string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+address,
-		grpc.WithTransportCredentials(c.creds),
-		grpc.WithPerRPCCredentials(c.token),
-		grpc.WithContextDialer(c.o.Dial),
-		grpc.WithNoProxy(),
-		grpc.WithDisableRetry(),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithDisableHealthCheck(),
-		grpc.WithIdleTimeout(0),
-		grpc.WithStaticStreamWindowSize(maxUpdate),
-		grpc.WithStaticConnWindowSize(2*maxUpdate),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxUpdate)),
-	)
-}
-
-// streamError prefers the reason that ended ctx, if it was ours.
-func streamError(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-		return cause
-	}
-	return err
-}
-
-// lostReason sorts the end of a stream into the closed list.
+// lostReason returns the metric label for the end of a stream.
 func lostReason(err error) string {
 	switch {
 	case err == nil:
 		return lostEnded
+	case errors.Is(err, errReplaced):
+		return lostReplaced
 	case errors.Is(err, ErrSilent):
 		return lostSilent
 	case errors.Is(err, errUpdate):
@@ -315,22 +313,23 @@ func lostReason(err error) string {
 	return lostOther
 }
 
-// Sign asks for an identity's certificate chain (DER, leaf first) on the stream's
-// connection. It waits for a stream, and asks again if it loses the one it asked
-// on, until ctx ends. An error is a gRPC status or wraps ctx's.
+// Sign requests the certificate chain (DER, leaf first) of an identity on the stream's
+// connection. It waits for a stream, and retries on the next one if it loses the
+// connection, until ctx ends. An error is a gRPC status or wraps ctx's error.
 func (c *Client) Sign(ctx context.Context, namespace, serviceAccount string, csr []byte) ([][]byte, error) {
 	req := &wire.SignRequest{Namespace: namespace, ServiceAccount: serviceAccount, Csr: csr}
 	for {
-		conn, up, changed := c.conn.Read(struct{}{})
-		if up {
+		conn, changed := c.conn.get()
+		if conn != nil {
 			resp, err := wire.NewNodeStreamClient(conn).Sign(ctx, req)
 			if err == nil {
 				return resp.GetChain(), nil
 			}
-			if code := status.Code(err); ctx.Err() != nil || code != codes.Unavailable && code != codes.Canceled {
+			if code := status.Code(err); ctx.Err() != nil ||
+				code != codes.Unavailable && code != codes.Canceled {
 				return nil, fmt.Errorf("sign %s/%s: %w", namespace, serviceAccount, err)
 			}
-			// If the connection broke, its stream is about to end as well.
+			// If the connection broke, its stream ends soon as well.
 			if !within(ctx, time.Second, changed) {
 				return nil, fmt.Errorf("sign %s/%s: %w", namespace, serviceAccount, err)
 			}
@@ -339,7 +338,8 @@ func (c *Client) Sign(ctx context.Context, namespace, serviceAccount string, csr
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("sign %s/%s: no controller answers: %w", namespace, serviceAccount, ctx.Err())
+			return nil, fmt.Errorf("sign %s/%s: no controller answers: %w", namespace, serviceAccount,
+				ctx.Err())
 		}
 	}
 }
@@ -356,31 +356,3 @@ func within(ctx context.Context, d time.Duration, changed <-chan struct{}) bool 
 	}
 	return false
 }
-
-// token is the file of a projected token.
-type token string
-
-// maxToken bounds a token's file.
-const maxToken = 16 << 10
-
-// GetRequestMetadata implements credentials.PerRPCCredentials. It reads the file
-// each time, as the kubelet replaces the token.
-func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	f, err := os.Open(string(t))
-	if err != nil {
-		return nil, status.Errorf(codes.Unauthenticated, "read the service account token: %v", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxToken+1))
-	if err != nil {
-		return nil, status.Errorf(codes.Unauthenticated, "read the service account token: %v", err)
-	}
-	text = bytes.TrimSpace(text)
-	if len(text) == 0 || len(text) > maxToken {
-		return nil, status.Errorf(codes.Unauthenticated, "the service account token in %s has %d bytes, want 1 to %d", string(t), len(text), maxToken)
-	}
-	return map[string]string{"authorization": "Bearer " + string(text)}, nil
-}
-
-// RequireTransportSecurity implements credentials.PerRPCCredentials.
-func (token) RequireTransportSecurity() bool { return true }

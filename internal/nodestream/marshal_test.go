@@ -25,7 +25,7 @@ func TestMarshal(t *testing.T) {
 	}
 	again, err := Unmarshal(b)
 	if diff := cmp.Diff(view, again, protocmp.Transform()); err != nil || diff != "" {
-		t.Errorf("%v (-marshalled +read):\n%s", err, diff)
+		t.Errorf("%v (-marshaled +read):\n%s", err, diff)
 	}
 	encode := func(u *wire.Update) []byte {
 		b, err := proto.Marshal(u)
@@ -34,14 +34,21 @@ func TestMarshal(t *testing.T) {
 		}
 		return b
 	}
+	misfiled, err := proto.Marshal(&wire.Resource{Key: "link/x", Body: view["link/east"].Body})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for why, tc := range map[string]struct {
 		bytes []byte
 		want  error
 	}{
-		"half a view":                  {encode(&wire.Update{Upserts: []*wire.Resource{view["cluster"]}}), ErrNotWhole},
-		"another thing":                {[]byte("{}"), ErrNotWhole},
-		"nothing":                      {nil, ErrNotWhole},
-		"a resource under another key": {encode(&wire.Update{Complete: true, Upserts: []*wire.Resource{{Key: "link/x", Body: view["link/east"].Body}}}), ErrResource},
+		"a partial view": {encode(update(t, &wire.Update{}, view["cluster"])), ErrNotWhole},
+		"another format": {[]byte("{}"), ErrNotWhole},
+		"nothing":        {nil, ErrNotWhole},
+		"a resource under another key": {
+			encode(&wire.Update{Complete: true, Upserts: [][]byte{misfiled}}),
+			ErrResource,
+		},
 	} {
 		if got, err := Unmarshal(tc.bytes); !errors.Is(err, tc.want) || got != nil {
 			t.Errorf("%s: %v, want %v", why, err, tc.want)
@@ -49,7 +56,7 @@ func TestMarshal(t *testing.T) {
 	}
 }
 
-// A state that an earlier process was told holds on for what is left of its day.
+// TestHeldView covers the state of an earlier process, which expires at its true age.
 func TestHeldView(t *testing.T) {
 	held := View{"cluster": {Key: "cluster", Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{}}}}
 	for why, tc := range map[string]struct {
@@ -59,17 +66,20 @@ func TestHeldView(t *testing.T) {
 		"an hour old": {time.Hour, true},
 		"a day old":   {24 * time.Hour, false},
 	} {
-		told := 0
-		c, err := NewClient([]string{"127.0.0.1:1"}, nil, "", ClientOptions{Held: held, HeldAge: tc.age, OnState: func(View) { told++ }})
+		calls := 0
+		c, err := NewClient([]string{
+			"127.0.0.1:1",
+		}, nil, "", ClientOptions{Held: held, HeldAge: tc.age, OnState: func(View) { calls++ }})
 		if err != nil {
 			t.Fatal(err)
 		}
 		view, _ := c.State()
-		if (view != nil) != tc.want || told != 0 {
-			t.Errorf("%s: held %v, want %v; told %d times, want none", why, view != nil, tc.want, told)
+		if (view != nil) != tc.want || calls != 0 {
+			t.Errorf("%s: held %v, want %v; OnState was called %d times, want none", why, view != nil,
+				tc.want, calls)
 		}
 		if got := c.Age().Round(time.Minute); tc.want && got != tc.age {
-			t.Errorf("%s: its age is %v: the day must not begin anew", why, got)
+			t.Errorf("%s: its age is %v: a restart must not make it younger", why, got)
 		}
 	}
 }

@@ -2,7 +2,7 @@ package nodestream
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// Why a server refused or ended a call. The list is closed.
+// Reasons why a server refused or ended a call. The list is closed.
 const (
 	refusedNoToken     = "no_token"
 	refusedToken       = "token"
@@ -13,12 +13,13 @@ const (
 	refusedConnections = "too_many_connections"
 	refusedSlow        = "slow_reader"
 	refusedSigning     = "not_signed"
-	refusedReport      = "report_not_asked_for"
+	refusedReport      = "unsolicited_report"
 )
 
-// Why a client lost its stream. The list is closed.
+// Reasons why a client lost its stream. The list is closed.
 const (
-	lostEnded       = "ended"       // by the server, in good order
+	lostEnded       = "ended"       // by the server, without an error
+	lostReplaced    = "replaced"    // by the stream of a replica with fresher state
 	lostUnreachable = "unreachable" // dial, handshake, or the connection broke
 	lostRefused     = "refused"     // token or role
 	lostSilent      = "silent"
@@ -30,27 +31,42 @@ const (
 type serverMetrics struct {
 	refused *prometheus.CounterVec
 	streams *prometheus.GaugeVec
+	resumed prometheus.Counter
 }
 
 func newServerMetrics(reg prometheus.Registerer) serverMetrics {
 	m := serverMetrics{
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_nodestream_refused_total",
-			Help: "Calls and connections that the node stream's server refused or cut, by reason.",
+			Help: "Calls and connections that the node stream's server refused or closed, by reason.",
 		}, []string{"reason"}),
 		streams: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "causeway_nodestream_streams",
-			Help: "Open node streams by the reader's role.",
+			Help: "Open node streams, by role of the client.",
 		}, []string{"role"}),
+		resumed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "causeway_nodestream_resumed_total",
+			Help: "Node streams that continued an earlier one without a snapshot.",
+		}),
 	}
-	for _, reason := range []string{refusedNoToken, refusedToken, refusedUnchecked, refusedRole, refusedNoState,
-		refusedStreams, refusedConnections, refusedSlow, refusedSigning, refusedReport} {
+	for _, reason := range []string{
+		refusedNoToken,
+		refusedToken,
+		refusedUnchecked,
+		refusedRole,
+		refusedNoState,
+		refusedStreams,
+		refusedConnections,
+		refusedSlow,
+		refusedSigning,
+		refusedReport,
+	} {
 		m.refused.WithLabelValues(reason)
 	}
 	for _, role := range []Role{RoleAgent, RoleGateway} {
 		m.streams.WithLabelValues(role.String())
 	}
-	register(reg, m.refused, m.streams)
+	register(reg, m.refused, m.streams, m.resumed)
 	return m
 }
 
@@ -59,7 +75,7 @@ type clientMetrics struct {
 	resources prometheus.Gauge
 }
 
-func newClientMetrics(reg prometheus.Registerer, age func() float64) clientMetrics {
+func newClientMetrics(reg prometheus.Registerer) clientMetrics {
 	m := clientMetrics{
 		lost: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_nodestream_lost_total",
@@ -67,16 +83,14 @@ func newClientMetrics(reg prometheus.Registerer, age func() float64) clientMetri
 		}, []string{"reason"}),
 		resources: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "causeway_nodestream_resources",
-			Help: "Resources in the state that is held; 0 before the first and after it expired.",
+			Help: "Resources in the current state; 0 before the first state and after it expired.",
 		}),
 	}
-	for _, reason := range []string{lostEnded, lostUnreachable, lostRefused, lostSilent, lostInvalid, lostLimit, lostOther} {
+	for _, reason := range []string{lostEnded, lostReplaced, lostUnreachable, lostRefused, lostSilent,
+		lostInvalid, lostLimit, lostOther} {
 		m.lost.WithLabelValues(reason)
 	}
-	register(reg, m.lost, m.resources, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "causeway_nodestream_age_seconds",
-		Help: "Time since the controller last said that the state held is whole, or since the start.",
-	}, age))
+	register(reg, m.lost, m.resources)
 	return m
 }
 

@@ -31,10 +31,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// world is one controller and what may connect to it, in a bubble of fake time.
+// world is one controller and its clients, in a bubble of fake time.
 type world struct {
 	t      *testing.T
-	hub    Hub
+	hub    *Hub
 	auth   func(token string) (Subject, error)
 	sign   SignFunc
 	server *Server
@@ -55,7 +55,7 @@ func (w *world) Authenticate(_ context.Context, token string) (Subject, error) {
 
 // newWorld starts nothing yet. Tokens are "gateway" and "agent/NODE".
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, ln: bufconn.Listen(1 << 10)}
+	w := &world{t: t, hub: NewHub(), ln: bufconn.Listen(1 << 10)}
 	w.ctx, w.end = context.WithCancel(t.Context())
 	w.auth = func(token string) (Subject, error) {
 		if node, ok := strings.CutPrefix(token, "agent/"); ok {
@@ -64,7 +64,7 @@ func newWorld(t *testing.T) *world {
 		if token == "gateway" {
 			return Subject{Role: RoleGateway, PodUID: "pod-of-gateway"}, nil
 		}
-		return Subject{}, fmt.Errorf("token %q is nobody's", token)
+		return Subject{}, fmt.Errorf("token %q is not known", token)
 	}
 	w.token = filepath.Join(t.TempDir(), "token")
 	w.setToken("gateway")
@@ -81,7 +81,7 @@ func (w *world) setToken(token string) {
 func (w *world) serve() {
 	server, client := grpctlstest.Pair(w.t, "client")
 	w.creds = grpctls.Config{TLS: grpctlstest.Config(client)}
-	w.server = NewServer(w, &w.hub, w.sign, w.so)
+	w.server = NewServer(w, w.hub, w.sign, w.so)
 	w.tasks.Go(func() {
 		creds := grpctls.New(grpctls.Config{ALPN: ALPN, TLS: grpctlstest.Config(server)})
 		if err := w.server.Serve(w.ctx, w.ln, creds); err != nil {
@@ -129,9 +129,9 @@ func in(t *testing.T, f func(t *testing.T, w *world)) {
 	})
 }
 
-func backend(name, address string) *wire.Resource {
-	return &wire.Resource{Key: "backend/" + name, Body: &wire.Resource_Backend{
-		Backend: &wire.Backend{Name: name, Address: address, HopKey: make([]byte, keyBytes)}}}
+func upstream(name, address string) *wire.Resource {
+	return &wire.Resource{Key: "upstream/" + name, Body: &wire.Resource_Upstream{
+		Upstream: &wire.Upstream{Name: name, Address: address, HopKey: make([]byte, keyBytes)}}}
 }
 
 func mustView(t *testing.T, resources ...*wire.Resource) View {
@@ -143,13 +143,28 @@ func mustView(t *testing.T, resources ...*wire.Resource) View {
 	return v
 }
 
-func (w *world) publish(to Recipient, resources ...*wire.Resource) View {
+// publish makes resources the content of a scope, and serves streams from now on.
+func (w *world) publish(to Scope, resources ...*wire.Resource) View {
 	w.t.Helper()
-	v := mustView(w.t, resources...)
-	if err := w.hub.Publish(to, v); err != nil {
+	if node, ok := strings.CutPrefix(string(to), nodePrefix); ok {
+		w.hub.AddNode(node)
+	}
+	want := mustView(w.t, resources...)
+	have, _ := w.hub.View(to)
+	changes := []Change{{Scope: to, Removed: "absent"}} // serves the stream of a node that has nothing
+	for _, r := range want {
+		changes = append(changes, Change{Scope: to, Resource: r})
+	}
+	for key := range have {
+		if want[key] == nil {
+			changes = append(changes, Change{Scope: to, Removed: key})
+		}
+	}
+	if err := w.hub.Apply(changes...); err != nil {
 		w.t.Fatal(err)
 	}
-	return v
+	w.hub.SetReady()
+	return want
 }
 
 func wantState(t *testing.T, why string, c *Client, want View) {
@@ -178,19 +193,20 @@ func TestStream(t *testing.T) {
 			t.Fatalf("nothing was published, the state must be none and not %v", v)
 		}
 		if w.refused(refusedNoState) == 0 {
-			t.Error("a client that comes too early must be told so, and counted")
+			t.Error("a client that comes too early must be refused and counted")
 		}
-		one := w.publish(Gateway, backend("a", "1:1"))
-		w.publish(Agent("n1"), backend("secret", "1:1"))
+		one := w.publish(Gateways, upstream("a", "1:1"))
+		w.publish(Node("n1"), upstream("secret", "1:1"))
 		time.Sleep(6 * time.Second)
 		wantState(t, "first snapshot", c, one)
 		_, changed := c.State()
-		two := w.publish(Gateway, backend("a", "1:2"), backend("b", "1:1"))
+		two := w.publish(Gateways, upstream("a", "1:2"), upstream("b", "1:1"))
 		<-changed
 		wantState(t, "change", c, two)
-		w.publish(Agent("n1"))
-		wantState(t, "another's change", c, two)
-		wantState(t, "empty view", c, w.publish(Gateway))
+		w.publish(Node("n1"))
+		w.publish(Agents, upstream("for agents", "1:1"))
+		wantState(t, "changes of other scopes", c, two)
+		wantState(t, "empty view", c, w.publish(Gateways))
 	})
 }
 
@@ -199,14 +215,14 @@ func TestLargeSnapshot(t *testing.T) {
 		w.serve()
 		var big []*wire.Resource
 		for i := range 300 {
-			big = append(big, backend(fmt.Sprint(i), strings.Repeat("x", 10<<10)))
+			big = append(big, upstream(fmt.Sprint(i), strings.Repeat("x", 10<<10)))
 		}
-		v := w.publish(Gateway, big...)
+		v := w.publish(Gateways, big...)
 		seen := 0
 		w.co.OnState = func(View) { seen++ }
 		wantState(t, "3 MiB in chunks", w.client(), v)
 		if seen != 1 {
-			t.Errorf("half a snapshot must not be seen: OnState was called %d times, want 1", seen)
+			t.Errorf("a partial snapshot must not be published: OnState was called %d times, want 1", seen)
 		}
 	})
 }
@@ -224,14 +240,14 @@ func TestRandomSlowReader(t *testing.T) {
 				var rs []*wire.Resource
 				for i := range 20 {
 					if random.IntN(3) > 0 {
-						rs = append(rs, backend(fmt.Sprint(i), strings.Repeat("x", random.IntN(30<<10))))
+						rs = append(rs, upstream(fmt.Sprint(i), strings.Repeat("x", random.IntN(30<<10))))
 					}
 				}
-				last = w.publish(Gateway, rs...)
+				last = w.publish(Gateways, rs...)
 				time.Sleep(time.Duration(random.IntN(3000)) * time.Millisecond)
 			}
 			time.Sleep(20 * time.Second)
-			wantState(t, fmt.Sprintf("seed %d: however slow, the copy ends equal to the last view", seed), c, last)
+			wantState(t, fmt.Sprintf("seed %d: a slow client ends with the last state", seed), c, last)
 			if n := lost(c, lostInvalid) + lost(c, lostSilent); n != 0 {
 				t.Errorf("seed %d: %v streams broke for no reason", seed, n)
 			}
@@ -242,7 +258,7 @@ func TestRandomSlowReader(t *testing.T) {
 func TestHeartbeatKeepsStateFresh(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.serve()
-		w.publish(Gateway)
+		w.publish(Gateways)
 		c := w.client()
 		synctest.Wait()
 		time.Sleep(10*time.Minute - time.Second)
@@ -250,7 +266,7 @@ func TestHeartbeatKeepsStateFresh(t *testing.T) {
 			t.Errorf("an idle stream's state is %v old, want at most a heartbeat", age)
 		}
 		if n := lost(c, lostSilent); n != 0 {
-			t.Errorf("an idle stream was taken for dead %v times", n)
+			t.Errorf("an idle stream was closed %v times", n)
 		}
 	})
 }
@@ -259,14 +275,14 @@ func TestSilence(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.so.Heartbeat = time.Hour // a controller that hangs
 		w.serve()
-		v := w.publish(Gateway, backend("a", "1:1"))
+		v := w.publish(Gateways, upstream("a", "1:1"))
 		c := w.client()
 		wantState(t, "first", c, v)
 		start := time.Now()
 		time.Sleep(15*time.Second - 1)
 		synctest.Wait()
 		if lost(c, lostSilent) != 0 {
-			t.Errorf("the stream was given up after %v of silence, before 15 s", time.Since(start))
+			t.Errorf("the stream was closed after %v of silence, before 15 s", time.Since(start))
 		}
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
@@ -280,9 +296,9 @@ func TestSilence(t *testing.T) {
 func TestOutageAndExpiry(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.so.Heartbeat = time.Hour
-		w.co.BackoffMax = 5 * time.Minute // a day of attempts every few seconds is long to watch
+		w.co.BackoffMax = 5 * time.Minute // fewer attempts make the test faster
 		w.serve()
-		v := w.publish(Gateway, backend("a", "1:1"))
+		v := w.publish(Gateways, upstream("a", "1:1"))
 		var states []View
 		w.co.OnState = func(v View) { states = append(states, v) }
 		c := w.client()
@@ -294,9 +310,9 @@ func TestOutageAndExpiry(t *testing.T) {
 			t.Error("expired before 24 h")
 		}
 		time.Sleep(6 * time.Minute)
-		wantState(t, "after a day nothing is believed", c, nil)
+		wantState(t, "after a day the state expires", c, nil)
 		if !c.Expired() || len(states) != 2 || states[1] != nil {
-			t.Errorf("expiry must be told once: %d states", len(states))
+			t.Errorf("expiry must be reported once: %d states", len(states))
 		}
 		w.up.Store(true)
 		time.Sleep(6 * time.Minute)
@@ -307,15 +323,15 @@ func TestOutageAndExpiry(t *testing.T) {
 func TestStreamsEndForReauthentication(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.serve()
-		v := w.publish(Gateway, backend("a", "1:1"))
-		w.publish(Agent("n1"))
+		v := w.publish(Gateways, upstream("a", "1:1"))
+		w.publish(Node("n1"))
 		c := w.client()
 		wantState(t, "first", c, v)
 		time.Sleep(15*time.Minute - time.Second)
 		if lost(c, lostEnded) != 0 {
 			t.Error("a stream lives 15 min at least")
 		}
-		w.setToken("agent/n1") // what a projected token does, but for the name
+		w.setToken("agent/n1") // a rotated token, which here is also another agent's
 		time.Sleep(16 * time.Minute)
 		if lost(c, lostEnded) == 0 {
 			t.Error("a stream lives 30 min at most")
@@ -327,15 +343,19 @@ func TestStreamsEndForReauthentication(t *testing.T) {
 func TestReconnectReplacesWhole(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.serve()
-		v := w.publish(Gateway, backend("a", "1:1"), backend("b", "1:1"))
+		w.setToken("agent/n1")
+		v := w.publish(Node("n1"), upstream("a", "1:1"), upstream("b", "1:1"))
 		c := w.client()
 		wantState(t, "first", c, v)
-		w.hub.Withdraw(Gateway) // ends the stream
+		w.hub.RemoveNode("n1") // ends the stream
 		time.Sleep(10 * time.Second)
-		wantState(t, "no state at the controller is no reason to forget ours", c, v)
-		v = w.publish(Gateway, backend("b", "1:2"))
+		wantState(t, "a node that the controller does not know keeps its state", c, v)
+		w.hub.AddNode("n1")
+		time.Sleep(10 * time.Second)
+		wantState(t, "a node is served only once its scope has content", c, v)
+		v = w.publish(Node("n1"), upstream("b", "1:2"))
 		time.Sleep(6 * time.Second)
-		wantState(t, "what went away meanwhile is gone", c, v)
+		wantState(t, "resources that were removed meanwhile are gone", c, v)
 	})
 }
 
@@ -347,14 +367,42 @@ func TestRefusals(t *testing.T) {
 		reason string
 		code   codes.Code
 	}{
-		"unknown token": {why: "only holders of a token may read", token: "thief", reason: refusedToken, code: codes.Unauthenticated},
-		"empty token":   {why: "a missing token is not asked about", token: " ", reason: refusedNoToken, code: codes.Unauthenticated},
-		"token of nobody": {why: "another ServiceAccount has no view", token: "x", reason: refusedRole, code: codes.PermissionDenied,
-			auth: func(string) (Subject, error) { return Subject{}, nil }},
-		"agent of no node": {why: "a token that is bound to no node could be used anywhere", token: "x", reason: refusedRole, code: codes.PermissionDenied,
-			auth: func(string) (Subject, error) { return Subject{Role: RoleAgent}, nil }},
-		"API server away": {why: "nothing is known of the token: the caller shall come again", token: "x", reason: refusedUnchecked, code: codes.Unavailable,
-			auth: func(string) (Subject, error) { return Subject{}, fmt.Errorf("review: %w", ErrNotChecked) }},
+		"unknown token": {
+			why:    "only holders of a token may read",
+			token:  "thief",
+			reason: refusedToken,
+			code:   codes.Unauthenticated,
+		},
+		"empty token": {
+			why:    "a missing token is not checked",
+			token:  " ",
+			reason: refusedNoToken,
+			code:   codes.Unauthenticated,
+		},
+		"unknown role": {
+			why:    "another ServiceAccount has no scope",
+			token:  "x",
+			reason: refusedRole,
+			code:   codes.PermissionDenied,
+			auth:   func(string) (Subject, error) { return Subject{}, nil },
+		},
+		"agent without a node": {
+			why:    "a token that is not bound to a node could be used anywhere",
+			token:  "x",
+			reason: refusedRole,
+			code:   codes.PermissionDenied,
+			auth:   func(string) (Subject, error) { return Subject{Role: RoleAgent}, nil },
+		},
+		"API server unreachable": {
+			why:    "the token could not be checked, so the caller may retry",
+			token:  "x",
+			reason: refusedUnchecked,
+			code:   codes.Unavailable,
+			auth: func(string) (Subject, error) {
+				return Subject{}, fmt.Errorf("review: %w",
+					ErrNotChecked)
+			},
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -362,7 +410,7 @@ func TestRefusals(t *testing.T) {
 				if tc.auth != nil {
 					w.auth = tc.auth
 				}
-				w.publish(Gateway)
+				w.publish(Gateways)
 				w.setToken(tc.token)
 				w.serve()
 				c := w.client()
@@ -389,9 +437,9 @@ func TestStreamLimits(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.so.MaxStreamsPerPod, w.so.MaxStreams = 2, 3
 		w.serve()
-		w.publish(Gateway)
-		w.publish(Agent("n1"))
-		w.publish(Agent("n2"))
+		w.publish(Gateways)
+		w.publish(Node("n1"))
+		w.publish(Node("n2"))
 		up := func(c *Client) bool {
 			time.Sleep(time.Second)
 			v, _ := c.State()
@@ -399,7 +447,8 @@ func TestStreamLimits(t *testing.T) {
 		}
 		for i, want := range []bool{true, true, false} {
 			if got := up(w.client()); got != want {
-				t.Errorf("stream %d of a pod is up: %v, want %v: a pod may have two streams and not three", i+1, got, want)
+				t.Errorf("stream %d of a pod is up: %v, want %v: a pod may have two streams and not three",
+					i+1, got, want)
 			}
 		}
 		w.setToken("agent/n1")
@@ -424,35 +473,35 @@ func TestSlowReaderIsCut(t *testing.T) {
 		w.co.OnState = func(View) {
 			if first {
 				first = false
-				<-block // takes nothing from now on
+				<-block // reads nothing from now on
 			}
 		}
 		w.serve()
-		w.publish(Gateway)
+		w.publish(Gateways)
 		c := w.client()
 		synctest.Wait()
 		for i := range 100 { // far more than any window or buffer holds
 			var rs []*wire.Resource
 			for j := range 40 {
-				rs = append(rs, backend(fmt.Sprint(j), fmt.Sprint(i)+strings.Repeat("x", 50<<10)))
+				rs = append(rs, upstream(fmt.Sprint(j), fmt.Sprint(i)+strings.Repeat("x", 50<<10)))
 			}
-			w.publish(Gateway, rs...)
+			w.publish(Gateways, rs...)
 		}
 		time.Sleep(29 * time.Second)
 		if w.refused(refusedSlow) != 0 {
-			t.Error("a reader has 30 s")
+			t.Error("a client has 30 s")
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if w.refused(refusedSlow) != 1 {
-			t.Error("a reader that takes nothing for 30 s must be cut and counted")
+			t.Error("a client that reads nothing for 30 s must be cut and counted")
 		}
 		if n := testutil.ToFloat64(w.server.metrics.streams.WithLabelValues("gateway")); n != 0 {
 			t.Errorf("the cut stream must be over, %v are open", n)
 		}
 		close(block)
 		time.Sleep(10 * time.Second)
-		v, _, _ := w.hub.Read(Gateway)
+		v, _ := w.hub.View(Gateways)
 		wantState(t, "it recovers when it reads again", c, v)
 	})
 }
@@ -466,8 +515,8 @@ func TestSign(t *testing.T) {
 			return [][]byte{[]byte("leaf"), []byte("issuer")}, fail
 		}
 		w.serve()
-		w.publish(Agent("n1"))
-		w.publish(Gateway)
+		w.publish(Node("n1"))
+		w.publish(Gateways)
 		w.setToken("agent/n1")
 		c := w.client()
 		chain, err := c.Sign(t.Context(), "shop", "web", []byte("csr")) // waits for the stream
@@ -475,7 +524,7 @@ func TestSign(t *testing.T) {
 			t.Fatalf("sign: %v, %v", chain, err)
 		}
 		if diff := cmp.Diff([]string{"agent/n1 shop/web csr"}, asked); diff != "" {
-			t.Errorf("the signer must be asked once, with the caller's token (-want +got):\n%s", diff)
+			t.Errorf("the signer must be called once, with the caller's token (-want +got):\n%s", diff)
 		}
 		fail = errors.New("no pod of shop/web on node n1")
 		if _, err = c.Sign(t.Context(), "shop", "web", nil); status.Code(err) != codes.PermissionDenied {
@@ -483,12 +532,12 @@ func TestSign(t *testing.T) {
 		}
 		fail = fmt.Errorf("review: %w", ErrNotChecked)
 		if _, err = c.Sign(t.Context(), "shop", "web", nil); status.Code(err) != codes.Unavailable {
-			t.Errorf("who cannot be asked now can be asked again, got %v", err)
+			t.Errorf("a check that could not be made may be retried, got %v", err)
 		}
 		fail = nil
 		w.setToken("gateway")
 		if _, err = c.Sign(t.Context(), "shop", "web", nil); status.Code(err) != codes.PermissionDenied {
-			t.Errorf("a gateway can be issued no key, got %v", err)
+			t.Errorf("a gateway cannot get a certificate, got %v", err)
 		}
 	})
 }
@@ -501,24 +550,26 @@ func TestSignWithoutController(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		start := time.Now()
-		if _, err := c.Sign(ctx, "shop", "web", nil); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Minute {
-			t.Errorf("Sign waits for a controller until its context ends; got %v after %v", err, time.Since(start))
+		if _, err := c.Sign(ctx, "shop", "web", nil); !errors.Is(err, context.DeadlineExceeded) ||
+			time.Since(start) != time.Minute {
+			t.Errorf("Sign waits for a controller until its context ends; got %v after %v", err,
+				time.Since(start))
 		}
 	})
 }
 
-func TestSignAsksAgainOnTheNextConnection(t *testing.T) {
+func TestSignRetriesOnTheNextConnection(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		calls := 0
 		w.sign = func(ctx context.Context, _, _, _ string, _ []byte) ([][]byte, error) {
 			if calls++; calls == 1 {
-				grpctls.Cut(ctx) // the replica dies under the call
+				grpctls.CloseConn(ctx) // the replica dies under the call
 				<-ctx.Done()
 			}
 			return [][]byte{[]byte("leaf")}, nil
 		}
 		w.setToken("agent/n1")
-		w.publish(Agent("n1"))
+		w.publish(Node("n1"))
 		w.serve()
 		chain, err := w.client().Sign(t.Context(), "shop", "web", nil)
 		if err != nil || len(chain) != 1 || calls != 2 {
@@ -536,18 +587,25 @@ type broken struct {
 // Watch implements wire.NodeStreamServer.
 func (b *broken) Watch(_ *wire.WatchRequest, s wire.NodeStream_WatchServer) error {
 	b.watches.Add(1)
-	if err := s.Send(&wire.Update{Upserts: []*wire.Resource{backend("half", "1:1")}}); err != nil {
+	_, half, err := encode(upstream("half", "1:1"))
+	if err != nil {
+		return err
+	}
+	if err := s.Send(&wire.Update{Upserts: [][]byte{half}}); err != nil {
 		return err
 	}
 	time.Sleep(time.Second)
 	return status.Error(codes.Unavailable, "broken")
 }
 
-func TestHalfASnapshotIsNone(t *testing.T) {
+func TestPartialSnapshotIsNotUsed(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		server, client := grpctlstest.Pair(t, "client")
 		w.creds = grpctls.Config{TLS: grpctlstest.Config(client)}
-		g := grpc.NewServer(grpc.Creds(grpctls.New(grpctls.Config{ALPN: ALPN, TLS: grpctlstest.Config(server)})), grpc.WaitForHandlers(true))
+		g := grpc.NewServer(grpc.Creds(grpctls.New(grpctls.Config{
+			ALPN: ALPN,
+			TLS:  grpctlstest.Config(server),
+		})), grpc.WaitForHandlers(true))
 		var b broken
 		wire.RegisterNodeStreamServer(g, &b)
 		w.tasks.Go(func() { _ = g.Serve(w.ln) })
@@ -555,9 +613,10 @@ func TestHalfASnapshotIsNone(t *testing.T) {
 		w.up.Store(true)
 		c := w.client()
 		time.Sleep(time.Minute)
-		wantState(t, "half a table would refuse what it lacks", c, nil)
+		wantState(t, "a partial table would refuse connections that it must admit", c, nil)
 		if b.watches.Load() < 5 || c.Age() < time.Minute {
-			t.Errorf("after %d broken streams the state must be as old as it is, not %v", b.watches.Load(), c.Age())
+			t.Errorf("after %d broken streams the state must be as old as it is, not %v", b.watches.Load(),
+				c.Age())
 		}
 		if n := lost(c, lostUnreachable); n < 5 {
 			t.Errorf("%v of %d broken streams were counted", n, b.watches.Load())

@@ -23,70 +23,71 @@ const (
 	maxFault   = 512
 )
 
-// answerTimeout bounds the work of a client on its answer.
+// answerTimeout bounds the time that a client takes for an answer.
 const answerTimeout = 5 * time.Second
 
-// Report is what came of asking one agent.
+// Report is the result of asking one agent.
 type Report struct {
 	Node, Version string
-	// Body is nil if the agent did not answer in time. Arrived is when it did.
+	// Body is nil if the agent did not answer in time. Arrived is the time of the answer.
 	Body    *wire.ReportRequest
 	Arrived time.Time
 }
 
-// asker asks all agents that have a stream the same question, one question at a time.
-// Make it with newAsker.
-type asker struct {
-	turn chan struct{} // has one token: whoever asks holds it
+// survey asks all agents that have a stream the same question, one question at a time.
+// Make it with newSurvey.
+type survey struct {
+	turn chan struct{} // a semaphore: one question at a time
 
 	mu      sync.Mutex // guards what follows
-	readers map[*reader]bool
-	last    uint64 // question; 0 is none
-	open    map[string]*Report
-	left    int
-	done    chan struct{} // closed when all have answered
+	agents  map[*agentStream]bool
+	last    uint64             // question; 0 is none
+	open    map[string]*Report // by podKey; nil: no question is open
+	missing int                // agents that have not answered
+	done    chan struct{}      // closed when all have answered
 }
 
-func newAsker() *asker { return &asker{turn: make(chan struct{}, 1)} }
-
-// reader is an agent's stream.
-type reader struct {
-	subject Subject
-	version string
-	asked   chan uint64
+func newSurvey() *survey {
+	return &survey{turn: make(chan struct{}, 1), agents: make(map[*agentStream]bool)}
 }
 
-// join adds the stream of an agent. It returns where questions come, nil for those that are asked none.
-func (a *asker) join(s Subject, version string) (asked <-chan uint64, leave func()) {
+// agentStream is an agent's stream.
+type agentStream struct {
+	subject   Subject
+	version   string
+	questions chan uint64
+}
+
+// join adds the stream of an agent. Its questions come on the channel, which is nil for
+// callers that are not agents.
+func (a *survey) join(s Subject, version string) (questions <-chan uint64, leave func()) {
 	if s.Role != RoleAgent {
 		return nil, func() {}
 	}
-	r := &reader{subject: s, version: version, asked: make(chan uint64, 1)}
+	r := &agentStream{subject: s, version: version, questions: make(chan uint64, 1)}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.readers == nil {
-		a.readers = make(map[*reader]bool)
-	}
-	a.readers[r] = true
-	return r.asked, func() {
+	a.agents[r] = true
+	return r.questions, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		delete(a.readers, r)
+		delete(a.agents, r)
 	}
 }
 
-// who names the pod that answers: an upgrade has two on a node.
-func who(s Subject) string { return s.Node + "/" + s.PodUID }
+// podKey names the pod that answers. During an upgrade a node has two.
+func podKey(s Subject) string { return s.Node + "/" + s.PodUID }
 
-// Ask asks every agent that has a stream here what it knows of its node, and returns
-// what each said until ctx ended, sorted by node. Questions are asked one after another: an error says that its turn did not come.
+// Ask asks every agent that has a stream to this replica for a Report, and returns the
+// answers that came until ctx ended, sorted by node. Concurrent calls take turns. An
+// error says that the turn of this one did not come.
 func (s *Server) Ask(ctx context.Context) ([]Report, error) {
-	a := s.asker
+	a := s.survey
 	select {
 	case a.turn <- struct{}{}:
 		defer func() { <-a.turn }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("ask agents: others were being answered: %w", context.Cause(ctx))
+		return nil, fmt.Errorf("ask agents: another question is open: %w", context.Cause(ctx))
 	case <-s.stop:
 		return nil, errors.New("ask agents: this controller replica is stopping")
 	}
@@ -99,26 +100,26 @@ func (s *Server) Ask(ctx context.Context) ([]Report, error) {
 	return a.end(), nil
 }
 
-func (a *asker) begin() <-chan struct{} {
+func (a *survey) begin() <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last++
 	a.open, a.done = make(map[string]*Report), make(chan struct{})
-	for r := range a.readers {
+	for r := range a.agents {
 		select {
-		case <-r.asked: // the last one, which it has not taken yet
+		case <-r.questions: // an earlier one that was not sent yet
 		default:
 		}
-		r.asked <- a.last
-		a.open[who(r.subject)] = &Report{Node: r.subject.Node, Version: r.version}
+		r.questions <- a.last
+		a.open[podKey(r.subject)] = &Report{Node: r.subject.Node, Version: r.version}
 	}
-	if a.left = len(a.open); a.left == 0 {
+	if a.missing = len(a.open); a.missing == 0 {
 		close(a.done)
 	}
 	return a.done
 }
 
-func (a *asker) end() []Report {
+func (a *survey) end() []Report {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var out []Report
@@ -130,16 +131,17 @@ func (a *asker) end() []Report {
 	return out
 }
 
-// take takes an answer in, if it was asked for and is the first.
-func (a *asker) take(from Subject, body *wire.ReportRequest) bool {
+// accept records an answer. It returns false if the answer was not asked for, or is not
+// the first one.
+func (a *survey) accept(from Subject, body *wire.ReportRequest) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r := a.open[who(from)]
+	r := a.open[podKey(from)]
 	if r == nil || r.Body != nil || body.GetQuestion() != a.last {
 		return false
 	}
 	r.Body, r.Arrived = body, time.Now()
-	if a.left--; a.left == 0 {
+	if a.missing--; a.missing == 0 {
 		close(a.done)
 	}
 	return true
@@ -153,29 +155,32 @@ func (s *Server) Report(ctx context.Context, req *wire.ReportRequest) (*wire.Rep
 	}
 	if subject.Role != RoleAgent {
 		s.refuse(refusedRole)
-		return nil, status.Errorf(codes.PermissionDenied, "a %v may not report: only agents may", subject.Role)
+		return nil, status.Errorf(codes.PermissionDenied, "a %v may not report: only agents may",
+			subject.Role)
 	}
-	if !bounded(req) || !s.asker.take(subject, req) {
+	if !bounded(req) || !s.survey.accept(subject, req) {
 		s.refuse(refusedReport)
-		return nil, status.Error(codes.FailedPrecondition, "nobody waits for this report: it came late, or twice, or was not asked for")
+		return nil, status.Error(codes.FailedPrecondition,
+			"no question is open for this report: it is late, a duplicate, or was not requested")
 	}
 	return &wire.ReportResponse{}, nil
 }
 
-// bounded reports whether a report is as long as one may be.
+// bounded reports whether the lists of a report are within their bounds.
 func bounded(req *wire.ReportRequest) bool {
 	return len(req.GetReaches()) <= maxReaches && len(req.GetFaults()) <= maxFaults &&
 		!slices.ContainsFunc(req.GetFaults(), func(f string) bool { return len(f) > maxFault })
 }
 
-// reporter answers the questions of one stream, one at a time; of those that come meanwhile, the last.
+// reporter answers the questions of one stream, one at a time. Of the questions that come
+// meanwhile it answers the last.
 type reporter struct {
 	c       *Client
 	conn    *grpc.ClientConn
 	running sync.WaitGroup
 
 	mu   sync.Mutex // guards what follows
-	next uint64     // to be answered; 0: none
+	next uint64     // question to answer; 0: none
 	busy bool
 }
 
@@ -198,7 +203,8 @@ func (r *reporter) answer(ctx context.Context, question uint64) {
 	})
 }
 
-// take returns the question to answer; false: there is none, and the next one has to begin anew.
+// take returns the question to answer next. It returns false if there is none; then the
+// goroutine ends.
 func (r *reporter) take(ctx context.Context) (uint64, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -214,9 +220,9 @@ func (r *reporter) report(ctx context.Context, question uint64) {
 	body := r.c.o.OnQuestion(ctx)
 	body.Question = question
 	if _, err := wire.NewNodeStreamClient(r.conn).Report(ctx, body); err != nil {
-		r.c.o.Log.Debug("the controller did not take a report", "error", err)
+		r.c.o.Log.Debug("the controller refused a report", "error", err)
 	}
 }
 
-// wait waits for the answer that is being given. The stream's context must have ended.
+// wait waits for the goroutine. The stream's context must have ended.
 func (r *reporter) wait() { r.running.Wait() }

@@ -16,20 +16,20 @@ import (
 func TestAsk(t *testing.T) {
 	cases := map[string]struct {
 		why string
-		// answer is what the agent does with a question; nil: it is of a version that knows none.
+		// answer is how the agent answers; nil: its version does not answer questions.
 		answer func(context.Context) *wire.ReportRequest
-		// body: the agent's answer is had, after took.
+		// body: the answer arrives, after took.
 		body bool
 		took time.Duration
 	}{
 		"answered": {
-			why:    "who has a stream is asked on it",
+			why:    "an agent that has a stream answers",
 			answer: func(context.Context) *wire.ReportRequest { return &wire.ReportRequest{StateAgeMs: 7} },
 			body:   true,
 		},
-		"an older agent": {why: "that it says nothing is told, in bounded time", took: 3 * time.Second},
-		"a slow one": {
-			why: "nobody waits for ever",
+		"an older agent": {why: "a missing answer is reported in bounded time", took: 3 * time.Second},
+		"a slow agent": {
+			why: "the operator does not wait forever",
 			answer: func(ctx context.Context) *wire.ReportRequest {
 				<-ctx.Done()
 				return &wire.ReportRequest{}
@@ -41,7 +41,7 @@ func TestAsk(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, w *world) {
 				w.co.OnQuestion, w.co.Version = tc.answer, "v1"
-				w.publish(Agent("n1"))
+				w.publish(Node("n1"))
 				w.setToken("agent/n1")
 				w.serve()
 				w.client()
@@ -50,7 +50,8 @@ func TestAsk(t *testing.T) {
 				defer cancel()
 				start := time.Now()
 				got, err := w.server.Ask(ctx)
-				if err != nil || len(got) != 1 || got[0].Node != "n1" || got[0].Version != "v1" || (got[0].Body != nil) != tc.body {
+				if err != nil || len(got) != 1 || got[0].Node != "n1" || got[0].Version != "v1" ||
+					(got[0].Body != nil) != tc.body {
 					t.Fatalf("%s: got %+v", tc.why, got)
 				}
 				if tc.body && got[0].Body.GetStateAgeMs() != 7 {
@@ -64,12 +65,12 @@ func TestAsk(t *testing.T) {
 	}
 }
 
-// Gateways are asked nothing, and nobody reports what was not asked.
+// TestReportRefused covers gateways, which get no questions, and unsolicited reports.
 func TestReportRefused(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.co.OnQuestion = func(context.Context) *wire.ReportRequest { return &wire.ReportRequest{} }
-		w.publish(Gateway)
-		w.publish(Agent("n1"))
+		w.publish(Gateways)
+		w.publish(Node("n1"))
 		w.serve()
 		c := w.client()
 		time.Sleep(time.Second)
@@ -82,7 +83,8 @@ func TestReportRefused(t *testing.T) {
 		}
 		defer conn.Close()
 		report := func(question uint64) codes.Code {
-			_, err := wire.NewNodeStreamClient(conn).Report(t.Context(), &wire.ReportRequest{Question: question})
+			_, err := wire.NewNodeStreamClient(conn).Report(t.Context(),
+				&wire.ReportRequest{Question: question})
 			return status.Code(err)
 		}
 		if got := report(1); got != codes.PermissionDenied || w.refused(refusedRole) != 1 {
@@ -90,21 +92,21 @@ func TestReportRefused(t *testing.T) {
 		}
 		w.setToken("agent/n1")
 		if got := report(1); got != codes.FailedPrecondition || w.refused(refusedReport) != 1 {
-			t.Errorf("a report that nobody asked for: %v", got)
+			t.Errorf("an unsolicited report: %v", got)
 		}
 		for why, long := range map[string]*wire.ReportRequest{
 			"more addresses than any node dials": {Reaches: make([]*wire.Reach, maxReaches+1)},
 			"more faults than a node can have":   {Faults: make([]string, maxFaults+1)},
-			"a fault as long as a book":          {Faults: []string{strings.Repeat("x", maxFault+1)}},
+			"a fault that is too long":           {Faults: []string{strings.Repeat("x", maxFault+1)}},
 		} {
 			if bounded(long) {
-				t.Errorf("%s is taken", why)
+				t.Errorf("%s is accepted", why)
 			}
 		}
 	})
 }
 
-// Of two questions at once each has its own answers.
+// TestQuestionsTakeTurns asks two questions at once: each gets its own answers.
 func TestQuestionsTakeTurns(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		asked := 0
@@ -113,7 +115,7 @@ func TestQuestionsTakeTurns(t *testing.T) {
 			time.Sleep(time.Second)
 			return &wire.ReportRequest{}
 		}
-		w.publish(Agent("n1"))
+		w.publish(Node("n1"))
 		w.setToken("agent/n1")
 		w.serve()
 		w.client()

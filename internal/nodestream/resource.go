@@ -3,13 +3,14 @@ package nodestream
 import (
 	"errors"
 	"fmt"
+	"strconv"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// ErrResource reports a resource that no client takes.
+// ErrResource reports a resource that no client accepts.
 var ErrResource = errors.New("not a valid resource")
 
 const (
@@ -18,39 +19,67 @@ const (
 	hostBytes       = 8
 )
 
+// ClusterKey is the key of the Cluster.
+const ClusterKey = "cluster"
+
+// LinkKey returns the key of a Link.
+func LinkKey(name string) string { return "link/" + name }
+
+// FrontendKey returns the key of the Frontend of a mirror Service.
+func FrontendKey(namespace, name string) string { return "frontend/" + namespace + "/" + name }
+
+// PodKey returns the key of a Pod.
+func PodKey(uid string) string { return "pod/" + uid }
+
+// ExportKey returns the key of an Export.
+func ExportKey(namespace, service string) string { return "export/" + namespace + "/" + service }
+
+// RouteKey returns the key of a Route.
+func RouteKey(id uint32) string { return "route/" + strconv.FormatUint(uint64(id), 10) }
+
+// UpstreamKey returns the key of an Upstream.
+func UpstreamKey(name string) string { return "upstream/" + name }
+
+// InviteKey returns the key of an Invite.
+func InviteKey(name string) string { return "invite/" + name }
+
 // KeyOf returns the key of a resource, which its body decides. An error wraps
 // ErrResource.
 func KeyOf(r *wire.Resource) (string, error) {
 	switch b := r.GetBody().(type) {
 	case *wire.Resource_Cluster:
-		return "cluster", nil
+		return ClusterKey, nil
 	case *wire.Resource_Link:
-		return "link/" + b.Link.GetName(), nil
-	case *wire.Resource_Mirror:
-		m := b.Mirror
-		key := "mirror/" + m.GetLink() + "/" + m.GetNamespace() + "/" + m.GetService()
-		if m.GetHostname() != "" {
-			key += "/" + m.GetHostname()
-		}
-		return key, nil
+		return LinkKey(b.Link.GetName()), nil
+	case *wire.Resource_Frontend:
+		return FrontendKey(b.Frontend.GetNamespace(), b.Frontend.GetName()), nil
 	case *wire.Resource_Pod:
-		return "pod/" + b.Pod.GetUid(), nil
+		return PodKey(b.Pod.GetUid()), nil
 	case *wire.Resource_Export:
-		return "export/" + b.Export.GetNamespace() + "/" + b.Export.GetService(), nil
+		return ExportKey(b.Export.GetNamespace(), b.Export.GetService()), nil
 	case *wire.Resource_Route:
-		return fmt.Sprintf("route/%d", b.Route.GetId()), nil
-	case *wire.Resource_Backend:
-		return "backend/" + b.Backend.GetName(), nil
+		return RouteKey(b.Route.GetId()), nil
+	case *wire.Resource_Upstream:
+		return UpstreamKey(b.Upstream.GetName()), nil
 	case *wire.Resource_Invite:
-		return "invite/" + b.Invite.GetName(), nil
+		return InviteKey(b.Invite.GetName()), nil
 	}
 	return "", fmt.Errorf("resource %q has no body that this version knows: %w", r.GetKey(), ErrResource)
 }
 
-// Check says whether a client takes r: it has a body and the key that the body
-// decides, is small enough to send, and every key and id in it has its length. An
-// error names the resource and wraps ErrResource.
+// Check reports whether a client accepts r: r has a body and the key that the body
+// decides, it is small enough to send, and every key and id in it has the right length.
+// An error names the resource and wraps ErrResource.
 func Check(r *wire.Resource) error {
+	if n := proto.Size(r); n > maxResource {
+		return fmt.Errorf("resource %q has %d bytes, more than %d: %w", r.GetKey(), n, maxResource,
+			ErrResource)
+	}
+	return checkContent(r)
+}
+
+// checkContent is Check without the size.
+func checkContent(r *wire.Resource) error {
 	key, err := KeyOf(r)
 	if err != nil {
 		return err
@@ -58,16 +87,13 @@ func Check(r *wire.Resource) error {
 	if r.Key != key {
 		return fmt.Errorf("resource %q must have the key %q: %w", r.Key, key, ErrResource)
 	}
-	if n := proto.Size(r); n > maxResource {
-		return fmt.Errorf("resource %q has %d bytes, more than %d: %w", key, n, maxResource, ErrResource)
-	}
-	if what := wrongLength(r); what != "" {
-		return fmt.Errorf("resource %q: %s of a wrong length: %w", key, what, ErrResource)
+	if field := wrongLength(r); field != "" {
+		return fmt.Errorf("resource %q: %s has a wrong length: %w", key, field, ErrResource)
 	}
 	return nil
 }
 
-// wrongLength names the first field of r that has not the length of its kind.
+// wrongLength names the first field of r that does not have the length of its kind.
 func wrongLength(r *wire.Resource) string {
 	switch b := r.GetBody().(type) {
 	case *wire.Resource_Cluster:
@@ -89,8 +115,8 @@ func wrongLength(r *wire.Resource) string {
 				return "endpoints.host"
 			}
 		}
-	case *wire.Resource_Backend:
-		if len(b.Backend.GetHopKey()) != keyBytes {
+	case *wire.Resource_Upstream:
+		if len(b.Upstream.GetHopKey()) != keyBytes {
 			return "hop_key"
 		}
 	case *wire.Resource_Invite:

@@ -12,102 +12,120 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// Roots is everything about a cluster's roots. It is a value: nobody edits it.
+// Roots is the complete state of a cluster's roots. A rotation has these steps:
 //
-//	current ──announce──▶ current, next ──acknowledged or deadline──▶ next is current, the former's issuers still listed ──▶ current alone
-//	   └──────────────────────── revoke ─────────────────────────▶ another one alone: peers link anew
+//	current ── announce ──▶ current, next
+//	current, next ── acknowledged or deadline ──▶ next signs, the previous root is retired
+//	retired ── none of its issuers is listed ──▶ current alone
+//	current ── revoke ──▶ a new root alone; every peer must be linked again
 //
-// What always holds:
-//   - A root signs only after those who hold the one before could learn of it, but for a revocation.
-//   - Who holds the root before finds the way to the current one, as long as that root lives
-//     and its holder has not slept through more than maxElders rotations.
-//   - The key of a former root is kept nowhere.
+// Two cross certificates connect the old and the new root. A peer that pins one of them
+// can verify certificates of the other.
+//
+// Invariants:
+//   - A root signs only after it was announced to the holders of the previous root,
+//     except after a revocation.
+//   - A peer that pins an earlier root can verify the current one while the earlier root
+//     is valid, through at most maxEarlierCrosses rotations.
+//   - The private key of a retired root is not stored.
 type Roots struct {
-	// Generation rises with each change.
+	// Generation increases with each change.
 	Generation uint64
 	Current    *identity.Root
-	// Next is announced, and signs from Deadline on at the latest; nil: no rotation is under way.
-	Next     *identity.Root
+	// Next is the announced root. It is nil if no rotation is in progress.
+	Next *identity.Root
+	// Deadline is the latest time at which Next starts to sign.
 	Deadline time.Time
-	// Hurry: Next signs as soon as every peer has acknowledged, since somebody asked for it.
-	Hurry bool
-	// Onward is Next's key signed by Current. Back is the older root's key signed by the newer
-	// one: Current's by Next or, afterwards, Former's by Current.
-	Onward, Back *x509.Certificate
-	// Former is the root before, until no issuer of it is listed. Disowned: it was revoked,
-	// and none of its issuers may be.
-	Former   *x509.Certificate
-	Disowned bool
-	// Elders lead from earlier roots to Current, the newest first.
-	Elders []*x509.Certificate
-	// Request is the last one that was taken up.
+	// PromoteOnAck lets Next sign as soon as every peer has acknowledged it. It is set if
+	// a user requested the rotation.
+	PromoteOnAck bool
+	// ForwardCross is the key of Next, signed by Current.
+	ForwardCross *x509.Certificate
+	// BackwardCross is the key of the older root, signed by the newer one: the key of
+	// Current signed by Next and, after the promotion, the key of Retired signed by
+	// Current.
+	BackwardCross *x509.Certificate
+	// Retired is the previous root, while one of its issuers is listed.
+	Retired *x509.Certificate
+	// RetiredRevoked means that Retired was revoked, so none of its issuers may be
+	// listed.
+	RetiredRevoked bool
+	// EarlierCrosses lead from earlier roots to Current, newest first.
+	EarlierCrosses []*x509.Certificate
+	// Request is the ID of the last request that was carried out.
 	Request string
 }
 
-// maxElders is how many rotations of the root a Link may sleep through.
-const maxElders = 2
+// maxEarlierCrosses bounds the root rotations that a peer can miss without being linked
+// again.
+const maxEarlierCrosses = 2
 
-// FirstRoots are those of a cluster that has rotated nothing yet.
-func FirstRoots(current *identity.Root) Roots { return Roots{Generation: 1, Current: current} }
+// NewRoots returns the roots of a cluster that has never rotated its root.
+func NewRoots(current *identity.Root) Roots { return Roots{Generation: 1, Current: current} }
 
-// Crosses are the certificates by which whoever holds an earlier root, or already a later
-// one, believes those that sign now. A list of issuers carries them.
-func (r Roots) Crosses() []*x509.Certificate {
-	all := slices.Concat([]*x509.Certificate{r.Onward, r.Back}, r.Current.Way())
+// CrossCertificates returns the certificates that the list of issuers carries. With them,
+// a peer that pins an earlier or the announced root can verify the roots that sign now.
+func (r Roots) CrossCertificates() []*x509.Certificate {
+	all := slices.Concat([]*x509.Certificate{r.ForwardCross, r.BackwardCross}, r.Current.Intermediates())
 	if r.Next != nil {
-		all = append(all, r.Next.Way()...)
+		all = append(all, r.Next.Intermediates()...)
 	}
-	if r.Former != nil && !r.Disowned && !bytes.Equal(r.Former.RawIssuer, r.Former.RawSubject) {
-		all = append(all, r.Former)
+	if r.Retired != nil && !r.RetiredRevoked && !bytes.Equal(r.Retired.RawIssuer, r.Retired.RawSubject) {
+		all = append(all, r.Retired)
 	}
-	return bounded(append(all, r.Elders...), identity.MaxCrosses)
+	return distinct(append(all, r.EarlierCrosses...), identity.MaxCrosses)
 }
 
-// Presented are the certificates that a controller shows beside its own, which Current has
-// signed.
+// Presented returns the certificates that a controller presents in TLS in addition to its
+// own certificate, which Current has signed.
 func (r Roots) Presented() []*x509.Certificate {
-	all := slices.Concat(r.Current.Way(), r.Elders)
+	all := slices.Concat(r.Current.Intermediates(), r.EarlierCrosses)
 	if r.Next != nil {
-		all = append(all, r.Back)
+		all = append(all, r.BackwardCross)
 	}
-	return bounded(all, identity.MaxPresented)
+	return distinct(all, identity.MaxPresented)
 }
 
-// bounded returns the first of all that are there, each once.
-func bounded(all []*x509.Certificate, most int) []*x509.Certificate {
+// distinct returns the first certificates of all, without nil and without duplicates, at
+// most limit.
+func distinct(all []*x509.Certificate, limit int) []*x509.Certificate {
 	var out []*x509.Certificate
 	for _, c := range all {
-		if c != nil && len(out) < most && !slices.ContainsFunc(out, c.Equal) {
+		if c != nil && len(out) < limit && !slices.ContainsFunc(out, c.Equal) {
 			out = append(out, c)
 		}
 	}
 	return out
 }
 
-// Known are the roots that may have signed what is kept of this cluster's issuers.
+// Known returns the roots that may have signed the stored issuers of this cluster.
 func (r Roots) Known() []*x509.Certificate {
 	out := []*x509.Certificate{r.Current.Certificate()}
 	if r.Next != nil {
 		out = append(out, r.Next.Certificate())
 	}
-	if r.Former != nil {
-		out = append(out, r.Former)
+	if r.Retired != nil {
+		out = append(out, r.Retired)
 	}
 	return out
 }
 
-// Honours reports whether all issuers of s may be listed.
-func (r Roots) Honours(s State) bool {
-	known := r.Known()
-	if r.Disowned {
-		known = slices.DeleteFunc(known, r.Former.Equal)
+// Trusts reports whether every listed issuer of s was signed by a root that is not
+// revoked.
+func (r Roots) Trusts(s State) bool {
+	roots := r.Known()
+	if r.RetiredRevoked {
+		roots = slices.DeleteFunc(roots, r.Retired.Equal)
 	}
-	return !slices.ContainsFunc(s.Listed(), func(c *x509.Certificate) bool { return !identity.SignedBy(c, known...) })
+	return !slices.ContainsFunc(s.Listed(), func(c *x509.Certificate) bool {
+		return !identity.SignedBy(c, roots...)
+	})
 }
 
-// mark names what a list says of roots; "": nothing.
-func (r Roots) mark() string {
-	crosses := r.Crosses()
+// crossDigest returns a digest of the current root and its cross certificates. It returns
+// "" if there are no cross certificates.
+func (r Roots) crossDigest() string {
+	crosses := r.CrossCertificates()
 	if len(crosses) == 0 {
 		return ""
 	}
@@ -119,141 +137,164 @@ func (r Roots) mark() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// Carries reports whether the list of s tells of r.
-func (s State) Carries(r Roots) bool { return s.Mark == r.mark() }
+// CarriesCrosses reports whether the list of s carries the cross certificates of r.
+func (s State) CarriesCrosses(r Roots) bool { return s.RootsDigest == r.crossDigest() }
 
-// A Source is where another root comes from.
-type Source struct {
-	// Make makes one.
-	Make func() (*identity.Root, error)
-	// Brought is the one that somebody else makes, as it is now, and Name where it stands; nil:
-	// nobody does, and the cluster makes its own.
-	Brought *identity.Root
-	Name    string
+// RootSource provides new roots.
+type RootSource struct {
+	// Generate creates a root. It is used if External is nil.
+	Generate func() (*identity.Root, error)
+	// External is the root in the configured Secret, which another tool such as
+	// cert-manager renews. It is nil if the cluster generates its own roots.
+	External *identity.Root
+	// SecretName is the namespace/name of that Secret, for messages.
+	SecretName string
 }
 
-// DecideRoots returns what the roots must be at now. It returns the same, and false, if
-// nothing is to change. s are the issuers of before, acks what peers have of their list.
-// A brought root is followed by the one that stands in its place, as soon as that is another.
-func DecideRoots(now time.Time, r Roots, s State, acks map[string]uint64, ask Request, from Source) (Roots, bool, error) {
-	fresh := ask.Root && ask.ID != r.Request
-	next, err := r.step(now, s, acks, ask, fresh, from)
+// DecideRoots returns the state that the roots must have at now, and whether it differs
+// from r. s is the state of the issuers before this decision. acks maps every peer to the
+// newest number of the list of issuers that it has acknowledged.
+//
+// If source has an external root, that root follows the current one as soon as it
+// differs.
+func DecideRoots(now time.Time, r Roots, s State, acks map[string]uint64, request Request,
+	source RootSource) (Roots, bool, error) {
+	next, err := r.step(now, s, acks, request, source)
 	if err != nil {
 		return r, false, err
 	}
-	alive := slices.DeleteFunc(slices.Clone(next.Elders), func(c *x509.Certificate) bool { return now.After(c.NotAfter) })
 	changed := next.Generation != r.Generation
-	if len(alive) != len(next.Elders) {
-		next.Elders, next.Generation, changed = alive, r.Generation+1, true
+	expired := func(c *x509.Certificate) bool { return now.After(c.NotAfter) }
+	valid := slices.DeleteFunc(slices.Clone(next.EarlierCrosses), expired)
+	if len(valid) != len(next.EarlierCrosses) {
+		next.EarlierCrosses, next.Generation, changed = valid, r.Generation+1, true
 	}
 	return next, changed, nil
 }
 
-// step takes the one step that is due, if any.
-func (r Roots) step(now time.Time, s State, acks map[string]uint64, ask Request, fresh bool, from Source) (Roots, error) {
+// step returns the roots after the one step that is due, or r if none is.
+func (r Roots) step(now time.Time, s State, acks map[string]uint64, request Request,
+	source RootSource) (Roots, error) {
+	isNew := request.Root && request.ID != r.Request
 	next := r
 	next.Generation++
-	switch {
-	case from.Brought != nil && !from.Brought.Same(r.Current) && from.Brought.SameKey(r.Current):
-		next.Current = from.Brought // whoever believes the key believes it
-	case fresh && ask.Revoke:
-		root, err := from.another(r)
+	switch external := source.External; {
+	case external != nil && !external.Same(r.Current) && external.SameKey(r.Current):
+		// A peer that can verify the key can verify the renewed certificate.
+		next.Current = external
+	case isNew && request.Revoke:
+		root, err := source.newRoot(r)
 		if err != nil {
 			return r, err
 		}
-		return Roots{Generation: next.Generation, Current: root, Former: r.Current.Certificate(), Disowned: true, Request: ask.ID}, nil
-	case r.Next != nil && from.Brought != nil && !from.Brought.Same(r.Next):
-		return next.announce(now, from.Brought, ask, fresh) // renewed again before it signed
-	case r.Next != nil && fresh:
-		// It is under way already: then it is over by when this one would be.
-		if sooner := now.Add(ask.Ahead()); sooner.Before(r.Deadline) {
-			next.Deadline = sooner
+		return Roots{
+			Generation:     next.Generation,
+			Current:        root,
+			Retired:        r.Current.Certificate(),
+			RetiredRevoked: true,
+			Request:        request.ID,
+		}, nil
+	case r.Next != nil && external != nil && !external.Same(r.Next):
+		// The external root was renewed again before the announced one signed.
+		return next.announce(now, external, request, isNew)
+	case r.Next != nil && isNew:
+		// A rotation is already in progress. It ends no later than the requested one
+		// would.
+		if requested := now.Add(request.AnnounceDuration()); requested.Before(r.Deadline) {
+			next.Deadline = requested
 		}
-		next.Hurry, next.Request = true, ask.ID
-	case r.Next != nil && r.over(now, s, acks):
-		next = next.turn()
-	case r.Next == nil && r.Former != nil && !s.by(r.Former):
-		next.Former, next.Back, next.Disowned = nil, nil, false
-	case r.Next == nil && r.Former == nil && (fresh || r.due(now, from)):
-		root, err := from.another(r)
+		next.PromoteOnAck, next.Request = true, request.ID
+	case r.Next != nil && r.canPromote(now, s, acks):
+		next = next.promote()
+	case r.Next == nil && r.Retired != nil && !s.listsIssuerOf(r.Retired):
+		next.Retired, next.BackwardCross, next.RetiredRevoked = nil, nil, false
+	case r.Next == nil && r.Retired == nil && (isNew || r.isDue(now, source)):
+		root, err := source.newRoot(r)
 		if err != nil {
 			return r, err
 		}
-		return next.announce(now, root, ask, fresh)
+		return next.announce(now, root, request, isNew)
 	default:
 		return r, nil
 	}
 	return next, nil
 }
 
-// due reports whether another root is to be announced though nobody asks.
-func (r Roots) due(now time.Time, from Source) bool {
-	if from.Brought != nil {
-		return !from.Brought.Same(r.Current)
+// isDue reports whether the current root must be rotated without a request.
+func (r Roots) isDue(now time.Time, source RootSource) bool {
+	if source.External != nil {
+		return !source.External.Same(r.Current)
 	}
-	return !now.Before(automatic(r.Current.Certificate()))
+	return !now.Before(rotationTime(r.Current.Certificate()))
 }
 
-// another is a root that is not the current one.
-func (from Source) another(r Roots) (*identity.Root, error) {
-	if from.Brought == nil {
-		root, err := from.Make()
+// newRoot returns a root other than the current one.
+func (source RootSource) newRoot(r Roots) (*identity.Root, error) {
+	if source.External == nil {
+		root, err := source.Generate()
 		if err != nil {
-			return nil, fmt.Errorf("make a root: %w", err)
+			return nil, fmt.Errorf("create root: %w", err)
 		}
 		return root, nil
 	}
-	if from.Brought.Same(r.Current) {
-		return nil, fmt.Errorf("the root is brought by Secret %s: have it renewed with a new key there, and it is followed by itself", from.Name)
+	if source.External.Same(r.Current) {
+		return nil, fmt.Errorf("root is provided by Secret %s: renew it there with a new key, "+
+			"then the controller rotates to it automatically", source.SecretName)
 	}
-	return from.Brought, nil
+	return source.External, nil
 }
 
 // announce makes root the next one.
-func (r Roots) announce(now time.Time, root *identity.Root, ask Request, fresh bool) (Roots, error) {
-	r.Next, r.Deadline, r.Hurry, r.Onward, r.Back = root, now.Add(Ahead), false, nil, nil
-	if fresh {
-		r.Deadline, r.Hurry, r.Request = now.Add(ask.Ahead()), true, ask.ID
+func (r Roots) announce(now time.Time, root *identity.Root, request Request, isNew bool) (Roots, error) {
+	r.Next, r.Deadline, r.PromoteOnAck = root, now.Add(AnnouncePeriod), false
+	r.ForwardCross, r.BackwardCross = nil, nil
+	if isNew {
+		r.Deadline, r.PromoteOnAck, r.Request = now.Add(request.AnnounceDuration()), true, request.ID
 	}
 	if end := r.Current.Certificate().NotAfter; end.Before(r.Deadline) {
 		r.Deadline = end
 	}
 	if r.Current.Anchor().Equal(root.Anchor()) {
-		return r, nil // everybody finds the way from there
+		// Peers pin the common anchor, so they can verify both roots without cross
+		// certificates.
+		return r, nil
 	}
 	var err error
-	if r.Onward, err = r.Current.Endorse(root.Certificate(), now); err != nil {
+	if r.ForwardCross, err = r.Current.CrossSign(root.Certificate(), now); err != nil {
 		return r, err
 	}
-	r.Back, err = root.Endorse(r.Current.Certificate(), now)
+	r.BackwardCross, err = root.CrossSign(r.Current.Certificate(), now)
 	return r, err
 }
 
-// turn lets Next sign.
-func (r Roots) turn() Roots {
-	if r.Onward != nil {
-		r.Elders = bounded(slices.Concat([]*x509.Certificate{r.Onward}, r.Current.Way(), r.Elders), maxElders)
+// promote makes Next the current root and retires the previous one.
+func (r Roots) promote() Roots {
+	if r.ForwardCross != nil {
+		earlier := slices.Concat(
+			[]*x509.Certificate{r.ForwardCross},
+			r.Current.Intermediates(),
+			r.EarlierCrosses,
+		)
+		r.EarlierCrosses = distinct(earlier, maxEarlierCrosses)
 	}
-	r.Former, r.Current = r.Current.Certificate(), r.Next
-	r.Next, r.Onward, r.Deadline, r.Hurry = nil, nil, time.Time{}, false
+	r.Retired, r.Current = r.Current.Certificate(), r.Next
+	r.Next, r.ForwardCross, r.Deadline, r.PromoteOnAck = nil, nil, time.Time{}, false
 	return r
 }
 
-// over reports whether Next has been announced for long enough: never, before it was at all.
-func (r Roots) over(now time.Time, s State, acks map[string]uint64) bool {
-	return s.Carries(r) && (!now.Before(r.Deadline) || r.Hurry && len(Behind(acks, s.Carried)) == 0)
-}
-
-// by reports whether one of the listed issuers is root's.
-func (s State) by(root *x509.Certificate) bool {
-	return slices.ContainsFunc(s.Listed(), func(c *x509.Certificate) bool { return identity.SignedBy(c, root) })
-}
-
-// ForIssuers is what a request asks of the issuers now: what is asked of the root, they do
-// when it is done.
-func (r Request) ForIssuers(roots Roots) Request {
-	if r.Root && (roots.Request != r.ID || roots.Next != nil) {
-		return Request{}
+// canPromote reports whether Next may sign. It returns false until a list of issuers has
+// carried the cross certificates of Next, even if the deadline has passed.
+func (r Roots) canPromote(now time.Time, s State, acks map[string]uint64) bool {
+	if !s.CarriesCrosses(r) {
+		return false
 	}
-	return r
+	return !now.Before(r.Deadline) || r.PromoteOnAck && len(Unacknowledged(acks, s.RootsNumber)) == 0
+}
+
+// listsIssuerOf reports whether root has signed one of the listed issuers.
+func (s State) listsIssuerOf(root *x509.Certificate) bool {
+	return slices.ContainsFunc(
+		s.Listed(),
+		func(c *x509.Certificate) bool { return identity.SignedBy(c, root) },
+	)
 }

@@ -9,36 +9,41 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// Keys of the Secrets: the current issuer or root has those of any TLS Secret.
+// Keys of the two Secrets. The current issuer or root has the keys of a kubernetes.io/tls
+// Secret.
 const (
-	currentCert, currentKey = "tls.crt", "tls.key"
-	nextCert, nextKey       = "next.crt", "next.key"
-	rest                    = "rotation.json"
-	rootsRest               = "roots.json"
-	// Who has signed a root that was brought.
-	currentAnchor, nextAnchor = "ca.crt", "next-ca.crt"
+	currentCert = "tls.crt"
+	currentKey  = "tls.key"
+	nextCert    = "next.crt"
+	nextKey     = "next.key"
+	stateJSON   = "rotation.json"
+	rootsJSON   = "roots.json"
+	// The certificates that have signed external roots.
+	currentAnchor = "ca.crt"
+	nextAnchor    = "next-ca.crt"
 )
 
-// stored is what a State is beside its issuers.
-type stored struct {
-	Number    uint64         `json:"number"`
-	Needed    uint64         `json:"needed"`
-	Announced uint64         `json:"announced,omitempty"`
-	Deadline  time.Time      `json:"deadline,omitzero"`
-	Since     time.Time      `json:"since,omitzero"`
-	Hurry     bool           `json:"hurry,omitempty"`
-	Request   string         `json:"request,omitempty"`
-	Mark      string         `json:"roots,omitempty"`
-	Carried   uint64         `json:"rootsSince,omitempty"`
-	Formers   []storedFormer `json:"formers,omitempty"`
+// storedState is a State without the issuers that have keys. Its JSON names are part of
+// the storage format, which older and newer controllers read.
+type storedState struct {
+	Number        uint64          `json:"number"`
+	CurrentNumber uint64          `json:"needed"`
+	NextNumber    uint64          `json:"announced,omitempty"`
+	Deadline      time.Time       `json:"deadline,omitzero"`
+	Since         time.Time       `json:"since,omitzero"`
+	PromoteOnAck  bool            `json:"hurry,omitempty"`
+	Request       string          `json:"request,omitempty"`
+	RootsDigest   string          `json:"roots,omitempty"`
+	RootsNumber   uint64          `json:"rootsSince,omitempty"`
+	Retired       []storedRetired `json:"formers,omitempty"`
 }
 
-type storedFormer struct {
+type storedRetired struct {
 	DER   []byte    `json:"certificate"`
 	Until time.Time `json:"until"`
 }
 
-// Marshal returns the data of the Secret, keys in the clear.
+// Marshal returns the data of the Secret for s. It contains private keys in the clear.
 func (s State) Marshal() (map[string][]byte, error) {
 	data := make(map[string][]byte, 5)
 	var err error
@@ -50,145 +55,184 @@ func (s State) Marshal() (map[string][]byte, error) {
 			return nil, err
 		}
 	}
-	out := stored{
-		Number: s.Number, Needed: s.Needed, Announced: s.Announced, Deadline: s.Deadline, Since: s.Since, Hurry: s.Hurry,
-		Request: s.Request, Mark: s.Mark, Carried: s.Carried,
+	out := storedState{
+		Number:        s.Number,
+		CurrentNumber: s.CurrentNumber,
+		NextNumber:    s.NextNumber,
+		Deadline:      s.Deadline,
+		Since:         s.Since,
+		PromoteOnAck:  s.PromoteOnAck,
+		Request:       s.Request,
+		RootsDigest:   s.RootsDigest,
+		RootsNumber:   s.RootsNumber,
 	}
-	for _, f := range s.Formers {
-		out.Formers = append(out.Formers, storedFormer{f.Certificate.Raw, f.Until})
+	for _, issuer := range s.Retired {
+		out.Retired = append(out.Retired, storedRetired{DER: issuer.Certificate.Raw, Until: issuer.Until})
 	}
-	data[rest], err = json.Marshal(out)
+	data[stateJSON], err = json.Marshal(out)
 	return data, err
 }
 
-// Parse reads what Marshal wrote, or a Secret of a cluster that has never rotated. Every
-// issuer with a key must be signed by one of roots.
+// Parse parses data that Marshal has returned, or the data of a Secret that contains only
+// a current issuer, because the cluster has never rotated. Each issuer with a key must be
+// signed by one of roots.
 func Parse(data map[string][]byte, roots ...*x509.Certificate) (State, error) {
 	current, err := identity.ParseIssuer(data[currentCert], data[currentKey], roots...)
 	if err != nil {
 		return State{}, err
 	}
-	if len(data[rest]) == 0 {
-		return First(current), nil
+	if len(data[stateJSON]) == 0 {
+		return NewState(current), nil
 	}
-	var in stored
-	if err := json.Unmarshal(data[rest], &in); err != nil {
-		return State{}, fmt.Errorf("%s: %w", rest, err)
+	var in storedState
+	if err := json.Unmarshal(data[stateJSON], &in); err != nil {
+		return State{}, fmt.Errorf("parse %s: %w", stateJSON, err)
 	}
 	s := State{
-		Number: in.Number, Needed: in.Needed, Announced: in.Announced, Current: current,
-		Deadline: in.Deadline, Since: in.Since, Hurry: in.Hurry, Request: in.Request, Mark: in.Mark, Carried: in.Carried,
+		Number:        in.Number,
+		Current:       current,
+		Deadline:      in.Deadline,
+		PromoteOnAck:  in.PromoteOnAck,
+		NextNumber:    in.NextNumber,
+		CurrentNumber: in.CurrentNumber,
+		Since:         in.Since,
+		RootsDigest:   in.RootsDigest,
+		RootsNumber:   in.RootsNumber,
+		Request:       in.Request,
 	}
 	if len(data[nextCert]) > 0 {
 		if s.Next, err = identity.ParseIssuer(data[nextCert], data[nextKey], roots...); err != nil {
-			return State{}, fmt.Errorf("next: %w", err)
+			return State{}, fmt.Errorf("parse next issuer: %w", err)
 		}
 	}
-	for _, f := range in.Formers {
-		c, err := x509.ParseCertificate(f.DER)
+	for _, issuer := range in.Retired {
+		c, err := x509.ParseCertificate(issuer.DER)
 		if err != nil {
-			return State{}, fmt.Errorf("%s: a former issuer: %w", rest, err)
+			return State{}, fmt.Errorf("parse retired issuer in %s: %w", stateJSON, err)
 		}
-		s.Formers = append(s.Formers, Former{c, f.Until})
+		s.Retired = append(s.Retired, RetiredIssuer{Certificate: c, Until: issuer.Until})
 	}
 	return s, nil
 }
 
-// storedRoots is what Roots are beside the roots that have a key.
+// storedRoots is a Roots without the roots that have keys. Its JSON names are part of the
+// storage format, which older and newer controllers read.
 type storedRoots struct {
-	Generation uint64    `json:"generation"`
-	Deadline   time.Time `json:"deadline,omitzero"`
-	Hurry      bool      `json:"hurry,omitempty"`
-	Onward     []byte    `json:"onward,omitempty"`
-	Back       []byte    `json:"back,omitempty"`
-	Former     []byte    `json:"former,omitempty"`
-	Disowned   bool      `json:"disowned,omitempty"`
-	Elders     [][]byte  `json:"elders,omitempty"`
-	Request    string    `json:"request,omitempty"`
+	Generation     uint64    `json:"generation"`
+	Deadline       time.Time `json:"deadline,omitzero"`
+	PromoteOnAck   bool      `json:"hurry,omitempty"`
+	ForwardCross   []byte    `json:"onward,omitempty"`
+	BackwardCross  []byte    `json:"back,omitempty"`
+	Retired        []byte    `json:"former,omitempty"`
+	RetiredRevoked bool      `json:"disowned,omitempty"`
+	EarlierCrosses [][]byte  `json:"elders,omitempty"`
+	Request        string    `json:"request,omitempty"`
 }
 
-// Marshal returns the data of the Secret, keys in the clear.
+// Marshal returns the data of the Secret for r. It contains private keys in the clear.
 func (r Roots) Marshal() (map[string][]byte, error) {
 	data := make(map[string][]byte, 7)
 	var err error
 	if data[currentCert], data[currentKey], err = r.Current.MarshalPEM(); err != nil {
 		return nil, err
 	}
-	if len(r.Current.Way()) > 0 {
+	if len(r.Current.Intermediates()) > 0 {
 		data[currentAnchor] = r.Current.AnchorPEM()
 	}
 	if r.Next != nil {
 		if data[nextCert], data[nextKey], err = r.Next.MarshalPEM(); err != nil {
 			return nil, err
 		}
-		if len(r.Next.Way()) > 0 {
+		if len(r.Next.Intermediates()) > 0 {
 			data[nextAnchor] = r.Next.AnchorPEM()
 		}
 	}
 	out := storedRoots{
-		Generation: r.Generation, Deadline: r.Deadline, Hurry: r.Hurry, Disowned: r.Disowned, Request: r.Request,
-		Onward: raw(r.Onward), Back: raw(r.Back), Former: raw(r.Former),
+		Generation:     r.Generation,
+		Deadline:       r.Deadline,
+		PromoteOnAck:   r.PromoteOnAck,
+		ForwardCross:   derOf(r.ForwardCross),
+		BackwardCross:  derOf(r.BackwardCross),
+		Retired:        derOf(r.Retired),
+		RetiredRevoked: r.RetiredRevoked,
+		Request:        r.Request,
 	}
-	for _, c := range r.Elders {
-		out.Elders = append(out.Elders, c.Raw)
+	for _, c := range r.EarlierCrosses {
+		out.EarlierCrosses = append(out.EarlierCrosses, c.Raw)
 	}
-	data[rootsRest], err = json.Marshal(out)
+	data[rootsJSON], err = json.Marshal(out)
 	return data, err
 }
 
-func raw(c *x509.Certificate) []byte {
+// derOf returns the encoding of c, or nil if c is nil.
+func derOf(c *x509.Certificate) []byte {
 	if c == nil {
 		return nil
 	}
 	return c.Raw
 }
 
-// ParseRoots reads what Roots.Marshal wrote, or a Secret of a cluster that has never
-// rotated its root.
+// ParseRoots parses data that Roots.Marshal has returned, or the data of a Secret that
+// contains only a current root, because the cluster has never rotated its root.
 func ParseRoots(data map[string][]byte) (Roots, error) {
-	current, err := identity.ParseBroughtRoot(data[currentCert], data[currentKey], data[currentAnchor])
+	current, err := identity.ParseImportedRoot(data[currentCert], data[currentKey], data[currentAnchor])
 	if err != nil {
 		return Roots{}, err
 	}
-	if len(data[rootsRest]) == 0 {
-		return FirstRoots(current), nil
+	if len(data[rootsJSON]) == 0 {
+		return NewRoots(current), nil
 	}
 	var in storedRoots
-	if err := json.Unmarshal(data[rootsRest], &in); err != nil {
-		return Roots{}, fmt.Errorf("%s: %w", rootsRest, err)
+	if err := json.Unmarshal(data[rootsJSON], &in); err != nil {
+		return Roots{}, fmt.Errorf("parse %s: %w", rootsJSON, err)
 	}
-	r := Roots{Generation: in.Generation, Current: current, Deadline: in.Deadline, Hurry: in.Hurry, Disowned: in.Disowned, Request: in.Request}
+	r := Roots{
+		Generation:     in.Generation,
+		Current:        current,
+		Deadline:       in.Deadline,
+		PromoteOnAck:   in.PromoteOnAck,
+		RetiredRevoked: in.RetiredRevoked,
+		Request:        in.Request,
+	}
 	if len(data[nextCert]) > 0 {
-		if r.Next, err = identity.ParseBroughtRoot(data[nextCert], data[nextKey], data[nextAnchor]); err != nil {
-			return Roots{}, fmt.Errorf("next: %w", err)
+		if r.Next, err = identity.ParseImportedRoot(
+			data[nextCert],
+			data[nextKey],
+			data[nextAnchor],
+		); err != nil {
+			return Roots{}, fmt.Errorf("parse next root: %w", err)
 		}
 	}
-	elders := make([]*x509.Certificate, len(in.Elders))
-	for i := range elders {
-		if elders[i], err = certificate(in.Elders[i]); err != nil {
+	earlier := make([]*x509.Certificate, len(in.EarlierCrosses))
+	for i := range earlier {
+		if earlier[i], err = parseOptional(in.EarlierCrosses[i]); err != nil {
 			return Roots{}, err
 		}
 	}
-	r.Elders = bounded(elders, maxElders)
-	for into, der := range map[**x509.Certificate][]byte{&r.Onward: in.Onward, &r.Back: in.Back, &r.Former: in.Former} {
-		if *into, err = certificate(der); err != nil {
+	r.EarlierCrosses = distinct(earlier, maxEarlierCrosses)
+	for into, der := range map[**x509.Certificate][]byte{
+		&r.ForwardCross:  in.ForwardCross,
+		&r.BackwardCross: in.BackwardCross,
+		&r.Retired:       in.Retired,
+	} {
+		if *into, err = parseOptional(der); err != nil {
 			return Roots{}, err
 		}
 	}
-	if r.Disowned && r.Former == nil {
-		return Roots{}, fmt.Errorf("%s: a root is disowned that is not there", rootsRest)
+	if r.RetiredRevoked && r.Retired == nil {
+		return Roots{}, fmt.Errorf("parse %s: the revoked root is missing", rootsJSON)
 	}
 	return r, nil
 }
 
-// certificate parses one that may be missing.
-func certificate(der []byte) (*x509.Certificate, error) {
+// parseOptional parses a certificate of rootsJSON. It returns nil if der is empty.
+func parseOptional(der []byte) (*x509.Certificate, error) {
 	if len(der) == 0 {
 		return nil, nil
 	}
 	c, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", rootsRest, err)
+		return nil, fmt.Errorf("parse certificate in %s: %w", rootsJSON, err)
 	}
 	return c, nil
 }

@@ -10,43 +10,46 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// What every error of this package wraps one of.
+// Each error of this package wraps one of these.
 var (
-	// ErrUnauthenticated: the token is nobody's whom we know.
+	// ErrUnauthenticated means that the token is not valid for any process of Causeway.
 	ErrUnauthenticated = errors.New("not authenticated")
-	// ErrForbidden: the holder of the token may not have that.
+	// ErrForbidden means that the holder of the token may not have the certificate.
 	ErrForbidden = errors.New("forbidden")
-	// ErrRateLimited: the node asks too often.
+	// ErrRateLimited means that the node has made too many requests.
 	ErrRateLimited = errors.New("too many requests")
-	// ErrInvalid: the request can never be granted to anybody.
+	// ErrInvalid means that the request is malformed. Do not retry it.
 	ErrInvalid = errors.New("invalid request")
-	// ErrUnavailable: it cannot be decided now; ask again, perhaps another replica.
-	ErrUnavailable = errors.New("cannot be decided now")
+	// ErrUnavailable means that the decision is not possible now. Retry, if possible with
+	// another replica.
+	ErrUnavailable = errors.New("temporarily unavailable")
 )
 
-// Reasons of refusals, fit to be the values of a metric's label.
+// Reasons of refusals, as values of a metric label.
 const (
-	ReasonToken        = "token"         // unknown to the API server, expired, or too long
-	ReasonAudience     = "audience"      // meant for somebody else
-	ReasonAccount      = "account"       // not one of Causeway's own
-	ReasonUnbound      = "unbound"       // names no pod and node
-	ReasonPod          = "pod"           // its pod is gone, over or elsewhere
-	ReasonUnchecked    = "unchecked"     // the API server or the view of it did not answer
-	ReasonRole         = "role"          // not an agent
-	ReasonRate         = "rate"          // too often
-	ReasonName         = "name"          // no ServiceAccount can be called so
-	ReasonOwnNamespace = "own_namespace" // Causeway's own
-	ReasonNoPod        = "no_pod"        // no live pod of that account on that node
-	ReasonCSR          = "request"       // not a request for a P-256 key by its holder
+	ReasonToken        = "token"         // invalid, expired, or too long
+	ReasonAudience     = "audience"      // for another audience
+	ReasonAccount      = "account"       // not a ServiceAccount of Causeway
+	ReasonUnbound      = "unbound"       // not bound to a pod and a node
+	ReasonPod          = "pod"           // the pod does not exist, has finished, or moved
+	ReasonUnchecked    = "unchecked"     // the API server or the cache returned an error
+	ReasonRole         = "role"          // the caller is not an agent
+	ReasonRate         = "rate"          // the node exceeded its rate limit
+	ReasonName         = "name"          // not a valid name of a ServiceAccount
+	ReasonOwnNamespace = "own_namespace" // in the namespace of Causeway
+	ReasonNoPod        = "no_pod"        // no live pod of the ServiceAccount on the node
+	ReasonCSR          = "request"       // invalid certificate request
 	ReasonIssuer       = "issuer"        // the issuer has expired
-	reasonOther        = "other"         // never, unless by mistake
+	reasonOther        = "other"         // a bug: the error has no reason
 )
 
 func authenticationReasons() []string {
-	return []string{ReasonToken, ReasonAudience, ReasonAccount, ReasonUnbound, ReasonPod, ReasonUnchecked, reasonOther}
+	return []string{
+		ReasonToken, ReasonAudience, ReasonAccount, ReasonUnbound, ReasonPod, ReasonUnchecked, reasonOther,
+	}
 }
 
-// Reasons returns every reason there is, sorted.
+// Reasons returns all reasons, sorted.
 func Reasons() []string {
 	reasons := append(authenticationReasons(),
 		ReasonRole, ReasonRate, ReasonName, ReasonOwnNamespace, ReasonNoPod, ReasonCSR, ReasonIssuer)
@@ -54,7 +57,7 @@ func Reasons() []string {
 	return reasons
 }
 
-// Reason returns why err refused: one of Reasons, or "" for nil.
+// Reason returns the reason of an error, which is one of Reasons, or "" if err is nil.
 func Reason(err error) string {
 	if err == nil {
 		return ""
@@ -65,7 +68,7 @@ func Reason(err error) string {
 	return reasonOther
 }
 
-// refusal is every error of this package.
+// refusal is the type of all errors of this package.
 type refusal struct {
 	kind   error
 	reason string
@@ -80,8 +83,8 @@ func (r *refusal) Error() string { return r.err.Error() }
 
 func (r *refusal) Unwrap() []error { return []error{r.kind, r.err} }
 
-// GRPCStatus tells gRPC's code for the sentinel, so that a server may return the
-// error as it is.
+// GRPCStatus returns the gRPC status of the error, so that a gRPC handler can return the
+// error unchanged.
 func (r *refusal) GRPCStatus() *status.Status {
 	code := codes.Internal
 	switch r.kind {
@@ -99,7 +102,7 @@ func (r *refusal) GRPCStatus() *status.Status {
 	return status.New(code, r.Error())
 }
 
-// refusals counts refusals, each reason from zero.
+// refusals returns a counter of refusals that exports each reason from zero.
 func refusals(name, help string, reasons []string) *prometheus.CounterVec {
 	vec := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"reason"})
 	for _, reason := range reasons {

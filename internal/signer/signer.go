@@ -1,20 +1,20 @@
-// Package signer decides who may be signed what: it knows the holder of a token,
-// and gives an agent the identities of the pods of its own node.
+// Package signer authenticates the tokens of Causeway's processes, and signs workload
+// certificates for agents. An agent receives the certificates of the pods on its node.
 //
-//	token ─▶ TokenReview (cached ≤ 60 s) ─▶ account, pod, node ─▶ pod still there? ─▶ Caller
-//	Caller + namespace/account ─▶ rate of the node ─▶ a live pod of that node? ─▶ CSR's key ─▶ Issuer
+//	token ─▶ TokenReview (cached ≤ 60 s) ─▶ account, pod, node ─▶ pod exists? ─▶ Caller
+//	Caller, namespace/account ─▶ rate limit ─▶ live pod on that node? ─▶ CSR ─▶ Issuer
 //
-// What always holds:
-//   - A token counts only with audience causeway, for one of Causeway's own
-//     ServiceAccounts, bound to a pod that is there, not over, and on the node that
-//     the token names (Kubernetes 1.32 or later).
-//   - Only an agent is signed for, and only names of live pods of its node: not
-//     over, not on the host's network, no mirror pods; never a name of Causeway's
-//     own namespace.
-//   - The cluster is seen through this replica's own view. Of the request for a
-//     certificate only the public key is read.
-//   - Any replica may sign: nothing is written and nothing remembered but reviews
-//     and rates.
+// Invariants:
+//   - A token is valid only with the audience causeway, for one of the ServiceAccounts of
+//     Causeway. It must be bound to a pod that exists, has not finished, and runs on the
+//     node that the token names (Kubernetes 1.32 or later).
+//   - Only an agent receives certificates, and only for the ServiceAccounts of live pods
+//     on its node. Finished pods, host-network pods and mirror pods do not count. The
+//     ServiceAccounts in the namespace of Causeway are excluded.
+//   - The signer reads pods from the cache of this replica. It reads only the public key
+//     of a certificate request.
+//   - Every replica can sign. The only state is the cache of reviews and the rate limits,
+//     in memory.
 package signer
 
 import (
@@ -28,13 +28,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/kube"
 )
 
-// PodNodeField is the index that the reader of pods must have, extracted by
-// PodNode.
+// PodNodeField is the name of the index that the reader of pods must have. PodNode is its
+// indexer.
 const PodNodeField = "spec.nodeName"
 
-// PodNode returns the node of a pod for an index named PodNodeField.
+// PodNode returns the node of a pod. It is the indexer of PodNodeField.
 func PodNode(obj client.Object) []string {
 	pod, ok := obj.(*corev1.Pod)
 	if !ok || pod.Spec.NodeName == "" {
@@ -43,28 +44,27 @@ func PodNode(obj client.Object) []string {
 	return []string{pod.Spec.NodeName}
 }
 
-// Issuer signs what the Signer allows. *identity.Issuer is one.
+// Issuer signs certificates. *identity.Issuer implements it.
 type Issuer interface {
-	// TrustDomain is that of every name it signs.
+	// TrustDomain returns the trust domain of the names that it signs.
 	TrustDomain() string
-	// SignWorkload returns a chain, DER and leaf first, for a key and a name, valid
-	// from now on.
+	// SignWorkload returns a certificate chain in DER, leaf first, that is valid from
+	// now.
 	SignWorkload(pub *ecdsa.PublicKey, name identity.Name, now time.Time) ([][]byte, error)
 }
 
-// Options tune a Signer. The zero value works.
+// Options are the options of a Signer. The zero value is valid.
 type Options struct {
-	// PerSecond is how many signatures a node may ask for, in the long run; 0
-	// means 5.
+	// PerSecond is the rate of requests that a node may sustain. 0 means 5.
 	PerSecond float64
-	// Burst is how many it may ask for at once; 0 means 256, more than the
-	// accounts of the pods that a node usually holds.
+	// Burst is the number of requests that a node may make at once. 0 means 256, which is
+	// more than the number of ServiceAccounts in use on most nodes.
 	Burst int
-	// Registerer takes the metrics; nil means none.
+	// Registerer registers the metrics. If nil, there are no metrics.
 	Registerer prometheus.Registerer
 }
 
-// Signer signs identities for agents. It is safe for concurrent use. Make it
+// Signer signs workload certificates for agents. It is safe for concurrent use. Create it
 // with New.
 type Signer struct {
 	auth    *Authenticator
@@ -74,15 +74,18 @@ type Signer struct {
 	refused *prometheus.CounterVec
 }
 
-// New returns a Signer for the callers that auth knows.
+// New returns a Signer for the callers that auth authenticates.
 func New(auth *Authenticator, issuer Issuer, o Options) *Signer {
 	s := &Signer{
-		auth: auth, issuer: issuer,
-		rates: newRates(cmp.Or(o.PerSecond, 5), cmp.Or(o.Burst, 256)),
+		auth:   auth,
+		issuer: issuer,
+		rates:  newRates(cmp.Or(o.PerSecond, 5), cmp.Or(o.Burst, 256)),
 		signed: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "causeway_signer_signed_total", Help: "Workload certificates signed.",
+			Name: "causeway_signer_signed_total",
+			Help: "Workload certificates signed.",
 		}),
-		refused: refusals("causeway_signer_refused_total", "Requests for workload certificates that were refused, by reason.", Reasons()),
+		refused: refusals("causeway_signer_refused_total",
+			"Requests for workload certificates that were refused, by reason.", Reasons()),
 	}
 	if o.Registerer != nil {
 		o.Registerer.MustRegister(s.signed, s.refused)
@@ -90,10 +93,12 @@ func New(auth *Authenticator, issuer Issuer, o Options) *Signer {
 	return s
 }
 
-// Sign returns the chain, DER and leaf first, of a ServiceAccount's certificate
-// for the public key of csr, if the holder of token may have it. Its errors wrap
-// one of this package's sentinels and are gRPC statuses of the matching code.
-func (s *Signer) Sign(ctx context.Context, token, namespace, serviceAccount string, csr []byte) ([][]byte, error) {
+// Sign returns a certificate chain in DER, leaf first, for a ServiceAccount and the
+// public key of csr, if the holder of token may have it. It may block for up to five
+// seconds. Each error wraps one of the errors of this package and has the matching gRPC
+// status.
+func (s *Signer) Sign(ctx context.Context, token, namespace, serviceAccount string,
+	csr []byte) ([][]byte, error) {
 	chain, err := s.sign(ctx, token, namespace, serviceAccount, csr)
 	if err != nil {
 		s.refused.WithLabelValues(Reason(err)).Inc()
@@ -103,16 +108,19 @@ func (s *Signer) Sign(ctx context.Context, token, namespace, serviceAccount stri
 	return chain, nil
 }
 
-func (s *Signer) sign(ctx context.Context, token, namespace, serviceAccount string, csr []byte) ([][]byte, error) {
+func (s *Signer) sign(ctx context.Context, token, namespace, serviceAccount string,
+	csr []byte) ([][]byte, error) {
 	caller, err := s.auth.identify(ctx, token)
 	if err != nil {
 		return nil, err
 	}
 	if caller.Role != RoleAgent {
-		return nil, refuse(ErrForbidden, ReasonRole, "service account %s is not signed for: only agents may ask for identities", caller.ServiceAccount)
+		return nil, refuse(ErrForbidden, ReasonRole,
+			"service account %s may not request certificates: only agents may", caller.ServiceAccount)
 	}
 	if !s.rates.allow(caller.NodeName) {
-		return nil, refuse(ErrRateLimited, ReasonRate, "node %s asks for identities too often: try again later", caller.NodeName)
+		return nil, refuse(ErrRateLimited, ReasonRate,
+			"node %s requests certificates too often: try again later", caller.NodeName)
 	}
 	name, err := s.name(namespace, serviceAccount)
 	if err != nil {
@@ -123,11 +131,11 @@ func (s *Signer) sign(ctx context.Context, token, namespace, serviceAccount stri
 	}
 	pub, err := identity.ParseCSR(csr)
 	if err != nil {
-		return nil, refuse(ErrInvalid, ReasonCSR, "certificate request for %s: %w", name, err)
+		return nil, refuse(ErrInvalid, ReasonCSR, "parse certificate request for %s: %w", name, err)
 	}
 	chain, err := s.issuer.SignWorkload(pub, name, time.Now())
 	if err != nil {
-		return nil, refuse(ErrUnavailable, ReasonIssuer, "the issuer does not sign: %w", err)
+		return nil, refuse(ErrUnavailable, ReasonIssuer, "sign certificate: %w", err)
 	}
 	return chain, nil
 }
@@ -138,39 +146,36 @@ func (s *Signer) name(namespace, serviceAccount string) (identity.Name, error) {
 		return identity.Name{}, refuse(ErrInvalid, ReasonName, "%w", err)
 	}
 	if namespace == s.auth.namespace {
-		return identity.Name{}, refuse(ErrForbidden, ReasonOwnNamespace, "%s is of Causeway's own namespace, whose names are never signed for agents", name)
+		return identity.Name{}, refuse(ErrForbidden, ReasonOwnNamespace,
+			"%s is in the namespace of Causeway, for which agents receive no certificates", name)
 	}
 	return name, nil
 }
 
-// runsOn returns nil if a live pod of node has name.
+// runsOn returns nil if a live pod with this name runs on node.
 func (s *Signer) runsOn(ctx context.Context, node string, name identity.Name) error {
 	var pods corev1.PodList
 	err := s.auth.pods.List(ctx, &pods, client.InNamespace(name.Namespace()),
 		client.MatchingFields{PodNodeField: node}, client.UnsafeDisableDeepCopy)
 	if err != nil {
-		return refuse(ErrUnavailable, ReasonUnchecked, "list the pods of node %s in namespace %s: %w", node, name.Namespace(), err)
+		return refuse(ErrUnavailable, ReasonUnchecked, "list pods on node %s in namespace %s: %w", node,
+			name.Namespace(), err)
 	}
 	for i := range pods.Items {
-		if bears(&pods.Items[i], node, name) {
+		if hasName(&pods.Items[i], node, name) {
 			return nil
 		}
 	}
-	return refuse(ErrForbidden, ReasonNoPod, "no live pod of service account %s/%s runs on node %s as far as this replica has seen",
+	return refuse(ErrForbidden, ReasonNoPod,
+		"no live pod of service account %s/%s on node %s in the cache of this replica",
 		name.Namespace(), name.ServiceAccount(), node)
 }
 
-// bears reports whether a pod on node, as the API server has it, lends its node
-// its name. It only reads pod, which may belong to a cache.
-func bears(pod *corev1.Pod, node string, name identity.Name) bool {
+// hasName reports whether pod runs on node and has name. The pod may belong to a cache,
+// so hasName does not modify it.
+func hasName(pod *corev1.Pod, node string, name identity.Name) bool {
 	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
 	return pod.Spec.NodeName == node &&
 		pod.Namespace == name.Namespace() && pod.Spec.ServiceAccountName == name.ServiceAccount() &&
-		!over(pod) && !pod.Spec.HostNetwork && !mirror
-}
-
-// over reports whether all of a pod's containers have ended for good: its address
-// may by now be another's. A pod that is being deleted still lives.
-func over(pod *corev1.Pod) bool {
-	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+		!kube.PodFinished(pod) && !pod.Spec.HostNetwork && !mirror
 }

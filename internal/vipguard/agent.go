@@ -152,7 +152,7 @@ func (l *Listeners) serveGuard(p *peer, first message) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := give(p, l.held); err != nil {
-		l.opts.Log.Warn("listeners not given to the guard", "err", err)
+		l.opts.Log.Warn("listeners not given to the guard", "error", err)
 	}
 }
 

@@ -23,10 +23,11 @@ const (
 
 // server serves one unix socket to peers of known uids.
 type server struct {
-	ln   *net.UnixListener
-	path string
-	uids []int
-	log  *slog.Logger
+	ln      *net.UnixListener
+	path    string
+	uids    []int
+	log     *slog.Logger
+	closing sync.Once
 }
 
 // newServer listens at path, in place of whatever was there. The socket is for
@@ -58,16 +59,18 @@ func newServer(path string, gid int, uids []int, log *slog.Logger) (*server, err
 		os.Remove(fresh)
 		return nil, err
 	}
-	return &server{ln, path, uids, log}, nil
+	return &server{ln: ln, path: path, uids: uids, log: log}, nil
 }
 
-// run gives each peer with its first message to handle, until ctx ends; then it
-// closes every connection, waits for every handle and removes the socket.
+// run calls handle with each peer and its first message until ctx ends. Before it returns it
+// removes the socket, closes every connection and waits for every handle. From then on it
+// touches the path no more, so the next server may use it.
 func (s *server) run(ctx context.Context, handle func(*peer, message)) error {
 	var peers sync.WaitGroup
 	defer peers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer s.close() // waits if the next line has started it
 	stop := context.AfterFunc(ctx, s.close)
 	defer stop()
 	slots := make(chan struct{}, maxPeers)
@@ -94,16 +97,19 @@ func (s *server) run(ctx context.Context, handle func(*peer, message)) error {
 			defer stop()
 			defer conn.Close()
 			if err := s.greet(conn, handle); err != nil && ctx.Err() == nil {
-				s.log.Warn("refused a peer on a unix socket", "socket", s.path, "err", err)
+				s.log.Warn("refused a peer on a unix socket", "socket", s.path, "error", err)
 			}
 		})
 	}
 }
 
-// close removes the socket. It is safe to repeat, and needed only if run was not called.
+// close removes the socket. It is needed only if run was not called. A repeated call does
+// nothing, because the path may belong to the next server by then.
 func (s *server) close() {
-	os.Remove(s.path)
-	s.ln.Close()
+	s.closing.Do(func() {
+		os.Remove(s.path)
+		s.ln.Close()
+	})
 }
 
 // greet checks who the peer is and reads its first message.

@@ -70,7 +70,7 @@ func (g *guard) serveAgent(ctx context.Context, p *peer, first message, agentUID
 			return
 		}
 		if err := give(p, g.sockets); err != nil {
-			g.log.Warn("listeners not given to the agent", "err", err)
+			g.log.Warn("listeners not given to the agent", "error", err)
 			return
 		}
 	case msgHere:
@@ -86,7 +86,7 @@ func (g *guard) serveGuard(ctx context.Context, p *peer, first message) {
 		return
 	}
 	if err := give(p, g.sockets); err != nil {
-		g.log.Warn("listeners not given to a newer guard", "err", err)
+		g.log.Warn("listeners not given to a newer guard", "error", err)
 		return
 	}
 	follow(p, g.count(ctx, func(p *presence) *int { return &p.newer }))
@@ -222,7 +222,7 @@ func (r *routes) mend() (wrote bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil && (r.err == nil || r.err.Error() != err.Error()) {
-		r.opts.Log.Error("VIP range not guarded", "err", err)
+		r.opts.Log.Error("VIP range not guarded", "error", err)
 	}
 	r.err = err
 	return wrote

@@ -102,7 +102,7 @@ func (k *keeper) move(open bool, timer *time.Timer) bool {
 	}
 	k.failed(err)
 	if err != nil {
-		k.log.Error("listeners not moved", "listen", open, "err", err)
+		k.log.Error("listeners not moved", "listen", open, "error", err)
 		timer.Reset(retryGate)
 		return false
 	}

@@ -148,7 +148,7 @@ func run(ctx context.Context, o Options, k kernel) error {
 		changed: g.changed, failed: g.gateFailed,
 	}
 	if err := openAgentFolder(filepath.Join(o.NodeDir, AgentFolder), o.AgentGID); err != nil {
-		o.Log.Warn("the agent has no folder to keep its state in: it cannot restart without a controller", "err", err)
+		o.Log.Warn("the agent has no folder to keep its state in: it cannot restart without a controller", "error", err)
 	}
 	agents, err := newServer(filepath.Join(o.PodDir, guardSocket), o.AgentGID, []int{o.AgentUID, guardUID}, o.Log)
 	if err != nil {
@@ -228,7 +228,7 @@ func gather(ctx context.Context, o Options) (sockets, []*peer, error) {
 func takeInto(held sockets, wanted []endpoint, p *peer, log *slog.Logger) {
 	given, err := take(p)
 	if err != nil {
-		log.Warn("no listeners taken over", "from", p.RemoteAddr(), "err", err)
+		log.Warn("no listeners taken over", "from", p.RemoteAddr(), "error", err)
 		return
 	}
 	held.keep(given, wanted)

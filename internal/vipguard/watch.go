@@ -47,10 +47,11 @@ func (w *watcher) close() {
 	}
 }
 
-// run calls kick for every change that may concern us, until ctx ends; then it
-// returns nil. It closes the watcher.
+// run calls kick for every change that may concern us until ctx ends. It closes the watcher
+// and returns nil if ctx was the reason.
 func (w *watcher) run(ctx context.Context, kick func()) error {
 	g, ctx := errgroup.WithContext(ctx)
+	defer w.close()
 	stop := context.AfterFunc(ctx, w.close)
 	defer stop()
 	for _, s := range w.sockets {

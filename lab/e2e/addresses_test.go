@@ -143,11 +143,11 @@ spec:
 func TestOneWayLink(t *testing.T) {
 	readdress(t, east, "west", `{"gateways":null,"gatewayCIDRs":["192.0.2.0/24"]}`)
 	within(t, time.Minute, "east says that nobody in west can be called", func() error {
-		return east.condition(t.Context(), "west", v1alpha1.LinkGatewayReachable, "False NoAddress", "as the peer says", "gatewayCIDRs does not hold it")
+		return east.condition(t.Context(), "west", v1alpha1.LinkGatewayReachable, "False NoAddress", "advertised by the peer", "gatewayCIDRs does not contain it")
 	})
 	within(t, 20*time.Second, "and that it is linked", func() error {
 		for kind, want := range map[string]string{
-			v1alpha1.LinkConnected: "True Connected", v1alpha1.LinkTrusted: "True Trusted", v1alpha1.LinkSynced: "False NoWayToPeer",
+			v1alpha1.LinkConnected: "True Connected", v1alpha1.LinkTrusted: "True Trusted", v1alpha1.LinkSynced: "False PeerUnreachable",
 		} {
 			if err := east.condition(t.Context(), "west", kind, want); err != nil {
 				return err
@@ -218,7 +218,7 @@ endpoints: [{addresses: [%s]}]
 	}
 	must(t, west.kubectl(t.Context(), "", "-n", "shop", "delete", "service/gateway-of-east"))
 	within(t, 90*time.Second, "a name that is gone is said", func() error {
-		return west.condition(t.Context(), "east", v1alpha1.LinkGatewayReachable, "True PartlyReachable", name+": DNS knows no such name")
+		return west.condition(t.Context(), "east", v1alpha1.LinkGatewayReachable, "True PartlyReachable", name+": DNS does not know the name")
 	})
 	if got := calls(t, 10, time.Second); got != (tally{}) {
 		t.Errorf("of 10 calls by the name's last answer %+v", got)

@@ -14,10 +14,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// checked is a line of `causeway check --json`.
-type checked struct{ Check, On, State, Seen, Hint string }
+// checked is a result of `causeway check --json`.
+type checked struct{ Check, Target, State, Message, Hint string }
 
-// check runs the command in west. That something fails is no error of its own.
+// check runs the command in west. A check that fails is not an error.
 func check(ctx context.Context, args ...string) ([]checked, error) {
 	return checkIn(ctx, west, args...)
 }
@@ -30,24 +30,26 @@ func checkIn(ctx context.Context, c *cluster, args ...string) ([]checked, error)
 	}
 	failed := false
 	for _, l := range answer.Checks {
-		failed = failed || l.State == "FAIL"
+		failed = failed || l.State == "fail"
 	}
 	if failed != (err != nil) {
-		return nil, fmt.Errorf("something fails: %v, and the command ends with %w", failed, err)
+		return nil, fmt.Errorf("a check fails: %v, and the command ends with %w", failed, err)
 	}
 	return answer.Checks, nil
 }
 
-// finding is what a fault has to be called. on is how its name begins.
-type finding struct{ check, on, state, seen string }
+// finding is a result that a fault must give. target is a prefix of the result's target, and
+// message a part of its message.
+type finding struct{ check, target, state, message string }
 
-// found reports which of the findings are not among lines.
-func found(lines []checked, want []finding) error {
+// found returns an error that names the findings that are missing from results.
+func found(results []checked, want []finding) error {
 	var missing []string
 	for _, w := range want {
 		ok := false
-		for _, l := range lines {
-			ok = ok || l.Check == w.check && strings.HasPrefix(l.On, w.on) && l.State == w.state && strings.Contains(l.Seen, w.seen) && l.Hint != ""
+		for _, r := range results {
+			ok = ok || r.Check == w.check && strings.HasPrefix(r.Target, w.target) && r.State == w.state &&
+				strings.Contains(r.Message, w.message) && r.Hint != ""
 		}
 		if !ok {
 			missing = append(missing, fmt.Sprintf("%v", w))
@@ -56,12 +58,12 @@ func found(lines []checked, want []finding) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	return fmt.Errorf("not named: %s; said was %+v", strings.Join(missing, ", "), bad(lines))
+	return fmt.Errorf("missing results: %s; got %+v", strings.Join(missing, ", "), bad(results))
 }
 
-func bad(lines []checked) []checked {
+func bad(results []checked) []checked {
 	var out []checked
-	for _, l := range lines {
+	for _, l := range results {
 		if l.State != "ok" {
 			out = append(out, l)
 		}
@@ -75,7 +77,7 @@ func sound(t *testing.T) {
 	err := poll(background(), time.Minute, func() error {
 		lines, err := check(background())
 		for _, l := range lines {
-			if l.State == "FAIL" {
+			if l.State == "fail" {
 				err = fmt.Errorf("%+v", bad(lines))
 			}
 		}
@@ -176,15 +178,15 @@ func TestCheckNamesFaults(t *testing.T) {
 	must(t, err)
 	must(t, west.kubectl(ctx, "", "delete", "clusterrolebinding", "causeway-links"))
 	want := []finding{
-		{"mirror", "shop/lost-east", "FAIL", "the ledger knows no such"},
-		{"service", "shop/clash-east", "FAIL", "NameTaken"},
-		{"mirror", "shop/redis-east", "FAIL", "EndpointSlice thief"},
-		{"trust", "north", "FAIL", "the Link's root is none"},
-		{"link", "north", "FAIL", "BadRoot"},
-		{"service", "nowhere/homeless-east", "FAIL", "NamespaceMissing"},
-		{"address", "east", "FAIL", "198.51.100.9:4143 is not reached from 1 of 1 node"},
-		{"address", "east", "FAIL", "no-such-host.invalid:4143 is not reached"},
-		{"rights", "causeway-agent", "FAIL", "may not list links.causeway.dev"},
+		{"mirror", "shop/lost-east", "fail", "the ledger does not have it"},
+		{"service", "shop/clash-east", "fail", "NameTaken"},
+		{"mirror", "shop/redis-east", "fail", "EndpointSlice thief"},
+		{"trust", "north", "fail", "the root in the Link is not valid"},
+		{"link", "north", "fail", "BadRoot"},
+		{"service", "nowhere/homeless-east", "fail", "NamespaceMissing"},
+		{"address", "east", "fail", "198.51.100.9:4143 is not reachable from 1 of 1 node"},
+		{"address", "east", "fail", "no-such-host.invalid:4143 is not reachable"},
+		{"rights", "causeway-agent", "fail", "may not list links.causeway.dev"},
 	}
 	within(t, 30*time.Second, "every fault is named", func() error {
 		lines, err := check(ctx, "--skip-canary")
@@ -194,7 +196,7 @@ func TestCheckNamesFaults(t *testing.T) {
 		return found(lines, want)
 	})
 	said := have(west.causeway(ctx, "links"))(t)
-	for _, words := range []string{"north: not Trusted (BadRoot)", "NameTaken", "NamespaceMissing"} {
+	for _, words := range []string{"north: not Ready (BadRoot)", "NameTaken", "NamespaceMissing"} {
 		if !strings.Contains(said, words) {
 			t.Errorf("check says %s, and links does not:\n%s", words, said)
 		}
@@ -233,12 +235,12 @@ func TestCheckWithoutControllers(t *testing.T) {
 			return err
 		}
 		return found(lines, []finding{
-			{"controller", "cluster", "FAIL", "no replica could be asked"},
-			{"address", "east", "warning", "was tried by nobody"},
+			{"controller", "cluster", "fail", "no replica answers"},
+			{"address", "east", "warning", "was not tested from any node"},
 		})
 	})
-	named(t, east, 30*time.Second, quick, finding{"address", "west", "FAIL", "the peer's gateway turns us away"})
-	agree(t, east, "the peer's gateway turns us away")
+	named(t, east, 30*time.Second, quick, finding{"address", "west", "fail", "the peer's gateway rejects the connection"})
+	agree(t, east, "the peer's gateway rejects the connection")
 }
 
 // nested is a list deep in an object.

@@ -8,6 +8,7 @@
 //
 // What always holds:
 //   - It needs root and minutes, so it is built with the tag e2e only; it fails, and never skips, where it cannot run.
+//     Only stories that take over a minute each are skipped, unless CAUSEWAY_E2E_LONG is set: `make test-long` sets it.
 //   - A test finds the clusters linked and bar exported, and puts back what it changes; the order of tests means nothing.
 //   - Nothing is tried again until it works. What must come to be is asked for until a deadline, which is the promise itself where there
 //     is one, and a failure says what was last seen.

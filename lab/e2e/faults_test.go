@@ -71,16 +71,16 @@ func TestCheckNamesFlushedRoutes(t *testing.T) {
 	})
 	must(t, onNode(ctx, west, "ip", "route", "del", "local", "240.64.0.0/12", "table", "local"))
 	named(t, west, 40*time.Second, nil,
-		finding{"path", node, "FAIL", "a pod's call is refused on the node"},
-		finding{"vip-guard", node, "FAIL", "the local route for 240.64.0.0/12 is not there"},
-		finding{"vip-guard", node, "FAIL", "vip-guard does not answer"})
-	if kept := have(west.pathCondition(ctx, agent))(t); kept == nil || !strings.Contains(kept.Message, "is refused on the node") {
+		finding{"path", node, "fail", "the node refuses a pod's connection"},
+		finding{"vip-guard", node, "fail", "the local route for 240.64.0.0/12 is not there"},
+		finding{"vip-guard", node, "fail", "vip-guard does not answer"})
+	if kept := have(west.pathCondition(ctx, agent))(t); kept == nil || !strings.Contains(kept.Message, "the node refuses a pod's connection") {
 		t.Errorf("the agent's pod keeps %v of the path that failed", kept)
 	}
 	must(t, onNode(ctx, west, "ip", "route", "del", "unreachable", "240.64.0.0/12"))
 	named(t, west, 20*time.Second, quick,
-		finding{"path", node, "FAIL", "when it was last proved: a pod's call is refused on the node"},
-		finding{"vip-guard", node, "FAIL", "the unreachable route for 240.64.0.0/12 is not there"})
+		finding{"path", node, "fail", "an earlier test failed: the node refuses a pod's connection"},
+		finding{"vip-guard", node, "fail", "the unreachable route for 240.64.0.0/12 is not there"})
 }
 
 // pathCondition is what an agent's pod bears in mind of its node's path; nil: nothing.
@@ -107,7 +107,7 @@ func TestCheckNamesDNS(t *testing.T) {
 		sound(t)
 	})
 	must(t, scale(0))
-	named(t, west, 40*time.Second, nil, finding{"dns", west.Nodes()[0], "FAIL", "cannot resolve a Service's name"})
+	named(t, west, 40*time.Second, nil, finding{"dns", west.Nodes()[0], "fail", "cannot resolve the name of a Service"})
 }
 
 // TestCheckNamesMissingKind: a kind that somebody deletes is named, `install` puts it back, and it has its effect again.
@@ -118,7 +118,7 @@ func TestCheckNamesMissingKind(t *testing.T) {
 		serves(t)
 	})
 	must(t, east.kubectl(ctx, "", "delete", "crd", "exportpolicies.causeway.dev"))
-	named(t, east, 20*time.Second, quick, finding{"kinds", "cluster", "FAIL", "does not know ExportPolicy"})
+	named(t, east, 20*time.Second, quick, finding{"kinds", "cluster", "fail", "does not serve ExportPolicy"})
 	serves(t) // meanwhile
 	must(t, east.install(ctx))
 	guest, address := netOf(t, west, "guest"), "http://"+mirrorOf(t, "bar-east", 80)
@@ -154,7 +154,7 @@ func TestCheckNamesQuota(t *testing.T) {
 	must(t, west.read(ctx, links, "", "east", &l))
 	must(t, quota(map[string]any{"services": l.Status.Mirrors}))
 	must(t, east.kubectl(ctx, late, "apply", "-f", "-"))
-	named(t, west, 30*time.Second, quick, finding{"service", "east", "FAIL", "QuotaReached: the Link's import quotas leave out 1 mirror"})
+	named(t, west, 30*time.Second, quick, finding{"service", "east", "warning", "QuotaReached: the Link's import quotas leave out 1 mirror"})
 	agree(t, west, "QuotaReached")
 }
 
@@ -163,7 +163,7 @@ func TestCheckNamesInvites(t *testing.T) {
 	ctx := t.Context()
 	t.Cleanup(func() { have(west.causeway(background(), "invite", "delete", "north"))(t) })
 	have(west.causeway(ctx, "invite", "north", "--valid-for", "100s"))(t)
-	named(t, west, 10*time.Second, quick, finding{"invite", "north", "warning", "open, and ends in"})
+	named(t, west, 10*time.Second, quick, finding{"invite", "north", "warning", "open, and expires in"})
 }
 
 // TestCheckNamesExpiredIssuer: east's issuer ends, and its controller may not renew it. Both sides say so; when it may again, it
@@ -185,11 +185,11 @@ func TestCheckNamesExpiredIssuer(t *testing.T) {
 	s.Data = have(shortened(s.Data, have(secrets.Get(ctx, "causeway-root", getOptions))(t).Data, end))(t)
 	have(secrets.Update(ctx, s, metav1.UpdateOptions{}))(t)
 	named(t, east, time.Minute, quick,
-		finding{"identity", "cluster", "FAIL", "this cluster's issuer ended"},
-		finding{"rights", "causeway-controller", "FAIL", "update secrets"})
+		finding{"identity", "cluster", "fail", "this cluster's issuer expired"},
+		finding{"rights", "causeway-controller", "fail", "update secrets"})
 	named(t, west, 20*time.Second, quick,
-		finding{"trust", "east", "FAIL", "none of the peer's 1 issuer is live"},
-		finding{"link", "east", "FAIL", "not Trusted (IssuersEnded)"})
+		finding{"trust", "east", "fail", "none of the peer's 1 issuer is valid now"},
+		finding{"link", "east", "fail", "not Trusted (IssuersEnded)"})
 	agree(t, west, "not Trusted (IssuersEnded)")
 	if _, err := fetch(ctx, netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)); err == nil {
 		t.Error("a call was served by a workload whose issuer has ended")
@@ -264,8 +264,8 @@ func TestCheckNamesWrongClock(t *testing.T) {
 	})
 	have(west.causeway(ctx, "install", "--cluster-name", "west", "--set", "image.tag=ahead"))(t)
 	named(t, west, time.Minute, quick,
-		finding{"clock", west.Nodes()[0], "FAIL", "the node's clock is 10 minutes ahead of the API server's"},
-		finding{"clock", "causeway-controller-", "FAIL", "its clock is 10 minutes ahead of the API server's"})
-	named(t, east, time.Minute, quick, finding{"clock", "west", "FAIL", "the peer's clock is 10 minutes ahead of the API server's"})
+		finding{"clock", west.Nodes()[0], "fail", "the node's clock is 10 minutes ahead of the API server's"},
+		finding{"clock", "causeway-controller-", "fail", "its clock is 10 minutes ahead of the API server's"})
+	named(t, east, time.Minute, quick, finding{"clock", "west", "fail", "the peer's clock is 10 minutes ahead of the API server's"})
 	agree(t, east, "not Trusted (ClockSkew)", "10m0s ahead of ours")
 }

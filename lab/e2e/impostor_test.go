@@ -19,6 +19,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/ledger"
 )
 
 // An impostor is a peer of east's with all of west's secrets, and no manners: it speaks to east's gateway as west's agents and
@@ -56,14 +57,16 @@ func newImpostor(t *testing.T) *impostor {
 	p.east.anchors = have(identity.NewAnchors(map[string][]*x509.Certificate{p.east.trustDomain: {eastIssuer.Certificate()}}))(t)
 
 	p.routes = make(map[string]uint32)
+	book := ledger.NewBook([]netip.Prefix{netip.MustParsePrefix("240.64.0.0/12")}, func() string { return "" })
 	list := have(east.dyn.Resource(ledgers).Namespace(system).List(ctx, listOptions))(t)
-	for _, u := range list.Items {
+	for _, u := range list.Items { // sorted by name: the directory first
 		var l v1alpha1.Ledger
 		must(t, convert(u.Object, &l))
-		for _, e := range l.Exports {
-			for _, port := range e.Ports {
-				p.routes[e.Namespace+"/"+e.Service+":"+port.Name] = uint32(port.Route)
-			}
+		book.Load(&l)
+	}
+	for _, c := range book.Changes().Exports {
+		for port, id := range c.Member.Routes {
+			p.routes[c.Key.String()+":"+port.Name] = id
 		}
 	}
 	return p

@@ -158,7 +158,7 @@ func wantSeen(t *testing.T, hub *cluster, peer string, who *cluster, reason stri
 	i := have(hub.invitation(t.Context(), peer))(t)
 	for _, r := range i.Refusals {
 		if r.TrustDomain == domain && r.Reason == reason && r.Address != "" {
-			named(t, hub, 10*time.Second, quick, finding{"invite", peer, "warning", fmt.Sprintf("a cluster of trust domain %s, from %s, was refused: %s", domain, r.Address, reason)})
+			named(t, hub, 10*time.Second, quick, finding{"invite", peer, "warning", fmt.Sprintf("a cluster of trust domain %s was refused, at %s: %s", domain, r.Address, reason)})
 			return
 		}
 	}

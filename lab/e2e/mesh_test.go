@@ -236,7 +236,7 @@ func (m mesh) oneWay(t *testing.T) {
 				return errors.Join(
 					m[at].condition(ctx, link, v1alpha1.LinkConnected, "True Connected"),
 					m[at].condition(ctx, link, v1alpha1.LinkTrusted, "True Trusted"),
-					m[at].condition(ctx, link, v1alpha1.LinkSynced, "False NoWayToPeer"),
+					m[at].condition(ctx, link, v1alpha1.LinkSynced, "False PeerUnreachable"),
 					m[at].unreached(ctx, link),
 				)
 			})

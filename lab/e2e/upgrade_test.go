@@ -309,7 +309,7 @@ func TestAgentRestartsWithoutController(t *testing.T) {
 			t.Errorf("a call by a Link that is gone gets %v, want a reset", err)
 		}
 	}
-	must(t, west.said(ctx, "agent", told, "a Link is gone: its peer is refused from now on"))
+	must(t, west.said(ctx, "agent", told, "Link deleted, refusing its peer from now on"))
 }
 
 // said reports whether a component has logged a message since.

@@ -30,10 +30,10 @@ func TestOtherNetworks(t *testing.T) {
 	t.Run("a mirror has an address of each family", func(t *testing.T) { callsByIPv6(t, six) })
 	t.Run("a neighbour's address is no identity", func(t *testing.T) { borrowsAddress(t, odd, six) })
 	t.Run("check knows where a pod could forge", func(t *testing.T) {
-		named(t, six, 10*time.Second, quick, finding{"neighbours", "cluster", "warning", "on 1 node (six-1) pods share a bridge"})
+		named(t, six, 10*time.Second, quick, finding{"neighbors", "cluster", "warning", "on 1 node (six-1) pods share a bridge"})
 		for _, l := range have(checkIn(t.Context(), odd, quick...))(t) {
-			if l.Check == "neighbours" && l.State != "ok" {
-				t.Errorf("where each pod has an interface of its own it is said: %s", l.Seen)
+			if l.Check == "neighbors" && l.State != "ok" {
+				t.Errorf("got a warning although each pod has an interface of its own: %s", l.Message)
 			}
 		}
 	})

@@ -4,7 +4,9 @@ package selftest
 
 import (
 	"context"
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,7 +76,8 @@ func inventory(t *testing.T) lab.Inventory {
 	return inv
 }
 
-// mine drops what other programs and other labs do on the same machine at the same time: their processes, cgroups and state.
+// mine drops what other programs and other labs do on the same machine at the same time:
+// their processes, cgroups and state, and the mount of /run/netns that their namespaces need.
 func mine(diff []string) []string {
 	var out []string
 	for _, line := range diff {
@@ -83,6 +86,7 @@ func mine(diff []string) []string {
 		switch {
 		case strings.Contains(line, " process: ") && !strings.HasPrefix(what, "[lab "+scratch.Name+"] "):
 		case inCgroup && !strings.Contains(cgroup, "cwl-"+scratch.Name) && !strings.HasPrefix(cgroup, "kubepods"):
+		case strings.Contains(what, " /run/netns ") && othersNetns():
 		case strings.Contains(what, "cwl-") && !strings.Contains(what, "cwl-"+scratch.Name):
 		case strings.HasPrefix(what, lab.DefaultState+"/") && !strings.HasPrefix(what, lab.DefaultState+"/"+scratch.Name):
 		default:
@@ -90,4 +94,12 @@ func mine(diff []string) []string {
 		}
 	}
 	return out
+}
+
+// othersNetns reports whether /run/netns holds a network namespace of another program.
+func othersNetns() bool {
+	entries, _ := os.ReadDir("/run/netns")
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		return !strings.HasPrefix(e.Name(), "cwl-"+scratch.Name+"-")
+	})
 }

@@ -23,6 +23,17 @@ readOnlyRootFilesystem: true
 runAsNonRoot: true
 {{- end }}
 
+{{/* GOMEMLIMIT as an item of env, 90 % of the memory limit; nothing without a limit. Call with the resources. */}}
+{{- define "causeway.memoryLimit" -}}
+{{- with dig "limits" "memory" "" (. | default dict) }}
+{{- $number := regexFind "^[0-9.]+" . | float64 }}
+{{- $unit := regexReplaceAll "^[0-9.]+" . "" }}
+{{- $bytes := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
+- name: GOMEMLIMIT
+  value: {{ mulf $number (get $bytes $unit) 0.9 | floor | int64 | quote }}
+{{- end }}
+{{- end }}
+
 {{/* Prefers pods of one component on different nodes. */}}
 {{- define "causeway.spread" -}}
 podAntiAffinity:

@@ -13,16 +13,18 @@ import (
 
 // Why a stream ended or was refused. The list is closed.
 const (
-	endedOrderly     = "ended" // by whoever dialled, or in good order
+	endedOrderly     = "ended"    // in good order, or by the side that dialed
+	endedReopened    = "reopened" // towards another replica of the peer
 	endedUnreachable = "unreachable"
-	endedTurnedAway  = "turned_away" // by the gateway, which knows no label of ours, or nobody to lead us to
+	endedTurnedAway  = "turned_away" // by the gateway: the label is unknown, or no controller is there
 	endedHandshake   = "handshake"
-	endedBroken      = "broken" // by a network, or a process that was killed
+	endedBroken      = "broken" // by the network, or a process was killed
 	endedSilent      = "silent"
 	endedSlow        = "slow_reader"
 	endedProtocol    = "protocol"
 	endedLimit       = "limit"
 	endedNotLinked   = "not_linked"
+	endedNotTrusted  = "not_trusted"
 	endedStreams     = "too_many_streams"
 	endedConnections = "too_many_connections"
 	endedNotReady    = "not_ready"
@@ -30,18 +32,36 @@ const (
 	endedOther       = "other"
 )
 
-// reason sorts err into the closed list.
+// reasons maps errors to the closed list. The first match counts.
+var reasons = []struct {
+	err    error
+	reason string
+}{
+	{ErrSilent, endedSilent},
+	{ErrSlow, endedSlow},
+	{ErrProtocol, endedProtocol},
+	{ErrNotLinked, endedNotLinked},
+	{ErrNotTrusted, endedNotTrusted},
+	{delta.ErrTooMany, endedLimit},
+	{delta.ErrTooLarge, endedLimit},
+	{delta.ErrDuplicate, endedProtocol},
+	{delta.ErrUnknownKey, endedProtocol},
+	{errReopened, endedReopened},
+	{errDial, endedUnreachable},
+	{errTurnedAway, endedTurnedAway},
+	{ErrEnded, endedOrderly},
+	{errHandshake, endedHandshake},
+	{errBroken, endedBroken},
+	{context.DeadlineExceeded, endedUnreachable},
+	{context.Canceled, endedOrderly},
+	{errStreams, endedStreams},
+	{errNotReady, endedNotReady},
+	{errStopping, endedStopping},
+}
+
+// reason returns the reason for err from the closed list.
 func reason(err error) string {
-	for _, known := range []struct {
-		err    error
-		reason string
-	}{
-		{ErrSilent, endedSilent}, {ErrSlow, endedSlow}, {ErrProtocol, endedProtocol}, {ErrNotLinked, endedNotLinked},
-		{delta.ErrTooMany, endedLimit}, {delta.ErrTooLarge, endedLimit},
-		{delta.ErrDuplicate, endedProtocol}, {delta.ErrUnknownKey, endedProtocol},
-		{errDial, endedUnreachable}, {errTurnedAway, endedTurnedAway}, {ErrEnded, endedOrderly}, {errHandshake, endedHandshake}, {errBroken, endedBroken}, {context.DeadlineExceeded, endedUnreachable},
-		{errStreams, endedStreams}, {errNotReady, endedNotReady}, {errStopping, endedStopping},
-	} {
+	for _, known := range reasons {
 		if errors.Is(err, known.err) {
 			return known.reason
 		}
@@ -67,7 +87,7 @@ func reason(err error) string {
 	return endedOther
 }
 
-// Metrics counts streams. Make it with NewMetrics and give it to all Clients and
+// Metrics counts streams. Make it with NewMetrics, and share it between all Clients and
 // Servers of a process.
 type Metrics struct {
 	ended *prometheus.CounterVec
@@ -85,17 +105,32 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_catalog_streams_ended_total",
-			Help: "Catalog streams and attempts at one that ended, by who dialled and why.",
+			Help: "Catalog streams and connection attempts that ended, by direction and reason.",
 		}, []string{"direction", "reason"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "causeway_catalog_streams",
-			Help: "Open catalog streams, by who dialled.",
+			Help: "Open catalog streams, by direction.",
 		}, []string{"direction"}),
 	}
 	for _, direction := range []string{inbound, outbound} {
 		m.open.WithLabelValues(direction)
-		for _, why := range []string{endedOrderly, endedUnreachable, endedTurnedAway, endedHandshake, endedBroken, endedSilent, endedSlow, endedProtocol, endedLimit,
-			endedNotLinked, endedStreams, endedConnections, endedNotReady, endedStopping, endedOther} {
+		for _, why := range []string{
+			endedOrderly,
+			endedReopened,
+			endedUnreachable,
+			endedTurnedAway,
+			endedHandshake,
+			endedBroken,
+			endedSilent,
+			endedSlow,
+			endedProtocol,
+			endedLimit,
+			endedNotLinked,
+			endedNotTrusted,
+			endedStreams,
+			endedConnections,
+			endedNotReady, endedStopping, endedOther,
+		} {
 			m.ended.WithLabelValues(direction, why)
 		}
 	}

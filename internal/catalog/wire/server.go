@@ -22,23 +22,26 @@ import (
 
 var (
 	errStreams  = errors.New("too many catalog streams")
-	errNotReady = errors.New("the controller has nothing to say yet")
+	errNotReady = errors.New("the controller is starting")
 	errStopping = errors.New("this controller replica is stopping")
 )
 
-// Peer says whose connection it is: the name of the Link, or an error, which
-// refuses. It must decide from the proven certificates, check them against the
-// clock, and be quick: it is asked again with each heartbeat, and a stream whose
-// Link is no longer the same ends.
-type Peer func(tls.ConnectionState) (link string, err error)
+// Identify returns the name of the Link whose peer is at the other end of a connection,
+// or an error, which rejects it. It decides from the verified certificates and checks
+// them against the clock. It must be fast, because it is called again with each
+// heartbeat. A stream whose Link is no longer the same ends.
+type Identify func(tls.ConnectionState) (link string, err error)
 
 // ServerOptions tune a Server. The zero value works.
 type ServerOptions struct {
 	Timing
-	// MaxStreams bounds open streams, and connections to twice as many; 0 means 4096.
+	// MaxStreams bounds open streams; 0 means 4096. There may be twice as many
+	// connections.
 	MaxStreams int
-	// MaxStreamsPerLink bounds those of one Link; 0 means 16.
+	// MaxStreamsPerLink bounds the streams of one Link; 0 means 16.
 	MaxStreamsPerLink int
+	// Budgets are shared by everything that talks to peers; nil means a separate one.
+	Budgets *Budgets
 	// Log may be nil.
 	Log *slog.Logger
 	// Metrics may be nil.
@@ -48,15 +51,15 @@ type ServerOptions struct {
 // Server serves the catalog to linked peers. Make it with NewServer.
 type Server struct {
 	UnimplementedCatalogServer
-	peer  Peer
-	board *Board
-	sink  Sink
-	o     ServerOptions
-	stop  chan struct{} // closed when Serve ends
+	identify Identify
+	board    *Board
+	sink     Sink
+	o        ServerOptions
+	stop     chan struct{} // closed when Serve ends
 
-	listeners sync.WaitGroup // goroutines that hear peers
+	receivers sync.WaitGroup // goroutines that receive
 
-	mu      sync.Mutex // guards all below, and nothing is called under it
+	mu      sync.Mutex // guards all below; no callback runs under it
 	streams int
 	links   map[string]*inboundLink
 }
@@ -66,13 +69,13 @@ type inboundLink struct {
 	streams int // guarded by Server.mu
 
 	deliver sync.Mutex // held while the sink is called for this Link
-	greeted bool       // guarded by deliver: the sink knows of the peer
+	greeted bool       // guarded by deliver: the sink has the peer's Hello
 }
 
-// NewServer returns a Server that tells each peer what board holds for its Link,
-// and sink what peers say of themselves. Disconnected is called when the last of a
-// Link's streams has ended, if Hello was; Catalog never is.
-func NewServer(peer Peer, board *Board, sink Sink, o ServerOptions) *Server {
+// NewServer returns a Server that sends each peer what board holds for its Link. sink
+// receives what peers say of themselves; Disconnected is called after the last stream of
+// a Link if Hello was called before.
+func NewServer(identify Identify, board *Board, sink Sink, o ServerOptions) *Server {
 	o.Timing = o.Timing.orDefaults()
 	o.MaxStreams = cmp.Or(o.MaxStreams, 4096)
 	o.MaxStreamsPerLink = cmp.Or(o.MaxStreamsPerLink, 16)
@@ -82,24 +85,39 @@ func NewServer(peer Peer, board *Board, sink Sink, o ServerOptions) *Server {
 	if o.Metrics == nil {
 		o.Metrics = NewMetrics(nil)
 	}
-	return &Server{peer: peer, board: board, sink: sink, o: o, stop: make(chan struct{}), links: map[string]*inboundLink{}}
+	if o.Budgets == nil {
+		o.Budgets = NewBudgets()
+	}
+	return &Server{
+		identify: identify,
+		board:    board,
+		sink:     sink,
+		o:        o,
+		stop:     make(chan struct{}),
+		links:    map[string]*inboundLink{},
+	}
 }
 
-// Serve serves on ln until ctx ends, with creds of grpctls.New and ALPN, closes ln,
-// and waits for every stream. It returns nil when ctx was the reason. A Server
-// serves once.
+// Serve serves on ln until ctx ends, closes ln, and waits for all streams. creds come
+// from grpctls.New with ALPN. It returns nil if ctx was the reason. A Server serves once.
 func (s *Server) Serve(ctx context.Context, ln net.Listener, creds credentials.TransportCredentials) error {
-	defer s.listeners.Wait()
+	defer s.receivers.Wait()
 	g := grpc.NewServer(
+		// Peers send little on these streams. The default is 32 KiB for each.
+		grpc.ReadBufferSize(4<<10),
 		grpc.Creds(creds),
 		grpc.ConnectionTimeout(10*time.Second),
-		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxRecvMsgSize(maxInboundMessage),
 		grpc.MaxHeaderListSize(8<<10),
 		grpc.MaxConcurrentStreams(1),
-		grpc.StaticStreamWindowSize(2*maxMessage),
-		grpc.StaticConnWindowSize(2*maxMessage),
+		grpc.StaticStreamWindowSize(2*maxInboundMessage),
+		grpc.StaticConnWindowSize(2*maxInboundMessage),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 10 * time.Second, Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: 10 * time.Second,
+			Time:              30 * time.Second,
+			Timeout:           10 * time.Second,
+		}),
 		grpc.WaitForHandlers(true),
 	)
 	RegisterCatalogServer(g, s)
@@ -110,7 +128,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, creds credentials.T
 		case <-ctx.Done():
 		case <-ended:
 		}
-		close(s.stop) // streams end by themselves
+		close(s.stop) // all streams end
 		force := time.AfterFunc(5*time.Second, g.Stop)
 		defer force.Stop()
 		g.GracefulStop()
@@ -126,23 +144,23 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, creds credentials.T
 }
 
 // Sync implements CatalogServer.
-func (s *Server) Sync(stream Catalog_SyncServer) error {
-	link, err := s.sync(stream)
+func (s *Server) Sync(transport Catalog_SyncServer) error {
+	link, err := s.sync(transport)
 	s.count(reason(err))
 	s.o.Log.Debug("catalog stream ended", "link", link, "error", err)
 	return asStatus(err)
 }
 
-func (s *Server) sync(stream Catalog_SyncServer) (link string, err error) {
-	state, ok := grpctls.State(stream.Context())
+func (s *Server) sync(transport Catalog_SyncServer) (link string, err error) {
+	state, ok := grpctls.State(transport.Context())
 	if !ok {
 		return "", fmt.Errorf("%w: the connection proves nothing", ErrNotLinked)
 	}
-	link, err = s.peer(state)
+	link, err = s.identify(state)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrNotLinked, err)
 	}
-	if _, ok, _ := s.board.hello.Read(struct{}{}); !ok {
+	if s.board.Hello() == nil {
 		return link, errNotReady
 	}
 	in, err := s.admit(link)
@@ -150,35 +168,43 @@ func (s *Server) sync(stream Catalog_SyncServer) (link string, err error) {
 		return link, err
 	}
 	defer func() { s.release(link, in, err) }()
-	t := &talk{
-		conversation: newConversation(false), stream: stream, link: link, board: s.board, timing: s.o.Timing,
-		check: func() error { return s.still(link, state) },
-		cut:   func() { grpctls.Cut(stream.Context()) },
-		stop:  s.stop, woken: make(chan struct{}, 1), sink: inboundSink{s.sink, in}, deliver: &in.deliver,
+	out := &stream{
+		protocolState: &protocolState{},
+		transport:     transport,
+		link:          link,
+		board:         s.board,
+		budget:        s.o.Budgets.peer(link),
+		timing:        s.o.Timing,
+		verify:        func() error { return s.verify(link, state) },
+		abort:         func() { grpctls.CloseConn(transport.Context()) },
+		stop:          s.stop,
+		wakeup:        make(chan struct{}, 1),
+		sink:          inboundSink{s.sink, in},
+		deliver:       &in.deliver,
 	}
-	return link, t.run(stream.Context(), s.listeners.Go)
+	return link, out.run(transport.Context(), s.receivers.Go)
 }
 
-// still says whether the stream may go on.
-func (s *Server) still(link string, state tls.ConnectionState) error {
-	now, err := s.peer(state)
+// verify returns an error if the stream must end.
+func (s *Server) verify(link string, state tls.ConnectionState) error {
+	now, err := s.identify(state)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w: %w", ErrNotLinked, err)
 	case now != link:
-		return fmt.Errorf("%w any more as %q", ErrNotLinked, link)
+		return fmt.Errorf("%w: its Link %q is gone", ErrNotLinked, link)
 	}
 	return nil
 }
 
-// admit counts a stream of link in, or refuses it. The caller releases it.
+// admit counts a new stream of link, or refuses it. The caller releases it.
 func (s *Server) admit(link string) (*inboundLink, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	in := s.links[link]
 	if in == nil {
-		// Kept for good, so that calls for a Link stay in one order: there are no more
-		// of them than Links had names.
+		// It stays for good, so that the calls for a Link stay in one order. There are
+		// no more of them than there were names of Links.
 		in = &inboundLink{}
 		s.links[link] = in
 	}
@@ -191,7 +217,7 @@ func (s *Server) admit(link string) (*inboundLink, error) {
 	return in, nil
 }
 
-// release counts a stream of link out, which ended for err.
+// release counts the end of a stream of link.
 func (s *Server) release(link string, in *inboundLink, err error) {
 	in.deliver.Lock()
 	defer in.deliver.Unlock()
@@ -209,7 +235,7 @@ func (s *Server) release(link string, in *inboundLink, err error) {
 
 func (s *Server) count(reason string) { s.o.Metrics.ended.WithLabelValues(inbound, reason).Inc() }
 
-// inboundSink notes that the sink knows of a Link's peer.
+// inboundSink records that the sink has the Hello of a Link's peer.
 type inboundSink struct {
 	Sink
 	in *inboundLink
@@ -221,8 +247,9 @@ func (s inboundSink) Hello(link string, h *Hello, skew time.Duration) uint64 {
 	return s.Sink.Hello(link, h, skew)
 }
 
-// asStatus tells a peer why its stream ended. One that ends because we stop ends in good order: the peer comes again, and is
-// led to another replica. No code here is Unavailable, by which gRPC tells of connections that are lost.
+// asStatus returns the status that tells a peer why its stream ended. A stream that ends
+// because this replica stops ends in good order, so the peer dials again and reaches
+// another replica. No code is Unavailable, by which gRPC reports a lost connection.
 func asStatus(err error) error {
 	if err == nil || errors.Is(err, errStopping) {
 		return nil

@@ -1,17 +1,18 @@
-// Package admit decides whether a caller of a linked cluster may reach a pod of this node. It is the one
-// authorization function: for a new tunnel, and again for every open one whenever the state changes.
+// Package admit decides whether a caller of a linked cluster may reach a pod of this node. It is
+// the one authorization function: for a new tunnel, and again for every open one whenever the
+// state changes.
 //
-//	verified identity, HELLO's name, header's pod ─┐
-//	                                               ├─▶ Decide ─▶ Decision: a target to dial, or a reason and a code
-//	Links, exports, policies, pods (State) ────────┘
+//	verified identity, name in HELLO, pod in header ─┐
+//	                                                 ├─▶ Decide ─▶ Decision: a target, or a reason and a code
+//	Links, exports, policies, pods (State) ──────────┘
 //
 // What always holds:
-//   - Decide is pure: it asks no clock and no network, and equal arguments give equal decisions.
-//   - Default is deny: the zero State and the zero Request are refused.
-//   - The name in HELLO alone says what is called and the verified identity alone who calls. The label and the
-//     header have no say; the header's pod must fit the name.
-//   - Every refusal has a Reason of a closed list, for the operator, and a Code, for the peer. The Code does not
-//     tell a peer a service that is hidden from it from one that does not exist.
+//   - Decide is pure: it uses no clock and no network, and equal arguments give equal decisions.
+//   - The default is deny: the zero State and the zero Request are refused.
+//   - The name in HELLO alone says what is called, and the verified identity alone says who
+//     calls. The label and the header have no say; the header's pod must fit the name.
+//   - Every refusal has a Reason of a closed list, for the operator, and a Code, for the peer.
+//     The Code does not distinguish a hidden Service from one that does not exist.
 package admit
 
 import (
@@ -30,7 +31,8 @@ type Request struct {
 	Port               uint32
 	// PodUID is the header's.
 	PodUID string
-	// Open: the tunnel is open already and its lease is looked at again. It may keep a terminating pod.
+	// Open: the tunnel is open already, and its lease is checked again. It may keep a terminating
+	// pod, and a suspended Link does not end it.
 	Open bool
 }
 
@@ -38,9 +40,9 @@ type Request struct {
 type Decision struct {
 	Allowed bool
 	Reason  Reason
-	// Code is what the peer is told: Code_OK if Allowed.
+	// Code is what the peer receives: Code_OK if Allowed.
 	Code tunnel.Code
-	// Link is the caller's link as far as it is known, for logs and leases; the zero value if it is not.
+	// Link is the caller's link, for logs and leases; the zero value if it is not known.
 	Link Link
 	// Policy names the policy that admits the caller; empty if none was needed.
 	Policy string
@@ -49,17 +51,19 @@ type Decision struct {
 	Target uint32
 }
 
-// Reason says why. The list is closed.
+// Reason is the reason of a decision. The list is closed.
 type Reason uint8
 
-// The reasons, in the order in which Decide looks.
+// The reasons, in the order in which Decide checks them.
 const (
-	// NoState: no whole state has been seen yet.
+	// NoState: no complete state has arrived yet.
 	NoState Reason = iota
 	// NoLink: no Link has the caller's trust domain.
 	NoLink
-	// AmbiguousLink: two Links have it, so neither may speak for it.
+	// AmbiguousLink: two Links have it, so neither may vouch for it.
 	AmbiguousLink
+	// LinkSuspended: the Link's owner stopped new connections.
+	LinkSuspended
 	// NoExport: the service is not exported with pods on this node.
 	NoExport
 	// LinkNotAdmitted: the Link's export rules do not admit the service.
@@ -78,8 +82,10 @@ const (
 	PodTerminating
 	// PolicyDenies: policies select the service and none names the caller.
 	PolicyDenies
-	// PodIsolated: a NetworkPolicy isolates the pod and no policy names the caller.
+	// PodIsolated: NetworkPolicies isolate the port of the pod, and no ExportPolicy names the caller.
 	PodIsolated
+	// DefaultDenies: the Link denies by default, and no ExportPolicy selects the service.
+	DefaultDenies
 	// Admitted: the caller may.
 	Admitted
 )
@@ -91,6 +97,7 @@ var reasons = [...]struct {
 	NoState:         {"no_state", tunnel.Code_NOT_READY},
 	NoLink:          {"no_link", tunnel.Code_NOT_EXPORTED},
 	AmbiguousLink:   {"ambiguous_link", tunnel.Code_NOT_EXPORTED},
+	LinkSuspended:   {"link_suspended", tunnel.Code_DENIED},
 	NoExport:        {"no_export", tunnel.Code_NOT_EXPORTED},
 	LinkNotAdmitted: {"link_not_admitted", tunnel.Code_NOT_EXPORTED},
 	NoPort:          {"no_port", tunnel.Code_NOT_EXPORTED},
@@ -101,13 +108,14 @@ var reasons = [...]struct {
 	PodTerminating:  {"pod_terminating", tunnel.Code_NO_ENDPOINT},
 	PolicyDenies:    {"policy_denies", tunnel.Code_DENIED},
 	PodIsolated:     {"pod_isolated", tunnel.Code_DENIED},
+	DefaultDenies:   {"default_denies", tunnel.Code_DENIED},
 	Admitted:        {"admitted", tunnel.Code_OK},
 }
 
 // String names the reason, as a metric's label.
 func (r Reason) String() string { return reasons[r].name }
 
-// Reasons returns all reasons, Admitted last, to be counted from zero.
+// Reasons returns all reasons, Admitted last, so that metrics can count each from zero.
 func Reasons() []Reason {
 	all := make([]Reason, len(reasons))
 	for i := range all {
@@ -128,7 +136,7 @@ func Decide(r Request, s *State) Decision {
 	return d
 }
 
-// decide fills in what it finds out on its way to the reason.
+// decide returns the reason, and fills in what it finds on the way.
 func (d *Decision) decide(r Request, s *State) Reason {
 	if s == nil || !s.whole {
 		return NoState
@@ -141,6 +149,9 @@ func (d *Decision) decide(r Request, s *State) Reason {
 		return AmbiguousLink
 	}
 	d.Link = links[0]
+	if d.Link.Suspended && !r.Open {
+		return LinkSuspended
+	}
 	export, ok := s.exports[serviceName{r.Namespace, r.Service}]
 	switch {
 	case !ok:
@@ -153,10 +164,10 @@ func (d *Decision) decide(r Request, s *State) Reason {
 	if reason := d.findPod(r, s, export); reason != Admitted {
 		return reason
 	}
-	return d.askPolicies(r.Caller, export)
+	return d.checkPolicies(r, export)
 }
 
-// findPod looks whether the pod may stand for the service here and now.
+// findPod checks whether the pod may stand for the service here and now.
 func (d *Decision) findPod(r Request, s *State, export Export) Reason {
 	pod, ok := s.pods[r.PodUID]
 	switch {
@@ -171,18 +182,18 @@ func (d *Decision) findPod(r Request, s *State, export Export) Reason {
 	switch {
 	case !ok || target == 0:
 		return PodNotBacking
-	case pod.Terminating && !r.Open:
+	case pod.Terminating && !r.Open && !export.Accepts[r.PodUID]:
 		return PodTerminating
 	}
 	d.Pod, d.Target = pod, target
 	return Admitted
 }
 
-// askPolicies looks whether a policy must name the caller, and one does.
-func (d *Decision) askPolicies(caller identity.Name, export Export) Reason {
+// checkPolicies checks whether an ExportPolicy must name the caller, and whether one does.
+func (d *Decision) checkPolicies(r Request, export Export) Reason {
 	for _, p := range export.Policies {
 		for _, c := range p.Callers {
-			if c.Matches(d.Link.Name, caller) {
+			if c.Matches(d.Link.Name, r.Caller) {
 				d.Policy = p.Name
 				return Admitted
 			}
@@ -191,8 +202,10 @@ func (d *Decision) askPolicies(caller identity.Name, export Export) Reason {
 	switch {
 	case len(export.Policies) > 0:
 		return PolicyDenies
-	case d.Pod.Isolated:
+	case slices.Contains(export.Isolated[r.PodUID], r.Port):
 		return PodIsolated
+	case d.Link.DefaultDeny:
+		return DefaultDenies
 	}
 	return Admitted
 }

@@ -36,7 +36,7 @@ func (w world) state() *State { return NewState(w.links, w.exports, w.pods) }
 // ordinary is a world in which web of west may call bar.
 func ordinary() world {
 	return world{
-		links: []Link{{"west", "uid-west", "west-1a2b3c4d"}, {"north", "uid-north", "north-1a2b3c4d"}},
+		links: []Link{{Name: "west", UID: "uid-west", TrustDomain: "west-1a2b3c4d"}, {Name: "north", UID: "uid-north", TrustDomain: "north-1a2b3c4d"}},
 		exports: []Export{
 			{Namespace: "shop", Service: "bar", Ports: []uint32{80, 443}, Links: []string{"west"},
 				Backing: map[string]map[uint32]uint32{"pod-1": {80: 8080}}},
@@ -60,6 +60,7 @@ func TestDecide(t *testing.T) {
 		return func(w *world) { w.exports[0].Policies = []Policy{{"other", nil}, {"front", cs}} }
 	}
 	same := func(*world) {}
+	isolate := func(w *world) { w.exports[0].Isolated = map[string][]uint32{"pod-1": {80}} }
 	cases := map[string]struct {
 		why    string
 		world  func(*world)
@@ -68,10 +69,12 @@ func TestDecide(t *testing.T) {
 		code   tunnel.Code
 		policy string
 	}{
-		"ordinary":               {"what the export rules admit", same, nil, Admitted, tunnel.Code_OK, ""},
-		"nobody":                 {"without an identity nothing is decided", same, func(r *Request) { r.Caller = identity.Name{} }, NoLink, tunnel.Code_NOT_EXPORTED, ""},
-		"unlinked domain":        {"a former peer", func(w *world) { w.links = w.links[1:] }, nil, NoLink, tunnel.Code_NOT_EXPORTED, ""},
-		"two Links, one domain":  {"who could then say whose rules hold?", func(w *world) { w.links = append(w.links, Link{"west-2", "u", "west-1a2b3c4d"}) }, nil, AmbiguousLink, tunnel.Code_NOT_EXPORTED, ""},
+		"ordinary":        {"what the export rules admit", same, nil, Admitted, tunnel.Code_OK, ""},
+		"nobody":          {"without an identity nothing is decided", same, func(r *Request) { r.Caller = identity.Name{} }, NoLink, tunnel.Code_NOT_EXPORTED, ""},
+		"unlinked domain": {"a former peer", func(w *world) { w.links = w.links[1:] }, nil, NoLink, tunnel.Code_NOT_EXPORTED, ""},
+		"two Links, one domain": {"who could then say whose rules hold?", func(w *world) {
+			w.links = append(w.links, Link{Name: "west-2", UID: "u", TrustDomain: "west-1a2b3c4d"})
+		}, nil, AmbiguousLink, tunnel.Code_NOT_EXPORTED, ""},
 		"not exported":           {"unexported means unreachable, whatever the label", func(w *world) { w.exports = w.exports[1:] }, nil, NoExport, tunnel.Code_NOT_EXPORTED, ""},
 		"other name in frame":    {"right label, wrong frame", same, func(r *Request) { r.Service = "secret" }, NoExport, tunnel.Code_NOT_EXPORTED, ""},
 		"hidden from this peer":  {"exported to north, backed by the same pod", same, func(r *Request) { r.Service = "hidden" }, LinkNotAdmitted, tunnel.Code_NOT_EXPORTED, ""},
@@ -79,7 +82,7 @@ func TestDecide(t *testing.T) {
 		"unknown pod":            {"a gateway that splices to the wrong node", same, func(r *Request) { r.PodUID = "pod-9" }, NoPod, tunnel.Code_NO_ENDPOINT, ""},
 		"no pod":                 {"a header without a pod", same, func(r *Request) { r.PodUID = "" }, NoPod, tunnel.Code_NO_ENDPOINT, ""},
 		"finished pod":           {"its address is another's by now", func(w *world) { w.pods[0].Live = false }, nil, PodDead, tunnel.Code_NO_ENDPOINT, ""},
-		"foreign namespace":      {"a tenant's slice names a neighbour's pod", same, func(r *Request) { r.Namespace = "thief" }, PodForeign, tunnel.Code_NO_ENDPOINT, ""},
+		"foreign namespace":      {"a tenant's slice names a neighbor's pod", same, func(r *Request) { r.Namespace = "thief" }, PodForeign, tunnel.Code_NO_ENDPOINT, ""},
 		"other pod":              {"a gateway that splices to the wrong pod", same, func(r *Request) { r.PodUID = "pod-2" }, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
 		"pod lacks the port":     {"a named port that this pod has not", same, func(r *Request) { r.Port = 443 }, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
 		"target 0":               {"no port to dial", func(w *world) { w.exports[0].Backing["pod-1"][80] = 0 }, nil, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
@@ -98,9 +101,19 @@ func TestDecide(t *testing.T) {
 		"all but the account":    {"every field must fit", callers(Caller{"west", "shop", "api", web}), nil, PolicyDenies, tunnel.Code_DENIED, ""},
 		"all but the ID":         {"every field must fit", callers(Caller{"west", "shop", "web", web + "x"}), nil, PolicyDenies, tunnel.Code_DENIED, ""},
 		"second caller":          {"any caller of any policy will do", callers(Caller{Link: "north"}, Caller{Namespace: "shop"}), nil, Admitted, tunnel.Code_OK, "front"},
-		"isolated":               {"Causeway must not open what a NetworkPolicy shuts", func(w *world) { w.pods[0].Isolated = true }, nil, PodIsolated, tunnel.Code_DENIED, ""},
-		"isolated and named":     {"an explicit word opens it", func(w *world) { w.pods[0].Isolated = true; callers(Caller{Link: "west"})(w) }, nil, Admitted, tunnel.Code_OK, "front"},
-		"isolated, not named":    {"a policy for others does not", func(w *world) { w.pods[0].Isolated = true; callers(Caller{Link: "north"})(w) }, nil, PolicyDenies, tunnel.Code_DENIED, ""},
+		"isolated":               {"Causeway must not open a port that a NetworkPolicy closes", isolate, nil, PodIsolated, tunnel.Code_DENIED, ""},
+		"isolated, other port":   {"isolation is per port", func(w *world) { w.exports[0].Isolated = map[string][]uint32{"pod-1": {443}} }, nil, Admitted, tunnel.Code_OK, ""},
+		"isolated and named":     {"an explicit ExportPolicy opens it", func(w *world) { isolate(w); callers(Caller{Link: "west"})(w) }, nil, Admitted, tunnel.Code_OK, "front"},
+		"isolated, not named":    {"a policy for others does not", func(w *world) { isolate(w); callers(Caller{Link: "north"})(w) }, nil, PolicyDenies, tunnel.Code_DENIED, ""},
+		"default deny":           {"deleting the last policy must not open a Service", func(w *world) { w.links[0].DefaultDeny = true }, nil, DefaultDenies, tunnel.Code_DENIED, ""},
+		"default deny, named":    {"a policy names the caller", func(w *world) { w.links[0].DefaultDeny = true; callers(Caller{Link: "west"})(w) }, nil, Admitted, tunnel.Code_OK, "front"},
+		"default deny, open":     {"a Link that denies by default ends what it no longer admits", func(w *world) { w.links[0].DefaultDeny = true }, func(r *Request) { r.Open = true }, DefaultDenies, tunnel.Code_DENIED, ""},
+		"suspended, new":         {"no new connections", func(w *world) { w.links[0].Suspended = true }, nil, LinkSuspended, tunnel.Code_DENIED, ""},
+		"suspended, open":        {"open connections go on", func(w *world) { w.links[0].Suspended = true }, func(r *Request) { r.Open = true }, Admitted, tunnel.Code_OK, ""},
+		"terminating, serving": {"the last pod of a Recreate rollout still serves", func(w *world) {
+			w.pods[0].Terminating = true
+			w.exports[0].Accepts = map[string]bool{"pod-1": true}
+		}, nil, Admitted, tunnel.Code_OK, ""},
 	}
 	for title, c := range cases {
 		t.Run(title, func(t *testing.T) {
@@ -159,17 +172,21 @@ func random(rng *rand.Rand) (world, Request) {
 	}
 	var w world
 	for _, l := range some("west", "north") {
-		w.links = append(w.links, Link{l, "uid-" + l, l + "-1a2b3c4d"})
+		w.links = append(w.links, Link{Name: l, UID: "uid-" + l, TrustDomain: l + "-1a2b3c4d", Suspended: rng.IntN(6) == 0, DefaultDeny: rng.IntN(6) == 0})
 	}
 	for _, uid := range some("pod-1", "pod-2") {
 		w.pods = append(w.pods, Pod{UID: uid, Namespace: pick("shop", "shop", "other"), Live: rng.IntN(8) > 0,
-			Terminating: rng.IntN(4) == 0, Isolated: rng.IntN(4) == 0})
+			Terminating: rng.IntN(4) == 0})
 	}
 	for _, s := range some("bar", "baz") {
 		e := Export{Namespace: pick("shop", "shop", "other"), Service: s, Ports: []uint32{80, 443}[:1+rng.IntN(2)], Links: some("west", "north"),
-			Backing: map[string]map[uint32]uint32{}}
+			Backing: map[string]map[uint32]uint32{}, Accepts: map[string]bool{}, Isolated: map[string][]uint32{}}
 		for _, uid := range some("pod-1", "pod-2") {
 			e.Backing[uid] = map[uint32]uint32{80: 8080}
+			e.Accepts[uid] = rng.IntN(2) == 0
+			if rng.IntN(4) == 0 {
+				e.Isolated[uid] = []uint32{80}
+			}
 		}
 		for p := range rng.IntN(3) {
 			policy := Policy{Name: fmt.Sprint("p", p)}
@@ -187,8 +204,8 @@ func random(rng *rand.Rand) (world, Request) {
 	return w, Request{Caller: n, Namespace: "shop", Service: pick("bar", "baz"), Port: 80, PodUID: pick("pod-1", "pod-2"), Open: rng.IntN(2) == 0}
 }
 
-// removals are edits by which an operator or a controller takes something away. None may let anybody in.
-// That a whole policy is removed is not among them: it is how a service is opened to all, by design.
+// removals are edits by which an operator or a controller takes something away. None may admit a
+// caller. Removing a whole policy is not among them: by design it opens a service to all.
 var removals = map[string]func(*rand.Rand, *world){
 	"a link":           func(r *rand.Rand, w *world) { w.links = without(r, w.links) },
 	"an export":        func(r *rand.Rand, w *world) { w.exports = without(r, w.exports) },
@@ -206,9 +223,20 @@ var removals = map[string]func(*rand.Rand, *world){
 			w.pods[i].Live = false
 		}
 	},
-	"a pod's openness": func(_ *rand.Rand, w *world) {
-		for i := range w.pods {
-			w.pods[i].Isolated = true
+	"a pod's openness": inExport(func(_ *rand.Rand, e *Export) {
+		for _, uid := range []string{"pod-1", "pod-2"} {
+			e.Isolated[uid] = []uint32{80}
+		}
+	}),
+	"a pod's readiness": inExport(func(_ *rand.Rand, e *Export) { clear(e.Accepts) }),
+	"a link's service": func(_ *rand.Rand, w *world) {
+		for i := range w.links {
+			w.links[i].Suspended = true
+		}
+	},
+	"a link's default": func(_ *rand.Rand, w *world) {
+		for i := range w.links {
+			w.links[i].DefaultDeny = true
 		}
 	},
 }

@@ -6,8 +6,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// State is what decisions are made from. It is immutable; the zero value stands for not having seen a whole
-// state yet.
+// State is what decisions are made from. It is immutable. The zero value means that no complete
+// state has arrived yet.
 type State struct {
 	whole   bool
 	links   map[string][]Link // by trust domain
@@ -21,6 +21,10 @@ type serviceName struct{ namespace, name string }
 type Link struct {
 	Name, UID   string
 	TrustDomain string
+	// Suspended: no new connections are admitted; open ones go on.
+	Suspended bool
+	// DefaultDeny: without an ExportPolicy no caller of the Link is admitted.
+	DefaultDeny bool
 }
 
 // Export is an exported Service with pods on this node.
@@ -30,19 +34,26 @@ type Export struct {
 	Ports []uint32
 	// Links are the names of the Links whose export rules admit the Service.
 	Links []string
-	// Policies are those that select the Service. None: whom the export rules admit.
+	// Policies are those that select the Service. If there is none, the Link's default decides.
 	Policies []Policy
-	// Backing are the container ports by Service port, by the UID of a pod on this node.
+	// Backing holds the container ports by Service port, by the UID of a pod on this node.
 	Backing map[string]map[uint32]uint32
+	// Accepts holds the pods, by UID, that take new connections: those that are ready, or that
+	// are terminating and still serve while none is ready (KEP-1669).
+	Accepts map[string]bool
+	// Isolated holds, by the UID of a pod, the Service ports that NetworkPolicies do not open to
+	// every source.
+	Isolated map[string][]uint32
 }
 
-// Policy names who may call. One without callers admits nobody.
+// Policy names who may call. A policy without callers admits no caller.
 type Policy struct {
 	Name    string
 	Callers []Caller
 }
 
-// Caller matches a workload whose every field that is not empty here is equal. The zero value matches nobody.
+// Caller matches a workload that equals it in every field that is not empty. The zero value
+// matches no workload.
 type Caller struct {
 	Link           string
 	Namespace      string
@@ -50,7 +61,7 @@ type Caller struct {
 	SPIFFEID       string
 }
 
-// Matches reports whether the caller names a workload that comes by a link.
+// Matches reports whether c names the workload n that comes by link.
 func (c Caller) Matches(link string, n identity.Name) bool {
 	if c == (Caller{}) {
 		return false
@@ -68,12 +79,10 @@ type Pod struct {
 	// Live: neither Succeeded nor Failed.
 	Live        bool
 	Terminating bool
-	// Isolated: a NetworkPolicy isolates it for ingress.
-	Isolated bool
 }
 
-// NewState returns a whole state. It keeps what the slices hold; the caller must not change it afterwards. Of
-// two exports of one name, or two pods of one UID, the later holds.
+// NewState returns a complete state. It keeps what the slices hold, so the caller must not change
+// it afterwards. Of two exports of one name, or two pods of one UID, the later one counts.
 func NewState(links []Link, exports []Export, pods []Pod) *State {
 	s := &State{
 		whole:   true,

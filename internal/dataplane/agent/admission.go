@@ -11,7 +11,9 @@ import (
 func admission(s *state, view map[string]*wire.Resource) *admit.State {
 	var links []admit.Link
 	for _, p := range s.links {
-		links = append(links, admit.Link{Name: p.name, UID: p.uid, TrustDomain: p.trustDomain})
+		links = append(links, admit.Link{
+			Name: p.name, UID: p.uid, TrustDomain: p.trustDomain, Suspended: p.suspended, DefaultDeny: p.defaultDeny,
+		})
 	}
 	var exports []admit.Export
 	var pods []admit.Pod
@@ -30,6 +32,7 @@ func exportOf(e *wire.Export) admit.Export {
 	out := admit.Export{
 		Namespace: e.Namespace, Service: e.Service, Links: e.Links,
 		Backing: make(map[string]map[uint32]uint32, len(e.Pods)),
+		Accepts: make(map[string]bool, len(e.Pods)), Isolated: make(map[string][]uint32),
 	}
 	for _, p := range e.Ports {
 		out.Ports = append(out.Ports, p.Port)
@@ -44,14 +47,17 @@ func exportOf(e *wire.Export) admit.Export {
 		out.Policies = append(out.Policies, policy)
 	}
 	for _, p := range e.Pods {
-		out.Backing[p.Uid] = p.Targets
+		out.Backing[p.Uid], out.Accepts[p.Uid] = p.Targets, p.Accepts
+		if len(p.IsolatedPorts) > 0 {
+			out.Isolated[p.Uid] = p.IsolatedPorts
+		}
 	}
 	return out
 }
 
 func podOf(p *wire.Pod) admit.Pod {
 	out := admit.Pod{
-		UID: p.Uid, Namespace: p.Namespace, Name: p.Name, Live: p.Live, Terminating: p.Terminating, Isolated: p.Isolated,
+		UID: p.Uid, Namespace: p.Namespace, Name: p.Name, Live: p.Live, Terminating: p.Terminating,
 	}
 	for _, ip := range p.Ips {
 		if addr, err := netip.ParseAddr(ip); err == nil {

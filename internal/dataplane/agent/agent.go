@@ -35,9 +35,9 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
-	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
@@ -96,7 +96,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 }
 
 // onState puts a new view in force, and ends what it no longer admits.
-func (a *Agent) onState(h home.State) {
+func (a *Agent) onState(h uplink.State) {
 	if h.Expired {
 		a.log.Error("the controller has been away for too long: every new connection is refused")
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/causeway-mesh/causeway/internal/dataplane/home"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -148,7 +148,7 @@ func TestReady(t *testing.T) {
 		t.Error("ready without a state")
 	}
 	cluster := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 32)}}}
-	h := home.State{View: must(nodestream.NewView(cluster))(t), Revoked: nobodyRevoked}
+	h := uplink.State{View: must(nodestream.NewView(cluster))(t), Revoked: nobodyRevoked}
 	a.onState(h)
 	if Ready(t.Context(), dir) == nil {
 		t.Error("ready before callers are accepted")

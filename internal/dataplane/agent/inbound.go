@@ -102,7 +102,7 @@ func (in *arrival) lease() func(*state) error {
 		}
 		// Who waits in vain is not kept waiting: before OPEN the pod must take new connections.
 		_, _, err := admitted(s, in, !in.warm())
-		if err == nil && in.warm() && !s.ready[readyKey{in.hello.Namespace, in.hello.Service, in.header.PodUID}] {
+		if err == nil && in.warm() && !s.accepting[backingKey{in.hello.Namespace, in.hello.Service, in.header.PodUID}] {
 			err = errors.New("the pod is not ready")
 		}
 		return err

@@ -16,7 +16,6 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/identity"
-	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 // A gate plays gateway and far agent to east's agent, well or badly.
@@ -140,7 +139,8 @@ func TestWhatComesToTheHopPort(t *testing.T) {
 		"terminating": {
 			why: "it takes no new connections", reason: "pod_terminating", refused: tunnel.Code_NO_ENDPOINT, hello: theirs,
 			edit: func(w *world, _ *gate) {
-				w.change(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Terminating = true })
+				w.terminate()
+				w.push()
 			},
 		},
 	}
@@ -261,7 +261,8 @@ func TestWarmTunnel(t *testing.T) {
 	t.Run("decides again", func(t *testing.T) {
 		w := newWorld(t, echo)
 		tun := warm(t, w)
-		w.change(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Terminating = true })
+		w.terminate()
+		w.push()
 		refused := (*tunnel.Refused)(nil)
 		if err := tunnel.Attach(t.Context(), tun, nil); !errors.As(err, &refused) || refused.Code != tunnel.Code_NO_ENDPOINT {
 			t.Errorf("OPEN on a terminating pod: %v", err)

@@ -15,11 +15,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/causeway-mesh/causeway/internal/dataplane/home"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 )
 
 // restarted is an agent after w.west, which takes over what that one kept. Its controller is away.
-func restarted(t *testing.T, w *world) (*Agent, home.State) {
+func restarted(t *testing.T, w *world) (*Agent, uplink.State) {
 	t.Helper()
 	blob := must(w.west.kept())(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -27,7 +27,7 @@ func restarted(t *testing.T, w *world) (*Agent, home.State) {
 	t.Cleanup(func() { cancel(); a.svids.wait() })
 	a.attached = newAttachments(foundAt(bridge), nil)
 	view := must(a.restore(blob))(t)
-	return a, home.State{View: view, Held: true, Revoked: func(string) bool { return false }}
+	return a, uplink.State{View: view, Held: true, Revoked: func(string) bool { return false }}
 }
 
 // What one agent keeps is all that the next one needs: who is called, who calls, and as whom.
@@ -113,7 +113,7 @@ func TestARevokedLinkIsNotKept(t *testing.T) {
 		t.Fatalf("%d Links are kept, want the one that is there", n)
 	}
 	held, state := restarted(t, w)
-	w.west.onState(home.State{View: w.westView, Revoked: revoked})
+	w.west.onState(uplink.State{View: w.westView, Revoked: revoked})
 	if n := keeps(w.west); n != 0 {
 		t.Error("a Link that was seen deleted is kept for the next agent")
 	}

@@ -171,10 +171,10 @@ func (w *world) withSecondBar() {
 	maps.Copy(w.eastView, w.view(&wire.Resource{Body: &wire.Resource_Pod{Pod: &wire.Pod{
 		Uid: "bar-1", Namespace: "shop", Name: "bar-1", ServiceAccount: "bar", Ips: []string{addr}, Live: true}}}))
 	w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
-		r.GetExport().Pods = append(r.GetExport().Pods, &wire.ExportPod{Uid: "bar-1", Ready: true, Targets: map[uint32]uint32{80: port}})
+		r.GetExport().Pods = append(r.GetExport().Pods, &wire.ExportPod{Uid: "bar-1", Ready: true, Accepts: true, Targets: map[uint32]uint32{80: port}})
 	})
 	w.edit(&w.gatewayView, "route/1024", func(r *wire.Resource) {
-		r.GetRoute().Endpoints = append(r.GetRoute().Endpoints, &wire.Endpoint{Id: []byte("the next"), PodUid: "bar-1", Backend: "agent/node"})
+		r.GetRoute().Endpoints = append(r.GetRoute().Endpoints, &wire.Endpoint{Id: []byte("the next"), PodUid: "bar-1", Upstream: "agent/node"})
 	})
 	w.push()
 }

@@ -48,8 +48,8 @@ func TestOpenTunnelIsALease(t *testing.T) {
 			},
 		},
 		"called: pod isolated": {
-			why: "a NetworkPolicy came, and no ExportPolicy names the caller", of: east, key: "pod/bar-0", ends: true,
-			edit: func(_ *world, r *wire.Resource) { r.GetPod().Isolated = true },
+			why: "a NetworkPolicy came, and no ExportPolicy names the caller", of: east, key: "export/shop/bar", ends: true,
+			edit: func(_ *world, r *wire.Resource) { r.GetExport().Pods[0].IsolatedPorts = []uint32{80} },
 		},
 		"called: pod finished": {
 			why: "it has no processes any more", of: east, key: "pod/bar-0", ends: true,
@@ -65,7 +65,7 @@ func TestOpenTunnelIsALease(t *testing.T) {
 		},
 		"called: pod not ready": {
 			why: "readiness is about new connections", of: east, key: "export/shop/bar",
-			edit: func(_ *world, r *wire.Resource) { r.GetExport().Pods[0].Ready = false },
+			edit: func(_ *world, r *wire.Resource) { r.GetExport().Pods[0].Accepts = false },
 		},
 		"called: policy admits": {
 			why: "the caller is still whom it names", of: east, key: "export/shop/bar",
@@ -82,7 +82,7 @@ func TestOpenTunnelIsALease(t *testing.T) {
 		"called: another pod goes": {why: "what is unrelated changes nothing", of: east, key: "pod/foo-0"},
 
 		"calling: link goes":   {why: "unlinking is unlinking", of: west, key: "link/east", ends: true},
-		"calling: mirror goes": {why: "what is not exported is not called", of: west, key: "mirror/east/shop/bar", ends: true},
+		"calling: mirror goes": {why: "what is not exported is not called", of: west, key: "frontend/shop/bar-east", ends: true},
 		"calling: pod goes":    {why: "who called is no more", of: west, key: "pod/alice-0", ends: true},
 		"calling: link made anew": {
 			why: "another Link of the same name is another decision", of: west, key: "link/east", ends: true,
@@ -93,18 +93,18 @@ func TestOpenTunnelIsALease(t *testing.T) {
 			edit: func(w *world, r *wire.Resource) { r.GetLink().Issuers = [][]byte{otherIssuer(w, w.eastTrust)} },
 		},
 		"calling: identity no longer expected": {
-			why: "the catalog says who stands behind the Service", of: west, key: "mirror/east/shop/bar", ends: true,
+			why: "the catalog says who stands behind the Service", of: west, key: "frontend/shop/bar-east", ends: true,
 			edit: func(_ *world, r *wire.Resource) {
-				r.GetMirror().Identities = []string{"spiffe://east-12/ns/shop/sa/new"}
+				backendOf(r).Identities = []string{"spiffe://east-12/ns/shop/sa/new"}
 			},
 		},
 		"calling: port means another": {
-			why: "the port was taken away and given anew", of: west, key: "mirror/east/shop/bar", ends: true,
-			edit: func(_ *world, r *wire.Resource) { r.GetMirror().Ports[0].Port = 81 },
+			why: "the port was taken away and given anew", of: west, key: "frontend/shop/bar-east", ends: true,
+			edit: func(_ *world, r *wire.Resource) { backendOf(r).Ports[0].Port = 81 },
 		},
 		"calling: mirror renamed": {
-			why: "the Service that is called is the same", of: west, key: "mirror/east/shop/bar",
-			edit: func(_ *world, r *wire.Resource) { r.GetMirror().Mirror = "shop/east-bar" },
+			why: "the Service that is called is the same", of: west, key: "frontend/shop/bar-east",
+			edit: func(_ *world, r *wire.Resource) { r.GetFrontend().Name = "east-bar" },
 		},
 		"calling: gateway unhealthy": {
 			why: "a tunnel that works is not ended because new ones might not", of: west, key: "link/east",

@@ -11,8 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -233,8 +233,8 @@ func TestRefusals(t *testing.T) {
 		"another identity expected": {
 			why: "only identities that the catalog lists are believed",
 			edit: func(w *world) {
-				w.edit(&w.westView, "mirror/east/shop/bar", func(r *wire.Resource) {
-					r.GetMirror().Identities = []string{"spiffe://east-12/ns/shop/sa/other"}
+				w.edit(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+					backendOf(r).Identities = []string{"spiffe://east-12/ns/shop/sa/other"}
 				})
 			},
 			outbound: "handshake_failed", inbound: "tls_other",
@@ -250,7 +250,7 @@ func TestRefusals(t *testing.T) {
 		"wrong hop key": {
 			why: "whoever is no gateway of ours is closed before its TLS is parsed",
 			edit: func(w *world) {
-				w.edit(&w.gatewayView, "backend/agent/node", func(r *wire.Resource) { r.GetBackend().HopKey[0]++ })
+				w.edit(&w.gatewayView, "upstream/agent/node", func(r *wire.Resource) { r.GetUpstream().HopKey[0]++ })
 			},
 			outbound: "handshake_failed", inbound: "header_bad_mac",
 		},
@@ -285,7 +285,7 @@ func TestRefusals(t *testing.T) {
 		"port without mirror": {
 			why: "every listener port answers on every virtual IP",
 			edit: func(w *world) {
-				w.edit(&w.westView, "mirror/east/shop/bar", func(r *wire.Resource) { r.GetMirror().Ports[0].Index = 1 })
+				w.edit(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) { backendOf(r).Ports[0].Index = 1 })
 			},
 			outbound: "unknown_virtual_ip",
 		},
@@ -390,14 +390,14 @@ func TestExpiredState(t *testing.T) {
 	c := w.dial(alice)
 	wantTalk(t, c)
 	nobody := func(string) bool { return false }
-	w.west.onState(home.State{View: w.westView, Expired: true, Revoked: nobody})
+	w.west.onState(uplink.State{View: w.westView, Expired: true, Revoked: nobody})
 	wantTalk(t, c)
 	if answer, err := w.call(bob, "hello"); err == nil {
 		t.Errorf("a new call got %q", answer)
 	}
 	w.counted(w.west, outbound, "not_ready")
 	wantTalk(t, c)
-	w.west.onState(home.State{View: w.westView, Expired: true, Revoked: func(uid string) bool { return uid == "link-to-east" }})
+	w.west.onState(uplink.State{View: w.westView, Expired: true, Revoked: func(uid string) bool { return uid == "link-to-east" }})
 	_, err := io.ReadAll(c)
 	wantReset(t, "a Link that is deleted while the state is expired", err)
 }

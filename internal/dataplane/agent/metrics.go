@@ -21,33 +21,35 @@ const (
 // Reasons of this package's own for refusing a connection. The others are those
 // of the packages that it asks, under the prefixes below.
 const (
-	reasonNotReady      = "not_ready"
-	reasonTooMany       = "too_many_connections"
-	reasonAccountShare  = "account_share" // of this agent's connections
-	reasonLinkShare     = "link_share"
-	reasonSourceShare   = "source_share"
-	reasonGranted       = "gateway_budget"
-	reasonNotVIP        = "not_a_virtual_ip"
-	reasonUnknownVIP    = "unknown_virtual_ip"
-	reasonHostCaller    = "host_network_caller"
-	reasonUnknownCaller = "unknown_caller"
-	reasonElsewhere     = "found_elsewhere" // a pod, caller or called: who.go
-	reasonShared        = "place_shared"
-	reasonNotFound      = "not_found_yet"
-	reasonNoSVID        = "no_certificate"
-	reasonNoGateway     = "no_gateway_address"
-	reasonUnreachable   = "peer_unreachable"
-	reasonNoDayKey      = "no_day_key"
-	reasonHandshake     = "handshake_failed"
-	reasonTunnel        = "tunnel_failed"
-	reasonSilent        = "caller_silent" // it went without a word, where callers speak first
-	reasonCallerGone    = "caller_gone"
-	reasonRevoked       = "no_longer_admitted" // between proof and OPEN
-	reasonBusy          = "too_many_handshakes"
-	reasonUnknownPod    = "unknown_pod"
-	reasonPodRefused    = "pod_refused"
-	reasonPodTimeout    = "pod_timeout"
-	reasonOther         = "other"
+	reasonNotReady         = "not_ready"
+	reasonTooMany          = "too_many_connections"
+	reasonAccountShare     = "account_share" // of this agent's connections
+	reasonLinkShare        = "link_share"
+	reasonSourceShare      = "source_share"
+	reasonGranted          = "gateway_budget"
+	reasonNotVIP           = "not_a_virtual_ip"
+	reasonUnknownVIP       = "unknown_virtual_ip"
+	reasonHostCaller       = "host_network_caller"
+	reasonUnknownCaller    = "unknown_caller"
+	reasonElsewhere        = "found_elsewhere" // a pod, caller or called: who.go
+	reasonShared           = "place_shared"
+	reasonNotFound         = "not_found_yet"
+	reasonSuspended        = "link_suspended"
+	reasonCallerNotAllowed = "caller_not_allowed" // by spec.import.callers
+	reasonNoSVID           = "no_certificate"
+	reasonNoGateway        = "no_gateway_address"
+	reasonUnreachable      = "peer_unreachable"
+	reasonNoDayKey         = "no_day_key"
+	reasonHandshake        = "handshake_failed"
+	reasonTunnel           = "tunnel_failed"
+	reasonSilent           = "caller_silent" // it went without a word, where callers speak first
+	reasonCallerGone       = "caller_gone"
+	reasonRevoked          = "no_longer_admitted" // between proof and OPEN
+	reasonBusy             = "too_many_handshakes"
+	reasonUnknownPod       = "unknown_pod"
+	reasonPodRefused       = "pod_refused"
+	reasonPodTimeout       = "pod_timeout"
+	reasonOther            = "other"
 )
 
 func reasons(way string) []string {
@@ -55,7 +57,7 @@ func reasons(way string) []string {
 		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
 	if way == outbound {
 		out = append(out, reasonSourceShare, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
-			reasonUnreachable, reasonNoDayKey, reasonHandshake, reasonCallerGone, reasonSilent)
+			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonSilent)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}

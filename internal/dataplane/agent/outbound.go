@@ -183,6 +183,9 @@ func (a *Agent) resolve(c *call) error {
 	if c.caller, err = a.attached.pod(s, c.from.Addr(), c.iface); err != nil {
 		return unplaced(reasonUnknownCaller, err)
 	}
+	if err := c.peer.admits(c.caller.namespace); err != nil {
+		return err
+	}
 	c.as, ok = a.svids.get(c.caller.account())
 	if !ok {
 		return refuse(reasonNoSVID, fmt.Errorf("no certificate for %s/%s yet", c.caller.namespace, c.caller.serviceAccount))

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
-	"github.com/causeway-mesh/causeway/internal/dataplane/home"
-	"github.com/causeway-mesh/causeway/internal/dataplane/links"
+	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/vipguard"
 )
 
@@ -30,7 +30,7 @@ type Options struct {
 	PodDir string
 	// Metrics is the address of metrics, on the node's loopback.
 	Metrics string
-	// Controller, IdentityDir, TokenFile and Version are home.Options'.
+	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
 
 	Log *slog.Logger
@@ -41,12 +41,12 @@ func Run(ctx context.Context, o Options) error {
 	// life is that of connections and of all that they lean on.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
-	registry := home.NewRegistry()
-	api, err := links.InCluster()
+	registry := uplink.NewRegistry()
+	api, err := linkwatch.InCluster()
 	if err != nil {
 		return err
 	}
-	var h *home.Home
+	var h *uplink.Uplink
 	sign := func(ctx context.Context, ns, sa string, csr []byte) ([][]byte, error) {
 		return h.Sign(ctx, ns, sa, csr)
 	}
@@ -57,10 +57,10 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer held.Close()
 	store, view, age := a.load(o.CacheDir, o.TokenFile) // vip-guard has made the folder ours
-	h, err = home.New(home.Options{
+	h, err = uplink.New(uplink.Options{
 		Controller: o.Controller, IdentityDir: o.IdentityDir, TokenFile: o.TokenFile, Links: api,
 		Version: o.Version, Log: o.Log, Registerer: registry, OnState: a.onState, Held: view, HeldAge: age,
-		Look: a.looker(o.PodDir),
+		Diagnose: a.looker(o.PodDir),
 	})
 	if err != nil {
 		return err
@@ -187,7 +187,7 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 			http.Error(w, "callers are not accepted: the certificates of this node's pods are still to come, or the agent is told to stop", http.StatusServiceUnavailable)
 		}
 	})
-	return home.Serve(ctx, ln, mux)
+	return uplink.Serve(ctx, ln, mux)
 }
 
 // serveMetrics serves /metrics on the node's loopback. During an upgrade the old
@@ -196,7 +196,7 @@ func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.
 	for {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err == nil {
-			return home.Serve(ctx, ln, promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+			return uplink.Serve(ctx, ln, promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
 		}
 		a.log.Debug("metrics wait for their port", "address", address, "error", err)
 		if !backoff.Sleep(ctx, time.Second) {

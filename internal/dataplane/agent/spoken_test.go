@@ -124,7 +124,7 @@ func TestAppProtocol(t *testing.T) {
 	c := w.dial(alice)
 	io.WriteString(c, "hel")
 	eventually(t, "served", func() bool { return w.dials.Load() == 1 })
-	w.change(&w.westView, "mirror/east/shop/bar", func(r *wire.Resource) { r.GetMirror().Ports[0].AppProtocol = "mysql" })
+	w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) { r.GetFrontend().Ports[0].AppProtocol = "mysql" })
 	if answer, err := ask(c, "lo"); answer != "you said hello" || err != nil {
 		t.Errorf("a tunnel whose port was given an appProtocol: %q, %v", answer, err)
 	}

@@ -16,40 +16,60 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// A state is one whole view of what the controller says, less the Links seen
-// deleted. It is immutable: replaced whole, never edited.
+// state is one whole view from the controller without the Links that were deleted. It is
+// immutable: a new view makes a new state, in time proportional to the view.
 type state struct {
-	// expired: nothing new is admitted by it.
+	// expired: it admits no new connection.
 	expired bool
-	// held: it is what an earlier process was told, and no controller has answered since.
+	// held: it comes from an earlier process, and no controller has answered since.
 	held bool
-	// view is what it was made of, without the Links seen deleted; less: some were.
+	// view is what it was made of, without deleted Links; less: there were deleted Links.
 	view        nodestream.View
 	less        bool
 	trustDomain string
-	issuers     [][]byte // that vouch for this cluster's own workloads, DER
+	issuers     [][]byte // of this cluster's own workloads, DER
 	hopKey      route.HopKey
 	vips        []netip.Prefix
 	links       map[string]*peer
-	mirrors     map[netip.Addr]*mirror // nil: two claim the address
+	mirrors     map[netip.Addr]*mirror // nil: two frontends have the address
 	pods        map[string]*pod        // by UID
 	podsByAddr  map[netip.Addr][]*pod  // without those on the host network
 	callers     map[account]bool       // those of live pods that can call or be called
-	ready       map[readyKey]bool
+	accepting   map[backingKey]bool    // pods that take new connections
 	anchors     *identity.Anchors
 	admission   *admit.State
 }
 
-// A peer is a linked cluster.
+// peer is a linked cluster.
 type peer struct {
 	name, uid   string
 	trustDomain string
 	gateways    []string // healthy ones first
 	sealer      *route.Sealer
 	issuers     []*x509.Certificate
+	// suspended: the Link's owner stopped new connections; open ones go on.
+	suspended bool
+	// defaultDeny: without an ExportPolicy no caller of the peer is admitted here.
+	defaultDeny bool
+	// callers holds the local namespaces that may call; nil: every namespace may.
+	callers map[string]bool
 }
 
-// A mirror is a peer's Service that local pods call.
+// admits returns why a pod of a local namespace may not open a new connection to the
+// peer; nil if it may.
+func (p *peer) admits(namespace string) error {
+	switch {
+	case p.suspended:
+		return &refusal{reason: reasonSuspended, final: true, err: fmt.Errorf("Link %s is suspended", p.name)}
+	case p.callers != nil && !p.callers[namespace]:
+		return &refusal{reason: reasonCallerNotAllowed, final: true,
+			err: fmt.Errorf("spec.import.callers of Link %s does not include namespace %s", p.name,
+				namespace)}
+	}
+	return nil
+}
+
+// mirror is a peer's Service, or one named pod of it, that local pods call.
 type mirror struct {
 	name               string // namespace/name of the Service made here
 	link               string
@@ -62,23 +82,24 @@ type mirror struct {
 	affinity time.Duration
 }
 
-// means reports whether m, which may be nil, stands for the same Service of the
-// same peer as other.
+// means reports whether m, which may be nil, stands for the same Service of the same peer
+// as other.
 func (m *mirror) means(other *mirror) bool {
-	return m != nil && m.link == other.link && m.namespace == other.namespace && m.service == other.service && m.hostname == other.hostname
+	return m != nil && m.link == other.link && m.namespace == other.namespace &&
+		m.service == other.service && m.hostname == other.hostname
 }
 
 type mirrorPort struct {
 	number uint32
 	route  uint32
-	// appProtocol is the exporter's word: information.
+	// appProtocol is what the exporter declares; it is for information.
 	appProtocol string
 }
 
-// leadsTo reports whether p and q are the same far port.
+// leadsTo reports whether p and q are the same port of the peer's Service.
 func (p mirrorPort) leadsTo(q mirrorPort) bool { return p.number == q.number && p.route == q.route }
 
-// A pod is a live pod of this node.
+// pod is a live pod of this node.
 type pod struct {
 	uid             string
 	namespace, name string
@@ -91,11 +112,11 @@ type pod struct {
 
 func (p *pod) account() account { return account{p.namespace, p.serviceAccount} }
 
-var errNoCluster = errors.New("the controller's view lacks this cluster itself")
+var errNoCluster = errors.New("the controller's view has no resource for this cluster")
 
-// newState builds a state from the newest resources. A Link whose UID revoked
-// reports counts for nothing. What does not hold together is left out and named
-// in the error; the state is nil only if it would be of no use at all.
+// newState makes a state from a view. It leaves out Links that revoked reports. It also
+// leaves out what is not consistent, and the error names that. The state is nil only if
+// the view has no valid Cluster.
 func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*state, error) {
 	s := &state{
 		links: make(map[string]*peer), mirrors: make(map[netip.Addr]*mirror),
@@ -109,7 +130,7 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 		return nil, err
 	}
 	var errs []error
-	inOrder := slices.Sorted(maps.Keys(view)) // so that an error reads the same twice
+	inOrder := slices.Sorted(maps.Keys(view)) // so that the same view gives the same error
 	for _, key := range inOrder {
 		if l := view[key].GetLink(); l != nil && !revoked(l.Uid) {
 			errs = append(errs, s.addLink(l))
@@ -117,22 +138,25 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 	}
 	for _, key := range inOrder {
 		switch body := view[key].Body.(type) {
-		case *wire.Resource_Mirror:
-			errs = append(errs, s.addMirror(body.Mirror))
+		case *wire.Resource_Frontend:
+			errs = append(errs, s.addFrontend(body.Frontend))
 		case *wire.Resource_Pod:
 			s.addPod(body.Pod)
 		}
 	}
-	s.callers, s.ready = s.accounts(), readyIn(view)
+	s.callers, s.accepting = s.accounts(), acceptingIn(view)
 	errs = append(errs, s.addAnchors())
 	s.admission = admission(s, view)
 	return s, errors.Join(errs...)
 }
 
-// without returns a view without the Links that revoked reports, and whether there are any.
+// without returns a view without the Links that revoked reports, and whether there are
+// any.
 func without(view nodestream.View, revoked func(uid string) bool) (nodestream.View, bool) {
 	out := maps.Clone(view)
-	maps.DeleteFunc(out, func(_ string, r *wire.Resource) bool { return r.GetLink() != nil && revoked(r.GetLink().Uid) })
+	maps.DeleteFunc(out, func(_ string, r *wire.Resource) bool {
+		return r.GetLink() != nil && revoked(r.GetLink().Uid)
+	})
 	return out, len(out) < len(view)
 }
 
@@ -152,16 +176,28 @@ func (s *state) addCluster(c *wire.Cluster) error {
 }
 
 func (s *state) addLink(l *wire.Link) error {
-	p := &peer{name: l.Name, uid: l.Uid, trustDomain: l.TrustDomain}
-	var late []string
+	p := &peer{
+		name:        l.Name,
+		uid:         l.Uid,
+		trustDomain: l.TrustDomain,
+		suspended:   l.Suspended,
+		defaultDeny: l.DefaultDeny,
+	}
+	if l.CallersRestricted {
+		p.callers = make(map[string]bool, len(l.CallerNamespaces))
+		for _, namespace := range l.CallerNamespaces {
+			p.callers[namespace] = true
+		}
+	}
+	var unhealthy []string
 	for _, g := range l.Gateways {
 		if g.Healthy {
 			p.gateways = append(p.gateways, g.Address)
 		} else {
-			late = append(late, g.Address)
+			unhealthy = append(unhealthy, g.Address)
 		}
 	}
-	p.gateways = append(p.gateways, late...)
+	p.gateways = append(p.gateways, unhealthy...)
 	var keys []route.DatedKey
 	for _, k := range l.DayKeys {
 		if len(k.Key) == len(route.DayKey{}) {
@@ -181,36 +217,47 @@ func (s *state) addLink(l *wire.Link) error {
 	return nil
 }
 
-func (s *state) addMirror(m *wire.Mirror) error {
-	out := &mirror{
-		name: m.Mirror, link: m.Link, namespace: m.Namespace, service: m.Service, hostname: m.Hostname,
-		affinity: time.Duration(m.SessionAffinitySeconds) * time.Second, ports: make(map[int]mirrorPort),
+// addFrontend adds the mirror of a frontend. This version uses frontends that have
+// exactly one tier with one backend.
+func (s *state) addFrontend(f *wire.Frontend) error {
+	name := f.Namespace + "/" + f.Name
+	if len(f.Tiers) != 1 || len(f.Tiers[0].Backends) != 1 {
+		return fmt.Errorf("frontend %s: this version supports one tier with one backend only", name)
 	}
-	peer := s.links[m.Link]
+	b := f.Tiers[0].Backends[0]
+	peer := s.links[b.Link]
 	if peer == nil {
 		return nil // its Link is revoked
 	}
-	for _, id := range m.Identities {
-		name, err := identity.ParseName(id)
+	out := &mirror{
+		name: name, link: b.Link, namespace: b.Namespace, service: b.Service, hostname: b.Hostname,
+		affinity: time.Duration(f.SessionAffinitySeconds) * time.Second, ports: make(map[int]mirrorPort),
+	}
+	for _, id := range b.Identities {
+		identity, err := identity.ParseName(id)
 		if err != nil {
-			return fmt.Errorf("mirror %s: %w", m.Mirror, err)
+			return fmt.Errorf("frontend %s: %w", name, err)
 		}
-		if name.TrustDomain() != peer.trustDomain {
-			return fmt.Errorf("mirror %s: Link %s cannot speak for %s", m.Mirror, m.Link, name)
+		if identity.TrustDomain() != peer.trustDomain {
+			return fmt.Errorf("frontend %s: Link %s cannot vouch for %s", name, b.Link, identity)
 		}
-		out.identities = append(out.identities, name)
+		out.identities = append(out.identities, identity)
 	}
-	for _, p := range m.Ports {
-		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route, appProtocol: p.AppProtocol}
+	protocols := make(map[uint32]string, len(f.Ports))
+	for _, p := range f.Ports {
+		protocols[p.Index] = p.AppProtocol
 	}
-	for _, vip := range m.Vips {
+	for _, p := range b.Ports {
+		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route, appProtocol: protocols[p.Index]}
+	}
+	for _, vip := range f.Vips {
 		addr, err := netip.ParseAddr(vip)
 		if err != nil {
-			return fmt.Errorf("mirror %s: %w", m.Mirror, err)
+			return fmt.Errorf("frontend %s: %w", name, err)
 		}
 		if _, taken := s.mirrors[addr]; taken {
-			s.mirrors[addr] = nil // nobody's, rather than whose comes first
-			return fmt.Errorf("mirror %s: its virtual IP %v is also that of another", m.Mirror, addr)
+			s.mirrors[addr] = nil // used by neither, because the order of frontends has no meaning
+			return fmt.Errorf("frontend %s: another frontend has its virtual IP %v too", name, addr)
 		}
 		s.mirrors[addr] = out
 	}
@@ -239,8 +286,8 @@ func (s *state) addPod(w *wire.Pod) {
 	}
 }
 
-// addAnchors makes the set of issuers that vouch for peers' workloads. A trust
-// domain that two Links claim is nobody's.
+// addAnchors makes the set of issuers that sign peers' workload certificates. A trust
+// domain that two Links claim has no issuers.
 func (s *state) addAnchors() error {
 	issuers := make(map[string][]*x509.Certificate)
 	claimed := make(map[string]int)
@@ -263,24 +310,24 @@ func (s *state) addAnchors() error {
 	return nil
 }
 
-// A readyKey is a pod that backs a Service.
-type readyKey struct{ namespace, service, pod string }
+// backingKey is a pod that backs a Service.
+type backingKey struct{ namespace, service, pod string }
 
-// readyIn are the pods that take new connections for the Services that they back.
-func readyIn(view map[string]*wire.Resource) map[readyKey]bool {
-	out := make(map[readyKey]bool)
+// acceptingIn returns the pods that take new connections for the Services that they back.
+func acceptingIn(view map[string]*wire.Resource) map[backingKey]bool {
+	out := make(map[backingKey]bool)
 	for _, r := range view {
 		e := r.GetExport()
 		for _, p := range e.GetPods() {
-			if p.Ready {
-				out[readyKey{e.Namespace, e.Service, p.Uid}] = true
+			if p.Accepts {
+				out[backingKey{e.Namespace, e.Service, p.Uid}] = true
 			}
 		}
 	}
 	return out
 }
 
-// accounts are those of every live pod that can call or be called.
+// accounts returns the ServiceAccounts of the live pods that can call or be called.
 func (s *state) accounts() map[account]bool {
 	out := make(map[account]bool)
 	for _, p := range s.pods {

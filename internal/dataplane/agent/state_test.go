@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/causeway-mesh/causeway/internal/dataplane/home"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -24,8 +24,9 @@ func TestNewState(t *testing.T) {
 			Gateways: []*wire.GatewayAddress{{Address: "late:4143"}, {Address: "healthy:4143", Healthy: true}}}}}
 	}
 	mirror := func(link, service, vip string, identities ...string) *wire.Resource {
-		return &wire.Resource{Body: &wire.Resource_Mirror{Mirror: &wire.Mirror{
-			Link: link, Namespace: "shop", Service: service, Mirror: "shop/" + service + "-" + link, Vips: []string{vip}, Identities: identities}}}
+		return &wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
+			Namespace: "shop", Name: service + "-" + link, Vips: []string{vip},
+			Tiers: []*wire.Tier{{Backends: []*wire.Backend{{Link: link, Namespace: "shop", Service: service, Identities: identities}}}}}}}
 	}
 	pod := func(uid string, p *wire.Pod) *wire.Resource {
 		p.Uid, p.Namespace, p.Name, p.ServiceAccount = uid, "shop", uid, "sa"
@@ -183,18 +184,18 @@ func TestRevokedInAUselessView(t *testing.T) {
 	c := w.dial(alice)
 	wantTalk(t, c)
 	useless := w.view(&wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{HopKey: []byte("short")}}})
-	w.west.onState(home.State{View: useless, Revoked: nobodyRevoked})
+	w.west.onState(uplink.State{View: useless, Revoked: nobodyRevoked})
 	wantTalk(t, c)
 	if answer := must(w.call(bob, ""))(t); answer != "" {
 		t.Errorf("bob's call: %q", answer)
 	}
-	w.west.onState(home.State{View: useless, Revoked: func(uid string) bool { return uid == "link-to-east" }})
+	w.west.onState(uplink.State{View: useless, Revoked: func(uid string) bool { return uid == "link-to-east" }})
 	_, err := io.ReadAll(c)
 	wantReset(t, "what the deleted Link had admitted", err)
 	if answer, err := w.call(bob, ""); err == nil {
 		t.Errorf("a new call goes to a deleted Link: %q", answer)
 	}
-	w.west.onState(home.State{View: useless, Revoked: nobodyRevoked, Expired: true})
+	w.west.onState(uplink.State{View: useless, Revoked: nobodyRevoked, Expired: true})
 	if _, err := w.west.current(); err == nil {
 		t.Error("a state that has expired admits new calls")
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
@@ -54,8 +55,10 @@ func (a *Agent) awaitOpen(ctx context.Context, tun *tls.Conn, in *arrival) error
 	if err := tun.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return refuse(reasonOther, err)
 	}
-	stop := context.AfterFunc(ctx, func() { tun.SetReadDeadline(time.Unix(1, 0)) })
-	retired := context.AfterFunc(a.taking, func() { tun.SetReadDeadline(in.greeted.Add(warmAfter)) })
+	// Both deadlines must be set before this function returns: the session that follows
+	// clears deadlines once, and a later one would cut it.
+	stop := afterfunc.Start(ctx, func() { tun.SetReadDeadline(time.Unix(1, 0)) })
+	retired := afterfunc.Start(a.taking, func() { tun.SetReadDeadline(in.greeted.Add(warmAfter)) })
 	defer retired()
 	err := tunnel.ReadOpen(tun)
 	in.opened.Store(err == nil)

@@ -79,15 +79,13 @@ func TestWarmTunnelEndsWithWhatAdmitsIt(t *testing.T) {
 	}{
 		"link revoked here":  {"its peer is refused", func(w *world) { w.mu.Lock(); w.revoked["link-to-east"] = true; w.mu.Unlock() }, false},
 		"link revoked there": {"its caller is", func(w *world) { w.mu.Lock(); w.revoked["link-to-west"] = true; w.mu.Unlock() }, false},
-		"mirror gone":        {"nobody calls it any more", func(w *world) { w.edit(&w.westView, "mirror/east/shop/bar", nil) }, false},
+		"mirror gone":        {"nobody calls it any more", func(w *world) { w.edit(&w.westView, "frontend/shop/bar-east", nil) }, false},
 		"last caller gone":   {"nobody of this name is here", func(w *world) { w.edit(&w.westView, "pod/alice-0", nil) }, false},
 		"not exported":       {"its service is", func(w *world) { w.edit(&w.eastView, exported, nil) }, false},
 		"pod not ready": {"a tunnel must not bring what readiness keeps away", func(w *world) {
-			w.edit(&w.eastView, exported, func(r *wire.Resource) { r.GetExport().Pods[0].Ready = false })
+			w.edit(&w.eastView, exported, func(r *wire.Resource) { r.GetExport().Pods[0].Accepts = false })
 		}, true},
-		"pod terminating": {"likewise", func(w *world) {
-			w.edit(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Terminating = true })
-		}, true},
+		"pod terminating": {"it must not get new connections while others can", (*world).terminate, true},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -95,7 +95,7 @@ func TestWarmTunnelsTellAtOnce(t *testing.T) {
 // Between a new state and the end of what it does not admit a caller must not get a tunnel to where the port led before.
 func TestWarmTunnelLeadsWhereTheCallDoes(t *testing.T) {
 	w := warmed(t)
-	w.edit(&w.westView, "mirror/east/shop/bar", func(r *wire.Resource) { r.GetMirror().Service = "foo" })
+	w.edit(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) { backendOf(r).Service = "foo" })
 	next := must(newState(w.westView, nobodyRevoked))(t)
 	w.west.state.Store(next) // and nothing is looked at again yet
 	if answer, err := w.call(alice, "for foo"); err == nil {
@@ -215,7 +215,7 @@ func TestNoWarmTunnelsWhereRoomIsShort(t *testing.T) {
 // Session affinity chooses the pod for each caller: a tunnel that waits has chosen already.
 func TestNoWarmTunnelForAffinity(t *testing.T) {
 	w := warmed(t)
-	w.change(&w.westView, "mirror/east/shop/bar", func(r *wire.Resource) { r.GetMirror().SessionAffinitySeconds = 60 })
+	w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) { r.GetFrontend().SessionAffinitySeconds = 60 })
 	if answer, err := w.call(alice, "second"); answer != "you said second" || err != nil {
 		t.Fatalf("alice's call: %q, %v", answer, err)
 	}

@@ -27,8 +27,8 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/gateway"
-	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -265,10 +265,13 @@ func (w *world) views() {
 		&wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{
 			Name: "east", Uid: "link-to-east", TrustDomain: "east-12", Issuers: w.eastTrust.issuers(), DayKeys: keys,
 			Gateways: []*wire.GatewayAddress{{Address: w.peers.Addr().String(), Healthy: true}}}}},
-		&wire.Resource{Body: &wire.Resource_Mirror{Mirror: &wire.Mirror{
-			Link: "east", Namespace: "shop", Service: "bar", Mirror: "shop/bar-east", Vips: []string{vip},
-			Ports:      []*wire.MirrorPort{{Index: 0, Port: 80, Name: "http", Route: 1024}},
-			Identities: []string{"spiffe://east-12/ns/shop/sa/bar"}}}},
+		&wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
+			Namespace: "shop", Name: "bar-east", Vips: []string{vip},
+			Ports: []*wire.FrontendPort{{Index: 0, Name: "http"}},
+			Tiers: []*wire.Tier{{Backends: []*wire.Backend{{
+				Link: "east", Namespace: "shop", Service: "bar",
+				Ports:      []*wire.BackendPort{{Index: 0, Port: 80, Route: 1024}},
+				Identities: []string{"spiffe://east-12/ns/shop/sa/bar"}}}}}}}},
 		pod("alice-0", "alice", alice), pod("bob-0", "bob", bob),
 	)
 	appPort := uint32(w.app.Addr().(*net.TCPAddr).Port)
@@ -279,19 +282,28 @@ func (w *world) views() {
 			Name: "west", Uid: "link-to-west", TrustDomain: "west-1", Issuers: w.westTrust.issuers()}}},
 		&wire.Resource{Body: &wire.Resource_Export{Export: &wire.Export{
 			Namespace: "shop", Service: "bar", Links: []string{"west"}, Ports: []*wire.ExportPort{{Port: 80, Name: "http"}},
-			Pods: []*wire.ExportPod{{Uid: "bar-0", Ready: true, Targets: map[uint32]uint32{80: appPort}}}}}},
+			Pods: []*wire.ExportPod{{Uid: "bar-0", Ready: true, Accepts: true, Targets: map[uint32]uint32{80: appPort}}}}}},
 		pod("bar-0", "bar", bar), pod("foo-0", "foo", foo),
 	)
 	w.gatewayView = w.view(
 		&wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "east-12"}}},
 		&wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{Name: "west", Uid: "link-to-west", TrustDomain: "west-1", DayKeys: keys}}},
-		&wire.Resource{Body: &wire.Resource_Backend{Backend: &wire.Backend{
+		&wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{
 			Name: "agent/node", Address: w.hop.Addr().String(), HopKey: w.eastTrust.hop[:]}}},
 		&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
 			Id: 1024, Links: []string{"west"}, Generation: 3,
-			Endpoints: []*wire.Endpoint{{Id: []byte("endpoint"), PodUid: "bar-0", Backend: "agent/node"}}}}},
+			Endpoints: []*wire.Endpoint{{Id: []byte("endpoint"), PodUid: "bar-0", Upstream: "agent/node"}}}}},
 	)
 }
+
+// terminate makes bar-0 a terminating pod that takes no new connections.
+func (w *world) terminate() {
+	w.edit(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Terminating = true })
+	w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Accepts = false })
+}
+
+// backendOf returns the backend of a frontend.
+func backendOf(r *wire.Resource) *wire.Backend { return r.GetFrontend().Tiers[0].Backends[0] }
 
 func (w *world) view(resources ...*wire.Resource) nodestream.View {
 	return must(nodestream.NewView(resources...))(w.TB)
@@ -302,8 +314,8 @@ func (w *world) push() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	revoked := maps.Clone(w.revoked)
-	at := func(v nodestream.View) home.State {
-		return home.State{View: v, Revoked: func(uid string) bool { return revoked[uid] }}
+	at := func(v nodestream.View) uplink.State {
+		return uplink.State{View: v, Revoked: func(uid string) bool { return revoked[uid] }}
 	}
 	w.gateway.OnState(at(w.gatewayView))
 	w.east.onState(at(w.eastView))

@@ -21,9 +21,9 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
-	"github.com/causeway-mesh/causeway/internal/dataplane/home"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -86,7 +86,7 @@ func newRig(t testing.TB, n int, tune func(*Server)) *rig {
 }
 
 func (r *rig) push(v nodestream.View) {
-	r.server.OnState(home.State{View: v, Revoked: func(string) bool { return false }})
+	r.server.OnState(uplink.State{View: v, Revoked: func(string) bool { return false }})
 }
 
 // view is what the controller says, with more or other resources.
@@ -95,7 +95,7 @@ func (r *rig) view(with ...*wire.Resource) nodestream.View {
 	var endpoints []*wire.Endpoint
 	for _, b := range r.backends {
 		resources = append(resources, b.resource())
-		endpoints = append(endpoints, &wire.Endpoint{Id: b.id[:], PodUid: b.pod, Backend: b.name})
+		endpoints = append(endpoints, &wire.Endpoint{Id: b.id[:], PodUid: b.pod, Upstream: b.name})
 	}
 	for link, key := range r.keys {
 		resources = append(resources, &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{
@@ -200,7 +200,7 @@ func (b *backend) serve(c net.Conn) {
 func (b *backend) close() { b.ln.Close(); b.serving.Wait() }
 
 func (b *backend) resource() *wire.Resource {
-	return &wire.Resource{Body: &wire.Resource_Backend{Backend: &wire.Backend{Name: b.name, Address: b.ln.Addr().String(), HopKey: b.key[:]}}}
+	return &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{Name: b.name, Address: b.ln.Addr().String(), HopKey: b.key[:]}}}
 }
 
 func (b *backend) next() arrival {
@@ -406,14 +406,14 @@ func TestRefusals(t *testing.T) {
 		"expired": {
 			why: "the controller has been away for a day", reason: reasonNotReady, answer: alert,
 			do: func(r *rig) *net.TCPConn {
-				r.server.OnState(home.State{View: r.view(), Expired: true, Revoked: func(string) bool { return false }})
+				r.server.OnState(uplink.State{View: r.view(), Expired: true, Revoked: func(string) bool { return false }})
 				return r.call(r.label("west", 1024, route.Wish{}))
 			},
 		},
 		"link revoked": {
 			why: "seen deleted, though the controller still lists it", reason: "unknown_key", answer: alert,
 			do: func(r *rig) *net.TCPConn {
-				r.server.OnState(home.State{View: r.view(), Revoked: func(uid string) bool { return uid == "uid-west" }})
+				r.server.OnState(uplink.State{View: r.view(), Revoked: func(uid string) bool { return uid == "uid-west" }})
 				return r.call(r.label("west", 1024, route.Wish{}))
 			},
 		},
@@ -530,7 +530,7 @@ func TestStateIsReplacedUnderOpenConnections(t *testing.T) {
 		t.Error("a new connection is routed by the old state")
 	}
 
-	broken := &wire.Resource{Body: &wire.Resource_Backend{Backend: &wire.Backend{Name: "agent/broken", Address: "node-7:4144", HopKey: make([]byte, 32)}}}
+	broken := &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{Name: "agent/broken", Address: "node-7:4144", HopKey: make([]byte, 32)}}}
 	view := r.view(broken)
 	delete(view, "link/west")
 	r.push(view)
@@ -539,12 +539,12 @@ func TestStateIsReplacedUnderOpenConnections(t *testing.T) {
 	}
 	wantTalk(t, north)
 
-	r.server.OnState(home.State{View: view, Expired: true, Revoked: func(string) bool { return false }})
+	r.server.OnState(uplink.State{View: view, Expired: true, Revoked: func(string) bool { return false }})
 	wantTalk(t, north)
 	if err := r.server.ready(t.Context()); err == nil {
 		t.Error("ready by an expired state")
 	}
-	r.server.OnState(home.State{View: view, Expired: true, Revoked: func(uid string) bool { return uid == "uid-north" }})
+	r.server.OnState(uplink.State{View: view, Expired: true, Revoked: func(uid string) bool { return uid == "uid-north" }})
 	if _, err := north.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("its Link was deleted while the state is expired: %v, want a reset", err)
 	}
@@ -612,7 +612,7 @@ func TestReady(t *testing.T) {
 	if s.ready(t.Context()) == nil {
 		t.Error("ready without a state")
 	}
-	s.OnState(home.State{View: nodestream.View{}, Revoked: func(string) bool { return false }})
+	s.OnState(uplink.State{View: nodestream.View{}, Revoked: func(string) bool { return false }})
 	if err := s.ready(t.Context()); err != nil {
 		t.Errorf("not ready by a whole state: %v", err)
 	}

@@ -19,7 +19,7 @@ func invited(t *testing.T, until time.Time, tune func(*Server)) (*rig, route.Day
 	r.push(r.view(
 		&wire.Resource{Body: &wire.Resource_Invite{Invite: &wire.Invite{Name: "south", Uid: "uid-invite", LabelKey: key[:], UntilMs: until.UnixMilli()}}},
 		&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Id: route.Join, Links: []string{route.InviteName("south")},
-			Endpoints: []*wire.Endpoint{{Id: b.id[:], PodUid: b.pod, Backend: b.name}}}}},
+			Endpoints: []*wire.Endpoint{{Id: b.id[:], PodUid: b.pod, Upstream: b.name}}}}},
 	))
 	return r, key
 }

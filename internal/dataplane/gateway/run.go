@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
-	"github.com/causeway-mesh/causeway/internal/dataplane/home"
-	"github.com/causeway-mesh/causeway/internal/dataplane/links"
+	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 )
 
 // Options configure a gateway process.
@@ -21,7 +21,7 @@ type Options struct {
 	Listen string
 	// Metrics and Probes are the addresses of what their names say.
 	Metrics, Probes string
-	// Controller, IdentityDir, TokenFile and Version are home.Options'.
+	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
 
 	Log *slog.Logger
@@ -33,13 +33,13 @@ const farewell = 3 * time.Second
 
 // Run is the gateway process: it serves peers until ctx ends, then drains.
 func Run(ctx context.Context, o Options) error {
-	registry := home.NewRegistry()
+	registry := uplink.NewRegistry()
 	s := NewServer(o.Log, registry)
-	api, err := links.InCluster()
+	api, err := linkwatch.InCluster()
 	if err != nil {
 		return err
 	}
-	h, err := home.New(home.Options{
+	h, err := uplink.New(uplink.Options{
 		Controller: o.Controller, IdentityDir: o.IdentityDir, TokenFile: o.TokenFile, Links: api,
 		Version: o.Version, Log: o.Log, Registerer: registry, OnState: s.OnState,
 	})
@@ -54,8 +54,8 @@ func Run(ctx context.Context, o Options) error {
 	run, stop := context.WithCancel(run)
 	defer stop()
 	group.Go(func() error { return h.Run(run) })
-	group.Go(func() error { return home.ServeMetrics(run, o.Metrics, registry) })
-	group.Go(func() error { return home.ServeProbes(run, o.Probes, func() error { return s.ready(ctx) }) })
+	group.Go(func() error { return uplink.ServeMetrics(run, o.Metrics, registry) })
+	group.Go(func() error { return uplink.ServeProbes(run, o.Probes, func() error { return s.ready(ctx) }) })
 	group.Go(func() error {
 		defer stop() // the rest goes on until the last connection has drained
 		serving, cancel := context.WithCancel(run)
@@ -68,8 +68,8 @@ func Run(ctx context.Context, o Options) error {
 
 // OnState puts a new view in force, and ends the connections of Links that it
 // lacks. What does not hold together is left out: it must not keep a deleted Link in
-// force. It is what home.Options.OnState asks for.
-func (s *Server) OnState(h home.State) {
+// force. It is what uplink.Options.OnState asks for.
+func (s *Server) OnState(h uplink.State) {
 	if h.Expired {
 		s.log.Error("the controller has been away for too long: every new connection is refused")
 	}

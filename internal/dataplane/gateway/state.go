@@ -12,32 +12,30 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// A state is one whole view of what the controller says, and what the Links seen
-// deleted take away from it. It is immutable: a connection keeps the one that it
-// was routed with.
+// state is one whole view from the controller without the Links that were deleted. It is
+// immutable: a connection keeps the one that it was routed with.
 type state struct {
 	keyring *route.Keyring
 	table   *route.Table
-	// expired: nothing new is admitted by it.
+	// expired: it admits no new connection.
 	expired bool
-	// links are the UIDs of the Links and invites whose keys are in the keyring, by name.
+	// links has the UIDs of the Links and invites whose keys are in the keyring, by name.
 	links map[string]string
 }
 
-// newState builds a state from the newest resources. A Link whose UID revoked
-// reports has no key. What does not hold together is left out and named in the
-// error; the state is never nil.
+// newState makes a state from a view. A Link that revoked reports has no key. It leaves
+// out what is not consistent, and the error names that. The state is never nil.
 func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*state, error) {
 	s := &state{links: make(map[string]string)}
 	backends := make(map[string]route.Backend)
 	var keys []route.LinkKey
 	var invites []route.InviteKey
 	var errs []error
-	inOrder := slices.Sorted(maps.Keys(view)) // so that an error reads the same twice
+	inOrder := slices.Sorted(maps.Keys(view)) // so that the same view gives the same error
 	for _, key := range inOrder {
 		switch body := view[key].Body.(type) {
-		case *wire.Resource_Backend:
-			b, err := backendOf(body.Backend)
+		case *wire.Resource_Upstream:
+			b, err := backendOf(body.Upstream)
 			if err != nil {
 				errs = append(errs, err)
 				continue
@@ -52,7 +50,9 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 		case *wire.Resource_Invite:
 			if i := body.Invite; len(i.LabelKey) == len(route.DayKey{}) {
 				s.links[route.InviteName(i.Name)] = i.Uid
-				invites = append(invites, route.InviteKey{Invite: i.Name, Key: route.DayKey(i.LabelKey), Until: time.UnixMilli(i.UntilMs)})
+				invites = append(invites, route.InviteKey{
+					Invite: i.Name, Key: route.DayKey(i.LabelKey), Until: time.UnixMilli(i.UntilMs),
+				})
 			}
 		}
 	}
@@ -70,13 +70,13 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 	return s, errors.Join(errs...)
 }
 
-func backendOf(b *wire.Backend) (route.Backend, error) {
+func backendOf(b *wire.Upstream) (route.Backend, error) {
 	addr, err := netip.ParseAddrPort(b.Address)
 	if err != nil {
-		return route.Backend{}, fmt.Errorf("backend %q: %w", b.Name, err)
+		return route.Backend{}, fmt.Errorf("upstream %q: %w", b.Name, err)
 	}
 	if len(b.HopKey) != len(route.HopKey{}) {
-		return route.Backend{}, fmt.Errorf("backend %q: its hop key has %d bytes", b.Name, len(b.HopKey))
+		return route.Backend{}, fmt.Errorf("upstream %q: its hop key has %d bytes", b.Name, len(b.HopKey))
 	}
 	return route.Backend{Name: b.Name, Address: addr, HopKey: route.HopKey(b.HopKey)}, nil
 }
@@ -85,17 +85,21 @@ func keysOf(l *wire.Link) []route.LinkKey {
 	keys := make([]route.LinkKey, 0, len(l.DayKeys))
 	for _, k := range l.DayKeys {
 		if len(k.Key) == len(route.DayKey{}) {
-			keys = append(keys, route.LinkKey{Link: l.Name, DatedKey: route.DatedKey{Day: k.Day, Key: route.DayKey(k.Key)}})
+			keys = append(keys, route.LinkKey{
+				Link:     l.Name,
+				DatedKey: route.DatedKey{Day: k.Day, Key: route.DayKey(k.Key)},
+			})
 		}
 	}
 	return keys
 }
 
-// rowOf leaves out endpoints whose backend is not known yet: it comes with a later update.
+// rowOf leaves out endpoints whose upstream is not known. It may come with a later
+// update.
 func rowOf(r *wire.Route, backends map[string]route.Backend) route.Row {
 	row := route.Row{ID: r.Id, Links: append([]string(nil), r.Links...), Generation: r.Generation}
 	for _, e := range r.Endpoints {
-		b, ok := backends[e.Backend]
+		b, ok := backends[e.Upstream]
 		if !ok || len(e.Id) != len(route.EndpointID{}) {
 			continue
 		}
@@ -106,7 +110,7 @@ func rowOf(r *wire.Route, backends map[string]route.Backend) route.Row {
 	return row
 }
 
-// holds reports whether the Link with this UID is in force.
+// holds reports whether the state has the Link with this UID.
 func (s *state) holds(uid string) bool {
 	for _, have := range s.links {
 		if have == uid {

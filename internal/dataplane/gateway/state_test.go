@@ -19,13 +19,13 @@ func TestNewState(t *testing.T) {
 		return &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{Name: name, Uid: "uid-" + name, DayKeys: []*wire.DayKey{{Day: today, Key: key(n)}}}}}
 	}
 	backend := func(name, address string, hop []byte) *wire.Resource {
-		return &wire.Resource{Body: &wire.Resource_Backend{Backend: &wire.Backend{Name: name, Address: address, HopKey: hop}}}
+		return &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{Name: name, Address: address, HopKey: hop}}}
 	}
 	row := func(id uint32, endpoints ...*wire.Endpoint) *wire.Resource {
 		return &wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Id: id, Links: []string{"west", "east"}, Endpoints: endpoints}}}
 	}
 	endpoint := func(id, backend string) *wire.Endpoint {
-		return &wire.Endpoint{Id: []byte(id), PodUid: "pod-" + id, Backend: backend}
+		return &wire.Endpoint{Id: []byte(id), PodUid: "pod-" + id, Upstream: backend}
 	}
 	cases := map[string]struct {
 		why       string

@@ -97,6 +97,9 @@ type Wish struct {
 	Arg [8]byte
 }
 
+// AnyEndpoint asks for any ready endpoint.
+func AnyEndpoint() Wish { return Wish{} }
+
 // ForEndpoint is the wish for the endpoint with an id, or else any.
 func ForEndpoint(id EndpointID) Wish { return Wish{WishEndpoint, id} }
 

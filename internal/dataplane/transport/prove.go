@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
 )
 
 // Proof is what Prove has carried.
@@ -30,7 +32,7 @@ func Prove(ctx context.Context, client, server *net.TCPConn) Proof {
 	p := &prove{client: client, server: server}
 	client.SetDeadline(time.Time{}) // fails only if closed, as reading then does
 	server.SetDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() {
+	stop := afterfunc.Start(ctx, func() {
 		p.wake()
 		client.SetWriteDeadline(time.Unix(1, 0))
 	})
@@ -39,7 +41,7 @@ func Prove(ctx context.Context, client, server *net.TCPConn) Proof {
 	p.carryBack()
 	p.wake()
 	goroutines.Wait()
-	stop() // a late wake meets connections that Splice is to abort anyway
+	stop()
 	return p.Proof
 }
 

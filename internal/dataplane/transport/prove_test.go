@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -313,5 +314,20 @@ func TestRecords(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("in pieces of at most %d bytes (-want +got)\n%s", most, diff)
 		}
+	}
+}
+
+func TestGuardBoundsBytesBeforeProof(t *testing.T) {
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	guarded, proven := GuardDialed(near)
+	go far.Write(make([]byte, MaxUnproven+1))
+	if _, err := io.Copy(io.Discard, guarded); !errors.Is(err, ErrUnproven) {
+		t.Errorf("%v, want a bound", err)
+	}
+	proven()
+	if n, err := guarded.Read(make([]byte, 1)); n != 1 || err != nil {
+		t.Errorf("after the proof: %d, %v", n, err)
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
 )
 
 // Side says which of the two connections ended a carriage.
@@ -147,20 +149,14 @@ func (c *carriage) run(ctx context.Context, forth, back func()) Result {
 	c.second.SetDeadline(time.Time{})
 	// The kernel closes what a killed process leaves. It must not say FIN for us: that would be an end.
 	linger(0, c.first, c.second)
-	cancelled := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(cancelled)
-		c.abort(Neither, Cancelled, context.Cause(ctx))
-	})
+	stop := afterfunc.Start(ctx, func() { c.abort(Neither, Cancelled, context.Cause(ctx)) })
 	watch := watchDead(c)
 	var goroutines sync.WaitGroup
 	goroutines.Go(forth)
 	back()
 	goroutines.Wait()
 	watch.stop()
-	if !stop() {
-		<-cancelled
-	}
+	stop()
 	linger(-1, c.first, c.second) // fails on what was reset, which is closed
 	c.first.Close()
 	c.second.Close()

@@ -25,6 +25,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 )
 
@@ -122,14 +123,11 @@ func within(ctx context.Context, conn net.Conn, do func() error) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	interrupted := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(interrupted)
+	stop := afterfunc.Start(ctx, func() {
 		conn.SetDeadline(time.Unix(1, 0)) // wakes do, whose error is then ctx's
 	})
 	err := do()
 	if !stop() {
-		<-interrupted
 		return fmt.Errorf("tunnel not opened: %w", context.Cause(ctx))
 	}
 	if err != nil {

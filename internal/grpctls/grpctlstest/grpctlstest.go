@@ -1,9 +1,10 @@
-// Package grpctlstest gives tests two ends that believe each other.
+// Package grpctlstest provides tests with TLS configurations of a server and a client
+// that trust each other.
 //
-//	Pair ─▶ one throw-away authority ─▶ server's tls.Config, client's tls.Config
+//	Pair ─▶ one temporary CA ─▶ tls.Config of the server, tls.Config of the client
 //
-// What always holds: nothing outlives the test, and certificates are valid at
-// the test's own time, fake or not.
+// Invariants: nothing outlives the test, and the certificates are valid at the test's
+// time, which may be fake.
 package grpctlstest
 
 import (
@@ -18,10 +19,10 @@ import (
 	"time"
 )
 
-// ServerName is what the server's certificate says.
+// ServerName is the DNS name in the server's certificate.
 const ServerName = "server.test"
 
-// Pair returns a server's and a client's configuration for mutual TLS 1.3. The
+// Pair returns the configurations of a server and a client for mutual TLS 1.3. The
 // client's certificate has the common name client.
 func Pair(t testing.TB, client string) (server, clientConfig *tls.Config) {
 	t.Helper()
@@ -33,36 +34,45 @@ func Pair(t testing.TB, client string) (server, clientConfig *tls.Config) {
 		return []tls.Certificate{{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}}
 	}
 	server = &tls.Config{
-		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true,
-		Certificates: issue(ServerName),
-		ClientCAs:    pool, ClientAuth: tls.RequireAndVerifyClientCert,
+		MinVersion:             tls.VersionTLS13,
+		SessionTicketsDisabled: true,
+		Certificates:           issue(ServerName),
+		ClientCAs:              pool,
+		ClientAuth:             tls.RequireAndVerifyClientCert,
 	}
 	clientConfig = &tls.Config{
-		MinVersion: tls.VersionTLS13, ServerName: ServerName,
-		Certificates: issue(client), RootCAs: pool,
+		MinVersion:   tls.VersionTLS13,
+		ServerName:   ServerName,
+		Certificates: issue(client),
+		RootCAs:      pool,
 	}
 	return server, clientConfig
 }
 
-// Config returns a source that always gives c.
+// Config returns a function that always returns c.
 func Config(c *tls.Config) func() (*tls.Config, error) {
 	return func() (*tls.Config, error) { return c, nil }
 }
 
-// certificate makes a key and its certificate, signed by parent or by itself.
-func certificate(t testing.TB, name string, parent *x509.Certificate, by *ecdsa.PrivateKey) (*ecdsa.PrivateKey, *x509.Certificate) {
+// certificate generates a key and its certificate. The certificate is signed by parent
+// or, if parent is nil, by its own key.
+func certificate(t testing.TB, name string, parent *x509.Certificate,
+	by *ecdsa.PrivateKey) (*ecdsa.PrivateKey, *x509.Certificate) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()),
-		Subject:      pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(365 * 24 * time.Hour),
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IsCA:        parent == nil, BasicConstraintsValid: true,
+		SerialNumber:          big.NewInt(time.Now().UnixNano()),
+		Subject:               pkix.Name{CommonName: name},
+		DNSNames:              []string{name},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(365 * 24 * time.Hour),
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		IsCA:                  parent == nil,
+		BasicConstraintsValid: true,
 	}
 	if parent == nil {
 		parent, by = template, key

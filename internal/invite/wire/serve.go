@@ -17,10 +17,11 @@ import (
 	"github.com/causeway-mesh/causeway/internal/invite"
 )
 
-// maxCalls is how many exchanges there may be at a time.
-const maxCalls = 16
+// maxExchanges is the number of exchanges that run at a time.
+const maxExchanges = 16
 
-// How an exchange ended, beside a Refusal's reason: a closed list.
+// Results of an exchange that is not refused. A refused exchange has the Reason of the
+// Refusal as its result.
 const (
 	Accepted  = "Accepted"
 	busy      = "Busy"
@@ -29,7 +30,7 @@ const (
 	failed    = "Failed"
 )
 
-// Results returns every result that Server.Count is told of.
+// Results returns all results that a Server passes to Count.
 func Results() []string {
 	out := []string{Accepted, busy, handshake, broken, failed}
 	for _, r := range invite.Reasons() {
@@ -38,53 +39,57 @@ func Results() []string {
 	return out
 }
 
-// Call is one cluster's request. Its material is what it says, until Proves.
+// Call is the request of one cluster. Its content is not trustworthy until HasSecret
+// returns true.
 type Call struct {
 	*Request
-	// Root has signed the certificate of whoever calls.
+	// Root has signed the certificate of the caller.
 	Root *x509.Certificate
-	// Address is where the call comes from.
+	// Address is the IP address of the caller.
 	Address string
 
 	session     invite.Session
 	body, proof []byte
 }
 
-// Proves reports whether the caller has the secret.
-func (c *Call) Proves(s invite.Secret) bool {
+// HasSecret reports whether the caller has proven that it holds the secret s.
+func (c *Call) HasSecret(s invite.Secret) bool {
 	return invite.Equal(c.proof, s.ProveRequest(c.session, c.body))
 }
 
-// Asker is the caller as Decide knows it.
-func (c *Call) Asker() invite.Asker {
-	return invite.Asker{
-		As: c.As, Address: c.Address,
-		Half: invite.Half{Root: c.Root, TrustDomain: c.Root.URIs[0].Host, LinkKey: c.LinkPublicKey},
+// Candidate returns the caller in the form that invite.Decide requires.
+func (c *Call) Candidate() invite.Candidate {
+	return invite.Candidate{
+		As:             c.As,
+		Address:        c.Address,
+		PublicIdentity: publicIdentity(c.Root, c.LinkPublicKey),
 	}
 }
 
-// Handle answers a call. A refusal is an *invite.Refusal, of which the caller is
-// told; of any other error it is not. The secret proves the answer.
+// Handle answers a call. The server sends an error of type *invite.Refusal to the caller.
+// It does not send other errors. The secret proves the answer.
 type Handle func(context.Context, *Call) (*Answer, invite.Secret, error)
 
 // Server serves the exchange. All fields are required.
 type Server struct {
-	// TLS returns the config for the next handshake, which presents this cluster's
-	// root, too, and asks for the client's.
-	TLS    func() (*tls.Config, error)
+	// TLS returns the tls.Config for the next handshake. It must present the root of this
+	// cluster and request the root of the client.
+	TLS func() (*tls.Config, error)
+	// Root returns the hash of the root that TLS presents.
 	Root   func() [32]byte
 	Guard  Guard
 	Handle Handle
-	Count  func(result string)
-	Log    *slog.Logger
+	// Count is called with the result of each exchange, which is one of Results.
+	Count func(result string)
+	Log   *slog.Logger
 }
 
-// Serve serves what ln accepts until ln is closed, and waits for every call. ctx
-// ends the calls.
+// Serve serves the connections of ln until ln is closed, and waits for all exchanges to
+// end. Canceling ctx ends the exchanges.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) {
 	var calls sync.WaitGroup
 	defer calls.Wait()
-	slots := make(chan struct{}, maxCalls)
+	slots := make(chan struct{}, maxExchanges)
 	for {
 		c, err := ln.Accept()
 		if err != nil {
@@ -102,13 +107,14 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) {
 			result, err := s.serve(ctx, c)
 			s.Count(result)
 			if err != nil {
-				s.Log.Info("a cluster that wants to join was refused", "source", c.RemoteAddr(), "reason", result, "error", err)
+				s.Log.Info("refused a cluster that wants to join",
+					"source", c.RemoteAddr(), "reason", result, "error", err)
 			}
 		})
 	}
 }
 
-// serve is one call, from its handshake to its end. It closes conn.
+// serve runs one exchange, including the handshake. It closes conn.
 func (s *Server) serve(ctx context.Context, conn net.Conn) (result string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
@@ -143,15 +149,19 @@ func (s *Server) read(c *tls.Conn) (*Call, error) {
 	}
 	f, err := readFrame(c)
 	if err != nil {
-		return nil, fmt.Errorf("read the request: %w", err)
+		return nil, fmt.Errorf("read request: %w", err)
 	}
 	var req Request
 	if err := proto.Unmarshal(f.Body, &req); err != nil {
-		return nil, fmt.Errorf("read the request: %w: %w", ErrFrame, err)
+		return nil, fmt.Errorf("read request: %w: %w", ErrFrame, err)
 	}
 	return &Call{
-		Request: &req, Root: root, Address: host(c.RemoteAddr()), body: f.Body, proof: f.Proof,
+		Request: &req,
+		Root:    root,
+		Address: host(c.RemoteAddr()),
 		session: invite.Session{Exporter: key, Inviter: s.Root(), Joiner: identity.RootHash(root)},
+		body:    f.Body,
+		proof:   f.Proof,
 	}, nil
 }
 
@@ -167,8 +177,8 @@ func (s *Server) answer(ctx context.Context, c *tls.Conn, call *Call) (string, e
 	answer, secret, err := s.Handle(ctx, call)
 	result := Accepted
 	if err != nil {
-		refusal := (*invite.Refusal)(nil)
-		if !errors.As(err, &refusal) {
+		refusal, ok := errors.AsType[*invite.Refusal](err)
+		if !ok {
 			return failed, err
 		}
 		result = string(refusal.Reason)
@@ -183,7 +193,7 @@ func (s *Server) answer(ctx context.Context, c *tls.Conn, call *Call) (string, e
 		proof = secret.ProveAnswer(call.session, call.body, body)
 	}
 	if werr := writeFrame(c, body, proof); werr != nil {
-		return broken, errors.Join(err, fmt.Errorf("answer: %w", werr))
+		return broken, errors.Join(err, fmt.Errorf("write answer: %w", werr))
 	}
 	return result, err
 }

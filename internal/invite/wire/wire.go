@@ -1,18 +1,20 @@
-// Package wire speaks the one exchange of a joining cluster with its inviter.
+// Package wire implements the exchange between a joining cluster and its inviter.
 //
-//	Ask:   dialled conn ─▶ TLS, the inviter's root pinned ─▶ Request, proof ─▶ Answer, its proof
-//	Serve: accepted conn ─▶ TLS, whoever it is ─▶ Request ─▶ Handle ─▶ Answer ─▶ close
+//	Exchange: dialed conn ─▶ TLS, inviter's root pinned ─▶ Request, proof ─▶ Answer, proof
+//	Serve:    accepted conn ─▶ TLS, any client root ─▶ Request ─▶ Handle ─▶ Answer ─▶ close
 //
-// What always holds:
-//   - Nothing is sent before the server has proven the root that the token names.
-//   - One request and one answer of 16 KiB at most, within Timeout, and the end.
-//   - A proof holds for one connection, and for the roots that both ends presented on it.
-//   - Serve returns only after the last call has ended.
+// Invariants:
+//   - The joiner sends nothing before the server has proven the root in the token.
+//   - A connection carries one request and one answer of at most 16 KiB, within Timeout.
+//   - A proof is valid only on its connection and with the roots that both ends
+//     presented.
+//   - Serve returns only after all exchanges have ended.
 package wire
 
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -28,39 +30,39 @@ import (
 )
 
 const (
-	// Timeout bounds a whole exchange, handshake included.
+	// Timeout is the longest duration of an exchange, including the handshake.
 	Timeout = 10 * time.Second
-	// MaxFrame bounds a request and an answer.
+	// MaxFrame is the largest request or answer, in bytes.
 	MaxFrame = 16 << 10
 )
 
 var (
-	// ErrFrame reports bytes that are no frame.
+	// ErrFrame reports bytes that are not a valid frame.
 	ErrFrame = errors.New("not a frame of the join protocol")
-	// ErrProof reports an answer of somebody who has not the secret.
-	ErrProof = errors.New("the answer does not prove that the inviter knows the token")
-	// ErrHandshake reports a connection that did not come to a TLS session.
-	ErrHandshake = errors.New("no TLS session with the inviter's controller")
+	// ErrProof reports an answer from a server that does not hold the secret.
+	ErrProof = errors.New("answer does not prove that the inviter holds the secret")
+	// ErrHandshake reports a failed TLS handshake.
+	ErrHandshake = errors.New("TLS handshake with the inviter's controller failed")
 )
 
-// Guard wraps a connection before its handshake, to bound what may be read before
-// the peer is proven; proven is called after it.
+// Guard wraps a connection before its handshake, to bound the bytes that are read before
+// the peer is authenticated. proven is called after a successful handshake.
 type Guard func(net.Conn) (guarded net.Conn, proven func())
 
-// writeFrame writes body and its proof.
+// writeFrame writes a frame with body and its proof.
 func writeFrame(w io.Writer, body, proof []byte) error {
 	b, err := proto.Marshal(&Frame{Body: body, Proof: proof})
 	if err != nil {
 		return err
 	}
 	if len(b) > MaxFrame {
-		return fmt.Errorf("%d bytes: %w", len(b), ErrFrame)
+		return fmt.Errorf("frame of %d bytes: %w", len(b), ErrFrame)
 	}
 	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
 	return err
 }
 
-// readFrame reads one frame and not a byte more.
+// readFrame reads one frame. It does not read beyond its end.
 func readFrame(r io.Reader) (*Frame, error) {
 	var size [4]byte
 	if _, err := io.ReadFull(r, size[:]); err != nil {
@@ -68,7 +70,7 @@ func readFrame(r io.Reader) (*Frame, error) {
 	}
 	n := binary.BigEndian.Uint32(size[:])
 	if n > MaxFrame {
-		return nil, fmt.Errorf("%d bytes announced: %w", n, ErrFrame)
+		return nil, fmt.Errorf("frame of %d bytes: %w", n, ErrFrame)
 	}
 	b := make([]byte, n)
 	if _, err := io.ReadFull(r, b); err != nil {
@@ -81,7 +83,7 @@ func readFrame(r io.Reader) (*Frame, error) {
 	return &f, nil
 }
 
-// exporter is keying material that c's two ends alone have.
+// exporter returns keying material that only the two ends of c can derive.
 func exporter(c *tls.Conn) ([32]byte, error) {
 	cs := c.ConnectionState()
 	b, err := cs.ExportKeyingMaterial("EXPORTER-causeway-join-1", nil, 32)
@@ -91,10 +93,11 @@ func exporter(c *tls.Conn) ([32]byte, error) {
 	return [32]byte(b), nil
 }
 
-// Ask makes the exchange over conn, which it closes, and returns what the inviter
-// says of itself. own is the hash of the root that config presents. A refusal by the inviter is
-// an *invite.Refusal.
-func Ask(ctx context.Context, conn net.Conn, guard Guard, config *tls.Config, secret invite.Secret, own [32]byte, req *Request) (invite.Half, error) {
+// Exchange sends req over conn and returns the public identity of the inviter. It closes
+// conn. own is the hash of the root that config presents. If the inviter refuses, the
+// error is an *invite.Refusal.
+func Exchange(ctx context.Context, conn net.Conn, guard Guard, config *tls.Config, secret invite.Secret,
+	own [32]byte, req *Request) (invite.PublicIdentity, error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
 	guarded, proven := guard(conn)
@@ -102,47 +105,52 @@ func Ask(ctx context.Context, conn net.Conn, guard Guard, config *tls.Config, se
 	defer context.AfterFunc(ctx, func() { guarded.SetDeadline(time.Unix(1, 0)) })()
 	c := tls.Client(guarded, config)
 	if err := c.HandshakeContext(ctx); err != nil {
-		return invite.Half{}, fmt.Errorf("%w: %w", ErrHandshake, err)
+		return invite.PublicIdentity{}, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
 	proven()
 	defer c.Close()
 	root, err := identity.Introduced(c.ConnectionState().PeerCertificates, time.Now())
 	if err != nil {
-		return invite.Half{}, err
+		return invite.PublicIdentity{}, err
 	}
 	key, err := exporter(c)
 	if err != nil {
-		return invite.Half{}, err
+		return invite.PublicIdentity{}, err
 	}
 	on := invite.Session{Exporter: key, Inviter: identity.RootHash(root), Joiner: own}
-	answer, err := ask(c, secret, on, req)
+	answer, err := roundTrip(c, secret, on, req)
 	if err != nil {
-		return invite.Half{}, err
+		return invite.PublicIdentity{}, err
 	}
-	return invite.Half{Root: root, TrustDomain: root.URIs[0].Host, LinkKey: answer.LinkPublicKey}, nil
+	return publicIdentity(root, answer.LinkPublicKey), nil
 }
 
-// maxSentence bounds what is shown of the inviter's own words.
-const maxSentence = 500
+func publicIdentity(root *x509.Certificate, linkKey []byte) invite.PublicIdentity {
+	return invite.PublicIdentity{Root: root, TrustDomain: root.URIs[0].Host, LinkKey: linkKey}
+}
 
-func ask(c io.ReadWriter, secret invite.Secret, on invite.Session, req *Request) (*Answer, error) {
+// maxMessage is the longest message of the inviter that is shown to a user, in bytes.
+const maxMessage = 500
+
+// roundTrip sends req and returns the answer after its proof was verified.
+func roundTrip(c io.ReadWriter, secret invite.Secret, on invite.Session, req *Request) (*Answer, error) {
 	body, err := proto.Marshal(req)
 	if err != nil {
 		return nil, err
 	}
 	if err := writeFrame(c, body, secret.ProveRequest(on, body)); err != nil {
-		return nil, fmt.Errorf("ask the inviter: %w", err)
+		return nil, fmt.Errorf("write request: %w", err)
 	}
 	f, err := readFrame(c)
 	if err != nil {
-		return nil, fmt.Errorf("hear the inviter: %w", err)
+		return nil, fmt.Errorf("read answer: %w", err)
 	}
 	var answer Answer
 	if err := proto.Unmarshal(f.Body, &answer); err != nil {
-		return nil, fmt.Errorf("hear the inviter: %w: %w", ErrFrame, err)
+		return nil, fmt.Errorf("read answer: %w: %w", ErrFrame, err)
 	}
 	if answer.Refused != "" {
-		return nil, invite.Heard(answer.Refused, answer.Message, maxSentence)
+		return nil, invite.ReceivedRefusal(answer.Refused, answer.Message, maxMessage)
 	}
 	if !invite.Equal(f.Proof, secret.ProveAnswer(on, body, f.Body)) {
 		return nil, ErrProof
@@ -150,27 +158,31 @@ func ask(c io.ReadWriter, secret invite.Secret, on invite.Session, req *Request)
 	return &answer, nil
 }
 
-// Explain makes a sentence of a closed list of an error of Ask or of dialling.
+// Explain returns a message for the user about an error of Exchange or of dialing. The
+// message is one of a fixed set, so that a status does not change with each attempt.
 func Explain(err error) string {
 	switch reason := identity.Reason(err); {
 	case reason == identity.ReasonUnknownAuthority:
-		return "whoever answers there is not the inviter, or its root was rotated after the token was made: ask for a new token"
+		return "the server at this address is not the inviter, or the inviter has rotated its root since: " +
+			"ask for a new token"
 	case reason == identity.ReasonExpired || reason == identity.ReasonNotYetValid:
-		return "the inviter's certificate is not valid by this cluster's clock: compare the two clusters' clocks"
+		return "the inviter's certificate is not valid now: compare the clocks of the two clusters"
 	case reason != identity.ReasonOther:
-		return "whoever answers there is no controller of the inviter"
+		return "the server at this address is not a controller of the inviter"
 	}
 	switch {
 	case errors.Is(err, ErrProof):
-		return "the inviter does not know the token's secret"
+		return "the inviter does not have the secret of the token"
 	case errors.Is(err, ErrFrame):
-		return "the inviter speaks another version of this protocol"
+		return "the inviter uses another version of the join protocol"
 	case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded):
-		return "it does not answer in time: check the address and the firewalls on the way"
+		return "it does not answer in time: check the address and the firewalls on the path"
 	case errors.Is(err, ErrHandshake):
-		return "its gateway does not take the token: the invite was taken back, or the inviter's controller is away"
+		return "its gateway does not accept the token: the invite was deleted, " +
+			"or the inviter's controller is down"
 	case errors.As(err, new(*net.OpError)):
-		return "it cannot be reached: check the address, the firewalls on the way, and that the inviter's gateway runs"
+		return "it cannot be reached: check the address, the firewalls on the path, " +
+			"and whether the inviter's gateway is running"
 	}
-	return "the inviter's controller broke off"
+	return "the inviter's controller closed the connection"
 }

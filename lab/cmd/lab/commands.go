@@ -50,6 +50,7 @@ func upCommand(o *lab.Options) *cobra.Command {
 	c.Flags().StringVar(&o.Shape.ProxyMode, "proxy-mode", lab.NFTables, "kube-proxy's mode in each new cluster: nftables or iptables")
 	c.Flags().StringVar(&o.Shape.CNI, "cni", lab.Bridge, "how pods of each new cluster are joined to their node: bridge or ptp")
 	c.Flags().BoolVar(&o.Shape.DualStack, "dual-stack", false, "each new cluster has IPv6 beside IPv4")
+	c.Flags().BoolVar(&o.Shape.Large, "large", false, "each new cluster has memory and request rates for tens of thousands of objects")
 	c.Flags().BoolVar(&o.Shape.Private, "private", false, "nobody can open a connection to a new cluster; it can to others")
 	c.Flags().DurationVar(&weather.RTT, "wan-rtt", 0, "how long the WAN takes there and back, from now on")
 	c.Flags().Float64Var(&weather.Loss, "wan-loss", 0, "percentage of packets that the WAN loses, from now on")

@@ -1,0 +1,135 @@
+package controller
+
+import (
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	toolscache "k8s.io/client-go/tools/cache"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/ledger"
+)
+
+// changed holds the newest object of each key that changed; nil stands for a
+// deleted object. Cluster-scoped objects have an empty namespace.
+type changed[T any] map[catalog.Key]*T
+
+// A batch is everything that arrived since the last pass. It is the snapshot that
+// one pass decides from: objects in it are shared with the caches and immutable.
+type batch struct {
+	services       changed[corev1.Service]
+	slices         changed[discoveryv1.EndpointSlice]
+	pods           changed[corev1.Pod]
+	namespaces     changed[corev1.Namespace]
+	networks       changed[networkingv1.NetworkPolicy]
+	policies       changed[v1alpha1.ExportPolicy]
+	links          changed[v1alpha1.Link]
+	ledgers        changed[v1alpha1.Ledger]
+	trusts         changed[v1alpha1.PeerTrust]
+	invites        changed[v1alpha1.Invite]
+	joins          changed[v1alpha1.Join]
+	serviceExports changed[metav1.PartialObjectMetadata]
+
+	// serviceExportKeys are all ServiceExports that there are; nil: not listed.
+	serviceExportKeys map[catalog.Key]bool
+
+	// peers are the Links with news from their peer, mirrors those whose mirrors
+	// progressed.
+	peers, mirrors map[string]bool
+	// stored are the results of ledger writes, ledgerList a live list of all Ledgers.
+	stored       []storeResult
+	ledgerList   []v1alpha1.Ledger
+	ledgerListed bool
+	// identity: this cluster's issuers or roots changed. inviteKeys: keys of open invites
+	// were read.
+	identity, inviteKeys bool
+	// calls run in the reconciler's goroutine after the pass.
+	calls []func()
+}
+
+// storeResult is what came of one ledger write.
+type storeResult struct {
+	write  ledger.Write
+	object *v1alpha1.Ledger
+	err    error
+}
+
+// inbox collects what changed between passes, the newest per key. It is safe for
+// concurrent use, and nothing in it blocks.
+type inbox struct {
+	wake chan struct{} // holds one
+
+	mu   sync.Mutex // guards next
+	next *batch
+}
+
+func newInbox() *inbox { return &inbox{wake: make(chan struct{}, 1), next: new(batch)} }
+
+// add lets f change the next batch and wakes the reconciler.
+func (in *inbox) add(f func(*batch)) {
+	in.mu.Lock()
+	f(in.next)
+	in.mu.Unlock()
+	select {
+	case in.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what arrived since the last take.
+func (in *inbox) take() *batch {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	b := in.next
+	in.next = new(batch)
+	return b
+}
+
+func (in *inbox) peerChanged(link string) {
+	in.add(func(b *batch) { put(&b.peers, link) })
+}
+
+func (in *inbox) mirrorsChanged(link string) {
+	in.add(func(b *batch) { put(&b.mirrors, link) })
+}
+
+func put(set *map[string]bool, key string) {
+	if *set == nil {
+		*set = make(map[string]bool)
+	}
+	(*set)[key] = true
+}
+
+// handler returns an informer's event handler that files objects under field.
+func handler[T any](in *inbox, field func(*batch) *changed[T]) toolscache.ResourceEventHandler {
+	file := func(o any, deleted bool) {
+		if unknown, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+			o = unknown.Obj
+		}
+		typed, ok := o.(*T)
+		meta, ok2 := o.(metav1.Object)
+		if !ok || !ok2 {
+			return
+		}
+		key := catalog.Key{Namespace: meta.GetNamespace(), Name: meta.GetName()}
+		if deleted {
+			typed = nil
+		}
+		in.add(func(b *batch) {
+			m := field(b)
+			if *m == nil {
+				*m = make(changed[T])
+			}
+			(*m)[key] = typed
+		})
+	}
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { file(o, false) },
+		UpdateFunc: func(_, o any) { file(o, false) },
+		DeleteFunc: func(o any) { file(o, true) },
+	}
+}

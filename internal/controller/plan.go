@@ -1,0 +1,85 @@
+package controller
+
+import (
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/ledger"
+	"github.com/causeway-mesh/causeway/internal/mirror"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/peering"
+)
+
+// A plan is what one pass decided, as data. The decision does no I/O. apply carries it
+// out.
+type plan struct {
+	// views are changes of what agents and gateways must know. nodesAdded and
+	// nodesRemoved are nodes that have an agent now, or no longer.
+	views                    []nodestream.Change
+	nodesAdded, nodesRemoved []string
+
+	// listings are changes of the catalog for peers, version the version that they
+	// complete.
+	listings []wire.Listing
+	version  wire.Version
+	// readyLinks are the Links whose catalogs are complete.
+	readyLinks []string
+
+	// peers are the peers of the Links in force; nil: unchanged. storedIssuers are the
+	// numbers of their stored lists of issuers, trusts what to write about them. gateways
+	// are this cluster's own addresses; nil: unchanged.
+	peers         map[string]peering.Want
+	storedIssuers map[string]uint64
+	trusts        []trustWrite
+	gateways      *[]string
+
+	// The leader's part.
+	writes  []ledger.Write
+	mirrors []mirrorChange
+	links   []linkChange
+	events  []event
+	// status names Links whose status may differ now.
+	status map[string]bool
+	// housekeeping: something changed that the leader's housekeeping depends on.
+	housekeeping bool
+
+	// recheck is when the next pass is due though nothing changed; zero: not.
+	recheck time.Time
+}
+
+// trustWrite is what to write to the PeerTrust of a Link.
+type trustWrite struct {
+	link   string
+	change *peering.TrustChange
+}
+
+// mirrorChange sets what one mirror shall be; a nil want: it is not wanted.
+type mirrorChange struct {
+	link string
+	key  catalog.Key
+	want *mirror.Want
+}
+
+// linkChange is the new state of a Link for the mirror writer; a nil link: it is no
+// longer in force.
+type linkChange struct {
+	name          string
+	link, standby *v1alpha1.Link
+	complete      bool
+}
+
+// event is an Event to emit.
+type event struct {
+	about, related runtime.Object // related may be nil
+	owner          string         // whose budget of Events it takes from: a Link or a namespace
+	reason, action string
+	message        string
+}
+
+func (p *plan) statusOf(link string) { put(&p.status, link) }
+
+func (p *plan) dueAt(t time.Time) { p.recheck = earlier(p.recheck, t) }

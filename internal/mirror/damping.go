@@ -1,0 +1,75 @@
+package mirror
+
+import "time"
+
+const (
+	// downAfter is how long a source must be without ready endpoints before its mirror
+	// shows that.
+	downAfter = 2 * time.Second
+	// flapCount is how many times within flapWindow a mirror must have been shown down
+	// for its source to be flapping.
+	flapCount  = 3
+	flapWindow = time.Minute
+	// holdDown is how long the mirror of a flapping source is shown down at least.
+	holdDown = 5 * time.Second
+)
+
+// damper decides when a mirror shows a change of its source's readiness. Each change is a
+// write in every cluster that mirrors the source. The zero value has seen no change.
+//
+// A mirror is shown down after downAfter without ready endpoints, and up at once. While
+// its source flaps it stays down for holdDown at least. Damping therefore costs callers
+// no more than the source's own outages and holdDown each time, and a mirror that flaps
+// is written twice (down and up) per holdDown+downAfter at most.
+type damper struct {
+	// downs are the times at which the mirror was last shown down, oldest first.
+	downs [flapCount]time.Time
+	// since is when the source lost its last ready endpoint; zero: it is ready.
+	since time.Time
+}
+
+// decide returns what to show of a source that is ready or not, if the mirror shows
+// shown, and after how long that may change though nothing happens; 0: never.
+func (d *damper) decide(shown, ready bool, now time.Time) (show bool, again time.Duration) {
+	if ready {
+		d.since = time.Time{}
+		if shown || d.downs[0].IsZero() || d.last().Sub(d.downs[0]) >= flapWindow {
+			return true, 0
+		}
+		left := holdDown - now.Sub(d.last())
+		return left <= 0, max(left, 0)
+	}
+	if d.since.IsZero() {
+		d.since = now
+	}
+	if !shown {
+		return false, 0
+	}
+	left := downAfter - now.Sub(d.since)
+	return left > 0, max(left, 0)
+}
+
+// wentDown records that the mirror has been shown down.
+func (d *damper) wentDown(now time.Time) {
+	copy(d.downs[:], d.downs[1:])
+	d.downs[flapCount-1] = now
+}
+
+// last is when the mirror was last shown down.
+func (d *damper) last() time.Time { return d.downs[flapCount-1] }
+
+// calmAfter returns how long the source still counts as flapping; 0: it does not flap.
+func (d *damper) calmAfter(now time.Time) time.Duration {
+	if d.downs[0].IsZero() {
+		return 0
+	}
+	return max(flapWindow-now.Sub(d.downs[0]), 0)
+}
+
+// sooner returns the shorter of two waits, of which 0 is none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
+}
