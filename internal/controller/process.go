@@ -120,7 +120,7 @@ func (p *process) reconcile(ctx context.Context) error {
 		return err
 	}
 	// A first pass without the ServiceExports would delete the peers' mirrors.
-	for err := exports.probe(ctx); err != nil; err = exports.probe(ctx) {
+	for err := exports.probe(ctx); err != nil && ctx.Err() == nil; err = exports.probe(ctx) {
 		p.log.Error("cannot read ServiceExports: the controller does nothing until it can", "error", err)
 		if !backoff.Sleep(ctx, probeInterval) {
 			return nil

@@ -104,7 +104,7 @@ func TestJudge(t *testing.T) {
 			peers: []string{"b"}, faults: map[string]Reason{"a": DuplicatePeer}, standbys: map[string]string{"b": "a"},
 		},
 		"one key twice": {
-			why:   "two peers with one key cannot be told apart at the gateway: the older keeps it, and nobody stands by for it",
+			why:   "a gateway cannot tell two peers with one key apart: the older Link keeps it, without a standby",
 			links: []v1alpha1.Link{born(east, 1), born(good("other", "south-1", eastKey), 2)}, peers: []string{"east"},
 			faults: map[string]Reason{"other": DuplicatePeer},
 		},

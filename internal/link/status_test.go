@@ -31,7 +31,7 @@ func TestConditionsAgree(t *testing.T) {
 			says:     map[string]string{"Trusted": "apply what `causeway identity` prints in the peer before 2031-02-03"},
 		},
 		"a root that was revoked": {
-			why:      "the stream of before stands, and who speaks there is not believed any more",
+			why:      "the old stream is still open, but its peer is no longer trusted",
 			observed: Observed{Connected: true, IssuersKnown: true, Complete: true, Imports: true, Gateways: 1, Reachable: 1, IssuersRefused: "nobody has signed their list"},
 			want:     map[string]string{"Ready": "True Ready", "Connected": "True Connected", "Trusted": "False IssuersRefused", "Synced": "True Synced", "GatewayReachable": "True Reachable"},
 			says:     map[string]string{"Trusted": "nobody has signed their list. If the peer's root was revoked, apply what `causeway identity` prints there"},

@@ -99,7 +99,7 @@ func TestOpenTunnelIsALease(t *testing.T) {
 			},
 		},
 		"calling: port means another": {
-			why: "the port was taken away and given anew", of: west, key: "frontend/shop/bar-east", ends: true,
+			why: "the port was released and assigned again", of: west, key: "frontend/shop/bar-east", ends: true,
 			edit: func(_ *world, r *wire.Resource) { backendOf(r).Ports[0].Port = 81 },
 		},
 		"calling: mirror renamed": {
