@@ -5,6 +5,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 func TestStopWaitsForAFunctionThatHasStarted(t *testing.T) {
@@ -12,7 +14,7 @@ func TestStopWaitsForAFunctionThatHasStarted(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		returned := false
 		stop := Start(ctx, func() {
-			time.Sleep(time.Minute)
+			bubble.Pass(time.Minute)
 			returned = true
 		})
 		cancel()

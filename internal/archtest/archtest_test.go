@@ -203,6 +203,11 @@ var importRules = map[string]struct {
 		from:   either(in("internal/clusterinfo"), in("internal/afterfunc")),
 		forbid: except(anything, standard),
 	},
+	"only tests import bubble": {
+		why:    "it waits for goroutines of a testing/synctest bubble",
+		from:   anything,
+		forbid: in("internal/bubble"),
+	},
 	"kube has no client": {
 		why:    "its functions look at the object that they are given and nothing else",
 		from:   equal("internal/kube"),
@@ -335,25 +340,18 @@ func TestViolations(t *testing.T) {
 // in real time.
 func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 	banned := map[string]string{
-		"time.Sleep": "use a testing/synctest bubble, or wait for the event itself",
-		"t.Skip":     "a test that does not run proves nothing",
-		"t.Skipf":    "a test that does not run proves nothing",
-		"t.SkipNow":  "a test that does not run proves nothing",
+		"time.Sleep": "in a testing/synctest bubble use bubble.Pass, or <-time.After in a fake " +
+			"that is slow; outside of one wait for the event itself",
+		"t.Skip":    "a test that does not run proves nothing",
+		"t.Skipf":   "a test that does not run proves nothing",
+		"t.SkipNow": "a test that does not run proves nothing",
 	}
 	files := 0
 	for _, p := range product(t) {
-		names := slices.Concat(p.TestGoFiles, p.XTestGoFiles)
-		bubbles := make(map[string]bool)
-		for before := -1; before < len(bubbles); { // until no more are found
-			before = len(bubbles)
-			for _, name := range names {
-				addBubbles(t, filepath.Join(p.Dir, name), bubbles)
-			}
-		}
-		for _, name := range names {
+		for _, name := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
 			files++
-			for _, c := range calls(t, filepath.Join(p.Dir, name), bubbles) {
-				if hint, bad := banned[c.name]; bad && !(c.name == "time.Sleep" && c.fakeTime) {
+			for _, c := range calls(t, filepath.Join(p.Dir, name)) {
+				if hint, bad := banned[c.name]; bad {
 					t.Errorf("%s: %s: %s", c.at, c.name, hint)
 				}
 			}
@@ -366,79 +364,32 @@ func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 
 // call is a call of a package's function or of a variable's method.
 type call struct {
-	name     string // as in the source, such as time.Sleep
-	at       string // file:line:column
-	fakeTime bool   // its file uses testing/synctest, or it is in the argument of a bubble
+	name string // as in the source, such as time.Sleep
+	at   string // file:line:column
 }
 
-// addBubbles adds the functions of a file that call synctest.Test or a bubble to bubbles.
-func addBubbles(t *testing.T, file string, bubbles map[string]bool) {
-	t.Helper()
-	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range f.Decls {
-		fn, ok := d.(*ast.FuncDecl)
-		if !ok || fn.Recv != nil {
-			continue
-		}
-		ast.Inspect(fn, func(n ast.Node) bool {
-			c, ok := n.(*ast.CallExpr)
-			if !ok {
-				return true
-			}
-			switch fun := c.Fun.(type) {
-			case *ast.Ident:
-				if bubbles[fun.Name] {
-					bubbles[fn.Name.Name] = true
-				}
-			case *ast.SelectorExpr:
-				if x, ok := fun.X.(*ast.Ident); ok && x.Name == "synctest" && fun.Sel.Name == "Test" {
-					bubbles[fn.Name.Name] = true
-				}
-			}
-			return true
-		})
-	}
-}
-
-func calls(t *testing.T, file string, bubbles map[string]bool) []call {
+func calls(t *testing.T, file string) []call {
 	t.Helper()
 	fset := token.NewFileSet()
 	f, err := parser.ParseFile(fset, file, nil, parser.SkipObjectResolution)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A file that uses synctest is trusted to sleep only in its bubbles.
-	uses := slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool {
-		return i.Path.Value == `"testing/synctest"`
-	})
 	var found []call
-	var visit func(n ast.Node, fakeTime bool)
-	visit = func(root ast.Node, fakeTime bool) {
-		ast.Inspect(root, func(n ast.Node) bool {
-			c, ok := n.(*ast.CallExpr)
-			if !ok || n == root {
-				return true
+	ast.Inspect(f, func(n ast.Node) bool {
+		c, ok := n.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		if fun, ok := c.Fun.(*ast.SelectorExpr); ok {
+			if x, ok := fun.X.(*ast.Ident); ok {
+				found = append(found, call{
+					name: x.Name + "." + fun.Sel.Name,
+					at:   fmt.Sprint(fset.Position(c.Pos())),
+				})
 			}
-			inside := fakeTime
-			switch fun := c.Fun.(type) {
-			case *ast.Ident:
-				inside = inside || bubbles[fun.Name]
-			case *ast.SelectorExpr:
-				if x, ok := fun.X.(*ast.Ident); ok {
-					found = append(found, call{
-						name:     x.Name + "." + fun.Sel.Name,
-						at:       fmt.Sprint(fset.Position(c.Pos())),
-						fakeTime: fakeTime,
-					})
-				}
-			}
-			visit(c, inside)
-			return false
-		})
-	}
-	visit(f, uses)
+		}
+		return true
+	})
 	return found
 }

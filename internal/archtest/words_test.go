@@ -41,6 +41,7 @@ var rewritten = []string{
 	"internal/afterfunc",
 	"internal/archtest",
 	"internal/backoff",
+	"internal/bubble",
 	"internal/catalog",
 	"internal/catalog/wire",
 	"internal/check",

@@ -155,7 +155,7 @@ type slowly struct {
 }
 
 func (s *slowly) Read(p []byte) (int, error) {
-	time.Sleep(s.after)
+	<-time.After(s.after)
 	s.after = 0
 	return s.Reader.Read(p)
 }

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
@@ -80,7 +81,7 @@ func TestExportFollowsLedger(t *testing.T) {
 		r.Refuse(nil)
 		var withdrawn []string
 		for range 120 {
-			time.Sleep(time.Second)
+			bubble.Pass(time.Second)
 			p = r.pass()
 			_, gone := p.listed()
 			withdrawn = append(withdrawn, gone...)
@@ -130,7 +131,7 @@ func TestCatalogIsReadyOnceStored(t *testing.T) {
 				}
 				ready := false
 				for time.Since(start) < c.after {
-					time.Sleep(100 * time.Millisecond)
+					bubble.Pass(100 * time.Millisecond)
 					ready = slices.Contains(r.pass().readyLinks, "east")
 				}
 				if ready != c.want {

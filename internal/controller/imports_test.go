@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 	"github.com/causeway-mesh/causeway/internal/ledger"
@@ -170,8 +171,7 @@ func TestLinkWithFault(t *testing.T) {
 			t.Error("agents and gateways must not know a peer that is not trusted")
 		}
 		r.Writes()
-		time.Sleep(25 * time.Minute)
-		synctest.Wait()
+		bubble.Pass(25 * time.Minute)
 		r.expectWrites(t, "nothing changes while the fault lasts")
 		r.editLink(t, "east", func(s *v1alpha1.LinkSpec) { s.Root = root })
 		r.settle()
@@ -190,16 +190,14 @@ func TestRuleChange(t *testing.T) {
 		r.settle()
 		r.editLink(t, "east", func(s *v1alpha1.LinkSpec) { s.Import.Template = "east-{service}" })
 		r.settle()
-		time.Sleep(time.Minute)
-		synctest.Wait()
+		bubble.Pass(time.Minute)
 		if r.stands(t, "bar-east") || !r.stands(t, "east-bar") || r.frontend("bar-east") != nil ||
 			r.frontend("east-bar") == nil {
 			t.Error("another template renames the mirrors")
 		}
 		r.editLink(t, "east", func(s *v1alpha1.LinkSpec) { s.Import = nil })
 		r.settle()
-		time.Sleep(time.Minute)
-		synctest.Wait()
+		bubble.Pass(time.Minute)
 		if r.stands(t, "east-bar") || r.stands(t, "east-foo") || r.frontend("east-bar") != nil {
 			t.Error("a Link that imports nothing has no mirrors")
 		}
@@ -279,7 +277,7 @@ func TestOlderCatalogDeletesNothing(t *testing.T) {
 		stream.Deliver(wire.Delta{Removed: shopKeys("bar"), Version: at("b", 1)})
 		heartbeats := func(d time.Duration) {
 			for range d / (2 * time.Second) {
-				time.Sleep(2 * time.Second)
+				bubble.Pass(2 * time.Second)
 				stream.Freshness(wire.Freshness{Version: at("b", 1)})
 			}
 			synctest.Wait()
@@ -293,7 +291,7 @@ func TestOlderCatalogDeletesNothing(t *testing.T) {
 			t.Error("an epoch that has been the only one for 10 minutes deletes")
 		}
 	}, func(r *replica) { // what was applied is stored, so that a restart does not forget it
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		stream := r.peers.StreamForTest("east", eastGateway)
 		stream.Hello(helloOf(east()))
 		stream.Deliver(wire.Delta{Version: at("a", 8)})
@@ -331,13 +329,11 @@ func TestNewLeaderWithLaggingCache(t *testing.T) {
 			}
 			next.Writes()
 			next.lead()
-			time.Sleep(8 * time.Second)
-			synctest.Wait()
+			bubble.Pass(8 * time.Second)
 			if w := next.Writes(); count(w, "delete") > 0 {
 				t.Errorf("the new leader deletes before it has read the ledger: %v", w)
 			}
-			time.Sleep(time.Minute)
-			synctest.Wait()
+			bubble.Pass(time.Minute)
 			if next.vipOf("foo") == "" {
 				t.Error("the live list of the ledger has foo")
 			}
@@ -353,7 +349,7 @@ type slowReader struct{ client.Client }
 
 // List implements client.Reader.
 func (s slowReader) List(ctx context.Context, list client.ObjectList, opts ...client.ListOption) error {
-	time.Sleep(9 * time.Second)
+	<-time.After(9 * time.Second)
 	return s.Client.List(ctx, list, opts...)
 }
 
@@ -387,12 +383,12 @@ func TestPeerIssuersEnd(t *testing.T) {
 		if until.IsZero() {
 			t.Fatal("it does not work at all")
 		}
-		time.Sleep(time.Until(until) - time.Second)
+		bubble.Pass(time.Until(until) - time.Second)
 		r.pass()
 		if p := r.pass(); ended(p) || p.recheck.IsZero() || p.recheck.After(until.Add(time.Second)) {
 			t.Errorf("a second before the end the next pass is due at %v", p.recheck)
 		}
-		time.Sleep(2 * time.Second)
+		bubble.Pass(2 * time.Second)
 		if !ended(r.pass()) {
 			t.Error("the end is not reported")
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 	"github.com/causeway-mesh/causeway/internal/clusterinfo"
@@ -39,8 +39,7 @@ func TestKeyWithoutSecret(t *testing.T) {
 				r.peers.StreamForTest("east", "").Hello(helloOf(east()))
 				r.settle()
 				before := r.Reads()
-				time.Sleep(time.Minute)
-				synctest.Wait()
+				bubble.Pass(time.Minute)
 				if n := r.Reads() - before; n > 5 {
 					t.Errorf("such a peer makes us read from the API server %d times a minute", n)
 				}
@@ -52,16 +51,14 @@ func TestKeyWithoutSecret(t *testing.T) {
 func TestIdentityIsPublishedAgain(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
 		before := r.Reads()
-		time.Sleep(10 * time.Minute)
-		synctest.Wait()
+		bubble.Pass(10 * time.Minute)
 		if n := r.Reads() - before; n > 15 {
 			t.Errorf("a quiet cluster is read %d times in ten minutes", n)
 		}
 		var cm corev1.ConfigMap
 		r.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
 		r.delete(t, &cm)
-		time.Sleep(rereadInterval + time.Second)
-		synctest.Wait()
+		bubble.Pass(rereadInterval + time.Second)
 		r.MustGet(t, system, clusterinfo.IdentityConfigMap, &cm)
 	})
 }
@@ -94,14 +91,13 @@ func TestStatusWritesAreLimited(t *testing.T) {
 			h := helloOf(east())
 			h.Version = fmt.Sprintf("v%d", i)
 			stream.Hello(h)
-			time.Sleep(100 * time.Millisecond)
+			bubble.Pass(100 * time.Millisecond)
 		}
 		if n, most := len(r.Writes()), statusBurst+int(changes*100*time.Millisecond/statusPause)+1; n == 0 ||
 			n > most {
 			t.Errorf("%d writes of %d changes, want 1 to %d", n, changes, most)
 		}
-		time.Sleep(2 * statusPause)
-		synctest.Wait()
+		bubble.Pass(2 * statusPause)
 		var l v1alpha1.Link
 		r.MustGet(t, "", "east", &l)
 		if want := fmt.Sprintf("v%d", changes-1); l.Status.PeerVersion != want {

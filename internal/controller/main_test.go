@@ -33,6 +33,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/recorder"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
@@ -372,8 +373,7 @@ func followByHand(t *testing.T, do func(t *testing.T, r *replica), objects ...cl
 // settle lets everything come to rest, apart from what is minutes away.
 func (r *replica) settle() {
 	for range 40 {
-		time.Sleep(400 * time.Millisecond)
-		synctest.Wait()
+		bubble.Pass(400 * time.Millisecond)
 		if r.manual != nil {
 			r.pass()
 		}

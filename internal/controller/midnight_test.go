@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
@@ -36,8 +37,7 @@ func TestMidnight(t *testing.T) {
 		e := newReplicaOf(t, east(), newAPI(west().Link("west"), shop(), agentPod("n1")))
 		w.during(t, func() {
 			e.during(t, func() {
-				time.Sleep(time.Until(time.Date(2000, 1, 1, 23, 57, 0, 0, time.UTC)))
-				synctest.Wait()
+				bubble.Pass(time.Until(time.Date(2000, 1, 1, 23, 57, 0, 0, time.UTC)))
 				overMidnight(t, w, e)
 			})
 		})
@@ -85,8 +85,7 @@ func overMidnight(t *testing.T, w, e *replica) {
 		{why: "those with a controller go on", after: 72*time.Hour + 10*time.Minute, step: time.Hour},
 	} {
 		for time.Since(start) < c.after {
-			time.Sleep(min(c.step, c.after-time.Since(start)))
-			synctest.Wait()
+			bubble.Pass(min(c.step, c.after-time.Since(start)))
 			sealer, opener := scope(w, nodestream.Agents), scope(e, nodestream.Gateways)
 			if c.oldAgent {
 				sealer = oldAgent

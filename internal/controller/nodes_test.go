@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
 
@@ -39,15 +40,15 @@ func TestNodeWithoutAgent(t *testing.T) {
 			}
 			agent := agentPod("n1")
 			r.create(t, agent)
-			time.Sleep(time.Second)
+			bubble.Pass(time.Second)
 			if got := known(); got != "cluster export/shop/web pod/pod-web" {
 				t.Errorf("a new agent receives %q", got)
 			}
 			r.delete(t, agent)
-			time.Sleep(time.Second)
+			bubble.Pass(time.Second)
 			r.delete(t, exported("web", corev1.ProtocolTCP))
 			r.delete(t, pod)
-			time.Sleep(time.Second)
+			bubble.Pass(time.Second)
 			if got := known(); got != "" || len(r.nodes.pods) > 0 || len(r.exports.byNode) > 0 {
 				t.Errorf("a node without its agent has resources %q", got)
 			}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 func (r *replica) probe(path string) int {
@@ -32,7 +34,7 @@ func TestProbes(t *testing.T) {
 				t.Error("after the first pass it is ready")
 			}
 			r.Refuse(func(string, client.Object) error { return errors.New("the API server is away") })
-			time.Sleep(time.Hour)
+			bubble.Pass(time.Hour)
 			if r.probe("/readyz") != http.StatusOK {
 				t.Error("no fresher replica is known: old state is better than none")
 			}

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
@@ -33,8 +34,7 @@ func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
 		}
 		r.Writes()
 		r.emitted()
-		time.Sleep(25 * time.Minute) // two full passes
-		synctest.Wait()
+		bubble.Pass(25 * time.Minute) // two full passes
 		r.expectWrites(t, "nothing changed")
 		if e := r.emitted(); len(e) > 0 {
 			t.Errorf("nothing changed, and Events say %v", e)
@@ -43,7 +43,7 @@ func TestNothingIsWrittenWhenNothingChanges(t *testing.T) {
 			t.Errorf("full passes repaired %v decisions", n)
 		}
 	}, func(r *replica) { // another leader, whose peer has said nothing at first
-		time.Sleep(2 * time.Second)
+		bubble.Pass(2 * time.Second)
 		r.connect("bar", "foo")
 		r.settle()
 		r.expectWrites(t, "another replica leads, and nothing changed")
@@ -60,8 +60,7 @@ func TestRestartWithUnreachablePeerDeletesNothing(t *testing.T) {
 		r.settle()
 		r.Writes()
 	}, func(r *replica) {
-		time.Sleep(20 * time.Minute)
-		synctest.Wait()
+		bubble.Pass(20 * time.Minute)
 		w := r.Writes()
 		if !r.stands(t, "bar-east") || !r.stands(t, "foo-east") || count(w, "delete") > 0 ||
 			count(w, "Ledger") > 0 {
@@ -105,8 +104,7 @@ func TestDeletedLinkLeavesNothingBehind(t *testing.T) {
 			}
 		}
 		r.Writes()
-		time.Sleep(25 * time.Minute)
-		synctest.Wait()
+		bubble.Pass(25 * time.Minute)
 		r.expectWrites(t, "the Link is gone")
 	}, eastLink(), shop())
 }
@@ -157,7 +155,7 @@ func TestFailedLedgerWriteHoldsBackOnlyItsOwn(t *testing.T) {
 			t.Error("foo's mirror stands before the ledger has stored it, or bar's is gone")
 		}
 		r.Refuse(nil)
-		time.Sleep(2 * time.Minute)
+		bubble.Pass(2 * time.Minute)
 		r.settle()
 		if !r.stands(t, "foo-east") || r.exports.members[shopKey("web")] == nil {
 			t.Error("both are made once the ledger can be written")
@@ -176,13 +174,12 @@ func TestMirrorsThatCannotBeWrittenAreReported(t *testing.T) {
 			return nil
 		})
 		r.connect("bar", "foo")
-		time.Sleep(30 * time.Second)
-		synctest.Wait()
+		bubble.Pass(30 * time.Second)
 		if got := r.condition(t, v1alpha1.LinkSynced); got != "False Pending" {
 			t.Errorf("Synced is %s while a mirror cannot be made", got)
 		}
 		r.Refuse(nil)
-		time.Sleep(2 * time.Minute)
+		bubble.Pass(2 * time.Minute)
 		r.settle()
 		if got := r.condition(t, v1alpha1.LinkSynced); !r.stands(t, "foo-east") || got != "True Synced" {
 			t.Errorf("Synced is %s once it is made", got)
@@ -221,8 +218,7 @@ func TestEventsAreEmittedOnce(t *testing.T) {
 		})
 		r.connect("bar")
 		r.settle()
-		time.Sleep(25 * time.Minute)
-		synctest.Wait()
+		bubble.Pass(25 * time.Minute)
 		e := r.emitted()
 		if count(e, "NameTaken") != 1 || count(e, "NoTCPPort") != 1 || len(e) != 2 {
 			t.Errorf("one Event for the name at the Link and one for the export at the Service: %v", e)
@@ -242,15 +238,14 @@ func TestStatusDoesNotFlapWhilePeersRestart(t *testing.T) {
 		r.Writes()
 		for range 3 {
 			stream.Disconnected(errors.New("stopping"))
-			time.Sleep(2 * time.Second)
+			bubble.Pass(2 * time.Second)
 			stream.Hello(helloOf(east()))
-			time.Sleep(2 * time.Second)
+			bubble.Pass(2 * time.Second)
 		}
 		synctest.Wait()
 		r.expectWrites(t, "each stream was back within the grace period")
 		stream.Disconnected(errors.New("gone"))
-		time.Sleep(10 * time.Second)
-		synctest.Wait()
+		bubble.Pass(10 * time.Second)
 		if got := r.condition(t, v1alpha1.LinkConnected); got != "False Disconnected" {
 			t.Errorf("an outage that lasts is reported though nothing else changes: %s", got)
 		}

@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,6 +13,7 @@ import (
 	fakediscovery "k8s.io/client-go/discovery/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
@@ -99,8 +99,7 @@ func TestServiceExportsRun(t *testing.T) {
 				for i := range c.answers[1:] {
 					did = nil
 					now.Store(&c.answers[1+i])
-					time.Sleep(probeInterval)
-					synctest.Wait()
+					bubble.Pass(probeInterval)
 					got = append(got, did)
 				}
 				cancel()

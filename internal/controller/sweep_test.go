@@ -2,11 +2,12 @@ package controller
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 // The full pass decides everything again within resyncInterval, and repairs what no event
@@ -60,8 +61,7 @@ func TestSweep(t *testing.T) {
 					}
 				}
 				call(func() { c.breaks(r) })
-				time.Sleep(2*resyncInterval + time.Minute)
-				synctest.Wait()
+				bubble.Pass(2*resyncInterval + time.Minute)
 				call(func() {
 					if !c.repaired(r) {
 						t.Errorf("%s: it is not repaired", c.why)

@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 func TestTask(t *testing.T) {
@@ -59,7 +61,7 @@ func TestTask(t *testing.T) {
 					runs++
 					return c.work(ctx, failures)
 				})
-				time.Sleep(c.lasts)
+				bubble.Pass(c.lasts)
 				cancel()
 				all.running.Wait()
 				if runs < c.least || runs > c.most {
@@ -98,7 +100,7 @@ func TestTaskRunsTheNewestWork(t *testing.T) {
 			w.set(func(context.Context, int) (time.Duration, error) { did = 100*did + i; return 0, nil })
 		}
 		close(release)
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		cancel()
 		all.running.Wait()
 		if did != 9 {

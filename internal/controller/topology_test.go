@@ -4,13 +4,13 @@ import (
 	"maps"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/check"
 )
@@ -186,8 +186,7 @@ func TestRestartGraceEndsByTheClock(t *testing.T) {
 		if p := r.pass(); !accepts() || p.recheck.IsZero() || time.Until(p.recheck) > restartGrace {
 			t.Errorf("during the grace the pod stays; the next pass is due in %v", time.Until(p.recheck))
 		}
-		time.Sleep(restartGrace)
-		synctest.Wait()
+		bubble.Pass(restartGrace)
 		if r.pass(); accepts() {
 			t.Error("after the grace the pod cannot be reached")
 		}

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
 	"github.com/causeway-mesh/causeway/internal/invite"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
@@ -269,7 +270,7 @@ func TestWorkerRetriesAfterFailure(t *testing.T) {
 		api.Refuse(func(string, client.Object) error { return errors.New("connection refused") })
 		ctx, cancel := context.WithCancel(t.Context())
 		joiner.Set(ctx, []*v1alpha1.Join{newJoin("east", "west", 0)})
-		time.Sleep(10 * time.Minute)
+		bubble.Pass(10 * time.Minute)
 		if n := api.Reads(); n < 10 || n > 200 {
 			t.Errorf("%d attempts in ten minutes", n)
 		}

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/invite"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 )
@@ -136,17 +137,17 @@ func TestKeysWaitForSecret(t *testing.T) {
 		if got := k.keys(t); len(got) > 0 {
 			t.Fatalf("keys %v", got)
 		}
-		time.Sleep(2 * minSecretRetry)
+		bubble.Pass(2 * minSecretRetry)
 		early := k.api.Reads()
 		if early < 2 {
 			t.Errorf("a Secret that appears a moment later is read after %d reads only", early)
 		}
-		time.Sleep(8 * time.Minute)
+		bubble.Pass(8 * time.Minute)
 		if n := k.api.Reads() - early; n > 60 {
 			t.Errorf("a missing Secret was read %d times in 8 minutes", n)
 		}
 		k.createSecret(t, k.list(t)[0], invite.NewSecret())
-		time.Sleep(2 * time.Minute)
+		bubble.Pass(2 * time.Minute)
 		if got := k.keys(t); len(got) != 1 || k.changes != 1 {
 			t.Errorf("%d keys after %d changes once the Secret exists", len(got), k.changes)
 		}

@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 // damped runs a source through a damper, one step per second, and returns when the mirror
@@ -134,7 +136,7 @@ func TestFlappingIsReported(t *testing.T) {
 		for i := range flapCount {
 			c.status("not yet", 1, 0)
 			c.set(down(bar))
-			time.Sleep(downAfter)
+			bubble.Pass(downAfter)
 			c.wrote()
 			c.set(bar)
 			if i < flapCount-1 && !c.ready() {
@@ -142,15 +144,15 @@ func TestFlappingIsReported(t *testing.T) {
 			}
 		}
 		c.status("it flaps from now on", 1, 0, Flapping)
-		time.Sleep(holdDown - 1)
+		bubble.Pass(holdDown - 1)
 		if c.ready() {
 			t.Error("it is held down")
 		}
-		time.Sleep(time.Nanosecond)
+		bubble.Pass(time.Nanosecond)
 		if !c.ready() {
 			t.Error("for 5 s and no longer")
 		}
-		time.Sleep(flapWindow)
+		bubble.Pass(flapWindow)
 		c.status("and forgiven a minute later", 1, 0)
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 )
@@ -261,7 +262,7 @@ func TestLifeOfAStatefulSet(t *testing.T) {
 		}
 
 		c.set(down(wants[1])) // the pod was killed; the ledger keeps its mirror for a while
-		time.Sleep(downAfter)
+		bubble.Pass(downAfter)
 		if d := cmp.Diff([]string{"db-0 10.96.0.1 false", "db-1 10.96.0.3 true"}, list()); d != "" {
 			t.Fatalf("a pod that was killed is not ready (-want +got):\n%s", d)
 		}
@@ -308,8 +309,7 @@ func TestOrdinaryBecomesHeadless(t *testing.T) {
 		c.set(wanted("db", "240.0.0.9"))
 		c.wrote()
 		c.set(db...)
-		time.Sleep(retryConflict)
-		synctest.Wait()
+		bubble.Pass(retryConflict)
 		var svc corev1.Service
 		if err := c.api.Get(t.Context(), client.ObjectKey{
 			Namespace: "shop",

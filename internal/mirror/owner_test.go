@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
@@ -143,7 +144,7 @@ func TestTakeOver(t *testing.T) {
 			after.Labels[v1alpha1.LinkLabel] != "east-new" {
 			t.Errorf("the same Service, with its ClusterIP (-want +got):\n%s", d)
 		}
-		time.Sleep(resyncPeriod)
+		bubble.Pass(resyncPeriod)
 		c.expect("and it stays so")
 	})
 }
@@ -222,9 +223,9 @@ func TestNamespaceQuota(t *testing.T) {
 				s)
 		}
 		c.unset(wants...)
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		c.set(inNamespace(wanted("bar", "240.9.0.1"), "y"))
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		if n := count(); n != 3 {
 			t.Errorf("also one after the other: what was made counts, not what lives: %d", n)
 		}
@@ -242,10 +243,10 @@ func TestRefusedNamespace(t *testing.T) {
 		c.expect("it is tried once for all mirrors, and nothing is written into it",
 			"create *v1.Namespace /shop")
 		c.status("and reported", 0, 0, Rejected, Rejected, Rejected)
-		time.Sleep(retryRefused - 1)
+		bubble.Pass(retryRefused - 1)
 		c.expect("and not before its time")
 		c.inject(nil)
-		time.Sleep(retryRefused)
+		bubble.Pass(retryRefused)
 		c.status("then it is", 3, 0)
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 // refusing answers err to every op on the object of that name.
@@ -38,9 +39,9 @@ func TestRefusedRepairWaits(t *testing.T) {
 		c.expect("it is tried once", "update *v1.Service shop/bar-east", "patch *v1.Service shop/bar-east")
 		c.status("the mirror stands", 1, 0, Rejected)
 		c.Touch("east", barKey)
-		time.Sleep(retryRefused - 1)
+		bubble.Pass(retryRefused - 1)
 		c.expect("it is not tried before its time")
-		time.Sleep(time.Nanosecond)
+		bubble.Pass(time.Nanosecond)
 		c.expect("then it is", "patch *v1.Service shop/bar-east")
 	})
 }
@@ -65,7 +66,7 @@ func TestRefusedCostsNoBudget(t *testing.T) {
 		c.inject(func(op string, o client.Object) error { return invalid(o.GetName()) })
 		wants := many(3)
 		c.set(wants...)
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 		for _, w := range wants {
 			c.Touch("east", w.key())
 		}

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
@@ -115,7 +116,7 @@ func (m *memory) Delete(_ context.Context, o client.Object, _ ...client.DeleteOp
 
 func (m *memory) write(o client.Object, apply func(any) error) error {
 	if m.latency > 0 {
-		time.Sleep(m.latency)
+		<-time.After(m.latency)
 	}
 	m.writes.Add(1)
 	stored := o.DeepCopyObject().(client.Object)
@@ -172,7 +173,7 @@ func settle(w *Writer) {
 		if idle && s.Pending == 0 {
 			return
 		}
-		time.Sleep(100 * time.Microsecond)
+		<-time.After(100 * time.Microsecond)
 	}
 }
 
@@ -263,8 +264,7 @@ func TestManyLinks(t *testing.T) {
 				w.RemoveLink(fmt.Sprint("link-", i))
 			}
 			w.RemoveLink("east")
-			time.Sleep(time.Minute)
-			synctest.Wait()
+			bubble.Pass(time.Minute)
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if m.writes.Load() != writes || len(w.byName) > 0 || len(w.links) > 0 ||

@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
@@ -273,9 +274,9 @@ func TestLifeOfAMirror(t *testing.T) {
 
 		c.set(down(bar))
 		c.expect("not ready for an instant is not shown")
-		time.Sleep(downAfter - 1)
+		bubble.Pass(downAfter - 1)
 		c.expect("nor a moment before its time")
-		time.Sleep(time.Nanosecond)
+		bubble.Pass(time.Nanosecond)
 		if c.expect("then it is", "patch *v1.EndpointSlice shop/bar-east-causeway"); c.ready() {
 			t.Fatal("it is shown ready")
 		}
@@ -304,7 +305,7 @@ func TestLifeOfAMirror(t *testing.T) {
 		c.expect("unexported", "delete *v1.Service shop/bar-east")
 		c.status("nothing is left", 0, 0)
 		c.collect()
-		time.Sleep(expectFor)
+		bubble.Pass(expectFor)
 		c.expect("Kubernetes collects the slices")
 		if len(c.links["east"].mirrors) > 0 || len(c.byName) > 0 {
 			t.Error("nothing is remembered of what is gone")
@@ -428,7 +429,7 @@ func TestMassDeletionIsPaced(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
 		wants := many(50)
 		c.set(wants...)
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		c.wrote()
 		c.unset(wants...)
 		if n := len(c.wrote()); n != 20 {
@@ -439,7 +440,7 @@ func TestMassDeletionIsPaced(t *testing.T) {
 		c.status("what comes back meanwhile is back", 50, 0)
 		c.wrote()
 		c.unset(wants...)
-		time.Sleep(3 * time.Second)
+		bubble.Pass(3 * time.Second)
 		var left corev1.ServiceList
 		if err := c.api.List(t.Context(), &left); err != nil || len(left.Items) != 0 {
 			t.Errorf("in the end all are gone: %d left, %v", len(left.Items), err)
@@ -468,8 +469,7 @@ func TestDeletionDoesNotStarve(t *testing.T) {
 		synctest.Wait()
 		c.unset(old)
 		const debt = 3 * time.Second // of workers that have begun a mirror each
-		time.Sleep(deleteWithin + debt)
-		synctest.Wait()
+		bubble.Pass(deleteWithin + debt)
 		var svc corev1.Service
 		err := c.api.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "old-east"}, &svc)
 		if !apierrors.IsNotFound(err) {
@@ -497,11 +497,11 @@ func TestWriteBudgets(t *testing.T) {
 				if n := len(c.wrote()); n < 10 || n > 10+debt {
 					t.Fatalf("%s: %d writes at once", tc.why, n)
 				}
-				time.Sleep(5 * time.Second)
+				bubble.Pass(5 * time.Second)
 				if n := len(c.wrote()); n < 50-debt || n > 50+debt {
 					t.Fatalf("%s: %d writes in 5 s", tc.why, n)
 				}
-				time.Sleep(time.Minute)
+				bubble.Pass(time.Minute)
 				c.status("the rest follows", 45, 0)
 			}, func(w *WriterConfig) { w.Options = tc.options })
 		})
@@ -602,12 +602,12 @@ func TestRefusedWriteStopsNoOther(t *testing.T) {
 				if n := len(c.wrote()); n != 5 {
 					t.Fatalf("the others are made, and it is tried once: %d", n)
 				}
-				time.Sleep(tc.again - 1)
+				bubble.Pass(tc.again - 1)
 				c.expect("it is not tried before its time")
-				time.Sleep(time.Nanosecond)
+				bubble.Pass(time.Nanosecond)
 				c.expect("then it is", "create *v1.Service shop/s00000-east")
 				c.inject(nil)
-				time.Sleep(2 * time.Minute)
+				bubble.Pass(2 * time.Minute)
 				c.status("and when it is accepted all is well", 3, 0)
 				if m := c.links["east"].mirrors[catalog.Key{
 					Namespace: "shop",
@@ -633,13 +633,13 @@ func TestOutagePausesTheLink(t *testing.T) {
 	inCluster(t, shop, func(c *cluster) {
 		c.inject(func(string, client.Object) error { return errors.New("connection refused") })
 		c.set(many(60)...)
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		if n := len(c.wrote()); n > 60 {
 			t.Errorf("an API server that is away is not asked again and again: %d", n)
 		}
 		c.status("nothing stands", 0, 60)
 		c.inject(nil)
-		time.Sleep(2 * maxRetry)
+		bubble.Pass(2 * maxRetry)
 		c.status("and all is made soon after it is back", 60, 0)
 	})
 }
@@ -688,8 +688,7 @@ func TestLinksTakeTurns(t *testing.T) {
 		w := wanted("bar", "240.1.0.2")
 		w.Entry.MirrorName = "bar-north"
 		c.Set("north", w.key(), w)
-		time.Sleep(500 * time.Millisecond) // the workers' debt, and its turn; the others take 6 s
-		synctest.Wait()
+		bubble.Pass(500 * time.Millisecond) // the workers' debt, and its turn; the others take 6 s
 		if s := c.Status("north"); s.Mirrors != 1 {
 			t.Errorf("one mirror of another Link does not wait for 300: %+v", s)
 		}
@@ -723,8 +722,7 @@ func TestAnotherWriterWins(t *testing.T) {
 				} else {
 					c.Set("east", barKey, nil)
 				}
-				time.Sleep(retryConflict)
-				synctest.Wait()
+				bubble.Pass(retryConflict)
 				if !meddled.Load() {
 					t.Fatal("the concurrent writer did not run")
 				}
@@ -766,7 +764,7 @@ func TestLateCache(t *testing.T) {
 		c.expect("what we have just made is not made again because the cache is behind")
 		c.status("it stands", 1, 0)
 
-		time.Sleep(expectFor)
+		bubble.Pass(expectFor)
 		for _, w := range c.wrote() {
 			if w != "create *v1.Service shop/bar-east" {
 				t.Errorf("a slice seen before its Service is not orphaned: %s", w)
@@ -784,7 +782,7 @@ func TestOwnWriteUndone(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.wrote()
-		time.Sleep(expectFor)
+		bubble.Pass(expectFor)
 		c.expect("our own write overrides the cache only for a while",
 			"delete *v1.EndpointSlice shop/bar-east-causeway", "create *v1.Service shop/bar-east",
 			"create *v1.EndpointSlice shop/bar-east-causeway")
@@ -796,7 +794,7 @@ func TestResyncRepairs(t *testing.T) {
 	metrics := NewMetrics(reg)
 	inCluster(t, shop, func(c *cluster) {
 		c.set(many(30)...)
-		time.Sleep(resyncPeriod + resyncInterval)
+		bubble.Pass(resyncPeriod + resyncInterval)
 		if n := len(c.wrote()); n != 60 || counter(t, reg, "causeway_mirror_resync_repairs_total") != 0 {
 			t.Errorf("the resync finds nothing to do: %d writes", n)
 		}
@@ -813,7 +811,7 @@ func TestResyncRepairs(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.wrote()
-		time.Sleep(resyncPeriod + resyncInterval)
+		bubble.Pass(resyncPeriod + resyncInterval)
 		c.expect("a change that no event has announced is repaired", "patch *v1.Service shop/s00012-east")
 		if n := counter(t, reg, "causeway_mirror_resync_repairs_total"); n != 1 {
 			t.Errorf("and counted: %v", n)
@@ -860,15 +858,13 @@ func TestMetrics(t *testing.T) {
 	}
 	inCluster(t, append(shop, user), func(c *cluster) {
 		c.set(many(2)...)
-		time.Sleep(time.Second)
-		synctest.Wait()
+		bubble.Pass(time.Second)
 		if s := series(); s["causeway_mirror_problems"] != len(Reasons) ||
 			s["causeway_mirror_queue_length"] != 1 {
 			t.Errorf("problems are counted by Link and reason: %v", s)
 		}
 		c.RemoveLink("east")
-		time.Sleep(time.Second)
-		synctest.Wait()
+		bubble.Pass(time.Second)
 		if s := series(); s["causeway_mirror_problems"]+s["causeway_mirror_queue_length"] != 0 {
 			t.Errorf("a Link that is gone is not counted: %v", s)
 		}
@@ -879,8 +875,7 @@ func TestStatusIsBoundedAndCoalesced(t *testing.T) {
 	var calls atomic.Int32
 	inCluster(t, nil, func(c *cluster) {
 		c.set(many(100)...)
-		time.Sleep(time.Second)
-		synctest.Wait()
+		bubble.Pass(time.Second)
 		s := c.Status("east")
 		if len(s.Problems) != maxProblems+1 || s.Problems[maxProblems] != (Problem{
 			Reason:  More,
@@ -893,8 +888,7 @@ func TestStatusIsBoundedAndCoalesced(t *testing.T) {
 		}
 		before := calls.Load()
 		c.Touch("east", many(1)[0].key())
-		time.Sleep(time.Second)
-		synctest.Wait()
+		bubble.Pass(time.Second)
 		if calls.Load() != before {
 			t.Error("nothing has changed")
 		}

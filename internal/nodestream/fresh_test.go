@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/grpctls/grpctlstest"
 )
@@ -107,12 +108,12 @@ func TestAgeIsThatOfTheKnowledge(t *testing.T) {
 		all, start := replicas(t, w, "a")
 		all["a:1"].loseAPI(20 * time.Minute)
 		c := start()
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		if got := c.Age().Round(time.Second); got != 21*time.Minute {
 			t.Errorf("the state is as old as what the replica knows, got %v, want 21m", got)
 		}
 		all["a:1"].seen.Store(0)
-		time.Sleep(6 * time.Second)
+		bubble.Pass(6 * time.Second)
 		if got := c.Age(); got > 6*time.Second {
 			t.Errorf("the replica's API server is back, but the state is still %v old", got)
 		}
@@ -125,15 +126,15 @@ func TestClientMovesToAFresherReplica(t *testing.T) {
 		states := 0
 		w.co.OnState = func(View) { states++ }
 		c := start()
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		first := stateFrom(c)
 		all[first].loseAPI(0)
-		time.Sleep(29 * time.Second)
+		bubble.Pass(29 * time.Second)
 		if all[other(first)].streams.Load() != 0 {
 			t.Error("a replica whose state is up to 30 s old is good enough")
 		}
 		// Attempts start within 15 s, and every second one goes to the other replica.
-		time.Sleep(90 * time.Second)
+		bubble.Pass(90 * time.Second)
 		if got := stateFrom(c); got != other(first) {
 			t.Errorf("the client must move to the fresher replica; its state is from %q", got)
 		}
@@ -145,7 +146,7 @@ func TestClientMovesToAFresherReplica(t *testing.T) {
 				states, lost(c, lostReplaced))
 		}
 		before := all[first].streams.Load()
-		time.Sleep(10 * time.Minute)
+		bubble.Pass(10 * time.Minute)
 		if n := all[first].streams.Load() - before; n != 0 {
 			t.Errorf("a client with fresh state must not look for another replica, it did %d times", n)
 		}
@@ -159,7 +160,7 @@ func TestNoReplicaIsFresher(t *testing.T) {
 		all["b:1"].loseAPI(-4 * time.Second) // fresher, but by less than 5 s
 		w.so.MaxAge = 24 * time.Hour
 		c := start()
-		time.Sleep(10 * time.Minute)
+		bubble.Pass(10 * time.Minute)
 		if n := lost(c, lostReplaced); n != 0 {
 			t.Errorf("the client moved %v times between replicas that are equally old", n)
 		}
@@ -177,17 +178,17 @@ func TestOlderStateDoesNotReplaceAFresherOne(t *testing.T) {
 		all, start := replicas(t, w, "a", "b")
 		all["a:1"].up.Store(false)
 		c := start()
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 		if got := stateFrom(c); got != "b:1" {
 			t.Fatalf("the only replica is b, the state is from %q", got)
 		}
 		all["a:1"].loseAPI(time.Hour)
 		all["a:1"].up.Store(true)
 		all["b:1"].up.Store(false)
-		w.setToken("unknown")        // streams end within 30 min, and no new one is accepted
-		time.Sleep(31 * time.Minute) // the state ages
-		w.setToken("gateway")        // b is unreachable
-		time.Sleep(10 * time.Second) // a has accepted a stream
+		w.setToken("unknown")         // streams end within 30 min, and no new one is accepted
+		bubble.Pass(31 * time.Minute) // the state ages
+		w.setToken("gateway")         // b is unreachable
+		bubble.Pass(10 * time.Second) // a has accepted a stream
 		if got := stateFrom(c); got != "b:1" {
 			t.Errorf("a replica that knows less must not replace what the client has; the state is from %q",
 				got)
@@ -196,7 +197,7 @@ func TestOlderStateDoesNotReplaceAFresherOne(t *testing.T) {
 			t.Errorf("the state is as old as it was, got %v", got)
 		}
 		all["a:1"].loseAPI(0)
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 		if got := stateFrom(c); got != "a:1" {
 			t.Errorf("the replica is fresh now; the state is from %q", got)
 		}
@@ -209,16 +210,16 @@ func TestExpiryCountsTheTrueAge(t *testing.T) {
 		all, start := replicas(t, w, "a")
 		all["a:1"].loseAPI(0)
 		c := start()
-		time.Sleep(10*time.Minute - 10*time.Second)
+		bubble.Pass(10*time.Minute - 10*time.Second)
 		if stateFrom(c) == "" {
 			t.Error("the state expired early")
 		}
-		time.Sleep(20 * time.Second)
+		bubble.Pass(20 * time.Second)
 		if stateFrom(c) != "" {
 			t.Error("a live stream must not keep a state that is older than Expiry")
 		}
 		all["a:1"].seen.Store(0)
-		time.Sleep(6 * time.Second)
+		bubble.Pass(6 * time.Second)
 		if stateFrom(c) != "a:1" {
 			t.Error("the state must come back with the API server, even though no resource changed")
 		}
@@ -229,10 +230,10 @@ func TestSignUsesTheNewStreamAfterAMove(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		all, start := replicas(t, w, "a", "b")
 		c := start()
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		first := stateFrom(c)
 		all[first].loseAPI(time.Minute)
-		time.Sleep(2 * time.Minute)
+		bubble.Pass(2 * time.Minute)
 		all[first].up.Store(false)
 		if got := stateFrom(c); got != other(first) {
 			t.Fatalf("the state is from %q", got)

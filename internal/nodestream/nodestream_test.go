@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/grpctls/grpctlstest"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -197,7 +198,7 @@ func TestStream(t *testing.T) {
 		}
 		one := w.publish(Gateways, upstream("a", "1:1"))
 		w.publish(Node("n1"), upstream("secret", "1:1"))
-		time.Sleep(6 * time.Second)
+		bubble.Pass(6 * time.Second)
 		wantState(t, "first snapshot", c, one)
 		_, changed := c.State()
 		two := w.publish(Gateways, upstream("a", "1:2"), upstream("b", "1:1"))
@@ -231,7 +232,7 @@ func TestRandomSlowReader(t *testing.T) {
 	for seed := range uint64(6) {
 		in(t, func(t *testing.T, w *world) {
 			rnd := rand.New(rand.NewPCG(seed, 1))
-			w.co.OnState = func(View) { time.Sleep(time.Duration(rnd.IntN(2000)) * time.Millisecond) }
+			w.co.OnState = func(View) { bubble.Pass(time.Duration(rnd.IntN(2000)) * time.Millisecond) }
 			w.serve()
 			random := rand.New(rand.NewPCG(seed, 2))
 			c := w.client()
@@ -244,9 +245,9 @@ func TestRandomSlowReader(t *testing.T) {
 					}
 				}
 				last = w.publish(Gateways, rs...)
-				time.Sleep(time.Duration(random.IntN(3000)) * time.Millisecond)
+				bubble.Pass(time.Duration(random.IntN(3000)) * time.Millisecond)
 			}
-			time.Sleep(20 * time.Second)
+			bubble.Pass(20 * time.Second)
 			wantState(t, fmt.Sprintf("seed %d: a slow client ends with the last state", seed), c, last)
 			if n := lost(c, lostInvalid) + lost(c, lostSilent); n != 0 {
 				t.Errorf("seed %d: %v streams broke for no reason", seed, n)
@@ -261,7 +262,7 @@ func TestHeartbeatKeepsStateFresh(t *testing.T) {
 		w.publish(Gateways)
 		c := w.client()
 		synctest.Wait()
-		time.Sleep(10*time.Minute - time.Second)
+		bubble.Pass(10*time.Minute - time.Second)
 		if age := c.Age(); age > 5*time.Second {
 			t.Errorf("an idle stream's state is %v old, want at most a heartbeat", age)
 		}
@@ -279,13 +280,11 @@ func TestSilence(t *testing.T) {
 		c := w.client()
 		wantState(t, "first", c, v)
 		start := time.Now()
-		time.Sleep(15*time.Second - 1)
-		synctest.Wait()
+		bubble.Pass(15*time.Second - 1)
 		if lost(c, lostSilent) != 0 {
 			t.Errorf("the stream was closed after %v of silence, before 15 s", time.Since(start))
 		}
-		time.Sleep(time.Nanosecond)
-		synctest.Wait()
+		bubble.Pass(time.Nanosecond)
 		if lost(c, lostSilent) != 1 {
 			t.Error("15 s of silence must end the stream")
 		}
@@ -304,18 +303,18 @@ func TestOutageAndExpiry(t *testing.T) {
 		c := w.client()
 		wantState(t, "first", c, v)
 		w.up.Store(false) // the first stream will die of silence, no other follows
-		time.Sleep(24*time.Hour - time.Second)
+		bubble.Pass(24*time.Hour - time.Second)
 		wantState(t, "an outage of a day is survived", c, v)
 		if c.Expired() {
 			t.Error("expired before 24 h")
 		}
-		time.Sleep(6 * time.Minute)
+		bubble.Pass(6 * time.Minute)
 		wantState(t, "after a day the state expires", c, nil)
 		if !c.Expired() || len(states) != 2 || states[1] != nil {
 			t.Errorf("expiry must be reported once: %d states", len(states))
 		}
 		w.up.Store(true)
-		time.Sleep(6 * time.Minute)
+		bubble.Pass(6 * time.Minute)
 		wantState(t, "the controller is back", c, v)
 	})
 }
@@ -327,12 +326,12 @@ func TestStreamsEndForReauthentication(t *testing.T) {
 		w.publish(Node("n1"))
 		c := w.client()
 		wantState(t, "first", c, v)
-		time.Sleep(15*time.Minute - time.Second)
+		bubble.Pass(15*time.Minute - time.Second)
 		if lost(c, lostEnded) != 0 {
 			t.Error("a stream lives 15 min at least")
 		}
 		w.setToken("agent/n1") // a rotated token, which here is also another agent's
-		time.Sleep(16 * time.Minute)
+		bubble.Pass(16 * time.Minute)
 		if lost(c, lostEnded) == 0 {
 			t.Error("a stream lives 30 min at most")
 		}
@@ -348,13 +347,13 @@ func TestReconnectReplacesWhole(t *testing.T) {
 		c := w.client()
 		wantState(t, "first", c, v)
 		w.hub.RemoveNode("n1") // ends the stream
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 		wantState(t, "a node that the controller does not know keeps its state", c, v)
 		w.hub.AddNode("n1")
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 		wantState(t, "a node is served only once its scope has content", c, v)
 		v = w.publish(Node("n1"), upstream("b", "1:2"))
-		time.Sleep(6 * time.Second)
+		bubble.Pass(6 * time.Second)
 		wantState(t, "resources that were removed meanwhile are gone", c, v)
 	})
 }
@@ -414,7 +413,7 @@ func TestRefusals(t *testing.T) {
 				w.setToken(tc.token)
 				w.serve()
 				c := w.client()
-				time.Sleep(time.Second)
+				bubble.Pass(time.Second)
 				wantState(t, tc.why, c, nil)
 				if tc.reason != refusedNoToken && w.refused(tc.reason) == 0 {
 					t.Errorf("%s: not counted as %s", tc.why, tc.reason)
@@ -441,7 +440,7 @@ func TestStreamLimits(t *testing.T) {
 		w.publish(Node("n1"))
 		w.publish(Node("n2"))
 		up := func(c *Client) bool {
-			time.Sleep(time.Second)
+			bubble.Pass(time.Second)
 			v, _ := c.State()
 			return v != nil
 		}
@@ -487,12 +486,11 @@ func TestSlowReaderIsCut(t *testing.T) {
 			}
 			w.publish(Gateways, rs...)
 		}
-		time.Sleep(29 * time.Second)
+		bubble.Pass(29 * time.Second)
 		if w.refused(refusedSlow) != 0 {
 			t.Error("a client has 30 s")
 		}
-		time.Sleep(2 * time.Second)
-		synctest.Wait()
+		bubble.Pass(2 * time.Second)
 		if w.refused(refusedSlow) != 1 {
 			t.Error("a client that reads nothing for 30 s must be cut and counted")
 		}
@@ -500,7 +498,7 @@ func TestSlowReaderIsCut(t *testing.T) {
 			t.Errorf("the cut stream must be over, %v are open", n)
 		}
 		close(block)
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 		v, _ := w.hub.View(Gateways)
 		wantState(t, "it recovers when it reads again", c, v)
 	})
@@ -594,7 +592,7 @@ func (b *broken) Watch(_ *wire.WatchRequest, s wire.NodeStream_WatchServer) erro
 	if err := s.Send(&wire.Update{Upserts: [][]byte{half}}); err != nil {
 		return err
 	}
-	time.Sleep(time.Second)
+	bubble.Pass(time.Second)
 	return status.Error(codes.Unavailable, "broken")
 }
 
@@ -612,7 +610,7 @@ func TestPartialSnapshotIsNotUsed(t *testing.T) {
 		w.tasks.Go(func() { <-w.ctx.Done(); g.Stop() }) // waits for the handlers
 		w.up.Store(true)
 		c := w.client()
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		wantState(t, "a partial table would refuse connections that it must admit", c, nil)
 		if b.watches.Load() < 5 || c.Age() < time.Minute {
 			t.Errorf("after %d broken streams the state must be as old as it is, not %v", b.watches.Load(),

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -45,7 +46,7 @@ func TestAsk(t *testing.T) {
 				w.setToken("agent/n1")
 				w.serve()
 				w.client()
-				time.Sleep(time.Second)
+				bubble.Pass(time.Second)
 				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 				defer cancel()
 				start := time.Now()
@@ -73,7 +74,7 @@ func TestReportRefused(t *testing.T) {
 		w.publish(Node("n1"))
 		w.serve()
 		c := w.client()
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		if got, err := w.server.Ask(t.Context()); err != nil || len(got) != 0 {
 			t.Errorf("a gateway was asked: %+v", got)
 		}
@@ -112,14 +113,14 @@ func TestQuestionsTakeTurns(t *testing.T) {
 		asked := 0
 		w.co.OnQuestion = func(ctx context.Context) *wire.ReportRequest {
 			asked++
-			time.Sleep(time.Second)
+			bubble.Pass(time.Second)
 			return &wire.ReportRequest{}
 		}
 		w.publish(Node("n1"))
 		w.setToken("agent/n1")
 		w.serve()
 		w.client()
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		answered := make(chan int, 2)
 		for range 2 {
 			w.tasks.Go(func() {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 // countDials makes w's client count its connections.
@@ -29,7 +31,7 @@ func TestStreamIsResumed(t *testing.T) {
 		v := w.publish(Gateways, upstream("a", "1:1"))
 		c := w.client()
 		wantState(t, "first", c, v)
-		time.Sleep(31 * time.Minute)
+		bubble.Pass(31 * time.Minute)
 		if n := lost(c, lostEnded); n < 1 || n > 2 {
 			t.Fatalf("%v streams ended in 31 min, want 1 or 2", n)
 		}
@@ -44,7 +46,7 @@ func TestStreamIsResumed(t *testing.T) {
 		if states != 2 || c.Age() > 5*time.Second {
 			t.Errorf("after a change there were %d states, and the age is %v", states, c.Age())
 		}
-		time.Sleep(3 * time.Hour)
+		bubble.Pass(3 * time.Hour)
 		if *dials < 2 {
 			t.Error("a client must connect again some time, so that clients spread over the replicas")
 		}
@@ -74,11 +76,11 @@ func TestParking(t *testing.T) {
 		"an Update is missing": {why: "the client would lack what was in it", subject: n1, received: 2},
 		"in time": {
 			why: "clients reconnect within seconds", subject: n1, received: 3, resumed: true,
-			do: func(*Hub, *parking, *source) { time.Sleep(parkTime - 1) },
+			do: func(*Hub, *parking, *source) { bubble.Pass(parkTime - 1) },
 		},
 		"too late": {
 			why: "a source that is not read keeps tombstones", subject: n1, received: 3,
-			do: func(*Hub, *parking, *source) { time.Sleep(parkTime); synctest.Wait() },
+			do: func(*Hub, *parking, *source) { bubble.Pass(parkTime); synctest.Wait() },
 		},
 		"node removed": {
 			why: "the source reads a scope that is gone", subject: n1, received: 3,

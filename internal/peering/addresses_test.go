@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 )
@@ -80,7 +81,7 @@ func TestResolvedAddressesOfOwnClusterAreNotDialed(t *testing.T) {
 			t.Error("an address that a pod has now is still dialed")
 		}
 		server.answer(errors.New("no DNS"))
-		time.Sleep(time.Hour)
+		bubble.Pass(time.Hour)
 		if n := len(set()); n != 1 {
 			t.Errorf("%d streams while DNS fails, want 1: its last answer stays in use", n)
 		}
@@ -107,7 +108,7 @@ func TestAdvertisedAddressesAreFollowedSlowly(t *testing.T) {
 			for address := range p.Snapshots()["east"].Streams {
 				seen[address] = true
 			}
-			time.Sleep(time.Second)
+			bubble.Pass(time.Second)
 		}
 		if len(seen) > advertisedBurst+5 {
 			t.Errorf("of 60 advertised addresses in a minute %d were dialed", len(seen))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
@@ -125,7 +126,7 @@ func TestTakeCatalogHoldsRemovalsBack(t *testing.T) {
 		stream.Deliver(wire.Delta{Removed: shopKeys("a", "c", "d"), Version: rebuilt})
 		checkTake(t, p, version(8), "an epoch that is new", taken{Stale: link.PeerEpochChanged})
 		for range 11 * 30 {
-			time.Sleep(2 * time.Second)
+			bubble.Pass(2 * time.Second)
 			stream.Freshness(wire.Freshness{Version: rebuilt})
 		}
 		checkTake(t, p, version(8), "an epoch that has been the only one for ten minutes",

@@ -14,6 +14,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 )
@@ -36,7 +37,7 @@ func TestFreshnessAgesWhileTheAPIServerIsAway(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); f.Run(ctx) }()
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		if age := f.Current().Age; age > 6*time.Second {
 			t.Errorf("age %v with a working API server", age)
 		}
@@ -44,7 +45,7 @@ func TestFreshnessAgesWhileTheAPIServerIsAway(t *testing.T) {
 			t.Errorf("%d reads in a minute", n)
 		}
 		a.Refuse(func(string, client.Object) error { return errors.New("no route to host") })
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		if age := f.Current().Age; age < 55*time.Second {
 			t.Errorf("age %v after a minute without the API server", age)
 		}
@@ -52,7 +53,7 @@ func TestFreshnessAgesWhileTheAPIServerIsAway(t *testing.T) {
 			t.Errorf("the only replica must go on serving: %s", reason)
 		}
 		a.Refuse(nil)
-		time.Sleep(7 * time.Second)
+		bubble.Pass(7 * time.Second)
 		if age := f.Current().Age; age > 6*time.Second {
 			t.Errorf("age %v after the API server came back", age)
 		}

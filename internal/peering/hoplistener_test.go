@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
@@ -203,8 +204,7 @@ func TestHopListenerLimitsUnread(t *testing.T) {
 		if n := testutil.ToFloat64(l.refused.WithLabelValues("too_many")); n != 1 {
 			t.Errorf("counted %v times", n)
 		}
-		time.Sleep(headerTimeout)
-		synctest.Wait()
+		bubble.Pass(headerTimeout)
 		next := p.dial()
 		go next.Write(header(t, route.HopKey{1}, []byte("hello"), time.Now()))
 		if _, err := l.Accept(); err != nil {

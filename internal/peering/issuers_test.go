@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 	"github.com/causeway-mesh/causeway/internal/link"
@@ -221,10 +222,9 @@ func TestRestoreLostStoresListAgain(t *testing.T) {
 		p.StreamForTest("east", "").Hello(h)
 		p.RestoreLost(nil)
 		p.RestoreLost(nil) // starts no second goroutine
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 		a.Refuse(nil)
-		time.Sleep(time.Minute)
-		synctest.Wait()
+		bubble.Pass(time.Minute)
 		if got := storedNumber(t, a, eastPeer()); got != 2 {
 			t.Fatalf("list %d is stored after the API server came back, want 2", got)
 		}
@@ -235,13 +235,13 @@ func TestRestoreLostStoresListAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.RestoreLost(map[string]uint64{})
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		if got := storedNumber(t, a, eastPeer()); got != 2 {
 			t.Errorf("list %d is stored after the PeerTrust was deleted, want 2", got)
 		}
 		a.Writes()
 		p.RestoreLost(map[string]uint64{"east": 2})
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		if w := a.Writes(); len(w) > 0 {
 			t.Errorf("nothing was lost, but it writes %v", w)
 		}
@@ -264,7 +264,7 @@ func TestRestoreLostKeepsNewerList(t *testing.T) {
 		a.Writes()
 		for range 3 {
 			p.RestoreLost(nil)
-			time.Sleep(time.Minute)
+			bubble.Pass(time.Minute)
 		}
 		if got := storedNumber(t, a, eastPeer()); got != 5 || len(a.Writes()) > 0 {
 			t.Errorf("list %d is stored, want 5 and no write", got)
@@ -289,7 +289,7 @@ func TestNewLinkStartsFromInboundHello(t *testing.T) {
 			t.Fatalf("the new Link does not know the open stream: %+v", s)
 		}
 		p.RestoreLost(nil)
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		if got := storedNumber(t, a, anotherEast()); got != 2 {
 			t.Errorf("list %d is stored for the new Link, want 2", got)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
@@ -263,14 +264,14 @@ func TestLossIsReportedAfterGrace(t *testing.T) {
 		if at := reportAt(); !at.IsZero() {
 			t.Errorf("all is well, but the report waits %v", at.Sub(start))
 		}
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		start = time.Now()
 		for range 3 { // failed attempts do not postpone the report
 			stream.Disconnected(errors.New("gone"))
 			if at := reportAt(); at.Sub(start) != LossGrace {
 				t.Errorf("a lost stream is reported after %v, want %v", at.Sub(start), LossGrace)
 			}
-			time.Sleep(time.Second)
+			bubble.Pass(time.Second)
 		}
 	})
 }
@@ -287,14 +288,14 @@ func TestLossIsReportedAfterGraceBesideADeadAddress(t *testing.T) {
 		dead, good := p.StreamForTest("east", "192.0.2.2:4143"), p.StreamForTest("east", "192.0.2.1:4143")
 		dead.Disconnected(errors.New("no answer"))
 		good.Hello(h)
-		time.Sleep(time.Hour)
+		bubble.Pass(time.Hour)
 		if at := reportAt(); at.After(time.Now()) {
 			t.Errorf("a state that has lasted an hour is reported in %v", time.Until(at))
 		}
 		lost := time.Now()
 		good.Disconnected(errors.New("gone"))
 		for range 3 {
-			time.Sleep(time.Second)
+			bubble.Pass(time.Second)
 			dead.Disconnected(errors.New("no answer"))
 			good.Hello(h)
 			good.Disconnected(errors.New("gone again")) // another loss does not postpone the report
@@ -317,7 +318,7 @@ func TestLabelIsSealedByTheDayAroundMidnight(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Until(time.Date(2000, 1, 1, 23, 50, 0, 0, time.UTC)))
+		bubble.Pass(time.Until(time.Date(2000, 1, 1, 23, 50, 0, 0, time.UTC)))
 		var keys []route.LinkKey
 		for d := range uint32(3) {
 			day := identity.Day(time.Now()) + d - 1
@@ -325,7 +326,7 @@ func TestLabelIsSealedByTheDayAroundMidnight(t *testing.T) {
 			keys = append(keys, route.LinkKey{Link: "west", DatedKey: route.DatedKey{Day: day, Key: key}})
 		}
 		for range 20 {
-			time.Sleep(time.Minute)
+			bubble.Pass(time.Minute)
 			cfg, err := p.clientTLS(eastPeer(), wire.ReplicaID{1})
 			if err != nil {
 				t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
@@ -224,7 +225,7 @@ func TestWriteTrustWritesOneChangeAtATime(t *testing.T) {
 		p, end := setEast(t, a, "192.0.2.1:4143")
 		defer end()
 		p.StreamForTest("east", "192.0.2.1:4143").Disconnected(errors.New("gone"))
-		time.Sleep(time.Hour)
+		bubble.Pass(time.Hour)
 		change, _ := PlanTrust(TrustInputs{
 			Peer:     eastPeer(),
 			Snapshot: p.Snapshots()["east"],
@@ -241,7 +242,7 @@ func TestWriteTrustWritesOneChangeAtATime(t *testing.T) {
 		if w := a.Writes(); len(w) != 1 {
 			t.Errorf("writes %v, want one", w)
 		}
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		var trust v1alpha1.PeerTrust
 		a.MustGet(t, system, "east", &trust)
 		again, _ := PlanTrust(TrustInputs{

@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
@@ -345,9 +346,9 @@ func TestAuthenticateCachesReviewsForOneMinute(t *testing.T) {
 			}
 		}
 		authenticate(1, nil, "the first call creates a review")
-		time.Sleep(time.Minute - 1)
+		bubble.Pass(time.Minute - 1)
 		authenticate(1, nil, "the review is cached for a minute")
-		time.Sleep(time.Nanosecond)
+		bubble.Pass(time.Nanosecond)
 		authenticate(2, nil, "the review expires after a minute")
 		if err := c.Delete(t.Context(), agentPod(nodeA)); err != nil {
 			t.Fatal(err)
@@ -355,7 +356,7 @@ func TestAuthenticateCachesReviewsForOneMinute(t *testing.T) {
 		authenticate(2, ErrUnauthenticated,
 			"the token of a deleted pod is invalid even if its review is cached")
 		delete(known, "t")
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		authenticate(3, ErrUnauthenticated, "a revoked token is refused")
 		authenticate(4, ErrUnauthenticated, "failed reviews are not cached")
 	})
@@ -370,7 +371,7 @@ func TestCacheIsBounded(t *testing.T) {
 		if len(c.entries) != maxReviews {
 			t.Errorf("the cache has %d reviews, want %d", len(c.entries), maxReviews)
 		}
-		time.Sleep(reviewLifetime)
+		bubble.Pass(reviewLifetime)
 		c.put(keyOf("new"), Caller{})
 		if len(c.entries) != 1 {
 			t.Errorf("the cache has %d reviews after all but one expired, want 1", len(c.entries))
@@ -650,9 +651,9 @@ func TestSignLimitsRatePerNode(t *testing.T) {
 		}
 		sign("agent-a", ErrRateLimited, "the burst is used up")
 		sign("agent-b", nil, "another node has its own limit")
-		time.Sleep(time.Second - time.Millisecond)
+		bubble.Pass(time.Second - time.Millisecond)
 		sign("agent-a", ErrRateLimited, "the next request is allowed after a second")
-		time.Sleep(time.Millisecond)
+		bubble.Pass(time.Millisecond)
 		sign("agent-a", nil, "a request is allowed after a second")
 	})
 }
@@ -663,7 +664,7 @@ func TestRatesAreBounded(t *testing.T) {
 		for i := range maxNodes {
 			r.allow(fmt.Sprint(i))
 		}
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		r.allow("0")
 		r.allow("new")
 		if len(r.nodes) != 2 {
@@ -675,7 +676,7 @@ func TestRatesAreBounded(t *testing.T) {
 func TestSignWithExpiredIssuer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestSigner(t, Options{}, pod("shop", "cart-1", "cart", nodeA))
-		time.Sleep(identity.IssuerLifetime)
+		bubble.Pass(identity.IssuerLifetime)
 		if _, err := s.Sign(t.Context(), "agent-a", "shop", "cart",
 			s.csr); !errors.Is(err, ErrUnavailable) || Reason(err) != ReasonIssuer {
 			t.Errorf("Sign: %v, want ErrUnavailable with reason %q", err, ReasonIssuer)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 // recorder is a gate that writes down when it was moved.
@@ -117,14 +119,14 @@ func TestKeeper(t *testing.T) {
 				done := make(chan struct{})
 				go func() { k.run(ctx, tc.begin); close(done) }()
 				for _, s := range tc.steps {
-					time.Sleep(s.after)
+					bubble.Pass(s.after)
 					k.update(ctx, func(p *presence) {
 						p.agents += s.change.agents
 						p.newer += s.change.newer
 						p.older += s.change.older
 					})
 				}
-				time.Sleep(time.Minute)
+				bubble.Pass(time.Minute)
 				cancel()
 				<-done
 				if diff := cmp.Diff(tc.moves, gate.moves); diff != "" {

@@ -8,12 +8,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
@@ -406,7 +406,7 @@ func TestFullCatalogCrosses(t *testing.T) {
 		w.publish(catalogOf(all...))
 		w.serve()
 		w.client()
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 		if n := len(w.atWest.newest()); n != DefaultBounds.Services {
 			t.Errorf("%d Services crossed, want %d", n, DefaultBounds.Services)
 		}
@@ -414,8 +414,7 @@ func TestFullCatalogCrosses(t *testing.T) {
 			t.Errorf("the one left out must be named, got %d: %v", n, first)
 		}
 		w.publish(catalogOf(all[1:]...))
-		time.Sleep(10 * time.Second)
-		synctest.Wait()
+		bubble.Pass(10 * time.Second)
 		if got := w.atWest.newest(); len(got) != DefaultBounds.Services ||
 			got[all[len(all)-1].Key()].IsZero() {
 			t.Errorf("the last one must cross once there is room, %d Services crossed", len(got))

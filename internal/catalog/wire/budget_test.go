@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
@@ -100,11 +101,11 @@ func TestSendingIsBudgeted(t *testing.T) {
 		want := w.publish(catalogOf(list...))
 		w.serve()
 		w.client()
-		time.Sleep(12 * time.Second)
+		bubble.Pass(12 * time.Second)
 		if _, d, _ := w.atWest.counts(); d != 0 {
 			t.Error("1 MiB at 64 KiB/s after 128 KiB must take some 14 s")
 		}
-		time.Sleep(6 * time.Second)
+		bubble.Pass(6 * time.Second)
 		w.wantCatalog("a peer over its budget waits, and its stream lives", want)
 		if _, _, ends := w.atWest.counts(); ends != 0 {
 			t.Errorf("the stream ended: %v", w.atWest.lastEnd())

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
@@ -45,17 +46,17 @@ func TestSinkReceivesDifferencesOnly(t *testing.T) {
 		w.client()
 		w.publish(catalogOf(service("a", 1), service("b", 1), service("c", 1)))
 		w.wantDelta("the first catalog is complete", 1, []string{"a", "b", "c"}, nil)
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.publish(catalogOf(service("a", 2), service("c", 1)))
 		w.wantDelta("a change", 2, []string{"a"}, []string{"b"})
 		w.cutAll()
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		w.wantDelta("the snapshot of a new stream changes nothing", 2, []string{"a"}, []string{"b"})
 		w.strangers.Store(true)
-		time.Sleep(3 * time.Second)
+		bubble.Pass(3 * time.Second)
 		w.publish(catalogOf(service("a", 3), service("d", 1)))
 		w.strangers.Store(false)
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		w.wantDelta("after an outage only the differences arrive", 3, []string{"a", "d"}, []string{"c"})
 		if w.seenHints()[0] != (ReplicaID{}) {
 			t.Errorf("without a reason no replica is asked for: %v", w.seenHints())
@@ -78,13 +79,13 @@ func TestChangesAreMerged(t *testing.T) {
 		w.client()
 		w.publish(catalogOf(service("a", 1)))
 		synctest.Wait()
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		start := time.Now()
 		for i := range 95 {
 			w.publish(catalogOf(service("a", 2+i)))
-			time.Sleep(10 * time.Millisecond)
+			bubble.Pass(10 * time.Millisecond)
 		}
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.wantCatalog("the last change arrives", catalogOf(service("a", 96)))
 		w.atWest.mu.Lock()
 		defer w.atWest.mu.Unlock()
@@ -114,7 +115,7 @@ func TestPendingChangesSurviveTheStream(t *testing.T) {
 		synctest.Wait()
 		cancel()
 		w.wantDelta("what was complete when the stream ended counts", 2, []string{"a"}, nil)
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 	})
 }
 
@@ -127,7 +128,7 @@ func TestFaultyServices(t *testing.T) {
 		w.client()
 		w.publish(catalogOf(service("good", 1), service("faulty", 1), foreign))
 		synctest.Wait()
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.publish(catalogOf(service("good", 1), faulty, foreign))
 		w.wantDelta("a Service that cannot be used is removed", 2, nil, []string{"faulty"})
 		reasons := map[string]string{}
@@ -141,7 +142,7 @@ func TestFaultyServices(t *testing.T) {
 		if d := w.atWest.lastDelta(); len(d.Problems) != 1 {
 			t.Errorf("only what changed is validated again, got problems %v", d.Problems)
 		}
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.publish(catalogOf(service("good", 1), service("faulty", 1), service("foreign", 1)))
 		synctest.Wait()
 		if len(w.atWest.problems) != 0 {
@@ -175,11 +176,11 @@ func TestResetIsNotALoss(t *testing.T) {
 		})
 		w.serve()
 		w.client()
-		time.Sleep(500 * time.Millisecond)
+		bubble.Pass(500 * time.Millisecond)
 		w.wantDelta("the snapshot", 1, []string{"a", "b"}, nil)
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.wantDelta("a reset alone removes nothing", 1, []string{"a", "b"}, nil)
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.wantDelta("the new snapshot is compared with the old one", 2, []string{"c"}, []string{"b"})
 		if v := w.atWest.lastDelta().Version; v != (Version{"e", 2}) {
 			t.Errorf("the version belongs to the catalog, got %v", v)
@@ -232,7 +233,7 @@ func TestOneStreamIsSubscribed(t *testing.T) {
 			t.Errorf("another stream must take over at once: %d of %d are subscribed", n, all)
 		}
 		w.wantDelta("which changes nothing", 1, []string{"a"}, nil)
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.wantCatalog("and goes on", w.publish(catalogOf(service("b", 1))))
 	})
 }
@@ -263,11 +264,11 @@ func TestReopen(t *testing.T) {
 		if n := w.subscriptions(); w.holder() != c || n != 1 {
 			t.Errorf("the reopened stream must get the subscription back, %d streams are subscribed", n)
 		}
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.wantCatalog("the new stream works", w.publish(catalogOf(service("b", 1))))
 		w.up.Store(false)
 		c.Reopen(target)
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		if got := w.holder(); got == nil || got == c || w.subscriptions() != 1 {
 			t.Error("if the stream cannot be reopened, another one must take over")
 		}
@@ -275,7 +276,7 @@ func TestReopen(t *testing.T) {
 			t.Error("an attempt that fails must be told")
 		}
 		w.up.Store(true)
-		time.Sleep(20 * time.Second)
+		bubble.Pass(20 * time.Second)
 		if got := w.lastHint(); got != (ReplicaID{}) {
 			t.Errorf("a replica is asked for once only, the last attempt asks for %v", got)
 		}
@@ -287,7 +288,7 @@ func TestFreshnessCrosses(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.serve()
 		w.client()
-		time.Sleep(9 * time.Second)
+		bubble.Pass(9 * time.Second)
 		if n := len(w.atWest.freshness); n != 0 {
 			t.Errorf("a controller that does not know its freshness must not tell one, got %d", n)
 		}
@@ -303,8 +304,7 @@ func TestFreshnessCrosses(t *testing.T) {
 		if err := w.east.Publish(nil, Version{"e", 5}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * time.Second)
-		synctest.Wait()
+		bubble.Pass(2 * time.Second)
 		want := []Freshness{{
 			Version: Version{"e", 5},
 			Age:     time.Minute,
@@ -325,7 +325,7 @@ func TestFreshnessCrosses(t *testing.T) {
 		if err := w.east.Publish(nil, Version{"e", 6}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * time.Second)
+		bubble.Pass(2 * time.Second)
 		w.wantDelta("a new version arrives with the next heartbeat", 2, nil, nil)
 		if v := w.atWest.lastDelta().Version; v != (Version{"e", 6}) {
 			t.Errorf("got version %v", v)
@@ -344,16 +344,16 @@ func TestSubscriptionMovesToAFresherReplica(t *testing.T) {
 		w.publish(catalogOf(service("a", 1)))
 		w.serve()
 		w.client()
-		time.Sleep(6 * time.Second)
+		bubble.Pass(6 * time.Second)
 		if len(w.seenHints()) != 1 {
 			t.Errorf("too early: %v", w.seenHints())
 		}
-		time.Sleep(3 * time.Second)
+		bubble.Pass(3 * time.Second)
 		if want := []ReplicaID{{}, {2}}; !slices.Equal(w.seenHints(), want) {
 			t.Errorf("after 5 s the stream must be reopened towards the fresher replica, got %v",
 				w.seenHints())
 		}
-		time.Sleep(25 * time.Second)
+		bubble.Pass(25 * time.Second)
 		if len(w.seenHints()) != 2 {
 			t.Errorf("the subscription must not flap: %v", w.seenHints())
 		}
@@ -368,8 +368,7 @@ func TestExpiredServerIsDropped(t *testing.T) {
 		w.client()
 		w.wantCatalog("trusted", want)
 		w.distrust.Store(true)
-		time.Sleep(2 * time.Second)
-		synctest.Wait()
+		bubble.Pass(2 * time.Second)
 		if err := w.atWest.lastEnd(); !errors.Is(err, ErrNotTrusted) || reason(err) != endedNotTrusted {
 			t.Errorf("a stream may outlive the peer's certificate by a heartbeat at most, got %v", err)
 		}
@@ -398,9 +397,9 @@ func TestRandomReplicas(t *testing.T) {
 			case 5:
 				w.cutAll()
 			}
-			time.Sleep(time.Duration(i*i%400) * time.Millisecond)
+			bubble.Pass(time.Duration(i*i%400) * time.Millisecond)
 		}
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		w.wantCatalog("the copy ends equal to the last catalog", w.published)
 		for i, d := range w.atWest.deltas {
 			for _, k := range d.Removed {

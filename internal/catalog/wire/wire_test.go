@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/delta"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
@@ -335,7 +336,7 @@ func TestStream(t *testing.T) {
 		w.atWest.number = 7
 		w.serve()
 		w.client()
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		if h, d, e := w.atWest.counts(); h != 1 || d != 0 || e != 0 {
 			t.Errorf("an idle stream must live, and a catalog that is not ready must not be sent: "+
 				"%d hellos, %d deltas, %d ends", h, d, e)
@@ -350,18 +351,18 @@ func TestStream(t *testing.T) {
 		}
 		w.atEast.mu.Unlock()
 		w.wantCatalog("first", w.publish(catalogOf(service("bar", 1), service("foo", 1))))
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.wantCatalog("change", w.publish(catalogOf(service("bar", 2))))
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.wantCatalog("all unexported", w.publish(catalogOf()))
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		secret := service("secret", 1)
 		if err := w.east.Publish([]Listing{
 			{secret.Key(), &secret, []string{"north"}},
 		}, Version{}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		w.wantCatalog("a Service for another Link", catalogOf())
 		if err := w.east.SetHello(hello("east-2")); err != nil {
 			t.Fatal(err)
@@ -413,7 +414,7 @@ func TestRandomSlowSink(t *testing.T) {
 	for seed := range uint64(6) {
 		in(t, func(t *testing.T, w *world) {
 			slow, rnd := rand.New(rand.NewPCG(seed, 1)), rand.New(rand.NewPCG(seed, 2))
-			w.atWest.slow = func() { time.Sleep(time.Duration(slow.IntN(9000)) * time.Millisecond) }
+			w.atWest.slow = func() { <-time.After(time.Duration(slow.IntN(9000)) * time.Millisecond) }
 			w.serve()
 			w.client()
 			var offered []services
@@ -429,9 +430,9 @@ func TestRandomSlowSink(t *testing.T) {
 				if rnd.IntN(8) == 0 {
 					w.cutAll()
 				}
-				time.Sleep(time.Duration(rnd.IntN(4000)) * time.Millisecond)
+				bubble.Pass(time.Duration(rnd.IntN(4000)) * time.Millisecond)
 			}
-			time.Sleep(2 * time.Minute)
+			bubble.Pass(2 * time.Minute)
 			why := fmt.Sprintf("seed %d: however slow the sink is, the copy ends equal to the last catalog",
 				seed)
 			w.wantCatalog(why, offered[len(offered)-1])
@@ -469,7 +470,7 @@ func (w *world) lastHint() ReplicaID {
 // cutAll makes east end all streams: for a moment it knows no peer.
 func (w *world) cutAll() {
 	w.strangers.Store(true)
-	time.Sleep(3 * time.Second)
+	bubble.Pass(3 * time.Second)
 	w.strangers.Store(false)
 }
 
@@ -480,7 +481,7 @@ func TestUnlinking(t *testing.T) {
 		w.client()
 		w.wantCatalog("linked", want)
 		w.strangers.Store(true)
-		time.Sleep(3 * time.Second)
+		bubble.Pass(3 * time.Second)
 		if err := w.atWest.lastEnd(); reason(err) != endedNotLinked {
 			t.Errorf("a stream may outlive its Link by a heartbeat at most; west saw %v", err)
 		}
@@ -498,13 +499,11 @@ func TestSilence(t *testing.T) {
 		w.serve()
 		w.client()
 		w.wantCatalog("first", want)
-		time.Sleep(6*time.Second - 1)
-		synctest.Wait()
+		bubble.Pass(6*time.Second - 1)
 		if _, _, ends := w.atWest.counts(); ends != 0 {
 			t.Errorf("the stream ended before 6 s of silence")
 		}
-		time.Sleep(time.Nanosecond)
-		synctest.Wait()
+		bubble.Pass(time.Nanosecond)
 		if err := w.atWest.lastEnd(); !errors.Is(err, ErrSilent) {
 			t.Errorf("6 s of silence must end the stream, got %v", err)
 		}
@@ -517,8 +516,7 @@ func TestServerEndsSilentStreams(t *testing.T) {
 		w.co.Heartbeat, w.co.Silence = time.Hour, time.Hour // west hangs
 		w.serve()
 		w.client()
-		time.Sleep(6*time.Second + time.Millisecond)
-		synctest.Wait()
+		bubble.Pass(6*time.Second + time.Millisecond)
 		if n := w.ended(w.metricsS, inbound, endedSilent); n != 1 {
 			t.Errorf("east must end the silent stream, %v ended so", n)
 		}
@@ -533,14 +531,14 @@ func TestOutage(t *testing.T) {
 		synctest.Wait()
 		w.up.Store(false)
 		w.cutAll()
-		time.Sleep(time.Hour)
+		bubble.Pass(time.Hour)
 		_, _, ends := w.atWest.counts()
 		if ends < 200 || ends > 2000 {
 			t.Errorf("an hour's outage made %d attempts: want about one in 5 s", ends)
 		}
 		want := w.publish(catalogOf(service("bar", 9)))
 		w.up.Store(true)
-		time.Sleep(11 * time.Second)
+		bubble.Pass(11 * time.Second)
 		w.wantCatalog("what was unexported meanwhile is removed", want)
 	})
 }
@@ -557,7 +555,7 @@ func TestSkew(t *testing.T) {
 				-3*time.Minute + 9*time.Second,
 				time.Second,
 			} {
-				time.Sleep(2 * time.Second)
+				bubble.Pass(2 * time.Second)
 				beat := &Heartbeat{TimeMs: time.Now().Add(skew).UnixMilli()}
 				send(&Message{Body: &Message_Heartbeat{Heartbeat: beat}})
 			}
@@ -566,7 +564,7 @@ func TestSkew(t *testing.T) {
 		})
 		w.serve()
 		w.client()
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 		want := []time.Duration{-3 * time.Minute, time.Second}
 		w.atWest.mu.Lock()
 		defer w.atWest.mu.Unlock()
@@ -758,7 +756,7 @@ func TestHostilePeer(t *testing.T) {
 				})
 				w.serve()
 				w.client()
-				time.Sleep(2 * time.Minute)
+				bubble.Pass(2 * time.Minute)
 				err := w.atWest.lastEnd()
 				if tc.want != nil && !errors.Is(err, tc.want) || reason(err) != tc.reason {
 					t.Errorf("%s: ended with %v (%s), want %v (%s)", tc.why, err, reason(err), tc.want,
@@ -879,11 +877,11 @@ func TestSlowPeerIsCut(t *testing.T) {
 		s := w.rawStream(grpc.WithStaticStreamWindowSize(64 << 10))
 		_ = s.Send(&Message{Body: &Message_Hello{Hello: hello("west")}})
 		_ = s.Send(&Message{Body: &Message_Subscribe{Subscribe: &Subscribe{}}})
-		time.Sleep(29 * time.Second) // without reading
+		bubble.Pass(29 * time.Second) // without reading
 		if n := w.ended(w.metricsS, inbound, endedSlow); n != 0 {
 			t.Error("a peer has 30 s")
 		}
-		time.Sleep(2 * time.Second)
+		bubble.Pass(2 * time.Second)
 		if n := w.ended(w.metricsS, inbound, endedSlow); n != 1 {
 			t.Error("a peer that does not read for 30 s must be cut off and counted")
 		}
@@ -933,7 +931,7 @@ func TestConnectFailures(t *testing.T) {
 				w.serve()
 				tc.set(w)
 				w.client()
-				time.Sleep(12 * time.Second)
+				bubble.Pass(12 * time.Second)
 				err := w.atWest.lastEnd()
 				if !errors.Is(err, tc.want) || reason(err) != tc.reason {
 					t.Errorf("%s: got %v (%s), want %v (%s)", tc.why, err, reason(err), tc.want, tc.reason)
@@ -1028,7 +1026,7 @@ func TestServerLimits(t *testing.T) {
 		for range 3 {
 			w.client()
 		}
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		if n := testutil.ToFloat64(w.metricsS.open.WithLabelValues(inbound)); n != 2 {
 			t.Errorf("a Link may have 2 streams, it has %v", n)
 		}
@@ -1046,7 +1044,7 @@ func TestServerTellsOnlyTheLastEnd(t *testing.T) {
 		w.clientFor(ctx)
 		synctest.Wait()
 		cancel()
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		if h, _, ends := w.atEast.counts(); h != 2 || ends != 0 {
 			t.Errorf("one of two streams ended, so the peer is still connected: %d hellos, %d ends", h, ends)
 		}

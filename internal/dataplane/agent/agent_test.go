@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -197,8 +198,7 @@ func TestAgentAwaitsCertificates(t *testing.T) {
 				a.state.Store(s)
 				done := make(chan bool, 1)
 				go func() { done <- a.awaitState(ctx, certificatePatience) }()
-				time.Sleep(c.after)
-				synctest.Wait()
+				bubble.Pass(c.after)
 				select {
 				case got := <-done:
 					if !c.want || !got {

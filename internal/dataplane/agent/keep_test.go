@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 )
 
@@ -166,8 +167,7 @@ func TestRestoredSVIDIsRenewedInItsTime(t *testing.T) {
 		if _, ok := next.get(account{"shop", "bob"}); ok {
 			t.Error("the certificate of a pod that is gone is kept")
 		}
-		time.Sleep(15 * time.Hour)
-		synctest.Wait()
+		bubble.Pass(15 * time.Hour)
 		if by.times() != 5 { // twice for each by the first, once by the next
 			t.Errorf("asked %d times in 15 hours, want 5", by.times())
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -42,10 +43,10 @@ func TestFading(t *testing.T) {
 		put("a", 4)
 		put("d", 5)
 		want("the oldest put goes", time.Hour, map[string]int{"a": 4, "c": 3, "d": 5})
-		time.Sleep(time.Minute - 1)
+		bubble.Pass(time.Minute - 1)
 		put("d", 6)
 		want("a tick before", time.Minute, map[string]int{"a": 4, "c": 3, "d": 6})
-		time.Sleep(time.Nanosecond)
+		bubble.Pass(time.Nanosecond)
 		want("who asks for newer things", time.Minute, map[string]int{"d": 6})
 		f.put("c", func(was int, age time.Duration, there bool) (int, bool) {
 			if was != 3 || age != time.Minute || !there {
@@ -53,7 +54,7 @@ func TestFading(t *testing.T) {
 			}
 			return 0, false
 		})
-		time.Sleep(time.Hour - time.Minute)
+		bubble.Pass(time.Hour - time.Minute)
 		want("its age is over, and was not made new by a change that was none", 2*time.Hour, map[string]int{"d": 6})
 		f.put("c", func(was int, age time.Duration, there bool) (int, bool) {
 			if was != 0 || age != 0 || there {
@@ -107,7 +108,7 @@ func TestLearntSets(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l, to := newLearnt(), farPort{"uid", "shop", "bar", 80}
 				for _, n := range tc.heard {
-					time.Sleep(n.after)
+					bubble.Pass(n.after)
 					l.heard(account{"shop", "alice"}, to, n.Answer)
 				}
 				got, ok := l.known(account{"shop", "alice"}, to)
@@ -140,9 +141,9 @@ func TestWish(t *testing.T) {
 		want("another pod's", "b", to, time.Hour, route.Wish{})
 		want("another port's", "a", other, time.Hour, route.Wish{})
 		want("without affinity", "a", to, 0, route.Wish{})
-		time.Sleep(time.Hour - 1)
+		bubble.Pass(time.Hour - 1)
 		want("a tick before its time is over", "a", to, time.Hour, route.ForEndpoint(one))
-		time.Sleep(time.Nanosecond)
+		bubble.Pass(time.Nanosecond)
 		want("its time is over", "a", to, time.Hour, route.Wish{})
 		l.visited("a", to, one)
 		l.turnedAway("a", to)

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -161,11 +162,11 @@ func TestVouching(t *testing.T) {
 		if _, err := v.again(&state{}, time.Now()); err == nil {
 			t.Error("without anchors it is vouched for")
 		}
-		time.Sleep(time.Until(cred.NotAfter()) + afterExpiry - time.Second)
+		bubble.Pass(time.Until(cred.NotAfter()) + afterExpiry - time.Second)
 		if name, err := v.again(good, time.Now()); err != nil || name != cred.Name() {
 			t.Errorf("a second before the hour is over: %v, %v", name, err)
 		}
-		time.Sleep(recheckInterval)
+		bubble.Pass(recheckInterval)
 		if _, err := v.again(good, time.Now()); identity.Reason(err) != identity.ReasonExpired {
 			t.Errorf("after the hour: %v", err)
 		}
@@ -181,11 +182,11 @@ func TestVouchingIsRemembered(t *testing.T) {
 		v := &vouching{chain: chainOf(t, cred)}
 		v.keep(cred.Name(), s.anchors.Issuers("east-12"))
 		v.chain = nil // whoever looks at it now fails
-		time.Sleep(time.Until(cred.NotAfter()) - 1)
+		bubble.Pass(time.Until(cred.NotAfter()) - 1)
 		if _, err := v.again(&state{anchors: c.anchors(t)}, time.Now()); err != nil {
 			t.Errorf("an empty chain was looked at, though nothing has changed: %v", err)
 		}
-		time.Sleep(time.Nanosecond)
+		bubble.Pass(time.Nanosecond)
 		if _, err := v.again(s, time.Now()); err == nil {
 			t.Error("the chain was not looked at when its leaf had expired")
 		}
@@ -261,13 +262,11 @@ func TestLeasesAreWatched(t *testing.T) {
 			return nil
 		})
 		defer release()
-		time.Sleep(recheckInterval - 1)
-		synctest.Wait()
+		bubble.Pass(recheckInterval - 1)
 		if tunnel.Err() != nil {
 			t.Error("ended before anybody looked")
 		}
-		time.Sleep(time.Nanosecond)
-		synctest.Wait()
+		bubble.Pass(time.Nanosecond)
 		if tunnel.Err() == nil {
 			t.Error("not looked at")
 		}
@@ -286,14 +285,14 @@ func TestCallersCertificateExpires(t *testing.T) {
 			links: map[string]*peer{"east": c.peer}, pods: map[string]*pod{"alice-0": c.caller}, anchors: far.anchors(t),
 		}
 		s.mirrors = map[netip.Addr]*mirror{c.vip: to}
-		time.Sleep(time.Until(as.NotAfter()) + afterExpiry)
+		bubble.Pass(time.Until(as.NotAfter()) + afterExpiry)
 		server := far.credential(t, "shop", "bar") // a younger one
 		to.identities = []identity.Name{server.Name()}
 		c.far = &vouching{chain: chainOf(t, server), name: server.Name()}
 		if err := c.lease()(s); err != nil {
 			t.Errorf("an hour after: %v", err)
 		}
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		if err := c.lease()(s); err == nil {
 			t.Error("the caller's certificate expired over an hour ago")
 		}

@@ -5,8 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"testing/synctest"
-	"time"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
@@ -105,7 +105,7 @@ func TestGatewaysGrant(t *testing.T) {
 		if _, err := l.call(c); err != nil {
 			t.Errorf("after one has ended: %v", err)
 		}
-		time.Sleep(grantAge)
+		bubble.Pass(grantAge)
 		if _, err := l.call(c); err != nil {
 			t.Errorf("an old word bounds on: %v", err)
 		}

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
@@ -70,13 +71,11 @@ func TestSVIDIsRenewedAtHalfOfItsLife(t *testing.T) {
 		if !ok || *changed != 1 {
 			t.Fatalf("held: %v; told %d times", ok, *changed)
 		}
-		time.Sleep(time.Until(first.RenewAt()) - 1)
-		synctest.Wait()
+		bubble.Pass(time.Until(first.RenewAt()) - 1)
 		if now, _ := s.get(aliceAccount); now != first {
 			t.Error("renewed before half of its life")
 		}
-		time.Sleep(3 * time.Hour)
-		synctest.Wait()
+		bubble.Pass(3 * time.Hour)
 		if now, ok := s.get(aliceAccount); !ok || now == first || by.times() != 2 {
 			t.Errorf("not renewed once after half of its life, but asked %d times", by.times())
 		}
@@ -88,17 +87,16 @@ func TestSVIDOutlivesTheController(t *testing.T) {
 		synctest.Wait()
 		first, _ := s.get(aliceAccount)
 		by.set(failing)
-		time.Sleep(time.Until(first.NotAfter()) - 1)
+		bubble.Pass(time.Until(first.NotAfter()) - 1)
 		if now, ok := s.get(aliceAccount); !ok || now != first {
 			t.Error("gone before it has expired")
 		}
-		time.Sleep(time.Nanosecond)
+		bubble.Pass(time.Nanosecond)
 		if _, ok := s.get(aliceAccount); ok {
 			t.Error("an expired certificate is used")
 		}
 		by.set(nil)
-		time.Sleep(30 * time.Second) // the longest back-off
-		synctest.Wait()
+		bubble.Pass(30 * time.Second) // the longest back-off
 		if _, ok := s.get(aliceAccount); !ok {
 			t.Error("not asked for again when the controller was back")
 		}
@@ -109,7 +107,7 @@ func TestSVIDOutlivesTheController(t *testing.T) {
 func TestSVIDPastItsHalfLifeIsNotAskedForWithoutEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		by := &signer{cluster: newCluster(t, "west-1")}
-		time.Sleep(24 * time.Hour)
+		bubble.Pass(24 * time.Hour)
 		by.set(func(_ context.Context, ns, sa string, csr []byte) ([][]byte, error) {
 			pub, err := identity.ParseCSR(csr)
 			if err != nil {
@@ -120,7 +118,7 @@ func TestSVIDPastItsHalfLifeIsNotAskedForWithoutEnd(t *testing.T) {
 		s := newSVIDs(by.signFunc, func() {}, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		s.want(ctx, map[account]bool{aliceAccount: true})
-		time.Sleep(time.Hour)
+		bubble.Pass(time.Hour)
 		if _, ok := s.get(aliceAccount); !ok || by.times() > 61 {
 			t.Errorf("held: %v; asked %d times in an hour", ok, by.times())
 		}
@@ -134,7 +132,7 @@ func TestSVIDOfAnother(t *testing.T) {
 		by.set(func(ctx context.Context, ns, _ string, csr []byte) ([][]byte, error) {
 			return by.sign(ctx, ns, "admin", csr)
 		})
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for a, c := range s.held {
@@ -177,23 +175,23 @@ func TestSVIDOfTheFutureIsReplaced(t *testing.T) {
 			return by.issuer.SignWorkload(must(identity.ParseCSR(csr))(t), must(identity.NewName("west-1", ns, sa))(t), ahead)
 		})
 		s.vouch([][]byte{{1}}) // another is asked for
-		time.Sleep(spread)
+		bubble.Pass(spread)
 		future, _ := s.get(aliceAccount)
 		if future.Live(time.Now()) {
 			t.Fatal("the test has no certificate of the future")
 		}
 		s.vouch(by.issuers())
 		by.set(nil)
-		time.Sleep(2 * time.Minute)
+		bubble.Pass(2 * time.Minute)
 		if _, ok := s.get(aliceAccount); !ok {
 			t.Fatal("there is none at all")
 		}
-		time.Sleep(2 * time.Minute)
+		bubble.Pass(2 * time.Minute)
 		if now, _ := s.get(aliceAccount); !now.Live(time.Now()) {
 			t.Error("peers do not believe it for minutes to come, and another was to be had")
 		}
 		asked := by.times()
-		time.Sleep(time.Hour)
+		bubble.Pass(time.Hour)
 		if by.times() != asked {
 			t.Error("it is asked for again and again")
 		}
@@ -207,25 +205,25 @@ func TestSVIDOfADroppedIssuerIsReplacedAtOnce(t *testing.T) {
 		next := must(by.root.NewIssuer(time.Now()))(t)
 		both := append(by.issuers(), next.Certificate().Raw)
 		s.vouch(both) // announced: nothing to do
-		time.Sleep(time.Hour)
+		bubble.Pass(time.Hour)
 		if now, _ := s.get(aliceAccount); now != first || by.times() != 1 {
 			t.Fatal("a certificate that is good is replaced")
 		}
 		s.vouch(both[1:]) // the controller that signs has not heard yet
-		time.Sleep(spread)
+		bubble.Pass(spread)
 		if _, ok := s.get(aliceAccount); !ok || by.times() < 2 || by.times() > 20 {
 			t.Fatalf("held: %v; asked %d times", ok, by.times())
 		}
 		by.set(func(_ context.Context, ns, sa string, csr []byte) ([][]byte, error) {
 			return next.SignWorkload(must(identity.ParseCSR(csr))(t), must(identity.NewName("west-1", ns, sa))(t), time.Now())
 		})
-		time.Sleep(2 * time.Minute)
+		bubble.Pass(2 * time.Minute)
 		now, ok := s.get(aliceAccount)
 		if !ok || !s.vouched(now) {
 			t.Fatal("no certificate of the new issuer")
 		}
 		asked := by.times()
-		time.Sleep(time.Hour)
+		bubble.Pass(time.Hour)
 		if by.times() != asked {
 			t.Error("it is asked for again and again")
 		}

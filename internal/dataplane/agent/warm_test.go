@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -240,7 +241,7 @@ func TestOneWarmTunnelAfterAPause(t *testing.T) {
 			after time.Duration
 			want  int
 		}{{0, 1}, {warmUse - 1, 2}, {warmUse - 1, 2}, {warmUse, 1}, {time.Hour, 1}} {
-			time.Sleep(tc.after)
+			bubble.Pass(tc.after)
 			if got := p.called(key); got != tc.want {
 				t.Errorf("call %d, %v after the last: %d tunnels, want %d", i+1, tc.after, got, tc.want)
 			}

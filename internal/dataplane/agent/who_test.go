@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 // fakeKernel finds what a test says, and nothing else.
@@ -251,8 +253,7 @@ func TestAttachmentsSettle(t *testing.T) {
 		synctest.Wait()
 		start := time.Now()
 		a.update(podsAt(map[netip.Addr][]*pod{addr: {{uid: "a"}}}))
-		time.Sleep(time.Minute)
-		synctest.Wait()
+		bubble.Pass(time.Minute)
 		var after []time.Duration
 		for _, at := range k.stirs {
 			after = append(after, at.Sub(start))

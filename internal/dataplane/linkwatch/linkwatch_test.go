@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -164,8 +166,7 @@ func TestRevoked(t *testing.T) {
 					tc.do(a)
 					a.mu.Unlock()
 				}
-				time.Sleep(2 * retryMax) // past the waits before the next list
-				synctest.Wait()
+				bubble.Pass(2 * retryMax) // past the waits before the next list
 				var got []string
 				for _, uid := range []string{"a", "b", "c", "old"} {
 					if w.Revoked(uid) {
@@ -198,8 +199,7 @@ func TestLinkFromABehindController(t *testing.T) {
 		synctest.Wait()
 		known = []string{"a", "old"}
 		a.stream.Action(watch.Bookmark, link(""))
-		time.Sleep(retryMax)
-		synctest.Wait()
+		bubble.Pass(retryMax)
 		if !w.Revoked("old") || w.Revoked("a") {
 			t.Errorf("revoked: old %v, a %v; want old only", w.Revoked("old"), w.Revoked("a"))
 		}
@@ -216,8 +216,7 @@ func TestWatchIsResumed(t *testing.T) {
 		a.stream.Action(watch.Bookmark, bookmark)
 		synctest.Wait()
 		a.stream.Stop() // the connection breaks
-		time.Sleep(retryMin)
-		synctest.Wait()
+		bubble.Pass(retryMin)
 		if n := len(a.lists); n != 1 {
 			t.Errorf("a watch that can be resumed needs no list, there were %d", n)
 		}
@@ -249,8 +248,7 @@ func TestHerd(t *testing.T) {
 		for _, a := range all {
 			a.expire()
 		}
-		time.Sleep(retryMin)
-		synctest.Wait()
+		bubble.Pass(retryMin)
 		perSecond := map[int]int{}
 		total := 0
 		for _, a := range all {

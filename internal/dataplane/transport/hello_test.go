@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 )
 
@@ -131,7 +132,7 @@ func TestReadClientHelloTimeout(t *testing.T) {
 				if _, err := slow.Write(hello[i : i+1]); err != nil {
 					return
 				}
-				time.Sleep(time.Second)
+				<-time.After(time.Second)
 			}
 		}()
 		start := time.Now()
@@ -140,7 +141,7 @@ func TestReadClientHelloTimeout(t *testing.T) {
 			t.Errorf("%v after %v, want a timeout after 3s", err, took)
 		}
 		slow.Close()
-		time.Sleep(2 * time.Second) // fake: the writer wakes and ends
+		bubble.Pass(2 * time.Second) // the writer wakes and ends
 	})
 }
 

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -167,7 +169,7 @@ func TestCloseNotifyWaitsForASlowReader(t *testing.T) {
 		client.NetConn().(*Raw).patient.Store(true)
 		done := make(chan error, 1)
 		go func() { done <- client.CloseWrite() }()
-		time.Sleep(time.Minute) // fake
+		bubble.Pass(time.Minute) // fake
 		if _, err := io.ReadAll(server); err != nil {
 			t.Errorf("a minute later: %v, want a clean end", err)
 		}

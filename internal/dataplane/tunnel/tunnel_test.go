@@ -286,7 +286,7 @@ func TestOpenLeavesNoDeadline(t *testing.T) {
 			ReadOpen(server)
 			WriteHelloAnswer(server, answer)
 			WriteOpenAnswer(server, Code_OK)
-			time.Sleep(time.Hour)
+			<-time.After(time.Hour)
 			server.Write([]byte("late"))
 		}()
 		client.SetDeadline(time.Now().Add(5 * time.Second)) // the handshake's, say

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
@@ -295,7 +296,7 @@ func TestHeldView(t *testing.T) {
 				start := time.Now()
 				tc.list(a)
 				if tc.answers > 0 {
-					time.Sleep(tc.answers)
+					bubble.Pass(tc.answers)
 					h.onView(linked(t, "a"))
 				}
 				s := <-states
@@ -306,7 +307,7 @@ func TestHeldView(t *testing.T) {
 				if s.Held && (len(s.View) != 2 || s.Revoked("a") || s.Revoked("b") != tc.revoked) {
 					t.Errorf("state %+v, b revoked: %v, want %v: %s", s, s.Revoked("b"), tc.revoked, tc.why)
 				}
-				time.Sleep(time.Minute)
+				bubble.Pass(time.Minute)
 				if !tc.held && len(states) != 0 {
 					t.Error("the held view replaced the controller's")
 				}
