@@ -151,10 +151,12 @@ func (x *Index) SetServiceExport(k Key, o *metav1.PartialObjectMetadata) {
 	x.mark(e, staleAll)
 }
 
-// SetEndpointSlice records an EndpointSlice; nil means that it does not exist.
+// SetEndpointSlice records an EndpointSlice; nil means that it does not exist. Those of
+// mirrors are not recorded: a mirror is never exported.
 func (x *Index) SetEndpointSlice(k Key, s *discoveryv1.EndpointSlice) {
 	var owner *entry
-	if s != nil && s.Labels[discoveryv1.LabelServiceName] != "" {
+	if s != nil && s.Labels[discoveryv1.LabelServiceName] != "" &&
+		s.Labels[v1alpha1.ManagedByLabel] != v1alpha1.ManagedBy {
 		owner = x.entry(Key{Namespace: k.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}, true)
 	}
 	if old := x.sliceOwners[k]; old != nil && old != owner {
@@ -328,6 +330,14 @@ func (x *Index) Keys() []Key {
 func (x *Index) Service(k Key) *corev1.Service {
 	if e := x.services[k]; e != nil {
 		return e.service
+	}
+	return nil
+}
+
+// Pod returns a pod as it was set last; nil: it does not exist.
+func (x *Index) Pod(k Key) *corev1.Pod {
+	if s := x.pods.byName[k]; s != nil {
+		return s.pod
 	}
 	return nil
 }

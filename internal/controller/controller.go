@@ -43,9 +43,9 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
-	"github.com/causeway-mesh/causeway/internal/check"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/mirror"
+	"github.com/causeway-mesh/causeway/internal/redial"
 	"github.com/causeway-mesh/causeway/internal/signer"
 	"github.com/causeway-mesh/causeway/internal/throttle"
 )
@@ -155,20 +155,22 @@ func newManager(o Options, budget *throttle.Limiter) (manager.Manager, client.Cl
 	election.Timeout = 5 * time.Second
 	cfg.Wrap(budget.RoundTripper)
 	grace := shutdownGrace
+	slim := newSlimmer()
 	mgr, err := manager.New(cfg, manager.Options{
 		Scheme: scheme,
 		Logger: logr.FromSlogHandler(quiet{o.Log.Handler()}),
 		Cache: cache.Options{
-			DefaultTransform: cache.TransformStripManagedFields(),
+			DefaultTransform: slim.object,
 			ByObject: map[client.Object]cache.ByObject{
 				&v1alpha1.Ledger{}:           {Namespaces: map[string]cache.Config{o.Namespace: {}}},
 				&v1alpha1.PeerTrust{}:        {Namespaces: map[string]cache.Config{o.Namespace: {}}},
 				&v1alpha1.Invite{}:           {Namespaces: map[string]cache.Config{o.Namespace: {}}},
 				&v1alpha1.Join{}:             {Namespaces: map[string]cache.Config{o.Namespace: {}}},
-				&corev1.Pod{}:                {Transform: slimPod},
-				&discoveryv1.EndpointSlice{}: {Transform: slimSlice},
+				&corev1.Pod{}:                {Transform: slim.pod},
+				&discoveryv1.EndpointSlice{}: {Transform: slim.endpointSlice},
 			},
 		},
+		NewCache: patientCache,
 		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{
 			&corev1.Secret{},
 			&corev1.ConfigMap{},
@@ -191,84 +193,14 @@ func newManager(o Options, budget *throttle.Limiter) (manager.Manager, client.Cl
 	return mgr, live, nil
 }
 
-// slimPod keeps of a pod in the cache what Causeway reads: hundreds of thousands of pods
-// add up.
-func slimPod(o any) (any, error) {
-	p, ok := o.(*corev1.Pod)
-	if !ok {
-		return o, nil
+// patientCache returns a cache whose informers wait for the API server while it is away.
+func patientCache(cfg *rest.Config, o cache.Options) (cache.Cache, error) {
+	cfg = rest.CopyConfig(cfg)
+	cfg.Dial = redial.Dialer().DialContext
+	cfg.Wrap(redial.RoundTripper)
+	var err error
+	if o.HTTPClient, err = rest.HTTPClientFor(cfg); err != nil {
+		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	p.ManagedFields, p.OwnerReferences, p.Annotations = nil, nil, slimAnnotations(p.Annotations)
-	containers := make([]corev1.Container, len(p.Spec.Containers))
-	for i, c := range p.Spec.Containers {
-		containers[i] = corev1.Container{
-			Name:            c.Name,
-			Ports:           c.Ports,
-			SecurityContext: slimSecurity(c.SecurityContext),
-		}
-	}
-	initial := make([]corev1.Container, len(p.Spec.InitContainers))
-	for i, c := range p.Spec.InitContainers {
-		initial[i] = corev1.Container{
-			Name:            c.Name,
-			Ports:           c.Ports,
-			RestartPolicy:   c.RestartPolicy,
-			SecurityContext: slimSecurity(c.SecurityContext),
-		}
-	}
-	p.Spec = corev1.PodSpec{
-		NodeName:           p.Spec.NodeName,
-		ServiceAccountName: p.Spec.ServiceAccountName,
-		HostNetwork:        p.Spec.HostNetwork,
-		Hostname:           p.Spec.Hostname,
-		Subdomain:          p.Spec.Subdomain,
-		Containers:         containers,
-		InitContainers:     initial,
-	}
-	p.Status = corev1.PodStatus{
-		Phase:      p.Status.Phase,
-		PodIP:      p.Status.PodIP,
-		PodIPs:     p.Status.PodIPs,
-		HostIP:     p.Status.HostIP,
-		HostIPs:    p.Status.HostIPs,
-		Conditions: slimConditions(p.Status.Conditions),
-	}
-	return p, nil
-}
-
-// slimConditions keeps the conditions that Causeway reads, without their texts.
-func slimConditions(all []corev1.PodCondition) []corev1.PodCondition {
-	kept := make([]corev1.PodCondition, 0, 2) // most pods have these two
-	for _, c := range all {
-		switch c.Type {
-		case corev1.PodReady, corev1.PodReadyToStartContainers, check.PathProved:
-			kept = append(kept, corev1.PodCondition{
-				Type:               c.Type,
-				Status:             c.Status,
-				LastTransitionTime: c.LastTransitionTime,
-			})
-		}
-	}
-	return kept
-}
-
-// slimAnnotations keeps the annotation that marks the mirror pod of a static pod.
-func slimAnnotations(all map[string]string) map[string]string {
-	if v, ok := all[corev1.MirrorPodAnnotationKey]; ok {
-		return map[string]string{corev1.MirrorPodAnnotationKey: v}
-	}
-	return nil
-}
-
-// slimSlice drops what Causeway does not read of an EndpointSlice.
-func slimSlice(o any) (any, error) {
-	s, ok := o.(*discoveryv1.EndpointSlice)
-	if !ok {
-		return o, nil
-	}
-	s.ManagedFields = nil
-	for i := range s.Endpoints {
-		s.Endpoints[i].Hints, s.Endpoints[i].DeprecatedTopology = nil, nil
-	}
-	return s, nil
+	return cache.New(cfg, o)
 }

@@ -70,7 +70,7 @@ func TestRawPods(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			slim, err := slimPod(tc.pod.DeepCopy()) // as it is in the cache
+			slim, err := newSlimmer().pod(tc.pod.DeepCopy()) // as it is in the cache
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -469,6 +469,7 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 		joins:          make(map[catalog.Key]*v1alpha1.Join),
 		invites:        make(map[catalog.Key]*v1alpha1.Invite),
 		serviceExports: make(map[catalog.Key]bool),
+		apiServer:      make(map[catalog.Key][]string),
 		trustDue:       make(map[string]time.Time),
 	}
 	r.peers = peering.New(peering.Config{

@@ -74,6 +74,7 @@ type reconciler struct {
 	top        *topology
 	overlaps   *overlaps
 	addresses  peering.AddressIndex
+	apiServer  map[catalog.Key][]string // addresses by EndpointSlice of the Service kubernetes
 	listed     *listedAddresses
 	keys       *joinflow.Keys
 	freshness  *peering.Freshness
@@ -263,10 +264,10 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 		r.imports.setNamespace(k.Name, o, now, p)
 	}
 	for k, o := range b.services {
+		r.addresses.Replace(serviceAddresses(r.index.Service(k)), serviceAddresses(o))
 		r.index.SetService(k, o)
 		r.components.setService(k, o)
 		r.overlaps.setService(k, o)
-		r.useServiceAddresses(k, o)
 		if k == (catalog.Key{Namespace: r.o.Namespace, Name: canary.Service}) {
 			r.canary, p.housekeeping = o, true
 		}
@@ -277,11 +278,11 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 		r.useAPIServerAddresses(k, o)
 	}
 	for k, o := range b.pods {
+		r.addresses.Replace(podAddresses(r.index.Pod(k)), podAddresses(o))
 		r.index.SetPod(k, o)
 		r.components.setPod(k, o)
 		r.nodes.setPod(k, o, p)
 		r.overlaps.setPod(k, o)
-		r.usePodAddresses(k, o)
 	}
 	for k, o := range b.networks {
 		r.index.SetNetworkPolicy(k, o)
@@ -309,27 +310,28 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 
 // The addresses of this cluster's own objects: a peer must not make us dial them.
 
-func (r *reconciler) useServiceAddresses(k catalog.Key, s *corev1.Service) {
+func serviceAddresses(s *corev1.Service) []string {
 	if s == nil {
-		r.addresses.Remove("service/" + k.String())
-		return
+		return nil
 	}
-	r.addresses.Add("service/"+k.String(), s.Spec.ClusterIPs...)
+	return s.Spec.ClusterIPs
 }
 
-func (r *reconciler) usePodAddresses(k catalog.Key, pod *corev1.Pod) {
+func podAddresses(pod *corev1.Pod) []string {
 	if pod == nil {
-		r.addresses.Remove("pod/" + k.String())
-		return
+		return nil
 	}
-	ips := []string{pod.Status.HostIP}
+	ips := make([]string, 0, len(pod.Status.PodIPs)+max(1, len(pod.Status.HostIPs)))
 	for _, ip := range pod.Status.PodIPs {
 		ips = append(ips, ip.IP)
+	}
+	if len(pod.Status.HostIPs) == 0 {
+		return append(ips, pod.Status.HostIP)
 	}
 	for _, ip := range pod.Status.HostIPs {
 		ips = append(ips, ip.IP)
 	}
-	r.addresses.Add("pod/"+k.String(), ips...)
+	return ips
 }
 
 // useAPIServerAddresses takes in the slices of the Service kubernetes.
@@ -337,15 +339,16 @@ func (r *reconciler) useAPIServerAddresses(k catalog.Key, s *discoveryv1.Endpoin
 	if k.Namespace != metav1.NamespaceDefault {
 		return
 	}
-	if s == nil || s.Labels[discoveryv1.LabelServiceName] != "kubernetes" {
-		r.addresses.Remove("slice/" + k.String())
-		return
-	}
 	var ips []string
-	for _, e := range s.Endpoints {
-		ips = append(ips, e.Addresses...)
+	if s != nil && s.Labels[discoveryv1.LabelServiceName] == "kubernetes" {
+		for _, e := range s.Endpoints {
+			ips = append(ips, e.Addresses...)
+		}
 	}
-	r.addresses.Add("slice/"+k.String(), ips...)
+	r.addresses.Replace(r.apiServer[k], ips)
+	if r.apiServer[k] = ips; len(ips) == 0 {
+		delete(r.apiServer, k)
+	}
 }
 
 func (r *reconciler) setServiceExport(k catalog.Key, o *metav1.PartialObjectMetadata) {

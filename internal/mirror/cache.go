@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,8 +23,8 @@ import (
 const (
 	// OwnerIndex finds Services by the UID of the Link that owns them; see IndexOwner.
 	OwnerIndex = "causeway.dev/owner"
-	// ServiceIndex finds Causeway's EndpointSlices by "namespace/service"; see
-	// IndexService.
+	// ServiceIndex finds Causeway's EndpointSlices with unusual names by
+	// "namespace/service"; see IndexService.
 	ServiceIndex = "causeway.dev/service"
 	// LinkIndex finds Causeway's EndpointSlices and Namespaces by the Link that their
 	// label names; see IndexLink.
@@ -61,15 +62,25 @@ func IndexOwner(o client.Object) []string {
 	return uids
 }
 
-// IndexService returns "namespace/service" for an EndpointSlice with Causeway's label, so
-// that the slices of one mirror are found without walking all slices of the cluster.
+// IndexService returns "namespace/service" for an EndpointSlice with Causeway's label
+// whose name is not that of a mirror's slice, so that those of one mirror are found
+// without walking all slices of the cluster. The others are found by their names, and an
+// index of them would take much memory.
 func IndexService(o client.Object) []string {
-	labels := o.GetLabels()
-	service := labels[discoveryv1.LabelServiceName]
-	if service == "" || labels[v1alpha1.ManagedByLabel] != v1alpha1.ManagedBy {
+	service := claims(o)
+	if service == "" || o.GetName() == service+sliceSuffix4 || o.GetName() == service+sliceSuffix6 {
 		return nil
 	}
 	return []string{o.GetNamespace() + "/" + service}
+}
+
+// claims returns the name of the mirror to which an EndpointSlice claims to belong, in
+// its own namespace; empty: it is not Causeway's.
+func claims(o client.Object) string {
+	if labels := o.GetLabels(); labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy {
+		return labels[discoveryv1.LabelServiceName]
+	}
+	return ""
 }
 
 // IndexLink returns the Link that the labels of one of Causeway's objects name.
@@ -200,14 +211,8 @@ func (r *reader) slices(ctx context.Context, k catalog.Key, w *Want) ([]*discove
 	for i := range list.Items {
 		out = r.appendSlice(out, keyOf(&list.Items[i]), &list.Items[i])
 	}
-	if w == nil {
-		return out, nil
-	}
-	for _, vip := range w.Entry.VIPs {
-		if hasSlice(list.Items, k.Name, vip) {
-			continue
-		}
-		name := catalog.Key{Namespace: k.Namespace, Name: sliceName(k.Name, vip)}
+	for _, suffix := range []string{sliceSuffix4, sliceSuffix6} {
+		name := catalog.Key{Namespace: k.Namespace, Name: k.Name + suffix}
 		slice := &discoveryv1.EndpointSlice{}
 		found, err := r.get(ctx, name, slice)
 		if err != nil {
@@ -216,18 +221,18 @@ func (r *reader) slices(ctx context.Context, k catalog.Key, w *Want) ([]*discove
 		if !found {
 			slice = nil
 		}
-		out = r.appendSlice(out, name, slice)
+		if w.hasSlice(suffix) || slice == nil || claims(slice) == k.Name {
+			out = r.appendSlice(out, name, slice)
+		}
 	}
 	return out, nil
 }
 
-func hasSlice(items []discoveryv1.EndpointSlice, mirror string, vip netip.Addr) bool {
-	for i := range items {
-		if isSliceName(items[i].Name, mirror, vip) {
-			return true
-		}
-	}
-	return false
+// hasSlice reports whether the wanted mirror has a slice whose name ends with suffix.
+func (w *Want) hasSlice(suffix string) bool {
+	return w != nil && slices.ContainsFunc(w.Entry.VIPs, func(vip netip.Addr) bool {
+		return sliceSuffix(vip) == suffix
+	})
 }
 
 // appendSlice appends a slice of the cache, with our own recent write applied to it.

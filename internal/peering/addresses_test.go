@@ -59,7 +59,7 @@ func TestResolvedAddressesOfOwnClusterAreNotDialed(t *testing.T) {
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		index := &AddressIndex{}
-		index.Add("pod/shop/web", "10.244.0.7")
+		index.Replace(nil, []string{"10.244.0.7"})
 		set := func() map[string]StreamState {
 			p.Set(ctx, onlyEast("gw.east.example:4143"), index)
 			return p.Snapshots()["east"].Streams
@@ -72,11 +72,11 @@ func TestResolvedAddressesOfOwnClusterAreNotDialed(t *testing.T) {
 			set()); diff != "" {
 			t.Errorf("streams (-want +got)\n%s", diff)
 		}
-		index.Remove("pod/shop/web")
+		index.Replace([]string{"10.244.0.7"}, nil)
 		if n := len(set()); n != 2 {
 			t.Errorf("%d streams after the pod was deleted, want 2", n)
 		}
-		index.Add("pod/shop/other", "203.0.113.1")
+		index.Replace(nil, []string{"203.0.113.1"})
 		if _, dialed := set()["203.0.113.1:4143"]; dialed {
 			t.Error("an address that a pod has now is still dialed")
 		}
@@ -164,14 +164,14 @@ func TestAddressIndexMatchesFullScan(t *testing.T) {
 	for range 2000 {
 		key := keys[r.IntN(len(keys))]
 		if r.IntN(3) == 0 {
-			index.Remove(key)
+			index.Replace(objects[key], nil)
 			delete(objects, key)
 		} else {
 			var of []string
 			for range r.IntN(4) {
 				of = append(of, ips[r.IntN(len(ips))])
 			}
-			index.Add(key, of...)
+			index.Replace(objects[key], of)
 			objects[key] = of
 		}
 		for _, text := range []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "2001:db8::1", "10.0.0.9"} {

@@ -11,50 +11,37 @@ type ClusterAddresses interface {
 	Contains(ip netip.Addr) bool
 }
 
-// AddressIndex indexes the IPs that objects of this cluster use. Each operation costs as
-// much as the addresses of one object. The zero value is empty. It is not safe for
-// concurrent use.
+// AddressIndex counts the IPs that objects of this cluster use. It keeps nothing per
+// object, because a cluster has many: its caller knows what each object had before. The
+// zero value is empty. It is not safe for concurrent use.
 type AddressIndex struct {
-	byKey map[string][]netip.Addr
-	uses  map[netip.Addr]int // number of keys
+	uses map[netip.Addr]int // how often objects mention it
 }
 
-// Add sets the IPs of the object with a key, such as pod/shop/web-0, and replaces those
-// of an earlier call. Texts that are not an IP are ignored. The order and duplicates do
-// not matter.
-func (x *AddressIndex) Add(key string, ips ...string) {
-	var next []netip.Addr
-	for _, text := range ips {
+// Replace takes in that an object that had the IPs before has the IPs after now; one that
+// is new had none, and one that was deleted has none. Texts that are not an IP are
+// ignored.
+func (x *AddressIndex) Replace(before, after []string) {
+	if slices.Equal(before, after) {
+		return
+	}
+	if x.uses == nil {
+		x.uses = make(map[netip.Addr]int)
+	}
+	for _, text := range after {
 		if ip, err := netip.ParseAddr(text); err == nil {
-			next = append(next, ip.Unmap())
+			x.uses[ip.Unmap()]++
 		}
 	}
-	slices.SortFunc(next, netip.Addr.Compare)
-	next = slices.Compact(next)
-	if slices.Equal(next, x.byKey[key]) {
-		return
-	}
-	x.Remove(key)
-	if len(next) == 0 {
-		return
-	}
-	if x.byKey == nil {
-		x.byKey, x.uses = make(map[string][]netip.Addr), make(map[netip.Addr]int)
-	}
-	x.byKey[key] = next
-	for _, ip := range next {
-		x.uses[ip]++
-	}
-}
-
-// Remove removes the IPs of an object. A key that is not there is ignored.
-func (x *AddressIndex) Remove(key string) {
-	for _, ip := range x.byKey[key] {
-		if x.uses[ip]--; x.uses[ip] == 0 {
-			delete(x.uses, ip)
+	for _, text := range before {
+		ip, err := netip.ParseAddr(text)
+		if err != nil {
+			continue
+		}
+		if x.uses[ip.Unmap()]--; x.uses[ip.Unmap()] == 0 {
+			delete(x.uses, ip.Unmap())
 		}
 	}
-	delete(x.byKey, key)
 }
 
 // Contains implements ClusterAddresses.

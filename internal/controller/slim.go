@@ -1,0 +1,181 @@
+package controller
+
+import (
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/causeway-mesh/causeway/internal/check"
+)
+
+const (
+	// maxShared bounds the values of each kind that a slimmer knows.
+	maxShared = 4096
+	// maxSharedLen is the length of the longest string that a slimmer shares.
+	maxSharedLen = 128
+)
+
+// slimmer makes the objects of the informers' caches small, because a cluster has tens of
+// thousands of them: it drops what Causeway does not read, and lets objects share what
+// they have in common, such as the names of labels and the containers of one workload.
+// Nothing may change the objects of a cache, so sharing has no effect that is seen. It is
+// safe for concurrent use, by many informers.
+type slimmer struct {
+	mu         sync.Mutex
+	strings    map[string]string
+	containers map[string][]corev1.Container // by their encoding
+}
+
+func newSlimmer() *slimmer {
+	return &slimmer{strings: make(map[string]string), containers: make(map[string][]corev1.Container)}
+}
+
+// object slims an object of any kind. It is an informer's transform.
+func (s *slimmer) object(o any) (any, error) {
+	if m, ok := o.(metav1.Object); ok {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.metadata(m)
+	}
+	return o, nil
+}
+
+// endpointSlice slims an EndpointSlice. It is an informer's transform.
+func (s *slimmer) endpointSlice(o any) (any, error) {
+	slice, ok := o.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return o, nil
+	}
+	for i := range slice.Endpoints {
+		slice.Endpoints[i].Hints, slice.Endpoints[i].DeprecatedTopology = nil, nil
+	}
+	return s.object(o)
+}
+
+// pod slims a pod. It is an informer's transform.
+func (s *slimmer) pod(o any) (any, error) {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return o, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.OwnerReferences, p.GenerateName, p.Annotations = nil, "", slimAnnotations(p.Annotations)
+	s.metadata(p)
+	p.Spec = corev1.PodSpec{
+		NodeName:           s.string(p.Spec.NodeName),
+		ServiceAccountName: s.string(p.Spec.ServiceAccountName),
+		HostNetwork:        p.Spec.HostNetwork,
+		Hostname:           p.Spec.Hostname,
+		Subdomain:          s.string(p.Spec.Subdomain),
+		Containers:         s.slimContainers(p.Spec.Containers),
+		InitContainers:     s.slimContainers(p.Spec.InitContainers),
+	}
+	for i := range p.Status.HostIPs {
+		p.Status.HostIPs[i].IP = s.string(p.Status.HostIPs[i].IP)
+	}
+	p.Status = corev1.PodStatus{
+		Phase:      p.Status.Phase,
+		PodIP:      p.Status.PodIP,
+		PodIPs:     p.Status.PodIPs,
+		HostIP:     s.string(p.Status.HostIP),
+		HostIPs:    p.Status.HostIPs,
+		Conditions: slimConditions(p.Status.Conditions),
+	}
+	return p, nil
+}
+
+// metadata drops the managed fields and shares what other objects have, too. The caller
+// holds mu, as for all below.
+func (s *slimmer) metadata(o metav1.Object) {
+	o.SetManagedFields(nil)
+	o.SetNamespace(s.string(o.GetNamespace()))
+	o.SetLabels(s.texts(o.GetLabels()))
+	o.SetAnnotations(s.texts(o.GetAnnotations()))
+	owners := o.GetOwnerReferences()
+	for i := range owners {
+		ref := &owners[i]
+		ref.APIVersion, ref.Kind = s.string(ref.APIVersion), s.string(ref.Kind)
+	}
+	o.SetOwnerReferences(owners)
+}
+
+func (s *slimmer) texts(m map[string]string) map[string]string {
+	if len(m) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(m))
+	for k, v := range m {
+		out[s.string(k)] = s.string(v)
+	}
+	return out
+}
+
+// string returns a string equal to v that other objects may hold, too.
+func (s *slimmer) string(v string) string {
+	if v == "" || len(v) > maxSharedLen {
+		return v
+	}
+	if known, ok := s.strings[v]; ok {
+		return known
+	}
+	if len(s.strings) >= maxShared {
+		clear(s.strings)
+	}
+	s.strings[v] = v
+	return v
+}
+
+// slimContainers keeps of a pod's containers what Causeway reads.
+func (s *slimmer) slimContainers(all []corev1.Container) []corev1.Container {
+	if len(all) == 0 {
+		return nil
+	}
+	kept := make([]corev1.Container, len(all))
+	for i, c := range all {
+		kept[i] = corev1.Container{
+			Name:            c.Name,
+			Ports:           c.Ports,
+			RestartPolicy:   c.RestartPolicy,
+			SecurityContext: slimSecurity(c.SecurityContext),
+		}
+	}
+	encoded, err := (&corev1.PodSpec{Containers: kept}).Marshal()
+	if err != nil {
+		return kept
+	}
+	if known, ok := s.containers[string(encoded)]; ok {
+		return known
+	}
+	if len(s.containers) >= maxShared {
+		clear(s.containers)
+	}
+	s.containers[string(encoded)] = kept
+	return kept
+}
+
+// slimConditions keeps the conditions that Causeway reads, without their texts.
+func slimConditions(all []corev1.PodCondition) []corev1.PodCondition {
+	kept := make([]corev1.PodCondition, 0, 2) // most pods have these two
+	for _, c := range all {
+		switch c.Type {
+		case corev1.PodReady, corev1.PodReadyToStartContainers, check.PathProved:
+			kept = append(kept, corev1.PodCondition{
+				Type:               c.Type,
+				Status:             c.Status,
+				LastTransitionTime: c.LastTransitionTime,
+			})
+		}
+	}
+	return kept
+}
+
+// slimAnnotations keeps the annotation that marks the mirror pod of a static pod.
+func slimAnnotations(all map[string]string) map[string]string {
+	if v, ok := all[corev1.MirrorPodAnnotationKey]; ok {
+		return map[string]string{corev1.MirrorPodAnnotationKey: v}
+	}
+	return nil
+}
