@@ -102,6 +102,9 @@ func TestNewerLinkTakesOver(t *testing.T) {
 			!slices.Equal(r.frontend("bar-east").GetVips(), before) {
 			t.Errorf("agents know %v", r.frontend("bar-east"))
 		}
+		if len(r.links.resolved["east2"].view.Issuers) == 0 {
+			t.Error("the newer Link knows no issuer until its own stream opens")
+		}
 		// The peer has removed a Service meanwhile: its mirror must not stay for ever.
 		stream := r.peers.StreamForTest("east2", eastGateway)
 		stream.Hello(helloOf(east()))

@@ -9,6 +9,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/ledger"
+	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/peering"
@@ -38,10 +39,11 @@ type plan struct {
 	gateways      *[]string
 
 	// The leader's part.
-	writes  []ledger.Write
-	mirrors []mirrorChange
-	links   []linkChange
-	events  []event
+	writes    []ledger.Write
+	mirrors   []mirrorChange
+	links     []linkChange
+	events    []event
+	handovers []handover
 	// status names Links whose status may differ now.
 	status map[string]bool
 	// housekeeping: something changed that the leader's housekeeping depends on.
@@ -55,6 +57,13 @@ type plan struct {
 type trustWrite struct {
 	link   string
 	change *peering.TrustChange
+}
+
+// handover gives a peer's list of issuers to the Link that takes over next.
+type handover struct {
+	from string // the Link in force
+	to   link.Peer
+	list []byte
 }
 
 // mirrorChange sets what one mirror shall be; a nil want: it is not wanted.

@@ -463,7 +463,8 @@ func sameLink(old, next *v1alpha1.Link) bool {
 		equality.Semantic.DeepEqual(old.Spec, next.Spec)
 }
 
-// planTrust decides what this replica has to write of what it learned of a peer.
+// planTrust decides what this replica has to write of what it learned of a peer, for the
+// Link in force and, if it leads, for the one that takes over next.
 func (r *reconciler) planTrust(name string, now time.Time, p *plan) {
 	resolved, ok := r.links.resolved[name]
 	if !ok || r.snapshots[name] == nil { // its streams begin after this pass
@@ -480,6 +481,13 @@ func (r *reconciler) planTrust(name string, now time.Time, p *plan) {
 	})
 	if change != nil {
 		p.trusts = append(p.trusts, trustWrite{name, change})
+	}
+	standby, ok := r.links.judged.Standbys[name]
+	if ok && r.leading.Load() && resolved.peer.Root.Equal(standby.Root) {
+		known, _ := peering.StoredIssuers(standby, r.links.trusts[standby.Name])
+		if known.Number < resolved.view.IssuerNumber {
+			p.handovers = append(p.handovers, handover{from: name, to: standby, list: resolved.list})
+		}
 	}
 	if recheck > 0 {
 		r.trustDue[name] = now.Add(recheck)
@@ -534,7 +542,8 @@ func (r *reconciler) judgeLinks(dirty map[string]bool, now time.Time, p *plan) {
 	}
 	standbys := make(map[string]*v1alpha1.Link, len(r.links.judged.Standbys))
 	for name, standby := range r.links.judged.Standbys {
-		standbys[name] = r.links.links[standby]
+		standbys[name] = r.links.links[standby.Name]
+		dirty[name] = true // to hand over what is known of the peer
 	}
 	r.imports.setLinks(r.links.judged.Peers, r.links.links, standbys, now, p)
 	p.housekeeping = true
@@ -643,6 +652,9 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 	}
 	if !r.leading.Load() {
 		return
+	}
+	for _, h := range p.handovers {
+		r.peers.HandOver(h.from, h.to, h.list)
 	}
 	l := r.leader
 	l.start(ctx)

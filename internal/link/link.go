@@ -85,14 +85,18 @@ type Judgment struct {
 	Faults map[string]*Fault
 	// Standbys name, for a Link in force, the newer Link of the same peer that takes
 	// over next.
-	Standbys map[string]string
+	Standbys map[string]Peer
 }
 
 // Judge decides which Links are in force. Of valid Links that claim one trust domain
 // or one key, the oldest by creationTimestamp, then UID, is in force. A Link that is
 // not valid, or is being deleted, claims nothing.
 func Judge(own Own, links []v1alpha1.Link) Judgment {
-	j := Judgment{Peers: make(map[string]Peer, len(links)), Faults: make(map[string]*Fault), Standbys: make(map[string]string)}
+	j := Judgment{
+		Peers:    make(map[string]Peer, len(links)),
+		Faults:   make(map[string]*Fault),
+		Standbys: make(map[string]Peer),
+	}
 	byAge := make([]*v1alpha1.Link, 0, len(links))
 	for i := range links {
 		if links[i].DeletionTimestamp == nil {
@@ -109,8 +113,8 @@ func Judge(own Own, links []v1alpha1.Link) Judgment {
 		}
 		key := string(peer.LinkKey.Bytes())
 		older, claimed := domains[peer.TrustDomain]
-		if claimed && j.Standbys[older] == "" {
-			j.Standbys[older] = l.Name
+		if _, has := j.Standbys[older]; claimed && !has {
+			j.Standbys[older] = peer
 		}
 		if !claimed {
 			older, claimed = keys[key]

@@ -164,7 +164,11 @@ func TestJudge(t *testing.T) {
 			if c.standbys == nil {
 				c.standbys = map[string]string{}
 			}
-			if diff := cmp.Diff(c.standbys, judged.Standbys); diff != "" {
+			standbys := make(map[string]string)
+			for name, next := range judged.Standbys {
+				standbys[name] = next.Name
+			}
+			if diff := cmp.Diff(c.standbys, standbys); diff != "" {
 				t.Errorf("standbys (-want +got): %s\n%s", c.why, diff)
 			}
 			if len(judged.Peers) != len(c.peers) {

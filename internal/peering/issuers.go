@@ -143,3 +143,31 @@ func (p *Peers) restoreIssuers(s *peer) {
 	backoff.Sleep(s.life, time.Second)
 	p.update(s, func() { s.issuers.storing, s.notify = false, true })
 }
+
+// HandOver stores the list of issuers of a Link's peer for the Link that takes over next,
+// so that the peer's callers are known at once, even if the peer is away when that
+// happens. It does not block, and does nothing while an earlier call for the Link is at
+// work.
+func (p *Peers) HandOver(from string, to link.Peer, der []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.links[from]
+	if s == nil || s.handingOver || s.life.Err() != nil {
+		return
+	}
+	s.handingOver = true
+	p.running.Go(func() {
+		waits := backoff.Backoff{Min: time.Second, Max: 30 * time.Second}
+		for {
+			ctx, cancel := context.WithTimeout(s.life, trustTimeout)
+			_, err := p.trust.storeIssuers(ctx, to, der)
+			cancel()
+			if err == nil || errors.Is(err, errOlderList) || errors.Is(err, identity.ErrIssuerList) ||
+				!waits.Wait(s.life) {
+				break
+			}
+		}
+		backoff.Sleep(s.life, time.Second) // for the cache to show the result
+		p.update(s, func() { s.handingOver = false })
+	})
+}

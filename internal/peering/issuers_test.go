@@ -248,6 +248,36 @@ func TestRestoreLostStoresListAgain(t *testing.T) {
 	})
 }
 
+// The Link that takes over next gets the list, and an API server that is away delays that.
+func TestHandOver(t *testing.T) {
+	west()
+	list := hello(east(), 2).GetIssuerList()
+	synctest.Test(t, func(t *testing.T) {
+		a := kubetest.New(nil)
+		p, end := setEast(t, a)
+		defer end()
+		next := eastPeer()
+		next.Name, next.UID = "east2", "uid-2"
+		a.Refuse(func(string, client.Object) error { return errors.New("no route to host") })
+		p.HandOver("east", next, list)
+		p.HandOver("east", next, list) // starts no second goroutine
+		bubble.Pass(10 * time.Second)
+		a.Refuse(nil)
+		bubble.Pass(time.Minute)
+		if got := storedNumber(t, a, next); got != 2 {
+			t.Fatalf("list %d is stored for the other Link, want 2", got)
+		}
+		a.Writes()
+		p.HandOver("east", next, hello(east(), 1).GetIssuerList())
+		bubble.Pass(time.Minute)
+		p.HandOver("gone", next, hello(east(), 3).GetIssuerList())
+		bubble.Pass(time.Minute)
+		if w := a.Writes(); len(w) > 0 {
+			t.Errorf("an older list, or one of a Link that is gone, is written: %v", w)
+		}
+	})
+}
+
 func TestRestoreLostKeepsNewerList(t *testing.T) {
 	west()
 	h := hello(east(), 1)

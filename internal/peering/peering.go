@@ -68,8 +68,8 @@ type Config struct {
 }
 
 // Peers holds the state of all peers. Make it with New. Set, Snapshots, TakeCatalog,
-// RestoreLost and WriteTrust are for one caller, the reconciler; all else is safe for
-// concurrent use.
+// RestoreLost, WriteTrust and HandOver are for one caller, the reconciler; all else is
+// safe for concurrent use.
 type Peers struct {
 	c        Config
 	trust    trustStore
@@ -214,6 +214,7 @@ type peer struct {
 	// degradedSince is when something was last lost, if not all is well; zero: all is.
 	degradedSince time.Time
 	writingTrust  bool // a goroutine writes the peer's PeerTrust
+	handingOver   bool // a goroutine writes that of the Link that takes over next
 
 	snapshot *Snapshot // of all the above; never nil
 	notify   bool      // a change that is not in the snapshot concerns the reconciler
