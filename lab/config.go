@@ -62,6 +62,24 @@ shutdownGracePeriod: 0s
 `, p.CA, p.Cert, p.Key, p.Resolv, p.CgroupRoot, p.PodLogs, dnsServiceIP)
 }
 
+// proxyConfig is kube-proxy's. Its rules follow a change within minSync; in the nftables
+// mode it lists all of its rules each time, which takes seconds with thousands of Services.
+func proxyConfig(kubeconfig, mode, node, pods, minSync string) string {
+	return fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+clientConnection: {kubeconfig: %s}
+mode: %s
+hostnameOverride: %s
+clusterCIDR: %q
+conntrack: {maxPerCore: 0} # the sysctl cannot be written in a network namespace
+healthzBindAddress: 127.0.0.1:10256
+metricsBindAddress: 127.0.0.1:10249
+oomScoreAdj: 0
+nftables: {minSyncPeriod: %[5]s}
+iptables: {minSyncPeriod: %[5]s}
+`, kubeconfig, mode, node, pods, minSync)
+}
+
 // containerdConfig uses the usual paths: each node has its own /run and /var/lib. restrict_oom_score_adj is for machines that
 // withhold CAP_SYS_RESOURCE, where runc otherwise dies.
 func containerdConfig(cniDir string) string {

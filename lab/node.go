@@ -132,6 +132,8 @@ func (n *node) writeConfigs() error {
 			Resolv: n.cluster.path("resolv.conf"), CgroupRoot: n.cgroup("pods"), PodLogs: "/var/log/pods",
 		}),
 		"containerd.toml": containerdConfig(n.path("cni")),
+		"kube-proxy.yaml": proxyConfig(n.cluster.path("proxy.kubeconfig"), cmp.Or(n.cluster.plan.ProxyMode, NFTables),
+			n.name(), joined(n.cluster.plan.allPods()), n.cluster.plan.proxyPeriod()),
 	}
 	cni, err := cniConfig(cmp.Or(n.cluster.plan.CNI, Bridge), n.cluster.plan.pods(n.index))
 	if err != nil {
@@ -236,14 +238,7 @@ func (n *node) startKubernetes(ctx context.Context) error {
 		return err
 	}
 	proxy, err := n.daemon("kube-proxy", []string{kube, "kube-proxy",
-		"--kubeconfig=" + n.cluster.path("proxy.kubeconfig"),
-		"--proxy-mode=" + cmp.Or(n.cluster.plan.ProxyMode, NFTables),
-		"--hostname-override=" + n.name(),
-		"--cluster-cidr=" + joined(n.cluster.plan.allPods()),
-		"--conntrack-max-per-core=0", // the sysctl cannot be written in a network namespace
-		"--healthz-bind-address=127.0.0.1:10256",
-		"--metrics-bind-address=127.0.0.1:10249",
-		"--oom-score-adj=0",
+		"--config=" + n.path("kube-proxy.yaml"),
 	}, n.cluster.plan.memory(64))
 	if err != nil {
 		return err

@@ -73,6 +73,15 @@ func (s Shape) heapLimit(mebibytes int) string {
 	return fmt.Sprintf("%dMiB", mebibytes)
 }
 
+// proxyPeriod is the shortest time between two changes of kube-proxy's rules, by default
+// that of kube-proxy itself. In a large cluster each one takes seconds of both processors.
+func (s Shape) proxyPeriod() string {
+	if s.Large {
+		return "30s"
+	}
+	return "1s"
+}
+
 // memory returns heapLimit as an environment variable of a process.
 func (s Shape) memory(mebibytes int) string { return "GOMEMLIMIT=" + s.heapLimit(mebibytes) }
 

@@ -248,7 +248,7 @@ func TestRestoreLostStoresListAgain(t *testing.T) {
 	})
 }
 
-// The Link that takes over next gets the list, and an API server that is away delays that.
+// The Link that takes over next gets the list; an API server that is away delays that.
 func TestHandOver(t *testing.T) {
 	west()
 	list := hello(east(), 2).GetIssuerList()
