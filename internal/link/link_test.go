@@ -184,16 +184,16 @@ func TestStatusIsStable(t *testing.T) {
 	seen := Observed{Connected: true, IssuersKnown: true, Complete: true, Gateways: 1, Reachable: 1, Standing: 2}
 	first := time.Unix(1_000_000, 0)
 	status, changed := Status(l, seen, first)
-	if !changed {
+	if changed != Substantial {
 		t.Fatal("a Link without conditions needs a status")
 	}
 	l.Status = status
-	if again, changed := Status(l, seen, first.Add(time.Hour)); changed {
+	if again, changed := Status(l, seen, first.Add(time.Hour)); changed != Unchanged {
 		t.Errorf("the same state an hour later must not write a status:\n%s", cmp.Diff(status, again))
 	}
 	seen.Connected = false
 	later, changed := Status(l, seen, first.Add(time.Hour))
-	if !changed {
+	if changed != Substantial {
 		t.Fatal("a lost stream changes the status")
 	}
 	for _, c := range later.Conditions {

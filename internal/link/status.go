@@ -100,9 +100,21 @@ const maxProblems = 32
 // More is the reason of the line that counts the problems left out of the status.
 const More = "More"
 
-// Status returns the status that l should have, and whether it differs from the one
-// that l has.
-func Status(l *v1alpha1.Link, o Observed, now time.Time) (v1alpha1.LinkStatus, bool) {
+// Difference is how a status differs from the stored one. The zero value: not at all.
+type Difference int
+
+// The differences.
+const (
+	Unchanged Difference = iota
+	// CountsOnly: only the numbers of mirrors and exports differ.
+	CountsOnly
+	// Substantial: a condition, a problem or another field differs.
+	Substantial
+)
+
+// Status returns the status that l should have, and how it differs from the one that l
+// has.
+func Status(l *v1alpha1.Link, o Observed, now time.Time) (v1alpha1.LinkStatus, Difference) {
 	want := v1alpha1.LinkStatus{
 		Conditions:         slices.Clone(l.Status.Conditions),
 		ObservedGeneration: l.Generation,
@@ -118,7 +130,19 @@ func Status(l *v1alpha1.Link, o Observed, now time.Time) (v1alpha1.LinkStatus, b
 		meta.SetStatusCondition(&want.Conditions, c)
 	}
 	slices.SortFunc(want.Conditions, func(a, b metav1.Condition) int { return cmp.Compare(a.Type, b.Type) })
-	return want, !equality.Semantic.DeepEqual(want, l.Status)
+	return want, difference(want, l.Status)
+}
+
+func difference(want, have v1alpha1.LinkStatus) Difference {
+	sameCounts := want.Mirrors == have.Mirrors && want.Exports == have.Exports
+	have.Mirrors, have.Exports = want.Mirrors, want.Exports
+	switch {
+	case !equality.Semantic.DeepEqual(want, have):
+		return Substantial
+	case !sameCounts:
+		return CountsOnly
+	}
+	return Unchanged
 }
 
 func conditions(o Observed, wasReady bool) []metav1.Condition {
