@@ -141,10 +141,10 @@ func (b *Book) Export(w ExportWant, now time.Time) {
 	if !slices.IsSorted(w.Links) {
 		w.Links = slices.Sorted(slices.Values(w.Links))
 	}
-	w.Links = e.intern(w.Links)
 	if old := e.wants[k]; old != nil && slices.Equal(old.Links, w.Links) && slices.Equal(old.Ports, w.Ports) {
 		return
 	}
+	w.Links = e.intern(w.Links)
 	e.wants[k] = &w
 	e.markDirty(k)
 }
