@@ -310,7 +310,7 @@ var partial = []string{
 	catalog.MirrorNotExported,
 	catalog.NetworkPolicyIsolates, catalog.ProtocolUnsupported, catalog.TooManyHostnames,
 	ledger.ContentTooLarge, ledger.PortsExhausted, ledger.QuotaReached, ledger.VIPListed,
-	mirror.Flapping, mirror.ManyServicesInNamespace,
+	mirror.ChangesTooOften, mirror.Flapping, mirror.ManyServicesInNamespace,
 	link.More,
 }
 
@@ -360,6 +360,8 @@ func problemHint(link string, p v1alpha1.ServiceProblem) string {
 	case mirror.Rejected:
 		return "an admission webhook or a quota of the namespace refuses the mirror: change it, and the " +
 			"mirror is made"
+	case mirror.ChangesTooOften:
+		return "find out in cluster " + link + " what keeps updating the Service"
 	case mirror.Flapping:
 		return "the pods of the Service keep becoming ready and not ready in the peer: " +
 			"check their readiness probes and restarts there"
