@@ -64,8 +64,10 @@ type Observed struct {
 	Exports int
 	// PeerVersion is the version that the peer's controller reports.
 	PeerVersion string
-	// Problems are those of single Services, in any order.
+	// Problems are those of single Services, in any order. LeftOut is the number of
+	// further ones that are not named.
 	Problems []v1alpha1.ServiceProblem
+	LeftOut  int
 }
 
 // UnreachableAddress is an address that does not answer, and why: a sentence of a
@@ -121,7 +123,7 @@ func Status(l *v1alpha1.Link, o Observed, now time.Time) (v1alpha1.LinkStatus, D
 		Mirrors:            int32(o.Standing),
 		Exports:            int32(o.Exports),
 		PeerVersion:        o.PeerVersion,
-		Problems:           bound(o.Problems),
+		Problems:           bound(o.Problems, o.LeftOut),
 	}
 	wasReady := meta.IsStatusConditionTrue(l.Status.Conditions, v1alpha1.LinkReady)
 	for _, c := range conditions(o, wasReady) {
@@ -300,9 +302,10 @@ func unreachable(all []UnreachableAddress) []string {
 
 func sentences(parts []string) string { return strings.Join(parts, "; ") }
 
-// bound sorts problems, drops repeats, and keeps the first maxProblems.
-func bound(problems []v1alpha1.ServiceProblem) []v1alpha1.ServiceProblem {
-	if len(problems) == 0 {
+// bound sorts problems, drops repeats, and keeps the first maxProblems. One line counts
+// the others and the leftOut that are not among problems.
+func bound(problems []v1alpha1.ServiceProblem, leftOut int) []v1alpha1.ServiceProblem {
+	if len(problems) == 0 && leftOut == 0 {
 		return nil
 	}
 	sorted := slices.Clone(problems)
@@ -310,11 +313,12 @@ func bound(problems []v1alpha1.ServiceProblem) []v1alpha1.ServiceProblem {
 		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Message, b.Message))
 	})
 	sorted = slices.Compact(sorted)
-	if len(sorted) <= maxProblems {
+	if len(sorted) <= maxProblems && leftOut == 0 {
 		return sorted
 	}
-	more := len(sorted) - maxProblems + 1
-	return append(sorted[:maxProblems-1:maxProblems-1], v1alpha1.ServiceProblem{
-		Service: "", Reason: More, Message: fmt.Sprintf("and %d more", more),
+	named := min(len(sorted), maxProblems-1)
+	return append(slices.Clip(sorted[:named]), v1alpha1.ServiceProblem{
+		Reason:  More,
+		Message: fmt.Sprintf("and %d more", len(sorted)-named+leftOut),
 	})
 }
