@@ -69,7 +69,7 @@ func (c *cluster) build() exports {
 		out.Problems = append(out.Problems, change.Problems...)
 	}
 	for _, l := range c.Links {
-		if list := x.LinkProblems(l.Name); len(list) > 0 {
+		if list, _ := x.LinkProblems(l.Name); len(list) > 0 {
 			if out.LinkProblems == nil {
 				out.LinkProblems = make(map[string][]Problem)
 			}

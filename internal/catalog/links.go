@@ -68,8 +68,10 @@ func (x *Index) Exported(link string) int { return x.links.exported[link] }
 
 // LinkProblems returns what prevents the export of Services that the peer of a Link
 // would see otherwise, and what is wrong with the Link's export rules. It names at most
-// 64 Problems; if there are more, the last line has the reason More and their number.
-func (x *Index) LinkProblems(link string) []Problem { return x.links.problems(link) }
+// 64 Problems of Services; leftOut is the number of the others.
+func (x *Index) LinkProblems(link string) (first []Problem, leftOut int) {
+	return x.links.problems(link)
+}
 
 // LinksChanged returns, sorted, the Links whose Exported or LinkProblems may have changed
 // since the last call.
@@ -273,7 +275,7 @@ func (s *linkSet) find(e *entry) (int, bool) {
 	return slices.BinarySearchFunc(s.troubled, e, func(a, b *entry) int { return a.key.Compare(b.key) })
 }
 
-func (x *linkIndex) problems(link string) []Problem {
+func (x *linkIndex) problems(link string) ([]Problem, int) {
 	var out []Problem
 	if l := x.links[link]; l != nil && l.fault != nil {
 		out = append(out, *l.fault)
@@ -297,8 +299,5 @@ func (x *linkIndex) problems(link string) []Problem {
 			named++
 		}
 	}
-	if total > named {
-		out = append(out, Problem{Reason: More, Message: fmt.Sprintf("and %d more", total-named)})
-	}
-	return out
+	return out, total - named
 }

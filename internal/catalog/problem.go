@@ -53,8 +53,6 @@ const (
 	TooManyIdentities = "TooManyIdentities"
 	// InvalidSelector: the rules of a Link have an invalid selector.
 	InvalidSelector = "InvalidSelector"
-	// More: the line counts the Problems that a list leaves out.
-	More = "More"
 )
 
 // Reasons of a Problem on the importing side.
@@ -78,7 +76,7 @@ const (
 var Reasons = []string{
 	ExternalNameUnsupported, ForeignEndpoint, ForeignIdentity, HostNetworkUnsupported,
 	InvalidAffinity, InvalidHostnames, InvalidMetadata, InvalidName, InvalidPorts, InvalidSelector,
-	MetadataTooLarge, MirrorNotExported, More, NetworkPolicyIsolates, NoPorts, NoTCPPort, OwnNamespace,
+	MetadataTooLarge, MirrorNotExported, NetworkPolicyIsolates, NoPorts, NoTCPPort, OwnNamespace,
 	ProtocolUnsupported, SelectorMissing, ServiceMissing, TooManyHostnames, TooManyIdentities, TooManyPorts,
 }
 

@@ -302,6 +302,20 @@ func TestFaults(t *testing.T) {
 			spoil: func(f *Facts) { f.Unread = []Unread{{"nodes", "forbidden"}} },
 			want:  []string{"fail access nodes: cannot be read: forbidden"},
 		},
+		"replica without its API server": {
+			why: "a ready replica serves an old state while no other is more current",
+			spoil: func(f *Facts) {
+				cut := f.Replicas[0]
+				cut.Pod, cut.Answer.AgeSeconds = "causeway-controller-y", 95
+				f.Replicas = append(f.Replicas, cut)
+			},
+			want: []string{"fail controller causeway-controller-y: has read nothing from the API server " +
+				"for 95 seconds and serves the last state that it knows"},
+		},
+		"replica that lost its API server a moment ago": {
+			why:   "a leader election or a restart of the API server is no failure",
+			spoil: func(f *Facts) { f.Replicas[0].Answer.AgeSeconds = replicaStale.Seconds() },
+		},
 		"CRD missing": {
 			why:   "without its kinds Causeway does nothing",
 			spoil: func(f *Facts) { f.Kinds["Link"], f.Links = false, nil },

@@ -310,7 +310,7 @@ var partial = []string{
 	catalog.MirrorNotExported,
 	catalog.NetworkPolicyIsolates, catalog.ProtocolUnsupported, catalog.TooManyHostnames,
 	ledger.ContentTooLarge, ledger.PortsExhausted, ledger.QuotaReached, ledger.VIPListed,
-	mirror.Flapping, mirror.ManyServicesInNamespace,
+	mirror.ChangesTooOften, mirror.Flapping, mirror.ManyServicesInNamespace,
 	link.More,
 }
 
@@ -339,27 +339,30 @@ func services(f Facts) []Result {
 }
 
 // problemHint says what to do about a Service that is not mirrored or not exported.
-func problemHint(link string, p v1alpha1.ServiceProblem) string {
+func problemHint(linkName string, p v1alpha1.ServiceProblem) string {
 	namespace, _, _ := strings.Cut(p.Service, "/")
 	switch p.Reason {
-	case catalog.More:
+	case link.More:
 		return "solve those that are listed, and the others appear"
 	case catalog.NetworkPolicyIsolates:
 		return "add a rule that admits every source of these ports, or name the callers in an ExportPolicy"
 	case ledger.NameTaken:
 		return renameHint
 	case ledger.QuotaReached:
-		return "raise the quotas in the import rules of Link " + link + ", or import less by their selector"
+		return "raise the quotas in the import rules of Link " + linkName +
+			", or import less by their selector"
 	case ledger.VIPsExhausted:
 		return "install with a larger vipCIDR, or unexport Services in the peers and wait a day"
 	case mirror.NamespaceMissing:
 		return "run `kubectl create namespace " + namespace + "`, or set createNamespaces in the Link's " +
 			"import rules"
 	case mirror.NamespaceNotAllowed:
-		return "list the namespace in the import rules of Link " + link + ", or export less there"
+		return "list the namespace in the import rules of Link " + linkName + ", or export less there"
 	case mirror.Rejected:
 		return "an admission webhook or a quota of the namespace refuses the mirror: change it, and the " +
 			"mirror is made"
+	case mirror.ChangesTooOften:
+		return "find out in cluster " + linkName + " what keeps updating the Service"
 	case mirror.Flapping:
 		return "the pods of the Service keep becoming ready and not ready in the peer: " +
 			"check their readiness probes and restarts there"

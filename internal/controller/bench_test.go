@@ -105,9 +105,12 @@ func benchExport(i int) (*corev1.Service, *discoveryv1.EndpointSlice, *corev1.Po
 	svc := exported(key.Name, corev1.ProtocolTCP)
 	pod := podOn(fmt.Sprintf("n%d", i%benchNodes), key.Name)
 	svc.Namespace, pod.Namespace = key.Namespace, key.Namespace
+	slice := sliceOf(pod)
+	slice.Name = key.Name // the index knows an object by its key
 	ip := net.IPv4(10, byte(i>>16), byte(i>>8), byte(i)).String()
 	pod.Status.PodIP, pod.Status.PodIPs = ip, []corev1.PodIP{{IP: ip}}
-	return svc, sliceOf(pod), pod
+	slice.Endpoints[0].Addresses = []string{ip}
+	return svc, slice, pod
 }
 
 // BenchmarkPassNothing is a pass in which nothing changed.
@@ -140,6 +143,7 @@ func BenchmarkPassOneChange(b *testing.B) {
 			pod.Labels["n"] = fmt.Sprint(n)
 			in.pods = changed[corev1.Pod]{shopKey("other"): pod}
 		},
+		"news of a peer": func(in *batch, _ int) { in.peers = map[string]bool{"peer-7": true} },
 		"new export": func(in *batch, n int) { // the write's result comes with the next one
 			svc := exported("new", corev1.ProtocolTCP)
 			if n%2 == 1 {

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -15,6 +16,9 @@ import (
 	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
+	"github.com/causeway-mesh/causeway/internal/ledger"
+	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
 
@@ -281,4 +285,88 @@ func TestWhatTheCatalogLeavesOutIsInTheStatus(t *testing.T) {
 			t.Errorf("the exporter's user must learn it: %v", o.Problems)
 		}
 	}, eastLink(), shop())
+}
+
+// capReached are the problems about the cap of exports in the status of a Link.
+func (r *replica) capReached(t *testing.T, name string) []string {
+	t.Helper()
+	var l v1alpha1.Link
+	r.MustGet(t, "", name, &l)
+	var out []string
+	for _, p := range l.Status.Problems {
+		if p.Reason == ledger.ExportCapReached {
+			out = append(out, p.Message)
+		}
+	}
+	return out
+}
+
+// A Link's status names the exports beyond the cap of a namespace that its own peer would
+// see.
+func TestExportsBeyondTheCapAreNamed(t *testing.T) {
+	north := clusteridtest.New("north", "00000001").Link("north")
+	north.Spec.Export = &v1alpha1.ExportRules{
+		Services: v1alpha1.SelectedServices,
+		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"tier": "front"}},
+	}
+	south := clusteridtest.New("south", "00000002").Link("south")
+	south.Spec.Export = nil
+	front := exported("front", corev1.ProtocolTCP)
+	front.Labels["tier"] = "front"
+	byHand(t, func(t *testing.T, r *replica) {
+		r.book.SetExportsPerNamespace(1)
+		r.create(t, exported("a", corev1.ProtocolTCP))
+		r.settle()
+		for _, name := range []string{"b", "c"} {
+			r.create(t, exported(name, corev1.ProtocolTCP))
+		}
+		r.create(t, front)
+		r.settle()
+		const message = "namespace shop exports more than 1 Services, so the newest are left out: "
+		for name, want := range map[string][]string{
+			"east":  {message + "b, c, front"},
+			"north": {message + "front"},
+			"south": nil,
+		} {
+			if got := r.capReached(t, name); !slices.Equal(got, want) {
+				t.Errorf("the status of Link %s says %q, want %q", name, got, want)
+			}
+		}
+		r.book.SetExportsPerNamespace(10)
+		r.settle()
+		for _, name := range []string{"east", "north"} {
+			if got := r.capReached(t, name); len(got) > 0 {
+				t.Errorf("there is room for all, and Link %s says %q", name, got)
+			}
+		}
+	}, eastLink(), north, south, shop())
+}
+
+// Several sources leave problems out, and one line of the status counts them all.
+func TestProblemsLeftOutAreCountedOnce(t *testing.T) {
+	const exports, mirrors = 100, 90
+	objects := []client.Object{eastLink()}
+	for i := range exports {
+		objects = append(objects, exported(fmt.Sprintf("dns-%d", i), corev1.ProtocolUDP))
+	}
+	leading(t, func(t *testing.T, r *replica) {
+		var names []string
+		for i := range mirrors { // their namespace does not exist
+			names = append(names, fmt.Sprintf("m-%d", i))
+		}
+		r.connect(names...)
+		r.settle()
+		var l v1alpha1.Link
+		r.MustGet(t, "", "east", &l)
+		var more []string
+		for _, p := range l.Status.Problems {
+			if p.Reason == link.More {
+				more = append(more, p.Message)
+			}
+		}
+		named := len(l.Status.Problems) - 1
+		if want := fmt.Sprintf("and %d more", exports+mirrors-named); len(more) != 1 || more[0] != want {
+			t.Errorf("the status names %d problems and counts %q, want %q", named, more, want)
+		}
+	}, objects...)
 }

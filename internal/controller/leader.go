@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -55,6 +56,9 @@ type statusTask struct {
 	*task
 	limit *rate.Limiter
 	due   time.Time // when the newest of the changes is written at the latest
+	// countsDue is when counts are written that differ alone; zero: none do. It belongs
+	// to the task's goroutine.
+	countsDue time.Time
 }
 
 // How often a Link's status is written: a peer that changes all the time must not make
@@ -65,7 +69,24 @@ const (
 	// statusDelay is how long a change waits for another one that reverses it: a new
 	// leader must not report mirrors as pending that only have to be looked at.
 	statusDelay = 250 * time.Millisecond
+	// countsInterval is the least time between two writes of a Link's status that change
+	// only counts. One new export changes a count of every Link that admits it.
+	countsInterval = 30 * time.Second
 )
+
+// nextCounts returns when the status of a Link may next be written though only counts
+// differ. Each Link has a moment of its own in every countsInterval, so that all Links do
+// not write at once. The result is after now, by countsInterval at most.
+func nextCounts(link string, now time.Time) time.Time {
+	h := fnv.New64a()
+	h.Write([]byte(link)) // never fails
+	offset := time.Duration(h.Sum64() % uint64(countsInterval))
+	next := now.Truncate(countsInterval).Add(offset)
+	if !next.After(now) {
+		next = next.Add(countsInterval)
+	}
+	return next
+}
 
 // start begins to lead. The mirror writer runs from now on, and the ledger is read live,
 // because the cache may lag behind what an earlier leader wrote.
@@ -217,18 +238,27 @@ func (l *leader) writeStatus(ctx context.Context, name string, j statusJob) {
 		if wait := time.Until(j.due); wait > 0 && len(j.link.Status.Conditions) > 0 {
 			return wait, nil
 		}
-		return l.updateStatus(ctx, &j, t.limit)
+		return l.updateStatus(ctx, &j, t)
 	})
 }
 
 // updateStatus writes the status if it differs, and returns after how long to try again
-// if it was written too often; 0: no need.
-func (l *leader) updateStatus(ctx context.Context, j *statusJob, limit *rate.Limiter) (time.Duration, error) {
-	status, changed := link.Status(j.link, j.observed, time.Now())
-	if !changed {
+// if it must not be written yet; 0: no need.
+func (l *leader) updateStatus(ctx context.Context, j *statusJob, t *statusTask) (time.Duration, error) {
+	now := time.Now()
+	status, difference := link.Status(j.link, j.observed, now)
+	if difference != link.CountsOnly {
+		t.countsDue = time.Time{}
+	} else if t.countsDue.IsZero() {
+		t.countsDue = nextCounts(j.link.Name, now)
+	}
+	if difference == link.Unchanged {
 		return 0, nil
 	}
-	if !limit.Allow() {
+	if wait := t.countsDue.Sub(now); wait > 0 {
+		return wait, nil
+	}
+	if !t.limit.Allow() {
 		return statusPause, nil
 	}
 	updated := j.link.DeepCopy()
@@ -240,6 +270,7 @@ func (l *leader) updateStatus(ctx context.Context, j *statusJob, limit *rate.Lim
 	}
 	before := j.link
 	j.link = updated // the cache may not show it yet
+	t.countsDue = time.Time{}
 	l.inbox.add(func(b *batch) {
 		b.calls = append(b.calls, func() {
 			l.emit(statusEvents(before, status.Problems, j.exported),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -104,6 +105,71 @@ func TestStatusWritesAreLimited(t *testing.T) {
 			t.Errorf("the status says %q, want the last version %q", l.Status.PeerVersion, want)
 		}
 	}, eastLink(), shop())
+}
+
+func TestCountsAreWrittenAtSeparateMoments(t *testing.T) {
+	start := time.Date(2026, 3, 1, 12, 0, 7, 0, time.UTC)
+	const links, seconds = 200, int(countsInterval / time.Second)
+	perSecond := make([]int, seconds)
+	for i := range links {
+		name := fmt.Sprintf("peer-%d", i)
+		due := nextCounts(name, start)
+		if wait := due.Sub(start); wait <= 0 || wait > countsInterval {
+			t.Fatalf("Link %s writes after %v, want at most %v", name, wait, countsInterval)
+		}
+		if next := nextCounts(name, due).Sub(due); next != countsInterval {
+			t.Errorf("Link %s writes again after %v, want %v", name, next, countsInterval)
+		}
+		if nextCounts(name, due.Add(-1)) != due {
+			t.Errorf("Link %s has more than one moment in %v", name, countsInterval)
+		}
+		perSecond[int(due.Sub(start)/time.Second)%seconds]++
+	}
+	if most := slices.Max(perSecond); most > 3*links/seconds {
+		t.Errorf("%d of %d Links write in one second", most, links)
+	}
+}
+
+// One new export changes a count of every Link that admits it.
+func TestCountsOfAllLinksAreWrittenLater(t *testing.T) {
+	peers := benchPeers()[:20]
+	objects := []client.Object{shop()}
+	for i, peer := range peers {
+		objects = append(objects, peer.Link(fmt.Sprintf("peer-%d", i)))
+	}
+	leading(t, func(t *testing.T, r *replica) {
+		r.Writes()
+		written := func() int { return count(r.Writes(), "update status *v1alpha1.Link") }
+		r.create(t, exported("bar", corev1.ProtocolTCP))
+		most := 0
+		for n := range int(countsInterval / time.Second) {
+			bubble.Pass(time.Second)
+			most = max(most, written())
+			r.create(t, exported(fmt.Sprintf("more-%d", n), corev1.ProtocolTCP))
+		}
+		if most == 0 || most > 6 {
+			t.Errorf("%d of %d Links were written in one second", most, len(peers))
+		}
+		bubble.Pass(countsInterval + time.Second)
+		for i := range peers {
+			var l v1alpha1.Link
+			r.MustGet(t, "", fmt.Sprintf("peer-%d", i), &l)
+			if want := int32(1 + countsInterval/time.Second); l.Status.Exports != want {
+				t.Errorf("the status of %s says %d exports, want %d", l.Name, l.Status.Exports, want)
+			}
+		}
+		if n := written(); n != len(peers) {
+			t.Errorf("%d writes for %d Links after the last change, want one each", n, len(peers))
+		}
+		bubble.Pass(2 * countsInterval)
+		r.expectWrites(t, "nothing changes any more")
+
+		r.create(t, exported("dns", corev1.ProtocolUDP))
+		bubble.Pass(statusDelay + time.Second)
+		if n := written(); n != len(peers) {
+			t.Errorf("a problem was written into the status of %d Links at once, want %d", n, len(peers))
+		}
+	}, objects...)
 }
 
 func TestEventLimits(t *testing.T) {

@@ -34,7 +34,12 @@ type linkState struct {
 	// nil: they have to be collected again.
 	resolved map[string]resolvedPeer
 	names    []string
-	day      uint32 // whose keys were last distributed
+	// stored are the numbers of the lists in resolved; nil: they have to be collected
+	// again.
+	stored map[string]uint64
+	// snapshots are those that resolved was resolved with.
+	snapshots map[string]*peering.Snapshot
+	day       uint32 // whose keys were last distributed
 }
 
 // resolvedPeer is what a peer's Link and the stored list of its issuers come to.
@@ -52,6 +57,7 @@ func newLinkState(id *clusterid.Identity, log *slog.Logger) *linkState {
 	return &linkState{
 		identity: id, log: log, links: make(map[string]*v1alpha1.Link),
 		trusts: make(map[string]*v1alpha1.PeerTrust), resolved: make(map[string]resolvedPeer),
+		snapshots: make(map[string]*peering.Snapshot),
 	}
 }
 
@@ -102,11 +108,13 @@ func (s *linkState) resolve(name string, snapshot *peering.Snapshot) {
 	if s.resolved[name] = next; !had {
 		s.names = nil
 	}
+	s.snapshots[name], s.stored = snapshot, nil
 }
 
 func (s *linkState) forget(name string) {
 	delete(s.resolved, name)
-	s.names = nil
+	delete(s.snapshots, name)
+	s.names, s.stored = nil, nil
 }
 
 func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolvedPeer, error) {
@@ -217,13 +225,16 @@ func (s *linkState) wanted() map[string]peering.Want {
 	return out
 }
 
-// storedIssuers are the numbers of the stored lists of issuers, by Link.
+// storedIssuers are the numbers of the stored lists of issuers, by Link. The caller must
+// not change them.
 func (s *linkState) storedIssuers() map[string]uint64 {
-	out := make(map[string]uint64, len(s.resolved))
-	for name, r := range s.resolved {
-		out[name] = r.view.IssuerNumber
+	if s.stored == nil {
+		s.stored = make(map[string]uint64, len(s.resolved))
+		for name, r := range s.resolved {
+			s.stored[name] = r.view.IssuerNumber
+		}
 	}
-	return out
+	return s.stored
 }
 
 // inForce are the names of the Links in force, sorted. The caller must not change them.

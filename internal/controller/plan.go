@@ -31,8 +31,8 @@ type plan struct {
 	readyLinks []string
 
 	// peers are the peers of the Links in force; nil: unchanged. storedIssuers are the
-	// numbers of their stored lists of issuers, trusts what to write about them. gateways
-	// are this cluster's own addresses; nil: unchanged.
+	// numbers of their stored lists of issuers; nil: no peer has news. trusts is what to
+	// write about peers. gateways are this cluster's own addresses; nil: unchanged.
 	peers         map[string]peering.Want
 	storedIssuers map[string]uint64
 	trusts        []trustWrite

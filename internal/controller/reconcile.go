@@ -392,12 +392,17 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 		setOrDelete(r.links.trusts, k.Name, o)
 		dirty[k.Name], p.housekeeping = true, true
 	}
+	trusts := make(map[string]bool) // Links whose PeerTrust is to be planned
 	for name := range b.peers {
-		dirty[name] = true
+		trusts[name] = true
+		// Most news of a peer is about its catalog, which does not concern the Link.
+		if r.snapshots[name] != r.links.snapshots[name] {
+			dirty[name] = true
+		}
 	}
 	for name, due := range r.trustDue {
 		if !now.Before(due) {
-			dirty[name] = true
+			trusts[name] = true
 		} else {
 			p.dueAt(due)
 		}
@@ -437,13 +442,18 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 	for name := range dirty {
 		r.links.resolve(name, r.snapshots[name])
 		r.links.emit(name, r.imports.namespaces, p)
+		trusts[name] = true
+	}
+	for name := range trusts {
 		r.planTrust(name, now, p)
 		p.statusOf(name)
+	}
+	if len(trusts) > 0 {
+		p.storedIssuers = r.links.storedIssuers()
 	}
 	if len(dirty) > 0 {
 		r.controllersDirty = true
 		p.peers = r.links.wanted()
-		p.storedIssuers = r.links.storedIssuers()
 		expiries := r.links.expiries()
 		r.expiries.Store(&expiries)
 	}
@@ -468,6 +478,7 @@ func sameLink(old, next *v1alpha1.Link) bool {
 func (r *reconciler) planTrust(name string, now time.Time, p *plan) {
 	resolved, ok := r.links.resolved[name]
 	if !ok || r.snapshots[name] == nil { // its streams begin after this pass
+		delete(r.trustDue, name)
 		return
 	}
 	change, recheck := peering.PlanTrust(peering.TrustInputs{
@@ -645,6 +656,8 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 	}
 	if p.peers != nil {
 		r.peers.Set(ctx, p.peers, &r.addresses)
+	}
+	if p.storedIssuers != nil {
 		r.peers.RestoreLost(p.storedIssuers)
 	}
 	for _, w := range p.trusts {

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
 
@@ -200,6 +202,28 @@ func TestExportProblemsStayAtLinksThatExport(t *testing.T) {
 			t.Errorf("the Service's owner gets an Event all the same: %v", e)
 		}
 	}, l, shop(), exported("dns", corev1.ProtocolUDP))
+}
+
+// Deriving a Link's day keys and everything about all peers costs far more than one
+// change of a catalog.
+func TestCatalogNewsDoNotResolveTheLink(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		stream := r.connect("bar")
+		r.settle()
+		ofLink := func(c nodestream.Change) bool { return c.Resource.GetLink() != nil }
+		stream.Deliver(wire.Delta{Upserts: offered("bar", "foo")})
+		p := r.pass()
+		if len(p.views) == 0 || p.peers != nil || slices.ContainsFunc(p.views, ofLink) {
+			t.Errorf("a catalog sets %d peers and sends agents and gateways %v", len(p.peers), p.views)
+		}
+		if !p.status["east"] || p.storedIssuers == nil {
+			t.Error("the Link's status and the peer's issuers are still looked at")
+		}
+		stream.Disconnected(errors.New("gone"))
+		if p := r.pass(); !slices.ContainsFunc(p.views, ofLink) {
+			t.Error("agents are not told that no gateway of the peer is healthy")
+		}
+	}, eastLink(), shop())
 }
 
 func TestEventsAreEmittedOnce(t *testing.T) {

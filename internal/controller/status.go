@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
@@ -19,14 +18,17 @@ import (
 func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 	name := l.Name
 	resolved, inForce := r.links.resolved[name]
-	j := statusJob{link: l, exported: r.index.LinkProblems(name)}
+	j := statusJob{link: l}
 	o := &j.observed
+	exported, leftOut := r.index.LinkProblems(name)
+	j.exported = exported
 	*o = link.Observed{
 		Fault:        r.links.judged.Faults[name],
 		Suspended:    l.Spec.Suspend,
 		IssuersKnown: inForce && len(resolved.view.Issuers) > 0,
 		Imports:      l.Spec.Import != nil,
 		Exports:      r.index.Exported(name),
+		LeftOut:      leftOut,
 	}
 	if inForce {
 		if !resolved.until.IsZero() && !now.Before(resolved.until) {
@@ -55,17 +57,15 @@ func (r *reconciler) statusJob(l *v1alpha1.Link, now time.Time) statusJob {
 		}
 		o.Pending += r.imports.pending(imported)
 	}
-	o.Problems = slices.Concat(r.imports.problemsOf(name), written.Problems, j.exported, r.manyServices(name))
+	o.Problems = slices.Concat(r.imports.problemsOf(name), written.Problems, exported, r.manyServices(name))
+	o.LeftOut += written.LeftOut
 	if l.Spec.Export != nil {
-		for _, p := range r.book.ExportProblems() {
+		for _, p := range r.book.ExportProblems(name) {
 			o.Problems = append(o.Problems, p.ServiceProblem)
 		}
 		count, first := r.board.LeftOut(name)
-		if o.Problems = append(o.Problems, first...); count > len(first) {
-			o.Problems = append(o.Problems, v1alpha1.ServiceProblem{
-				Reason: link.More, Message: fmt.Sprintf("and %d more", count-len(first)),
-			})
-		}
+		o.Problems = append(o.Problems, first...)
+		o.LeftOut += count - len(first)
 	}
 	if problem := r.overlaps.problem(); problem != nil {
 		o.Problems = append(o.Problems, *problem)

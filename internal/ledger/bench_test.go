@@ -149,7 +149,7 @@ func BenchmarkChangedExport(b *testing.B) {
 	}
 	w.sync()
 	if len(w.members) != 10000 {
-		b.Fatal(len(w.members), w.ExportProblems())
+		b.Fatal(len(w.members), w.ExportProblems("peer000"))
 	}
 	b.ReportAllocs()
 	b.ResetTimer()

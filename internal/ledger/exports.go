@@ -59,6 +59,7 @@ type exports struct {
 	live     map[string]int // pending, by namespace
 	queues   map[string]*waiting
 	waits    map[ExportKey]struct{}
+	groups   []waitingGroup      // of waits; nil: they have to be made again
 	freed    map[string]struct{} // namespaces whose waiting Services may try again
 	problems map[ExportKey]Problem
 	links    map[string][]string // see intern
@@ -122,7 +123,7 @@ func newExports() exports {
 // The ones that are exported already stay.
 func (b *Book) SetExportsPerNamespace(n int) {
 	e := &b.exports
-	e.limit = n
+	e.limit, e.groups = n, nil
 	for ns := range e.queues {
 		e.freed[ns] = struct{}{}
 	}
@@ -141,11 +142,11 @@ func (b *Book) Export(w ExportWant, now time.Time) {
 	if !slices.IsSorted(w.Links) {
 		w.Links = slices.Sorted(slices.Values(w.Links))
 	}
-	w.Links = e.intern(w.Links)
 	if old := e.wants[k]; old != nil && slices.Equal(old.Links, w.Links) && slices.Equal(old.Ports, w.Ports) {
 		return
 	}
-	e.wants[k] = &w
+	w.Links = e.intern(w.Links)
+	e.wants[k], e.groups = &w, nil
 	e.markDirty(k)
 }
 
@@ -173,6 +174,7 @@ func (b *Book) Unexport(k ExportKey, now time.Time) {
 	delete(e.wants, k)
 	delete(e.arrived, k)
 	delete(e.waits, k)
+	e.groups = nil
 	delete(e.problems, k)
 	if !e.complete {
 		e.unwanted[k] = struct{}{}
@@ -382,6 +384,9 @@ func (e *exports) settle(now time.Time) {
 	slices.SortFunc(keys, func(x, y ExportKey) int {
 		return cmp.Or(cmp.Compare(e.arrived[x], e.arrived[y]), x.compare(y))
 	})
+	if len(keys)+len(e.freed) > 0 {
+		e.groups = nil
+	}
 	for _, k := range keys {
 		e.plan(k, now)
 	}
@@ -770,24 +775,31 @@ func (e *exports) done(n int, w Write, stored *v1alpha1.Ledger, err error, now t
 // maxNamed is how many Services of a namespace a problem names.
 const maxNamed = 8
 
-// listProblems returns what is wrong with exports, unsorted.
-func (e *exports) listProblems() []Problem {
+// listProblems returns what is wrong with the exports that cross a Link, unsorted.
+func (e *exports) listProblems(link string) []Problem {
 	var out []Problem
-	left := make(map[string][]string)
-	for k := range e.waits {
-		left[k.Namespace] = append(left[k.Namespace], k.Service)
+	names, counts := make(map[string][]string), make(map[string]int) // by namespace
+	for _, g := range e.waitingGroups() {
+		if crosses(g.links, link) {
+			ns := g.namespace
+			names[ns] = append(names[ns], g.names[:min(len(g.names), maxNamed)]...)
+			counts[ns] += len(g.names)
+		}
 	}
-	for ns, names := range left {
-		slices.Sort(names)
-		text := strings.Join(names[:min(len(names), maxNamed)], ", ")
-		if n := len(names) - maxNamed; n > 0 {
+	for ns, first := range names {
+		slices.Sort(first)
+		first = first[:min(len(first), maxNamed)]
+		text := strings.Join(first, ", ")
+		if n := counts[ns] - len(first); n > 0 {
 			text += fmt.Sprintf(" and %d more", n)
 		}
 		out = append(out, problem("", ExportCapReached, fmt.Sprintf(
 			"namespace %s exports more than %d Services, so the newest are left out: %s", ns, e.limit, text)))
 	}
-	for _, p := range e.problems {
-		out = append(out, p)
+	for k, p := range e.problems {
+		if w := e.wants[k]; w != nil && crosses(w.Links, link) {
+			out = append(out, p)
+		}
 	}
 	for _, x := range e.objects {
 		if x.failure != "" {
@@ -795,4 +807,50 @@ func (e *exports) listProblems() []Problem {
 		}
 	}
 	return out
+}
+
+// crosses reports whether links, which are sorted, contain link.
+func crosses(links []string, link string) bool {
+	_, found := slices.BinarySearch(links, link)
+	return found
+}
+
+// waitingGroup is the Services of one namespace that wait for room and cross the same
+// Links.
+type waitingGroup struct {
+	namespace string
+	links     []string // sorted
+	names     []string // of the Services, sorted
+}
+
+// waitingGroups returns the Services that wait, in groups. Thousands may wait, and the
+// status of every Link asks for them, so the groups are kept until something changes.
+func (e *exports) waitingGroups() []waitingGroup {
+	if e.groups != nil {
+		return e.groups
+	}
+	type key struct {
+		namespace string
+		links     *string // intern makes one list of equal ones
+	}
+	at := make(map[key]int)
+	e.groups = make([]waitingGroup, 0, 1)
+	for k := range e.waits {
+		w := e.wants[k]
+		if w == nil || len(w.Links) == 0 {
+			continue
+		}
+		id := key{k.Namespace, &w.Links[0]}
+		i, ok := at[id]
+		if !ok {
+			i = len(e.groups)
+			at[id] = i
+			e.groups = append(e.groups, waitingGroup{namespace: k.Namespace, links: w.Links})
+		}
+		e.groups[i].names = append(e.groups[i].names, k.Service)
+	}
+	for _, g := range e.groups {
+		slices.Sort(g.names)
+	}
+	return e.groups
 }

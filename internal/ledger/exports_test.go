@@ -100,7 +100,7 @@ func TestExportCap(t *testing.T) {
 	pay.Namespace = "pay"
 	w.export(pay)
 	w.sync()
-	p := w.ExportProblems()
+	p := w.ExportProblems("east")
 	if len(w.members) != 4 || len(p) != 1 || p[0].Reason != ExportCapReached ||
 		!strings.HasSuffix(p[0].Message, "z16 and 4 more") {
 		t.Errorf("%v, %v", w.members, p)
@@ -117,14 +117,55 @@ func TestExportCap(t *testing.T) {
 	}
 	w.SetExportsPerNamespace(100)
 	w.sync()
-	if len(w.members) != 16 || len(w.ExportProblems()) != 0 {
-		t.Errorf("%d members, %v", len(w.members), w.ExportProblems())
+	if len(w.members) != 16 || len(w.ExportProblems("east")) != 0 {
+		t.Errorf("%d members, %v", len(w.members), w.ExportProblems("east"))
 	}
 	w.SetExportsPerNamespace(1)
 	w.sync()
 	if len(w.members) != 16 {
 		t.Error("what is exported stays")
 	}
+}
+
+// A Link names only what its own peer would see.
+func TestExportProblemsOfALink(t *testing.T) {
+	w := newWorld(t, wide)
+	w.SetExportsPerNamespace(1)
+	for i, links := range [][]string{{"east"}, {"east", "north"}, {"north"}, {"east"}} {
+		each := exportWant(fmt.Sprintf("s%d", i), "http")
+		each.Links = links
+		w.export(each)
+	}
+	w.sync()
+	expect := func(why string, want map[string]string) {
+		t.Helper()
+		for _, link := range []string{"east", "north", "south"} {
+			text := ""
+			for _, p := range w.ExportProblems(link) {
+				_, text, _ = strings.Cut(p.Message, "left out: ")
+			}
+			if text != want[link] {
+				t.Errorf("%s: Link %s names %q, want %q", why, link, text, want[link])
+			}
+		}
+	}
+	expect("s0 came first", map[string]string{"east": "s1, s3", "north": "s1, s2"})
+	each := exportWant("s2", "http")
+	w.export(each) // from north to east
+	w.sync()
+	expect("a Service crosses another Link", map[string]string{"east": "s1, s2, s3", "north": "s1"})
+	w.Unexport(ExportKey{"shop", "s1"}, w.now)
+	expect("a Service is not exported any more", map[string]string{"east": "s2, s3"})
+	w.SetExportsPerNamespace(2)
+	w.sync()
+	expect("there is room for one more", map[string]string{"east": "s3"})
+	for i := range 20 {
+		w.export(exportWant(fmt.Sprintf("t%02d", i), "http"))
+	}
+	w.sync()
+	expect("the first are named", map[string]string{
+		"east": "s3, t00, t01, t02, t03, t04, t05, t06 and 13 more",
+	})
 }
 
 func TestRoutesAreNotReusedWithinADay(t *testing.T) {
@@ -148,9 +189,9 @@ func TestRoutesAreNotReusedWithinADay(t *testing.T) {
 			}
 		}
 	}
-	if w.route("bar", "p599") == 0 || len(w.ExportProblems()) > 0 {
+	if w.route("bar", "p599") == 0 || len(w.ExportProblems("east")) > 0 {
 		t.Errorf("72 ports in a day are not too many when those of yesterday are forgotten: %v",
-			w.ExportProblems())
+			w.ExportProblems("east"))
 	}
 	if n := len(w.objectNames()); n > 3 {
 		t.Errorf("entries released long ago make room: %v", w.objectNames())
@@ -160,7 +201,7 @@ func TestRoutesAreNotReusedWithinADay(t *testing.T) {
 		w.sync()
 		w.after(time.Second)
 	}
-	if got := reasons(w.ExportProblems()); !slices.Equal(got, []string{
+	if got := reasons(w.ExportProblems("east")); !slices.Equal(got, []string{
 		RoutesExhausted,
 	}) || w.members["shop/bar"] == nil {
 		t.Errorf("a Service renamed for ever does not grow an entry for ever: %v", got)
@@ -194,8 +235,10 @@ func TestExportsAreBounded(t *testing.T) {
 		w.export(each)
 	}
 	w.sync() // the store refuses objects of more than 256 KiB
-	if len(w.members) != 300 || len(w.ExportProblems()) > 0 {
-		t.Errorf("%d members, %v", len(w.members), w.ExportProblems())
+	for _, l := range links {
+		if p := w.ExportProblems(l); len(w.members) != 300 || len(p) > 0 {
+			t.Fatalf("%d members, %v", len(w.members), p)
+		}
 	}
 	next := newWorldOn(t, w.store, wide, w.now)
 	next.read()

@@ -472,9 +472,9 @@ func (b *Book) Problems(trustDomain string) []Problem {
 	return out
 }
 
-// ExportProblems returns the problems of exports, sorted.
-func (b *Book) ExportProblems() []Problem {
-	out := b.exports.listProblems()
+// ExportProblems returns the problems of the exports that cross a Link, sorted.
+func (b *Book) ExportProblems(link string) []Problem {
+	out := b.exports.listProblems(link)
 	if e := b.directory.failure; e != "" {
 		out = append(out, writeFailed(directoryName, e))
 	}

@@ -892,7 +892,7 @@ func TestFieldsArePruned(t *testing.T) {
 	if len(w.mirrors) != 0 || writes > 25 {
 		t.Errorf("%d writes, and %v", writes, w.vips())
 	}
-	if len(w.Problems("east"))+len(w.ExportProblems()) == 0 {
+	if len(w.Problems("east"))+len(w.ExportProblems("east")) == 0 {
 		t.Error("there is no problem about the old kind")
 	}
 }

@@ -277,7 +277,7 @@ func settle(t *testing.T, s *store, processes []*process, rnd *rand.Rand, now *t
 	vips, routes := view(leader.book)
 	if len(vips) != len(want) || len(routes) != 3 {
 		t.Fatalf("the leader has %v and %v; problems %v %v", vips, routes, leader.book.Problems("east"),
-			leader.book.ExportProblems())
+			leader.book.ExportProblems("east"))
 	}
 	seen := map[string]bool{}
 	for k, vip := range vips {

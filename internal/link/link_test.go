@@ -188,16 +188,16 @@ func TestStatusIsStable(t *testing.T) {
 	seen := Observed{Connected: true, IssuersKnown: true, Complete: true, Gateways: 1, Reachable: 1, Standing: 2}
 	first := time.Unix(1_000_000, 0)
 	status, changed := Status(l, seen, first)
-	if !changed {
+	if changed != Substantial {
 		t.Fatal("a Link without conditions needs a status")
 	}
 	l.Status = status
-	if again, changed := Status(l, seen, first.Add(time.Hour)); changed {
+	if again, changed := Status(l, seen, first.Add(time.Hour)); changed != Unchanged {
 		t.Errorf("the same state an hour later must not write a status:\n%s", cmp.Diff(status, again))
 	}
 	seen.Connected = false
 	later, changed := Status(l, seen, first.Add(time.Hour))
-	if !changed {
+	if changed != Substantial {
 		t.Fatal("a lost stream changes the status")
 	}
 	for _, c := range later.Conditions {
@@ -219,5 +219,22 @@ func TestProblemsAreBounded(t *testing.T) {
 	}
 	if last := status.Problems[maxProblems-1]; last.Message != "and 19 more" {
 		t.Errorf("last line %q: repeats must be dropped and the rest counted", last.Message)
+	}
+	for _, c := range []struct {
+		named, leftOut, lines int
+		last                  string
+	}{
+		{3, 0, 3, "m"},
+		{3, 40, 4, "and 40 more"},
+		{maxProblems, 0, maxProblems, "m"},
+		{maxProblems, 40, maxProblems, "and 41 more"},
+		{50, 40, maxProblems, "and 59 more"},
+		{0, 40, 1, "and 40 more"},
+	} {
+		status, _ := Status(&v1alpha1.Link{}, Observed{Problems: many[:c.named], LeftOut: c.leftOut}, time.Unix(0, 0))
+		if n := len(status.Problems); n != c.lines || status.Problems[n-1].Message != c.last {
+			t.Errorf("%d problems and %d that are not named: %d lines, the last is %q, want %d and %q",
+				c.named, c.leftOut, n, status.Problems[n-1].Message, c.lines, c.last)
+		}
 	}
 }

@@ -64,8 +64,10 @@ type Observed struct {
 	Exports int
 	// PeerVersion is the version that the peer's controller reports.
 	PeerVersion string
-	// Problems are those of single Services, in any order.
+	// Problems are those of single Services, in any order. LeftOut is the number of
+	// further ones that are not named.
 	Problems []v1alpha1.ServiceProblem
+	LeftOut  int
 }
 
 // UnreachableAddress is an address that does not answer, and why: a sentence of a
@@ -100,16 +102,28 @@ const maxProblems = 32
 // More is the reason of the line that counts the problems left out of the status.
 const More = "More"
 
-// Status returns the status that l should have, and whether it differs from the one
-// that l has.
-func Status(l *v1alpha1.Link, o Observed, now time.Time) (v1alpha1.LinkStatus, bool) {
+// Difference is how a status differs from the stored one. The zero value: not at all.
+type Difference int
+
+// The differences.
+const (
+	Unchanged Difference = iota
+	// CountsOnly: only the numbers of mirrors and exports differ.
+	CountsOnly
+	// Substantial: a condition, a problem or another field differs.
+	Substantial
+)
+
+// Status returns the status that l should have, and how it differs from the one that l
+// has.
+func Status(l *v1alpha1.Link, o Observed, now time.Time) (v1alpha1.LinkStatus, Difference) {
 	want := v1alpha1.LinkStatus{
 		Conditions:         slices.Clone(l.Status.Conditions),
 		ObservedGeneration: l.Generation,
 		Mirrors:            int32(o.Standing),
 		Exports:            int32(o.Exports),
 		PeerVersion:        o.PeerVersion,
-		Problems:           bound(o.Problems),
+		Problems:           bound(o.Problems, o.LeftOut),
 	}
 	wasReady := meta.IsStatusConditionTrue(l.Status.Conditions, v1alpha1.LinkReady)
 	for _, c := range conditions(o, wasReady) {
@@ -118,7 +132,19 @@ func Status(l *v1alpha1.Link, o Observed, now time.Time) (v1alpha1.LinkStatus, b
 		meta.SetStatusCondition(&want.Conditions, c)
 	}
 	slices.SortFunc(want.Conditions, func(a, b metav1.Condition) int { return cmp.Compare(a.Type, b.Type) })
-	return want, !equality.Semantic.DeepEqual(want, l.Status)
+	return want, difference(want, l.Status)
+}
+
+func difference(want, have v1alpha1.LinkStatus) Difference {
+	sameCounts := want.Mirrors == have.Mirrors && want.Exports == have.Exports
+	have.Mirrors, have.Exports = want.Mirrors, want.Exports
+	switch {
+	case !equality.Semantic.DeepEqual(want, have):
+		return Substantial
+	case !sameCounts:
+		return CountsOnly
+	}
+	return Unchanged
 }
 
 func conditions(o Observed, wasReady bool) []metav1.Condition {
@@ -276,9 +302,10 @@ func unreachable(all []UnreachableAddress) []string {
 
 func sentences(parts []string) string { return strings.Join(parts, "; ") }
 
-// bound sorts problems, drops repeats, and keeps the first maxProblems.
-func bound(problems []v1alpha1.ServiceProblem) []v1alpha1.ServiceProblem {
-	if len(problems) == 0 {
+// bound sorts problems, drops repeats, and keeps the first maxProblems. One line counts
+// the others and the leftOut that are not among problems.
+func bound(problems []v1alpha1.ServiceProblem, leftOut int) []v1alpha1.ServiceProblem {
+	if len(problems) == 0 && leftOut == 0 {
 		return nil
 	}
 	sorted := slices.Clone(problems)
@@ -286,11 +313,12 @@ func bound(problems []v1alpha1.ServiceProblem) []v1alpha1.ServiceProblem {
 		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Message, b.Message))
 	})
 	sorted = slices.Compact(sorted)
-	if len(sorted) <= maxProblems {
+	if len(sorted) <= maxProblems && leftOut == 0 {
 		return sorted
 	}
-	more := len(sorted) - maxProblems + 1
-	return append(sorted[:maxProblems-1:maxProblems-1], v1alpha1.ServiceProblem{
-		Service: "", Reason: More, Message: fmt.Sprintf("and %d more", more),
+	named := min(len(sorted), maxProblems-1)
+	return append(slices.Clip(sorted[:named]), v1alpha1.ServiceProblem{
+		Reason:  More,
+		Message: fmt.Sprintf("and %d more", len(sorted)-named+leftOut),
 	})
 }

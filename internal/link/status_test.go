@@ -171,3 +171,61 @@ func TestReadySurvivesOutages(t *testing.T) {
 		}
 	}
 }
+
+// The caller writes a status that differs in counts alone later.
+func TestStatusDifference(t *testing.T) {
+	working := Observed{
+		Connected:    true,
+		IssuersKnown: true,
+		Complete:     true,
+		Imports:      true,
+		Gateways:     1,
+		Reachable:    1,
+		Standing:     4,
+		Exports:      2,
+		PeerVersion:  "v1",
+	}
+	for name, c := range map[string]struct {
+		why    string
+		change func(l *v1alpha1.Link, o *Observed)
+		want   Difference
+	}{
+		"nothing":     {"nothing is to be written", func(*v1alpha1.Link, *Observed) {}, Unchanged},
+		"mirrors":     {"a count can wait", func(_ *v1alpha1.Link, o *Observed) { o.Standing = 5 }, CountsOnly},
+		"exports":     {"a count can wait", func(_ *v1alpha1.Link, o *Observed) { o.Exports = 0 }, CountsOnly},
+		"both counts": {"a count can wait", func(_ *v1alpha1.Link, o *Observed) { o.Exports, o.Standing = 0, 0 }, CountsOnly},
+		"a condition": {"users wait for conditions", func(_ *v1alpha1.Link, o *Observed) { o.Connected = false }, Substantial},
+		"a count and a condition": {
+			"a count goes with what is urgent",
+			func(_ *v1alpha1.Link, o *Observed) { o.Standing, o.Pending = 5, 1 },
+			Substantial,
+		},
+		"a problem": {
+			"someone has to act on it",
+			func(_ *v1alpha1.Link, o *Observed) {
+				o.Problems = []v1alpha1.ServiceProblem{{Service: "shop/bar", Reason: "NameTaken"}}
+			},
+			Substantial,
+		},
+		"the peer's version": {"an upgrade waits for it", func(_ *v1alpha1.Link, o *Observed) { o.PeerVersion = "v2" }, Substantial},
+		"the generation": {
+			"`kubectl wait` compares it with the spec's",
+			func(l *v1alpha1.Link, _ *Observed) { l.Generation++ },
+			Substantial,
+		},
+		"a Link without a status": {
+			"the first status comes at once",
+			func(l *v1alpha1.Link, _ *Observed) { l.Status = v1alpha1.LinkStatus{} },
+			Substantial,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, o := &v1alpha1.Link{}, working
+			l.Status, _ = Status(l, o, time.Unix(0, 0))
+			c.change(l, &o)
+			if _, got := Status(l, o, time.Unix(60, 0)); got != c.want {
+				t.Errorf("%s: the difference is %d, want %d", c.why, got, c.want)
+			}
+		})
+	}
+}

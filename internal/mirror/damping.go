@@ -1,6 +1,9 @@
 package mirror
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 const (
 	// downAfter is how long a source must be without ready endpoints before its mirror
@@ -12,6 +15,10 @@ const (
 	flapWindow = time.Minute
 	// holdDown is how long the mirror of a flapping source is shown down at least.
 	holdDown = 5 * time.Second
+	// contentBurst is how many changes of its content a mirror shows at once, and
+	// contentInterval how often it shows one after that.
+	contentBurst    = 4
+	contentInterval = 5 * time.Second
 )
 
 // damper decides when a mirror shows a change of its source's readiness. Each change is a
@@ -64,6 +71,56 @@ func (d *damper) calmAfter(now time.Time) time.Duration {
 		return 0
 	}
 	return max(flapWindow-now.Sub(d.downs[0]), 0)
+}
+
+// contentLimit is a token bucket for the changes of one mirror's content: its ports,
+// labels and annotations. Each change is a write or two in every cluster that mirrors the
+// source. The newest content is always written in the end. The zero value is a full
+// bucket.
+type contentLimit struct {
+	// full is when the bucket is full again.
+	full time.Time
+	// held: a change had to wait since the bucket was last full.
+	held bool
+}
+
+// hold returns the changes that may be made now, and after how long the others may be
+// made; 0: there are no others. An urgent change is not held, and takes all others along:
+// what is written must agree.
+func (l *contentLimit) hold(changes []Change, now time.Time) ([]Change, time.Duration) {
+	wait := max(l.full.Sub(now), 0) - (contentBurst-1)*contentInterval
+	if wait <= 0 || !slices.ContainsFunc(changes, Change.isContent) ||
+		slices.ContainsFunc(changes, Change.isUrgent) {
+		return changes, 0
+	}
+	l.held = true
+	return slices.DeleteFunc(changes, Change.isContent), wait
+}
+
+// wrote records that changes were made. Changes that were not held take a token too, if
+// there is one.
+func (l *contentLimit) wrote(made []Change, now time.Time) {
+	if !slices.ContainsFunc(made, Change.isContent) {
+		return
+	}
+	if l.full.Before(now) {
+		l.full = now
+	}
+	l.full = l.full.Add(contentInterval)
+	if empty := now.Add(contentBurst * contentInterval); l.full.After(empty) {
+		l.full = empty
+	}
+}
+
+// heldFor returns for how long the mirror still counts as one whose content is held; 0:
+// it does not.
+func (l *contentLimit) heldFor(now time.Time) time.Duration {
+	left := max(l.full.Sub(now), 0)
+	l.held = l.held && left > 0
+	if !l.held {
+		return 0
+	}
+	return left
 }
 
 // sooner returns the shorter of two waits, of which 0 is none.

@@ -1,9 +1,17 @@
 package mirror
 
 import (
+	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/causeway-mesh/causeway/internal/bubble"
 )
@@ -154,5 +162,183 @@ func TestFlappingIsReported(t *testing.T) {
 		}
 		bubble.Pass(flapWindow)
 		c.status("and forgiven a minute later", 1, 0)
+	})
+}
+
+// When the bucket of a mirror is empty, changes of its content wait, and nothing else
+// does.
+func TestHeldChanges(t *testing.T) {
+	now := time.Unix(1767225600, 0)
+	endpoints := func(ready bool) []discoveryv1.Endpoint {
+		return []discoveryv1.Endpoint{target{ready: ready}.endpoint()}
+	}
+	owned := func(by ...string) *corev1.Service {
+		svc := &corev1.Service{}
+		for _, uid := range by {
+			svc.OwnerReferences = append(svc.OwnerReferences, metav1.OwnerReference{UID: types.UID(uid)})
+		}
+		return svc
+	}
+	service := Change{Op: Update, Service: owned("a"), Was: owned("a")}
+	slice := Change{
+		Op:    Update,
+		Slice: &discoveryv1.EndpointSlice{Endpoints: endpoints(true)},
+		Was:   &discoveryv1.EndpointSlice{Endpoints: endpoints(true)},
+	}
+	unready := Change{
+		Op:    Update,
+		Slice: &discoveryv1.EndpointSlice{Endpoints: endpoints(false)},
+		Was:   &discoveryv1.EndpointSlice{Endpoints: endpoints(true)},
+	}
+	emptied := Change{
+		Op:    Update,
+		Slice: &discoveryv1.EndpointSlice{},
+		Was:   &discoveryv1.EndpointSlice{Endpoints: endpoints(true)},
+	}
+	stray := Change{Op: Delete, Slice: &discoveryv1.EndpointSlice{}}
+	missing := Change{Op: Create, Slice: &discoveryv1.EndpointSlice{}}
+	for name, c := range map[string]struct {
+		why     string
+		changes []Change
+		made    int
+	}{
+		"nothing":        {"there is nothing to hold", nil, 0},
+		"content":        {"the peer changes what callers do not depend on", []Change{service, slice}, 0},
+		"not ready":      {"callers must not wait for a Service that is gone", []Change{unready}, 1},
+		"an endpoint":    {"a named pod that is gone must not be called", []Change{emptied}, 1},
+		"both":           {"what is written must agree", []Change{service, unready}, 2},
+		"a deletion":     {"a slice of another Service would take its calls", []Change{stray, service}, 1},
+		"a lost slice":   {"without it nothing can be called", []Change{service, missing}, 1},
+		"a lost Service": {"its slices go with it", []Change{{Op: Create, Service: owned("a")}, slice}, 2},
+		"a withdrawal":   {"it is not content", []Change{{Op: Delete, Service: owned("a")}}, 1},
+		"a second owner": {
+			"the mirror survives the deletion of the older Link",
+			[]Change{{Op: Update, Service: owned("a", "b"), Was: owned("a")}},
+			1,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var l contentLimit
+			for range contentBurst {
+				l.wrote([]Change{service}, now)
+			}
+			made, wait := l.hold(slices.Clone(c.changes), now)
+			if len(made) != c.made {
+				t.Errorf("%s: %v are made of %v", c.why, made, c.changes)
+			}
+			held := len(made) < len(c.changes)
+			if held != (wait == contentInterval) || held != l.held {
+				t.Errorf("%s: wait %v, held is %v", c.why, wait, l.held)
+			}
+			if made, wait := l.hold(slices.Clone(c.changes), now.Add(contentInterval)); wait != 0 ||
+				len(made) != len(c.changes) {
+				t.Errorf("%s: a token later %v are made, and others wait %v", c.why, made, wait)
+			}
+		})
+	}
+}
+
+// For any sequence of changes, a mirror is written four times at once and then once per
+// 5 s, and the last change is written 5 s later at most.
+func TestContentBounds(t *testing.T) {
+	const step, steps = 100 * time.Millisecond, 6000
+	update := []Change{{Op: Update, Service: &corev1.Service{}, Was: &corev1.Service{}}}
+	for seed := range uint64(100) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		var l contentLimit
+		var writes []int
+		differs, since := false, 0
+		for s := range steps {
+			now := time.Unix(1767225600, 0).Add(time.Duration(s) * step)
+			if s < steps-int(contentInterval/step)-1 && random.IntN(1+int(seed)) == 0 && !differs {
+				differs, since = true, s
+			}
+			if !differs {
+				continue
+			}
+			if made, _ := l.hold(slices.Clone(update), now); len(made) > 0 {
+				l.wrote(made, now)
+				differs = false
+				writes = append(writes, s)
+			}
+			if waited := time.Duration(s-since) * step; waited > contentInterval {
+				t.Fatalf("seed %d: a change waited for %v", seed, waited)
+			}
+		}
+		if differs {
+			t.Errorf("seed %d: the last change was not written", seed)
+		}
+		for i := range writes {
+			for n := i + contentBurst; n < len(writes); n++ {
+				took := time.Duration(writes[n]-writes[i]) * step
+				if most := contentBurst + int(took/contentInterval); n-i+1 > most {
+					t.Fatalf("seed %d: %d writes in %v, want at most %d", seed, n-i+1, took, most)
+				}
+			}
+		}
+	}
+}
+
+// A peer changes the content of a Service ten times a second.
+func TestFlippingContent(t *testing.T) {
+	inCluster(t, shop, func(c *cluster) {
+		bar := func(n int, ready bool) *Want {
+			w := wanted("bar", "240.0.0.2")
+			w.Entry.Ports[0].AppProtocol, w.Ready = fmt.Sprintf("example.org/p%d", n), ready
+			return w
+		}
+		shown := func() string { return *c.bar().Spec.Ports[0].AppProtocol }
+		n := 0
+		flip := func(d time.Duration, ready bool) (services, slices int) {
+			c.wrote()
+			for range d / (100 * time.Millisecond) {
+				n++
+				c.set(bar(n, ready))
+				bubble.Pass(100 * time.Millisecond)
+			}
+			for _, w := range c.wrote() {
+				if strings.Contains(w, "*v1.Service ") {
+					services++
+				} else {
+					slices++
+				}
+			}
+			return services, slices
+		}
+		c.set(bar(0, true))
+		c.wrote()
+		services, slices := flip(time.Minute, true)
+		if most := contentBurst + int(time.Minute/contentInterval); services > most || slices > most ||
+			services < most-1 {
+			t.Errorf("%d flips wrote the Service %d times and its slice %d times, want %d", n, services,
+				slices, most)
+		}
+		c.status("it keeps changing", 1, 0, ChangesTooOften)
+
+		bubble.Pass(contentInterval)
+		if got, want := shown(), fmt.Sprintf("example.org/p%d", n); got != want {
+			t.Errorf("the mirror shows %s, want the last content %s", got, want)
+		}
+		c.wrote()
+		bubble.Pass(contentBurst * contentInterval)
+		c.status("and is calm again", 1, 0)
+		c.expect("nothing changes any more")
+
+		flip(contentInterval, true) // the bucket is empty again
+		if flip(downAfter+100*time.Millisecond, false); c.ready() {
+			t.Error("an outage of the source waits for the limit of its content")
+		}
+		c.set(bar(n, true))
+		if !c.ready() {
+			t.Error("the end of an outage waits for the limit of the content")
+		}
+		c.wrote()
+		c.Set("east", barKey, nil)
+		c.expect("a withdrawal does not wait", "delete *v1.Service shop/bar-east")
+		c.collect()
+		bubble.Pass(expectFor)
+		if len(c.links["east"].mirrors) > 0 {
+			t.Error("the limit of a mirror that is gone is remembered")
+		}
 	})
 }

@@ -177,6 +177,7 @@ type mirrorState struct {
 	address  string // the ClusterIPs of a companion
 
 	damper   damper
+	content  contentLimit
 	refusals refusals
 	failures int
 	// collected is until when Kubernetes is given time to collect the slices of a Service

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -83,6 +84,31 @@ type Change struct {
 	// Orphaned: the slice is deleted because no mirror stands behind it. The caches of
 	// Services and slices are not in step, so the Service must be missed by a live read.
 	Orphaned bool
+}
+
+// isContent reports whether c changes what stands and endpoints stay as they are.
+func (c Change) isContent() bool { return c.Op == Update && !c.changesEndpoints() }
+
+// isUrgent reports whether callers or owners depend on c: it changes endpoints or owners,
+// or creates the Service.
+func (c Change) isUrgent() bool {
+	switch {
+	case c.Service == nil || c.Op == Delete:
+		return c.changesEndpoints()
+	case c.Op == Create:
+		return true
+	}
+	return !slices.EqualFunc(c.Service.OwnerReferences, c.Was.GetOwnerReferences(), sameRef)
+}
+
+// changesEndpoints reports whether c updates a slice to list other endpoints, or the same
+// ones with another readiness.
+func (c Change) changesEndpoints() bool {
+	if c.Slice == nil || c.Op != Update {
+		return false
+	}
+	was, is := c.Was.(*discoveryv1.EndpointSlice), c.Slice
+	return !equality.Semantic.DeepEqual(was.Endpoints, is.Endpoints)
 }
 
 // Object returns the object that c is about.

@@ -26,6 +26,8 @@ const (
 	TooManyPorts = catalog.TooManyPorts
 	// Flapping: the source's readiness keeps changing.
 	Flapping = "Flapping"
+	// ChangesTooOften: the source's ports, labels or annotations keep changing.
+	ChangesTooOften = "ChangesTooOften"
 	// InvalidSelector: the Link's rules have a selector that cannot be parsed.
 	InvalidSelector = catalog.InvalidSelector
 	// QuotaReached: the Link's quota allows no further namespace.
@@ -38,6 +40,7 @@ const (
 
 // Reasons is the closed list of reasons, sorted.
 var Reasons = []string{
+	ChangesTooOften,
 	Flapping,
 	InvalidSelector,
 	ManyServicesInNamespace,
@@ -63,6 +66,8 @@ const (
 		"it is created again once Kubernetes has deleted that one"
 	keepsFlapping = "the peer's Service keeps losing its last ready pod: " +
 		"the mirror stays not ready for at least 5 s each time"
+	keepsChanging = "the peer's Service, or the mirror itself, keeps changing: " +
+		"the mirror is updated once in 5 s at most"
 )
 
 func problem(k catalog.Key, reason, message string) Problem {

@@ -1,7 +1,6 @@
 package mirror
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
@@ -13,8 +12,6 @@ import (
 const (
 	// maxProblems bounds the problems of a LinkStatus.
 	maxProblems = 64
-	// More is the reason of the line that counts the problems left out.
-	More = "More"
 	// statusInterval is the shortest time between two calls of OnStatus for a Link.
 	statusInterval = 100 * time.Millisecond
 )
@@ -30,9 +27,9 @@ type LinkStatus struct {
 	Pending int
 	// Blocked is the number of mirrors that a user must unblock.
 	Blocked int
-	// Problems are sorted and bounded. The last one has the reason More if some are left
-	// out.
+	// Problems are sorted and bounded. LeftOut is the number of those left out.
 	Problems []Problem
+	LeftOut  int
 }
 
 // Status returns the status of a Link; the zero LinkStatus if the Link is not known.
@@ -57,8 +54,7 @@ func (w *Writer) Status(link string) LinkStatus {
 	catalog.SortProblems(out.Problems)
 	out.Problems = slices.Compact(out.Problems)
 	if n := len(out.Problems) - maxProblems; n > 0 {
-		more := Problem{Reason: More, Message: fmt.Sprintf("and %d more", n)}
-		out.Problems = append(slices.Clip(out.Problems[:maxProblems]), more)
+		out.Problems, out.LeftOut = slices.Clip(out.Problems[:maxProblems]), n
 	}
 	return out
 }

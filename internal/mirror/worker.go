@@ -102,6 +102,7 @@ func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 	}
 	ready, shown, again := j.readiness(have, now)
 	changes, problems := PlanMirror(j.scope, j.m.key, j.want, ready, have)
+	changes, held := j.m.content.hold(changes, now)
 	out := outcome{service: have.Service, ready: ready, decided: true}
 	if len(changes) > 0 {
 		out.applied, err = w.apply(ctx, j, changes)
@@ -120,6 +121,12 @@ func (w *Writer) process(ctx context.Context, j *job) (outcome, error) {
 			j.m.damper.wentDown(now)
 			shown = false // once, though there is a slice per family
 		}
+	}
+	j.m.content.wrote(out.made, now)
+	again = sooner(again, held)
+	if left := j.m.content.heldFor(now); left > 0 && j.want != nil {
+		out.problems = append(out.problems, problem(j.m.key, ChangesTooOften, keepsChanging))
+		again = sooner(again, left)
 	}
 	if left := j.m.damper.calmAfter(now); left > 0 && j.want != nil {
 		out.problems = append(out.problems, problem(j.m.key, Flapping, keepsFlapping))

@@ -274,7 +274,8 @@ func TestManyLongIdentities(t *testing.T) {
 
 // TestFlippingPeer has a peer change what it says of its Services ten times a second for
 // a minute. The importer writes its ledger no more often than the peer's budget allows,
-// its ledger does not grow, and another Link's exports are mirrored as before.
+// and each mirror no more often than the limit of its content. Its ledger does not grow,
+// the mirrors show the last content, and another Link's exports are mirrored as before.
 func TestFlippingPeer(t *testing.T) {
 	long(t)
 	ctx := t.Context()
@@ -331,6 +332,23 @@ func TestFlippingPeer(t *testing.T) {
 	if most := 20 + int(took/(30*time.Second)) + 1 + 2*samples; writes > most {
 		t.Errorf("the ledger was written %d times, want at most %d", writes, most)
 	}
+	// The limit of a mirror's content is a burst of 4 and one more every 5 s. Each is a write
+	// of the Service and of a slice per family.
+	if most := 10 * 3 * (4 + int(took/(5*time.Second)) + 1); mirrorWrites > most {
+		t.Errorf("10 mirrors were written %d times, want at most %d", mirrorWrites, most)
+	}
+	within(t, 10*time.Second, "the mirrors show the last content", func() error {
+		for j := range 10 {
+			svc, err := west.api.CoreV1().Services("shop").Get(ctx, fmt.Sprintf("flip-%d-north", j), getOptions)
+			if err != nil {
+				return err
+			}
+			if got := svc.Spec.Ports[0].AppProtocol; got == nil || *got != fmt.Sprintf("example.org/p%d", n) {
+				return errNotYet
+			}
+		}
+		return nil
+	})
 	if grown := last.bytes - first.bytes; grown > 10*4<<10 {
 		t.Errorf("the ledger has grown by %d bytes, want at most the 4 KiB that each entry may have", grown)
 	}

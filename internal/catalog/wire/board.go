@@ -211,7 +211,7 @@ func (b *Board) Publish(changes []Listing, version Version) error {
 			}
 		default:
 			delete(b.invalid, key)
-			next := &listed{key: key, message: encoded[i], links: b.internLinks(c.Links)}
+			next := &listed{key: key, message: encoded[i], links: b.internLinks(c.Links, old)}
 			if old != nil && old.links == next.links && slices.Equal(old.message, next.message) {
 				b.releaseLinks(next.links)
 				continue

@@ -26,6 +26,7 @@ const (
 // linkSet is a set of Links that many Services share. It is immutable but for refs.
 type linkSet struct {
 	key    string
+	names  []string // sorted
 	bits   []uint64 // by linkState.id
 	states []*linkState
 	refs   int // guarded by Board.mu
@@ -36,15 +37,18 @@ func (s *linkSet) has(l *linkState) bool {
 	return i < len(s.bits) && s.bits[i]&(1<<(l.id%64)) != 0
 }
 
-// internLinks returns the one linkSet of names. The caller holds mu and releases the set.
-func (b *Board) internLinks(names []string) *linkSet {
-	if !slices.IsSorted(names) {
-		names = slices.Sorted(slices.Values(names))
+// internLinks returns the one linkSet of names. last is the set that the Service had
+// before; it may be nil. The caller holds mu and releases the set.
+func (b *Board) internLinks(names []string, last *listed) *linkSet {
+	if last != nil && slices.Equal(last.links.names, names) {
+		last.links.refs++
+		return last.links
 	}
+	names = slices.Sorted(slices.Values(names))
 	key := strings.Join(names, "\x00")
 	s := b.sets[key]
 	if s == nil {
-		s = &linkSet{key: key}
+		s = &linkSet{key: key, names: names}
 		for _, name := range names {
 			l := b.link(name)
 			if s.has(l) {
