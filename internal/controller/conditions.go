@@ -9,8 +9,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/serviceexport"
 )
 
-// planConditions decides what the conditions of ServiceExports follow from, where that may
-// have changed. Only the leader does.
+// planConditions decides what the conditions of ServiceExports follow from, where that
+// may have changed. Only the leader does.
 func (r *reconciler) planConditions(b *batch, p *plan) {
 	if b.conditionsKind != nil {
 		r.conditionsKind = *b.conditionsKind

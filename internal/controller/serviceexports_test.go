@@ -187,9 +187,12 @@ func TestServedServiceExport(t *testing.T) {
 			want:  "v1beta1",
 		},
 		"both": {
-			why:   "the newest that is known",
-			kinds: []*metav1.APIResourceList{group("v1alpha1", "ServiceExport"), group("v1beta1", "ServiceExport")},
-			want:  "v1beta1",
+			why: "the newest that is known",
+			kinds: []*metav1.APIResourceList{
+				group("v1alpha1", "ServiceExport"),
+				group("v1beta1", "ServiceExport"),
+			},
+			want: "v1beta1",
 		},
 		"no known version": {
 			why:   "the exports are there, though they cannot be read",

@@ -57,6 +57,8 @@ func newFakeAPI(names ...string) *fakeAPI {
 func key(name string) catalog.Key { return catalog.Key{Namespace: "shop", Name: name} }
 
 func (a *fakeAPI) create(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.version++
 	a.objects[key(name)] = &fakeExport{
 		uid:        types.UID(fmt.Sprint("uid-", a.version)),
@@ -65,6 +67,26 @@ func (a *fakeAPI) create(name string) {
 		conditions: make(map[string]map[string]any),
 		owners:     make(map[string]string),
 	}
+}
+
+// edit increases the generation of an object, as a change of its spec does.
+func (a *fakeAPI) edit(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.objects[key(name)].generation++
+}
+
+func (a *fakeAPI) remove(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.objects, key(name))
+}
+
+// refuseWith sets the errors of requests; nil: none fails.
+func (a *fakeAPI) refuseWith(f func(request string) error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.refuse = f
 }
 
 // take makes another field manager the owner of a condition with a reason.
@@ -153,7 +175,8 @@ func (a *fakeAPI) List(_ context.Context, list client.ObjectList, opts ...client
 }
 
 // Get implements client.Reader.
-func (a *fakeAPI) Get(_ context.Context, k client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+func (a *fakeAPI) Get(_ context.Context, k client.ObjectKey, into client.Object,
+	_ ...client.GetOption) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err := a.request("get " + k.Name); err != nil {

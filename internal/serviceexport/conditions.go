@@ -47,7 +47,12 @@ func (f Facts) conditions(kind schema.GroupVersionKind) [2]condition {
 
 func (f Facts) valid() condition {
 	if f.Refusal != (catalog.Problem{}) {
-		return condition{Valid, metav1.ConditionFalse, validReason(f.Refusal.Reason), sentence(f.Refusal.Message)}
+		return condition{
+			kind:    Valid,
+			status:  metav1.ConditionFalse,
+			reason:  validReason(f.Refusal.Reason),
+			message: sentence(f.Refusal.Message),
+		}
 	}
 	message := "The Service can be exported."
 	if f.Limits > 0 {

@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
@@ -54,7 +54,10 @@ func TestConditions(t *testing.T) {
 		"limited": {
 			why:   "a part of the Service cannot be exported",
 			facts: Facts{Limit: "only TCP", Limits: 1, Admitting: 1, Stored: 1, Exporting: 1},
-			want:  []string{"Valid=True Valid: The Service can be exported. Only TCP.", "Ready=True Exported"},
+			want: []string{
+				"Valid=True Valid: The Service can be exported. Only TCP.",
+				"Ready=True Exported",
+			},
 		},
 		"limited twice": {
 			why:   "a condition has room for one problem",
@@ -64,12 +67,18 @@ func TestConditions(t *testing.T) {
 		"no Link": {
 			why:   "only the administrator can change that",
 			facts: Facts{},
-			want:  []string{"Valid=True Valid", "Ready=False Pending: No Link admits the Service: create a Link"},
+			want: []string{
+				"Valid=True Valid",
+				"Ready=False Pending: No Link admits the Service: create a Link",
+			},
 		},
 		"not stored": {
 			why:   "no peer can see it yet",
 			facts: Facts{Admitting: 1},
-			want:  []string{"Valid=True Valid", "Ready=False Pending: The export to 1 Link is not stored yet"},
+			want: []string{
+				"Valid=True Valid",
+				"Ready=False Pending: The export to 1 Link is not stored yet",
+			},
 		},
 		"no Link in force": {
 			why:   "the peers of such Links get nothing",
@@ -124,13 +133,14 @@ func TestConditionsOfV1Alpha1(t *testing.T) {
 }
 
 func TestConditionsFitTheAPI(t *testing.T) {
-	for _, kind := range []schema.GroupVersionKind{catalog.ServiceExportV1Beta1, catalog.ServiceExportV1Alpha1} {
+	for _, kind := range catalog.ServiceExportKinds() {
 		f := Facts{Refusal: catalog.Problem{Reason: "X", Message: strings.Repeat("é", maxMessage)}}
 		for i, c := range f.conditions(kind) {
 			if c.kind != conditionTypes(kind)[i] {
 				t.Errorf("%s: condition %d has type %s", kind.Version, i, c.kind)
 			}
-			if len(c.message) > maxMessage || !strings.HasSuffix(c.message, ".") || strings.Contains(c.message, "\ufffd") {
+			if len(c.message) > maxMessage || !strings.HasSuffix(c.message, ".") ||
+				!utf8.ValidString(c.message) {
 				t.Errorf("message of %d bytes: %s", len(c.message), c.message)
 			}
 		}

@@ -1,6 +1,6 @@
 // Package serviceexport writes the conditions of ServiceExports, the kind of the
-// multi-cluster SIG (KEP-1645). They say whether a Service can be exported, and whether it
-// is.
+// multi-cluster SIG (KEP-1645). They say whether a Service can be exported, and whether
+// it is.
 //
 //	reconciler ─ Facts ─▶ Writer ─ LIST, GET ─▶ stored ─┐
 //	                         └───── conditions ─────────┴▶ plan ─▶ server-side apply of /status
@@ -9,8 +9,8 @@
 // plan.go compares the two, and writer.go does the requests.
 //
 // What always holds:
-//   - A condition that another field manager owns is left alone. The Writer applies without
-//     force, so the API server refuses what the Writer could not see.
+//   - A condition that another field manager owns is left alone. The Writer applies
+//     without force, so the API server refuses what the Writer could not see.
 //   - Nothing is written while the stored conditions are those that were decided.
 //   - There is one request at a time, at a bounded rate. An object is read and written at
 //     most once per objectPause.

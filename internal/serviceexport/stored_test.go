@@ -11,7 +11,8 @@ import (
 )
 
 // managed is an entry of managedFields.
-func managed(manager string, operation metav1.ManagedFieldsOperationType, fields string) metav1.ManagedFieldsEntry {
+func managed(manager string, operation metav1.ManagedFieldsOperationType,
+	fields string) metav1.ManagedFieldsEntry {
 	return metav1.ManagedFieldsEntry{
 		Manager:     manager,
 		Operation:   operation,
@@ -125,9 +126,11 @@ func TestOwners(t *testing.T) {
 			want:       "o-",
 		},
 		"unreadable": {
-			why:      "it may be a condition",
-			managers: []metav1.ManagedFieldsEntry{managed("other", update, `{"f:status":{"f:conditions":{"i:0":{}}}}`)},
-			want:     "ff",
+			why: "it may be a condition",
+			managers: []metav1.ManagedFieldsEntry{
+				managed("other", update, `{"f:status":{"f:conditions":{"i:0":{}}}}`),
+			},
+			want: "ff",
 		},
 		"spec": {
 			why: "kubectl apply owns no status",
@@ -191,14 +194,50 @@ func TestPlan(t *testing.T) {
 		// since is when each applied condition changed its status: T then, N now.
 		since string
 	}{
-		"nothing changed":    {"nothing is written", stored{valid, ready}, false, "TT"},
-		"new":                {"there is no condition", stored{}, true, "NN"},
-		"other generation":   {"the status did not change", stored{same(want[0], 2), same(want[1], 2)}, true, "TT"},
-		"other status":       {"only one changed", stored{valid, same(condition{status: "False"}, 3)}, true, "TN"},
-		"foreign":            {"the other condition is ours", stored{change(valid, foreign), ready}, false, "T"},
-		"foreign and absent": {"what is free is written", stored{change(valid, foreign), {}}, true, "N"},
-		"all foreign":        {"nothing is ours", stored{change(valid, foreign), change(ready, foreign)}, false, ""},
-		"shared":             {"the other manager could not change it", stored{change(valid, shared), ready}, true, "T"},
+		"nothing changed": {
+			why:   "nothing is written",
+			have:  stored{valid, ready},
+			since: "TT",
+		},
+		"new": {
+			why:    "there is no condition",
+			have:   stored{},
+			needed: true,
+			since:  "NN",
+		},
+		"other generation": {
+			why:    "the status did not change",
+			have:   stored{same(want[0], 2), same(want[1], 2)},
+			needed: true,
+			since:  "TT",
+		},
+		"other status": {
+			why:    "only one changed",
+			have:   stored{valid, same(condition{status: "False"}, 3)},
+			needed: true,
+			since:  "TN",
+		},
+		"foreign": {
+			why:   "the other condition is ours",
+			have:  stored{change(valid, foreign), ready},
+			since: "T",
+		},
+		"foreign and absent": {
+			why:    "what is free is written",
+			have:   stored{change(valid, foreign), {}},
+			needed: true,
+			since:  "N",
+		},
+		"all foreign": {
+			why:  "nothing is ours",
+			have: stored{change(valid, foreign), change(ready, foreign)},
+		},
+		"shared": {
+			why:    "the other manager could not change it",
+			have:   stored{change(valid, shared), ready},
+			needed: true,
+			since:  "T",
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
