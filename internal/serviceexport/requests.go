@@ -31,6 +31,7 @@ func (w *Writer) list(ctx context.Context, kind schema.GroupVersionKind, term in
 	if err != nil {
 		return fmt.Errorf("list ServiceExports: %w", err)
 	}
+	w.failing = false
 	types := conditionTypes(kind)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -104,6 +105,7 @@ func (w *Writer) apply(ctx context.Context, key catalog.Key, o, current *object,
 	})
 	switch {
 	case err == nil:
+		w.failing = false
 		w.c.Metrics.count(written)
 		current.keep(next, conditionTypes(kind), current.term)
 	case apierrors.IsConflict(err):

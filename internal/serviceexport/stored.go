@@ -98,14 +98,18 @@ type owners struct {
 func readOwners(managers []metav1.ManagedFieldsEntry) owners {
 	out := owners{types: make(map[string]bool), ourTypes: make(map[string]bool)}
 	for _, m := range managers {
-		if m.FieldsV1 == nil || !bytes.Contains(m.FieldsV1.Raw, []byte(`"f:status"`)) {
+		if m.FieldsV1 == nil {
+			continue
+		}
+		raw := m.FieldsV1.GetRawBytes()
+		if !bytes.Contains(raw, []byte(`"f:status"`)) {
 			continue
 		}
 		list, types := &out.list, out.types
 		if m.Manager == FieldOwner && m.Operation == metav1.ManagedFieldsOperationApply {
 			list, types = &out.ourList, out.ourTypes
 		}
-		whole, found := ownedConditions(m.FieldsV1.Raw)
+		whole, found := ownedConditions(raw)
 		*list = *list || whole
 		for _, kind := range found {
 			types[kind] = true

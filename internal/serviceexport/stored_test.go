@@ -17,7 +17,7 @@ func managed(manager string, operation metav1.ManagedFieldsOperationType,
 		Manager:     manager,
 		Operation:   operation,
 		Subresource: "status",
-		FieldsV1:    &metav1.FieldsV1{Raw: []byte(fields)},
+		FieldsV1:    metav1.NewFieldsV1(fields),
 	}
 }
 

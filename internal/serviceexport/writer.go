@@ -70,7 +70,9 @@ type Writer struct {
 	page            string
 	retry           backoff.Backoff
 	retryAt         time.Time
-	failing         bool
+	// failing means that a failure was logged and no list or write has succeeded since.
+	// A read of one object does not count: reads succeed where the right to write lacks.
+	failing bool
 }
 
 // object is what a Writer keeps of a ServiceExport.
@@ -201,7 +203,7 @@ func (w *Writer) step(ctx context.Context, now time.Time) (wait time.Duration, i
 	if err := do(ctx); err != nil && ctx.Err() == nil {
 		w.fail(err)
 	} else if err == nil {
-		w.failing, w.retryAt = false, time.Time{}
+		w.retryAt = time.Time{}
 		w.retry.Reset()
 	}
 	return 0, false
