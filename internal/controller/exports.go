@@ -149,6 +149,7 @@ func (x *exporter) readyLinks(inForce []string, first bool, now time.Time, p *pl
 func (x *exporter) emit(k catalog.Key, now time.Time, p *plan) {
 	e, _ := x.index.Get(k)
 	member := x.members[k]
+	p.conditionsOf(k)
 	x.emitListing(k, e, member, p)
 	x.emitRoutes(k, e, member, now, p)
 	x.emitNodes(k, e, p)

@@ -7,6 +7,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	toolscache "k8s.io/client-go/tools/cache"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
@@ -34,6 +35,9 @@ type batch struct {
 	joins          changed[v1alpha1.Join]
 	serviceExports changed[metav1.PartialObjectMetadata]
 
+	// conditionsKind is the version of ServiceExport that has conditions; the zero value:
+	// none; nil: unchanged.
+	conditionsKind *schema.GroupVersionKind
 	// serviceExportKeys are all ServiceExports that there are; nil: not listed.
 	serviceExportKeys map[catalog.Key]bool
 

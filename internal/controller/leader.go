@@ -26,6 +26,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/ledger"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
+	"github.com/causeway-mesh/causeway/internal/serviceexport"
 )
 
 // leader is everything that writes to the API server, apart from this cluster's identity
@@ -37,11 +38,13 @@ type leader struct {
 	identity *clusterid.Identity
 	events   events.EventRecorder
 	writer   *mirror.Writer
-	joiner   *joinflow.Joiner
-	o        Options
-	ranges   []netip.Prefix
-	inbox    *inbox
-	log      *slog.Logger
+	// conditions writes those of ServiceExports.
+	conditions *serviceexport.Writer
+	joiner     *joinflow.Joiner
+	o          Options
+	ranges     []netip.Prefix
+	inbox      *inbox
+	log        *slog.Logger
 
 	tasks        tasks
 	started      bool
@@ -98,6 +101,7 @@ func (l *leader) start(ctx context.Context) {
 	l.statuses = make(map[string]*statusTask)
 	l.housekeeping = l.tasks.start(ctx, l.log)
 	l.tasks.running.Go(func() { l.writer.Run(ctx) })
+	l.tasks.running.Go(func() { l.conditions.Run(ctx) })
 	l.tasks.running.Go(func() { l.readLedger(ctx) })
 }
 

@@ -3,7 +3,9 @@ package controller
 import (
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
@@ -13,6 +15,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/peering"
+	"github.com/causeway-mesh/causeway/internal/serviceexport"
 )
 
 // A plan is what one pass decided, as data. The decision does no I/O. apply carries it
@@ -46,6 +49,11 @@ type plan struct {
 	handovers []handover
 	// status names Links whose status may differ now.
 	status map[string]bool
+	// serviceExports are ServiceExports whose conditions may differ now, facts what they
+	// follow from, conditionsKind the version in which they are written; nil: unchanged.
+	serviceExports map[catalog.Key]bool
+	facts          []exportFacts
+	conditionsKind *schema.GroupVersionKind
 	// housekeeping: something changed that the leader's housekeeping depends on.
 	housekeeping bool
 
@@ -81,6 +89,14 @@ type linkChange struct {
 	complete      bool
 }
 
+// exportFacts are what the conditions of a ServiceExport follow from; a nil meta: it does
+// not exist.
+type exportFacts struct {
+	key   catalog.Key
+	meta  *metav1.PartialObjectMetadata
+	facts serviceexport.Facts
+}
+
 // event is an Event to emit.
 type event struct {
 	about, related runtime.Object // related may be nil
@@ -90,5 +106,12 @@ type event struct {
 }
 
 func (p *plan) statusOf(link string) { put(&p.status, link) }
+
+func (p *plan) conditionsOf(k catalog.Key) {
+	if p.serviceExports == nil {
+		p.serviceExports = make(map[catalog.Key]bool)
+	}
+	p.serviceExports[k] = true
+}
 
 func (p *plan) dueAt(t time.Time) { p.recheck = earlier(p.recheck, t) }

@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -43,6 +44,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
 	nodewire "github.com/causeway-mesh/causeway/internal/nodestream/wire"
 	"github.com/causeway-mesh/causeway/internal/peering"
+	"github.com/causeway-mesh/causeway/internal/serviceexport"
 	"github.com/causeway-mesh/causeway/internal/signer"
 	"github.com/causeway-mesh/causeway/internal/throttle"
 )
@@ -468,8 +470,8 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 		keys:           p.keys,
 		joins:          make(map[catalog.Key]*v1alpha1.Join),
 		invites:        make(map[catalog.Key]*v1alpha1.Invite),
-		serviceExports: make(map[catalog.Key]bool),
 		apiServer:      make(map[catalog.Key][]string),
+		serviceExports: make(map[catalog.Key]*metav1.PartialObjectMetadata),
 		trustDue:       make(map[string]time.Time),
 	}
 	r.peers = peering.New(peering.Config{
@@ -507,6 +509,12 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 			Metrics:   mirrorMetrics,
 		}),
 	}
+	r.leader.conditions = serviceexport.NewWriter(serviceexport.Config{
+		API:     p.live,
+		Budget:  p.budget,
+		Metrics: serviceexport.NewMetrics(metrics.Registry),
+		Log:     p.log,
+	})
 	metrics.Registry.MustRegister(clusterid.NewExpiryCollector(func() []clusterid.Expiry {
 		if all := r.expiries.Load(); all != nil {
 			return *all

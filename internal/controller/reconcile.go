@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/backoff"
@@ -82,8 +83,13 @@ type reconciler struct {
 	joins      map[catalog.Key]*v1alpha1.Join
 	invites    map[catalog.Key]*v1alpha1.Invite
 	canary     *corev1.Service
-	// serviceExports are the existing ServiceExports.
-	serviceExports map[catalog.Key]bool
+	// serviceExports are the existing ServiceExports. conditionsKind is the version in
+	// which they have conditions; the zero value: none. conditionsReplayed means that the
+	// writer of conditions has received all of them.
+	serviceExports     map[catalog.Key]*metav1.PartialObjectMetadata
+	conditionsKind     schema.GroupVersionKind
+	conditionsReplayed bool
+	linksInForce       []string // as conditions were decided last
 	// openInvites are invites that gateways let through, as of the last time that one
 	// changed; invitesDue is when the clock alone changes them.
 	openInvites []joinflow.OpenInvite
@@ -185,6 +191,7 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	for name := range b.mirrors {
 		p.statusOf(name)
 	}
+	r.planConditions(b, p)
 	r.reviewStatus(now, p)
 	for _, call := range b.calls {
 		call()
@@ -292,11 +299,11 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 	}
 	for k := range r.serviceExports {
 		if b.serviceExportKeys != nil && !b.serviceExportKeys[k] && b.serviceExports[k] == nil {
-			r.setServiceExport(k, nil)
+			r.setServiceExport(k, nil, p)
 		}
 	}
 	for k, o := range b.serviceExports {
-		r.setServiceExport(k, o)
+		r.setServiceExport(k, o, p)
 	}
 	for k, o := range b.invites {
 		setOrDelete(r.invites, k, o)
@@ -351,13 +358,10 @@ func (r *reconciler) useAPIServerAddresses(k catalog.Key, s *discoveryv1.Endpoin
 	}
 }
 
-func (r *reconciler) setServiceExport(k catalog.Key, o *metav1.PartialObjectMetadata) {
-	if o == nil {
-		delete(r.serviceExports, k)
-	} else {
-		r.serviceExports[k] = true
-	}
+func (r *reconciler) setServiceExport(k catalog.Key, o *metav1.PartialObjectMetadata, p *plan) {
+	setOrDelete(r.serviceExports, k, o)
 	r.index.SetServiceExport(k, o)
+	p.conditionsOf(k)
 }
 
 // takeTopology decides again where Causeway's own processes run, if one of them changed.
@@ -686,6 +690,7 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 	if !r.replayed {
 		return // the mirrors that stand are not known yet
 	}
+	l.applyConditions(p)
 	for name := range p.status {
 		if obj := r.links.links[name]; obj != nil && obj.DeletionTimestamp == nil {
 			l.writeStatus(ctx, name, r.statusJob(obj, time.Now()))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -27,20 +28,38 @@ const probeInterval = 10 * time.Second
 // exports stay.
 var errVersionGone = errors.New("the cluster serves ServiceExport in no version that this controller reads")
 
+// servedVersion is a version of ServiceExport that the API server serves; the zero value:
+// it does not serve the kind.
+type servedVersion struct {
+	kind schema.GroupVersionKind
+	// status means that the version has the subresource status.
+	status bool
+}
+
+// conditionsKind is the version in which ServiceExports have conditions; the zero value:
+// none.
+func (v servedVersion) conditionsKind() schema.GroupVersionKind {
+	if !v.status {
+		return schema.GroupVersionKind{}
+	}
+	return v.kind
+}
+
 // serviceExports watches the kind ServiceExport while the cluster serves it, in the
 // newest version that both know. Users install and remove the kind at any time.
 type serviceExports struct {
-	// served returns the version to read from the API server; the zero value: it does not
-	// serve the kind.
-	served func() (schema.GroupVersionKind, error)
+	// served returns the version to read from the API server.
+	served func() (servedVersion, error)
 	// watch starts a cache of a version, and returns when it is complete: then its
 	// objects are all that there are. leave stops it. forget drops all objects.
 	watch  func(context.Context, schema.GroupVersionKind) error
 	leave  func(context.Context, schema.GroupVersionKind) error
 	forget func()
-	log    *slog.Logger
+	// conditions sets the version in which conditions are written.
+	conditions func(schema.GroupVersionKind)
+	log        *slog.Logger
 
-	current schema.GroupVersionKind // watched now; zero: none
+	current servedVersion // watched now
 }
 
 func (p *process) serviceExports() (*serviceExports, error) {
@@ -50,7 +69,7 @@ func (p *process) serviceExports() (*serviceExports, error) {
 	}
 	in := p.reconciler.inbox
 	return &serviceExports{
-		served: func() (schema.GroupVersionKind, error) { return servedServiceExport(api) },
+		served: func() (servedVersion, error) { return servedServiceExport(api) },
 		watch: func(ctx context.Context, kind schema.GroupVersionKind) error {
 			synced, err := p.watch(ctx, serviceExportOf(kind),
 				handler(in, func(b *batch) *changed[metav1.PartialObjectMetadata] {
@@ -70,7 +89,10 @@ func (p *process) serviceExports() (*serviceExports, error) {
 			return p.mgr.GetCache().RemoveInformer(ctx, serviceExportOf(kind))
 		},
 		forget: func() { in.add(func(b *batch) { b.serviceExportKeys = map[catalog.Key]bool{} }) },
-		log:    p.log,
+		conditions: func(kind schema.GroupVersionKind) {
+			in.add(func(b *batch) { b.conditionsKind = &kind })
+		},
+		log: p.log,
 	}, nil
 }
 
@@ -81,19 +103,24 @@ func (s *serviceExports) probe(ctx context.Context) error {
 		return err
 	}
 	before := s.current
-	if !served.Empty() {
-		if err := s.watch(ctx, served); err != nil {
+	if !served.kind.Empty() && served.kind != before.kind {
+		if err := s.watch(ctx, served.kind); err != nil {
 			return err
 		}
 	}
 	s.current = served
-	if served.Empty() {
+	s.conditions(served.conditionsKind())
+	if !served.kind.Empty() && !served.status {
+		s.log.Info("ServiceExports get no conditions because their kind has no subresource status",
+			"version", served.kind.Version)
+	}
+	if served.kind.Empty() {
 		s.forget()
 	}
-	if before.Empty() {
+	if before.kind.Empty() || before.kind == served.kind {
 		return nil
 	}
-	return s.leave(ctx, before)
+	return s.leave(ctx, before.kind)
 }
 
 // syncTimeout bounds the wait for the first list of a version.
@@ -124,32 +151,38 @@ func (s *serviceExports) run(ctx context.Context) {
 			s.log.Warn("cannot read ServiceExports, keeping those known", "error", err)
 		}
 		logged = err != nil
-		if s.current != before {
-			s.log.Info("the served version of ServiceExport changed", "version", s.current.Version)
+		if s.current.kind != before.kind {
+			s.log.Info("the served version of ServiceExport changed", "version", s.current.kind.Version)
 		}
 	}
 }
 
 // servedServiceExport queries the API server itself, because a RESTMapper never removes a
 // kind.
-func servedServiceExport(api discovery.DiscoveryInterface) (schema.GroupVersionKind, error) {
+func servedServiceExport(api discovery.DiscoveryInterface) (servedVersion, error) {
 	for _, kind := range catalog.ServiceExportKinds() {
 		list, err := api.ServerResourcesForGroupVersion(kind.GroupVersion().String())
 		if apierrors.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
-			return schema.GroupVersionKind{}, fmt.Errorf("discover ServiceExport: %w", err)
+			return servedVersion{}, fmt.Errorf("discover ServiceExport: %w", err)
 		}
+		version := servedVersion{}
 		for _, r := range list.APIResources {
-			if r.Kind == kind.Kind {
-				return kind, nil
+			if r.Kind != kind.Kind {
+				continue
 			}
+			version.kind = kind
+			version.status = version.status || strings.HasSuffix(r.Name, "/status")
+		}
+		if !version.kind.Empty() {
+			return version, nil
 		}
 	}
 	groups, err := api.ServerGroups()
 	if err != nil {
-		return schema.GroupVersionKind{}, fmt.Errorf("discover ServiceExport: %w", err)
+		return servedVersion{}, fmt.Errorf("discover ServiceExport: %w", err)
 	}
 	for _, g := range groups.Groups {
 		if g.Name != catalog.ServiceExportV1Beta1.Group {
@@ -158,17 +191,17 @@ func servedServiceExport(api discovery.DiscoveryInterface) (schema.GroupVersionK
 		for _, v := range g.Versions {
 			list, err := api.ServerResourcesForGroupVersion(v.GroupVersion)
 			if err != nil {
-				return schema.GroupVersionKind{}, fmt.Errorf("discover ServiceExport: %w", err)
+				return servedVersion{}, fmt.Errorf("discover ServiceExport: %w", err)
 			}
 			for _, r := range list.APIResources {
 				if r.Kind == catalog.ServiceExportV1Beta1.Kind {
-					return schema.GroupVersionKind{}, fmt.Errorf("%w: it serves %s", errVersionGone,
+					return servedVersion{}, fmt.Errorf("%w: it serves %s", errVersionGone,
 						v.Version)
 				}
 			}
 		}
 	}
-	return schema.GroupVersionKind{}, nil
+	return servedVersion{}, nil
 }
 
 func serviceExportOf(kind schema.GroupVersionKind) *metav1.PartialObjectMetadata {

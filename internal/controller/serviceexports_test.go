@@ -1,13 +1,14 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	fakediscovery "k8s.io/client-go/discovery/fake"
@@ -20,10 +21,12 @@ import (
 // TestServiceExportsRun gives the answers of the cluster one after another, ten seconds
 // apart, and records what is done.
 func TestServiceExportsRun(t *testing.T) {
-	alpha, beta := catalog.ServiceExportV1Alpha1, catalog.ServiceExportV1Beta1
+	alpha := servedVersion{kind: catalog.ServiceExportV1Alpha1, status: true}
+	beta := servedVersion{kind: catalog.ServiceExportV1Beta1, status: true}
+	betaWithoutStatus := servedVersion{kind: catalog.ServiceExportV1Beta1}
 	away := errors.New("away")
 	type answer struct {
-		served schema.GroupVersionKind
+		served servedVersion
 		err    error
 		refuse error // of watch
 	}
@@ -35,37 +38,62 @@ func TestServiceExportsRun(t *testing.T) {
 		"from the start": {
 			why:     "what is watched is not watched again",
 			answers: []answer{{served: beta}, {served: beta}},
-			want:    [][]string{{"watch v1beta1"}, nil},
+			want:    [][]string{{"watch v1beta1", "conditions v1beta1"}, nil},
 		},
 		"installed later": {
 			why:     "installing the kind after Causeway needs no restart",
 			answers: []answer{{}, {}, {served: beta}},
-			want:    [][]string{nil, nil, {"watch v1beta1"}},
+			want:    [][]string{nil, nil, {"watch v1beta1", "conditions v1beta1"}},
 		},
 		"newer version": {
 			why:     "the exports stay: the new version is read before the old one is left",
 			answers: []answer{{served: alpha}, {served: beta}},
-			want:    [][]string{{"watch v1alpha1"}, {"watch v1beta1", "leave v1alpha1"}},
+			want: [][]string{
+				{"watch v1alpha1", "conditions v1alpha1"},
+				{"watch v1beta1", "conditions v1beta1", "leave v1alpha1"},
+			},
 		},
 		"newer version not served yet": {
 			why:     "the old one is read until the new one is complete",
 			answers: []answer{{served: alpha}, {served: beta, refuse: away}, {served: beta}},
-			want:    [][]string{{"watch v1alpha1"}, {"watch v1beta1"}, {"watch v1beta1", "leave v1alpha1"}},
+			want: [][]string{
+				{"watch v1alpha1", "conditions v1alpha1"},
+				{"watch v1beta1"},
+				{"watch v1beta1", "conditions v1beta1", "leave v1alpha1"},
+			},
 		},
 		"removed and installed again": {
 			why:     "without the kind there are no exports by it",
 			answers: []answer{{served: beta}, {}, {}, {served: beta}},
-			want:    [][]string{{"watch v1beta1"}, {"forget", "leave v1beta1"}, nil, {"watch v1beta1"}},
+			want: [][]string{
+				{"watch v1beta1", "conditions v1beta1"},
+				{"conditions off", "forget", "leave v1beta1"},
+				nil,
+				{"watch v1beta1", "conditions v1beta1"},
+			},
 		},
 		"no known version": {
 			why:     "an error says nothing about the objects",
 			answers: []answer{{served: alpha}, {err: errVersionGone}, {served: beta}},
-			want:    [][]string{{"watch v1alpha1"}, nil, {"watch v1beta1", "leave v1alpha1"}},
+			want: [][]string{
+				{"watch v1alpha1", "conditions v1alpha1"},
+				nil,
+				{"watch v1beta1", "conditions v1beta1", "leave v1alpha1"},
+			},
+		},
+		"status served later": {
+			why:     "the version is not watched again",
+			answers: []answer{{served: betaWithoutStatus}, {served: beta}, {served: betaWithoutStatus}},
+			want: [][]string{
+				{"watch v1beta1", "conditions off"},
+				{"conditions v1beta1"},
+				{"conditions off"},
+			},
 		},
 		"API server away": {
 			why:     "an error says nothing about the kind",
 			answers: []answer{{served: beta}, {err: away}, {served: beta}},
-			want:    [][]string{{"watch v1beta1"}, nil, nil},
+			want:    [][]string{{"watch v1beta1", "conditions v1beta1"}, nil, nil},
 		},
 	}
 	for name, c := range cases {
@@ -77,7 +105,7 @@ func TestServiceExportsRun(t *testing.T) {
 				var did []string
 				s := &serviceExports{
 					log: discardLog,
-					served: func() (schema.GroupVersionKind, error) {
+					served: func() (servedVersion, error) {
 						return now.Load().served, now.Load().err
 					},
 					watch: func(_ context.Context, kind schema.GroupVersionKind) error {
@@ -89,6 +117,9 @@ func TestServiceExportsRun(t *testing.T) {
 						return nil
 					},
 					forget: func() { did = append(did, "forget") },
+					conditions: func(kind schema.GroupVersionKind) {
+						did = append(did, "conditions "+cmp.Or(kind.Version, "off"))
+					},
 				}
 				if err := s.probe(ctx); err != nil {
 					t.Fatal(err)
@@ -104,7 +135,7 @@ func TestServiceExportsRun(t *testing.T) {
 				}
 				cancel()
 				<-done
-				if d := cmp.Diff(c.want, got); d != "" {
+				if d := gocmp.Diff(c.want, got); d != "" {
 					t.Errorf("%s (-want +got):\n%s", c.why, d)
 				}
 			})
@@ -113,56 +144,68 @@ func TestServiceExportsRun(t *testing.T) {
 }
 
 func TestServedServiceExport(t *testing.T) {
-	group := func(version, kind string) *metav1.APIResourceList {
-		return &metav1.APIResourceList{
+	group := func(version, kind string, names ...string) *metav1.APIResourceList {
+		out := &metav1.APIResourceList{
 			GroupVersion: "multicluster.x-k8s.io/" + version,
-			APIResources: []metav1.APIResource{{Kind: kind}},
+			APIResources: []metav1.APIResource{{Kind: kind, Name: "serviceexports"}},
 		}
+		for _, name := range names {
+			out.APIResources = append(out.APIResources, metav1.APIResource{Kind: kind, Name: name})
+		}
+		return out
 	}
 	cases := map[string]struct {
 		why   string
 		kinds []*metav1.APIResourceList
 		want  string
 		err   error
+		// status means that conditions can be written.
+		status bool
 	}{
-		"no such group": {"most clusters have none", nil, "", nil},
+		"no such group": {
+			why: "most clusters have none",
+		},
 		"another kind": {
-			"the group has more kinds",
-			[]*metav1.APIResourceList{group("v1alpha1", "ServiceImport")},
-			"",
-			nil,
+			why:   "the group has more kinds",
+			kinds: []*metav1.APIResourceList{group("v1alpha1", "ServiceImport")},
 		},
 		"v1alpha1": {
-			"most installations serve it",
-			[]*metav1.APIResourceList{group("v1alpha1", "ServiceExport")},
-			"v1alpha1",
-			nil,
+			why:    "most installations serve it",
+			kinds:  []*metav1.APIResourceList{group("v1alpha1", "ServiceExport", "serviceexports/status")},
+			want:   "v1alpha1",
+			status: true,
 		},
 		"v1beta1": {
-			"newer ones serve this alone",
-			[]*metav1.APIResourceList{group("v1beta1", "ServiceExport")},
-			"v1beta1",
-			nil,
+			why:    "newer ones serve this alone",
+			kinds:  []*metav1.APIResourceList{group("v1beta1", "ServiceExport", "serviceexports/status")},
+			want:   "v1beta1",
+			status: true,
+		},
+		"without status": {
+			why:   "a CRD can lack the subresource",
+			kinds: []*metav1.APIResourceList{group("v1beta1", "ServiceExport")},
+			want:  "v1beta1",
 		},
 		"both": {
-			"the newest that is known",
-			[]*metav1.APIResourceList{group("v1alpha1", "ServiceExport"), group("v1beta1", "ServiceExport")},
-			"v1beta1",
-			nil,
+			why: "the newest that is known",
+			kinds: []*metav1.APIResourceList{
+				group("v1alpha1", "ServiceExport"),
+				group("v1beta1", "ServiceExport"),
+			},
+			want: "v1beta1",
 		},
 		"no known version": {
-			"the exports are there, though they cannot be read",
-			[]*metav1.APIResourceList{group("v2", "ServiceExport")},
-			"",
-			errVersionGone,
+			why:   "the exports are there, though they cannot be read",
+			kinds: []*metav1.APIResourceList{group("v2", "ServiceExport")},
+			err:   errVersionGone,
 		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			fake := &clienttesting.Fake{Resources: c.kinds}
 			got, err := servedServiceExport(&fakediscovery.FakeDiscovery{Fake: fake})
-			if got.Version != c.want || !errors.Is(err, c.err) {
-				t.Errorf("%s: got %q, %v", c.why, got.Version, err)
+			if got.kind.Version != c.want || got.status != c.status || !errors.Is(err, c.err) {
+				t.Errorf("%s: got %+v, %v", c.why, got, err)
 			}
 		})
 	}

@@ -38,6 +38,7 @@ func (r *reconciler) sweepSome(now time.Time, p *plan) {
 		switch {
 		case len(s.exports) > 0:
 			r.index.MarkDirty(s.exports[0])
+			p.conditionsOf(s.exports[0])
 			s.exports = s.exports[1:]
 		case len(s.imports) > 0:
 			k := s.imports[0]

@@ -105,6 +105,11 @@ func TestExportCap(t *testing.T) {
 		!strings.HasSuffix(p[0].Message, "z16 and 4 more") {
 		t.Errorf("%v, %v", w.members, p)
 	}
+	for name, reason := range map[string]string{"z06": "", "z15": ExportCapReached} {
+		if p := w.ExportProblem(ExportKey{"shop", name}); p.Reason != reason {
+			t.Errorf("%s is kept out for reason %q, want %q", name, p.Reason, reason)
+		}
+	}
 	w.after(time.Minute).export(exportWant("aaa", "http"))
 	w.sync()
 	if w.route("aaa", "http") != 0 {

@@ -27,6 +27,7 @@ package ledger
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -480,6 +481,17 @@ func (b *Book) ExportProblems(link string) []Problem {
 	}
 	slices.SortFunc(out, compareProblems)
 	return out
+}
+
+// ExportProblem returns why the export list does not take one Service; the zero value: no
+// reason is known.
+func (b *Book) ExportProblem(k ExportKey) v1alpha1.ServiceProblem {
+	if _, waits := b.exports.waits[k]; waits {
+		return problem(k.String(), ExportCapReached, fmt.Sprintf(
+			"namespace %s exports more than %d Services, and this one is left out because it is one of "+
+				"the newest: remove exports of the namespace", k.Namespace, b.exports.limit)).ServiceProblem
+	}
+	return b.exports.problems[k].ServiceProblem
 }
 
 func problem(service, reason, message string) Problem {

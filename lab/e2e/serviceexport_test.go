@@ -3,9 +3,14 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
 // serviceExportKind is the multi-cluster SIG's kind with three versions, of which those
@@ -23,7 +28,27 @@ func serviceExportKind(served ...string) string {
       storage: %t
       subresources: {status: {}}
       schema:
-        openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}`,
+        openAPIV3Schema:
+          type: object
+          properties:
+            spec: {type: object, x-kubernetes-preserve-unknown-fields: true}
+            status:
+              type: object
+              properties:
+                conditions:
+                  type: array
+                  x-kubernetes-list-type: map
+                  x-kubernetes-list-map-keys: [type]
+                  items:
+                    type: object
+                    required: [type, status, reason, message, lastTransitionTime]
+                    properties:
+                      type: {type: string}
+                      status: {type: string, enum: ["True", "False", Unknown]}
+                      reason: {type: string, minLength: 1}
+                      message: {type: string}
+                      observedGeneration: {type: integer, format: int64}
+                      lastTransitionTime: {type: string, format: date-time}`,
 			version, serves, version == "v1beta1")
 	}
 	return `
@@ -37,6 +62,47 @@ spec:
   scope: Namespaced
   names: {kind: ServiceExport, listKind: ServiceExportList, plural: serviceexports, singular: serviceexport}
   versions:` + versions + "\n"
+}
+
+// exportConditions returns the conditions of a ServiceExport in east.
+func exportConditions(ctx context.Context, version, name string) ([]metav1.Condition, error) {
+	var o struct {
+		Status struct {
+			Conditions []metav1.Condition `json:"conditions"`
+		} `json:"status"`
+	}
+	kind := schema.GroupVersionResource{
+		Group:    "multicluster.x-k8s.io",
+		Version:  version,
+		Resource: "serviceexports",
+	}
+	err := east.read(ctx, kind, "shop", name, &o)
+	return o.Status.Conditions, err
+}
+
+// exportReasons reports whether a ServiceExport has exactly the conditions of want, each
+// as TYPE=STATUS REASON.
+func exportReasons(ctx context.Context, version, name string, want ...string) error {
+	all, err := exportConditions(ctx, version, name)
+	if err != nil {
+		return err
+	}
+	got := make(map[string]bool)
+	for _, c := range all {
+		got[fmt.Sprintf("%s=%s %s", c.Type, c.Status, c.Reason)] = true
+		if c.Message == "" || c.ObservedGeneration == 0 && c.Reason != "Other" {
+			return fmt.Errorf("the condition is not complete: %+v", c)
+		}
+	}
+	for _, w := range want {
+		if !got[w] {
+			return fmt.Errorf("condition %q is missing: %+v", w, all)
+		}
+	}
+	if len(all) != len(want) {
+		return fmt.Errorf("there are other conditions than %q: %+v", want, all)
+	}
+	return nil
 }
 
 // TestServiceExportVersions: the controller reads ServiceExports of v1beta1 and of
@@ -68,6 +134,9 @@ func TestServiceExportVersions(t *testing.T) {
 	within(t, 20*time.Second, "a ServiceExport of v1alpha1 exports", func() error {
 		return answers(ctx, "kept-east")
 	})
+	within(t, 20*time.Second, "a ServiceExport of v1alpha1 has conditions", func() error {
+		return exportReasons(ctx, "v1alpha1", "kept", "Valid=True Valid", "Conflict=False NoConflicts")
+	})
 	before := have(west.api.CoreV1().Services("shop").Get(ctx, "kept-east", getOptions))(t)
 	calls, start := startLoop(t, netOf(t, west, "client"), "http://"+before.Spec.ClusterIP+"/"), time.Now()
 
@@ -77,6 +146,15 @@ func TestServiceExportVersions(t *testing.T) {
 	})
 	within(t, 30*time.Second, "a ServiceExport of v1beta1 exports", func() error {
 		return answers(ctx, "later-east")
+	})
+	within(t, 30*time.Second, "both ServiceExports have the conditions of v1beta1", func() error {
+		for _, name := range []string{"kept", "later"} {
+			err := exportReasons(ctx, "v1beta1", name, "Valid=True Valid", "Ready=True Exported")
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 
 	since := time.Now()
@@ -103,4 +181,65 @@ func TestServiceExportVersions(t *testing.T) {
 		return left(t, "later-east")
 	})
 	must(t, answers(ctx, "kept-east"))
+}
+
+// TestServiceExportConditions: the conditions of a ServiceExport follow its Service. A
+// condition that another field manager took is left alone, and a new leader writes none.
+func TestServiceExportConditions(t *testing.T) {
+	ctx := t.Context()
+	kind := serviceExportKind("v1beta1")
+	export := func(name string) string {
+		return fmt.Sprintf("apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\n"+
+			"metadata: {name: %s, namespace: shop}\n", name)
+	}
+	has := func(what, name string, want ...string) {
+		t.Helper()
+		within(t, 30*time.Second, what, func() error { return exportReasons(ctx, "v1beta1", name, want...) })
+	}
+	t.Cleanup(func() { _ = east.kubectl(background(), kind, "delete", "--ignore-not-found", "-f", "-") })
+	must(t, east.kubectl(ctx, kind, "apply", "-f", "-"))
+	within(t, soon, "the kind is served", func() error {
+		return east.kubectl(ctx, export("taken")+"---\n"+export("alias"), "apply", "-f", "-")
+	})
+	has("the Service is missing", "taken", "Valid=False NoService", "Ready=False Failed")
+	alias := "apiVersion: v1\nkind: Service\nmetadata: {name: alias, namespace: shop}\n" +
+		"spec: {type: ExternalName, externalName: example.org}\n"
+	t.Cleanup(func() { _ = east.kubectl(background(), alias, "delete", "--ignore-not-found", "-f", "-") })
+	must(t, east.kubectl(ctx, alias, "apply", "-f", "-"))
+	has("the Service has the wrong type", "alias", "Valid=False InvalidServiceType", "Ready=False Failed")
+
+	now := time.Now().UTC().Format(time.RFC3339)
+	must(t, east.kubectl(ctx, export("taken")+"status: {conditions: [{type: Valid, status: Unknown, "+
+		"reason: Other, message: another implementation, lastTransitionTime: \""+now+"\"}]}\n",
+		"apply", "--server-side", "--subresource=status", "--field-manager=other", "--force-conflicts",
+		"-f", "-"))
+	offer(t, service("taken", "annotations: {}", httpPort), "taken-east")
+	has("another manager's condition stays", "taken", "Valid=Unknown Other", "Ready=True Exported")
+	before := have(exportConditions(ctx, "v1beta1", "alias"))(t)
+
+	mark, leader := have(east.auditEnd())(t), have(east.leader(ctx))(t)
+	must(t, east.kubectl(ctx, "", "-n", system, "delete", "pod", leader))
+	within(t, time.Minute, "another replica leads", func() error {
+		next, err := east.leader(ctx)
+		if err == nil && next == leader {
+			err = fmt.Errorf("%s leads", leader)
+		}
+		return err
+	})
+	sleep(ctx, 20*time.Second)
+	for _, w := range have(east.writes(mark))(t) {
+		if w.ObjectRef.Resource == "serviceexports" {
+			t.Errorf("a new leader writes though nothing changed: %v", w)
+		}
+	}
+
+	must(t, east.kubectl(ctx, alias, "delete", "-f", "-"))
+	has("the new leader writes what changes", "alias", "Valid=False NoService", "Ready=False Failed")
+	after := have(exportConditions(ctx, "v1beta1", "alias"))(t)
+	for _, c := range []string{"Valid", "Ready"} {
+		was, is := meta.FindStatusCondition(before, c), meta.FindStatusCondition(after, c)
+		if !was.LastTransitionTime.Equal(&is.LastTransitionTime) {
+			t.Errorf("%s has the same status since %v, not %v", c, was.LastTransitionTime, is.LastTransitionTime)
+		}
+	}
 }

@@ -1,0 +1,184 @@
+package serviceexport
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/causeway-mesh/causeway/internal/catalog"
+)
+
+// list reads one page of all ServiceExports of a version, so that a new leader needs no
+// request for each object.
+func (w *Writer) list(ctx context.Context, kind schema.GroupVersionKind, term int) error {
+	if w.listing != term {
+		w.listing, w.page = term, ""
+	}
+	var page unstructured.UnstructuredList
+	page.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
+	err := w.request(ctx, func(ctx context.Context) error {
+		return w.c.API.List(ctx, &page, client.Limit(pageSize), client.Continue(w.page))
+	})
+	if apierrors.IsResourceExpired(err) {
+		w.page = ""
+	}
+	if err != nil {
+		return fmt.Errorf("list ServiceExports: %w", err)
+	}
+	w.failing = false
+	types := conditionTypes(kind)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range page.Items {
+		item := &page.Items[i]
+		o := w.objects[catalog.Key{Namespace: item.GetNamespace(), Name: item.GetName()}]
+		if o != nil && o.meta.UID == item.GetUID() {
+			o.keep(item, types, term)
+		}
+	}
+	if w.page = page.GetContinue(); w.page == "" {
+		w.listed = term
+	}
+	return nil
+}
+
+// keep records what was read of the object. The caller holds the Writer's lock.
+func (o *object) keep(read *unstructured.Unstructured, types [2]string, term int) {
+	o.term, o.version, o.left = term, read.GetResourceVersion(), false
+	o.stored = readStored(read, types)
+}
+
+// reconcile reads an object, if needed, and writes its conditions, if they differ.
+func (w *Writer) reconcile(ctx context.Context, key catalog.Key, read bool) error {
+	w.mu.Lock()
+	o, kind, term := w.objects[key], w.kind, w.term
+	if o == nil || kind.Empty() {
+		w.mu.Unlock()
+		return nil
+	}
+	o.due, o.pause = time.Time{}, time.Now().Add(objectPause)
+	current, uid, generation := *o, o.meta.UID, o.meta.Generation
+	w.mu.Unlock()
+
+	found := &unstructured.Unstructured{}
+	found.SetGroupVersionKind(kind)
+	found.SetNamespace(key.Namespace)
+	found.SetName(key.Name)
+	if read {
+		err := w.request(ctx, func(ctx context.Context) error {
+			return w.c.API.Get(ctx, client.ObjectKey{Namespace: key.Namespace, Name: key.Name}, found)
+		})
+		if apierrors.IsNotFound(err) {
+			return nil // the watch will report it
+		}
+		if err != nil {
+			w.again(key, o)
+			return fmt.Errorf("get ServiceExport %s: %w", key, err)
+		}
+		if found.GetUID() != uid {
+			return nil // the watch will report the new object
+		}
+		generation = max(generation, found.GetGeneration())
+		current.keep(found, conditionTypes(kind), term)
+		w.store(key, o, &current)
+	}
+	conditions, needed := plan(current.facts.conditions(kind), current.stored, generation, time.Now())
+	if !needed || current.left {
+		return nil
+	}
+	return w.apply(ctx, key, o, &current, kind, conditions)
+}
+
+// apply writes the conditions of an object.
+func (w *Writer) apply(ctx context.Context, key catalog.Key, o, current *object,
+	kind schema.GroupVersionKind, conditions []metav1.Condition) error {
+	next := applied(key, kind, current.meta, conditions)
+	err := w.request(ctx, func(ctx context.Context) error {
+		return w.c.API.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(next),
+			client.FieldOwner(FieldOwner))
+	})
+	switch {
+	case err == nil:
+		w.failing = false
+		w.c.Metrics.count(written)
+		current.keep(next, conditionTypes(kind), current.term)
+	case apierrors.IsConflict(err):
+		w.c.Metrics.count(conflict)
+		current.left = true
+	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
+		w.c.Metrics.count(rejected)
+		current.left = true
+	default:
+		w.c.Metrics.count(failed)
+		w.again(key, o)
+		return fmt.Errorf("write the conditions of ServiceExport %s: %w", key, err)
+	}
+	if current.left {
+		w.c.Log.Debug("conditions of a ServiceExport left alone", "serviceExport", key.String(), "error", err)
+	}
+	w.store(key, o, current)
+	return nil
+}
+
+// applied is the object to apply. The UID keeps it from an object that was created again.
+func applied(key catalog.Key, kind schema.GroupVersionKind, meta *metav1.PartialObjectMetadata,
+	conditions []metav1.Condition) *unstructured.Unstructured {
+	out := &unstructured.Unstructured{}
+	out.SetGroupVersionKind(kind)
+	out.SetNamespace(key.Namespace)
+	out.SetName(key.Name)
+	out.SetUID(meta.UID)
+	var list []any
+	for _, c := range conditions {
+		list = append(list, map[string]any{
+			"type":               c.Type,
+			"status":             string(c.Status),
+			"reason":             c.Reason,
+			"message":            c.Message,
+			"observedGeneration": c.ObservedGeneration,
+			"lastTransitionTime": c.LastTransitionTime.UTC().Format(time.RFC3339),
+		})
+	}
+	if len(list) > 0 {
+		out.Object["status"] = map[string]any{"conditions": list}
+	}
+	return out
+}
+
+// store keeps what a request said about an object, unless the object was replaced.
+func (w *Writer) store(key catalog.Key, o, current *object) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.objects[key] == o {
+		o.term, o.version, o.stored, o.left = current.term, current.version, current.stored, current.left
+	}
+}
+
+// again tries an object again after its pause.
+func (w *Writer) again(key catalog.Key, o *object) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.objects[key] == o {
+		w.push(key, o, time.Now())
+	}
+}
+
+// request makes one request within its time and the budgets.
+func (w *Writer) request(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	now := time.Now()
+	w.limit.Take(now)
+	w.c.Budget.Take(now)
+	err := do(ctx)
+	if apierrors.IsTooManyRequests(err) {
+		w.limit.Overloaded(time.Now())
+	}
+	return err
+}
