@@ -15,6 +15,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/clusterinfo"
+	"github.com/causeway-mesh/causeway/internal/serviceexport"
 )
 
 // uninstaller takes Causeway out of one cluster. Every step of it may be repeated.
@@ -55,6 +56,13 @@ func (u *uninstaller) run(ctx context.Context, s survey) error {
 	}
 	if err := u.remove(ctx, "agents, gateways, controllers", workloads, u.noPods); err != nil {
 		return err
+	}
+	exports, err := serviceexport.RemoveConditions(ctx, u.client)
+	if err != nil {
+		return err
+	}
+	if exports > 0 {
+		u.progress.say("ServiceExports", "have no conditions of Causeway any more: "+count(exports, "ServiceExport"))
 	}
 	if err := u.remove(ctx, "rights, Services, keys", belongings, nil); err != nil {
 		return err

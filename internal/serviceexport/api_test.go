@@ -268,7 +268,7 @@ func TestFakeAPIRefusesWhatOthersOwn(t *testing.T) {
 	a.take("a", Valid, "Other")
 	conditions, _ := plan(Facts{}.conditions(catalog.ServiceExportV1Beta1), stored{}, 1, timeZero)
 	err := a.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(
-		applied(key("a"), catalog.ServiceExportV1Beta1, a.meta("a"), conditions)))
+		applied(key("a"), catalog.ServiceExportV1Beta1, a.meta("a").UID, conditions)))
 	if !apierrors.IsConflict(err) {
 		t.Errorf("got %v", err)
 	}

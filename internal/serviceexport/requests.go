@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
@@ -98,7 +99,7 @@ func (w *Writer) reconcile(ctx context.Context, key catalog.Key, read bool) erro
 // apply writes the conditions of an object.
 func (w *Writer) apply(ctx context.Context, key catalog.Key, o, current *object,
 	kind schema.GroupVersionKind, conditions []metav1.Condition) error {
-	next := applied(key, kind, current.meta, conditions)
+	next := applied(key, kind, current.meta.UID, conditions)
 	err := w.request(ctx, func(ctx context.Context) error {
 		return w.c.API.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(next),
 			client.FieldOwner(FieldOwner))
@@ -127,13 +128,13 @@ func (w *Writer) apply(ctx context.Context, key catalog.Key, o, current *object,
 }
 
 // applied is the object to apply. The UID keeps it from an object that was created again.
-func applied(key catalog.Key, kind schema.GroupVersionKind, meta *metav1.PartialObjectMetadata,
+func applied(key catalog.Key, kind schema.GroupVersionKind, uid types.UID,
 	conditions []metav1.Condition) *unstructured.Unstructured {
 	out := &unstructured.Unstructured{}
 	out.SetGroupVersionKind(kind)
 	out.SetNamespace(key.Namespace)
 	out.SetName(key.Name)
-	out.SetUID(meta.UID)
+	out.SetUID(uid)
 	var list []any
 	for _, c := range conditions {
 		list = append(list, map[string]any{

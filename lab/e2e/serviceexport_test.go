@@ -64,8 +64,8 @@ spec:
   versions:` + versions + "\n"
 }
 
-// exportConditions returns the conditions of a ServiceExport in east.
-func exportConditions(ctx context.Context, version, name string) ([]metav1.Condition, error) {
+// exportConditions returns the conditions of a ServiceExport in a cluster.
+func exportConditions(ctx context.Context, c *cluster, version, name string) ([]metav1.Condition, error) {
 	var o struct {
 		Status struct {
 			Conditions []metav1.Condition `json:"conditions"`
@@ -76,14 +76,14 @@ func exportConditions(ctx context.Context, version, name string) ([]metav1.Condi
 		Version:  version,
 		Resource: "serviceexports",
 	}
-	err := east.read(ctx, kind, "shop", name, &o)
+	err := c.read(ctx, kind, "shop", name, &o)
 	return o.Status.Conditions, err
 }
 
 // exportReasons reports whether a ServiceExport has exactly the conditions of want, each
 // as TYPE=STATUS REASON.
-func exportReasons(ctx context.Context, version, name string, want ...string) error {
-	all, err := exportConditions(ctx, version, name)
+func exportReasons(ctx context.Context, c *cluster, version, name string, want ...string) error {
+	all, err := exportConditions(ctx, c, version, name)
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func TestServiceExportVersions(t *testing.T) {
 		return answers(ctx, "kept-east")
 	})
 	within(t, 20*time.Second, "a ServiceExport of v1alpha1 has conditions", func() error {
-		return exportReasons(ctx, "v1alpha1", "kept", "Valid=True Valid", "Conflict=False NoConflicts")
+		return exportReasons(ctx, east, "v1alpha1", "kept", "Valid=True Valid", "Conflict=False NoConflicts")
 	})
 	before := have(west.api.CoreV1().Services("shop").Get(ctx, "kept-east", getOptions))(t)
 	calls, start := startLoop(t, netOf(t, west, "client"), "http://"+before.Spec.ClusterIP+"/"), time.Now()
@@ -149,7 +149,7 @@ func TestServiceExportVersions(t *testing.T) {
 	})
 	within(t, 30*time.Second, "both ServiceExports have the conditions of v1beta1", func() error {
 		for _, name := range []string{"kept", "later"} {
-			err := exportReasons(ctx, "v1beta1", name, "Valid=True Valid", "Ready=True Exported")
+			err := exportReasons(ctx, east, "v1beta1", name, "Valid=True Valid", "Ready=True Exported")
 			if err != nil {
 				return err
 			}
@@ -194,7 +194,7 @@ func TestServiceExportConditions(t *testing.T) {
 	}
 	has := func(what, name string, want ...string) {
 		t.Helper()
-		within(t, 30*time.Second, what, func() error { return exportReasons(ctx, "v1beta1", name, want...) })
+		within(t, 30*time.Second, what, func() error { return exportReasons(ctx, east, "v1beta1", name, want...) })
 	}
 	t.Cleanup(func() { _ = east.kubectl(background(), kind, "delete", "--ignore-not-found", "-f", "-") })
 	must(t, east.kubectl(ctx, kind, "apply", "-f", "-"))
@@ -215,7 +215,7 @@ func TestServiceExportConditions(t *testing.T) {
 		"-f", "-"))
 	offer(t, service("taken", "annotations: {}", httpPort), "taken-east")
 	has("another manager's condition stays", "taken", "Valid=Unknown Other", "Ready=True Exported")
-	before := have(exportConditions(ctx, "v1beta1", "alias"))(t)
+	before := have(exportConditions(ctx, east, "v1beta1", "alias"))(t)
 
 	mark, leader := have(east.auditEnd())(t), have(east.leader(ctx))(t)
 	must(t, east.kubectl(ctx, "", "-n", system, "delete", "pod", leader))
@@ -235,7 +235,7 @@ func TestServiceExportConditions(t *testing.T) {
 
 	must(t, east.kubectl(ctx, alias, "delete", "-f", "-"))
 	has("the new leader writes what changes", "alias", "Valid=False NoService", "Ready=False Failed")
-	after := have(exportConditions(ctx, "v1beta1", "alias"))(t)
+	after := have(exportConditions(ctx, east, "v1beta1", "alias"))(t)
 	for _, c := range []string{"Valid", "Ready"} {
 		was, is := meta.FindStatusCondition(before, c), meta.FindStatusCondition(after, c)
 		if !was.LastTransitionTime.Equal(&is.LastTransitionTime) {

@@ -33,6 +33,15 @@ func TestUninstallLeavesNothing(t *testing.T) {
 			return answersIn(ctx, caller, "http://baz-"+peer.Name()+".shop/", peer)
 		})
 	}
+	export := serviceExportKind("v1beta1")
+	must(t, left.kubectl(ctx, export, "apply", "-f", "-"))
+	within(t, soon, "the kind is served", func() error {
+		return left.kubectl(ctx, "apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\n"+
+			"metadata: {name: baz, namespace: shop}\n", "apply", "-f", "-")
+	})
+	within(t, 30*time.Second, "it has conditions", func() error {
+		return exportReasons(ctx, left, "v1beta1", "baz", "Valid=True Valid", "Ready=True Exported")
+	})
 	for _, c := range []*cluster{right, left} {
 		name := c.Name()
 		if with := have(c.everything(ctx))(t); len(with) < len(before[name])+60 {
@@ -41,6 +50,10 @@ func TestUninstallLeavesNothing(t *testing.T) {
 		start := time.Now()
 		said := have(c.causeway(ctx, "uninstall", "--yes"))(t)
 		t.Logf("%s, after %.1f s: %s", name, time.Since(start).Seconds(), said)
+		if c == left {
+			must(t, exportReasons(ctx, left, "v1beta1", "baz"))
+			must(t, left.kubectl(ctx, export, "delete", "-f", "-"))
+		}
 		must(t, c.kubectl(ctx, "", "delete", "namespace", "shop", "--timeout=60s"))
 		// A kubelet clears away what it kept of pods that have gone once a minute.
 		within(t, 2*time.Minute, name+" is as it was", func() error {
