@@ -207,7 +207,35 @@ func TestStream(t *testing.T) {
 		w.publish(Node("n1"))
 		w.publish(Agents, upstream("for agents", "1:1"))
 		wantState(t, "changes of other scopes", c, two)
+		bubble.Pass(updateInterval)
 		wantState(t, "empty view", c, w.publish(Gateways))
+	})
+}
+
+// A client works on each Update, so many changes come together. The first one does not
+// wait.
+func TestChangesComeTogether(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.serve()
+		w.publish(Gateways, upstream("a", "1:1"))
+		states := 0
+		w.co.OnState = func(View) { states++ }
+		c := w.client()
+		bubble.Pass(time.Minute)
+		states = 0
+		first := w.publish(Gateways, upstream("a", "1:2"))
+		synctest.Wait()
+		wantState(t, "the first change", c, first)
+		var last View
+		for i := range 1000 {
+			last = w.publish(Gateways, upstream("a", fmt.Sprint("1:", 10+i)))
+			bubble.Pass(time.Millisecond)
+		}
+		bubble.Pass(updateInterval)
+		wantState(t, "the last change", c, last)
+		if most := int(time.Second/updateInterval) + 2; states > most {
+			t.Errorf("1,000 changes in a second are %d states, want at most %d", states, most)
+		}
 	})
 }
 

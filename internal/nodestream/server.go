@@ -314,6 +314,11 @@ func (s *Server) admit(subject Subject) (release func(), err error) {
 	}, nil
 }
 
+// updateInterval is the shortest time between two Updates with changes on one stream. The
+// first change after it is sent at once, and what changes meanwhile is sent together,
+// because a client that knows thousands of resources has work with each Update.
+const updateInterval = 50 * time.Millisecond
+
 // serveStream sends the state of subject, its changes, heartbeats and questions, until
 // the stream has to end.
 func (s *Server) serveStream(
@@ -353,16 +358,27 @@ func (s *Server) serveStream(
 	defer heartbeat.Stop()
 	age := time.NewTimer(s.o.MaxAge/2 + rand.N(s.o.MaxAge/2+1))
 	defer age.Stop()
+	var pause <-chan time.Time // until the next change is sent; nil: at once
 	for {
-		if u, ok := src.next(); ok {
-			if err := send(src, u); err != nil {
-				return err
+		var first, second <-chan struct{}
+		if pause == nil {
+			if u, ok := src.next(); ok {
+				if err := send(src, u); err != nil {
+					return err
+				}
+				if src.whole() {
+					pause = time.After(updateInterval)
+				}
 			}
 		}
-		first, second := src.changed()
+		if pause == nil {
+			first, second = src.changed()
+		}
 		select {
 		case <-first:
 		case <-second:
+		case <-pause:
+			pause = nil
 		case <-heartbeat.C:
 			if err := send(src, &wire.Update{Complete: src.whole()}); err != nil {
 				return err
