@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
 )
 
@@ -207,11 +209,15 @@ func simulatedPod(name, node string) *corev1.Pod {
 }
 
 // reportRunning writes the status of a pod that runs at an address, and returns the pod as
-// it is then.
+// it is then. It is a patch, because the controller manager writes to pods of Nodes that
+// are not ready, too.
 func (c *cluster) reportRunning(ctx context.Context, p *corev1.Pod, ip, host string) (*corev1.Pod, error) {
-	next := p.DeepCopy()
-	next.Status = runningStatus(p, ip, host)
-	return c.api.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
+	patch, err := json.Marshal(map[string]any{"status": runningStatus(p, ip, host)})
+	if err != nil {
+		return nil, err
+	}
+	return c.api.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.MergePatchType, patch,
+		metav1.PatchOptions{}, "status")
 }
 
 // runningStatus is what a kubelet reports of a pod whose containers all run.
