@@ -41,9 +41,9 @@ type batch struct {
 	// serviceExportKeys are all ServiceExports that there are; nil: not listed.
 	serviceExportKeys map[catalog.Key]bool
 
-	// peers are the Links with news from their peer, mirrors those whose mirrors
-	// progressed.
-	peers, mirrors map[string]bool
+	// peers are the Links whose peer's snapshot or addresses changed, catalogs those whose
+	// peer's catalog changed, and mirrors those whose mirrors progressed.
+	peers, catalogs, mirrors map[string]bool
 	// stored are the results of ledger writes, ledgerList a live list of all Ledgers.
 	stored       []storeResult
 	ledgerList   []v1alpha1.Ledger
@@ -95,6 +95,10 @@ func (in *inbox) take() *batch {
 
 func (in *inbox) peerChanged(link string) {
 	in.add(func(b *batch) { put(&b.peers, link) })
+}
+
+func (in *inbox) catalogChanged(link string) {
+	in.add(func(b *batch) { put(&b.catalogs, link) })
 }
 
 func (in *inbox) mirrorsChanged(link string) {

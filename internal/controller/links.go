@@ -37,9 +37,7 @@ type linkState struct {
 	// stored are the numbers of the lists in resolved; nil: they have to be collected
 	// again.
 	stored map[string]uint64
-	// snapshots are those that resolved was resolved with.
-	snapshots map[string]*peering.Snapshot
-	day       uint32 // whose keys were last distributed
+	day    uint32 // whose keys were last distributed
 }
 
 // resolvedPeer is what a peer's Link and the stored list of its issuers come to.
@@ -57,7 +55,6 @@ func newLinkState(id *clusterid.Identity, log *slog.Logger) *linkState {
 	return &linkState{
 		identity: id, log: log, links: make(map[string]*v1alpha1.Link),
 		trusts: make(map[string]*v1alpha1.PeerTrust), resolved: make(map[string]resolvedPeer),
-		snapshots: make(map[string]*peering.Snapshot),
 	}
 }
 
@@ -108,12 +105,11 @@ func (s *linkState) resolve(name string, snapshot *peering.Snapshot) {
 	if s.resolved[name] = next; !had {
 		s.names = nil
 	}
-	s.snapshots[name], s.stored = snapshot, nil
+	s.stored = nil
 }
 
 func (s *linkState) forget(name string) {
 	delete(s.resolved, name)
-	delete(s.snapshots, name)
 	s.names, s.stored = nil, nil
 }
 

@@ -481,6 +481,7 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 		Namespace: p.o.Namespace,
 		Ranges:    slices.Concat(p.ranges, p.o.ClusterRanges),
 		OnChange:  in.peerChanged,
+		OnCatalog: in.catalogChanged,
 		Log:       p.log,
 		Metrics:   m,
 		Budgets:   p.budgets,

@@ -398,11 +398,7 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 	}
 	trusts := make(map[string]bool) // Links whose PeerTrust is to be planned
 	for name := range b.peers {
-		trusts[name] = true
-		// Most news of a peer is about its catalog, which does not concern the Link.
-		if r.snapshots[name] != r.links.snapshots[name] {
-			dirty[name] = true
-		}
+		dirty[name] = true
 	}
 	for name, due := range r.trustDue {
 		if !now.Before(due) {
@@ -594,7 +590,7 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 		if l.since.Equal(now) {
 			continue // its streams begin after this pass: what there is came from another peer
 		}
-		if !b.peers[name] && (l.recheck.IsZero() || now.Before(l.recheck)) {
+		if !b.peers[name] && !b.catalogs[name] && (l.recheck.IsZero() || now.Before(l.recheck)) {
 			p.dueAt(l.recheck)
 			continue
 		}

@@ -247,6 +247,7 @@ func mustDecode(b []byte) *wire.Resource {
 type source struct {
 	scopes  []*scope
 	readers []*delta.Reader[[]byte]
+	turn    int    // the reader that is asked first
 	token   []byte // names the source, for resuming it
 	sent    uint64 // Updates
 }
@@ -279,7 +280,7 @@ func (h *Hub) open(names []Scope) (*source, error) {
 // read begins at the beginning of all scopes.
 func (s *source) read() {
 	s.close()
-	s.readers = nil
+	s.readers, s.turn = nil, 0
 	for _, sc := range s.scopes {
 		s.readers = append(s.readers, sc.log.NewReader(nil))
 	}
@@ -315,18 +316,20 @@ func (s *source) next() (*wire.Update, bool) {
 	return u, true
 }
 
+// batch returns an Update of one scope. The scopes have turns, so that one that changes
+// all the time cannot delay another.
 func (s *source) batch() (*wire.Update, bool) {
-	for _, r := range s.readers {
-		b, ok := r.Next(chunkBytes)
-		if !ok {
-			continue
+	for range s.readers {
+		r := s.readers[s.turn]
+		s.turn = (s.turn + 1) % len(s.readers)
+		if b, ok := r.Next(chunkBytes); ok {
+			return &wire.Update{
+				Upserts:  b.Upserts,
+				Removed:  b.Removed,
+				Reset_:   b.Reset,
+				Complete: s.whole(),
+			}, true
 		}
-		return &wire.Update{
-			Upserts:  b.Upserts,
-			Removed:  b.Removed,
-			Reset_:   b.Reset,
-			Complete: s.whole(),
-		}, true
 	}
 	return nil, false
 }

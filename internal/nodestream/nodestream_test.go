@@ -212,6 +212,31 @@ func TestStream(t *testing.T) {
 	})
 }
 
+// An agent has two scopes. One that changes all the time does not delay the other.
+func TestBusyScopeDelaysNoOther(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.setToken("agent/n1")
+		w.serve()
+		w.publish(Agents, upstream("a", "1:1"))
+		w.publish(Node("n1"), upstream("b", "1:1"))
+		c := w.client()
+		bubble.Pass(time.Minute)
+		for i := range 200 {
+			w.publish(Agents, upstream("a", fmt.Sprint("1:", 10+i)))
+			if i == 100 {
+				w.publish(Node("n1"), upstream("b", "1:2"))
+			}
+			if i == 100+int(2*updateInterval/time.Millisecond) {
+				v, _ := c.State()
+				if got := v["upstream/b"].GetUpstream().GetAddress(); got != "1:2" {
+					t.Errorf("after two intervals the node's own change has not arrived: %s", got)
+				}
+			}
+			bubble.Pass(time.Millisecond)
+		}
+	})
+}
+
 // A client works on each Update, so many changes come together. The first one does not
 // wait.
 func TestChangesComeTogether(t *testing.T) {

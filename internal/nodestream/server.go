@@ -314,9 +314,10 @@ func (s *Server) admit(subject Subject) (release func(), err error) {
 	}, nil
 }
 
-// updateInterval is the shortest time between two Updates with changes on one stream. The
-// first change after it is sent at once, and what changes meanwhile is sent together,
-// because a client that knows thousands of resources has work with each Update.
+// updateInterval is the time in which a stream gets at most one Update with changes for
+// each of its scopes. A change after a quiet interval is sent immediately. Changes within
+// the interval are sent together, because each Update costs a client with thousands of
+// resources CPU time.
 const updateInterval = 50 * time.Millisecond
 
 // serveStream sends the state of subject, its changes, heartbeats and questions, until
@@ -358,7 +359,8 @@ func (s *Server) serveStream(
 	defer heartbeat.Stop()
 	age := time.NewTimer(s.o.MaxAge/2 + rand.N(s.o.MaxAge/2+1))
 	defer age.Stop()
-	var pause <-chan time.Time // until the next change is sent; nil: at once
+	var pause <-chan time.Time // until changes are sent again; nil: now
+	sent := 0                  // Updates with changes since the last pause
 	for {
 		var first, second <-chan struct{}
 		if pause == nil {
@@ -366,8 +368,8 @@ func (s *Server) serveStream(
 				if err := send(src, u); err != nil {
 					return err
 				}
-				if src.whole() {
-					pause = time.After(updateInterval)
+				if sent++; sent >= len(src.scopes) && src.whole() {
+					pause, sent = time.After(updateInterval), 0
 				}
 			}
 		}

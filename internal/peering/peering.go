@@ -53,6 +53,9 @@ type Config struct {
 	// Ranges are this cluster's own ranges: virtual IPs, pods, Services. Addresses inside
 	// them are dialed only if a Link's gatewayCIDRs contain them.
 	Ranges []netip.Prefix
+	// OnCatalog is called with a Link's name after the peer's catalog changed, if nothing
+	// else did that OnChange reports. Nil means OnChange.
+	OnCatalog func(link string)
 	// OnChange is called with a Link's name after something changed that the reconciler
 	// reads: the Snapshot, the catalog, or an input of Set. It must not block, and may be
 	// called by several goroutines at once.
@@ -90,6 +93,9 @@ func New(c Config) *Peers {
 		c.Lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		}
+	}
+	if c.OnCatalog == nil {
+		c.OnCatalog = c.OnChange
 	}
 	if c.Budgets == nil {
 		c.Budgets = wire.NewBudgets()
@@ -179,9 +185,14 @@ func (p *Peers) Acknowledged() map[string]uint64 {
 func (p *Peers) update(s *peer, change func()) {
 	p.mu.Lock()
 	changed := p.links[s.link.Name] == s && s.apply(time.Now(), change)
+	catalog := p.links[s.link.Name] == s && s.catalogChanged
+	s.catalogChanged = false
 	p.mu.Unlock()
-	if changed {
+	switch {
+	case changed:
 		p.c.OnChange(s.link.Name)
+	case catalog:
+		p.c.OnCatalog(s.link.Name)
 	}
 }
 
@@ -216,8 +227,9 @@ type peer struct {
 	writingTrust  bool // a goroutine writes the peer's PeerTrust
 	handingOver   bool // a goroutine writes that of the Link that takes over next
 
-	snapshot *Snapshot // of all the above; never nil
-	notify   bool      // a change that is not in the snapshot concerns the reconciler
+	snapshot       *Snapshot // of all the above; never nil
+	catalogChanged bool      // TakeCatalog has something that was not reported yet
+	notify         bool      // a change that is not in the snapshot concerns the reconciler
 }
 
 // newPeer returns the state of a new peer. The caller holds mu.

@@ -217,7 +217,7 @@ type catalogSink struct {
 func (c catalogSink) Catalog(_ string, d wire.Delta) {
 	c.p.update(c.s, func() {
 		c.s.catalog.receive(d, time.Now())
-		c.s.notify = true
+		c.s.catalogChanged = true
 	})
 }
 
