@@ -59,7 +59,7 @@ func (u *uninstaller) run(ctx context.Context, s survey) error {
 	}
 	exports, err := serviceexport.RemoveConditions(ctx, u.client)
 	if err != nil {
-		return err
+		u.notes = append(u.notes, fmt.Sprintf("ServiceExports keep conditions of Causeway: %v", err))
 	}
 	if exports > 0 {
 		u.progress.say("ServiceExports", "have no conditions of Causeway any more: "+count(exports, "ServiceExport"))

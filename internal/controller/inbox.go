@@ -41,8 +41,8 @@ type batch struct {
 	// serviceExportKeys are all ServiceExports that there are; nil: not listed.
 	serviceExportKeys map[catalog.Key]bool
 
-	// peers are the Links whose peer's snapshot or addresses changed, catalogs those whose
-	// peer's catalog changed, and mirrors those whose mirrors progressed.
+	// peers are the Links whose peer's snapshot or addresses changed, catalogs those
+	// whose peer's catalog changed, and mirrors those whose mirrors progressed.
 	peers, catalogs, mirrors map[string]bool
 	// stored are the results of ledger writes, ledgerList a live list of all Ledgers.
 	stored       []storeResult

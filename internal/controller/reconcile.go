@@ -395,6 +395,11 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 	for k, o := range b.trusts {
 		setOrDelete(r.links.trusts, k.Name, o)
 		dirty[k.Name], p.housekeeping = true, true
+		for name, standby := range r.links.judged.Standbys {
+			if standby.Name == k.Name {
+				dirty[name] = true // which hands over what it knows
+			}
+		}
 	}
 	trusts := make(map[string]bool) // Links whose PeerTrust is to be planned
 	for name := range b.peers {

@@ -219,6 +219,10 @@ func TestCatalogNewsDoNotResolveTheLink(t *testing.T) {
 		if !p.status["east"] {
 			t.Error("the Link's status counts mirrors")
 		}
+		r.inbox.peerChanged("east")
+		if p := r.pass(); p.peers == nil {
+			t.Error("an answer of DNS, which no snapshot shows, does not reach the peer's streams")
+		}
 		stream.Disconnected(errors.New("gone"))
 		if p := r.pass(); !slices.ContainsFunc(p.views, ofLink) {
 			t.Error("agents are not told that no gateway of the peer is healthy")

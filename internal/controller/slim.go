@@ -11,10 +11,16 @@ import (
 )
 
 const (
-	// maxShared bounds the values of each kind that a slimmer knows.
+	// maxShared is the largest number of strings that a slimmer remembers.
 	maxShared = 4096
 	// maxSharedLen is the length of the longest string that a slimmer shares.
 	maxSharedLen = 128
+	// maxSharedLists, maxSharedContainers and maxSharedBytes bound the lists of
+	// containers that a slimmer shares, and the length and the encoding of each. The
+	// bound of all of them is 15 MB.
+	maxSharedLists      = 1024
+	maxSharedContainers = 8
+	maxSharedBytes      = 512
 )
 
 // slimmer makes the objects of the informers' caches small, because a cluster has tens of
@@ -142,14 +148,17 @@ func (s *slimmer) slimContainers(all []corev1.Container) []corev1.Container {
 			SecurityContext: slimSecurity(c.SecurityContext),
 		}
 	}
+	if len(kept) > maxSharedContainers {
+		return kept
+	}
 	encoded, err := (&corev1.PodSpec{Containers: kept}).Marshal()
-	if err != nil {
+	if err != nil || len(encoded) > maxSharedBytes {
 		return kept
 	}
 	if known, ok := s.containers[string(encoded)]; ok {
 		return known
 	}
-	if len(s.containers) >= maxShared {
+	if len(s.containers) >= maxSharedLists {
 		clear(s.containers)
 	}
 	s.containers[string(encoded)] = kept

@@ -60,6 +60,12 @@ func TestSlimmerIsBounded(t *testing.T) {
 		p := podOn("n1", fmt.Sprint("pod-", i))
 		p.Labels = map[string]string{fmt.Sprint("key-", i): "v", "long": string(make([]byte, maxSharedLen+1))}
 		p.Spec.Containers = []corev1.Container{{Name: fmt.Sprint("c", i)}}
+		switch i % 3 {
+		case 1:
+			p.Spec.Containers[0].Ports = make([]corev1.ContainerPort, 1000)
+		case 2:
+			p.Spec.Containers = append(p.Spec.Containers, make([]corev1.Container, maxSharedContainers)...)
+		}
 		if _, err := s.pod(p); err != nil {
 			t.Fatal(err)
 		}
@@ -67,9 +73,14 @@ func TestSlimmerIsBounded(t *testing.T) {
 			t.Fatalf("pod %d became another: %+v", i, p)
 		}
 	}
-	if len(s.strings) > maxShared || len(s.containers) > maxShared {
-		t.Errorf("%d strings and %d lists of containers are remembered, want at most %d",
-			len(s.strings), len(s.containers), maxShared)
+	if len(s.strings) > maxShared || len(s.containers) > maxSharedLists {
+		t.Errorf("%d strings and %d lists of containers are remembered, want at most %d and %d",
+			len(s.strings), len(s.containers), maxShared, maxSharedLists)
+	}
+	for encoded, list := range s.containers {
+		if len(encoded) > maxSharedBytes || len(list) > maxSharedContainers {
+			t.Errorf("a list of %d containers, %d bytes, is remembered", len(list), len(encoded))
+		}
 	}
 	for v := range s.strings {
 		if len(v) > maxSharedLen {

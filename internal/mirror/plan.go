@@ -93,12 +93,16 @@ func (c Change) isContent() bool { return c.Op == Update && !c.changesEndpoints(
 // or creates the Service.
 func (c Change) isUrgent() bool {
 	switch {
-	case c.Service == nil || c.Op == Delete:
-		return c.changesEndpoints()
+	case c.Op == Delete:
+		return false
 	case c.Op == Create:
+		return c.Service != nil
+	case c.changesEndpoints():
 		return true
 	}
-	return !slices.EqualFunc(c.Service.OwnerReferences, c.Was.GetOwnerReferences(), sameRef)
+	is, was := c.Object(), c.Was
+	return !slices.EqualFunc(is.GetOwnerReferences(), was.GetOwnerReferences(), sameRef) ||
+		is.GetLabels()[discoveryv1.LabelServiceName] != was.GetLabels()[discoveryv1.LabelServiceName]
 }
 
 // changesEndpoints reports whether c updates a slice to list other endpoints, or the same

@@ -158,16 +158,18 @@ func (p *Peers) HandOver(from string, to link.Peer, der []byte) {
 	s.handingOver = true
 	p.running.Go(func() {
 		waits := backoff.Backoff{Min: time.Second, Max: 30 * time.Second}
-		for {
+		stored := false
+		for !stored {
 			ctx, cancel := context.WithTimeout(s.life, trustTimeout)
 			_, err := p.trust.storeIssuers(ctx, to, der)
 			cancel()
-			if err == nil || errors.Is(err, errOlderList) || errors.Is(err, identity.ErrIssuerList) ||
-				!waits.Wait(s.life) {
+			stored = err == nil
+			if errors.Is(err, errOlderList) || errors.Is(err, identity.ErrIssuerList) ||
+				!stored && !waits.Wait(s.life) {
 				break
 			}
 		}
-		backoff.Sleep(s.life, time.Second) // for the cache to show the result
-		p.update(s, func() { s.handingOver = false })
+		backoff.Sleep(s.life, time.Second)                              // for the cache to show the result
+		p.update(s, func() { s.handingOver, s.notify = false, stored }) // there may be a newer list
 	})
 }

@@ -27,6 +27,9 @@ const (
 	minDelay = time.Second
 	// maxDelay is the longest.
 	maxDelay = 3 * time.Second
+	// maxAnswers is how many answers in a row a request hides from the informer. More of
+	// them have another cause than an outage, which the informer logs.
+	maxAnswers = 5
 	// DialTimeout is the timeout of one connection attempt with Dialer. The default of
 	// client-go, 30 s, would hide that a network path is back.
 	DialTimeout = 5 * time.Second
@@ -43,10 +46,15 @@ type roundTripper struct{ next http.RoundTripper }
 
 // RoundTrip implements [http.RoundTripper].
 func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
-	for {
+	for answers := 0; ; {
 		resp, err := t.next.RoundTrip(r)
 		if r.Method != http.MethodGet || !away(resp, err) || r.Context().Err() != nil {
 			return resp, err
+		}
+		if resp != nil {
+			if answers++; answers > maxAnswers {
+				return resp, err
+			}
 		}
 		if !backoff.Sleep(r.Context(), minDelay+rand.N(maxDelay-minDelay)) {
 			return resp, err

@@ -82,6 +82,11 @@ func TestRoundTripper(t *testing.T) {
 				}
 			},
 		},
+		"an API server that cannot answer": {
+			why: "the informer logs it, and backs off", method: http.MethodGet,
+			attempts: maxAnswers + 1, status: 504,
+			answers: func(a *attempts) []answer { return []answer{a.status(504)} },
+		},
 		"a write": {
 			why: "its caller decides whether to repeat it", method: http.MethodPatch,
 			attempts: 1, err: errRefused,

@@ -32,7 +32,12 @@ func removeConditions(ctx context.Context, api API, kind schema.GroupVersionKind
 	for next := ""; ; {
 		var page unstructured.UnstructuredList
 		page.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
-		if err := api.List(ctx, &page, client.Limit(pageSize), client.Continue(next)); err != nil {
+		err := api.List(ctx, &page, client.Limit(pageSize), client.Continue(next))
+		if apierrors.IsResourceExpired(err) && next != "" {
+			next = "" // those that were changed are skipped
+			continue
+		}
+		if err != nil {
 			return removed, fmt.Errorf("list ServiceExports: %w", err)
 		}
 		for i := range page.Items {

@@ -79,7 +79,7 @@ func (w *Writer) reconcile(ctx context.Context, key catalog.Key, read bool) erro
 			return nil // the watch will report it
 		}
 		if err != nil {
-			w.again(key, o)
+			w.again(key, o, err)
 			return fmt.Errorf("get ServiceExport %s: %w", key, err)
 		}
 		if found.GetUID() != uid {
@@ -109,6 +109,7 @@ func (w *Writer) apply(ctx context.Context, key catalog.Key, o, current *object,
 		w.failing = false
 		w.c.Metrics.count(written)
 		current.keep(next, conditionTypes(kind), current.term)
+		current.denied = 0
 	case apierrors.IsConflict(err):
 		w.c.Metrics.count(conflict)
 		current.left = true
@@ -117,7 +118,7 @@ func (w *Writer) apply(ctx context.Context, key catalog.Key, o, current *object,
 		current.left = true
 	default:
 		w.c.Metrics.count(failed)
-		w.again(key, o)
+		w.again(key, o, err)
 		return fmt.Errorf("write the conditions of ServiceExport %s: %w", key, err)
 	}
 	if current.left {
@@ -158,14 +159,20 @@ func (w *Writer) store(key catalog.Key, o, current *object) {
 	defer w.mu.Unlock()
 	if w.objects[key] == o {
 		o.term, o.version, o.stored, o.left = current.term, current.version, current.stored, current.left
+		o.denied = current.denied
 	}
 }
 
-// again tries an object again after its pause.
-func (w *Writer) again(key catalog.Key, o *object) {
+// again queues an object for a retry after its pause, which grows while the API server
+// denies its requests.
+func (w *Writer) again(key catalog.Key, o *object, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.objects[key] == o {
+		if concernsObject(err) {
+			o.pause = time.Now().Add(min(objectPause<<min(o.denied, 10), maxObjectPause))
+			o.denied++
+		}
 		w.push(key, o, time.Now())
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -32,6 +33,12 @@ const (
 	requestTimeout = 10 * time.Second
 	// minRetry is the shortest pause after a failure.
 	minRetry = 500 * time.Millisecond
+	// maxObjectPause bounds the pause of an object whose requests the API server denies.
+	maxObjectPause = time.Minute
+	// deniedPause is the pause of all requests after one that the API server denied, and
+	// none succeeded for deniedInRow requests.
+	deniedPause = 100 * time.Millisecond
+	deniedInRow = 5
 )
 
 // API is the part of the API server that a Writer uses. Its reads must not be cached.
@@ -73,6 +80,7 @@ type Writer struct {
 	// failing means that a failure was logged and no list or write has succeeded since.
 	// A read of one object does not count: reads succeed where the right to write lacks.
 	failing bool
+	denied  int // requests since the last success
 }
 
 // object is what a Writer keeps of a ServiceExport.
@@ -88,6 +96,8 @@ type object struct {
 	// left means that the API server refused to take our conditions. They are not
 	// written until the object changes.
 	left bool
+	// denied counts the failed requests since the last success.
+	denied int
 }
 
 // queued is an object that may need a request. It is void if the object has another due.
@@ -152,10 +162,17 @@ func (w *Writer) notify() {
 	}
 }
 
-// push puts an object into the queue. The caller holds the lock.
+// push puts an object into the queue, unless no version is served: Serve then does. The
+// caller holds the lock.
 func (w *Writer) push(key catalog.Key, o *object, now time.Time) {
-	if !o.due.IsZero() {
+	if !o.due.IsZero() || w.kind.Empty() {
 		return
+	}
+	if len(w.queue) > 2*len(w.objects)+pageSize { // most are of objects that were removed
+		w.queue = slices.DeleteFunc(w.queue, func(q queued) bool {
+			o := w.objects[q.key]
+			return o == nil || !o.due.Equal(q.due)
+		})
 	}
 	due := now.Add(settleDelay)
 	if due.Before(o.pause) {
@@ -200,17 +217,36 @@ func (w *Writer) step(ctx context.Context, now time.Time) (wait time.Duration, i
 	if wait := max(w.limit.Wait(now), w.c.Budget.Wait(now)); wait > 0 {
 		return wait, false
 	}
-	if err := do(ctx); err != nil && ctx.Err() == nil {
-		w.fail(err)
-	} else if err == nil {
-		w.retryAt = time.Time{}
+	err := do(ctx)
+	switch {
+	case err == nil:
+		w.retryAt, w.denied = time.Time{}, 0
 		w.retry.Reset()
+	case ctx.Err() != nil:
+	case concernsObject(err): // the object has a separate pause
+		w.log(err)
+		if w.denied++; w.denied > deniedInRow {
+			w.retryAt = time.Now().Add(deniedPause)
+		}
+	default:
+		w.log(err)
+		w.retryAt = time.Now().Add(minRetry + w.retry.Next())
 	}
 	return 0, false
 }
 
-// fail delays all requests after a failure. It logs the first of an outage.
-func (w *Writer) fail(err error) {
+// concernsObject reports whether the API server denied a request, for example by an
+// admission policy of one namespace. Other failures have the same cause for all objects.
+func concernsObject(err error) bool {
+	switch apierrors.ReasonForError(err) {
+	case metav1.StatusReasonForbidden, metav1.StatusReasonInternalError:
+		return true
+	}
+	return false
+}
+
+// log logs a failure: the first of an outage as a warning.
+func (w *Writer) log(err error) {
 	level := slog.LevelWarn
 	if w.failing {
 		level = slog.LevelDebug
@@ -218,7 +254,6 @@ func (w *Writer) fail(err error) {
 	w.failing = true
 	w.c.Log.Log(context.Background(), level, "cannot write conditions of ServiceExports, retrying",
 		"error", err)
-	w.retryAt = time.Now().Add(minRetry + w.retry.Next())
 }
 
 // next returns what to request next; nil: nothing before wait, or at all if wait is 0.

@@ -225,6 +225,51 @@ func TestWriterPausesAfterFailure(t *testing.T) {
 	})
 }
 
+// An admission policy that denies the objects of one namespace must not stop all others.
+func TestDeniedObjectsDelayNoOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		denied := []string{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j"}
+		api := newFakeAPI(append(denied, "z")...)
+		api.refuseWith(func(request string) error {
+			if strings.HasPrefix(request, "apply ") && request != "apply z" {
+				return apierrors.NewForbidden(resource, "", errors.New("denied by a policy"))
+			}
+			return nil
+		})
+		lead(t, api, func(w *term) {
+			w.set(exported, denied...)
+			w.Serve(beta)
+			bubble.Pass(time.Hour)
+			if n := len(api.took()); n > 60*len(denied)+100 {
+				t.Errorf("%d requests in an hour for %d denied objects", n, len(denied))
+			}
+			w.set(exported, "z")
+			bubble.Pass(2 * time.Minute)
+			expect(t, "a healthy object", api.reasons("z"), works)
+		})
+	})
+}
+
+// A tenant may create and delete ServiceExports all the time.
+func TestQueueIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := newFakeAPI("a")
+		api.refuseWith(func(string) error { return errors.New("no route to host") })
+		lead(t, api, func(w *term) {
+			for _, served := range []schema.GroupVersionKind{{}, beta} {
+				w.Serve(served)
+				for range 20 * pageSize {
+					w.set(exported, "a")
+					w.Remove(key("a"))
+				}
+				if n := len(w.queue); n > 2*pageSize {
+					t.Errorf("%d elements are queued for no object, version %q", n, served.Version)
+				}
+			}
+		})
+	})
+}
+
 func TestWriterBoundsItsRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var names []string
