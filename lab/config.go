@@ -62,8 +62,9 @@ shutdownGracePeriod: 0s
 `, p.CA, p.Cert, p.Key, p.Resolv, p.CgroupRoot, p.PodLogs, dnsServiceIP)
 }
 
-// proxyConfig is kube-proxy's. Its rules follow a change within minSync; in the nftables
-// mode it lists all of its rules each time, which takes seconds with thousands of Services.
+// proxyConfig is kube-proxy's configuration. kube-proxy changes its rules at most once
+// per minSync. In nftables mode it lists all of its rules for each change, which takes
+// seconds with thousands of Services.
 func proxyConfig(kubeconfig, mode, node, pods, minSync string) string {
 	return fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration

@@ -73,8 +73,9 @@ func (s Shape) heapLimit(mebibytes int) string {
 	return fmt.Sprintf("%dMiB", mebibytes)
 }
 
-// proxyPeriod is the shortest time between two changes of kube-proxy's rules, by default
-// that of kube-proxy itself. In a large cluster each one takes seconds of both processors.
+// proxyPeriod is the shortest time between two changes of kube-proxy's rules. It is
+// kube-proxy's default, except in a large cluster, where each change keeps both
+// processors busy for seconds.
 func (s Shape) proxyPeriod() string {
 	if s.Large {
 		return "30s"

@@ -130,13 +130,13 @@ type LinkStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
-	// Mirrors is the number of Services mirrored from the peer. A change of it alone may
-	// show 30 s late.
+	// Mirrors is the number of Services mirrored from the peer. If only the counts
+	// change, they are written after up to 30 s.
 	// +optional
 	Mirrors int32 `json:"mirrors"`
 
-	// Exports is the number of Services of this cluster that the peer sees. A change of
-	// it alone may show 30 s late.
+	// Exports is the number of Services of this cluster that the peer sees. If only the
+	// counts change, they are written after up to 30 s.
 	// +optional
 	Exports int32 `json:"exports"`
 

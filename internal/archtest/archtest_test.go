@@ -204,7 +204,7 @@ var importRules = map[string]struct {
 		forbid: except(anything, standard),
 	},
 	"only tests import bubble": {
-		why:    "it waits for goroutines of a testing/synctest bubble",
+		why:    "it works only in a testing/synctest bubble",
 		from:   anything,
 		forbid: in("internal/bubble"),
 	},
@@ -340,8 +340,8 @@ func TestViolations(t *testing.T) {
 // in real time.
 func TestUnitTestsNeitherSleepNorSkip(t *testing.T) {
 	banned := map[string]string{
-		"time.Sleep": "in a testing/synctest bubble use bubble.Pass, or <-time.After in a fake " +
-			"that is slow; outside of one wait for the event itself",
+		"time.Sleep": "in a testing/synctest bubble use bubble.Pass, or <-time.After to make a fake " +
+			"slow; outside of a bubble wait for the event itself",
 		"t.Skip":    "a test that does not run proves nothing",
 		"t.Skipf":   "a test that does not run proves nothing",
 		"t.SkipNow": "a test that does not run proves nothing",

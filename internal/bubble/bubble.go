@@ -1,5 +1,5 @@
-// Package bubble lets the fake time of a testing/synctest bubble pass. Tests import it,
-// the product does not.
+// Package bubble advances the fake time of a testing/synctest bubble. Only tests import
+// it.
 package bubble
 
 import (
@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// Pass lets d of a bubble's fake time pass, and then waits until every other goroutine of
-// the bubble is blocked. After it a test may read what they wrote. After time.Sleep alone
-// it may not, since a goroutine that wakes at the same time may not have run yet. Only
-// the goroutine of the test itself may call Pass.
+// Pass advances the fake time of a bubble by d. It then waits until every other goroutine
+// of the bubble is blocked, so the test may read what these goroutines wrote. After
+// time.Sleep alone it may not, because a goroutine that wakes at the same time may not
+// have run yet. Only the test's own goroutine may call Pass.
 func Pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()

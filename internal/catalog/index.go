@@ -151,8 +151,8 @@ func (x *Index) SetServiceExport(k Key, o *metav1.PartialObjectMetadata) {
 	x.mark(e, staleAll)
 }
 
-// SetEndpointSlice records an EndpointSlice; nil means that it does not exist. Those of
-// mirrors are not recorded: a mirror is never exported.
+// SetEndpointSlice records an EndpointSlice; nil means that it does not exist. It ignores
+// the EndpointSlices of mirrors, because a mirror is never exported.
 func (x *Index) SetEndpointSlice(k Key, s *discoveryv1.EndpointSlice) {
 	var owner *entry
 	if s != nil && s.Labels[discoveryv1.LabelServiceName] != "" &&
@@ -334,7 +334,7 @@ func (x *Index) Service(k Key) *corev1.Service {
 	return nil
 }
 
-// Pod returns a pod as it was set last; nil: it does not exist.
+// Pod returns the pod of that name; nil if there is none. It must not be changed.
 func (x *Index) Pod(k Key) *corev1.Pod {
 	if s := x.pods.byName[k]; s != nil {
 		return s.pod

@@ -67,8 +67,8 @@ func newLinkIndex() linkIndex {
 func (x *Index) Exported(link string) int { return x.links.exported[link] }
 
 // LinkProblems returns what prevents the export of Services that the peer of a Link
-// would see otherwise, and what is wrong with the Link's export rules. It names at most
-// 64 Problems of Services; leftOut is the number of the others.
+// would see otherwise, and what is wrong with the Link's export rules. It returns at most
+// 64 Problems of Services. leftOut is the number of further ones.
 func (x *Index) LinkProblems(link string) (first []Problem, leftOut int) {
 	return x.links.problems(link)
 }

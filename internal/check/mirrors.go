@@ -362,7 +362,8 @@ func problemHint(linkName string, p v1alpha1.ServiceProblem) string {
 		return "an admission webhook or a quota of the namespace refuses the mirror: change it, and the " +
 			"mirror is made"
 	case mirror.ChangesTooOften:
-		return "find out in cluster " + linkName + " what keeps updating the Service"
+		return "find out what keeps updating the Service in cluster " + linkName +
+			", or its mirror in this cluster"
 	case mirror.Flapping:
 		return "the pods of the Service keep becoming ready and not ready in the peer: " +
 			"check their readiness probes and restarts there"

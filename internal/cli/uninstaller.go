@@ -59,10 +59,11 @@ func (u *uninstaller) run(ctx context.Context, s survey) error {
 	}
 	exports, err := serviceexport.RemoveConditions(ctx, u.client)
 	if err != nil {
-		u.notes = append(u.notes, fmt.Sprintf("ServiceExports keep conditions of Causeway: %v", err))
+		u.notes = append(u.notes, fmt.Sprintf("ServiceExports still have conditions of Causeway: %v", err))
 	}
 	if exports > 0 {
-		u.progress.say("ServiceExports", "have no conditions of Causeway any more: "+count(exports, "ServiceExport"))
+		u.progress.say("ServiceExports",
+			"removed Causeway's conditions from "+count(exports, "ServiceExport"))
 	}
 	if err := u.remove(ctx, "rights, Services, keys", belongings, nil); err != nil {
 		return err

@@ -143,7 +143,7 @@ func BenchmarkPassOneChange(b *testing.B) {
 			pod.Labels["n"] = fmt.Sprint(n)
 			in.pods = changed[corev1.Pod]{shopKey("other"): pod}
 		},
-		"news of a peer": func(in *batch, _ int) { in.peers = map[string]bool{"peer-7": true} },
+		"a change of a peer": func(in *batch, _ int) { in.peers = map[string]bool{"peer-7": true} },
 		"new export": func(in *batch, n int) { // the write's result comes with the next one
 			svc := exported("new", corev1.ProtocolTCP)
 			if n%2 == 1 {

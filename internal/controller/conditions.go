@@ -9,14 +9,15 @@ import (
 	"github.com/causeway-mesh/causeway/internal/serviceexport"
 )
 
-// planConditions decides what the conditions of ServiceExports follow from, where that
-// may have changed. Only the leader does.
+// planConditions collects the inputs of the conditions of all ServiceExports whose
+// conditions may have changed. Only the leader does so, because only it writes
+// conditions.
 func (r *reconciler) planConditions(b *batch, p *plan) {
 	if b.conditionsKind != nil {
 		r.conditionsKind = *b.conditionsKind
 		p.conditionsKind = b.conditionsKind
 	}
-	if !r.replayed { // the export list that other leaders have written is not known yet
+	if !r.replayed { // the export list of earlier leaders is not known yet
 		return
 	}
 	inForce := r.links.inForce()
@@ -37,19 +38,20 @@ func (r *reconciler) planConditions(b *batch, p *plan) {
 	}
 }
 
+// allConditions adds all ServiceExports to those whose conditions may have changed.
 func (r *reconciler) allConditions(p *plan) {
 	for k := range r.serviceExports {
 		p.conditionsOf(k)
 	}
 }
 
-// exportFacts collects what the conditions of a ServiceExport follow from.
+// exportFacts collects the inputs of the conditions of a ServiceExport.
 func (r *reconciler) exportFacts(k catalog.Key) serviceexport.Facts {
 	e, problems := r.index.Get(k)
 	switch {
 	case e == nil && len(problems) > 0:
 		return serviceexport.Facts{Refusal: problems[0]}
-	case e == nil: // a Service that is being deleted is not exported any more
+	case e == nil: // only a Service that is being deleted has no export and no problem
 		return serviceexport.Facts{Refusal: catalog.Problem{
 			Service: k.String(),
 			Reason:  catalog.ServiceMissing,
@@ -77,8 +79,8 @@ func (r *reconciler) exportFacts(k catalog.Key) serviceexport.Facts {
 	return f
 }
 
-// applyConditions passes the facts of a plan to the writer of conditions. The version
-// comes last, because the writer then knows all ServiceExports when it lists them.
+// applyConditions passes the facts of a plan to the writer of conditions. It sets the
+// version last, so that the writer has all ServiceExports when it lists them.
 func (l *leader) applyConditions(p *plan) {
 	for _, f := range p.facts {
 		if f.meta == nil {

@@ -14,18 +14,18 @@ import (
 	"github.com/causeway-mesh/causeway/internal/serviceexport"
 )
 
-// exportObject is the metadata of a ServiceExport in namespace shop.
+// exportObject returns the metadata of a ServiceExport in namespace shop.
 func exportObject(name string) *metav1.PartialObjectMetadata {
 	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}}
 }
 
-// setExports files changed ServiceExports, as the watch does; nil: it was deleted.
+// setExports records changed ServiceExports as the watch does. A nil object was deleted.
 func (r *replica) setExports(all changed[metav1.PartialObjectMetadata]) {
 	r.inbox.add(func(b *batch) { b.serviceExports = all })
 }
 
-// newFacts are the facts of the plans since the last call, the newest of each
-// ServiceExport. A nil element: it does not exist.
+// newFacts returns the facts of the plans since the last call, the newest of each
+// ServiceExport. An element is nil if the ServiceExport does not exist.
 func (r *replica) newFacts() map[string]*serviceexport.Facts {
 	out := make(map[string]*serviceexport.Facts)
 	for _, p := range r.plans {
@@ -40,7 +40,7 @@ func (r *replica) newFacts() map[string]*serviceexport.Facts {
 	return out
 }
 
-// shortFacts shows facts without messages.
+// shortFacts formats facts without their messages.
 func shortFacts(f *serviceexport.Facts) serviceexport.Facts {
 	out := *f
 	out.Refusal = catalog.Problem{Reason: f.Refusal.Reason}

@@ -170,7 +170,7 @@ func newManager(o Options, budget *throttle.Limiter) (manager.Manager, client.Cl
 				&discoveryv1.EndpointSlice{}: {Transform: slim.endpointSlice},
 			},
 		},
-		NewCache: patientCache,
+		NewCache: redialingCache,
 		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{
 			&corev1.Secret{},
 			&corev1.ConfigMap{},
@@ -193,8 +193,9 @@ func newManager(o Options, budget *throttle.Limiter) (manager.Manager, client.Cl
 	return mgr, live, nil
 }
 
-// patientCache returns a cache whose informers wait for the API server while it is away.
-func patientCache(cfg *rest.Config, o cache.Options) (cache.Cache, error) {
+// redialingCache returns a cache whose informers retry their reads while the API server
+// is unreachable.
+func redialingCache(cfg *rest.Config, o cache.Options) (cache.Cache, error) {
 	cfg = rest.CopyConfig(cfg)
 	cfg.Dial = redial.Dialer().DialContext
 	cfg.Wrap(redial.RoundTripper)

@@ -287,7 +287,7 @@ func TestWhatTheCatalogLeavesOutIsInTheStatus(t *testing.T) {
 	}, eastLink(), shop())
 }
 
-// capReached are the problems about the cap of exports in the status of a Link.
+// capReached returns the problems in a Link's status that report the cap of exports.
 func (r *replica) capReached(t *testing.T, name string) []string {
 	t.Helper()
 	var l v1alpha1.Link
@@ -336,13 +336,13 @@ func TestExportsBeyondTheCapAreNamed(t *testing.T) {
 		r.settle()
 		for _, name := range []string{"east", "north"} {
 			if got := r.capReached(t, name); len(got) > 0 {
-				t.Errorf("there is room for all, and Link %s says %q", name, got)
+				t.Errorf("no export exceeds the cap, but Link %s says %q", name, got)
 			}
 		}
 	}, eastLink(), north, south, shop())
 }
 
-// Several sources leave problems out, and one line of the status counts them all.
+// Several sources leave out problems. One line of the status counts all of them.
 func TestProblemsLeftOutAreCountedOnce(t *testing.T) {
 	const exports, mirrors = 100, 90
 	objects := []client.Object{eastLink()}

@@ -35,10 +35,11 @@ type batch struct {
 	joins          changed[v1alpha1.Join]
 	serviceExports changed[metav1.PartialObjectMetadata]
 
-	// conditionsKind is the version of ServiceExport that has conditions; the zero value:
-	// none; nil: unchanged.
+	// conditionsKind is the version in which ServiceExports have conditions, or the zero
+	// value if they have none. It is nil if it has not changed.
 	conditionsKind *schema.GroupVersionKind
-	// serviceExportKeys are all ServiceExports that there are; nil: not listed.
+	// serviceExportKeys are the existing ServiceExports. It is nil if they were not
+	// listed.
 	serviceExportKeys map[catalog.Key]bool
 
 	// peers are the Links whose peer's snapshot or addresses changed, catalogs those

@@ -38,7 +38,7 @@ type leader struct {
 	identity *clusterid.Identity
 	events   events.EventRecorder
 	writer   *mirror.Writer
-	// conditions writes those of ServiceExports.
+	// conditions writes the conditions of ServiceExports.
 	conditions *serviceexport.Writer
 	joiner     *joinflow.Joiner
 	o          Options
@@ -59,8 +59,8 @@ type statusTask struct {
 	*task
 	limit *rate.Limiter
 	due   time.Time // when the newest of the changes is written at the latest
-	// countsDue is when counts are written that differ alone; zero: none do. It belongs
-	// to the task's goroutine.
+	// countsDue is when a status that differs only in counts is written. It is zero if
+	// there is no such status. Only the task's goroutine uses it.
 	countsDue time.Time
 }
 
@@ -73,13 +73,14 @@ const (
 	// leader must not report mirrors as pending that only have to be looked at.
 	statusDelay = 250 * time.Millisecond
 	// countsInterval is the least time between two writes of a Link's status that change
-	// only counts. One new export changes a count of every Link that admits it.
+	// only counts. It is long because one new export changes a count of every Link that
+	// admits it.
 	countsInterval = 30 * time.Second
 )
 
-// nextCounts returns when the status of a Link may next be written though only counts
-// differ. Each Link has a moment of its own in every countsInterval, so that all Links do
-// not write at once. The result is after now, by countsInterval at most.
+// nextCounts returns the next time after now at which a status of a Link may be written
+// if only counts differ. It is at most countsInterval after now. Each Link has a fixed
+// offset within countsInterval, so that the Links do not all write at the same time.
 func nextCounts(link string, now time.Time) time.Time {
 	h := fnv.New64a()
 	h.Write([]byte(link)) // never fails
@@ -246,8 +247,8 @@ func (l *leader) writeStatus(ctx context.Context, name string, j statusJob) {
 	})
 }
 
-// updateStatus writes the status if it differs, and returns after how long to try again
-// if it must not be written yet; 0: no need.
+// updateStatus writes the status if it differs. It returns after how long to try again if
+// the status must not be written yet, and 0 otherwise.
 func (l *leader) updateStatus(ctx context.Context, j *statusJob, t *statusTask) (time.Duration, error) {
 	now := time.Now()
 	status, difference := link.Status(j.link, j.observed, now)

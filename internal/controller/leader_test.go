@@ -121,7 +121,7 @@ func TestCountsAreWrittenAtSeparateMoments(t *testing.T) {
 			t.Errorf("Link %s writes again after %v, want %v", name, next, countsInterval)
 		}
 		if nextCounts(name, due.Add(-1)) != due {
-			t.Errorf("Link %s has more than one moment in %v", name, countsInterval)
+			t.Errorf("Link %s has more than one time of writing in %v", name, countsInterval)
 		}
 		perSecond[int(due.Sub(start)/time.Second)%seconds]++
 	}
@@ -167,7 +167,7 @@ func TestCountsOfAllLinksAreWrittenLater(t *testing.T) {
 		r.create(t, exported("dns", corev1.ProtocolUDP))
 		bubble.Pass(statusDelay + time.Second)
 		if n := written(); n != len(peers) {
-			t.Errorf("a problem was written into the status of %d Links at once, want %d", n, len(peers))
+			t.Errorf("a problem was written immediately into the status of %d Links, want %d", n, len(peers))
 		}
 	}, objects...)
 }

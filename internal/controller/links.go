@@ -34,8 +34,8 @@ type linkState struct {
 	// nil: they have to be collected again.
 	resolved map[string]resolvedPeer
 	names    []string
-	// stored are the numbers of the lists in resolved; nil: they have to be collected
-	// again.
+	// stored are the numbers of the issuer lists in resolved, by Link. It is nil if they
+	// have to be collected again.
 	stored map[string]uint64
 	day    uint32 // whose keys were last distributed
 }
@@ -221,8 +221,8 @@ func (s *linkState) wanted() map[string]peering.Want {
 	return out
 }
 
-// storedIssuers are the numbers of the stored lists of issuers, by Link. The caller must
-// not change them.
+// storedIssuers returns the numbers of the stored issuer lists, by Link. The caller must
+// not change the map.
 func (s *linkState) storedIssuers() map[string]uint64 {
 	if s.stored == nil {
 		s.stored = make(map[string]uint64, len(s.resolved))

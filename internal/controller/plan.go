@@ -33,9 +33,10 @@ type plan struct {
 	// readyLinks are the Links whose catalogs are complete.
 	readyLinks []string
 
-	// peers are the peers of the Links in force; nil: unchanged. storedIssuers are the
-	// numbers of their stored lists of issuers; nil: no peer has news. trusts is what to
-	// write about peers. gateways are this cluster's own addresses; nil: unchanged.
+	// peers are the peers of the Links in force. It is nil if they have not changed.
+	// storedIssuers are the numbers of their stored issuer lists, by Link. It is nil if
+	// nothing that concerns a peer has changed. trusts is what to write to PeerTrusts.
+	// gateways are this cluster's own addresses. It is nil if they have not changed.
 	peers         map[string]peering.Want
 	storedIssuers map[string]uint64
 	trusts        []trustWrite
@@ -49,8 +50,9 @@ type plan struct {
 	handovers []handover
 	// status names Links whose status may differ now.
 	status map[string]bool
-	// serviceExports are ServiceExports whose conditions may differ now, facts what they
-	// follow from, conditionsKind the version in which they are written; nil: unchanged.
+	// serviceExports are the ServiceExports whose conditions may have changed, and facts
+	// the inputs of these conditions. conditionsKind is the version in which conditions
+	// are written. It is nil if it has not changed.
 	serviceExports map[catalog.Key]bool
 	facts          []exportFacts
 	conditionsKind *schema.GroupVersionKind
@@ -67,7 +69,7 @@ type trustWrite struct {
 	change *peering.TrustChange
 }
 
-// handover gives a peer's list of issuers to the Link that takes over next.
+// handover stores a peer's issuer list for the Link that takes over next.
 type handover struct {
 	from string // the Link in force
 	to   link.Peer
@@ -89,8 +91,8 @@ type linkChange struct {
 	complete      bool
 }
 
-// exportFacts are what the conditions of a ServiceExport follow from; a nil meta: it does
-// not exist.
+// exportFacts are the inputs of the conditions of one ServiceExport. meta is nil if the
+// ServiceExport does not exist.
 type exportFacts struct {
 	key   catalog.Key
 	meta  *metav1.PartialObjectMetadata

@@ -75,7 +75,7 @@ type reconciler struct {
 	top        *topology
 	overlaps   *overlaps
 	addresses  peering.AddressIndex
-	apiServer  map[catalog.Key][]string // addresses by EndpointSlice of the Service kubernetes
+	apiServer  map[catalog.Key][]string // IPs by EndpointSlice of the Service kubernetes
 	listed     *listedAddresses
 	keys       *joinflow.Keys
 	freshness  *peering.Freshness
@@ -84,12 +84,12 @@ type reconciler struct {
 	invites    map[catalog.Key]*v1alpha1.Invite
 	canary     *corev1.Service
 	// serviceExports are the existing ServiceExports. conditionsKind is the version in
-	// which they have conditions; the zero value: none. conditionsReplayed means that the
-	// writer of conditions has received all of them.
+	// which they have conditions, or the zero value if they have none. conditionsReplayed
+	// means that the writer of conditions has received all ServiceExports.
 	serviceExports     map[catalog.Key]*metav1.PartialObjectMetadata
 	conditionsKind     schema.GroupVersionKind
 	conditionsReplayed bool
-	linksInForce       []string // as conditions were decided last
+	linksInForce       []string // at the last call of planConditions
 	// openInvites are invites that gateways let through, as of the last time that one
 	// changed; invitesDue is when the clock alone changes them.
 	openInvites []joinflow.OpenInvite
@@ -341,7 +341,7 @@ func podAddresses(pod *corev1.Pod) []string {
 	return ips
 }
 
-// useAPIServerAddresses takes in the slices of the Service kubernetes.
+// useAPIServerAddresses records the IPs in a slice of the Service kubernetes.
 func (r *reconciler) useAPIServerAddresses(k catalog.Key, s *discoveryv1.EndpointSlice) {
 	if k.Namespace != metav1.NamespaceDefault {
 		return
@@ -397,11 +397,11 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 		dirty[k.Name], p.housekeeping = true, true
 		for name, standby := range r.links.judged.Standbys {
 			if standby.Name == k.Name {
-				dirty[name] = true // which hands over what it knows
+				dirty[name] = true // planTrust may have to store the list again
 			}
 		}
 	}
-	trusts := make(map[string]bool) // Links whose PeerTrust is to be planned
+	trusts := make(map[string]bool) // Links for which planTrust is called
 	for name := range b.peers {
 		dirty[name] = true
 	}
@@ -478,8 +478,9 @@ func sameLink(old, next *v1alpha1.Link) bool {
 		equality.Semantic.DeepEqual(old.Spec, next.Spec)
 }
 
-// planTrust decides what this replica has to write of what it learned of a peer, for the
-// Link in force and, if it leads, for the one that takes over next.
+// planTrust decides what this replica writes to the PeerTrust of a Link in force. If this
+// replica leads, planTrust also decides whether to store the peer's issuer list for the
+// Link that takes over next.
 func (r *reconciler) planTrust(name string, now time.Time, p *plan) {
 	resolved, ok := r.links.resolved[name]
 	if !ok || r.snapshots[name] == nil { // its streams begin after this pass
@@ -559,7 +560,7 @@ func (r *reconciler) judgeLinks(dirty map[string]bool, now time.Time, p *plan) {
 	standbys := make(map[string]*v1alpha1.Link, len(r.links.judged.Standbys))
 	for name, standby := range r.links.judged.Standbys {
 		standbys[name] = r.links.links[standby.Name]
-		dirty[name] = true // to hand over what is known of the peer
+		dirty[name] = true // so that planTrust stores the issuer list for the standby
 	}
 	r.imports.setLinks(r.links.judged.Peers, r.links.links, standbys, now, p)
 	p.housekeeping = true

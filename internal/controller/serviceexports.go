@@ -28,16 +28,16 @@ const probeInterval = 10 * time.Second
 // exports stay.
 var errVersionGone = errors.New("the cluster serves ServiceExport in no version that this controller reads")
 
-// servedVersion is a version of ServiceExport that the API server serves; the zero value:
-// it does not serve the kind.
+// servedVersion is a version of ServiceExport that the API server serves. The zero value
+// means that the API server does not serve the kind.
 type servedVersion struct {
 	kind schema.GroupVersionKind
-	// status means that the version has the subresource status.
+	// status means that the version has the status subresource.
 	status bool
 }
 
-// conditionsKind is the version in which ServiceExports have conditions; the zero value:
-// none.
+// conditionsKind returns the version in which conditions can be written, or the zero
+// value if there is none.
 func (v servedVersion) conditionsKind() schema.GroupVersionKind {
 	if !v.status {
 		return schema.GroupVersionKind{}
@@ -59,7 +59,7 @@ type serviceExports struct {
 	conditions func(schema.GroupVersionKind)
 	log        *slog.Logger
 
-	current servedVersion // watched now
+	current servedVersion // the version that is watched now
 }
 
 func (p *process) serviceExports() (*serviceExports, error) {
@@ -111,7 +111,7 @@ func (s *serviceExports) probe(ctx context.Context) error {
 	s.current = served
 	s.conditions(served.conditionsKind())
 	if !served.kind.Empty() && !served.status {
-		s.log.Info("ServiceExports get no conditions because their kind has no subresource status",
+		s.log.Info("not writing conditions of ServiceExports: the kind has no status subresource",
 			"version", served.kind.Version)
 	}
 	if served.kind.Empty() {

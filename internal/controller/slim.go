@@ -13,21 +13,22 @@ import (
 const (
 	// maxShared is the largest number of strings that a slimmer remembers.
 	maxShared = 4096
-	// maxSharedLen is the length of the longest string that a slimmer shares.
+	// maxSharedLen is the length of the longest string that a slimmer interns.
 	maxSharedLen = 128
-	// maxSharedLists, maxSharedContainers and maxSharedBytes bound the lists of
-	// containers that a slimmer shares, and the length and the encoding of each. The
-	// bound of all of them is 15 MB.
+	// maxSharedLists is the largest number of container lists that a slimmer remembers.
+	// It interns a list only if that has at most maxSharedContainers containers, and an
+	// encoding of at most maxSharedBytes. Together the lists take at most 15 MB.
 	maxSharedLists      = 1024
 	maxSharedContainers = 8
 	maxSharedBytes      = 512
 )
 
-// slimmer makes the objects of the informers' caches small, because a cluster has tens of
-// thousands of them: it drops what Causeway does not read, and lets objects share what
-// they have in common, such as the names of labels and the containers of one workload.
-// Nothing may change the objects of a cache, so sharing has no effect that is seen. It is
-// safe for concurrent use, by many informers.
+// slimmer reduces the memory for the objects in the informers' caches, because a cluster
+// has tens of thousands of objects. It drops the fields that Causeway does not read. It
+// also interns values that many objects have in common, such as the names of labels and
+// the containers of one workload. Interned values are shared, which is safe because
+// nothing may change an object in a cache. A slimmer is safe for concurrent use, by many
+// informers.
 type slimmer struct {
 	mu         sync.Mutex
 	strings    map[string]string
@@ -93,8 +94,8 @@ func (s *slimmer) pod(o any) (any, error) {
 	return p, nil
 }
 
-// metadata drops the managed fields and shares what other objects have, too. The caller
-// holds mu, as for all below.
+// metadata drops the managed fields and interns the strings that many objects have in
+// common. The caller holds mu, as it does for all methods below.
 func (s *slimmer) metadata(o metav1.Object) {
 	o.SetManagedFields(nil)
 	o.SetNamespace(s.string(o.GetNamespace()))
@@ -108,6 +109,7 @@ func (s *slimmer) metadata(o metav1.Object) {
 	o.SetOwnerReferences(owners)
 }
 
+// texts interns the keys and the values of m.
 func (s *slimmer) texts(m map[string]string) map[string]string {
 	if len(m) == 0 {
 		return nil
@@ -119,7 +121,7 @@ func (s *slimmer) texts(m map[string]string) map[string]string {
 	return out
 }
 
-// string returns a string equal to v that other objects may hold, too.
+// string interns v: it returns an equal string that other objects may share.
 func (s *slimmer) string(v string) string {
 	if v == "" || len(v) > maxSharedLen {
 		return v
@@ -134,7 +136,8 @@ func (s *slimmer) string(v string) string {
 	return v
 }
 
-// slimContainers keeps of a pod's containers what Causeway reads.
+// slimContainers keeps the fields of a pod's containers that Causeway reads, and interns
+// the list.
 func (s *slimmer) slimContainers(all []corev1.Container) []corev1.Container {
 	if len(all) == 0 {
 		return nil

@@ -10,7 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Pods of one workload share what they have in common, and what is kept stays as it was.
+// Pods of one workload share equal values, and the values that are kept do not change.
 func TestPodsOfAWorkloadShareTheirParts(t *testing.T) {
 	s := newSlimmer()
 	cached := func(name, ip string) *corev1.Pod {
@@ -53,7 +53,7 @@ func TestPodsOfAWorkloadShareTheirParts(t *testing.T) {
 	}
 }
 
-// Tenants choose labels and containers freely: what the slimmer remembers is bounded.
+// Tenants choose labels and containers freely, so what a slimmer remembers is bounded.
 func TestSlimmerIsBounded(t *testing.T) {
 	s := newSlimmer()
 	for i := range 3 * maxShared {

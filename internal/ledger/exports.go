@@ -59,7 +59,7 @@ type exports struct {
 	live     map[string]int // pending, by namespace
 	queues   map[string]*waiting
 	waits    map[ExportKey]struct{}
-	groups   []waitingGroup      // of waits; nil: they have to be made again
+	groups   []waitingGroup      // result of waitingGroups; nil if it is outdated
 	freed    map[string]struct{} // namespaces whose waiting Services may try again
 	problems map[ExportKey]Problem
 	links    map[string][]string // see intern
@@ -815,23 +815,24 @@ func crosses(links []string, link string) bool {
 	return found
 }
 
-// waitingGroup is the Services of one namespace that wait for room and cross the same
-// Links.
+// waitingGroup holds the Services of one namespace that cross the same Links and are left
+// out because the namespace has reached its limit of exports.
 type waitingGroup struct {
 	namespace string
 	links     []string // sorted
 	names     []string // of the Services, sorted
 }
 
-// waitingGroups returns the Services that wait, in groups. Thousands may wait, and the
-// status of every Link asks for them, so the groups are kept until something changes.
+// waitingGroups returns the Services that are left out, in groups. There may be thousands
+// of them, and the status of every Link needs them, so the result is cached until exports
+// change.
 func (e *exports) waitingGroups() []waitingGroup {
 	if e.groups != nil {
 		return e.groups
 	}
 	type key struct {
 		namespace string
-		links     *string // intern makes one list of equal ones
+		links     *string // intern returns the same list for equal lists
 	}
 	at := make(map[key]int)
 	e.groups = make([]waitingGroup, 0, 1)

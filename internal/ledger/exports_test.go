@@ -163,7 +163,7 @@ func TestExportProblemsOfALink(t *testing.T) {
 	expect("a Service is not exported any more", map[string]string{"east": "s2, s3"})
 	w.SetExportsPerNamespace(2)
 	w.sync()
-	expect("there is room for one more", map[string]string{"east": "s3"})
+	expect("the cap allows one more", map[string]string{"east": "s3"})
 	for i := range 20 {
 		w.export(exportWant(fmt.Sprintf("t%02d", i), "http"))
 	}

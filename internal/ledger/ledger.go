@@ -483,8 +483,8 @@ func (b *Book) ExportProblems(link string) []Problem {
 	return out
 }
 
-// ExportProblem returns why the export list does not take one Service; the zero value: no
-// reason is known.
+// ExportProblem returns why the export list does not hold a Service. It returns the zero
+// value if no reason is known.
 func (b *Book) ExportProblem(k ExportKey) v1alpha1.ServiceProblem {
 	if _, waits := b.exports.waits[k]; waits {
 		return problem(k.String(), ExportCapReached, fmt.Sprintf(

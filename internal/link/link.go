@@ -83,8 +83,8 @@ type Judgment struct {
 	Peers map[string]Peer
 	// Faults say why the other Links are not in force.
 	Faults map[string]*Fault
-	// Standbys name, for a Link in force, the newer Link of the same peer that takes
-	// over next.
+	// Standbys are the peers of the Links that take over next, by the name of the Link in
+	// force. A standby is the oldest of the newer Links of the same peer.
 	Standbys map[string]Peer
 }
 

@@ -65,7 +65,7 @@ type Observed struct {
 	// PeerVersion is the version that the peer's controller reports.
 	PeerVersion string
 	// Problems are those of single Services, in any order. LeftOut is the number of
-	// further ones that are not named.
+	// further problems, which are not in Problems.
 	Problems []v1alpha1.ServiceProblem
 	LeftOut  int
 }
@@ -102,15 +102,16 @@ const maxProblems = 32
 // More is the reason of the line that counts the problems left out of the status.
 const More = "More"
 
-// Difference is how a status differs from the stored one. The zero value: not at all.
+// Difference says how a status differs from the stored one.
 type Difference int
 
 // The differences.
 const (
+	// Unchanged means that the status equals the stored one. It is the zero value.
 	Unchanged Difference = iota
-	// CountsOnly: only the numbers of mirrors and exports differ.
+	// CountsOnly means that only the numbers of mirrors and exports differ.
 	CountsOnly
-	// Substantial: a condition, a problem or another field differs.
+	// Substantial means that a condition, a problem or another field differs.
 	Substantial
 )
 
@@ -302,8 +303,9 @@ func unreachable(all []UnreachableAddress) []string {
 
 func sentences(parts []string) string { return strings.Join(parts, "; ") }
 
-// bound sorts problems, drops repeats, and keeps the first maxProblems. One line counts
-// the others and the leftOut that are not among problems.
+// bound sorts problems and drops duplicates. If there are too many for a status, or if
+// leftOut is not 0, the last line counts the problems that are not named. leftOut is the
+// number of problems that the caller has left out.
 func bound(problems []v1alpha1.ServiceProblem, leftOut int) []v1alpha1.ServiceProblem {
 	if len(problems) == 0 && leftOut == 0 {
 		return nil

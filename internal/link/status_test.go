@@ -172,7 +172,7 @@ func TestReadySurvivesOutages(t *testing.T) {
 	}
 }
 
-// The caller writes a status that differs in counts alone later.
+// The caller delays a status that differs only in counts.
 func TestStatusDifference(t *testing.T) {
 	working := Observed{
 		Connected:    true,
@@ -214,7 +214,7 @@ func TestStatusDifference(t *testing.T) {
 			Substantial,
 		},
 		"a Link without a status": {
-			"the first status comes at once",
+			"the first status is written immediately",
 			func(l *v1alpha1.Link, _ *Observed) { l.Status = v1alpha1.LinkStatus{} },
 			Substantial,
 		},

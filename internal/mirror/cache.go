@@ -62,21 +62,22 @@ func IndexOwner(o client.Object) []string {
 	return uids
 }
 
-// IndexService returns "namespace/service" for an EndpointSlice with Causeway's label
-// whose name is not that of a mirror's slice, so that those of one mirror are found
-// without walking all slices of the cluster. The others are found by their names, and an
-// index of them would take much memory.
+// IndexService returns "namespace/service" for an EndpointSlice that has Causeway's label
+// but not the name that a slice of that mirror has. The index finds such slices of one
+// mirror without a walk of all slices in the cluster. It leaves out slices with the usual
+// names, because a Writer gets those by name and an index of them would take much memory.
 func IndexService(o client.Object) []string {
-	service := claims(o)
+	service := labeledMirror(o)
 	if service == "" || o.GetName() == service+sliceSuffix4 || o.GetName() == service+sliceSuffix6 {
 		return nil
 	}
 	return []string{o.GetNamespace() + "/" + service}
 }
 
-// claims returns the name of the mirror to which an EndpointSlice claims to belong, in
-// its own namespace; empty: it is not Causeway's.
-func claims(o client.Object) string {
+// labeledMirror returns the name of the mirror to which an EndpointSlice belongs
+// according to its labels. The mirror is in the same namespace. The name is empty if the
+// slice does not have Causeway's label.
+func labeledMirror(o client.Object) string {
 	if labels := o.GetLabels(); labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedBy {
 		return labels[discoveryv1.LabelServiceName]
 	}
@@ -221,7 +222,7 @@ func (r *reader) slices(ctx context.Context, k catalog.Key, w *Want) ([]*discove
 		if !found {
 			slice = nil
 		}
-		if w.hasSlice(suffix) || slice == nil || claims(slice) == k.Name {
+		if w.hasSlice(suffix) || slice == nil || labeledMirror(slice) == k.Name {
 			out = r.appendSlice(out, name, slice)
 		}
 	}

@@ -15,8 +15,8 @@ const (
 	flapWindow = time.Minute
 	// holdDown is how long the mirror of a flapping source is shown down at least.
 	holdDown = 5 * time.Second
-	// contentBurst is how many changes of its content a mirror shows at once, and
-	// contentInterval how often it shows one after that.
+	// contentBurst is how many changes of its content a mirror shows without a delay.
+	// After these it shows at most one per contentInterval.
 	contentBurst    = 4
 	contentInterval = 5 * time.Second
 )
@@ -74,19 +74,19 @@ func (d *damper) calmAfter(now time.Time) time.Duration {
 }
 
 // contentLimit is a token bucket for the changes of one mirror's content: its ports,
-// labels and annotations. Each change is a write or two in every cluster that mirrors the
-// source. The newest content is always written in the end. The zero value is a full
-// bucket.
+// labels and annotations. Each change costs writes in every cluster that mirrors the
+// source. A change that is held is written later, unless a newer one replaces it. The
+// zero value is a full bucket.
 type contentLimit struct {
-	// full is when the bucket is full again.
+	// full is the time at which the bucket is full again.
 	full time.Time
-	// held: a change had to wait since the bucket was last full.
+	// held means that a change was held since the bucket was last full.
 	held bool
 }
 
-// hold returns the changes that may be made now, and after how long the others may be
-// made; 0: there are no others. An urgent change is not held, and takes all others along:
-// what is written must agree.
+// hold returns the changes to make now, and after how long the others may be made. The
+// duration is 0 if no change is held. If one of the changes is urgent, hold returns all
+// of them, because the objects of a mirror must be consistent.
 func (l *contentLimit) hold(changes []Change, now time.Time) ([]Change, time.Duration) {
 	wait := max(l.full.Sub(now), 0) - (contentBurst-1)*contentInterval
 	if wait <= 0 || !slices.ContainsFunc(changes, Change.isContent) ||
@@ -97,8 +97,8 @@ func (l *contentLimit) hold(changes []Change, now time.Time) ([]Change, time.Dur
 	return slices.DeleteFunc(changes, Change.isContent), wait
 }
 
-// wrote records that changes were made. Changes that were not held take a token too, if
-// there is one.
+// wrote records the changes that were made. If one of them changed content, it takes a
+// token from the bucket, unless the bucket is empty.
 func (l *contentLimit) wrote(made []Change, now time.Time) {
 	if !slices.ContainsFunc(made, Change.isContent) {
 		return
@@ -112,8 +112,8 @@ func (l *contentLimit) wrote(made []Change, now time.Time) {
 	}
 }
 
-// heldFor returns for how long the mirror still counts as one whose content is held; 0:
-// it does not.
+// heldFor returns how long the mirror is still reported as ChangesTooOften, and 0 if it
+// is not. It is reported from the first change that is held until the bucket is full.
 func (l *contentLimit) heldFor(now time.Time) time.Duration {
 	left := max(l.full.Sub(now), 0)
 	l.held = l.held && left > 0

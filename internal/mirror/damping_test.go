@@ -165,8 +165,8 @@ func TestFlappingIsReported(t *testing.T) {
 	})
 }
 
-// When the bucket of a mirror is empty, changes of its content wait, and nothing else
-// does.
+// When the bucket of a mirror is empty, changes of its content wait, but other changes do
+// not.
 func TestHeldChanges(t *testing.T) {
 	now := time.Unix(1767225600, 0)
 	endpoints := func(ready bool) []discoveryv1.Endpoint {
@@ -206,7 +206,7 @@ func TestHeldChanges(t *testing.T) {
 		"content":        {"the peer changes what callers do not depend on", []Change{service, slice}, 0},
 		"not ready":      {"callers must not wait for a Service that is gone", []Change{unready}, 1},
 		"an endpoint":    {"a named pod that is gone must not be called", []Change{emptied}, 1},
-		"both":           {"what is written must agree", []Change{service, unready}, 2},
+		"both":           {"the objects of a mirror must be consistent", []Change{service, unready}, 2},
 		"a deletion":     {"a slice of another Service would take its calls", []Change{stray, service}, 1},
 		"a lost slice":   {"without it nothing can be called", []Change{service, missing}, 1},
 		"a lost Service": {"its slices go with it", []Change{{Op: Create, Service: owned("a")}, slice}, 2},
@@ -238,8 +238,8 @@ func TestHeldChanges(t *testing.T) {
 	}
 }
 
-// For any sequence of changes, a mirror is written four times at once and then once per
-// 5 s, and the last change is written 5 s later at most.
+// For any sequence of changes, a mirror is written four times without a delay and then at
+// most once every 5 s. The last change is written at most 5 s later.
 func TestContentBounds(t *testing.T) {
 	const step, steps = 100 * time.Millisecond, 6000
 	update := []Change{{Op: Update, Service: &corev1.Service{}, Was: &corev1.Service{}}}

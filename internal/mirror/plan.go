@@ -86,11 +86,12 @@ type Change struct {
 	Orphaned bool
 }
 
-// isContent reports whether c changes what stands and endpoints stay as they are.
+// isContent reports whether c updates an object and leaves the endpoints as they are.
 func (c Change) isContent() bool { return c.Op == Update && !c.changesEndpoints() }
 
-// isUrgent reports whether callers or owners depend on c: it changes endpoints or owners,
-// or creates the Service.
+// isUrgent reports whether neither c nor changes that are made together with c may be
+// held. This is so if c creates the Service, or changes endpoints, owners, or the Service
+// that a slice belongs to.
 func (c Change) isUrgent() bool {
 	switch {
 	case c.Op == Delete:

@@ -66,8 +66,8 @@ const (
 		"it is created again once Kubernetes has deleted that one"
 	keepsFlapping = "the peer's Service keeps losing its last ready pod: " +
 		"the mirror stays not ready for at least 5 s each time"
-	keepsChanging = "the peer's Service, or the mirror itself, keeps changing: " +
-		"the mirror is updated once in 5 s at most"
+	keepsChanging = "the peer's Service, or its mirror in this cluster, keeps changing: " +
+		"the mirror is updated at most once every 5 s"
 )
 
 func problem(k catalog.Key, reason, message string) Problem {

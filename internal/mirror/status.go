@@ -27,7 +27,7 @@ type LinkStatus struct {
 	Pending int
 	// Blocked is the number of mirrors that a user must unblock.
 	Blocked int
-	// Problems are sorted and bounded. LeftOut is the number of those left out.
+	// Problems are sorted, and at most 64. LeftOut is the number of further problems.
 	Problems []Problem
 	LeftOut  int
 }

@@ -316,8 +316,8 @@ func (s *source) next() (*wire.Update, bool) {
 	return u, true
 }
 
-// batch returns an Update of one scope. The scopes have turns, so that one that changes
-// all the time cannot delay another.
+// batch returns an Update of one scope. The scopes take turns, so that a scope that
+// changes all the time cannot delay another.
 func (s *source) batch() (*wire.Update, bool) {
 	for range s.readers {
 		r := s.readers[s.turn]

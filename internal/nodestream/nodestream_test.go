@@ -237,8 +237,8 @@ func TestBusyScopeDelaysNoOther(t *testing.T) {
 	})
 }
 
-// A client works on each Update, so many changes come together. The first one does not
-// wait.
+// Each changed state causes work in a client, so the server sends many changes together.
+// The first change does not wait.
 func TestChangesComeTogether(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.serve()

@@ -314,10 +314,10 @@ func (s *Server) admit(subject Subject) (release func(), err error) {
 	}, nil
 }
 
-// updateInterval is the time in which a stream gets at most one Update with changes for
-// each of its scopes. A change after a quiet interval is sent immediately. Changes within
-// the interval are sent together, because each Update costs a client with thousands of
-// resources CPU time.
+// updateInterval is the time in which a stream carries at most one Update with changes
+// for each of its scopes. A change after a quiet interval is sent immediately. Changes
+// within the interval are sent together, because each Update costs CPU time in a client
+// that knows thousands of resources.
 const updateInterval = 50 * time.Millisecond
 
 // serveStream sends the state of subject, its changes, heartbeats and questions, until
@@ -359,8 +359,9 @@ func (s *Server) serveStream(
 	defer heartbeat.Stop()
 	age := time.NewTimer(s.o.MaxAge/2 + rand.N(s.o.MaxAge/2+1))
 	defer age.Stop()
-	var pause <-chan time.Time // until changes are sent again; nil: now
-	sent := 0                  // Updates with changes since the last pause
+	// pause fires when changes may be sent again. It is nil if they may be sent now.
+	var pause <-chan time.Time
+	sent := 0 // Updates with changes since the last pause
 	for {
 		var first, second <-chan struct{}
 		if pause == nil {

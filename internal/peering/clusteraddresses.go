@@ -11,16 +11,16 @@ type ClusterAddresses interface {
 	Contains(ip netip.Addr) bool
 }
 
-// AddressIndex counts the IPs that objects of this cluster use. It keeps nothing per
-// object, because a cluster has many: its caller knows what each object had before. The
-// zero value is empty. It is not safe for concurrent use.
+// AddressIndex counts how often the objects of this cluster use each IP. It does not
+// record which IPs an object has, because a cluster has many objects and the caller knows
+// that anyway. The zero value is empty. It is not safe for concurrent use.
 type AddressIndex struct {
-	uses map[netip.Addr]int // how often objects mention it
+	uses map[netip.Addr]int
 }
 
-// Replace takes in that an object that had the IPs before has the IPs after now; one that
-// is new had none, and one that was deleted has none. Texts that are not an IP are
-// ignored.
+// Replace removes the IPs in before and adds those in after. The caller passes the
+// previous and the new IPs of one object: before is empty for a new object, and after is
+// empty for a deleted one. Replace ignores texts that are not an IP.
 func (x *AddressIndex) Replace(before, after []string) {
 	if slices.Equal(before, after) {
 		return

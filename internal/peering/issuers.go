@@ -144,10 +144,10 @@ func (p *Peers) restoreIssuers(s *peer) {
 	p.update(s, func() { s.issuers.storing, s.notify = false, true })
 }
 
-// HandOver stores the list of issuers of a Link's peer for the Link that takes over next,
-// so that the peer's callers are known at once, even if the peer is away when that
-// happens. It does not block, and does nothing while an earlier call for the Link is at
-// work.
+// HandOver stores the issuer list der, which the Link from has, for the Link that takes
+// over next. When that Link takes over, it knows the peer's issuers immediately, even if
+// the peer is unreachable. HandOver does not block. It does nothing while an earlier call
+// for from has not finished.
 func (p *Peers) HandOver(from string, to link.Peer, der []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -169,7 +169,8 @@ func (p *Peers) HandOver(from string, to link.Peer, der []byte) {
 				break
 			}
 		}
-		backoff.Sleep(s.life, time.Second)                              // for the cache to show the result
-		p.update(s, func() { s.handingOver, s.notify = false, stored }) // there may be a newer list
+		backoff.Sleep(s.life, time.Second) // until the cache shows the result
+		// The reconciler may have a newer list by now.
+		p.update(s, func() { s.handingOver, s.notify = false, stored })
 	})
 }

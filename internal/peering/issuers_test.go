@@ -248,7 +248,8 @@ func TestRestoreLostStoresListAgain(t *testing.T) {
 	})
 }
 
-// The Link that takes over next gets the list; an API server that is away delays that.
+// HandOver stores the list for the Link that takes over next, and retries while the API
+// server is unreachable.
 func TestHandOver(t *testing.T) {
 	west()
 	list := hello(east(), 2).GetIssuerList()

@@ -53,8 +53,8 @@ type Config struct {
 	// Ranges are this cluster's own ranges: virtual IPs, pods, Services. Addresses inside
 	// them are dialed only if a Link's gatewayCIDRs contain them.
 	Ranges []netip.Prefix
-	// OnCatalog is called with a Link's name after the peer's catalog changed, if nothing
-	// else did that OnChange reports. Nil means OnChange.
+	// OnCatalog is called with a Link's name, instead of OnChange, if only the peer's
+	// catalog has changed. Nil means OnChange.
 	OnCatalog func(link string)
 	// OnChange is called with a Link's name after something changed that the reconciler
 	// reads: the Snapshot, the catalog, or an input of Set. It must not block, and may be
@@ -225,10 +225,10 @@ type peer struct {
 	// degradedSince is when something was last lost, if not all is well; zero: all is.
 	degradedSince time.Time
 	writingTrust  bool // a goroutine writes the peer's PeerTrust
-	handingOver   bool // a goroutine writes that of the Link that takes over next
+	handingOver   bool // a goroutine stores the issuer list for the next Link
 
 	snapshot       *Snapshot // of all the above; never nil
-	catalogChanged bool      // TakeCatalog has something that was not reported yet
+	catalogChanged bool      // TakeCatalog has changes that were not reported yet
 	notify         bool      // a change that is not in the snapshot concerns the reconciler
 }
 

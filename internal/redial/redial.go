@@ -1,15 +1,17 @@
-// Package redial keeps the reads of informers waiting while the API server is away.
+// Package redial retries the reads of informers while the API server is unreachable.
 //
 // An informer of client-go doubles the delay between its attempts up to a minute, so
-// after an outage a controller may read stale data for that long. With this transport the
-// attempt itself waits: it dials again every few seconds until the API server answers.
+// after an outage a controller may read stale data for that long. With this transport an
+// attempt does not fail while the API server is unreachable. The transport sends the
+// request again every few seconds until the API server answers it.
 //
 //	informer ─GET─▶ RoundTripper ─▶ dial: refused ─▶ 1 to 3 s ─▶ dial: refused ─▶ … ─▶ answer
 //
 // What always holds:
-//   - Only requests that change nothing, GET, are sent again.
-//   - A request ends when its context is done, with the last error.
-//   - The delays are random, so the informers of many processes do not return at once.
+//   - Only GET requests are sent again, because they change nothing.
+//   - A request ends when its context is done. It returns the last response or error.
+//   - The delays are random, so that the informers of many processes do not all retry at
+//     the same time.
 package redial
 
 import (
@@ -27,19 +29,21 @@ const (
 	minDelay = time.Second
 	// maxDelay is the longest.
 	maxDelay = 3 * time.Second
-	// maxAnswers is how many answers in a row a request hides from the informer. More of
-	// them have another cause than an outage, which the informer logs.
+	// maxAnswers is how many answers of 502, 503 or 504 a request hides from the
+	// informer. If there are more, their cause is not an outage, and the informer must
+	// log it.
 	maxAnswers = 5
 	// DialTimeout is the timeout of one connection attempt with Dialer. The default of
-	// client-go, 30 s, would hide that a network path is back.
+	// client-go, 30 s, would delay requests after a network path works again.
 	DialTimeout = 5 * time.Second
 )
 
 // Dialer returns the dialer for a client with this transport.
 func Dialer() *net.Dialer { return &net.Dialer{Timeout: DialTimeout, KeepAlive: 30 * time.Second} }
 
-// RoundTripper returns a transport that sends a GET request again, through next, while
-// the API server cannot be reached, or something before it answers 502, 503 or 504.
+// RoundTripper returns a transport that sends requests through next. It sends a GET
+// request again while the API server is unreachable, or while the answer is 502, 503 or
+// 504.
 func RoundTripper(next http.RoundTripper) http.RoundTripper { return roundTripper{next} }
 
 type roundTripper struct{ next http.RoundTripper }
@@ -48,7 +52,7 @@ type roundTripper struct{ next http.RoundTripper }
 func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	for answers := 0; ; {
 		resp, err := t.next.RoundTrip(r)
-		if r.Method != http.MethodGet || !away(resp, err) || r.Context().Err() != nil {
+		if r.Method != http.MethodGet || !unreachable(resp, err) || r.Context().Err() != nil {
 			return resp, err
 		}
 		if resp != nil {
@@ -68,9 +72,10 @@ func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 // WrappedRoundTripper lets client-go find the transport below this one.
 func (t roundTripper) WrappedRoundTripper() http.RoundTripper { return t.next }
 
-// away reports whether an attempt says that nothing serves the API now. Of the errors
-// only those of the dial count: others may have a cause that the informer must log.
-func away(resp *http.Response, err error) bool {
+// unreachable reports whether the result of an attempt shows that nothing serves the API
+// now. Of the errors only those of the dial count, because others may have a cause that
+// the informer must log.
+func unreachable(resp *http.Response, err error) bool {
 	if err != nil {
 		op, ok := errors.AsType[*net.OpError](err)
 		return ok && op.Op == "dial"

@@ -16,7 +16,8 @@ var errRefused = &net.OpError{Op: "dial", Err: errors.New("connection refused")}
 
 type answer = func() (*http.Response, error)
 
-// attempts is a transport that gives one answer after another; the last one stays.
+// attempts is a transport that returns its answers in order, and then repeats the last
+// one.
 type attempts struct {
 	answers []answer
 	at      []time.Duration // when each attempt began, after the first
@@ -158,7 +159,7 @@ func TestDelays(t *testing.T) {
 			}
 		}
 		if len(apart) < 100 {
-			t.Errorf("only %d different delays: many processes would return at once", len(apart))
+			t.Errorf("only %d different delays: many processes would retry at the same time", len(apart))
 		}
 	})
 }

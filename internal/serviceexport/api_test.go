@@ -82,14 +82,14 @@ func (a *fakeAPI) remove(name string) {
 	delete(a.objects, key(name))
 }
 
-// refuseWith sets the errors of requests; nil: none fails.
+// refuseWith sets the function that returns the errors of requests. With nil none fails.
 func (a *fakeAPI) refuseWith(f func(request string) error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.refuse = f
 }
 
-// take makes another field manager the owner of a condition with a reason.
+// take makes another field manager the owner of a condition, and sets its reason.
 func (a *fakeAPI) take(name, kind, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -109,7 +109,7 @@ func (a *fakeAPI) changed(o *fakeExport) {
 	o.version = strconv.Itoa(a.version)
 }
 
-// meta is what the watch shows of an object.
+// meta returns what the watch shows of an object.
 func (a *fakeAPI) meta(name string) *metav1.PartialObjectMetadata {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -123,7 +123,7 @@ func (a *fakeAPI) meta(name string) *metav1.PartialObjectMetadata {
 	}}
 }
 
-// took returns the requests since the last call.
+// took returns the requests since its last call.
 func (a *fakeAPI) took() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -132,7 +132,7 @@ func (a *fakeAPI) took() []string {
 	return out
 }
 
-// reasons are the conditions of an object, as TYPE=STATUS REASON.
+// reasons returns the conditions of an object as TYPE=STATUS REASON.
 func (a *fakeAPI) reasons(name string) []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -192,7 +192,7 @@ func (a *fakeAPI) Get(_ context.Context, k client.ObjectKey, into client.Object,
 // Status implements client.StatusClient.
 func (a *fakeAPI) Status() client.SubResourceWriter { return a }
 
-// Apply implements client.SubResourceWriter: a server-side apply without force.
+// Apply implements client.SubResourceWriter. It is a server-side apply without force.
 func (a *fakeAPI) Apply(_ context.Context, applied runtime.ApplyConfiguration,
 	_ ...client.SubResourceApplyOption) error {
 	a.mu.Lock()
@@ -268,7 +268,7 @@ func TestFakeAPIRefusesWhatOthersOwn(t *testing.T) {
 	a.take("a", Valid, "Other")
 	conditions, _ := plan(Facts{}.conditions(catalog.ServiceExportV1Beta1), stored{}, 1, timeZero)
 	err := a.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(
-		applied(key("a"), catalog.ServiceExportV1Beta1, a.meta("a").UID, conditions)))
+		applyConfiguration(key("a"), catalog.ServiceExportV1Beta1, a.meta("a").UID, conditions)))
 	if !apierrors.IsConflict(err) {
 		t.Errorf("got %v", err)
 	}

@@ -12,10 +12,10 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// maxMessage bounds the message of a condition, in bytes.
+// maxMessage is the greatest length of the message of a condition, in bytes.
 const maxMessage = 512
 
-// condition is a decided condition without its time.
+// condition is a wanted condition, without its generation and its time.
 type condition struct {
 	kind    string
 	status  metav1.ConditionStatus
@@ -23,12 +23,12 @@ type condition struct {
 	message string
 }
 
-// conditions returns the conditions of a ServiceExport of a version, in the order of
-// conditionTypes.
+// conditions returns the wanted conditions of a ServiceExport in a version, in the order
+// of conditionTypes.
 func (f Facts) conditions(kind schema.GroupVersionKind) [2]condition {
 	valid, ready := f.valid(), f.ready()
 	if kind == catalog.ServiceExportV1Alpha1 {
-		if valid.status == metav1.ConditionTrue { // the version has no condition Ready
+		if valid.status == metav1.ConditionTrue { // v1alpha1 has no condition Ready
 			valid.message += " " + ready.message
 		}
 		ready = condition{
@@ -59,12 +59,13 @@ func (f Facts) valid() condition {
 		message += " " + sentence(f.Limit)
 	}
 	if f.Limits > 1 {
-		message += fmt.Sprintf(" There are %d problems; `causeway services` lists all.", f.Limits)
+		message += fmt.Sprintf(" There are %d problems: `causeway services` lists them.", f.Limits)
 	}
 	return condition{Valid, metav1.ConditionTrue, reasonValid, message}
 }
 
-// validReason returns the reason that the API has for a reason of package catalog.
+// validReason maps a reason of package catalog to the reason that the API defines for it.
+// Other reasons stay as they are.
 func validReason(reason string) string {
 	switch reason {
 	case catalog.ServiceMissing:
@@ -82,14 +83,14 @@ func (f Facts) ready() condition {
 		c.reason = reasonFailed
 		c.message = "The Service cannot be exported: see the condition Valid."
 	case f.Admitting == 0:
-		c.message = "No Link admits the Service: create a Link, or change spec.export of one so that it " +
-			"admits the Service."
+		c.message = "No Link admits the Service: create a Link whose spec.export admits it, or change " +
+			"spec.export of an existing Link."
 	case f.Exporting > 0:
 		c.status, c.reason = metav1.ConditionTrue, reasonExported
 		c.message = fmt.Sprintf("The Service is exported to %s.", links(f.Exporting))
 		if f.Exporting < f.Admitting {
-			c.message += fmt.Sprintf(" %s admit it: `causeway links` says why the rest do not export it.",
-				links(f.Admitting))
+			c.message = fmt.Sprintf("The Service is exported to %d of the %d Links that admit it: "+
+				"`causeway links` shows why the others do not export it.", f.Exporting, f.Admitting)
 		}
 	case f.Failure != "":
 		c.reason = reasonFailed
@@ -97,9 +98,11 @@ func (f Facts) ready() condition {
 	case f.Stored == 0:
 		c.message = fmt.Sprintf("The export to %s is not stored yet: if this lasts longer than a minute, "+
 			"run `causeway check`.", links(f.Admitting))
+	case f.Admitting == 1:
+		c.message = "The Link that admits the Service is not in force: `causeway links` shows why."
 	default:
-		c.message = fmt.Sprintf("None of the Links that admit the Service is in force: `causeway links` "+
-			"says why (%s).", links(f.Admitting))
+		c.message = fmt.Sprintf("None of the %d Links that admit the Service is in force: "+
+			"`causeway links` shows why.", f.Admitting)
 	}
 	return c
 }
@@ -111,7 +114,7 @@ func links(n int) string {
 	return fmt.Sprintf("%d Links", n)
 }
 
-// sentence makes a sentence of the message of a problem.
+// sentence turns the message of a problem into a sentence.
 func sentence(s string) string {
 	first, size := utf8.DecodeRuneInString(s)
 	if size == 0 {
@@ -120,7 +123,7 @@ func sentence(s string) string {
 	return string(unicode.ToUpper(first)) + strings.TrimSuffix(s[size:], ".") + "."
 }
 
-// bound cuts a message that is longer than maxMessage.
+// bound shortens a message that is longer than maxMessage.
 func bound(s string) string {
 	const ellipsis = "..."
 	if len(s) <= maxMessage {

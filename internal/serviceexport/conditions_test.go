@@ -28,10 +28,10 @@ func TestConditions(t *testing.T) {
 				"Ready=True Exported: The Service is exported to 2 Links.",
 			},
 		},
-		"exported to a part": {
-			why:   "one working Link is enough, and the message counts the others",
+		"exported to some Links": {
+			why:   "one Link in force is enough, and the message counts the admitting ones",
 			facts: Facts{Admitting: 3, Stored: 2, Exporting: 1},
-			want:  []string{"Valid=True Valid", "Ready=True Exported: to 1 Link. 3 Links admit it"},
+			want:  []string{"Valid=True Valid", "Ready=True Exported: to 1 of the 3 Links that admit it"},
 		},
 		"no Service": {
 			why:   "the API has a reason for it",
@@ -60,7 +60,7 @@ func TestConditions(t *testing.T) {
 			},
 		},
 		"limited twice": {
-			why:   "a condition has room for one problem",
+			why:   "a condition names one problem and counts all",
 			facts: Facts{Limit: "only TCP", Limits: 2},
 			want:  []string{"Valid=True Valid: Only TCP. There are 2 problems", "Ready=False Pending"},
 		},
@@ -83,7 +83,12 @@ func TestConditions(t *testing.T) {
 		"no Link in force": {
 			why:   "the peers of such Links get nothing",
 			facts: Facts{Admitting: 2, Stored: 2},
-			want:  []string{"Valid=True Valid", "Ready=False Pending: None of the Links"},
+			want:  []string{"Valid=True Valid", "Ready=False Pending: None of the 2 Links"},
+		},
+		"the only Link is not in force": {
+			why:   "the message does not count a single Link",
+			facts: Facts{Admitting: 1, Stored: 1},
+			want:  []string{"Valid=True Valid", "Ready=False Pending: The Link that admits"},
 		},
 		"left out": {
 			why:   "waiting does not help",

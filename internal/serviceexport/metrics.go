@@ -7,14 +7,14 @@ const (
 	written  = "written"
 	conflict = "conflict" // another field manager owns the condition
 	rejected = "rejected" // the API server does not accept the conditions
-	failed   = "failed"   // it is tried again
+	failed   = "failed"   // the Writer tries again
 )
 
 // Metrics counts the writes of a Writer.
 type Metrics struct{ writes *prometheus.CounterVec }
 
-// NewMetrics makes the metrics and registers them with reg. Writes of every outcome are
-// counted from zero.
+// NewMetrics creates the metrics and registers them with reg. Every outcome has a counter
+// from the start.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{writes: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "causeway_serviceexport_writes_total",

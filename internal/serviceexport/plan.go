@@ -6,10 +6,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// plan returns the conditions to apply, and whether there is anything to write. All
-// conditions that we keep are in it, because the API server removes what an apply leaves
-// out. That is also how we give up what another manager owns, too: it could not change
-// its condition otherwise.
+// plan compares the wanted with the stored conditions. It returns the conditions to
+// apply, and whether an apply is needed.
+//
+// The API server removes our conditions that an apply leaves out. Therefore an apply
+// contains every condition that we own, even if it has not changed. It leaves out a
+// condition that another manager owns, too. This gives up our ownership, because the
+// other manager could not change the condition otherwise.
 func plan(want [2]condition, have stored, generation int64, now time.Time) (apply []metav1.Condition,
 	needed bool) {
 	for i, c := range want {

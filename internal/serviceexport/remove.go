@@ -17,12 +17,13 @@ import (
 
 // RemoveConditions removes the conditions that Writers own from all ServiceExports, and
 // returns the number of objects that it changed. Call it when no Writer runs any more. It
-// may be repeated. A cluster that does not serve the kind has no conditions.
+// may be called again, for example after an error. It returns 0 if the cluster does not
+// serve the kind.
 func RemoveConditions(ctx context.Context, api API) (int, error) {
 	for _, kind := range catalog.ServiceExportKinds() {
 		removed, err := removeConditions(ctx, api, kind)
 		if !meta.IsNoMatchError(err) && !apierrors.IsNotFound(err) {
-			return removed, err // every version shows all objects
+			return removed, err // one version is enough: each version serves all objects
 		}
 	}
 	return 0, nil
@@ -34,7 +35,7 @@ func removeConditions(ctx context.Context, api API, kind schema.GroupVersionKind
 		page.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
 		err := api.List(ctx, &page, client.Limit(pageSize), client.Continue(next))
 		if apierrors.IsResourceExpired(err) && next != "" {
-			next = "" // those that were changed are skipped
+			next = "" // the objects that were changed already are skipped
 			continue
 		}
 		if err != nil {
@@ -46,11 +47,11 @@ func removeConditions(ctx context.Context, api API, kind schema.GroupVersionKind
 				continue
 			}
 			key := catalog.Key{Namespace: o.GetNamespace(), Name: o.GetName()}
-			none := applied(key, kind, o.GetUID(), nil)
+			none := applyConfiguration(key, kind, o.GetUID(), nil)
 			err := api.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(none),
 				client.FieldOwner(FieldOwner))
 			if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-				continue // it was deleted, or created again
+				continue // the object was deleted or replaced since the list
 			}
 			if err != nil {
 				return removed, fmt.Errorf("remove the conditions of ServiceExport %s: %w", key, err)

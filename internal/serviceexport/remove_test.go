@@ -15,7 +15,7 @@ func TestRemoveConditions(t *testing.T) {
 	a := newFakeAPI("ours", "shared", "without")
 	for _, name := range []string{"ours", "shared"} {
 		conditions, _ := plan(Facts{}.conditions(catalog.ServiceExportV1Beta1), stored{}, 1, timeZero)
-		next := applied(key(name), catalog.ServiceExportV1Beta1, a.meta(name).UID, conditions)
+		next := applyConfiguration(key(name), catalog.ServiceExportV1Beta1, a.meta(name).UID, conditions)
 		err := a.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(next))
 		if err != nil {
 			t.Fatal(err)

@@ -15,19 +15,19 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// list reads one page of all ServiceExports of a version, so that a new leader needs no
-// request for each object.
+// list reads the next page of the list of all ServiceExports in a version. A new leader
+// lists them because a request for each object would take much longer.
 func (w *Writer) list(ctx context.Context, kind schema.GroupVersionKind, term int) error {
-	if w.listing != term {
-		w.listing, w.page = term, ""
+	if w.listingTerm != term {
+		w.listingTerm, w.continueToken = term, ""
 	}
 	var page unstructured.UnstructuredList
 	page.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
 	err := w.request(ctx, func(ctx context.Context) error {
-		return w.c.API.List(ctx, &page, client.Limit(pageSize), client.Continue(w.page))
+		return w.c.API.List(ctx, &page, client.Limit(pageSize), client.Continue(w.continueToken))
 	})
 	if apierrors.IsResourceExpired(err) {
-		w.page = ""
+		w.continueToken = ""
 	}
 	if err != nil {
 		return fmt.Errorf("list ServiceExports: %w", err)
@@ -43,19 +43,21 @@ func (w *Writer) list(ctx context.Context, kind schema.GroupVersionKind, term in
 			o.keep(item, types, term)
 		}
 	}
-	if w.page = page.GetContinue(); w.page == "" {
-		w.listed = term
+	if w.continueToken = page.GetContinue(); w.continueToken == "" {
+		w.listedTerm = term
 	}
 	return nil
 }
 
-// keep records what was read of the object. The caller holds the Writer's lock.
+// keep records the state of the object that a request returned. The caller holds the
+// Writer's lock, unless o is a copy.
 func (o *object) keep(read *unstructured.Unstructured, types [2]string, term int) {
-	o.term, o.version, o.left = term, read.GetResourceVersion(), false
+	o.term, o.version, o.refused = term, read.GetResourceVersion(), false
 	o.stored = readStored(read, types)
 }
 
-// reconcile reads an object, if needed, and writes its conditions, if they differ.
+// reconcile reads an object if read is true. It then writes the object's conditions if
+// they differ from the wanted ones.
 func (w *Writer) reconcile(ctx context.Context, key catalog.Key, read bool) error {
 	w.mu.Lock()
 	o, kind, term := w.objects[key], w.kind, w.term
@@ -63,7 +65,7 @@ func (w *Writer) reconcile(ctx context.Context, key catalog.Key, read bool) erro
 		w.mu.Unlock()
 		return nil
 	}
-	o.due, o.pause = time.Time{}, time.Now().Add(objectPause)
+	o.due, o.pausedUntil = time.Time{}, time.Now().Add(objectPause)
 	current, uid, generation := *o, o.meta.UID, o.meta.Generation
 	w.mu.Unlock()
 
@@ -76,10 +78,10 @@ func (w *Writer) reconcile(ctx context.Context, key catalog.Key, read bool) erro
 			return w.c.API.Get(ctx, client.ObjectKey{Namespace: key.Namespace, Name: key.Name}, found)
 		})
 		if apierrors.IsNotFound(err) {
-			return nil // the watch will report it
+			return nil // the watch will report the deletion
 		}
 		if err != nil {
-			w.again(key, o, err)
+			w.requeue(key, o, err)
 			return fmt.Errorf("get ServiceExport %s: %w", key, err)
 		}
 		if found.GetUID() != uid {
@@ -90,16 +92,17 @@ func (w *Writer) reconcile(ctx context.Context, key catalog.Key, read bool) erro
 		w.store(key, o, &current)
 	}
 	conditions, needed := plan(current.facts.conditions(kind), current.stored, generation, time.Now())
-	if !needed || current.left {
+	if !needed || current.refused {
 		return nil
 	}
 	return w.apply(ctx, key, o, &current, kind, conditions)
 }
 
-// apply writes the conditions of an object.
+// apply writes the conditions of an object. It returns an error only if the Writer has to
+// try again.
 func (w *Writer) apply(ctx context.Context, key catalog.Key, o, current *object,
 	kind schema.GroupVersionKind, conditions []metav1.Condition) error {
-	next := applied(key, kind, current.meta.UID, conditions)
+	next := applyConfiguration(key, kind, current.meta.UID, conditions)
 	err := w.request(ctx, func(ctx context.Context) error {
 		return w.c.API.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(next),
 			client.FieldOwner(FieldOwner))
@@ -112,24 +115,26 @@ func (w *Writer) apply(ctx context.Context, key catalog.Key, o, current *object,
 		current.denied = 0
 	case apierrors.IsConflict(err):
 		w.c.Metrics.count(conflict)
-		current.left = true
+		current.refused = true
 	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
 		w.c.Metrics.count(rejected)
-		current.left = true
+		current.refused = true
 	default:
 		w.c.Metrics.count(failed)
-		w.again(key, o, err)
+		w.requeue(key, o, err)
 		return fmt.Errorf("write the conditions of ServiceExport %s: %w", key, err)
 	}
-	if current.left {
-		w.c.Log.Debug("conditions of a ServiceExport left alone", "serviceExport", key.String(), "error", err)
+	if current.refused {
+		w.c.Log.Debug("API server refused the conditions of a ServiceExport",
+			"serviceExport", key.String(), "error", err)
 	}
 	w.store(key, o, current)
 	return nil
 }
 
-// applied is the object to apply. The UID keeps it from an object that was created again.
-func applied(key catalog.Key, kind schema.GroupVersionKind, uid types.UID,
+// applyConfiguration returns what to apply to the status of a ServiceExport. It contains
+// the UID, so that the API server refuses it if another object has the name now.
+func applyConfiguration(key catalog.Key, kind schema.GroupVersionKind, uid types.UID,
 	conditions []metav1.Condition) *unstructured.Unstructured {
 	out := &unstructured.Unstructured{}
 	out.SetGroupVersionKind(kind)
@@ -153,31 +158,34 @@ func applied(key catalog.Key, kind schema.GroupVersionKind, uid types.UID,
 	return out
 }
 
-// store keeps what a request said about an object, unless the object was replaced.
+// store records the result of the requests for an object, unless the object was removed
+// or replaced since they began.
 func (w *Writer) store(key catalog.Key, o, current *object) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.objects[key] == o {
-		o.term, o.version, o.stored, o.left = current.term, current.version, current.stored, current.left
+		o.term, o.version = current.term, current.version
+		o.stored, o.refused = current.stored, current.refused
 		o.denied = current.denied
 	}
 }
 
-// again queues an object for a retry after its pause, which grows while the API server
-// denies its requests.
-func (w *Writer) again(key catalog.Key, o *object, err error) {
+// requeue queues an object for a retry at the end of its pause. The pause grows while the
+// API server denies requests for the object.
+func (w *Writer) requeue(key catalog.Key, o *object, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.objects[key] == o {
 		if concernsObject(err) {
-			o.pause = time.Now().Add(min(objectPause<<min(o.denied, 10), maxObjectPause))
+			o.pausedUntil = time.Now().Add(min(objectPause<<min(o.denied, 10), maxObjectPause))
 			o.denied++
 		}
 		w.push(key, o, time.Now())
 	}
 }
 
-// request makes one request within its time and the budgets.
+// request calls do, which makes one request. It charges the request to both budgets and
+// ends it after requestTimeout.
 func (w *Writer) request(ctx context.Context, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

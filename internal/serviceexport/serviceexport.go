@@ -1,20 +1,24 @@
 // Package serviceexport writes the conditions of ServiceExports, the kind of the
-// multi-cluster SIG (KEP-1645). They say whether a Service can be exported, and whether
-// it is.
+// multi-cluster SIG (KEP-1645). The conditions say whether a Service can be exported, and
+// whether it is exported.
 //
 //	reconciler ─ Facts ─▶ Writer ─ LIST, GET ─▶ stored ─┐
 //	                         └───── conditions ─────────┴▶ plan ─▶ server-side apply of /status
 //
-// conditions.go decides what the conditions are, stored.go reads those of the API server,
-// plan.go compares the two, and writer.go does the requests.
+// conditions.go derives the wanted conditions from the Facts. stored.go reads the
+// conditions that the API server has, and plan.go compares the two. requests.go makes the
+// requests, and writer.go keeps the queue of objects that may need one.
 //
 // What always holds:
-//   - A condition that another field manager owns is left alone. The Writer applies
-//     without force, so the API server refuses what the Writer could not see.
-//   - Nothing is written while the stored conditions are those that were decided.
-//   - There is one request at a time, at a bounded rate. An object is read and written at
-//     most once per objectPause.
-//   - The Writer keeps no content of an object, only digests of its conditions.
+//   - The Writer does not change a condition that another field manager owns. It applies
+//     without force, so the API server refuses such a change even if the Writer has not
+//     seen the other manager yet.
+//   - The Writer writes only if a stored condition differs from the wanted one, or to
+//     give up a condition that another manager owns, too.
+//   - The Writer makes one request at a time, at a bounded rate. It reads and writes an
+//     object at most once per objectPause.
+//   - The Writer keeps no whole objects. Of each condition it keeps the status, the time
+//     of the last transition, and a digest.
 package serviceexport
 
 import (
@@ -23,23 +27,23 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// FieldOwner is the name under which the API server keeps the conditions that a Writer
-// owns.
+// FieldOwner is the field manager of a Writer. The API server records it as the owner of
+// the conditions that the Writer applies.
 const FieldOwner = "causeway-serviceexports"
 
 // Types of conditions.
 const (
-	// Valid: the Service exists and can be exported.
+	// Valid says whether the Service exists and can be exported.
 	Valid = "Valid"
-	// Ready: linked clusters can see the Service. Only v1beta1 has it.
+	// Ready says whether linked clusters can see the Service. Only v1beta1 has it.
 	Ready = "Ready"
-	// Conflict: exports of several clusters contradict each other. A Writer sets it in
-	// v1alpha1 only.
+	// Conflict says whether the exports of several clusters contradict each other. A
+	// Writer sets it in v1alpha1 only.
 	Conflict = "Conflict"
 )
 
-// Reasons of conditions, as the API defines them. Valid can also have a reason of package
-// catalog.
+// Reasons of conditions that the API defines. The condition Valid can also have a reason
+// of package catalog.
 const (
 	reasonValid              = "Valid"
 	reasonNoService          = "NoService"
@@ -50,7 +54,7 @@ const (
 	reasonNoConflicts        = "NoConflicts"
 )
 
-// conditionTypes are the types of the conditions that a Writer sets in a version.
+// conditionTypes returns the types of the conditions that a Writer sets in a version.
 func conditionTypes(kind schema.GroupVersionKind) [2]string {
 	if kind == catalog.ServiceExportV1Alpha1 {
 		return [2]string{Valid, Conflict}
@@ -58,17 +62,21 @@ func conditionTypes(kind schema.GroupVersionKind) [2]string {
 	return [2]string{Valid, Ready}
 }
 
-// Facts are what the conditions of a ServiceExport follow from. Facts are comparable.
+// Facts are the inputs of the conditions of one ServiceExport. They can be compared with
+// ==.
 type Facts struct {
-	// Refusal says why the Service cannot be exported. Its zero value: it can be.
+	// Refusal says why the Service cannot be exported. It is zero if the Service can be
+	// exported.
 	Refusal catalog.Problem
-	// Limit is the first of Limits problems that limit the export, but do not prevent it.
+	// Limits is the number of problems that limit the export but do not prevent it. Limit
+	// is the message of the first one.
 	Limit  string
 	Limits int
-	// Failure says why the export list does not take the Service; empty: it does.
+	// Failure says why the export list does not hold the Service. It is empty if no
+	// reason is known.
 	Failure string
-	// Admitting is the number of Links whose export rules admit the Service, Stored the
-	// number of those for which the export list holds it, and Exporting the number of
-	// those that are in force.
+	// Admitting is the number of Links whose export rules admit the Service. Stored is
+	// the number of these Links for which the export list holds the Service. Exporting is
+	// the number of the latter that are in force.
 	Admitting, Stored, Exporting int
 }

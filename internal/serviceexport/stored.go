@@ -12,23 +12,23 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
-// stored is what a Writer keeps of a ServiceExport that it has read: one element for each
-// of conditionTypes.
+// stored is what a Writer keeps of the conditions of a ServiceExport that it has read, in
+// the order of conditionTypes.
 type stored [2]storedCondition
 
-// storedCondition is a condition as the API server has it.
+// storedCondition is a condition as the API server stores it.
 type storedCondition struct {
-	// foreign means that the condition must be left alone, because another field manager
-	// owns it.
+	// foreign means that another field manager owns the condition, so the Writer must not
+	// change it.
 	foreign bool
-	// ours means that we own a part of it.
+	// ours means that we own the condition or a part of it.
 	ours   bool
-	status metav1.ConditionStatus // empty: the condition does not exist
+	status metav1.ConditionStatus // empty if the condition does not exist
 	since  int64                  // lastTransitionTime, in seconds of Unix time
-	digest uint64                 // of everything else
+	digest uint64                 // of the status, reason, message and observedGeneration
 }
 
-// readStored reads the conditions of an object and who owns them.
+// readStored reads the conditions of an object and their owners.
 func readStored(o *unstructured.Unstructured, types [2]string) stored {
 	var out stored
 	owned := readOwners(o.GetManagedFields())
@@ -44,8 +44,9 @@ func readStored(o *unstructured.Unstructured, types [2]string) stored {
 			}
 		}
 		if !known && !owned.keyed && !owned.ourList {
-			// Nothing shows that the list is keyed by type, and a list that is not
-			// would lose this condition.
+			// No managed field shows that the list is keyed by type. If it is not, an
+			// apply replaces the whole list and removes this condition, which is not
+			// ours. Therefore the list counts as another manager's.
 			owned.list = true
 		}
 	}
@@ -68,7 +69,7 @@ func readCondition(fields map[string]any) storedCondition {
 	text, _ := fields["lastTransitionTime"].(string)
 	since, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return storedCondition{} // it must be written again
+		return storedCondition{} // the condition is written again, as if it did not exist
 	}
 	out.since = since.Unix()
 	return out
@@ -83,14 +84,14 @@ func digest(status metav1.ConditionStatus, reason, message string, generation in
 	return h.Sum64()
 }
 
-// owners are what field managers own of the conditions of an object. A list that is not
-// keyed by type has one owner as a whole.
+// owners says which field managers own the conditions of an object. If the list is not
+// keyed by type, a manager can only own the whole list.
 type owners struct {
 	list  bool            // another manager owns the whole list
-	types map[string]bool // the conditions that other managers own
+	types map[string]bool // types of the conditions that other managers own
 
-	ourList  bool
-	ourTypes map[string]bool
+	ourList  bool            // we own the whole list
+	ourTypes map[string]bool // types of the conditions that we own
 
 	keyed bool // some manager owns a condition by its type
 }
@@ -119,9 +120,10 @@ func readOwners(managers []metav1.ManagedFieldsEntry) owners {
 	return out
 }
 
-// ownedConditions returns which conditions the fields of one manager name, or that they
-// are the whole list. Fields without fields below them are a value that is owned as a
-// whole. Fields that cannot be read count as the whole list.
+// ownedConditions returns the types of the conditions that one manager owns. raw are the
+// manager's fields (FieldsV1). whole means that the manager owns the whole list: raw
+// names the status or the list without anything below it, or ownedConditions cannot parse
+// it.
 func ownedConditions(raw []byte) (whole bool, types []string) {
 	var fields struct {
 		Status map[string]json.RawMessage `json:"f:status"`

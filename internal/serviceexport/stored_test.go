@@ -10,7 +10,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
-// managed is an entry of managedFields.
+// managed returns an entry of managedFields.
 func managed(manager string, operation metav1.ManagedFieldsOperationType,
 	fields string) metav1.ManagedFieldsEntry {
 	return metav1.ManagedFieldsEntry{
@@ -191,7 +191,8 @@ func TestPlan(t *testing.T) {
 		why    string
 		have   stored
 		needed bool
-		// since is when each applied condition changed its status: T then, N now.
+		// since has a letter for each applied condition: N if its transition is now, and
+		// T if it is the stored one.
 		since string
 	}{
 		"nothing changed": {

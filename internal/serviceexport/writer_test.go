@@ -37,7 +37,7 @@ type term struct {
 	log *strings.Builder
 }
 
-// lead runs a Writer in a bubble while do does.
+// lead runs a Writer in a bubble until do returns.
 func lead(t *testing.T, api *fakeAPI, do func(w *term)) {
 	t.Helper()
 	log := &strings.Builder{}
@@ -62,7 +62,7 @@ func (w *term) set(f Facts, names ...string) {
 	}
 }
 
-// settle lets every change be written, and the watch show it.
+// settle waits until every change is written, and the watch has shown it.
 func (w *term) settle(f Facts, names ...string) {
 	w.set(f, names...)
 	bubble.Pass(10 * time.Second)
@@ -111,7 +111,7 @@ func TestWriterWritesOnlyChanges(t *testing.T) {
 			w.set(exported, "b")
 			w.Serve(beta)
 			bubble.Pass(time.Hour)
-			expect(t, "a new leader reads all at once, and writes nothing", api.took(), []string{"list "})
+			expect(t, "a new leader lists all objects, and writes nothing", api.took(), []string{"list "})
 		})
 	})
 }
@@ -188,7 +188,7 @@ func TestWriterGivesUpAfterRefusal(t *testing.T) {
 					w.settle(exported, "a")
 					expect(t, c.why, api.took(), []string{"list ", "apply a"})
 					w.settle(pending, "a")
-					expect(t, "it is left alone for good", api.took(), nil)
+					expect(t, "nothing is written while the object stays the same", api.took(), nil)
 					api.refuseWith(nil)
 					api.take("a", "Other", "Other")
 					w.settle(pending, "a")

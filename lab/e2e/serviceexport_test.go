@@ -100,7 +100,7 @@ func exportReasons(ctx context.Context, c *cluster, version, name string, want .
 		}
 	}
 	if len(all) != len(want) {
-		return fmt.Errorf("there are other conditions than %q: %+v", want, all)
+		return fmt.Errorf("there are further conditions besides %q: %+v", want, all)
 	}
 	return nil
 }
@@ -183,8 +183,9 @@ func TestServiceExportVersions(t *testing.T) {
 	must(t, answers(ctx, "kept-east"))
 }
 
-// TestServiceExportConditions: the conditions of a ServiceExport follow its Service. A
-// condition that another field manager took is left alone, and a new leader writes none.
+// TestServiceExportConditions: the conditions of a ServiceExport follow its Service.
+// Causeway does not change a condition that another field manager took, and a new leader
+// writes no condition that has not changed.
 func TestServiceExportConditions(t *testing.T) {
 	ctx := t.Context()
 	kind := serviceExportKind("v1beta1")

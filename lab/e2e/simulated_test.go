@@ -328,13 +328,13 @@ func TestFlippingPeer(t *testing.T) {
 		t.Errorf("the peer flipped %d times only: the test shows nothing", n)
 	}
 	// The budget of content is a burst of 20 writes and one more every 30 s. Beside that
-	// each export of east's comes and goes, which is two changes of allocations and two of
-	// the version that was applied last.
+	// each export of east's is added and removed. That makes two changes of allocations
+	// and two of the version that was applied last.
 	if most := 20 + int(took/(30*time.Second)) + 1 + 4*samples; writes > most {
 		t.Errorf("the ledger was written %d times, want at most %d", writes, most)
 	}
-	// The limit of a mirror's content is a burst of 4 and one more every 5 s. Each is a write
-	// of the Service and of a slice per family.
+	// The limit of a mirror's content is a burst of 4 and then one change every 5 s. Each
+	// change is a write of the Service and of a slice per family.
 	if most := 10 * 3 * (4 + int(took/(5*time.Second)) + 1); mirrorWrites > most {
 		t.Errorf("10 mirrors were written %d times, want at most %d", mirrorWrites, most)
 	}

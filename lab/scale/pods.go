@@ -208,9 +208,9 @@ func simulatedPod(name, node string) *corev1.Pod {
 	}
 }
 
-// reportRunning writes the status of a pod that runs at an address, and returns the pod as
-// it is then. It is a patch, because the controller manager writes to pods of Nodes that
-// are not ready, too.
+// reportRunning writes the status of a pod that runs at an address, and returns the
+// changed pod. It sends a patch, because an update could conflict with the controller
+// manager, which also writes to pods of Nodes that are not ready.
 func (c *cluster) reportRunning(ctx context.Context, p *corev1.Pod, ip, host string) (*corev1.Pod, error) {
 	patch, err := json.Marshal(map[string]any{"status": runningStatus(p, ip, host)})
 	if err != nil {

@@ -37,8 +37,9 @@ func (s *linkSet) has(l *linkState) bool {
 	return i < len(s.bits) && s.bits[i]&(1<<(l.id%64)) != 0
 }
 
-// internLinks returns the one linkSet of names. last is the set that the Service had
-// before; it may be nil. The caller holds mu and releases the set.
+// internLinks returns the linkSet of names, which all Services with these Links share.
+// last is the Service as it was listed before, or nil. The caller holds mu, and calls
+// releaseLinks when the Service no longer uses the set.
 func (b *Board) internLinks(names []string, last *listed) *linkSet {
 	if last != nil && slices.Equal(last.links.names, names) {
 		last.links.refs++
