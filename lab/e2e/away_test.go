@@ -64,9 +64,9 @@ func TestChangesWhileAway(t *testing.T) {
 	must(t, east.kubectl(ctx, made, "apply", "-f", "-"))
 	must(t, west.kubectl(ctx, mine, "apply", "-f", "-"))
 	must(t, west.kubectl(ctx, "", "-n", "shop", "delete", "service", "w-lost-east"))
-	slice := have(west.slices(ctx, "w-bent-east"))(t)[0].Name
+	slice := west.slice(t, "w-bent-east").Name
 	must(t, west.patch(ctx, "slice", "w-bent-east", slice, `{"endpoints":[{"addresses":["`+vip(t, "baz-east")+`"]}]}`))
-	must(t, west.kubectl(ctx, "", "-n", "shop", "delete", "endpointslice", have(west.slices(ctx, "w-moved-east"))(t)[0].Name))
+	must(t, west.kubectl(ctx, "", "-n", "shop", "delete", "endpointslice", west.slice(t, "w-moved-east").Name))
 	before := have(west.serviceJSON(ctx, "w-clash-east"))(t)
 
 	since := time.Now()

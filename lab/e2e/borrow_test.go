@@ -25,7 +25,7 @@ import (
 func borrowsAddress(t *testing.T, from, to *cluster) {
 	ctx := t.Context()
 	// The mirror's listener itself, so that it is the agent and nobody else who answers: kube-proxy refuses while baz is not ready.
-	at := have(from.slices(ctx, "baz-"+to.Name()))(t)[0]
+	at := from.slice(t, "baz-"+to.Name())
 	listener := net.JoinHostPort(at.Endpoints[0].Addresses[0], strconv.Itoa(int(*at.Ports[0].Port)))
 	guest := netOf(t, from, "guest")
 	call := func(source string) error { return callAs(ctx, guest, source, listener) }

@@ -90,7 +90,7 @@ func TestLabelsAreCopied(t *testing.T) {
 		return err
 	}
 	within(t, soon, "it is mirrored", func() error { return labelled("tier", "") })
-	slice := have(west.slices(ctx, "bin-east"))(t)[0].Name
+	slice := west.slice(t, "bin-east").Name
 	const others = `{"metadata":{"labels":{"owner":"somebody"},"annotations":{"note":"keep me"}}}`
 	must(t, west.patch(ctx, "service", "bin-east", slice, others))
 	must(t, west.patch(ctx, "slice", "bin-east", slice, others))

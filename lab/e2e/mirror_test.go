@@ -138,7 +138,7 @@ func (c *cluster) essence(ctx context.Context, name string) (essence, error) {
 func TestTenantsEditsAreRepaired(t *testing.T) {
 	ctx := t.Context()
 	want := have(west.essence(ctx, "bar-east"))(t)
-	slice := have(west.slices(ctx, "bar-east"))(t)[0].Name
+	slice := west.slice(t, "bar-east").Name
 	if len(want.Annotations) == 0 {
 		t.Fatal("the mirror has no annotations to edit")
 	}
@@ -185,7 +185,7 @@ func TestTenantsEditsAreRepaired(t *testing.T) {
 func TestTenantsEditChangesNoTraffic(t *testing.T) {
 	ctx := t.Context()
 	want := have(west.essence(ctx, "bar-east"))(t)
-	slice := have(west.slices(ctx, "bar-east"))(t)[0].Name
+	slice := west.slice(t, "bar-east").Name
 	client, address := netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)
 	// Those that Causeway writes, and some that one could think it reads: what is not its own, it leaves alone.
 	own, others := slices.Collect(maps.Keys(want.Annotations)), []string{"causeway.dev/vip", "causeway.dev/route", "causeway.dev/service"}

@@ -24,6 +24,20 @@ func (c *cluster) slices(ctx context.Context, service string) ([]discoveryv1.End
 	return list.Items, nil
 }
 
+// slice waits for the first EndpointSlice of a mirror, which is made after its Service.
+func (c *cluster) slice(t *testing.T, service string) discoveryv1.EndpointSlice {
+	t.Helper()
+	var all []discoveryv1.EndpointSlice
+	within(t, soon, service+" has a slice", func() error {
+		var err error
+		if all, err = c.slices(t.Context(), service); err == nil && len(all) == 0 {
+			err = errNotYet
+		}
+		return err
+	})
+	return all[0]
+}
+
 // trustDomain is the cluster's own.
 func (c *cluster) trustDomain(ctx context.Context) (string, error) {
 	m, err := c.api.CoreV1().ConfigMaps(system).Get(ctx, "causeway-identity", getOptions)
