@@ -179,7 +179,8 @@ func TestAPIServerAway(t *testing.T) {
 	sleep(ctx, time.Minute)
 	must(t, east.StartControlPlane(ctx))
 	offer(t, service("after", exported, httpPort), "after-east")
-	within(t, 15*time.Second, "a new export is mirrored", func() error { return answers(ctx, "after-east") })
+	// The leader has ended, and the other replica waits until its lease of 15 s has expired.
+	within(t, 30*time.Second, "a new export is mirrored", func() error { return answers(ctx, "after-east") })
 	within(t, time.Minute, "two controllers are ready", func() error { return east.controllers(ctx, 2) })
 	within(t, time.Minute, "agents and gateways have a current state", func() error {
 		for _, component := range []string{"agent", "gateway"} {
