@@ -10,6 +10,8 @@
 // What always holds:
 //   - Only GET requests are sent again, because they change nothing.
 //   - A request ends when its context is done. It returns the last response or error.
+//   - A request returns the sixth answer of 502, 503 or 504. Only failed dials are
+//     retried without a limit.
 //   - The delays are random, so that the informers of many processes do not all retry at
 //     the same time.
 package redial
