@@ -270,8 +270,8 @@ func TestNoSessionIsResumed(t *testing.T) {
 	}
 }
 
-// TestBrokenFramesEndTheTunnel: what does not follow the protocol is dropped, and the application is never dialled.
-func TestBrokenFramesEndTheTunnel(t *testing.T) {
+// TestBrokenFramesEndTheSession: what does not follow the protocol is dropped, and the application is never dialled.
+func TestBrokenFramesEndTheSession(t *testing.T) {
 	p := newImpostor(t)
 	var hello bytes.Buffer
 	must(t, tunnel.WriteHello(&hello, barHTTP))
@@ -292,7 +292,7 @@ func TestBrokenFramesEndTheTunnel(t *testing.T) {
 			_, werr := tun.Write(sent)
 			start := time.Now()
 			if name == "a second HELLO" {
-				if _, err := tunnel.ReadHelloAnswer(tun); err != nil {
+				if _, err := tunnel.NewConn(tun).ReadHelloAnswer(); err != nil {
 					t.Fatalf("the first HELLO is refused: %v", err)
 				}
 			}

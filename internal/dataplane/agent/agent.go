@@ -1,28 +1,32 @@
-// Package agent is the process on each node that carries local pods' calls to
-// mirrored Services into tunnels, and ends tunnels for local pods that are called.
+// Package agent is the process on each node that carries local pods' calls to mirrored Services
+// in sessions, and ends sessions for local pods that are called.
 //
-//	outbound: pod ─▶ VIP:4200+i ─▶ which service, who calls ─▶ SVID ─▶ dial gateway ─▶ TLS ─▶ HELLO, OPEN ─▶ relay
-//	          (a warm tunnel has done all but OPEN for the next caller: warm.go)
-//	inbound:  gateway ─▶ :4144 ─▶ header, hello ─▶ TLS as the pod ─▶ HELLO ─▶ decide ─▶ OPEN ─▶ dial pod ─▶ relay
+//	outbound: pod ─▶ VIP:4200+i ─▶ which service, who calls ─▶ an idle session, or a new one ─▶ OPEN ─▶ exchange
+//	          new: SVID ─▶ dial gateway ─▶ TLS ─▶ HELLO
+//	inbound:  gateway ─▶ :4144 ─▶ header, hello ─▶ TLS as the pod ─▶ HELLO ─▶ decide ─▶ OPEN ─▶ dial pod ─▶ exchange
+//	          and again from OPEN on, for the next connection of the same caller
 //
-// outbound.go and inbound.go are the two lives of a connection, each top to bottom.
+// outbound.go and inbound.go are the two lives of a connection, each top to bottom; session.go
+// is how sessions are found, made and kept.
 //
 // What always holds:
-//   - A connection speaks as the pod that made it, proven by its address and where
-//     the kernel finds that, or not at all: there is no fallback identity.
-//   - No application is dialled before the one decision (package admit) was made
-//     on the verified identity and the service that the frame names.
-//   - A tunnel is a lease: when what admitted it changes, the same decision is
-//     made again, and what would now be refused ends.
+//   - A connection speaks as the pod that made it, proven by its address and where the kernel
+//     finds that, or not at all: there is no fallback identity.
+//   - No application is dialed before the one decision (package admit) was made on the verified
+//     identity and the service that the frame names, and made again for each exchange.
+//   - A session is one caller identity's and one port's alone. It is a lease: when what admitted
+//     it changes, a decision is made again, and what would now be refused ends.
+//   - What was sent over a session and may have reached an application is not sent again.
 //   - Whatever is refused is counted by a reason from a closed list.
-//   - Until the first whole state nothing is accepted; later the last one stays. One
-//     that has expired admits nothing new, and still ends what it does not admit.
+//   - Until the first whole state nothing is accepted; later the last one stays. One that has
+//     expired admits nothing new, and still ends what it does not admit.
 package agent
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -35,6 +39,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/session"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
@@ -46,6 +51,8 @@ const (
 	maxConnections = 20_000 // open at a time, each way
 	// drain is how long open connections go on after the process is told to stop.
 	drain = 25 * time.Second
+	// lineRate and lineBurst bound the log's lines about calls. Metrics count them all.
+	lineRate, lineBurst = 100, 1500
 )
 
 // Agent is the data path of one node. Make it with New.
@@ -57,9 +64,11 @@ type Agent struct {
 	leases   leases
 	learnt   *learnt
 	spoken   *fading[localPort, tunnel.FirstSpeaker] // who speaks first here
-	warm     *warmPool
+	sessions *session.Pool[sessionKey, *clientSession]
+	buckets  *fading[string, *rate.Limiter] // for sessions made ahead, by link
+	seed     maphash.Seed                   // of this node's aperture
 	shares   *allowances
-	waiting  atomic.Int64 // tunnels between HELLO and OPEN, inbound
+	waiting  atomic.Int64 // inbound sessions that wait for OPEN
 	// taking ends when the agent is told to stop: what waits for callers yet to come ends.
 	taking  context.Context
 	retire  context.CancelFunc
@@ -74,10 +83,10 @@ type Agent struct {
 	metrics *metrics
 	// canaries counts those that were answered.
 	canaries *prometheus.CounterVec
-	// complaints bounds the lines that callers, whoever they are, can write.
-	complaints rate.Sometimes
-	serving    atomic.Bool     // callers are accepted
-	life       context.Context // of what state changes start; set by Run
+	// lines bounds what callers, whoever they are, can make us write.
+	lines   *rate.Limiter
+	serving atomic.Bool     // callers are accepted
+	life    context.Context // of what state changes start; set by Run
 }
 
 // New returns an Agent that asks sign for its pods' certificates. It holds no
@@ -88,7 +97,8 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		attached: newAttachments(k.find, stir), learnt: newLearnt(),
 		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
-		complaints: rate.Sometimes{First: 20, Interval: time.Second}, warm: newWarmPool(), shares: newAllowances(),
+		lines: rate.NewLimiter(lineRate, lineBurst), sessions: newSessions(), shares: newAllowances(),
+		buckets: newFading[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(),
 	}
 	a.taking, a.retire = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.news.tell, log)
@@ -119,9 +129,16 @@ func (a *Agent) onState(h uplink.State) {
 	a.svids.vouch(next.issuers)
 	a.svids.want(a.life, next.accounts())
 	if n := a.leases.recheck(next); n > 0 {
-		a.log.Info("tunnels ended: what had admitted them has changed", "tunnels", n)
+		a.log.Info("sessions and calls ended: what had admitted them has changed", "ended", n)
 	}
 	a.news.tell()
+}
+
+// tell logs a line about a call, unless there were too many.
+func (a *Agent) tell(level slog.Level, msg string, args ...any) {
+	if a.log.Enabled(a.life, level) && a.lines.Allow() {
+		a.log.Log(a.life, level, msg, args...)
+	}
 }
 
 // current returns the state in force.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strconv"
@@ -32,7 +33,7 @@ const (
 	maxFarewell = 64 << 10
 )
 
-// An arrival is one inbound connection.
+// An arrival is one inbound session.
 type arrival struct {
 	header route.Header
 	server *identity.Credential
@@ -43,39 +44,65 @@ type arrival struct {
 	addr   netip.AddrPort // of the application
 	told   bool           // the far side was answered why it is refused
 	leave  func()         // out of the budgets, once HELLO was answered with yes
-	// greeted is when HELLO was answered; opened: OPEN has come.
-	greeted time.Time
-	opened  atomic.Bool
+	// exchanges are those that are over.
+	exchanges int
+	// idleSince is since when OPEN is awaited, in Unix nanoseconds; 0: an exchange is open.
+	idleSince atomic.Int64
 }
 
-// inbound is the life of a tunnel that a gateway hands over. It closes c.
+// inbound is the life of a session that a gateway hands over. It closes c.
 func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 	in := &arrival{}
-	tun, err := a.arrive(life, c, in)
+	conn, err := a.arrive(life, c, in)
 	if err != nil {
 		a.turnAway(c, in, err)
 		return
 	}
 	defer in.leave()
+	a.metrics.session(inbound, sessionMade)
 	ctx, release := a.leases.hold(life, a.state.Load, in.lease())
 	defer release()
-	app, err := a.openApp(ctx, tun, in)
+	for a.exchange(ctx, c, conn, in) {
+		in.exchanges++
+	}
+}
+
+// exchange serves one exchange of a session, from OPEN on. It reports whether the session can
+// carry another; if not, it has ended.
+func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *arrival) bool {
+	app, err := a.openApp(ctx, conn, in)
 	if what := nobodyCame(err); what != "" {
-		a.metrics.warm.WithLabelValues(inbound, what).Inc()
-		a.log.Debug("a tunnel ended for which nobody came", "service", in.service(), "caller", in.caller, "error", err)
+		a.metrics.session(inbound, what)
+		a.log.Debug("a session ended that nobody was on", "service", in.service(), "caller", in.caller, "error", err)
 		a.part(c)
-		return
+		return false
+	}
+	if err != nil && in.told && codeOf(err).KeepsSession() {
+		a.countRefusal(in, err)
+		if conn.Discard(maxFarewell, time.Now().Add(farewell)) == nil {
+			return true
+		}
+		transport.Reset(c)
+		return false
 	}
 	if err != nil {
 		a.turnAway(c, in, err)
-		return
+		return false
 	}
-	a.log.Info("tunnel served", "service", in.service(), "caller", in.caller, "link", in.to.Link.Name, "pod", in.header.PodUID)
-	a.metrics.ended(inbound, in.to.Link.Name, transport.RelayHearing(ctx, app, tun, a.hearing(in)))
+	if in.between() {
+		a.metrics.session(inbound, sessionReused)
+	}
+	a.tell(slog.LevelInfo, "call served", "service", in.service(), "caller", in.caller, "link", in.to.Link.Name, "pod", in.header.PodUID)
+	result := transport.Exchange(ctx, app, conn, a.hearing(in))
+	a.metrics.ended(inbound, in.to.Link.Name, result)
+	if !result.Reusable {
+		a.metrics.session(inbound, sessionLost)
+	}
+	return result.Reusable
 }
 
 // arrive proves both ends to each other, and decides on what HELLO asks for.
-func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tls.Conn, error) {
+func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tunnel.Conn, error) {
 	if err := transport.Tune(c); err != nil {
 		return nil, refuse(reasonOther, err)
 	}
@@ -87,10 +114,11 @@ func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tls.
 	if err != nil {
 		return nil, err
 	}
-	if err := a.decide(tun, in); err != nil {
+	conn := tunnel.NewConn(tun)
+	if err := a.decide(conn, in); err != nil {
 		return nil, err
 	}
-	return tun, nil
+	return conn, nil
 }
 
 // lease is the decision by which a tunnel is admitted, to be made again as long as
@@ -101,8 +129,9 @@ func (in *arrival) lease() func(*state) error {
 			return err
 		}
 		// Who waits in vain is not kept waiting: before OPEN the pod must take new connections.
-		_, _, err := admitted(s, in, !in.warm())
-		if err == nil && in.warm() && !s.accepting[backingKey{in.hello.Namespace, in.hello.Service, in.header.PodUID}] {
+		idle := in.nobodyThere()
+		_, _, err := admitted(s, in, !idle)
+		if err == nil && idle && !s.accepting[backingKey{in.hello.Namespace, in.hello.Service, in.header.PodUID}] {
 			err = errors.New("the pod is not ready")
 		}
 		return err
@@ -112,18 +141,22 @@ func (in *arrival) lease() func(*state) error {
 // turnAway counts a refusal and ends the connection. Only what a proven caller is
 // refused is told to the operator: strangers could fill the log.
 func (a *Agent) turnAway(c *net.TCPConn, in *arrival, err error) {
-	tell := a.log.Debug
-	if !in.caller.IsZero() {
-		tell = a.log.Info
-	}
-	a.metrics.refuse(inbound, reasonOf(err))
-	tell("tunnel refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
-		"source", in.header.Source, "reason", reasonOf(err), "error", err)
+	a.countRefusal(in, err)
 	if in.told {
 		a.part(c)
 		return
 	}
 	transport.Reset(c)
+}
+
+func (a *Agent) countRefusal(in *arrival, err error) {
+	level := slog.LevelDebug
+	if !in.caller.IsZero() {
+		level = slog.LevelInfo
+	}
+	a.metrics.refuse(inbound, reasonOf(err))
+	a.tell(level, "call refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
+		"source", in.header.Source, "reason", reasonOf(err), "error", err)
 }
 
 // part resets a connection after its far side had the time to read what it was told
@@ -207,11 +240,11 @@ func (a *Agent) serverOf(podUID string) (*identity.Credential, error) {
 }
 
 // decide reads HELLO, makes the one decision on it, and answers.
-func (a *Agent) decide(tun *tls.Conn, in *arrival) error {
-	if err := tun.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+func (a *Agent) decide(conn *tunnel.Conn, in *arrival) error {
+	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return refuse(reasonOther, err)
 	}
-	hello, err := tunnel.ReadHello(tun)
+	hello, err := conn.ReadHello()
 	if err != nil {
 		return refuse(reasonTunnel, err)
 	}
@@ -231,8 +264,7 @@ func (a *Agent) decide(tun *tls.Conn, in *arrival) error {
 	if err != nil {
 		answer = tunnel.Answer{Code: codeOf(err)}
 	}
-	in.greeted = time.Now()
-	werr := tunnel.WriteHelloAnswer(tun, answer)
+	werr := tunnel.WriteHelloAnswer(conn, answer)
 	if err == nil && werr != nil {
 		in.leave()
 		return refuse(reasonTunnel, werr)
@@ -264,8 +296,9 @@ func admitted(s *state, in *arrival, open bool) (admit.Decision, netip.AddrPort,
 
 // openApp waits for OPEN, decides again, since that may be long after HELLO, dials
 // the application, and answers.
-func (a *Agent) openApp(ctx context.Context, tun *tls.Conn, in *arrival) (*net.TCPConn, error) {
-	if err := a.awaitOpen(ctx, tun, in); err != nil {
+func (a *Agent) openApp(ctx context.Context, conn *tunnel.Conn, in *arrival) (*net.TCPConn, error) {
+	in.told = false
+	if err := a.awaitOpen(ctx, conn, in); err != nil {
 		return nil, err
 	}
 	var to admit.Decision
@@ -282,9 +315,9 @@ func (a *Agent) openApp(ctx context.Context, tun *tls.Conn, in *arrival) (*net.T
 	if err != nil {
 		code = codeOf(err)
 	}
-	werr := tun.SetDeadline(time.Now().Add(handshakeTimeout))
+	werr := conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	if werr == nil {
-		werr = tunnel.WriteOpenAnswer(tun, code)
+		werr = tunnel.WriteOpenAnswer(conn, code)
 	}
 	if err == nil && werr != nil {
 		transport.Reset(app)

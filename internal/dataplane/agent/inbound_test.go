@@ -16,6 +16,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 // A gate plays gateway and far agent to east's agent, well or badly.
@@ -47,8 +48,8 @@ func (w *world) dialHop() *net.TCPConn {
 	return c
 }
 
-// tunnel dials east's agent as the gate has it.
-func (w *world) tunnel(g *gate) (*tls.Conn, error) {
+// session dials east's agent as the gate has it.
+func (w *world) session(g *gate) (*tunnel.Conn, error) {
 	w.Helper()
 	raw := transport.Dialed(&headed{Conn: w.dialHop(), head: func(hello []byte) []byte {
 		if g.lie != nil {
@@ -64,7 +65,7 @@ func (w *world) tunnel(g *gate) (*tls.Conn, error) {
 		identity.VerifyAnyWorkload(func() *identity.Anchors { return w.eastTrust.anchors(w.TB) }, time.Now)))
 	err := tun.HandshakeContext(w.Context())
 	raw.Proven()
-	return tun, err
+	return tunnel.NewConn(tun), err
 }
 
 // headed writes a header ahead of the first write, which is the ClientHello.
@@ -152,9 +153,9 @@ func TestWhatComesToTheHopPort(t *testing.T) {
 			if tc.edit != nil {
 				tc.edit(w, g)
 			}
-			tun, err := w.tunnel(g)
+			session, err := w.session(g)
 			if err == nil {
-				_, err = tunnel.Open(t.Context(), tun, tc.hello, []byte("early"))
+				_, err = session.Open(t.Context(), tc.hello, []byte("early"))
 			}
 			var refused *tunnel.Refused
 			switch {
@@ -166,12 +167,13 @@ func TestWhatComesToTheHopPort(t *testing.T) {
 				t.Errorf("%s: answered %v, want %v", tc.why, refused.Code, tc.refused)
 			case refused != nil:
 				// A reset could overtake the answer on a lossy way: the agent leaves the end to us.
-				tun.SetReadDeadline(time.Now().Add(farewell / 10))
-				if _, err := tun.NetConn().Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				raw := transport.RawOf(session)
+				raw.SetReadDeadline(time.Now().Add(farewell / 10))
+				if _, err := raw.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("%s: after the answer: %v", tc.why, err)
 				}
 			}
-			tun.NetConn().Close()
+			transport.RawOf(session).Reset()
 			w.counted(w.east, inbound, tc.reason)
 			if n := w.dials.Load(); n != 0 {
 				t.Errorf("%s: the app was dialled", tc.why)
@@ -201,7 +203,7 @@ func TestNoHeaderNoTLS(t *testing.T) {
 			t.Errorf("%s is answered by %d bytes", why, len(got))
 		}
 	}
-	if tells := w.logs[1].all("tunnel refused", "level"); len(tells) == 0 || tells[0] != "DEBUG" {
+	if tells := w.logs[1].all("call refused", "level"); len(tells) == 0 || tells[0] != "DEBUG" {
 		t.Errorf("strangers are told of at levels %v", tells)
 	}
 	silent := w.dialHop()
@@ -214,65 +216,123 @@ func TestNoHeaderNoTLS(t *testing.T) {
 func TestAnswerTellsOfEndpoints(t *testing.T) {
 	w := newWorld(t, echo)
 	g := w.gate()
-	tun := must(w.tunnel(g))(t)
-	got, err := tunnel.Open(t.Context(), tun, tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}, nil)
+	session := must(w.session(g))(t)
+	got, err := session.Open(t.Context(), barHello, nil)
 	want := tunnel.Answer{
 		Code: tunnel.Code_OK, Endpoint: g.header.Endpoint, Ready: g.header.Ready, ReadyCount: 2, Generation: 9, Budget: 4,
 	}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v, (-want +got)\n%s", err, diff)
 	}
-	transport.Reset(tun.NetConn().(*transport.Raw).Conn)
+	transport.RawOf(session).Reset()
 }
 
-// A tunnel waits for its caller between HELLO and OPEN: what was admitted then is
-// decided on again now.
-func TestWarmTunnel(t *testing.T) {
-	warm := func(t *testing.T, w *world) *tls.Conn {
-		t.Helper()
-		tun := must(w.tunnel(w.gate()))(t)
-		must(tunnel.Warm(t.Context(), tun, tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}))(t)
-		if n := w.dials.Load(); n != 0 {
-			t.Fatal("the app was dialled before OPEN")
-		}
-		return tun
+var barHello = tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}
+
+// exchange says hello in an exchange that is open, and hears the answer.
+func exchange(t *testing.T, session *tunnel.Conn) {
+	t.Helper()
+	if err := tunnel.WriteLast(session, tunnel.TypeEnd); err != nil {
+		t.Fatal(err)
 	}
-	t.Run("opens", func(t *testing.T) {
-		w := newWorld(t, echo)
-		tun := warm(t, w)
-		if err := tunnel.Attach(t.Context(), tun, []byte("hello")); err != nil {
+	said := ""
+	for {
+		kind, n, err := session.Next()
+		if err != nil {
+			t.Fatalf("after %q: %v", said, err)
+		}
+		session.Take()
+		body := make([]byte, n)
+		if _, err := io.ReadFull(session, body); err != nil {
 			t.Fatal(err)
 		}
-		tun.CloseWrite()
-		if got, err := io.ReadAll(tun); err != nil || string(got) != "you said hello" {
-			t.Errorf("%q, %v", got, err)
+		said += string(body)
+		if kind != tunnel.TypeData {
+			if kind != tunnel.TypeEnd || said != "you said hello" {
+				t.Errorf("%q and %v", said, kind)
+			}
+			return
 		}
-		tun.NetConn().Close()
-	})
-	t.Run("is a lease", func(t *testing.T) {
-		w := newWorld(t, echo)
-		tun := warm(t, w)
-		w.change(&w.eastView, "link/west", nil)
-		if _, err := tun.Read(make([]byte, 1)); err == nil {
-			t.Error("the Link is gone and the tunnel is not")
-		}
-		w.counted(w.east, inbound, reasonRevoked)
-	})
-	t.Run("decides again", func(t *testing.T) {
-		w := newWorld(t, echo)
-		tun := warm(t, w)
-		w.terminate()
-		w.push()
-		refused := (*tunnel.Refused)(nil)
-		if err := tunnel.Attach(t.Context(), tun, nil); !errors.As(err, &refused) || refused.Code != tunnel.Code_NO_ENDPOINT {
-			t.Errorf("OPEN on a terminating pod: %v", err)
-		}
-		tun.NetConn().Close()
-		w.counted(w.east, inbound, "pod_terminating")
+	}
+}
+
+// A session waits for its caller between HELLO and OPEN, and between exchanges: what was
+// admitted before is decided on again for each OPEN.
+func TestASessionWaits(t *testing.T) {
+	greeted := func(t *testing.T, w *world) *tunnel.Conn {
+		t.Helper()
+		session := must(w.session(w.gate()))(t)
+		must(session.Greet(t.Context(), barHello))(t)
 		if n := w.dials.Load(); n != 0 {
-			t.Error("the app was dialled")
+			t.Fatal("the app was dialed before OPEN")
 		}
-	})
+		return session
+	}
+	used := func(t *testing.T, w *world) *tunnel.Conn {
+		t.Helper()
+		session := greeted(t, w)
+		if err := session.OpenNext(t.Context(), []byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, session)
+		return session
+	}
+	for name, make := range map[string]func(*testing.T, *world) *tunnel.Conn{"before the first": greeted, "between exchanges": used} {
+		t.Run("opens "+name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			session := make(t, w)
+			for range 3 {
+				if err := session.OpenNext(t.Context(), []byte("hello")); err != nil {
+					t.Fatal(err)
+				}
+				exchange(t, session)
+			}
+			session.Close()
+		})
+		t.Run("is a lease "+name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			session := make(t, w)
+			eventually(t, "it waits", func() bool { return w.east.waiting.Load() == 1 })
+			w.change(&w.eastView, "link/west", nil)
+			if _, _, err := session.Next(); err != io.EOF {
+				t.Errorf("the Link is gone: %v, want close_notify", err)
+			}
+			transport.RawOf(session).Reset()
+		})
+		t.Run("decides again "+name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			session := make(t, w)
+			dials := w.dials.Load()
+			w.terminate()
+			w.push()
+			refused := (*tunnel.Refused)(nil)
+			if err := session.OpenNext(t.Context(), nil); !errors.As(err, &refused) || refused.Code != tunnel.Code_NO_ENDPOINT {
+				t.Errorf("OPEN on a terminating pod: %v", err)
+			}
+			transport.RawOf(session).Reset()
+			w.counted(w.east, inbound, "pod_terminating")
+			if n := w.dials.Load(); n != dials {
+				t.Error("the app was dialed")
+			}
+		})
+		t.Run("outlives an application that refuses "+name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			session := make(t, w)
+			port := w.app.Addr().(*net.TCPAddr).Port
+			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: 1} })
+			refused := (*tunnel.Refused)(nil)
+			if err := session.OpenNext(t.Context(), []byte("hello")); !errors.As(err, &refused) || refused.Code != tunnel.Code_POD_REFUSED || !tunnel.Reusable(err) {
+				t.Errorf("OPEN for an application that refuses: %v", err)
+			}
+			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: uint32(port)} })
+			if err := session.OpenNext(t.Context(), []byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			exchange(t, session)
+			session.Close()
+			w.counted(w.east, inbound, reasonPodRefused)
+		})
+	}
 }
 
 // Callers who do not go on with their handshake must not keep others from theirs.

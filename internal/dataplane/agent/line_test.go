@@ -34,11 +34,11 @@ func TestCallIsCarried(t *testing.T) {
 	if err != nil || answer != "you said "+say {
 		t.Errorf("answer of %d bytes, %v, want the app's own", len(answer), err)
 	}
-	eventually(t, "the far side tells who called", func() bool { return len(w.logs[1].all("tunnel served", "caller")) > 0 })
-	if got := w.logs[1].all("tunnel served", "caller")[0]; got != "spiffe://west-1/ns/shop/sa/alice" {
+	eventually(t, "the far side tells who called", func() bool { return len(w.logs[1].all("call served", "caller")) > 0 })
+	if got := w.logs[1].all("call served", "caller")[0]; got != "spiffe://west-1/ns/shop/sa/alice" {
 		t.Errorf("east was called by %q", got)
 	}
-	if got := w.logs[1].all("tunnel served", "service")[0]; got != "shop/bar:80" {
+	if got := w.logs[1].all("call served", "service")[0]; got != "shop/bar:80" {
 		t.Errorf("east served %q", got)
 	}
 }
@@ -149,7 +149,7 @@ func TestTwoAccountsAreNeverMixed(t *testing.T) {
 	if n := refusals(w.west, outbound, "peer_denied"); n != calls {
 		t.Errorf("%v refusals are counted by their reason, want %d: the far side's answer got lost", n, calls)
 	}
-	for _, caller := range w.logs[1].all("tunnel refused", "caller") {
+	for _, caller := range w.logs[1].all("call refused", "caller") {
 		if caller != "spiffe://west-1/ns/shop/sa/bob" {
 			t.Errorf("east refused %q", caller)
 		}

@@ -82,7 +82,7 @@ type metrics struct {
 	ends     *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
 	open     *prometheus.GaugeVec
-	warm     *prometheus.CounterVec
+	sessions *prometheus.CounterVec
 
 	mu  sync.Mutex // guards now
 	now map[string]int
@@ -101,14 +101,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "causeway_agent_bytes_total", Help: "Bytes carried, counted when a tunnel ends; sent is towards the peer."}, []string{"way", "link", "direction"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "causeway_agent_open_connections", Help: "Connections open now, by way."}, []string{"way"}),
-		warm: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "causeway_agent_warm_total", Help: "What became of tunnels opened for callers yet to come."}, []string{"way", "what"}),
+		sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_sessions_total", Help: "What became of sessions, by way: made for a caller; begun ahead of one, and then made ahead or failed; reused by another connection; retired in good order; lost."}, []string{"way", "what"}),
 	}
-	for _, what := range []string{warmBegun, warmMade, warmFailed, warmUsed, warmUnused, warmLost} {
-		m.warm.WithLabelValues(outbound, what)
+	for _, what := range []string{sessionMade, sessionBegun, sessionAhead, sessionFailed, sessionReused, sessionRetired, sessionLost} {
+		m.sessions.WithLabelValues(outbound, what)
 	}
-	m.warm.WithLabelValues(inbound, warmUnused)
-	m.warm.WithLabelValues(inbound, warmLost)
+	for _, what := range []string{sessionMade, sessionReused, sessionRetired, sessionLost} {
+		m.sessions.WithLabelValues(inbound, what)
+	}
 	for _, way := range []string{outbound, inbound} {
 		m.accepted.WithLabelValues(way)
 		m.open.WithLabelValues(way)
@@ -116,7 +117,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.refused.WithLabelValues(way, reason)
 		}
 	}
-	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.warm)
+	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.sessions)
 	return m
 }
 
@@ -140,6 +141,9 @@ func (m *metrics) leave(way string) {
 	m.now[way]--
 	m.open.WithLabelValues(way).Dec()
 }
+
+// session counts what became of a session.
+func (m *metrics) session(way, what string) { m.sessions.WithLabelValues(way, what).Inc() }
 
 func (m *metrics) refuse(way, reason string) { m.refused.WithLabelValues(way, reason).Inc() }
 

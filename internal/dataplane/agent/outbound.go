@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -57,23 +58,30 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 		a.canary(life, c, call)
 		return
 	}
-	t, err := a.carry(life, c, call)
+	o, err := a.carry(life, c, call)
 	if err != nil {
 		a.refuseCall(c, call, err)
 		return
 	}
-	defer t.release()
-	a.warmUp(call)
-	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name, "endpoint", call.answer.Endpoint)
+	a.prepare(call)
+	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name,
+		"endpoint", call.answer.Endpoint)
 	early := int64(len(call.first)) // which OPEN has brought
 	call.first = nil                // a call may last for days
-	result := transport.Relay(t.ctx, c, t.tun)
+	result := transport.Exchange(o.ctx, c, o.session.conn, nil)
+	o.release()
 	result.Forth += early
 	a.metrics.ended(outbound, call.peer.name, result)
+	if !result.Reusable {
+		o.session.lose()
+		return
+	}
+	o.session.carried += result.Forth + result.Back
+	a.rest(o.session)
 }
 
-// carry brings a call to where its tunnel is open.
-func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (t *opened, err error) {
+// carry brings a call to the application.
+func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (o *opened, err error) {
 	leaveSource, err := a.shares.source(call.from.Addr())
 	if err != nil {
 		return nil, err
@@ -95,42 +103,12 @@ func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (t *open
 	if err := a.awaitSpeech(c, call); err != nil {
 		return nil, err
 	}
-	if t, err = a.attach(life, c, call); t == nil && err == nil {
-		t, err = a.tunnel(life, c, call)
-	}
-	if err != nil {
+	if o, err = a.open(life, c, call); err != nil {
 		return nil, err
 	}
-	release := t.release
-	t.release = func() { release(); leave() }
-	return t, nil
-}
-
-// An opened tunnel has reached the application. Its ctx ends with its lease.
-type opened struct {
-	tun     *tls.Conn
-	ctx     context.Context
-	release func()
-}
-
-// tunnel makes a tunnel for a call and opens it.
-func (a *Agent) tunnel(life context.Context, c *net.TCPConn, call *call) (*opened, error) {
-	raw, _, err := a.reach(life, call.peer)
-	if err != nil {
-		return nil, err
-	}
-	tun, err := a.prove(life, raw, call)
-	if err != nil {
-		raw.Reset()
-		return nil, err
-	}
-	ctx, release := a.leases.hold(life, a.state.Load, call.lease())
-	if err := a.open(ctx, tun, c, call); err != nil {
-		raw.Reset()
-		release()
-		return nil, err
-	}
-	return &opened{tun, ctx, release}, nil
+	release := o.release
+	o.release = func() { release(); leave() }
+	return o, nil
 }
 
 func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
@@ -140,10 +118,8 @@ func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
 		c.Close()
 		return
 	}
-	a.complaints.Do(func() {
-		a.log.Info("call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
-			"reason", reasonOf(err), "error", err)
-	})
+	a.tell(slog.LevelInfo, "call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
+		"reason", reasonOf(err), "error", err)
 	transport.Reset(c)
 }
 
@@ -194,10 +170,10 @@ func (a *Agent) resolve(c *call) error {
 }
 
 // prove proves both ends to each other.
-func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tls.Conn, error) {
+func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call, wish route.Wish) (*tunnel.Conn, error) {
 	ctx, cancel := context.WithTimeout(life, handshakeTimeout)
 	defer cancel()
-	sni, err := call.peer.sealer.Seal(call.port.route, a.wish(call), time.Now())
+	sni, err := call.peer.sealer.Seal(call.port.route, wish, time.Now())
 	if err != nil {
 		return nil, refuse(reasonNoDayKey, err)
 	}
@@ -212,7 +188,7 @@ func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tl
 	if call.far, err = newVouching(tun.ConnectionState(), anchors); err != nil {
 		return nil, refuse(reasonHandshake, err)
 	}
-	return tun, nil
+	return tunnel.NewConn(tun), nil
 }
 
 // errTurnedAway is all that an alert says: a gateway's refusals look alike to whoever is outside.
@@ -225,15 +201,6 @@ func explain(err error) error {
 		return fmt.Errorf("%w (%w)", errTurnedAway, err)
 	}
 	return err
-}
-
-// wish is whom the call asks the gateway for: the very pod that the mirror stands
-// for, or the endpoint that session affinity remembers, or any.
-func (a *Agent) wish(c *call) route.Wish {
-	if c.to.hostname != "" {
-		return route.ForHost(c.to.hostname)
-	}
-	return a.learnt.wish(c.caller.uid, c.farPort(), c.to.affinity)
 }
 
 // lease is the decision by which a call goes on, to be made again as long as its
@@ -264,29 +231,6 @@ func (c *call) vouched() func(*state) error {
 	}
 }
 
-// open asks for the Service, and sends the caller's first bytes along.
-func (a *Agent) open(ctx context.Context, tun *tls.Conn, c *net.TCPConn, call *call) error {
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
-	if err := call.listen(c); err != nil {
-		return err
-	}
-	hello := call.hello()
-	var err error
-	call.answer, err = tunnel.Open(ctx, tun, hello, call.first)
-	a.learn(call, err)
-	if err == nil {
-		return nil
-	}
-	reason := reasonTunnel
-	if r := (*tunnel.Refused)(nil); errors.As(err, &r) {
-		reason = "peer_" + r.Code.Reason()
-	} else if r := (*refusal)(nil); errors.As(err, &r) {
-		reason = r.reason // the lease has ended
-	}
-	return refuse(reason, fmt.Errorf("open %s in %s: %w", hello, call.peer.name, err))
-}
-
 // hello is what the call asks the far side for.
 func (c *call) hello() tunnel.Hello {
 	return tunnel.Hello{Namespace: c.to.namespace, Service: c.to.service, Port: c.port.number}
@@ -302,7 +246,7 @@ func (c *call) listen(from *net.TCPConn) error {
 	return nil
 }
 
-// told remembers what the far side's answer to HELLO tells, when it comes: on a tunnel that
+// told remembers what the far side's answer to HELLO tells, when it comes: on a session that
 // waits for its caller it grows old.
 func (a *Agent) told(call *call) {
 	if call.answer.Code == tunnel.Code_OK {
@@ -311,14 +255,10 @@ func (a *Agent) told(call *call) {
 	}
 }
 
-// learn remembers what came of a call on a new tunnel.
+// learn remembers an endpoint that did not take a call.
 func (a *Agent) learn(call *call, failed error) {
-	a.told(call)
-	switch r := (*tunnel.Refused)(nil); {
-	case errors.As(failed, &r):
-		a.learnt.turnedAway(call.caller.uid, call.farPort())
-	case failed == nil && call.to.affinity > 0:
-		a.learnt.visited(call.caller.uid, call.farPort(), call.answer.Endpoint)
+	if turnedAway(failed) {
+		a.learnt.turnedAway(call.caller.uid, call.farPort(), call.answer.Endpoint)
 	}
 }
 

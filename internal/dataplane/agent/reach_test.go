@@ -60,7 +60,7 @@ func TestDetours(t *testing.T) {
 // An address that swallows what it gets slows down one call, and no other.
 func TestBlackHoleSlowsOneCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &Agent{warm: newWarmPool(), dialer: transport.Dialer{Timeout: reachTimeout, Dial: func(ctx context.Context, address string) (net.Conn, error) {
+		a := &Agent{sessions: newSessions(), dialer: transport.Dialer{Timeout: reachTimeout, Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			if address == "hole" {
 				<-ctx.Done()
 				return nil, ctx.Err()

@@ -79,7 +79,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error {
 		defer end() // the rest goes on until the last connection has drained
 		defer a.svids.wait()
-		defer a.warm.drain()
+		defer a.sessions.Close()
 		defer a.retire()
 		defer end()
 		serving, stop := context.WithCancel(run)
@@ -123,7 +123,7 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	a.serving.Store(false)
 	held.Yield()
 	a.retire()
-	a.warm.drain()
+	a.sessions.Close()
 	drained := make(chan struct{})
 	var waiting sync.WaitGroup
 	defer waiting.Wait()

@@ -54,10 +54,10 @@ func TestNoDeadlineIsSetAfterOpen(t *testing.T) {
 				life, end := context.WithCancel(t.Context())
 				defer end()
 				a := &Agent{taking: taking}
-				in := &arrival{greeted: time.Now()}
+				in := &arrival{}
 				slow := slowDeadline{released: make(chan struct{}), at: time.Unix(1, 0)}
 				if c.retires {
-					slow.at = in.greeted.Add(warmAfter)
+					slow.at = time.Now().Add(warmAfter)
 				}
 				far, near := net.Pipe()
 				defer far.Close()
@@ -82,7 +82,7 @@ func TestNoDeadlineIsSetAfterOpen(t *testing.T) {
 				returned := make(chan struct{})
 				go func() {
 					defer close(returned)
-					_ = a.awaitOpen(life, server, in)
+					_ = a.awaitOpen(life, tunnel.NewConn(server), in)
 				}()
 				if err := <-written; err != nil {
 					t.Fatal(err)

@@ -184,7 +184,7 @@ func (w *world) end() {
 	w.accepting.Wait()
 	for _, a := range []*Agent{w.west, w.east} {
 		a.retire()
-		a.warm.drain()
+		a.sessions.Close()
 	}
 	w.app.Close()
 	drained := make(chan struct{})
@@ -209,10 +209,10 @@ func (w *world) nothingIsKept() {
 		n := len(a.leases.open)
 		a.leases.mu.Unlock()
 		if n > 0 {
-			w.Errorf("%d leases are kept of tunnels that have ended", n)
+			w.Errorf("%d leases are kept of sessions and calls that have ended", n)
 		}
 		if n := a.waiting.Load(); n != 0 {
-			w.Errorf("%d tunnels are counted as waiting", n)
+			w.Errorf("%d sessions are counted as waiting", n)
 		}
 		for _, key := range []string{alice, bob, "shop/alice", "shop/bob", "link-to-east", "link-to-west",
 			"spiffe://west-1/ns/shop/sa/alice", "spiffe://west-1/ns/shop/sa/bob"} {
@@ -223,10 +223,8 @@ func (w *world) nothingIsKept() {
 			}
 		}
 	}
-	w.west.warm.mu.Lock()
-	defer w.west.warm.mu.Unlock()
-	if n := w.west.warm.total; n != 0 {
-		w.Errorf("%d warm tunnels are counted after the last has ended", n)
+	if n := len(w.west.sessions.Idle()); n != 0 {
+		w.Errorf("%d sessions are idle after the agent has stopped", n)
 	}
 }
 

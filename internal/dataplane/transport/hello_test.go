@@ -68,7 +68,7 @@ func TestReadClientHello(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := ClientHello{raw, "label.causeway.internal", []string{"causeway-tunnel/1"}}
+			want := ClientHello{raw, "label.causeway.internal", []string{"causeway-tunnel/2"}}
 			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
