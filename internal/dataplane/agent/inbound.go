@@ -35,15 +35,16 @@ const (
 
 // An arrival is one inbound session.
 type arrival struct {
-	header route.Header
-	server *identity.Credential
-	caller identity.Name
-	far    *vouching // for caller
-	hello  tunnel.Hello
-	to     admit.Decision
-	addr   netip.AddrPort // of the application
-	told   bool           // the far side was answered why it is refused
-	leave  func()         // out of the budgets, once HELLO was answered with yes
+	header  route.Header
+	server  *identity.Credential
+	caller  identity.Name
+	far     *vouching // for caller
+	hello   tunnel.Hello
+	to      admit.Decision
+	addr    netip.AddrPort // of the application
+	told    bool           // the far side was answered why it is refused
+	leave   func()         // out of the budgets, once HELLO was answered with yes
+	parting parting        // of the pod
 	// exchanges are those that are over.
 	exchanges int
 	// idleSince is since when OPEN is awaited, in Unix nanoseconds; 0: an exchange is open.
@@ -93,7 +94,9 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 		a.metrics.session(inbound, sessionReused)
 	}
 	a.tell(slog.LevelInfo, "call served", "service", in.service(), "caller", in.caller, "link", in.to.Link.Name, "pod", in.header.PodUID)
+	in.parting.pod.Store(app)
 	result := transport.Exchange(ctx, app, conn, a.hearing(in))
+	in.parting.pod.Store(nil)
 	a.metrics.ended(inbound, in.to.Link.Name, result)
 	if !result.Reusable {
 		a.metrics.session(inbound, sessionLost)
@@ -121,21 +124,38 @@ func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tunn
 	return conn, nil
 }
 
-// lease is the decision by which a tunnel is admitted, to be made again as long as
-// it lives.
+// lease is the decision by which a session stays, to be made again as long as it lives: of an
+// idle one what a new call would be asked, of an open exchange only what must end it.
 func (in *arrival) lease() func(*state) error {
 	return func(s *state) error {
 		if _, err := in.far.again(s, time.Now()); err != nil {
 			return err
 		}
-		// Who waits in vain is not kept waiting: before OPEN the pod must take new connections.
-		idle := in.nobodyThere()
-		_, _, err := admitted(s, in, !idle)
-		if err == nil && idle && !s.accepting[backingKey{in.hello.Namespace, in.hello.Service, in.header.PodUID}] {
+		if !in.nobodyThere() {
+			return in.kept(s) // an OPEN that is on its way is decided on when it comes
+		}
+		_, _, err := admitted(s, in)
+		// Whoever waits in vain is not kept waiting: for the next call the pod must be ready.
+		if err == nil && !s.accepting[backingKey{in.hello.Namespace, in.hello.Service, in.header.PodUID}] {
 			err = errors.New("the pod is not ready")
 		}
 		return err
 	}
+}
+
+// kept asks whether an open exchange may stay.
+func (in *arrival) kept(s *state) error {
+	d := admit.Keep(in.request(), s.admission)
+	gone := d.Reason == admit.NoPod || d.Reason == admit.PodDead
+	if !d.Allowed && !(gone && in.parting.permits(time.Now())) {
+		return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may not go on calling %s: %s", in.caller, in.hello, d.Reason)}
+	}
+	return nil
+}
+
+func (in *arrival) request() admit.Request {
+	return admit.Request{Caller: in.caller, Namespace: in.hello.Namespace, Service: in.hello.Service, Port: in.hello.Port,
+		PodUID: in.header.PodUID}
 }
 
 // turnAway counts a refusal and ends the connection. Only what a proven caller is
@@ -251,7 +271,7 @@ func (a *Agent) decide(conn *tunnel.Conn, in *arrival) error {
 	in.hello = hello
 	s, err := a.current()
 	if err == nil {
-		in.to, in.addr, err = admitted(s, in, false)
+		in.to, in.addr, err = admitted(s, in)
 	}
 	if err == nil {
 		in.leave, err = a.shares.guest(in)
@@ -273,14 +293,10 @@ func (a *Agent) decide(conn *tunnel.Conn, in *arrival) error {
 	return err
 }
 
-// admitted makes the decision in s, and says where the application is. It is asked again
-// as long as the tunnel is open.
-func admitted(s *state, in *arrival, open bool) (admit.Decision, netip.AddrPort, error) {
+// admitted makes the decision on a new exchange in s, and says where the application is.
+func admitted(s *state, in *arrival) (admit.Decision, netip.AddrPort, error) {
 	refused := func(r *refusal) (admit.Decision, netip.AddrPort, error) { return admit.Decision{}, netip.AddrPort{}, r }
-	d := admit.Decide(admit.Request{
-		Caller: in.caller, Namespace: in.hello.Namespace, Service: in.hello.Service, Port: in.hello.Port,
-		PodUID: in.header.PodUID, Open: open,
-	}, s.admission)
+	d := admit.Decide(in.request(), s.admission)
 	if !d.Allowed {
 		return refused(&refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may not call %s: %s", in.caller, in.hello, d.Reason)})
 	}
@@ -304,7 +320,7 @@ func (a *Agent) openApp(ctx context.Context, conn *tunnel.Conn, in *arrival) (*n
 	var to admit.Decision
 	s, err := a.current()
 	if err == nil {
-		to, in.addr, err = admitted(s, in, false)
+		to, in.addr, err = admitted(s, in)
 	}
 	var app *net.TCPConn
 	if err == nil {

@@ -5,10 +5,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
@@ -17,8 +20,29 @@ const (
 	afterExpiry = time.Hour
 	// recheckInterval is between two looks at all tunnels, since certificates expire
 	// by themselves.
-	recheckInterval = time.Minute
+	recheckInterval = 2 * time.Second
+	// afterFIN is how long an exchange may outlast its pod if that has said FIN: what it has said
+	// is on its way, and acknowledged. A FIN that is still behind such bytes in the pod's own
+	// kernel is waited for as long as awaitFIN. Both end with the look that follows.
+	afterFIN = 20 * time.Second
+	awaitFIN = 2 * time.Second
 )
+
+// A parting is the end of a pod while its exchange is open. The zero value is ready; permits is
+// called by a lease's check alone.
+type parting struct {
+	pod   atomic.Pointer[net.TCPConn] // its connection
+	since time.Time                   // when it was first missed
+}
+
+// permits reports whether the exchange may go on for now without its pod.
+func (p *parting) permits(now time.Time) bool {
+	if p.since.IsZero() {
+		p.since = now
+	}
+	c, late := p.pod.Load(), now.Sub(p.since)
+	return c != nil && (late < awaitFIN || late < afterFIN && transport.Finished(c))
+}
 
 // leases are the tunnels, from the proof of both ends on, each with the decision
 // that admits it.

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,8 +59,12 @@ func TestOpenTunnelIsALease(t *testing.T) {
 			edit: func(_ *world, r *wire.Resource) { r.GetPod().Live = false },
 		},
 		"called: pod no longer behind the service": {
-			why: "the selector has changed", of: east, key: "export/shop/bar", ends: true,
+			why: "blue serves what it has, and green what comes", of: east, key: "export/shop/bar",
 			edit: func(_ *world, r *wire.Resource) { r.GetExport().Pods = nil },
+		},
+		"called: ports change": {
+			why: "a port was given a name", of: east, key: "export/shop/bar",
+			edit: func(_ *world, r *wire.Resource) { r.GetExport().Ports = []*wire.ExportPort{{Port: 8080, Name: "http"}} },
 		},
 		"called: pod terminates": {
 			why: "it finishes what it has begun", of: east, key: "pod/bar-0",
@@ -94,13 +100,13 @@ func TestOpenTunnelIsALease(t *testing.T) {
 			edit: func(w *world, r *wire.Resource) { r.GetLink().Issuers = [][]byte{otherIssuer(w, w.eastTrust)} },
 		},
 		"calling: identity no longer expected": {
-			why: "the catalog says who stands behind the Service", of: west, key: "frontend/shop/bar-east", ends: true,
+			why: "the accounts of those who come say nothing of who is there", of: west, key: "frontend/shop/bar-east",
 			edit: func(_ *world, r *wire.Resource) {
 				backendOf(r).Identities = []string{"spiffe://east-12/ns/shop/sa/new"}
 			},
 		},
 		"calling: port means another": {
-			why: "the port was released and assigned again", of: west, key: "frontend/shop/bar-east", ends: true,
+			why: "ports are about new connections", of: west, key: "frontend/shop/bar-east",
 			edit: func(_ *world, r *wire.Resource) { backendOf(r).Ports[0].Port = 81 },
 		},
 		"calling: mirror renamed": {
@@ -135,11 +141,89 @@ func TestOpenTunnelIsALease(t *testing.T) {
 				wantTalk(t, c)
 				return
 			}
+			if strings.HasPrefix(tc.key, "pod/") { // it has a while to say FIN, and then a look ends it
+				<-time.After(awaitFIN)
+				w.push()
+			}
 			c.SetDeadline(time.Now().Add(5 * time.Second))
 			_, err := c.Read(make([]byte, 1))
 			wantReset(t, tc.why+": caller", err)
 			wantReset(t, tc.why+": app", <-app)
 		})
+	}
+}
+
+// Whoever has said FIN and ended has said what is to be delivered: it was acknowledged.
+func TestWhatAPodSaidLastIsDelivered(t *testing.T) {
+	t.Run("by a caller", func(t *testing.T) {
+		got, gone := make(chan int64, 1), make(chan struct{})
+		w := newWorld(t, func(c *net.TCPConn) {
+			<-gone
+			n, _ := io.Copy(io.Discard, c)
+			got <- n
+		})
+		c := w.dial(alice)
+		n := fill(t, c)
+		c.CloseWrite()
+		w.change(&w.westView, "pod/alice-0", nil)
+		close(gone)
+		if got := <-got; got != n {
+			t.Errorf("%d bytes came of %d", got, n)
+		}
+		c.Close()
+	})
+	t.Run("by one called", func(t *testing.T) {
+		said := make(chan int64)
+		w := newWorld(t, func(c *net.TCPConn) {
+			io.ReadFull(c, make([]byte, 3))
+			n := fill(t, c)
+			c.CloseWrite()
+			said <- n
+			io.Copy(io.Discard, c)
+		})
+		c := w.dial(alice)
+		io.WriteString(c, "all")
+		n := <-said
+		w.change(&w.eastView, "pod/bar-0", nil)
+		if got, err := io.Copy(io.Discard, c); got != n || err != nil {
+			t.Errorf("%d bytes came of %d, %v", got, n, err)
+		}
+		c.Close()
+	})
+	t.Run("but for no longer than a while", func(t *testing.T) {
+		dialed, accepted := tcpPair(t)
+		var p parting
+		now := time.Now()
+		if p.permits(now) {
+			t.Error("there is no connection")
+		}
+		p.pod.Store(accepted.(*net.TCPConn))
+		if !p.permits(now.Add(awaitFIN-1)) || p.permits(now.Add(awaitFIN)) {
+			t.Error("a pod that has not said FIN in time will not say it")
+		}
+		dialed.(*net.TCPConn).CloseWrite()
+		eventually(t, "its FIN has come", func() bool { return p.permits(now.Add(afterFIN - 1)) })
+		if p.permits(now.Add(afterFIN)) {
+			t.Error("its time is over")
+		}
+	})
+}
+
+// fill writes until nobody takes more, and returns how much that was: it is in kernels' buffers.
+func fill(t *testing.T, c *net.TCPConn) (n int64) {
+	b := make([]byte, 64<<10)
+	for {
+		c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		got, err := c.Write(b)
+		n += int64(got)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			c.SetWriteDeadline(time.Now().Add(tooLong))
+			return n
+		}
+		if err != nil {
+			t.Errorf("filled with %d bytes: %v", n, err)
+			return n
+		}
 	}
 }
 

@@ -36,14 +36,15 @@ type call struct {
 	iface int // by which it came in
 	from  netip.AddrPort
 
-	to     *mirror
-	port   mirrorPort
-	peer   *peer
-	caller *pod
-	as     *identity.Credential
-	far    *vouching // for the one called
-	first  []byte    // of what the caller said
-	answer tunnel.Answer
+	to      *mirror
+	port    mirrorPort
+	peer    *peer
+	caller  *pod
+	as      *identity.Credential
+	far     *vouching // for the one called
+	first   []byte    // of what the caller said
+	answer  tunnel.Answer
+	parting *parting // of the caller
 }
 
 // farPort is what the call means in the peer.
@@ -53,7 +54,8 @@ func (c *call) farPort() farPort {
 
 // outbound is the life of a local pod's connection to a mirror. It closes c.
 func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
-	call := &call{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr())}
+	call := &call{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr()), parting: new(parting)}
+	call.parting.pod.Store(c)
 	if a.isCanary(call.vip) {
 		a.canary(life, c, call)
 		return
@@ -203,32 +205,34 @@ func explain(err error) error {
 	return err
 }
 
-// lease is the decision by which a call goes on, to be made again as long as its
-// tunnel lives.
+// lease is the decision by which a call stays open, to be made again as long as it is: it asks
+// what must end an open call, and neither ports nor the identities that a new one may meet.
 func (c *call) lease() func(*state) error {
-	vouched := c.vouched()
 	return func(s *state) error {
-		if err := c.standing(s); err != nil {
+		if err := c.kept(s); err != nil {
 			return err
 		}
-		return vouched(s)
+		_, err := c.vouched(s)
+		return err
 	}
 }
 
-// vouched asks whether both ends still are who they have proven to be. The call must
-// lead to where it did.
-func (c *call) vouched() func(*state) error {
-	return func(s *state) error {
-		now := time.Now()
-		if now.After(c.as.NotAfter().Add(afterExpiry)) {
-			return errors.New("the caller's certificate has expired")
-		}
-		name, err := c.far.again(s, now)
-		if err == nil && !slices.Contains(s.mirrors[c.vip].identities, name) {
-			err = fmt.Errorf("%s is none of those expected behind mirror %s any more", name, c.to.name)
-		}
-		return err
+// vouched returns who is at the far end, if both ends still are who they have proven to be.
+func (c *call) vouched(s *state) (identity.Name, error) {
+	now := time.Now()
+	if now.After(c.as.NotAfter().Add(afterExpiry)) {
+		return identity.Name{}, errors.New("the caller's certificate has expired")
 	}
+	return c.far.again(s, now)
+}
+
+// expected asks, too, whether the far end is one that new calls may meet.
+func (c *call) expected(s *state) error {
+	name, err := c.vouched(s)
+	if err == nil && !slices.Contains(s.mirrors[c.vip].identities, name) {
+		err = fmt.Errorf("%s is none of those expected behind mirror %s any more", name, c.to.name)
+	}
+	return err
 }
 
 // hello is what the call asks the far side for.
@@ -286,23 +290,34 @@ func early(c *net.TCPConn, most int) ([]byte, error) {
 	return buf[:max(n, 0)], nil
 }
 
-// standing says why the call would not be made any more in s.
-func (c *call) standing(s *state) error {
-	if err := c.leads(s); err != nil {
+// kept says why an open call must end in s.
+func (c *call) kept(s *state) error {
+	if err := c.linked(s); err != nil {
 		return err
 	}
-	if s.pods[c.caller.uid] == nil {
+	switch {
+	case !s.mirrors[c.vip].means(c.to):
+		return fmt.Errorf("mirror %s has gone or stands for another Service", c.to.name)
+	case s.pods[c.caller.uid] == nil && !c.parting.permits(time.Now()):
 		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
 	}
 	return nil
 }
 
-// leads says why the call would not lead to the same Service any more in s.
-func (c *call) leads(s *state) error {
-	switch {
-	case s.links[c.peer.name] == nil || s.links[c.peer.name].uid != c.peer.uid:
+// linked says why the call's Link is none any more.
+func (c *call) linked(s *state) error {
+	if p := s.links[c.peer.name]; p == nil || p.uid != c.peer.uid {
 		return fmt.Errorf("Link %s is gone", c.peer.name)
-	case !s.mirrors[c.vip].means(c.to) || !s.mirrors[c.vip].ports[c.index].leadsTo(c.port):
+	}
+	return nil
+}
+
+// leads says why a new call would not lead to the same port of the same Service any more in s.
+func (c *call) leads(s *state) error {
+	if err := c.linked(s); err != nil {
+		return err
+	}
+	if !s.mirrors[c.vip].means(c.to) || !s.mirrors[c.vip].ports[c.index].leadsTo(c.port) {
 		return fmt.Errorf("mirror %s has gone or changed", c.to.name)
 	}
 	return nil

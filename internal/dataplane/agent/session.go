@@ -471,12 +471,11 @@ func (a *Agent) makeAhead(key sessionKey, c call, at route.EndpointID) error {
 
 // idleLease is the decision by which a session waits for a caller.
 func (c call) idleLease() func(*state) error {
-	vouched := c.vouched()
 	return func(s *state) error {
 		if err := c.welcome(s); err != nil {
 			return err
 		}
-		return vouched(s)
+		return c.expected(s)
 	}
 }
 

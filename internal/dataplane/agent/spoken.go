@@ -39,7 +39,7 @@ func (in *arrival) localPort() localPort {
 	return localPort{in.to.Link.UID, in.hello.Namespace, in.hello.Service, in.hello.Port}
 }
 
-// hearing notes who speaks first in a tunnel that is open from now on.
+// hearing notes who speaks first in an exchange that is open from now on.
 func (a *Agent) hearing(in *arrival) func(transport.Side) {
 	port, start := in.localPort(), time.Now()
 	return func(s transport.Side) {

@@ -62,3 +62,11 @@ func AwaitSpeech(c *net.TCPConn, d time.Duration) error {
 	}
 	return c.SetReadDeadline(time.Time{})
 }
+
+// Finished reports whether the other end has said FIN, read or not: it has said all that it
+// wants to say, and its kernel was told that we have it.
+func Finished(c *net.TCPConn) bool {
+	const closeWait = 8 // include/net/tcp_states.h
+	info, err := tcpInfo(c)
+	return err == nil && info.State == closeWait
+}
