@@ -137,7 +137,7 @@ func (p *impostor) call(t *testing.T, cfg *tls.Config, h tunnel.Hello) (string, 
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	session := tunnel.NewConn(tun)
-	if _, err := session.Open(ctx, h, []byte("GET / HTTP/1.0\r\n\r\n")); err != nil {
+	if _, err := session.Open(ctx, h, 0, []byte("GET / HTTP/1.0\r\n\r\n")); err != nil {
 		return "", err
 	}
 	must(t, session.SetDeadline(time.Now().Add(5*time.Second)))

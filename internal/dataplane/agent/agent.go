@@ -72,7 +72,8 @@ type Agent struct {
 	// taking ends when the agent is told to stop: what waits for callers yet to come ends.
 	taking  context.Context
 	retire  context.CancelFunc
-	dialer  transport.Dialer
+	dialer  transport.Dialer     // of gateways
+	ports   transport.LocalPorts // of connections to local pods
 	detours detours
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)

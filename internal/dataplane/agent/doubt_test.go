@@ -127,8 +127,8 @@ func TestDeadWayCostsOneCall(t *testing.T) {
 	start := time.Now()
 	answer, err := w.call(alice, "may have arrived")
 	wantReset(t, "the call on a tunnel whose way is dead, answered "+answer, err)
-	if took := time.Since(start); took < openDoubt || took > reachTimeout {
-		t.Errorf("it took %v, want %v to %v", took, openDoubt, reachTimeout)
+	if took := time.Since(start); took > reachTimeout {
+		t.Errorf("it took %v, want less than %v", took, reachTimeout)
 	}
 	if n := w.idle(); n != 0 {
 		t.Errorf("%d sessions wait on by the dead way", n)
@@ -164,9 +164,15 @@ func TestSessionsLeaveAWantingAddress(t *testing.T) {
 	w, way := waiting(t)
 	w.lead(way.address, w.peers.Addr().String())
 	way.ln.Close()
-	if answer, err := w.call(bob, "hello"); err != nil || answer != "you said hello" {
-		t.Fatalf("bob's call: %q, %v", answer, err)
-	}
+	peer := w.west.state.Load().links["east"]
+	eventually(t, "a dial finds the address wanting", func() bool {
+		raw, by, err := w.west.reach(t.Context(), peer)
+		if err != nil || by == way.address {
+			t.Fatalf("reached by %s: %v", by, err)
+		}
+		raw.Reset()
+		return w.west.detours.order([]string{way.address, by}, time.Now())[0] == by
+	})
 	for _, s := range w.west.sessions.Idle() {
 		if s.by == way.address {
 			w.Errorf("a session of %s waits by way of %s, which nobody reaches", s.key.caller, way.address)

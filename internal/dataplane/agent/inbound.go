@@ -26,8 +26,12 @@ const (
 	headerTimeout = 3 * time.Second
 	// handshakeTimeout bounds TLS and HELLO.
 	handshakeTimeout = 5 * time.Second
-	// podTimeout bounds the dial of an application.
-	podTimeout = 3 * time.Second
+	// podTimeout bounds the dial of an application, maxPatience what a client may ask for instead:
+	// a full accept queue is waited for as long as the caller waits.
+	podTimeout  = 3 * time.Second
+	maxPatience = 2 * time.Minute
+	// podDelay is the head start of a pod's first address over the next one.
+	podDelay = 250 * time.Millisecond
 	// farewell and maxFarewell bound how long a refused caller is listened to.
 	farewell    = time.Second
 	maxFarewell = 64 << 10
@@ -35,16 +39,18 @@ const (
 
 // An arrival is one inbound session.
 type arrival struct {
-	header  route.Header
-	server  *identity.Credential
-	caller  identity.Name
-	far     *vouching // for caller
-	hello   tunnel.Hello
-	to      admit.Decision
-	addr    netip.AddrPort // of the application
-	told    bool           // the far side was answered why it is refused
-	leave   func()         // out of the budgets, once HELLO was answered with yes
-	parting parting        // of the pod
+	header route.Header
+	server *identity.Credential
+	caller identity.Name
+	far    *vouching // for caller
+	hello  tunnel.Hello
+	to     admit.Decision
+	addrs  []netip.AddrPort // of the application
+	// patience is how long the client waits for the application.
+	patience time.Duration
+	told     bool    // the far side was answered why it is refused
+	leave    func()  // out of the budgets, once HELLO was answered with yes
+	parting  parting // of the pod
 	// exchanges are those that are over.
 	exchanges int
 	// idleSince is since when OPEN is awaited, in Unix nanoseconds; 0: an exchange is open.
@@ -71,7 +77,7 @@ func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 // exchange serves one exchange of a session, from OPEN on. It reports whether the session can
 // carry another; if not, it has ended.
 func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *arrival) bool {
-	app, err := a.openApp(ctx, conn, in)
+	app, err := a.openApp(ctx, c, conn, in)
 	if what := nobodyCame(err); what != "" {
 		a.metrics.session(inbound, what)
 		a.log.Debug("a session ended that nobody was on", "service", in.service(), "caller", in.caller, "error", err)
@@ -271,7 +277,7 @@ func (a *Agent) decide(conn *tunnel.Conn, in *arrival) error {
 	in.hello = hello
 	s, err := a.current()
 	if err == nil {
-		in.to, in.addr, err = admitted(s, in)
+		in.to, in.addrs, err = admitted(s, in)
 	}
 	if err == nil {
 		in.leave, err = a.shares.guest(in)
@@ -294,8 +300,8 @@ func (a *Agent) decide(conn *tunnel.Conn, in *arrival) error {
 }
 
 // admitted makes the decision on a new exchange in s, and says where the application is.
-func admitted(s *state, in *arrival) (admit.Decision, netip.AddrPort, error) {
-	refused := func(r *refusal) (admit.Decision, netip.AddrPort, error) { return admit.Decision{}, netip.AddrPort{}, r }
+func admitted(s *state, in *arrival) (admit.Decision, []netip.AddrPort, error) {
+	refused := func(r *refusal) (admit.Decision, []netip.AddrPort, error) { return admit.Decision{}, nil, r }
 	d := admit.Decide(in.request(), s.admission)
 	if !d.Allowed {
 		return refused(&refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may not call %s: %s", in.caller, in.hello, d.Reason)})
@@ -307,12 +313,16 @@ func admitted(s *state, in *arrival) (admit.Decision, netip.AddrPort, error) {
 	if len(p.addrs) == 0 {
 		return refused(&refusal{reason: reasonUnknownPod, code: tunnel.Code_NO_ENDPOINT, err: errors.New("the pod has no address yet")})
 	}
-	return d, netip.AddrPortFrom(p.addrs[0], uint16(d.Target)), nil
+	addrs := make([]netip.AddrPort, len(p.addrs))
+	for i, addr := range p.addrs {
+		addrs[i] = netip.AddrPortFrom(addr, uint16(d.Target))
+	}
+	return d, addrs, nil
 }
 
 // openApp waits for OPEN, decides again, since that may be long after HELLO, dials
 // the application, and answers.
-func (a *Agent) openApp(ctx context.Context, conn *tunnel.Conn, in *arrival) (*net.TCPConn, error) {
+func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *arrival) (*net.TCPConn, error) {
 	in.told = false
 	if err := a.awaitOpen(ctx, conn, in); err != nil {
 		return nil, err
@@ -320,12 +330,12 @@ func (a *Agent) openApp(ctx context.Context, conn *tunnel.Conn, in *arrival) (*n
 	var to admit.Decision
 	s, err := a.current()
 	if err == nil {
-		to, in.addr, err = admitted(s, in)
+		to, in.addrs, err = admitted(s, in)
 	}
 	var app *net.TCPConn
 	if err == nil {
 		in.to = to
-		app, err = a.dialPod(ctx, s, in)
+		app, err = a.dialPod(ctx, s, c, in)
 	}
 	code := tunnel.Code_OK
 	if err != nil {
@@ -343,41 +353,59 @@ func (a *Agent) openApp(ctx context.Context, conn *tunnel.Conn, in *arrival) (*n
 	return app, err
 }
 
-// dialPod connects to the application, if its address still stands for the pod
-// that was decided on. A pod that has been silent for long is found by the dial, which
-// says nothing; that is why it is asked again before the first byte.
-func (a *Agent) dialPod(ctx context.Context, s *state, in *arrival) (*net.TCPConn, error) {
-	if err := a.stillThere(s, in); err != nil && !errors.Is(err, errSilent) {
+// dialPod connects to the application at the first of the pod's addresses that answers, if that
+// still stands for the pod that was decided on. A pod that has been silent for long is found by
+// the dial, which says nothing; that is why it is asked again before the first byte.
+func (a *Agent) dialPod(ctx context.Context, s *state, c *net.TCPConn, in *arrival) (*net.TCPConn, error) {
+	var there []string
+	var err error
+	for _, addr := range in.addrs {
+		if serr := a.stillThere(s, in, addr.Addr()); serr != nil && !errors.Is(serr, errSilent) {
+			err = serr
+			continue
+		}
+		there = append(there, addr.String())
+	}
+	if len(there) == 0 {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, podTimeout)
-	defer cancel()
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", in.addr.String())
+	patience := in.patience
+	if patience == 0 {
+		patience = podTimeout
+	}
+	open, stop := transport.WhileOpen(ctx, c, nil) // the client may give up
+	defer stop()
+	conn, winner, err := transport.Dialer{Timeout: patience, Delay: podDelay, Dial: a.ports.Dial}.First(open, there...)
 	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case err == nil:
+	case errors.Is(err, transport.ErrNoLocalPort):
+		return nil, &refusal{reason: reasonLocalPorts, code: tunnel.Code_OVERLOADED, err: fmt.Errorf("this node has no local port left: %w", err)}
+	case refusedByAll(err, len(there)):
 		return nil, &refusal{reason: reasonPodRefused, code: tunnel.Code_POD_REFUSED, err: fmt.Errorf("the pod refuses connections: %w", err)}
-	case err != nil:
+	default:
 		return nil, &refusal{reason: reasonPodTimeout, code: tunnel.Code_POD_TIMEOUT, err: fmt.Errorf("the pod does not answer: %w", err)}
 	}
-	app := c.(*net.TCPConn)
-	err = transport.Tune(app)
-	if err == nil {
-		err = a.stillThere(s, in)
-	}
-	if err != nil {
+	app := conn.(*net.TCPConn) // tuned
+	addr := netip.MustParseAddrPort(there[winner]).Addr()
+	if err := a.stillThere(s, in, addr); err != nil {
 		transport.Reset(app)
 		return nil, err
 	}
 	return app, nil
 }
 
-// stillThere says why the application's address does not stand for the pod any more.
-func (a *Agent) stillThere(s *state, in *arrival) error {
-	p, err := a.attached.pod(s, in.addr.Addr(), 0)
+// refusedByAll reports whether every one of the addresses that were dialed refuses.
+func refusedByAll(err error, dialed int) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) && (dialed == 1 || !errors.Is(err, context.DeadlineExceeded))
+}
+
+// stillThere says why an address of the application does not stand for the pod any more.
+func (a *Agent) stillThere(s *state, in *arrival, addr netip.Addr) error {
+	p, err := a.attached.pod(s, addr, 0)
 	if err == nil && p.uid == in.header.PodUID {
 		return nil
 	}
-	r := unplaced(reasonUnknownPod, errors.Join(fmt.Errorf("address %v does not stand for the pod any more", in.addr.Addr()), err))
+	r := unplaced(reasonUnknownPod, errors.Join(fmt.Errorf("address %v does not stand for the pod any more", addr), err))
 	r.code = tunnel.Code_NO_ENDPOINT
 	return r
 }

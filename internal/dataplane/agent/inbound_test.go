@@ -7,10 +7,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -155,7 +157,7 @@ func TestWhatComesToTheHopPort(t *testing.T) {
 			}
 			session, err := w.session(g)
 			if err == nil {
-				_, err = session.Open(t.Context(), tc.hello, []byte("early"))
+				_, err = session.Open(t.Context(), tc.hello, 0, []byte("early"))
 			}
 			var refused *tunnel.Refused
 			switch {
@@ -217,7 +219,7 @@ func TestAnswerTellsOfEndpoints(t *testing.T) {
 	w := newWorld(t, echo)
 	g := w.gate()
 	session := must(w.session(g))(t)
-	got, err := session.Open(t.Context(), barHello, nil)
+	got, err := session.Open(t.Context(), barHello, 0, nil)
 	want := tunnel.Answer{
 		Code: tunnel.Code_OK, Endpoint: g.header.Endpoint, Ready: g.header.Ready, ReadyCount: 2, Generation: 9, Budget: 4,
 	}
@@ -271,7 +273,7 @@ func TestASessionWaits(t *testing.T) {
 	used := func(t *testing.T, w *world) *tunnel.Conn {
 		t.Helper()
 		session := greeted(t, w)
-		if err := session.OpenNext(t.Context(), []byte("hello")); err != nil {
+		if err := session.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
 			t.Fatal(err)
 		}
 		exchange(t, session)
@@ -282,7 +284,7 @@ func TestASessionWaits(t *testing.T) {
 			w := newWorld(t, echo)
 			session := make(t, w)
 			for range 3 {
-				if err := session.OpenNext(t.Context(), []byte("hello")); err != nil {
+				if err := session.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
 					t.Fatal(err)
 				}
 				exchange(t, session)
@@ -306,7 +308,7 @@ func TestASessionWaits(t *testing.T) {
 			w.terminate()
 			w.push()
 			refused := (*tunnel.Refused)(nil)
-			if err := session.OpenNext(t.Context(), nil); !errors.As(err, &refused) || refused.Code != tunnel.Code_NO_ENDPOINT {
+			if err := session.OpenNext(t.Context(), 0, nil); !errors.As(err, &refused) || refused.Code != tunnel.Code_NO_ENDPOINT {
 				t.Errorf("OPEN on a terminating pod: %v", err)
 			}
 			transport.RawOf(session).Reset()
@@ -321,11 +323,11 @@ func TestASessionWaits(t *testing.T) {
 			port := w.app.Addr().(*net.TCPAddr).Port
 			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: 1} })
 			refused := (*tunnel.Refused)(nil)
-			if err := session.OpenNext(t.Context(), []byte("hello")); !errors.As(err, &refused) || refused.Code != tunnel.Code_POD_REFUSED || !tunnel.Reusable(err) {
+			if err := session.OpenNext(t.Context(), 0, []byte("hello")); !errors.As(err, &refused) || refused.Code != tunnel.Code_POD_REFUSED || !tunnel.Reusable(err) {
 				t.Errorf("OPEN for an application that refuses: %v", err)
 			}
 			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: uint32(port)} })
-			if err := session.OpenNext(t.Context(), []byte("hello")); err != nil {
+			if err := session.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
 				t.Fatal(err)
 			}
 			exchange(t, session)
@@ -333,6 +335,87 @@ func TestASessionWaits(t *testing.T) {
 			w.counted(w.east, inbound, reasonPodRefused)
 		})
 	}
+}
+
+// An application may listen on one of its pod's addresses alone.
+func TestThePodsAddressThatAnswers(t *testing.T) {
+	const silent = "127.77.2.99" // where nobody listens
+	for name, addrs := range map[string][]string{"the first": {bar, silent}, "the second": {silent, bar}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			w.change(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Ips = addrs })
+			if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
+				t.Errorf("%q, %v", answer, err)
+			}
+		})
+	}
+	w := newWorld(t, echo)
+	w.change(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Ips = []string{silent} })
+	_, err := w.call(alice, "hello")
+	wantReset(t, "nobody listens", err)
+	w.counted(w.east, inbound, reasonPodRefused)
+}
+
+// A server that does not accept for a while is waited for, as within a cluster: its backlog is
+// full, and the kernel drops what comes.
+func TestAFullAcceptQueueIsWaitedFor(t *testing.T) {
+	w := newWorld(t, echo)
+	lazy := listenBacklog(t, bar, 0)
+	defer lazy.Close()
+	port := uint32(lazy.Addr().(*net.TCPAddr).Port)
+	var fill []net.Conn
+	for { // until the queue is full
+		c, err := net.DialTimeout("tcp", lazy.Addr().String(), 300*time.Millisecond)
+		if err != nil {
+			break
+		}
+		fill = append(fill, c)
+	}
+	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: port} })
+	answered := make(chan error, 1)
+	go func() {
+		answer, err := w.call(alice, "hello")
+		if err == nil && answer != "you said hello" {
+			err = errors.New(answer)
+		}
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		t.Fatalf("the call came to an end before anybody has accepted it: %v", err)
+	case <-time.After(podTimeout + time.Second):
+	}
+	var served sync.WaitGroup
+	defer served.Wait()
+	served.Go(func() {
+		for range len(fill) + 1 {
+			c, err := lazy.Accept()
+			if err != nil {
+				return
+			}
+			served.Go(func() { defer c.Close(); c.SetDeadline(time.Now().Add(tooLong)); echo(c.(*net.TCPConn)) })
+		}
+	})
+	if err := <-answered; err != nil {
+		t.Errorf("the call: %v", err)
+	}
+	for _, c := range fill {
+		c.Close()
+	}
+	lazy.Close()
+}
+
+// listenBacklog listens with a queue of a size of its own.
+func listenBacklog(t *testing.T, host string, backlog int) net.Listener {
+	t.Helper()
+	fd := must(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))(t)
+	f := os.NewFile(uintptr(fd), "listener")
+	defer f.Close()
+	at := netip.MustParseAddr(host).As4()
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: at}), unix.Listen(fd, backlog)); err != nil {
+		t.Fatal(err)
+	}
+	return must(net.FileListener(f))(t)
 }
 
 // Callers who do not go on with their handshake must not keep others from theirs.

@@ -49,6 +49,7 @@ const (
 	reasonUnknownPod       = "unknown_pod"
 	reasonPodRefused       = "pod_refused"
 	reasonPodTimeout       = "pod_timeout"
+	reasonLocalPorts       = "no_local_port" // for another connection to the pod
 	reasonOther            = "other"
 )
 
@@ -63,7 +64,7 @@ func reasons(way string) []string {
 		}
 		return out
 	}
-	out = append(out, reasonBusy, reasonUnknownPod, reasonPodRefused, reasonPodTimeout)
+	out = append(out, reasonBusy, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts)
 	for _, r := range route.Reasons() {
 		out = append(out, "header_"+r)
 	}

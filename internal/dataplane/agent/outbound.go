@@ -23,7 +23,7 @@ const (
 	// reachTimeout bounds the dial of a peer's gateways: a caller of an unreachable
 	// peer is reset within it.
 	reachTimeout = 3 * time.Second
-	// openTimeout bounds HELLO and OPEN together.
+	// openTimeout bounds HELLO and OPEN together, apart from an application's time to answer.
 	openTimeout = 5 * time.Second
 	// maxEarly is how many of the caller's first bytes ride with OPEN.
 	maxEarly = 8 << 10
@@ -36,15 +36,17 @@ type call struct {
 	iface int // by which it came in
 	from  netip.AddrPort
 
-	to      *mirror
-	port    mirrorPort
-	peer    *peer
-	caller  *pod
-	as      *identity.Credential
-	far     *vouching // for the one called
-	first   []byte    // of what the caller said
-	answer  tunnel.Answer
-	parting *parting // of the caller
+	to     *mirror
+	port   mirrorPort
+	peer   *peer
+	caller *pod
+	as     *identity.Credential
+	far    *vouching // for the one called
+	first  []byte    // of what the caller said
+	answer tunnel.Answer
+	// patience is how long an application that does not answer is waited for.
+	patience time.Duration
+	parting  *parting // of the caller
 }
 
 // farPort is what the call means in the peer.

@@ -45,6 +45,10 @@ const (
 	aperture = 16
 	// openTries is how many endpoints are tried before a call is refused because none accepts.
 	openTries = 3
+	// An application that does not answer is waited for so long: as long as a caller commonly
+	// waits, unless there are others that may answer.
+	longPatience  = time.Minute
+	shortPatience = 3 * time.Second
 )
 
 // What became of a session, as a metric's label.
@@ -142,31 +146,41 @@ type opened struct {
 // open brings a call to the application: over an idle session, or else over a new one. What an
 // endpoint does not take goes to another.
 func (a *Agent) open(life context.Context, c *net.TCPConn, call *call) (o *opened, err error) {
-	for range openTries {
+	open, stop := transport.WhileOpen(life, c, nil)
+	defer stop()
+	for try := range openTries {
 		endpoint := a.choose(call)
+		call.patience = longPatience
+		if try < openTries-1 && len(a.endpoints(call)) > 1 {
+			call.patience = shortPatience // another may answer sooner
+		}
 		var again bool
-		if o, again, err = a.openAt(life, c, call, endpoint); !again {
-			return o, err
+		if o, again, err = a.openAt(open, life, c, call, endpoint); !again {
+			break
 		}
 	}
-	return nil, err
+	if err != nil && errors.Is(context.Cause(open), transport.ErrGone) {
+		err = refuse(reasonCallerGone, err)
+	}
+	return o, err
 }
 
-// openAt opens a call at one endpoint, or at any for the zero value. If that fails, again says
-// that nothing has reached an application, and another may take the call.
-func (a *Agent) openAt(life context.Context, c *net.TCPConn, call *call, at route.EndpointID) (o *opened, again bool, err error) {
+// openAt opens a call at one endpoint, or at any for the zero value, within ctx; what is open
+// then lasts for life. If that fails, again says that nothing has reached an application, and
+// another may take the call.
+func (a *Agent) openAt(ctx, life context.Context, c *net.TCPConn, call *call, at route.EndpointID) (o *opened, again bool, err error) {
 	key := call.sessionKey()
 	for {
 		s, ok := a.sessions.Take(key, at)
 		if !ok {
-			return a.openNew(life, c, call, at)
+			return a.openNew(ctx, life, c, call, at)
 		}
 		s.disarm()
 		if a.spent(s) || !s.Sound() {
 			s.Retire()
 			continue
 		}
-		o, unread, err := a.openNext(life, c, call, s)
+		o, unread, err := a.openNext(ctx, life, c, call, s)
 		if err == nil {
 			a.metrics.session(outbound, sessionReused)
 			return o, false, nil
@@ -194,24 +208,21 @@ func turnedAway(err error) bool {
 // openNext opens a call over a session that was idle. If that fails, unread says that the far
 // side has not read OPEN, or would refuse every call: it closed in good order before, or there
 // was nothing to send, or its refusal was about the session.
-func (a *Agent) openNext(life context.Context, c *net.TCPConn, call *call, s *clientSession) (o *opened, unread bool, err error) {
+func (a *Agent) openNext(ctx, life context.Context, c *net.TCPConn, call *call, s *clientSession) (o *opened, unread bool, err error) {
 	if err := call.listen(c); err != nil {
 		a.rest(s)
 		return nil, false, err
 	}
 	as, far, answer := call.as, call.far, call.answer
 	call.as, call.far, call.answer = s.call.as, s.call.far, s.call.answer
-	ctx, release := a.leases.hold(life, a.state.Load, call.lease())
-	opening, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
-	doubted := make(chan bool, 1)
-	doubt := time.AfterFunc(openDoubt, func() { doubted <- s.doubt() })
-	err = s.conn.OpenNext(opening, call.first)
-	if !doubt.Stop() && <-doubted {
-		a.lostWay(s.by)
-	}
+	lease, release := a.leases.hold(life, a.state.Load, call.lease())
+	opening, cancel := both(ctx, lease, openTimeout+call.patience)
+	opening, certain := a.doubt(opening, s)
+	err = s.conn.OpenNext(opening, call.patience, call.first)
+	certain()
+	cancel()
 	if err == nil {
-		return a.entered(call, s, ctx, release), false, nil
+		return a.entered(call, s, lease, release), false, nil
 	}
 	release()
 	a.learn(call, err)
@@ -231,28 +242,28 @@ func (a *Agent) openNext(life context.Context, c *net.TCPConn, call *call, s *cl
 }
 
 // openNew opens a call over a new session. If that fails, again is as openAt's.
-func (a *Agent) openNew(life context.Context, c *net.TCPConn, call *call, at route.EndpointID) (o *opened, again bool, err error) {
-	raw, by, err := a.reach(life, call.peer)
+func (a *Agent) openNew(ctx, life context.Context, c *net.TCPConn, call *call, at route.EndpointID) (o *opened, again bool, err error) {
+	raw, by, err := a.reach(ctx, call.peer)
 	if err != nil {
 		return nil, false, err
 	}
-	conn, err := a.prove(life, raw, call, wishFor(call, at))
+	conn, err := a.prove(ctx, raw, call, wishFor(call, at))
 	if err != nil {
 		raw.Reset()
 		return nil, false, err
 	}
 	s := a.newSession(conn, by, call)
-	ctx, release := a.leases.hold(life, a.state.Load, call.lease())
+	lease, release := a.leases.hold(life, a.state.Load, call.lease())
 	if err = call.listen(c); err == nil {
-		opening, cancel := context.WithTimeout(ctx, openTimeout)
-		defer cancel()
-		call.answer, err = conn.Open(opening, call.hello(), call.first)
+		opening, cancel := both(ctx, lease, openTimeout+call.patience)
+		call.answer, err = conn.Open(opening, call.hello(), call.patience, call.first)
+		cancel()
 		s.call.answer = call.answer
 		a.told(call)
 		a.learn(call, err)
 		if err == nil {
 			a.metrics.session(outbound, sessionMade)
-			return a.entered(call, s, ctx, release), false, nil
+			return a.entered(call, s, lease, release), false, nil
 		}
 	}
 	release()
@@ -266,6 +277,14 @@ func (a *Agent) openNew(life context.Context, c *net.TCPConn, call *call, at rou
 		return nil, false, r // the caller, or the lease, has ended
 	}
 	return nil, turnedAway(err), call.unopened(err)
+}
+
+// both returns a context that ends with a, with b, or after a while.
+func both(a, b context.Context, within time.Duration) (context.Context, context.CancelFunc) {
+	ctx, end := context.WithCancelCause(b)
+	stop := context.AfterFunc(a, func() { end(context.Cause(a)) })
+	ctx, cancel := context.WithTimeout(ctx, within)
+	return ctx, func() { cancel(); stop(); end(nil) }
 }
 
 // entered counts an exchange in that is open now.
@@ -490,18 +509,21 @@ func (c *call) welcome(s *state) error {
 	return nil
 }
 
-// openDoubt is how long OPEN may go unheard, by the other end's kernel, on a session that was idle.
-const openDoubt = time.Second
-
-// doubt ends a session whose way has died while it was idle, and reports whether it has: nobody
-// has heard what was sent on it. Its caller need not wait as long as for an application.
-func (s *clientSession) doubt() bool {
+// doubt watches a session that was idle while OPEN is not answered, until the caller calls stop.
+// Each second it asks whether the way has died: whether nobody's kernel has heard what was sent
+// on it. Then the session ends, and its caller need not wait as long as for an application.
+func (a *Agent) doubt(ctx context.Context, s *clientSession) (open context.Context, stop func()) {
 	raw := transport.RawOf(s.conn)
 	tcp, ok := raw.Conn.(*net.TCPConn)
-	if ok = ok && transport.Unheard(tcp); ok {
-		raw.Reset()
+	if !ok {
+		return ctx, func() {}
 	}
-	return ok
+	return transport.WhileOpen(ctx, tcp, func() {
+		if transport.Unheard(tcp) {
+			raw.Reset()
+			a.lostWay(s.by)
+		}
+	})
 }
 
 // lostWay takes in that nobody has heard what was sent by way of a gateway's address.

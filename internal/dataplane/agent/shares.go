@@ -46,7 +46,7 @@ func (l *allowances) call(c *call) (leave func(), err error) {
 	if most, ok := l.granted.get(link, grantAge); ok && l.calls.Count(link) >= int(most) {
 		return nil, refuse(reasonGranted, fmt.Errorf("the gateway of %s grants %d tunnels, and so many are open", c.peer.name, most))
 	}
-	leave, err = both(l.callers, caller, reasonAccountShare, l.calls, link, reasonLinkShare)
+	leave, err = bothShares(l.callers, caller, reasonAccountShare, l.calls, link, reasonLinkShare)
 	if err != nil {
 		return nil, fmt.Errorf("account %s, link %s: %w", caller, c.peer.name, err)
 	}
@@ -67,12 +67,12 @@ func (l *allowances) grant(link string, tunnels uint32) {
 
 // guest counts in a tunnel of a proven caller.
 func (l *allowances) guest(in *arrival) (leave func(), err error) {
-	return both(l.guests, in.caller.String(), reasonAccountShare, l.links, in.to.Link.UID, reasonLinkShare)
+	return bothShares(l.guests, in.caller.String(), reasonAccountShare, l.links, in.to.Link.UID, reasonLinkShare)
 }
 
 var errShare = errors.New("it has its share of this agent's connections already")
 
-func both(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB, reasonB string) (leave func(), err error) {
+func bothShares(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB, reasonB string) (leave func(), err error) {
 	if !a.Enter(keyA) {
 		return nil, refuse(reasonA, errShare)
 	}

@@ -23,8 +23,11 @@ const (
 	// speechPatience bounds what a wrong guess costs: who waits for a greeting on such a
 	// port has it so much later, and the far agent learns from that.
 	speechPatience = time.Second
-	spokenAge      = time.Hour
-	maxSpoken      = 4096
+	// probeTime is how long a caller of a port where applications speak first must stay: a probe
+	// that connects and goes does not reach an application that would count it as an error.
+	probeTime = 10 * time.Millisecond
+	spokenAge = time.Hour
+	maxSpoken = 4096
 )
 
 // localPort is a port of an exported Service as one peer calls it: what its callers do is
@@ -82,13 +85,20 @@ func speakerOf(appProtocol string) tunnel.FirstSpeaker {
 	return tunnel.FirstSpeaker_UNKNOWN
 }
 
-// awaitSpeech waits for a caller of a port where callers speak first. The refusal of one
-// who goes without a word says that nobody need be told.
+// awaitSpeech waits for a caller of a port where callers speak first, and for a moment for one
+// of a port where applications do. The refusal of one who goes without a word says that nobody
+// need be told.
 func (a *Agent) awaitSpeech(c *net.TCPConn, call *call) error {
-	if a.learnt.speaker(call.caller.account(), call.farPort(), call.port.appProtocol) != tunnel.FirstSpeaker_CLIENT {
+	var patience time.Duration
+	switch a.learnt.speaker(call.caller.account(), call.farPort(), call.port.appProtocol) {
+	case tunnel.FirstSpeaker_CLIENT:
+		patience = speechPatience
+	case tunnel.FirstSpeaker_SERVER:
+		patience = probeTime
+	default:
 		return nil
 	}
-	err := transport.AwaitSpeech(c, speechPatience)
+	err := transport.AwaitSpeech(c, patience)
 	switch {
 	case err == nil, errors.Is(err, os.ErrDeadlineExceeded):
 		return nil

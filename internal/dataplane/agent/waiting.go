@@ -73,7 +73,8 @@ func (a *Agent) awaitOpen(ctx context.Context, conn *tunnel.Conn, in *arrival) e
 		}
 	})
 	defer retired()
-	err := conn.ReadOpen()
+	patience, err := conn.ReadOpen()
+	in.patience = min(patience, maxPatience)
 	if err == nil {
 		in.idleSince.Store(0)
 	}

@@ -74,7 +74,7 @@ func TestNoDeadlineIsSetAfterOpen(t *testing.T) {
 						end()
 					}
 					synctest.Wait() // the function that sets the deadline has started
-					written <- errors.Join(err, tunnel.WriteOpen(client, nil))
+					written <- errors.Join(err, tunnel.WriteOpen(client, 0, nil))
 				}()
 				if err := server.Handshake(); err != nil {
 					t.Fatal(err)

@@ -81,10 +81,10 @@ func wantReusable(t *testing.T, l *line) {
 	// The next exchange is opened as agents do it, so that a late RESET is passed over.
 	opened := make(chan error, 1)
 	go func() {
-		err := l.sessions[1].ReadOpen()
+		_, err := l.sessions[1].ReadOpen()
 		opened <- errors.Join(err, tunnel.WriteOpenAnswer(l.sessions[1], tunnel.Code_OK))
 	}()
-	if err := errors.Join(l.sessions[0].OpenNext(t.Context(), nil), <-opened); err != nil {
+	if err := errors.Join(l.sessions[0].OpenNext(t.Context(), 0, nil), <-opened); err != nil {
 		t.Errorf("the next OPEN: %v", err)
 		return
 	}
@@ -256,7 +256,7 @@ func TestSessionBreaks(t *testing.T) {
 			rawOf(far).Write([]byte{23, 3, 3, 0, 30, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0})
 		}, Failed},
 		"another frame":  {"none but its own belong to an exchange", func(far *tunnel.Conn) { tunnel.WriteOpenAnswer(far, tunnel.Code_OK) }, Failed},
-		"OPEN":           {"exchanges follow each other", func(far *tunnel.Conn) { tunnel.WriteOpen(far, nil) }, Failed},
+		"OPEN":           {"exchanges follow each other", func(far *tunnel.Conn) { tunnel.WriteOpen(far, 0, nil) }, Failed},
 		"DATA after END": {"END is the last frame", func(far *tunnel.Conn) { tunnel.WriteLast(far, tunnel.TypeEnd); say(t, far, "more") }, Failed},
 	}
 	for name, c := range cases {
@@ -362,11 +362,11 @@ func TestTheNextOpenIsLeft(t *testing.T) {
 		tunnel.WriteLast(far, tunnel.TypeEnd)
 		app.Close()
 		hear(t, far, tunnel.TypeEnd)
-		tunnel.WriteOpen(far, nil)
+		tunnel.WriteOpen(far, 0, nil)
 		if got := <-done; !got.Clean() || !got.Reusable {
 			t.Fatalf("%+v, want a clean end", got)
 		}
-		if err := session.ReadOpen(); err != nil {
+		if _, err := session.ReadOpen(); err != nil {
 			t.Fatalf("the next OPEN: %v", err)
 		}
 		RawOf(far).Reset()

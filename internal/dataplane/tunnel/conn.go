@@ -69,14 +69,16 @@ func (c *Conn) ReadHello() (Hello, error) {
 	return h, nil
 }
 
-// ReadOpen reads OPEN and not a byte more. A RESET before it is of the exchange that has ended,
-// and is passed over. Errors are as ReadHello's; on a session whose client wants no more
+// ReadOpen reads OPEN and not a byte more, and returns the client's patience. A RESET before it
+// is of the exchange that has ended, and is passed over. Errors are as ReadHello's; on a session whose client wants no more
 // exchanges the error is io.EOF itself.
-func (c *Conn) ReadOpen() error {
+func (c *Conn) ReadOpen() (patience time.Duration, err error) {
 	if err := c.skipResets(); err != nil {
-		return err
+		return 0, err
 	}
-	return c.message(TypeOpen, &OpenFrame{})
+	var m OpenFrame
+	err = c.message(TypeOpen, &m)
+	return time.Duration(m.GetPatienceMs()) * time.Millisecond, err
 }
 
 // ReadHelloAnswer reads the answer to HELLO and not a byte more. The error is a *Refused,

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -99,9 +101,10 @@ func WriteHello(w io.Writer, h Hello) error {
 }
 
 // WriteOpen writes OPEN and the caller's first bytes, if any, in one write. There are MaxData of
-// them at most.
-func WriteOpen(w io.Writer, early []byte) error {
-	b, err := appendOpen(nil, early)
+// them at most. Patience is how long the client waits for an application that does not answer,
+// in whole milliseconds; 0: as long as the server likes.
+func WriteOpen(w io.Writer, patience time.Duration, early []byte) error {
+	b, err := appendOpen(nil, patience, early)
 	if err != nil {
 		return err
 	}
@@ -109,12 +112,12 @@ func WriteOpen(w io.Writer, early []byte) error {
 }
 
 // WriteHelloOpen is WriteHello and WriteOpen in one write.
-func WriteHelloOpen(w io.Writer, h Hello, early []byte) error {
+func WriteHelloOpen(w io.Writer, h Hello, patience time.Duration, early []byte) error {
 	b, err := appendHello(nil, h)
 	if err != nil {
 		return err
 	}
-	if b, err = appendOpen(b, early); err != nil {
+	if b, err = appendOpen(b, patience, early); err != nil {
 		return err
 	}
 	return write(w, TypeHello, b)
@@ -166,8 +169,9 @@ func appendHello(b []byte, h Hello) ([]byte, error) {
 }
 
 // appendOpen appends OPEN, and the first bytes as a frame of their own.
-func appendOpen(b, early []byte) ([]byte, error) {
-	b, err := appendFrame(b, TypeOpen, &OpenFrame{})
+func appendOpen(b []byte, patience time.Duration, early []byte) ([]byte, error) {
+	ms := min(max(patience.Milliseconds(), 0), math.MaxUint32)
+	b, err := appendFrame(b, TypeOpen, &OpenFrame{PatienceMs: uint32(ms)})
 	if err != nil || len(early) == 0 {
 		return b, err
 	}

@@ -84,10 +84,10 @@ func Refusals() []Code {
 // conn, or is ctx's cause. After any other error than a refusal of the OPEN, for which Reusable
 // reports true, conn is of no more use and is the caller's to reset. Open sets conn's deadline
 // and clears it unless conn is of no more use.
-func (c *Conn) Open(ctx context.Context, h Hello, early []byte) (Answer, error) {
+func (c *Conn) Open(ctx context.Context, h Hello, patience time.Duration, early []byte) (Answer, error) {
 	var a Answer
 	err := c.within(ctx, func() error {
-		if err := WriteHelloOpen(c, h, early); err != nil {
+		if err := WriteHelloOpen(c, h, patience, early); err != nil {
 			return err
 		}
 		var err error
@@ -116,9 +116,9 @@ func (c *Conn) Greet(ctx context.Context, h Hello) (Answer, error) {
 
 // OpenNext opens the application over a session that is between exchanges, sending the caller's
 // first bytes along. Errors and deadlines are as Open's.
-func (c *Conn) OpenNext(ctx context.Context, early []byte) error {
+func (c *Conn) OpenNext(ctx context.Context, patience time.Duration, early []byte) error {
 	return c.within(ctx, func() error {
-		if err := WriteOpen(c, early); err != nil {
+		if err := WriteOpen(c, patience, early); err != nil {
 			return err
 		}
 		return c.openAnswer()

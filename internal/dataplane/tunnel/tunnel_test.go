@@ -79,13 +79,13 @@ func wantFrame(t *testing.T, c *Conn, want Type, body string) {
 }
 
 func TestNoByteBeyondAFrame(t *testing.T) {
-	b := bytesOf(t, func(w io.Writer) error { return WriteHelloOpen(w, hello, []byte("early")) })
+	b := bytesOf(t, func(w io.Writer) error { return WriteHelloOpen(w, hello, 0, []byte("early")) })
 	c := reading(iotest.OneByteReader(bytes.NewReader(append(b, "rest"...))))
 	got, err := c.ReadHello()
 	if err != nil || got != hello {
 		t.Fatalf("%+v, %v; want %+v", got, err, hello)
 	}
-	if err := c.ReadOpen(); err != nil {
+	if _, err := c.ReadOpen(); err != nil {
 		t.Fatal(err)
 	}
 	wantFrame(t, c, TypeData, "early")
@@ -123,7 +123,7 @@ func (s *stutter) Read(b []byte) (int, error) {
 
 // A deadline wakes a reader between two exchanges: what it has read by then must not be lost.
 func TestADeadlineLosesNothing(t *testing.T) {
-	b := bytesOf(t, func(w io.Writer) error { return WriteOpen(w, []byte("early")) })
+	b := bytesOf(t, func(w io.Writer) error { return WriteOpen(w, 0, []byte("early")) })
 	c := reading(&stutter{r: bytes.NewReader(b)})
 	late := 0
 	for {
@@ -148,15 +148,15 @@ func TestADeadlineLosesNothing(t *testing.T) {
 // A RESET that crossed the other side's END belongs to the exchange that is over.
 func TestALateResetIsPassedOver(t *testing.T) {
 	reset := bytesOf(t, func(w io.Writer) error { return WriteLast(w, TypeReset) })
-	open := bytesOf(t, func(w io.Writer) error { return WriteOpen(w, nil) })
+	open := bytesOf(t, func(w io.Writer) error { return WriteOpen(w, 0, nil) })
 	answer := bytesOf(t, func(w io.Writer) error { return WriteOpenAnswer(w, Code_OK) })
-	if err := reading(bytes.NewReader(slices.Concat(reset, open))).ReadOpen(); err != nil {
+	if _, err := reading(bytes.NewReader(slices.Concat(reset, open))).ReadOpen(); err != nil {
 		t.Errorf("before OPEN: %v", err)
 	}
 	if err := reading(bytes.NewReader(slices.Concat(reset, answer))).ReadOpenAnswer(); err != nil {
 		t.Errorf("before the answer: %v", err)
 	}
-	if err := reading(bytes.NewReader(slices.Concat(reset, reset, open))).ReadOpen(); !errors.Is(err, ErrUnexpectedFrame) {
+	if _, err := reading(bytes.NewReader(slices.Concat(reset, reset, open))).ReadOpen(); !errors.Is(err, ErrUnexpectedFrame) {
 		t.Errorf("twice: %v, want %v", err, ErrUnexpectedFrame)
 	}
 }
@@ -167,7 +167,7 @@ func (c *countWrites) Write(b []byte) (int, error) { c.n++; return len(b), nil }
 
 func TestHelloAndOpenGoInOneWrite(t *testing.T) {
 	var w countWrites
-	if err := WriteHelloOpen(&w, hello, []byte("GET /")); err != nil || w.n != 1 {
+	if err := WriteHelloOpen(&w, hello, 0, []byte("GET /")); err != nil || w.n != 1 {
 		t.Errorf("%d writes, %v; each write is a TLS record and perhaps a segment", w.n, err)
 	}
 }
@@ -184,6 +184,7 @@ func TestReadersRefuse(t *testing.T) {
 	good := bytesOf(t, func(w io.Writer) error { return WriteHello(w, hello) })
 	readHello := func(c *Conn) error { _, err := c.ReadHello(); return err }
 	readAnswer := func(c *Conn) error { _, err := c.ReadHelloAnswer(); return err }
+	readOpen := func(c *Conn) error { _, err := c.ReadOpen(); return err }
 	ok := varintField(1, uint64(Code_OK))
 	cases := map[string]struct {
 		why  string
@@ -195,13 +196,13 @@ func TestReadersRefuse(t *testing.T) {
 		"unknown type":       {"what is not known is not guessed", frame(9, nil), readHello, ErrUnexpectedFrame},
 		"HTTP":               {"an application's bytes are no frame", []byte("GET / HTTP/1.1\r\n"), readHello, ErrUnexpectedFrame},
 		"too long":           {"memory is bounded", frame(TypeHello, make([]byte, MaxFrame+1)), readHello, ErrFrameTooLong},
-		"END with a body":    {"it has none", frame(TypeEnd, []byte{1}), (*Conn).ReadOpen, ErrFrameTooLong},
-		"much DATA":          {"four records", frame(TypeData, make([]byte, MaxData+1)), (*Conn).ReadOpen, ErrFrameTooLong},
+		"END with a body":    {"it has none", frame(TypeEnd, []byte{1}), readOpen, ErrFrameTooLong},
+		"much DATA":          {"four records", frame(TypeData, make([]byte, MaxData+1)), readOpen, ErrFrameTooLong},
 		"not protobuf":       {"strangers' bytes", frame(TypeHello, []byte{0xff}), readHello, ErrBadFrame},
 		"cut in the prefix":  {"an end is not a frame", good[:2], readHello, io.ErrUnexpectedEOF},
 		"cut before body":    {"an end is not a frame", good[:3], readHello, io.ErrUnexpectedEOF},
 		"cut in the body":    {"an end is not a frame", good[:5], readHello, io.ErrUnexpectedEOF},
-		"end":                {"a session that nobody wants any more", nil, (*Conn).ReadOpen, io.EOF},
+		"end":                {"a session that nobody wants any more", nil, readOpen, io.EOF},
 		"empty HELLO":        {"nothing is named", frame(TypeHello, nil), readHello, ErrBadFrame},
 		"port 0":             {"no such port", frame(TypeHello, append(bytesField(1, "shop"), bytesField(2, "bar")...)), readHello, ErrBadFrame},
 		"port 65536":         {"no such port", frame(TypeHello, slices.Concat(bytesField(1, "shop"), bytesField(2, "bar"), varintField(3, 65536))), readHello, ErrBadFrame},
@@ -232,7 +233,7 @@ func TestWritersRefuse(t *testing.T) {
 		},
 		"OPEN answer, no code":   func(w io.Writer) error { return WriteOpenAnswer(w, Code_CODE_UNSPECIFIED) },
 		"OPEN answer, odd code":  func(w io.Writer) error { return WriteOpenAnswer(w, 99) },
-		"HELLO with a long name": func(w io.Writer) error { return WriteHelloOpen(w, Hello{strings.Repeat("a", 64), "b", 1}, nil) },
+		"HELLO with a long name": func(w io.Writer) error { return WriteHelloOpen(w, Hello{strings.Repeat("a", 64), "b", 1}, 0, nil) },
 	} {
 		var b bytes.Buffer
 		if err := write(&b); !errors.Is(err, ErrBadFrame) || b.Len() != 0 {
@@ -279,8 +280,8 @@ func serve(t *testing.T, do func(*Conn) error) *Conn {
 
 // readEarly reads OPEN and the first bytes.
 func readEarly(c *Conn, want string) error {
-	if err := c.ReadOpen(); err != nil {
-		return err
+	if patience, err := c.ReadOpen(); err != nil || patience != 3*time.Second {
+		return errors.Join(err, errors.New("wrong patience"))
 	}
 	t, n, err := c.Next()
 	if err != nil || t != TypeData || n != len(want) {
@@ -326,7 +327,7 @@ func TestOpen(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			got, err := serve(t, c.server).Open(t.Context(), hello, []byte("first"))
+			got, err := serve(t, c.server).Open(t.Context(), hello, 3*time.Second, []byte("first"))
 			if d := cmp.Diff(c.answer, got); d != "" {
 				t.Errorf("%s (-want +got):\n%s", c.why, d)
 			}
@@ -352,7 +353,7 @@ func TestGreetThenOpenNext(t *testing.T) {
 	if a, err := client.Greet(t.Context(), hello); err != nil || !cmp.Equal(a, answer) {
 		t.Fatalf("%+v, %v", a, err)
 	}
-	if err := client.OpenNext(t.Context(), []byte("first")); err != nil {
+	if err := client.OpenNext(t.Context(), 3*time.Second, []byte("first")); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -398,7 +399,7 @@ func TestOpenEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		start := time.Now()
-		_, err := NewConn(client).Open(ctx, hello, nil)
+		_, err := NewConn(client).Open(ctx, hello, 0, nil)
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 3*time.Second {
 			t.Errorf("%v after %v, want %v after 3s", err, time.Since(start), context.DeadlineExceeded)
 		}
@@ -422,7 +423,7 @@ func TestOpenLeavesNoDeadline(t *testing.T) {
 		}()
 		client.SetDeadline(time.Now().Add(5 * time.Second)) // the handshake's, say
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		if _, err := NewConn(client).Open(ctx, hello, nil); err != nil {
+		if _, err := NewConn(client).Open(ctx, hello, 0, nil); err != nil {
 			t.Fatal(err)
 		}
 		cancel()
@@ -443,11 +444,12 @@ func TestFrameVectors(t *testing.T) {
 		write func(io.Writer) error
 	}{
 		{"HELLO shop/bar:80", func(w io.Writer) error { return WriteHello(w, hello) }},
-		{"HELLO shop/bar:80, OPEN, DATA abc", func(w io.Writer) error { return WriteHelloOpen(w, hello, []byte("abc")) }},
+		{"HELLO shop/bar:80, OPEN, DATA abc", func(w io.Writer) error { return WriteHelloOpen(w, hello, 0, []byte("abc")) }},
 		{"HELLO answer OK", func(w io.Writer) error { return WriteHelloAnswer(w, answer) }},
 		{"HELLO answer DENIED", func(w io.Writer) error { return WriteHelloAnswer(w, Answer{Code: Code_DENIED}) }},
-		{"OPEN", func(w io.Writer) error { return WriteOpen(w, nil) }},
-		{"OPEN, DATA abc", func(w io.Writer) error { return WriteOpen(w, []byte("abc")) }},
+		{"OPEN", func(w io.Writer) error { return WriteOpen(w, 0, nil) }},
+		{"OPEN with a patience of 3 s", func(w io.Writer) error { return WriteOpen(w, 3*time.Second, nil) }},
+		{"OPEN, DATA abc", func(w io.Writer) error { return WriteOpen(w, 0, []byte("abc")) }},
 		{"END", func(w io.Writer) error { return WriteLast(w, TypeEnd) }},
 		{"RESET", func(w io.Writer) error { return WriteLast(w, TypeReset) }},
 		{"OPEN answer OK", func(w io.Writer) error { return WriteOpenAnswer(w, Code_OK) }},
@@ -478,7 +480,7 @@ func TestFrameVectors(t *testing.T) {
 }
 
 func FuzzRead(f *testing.F) {
-	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloOpen(w, hello, []byte("abc")) }))
+	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloOpen(w, hello, 0, []byte("abc")) }))
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloAnswer(w, answer) }))
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteOpenAnswer(w, Code_OVERLOADED) }))
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteLast(w, TypeReset) }))

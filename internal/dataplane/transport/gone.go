@@ -1,0 +1,49 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"time"
+)
+
+// ErrGone reports a connection that was reset while somebody worked for it.
+var ErrGone = errors.New("the connection was reset meanwhile")
+
+// goneLook is between two looks at whether a connection was reset.
+const goneLook = time.Second
+
+// WhileOpen returns a context that ends with ctx, with ErrGone when c is found to be reset, and
+// with stop, which the caller must call. It looks each second, without reading from c. also,
+// which may be nil, is called at each look, too; once stop has returned it is not called any more.
+func WhileOpen(ctx context.Context, c *net.TCPConn, also func()) (open context.Context, stop func()) {
+	open, end := context.WithCancelCause(ctx)
+	var mu sync.Mutex // guards timer and stopped, and is held while it looks
+	var timer *time.Timer
+	stopped := false
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(goneLook, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if stopped {
+			return
+		}
+		if also != nil {
+			also()
+		}
+		if closed(c) {
+			end(ErrGone)
+			return
+		}
+		timer.Reset(goneLook)
+	})
+	return open, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		timer.Stop()
+		end(nil)
+	}
+}
