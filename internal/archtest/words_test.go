@@ -93,6 +93,7 @@ var rewritten = []string{
 	"internal/controller/topology.go",
 	"internal/controller/topology_test.go",
 	"internal/crds",
+	"internal/dataplane/agent/lease.go",
 	"internal/dataplane/agent/state.go",
 	"internal/dataplane/gateway/state.go",
 	"internal/dataplane/linkwatch",

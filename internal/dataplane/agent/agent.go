@@ -55,6 +55,7 @@ type Agent struct {
 	attached *attachments
 	svids    *svids
 	leases   leases
+	proofs   *identity.ProofCache
 	learnt   *learnt
 	spoken   *fading[localPort, tunnel.FirstSpeaker] // who speaks first here
 	warm     *warmPool
@@ -85,7 +86,7 @@ type Agent struct {
 func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
 	k := new(kernel)
 	a := &Agent{
-		attached: newAttachments(k.find, stir), learnt: newLearnt(),
+		attached: newAttachments(k.find, stir), learnt: newLearnt(), proofs: identity.NewProofCache(),
 		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
 		complaints: rate.Sometimes{First: 20, Interval: time.Second}, warm: newWarmPool(), shares: newAllowances(),
@@ -139,7 +140,7 @@ func (a *Agent) current() (*state, error) {
 // anchors are the issuers that vouch for peers' workloads now.
 func (a *Agent) anchors() *identity.Anchors {
 	if s := a.state.Load(); s != nil {
-		return s.anchors
+		return s.anchors.WithCache(a.proofs)
 	}
 	return nil
 }

@@ -91,8 +91,10 @@ func (c *cluster) credential(t testing.TB, namespace, serviceAccount string) *id
 
 func (c *cluster) issuers() [][]byte { return [][]byte{c.issuer.Certificate().Raw} }
 
-func (c *cluster) anchors(t testing.TB) *identity.Anchors {
-	return must(identity.NewAnchors(map[string][]*x509.Certificate{c.root.TrustDomain(): {c.issuer.Certificate()}}))(t)
+// anchors list the cluster's issuer, and others of its trust domain.
+func (c *cluster) anchors(t testing.TB, others ...*x509.Certificate) *identity.Anchors {
+	issuers := append([]*x509.Certificate{c.issuer.Certificate()}, others...)
+	return must(identity.NewAnchors(map[string][]*x509.Certificate{c.root.TrustDomain(): issuers}))(t)
 }
 
 // world is a call's whole way in one process:
