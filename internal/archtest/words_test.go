@@ -97,6 +97,8 @@ var rewritten = []string{
 	"internal/dataplane/agent/state.go",
 	"internal/dataplane/gateway/state.go",
 	"internal/dataplane/linkwatch",
+	"internal/dataplane/transport/alive.go",
+	"internal/dataplane/transport/alive_test.go",
 	"internal/dataplane/uplink",
 	"internal/delta",
 	"internal/grpctls",
