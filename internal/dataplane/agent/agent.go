@@ -35,6 +35,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
@@ -52,7 +53,7 @@ const (
 type Agent struct {
 	state    atomic.Pointer[state]
 	news     news
-	attached *attachments
+	podTable *podid.Table
 	svids    *svids
 	leases   leases
 	proofs   *identity.ProofCache
@@ -68,6 +69,7 @@ type Agent struct {
 	detours detours
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
+	check  callerCheck
 	// turns are at the CPU, for inbound handshakes: strangers get half of it at most.
 	turns chan struct{}
 
@@ -84,13 +86,13 @@ type Agent struct {
 // New returns an Agent that asks sign for its pods' certificates. It holds no
 // state yet.
 func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
-	k := new(kernel)
 	a := &Agent{
-		attached: newAttachments(k.find, stir), learnt: newLearnt(), proofs: identity.NewProofCache(),
-		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
+		podTable: podid.New(podid.NewKernel()), learnt: newLearnt(), proofs: identity.NewProofCache(),
+		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, check: kernelCheck,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
 		complaints: rate.Sometimes{First: 20, Interval: time.Second}, warm: newWarmPool(), shares: newAllowances(),
 	}
+	a.cameBy = a.ingress
 	a.taking, a.retire = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.news.tell, log)
 	return a
@@ -115,7 +117,7 @@ func (a *Agent) onState(h uplink.State) {
 	}
 	next.expired, next.held = h.Expired, h.Held
 	next.view, next.less = without(view, h.Revoked)
-	a.attached.update(next)
+	a.podTable.Update(next.claims(), next.held)
 	a.state.Store(next)
 	a.svids.vouch(next.issuers)
 	a.svids.want(a.life, next.accounts())

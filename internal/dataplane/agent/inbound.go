@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
@@ -298,7 +299,7 @@ func (a *Agent) openApp(ctx context.Context, tun *tls.Conn, in *arrival) (*net.T
 // that was decided on. A pod that has been silent for long is found by the dial, which
 // says nothing; that is why it is asked again before the first byte.
 func (a *Agent) dialPod(ctx context.Context, s *state, in *arrival) (*net.TCPConn, error) {
-	if err := a.stillThere(s, in); err != nil && !errors.Is(err, errSilent) {
+	if err := a.stillThere(s, in); err != nil && !errors.Is(err, podid.ErrSilent) {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, podTimeout)
@@ -324,7 +325,7 @@ func (a *Agent) dialPod(ctx context.Context, s *state, in *arrival) (*net.TCPCon
 
 // stillThere says why the application's address does not stand for the pod any more.
 func (a *Agent) stillThere(s *state, in *arrival) error {
-	p, err := a.attached.pod(s, in.addr.Addr(), 0)
+	p, err := a.podAt(s, in.addr.Addr(), 0)
 	if err == nil && p.uid == in.header.PodUID {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -175,11 +176,11 @@ func TestWarmTunnelThatIsRefused(t *testing.T) {
 	unbelieved := newCluster(t, "west-1").credential(t, "shop", "alice")
 	w.editWaiting(func(warm *warmTunnel) { warm.call.as = unbelieved }) // so that nobody believes it on a new tunnel
 	var asked atomic.Int64
-	w.nodes[1].find.Store(func(netip.Addr) (attachment, error) {
+	w.nodes[1].find.Store(func(netip.Addr) (podid.Attachment, error) {
 		if asked.Add(1) == 1 { // for the warm tunnel's OPEN
-			return attachment{iface: bridge + 1}, nil
+			return podid.Attachment{Iface: bridge + 1}, nil
 		}
-		return attachment{iface: bridge}, nil
+		return podid.Attachment{Iface: bridge}, nil
 	})
 	if answer, err := w.call(alice, "second"); answer != "you said second" || err != nil {
 		t.Errorf("alice's call: %q, %v", answer, err)
