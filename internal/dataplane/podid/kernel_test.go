@@ -22,6 +22,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
 
 // These tests are three processes. The one that go test starts starts a node: root in a
@@ -349,6 +351,37 @@ func TestLookupOnABridge(t *testing.T) {
 	claims = []Claim{n, th}
 	table.Update(claims, false)
 	standsFor("its next sandbox", n)
+}
+
+// The kernel of a pod that gets an address does not know the connections of the pod that
+// had the address before, so it answers no probe on them. A bridge, and link addresses
+// that are made from addresses, leave no other difference.
+func TestHeirOfAnAddressKnowsNoOldConnection(t *testing.T) {
+	if !asNode(t, "-test.run=^TestHeirOfAnAddressKnowsNoOldConnection$") {
+		return
+	}
+	cni, k := newBridge(t), NewKernel()
+	ln := must(net.Listen("tcp", netip.AddrPortFrom(bridgeAddr, 0).String()))(t)
+	defer ln.Close()
+	addr := netip.MustParseAddr("10.77.0.11")
+	former := newPod(t, "former", addr, cni)
+	former.call(t, ln.Addr())
+	c := must(ln.Accept())(t).(*net.TCPConn)
+	defer c.Close()
+	if err := transport.AwaitSegment(t.Context(), c, time.Now()); err != nil {
+		t.Errorf("the pod that made the connection: %v", err)
+	}
+	former.kill(t)
+	heir := newPod(t, "heir", addr, cni)
+	eventually(t, "the kernel finds the heir", func() bool {
+		heir.claims(t, heir.mac, addr, bridgeAddr)
+		at, err := k.Find(addr)
+		return err == nil && at.MAC == string(heir.mac)
+	})
+	err := transport.AwaitSegment(t.Context(), c, time.Now())
+	if !errors.Is(err, transport.ErrConnectionGone) {
+		t.Errorf("the heir: %v, want %v", err, transport.ErrConnectionGone)
+	}
 }
 
 // Pods without a bridge, and pods with IPv6.
