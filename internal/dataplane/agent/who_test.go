@@ -2,11 +2,14 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -93,6 +96,31 @@ func TestConnectionYoungerThanTheRecordIsNotProbed(t *testing.T) {
 	w.wait()
 	if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
 		t.Errorf("answered %q, %v", answer, err)
+	}
+}
+
+// Each reason why an address stands for no pod is counted. Those that time alone may
+// change are asked for again.
+func TestRefusalOfAnAddress(t *testing.T) {
+	cases := map[error]struct {
+		reason string
+		again  bool
+	}{
+		podid.ErrNoPod:          {reason: reasonUnknownCaller},
+		podid.ErrSeveralPods:    {reason: reasonUnknownCaller},
+		podid.ErrMoved:          {reason: reasonElsewhere, again: true},
+		podid.ErrAmbiguous:      {reason: reasonShared, again: true},
+		podid.ErrNotLocated:     {reason: reasonNotFound, again: true},
+		podid.ErrTooManyLookups: {reason: reasonTooManyLookups, again: true},
+	}
+	for err, want := range cases {
+		r := unplaced(reasonUnknownCaller, fmt.Errorf("address 10.0.0.1: %w", err))
+		if r.reason != want.reason || r.again != want.again || r.final {
+			t.Errorf("%v: reason %s, again %v, final %v", err, r.reason, r.again, r.final)
+		}
+		if !slices.Contains(reasons(outbound), r.reason) {
+			t.Errorf("%v: %s is not on the closed list", err, r.reason)
+		}
 	}
 }
 

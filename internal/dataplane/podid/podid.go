@@ -89,7 +89,9 @@ type Table struct {
 
 // A record is what the Table knows of a claim.
 type record struct {
-	since time.Time // when Update first got the claim; zero until then
+	// since is when Update first got the claim. It is zero until then, and while the
+	// claim is neither confirmed nor located.
+	since time.Time
 	at    Attachment
 	found bool // at is set
 	// open is set while at may still be looked for. It is not set while the claims are
@@ -136,7 +138,7 @@ func (t *Table) replace(claims []Claim, stale bool) {
 		if r == nil {
 			r = &record{}
 		}
-		if r.since.IsZero() {
+		if r.since.IsZero() && (r.found || !stale) {
 			r.since = now
 		}
 		r.open = !r.found && !stale
@@ -233,9 +235,9 @@ func (t *Table) recorded(c Claim) (Attachment, error) {
 	return Attachment{}, ErrNotLocated
 }
 
-// Since returns when Update first got a claim. From then on all packets from the address
-// were the pod's. For a claim that the newest state does not have it returns the present,
-// which is after every connection.
+// Since returns when Update first got a claim. All packets that have come from the
+// address since then were the pod's. For a claim that the newest state does not have it
+// returns the present, which is after every connection.
 func (t *Table) Since(c Claim) time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()

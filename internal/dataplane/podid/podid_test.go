@@ -363,6 +363,9 @@ func TestRestore(t *testing.T) {
 			t.Errorf("records for the next process: %+v", got)
 		}
 		table.Update([]Claim{a, b}, false)
+		if got := table.Since(b); !got.Equal(time.Now()) {
+			t.Errorf("a claim is known since %v, want the moment that it was confirmed", got)
+		}
 		if got, err := lookup(table, addr2, 6, []Claim{b}); err != nil || got != b {
 			t.Errorf("confirmed claims are located: %v, %v", got, err)
 		}
