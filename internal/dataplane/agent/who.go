@@ -111,7 +111,7 @@ func (a *Agent) identify(ctx context.Context, c *net.TCPConn, resolve func() (*p
 		return nil, refuse(reasonStale, fmt.Errorf("the connection is older than the record of pod %s/%s: %w",
 			p.namespace, p.name, err))
 	}
-	again, err := resolve()
+	again, err := await(ctx, &a.news, resolve)
 	if err == nil && again.claim(claim.Addr) != claim {
 		err = refuse(reasonStale, errors.New("another pod has got the address"))
 	}
