@@ -39,8 +39,8 @@ type exporter struct {
 	// is not announced until they are.
 	missing map[catalog.Key]bool
 	version wire.Version // last announced
-	// nodes are those whose agents were told of an export, byNode the exports by node, and
-	// byNamespace those by namespace.
+	// nodes are those whose agents know an export. byNode are the exports by node, and
+	// byNamespace by namespace.
 	nodes       map[catalog.Key]map[string]bool
 	byNode      map[string]map[catalog.Key]bool
 	byNamespace map[string]map[catalog.Key]bool
@@ -227,7 +227,8 @@ func (x *exporter) emitNodes(k catalog.Key, e *catalog.Export, p *plan) {
 	}
 }
 
-// nodeMoved takes in that a node has its first pod of a namespace, or has lost the last one.
+// nodeMoved takes in that a node has its first pod of a namespace, or has lost the last
+// one.
 func (x *exporter) nodeMoved(namespace, node string, has bool, p *plan) {
 	for k := range x.byNamespace[namespace] {
 		if e, _ := x.index.Get(k); has && e != nil {

@@ -26,8 +26,8 @@ type nodeViews struct {
 
 	pods   map[catalog.Key]*corev1.Pod // those that an agent must know
 	byNode map[string]map[catalog.Key]bool
-	// counts are the pods of each namespace by node; moved is told when a node has its first
-	// pod of a namespace, or has lost the last one.
+	// counts are the pods of each namespace by node. moved is called when a node has its
+	// first pod of a namespace, or has lost the last one.
 	counts map[string]map[string]int
 	moved  func(namespace, node string, has bool, p *plan)
 	nodes  map[string]bool // that have an agent

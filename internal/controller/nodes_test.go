@@ -59,8 +59,8 @@ func TestNodeWithoutAgent(t *testing.T) {
 	})
 }
 
-// The agent of a node knows an export as long as its namespace has a pod there, although no
-// pod backs the Service any more: what is open to a pod may stay open.
+// The agent of a node knows an export as long as its namespace has a pod there, although
+// no pod backs the Service any more: what is open to a pod may stay open.
 func TestNodeKnowsTheExportsOfItsNamespaces(t *testing.T) {
 	west()
 	east()
@@ -83,7 +83,7 @@ func TestNodeKnowsTheExportsOfItsNamespaces(t *testing.T) {
 			r.delete(t, slice)
 			bubble.Pass(time.Second)
 			if there, pods := known(); !there || pods != 0 {
-				t.Errorf("after its selector changed: known %v, with %d pods, want it without pods", there, pods)
+				t.Errorf("after its selector changed: known %v, with %d pods, want none", there, pods)
 			}
 			r.delete(t, pod)
 			bubble.Pass(time.Second)

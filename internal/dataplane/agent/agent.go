@@ -39,6 +39,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/session"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
@@ -59,9 +60,10 @@ const (
 type Agent struct {
 	state    atomic.Pointer[state]
 	news     news
-	attached *attachments
+	podTable *podid.Table
 	svids    *svids
 	leases   leases
+	proofs   *identity.ProofCache
 	learnt   *learnt
 	spoken   *fading[localPort, tunnel.FirstSpeaker] // who speaks first here
 	sessions *session.Pool[sessionKey, *clientSession]
@@ -77,6 +79,7 @@ type Agent struct {
 	detours detours
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
+	check  callerCheck
 	// turns are at the CPU, for inbound handshakes: strangers get half of it at most.
 	turns chan struct{}
 
@@ -93,14 +96,14 @@ type Agent struct {
 // New returns an Agent that asks sign for its pods' certificates. It holds no
 // state yet.
 func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
-	k := new(kernel)
 	a := &Agent{
-		attached: newAttachments(k.find, stir), learnt: newLearnt(),
-		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, cameBy: k.ingress,
+		podTable: podid.New(podid.NewKernel()), learnt: newLearnt(), proofs: identity.NewProofCache(),
+		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, check: kernelCheck,
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
 		lines: rate.NewLimiter(lineRate, lineBurst), sessions: newSessions(), shares: newAllowances(),
 		buckets: newFading[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(),
 	}
+	a.cameBy = a.ingress
 	a.taking, a.retire = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.news.tell, log)
 	return a
@@ -125,7 +128,7 @@ func (a *Agent) onState(h uplink.State) {
 	}
 	next.expired, next.held = h.Expired, h.Held
 	next.view, next.less = without(view, h.Revoked)
-	a.attached.update(next)
+	a.podTable.Update(next.claims(), next.held)
 	a.state.Store(next)
 	a.svids.vouch(next.issuers)
 	a.svids.want(a.life, next.accounts())
@@ -157,7 +160,7 @@ func (a *Agent) current() (*state, error) {
 // anchors are the issuers that vouch for peers' workloads now.
 func (a *Agent) anchors() *identity.Anchors {
 	if s := a.state.Load(); s != nil {
-		return s.anchors
+		return s.anchors.WithCache(a.proofs)
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
@@ -360,7 +361,7 @@ func (a *Agent) dialPod(ctx context.Context, s *state, c *net.TCPConn, in *arriv
 	var there []string
 	var err error
 	for _, addr := range in.addrs {
-		if serr := a.stillThere(s, in, addr.Addr()); serr != nil && !errors.Is(serr, errSilent) {
+		if serr := a.stillThere(s, in, addr.Addr()); serr != nil && !errors.Is(serr, podid.ErrSilent) {
 			err = serr
 			continue
 		}
@@ -401,7 +402,7 @@ func refusedByAll(err error, dialed int) bool {
 
 // stillThere says why an address of the application does not stand for the pod any more.
 func (a *Agent) stillThere(s *state, in *arrival, addr netip.Addr) error {
-	p, err := a.attached.pod(s, addr, 0)
+	p, err := a.podAt(s, addr, 0)
 	if err == nil && p.uid == in.header.PodUID {
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -303,7 +304,7 @@ func TestRefusals(t *testing.T) {
 		},
 		"host network": {
 			why:      "loopback is the node's own, as the kernel says of this very call",
-			edit:     func(w *world) { w.nodes[0].cameBy.Store(new(kernel).ingress) },
+			edit:     func(w *world) { w.nodes[0].cameBy.Store(w.west.ingress) },
 			outbound: "host_network_caller",
 		},
 	}
@@ -366,11 +367,11 @@ func TestSilentPod(t *testing.T) {
 				c.Write(said)
 			})
 			asked := 0
-			w.nodes[1].find.Store(func(netip.Addr) (attachment, error) {
+			w.nodes[1].find.Store(func(netip.Addr) (podid.Attachment, error) {
 				if asked++; asked == 1 { // before the dial
-					return attachment{}, errSilent
+					return podid.Attachment{}, podid.ErrSilent
 				}
-				return attachment{iface: tc.found}, nil
+				return podid.Attachment{Iface: tc.found}, nil
 			})
 			answer, err := w.call(alice, "hello")
 			if said := <-heard; answer != tc.answer || said != tc.answer {

@@ -31,7 +31,9 @@ const (
 	reasonUnknownVIP       = "unknown_virtual_ip"
 	reasonHostCaller       = "host_network_caller"
 	reasonUnknownCaller    = "unknown_caller"
-	reasonElsewhere        = "found_elsewhere" // a pod, caller or called: who.go
+	reasonTooManyLookups   = "too_many_lookups"
+	reasonStale            = "stale_connection" // older than the record of its pod, and without a sign of life
+	reasonElsewhere        = "found_elsewhere"  // a pod, caller or called: package podid
 	reasonShared           = "place_shared"
 	reasonNotFound         = "not_found_yet"
 	reasonSuspended        = "link_suspended"
@@ -57,7 +59,7 @@ func reasons(way string) []string {
 	out := []string{reasonNotReady, reasonTooMany, reasonElsewhere, reasonShared, reasonNotFound, reasonNoSVID,
 		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
 	if way == outbound {
-		out = append(out, reasonSourceShare, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
+		out = append(out, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
 			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonSilent)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())

@@ -136,7 +136,7 @@ func (a *Agent) meet(life context.Context, c *net.TCPConn, call *call) error {
 	if call.iface, err = a.cameBy(c); err != nil {
 		return err
 	}
-	_, err = await(life, &a.news, func() (struct{}, error) { return struct{}{}, a.resolve(call) })
+	_, err = a.identify(life, c, func() (*pod, error) { err := a.resolve(call); return call.caller, err })
 	return err
 }
 
@@ -160,7 +160,7 @@ func (a *Agent) resolve(c *call) error {
 		return refuse(reasonUnknownVIP, fmt.Errorf("mirror %s has no port behind listener %d", m.name, c.index))
 	}
 	c.port, c.peer = port, s.links[m.link]
-	if c.caller, err = a.attached.pod(s, c.from.Addr(), c.iface); err != nil {
+	if c.caller, err = a.podAt(s, c.from.Addr(), c.iface); err != nil {
 		return unplaced(reasonUnknownCaller, err)
 	}
 	if err := c.peer.admits(c.caller.namespace); err != nil {

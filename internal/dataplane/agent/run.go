@@ -70,7 +70,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { return h.Run(run) })
 	group.Go(func() error { return held.Serve(run) })
 	group.Go(func() error { a.leases.watch(run, a.state.Load); return nil })
-	group.Go(func() error { a.attached.settle(run); return nil })
+	group.Go(func() error { a.podTable.Run(run); return nil })
 	if store != nil {
 		group.Go(func() error { a.keep(run, store, h.Age); return nil })
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
@@ -333,11 +334,11 @@ func TestASessionThatBreaks(t *testing.T) {
 func TestAnOpenThatIsRefusedIsMadeAgain(t *testing.T) {
 	w := called(t)
 	var asked atomic.Int64
-	w.nodes[1].find.Store(func(netip.Addr) (attachment, error) {
+	w.nodes[1].find.Store(func(netip.Addr) (podid.Attachment, error) {
 		if asked.Add(1) == 1 { // for the idle session's OPEN
-			return attachment{iface: bridge + 1}, nil
+			return podid.Attachment{Iface: bridge + 1}, nil
 		}
-		return attachment{iface: bridge}, nil
+		return podid.Attachment{Iface: bridge}, nil
 	})
 	if answer, err := w.call(alice, "second"); answer != "you said second" || err != nil {
 		t.Errorf("alice's call: %q, %v", answer, err)
