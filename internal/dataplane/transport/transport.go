@@ -9,6 +9,7 @@
 //   - An end stays an end and an abort an abort. On plain TCP only FIN is an end, in a tunnel only
 //     close_notify, each direction for itself; whatever else ends one side is passed to the other as a
 //     reset. tls.Conn.Close sends close_notify, so nothing here aborts by it.
+//   - What a side sent before it was reset is delivered before Splice resets the other, within 2 s.
 //   - A slow reader is not a dead one: a connection whose peer keeps answering is never given up for
 //     standing still. A peer that answers nothing is given up within about 30 s.
 //   - Before a peer has proven who it is it can send MaxUnproven bytes and no more.

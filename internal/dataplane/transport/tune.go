@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,17 +37,6 @@ func setUserTimeout(c *net.TCPConn, d time.Duration) error {
 	return control(c, func(fd int) error {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 	})
-}
-
-func control(c syscall.Conn, do func(fd int) error) error {
-	conn, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	if cerr := conn.Control(func(fd uintptr) { err = do(int(fd)) }); cerr != nil {
-		return cerr
-	}
-	return err
 }
 
 const (
