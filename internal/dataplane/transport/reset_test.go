@@ -13,7 +13,7 @@ import (
 func TestResetDelivered(t *testing.T) {
 	c, peer := pair(t)
 	c.SetWriteBuffer(1 << 20)
-	peer.SetReadBuffer(4 << 10)
+	peer.SetReadBuffer(32 << 10)
 	sent := bytes.Repeat([]byte("x"), 128<<10)
 	if _, err := c.Write(sent); err != nil {
 		t.Fatal(err)
@@ -30,7 +30,7 @@ func TestResetDelivered(t *testing.T) {
 func TestResetDeliveredWaitsForAWhileOnly(t *testing.T) {
 	c, peer := pair(t)
 	c.SetWriteBuffer(1 << 20)
-	peer.SetReadBuffer(4 << 10)
+	peer.SetReadBuffer(32 << 10)
 	c.SetWriteDeadline(time.Now().Add(patience))
 	if _, err := c.Write(make([]byte, 128<<10)); err != nil {
 		t.Fatal(err)
@@ -43,7 +43,7 @@ func TestResetDeliveredWaitsForAWhileOnly(t *testing.T) {
 
 func TestResetDeliveredDoesNotWaitForABrokenPeer(t *testing.T) {
 	c, peer := pair(t)
-	peer.SetReadBuffer(4 << 10)
+	peer.SetReadBuffer(32 << 10)
 	c.SetWriteBuffer(1 << 20)
 	if _, err := c.Write(make([]byte, 128<<10)); err != nil {
 		t.Fatal(err)

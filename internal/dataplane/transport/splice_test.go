@@ -142,7 +142,6 @@ func TestStalledReadersHoldNoPipe(t *testing.T) {
 	for i := range all {
 		s := &all[i]
 		s.spliced = newSpliced(t)
-		s.client.SetReadBuffer(64 << 10)
 		writing.Go(func() {
 			sum := sha256.New()
 			src := rand.NewChaCha8([32]byte{byte(i)})
