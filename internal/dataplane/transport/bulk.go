@@ -21,8 +21,8 @@ var errNoPipe = errors.New("no pipe")
 // stallPool holds the contents of pipes that were taken from stalled readers.
 var stallPool = sync.Pool{New: func() any { return new([pipeSize]byte) }}
 
-// bulk moves bytes from one TCP connection to another inside the kernel. It holds a pipe only
-// between fill and drain, and both only while bytes move.
+// bulk moves bytes from one TCP connection to another inside the kernel. It holds a pipe
+// only between fill and drain, and both only while bytes move.
 type bulk struct {
 	src, dst syscall.RawConn
 	to       *net.TCPConn // dst
@@ -51,8 +51,8 @@ func newBulk(src, dst *net.TCPConn, setDeadline func(time.Time)) (*bulk, error) 
 	return b, nil
 }
 
-// fill waits for bytes of src and takes them into a pipe. It returns how many, to be drained.
-// The end is io.EOF. The error is errNoPipe if there is no pipe for them.
+// fill waits for bytes of src and takes them into a pipe. It returns how many, to be
+// drained. The end is io.EOF. The error is errNoPipe if there is no pipe for them.
 func (b *bulk) fill() (int, error) {
 	if err := b.src.Read(b.tryFillFunc); err != nil {
 		return 0, err
@@ -80,8 +80,9 @@ func (b *bulk) tryFill(fd uintptr) bool {
 	return b.err != unix.EAGAIN
 }
 
-// drain writes to dst what fill has taken. If dst takes nothing for stallTime, drain gives the
-// pipe back and waits without it: then stalled is true. n counts what dst has taken.
+// drain writes to dst what fill has taken. If dst takes nothing for stallTime, drain
+// gives the pipe back and waits without it: then stalled is true. n counts what dst has
+// taken.
 func (b *bulk) drain() (n int, stalled bool, err error) {
 	filled := b.left
 	b.wait = false
@@ -103,8 +104,8 @@ func (b *bulk) drain() (n int, stalled bool, err error) {
 	return n, false, err
 }
 
-// tryDrain writes until the pipe is empty or dst is full. With b.wait it then gives dst another
-// stallTime.
+// tryDrain writes until the pipe is empty or dst is full. With b.wait it then gives dst
+// another stallTime.
 func (b *bulk) tryDrain(fd uintptr) bool {
 	for b.left > 0 {
 		var n int
@@ -124,7 +125,8 @@ func (b *bulk) tryDrain(fd uintptr) bool {
 	return true
 }
 
-// writeRest moves what is in the pipe to memory, gives the pipe back and writes the bytes.
+// writeRest moves what is in the pipe to memory, gives the pipe back and writes the
+// bytes.
 func (b *bulk) writeRest() (int, error) {
 	buf := stallPool.Get().(*[pipeSize]byte)
 	defer stallPool.Put(buf)
@@ -151,7 +153,8 @@ func (b *bulk) release() {
 	b.pipe = nil
 }
 
-// spliceNow moves at most size bytes without waiting. The end is 0 bytes without an error.
+// spliceNow moves at most size bytes without waiting. The end is 0 bytes without an
+// error.
 func spliceNow(from, to, size int) (int, error) {
 	for {
 		n, err := unix.Splice(from, nil, to, nil, size, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)

@@ -21,10 +21,10 @@ const (
 // deadSweeper looks at every proxy pair of the process.
 var deadSweeper sweeper
 
-// deadWatch fails a proxy pair whose peer no longer answers. TCP_USER_TIMEOUT would also end
-// connections whose reader is slow and whose peer answers every probe of its shut window.
-// deadWatch also fails a pair of which one connection has been broken for a whole interval
-// while nothing moved, because then no goroutine reads from the broken one.
+// deadWatch fails a proxy pair whose peer no longer answers. TCP_USER_TIMEOUT would also
+// end connections whose reader is slow and whose peer answers every probe of its shut
+// window. deadWatch also fails a pair of which one connection has been broken for a whole
+// interval while nothing moved, because then no goroutine reads from the broken one.
 type deadWatch struct {
 	c     *carriage
 	entry *sweepEntry

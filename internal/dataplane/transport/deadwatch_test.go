@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A reset that no goroutine can see, because neither direction reads from that side, must not
-// keep a pair for good.
+// A reset that no goroutine can see, because neither direction reads from that side, must
+// not keep a pair for good.
 func TestDeadWatchNoticesABrokenConnection(t *testing.T) {
 	cases := map[string]struct {
 		why     string

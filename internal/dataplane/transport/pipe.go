@@ -7,8 +7,9 @@ import (
 )
 
 const (
-	// pipeSize is how much a pipe holds, if the kernel permits. With maxPipes it makes 64 MiB,
-	// which is what Linux by default grants the pipes of one user without a capability.
+	// pipeSize is how much a pipe holds, if the kernel permits. With maxPipes it makes 64
+	// MiB, which is what Linux by default grants the pipes of one user without a
+	// capability.
 	pipeSize = 256 << 10
 	maxPipes = 256
 	// maxIdlePipes stay open for the next bulk.
@@ -33,8 +34,8 @@ type pipePool struct {
 	idle []*pipe // empty ones
 }
 
-// get returns an empty pipe, or nil if too many are in use or the kernel grants none that is
-// larger than a buffer. The caller must put it back.
+// get returns an empty pipe, or nil if too many are in use or the kernel grants none that
+// is larger than a buffer. The caller must put it back.
 func (p *pipePool) get() *pipe {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -14,17 +14,17 @@ const (
 )
 
 // ResetDelivered resets c after the peer's kernel has acknowledged every byte that was
-// written to c, because a reset drops what is still in the send queue. It waits for at most
-// within, and no longer if c is broken already. It blocks meanwhile; another goroutine may
-// end the wait with Reset.
+// written to c, because a reset drops what is still in the send queue. It waits for at
+// most within, and no longer if c is broken already. It blocks meanwhile; another
+// goroutine may end the wait with Reset.
 func ResetDelivered(c *net.TCPConn, within time.Duration) {
 	awaitDelivery(c, within)
 	Reset(c)
 }
 
-// awaitDelivery waits until the peer's kernel has acknowledged every byte that was written to
-// c, for at most within. It returns at once if that can no longer happen, because c is closed
-// or broken.
+// awaitDelivery waits until the peer's kernel has acknowledged every byte that was
+// written to c, for at most within. It returns at once if that can no longer happen,
+// because c is closed or broken.
 func awaitDelivery(c *net.TCPConn, within time.Duration) {
 	deadline := time.Now().Add(within)
 	for pause := minDrainPoll; ; pause = min(2*pause, maxDrainPoll) {

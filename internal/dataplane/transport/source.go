@@ -20,8 +20,8 @@ var (
 	recordPool = sync.Pool{New: func() any { return new([recordSize]byte) }}
 )
 
-// source reads a TCP connection without holding a buffer while it waits, so that an idle connection costs
-// none.
+// source reads a TCP connection without holding a buffer while it waits, so that an idle
+// connection costs none.
 type source struct {
 	conn syscall.RawConn
 	buf  *[bufferSize]byte // set after read until release
@@ -74,9 +74,9 @@ func (s *source) release() {
 	s.buf = nil
 }
 
-// awaitReset waits, after c's FIN was read, for an error on c: a reset, or keepalives unanswered. It
-// returns it, or why it cannot wait any longer. Without it a half-closed connection whose peer has gone
-// would stay for ever if there is nothing to send to it.
+// awaitReset waits, after c's FIN was read, for an error on c: a reset, or keepalives
+// unanswered. It returns it, or why it cannot wait any longer. Without it a half-closed
+// connection whose peer has gone would stay for ever if there is nothing to send to it.
 func awaitReset(c *net.TCPConn) error {
 	conn, err := c.SyscallConn()
 	if err != nil {

@@ -15,19 +15,19 @@ const (
 	// A direction stays bulk while bulkLeast bytes pass in each bulkTime.
 	bulkTime  = time.Second
 	bulkLeast = 1 << 20
-	// resetGrace is how long after the failure of one side the other may take what the failed
-	// side had sent.
+	// resetGrace is how long after the failure of one side the other may take what the
+	// failed side had sent.
 	resetGrace = 2 * time.Second
 )
 
-// Splice carries bytes between two TCP connections until both directions have ended with FIN,
-// one side fails, or ctx ends, and returns when all its goroutines have. It first writes early
-// to b. FIN is passed on as FIN, each direction for itself. Any other end of one side resets
-// the other, but first the other gets what the failed side had sent, for at most resetGrace.
-// The end of ctx resets both at once.
+// Splice carries bytes between two TCP connections until both directions have ended with
+// FIN, one side fails, or ctx ends, and returns when all its goroutines have. It first
+// writes early to b. FIN is passed on as FIN, each direction for itself. Any other end of
+// one side resets the other, but first the other gets what the failed side had sent, for
+// at most resetGrace. The end of ctx resets both at once.
 //
-// Small data goes through a buffer that is held only while it moves; bulk is spliced in the
-// kernel. Splice takes both connections over, clears their deadlines and closes them.
+// Small data goes through a buffer that is held only while it moves; bulk is spliced in
+// the kernel. Splice takes both connections over, clears their deadlines and closes them.
 func Splice(ctx context.Context, a, b *net.TCPConn, early []byte) Result {
 	s := &splice{carriage: carriage{first: a, second: b}, early: early}
 	forth := make(chan struct{})
@@ -145,9 +145,9 @@ func (s *splice) copyBulk(src, dst *net.TCPConn, from, to Side, count *atomic.In
 	}
 }
 
-// failAfterDelivery notes that a side has failed, unless one has already. It ends the direction
-// to that side at once, and the direction from it when all that the side had sent is written,
-// or resetGrace has passed. passReset then ends the rest.
+// failAfterDelivery notes that a side has failed, unless one has already. It ends the
+// direction to that side at once, and the direction from it when all that the side had
+// sent is written, or resetGrace has passed. passReset then ends the rest.
 func (s *splice) failAfterDelivery(side Side, err error) {
 	s.failure.Lock()
 	defer s.failure.Unlock()
@@ -168,7 +168,8 @@ func (s *splice) failAfterDelivery(side Side, err error) {
 	other.SetWriteDeadline(s.until)
 }
 
-// noteEnd notes that a side's end was read. It returns false if a side has failed meanwhile.
+// noteEnd notes that a side's end was read. It returns false if a side has failed
+// meanwhile.
 func (s *splice) noteEnd(side Side) bool {
 	s.failure.Lock()
 	defer s.failure.Unlock()
@@ -176,8 +177,8 @@ func (s *splice) noteEnd(side Side) bool {
 	return s.failed == Neither
 }
 
-// setWriteDeadline sets the deadline of writes to a side, but no later one than a failure has
-// set. The zero time is none.
+// setWriteDeadline sets the deadline of writes to a side, but no later one than a failure
+// has set. The zero time is none.
 func (s *splice) setWriteDeadline(c *net.TCPConn, t time.Time) {
 	s.failure.Lock()
 	defer s.failure.Unlock()
@@ -187,8 +188,8 @@ func (s *splice) setWriteDeadline(c *net.TCPConn, t time.Time) {
 	c.SetWriteDeadline(t)
 }
 
-// passReset resets both sides if one has failed: the other one after its peer has received what
-// was written to it. Both directions must have ended.
+// passReset resets both sides if one has failed: the other one after its peer has
+// received what was written to it. Both directions must have ended.
 func (s *splice) passReset() {
 	if s.failed == Neither {
 		return

@@ -47,8 +47,8 @@ func upload(c *net.TCPConn) error {
 	return err
 }
 
-// A server that refuses an upload answers and closes without reading the rest, which resets.
-// Its answer must reach the client although writes to the server fail first.
+// A server that refuses an upload answers and closes without reading the rest, which
+// resets. Its answer must reach the client although writes to the server fail first.
 func TestSpliceDeliversAnEarlyAnswer(t *testing.T) {
 	answer := bytes.Repeat([]byte("413 "), 1<<10)
 	for range 40 {

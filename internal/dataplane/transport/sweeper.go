@@ -68,7 +68,8 @@ func (s *sweeper) remove(e *sweepEntry) {
 	}
 }
 
-// tick calls the functions of one slot and sets the timer for the next. The timer calls it.
+// tick calls the functions of one slot and sets the timer for the next. The timer calls
+// it.
 func (s *sweeper) tick() {
 	s.mu.Lock()
 	slot := &s.slots[s.turn]

@@ -27,9 +27,10 @@ var tuning = []struct{ level, option, value int }{
 	{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout / time.Millisecond)},
 }
 
-// Tune sets what every connection of Causeway has: no delay, keepalive, which notices a silent
-// peer after 30 s at most, and a user timeout of 20 s, after which unacknowledged data fails
-// the connection. Relay and Splice replace the user timeout by their own watch.
+// Tune sets what every connection of Causeway has: no delay, keepalive, which notices a
+// silent peer after 30 s at most, and a user timeout of 20 s, after which unacknowledged
+// data fails the connection. Relay and Splice replace the user timeout by their own
+// watch.
 func Tune(c *net.TCPConn) error {
 	if err := control(c, tune); err != nil {
 		return fmt.Errorf("tune connection with %v: %w", c.RemoteAddr(), err)
@@ -47,8 +48,8 @@ func tune(fd int) error {
 	return nil
 }
 
-// Listen listens on a TCP address. What it accepts needs no Tune, because Linux copies the
-// options of a listener to each connection that it accepts.
+// Listen listens on a TCP address. What it accepts needs no Tune, because Linux copies
+// the options of a listener to each connection that it accepts.
 func Listen(ctx context.Context, address string) (*net.TCPListener, error) {
 	config := net.ListenConfig{
 		KeepAlive: -1, // or package net sets its own on each connection
