@@ -66,7 +66,7 @@ func newRig(t testing.TB, n int, tune func(*Server)) *rig {
 	if tune != nil {
 		tune(r.server)
 	}
-	r.ln = must(net.Listen("tcp", "127.0.0.1:0"))(t).(*net.TCPListener)
+	r.ln = must(transport.Listen(t.Context(), "127.0.0.1:0"))(t)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	r.stop = stop
 	r.serving.Go(func() {
@@ -123,6 +123,18 @@ func (r *rig) dial() *net.TCPConn {
 	c.SetDeadline(time.Now().Add(tooLong))
 	r.Cleanup(func() { transport.Reset(c) })
 	return c
+}
+
+// tryDial is dial, but returns nil if the connection is reset at once.
+func (r *rig) tryDial() *net.TCPConn {
+	r.Helper()
+	c, err := net.Dial("tcp", r.ln.Addr().String())
+	if errors.Is(err, syscall.ECONNRESET) {
+		return nil
+	}
+	must(c, err)(r.TB)
+	r.Cleanup(func() { transport.Reset(c) })
+	return c.(*net.TCPConn)
 }
 
 // call sends a hello with an SNI.
@@ -309,8 +321,8 @@ func TestTriesTheNextEndpoint(t *testing.T) {
 			t.Fatalf("header for %q, %v, want one made for the endpoint that took it", got.header.PodUID, got.err)
 		}
 	}
-	if n := testutil.ToFloat64(r.server.metrics.backendFail); n != 8 {
-		t.Errorf("%v failures of backends counted, want 8", n)
+	if n := testutil.ToFloat64(r.server.metrics.backendFail); n != failuresToEject {
+		t.Errorf("%v failures of backends counted, want %d, after which it is ejected", n, failuresToEject)
 	}
 }
 
@@ -399,9 +411,24 @@ func TestRefusals(t *testing.T) {
 			},
 		},
 		"too many hellos from one source": {
-			why: "who is slow must not take everybody's room", reason: reasonTooManyFrom, answer: alert,
-			tune: func(s *Server) { s.hellos = newPerSource(0) },
-			do:   func(r *rig) *net.TCPConn { return r.dial() }, // nothing of it is read
+			why: "slow sources must leave room for others", reason: reasonTooManyHellosFrom, reset: true,
+			tune: func(s *Server) { s.hellos = newHelloPool(1, 0) },
+			do:   (*rig).tryDial,
+		},
+		"too many hellos": {
+			why: "an attacker may have many sources", reason: reasonTooManyHellos, reset: true,
+			tune: func(s *Server) { s.hellos = newHelloPool(0, 1) },
+			do:   (*rig).tryDial,
+		},
+		"connects too fast": {
+			why: "even an accept costs something", reason: reasonAcceptRate, reset: true,
+			tune: func(s *Server) { s.accepts = newRates[netip.Prefix](0, 0) },
+			do:   (*rig).tryDial,
+		},
+		"unproven too fast": {
+			why: "each costs an agent a handshake", reason: reasonUnprovenRate, answer: alert,
+			tune: func(s *Server) { s.unproven.strangers = newRates[string](0, 0) },
+			do:   func(r *rig) *net.TCPConn { return r.call(r.label("west", 1024, route.Wish{})) },
 		},
 		"expired": {
 			why: "the controller has been away for a day", reason: reasonNotReady, answer: alert,
@@ -422,8 +449,11 @@ func TestRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, 1, tc.tune)
-			c := tc.do(r)
-			got, err := io.ReadAll(c)
+			var got []byte
+			var err error = syscall.ECONNRESET
+			if c := tc.do(r); c != nil {
+				got, err = io.ReadAll(c)
+			}
 			if tc.reset != errors.Is(err, syscall.ECONNRESET) && (tc.reset || err != nil) {
 				t.Errorf("%s: %v, want a reset: %v", tc.why, err, tc.reset)
 			}
@@ -484,25 +514,30 @@ func TestRefusesWithoutState(t *testing.T) {
 	wantRefused(t, r.server, reasonNotReady, 1)
 }
 
-// Whoever has said hello makes room for the next from there.
-func TestHellosFromOneSource(t *testing.T) {
-	r := newRig(t, 1, func(s *Server) { s.hellos = newPerSource(1) })
+// A connection whose hello was read no longer counts in the pool of pending ones.
+func TestHellosMakeRoom(t *testing.T) {
+	r := newRig(t, 1, func(s *Server) { s.hellos = newHelloPool(1, 1) })
 	for range 5 {
 		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
 	}
 	silent := r.dial()
-	waiting := func() int {
-		r.server.hellos.mu.Lock()
-		defer r.server.hellos.mu.Unlock()
-		return len(r.server.hellos.count)
-	}
-	eventually(t, "the silent one is counted", func() bool { return waiting() == 1 })
-	if got, err := io.ReadAll(r.dial()); err != nil || string(got) != string(alert) {
-		t.Errorf("answered % x, %v", got, err)
-	}
-	silent.Close()
-	eventually(t, "it makes room", func() bool { return waiting() == 0 })
+	eventually(t, "the silent one is pending", func() bool { return r.server.hellos.pending() == 1 })
 	wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+	wantEnded(t, "the older one, which sent no hello", silent)
+}
+
+// Connections that send no hello take no room from those that do.
+func TestHalfOpenConnectionsRefuseNoPeer(t *testing.T) {
+	r := newRig(t, 1, func(s *Server) {
+		s.hellos = newHelloPool(8, 8)
+		s.shares = budget.New(8)
+	})
+	for range 100 {
+		r.tryDial()
+	}
+	for range 4 {
+		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+	}
 }
 
 func eventually(t testing.TB, what string, is func() bool) {
@@ -593,9 +628,19 @@ func TestServeDrains(t *testing.T) {
 	}
 	c.Close()
 	<-done
-	if n := len(r.server.conns); n != 0 {
-		t.Errorf("%d connections are kept", n)
+	if n := len(r.server.routed); n != 0 {
+		t.Errorf("connections of %d links are kept", n)
 	}
+}
+
+// When the drain time is over, what is still open is reset.
+func TestDrainEnds(t *testing.T) {
+	r := newRig(t, 1, func(s *Server) { s.drain = 100 * time.Millisecond })
+	c := r.call(r.label("west", 1024, route.Wish{}))
+	wantTalk(t, c)
+	r.stop()
+	wantEnded(t, "a connection that outlasts the drain", c)
+	r.serving.Wait()
 }
 
 func TestListenerBreaks(t *testing.T) {
@@ -639,7 +684,7 @@ func TestNothingIsKept(t *testing.T) {
 	eventually(t, "nobody is open", func() bool {
 		r.server.mu.Lock()
 		defer r.server.mu.Unlock()
-		return len(r.server.conns) == 0 && testutil.ToFloat64(r.server.metrics.open) == 0
+		return len(r.server.routed) == 0 && testutil.ToFloat64(r.server.metrics.open) == 0
 	})
 }
 

@@ -64,7 +64,7 @@ func TestInviteRefusals(t *testing.T) {
 // Those who come by invites are few, and gone soon, and take no room from links.
 func TestJoinsAreFewAndShort(t *testing.T) {
 	r, key := invited(t, time.Now().Add(time.Hour), func(s *Server) {
-		s.joins, s.joinTime, s.provenAfter = make(chan struct{}, 1), time.Second, tooLong
+		s.joins, s.joinTime, s.proofTime = make(chan struct{}, 1), time.Second, tooLong
 	})
 	first := r.call(route.SealJoin(key, time.Now()))
 	r.backends[0].next()

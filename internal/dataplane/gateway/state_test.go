@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"net/netip"
 	"testing"
 	"time"
 
@@ -71,7 +70,7 @@ func TestNewState(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			view := must(nodestream.NewView(tc.resources...))(t)
-			s, err := newState(view, func(uid string) bool { return uid == tc.revoked })
+			s, err := newState(view, func(uid string) bool { return uid == tc.revoked }, nil)
 			if (err != nil) != tc.broken {
 				t.Fatalf("%s: %v, want broken: %v", tc.why, err, tc.broken)
 			}
@@ -105,28 +104,5 @@ func TestNewState(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func TestPerSource(t *testing.T) {
-	p := newPerSource(2)
-	one, two := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-	near, far := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::ffff:1")
-	for _, a := range []netip.Addr{one, one, two, near, far} {
-		if !p.enter(a) {
-			t.Errorf("%v is refused below the bound", a)
-		}
-	}
-	if p.enter(one) || !p.enter(two) || p.enter(near) || p.enter(far) {
-		t.Error("the bound is not for each IPv4 address and each IPv6 /64")
-	}
-	for _, a := range []netip.Addr{one, one, two, two, near, far} {
-		p.leave(a)
-	}
-	if len(p.count) != 0 {
-		t.Errorf("sources that have left are remembered: %v", p.count)
-	}
-	if !p.enter(netip.Addr{}) {
-		t.Error("a connection without an address is still one")
 	}
 }
