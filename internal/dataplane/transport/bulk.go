@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -17,9 +16,6 @@ const stallTime = 10 * time.Millisecond
 
 // errNoPipe reports that no pipe is to be had now.
 var errNoPipe = errors.New("no pipe")
-
-// stallPool holds the contents of pipes that were taken from stalled readers.
-var stallPool = sync.Pool{New: func() any { return new([pipeSize]byte) }}
 
 // bulk moves bytes from one TCP connection to another inside the kernel. It holds a pipe
 // only between fill and drain, and both only while bytes move.
@@ -125,26 +121,36 @@ func (b *bulk) tryDrain(fd uintptr) bool {
 	return true
 }
 
-// writeRest moves what is in the pipe to memory, gives the pipe back and writes the
-// bytes.
-func (b *bulk) writeRest() (int, error) {
-	buf := stallPool.Get().(*[pipeSize]byte)
-	defer stallPool.Put(buf)
-	rest := buf[:b.left]
-	for n := 0; n < len(rest); {
-		m, err := unix.Read(b.pipe.r, rest[n:])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			b.release()
-			return 0, os.NewSyscallError("read", err)
-		}
-		n += m
-	}
-	b.left = 0
+// writeRest moves what is in the pipe to buffers, gives the pipe back and writes the bytes.
+// It holds each buffer until dst has taken it.
+func (b *bulk) writeRest() (n int, err error) {
+	rest, err := b.takeRest()
 	b.release()
-	return b.to.Write(rest)
+	for _, buf := range rest {
+		if err == nil {
+			var written int
+			written, err = b.to.Write(buf)
+			n += written
+		}
+		bufferPool.Put((*[bufferSize]byte)(buf[:bufferSize]))
+	}
+	return n, err
+}
+
+// takeRest empties the pipe into buffers of the pool.
+func (b *bulk) takeRest() (rest [][]byte, err error) {
+	for b.left > 0 && err == nil {
+		buf := bufferPool.Get().(*[bufferSize]byte)
+		var n int
+		n, err = unix.Read(b.pipe.r, buf[:min(b.left, bufferSize)])
+		if err == unix.EINTR {
+			n, err = 0, nil
+		}
+		n = max(n, 0)
+		rest = append(rest, buf[:n])
+		b.left -= n
+	}
+	return rest, os.NewSyscallError("read", err)
 }
 
 // release gives the pipe back.
