@@ -28,8 +28,6 @@ func linkedView(t testing.TB, n int) nodestream.View {
 	return must(nodestream.NewView(resources...))(t)
 }
 
-func noneRevoked(string) bool { return false }
-
 // A state costs the connections of Links that left, and no others.
 func TestSetCutsConnectionsOfLinksThatLeft(t *testing.T) {
 	s := NewServer(slog.New(slog.DiscardHandler), prometheus.NewRegistry())

@@ -236,10 +236,12 @@ var certificate = sync.OnceValue(func() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 })
 
-// talkTLS ends TLS as an agent does, and says again what it hears.
+// talkTLS terminates TLS as an agent does, and echoes what it receives.
 func talkTLS(c net.Conn, hello []byte) {
 	tun := tls.Server(transport.Accepted(c, hello), &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate()}, SessionTicketsDisabled: true,
+		MinVersion:             tls.VersionTLS13,
+		Certificates:           []tls.Certificate{certificate()},
+		SessionTicketsDisabled: true,
 	})
 	io.Copy(tun, tun)
 }
@@ -254,7 +256,9 @@ func newTLSRig(t testing.TB, tune func(*Server)) *rig {
 func (r *rig) tunnel() *tls.Conn {
 	r.Helper()
 	c := tls.Client(r.dial(), &tls.Config{
-		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, ServerName: r.label("west", 1024, route.Wish{}),
+		MinVersion:         tls.VersionTLS13,
+		InsecureSkipVerify: true,
+		ServerName:         r.label("west", 1024, route.Wish{}),
 	})
 	if err := c.HandshakeContext(r.Context()); err != nil {
 		r.Fatal(err)
@@ -337,9 +341,7 @@ func TestUnprovenBeforeItIsHandedOver(t *testing.T) {
 			return nil, ctx.Err()
 		}
 	})
-	if got, err := io.ReadAll(r.call(r.label("west", 1024, route.Wish{}))); err != nil || string(got) != string(alert) {
-		t.Errorf("answered % x, %v, want as every other refusal", got, err)
-	}
+	wantAlert(t, r.call(r.label("west", 1024, route.Wish{})))
 	wantUnproven(t, r, reasonEvicted)
 }
 
