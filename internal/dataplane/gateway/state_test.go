@@ -92,7 +92,7 @@ func TestNewState(t *testing.T) {
 			broken:    true,
 		},
 		"endpoint id too short": {
-			why:       "an id is 8 bytes",
+			why: "an id is 8 bytes",
 			resources: []*wire.Resource{
 				upstream("a", "10.0.0.1:4144", key(1)),
 				row(1024, endpoint("1", "a")),

@@ -14,7 +14,8 @@ import (
 const (
 	maxUnproven = 512 // per link
 	proofTime   = 5 * time.Second
-	// A source that has proven a connection of a link is known there for knownTime.
+	// A source is known to a link while it has a connection that it has proven, and for
+	// knownTime after.
 	knownTime = 10 * time.Minute
 	maxKnown  = 1024 // sources per link
 	// How fast unproven connections may come from one source to one link, and from all
@@ -34,9 +35,9 @@ var (
 
 // unproven holds the connections whose far side has not answered yet. Each link has room
 // for so many. When one more comes, the oldest is evicted, with one exception: the
-// sources that have lately proven a connection of the link are assured of half of the
-// room. A caller without the link's keys never becomes such a source, from however many
-// addresses it comes.
+// sources that are known, because they have proven a connection, are assured of half of
+// the room. A caller without the link's keys never becomes such a source, from however
+// many addresses it comes.
 //
 // A connection takes a token of its source and, if the source is unknown, one of its
 // link. It gives both back when it is proven, so only those that are never proven are
@@ -62,17 +63,24 @@ type linkSource struct {
 type unprovenLink struct {
 	// The connections (*candidate) from known sources and the others, oldest first.
 	known, strangers list.List
-	// proven is when each source last proved a connection.
-	proven *boundedMap[netip.Prefix, time.Time]
+	// sources are those that are known.
+	sources *boundedMap[netip.Prefix, *knownSource]
 }
 
-// candidate is a connection that is to be proven.
+// knownSource is a source that has proven a connection.
+type knownSource struct {
+	open  int       // proven connections
+	until time.Time // when it is unknown again, unless one is open
+}
+
+// candidate is a connection that is to be proven. Its pool's lock guards place and proof.
 type candidate struct {
 	linkSource
 	known bool // its source was, when it came
 	seq   uint64
 	cut   context.CancelCauseFunc
-	place *list.Element // nil once it has left
+	place *list.Element // nil once it has left the pool
+	proof *knownSource  // nil unless it is proven and open
 }
 
 func newUnproven(max int) *unproven {
@@ -99,7 +107,7 @@ func (u *unproven) enter(link string, source netip.Prefix, cut context.CancelCau
 	return c, nil
 }
 
-// knows reports whether a source has lately proven a connection of the link.
+// knows reports whether a source is known to the link.
 func (u *unproven) knows(of linkSource) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -107,8 +115,8 @@ func (u *unproven) knows(of linkSource) bool {
 	if l == nil {
 		return false
 	}
-	at, ok := l.proven.get(of.source)
-	return ok && time.Since(at) < knownTime
+	s, ok := l.sources.get(of.source)
+	return ok && (s.open > 0 || time.Now().Before(s.until))
 }
 
 func (u *unproven) add(c *candidate) (victim *candidate) {
@@ -116,7 +124,7 @@ func (u *unproven) add(c *candidate) (victim *candidate) {
 	defer u.mu.Unlock()
 	l := u.links[c.link]
 	if l == nil {
-		l = &unprovenLink{proven: newBoundedMap[netip.Prefix, time.Time](maxKnown)}
+		l = &unprovenLink{sources: newBoundedMap[netip.Prefix, *knownSource](maxKnown)}
 		u.links[c.link] = l
 	}
 	u.seq++
@@ -155,7 +163,8 @@ func oldest(l *list.List) *candidate {
 	return nil
 }
 
-// proven notes that a connection's far side has answered. The connection leaves.
+// proven notes that a connection's far side has answered: it leaves the pool, and its
+// source is known.
 func (u *unproven) proven(c *candidate) {
 	u.fromSource.refund(c.linkSource)
 	if !c.known {
@@ -164,18 +173,30 @@ func (u *unproven) proven(c *candidate) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if l := u.links[c.link]; l != nil {
-		l.proven.put(c.source, time.Now())
+		s, ok := l.sources.get(c.source)
+		if !ok {
+			s = &knownSource{}
+		}
+		l.sources.put(c.source, s)
+		s.open++
+		c.proof = s
 	}
 	u.remove(c)
 }
 
-// leave removes a connection that has ended. Leaving again does nothing.
+// leave notes that a connection has ended. Leaving again does nothing.
 func (u *unproven) leave(c *candidate) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if c.proof != nil {
+		c.proof.open--
+		c.proof.until = time.Now().Add(knownTime)
+		c.proof = nil
+	}
 	u.remove(c)
 }
 
+// remove takes a connection out of the pool.
 func (u *unproven) remove(c *candidate) {
 	if c.place == nil {
 		return
@@ -189,7 +210,7 @@ func (u *unproven) remove(c *candidate) {
 
 // drop frees what is kept for a link of which nothing is left.
 func (u *unproven) drop(link string, l *unprovenLink) {
-	if l.known.Len() == 0 && l.strangers.Len() == 0 && l.proven.len() == 0 {
+	if l.known.Len() == 0 && l.strangers.Len() == 0 && l.sources.len() == 0 {
 		delete(u.links, link)
 	}
 }
@@ -200,7 +221,7 @@ func (u *unproven) forget(hold func(link string) bool) {
 	defer u.mu.Unlock()
 	for link, l := range u.links {
 		if !hold(link) {
-			l.proven = newBoundedMap[netip.Prefix, time.Time](maxKnown)
+			l.sources = newBoundedMap[netip.Prefix, *knownSource](maxKnown)
 			u.drop(link, l)
 		}
 	}

@@ -56,7 +56,9 @@ func (p *pool) enter(t *testing.T, link, source string) int {
 // prove makes a source known to a link.
 func (p *pool) prove(t *testing.T, link, source string) {
 	t.Helper()
-	p.proven(p.all[p.enter(t, link, source)])
+	c := p.all[p.enter(t, link, source)]
+	p.proven(c)
+	p.leave(c)
 }
 
 func TestUnproven(t *testing.T) {
@@ -156,7 +158,13 @@ func TestKnownSourcesExpire(t *testing.T) {
 		u := newUnproven(4)
 		p := &pool{unproven: u}
 		of := linkSource{"west", sourceOf(netip.MustParseAddr("192.0.2.1"))}
-		p.prove(t, "west", "192.0.2.1")
+		open := p.all[p.enter(t, "west", "192.0.2.1")]
+		p.proven(open)
+		bubble.Pass(10 * knownTime)
+		if !u.knows(of) {
+			t.Error("unknown although a connection that it has proven is open")
+		}
+		u.leave(open)
 		bubble.Pass(knownTime - 1)
 		if !u.knows(of) {
 			t.Error("unknown too early")
@@ -191,9 +199,8 @@ func TestUnprovenRate(t *testing.T) {
 				admitted++
 				if prove {
 					u.proven(c)
-				} else {
-					u.leave(c)
 				}
+				u.leave(c)
 			}
 			return admitted
 		}
