@@ -1,17 +1,18 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 )
 
@@ -23,18 +24,22 @@ type Options struct {
 	Metrics, Probes string
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
+	// Drain is how long open connections may continue after the process is asked to stop.
+	// Zero: 60 s.
+	Drain time.Duration
 
 	Log *slog.Logger
 }
 
-// farewell is how long connections are still accepted after the process is told to
-// stop and says that it is not ready: until then peers may be led here.
+// farewell is how long the gateway still accepts connections after it is asked to stop
+// and reports that it is not ready: until then peers may still choose it.
 const farewell = 3 * time.Second
 
-// Run is the gateway process: it serves peers until ctx ends, then drains.
+// Run is the gateway process: it serves peers until ctx ends, and then drains.
 func Run(ctx context.Context, o Options) error {
 	registry := uplink.NewRegistry()
 	s := NewServer(o.Log, registry)
+	s.drain = cmp.Or(o.Drain, defaultDrain)
 	api, err := linkwatch.InCluster()
 	if err != nil {
 		return err
@@ -46,7 +51,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	ln, err := net.Listen("tcp", o.Listen)
+	ln, err := transport.Listen(ctx, o.Listen)
 	if err != nil {
 		return fmt.Errorf("listen for peers: %w", err)
 	}
@@ -61,21 +66,21 @@ func Run(ctx context.Context, o Options) error {
 		serving, cancel := context.WithCancel(run)
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { backoff.Sleep(run, farewell); cancel() })()
-		return s.Serve(serving, ln.(*net.TCPListener))
+		return s.Serve(serving, ln)
 	})
 	return group.Wait()
 }
 
-// OnState puts a new view in force, and ends the connections of Links that it
-// lacks. What does not hold together is left out: it must not keep a deleted Link in
-// force. It is what uplink.Options.OnState asks for.
+// OnState puts a new view in force and ends the connections of Links that it lacks. It
+// leaves out what is not consistent, which must not keep a deleted Link in force. It is
+// an uplink.Options.OnState, which is called by one goroutine at a time.
 func (s *Server) OnState(h uplink.State) {
 	if h.Expired {
-		s.log.Error("the controller has been away for too long: every new connection is refused")
+		s.log.Error("controller unreachable for too long; refusing new connections")
 	}
-	next, err := newState(h.View, h.Revoked)
+	next, err := newState(h.View, h.Revoked, s.state.Load())
 	if err != nil {
-		s.log.Error("the controller's state does not hold together: what is broken is left out", "error", err)
+		s.log.Error("controller's state is not consistent; ignoring a part", "error", err)
 	}
 	next.expired = h.Expired
 	s.set(next)

@@ -18,8 +18,6 @@ const (
 	maxPoll = 20 * time.Millisecond
 	// clockTick is the longest period of the kernel's clock for sockets.
 	clockTick = 10 * time.Millisecond
-	// tcpClose is the state of a socket whose connection was reset (TCP_CLOSE).
-	tcpClose = 7
 )
 
 // Why AwaitSegment did not see a segment.

@@ -104,7 +104,7 @@ func (x *exchange) run(ctx context.Context) Result {
 		linger(-1, x.plain)
 		x.plain.Close()
 	} else {
-		resetDelivered(x.plain, lastWords)
+		ResetDelivered(x.plain, lastWords)
 	}
 	x.result.Forth, x.result.Back = x.forth.Load(), x.back.Load()
 	return x.result
@@ -267,7 +267,7 @@ var (
 // giveUp resets a session whose far side does not take RESET, once it has what was said before.
 func (x *exchange) giveUp() {
 	if tcp, ok := x.raw.Conn.(*net.TCPConn); ok {
-		resetDelivered(tcp, lastWords)
+		ResetDelivered(tcp, lastWords)
 	}
 	x.abort(Second, Failed, errNoLast)
 }

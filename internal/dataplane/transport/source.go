@@ -14,8 +14,8 @@ const bufferSize = 64 << 10 // a multiple of a TLS record
 
 var bufferPool = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
-// source reads a TCP connection without holding a buffer while it waits, so that an idle connection costs
-// none.
+// source reads a TCP connection without holding a buffer while it waits, so that an idle
+// connection costs none.
 type source struct {
 	conn syscall.RawConn
 	room int               // kept free at the head of buf
@@ -69,9 +69,10 @@ func (s *source) release() {
 	s.buf = nil
 }
 
-// awaitReset waits, after c's FIN was read, for an error on c: a reset, or keepalives unanswered. It
-// returns it, or why it cannot wait any longer. Without it a half-closed connection whose peer has gone
-// would stay for ever if there is nothing to send to it.
+// awaitReset waits, after the FIN of c was read, for an error on c: a reset, or
+// unanswered keepalives. It returns this error, or why it cannot wait any longer. Without
+// it a half-closed connection whose peer is gone would stay open as long as there is
+// nothing to send.
 func awaitReset(c *net.TCPConn) error {
 	conn, err := c.SyscallConn()
 	if err != nil {

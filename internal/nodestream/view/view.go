@@ -208,8 +208,8 @@ func Pod(p *corev1.Pod, namespace string) *wire.Resource {
 
 // Exports returns the resource of an export for each of the nodes that have pods of its
 // namespace, by node. It has all of the node's pods that back the Service, ready or not.
-// A node without such pods gets it, too: a pod there may have backed the Service until its
-// selector changed, and connections that are open to it stay open.
+// A node without such pods gets it, too: a pod there may have backed the Service until
+// its selector changed, and connections that are open to it stay open.
 func Exports(e *catalog.Export, nodes iter.Seq[string]) map[string]*wire.Resource {
 	out := make(map[string]*wire.Resource)
 	at := func(node string) *wire.Export {
