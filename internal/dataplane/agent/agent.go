@@ -50,8 +50,8 @@ import (
 // Bounds of one agent.
 const (
 	maxConnections = 20_000 // open at a time, each way
-	// drain is how long open connections go on after the process is told to stop.
-	drain = 25 * time.Second
+	// defaultDrain is how long open connections go on after the process is asked to stop.
+	defaultDrain = time.Minute
 	// lineRate and lineBurst bound the log's lines about calls. Metrics count them all.
 	lineRate, lineBurst = 100, 1500
 )
@@ -70,8 +70,9 @@ type Agent struct {
 	buckets  *fading[string, *rate.Limiter] // for sessions made ahead, by link
 	seed     maphash.Seed                   // of this node's aperture
 	shares   *allowances
+	arrivals arrivals
 	waiting  atomic.Int64 // inbound sessions that wait for OPEN
-	// taking ends when the agent is told to stop: what waits for callers yet to come ends.
+	// taking ends when the agent is asked to stop: what waits for callers yet to come ends.
 	taking  context.Context
 	retire  context.CancelFunc
 	dialer  transport.Dialer     // of gateways
@@ -89,6 +90,7 @@ type Agent struct {
 	canaries *prometheus.CounterVec
 	// lines bounds what callers, whoever they are, can make us write.
 	lines   *rate.Limiter
+	drain   time.Duration
 	serving atomic.Bool     // callers are accepted
 	life    context.Context // of what state changes start; set by Run
 }
@@ -99,7 +101,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a := &Agent{
 		podTable: podid.New(podid.NewKernel()), learnt: newLearnt(), proofs: identity.NewProofCache(),
 		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, check: kernelCheck,
-		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
+		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
 		lines: rate.NewLimiter(lineRate, lineBurst), sessions: newSessions(), shares: newAllowances(),
 		buckets: newFading[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(),
 	}

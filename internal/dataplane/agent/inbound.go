@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -53,25 +54,40 @@ type arrival struct {
 	leave    func()  // out of the budgets, once HELLO was answered with yes
 	parting  parting // of the pod
 	// exchanges are those that are over.
-	exchanges int
+	exchanges atomic.Int64
 	// idleSince is since when OPEN is awaited, in Unix nanoseconds; 0: an exchange is open.
 	idleSince atomic.Int64
+	// retiring: the gateway that it comes by drains. No other exchange is to begin.
+	retiring atomic.Bool
+
+	from netip.Addr // the gateway's, as this node sees it
+	// waking is held while a deadline is set on conn because of the gateway's notice, and
+	// while idleSince changes: a deadline must not hit an exchange that has begun.
+	waking sync.Mutex
+	conn   *tunnel.Conn
 }
 
 // inbound is the life of a session that a gateway hands over. It closes c.
 func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 	in := &arrival{}
 	conn, err := a.arrive(life, c, in)
+	if err == errNotice {
+		c.Close()
+		return
+	}
 	if err != nil {
 		a.turnAway(c, in, err)
 		return
 	}
 	defer in.leave()
 	a.metrics.session(inbound, sessionMade)
+	in.conn, in.from = conn, addrOf(c.RemoteAddr()).Addr()
+	a.arrivals.add(in)
+	defer a.arrivals.remove(in)
 	ctx, release := a.leases.hold(life, a.state.Load, in.lease())
 	defer release()
 	for a.exchange(ctx, c, conn, in) {
-		in.exchanges++
+		in.exchanges.Add(1)
 	}
 }
 
@@ -107,8 +123,15 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	a.metrics.ended(inbound, in.to.Link.Name, result)
 	if !result.Reusable {
 		a.metrics.session(inbound, sessionLost)
+		return false
 	}
-	return result.Reusable
+	if in.retiring.Load() {
+		a.metrics.session(inbound, sessionRetired)
+		halfClose(conn)
+		a.part(c)
+		return false
+	}
+	return true
 }
 
 // arrive proves both ends to each other, and decides on what HELLO asks for.
@@ -208,6 +231,10 @@ func (a *Agent) readHeader(c *net.TCPConn, in *arrival) ([]byte, error) {
 		return nil, refuse("header_"+route.Reason(err), err)
 	}
 	in.header = header
+	if header.Draining() {
+		a.arrivals.retire(addrOf(c.RemoteAddr()).Addr())
+		return nil, errNotice
+	}
 	hello, err := header.ReadHello(c)
 	if err != nil {
 		return nil, refuse("header_"+route.Reason(err), err)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,8 @@ type Options struct {
 	Metrics string
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
+	// Drain is how long open connections go on after the process is asked to stop. Zero: 60 s.
+	Drain time.Duration
 
 	Log *slog.Logger
 }
@@ -51,6 +54,7 @@ func Run(ctx context.Context, o Options) error {
 		return h.Sign(ctx, ns, sa, csr)
 	}
 	a := New(life, sign, o.Log, registry)
+	a.drain = cmp.Or(o.Drain, defaultDrain)
 	held, err := vipguard.Take(ctx, o.PodDir, vipguard.AgentOptions{Log: o.Log})
 	if err != nil {
 		return err
@@ -130,7 +134,7 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	waiting.Go(func() { defer close(drained); open.Wait() })
 	select {
 	case <-drained:
-	case <-time.After(drain):
+	case <-time.After(a.drain):
 		a.log.Info("the grace is over: open connections are reset")
 	}
 	cut()
@@ -184,7 +188,7 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 		if _, err := a.current(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		} else if !a.serving.Load() {
-			http.Error(w, "callers are not accepted: the certificates of this node's pods are still to come, or the agent is told to stop", http.StatusServiceUnavailable)
+			http.Error(w, "callers are not accepted: the certificates of this node's pods are still to come, or the agent is asked to stop", http.StatusServiceUnavailable)
 		}
 	})
 	return uplink.Serve(ctx, ln, mux)

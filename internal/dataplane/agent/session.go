@@ -232,6 +232,9 @@ func (a *Agent) openNext(ctx, life context.Context, c *net.TCPConn, call *call, 
 	} else {
 		s.lose()
 	}
+	if turnedAway(err) && !tunnel.Reusable(err) {
+		a.leave(s) // others with that endpoint would be refused as well
+	}
 	if r := (*refusal)(nil); errors.As(err, &r) {
 		return nil, false, r // the lease has ended
 	}
@@ -331,6 +334,20 @@ func (a *Agent) rest(s *clientSession) {
 	}
 }
 
+// leave retires the idle sessions of the same key with the same endpoint.
+func (a *Agent) leave(s *clientSession) {
+	if s.Endpoint() == (route.EndpointID{}) {
+		return
+	}
+	for {
+		other, ok := a.sessions.Take(s.key, s.Endpoint())
+		if !ok {
+			return
+		}
+		other.Retire()
+	}
+}
+
 // drop retires a session, if it is still idle.
 func (a *Agent) drop(s *clientSession) {
 	if a.sessions.Drop(s.key, s) {
@@ -343,8 +360,8 @@ func (a *Agent) choose(c *call) route.EndpointID {
 	if c.to.hostname != "" {
 		return route.EndpointID{}
 	}
-	if c.to.affinity > 0 {
-		return a.learnt.last(c.caller.uid, c.farPort(), c.to.affinity)
+	if last := a.learnt.last(c.caller.uid, c.farPort(), c.to.affinity); last != (route.EndpointID{}) {
+		return last
 	}
 	return a.sessions.Pick(c.sessionKey(), a.endpoints(c))
 }

@@ -29,7 +29,7 @@ func (in *arrival) nobodyThere() bool {
 }
 
 // between reports whether the session is between two exchanges: the last one's caller has gone.
-func (in *arrival) between() bool { return in.exchanges > 0 }
+func (in *arrival) between() bool { return in.exchanges.Load() > 0 }
 
 // How a session ends that nobody is on: in its time, or because it would not be admitted any
 // more. Neither is a caller's refusal, so neither is counted or told as one.
@@ -58,9 +58,12 @@ func (a *Agent) awaitOpen(ctx context.Context, conn *tunnel.Conn, in *arrival) e
 	}
 	defer a.waiting.Add(-1)
 	start := time.Now()
-	in.idleSince.Store(start.UnixNano())
 	if err := conn.SetReadDeadline(start.Add(wait)); err != nil {
 		return refuse(reasonOther, err)
+	}
+	in.waits(start)
+	if in.retiring.Load() {
+		in.wake() // the notice has come before the session waited
 	}
 	// Both deadlines must be set before this function returns: the exchange that follows clears
 	// deadlines once, and a later one would cut it.
@@ -76,7 +79,7 @@ func (a *Agent) awaitOpen(ctx context.Context, conn *tunnel.Conn, in *arrival) e
 	patience, err := conn.ReadOpen()
 	in.patience = min(patience, maxPatience)
 	if err == nil {
-		in.idleSince.Store(0)
+		in.opens()
 	}
 	ended := !stop()
 	switch {

@@ -88,6 +88,7 @@ type conn struct {
 	source  netip.Prefix
 	pending *pendingHello
 	cut     context.CancelCauseFunc // set once it is routed
+	agent   route.Backend           // that has taken it, if any; guarded by Server.mu
 }
 
 // NewServer returns a Server that refuses every connection until it has a state.
@@ -327,6 +328,13 @@ func (s *Server) route(c *conn) (destination, error) {
 	}, nil
 }
 
+// taken notes the agent that has taken a connection.
+func (s *Server) taken(c *conn, agent route.Backend) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.agent = agent
+}
+
 // bind notes which Link the connection depends on. It returns false if that is gone
 // already.
 func (s *Server) bind(c *conn, linkUID string, cut context.CancelCauseFunc) bool {
@@ -367,6 +375,9 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 		backend, err := s.hand(ctx, c, to, e)
 		if err == nil {
 			s.ejections.succeeded(e.Backend.Address)
+			if to.row.ID >= route.FirstService {
+				s.taken(c, e.Backend)
+			}
 			return backend, nil
 		}
 		if ctx.Err() == nil && !transport.Passing(err) { // it is the backend's failure

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -25,21 +27,25 @@ type Options struct {
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
 	// Drain is how long open connections may continue after the process is asked to stop.
-	// Zero: 60 s.
+	// For the first half of it, new ones are still accepted. Zero: 60 s.
 	Drain time.Duration
 
 	Log *slog.Logger
 }
 
-// farewell is how long the gateway still accepts connections after it is asked to stop
-// and reports that it is not ready: until then peers may still choose it.
-const farewell = 3 * time.Second
+// accepting is how much of the drain time the gateway still accepts connections, while it
+// reports that it is not ready: a load balancer may take so long to notice.
+func accepting(drain time.Duration) time.Duration { return drain / 2 }
+
+// latecomerPoll is the time between two looks at whether a connection can still come.
+const latecomerPoll = 500 * time.Millisecond
 
 // Run is the gateway process: it serves peers until ctx ends, and then drains.
 func Run(ctx context.Context, o Options) error {
 	registry := uplink.NewRegistry()
 	s := NewServer(o.Log, registry)
-	s.drain = cmp.Or(o.Drain, defaultDrain)
+	drain := cmp.Or(o.Drain, defaultDrain)
+	s.drain = drain - accepting(drain)
 	api, err := linkwatch.InCluster()
 	if err != nil {
 		return err
@@ -65,10 +71,32 @@ func Run(ctx context.Context, o Options) error {
 		defer stop() // the rest goes on until the last connection has drained
 		serving, cancel := context.WithCancel(run)
 		defer cancel()
-		defer context.AfterFunc(ctx, func() { backoff.Sleep(run, farewell); cancel() })()
+		drained, done := context.WithCancel(run)
+		defer done()
+		stopping := afterfunc.Start(ctx, func() {
+			var announcing sync.WaitGroup
+			defer announcing.Wait()
+			announcing.Go(func() { s.AnnounceDrain(drained) })
+			s.awaitLatecomers(drained, accepting(drain))
+			cancel()
+		})
+		defer stopping()
+		defer done() // before stopping waits
 		return s.Serve(serving, ln)
 	})
 	return group.Wait()
+}
+
+// awaitLatecomers waits as long as load balancers may still send connections, and no longer
+// than there is a Link for which one could come.
+func (s *Server) awaitLatecomers(ctx context.Context, most time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	for backoff.Sleep(ctx, latecomerPoll) {
+		if st, err := s.current(); err != nil || len(st.links) == 0 {
+			return
+		}
+	}
 }
 
 // OnState puts a new view in force and ends the connections of Links that it lacks. It
