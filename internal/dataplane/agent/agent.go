@@ -39,6 +39,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/session"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -50,6 +51,10 @@ import (
 // Bounds of one agent.
 const (
 	maxConnections = 20_000 // open at a time, each way
+	// maxHeaders is how many inbound connections may be open whose header has not come, and
+	// maxHeadersFrom how many of one source.
+	maxHeaders     = 1024
+	maxHeadersFrom = 128
 	// defaultDrain is how long open connections go on after the process is asked to stop.
 	defaultDrain = time.Minute
 	// lineRate and lineBurst bound the log's lines about calls. Metrics count them all.
@@ -81,8 +86,11 @@ type Agent struct {
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
 	check  callerCheck
-	// turns are at the CPU, for inbound handshakes: strangers get half of it at most.
-	turns chan struct{}
+	// headers are the inbound connections whose header has not come.
+	headers *budget.Pending
+	// turns are at the CPU, for inbound handshakes.
+	turns *budget.Turns
+	rates callRates
 
 	log     *slog.Logger
 	metrics *metrics
@@ -101,7 +109,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a := &Agent{
 		podTable: podid.New(podid.NewKernel()), learnt: newLearnt(), proofs: identity.NewProofCache(),
 		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, check: kernelCheck,
-		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
+		headers: budget.NewPending(maxHeaders, maxHeadersFrom), turns: budget.NewTurns(runtime.GOMAXPROCS(0)), rates: newCallRates(), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
 		lines: rate.NewLimiter(lineRate, lineBurst), sessions: newSessions(), shares: newAllowances(),
 		buckets: newFading[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(),
 	}
@@ -185,15 +193,12 @@ func (a *Agent) serve(ctx, life context.Context, ln net.Listener, open *sync.Wai
 		if err != nil {
 			return fmt.Errorf("accept %s connections: %w", way, err)
 		}
-		tcp, ok := c.(*net.TCPConn)
-		if !ok || !a.metrics.enter(way) {
+		a.metrics.accepted.WithLabelValues(way).Inc()
+		if tcp, ok := c.(*net.TCPConn); ok {
+			open.Go(func() { do(life, tcp) })
+		} else {
 			transport.Reset(c)
-			continue
 		}
-		open.Go(func() {
-			defer a.metrics.leave(way)
-			do(life, tcp)
-		})
 	}
 }
 

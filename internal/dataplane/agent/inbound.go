@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -70,7 +71,11 @@ type arrival struct {
 // inbound is the life of a session that a gateway hands over. It closes c.
 func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 	in := &arrival{}
-	conn, err := a.arrive(life, c, in)
+	leave, err := a.readHeader(c, in)
+	if err == nil {
+		defer leave()
+		in.conn, err = a.arrive(life, c, in)
+	}
 	if err == errNotice {
 		c.Close()
 		return
@@ -79,9 +84,10 @@ func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 		a.turnAway(c, in, err)
 		return
 	}
+	conn := in.conn
 	defer in.leave()
 	a.metrics.session(inbound, sessionMade)
-	in.conn, in.from = conn, addrOf(c.RemoteAddr()).Addr()
+	in.from = addrOf(c.RemoteAddr()).Addr()
 	a.arrivals.add(in)
 	defer a.arrivals.remove(in)
 	ctx, release := a.leases.hold(life, a.state.Load, in.lease())
@@ -136,12 +142,15 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 
 // arrive proves both ends to each other, and decides on what HELLO asks for.
 func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tunnel.Conn, error) {
-	if err := transport.Tune(c); err != nil {
+	hello, err := in.header.ReadHello(c)
+	if err != nil {
+		return nil, refuse("header_"+route.Reason(err), err)
+	}
+	if err := c.SetReadDeadline(time.Time{}); err != nil {
 		return nil, refuse(reasonOther, err)
 	}
-	hello, err := a.readHeader(c, in)
-	if err != nil {
-		return nil, err
+	if !a.rates.handshakes.Take(in.header.Link) {
+		return nil, refuse(reasonHandshakeRate, fmt.Errorf("link %s makes too many sessions a second", in.header.Link))
 	}
 	tun, err := a.shake(life, c, hello, in)
 	if err != nil {
@@ -217,8 +226,16 @@ func (a *Agent) part(c *net.TCPConn) {
 	transport.Reset(c)
 }
 
-// readHeader takes exactly the gateway's header and the hello that it announces.
-func (a *Agent) readHeader(c *net.TCPConn, in *arrival) ([]byte, error) {
+// readHeader reads the gateway's header, and admits the connection to the bound on all of them.
+// Until then it is in a pool of its own, so that strangers on the node's network cannot take
+// the room of those who come by a gateway. leave must be called if there is no error.
+func (a *Agent) readHeader(c *net.TCPConn, in *arrival) (leave func(), err error) {
+	place := a.headers.Enter(budget.SourceOf(addrOf(c.RemoteAddr()).Addr()), func() { transport.Reset(c) })
+	defer func() {
+		if evicted := a.headers.Leave(place); evicted != budget.Stayed {
+			leave, err = nil, refuse(reasonTooManyHeaders, errors.New("newer connections came before its header"))
+		}
+	}()
 	s, err := a.current()
 	if err != nil {
 		return nil, err
@@ -226,23 +243,20 @@ func (a *Agent) readHeader(c *net.TCPConn, in *arrival) ([]byte, error) {
 	if err := c.SetReadDeadline(time.Now().Add(headerTimeout)); err != nil {
 		return nil, refuse(reasonOther, err)
 	}
-	header, err := route.ReadHeader(c, s.hopKey, time.Now())
-	if err != nil {
+	if in.header, err = route.ReadHeader(c, s.hopKey, time.Now()); err != nil {
 		return nil, refuse("header_"+route.Reason(err), err)
 	}
-	in.header = header
-	if header.Draining() {
+	if in.header.Draining() {
 		a.arrivals.retire(addrOf(c.RemoteAddr()).Addr())
 		return nil, errNotice
 	}
-	hello, err := header.ReadHello(c)
-	if err != nil {
-		return nil, refuse("header_"+route.Reason(err), err)
-	}
-	if err := c.SetReadDeadline(time.Time{}); err != nil {
+	if err := transport.Tune(c); err != nil {
 		return nil, refuse(reasonOther, err)
 	}
-	return hello, nil
+	if !a.metrics.enter(inbound) {
+		return nil, refuse(reasonTooMany, errors.New("this agent has too many connections"))
+	}
+	return func() { a.metrics.leave(inbound) }, nil
 }
 
 // shake ends TLS as the pod that the header names.
@@ -254,9 +268,9 @@ func (a *Agent) shake(life context.Context, c *net.TCPConn, hello []byte, in *ar
 	if err != nil {
 		return nil, err
 	}
-	turn := &turn{Conn: c, turns: a.turns}
-	if !turn.take(ctx) {
-		return nil, refuse(reasonBusy, errors.New("too many handshakes at a time"))
+	turn := &turn{TCPConn: c, turns: a.turns, link: in.header.Link, ctx: ctx}
+	if !turn.take() {
+		return nil, refuse(reasonBusy, errors.New("too many handshakes at a time, or its client has gone"))
 	}
 	defer turn.give()
 	anchors := a.anchors()

@@ -7,13 +7,16 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
@@ -418,12 +421,94 @@ func listenBacklog(t *testing.T, host string, backlog int) net.Listener {
 	return must(net.FileListener(f))(t)
 }
 
+// Strangers who say nothing take no room of those who come by a gateway.
+func TestSilentStrangersTakeNoRoom(t *testing.T) {
+	w := newWorld(t, echo)
+	for range 2 * maxHeadersFrom {
+		w.dialHop()
+	}
+	eventually(t, "the oldest of them are reset", func() bool {
+		return refusals(w.east, inbound, reasonTooManyHeaders) >= maxHeadersFrom
+	})
+	if n := testutil.ToFloat64(w.east.metrics.open.WithLabelValues(inbound)); n != 0 {
+		t.Errorf("%v of them count as open connections", n)
+	}
+	if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
+		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// Handshakes whose client has gone cost those behind them nothing, and one link none of another's
+// turns.
+func TestDeadHandshakesCostOthersNothing(t *testing.T) {
+	w := newWorld(t, echo)
+	g := w.gate()
+	hello := must(recordHello(t))(t)
+	free := w.east.turns
+	for range runtime.GOMAXPROCS(0) {
+		if !free.Take(t.Context(), "busy", func() bool { return true }) {
+			t.Fatal("no turn is free")
+		}
+	}
+	var dead []*net.TCPConn
+	for range 100 {
+		c := w.dialHop()
+		c.Write(append(must(g.header.Marshal(g.key, hello))(t), hello...))
+		dead = append(dead, c)
+	}
+	eventually(t, "they wait", func() bool { return w.east.headers.Count() == 0 })
+	for _, c := range dead {
+		transport.Reset(c)
+	}
+	answered := make(chan error, 1)
+	go func() { _, err := w.call(alice, "hello"); answered <- err }()
+	for range runtime.GOMAXPROCS(0) {
+		free.Give()
+	}
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	eventually(t, "they are counted", func() bool { return refusals(w.east, inbound, reasonBusy) == 100 })
+}
+
+// A pod that makes connections in a loop is stopped before it costs both nodes their CPU.
+func TestCallsAreRated(t *testing.T) {
+	t.Run("by pod", func(t *testing.T) {
+		w := newWorld(t, echo, func(w *world) { w.west.rates.pods = budget.NewRates[netip.Addr](0, 3) })
+		for i := range 5 {
+			answer, err := w.call(alice, "hello")
+			if ok := err == nil && answer == "you said hello"; ok != (i < 3) {
+				t.Errorf("call %d: %q, %v", i, answer, err)
+			}
+		}
+		if _, err := w.call(bob, "hello"); err != nil {
+			t.Errorf("another pod's call: %v", err)
+		}
+		w.counted(w.west, outbound, reasonCallRate)
+	})
+	t.Run("by account", func(t *testing.T) {
+		w := newWorld(t, echo, func(w *world) { w.west.rates.accounts = budget.NewRates[account](0, 0) })
+		if _, err := w.call(bob, "hello"); err == nil {
+			t.Error("an account beyond its rate is served")
+		}
+		w.counted(w.west, outbound, reasonCallRate)
+	})
+}
+
+// A link that makes sessions in a loop is stopped.
+func TestHandshakesAreRated(t *testing.T) {
+	w := newWorld(t, echo, func(w *world) { w.east.rates.handshakes = budget.NewRates[string](0, 0) })
+	_, err := w.call(alice, "hello")
+	wantReset(t, "beyond its rate", err)
+	w.counted(w.east, inbound, reasonHandshakeRate)
+}
+
 // Callers who do not go on with their handshake must not keep others from theirs.
 func TestSlowHandshakesCostOthersNothing(t *testing.T) {
 	w := newWorld(t, echo)
 	g := w.gate()
 	hello := must(recordHello(t))(t)
-	for range 2 * cap(w.east.turns) {
+	for range 2 * runtime.GOMAXPROCS(0) {
 		c := w.dialHop()
 		c.Write(append(must(g.header.Marshal(g.key, hello))(t), hello...))
 		if _, err := io.ReadFull(c, make([]byte, 5)); err != nil { // the server's first record: it waits for ours now

@@ -48,6 +48,9 @@ const (
 	reasonCallerGone       = "caller_gone"
 	reasonRevoked          = "no_longer_admitted" // between proof and OPEN
 	reasonBusy             = "too_many_handshakes"
+	reasonHandshakeRate    = "handshake_rate" // of one link
+	reasonTooManyHeaders   = "too_many_headers"
+	reasonCallRate         = "call_rate" // of a pod, or of an account
 	reasonUnknownPod       = "unknown_pod"
 	reasonPodRefused       = "pod_refused"
 	reasonPodTimeout       = "pod_timeout"
@@ -59,14 +62,14 @@ func reasons(way string) []string {
 	out := []string{reasonNotReady, reasonTooMany, reasonElsewhere, reasonShared, reasonNotFound, reasonNoSVID,
 		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
 	if way == outbound {
-		out = append(out, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
+		out = append(out, reasonCallRate, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
 			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonSilent)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}
 		return out
 	}
-	out = append(out, reasonBusy, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts)
+	out = append(out, reasonBusy, reasonHandshakeRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts)
 	for _, r := range route.Reasons() {
 		out = append(out, "header_"+r)
 	}
@@ -126,11 +129,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 
 // enter counts a connection in, or returns false if there are too many.
 func (m *metrics) enter(way string) bool {
-	m.accepted.WithLabelValues(way).Inc()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.now[way] >= maxConnections {
-		m.refuse(way, reasonTooMany)
 		return false
 	}
 	m.now[way]++

@@ -62,6 +62,11 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 		a.canary(life, c, call)
 		return
 	}
+	if !a.metrics.enter(outbound) {
+		a.refuseCall(c, call, refuse(reasonTooMany, errors.New("this agent has too many connections")))
+		return
+	}
+	defer a.metrics.leave(outbound)
 	o, err := a.carry(life, c, call)
 	if err != nil {
 		a.refuseCall(c, call, err)
@@ -86,6 +91,9 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 
 // carry brings a call to the application.
 func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (o *opened, err error) {
+	if !a.rates.pods.Take(call.from.Addr()) {
+		return nil, refuse(reasonCallRate, fmt.Errorf("%v makes too many connections a second", call.from.Addr()))
+	}
 	leaveSource, err := a.shares.source(call.from.Addr())
 	if err != nil {
 		return nil, err
@@ -98,6 +106,10 @@ func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (o *open
 	}()
 	if err := a.meet(life, c, call); err != nil {
 		return nil, err
+	}
+	if !a.rates.accounts.Take(call.caller.account()) {
+		return nil, refuse(reasonCallRate, fmt.Errorf("pods of %s/%s make too many connections a second",
+			call.caller.namespace, call.caller.serviceAccount))
 	}
 	leaveCall, err := a.shares.call(call)
 	if err != nil {

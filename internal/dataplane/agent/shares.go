@@ -25,6 +25,30 @@ type allowances struct {
 	granted *fading[string, uint32]
 }
 
+// callRates bound how fast connections are made, whoever has room for them: each costs both
+// nodes CPU time that the pod that makes it does not pay for.
+type callRates struct {
+	pods     *budget.Rates[netip.Addr]
+	accounts *budget.Rates[account]
+	// handshakes are inbound, by the name of the link: each link has its own.
+	handshakes *budget.Rates[string]
+}
+
+// Per second, and at once.
+const (
+	podRate, podBurst             = 2_000, 4_000
+	accountRate, accountBurst     = 4_000, 8_000
+	handshakeRate, handshakeBurst = 500, 1_000
+)
+
+func newCallRates() callRates {
+	return callRates{
+		pods:       budget.NewRates[netip.Addr](podRate, podBurst),
+		accounts:   budget.NewRates[account](accountRate, accountBurst),
+		handshakes: budget.NewRates[string](handshakeRate, handshakeBurst),
+	}
+}
+
 func newAllowances() *allowances {
 	shares := func() *budget.Shares { return budget.New(maxConnections) }
 	return &allowances{shares(), shares(), shares(), shares(), shares(), newFading[string, uint32](1024, grantAge)}

@@ -126,8 +126,8 @@ type node struct {
 }
 
 // newWorld returns a world in which alice and bob may call bar, and do serves
-// the app's connections, which it need not close.
-func newWorld(t testing.TB, do func(*net.TCPConn)) *world {
+// the app's connections, which it need not close. tune changes it before it begins.
+func newWorld(t testing.TB, do func(*net.TCPConn), tune ...func(*world)) *world {
 	t.Helper()
 	w := &world{
 		TB: t, westTrust: newCluster(t, "west-1"), eastTrust: newCluster(t, "east-12"), revoked: map[string]bool{},
@@ -139,6 +139,9 @@ func newWorld(t testing.TB, do func(*net.TCPConn)) *world {
 	w.west = w.newAgent(life, 0, w.westTrust)
 	w.east = w.newAgent(life, 1, w.eastTrust)
 	w.gateway = gateway.NewServer(slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	for _, edit := range tune {
+		edit(w)
+	}
 	w.accepting.Go(func() {
 		w.fail(w.west.serve(ctx, life, w.mirror, &w.open, outbound, func(ctx context.Context, c *net.TCPConn) { w.west.outbound(ctx, c, 0) }))
 	})

@@ -1,14 +1,18 @@
-// Package budget divides a bounded number of connections among those who use them, so
-// that one who takes much leaves enough to the others.
+// Package budget divides what an agent or a gateway has among those who use it, so that one
+// who takes much leaves enough to the others.
 //
-//	Enter(key) ──▶ of all: room?  of its own: below its limit now? ──▶ yes, or no
+//	Shares   open connections, by link, account or pod
+//	Pending  connections that have not proven anything yet, by source
+//	Rates    how often something may be done, by key
+//	Turns    who may compute now, by key
 //
 // What always holds:
-//   - No more are in than the whole; no key has more than half of it.
-//   - A key with less than its assured share gets in while there is room at all.
-//   - One with more gets in only while a quarter of the whole is free, and so leaves it
-//     to those with less.
-//   - What a key has costs memory only while it has something.
+//   - Of Shares no key has more than half. A key with less than its assured share gets in
+//     while there is room at all. One with more gets in only while a quarter of the whole
+//     is free.
+//   - In Pending the oldest makes room, of its source or of all.
+//   - Turns go from key to key, and never to one who has gone.
+//   - Memory is bounded, whatever strangers do.
 package budget
 
 import "sync"

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 )
 
@@ -27,7 +28,7 @@ const (
 // When its ejection is over, one connection tries it. It is safe for concurrent use.
 type ejections struct {
 	mu      sync.Mutex // guards failing
-	failing *boundedMap[netip.AddrPort, *failingBackend]
+	failing *budget.Map[netip.AddrPort, *failingBackend]
 }
 
 type failingBackend struct {
@@ -38,18 +39,18 @@ type failingBackend struct {
 }
 
 func newEjections() *ejections {
-	return &ejections{failing: newBoundedMap[netip.AddrPort, *failingBackend](maxFailing)}
+	return &ejections{failing: budget.NewMap[netip.AddrPort, *failingBackend](maxFailing)}
 }
 
 // failed notes that a backend took no connection.
 func (e *ejections) failed(backend netip.AddrPort, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	b, ok := e.failing.get(backend)
+	b, ok := e.failing.Get(backend)
 	if !ok {
 		b = &failingBackend{}
 	}
-	e.failing.put(backend, b)
+	e.failing.Put(backend, b)
 	switch b.failures++; {
 	case b.failures < failuresToEject:
 		return
@@ -67,7 +68,7 @@ func (e *ejections) failed(backend netip.AddrPort, now time.Time) {
 func (e *ejections) succeeded(backend netip.AddrPort) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.failing.delete(backend)
+	e.failing.Delete(backend)
 }
 
 // ejected reports whether others are to be tried before a backend whose turn it is. After
@@ -76,7 +77,7 @@ func (e *ejections) succeeded(backend netip.AddrPort) {
 func (e *ejections) ejected(backend netip.AddrPort, now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	b, ok := e.failing.get(backend)
+	b, ok := e.failing.Get(backend)
 	switch {
 	case !ok || b.ejection == 0:
 		return false

@@ -63,7 +63,7 @@ func TestEjectionsAreBounded(t *testing.T) {
 		backend := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
 		e.failed(netip.AddrPortFrom(backend, 4144), time.Now())
 	}
-	if n := e.failing.len(); n != maxFailing {
+	if n := e.failing.Len(); n != maxFailing {
 		t.Errorf("%d backends are remembered, want %d", n, maxFailing)
 	}
 }

@@ -38,6 +38,12 @@ import (
 )
 
 // Bounds of one gateway. Those of a single stage stand beside it.
+// Bounds of the connections that have not sent a whole ClientHello.
+const (
+	maxHellos           = 4096
+	maxHellosFromSource = 512 // a peer behind NAT is one source
+)
+
 const (
 	// maxConnections have sent their hello and are divided among links.
 	maxConnections = 50_000
@@ -66,8 +72,8 @@ type Server struct {
 	// ended.
 	drain time.Duration
 
-	accepts *rates[netip.Prefix] // by source
-	hellos  *helloPool
+	accepts *budget.Rates[netip.Prefix] // by source
+	hellos  *budget.Pending
 	// shares divide maxConnections among links, by UID.
 	shares *budget.Shares
 	// unproven connections live for proofTime.
@@ -86,7 +92,7 @@ type Server struct {
 type conn struct {
 	*net.TCPConn
 	source  netip.Prefix
-	pending *pendingHello
+	pending *budget.Place
 	cut     context.CancelCauseFunc // set once it is routed
 	agent   route.Backend           // that has taken it, if any; guarded by Server.mu
 }
@@ -94,13 +100,13 @@ type conn struct {
 // NewServer returns a Server that refuses every connection until it has a state.
 func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 	unproven := newUnproven(maxUnproven)
-	hellos := newHelloPool(maxHellos, maxHellosFromSource)
+	hellos := budget.NewPending(maxHellos, maxHellosFromSource)
 	return &Server{
 		dial:      dialTCP,
 		log:       log,
-		metrics:   newMetrics(r, hellos.pending, unproven.waiting),
+		metrics:   newMetrics(r, hellos.Count, unproven.waiting),
 		drain:     defaultDrain,
-		accepts:   newRates[netip.Prefix](acceptRate, acceptBurst),
+		accepts:   budget.NewRates[netip.Prefix](acceptRate, acceptBurst),
 		hellos:    hellos,
 		shares:    budget.New(maxConnections),
 		unproven:  unproven,
@@ -196,13 +202,13 @@ func (s *Server) Serve(ctx context.Context, ln *net.TCPListener) error {
 // resets the connection and returns nil.
 func (s *Server) enter(tcp *net.TCPConn) *conn {
 	s.metrics.accepted.Inc()
-	c := &conn{TCPConn: tcp, source: sourceOf(addrOf(tcp.RemoteAddr()).Addr())}
-	if !s.accepts.take(c.source) {
+	c := &conn{TCPConn: tcp, source: budget.SourceOf(addrOf(tcp.RemoteAddr()).Addr())}
+	if !s.accepts.Take(c.source) {
 		s.metrics.refused.WithLabelValues(reasonAcceptRate).Inc()
 		transport.Reset(tcp)
 		return nil
 	}
-	c.pending = s.hellos.enter(c.source, func() { transport.Reset(tcp) })
+	c.pending = s.hellos.Enter(c.source, func() { transport.Reset(tcp) })
 	return c
 }
 
@@ -301,8 +307,8 @@ type destination struct {
 // route reads the hello and opens its label. It touches no backend.
 func (s *Server) route(c *conn) (destination, error) {
 	hello, err := transport.ReadClientHello(c, helloTimeout)
-	if evicted := s.hellos.leave(c.pending); evicted != "" {
-		return destination{}, refuse(evicted, errors.New("newer connections came before its hello"))
+	if evicted := s.hellos.Leave(c.pending); evicted != budget.Stayed {
+		return destination{}, refuse(evictionReasons[evicted], errors.New("newer connections came before its hello"))
 	}
 	if err != nil {
 		return destination{}, refuse(transport.HelloReason(err), err)

@@ -442,22 +442,22 @@ func TestRefusals(t *testing.T) {
 		},
 		"too many hellos from one source": {
 			why: "slow sources must leave room for others", reason: reasonTooManyHellosFrom, reset: true,
-			tune: func(s *Server) { s.hellos = newHelloPool(1, 0) },
+			tune: func(s *Server) { s.hellos = budget.NewPending(1, 0) },
 			do:   (*rig).tryDial,
 		},
 		"too many hellos": {
 			why: "an attacker may have many sources", reason: reasonTooManyHellos, reset: true,
-			tune: func(s *Server) { s.hellos = newHelloPool(0, 1) },
+			tune: func(s *Server) { s.hellos = budget.NewPending(0, 1) },
 			do:   (*rig).tryDial,
 		},
 		"connects too fast": {
 			why: "even an accept costs something", reason: reasonAcceptRate, reset: true,
-			tune: func(s *Server) { s.accepts = newRates[netip.Prefix](0, 0) },
+			tune: func(s *Server) { s.accepts = budget.NewRates[netip.Prefix](0, 0) },
 			do:   (*rig).tryDial,
 		},
 		"unproven too fast": {
 			why: "each costs an agent a handshake", reason: reasonUnprovenRate, answer: alert,
-			tune: func(s *Server) { s.unproven.strangers = newRates[string](0, 0) },
+			tune: func(s *Server) { s.unproven.strangers = budget.NewRates[string](0, 0) },
 			do:   func(r *rig) *net.TCPConn { return r.call(r.label("west", 1024, route.Wish{})) },
 		},
 		"expired": {
@@ -550,12 +550,12 @@ func TestRefusesWithoutState(t *testing.T) {
 
 // A connection whose hello was read no longer counts in the pool of pending ones.
 func TestHellosMakeRoom(t *testing.T) {
-	r := newRig(t, 1, func(s *Server) { s.hellos = newHelloPool(1, 1) })
+	r := newRig(t, 1, func(s *Server) { s.hellos = budget.NewPending(1, 1) })
 	for range 5 {
 		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
 	}
 	silent := r.dial()
-	eventually(t, "the silent one is pending", func() bool { return r.server.hellos.pending() == 1 })
+	eventually(t, "the silent one is pending", func() bool { return r.server.hellos.Count() == 1 })
 	wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
 	wantEnded(t, "the older one, which sent no hello", silent)
 }
@@ -563,7 +563,7 @@ func TestHellosMakeRoom(t *testing.T) {
 // Connections that send no hello take no room from those that do.
 func TestHalfOpenConnectionsRefuseNoPeer(t *testing.T) {
 	r := newRig(t, 1, func(s *Server) {
-		s.hellos = newHelloPool(8, 8)
+		s.hellos = budget.NewPending(8, 8)
 		s.shares = budget.New(8)
 	})
 	for range 100 {
@@ -718,7 +718,7 @@ func TestNothingIsKept(t *testing.T) {
 		return r.server.shares.Count("uid-west") == 0
 	})
 	eventually(t, "none is pending or to be proven", func() bool {
-		return r.server.hellos.pending() == 0 && r.server.unproven.waiting() == 0
+		return r.server.hellos.Count() == 0 && r.server.unproven.waiting() == 0
 	})
 	eventually(t, "none is open", func() bool {
 		r.server.mu.Lock()

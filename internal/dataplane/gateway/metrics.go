@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
@@ -29,6 +30,12 @@ const (
 	reasonTooManyJoins = "too_many_joins"
 	reasonJoinTime     = "join_timeout"
 )
+
+// evictionReasons are the reasons for eviction before the hello.
+var evictionReasons = map[budget.Evicted]string{
+	budget.OfSource: reasonTooManyHellosFrom,
+	budget.OfAll:    reasonTooManyHellos,
+}
 
 // ownReasons are those above.
 var ownReasons = []string{

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 )
 
 // Bounds of what a label alone admits. Labels can be overheard and hellos replayed:
@@ -46,8 +48,8 @@ var (
 // Every operation takes constant time.
 type unproven struct {
 	max        int // per link
-	fromSource *rates[linkSource]
-	strangers  *rates[string] // by link UID
+	fromSource *budget.Rates[linkSource]
+	strangers  *budget.Rates[string] // by link UID
 
 	mu    sync.Mutex // guards what follows
 	count int
@@ -64,7 +66,7 @@ type unprovenLink struct {
 	// The connections (*candidate) from known sources and the others, oldest first.
 	known, strangers list.List
 	// sources are those that are known.
-	sources *boundedMap[netip.Prefix, *knownSource]
+	sources *budget.Map[netip.Prefix, *knownSource]
 }
 
 // knownSource is a source that has proven a connection.
@@ -86,8 +88,8 @@ type candidate struct {
 func newUnproven(max int) *unproven {
 	return &unproven{
 		max:        max,
-		fromSource: newRates[linkSource](unprovenRate, unprovenBurst),
-		strangers:  newRates[string](unprovenRate, unprovenBurst),
+		fromSource: budget.NewRates[linkSource](unprovenRate, unprovenBurst),
+		strangers:  budget.NewRates[string](unprovenRate, unprovenBurst),
 		links:      make(map[string]*unprovenLink),
 	}
 }
@@ -98,7 +100,7 @@ func newUnproven(max int) *unproven {
 func (u *unproven) enter(link string, source netip.Prefix, cut context.CancelCauseFunc) (*candidate, error) {
 	c := &candidate{linkSource: linkSource{link, source}, cut: cut}
 	c.known = u.knows(c.linkSource)
-	if !u.fromSource.take(c.linkSource) || !c.known && !u.strangers.take(link) {
+	if !u.fromSource.Take(c.linkSource) || !c.known && !u.strangers.Take(link) {
 		return nil, errUnprovenRate
 	}
 	if victim := u.add(c); victim != nil {
@@ -115,7 +117,7 @@ func (u *unproven) knows(of linkSource) bool {
 	if l == nil {
 		return false
 	}
-	s, ok := l.sources.get(of.source)
+	s, ok := l.sources.Get(of.source)
 	return ok && (s.open > 0 || time.Now().Before(s.until))
 }
 
@@ -124,7 +126,7 @@ func (u *unproven) add(c *candidate) (victim *candidate) {
 	defer u.mu.Unlock()
 	l := u.links[c.link]
 	if l == nil {
-		l = &unprovenLink{sources: newBoundedMap[netip.Prefix, *knownSource](maxKnown)}
+		l = &unprovenLink{sources: budget.NewMap[netip.Prefix, *knownSource](maxKnown)}
 		u.links[c.link] = l
 	}
 	u.seq++
@@ -166,18 +168,18 @@ func oldest(l *list.List) *candidate {
 // proven notes that a connection's far side has answered: it leaves the pool, and its
 // source is known.
 func (u *unproven) proven(c *candidate) {
-	u.fromSource.refund(c.linkSource)
+	u.fromSource.Refund(c.linkSource)
 	if !c.known {
-		u.strangers.refund(c.link)
+		u.strangers.Refund(c.link)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if l := u.links[c.link]; l != nil {
-		s, ok := l.sources.get(c.source)
+		s, ok := l.sources.Get(c.source)
 		if !ok {
 			s = &knownSource{}
 		}
-		l.sources.put(c.source, s)
+		l.sources.Put(c.source, s)
 		s.open++
 		c.proof = s
 	}
@@ -210,7 +212,7 @@ func (u *unproven) remove(c *candidate) {
 
 // drop frees what is kept for a link of which nothing is left.
 func (u *unproven) drop(link string, l *unprovenLink) {
-	if l.known.Len() == 0 && l.strangers.Len() == 0 && l.sources.len() == 0 {
+	if l.known.Len() == 0 && l.strangers.Len() == 0 && l.sources.Len() == 0 {
 		delete(u.links, link)
 	}
 }
@@ -221,7 +223,7 @@ func (u *unproven) forget(hold func(link string) bool) {
 	defer u.mu.Unlock()
 	for link, l := range u.links {
 		if !hold(link) {
-			l.sources = newBoundedMap[netip.Prefix, *knownSource](maxKnown)
+			l.sources = budget.NewMap[netip.Prefix, *knownSource](maxKnown)
 			u.drop(link, l)
 		}
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/causeway-mesh/causeway/internal/bubble"
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
@@ -40,7 +41,7 @@ type pool struct {
 func (p *pool) enter(t *testing.T, link, source string) int {
 	t.Helper()
 	n := len(p.all)
-	c, err := p.unproven.enter(link, sourceOf(netip.MustParseAddr(source)), func(err error) {
+	c, err := p.unproven.enter(link, budget.SourceOf(netip.MustParseAddr(source)), func(err error) {
 		if !errors.Is(err, errEvicted) {
 			t.Errorf("cut by %v", err)
 		}
@@ -157,7 +158,7 @@ func TestKnownSourcesExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := newUnproven(4)
 		p := &pool{unproven: u}
-		of := linkSource{"west", sourceOf(netip.MustParseAddr("192.0.2.1"))}
+		of := linkSource{"west", budget.SourceOf(netip.MustParseAddr("192.0.2.1"))}
 		open := p.all[p.enter(t, "west", "192.0.2.1")]
 		p.proven(open)
 		bubble.Pass(10 * knownTime)
@@ -192,7 +193,7 @@ func TestUnprovenRate(t *testing.T) {
 		u := newUnproven(4)
 		flood := func(link string, source func(int) string, prove bool) (admitted int) {
 			for i := range 2 * unprovenBurst {
-				c, err := u.enter(link, sourceOf(netip.MustParseAddr(source(i))), func(error) {})
+				c, err := u.enter(link, budget.SourceOf(netip.MustParseAddr(source(i))), func(error) {})
 				if errors.Is(err, errUnprovenRate) {
 					continue
 				}

@@ -14,6 +14,9 @@ var ErrGone = errors.New("the connection was reset meanwhile")
 // goneLook is between two looks at whether a connection was reset.
 const goneLook = time.Second
 
+// Gone reports whether a connection was reset or has ended both ways. It does not wait.
+func Gone(c *net.TCPConn) bool { return closed(c) }
+
 // WhileOpen returns a context that ends with ctx, with ErrGone when c is found to be reset, and
 // with stop, which the caller must call. It looks each second, without reading from c. also,
 // which may be nil, is called at each look, too; once stop has returned it is not called any more.

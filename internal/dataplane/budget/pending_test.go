@@ -1,4 +1,4 @@
-package gateway
+package budget
 
 import (
 	"net/netip"
@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestHelloPool(t *testing.T) {
+func TestPending(t *testing.T) {
 	cases := map[string]struct {
 		why  string
 		come string // the source of each arrival
@@ -21,27 +21,25 @@ func TestHelloPool(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			p := newHelloPool(4, 2)
-			var all []*pendingHello
+			p := NewPending(4, 2)
+			var all []*Place
 			evicted := map[int]bool{}
 			for i, word := range strings.Fields(tc.come) {
 				address := "192.0.2." + word
 				if v6, ok := strings.CutPrefix(word, "::"); ok {
 					address = "2001:db8::" + v6
 				}
-				source := sourceOf(netip.MustParseAddr(address))
-				all = append(all, p.enter(source, func() { evicted[i] = true }))
+				source := SourceOf(netip.MustParseAddr(address))
+				all = append(all, p.Enter(source, func() { evicted[i] = true }))
 			}
-			if n := p.pending(); n != strings.Count(tc.want, "-") {
+			if n := p.Count(); n != strings.Count(tc.want, "-") {
 				t.Errorf("%s: %d are pending, want %d", tc.why, n, strings.Count(tc.want, "-"))
 			}
 			var got strings.Builder
 			for i, h := range all {
-				reason := p.leave(h)
-				got.WriteString(map[string]string{
-					"": "-", reasonTooManyHellosFrom: "s", reasonTooManyHellos: "a",
-				}[reason])
-				if evicted[i] != (reason != "") {
+				reason := p.Leave(h)
+				got.WriteString(map[Evicted]string{Stayed: "-", OfSource: "s", OfAll: "a"}[reason])
+				if evicted[i] != (reason != Stayed) {
 					t.Errorf("%s: arrival %d was evicted: %v", tc.why, i, evicted[i])
 				}
 			}
@@ -49,21 +47,21 @@ func TestHelloPool(t *testing.T) {
 				t.Errorf("%s: %s, want %s", tc.why, &got, tc.want)
 			}
 			for _, h := range slices.Concat(all, all) {
-				p.leave(h)
+				p.Leave(h)
 			}
-			if p.pending() != 0 || len(p.bySource) != 0 {
-				t.Errorf("%s: %d are pending, of %d sources", tc.why, p.pending(), len(p.bySource))
+			if p.Count() != 0 || len(p.bySource) != 0 {
+				t.Errorf("%s: %d are pending, of %d sources", tc.why, p.Count(), len(p.bySource))
 			}
 		})
 	}
 }
 
 // A connection may be the one too many.
-func TestHelloPoolWithoutRoom(t *testing.T) {
-	p := newHelloPool(1, 0)
+func TestPendingWithoutRoom(t *testing.T) {
+	p := NewPending(1, 0)
 	closed := false
-	h := p.enter(netip.Prefix{}, func() { closed = true })
-	if reason := p.leave(h); !closed || reason != reasonTooManyHellosFrom {
-		t.Errorf("closed: %v, reason %q", closed, reason)
+	h := p.Enter(netip.Prefix{}, func() { closed = true })
+	if reason := p.Leave(h); !closed || reason != OfSource {
+		t.Errorf("closed: %v, evicted by %d", closed, reason)
 	}
 }

@@ -1,4 +1,4 @@
-package gateway
+package budget
 
 import (
 	"testing"
@@ -10,9 +10,9 @@ import (
 
 func TestRates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRates[string](10, 3)
+		r := NewRates[string](10, 3)
 		take := func(key string) (n int) {
-			for r.take(key) {
+			for r.Take(key) {
 				n++
 			}
 			return n
@@ -24,39 +24,39 @@ func TestRates(t *testing.T) {
 		if n := take("a"); n != 2 {
 			t.Errorf("%d tokens after 200 ms, want 2", n)
 		}
-		r.refund("a")
+		r.Refund("a")
 		if n := take("a"); n != 1 {
 			t.Errorf("%d tokens, want the one that was given back", n)
 		}
 		bubble.Pass(time.Hour)
-		r.refund("a")
+		r.Refund("a")
 		if n := take("a"); n > 4 {
 			t.Errorf("%d tokens, want a refund to change nothing much in a full bucket", n)
 		}
 		for key := range 3 * maxBuckets {
-			r.take(string(rune(key)))
+			r.Take(string(rune(key)))
 		}
-		if n := r.buckets.len(); n != maxBuckets {
+		if n := r.buckets.Len(); n != maxBuckets {
 			t.Errorf("%d buckets are kept, want %d", n, maxBuckets)
 		}
 	})
 }
 
-func TestBoundedMap(t *testing.T) {
-	m := newBoundedMap[string, int](2)
-	m.put("a", 1)
-	m.put("b", 2)
-	m.put("a", 3) // now b is the oldest
-	m.put("c", 4)
-	if _, ok := m.get("b"); ok || m.len() != 2 {
-		t.Errorf("%d entries, the least recently put one among them: %v", m.len(), ok)
+func TestMap(t *testing.T) {
+	m := NewMap[string, int](2)
+	m.Put("a", 1)
+	m.Put("b", 2)
+	m.Put("a", 3) // now b is the oldest
+	m.Put("c", 4)
+	if _, ok := m.Get("b"); ok || m.Len() != 2 {
+		t.Errorf("%d entries, the least recently put one among them: %v", m.Len(), ok)
 	}
-	if v, ok := m.get("a"); v != 3 || !ok {
+	if v, ok := m.Get("a"); v != 3 || !ok {
 		t.Errorf("a is %d, %v", v, ok)
 	}
-	m.delete("a")
-	m.delete("a")
-	if v, ok := m.get("a"); v != 0 || ok || m.len() != 1 || len(m.entries) != 1 {
+	m.Delete("a")
+	m.Delete("a")
+	if v, ok := m.Get("a"); v != 0 || ok || m.Len() != 1 || len(m.entries) != 1 {
 		t.Errorf("a deleted entry is %d, %v", v, ok)
 	}
 }
