@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/causeway-mesh/causeway/lab"
 )
 
 // sessionsThat are how many sessions of west's agents that has become of.
@@ -187,4 +189,47 @@ func TestSourcePortsDoNotRunOut(t *testing.T) {
 	if failed > 0 {
 		t.Errorf("%d of %d short connections failed on a node with 1,000 local ports", failed, calls)
 	}
+}
+
+// TestACutOfTheNetworkEndsNothing: for 45 s nothing gets from one cluster to the other. No open connection is reset, neither an idle one
+// nor one that goes on sending, and no byte is lost.
+func TestACutOfTheNetworkEndsNothing(t *testing.T) {
+	const cut = 45 * time.Second
+	ctx := t.Context()
+	serves(t)
+	client := netOf(t, west, "client")
+	idle := hold(t, "idle connection", client, mirrorOf(t, "bar-east", 7000), "")
+	busy := have(dial(ctx, client, mirrorOf(t, "bar-east", 7001)))(t)
+	defer busy.Close()
+	must(t, busy.SetDeadline(time.Now().Add(cut+2*time.Minute)))
+	have(io.WriteString(busy, "0\n"))(t)
+	lines := bufio.NewReader(busy)
+	if said := have(lines.ReadString('\n'))(t); said != "0\n" {
+		t.Fatalf("the echo says %q", said)
+	}
+	nft := func(ctx context.Context, rules string) error { return west.run(ctx, lab.AtRouter(), "nft", rules) }
+	must(t, nft(ctx, "add table inet cut; add chain inet cut c { type filter hook forward priority -200; policy drop; }"))
+	mended := false
+	mend := func() {
+		if !mended {
+			mended = true
+			must(t, nft(background(), "delete table inet cut"))
+		}
+	}
+	t.Cleanup(mend)
+	start, sent := time.Now(), 0
+	for time.Since(start) < cut {
+		sent++
+		have(fmt.Fprintln(busy, sent))(t)
+		sleep(ctx, time.Second)
+	}
+	mend()
+	for n := 1; n <= sent; n++ {
+		if said := have(lines.ReadString('\n'))(t); said != fmt.Sprintln(n) {
+			t.Fatalf("the echo says %q, want %d", said, n)
+		}
+	}
+	t.Logf("everything was there %.1f s after the cut", time.Since(start).Seconds()-cut.Seconds())
+	idle.lives(t)
+	serves(t)
 }

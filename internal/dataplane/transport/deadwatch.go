@@ -11,10 +11,10 @@ import (
 const (
 	// A peer is dead if it acknowledged nothing for deadSilence while data was sent to it
 	// deadRetransmits times.
-	deadSilence     = 20 * time.Second
+	deadSilence     = 60 * time.Second
 	deadRetransmits = 5
 	// A peer is dead, too, if its window is shut and it left deadProbes unanswered. With
-	// backoff these take some 15 s.
+	// backoff these take some 15 s, and then deadSilence must have passed.
 	deadProbes = 6
 )
 
@@ -82,7 +82,8 @@ func (w *deadWatch) lookAt(s Side, conn net.Conn, still bool) {
 
 // dead reports whether a connection's peer no longer answers what was sent to it.
 func dead(info *unix.TCPInfo) bool {
-	lost := info.Unacked > 0 && info.Retransmits >= deadRetransmits &&
-		time.Duration(info.Last_ack_recv)*time.Millisecond >= deadSilence
-	return lost || info.Probes >= deadProbes
+	if time.Duration(info.Last_ack_recv)*time.Millisecond < deadSilence {
+		return false
+	}
+	return info.Unacked > 0 && info.Retransmits >= deadRetransmits || info.Probes >= deadProbes
 }

@@ -12,8 +12,8 @@ import (
 
 const (
 	keepIdle     = 15 * time.Second
-	keepInterval = 5 * time.Second
-	keepCount    = 3
+	keepInterval = 10 * time.Second
+	keepCount    = 6
 	userTimeout  = 20 * time.Second
 )
 
@@ -28,7 +28,7 @@ var tuning = []struct{ level, option, value int }{
 }
 
 // Tune sets what every connection of Causeway has: no delay, keepalive, which notices a
-// silent peer after 30 s at most, and a user timeout of 20 s, after which unacknowledged
+// silent peer after 75 s at most, and a user timeout of 20 s, after which unacknowledged
 // data fails the connection. Relay and Splice replace the user timeout by their own
 // watch.
 func Tune(c *net.TCPConn) error {
