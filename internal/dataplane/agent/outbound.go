@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -281,8 +282,8 @@ func (a *Agent) learn(call *call, failed error) {
 }
 
 // early takes up to most of the caller's first bytes, if they are there already, without
-// waiting. An end is left for Relay to find again; an error, which the kernel
-// reports once only, is the end of the call.
+// waiting. An end is left for Exchange to find again; an error, which the kernel reports once
+// only, is the end of the call.
 func early(c *net.TCPConn, most int) ([]byte, error) {
 	if most == 0 {
 		return nil, nil
@@ -291,18 +292,21 @@ func early(c *net.TCPConn, most int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	buf := make([]byte, most)
+	buf := earlyPool.Get().(*[maxEarly]byte) // what is there is mostly much less
+	defer earlyPool.Put(buf)
 	var n int
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
-		n, failed = unix.Read(int(fd), buf)
+		n, failed = unix.Read(int(fd), buf[:most])
 		return failed != unix.EINTR
 	})
 	if err = errors.Join(err, failed); err != nil && failed != unix.EAGAIN {
 		return nil, fmt.Errorf("read the caller's first bytes: %w", err)
 	}
-	return buf[:max(n, 0)], nil
+	return slices.Clone(buf[:max(n, 0)]), nil
 }
+
+var earlyPool = sync.Pool{New: func() any { return new([maxEarly]byte) }}
 
 // kept says why an open call must end in s.
 func (c *call) kept(s *state) error {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/vipguard"
 )
@@ -101,9 +102,9 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 		return nil
 	}
 	var open sync.WaitGroup
-	connections, cut := context.WithCancel(life)
+	connections, cut := context.WithCancelCause(life)
 	defer open.Wait()
-	defer cut()
+	defer cut(nil)
 	accepting, serving := errgroup.WithContext(ctx)
 	for name, ln := range held.All() {
 		if name == vipguard.Hop {
@@ -136,8 +137,9 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	case <-drained:
 	case <-time.After(a.drain):
 		a.log.Info("the grace is over: open connections are reset")
+		cut(transport.ErrDrained)
 	}
-	cut()
+	cut(nil)
 	return nil
 }
 

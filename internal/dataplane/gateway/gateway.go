@@ -172,14 +172,14 @@ func (s *Server) current() (*state, error) {
 func (s *Server) Serve(ctx context.Context, ln *net.TCPListener) error {
 	var open sync.WaitGroup
 	defer open.Wait()
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
+	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer end(nil)
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
 	for {
 		tcp, err := ln.AcceptTCP()
 		if err != nil && ctx.Err() != nil {
-			late := time.AfterFunc(s.drain, end)
+			late := time.AfterFunc(s.drain, func() { end(transport.ErrDrained) })
 			defer late.Stop()
 			open.Wait()
 			return nil

@@ -43,16 +43,22 @@ const (
 	Failed
 	// Cancelled: the context ended.
 	Cancelled
+	// Drained: the context ended with ErrDrained.
+	Drained
 )
+
+// ErrDrained is the cause of a context that ends because a process is asked to stop and its
+// grace is over.
+var ErrDrained = errors.New("the process stops, and its grace is over")
 
 // String names the reason, as a metric's label.
 func (r Reason) String() string {
-	return [...]string{"ended", "reset", "truncated", "timed_out", "failed", "cancelled"}[r]
+	return [...]string{"ended", "reset", "truncated", "timed_out", "failed", "cancelled", "drained"}[r]
 }
 
 // Reasons returns all reasons, to be counted from zero.
 func Reasons() []Reason {
-	return []Reason{Ended, WasReset, Truncated, TimedOut, Failed, Cancelled}
+	return []Reason{Ended, WasReset, Truncated, TimedOut, Failed, Cancelled, Drained}
 }
 
 // Result is how Exchange or Splice went.
@@ -115,6 +121,15 @@ func (c *carriage) abort(s Side, r Reason, err error) {
 	})
 }
 
+// cancel aborts because the context has ended.
+func (c *carriage) cancel(cause error) {
+	reason := Cancelled
+	if errors.Is(cause, ErrDrained) {
+		reason = Drained
+	}
+	c.abort(Neither, reason, cause)
+}
+
 // fail aborts because of an error on a connection.
 func (c *carriage) fail(s Side, err error) { c.abort(s, reasonFor(err), err) }
 
@@ -159,7 +174,7 @@ func (c *carriage) run(ctx context.Context, forth, back func()) Result {
 	c.second.SetDeadline(time.Time{})
 	// The kernel closes what a killed process leaves. It must not say FIN for us: that would be an end.
 	linger(0, c.first, c.second)
-	stop := afterfunc.Start(ctx, func() { c.abort(Neither, Cancelled, context.Cause(ctx)) })
+	stop := afterfunc.Start(ctx, func() { c.cancel(context.Cause(ctx)) })
 	watch := watchDead(c)
 	var goroutines sync.WaitGroup
 	goroutines.Go(forth)

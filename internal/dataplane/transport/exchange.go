@@ -88,7 +88,7 @@ func (x *exchange) run(ctx context.Context) Result {
 	x.session.SetDeadline(time.Time{})
 	// The kernel closes what a killed process leaves. It must not say FIN for us.
 	linger(0, x.plain)
-	stop := afterfunc.Start(ctx, func() { x.abort(Neither, Cancelled, context.Cause(ctx)) })
+	stop := afterfunc.Start(ctx, func() { x.cancel(context.Cause(ctx)) })
 	watch := watchDead(&x.carriage)
 	var goroutines sync.WaitGroup
 	goroutines.Go(x.toSession)

@@ -24,7 +24,7 @@ import (
 //	app ── plain ── Exchange ══ session ══ [Splice] ══ session ══ Exchange ── plain ── srv
 type line struct {
 	app, srv *net.TCPConn
-	cancel   context.CancelFunc // ends the near exchange
+	cancel   context.CancelCauseFunc // ends the near exchange
 	wait     func() (near, far Result)
 	sessions [2]*tunnel.Conn // the near one's, the far one's
 }
@@ -54,13 +54,13 @@ func lineOver(t testing.TB, nearSession, farSession *tunnel.Conn) *line {
 	t.Helper()
 	app, nearPlain := pair(t)
 	farPlain, srv := pair(t)
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancelCause(t.Context())
 	var goroutines sync.WaitGroup
 	var near, far Result
 	goroutines.Go(func() { near = Exchange(ctx, nearPlain, nearSession, nil) })
 	goroutines.Go(func() { far = Exchange(t.Context(), farPlain, farSession, nil) })
 	wait := func() (Result, Result) { goroutines.Wait(); return near, far }
-	t.Cleanup(func() { cancel(); Reset(app); Reset(srv); wait() })
+	t.Cleanup(func() { cancel(nil); Reset(app); Reset(srv); wait() })
 	return &line{app, srv, cancel, wait, [2]*tunnel.Conn{nearSession, farSession}}
 }
 
@@ -193,17 +193,19 @@ func wantBroken(t *testing.T, c *net.TCPConn) {
 }
 
 func TestCancelResetsBothEnds(t *testing.T) {
-	onLines(t, func(t *testing.T, l *line) {
-		io.WriteString(l.app, "x")
-		io.ReadFull(l.srv, make([]byte, 1))
-		l.cancel()
-		wantReset(t, "caller", l.app)
-		wantReset(t, "server", l.srv)
-		near, _ := l.wait()
-		if near.Side != Neither || near.Reason != Cancelled || !errors.Is(near.Err, context.Canceled) {
-			t.Errorf("near %+v", near)
-		}
-	})
+	for cause, reason := range map[error]Reason{context.Canceled: Cancelled, ErrDrained: Drained} {
+		onLines(t, func(t *testing.T, l *line) {
+			io.WriteString(l.app, "x")
+			io.ReadFull(l.srv, make([]byte, 1))
+			l.cancel(cause)
+			wantReset(t, "caller", l.app)
+			wantReset(t, "server", l.srv)
+			near, _ := l.wait()
+			if near.Side != Neither || near.Reason != reason || !errors.Is(near.Err, cause) {
+				t.Errorf("near %+v, want %v", near, reason)
+			}
+		})
+	}
 }
 
 // held is one exchange whose session's far end is in the test's hands.
