@@ -38,7 +38,7 @@ type callRates struct {
 const (
 	podRate, podBurst             = 2_000, 4_000
 	accountRate, accountBurst     = 4_000, 8_000
-	handshakeRate, handshakeBurst = 500, 1_000
+	handshakeRate, handshakeBurst = 2_000, 4_000
 )
 
 func newCallRates() callRates {

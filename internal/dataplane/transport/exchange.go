@@ -153,11 +153,18 @@ func (x *exchange) toSession() {
 // send writes a frame of DATA whose prefix is still to be filled in.
 func (x *exchange) send(frame []byte) error {
 	tunnel.PutPrefix(frame, tunnel.TypeData, len(frame)-tunnel.PrefixLen)
-	return x.raw.Gather(func() error {
+	write := func() error {
 		_, err := x.session.Write(frame)
 		return err
-	})
+	}
+	if len(frame) <= maxRecord {
+		return write() // it is one write by itself
+	}
+	return x.raw.Gather(write)
 }
+
+// maxRecord is what a TLS record holds at most (RFC 8446, section 5.1).
+const maxRecord = 16 << 10
 
 // last writes our last frame and wakes toPlain if there is nothing more for it to wait for.
 func (x *exchange) last(t tunnel.Type) bool {
