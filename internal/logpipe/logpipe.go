@@ -1,4 +1,4 @@
-// Package logpipe keeps those who log from waiting for whoever reads the log.
+// Package logpipe lets a process write log lines without waiting for the log's reader.
 //
 //	Write ─▶ up to MaxLines lines ─▶ one goroutine ─▶ the process's stderr
 //	    └─ no room: dropped, counted, and reported in the log once there is room

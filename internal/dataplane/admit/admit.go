@@ -131,7 +131,8 @@ func Decide(r Request, s *State) Decision {
 	return d.concluded(d.decide(r, s))
 }
 
-// Keep answers whether what Decide has admitted for a request may stay open. It tells no target.
+// Keep decides whether a connection that Decide has admitted may stay open. Its Decision
+// has no Pod and no Target.
 func Keep(r Request, s *State) Decision {
 	d := Decision{}
 	return d.concluded(d.keep(r, s))

@@ -14,12 +14,13 @@
 //     finds that, or not at all: there is no fallback identity.
 //   - No application is dialed before the one decision (package admit) was made on the verified
 //     identity and the service that the frame names, and made again for each exchange.
-//   - A session is one caller identity's and one port's alone. It is a lease: when what admitted
-//     it changes, a decision is made again, and what would now be refused ends.
+//   - A session serves one caller identity and one port. It is a lease: when the state
+//     changes, the agent decides again, and ends a session that it would no longer admit.
 //   - What was sent over a session and may have reached an application is not sent again.
 //   - Whatever is refused is counted by a reason from a closed list.
-//   - Until the first whole state nothing is accepted; later the last one stays. One that has
-//     expired admits nothing new, and still ends what it does not admit.
+//   - The agent accepts nothing before the first complete state. Later it keeps the last
+//     state. An expired state admits no new connections, and still ends those it does not
+//     admit.
 package agent
 
 import (

@@ -32,9 +32,9 @@ func (a *arrivals) remove(in *arrival) {
 	delete(a.open, in)
 }
 
-// retire ends the sessions that come from a gateway's address: idle ones now, others after their
-// exchange. The address may be that of a node, as which several gateways come; then theirs end,
-// too, and are made anew.
+// retire ends the sessions that come from a gateway's address: idle ones now, and others
+// after their exchange. If several gateways share one node address, this ends the
+// sessions of all of them, and the clients make new ones.
 func (a *arrivals) retire(gateway netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -163,8 +163,8 @@ func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tunn
 	return conn, nil
 }
 
-// lease is the decision by which a session stays, to be made again as long as it lives: of an
-// idle one what a new call would be asked, of an open exchange only what must end it.
+// lease returns the check that a session must keep passing. An idle session must meet the
+// conditions of a new call. An open exchange must meet only those of admit.Keep.
 func (in *arrival) lease() func(*state) error {
 	return func(s *state) error {
 		if _, err := in.far.again(s, time.Now()); err != nil {

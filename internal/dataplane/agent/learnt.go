@@ -13,8 +13,9 @@ const (
 	maxSets   = 4096
 	setAge    = 10 * time.Minute
 	maxSetIDs = 256
-	// setHeld is how long an older generation than the last is taken for late news; after
-	// that it is what the peer says now.
+	// setHeld is how long an answer with an older generation than the last one counts as
+	// late and is ignored. After that time the older generation counts as the peer's
+	// current one.
 	setHeld = 30 * time.Second
 	// maxVisits and visitAge, Kubernetes' longest, bound session affinity.
 	maxVisits = 64 << 10
@@ -28,8 +29,8 @@ const (
 //
 // What always holds:
 //   - What one account has learnt is used for no other.
-//   - An id is a wish, which the gateway may not be able to meet; the answer then says
-//     who it was.
+//   - An endpoint id is only a hint, which the gateway may be unable to follow. The
+//     answer names the endpoint that was reached.
 type learnt struct {
 	sets   *fading[setKey, farSet]
 	visits *fading[visitKey, route.EndpointID]

@@ -19,9 +19,10 @@ const (
 	// recheckInterval is the time between two checks of everything open, because
 	// certificates expire without any change of state.
 	recheckInterval = 2 * time.Second
-	// afterFIN is how long an exchange may outlast its pod after the pod's FIN: what the
-	// pod has sent is acknowledged and on its way. Before the FIN, which may be behind
-	// such bytes in the pod's own kernel, it is awaitFIN. Both end with the next check.
+	// afterFIN is how long an exchange may outlast its pod if the pod's FIN has arrived,
+	// so that the pod's last bytes are still delivered. Without FIN it is awaitFIN,
+	// because the FIN may still wait behind other bytes in the pod's kernel. The first
+	// check after that time ends the exchange.
 	afterFIN = 20 * time.Second
 	awaitFIN = 2 * time.Second
 )

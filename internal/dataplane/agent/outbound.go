@@ -281,9 +281,9 @@ func (a *Agent) learn(call *call, failed error) {
 	}
 }
 
-// early takes up to most of the caller's first bytes, if they are there already, without
-// waiting. An end is left for Exchange to find again; an error, which the kernel reports once
-// only, is the end of the call.
+// early reads up to most of the caller's first bytes that have arrived already. It does
+// not wait. It does not report a FIN, because Exchange finds it again. It does report an
+// error, because the kernel reports an error only once.
 func early(c *net.TCPConn, most int) ([]byte, error) {
 	if most == 0 {
 		return nil, nil

@@ -12,10 +12,10 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
 
-// reach dials one of the peer's gateways: any of those that are healthy, as the controller
-// judges, a faster one more often, and last of all those that this node has found wanting. So
-// each address has its share of all agents' connections. It returns the address that answered,
-// too.
+// reach dials one of the peer's gateways and also returns the address that answered. It
+// tries the addresses that the controller reports healthy in random order, in which
+// faster ones are more often first. It tries last the addresses that failed or were slow
+// from this node. So each address gets its share of all agents' connections.
 func (a *Agent) reach(life context.Context, p *peer) (raw *transport.Raw, by string, err error) {
 	ctx, cancel := context.WithTimeout(life, reachTimeout)
 	defer cancel()

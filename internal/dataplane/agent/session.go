@@ -526,9 +526,10 @@ func (c *call) welcome(s *state) error {
 	return nil
 }
 
-// doubt watches a session that was idle while OPEN is not answered, until the caller calls stop.
-// Each second it asks whether the way has died: whether nobody's kernel has heard what was sent
-// on it. Then the session ends, and its caller need not wait as long as for an application.
+// doubt watches a reused session while OPEN is unanswered, until the caller calls stop.
+// Each second it checks whether sent bytes were retransmitted and are still not
+// acknowledged. If so, the network path has failed. doubt then resets the session, so
+// that the caller does not wait as long as for a slow application.
 func (a *Agent) doubt(ctx context.Context, s *clientSession) (open context.Context, stop func()) {
 	raw := transport.RawOf(s.conn)
 	tcp, ok := raw.Conn.(*net.TCPConn)

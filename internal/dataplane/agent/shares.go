@@ -25,8 +25,8 @@ type allowances struct {
 	granted *fading[string, uint32]
 }
 
-// callRates bound how fast connections are made, whoever has room for them: each costs both
-// nodes CPU time that the pod that makes it does not pay for.
+// callRates bound how fast connections are made, even if there is room for them. Each
+// costs both nodes CPU time that is not charged to the pod that makes it.
 type callRates struct {
 	pods     *budget.Rates[netip.Addr]
 	accounts *budget.Rates[account]

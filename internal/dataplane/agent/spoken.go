@@ -13,9 +13,10 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
-// Who speaks first on a port is learnt by the far agent, which sees both ends, and told in
-// its answers. A call of a port where callers do is opened when the caller has spoken:
-// who connects and goes, as probes and scanners do, costs the peer nothing.
+// The far agent observes who speaks first on a port, because it sees both ends, and
+// reports it in its answers. If clients speak first on a port, the near agent first waits
+// for the client's first bytes, for at most speechPatience. So a probe or a scanner that
+// connects and leaves costs the peer nothing.
 const (
 	// speaksFirst is for how long after OPEN what an application says first counts as
 	// its greeting; later it may be a complaint about silence.

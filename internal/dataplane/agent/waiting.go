@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	// idlePatience is how long a session may wait for OPEN, and warmAfter how long it waits until
-	// nobody is taken to be there: before, its caller may have sent OPEN with HELLO.
+	// idlePatience is how long a session may wait for OPEN. After warmAfter without OPEN
+	// the session counts as idle. Until then a caller may have sent OPEN together with
+	// HELLO.
 	idlePatience = 2 * time.Minute
 	warmAfter    = time.Second
 	// maxWaiting is how many sessions may wait so long. Of more, each has openTimeout.
@@ -49,8 +50,9 @@ func nobodyCame(err error) string {
 	return ""
 }
 
-// awaitOpen reads OPEN, until ctx ends, or nobody may be expected to come any more. It ends an
-// idle session by close_notify, from which the client knows that no application has got anything.
+// awaitOpen reads OPEN. It blocks until OPEN comes, ctx ends, or the session has waited
+// too long. It ends an idle session with close_notify, so that the client knows that no
+// application has received anything.
 func (a *Agent) awaitOpen(ctx context.Context, conn *tunnel.Conn, in *arrival) error {
 	wait := openTimeout
 	if a.waiting.Add(1) <= maxWaiting {

@@ -26,8 +26,9 @@ type Shares struct {
 	by   map[string]int
 }
 
-// Of the whole: what each key is assured of, where those with more must stop, and what
-// none may exceed.
+// These are parts of the whole. assured is the share that each key can always use while
+// there is room. shared is the total use at which a key that has its assured share gets
+// no more. highest is the most that one key can have.
 func assured(whole int) int { return whole / 8 }
 func shared(whole int) int  { return whole - whole/4 }
 func highest(whole int) int { return whole / 2 }
@@ -65,7 +66,8 @@ func (s *Shares) Count(key string) int {
 	return s.by[key]
 }
 
-// Limit is how many key may have as things are: those that it has, and what it would get.
+// Limit returns how many connections key may have now: those that it has, and those that
+// it could still add.
 func (s *Shares) Limit(key string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

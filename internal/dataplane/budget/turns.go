@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// Turns are a few places for work that computes. Those who wait for one are served key by
-// key in turn, so that one who has much to do does not make the others wait. Make it with
+// Turns limits how many tasks compute at the same time. It serves the keys of waiting
+// tasks in turn, so that a key with many tasks does not delay the others. Make it with
 // NewTurns. It is safe for concurrent use.
 type Turns struct {
 	mu     sync.Mutex // guards what follows

@@ -6,8 +6,8 @@
 //
 // What always holds:
 //   - A session is used for its own key alone, by one exchange at a time.
-//   - What is idle is bounded in number, in all and by key, and in time. What is too much ends
-//     in good order, the longest idle first.
+//   - The number of idle sessions is bounded, in all and for each key, and so is their
+//     idle time. Above a bound the pool retires the session that was idle longest.
 //   - The pool never ends a session that carries an exchange.
 package session
 
@@ -43,8 +43,8 @@ type Bounds struct {
 	Spare int
 }
 
-// Peak is the time in which the greatest number of exchanges that a key had at a time counts as
-// what it needs.
+// Peak is the length of a measuring period. A key needs as many sessions as it had
+// exchanges at once, at most, in the current period and the one before.
 const Peak = time.Minute
 
 // A Pool holds the idle sessions of one agent. Make it with New, end it with Close.
@@ -212,9 +212,10 @@ func (p *Pool[K, M]) Enter(key K, endpoint route.EndpointID) (leave func()) {
 	}
 }
 
-// Begin counts a session in that is to be made ahead of its caller, if the key may need it: so
-// that one is idle beside those in use, and as many are there as were in use at a time within
-// Peak. Done must follow.
+// Begin counts a session that is about to be made ahead of its caller. It returns false
+// if the pool is closed or full, or if the key needs no more sessions. A key needs one
+// session beside those in use, and in all as many as it used at once within Peak. If
+// Begin returns true, the caller must call Done.
 func (p *Pool[K, M]) Begin(key K) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -158,8 +158,9 @@ func (c *carriage) sendFIN(s Side, conn *net.TCPConn) error {
 	return conn.CloseWrite()
 }
 
-// checkFIN returns nil if an end that was read from a side's connection is a FIN. The kernel tells of a reset
-// but once: if a writer was told, the reader sees what looks like an end.
+// checkFIN returns nil if the io.EOF that was read from a side's connection was a FIN,
+// and ECONNRESET if it was a reset. The kernel reports a reset only once. If it reported
+// the reset to a writer, the reader gets io.EOF.
 func (c *carriage) checkFIN(s Side, conn *net.TCPConn) error {
 	// The order matters: after our own FIN a FIN closes the connection as well.
 	if closed(conn) && !c.finSent[s].Load() {

@@ -13,8 +13,8 @@ const (
 	// deadRetransmits times.
 	deadSilence     = 60 * time.Second
 	deadRetransmits = 5
-	// A peer is dead, too, if its window is shut and it left deadProbes unanswered. With
-	// backoff these take some 15 s, and then deadSilence must have passed.
+	// A peer is also dead if it left deadProbes window probes unanswered and acknowledged
+	// nothing for deadSilence.
 	deadProbes = 6
 )
 

@@ -18,27 +18,29 @@ import (
 )
 
 const (
-	// resetWrite is how long RESET may take to be written. Who cannot write at once resets the
-	// session.
+	// resetWrite is how long writing RESET may take. After that the session is reset.
 	resetWrite = 100 * time.Millisecond
-	// resetAnswer and resetDiscard bound what follows RESET until the other side's last frame.
-	// The socket buffers of three hops hold so much of an upload that nobody wants any more.
+	// resetAnswer and resetDiscard bound the time and the bytes between our RESET and the
+	// other side's last frame. The socket buffers of three hops can hold several MiB of
+	// an upload.
 	resetAnswer  = 2 * time.Second
 	resetDiscard = 16 << 20
 	// lastWords is how long an application has to take what was said before a reset.
 	lastWords = 2 * time.Second
 )
 
-// Exchange carries bytes between an application's connection and a session on which OPEN was
-// answered, until each direction has had its last frame or the session breaks or ctx ends, and
-// returns once nothing of it runs any more. FIN on plain is END in the session and the other
-// way round, each direction for itself. A reset of plain is RESET in the session; what was said
-// before it is delivered first. Whatever breaks the session resets plain.
+// Exchange carries bytes between plain, an application's connection, and a session on
+// which OPEN was answered. It blocks until each direction has had its last frame, the
+// session breaks, or ctx ends, and all its goroutines have ended. A FIN on plain becomes
+// END in the session, and END becomes FIN, each direction separately. A reset of plain
+// becomes RESET, after the bytes that plain sent before. If the session breaks, plain is
+// reset.
 //
-// It takes plain over and closes it. The session stays the caller's: if the result is Reusable,
-// it is between exchanges and has no deadline; else it was reset. It must lie on a *Raw that lies
-// on TCP; else Exchange panics. heard, which may be nil, is called once, when the first bytes of
-// all have come, with the side that they are from, and must not block.
+// Exchange owns plain and closes it. The caller owns the session. If the result is
+// Reusable, the session is between exchanges and has no deadline; otherwise it was reset.
+// The session must be TLS over a *Raw that is on TCP; Exchange panics if there is no
+// *Raw. It calls heard, which may be nil, once, with the side that sent the first bytes.
+// heard must not block.
 func Exchange(ctx context.Context, plain *net.TCPConn, session *tunnel.Conn, heard func(Side)) Result {
 	raw := RawOf(session)
 	x := &exchange{plain: plain, session: session, raw: raw, heard: heard}
@@ -179,8 +181,8 @@ func (x *exchange) last(t tunnel.Type) bool {
 	return true
 }
 
-// unsent takes in that the session takes no more. If it was reset, toPlain still carries what the
-// far side said before, and then finds the reset.
+// unsent handles a failed write to the session. If the session was reset, toPlain still
+// delivers what the far side sent before, and then finds the reset.
 func (x *exchange) unsent(err error) {
 	if reasonFor(err) != WasReset {
 		x.fail(Second, err)
@@ -313,8 +315,9 @@ func (x *exchange) deliver(n int, discarded *int) bool {
 	return true
 }
 
-// refused notes that the application takes no more. What it has said before is still carried:
-// toSession finds the reset behind it. After a FIN there is nothing behind it to be found.
+// refused records that the application takes no more bytes. toSession still carries what
+// the application sent before, and then finds its reset. If the application sent FIN
+// before, refused wakes awaitLast, which passes the reset on.
 func (x *exchange) refused() {
 	x.dead.Store(true)
 	if x.lastSent.Load() {

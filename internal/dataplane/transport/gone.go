@@ -17,9 +17,10 @@ const goneLook = time.Second
 // Gone reports whether a connection was reset or has ended both ways. It does not wait.
 func Gone(c *net.TCPConn) bool { return closed(c) }
 
-// WhileOpen returns a context that ends with ctx, with ErrGone when c is found to be reset, and
-// with stop, which the caller must call. It looks each second, without reading from c. also,
-// which may be nil, is called at each look, too; once stop has returned it is not called any more.
+// WhileOpen returns a context that ends when ctx ends, when c was reset or has ended both
+// ways (the cause is then ErrGone), or when the caller calls stop, as it must. WhileOpen
+// checks c every second and reads nothing from it. At each check it calls also, which may
+// be nil. It never calls also after stop has returned.
 func WhileOpen(ctx context.Context, c *net.TCPConn, also func()) (open context.Context, stop func()) {
 	open, end := context.WithCancelCause(ctx)
 	var mu sync.Mutex // guards timer and stopped, and is held while it looks

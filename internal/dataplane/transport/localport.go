@@ -27,10 +27,11 @@ const (
 	rangeAge = 10 * time.Second
 )
 
-// LocalPorts dials from local ports of its own choice. A port that the kernel chooses stays
-// unusable for a minute after its connection has ended (TIME_WAIT), so that about 28,000 short
-// connections a minute to one address are all. With a port of our choice the kernel takes such a
-// connection's place at once, if both ends use TCP timestamps. The zero value is ready.
+// LocalPorts dials from local ports that it chooses itself. A port that the kernel
+// chooses stays in use for a minute after its connection has ended (TIME_WAIT). That
+// would limit a node to about 28,000 short connections a minute to one address. With a
+// port that LocalPorts chooses, the kernel reuses a connection in TIME_WAIT at once, if
+// both ends use TCP timestamps. The zero value is ready to use.
 type LocalPorts struct {
 	next atomic.Uint32
 

@@ -64,8 +64,8 @@ func AwaitSpeech(c *net.TCPConn, d time.Duration) error {
 	return c.SetReadDeadline(time.Time{})
 }
 
-// Finished reports whether the other end has said FIN, read or not: it has said all that it
-// wants to say, and its kernel was told that we have it.
+// Finished reports whether the other end's FIN has arrived, even if it was not read yet.
+// All bytes before the FIN have then arrived, too, and our kernel has acknowledged them.
 func Finished(c *net.TCPConn) bool {
 	const closeWait = 8 // as tcpClose
 	info, err := tcpInfo(c)

@@ -6,12 +6,14 @@
 //	outbound: application ──▶ Dialer ─▶ Dialed ─▶ tls.Client ─▶ Exchange ══▶ gateway
 //
 // What always holds:
-//   - An end stays an end and a reset a reset, each direction for itself. On TCP only FIN is an end;
-//     in a session only END is. What was said before a reset is delivered before it.
-//   - Whatever breaks a session resets the application's connection: truncation is no end.
-//   - A slow reader is not a dead one: a connection whose peer keeps answering is never given up for
-//     standing still. A peer that answers nothing is given up
-//     after 60 to 80 s: a cut of less than a minute ends nothing that is open.
+//   - Each direction ends at the far end as it ended at the near one: a clean end by a
+//     clean end, a reset by a reset. On TCP only FIN is a clean end; in a session only
+//     END is. The bytes sent before a reset are delivered before it.
+//   - A session that breaks resets the application's connection, because truncation is
+//     not a clean end.
+//   - A slow reader is not dead. A connection whose peer answers is never ended because
+//     no bytes move. A peer that answers nothing is dead after 60 to 80 s, so a network
+//     outage of less than a minute ends no open connection.
 //   - Before a peer has proven who it is it can send MaxUnproven bytes and no more.
 //   - ReadClientHello consumes the hello's records and not a byte after them.
 //   - Exchange and Splice return when both directions have ended and all their goroutines with
@@ -155,8 +157,9 @@ func Reset(c net.Conn) {
 	c.Close()
 }
 
-// linger sets what closing TCP connections does: 0 resets them, -1 ends them with all that was written. It holds for the kernel, too,
-// when it closes them for a process that was killed.
+// linger sets what Close does to TCP connections: 0 resets them, and -1 sends all written
+// bytes and FIN. It also applies when the kernel closes them because the process was
+// killed.
 func linger(seconds int, conns ...net.Conn) {
 	for _, c := range conns {
 		if t, ok := c.(interface{ SetLinger(int) error }); ok {

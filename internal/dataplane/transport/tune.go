@@ -29,8 +29,8 @@ var tuning = []struct{ level, option, value int }{
 
 // Tune sets what every connection of Causeway has: no delay, keepalive, which notices a
 // silent peer after 75 s at most, and a user timeout of 20 s, after which unacknowledged
-// data fails the connection. Relay and Splice replace the user timeout by their own
-// watch.
+// data fails the connection. Exchange and Splice replace the user timeout with their own
+// check of the peer.
 func Tune(c *net.TCPConn) error {
 	if err := control(c, tune); err != nil {
 		return fmt.Errorf("tune connection with %v: %w", c.RemoteAddr(), err)

@@ -12,9 +12,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// A Conn reads the frames of one session. It remembers the prefix of a frame whose turn has not
-// come, and the part of a prefix that a deadline has cut, so that reading goes on where it
-// stopped. Reads must not be concurrent.
+// A Conn reads the frames of one session. It keeps a prefix until Take, and it keeps the
+// part of a prefix that it had read when a deadline passed. So a later read continues
+// where the earlier one stopped. Reads must not be concurrent.
 type Conn struct {
 	net.Conn
 	prefix [PrefixLen]byte
@@ -25,10 +25,11 @@ type Conn struct {
 // takes c over.
 func NewConn(c net.Conn) *Conn { return &Conn{Conn: c} }
 
-// Next returns the type of the frame whose turn it is and the length of its body, and does so
-// again until Take. An end before the frame is io.EOF itself. Else the error wraps
-// ErrUnexpectedFrame, ErrFrameTooLong, io.ErrUnexpectedEOF, or the connection's own; after a deadline has passed,
-// Next may be called again.
+// Next reads the prefix of the next frame, and returns its type and the length of its
+// body. Until Take is called it returns the same frame again. If the session ends before
+// a frame, the error is io.EOF itself. Any other error wraps ErrUnexpectedFrame,
+// ErrFrameTooLong, io.ErrUnexpectedEOF or the connection's own error. After a deadline
+// has passed, Next may be called again.
 func (c *Conn) Next() (Type, int, error) {
 	for c.have < PrefixLen {
 		n, err := c.Conn.Read(c.prefix[c.have:])
@@ -51,8 +52,8 @@ func (c *Conn) Next() (Type, int, error) {
 	return t, n, nil
 }
 
-// Take takes the prefix that Next has returned. The caller reads the body, all of it, and then
-// nothing but by Next and the methods below.
+// Take consumes the prefix that Next has returned. The caller must then read the whole
+// body from the connection, and after that read only with Next and the methods below.
 func (c *Conn) Take() { c.have = 0 }
 
 // ReadHello reads HELLO and not a byte more. The error wraps ErrUnexpectedFrame, ErrBadFrame or
@@ -69,9 +70,10 @@ func (c *Conn) ReadHello() (Hello, error) {
 	return h, nil
 }
 
-// ReadOpen reads OPEN and not a byte more, and returns the client's patience. A RESET before it
-// is of the exchange that has ended, and is passed over. Errors are as ReadHello's; on a session whose client wants no more
-// exchanges the error is io.EOF itself.
+// ReadOpen reads OPEN and not a byte more, and returns the client's patience. It skips
+// one RESET before OPEN, which belongs to the exchange that has ended. If the client
+// closed the session cleanly instead, the error is io.EOF itself. Other errors are those
+// of ReadHello.
 func (c *Conn) ReadOpen() (patience time.Duration, err error) {
 	if err := c.skipResets(); err != nil {
 		return 0, err
@@ -132,8 +134,9 @@ func (c *Conn) skipResets() error {
 	}
 }
 
-// Discard reads and drops what the other side sends in an exchange until its last frame, for
-// most bytes and until deadline at most. Without an error the session can carry another exchange.
+// Discard reads and drops what the other side sends in an exchange, up to its last frame.
+// It fails after more than most bytes, and at the deadline. If it returns nil, the
+// session can carry another exchange.
 func (c *Conn) Discard(most int, deadline time.Time) error {
 	if err := c.SetReadDeadline(deadline); err != nil {
 		return err

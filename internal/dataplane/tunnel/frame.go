@@ -26,7 +26,8 @@ const (
 var (
 	// ErrUnexpectedFrame reports a frame of another type than the one whose turn it is.
 	ErrUnexpectedFrame = errors.New("unexpected frame")
-	// ErrFrameTooLong reports a frame whose body is longer than MaxFrame.
+	// ErrFrameTooLong reports a frame whose body is longer than its type permits: MaxData
+	// for DATA, 0 for END and RESET, and MaxFrame for the others.
 	ErrFrameTooLong = errors.New("frame too long")
 	// ErrBadFrame reports a frame whose body is not what its type holds.
 	ErrBadFrame = errors.New("malformed frame")
@@ -100,9 +101,9 @@ func WriteHello(w io.Writer, h Hello) error {
 	return write(w, TypeHello, b)
 }
 
-// WriteOpen writes OPEN and the caller's first bytes, if any, in one write. There are MaxData of
-// them at most. Patience is how long the client waits for an application that does not answer,
-// in whole milliseconds; 0: as long as the server likes.
+// WriteOpen writes OPEN and early, the caller's first bytes if there are any, in one
+// write. early has at most MaxData bytes. patience is how long the client waits for the
+// application to answer, rounded down to milliseconds. 0 lets the server decide.
 func WriteOpen(w io.Writer, patience time.Duration, early []byte) error {
 	b, err := appendOpen(nil, patience, early)
 	if err != nil {

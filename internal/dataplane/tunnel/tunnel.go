@@ -13,7 +13,7 @@
 // What always holds:
 //   - Exchanges follow each other: one is over when each direction has had its last frame, END or
 //     RESET. A side that receives RESET ends its own direction by RESET, unless that has ended.
-//   - No byte past the frame whose turn it is is read.
+//   - A reader never reads past the end of the current frame.
 //   - A message holds at most MaxFrame bytes, and its fields are checked before they are handed
 //     out: names are DNS labels, ids have 8 bytes, enums have known values.
 //   - A refusal comes as a *Refused with a Code of the closed list.
@@ -80,10 +80,10 @@ func Refusals() []Code {
 // Open asks for a service and for its application at once, sending HELLO, OPEN and the caller's
 // first bytes in one write, and waits for both answers. Afterwards conn carries the exchange.
 //
-// The error is a *Refused (the Answer is then what came with it), or wraps what went wrong on
-// conn, or is ctx's cause. After any other error than a refusal of the OPEN, for which Reusable
-// reports true, conn is of no more use and is the caller's to reset. Open sets conn's deadline
-// and clears it unless conn is of no more use.
+// The error is or wraps a *Refused, an error of conn, or ctx's cause. With a *Refused,
+// the Answer is the one that the server sent. If Reusable reports true for the error,
+// conn is ready for another exchange. After any other error the caller must reset conn.
+// Open sets conn's deadline, and clears it if conn can still be used.
 func (c *Conn) Open(ctx context.Context, h Hello, patience time.Duration, early []byte) (Answer, error) {
 	var a Answer
 	err := c.within(ctx, func() error {
