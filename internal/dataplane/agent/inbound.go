@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
@@ -109,7 +110,7 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	}
 	if err != nil && in.told && codeOf(err).KeepsSession() {
 		a.countRefusal(in, err)
-		if conn.Discard(maxFarewell, time.Now().Add(farewell)) == nil {
+		if conn.Discard(maxFarewell, time.Now().Add(farewell)) == nil && tunnel.WriteEmpty(conn, tunnel.TypeIdle) == nil {
 			return true
 		}
 		transport.Reset(c)
@@ -137,6 +138,13 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 		a.part(c)
 		return false
 	}
+	conn.SetWriteDeadline(time.Now().Add(handshakeTimeout))
+	if err := tunnel.WriteEmpty(conn, tunnel.TypeIdle); err != nil {
+		a.metrics.session(inbound, sessionLost)
+		transport.Reset(c)
+		return false
+	}
+	conn.SetWriteDeadline(time.Time{})
 	return true
 }
 
@@ -149,13 +157,15 @@ func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tunn
 	if err := c.SetReadDeadline(time.Time{}); err != nil {
 		return nil, refuse(reasonOther, err)
 	}
-	if !a.rates.handshakes.Take(in.header.Link) {
-		return nil, refuse(reasonHandshakeRate, fmt.Errorf("link %s makes too many sessions a second", in.header.Link))
+	from := linkSource{in.header.Link, budget.SourceOf(in.header.Source.Addr())}
+	if !a.rates.handshakes.Take(from) {
+		return nil, refuse(reasonHandshakeRate, fmt.Errorf("%v of link %s makes too many handshakes a second", from.source, from.link))
 	}
 	tun, err := a.shake(life, c, hello, in)
 	if err != nil {
 		return nil, err
 	}
+	a.rates.handshakes.Refund(from) // it was no replay
 	conn := tunnel.NewConn(tun)
 	if err := a.decide(conn, in); err != nil {
 		return nil, err
@@ -185,7 +195,9 @@ func (in *arrival) lease() func(*state) error {
 // kept asks whether an open exchange may stay.
 func (in *arrival) kept(s *state) error {
 	d := admit.Keep(in.request(), s.admission)
-	gone := d.Reason == admit.NoPod || d.Reason == admit.PodDead
+	// With the last pod of its namespace on this node, the node's exports of it go, too.
+	gone := d.Reason == admit.NoPod || d.Reason == admit.PodDead ||
+		d.Reason == admit.NoExport && s.pods[in.header.PodUID] == nil
 	if !d.Allowed && !(gone && in.parting.permits(time.Now())) {
 		return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may not go on calling %s: %s", in.caller, in.hello, d.Reason)}
 	}
@@ -233,6 +245,9 @@ func (a *Agent) readHeader(c *net.TCPConn, in *arrival) (leave func(), err error
 	place := a.headers.Enter(budget.SourceOf(addrOf(c.RemoteAddr()).Addr()), func() { transport.Reset(c) })
 	defer func() {
 		if evicted := a.headers.Leave(place); evicted != budget.Stayed {
+			if leave != nil {
+				leave()
+			}
 			leave, err = nil, refuse(reasonTooManyHeaders, errors.New("newer connections came before its header"))
 		}
 	}()
@@ -370,7 +385,11 @@ func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, 
 		return nil, err
 	}
 	var to admit.Decision
-	s, err := a.current()
+	var s *state
+	err := a.awaitRate(ctx, in)
+	if err == nil {
+		s, err = a.current()
+	}
 	if err == nil {
 		to, in.addrs, err = admitted(s, in)
 	}
@@ -394,6 +413,25 @@ func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, 
 	in.told = err != nil && werr == nil
 	return app, err
 }
+
+// awaitRate waits until the caller may have another exchange.
+func (a *Agent) awaitRate(ctx context.Context, in *arrival) error {
+	for range rateTries {
+		if a.rates.exchanges.Take(in.caller.String()) {
+			return nil
+		}
+		if !backoff.Sleep(ctx, ratePause) {
+			break
+		}
+	}
+	return &refusal{reason: reasonExchangeRate, code: tunnel.Code_OVERLOADED, err: fmt.Errorf("%s makes too many calls a second", in.caller)}
+}
+
+// How often, and how many times, an exchange beyond its caller's rate asks whether it may begin.
+const (
+	ratePause = 20 * time.Millisecond
+	rateTries = 100
+)
 
 // dialPod connects to the application at the first of the pod's addresses that answers, if that
 // still stands for the pod that was decided on. A pod that has been silent for long is found by

@@ -237,7 +237,7 @@ var barHello = tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}
 // exchange says hello in an exchange that is open, and hears the answer.
 func exchange(t *testing.T, session *tunnel.Conn) {
 	t.Helper()
-	if err := tunnel.WriteLast(session, tunnel.TypeEnd); err != nil {
+	if err := tunnel.WriteEmpty(session, tunnel.TypeEnd); err != nil {
 		t.Fatal(err)
 	}
 	said := ""
@@ -256,6 +256,7 @@ func exchange(t *testing.T, session *tunnel.Conn) {
 			if kind != tunnel.TypeEnd || said != "you said hello" {
 				t.Errorf("%q and %v", said, kind)
 			}
+			session.ReadIdle() // a session that retires says close_notify instead
 			return
 		}
 	}
@@ -328,6 +329,9 @@ func TestASessionWaits(t *testing.T) {
 			refused := (*tunnel.Refused)(nil)
 			if err := session.OpenNext(t.Context(), 0, []byte("hello")); !errors.As(err, &refused) || refused.Code != tunnel.Code_POD_REFUSED || !tunnel.Reusable(err) {
 				t.Errorf("OPEN for an application that refuses: %v", err)
+			}
+			if err := session.ReadIdle(); err != nil {
+				t.Fatal(err)
 			}
 			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: uint32(port)} })
 			if err := session.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
@@ -497,7 +501,7 @@ func TestCallsAreRated(t *testing.T) {
 
 // A link that makes sessions in a loop is stopped.
 func TestHandshakesAreRated(t *testing.T) {
-	w := newWorld(t, echo, func(w *world) { w.east.rates.handshakes = budget.NewRates[string](0, 0) })
+	w := newWorld(t, echo, func(w *world) { w.east.rates.handshakes = budget.NewRates[linkSource](0, 0) })
 	_, err := w.call(alice, "hello")
 	wantReset(t, "beyond its rate", err)
 	w.counted(w.east, inbound, reasonHandshakeRate)

@@ -22,6 +22,8 @@ const (
 	visitAge  = 24 * time.Hour
 	// wantingAge is how long an endpoint that did not take a call is passed over.
 	wantingAge = 5 * time.Second
+	// missedAge is how long one is passed over that the gateway does not lead to.
+	missedAge = 30 * time.Second
 )
 
 // learnt is what answers have told of far endpoints. Nothing else tells of them: the
@@ -35,7 +37,7 @@ type learnt struct {
 	sets   *fading[setKey, farSet]
 	visits *fading[visitKey, route.EndpointID]
 	// wanting are endpoints that did not take a call lately.
-	wanting *fading[endpointKey, struct{}]
+	wanting *fading[endpointKey, time.Time] // until when
 	// asked is for which ports newer news was asked for, or came, within scoutAge.
 	asked *fading[setKey, struct{}]
 	// speakers is who speaks first on a far port.
@@ -73,7 +75,7 @@ type farSet struct {
 
 func newLearnt() *learnt {
 	return &learnt{newFading[setKey, farSet](maxSets, setAge), newFading[visitKey, route.EndpointID](maxVisits, visitAge),
-		newFading[endpointKey, struct{}](maxSets, wantingAge), newFading[setKey, struct{}](maxSets, scoutAge), newFading[setKey, tunnel.FirstSpeaker](maxSpoken, spokenAge)}
+		newFading[endpointKey, time.Time](maxSets, missedAge), newFading[setKey, struct{}](maxSets, scoutAge), newFading[setKey, tunnel.FirstSpeaker](maxSpoken, spokenAge)}
 }
 
 // heard takes a positive answer to HELLO.
@@ -122,14 +124,24 @@ func (l *learnt) last(pod string, to farPort, affinity time.Duration) route.Endp
 // nobody's for a while.
 func (l *learnt) turnedAway(pod string, to farPort, id route.EndpointID) {
 	l.visits.drop(visitKey{pod, to})
-	l.wanting.put(endpointKey{to, id}, func(struct{}, time.Duration, bool) (struct{}, bool) { return struct{}{}, true })
+	l.pass(endpointKey{to, id}, wantingAge)
+}
+
+// missed notes an endpoint that the gateway did not lead to.
+func (l *learnt) missed(to farPort, id route.EndpointID) { l.pass(endpointKey{to, id}, missedAge) }
+
+func (l *learnt) pass(key endpointKey, age time.Duration) {
+	until := time.Now().Add(age)
+	l.wanting.put(key, func(was time.Time, _ time.Duration, _ bool) (time.Time, bool) {
+		return until, until.After(was)
+	})
 }
 
 // without returns the endpoints that take calls, as far as is known: all, if none does.
 func (l *learnt) without(ids []route.EndpointID, to farPort) []route.EndpointID {
 	wanting := func(id route.EndpointID) bool {
-		_, ok := l.wanting.get(endpointKey{to, id}, wantingAge)
-		return ok
+		until, ok := l.wanting.get(endpointKey{to, id}, missedAge)
+		return ok && time.Now().Before(until)
 	}
 	if !slices.ContainsFunc(ids, wanting) {
 		return ids

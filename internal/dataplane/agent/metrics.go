@@ -48,7 +48,8 @@ const (
 	reasonCallerGone       = "caller_gone"
 	reasonRevoked          = "no_longer_admitted" // between proof and OPEN
 	reasonBusy             = "too_many_handshakes"
-	reasonHandshakeRate    = "handshake_rate" // of one link
+	reasonHandshakeRate    = "handshake_rate" // of one link and source
+	reasonExchangeRate     = "exchange_rate"  // of one caller
 	reasonTooManyHeaders   = "too_many_headers"
 	reasonCallRate         = "call_rate" // of a pod, or of an account
 	reasonUnknownPod       = "unknown_pod"
@@ -69,7 +70,7 @@ func reasons(way string) []string {
 		}
 		return out
 	}
-	out = append(out, reasonBusy, reasonHandshakeRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts)
+	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts)
 	for _, r := range route.Reasons() {
 		out = append(out, "header_"+r)
 	}

@@ -82,11 +82,11 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	o.release()
 	result.Forth += early
 	a.metrics.ended(outbound, call.peer.name, result)
-	if !result.Reusable {
+	o.session.carried += result.Forth + result.Back
+	if !result.Reusable || !o.session.settle(life) {
 		o.session.lose()
 		return
 	}
-	o.session.carried += result.Forth + result.Back
 	a.rest(o.session)
 }
 
@@ -275,10 +275,14 @@ func (a *Agent) told(call *call) {
 }
 
 // learn remembers an endpoint that did not take a call.
-func (a *Agent) learn(call *call, failed error) {
-	if turnedAway(failed) {
-		a.learnt.turnedAway(call.caller.uid, call.farPort(), call.answer.Endpoint)
+func (a *Agent) learn(call *call, at route.EndpointID, failed error) {
+	if !turnedAway(failed) {
+		return
 	}
+	if answered := call.answer.Endpoint; answered != (route.EndpointID{}) {
+		at = answered // a refused HELLO does not tell
+	}
+	a.learnt.turnedAway(call.caller.uid, call.farPort(), at)
 }
 
 // early reads up to most of the caller's first bytes that have arrived already. It does

@@ -142,6 +142,14 @@ func (d *detours) order(addresses []string, now time.Time) []string {
 	return append(first, last...)
 }
 
+// avoids reports whether an address comes last now.
+func (d *detours) avoids(address string, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	around, ok := d.late[address]
+	return ok && now.Before(around.until)
+}
+
 // saw takes in that of tried, in their order, winner was the first to answer.
 func (d *detours) saw(tried []string, winner int, now time.Time) {
 	d.mu.Lock()

@@ -10,10 +10,12 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
 
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/session"
@@ -45,6 +47,8 @@ const (
 	aperture = 16
 	// openTries is how many endpoints are tried before a call is refused because none accepts.
 	openTries = 3
+	// retryTime is after how long no other endpoint is tried.
+	retryTime = 3 * time.Second
 	// An application that does not answer is waited for so long: as long as a caller commonly
 	// waits, unless there are others that may answer.
 	longPatience  = time.Minute
@@ -85,8 +89,9 @@ type clientSession struct {
 	conn    *tunnel.Conn
 	until   time.Time // when it takes no more exchanges
 	carried int64
-	// forget stops the pool from hearing of the lease's end; release ends it. Both are set while
-	// the session is idle.
+	// idle ends with the lease of an idle session. forget stops the pool from learning of that;
+	// release ends the lease. All are set while the session is idle.
+	idle    context.Context
 	forget  func() bool
 	release func()
 	ended   func(what string) // counts
@@ -111,16 +116,29 @@ func (s *clientSession) Retire() {
 		what = sessionLost
 	}
 	s.ended(what)
+	transport.RawOf(s.conn).Hurry() // close_notify fits, or the far side reads nothing
 	s.conn.Close()
 }
 
-// disarm ends the lease of an idle session.
-func (s *clientSession) disarm() {
-	if s.forget != nil {
-		s.forget()
-		s.release()
-		s.forget, s.release = nil, nil
+// disarm ends the lease of an idle session. It reports whether the session was still admitted.
+func (s *clientSession) disarm() bool {
+	if s.forget == nil {
+		return true
 	}
+	admitted := s.idle.Err() == nil
+	s.forget()
+	s.release()
+	s.idle, s.forget, s.release = nil, nil, nil
+	return admitted
+}
+
+// settle waits until the far side has taken the last exchange, within ctx: its application may
+// still be reading what was sent before FIN. Until then another exchange would wait behind it.
+// It returns false if the session is of no more use.
+func (s *clientSession) settle(ctx context.Context) bool {
+	stop := afterfunc.Start(ctx, func() { s.conn.SetReadDeadline(time.Unix(1, 0)) })
+	err := s.conn.ReadIdle()
+	return stop() && err == nil
 }
 
 // lose ends a session that is of no more use.
@@ -133,7 +151,8 @@ func (s *clientSession) lose() {
 // certificate by now is spent: an exchange is to be proven for as long as can be.
 func (a *Agent) spent(s *clientSession) bool {
 	newest, ok := a.svids.get(s.call.caller.account())
-	return !ok || newest != s.call.as || time.Now().After(s.until) || s.carried > maxCarried
+	return !ok || newest != s.call.as || time.Now().After(s.until) || s.carried > maxCarried ||
+		a.detours.avoids(s.by, time.Now())
 }
 
 // An opened call has reached the application. Its ctx ends with its lease.
@@ -148,6 +167,7 @@ type opened struct {
 func (a *Agent) open(life context.Context, c *net.TCPConn, call *call) (o *opened, err error) {
 	open, stop := transport.WhileOpen(life, c, nil)
 	defer stop()
+	start := time.Now()
 	for try := range openTries {
 		endpoint := a.choose(call)
 		call.patience = longPatience
@@ -155,7 +175,7 @@ func (a *Agent) open(life context.Context, c *net.TCPConn, call *call) (o *opene
 			call.patience = shortPatience // another may answer sooner
 		}
 		var again bool
-		if o, again, err = a.openAt(open, life, c, call, endpoint); !again {
+		if o, again, err = a.openAt(open, life, c, call, endpoint); !again || time.Since(start) > retryTime {
 			break
 		}
 	}
@@ -175,8 +195,7 @@ func (a *Agent) openAt(ctx, life context.Context, c *net.TCPConn, call *call, at
 		if !ok {
 			return a.openNew(ctx, life, c, call, at)
 		}
-		s.disarm()
-		if a.spent(s) || !s.Sound() {
+		if !s.disarm() || a.spent(s) || !s.Sound() {
 			s.Retire()
 			continue
 		}
@@ -217,17 +236,17 @@ func (a *Agent) openNext(ctx, life context.Context, c *net.TCPConn, call *call, 
 	call.as, call.far, call.answer = s.call.as, s.call.far, s.call.answer
 	lease, release := a.leases.hold(life, a.state.Load, call.lease())
 	opening, cancel := both(ctx, lease, openTimeout+call.patience)
-	opening, certain := a.doubt(opening, s)
-	err = s.conn.OpenNext(opening, call.patience, call.first)
+	watched, certain := a.doubt(opening, s)
+	err = s.conn.OpenNext(watched, call.patience, call.first)
 	certain()
-	cancel()
+	defer cancel()
 	if err == nil {
 		return a.entered(call, s, lease, release), false, nil
 	}
 	release()
-	a.learn(call, err)
+	a.learn(call, s.Endpoint(), err)
 	call.as, call.far, call.answer = as, far, answer
-	if tunnel.Reusable(err) {
+	if tunnel.Reusable(err) && s.settle(ctx) {
 		a.rest(s)
 	} else {
 		s.lose()
@@ -253,24 +272,28 @@ func (a *Agent) openNew(ctx, life context.Context, c *net.TCPConn, call *call, a
 	conn, err := a.prove(ctx, raw, call, wishFor(call, at))
 	if err != nil {
 		raw.Reset()
-		return nil, false, err
+		if again = cutShort(err); again && at != (route.EndpointID{}) {
+			a.learnt.turnedAway(call.caller.uid, call.farPort(), at)
+		}
+		return nil, again, err
 	}
 	s := a.newSession(conn, by, call)
 	lease, release := a.leases.hold(life, a.state.Load, call.lease())
 	if err = call.listen(c); err == nil {
 		opening, cancel := both(ctx, lease, openTimeout+call.patience)
+		defer cancel()
 		call.answer, err = conn.Open(opening, call.hello(), call.patience, call.first)
-		cancel()
 		s.call.answer = call.answer
 		a.told(call)
-		a.learn(call, err)
+		a.learn(call, at, err)
+		a.missed(call, at)
 		if err == nil {
 			a.metrics.session(outbound, sessionMade)
 			return a.entered(call, s, lease, release), false, nil
 		}
 	}
 	release()
-	if tunnel.Reusable(err) {
+	if tunnel.Reusable(err) && s.settle(ctx) {
 		a.metrics.session(outbound, sessionMade)
 		a.rest(s)
 	} else {
@@ -288,6 +311,20 @@ func both(a, b context.Context, within time.Duration) (context.Context, context.
 	stop := context.AfterFunc(a, func() { end(context.Cause(a)) })
 	ctx, cancel := context.WithTimeout(ctx, within)
 	return ctx, func() { cancel(); stop(); end(nil) }
+}
+
+// cutShort reports whether a handshake was reset, as by a far agent or a gateway that is busy or
+// has ended: nothing has reached an application, and another may take the call.
+func cutShort(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, transport.ErrTruncated)
+}
+
+// missed notes an endpoint that the gateway did not lead to: its agent cannot be reached.
+func (a *Agent) missed(c *call, wished route.EndpointID) {
+	none := route.EndpointID{}
+	if wished != none && c.answer.Endpoint != none && c.answer.Endpoint != wished {
+		a.learnt.missed(c.farPort(), wished)
+	}
 }
 
 // entered counts an exchange in that is open now.
@@ -325,7 +362,7 @@ func (a *Agent) rest(s *clientSession) {
 	}
 	ctx, release := a.leases.hold(a.taking, a.state.Load, s.call.idleLease())
 	kept := a.sessions.Put(s.key, s, func() {
-		s.release = release
+		s.idle, s.release = ctx, release
 		s.forget = context.AfterFunc(ctx, func() { a.drop(s) })
 	})
 	if !kept {
@@ -420,18 +457,18 @@ func (a *Agent) prepare(c *call) {
 }
 
 // ahead makes a session in the background, if begin and the peer's rate allow it.
-func (a *Agent) ahead(key sessionKey, c *call, at route.EndpointID, begin func(sessionKey) bool) bool {
-	if !begin(key) {
+func (a *Agent) ahead(key sessionKey, c *call, at route.EndpointID, begin func(sessionKey, route.EndpointID) bool) bool {
+	if !begin(key, at) {
 		return false
 	}
 	if !a.bucket(c.peer.uid).Allow() {
-		a.sessions.Done(key)
+		a.sessions.Done(key, at)
 		return false
 	}
 	next := call{vip: c.vip, index: c.index, to: c.to, port: c.port, peer: c.peer, caller: c.caller}
 	a.metrics.session(outbound, sessionBegun)
 	go func() { // which the pool's Close waits for
-		defer a.sessions.Done(key)
+		defer a.sessions.Done(key, at)
 		backoff.Sleep(a.taking, rand.N(aheadJitter))
 		err := context.Cause(a.taking)
 		if err == nil {
@@ -500,6 +537,7 @@ func (a *Agent) makeAhead(key sessionKey, c call, at route.EndpointID) error {
 		return err
 	}
 	a.told(&c)
+	a.missed(&c, at)
 	a.metrics.session(outbound, sessionAhead)
 	a.rest(a.newSession(conn, by, &c))
 	return nil
@@ -565,6 +603,6 @@ func (a *Agent) forsake(addresses ...string) {
 
 func newSessions() *session.Pool[sessionKey, *clientSession] {
 	return session.New[sessionKey, *clientSession](session.Bounds{
-		Idle: maxIdleSessions, Life: idleLife, Look: sessionLook, Spare: spareSessions,
+		Idle: maxIdleSessions, Life: idleLife, Look: sessionLook, Endpoints: aperture, Spare: spareSessions,
 	})
 }

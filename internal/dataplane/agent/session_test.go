@@ -155,7 +155,7 @@ func TestSessionsOfAnAgentThatStops(t *testing.T) {
 	if n := w.idle(); n != 0 {
 		t.Errorf("%d sessions wait for an agent that stops", n)
 	}
-	if w.west.sessions.Begin(sessionKey{}) {
+	if w.west.sessions.Begin(sessionKey{}, route.EndpointID{}) {
 		t.Error("one is made anew")
 	}
 }

@@ -21,6 +21,8 @@ type allowances struct {
 	callers, calls *budget.Shares
 	// guests and links are inbound, by the caller's SPIFFE ID and by link's UID.
 	guests, links *budget.Shares
+	// waiting are inbound sessions that wait for OPEN, by link's UID.
+	waiting *budget.Shares
 	// granted is what peers' gateways grant, by link's UID.
 	granted *fading[string, uint32]
 }
@@ -30,28 +32,39 @@ type allowances struct {
 type callRates struct {
 	pods     *budget.Rates[netip.Addr]
 	accounts *budget.Rates[account]
-	// handshakes are inbound, by the name of the link: each link has its own.
-	handshakes *budget.Rates[string]
+	// handshakes are inbound ones that prove nobody, by the link of their label and their source.
+	handshakes *budget.Rates[linkSource]
+	// exchanges are inbound, by the caller's SPIFFE ID. They wait, because callers may come in
+	// bursts.
+	exchanges *budget.Rates[string]
+}
+
+type linkSource struct {
+	link   string
+	source netip.Prefix
 }
 
 // Per second, and at once.
 const (
 	podRate, podBurst             = 2_000, 4_000
 	accountRate, accountBurst     = 4_000, 8_000
-	handshakeRate, handshakeBurst = 2_000, 4_000
+	handshakeRate, handshakeBurst = 500, 2_000
+	exchangeRate, exchangeBurst   = 4_000, 8_000
 )
 
 func newCallRates() callRates {
 	return callRates{
 		pods:       budget.NewRates[netip.Addr](podRate, podBurst),
 		accounts:   budget.NewRates[account](accountRate, accountBurst),
-		handshakes: budget.NewRates[string](handshakeRate, handshakeBurst),
+		handshakes: budget.NewRates[linkSource](handshakeRate, handshakeBurst),
+		exchanges:  budget.NewRates[string](exchangeRate, exchangeBurst),
 	}
 }
 
 func newAllowances() *allowances {
 	shares := func() *budget.Shares { return budget.New(maxConnections) }
-	return &allowances{shares(), shares(), shares(), shares(), shares(), newFading[string, uint32](1024, grantAge)}
+	return &allowances{sources: shares(), callers: shares(), calls: shares(), guests: shares(), links: shares(),
+		waiting: budget.New(maxWaiting), granted: newFading[string, uint32](1024, grantAge)}
 }
 
 // source counts a connection in by its address alone. leave must be called if there is no error.

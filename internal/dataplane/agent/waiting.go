@@ -19,7 +19,8 @@ const (
 	// HELLO.
 	idlePatience = 2 * time.Minute
 	warmAfter    = time.Second
-	// maxWaiting is how many sessions may wait so long. Of more, each has openTimeout.
+	// maxWaiting is how many sessions may wait so long, in shares by link. Of more, each has
+	// openTimeout.
 	maxWaiting = 8192
 )
 
@@ -55,9 +56,11 @@ func nobodyCame(err error) string {
 // application has received anything.
 func (a *Agent) awaitOpen(ctx context.Context, conn *tunnel.Conn, in *arrival) error {
 	wait := openTimeout
-	if a.waiting.Add(1) <= maxWaiting {
+	if link := in.to.Link.UID; a.shares.waiting.Enter(link) {
 		wait = idlePatience
+		defer a.shares.waiting.Leave(link)
 	}
+	a.waiting.Add(1)
 	defer a.waiting.Add(-1)
 	start := time.Now()
 	if err := conn.SetReadDeadline(start.Add(wait)); err != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 )
 
-// A Member is a session. Its methods must not call the pool.
+// A Member is a session. Endpoint and Sound must not call the pool.
 type Member interface {
 	comparable
 	// Endpoint is the one that it leads to.
@@ -39,7 +39,9 @@ type Bounds struct {
 	Life time.Duration
 	// Look is between two looks at whether idle ones are still sound.
 	Look time.Duration
-	// Spare is how many more than a key has needed lately may be idle for it.
+	// Endpoints is for how many endpoints a key may have idle sessions, whatever it needs.
+	Endpoints int
+	// Spare is how many more may be idle for a key.
 	Spare int
 }
 
@@ -62,13 +64,14 @@ type Pool[K comparable, M Member] struct {
 
 // sessions are those of one key.
 type sessions[M Member] struct {
-	idle   map[route.EndpointID][]*list.Element // the last used last
-	idles  int
-	busy   map[route.EndpointID]int // exchanges
-	busies int
-	making int
-	peak   [2]int    // of busies, in this and in the last Peak
-	since  time.Time // when this one began
+	idle    map[route.EndpointID][]*list.Element // the last used last
+	idles   int
+	busy    map[route.EndpointID]int // exchanges
+	busies  int
+	making  map[route.EndpointID]int
+	makings int
+	peak    [2]int    // of busies, in this and in the last Peak
+	since   time.Time // when this one began
 }
 
 type item[K comparable, M Member] struct {
@@ -111,7 +114,7 @@ func (p *Pool[K, M]) Lacks(key K, endpoints []route.EndpointID) (out []route.End
 	defer p.mu.Unlock()
 	s := p.keys[key]
 	for _, e := range endpoints {
-		if s == nil || len(s.idle[e]) == 0 && s.busy[e] == 0 {
+		if s == nil || len(s.idle[e]) == 0 && s.busy[e] == 0 && s.making[e] == 0 {
 			out = append(out, e)
 		}
 	}
@@ -145,10 +148,17 @@ func (p *Pool[K, M]) Take(key K, endpoint route.EndpointID) (m M, ok bool) {
 // anybody can take it. Put returns false, and leaves the session to the caller, if the pool is
 // closed.
 func (p *Pool[K, M]) Put(key K, m M, arm func()) bool {
+	ok, victims := p.put(key, m, arm)
+	retire(victims)
+	return ok
+}
+
+// put returns what is too much then.
+func (p *Pool[K, M]) put(key K, m M, arm func()) (ok bool, victims []M) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return false
+		return false, nil
 	}
 	if arm != nil {
 		arm()
@@ -157,14 +167,14 @@ func (p *Pool[K, M]) Put(key K, m M, arm func()) bool {
 	e := p.idle.PushBack(&item[K, M]{key, m, time.Now()})
 	s.idle[m.Endpoint()] = append(s.idle[m.Endpoint()], e)
 	s.idles++
-	if most := max(s.need(), len(s.idle)) + p.bounds.Spare; s.idles > most {
-		p.retire(p.oldest(s))
+	if most := max(s.need(), min(len(s.idle), p.bounds.Endpoints)) + p.bounds.Spare; s.idles > most {
+		victims = append(victims, p.evict(p.oldest(s)))
 	}
 	if p.idle.Len() > p.bounds.Idle {
-		p.retire(p.idle.Front())
+		victims = append(victims, p.evict(p.idle.Front()))
 	}
 	p.look()
-	return true
+	return true, victims
 }
 
 // Drop takes a session out, if it is still idle. It leaves its end to the caller.
@@ -216,56 +226,60 @@ func (p *Pool[K, M]) Enter(key K, endpoint route.EndpointID) (leave func()) {
 // if the pool is closed or full, or if the key needs no more sessions. A key needs one
 // session beside those in use, and in all as many as it used at once within Peak. If
 // Begin returns true, the caller must call Done.
-func (p *Pool[K, M]) Begin(key K) bool {
+func (p *Pool[K, M]) Begin(key K, endpoint route.EndpointID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.idle.Len()+p.ahead >= p.bounds.Idle {
 		return false
 	}
 	s := p.of(key)
-	if has := s.idles + s.making; has >= max(1, s.need()-s.busies) {
+	if has := s.idles + s.makings; has >= max(1, s.need()-s.busies) {
 		p.forget(key, s)
 		return false
 	}
-	p.begin(s)
+	p.begin(s, endpoint)
 	return true
 }
 
 // BeginMore is Begin for a session that is wanted for another reason, as long as there is room.
-func (p *Pool[K, M]) BeginMore(key K) bool {
+func (p *Pool[K, M]) BeginMore(key K, endpoint route.EndpointID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.idle.Len()+p.ahead >= p.bounds.Idle {
 		return false
 	}
-	p.begin(p.of(key))
+	p.begin(p.of(key), endpoint)
 	return true
 }
 
-func (p *Pool[K, M]) begin(s *sessions[M]) {
+func (p *Pool[K, M]) begin(s *sessions[M], endpoint route.EndpointID) {
 	p.ahead++
-	s.making++
+	s.makings++
+	s.making[endpoint]++
 	p.makers.Add(1)
 }
 
 // Done counts out a session that Begin has counted in: it was Put, or could not be made.
-func (p *Pool[K, M]) Done(key K) {
+func (p *Pool[K, M]) Done(key K, endpoint route.EndpointID) {
 	defer p.makers.Done()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ahead--
 	s := p.of(key)
-	s.making--
+	s.makings--
+	if s.making[endpoint]--; s.making[endpoint] == 0 {
+		delete(s.making, endpoint)
+	}
 	p.forget(key, s)
 }
 
 // Close retires every idle session, takes no more, and waits for those being made.
 func (p *Pool[K, M]) Close() {
-	p.close()
+	retire(p.close())
 	p.makers.Wait()
 }
 
-func (p *Pool[K, M]) close() {
+func (p *Pool[K, M]) close() (victims []M) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
@@ -273,22 +287,24 @@ func (p *Pool[K, M]) close() {
 		p.looks.Stop()
 	}
 	for p.idle.Len() > 0 {
-		p.retire(p.idle.Front())
+		victims = append(victims, p.evict(p.idle.Front()))
 	}
+	return victims
 }
 
 // of returns a key's sessions, which forget drops when there are none.
 func (p *Pool[K, M]) of(key K) *sessions[M] {
 	s := p.keys[key]
 	if s == nil {
-		s = &sessions[M]{idle: make(map[route.EndpointID][]*list.Element), busy: make(map[route.EndpointID]int)}
+		s = &sessions[M]{idle: make(map[route.EndpointID][]*list.Element), busy: make(map[route.EndpointID]int),
+			making: make(map[route.EndpointID]int)}
 		p.keys[key] = s
 	}
 	return s
 }
 
 func (p *Pool[K, M]) forget(key K, s *sessions[M]) {
-	if s.idles == 0 && s.busies == 0 && s.making == 0 {
+	if s.idles == 0 && s.busies == 0 && s.makings == 0 {
 		delete(p.keys, key)
 	}
 }
@@ -311,9 +327,17 @@ func (p *Pool[K, M]) remove(e *list.Element) {
 	p.forget(i.key, s)
 }
 
-func (p *Pool[K, M]) retire(e *list.Element) {
+// evict takes an idle session out, for the caller to retire without the lock: that writes to
+// the network.
+func (p *Pool[K, M]) evict(e *list.Element) M {
 	p.remove(e)
-	e.Value.(*item[K, M]).member.Retire()
+	return e.Value.(*item[K, M]).member
+}
+
+func retire[M Member](victims []M) {
+	for _, m := range victims {
+		m.Retire()
+	}
 }
 
 // oldest is the session that is idle for the longest time of those of a key.
@@ -334,23 +358,27 @@ func (p *Pool[K, M]) look() {
 	}
 }
 
-func (p *Pool[K, M]) lookAtAll() {
+func (p *Pool[K, M]) lookAtAll() { retire(p.unsound()) }
+
+// unsound takes out what is not sound any more or has been idle for too long.
+func (p *Pool[K, M]) unsound() (victims []M) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return
+		return nil
 	}
 	now := time.Now()
 	for e := p.idle.Front(); e != nil; {
 		next, i := e.Next(), e.Value.(*item[K, M])
 		if now.Sub(i.since) >= p.bounds.Life || !i.member.Sound() {
-			p.retire(e)
+			victims = append(victims, p.evict(e))
 		}
 		e = next
 	}
 	if p.looks = nil; p.idle.Len() > 0 {
 		p.look()
 	}
+	return victims
 }
 
 // needed takes in how many exchanges there are now.

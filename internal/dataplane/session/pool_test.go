@@ -19,16 +19,16 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fake struct {
 	at      route.EndpointID
 	broken  atomic.Bool
-	retired bool
+	retired atomic.Bool
 }
 
 func (f *fake) Endpoint() route.EndpointID { return f.at }
 func (f *fake) Sound() bool                { return !f.broken.Load() }
-func (f *fake) Retire()                    { f.retired = true }
+func (f *fake) Retire()                    { f.retired.Store(true) }
 
 var (
 	one, two, three = route.EndpointID{1}, route.EndpointID{2}, route.EndpointID{3}
-	bounds          = Bounds{Idle: 6, Life: 90 * time.Second, Look: 5 * time.Second, Spare: 2}
+	bounds          = Bounds{Idle: 6, Life: 90 * time.Second, Look: 5 * time.Second, Endpoints: 16, Spare: 2}
 )
 
 // pooled runs do in a bubble, with a pool that is closed at its end.
@@ -81,11 +81,11 @@ func TestIdleSessionsAreBounded(t *testing.T) {
 			first := put(t, p, "a", one)
 			put(t, p, "a", one)
 			put(t, p, "a", one)
-			if first.retired {
+			if first.retired.Load() {
 				t.Error("there was room: one for the endpoint, and two to spare")
 			}
 			put(t, p, "a", one)
-			if !first.retired || len(p.Idle()) != 3 {
+			if !first.retired.Load() || len(p.Idle()) != 3 {
 				t.Errorf("%d are idle, want 3, without the longest idle", len(p.Idle()))
 			}
 		})
@@ -117,7 +117,7 @@ func TestIdleSessionsAreBounded(t *testing.T) {
 			for _, key := range []string{"a", "b", "c", "d", "e", "f"} {
 				put(t, p, key, one)
 			}
-			if !first.retired || len(p.Idle()) != bounds.Idle {
+			if !first.retired.Load() || len(p.Idle()) != bounds.Idle {
 				t.Errorf("%d are idle, want %d", len(p.Idle()), bounds.Idle)
 			}
 		})
@@ -128,11 +128,11 @@ func TestIdleSessionsAreBounded(t *testing.T) {
 			bubble.Pass(bounds.Life - bounds.Look)
 			young := put(t, p, "a", one)
 			bubble.Pass(bounds.Look)
-			if !old.retired || young.retired {
-				t.Errorf("the old one was retired: %v, the young one: %v", old.retired, young.retired)
+			if !old.retired.Load() || young.retired.Load() {
+				t.Errorf("the old one was retired: %v, the young one: %v", old.retired.Load(), young.retired.Load())
 			}
 			bubble.Pass(bounds.Life)
-			if !young.retired {
+			if !young.retired.Load() {
 				t.Error("the young one is old by now")
 			}
 		})
@@ -144,8 +144,8 @@ func TestBrokenSessionsAreFound(t *testing.T) {
 		broken, sound := put(t, p, "a", one), put(t, p, "a", one)
 		broken.broken.Store(true)
 		bubble.Pass(bounds.Look)
-		if !broken.retired || sound.retired {
-			t.Errorf("the broken one was retired: %v, the sound one: %v", broken.retired, sound.retired)
+		if !broken.retired.Load() || sound.retired.Load() {
+			t.Errorf("the broken one was retired: %v, the sound one: %v", broken.retired.Load(), sound.retired.Load())
 		}
 	})
 }
@@ -195,12 +195,12 @@ func TestLacks(t *testing.T) {
 func TestWhatIsMadeAhead(t *testing.T) {
 	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
 		leave := p.Enter("a", one)
-		if !p.Begin("a") || p.Begin("a") {
+		if !p.Begin("a", one) || p.Begin("a", one) {
 			t.Error("one beside the one in use, and not more")
 		}
 		put(t, p, "a", one)
-		p.Done("a")
-		if p.Begin("a") {
+		p.Done("a", one)
+		if p.Begin("a", one) {
 			t.Error("one is idle already")
 		}
 		leave()
@@ -214,15 +214,15 @@ func TestWhatIsMadeAhead(t *testing.T) {
 			l()
 		}
 		for i := range 2 {
-			if !p.Begin("b") {
+			if !p.Begin("b", one) {
 				t.Errorf("%d are there where 3 were needed lately", i+1)
 			}
 		}
-		if p.Begin("b") {
+		if p.Begin("b", one) {
 			t.Error("more than were needed")
 		}
-		p.Done("b")
-		p.Done("b")
+		p.Done("b", one)
+		p.Done("b", one)
 		p.Drop("b", kept)
 	})
 }
@@ -230,20 +230,20 @@ func TestWhatIsMadeAhead(t *testing.T) {
 func TestMakingCountsTowardsTheWhole(t *testing.T) {
 	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
 		for i := range bounds.Idle {
-			if !p.BeginMore("a") {
+			if !p.BeginMore("a", one) {
 				t.Fatalf("no room for the %dth", i)
 			}
 		}
-		if p.BeginMore("b") || p.Begin("b") {
+		if p.BeginMore("b", one) || p.Begin("b", one) {
 			t.Error("more than the agent may hold")
 		}
-		p.Done("a")
-		if !p.Begin("b") {
+		p.Done("a", one)
+		if !p.Begin("b", one) {
 			t.Error("room that was given back is not taken")
 		}
-		p.Done("b")
+		p.Done("b", one)
 		for range bounds.Idle - 1 {
-			p.Done("a")
+			p.Done("a", one)
 		}
 	})
 }
@@ -251,7 +251,7 @@ func TestMakingCountsTowardsTheWhole(t *testing.T) {
 func TestAClosedPoolTakesNothing(t *testing.T) {
 	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
 		f := put(t, p, "a", one)
-		if !p.Begin("b") {
+		if !p.Begin("b", one) {
 			t.Fatal("no room")
 		}
 		closed := make(chan struct{})
@@ -265,12 +265,12 @@ func TestAClosedPoolTakesNothing(t *testing.T) {
 		if p.Put("b", &fake{at: one}, func() { t.Error("it was armed") }) {
 			t.Error("a session was put into a closed pool")
 		}
-		if p.Begin("b") || p.BeginMore("b") {
+		if p.Begin("b", one) || p.BeginMore("b", one) {
 			t.Error("a session is made for a closed pool")
 		}
-		p.Done("b")
+		p.Done("b", one)
 		<-closed
-		if !f.retired {
+		if !f.retired.Load() {
 			t.Error("an idle session was not retired")
 		}
 	})
@@ -279,7 +279,7 @@ func TestAClosedPoolTakesNothing(t *testing.T) {
 func TestDrop(t *testing.T) {
 	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
 		f := put(t, p, "a", one)
-		if !p.Drop("a", f) || p.Drop("a", f) || f.retired {
+		if !p.Drop("a", f) || p.Drop("a", f) || f.retired.Load() {
 			t.Error("a session is dropped once, and its end left to the caller")
 		}
 	})

@@ -72,6 +72,7 @@ type exchange struct {
 	farReset atomic.Bool // ... and was RESET
 	dead     atomic.Bool // plain takes no more
 	broken   atomic.Bool // so is the session
+	lastLost atomic.Bool // our last frame could not be written
 	// resetSent is when we have sent RESET, in Unix nanoseconds; 0: not yet.
 	resetSent atomic.Int64
 }
@@ -98,6 +99,9 @@ func (x *exchange) run(ctx context.Context) Result {
 	goroutines.Wait()
 	watch.stop()
 	stop()
+	if x.lastLost.Load() { // the other side's last frame may have been in our buffers already
+		x.abort(Second, WasReset, errFarReset)
+	}
 	x.result.Reusable = !x.broken.Load()
 	if x.result.Reusable {
 		x.session.SetDeadline(time.Time{})
@@ -171,7 +175,8 @@ const maxRecord = 16 << 10
 // last writes our last frame and wakes toPlain if there is nothing more for it to wait for.
 func (x *exchange) last(t tunnel.Type) bool {
 	x.lastSent.Store(true) // before the other side can answer by the next OPEN
-	if err := tunnel.WriteLast(x.session, t); err != nil {
+	if err := tunnel.WriteEmpty(x.session, t); err != nil {
+		x.lastLost.Store(true)
 		x.unsent(err)
 		return false
 	}
@@ -229,8 +234,6 @@ func (x *exchange) toPlain() {
 		}
 		ended := x.lastRead.Load()
 		switch {
-		case t == tunnel.TypeOpen && ended && x.lastSent.Load():
-			return // the next exchange, whose OPEN was faster than last
 		case t == tunnel.TypeData && !ended:
 			x.session.Take()
 			if !x.deliver(n, &discarded) {

@@ -259,7 +259,8 @@ func TestSessionBreaks(t *testing.T) {
 		}, Failed},
 		"another frame":  {"none but its own belong to an exchange", func(far *tunnel.Conn) { tunnel.WriteOpenAnswer(far, tunnel.Code_OK) }, Failed},
 		"OPEN":           {"exchanges follow each other", func(far *tunnel.Conn) { tunnel.WriteOpen(far, 0, nil) }, Failed},
-		"DATA after END": {"END is the last frame", func(far *tunnel.Conn) { tunnel.WriteLast(far, tunnel.TypeEnd); say(t, far, "more") }, Failed},
+		"IDLE":           {"the exchange is not over", func(far *tunnel.Conn) { tunnel.WriteEmpty(far, tunnel.TypeIdle) }, Failed},
+		"DATA after END": {"END is the last frame", func(far *tunnel.Conn) { tunnel.WriteEmpty(far, tunnel.TypeEnd); say(t, far, "more") }, Failed},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -284,7 +285,7 @@ func TestSessionBreaks(t *testing.T) {
 // has gone, and the application must not believe that it was heard.
 func TestSessionGoneAfterEnd(t *testing.T) {
 	app, far, wait := held(t)
-	tunnel.WriteLast(far, tunnel.TypeEnd)
+	tunnel.WriteEmpty(far, tunnel.TypeEnd)
 	wantEnd(t, "application", app, "")
 	RawOf(far).Conn.Close()
 	wantBroken(t, app)
@@ -345,35 +346,51 @@ func TestAResetThatIsNotTaken(t *testing.T) {
 		Reset(app)
 		hear(t, far, tunnel.TypeReset)
 		say(t, far, "what crossed the reset")
-		tunnel.WriteLast(far, tunnel.TypeEnd)
+		tunnel.WriteEmpty(far, tunnel.TypeEnd)
 		if got := wait(); !got.Reusable || got.Reason != WasReset {
 			t.Errorf("%+v", got)
 		}
 	})
 }
 
-// The other side may send the next OPEN before this one has noticed that the exchange is over:
-// it belongs to the next.
-func TestTheNextOpenIsLeft(t *testing.T) {
-	for range 50 {
-		app, plain := pair(t)
-		near, end := tunnelPair(t)
-		session, far := tunnel.NewConn(near), tunnel.NewConn(end)
-		done := make(chan Result, 1)
-		go func() { done <- Exchange(t.Context(), plain, session, nil) }()
-		tunnel.WriteLast(far, tunnel.TypeEnd)
-		app.Close()
-		hear(t, far, tunnel.TypeEnd)
-		tunnel.WriteOpen(far, 0, nil)
-		if got := <-done; !got.Clean() || !got.Reusable {
-			t.Fatalf("%+v, want a clean end", got)
-		}
-		if _, err := session.ReadOpen(); err != nil {
-			t.Fatalf("the next OPEN: %v", err)
-		}
-		RawOf(far).Reset()
-		RawOf(session).Reset()
+// An END that could not be written is no end, although the other side's END was in our buffers.
+func TestALastFrameThatIsLost(t *testing.T) {
+	app, plain := pair(t)
+	near, end := tunnelPair(t)
+	session, far := tunnel.NewConn(near), tunnel.NewConn(end)
+	raw := RawOf(session)
+	raw.Conn = &unwritable{TCPConn: raw.Conn.(*net.TCPConn)}
+	done := make(chan Result, 1)
+	go func() { done <- Exchange(t.Context(), plain, session, nil) }()
+	app.CloseWrite()
+	<-raw.Conn.(*unwritable).tried()
+	tunnel.WriteEmpty(far, tunnel.TypeEnd)
+	if got := <-done; got.Clean() || got.Reusable {
+		t.Errorf("%+v: what was said before has not reached the far side", got)
 	}
+	RawOf(far).Reset()
+}
+
+// unwritable fails to write as a connection that was reset.
+type unwritable struct {
+	*net.TCPConn
+	once sync.Once
+	did  chan struct{}
+}
+
+func (c *unwritable) tried() chan struct{} {
+	c.once.Do(func() { c.did = make(chan struct{}) })
+	return c.did
+}
+
+func (c *unwritable) Write([]byte) (int, error) {
+	did := c.tried()
+	select {
+	case <-did:
+	default:
+		close(did)
+	}
+	return 0, unix.ECONNRESET
 }
 
 // The application must not see a reset where the tunnel ended cleanly, nor lose bytes written just before.

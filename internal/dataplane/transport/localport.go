@@ -22,45 +22,45 @@ var ErrNoLocalPort = errors.New("no local port is free for another connection to
 
 const (
 	// portTries is how many local ports are tried for one connection.
-	portTries = 64
+	portTries = 1024
 	// rangeAge is how old what is known of the kernel's ranges of ports may be.
 	rangeAge = 10 * time.Second
 )
 
-// LocalPorts dials from local ports that it chooses itself. A port that the kernel
-// chooses stays in use for a minute after its connection has ended (TIME_WAIT). That
-// would limit a node to about 28,000 short connections a minute to one address. With a
-// port that LocalPorts chooses, the kernel reuses a connection in TIME_WAIT at once, if
-// both ends use TCP timestamps. The zero value is ready to use.
+// LocalPorts dials from local ports that it chooses itself when the kernel has none left.
+// A port that the kernel chooses stays in use for a minute after its connection has ended
+// (TIME_WAIT). That would limit a node to about 28,000 short connections a minute to one
+// address. With a port that LocalPorts chooses, the kernel reuses a connection in
+// TIME_WAIT at once, if both ends use TCP timestamps. But the kernel then passes that
+// port over for every other process of the node for a while. Therefore LocalPorts chooses
+// only from a quarter of the kernel's range. The zero value is ready to use.
 type LocalPorts struct {
 	next atomic.Uint32
 
 	mu    sync.Mutex // guards what follows
 	read  time.Time
-	ports portRange
+	ports []uint16
 	err   error
-}
-
-// A portRange is low to high, both included, without those that are reserved.
-type portRange struct {
-	low, high uint16
-	reserved  map[uint16]bool
 }
 
 // Dial connects to a TCP address. The error wraps ErrNoLocalPort, or is the last attempt's.
 func (l *LocalPorts) Dial(ctx context.Context, address string) (net.Conn, error) {
+	c, err := l.dialFrom(ctx, 0, address)
+	if !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return c, err
+	}
+	return l.dialOwn(ctx, address)
+}
+
+// dialOwn dials from a port of ours.
+func (l *LocalPorts) dialOwn(ctx context.Context, address string) (net.Conn, error) {
 	ports, err := l.known()
 	if err != nil {
-		return new(net.Dialer).DialContext(ctx, "tcp", address) // the kernel chooses
+		return nil, fmt.Errorf("%s: %w", address, ErrNoLocalPort)
 	}
-	count := uint32(ports.high-ports.low) + 1
-	for range min(portTries, int(count)) {
-		port := ports.low + uint16(l.next.Add(1)%count)
-		if ports.reserved[port] {
-			continue
-		}
-		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(port)}, Control: reuseAddress, KeepAlive: -1}
-		c, err := d.DialContext(ctx, "tcp", address)
+	for range min(portTries, len(ports)) {
+		port := ports[int(l.next.Add(1)%uint32(len(ports)))]
+		c, err := l.dialFrom(ctx, port, address)
 		if !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EADDRINUSE) {
 			return c, err
 		}
@@ -68,8 +68,19 @@ func (l *LocalPorts) Dial(ctx context.Context, address string) (net.Conn, error)
 	return nil, fmt.Errorf("%s: %w", address, ErrNoLocalPort)
 }
 
+// dialFrom dials from a local port; 0: of the kernel's choice.
+func (l *LocalPorts) dialFrom(ctx context.Context, port uint16, address string) (net.Conn, error) {
+	// SO_REUSEADDR on all of them, too, so that a port of ours may be one that the kernel has
+	// chosen before.
+	d := net.Dialer{Control: reuseAddress, KeepAlive: -1}
+	if port != 0 {
+		d.LocalAddr = &net.TCPAddr{Port: int(port)}
+	}
+	return d.DialContext(ctx, "tcp", address)
+}
+
 // known returns the kernel's range of local ports.
-func (l *LocalPorts) known() (portRange, error) {
+func (l *LocalPorts) known() ([]uint16, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.read.IsZero() {
@@ -82,30 +93,31 @@ func (l *LocalPorts) known() (portRange, error) {
 	return l.ports, l.err
 }
 
-// readPortRange reads the kernel's ranges of local ports from a folder.
-func readPortRange(folder string) (portRange, error) {
+// readPortRange reads which local ports are ours from a folder of the kernel's settings.
+func readPortRange(folder string) ([]uint16, error) {
 	local, err := os.ReadFile(folder + "/ip_local_port_range")
 	if err != nil {
-		return portRange{}, err
+		return nil, err
 	}
 	reserved, err := os.ReadFile(folder + "/ip_local_reserved_ports")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return portRange{}, err
+		return nil, err
 	}
 	return parsePortRange(string(local), string(reserved))
 }
 
-func parsePortRange(local, reserved string) (portRange, error) {
+// parsePortRange returns the last quarter of a range of ports, without those that are reserved.
+func parsePortRange(local, reserved string) ([]uint16, error) {
 	fields := strings.Fields(local)
 	if len(fields) != 2 {
-		return portRange{}, fmt.Errorf("ip_local_port_range is %q", local)
+		return nil, fmt.Errorf("ip_local_port_range is %q", local)
 	}
 	low, lerr := strconv.ParseUint(fields[0], 10, 16)
 	high, herr := strconv.ParseUint(fields[1], 10, 16)
 	if lerr != nil || herr != nil || low == 0 || low > high {
-		return portRange{}, fmt.Errorf("ip_local_port_range is %q", local)
+		return nil, fmt.Errorf("ip_local_port_range is %q", local)
 	}
-	out := portRange{uint16(low), uint16(high), make(map[uint16]bool)}
+	taken := make(map[uint64]bool)
 	for _, part := range strings.Split(strings.TrimSpace(reserved), ",") {
 		from, to, isRange := strings.Cut(part, "-")
 		if !isRange {
@@ -117,8 +129,17 @@ func parsePortRange(local, reserved string) (portRange, error) {
 			continue // none, or what a later kernel writes
 		}
 		for port := max(first, low); port <= min(last, high); port++ {
-			out.reserved[uint16(port)] = true
+			taken[port] = true
 		}
+	}
+	var out []uint16
+	for port := high - (high-low)/4; port <= high; port++ {
+		if !taken[port] {
+			out = append(out, uint16(port))
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("ip_local_port_range %q has no port that is not reserved", local)
 	}
 	return out, nil
 }

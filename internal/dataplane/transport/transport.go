@@ -28,6 +28,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // MaxUnproven is how many bytes a peer may send under TLS until Raw.Proven, the ClientHello included.
@@ -51,6 +52,8 @@ type Raw struct {
 	prefix   []byte
 	unproven int
 	proven   atomic.Bool
+
+	hurried atomic.Bool
 
 	writing sync.Mutex // guards gathered, and is held while bytes are written
 	// gathered is what Gather holds back; nil outside of it.
@@ -102,6 +105,23 @@ func (r *Raw) read(b []byte) (int, error) {
 	}
 	return n, err
 }
+
+// Hurry makes later writes fail that do not fit into the send buffer: crypto/tls would wait up to
+// 5 s with its close_notify for a peer that reads nothing.
+func (r *Raw) Hurry() {
+	r.hurried.Store(true)
+	r.SetWriteDeadline(time.Time{})
+}
+
+// SetWriteDeadline sets the deadline for writes, which after Hurry is a moment away at most.
+func (r *Raw) SetWriteDeadline(t time.Time) error {
+	if soon := time.Now().Add(hurry); r.hurried.Load() && (t.IsZero() || t.After(soon)) {
+		t = soon
+	}
+	return r.Conn.SetWriteDeadline(t)
+}
+
+const hurry = 10 * time.Millisecond
 
 // Write writes as net.Conn does, but within Gather later.
 func (r *Raw) Write(b []byte) (int, error) {

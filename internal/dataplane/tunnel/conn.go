@@ -44,7 +44,7 @@ func (c *Conn) Next() (Type, int, error) {
 	}
 	t, n := Type(c.prefix[0]), int(binary.BigEndian.Uint16(c.prefix[1:]))
 	switch {
-	case t < TypeHello || t > TypeReset:
+	case t < TypeHello || t > TypeIdle:
 		return 0, 0, fmt.Errorf("%v: %w", t, ErrUnexpectedFrame)
 	case n > t.most():
 		return 0, 0, fmt.Errorf("%v of %d bytes: %w", t, n, ErrFrameTooLong)
@@ -113,6 +113,22 @@ func (c *Conn) ReadOpenAnswer() error {
 	if m.GetCode() != Code_OK {
 		return &Refused{m.GetCode()}
 	}
+	return nil
+}
+
+// ReadIdle reads IDLE, before which a RESET may come. Errors are as ReadHello's.
+func (c *Conn) ReadIdle() error {
+	if err := c.skipResets(); err != nil {
+		return err
+	}
+	t, _, err := c.Next()
+	switch {
+	case err != nil:
+		return err
+	case t != TypeIdle:
+		return fmt.Errorf("%v instead of %v: %w", t, TypeIdle, ErrUnexpectedFrame)
+	}
+	c.Take()
 	return nil
 }
 

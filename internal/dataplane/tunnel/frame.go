@@ -48,6 +48,9 @@ const (
 	TypeEnd
 	// TypeReset is the last frame of a direction that was reset; one may follow END.
 	TypeReset
+	// TypeIdle comes from the server once it has read the client's last frame and has sent
+	// its own: the session can carry another exchange.
+	TypeIdle
 )
 
 // String names the type.
@@ -67,6 +70,8 @@ func (t Type) String() string {
 		return "END"
 	case TypeReset:
 		return "RESET"
+	case TypeIdle:
+		return "IDLE"
 	}
 	return fmt.Sprintf("type %d", uint8(t))
 }
@@ -76,7 +81,7 @@ func (t Type) most() int {
 	switch t {
 	case TypeData:
 		return MaxData
-	case TypeEnd, TypeReset:
+	case TypeEnd, TypeReset, TypeIdle:
 		return 0
 	}
 	return MaxFrame
@@ -124,8 +129,8 @@ func WriteHelloOpen(w io.Writer, h Hello, patience time.Duration, early []byte) 
 	return write(w, TypeHello, b)
 }
 
-// WriteLast writes TypeEnd or TypeReset.
-func WriteLast(w io.Writer, t Type) error {
+// WriteEmpty writes a frame without a body: TypeEnd, TypeReset or TypeIdle.
+func WriteEmpty(w io.Writer, t Type) error {
 	var b [PrefixLen]byte
 	PutPrefix(b[:], t, 0)
 	return write(w, t, b[:])

@@ -6,6 +6,7 @@
 //	client ◀── HELLO answer ─────────── server   once it has decided who may
 //	client ◀── OPEN answer ──────────── server   once the application answers
 //	client ◀─▶ DATA …, END or RESET ◀─▶ server   each direction for itself
+//	client ◀── IDLE ─────────────────── server   once the application has taken all of it
 //	client ── OPEN, DATA ─────────────▶ server   the next exchange, without a handshake
 //
 // A session that is made ahead sends HELLO alone, and OPEN when a caller comes.
@@ -130,7 +131,7 @@ func (c *Conn) OpenNext(ctx context.Context, patience time.Duration, early []byt
 func (c *Conn) openAnswer() error {
 	err := c.ReadOpenAnswer()
 	if Reusable(err) {
-		if werr := WriteLast(c, TypeReset); werr != nil {
+		if werr := WriteEmpty(c, TypeReset); werr != nil {
 			return errors.Join(err, werr)
 		}
 	}

@@ -147,7 +147,7 @@ func TestADeadlineLosesNothing(t *testing.T) {
 
 // A RESET that crossed the other side's END belongs to the exchange that is over.
 func TestALateResetIsPassedOver(t *testing.T) {
-	reset := bytesOf(t, func(w io.Writer) error { return WriteLast(w, TypeReset) })
+	reset := bytesOf(t, func(w io.Writer) error { return WriteEmpty(w, TypeReset) })
 	open := bytesOf(t, func(w io.Writer) error { return WriteOpen(w, 0, nil) })
 	answer := bytesOf(t, func(w io.Writer) error { return WriteOpenAnswer(w, Code_OK) })
 	if _, err := reading(bytes.NewReader(slices.Concat(reset, open))).ReadOpen(); err != nil {
@@ -450,8 +450,9 @@ func TestFrameVectors(t *testing.T) {
 		{"OPEN", func(w io.Writer) error { return WriteOpen(w, 0, nil) }},
 		{"OPEN with a patience of 3 s", func(w io.Writer) error { return WriteOpen(w, 3*time.Second, nil) }},
 		{"OPEN, DATA abc", func(w io.Writer) error { return WriteOpen(w, 0, []byte("abc")) }},
-		{"END", func(w io.Writer) error { return WriteLast(w, TypeEnd) }},
-		{"RESET", func(w io.Writer) error { return WriteLast(w, TypeReset) }},
+		{"END", func(w io.Writer) error { return WriteEmpty(w, TypeEnd) }},
+		{"IDLE", func(w io.Writer) error { return WriteEmpty(w, TypeIdle) }},
+		{"RESET", func(w io.Writer) error { return WriteEmpty(w, TypeReset) }},
 		{"OPEN answer OK", func(w io.Writer) error { return WriteOpenAnswer(w, Code_OK) }},
 		{"OPEN answer POD_TIMEOUT", func(w io.Writer) error { return WriteOpenAnswer(w, Code_POD_TIMEOUT) }},
 	}
@@ -483,7 +484,7 @@ func FuzzRead(f *testing.F) {
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloOpen(w, hello, 0, []byte("abc")) }))
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloAnswer(w, answer) }))
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteOpenAnswer(w, Code_OVERLOADED) }))
-	f.Add(bytesOf(f, func(w io.Writer) error { return WriteLast(w, TypeReset) }))
+	f.Add(bytesOf(f, func(w io.Writer) error { return WriteEmpty(w, TypeReset) }))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
 		if h, err := reading(r).ReadHello(); err == nil {
