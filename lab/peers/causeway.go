@@ -113,8 +113,8 @@ func kubectl(ctx context.Context, c *lab.Cluster, args ...string) (string, error
 	return output(c.Kubectl(ctx, args...))
 }
 
-// startPods starts the same pod in both clusters, exports the one in east and waits for its
-// mirror in west. In west only the pod's network is used.
+// startPods starts the same pod in both clusters, exports the one in east and waits for
+// its mirror in west. In west only the pod's network is used.
 func (p *pair) startPods(ctx context.Context) error {
 	workload, err := configs.ReadFile("config/workload.yaml")
 	if err != nil {
@@ -133,7 +133,9 @@ func (p *pair) startPods(ctx context.Context) error {
 		return err
 	}
 	for _, c := range []*lab.Cluster{p.west, p.east} {
-		if _, err := kubectl(ctx, c, "-n", namespace, "wait", "--for=condition=Ready", "pod/"+pod, "--timeout=60s"); err != nil {
+		_, err := kubectl(ctx, c, "-n", namespace, "wait", "pod/"+pod,
+			"--for=condition=Ready", "--timeout=60s")
+		if err != nil {
 			return err
 		}
 	}
@@ -150,14 +152,15 @@ func (p *pair) startPods(ctx context.Context) error {
 	}
 	p.server = server.PID
 	return poll(ctx, time.Minute, 500*time.Millisecond, func() error {
-		address, err := kubectl(ctx, p.west, "-n", namespace, "get", "service", mirror, "-o", "jsonpath={.spec.clusterIP}")
+		address, err := kubectl(ctx, p.west, "-n", namespace, "get", "service", mirror,
+			"-o", "jsonpath={.spec.clusterIP}")
 		p.target = fmt.Sprintf("%s:%d", address, serverPort)
 		return err
 	})
 }
 
-// causewayPath replaces the agents of both clusters and the gateways of east, so that their
-// memory begins as small as that of a peer that was just started.
+// causewayPath replaces the agents of both clusters and the gateways of east, so that
+// their memory begins as small as that of a peer that was just started.
 func (b *bench) causewayPath(ctx context.Context) (*path, error) {
 	p := b.pair
 	g, gctx := errgroup.WithContext(ctx)
@@ -167,7 +170,13 @@ func (b *bench) causewayPath(ctx context.Context) (*path, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	out := &path{netns: p.netns, target: p.target, server: p.server, running: alwaysRunning, stop: stopNothing}
+	out := &path{
+		netns:   p.netns,
+		target:  p.target,
+		server:  p.server,
+		running: func() error { return nil }, // the kubelet starts what has ended
+		stop:    func() {},
+	}
 	for _, part := range []struct {
 		cluster         *lab.Cluster
 		role, component string
@@ -195,12 +204,13 @@ func restart(ctx context.Context, c *lab.Cluster, workload string) error {
 	return err
 }
 
-// containerPIDs returns the processes of a component's pods that are not being deleted. The
-// container is named like the component.
+// containerPIDs returns the processes of a component's pods, once none of them is being
+// deleted. The container is named like the component.
 func containerPIDs(ctx context.Context, c *lab.Cluster, component string) ([]int, error) {
 	var out []int
 	err := poll(ctx, time.Minute, 500*time.Millisecond, func() error {
-		pods, err := kubectl(ctx, c, "-n", system, "get", "pods", "-l", "app.kubernetes.io/component="+component,
+		pods, err := kubectl(ctx, c, "-n", system, "get", "pods",
+			"-l", "app.kubernetes.io/component="+component,
 			"-o", `jsonpath={range .items[*]}{.metadata.name} {.metadata.deletionTimestamp}{"\n"}{end}`)
 		if err != nil {
 			return err

@@ -47,9 +47,6 @@ type path struct {
 	stop func()
 }
 
-func alwaysRunning() error { return nil }
-func stopNothing()         {}
-
 const serverPort = 9000
 
 // directPath leads from A to the server in B without a proxy.
@@ -59,7 +56,7 @@ func (b *bench) directPath() *path {
 		target:  fmt.Sprintf("%s:%d", b.places.b.address, serverPort),
 		server:  b.server.pid(),
 		running: b.server.running,
-		stop:    stopNothing,
+		stop:    func() {},
 	}
 }
 
@@ -76,29 +73,36 @@ type proxyConfig struct {
 	ServerName           string // which the certificate of the next proxy must have
 }
 
-// peerConfigs returns the configuration of each of a peer's three proxies.
-func peerConfigs(p places, ca *authority) map[string]proxyConfig {
+// A peerProxy is one of a peer's three proxies.
+type peerProxy struct {
+	role   string
+	netns  string
+	config proxyConfig
+}
+
+// peerProxies returns a peer's proxies, the one next to the server first.
+func peerProxies(p places, ca *authority) []peerProxy {
 	const proxyPort = 8000
-	base := func(name string, listen, next place) proxyConfig {
-		return proxyConfig{
+	base := func(role string, listen, next place) peerProxy {
+		return peerProxy{role: role, netns: listen.netns, config: proxyConfig{
 			ListenHost:  listen.address,
 			ListenPort:  proxyPort,
 			NextHost:    next.address,
 			NextPort:    proxyPort,
 			CA:          ca.caFile(),
-			Certificate: ca.certificateFile(name),
-			Key:         ca.keyFile(name),
-		}
+			Certificate: ca.certificateFile(role),
+			Key:         ca.keyFile(role),
+		}}
 	}
 	a := base(roleA, p.a, p.gateway)
-	a.TLSOut, a.ServerName = true, roleGateway
+	a.config.TLSOut, a.config.ServerName = true, roleGateway
 	gateway := base(roleGateway, p.gateway, p.b)
-	gateway.TLSIn, gateway.ClientName = true, roleA
-	gateway.TLSOut, gateway.ServerName = true, roleB
+	gateway.config.TLSIn, gateway.config.ClientName = true, roleA
+	gateway.config.TLSOut, gateway.config.ServerName = true, roleB
 	b := base(roleB, p.b, p.b)
-	b.TLSIn, b.ClientName = true, roleGateway
-	b.NextPort = serverPort
-	return map[string]proxyConfig{roleA: a, roleGateway: gateway, roleB: b}
+	b.config.TLSIn, b.config.ClientName = true, roleGateway
+	b.config.NextPort = serverPort
+	return []peerProxy{b, gateway, a}
 }
 
 // render fills the template of this name in the folder config.
@@ -114,9 +118,8 @@ func render(name string, c proxyConfig) ([]byte, error) {
 
 // peerPath starts three proxies of one kind. argv returns the command line for a
 // configuration file.
-func (b *bench) peerPath(config string, argv func(file string) []string) (*path, error) {
-	listen := fmt.Sprintf("%s:%d", b.places.a.address, peerConfigs(b.places, b.ca)[roleA].ListenPort)
-	p := &path{netns: b.places.a.netns, target: listen, server: b.server.pid()}
+func (b *bench) peerPath(template string, argv func(file string) []string) (*path, error) {
+	p := &path{netns: b.places.a.netns, server: b.server.pid()}
 	var started []*process
 	p.running = func() error {
 		errs := []error{b.server.running()}
@@ -130,41 +133,52 @@ func (b *bench) peerPath(config string, argv func(file string) []string) (*path,
 			s.stop()
 		}
 	}
-	all := peerConfigs(b.places, b.ca)
-	for _, role := range []string{roleB, roleGateway, roleA} {
-		content, err := render(config, all[role])
-		if err != nil {
-			p.stop()
-			return nil, err
-		}
-		file := filepath.Join(b.dir, role+"-"+config)
-		if err := os.WriteFile(file, content, 0o600); err != nil {
-			p.stop()
-			return nil, err
-		}
-		netns := map[string]string{roleA: b.places.a.netns, roleGateway: b.places.gateway.netns, roleB: b.places.b.netns}[role]
-		s, err := startProcess(b.dir, netns, role+"-"+config, argv(file)...)
+	for _, x := range peerProxies(b.places, b.ca) {
+		s, err := b.startPeer(x, template, argv)
 		if err != nil {
 			p.stop()
 			return nil, err
 		}
 		started = append(started, s)
-		p.proxies = append(p.proxies, proxy{role: role, pid: s.pid()})
+		p.proxies = append(p.proxies, proxy{role: x.role, pid: s.pid()})
+		p.target = fmt.Sprintf("%s:%d", x.config.ListenHost, x.config.ListenPort) // in the end A's
 	}
 	return p, nil
 }
 
+// startPeer writes a proxy's configuration and starts it.
+func (b *bench) startPeer(x peerProxy, template string, argv func(file string) []string) (*process, error) {
+	content, err := render(template, x.config)
+	if err != nil {
+		return nil, err
+	}
+	name := x.role + "-" + template
+	file := filepath.Join(b.dir, name)
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		return nil, err
+	}
+	return startProcess(b.dir, x.netns, name, argv(file)...)
+}
+
 func (b *bench) envoyPath() (*path, error) {
 	return b.peerPath("envoy.yaml", func(file string) []string {
-		return []string{b.envoy, "--config-path", file, "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"}
+		return []string{
+			b.envoy,
+			"--config-path", file,
+			"--concurrency", "2",
+			"--disable-hot-restart",
+			"--log-level", "warning",
+		}
 	})
 }
 
 func (b *bench) haproxyPath() (*path, error) {
-	return b.peerPath("haproxy.cfg", func(file string) []string { return []string{"haproxy", "-db", "-f", file} })
+	return b.peerPath("haproxy.cfg", func(file string) []string {
+		return []string{"haproxy", "-db", "-f", file}
+	})
 }
 
-// startPath starts a chain anew and waits until it answers.
+// startPath starts a chain with new processes and waits until it answers.
 func (b *bench) startPath(ctx context.Context, chain string) (*path, error) {
 	var p *path
 	var err error

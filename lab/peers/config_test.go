@@ -9,21 +9,32 @@ import (
 
 // A peer must verify both sides of each hop between places, and must not resume sessions:
 // else it would be compared at less than it promises.
-func TestPeerConfigs(t *testing.T) {
+func TestPeerProxies(t *testing.T) {
 	ca := &authority{dir: "/keys"}
 	demands := map[string]map[string][]string{
 		"envoy.yaml": {
-			"in":  {"require_client_certificate: true", "disable_stateless_session_resumption: true", "disable_stateful_session_resumption: true"},
+			"in": {
+				"require_client_certificate: true",
+				"disable_stateless_session_resumption: true",
+				"disable_stateful_session_resumption: true",
+			},
 			"out": {"max_session_keys: 0"},
 		},
 		"haproxy.cfg": {
-			"in":  {" ssl crt", "verify required", "tcp-request session reject unless", "no-tls-tickets", "tune.ssl.cachesize 0"},
+			"in": {
+				" ssl crt",
+				"verify required",
+				"tcp-request session reject unless",
+				"no-tls-tickets",
+				"tune.ssl.cachesize 0",
+			},
 			"out": {" ssl crt", "verifyhost", "no-ssl-reuse"},
 		},
 	}
 	for name, demanded := range demands {
-		for role, c := range peerConfigs(newPlaces("x"), ca) {
-			content, err := render(name, c)
+		for _, x := range peerProxies(newPlaces("x"), ca) {
+			role := x.role
+			content, err := render(name, x.config)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -72,15 +83,15 @@ func TestChoose(t *testing.T) {
 }
 
 func TestParseVersion(t *testing.T) {
-	for out, want := range map[string]string{
-		"/venv/python3.11/envoy  version: 9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL\n": "1.40.0",
-		"HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/\nStatus: 2.6.13\n":                       "2.6.12-1+deb12u4",
-		"causeway 4409867-dirty linux/amd64\n":            "4409867-dirty",
-		"causeway v0.4.1-12-g4409867-dirty linux/amd64\n": "v0.4.1-12-g4409867-dirty",
-		"causeway devel linux/amd64\n":                    "",
+	for _, c := range []struct{ out, want string }{
+		{"/python3.11/envoy  version: 9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE\n", "1.40.0"},
+		{"HAProxy version 2.6.12-1+deb12u4 2026/10/17\nStatus: 2.6.13\n", "2.6.12-1+deb12u4"},
+		{"causeway 4409867-dirty linux/amd64\n", "4409867-dirty"},
+		{"causeway v0.4.1-12-g4409867-dirty linux/amd64\n", "v0.4.1-12-g4409867-dirty"},
+		{"causeway devel linux/amd64\n", ""},
 	} {
-		if got := parseVersion(out); got != want {
-			t.Errorf("parseVersion(%q) = %q, want %q", out, got, want)
+		if got := parseVersion(c.out); got != c.want {
+			t.Errorf("parseVersion(%q) = %q, want %q", c.out, got, c.want)
 		}
 	}
 }

@@ -14,11 +14,11 @@
 //
 // What always holds:
 //   - The same server and the same load generator are at both ends of every chain.
-//   - In each round every chain is measured by every measure, one after the other, so that
-//     a slow minute of the machine affects all chains.
+//   - Every round measures each chain in turn, by all measures of a phase, so that a slow
+//     minute of the machine affects all chains.
 //   - A peer makes a whole TLS handshake for each connection and hop.
 //   - Namespaces, processes, clusters and files of a run are removed at its end, unless
-//     -keep is given. What a killed run left is removed by `lab down` with the lab's name.
+//     -keep is given. `lab down` with the lab's name removes what a killed run left.
 package main
 
 import (
@@ -86,7 +86,7 @@ func main() {
 	flag.DurationVar(&b.rtt, "rtt", 60*time.Millisecond, "round trip of the measure wan")
 	flag.IntVar(&b.runs, "runs", 5, "rounds, of which the medians count")
 	flag.IntVar(&b.idle, "idle", 1000, "connections of the measure idle")
-	flag.Float64Var(&b.calm, "calm", 0.15, "share of the machine that other programs may take before a window is marked")
+	flag.Float64Var(&b.calm, "calm", 0.15, "share of the machine above which other programs disturb a window")
 	flag.StringVar(&record, "record", "", "file to which every window is written, as a line of JSON")
 	flag.DurationVar(&total, "timeout", 2*time.Hour, "limit of the run")
 	flag.BoolVar(&keep, "keep", false, "leave everything standing; remove it with: bin/lab --name NAME down")
@@ -169,7 +169,8 @@ func selected(kind, list string, all []string) ([]string, error) {
 			return nil, fmt.Errorf("unknown %s %q: choose from %s", kind, name, strings.Join(all, ", "))
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(all), func(name string) bool { return !slices.Contains(want, name) }), nil
+	unwanted := func(name string) bool { return !slices.Contains(want, name) }
+	return slices.DeleteFunc(slices.Clone(all), unwanted), nil
 }
 
 // runAndRemove measures, prints what was measured, also after a failure, and removes
@@ -258,8 +259,8 @@ func (b *bench) run(ctx context.Context) error {
 	return nil
 }
 
-// prepare raises all that stands for the whole run. The lab comes first, because Up removes
-// what it finds under its name.
+// prepare raises all that stands for the whole run. The lab comes first, because lab.Up
+// removes what it finds under its name.
 func (b *bench) prepare(ctx context.Context) error {
 	// The peers inherit this limit: Go gives its children the original one otherwise.
 	var files syscall.Rlimit
@@ -328,8 +329,8 @@ func (b *bench) runRounds(ctx context.Context, chosen []measure, ph phase) error
 	return nil
 }
 
-// measureChain starts a chain, takes the chosen measures and stops it. A measure that fails
-// does not keep the others from being taken.
+// measureChain starts a chain, takes the chosen measures and stops the chain. After a
+// measure has failed, the next one is taken.
 func (b *bench) measureChain(ctx context.Context, chain string, chosen []measure, round int) error {
 	p, err := b.startPath(ctx, chain)
 	if err != nil {

@@ -270,11 +270,11 @@ func (w window) summary() string {
 	r := w.Result
 	switch {
 	case w.Memory != nil:
-		s = fmt.Sprintf("resident %.0f KiB each, kernel %.0f KiB each", sum(w.Memory.Resident), w.Memory.Kernel)
+		s = fmt.Sprintf("resident %.0f KiB, kernel %.0f KiB each", sum(w.Memory.Resident), w.Memory.Kernel)
 	case r.Bytes > 0:
-		s = fmt.Sprintf("%.2f Gbit/s, proxies %.2f s/GB", w.gbits(), w.cpuPerGB(roleA, roleGateway, roleB))
+		s = fmt.Sprintf("%.2f Gbit/s, CPU %.2f s/GB", w.gbits(), w.cpuPerGB(roleA, roleGateway, roleB))
 	default:
-		s = fmt.Sprintf("%.0f /s, p50 %.3f ms, proxies %.0f µs each", w.rate(), r.P50*1e3, w.cpuPerOperation())
+		s = fmt.Sprintf("%.0f /s, p50 %.3f ms, CPU %.0f µs each", w.rate(), r.P50*1e3, w.cpuPerOperation())
 	}
 	if w.Memory == nil {
 		s += fmt.Sprintf(", others %.0f %%", 100*w.Others)

@@ -41,7 +41,9 @@ func TestWindowFigures(t *testing.T) {
 	var direct window
 	direct.Memory = &memory{}
 	for what, v := range map[string]float64{
-		"operation": direct.cpuPerOperation(), "GB": direct.cpuPerGB(roleA), "memory": direct.residentKiB(roleA),
+		"operation":  direct.cpuPerOperation(),
+		"GB":         direct.cpuPerGB(roleA),
+		"connection": direct.residentKiB(roleA),
 	} {
 		if !math.IsNaN(v) {
 			t.Errorf("a chain without proxies costs %v for each %s, want NaN", v, what)

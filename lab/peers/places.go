@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// A place is a network namespace of this benchmark. Its name begins like those of the lab,
-// so that `lab down` removes it and ends every process in it, in any state.
+// A place is a network namespace of this benchmark. Its name begins like those of the
+// lab, so that `lab down` removes it and ends every process in it, in any state.
 type place struct {
 	label, address string // the label is the name of its link in the router
 	netns          string
@@ -70,7 +70,8 @@ func (p places) raise(ctx context.Context) error {
 		}
 		gateway := fmt.Sprintf("10.77.%d.1", i+1)
 		for _, args := range []string{
-			fmt.Sprintf("link add %s netns %s type veth peer name eth0 netns %s", end.label, p.router, end.netns),
+			fmt.Sprintf("link add %s netns %s type veth peer name eth0 netns %s",
+				end.label, p.router, end.netns),
 			fmt.Sprintf("-n %s addr add %s/24 dev %s", p.router, gateway, end.label),
 			fmt.Sprintf("-n %s link set %s up", p.router, end.label),
 			fmt.Sprintf("-n %s addr add %s/24 dev eth0", end.netns, end.address),

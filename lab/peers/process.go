@@ -52,9 +52,10 @@ func (p *process) pid() int { return p.cmd.Process.Pid }
 func (p *process) running() error {
 	select {
 	case <-p.done:
-		log, _ := os.ReadFile(p.log)
+		log, _ := os.ReadFile(p.log) // without a log the state must do
 		const most = 2000
-		return fmt.Errorf("%s ended (%v): %s", p.name, p.cmd.ProcessState, bytes.TrimSpace(log[max(0, len(log)-most):]))
+		end := bytes.TrimSpace(log[max(0, len(log)-most):])
+		return fmt.Errorf("%s ended (%v): %s", p.name, p.cmd.ProcessState, end)
 	default:
 		return nil
 	}
@@ -78,7 +79,8 @@ func output(cmd *exec.Cmd) (string, error) {
 	var out, log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &log
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("run %s: %w: %s", strings.Join(cmd.Args, " "), err, strings.TrimSpace(log.String()))
+		line := strings.Join(cmd.Args, " ")
+		return "", fmt.Errorf("run %s: %w: %s", line, err, strings.TrimSpace(log.String()))
 	}
 	return out.String(), nil
 }

@@ -35,7 +35,13 @@ func allTables(idleConnections int) []table {
 		)},
 		{"A kept connection: 64 bytes there and back", []figure{
 			{what: "p50, µs", measure: kept, format: "%.0f", value: p50us, wanted: "≤ 1.1"},
-			{what: "CPU of the proxies, µs each", measure: kept, format: "%.0f", value: window.cpuPerOperation, wanted: "≤ 1.1"},
+			{
+				what:    "CPU of the proxies, µs each",
+				measure: kept,
+				format:  "%.0f",
+				value:   window.cpuPerOperation,
+				wanted:  "≤ 1.1",
+			},
 		}},
 		{"Bulk", slices.Concat(
 			bulkFigures("1 connection, down", down1),
@@ -64,7 +70,14 @@ func allTables(idleConnections int) []table {
 
 func connectFigures(what, measure string) []figure {
 	return []figure{
-		{what: what + ", per second", measure: measure, format: "%.0f", value: window.rate, higher: true, wanted: "≥ 2.5"},
+		{
+			what:    what + ", per second",
+			measure: measure,
+			format:  "%.0f",
+			value:   window.rate,
+			higher:  true,
+			wanted:  "≥ 2.5",
+		},
 		{what: what + ", p50, ms", measure: measure, format: "%.2f", value: p50ms, wanted: "≤ 0.4"},
 		{
 			what:    what + ", CPU of the proxies, µs each",
@@ -81,7 +94,14 @@ func bulkFigures(what, measure string) []figure {
 		return func(w window) float64 { return w.cpuPerGB(roles...) }
 	}
 	return []figure{
-		{what: what + ", Gbit/s", measure: measure, format: "%.2f", value: window.gbits, higher: true, wanted: "≥ 1.15"},
+		{
+			what:    what + ", Gbit/s",
+			measure: measure,
+			format:  "%.2f",
+			value:   window.gbits,
+			higher:  true,
+			wanted:  "≥ 1.15",
+		},
 		{
 			what:    what + ", CPU of the proxies, s/GB",
 			measure: measure,
@@ -137,8 +157,8 @@ func (r report) markdown() string {
 		for _, chain := range r.chains {
 			fmt.Fprintf(&out, " %s |", chain)
 		}
-		fmt.Fprintf(&out, " Causeway / better peer | wanted |\n|%s\n", strings.Repeat(" --- |", len(r.chains)+3))
-		out.WriteString(rows.String() + "\n")
+		columns := strings.Repeat(" --- |", len(r.chains)+3)
+		fmt.Fprintf(&out, " Causeway / better peer | wanted |\n|%s\n%s\n", columns, rows.String())
 	}
 	out.WriteString(r.disturbance())
 	return out.String()
@@ -272,8 +292,10 @@ func (r report) disturbance() string {
 	if out.Len() == 0 {
 		return ""
 	}
-	return fmt.Sprintf("CPU time of other programs, as a share of the machine (†N: N windows above %.0f %%):\n\n"+
-		"| chain | median | most | disturbed windows |\n| --- | --- | --- | --- |\n%s", 100*r.calm, out.String())
+	return fmt.Sprintf("CPU time of other programs, as a share of the machine. "+
+		"†N marks a figure of which N windows were above %.0f %%.\n\n"+
+		"| chain | median | most | disturbed windows |\n"+
+		"| --- | --- | --- | --- |\n%s", 100*r.calm, out.String())
 }
 
 // median returns NaN for no figures.

@@ -10,7 +10,7 @@ import (
 	"github.com/causeway-mesh/causeway/lab/peers/traffic"
 )
 
-// rateWindow has 1 s, in which a chain made so many connections, and 1 ms of CPU for each.
+// rateWindow is a second in which a chain made so many connections, each for 1 ms of CPU.
 func rateWindow(chain string, round, connections int, others float64) window {
 	return window{
 		Chain:   chain,
@@ -68,7 +68,7 @@ Memory of 20 idle connections that were answered once:
 | resident memory of B, KiB each |  | 0.0 |  | 0.0 |  | ≤ 44 KiB |
 | kernel memory beyond that of direct, KiB each |  | 10 |  | 5 | 0.50 |  |
 
-CPU time of other programs, as a share of the machine (†N: N windows above 10 %):
+CPU time of other programs, as a share of the machine. †N marks a figure of which N windows were above 10 %.
 
 | chain | median | most | disturbed windows |
 | --- | --- | --- | --- |
@@ -84,16 +84,38 @@ CPU time of other programs, as a share of the machine (†N: N windows above 10 
 
 func TestBetterPeer(t *testing.T) {
 	cases := map[string]struct {
-		why           string
-		envoy, haprox []int
-		higher        bool
-		want          string
+		why            string
+		envoy, haproxy []int
+		higher         bool
+		want           string
 	}{
-		"higher":     {why: "the faster peer counts", envoy: []int{100}, haprox: []int{90}, higher: true, want: chainEnvoy},
-		"lower":      {why: "the cheaper peer counts", envoy: []int{100}, haprox: []int{90}, want: chainHAProxy},
-		"medians":    {why: "one lucky round counts little", envoy: []int{1, 1, 999}, haprox: []int{2, 2, 2}, higher: true, want: chainHAProxy},
-		"one absent": {why: "a peer that is not measured is not better", haprox: []int{90}, higher: true, want: chainHAProxy},
-		"none":       {why: "without peers there is no ratio"},
+		"higher": {
+			why:     "the faster peer counts",
+			envoy:   []int{100},
+			haproxy: []int{90},
+			higher:  true,
+			want:    chainEnvoy,
+		},
+		"lower": {
+			why:     "the cheaper peer counts",
+			envoy:   []int{100},
+			haproxy: []int{90},
+			want:    chainHAProxy,
+		},
+		"medians": {
+			why:     "one lucky round counts little",
+			envoy:   []int{1, 1, 999},
+			haproxy: []int{2, 2, 2},
+			higher:  true,
+			want:    chainHAProxy,
+		},
+		"one absent": {
+			why:     "a peer that is not measured is not better",
+			haproxy: []int{90},
+			higher:  true,
+			want:    chainHAProxy,
+		},
+		"none": {why: "without peers there is no ratio"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -101,10 +123,11 @@ func TestBetterPeer(t *testing.T) {
 			for i, n := range c.envoy {
 				r.windows = append(r.windows, rateWindow(chainEnvoy, i, n, 0))
 			}
-			for i, n := range c.haprox {
+			for i, n := range c.haproxy {
 				r.windows = append(r.windows, rateWindow(chainHAProxy, i, n, 0))
 			}
-			if got := r.betterPeer(figure{measure: connect1, value: window.rate, higher: c.higher}); got != c.want {
+			got := r.betterPeer(figure{measure: connect1, value: window.rate, higher: c.higher})
+			if got != c.want {
 				t.Errorf("betterPeer = %q, want %q: %s", got, c.want, c.why)
 			}
 		})

@@ -17,7 +17,8 @@ import (
 // ticksPerSecond is 100 on every architecture that Go supports.
 const ticksPerSecond = 100
 
-// CPU returns the seconds that all threads of a process have used, in user and kernel mode.
+// CPU returns the seconds that all threads of a process have used, in user and kernel
+// mode.
 func CPU(pid int) (float64, error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -51,7 +52,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 }
 
 // MachineCPU returns the seconds that all processors together were not idle. Time that a
-// hypervisor took from this machine is included, because nobody here could use it.
+// hypervisor took from this machine is included, because no program here could use it.
 func MachineCPU() (float64, error) {
 	raw, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -80,7 +81,7 @@ func parseMachineCPU(stat string) (float64, error) {
 }
 
 // SoftIRQThreads returns the ids of the kernel's threads that process packets when a
-// processor has many of them. Their work belongs to whoever sends the packets.
+// processor has many of them. Their work belongs to the program that sends the packets.
 func SoftIRQThreads() ([]int, error) {
 	files, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
@@ -110,8 +111,8 @@ func Resident(pid int) (float64, error) {
 	return parseKiB(string(raw), "VmRSS")
 }
 
-// Kernel returns the KiB that the kernel of this machine uses for what connections consist
-// of: slabs, stacks, page tables, and the buffers of TCP sockets.
+// Kernel returns the KiB that the kernel of this machine uses for what connections
+// consist of: slabs, stacks, page tables, and the buffers of TCP sockets.
 func Kernel() (float64, error) {
 	meminfo, err := os.ReadFile("/proc/meminfo")
 	if err != nil {

@@ -21,9 +21,13 @@ func TestParseProcessCPU(t *testing.T) {
 			stat: "7 (a) b) c) S 1 7 7 0 -1 4194560 900 0 1 0 1 2 9 9 20 0 3 0 100 1 1",
 			want: 0.03,
 		},
-		"short":      {why: "a line that was cut off has no figure", stat: "7 (envoy) S 1 7", fails: true},
-		"empty":      {why: "an empty file has no figure", fails: true},
-		"not digits": {why: "a word is not a figure", stat: "7 (x) S 1 7 7 0 -1 4 9 0 1 0 one 2 9 9 20", fails: true},
+		"short": {why: "a line that was cut off has no figure", stat: "7 (envoy) S 1 7", fails: true},
+		"empty": {why: "an empty file has no figure", fails: true},
+		"not digits": {
+			why:   "a word is not a figure",
+			stat:  "7 (x) S 1 7 7 0 -1 4 9 0 1 0 one 2 9 9 20",
+			fails: true,
+		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -49,7 +53,8 @@ func TestParseMachineCPU(t *testing.T) {
 
 func TestParseKernel(t *testing.T) {
 	const (
-		meminfo  = "MemTotal: 9999 kB\nSlab:  100 kB\nSReclaimable: 60 kB\nKernelStack:  20 kB\nPageTables:  3 kB\n"
+		meminfo = "MemTotal: 9999 kB\nSlab:  100 kB\nSReclaimable: 60 kB\n" +
+			"KernelStack:  20 kB\nPageTables:  3 kB\n"
 		sockstat = "sockets: used 9\nTCP: inuse 4 orphan 0 tw 0 alloc 6 mem 5\nUDP: inuse 1 mem 77\n"
 	)
 	if got, err := parseKernel(meminfo, sockstat, 4096); got != 143 || err != nil {

@@ -16,8 +16,8 @@ var selfPID = os.Getpid()
 // holdConcurrency is how many connections Hold opens at a time.
 const holdConcurrency = 16
 
-// Hold opens n connections to target and has each answered once. It returns them all open;
-// the caller closes them. If one fails, Hold closes the others and returns an error.
+// Hold opens n connections to target and has each answered once. It returns them open,
+// and the caller closes them. If one fails, Hold closes the others and returns an error.
 func Hold(ctx context.Context, target string, n int) ([]net.Conn, error) {
 	conns := make([]net.Conn, n)
 	g, ctx := errgroup.WithContext(ctx)

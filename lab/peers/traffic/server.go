@@ -1,12 +1,12 @@
-// Package traffic is both ends of every connection that is measured: a server that echoes,
-// sends or discards, and a load generator that counts what happens in a window of time.
+// Package traffic is both ends of every connection that is measured: a server that
+// echoes, sends or discards, and a load generator that counts what happens in a window.
 //
 //	client ── request of 64 bytes, whose first byte is an Op ──▶ server
 //	       ◀─ the same 64 bytes / bytes without end / nothing ──
 //
 // What always holds:
-//   - The window begins after every connection has been answered once and the warm-up time
-//     has passed, so handshakes of kept connections are never in it.
+//   - The window begins after every connection has been answered once and the warm-up
+//     time has passed, so handshakes of kept connections are never in it.
 //   - CPU time is read by the load generator itself, at both ends of the window.
 package traffic
 
@@ -33,8 +33,8 @@ const (
 	opDiscard Op = 'd' // the server discards what it receives
 )
 
-// Serve accepts on ln until ctx ends. It closes ln and every connection, waits for them, and
-// returns nil if ctx was the reason.
+// Serve accepts on ln until ctx ends. Then it closes ln and every connection, waits for
+// them, and returns nil.
 func Serve(ctx context.Context, ln net.Listener) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
@@ -74,7 +74,8 @@ func answer(c net.Conn) error {
 		}
 	case opDiscard:
 		// Without the wrappers io.CopyBuffer would use a smaller buffer of io.Discard.
-		_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, make([]byte, bulkSize))
+		to, from := struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}
+		_, err := io.CopyBuffer(to, from, make([]byte, bulkSize))
 		return err
 	}
 	return errors.New("unknown operation")

@@ -63,7 +63,8 @@ func TestLoadWithoutServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, pattern := range []string{Connect, Kept, Down, Up, "other"} {
-		if got, err := Load(t.Context(), Options{Target: target, Pattern: pattern, Concurrency: 1}); err == nil {
+		o := Options{Target: target, Pattern: pattern, Concurrency: 1}
+		if got, err := Load(t.Context(), o); err == nil {
 			t.Errorf("Load of pattern %s = %+v, want an error", pattern, got)
 		}
 	}
@@ -87,7 +88,13 @@ func TestHold(t *testing.T) {
 func TestSince(t *testing.T) {
 	begin := time.Unix(100, 0)
 	before := readings{at: begin, bytes: 10, cpu: map[int]float64{7: 1}, load: 2, machine: 30}
-	after := readings{at: begin.Add(2 * time.Second), bytes: 40, cpu: map[int]float64{7: 1.5}, load: 2.25, machine: 33}
+	after := readings{
+		at:      begin.Add(2 * time.Second),
+		bytes:   40,
+		cpu:     map[int]float64{7: 1.5},
+		load:    2.25,
+		machine: 33,
+	}
 	got := after.since(before)
 	if got.Seconds != 2 || got.Bytes != 30 || got.CPU[7] != 0.5 || got.LoadCPU != 0.25 || got.Machine != 3 {
 		t.Errorf("since = %+v", got)
