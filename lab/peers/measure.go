@@ -143,11 +143,6 @@ func (b *bench) takeIdle(ctx context.Context, p *path) (window, error) {
 	if err != nil {
 		return window{}, err
 	}
-	used, err := proc.MachineCPU()
-	if err != nil {
-		return window{}, err
-	}
-	begun := time.Now()
 	cmd := inNetns(ctx, p.netns, b.trafficgen, "hold", "-target", p.target, "-n", strconv.Itoa(b.idle))
 	release, err := startHold(cmd)
 	if err != nil {
@@ -161,15 +156,8 @@ func (b *bench) takeIdle(ctx context.Context, p *path) (window, error) {
 	if err := errors.Join(err, release()); err != nil {
 		return window{}, err
 	}
-	usedAfter, err := proc.MachineCPU()
-	if err != nil {
-		return window{}, err
-	}
 	grown := after.since(before, b.idle)
-	w := window{Memory: &grown}
-	// The machine's CPU time is for the record only: memory does not depend on it.
-	w.Result.Seconds, w.Result.Machine = time.Since(begun).Seconds(), usedAfter-used
-	return w, nil
+	return window{Memory: &grown}, nil
 }
 
 // startHold starts the command and waits until it holds its connections. release ends it.
