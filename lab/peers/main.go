@@ -54,7 +54,8 @@ type bench struct {
 	measures           []measure
 	window             time.Duration
 	rtt                time.Duration // of the measure wan
-	runs, idle         int
+	runs, retries      int
+	idle               int // connections
 	calm               float64
 	bin, images, image string // where the causeway command and the images are, and its name
 	envoy, trafficgen  string // binaries
@@ -85,6 +86,7 @@ func main() {
 	flag.DurationVar(&b.window, "window", 3*time.Second, "length of each measured window")
 	flag.DurationVar(&b.rtt, "rtt", 60*time.Millisecond, "round trip of the measure wan")
 	flag.IntVar(&b.runs, "runs", 5, "rounds, of which the medians count")
+	flag.IntVar(&b.retries, "retries", 1, "times to repeat a disturbed window, of which the calmest counts")
 	flag.IntVar(&b.idle, "idle", 1000, "connections of the measure idle")
 	flag.Float64Var(&b.calm, "calm", 0.15, "share of the machine above which other programs disturb a window")
 	flag.StringVar(&record, "record", "", "file to which every window is written, as a line of JSON")
@@ -149,7 +151,7 @@ func (b *bench) choose(chains, measures string) error {
 			b.measures = append(b.measures, m)
 		}
 	}
-	if b.runs < 1 || b.window < 100*time.Millisecond {
+	if b.runs < 1 || b.retries < 0 || b.window < 100*time.Millisecond {
 		return errors.New("want at least one run and a window of 100ms")
 	}
 	if b.idle < 1 || b.idle > maxIdle {
@@ -191,7 +193,7 @@ func (b *bench) runAndRemove(ctx context.Context, record string, keep bool) erro
 	err := b.run(ctx)
 	if len(b.windows) > 0 {
 		fmt.Print(b.heading(context.WithoutCancel(ctx)))
-		fmt.Print(report{chains: b.chains, windows: b.windows, calm: b.calm, idle: b.idle}.markdown())
+		fmt.Print(b.report().markdown())
 		for _, f := range slices.Sorted(maps.Keys(b.failures)) {
 			fmt.Printf("\nfailed %d times: %s\n", b.failures[f], f)
 		}
@@ -201,6 +203,10 @@ func (b *bench) runAndRemove(ctx context.Context, record string, keep bool) erro
 		return err
 	}
 	return errors.Join(err, lab.Down(context.WithoutCancel(ctx), b.labOptions()))
+}
+
+func (b *bench) report() report {
+	return report{chains: b.chains, windows: b.windows, calm: b.calm, idle: b.idle}
 }
 
 // heading says when, where and with what the run was made.
@@ -338,7 +344,7 @@ func (b *bench) measureChain(ctx context.Context, chain string, chosen []measure
 	}
 	defer p.stop()
 	for _, m := range chosen {
-		w, err := b.take(ctx, p, m)
+		w, err := b.takeCalm(ctx, p, m)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
