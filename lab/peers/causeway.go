@@ -159,14 +159,30 @@ func (p *pair) startPods(ctx context.Context) error {
 	})
 }
 
+// A part is the pods of one component in one cluster, which have a role in the chain.
+type part struct {
+	cluster   *lab.Cluster
+	role      string
+	component string // the label of the pods and the name of their container
+}
+
 // causewayPath replaces the agents of both clusters and the gateways of east, so that
 // their memory begins as small as that of a peer that was just started.
 func (b *bench) causewayPath(ctx context.Context) (*path, error) {
 	p := b.pair
+	parts := []part{
+		{p.west, roleA, "agent"},
+		{p.east, roleGateway, "gateway"},
+		{p.east, roleB, "agent"},
+	}
+	pids := make([][]int, len(parts))
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return restart(gctx, p.west, "daemonset/causeway-agent") })
-	g.Go(func() error { return restart(gctx, p.east, "daemonset/causeway-agent") })
-	g.Go(func() error { return restart(gctx, p.east, "deployment/causeway-gateway") })
+	for i, x := range parts {
+		g.Go(func() (err error) {
+			pids[i], err = x.replace(gctx)
+			return err
+		})
+	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
@@ -174,65 +190,63 @@ func (b *bench) causewayPath(ctx context.Context) (*path, error) {
 		netns:   p.netns,
 		target:  p.target,
 		server:  p.server,
+		inLab:   true,
 		running: func() error { return nil }, // the kubelet starts what has ended
 		stop:    func() {},
 	}
-	for _, part := range []struct {
-		cluster         *lab.Cluster
-		role, component string
-	}{
-		{p.west, roleA, "agent"},
-		{p.east, roleGateway, "gateway"},
-		{p.east, roleB, "agent"},
-	} {
-		pids, err := containerPIDs(ctx, part.cluster, part.component)
-		if err != nil {
-			return nil, err
-		}
-		for _, pid := range pids {
-			out.proxies = append(out.proxies, proxy{role: part.role, pid: pid})
+	for i, x := range parts {
+		for _, pid := range pids[i] {
+			out.proxies = append(out.proxies, proxy{role: x.role, pid: pid})
 		}
 	}
 	return out, nil
 }
 
-func restart(ctx context.Context, c *lab.Cluster, workload string) error {
-	if _, err := kubectl(ctx, c, "-n", system, "rollout", "restart", workload); err != nil {
-		return err
+// replace deletes the pods and returns the processes of those that take their place. The
+// short grace period does no harm, because no connection is open.
+func (x part) replace(ctx context.Context) ([]int, error) {
+	selector := "app.kubernetes.io/component=" + x.component
+	deleted, err := kubectl(ctx, x.cluster, "-n", system, "delete", "pod",
+		"-l", selector, "--grace-period=1", "-o", "name")
+	if err != nil {
+		return nil, err
 	}
-	_, err := kubectl(ctx, c, "-n", system, "rollout", "status", workload, "--timeout=120s")
-	return err
-}
-
-// containerPIDs returns the processes of a component's pods, once none of them is being
-// deleted. The container is named like the component.
-func containerPIDs(ctx context.Context, c *lab.Cluster, component string) ([]int, error) {
-	var out []int
-	err := poll(ctx, time.Minute, 500*time.Millisecond, func() error {
-		pods, err := kubectl(ctx, c, "-n", system, "get", "pods",
-			"-l", "app.kubernetes.io/component="+component,
-			"-o", `jsonpath={range .items[*]}{.metadata.name} {.metadata.deletionTimestamp}{"\n"}{end}`)
+	count := strings.Count(deleted, "\n")
+	var pids []int
+	err = poll(ctx, time.Minute, 200*time.Millisecond, func() error {
+		pods, err := kubectl(ctx, x.cluster, "-n", system, "get", "pods", "-l", selector,
+			"-o", `jsonpath={range .items[*]}{.metadata.name} `+
+				`{.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)
 		if err != nil {
 			return err
 		}
-		out = nil
-		for line := range strings.Lines(pods) {
-			f := strings.Fields(line)
-			if len(f) > 1 {
-				return fmt.Errorf("pod %s of %s is still being deleted", f[0], c.Name())
-			}
-			found, err := c.FindContainer(ctx, system, f[0], component)
+		names := readyPods(pods)
+		if len(names) != count {
+			return fmt.Errorf("%d of %d pods of %s's %s are ready",
+				len(names), count, x.cluster.Name(), x.component)
+		}
+		pids = nil
+		for _, name := range names {
+			found, err := x.cluster.FindContainer(ctx, system, name, x.component)
 			if err != nil {
 				return err
 			}
-			out = append(out, found.PID)
-		}
-		if len(out) == 0 {
-			return fmt.Errorf("%s has no %s", c.Name(), component)
+			pids = append(pids, found.PID)
 		}
 		return nil
 	})
-	return out, err
+	return pids, err
+}
+
+// readyPods returns the names in lines such as "NAME True".
+func readyPods(lines string) []string {
+	var out []string
+	for line := range strings.Lines(lines) {
+		if f := strings.Fields(line); len(f) == 2 && f[1] == "True" {
+			out = append(out, f[0])
+		}
+	}
+	return out
 }
 
 // setRTT sets the round trip between the clusters.

@@ -40,7 +40,8 @@ type path struct {
 	netns   string // of the client, a name or a path
 	target  string // address and port
 	proxies []proxy
-	server  int // process id
+	server  int  // process id
+	inLab   bool // proxies and server are in the lab's cgroup
 	// running returns an error if something that was started for this path has ended.
 	running func() error
 	// stop ends what was started for this path. It may be called again.

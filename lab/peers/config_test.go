@@ -95,3 +95,10 @@ func TestParseVersion(t *testing.T) {
 		}
 	}
 }
+
+func TestReadyPods(t *testing.T) {
+	const lines = "agent-a True\nagent-b False\nagent-c \n\n"
+	if diff := cmp.Diff([]string{"agent-a"}, readyPods(lines)); diff != "" {
+		t.Errorf("a pod that was just created has no condition yet (-want +got):\n%s", diff)
+	}
+}

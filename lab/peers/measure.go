@@ -116,9 +116,9 @@ func (b *bench) take(ctx context.Context, p *path, m measure) (window, error) {
 	if m.phase == farPhase {
 		warm, length, pause = farWarmUp, max(b.window, farWindow), farPause
 	}
-	pids := append([]int{p.server}, b.softIRQThreads...)
+	chainPIDs := []int{p.server}
 	for _, x := range p.proxies {
-		pids = append(pids, x.pid)
+		chainPIDs = append(chainPIDs, x.pid)
 	}
 	out, err := output(inNetns(ctx, p.netns, b.trafficgen, "load",
 		"-target", p.target,
@@ -127,7 +127,8 @@ func (b *bench) take(ctx context.Context, p *path, m measure) (window, error) {
 		"-warm-up", warm.String(),
 		"-window", length.String(),
 		"-pause", pause.String(),
-		"-pids", joinInts(pids),
+		"-pids", joinInts(slices.Concat(chainPIDs, b.softIRQThreads)),
+		"-cgroup", b.cgroup(),
 	))
 	if err != nil {
 		return window{}, err
@@ -139,14 +140,21 @@ func (b *bench) take(ctx context.Context, p *path, m measure) (window, error) {
 	for _, x := range p.proxies {
 		w.CPU[x.role] += w.Result.CPU[x.pid]
 	}
-	w.Others = others(w.Result, runtime.NumCPU())
+	counted := b.softIRQThreads // the lab's cgroup has counted the others already
+	if !p.inLab {
+		counted = slices.Concat(chainPIDs, counted)
+	}
+	w.Others = others(w.Result, counted, runtime.NumCPU())
 	return w, nil
 }
 
-// others returns the share of the machine's processors that was used neither by the chain
-// nor by its client and server nor by the kernel's packet processing.
-func others(r traffic.Result, processors int) float64 {
-	rest := r.Machine - r.LoadCPU - sum(r.CPU)
+// others returns the share of the machine's processors that was used neither by the lab
+// nor by the load generator nor by the counted processes.
+func others(r traffic.Result, counted []int, processors int) float64 {
+	rest := r.Machine - r.LoadCPU - r.Cgroup
+	for _, pid := range counted {
+		rest -= r.CPU[pid]
+	}
 	return max(rest, 0) / r.Seconds / float64(processors)
 }
 
@@ -273,9 +281,15 @@ func (w window) summary() string {
 	case w.Memory != nil:
 		s = fmt.Sprintf("resident %.0f KiB, kernel %.0f KiB each", sum(w.Memory.Resident), w.Memory.Kernel)
 	case r.Bytes > 0:
-		s = fmt.Sprintf("%.2f Gbit/s, CPU %.2f s/GB", w.gbits(), w.cpuPerGB(roleA, roleGateway, roleB))
+		s = fmt.Sprintf("%.2f Gbit/s", w.gbits())
+		if len(w.CPU) > 0 {
+			s += fmt.Sprintf(", CPU %.2f s/GB", w.cpuPerGB(roleA, roleGateway, roleB))
+		}
 	default:
-		s = fmt.Sprintf("%.0f /s, p50 %.3f ms, CPU %.0f µs each", w.rate(), r.P50*1e3, w.cpuPerOperation())
+		s = fmt.Sprintf("%.0f /s, p50 %.3f ms", w.rate(), r.P50*1e3)
+		if len(w.CPU) > 0 {
+			s += fmt.Sprintf(", CPU %.0f µs each", w.cpuPerOperation())
+		}
 	}
 	if w.Memory == nil {
 		s += fmt.Sprintf(", others %.0f %%", 100*w.Others)

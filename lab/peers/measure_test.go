@@ -10,12 +10,18 @@ import (
 )
 
 func TestOthers(t *testing.T) {
-	r := traffic.Result{Seconds: 2, Machine: 3, LoadCPU: 0.5, CPU: map[int]float64{7: 1, 8: 0.5}}
-	if got := others(r, 2); got != 0.25 {
+	r := traffic.Result{
+		Seconds: 2,
+		Machine: 4,
+		LoadCPU: 0.5,
+		Cgroup:  1,
+		CPU:     map[int]float64{7: 1, 8: 0.5, 9: 0.25},
+	}
+	if got := others(r, []int{7, 8}, 2); got != 0.25 {
 		t.Errorf("others = %v, want 0.25: one second of four was used by others", got)
 	}
 	r.Machine = 1.9 // ticks are coarse
-	if got := others(r, 2); got != 0 {
+	if got := others(r, []int{7, 8}, 2); got != 0 {
 		t.Errorf("others = %v, want 0", got)
 	}
 }

@@ -37,6 +37,9 @@ func newPlaces(labName string) places {
 	}
 }
 
+// cgroup is the name of the lab's top cgroup.
+func (b *bench) cgroup() string { return "cwl-" + b.name }
+
 func (p places) ends() []place { return []place{p.a, p.gateway, p.b} }
 
 // manyConnections lets one address open thousands of connections in a row to another.

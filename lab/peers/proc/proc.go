@@ -80,6 +80,36 @@ func parseMachineCPU(stat string) (float64, error) {
 	return sum / ticksPerSecond, nil
 }
 
+// CgroupCPU returns the seconds that all processes of a top-level cgroup and of those below
+// it have used. It is 0 if there is no such cgroup.
+func CgroupCPU(name string) (float64, error) {
+	// With cgroup v1 each controller has a hierarchy of its own.
+	raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/cpuacct", name, "cpuacct.usage"))
+	if err == nil {
+		ns, err := strconv.ParseFloat(strings.TrimSpace(string(raw)), 64)
+		return ns / 1e9, err
+	}
+	raw, err = os.ReadFile(filepath.Join("/sys/fs/cgroup", name, "cpu.stat"))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return parseCgroupCPU(string(raw))
+}
+
+// parseCgroupCPU finds a line such as "usage_usec 1234".
+func parseCgroupCPU(stat string) (float64, error) {
+	for line := range strings.Lines(stat) {
+		if value, ok := strings.CutPrefix(line, "usage_usec "); ok {
+			us, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			return us / 1e6, err
+		}
+	}
+	return 0, errors.New("parse cpu.stat: no usage")
+}
+
 // SoftIRQThreads returns the ids of the kernel's threads that process packets when a
 // processor has many of them. Their work belongs to the program that sends the packets.
 func SoftIRQThreads() ([]int, error) {

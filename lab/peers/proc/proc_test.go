@@ -78,6 +78,18 @@ func TestParseKiB(t *testing.T) {
 	}
 }
 
+func TestParseCgroupCPU(t *testing.T) {
+	if got, err := parseCgroupCPU("usage_usec 2500000\nuser_usec 1\n"); got != 2.5 || err != nil {
+		t.Errorf("parseCgroupCPU = %v, %v; want 2.5", got, err)
+	}
+	if _, err := parseCgroupCPU("user_usec 1\n"); err == nil {
+		t.Error("parseCgroupCPU without usage: want an error")
+	}
+	if got, err := CgroupCPU("no-such-cgroup"); got != 0 || err != nil {
+		t.Errorf("CgroupCPU of a cgroup that does not exist = %v, %v; want 0", got, err)
+	}
+}
+
 // The parsers must agree with the kernel that they run on.
 func TestThisMachine(t *testing.T) {
 	if cpu, err := CPU(os.Getpid()); err != nil || cpu < 0 {

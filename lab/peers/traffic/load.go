@@ -36,6 +36,7 @@ type Options struct {
 	Window      time.Duration // what is measured
 	Pause       time.Duration // after each operation
 	PIDs        []int         // processes whose CPU time is recorded
+	Cgroup      string        // top-level cgroup whose CPU time is recorded; empty means none
 }
 
 // A Result is what happened in the window.
@@ -48,6 +49,7 @@ type Result struct {
 	LastError  string          `json:"lastError,omitempty"`
 	CPU        map[int]float64 `json:"cpu"`     // seconds of each process of Options.PIDs
 	LoadCPU    float64         `json:"loadCPU"` // seconds of the load generator itself
+	Cgroup     float64         `json:"cgroup"`  // seconds of all processes of Options.Cgroup
 	Machine    float64         `json:"machine"` // seconds of all programs together
 }
 
@@ -152,10 +154,10 @@ func (r *run) measure(ctx context.Context) (Result, error) {
 
 // readings are all clocks and counters at one moment.
 type readings struct {
-	at            time.Time
-	bytes         int64
-	cpu           map[int]float64
-	load, machine float64
+	at                    time.Time
+	bytes                 int64
+	cpu                   map[int]float64
+	load, cgroup, machine float64
 }
 
 func (r *run) read() (readings, error) {
@@ -170,6 +172,11 @@ func (r *run) read() (readings, error) {
 	if now.machine, err = proc.MachineCPU(); err != nil {
 		return now, err
 	}
+	if r.Options.Cgroup != "" {
+		if now.cgroup, err = proc.CgroupCPU(r.Options.Cgroup); err != nil {
+			return now, err
+		}
+	}
 	for _, pid := range r.PIDs {
 		if now.cpu[pid], err = proc.CPU(pid); err != nil {
 			return now, fmt.Errorf("read the CPU time of process %d: %w", pid, err)
@@ -183,6 +190,7 @@ func (after readings) since(before readings) Result {
 		Seconds: after.at.Sub(before.at).Seconds(),
 		Bytes:   after.bytes - before.bytes,
 		LoadCPU: after.load - before.load,
+		Cgroup:  after.cgroup - before.cgroup,
 		Machine: after.machine - before.machine,
 		CPU:     map[int]float64{},
 	}

@@ -70,6 +70,7 @@ func load(ctx context.Context, args []string) error {
 	flags.DurationVar(&o.Window, "window", 3*time.Second, "time that is measured")
 	flags.DurationVar(&o.Pause, "pause", 0, "pause after each operation of connect")
 	flags.StringVar(&pids, "pids", "", "processes whose CPU time is recorded, separated by commas")
+	flags.StringVar(&o.Cgroup, "cgroup", "", "top-level cgroup whose CPU time is recorded")
 	_ = flags.Parse(args)
 	for word := range strings.SplitSeq(pids, ",") {
 		if word == "" {
