@@ -507,6 +507,20 @@ func TestHandshakesAreRated(t *testing.T) {
 	w.counted(w.east, inbound, reasonHandshakeRate)
 }
 
+// A caller that makes calls in a loop waits, and is refused in the end.
+func TestExchangesAreRated(t *testing.T) {
+	w := newWorld(t, echo, func(w *world) { w.east.rates.exchanges = budget.NewRates[string](2, 1) })
+	for range 2 { // the second one waits for half a second
+		if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
+			t.Fatalf("%q, %v", answer, err)
+		}
+	}
+	w = newWorld(t, echo, func(w *world) { w.east.rates.exchanges = budget.NewRates[string](0, 0) })
+	_, err := w.call(alice, "hello")
+	wantReset(t, "beyond its rate", err)
+	w.counted(w.east, inbound, reasonExchangeRate)
+}
+
 // Callers who do not go on with their handshake must not keep others from theirs.
 func TestSlowHandshakesCostOthersNothing(t *testing.T) {
 	w := newWorld(t, echo)
