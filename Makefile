@@ -93,6 +93,10 @@ bench: ## every benchmark, once
 bench-scale: image ## the control plane at 10,000 mirrors, on clusters in a lab of its own
 	hack/bench-scale $(SCALE)
 
+.PHONY: bench-peers
+bench-peers: image ## Causeway beside Envoy and HAProxy, on clusters in a lab of its own
+	hack/bench-peers $(PEERS)
+
 .PHONY: generate
 generate: bin/.tools ## code and CRDs from types and protos
 	hack/need protoc=protobuf-compiler

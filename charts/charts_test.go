@@ -252,7 +252,8 @@ func TestValuesReachTheirPlace(t *testing.T) {
 		"podCIDRs":     []any{"10.1.0.0/16"},
 		"serviceCIDRs": []any{"10.2.0.0/16"},
 		"controller":   map[string]any{"replicas": 3},
-		"gateway":      map[string]any{"replicas": 4, "serviceType": "NodePort", "serviceAnnotations": map[string]any{"lb": "internal"}},
+		"gateway":      map[string]any{"replicas": 4, "serviceType": "NodePort", "serviceAnnotations": map[string]any{"lb": "internal"}, "drainSeconds": 90},
+		"agent":        map[string]any{"drainSeconds": 120},
 		"logLevel":     "debug",
 	})
 	controller := find[appsv1.Deployment](t, r, "Deployment", "causeway-controller")
@@ -261,8 +262,8 @@ func TestValuesReachTheirPlace(t *testing.T) {
 	service := find[corev1.Service](t, r, "Service", "causeway-gateway")
 	wantArgs := map[string][]string{
 		"controller": {"controller", "--cluster-name=west", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},
-		"gateway":    {"gateway", "--controller=causeway-controller.causeway-system.svc:4146", "--log-level=debug"},
-		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--log-level=debug"},
+		"gateway":    {"gateway", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=90s", "--log-level=debug"},
+		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=120s", "--log-level=debug"},
 		"vip-guard":  {"vip-guard", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},
 	}
 	gotArgs := map[string][]string{}
@@ -274,6 +275,12 @@ func TestValuesReachTheirPlace(t *testing.T) {
 	}
 	if diff := cmp.Diff(wantArgs, gotArgs); diff != "" {
 		t.Errorf("arguments (-want +got):\n%s", diff)
+	}
+	for kind, pod := range map[string]corev1.PodSpec{"gateway": gateway.Spec.Template.Spec, "agent": agent.Spec.Template.Spec} {
+		want := map[string]int64{"gateway": 100, "agent": 130}[kind]
+		if got := *pod.TerminationGracePeriodSeconds; got != want {
+			t.Errorf("the kubelet kills a %s after %d s, want %d: its drain must end by itself", kind, got, want)
+		}
 	}
 	if *controller.Spec.Replicas != 3 || *gateway.Spec.Replicas != 4 {
 		t.Errorf("replicas are %d and %d, want 3 and 4", *controller.Spec.Replicas, *gateway.Spec.Replicas)

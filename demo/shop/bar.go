@@ -14,8 +14,8 @@ import (
 	"sync"
 )
 
-// handler answers / with who answers, /download?bytes=N with N bytes that are the same everywhere, and
-// /checksum?bytes=N with their SHA-256.
+// handler answers / with who answers, /download?bytes=N with N bytes that are the same everywhere,
+// /checksum?bytes=N with their SHA-256, and /early with 413, without reading what is uploaded.
 func handler(pod, cluster string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
@@ -43,6 +43,15 @@ func handler(pod, cluster string) http.Handler {
 			return
 		}
 		fmt.Fprintf(w, "%x\n", sum.Sum(nil))
+	})
+	mux.HandleFunc("PUT /early", func(w http.ResponseWriter, _ *http.Request) {
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		defer c.Close() // with the upload unread, so that the kernel resets the connection
+		io.WriteString(c, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 9\r\nConnection: close\r\n\r\ntoo large")
 	})
 	return mux
 }

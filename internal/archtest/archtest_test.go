@@ -198,6 +198,11 @@ var importRules = map[string]struct {
 		from:   in("internal/dataplane/route"),
 		forbid: except(anything, either(standard, prefix("github.com/pires/go-proxyproto"))),
 	},
+	"podid imports only transport of ours": {
+		why:    "which pod is at an address does not depend on what that pod may do",
+		from:   in("internal/dataplane/podid"),
+		forbid: except(in(""), in("internal/dataplane/transport")),
+	},
 	"clusterinfo and afterfunc import only the standard library": {
 		why:    "every package may import them",
 		from:   either(in("internal/clusterinfo"), in("internal/afterfunc")),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,6 +22,7 @@ func (a *app) agent() *cobra.Command {
 		return agent.Run(c.Context(), o)
 	})
 	c.Flags().StringVar(&o.Controller, "controller", "", "address of the controllers' node stream, host:port")
+	c.Flags().DurationVar(&o.Drain, "drain", time.Minute, "how long open connections go on after the process is asked to stop")
 	c.AddCommand(newProbe("Ask the agent of this pod whether it is ready", func() error { return agent.Ready(context.Background(), podDir) }))
 	return c
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"log/slog"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,5 +19,6 @@ func (a *app) gateway() *cobra.Command {
 		return gateway.Run(c.Context(), o)
 	})
 	c.Flags().StringVar(&o.Controller, "controller", "", "address of the controllers' node stream, host:port")
+	c.Flags().DurationVar(&o.Drain, "drain", time.Minute, "how long open connections go on after the process is asked to stop")
 	return c
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/causeway-mesh/causeway/internal/logpipe"
 )
 
 // Folders that the chart mounts.
@@ -34,7 +36,9 @@ func newProcess(use, short string, runE func(*cobra.Command, *slog.Logger) error
 		if err := fromEnvironment(c); err != nil {
 			return err
 		}
-		return runE(c, newLogger(c.ErrOrStderr(), level, use))
+		lines := logpipe.New(c.ErrOrStderr())
+		defer lines.Close()
+		return runE(c, newLogger(lines, level, use))
 	}
 	return c
 }

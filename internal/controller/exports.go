@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -30,15 +31,20 @@ type exporter struct {
 	rows  *rowTable
 	// hasAgent reports whether a node has an agent: the others have no node stream.
 	hasAgent func(node string) bool
+	// nodesOf yields the nodes that have pods of a namespace.
+	nodesOf func(namespace string) iter.Seq[string]
 
 	members map[catalog.Key]*ledger.Member // of the stored export list
 	// missing are members whose Service is not in this replica's caches yet. The version
 	// is not announced until they are.
 	missing map[catalog.Key]bool
 	version wire.Version // last announced
-	nodes   map[catalog.Key][]string
-	byNode  map[string]map[catalog.Key]bool
-	routes  map[catalog.Key][]uint32
+	// nodes are those whose agents know an export. byNode are the exports by node, and
+	// byNamespace by namespace.
+	nodes       map[catalog.Key]map[string]bool
+	byNode      map[string]map[catalog.Key]bool
+	byNamespace map[string]map[catalog.Key]bool
+	routes      map[catalog.Key][]uint32
 	// reported are problems that have had an Event.
 	reported map[catalog.Key][]catalog.Problem
 	// counts are the members of each Link. ready are the Links whose members were all
@@ -53,21 +59,23 @@ type exporter struct {
 const storeTimeout = time.Minute
 
 func newExporter(index *catalog.Index, book *ledger.Book, rows *rowTable,
-	hasAgent func(node string) bool) *exporter {
+	hasAgent func(node string) bool, nodesOf func(namespace string) iter.Seq[string]) *exporter {
 	return &exporter{
-		index:    index,
-		book:     book,
-		rows:     rows,
-		hasAgent: hasAgent,
-		members:  make(map[catalog.Key]*ledger.Member),
-		missing:  make(map[catalog.Key]bool),
-		nodes:    make(map[catalog.Key][]string),
-		byNode:   make(map[string]map[catalog.Key]bool),
-		routes:   make(map[catalog.Key][]uint32),
-		reported: make(map[catalog.Key][]catalog.Problem),
-		counts:   make(map[string]int),
-		ready:    make(map[string]bool),
-		waiting:  make(map[string]time.Time),
+		index:       index,
+		book:        book,
+		rows:        rows,
+		hasAgent:    hasAgent,
+		nodesOf:     nodesOf,
+		members:     make(map[catalog.Key]*ledger.Member),
+		missing:     make(map[catalog.Key]bool),
+		nodes:       make(map[catalog.Key]map[string]bool),
+		byNode:      make(map[string]map[catalog.Key]bool),
+		byNamespace: make(map[string]map[catalog.Key]bool),
+		routes:      make(map[catalog.Key][]uint32),
+		reported:    make(map[catalog.Key][]catalog.Problem),
+		counts:      make(map[string]int),
+		ready:       make(map[string]bool),
+		waiting:     make(map[string]time.Time),
 	}
 }
 
@@ -200,39 +208,70 @@ func (x *exporter) emitRoutes(k catalog.Key, e *catalog.Export, member *ledger.M
 	}
 }
 
-// emitNodes decides what the agents of the Service's pods must know of it.
+// emitNodes decides what the agents of a namespace's nodes must know of a Service.
 func (x *exporter) emitNodes(k catalog.Key, e *catalog.Export, p *plan) {
-	var nodes []string
+	var resources map[string]*nodewire.Resource
 	if e != nil {
-		for node, resource := range view.Exports(e) {
-			nodes = append(nodes, node)
-			if x.byNode[node] == nil {
-				x.byNode[node] = make(map[catalog.Key]bool)
-			}
-			x.byNode[node][k] = true
-			if x.hasAgent(node) {
-				p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: resource})
-			}
-		}
-	}
-	for _, node := range x.nodes[k] {
-		if slices.Contains(nodes, node) {
-			continue
-		}
-		if x.hasAgent(node) {
-			p.views = append(p.views, nodestream.Change{
-				Scope:   nodestream.Node(node),
-				Removed: nodestream.ExportKey(k.Namespace, k.Name),
-			})
-		}
-		if delete(x.byNode[node], k); len(x.byNode[node]) == 0 {
-			delete(x.byNode, node)
-		}
-	}
-	if len(nodes) == 0 {
-		delete(x.nodes, k)
+		resources = view.Exports(e, x.nodesOf(k.Namespace))
+		add(x.byNamespace, k.Namespace, k)
 	} else {
-		x.nodes[k] = nodes
+		remove(x.byNamespace, k.Namespace, k)
+	}
+	for node, resource := range resources {
+		x.tell(k, node, resource, p)
+	}
+	for node := range x.nodes[k] {
+		if resources[node] == nil {
+			x.untell(k, node, p)
+		}
+	}
+}
+
+// nodeMoved takes in that a node has its first pod of a namespace, or has lost the last
+// one.
+func (x *exporter) nodeMoved(namespace, node string, has bool, p *plan) {
+	for k := range x.byNamespace[namespace] {
+		if e, _ := x.index.Get(k); has && e != nil {
+			x.tell(k, node, view.ExportAt(e, node), p)
+		} else {
+			x.untell(k, node, p)
+		}
+	}
+}
+
+// tell tells a node's agent of an export.
+func (x *exporter) tell(k catalog.Key, node string, resource *nodewire.Resource, p *plan) {
+	add(x.nodes, k, node)
+	add(x.byNode, node, k)
+	if x.hasAgent(node) {
+		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: resource})
+	}
+}
+
+// untell takes an export from a node's agent.
+func (x *exporter) untell(k catalog.Key, node string, p *plan) {
+	remove(x.nodes, k, node)
+	remove(x.byNode, node, k)
+	if x.hasAgent(node) {
+		p.views = append(p.views, nodestream.Change{
+			Scope:   nodestream.Node(node),
+			Removed: nodestream.ExportKey(k.Namespace, k.Name),
+		})
+	}
+}
+
+// add puts b into the set of a.
+func add[A, B comparable](sets map[A]map[B]bool, a A, b B) {
+	if sets[a] == nil {
+		sets[a] = make(map[B]bool)
+	}
+	sets[a][b] = true
+}
+
+// remove takes b out of the set of a, and an empty set out of sets.
+func remove[A, B comparable](sets map[A]map[B]bool, a A, b B) {
+	if delete(sets[a], b); len(sets[a]) == 0 {
+		delete(sets, a)
 	}
 }
 
@@ -241,7 +280,7 @@ func (x *exporter) nodeExports(node string) []*nodewire.Resource {
 	var out []*nodewire.Resource
 	for k := range x.byNode[node] {
 		if e, _ := x.index.Get(k); e != nil {
-			out = append(out, view.Exports(e)[node])
+			out = append(out, view.ExportAt(e, node))
 		}
 	}
 	return out

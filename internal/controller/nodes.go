@@ -1,6 +1,8 @@
 package controller
 
 import (
+	"iter"
+	"maps"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,6 +26,10 @@ type nodeViews struct {
 
 	pods   map[catalog.Key]*corev1.Pod // those that an agent must know
 	byNode map[string]map[catalog.Key]bool
+	// counts are the pods of each namespace by node. moved is called when a node has its
+	// first pod of a namespace, or has lost the last one.
+	counts map[string]map[string]int
+	moved  func(namespace, node string, has bool, p *plan)
 	nodes  map[string]bool // that have an agent
 	// upstreams and invites are the keys of what gateways were sent.
 	upstreams, invites map[string]bool
@@ -36,6 +42,8 @@ func newNodeViews(o Options, id *clusterid.Identity, rows *rowTable) *nodeViews 
 		rows:      rows,
 		pods:      make(map[catalog.Key]*corev1.Pod),
 		byNode:    make(map[string]map[catalog.Key]bool),
+		counts:    make(map[string]map[string]int),
+		moved:     func(string, string, bool, *plan) {},
 		nodes:     make(map[string]bool),
 		upstreams: make(map[string]bool),
 		invites:   make(map[string]bool),
@@ -46,6 +54,9 @@ func newNodeViews(o Options, id *clusterid.Identity, rows *rowTable) *nodeViews 
 
 // hasAgent reports whether a node has an agent, ready or not.
 func (v *nodeViews) hasAgent(node string) bool { return v.nodes[node] }
+
+// nodesOf yields the nodes that have pods of a namespace.
+func (v *nodeViews) nodesOf(namespace string) iter.Seq[string] { return maps.Keys(v.counts[namespace]) }
 
 // cluster is this cluster with the issuers in force.
 func (v *nodeViews) cluster() view.Cluster {
@@ -71,22 +82,38 @@ func (v *nodeViews) setPod(k catalog.Key, pod *corev1.Pod, p *plan) {
 		return
 	}
 	node := pod.Spec.NodeName
-	v.pods[k] = pod
-	if v.byNode[node] == nil {
-		v.byNode[node] = make(map[catalog.Key]bool)
+	if v.pods[k] == nil {
+		v.count(k.Namespace, node, +1, p)
 	}
-	v.byNode[node][k] = true
+	v.pods[k] = pod
+	add(v.byNode, node, k)
 	if v.nodes[node] {
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: resource})
+	}
+}
+
+// count counts a namespace's pods on a node.
+func (v *nodeViews) count(namespace, node string, sign int, p *plan) {
+	if v.counts[namespace] == nil {
+		v.counts[namespace] = make(map[string]int)
+	}
+	v.counts[namespace][node] += sign
+	switch n := v.counts[namespace][node]; {
+	case n == 0:
+		if delete(v.counts[namespace], node); len(v.counts[namespace]) == 0 {
+			delete(v.counts, namespace)
+		}
+		v.moved(namespace, node, false, p)
+	case n == 1 && sign > 0:
+		v.moved(namespace, node, true, p)
 	}
 }
 
 func (v *nodeViews) removePod(k catalog.Key, old *corev1.Pod, p *plan) {
 	node := old.Spec.NodeName
 	delete(v.pods, k)
-	if delete(v.byNode[node], k); len(v.byNode[node]) == 0 {
-		delete(v.byNode, node)
-	}
+	remove(v.byNode, node, k)
+	v.count(k.Namespace, node, -1, p)
 	if v.nodes[node] {
 		p.views = append(p.views, nodestream.Change{
 			Scope:   nodestream.Node(node),

@@ -58,3 +58,48 @@ func TestNodeWithoutAgent(t *testing.T) {
 		}
 	})
 }
+
+// The agent of a node knows an export as long as its namespace has a pod there, although
+// no pod backs the Service any more: what is open to a pod may stay open.
+func TestNodeKnowsTheExportsOfItsNamespaces(t *testing.T) {
+	west()
+	east()
+	synctest.Test(t, func(t *testing.T) {
+		pod := podOn("n1", "web")
+		slice := sliceOf(pod)
+		api := newAPI(eastLink(), shop(), exported("web", corev1.ProtocolTCP), pod, slice, agentPod("n1"))
+		r := newReplicaWith(t, west(), api, func(*Options) {})
+		r.lead()
+		known := func() (there bool, pods int) {
+			view, _ := r.hub.View(nodestream.Node("n1"))
+			e := view["export/shop/web"]
+			return e != nil, len(e.GetExport().GetPods())
+		}
+		r.during(t, func() {
+			r.settle()
+			if there, pods := known(); !there || pods != 1 {
+				t.Fatalf("known %v, with %d pods", there, pods)
+			}
+			r.delete(t, slice)
+			bubble.Pass(time.Second)
+			if there, pods := known(); !there || pods != 0 {
+				t.Errorf("after its selector changed: known %v, with %d pods, want none", there, pods)
+			}
+			r.delete(t, pod)
+			bubble.Pass(time.Second)
+			if there, _ := known(); there {
+				t.Error("it is known where its namespace has no pod")
+			}
+			r.create(t, podOn("n1", "web"))
+			bubble.Pass(time.Second)
+			if there, _ := known(); !there {
+				t.Error("it is not known where its namespace has a pod again")
+			}
+			r.delete(t, exported("web", corev1.ProtocolTCP))
+			bubble.Pass(time.Second)
+			if there, _ := known(); there || len(r.exports.byNamespace) > 0 || len(r.exports.nodes) > 0 {
+				t.Error("it is known though it is not exported")
+			}
+		})
+	})
+}

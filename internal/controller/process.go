@@ -461,7 +461,7 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 		index:          index,
 		book:           book,
 		links:          newLinkState(p.identity, p.log),
-		exports:        newExporter(index, book, rows, nodes.hasAgent),
+		exports:        newExporter(index, book, rows, nodes.hasAgent, nodes.nodesOf),
 		imports:        newImporter(p.o.Namespace, book),
 		nodes:          nodes,
 		components:     newComponents(p.o.Namespace),
@@ -474,6 +474,7 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 		serviceExports: make(map[catalog.Key]*metav1.PartialObjectMetadata),
 		trustDue:       make(map[string]time.Time),
 	}
+	nodes.moved = r.exports.nodeMoved
 	r.peers = peering.New(peering.Config{
 		Identity:  p.identity,
 		Board:     board,

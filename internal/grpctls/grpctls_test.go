@@ -64,7 +64,7 @@ func TestServerHandshake(t *testing.T) {
 		"another plane": {
 			why:    "the peer of a tunnel must not connect to the controller",
 			fails:  true,
-			client: func(c *tls.Config) { c.NextProtos = []string{"causeway-tunnel/1"} },
+			client: func(c *tls.Config) { c.NextProtos = []string{"causeway-tunnel/2"} },
 		},
 		"h2": {
 			why:    "a standard gRPC client must not connect",

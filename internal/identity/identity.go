@@ -3,7 +3,7 @@
 //
 //	Root ──signs──▶ controllers' certificates ─────────▶ VerifyController ─┐
 //	  │                                                                    ├─▶ VerifyConnection ─▶ PeerName
-//	  ├──signs──▶ Issuer ──signs──▶ workloads' SVIDs ──▶ VerifyWorkload  ──┘
+//	  ├──signs──▶ Issuer ──signs──▶ workloads' SVIDs ──▶ VerifyWorkload  ──┴─▶ Proof
 //	  └──signs──▶ IssuerList ──▶ VerifyIssuerList ──▶ Anchors ──▲
 //
 //	LinkKey + peer's public key ─▶ LinkSecret ─▶ DayKey
@@ -17,14 +17,15 @@
 //   - TLS is 1.3, under one required ALPN per plane, and never resumed. Only
 //     ClientTLS, ServerTLS and HelloTLS make a tls.Config; a test keeps it so.
 //   - Verification has no side effects, since it runs before the peer has proven
-//     that it holds its key. PeerName answers only afterwards.
+//     that it holds its key. PeerName and Proof answer only afterwards, and only Proof
+//     changes the cache that spares the next verification of the same leaf.
+//   - A cached proof counts only while its issuer is listed and all its dates hold.
 //   - Private keys do not print.
 package identity
 
 import (
 	"crypto/x509"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -36,68 +37,44 @@ import (
 // maxChain is how many certificates a workload may present.
 const maxChain = 3
 
-// Anchors is an immutable set of trust domains with the issuers that may vouch
-// for their workloads. It is safe for concurrent use. A nil *Anchors trusts
-// nobody.
-type Anchors struct {
-	issuers map[string][]*x509.Certificate
-	bundles map[spiffeid.TrustDomain]*x509bundle.Bundle
-}
-
-// NewAnchors makes a set of trust domain → issuers, whose signatures the caller
-// vouches for: they come from VerifyIssuerList or from the cluster's own
-// controller. Each must be an issuer of its trust domain and no root.
-func NewAnchors(issuers map[string][]*x509.Certificate) (*Anchors, error) {
-	a := &Anchors{
-		issuers: make(map[string][]*x509.Certificate, len(issuers)),
-		bundles: make(map[spiffeid.TrustDomain]*x509bundle.Bundle, len(issuers)),
-	}
-	for _, name := range slices.Sorted(maps.Keys(issuers)) {
-		if err := checkIssuers(name, issuers[name]); err != nil {
-			return nil, err
-		}
-		trustDomain, err := spiffeid.TrustDomainFromString(name)
-		if err != nil {
-			return nil, fmt.Errorf("trust domain %q: %w: %w", name, err, ErrInvalidName)
-		}
-		a.issuers[name] = slices.Clone(issuers[name])
-		a.bundles[trustDomain] = x509bundle.FromX509Authorities(trustDomain, issuers[name])
-	}
-	return a, nil
-}
-
-// TrustDomains returns the trust domains of the set, sorted.
-func (a *Anchors) TrustDomains() []string {
-	if a == nil {
-		return nil
-	}
-	return slices.Sorted(maps.Keys(a.issuers))
-}
-
-// Issuers returns the issuers of a trust domain, none if it is not in the set.
-func (a *Anchors) Issuers(trustDomain string) []*x509.Certificate {
-	if a == nil {
-		return nil
-	}
-	return slices.Clone(a.issuers[trustDomain])
-}
-
-// GetX509BundleForTrustDomain makes Anchors an x509bundle.Source.
-func (a *Anchors) GetX509BundleForTrustDomain(trustDomain spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
-	if a != nil {
-		if bundle, ok := a.bundles[trustDomain]; ok {
-			return bundle, nil
-		}
-	}
-	return nil, refuse(ReasonTrustDomain, "nobody here vouches for trust domain %q", trustDomain)
-}
-
 // VerifyWorkload returns the name that a chain, leaf first, proves at a time,
 // provided that an issuer in anchors vouches for it. The same chain may be asked
 // about again whenever anchors or time have changed. Reason tells why an error
 // refused it.
 func VerifyWorkload(certs []*x509.Certificate, anchors *Anchors, now time.Time) (Name, error) {
-	return verify(certs, anchors, now)
+	p, err := prove(certs, anchors, now)
+	if err != nil {
+		return Name{}, err
+	}
+	return p.name, nil
+}
+
+// prove is VerifyWorkload. A leaf that the cache knows needs no signature. Otherwise the
+// leaf is verified by the listed issuer that it names as its signer: the certificates that
+// the peer presents beside it cannot matter then, and would only cost the check of another
+// signature. They count if the leaf names no listed issuer.
+func prove(certs []*x509.Certificate, anchors *Anchors, now time.Time) (*Proof, error) {
+	name, err := inspect(certs, maxChain)
+	if err != nil {
+		return nil, err
+	}
+	if p := anchors.proofOf(certs[0]); p != nil && p.Check(anchors, now) == nil {
+		return p, nil
+	}
+	chain := certs
+	var authorities x509bundle.Source = anchors
+	if signers := anchors.signersOf(certs[0], name.TrustDomain()); len(signers) > 0 {
+		trustDomain, err := spiffeid.TrustDomainFromString(name.TrustDomain())
+		if err != nil {
+			return nil, refuse(ReasonIdentity, "%w", err)
+		}
+		chain, authorities = certs[:1], x509bundle.FromX509Authorities(trustDomain, signers)
+	}
+	verified, err := verifyChain(chain, name, authorities, now)
+	if err != nil {
+		return nil, refuseChain(certs, now, name, err)
+	}
+	return newProof(name, verified), nil
 }
 
 // VerifyController returns the name of a controller replica of the cluster of a trust
@@ -111,16 +88,16 @@ func VerifyController(certs []*x509.Certificate, trustDomain string, root *x509.
 
 // verifyController is VerifyController without tolerance.
 func verifyController(certs []*x509.Certificate, trustDomain string, root *x509.Certificate, now time.Time) (Name, error) {
-	if _, err := inspect(certs, 1+MaxPresented); err != nil {
+	name, err := inspect(certs, 1+MaxPresented)
+	if err != nil {
 		return Name{}, err
 	}
 	anchor, err := rootAnchor(root, trustDomain, certs[1:], now)
 	if err != nil {
 		return Name{}, refuse(ReasonUnknownAuthority, "%w", err)
 	}
-	name, err := verify(certs[:1], anchor, now)
-	if err != nil {
-		return Name{}, err
+	if _, err := verifyChain(certs[:1], name, anchor, now); err != nil {
+		return Name{}, refuseChain(certs[:1], now, name, err)
 	}
 	if name.ServiceAccount() != ControllerServiceAccount {
 		return Name{}, refuse(ReasonUnexpected, "%s is not the controller's service account", name)
@@ -158,19 +135,19 @@ func rootAnchor(root *x509.Certificate, name string, crosses []*x509.Certificate
 	return &Anchors{bundles: map[spiffeid.TrustDomain]*x509bundle.Bundle{trustDomain: bundle}}, nil
 }
 
-func verify(certs []*x509.Certificate, anchors *Anchors, now time.Time) (Name, error) {
-	name, err := inspect(certs, maxChain)
+// verifyChain returns the verified chain from a leaf, which inspect has passed, to an
+// authority.
+func verifyChain(
+	certs []*x509.Certificate, name Name, authorities x509bundle.Source, now time.Time,
+) ([]*x509.Certificate, error) {
+	id, chains, err := x509svid.Verify(certs, authorities, x509svid.WithTime(now))
 	if err != nil {
-		return Name{}, err
-	}
-	id, _, err := x509svid.Verify(certs, anchors, x509svid.WithTime(now))
-	if err != nil {
-		return Name{}, refuseChain(certs, now, name, err)
+		return nil, err
 	}
 	if id.String() != name.String() {
-		return Name{}, refuse(ReasonIdentity, "%q is read as %q", name, id)
+		return nil, refuse(ReasonIdentity, "%q is read as %q", name, id)
 	}
-	return name, nil
+	return chains[0], nil
 }
 
 // inspect checks all that can be checked of a stranger's chain without verifying

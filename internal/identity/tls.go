@@ -15,7 +15,7 @@ type Plane string
 
 // The planes. Each is the one ALPN protocol that its connections must negotiate.
 const (
-	PlaneTunnel  Plane = "causeway-tunnel/1"
+	PlaneTunnel  Plane = "causeway-tunnel/2"
 	PlaneCatalog Plane = "causeway-catalog/1"
 	PlaneNode    Plane = "causeway-node/1"
 	// PlaneJoin is for clusters that have no Link yet.

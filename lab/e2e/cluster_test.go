@@ -182,19 +182,19 @@ func count(samples map[string]float64, name string, labels ...string) float64 {
 	return sum
 }
 
-// settled waits until every warm tunnel that earlier calls have asked for is made or has failed: after that, a far agent sees and counts
-// nothing but new calls. Only a call that succeeds asks for one, before its caller sees its end.
+// settled waits until every session that earlier calls have asked for is made or has failed: after that, a far agent sees and
+// counts nothing but new calls. Only a call that succeeds asks for sessions, before its caller sees its end.
 func settled(t *testing.T, c *cluster) {
 	t.Helper()
-	within(t, 10*time.Second, "no warm tunnel is on its way", func() error {
+	within(t, 10*time.Second, "no session is being made ahead", func() error {
 		m, err := c.metrics(t.Context(), "agent")
 		if err != nil {
 			return err
 		}
-		warm := func(what string) float64 {
-			return count(m, "causeway_agent_warm_total", `way="outbound"`, `what="`+what+`"`)
+		sessions := func(what string) float64 {
+			return count(m, "causeway_agent_sessions_total", `way="outbound"`, `what="`+what+`"`)
 		}
-		begun, made, failed := warm("begun"), warm("made"), warm("failed")
+		begun, made, failed := sessions("begun"), sessions("ahead"), sessions("failed")
 		if begun == 0 || begun != made+failed {
 			return fmt.Errorf("%v were begun, %v made, %v failed", begun, made, failed)
 		}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -135,12 +136,25 @@ func (p *impostor) call(t *testing.T, cfg *tls.Config, h tunnel.Hello) (string, 
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if _, err := tunnel.Open(ctx, tun, h, []byte("GET / HTTP/1.0\r\n\r\n")); err != nil {
+	session := tunnel.NewConn(tun)
+	if _, err := session.Open(ctx, h, 0, []byte("GET / HTTP/1.0\r\n\r\n")); err != nil {
 		return "", err
 	}
-	must(t, tun.SetDeadline(time.Now().Add(5*time.Second)))
-	body, err := io.ReadAll(tun)
-	return string(body), err
+	must(t, session.SetDeadline(time.Now().Add(5*time.Second)))
+	var body strings.Builder
+	for {
+		kind, n, err := session.Next()
+		if err != nil {
+			return body.String(), err
+		}
+		session.Take()
+		if kind != tunnel.TypeData {
+			return body.String(), nil
+		}
+		if _, err := io.CopyN(&body, session, int64(n)); err != nil {
+			return body.String(), err
+		}
+	}
 }
 
 // hello returns a ClientHello with this SNI, as our own client writes it.

@@ -86,7 +86,7 @@ func TestPolicy(t *testing.T) {
 		}
 		n := 0
 		for _, e := range lines {
-			if e.text("msg") == "tunnel refused" && e.text("caller") == id && e.text("reason") == reason && e.text("service") == "shop/bar:80" {
+			if e.text("msg") == "call refused" && e.text("caller") == id && e.text("reason") == reason && e.text("service") == "shop/bar:80" {
 				n++
 			}
 		}
@@ -113,7 +113,7 @@ func TestTwoAccountsInTurn(t *testing.T) {
 			}
 			who = nil
 			for _, e := range lines {
-				if e.text("msg") == "tunnel served" && e.text("service") == "shop/bar:80" {
+				if e.text("msg") == "call served" && e.text("service") == "shop/bar:80" {
 					who = append(who, e.text("caller"))
 				}
 			}

@@ -1,13 +1,17 @@
-// Package admit decides whether a caller of a linked cluster may reach a pod of this node. It is
-// the one authorization function: for a new tunnel, and again for every open one whenever the
+// Package admit decides whether a caller of a linked cluster may reach a pod of this node. Decide
+// decides each new session and exchange; Keep decides those that are open, again whenever the
 // state changes.
 //
 //	verified identity, name in HELLO, pod in header ─┐
-//	                                                 ├─▶ Decide ─▶ Decision: a target, or a reason and a code
+//	                                                 ├─▶ Decide, Keep ─▶ Decision: a target, or a reason and a code
 //	Links, exports, policies, pods (State) ──────────┘
 //
 // What always holds:
-//   - Decide is pure: it uses no clock and no network, and equal arguments give equal decisions.
+//   - Both are pure: they use no clock and no network, and equal arguments give equal decisions.
+//   - What Decide admits, Keep keeps. Keep asks only what must end an open connection: the Link,
+//     whether the Service is still exported to it, whether the pod has ended, and policies. It
+//     asks neither selectors nor ports nor readiness, so that an open connection survives what
+//     it would survive within a cluster.
 //   - The default is deny: the zero State and the zero Request are refused.
 //   - The name in HELLO alone says what is called, and the verified identity alone says who
 //     calls. The label and the header have no say; the header's pod must fit the name.
@@ -31,9 +35,6 @@ type Request struct {
 	Port               uint32
 	// PodUID is the header's.
 	PodUID string
-	// Open: the tunnel is open already, and its lease is checked again. It may keep a terminating
-	// pod, and a suspended Link does not end it.
-	Open bool
 }
 
 // Decision is the answer. The zero value is a refusal.
@@ -64,7 +65,7 @@ const (
 	AmbiguousLink
 	// LinkSuspended: the Link's owner stopped new connections.
 	LinkSuspended
-	// NoExport: the service is not exported with pods on this node.
+	// NoExport: the service is not exported, or its namespace has no pods on this node.
 	NoExport
 	// LinkNotAdmitted: the Link's export rules do not admit the service.
 	LinkNotAdmitted
@@ -127,7 +128,19 @@ func Reasons() []Reason {
 // Decide answers a request from a state. A nil or zero state refuses everything.
 func Decide(r Request, s *State) Decision {
 	d := Decision{}
-	d.Reason = d.decide(r, s)
+	return d.concluded(d.decide(r, s))
+}
+
+// Keep decides whether a connection that Decide has admitted may stay open. Its Decision
+// has no Pod and no Target.
+func Keep(r Request, s *State) Decision {
+	d := Decision{}
+	return d.concluded(d.keep(r, s))
+}
+
+// concluded returns the decision with a reason.
+func (d Decision) concluded(r Reason) Decision {
+	d.Reason = r
 	d.Allowed = d.Reason == Admitted
 	d.Code = reasons[d.Reason].code
 	if !d.Allowed {
@@ -138,26 +151,12 @@ func Decide(r Request, s *State) Decision {
 
 // decide returns the reason, and fills in what it finds on the way.
 func (d *Decision) decide(r Request, s *State) Reason {
-	if s == nil || !s.whole {
-		return NoState
-	}
-	links := s.links[r.Caller.TrustDomain()]
+	export, reason := d.findExport(r, s)
 	switch {
-	case r.Caller.IsZero() || len(links) == 0:
-		return NoLink
-	case len(links) > 1:
-		return AmbiguousLink
-	}
-	d.Link = links[0]
-	if d.Link.Suspended && !r.Open {
+	case d.Link.Suspended:
 		return LinkSuspended
-	}
-	export, ok := s.exports[serviceName{r.Namespace, r.Service}]
-	switch {
-	case !ok:
-		return NoExport
-	case !slices.Contains(export.Links, d.Link.Name):
-		return LinkNotAdmitted
+	case reason != Admitted:
+		return reason
 	case !slices.Contains(export.Ports, r.Port):
 		return NoPort
 	}
@@ -165,6 +164,44 @@ func (d *Decision) decide(r Request, s *State) Reason {
 		return reason
 	}
 	return d.checkPolicies(r, export)
+}
+
+// keep returns the reason.
+func (d *Decision) keep(r Request, s *State) Reason {
+	export, reason := d.findExport(r, s)
+	if reason != Admitted {
+		return reason
+	}
+	switch pod, ok := s.pods[r.PodUID]; {
+	case !ok:
+		return NoPod
+	case !pod.Live:
+		return PodDead
+	}
+	return d.checkPolicies(r, export)
+}
+
+// findExport finds the caller's Link, and the Service if it is exported to it.
+func (d *Decision) findExport(r Request, s *State) (Export, Reason) {
+	if s == nil || !s.whole {
+		return Export{}, NoState
+	}
+	links := s.links[r.Caller.TrustDomain()]
+	switch {
+	case r.Caller.IsZero() || len(links) == 0:
+		return Export{}, NoLink
+	case len(links) > 1:
+		return Export{}, AmbiguousLink
+	}
+	d.Link = links[0]
+	export, ok := s.exports[serviceName{r.Namespace, r.Service}]
+	switch {
+	case !ok:
+		return Export{}, NoExport
+	case !slices.Contains(export.Links, d.Link.Name):
+		return Export{}, LinkNotAdmitted
+	}
+	return export, Admitted
 }
 
 // findPod checks whether the pod may stand for the service here and now.
@@ -182,7 +219,7 @@ func (d *Decision) findPod(r Request, s *State, export Export) Reason {
 	switch {
 	case !ok || target == 0:
 		return PodNotBacking
-	case pod.Terminating && !r.Open && !export.Accepts[r.PodUID]:
+	case pod.Terminating && !export.Accepts[r.PodUID]:
 		return PodTerminating
 	}
 	d.Pod, d.Target = pod, target

@@ -87,9 +87,6 @@ func TestDecide(t *testing.T) {
 		"pod lacks the port":     {"a named port that this pod has not", same, func(r *Request) { r.Port = 443 }, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
 		"target 0":               {"no port to dial", func(w *world) { w.exports[0].Backing["pod-1"][80] = 0 }, nil, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
 		"terminating, new":       {"it takes no new connections", func(w *world) { w.pods[0].Terminating = true }, nil, PodTerminating, tunnel.Code_NO_ENDPOINT, ""},
-		"terminating, open":      {"and finishes those it has", func(w *world) { w.pods[0].Terminating = true }, func(r *Request) { r.Open = true }, Admitted, tunnel.Code_OK, ""},
-		"dead, open":             {"a lease ends with its pod", func(w *world) { w.pods[0].Live = false }, func(r *Request) { r.Open = true }, PodDead, tunnel.Code_NO_ENDPOINT, ""},
-		"unlinked, open":         {"a lease ends with its Link", func(w *world) { w.links = nil }, func(r *Request) { r.Open = true }, NoLink, tunnel.Code_NOT_EXPORTED, ""},
 		"policy without callers": {"an empty policy admits nobody", callers(), nil, PolicyDenies, tunnel.Code_DENIED, ""},
 		"caller of nothing":      {"an empty caller matches nobody, rather than everybody", callers(Caller{}), nil, PolicyDenies, tunnel.Code_DENIED, ""},
 		"by account":             {"one field", callers(Caller{ServiceAccount: "web"}), nil, Admitted, tunnel.Code_OK, "front"},
@@ -107,9 +104,7 @@ func TestDecide(t *testing.T) {
 		"isolated, not named":    {"a policy for others does not", func(w *world) { isolate(w); callers(Caller{Link: "north"})(w) }, nil, PolicyDenies, tunnel.Code_DENIED, ""},
 		"default deny":           {"deleting the last policy must not open a Service", func(w *world) { w.links[0].DefaultDeny = true }, nil, DefaultDenies, tunnel.Code_DENIED, ""},
 		"default deny, named":    {"a policy names the caller", func(w *world) { w.links[0].DefaultDeny = true; callers(Caller{Link: "west"})(w) }, nil, Admitted, tunnel.Code_OK, "front"},
-		"default deny, open":     {"a Link that denies by default ends what it no longer admits", func(w *world) { w.links[0].DefaultDeny = true }, func(r *Request) { r.Open = true }, DefaultDenies, tunnel.Code_DENIED, ""},
 		"suspended, new":         {"no new connections", func(w *world) { w.links[0].Suspended = true }, nil, LinkSuspended, tunnel.Code_DENIED, ""},
-		"suspended, open":        {"open connections go on", func(w *world) { w.links[0].Suspended = true }, func(r *Request) { r.Open = true }, Admitted, tunnel.Code_OK, ""},
 		"terminating, serving": {"the last pod of a Recreate rollout still serves", func(w *world) {
 			w.pods[0].Terminating = true
 			w.exports[0].Accepts = map[string]bool{"pod-1": true}
@@ -136,11 +131,74 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestKeep: an open connection ends for what its owners decide about who may call, for the end of
+// its pod, and for nothing else.
+func TestKeep(t *testing.T) {
+	ask := Request{Caller: name(t, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1"}
+	cases := map[string]struct {
+		why    string
+		world  func(*world)
+		reason Reason
+	}{
+		"ordinary":       {"nothing has changed", func(*world) {}, Admitted},
+		"unlinked":       {"its Link is gone", func(w *world) { w.links = nil }, NoLink},
+		"suspended":      {"suspension stops new connections alone", func(w *world) { w.links[0].Suspended = true }, Admitted},
+		"two Links":      {"who could then say whose rules hold?", func(w *world) { w.links = append(w.links, w.links[0]) }, AmbiguousLink},
+		"unexported":     {"its Service is", func(w *world) { w.exports = w.exports[1:] }, NoExport},
+		"hidden":         {"from this peer", func(w *world) { w.exports[0].Links = []string{"north"} }, LinkNotAdmitted},
+		"another port":   {"the Service was given other ports", func(w *world) { w.exports[0].Ports = []uint32{8080} }, Admitted},
+		"selector moved": {"blue serves what it has, and green what comes", func(w *world) { w.exports[0].Backing = nil }, Admitted},
+		"terminating":    {"it finishes what it has", func(w *world) { w.pods[0].Terminating = true }, Admitted},
+		"pod ended":      {"its address is another's by now", func(w *world) { w.pods[0].Live = false }, PodDead},
+		"pod gone":       {"its address is another's by now", func(w *world) { w.pods = nil }, NoPod},
+		"policy for others": {"a new policy is for open connections as well", func(w *world) {
+			w.exports[0].Policies = []Policy{{"front", []Caller{{Link: "north"}}}}
+		}, PolicyDenies},
+		"policy for it": {"it names the caller", func(w *world) {
+			w.exports[0].Policies = []Policy{{"front", []Caller{{Link: "west"}}}}
+		}, Admitted},
+		"isolated": {"a NetworkPolicy closes its port", func(w *world) {
+			w.exports[0].Isolated = map[string][]uint32{"pod-1": {80}}
+		}, PodIsolated},
+		"default deny": {"the Link denies by default", func(w *world) { w.links[0].DefaultDeny = true }, DefaultDenies},
+	}
+	for title, c := range cases {
+		t.Run(title, func(t *testing.T) {
+			w := ordinary()
+			c.world(&w)
+			got := Keep(ask, w.state())
+			if got.Reason != c.reason || got.Allowed != (c.reason == Admitted) || got.Code != reasons[c.reason].code || got.Target != 0 {
+				t.Errorf("%s: %+v, want %v", c.why, got, c.reason)
+			}
+		})
+	}
+}
+
+// Whatever is admitted is kept: nothing ends in the moment in which it begins.
+func TestWhatIsAdmittedIsKept(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	admitted := 0
+	for range 20_000 {
+		w, r := random(rng)
+		if s := w.state(); Decide(r, s).Allowed {
+			admitted++
+			if kept := Keep(r, s); !kept.Allowed {
+				t.Fatalf("admitted and then not kept: %v in %+v", kept.Reason, w)
+			}
+		}
+	}
+	if admitted < 100 {
+		t.Errorf("%d requests were admitted: this proves nothing", admitted)
+	}
+}
+
 func TestNoState(t *testing.T) {
 	ask := Request{Caller: name(t, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1"}
 	for title, s := range map[string]*State{"nil": nil, "zero": {}} {
-		if d := Decide(ask, s); d.Allowed || d.Reason != NoState || d.Code != tunnel.Code_NOT_READY {
-			t.Errorf("%s state: %+v, want a refusal", title, d)
+		for _, d := range []Decision{Decide(ask, s), Keep(ask, s)} {
+			if d.Allowed || d.Reason != NoState || d.Code != tunnel.Code_NOT_READY {
+				t.Errorf("%s state: %+v, want a refusal", title, d)
+			}
 		}
 	}
 	if d := Decide(ask, NewState(nil, nil, nil)); d.Allowed || d.Reason != NoLink {
@@ -201,7 +259,7 @@ func random(rng *rand.Rand) (world, Request) {
 	if err != nil {
 		panic(err)
 	}
-	return w, Request{Caller: n, Namespace: "shop", Service: pick("bar", "baz"), Port: 80, PodUID: pick("pod-1", "pod-2"), Open: rng.IntN(2) == 0}
+	return w, Request{Caller: n, Namespace: "shop", Service: pick("bar", "baz"), Port: 80, PodUID: pick("pod-1", "pod-2")}
 }
 
 // removals are edits by which an operator or a controller takes something away. None may admit a
@@ -262,14 +320,9 @@ func TestRemovalsNeverAdmit(t *testing.T) {
 	for seed := range uint64(20_000) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		w, r := random(rng)
-		before := Decide(r, w.state())
+		before, kept := Decide(r, w.state()), Keep(r, w.state())
 		if before.Allowed {
 			admitted++
-		}
-		if open := r; before.Allowed {
-			if open.Open = true; !Decide(open, w.state()).Allowed {
-				t.Fatalf("seed %d: admitted as new but not as open: %+v", seed, r)
-			}
 		}
 		for _, what := range slices.Sorted(maps.Keys(removals)) {
 			w, r := random(rand.New(rand.NewPCG(seed, 1)))
@@ -280,6 +333,9 @@ func TestRemovalsNeverAdmit(t *testing.T) {
 			}
 			if before.Allowed && !after.Allowed {
 				ended[what]++
+			}
+			if Keep(r, w.state()).Allowed && !kept.Allowed {
+				t.Fatalf("seed %d: without %s a refusal (%v) is kept", seed, what, kept.Reason)
 			}
 		}
 	}

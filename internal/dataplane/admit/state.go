@@ -27,7 +27,7 @@ type Link struct {
 	DefaultDeny bool
 }
 
-// Export is an exported Service with pods on this node.
+// Export is an exported Service whose namespace has pods on this node.
 type Export struct {
 	Namespace, Service string
 	// Ports are the Service's port numbers.

@@ -70,12 +70,12 @@ func (a *Agent) caller(life context.Context, c *net.TCPConn, call *call) (*pod, 
 	if err != nil {
 		return nil, err
 	}
-	return await(life, &a.news, func() (*pod, error) {
+	return a.identify(life, c, func() (*pod, error) {
 		s, err := a.current()
 		if err != nil {
 			return nil, err
 		}
-		p, err := a.attached.pod(s, call.from.Addr(), iface)
+		p, err := a.podAt(s, call.from.Addr(), iface)
 		if err != nil {
 			return nil, unplaced(reasonUnknownCaller, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -92,7 +93,7 @@ func (way *way) die(t *testing.T) {
 	}
 }
 
-// waiting is a world in which two tunnels wait for alice by a way of their own.
+// waiting is a world in which two sessions wait for alice by a way of their own.
 func waiting(t *testing.T) (*world, *way) {
 	t.Helper()
 	w := newWorld(t, echo)
@@ -103,8 +104,13 @@ func waiting(t *testing.T) (*world, *way) {
 			t.Fatalf("alice's call: %q, %v", answer, err)
 		}
 	}
-	eventually(t, "two tunnels wait", func() bool { return w.waitingTunnels() == maxWarmEach })
+	eventually(t, "two sessions are idle", func() bool { return w.idle() == 2 })
 	return w, way
+}
+
+// waitBy reports whether a session of west's is idle by a way.
+func (w *world) waitBy(way *way) bool {
+	return slices.ContainsFunc(w.west.sessions.Idle(), func(s *clientSession) bool { return s.by == way.address })
 }
 
 // lead tells west's agent by which addresses east is to be reached.
@@ -121,22 +127,18 @@ func (w *world) lead(addresses ...string) {
 func TestDeadWayCostsOneCall(t *testing.T) {
 	w, way := waiting(t)
 	w.lead(way.address, w.peers.Addr().String())
-	used := w.warms(warmUsed)
 	way.die(t)
 	start := time.Now()
 	answer, err := w.call(alice, "may have arrived")
 	wantReset(t, "the call on a tunnel whose way is dead, answered "+answer, err)
-	if took := time.Since(start); took < warmDoubt || took > reachTimeout {
-		t.Errorf("it took %v, want %v to %v", took, warmDoubt, reachTimeout)
+	if took := time.Since(start); took > reachTimeout {
+		t.Errorf("it took %v, want less than %v", took, reachTimeout)
 	}
-	if n := w.waitingTunnels(); n != 0 {
-		t.Errorf("%d tunnels wait on by the dead way", n)
+	if w.waitBy(way) {
+		t.Error("a session waits on by the dead way")
 	}
 	if answer, err := w.call(alice, "goes another way"); err != nil || answer != "you said goes another way" {
 		t.Errorf("alice's next call: %q, %v", answer, err)
-	}
-	if w.warms(warmUsed) != used || w.warms(warmLost) != maxWarmEach {
-		t.Errorf("used %d, lost %d, want %d, %d", w.warms(warmUsed), w.warms(warmLost), used, maxWarmEach)
 	}
 	if order := w.west.detours.order([]string{way.address, "another"}, time.Now()); order[0] != "another" {
 		t.Error("the dead way is still the first to be dialled")
@@ -150,41 +152,38 @@ func TestDeadWayCostsNoSilentCaller(t *testing.T) {
 	// Nobody knows yet who speaks first, so that OPEN does not wait for the caller.
 	way.die(t)
 	c := w.dial(alice)
-	eventually(t, "the tunnels are given up", func() bool { return w.warms(warmLost) == maxWarmEach })
+	eventually(t, "the sessions are given up", func() bool { return !w.waitBy(way) })
 	if answer, err := ask(c, "late"); err != nil || answer != "you said late" {
 		t.Errorf("a caller who had not spoken: %q, %v", answer, err)
 	}
 }
 
 // An address that dials find wanting is no place to wait, either.
-func TestWarmTunnelsLeaveAWantingAddress(t *testing.T) {
+func TestSessionsLeaveAWantingAddress(t *testing.T) {
 	w, way := waiting(t)
 	w.lead(way.address, w.peers.Addr().String())
 	way.ln.Close()
-	if answer, err := w.call(bob, "hello"); err != nil || answer != "you said hello" {
-		t.Fatalf("bob's call: %q, %v", answer, err)
-	}
-	w.west.warm.mu.Lock()
-	defer w.west.warm.mu.Unlock()
-	for key, list := range w.west.warm.idle {
-		for _, t := range list {
-			if t.by == way.address {
-				w.Errorf("a tunnel of %s waits by way of %s, which nobody reaches", key.caller, way.address)
-			}
+	peer := w.west.state.Load().links["east"]
+	eventually(t, "a dial finds the address wanting", func() bool {
+		raw, by, err := w.west.reach(t.Context(), peer)
+		if err != nil || by == way.address {
+			t.Fatalf("reached by %s: %v", by, err)
+		}
+		raw.Reset()
+		return w.west.detours.order([]string{way.address, by}, time.Now())[0] == by
+	})
+	for _, s := range w.west.sessions.Idle() {
+		if s.by == way.address {
+			w.Errorf("a session of %s waits by way of %s, which nobody reaches", s.key.caller, way.address)
 		}
 	}
 }
 
 func TestUnheardIsTold(t *testing.T) {
 	w, way := waiting(t)
-	w.west.warm.mu.Lock()
-	var raw *net.TCPConn
-	for _, list := range w.west.warm.idle {
-		raw = list[0].tun.NetConn().(*transport.Raw).Conn.(*net.TCPConn)
-	}
-	w.west.warm.mu.Unlock()
+	raw := transport.RawOf(w.west.sessions.Idle()[0].conn).Conn.(*net.TCPConn)
 	if transport.Unheard(raw) || transport.Unanswered(raw) {
-		t.Error("a tunnel that waits on a living way is doubted")
+		t.Error("a session that waits on a living way is doubted")
 	}
 	if err := raw.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 9}); err != nil {
 		t.Fatal(err)

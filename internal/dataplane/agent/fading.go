@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A fading map forgets what was not put for a time, and the oldest of what is too
-// much. Make it with newFading.
+// fading is a map whose entries expire a fixed time after their last put. When it is
+// full, it evicts the entry that was put least recently. Make it with newFading.
 type fading[K comparable, V any] struct {
 	most int
 	age  time.Duration

@@ -7,15 +7,21 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 // A gate plays gateway and far agent to east's agent, well or badly.
@@ -47,8 +53,8 @@ func (w *world) dialHop() *net.TCPConn {
 	return c
 }
 
-// tunnel dials east's agent as the gate has it.
-func (w *world) tunnel(g *gate) (*tls.Conn, error) {
+// session dials east's agent as the gate has it.
+func (w *world) session(g *gate) (*tunnel.Conn, error) {
 	w.Helper()
 	raw := transport.Dialed(&headed{Conn: w.dialHop(), head: func(hello []byte) []byte {
 		if g.lie != nil {
@@ -64,7 +70,7 @@ func (w *world) tunnel(g *gate) (*tls.Conn, error) {
 		identity.VerifyAnyWorkload(func() *identity.Anchors { return w.eastTrust.anchors(w.TB) }, time.Now)))
 	err := tun.HandshakeContext(w.Context())
 	raw.Proven()
-	return tun, err
+	return tunnel.NewConn(tun), err
 }
 
 // headed writes a header ahead of the first write, which is the ClientHello.
@@ -152,9 +158,9 @@ func TestWhatComesToTheHopPort(t *testing.T) {
 			if tc.edit != nil {
 				tc.edit(w, g)
 			}
-			tun, err := w.tunnel(g)
+			session, err := w.session(g)
 			if err == nil {
-				_, err = tunnel.Open(t.Context(), tun, tc.hello, []byte("early"))
+				_, err = session.Open(t.Context(), tc.hello, 0, []byte("early"))
 			}
 			var refused *tunnel.Refused
 			switch {
@@ -166,12 +172,13 @@ func TestWhatComesToTheHopPort(t *testing.T) {
 				t.Errorf("%s: answered %v, want %v", tc.why, refused.Code, tc.refused)
 			case refused != nil:
 				// A reset could overtake the answer on a lossy way: the agent leaves the end to us.
-				tun.SetReadDeadline(time.Now().Add(farewell / 10))
-				if _, err := tun.NetConn().Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				raw := transport.RawOf(session)
+				raw.SetReadDeadline(time.Now().Add(farewell / 10))
+				if _, err := raw.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("%s: after the answer: %v", tc.why, err)
 				}
 			}
-			tun.NetConn().Close()
+			transport.RawOf(session).Reset()
 			w.counted(w.east, inbound, tc.reason)
 			if n := w.dials.Load(); n != 0 {
 				t.Errorf("%s: the app was dialled", tc.why)
@@ -201,7 +208,7 @@ func TestNoHeaderNoTLS(t *testing.T) {
 			t.Errorf("%s is answered by %d bytes", why, len(got))
 		}
 	}
-	if tells := w.logs[1].all("tunnel refused", "level"); len(tells) == 0 || tells[0] != "DEBUG" {
+	if tells := w.logs[1].all("call refused", "level"); len(tells) == 0 || tells[0] != "DEBUG" {
 		t.Errorf("strangers are told of at levels %v", tells)
 	}
 	silent := w.dialHop()
@@ -214,65 +221,304 @@ func TestNoHeaderNoTLS(t *testing.T) {
 func TestAnswerTellsOfEndpoints(t *testing.T) {
 	w := newWorld(t, echo)
 	g := w.gate()
-	tun := must(w.tunnel(g))(t)
-	got, err := tunnel.Open(t.Context(), tun, tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}, nil)
+	session := must(w.session(g))(t)
+	got, err := session.Open(t.Context(), barHello, 0, nil)
 	want := tunnel.Answer{
 		Code: tunnel.Code_OK, Endpoint: g.header.Endpoint, Ready: g.header.Ready, ReadyCount: 2, Generation: 9, Budget: 4,
 	}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v, (-want +got)\n%s", err, diff)
 	}
-	transport.Reset(tun.NetConn().(*transport.Raw).Conn)
+	transport.RawOf(session).Reset()
 }
 
-// A tunnel waits for its caller between HELLO and OPEN: what was admitted then is
-// decided on again now.
-func TestWarmTunnel(t *testing.T) {
-	warm := func(t *testing.T, w *world) *tls.Conn {
-		t.Helper()
-		tun := must(w.tunnel(w.gate()))(t)
-		must(tunnel.Warm(t.Context(), tun, tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}))(t)
-		if n := w.dials.Load(); n != 0 {
-			t.Fatal("the app was dialled before OPEN")
-		}
-		return tun
+var barHello = tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}
+
+// exchange says hello in an exchange that is open, and hears the answer.
+func exchange(t *testing.T, session *tunnel.Conn) {
+	t.Helper()
+	if err := tunnel.WriteEmpty(session, tunnel.TypeEnd); err != nil {
+		t.Fatal(err)
 	}
-	t.Run("opens", func(t *testing.T) {
-		w := newWorld(t, echo)
-		tun := warm(t, w)
-		if err := tunnel.Attach(t.Context(), tun, []byte("hello")); err != nil {
+	said := ""
+	for {
+		kind, n, err := session.Next()
+		if err != nil {
+			t.Fatalf("after %q: %v", said, err)
+		}
+		session.Take()
+		body := make([]byte, n)
+		if _, err := io.ReadFull(session, body); err != nil {
 			t.Fatal(err)
 		}
-		tun.CloseWrite()
-		if got, err := io.ReadAll(tun); err != nil || string(got) != "you said hello" {
-			t.Errorf("%q, %v", got, err)
+		said += string(body)
+		if kind != tunnel.TypeData {
+			if kind != tunnel.TypeEnd || said != "you said hello" {
+				t.Errorf("%q and %v", said, kind)
+			}
+			session.ReadIdle() // a session that retires says close_notify instead
+			return
 		}
-		tun.NetConn().Close()
-	})
-	t.Run("is a lease", func(t *testing.T) {
-		w := newWorld(t, echo)
-		tun := warm(t, w)
-		w.change(&w.eastView, "link/west", nil)
-		if _, err := tun.Read(make([]byte, 1)); err == nil {
-			t.Error("the Link is gone and the tunnel is not")
-		}
-		w.counted(w.east, inbound, reasonRevoked)
-	})
-	t.Run("decides again", func(t *testing.T) {
-		w := newWorld(t, echo)
-		tun := warm(t, w)
-		w.terminate()
-		w.push()
-		refused := (*tunnel.Refused)(nil)
-		if err := tunnel.Attach(t.Context(), tun, nil); !errors.As(err, &refused) || refused.Code != tunnel.Code_NO_ENDPOINT {
-			t.Errorf("OPEN on a terminating pod: %v", err)
-		}
-		tun.NetConn().Close()
-		w.counted(w.east, inbound, "pod_terminating")
+	}
+}
+
+// A session waits for its caller between HELLO and OPEN, and between exchanges: what was
+// admitted before is decided on again for each OPEN.
+func TestASessionWaits(t *testing.T) {
+	greeted := func(t *testing.T, w *world) *tunnel.Conn {
+		t.Helper()
+		session := must(w.session(w.gate()))(t)
+		must(session.Greet(t.Context(), barHello))(t)
 		if n := w.dials.Load(); n != 0 {
-			t.Error("the app was dialled")
+			t.Fatal("the app was dialed before OPEN")
+		}
+		return session
+	}
+	used := func(t *testing.T, w *world) *tunnel.Conn {
+		t.Helper()
+		session := greeted(t, w)
+		if err := session.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, session)
+		return session
+	}
+	for name, make := range map[string]func(*testing.T, *world) *tunnel.Conn{"before the first": greeted, "between exchanges": used} {
+		t.Run("opens "+name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			session := make(t, w)
+			for range 3 {
+				if err := session.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
+					t.Fatal(err)
+				}
+				exchange(t, session)
+			}
+			session.Close()
+		})
+		t.Run("is a lease "+name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			session := make(t, w)
+			eventually(t, "it waits", func() bool { return w.east.waiting.Load() == 1 })
+			w.change(&w.eastView, "link/west", nil)
+			if _, _, err := session.Next(); err != io.EOF {
+				t.Errorf("the Link is gone: %v, want close_notify", err)
+			}
+			transport.RawOf(session).Reset()
+		})
+		t.Run("decides again "+name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			session := make(t, w)
+			dials := w.dials.Load()
+			w.terminate()
+			w.push()
+			refused := (*tunnel.Refused)(nil)
+			if err := session.OpenNext(t.Context(), 0, nil); !errors.As(err, &refused) || refused.Code != tunnel.Code_NO_ENDPOINT {
+				t.Errorf("OPEN on a terminating pod: %v", err)
+			}
+			transport.RawOf(session).Reset()
+			w.counted(w.east, inbound, "pod_terminating")
+			if n := w.dials.Load(); n != dials {
+				t.Error("the app was dialed")
+			}
+		})
+		t.Run("outlives an application that refuses "+name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			session := make(t, w)
+			port := w.app.Addr().(*net.TCPAddr).Port
+			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: 1} })
+			refused := (*tunnel.Refused)(nil)
+			if err := session.OpenNext(t.Context(), 0, []byte("hello")); !errors.As(err, &refused) || refused.Code != tunnel.Code_POD_REFUSED || !tunnel.Reusable(err) {
+				t.Errorf("OPEN for an application that refuses: %v", err)
+			}
+			if err := session.ReadIdle(); err != nil {
+				t.Fatal(err)
+			}
+			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: uint32(port)} })
+			if err := session.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			exchange(t, session)
+			session.Close()
+			w.counted(w.east, inbound, reasonPodRefused)
+		})
+	}
+}
+
+// An application may listen on one of its pod's addresses alone.
+func TestThePodsAddressThatAnswers(t *testing.T) {
+	const silent = "127.77.2.99" // where nobody listens
+	for name, addrs := range map[string][]string{"the first": {bar, silent}, "the second": {silent, bar}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, echo)
+			w.change(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Ips = addrs })
+			if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
+				t.Errorf("%q, %v", answer, err)
+			}
+		})
+	}
+	w := newWorld(t, echo)
+	w.change(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Ips = []string{silent} })
+	_, err := w.call(alice, "hello")
+	wantReset(t, "nobody listens", err)
+	w.counted(w.east, inbound, reasonPodRefused)
+}
+
+// A server that does not accept for a while is waited for, as within a cluster: its backlog is
+// full, and the kernel drops what comes.
+func TestAFullAcceptQueueIsWaitedFor(t *testing.T) {
+	w := newWorld(t, echo)
+	lazy := listenBacklog(t, bar, 0)
+	defer lazy.Close()
+	port := uint32(lazy.Addr().(*net.TCPAddr).Port)
+	var fill []net.Conn
+	for { // until the queue is full
+		c, err := net.DialTimeout("tcp", lazy.Addr().String(), 300*time.Millisecond)
+		if err != nil {
+			break
+		}
+		fill = append(fill, c)
+	}
+	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: port} })
+	answered := make(chan error, 1)
+	go func() {
+		answer, err := w.call(alice, "hello")
+		if err == nil && answer != "you said hello" {
+			err = errors.New(answer)
+		}
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		t.Fatalf("the call came to an end before anybody has accepted it: %v", err)
+	case <-time.After(podTimeout + time.Second):
+	}
+	var served sync.WaitGroup
+	defer served.Wait()
+	served.Go(func() {
+		for range len(fill) + 1 {
+			c, err := lazy.Accept()
+			if err != nil {
+				return
+			}
+			served.Go(func() { defer c.Close(); c.SetDeadline(time.Now().Add(tooLong)); echo(c.(*net.TCPConn)) })
 		}
 	})
+	if err := <-answered; err != nil {
+		t.Errorf("the call: %v", err)
+	}
+	for _, c := range fill {
+		c.Close()
+	}
+	lazy.Close()
+}
+
+// listenBacklog listens with a queue of a size of its own.
+func listenBacklog(t *testing.T, host string, backlog int) net.Listener {
+	t.Helper()
+	fd := must(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))(t)
+	f := os.NewFile(uintptr(fd), "listener")
+	defer f.Close()
+	at := netip.MustParseAddr(host).As4()
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: at}), unix.Listen(fd, backlog)); err != nil {
+		t.Fatal(err)
+	}
+	return must(net.FileListener(f))(t)
+}
+
+// Strangers who say nothing take no room of those who come by a gateway.
+func TestSilentStrangersTakeNoRoom(t *testing.T) {
+	w := newWorld(t, echo)
+	for range 2 * maxHeadersFrom {
+		w.dialHop()
+	}
+	eventually(t, "the oldest of them are reset", func() bool {
+		return refusals(w.east, inbound, reasonTooManyHeaders) >= maxHeadersFrom
+	})
+	if n := testutil.ToFloat64(w.east.metrics.open.WithLabelValues(inbound)); n != 0 {
+		t.Errorf("%v of them count as open connections", n)
+	}
+	if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
+		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// Handshakes whose client has gone cost those behind them nothing, and one link none of another's
+// turns.
+func TestDeadHandshakesCostOthersNothing(t *testing.T) {
+	w := newWorld(t, echo)
+	g := w.gate()
+	hello := must(recordHello(t))(t)
+	free := w.east.turns
+	for range runtime.GOMAXPROCS(0) {
+		if !free.Take(t.Context(), "busy", func() bool { return true }) {
+			t.Fatal("no turn is free")
+		}
+	}
+	var dead []*net.TCPConn
+	for range 100 {
+		c := w.dialHop()
+		c.Write(append(must(g.header.Marshal(g.key, hello))(t), hello...))
+		dead = append(dead, c)
+	}
+	eventually(t, "they wait", func() bool { return w.east.headers.Count() == 0 })
+	for _, c := range dead {
+		transport.Reset(c)
+	}
+	answered := make(chan error, 1)
+	go func() { _, err := w.call(alice, "hello"); answered <- err }()
+	for range runtime.GOMAXPROCS(0) {
+		free.Give()
+	}
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	eventually(t, "they are counted", func() bool { return refusals(w.east, inbound, reasonBusy) == 100 })
+}
+
+// A pod that makes connections in a loop is stopped before it costs both nodes their CPU.
+func TestCallsAreRated(t *testing.T) {
+	t.Run("by pod", func(t *testing.T) {
+		w := newWorld(t, echo, func(w *world) { w.west.rates.pods = budget.NewRates[netip.Addr](0, 3) })
+		for i := range 5 {
+			answer, err := w.call(alice, "hello")
+			if ok := err == nil && answer == "you said hello"; ok != (i < 3) {
+				t.Errorf("call %d: %q, %v", i, answer, err)
+			}
+		}
+		if _, err := w.call(bob, "hello"); err != nil {
+			t.Errorf("another pod's call: %v", err)
+		}
+		w.counted(w.west, outbound, reasonCallRate)
+	})
+	t.Run("by account", func(t *testing.T) {
+		w := newWorld(t, echo, func(w *world) { w.west.rates.accounts = budget.NewRates[account](0, 0) })
+		if _, err := w.call(bob, "hello"); err == nil {
+			t.Error("an account beyond its rate is served")
+		}
+		w.counted(w.west, outbound, reasonCallRate)
+	})
+}
+
+// A link that makes sessions in a loop is stopped.
+func TestHandshakesAreRated(t *testing.T) {
+	w := newWorld(t, echo, func(w *world) { w.east.rates.handshakes = budget.NewRates[linkSource](0, 0) })
+	_, err := w.call(alice, "hello")
+	wantReset(t, "beyond its rate", err)
+	w.counted(w.east, inbound, reasonHandshakeRate)
+}
+
+// A caller that makes calls in a loop waits, and is refused in the end.
+func TestExchangesAreRated(t *testing.T) {
+	w := newWorld(t, echo, func(w *world) { w.east.rates.exchanges = budget.NewRates[string](2, 1) })
+	for range 2 { // the second one waits for half a second
+		if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
+			t.Fatalf("%q, %v", answer, err)
+		}
+	}
+	w = newWorld(t, echo, func(w *world) { w.east.rates.exchanges = budget.NewRates[string](0, 0) })
+	_, err := w.call(alice, "hello")
+	wantReset(t, "beyond its rate", err)
+	w.counted(w.east, inbound, reasonExchangeRate)
 }
 
 // Callers who do not go on with their handshake must not keep others from theirs.
@@ -280,7 +526,7 @@ func TestSlowHandshakesCostOthersNothing(t *testing.T) {
 	w := newWorld(t, echo)
 	g := w.gate()
 	hello := must(recordHello(t))(t)
-	for range 2 * cap(w.east.turns) {
+	for range 2 * runtime.GOMAXPROCS(0) {
 		c := w.dialHop()
 		c.Write(append(must(g.header.Marshal(g.key, hello))(t), hello...))
 		if _, err := io.ReadFull(c, make([]byte, 5)); err != nil { // the server's first record: it waits for ours now

@@ -7,13 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/cache"
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
@@ -33,9 +33,9 @@ const (
 // were first found. Without the last, an address that has changed hands meanwhile would
 // pass for its former pod's.
 type kept struct {
-	View   []byte      `json:"view"` // nodestream.Marshal's
-	SVIDs  []keptSVID  `json:"svids"`
-	Places []keptPlace `json:"places"`
+	View   []byte         `json:"view"` // nodestream.Marshal's
+	SVIDs  []keptSVID     `json:"svids"`
+	Places []podid.Record `json:"places"`
 }
 
 type keptSVID struct {
@@ -43,15 +43,6 @@ type keptSVID struct {
 	Account   string   `json:"account"`
 	Chain     [][]byte `json:"chain"`
 	Key       []byte   `json:"key"` // PEM
-}
-
-type keptPlace struct {
-	UID     string     `json:"uid"`
-	Address netip.Addr `json:"address"`
-	Sandbox int64      `json:"sandbox"`
-	Iface   int        `json:"iface"`
-	MAC     []byte     `json:"mac"`
-	Port    int        `json:"port"`
 }
 
 // kept returns what there is to keep; nil if there is nothing new to say: no controller
@@ -65,7 +56,7 @@ func (a *Agent) kept() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := kept{View: view, Places: a.attached.kept()}
+	k := kept{View: view, Places: a.podTable.Records()}
 	if k.SVIDs, err = a.svids.kept(); err != nil {
 		return nil, err
 	}
@@ -86,7 +77,7 @@ func (a *Agent) restore(blob []byte) (nodestream.View, error) {
 	if err := a.svids.restore(k.SVIDs); err != nil {
 		return nil, err
 	}
-	a.attached.restore(k.Places)
+	a.podTable.Restore(k.Places)
 	return view, nil
 }
 
@@ -224,23 +215,4 @@ func (s *svids) restore(list []keptSVID) error {
 		}
 	}
 	return nil
-}
-
-func (a *attachments) kept() []keptPlace {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	out := make([]keptPlace, 0, len(a.first))
-	for c, at := range a.first {
-		out = append(out, keptPlace{c.uid, c.addr, c.sandbox, at.iface, []byte(at.mac), at.port})
-	}
-	return out
-}
-
-// restore takes over where an earlier process found pods first. It must be called before update.
-func (a *attachments) restore(list []keptPlace) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, k := range list {
-		a.first[claim{k.UID, k.Address, k.Sandbox}] = attachment{k.Iface, string(k.MAC), k.Port}
-	}
 }

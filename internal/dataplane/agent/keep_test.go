@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/causeway-mesh/causeway/internal/bubble"
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 )
 
@@ -26,7 +27,7 @@ func restarted(t *testing.T, w *world) (*Agent, uplink.State) {
 	ctx, cancel := context.WithCancel(t.Context())
 	a := New(ctx, failing, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	t.Cleanup(func() { cancel(); a.svids.wait() })
-	a.attached = newAttachments(foundAt(bridge), nil)
+	a.podTable = podid.New(finder(foundAt(bridge)))
 	view := must(a.restore(blob))(t)
 	return a, uplink.State{View: view, Held: true, Revoked: func(string) bool { return false }}
 }
@@ -64,13 +65,14 @@ func TestKeptStateGivesNobodyAnothersName(t *testing.T) {
 		return a.resolve(&call{vip: netip.MustParseAddr(vip), iface: bridge, from: netip.AddrPortFrom(netip.MustParseAddr(alice), 1)})
 	}
 	moved, state := restarted(t, w)
-	moved.attached.find = foundAt(bridge + 1)
+	moved.podTable = podid.New(finder(foundAt(bridge + 1)))
+	moved.podTable.Restore(w.west.podTable.Records())
 	moved.onState(state)
 	if err := ask(moved); reasonOf(err) != reasonElsewhere {
 		t.Errorf("alice's address is another's now: %v, want %s", err, reasonElsewhere)
 	}
 	unseen, state := restarted(t, w)
-	clear(unseen.attached.first) // she was never found before
+	unseen.podTable = podid.New(finder(foundAt(bridge))) // she was never found before
 	unseen.onState(state)
 	if err := ask(unseen); reasonOf(err) != reasonNotFound {
 		t.Errorf("where alice was is not known: %v, want %s", err, reasonNotFound)

@@ -13,12 +13,17 @@ const (
 	maxSets   = 4096
 	setAge    = 10 * time.Minute
 	maxSetIDs = 256
-	// setHeld is how long an older generation than the last is taken for late news; after
-	// that it is what the peer says now.
+	// setHeld is how long an answer with an older generation than the last one counts as
+	// late and is ignored. After that time the older generation counts as the peer's
+	// current one.
 	setHeld = 30 * time.Second
 	// maxVisits and visitAge, Kubernetes' longest, bound session affinity.
 	maxVisits = 64 << 10
 	visitAge  = 24 * time.Hour
+	// wantingAge is how long an endpoint that did not take a call is passed over.
+	wantingAge = 5 * time.Second
+	// missedAge is how long one is passed over that the gateway does not lead to.
+	missedAge = 30 * time.Second
 )
 
 // learnt is what answers have told of far endpoints. Nothing else tells of them: the
@@ -26,11 +31,15 @@ const (
 //
 // What always holds:
 //   - What one account has learnt is used for no other.
-//   - An id is a wish, which the gateway may not be able to meet; the answer then says
-//     who it was.
+//   - An endpoint id is only a hint, which the gateway may be unable to follow. The
+//     answer names the endpoint that was reached.
 type learnt struct {
 	sets   *fading[setKey, farSet]
 	visits *fading[visitKey, route.EndpointID]
+	// wanting are endpoints that did not take a call lately.
+	wanting *fading[endpointKey, time.Time] // until when
+	// asked is for which ports newer news was asked for, or came, within scoutAge.
+	asked *fading[setKey, struct{}]
 	// speakers is who speaks first on a far port.
 	speakers *fading[setKey, tunnel.FirstSpeaker]
 }
@@ -52,6 +61,11 @@ type visitKey struct {
 	to  farPort
 }
 
+type endpointKey struct {
+	to farPort
+	id route.EndpointID
+}
+
 // A farSet is what is known of a port's ready endpoints.
 type farSet struct {
 	ready      []route.EndpointID // some of them or all; never edited
@@ -61,7 +75,7 @@ type farSet struct {
 
 func newLearnt() *learnt {
 	return &learnt{newFading[setKey, farSet](maxSets, setAge), newFading[visitKey, route.EndpointID](maxVisits, visitAge),
-		newFading[setKey, tunnel.FirstSpeaker](maxSpoken, spokenAge)}
+		newFading[endpointKey, time.Time](maxSets, missedAge), newFading[setKey, struct{}](maxSets, scoutAge), newFading[setKey, tunnel.FirstSpeaker](maxSpoken, spokenAge)}
 }
 
 // heard takes a positive answer to HELLO.
@@ -69,6 +83,7 @@ func (l *learnt) heard(caller account, to farPort, a tunnel.Answer) {
 	l.speakers.put(setKey{caller, to}, func(tunnel.FirstSpeaker, time.Duration, bool) (tunnel.FirstSpeaker, bool) {
 		return a.First, a.First != tunnel.FirstSpeaker_UNKNOWN
 	})
+	l.note(setKey{caller, to})
 	l.sets.put(setKey{caller, to}, func(was farSet, age time.Duration, there bool) (farSet, bool) {
 		next := farSet{slices.Clone(a.Ready), a.ReadyCount, a.Generation}
 		switch {
@@ -98,14 +113,56 @@ func (l *learnt) visited(pod string, to farPort, id route.EndpointID) {
 	})
 }
 
-// wish is for the endpoint that a pod last had within the time of session affinity,
-// which each visit starts anew; without, for any: the gateway spreads.
-func (l *learnt) wish(pod string, to farPort, affinity time.Duration) route.Wish {
-	if id, ok := l.visits.get(visitKey{pod, to}, affinity); ok {
-		return route.ForEndpoint(id)
-	}
-	return route.Wish{}
+// last is the endpoint that a pod last had within the time of session affinity, which each
+// visit starts anew; without one it is zero.
+func (l *learnt) last(pod string, to farPort, affinity time.Duration) route.EndpointID {
+	id, _ := l.visits.get(visitKey{pod, to}, affinity)
+	return id
 }
 
-// turnedAway forgets an endpoint that does not take a pod any more.
-func (l *learnt) turnedAway(pod string, to farPort) { l.visits.drop(visitKey{pod, to}) }
+// turnedAway notes an endpoint that did not take a pod's call: it is not the pod's any more, and
+// nobody's for a while.
+func (l *learnt) turnedAway(pod string, to farPort, id route.EndpointID) {
+	l.visits.drop(visitKey{pod, to})
+	l.pass(endpointKey{to, id}, wantingAge)
+}
+
+// missed notes an endpoint that the gateway did not lead to.
+func (l *learnt) missed(to farPort, id route.EndpointID) { l.pass(endpointKey{to, id}, missedAge) }
+
+func (l *learnt) pass(key endpointKey, age time.Duration) {
+	until := time.Now().Add(age)
+	l.wanting.put(key, func(was time.Time, _ time.Duration, _ bool) (time.Time, bool) {
+		return until, until.After(was)
+	})
+}
+
+// without returns the endpoints that take calls, as far as is known: all, if none does.
+func (l *learnt) without(ids []route.EndpointID, to farPort) []route.EndpointID {
+	wanting := func(id route.EndpointID) bool {
+		until, ok := l.wanting.get(endpointKey{to, id}, missedAge)
+		return ok && time.Now().Before(until)
+	}
+	if !slices.ContainsFunc(ids, wanting) {
+		return ids
+	}
+	if good := slices.DeleteFunc(slices.Clone(ids), wanting); len(good) > 0 {
+		return good
+	}
+	return ids
+}
+
+// ask reports whether nobody has asked for newer news of a port's endpoints within scoutAge, and
+// none has come. The caller then asks.
+func (l *learnt) ask(caller account, to farPort) bool {
+	key := setKey{caller, to}
+	if _, ok := l.asked.get(key, scoutAge); ok {
+		return false
+	}
+	l.note(key)
+	return true
+}
+
+func (l *learnt) note(key setKey) {
+	l.asked.put(key, func(struct{}, time.Duration, bool) (struct{}, bool) { return struct{}{}, true })
+}

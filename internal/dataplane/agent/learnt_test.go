@@ -95,13 +95,13 @@ func TestLearntSets(t *testing.T) {
 		heard []news
 		want  farSet
 	}{
-		"one":       {why: "the answer is all that is known", heard: []news{answer(0, 5, 2, 1, 2)}, want: farSet{ids(1, 2), 2, 5}},
-		"more":      {why: "an answer names some of many", heard: []news{answer(0, 5, 4, 1, 2), answer(0, 5, 4, 3, 2)}, want: farSet{ids(3, 2, 1), 4, 5}},
-		"newer":     {why: "what is gone is not named again", heard: []news{answer(0, 5, 2, 1, 2), answer(0, 6, 1, 3)}, want: farSet{ids(3), 1, 6}},
-		"late":      {why: "an older answer overtaken by a newer one", heard: []news{answer(0, 6, 1, 3), answer(setHeld-1, 5, 2, 1, 2)}, want: farSet{ids(3), 1, 6}},
-		"went back": {why: "the peer's clock was set back", heard: []news{answer(0, 6, 1, 3), answer(setHeld, 5, 2, 1, 2)}, want: farSet{ids(1, 2), 2, 5}},
-		"old":       {why: "what is old is nothing", heard: []news{answer(0, 6, 1, 3), answer(setAge, 6, 1, 4)}, want: farSet{ids(4), 1, 6}},
-		"bounded":   {why: "a peer that makes ids up costs no more", heard: []news{answer(0, 5, 9, many...), answer(0, 5, 9, 250, 251, 252, 253, 254, 255)}, want: farSet{ids(append([]byte{250, 251, 252, 253, 254, 255}, many...)...), 9, 5}},
+		"one":       {why: "the answer is all that is known", heard: []news{answer(0, 5, 2, 1, 2)}, want: farSet{ready: ids(1, 2), count: 2, generation: 5}},
+		"more":      {why: "an answer names some of many", heard: []news{answer(0, 5, 4, 1, 2), answer(0, 5, 4, 3, 2)}, want: farSet{ready: ids(3, 2, 1), count: 4, generation: 5}},
+		"newer":     {why: "what is gone is not named again", heard: []news{answer(0, 5, 2, 1, 2), answer(0, 6, 1, 3)}, want: farSet{ready: ids(3), count: 1, generation: 6}},
+		"late":      {why: "an older answer overtaken by a newer one", heard: []news{answer(0, 6, 1, 3), answer(setHeld-1, 5, 2, 1, 2)}, want: farSet{ready: ids(3), count: 1, generation: 6}},
+		"went back": {why: "the peer's clock was set back", heard: []news{answer(0, 6, 1, 3), answer(setHeld, 5, 2, 1, 2)}, want: farSet{ready: ids(1, 2), count: 2, generation: 5}},
+		"old":       {why: "what is old is nothing", heard: []news{answer(0, 6, 1, 3), answer(setAge, 6, 1, 4)}, want: farSet{ready: ids(4), count: 1, generation: 6}},
+		"bounded":   {why: "a peer that makes ids up costs no more", heard: []news{answer(0, 5, 9, many...), answer(0, 5, 9, 250, 251, 252, 253, 254, 255)}, want: farSet{ready: ids(append([]byte{250, 251, 252, 253, 254, 255}, many...)...), count: 9, generation: 5}},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -123,31 +123,54 @@ func TestLearntSets(t *testing.T) {
 	}
 }
 
-func TestWish(t *testing.T) {
+func TestAffinityIsLearnt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, to := newLearnt(), farPort{"uid", "shop", "bar", 80}
 		other := farPort{"uid", "shop", "bar", 81}
-		want := func(why, pod string, to farPort, affinity time.Duration, want route.Wish) {
+		none, one := route.EndpointID{}, route.EndpointID{1}
+		want := func(why, pod string, to farPort, affinity time.Duration, want route.EndpointID) {
 			t.Helper()
-			if got := l.wish(pod, to, affinity); got != want {
-				t.Errorf("%s: %+v, want %+v", why, got, want)
+			if got := l.last(pod, to, affinity); got != want {
+				t.Errorf("%s: %v, want %v", why, got, want)
 			}
 		}
-		one := route.EndpointID{1}
-		l.visited("a", to, route.EndpointID{})
-		want("an endpoint without id", "a", to, time.Hour, route.Wish{})
+		l.visited("a", to, none)
+		want("an endpoint without id", "a", to, time.Hour, none)
 		l.visited("a", to, one)
-		want("its last", "a", to, time.Hour, route.ForEndpoint(one))
-		want("another pod's", "b", to, time.Hour, route.Wish{})
-		want("another port's", "a", other, time.Hour, route.Wish{})
-		want("without affinity", "a", to, 0, route.Wish{})
+		want("its last", "a", to, time.Hour, one)
+		want("another pod's", "b", to, time.Hour, none)
+		want("another port's", "a", other, time.Hour, none)
+		want("without affinity", "a", to, 0, none)
 		bubble.Pass(time.Hour - 1)
-		want("a tick before its time is over", "a", to, time.Hour, route.ForEndpoint(one))
+		want("a tick before its time is over", "a", to, time.Hour, one)
 		bubble.Pass(time.Nanosecond)
-		want("its time is over", "a", to, time.Hour, route.Wish{})
+		want("its time is over", "a", to, time.Hour, none)
 		l.visited("a", to, one)
-		l.turnedAway("a", to)
-		want("it was turned away", "a", to, time.Hour, route.Wish{})
+		l.turnedAway("a", to, one)
+		want("it was turned away", "a", to, time.Hour, none)
+	})
+}
+
+// An endpoint that did not take a call is passed over for a while, unless there is no other.
+func TestWantingEndpoints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, to := newLearnt(), farPort{"uid", "shop", "bar", 80}
+		all := ids(1, 2)
+		l.turnedAway("a", to, all[0])
+		if got := l.without(all, to); !slices.Equal(got, all[1:]) {
+			t.Errorf("%v, want the other one", got)
+		}
+		if got := l.without(all, farPort{"uid", "shop", "bar", 81}); len(got) != 2 {
+			t.Errorf("%v of another port, want both", got)
+		}
+		l.turnedAway("a", to, all[1])
+		if got := l.without(all, to); len(got) != 2 {
+			t.Errorf("%v, want both: there is no better one", got)
+		}
+		bubble.Pass(wantingAge)
+		if got := l.without(all, to); len(got) != 2 {
+			t.Errorf("%v after a while, want both", got)
+		}
 	})
 }
 
@@ -219,6 +242,12 @@ func TestSessionAffinity(t *testing.T) {
 	w.edit(&w.gatewayView, "route/1024", func(r *wire.Resource) {
 		r.GetRoute().Endpoints = slices.DeleteFunc(r.GetRoute().Endpoints, func(e *wire.Endpoint) bool { return e.PodUid == stays[0] })
 	})
+	w.edit(&w.eastView, "pod/"+stays[0], func(r *wire.Resource) { r.GetPod().Terminating = true })
+	w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+		for _, p := range r.GetExport().Pods {
+			p.Accepts = p.Uid != stays[0]
+		}
+	})
 	w.push()
 	w.withAffinity(time.Hour)
 	if got := reached(alice, 5); len(got) != 1 || got[0] == stays[0] {
@@ -227,41 +256,5 @@ func TestSessionAffinity(t *testing.T) {
 	set, ok := w.west.learnt.known(account{"shop", "alice"}, farPort{"link-to-east", "shop", "bar", 80})
 	if !ok || set.count == 0 || len(set.ready) == 0 {
 		t.Errorf("of what answers told, %v is known", fmt.Sprint(set))
-	}
-}
-
-// What an answer tells is learnt even if the call comes to nothing.
-func TestLearn(t *testing.T) {
-	answered := tunnel.Answer{Code: tunnel.Code_OK, Endpoint: route.EndpointID{2}, Ready: ids(1, 2), ReadyCount: 2, Generation: 1}
-	cases := map[string]struct {
-		why      string
-		affinity time.Duration
-		answer   tunnel.Answer
-		failed   error
-		wish     route.Wish
-		known    bool
-	}{
-		"carried":          {why: "the next call wishes for it", affinity: time.Hour, answer: answered, wish: route.ForEndpoint(route.EndpointID{2}), known: true},
-		"without affinity": {why: "nobody asked to stay", answer: answered, wish: route.ForEndpoint(route.EndpointID{1}), known: true},
-		"pod refuses":      {why: "staying would fail again", affinity: time.Hour, answer: answered, failed: &tunnel.Refused{Code: tunnel.Code_POD_REFUSED}, known: true},
-		"pod gone":         {why: "an answer of no is no news of others", affinity: time.Hour, answer: tunnel.Answer{Code: tunnel.Code_NO_ENDPOINT}, failed: &tunnel.Refused{Code: tunnel.Code_NO_ENDPOINT}},
-		"broken":           {why: "the network's fault is not the endpoint's", affinity: time.Hour, failed: io.ErrUnexpectedEOF, wish: route.ForEndpoint(route.EndpointID{1})},
-	}
-	for name, tc := range cases {
-		t.Run(name, func(t *testing.T) {
-			a := &Agent{learnt: newLearnt(), shares: newAllowances()}
-			c := &call{
-				to: &mirror{namespace: "shop", service: "bar", affinity: tc.affinity}, port: mirrorPort{number: 80}, peer: &peer{uid: "uid"},
-				caller: &pod{uid: "a", namespace: "shop", serviceAccount: "alice"}, answer: tc.answer,
-			}
-			a.learnt.visited("a", c.farPort(), route.EndpointID{1})
-			a.learn(c, tc.failed)
-			if got := a.learnt.wish("a", c.farPort(), time.Hour); got != tc.wish {
-				t.Errorf("%s: the next wish is %+v, want %+v", tc.why, got, tc.wish)
-			}
-			if _, ok := a.learnt.known(c.caller.account(), c.farPort()); ok != tc.known {
-				t.Errorf("%s: endpoints are known: %v", tc.why, ok)
-			}
-		})
 	}
 }

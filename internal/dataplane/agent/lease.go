@@ -3,82 +3,159 @@ package agent
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"slices"
+	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
 const (
 	// afterExpiry is how long an open tunnel may outlive the certificates that opened it.
 	afterExpiry = time.Hour
-	// recheckInterval is between two looks at all tunnels, since certificates expire
-	// by themselves.
-	recheckInterval = time.Minute
+	// recheckInterval is the time between two checks of everything open, because
+	// certificates expire without any change of state.
+	recheckInterval = 2 * time.Second
+	// afterFIN is how long an exchange may outlast its pod if the pod's FIN has arrived,
+	// so that the pod's last bytes are still delivered. Without FIN it is awaitFIN,
+	// because the FIN may still wait behind other bytes in the pod's kernel. The first
+	// check after that time ends the exchange.
+	afterFIN = 20 * time.Second
+	awaitFIN = 2 * time.Second
 )
 
-// leases are the tunnels, from the proof of both ends on, each with the decision
-// that admits it.
+// A parting is the end of a pod while its exchange is open. The zero value is ready. Only
+// a lease's check calls permits.
+type parting struct {
+	pod   atomic.Pointer[net.TCPConn] // its connection
+	since time.Time                   // when it was first missed
+}
+
+// permits reports whether the exchange may go on for now without its pod.
+func (p *parting) permits(now time.Time) bool {
+	if p.since.IsZero() {
+		p.since = now
+	}
+	c, late := p.pod.Load(), now.Sub(p.since)
+	return c != nil && (late < awaitFIN || late < afterFIN && transport.Finished(c))
+}
+
+// leases are the open tunnels, from the moment both ends are proven, each with the
+// decision that admits it. The zero value is ready.
+//
+// What always holds:
+//   - A tunnel is checked against the newest state: hold inserts it before it reads the
+//     state, and recheck reads the tunnels after the state was stored.
+//   - mu is held to insert, to remove and to copy the set, and never while a check runs.
+//     So hold does not wait for recheck.
+//   - A lease's check never runs twice at a time, and not after release has returned.
 type leases struct {
-	mu   sync.Mutex // guards open, and is held while decisions are made again
-	open map[*lease]struct{}
+	checking sync.Mutex // held during recheck
+	checked  []*lease   // the copy of open that recheck uses; guarded by checking
+
+	mu   sync.Mutex // guards open and the position of each lease in it
+	open []*lease   // a slice, because it is copied at each recheck
 }
 
 // A lease is one tunnel.
 type lease struct {
 	check func(*state) error
 	end   context.CancelCauseFunc
+
+	position int // in leases.open; -1 once it is removed
+
+	mu    sync.Mutex // held while check runs; guards ended
+	ended bool
 }
 
-// hold takes a tunnel in. The context that it returns ends with life, with a
-// refusal when check, asked of current's state now and of every later one, fails,
-// and with release, which the caller must call. check must be quick and call
-// nothing of leases; it is never called twice at a time.
-func (l *leases) hold(life context.Context, current func() *state, check func(*state) error) (ctx context.Context, release func()) {
+// hold inserts a tunnel. The context that it returns ends with life, with a refusal when
+// check fails, and with release, which the caller must call. check is called with
+// current's state now, if there is one, and with every later state. It must be quick,
+// must verify no signature, and must not call leases.
+func (l *leases) hold(
+	life context.Context, current func() *state, check func(*state) error,
+) (ctx context.Context, release func()) {
 	ctx, end := context.WithCancelCause(life)
-	t := &lease{check, end}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open == nil {
-		l.open = make(map[*lease]struct{})
-	}
-	l.open[t] = struct{}{}
-	if s := current(); s != nil {
-		l.look(t, s) // the state may be newer than the one that admitted it
-	}
+	t := &lease{check: check, end: end}
+	l.insert(t)
+	l.checkOne(t, current)
 	return ctx, func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		delete(l.open, t)
+		t.mu.Lock()
+		t.ended = true
+		t.mu.Unlock()
+		l.remove(t)
 		end(nil)
 	}
 }
 
 // recheck decides on every tunnel again, ends those that would now be refused, and
-// returns how many these are.
-func (l *leases) recheck(s *state) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// returns how many these are. s must be the newest state, and stored where hold finds it.
+func (l *leases) recheck(s *state) int { return l.recheckAll(func() *state { return s }) }
+
+func (l *leases) recheckAll(current func() *state) int {
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	l.copyOpen()
+	defer clear(l.checked)
 	ended := 0
-	for t := range l.open {
-		if !l.look(t, s) {
+	for _, t := range l.checked {
+		if !l.checkOne(t, current) {
 			ended++
 		}
 	}
 	return ended
 }
 
-// look decides on one tunnel again. l.mu is held.
-func (l *leases) look(t *lease, s *state) bool {
-	err := t.check(s)
-	if err != nil {
-		delete(l.open, t)
-		t.end(refuse(reasonRevoked, fmt.Errorf("no longer admitted: %w", err)))
+// checkOne decides on one tunnel again, and reports whether it may stay. A tunnel that
+// has ended already may. current is called while no other check of the tunnel can start,
+// so a check by an older state never follows one by a newer state.
+func (l *leases) checkOne(t *lease, current func() *state) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := current()
+	if t.ended || s == nil {
+		return true
 	}
-	return err == nil
+	err := t.check(s)
+	if err == nil {
+		return true
+	}
+	t.ended = true
+	l.remove(t)
+	t.end(refuse(reasonRevoked, fmt.Errorf("no longer admitted: %w", err)))
+	return false
+}
+
+func (l *leases) insert(t *lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t.position = len(l.open)
+	l.open = append(l.open, t)
+}
+
+// remove removes t if it is there.
+func (l *leases) remove(t *lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t.position < 0 {
+		return
+	}
+	last := len(l.open) - 1
+	l.open[t.position] = l.open[last]
+	l.open[t.position].position = t.position
+	l.open[last] = nil
+	l.open = l.open[:last]
+	t.position = -1
+}
+
+// copyOpen allocates rarely, because hold waits for it. l.checking is held.
+func (l *leases) copyOpen() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.checked = append(l.checked[:0], l.open...)
 }
 
 // watch rechecks every recheckInterval too, until ctx ends.
@@ -90,64 +167,34 @@ func (l *leases) watch(ctx context.Context, current func() *state) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if s := current(); s != nil {
-				l.recheck(s)
-			}
+			l.recheckAll(current)
 		}
 	}
 }
 
-// A vouching is the proof of a tunnel's peer, to be looked at again. Signatures do
-// not decay: they are verified again only when the issuers have changed, or when
-// one of the certificates has expired. States change often, and an agent holds
-// many tunnels.
+// A vouching is what a tunnel's peer has proven. It never changes.
 type vouching struct {
-	chain []*x509.Certificate
-
-	name    identity.Name
-	issuers []*x509.Certificate
-	until   time.Time // when the first of all these certificates expires
+	name  identity.Name
+	proof *identity.Proof
 }
 
-// newVouching keeps what a finished handshake has proven by anchors.
+// newVouching returns what a finished handshake has proven by anchors.
 func newVouching(cs tls.ConnectionState, anchors *identity.Anchors) (*vouching, error) {
-	name, err := identity.PeerName(cs)
+	proof, err := anchors.Proof(cs, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	v := &vouching{chain: cs.PeerCertificates}
-	v.keep(name, anchors.Issuers(name.TrustDomain()))
-	return v, nil
+	return &vouching{name: proof.Name(), proof: proof}, nil
 }
 
-func (v *vouching) keep(name identity.Name, issuers []*x509.Certificate) {
-	v.name, v.issuers, v.until = name, issuers, time.Time{}
-	for _, c := range slices.Concat(v.chain, issuers) {
-		if v.until.IsZero() || c.NotAfter.Before(v.until) {
-			v.until = c.NotAfter
-		}
-	}
-}
-
-// again returns the name that the chain proves in s.
+// again returns the name that the peer still proves by s. Its issuer must be listed. An
+// expired certificate counts as of its last moment for up to afterExpiry.
 func (v *vouching) again(s *state, now time.Time) (identity.Name, error) {
-	issuers := s.anchors.Issuers(v.name.TrustDomain())
-	if now.Before(v.until) && slices.EqualFunc(issuers, v.issuers, (*x509.Certificate).Equal) {
-		return v.name, nil
+	if until := v.proof.NotAfter(); now.After(until) && now.Before(until.Add(afterExpiry)) {
+		now = until
 	}
-	name, err := s.vouched(v.chain, now)
-	if err != nil {
+	if err := v.proof.Check(s.anchors, now); err != nil {
 		return identity.Name{}, err
 	}
-	v.keep(name, s.anchors.Issuers(name.TrustDomain()))
-	return name, nil
-}
-
-// vouched verifies an open tunnel's peer again, as of the last moment at which
-// its certificate was valid, but for no longer than afterExpiry after that.
-func (s *state) vouched(chain []*x509.Certificate, now time.Time) (identity.Name, error) {
-	if len(chain) > 0 && now.After(chain[0].NotAfter) && now.Before(chain[0].NotAfter.Add(afterExpiry)) {
-		now = chain[0].NotAfter
-	}
-	return identity.VerifyWorkload(chain, s.anchors, now)
+	return v.name, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -34,11 +35,11 @@ func TestCallIsCarried(t *testing.T) {
 	if err != nil || answer != "you said "+say {
 		t.Errorf("answer of %d bytes, %v, want the app's own", len(answer), err)
 	}
-	eventually(t, "the far side tells who called", func() bool { return len(w.logs[1].all("tunnel served", "caller")) > 0 })
-	if got := w.logs[1].all("tunnel served", "caller")[0]; got != "spiffe://west-1/ns/shop/sa/alice" {
+	eventually(t, "the far side tells who called", func() bool { return len(w.logs[1].all("call served", "caller")) > 0 })
+	if got := w.logs[1].all("call served", "caller")[0]; got != "spiffe://west-1/ns/shop/sa/alice" {
 		t.Errorf("east was called by %q", got)
 	}
-	if got := w.logs[1].all("tunnel served", "service")[0]; got != "shop/bar:80" {
+	if got := w.logs[1].all("call served", "service")[0]; got != "shop/bar:80" {
 		t.Errorf("east served %q", got)
 	}
 }
@@ -149,7 +150,7 @@ func TestTwoAccountsAreNeverMixed(t *testing.T) {
 	if n := refusals(w.west, outbound, "peer_denied"); n != calls {
 		t.Errorf("%v refusals are counted by their reason, want %d: the far side's answer got lost", n, calls)
 	}
-	for _, caller := range w.logs[1].all("tunnel refused", "caller") {
+	for _, caller := range w.logs[1].all("call refused", "caller") {
 		if caller != "spiffe://west-1/ns/shop/sa/bob" {
 			t.Errorf("east refused %q", caller)
 		}
@@ -303,7 +304,7 @@ func TestRefusals(t *testing.T) {
 		},
 		"host network": {
 			why:      "loopback is the node's own, as the kernel says of this very call",
-			edit:     func(w *world) { w.nodes[0].cameBy.Store(new(kernel).ingress) },
+			edit:     func(w *world) { w.nodes[0].cameBy.Store(w.west.ingress) },
 			outbound: "host_network_caller",
 		},
 	}
@@ -366,11 +367,11 @@ func TestSilentPod(t *testing.T) {
 				c.Write(said)
 			})
 			asked := 0
-			w.nodes[1].find.Store(func(netip.Addr) (attachment, error) {
+			w.nodes[1].find.Store(func(netip.Addr) (podid.Attachment, error) {
 				if asked++; asked == 1 { // before the dial
-					return attachment{}, errSilent
+					return podid.Attachment{}, podid.ErrSilent
 				}
-				return attachment{iface: tc.found}, nil
+				return podid.Attachment{Iface: tc.found}, nil
 			})
 			answer, err := w.call(alice, "hello")
 			if said := <-heard; answer != tc.answer || said != tc.answer {

@@ -31,7 +31,9 @@ const (
 	reasonUnknownVIP       = "unknown_virtual_ip"
 	reasonHostCaller       = "host_network_caller"
 	reasonUnknownCaller    = "unknown_caller"
-	reasonElsewhere        = "found_elsewhere" // a pod, caller or called: who.go
+	reasonTooManyLookups   = "too_many_lookups"
+	reasonStale            = "stale_connection" // older than the record of its pod, and without a sign of life
+	reasonElsewhere        = "found_elsewhere"  // a pod, caller or called: package podid
 	reasonShared           = "place_shared"
 	reasonNotFound         = "not_found_yet"
 	reasonSuspended        = "link_suspended"
@@ -46,9 +48,14 @@ const (
 	reasonCallerGone       = "caller_gone"
 	reasonRevoked          = "no_longer_admitted" // between proof and OPEN
 	reasonBusy             = "too_many_handshakes"
+	reasonHandshakeRate    = "handshake_rate" // of one link and source
+	reasonExchangeRate     = "exchange_rate"  // of one caller
+	reasonTooManyHeaders   = "too_many_headers"
+	reasonCallRate         = "call_rate" // of a pod, or of an account
 	reasonUnknownPod       = "unknown_pod"
 	reasonPodRefused       = "pod_refused"
 	reasonPodTimeout       = "pod_timeout"
+	reasonLocalPorts       = "no_local_port" // for another connection to the pod
 	reasonOther            = "other"
 )
 
@@ -56,14 +63,14 @@ func reasons(way string) []string {
 	out := []string{reasonNotReady, reasonTooMany, reasonElsewhere, reasonShared, reasonNotFound, reasonNoSVID,
 		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
 	if way == outbound {
-		out = append(out, reasonSourceShare, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
+		out = append(out, reasonCallRate, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
 			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonSilent)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}
 		return out
 	}
-	out = append(out, reasonBusy, reasonUnknownPod, reasonPodRefused, reasonPodTimeout)
+	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts)
 	for _, r := range route.Reasons() {
 		out = append(out, "header_"+r)
 	}
@@ -82,7 +89,7 @@ type metrics struct {
 	ends     *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
 	open     *prometheus.GaugeVec
-	warm     *prometheus.CounterVec
+	sessions *prometheus.CounterVec
 
 	mu  sync.Mutex // guards now
 	now map[string]int
@@ -101,14 +108,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "causeway_agent_bytes_total", Help: "Bytes carried, counted when a tunnel ends; sent is towards the peer."}, []string{"way", "link", "direction"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "causeway_agent_open_connections", Help: "Connections open now, by way."}, []string{"way"}),
-		warm: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "causeway_agent_warm_total", Help: "What became of tunnels opened for callers yet to come."}, []string{"way", "what"}),
+		sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_sessions_total", Help: "What became of sessions, by way: made for a caller; begun ahead of one, and then made ahead or failed; reused by another connection; retired in good order; lost."}, []string{"way", "what"}),
 	}
-	for _, what := range []string{warmBegun, warmMade, warmFailed, warmUsed, warmUnused, warmLost} {
-		m.warm.WithLabelValues(outbound, what)
+	for _, what := range []string{sessionMade, sessionBegun, sessionAhead, sessionFailed, sessionReused, sessionRetired, sessionLost} {
+		m.sessions.WithLabelValues(outbound, what)
 	}
-	m.warm.WithLabelValues(inbound, warmUnused)
-	m.warm.WithLabelValues(inbound, warmLost)
+	for _, what := range []string{sessionMade, sessionReused, sessionRetired, sessionLost} {
+		m.sessions.WithLabelValues(inbound, what)
+	}
 	for _, way := range []string{outbound, inbound} {
 		m.accepted.WithLabelValues(way)
 		m.open.WithLabelValues(way)
@@ -116,17 +124,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.refused.WithLabelValues(way, reason)
 		}
 	}
-	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.warm)
+	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.sessions)
 	return m
 }
 
 // enter counts a connection in, or returns false if there are too many.
 func (m *metrics) enter(way string) bool {
-	m.accepted.WithLabelValues(way).Inc()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.now[way] >= maxConnections {
-		m.refuse(way, reasonTooMany)
 		return false
 	}
 	m.now[way]++
@@ -140,6 +146,9 @@ func (m *metrics) leave(way string) {
 	m.now[way]--
 	m.open.WithLabelValues(way).Dec()
 }
+
+// session counts what became of a session.
+func (m *metrics) session(way, what string) { m.sessions.WithLabelValues(way, what).Inc() }
 
 func (m *metrics) refuse(way, reason string) { m.refused.WithLabelValues(way, reason).Inc() }
 

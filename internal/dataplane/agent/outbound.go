@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +24,7 @@ const (
 	// reachTimeout bounds the dial of a peer's gateways: a caller of an unreachable
 	// peer is reset within it.
 	reachTimeout = 3 * time.Second
-	// openTimeout bounds HELLO and OPEN together.
+	// openTimeout bounds HELLO and OPEN together, apart from an application's time to answer.
 	openTimeout = 5 * time.Second
 	// maxEarly is how many of the caller's first bytes ride with OPEN.
 	maxEarly = 8 << 10
@@ -43,6 +45,9 @@ type call struct {
 	far    *vouching // for the one called
 	first  []byte    // of what the caller said
 	answer tunnel.Answer
+	// patience is how long an application that does not answer is waited for.
+	patience time.Duration
+	parting  *parting // of the caller
 }
 
 // farPort is what the call means in the peer.
@@ -52,28 +57,44 @@ func (c *call) farPort() farPort {
 
 // outbound is the life of a local pod's connection to a mirror. It closes c.
 func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
-	call := &call{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr())}
+	call := &call{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr()), parting: new(parting)}
+	call.parting.pod.Store(c)
 	if a.isCanary(call.vip) {
 		a.canary(life, c, call)
 		return
 	}
-	t, err := a.carry(life, c, call)
+	if !a.metrics.enter(outbound) {
+		a.refuseCall(c, call, refuse(reasonTooMany, errors.New("this agent has too many connections")))
+		return
+	}
+	defer a.metrics.leave(outbound)
+	o, err := a.carry(life, c, call)
 	if err != nil {
 		a.refuseCall(c, call, err)
 		return
 	}
-	defer t.release()
-	a.warmUp(call)
-	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name, "endpoint", call.answer.Endpoint)
+	a.prepare(call)
+	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name,
+		"endpoint", call.answer.Endpoint)
 	early := int64(len(call.first)) // which OPEN has brought
 	call.first = nil                // a call may last for days
-	result := transport.Relay(t.ctx, c, t.tun)
+	result := transport.Exchange(o.ctx, c, o.session.conn, nil)
+	o.release()
 	result.Forth += early
 	a.metrics.ended(outbound, call.peer.name, result)
+	o.session.carried += result.Forth + result.Back
+	if !result.Reusable || !o.session.settle(life) {
+		o.session.lose()
+		return
+	}
+	a.rest(o.session)
 }
 
-// carry brings a call to where its tunnel is open.
-func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (t *opened, err error) {
+// carry brings a call to the application.
+func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (o *opened, err error) {
+	if !a.rates.pods.Take(call.from.Addr()) {
+		return nil, refuse(reasonCallRate, fmt.Errorf("%v makes too many connections a second", call.from.Addr()))
+	}
 	leaveSource, err := a.shares.source(call.from.Addr())
 	if err != nil {
 		return nil, err
@@ -87,6 +108,10 @@ func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (t *open
 	if err := a.meet(life, c, call); err != nil {
 		return nil, err
 	}
+	if !a.rates.accounts.Take(call.caller.account()) {
+		return nil, refuse(reasonCallRate, fmt.Errorf("pods of %s/%s make too many connections a second",
+			call.caller.namespace, call.caller.serviceAccount))
+	}
 	leaveCall, err := a.shares.call(call)
 	if err != nil {
 		return nil, err
@@ -95,42 +120,12 @@ func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (t *open
 	if err := a.awaitSpeech(c, call); err != nil {
 		return nil, err
 	}
-	if t, err = a.attach(life, c, call); t == nil && err == nil {
-		t, err = a.tunnel(life, c, call)
-	}
-	if err != nil {
+	if o, err = a.open(life, c, call); err != nil {
 		return nil, err
 	}
-	release := t.release
-	t.release = func() { release(); leave() }
-	return t, nil
-}
-
-// An opened tunnel has reached the application. Its ctx ends with its lease.
-type opened struct {
-	tun     *tls.Conn
-	ctx     context.Context
-	release func()
-}
-
-// tunnel makes a tunnel for a call and opens it.
-func (a *Agent) tunnel(life context.Context, c *net.TCPConn, call *call) (*opened, error) {
-	raw, _, err := a.reach(life, call.peer)
-	if err != nil {
-		return nil, err
-	}
-	tun, err := a.prove(life, raw, call)
-	if err != nil {
-		raw.Reset()
-		return nil, err
-	}
-	ctx, release := a.leases.hold(life, a.state.Load, call.lease())
-	if err := a.open(ctx, tun, c, call); err != nil {
-		raw.Reset()
-		release()
-		return nil, err
-	}
-	return &opened{tun, ctx, release}, nil
+	release := o.release
+	o.release = func() { release(); leave() }
+	return o, nil
 }
 
 func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
@@ -140,10 +135,8 @@ func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
 		c.Close()
 		return
 	}
-	a.complaints.Do(func() {
-		a.log.Info("call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
-			"reason", reasonOf(err), "error", err)
-	})
+	a.tell(slog.LevelInfo, "call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
+		"reason", reasonOf(err), "error", err)
 	transport.Reset(c)
 }
 
@@ -156,7 +149,7 @@ func (a *Agent) meet(life context.Context, c *net.TCPConn, call *call) error {
 	if call.iface, err = a.cameBy(c); err != nil {
 		return err
 	}
-	_, err = await(life, &a.news, func() (struct{}, error) { return struct{}{}, a.resolve(call) })
+	_, err = a.identify(life, c, func() (*pod, error) { err := a.resolve(call); return call.caller, err })
 	return err
 }
 
@@ -180,7 +173,7 @@ func (a *Agent) resolve(c *call) error {
 		return refuse(reasonUnknownVIP, fmt.Errorf("mirror %s has no port behind listener %d", m.name, c.index))
 	}
 	c.port, c.peer = port, s.links[m.link]
-	if c.caller, err = a.attached.pod(s, c.from.Addr(), c.iface); err != nil {
+	if c.caller, err = a.podAt(s, c.from.Addr(), c.iface); err != nil {
 		return unplaced(reasonUnknownCaller, err)
 	}
 	if err := c.peer.admits(c.caller.namespace); err != nil {
@@ -194,10 +187,10 @@ func (a *Agent) resolve(c *call) error {
 }
 
 // prove proves both ends to each other.
-func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tls.Conn, error) {
+func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call, wish route.Wish) (*tunnel.Conn, error) {
 	ctx, cancel := context.WithTimeout(life, handshakeTimeout)
 	defer cancel()
-	sni, err := call.peer.sealer.Seal(call.port.route, a.wish(call), time.Now())
+	sni, err := call.peer.sealer.Seal(call.port.route, wish, time.Now())
 	if err != nil {
 		return nil, refuse(reasonNoDayKey, err)
 	}
@@ -212,7 +205,7 @@ func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call) (*tl
 	if call.far, err = newVouching(tun.ConnectionState(), anchors); err != nil {
 		return nil, refuse(reasonHandshake, err)
 	}
-	return tun, nil
+	return tunnel.NewConn(tun), nil
 }
 
 // errTurnedAway is all that an alert says: a gateway's refusals look alike to whoever is outside.
@@ -227,64 +220,34 @@ func explain(err error) error {
 	return err
 }
 
-// wish is whom the call asks the gateway for: the very pod that the mirror stands
-// for, or the endpoint that session affinity remembers, or any.
-func (a *Agent) wish(c *call) route.Wish {
-	if c.to.hostname != "" {
-		return route.ForHost(c.to.hostname)
-	}
-	return a.learnt.wish(c.caller.uid, c.farPort(), c.to.affinity)
-}
-
-// lease is the decision by which a call goes on, to be made again as long as its
-// tunnel lives.
+// lease is the decision by which a call stays open, to be made again as long as it is: it asks
+// what must end an open call, and neither ports nor the identities that a new one may meet.
 func (c *call) lease() func(*state) error {
-	vouched := c.vouched()
 	return func(s *state) error {
-		if err := c.standing(s); err != nil {
+		if err := c.kept(s); err != nil {
 			return err
 		}
-		return vouched(s)
-	}
-}
-
-// vouched asks whether both ends still are who they have proven to be. The call must
-// lead to where it did.
-func (c *call) vouched() func(*state) error {
-	return func(s *state) error {
-		now := time.Now()
-		if now.After(c.as.NotAfter().Add(afterExpiry)) {
-			return errors.New("the caller's certificate has expired")
-		}
-		name, err := c.far.again(s, now)
-		if err == nil && !slices.Contains(s.mirrors[c.vip].identities, name) {
-			err = fmt.Errorf("%s is none of those expected behind mirror %s any more", name, c.to.name)
-		}
+		_, err := c.vouched(s)
 		return err
 	}
 }
 
-// open asks for the Service, and sends the caller's first bytes along.
-func (a *Agent) open(ctx context.Context, tun *tls.Conn, c *net.TCPConn, call *call) error {
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
-	if err := call.listen(c); err != nil {
-		return err
+// vouched returns who is at the far end, if both ends still are who they have proven to be.
+func (c *call) vouched(s *state) (identity.Name, error) {
+	now := time.Now()
+	if now.After(c.as.NotAfter().Add(afterExpiry)) {
+		return identity.Name{}, errors.New("the caller's certificate has expired")
 	}
-	hello := call.hello()
-	var err error
-	call.answer, err = tunnel.Open(ctx, tun, hello, call.first)
-	a.learn(call, err)
-	if err == nil {
-		return nil
+	return c.far.again(s, now)
+}
+
+// expected asks, too, whether the far end is one that new calls may meet.
+func (c *call) expected(s *state) error {
+	name, err := c.vouched(s)
+	if err == nil && !slices.Contains(s.mirrors[c.vip].identities, name) {
+		err = fmt.Errorf("%s is none of those expected behind mirror %s any more", name, c.to.name)
 	}
-	reason := reasonTunnel
-	if r := (*tunnel.Refused)(nil); errors.As(err, &r) {
-		reason = "peer_" + r.Code.Reason()
-	} else if r := (*refusal)(nil); errors.As(err, &r) {
-		reason = r.reason // the lease has ended
-	}
-	return refuse(reason, fmt.Errorf("open %s in %s: %w", hello, call.peer.name, err))
+	return err
 }
 
 // hello is what the call asks the far side for.
@@ -302,7 +265,7 @@ func (c *call) listen(from *net.TCPConn) error {
 	return nil
 }
 
-// told remembers what the far side's answer to HELLO tells, when it comes: on a tunnel that
+// told remembers what the far side's answer to HELLO tells, when it comes: on a session that
 // waits for its caller it grows old.
 func (a *Agent) told(call *call) {
 	if call.answer.Code == tunnel.Code_OK {
@@ -311,20 +274,20 @@ func (a *Agent) told(call *call) {
 	}
 }
 
-// learn remembers what came of a call on a new tunnel.
-func (a *Agent) learn(call *call, failed error) {
-	a.told(call)
-	switch r := (*tunnel.Refused)(nil); {
-	case errors.As(failed, &r):
-		a.learnt.turnedAway(call.caller.uid, call.farPort())
-	case failed == nil && call.to.affinity > 0:
-		a.learnt.visited(call.caller.uid, call.farPort(), call.answer.Endpoint)
+// learn remembers an endpoint that did not take a call.
+func (a *Agent) learn(call *call, at route.EndpointID, failed error) {
+	if !turnedAway(failed) {
+		return
 	}
+	if answered := call.answer.Endpoint; answered != (route.EndpointID{}) {
+		at = answered // a refused HELLO does not tell
+	}
+	a.learnt.turnedAway(call.caller.uid, call.farPort(), at)
 }
 
-// early takes up to most of the caller's first bytes, if they are there already, without
-// waiting. An end is left for Relay to find again; an error, which the kernel
-// reports once only, is the end of the call.
+// early reads up to most of the caller's first bytes that have arrived already. It does
+// not wait. It does not report a FIN, because Exchange finds it again. It does report an
+// error, because the kernel reports an error only once.
 func early(c *net.TCPConn, most int) ([]byte, error) {
 	if most == 0 {
 		return nil, nil
@@ -333,36 +296,50 @@ func early(c *net.TCPConn, most int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	buf := make([]byte, most)
+	buf := earlyPool.Get().(*[maxEarly]byte) // what is there is mostly much less
+	defer earlyPool.Put(buf)
 	var n int
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
-		n, failed = unix.Read(int(fd), buf)
+		n, failed = unix.Read(int(fd), buf[:most])
 		return failed != unix.EINTR
 	})
 	if err = errors.Join(err, failed); err != nil && failed != unix.EAGAIN {
 		return nil, fmt.Errorf("read the caller's first bytes: %w", err)
 	}
-	return buf[:max(n, 0)], nil
+	return slices.Clone(buf[:max(n, 0)]), nil
 }
 
-// standing says why the call would not be made any more in s.
-func (c *call) standing(s *state) error {
-	if err := c.leads(s); err != nil {
+var earlyPool = sync.Pool{New: func() any { return new([maxEarly]byte) }}
+
+// kept says why an open call must end in s.
+func (c *call) kept(s *state) error {
+	if err := c.linked(s); err != nil {
 		return err
 	}
-	if s.pods[c.caller.uid] == nil {
+	switch {
+	case !s.mirrors[c.vip].means(c.to):
+		return fmt.Errorf("mirror %s has gone or stands for another Service", c.to.name)
+	case s.pods[c.caller.uid] == nil && !c.parting.permits(time.Now()):
 		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
 	}
 	return nil
 }
 
-// leads says why the call would not lead to the same Service any more in s.
-func (c *call) leads(s *state) error {
-	switch {
-	case s.links[c.peer.name] == nil || s.links[c.peer.name].uid != c.peer.uid:
+// linked says why the call's Link is none any more.
+func (c *call) linked(s *state) error {
+	if p := s.links[c.peer.name]; p == nil || p.uid != c.peer.uid {
 		return fmt.Errorf("Link %s is gone", c.peer.name)
-	case !s.mirrors[c.vip].means(c.to) || !s.mirrors[c.vip].ports[c.index].leadsTo(c.port):
+	}
+	return nil
+}
+
+// leads says why a new call would not lead to the same port of the same Service any more in s.
+func (c *call) leads(s *state) error {
+	if err := c.linked(s); err != nil {
+		return err
+	}
+	if !s.mirrors[c.vip].means(c.to) || !s.mirrors[c.vip].ports[c.index].leadsTo(c.port) {
 		return fmt.Errorf("mirror %s has gone or changed", c.to.name)
 	}
 	return nil

@@ -34,7 +34,7 @@ func (a *Agent) looker(podDir string) func(context.Context, *wire.ReportRequest)
 		if s := a.state.Load(); s != nil {
 			looking.Go(func() { report.Faults = clipped(vipguard.Look(podDir, s.vips)) })
 		}
-		report.Bridged = a.attached.bridged()
+		report.Bridged = a.podTable.Bridged()
 		report.Reaches = a.reachAll(ctx)
 	}
 }

@@ -3,28 +3,75 @@ package agent
 import (
 	"context"
 	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
 
-// reach dials the peer's gateways: healthy ones first, as the controller judges, and
-// last of all those that this node has found wanting. It returns the address that answered, too.
+// reach dials one of the peer's gateways and also returns the address that answered. It
+// tries the addresses that the controller reports healthy in random order, in which
+// faster ones are more often first. It tries last the addresses that failed or were slow
+// from this node. So each address gets its share of all agents' connections.
 func (a *Agent) reach(life context.Context, p *peer) (raw *transport.Raw, by string, err error) {
 	ctx, cancel := context.WithTimeout(life, reachTimeout)
 	defer cancel()
 	if len(p.gateways) == 0 {
 		return nil, "", refuse(reasonNoGateway, fmt.Errorf("no gateway address of %s is known", p.name))
 	}
-	addresses := a.detours.order(p.gateways, time.Now())
+	addresses := slices.Concat(inTurn(p.gateways[:p.healthy], a.detours.took, rand.Float64), p.gateways[p.healthy:])
+	addresses = a.detours.order(addresses, time.Now())
+	start := time.Now()
 	conn, winner, err := a.dialer.First(ctx, addresses...)
 	if err != nil {
 		return nil, "", refuse(reasonUnreachable, fmt.Errorf("reach the gateway of %s: %w", p.name, err))
 	}
 	a.detours.saw(addresses, winner, time.Now())
+	if winner == 0 {
+		a.detours.measured(addresses[0], time.Since(start))
+	}
 	a.forsake(addresses[:winner]...)
 	return transport.Dialed(conn), addresses[winner], nil
+}
+
+// inTurn returns addresses in the order in which one connection should try them: at random, with
+// a weight that falls with the time that an address takes to connect. One of which nothing is
+// known counts as fast, and the slowest has a tenth of the weight of the fastest at least, so
+// that each is measured again and again. random returns a number in [0, 1).
+func inTurn(addresses []string, took func(string) time.Duration, random func() float64) []string {
+	out := slices.Clone(addresses)
+	times := make([]time.Duration, len(out))
+	fastest := time.Duration(math.MaxInt64)
+	for i, address := range out {
+		if times[i] = took(address); times[i] > 0 {
+			fastest = min(fastest, times[i])
+		}
+	}
+	weight := func(i int) float64 {
+		if times[i] == 0 {
+			return 1
+		}
+		return max(float64(fastest)/float64(times[i]), 0.1)
+	}
+	for next := range out {
+		all := 0.0
+		for i := next; i < len(out); i++ {
+			all += weight(i)
+		}
+		picked, at := len(out)-1, random()*all
+		for i := next; i < len(out); i++ {
+			if at -= weight(i); at < 0 {
+				picked = i
+				break
+			}
+		}
+		out[next], out[picked] = out[picked], out[next]
+		times[next], times[picked] = times[picked], times[next]
+	}
+	return out
 }
 
 const (
@@ -40,8 +87,29 @@ const (
 // detours remembers which addresses this node's own dials have found wanting, so
 // that they slow down one call now and then and not each. The zero value is ready.
 type detours struct {
-	mu   sync.Mutex // guards late
-	late map[string]detour
+	mu    sync.Mutex // guards late and times
+	late  map[string]detour
+	times map[string]time.Duration // of connecting, averaged
+}
+
+// took is how long an address takes to connect; 0: that is not known.
+func (d *detours) took(address string) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.times[address]
+}
+
+// measured takes in how long an address took to connect.
+func (d *detours) measured(address string, took time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if was := d.times[address]; was > 0 {
+		took = (7*was + took) / 8
+	}
+	if d.times == nil || len(d.times) >= maxDetours {
+		d.times = make(map[string]time.Duration)
+	}
+	d.times[address] = took
 }
 
 // A detour is around one address, until a time. rest is how long it was last given.
@@ -72,6 +140,14 @@ func (d *detours) order(addresses []string, now time.Time) []string {
 		}
 	}
 	return append(first, last...)
+}
+
+// avoids reports whether an address comes last now.
+func (d *detours) avoids(address string, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	around, ok := d.late[address]
+	return ok && now.Before(around.until)
 }
 
 // saw takes in that of tried, in their order, winner was the first to answer.

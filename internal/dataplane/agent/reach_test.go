@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,7 +62,7 @@ func TestDetours(t *testing.T) {
 // An address that swallows what it gets slows down one call, and no other.
 func TestBlackHoleSlowsOneCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &Agent{warm: newWarmPool(), dialer: transport.Dialer{Timeout: reachTimeout, Dial: func(ctx context.Context, address string) (net.Conn, error) {
+		a := &Agent{sessions: newSessions(), dialer: transport.Dialer{Timeout: reachTimeout, Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			if address == "hole" {
 				<-ctx.Done()
 				return nil, ctx.Err()
@@ -85,4 +87,43 @@ func TestBlackHoleSlowsOneCall(t *testing.T) {
 			t.Errorf("calls that had to wait (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// Each of many agents' connections goes to any of the healthy addresses; a slow one has less.
+func TestGatewaysShareTheLoad(t *testing.T) {
+	addresses := []string{"a", "b", "c"}
+	cases := map[string]struct {
+		why  string
+		took map[string]time.Duration
+		want map[string]int // of 3,000, first
+	}{
+		"unknown": {"nothing is known of any", nil, map[string]int{"a": 1000, "b": 1000, "c": 1000}},
+		"alike":   {"they are alike", map[string]time.Duration{"a": time.Second, "b": time.Second, "c": time.Second}, map[string]int{"a": 1000, "b": 1000, "c": 1000}},
+		"one far": {"it has its share of what is left", map[string]time.Duration{"a": 10 * time.Millisecond, "b": 10 * time.Millisecond, "c": 20 * time.Millisecond},
+			map[string]int{"a": 1200, "b": 1200, "c": 600}},
+		"one very far": {"it is measured again all the same", map[string]time.Duration{"a": time.Millisecond, "b": time.Millisecond, "c": time.Second},
+			map[string]int{"a": 1429, "b": 1429, "c": 143}},
+		"one new": {"it may be as fast as the fastest", map[string]time.Duration{"a": time.Second, "b": time.Second}, map[string]int{"a": 1000, "b": 1000, "c": 1000}},
+	}
+	for name, tc := range cases {
+		first := map[string]int{}
+		for range 3000 {
+			got := inTurn(addresses, func(a string) time.Duration { return tc.took[a] }, rand.Float64)
+			if !slices.Equal(slices.Sorted(slices.Values(got)), addresses) {
+				t.Fatalf("%s: %v", name, got)
+			}
+			first[got[0]]++
+		}
+		for _, a := range addresses {
+			if d := first[a] - tc.want[a]; d < -150 || d > 150 {
+				t.Errorf("%s: %s is first %d times of 3,000, want about %d: %s", name, a, first[a], tc.want[a], tc.why)
+			}
+		}
+	}
+	if got := inTurn(nil, nil, rand.Float64); len(got) != 0 {
+		t.Errorf("%v of none", got)
+	}
+	if got := inTurn(addresses[:1], func(string) time.Duration { return 0 }, func() float64 { return 0.999999 }); len(got) != 1 {
+		t.Errorf("%v of one", got)
+	}
 }

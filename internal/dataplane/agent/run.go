@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/vipguard"
 )
@@ -32,6 +34,8 @@ type Options struct {
 	Metrics string
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
+	// Drain is how long open connections go on after the process is asked to stop. Zero: 60 s.
+	Drain time.Duration
 
 	Log *slog.Logger
 }
@@ -51,6 +55,7 @@ func Run(ctx context.Context, o Options) error {
 		return h.Sign(ctx, ns, sa, csr)
 	}
 	a := New(life, sign, o.Log, registry)
+	a.drain = cmp.Or(o.Drain, defaultDrain)
 	held, err := vipguard.Take(ctx, o.PodDir, vipguard.AgentOptions{Log: o.Log})
 	if err != nil {
 		return err
@@ -70,7 +75,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { return h.Run(run) })
 	group.Go(func() error { return held.Serve(run) })
 	group.Go(func() error { a.leases.watch(run, a.state.Load); return nil })
-	group.Go(func() error { a.attached.settle(run); return nil })
+	group.Go(func() error { a.podTable.Run(run); return nil })
 	if store != nil {
 		group.Go(func() error { a.keep(run, store, h.Age); return nil })
 	}
@@ -79,7 +84,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error {
 		defer end() // the rest goes on until the last connection has drained
 		defer a.svids.wait()
-		defer a.warm.drain()
+		defer a.sessions.Close()
 		defer a.retire()
 		defer end()
 		serving, stop := context.WithCancel(run)
@@ -97,9 +102,9 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 		return nil
 	}
 	var open sync.WaitGroup
-	connections, cut := context.WithCancel(life)
+	connections, cut := context.WithCancelCause(life)
 	defer open.Wait()
-	defer cut()
+	defer cut(nil)
 	accepting, serving := errgroup.WithContext(ctx)
 	for name, ln := range held.All() {
 		if name == vipguard.Hop {
@@ -123,17 +128,18 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	a.serving.Store(false)
 	held.Yield()
 	a.retire()
-	a.warm.drain()
+	a.sessions.Close()
 	drained := make(chan struct{})
 	var waiting sync.WaitGroup
 	defer waiting.Wait()
 	waiting.Go(func() { defer close(drained); open.Wait() })
 	select {
 	case <-drained:
-	case <-time.After(drain):
+	case <-time.After(a.drain):
 		a.log.Info("the grace is over: open connections are reset")
+		cut(transport.ErrDrained)
 	}
-	cut()
+	cut(nil)
 	return nil
 }
 
@@ -184,7 +190,7 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 		if _, err := a.current(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		} else if !a.serving.Load() {
-			http.Error(w, "callers are not accepted: the certificates of this node's pods are still to come, or the agent is told to stop", http.StatusServiceUnavailable)
+			http.Error(w, "callers are not accepted: the certificates of this node's pods are still to come, or the agent is asked to stop", http.StatusServiceUnavailable)
 		}
 	})
 	return uplink.Serve(ctx, ln, mux)

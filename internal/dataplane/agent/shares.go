@@ -21,13 +21,50 @@ type allowances struct {
 	callers, calls *budget.Shares
 	// guests and links are inbound, by the caller's SPIFFE ID and by link's UID.
 	guests, links *budget.Shares
+	// waiting are inbound sessions that wait for OPEN, by link's UID.
+	waiting *budget.Shares
 	// granted is what peers' gateways grant, by link's UID.
 	granted *fading[string, uint32]
 }
 
+// callRates bound how fast connections are made, even if there is room for them. Each
+// costs both nodes CPU time that is not charged to the pod that makes it.
+type callRates struct {
+	pods     *budget.Rates[netip.Addr]
+	accounts *budget.Rates[account]
+	// handshakes are inbound ones that prove nobody, by the link of their label and their source.
+	handshakes *budget.Rates[linkSource]
+	// exchanges are inbound, by the caller's SPIFFE ID. They wait, because callers may come in
+	// bursts.
+	exchanges *budget.Rates[string]
+}
+
+type linkSource struct {
+	link   string
+	source netip.Prefix
+}
+
+// Per second, and at once.
+const (
+	podRate, podBurst             = 2_000, 4_000
+	accountRate, accountBurst     = 4_000, 8_000
+	handshakeRate, handshakeBurst = 500, 2_000
+	exchangeRate, exchangeBurst   = 4_000, 8_000
+)
+
+func newCallRates() callRates {
+	return callRates{
+		pods:       budget.NewRates[netip.Addr](podRate, podBurst),
+		accounts:   budget.NewRates[account](accountRate, accountBurst),
+		handshakes: budget.NewRates[linkSource](handshakeRate, handshakeBurst),
+		exchanges:  budget.NewRates[string](exchangeRate, exchangeBurst),
+	}
+}
+
 func newAllowances() *allowances {
 	shares := func() *budget.Shares { return budget.New(maxConnections) }
-	return &allowances{shares(), shares(), shares(), shares(), shares(), newFading[string, uint32](1024, grantAge)}
+	return &allowances{sources: shares(), callers: shares(), calls: shares(), guests: shares(), links: shares(),
+		waiting: budget.New(maxWaiting), granted: newFading[string, uint32](1024, grantAge)}
 }
 
 // source counts a connection in by its address alone. leave must be called if there is no error.
@@ -46,7 +83,7 @@ func (l *allowances) call(c *call) (leave func(), err error) {
 	if most, ok := l.granted.get(link, grantAge); ok && l.calls.Count(link) >= int(most) {
 		return nil, refuse(reasonGranted, fmt.Errorf("the gateway of %s grants %d tunnels, and so many are open", c.peer.name, most))
 	}
-	leave, err = both(l.callers, caller, reasonAccountShare, l.calls, link, reasonLinkShare)
+	leave, err = bothShares(l.callers, caller, reasonAccountShare, l.calls, link, reasonLinkShare)
 	if err != nil {
 		return nil, fmt.Errorf("account %s, link %s: %w", caller, c.peer.name, err)
 	}
@@ -67,12 +104,12 @@ func (l *allowances) grant(link string, tunnels uint32) {
 
 // guest counts in a tunnel of a proven caller.
 func (l *allowances) guest(in *arrival) (leave func(), err error) {
-	return both(l.guests, in.caller.String(), reasonAccountShare, l.links, in.to.Link.UID, reasonLinkShare)
+	return bothShares(l.guests, in.caller.String(), reasonAccountShare, l.links, in.to.Link.UID, reasonLinkShare)
 }
 
 var errShare = errors.New("it has its share of this agent's connections already")
 
-func both(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB, reasonB string) (leave func(), err error) {
+func bothShares(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB, reasonB string) (leave func(), err error) {
 	if !a.Enter(keyA) {
 		return nil, refuse(reasonA, errShare)
 	}

@@ -13,9 +13,10 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
-// Who speaks first on a port is learnt by the far agent, which sees both ends, and told in
-// its answers. A call of a port where callers do is opened when the caller has spoken:
-// who connects and goes, as probes and scanners do, costs the peer nothing.
+// The far agent observes who speaks first on a port, because it sees both ends, and
+// reports it in its answers. If clients speak first on a port, the near agent first waits
+// for the client's first bytes, for at most speechPatience. So a probe or a scanner that
+// connects and leaves costs the peer nothing.
 const (
 	// speaksFirst is for how long after OPEN what an application says first counts as
 	// its greeting; later it may be a complaint about silence.
@@ -23,8 +24,11 @@ const (
 	// speechPatience bounds what a wrong guess costs: who waits for a greeting on such a
 	// port has it so much later, and the far agent learns from that.
 	speechPatience = time.Second
-	spokenAge      = time.Hour
-	maxSpoken      = 4096
+	// probeTime is how long a caller of a port where applications speak first must stay: a probe
+	// that connects and goes does not reach an application that would count it as an error.
+	probeTime = 10 * time.Millisecond
+	spokenAge = time.Hour
+	maxSpoken = 4096
 )
 
 // localPort is a port of an exported Service as one peer calls it: what its callers do is
@@ -39,7 +43,7 @@ func (in *arrival) localPort() localPort {
 	return localPort{in.to.Link.UID, in.hello.Namespace, in.hello.Service, in.hello.Port}
 }
 
-// hearing notes who speaks first in a tunnel that is open from now on.
+// hearing notes who speaks first in an exchange that is open from now on.
 func (a *Agent) hearing(in *arrival) func(transport.Side) {
 	port, start := in.localPort(), time.Now()
 	return func(s transport.Side) {
@@ -82,13 +86,20 @@ func speakerOf(appProtocol string) tunnel.FirstSpeaker {
 	return tunnel.FirstSpeaker_UNKNOWN
 }
 
-// awaitSpeech waits for a caller of a port where callers speak first. The refusal of one
-// who goes without a word says that nobody need be told.
+// awaitSpeech waits for a caller of a port where callers speak first, and for a moment for one
+// of a port where applications do. The refusal of one who goes without a word says that nobody
+// need be told.
 func (a *Agent) awaitSpeech(c *net.TCPConn, call *call) error {
-	if a.learnt.speaker(call.caller.account(), call.farPort(), call.port.appProtocol) != tunnel.FirstSpeaker_CLIENT {
+	var patience time.Duration
+	switch a.learnt.speaker(call.caller.account(), call.farPort(), call.port.appProtocol) {
+	case tunnel.FirstSpeaker_CLIENT:
+		patience = speechPatience
+	case tunnel.FirstSpeaker_SERVER:
+		patience = probeTime
+	default:
 		return nil
 	}
-	err := transport.AwaitSpeech(c, speechPatience)
+	err := transport.AwaitSpeech(c, patience)
 	switch {
 	case err == nil, errors.Is(err, os.ErrDeadlineExceeded):
 		return nil

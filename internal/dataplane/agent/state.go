@@ -44,7 +44,8 @@ type state struct {
 type peer struct {
 	name, uid   string
 	trustDomain string
-	gateways    []string // healthy ones first
+	gateways    []string // the first healthy ones are
+	healthy     int
 	sealer      *route.Sealer
 	issuers     []*x509.Certificate
 	// suspended: the Link's owner stopped new connections; open ones go on.
@@ -197,6 +198,7 @@ func (s *state) addLink(l *wire.Link) error {
 			unhealthy = append(unhealthy, g.Address)
 		}
 	}
+	p.healthy = len(p.gateways)
 	p.gateways = append(p.gateways, unhealthy...)
 	var keys []route.DatedKey
 	for _, k := range l.DayKeys {

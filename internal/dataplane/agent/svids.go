@@ -26,8 +26,23 @@ const leastRenewal = time.Minute
 // A signFunc asks the controller for the certificate chain of an account.
 type signFunc func(ctx context.Context, namespace, serviceAccount string, csr []byte) ([][]byte, error)
 
-// svids holds the credential of every account that has a live pod on this node.
-// Keys are made here and never leave the process.
+// How long the credential of an account is kept after its last pod on this node has gone,
+// and of how many accounts. A CronJob that runs each minute needs one certificate for all
+// its runs.
+const (
+	spareAge = 10 * time.Minute
+	maxSpare = 256
+)
+
+// A spareCredential was set aside when its account had no pod any more.
+type spareCredential struct {
+	*identity.Credential
+	since time.Time
+}
+
+// svids holds the credential of every account that has a live pod on this node. It keeps
+// those of accounts whose last pod went lately, and does not use them until the account
+// has a pod again. Keys are made here and never leave the process.
 type svids struct {
 	sign    signFunc
 	changed func() // called after a credential came
@@ -36,6 +51,7 @@ type svids struct {
 	mu    sync.Mutex // guards all below
 	held  map[account]*identity.Credential
 	tasks map[account]context.CancelFunc
+	spare map[account]spareCredential // of accounts without a pod
 	// issuers vouch now, DER; none: not known.
 	issuers [][]byte
 	turned  news           // other issuers vouch
@@ -46,11 +62,12 @@ func newSVIDs(sign signFunc, changed func(), log *slog.Logger) *svids {
 	return &svids{
 		sign: sign, changed: changed, log: log,
 		held: make(map[account]*identity.Credential), tasks: make(map[account]context.CancelFunc),
+		spare: make(map[account]spareCredential),
 	}
 }
 
-// get returns the credential of an account, if there is a valid one. In place of one of the future, from before the clock was
-// set right, another is asked for.
+// get returns the credential of an account, if there is a valid one. In place of one of
+// the future, from before the clock was set right, another is asked for.
 func (s *svids) get(a account) (*identity.Credential, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,7 +90,7 @@ func (s *svids) count(accounts map[account]bool) int {
 	return n
 }
 
-// want starts keeping the credentials of accounts, and forgets all others.
+// want starts keeping the credentials of accounts, and sets all others aside.
 func (s *svids) want(ctx context.Context, accounts map[account]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,14 +100,41 @@ func (s *svids) want(ctx context.Context, accounts map[account]bool) {
 			delete(s.tasks, a)
 		}
 	}
-	maps.DeleteFunc(s.held, func(a account, _ *identity.Credential) bool { return !accounts[a] })
+	for a, c := range s.held {
+		if !accounts[a] {
+			delete(s.held, a)
+			s.setAside(a, c)
+		}
+	}
+	maps.DeleteFunc(s.spare, func(_ account, c spareCredential) bool { return time.Since(c.since) >= spareAge })
 	for a := range accounts {
 		if _, ok := s.tasks[a]; ok || ctx.Err() != nil {
 			continue
 		}
+		s.takeBack(a)
 		task, stop := context.WithCancel(ctx)
 		s.tasks[a] = stop
 		s.wg.Go(func() { s.keep(task, a) })
+	}
+}
+
+// setAside keeps the credential of an account without a pod, in place of the oldest one if
+// there are too many. s.mu is held.
+func (s *svids) setAside(a account, c *identity.Credential) {
+	if len(s.spare) >= maxSpare {
+		delete(s.spare, slices.MinFunc(slices.Collect(maps.Keys(s.spare)), func(x, y account) int {
+			return s.spare[x].since.Compare(s.spare[y].since)
+		}))
+	}
+	s.spare[a] = spareCredential{c, time.Now()}
+}
+
+// takeBack makes a credential that was set aside the one of its account. s.mu is held.
+func (s *svids) takeBack(a account) {
+	c, ok := s.spare[a]
+	delete(s.spare, a)
+	if _, held := s.held[a]; ok && !held && c.Live(time.Now()) {
+		s.held[a] = c.Credential
 	}
 }
 
@@ -100,7 +144,7 @@ func (s *svids) wait() { s.wg.Wait() }
 // keep gets the credential of a, and a new one at half of its life, until ctx ends.
 func (s *svids) keep(ctx context.Context, a account) {
 	hurry := backoff.Backoff{Min: spread, Max: time.Minute}
-	if c, ok := s.get(a); ok && time.Now().Before(c.RenewAt()) { // of an earlier process
+	if c, ok := s.get(a); ok && time.Now().Before(c.RenewAt()) { // kept, or of an earlier process
 		s.rest(ctx, c, &hurry)
 	}
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 30 * time.Second}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -163,6 +164,85 @@ func TestSVIDsAreForgottenWithTheirPods(t *testing.T) {
 		s.wait()
 		if _, ok := s.get(bobAccount); ok {
 			t.Error("a late certificate is kept")
+		}
+	})
+}
+
+// A CronJob that runs each minute must not cost a certificate each time.
+func TestSVIDIsKeptForTheNextPod(t *testing.T) {
+	wanted := map[account]bool{aliceAccount: true}
+	cases := map[string]struct {
+		why   string
+		gone  time.Duration
+		asked int
+		vouch bool // while it is gone, another issuer takes over
+	}{
+		"soon": {
+			why: "it is as good as before", gone: spareAge - 1, asked: 1,
+		},
+		"late": {
+			why: "a key is not kept for longer than it is likely to be used", gone: spareAge, asked: 2,
+		},
+		"issuer revoked": {
+			why: "a certificate that peers do not accept is replaced", gone: time.Minute, asked: 2, vouch: true,
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			held(t, func(t *testing.T, by *signer, s *svids, _ *int) {
+				synctest.Wait()
+				first, _ := s.get(aliceAccount)
+				s.vouch(by.issuers())
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				s.want(ctx, nil)
+				if _, ok := s.get(aliceAccount); ok || len(must(s.kept())(t)) != 0 {
+					t.Error("the certificate of an account without a pod is used, or kept for the next process")
+				}
+				if tc.vouch {
+					next := must(by.root.NewIssuer(time.Now()))(t)
+					by.set(func(_ context.Context, ns, sa string, csr []byte) ([][]byte, error) {
+						name := must(identity.NewName("west-1", ns, sa))(t)
+						return next.SignWorkload(must(identity.ParseCSR(csr))(t), name, time.Now())
+					})
+					s.vouch([][]byte{next.Certificate().Raw})
+				}
+				bubble.Pass(tc.gone)
+				s.want(ctx, wanted)
+				bubble.Pass(spread)
+				if now, ok := s.get(aliceAccount); !ok || (now == first) != (tc.asked == 1) {
+					t.Errorf("%s: held %v, the same %v", tc.why, ok, now == first)
+				}
+				if n := by.times(); n != tc.asked {
+					t.Errorf("%s: asked %d times, want %d", tc.why, n, tc.asked)
+				}
+				cancel()
+				s.wait()
+			})
+		})
+	}
+}
+
+func TestSVIDsOfGoneAccountsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		by := &signer{cluster: newCluster(t, "west-1")}
+		s := newSVIDs(by.signFunc, func() {}, slog.New(slog.DiscardHandler))
+		c := by.credential(t, "shop", "alice")
+		for i := range maxSpare + 10 {
+			s.setAside(account{"shop", strconv.Itoa(i)}, c)
+		}
+		bubble.Pass(time.Second)
+		s.setAside(account{"shop", "last"}, c)
+		if n := len(s.spare); n != maxSpare {
+			t.Errorf("%d credentials are set aside, want %d", n, maxSpare)
+		}
+		if _, ok := s.spare[account{"shop", "last"}]; !ok {
+			t.Error("the newest one is not among them")
+		}
+		bubble.Pass(spareAge)
+		s.want(t.Context(), nil)
+		if n := len(s.spare); n != 0 {
+			t.Errorf("%d keys are in memory for longer than they can be used", n)
 		}
 	})
 }

@@ -14,64 +14,88 @@ import (
 )
 
 const (
-	// warmTimeout is how long a tunnel may wait between HELLO and OPEN, and warmAfter how
-	// long it waits until it is a warm one: before, its caller is there already.
-	warmTimeout = time.Minute
-	warmAfter   = time.Second
-	// maxWaiting is how many tunnels may wait so long. Of more, each has openTimeout.
-	maxWaiting = 4096
+	// idlePatience is how long a session may wait for OPEN. After warmAfter without OPEN
+	// the session counts as idle. Until then a caller may have sent OPEN together with
+	// HELLO.
+	idlePatience = 2 * time.Minute
+	warmAfter    = time.Second
+	// maxWaiting is how many sessions may wait so long, in shares by link. Of more, each has
+	// openTimeout.
+	maxWaiting = 8192
 )
 
-// warm reports whether the tunnel was opened for a caller yet to come, who has not come.
-func (in *arrival) warm() bool { return !in.opened.Load() && time.Since(in.greeted) >= warmAfter }
+// nobodyThere reports whether the session waits for a caller who has not come.
+func (in *arrival) nobodyThere() bool {
+	since := in.idleSince.Load()
+	return since != 0 && time.Since(time.Unix(0, since)) >= warmAfter
+}
 
-// How a warm tunnel ends that nobody came for: in its time, or because it would not be
-// admitted any more. Neither is a caller's refusal, so neither is counted or told as one.
+// between reports whether the session is between two exchanges: the last one's caller has gone.
+func (in *arrival) between() bool { return in.exchanges.Load() > 0 }
+
+// How a session ends that nobody is on: in its time, or because it would not be admitted any
+// more. Neither is a caller's refusal, so neither is counted or told as one.
 var (
-	errUnused = errors.New("nobody came for the tunnel")
-	errLost   = errors.New("the tunnel was taken back before anybody came for it")
+	errUnused = errors.New("nobody came for the session")
+	errLost   = errors.New("the session was taken back while nobody was on it")
 )
 
-// nobodyCame is what became of a warm tunnel, as a metric's label, or empty if err is about a call.
+// nobodyCame is what became of an idle session, as a metric's label, or empty if err is about a call.
 func nobodyCame(err error) string {
 	switch {
 	case errors.Is(err, errUnused):
-		return warmUnused
+		return sessionRetired
 	case errors.Is(err, errLost):
-		return warmLost
+		return sessionLost
 	}
 	return ""
 }
 
-// awaitOpen reads OPEN, until ctx ends, or nobody may be expected to come any more. It
-// ends a warm tunnel by close_notify, from which the client knows that no application
-// has got anything.
-func (a *Agent) awaitOpen(ctx context.Context, tun *tls.Conn, in *arrival) error {
+// awaitOpen reads OPEN. It blocks until OPEN comes, ctx ends, or the session has waited
+// too long. It ends an idle session with close_notify, so that the client knows that no
+// application has received anything.
+func (a *Agent) awaitOpen(ctx context.Context, conn *tunnel.Conn, in *arrival) error {
 	wait := openTimeout
-	if a.waiting.Add(1) <= maxWaiting {
-		wait = warmTimeout
+	if link := in.to.Link.UID; a.shares.waiting.Enter(link) {
+		wait = idlePatience
+		defer a.shares.waiting.Leave(link)
 	}
+	a.waiting.Add(1)
 	defer a.waiting.Add(-1)
-	if err := tun.SetReadDeadline(time.Now().Add(wait)); err != nil {
+	start := time.Now()
+	if err := conn.SetReadDeadline(start.Add(wait)); err != nil {
 		return refuse(reasonOther, err)
 	}
-	// Both deadlines must be set before this function returns: the session that follows
-	// clears deadlines once, and a later one would cut it.
-	stop := afterfunc.Start(ctx, func() { tun.SetReadDeadline(time.Unix(1, 0)) })
-	retired := afterfunc.Start(a.taking, func() { tun.SetReadDeadline(in.greeted.Add(warmAfter)) })
+	in.waits(start)
+	if in.retiring.Load() {
+		in.wake() // the notice has come before the session waited
+	}
+	// Both deadlines must be set before this function returns: the exchange that follows clears
+	// deadlines once, and a later one would cut it.
+	stop := afterfunc.Start(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	retired := afterfunc.Start(a.taking, func() {
+		if in.between() {
+			conn.SetReadDeadline(time.Unix(1, 0))
+		} else {
+			conn.SetReadDeadline(start.Add(warmAfter))
+		}
+	})
 	defer retired()
-	err := tunnel.ReadOpen(tun)
-	in.opened.Store(err == nil)
+	patience, err := conn.ReadOpen()
+	in.patience = min(patience, maxPatience)
+	if err == nil {
+		in.opens()
+	}
 	ended := !stop()
 	switch {
-	case ended && in.warm():
-		tun.CloseWrite()
+	case ended && (in.nobodyThere() || in.between() && err != nil):
+		halfClose(conn)
 		return fmt.Errorf("%w: %w", errLost, context.Cause(ctx))
 	case ended:
-		in.told = tun.CloseWrite() == nil
+		in.told = halfClose(conn) == nil
 		return fmt.Errorf("wait for OPEN: %w", context.Cause(ctx))
-	case errors.Is(err, os.ErrDeadlineExceeded) && in.warm():
-		tun.CloseWrite()
+	case errors.Is(err, os.ErrDeadlineExceeded) && (in.nobodyThere() || in.between()):
+		halfClose(conn)
 		return errUnused
 	case err == io.EOF:
 		return errUnused
@@ -80,3 +104,6 @@ func (a *Agent) awaitOpen(ctx context.Context, tun *tls.Conn, in *arrival) error
 	}
 	return nil
 }
+
+// halfClose says close_notify.
+func halfClose(conn *tunnel.Conn) error { return conn.Conn.(*tls.Conn).CloseWrite() }

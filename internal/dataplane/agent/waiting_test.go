@@ -53,11 +53,11 @@ func TestNoDeadlineIsSetAfterOpen(t *testing.T) {
 				defer retire()
 				life, end := context.WithCancel(t.Context())
 				defer end()
-				a := &Agent{taking: taking}
-				in := &arrival{greeted: time.Now()}
+				a := &Agent{taking: taking, shares: newAllowances()}
+				in := &arrival{}
 				slow := slowDeadline{released: make(chan struct{}), at: time.Unix(1, 0)}
 				if c.retires {
-					slow.at = in.greeted.Add(warmAfter)
+					slow.at = time.Now().Add(warmAfter)
 				}
 				far, near := net.Pipe()
 				defer far.Close()
@@ -74,7 +74,7 @@ func TestNoDeadlineIsSetAfterOpen(t *testing.T) {
 						end()
 					}
 					synctest.Wait() // the function that sets the deadline has started
-					written <- errors.Join(err, tunnel.WriteOpen(client, nil))
+					written <- errors.Join(err, tunnel.WriteOpen(client, 0, nil))
 				}()
 				if err := server.Handshake(); err != nil {
 					t.Fatal(err)
@@ -82,7 +82,7 @@ func TestNoDeadlineIsSetAfterOpen(t *testing.T) {
 				returned := make(chan struct{})
 				go func() {
 					defer close(returned)
-					_ = a.awaitOpen(life, server, in)
+					_ = a.awaitOpen(life, tunnel.NewConn(server), in)
 				}()
 				if err := <-written; err != nil {
 					t.Fatal(err)

@@ -11,7 +11,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +26,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/gateway"
+	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -34,13 +34,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-func TestMain(m *testing.M) {
-	if os.Getenv(partEnv) == "finder" {
-		answerFinds(os.Stdin, os.Stdout)
-		return
-	}
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // tooLong bounds what would hang if the code were wrong.
 const tooLong = 20 * time.Second
@@ -91,8 +85,10 @@ func (c *cluster) credential(t testing.TB, namespace, serviceAccount string) *id
 
 func (c *cluster) issuers() [][]byte { return [][]byte{c.issuer.Certificate().Raw} }
 
-func (c *cluster) anchors(t testing.TB) *identity.Anchors {
-	return must(identity.NewAnchors(map[string][]*x509.Certificate{c.root.TrustDomain(): {c.issuer.Certificate()}}))(t)
+// anchors list the cluster's issuer, and others of its trust domain.
+func (c *cluster) anchors(t testing.TB, others ...*x509.Certificate) *identity.Anchors {
+	issuers := append([]*x509.Certificate{c.issuer.Certificate()}, others...)
+	return must(identity.NewAnchors(map[string][]*x509.Certificate{c.root.TrustDomain(): issuers}))(t)
 }
 
 // world is a call's whole way in one process:
@@ -124,13 +120,14 @@ type world struct {
 
 // node is what an agent asks the kernel for.
 type node struct {
-	find   atomic.Value // func(netip.Addr) (attachment, error), for every pod
+	find   atomic.Value // func(netip.Addr) (podid.Attachment, error), for every pod
 	cameBy atomic.Value // func(*net.TCPConn) (int, error)
+	check  atomic.Value // callerCheck
 }
 
 // newWorld returns a world in which alice and bob may call bar, and do serves
-// the app's connections, which it need not close.
-func newWorld(t testing.TB, do func(*net.TCPConn)) *world {
+// the app's connections, which it need not close. tune changes it before it begins.
+func newWorld(t testing.TB, do func(*net.TCPConn), tune ...func(*world)) *world {
 	t.Helper()
 	w := &world{
 		TB: t, westTrust: newCluster(t, "west-1"), eastTrust: newCluster(t, "east-12"), revoked: map[string]bool{},
@@ -142,6 +139,9 @@ func newWorld(t testing.TB, do func(*net.TCPConn)) *world {
 	w.west = w.newAgent(life, 0, w.westTrust)
 	w.east = w.newAgent(life, 1, w.eastTrust)
 	w.gateway = gateway.NewServer(slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	for _, edit := range tune {
+		edit(w)
+	}
 	w.accepting.Go(func() {
 		w.fail(w.west.serve(ctx, life, w.mirror, &w.open, outbound, func(ctx context.Context, c *net.TCPConn) { w.west.outbound(ctx, c, 0) }))
 	})
@@ -168,14 +168,36 @@ func (w *world) newAgent(life context.Context, i int, c *cluster) *Agent {
 	a.cameBy = func(c *net.TCPConn) (int, error) {
 		return w.nodes[i].cameBy.Load().(func(*net.TCPConn) (int, error))(c)
 	}
-	a.attached = newAttachments(func(addr netip.Addr) (attachment, error) {
-		return w.nodes[i].find.Load().(func(netip.Addr) (attachment, error))(addr)
-	}, nil)
+	w.nodes[i].check.Store(freshCheck)
+	a.check = callerCheck{
+		lastReceived: func(c *net.TCPConn) (time.Time, error) {
+			return w.nodes[i].check.Load().(callerCheck).lastReceived(c)
+		},
+		awaitSegment: func(ctx context.Context, c *net.TCPConn, after time.Time) error {
+			return w.nodes[i].check.Load().(callerCheck).awaitSegment(ctx, c, after)
+		},
+	}
+	a.podTable = podid.New(finder(func(addr netip.Addr) (podid.Attachment, error) {
+		return w.nodes[i].find.Load().(func(netip.Addr) (podid.Attachment, error))(addr)
+	}))
 	return a
 }
 
-func foundAt(iface int) func(netip.Addr) (attachment, error) {
-	return func(netip.Addr) (attachment, error) { return attachment{iface: iface}, nil }
+// freshCheck finds that every connection is younger than the record of its pod. Most tests
+// call at once after they have changed the state.
+var freshCheck = callerCheck{
+	lastReceived: func(*net.TCPConn) (time.Time, error) { return time.Now(), nil },
+	awaitSegment: func(context.Context, *net.TCPConn, time.Time) error { return nil },
+}
+
+// finder is a podid.Finder.
+type finder func(netip.Addr) (podid.Attachment, error)
+
+func (f finder) Find(addr netip.Addr) (podid.Attachment, error) { return f(addr) }
+func (f finder) Stir(netip.Addr)                                {}
+
+func foundAt(iface int) func(netip.Addr) (podid.Attachment, error) {
+	return func(netip.Addr) (podid.Attachment, error) { return podid.Attachment{Iface: iface}, nil }
 }
 
 // end lets what is open go on, until it has ended by itself.
@@ -184,7 +206,7 @@ func (w *world) end() {
 	w.accepting.Wait()
 	for _, a := range []*Agent{w.west, w.east} {
 		a.retire()
-		a.warm.drain()
+		a.sessions.Close()
 	}
 	w.app.Close()
 	drained := make(chan struct{})
@@ -209,10 +231,10 @@ func (w *world) nothingIsKept() {
 		n := len(a.leases.open)
 		a.leases.mu.Unlock()
 		if n > 0 {
-			w.Errorf("%d leases are kept of tunnels that have ended", n)
+			w.Errorf("%d leases are kept of sessions and calls that have ended", n)
 		}
 		if n := a.waiting.Load(); n != 0 {
-			w.Errorf("%d tunnels are counted as waiting", n)
+			w.Errorf("%d sessions are counted as waiting", n)
 		}
 		for _, key := range []string{alice, bob, "shop/alice", "shop/bob", "link-to-east", "link-to-west",
 			"spiffe://west-1/ns/shop/sa/alice", "spiffe://west-1/ns/shop/sa/bob"} {
@@ -223,10 +245,8 @@ func (w *world) nothingIsKept() {
 			}
 		}
 	}
-	w.west.warm.mu.Lock()
-	defer w.west.warm.mu.Unlock()
-	if n := w.west.warm.total; n != 0 {
-		w.Errorf("%d warm tunnels are counted after the last has ended", n)
+	if n := len(w.west.sessions.Idle()); n != 0 {
+		w.Errorf("%d sessions are idle after the agent has stopped", n)
 	}
 }
 

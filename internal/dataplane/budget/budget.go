@@ -1,14 +1,18 @@
-// Package budget divides a bounded number of connections among those who use them, so
-// that one who takes much leaves enough to the others.
+// Package budget divides what an agent or a gateway has among those who use it, so that one
+// who takes much leaves enough to the others.
 //
-//	Enter(key) ──▶ of all: room?  of its own: below its limit now? ──▶ yes, or no
+//	Shares   open connections, by link, account or pod
+//	Pending  connections that have not proven anything yet, by source
+//	Rates    how often something may be done, by key
+//	Turns    who may compute now, by key
 //
 // What always holds:
-//   - No more are in than the whole; no key has more than half of it.
-//   - A key with less than its assured share gets in while there is room at all.
-//   - One with more gets in only while a quarter of the whole is free, and so leaves it
-//     to those with less.
-//   - What a key has costs memory only while it has something.
+//   - Of Shares no key has more than half. A key with less than its assured share gets in
+//     while there is room at all. One with more gets in only while a quarter of the whole
+//     is free.
+//   - In Pending the oldest makes room, of its source or of all.
+//   - Turns go from key to key, and never to one who has gone.
+//   - Memory is bounded, whatever strangers do.
 package budget
 
 import "sync"
@@ -22,8 +26,9 @@ type Shares struct {
 	by   map[string]int
 }
 
-// Of the whole: what each key is assured of, where those with more must stop, and what
-// none may exceed.
+// These are parts of the whole. assured is the share that each key can always use while
+// there is room. shared is the total use at which a key that has its assured share gets
+// no more. highest is the most that one key can have.
 func assured(whole int) int { return whole / 8 }
 func shared(whole int) int  { return whole - whole/4 }
 func highest(whole int) int { return whole / 2 }
@@ -61,7 +66,8 @@ func (s *Shares) Count(key string) int {
 	return s.by[key]
 }
 
-// Limit is how many key may have as things are: those that it has, and what it would get.
+// Limit returns how many connections key may have now: those that it has, and those that
+// it could still add.
 func (s *Shares) Limit(key string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -4,14 +4,16 @@
 //	peer ─TLS▶ accept ─▶ read hello ─▶ open label ─▶ look up ─▶ pick, dial ─▶ header, hello ─▶ prove ─▶ splice
 //
 // What always holds:
-//   - No byte reaches a backend, and none is dialled, before the label has opened
-//     under a linked peer's key and its row admits that link. All else is refused,
-//     in one way, and counted by reason.
+//   - No byte reaches a backend, and none is dialed, before the label has opened under a
+//     linked peer's key and its row admits that link. TLS clients get the same answer to
+//     every other label; each refusal is counted by reason.
 //   - A state is replaced whole, never edited; a connection is routed by one.
 //   - A connection ends when its Link is seen deleted.
-//   - What a label alone admits is few and short-lived for each link: until its far
-//     side has answered beyond the handshake, a connection is unproven.
-//   - While the hello is in its buffer it tries one endpoint after another.
+//   - Each stage of a connection has bounds of its own, in number and rate, per source or
+//     per link. A connection is pending until its hello is read, and unproven until its
+//     far side has answered beyond the handshake; after that it counts only in its link's
+//     share.
+//   - While the hello is in its buffer the gateway tries one endpoint after another.
 //   - Serve returns only after the last connection that it accepted has ended.
 package gateway
 
@@ -35,17 +37,27 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
 
-// Bounds of one gateway. They keep strangers from costing more than they should.
+// Bounds of one gateway. Those of a single stage stand beside it.
+// Bounds of the connections that have not sent a whole ClientHello.
 const (
-	maxConnections    = 50_000
-	maxHellosFromOne  = 512 // a peer behind NAT is one source
+	maxHellos           = 4096
+	maxHellosFromSource = 512 // a peer behind NAT is one source
+)
+
+const (
+	// maxConnections have sent their hello and are divided among links.
+	maxConnections = 50_000
+	// How fast one source may connect.
+	acceptRate  = 1000
+	acceptBurst = 4000
+
 	helloTimeout      = 3 * time.Second
 	dialTimeout       = time.Second
 	connectTimeout    = 3 * time.Second // for all endpoints that are tried
 	maxEndpointsTried = 4
-	// drain is how long open connections may go on after the process is told to stop.
-	drain = 25 * time.Second
-	// Of those who come by an invite there are few at a time, and soon gone.
+	// defaultDrain is the default of Options.Drain.
+	defaultDrain = 60 * time.Second
+	// Joining peers come by an invite: there are few at a time, and each is done soon.
 	maxJoins = 16
 	joinTime = 15 * time.Second
 )
@@ -56,58 +68,90 @@ type Server struct {
 	dial    func(context.Context, netip.AddrPort) (*net.TCPConn, error)
 	log     *slog.Logger
 	metrics *metrics
-	hellos  *perSource
+	// drain is how long open connections may continue after the context of Serve has
+	// ended.
+	drain time.Duration
+
+	accepts *budget.Rates[netip.Prefix] // by source
+	hellos  *budget.Pending
 	// shares divide maxConnections among links, by UID.
 	shares *budget.Shares
-	// unproven ones live for provenAfter.
-	unproven    *unproven
-	provenAfter time.Duration
+	// unproven connections live for proofTime.
+	unproven  *unproven
+	proofTime time.Duration
+	ejections *ejections
 	// joins has room for each connection of an invite, which lives for joinTime.
 	joins    chan struct{}
 	joinTime time.Duration
 
-	mu    sync.Mutex // guards conns
-	conns map[*conn]struct{}
+	mu     sync.Mutex // guards routed
+	routed map[string]map[*conn]struct{}
 }
 
 // A conn is one accepted connection.
 type conn struct {
 	*net.TCPConn
-	linkUID string // once routed; guarded by Server.mu
-	cut     context.CancelCauseFunc
+	source  netip.Prefix
+	pending *budget.Place
+	cut     context.CancelCauseFunc // set once it is routed
+	agent   route.Backend           // that has taken it, if any; guarded by Server.mu
 }
 
-// NewServer returns a Server that refuses everything until it has a state.
+// NewServer returns a Server that refuses every connection until it has a state.
 func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 	unproven := newUnproven(maxUnproven)
+	hellos := budget.NewPending(maxHellos, maxHellosFromSource)
 	return &Server{
-		dial: dialTCP, log: log, metrics: newMetrics(r, unproven.waiting),
-		hellos: newPerSource(maxHellosFromOne), shares: budget.New(maxConnections), unproven: unproven, provenAfter: provenAfter,
-		joins: make(chan struct{}, maxJoins), joinTime: joinTime,
-		conns: make(map[*conn]struct{}),
+		dial:      dialTCP,
+		log:       log,
+		metrics:   newMetrics(r, hellos.Count, unproven.waiting),
+		drain:     defaultDrain,
+		accepts:   budget.NewRates[netip.Prefix](acceptRate, acceptBurst),
+		hellos:    hellos,
+		shares:    budget.New(maxConnections),
+		unproven:  unproven,
+		proofTime: proofTime,
+		ejections: newEjections(),
+		joins:     make(chan struct{}, maxJoins),
+		joinTime:  joinTime,
+		routed:    make(map[string]map[*conn]struct{}),
 	}
 }
 
 func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", to.String())
+	dialer := net.Dialer{KeepAlive: -1} // transport.Tune sets it
+	c, err := dialer.DialContext(ctx, "tcp", to.String())
 	if err != nil {
 		return nil, err
 	}
 	return c.(*net.TCPConn), nil
 }
 
-// set puts a new state in force and ends the connections of Links that it lacks.
+// set puts a new state in force and ends the connections of Links that it lacks. Its cost
+// does not depend on the number of other connections.
 func (s *Server) set(next *state) {
+	for _, c := range s.swap(next) {
+		c.cut(errLinkGone)
+	}
+	s.unproven.forget(next.holds)
+}
+
+// swap puts a new state in force and returns the connections of Links that it lacks.
+func (s *Server) swap(next *state) (gone []*conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state.Store(next)
-	for c := range s.conns {
-		if c.linkUID != "" && !next.holds(c.linkUID) {
-			c.cut(errLinkGone)
+	for uid, conns := range s.routed {
+		if next.holds(uid) {
+			continue
+		}
+		for c := range conns {
+			gone = append(gone, c)
 		}
 	}
+	return gone
 }
 
 // current returns the state in force, or why new connections are refused.
@@ -122,19 +166,21 @@ func (s *Server) current() (*state, error) {
 	return st, nil
 }
 
-// Serve accepts on ln until ctx ends, closes ln, lets open connections go on for
-// a while, ends them, and waits for all. It returns nil when ctx was the reason.
+// Serve accepts on ln, which transport.Listen returned, until ctx ends. It then closes
+// ln, lets open connections continue for the drain time, ends them, and waits for all. It
+// returns nil when ctx was the reason.
 func (s *Server) Serve(ctx context.Context, ln *net.TCPListener) error {
 	var open sync.WaitGroup
 	defer open.Wait()
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
+	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer end(nil)
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
 	for {
 		tcp, err := ln.AcceptTCP()
 		if err != nil && ctx.Err() != nil {
-			time.AfterFunc(drain, end)
+			late := time.AfterFunc(s.drain, func() { end(transport.ErrDrained) })
+			defer late.Stop()
 			open.Wait()
 			return nil
 		}
@@ -146,33 +192,24 @@ func (s *Server) Serve(ctx context.Context, ln *net.TCPListener) error {
 			ln.Close()
 			return fmt.Errorf("accept on %v: %w", ln.Addr(), err)
 		}
-		s.metrics.accepted.Inc()
-		c := s.enter(tcp)
-		if c == nil {
-			continue
+		if c := s.enter(tcp); c != nil {
+			open.Go(func() { s.serve(life, c) })
 		}
-		open.Go(func() { s.serve(life, c) })
 	}
 }
 
-// enter takes a connection in, or closes it if there are too many.
+// enter admits a connection to the hello stage. If its source connects too fast, enter
+// resets the connection and returns nil.
 func (s *Server) enter(tcp *net.TCPConn) *conn {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.conns) >= maxConnections || transport.Tune(tcp) != nil {
-		s.metrics.refused.WithLabelValues(reasonTooMany).Inc()
+	s.metrics.accepted.Inc()
+	c := &conn{TCPConn: tcp, source: budget.SourceOf(addrOf(tcp.RemoteAddr()).Addr())}
+	if !s.accepts.Take(c.source) {
+		s.metrics.refused.WithLabelValues(reasonAcceptRate).Inc()
 		transport.Reset(tcp)
 		return nil
 	}
-	c := &conn{TCPConn: tcp}
-	s.conns[c] = struct{}{}
+	c.pending = s.hellos.Enter(c.source, func() { transport.Reset(tcp) })
 	return c
-}
-
-func (s *Server) leave(c *conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.conns, c)
 }
 
 // enterJoin counts a connection of an invite in, if there is room.
@@ -187,15 +224,17 @@ func (s *Server) enterJoin() bool {
 
 func (s *Server) leaveJoin() { <-s.joins }
 
-var errJoinTime = refuse(reasonJoinTime, errors.New("whoever comes by an invite has no more time than this"))
-
-var errLinkGone = refuse(reasonNotReady, errors.New("its Link was deleted meanwhile"))
+var (
+	errJoinTime     = refuse(reasonJoinTime, errors.New("a join must be done by now"))
+	errTooManyJoins = refuse(reasonTooManyJoins, errors.New("too many connections of invites"))
+	errLinkGone     = refuse(reasonNotReady, errors.New("its Link was deleted meanwhile"))
+	errLinkShare    = refuse(reasonLinkShare, errors.New("its link has its share of connections"))
+)
 
 // serve is the life of one connection. It closes it.
 func (s *Server) serve(life context.Context, c *conn) {
 	ctx, cut := context.WithCancelCause(life)
 	defer cut(nil)
-	defer s.leave(c)
 	to, err := s.route(c)
 	if err == nil && !s.bind(c, to.linkUID, cut) {
 		err = errLinkGone
@@ -204,9 +243,10 @@ func (s *Server) serve(life context.Context, c *conn) {
 		s.refuse(c, to.link, err)
 		return
 	}
+	defer s.unbind(c, to.linkUID)
 	if to.row.ID == route.Join {
 		if !s.enterJoin() {
-			s.refuse(c, to.link, refuse(reasonTooManyJoins, errors.New("too many come by invites at the same time")))
+			s.refuse(c, to.link, errTooManyJoins)
 			return
 		}
 		defer s.leaveJoin()
@@ -214,33 +254,45 @@ func (s *Server) serve(life context.Context, c *conn) {
 		defer late.Stop()
 	}
 	if !s.shares.Enter(to.linkUID) {
-		s.refuse(c, to.link, refuse(reasonLinkShare, errors.New("its link has its share of this gateway's connections already")))
+		s.refuse(c, to.link, errLinkShare)
 		return
 	}
 	defer s.shares.Leave(to.linkUID)
-	candidate := s.unproven.enter(to.linkUID, addrOf(c.RemoteAddr()).Addr(), cut)
+	candidate, err := s.unproven.enter(to.linkUID, c.source, cut)
+	if err != nil {
+		s.refuse(c, to.link, err)
+		return
+	}
 	defer s.unproven.leave(candidate)
 	backend, err := s.connect(ctx, c, to)
 	if err != nil {
 		s.refuse(c, to.link, err)
 		return
 	}
-	s.metrics.spliced.WithLabelValues(to.link).Inc()
+	s.splice(ctx, cut, c, backend, to.link, candidate)
+}
+
+// splice carries a connection's bytes until it ends. It cuts the connection if its far
+// side does not answer in time.
+func (s *Server) splice(ctx context.Context, cut context.CancelCauseFunc, c *conn, backend *net.TCPConn,
+	link string, candidate *candidate) {
+	s.metrics.spliced.WithLabelValues(link).Inc()
 	s.metrics.open.Inc()
 	defer s.metrics.open.Dec()
-	timeout := time.AfterFunc(s.provenAfter, func() { cut(errUnproven) })
+	timeout := time.AfterFunc(s.proofTime, func() { cut(errUnproven) })
 	defer timeout.Stop()
 	proof := transport.Prove(ctx, c.TCPConn, backend)
 	if proof.Proven {
 		timeout.Stop()
-		s.unproven.leave(candidate)
+		s.unproven.proven(candidate)
 	}
 	result := transport.Splice(ctx, c.TCPConn, backend, proof.Left) // closes both
-	s.metrics.bytes.WithLabelValues(to.link, "in").Add(float64(proof.Forth + result.Forth))
-	s.metrics.bytes.WithLabelValues(to.link, "out").Add(float64(proof.Back + result.Back))
+	s.metrics.bytes.WithLabelValues(link, "in").Add(float64(proof.Forth + result.Forth))
+	s.metrics.bytes.WithLabelValues(link, "out").Add(float64(proof.Back + result.Back))
 	s.metrics.ended.WithLabelValues(result.Reason.String()).Inc()
-	if errors.Is(result.Err, errEvicted) || errors.Is(result.Err, errUnproven) || errors.Is(result.Err, errJoinTime) {
-		s.count(c, to.link, result.Err)
+	switch err := result.Err; {
+	case errors.Is(err, errEvicted), errors.Is(err, errUnproven), errors.Is(err, errJoinTime):
+		s.count(c, link, err)
 	}
 }
 
@@ -249,17 +301,15 @@ type destination struct {
 	link, linkUID string
 	hello         []byte
 	row           route.Row
-	wish          route.Wish
+	hint          route.Wish
 }
 
 // route reads the hello and opens its label. It touches no backend.
 func (s *Server) route(c *conn) (destination, error) {
-	source := addrOf(c.RemoteAddr()).Addr()
-	if !s.hellos.enter(source) {
-		return destination{}, refuse(reasonTooManyFrom, errors.New("too many connections from its address have sent no hello yet"))
-	}
 	hello, err := transport.ReadClientHello(c, helloTimeout)
-	s.hellos.leave(source)
+	if evicted := s.hellos.Leave(c.pending); evicted != budget.Stayed {
+		return destination{}, refuse(evictionReasons[evicted], errors.New("newer connections came before its hello"))
+	}
 	if err != nil {
 		return destination{}, refuse(transport.HelloReason(err), err)
 	}
@@ -275,33 +325,73 @@ func (s *Server) route(c *conn) (destination, error) {
 	if err != nil {
 		return destination{link: link}, refuse(route.Reason(err), err)
 	}
-	return destination{link: link, linkUID: st.links[link], hello: hello.Raw, row: row, wish: label.Wish}, nil
+	return destination{
+		link:    link,
+		linkUID: st.links[link],
+		hello:   hello.Raw,
+		row:     row,
+		hint:    label.Wish,
+	}, nil
 }
 
-// bind notes which Link the connection depends on, unless that is gone already.
+// taken notes the agent that has taken a connection.
+func (s *Server) taken(c *conn, agent route.Backend) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.agent = agent
+}
+
+// bind notes which Link the connection depends on. It returns false if that is gone
+// already.
 func (s *Server) bind(c *conn, linkUID string, cut context.CancelCauseFunc) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c.linkUID, c.cut = linkUID, cut
-	return s.state.Load().holds(linkUID)
+	if !s.state.Load().holds(linkUID) {
+		return false
+	}
+	c.cut = cut
+	conns := s.routed[linkUID]
+	if conns == nil {
+		conns = make(map[*conn]struct{})
+		s.routed[linkUID] = conns
+	}
+	conns[c] = struct{}{}
+	return true
+}
+
+func (s *Server) unbind(c *conn, linkUID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.routed[linkUID], c)
+	if len(s.routed[linkUID]) == 0 {
+		delete(s.routed, linkUID)
+	}
 }
 
 // connect dials the row's endpoints in turn until one takes the hello.
 func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	var failed error = refuse(reasonNoEndpoint, fmt.Errorf("route %d has no ready endpoint", to.row.ID))
-	tried, seq := 0, rand.Uint64()
-	for e := range to.row.Pick(to.wish, seq) {
+	failed := refuse(reasonNoEndpoint, fmt.Errorf("route %d has no ready endpoint", to.row.ID))
+	tried := 0
+	for e := range s.ejections.order(to.row, to.hint) {
 		if tried++; tried > maxEndpointsTried || ctx.Err() != nil {
 			break
 		}
-		backend, err := s.hand(ctx, c, to, e, seq)
+		backend, err := s.hand(ctx, c, to, e)
 		if err == nil {
+			s.ejections.succeeded(e.Backend.Address)
+			if to.row.ID >= route.FirstService {
+				s.taken(c, e.Backend)
+			}
 			return backend, nil
 		}
+		if ctx.Err() == nil && !transport.Passing(err) { // it is the backend's failure
+			s.ejections.failed(e.Backend.Address, time.Now())
+		}
 		s.metrics.backendFail.Inc()
-		s.log.Debug("a backend does not take a connection", "backend", e.Backend.Name, "address", e.Backend.Address, "error", err)
+		s.log.Debug("backend does not take a connection",
+			"backend", e.Backend.Name, "address", e.Backend.Address, "error", err)
 		failed = refuse(reasonBackend, err)
 	}
 	if r := (*refusal)(nil); errors.As(context.Cause(ctx), &r) {
@@ -311,11 +401,18 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 }
 
 // hand dials one endpoint's backend and writes it header and hello.
-func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endpoint, seq uint64) (*net.TCPConn, error) {
+func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endpoint) (*net.TCPConn, error) {
 	header, err := route.Header{
-		Source: addrOf(c.RemoteAddr()), Destination: addrOf(c.LocalAddr()),
-		PodUID: e.PodUID, Endpoint: e.ID, Ready: to.row.Ready(seq), ReadyCount: uint32(len(to.row.Endpoints)),
-		Generation: to.row.Generation, Time: time.Now(), Link: to.link, Budget: uint32(s.shares.Limit(to.linkUID)),
+		Source:      addrOf(c.RemoteAddr()),
+		Destination: addrOf(c.LocalAddr()),
+		PodUID:      e.PodUID,
+		Endpoint:    e.ID,
+		Ready:       to.row.Ready(rand.Uint64()),
+		ReadyCount:  uint32(len(to.row.Endpoints)),
+		Generation:  to.row.Generation,
+		Time:        time.Now(),
+		Link:        to.link,
+		Budget:      uint32(s.shares.Limit(to.linkUID)),
 	}.Marshal(e.Backend.HopKey, to.hello)
 	if err != nil {
 		return nil, err
@@ -357,7 +454,7 @@ func (s *Server) count(c *conn, link string, err error) {
 	s.log.Debug("connection refused", "source", c.RemoteAddr(), "link", link, "reason", reason, "error", err)
 }
 
-// refuse counts, and answers every TLS client alike.
+// refuse counts, and gives every TLS client the same answer.
 func (s *Server) refuse(c *conn, link string, err error) {
 	s.count(c, link, err)
 	if errors.Is(err, transport.ErrNotTLS) {
@@ -365,12 +462,4 @@ func (s *Server) refuse(c *conn, link string, err error) {
 		return
 	}
 	transport.Refuse(c.TCPConn)
-}
-
-func addrOf(a net.Addr) netip.AddrPort {
-	if t, ok := a.(*net.TCPAddr); ok {
-		p := t.AddrPort()
-		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
-	}
-	return netip.AddrPort{}
 }

@@ -52,7 +52,11 @@ type rig struct {
 // before it serves.
 func newRig(t testing.TB, n int, tune func(*Server)) *rig {
 	t.Helper()
-	r := &rig{TB: t, server: NewServer(slog.New(slog.DiscardHandler), prometheus.NewRegistry()), keys: map[string]route.DatedKey{}}
+	r := &rig{
+		TB:     t,
+		server: NewServer(slog.New(slog.DiscardHandler), prometheus.NewRegistry()),
+		keys:   map[string]route.DatedKey{},
+	}
 	for i, link := range []string{"west", "north"} {
 		r.keys[link] = route.DatedKey{Day: route.Day(time.Now()), Key: route.DayKey{byte(i + 1)}}
 	}
@@ -66,7 +70,7 @@ func newRig(t testing.TB, n int, tune func(*Server)) *rig {
 	if tune != nil {
 		tune(r.server)
 	}
-	r.ln = must(net.Listen("tcp", "127.0.0.1:0"))(t).(*net.TCPListener)
+	r.ln = must(transport.Listen(t.Context(), "127.0.0.1:0"))(t)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	r.stop = stop
 	r.serving.Go(func() {
@@ -85,8 +89,10 @@ func newRig(t testing.TB, n int, tune func(*Server)) *rig {
 	return r
 }
 
+func noneRevoked(string) bool { return false }
+
 func (r *rig) push(v nodestream.View) {
-	r.server.OnState(uplink.State{View: v, Revoked: func(string) bool { return false }})
+	r.server.OnState(uplink.State{View: v, Revoked: noneRevoked})
 }
 
 // view is what the controller says, with more or other resources.
@@ -113,8 +119,8 @@ func (r *rig) view(with ...*wire.Resource) nodestream.View {
 }
 
 // label seals an SNI by a Link's key.
-func (r *rig) label(link string, id uint32, wish route.Wish) string {
-	return must(route.NewSealer(r.keys[link]).Seal(id, wish, time.Now()))(r.TB)
+func (r *rig) label(link string, id uint32, hint route.Wish) string {
+	return must(route.NewSealer(r.keys[link]).Seal(id, hint, time.Now()))(r.TB)
 }
 
 func (r *rig) dial() *net.TCPConn {
@@ -123,6 +129,18 @@ func (r *rig) dial() *net.TCPConn {
 	c.SetDeadline(time.Now().Add(tooLong))
 	r.Cleanup(func() { transport.Reset(c) })
 	return c
+}
+
+// tryDial is dial, but returns nil if the connection is reset at once.
+func (r *rig) tryDial() *net.TCPConn {
+	r.Helper()
+	c, err := net.Dial("tcp", r.ln.Addr().String())
+	if errors.Is(err, syscall.ECONNRESET) {
+		return nil
+	}
+	must(c, err)(r.TB)
+	r.Cleanup(func() { transport.Reset(c) })
+	return c.(*net.TCPConn)
 }
 
 // call sends a hello with an SNI.
@@ -137,7 +155,8 @@ func (r *rig) call(sni string) *net.TCPConn {
 func hello(t testing.TB, sni string) []byte {
 	t.Helper()
 	near, far := net.Pipe()
-	client := tls.Client(near, identity.ClientTLS(identity.PlaneTunnel, sni, nil, func(tls.ConnectionState) error { return nil }))
+	verify := func(tls.ConnectionState) error { return nil }
+	client := tls.Client(near, identity.ClientTLS(identity.PlaneTunnel, sni, nil, verify))
 	done := make(chan error, 1)
 	go func() { done <- client.HandshakeContext(t.Context()) }()
 	h, err := transport.ReadClientHello(far, tooLong)
@@ -168,8 +187,13 @@ type arrival struct {
 
 func newBackend(t testing.TB, n byte) *backend {
 	b := &backend{
-		TB: t, name: "agent/" + string('a'+rune(n)), pod: "pod-" + string('a'+rune(n)), id: route.EndpointID{n}, key: route.HopKey{n},
-		ln: must(net.Listen("tcp", "127.0.0.1:0"))(t), got: make(chan arrival, 100),
+		TB:   t,
+		name: "agent/" + string('a'+rune(n)),
+		pod:  "pod-" + string('a'+rune(n)),
+		id:   route.EndpointID{n},
+		key:  route.HopKey{n},
+		ln:   must(net.Listen("tcp", "127.0.0.1:0"))(t),
+		got:  make(chan arrival, 100),
 		talk: func(c net.Conn, _ []byte) { io.Copy(c, c) },
 	}
 	b.serving.Go(func() {
@@ -200,7 +224,13 @@ func (b *backend) serve(c net.Conn) {
 func (b *backend) close() { b.ln.Close(); b.serving.Wait() }
 
 func (b *backend) resource() *wire.Resource {
-	return &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{Name: b.name, Address: b.ln.Addr().String(), HopKey: b.key[:]}}}
+	return upstream(b.name, b.ln.Addr().String(), b.key[:])
+}
+
+func upstream(name, address string, key []byte) *wire.Resource {
+	return &wire.Resource{Body: &wire.Resource_Upstream{
+		Upstream: &wire.Upstream{Name: name, Address: address, HopKey: key},
+	}}
 }
 
 func (b *backend) next() arrival {
@@ -218,10 +248,10 @@ func wantTalk(t testing.TB, c net.Conn) {
 	t.Helper()
 	var got [5]byte
 	if _, err := io.WriteString(c, "alive"); err != nil {
-		t.Fatalf("say: %v", err)
+		t.Fatalf("send: %v", err)
 	}
 	if _, err := io.ReadFull(c, got[:]); err != nil || string(got[:]) != "alive" {
-		t.Fatalf("heard %q, %v", got, err)
+		t.Fatalf("received %q, %v", got, err)
 	}
 }
 
@@ -250,11 +280,21 @@ func TestHandsOver(t *testing.T) {
 	}
 	slices.SortFunc(got.header.Ready, func(a, b route.EndpointID) int { return slices.Compare(a[:], b[:]) })
 	want := route.Header{
-		Source: addrOf(c.LocalAddr()), Destination: addrOf(c.RemoteAddr()), PodUID: r.backends[1].pod, Endpoint: r.backends[1].id,
-		Ready: []route.EndpointID{{1}, {2}, {3}}, ReadyCount: 3, Generation: 6, Link: "west", Budget: maxConnections / 2,
-		HelloLen: uint16(len(raw)), HelloSum: got.header.HelloSum, Time: got.header.Time,
+		Source:      addrOf(c.LocalAddr()),
+		Destination: addrOf(c.RemoteAddr()),
+		PodUID:      r.backends[1].pod,
+		Endpoint:    r.backends[1].id,
+		Ready:       []route.EndpointID{{1}, {2}, {3}},
+		ReadyCount:  3,
+		Generation:  6,
+		Link:        "west",
+		Budget:      maxConnections / 2,
+		HelloLen:    uint16(len(raw)),
+		HelloSum:    got.header.HelloSum,
+		Time:        got.header.Time,
 	}
-	if diff := cmp.Diff(want, got.header, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+	sameAddress := cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
+	if diff := cmp.Diff(want, got.header, sameAddress); diff != "" {
 		t.Errorf("header (-want +got)\n%s", diff)
 	}
 	var early [5]byte
@@ -269,7 +309,8 @@ func TestHandsOver(t *testing.T) {
 	r.stop()
 	r.serving.Wait()
 	for name, c := range map[string]prometheus.Collector{
-		"spliced": r.server.metrics.spliced.WithLabelValues("west"), "ended": r.server.metrics.ended.WithLabelValues("ended"),
+		"spliced": r.server.metrics.spliced.WithLabelValues("west"),
+		"ended":   r.server.metrics.ended.WithLabelValues("ended"),
 	} {
 		if n := testutil.ToFloat64(c); n != 1 {
 			t.Errorf("%s: %v counted", name, n)
@@ -306,15 +347,15 @@ func TestTriesTheNextEndpoint(t *testing.T) {
 	for range 8 {
 		wantTalk(t, r.call(r.label("west", 1024, route.ForEndpoint(r.backends[0].id))))
 		if got := r.backends[1].next(); got.err != nil || got.header.PodUID != r.backends[1].pod {
-			t.Fatalf("header for %q, %v, want one made for the endpoint that took it", got.header.PodUID, got.err)
+			t.Fatalf("header for %q, %v, want one for the endpoint that took it", got.header.PodUID, got.err)
 		}
 	}
-	if n := testutil.ToFloat64(r.server.metrics.backendFail); n != 8 {
-		t.Errorf("%v failures of backends counted, want 8", n)
+	if n := testutil.ToFloat64(r.server.metrics.backendFail); n != failuresToEject {
+		t.Errorf("%v failures of backends counted, want %d, after which it is ejected", n, failuresToEject)
 	}
 }
 
-// alert is how a TLS client is told: unrecognized_name, fatal.
+// alert is the answer to a TLS client that is refused: unrecognized_name, fatal.
 var alert = []byte{21, 3, 3, 0, 2, 2, 112}
 
 func TestRefusals(t *testing.T) {
@@ -356,14 +397,15 @@ func TestRefusals(t *testing.T) {
 			do: func(r *rig) *net.TCPConn { return r.call(r.label("west", 1025, route.Wish{})) },
 		},
 		"no ready endpoint": {
-			why: "there is nobody to hand it to", reason: "no_ready_endpoint", answer: alert,
+			why: "there is no endpoint to hand it to", reason: "no_ready_endpoint", answer: alert,
 			do: func(r *rig) *net.TCPConn {
-				r.push(r.view(&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Id: 1024, Links: []string{"west"}}}}))
+				bare := &wire.Route{Id: 1024, Links: []string{"west"}}
+				r.push(r.view(&wire.Resource{Body: &wire.Resource_Route{Route: bare}}))
 				return r.call(r.label("west", 1024, route.Wish{}))
 			},
 		},
-		"nobody of that name": {
-			why: "a wish for a pod is for that pod", reason: "no_ready_endpoint", answer: alert,
+		"no pod of that name": {
+			why: "a hint for a named pod is for that pod", reason: "no_ready_endpoint", answer: alert,
 			do: func(r *rig) *net.TCPConn { return r.call(r.label("west", 1024, route.ForHost("bar-7"))) },
 		},
 		"garbage": {
@@ -399,21 +441,37 @@ func TestRefusals(t *testing.T) {
 			},
 		},
 		"too many hellos from one source": {
-			why: "who is slow must not take everybody's room", reason: reasonTooManyFrom, answer: alert,
-			tune: func(s *Server) { s.hellos = newPerSource(0) },
-			do:   func(r *rig) *net.TCPConn { return r.dial() }, // nothing of it is read
+			why: "slow sources must leave room for others", reason: reasonTooManyHellosFrom, reset: true,
+			tune: func(s *Server) { s.hellos = budget.NewPending(1, 0) },
+			do:   (*rig).tryDial,
+		},
+		"too many hellos": {
+			why: "an attacker may have many sources", reason: reasonTooManyHellos, reset: true,
+			tune: func(s *Server) { s.hellos = budget.NewPending(0, 1) },
+			do:   (*rig).tryDial,
+		},
+		"connects too fast": {
+			why: "even an accept costs something", reason: reasonAcceptRate, reset: true,
+			tune: func(s *Server) { s.accepts = budget.NewRates[netip.Prefix](0, 0) },
+			do:   (*rig).tryDial,
+		},
+		"unproven too fast": {
+			why: "each costs an agent a handshake", reason: reasonUnprovenRate, answer: alert,
+			tune: func(s *Server) { s.unproven.strangers = budget.NewRates[string](0, 0) },
+			do:   func(r *rig) *net.TCPConn { return r.call(r.label("west", 1024, route.Wish{})) },
 		},
 		"expired": {
 			why: "the controller has been away for a day", reason: reasonNotReady, answer: alert,
 			do: func(r *rig) *net.TCPConn {
-				r.server.OnState(uplink.State{View: r.view(), Expired: true, Revoked: func(string) bool { return false }})
+				r.server.OnState(uplink.State{View: r.view(), Expired: true, Revoked: noneRevoked})
 				return r.call(r.label("west", 1024, route.Wish{}))
 			},
 		},
 		"link revoked": {
 			why: "seen deleted, though the controller still lists it", reason: "unknown_key", answer: alert,
 			do: func(r *rig) *net.TCPConn {
-				r.server.OnState(uplink.State{View: r.view(), Revoked: func(uid string) bool { return uid == "uid-west" }})
+				revoked := func(uid string) bool { return uid == "uid-west" }
+				r.server.OnState(uplink.State{View: r.view(), Revoked: revoked})
 				return r.call(r.label("west", 1024, route.Wish{}))
 			},
 		},
@@ -422,8 +480,11 @@ func TestRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, 1, tc.tune)
-			c := tc.do(r)
-			got, err := io.ReadAll(c)
+			var got []byte
+			var err error = syscall.ECONNRESET
+			if c := tc.do(r); c != nil {
+				got, err = io.ReadAll(c)
+			}
 			if tc.reset != errors.Is(err, syscall.ECONNRESET) && (tc.reset || err != nil) {
 				t.Errorf("%s: %v, want a reset: %v", tc.why, err, tc.reset)
 			}
@@ -434,7 +495,7 @@ func TestRefusals(t *testing.T) {
 			r.serving.Wait()
 			wantRefused(t, r.server, tc.reason, 1)
 			if n := r.dials.Load(); n != 0 {
-				t.Errorf("%s: %d backends were dialled", tc.why, n)
+				t.Errorf("%s: %d backends were dialed", tc.why, n)
 			}
 		})
 	}
@@ -453,15 +514,20 @@ func wantRefused(t testing.TB, s *Server, reason string, n float64) {
 	}
 }
 
+// wantAlert asserts that a connection gets the answer that every refused one gets.
+func wantAlert(t testing.TB, c net.Conn) {
+	t.Helper()
+	if got, err := io.ReadAll(c); err != nil || string(got) != string(alert) {
+		t.Errorf("answered % x, %v, want the alert of every refusal", got, err)
+	}
+}
+
 func TestNoBackendTakesIt(t *testing.T) {
 	r := newRig(t, maxEndpointsTried+2, nil)
 	for _, b := range r.backends {
 		b.close()
 	}
-	got, err := io.ReadAll(r.call(r.label("west", 1024, route.Wish{})))
-	if err != nil || string(got) != string(alert) {
-		t.Errorf("answered % x, %v, want as every other refusal", got, err)
-	}
+	wantAlert(t, r.call(r.label("west", 1024, route.Wish{})))
 	r.stop()
 	r.serving.Wait()
 	wantRefused(t, r.server, reasonBackend, 1)
@@ -476,33 +542,36 @@ func TestRefusesWithoutState(t *testing.T) {
 	if err := r.server.ready(t.Context()); err == nil {
 		t.Error("ready without a state")
 	}
-	if got, err := io.ReadAll(r.call(r.label("west", 1024, route.Wish{}))); err != nil || string(got) != string(alert) {
-		t.Errorf("answered % x, %v", got, err)
-	}
+	wantAlert(t, r.call(r.label("west", 1024, route.Wish{})))
 	r.stop()
 	r.serving.Wait()
 	wantRefused(t, r.server, reasonNotReady, 1)
 }
 
-// Whoever has said hello makes room for the next from there.
-func TestHellosFromOneSource(t *testing.T) {
-	r := newRig(t, 1, func(s *Server) { s.hellos = newPerSource(1) })
+// A connection whose hello was read no longer counts in the pool of pending ones.
+func TestHellosMakeRoom(t *testing.T) {
+	r := newRig(t, 1, func(s *Server) { s.hellos = budget.NewPending(1, 1) })
 	for range 5 {
 		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
 	}
 	silent := r.dial()
-	waiting := func() int {
-		r.server.hellos.mu.Lock()
-		defer r.server.hellos.mu.Unlock()
-		return len(r.server.hellos.count)
-	}
-	eventually(t, "the silent one is counted", func() bool { return waiting() == 1 })
-	if got, err := io.ReadAll(r.dial()); err != nil || string(got) != string(alert) {
-		t.Errorf("answered % x, %v", got, err)
-	}
-	silent.Close()
-	eventually(t, "it makes room", func() bool { return waiting() == 0 })
+	eventually(t, "the silent one is pending", func() bool { return r.server.hellos.Count() == 1 })
 	wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+	wantEnded(t, "the older one, which sent no hello", silent)
+}
+
+// Connections that send no hello take no room from those that do.
+func TestHalfOpenConnectionsRefuseNoPeer(t *testing.T) {
+	r := newRig(t, 1, func(s *Server) {
+		s.hellos = budget.NewPending(8, 8)
+		s.shares = budget.New(8)
+	})
+	for range 100 {
+		r.tryDial()
+	}
+	for range 4 {
+		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+	}
 }
 
 func eventually(t testing.TB, what string, is func() bool) {
@@ -530,8 +599,7 @@ func TestStateIsReplacedUnderOpenConnections(t *testing.T) {
 		t.Error("a new connection is routed by the old state")
 	}
 
-	broken := &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{Name: "agent/broken", Address: "node-7:4144", HopKey: make([]byte, 32)}}}
-	view := r.view(broken)
+	view := r.view(upstream("agent/broken", "node-7:4144", make([]byte, 32)))
 	delete(view, "link/west")
 	r.push(view)
 	if _, err := west.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
@@ -539,19 +607,20 @@ func TestStateIsReplacedUnderOpenConnections(t *testing.T) {
 	}
 	wantTalk(t, north)
 
-	r.server.OnState(uplink.State{View: view, Expired: true, Revoked: func(string) bool { return false }})
+	r.server.OnState(uplink.State{View: view, Expired: true, Revoked: noneRevoked})
 	wantTalk(t, north)
 	if err := r.server.ready(t.Context()); err == nil {
 		t.Error("ready by an expired state")
 	}
-	r.server.OnState(uplink.State{View: view, Expired: true, Revoked: func(uid string) bool { return uid == "uid-north" }})
+	revoked := func(uid string) bool { return uid == "uid-north" }
+	r.server.OnState(uplink.State{View: view, Expired: true, Revoked: revoked})
 	if _, err := north.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("its Link was deleted while the state is expired: %v, want a reset", err)
 	}
 }
 
-// A Link made anew under its old name is another Link.
-func TestLinkMadeAnew(t *testing.T) {
+// A Link that is deleted and created again under its name is another Link.
+func TestRecreatedLinkIsAnother(t *testing.T) {
 	r := newRig(t, 1, nil)
 	c := r.call(r.label("west", 1024, route.Wish{}))
 	wantTalk(t, c)
@@ -593,9 +662,19 @@ func TestServeDrains(t *testing.T) {
 	}
 	c.Close()
 	<-done
-	if n := len(r.server.conns); n != 0 {
-		t.Errorf("%d connections are kept", n)
+	if n := len(r.server.routed); n != 0 {
+		t.Errorf("connections of %d links are kept", n)
 	}
+}
+
+// When the drain time is over, what is still open is reset.
+func TestDrainEnds(t *testing.T) {
+	r := newRig(t, 1, func(s *Server) { s.drain = 100 * time.Millisecond })
+	c := r.call(r.label("west", 1024, route.Wish{}))
+	wantTalk(t, c)
+	r.stop()
+	wantEnded(t, "a connection that outlasts the drain", c)
+	r.serving.Wait()
 }
 
 func TestListenerBreaks(t *testing.T) {
@@ -612,7 +691,7 @@ func TestReady(t *testing.T) {
 	if s.ready(t.Context()) == nil {
 		t.Error("ready without a state")
 	}
-	s.OnState(uplink.State{View: nodestream.View{}, Revoked: func(string) bool { return false }})
+	s.OnState(uplink.State{View: nodestream.View{}, Revoked: noneRevoked})
 	if err := s.ready(t.Context()); err != nil {
 		t.Errorf("not ready by a whole state: %v", err)
 	}
@@ -623,27 +702,33 @@ func TestReady(t *testing.T) {
 	}
 }
 
-// Whoever has left gives back all that counted it, however it went: what leaks would lock a Link out for good.
+// A connection that has ended gives back all that counted it, however it ended: what
+// leaks would lock a Link out for good.
 func TestNothingIsKept(t *testing.T) {
 	r := newTLSRig(t, nil)
 	tunnel := r.tunnel()
 	wantTalk(t, tunnel)
 	replayed := r.call(r.label("west", 1024, route.Wish{}))
 	eventually(t, "it is handed over", func() bool { return r.server.shares.Count("uid-west") == 2 })
-	nobody := r.call(r.label("west", 1024, route.ForHost("bar-7")))
-	io.Copy(io.Discard, nobody)
+	refused := r.call(r.label("west", 1024, route.ForHost("bar-7")))
+	io.Copy(io.Discard, refused)
 	tunnel.NetConn().Close()
 	transport.Reset(replayed)
-	eventually(t, "the link's share is given back", func() bool { return r.server.shares.Count("uid-west") == 0 })
-	eventually(t, "nothing is proven or to be proven", func() bool { return r.server.unproven.waiting() == 0 })
-	eventually(t, "nobody is open", func() bool {
+	eventually(t, "the link's share is given back", func() bool {
+		return r.server.shares.Count("uid-west") == 0
+	})
+	eventually(t, "none is pending or to be proven", func() bool {
+		return r.server.hellos.Count() == 0 && r.server.unproven.waiting() == 0
+	})
+	eventually(t, "none is open", func() bool {
 		r.server.mu.Lock()
 		defer r.server.mu.Unlock()
-		return len(r.server.conns) == 0 && testutil.ToFloat64(r.server.metrics.open) == 0
+		return len(r.server.routed) == 0 && testutil.ToFloat64(r.server.metrics.open) == 0
 	})
 }
 
-// A Link that goes between the label and the table of connections would never cut the one that is on its way.
+// A Link that is deleted after the label was opened and before the connection is bound
+// would never cut that connection.
 func TestLinkGoesBeforeTheConnectionIsBound(t *testing.T) {
 	r := newRig(t, 1, nil)
 	bind := func(uid string) bool { return r.server.bind(&conn{}, uid, func(error) {}) }
@@ -664,9 +749,7 @@ func TestLinksHaveTheirShare(t *testing.T) {
 	for range 4 {
 		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
 	}
-	if got, err := io.ReadAll(r.call(r.label("west", 1024, route.Wish{}))); err != nil || string(got) != string(alert) {
-		t.Errorf("more than half of all: answered % x, %v, want as every other refusal", got, err)
-	}
+	wantAlert(t, r.call(r.label("west", 1024, route.Wish{}))) // more than half of all
 	wantTalk(t, r.call(r.label("north", 1025, route.Wish{})))
 	wantRefused(t, r.server, reasonLinkShare, 1)
 }

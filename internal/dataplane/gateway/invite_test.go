@@ -17,20 +17,29 @@ func invited(t *testing.T, until time.Time, tune func(*Server)) (*rig, route.Day
 	key := route.DayKey{42}
 	b := r.backends[0]
 	r.push(r.view(
-		&wire.Resource{Body: &wire.Resource_Invite{Invite: &wire.Invite{Name: "south", Uid: "uid-invite", LabelKey: key[:], UntilMs: until.UnixMilli()}}},
-		&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Id: route.Join, Links: []string{route.InviteName("south")},
-			Endpoints: []*wire.Endpoint{{Id: b.id[:], PodUid: b.pod, Upstream: b.name}}}}},
+		&wire.Resource{Body: &wire.Resource_Invite{Invite: &wire.Invite{
+			Name:     "south",
+			Uid:      "uid-invite",
+			LabelKey: key[:],
+			UntilMs:  until.UnixMilli(),
+		}}},
+		&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
+			Id:        route.Join,
+			Links:     []string{route.InviteName("south")},
+			Endpoints: []*wire.Endpoint{{Id: b.id[:], PodUid: b.pod, Upstream: b.name}},
+		}}},
 	))
 	return r, key
 }
 
-// Whoever has an invite's key is led to a controller, who hears by which invite.
+// A caller with an invite's key reaches a controller, which learns the name of the
+// invite.
 func TestInviteLeadsToAController(t *testing.T) {
 	r, key := invited(t, time.Now().Add(time.Hour), nil)
 	r.call(route.SealJoin(key, time.Now()))
 	a := r.backends[0].next()
 	if name, ok := route.InviteOf(a.header.Link); a.err != nil || !ok || name != "south" {
-		t.Errorf("the controller hears %+v, %v", a.header, a.err)
+		t.Errorf("the controller gets %+v, %v", a.header, a.err)
 	}
 }
 
@@ -42,9 +51,9 @@ func TestInviteRefusals(t *testing.T) {
 		link   bool // the label is a Link's, for the same route
 		reason string
 	}{
-		"over":     {why: "the gateway keeps to the time by itself", until: -time.Second, key: 42, reason: "stale"},
+		"over":     {why: "the gateway checks the time, too", until: -time.Second, key: 42, reason: "stale"},
 		"stranger": {why: "no key, no way", until: time.Hour, key: 41, reason: "unknown_key"},
-		"a link":   {why: "a peer that is linked has no business there", until: time.Hour, link: true, reason: "not_for_link"},
+		"a link":   {why: "it need not join", until: time.Hour, link: true, reason: "not_for_link"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, _ := invited(t, time.Now().Add(c.until), nil)
@@ -55,7 +64,7 @@ func TestInviteRefusals(t *testing.T) {
 			r.call(sni)
 			eventually(t, c.why, func() bool { return testutil.ToFloat64(r.server.metrics.refused.WithLabelValues(c.reason)) == 1 })
 			if n := r.dials.Load(); n > 0 {
-				t.Errorf("%s: a controller was dialled", c.why)
+				t.Errorf("%s: a controller was dialed", c.why)
 			}
 		})
 	}
@@ -64,7 +73,7 @@ func TestInviteRefusals(t *testing.T) {
 // Those who come by invites are few, and gone soon, and take no room from links.
 func TestJoinsAreFewAndShort(t *testing.T) {
 	r, key := invited(t, time.Now().Add(time.Hour), func(s *Server) {
-		s.joins, s.joinTime, s.provenAfter = make(chan struct{}, 1), time.Second, tooLong
+		s.joins, s.joinTime, s.proofTime = make(chan struct{}, 1), time.Second, tooLong
 	})
 	first := r.call(route.SealJoin(key, time.Now()))
 	r.backends[0].next()
@@ -78,7 +87,7 @@ func TestJoinsAreFewAndShort(t *testing.T) {
 	r.backends[0].next()
 }
 
-// An invite that was taken back cuts whoever came by it.
+// A revoked invite cuts the connections that came by it.
 func TestInviteTakenBack(t *testing.T) {
 	r, key := invited(t, time.Now().Add(time.Hour), nil)
 	c := r.call(route.SealJoin(key, time.Now()))

@@ -1,17 +1,20 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 )
 
@@ -23,18 +26,26 @@ type Options struct {
 	Metrics, Probes string
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
+	// Drain is how long open connections may continue after the process is asked to stop.
+	// For the first half of it, new ones are still accepted. Zero: 60 s.
+	Drain time.Duration
 
 	Log *slog.Logger
 }
 
-// farewell is how long connections are still accepted after the process is told to
-// stop and says that it is not ready: until then peers may be led here.
-const farewell = 3 * time.Second
+// accepting is how much of the drain time the gateway still accepts connections, while it
+// reports that it is not ready: a load balancer may take so long to notice.
+func accepting(drain time.Duration) time.Duration { return drain / 2 }
 
-// Run is the gateway process: it serves peers until ctx ends, then drains.
+// latecomerPoll is the time between two looks at whether a connection can still come.
+const latecomerPoll = 500 * time.Millisecond
+
+// Run is the gateway process: it serves peers until ctx ends, and then drains.
 func Run(ctx context.Context, o Options) error {
 	registry := uplink.NewRegistry()
 	s := NewServer(o.Log, registry)
+	drain := cmp.Or(o.Drain, defaultDrain)
+	s.drain = drain - accepting(drain)
 	api, err := linkwatch.InCluster()
 	if err != nil {
 		return err
@@ -46,7 +57,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	ln, err := net.Listen("tcp", o.Listen)
+	ln, err := transport.Listen(ctx, o.Listen)
 	if err != nil {
 		return fmt.Errorf("listen for peers: %w", err)
 	}
@@ -60,22 +71,44 @@ func Run(ctx context.Context, o Options) error {
 		defer stop() // the rest goes on until the last connection has drained
 		serving, cancel := context.WithCancel(run)
 		defer cancel()
-		defer context.AfterFunc(ctx, func() { backoff.Sleep(run, farewell); cancel() })()
-		return s.Serve(serving, ln.(*net.TCPListener))
+		drained, done := context.WithCancel(run)
+		defer done()
+		stopping := afterfunc.Start(ctx, func() {
+			var announcing sync.WaitGroup
+			defer announcing.Wait()
+			announcing.Go(func() { s.AnnounceDrain(drained) })
+			s.awaitLatecomers(drained, accepting(drain))
+			cancel()
+		})
+		defer stopping()
+		defer done() // before stopping waits
+		return s.Serve(serving, ln)
 	})
 	return group.Wait()
 }
 
-// OnState puts a new view in force, and ends the connections of Links that it
-// lacks. What does not hold together is left out: it must not keep a deleted Link in
-// force. It is what uplink.Options.OnState asks for.
+// awaitLatecomers waits as long as load balancers may still send connections, and no longer
+// than there is a Link for which one could come.
+func (s *Server) awaitLatecomers(ctx context.Context, most time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	for backoff.Sleep(ctx, latecomerPoll) {
+		if st, err := s.current(); err != nil || len(st.links) == 0 {
+			return
+		}
+	}
+}
+
+// OnState puts a new view in force and ends the connections of Links that it lacks. It
+// leaves out what is not consistent, which must not keep a deleted Link in force. It is
+// an uplink.Options.OnState, which is called by one goroutine at a time.
 func (s *Server) OnState(h uplink.State) {
 	if h.Expired {
-		s.log.Error("the controller has been away for too long: every new connection is refused")
+		s.log.Error("controller unreachable for too long; refusing new connections")
 	}
-	next, err := newState(h.View, h.Revoked)
+	next, err := newState(h.View, h.Revoked, s.state.Load())
 	if err != nil {
-		s.log.Error("the controller's state does not hold together: what is broken is left out", "error", err)
+		s.log.Error("controller's state is not consistent; ignoring a part", "error", err)
 	}
 	next.expired = h.Expired
 	s.set(next)

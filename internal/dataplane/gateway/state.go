@@ -21,12 +21,17 @@ type state struct {
 	expired bool
 	// links has the UIDs of the Links and invites whose keys are in the keyring, by name.
 	links map[string]string
+	// uids has the same UIDs.
+	uids map[string]struct{}
 }
 
 // newState makes a state from a view. A Link that revoked reports has no key. It leaves
-// out what is not consistent, and the error names that. The state is never nil.
-func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*state, error) {
-	s := &state{links: make(map[string]string)}
+// out what is not consistent, and the error names that. The state is never nil. It takes
+// over derived keys from the previous state, which may be nil.
+func newState(
+	view map[string]*wire.Resource, revoked func(uid string) bool, previous *state,
+) (*state, error) {
+	s := &state{links: make(map[string]string), uids: make(map[string]struct{})}
 	backends := make(map[string]route.Backend)
 	var keys []route.LinkKey
 	var invites []route.InviteKey
@@ -45,11 +50,11 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 			if revoked(body.Link.Uid) {
 				continue
 			}
-			s.links[body.Link.Name] = body.Link.Uid
+			s.add(body.Link.Name, body.Link.Uid)
 			keys = append(keys, keysOf(body.Link)...)
 		case *wire.Resource_Invite:
 			if i := body.Invite; len(i.LabelKey) == len(route.DayKey{}) {
-				s.links[route.InviteName(i.Name)] = i.Uid
+				s.add(route.InviteName(i.Name), i.Uid)
 				invites = append(invites, route.InviteKey{
 					Invite: i.Name, Key: route.DayKey(i.LabelKey), Until: time.UnixMilli(i.UntilMs),
 				})
@@ -66,7 +71,11 @@ func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*s
 	if err != nil {
 		panic("gateway: two rows with one id in a map by id") // NewTable's only error
 	}
-	s.keyring, s.table = route.NewKeyring(keys...).WithInvites(invites...), table
+	keyring := &route.Keyring{}
+	if previous != nil {
+		keyring = previous.keyring
+	}
+	s.keyring, s.table = keyring.Renewed(keys...).WithInvites(invites...), table
 	return s, errors.Join(errs...)
 }
 
@@ -110,12 +119,13 @@ func rowOf(r *wire.Route, backends map[string]route.Backend) route.Row {
 	return row
 }
 
-// holds reports whether the state has the Link with this UID.
+func (s *state) add(name, uid string) {
+	s.links[name] = uid
+	s.uids[uid] = struct{}{}
+}
+
+// holds reports whether the state has the Link or invite with this UID.
 func (s *state) holds(uid string) bool {
-	for _, have := range s.links {
-		if have == uid {
-			return true
-		}
-	}
-	return false
+	_, ok := s.uids[uid]
+	return ok
 }

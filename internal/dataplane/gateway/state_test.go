@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"net/netip"
 	"testing"
 	"time"
 
@@ -16,13 +15,18 @@ func TestNewState(t *testing.T) {
 	today := route.Day(time.Now())
 	key := func(n byte) []byte { return append(make([]byte, 31), n) }
 	link := func(name string, n byte) *wire.Resource {
-		return &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{Name: name, Uid: "uid-" + name, DayKeys: []*wire.DayKey{{Day: today, Key: key(n)}}}}}
-	}
-	backend := func(name, address string, hop []byte) *wire.Resource {
-		return &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{Name: name, Address: address, HopKey: hop}}}
+		return &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{
+			Name:    name,
+			Uid:     "uid-" + name,
+			DayKeys: []*wire.DayKey{{Day: today, Key: key(n)}},
+		}}}
 	}
 	row := func(id uint32, endpoints ...*wire.Endpoint) *wire.Resource {
-		return &wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Id: id, Links: []string{"west", "east"}, Endpoints: endpoints}}}
+		return &wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{
+			Id:        id,
+			Links:     []string{"west", "east"},
+			Endpoints: endpoints,
+		}}}
 	}
 	endpoint := func(id, backend string) *wire.Endpoint {
 		return &wire.Endpoint{Id: []byte(id), PodUid: "pod-" + id, Upstream: backend}
@@ -35,43 +39,72 @@ func TestNewState(t *testing.T) {
 		endpoints map[uint32][]string // backends by route
 		broken    bool
 	}{
-		"nothing": {why: "a cluster without links refuses all", links: map[string]string{}, endpoints: map[uint32][]string{}},
+		"nothing": {
+			why:       "a cluster without links refuses all",
+			links:     map[string]string{},
+			endpoints: map[uint32][]string{},
+		},
 		"all is well": {
-			why:       "a state is what the view says",
-			resources: []*wire.Resource{link("west", 1), link("east", 2), backend("a", "10.0.0.1:4144", key(1)), row(1024, endpoint("endpnt-1", "a"))},
-			links:     map[string]string{"west": "uid-west", "east": "uid-east"}, endpoints: map[uint32][]string{1024: {"a"}},
+			why: "a state has what the view has",
+			resources: []*wire.Resource{
+				link("west", 1), link("east", 2),
+				upstream("a", "10.0.0.1:4144", key(1)),
+				row(1024, endpoint("endpnt-1", "a")),
+			},
+			links:     map[string]string{"west": "uid-west", "east": "uid-east"},
+			endpoints: map[uint32][]string{1024: {"a"}},
 		},
 		"revoked": {
 			why:       "a Link seen deleted has no key",
-			resources: []*wire.Resource{link("west", 1), link("east", 2), row(1024)}, revoked: "uid-west",
-			links: map[string]string{"east": "uid-east"}, endpoints: map[uint32][]string{1024: nil},
+			resources: []*wire.Resource{link("west", 1), link("east", 2), row(1024)},
+			revoked:   "uid-west",
+			links:     map[string]string{"east": "uid-east"},
+			endpoints: map[uint32][]string{1024: nil},
 		},
 		"backend not known": {
-			why:       "it comes with a later update; the others serve meanwhile",
-			resources: []*wire.Resource{backend("a", "10.0.0.1:4144", key(1)), row(1024, endpoint("endpnt-1", "b"), endpoint("endpnt-2", "a"))},
-			links:     map[string]string{}, endpoints: map[uint32][]string{1024: {"a"}},
+			why: "it comes with a later update; the others serve meanwhile",
+			resources: []*wire.Resource{
+				upstream("a", "10.0.0.1:4144", key(1)),
+				row(1024, endpoint("endpnt-1", "b"), endpoint("endpnt-2", "a")),
+			},
+			links:     map[string]string{},
+			endpoints: map[uint32][]string{1024: {"a"}},
 		},
 		"backend without an address": {
 			why: "one odd node must not keep a deleted Link in force",
-			resources: []*wire.Resource{link("west", 1), backend("a", "10.0.0.1:4144", key(1)), backend("b", "node-b:4144", key(2)),
-				row(1024, endpoint("endpnt-1", "b"), endpoint("endpnt-2", "a"))},
-			links: map[string]string{"west": "uid-west"}, endpoints: map[uint32][]string{1024: {"a"}}, broken: true,
+			resources: []*wire.Resource{
+				link("west", 1),
+				upstream("a", "10.0.0.1:4144", key(1)), upstream("b", "node-b:4144", key(2)),
+				row(1024, endpoint("endpnt-1", "b"), endpoint("endpnt-2", "a")),
+			},
+			links:     map[string]string{"west": "uid-west"},
+			endpoints: map[uint32][]string{1024: {"a"}},
+			broken:    true,
 		},
 		"hop key too short": {
-			why:       "headers to it could be forged",
-			resources: []*wire.Resource{backend("a", "10.0.0.1:4144", key(1)[1:]), row(1024, endpoint("endpnt-1", "a"))},
-			links:     map[string]string{}, endpoints: map[uint32][]string{1024: nil}, broken: true,
+			why: "headers to it could be forged",
+			resources: []*wire.Resource{
+				upstream("a", "10.0.0.1:4144", key(1)[1:]),
+				row(1024, endpoint("endpnt-1", "a")),
+			},
+			links:     map[string]string{},
+			endpoints: map[uint32][]string{1024: nil},
+			broken:    true,
 		},
 		"endpoint id too short": {
-			why:       "an id is 8 bytes",
-			resources: []*wire.Resource{backend("a", "10.0.0.1:4144", key(1)), row(1024, endpoint("1", "a"))},
-			links:     map[string]string{}, endpoints: map[uint32][]string{1024: nil},
+			why: "an id is 8 bytes",
+			resources: []*wire.Resource{
+				upstream("a", "10.0.0.1:4144", key(1)),
+				row(1024, endpoint("1", "a")),
+			},
+			links:     map[string]string{},
+			endpoints: map[uint32][]string{1024: nil},
 		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			view := must(nodestream.NewView(tc.resources...))(t)
-			s, err := newState(view, func(uid string) bool { return uid == tc.revoked })
+			s, err := newState(view, func(uid string) bool { return uid == tc.revoked }, nil)
 			if (err != nil) != tc.broken {
 				t.Fatalf("%s: %v, want broken: %v", tc.why, err, tc.broken)
 			}
@@ -93,7 +126,8 @@ func TestNewState(t *testing.T) {
 				t.Errorf("%s: %d routes (-want +got)\n%s", tc.why, s.table.Len(), diff)
 			}
 			for name, n := range map[string]byte{"west": 1, "east": 2} {
-				sni := must(route.NewSealer(route.DatedKey{Day: today, Key: route.DayKey(key(n))}).Seal(1024, route.Wish{}, time.Now()))(t)
+				sealer := route.NewSealer(route.DatedKey{Day: today, Key: route.DayKey(key(n))})
+				sni := must(sealer.Seal(1024, route.Wish{}, time.Now()))(t)
 				opened, _, _ := s.keyring.Open(sni, time.Now())
 				if _, linked := tc.links[name]; (opened == name) != linked {
 					t.Errorf("%s: %s's label is opened as %q's", tc.why, name, opened)
@@ -105,28 +139,5 @@ func TestNewState(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func TestPerSource(t *testing.T) {
-	p := newPerSource(2)
-	one, two := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-	near, far := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::ffff:1")
-	for _, a := range []netip.Addr{one, one, two, near, far} {
-		if !p.enter(a) {
-			t.Errorf("%v is refused below the bound", a)
-		}
-	}
-	if p.enter(one) || !p.enter(two) || p.enter(near) || p.enter(far) {
-		t.Error("the bound is not for each IPv4 address and each IPv6 /64")
-	}
-	for _, a := range []netip.Addr{one, one, two, two, near, far} {
-		p.leave(a)
-	}
-	if len(p.count) != 0 {
-		t.Errorf("sources that have left are remembered: %v", p.count)
-	}
-	if !p.enter(netip.Addr{}) {
-		t.Error("a connection without an address is still one")
 	}
 }

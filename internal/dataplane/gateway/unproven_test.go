@@ -17,54 +17,218 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
 
+// pool plays arrivals at a pool of unproven connections, and notes which ones are
+// evicted.
+type pool struct {
+	*unproven
+	all  []*candidate
+	gone []int
+}
+
+// enter adds a connection and returns its number.
+func (p *pool) enter(t *testing.T, link, source string) int {
+	t.Helper()
+	n := len(p.all)
+	c, err := p.unproven.enter(link, budget.SourceOf(netip.MustParseAddr(source)), func(err error) {
+		if !errors.Is(err, errEvicted) {
+			t.Errorf("cut by %v", err)
+		}
+		p.gone = append(p.gone, n)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.all = append(p.all, c)
+	return n
+}
+
+// prove makes a source known to a link.
+func (p *pool) prove(t *testing.T, link, source string) {
+	t.Helper()
+	c := p.all[p.enter(t, link, source)]
+	p.proven(c)
+	p.leave(c)
+}
+
 func TestUnproven(t *testing.T) {
 	cases := map[string]struct {
-		why   string
-		links string // one word for each arrival: link, source
-		gone  string // by number, in order
+		why    string
+		proven string // sources of link a that have proven a connection
+		come   string // one word for each arrival: link, source
+		gone   []int  // by number of the arrival
 	}{
-		"room":      {why: "nobody is cut before it is full", links: "a1 a1 a1"},
-		"oldest":    {why: "a flood from one source pushes itself out", links: "a1 a1 a1 a1 a1", gone: "0 1"},
-		"the most":  {why: "who has many makes room for who has few", links: "a2 a1 a1 a3 a4", gone: "1 0"},
-		"per link":  {why: "one peer's flood is not another's", links: "b1 a1 a1 a1 b1 b1"},
-		"a network": {why: "an IPv6 host has a /64", links: "a1 a:1 a:2 a3", gone: "1"},
+		"room":   {why: "none is evicted before the pool is full", come: "a1 a1 a1 a1"},
+		"oldest": {why: "an honest handshake is short", come: "a1 a2 a3 a4 a5 a1", gone: []int{0, 1}},
+		"per link": {
+			why:  "one peer's flood is not another's",
+			come: "b1 b1 a1 a1 a1 a1 a1 b1 b1", gone: []int{2},
+		},
+		"assured": {
+			why:    "strangers cannot evict the first half of a known source",
+			proven: "1", come: "a1 a1 a2 a3 a4 a5", gone: []int{2, 3},
+		},
+		"above the half": {
+			why:    "the oldest of all goes, until only half is from known sources",
+			proven: "1", come: "a1 a1 a1 a2 a3 a4", gone: []int{0, 3},
+		},
+		"two known": {
+			why:    "all known sources share the half",
+			proven: "1 2", come: "a1 a1 a2 a2 a3 a4", gone: []int{0, 1},
+		},
+		"known floods": {
+			why:    "an attacker behind the peer's address gets no more than the peer",
+			proven: "1", come: "a1 a1 a1 a1 a1 a1", gone: []int{0, 1},
+		},
+		"known elsewhere": {
+			why:    "a source is known to the link that it has proven a connection of",
+			proven: "1", come: "b1 b2 b3 b4 b5", gone: []int{0},
+		},
+		"same network": {
+			why:    "an IPv6 host has a /64",
+			proven: "::1", come: "a::2 a3 a4 a5 a6", gone: []int{1},
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			u := newUnproven(3)
-			var gone []string
-			var all []*candidate
-			for i, word := range strings.Fields(tc.links) {
-				source := "192.0.2." + word[1:]
-				if v6, ok := strings.CutPrefix(word[1:], ":"); ok {
-					source = "2001:db8::" + v6
+			address := func(word string) string {
+				if v6, ok := strings.CutPrefix(word, "::"); ok {
+					return "2001:db8::" + v6
 				}
-				all = append(all, u.enter(word[:1], netip.MustParseAddr(source), func(err error) {
-					if !errors.Is(err, errEvicted) {
-						t.Errorf("cut by %v", err)
-					}
-					gone = append(gone, string(rune('0'+i)))
-				}))
+				return "192.0.2." + word
 			}
-			if got := strings.Join(gone, " "); got != tc.gone {
-				t.Errorf("%s: %q went, want %q", tc.why, got, tc.gone)
+			p := &pool{unproven: newUnproven(4)}
+			for _, word := range strings.Fields(tc.proven) {
+				p.prove(t, "a", address(word))
 			}
-			for _, c := range slices.Concat(all, all) {
-				u.leave(c)
+			p.all = nil
+			for _, word := range strings.Fields(tc.come) {
+				p.enter(t, word[:1], address(word[1:]))
 			}
-			if len(u.links) != 0 || u.waiting() != 0 {
-				t.Errorf("%s: something is kept: %v", tc.why, u.links)
+			if diff := cmp.Diff(tc.gone, p.gone); diff != "" {
+				t.Errorf("%s (-want +got)\n%s", tc.why, diff)
+			}
+			for _, c := range slices.Concat(p.all, p.all) {
+				p.leave(c)
+			}
+			p.forget(func(string) bool { return false })
+			if len(p.links) != 0 || p.waiting() != 0 {
+				t.Errorf("%s: something is kept: %v", tc.why, p.links)
 			}
 		})
 	}
+}
+
+// An attacker with many sources and one overheard label does not evict the peer.
+func TestUnprovenSurvivesADistributedFlood(t *testing.T) {
+	p := &pool{unproven: newUnproven(maxUnproven)}
+	const peer = "198.51.100.1"
+	p.prove(t, "west", peer)
+	flood := func() {
+		for i := range maxUnproven {
+			p.enter(t, "west", netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}).String())
+		}
+	}
+	flood()
+	first := len(p.all)
+	for range 20 {
+		p.enter(t, "west", peer)
+	}
+	flood()
+	for _, n := range p.gone {
+		if n >= first && n < first+20 {
+			t.Errorf("connection %d of the peer was evicted", n-first)
+		}
+	}
+}
+
+// A source that moved on, such as an address of a cloud's pool, is not known for ever.
+func TestKnownSourcesExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := newUnproven(4)
+		p := &pool{unproven: u}
+		of := linkSource{"west", budget.SourceOf(netip.MustParseAddr("192.0.2.1"))}
+		open := p.all[p.enter(t, "west", "192.0.2.1")]
+		p.proven(open)
+		bubble.Pass(10 * knownTime)
+		if !u.knows(of) {
+			t.Error("unknown although a connection that it has proven is open")
+		}
+		u.leave(open)
+		bubble.Pass(knownTime - 1)
+		if !u.knows(of) {
+			t.Error("unknown too early")
+		}
+		bubble.Pass(1)
+		if u.knows(of) {
+			t.Error("known for too long")
+		}
+		p.prove(t, "west", "192.0.2.1")
+		u.forget(func(uid string) bool { return uid == "west" })
+		if !u.knows(of) {
+			t.Error("forgotten although its link is there")
+		}
+		u.forget(func(uid string) bool { return uid != "west" })
+		if u.knows(of) || len(u.links) != 0 {
+			t.Error("known to a link that is gone")
+		}
+	})
+}
+
+// Labels without keys buy so many handshakes and no more; proven connections cost
+// nothing.
+func TestUnprovenRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := newUnproven(4)
+		flood := func(link string, source func(int) string, prove bool) (admitted int) {
+			for i := range 2 * unprovenBurst {
+				c, err := u.enter(link, budget.SourceOf(netip.MustParseAddr(source(i))), func(error) {})
+				if errors.Is(err, errUnprovenRate) {
+					continue
+				}
+				admitted++
+				if prove {
+					u.proven(c)
+				}
+				u.leave(c)
+			}
+			return admitted
+		}
+		one := func(int) string { return "192.0.2.1" }
+		many := func(i int) string {
+			return netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}).String()
+		}
+		if n := flood("west", one, false); n != unprovenBurst {
+			t.Errorf("one source: %d admitted at once, want %d", n, unprovenBurst)
+		}
+		bubble.Pass(time.Second)
+		if n := flood("west", one, false); n != unprovenRate {
+			t.Errorf("one source: %d admitted a second later, want %v", n, unprovenRate)
+		}
+		if n := flood("north", many, false); n != unprovenBurst {
+			t.Errorf("many sources: %d admitted at once, want %d", n, unprovenBurst)
+		}
+		if n := flood("south", one, true); n != 2*unprovenBurst {
+			t.Errorf("a peer: %d of %d admitted", n, 2*unprovenBurst)
+		}
+		if n := flood("south", many, false); n != unprovenBurst {
+			t.Errorf("many sources beside a peer: %d admitted at once, want %d", n, unprovenBurst)
+		}
+		if n := flood("south", one, true); n != 2*unprovenBurst {
+			t.Errorf("a peer beside many sources: %d of %d admitted", n, 2*unprovenBurst)
+		}
+	})
 }
 
 var certificate = sync.OnceValue(func() tls.Certificate {
@@ -80,10 +244,12 @@ var certificate = sync.OnceValue(func() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 })
 
-// talkTLS ends TLS as an agent does, and says again what it hears.
+// talkTLS terminates TLS as an agent does, and echoes what it receives.
 func talkTLS(c net.Conn, hello []byte) {
 	tun := tls.Server(transport.Accepted(c, hello), &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate()}, SessionTicketsDisabled: true,
+		MinVersion:             tls.VersionTLS13,
+		Certificates:           []tls.Certificate{certificate()},
+		SessionTicketsDisabled: true,
 	})
 	io.Copy(tun, tun)
 }
@@ -98,7 +264,9 @@ func newTLSRig(t testing.TB, tune func(*Server)) *rig {
 func (r *rig) tunnel() *tls.Conn {
 	r.Helper()
 	c := tls.Client(r.dial(), &tls.Config{
-		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, ServerName: r.label("west", 1024, route.Wish{}),
+		MinVersion:         tls.VersionTLS13,
+		InsecureSkipVerify: true,
+		ServerName:         r.label("west", 1024, route.Wish{}),
 	})
 	if err := c.HandshakeContext(r.Context()); err != nil {
 		r.Fatal(err)
@@ -117,7 +285,7 @@ func wantEnded(t testing.TB, why string, c net.Conn) {
 func TestProvenStays(t *testing.T) {
 	t.Parallel()
 	const after = time.Second
-	r := newTLSRig(t, func(s *Server) { s.provenAfter = after })
+	r := newTLSRig(t, func(s *Server) { s.proofTime = after })
 	begun := time.Now()
 	c := r.tunnel()
 	wantTalk(t, c)
@@ -131,7 +299,7 @@ func TestUnprovenEnds(t *testing.T) {
 	for name, sent := range map[string][]byte{"silent": nil, "half a record": {23, 3, 3, 0, 80, 1, 2, 3}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newTLSRig(t, func(s *Server) { s.provenAfter = 200 * time.Millisecond })
+			r := newTLSRig(t, func(s *Server) { s.proofTime = 200 * time.Millisecond })
 			c := r.call(r.label("west", 1024, route.Wish{}))
 			must(c.Write(sent))(t)
 			wantEnded(t, "a replayed hello", c)
@@ -149,7 +317,7 @@ func wantUnproven(t testing.TB, r *rig, reason string) {
 
 // Replayed hellos push each other out, and nothing that is proven.
 func TestUnprovenIsFull(t *testing.T) {
-	r := newTLSRig(t, func(s *Server) { s.unproven.most = 2; s.provenAfter = tooLong })
+	r := newTLSRig(t, func(s *Server) { s.unproven.max = 2; s.proofTime = tooLong })
 	good := r.tunnel()
 	wantTalk(t, good)
 	var replayed []*net.TCPConn
@@ -170,20 +338,18 @@ func TestUnprovenIsFull(t *testing.T) {
 	wantTalk(t, good)
 }
 
-// One that is cut while its backend is dialled is counted as what it is.
+// One that is cut while its backend is dialed is counted as what it is.
 func TestUnprovenBeforeItIsHandedOver(t *testing.T) {
-	dialling := make(chan struct{})
+	dialing := make(chan struct{})
 	r := newTLSRig(t, func(s *Server) {
-		s.unproven.most = 0
+		s.unproven.max = 0
 		s.dial = func(ctx context.Context, _ netip.AddrPort) (*net.TCPConn, error) {
-			close(dialling)
+			close(dialing)
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
 	})
-	if got, err := io.ReadAll(r.call(r.label("west", 1024, route.Wish{}))); err != nil || string(got) != string(alert) {
-		t.Errorf("answered % x, %v, want as every other refusal", got, err)
-	}
+	wantAlert(t, r.call(r.label("west", 1024, route.Wish{})))
 	wantUnproven(t, r, reasonEvicted)
 }
 

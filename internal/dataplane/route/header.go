@@ -22,8 +22,9 @@ const (
 	MaxHeader = 1024
 	// MaxHello is the length of the ClientHello behind a header at most, in bytes.
 	MaxHello = 8192
-	// HeaderWindow is how far a header's time may lie from its reader's clock.
-	HeaderWindow = 10 * time.Second
+	// HeaderWindow is how far a header's time may lie from its reader's clock: more than the
+	// skew from which on `causeway check` fails.
+	HeaderWindow = 2 * time.Minute
 
 	maxName = 63
 	maxUID  = 64
@@ -67,7 +68,9 @@ type Header struct {
 	Generation uint64
 	// Budget is how many tunnels the gateway grants this link and source address; 0: unstated.
 	Budget uint32
-	// HelloLen and HelloSum (SHA-256) announce the ClientHello that follows the header. Marshal sets them.
+	// HelloLen and HelloSum (SHA-256) announce the ClientHello that follows the header. Marshal sets
+	// them. A header that announces none is a notice: nothing follows it, and the gateway that sends
+	// it drains.
 	HelloLen uint16
 	HelloSum [sha256.Size]byte
 	// Time is when the gateway made the header, in whole milliseconds.
@@ -94,12 +97,28 @@ const (
 	macTLVLen = 3 + sha256.Size
 )
 
+// Draining reports whether the header is the notice of a gateway that drains.
+func (h Header) Draining() bool { return h.HelloLen == 0 }
+
+// MarshalDraining returns the notice that the gateway at from drains, for a backend at to, with a
+// MAC under key. The error wraps ErrBadField.
+func MarshalDraining(key HopKey, from, to netip.AddrPort, now time.Time) ([]byte, error) {
+	return Header{Source: from, Destination: to, Time: now}.marshal(key)
+}
+
 // Marshal returns the header for the ClientHello hello, with a MAC under key. The error wraps ErrBadField.
 func (h Header) Marshal(key HopKey, hello []byte) ([]byte, error) {
-	if err := h.check(hello); err != nil {
-		return nil, err
+	if len(hello) == 0 || len(hello) > MaxHello {
+		return nil, fmt.Errorf("ClientHello of %d bytes: %w", len(hello), ErrBadField)
 	}
 	h.HelloLen, h.HelloSum = uint16(len(hello)), sha256.Sum256(hello)
+	return h.marshal(key)
+}
+
+func (h Header) marshal(key HopKey) ([]byte, error) {
+	if err := h.check(); err != nil {
+		return nil, err
+	}
 	p := proxyproto.HeaderProxyFromAddrs(2, net.TCPAddrFromAddrPort(unmap(h.Source)), net.TCPAddrFromAddrPort(unmap(h.Destination)))
 	if err := p.SetTLVs(h.tlvs()); err != nil {
 		return nil, fmt.Errorf("hop header: %w", err)
@@ -115,7 +134,7 @@ func (h Header) Marshal(key HopKey, hello []byte) ([]byte, error) {
 	return b, nil
 }
 
-func (h Header) check(hello []byte) error {
+func (h Header) check() error {
 	switch {
 	case !h.Source.IsValid() || !h.Destination.IsValid():
 		return fmt.Errorf("addresses %v and %v: %w", h.Source, h.Destination, ErrBadField)
@@ -125,8 +144,6 @@ func (h Header) check(hello []byte) error {
 		return fmt.Errorf("%d ready ids: %w", len(h.Ready), ErrBadField)
 	case len(h.Link) > maxName:
 		return fmt.Errorf("link %q: %w", h.Link, ErrBadField)
-	case len(hello) == 0 || len(hello) > MaxHello:
-		return fmt.Errorf("ClientHello of %d bytes: %w", len(hello), ErrBadField)
 	}
 	return nil
 }
@@ -225,7 +242,11 @@ func parse(b []byte) (Header, error) {
 		}
 	}
 	src, dst, _ := p.TCPAddrs()
-	return fromTLVs(tlvs, unmap(src.AddrPort()), unmap(dst.AddrPort())), nil
+	h := fromTLVs(tlvs, unmap(src.AddrPort()), unmap(dst.AddrPort()))
+	if h.HelloLen == 0 && h.HelloSum != [sha256.Size]byte{} {
+		return Header{}, fmt.Errorf("the hash of a ClientHello of 0 bytes: %w", ErrNotAHeader)
+	}
+	return h, nil
 }
 
 // fits reports whether a TLV has a length that its type may have; fixed is that of an empty header's.
@@ -239,11 +260,7 @@ func fits(t proxyproto.TLV, fixed int) bool {
 	case tlvLink:
 		return n <= maxName
 	case tlvHello:
-		l := 0
-		if n == fixed {
-			l = int(binary.BigEndian.Uint16(t.Value))
-		}
-		return l > 0 && l <= MaxHello
+		return n == fixed && binary.BigEndian.Uint16(t.Value) <= MaxHello
 	}
 	return n == fixed
 }

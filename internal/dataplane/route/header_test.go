@@ -112,6 +112,29 @@ func sign(b []byte) []byte {
 	return b
 }
 
+// A gateway that drains says so by a header that announces nothing.
+func TestDrainingNotice(t *testing.T) {
+	from, to := netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("192.0.2.7:4144")
+	b, err := MarshalDraining(hop, from, to, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := ReadHeader(bytes.NewReader(b), hop, noon.Add(time.Minute))
+	if err != nil || !h.Draining() || h.Source != from || h.Destination != to || h.PodUID != "" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	if _, err := ReadHeader(bytes.NewReader(b), HopKey{9}, noon); !errors.Is(err, ErrBadMAC) {
+		t.Errorf("by another node's key: %v, want %v", err, ErrBadMAC)
+	}
+	ordinary, err := sample().Marshal(hop, hello)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, err := ReadHeader(bytes.NewReader(ordinary), hop, noon); err != nil || h.Draining() {
+		t.Errorf("an ordinary header: draining %v, %v", h.Draining(), err)
+	}
+}
+
 func TestReadHeaderRefuses(t *testing.T) {
 	marshal := func() []byte {
 		b, err := sample().Marshal(hop, hello)
@@ -155,8 +178,8 @@ func TestReadHeaderRefuses(t *testing.T) {
 			b[i+3], b[i+4] = 0x20, 1
 			return sign(b)
 		}, noon, ErrNotAHeader},
-		"old":     {"a recorded header must not be played back", func(b []byte) []byte { return b }, noon.Add(11 * time.Second), ErrStale},
-		"early":   {"nor one made ahead", func(b []byte) []byte { return b }, noon.Add(-11 * time.Second), ErrStale},
+		"old":     {"a recorded header must not be played back", func(b []byte) []byte { return b }, noon.Add(HeaderWindow + time.Second), ErrStale},
+		"early":   {"nor one made ahead", func(b []byte) []byte { return b }, noon.Add(-HeaderWindow - time.Second), ErrStale},
 		"cut off": {"an end is not a header", func(b []byte) []byte { return b[:len(b)-1] }, noon, io.ErrUnexpectedEOF},
 		"nothing": {"a port scanner closes at once", func(b []byte) []byte { return nil }, noon, io.EOF},
 	}

@@ -33,7 +33,7 @@ type InviteKey struct {
 // name that InviteName makes. They lead to the route Join alone, whatever their minute: the key
 // itself is short-lived, and clocks are compared later.
 func (r *Keyring) WithInvites(keys ...InviteKey) *Keyring {
-	out := &Keyring{byHint: maps.Clone(r.byHint)}
+	out := &Keyring{byHint: maps.Clone(r.byHint), sealings: r.sealings}
 	if out.byHint == nil {
 		out.byHint = make(map[[hintLen]byte][]ringKey, len(keys))
 	}

@@ -250,6 +250,8 @@ func (s *Sealer) seal(l Label, nonce [nonceLen]byte) (string, error) {
 // Keyring opens labels of all linked peers. The zero value opens none.
 type Keyring struct {
 	byHint map[[hintLen]byte][]ringKey
+	// sealings has what was derived from each day key.
+	sealings map[DayKey]sealing
 }
 
 type ringKey struct {
@@ -261,13 +263,24 @@ type ringKey struct {
 }
 
 // NewKeyring returns a keyring of inbound day keys.
-func NewKeyring(keys ...LinkKey) *Keyring {
-	r := &Keyring{byHint: make(map[[hintLen]byte][]ringKey, len(keys))}
-	for _, k := range keys {
-		s := newSealing(k.Key)
-		r.byHint[s.hint] = append(r.byHint[s.hint], ringKey{link: k.Link, day: k.Day, sealing: s})
+func NewKeyring(keys ...LinkKey) *Keyring { return new(Keyring).Renewed(keys...) }
+
+// Renewed returns a keyring of these inbound day keys and no others. It derives nothing again
+// from a day key that r has, which is most of the work.
+func (r *Keyring) Renewed(keys ...LinkKey) *Keyring {
+	next := &Keyring{
+		byHint:   make(map[[hintLen]byte][]ringKey, len(keys)),
+		sealings: make(map[DayKey]sealing, len(keys)),
 	}
-	return r
+	for _, k := range keys {
+		s, ok := r.sealings[k.Key]
+		if !ok {
+			s = newSealing(k.Key)
+		}
+		next.sealings[k.Key] = s
+		next.byHint[s.hint] = append(next.byHint[s.hint], ringKey{link: k.Link, day: k.Day, sealing: s})
+	}
+	return next
 }
 
 // Open returns the link that sealed an SNI and what the label says. A label must be of the day of its key,

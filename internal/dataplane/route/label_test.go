@@ -124,6 +124,27 @@ func TestOpenWithCollidingHints(t *testing.T) {
 	}
 }
 
+// A keyring that follows another has its own keys only, and shares what was derived from them.
+func TestRenewedKeyring(t *testing.T) {
+	east := LinkKey{Link: "east", DatedKey: DatedKey{Day(noon), key(1)}}
+	west := LinkKey{Link: "west", DatedKey: DatedKey{Day(noon), key(2)}}
+	renamed := LinkKey{Link: "east-2", DatedKey: east.DatedKey}
+	first := NewKeyring(east, west)
+	next := first.WithInvites().Renewed(renamed)
+	for sealer, want := range map[*Sealer]string{NewSealer(east.DatedKey): "east-2", NewSealer(west.DatedKey): ""} {
+		sni, err := sealer.Seal(FirstService, Wish{}, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if link, _, err := next.Open(sni, noon); link != want || (err == nil) != (want != "") {
+			t.Errorf("opened as %q, %v; want %q", link, err, want)
+		}
+	}
+	if first.sealings[east.Key].aead != next.sealings[east.Key].aead {
+		t.Error("a key that both have was derived twice")
+	}
+}
+
 func TestSealNeverRepeats(t *testing.T) {
 	s := NewSealer(DatedKey{Day(noon), key(1)})
 	seen := map[string]bool{}

@@ -26,8 +26,18 @@ type Dialer struct {
 // other attempts have ended and closes what they made. The error wraps those of all attempts, or is
 // ErrNoAddress, or ctx's cause.
 func (d Dialer) First(ctx context.Context, addresses ...string) (net.Conn, int, error) {
-	if len(addresses) == 0 {
+	switch len(addresses) {
+	case 0:
 		return nil, 0, ErrNoAddress
+	case 1: // there is no race
+		conn, err := d.dial(ctx, addresses[0])
+		if err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				err = errors.Join(err, cause)
+			}
+			return nil, 0, fmt.Errorf("dial: %w", err)
+		}
+		return conn, 0, nil
 	}
 	attempts, cancel := context.WithCancel(ctx)
 	r := race{d: d, addresses: addresses, results: make(chan attempt), errs: make([]error, len(addresses))}

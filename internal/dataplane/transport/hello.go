@@ -22,9 +22,10 @@ const maxHelloRecords = 8
 var (
 	// ErrNotTLS reports bytes that are not a TLS handshake record.
 	ErrNotTLS = errors.New("not a TLS handshake")
-	// ErrHelloTooLong reports a ClientHello of more than route.MaxHello bytes or of too many records.
+	// ErrHelloTooLong reports a ClientHello of more than route.MaxHello bytes or of too
+	// many records.
 	ErrHelloTooLong = errors.New("ClientHello too long")
-	// ErrBadHello reports a first message that crypto/tls does not take for a ClientHello.
+	// ErrBadHello reports a first message that crypto/tls rejects as a ClientHello.
 	ErrBadHello = errors.New("malformed ClientHello")
 )
 
@@ -38,11 +39,12 @@ type ClientHello struct {
 	Protocols []string
 }
 
-// ReadClientHello reads a ClientHello of at most route.MaxHello bytes within timeout and answers nothing.
-// It consumes the hello's records only and leaves conn without read deadline.
+// ReadClientHello reads a ClientHello of at most route.MaxHello bytes within timeout and
+// answers nothing. It consumes the hello's records only and leaves conn without read
+// deadline.
 //
-// Errors wrap ErrNotTLS, ErrHelloTooLong, ErrBadHello, os.ErrDeadlineExceeded or conn's own; that conn
-// ended before its first byte is io.EOF itself.
+// Errors wrap ErrNotTLS, ErrHelloTooLong, ErrBadHello, os.ErrDeadlineExceeded or conn's
+// own. If conn ended before its first byte, the error is io.EOF itself.
 func ReadClientHello(conn net.Conn, timeout time.Duration) (ClientHello, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		return ClientHello{}, fmt.Errorf("read ClientHello: %w", err)
@@ -57,8 +59,8 @@ func ReadClientHello(conn net.Conn, timeout time.Duration) (ClientHello, error) 
 	return parseHello(raw)
 }
 
-// ParseClientHello parses bytes that are a ClientHello's records and nothing else. Errors are as
-// ReadClientHello's.
+// ParseClientHello parses the records of a ClientHello, with no bytes after them. Its
+// errors are those of ReadClientHello.
 func ParseClientHello(raw []byte) (ClientHello, error) {
 	r := bytes.NewReader(raw)
 	got, err := readHelloRecords(r)
@@ -71,7 +73,8 @@ func ParseClientHello(raw []byte) (ClientHello, error) {
 	return parseHello(got)
 }
 
-// readHelloRecords reads records until they hold one whole handshake message, which must end with the last.
+// readHelloRecords reads records until they hold one whole handshake message, which must
+// end with the last.
 func readHelloRecords(r io.Reader) ([]byte, error) {
 	const (
 		typeHandshake   = 22 // RFC 8446, section 5.1
@@ -119,7 +122,8 @@ func readHelloRecords(r io.Reader) ([]byte, error) {
 	return nil, fmt.Errorf("more than %d records: %w", maxHelloRecords, ErrHelloTooLong)
 }
 
-// readFull fills b. Only at the first byte of all an end is an end.
+// readFull fills b. It returns io.EOF only if b is the first of the hello and r has no
+// byte.
 func readFull(r io.Reader, b []byte, first bool) error {
 	_, err := io.ReadFull(r, b)
 	switch {
@@ -131,20 +135,23 @@ func readFull(r io.Reader, b []byte, first bool) error {
 	return fmt.Errorf("read ClientHello: %w", err)
 }
 
-// parseHello lets crypto/tls parse the hello, so that gateway and agent cannot disagree on what it says.
+// parseHello lets crypto/tls parse the hello, so that gateway and agent cannot disagree
+// on what it says.
 func parseHello(raw []byte) (ClientHello, error) {
 	h := ClientHello{Raw: raw}
 	config := identity.HelloTLS(func(info *tls.ClientHelloInfo) {
 		h.ServerName = strings.ToLower(info.ServerName)
 		h.Protocols = append(h.Protocols, info.SupportedProtos...)
 	})
-	if err := tls.Server(&recording{r: bytes.NewReader(raw)}, config).Handshake(); !errors.Is(err, identity.ErrHelloOnly) {
+	err := tls.Server(&recording{r: bytes.NewReader(raw)}, config).Handshake()
+	if !errors.Is(err, identity.ErrHelloOnly) {
 		return ClientHello{}, fmt.Errorf("%w: %w", ErrBadHello, err)
 	}
 	return h, nil
 }
 
-// recording is a connection that was recorded: it plays the bytes back and swallows what is written.
+// recording is a connection whose bytes are known: it returns them to the reader, and
+// drops what is written.
 type recording struct {
 	net.Conn // nil: nothing else is called
 	r        *bytes.Reader
@@ -157,8 +164,9 @@ func (c *recording) SetReadDeadline(time.Time) error  { return nil }
 func (c *recording) SetWriteDeadline(time.Time) error { return nil }
 func (c *recording) Close() error                     { return nil }
 
-// Refuse tells a TLS client, by a fatal alert unrecognized_name, that it is not served, and closes conn. All
-// refusals look the same, so that a stranger learns nothing from them. It blocks for at most a second.
+// Refuse sends a TLS client the fatal alert unrecognized_name and closes conn. All
+// refusals look the same, so that a stranger learns nothing from them. It blocks for at
+// most a second.
 func Refuse(conn net.Conn) {
 	defer conn.Close()
 	if err := conn.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
@@ -188,8 +196,8 @@ func HelloReasons() []string {
 	return append(names, "closed", "read_failed")
 }
 
-// HelloReason returns the name of a failure of ReadClientHello: "closed" if the client ended before a byte,
-// as port scans and health checks do.
+// HelloReason returns the name of an error of ReadClientHello. It is "closed" if the
+// client closed before it sent a byte, as port scans and health checks do.
 func HelloReason(err error) string {
 	for _, r := range helloReasons {
 		if errors.Is(err, r.err) {

@@ -33,7 +33,7 @@ func helloOf(t testing.TB, config *tls.Config) []byte {
 	t.Helper()
 	c := &captured{recording: recording{r: bytes.NewReader(nil)}}
 	if err := tls.Client(c, config).Handshake(); err == nil {
-		t.Fatal("a handshake with nobody")
+		t.Fatal("a handshake without a server")
 	}
 	return c.wrote.Bytes()
 }
@@ -61,14 +61,22 @@ func streamed(t *testing.T, b []byte) net.Conn {
 
 func TestReadClientHello(t *testing.T) {
 	hello := helloOf(t, clientConfig())
-	for name, raw := range map[string][]byte{"one record": hello, "8 records": inRecords(hello, (len(hello)-5+7)/8), "split after a byte": slices.Concat(inRecords(hello[:6], 1), inRecords(append(make([]byte, 5), hello[6:]...), 4000))} {
+	cases := map[string][]byte{
+		"one record": hello,
+		"8 records":  inRecords(hello, (len(hello)-5+7)/8),
+		"split after a byte": slices.Concat(
+			inRecords(hello[:6], 1),
+			inRecords(append(make([]byte, 5), hello[6:]...), 4000),
+		),
+	}
+	for name, raw := range cases {
 		t.Run(name, func(t *testing.T) {
 			conn := streamed(t, append(slices.Clone(raw), "rest"...))
 			got, err := ReadClientHello(conn, patience)
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := ClientHello{raw, "label.causeway.internal", []string{"causeway-tunnel/1"}}
+			want := ClientHello{raw, "label.causeway.internal", []string{"causeway-tunnel/2"}}
 			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
@@ -91,6 +99,8 @@ func TestReadClientHelloRefuses(t *testing.T) {
 		copy(c[at:], b)
 		return c
 	}
+	announced := edit(6, 0xff, 0xff, 0xff)
+	longer := append(edit(3, byte((len(hello)-4)>>8), byte(len(hello)-4)), 0)
 	cases := map[string]struct {
 		why    string
 		in     []byte
@@ -102,18 +112,19 @@ func TestReadClientHelloRefuses(t *testing.T) {
 		"cut in the record": {"an end is not a hello", hello[:50], io.ErrUnexpectedEOF, "read_failed"},
 		"HTTP":              {"not TLS", []byte("GET / HTTP/1.1\r\n\r\n"), ErrNotTLS, "not_tls"},
 		"alert":             {"not a handshake", []byte{21, 3, 3, 0, 2, 2, 40}, ErrNotTLS, "not_tls"},
-		"empty record":      {"records that bring nothing cost time only", []byte{22, 3, 1, 0, 0}, ErrNotTLS, "not_tls"},
+		"empty record":      {"it brings nothing", []byte{22, 3, 1, 0, 0}, ErrNotTLS, "not_tls"},
 		"server hello":      {"a message of another kind", edit(5, 2), ErrBadHello, "bad_hello"},
-		"announces 16 MiB":  {"memory is bounded", edit(6, 0xff, 0xff, 0xff), ErrHelloTooLong, "hello_too_long"},
+		"announces 16 MiB":  {"memory is bounded", announced, ErrHelloTooLong, "hello_too_long"},
 		"really long":       {"memory is bounded", helloOf(t, long), ErrHelloTooLong, "hello_too_long"},
 		"9 records":         {"work is bounded", inRecords(hello, 20), ErrHelloTooLong, "hello_too_long"},
-		"second message":    {"what follows in the record would be lost", append(edit(3, byte((len(hello)-4)>>8), byte(len(hello)-4)), 0), ErrBadHello, "bad_hello"},
+		"second message":    {"the rest of the record would be lost", longer, ErrBadHello, "bad_hello"},
 		"garbled":           {"crypto/tls has the last word", edit(43, 0xff), ErrBadHello, "bad_hello"},
 	}
 	for name, c := range cases {
 		_, err := ReadClientHello(streamed(t, c.in), patience)
-		if !errors.Is(err, c.err) || HelloReason(err) != c.reason || !slices.Contains(HelloReasons(), c.reason) {
-			t.Errorf("%s: %v (%s), want %v (%s): %s", name, err, HelloReason(err), c.err, c.reason, c.why)
+		reason := HelloReason(err)
+		if !errors.Is(err, c.err) || reason != c.reason || !slices.Contains(HelloReasons(), reason) {
+			t.Errorf("%s: %v (%s), want %v (%s): %s", name, err, reason, c.err, c.reason, c.why)
 		}
 	}
 	if _, err := ParseClientHello(append(slices.Clone(hello), 1)); !errors.Is(err, ErrBadHello) {
@@ -121,7 +132,8 @@ func TestReadClientHelloRefuses(t *testing.T) {
 	}
 }
 
-// One byte a second keeps a connection busy no longer than the timeout for all of the hello.
+// One byte a second keeps a connection busy no longer than the timeout for all of the
+// hello.
 func TestReadClientHelloTimeout(t *testing.T) {
 	hello := helloOf(t, clientConfig())
 	synctest.Test(t, func(t *testing.T) {
@@ -137,7 +149,8 @@ func TestReadClientHelloTimeout(t *testing.T) {
 		}()
 		start := time.Now()
 		_, err := ReadClientHello(conn, 3*time.Second)
-		if took := time.Since(start); !errors.Is(err, os.ErrDeadlineExceeded) || HelloReason(err) != "hello_timeout" || took != 3*time.Second {
+		took := time.Since(start)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || HelloReason(err) != "hello_timeout" || took != 3*time.Second {
 			t.Errorf("%v after %v, want a timeout after 3s", err, took)
 		}
 		slow.Close()
@@ -145,7 +158,7 @@ func TestReadClientHelloTimeout(t *testing.T) {
 	})
 }
 
-// The agent gets a hello that was read elsewhere, and shakes hands with it as if it had come by itself.
+// The agent gets a hello that the gateway has read, and completes the handshake with it.
 func TestHandshakeWithAHelloReadBefore(t *testing.T) {
 	d, a := pair(t)
 	client := tls.Client(Dialed(d), clientConfig())
@@ -172,7 +185,8 @@ func TestRefuse(t *testing.T) {
 	var alert tls.AlertError
 	err := client.HandshakeContext(t.Context())
 	var op *net.OpError
-	if !errors.As(err, &alert) && !(errors.As(err, &op) && strings.Contains(op.Err.Error(), "unrecognized name")) {
+	named := errors.As(err, &op) && strings.Contains(op.Err.Error(), "unrecognized name")
+	if !errors.As(err, &alert) && !named {
 		t.Errorf("%v, want the alert", err)
 	}
 }

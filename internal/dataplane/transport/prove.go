@@ -13,21 +13,23 @@ import (
 
 // Proof is what Prove has carried.
 type Proof struct {
-	// Proven: the server has answered beyond the handshake.
+	// Proven is true if the server has answered beyond the handshake.
 	Proven bool
 	// Forth and Back are the bytes taken from client and server.
 	Forth, Back int64
-	// Left are bytes of the client's that the server has not taken yet, for Splice to write first.
+	// Left are bytes of the client that the server has not taken yet. Splice must write
+	// them first.
 	Left []byte
 }
 
-// Prove carries bytes between a TLS 1.3 client, whose ClientHello the server has already, and the server until
-// the server has answered something to the client's second flight that is longer than an alert. Only a client
-// with the keys of this very handshake gets that; a replayed ClientHello does not. What is carried is read,
-// never held back or changed.
+// Prove carries bytes between a TLS 1.3 client and a server, which has the ClientHello
+// already, until the server has sent a record after the client's second flight that is
+// longer than an alert. Only a client with the keys of this handshake gets such a record;
+// a replayed ClientHello does not. Prove reads the bytes and neither delays nor changes
+// them.
 //
-// It also returns, without a proof, once ctx has ended or one direction has: Splice, to which it leaves both
-// connections, finds that end again. ctx must be Splice's, too.
+// It also returns, without a proof, when ctx or one direction has ended. Pass both
+// connections and the same ctx to Splice, which finds that end again.
 func Prove(ctx context.Context, client, server *net.TCPConn) Proof {
 	p := &prove{client: client, server: server}
 	client.SetDeadline(time.Time{}) // fails only if closed, as reading then does
@@ -54,7 +56,7 @@ type prove struct {
 	answered, finished atomic.Bool
 }
 
-// wake ends both directions, which keep what they have read.
+// wake ends both directions. No byte that they have read is lost.
 func (p *prove) wake() {
 	past := time.Unix(1, 0)
 	p.client.SetReadDeadline(past)
@@ -114,15 +116,16 @@ const (
 	encryptedAlert  = 2 + 1 + 16
 )
 
-// records finds the TLS records in what a connection carries. The zero value is at the first.
+// records finds the TLS records in the bytes of a connection. The zero value expects the
+// first record.
 type records struct {
 	header [recordHeader]byte
 	have   int // of header
 	body   int // still to come
 }
 
-// look calls at with the type and the length of each record that ends in b: who has sent but a part of one has
-// told its reader nothing yet.
+// look calls at with the type and the length of each record that ends in b. A part of a
+// record counts for nothing, because its reader cannot decrypt it yet.
 func (r *records) look(b []byte, at func(kind byte, length int)) {
 	for len(b) > 0 {
 		if r.have < recordHeader {

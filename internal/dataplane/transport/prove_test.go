@@ -89,7 +89,8 @@ func (p *proving) shake(t *testing.T, server *tls.Config) (*tls.Conn, *tls.Conn)
 func TestProve(t *testing.T) {
 	retrying := serverConfig()
 	retrying.CurvePreferences = []tls.CurveID{tls.CurveP521}
-	for name, config := range map[string]*tls.Config{"handshake": serverConfig(), "with a second hello": retrying} {
+	configs := map[string]*tls.Config{"handshake": serverConfig(), "with a second hello": retrying}
+	for name, config := range configs {
 		t.Run(name, func(t *testing.T) {
 			p := newProving(t)
 			client, server := p.shake(t, config)
@@ -101,14 +102,14 @@ func TestProve(t *testing.T) {
 			if _, err := io.ReadFull(server, request[:]); err != nil {
 				t.Fatal(err)
 			}
-			p.undecided(t, "all that the server has said is its first flight")
+			p.undecided(t, "all that the server has sent is its first flight")
 			big := bytes.Repeat([]byte("answer"), 50_000)
 			go server.Write(big)
 			answer := make([]byte, len(big))
 			proof := make(chan Proof, 1)
 			go func() { proof <- p.rest(t, "the server answers", true) }()
 			if _, err := io.ReadFull(client, answer); err != nil || !bytes.Equal(answer, big) {
-				t.Fatalf("the answer is not what was said: %v", err)
+				t.Fatalf("the answer is not what was sent: %v", err)
 			}
 			if got := <-proof; got.Forth == 0 || got.Back == 0 {
 				t.Errorf("%d and %d bytes counted", got.Forth, got.Back)
@@ -176,8 +177,9 @@ func TestProveForged(t *testing.T) {
 	}
 }
 
-// A server's flight comes in pieces. Who begins a record in between, and does not end it, keeps the server waiting for
-// the rest, and what is left of the flight is no answer to it.
+// A server's flight comes in pieces. Who begins a record in between, and does not end it,
+// keeps the server waiting for the rest, and what is left of the flight is no answer to
+// it.
 func TestProveNeedsAWholeRecord(t *testing.T) {
 	p := newProving(t)
 	p.start(t)
@@ -233,12 +235,12 @@ func TestProveLeaves(t *testing.T) {
 	p.start(t)
 	p.server.Write(record(flight))
 	io.ReadFull(p.client, make([]byte, len(record(flight))))
-	said := append(record(flight), make([]byte, 4<<20)...)
-	for i := range said[45:] {
-		said[45+i] = byte(rand.Int())
+	sent := append(record(flight), make([]byte, 4<<20)...)
+	for i := range sent[45:] {
+		sent[45+i] = byte(rand.Int())
 	}
 	p.client.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
-	n, err := p.client.Write(said)
+	n, err := p.client.Write(sent)
 	if err == nil {
 		t.Fatal("everything has found a buffer")
 	}
@@ -248,9 +250,9 @@ func TestProveLeaves(t *testing.T) {
 		t.Error("nothing was on its way: this proves nothing")
 	}
 	p.client.SetWriteDeadline(time.Now().Add(patience))
-	go func() { p.client.Write(said[n:]); p.client.CloseWrite() }()
-	if got, err := io.ReadAll(p.server); err != nil || !bytes.Equal(got, said) {
-		t.Errorf("%d of %d bytes arrive, or others, %v", len(got), len(said), err)
+	go func() { p.client.Write(sent[n:]); p.client.CloseWrite() }()
+	if got, err := io.ReadAll(p.server); err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("%d of %d bytes arrive, or others, %v", len(got), len(sent), err)
 	}
 }
 
@@ -260,10 +262,22 @@ func TestProveEnds(t *testing.T) {
 		end  func(*proving)
 		want func(*testing.T, *proving)
 	}{
-		"client ends":   {func(p *proving) { p.client.CloseWrite() }, func(t *testing.T, p *proving) { wantEnd(t, "server", p.server, "") }},
-		"server ends":   {func(p *proving) { p.server.CloseWrite() }, func(t *testing.T, p *proving) { wantEnd(t, "client", p.client, "") }},
-		"client resets": {func(p *proving) { Reset(p.client) }, func(t *testing.T, p *proving) { wantReset(t, "server", p.server) }},
-		"server resets": {func(p *proving) { Reset(p.server) }, func(t *testing.T, p *proving) { wantReset(t, "client", p.client) }},
+		"client ends": {
+			end:  func(p *proving) { p.client.CloseWrite() },
+			want: func(t *testing.T, p *proving) { wantEnd(t, "server", p.server, "") },
+		},
+		"server ends": {
+			end:  func(p *proving) { p.server.CloseWrite() },
+			want: func(t *testing.T, p *proving) { wantEnd(t, "client", p.client, "") },
+		},
+		"client resets": {
+			end:  func(p *proving) { Reset(p.client) },
+			want: func(t *testing.T, p *proving) { wantReset(t, "server", p.server) },
+		},
+		"server resets": {
+			end:  func(p *proving) { Reset(p.server) },
+			want: func(t *testing.T, p *proving) { wantReset(t, "client", p.client) },
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newProving(t)

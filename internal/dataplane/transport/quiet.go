@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Quiet reports whether a connection stands and nothing has come that was not read,
-// be it bytes, an end or a reset. It does not wait.
+// Quiet reports whether a connection is open and there is nothing to read from it: no
+// bytes, no end and no reset. It does not wait.
 func Quiet(c *net.TCPConn) bool {
 	quiet := false
 	err := control(c, func(fd int) error {
@@ -22,22 +22,23 @@ func Quiet(c *net.TCPConn) bool {
 	return err == nil && quiet
 }
 
-// Unheard reports whether something was sent, and sent again, that the other end's
-// kernel has not said to have.
+// Unheard reports whether something was sent and retransmitted that the peer's kernel has
+// not acknowledged.
 func Unheard(c *net.TCPConn) bool {
 	info, err := tcpInfo(c)
 	return err == nil && info.Unacked > 0 && info.Retransmits > 0
 }
 
-// Unanswered reports whether keepalive has asked the other end and has no answer yet.
+// Unanswered reports whether a keepalive probe was sent that the peer's kernel has not
+// answered.
 func Unanswered(c *net.TCPConn) bool {
 	info, err := tcpInfo(c)
 	return err == nil && info.Probes > 0
 }
 
-// AwaitSpeech waits until something can be read from a connection, for at most d, and
-// leaves it there. It returns nil if there are bytes, io.EOF for an end,
-// os.ErrDeadlineExceeded for nothing, and else what broke the connection.
+// AwaitSpeech waits for at most d until something can be read from a connection, and does
+// not read it. It returns nil if there are bytes, io.EOF at the end,
+// os.ErrDeadlineExceeded if nothing came, and else the error of the connection.
 func AwaitSpeech(c *net.TCPConn, d time.Duration) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -61,4 +62,12 @@ func AwaitSpeech(c *net.TCPConn, d time.Duration) error {
 		return io.EOF
 	}
 	return c.SetReadDeadline(time.Time{})
+}
+
+// Finished reports whether the other end's FIN has arrived, even if it was not read yet.
+// All bytes before the FIN have then arrived, too, and our kernel has acknowledged them.
+func Finished(c *net.TCPConn) bool {
+	const closeWait = 8 // as tcpClose
+	info, err := tcpInfo(c)
+	return err == nil && info.State == closeWait
 }

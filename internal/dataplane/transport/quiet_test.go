@@ -17,7 +17,11 @@ func TestQuiet(t *testing.T) {
 		end bool // something comes
 	}{
 		"nothing": {why: "it waits for its caller", do: func(*net.TCPConn) {}},
-		"bytes":   {why: "they would be an alert", do: func(far *net.TCPConn) { far.Write([]byte("x")) }, end: true},
+		"bytes": {
+			why: "they would be an alert",
+			do:  func(far *net.TCPConn) { far.Write([]byte("x")) },
+			end: true,
+		},
 		"an end":  {why: "the far side stops", do: func(far *net.TCPConn) { far.Close() }, end: true},
 		"a reset": {why: "a gateway was killed", do: func(far *net.TCPConn) { Reset(far) }, end: true},
 	}
@@ -58,8 +62,12 @@ func TestAwaitSpeech(t *testing.T) {
 		do   func(far *net.TCPConn)
 		want error
 	}{
-		"bytes":   {why: "the call begins", do: func(far *net.TCPConn) { far.Write([]byte("hello")) }},
-		"nothing": {why: "it may wait for a greeting", do: func(*net.TCPConn) {}, want: os.ErrDeadlineExceeded},
+		"bytes": {why: "the call begins", do: func(far *net.TCPConn) { far.Write([]byte("hello")) }},
+		"nothing": {
+			why:  "it may wait for a greeting",
+			do:   func(*net.TCPConn) {},
+			want: os.ErrDeadlineExceeded,
+		},
 		"an end":  {why: "a probe", do: func(far *net.TCPConn) { far.Close() }, want: io.EOF},
 		"a reset": {why: "a scanner", do: func(far *net.TCPConn) { Reset(far) }, want: syscall.ECONNRESET},
 	}
@@ -89,9 +97,9 @@ func TestAwaitSpeech(t *testing.T) {
 				t.Errorf("%v, want %v: %s", err, tc.want, tc.why)
 			}
 			if tc.want == nil {
-				said := make([]byte, 5)
-				if _, err := io.ReadFull(near, said); err != nil || string(said) != "hello" {
-					t.Errorf("what was said is %q, %v: it must stay", said, err)
+				got := make([]byte, 5)
+				if _, err := io.ReadFull(near, got); err != nil || string(got) != "hello" {
+					t.Errorf("the bytes are %q, %v: they must stay", got, err)
 				}
 			}
 		})

@@ -13,8 +13,8 @@ func wantTuned(t *testing.T, c *net.TCPConn) {
 	for name, o := range map[string]struct{ level, option, want int }{
 		"keepalive":     {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 		"idle":          {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},
-		"interval":      {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 5},
-		"count":         {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
+		"interval":      {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 10},
+		"count":         {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 6},
 		"user timeout":  {unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 20_000},
 		"without delay": {unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 	} {

@@ -10,22 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	bufferSize = 32 << 10
-	recordSize = 16 << 10 // the most that tls.Conn.Read returns
-)
+const bufferSize = 64 << 10 // a multiple of a TLS record
 
-var (
-	bufferPool = sync.Pool{New: func() any { return new([bufferSize]byte) }}
-	recordPool = sync.Pool{New: func() any { return new([recordSize]byte) }}
-)
+var bufferPool = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
-// source reads a TCP connection without holding a buffer while it waits, so that an idle connection costs
-// none.
+// source reads a TCP connection without holding a buffer while it waits, so that an idle
+// connection costs none.
 type source struct {
 	conn syscall.RawConn
+	room int               // kept free at the head of buf
 	buf  *[bufferSize]byte // set after read until release
-	n    int
+	n    int               // bytes read
 	err  error
 	try  func(fd uintptr) bool
 }
@@ -40,7 +35,7 @@ func newSource(c *net.TCPConn) (*source, error) {
 	return s, nil
 }
 
-// read waits for bytes: s.buf[:s.n], to be released. The end is io.EOF.
+// read waits for bytes: s.n of them from s.buf[s.room:], to be released. The end is io.EOF.
 func (s *source) read() error {
 	if err := s.conn.Read(s.try); err != nil {
 		return err
@@ -58,7 +53,7 @@ func (s *source) read() error {
 func (s *source) tryRead(fd uintptr) bool {
 	s.buf = bufferPool.Get().(*[bufferSize]byte)
 	for {
-		s.n, s.err = unix.Read(int(fd), s.buf[:])
+		s.n, s.err = unix.Read(int(fd), s.buf[s.room:])
 		if s.err != unix.EINTR {
 			break
 		}
@@ -74,9 +69,10 @@ func (s *source) release() {
 	s.buf = nil
 }
 
-// awaitReset waits, after c's FIN was read, for an error on c: a reset, or keepalives unanswered. It
-// returns it, or why it cannot wait any longer. Without it a half-closed connection whose peer has gone
-// would stay for ever if there is nothing to send to it.
+// awaitReset waits, after the FIN of c was read, for an error on c: a reset, or
+// unanswered keepalives. It returns this error, or why it cannot wait any longer. Without
+// it a half-closed connection whose peer is gone would stay open as long as there is
+// nothing to send.
 func awaitReset(c *net.TCPConn) error {
 	conn, err := c.SyscallConn()
 	if err != nil {

@@ -2,19 +2,22 @@
 // connections between applications, tunnels and gateways.
 //
 //	gateway:  peer ──▶ ReadClientHello ─▶ Prove ─▶ Splice ══▶ agent
-//	inbound:  gateway ──▶ Accepted ─▶ tls.Server ─▶ Relay ══▶ application
-//	outbound: application ──▶ Dialer ─▶ Dialed ─▶ tls.Client ─▶ Relay ══▶ gateway
+//	inbound:  gateway ──▶ Accepted ─▶ tls.Server ─▶ Exchange ══▶ application
+//	outbound: application ──▶ Dialer ─▶ Dialed ─▶ tls.Client ─▶ Exchange ══▶ gateway
 //
 // What always holds:
-//   - An end stays an end and an abort an abort. On plain TCP only FIN is an end, in a tunnel only
-//     close_notify, each direction for itself; whatever else ends one side is passed to the other as a
-//     reset. tls.Conn.Close sends close_notify, so nothing here aborts by it.
-//   - A slow reader is not a dead one: a connection whose peer keeps answering is never given up for
-//     standing still. A peer that answers nothing is given up within about 30 s.
+//   - Each direction ends at the far end as it ended at the near one: a clean end by a
+//     clean end, a reset by a reset. On TCP only FIN is a clean end; in a session only
+//     END is. The bytes sent before a reset are delivered before it.
+//   - A session that breaks resets the application's connection, because truncation is
+//     not a clean end.
+//   - A slow reader is not dead. A connection whose peer answers is never ended because
+//     no bytes move. A peer that answers nothing is dead after 60 to 80 s, so a network
+//     outage of less than a minute ends no open connection.
 //   - Before a peer has proven who it is it can send MaxUnproven bytes and no more.
 //   - ReadClientHello consumes the hello's records and not a byte after them.
-//   - Relay and Splice return when both directions have ended and all their goroutines with them, and
-//     close both connections.
+//   - Exchange and Splice return when both directions have ended and all their goroutines with
+//     them. Splice closes both connections, Exchange the application's.
 package transport
 
 import (
@@ -22,6 +25,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -31,13 +35,12 @@ import (
 const MaxUnproven = 16 << 10
 
 var (
-	// ErrTruncated reports a tunnel whose TCP connection ended without close_notify. It is an
-	// io.ErrUnexpectedEOF; crypto/tls by itself would take it for a clean end.
-	ErrTruncated = fmt.Errorf("connection ended without close_notify: %w", io.ErrUnexpectedEOF)
+	// ErrTruncated reports a session whose TCP connection ended without close_notify, or within
+	// an exchange. It is an io.ErrUnexpectedEOF; crypto/tls by itself would take the former for
+	// a clean end.
+	ErrTruncated = fmt.Errorf("session ended too early: %w", io.ErrUnexpectedEOF)
 	// ErrUnproven reports a peer that sent more than MaxUnproven bytes before it was proven.
 	ErrUnproven = errors.New("too many bytes before the peer was proven")
-	// ErrAfterEnd reports bytes that came after close_notify.
-	ErrAfterEnd = errors.New("bytes after close_notify")
 )
 
 // Raw is the network connection under a tunnel's TLS. It gives back bytes already read, bounds what comes
@@ -45,12 +48,16 @@ var (
 // is a clean end.
 type Raw struct {
 	net.Conn
-	dialed bool
 	// prefix and unproven are touched by Read alone, which TLS calls from one goroutine at a time.
 	prefix   []byte
 	unproven int
 	proven   atomic.Bool
-	patient  atomic.Bool
+
+	hurried atomic.Bool
+
+	writing sync.Mutex // guards gathered, and is held while bytes are written
+	// gathered is what Gather holds back; nil outside of it.
+	gathered []byte
 }
 
 // Accepted returns what lies under the server's side of a tunnel. Reads give prefix first: the ClientHello
@@ -61,7 +68,7 @@ func Accepted(c net.Conn, prefix []byte) *Raw {
 
 // Dialed returns what lies under the client's side of a tunnel. It takes c over.
 func Dialed(c net.Conn) *Raw {
-	return &Raw{Conn: c, dialed: true, unproven: MaxUnproven}
+	return &Raw{Conn: c, unproven: MaxUnproven}
 }
 
 // Proven lifts the bound on bytes. Call it once the handshake has returned without an error.
@@ -99,14 +106,63 @@ func (r *Raw) read(b []byte) (int, error) {
 	return n, err
 }
 
-// SetWriteDeadline sets the deadline for writes, but does nothing while Relay has the connection: crypto/tls
-// gives close_notify 5 s by itself, which a slow reader may exceed.
+// Hurry makes later writes fail that do not fit into the send buffer: crypto/tls would wait up to
+// 5 s with its close_notify for a peer that reads nothing.
+func (r *Raw) Hurry() {
+	r.hurried.Store(true)
+	r.SetWriteDeadline(time.Time{})
+}
+
+// SetWriteDeadline sets the deadline for writes, which after Hurry is a moment away at most.
 func (r *Raw) SetWriteDeadline(t time.Time) error {
-	if r.patient.Load() {
-		return nil
+	if soon := time.Now().Add(hurry); r.hurried.Load() && (t.IsZero() || t.After(soon)) {
+		t = soon
 	}
 	return r.Conn.SetWriteDeadline(t)
 }
+
+const hurry = 10 * time.Millisecond
+
+// Write writes as net.Conn does, but within Gather later.
+func (r *Raw) Write(b []byte) (int, error) {
+	r.writing.Lock()
+	defer r.writing.Unlock()
+	if r.gathered == nil {
+		return r.Conn.Write(b)
+	}
+	r.gathered = append(r.gathered, b...)
+	return len(b), nil
+}
+
+// Gather calls write, which writes through TLS, and sends all the records that this makes in one
+// write to the network. It must not be called concurrently; TLS may write by itself meanwhile.
+func (r *Raw) Gather(write func() error) error {
+	buf := gatherPool.Get().(*[]byte)
+	defer gatherPool.Put(buf)
+	r.gather((*buf)[:0])
+	err := write()
+	r.writing.Lock()
+	defer r.writing.Unlock()
+	all := r.gathered
+	r.gathered, *buf = nil, all[:0]
+	if err != nil {
+		return err
+	}
+	_, err = r.Conn.Write(all)
+	return err
+}
+
+func (r *Raw) gather(into []byte) {
+	r.writing.Lock()
+	defer r.writing.Unlock()
+	r.gathered = into
+}
+
+// gatherPool holds room for what a buffer becomes under TLS.
+var gatherPool = sync.Pool{New: func() any {
+	b := make([]byte, 0, bufferSize+bufferSize/16)
+	return &b
+}}
 
 // Reset ends the connection so that the peer sees a reset, whatever was sent or received before. It sends no
 // close_notify and may be called at any time, more than once and by any goroutine.
@@ -121,8 +177,9 @@ func Reset(c net.Conn) {
 	c.Close()
 }
 
-// linger sets what closing TCP connections does: 0 resets them, -1 ends them with all that was written. It holds for the kernel, too,
-// when it closes them for a process that was killed.
+// linger sets what Close does to TCP connections: 0 resets them, and -1 sends all written
+// bytes and FIN. It also applies when the kernel closes them because the process was
+// killed.
 func linger(seconds int, conns ...net.Conn) {
 	for _, c := range conns {
 		if t, ok := c.(interface{ SetLinger(int) error }); ok {

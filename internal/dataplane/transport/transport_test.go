@@ -13,12 +13,9 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
-
-	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -67,11 +64,11 @@ var certificate = sync.OnceValue(func() tls.Certificate {
 })
 
 func clientConfig() *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, ServerName: "Label.Causeway.Internal", NextProtos: []string{"causeway-tunnel/1"}}
+	return &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, ServerName: "Label.Causeway.Internal", NextProtos: []string{"causeway-tunnel/2"}}
 }
 
 func serverConfig() *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate()}, NextProtos: []string{"causeway-tunnel/1"}, SessionTicketsDisabled: true}
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate()}, NextProtos: []string{"causeway-tunnel/2"}, SessionTicketsDisabled: true}
 }
 
 // tunnelOver shakes hands over two ends of a connection.
@@ -89,7 +86,7 @@ func tunnelOver(t testing.TB, dialed, accepted net.Conn) (client, server *tls.Co
 	return client, server
 }
 
-func tunnel(t testing.TB) (client, server *tls.Conn) {
+func tunnelPair(t testing.TB) (client, server *tls.Conn) {
 	t.Helper()
 	d, a := pair(t)
 	return tunnelOver(t, d, a)
@@ -115,7 +112,7 @@ func TestRawEndIsNoEnd(t *testing.T) {
 		"FIN":          func(c *tls.Conn) { c.NetConn().(*Raw).Conn.(*net.TCPConn).CloseWrite() },
 		"FIN and more": func(c *tls.Conn) { c.NetConn().(*Raw).Conn.Write([]byte{23, 3, 3, 0}); c.NetConn().Close() },
 	} {
-		client, server := tunnel(t)
+		client, server := tunnelPair(t)
 		if _, err := client.Write([]byte("half a mes")); err != nil {
 			t.Fatal(err)
 		}
@@ -128,7 +125,7 @@ func TestRawEndIsNoEnd(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, ErrTruncated)
 		}
 	}
-	client, server := tunnel(t)
+	client, server := tunnelPair(t)
 	client.Close()
 	wantEnd(t, "after close_notify the server", server, "")
 }
@@ -159,28 +156,36 @@ func TestPrefixComesFirst(t *testing.T) {
 	}
 }
 
-// A reader who is slow for longer than the 5 s that crypto/tls gives close_notify still gets a clean end.
-func TestCloseNotifyWaitsForASlowReader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, b := net.Pipe()
-		client, server := tunnelOver(t, a, b)
-		defer a.Close()
-		defer b.Close()
-		client.NetConn().(*Raw).patient.Store(true)
-		done := make(chan error, 1)
-		go func() { done <- client.CloseWrite() }()
-		bubble.Pass(time.Minute) // fake
-		if _, err := io.ReadAll(server); err != nil {
-			t.Errorf("a minute later: %v, want a clean end", err)
-		}
-		if err := <-done; err != nil {
-			t.Errorf("CloseWrite: %v", err)
-		}
-	})
+// What one write makes under TLS goes to the network in one write.
+func TestGather(t *testing.T) {
+	client, server := tunnelPair(t)
+	raw := client.NetConn().(*Raw)
+	counted := &counting{Conn: raw.Conn}
+	raw.Conn = counted
+	if err := raw.Gather(func() error { _, err := client.Write(make([]byte, bufferSize)); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if counted.writes != 1 {
+		t.Errorf("%d writes, want 1", counted.writes)
+	}
+	if _, err := io.ReadFull(server, make([]byte, bufferSize)); err != nil {
+		t.Errorf("the server: %v", err)
+	}
+	client.Write(make([]byte, 10))
+	if counted.writes != 2 {
+		t.Errorf("%d writes after one that is not gathered, want 2", counted.writes)
+	}
 }
 
+type counting struct {
+	net.Conn
+	writes int
+}
+
+func (c *counting) Write(b []byte) (int, error) { c.writes++; return c.Conn.Write(b) }
+
 func TestResetIsSeenAsReset(t *testing.T) {
-	client, server := tunnel(t)
+	client, server := tunnelPair(t)
 	client.NetConn().(*Raw).Reset()
 	client.NetConn().(*Raw).Reset() // twice is harmless
 	wantReset(t, "server", server)

@@ -1,9 +1,9 @@
 package transport
 
 import (
+	"context"
 	"fmt"
 	"net"
-	"sync"
 	"syscall"
 	"time"
 
@@ -12,109 +12,66 @@ import (
 
 const (
 	keepIdle     = 15 * time.Second
-	keepInterval = 5 * time.Second
-	keepCount    = 3
+	keepInterval = 10 * time.Second
+	keepCount    = 6
 	userTimeout  = 20 * time.Second
 )
 
-// Tune sets what every connection of Causeway has: no delay, keepalive (a silent peer is noticed after
-// 30 s at most) and a user timeout of 20 s, after which unanswered data fails the connection. Relay and Splice put
-// their own watch in the place of the latter.
+// tuning are the socket options that Tune sets.
+var tuning = []struct{ level, option, value int }{
+	{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+	{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepIdle / time.Second)},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepInterval / time.Second)},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepCount},
+	{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout / time.Millisecond)},
+}
+
+// Tune sets what every connection of Causeway has: no delay, keepalive, which notices a
+// silent peer after 75 s at most, and a user timeout of 20 s, after which unacknowledged
+// data fails the connection. Exchange and Splice replace the user timeout with their own
+// check of the peer.
 func Tune(c *net.TCPConn) error {
-	err := c.SetNoDelay(true)
-	if err == nil {
-		err = c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepIdle, Interval: keepInterval, Count: keepCount})
-	}
-	if err == nil {
-		err = setUserTimeout(c, userTimeout)
-	}
-	if err != nil {
+	if err := control(c, tune); err != nil {
 		return fmt.Errorf("tune connection with %v: %w", c.RemoteAddr(), err)
 	}
 	return nil
+}
+
+// tune sets the options of tuning on a socket.
+func tune(fd int) error {
+	for _, o := range tuning {
+		if err := unix.SetsockoptInt(fd, o.level, o.option, o.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Listen listens on a TCP address. What it accepts needs no Tune, because Linux copies
+// the options of a listener to each connection that it accepts.
+func Listen(ctx context.Context, address string) (*net.TCPListener, error) {
+	config := net.ListenConfig{
+		KeepAlive: -1, // or package net sets its own on each connection
+		Control: func(_, _ string, c syscall.RawConn) error {
+			var err error
+			if cerr := c.Control(func(fd uintptr) { err = tune(int(fd)) }); cerr != nil {
+				return cerr
+			}
+			return err
+		},
+	}
+	// The options are those of TCP, and the kernel splices no Multipath TCP.
+	config.SetMultipathTCP(false)
+	ln, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return ln.(*net.TCPListener), nil
 }
 
 func setUserTimeout(c *net.TCPConn, d time.Duration) error {
 	return control(c, func(fd int) error {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 	})
-}
-
-func control(c syscall.Conn, do func(fd int) error) error {
-	conn, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	if cerr := conn.Control(func(fd uintptr) { err = do(int(fd)) }); cerr != nil {
-		return cerr
-	}
-	return err
-}
-
-const (
-	watchInterval = 5 * time.Second
-	// A peer that acknowledged nothing for deadSilence while data was sent to it deadRetransmits times is dead.
-	deadSilence     = 20 * time.Second
-	deadRetransmits = 5
-	// So is one whose window is shut and who left deadProbes unanswered; with back-off these take some 15 s.
-	deadProbes = 6
-)
-
-// deadWatch ends a carriage when a peer has stopped answering. TCP_USER_TIMEOUT would, but it also ends
-// connections whose reader is slow and whose peer answers every probe of its shut window.
-type deadWatch struct {
-	c *carriage
-
-	mu      sync.Mutex // guards what follows
-	timer   *time.Timer
-	stopped bool
-}
-
-func watchDead(c *carriage) *deadWatch {
-	w := &deadWatch{c: c}
-	for _, conn := range []net.Conn{c.first, c.second} {
-		if t, ok := conn.(*net.TCPConn); ok {
-			setUserTimeout(t, 0) // fails only if closed, which the copying notices
-		}
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.timer = time.AfterFunc(watchInterval, w.look)
-	return w
-}
-
-func (w *deadWatch) look() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.stopped {
-		return
-	}
-	w.lookAt(First, w.c.first)
-	w.lookAt(Second, w.c.second)
-	w.timer.Reset(watchInterval)
-}
-
-func (w *deadWatch) lookAt(s Side, conn net.Conn) {
-	t, ok := conn.(*net.TCPConn)
-	if !ok {
-		return
-	}
-	if info, err := tcpInfo(t); err == nil && dead(info) {
-		w.c.fail(s, fmt.Errorf("peer answers nothing: %w", unix.ETIMEDOUT))
-	}
-}
-
-// stop returns once no look runs any more or will.
-func (w *deadWatch) stop() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.stopped = true
-	w.timer.Stop()
-}
-
-// dead reports whether a connection's peer has stopped answering what was sent to it.
-func dead(info *unix.TCPInfo) bool {
-	lost := info.Unacked > 0 && info.Retransmits >= deadRetransmits &&
-		time.Duration(info.Last_ack_recv)*time.Millisecond >= deadSilence
-	return lost || info.Probes >= deadProbes
 }

@@ -5,50 +5,97 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 )
 
-// MaxFrame is the length of a frame's body at most, in bytes.
-const MaxFrame = 4096
+const (
+	// MaxFrame is the length of a message's body at most, in bytes.
+	MaxFrame = 4096
+	// MaxData is the length of DATA's body at most, in bytes. With its prefix such a frame fills
+	// four TLS records.
+	MaxData = 4*16384 - PrefixLen
+	// PrefixLen is the length of what precedes each body: a type and a length.
+	PrefixLen = 3
+)
 
 var (
 	// ErrUnexpectedFrame reports a frame of another type than the one whose turn it is.
 	ErrUnexpectedFrame = errors.New("unexpected frame")
-	// ErrFrameTooLong reports a frame whose body is longer than MaxFrame.
+	// ErrFrameTooLong reports a frame whose body is longer than its type permits: MaxData
+	// for DATA, 0 for END and RESET, and MaxFrame for the others.
 	ErrFrameTooLong = errors.New("frame too long")
 	// ErrBadFrame reports a frame whose body is not what its type holds.
 	ErrBadFrame = errors.New("malformed frame")
 )
 
-// frameType is a frame's first byte.
-type frameType uint8
+// Type is a frame's first byte.
+type Type uint8
 
+// The types, in the order in which they first come.
 const (
-	typeHello frameType = iota + 1
-	typeHelloAnswer
-	typeOpen
-	typeOpenAnswer
+	TypeHello Type = iota + 1
+	TypeHelloAnswer
+	TypeOpen
+	TypeOpenAnswer
+	// TypeData carries bytes of the exchange.
+	TypeData
+	// TypeEnd is the last frame of a direction that ended with FIN.
+	TypeEnd
+	// TypeReset is the last frame of a direction that was reset; one may follow END.
+	TypeReset
+	// TypeIdle comes from the server once it has read the client's last frame and has sent
+	// its own: the session can carry another exchange.
+	TypeIdle
 )
 
 // String names the type.
-func (t frameType) String() string {
+func (t Type) String() string {
 	switch t {
-	case typeHello:
+	case TypeHello:
 		return "HELLO"
-	case typeHelloAnswer:
+	case TypeHelloAnswer:
 		return "HELLO answer"
-	case typeOpen:
+	case TypeOpen:
 		return "OPEN"
-	case typeOpenAnswer:
+	case TypeOpenAnswer:
 		return "OPEN answer"
+	case TypeData:
+		return "DATA"
+	case TypeEnd:
+		return "END"
+	case TypeReset:
+		return "RESET"
+	case TypeIdle:
+		return "IDLE"
 	}
 	return fmt.Sprintf("type %d", uint8(t))
 }
 
-const prefixLen = 3 // type, length
+// most is the length of a body of the type at most.
+func (t Type) most() int {
+	switch t {
+	case TypeData:
+		return MaxData
+	case TypeEnd, TypeReset, TypeIdle:
+		return 0
+	}
+	return MaxFrame
+}
+
+// PutPrefix writes the prefix of a frame whose body has n bytes to b. It panics if that is too
+// long for the type, or b too short.
+func PutPrefix(b []byte, t Type, n int) {
+	if n > t.most() {
+		panic(fmt.Sprintf("tunnel: %v of %d bytes", t, n))
+	}
+	b[0] = byte(t)
+	binary.BigEndian.PutUint16(b[1:PrefixLen], uint16(n))
+}
 
 // WriteHello writes HELLO alone. The error wraps ErrBadFrame or w's own.
 func WriteHello(w io.Writer, h Hello) error {
@@ -56,28 +103,37 @@ func WriteHello(w io.Writer, h Hello) error {
 	if err != nil {
 		return err
 	}
-	return write(w, typeHello, b)
+	return write(w, TypeHello, b)
 }
 
-// WriteOpen writes OPEN and the caller's first bytes, if any, in one write.
-func WriteOpen(w io.Writer, early []byte) error {
-	b, err := appendFrame(nil, typeOpen, &OpenFrame{})
+// WriteOpen writes OPEN and early, the caller's first bytes if there are any, in one
+// write. early has at most MaxData bytes. patience is how long the client waits for the
+// application to answer, rounded down to milliseconds. 0 lets the server decide.
+func WriteOpen(w io.Writer, patience time.Duration, early []byte) error {
+	b, err := appendOpen(nil, patience, early)
 	if err != nil {
 		return err
 	}
-	return write(w, typeOpen, append(b, early...))
+	return write(w, TypeOpen, b)
 }
 
-// WriteHelloOpen writes HELLO, OPEN and the caller's first bytes, if any, in one write.
-func WriteHelloOpen(w io.Writer, h Hello, early []byte) error {
+// WriteHelloOpen is WriteHello and WriteOpen in one write.
+func WriteHelloOpen(w io.Writer, h Hello, patience time.Duration, early []byte) error {
 	b, err := appendHello(nil, h)
 	if err != nil {
 		return err
 	}
-	if b, err = appendFrame(b, typeOpen, &OpenFrame{}); err != nil {
+	if b, err = appendOpen(b, patience, early); err != nil {
 		return err
 	}
-	return write(w, typeHello, append(b, early...))
+	return write(w, TypeHello, b)
+}
+
+// WriteEmpty writes a frame without a body: TypeEnd, TypeReset or TypeIdle.
+func WriteEmpty(w io.Writer, t Type) error {
+	var b [PrefixLen]byte
+	PutPrefix(b[:], t, 0)
+	return write(w, t, b[:])
 }
 
 // WriteHelloAnswer writes the answer to HELLO. Endpoint and Ready are left out when they are zero and empty.
@@ -92,126 +148,65 @@ func WriteHelloAnswer(w io.Writer, a Answer) error {
 	if _, err := m.check(); err != nil {
 		return err
 	}
-	b, err := appendFrame(nil, typeHelloAnswer, m)
+	b, err := appendFrame(nil, TypeHelloAnswer, m)
 	if err != nil {
 		return err
 	}
-	return write(w, typeHelloAnswer, b)
+	return write(w, TypeHelloAnswer, b)
 }
 
-// WriteOpenAnswer writes the answer to OPEN. After Code_OK raw bytes follow.
+// WriteOpenAnswer writes the answer to OPEN.
 func WriteOpenAnswer(w io.Writer, c Code) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	b, err := appendFrame(nil, typeOpenAnswer, &OpenAnswer{Code: c})
+	b, err := appendFrame(nil, TypeOpenAnswer, &OpenAnswer{Code: c})
 	if err != nil {
 		return err
 	}
-	return write(w, typeOpenAnswer, b)
-}
-
-// ReadHello reads HELLO and not a byte more. The error wraps ErrUnexpectedFrame, ErrFrameTooLong,
-// ErrBadFrame or r's own.
-func ReadHello(r io.Reader) (Hello, error) {
-	var m HelloFrame
-	if err := read(r, typeHello, &m); err != nil {
-		return Hello{}, err
-	}
-	h := Hello{m.GetNamespace(), m.GetService(), m.GetPort()}
-	if err := h.check(); err != nil {
-		return Hello{}, err
-	}
-	return h, nil
-}
-
-// ReadOpen reads OPEN and not a byte more. Errors are as ReadHello's; on a warm tunnel whose client no
-// longer wants it the error is io.EOF itself.
-func ReadOpen(r io.Reader) error { return read(r, typeOpen, &OpenFrame{}) }
-
-// ReadHelloAnswer reads the answer to HELLO and not a byte more. The error is a *Refused, together with the
-// answer, or as ReadHello's.
-func ReadHelloAnswer(r io.Reader) (Answer, error) {
-	var m HelloAnswer
-	if err := read(r, typeHelloAnswer, &m); err != nil {
-		return Answer{}, err
-	}
-	a, err := m.check()
-	if err == nil && a.Code != Code_OK {
-		err = &Refused{a.Code}
-	}
-	return a, err
-}
-
-// ReadOpenAnswer reads the answer to OPEN and not a byte more. The error is a *Refused or as ReadHello's.
-func ReadOpenAnswer(r io.Reader) error {
-	var m OpenAnswer
-	if err := read(r, typeOpenAnswer, &m); err != nil {
-		return err
-	}
-	if err := m.GetCode().check(); err != nil {
-		return err
-	}
-	if m.GetCode() != Code_OK {
-		return &Refused{m.GetCode()}
-	}
-	return nil
+	return write(w, TypeOpenAnswer, b)
 }
 
 func appendHello(b []byte, h Hello) ([]byte, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
-	return appendFrame(b, typeHello, &HelloFrame{Namespace: h.Namespace, Service: h.Service, Port: h.Port})
+	return appendFrame(b, TypeHello, &HelloFrame{Namespace: h.Namespace, Service: h.Service, Port: h.Port})
 }
 
-func appendFrame(b []byte, t frameType, m proto.Message) ([]byte, error) {
+// appendOpen appends OPEN, and the first bytes as a frame of their own.
+func appendOpen(b []byte, patience time.Duration, early []byte) ([]byte, error) {
+	ms := min(max(patience.Milliseconds(), 0), math.MaxUint32)
+	b, err := appendFrame(b, TypeOpen, &OpenFrame{PatienceMs: uint32(ms)})
+	if err != nil || len(early) == 0 {
+		return b, err
+	}
+	if len(early) > MaxData {
+		return nil, fmt.Errorf("%d first bytes: %w", len(early), ErrFrameTooLong)
+	}
+	var prefix [PrefixLen]byte
+	PutPrefix(prefix[:], TypeData, len(early))
+	return append(append(b, prefix[:]...), early...), nil
+}
+
+func appendFrame(b []byte, t Type, m proto.Message) ([]byte, error) {
 	start := len(b)
 	b = append(b, byte(t), 0, 0)
 	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, m)
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w: %w", t, ErrBadFrame, err)
 	}
-	n := len(b) - start - prefixLen
+	n := len(b) - start - PrefixLen
 	if n > MaxFrame {
 		return nil, fmt.Errorf("%v of %d bytes: %w", t, n, ErrFrameTooLong)
 	}
-	binary.BigEndian.PutUint16(b[start+1:], uint16(n))
+	PutPrefix(b[start:], t, n)
 	return b, nil
 }
 
-func write(w io.Writer, t frameType, b []byte) error {
+func write(w io.Writer, t Type, b []byte) error {
 	if _, err := w.Write(b); err != nil {
 		return fmt.Errorf("write %v: %w", t, err)
-	}
-	return nil
-}
-
-// read reads the frame whose turn it is into m. An end before the frame is io.EOF itself.
-func read(r io.Reader, want frameType, m proto.Message) error {
-	var prefix [prefixLen]byte
-	if _, err := io.ReadFull(r, prefix[:]); err != nil {
-		if err == io.EOF {
-			return err
-		}
-		return fmt.Errorf("read %v: %w", want, err)
-	}
-	got, n := frameType(prefix[0]), int(binary.BigEndian.Uint16(prefix[1:]))
-	switch {
-	case got != want:
-		return fmt.Errorf("%v instead of %v: %w", got, want, ErrUnexpectedFrame)
-	case n > MaxFrame:
-		return fmt.Errorf("%v of %d bytes: %w", want, n, ErrFrameTooLong)
-	}
-	body := make([]byte, n)
-	if _, err := io.ReadFull(r, body); err != nil {
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		return fmt.Errorf("read %v: %w", want, err)
-	}
-	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(body, m); err != nil {
-		return fmt.Errorf("%v: %w", want, ErrBadFrame)
 	}
 	return nil
 }

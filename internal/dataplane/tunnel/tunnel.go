@@ -1,27 +1,34 @@
-// Package tunnel speaks the first frames inside a tunnel, an established TLS connection between two agents:
-// HELLO names the service that is called, OPEN asks for the application to be dialled.
+// Package tunnel speaks causeway-tunnel/2, the frames of a session. A session is one TLS
+// connection between two agents. HELLO says what its exchanges call, and each exchange carries
+// one connection: OPEN asks for the application to be dialed.
 //
-//	client ── HELLO, OPEN, first bytes ──▶ server        in one write when a caller is waiting
-//	client ◀── HELLO answer ─────────────── server        once it has decided who may
-//	client ◀── OPEN answer, then raw bytes ─ server        once the application answers
+//	client ── HELLO, OPEN, DATA ──────▶ server   in one write when a caller waits
+//	client ◀── HELLO answer ─────────── server   once it has decided who may
+//	client ◀── OPEN answer ──────────── server   once the application answers
+//	client ◀─▶ DATA …, END or RESET ◀─▶ server   each direction for itself
+//	client ◀── IDLE ─────────────────── server   once the application has taken all of it
+//	client ── OPEN, DATA ─────────────▶ server   the next exchange, without a handshake
 //
-// A warm tunnel sends HELLO alone, and OPEN when a caller comes.
+// A session that is made ahead sends HELLO alone, and OPEN when a caller comes.
 //
 // What always holds:
-//   - No byte past a frame is read: after OPEN and its answer the connection is the application's.
-//   - A frame holds at most MaxFrame bytes, and its fields are checked before they are handed out: names are
-//     DNS labels, ids have 8 bytes, enums have known values.
+//   - Exchanges follow each other: one is over when each direction has had its last frame, END or
+//     RESET. A side that receives RESET ends its own direction by RESET, unless that has ended.
+//   - A reader never reads past the end of the current frame.
+//   - A message holds at most MaxFrame bytes, and its fields are checked before they are handed
+//     out: names are DNS labels, ids have 8 bytes, enums have known values.
 //   - A refusal comes as a *Refused with a Code of the closed list.
-//   - Reading and writing block until done. Functions with a context end with it; for the others the caller
-//     sets deadlines on the connection.
+//   - A client that reads close_notify before the answer to OPEN knows that OPEN was not read.
+//   - Reading and writing block until done. Functions with a context end with it; for the others
+//     the caller sets deadlines on the connection.
 //
 // The layout and the reasons for it are in docs/design/0002-tunnel-frames.md.
 package tunnel
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"time"
 
@@ -71,67 +78,94 @@ func Refusals() []Code {
 		Code_POD_TIMEOUT, Code_OVERLOADED, Code_NOT_READY}
 }
 
-// Open asks for a service and for its application at once, sending HELLO, OPEN and the caller's first bytes
-// in one write, and waits for both answers. Afterwards conn carries raw bytes.
+// Open asks for a service and for its application at once, sending HELLO, OPEN and the caller's
+// first bytes in one write, and waits for both answers. Afterwards conn carries the exchange.
 //
-// The error is a *Refused (the Answer is then what came with it), or wraps what went wrong on conn, or is
-// ctx's cause. After any error conn is of no more use and is the caller's to reset. Open sets conn's deadline
-// and, without an error, clears it.
-func Open(ctx context.Context, conn net.Conn, h Hello, early []byte) (Answer, error) {
+// The error is or wraps a *Refused, an error of conn, or ctx's cause. With a *Refused,
+// the Answer is the one that the server sent. If Reusable reports true for the error,
+// conn is ready for another exchange. After any other error the caller must reset conn.
+// Open sets conn's deadline, and clears it if conn can still be used.
+func (c *Conn) Open(ctx context.Context, h Hello, patience time.Duration, early []byte) (Answer, error) {
 	var a Answer
-	err := within(ctx, conn, func() error {
-		if err := WriteHelloOpen(conn, h, early); err != nil {
+	err := c.within(ctx, func() error {
+		if err := WriteHelloOpen(c, h, patience, early); err != nil {
 			return err
 		}
 		var err error
-		if a, err = ReadHelloAnswer(conn); err != nil {
-			return err
+		if a, err = c.ReadHelloAnswer(); err != nil {
+			return fmt.Errorf("HELLO: %w", err) // after a refusal the server closes
 		}
-		return ReadOpenAnswer(conn)
+		return c.openAnswer()
 	})
 	return a, err
 }
 
-// Warm asks for a service without opening its application, for a caller yet to come. Errors and deadlines
-// are as Open's.
-func Warm(ctx context.Context, conn net.Conn, h Hello) (Answer, error) {
+// Greet asks for a service without opening its application, for a caller yet to come. Errors
+// and deadlines are as Open's.
+func (c *Conn) Greet(ctx context.Context, h Hello) (Answer, error) {
 	var a Answer
-	err := within(ctx, conn, func() error {
-		if err := WriteHello(conn, h); err != nil {
+	err := c.within(ctx, func() error {
+		if err := WriteHello(c, h); err != nil {
 			return err
 		}
 		var err error
-		a, err = ReadHelloAnswer(conn)
+		a, err = c.ReadHelloAnswer()
 		return err
 	})
 	return a, err
 }
 
-// Attach opens the application over a tunnel that Warm made, sending the caller's first bytes along. Errors
-// and deadlines are as Open's.
-func Attach(ctx context.Context, conn net.Conn, early []byte) error {
-	return within(ctx, conn, func() error {
-		if err := WriteOpen(conn, early); err != nil {
+// OpenNext opens the application over a session that is between exchanges, sending the caller's
+// first bytes along. Errors and deadlines are as Open's.
+func (c *Conn) OpenNext(ctx context.Context, patience time.Duration, early []byte) error {
+	return c.within(ctx, func() error {
+		if err := WriteOpen(c, patience, early); err != nil {
 			return err
 		}
-		return ReadOpenAnswer(conn)
+		return c.openAnswer()
 	})
 }
 
-// within runs do, which reads and writes conn, until ctx ends.
-func within(ctx context.Context, conn net.Conn, do func() error) error {
+// openAnswer reads the answer to OPEN, and ends the exchange if it was refused for the
+// application's sake.
+func (c *Conn) openAnswer() error {
+	err := c.ReadOpenAnswer()
+	if Reusable(err) {
+		if werr := WriteEmpty(c, TypeReset); werr != nil {
+			return errors.Join(err, werr)
+		}
+	}
+	return err
+}
+
+// Reusable reports whether the error of Open or OpenNext has left the session ready for another
+// exchange.
+func Reusable(err error) bool {
+	r, ok := err.(*Refused)
+	return ok && r.Code.KeepsSession()
+}
+
+// KeepsSession reports whether a session goes on after an OPEN that was refused with this code:
+// the refusal is about the application, and not about who calls.
+func (c Code) KeepsSession() bool { return c == Code_POD_REFUSED || c == Code_POD_TIMEOUT }
+
+// within runs do, which reads and writes c, until ctx ends.
+func (c *Conn) within(ctx context.Context, do func() error) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
 	stop := afterfunc.Start(ctx, func() {
-		conn.SetDeadline(time.Unix(1, 0)) // wakes do, whose error is then ctx's
+		c.SetDeadline(time.Unix(1, 0)) // wakes do, whose error is then ctx's
 	})
 	err := do()
 	if !stop() {
 		return fmt.Errorf("tunnel not opened: %w", context.Cause(ctx))
 	}
-	if err != nil {
+	if err != nil && !Reusable(err) {
 		return err
 	}
-	return conn.SetDeadline(time.Time{})
+	if derr := c.SetDeadline(time.Time{}); derr != nil {
+		return errors.Join(err, derr)
+	}
+	return err
 }

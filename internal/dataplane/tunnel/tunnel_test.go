@@ -49,36 +49,115 @@ func bytesOf(t testing.TB, write func(io.Writer) error) []byte {
 }
 
 // frame makes any frame, well-formed or not.
-func frame(t frameType, body []byte) []byte {
+func frame(t Type, body []byte) []byte {
 	return append(binary.BigEndian.AppendUint16([]byte{byte(t)}, uint16(len(body))), body...)
 }
 
+// reader is a connection from which only r can be read.
+type reader struct {
+	net.Conn
+	r io.Reader
+}
+
+func (c reader) Read(b []byte) (int, error) { return c.r.Read(b) }
+
+// reading returns a Conn that reads r.
+func reading(r io.Reader) *Conn { return NewConn(reader{r: r}) }
+
+// wantFrame takes the next frame.
+func wantFrame(t *testing.T, c *Conn, want Type, body string) {
+	t.Helper()
+	got, n, err := c.Next()
+	if err != nil || got != want {
+		t.Fatalf("%v, %v; want %v", got, err, want)
+	}
+	c.Take()
+	b := make([]byte, n)
+	if _, err := io.ReadFull(c, b); err != nil || string(b) != body {
+		t.Fatalf("%q, %v; want %q", b, err, body)
+	}
+}
+
 func TestNoByteBeyondAFrame(t *testing.T) {
-	b := bytesOf(t, func(w io.Writer) error { return WriteHelloOpen(w, hello, []byte("early")) })
-	r := iotest.OneByteReader(bytes.NewReader(b))
-	got, err := ReadHello(r)
+	b := bytesOf(t, func(w io.Writer) error { return WriteHelloOpen(w, hello, 0, []byte("early")) })
+	c := reading(iotest.OneByteReader(bytes.NewReader(append(b, "rest"...))))
+	got, err := c.ReadHello()
 	if err != nil || got != hello {
 		t.Fatalf("%+v, %v; want %+v", got, err, hello)
 	}
-	if err := ReadOpen(r); err != nil {
+	if _, err := c.ReadOpen(); err != nil {
 		t.Fatal(err)
 	}
-	if rest, _ := io.ReadAll(r); string(rest) != "early" {
-		t.Errorf("%q left after OPEN, want the caller's bytes", rest)
+	wantFrame(t, c, TypeData, "early")
+	if rest, _ := io.ReadAll(c); string(rest) != "rest" {
+		t.Errorf("%q left", rest)
 	}
 
 	b = append(bytesOf(t, func(w io.Writer) error { return WriteHelloAnswer(w, answer) }),
 		bytesOf(t, func(w io.Writer) error { return WriteOpenAnswer(w, Code_OK) })...)
-	r = iotest.OneByteReader(bytes.NewReader(append(b, "220 ready"...)))
-	a, err := ReadHelloAnswer(r)
+	c = reading(iotest.OneByteReader(bytes.NewReader(append(b, "rest"...))))
+	a, err := c.ReadHelloAnswer()
 	if d := cmp.Diff(answer, a); err != nil || d != "" {
 		t.Fatalf("%v (-want +got):\n%s", err, d)
 	}
-	if err := ReadOpenAnswer(r); err != nil {
+	if err := c.ReadOpenAnswer(); err != nil {
 		t.Fatal(err)
 	}
-	if rest, _ := io.ReadAll(r); string(rest) != "220 ready" {
-		t.Errorf("%q left after the answer, want the application's bytes", rest)
+	if rest, _ := io.ReadAll(c); string(rest) != "rest" {
+		t.Errorf("%q left after the answer", rest)
+	}
+}
+
+// stutter fails by a deadline before each byte.
+type stutter struct {
+	r    io.Reader
+	next bool
+}
+
+func (s *stutter) Read(b []byte) (int, error) {
+	if s.next = !s.next; s.next {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return s.r.Read(b[:1])
+}
+
+// A deadline wakes a reader between two exchanges: what it has read by then must not be lost.
+func TestADeadlineLosesNothing(t *testing.T) {
+	b := bytesOf(t, func(w io.Writer) error { return WriteOpen(w, 0, []byte("early")) })
+	c := reading(&stutter{r: bytes.NewReader(b)})
+	late := 0
+	for {
+		got, n, err := c.Next()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			late++
+			continue
+		}
+		if err != nil || got != TypeOpen || n != 0 {
+			t.Fatalf("%v of %d bytes, %v", got, n, err)
+		}
+		break
+	}
+	if late != PrefixLen {
+		t.Errorf("%d deadlines, want %d", late, PrefixLen)
+	}
+	if got, _, err := c.Next(); err != nil || got != TypeOpen {
+		t.Errorf("again: %v, %v; want the same frame until it is taken", got, err)
+	}
+}
+
+// A RESET that crossed the other side's END belongs to the exchange that is over.
+func TestALateResetIsPassedOver(t *testing.T) {
+	reset := bytesOf(t, func(w io.Writer) error { return WriteEmpty(w, TypeReset) })
+	open := bytesOf(t, func(w io.Writer) error { return WriteOpen(w, 0, nil) })
+	answer := bytesOf(t, func(w io.Writer) error { return WriteOpenAnswer(w, Code_OK) })
+	if _, err := reading(bytes.NewReader(slices.Concat(reset, open))).ReadOpen(); err != nil {
+		t.Errorf("before OPEN: %v", err)
+	}
+	if err := reading(bytes.NewReader(slices.Concat(reset, answer))).ReadOpenAnswer(); err != nil {
+		t.Errorf("before the answer: %v", err)
+	}
+	if _, err := reading(bytes.NewReader(slices.Concat(reset, reset, open))).ReadOpen(); !errors.Is(err, ErrUnexpectedFrame) {
+		t.Errorf("twice: %v, want %v", err, ErrUnexpectedFrame)
 	}
 }
 
@@ -88,7 +167,7 @@ func (c *countWrites) Write(b []byte) (int, error) { c.n++; return len(b), nil }
 
 func TestHelloAndOpenGoInOneWrite(t *testing.T) {
 	var w countWrites
-	if err := WriteHelloOpen(&w, hello, []byte("GET /")); err != nil || w.n != 1 {
+	if err := WriteHelloOpen(&w, hello, 0, []byte("GET /")); err != nil || w.n != 1 {
 		t.Errorf("%d writes, %v; each write is a TLS record and perhaps a segment", w.n, err)
 	}
 }
@@ -103,40 +182,43 @@ func bytesField(n protowire.Number, v string) []byte {
 
 func TestReadersRefuse(t *testing.T) {
 	good := bytesOf(t, func(w io.Writer) error { return WriteHello(w, hello) })
-	readHello := func(r io.Reader) error { _, err := ReadHello(r); return err }
-	readAnswer := func(r io.Reader) error { _, err := ReadHelloAnswer(r); return err }
+	readHello := func(c *Conn) error { _, err := c.ReadHello(); return err }
+	readAnswer := func(c *Conn) error { _, err := c.ReadHelloAnswer(); return err }
+	readOpen := func(c *Conn) error { _, err := c.ReadOpen(); return err }
 	ok := varintField(1, uint64(Code_OK))
 	cases := map[string]struct {
 		why  string
 		in   []byte
-		read func(io.Reader) error
+		read func(*Conn) error
 		err  error
 	}{
-		"other type":         {"frames come in one order", frame(typeOpen, nil), readHello, ErrUnexpectedFrame},
+		"other type":         {"frames come in one order", frame(TypeOpen, nil), readHello, ErrUnexpectedFrame},
 		"unknown type":       {"what is not known is not guessed", frame(9, nil), readHello, ErrUnexpectedFrame},
 		"HTTP":               {"an application's bytes are no frame", []byte("GET / HTTP/1.1\r\n"), readHello, ErrUnexpectedFrame},
-		"too long":           {"memory is bounded", frame(typeHello, make([]byte, MaxFrame+1)), readHello, ErrFrameTooLong},
-		"not protobuf":       {"strangers' bytes", frame(typeHello, []byte{0xff}), readHello, ErrBadFrame},
+		"too long":           {"memory is bounded", frame(TypeHello, make([]byte, MaxFrame+1)), readHello, ErrFrameTooLong},
+		"END with a body":    {"it has none", frame(TypeEnd, []byte{1}), readOpen, ErrFrameTooLong},
+		"much DATA":          {"four records", frame(TypeData, make([]byte, MaxData+1)), readOpen, ErrFrameTooLong},
+		"not protobuf":       {"strangers' bytes", frame(TypeHello, []byte{0xff}), readHello, ErrBadFrame},
 		"cut in the prefix":  {"an end is not a frame", good[:2], readHello, io.ErrUnexpectedEOF},
 		"cut before body":    {"an end is not a frame", good[:3], readHello, io.ErrUnexpectedEOF},
 		"cut in the body":    {"an end is not a frame", good[:5], readHello, io.ErrUnexpectedEOF},
-		"end":                {"a warm tunnel that nobody wanted", nil, ReadOpen, io.EOF},
-		"empty HELLO":        {"nothing is named", frame(typeHello, nil), readHello, ErrBadFrame},
-		"port 0":             {"no such port", frame(typeHello, append(bytesField(1, "shop"), bytesField(2, "bar")...)), readHello, ErrBadFrame},
-		"port 65536":         {"no such port", frame(typeHello, slices.Concat(bytesField(1, "shop"), bytesField(2, "bar"), varintField(3, 65536))), readHello, ErrBadFrame},
-		"escape in a name":   {"peers' text reaches logs and terminals", frame(typeHello, slices.Concat(bytesField(1, "shop\x1b[2J"), bytesField(2, "bar"), varintField(3, 80))), readHello, ErrBadFrame},
-		"slash in a name":    {"ns/service must have one reading", frame(typeHello, slices.Concat(bytesField(1, "a/b"), bytesField(2, "bar"), varintField(3, 80))), readHello, ErrBadFrame},
-		"no code":            {"an answer without a code is broken", frame(typeHelloAnswer, nil), readAnswer, ErrBadFrame},
-		"unknown code":       {"the list is closed", frame(typeHelloAnswer, varintField(1, 99)), readAnswer, ErrBadFrame},
-		"unknown speaker":    {"the list is closed", frame(typeHelloAnswer, slices.Concat(ok, varintField(7, 3))), readAnswer, ErrBadFrame},
-		"short id":           {"ids have 8 bytes", frame(typeHelloAnswer, slices.Concat(ok, bytesField(2, "1234567"))), readAnswer, ErrBadFrame},
-		"short ready id":     {"ids have 8 bytes", frame(typeHelloAnswer, slices.Concat(ok, bytesField(3, "1"))), readAnswer, ErrBadFrame},
-		"65 ready ids":       {"a peer's word is bounded", frame(typeHelloAnswer, slices.Concat(ok, slices.Repeat(bytesField(3, "12345678"), 65))), readAnswer, ErrBadFrame},
-		"OPEN without code":  {"an answer without a code is broken", frame(typeOpenAnswer, nil), ReadOpenAnswer, ErrBadFrame},
-		"OPEN, unknown code": {"the list is closed", frame(typeOpenAnswer, varintField(1, 99)), ReadOpenAnswer, ErrBadFrame},
+		"end":                {"a session that nobody wants any more", nil, readOpen, io.EOF},
+		"empty HELLO":        {"nothing is named", frame(TypeHello, nil), readHello, ErrBadFrame},
+		"port 0":             {"no such port", frame(TypeHello, append(bytesField(1, "shop"), bytesField(2, "bar")...)), readHello, ErrBadFrame},
+		"port 65536":         {"no such port", frame(TypeHello, slices.Concat(bytesField(1, "shop"), bytesField(2, "bar"), varintField(3, 65536))), readHello, ErrBadFrame},
+		"escape in a name":   {"peers' text reaches logs and terminals", frame(TypeHello, slices.Concat(bytesField(1, "shop\x1b[2J"), bytesField(2, "bar"), varintField(3, 80))), readHello, ErrBadFrame},
+		"slash in a name":    {"ns/service must have one reading", frame(TypeHello, slices.Concat(bytesField(1, "a/b"), bytesField(2, "bar"), varintField(3, 80))), readHello, ErrBadFrame},
+		"no code":            {"an answer without a code is broken", frame(TypeHelloAnswer, nil), readAnswer, ErrBadFrame},
+		"unknown code":       {"the list is closed", frame(TypeHelloAnswer, varintField(1, 99)), readAnswer, ErrBadFrame},
+		"unknown speaker":    {"the list is closed", frame(TypeHelloAnswer, slices.Concat(ok, varintField(7, 3))), readAnswer, ErrBadFrame},
+		"short id":           {"ids have 8 bytes", frame(TypeHelloAnswer, slices.Concat(ok, bytesField(2, "1234567"))), readAnswer, ErrBadFrame},
+		"short ready id":     {"ids have 8 bytes", frame(TypeHelloAnswer, slices.Concat(ok, bytesField(3, "1"))), readAnswer, ErrBadFrame},
+		"65 ready ids":       {"a peer's word is bounded", frame(TypeHelloAnswer, slices.Concat(ok, slices.Repeat(bytesField(3, "12345678"), 65))), readAnswer, ErrBadFrame},
+		"OPEN without code":  {"an answer without a code is broken", frame(TypeOpenAnswer, nil), (*Conn).ReadOpenAnswer, ErrBadFrame},
+		"OPEN, unknown code": {"the list is closed", frame(TypeOpenAnswer, varintField(1, 99)), (*Conn).ReadOpenAnswer, ErrBadFrame},
 	}
 	for name, c := range cases {
-		if err := c.read(bytes.NewReader(c.in)); !errors.Is(err, c.err) {
+		if err := c.read(reading(bytes.NewReader(c.in))); !errors.Is(err, c.err) {
 			t.Errorf("%s: %v, want %v (%s)", name, err, c.err, c.why)
 		}
 	}
@@ -151,7 +233,7 @@ func TestWritersRefuse(t *testing.T) {
 		},
 		"OPEN answer, no code":   func(w io.Writer) error { return WriteOpenAnswer(w, Code_CODE_UNSPECIFIED) },
 		"OPEN answer, odd code":  func(w io.Writer) error { return WriteOpenAnswer(w, 99) },
-		"HELLO with a long name": func(w io.Writer) error { return WriteHelloOpen(w, Hello{strings.Repeat("a", 64), "b", 1}, nil) },
+		"HELLO with a long name": func(w io.Writer) error { return WriteHelloOpen(w, Hello{strings.Repeat("a", 64), "b", 1}, 0, nil) },
 	} {
 		var b bytes.Buffer
 		if err := write(&b); !errors.Is(err, ErrBadFrame) || b.Len() != 0 {
@@ -166,7 +248,7 @@ func TestLargestAnswerFits(t *testing.T) {
 	a.Ready = slices.Repeat([]route.EndpointID{{0xff}}, route.MaxReadyIDs)
 	a.ReadyCount, a.Generation, a.Budget = 1<<32-1, 1<<64-1, 1<<32-1
 	b := bytesOf(t, func(w io.Writer) error { return WriteHelloAnswer(w, a) })
-	got, err := ReadHelloAnswer(bytes.NewReader(b))
+	got, err := reading(bytes.NewReader(b)).ReadHelloAnswer()
 	if d := cmp.Diff(a, got); err != nil || d != "" {
 		t.Errorf("%v (-want +got):\n%s", err, d)
 	}
@@ -175,17 +257,17 @@ func TestLargestAnswerFits(t *testing.T) {
 // A field added by a later version is passed over; a later meaning of an old field is not.
 func TestUnknownFieldsArePassedOver(t *testing.T) {
 	body := slices.Concat(bytesField(1, "shop"), bytesField(2, "bar"), varintField(3, 80), bytesField(15, "new"))
-	got, err := ReadHello(bytes.NewReader(frame(typeHello, body)))
+	got, err := reading(bytes.NewReader(frame(TypeHello, body))).ReadHello()
 	if err != nil || got != hello {
 		t.Errorf("%+v, %v; want %+v", got, err, hello)
 	}
 }
 
 // serve plays the server at the end of a pipe.
-func serve(t *testing.T, do func(net.Conn) error) net.Conn {
+func serve(t *testing.T, do func(*Conn) error) *Conn {
 	client, server := net.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- do(server) }()
+	go func() { done <- do(NewConn(server)) }()
 	t.Cleanup(func() {
 		client.Close()
 		server.Close()
@@ -193,36 +275,59 @@ func serve(t *testing.T, do func(net.Conn) error) net.Conn {
 			t.Errorf("server: %v", err)
 		}
 	})
-	return client
+	return NewConn(client)
+}
+
+// readEarly reads OPEN and the first bytes.
+func readEarly(c *Conn, want string) error {
+	if patience, err := c.ReadOpen(); err != nil || patience != 3*time.Second {
+		return errors.Join(err, errors.New("wrong patience"))
+	}
+	t, n, err := c.Next()
+	if err != nil || t != TypeData || n != len(want) {
+		return errors.Join(err, errors.New("no first bytes"))
+	}
+	c.Take()
+	return readString(c, want)
 }
 
 func TestOpen(t *testing.T) {
 	refusal := Answer{Code: Code_DENIED}
 	cases := map[string]struct {
-		why    string
-		server func(net.Conn) error
-		answer Answer
-		code   Code
+		why      string
+		server   func(*Conn) error
+		answer   Answer
+		code     Code
+		reusable bool
 	}{
-		"served": {"the ordinary case", func(c net.Conn) error {
-			h, err := ReadHello(c)
+		"served": {"the ordinary case", func(c *Conn) error {
+			h, err := c.ReadHello()
 			if err != nil || h != hello {
 				return errors.Join(err, errors.New("wrong HELLO"))
 			}
-			return errors.Join(ReadOpen(c), readString(c, "first"), WriteHelloAnswer(c, answer), WriteOpenAnswer(c, Code_OK))
-		}, answer, Code_OK},
-		"refused at HELLO": {"the reason reaches the caller's agent", func(c net.Conn) error {
-			_, err := ReadHello(c)
-			return errors.Join(err, ReadOpen(c), readString(c, "first"), WriteHelloAnswer(c, refusal))
-		}, refusal, Code_DENIED},
-		"refused at OPEN": {"what HELLO taught is kept", func(c net.Conn) error {
-			_, err := ReadHello(c)
-			return errors.Join(err, ReadOpen(c), readString(c, "first"), WriteHelloAnswer(c, answer), WriteOpenAnswer(c, Code_POD_REFUSED))
-		}, answer, Code_POD_REFUSED},
+			return errors.Join(readEarly(c, "first"), WriteHelloAnswer(c, answer), WriteOpenAnswer(c, Code_OK))
+		}, answer, Code_OK, false},
+		"refused at HELLO": {"the reason reaches the caller's agent", func(c *Conn) error {
+			_, err := c.ReadHello()
+			return errors.Join(err, readEarly(c, "first"), WriteHelloAnswer(c, refusal))
+		}, refusal, Code_DENIED, false},
+		"HELLO refused by a code of OPEN's": {"after a refused HELLO the server closes", func(c *Conn) error {
+			_, err := c.ReadHello()
+			return errors.Join(err, readEarly(c, "first"), WriteHelloAnswer(c, Answer{Code: Code_POD_REFUSED}))
+		}, Answer{Code: Code_POD_REFUSED}, Code_POD_REFUSED, false},
+		"refused at OPEN": {"the session can be used again", func(c *Conn) error {
+			_, err := c.ReadHello()
+			return errors.Join(err, readEarly(c, "first"), WriteHelloAnswer(c, answer), WriteOpenAnswer(c, Code_POD_REFUSED),
+				c.Discard(100, time.Now().Add(time.Minute)))
+		}, answer, Code_POD_REFUSED, true},
+		"refused at OPEN for good": {"the caller may not call any more", func(c *Conn) error {
+			_, err := c.ReadHello()
+			return errors.Join(err, readEarly(c, "first"), WriteHelloAnswer(c, answer), WriteOpenAnswer(c, Code_DENIED))
+		}, answer, Code_DENIED, false},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			got, err := Open(t.Context(), serve(t, c.server), hello, []byte("first"))
+			got, err := serve(t, c.server).Open(t.Context(), hello, 3*time.Second, []byte("first"))
 			if d := cmp.Diff(c.answer, got); d != "" {
 				t.Errorf("%s (-want +got):\n%s", c.why, d)
 			}
@@ -233,20 +338,46 @@ func TestOpen(t *testing.T) {
 			case c.code != Code_OK && (!errors.As(err, &refused) || refused.Code != c.code):
 				t.Errorf("%s: %v, want code %v", c.why, err, c.code)
 			}
+			if Reusable(err) != c.reusable {
+				t.Errorf("%s: reusable %v after %v", c.why, !c.reusable, err)
+			}
 		})
 	}
 }
 
-func TestWarmThenAttach(t *testing.T) {
-	client := serve(t, func(c net.Conn) error {
-		_, err := ReadHello(c)
-		return errors.Join(err, WriteHelloAnswer(c, answer), ReadOpen(c), readString(c, "first"), WriteOpenAnswer(c, Code_OK))
+func TestGreetThenOpenNext(t *testing.T) {
+	client := serve(t, func(c *Conn) error {
+		_, err := c.ReadHello()
+		return errors.Join(err, WriteHelloAnswer(c, answer), readEarly(c, "first"), WriteOpenAnswer(c, Code_OK))
 	})
-	if a, err := Warm(t.Context(), client, hello); err != nil || !cmp.Equal(a, answer) {
+	if a, err := client.Greet(t.Context(), hello); err != nil || !cmp.Equal(a, answer) {
 		t.Fatalf("%+v, %v", a, err)
 	}
-	if err := Attach(t.Context(), client, []byte("first")); err != nil {
+	if err := client.OpenNext(t.Context(), 3*time.Second, []byte("first")); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestDiscard(t *testing.T) {
+	data := frame(TypeData, []byte("0123456789"))
+	cases := map[string]struct {
+		in []byte
+		ok bool
+	}{
+		"nothing":     {frame(TypeReset, nil), true},
+		"END":         {slices.Concat(data, frame(TypeEnd, nil)), true},
+		"some":        {slices.Concat(data, data, frame(TypeReset, nil)), true},
+		"too much":    {slices.Concat(data, data, data, frame(TypeReset, nil)), false},
+		"other frame": {frame(TypeHello, nil), false},
+		"cut":         {data[:5], false},
+	}
+	for name, c := range cases {
+		client, server := net.Pipe()
+		go func() { client.Write(c.in); client.Close() }()
+		if err := NewConn(server).Discard(20, time.Now().Add(time.Minute)); (err == nil) != c.ok {
+			t.Errorf("%s: %v, want success: %v", name, err, c.ok)
+		}
+		server.Close()
 	}
 }
 
@@ -268,7 +399,7 @@ func TestOpenEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		start := time.Now()
-		_, err := Open(ctx, client, hello, nil)
+		_, err := NewConn(client).Open(ctx, hello, 0, nil)
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 3*time.Second {
 			t.Errorf("%v after %v, want %v after 3s", err, time.Since(start), context.DeadlineExceeded)
 		}
@@ -282,8 +413,9 @@ func TestOpenLeavesNoDeadline(t *testing.T) {
 		defer client.Close()
 		defer server.Close()
 		go func() {
-			ReadHello(server)
-			ReadOpen(server)
+			c := NewConn(server)
+			c.ReadHello()
+			c.ReadOpen()
 			WriteHelloAnswer(server, answer)
 			WriteOpenAnswer(server, Code_OK)
 			<-time.After(time.Hour)
@@ -291,7 +423,7 @@ func TestOpenLeavesNoDeadline(t *testing.T) {
 		}()
 		client.SetDeadline(time.Now().Add(5 * time.Second)) // the handshake's, say
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		if _, err := Open(ctx, client, hello, nil); err != nil {
+		if _, err := NewConn(client).Open(ctx, hello, 0, nil); err != nil {
 			t.Fatal(err)
 		}
 		cancel()
@@ -312,10 +444,15 @@ func TestFrameVectors(t *testing.T) {
 		write func(io.Writer) error
 	}{
 		{"HELLO shop/bar:80", func(w io.Writer) error { return WriteHello(w, hello) }},
-		{"HELLO shop/bar:80, OPEN, early data abc", func(w io.Writer) error { return WriteHelloOpen(w, hello, []byte("abc")) }},
+		{"HELLO shop/bar:80, OPEN, DATA abc", func(w io.Writer) error { return WriteHelloOpen(w, hello, 0, []byte("abc")) }},
 		{"HELLO answer OK", func(w io.Writer) error { return WriteHelloAnswer(w, answer) }},
 		{"HELLO answer DENIED", func(w io.Writer) error { return WriteHelloAnswer(w, Answer{Code: Code_DENIED}) }},
-		{"OPEN", func(w io.Writer) error { return WriteOpen(w, nil) }},
+		{"OPEN", func(w io.Writer) error { return WriteOpen(w, 0, nil) }},
+		{"OPEN with a patience of 3 s", func(w io.Writer) error { return WriteOpen(w, 3*time.Second, nil) }},
+		{"OPEN, DATA abc", func(w io.Writer) error { return WriteOpen(w, 0, []byte("abc")) }},
+		{"END", func(w io.Writer) error { return WriteEmpty(w, TypeEnd) }},
+		{"IDLE", func(w io.Writer) error { return WriteEmpty(w, TypeIdle) }},
+		{"RESET", func(w io.Writer) error { return WriteEmpty(w, TypeReset) }},
 		{"OPEN answer OK", func(w io.Writer) error { return WriteOpenAnswer(w, Code_OK) }},
 		{"OPEN answer POD_TIMEOUT", func(w io.Writer) error { return WriteOpenAnswer(w, Code_POD_TIMEOUT) }},
 	}
@@ -344,28 +481,49 @@ func TestFrameVectors(t *testing.T) {
 }
 
 func FuzzRead(f *testing.F) {
-	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloOpen(w, hello, []byte("abc")) }))
+	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloOpen(w, hello, 0, []byte("abc")) }))
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloAnswer(w, answer) }))
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteOpenAnswer(w, Code_OVERLOADED) }))
+	f.Add(bytesOf(f, func(w io.Writer) error { return WriteEmpty(w, TypeReset) }))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
-		if h, err := ReadHello(r); err == nil {
-			again, err := ReadHello(bytes.NewReader(bytesOf(t, func(w io.Writer) error { return WriteHello(w, h) })))
+		if h, err := reading(r).ReadHello(); err == nil {
+			again, err := reading(bytes.NewReader(bytesOf(t, func(w io.Writer) error { return WriteHello(w, h) }))).ReadHello()
 			if err != nil || again != h {
 				t.Fatalf("%+v again is %+v, %v", h, again, err)
 			}
 		}
-		if read := len(b) - r.Len(); read > prefixLen+MaxFrame {
+		if read := len(b) - r.Len(); read > PrefixLen+MaxFrame {
 			t.Fatalf("%d bytes read for a frame", read)
 		}
 		var refused *Refused
-		if a, err := ReadHelloAnswer(bytes.NewReader(b)); err == nil || errors.As(err, &refused) {
-			again, _ := ReadHelloAnswer(bytes.NewReader(bytesOf(t, func(w io.Writer) error { return WriteHelloAnswer(w, a) })))
+		if a, err := reading(bytes.NewReader(b)).ReadHelloAnswer(); err == nil || errors.As(err, &refused) {
+			again, _ := reading(bytes.NewReader(bytesOf(t, func(w io.Writer) error { return WriteHelloAnswer(w, a) }))).ReadHelloAnswer()
 			if d := cmp.Diff(a, again, cmpopts.EquateEmpty()); d != "" {
 				t.Fatalf("(-want +got):\n%s", d)
 			}
 		}
-		ReadOpen(bytes.NewReader(b))
-		ReadOpenAnswer(bytes.NewReader(b))
+		reading(bytes.NewReader(b)).ReadOpen()
+		reading(bytes.NewReader(b)).ReadOpenAnswer()
 	})
 }
+
+// FuzzDiscard feeds what follows a refused OPEN: whatever it is, its reader ends, and takes no
+// more than it was told.
+func FuzzDiscard(f *testing.F) {
+	f.Add(slices.Concat(frame(TypeData, []byte("abc")), frame(TypeReset, nil)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		const most = 100
+		r := bytes.NewReader(b)
+		err := NewConn(deadless{reader{r: r}}).Discard(most, time.Time{})
+		read := len(b) - r.Len()
+		if frames := read/PrefixLen + 1; read > most+frames*PrefixLen {
+			t.Fatalf("%d bytes read, %v", read, err)
+		}
+	})
+}
+
+// deadless takes deadlines and forgets them.
+type deadless struct{ reader }
+
+func (deadless) SetReadDeadline(time.Time) error { return nil }

@@ -8,7 +8,8 @@
 // What always holds:
 //   - The functions are pure: equal arguments give equal resources, in every replica.
 //   - An agent gets its own hop key and day keys for labels to peers. It gets pods of its
-//     own node, and of an export only the pods on its node.
+//     own node, exports of those pods' namespaces, and of an export only the pods on its
+//     node.
 //   - A gateway gets day keys for labels from peers and those of open invites. It gets no
 //     frontend, no policy, and neither name nor address of a pod that is not Causeway's.
 //   - A pod of Causeway's own namespace is not in the stream, except canaries.
@@ -16,6 +17,7 @@ package view
 
 import (
 	"cmp"
+	"iter"
 	"net"
 	"net/netip"
 	"slices"
@@ -204,36 +206,59 @@ func Pod(p *corev1.Pod, namespace string) *wire.Resource {
 	return &wire.Resource{Body: &wire.Resource_Pod{Pod: pod}}
 }
 
-// Exports returns the resource of an export for each node that has pods of it, by node.
-// It has all of the node's pods, because agents check open tunnels of unready ones too.
-func Exports(e *catalog.Export) map[string]*wire.Resource {
+// Exports returns the resource of an export for each of the nodes that have pods of its
+// namespace, by node. It has all of the node's pods that back the Service, ready or not.
+// A node without such pods gets it, too: a pod there may have backed the Service until
+// its selector changed, and connections that are open to it stay open.
+func Exports(e *catalog.Export, nodes iter.Seq[string]) map[string]*wire.Resource {
 	out := make(map[string]*wire.Resource)
-	for i := range e.Endpoints {
-		ep := &e.Endpoints[i]
-		r := out[ep.Node]
+	at := func(node string) *wire.Export {
+		r := out[node]
 		if r == nil {
-			r = &wire.Resource{Body: &wire.Resource_Export{Export: exportOf(e)}}
-			out[ep.Node] = r
+			r = exportOf(e)
+			out[node] = r
 		}
-		pod := &wire.ExportPod{
-			Uid:     ep.PodUID,
-			Ready:   ep.Ready,
-			Accepts: ep.Accepts,
-			Targets: make(map[uint32]uint32, len(ep.Targets)),
-		}
-		for port, target := range ep.Targets {
-			pod.Targets[uint32(port)] = uint32(target)
-		}
-		for _, port := range ep.Isolated {
-			pod.IsolatedPorts = append(pod.IsolatedPorts, uint32(port))
-		}
-		r.GetExport().Pods = append(r.GetExport().Pods, pod)
+		return r.GetExport()
+	}
+	for node := range nodes {
+		at(node)
+	}
+	for i := range e.Endpoints {
+		x := at(e.Endpoints[i].Node)
+		x.Pods = append(x.Pods, exportPodOf(&e.Endpoints[i]))
 	}
 	return out
 }
 
-// exportOf returns the export without pods.
-func exportOf(e *catalog.Export) *wire.Export {
+// ExportAt returns the resource of an export for one node.
+func ExportAt(e *catalog.Export, node string) *wire.Resource {
+	r := exportOf(e)
+	for i := range e.Endpoints {
+		if e.Endpoints[i].Node == node {
+			r.GetExport().Pods = append(r.GetExport().Pods, exportPodOf(&e.Endpoints[i]))
+		}
+	}
+	return r
+}
+
+func exportPodOf(ep *catalog.Endpoint) *wire.ExportPod {
+	pod := &wire.ExportPod{
+		Uid:     ep.PodUID,
+		Ready:   ep.Ready,
+		Accepts: ep.Accepts,
+		Targets: make(map[uint32]uint32, len(ep.Targets)),
+	}
+	for port, target := range ep.Targets {
+		pod.Targets[uint32(port)] = uint32(target)
+	}
+	for _, port := range ep.Isolated {
+		pod.IsolatedPorts = append(pod.IsolatedPorts, uint32(port))
+	}
+	return pod
+}
+
+// exportOf returns the resource of an export without pods.
+func exportOf(e *catalog.Export) *wire.Resource {
 	x := &wire.Export{Namespace: e.Namespace, Service: e.Name, Links: e.Links}
 	for _, p := range e.Ports {
 		x.Ports = append(x.Ports, &wire.ExportPort{
@@ -245,7 +270,7 @@ func exportOf(e *catalog.Export) *wire.Export {
 	for i := range e.Policies {
 		x.Policies = append(x.Policies, policyOf(&e.Policies[i]))
 	}
-	return x
+	return &wire.Resource{Body: &wire.Resource_Export{Export: x}}
 }
 
 func policyOf(p *v1alpha1.ExportPolicy) *wire.Policy {

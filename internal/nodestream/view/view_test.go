@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -306,9 +307,14 @@ func export() *catalog.Export {
 }
 
 func TestExports(t *testing.T) {
-	got := Exports(export())
-	if diff := cmp.Diff([]string{"n1", "n2"}, slices.Sorted(maps.Keys(got))); diff != "" {
+	got := Exports(export(), slices.Values([]string{"n2", "n3"}))
+	if diff := cmp.Diff([]string{"n1", "n2", "n3"}, slices.Sorted(maps.Keys(got))); diff != "" {
 		t.Fatalf("nodes (-want +got):\n%s", diff)
+	}
+	for node, resource := range got {
+		if !proto.Equal(resource, ExportAt(export(), node)) {
+			t.Errorf("%s alone receives something else", node)
+		}
 	}
 	body := func(pods ...*wire.ExportPod) *wire.Resource {
 		return &wire.Resource{Body: &wire.Resource_Export{Export: &wire.Export{
@@ -329,8 +335,10 @@ func TestExports(t *testing.T) {
 		&wire.ExportPod{Uid: "bar-2", Targets: map[uint32]uint32{80: 8080}},
 		&wire.ExportPod{Uid: "bar-3", Ready: true, Accepts: true, Targets: map[uint32]uint32{81: 8081}},
 	), got["n2"])
-	if got := Exports(&catalog.Export{Namespace: "shop", Name: "bar"}); len(got) != 0 {
-		t.Errorf("an export without pods is for no node, got %v", got)
+	want(t, "a pod of the namespace may have backed the Service, and serve what is open", body(), got["n3"])
+	none := slices.Values([]string(nil))
+	if got := Exports(&catalog.Export{Namespace: "shop", Name: "bar"}, none); len(got) != 0 {
+		t.Errorf("an export of a namespace without pods is for no node, got %v", got)
 	}
 }
 

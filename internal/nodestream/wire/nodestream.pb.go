@@ -1177,7 +1177,8 @@ func (x *Pod) GetCanary() bool {
 	return false
 }
 
-// Export is an exported Service with pods on the agent's node. Key "export/NS/SERVICE".
+// Export is an exported Service of a namespace that has pods on the agent's node. Key
+// "export/NS/SERVICE".
 type Export struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -1187,7 +1188,7 @@ type Export struct {
 	Links []string `protobuf:"bytes,4,rep,name=links,proto3" json:"links,omitempty"`
 	// The policies that select the Service. Empty: the export rules alone decide.
 	Policies []*Policy `protobuf:"bytes,5,rep,name=policies,proto3" json:"policies,omitempty"`
-	// Pods on this node that back the Service.
+	// Pods on this node that back the Service. There may be none.
 	Pods          []*ExportPod `protobuf:"bytes,6,rep,name=pods,proto3" json:"pods,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1,0 +1,89 @@
+package transport
+
+import (
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// A peer is dead if it acknowledged nothing for deadSilence while data was sent to it
+	// deadRetransmits times.
+	deadSilence     = 60 * time.Second
+	deadRetransmits = 5
+	// A peer is also dead if it left deadProbes window probes unanswered and acknowledged
+	// nothing for deadSilence.
+	deadProbes = 6
+)
+
+// deadSweeper looks at every proxy pair of the process.
+var deadSweeper sweeper
+
+// deadWatch fails a proxy pair whose peer no longer answers. TCP_USER_TIMEOUT would also
+// end connections whose reader is slow and whose peer answers every probe of its shut
+// window. deadWatch also fails a pair of which one connection has been broken for a whole
+// interval while nothing moved, because then no goroutine reads from the broken one.
+type deadWatch struct {
+	c     *carriage
+	entry *sweepEntry
+
+	// Only look uses what follows.
+	broken [3]bool // by Side: at the last look
+	moved  int64   // bytes until the last look
+}
+
+// watchDead lifts the user timeout of both connections and starts to watch them.
+func watchDead(c *carriage) *deadWatch {
+	w := &deadWatch{c: c}
+	for _, conn := range []net.Conn{c.first, c.second} {
+		if t, ok := conn.(*net.TCPConn); ok {
+			setUserTimeout(t, 0) // fails only if t is closed, which the copying notices
+		}
+	}
+	w.entry = deadSweeper.add(w.look)
+	return w
+}
+
+// stop ends the watch. It waits for a look that has begun.
+func (w *deadWatch) stop() { deadSweeper.remove(w.entry) }
+
+// look fails the pair if one of its peers is dead or gone.
+func (w *deadWatch) look() {
+	moved := w.c.forth.Load() + w.c.back.Load()
+	still := moved == w.moved
+	w.moved = moved
+	w.lookAt(First, w.c.first, still)
+	w.lookAt(Second, w.c.second, still)
+}
+
+// lookAt looks at one connection. still says that no byte moved since the last look.
+func (w *deadWatch) lookAt(s Side, conn net.Conn, still bool) {
+	t, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	info, err := tcpInfo(t)
+	if err != nil {
+		return // closed, by an abort
+	}
+	if dead(info) {
+		w.c.fail(s, fmt.Errorf("peer answers nothing: %w", unix.ETIMEDOUT))
+		return
+	}
+	// The order matters: after our own FIN a FIN closes the connection as well.
+	broken := info.State == tcpClose && !w.c.finSent[s].Load()
+	if broken && w.broken[s] && still {
+		w.c.fail(s, fmt.Errorf("connection is closed: %w", unix.ECONNRESET))
+	}
+	w.broken[s] = broken
+}
+
+// dead reports whether a connection's peer no longer answers what was sent to it.
+func dead(info *unix.TCPInfo) bool {
+	if time.Duration(info.Last_ack_recv)*time.Millisecond < deadSilence {
+		return false
+	}
+	return info.Unacked > 0 && info.Retransmits >= deadRetransmits || info.Probes >= deadProbes
+}

@@ -1,0 +1,152 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoLocalPort reports that every local port that was tried has a connection to the address.
+var ErrNoLocalPort = errors.New("no local port is free for another connection to this address")
+
+const (
+	// portTries is how many local ports are tried for one connection.
+	portTries = 1024
+	// rangeAge is how old what is known of the kernel's ranges of ports may be.
+	rangeAge = 10 * time.Second
+)
+
+// LocalPorts dials from local ports that it chooses itself when the kernel has none left.
+// A port that the kernel chooses stays in use for a minute after its connection has ended
+// (TIME_WAIT). That would limit a node to about 28,000 short connections a minute to one
+// address. With a port that LocalPorts chooses, the kernel reuses a connection in
+// TIME_WAIT at once, if both ends use TCP timestamps. But the kernel then passes that
+// port over for every other process of the node for a while. Therefore LocalPorts chooses
+// only from a quarter of the kernel's range. The zero value is ready to use.
+type LocalPorts struct {
+	next atomic.Uint32
+
+	mu    sync.Mutex // guards what follows
+	read  time.Time
+	ports []uint16
+	err   error
+}
+
+// Dial connects to a TCP address. The error wraps ErrNoLocalPort, or is the last attempt's.
+func (l *LocalPorts) Dial(ctx context.Context, address string) (net.Conn, error) {
+	c, err := l.dialFrom(ctx, 0, address)
+	if !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return c, err
+	}
+	return l.dialOwn(ctx, address)
+}
+
+// dialOwn dials from a port of ours.
+func (l *LocalPorts) dialOwn(ctx context.Context, address string) (net.Conn, error) {
+	ports, err := l.known()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", address, ErrNoLocalPort)
+	}
+	for range min(portTries, len(ports)) {
+		port := ports[int(l.next.Add(1)%uint32(len(ports)))]
+		c, err := l.dialFrom(ctx, port, address)
+		if !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EADDRINUSE) {
+			return c, err
+		}
+	}
+	return nil, fmt.Errorf("%s: %w", address, ErrNoLocalPort)
+}
+
+// dialFrom dials from a local port; 0: of the kernel's choice.
+func (l *LocalPorts) dialFrom(ctx context.Context, port uint16, address string) (net.Conn, error) {
+	// SO_REUSEADDR on all of them, too, so that a port of ours may be one that the kernel has
+	// chosen before.
+	d := net.Dialer{Control: reuseAddress, KeepAlive: -1}
+	if port != 0 {
+		d.LocalAddr = &net.TCPAddr{Port: int(port)}
+	}
+	return d.DialContext(ctx, "tcp", address)
+}
+
+// known returns the kernel's range of local ports.
+func (l *LocalPorts) known() ([]uint16, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.read.IsZero() {
+		l.next.Store(rand.Uint32())
+	}
+	if now := time.Now(); now.Sub(l.read) > rangeAge {
+		l.ports, l.err = readPortRange("/proc/sys/net/ipv4")
+		l.read = now
+	}
+	return l.ports, l.err
+}
+
+// readPortRange reads which local ports are ours from a folder of the kernel's settings.
+func readPortRange(folder string) ([]uint16, error) {
+	local, err := os.ReadFile(folder + "/ip_local_port_range")
+	if err != nil {
+		return nil, err
+	}
+	reserved, err := os.ReadFile(folder + "/ip_local_reserved_ports")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	return parsePortRange(string(local), string(reserved))
+}
+
+// parsePortRange returns the last quarter of a range of ports, without those that are reserved.
+func parsePortRange(local, reserved string) ([]uint16, error) {
+	fields := strings.Fields(local)
+	if len(fields) != 2 {
+		return nil, fmt.Errorf("ip_local_port_range is %q", local)
+	}
+	low, lerr := strconv.ParseUint(fields[0], 10, 16)
+	high, herr := strconv.ParseUint(fields[1], 10, 16)
+	if lerr != nil || herr != nil || low == 0 || low > high {
+		return nil, fmt.Errorf("ip_local_port_range is %q", local)
+	}
+	taken := make(map[uint64]bool)
+	for _, part := range strings.Split(strings.TrimSpace(reserved), ",") {
+		from, to, isRange := strings.Cut(part, "-")
+		if !isRange {
+			to = from
+		}
+		first, ferr := strconv.ParseUint(from, 10, 16)
+		last, terr := strconv.ParseUint(to, 10, 16)
+		if ferr != nil || terr != nil {
+			continue // none, or what a later kernel writes
+		}
+		for port := max(first, low); port <= min(last, high); port++ {
+			taken[port] = true
+		}
+	}
+	var out []uint16
+	for port := high - (high-low)/4; port <= high; port++ {
+		if !taken[port] {
+			out = append(out, uint16(port))
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("ip_local_port_range %q has no port that is not reserved", local)
+	}
+	return out, nil
+}
+
+func reuseAddress(_, _ string, c syscall.RawConn) error {
+	var err error
+	return errors.Join(c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}), err)
+}

@@ -1,0 +1,235 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/causeway-mesh/causeway/lab"
+)
+
+// sessionsThat are how many sessions of west's agents that has become of.
+func sessionsThat(t *testing.T, what string) float64 {
+	t.Helper()
+	m := have(west.metrics(t.Context(), "agent"))(t)
+	return count(m, "causeway_agent_sessions_total", `way="outbound"`, `what="`+what+`"`)
+}
+
+// TestConnectionsShareSessions: connections that follow each other need no handshake of their own.
+func TestConnectionsShareSessions(t *testing.T) {
+	serves(t)
+	client, url := netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)
+	const calls = 200
+	made, reused := sessionsThat(t, "made"), sessionsThat(t, "reused")
+	start := time.Now()
+	for range calls {
+		if _, err := fetch(t.Context(), client, url); err != nil {
+			t.Fatal(err)
+		}
+	}
+	took := time.Since(start)
+	made, reused = sessionsThat(t, "made")-made, sessionsThat(t, "reused")-reused
+	if made > calls/10 || reused < calls*8/10 {
+		t.Errorf("%v sessions were made and %v reused for %d calls", made, reused, calls)
+	}
+	t.Logf("%d calls: %v sessions made, %v reused, %.1f ms each", calls, made, reused, took.Seconds()*1000/calls)
+}
+
+// TestOpenConnectionsOutliveTheirService: an open connection survives what it would survive within a cluster: a selector that moves to
+// other pods, and a port that gets another number and a neighbor.
+func TestOpenConnectionsOutliveTheirService(t *testing.T) {
+	ctx := t.Context()
+	const name = "keep"
+	offer(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: keep
+  namespace: shop
+  labels: {causeway.dev/export: "true"}
+spec:
+  selector: {app: bar}
+  ports: [{port: 7001, targetPort: 7001}]
+---
+`, "keep-east")
+	client, address := netOf(t, west, "client"), mirrorOf(t, "keep-east", 7001)
+	within(t, soon, "the mirror is called", func() error {
+		c, err := dial(ctx, client, address)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "hello\n"); err != nil {
+			return err
+		}
+		_, err = line(c, 5*time.Second)
+		return err
+	})
+	open := hold(t, "echo", client, address, "hello\n")
+	patch := func(what string) {
+		t.Helper()
+		must(t, east.kubectl(ctx, "", "-n", "shop", "patch", "service", name, "--type=merge", "-p", what))
+	}
+	patch(`{"spec":{"selector":{"app":"nobody-yet"}}}`)
+	within(t, soon, "new connections are refused", func() error {
+		c, err := dial(ctx, client, address)
+		if err == nil {
+			defer c.Close()
+			io.WriteString(c, "hello\n")
+			_, err = line(c, 5*time.Second)
+		}
+		if err == nil {
+			return errNotYet
+		}
+		return nil
+	})
+	sleep(ctx, 3*time.Second)
+	open.lives(t)
+	patch(`{"spec":{"selector":{"app":"bar"},"ports":[{"name":"echo","port":7001,"targetPort":7001},{"name":"more","port":7002,"targetPort":7001}]}}`)
+	within(t, soon, "the new port is mirrored and answers", func() error {
+		c, err := dial(ctx, client, mirrorOf(t, "keep-east", 7002))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		io.WriteString(c, "hello\n")
+		_, err = line(c, 5*time.Second)
+		return err
+	})
+	open.lives(t)
+	must(t, east.kubectl(ctx, "", "-n", "shop", "label", "service", name, "causeway.dev/export-"))
+	open.isReset(t, time.Now(), 10*time.Second)
+}
+
+// TestEarlyAnswersArrive: an application that answers before it has read an upload, and resets the connection, is heard.
+func TestEarlyAnswersArrive(t *testing.T) {
+	serves(t)
+	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
+	const uploads = 40
+	lost := 0
+	for range uploads {
+		if err := early(t.Context(), client, address); err != nil {
+			lost++
+			t.Log(err)
+		}
+	}
+	if lost > 0 {
+		t.Errorf("%d of %d answers were lost", lost, uploads)
+	}
+}
+
+// early uploads 100 MB until it is answered by 413.
+func early(ctx context.Context, ns, address string) error {
+	const size = 100 << 20
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	c, err := dial(ctx, ns, address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := fmt.Fprintf(c, "PUT /early HTTP/1.1\r\nHost: bar\r\nContent-Length: %d\r\n\r\n", size); err != nil {
+		return err
+	}
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		b := make([]byte, 64<<10)
+		for range size / len(b) {
+			if _, err := c.Write(b); err != nil {
+				return // the reset that follows the answer
+			}
+		}
+	}()
+	answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+	c.Close()
+	<-sent
+	if err != nil {
+		return err
+	}
+	if answer.StatusCode != http.StatusRequestEntityTooLarge {
+		return errors.New(answer.Status)
+	}
+	return nil
+}
+
+// TestSourcePortsDoNotRunOut: thousands of short connections to one pod do not run out of the node's local ports, of which this node
+// has few.
+func TestSourcePortsDoNotRunOut(t *testing.T) {
+	ctx := t.Context()
+	serves(t)
+	node := have(east.NodeNetns(""))(t)
+	sysctl := func(value string) error {
+		return exec.CommandContext(context.WithoutCancel(ctx), "nsenter", "--net="+node, "sysctl", "-q", "-w", "net.ipv4.ip_local_port_range="+value).Run()
+	}
+	was := have(exec.CommandContext(ctx, "nsenter", "--net="+node, "sysctl", "-n", "net.ipv4.ip_local_port_range").Output())(t)
+	must(t, sysctl("40000 40999"))
+	t.Cleanup(func() { must(t, sysctl(strings.TrimSpace(string(was)))) })
+	sleep(ctx, 11*time.Second) // the agent knows it by then
+	client, url := netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)
+	const calls = 3000
+	failed := 0
+	for range calls {
+		if _, err := fetch(ctx, client, url); err != nil {
+			if failed++; failed < 4 {
+				t.Log(err)
+			}
+		}
+	}
+	if failed > 0 {
+		t.Errorf("%d of %d short connections failed on a node with 1,000 local ports", failed, calls)
+	}
+}
+
+// TestACutOfTheNetworkEndsNothing: for 45 s nothing gets from one cluster to the other. No open connection is reset, neither an idle one
+// nor one that goes on sending, and no byte is lost.
+func TestACutOfTheNetworkEndsNothing(t *testing.T) {
+	const cut = 45 * time.Second
+	ctx := t.Context()
+	serves(t)
+	client := netOf(t, west, "client")
+	idle := hold(t, "idle connection", client, mirrorOf(t, "bar-east", 7000), "")
+	busy := have(dial(ctx, client, mirrorOf(t, "bar-east", 7001)))(t)
+	defer busy.Close()
+	must(t, busy.SetDeadline(time.Now().Add(cut+2*time.Minute)))
+	have(io.WriteString(busy, "0\n"))(t)
+	lines := bufio.NewReader(busy)
+	if said := have(lines.ReadString('\n'))(t); said != "0\n" {
+		t.Fatalf("the echo says %q", said)
+	}
+	nft := func(ctx context.Context, rules string) error { return west.run(ctx, lab.AtRouter(), "nft", rules) }
+	must(t, nft(ctx, "add table inet cut; add chain inet cut c { type filter hook forward priority -200; policy drop; }"))
+	mended := false
+	mend := func() {
+		if !mended {
+			mended = true
+			must(t, nft(background(), "delete table inet cut"))
+		}
+	}
+	t.Cleanup(mend)
+	start, sent := time.Now(), 0
+	for time.Since(start) < cut {
+		sent++
+		have(fmt.Fprintln(busy, sent))(t)
+		sleep(ctx, time.Second)
+	}
+	mend()
+	for n := 1; n <= sent; n++ {
+		if said := have(lines.ReadString('\n'))(t); said != fmt.Sprintln(n) {
+			t.Fatalf("the echo says %q, want %d", said, n)
+		}
+	}
+	t.Logf("everything was there %.1f s after the cut", time.Since(start).Seconds()-cut.Seconds())
+	idle.lives(t)
+	serves(t)
+}
