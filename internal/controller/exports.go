@@ -173,6 +173,9 @@ func (x *exporter) emitListing(k catalog.Key, e *catalog.Export, member *ledger.
 		x.missing[k] = true // the caches lag, or the leader is about to drop it: the last listing stays
 	default:
 		s := e.Service(routeOf(member))
+		if len(s.Ports) == 0 {
+			return // the ledger has yet to store the ids of new ports: the last listing stays
+		}
 		p.listings = append(p.listings, wire.Listing{Key: k, Service: &s, Links: member.Links})
 	}
 }

@@ -96,6 +96,32 @@ func TestExportFollowsLedger(t *testing.T) {
 	}, eastLink(), shop())
 }
 
+// A Service whose ports all get other names has no route ids for a moment. Peers must not
+// take it for one without ports, and delete its mirror, which would lose its ClusterIP.
+func TestRenamedPortsKeepTheListing(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		r.create(t, exported("web", corev1.ProtocolTCP))
+		r.settle()
+		for _, name := range []string{"renamed", "again"} {
+			svc := exported("web", corev1.ProtocolTCP)
+			svc.Spec.Ports[0].Name = name
+			r.update(t, svc)
+			for range 30 {
+				p := r.pass()
+				for _, l := range p.listings {
+					if l.Service == nil || len(l.Service.Ports) == 0 {
+						t.Fatalf("peers see %+v", l.Service)
+					}
+				}
+				bubble.Pass(time.Second)
+			}
+		}
+		if n := r.gatewayRoutes(); n != 1 {
+			t.Errorf("%d routes, want that of the new port", n)
+		}
+	}, eastLink(), shop())
+}
+
 // A peer that is sent a part of the exports takes it for the whole, and deletes mirrors.
 func TestCatalogIsReadyOnceStored(t *testing.T) {
 	objects := []client.Object{
