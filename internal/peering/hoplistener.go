@@ -130,6 +130,9 @@ func (l *HopListener) readHeader(c net.Conn) (_ net.Conn, invited bool, _ error)
 	if err != nil {
 		return nil, false, err
 	}
+	if header.Draining() { // gateways send notices to agents only
+		return nil, false, route.ErrNotAHeader
+	}
 	hello, err := header.ReadHello(c)
 	if err != nil {
 		return nil, false, err

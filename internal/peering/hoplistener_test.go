@@ -105,7 +105,7 @@ func TestHopListenerRefuses(t *testing.T) {
 			why: "a recorded header must not be usable for long",
 			bytes: func(t *testing.T) []byte {
 				return header(t, route.HopKey{1}, hello,
-					time.Now().Add(-time.Minute))
+					time.Now().Add(-route.HeaderWindow-time.Second))
 			},
 			reason: "stale",
 		},
