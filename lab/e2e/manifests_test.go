@@ -113,6 +113,7 @@ metadata: {name: redis, namespace: shop, labels: {app: redis}}
 spec:
   serviceAccountName: bar
   automountServiceAccountToken: false
+  tolerations: [{operator: Exists}] # a node without power must not cost it
   containers: [{name: redis, image: causeway.dev/shop:demo, imagePullPolicy: Never, args: [client]}]
 ---
 apiVersion: v1
