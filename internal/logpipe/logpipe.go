@@ -18,9 +18,9 @@ import (
 
 const (
 	// MaxLines is how many lines wait at most.
-	MaxLines = 4096
+	MaxLines = 2048
 	// MaxLine is how much of one line is kept, in bytes.
-	MaxLine = 16 << 10
+	MaxLine = 8 << 10
 	// closeTime is how long Close waits for the destination.
 	closeTime = time.Second
 )

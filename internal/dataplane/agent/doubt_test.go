@@ -93,7 +93,7 @@ func (way *way) die(t *testing.T) {
 	}
 }
 
-// waiting is a world in which two sessions wait for alice by a way of their own.
+// waiting is a world in which sessions wait for alice, all of them by a way of their own.
 func waiting(t *testing.T) (*world, *way) {
 	t.Helper()
 	w := newWorld(t, echo)
@@ -104,7 +104,12 @@ func waiting(t *testing.T) (*world, *way) {
 			t.Fatalf("alice's call: %q, %v", answer, err)
 		}
 	}
-	eventually(t, "two sessions are idle", func() bool { return w.idle() == 2 })
+	// None is on its way any more: it would come by another way, and be the next to be used.
+	eventually(t, "all sessions are idle", func() bool {
+		all := w.became(sessionMade) + w.became(sessionAhead) - w.became(sessionRetired) - w.became(sessionLost)
+		made := w.became(sessionBegun) == w.became(sessionAhead)+w.became(sessionFailed)
+		return made && w.idle() == all && all >= 2
+	})
 	return w, way
 }
 

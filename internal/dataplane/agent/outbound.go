@@ -73,6 +73,7 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 		a.refuseCall(c, call, err)
 		return
 	}
+	defer o.leave()
 	a.prepare(call)
 	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name,
 		"endpoint", call.answer.Endpoint)
@@ -83,11 +84,17 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	result.Forth += early
 	a.metrics.ended(outbound, call.peer.name, result)
 	o.session.carried += result.Forth + result.Back
-	if !result.Reusable || !o.session.settle(life) {
-		o.session.lose()
-		return
+	if result.Reusable {
+		err = o.session.settle(life, settleTime)
 	}
-	a.rest(o.session)
+	switch {
+	case result.Reusable && err == nil:
+		a.rest(o.session)
+	case result.Reusable && errors.Is(err, context.DeadlineExceeded):
+		o.session.Retire() // what was sent still arrives
+	default:
+		o.session.lose()
+	}
 }
 
 // carry brings a call to the application.
@@ -123,8 +130,7 @@ func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (o *open
 	if o, err = a.open(life, c, call); err != nil {
 		return nil, err
 	}
-	release := o.release
-	o.release = func() { release(); leave() }
+	o.leave = leave
 	return o, nil
 }
 

@@ -132,13 +132,23 @@ func (s *clientSession) disarm() bool {
 	return admitted
 }
 
-// settle waits until the far side has taken the last exchange, within ctx: its application may
-// still be reading what was sent before FIN. Until then another exchange would wait behind it.
-// It returns false if the session is of no more use.
-func (s *clientSession) settle(ctx context.Context) bool {
+// settleTime is how long a far application may read what was sent before FIN until its
+// session is not used again.
+const settleTime = 2 * time.Minute
+
+// settle waits until the far side has taken the last exchange: its application may still be
+// reading what was sent before FIN, and another exchange would wait behind it. The error
+// wraps context.DeadlineExceeded if that takes longer than within, or ctx's cause, or says
+// why the session is of no more use.
+func (s *clientSession) settle(ctx context.Context, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
 	stop := afterfunc.Start(ctx, func() { s.conn.SetReadDeadline(time.Unix(1, 0)) })
 	err := s.conn.ReadIdle()
-	return stop() && err == nil
+	if !stop() {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // lose ends a session that is of no more use.
@@ -155,11 +165,14 @@ func (a *Agent) spent(s *clientSession) bool {
 		a.detours.avoids(s.by, time.Now())
 }
 
-// An opened call has reached the application. Its ctx ends with its lease.
+// An opened call has reached the application. Its ctx ends with its lease, which release
+// ends. leave gives its shares back: only once its session has settled, so that a peer which
+// never says IDLE takes no more than its own share.
 type opened struct {
 	session *clientSession
 	ctx     context.Context
 	release func()
+	leave   func()
 }
 
 // open brings a call to the application: over an idle session, or else over a new one. What an
@@ -246,7 +259,7 @@ func (a *Agent) openNext(ctx, life context.Context, c *net.TCPConn, call *call, 
 	release()
 	a.learn(call, s.Endpoint(), err)
 	call.as, call.far, call.answer = as, far, answer
-	if tunnel.Reusable(err) && s.settle(ctx) {
+	if tunnel.Reusable(err) && s.settle(ctx, openTimeout) == nil {
 		a.rest(s)
 	} else {
 		s.lose()
@@ -293,7 +306,7 @@ func (a *Agent) openNew(ctx, life context.Context, c *net.TCPConn, call *call, a
 		}
 	}
 	release()
-	if tunnel.Reusable(err) && s.settle(ctx) {
+	if tunnel.Reusable(err) && s.settle(ctx, openTimeout) == nil {
 		a.metrics.session(outbound, sessionMade)
 		a.rest(s)
 	} else {
@@ -333,7 +346,7 @@ func (a *Agent) entered(call *call, s *clientSession, ctx context.Context, relea
 	if call.to.affinity > 0 {
 		a.learnt.visited(call.caller.uid, call.farPort(), s.Endpoint())
 	}
-	return &opened{s, ctx, func() { leave(); release() }}
+	return &opened{session: s, ctx: ctx, release: func() { leave(); release() }}
 }
 
 // unopened is why a call was not opened, with its reason.

@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"io"
 	"maps"
 	"net"
 	"slices"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
@@ -127,4 +130,24 @@ func TestTheLastPodOfItsNamespaceIsHeardOut(t *testing.T) {
 		t.Errorf("%d bytes came of %d, %v", got, n, err)
 	}
 	c.Close()
+}
+
+// A peer that never says that it has taken an exchange holds its caller's agent for a while only.
+func TestSettlingIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		defer near.Close()
+		defer far.Close()
+		s := &clientSession{conn: tunnel.NewConn(near)}
+		start := time.Now()
+		err := s.settle(t.Context(), settleTime)
+		if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took != settleTime {
+			t.Errorf("%v after %v, want %v after %v", err, took, context.DeadlineExceeded, settleTime)
+		}
+		go func() { tunnel.WriteOpen(far, 0, nil) }()
+		near.SetReadDeadline(time.Time{})
+		if err := s.settle(t.Context(), settleTime); !errors.Is(err, tunnel.ErrUnexpectedFrame) {
+			t.Errorf("another frame: %v, want %v", err, tunnel.ErrUnexpectedFrame)
+		}
+	})
 }
