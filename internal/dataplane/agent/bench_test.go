@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -146,4 +147,35 @@ func cpuTime(b *testing.B) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkIdle opens a connection per operation and leaves it open after one round trip.
+// It reports the memory that each one costs both agents, the gateway and their clients.
+func BenchmarkIdle(b *testing.B) {
+	w := newWorld(b, talk)
+	w.benchBoth(b, func(b *testing.B, addr net.Addr) {
+		var open []*net.TCPConn
+		before := memoryInUse()
+		for b.Loop() {
+			c := w.benchDial(b, addr)
+			buf := make([]byte, 64)
+			must(c.Write(buf))(b)
+			must(io.ReadFull(c, buf))(b)
+			open = append(open, c)
+		}
+		after := memoryInUse()
+		b.ReportMetric(float64(after-before)/float64(b.N)/1024, "KiB/connection")
+		for _, c := range open {
+			transport.Reset(c)
+		}
+	})
+}
+
+// memoryInUse returns the bytes of live objects and of stacks.
+func memoryInUse() int64 {
+	runtime.GC()
+	runtime.GC() // the first one empties the pools
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
 }
