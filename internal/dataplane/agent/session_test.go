@@ -258,7 +258,7 @@ func TestSessionsFollowRenewal(t *testing.T) {
 func TestASessionLeadsWhereTheCallDoes(t *testing.T) {
 	w := called(t)
 	w.edit(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) { backendOf(r).Service = "foo" })
-	next := must(newState(w.westView, nobodyRevoked))(t)
+	next := must(newState(w.westView, nobodyRevoked, nil))(t)
 	w.west.state.Store(next) // and nothing is looked at again yet
 	if answer, err := w.call(alice, "for foo"); err == nil {
 		t.Errorf("what is meant for foo is answered by bar: %q", answer)
