@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -332,7 +333,7 @@ func (a *Agent) renew(life context.Context, all []*openExchange) {
 	}
 	ctx, cancel := context.WithTimeout(life, renewTimeout)
 	defer cancel()
-	next, to, err := a.renewalCall(open[0].call, open[0].renewalKey())
+	next, to, err := a.renewalCall(open[0])
 	now := time.Now()
 	var due []*openExchange
 	for _, x := range open {
@@ -375,10 +376,12 @@ func (a *Agent) notRenewed(all []*openExchange, err error) {
 		"caller", all[0].session.key.caller, "peer", c.peer.name, "connections", len(all), "error", err)
 }
 
-// renewalCall returns a call that is good for a session to where an open exchange of c
-// leads, and what to ask the gateway for. The far end must have the name of before, whether
-// new calls may meet it or not.
-func (a *Agent) renewalCall(c *call, key renewalKey) (*call, route.Wish, error) {
+// renewalCall returns a call that is good for a session to where an open exchange leads,
+// and what to ask the gateway for. The far end must have the name of before, whether new
+// calls may meet it or not. The gateway that carries the exchange comes first: it leads to
+// the endpoint even if that takes no new connections.
+func (a *Agent) renewalCall(x *openExchange) (*call, route.Wish, error) {
+	c, key := x.call, x.renewalKey()
 	s, err := a.current()
 	if err == nil {
 		err = c.linked(s)
@@ -400,8 +403,24 @@ func (a *Agent) renewalCall(c *call, key renewalKey) (*call, route.Wish, error) 
 	}
 	to := *m
 	to.identities = []identity.Name{key.far}
-	next := &call{to: &to, port: port, peer: s.links[c.peer.name], as: as}
-	return next, wishFor(next, key.endpoint), nil
+	next := &call{to: &to, port: port, peer: s.links[c.peer.name].first(x.session.by), as: as}
+	if key.endpoint == (route.EndpointID{}) {
+		return next, wishFor(next, key.endpoint), nil
+	}
+	return next, route.ForOpen(key.endpoint), nil
+}
+
+// first returns the peer with one of its gateway addresses as the first to dial, if it has
+// that address.
+func (p *peer) first(address string) *peer {
+	i := slices.Index(p.gateways, address)
+	if i < 0 {
+		return p
+	}
+	out := *p
+	out.gateways = slices.Concat([]string{address}, p.gateways[:i], p.gateways[i+1:])
+	out.healthy = 1
+	return &out
 }
 
 // anyPort returns the mirror's port behind a listener. Without one it returns another

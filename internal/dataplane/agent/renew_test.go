@@ -105,6 +105,10 @@ func TestAnOpenExchangeIsRenewed(t *testing.T) {
 		"pod no longer behind the service": {"blue serves what it has", func(w *world) {
 			w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods = nil })
 		}},
+		"pod unknown to the gateway": {"a gateway that carries the exchange leads there", func(w *world) {
+			w.edit(&w.gatewayView, "route/1024", func(r *wire.Resource) { r.GetRoute().Endpoints = nil })
+		}},
+		"pod terminates": {"it finishes what it has begun", (*world).terminate},
 		"Link suspended here": {"open connections go on", func(w *world) {
 			w.edit(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Suspended = true })
 		}},
@@ -471,7 +475,7 @@ func (w *world) impostor(answer func([]tunnel.Renewal) []tunnel.SessionProof) {
 			identity.VerifyAnyWorkload(func() *identity.Anchors { return w.westTrust.anchors(w.TB) }, time.Now))))
 		asked, err := session.ReadRenew()
 		if err != nil {
-			return err
+			return nil // a session made ahead
 		}
 		if err := tunnel.WriteRenewAnswer(session, tunnel.Code_OK, answer(asked)); err != nil {
 			return err
@@ -515,6 +519,20 @@ func TestAnAnswerThatProvesNothing(t *testing.T) {
 			}
 			wantTalk(t, c)
 		})
+	}
+}
+
+func TestGatewayOfTheExchangeComesFirst(t *testing.T) {
+	p := &peer{gateways: []string{"a", "b", "c"}, healthy: 2}
+	for address, want := range map[string][]string{
+		"a": {"a", "b", "c"}, "c": {"c", "a", "b"}, "gone": {"a", "b", "c"},
+	} {
+		if got := p.first(address).gateways; !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", address, got, want)
+		}
+	}
+	if !slices.Equal(p.gateways, []string{"a", "b", "c"}) || p.healthy != 2 {
+		t.Errorf("the peer of the state has changed: %v", p.gateways)
 	}
 }
 
