@@ -42,6 +42,10 @@ ahead: image ## build/causeway-ahead.tar, ten minutes ahead, for the tests of cl
 	go build -trimpath -buildvcs=false -overlay lab/e2e/testdata/ahead/overlay.json -ldflags '$(ldflags)' -o build/causeway-ahead ./cmd/causeway
 	bin/lab image --entrypoint /causeway --file build/causeway-ahead:/causeway:0755 --user 64143:64143 --tag causeway.dev/causeway:ahead --out build/causeway-ahead.tar
 
+.PHONY: shortlived
+shortlived: image ## build/causeway-shortlived.tar, whose certificates last 90 s, for the test of open connections
+	hack/shortlived '$(ldflags)'
+
 .PHONY: demo
 demo: ## two clusters, linked, and a call across them
 	demo/run
@@ -75,10 +79,10 @@ e2e: ahead ## tests on real clusters, in a lab of their own
 	hack/e2e
 
 # Stories that take over a minute each. Their names are the pattern; without it all of e2e runs, too.
-long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderItsOldName|TestAPIServerAway|TestFlippingPeer|TestLeaderCutOff|TestManyLongIdentities
+long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderItsOldName|TestAPIServerAway|TestFlippingPeer|TestLeaderCutOff|TestManyLongIdentities|TestOpenConnectionsOutliveTheirCertificates
 
 .PHONY: test-long
-test-long: ahead ## the stories on real clusters that take over a minute each
+test-long: ahead shortlived ## the stories on real clusters that take over a minute each
 	CAUSEWAY_E2E_LONG=1 hack/e2e -run '$(long_stories)'
 
 .PHONY: selftest

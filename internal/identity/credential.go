@@ -55,6 +55,9 @@ func (c *Credential) Name() Name { return c.name }
 // NotAfter is the moment from which nobody believes it.
 func (c *Credential) NotAfter() time.Time { return c.cert.Leaf.NotAfter }
 
+// NotBefore is the moment from which others believe it.
+func (c *Credential) NotBefore() time.Time { return c.cert.Leaf.NotBefore }
+
 // Live reports whether others whose clock is right believe it at now.
 func (c *Credential) Live(now time.Time) bool {
 	return !now.Before(c.cert.Leaf.NotBefore) && now.Before(c.cert.Leaf.NotAfter)

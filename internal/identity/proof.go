@@ -52,6 +52,9 @@ func newProof(name Name, chain []*x509.Certificate) *Proof {
 // Name is the proven name.
 func (p *Proof) Name() Name { return p.name }
 
+// NotBefore is from when all certificates of the chain are valid.
+func (p *Proof) NotBefore() time.Time { return p.from }
+
 // NotAfter is when the workload's own certificate ends.
 func (p *Proof) NotAfter() time.Time { return p.leafUntil }
 

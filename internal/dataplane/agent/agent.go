@@ -77,6 +77,7 @@ type Agent struct {
 	seed     maphash.Seed                   // of this node's aperture
 	shares   *allowances
 	arrivals arrivals
+	renewals *renewals    // of open exchanges
 	waiting  atomic.Int64 // inbound sessions that wait for OPEN
 	// taking ends when the agent is asked to stop: what waits for callers yet to come ends.
 	taking  context.Context
@@ -117,6 +118,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a.cameBy = a.ingress
 	a.taking, a.retire = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.news.tell, log)
+	a.renewals = newRenewals(life, a.renew)
 	return a
 }
 
@@ -151,6 +153,15 @@ func (a *Agent) onState(h uplink.State) {
 func (a *Agent) tell(level slog.Level, msg string, args ...any) {
 	if a.log.Enabled(a.life, level) && a.lines.Allow() {
 		a.log.Log(a.life, level, msg, args...)
+	}
+}
+
+// tellEnd logs that Causeway has ended an exchange by itself, for a reason that an operator
+// can do something about.
+func (a *Agent) tellEnd(result transport.Result, about ...any) {
+	switch result.Reason {
+	case transport.NotRenewed, transport.RecordLimit:
+		a.tell(slog.LevelWarn, "connection ended", append(about, "reason", result.Reason.String(), "error", result.Err)...)
 	}
 }
 

@@ -5,31 +5,41 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
 // errNotice says that a connection was no session, but the notice of a gateway that drains.
 var errNotice = errors.New("a gateway drains")
 
 // arrivals are the inbound sessions, so that those that come by a gateway that drains can move to
-// another one before it cuts them. The zero value is ready.
+// another one before it cuts them, and so that a newer session can renew them. The zero value is
+// ready.
 type arrivals struct {
 	mu   sync.Mutex // guards open
-	open map[*arrival]struct{}
+	open map[tunnel.SessionName]*arrival
 }
 
 func (a *arrivals) add(in *arrival) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.open == nil {
-		a.open = make(map[*arrival]struct{})
+		a.open = make(map[tunnel.SessionName]*arrival)
 	}
-	a.open[in] = struct{}{}
+	a.open[in.secret.Name()] = in
 }
 
 func (a *arrivals) remove(in *arrival) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.open, in)
+	delete(a.open, in.secret.Name())
+}
+
+// find returns the session with a name, or nil.
+func (a *arrivals) find(name tunnel.SessionName) *arrival {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.open[name]
 }
 
 // retire ends the sessions that come from a gateway's address: idle ones now, and others
@@ -38,7 +48,7 @@ func (a *arrivals) remove(in *arrival) {
 func (a *arrivals) retire(gateway netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for in := range a.open {
+	for _, in := range a.open {
 		if in.from == gateway && !in.retiring.Swap(true) {
 			in.wake()
 		}

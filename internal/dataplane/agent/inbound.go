@@ -46,7 +46,8 @@ type arrival struct {
 	header route.Header
 	server *identity.Credential
 	caller identity.Name
-	far    *vouching // for caller
+	far    atomic.Pointer[vouching] // for caller; renewed while the session is open
+	secret tunnel.SessionSecret
 	hello  tunnel.Hello
 	to     admit.Decision
 	addrs  []netip.AddrPort // of the application
@@ -79,6 +80,10 @@ func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 	}
 	if err == errNotice {
 		c.Close()
+		return
+	}
+	if err == errRenewal {
+		a.part(c)
 		return
 	}
 	if err != nil {
@@ -128,11 +133,12 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	result := transport.Exchange(ctx, app, conn, a.hearing(in))
 	in.parting.pod.Store(nil)
 	a.metrics.ended(inbound, in.to.Link.Name, result)
+	a.tellEnd(result, "service", in.service(), "caller", in.caller, "link", in.to.Link.Name)
 	if !result.Reusable {
 		a.metrics.session(inbound, sessionLost)
 		return false
 	}
-	if in.retiring.Load() {
+	if in.retiring.Load() || transport.RawOf(conn).Worn() {
 		a.metrics.session(inbound, sessionRetired)
 		halfClose(conn)
 		a.part(c)
@@ -177,7 +183,7 @@ func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tunn
 // conditions of a new call. An open exchange must meet only those of admit.Keep.
 func (in *arrival) lease() func(*state) error {
 	return func(s *state) error {
-		if _, err := in.far.again(s, time.Now()); err != nil {
+		if _, err := in.far.Load().again(s, time.Now()); err != nil {
 			return err
 		}
 		if !in.nobodyThere() {
@@ -298,10 +304,16 @@ func (a *Agent) shake(life context.Context, c *net.TCPConn, hello []byte, in *ar
 	}
 	raw.Proven()
 	raw.Conn = c // the handshake was all that took turns
-	if in.far, err = newVouching(tun.ConnectionState(), anchors); err != nil {
+	cs := tun.ConnectionState()
+	far, err := newVouching(cs, anchors)
+	if err != nil {
 		return nil, refuse("tls_"+identity.Reason(err), err)
 	}
-	in.caller = in.far.name
+	if in.secret, err = tunnel.NewSessionSecret(cs); err != nil {
+		return nil, refuse(reasonOther, err)
+	}
+	in.far.Store(far)
+	in.caller = far.name
 	return tun, nil
 }
 
@@ -322,10 +334,18 @@ func (a *Agent) serverOf(podUID string) (*identity.Credential, error) {
 	return c, nil
 }
 
-// decide reads HELLO, makes the one decision on it, and answers.
+// decide reads HELLO, makes the one decision on it, and answers. RENEW may come in place of
+// HELLO.
 func (a *Agent) decide(conn *tunnel.Conn, in *arrival) error {
 	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return refuse(reasonOther, err)
+	}
+	renew, err := conn.IsRenew()
+	if err != nil {
+		return refuse(reasonTunnel, err)
+	}
+	if renew {
+		return a.serveRenewal(conn, in)
 	}
 	hello, err := conn.ReadHello()
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// afterExpiry is how long an open tunnel may outlive the certificates that opened it.
+	// afterExpiry is how long an open exchange may outlast a certificate that was not
+	// renewed.
 	afterExpiry = time.Hour
 	// recheckInterval is the time between two checks of everything open, because
 	// certificates expire without any change of state.
@@ -188,12 +189,17 @@ func newVouching(cs tls.ConnectionState, anchors *identity.Anchors) (*vouching, 
 }
 
 // again returns the name that the peer still proves by s. Its issuer must be listed. An
-// expired certificate counts as of its last moment for up to afterExpiry.
+// expired certificate counts as of its last moment for up to afterExpiry. After that the
+// error wraps transport.ErrNotRenewed.
 func (v *vouching) again(s *state, now time.Time) (identity.Name, error) {
-	if until := v.proof.NotAfter(); now.After(until) && now.Before(until.Add(afterExpiry)) {
+	until := v.proof.NotAfter()
+	if now.After(until) && now.Before(until.Add(afterExpiry)) {
 		now = until
 	}
 	if err := v.proof.Check(s.anchors, now); err != nil {
+		if identity.Reason(err) == identity.ReasonExpired && now.After(until) {
+			err = fmt.Errorf("%w: %w", transport.ErrNotRenewed, err)
+		}
 		return identity.Name{}, err
 	}
 	return v.name, nil

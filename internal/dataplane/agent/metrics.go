@@ -50,6 +50,7 @@ const (
 	reasonBusy             = "too_many_handshakes"
 	reasonHandshakeRate    = "handshake_rate" // of one link and source
 	reasonExchangeRate     = "exchange_rate"  // of one caller
+	reasonRenewalRate      = "renewal_rate"   // of one link
 	reasonTooManyHeaders   = "too_many_headers"
 	reasonCallRate         = "call_rate" // of a pod, or of an account
 	reasonUnknownPod       = "unknown_pod"
@@ -70,7 +71,7 @@ func reasons(way string) []string {
 		}
 		return out
 	}
-	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts)
+	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonRenewalRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts)
 	for _, r := range route.Reasons() {
 		out = append(out, "header_"+r)
 	}
@@ -90,6 +91,7 @@ type metrics struct {
 	bytes    *prometheus.CounterVec
 	open     *prometheus.GaugeVec
 	sessions *prometheus.CounterVec
+	renewals *prometheus.CounterVec
 
 	mu  sync.Mutex // guards now
 	now map[string]int
@@ -110,6 +112,16 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "causeway_agent_open_connections", Help: "Connections open now, by way."}, []string{"way"}),
 		sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_sessions_total", Help: "What became of sessions, by way: made for a caller; begun ahead of one, and then made ahead or failed; reused by another connection; retired in good order; lost."}, []string{"way", "what"}),
+		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_renewals_total",
+			Help: "Renewals of the certificates of open connections, by way and outcome.",
+		}, []string{"way", "outcome"}),
+	}
+	for _, outcome := range []string{renewalDone, renewalFailed} {
+		m.renewals.WithLabelValues(outbound, outcome)
+	}
+	for _, outcome := range []string{renewalDone, renewalUnknown} {
+		m.renewals.WithLabelValues(inbound, outcome)
 	}
 	for _, what := range []string{sessionMade, sessionBegun, sessionAhead, sessionFailed, sessionReused, sessionRetired, sessionLost} {
 		m.sessions.WithLabelValues(outbound, what)
@@ -124,7 +136,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.refused.WithLabelValues(way, reason)
 		}
 	}
-	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.sessions)
+	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.sessions, m.renewals)
 	return m
 }
 
@@ -149,6 +161,9 @@ func (m *metrics) leave(way string) {
 
 // session counts what became of a session.
 func (m *metrics) session(way, what string) { m.sessions.WithLabelValues(way, what).Inc() }
+
+// renewal counts what became of the renewal of one exchange.
+func (m *metrics) renewal(way, outcome string) { m.renewals.WithLabelValues(way, outcome).Inc() }
 
 func (m *metrics) refuse(way, reason string) { m.refused.WithLabelValues(way, reason).Inc() }
 

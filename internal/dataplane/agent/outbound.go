@@ -83,6 +83,7 @@ func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
 	o.release()
 	result.Forth += early
 	a.metrics.ended(outbound, call.peer.name, result)
+	a.tellEnd(result, "mirror", call.to.name, "caller", call.callerName(), "peer", call.peer.name)
 	o.session.carried += result.Forth + result.Back
 	if result.Reusable {
 		err = o.session.settle(life, settleTime)
@@ -226,25 +227,9 @@ func explain(err error) error {
 	return err
 }
 
-// lease is the decision by which a call stays open, to be made again as long as it is: it asks
-// what must end an open call, and neither ports nor the identities that a new one may meet.
-func (c *call) lease() func(*state) error {
-	return func(s *state) error {
-		if err := c.kept(s); err != nil {
-			return err
-		}
-		_, err := c.vouched(s)
-		return err
-	}
-}
-
 // vouched returns who is at the far end, if both ends still are who they have proven to be.
 func (c *call) vouched(s *state) (identity.Name, error) {
-	now := time.Now()
-	if now.After(c.as.NotAfter().Add(afterExpiry)) {
-		return identity.Name{}, errors.New("the caller's certificate has expired")
-	}
-	return c.far.again(s, now)
+	return (&ends{c.as, c.far}).vouched(s, time.Now())
 }
 
 // expected asks, too, whether the far end is one that new calls may meet.

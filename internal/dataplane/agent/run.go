@@ -84,6 +84,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error {
 		defer end() // the rest goes on until the last connection has drained
 		defer a.svids.wait()
+		defer a.renewals.close()
 		defer a.sessions.Close()
 		defer a.retire()
 		defer end()

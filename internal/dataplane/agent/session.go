@@ -95,6 +95,8 @@ type clientSession struct {
 	forget  func() bool
 	release func()
 	ended   func(what string) // counts
+	// exchange is the one that is open, or the last one.
+	exchange *openExchange
 }
 
 // Endpoint is the one that the session leads to.
@@ -162,7 +164,7 @@ func (s *clientSession) lose() {
 func (a *Agent) spent(s *clientSession) bool {
 	newest, ok := a.svids.get(s.call.caller.account())
 	return !ok || newest != s.call.as || time.Now().After(s.until) || s.carried > maxCarried ||
-		a.detours.avoids(s.by, time.Now())
+		transport.RawOf(s.conn).Worn() || a.detours.avoids(s.by, time.Now())
 }
 
 // An opened call has reached the application. Its ctx ends with its lease, which release
@@ -247,7 +249,7 @@ func (a *Agent) openNext(ctx, life context.Context, c *net.TCPConn, call *call, 
 	}
 	as, far, answer := call.as, call.far, call.answer
 	call.as, call.far, call.answer = s.call.as, s.call.far, s.call.answer
-	lease, release := a.leases.hold(life, a.state.Load, call.lease())
+	lease, release := a.holdOpen(life, call, s)
 	opening, cancel := both(ctx, lease, openTimeout+call.patience)
 	watched, certain := a.doubt(opening, s)
 	err = s.conn.OpenNext(watched, call.patience, call.first)
@@ -291,7 +293,7 @@ func (a *Agent) openNew(ctx, life context.Context, c *net.TCPConn, call *call, a
 		return nil, again, err
 	}
 	s := a.newSession(conn, by, call)
-	lease, release := a.leases.hold(life, a.state.Load, call.lease())
+	lease, release := a.holdOpen(life, call, s)
 	if err = call.listen(c); err == nil {
 		opening, cancel := both(ctx, lease, openTimeout+call.patience)
 		defer cancel()
@@ -342,6 +344,7 @@ func (a *Agent) missed(c *call, wished route.EndpointID) {
 
 // entered counts an exchange in that is open now.
 func (a *Agent) entered(call *call, s *clientSession, ctx context.Context, release func()) *opened {
+	s.exchange.begin()
 	leave := a.sessions.Enter(s.key, s.Endpoint())
 	if call.to.affinity > 0 {
 		a.learnt.visited(call.caller.uid, call.farPort(), s.Endpoint())

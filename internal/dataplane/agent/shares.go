@@ -37,6 +37,8 @@ type callRates struct {
 	// exchanges are inbound, by the caller's SPIFFE ID. They wait, because callers may come in
 	// bursts.
 	exchanges *budget.Rates[string]
+	// renewals are sessions that renew others, by link.
+	renewals *budget.Rates[string]
 }
 
 type linkSource struct {
@@ -50,6 +52,7 @@ const (
 	accountRate, accountBurst     = 4_000, 8_000
 	handshakeRate, handshakeBurst = 500, 2_000
 	exchangeRate, exchangeBurst   = 4_000, 8_000
+	renewalRate, renewalBurst     = 100, 500
 )
 
 func newCallRates() callRates {
@@ -58,6 +61,7 @@ func newCallRates() callRates {
 		accounts:   budget.NewRates[account](accountRate, accountBurst),
 		handshakes: budget.NewRates[linkSource](handshakeRate, handshakeBurst),
 		exchanges:  budget.NewRates[string](exchangeRate, exchangeBurst),
+		renewals:   budget.NewRates[string](renewalRate, renewalBurst),
 	}
 }
 

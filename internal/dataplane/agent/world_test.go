@@ -56,11 +56,14 @@ type cluster struct {
 	root   *identity.Root
 	issuer *identity.Issuer
 	hop    [32]byte
+	age    atomic.Int64 // in nanoseconds, of the certificates that it signs
 }
 
+// newCluster returns a cluster that is two days old.
 func newCluster(t testing.TB, trustDomain string) *cluster {
-	root := must(identity.NewRoot(trustDomain, time.Now()))(t)
-	return &cluster{root: root, issuer: must(root.NewIssuer(time.Now()))(t), hop: [32]byte{1, byte(len(trustDomain))}}
+	then := time.Now().Add(-48 * time.Hour)
+	root := must(identity.NewRoot(trustDomain, then))(t)
+	return &cluster{root: root, issuer: must(root.NewIssuer(then))(t), hop: [32]byte{1, byte(len(trustDomain))}}
 }
 
 // sign is a signFunc.
@@ -73,7 +76,7 @@ func (c *cluster) sign(_ context.Context, namespace, serviceAccount string, csr 
 	if err != nil {
 		return nil, err
 	}
-	return c.issuer.SignWorkload(pub, name, time.Now())
+	return c.issuer.SignWorkload(pub, name, time.Now().Add(-time.Duration(c.age.Load())))
 }
 
 func (c *cluster) credential(t testing.TB, namespace, serviceAccount string) *identity.Credential {
@@ -221,6 +224,8 @@ func (w *world) end() {
 	w.serving.Wait()
 	w.west.svids.wait()
 	w.east.svids.wait()
+	w.west.renewals.close()
+	w.east.renewals.close()
 	w.nothingIsKept()
 }
 

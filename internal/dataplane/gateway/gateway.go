@@ -84,8 +84,10 @@ type Server struct {
 	joins    chan struct{}
 	joinTime time.Duration
 
-	mu     sync.Mutex // guards routed
+	mu     sync.Mutex // guards routed and open
 	routed map[string]map[*conn]struct{}
+	// open are the endpoints that have connections, also if the table lists them no more.
+	open map[openKey]*openEndpoint
 }
 
 // A conn is one accepted connection.
@@ -95,6 +97,7 @@ type conn struct {
 	pending *budget.Place
 	cut     context.CancelCauseFunc // set once it is routed
 	agent   route.Backend           // that has taken it, if any; guarded by Server.mu
+	open    openKey                 // zero until then; guarded by Server.mu
 }
 
 // NewServer returns a Server that refuses every connection until it has a state.
@@ -115,6 +118,7 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 		joins:     make(chan struct{}, maxJoins),
 		joinTime:  joinTime,
 		routed:    make(map[string]map[*conn]struct{}),
+		open:      make(map[openKey]*openEndpoint),
 	}
 }
 
@@ -334,13 +338,6 @@ func (s *Server) route(c *conn) (destination, error) {
 	}, nil
 }
 
-// taken notes the agent that has taken a connection.
-func (s *Server) taken(c *conn, agent route.Backend) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c.agent = agent
-}
-
 // bind notes which Link the connection depends on. It returns false if that is gone
 // already.
 func (s *Server) bind(c *conn, linkUID string, cut context.CancelCauseFunc) bool {
@@ -362,6 +359,7 @@ func (s *Server) bind(c *conn, linkUID string, cut context.CancelCauseFunc) bool
 func (s *Server) unbind(c *conn, linkUID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.closeEndpoint(c)
 	delete(s.routed[linkUID], c)
 	if len(s.routed[linkUID]) == 0 {
 		delete(s.routed, linkUID)
@@ -374,7 +372,7 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 	defer cancel()
 	failed := refuse(reasonNoEndpoint, fmt.Errorf("route %d has no ready endpoint", to.row.ID))
 	tried := 0
-	for e := range s.ejections.order(to.row, to.hint) {
+	for e := range s.candidates(to) {
 		if tried++; tried > maxEndpointsTried || ctx.Err() != nil {
 			break
 		}
@@ -382,7 +380,7 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 		if err == nil {
 			s.ejections.succeeded(e.Backend.Address)
 			if to.row.ID >= route.FirstService {
-				s.taken(c, e.Backend)
+				s.taken(c, to.linkUID, e)
 			}
 			return backend, nil
 		}

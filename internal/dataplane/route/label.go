@@ -88,6 +88,9 @@ const (
 	WishEndpoint
 	// WishHost is for the pod with a hostname and for no other.
 	WishHost
+	// WishOpen is WishEndpoint, also if the endpoint takes no new connections but the link
+	// has one open with it by way of the same gateway.
+	WishOpen
 )
 
 // Wish says which endpoint a label asks for. The zero value is for any.
@@ -103,6 +106,10 @@ func AnyEndpoint() Wish { return Wish{} }
 // ForEndpoint is the wish for the endpoint with an id, or else any.
 func ForEndpoint(id EndpointID) Wish { return Wish{WishEndpoint, id} }
 
+// ForOpen is the wish for the endpoint with an id, with which a connection is open, or else
+// any.
+func ForOpen(id EndpointID) Wish { return Wish{WishOpen, id} }
+
 // ForHost is the wish for the pod with a hostname.
 func ForHost(hostname string) Wish { return Wish{WishHost, HostHash(hostname)} }
 
@@ -114,13 +121,13 @@ func HostHash(hostname string) [8]byte {
 
 // valid reports whether the wish is of a known kind and, if for any, without argument.
 func (w Wish) valid() bool {
-	return w.Kind <= WishHost && (w.Kind != WishAny || w.Arg == [8]byte{})
+	return w.Kind <= WishOpen && (w.Kind != WishAny || w.Arg == [8]byte{})
 }
 
 // meets reports whether the endpoint is the one wished for.
 func (w Wish) meets(e Endpoint) bool {
 	switch w.Kind {
-	case WishEndpoint:
+	case WishEndpoint, WishOpen:
 		return e.ID == w.Arg
 	case WishHost:
 		return e.Host != [8]byte{} && e.Host == w.Arg

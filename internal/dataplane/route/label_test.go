@@ -62,7 +62,7 @@ func TestOpen(t *testing.T) {
 		"another's key":     {"an unlinked peer dies here", good, ringOf(dated("west", noon, key(2))), noon, "", Label{}, ErrUnknownKey},
 		"no keys":           {"before the first snapshot all is refused", good, &Keyring{}, noon, "", Label{}, ErrUnknownKey},
 		"key of tomorrow":   {"a stolen key dies with its day", good, ringOf(LinkKey{"east", DatedKey{Day(noon) + 1, key(1)}}), noon, "east", Label{svc, minuteOf(noon), Wish{}}, ErrStale},
-		"unknown wish":      {"a newer peer is told apart from a stranger", at(svc, noon, Wish{Kind: 3}), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Wish{Kind: 3}}, ErrUnknownWish},
+		"unknown wish":      {"a newer peer is told apart from a stranger", at(svc, noon, Wish{Kind: 4}), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Wish{Kind: 4}}, ErrUnknownWish},
 		"any with argument": {"one meaning, one form", at(svc, noon, Wish{Arg: [8]byte{1}}), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Wish{Arg: [8]byte{1}}}, ErrUnknownWish},
 		"empty":             {"no SNI", "", ringOf(east), noon, "", Label{}, ErrNotALabel},
 		"plain name":        {"a stranger's SNI", "www.example.com", ringOf(east), noon, "", Label{}, ErrNotALabel},
@@ -208,6 +208,7 @@ func TestLabelVectors(t *testing.T) {
 		{DayKey: strings.Repeat("01", 32), Nonce: "000102030405060708090a0b", Route: 1024, Minute: 29543760, WishArg: strings.Repeat("00", 8)},
 		{DayKey: strings.Repeat("02", 32), Nonce: "f0f1f2f3f4f5f6f7f8f9fafb", Route: 70000, Minute: 29543761, WishKind: 1, WishArg: "0011223344556677"},
 		{DayKey: strings.Repeat("ff", 32), Nonce: strings.Repeat("ff", 12), Route: 4294967295, Minute: 4294967295, WishKind: 2, WishArg: hex.EncodeToString(hostHashOf("db-0"))},
+		{DayKey: strings.Repeat("02", 32), Nonce: "f0f1f2f3f4f5f6f7f8f9fafc", Route: 70000, Minute: 29543761, WishKind: 3, WishArg: "0011223344556677"},
 	})
 	for i, v := range vectors {
 		l := Label{v.Route, v.Minute, Wish{WishKind(v.WishKind), [8]byte(unhex(t, v.WishArg))}}
@@ -247,7 +248,7 @@ func TestDerivation(t *testing.T) {
 func FuzzOpen(f *testing.F) {
 	s := NewSealer(DatedKey{Day(noon), key(1)})
 	ring := ringOf(dated("east", noon, key(1)))
-	for _, w := range []Wish{{}, ForHost("a"), ForEndpoint(EndpointID{1})} {
+	for _, w := range []Wish{{}, ForHost("a"), ForEndpoint(EndpointID{1}), ForOpen(EndpointID{1})} {
 		sni, err := s.Seal(FirstService, w, noon)
 		if err != nil {
 			f.Fatal(err)

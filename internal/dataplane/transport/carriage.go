@@ -45,20 +45,30 @@ const (
 	Cancelled
 	// Drained: the context ended with ErrDrained.
 	Drained
+	// NotRenewed: the context ended with ErrNotRenewed.
+	NotRenewed
+	// RecordLimit: the session has encrypted as much as its keys may.
+	RecordLimit
 )
 
 // ErrDrained is the cause of a context that ends because a process is asked to stop and its
 // grace is over.
 var ErrDrained = errors.New("the process stops, and its grace is over")
 
+// ErrNotRenewed is the cause of a context that ends because a certificate that opened an
+// exchange has expired, and its owner has not proven itself again.
+var ErrNotRenewed = errors.New("not proven again after a certificate has expired")
+
 // String names the reason, as a metric's label.
 func (r Reason) String() string {
-	return [...]string{"ended", "reset", "truncated", "timed_out", "failed", "cancelled", "drained"}[r]
+	return [...]string{"ended", "reset", "truncated", "timed_out", "failed", "cancelled", "drained",
+		"certificate_not_renewed", "record_limit"}[r]
 }
 
 // Reasons returns all reasons, to be counted from zero.
 func Reasons() []Reason {
-	return []Reason{Ended, WasReset, Truncated, TimedOut, Failed, Cancelled, Drained}
+	return []Reason{Ended, WasReset, Truncated, TimedOut, Failed, Cancelled, Drained, NotRenewed,
+		RecordLimit}
 }
 
 // Result is how Exchange or Splice went.
@@ -78,6 +88,8 @@ func (r Result) Clean() bool { return r.Reason == Ended }
 
 func reasonFor(err error) Reason {
 	switch {
+	case errors.Is(err, ErrRecordLimit):
+		return RecordLimit
 	case errors.Is(err, ErrTruncated):
 		return Truncated
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ENOTCONN):
@@ -124,8 +136,11 @@ func (c *carriage) abort(s Side, r Reason, err error) {
 // cancel aborts because the context has ended.
 func (c *carriage) cancel(cause error) {
 	reason := Cancelled
-	if errors.Is(cause, ErrDrained) {
+	switch {
+	case errors.Is(cause, ErrDrained):
 		reason = Drained
+	case errors.Is(cause, ErrNotRenewed):
+		reason = NotRenewed
 	}
 	c.abort(Neither, reason, cause)
 }

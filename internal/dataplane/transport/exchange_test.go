@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -193,7 +194,8 @@ func wantBroken(t *testing.T, c *net.TCPConn) {
 }
 
 func TestCancelResetsBothEnds(t *testing.T) {
-	for cause, reason := range map[error]Reason{context.Canceled: Cancelled, ErrDrained: Drained} {
+	for cause, reason := range map[error]Reason{context.Canceled: Cancelled, ErrDrained: Drained,
+		fmt.Errorf("wrapped: %w", ErrNotRenewed): NotRenewed} {
 		onLines(t, func(t *testing.T, l *line) {
 			io.WriteString(l.app, "x")
 			io.ReadFull(l.srv, make([]byte, 1))

@@ -54,6 +54,7 @@ type Raw struct {
 	proven   atomic.Bool
 
 	hurried atomic.Bool
+	sent    keyUse
 
 	writing sync.Mutex // guards gathered, and is held while bytes are written
 	// gathered is what Gather holds back; nil outside of it.
@@ -123,8 +124,12 @@ func (r *Raw) SetWriteDeadline(t time.Time) error {
 
 const hurry = 10 * time.Millisecond
 
-// Write writes as net.Conn does, but within Gather later.
+// Write writes as net.Conn does, but within Gather later. TLS calls it with one record at
+// a time. The error is ErrRecordLimit once its key may encrypt no more.
 func (r *Raw) Write(b []byte) (int, error) {
+	if err := r.sent.add(len(b)); err != nil {
+		return 0, err
+	}
 	r.writing.Lock()
 	defer r.writing.Unlock()
 	if r.gathered == nil {

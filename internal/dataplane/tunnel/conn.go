@@ -44,7 +44,7 @@ func (c *Conn) Next() (Type, int, error) {
 	}
 	t, n := Type(c.prefix[0]), int(binary.BigEndian.Uint16(c.prefix[1:]))
 	switch {
-	case t < TypeHello || t > TypeIdle:
+	case t < TypeHello || t > TypeRenewAnswer:
 		return 0, 0, fmt.Errorf("%v: %w", t, ErrUnexpectedFrame)
 	case n > t.most():
 		return 0, 0, fmt.Errorf("%v of %d bytes: %w", t, n, ErrFrameTooLong)

@@ -51,6 +51,10 @@ const (
 	// TypeIdle comes from the server once it has read the client's last frame and has sent
 	// its own: the session can carry another exchange.
 	TypeIdle
+	// TypeRenew comes from the client in place of HELLO, in a session that renews the
+	// proofs of others.
+	TypeRenew
+	TypeRenewAnswer
 )
 
 // String names the type.
@@ -72,6 +76,10 @@ func (t Type) String() string {
 		return "RESET"
 	case TypeIdle:
 		return "IDLE"
+	case TypeRenew:
+		return "RENEW"
+	case TypeRenewAnswer:
+		return "RENEW answer"
 	}
 	return fmt.Sprintf("type %d", uint8(t))
 }

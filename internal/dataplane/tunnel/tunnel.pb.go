@@ -72,7 +72,7 @@ func (FirstSpeaker) EnumDescriptor() ([]byte, []int) {
 	return file_internal_dataplane_tunnel_tunnel_proto_rawDescGZIP(), []int{0}
 }
 
-// Code says how HELLO or OPEN went. The list is closed.
+// Code says how HELLO, OPEN or RENEW went. The list is closed.
 type Code int32
 
 const (
@@ -398,6 +398,107 @@ func (x *OpenAnswer) GetCode() Code {
 	return Code_CODE_UNSPECIFIED
 }
 
+// RenewFrame is the first frame of a session that renews the proofs of older ones.
+type RenewFrame struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 48 bytes each: the session's name, and the client's proof that it is an end of it.
+	Sessions      [][]byte `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewFrame) Reset() {
+	*x = RenewFrame{}
+	mi := &file_internal_dataplane_tunnel_tunnel_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewFrame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewFrame) ProtoMessage() {}
+
+func (x *RenewFrame) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_dataplane_tunnel_tunnel_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewFrame.ProtoReflect.Descriptor instead.
+func (*RenewFrame) Descriptor() ([]byte, []int) {
+	return file_internal_dataplane_tunnel_tunnel_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RenewFrame) GetSessions() [][]byte {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+// RenewAnswer is the server's answer to RenewFrame.
+type RenewAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Code  Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=causeway.tunnel.v2.Code" json:"code,omitempty"`
+	// One for each session of RenewFrame, in its order: the server's proof, 32 bytes, or
+	// nothing if the server has not renewed that session.
+	Proofs        [][]byte `protobuf:"bytes,2,rep,name=proofs,proto3" json:"proofs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewAnswer) Reset() {
+	*x = RenewAnswer{}
+	mi := &file_internal_dataplane_tunnel_tunnel_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewAnswer) ProtoMessage() {}
+
+func (x *RenewAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_dataplane_tunnel_tunnel_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewAnswer.ProtoReflect.Descriptor instead.
+func (*RenewAnswer) Descriptor() ([]byte, []int) {
+	return file_internal_dataplane_tunnel_tunnel_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RenewAnswer) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_CODE_UNSPECIFIED
+}
+
+func (x *RenewAnswer) GetProofs() [][]byte {
+	if x != nil {
+		return x.Proofs
+	}
+	return nil
+}
+
 var File_internal_dataplane_tunnel_tunnel_proto protoreflect.FileDescriptor
 
 const file_internal_dataplane_tunnel_tunnel_proto_rawDesc = "" +
@@ -425,7 +526,13 @@ const file_internal_dataplane_tunnel_tunnel_proto_rawDesc = "" +
 	"patienceMs\":\n" +
 	"\n" +
 	"OpenAnswer\x12,\n" +
-	"\x04code\x18\x01 \x01(\x0e2\x18.causeway.tunnel.v2.CodeR\x04code*3\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x18.causeway.tunnel.v2.CodeR\x04code\"(\n" +
+	"\n" +
+	"RenewFrame\x12\x1a\n" +
+	"\bsessions\x18\x01 \x03(\fR\bsessions\"S\n" +
+	"\vRenewAnswer\x12,\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x18.causeway.tunnel.v2.CodeR\x04code\x12\x16\n" +
+	"\x06proofs\x18\x02 \x03(\fR\x06proofs*3\n" +
 	"\fFirstSpeaker\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\n" +
 	"\n" +
@@ -458,7 +565,7 @@ func file_internal_dataplane_tunnel_tunnel_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_dataplane_tunnel_tunnel_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_internal_dataplane_tunnel_tunnel_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_internal_dataplane_tunnel_tunnel_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_internal_dataplane_tunnel_tunnel_proto_goTypes = []any{
 	(FirstSpeaker)(0),   // 0: causeway.tunnel.v2.FirstSpeaker
 	(Code)(0),           // 1: causeway.tunnel.v2.Code
@@ -466,16 +573,19 @@ var file_internal_dataplane_tunnel_tunnel_proto_goTypes = []any{
 	(*HelloAnswer)(nil), // 3: causeway.tunnel.v2.HelloAnswer
 	(*OpenFrame)(nil),   // 4: causeway.tunnel.v2.OpenFrame
 	(*OpenAnswer)(nil),  // 5: causeway.tunnel.v2.OpenAnswer
+	(*RenewFrame)(nil),  // 6: causeway.tunnel.v2.RenewFrame
+	(*RenewAnswer)(nil), // 7: causeway.tunnel.v2.RenewAnswer
 }
 var file_internal_dataplane_tunnel_tunnel_proto_depIdxs = []int32{
 	1, // 0: causeway.tunnel.v2.HelloAnswer.code:type_name -> causeway.tunnel.v2.Code
 	0, // 1: causeway.tunnel.v2.HelloAnswer.first_speaker:type_name -> causeway.tunnel.v2.FirstSpeaker
 	1, // 2: causeway.tunnel.v2.OpenAnswer.code:type_name -> causeway.tunnel.v2.Code
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	1, // 3: causeway.tunnel.v2.RenewAnswer.code:type_name -> causeway.tunnel.v2.Code
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_internal_dataplane_tunnel_tunnel_proto_init() }
@@ -489,7 +599,7 @@ func file_internal_dataplane_tunnel_tunnel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_dataplane_tunnel_tunnel_proto_rawDesc), len(file_internal_dataplane_tunnel_tunnel_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

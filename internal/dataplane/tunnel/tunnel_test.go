@@ -193,7 +193,7 @@ func TestReadersRefuse(t *testing.T) {
 		err  error
 	}{
 		"other type":         {"frames come in one order", frame(TypeOpen, nil), readHello, ErrUnexpectedFrame},
-		"unknown type":       {"what is not known is not guessed", frame(9, nil), readHello, ErrUnexpectedFrame},
+		"unknown type":       {"what is not known is not guessed", frame(TypeRenewAnswer+1, nil), readHello, ErrUnexpectedFrame},
 		"HTTP":               {"an application's bytes are no frame", []byte("GET / HTTP/1.1\r\n"), readHello, ErrUnexpectedFrame},
 		"too long":           {"memory is bounded", frame(TypeHello, make([]byte, MaxFrame+1)), readHello, ErrFrameTooLong},
 		"END with a body":    {"it has none", frame(TypeEnd, []byte{1}), readOpen, ErrFrameTooLong},
@@ -454,6 +454,9 @@ func TestFrameVectors(t *testing.T) {
 		{"IDLE", func(w io.Writer) error { return WriteEmpty(w, TypeIdle) }},
 		{"RESET", func(w io.Writer) error { return WriteEmpty(w, TypeReset) }},
 		{"OPEN answer OK", func(w io.Writer) error { return WriteOpenAnswer(w, Code_OK) }},
+		{"RENEW of two sessions", func(w io.Writer) error { return WriteRenew(w, renewals) }},
+		{"RENEW answer OK, one is unknown", func(w io.Writer) error { return WriteRenewAnswer(w, Code_OK, proofs) }},
+		{"RENEW answer OVERLOADED", func(w io.Writer) error { return WriteRenewAnswer(w, Code_OVERLOADED, nil) }},
 		{"OPEN answer POD_TIMEOUT", func(w io.Writer) error { return WriteOpenAnswer(w, Code_POD_TIMEOUT) }},
 	}
 	var got []vector

@@ -1,0 +1,539 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/identity"
+)
+
+// An open exchange outlives the certificates that opened it: both agents prove themselves
+// again on a second session, which names the exchange's own by a value that only its two
+// ends can compute (tunnel.SessionSecret). The calling agent starts this. The lease of an
+// outbound exchange finds out when it is due. See docs/design/0021-open-connections.md.
+const (
+	// renewFrom and renewSpread are the share of a certificate's life after which an
+	// exchange is due. A new certificate exists after about half of that life.
+	renewFrom, renewSpread = 0.7, 0.1
+	// renewJitter delays each session by up to this. Exchanges of the same key that
+	// become due meanwhile share the session.
+	renewJitter = time.Second
+	// renewTimeout bounds one session, from the dial to the answer.
+	renewTimeout = 15 * time.Second
+	// renewPause is the time between two attempts at least, and from the begin of an
+	// exchange to its first. maxRenewPause is the time between two attempts at most.
+	renewPause    = 5 * time.Second
+	maxRenewPause = 15 * time.Minute
+	// renewFraction is which part of the time that is left passes between two attempts.
+	renewFraction = 8
+	// maxRenewers and maxLinkRenewers are how many sessions renew exchanges at once, of
+	// all Links and of one.
+	maxRenewers     = 16
+	maxLinkRenewers = 4
+)
+
+// What became of the renewal of an exchange, as a metric's label.
+const (
+	renewalDone    = "renewed"
+	renewalFailed  = "failed"  // not reached, or not proven, by the calling agent
+	renewalUnknown = "unknown" // to the called agent: no such session, or another's
+)
+
+// ends are what both ends of a session have proven. They never change.
+type ends struct {
+	as  *identity.Credential // the caller's own
+	far *vouching
+}
+
+// vouched returns who is at the far end, if both ends still are who they have proven to
+// be.
+func (e *ends) vouched(s *state, now time.Time) (identity.Name, error) {
+	if until := e.as.NotAfter(); now.After(until.Add(afterExpiry)) {
+		return identity.Name{}, fmt.Errorf("%w: the caller's was valid until %s", transport.ErrNotRenewed,
+			until.UTC().Format(time.RFC3339))
+	}
+	return e.far.again(s, now)
+}
+
+// until is when the first of the two certificates ends.
+func (e *ends) until() time.Time {
+	if far := e.far.proof.NotAfter(); far.Before(e.as.NotAfter()) {
+		return far
+	}
+	return e.as.NotAfter()
+}
+
+// due is when the first of the two certificates has spent a share of its life.
+func (e *ends) due(share float64) time.Time {
+	near, far := e.nearDue(share), e.farDue(share)
+	if far.Before(near) {
+		return far
+	}
+	return near
+}
+
+func (e *ends) nearDue(share float64) time.Time {
+	return moment(e.as.NotBefore(), e.as.NotAfter(), share)
+}
+
+func (e *ends) farDue(share float64) time.Time {
+	return moment(e.far.proof.NotBefore(), e.far.proof.NotAfter(), share)
+}
+
+// moment is when a share of the time between two others has passed.
+func moment(from, to time.Time, share float64) time.Time {
+	return from.Add(time.Duration(share * float64(to.Sub(from))))
+}
+
+// nextRenewal is when to try again after an attempt at now: when the certificates are due,
+// but not before a fraction of the time that is left has passed. random is in [0, 1).
+func nextRenewal(due, until, now time.Time, pause time.Duration, random float64) time.Time {
+	left := until.Add(afterExpiry).Sub(now)
+	wait := max(min(left/renewFraction, maxRenewPause), pause)
+	again := now.Add(wait*3/4 + time.Duration(random*float64(wait)/2))
+	if due.After(again) {
+		return due
+	}
+	return again
+}
+
+// An openExchange is an outbound exchange as its lease sees it.
+type openExchange struct {
+	call    *call
+	session *clientSession
+	ends    atomic.Pointer[ends]
+	share   float64                // of a certificate's life, after which it is due
+	next    atomic.Int64           // when to renew it, in Unix nanoseconds; renewing: not now
+	failure atomic.Pointer[string] // why the last attempt has failed
+	// begun: OPEN was answered. From then on call and session.call do not change.
+	begun, over atomic.Bool
+}
+
+// renewing is openExchange.next while it waits for a session, or is on one.
+const renewing = int64(1<<63 - 1)
+
+func newOpenExchange(c *call, s *clientSession, now time.Time, pause time.Duration) *openExchange {
+	x := &openExchange{call: c, session: s, share: renewFrom + renewSpread*rand.Float64()}
+	e := &ends{c.as, c.far}
+	x.ends.Store(e)
+	next := e.due(x.share)
+	if first := now.Add(pause); next.Before(first) { // most exchanges are over by then
+		next = first
+	}
+	x.next.Store(next.UnixNano())
+	return x
+}
+
+// check is the decision by which an exchange stays open. It asks what must end an open
+// one, and neither ports nor the identities that a new one may meet.
+func (x *openExchange) check(s *state, now time.Time) error {
+	if err := x.call.kept(s); err != nil {
+		return err
+	}
+	_, err := x.ends.Load().vouched(s, now)
+	if why := x.failure.Load(); errors.Is(err, transport.ErrNotRenewed) && why != nil {
+		err = fmt.Errorf("%w; the last attempt failed: %s", err, *why)
+	}
+	return err
+}
+
+// begin notes that OPEN was answered.
+func (x *openExchange) begin() { x.begun.Store(true) }
+
+// isDue reports whether the exchange must be renewed, once until plan is called.
+func (x *openExchange) isDue(now time.Time) bool {
+	next := x.next.Load()
+	return now.UnixNano() >= next && x.begun.Load() && x.next.CompareAndSwap(next, renewing)
+}
+
+// renewed takes in what both ends have proven on another session. A nil e, or an error
+// without one, leaves it as it was.
+func (x *openExchange) renewed(e *ends, err error) {
+	if e != nil {
+		x.ends.Store(e)
+		x.failure.Store(nil)
+	}
+	if err != nil {
+		why := err.Error()
+		x.failure.Store(&why)
+	}
+}
+
+// plan sets when to renew it next.
+func (x *openExchange) plan(now time.Time, pause time.Duration) {
+	e := x.ends.Load()
+	x.next.Store(nextRenewal(e.due(x.share), e.until(), now, pause, rand.Float64()).UnixNano())
+}
+
+// gains reports whether another session could prove more: with a newer certificate of the
+// caller, or because the far one is due.
+func (x *openExchange) gains(as *identity.Credential, now time.Time) bool {
+	e := x.ends.Load()
+	return as.NotAfter().After(e.as.NotAfter()) || !now.Before(e.farDue(x.share))
+}
+
+// holdOpen makes the lease of an exchange that a session is about to carry.
+func (a *Agent) holdOpen(life context.Context, c *call, s *clientSession) (context.Context, func()) {
+	x := newOpenExchange(c, s, time.Now(), a.renewals.pause)
+	s.exchange = x
+	ctx, release := a.leases.hold(life, a.state.Load, func(s *state) error {
+		now := time.Now()
+		err := x.check(s, now)
+		if err == nil && x.isDue(now) {
+			a.renewals.add(x)
+		}
+		return err
+	})
+	return ctx, func() { x.over.Store(true); release() }
+}
+
+// A renewalKey is what exchanges have in common that can share a session.
+type renewalKey struct {
+	session  sessionKey
+	endpoint route.EndpointID
+	far      identity.Name
+}
+
+func (x *openExchange) renewalKey() renewalKey {
+	return renewalKey{x.session.key, x.session.Endpoint(), x.ends.Load().far.name}
+}
+
+// A renewalBatch is exchanges that share a session.
+type renewalBatch struct {
+	key       renewalKey
+	exchanges []*openExchange
+}
+
+// renewals are the exchanges that are due, and the goroutines that renew them. Make it
+// with newRenewals, end it with close.
+type renewals struct {
+	life          context.Context
+	renew         func(context.Context, []*openExchange) // of one key
+	pause, jitter time.Duration                          // renewPause, renewJitter
+
+	mu      sync.Mutex                   // guards what follows
+	open    map[renewalKey]*renewalBatch // that take more exchanges
+	queue   []*renewalBatch
+	running map[string]int // sessions, by Link's UID
+	workers int
+	closed  bool
+	wg      sync.WaitGroup
+}
+
+func newRenewals(life context.Context, renew func(context.Context, []*openExchange)) *renewals {
+	return &renewals{
+		life: life, renew: renew, pause: renewPause, jitter: renewJitter,
+		open: make(map[renewalKey]*renewalBatch), running: make(map[string]int),
+	}
+}
+
+// add has an exchange renewed soon, together with others of the same key. It does not
+// wait.
+func (r *renewals) add(x *openExchange) {
+	key := x.renewalKey()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return
+	}
+	b := r.open[key]
+	if b == nil || len(b.exchanges) == tunnel.MaxRenewals {
+		b = &renewalBatch{key: key}
+		r.open[key], r.queue = b, append(r.queue, b)
+	}
+	b.exchanges = append(b.exchanges, x)
+	if r.workers >= maxRenewers {
+		return
+	}
+	if b := r.pick(); b != nil {
+		r.workers++
+		r.wg.Go(func() { r.work(b) })
+	}
+}
+
+// work renews one batch after another until none may begin.
+func (r *renewals) work(b *renewalBatch) {
+	for b != nil {
+		backoff.Sleep(r.life, time.Duration(rand.Float64()*float64(r.jitter)))
+		r.renew(r.life, r.take(b))
+		b = r.done(b)
+	}
+}
+
+// pick takes the first batch out of the queue whose Link has room for another session.
+// r.mu is held.
+func (r *renewals) pick() *renewalBatch {
+	for i, b := range r.queue {
+		if link := b.key.session.to.link; r.running[link] < maxLinkRenewers {
+			r.queue = append(r.queue[:i], r.queue[i+1:]...)
+			r.running[link]++
+			return b
+		}
+	}
+	return nil
+}
+
+// take ends the time in which a batch takes exchanges, and returns them.
+func (r *renewals) take(b *renewalBatch) []*openExchange {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.open[b.key] == b {
+		delete(r.open, b.key)
+	}
+	return b.exchanges
+}
+
+// done counts a batch out, and returns the next one, or nil.
+func (r *renewals) done(b *renewalBatch) *renewalBatch {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	link := b.key.session.to.link
+	if r.running[link]--; r.running[link] == 0 {
+		delete(r.running, link)
+	}
+	next := r.pick()
+	if next == nil {
+		r.workers--
+	}
+	return next
+}
+
+// close takes no more exchanges, and waits for the goroutines, which end with the agent's
+// life.
+func (r *renewals) close() {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.wg.Wait()
+}
+
+// renew renews exchanges of one key, those that are still open, and plans the next time
+// of each.
+func (a *Agent) renew(life context.Context, all []*openExchange) {
+	var open []*openExchange
+	for _, x := range all {
+		if !x.over.Load() {
+			open = append(open, x)
+		}
+	}
+	if len(open) == 0 || life.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(life, renewTimeout)
+	defer cancel()
+	next, to, err := a.renewalCall(open[0])
+	now := time.Now()
+	var due []*openExchange
+	for _, x := range open {
+		switch {
+		case err != nil || x.gains(next.as, now):
+			due = append(due, x)
+		default:
+			x.renewed(nil, errNoNewCertificate)
+		}
+	}
+	if err == nil && len(due) > 0 {
+		err = a.proveAgain(ctx, next, to, due)
+	}
+	if err != nil {
+		a.notRenewed(due, err)
+	}
+	for _, x := range open {
+		x.plan(time.Now(), a.renewals.pause)
+	}
+}
+
+var (
+	errNoNewCertificate = errors.New("there is no newer certificate of the caller")
+	errUnknownSession   = errors.New("the agent that was reached does not have the connection")
+)
+
+// notRenewed counts exchanges whose renewal has failed. It warns once their certificates
+// have expired.
+func (a *Agent) notRenewed(all []*openExchange, err error) {
+	level := slog.LevelDebug
+	for _, x := range all {
+		x.renewed(nil, err)
+		a.metrics.renewal(outbound, renewalFailed)
+		if time.Now().After(x.ends.Load().until()) {
+			level = slog.LevelWarn
+		}
+	}
+	c := all[0].call
+	a.tell(level, "certificates of open connections not renewed, will retry", "mirror", c.to.name,
+		"caller", all[0].session.key.caller, "peer", c.peer.name, "connections", len(all), "error", err)
+}
+
+// renewalCall returns a call that is good for a session to where an open exchange leads,
+// and what to ask the gateway for. The far end must have the name of before, whether new
+// calls may meet it or not. The gateway that carries the exchange comes first: it leads to
+// the endpoint even if that takes no new connections.
+func (a *Agent) renewalCall(x *openExchange) (*call, route.Wish, error) {
+	c, key := x.call, x.renewalKey()
+	s, err := a.current()
+	if err == nil {
+		err = c.linked(s)
+	}
+	if err != nil {
+		return nil, route.Wish{}, err
+	}
+	m := s.mirrors[c.vip]
+	if !m.means(c.to) {
+		return nil, route.Wish{}, fmt.Errorf("mirror %s has gone or stands for another Service", c.to.name)
+	}
+	port, ok := m.anyPort(c.index)
+	if !ok {
+		return nil, route.Wish{}, fmt.Errorf("mirror %s has no port", c.to.name)
+	}
+	as, ok := a.svids.get(c.caller.account())
+	if !ok || as.Name() != c.as.Name() {
+		return nil, route.Wish{}, fmt.Errorf("no certificate for %s", c.as.Name())
+	}
+	to := *m
+	to.identities = []identity.Name{key.far}
+	next := &call{to: &to, port: port, peer: s.links[c.peer.name].first(x.session.by), as: as}
+	if key.endpoint == (route.EndpointID{}) {
+		return next, wishFor(next, key.endpoint), nil
+	}
+	return next, route.ForOpen(key.endpoint), nil
+}
+
+// first returns the peer with one of its gateway addresses as the first to dial, if it has
+// that address.
+func (p *peer) first(address string) *peer {
+	i := slices.Index(p.gateways, address)
+	if i < 0 {
+		return p
+	}
+	out := *p
+	out.gateways = slices.Concat([]string{address}, p.gateways[:i], p.gateways[i+1:])
+	out.healthy = 1
+	return &out
+}
+
+// anyPort returns the mirror's port behind a listener. Without one it returns another
+// port, because all lead to the same endpoints.
+func (m *mirror) anyPort(index int) (port mirrorPort, ok bool) {
+	if port, ok = m.ports[index]; ok {
+		return port, true
+	}
+	for _, port = range m.ports {
+		return port, true
+	}
+	return mirrorPort{}, false
+}
+
+// proveAgain makes a session for exchanges of one key, and takes in what both ends prove
+// on it. It counts those that are renewed or not known to the far agent. With an error it
+// has renewed none.
+func (a *Agent) proveAgain(ctx context.Context, next *call, to route.Wish, all []*openExchange) error {
+	raw, _, err := a.reach(ctx, next.peer)
+	if err != nil {
+		return err
+	}
+	conn, err := a.prove(ctx, raw, next, to)
+	if err != nil {
+		raw.Reset()
+		return err
+	}
+	newer, err := secretOf(conn)
+	if err != nil {
+		raw.Reset()
+		return err
+	}
+	secrets, names := make([]tunnel.SessionSecret, len(all)), make([]tunnel.Renewal, len(all))
+	for i, x := range all {
+		if secrets[i], err = secretOf(x.session.conn); err != nil {
+			raw.Reset()
+			return err
+		}
+		names[i] = tunnel.Renewal{Name: secrets[i].Name(), Proof: secrets[i].ClientProof(&newer)}
+	}
+	proofs, err := conn.Renew(ctx, names)
+	if err != nil {
+		raw.Reset()
+		return fmt.Errorf("renew %d connections to %s: %w", len(all), next.to.name, err)
+	}
+	raw.Hurry() // close_notify fits, or the far side reads nothing
+	conn.Close()
+	var unknown []*openExchange
+	for i, x := range all {
+		if proofs[i].Equal(secrets[i].ServerProof(&newer)) {
+			x.renewed(&ends{next.as, next.far}, nil)
+			a.metrics.renewal(outbound, renewalDone)
+		} else {
+			unknown = append(unknown, x)
+		}
+	}
+	if len(unknown) > 0 {
+		a.notRenewed(unknown, errUnknownSession)
+	}
+	return nil
+}
+
+// secretOf returns the secret of a session. It does not wait for its reader or writer.
+func secretOf(conn *tunnel.Conn) (tunnel.SessionSecret, error) {
+	t, ok := conn.Conn.(*tls.Conn)
+	if !ok {
+		return tunnel.SessionSecret{}, fmt.Errorf("a session over %T has no secret", conn.Conn)
+	}
+	return tunnel.NewSessionSecret(t.ConnectionState())
+}
+
+// errRenewal says that a session has renewed others, and is over.
+var errRenewal = errors.New("the session has renewed others")
+
+// serveRenewal renews sessions that the peer of another one names. It returns errRenewal
+// once it has answered.
+//
+// What it renews is what the caller has proven, and nothing else: whether an exchange may
+// stay open is for its lease alone to decide.
+func (a *Agent) serveRenewal(conn *tunnel.Conn, in *arrival) error {
+	asked, err := conn.ReadRenew()
+	if err != nil {
+		return refuse(reasonTunnel, err)
+	}
+	if !a.rates.renewals.Take(in.header.Link) {
+		in.told = tunnel.WriteRenewAnswer(conn, tunnel.Code_OVERLOADED, nil) == nil
+		return refuse(reasonRenewalRate, fmt.Errorf("link %s renews too often", in.header.Link))
+	}
+	proofs := make([]tunnel.SessionProof, len(asked))
+	for i, r := range asked {
+		outcome := renewalUnknown
+		if old := a.arrivals.find(r.Name); old != nil && old.renewedBy(in, r.Proof) {
+			outcome, proofs[i] = renewalDone, old.secret.ServerProof(&in.secret)
+		}
+		a.metrics.renewal(inbound, outcome)
+	}
+	if err := tunnel.WriteRenewAnswer(conn, tunnel.Code_OK, proofs); err != nil {
+		return refuse(reasonTunnel, err)
+	}
+	return errRenewal
+}
+
+// renewedBy takes in what the caller has proven on a newer session, if that has the same
+// ends and its client is the one of this session. It reports whether it has.
+func (in *arrival) renewedBy(newer *arrival, proof tunnel.SessionProof) bool {
+	if in.caller != newer.caller || in.header.Link != newer.header.Link ||
+		in.server.Name() != newer.server.Name() || !proof.Equal(in.secret.ClientProof(&newer.secret)) {
+		return false
+	}
+	for {
+		was, now := in.far.Load(), newer.far.Load()
+		if !now.proof.NotAfter().After(was.proof.NotAfter()) || in.far.CompareAndSwap(was, now) {
+			return true
+		}
+	}
+}

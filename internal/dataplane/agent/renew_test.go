@@ -1,0 +1,697 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+)
+
+// oldAge is the age of certificates of which an exchange is due.
+const oldAge = 20 * time.Hour
+
+// aWorldGrownOld is a world whose certificates are all due.
+type aWorldGrownOld struct {
+	*world
+	mu    sync.Mutex
+	tried [][]*openExchange // by west, one after another
+}
+
+func newOldWorld(t *testing.T, app func(*net.TCPConn)) *aWorldGrownOld {
+	o := &aWorldGrownOld{}
+	o.world = newWorld(t, app, func(w *world) {
+		w.westTrust.age.Store(int64(oldAge))
+		w.eastTrust.age.Store(int64(oldAge))
+		r := w.west.renewals
+		r.pause, r.jitter = 0, 0
+		renew := r.renew
+		r.renew = func(ctx context.Context, all []*openExchange) {
+			renew(ctx, all)
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			o.tried = append(o.tried, all)
+		}
+	})
+	return o
+}
+
+// attempts returns how many sessions west has made, or tried to make, to renew others.
+func (o *aWorldGrownOld) attempts() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.tried)
+}
+
+// newCertificates gives every account of a cluster a new certificate.
+func (w *world) newCertificates(a *Agent, c *cluster) {
+	w.Helper()
+	c.age.Store(0)
+	a.svids.mu.Lock()
+	defer a.svids.mu.Unlock()
+	if len(a.svids.held) == 0 {
+		w.Fatal("no account has a certificate")
+	}
+	for account := range a.svids.held {
+		a.svids.held[account] = c.credential(w.TB, account.namespace, account.name)
+	}
+}
+
+func renewalCount(a *Agent, way, outcome string) int {
+	return int(testutil.ToFloat64(a.metrics.renewals.WithLabelValues(way, outcome)))
+}
+
+// callerProvenUntil returns when the certificates end by which east's agent knows the callers of
+// its sessions.
+func (w *world) callerProvenUntil() (out []time.Time) {
+	a := &w.east.arrivals
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, in := range a.open {
+		out = append(out, in.far.Load().proof.NotAfter())
+	}
+	return out
+}
+
+func stillNew(until time.Time) bool { return time.Until(until) > 23*time.Hour }
+
+// TestAnOpenExchangeIsRenewed: an open exchange is proven again by both ends under all that it
+// outlives, and its caller and application notice nothing.
+func TestAnOpenExchangeIsRenewed(t *testing.T) {
+	cases := map[string]struct {
+		why    string
+		change func(*world)
+	}{
+		"nothing else changes": {"certificates are renewed each half day", func(*world) {}},
+		"pod not ready": {"readiness is about new connections", func(w *world) {
+			w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Accepts = false })
+		}},
+		"pod no longer behind the service": {"blue serves what it has", func(w *world) {
+			w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods = nil })
+		}},
+		"pod unknown to the gateway": {"a gateway that carries the exchange leads there", func(w *world) {
+			w.edit(&w.gatewayView, "route/1024", func(r *wire.Resource) { r.GetRoute().Endpoints = nil })
+		}},
+		"pod terminates": {"it finishes what it has begun", (*world).terminate},
+		"Link suspended here": {"open connections go on", func(w *world) {
+			w.edit(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Suspended = true })
+		}},
+		"Link suspended there": {"open connections go on", func(w *world) {
+			w.edit(&w.eastView, "link/west", func(r *wire.Resource) { r.GetLink().Suspended = true })
+		}},
+		"identity no longer expected": {"it is about who new callers meet", func(w *world) {
+			w.edit(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+				backendOf(r).Identities = []string{"spiffe://east-12/ns/shop/sa/new"}
+			})
+		}},
+		"another port": {"all ports lead to the same agents", func(w *world) {
+			w.edit(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+				b := backendOf(r)
+				b.Ports[0].Index, b.Ports[0].Port, b.Ports[0].Route = 1, 81, 1025
+			})
+			w.edit(&w.gatewayView, "route/1024", func(r *wire.Resource) { r.GetRoute().Id = 1025 })
+		}},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newOldWorld(t, talk)
+			c := w.dial(alice)
+			wantTalk(t, c)
+			w.newCertificates(w.west, w.westTrust)
+			w.newCertificates(w.east, w.eastTrust)
+			tc.change(w.world)
+			w.push()
+			eventually(t, tc.why, func() bool { return w.attempts() == 1 })
+			if n, m := renewalCount(w.west, outbound, renewalDone), renewalCount(w.east, inbound, renewalDone); n != 1 || m != 1 {
+				t.Errorf("west has renewed %d and east %d, want 1: %v", n, m,
+					w.logs[0].all("certificates of open connections not renewed, will retry", "error"))
+			}
+			x := w.tried[0][0]
+			if e := x.ends.Load(); !stillNew(e.as.NotAfter()) || !stillNew(e.far.proof.NotAfter()) {
+				t.Errorf("to west the caller is proven until %v, the far end until %v", e.as.NotAfter(), e.far.proof.NotAfter())
+			}
+			if !slices.ContainsFunc(w.callerProvenUntil(), stillNew) {
+				t.Errorf("to east its caller is proven until %v", w.callerProvenUntil())
+			}
+			if next := time.Unix(0, x.next.Load()); time.Until(next) < 10*time.Hour {
+				t.Errorf("it is due again at %v", next)
+			}
+			wantTalk(t, c)
+		})
+	}
+}
+
+// A caller that reads nothing must not keep its exchange from being renewed.
+func TestRenewalBehindAStalledReader(t *testing.T) {
+	filled := make(chan int64, 1)
+	w := newOldWorld(t, func(c *net.TCPConn) {
+		io.ReadFull(c, make([]byte, 1))
+		filled <- fill(t, c)
+		c.CloseWrite()
+		io.Copy(io.Discard, c)
+	})
+	c := w.dial(alice)
+	io.WriteString(c, "x")
+	n := <-filled
+	w.newCertificates(w.west, w.westTrust)
+	w.newCertificates(w.east, w.eastTrust)
+	w.push()
+	eventually(t, "it is renewed", func() bool { return renewalCount(w.west, outbound, renewalDone) == 1 })
+	if got, err := io.Copy(io.Discard, c); got != n || err != nil {
+		t.Errorf("%d bytes came of %d, %v", got, n, err)
+	}
+	c.Close()
+}
+
+// Exchanges of one key share a session, as many as a frame names.
+func TestRenewalsShareASession(t *testing.T) {
+	const open = tunnel.MaxRenewals + 6
+	w := newOldWorld(t, talk)
+	for range open {
+		wantTalk(t, w.dial(alice))
+	}
+	bobs := w.dial(bob)
+	wantTalk(t, bobs)
+	w.west.renewals.jitter = 200 * time.Millisecond
+	w.newCertificates(w.west, w.westTrust)
+	w.newCertificates(w.east, w.eastTrust)
+	w.push()
+	eventually(t, "all are renewed", func() bool { return renewalCount(w.west, outbound, renewalDone) == open+1 })
+	eventually(t, "on few sessions", func() bool { return w.attempts() >= 3 })
+	for _, batch := range w.tried {
+		if len(batch) > tunnel.MaxRenewals {
+			t.Errorf("a session was to renew %d", len(batch))
+		}
+		for _, x := range batch {
+			if x.call.caller.uid != batch[0].call.caller.uid {
+				t.Error("two callers share a session")
+			}
+		}
+	}
+	if n := len(w.tried); n > 6 {
+		t.Errorf("%d sessions were made", n)
+	}
+}
+
+// What cannot be renewed is tried again, and stays as it was until then.
+func TestRenewalFails(t *testing.T) {
+	cases := map[string]struct {
+		why     string
+		change  func(*world)
+		unknown bool
+		failed  int
+	}{
+		"another process": {
+			why:    "the far agent was started again: what it holds is another exchange",
+			change: func(w *world) { w.east.arrivals.mu.Lock(); clear(w.east.arrivals.open); w.east.arrivals.mu.Unlock() },
+			failed: 1, unknown: true,
+		},
+		"another account": {
+			why: "the gateway is not believed: the far end is who it was, or nobody",
+			change: func(w *world) {
+				w.edit(&w.gatewayView, "route/1024", func(r *wire.Resource) { r.GetRoute().Endpoints[0].PodUid = "foo-0" })
+			},
+			failed: 1,
+		},
+		"gateway unreachable": {
+			why: "a cut of the network is over some time",
+			change: func(w *world) {
+				ln := listen(w, "127.0.0.1")
+				ln.Close()
+				w.edit(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = ln.Addr().String() })
+			},
+			failed: 1,
+		},
+		"state expired": {
+			why:    "who has not heard of the controller for a day makes no sessions",
+			change: func(w *world) { w.west.state.Load().expired = true },
+			failed: 1,
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newOldWorld(t, talk)
+			c := w.dial(alice)
+			wantTalk(t, c)
+			w.newCertificates(w.west, w.westTrust)
+			w.newCertificates(w.east, w.eastTrust)
+			tc.change(w.world)
+			if name == "state expired" {
+				w.west.leases.recheck(w.west.state.Load())
+			} else {
+				w.push()
+			}
+			eventually(t, tc.why, func() bool { return w.attempts() == 1 })
+			if n := renewalCount(w.west, outbound, renewalFailed); n != tc.failed {
+				t.Errorf("%d have failed, want %d", n, tc.failed)
+			}
+			if n := renewalCount(w.east, inbound, renewalUnknown); (n == 1) != tc.unknown {
+				t.Errorf("%d were unknown to east", n)
+			}
+			x := w.tried[0][0]
+			if e := x.ends.Load(); stillNew(e.as.NotAfter()) || stillNew(e.far.proof.NotAfter()) {
+				t.Error("west counts it as renewed")
+			}
+			if next := time.Until(time.Unix(0, x.next.Load())); next < maxRenewPause/2 || next > maxRenewPause*3/2 {
+				t.Errorf("it is tried again in %v", next)
+			}
+			if x.failure.Load() == nil {
+				t.Error("nobody could tell why")
+			}
+			wantTalk(t, c)
+		})
+	}
+}
+
+// Without a newer certificate of the caller there is nothing to prove, unless the far end is due.
+func TestRenewalWaitsForANewCertificate(t *testing.T) {
+	w := newOldWorld(t, talk)
+	eventually(t, "bar has a certificate", func() bool { _, ok := w.east.svids.get(account{"shop", "bar"}); return ok })
+	w.newCertificates(w.east, w.eastTrust) // before the call
+	c := w.dial(alice)
+	wantTalk(t, c)
+	w.push()
+	eventually(t, "it is due", func() bool { return w.attempts() == 1 })
+	if n := renewalCount(w.east, inbound, renewalDone) + renewalCount(w.west, outbound, renewalFailed); n != 0 {
+		t.Errorf("%d renewals prove the same as before", n)
+	}
+	if why := w.tried[0][0].failure.Load(); why == nil || *why != errNoNewCertificate.Error() {
+		t.Errorf("%v, want %v", why, errNoNewCertificate)
+	}
+	wantTalk(t, c)
+}
+
+// Nobody but the two ends of a session renews it, and only with a newer proof of the same names.
+func TestNobodyRenewsAnothersSession(t *testing.T) {
+	cases := map[string]struct {
+		why   string
+		gate  func(*world, *gate)
+		forge func(r *tunnel.Renewal, old, newer *tunnel.SessionSecret)
+		ok    bool
+	}{
+		"its own caller": {why: "so the others fail for their own reason", ok: true},
+		"by way of another pod of the account": {
+			why: "an agent holds certificates by account", ok: true,
+			gate: func(w *world, g *gate) {
+				w.secondEndpoint(func(*wire.Pod) {}, true)
+				g.header.PodUID = "bar-1"
+			},
+		},
+		"another caller": {
+			why:  "a session is its caller's identity",
+			gate: func(w *world, g *gate) { g.cred = w.westTrust.credential(w.TB, "shop", "bob") },
+		},
+		"another link": {
+			why:  "two Links are two decisions",
+			gate: func(_ *world, g *gate) { g.header.Link = "north" },
+		},
+		"another account is called": {
+			why:  "it proves nothing about the one that the caller has met",
+			gate: func(_ *world, g *gate) { g.header.PodUID = "foo-0" },
+		},
+		"by the name alone": {
+			why:   "whoever was misled by a gateway has read it",
+			forge: func(r *tunnel.Renewal, _, _ *tunnel.SessionSecret) { r.Proof = tunnel.SessionProof{} },
+		},
+		"by the server's own proof": {
+			why:   "each direction has its own",
+			forge: func(r *tunnel.Renewal, old, newer *tunnel.SessionSecret) { r.Proof = old.ServerProof(newer) },
+		},
+		"by a proof for another session": {
+			why:   "it was meant for another time",
+			forge: func(r *tunnel.Renewal, old, _ *tunnel.SessionSecret) { r.Proof = old.ClientProof(old) },
+		},
+		"an unknown session": {
+			why:   "it is nobody's",
+			forge: func(r *tunnel.Renewal, _, _ *tunnel.SessionSecret) { r.Name[0]++ },
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, talk)
+			w.westTrust.age.Store(int64(oldAge))
+			s := must(w.session(w.gate()))(t)
+			w.westTrust.age.Store(0)
+			must(s.Greet(t.Context(), barHello))(t)
+			if err := s.OpenNext(t.Context(), 0, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			defer transport.RawOf(s).Reset()
+			g := w.gate()
+			if tc.gate != nil {
+				tc.gate(w, g)
+			}
+			newer := must(w.session(g))(t)
+			old, on := must(secretOf(s))(t), must(secretOf(newer))(t)
+			r := tunnel.Renewal{Name: old.Name(), Proof: old.ClientProof(&on)}
+			if tc.forge != nil {
+				tc.forge(&r, &old, &on)
+			}
+			proofs := must(newer.Renew(t.Context(), []tunnel.Renewal{r}))(t)
+			newer.Close()
+			if got := proofs[0].Equal(old.ServerProof(&on)); got != tc.ok {
+				t.Errorf("%s: renewed %v", tc.why, got)
+			}
+			if got := stillNew(w.callerProvenUntil()[0]); got != tc.ok {
+				t.Errorf("%s: the far agent has taken it in: %v", tc.why, got)
+			}
+			if !tc.ok && proofs[0] != (tunnel.SessionProof{}) {
+				t.Errorf("%s: the far agent answers with a proof", tc.why)
+			}
+		})
+	}
+}
+
+// A renewal never shortens what is proven, and nothing is kept of a session that has ended.
+func TestRenewalOfOlderAndEndedSessions(t *testing.T) {
+	w := newWorld(t, talk)
+	s := must(w.session(w.gate()))(t)
+	must(s.Greet(t.Context(), barHello))(t)
+	old := must(secretOf(s))(t)
+	renew := func() tunnel.SessionProof {
+		t.Helper()
+		newer := must(w.session(w.gate()))(t)
+		defer newer.Close()
+		on := must(secretOf(newer))(t)
+		return must(newer.Renew(t.Context(), []tunnel.Renewal{{Name: old.Name(), Proof: old.ClientProof(&on)}}))(t)[0]
+	}
+	w.westTrust.age.Store(int64(oldAge))
+	if renew() == (tunnel.SessionProof{}) || !stillNew(w.callerProvenUntil()[0]) {
+		t.Error("an older certificate has taken the place of a newer one")
+	}
+	s.Close()
+	eventually(t, "it has ended", func() bool { return len(w.callerProvenUntil()) == 0 })
+	if renew() != (tunnel.SessionProof{}) {
+		t.Error("a session that has ended is renewed")
+	}
+}
+
+// A peer can neither make the far agent work without bound by RENEW, nor have it open an
+// application, nor make it keep anything.
+func TestHostileRenewals(t *testing.T) {
+	t.Run("too fast", func(t *testing.T) {
+		w := newWorld(t, talk)
+		w.east.rates.renewals = budget.NewRates[string](0.001, 2)
+		names := make([]tunnel.Renewal, tunnel.MaxRenewals)
+		for i := range 3 {
+			s := must(w.session(w.gate()))(t)
+			_, err := s.Renew(t.Context(), names)
+			var refused *tunnel.Refused
+			if overloaded := errors.As(err, &refused) && refused.Code == tunnel.Code_OVERLOADED; overloaded != (i == 2) {
+				t.Errorf("session %d: %v", i, err)
+			}
+			s.Close()
+		}
+		w.counted(w.east, inbound, reasonRenewalRate)
+	})
+	t.Run("and then OPEN", func(t *testing.T) {
+		w := newWorld(t, talk)
+		s := must(w.session(w.gate()))(t)
+		must(s.Renew(t.Context(), make([]tunnel.Renewal, 1)))(t)
+		if err := s.OpenNext(t.Context(), 0, []byte("x")); err == nil {
+			t.Error("a session that renews others carries an exchange")
+		}
+		if n := w.dials.Load(); n != 0 {
+			t.Errorf("the application was dialed %d times", n)
+		}
+		transport.RawOf(s).Reset()
+	})
+	t.Run("after HELLO", func(t *testing.T) {
+		w := newWorld(t, talk)
+		s := must(w.session(w.gate()))(t)
+		must(s.Greet(t.Context(), barHello))(t)
+		if _, err := s.Renew(t.Context(), make([]tunnel.Renewal, 1)); err == nil {
+			t.Error("RENEW is answered in a session of exchanges")
+		}
+		transport.RawOf(s).Reset()
+		w.counted(w.east, inbound, reasonTunnel)
+	})
+	t.Run("broken", func(t *testing.T) {
+		w := newWorld(t, talk)
+		s := must(w.session(w.gate()))(t)
+		s.Write([]byte{byte(tunnel.TypeRenew), 0, 3, 10, 1, 'x'})
+		if _, _, err := s.Next(); err == nil {
+			t.Error("it is answered")
+		}
+		w.counted(w.east, inbound, reasonTunnel)
+	})
+}
+
+// impostor is an agent of east that has the right certificate, and none of the sessions. It answers
+// each session by answer.
+func (w *world) impostor(answer func([]tunnel.Renewal) []tunnel.SessionProof) {
+	ln := listen(w, "127.0.0.1").(*net.TCPListener)
+	w.Cleanup(func() { ln.Close() })
+	serve := func(c *net.TCPConn) error {
+		defer transport.Reset(c)
+		h, err := route.ReadHeader(c, w.eastTrust.hop, time.Now())
+		if err != nil {
+			return err
+		}
+		hello, err := h.ReadHello(c)
+		if err != nil {
+			return err
+		}
+		raw := transport.Accepted(c, hello)
+		cred := w.eastTrust.credential(w.TB, "shop", "bar")
+		session := tunnel.NewConn(tls.Server(raw, identity.ServerTLS(identity.PlaneTunnel,
+			func(*tls.ClientHelloInfo) (*identity.Credential, error) { return cred, nil }, true,
+			identity.VerifyAnyWorkload(func() *identity.Anchors { return w.westTrust.anchors(w.TB) }, time.Now))))
+		asked, err := session.ReadRenew()
+		if err != nil {
+			return nil // a session made ahead
+		}
+		if err := tunnel.WriteRenewAnswer(session, tunnel.Code_OK, answer(asked)); err != nil {
+			return err
+		}
+		io.Copy(io.Discard, session) // west resets what it does not believe
+		return nil
+	}
+	w.serving.Go(func() {
+		for {
+			c, err := ln.AcceptTCP()
+			if err != nil {
+				return
+			}
+			w.fail(serve(c))
+		}
+	})
+	w.change(&w.gatewayView, "upstream/agent/node", func(r *wire.Resource) { r.GetUpstream().Address = ln.Addr().String() })
+}
+
+// The far end must prove that it is one of the old session, too: another agent of the same account
+// has nothing to say about it.
+func TestAnAnswerThatProvesNothing(t *testing.T) {
+	answers := map[string]func([]tunnel.Renewal) []tunnel.SessionProof{
+		"nothing":        func(asked []tunnel.Renewal) []tunnel.SessionProof { return make([]tunnel.SessionProof, len(asked)) },
+		"what was asked": func(asked []tunnel.Renewal) []tunnel.SessionProof { return []tunnel.SessionProof{asked[0].Proof} },
+		"too much":       func(asked []tunnel.Renewal) []tunnel.SessionProof { return make([]tunnel.SessionProof, len(asked)+1) },
+	}
+	for name, answer := range answers {
+		t.Run(name, func(t *testing.T) {
+			w := newOldWorld(t, talk)
+			c := w.dial(alice)
+			wantTalk(t, c)
+			w.newCertificates(w.west, w.westTrust)
+			w.impostor(answer)
+			eventually(t, "it is tried", func() bool { return w.attempts() == 1 })
+			if n, m := renewalCount(w.west, outbound, renewalDone), renewalCount(w.west, outbound, renewalFailed); n != 0 || m != 1 {
+				t.Errorf("west counts %d renewed and %d failed", n, m)
+			}
+			if e := w.tried[0][0].ends.Load(); stillNew(e.as.NotAfter()) || stillNew(e.far.proof.NotAfter()) {
+				t.Error("west has taken it in")
+			}
+			wantTalk(t, c)
+		})
+	}
+}
+
+func TestGatewayOfTheExchangeComesFirst(t *testing.T) {
+	p := &peer{gateways: []string{"a", "b", "c"}, healthy: 2}
+	for address, want := range map[string][]string{
+		"a": {"a", "b", "c"}, "c": {"c", "a", "b"}, "gone": {"a", "b", "c"},
+	} {
+		if got := p.first(address).gateways; !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", address, got, want)
+		}
+	}
+	if !slices.Equal(p.gateways, []string{"a", "b", "c"}) || p.healthy != 2 {
+		t.Errorf("the peer of the state has changed: %v", p.gateways)
+	}
+}
+
+func TestNextRenewal(t *testing.T) {
+	now := time.Now()
+	at := func(d time.Duration) time.Time { return now.Add(d) }
+	cases := map[string]struct {
+		why        string
+		due, until time.Duration // from now
+		least      time.Duration
+		most       time.Duration
+	}{
+		"renewed":           {"nothing is to be done for half a day", 12 * time.Hour, 24 * time.Hour, 12 * time.Hour, 12 * time.Hour},
+		"long before":       {"a peer that is away is not hammered", -time.Hour, 6 * time.Hour, 11 * time.Minute, 23 * time.Minute},
+		"expired":           {"an hour is left", -6 * time.Hour, -1, 5 * time.Minute, 12 * time.Minute},
+		"two minutes left":  {"it becomes urgent", -6 * time.Hour, 2*time.Minute - afterExpiry, 10 * time.Second, 23 * time.Second},
+		"seconds left":      {"but never a storm", -6 * time.Hour, time.Second - afterExpiry, 3 * time.Second, 8 * time.Second},
+		"of an earlier now": {"it has ended by then", -6 * time.Hour, -2 * afterExpiry, 3 * time.Second, 8 * time.Second},
+	}
+	for name, tc := range cases {
+		for _, random := range []float64{0, 0.5, 0.999} {
+			got := nextRenewal(at(tc.due), at(tc.until), now, renewPause, random).Sub(now)
+			if got < tc.least || got > tc.most {
+				t.Errorf("%s, random %v: in %v, want %v to %v (%s)", name, random, got, tc.least, tc.most, tc.why)
+			}
+		}
+	}
+	// However long the peer is away, enough attempts fall into the time that is left.
+	tries, left := 0, 7*time.Hour
+	for left > 0 {
+		left -= nextRenewal(at(-time.Hour), at(left-afterExpiry), now, renewPause, 0.999).Sub(now)
+		tries++
+	}
+	if tries < 30 || tries > 200 {
+		t.Errorf("%d attempts in 7 hours", tries)
+	}
+}
+
+// The first certificate that has spent most of its life decides, and the moments are spread.
+func TestRenewalIsDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := newCluster(t, "west-1"), newCluster(t, "east-12")
+		near.age.Store(int64(10 * time.Hour))
+		as := near.credential(t, "shop", "alice")
+		call := &call{as: as, far: vouchingOf(t, far.anchors(t), far.credential(t, "shop", "bar"))}
+		var first, last time.Time
+		for range 100 {
+			x := newOpenExchange(call, nil, time.Now(), renewPause)
+			next := time.Unix(0, x.next.Load())
+			if first.IsZero() || next.Before(first) {
+				first = next
+			}
+			if next.After(last) {
+				last = next
+			}
+			x.begin()
+			if x.isDue(next.Add(-1)) || !x.isDue(next) || x.isDue(next.Add(time.Hour)) {
+				t.Fatal("it is due once, and at its time")
+			}
+		}
+		life := as.NotAfter().Sub(as.NotBefore())
+		if from, to := as.NotBefore().Add(life*7/10), as.NotBefore().Add(life*8/10); first.Before(from) || last.After(to) || last.Sub(first) < time.Hour {
+			t.Errorf("due from %v to %v, want between %v and %v", first, last, from, to)
+		}
+		bubble.Pass(20 * time.Hour)
+		x := newOpenExchange(call, nil, time.Now(), renewPause)
+		if x.begin(); x.isDue(time.Now()) || !x.isDue(time.Now().Add(renewPause)) {
+			t.Error("a short exchange is never renewed, however old its certificates are")
+		}
+		unopened := newOpenExchange(call, nil, time.Now(), 0)
+		if unopened.isDue(time.Now().Add(time.Hour)) {
+			t.Error("OPEN is not answered yet")
+		}
+	})
+}
+
+// An exchange ends an hour after the first certificate, unless it was renewed, and the end says
+// why.
+func TestAnExchangeThatIsNotRenewedEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := newCluster(t, "west-1"), newCluster(t, "east-12")
+		s := &state{anchors: far.anchors(t)}
+		made := func() *ends {
+			return &ends{near.credential(t, "shop", "alice"), vouchingOf(t, s.anchors, far.credential(t, "shop", "bar"))}
+		}
+		first := made()
+		bubble.Pass(12 * time.Hour)
+		second := made()
+		check := func(e *ends) error { _, err := e.vouched(s, time.Now()); return err }
+		bubble.Pass(12*time.Hour + afterExpiry - time.Second)
+		if err := errors.Join(check(first), check(second)); err != nil {
+			t.Errorf("before the hour is over: %v", err)
+		}
+		bubble.Pass(recheckInterval)
+		if err := check(first); !errors.Is(err, transport.ErrNotRenewed) {
+			t.Errorf("after the hour: %v, want %v", err, transport.ErrNotRenewed)
+		}
+		if err := check(&ends{second.as, first.far}); !errors.Is(err, transport.ErrNotRenewed) {
+			t.Errorf("the far end was not renewed: %v", err)
+		}
+		if err := check(second); err != nil {
+			t.Errorf("renewed: %v", err)
+		}
+		gone := &state{anchors: newCluster(t, "east-12").anchors(t)}
+		if _, err := second.vouched(gone, time.Now()); err == nil || errors.Is(err, transport.ErrNotRenewed) {
+			t.Errorf("its issuer is revoked: %v", err)
+		}
+	})
+}
+
+// All sessions that renew are bounded, and those of one Link.
+func TestRenewalsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		life, end := context.WithCancel(t.Context())
+		var mu sync.Mutex
+		now, most, done := map[string]int{}, map[string]int{}, 0
+		r := newRenewals(life, func(_ context.Context, all []*openExchange) {
+			link := all[0].session.key.to.link
+			mu.Lock()
+			now[link]++
+			now["all"]++
+			most[link], most["all"] = max(most[link], now[link]), max(most["all"], now["all"])
+			mu.Unlock()
+			<-time.After(time.Second)
+			mu.Lock()
+			defer mu.Unlock()
+			now[link]--
+			now["all"]--
+			done += len(all)
+		})
+		far := &vouching{}
+		const links, keys, each = 10, 20, 3
+		for l := range links {
+			for k := range keys {
+				key := sessionKey{index: k, to: farPort{link: fmt.Sprint("link", l)}}
+				for range each {
+					x := &openExchange{session: &clientSession{key: key}}
+					x.ends.Store(&ends{nil, far})
+					r.add(x)
+				}
+			}
+		}
+		bubble.Pass(time.Hour)
+		if done != links*keys*each {
+			t.Errorf("%d of %d were renewed", done, links*keys*each)
+		}
+		if most["all"] != maxRenewers || most["link0"] != maxLinkRenewers {
+			t.Errorf("%d at once, and %d of one Link; want %d and %d", most["all"], most["link0"], maxRenewers, maxLinkRenewers)
+		}
+		if r.workers != 0 || len(r.running) != 0 || len(r.open) != 0 || len(r.queue) != 0 {
+			t.Errorf("%d workers, %v, %d batches are left", r.workers, r.running, len(r.open)+len(r.queue))
+		}
+		end()
+		r.close()
+		late := &openExchange{session: &clientSession{}}
+		late.ends.Store(&ends{nil, far})
+		r.add(late)
+		if len(r.queue) != 0 {
+			t.Error("something is taken after the end")
+		}
+	})
+}

@@ -1,0 +1,122 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+// What build/causeway-shortlived.tar has, in place of a day and an hour. See hack/shortlived.
+const (
+	shortLife  = 90 * time.Second
+	shortGrace = 20 * time.Second
+)
+
+// TestOpenConnectionsOutliveTheirCertificates: a connection that speaks each second, a download whose reader stalls, and a connection
+// to a pod that no longer backs the Service stay open beyond two generations of certificates. Not a byte of the download is lost.
+// Where no controller is left to sign new certificates, open connections end, and an agent says why.
+func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
+	long(t)
+	ctx := t.Context()
+	const mirror = "renewed-east"
+	offer(t, service("renewed", exported, "{name: echo, port: 7001, targetPort: 7001}"), mirror)
+	within(t, soon, "the mirror is there", func() error { _, err := clusterIP(ctx, west, mirror); return err })
+	t.Cleanup(func() { serves(t) })
+	for _, c := range []*cluster{west, east} {
+		must(t, c.LoadImage(ctx, filepath.Join(setting("CAUSEWAY_IMAGES", "../../build"), "causeway-shortlived.tar")))
+		t.Cleanup(func() {
+			if err := c.install(background()); err != nil {
+				t.Error(err)
+			}
+		})
+		have(c.causeway(ctx, "install", "--cluster-name", c.Name(), "--set", "image.tag=shortlived"))(t)
+	}
+	for _, c := range []*cluster{west, east} {
+		roll(t, c, "daemonset", "agent") // what it holds may have been signed by a controller of before
+	}
+	serves(t)
+	client := netOf(t, west, "client")
+
+	// Enough that it does not fit into the buffers on the way.
+	const size = 64 << 20
+	checksum := have(fetch(ctx, client, fmt.Sprintf("http://%s/checksum?bytes=%d", mirrorOf(t, "bar-east", 80), size)))(t)
+	stalled := have(dial(ctx, client, mirrorOf(t, "bar-east", 80)))(t)
+	defer stalled.Close()
+	have(fmt.Fprintf(stalled, "GET /download?bytes=%d HTTP/1.1\r\nHost: bar\r\nConnection: close\r\n\r\n", size))(t)
+
+	echo := have(dial(ctx, client, mirrorOf(t, "bar-east", 7001)))(t)
+	defer echo.Close()
+	lines := bufio.NewReader(echo)
+	ask := func(n int) {
+		t.Helper()
+		must(t, echo.SetDeadline(time.Now().Add(10*time.Second)))
+		have(fmt.Fprintln(echo, n))(t)
+		if said := have(lines.ReadString('\n'))(t); said != fmt.Sprintln(n) {
+			t.Fatalf("the echo says %q, want %d", said, n)
+		}
+	}
+	moved := hold(t, "connection to a pod that no longer backs the Service", client, mirrorOf(t, mirror, 7001), "hello\n")
+	must(t, east.kubectl(ctx, "", "-n", "shop", "patch", "service", "renewed", "--type=merge", "-p", `{"spec":{"selector":{"app":"nobody-yet"}}}`))
+
+	start := time.Now()
+	for n := 0; time.Since(start) < 2*(shortLife+shortGrace)+10*time.Second; n++ {
+		ask(n)
+		sleep(ctx, time.Second)
+	}
+	t.Logf("the echo has lived for %.0f s", time.Since(start).Seconds())
+	moved.lives(t)
+	for _, side := range []struct {
+		c   *cluster
+		way string
+	}{{west, "outbound"}, {east, "inbound"}} {
+		n := count(have(side.c.metrics(ctx, "agent"))(t), "causeway_agent_renewals_total", `way="`+side.way+`"`, `outcome="renewed"`)
+		t.Logf("%s has renewed %v", side.c.Name(), n)
+		if n < 6 {
+			t.Errorf("the agent of %s has renewed %v connections, want three connections twice", side.c.Name(), n)
+		}
+	}
+
+	must(t, stalled.SetDeadline(time.Now().Add(time.Minute)))
+	answer := have(http.ReadResponse(bufio.NewReader(stalled), nil))(t)
+	if sum := have(sumOf(answer.Body))(t); sum != checksum {
+		t.Errorf("the stalled download has the checksum %q, want %q", sum, checksum)
+	}
+
+	ended := func(c *cluster) float64 {
+		return count(have(c.metrics(ctx, "agent"))(t), "causeway_agent_ended_total", `how="certificate_not_renewed"`)
+	}
+	if n := ended(west) + ended(east); n > 0 {
+		t.Errorf("%v connections have ended because they were not renewed", n)
+	}
+	withoutController(t, west)
+	alone := time.Now()
+	moved.isReset(t, alone, shortLife+shortGrace+15*time.Second)
+	if ended(west)+ended(east) == 0 {
+		t.Error("no agent counts a connection as certificate_not_renewed")
+	}
+	said := false
+	for _, c := range []*cluster{west, east} {
+		all := have(c.logs(ctx, "agent", alone))(t)
+		said = said || slices.ContainsFunc(all, func(e entry) bool {
+			return e.text("msg") == "connection ended" && e.text("reason") == "certificate_not_renewed"
+		})
+	}
+	if !said {
+		t.Error("no agent logs that a connection ended because it was not renewed")
+	}
+}
+
+// sumOf reads to the end, and returns the checksum as bar prints it.
+func sumOf(r io.Reader) (string, error) {
+	sum := sha256.New()
+	_, err := io.Copy(sum, r)
+	return fmt.Sprintf("%x\n", sum.Sum(nil)), err
+}
