@@ -79,11 +79,13 @@ type Agent struct {
 	arrivals arrivals
 	waiting  atomic.Int64 // inbound sessions that wait for OPEN
 	// taking ends when the agent is asked to stop: what waits for callers yet to come ends.
-	taking  context.Context
-	retire  context.CancelFunc
-	dialer  transport.Dialer     // of gateways
-	ports   transport.LocalPorts // of connections to local pods
-	detours detours
+	taking context.Context
+	retire context.CancelFunc
+	dialer transport.Dialer // of gateways
+	// keyExchange is what the agent offers to peers; set before the agent runs.
+	keyExchange identity.KeyExchange
+	ports       transport.LocalPorts // of connections to local pods
+	detours     detours
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
 	check  callerCheck
