@@ -209,8 +209,8 @@ func (in *arrival) request() admit.Request {
 		PodUID: in.header.PodUID}
 }
 
-// turnAway counts a refusal and ends the connection. Only what a proven caller is
-// refused is told to the operator: strangers could fill the log.
+// turnAway counts a refusal and ends the connection. Only what a proven caller or a
+// gateway is refused is told to the operator: strangers could fill the log.
 func (a *Agent) turnAway(c *net.TCPConn, in *arrival, err error) {
 	a.countRefusal(in, err)
 	if in.told {
@@ -222,7 +222,7 @@ func (a *Agent) turnAway(c *net.TCPConn, in *arrival, err error) {
 
 func (a *Agent) countRefusal(in *arrival, err error) {
 	level := slog.LevelDebug
-	if !in.caller.IsZero() {
+	if !in.caller.IsZero() || errors.Is(err, route.ErrStale) { // or a gateway's clock is wrong
 		level = slog.LevelInfo
 	}
 	a.metrics.refuse(inbound, reasonOf(err))

@@ -22,9 +22,10 @@ const (
 	MaxHeader = 1024
 	// MaxHello is the length of the ClientHello behind a header at most, in bytes.
 	MaxHello = 8192
-	// HeaderWindow is how far a header's time may lie from its reader's clock: more than the
-	// skew from which on `causeway check` fails.
-	HeaderWindow = 2 * time.Minute
+	// HeaderWindow is how far a header's time may lie from its reader's clock: more than twice the
+	// skew from which on `causeway check` fails (90 s), because the clocks of a gateway's node and
+	// of an agent's may be wrong in opposite directions.
+	HeaderWindow = 4 * time.Minute
 
 	maxName = 63
 	maxUID  = 64
