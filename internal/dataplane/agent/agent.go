@@ -144,7 +144,7 @@ func (a *Agent) onState(h uplink.State) {
 	a.podTable.Update(next.claims(), next.held)
 	a.state.Store(next)
 	a.svids.vouch(next.issuers)
-	a.svids.want(a.life, next.accounts())
+	a.svids.want(a.life, withProbes(next.accounts()))
 	if n := a.leases.recheck(next); n > 0 {
 		a.log.Info("sessions and calls ended: what had admitted them has changed", "ended", n)
 	}

@@ -56,6 +56,8 @@ const (
 	reasonPodRefused       = "pod_refused"
 	reasonPodTimeout       = "pod_timeout"
 	reasonLocalPorts       = "no_local_port" // for another connection to the pod
+	reasonNotAProbe        = "not_a_probe"   // a workload on the route of probes
+	reasonProbeRate        = "probe_rate"    // of one link
 	reasonOther            = "other"
 )
 
@@ -70,7 +72,7 @@ func reasons(way string) []string {
 		}
 		return out
 	}
-	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts)
+	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts, reasonNotAProbe, reasonProbeRate)
 	for _, r := range route.Reasons() {
 		out = append(out, "header_"+r)
 	}
@@ -90,6 +92,7 @@ type metrics struct {
 	bytes    *prometheus.CounterVec
 	open     *prometheus.GaugeVec
 	sessions *prometheus.CounterVec
+	probes   *prometheus.CounterVec
 
 	mu  sync.Mutex // guards now
 	now map[string]int
@@ -111,6 +114,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_sessions_total", Help: "What became of sessions, by way: made for a caller; begun ahead of one, and then made ahead or failed; reused by another connection; retired in good order; lost."}, []string{"way", "what"}),
 	}
+	m.probes = newProbes()
 	for _, what := range []string{sessionMade, sessionBegun, sessionAhead, sessionFailed, sessionReused, sessionRetired, sessionLost} {
 		m.sessions.WithLabelValues(outbound, what)
 	}
@@ -124,7 +128,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.refused.WithLabelValues(way, reason)
 		}
 	}
-	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.sessions)
+	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.sessions, m.probes)
 	return m
 }
 

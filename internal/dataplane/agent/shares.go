@@ -23,6 +23,8 @@ type allowances struct {
 	guests, links *budget.Shares
 	// waiting are inbound sessions that wait for OPEN, by link's UID.
 	waiting *budget.Shares
+	// probes are inbound sessions of probes, by link's UID.
+	probes *budget.Shares
 	// granted is what peers' gateways grant, by link's UID.
 	granted *fading[string, uint32]
 }
@@ -37,6 +39,8 @@ type callRates struct {
 	// exchanges are inbound, by the caller's SPIFFE ID. They wait, because callers may come in
 	// bursts.
 	exchanges *budget.Rates[string]
+	// probes are inbound, by link's UID.
+	probes *budget.Rates[string]
 }
 
 type linkSource struct {
@@ -58,13 +62,14 @@ func newCallRates() callRates {
 		accounts:   budget.NewRates[account](accountRate, accountBurst),
 		handshakes: budget.NewRates[linkSource](handshakeRate, handshakeBurst),
 		exchanges:  budget.NewRates[string](exchangeRate, exchangeBurst),
+		probes:     budget.NewRates[string](probeRate, probeBurst),
 	}
 }
 
 func newAllowances() *allowances {
 	shares := func() *budget.Shares { return budget.New(maxConnections) }
 	return &allowances{sources: shares(), callers: shares(), calls: shares(), guests: shares(), links: shares(),
-		waiting: budget.New(maxWaiting), granted: newFading[string, uint32](1024, grantAge)}
+		waiting: budget.New(maxWaiting), probes: budget.New(maxProbes), granted: newFading[string, uint32](1024, grantAge)}
 }
 
 // source counts a connection in by its address alone. leave must be called if there is no error.

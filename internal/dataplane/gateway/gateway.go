@@ -321,9 +321,9 @@ func (s *Server) route(c *conn) (destination, error) {
 	if err != nil {
 		return destination{link: link}, refuse(route.Reason(err), err)
 	}
-	row, err := st.table.Lookup(link, label.Route)
+	row, err := st.lookup(link, label)
 	if err != nil {
-		return destination{link: link}, refuse(route.Reason(err), err)
+		return destination{link: link}, err
 	}
 	return destination{
 		link:    link,
@@ -402,7 +402,7 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 
 // hand dials one endpoint's backend and writes it header and hello.
 func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endpoint) (*net.TCPConn, error) {
-	header, err := route.Header{
+	header := route.Header{
 		Source:      addrOf(c.RemoteAddr()),
 		Destination: addrOf(c.LocalAddr()),
 		PodUID:      e.PodUID,
@@ -413,7 +413,11 @@ func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endp
 		Time:        time.Now(),
 		Link:        to.link,
 		Budget:      uint32(s.shares.Limit(to.linkUID)),
-	}.Marshal(e.Backend.HopKey, to.hello)
+	}
+	if to.row.ID == route.Probe {
+		header.Ready, header.ReadyCount = nil, 0 // agents have no ids
+	}
+	first, err := header.Marshal(e.Backend.HopKey, to.hello)
 	if err != nil {
 		return nil, err
 	}
@@ -426,7 +430,7 @@ func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endp
 		return nil, err
 	}
 	backend.SetWriteDeadline(time.Now().Add(dialTimeout))
-	if _, err := backend.Write(append(header, to.hello...)); err != nil {
+	if _, err := backend.Write(append(first, to.hello...)); err != nil {
 		backend.Close()
 		return nil, fmt.Errorf("hand over to %s: %w", e.Backend.Name, err)
 	}

@@ -1806,6 +1806,8 @@ func (x *Invite) GetUntilMs() int64 {
 	return 0
 }
 
+// SignRequest asks for the SVID of a ServiceAccount. If both names are empty, it asks for
+// the SVID of probes, spiffe://TRUST-DOMAIN/causeway/probe.
 type SignRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Namespace      string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
