@@ -25,6 +25,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -458,11 +459,13 @@ func (s *Server) count(c *conn, link string, err error) {
 	s.log.Debug("connection refused", "source", c.RemoteAddr(), "link", link, "reason", reason, "error", err)
 }
 
-// refuse counts, and gives every TLS client the same answer.
+// refuse counts, and gives every ClientHello the same answer.
 func (s *Server) refuse(c *conn, link string, err error) {
 	s.count(c, link, err)
-	if errors.Is(err, transport.ErrNotTLS) {
-		transport.Reset(c.TCPConn) // an alert would mean nothing there
+	if errors.Is(err, transport.ErrNotTLS) || errors.Is(err, os.ErrDeadlineExceeded) {
+		// An alert would mean nothing to what is not TLS. To a client whose ClientHello has been
+		// lost on the way, it would mean that its label is unknown.
+		transport.Reset(c.TCPConn)
 		return
 	}
 	transport.Refuse(c.TCPConn)
