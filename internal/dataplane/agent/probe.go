@@ -106,7 +106,7 @@ func (a *Agent) probeTLS(p *peer) (*tls.Config, error) {
 	}
 	present := func() (*identity.Credential, error) { return credential, nil }
 	verify := identity.VerifyOneOf([]identity.Name{far}, a.anchors, time.Now)
-	return identity.ClientTLS(identity.PlaneTunnel, sni, present, verify), nil
+	return a.keyExchange.Limit(identity.ClientTLS(identity.PlaneTunnel, sni, present, verify)), nil
 }
 
 // serveProbe is the life of a session of probes that a gateway hands over. Any peer with

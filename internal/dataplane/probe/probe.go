@@ -87,6 +87,9 @@ type Result struct {
 	Connect, Handshake, Echo time.Duration
 	// LastByte is when the last byte came from the gateway; zero: none came.
 	LastByte time.Time
+	// Unacknowledged is true if the probe failed while something that was sent, and sent
+	// again, was not acknowledged: packets to the gateway are lost.
+	Unacknowledged bool
 	// Err is why the stage failed; nil: the probe was answered. A *tunnel.Refused is the
 	// far agent's answer.
 	Err error
@@ -130,6 +133,9 @@ func Open(ctx context.Context, o Options) (*Session, Result) {
 	connected := time.Now()
 	r := Result{Stage: StageTLS, Connect: connected.Sub(start)}
 	fail := func(err error) (*Session, Result) {
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			r.Unacknowledged = transport.Unheard(tcp)
+		}
 		raw.Reset()
 		if cause := context.Cause(ctx); cause != nil {
 			err = errors.Join(err, cause)
@@ -138,7 +144,7 @@ func Open(ctx context.Context, o Options) (*Session, Result) {
 		return nil, r
 	}
 	client := tls.Client(raw, o.TLS)
-	if err := client.HandshakeContext(ctx); err != nil {
+	if err := handshake(ctx, client); err != nil {
 		return fail(fmt.Errorf("TLS with %s: %w", o.Address, err))
 	}
 	raw.Proven()
@@ -150,6 +156,17 @@ func Open(ctx context.Context, o Options) (*Session, Result) {
 	}
 	r.Echo, r.LastByte = time.Since(shaken), in.last()
 	return s, r
+}
+
+// handshake is HandshakeContext, but leaves the connection open when ctx ends, so that
+// the kernel can say what was acknowledged.
+func handshake(ctx context.Context, c *tls.Conn) error {
+	stop := afterfunc.Start(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	err := c.HandshakeContext(context.WithoutCancel(ctx))
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	return err
 }
 
 // Echo makes another probe over the session. It blocks until the answer comes, the probe
