@@ -330,6 +330,7 @@ type addressFacts struct {
 	failing  map[string]string    // why, by node that does not reach it
 	untested []string             // nodes whose agents answered without having dialed it
 	faults   map[string]pathFault // what probes found, by node
+	unprobed []string             // nodes that reach it, and made no probe
 	up       int                  // replicas whose stream is up
 	down     string               // why another replica's stream is down
 	host     string               // its host, if that is a name; its addresses are separate entries
@@ -395,9 +396,7 @@ func (f Facts) addresses(l *v1alpha1.Link) map[string]*addressFacts {
 			default:
 				a := at(d.Address)
 				a.nodes, a.slowest = append(a.nodes, node.Node), max(a.slowest, seconds(d.TookSeconds))
-				if fault := diagnose(d.Probes); fault.kind != noFault && !l.Spec.Suspend {
-					a.faults[node.Node] = fault
-				}
+				a.noteProbes(l, node.Node, d.Probes)
 			}
 		}
 	}
@@ -458,6 +457,11 @@ func (a *addressFacts) results(f Facts, name, address string) []Result {
 	case tested == 0 && len(a.untested) == 0:
 		return []Result{warn(checkAddress, name, address+" was not tested from any node",
 			"no agent answered: see the controller and agent results")}
+	case len(a.unprobed) > 0:
+		return []Result{warn(checkAddress, name, fmt.Sprintf("%s accepts connections, but %d of %s made no "+
+			"probe through it (%s)", address, len(a.unprobed), count(tested, "node"), summarize(a.unprobed)),
+			"agents make probes once they have a certificate for them: run the command again; if this "+
+				"stays, the agents' logs say more")}
 	case len(a.untested) > 0:
 		return []Result{warn(checkAddress, name, fmt.Sprintf("%s was not tested from %d of %s",
 			address, len(a.untested), count(tested+len(a.untested), "node")), untestedHint(f))}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
 
 // pathFault is what the probes of one node through one gateway address show. The zero
@@ -82,6 +84,20 @@ func result(probes []Probe, match func(Probe) bool) (o outcome, last Probe) {
 		}
 	}
 	return o, last
+}
+
+// noteProbes records what the probes of a node show. The path of a suspended Link is not
+// judged, because no call uses it.
+func (a *addressFacts) noteProbes(l *v1alpha1.Link, node string, probes []Probe) {
+	if l.Spec.Suspend {
+		return
+	}
+	if len(probes) == 0 {
+		a.unprobed = append(a.unprobed, node)
+	}
+	if fault := diagnose(probes); fault.kind != noFault {
+		a.faults[node] = fault
+	}
 }
 
 // pathFaults returns a Result for each kind of fault that probes found at an address. A

@@ -119,6 +119,10 @@ func TestPathFaults(t *testing.T) {
 			want:   "warning: no agent of the peer answers a probe: tls: unrecognized name",
 			hint:   "`causeway check` in the peer",
 		},
+		"no probe": {
+			want: "warning: accepts connections, but 1 of 2 nodes made no probe through it (w2)",
+			hint: "run the command again",
+		},
 		"the peer's gateway rejects everything": {
 			probes: []Probe{full, full, rejected, split},
 			spoil:  func(f *Facts) { f.Replicas[0].Answer.Peers[0].Streams[0].Error = "rejected" },
