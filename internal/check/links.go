@@ -312,8 +312,9 @@ func (f Facts) conditionHint(l *v1alpha1.Link, c *metav1.Condition) string {
 	case "WaitingForPeer":
 		return "the peer must dial: `causeway check` in the peer shows why it does not"
 	case "Unreachable":
-		return fmt.Sprintf("open TCP from this cluster's nodes to %s; `causeway identity` in the peer "+
-			"prints its current addresses", strings.Join(l.Spec.Gateways, " or "))
+		return fmt.Sprintf("see the results for its addresses; TCP from this cluster's nodes to %s must be "+
+			"open, and `causeway identity` in the peer prints its current addresses",
+			strings.Join(l.Spec.Gateways, " or "))
 	case "DNS":
 		return "make the name resolve in this cluster's pods, or give the Link an IP address"
 	case "ClockSkew":
