@@ -1,11 +1,14 @@
 package agent
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -147,4 +150,47 @@ func TestCallsUseTheConfiguredKeyExchange(t *testing.T) {
 	if got, err := w.call(alice, "hello"); got != "you said hello" || err != nil {
 		t.Errorf("a call through a middlebox that resets long hellos: %q, %v", got, err)
 	}
+}
+
+// What an operator's question dials are the addresses of the state, and no others.
+func TestReachAll(t *testing.T) {
+	w := newWorld(t, func(c *net.TCPConn) { c.Close() })
+	w.awaitProbes()
+	got := w.west.reachAll(t.Context())
+	if len(got) != 1 || got[0].Link != "east" || got[0].Error != "" || got[0].Address != w.peers.Addr().String() {
+		t.Fatalf("west has one peer with one gateway, which answers; got %v", got)
+	}
+	want := []string{"full segments, long hello: answered, received"}
+	if diff := cmp.Diff(want, outline(got[0].Probes)); diff != "" {
+		t.Errorf("probes (-want +got):\n%s", diff)
+	}
+}
+
+// TestReachAllEndsInTime: a controller waits 5 s for a report. What takes longer is left out
+// of it, so that many dead addresses do not hide everything else.
+func TestReachAllEndsInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &Agent{dialer: transport.Dialer{Dial: func(ctx context.Context, _ string) (net.Conn, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}}
+		dead := &peer{name: "east"}
+		for i := range maxReaches {
+			dead.gateways = append(dead.gateways, fmt.Sprintf("192.0.2.%d:4143", i))
+		}
+		a.state.Store(&state{links: map[string]*peer{"east": dead}})
+		start := time.Now()
+		got := a.reachAll(t.Context())
+		if took := time.Since(start); took != allReaches {
+			t.Errorf("it took %v, want %v", took, allReaches)
+		}
+		if want := 3 * reachesAtOnce; len(got) != want {
+			t.Errorf("%d addresses are reported, want those of three rounds: %d", len(got), want)
+		}
+		for _, r := range got {
+			if r.GetError() == "" {
+				t.Errorf("%s is reported as reached", r.GetAddress())
+			}
+		}
+	})
 }
