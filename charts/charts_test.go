@@ -254,6 +254,7 @@ func TestValuesReachTheirPlace(t *testing.T) {
 		"controller":   map[string]any{"replicas": 3},
 		"gateway":      map[string]any{"replicas": 4, "serviceType": "NodePort", "serviceAnnotations": map[string]any{"lb": "internal"}, "drainSeconds": 90},
 		"agent":        map[string]any{"drainSeconds": 120},
+		"tls":          map[string]any{"postQuantum": false},
 		"logLevel":     "debug",
 	})
 	controller := find[appsv1.Deployment](t, r, "Deployment", "causeway-controller")
@@ -261,9 +262,9 @@ func TestValuesReachTheirPlace(t *testing.T) {
 	agent := find[appsv1.DaemonSet](t, r, "DaemonSet", "causeway-agent")
 	service := find[corev1.Service](t, r, "Service", "causeway-gateway")
 	wantArgs := map[string][]string{
-		"controller": {"controller", "--cluster-name=west", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},
+		"controller": {"controller", "--cluster-name=west", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--post-quantum=false", "--log-level=debug"},
 		"gateway":    {"gateway", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=90s", "--log-level=debug"},
-		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=120s", "--log-level=debug"},
+		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=120s", "--post-quantum=false", "--log-level=debug"},
 		"vip-guard":  {"vip-guard", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},
 	}
 	gotArgs := map[string][]string{}

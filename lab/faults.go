@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Cut loses every packet between two clusters, both ways, open connections' too, until Mend. Neither side is told.
@@ -36,6 +38,48 @@ func (l *Lab) BlackHole(ctx context.Context, address netip.Addr) error {
 // Fill takes BlackHole back.
 func (l *Lab) Fill(ctx context.Context, address netip.Addr) error {
 	return l.change(ctx, "delete", "holes", address.String())
+}
+
+// Narrow loses every packet to a cluster that is longer than mtu bytes, and does not tell the
+// sender, until Widen: a black hole of large packets. Packets from the cluster pass.
+func (l *Lab) Narrow(ctx context.Context, cluster string, mtu int) error {
+	if mtu < 576 || mtu > 1500 {
+		return fmt.Errorf("an MTU of %d bytes: want 576 to 1500", mtu)
+	}
+	return l.routeWithMTU(cluster, mtu)
+}
+
+// Widen takes Narrow back.
+func (l *Lab) Widen(ctx context.Context, cluster string) error { return l.routeWithMTU(cluster, 0) }
+
+// routeWithMTU replaces the WAN's route to a cluster. With an MTU of 0 it is that of the link.
+func (l *Lab) routeWithMTU(cluster string, mtu int) error {
+	c := l.Cluster(cluster)
+	if c == nil {
+		return fmt.Errorf("lab %q has no cluster %q", l.names.lab, cluster)
+	}
+	wan, err := openSegment(l.names.wanNS())
+	if err != nil {
+		return err
+	}
+	defer wan.Close()
+	plan := planWAN(c.plan.Index)
+	r := &netlink.Route{Dst: ipNet(plan.Block), Gw: plan.Router.Addr().AsSlice(), MTU: mtu}
+	if err := wan.nl.RouteReplace(r); err != nil {
+		return fmt.Errorf("route to %s with an MTU of %d: %w", cluster, mtu, err)
+	}
+	return nil
+}
+
+// Strict resets each connection to an address of the WAN whose ClientHello is not whole in
+// the first segment, as some middleboxes do, until Lenient. Only the client is told.
+func (l *Lab) Strict(ctx context.Context, address netip.Addr) error {
+	return l.change(ctx, "add", "strict", address.String())
+}
+
+// Lenient takes Strict back.
+func (l *Lab) Lenient(ctx context.Context, address netip.Addr) error {
+	return l.change(ctx, "delete", "strict", address.String())
 }
 
 // change adds elements to a set of the WAN's firewall, or deletes them.

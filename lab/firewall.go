@@ -15,12 +15,17 @@ type Counter struct {
 	Bytes   uint64 `json:"bytes"`
 }
 
+// longestHello is how long the TLS record of a ClientHello can be that is whole in the first
+// segment of a connection. A longer one meets a strict address's firewall.
+const longestHello = 1400
+
 // wanRules let TCP to the gateways' port and its answers through and count everything. What is refused is refused at once, so that a
 // test need not wait for a timeout to know it. What comes from the toll has passed here before.
 func wanRules() string {
 	return fmt.Sprintf(`table inet %s {
 	set private { type ipv4_addr; flags interval; comment "clusters that nobody can open a connection to"; }
 	set cut { type ipv4_addr . ipv4_addr; flags interval; comment "pairs of clusters with nothing between them"; }
+	set strict { type ipv4_addr; comment "addresses whose clients must send a whole ClientHello in one segment"; }
 	set holes { type ipv4_addr; flags interval; comment "addresses that nothing reaches or leaves"; }
 	counter admitted { comment "new connections to a gateway's port" }
 	counter answered { comment "packets of connections admitted before" }
@@ -31,6 +36,7 @@ func wanRules() string {
 		ip saddr . ip daddr @cut counter name lost drop
 		ip saddr @holes counter name lost drop
 		ip daddr @holes counter name lost drop
+		ip daddr @strict tcp dport %d @ih,0,24 0x160301 @ih,24,16 > %d counter name lost reject with tcp reset
 		iifname "%s" accept
 		ct state established,related counter name answered accept
 		ct state new ip daddr %s ip daddr != @private tcp dport %d counter name admitted accept
@@ -38,8 +44,12 @@ func wanRules() string {
 		meta l4proto tcp reject with tcp reset
 		reject with icmpx type admin-prohibited
 	}
+	chain output {
+		type filter hook output priority filter; policy accept;
+		icmp type destination-unreachable icmp code frag-needed counter name lost drop comment "see Narrow"
+	}
 }
-`, rulesTable, tollLink, PublicRange, GatewayPort)
+`, rulesTable, GatewayPort, longestHello, tollLink, PublicRange, GatewayPort)
 }
 
 // routerRules hide a cluster's own addresses behind one of its public block, and count what ought never to come out of a node.

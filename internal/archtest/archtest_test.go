@@ -187,6 +187,7 @@ var importRules = map[string]struct {
 			in("internal/dataplane/tunnel"),
 			in("internal/dataplane/transport"),
 			in("internal/dataplane/admit"),
+			in("internal/dataplane/probe"),
 			in("internal/identity"),
 			in("internal/vipguard"),
 		),

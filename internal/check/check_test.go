@@ -72,7 +72,8 @@ func healthy() *Facts {
 	}}
 	known2 := known
 	known2.Answer.UID = "c2"
-	dial := []Dial{{Link: "east", Address: eastGateway, TookSeconds: 0.002}}
+	probes := []Probe{{PostQuantum: true, Stage: ProbeAnswered, Received: true}}
+	dial := []Dial{{Link: "east", Address: eastGateway, TookSeconds: 0.002, Probes: probes}}
 	return &Facts{
 		Now:       noon,
 		Namespace: "causeway-system",

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Tolerated clock errors. Certificates and the node stream tolerate some minutes, a label
-// one.
+// Clock errors. Every comparison of two clocks tolerates twice skewFailure, because the
+// clocks may be wrong in opposite directions (record 0018 lists them).
 const (
 	skewWarning = 30 * time.Second
 	skewFailure = time.Minute + 30*time.Second
@@ -38,8 +38,8 @@ func clocks(f Facts) []Result {
 	for _, n := range slices.Sorted(maps.Keys(nodes)) {
 		measured++
 		results = append(results, skewed(n, "the node's clock", nodes[n],
-			"synchronize the node's clock, for example by NTP: until then its pods cannot call linked "+
-				"clusters")...)
+			"synchronize the node's clock, for example by NTP: from some minutes on, calls from and to its "+
+				"pods fail")...)
 	}
 	results = append(results, peerClocks(f)...)
 	if len(results) == 0 && measured > 0 {

@@ -174,6 +174,29 @@ type Dial struct {
 	TookSeconds float64 `json:"tookSeconds"`
 	// Error says why it failed; empty: it did not.
 	Error string `json:"error,omitempty"`
+	// Probes are tests of the path beyond TCP, in their order. If the first one was
+	// answered, there is no other.
+	Probes []Probe `json:"probes,omitempty"`
+}
+
+// ProbeAnswered is the stage of a probe that was answered.
+const ProbeAnswered = "answered"
+
+// Probe is one connection from a node to an agent of a peer, which echoes some kilobytes.
+type Probe struct {
+	// SmallSegments: neither end sends TCP segments of more than 536 bytes.
+	SmallSegments bool `json:"smallSegments,omitempty"`
+	// PostQuantum: the ClientHello needs more than one segment.
+	PostQuantum bool `json:"postQuantum,omitempty"`
+	// Stage is ProbeAnswered, or the one that failed.
+	Stage string `json:"stage"`
+	// Error says why it failed. TimedOut: because no answer came in time.
+	Error    string `json:"error,omitempty"`
+	TimedOut bool   `json:"timedOut,omitempty"`
+	// Received: a byte came from the address.
+	Received bool `json:"received,omitempty"`
+	// Unacknowledged: something was sent again and still not acknowledged.
+	Unacknowledged bool `json:"unacknowledged,omitempty"`
 }
 
 // Canary is the result of a canary pod's connections on one node.

@@ -312,8 +312,9 @@ func (f Facts) conditionHint(l *v1alpha1.Link, c *metav1.Condition) string {
 	case "WaitingForPeer":
 		return "the peer must dial: `causeway check` in the peer shows why it does not"
 	case "Unreachable":
-		return fmt.Sprintf("open TCP from this cluster's nodes to %s; `causeway identity` in the peer "+
-			"prints its current addresses", strings.Join(l.Spec.Gateways, " or "))
+		return fmt.Sprintf("see the results for its addresses; TCP from this cluster's nodes to %s must be "+
+			"open, and `causeway identity` in the peer prints its current addresses",
+			strings.Join(l.Spec.Gateways, " or "))
 	case "DNS":
 		return "make the name resolve in this cluster's pods, or give the Link an IP address"
 	case "ClockSkew":
@@ -327,12 +328,14 @@ func (f Facts) conditionHint(l *v1alpha1.Link, c *metav1.Condition) string {
 type addressFacts struct {
 	nodes    []string // that reach it
 	slowest  time.Duration
-	failing  map[string]string // why, by node that does not reach it
-	untested []string          // nodes whose agents answered without having dialed it
-	up       int               // replicas whose stream is up
-	down     string            // why another replica's stream is down
-	host     string            // its host, if that is a name; its addresses are separate entries
-	dns      string            // why the name does not resolve
+	failing  map[string]string    // why, by node that does not reach it
+	untested []string             // nodes whose agents answered without having dialed it
+	faults   map[string]pathFault // what probes found, by node
+	unprobed []string             // nodes that reach it, and made no probe
+	up       int                  // replicas whose stream is up
+	down     string               // why another replica's stream is down
+	host     string               // its host, if that is a name; its addresses are separate entries
+	dns      string               // why the name does not resolve
 }
 
 // gateways reports on each gateway address of each peer, as nodes and controllers reach
@@ -356,7 +359,7 @@ func (f Facts) addresses(l *v1alpha1.Link) map[string]*addressFacts {
 	out := map[string]*addressFacts{}
 	at := func(address string) *addressFacts {
 		if out[address] == nil {
-			out[address] = &addressFacts{failing: map[string]string{}}
+			out[address] = &addressFacts{failing: map[string]string{}, faults: map[string]pathFault{}}
 		}
 		return out[address]
 	}
@@ -394,6 +397,7 @@ func (f Facts) addresses(l *v1alpha1.Link) map[string]*addressFacts {
 			default:
 				a := at(d.Address)
 				a.nodes, a.slowest = append(a.nodes, node.Node), max(a.slowest, seconds(d.TookSeconds))
+				a.noteProbes(l, node.Node, d.Probes)
 			}
 		}
 	}
@@ -434,6 +438,8 @@ func (a *addressFacts) results(f Facts, name, address string) []Result {
 			address, len(failing), count(tested, "node"), failing[0], a.failing[failing[0]]),
 			"open TCP from these nodes to that address: check firewalls, routes and the peer's load "+
 				"balancer; `causeway identity` in the peer prints its current addresses")}
+	case a.hasCertainFault():
+		return a.pathFaults(name, address)
 	case a.down != "" && a.up == 0:
 		return []Result{fail(checkAddress, name,
 			fmt.Sprintf("%s accepts connections, but no catalog stream is up: %s",
@@ -445,11 +451,18 @@ func (a *addressFacts) results(f Facts, name, address string) []Result {
 				address, a.down), "run the command again in a minute; `causeway check` in the peer shows "+
 				"the "+
 				"other side")}
+	case len(a.faults) > 0:
+		return a.pathFaults(name, address)
 	case tested == 0 && a.up == 0 && !f.Asked:
 		return nil
 	case tested == 0 && len(a.untested) == 0:
 		return []Result{warn(checkAddress, name, address+" was not tested from any node",
 			"no agent answered: see the controller and agent results")}
+	case len(a.unprobed) > 0:
+		return []Result{warn(checkAddress, name, fmt.Sprintf("%s accepts connections, but %d of %s made no "+
+			"probe through it (%s)", address, len(a.unprobed), count(tested, "node"), summarize(a.unprobed)),
+			"agents make probes once they have a certificate for them: run the command again; if this "+
+				"stays, the agents' logs say more")}
 	case len(a.untested) > 0:
 		return []Result{warn(checkAddress, name, fmt.Sprintf("%s was not tested from %d of %s",
 			address, len(a.untested), count(tested+len(a.untested), "node")), untestedHint(f))}

@@ -43,6 +43,11 @@ func newProcess(use, short string, runE func(*cobra.Command, *slog.Logger) error
 	return c
 }
 
+// postQuantumFlag adds the flag of processes that dial peers.
+func postQuantumFlag(c *cobra.Command, p *bool) {
+	c.Flags().BoolVar(p, "post-quantum", true, "offer peers a post-quantum key share beside the classical one")
+}
+
 // newProbe is a verb that asks a running process of the same pod whether it is ready.
 func newProbe(short string, ask func() error) *cobra.Command {
 	return &cobra.Command{

@@ -17,6 +17,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/check"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 const (
@@ -188,9 +189,27 @@ func agentsOf(reports []nodestream.Report) []check.Agent {
 				Address:     d.GetAddress(),
 				TookSeconds: float64(d.GetTookUs()) / 1e6,
 				Error:       d.GetError(),
+				Probes:      probesOf(d.GetProbes()),
 			})
 		}
 		out = append(out, agent)
+	}
+	return out
+}
+
+// probesOf turns an agent's probes of one address into answers.
+func probesOf(probes []*wire.PathProbe) []check.Probe {
+	var out []check.Probe
+	for _, p := range probes {
+		out = append(out, check.Probe{
+			SmallSegments:  p.GetSmallSegments(),
+			PostQuantum:    p.GetPostQuantum(),
+			Stage:          p.GetStage(),
+			Error:          p.GetError(),
+			TimedOut:       p.GetTimedOut(),
+			Received:       p.GetReceived(),
+			Unacknowledged: p.GetUnacknowledged(),
+		})
 	}
 	return out
 }

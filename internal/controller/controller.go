@@ -44,6 +44,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/redial"
 	"github.com/causeway-mesh/causeway/internal/signer"
@@ -64,6 +65,8 @@ type Options struct {
 	// CASecret names a Secret of Namespace in which an external CA keeps this cluster's
 	// root. If empty, the cluster makes its own root.
 	CASecret string
+	// KeyExchange is what controllers offer to peers.
+	KeyExchange identity.KeyExchange
 	// Version is reported to peers and written on mirrors.
 	Version string
 	// Addresses to listen on. Defaults: ":4145", ":4146", ":9464", ":9465", and for

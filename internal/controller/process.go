@@ -362,13 +362,14 @@ func (p *process) catalog(board *wire.Board, m *wire.Metrics) allReplicas {
 // joins is what invites and joins need.
 func (p *process) joins() joinflow.Config {
 	return joinflow.Config{
-		Client:    p.live,
-		Namespace: p.o.Namespace,
-		Version:   p.o.Version,
-		Identity:  p.identity,
-		Dial:      dial,
-		Events:    p.mgr.GetEventRecorder(controllerName),
-		Log:       p.log,
+		Client:      p.live,
+		Namespace:   p.o.Namespace,
+		Version:     p.o.Version,
+		Identity:    p.identity,
+		KeyExchange: p.o.KeyExchange,
+		Dial:        dial,
+		Events:      p.mgr.GetEventRecorder(controllerName),
+		Log:         p.log,
 	}
 }
 
@@ -476,16 +477,17 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 	}
 	nodes.moved = r.exports.nodeMoved
 	r.peers = peering.New(peering.Config{
-		Identity:  p.identity,
-		Board:     board,
-		Client:    p.live,
-		Namespace: p.o.Namespace,
-		Ranges:    slices.Concat(p.ranges, p.o.ClusterRanges),
-		OnChange:  in.peerChanged,
-		OnCatalog: in.catalogChanged,
-		Log:       p.log,
-		Metrics:   m,
-		Budgets:   p.budgets,
+		Identity:    p.identity,
+		Board:       board,
+		Client:      p.live,
+		Namespace:   p.o.Namespace,
+		KeyExchange: p.o.KeyExchange,
+		Ranges:      slices.Concat(p.ranges, p.o.ClusterRanges),
+		OnChange:    in.peerChanged,
+		OnCatalog:   in.catalogChanged,
+		Log:         p.log,
+		Metrics:     m,
+		Budgets:     p.budgets,
 	})
 	mirrorMetrics := mirror.NewMetrics(metrics.Registry)
 	r.leader = &leader{

@@ -188,11 +188,20 @@ func (a *authority) signLeaf(pub *ecdsa.PublicKey, name Name, dnsNames []string,
 	return leaf, nil
 }
 
+// valid returns an error if the authority may not sign at a time. Its validity may begin up
+// to Backdate later, because another clock, which may be ahead, has set the beginning.
+func (a *authority) valid(now time.Time) error {
+	if now.Add(Backdate).Before(a.cert.NotBefore) || !now.Before(a.cert.NotAfter) {
+		return fmt.Errorf("the certificate of %s is valid from %s to %s only", a.cert.Subject.CommonName,
+			utc(a.cert.NotBefore), utc(a.cert.NotAfter))
+	}
+	return nil
+}
+
 // sign signs template within the authority's own time.
 func (a *authority) sign(template *x509.Certificate, pub any, now time.Time) (*x509.Certificate, error) {
-	if now.Before(a.cert.NotBefore) || !now.Before(a.cert.NotAfter) {
-		return nil, fmt.Errorf("%s is valid from %s to %s only", a.cert.Subject.CommonName,
-			a.cert.NotBefore.UTC().Format(time.RFC3339), a.cert.NotAfter.UTC().Format(time.RFC3339))
+	if err := a.valid(now); err != nil {
+		return nil, err
 	}
 	if template.NotAfter.After(a.cert.NotAfter) {
 		template.NotAfter = a.cert.NotAfter

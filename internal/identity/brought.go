@@ -27,9 +27,8 @@ func ImportRoot(certPEM, keyPEM, anchorPEM []byte, now time.Time) (*Root, error)
 	if err != nil {
 		return nil, err
 	}
-	if now.Before(r.cert.NotBefore) || !now.Before(r.cert.NotAfter) {
-		return nil, fmt.Errorf("the certificate is valid from %s to %s only: %w", r.cert.NotBefore.UTC().Format(time.RFC3339),
-			r.cert.NotAfter.UTC().Format(time.RFC3339), ErrAuthority)
+	if err := r.valid(now); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, ErrAuthority)
 	}
 	return r, r.try(now)
 }
@@ -100,7 +99,7 @@ func (r *Root) try(now time.Time) error {
 	between.AddCert(issuer.cert)
 	between.AddCert(r.cert)
 	_, err = leaf.Verify(x509.VerifyOptions{
-		Roots: anchors, Intermediates: between, CurrentTime: now,
+		Roots: anchors, Intermediates: between, CurrentTime: begun(now, []*x509.Certificate{r.cert, r.Anchor()}),
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	})
 	if err != nil {

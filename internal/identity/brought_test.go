@@ -89,6 +89,8 @@ func TestImportRoot(t *testing.T) {
 		"no ca.crt":       {"peers would pin what is renewed every few weeks", brought{good.cert, good.key, nil}, 0, "not self-signed"},
 		"ca.crt no root":  {"what stands above is not shown to peers", brought{good.cert, good.key, good.cert}, 0, "not self-signed"},
 		"expired":         {"nobody has renewed it", good, 91 * 24 * time.Hour, "is valid from"},
+		"a clock behind":  {"cert-manager does not backdate, and this controller's clock may be behind", good, -Backdate - 85*time.Second, ""},
+		"not begun":       {"it is for later", good, -2*Backdate - time.Second, "is valid from"},
 		"nothing":         {"it is not written yet", brought{}, 0, "no certificate"},
 		"huge":            {"bounded", brought{bytes.Repeat([]byte("x"), maxPEM+1), good.key, good.anchor}, 0, "longer than"},
 		"a key as a cert": {"pasted by mistake", brought{good.key, good.key, good.anchor}, 0, "no certificate"},

@@ -25,10 +25,11 @@ const (
 var ErrInvalidName = errors.New("invalid name")
 
 // Name is the identity of a workload:
-// spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT.
+// spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT,
+// or that of a cluster's probes, spiffe://TRUST-DOMAIN/causeway/probe.
 //
-// It is comparable, fit to be a map's key, and made only by NewName and
-// ParseName, so that every Name but the zero one is valid. The zero Name is
+// It is comparable, fit to be a map's key, and made only by NewName, ProbeName
+// and ParseName, so that every Name but the zero one is valid. The zero Name is
 // nobody's.
 type Name struct {
 	trustDomain, namespace, serviceAccount string
@@ -48,6 +49,18 @@ func NewName(trustDomain, namespace, serviceAccount string) (Name, error) {
 	return Name{trustDomain, namespace, serviceAccount}, nil
 }
 
+// ProbeName returns the name under which a cluster's agents test paths to peers and answer
+// the tests of peers. No ServiceAccount can have it. Its errors wrap ErrInvalidName.
+func ProbeName(trustDomain string) (Name, error) {
+	if err := ValidTrustDomain(trustDomain); err != nil {
+		return Name{}, err
+	}
+	return Name{trustDomain: trustDomain}, nil
+}
+
+// probePath is the path of a ProbeName.
+const probePath = "/causeway/probe"
+
 // ParseName reads what String writes and nothing else: no other case, escape,
 // query, port or trailing slash. Its errors wrap ErrInvalidName.
 func ParseName(s string) (Name, error) {
@@ -57,6 +70,9 @@ func ParseName(s string) (Name, error) {
 	rest, ok := strings.CutPrefix(s, "spiffe://")
 	if !ok {
 		return Name{}, fmt.Errorf("%q does not begin with spiffe://: %w", clip(s), ErrInvalidName)
+	}
+	if trustDomain, ok := strings.CutSuffix(rest, probePath); ok {
+		return ProbeName(trustDomain)
 	}
 	part := strings.Split(rest, "/")
 	if len(part) != 5 || part[1] != "ns" || part[3] != "sa" {
@@ -70,7 +86,14 @@ func (n Name) String() string {
 	if n.IsZero() {
 		return ""
 	}
-	return "spiffe://" + n.trustDomain + "/ns/" + n.namespace + "/sa/" + n.serviceAccount
+	return "spiffe://" + n.trustDomain + n.path()
+}
+
+func (n Name) path() string {
+	if n.IsProbe() {
+		return probePath
+	}
+	return "/ns/" + n.namespace + "/sa/" + n.serviceAccount
 }
 
 // LogValue makes logs show the name as String does.
@@ -81,20 +104,23 @@ func (n Name) URL() *url.URL {
 	if n.IsZero() {
 		return nil
 	}
-	return &url.URL{Scheme: "spiffe", Host: n.trustDomain, Path: "/ns/" + n.namespace + "/sa/" + n.serviceAccount}
+	return &url.URL{Scheme: "spiffe", Host: n.trustDomain, Path: n.path()}
 }
 
 // TrustDomain is the cluster whose root and issuers vouch for the name.
 func (n Name) TrustDomain() string { return n.trustDomain }
 
-// Namespace is the Kubernetes namespace of the ServiceAccount.
+// Namespace is the Kubernetes namespace of the ServiceAccount. A ProbeName has none.
 func (n Name) Namespace() string { return n.namespace }
 
-// ServiceAccount is the name of the ServiceAccount in its namespace.
+// ServiceAccount is the name of the ServiceAccount in its namespace. A ProbeName has none.
 func (n Name) ServiceAccount() string { return n.serviceAccount }
 
 // IsZero reports whether n is nobody's name.
 func (n Name) IsZero() bool { return n == Name{} }
+
+// IsProbe reports whether n is a ProbeName.
+func (n Name) IsProbe() bool { return !n.IsZero() && n.namespace == "" }
 
 // ValidTrustDomain returns nil if s can be a trust domain: DNS labels of
 // lower-case letters, digits, dashes and underscores, at most 253 bytes in all.

@@ -26,6 +26,10 @@ func TestParseName(t *testing.T) {
 		"other scheme":          {why: "only SPIFFE IDs are names", id: "https://west/ns/shop/sa/cart", bad: true},
 		"upper scheme":          {why: "one name has one spelling", id: "SPIFFE://west/ns/shop/sa/cart", bad: true},
 		"upper case":            {why: "one name has one spelling", id: "spiffe://West/ns/shop/sa/cart", bad: true},
+		"probe":                 {why: "agents test paths under a name of their own", id: "spiffe://west/causeway/probe"},
+		"probe without domain":  {why: "nobody could vouch for it", id: "spiffe:///causeway/probe", bad: true},
+		"probe with more":       {why: "one name has one spelling", id: "spiffe://west/causeway/probe/", bad: true},
+		"probe as an account":   {why: "no ServiceAccount may have it", id: "spiffe://west/ns/causeway/probe", bad: true},
 		"trust domain alone":    {why: "that is an authority, not a workload", id: "spiffe://west", bad: true},
 		"trailing slash":        {why: "one name has one spelling", id: "spiffe://west/ns/shop/sa/cart/", bad: true},
 		"other path":            {why: "other systems' IDs mean other things", id: "spiffe://west/host/shop/sa/cart", bad: true},
@@ -64,6 +68,21 @@ func TestNameIsComparable(t *testing.T) {
 	}
 	if zero := (Name{}); !zero.IsZero() || zero.String() != "" || zero.URL() != nil {
 		t.Error("the zero Name must be nobody's")
+	}
+}
+
+func TestProbeName(t *testing.T) {
+	probe := must(ProbeName("west"))(t)
+	if !probe.IsProbe() || probe.TrustDomain() != "west" || probe.String() != "spiffe://west/causeway/probe" {
+		t.Errorf("ProbeName = %v", probe)
+	}
+	for _, other := range []Name{{}, must(NewName("west", "causeway", "probe"))(t)} {
+		if other.IsProbe() || other == probe {
+			t.Errorf("%q passes for the name of probes", other)
+		}
+	}
+	if _, err := ProbeName("West"); !errors.Is(err, ErrInvalidName) {
+		t.Errorf("ProbeName of an invalid trust domain: %v", err)
 	}
 }
 
@@ -111,6 +130,7 @@ func FuzzParseName(f *testing.F) {
 	f.Add("spiffe://west/ns/shop/sa/cart")
 	f.Add("spiffe://west/ns/shop/sa/cart.v2#")
 	f.Add("spiffe://a_b.c/ns/0/sa/0")
+	f.Add("spiffe://west/causeway/probe")
 	f.Fuzz(func(t *testing.T, s string) {
 		name, err := ParseName(s)
 		if err != nil {

@@ -109,13 +109,13 @@ func present(c *Credential, err error, side string) (*tls.Certificate, error) {
 	return c.TLS(), nil
 }
 
-// base holds what client and server agree on. With the same key exchanges on
-// both sides no HelloRetryRequest is ever needed, so there is but one hello.
+// base holds what client and server agree on. A client offers a key share for each
+// group that it supports, so no HelloRetryRequest is ever needed and there is one hello.
 func base(plane Plane, verify Verify) *tls.Config {
 	return &tls.Config{
 		MinVersion:                  tls.VersionTLS13,
 		NextProtos:                  []string{string(plane)},
-		CurvePreferences:            []tls.CurveID{tls.X25519MLKEM768, tls.X25519},
+		CurvePreferences:            PostQuantum.groups(),
 		SessionTicketsDisabled:      true,
 		DynamicRecordSizingDisabled: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {

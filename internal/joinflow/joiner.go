@@ -261,7 +261,8 @@ func (j *Joiner) exchange(ctx context.Context, address, as string,
 func (j *Joiner) tls(token invite.Token) *tls.Config {
 	sni := route.SealJoin(token.Secret.LabelKey(), time.Now())
 	verify := identity.VerifyPinned(token.Root, time.Now)
-	return identity.ClientTLS(identity.PlaneJoin, sni, j.c.Identity.CredentialWithRoot, verify)
+	config := identity.ClientTLS(identity.PlaneJoin, sni, j.c.Identity.CredentialWithRoot, verify)
+	return j.c.KeyExchange.Limit(config)
 }
 
 // createLink creates the Link to the inviter that answered at an address, unless it

@@ -16,6 +16,7 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
+	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/invite"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 	"github.com/causeway-mesh/causeway/internal/link"
@@ -277,4 +278,20 @@ func TestWorkerRetriesAfterFailure(t *testing.T) {
 		cancel()
 		joiner.Wait()
 	})
+}
+
+// A join succeeds with each key exchange that the joining cluster may be configured for.
+func TestJoinWithEachKeyExchange(t *testing.T) {
+	for k, want := range map[identity.KeyExchange]int{identity.PostQuantum: 2, identity.Classical: 1} {
+		h := newHost(t, east())
+		g := newGuest(t, west(), h)
+		g.joiner.c.KeyExchange = k
+		token := h.invite(t, east(), "west", 0)
+		if n := len(g.joiner.tls(token).CurvePreferences); n != want {
+			t.Errorf("key exchange %d: the joiner offers %d groups, want %d", k, n, want)
+		}
+		if s := g.step(t, g.join(t, "east", token, "west")); s.State != v1alpha1.JoinLinked {
+			t.Errorf("key exchange %d: %+v", k, s)
+		}
+	}
 }

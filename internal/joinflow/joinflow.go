@@ -33,6 +33,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/invite"
 	"github.com/causeway-mesh/causeway/internal/kube"
 	"github.com/causeway-mesh/causeway/internal/link"
@@ -48,6 +49,8 @@ type Config struct {
 	// Version is what this cluster reports to the other one.
 	Version  string
 	Identity *clusterid.Identity
+	// KeyExchange is what Joiner offers to inviters.
+	KeyExchange identity.KeyExchange
 	// Dial opens a connection to a gateway address. Only Joiner uses it.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Events receives the Events of invites. Only Server uses it.

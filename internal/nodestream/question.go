@@ -19,6 +19,7 @@ import (
 // Bounds of the lists in a report.
 const (
 	maxReaches = 128
+	maxProbes  = 4 // of one address
 	maxFaults  = 8
 	maxFault   = 512
 )
@@ -168,8 +169,10 @@ func (s *Server) Report(ctx context.Context, req *wire.ReportRequest) (*wire.Rep
 
 // bounded reports whether the lists of a report are within their bounds.
 func bounded(req *wire.ReportRequest) bool {
-	return len(req.GetReaches()) <= maxReaches && len(req.GetFaults()) <= maxFaults &&
-		!slices.ContainsFunc(req.GetFaults(), func(f string) bool { return len(f) > maxFault })
+	tooMany := func(r *wire.Reach) bool { return len(r.GetProbes()) > maxProbes }
+	tooLong := func(f string) bool { return len(f) > maxFault }
+	return len(req.GetReaches()) <= maxReaches && !slices.ContainsFunc(req.GetReaches(), tooMany) &&
+		len(req.GetFaults()) <= maxFaults && !slices.ContainsFunc(req.GetFaults(), tooLong)
 }
 
 // reporter answers the questions of one stream, one at a time. Of the questions that come

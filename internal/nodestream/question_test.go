@@ -97,8 +97,11 @@ func TestReportRefused(t *testing.T) {
 		}
 		for why, long := range map[string]*wire.ReportRequest{
 			"more addresses than any node dials": {Reaches: make([]*wire.Reach, maxReaches+1)},
-			"more faults than a node can have":   {Faults: make([]string, maxFaults+1)},
-			"a fault that is too long":           {Faults: []string{strings.Repeat("x", maxFault+1)}},
+			"more probes than any node makes": {
+				Reaches: []*wire.Reach{{Probes: make([]*wire.PathProbe, maxProbes+1)}},
+			},
+			"more faults than a node can have": {Faults: make([]string, maxFaults+1)},
+			"a fault that is too long":         {Faults: []string{strings.Repeat("x", maxFault+1)}},
 		} {
 			if bounded(long) {
 				t.Errorf("%s is accepted", why)

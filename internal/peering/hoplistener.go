@@ -2,6 +2,7 @@ package peering
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -100,7 +101,11 @@ func (l *HopListener) handOver(ctx context.Context, c net.Conn) {
 	conn, invited, err := l.readHeader(c)
 	if err != nil {
 		l.refused.WithLabelValues(route.Reason(err)).Inc()
-		l.log.Debug("catalog connection refused", "source", c.RemoteAddr(), "error", err)
+		level := slog.LevelDebug
+		if errors.Is(err, route.ErrStale) { // a gateway's clock, or this one's, is wrong
+			level = slog.LevelWarn
+		}
+		l.log.Log(ctx, level, "catalog connection refused", "source", c.RemoteAddr(), "error", err)
 		c.Close()
 		return
 	}

@@ -38,6 +38,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
@@ -64,6 +65,8 @@ type Config struct {
 	Metrics  *wire.Metrics
 	// Budgets are shared with the catalog server; nil means separate ones.
 	Budgets *wire.Budgets
+	// KeyExchange is what this replica offers to peers.
+	KeyExchange identity.KeyExchange
 	// Dial opens a connection to a gateway address; nil means TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Lookup resolves a name; nil means the resolver of the operating system.

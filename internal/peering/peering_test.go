@@ -353,3 +353,20 @@ func TestLabelIsSealedByTheDayAroundMidnight(t *testing.T) {
 		}
 	})
 }
+
+// TestStreamsUseTheConfiguredKeyExchange: a middlebox may demand short hellos.
+func TestStreamsUseTheConfiguredKeyExchange(t *testing.T) {
+	for k, want := range map[identity.KeyExchange][]tls.CurveID{
+		identity.PostQuantum: {tls.X25519MLKEM768, tls.X25519},
+		identity.Classical:   {tls.X25519},
+	} {
+		p := newPeers(t, kubetest.New(nil), func(c *Config) { c.KeyExchange = k })
+		config, err := p.clientTLS(eastPeer(), wire.ReplicaID{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, config.CurvePreferences); diff != "" {
+			t.Errorf("key exchange %d (-want +got):\n%s", k, diff)
+		}
+	}
+}

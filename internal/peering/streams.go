@@ -94,7 +94,7 @@ func (p *Peers) clientTLS(peer link.Peer, hint wire.ReplicaID) (*tls.Config, err
 		return nil, err
 	}
 	verify := identity.VerifyPeerController(peer.TrustDomain, peer.Root, time.Now)
-	return identity.ClientTLS(identity.PlaneCatalog, sni, id.Credential, verify), nil
+	return p.c.KeyExchange.Limit(identity.ClientTLS(identity.PlaneCatalog, sni, id.Credential, verify)), nil
 }
 
 // ServerTLS authenticates this replica to peers' controllers, and them to it.

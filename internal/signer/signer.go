@@ -8,9 +8,10 @@
 //   - A token is valid only with the audience causeway, for one of the ServiceAccounts of
 //     Causeway. It must be bound to a pod that exists, has not finished, and runs on the
 //     node that the token names (Kubernetes 1.32 or later).
-//   - Only an agent receives certificates, and only for the ServiceAccounts of live pods
-//     on its node. Finished pods, host-network pods and mirror pods do not count. The
-//     ServiceAccounts in the namespace of Causeway are excluded.
+//   - Only an agent receives certificates, and only for the identity of probes
+//     (identity.ProbeName) and the ServiceAccounts of live pods on its node. Finished
+//     pods, host-network pods and mirror pods do not count. The ServiceAccounts in the
+//     namespace of Causeway are excluded.
 //   - The signer reads pods from the cache of this replica. It reads only the public key
 //     of a certificate request.
 //   - Every replica can sign. The only state is the cache of reviews and the rate limits,
@@ -94,9 +95,10 @@ func New(auth *Authenticator, issuer Issuer, o Options) *Signer {
 }
 
 // Sign returns a certificate chain in DER, leaf first, for a ServiceAccount and the
-// public key of csr, if the holder of token may have it. It may block for up to five
-// seconds. Each error wraps one of the errors of this package and has the matching gRPC
-// status.
+// public key of csr, if the holder of token may have it. With an empty namespace and an
+// empty ServiceAccount the chain is for the identity of probes, which every agent may
+// have. Sign may block for up to five seconds. Each error wraps one of the errors of
+// this package and has the matching gRPC status.
 func (s *Signer) Sign(ctx context.Context, token, namespace, serviceAccount string,
 	csr []byte) ([][]byte, error) {
 	chain, err := s.sign(ctx, token, namespace, serviceAccount, csr)
@@ -126,8 +128,10 @@ func (s *Signer) sign(ctx context.Context, token, namespace, serviceAccount stri
 	if err != nil {
 		return nil, err
 	}
-	if err := s.runsOn(ctx, caller.NodeName, name); err != nil {
-		return nil, err
+	if !name.IsProbe() { // which is the name of the caller itself
+		if err := s.runsOn(ctx, caller.NodeName, name); err != nil {
+			return nil, err
+		}
 	}
 	pub, err := identity.ParseCSR(csr)
 	if err != nil {
@@ -140,7 +144,15 @@ func (s *Signer) sign(ctx context.Context, token, namespace, serviceAccount stri
 	return chain, nil
 }
 
+// name returns the name that a request asks for. Empty fields ask for the name of probes.
 func (s *Signer) name(namespace, serviceAccount string) (identity.Name, error) {
+	if namespace == "" && serviceAccount == "" {
+		name, err := identity.ProbeName(s.issuer.TrustDomain())
+		if err != nil {
+			return identity.Name{}, refuse(ErrInvalid, ReasonName, "%w", err)
+		}
+		return name, nil
+	}
 	name, err := identity.NewName(s.issuer.TrustDomain(), namespace, serviceAccount)
 	if err != nil {
 		return identity.Name{}, refuse(ErrInvalid, ReasonName, "%w", err)

@@ -737,3 +737,25 @@ func TestPodNode(t *testing.T) {
 		t.Errorf("PodNode of a node = %q", got)
 	}
 }
+
+// Every agent may have the identity of probes, and no other process.
+func TestSignProbes(t *testing.T) {
+	s := newTestSigner(t, Options{})
+	for _, agent := range []string{"agent-a", "agent-b"} {
+		chain := must(s.Sign(t.Context(), agent, "", "", s.csr))(t)
+		want := must(identity.ProbeName(domain))(t)
+		if got := must(identity.NewCredential(chain, s.key))(t).Name(); got != want {
+			t.Errorf("%s got the certificate of %s, want %s", agent, got, want)
+		}
+	}
+	for token, reason := range map[string]string{"gateway": ReasonRole, "stranger": ReasonToken} {
+		if _, err := s.Sign(t.Context(), token, "", "", s.csr); Reason(err) != reason {
+			t.Errorf("%s: %v, want the reason %q", token, err, reason)
+		}
+	}
+	for _, half := range [][2]string{{"", "cart"}, {"shop", ""}} {
+		if _, err := s.Sign(t.Context(), "agent-a", half[0], half[1], s.csr); Reason(err) != ReasonName {
+			t.Errorf("namespace %q, account %q: %v, want the reason %q", half[0], half[1], err, ReasonName)
+		}
+	}
+}

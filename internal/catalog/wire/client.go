@@ -6,10 +6,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"os"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -23,6 +27,8 @@ import (
 var (
 	errDial      = errors.New("the gateway cannot be reached")
 	errHandshake = errors.New("the TLS handshake failed")
+	// errUnanswered: the connection ended, or nothing came in time, before an answer.
+	errUnanswered = errors.New("the TLS handshake was not answered")
 	// errTurnedAway: what answers ends the handshake with an alert, as gateways do.
 	errTurnedAway = errors.New("the gateway rejected the connection")
 	errBroken     = errors.New("the connection broke")
@@ -253,6 +259,20 @@ func broken(err error, greeted bool) error {
 	return fmt.Errorf("%w: %w", errHandshake, err)
 }
 
+// isUnanswered reports whether a handshake failed because its connection did, and not
+// because of what the other side said.
+func isUnanswered(err error) bool {
+	ends := []error{
+		io.EOF,
+		io.ErrUnexpectedEOF,
+		syscall.ECONNRESET,
+		syscall.EPIPE,
+		os.ErrDeadlineExceeded,
+		context.DeadlineExceeded,
+	}
+	return slices.ContainsFunc(ends, func(end error) bool { return errors.Is(err, end) })
+}
+
 // connectTimeout bounds an attempt until its stream is open.
 const connectTimeout = 2 * grpctls.HandshakeTimeout
 
@@ -288,6 +308,8 @@ func (c *Client) connection(hint ReplicaID, failed *failure) (*grpc.ClientConn, 
 		// crypto/tls reports an alert of the other side as a "remote error".
 		if alert := (*net.OpError)(nil); errors.As(err, &alert) && alert.Op == "remote error" {
 			why = errTurnedAway
+		} else if isUnanswered(err) {
+			why = errUnanswered
 		}
 		failed.set(fmt.Errorf("%w: %w", why, err))
 	}

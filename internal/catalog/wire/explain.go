@@ -17,6 +17,9 @@ func Explain(err error) string {
 		return "the TLS handshake failed: check that both Links hold what `causeway identity` prints in " +
 			"the " +
 			"other cluster, and check both clocks"
+	case endedUnanswered:
+		return "it accepts the connection, and the TLS handshake gets no answer: a middlebox may drop it, " +
+			"or large packets are lost; `causeway check` tests the path"
 	case endedSilent:
 		return "the peer's controller stopped sending"
 	case endedSlow:

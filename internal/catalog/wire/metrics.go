@@ -18,6 +18,7 @@ const (
 	endedUnreachable = "unreachable"
 	endedTurnedAway  = "turned_away" // by the gateway: the label is unknown, or no controller is there
 	endedHandshake   = "handshake"
+	endedUnanswered  = "handshake_unanswered"
 	endedBroken      = "broken" // by the network, or a process was killed
 	endedSilent      = "silent"
 	endedSlow        = "slow_reader"
@@ -50,6 +51,7 @@ var reasons = []struct {
 	{errDial, endedUnreachable},
 	{errTurnedAway, endedTurnedAway},
 	{ErrEnded, endedOrderly},
+	{errUnanswered, endedUnanswered},
 	{errHandshake, endedHandshake},
 	{errBroken, endedBroken},
 	{context.DeadlineExceeded, endedUnreachable},
@@ -120,6 +122,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			endedUnreachable,
 			endedTurnedAway,
 			endedHandshake,
+			endedUnanswered,
 			endedBroken,
 			endedSilent,
 			endedSlow,

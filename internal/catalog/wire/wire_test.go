@@ -909,7 +909,17 @@ func TestConnectFailures(t *testing.T) {
 				w.tasks.Go(func() { _, _ = io.Copy(io.Discard, far) })
 				return near, nil
 			}
-		}, context.DeadlineExceeded, endedHandshake},
+		}, context.DeadlineExceeded, endedUnanswered},
+		"gateway resets": {"a middlebox may drop long hellos", func(w *world) {
+			w.dial = func(ctx context.Context) (net.Conn, error) {
+				near, far := net.Pipe()
+				w.tasks.Go(func() {
+					_, _ = far.Read(make([]byte, 1<<14))
+					far.Close()
+				})
+				return near, nil
+			}
+		}, errUnanswered, endedUnanswered},
 		"peer not trusted": {"a wrong certificate must not look like a missing one", func(w *world) {
 			w.tlsW.VerifyConnection = func(tls.ConnectionState) error { return refused }
 		}, refused, endedHandshake},

@@ -61,6 +61,8 @@ const (
 	NoState Reason = iota
 	// NoLink: no Link has the caller's trust domain.
 	NoLink
+	// CallerIsProbe: the caller is a peer's agent that tests the path, and no workload.
+	CallerIsProbe
 	// AmbiguousLink: two Links have it, so neither may vouch for it.
 	AmbiguousLink
 	// LinkSuspended: the Link's owner stopped new connections.
@@ -97,6 +99,7 @@ var reasons = [...]struct {
 }{
 	NoState:         {"no_state", tunnel.Code_NOT_READY},
 	NoLink:          {"no_link", tunnel.Code_NOT_EXPORTED},
+	CallerIsProbe:   {"caller_is_probe", tunnel.Code_DENIED},
 	AmbiguousLink:   {"ambiguous_link", tunnel.Code_NOT_EXPORTED},
 	LinkSuspended:   {"link_suspended", tunnel.Code_DENIED},
 	NoExport:        {"no_export", tunnel.Code_NOT_EXPORTED},
@@ -190,6 +193,8 @@ func (d *Decision) findExport(r Request, s *State) (Export, Reason) {
 	switch {
 	case r.Caller.IsZero() || len(links) == 0:
 		return Export{}, NoLink
+	case r.Caller.IsProbe():
+		return Export{}, CallerIsProbe
 	case len(links) > 1:
 		return Export{}, AmbiguousLink
 	}

@@ -69,8 +69,11 @@ func TestDecide(t *testing.T) {
 		code   tunnel.Code
 		policy string
 	}{
-		"ordinary":        {"what the export rules admit", same, nil, Admitted, tunnel.Code_OK, ""},
-		"nobody":          {"without an identity nothing is decided", same, func(r *Request) { r.Caller = identity.Name{} }, NoLink, tunnel.Code_NOT_EXPORTED, ""},
+		"ordinary": {"what the export rules admit", same, nil, Admitted, tunnel.Code_OK, ""},
+		"nobody":   {"without an identity nothing is decided", same, func(r *Request) { r.Caller = identity.Name{} }, NoLink, tunnel.Code_NOT_EXPORTED, ""},
+		"probe": {"it tests the path, and is no workload", same, func(r *Request) {
+			r.Caller = probeOf(t, r.Caller.TrustDomain())
+		}, CallerIsProbe, tunnel.Code_DENIED, ""},
 		"unlinked domain": {"a former peer", func(w *world) { w.links = w.links[1:] }, nil, NoLink, tunnel.Code_NOT_EXPORTED, ""},
 		"two Links, one domain": {"who could then say whose rules hold?", func(w *world) {
 			w.links = append(w.links, Link{Name: "west-2", UID: "u", TrustDomain: "west-1a2b3c4d"})
@@ -118,7 +121,7 @@ func TestDecide(t *testing.T) {
 				c.ask(&r)
 			}
 			want := Decision{Allowed: c.reason == Admitted, Reason: c.reason, Code: c.code, Policy: c.policy}
-			if c.reason > AmbiguousLink {
+			if c.reason > AmbiguousLink && c.reason != CallerIsProbe {
 				want.Link = w.links[0]
 			}
 			if want.Allowed {
@@ -353,4 +356,13 @@ func BenchmarkDecide(b *testing.B) {
 	for b.Loop() {
 		Decide(r, s)
 	}
+}
+
+func probeOf(t *testing.T, trustDomain string) identity.Name {
+	t.Helper()
+	name, err := identity.ProbeName(trustDomain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
 }

@@ -80,11 +80,13 @@ type Agent struct {
 	renewals *renewals    // of open exchanges
 	waiting  atomic.Int64 // inbound sessions that wait for OPEN
 	// taking ends when the agent is asked to stop: what waits for callers yet to come ends.
-	taking  context.Context
-	retire  context.CancelFunc
-	dialer  transport.Dialer     // of gateways
-	ports   transport.LocalPorts // of connections to local pods
-	detours detours
+	taking context.Context
+	retire context.CancelFunc
+	dialer transport.Dialer // of gateways
+	// keyExchange is what the agent offers to peers; set before the agent runs.
+	keyExchange identity.KeyExchange
+	ports       transport.LocalPorts // of connections to local pods
+	detours     detours
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
 	check  callerCheck
@@ -142,7 +144,7 @@ func (a *Agent) onState(h uplink.State) {
 	a.podTable.Update(next.claims(), next.held)
 	a.state.Store(next)
 	a.svids.vouch(next.issuers)
-	a.svids.want(a.life, next.accounts())
+	a.svids.want(a.life, withProbes(next.accounts()))
 	if n := a.leases.recheck(next); n > 0 {
 		a.log.Info("sessions and calls ended: what had admitted them has changed", "ended", n)
 	}

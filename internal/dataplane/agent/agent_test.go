@@ -22,7 +22,7 @@ import (
 )
 
 func idleAgent(t *testing.T) *Agent {
-	return New(t.Context(), nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	return New(t.Context(), failing, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 }
 
 // script is a listener that gives what it is told to, and then waits to be closed.

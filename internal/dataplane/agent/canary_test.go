@@ -77,12 +77,3 @@ func TestCanary(t *testing.T) {
 		t.Errorf("a canary goes nowhere, the application was dialled %d times", n)
 	}
 }
-
-// What an operator's question dials are the addresses of the state, and no others.
-func TestReachAll(t *testing.T) {
-	w := newWorld(t, func(c *net.TCPConn) { c.Close() })
-	got := w.west.reachAll(t.Context())
-	if len(got) != 1 || got[0].Link != "east" || got[0].Error != "" || got[0].Address != w.peers.Addr().String() {
-		t.Errorf("west has one peer with one gateway, which answers; got %v", got)
-	}
-}

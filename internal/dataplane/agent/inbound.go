@@ -76,6 +76,10 @@ func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 	leave, err := a.readHeader(c, in)
 	if err == nil {
 		defer leave()
+		if in.header.Probe() {
+			a.serveProbe(life, c, in)
+			return
+		}
 		in.conn, err = a.arrive(life, c, in)
 	}
 	if err == errNotice {
@@ -156,6 +160,18 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 
 // arrive proves both ends to each other, and decides on what HELLO asks for.
 func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tunnel.Conn, error) {
+	conn, err := a.accept(life, c, in)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.decide(conn, in); err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// accept proves both ends to each other.
+func (a *Agent) accept(life context.Context, c *net.TCPConn, in *arrival) (*tunnel.Conn, error) {
 	hello, err := in.header.ReadHello(c)
 	if err != nil {
 		return nil, refuse("header_"+route.Reason(err), err)
@@ -172,11 +188,7 @@ func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tunn
 		return nil, err
 	}
 	a.rates.handshakes.Refund(from) // it was no replay
-	conn := tunnel.NewConn(tun)
-	if err := a.decide(conn, in); err != nil {
-		return nil, err
-	}
-	return conn, nil
+	return tunnel.NewConn(tun), nil
 }
 
 // lease returns the check that a session must keep passing. An idle session must meet the
@@ -215,8 +227,8 @@ func (in *arrival) request() admit.Request {
 		PodUID: in.header.PodUID}
 }
 
-// turnAway counts a refusal and ends the connection. Only what a proven caller is
-// refused is told to the operator: strangers could fill the log.
+// turnAway counts a refusal and ends the connection. Only what a proven caller or a
+// gateway is refused is told to the operator: strangers could fill the log.
 func (a *Agent) turnAway(c *net.TCPConn, in *arrival, err error) {
 	a.countRefusal(in, err)
 	if in.told {
@@ -228,7 +240,7 @@ func (a *Agent) turnAway(c *net.TCPConn, in *arrival, err error) {
 
 func (a *Agent) countRefusal(in *arrival, err error) {
 	level := slog.LevelDebug
-	if !in.caller.IsZero() {
+	if !in.caller.IsZero() || errors.Is(err, route.ErrStale) { // or a gateway's clock is wrong
 		level = slog.LevelInfo
 	}
 	a.metrics.refuse(inbound, reasonOf(err))
@@ -317,11 +329,14 @@ func (a *Agent) shake(life context.Context, c *net.TCPConn, hello []byte, in *ar
 	return tun, nil
 }
 
-// serverOf returns the credential of a pod of this node.
+// serverOf returns the credential of a pod of this node, or for no pod that of probes.
 func (a *Agent) serverOf(podUID string) (*identity.Credential, error) {
 	s, err := a.current()
 	if err != nil {
 		return nil, err
+	}
+	if podUID == "" {
+		return a.probeCredential()
 	}
 	p := s.pods[podUID]
 	if p == nil || p.hostNetwork {

@@ -57,6 +57,8 @@ const (
 	reasonPodRefused       = "pod_refused"
 	reasonPodTimeout       = "pod_timeout"
 	reasonLocalPorts       = "no_local_port" // for another connection to the pod
+	reasonNotAProbe        = "not_a_probe"   // a workload on the route of probes
+	reasonProbeRate        = "probe_rate"    // of one link
 	reasonOther            = "other"
 )
 
@@ -71,7 +73,7 @@ func reasons(way string) []string {
 		}
 		return out
 	}
-	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonRenewalRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts)
+	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonRenewalRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts, reasonNotAProbe, reasonProbeRate)
 	for _, r := range route.Reasons() {
 		out = append(out, "header_"+r)
 	}
@@ -92,6 +94,7 @@ type metrics struct {
 	open     *prometheus.GaugeVec
 	sessions *prometheus.CounterVec
 	renewals *prometheus.CounterVec
+	probes   *prometheus.CounterVec
 
 	mu  sync.Mutex // guards now
 	now map[string]int
@@ -123,6 +126,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	for _, outcome := range []string{renewalDone, renewalUnknown} {
 		m.renewals.WithLabelValues(inbound, outcome)
 	}
+	m.probes = newProbes()
 	for _, what := range []string{sessionMade, sessionBegun, sessionAhead, sessionFailed, sessionReused, sessionRetired, sessionLost} {
 		m.sessions.WithLabelValues(outbound, what)
 	}
@@ -136,7 +140,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.refused.WithLabelValues(way, reason)
 		}
 	}
-	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.sessions, m.renewals)
+	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.sessions, m.renewals, m.probes)
 	return m
 }
 

@@ -202,9 +202,9 @@ func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call, wish
 		return nil, refuse(reasonNoDayKey, err)
 	}
 	anchors := a.anchors()
-	tun := tls.Client(raw, identity.ClientTLS(identity.PlaneTunnel, sni,
+	tun := tls.Client(raw, a.keyExchange.Limit(identity.ClientTLS(identity.PlaneTunnel, sni,
 		func() (*identity.Credential, error) { return call.as, nil },
-		identity.VerifyOneOf(call.to.identities, func() *identity.Anchors { return anchors }, time.Now)))
+		identity.VerifyOneOf(call.to.identities, func() *identity.Anchors { return anchors }, time.Now))))
 	if err := tun.HandshakeContext(ctx); err != nil {
 		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", call.to.name, explain(err)))
 	}

@@ -17,9 +17,12 @@ import (
 
 // Bounds of what an operator's question makes this node dial and say.
 const (
-	maxReaches     = 128
-	reachesAtOnce  = 8
-	oneReach       = 2 * time.Second
+	maxReaches    = 128
+	reachesAtOnce = 16
+	oneReach      = 2 * time.Second
+	// allReaches is shorter than a controller waits for a report. Addresses whose turn has not
+	// come by then are left out.
+	allReaches     = 4500 * time.Millisecond
 	maxReachReason = 256
 	maxFaults      = 8
 	maxFault       = 512
@@ -48,9 +51,11 @@ func clipped(faults []string) []string {
 	return out
 }
 
-// reachAll dials every gateway address of every peer once, as calls would, and closes
-// what it gets. Nobody chooses the addresses but the Links: it is no scanner.
+// reachAll tests the path to every gateway address of every peer. Nobody chooses the
+// addresses but the Links: it is no scanner.
 func (a *Agent) reachAll(ctx context.Context) []*wire.Reach {
+	ctx, cancel := context.WithTimeout(ctx, allReaches)
+	defer cancel()
 	s := a.state.Load()
 	if s == nil {
 		return nil
@@ -65,39 +70,46 @@ func (a *Agent) reachAll(ctx context.Context) []*wire.Reach {
 	}
 	var dialling sync.WaitGroup
 	slots := make(chan struct{}, reachesAtOnce)
+	tested := 0
 	for _, r := range out {
 		slots <- struct{}{}
+		if ctx.Err() != nil {
+			break
+		}
+		tested++
 		dialling.Go(func() {
 			defer func() { <-slots }()
-			a.reachOne(ctx, r)
+			a.reachOne(ctx, s.links[r.Link], r)
 		})
 	}
 	dialling.Wait()
-	return out
+	return out[:tested]
 }
 
-// reachOne fills r with what came of a dial.
-func (a *Agent) reachOne(ctx context.Context, r *wire.Reach) {
-	ctx, cancel := context.WithTimeout(ctx, oneReach)
+// reachOne fills r with what came of a dial and, if that succeeds, of probes.
+func (a *Agent) reachOne(ctx context.Context, p *peer, r *wire.Reach) {
+	dialing, cancel := context.WithTimeout(ctx, oneReach)
 	defer cancel()
 	start := time.Now()
-	conn, _, err := a.dialer.First(ctx, r.Address)
+	conn, _, err := a.dialer.First(dialing, r.Address)
 	r.TookUs = uint64(time.Since(start).Microseconds())
 	if err != nil {
-		r.Error = reachReason(ctx, err)
+		r.Error = reachReason(dialing, oneReach, err)
 		return
 	}
 	conn.Close()
+	r.Probes = a.probePath(ctx, p, r.Address)
 }
 
-// reachReason is why an address was not reached, in the words of the innermost error.
-func reachReason(ctx context.Context, err error) string {
+// reachReason is why an address was not reached within a time, in the words of the innermost
+// error.
+func reachReason(ctx context.Context, within time.Duration, err error) string {
 	text := err.Error()
 	switch op, dns := (*net.OpError)(nil), (*net.DNSError)(nil); {
 	case errors.As(err, &dns):
 		text = dns.Error()
 	case ctx.Err() != nil:
-		text = fmt.Sprintf("no answer within %v", oneReach)
+		text = fmt.Sprintf("no answer within %v", within)
 	case errors.As(err, &op):
 		text = op.Err.Error()
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
+	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/vipguard"
 )
 
@@ -36,6 +37,8 @@ type Options struct {
 	Controller, IdentityDir, TokenFile, Version string
 	// Drain is how long open connections go on after the process is asked to stop. Zero: 60 s.
 	Drain time.Duration
+	// KeyExchange is what the agent offers to peers.
+	KeyExchange identity.KeyExchange
 
 	Log *slog.Logger
 }
@@ -55,7 +58,7 @@ func Run(ctx context.Context, o Options) error {
 		return h.Sign(ctx, ns, sa, csr)
 	}
 	a := New(life, sign, o.Log, registry)
-	a.drain = cmp.Or(o.Drain, defaultDrain)
+	a.drain, a.keyExchange = cmp.Or(o.Drain, defaultDrain), o.KeyExchange
 	held, err := vipguard.Take(ctx, o.PodDir, vipguard.AgentOptions{Log: o.Log})
 	if err != nil {
 		return err

@@ -23,6 +23,8 @@ type allowances struct {
 	guests, links *budget.Shares
 	// waiting are inbound sessions that wait for OPEN, by link's UID.
 	waiting *budget.Shares
+	// probes are inbound sessions of probes, by link's UID.
+	probes *budget.Shares
 	// granted is what peers' gateways grant, by link's UID.
 	granted *fading[string, uint32]
 }
@@ -39,6 +41,8 @@ type callRates struct {
 	exchanges *budget.Rates[string]
 	// renewals are sessions that renew others, by link.
 	renewals *budget.Rates[string]
+	// probes are inbound, by link's UID.
+	probes *budget.Rates[string]
 }
 
 type linkSource struct {
@@ -62,13 +66,14 @@ func newCallRates() callRates {
 		handshakes: budget.NewRates[linkSource](handshakeRate, handshakeBurst),
 		exchanges:  budget.NewRates[string](exchangeRate, exchangeBurst),
 		renewals:   budget.NewRates[string](renewalRate, renewalBurst),
+		probes:     budget.NewRates[string](probeRate, probeBurst),
 	}
 }
 
 func newAllowances() *allowances {
 	shares := func() *budget.Shares { return budget.New(maxConnections) }
 	return &allowances{sources: shares(), callers: shares(), calls: shares(), guests: shares(), links: shares(),
-		waiting: budget.New(maxWaiting), granted: newFading[string, uint32](1024, grantAge)}
+		waiting: budget.New(maxWaiting), probes: budget.New(maxProbes), granted: newFading[string, uint32](1024, grantAge)}
 }
 
 // source counts a connection in by its address alone. leave must be called if there is no error.

@@ -114,6 +114,21 @@ func (p *pod) account() account { return account{p.namespace, p.serviceAccount} 
 // backingKey is a pod that backs a Service.
 type backingKey struct{ namespace, service, pod string }
 
+// linkOf returns the Link whose peer has a trust domain; nil if there is none, or more
+// than one.
+func (s *state) linkOf(trustDomain string) *peer {
+	var found *peer
+	for _, p := range s.links {
+		if p.trustDomain == trustDomain {
+			if found != nil {
+				return nil
+			}
+			found = p
+		}
+	}
+	return found
+}
+
 // isVIP reports whether addr is in a range of virtual IPs.
 func (s *state) isVIP(addr netip.Addr) bool {
 	for _, p := range s.vips {

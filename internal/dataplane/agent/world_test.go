@@ -73,6 +73,9 @@ func (c *cluster) sign(_ context.Context, namespace, serviceAccount string, csr 
 		return nil, err
 	}
 	name, err := identity.NewName(c.root.TrustDomain(), namespace, serviceAccount)
+	if namespace == "" && serviceAccount == "" {
+		name, err = identity.ProbeName(c.root.TrustDomain())
+	}
 	if err != nil {
 		return nil, err
 	}

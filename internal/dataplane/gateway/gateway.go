@@ -25,6 +25,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -325,9 +326,9 @@ func (s *Server) route(c *conn) (destination, error) {
 	if err != nil {
 		return destination{link: link}, refuse(route.Reason(err), err)
 	}
-	row, err := st.table.Lookup(link, label.Route)
+	row, err := st.lookup(link, label)
 	if err != nil {
-		return destination{link: link}, refuse(route.Reason(err), err)
+		return destination{link: link}, err
 	}
 	return destination{
 		link:    link,
@@ -400,7 +401,7 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 
 // hand dials one endpoint's backend and writes it header and hello.
 func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endpoint) (*net.TCPConn, error) {
-	header, err := route.Header{
+	header := route.Header{
 		Source:      addrOf(c.RemoteAddr()),
 		Destination: addrOf(c.LocalAddr()),
 		PodUID:      e.PodUID,
@@ -411,7 +412,11 @@ func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endp
 		Time:        time.Now(),
 		Link:        to.link,
 		Budget:      uint32(s.shares.Limit(to.linkUID)),
-	}.Marshal(e.Backend.HopKey, to.hello)
+	}
+	if to.row.ID == route.Probe {
+		header.Ready, header.ReadyCount = nil, 0 // agents have no ids
+	}
+	first, err := header.Marshal(e.Backend.HopKey, to.hello)
 	if err != nil {
 		return nil, err
 	}
@@ -424,7 +429,7 @@ func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endp
 		return nil, err
 	}
 	backend.SetWriteDeadline(time.Now().Add(dialTimeout))
-	if _, err := backend.Write(append(header, to.hello...)); err != nil {
+	if _, err := backend.Write(append(first, to.hello...)); err != nil {
 		backend.Close()
 		return nil, fmt.Errorf("hand over to %s: %w", e.Backend.Name, err)
 	}
@@ -452,11 +457,13 @@ func (s *Server) count(c *conn, link string, err error) {
 	s.log.Debug("connection refused", "source", c.RemoteAddr(), "link", link, "reason", reason, "error", err)
 }
 
-// refuse counts, and gives every TLS client the same answer.
+// refuse counts, and gives every ClientHello the same answer.
 func (s *Server) refuse(c *conn, link string, err error) {
 	s.count(c, link, err)
-	if errors.Is(err, transport.ErrNotTLS) {
-		transport.Reset(c.TCPConn) // an alert would mean nothing there
+	if errors.Is(err, transport.ErrNotTLS) || errors.Is(err, os.ErrDeadlineExceeded) {
+		// An alert would mean nothing to what is not TLS. To a client whose ClientHello has been
+		// lost on the way, it would mean that its label is unknown.
+		transport.Reset(c.TCPConn)
 		return
 	}
 	transport.Refuse(c.TCPConn)

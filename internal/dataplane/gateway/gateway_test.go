@@ -404,6 +404,17 @@ func TestRefusals(t *testing.T) {
 				return r.call(r.label("west", 1024, route.Wish{}))
 			},
 		},
+		"no agent": {
+			why: "nobody could answer the probe", reason: "no_agent", answer: alert,
+			do: func(r *rig) *net.TCPConn {
+				v := r.view()
+				for _, b := range r.backends {
+					delete(v, "upstream/"+b.name)
+				}
+				r.push(v)
+				return r.call(r.label("west", route.Probe, route.Wish{}))
+			},
+		},
 		"no pod of that name": {
 			why: "a hint for a named pod is for that pod", reason: "no_ready_endpoint", answer: alert,
 			do: func(r *rig) *net.TCPConn { return r.call(r.label("west", 1024, route.ForHost("bar-7"))) },
@@ -425,7 +436,7 @@ func TestRefusals(t *testing.T) {
 			},
 		},
 		"slow hello": {
-			why: "it is bounded in time", reason: "hello_timeout", answer: alert,
+			why: "an alert would blame the label, but packets may be lost", reason: "hello_timeout", reset: true,
 			do: func(r *rig) *net.TCPConn {
 				c := r.dial()
 				must(c.Write(hello(r.TB, r.label("west", 1024, route.Wish{}))[:100]))(r.TB)

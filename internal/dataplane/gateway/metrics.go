@@ -23,6 +23,7 @@ const (
 	reasonUnprovenRate = "unproven_rate"
 	reasonNoEndpoint   = "no_ready_endpoint"
 	reasonBackend      = "backend_unreachable"
+	reasonNoAgent      = "no_agent" // for a probe
 	// After the hello was handed over.
 	reasonEvicted  = "unproven_evicted"
 	reasonUnproven = "unproven_timeout"
@@ -41,7 +42,7 @@ var evictionReasons = map[budget.Evicted]string{
 var ownReasons = []string{
 	reasonNotReady,
 	reasonAcceptRate, reasonTooManyHellos, reasonTooManyHellosFrom,
-	reasonLinkShare, reasonUnprovenRate, reasonNoEndpoint, reasonBackend,
+	reasonLinkShare, reasonUnprovenRate, reasonNoEndpoint, reasonBackend, reasonNoAgent,
 	reasonEvicted, reasonUnproven,
 	reasonTooManyJoins, reasonJoinTime,
 }

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
@@ -17,6 +19,8 @@ import (
 type state struct {
 	keyring *route.Keyring
 	table   *route.Table
+	// agents answer probes.
+	agents []route.Backend
 	// expired: it admits no new connection.
 	expired bool
 	// links has the UIDs of the Links and invites whose keys are in the keyring, by name.
@@ -46,6 +50,9 @@ func newState(
 				continue
 			}
 			backends[b.Name] = b
+			if strings.HasPrefix(b.Name, route.AgentPrefix) {
+				s.agents = append(s.agents, b)
+			}
 		case *wire.Resource_Link:
 			if revoked(body.Link.Uid) {
 				continue
@@ -77,6 +84,37 @@ func newState(
 	}
 	s.keyring, s.table = keyring.Renewed(keys...).WithInvites(invites...), table
 	return s, errors.Join(errs...)
+}
+
+// lookup returns the row that a label of a Link leads to.
+func (s *state) lookup(link string, label route.Label) (route.Row, error) {
+	if label.Route == route.Probe {
+		if len(s.agents) == 0 {
+			return route.Row{}, refuse(reasonNoAgent, errors.New("no agent is known to answer a probe"))
+		}
+		return s.probeRow(rand.IntN), nil
+	}
+	row, err := s.table.Lookup(link, label.Route)
+	if err != nil {
+		return route.Row{}, refuse(route.Reason(err), err)
+	}
+	return row, nil
+}
+
+// probeRow returns a row of the route Probe: a few agents, chosen at random. Its
+// endpoints have neither id nor pod. random returns a number in [0, n).
+func (s *state) probeRow(random func(n int) int) route.Row {
+	row := route.Row{ID: route.Probe}
+	chosen := make(map[int]bool, maxEndpointsTried)
+	for range min(maxEndpointsTried, len(s.agents)) {
+		i := random(len(s.agents))
+		for chosen[i] {
+			i = (i + 1) % len(s.agents)
+		}
+		chosen[i] = true
+		row.Endpoints = append(row.Endpoints, route.Endpoint{Backend: s.agents[i]})
+	}
+	return row
 }
 
 func backendOf(b *wire.Upstream) (route.Backend, error) {

@@ -22,9 +22,10 @@ const (
 	MaxHeader = 1024
 	// MaxHello is the length of the ClientHello behind a header at most, in bytes.
 	MaxHello = 8192
-	// HeaderWindow is how far a header's time may lie from its reader's clock: more than the
-	// skew from which on `causeway check` fails.
-	HeaderWindow = 2 * time.Minute
+	// HeaderWindow is how far a header's time may lie from its reader's clock: more than twice the
+	// skew from which on `causeway check` fails (90 s), because the clocks of a gateway's node and
+	// of an agent's may be wrong in opposite directions.
+	HeaderWindow = 4 * time.Minute
 
 	maxName = 63
 	maxUID  = 64
@@ -58,7 +59,8 @@ func (k HopKey) LogValue() slog.Value { return slog.StringValue(k.String()) }
 type Header struct {
 	// Source is the peer as the gateway saw it, Destination the gateway's own end.
 	Source, Destination netip.AddrPort
-	// PodUID is the pod that the gateway chose. Empty: a controller replica.
+	// PodUID is the pod that the gateway chose. Empty: the backend itself, which is a controller
+	// replica, or an agent that answers a probe.
 	PodUID   string
 	Endpoint EndpointID
 	// Ready are ids of ready endpoints of the route, at most MaxReadyIDs; ReadyCount is how many there are.
@@ -99,6 +101,9 @@ const (
 
 // Draining reports whether the header is the notice of a gateway that drains.
 func (h Header) Draining() bool { return h.HelloLen == 0 }
+
+// Probe reports whether the header, at an agent, is for the agent itself: a probe of the path.
+func (h Header) Probe() bool { return h.PodUID == "" && !h.Draining() }
 
 // MarshalDraining returns the notice that the gateway at from drains, for a backend at to, with a
 // MAC under key. The error wraps ErrBadField.

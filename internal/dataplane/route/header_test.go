@@ -344,3 +344,19 @@ func lengthOf(b []byte) int {
 	}
 	return int(binary.BigEndian.Uint16(b[14:]))
 }
+
+// TestHeaderToleratesClocks: `causeway check` tolerates a clock that is less than 90 s wrong,
+// and two such clocks may be wrong in opposite directions.
+func TestHeaderToleratesClocks(t *testing.T) {
+	raw, err := sample().Marshal(hop, hello)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, skew := range []time.Duration{15 * time.Second, 85 * time.Second, 180 * time.Second} {
+		for _, now := range []time.Time{noon.Add(skew), noon.Add(-skew)} {
+			if _, err := ReadHeader(bytes.NewReader(raw), hop, now); err != nil {
+				t.Errorf("at %v: %v", now.Sub(noon), err)
+			}
+		}
+	}
+}

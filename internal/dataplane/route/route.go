@@ -31,9 +31,15 @@ const (
 	Catalog uint32 = 0
 	// Join is the route to a controller replica for an invited peer.
 	Join uint32 = 1
+	// Probe is the route to an agent that echoes, by which a peer tests the path. No table has a
+	// row for it.
+	Probe uint32 = 2
 	// FirstService is the lowest route id that a Service's port can have.
 	FirstService uint32 = 1024
 )
+
+// AgentPrefix begins the name of each Backend that is a node's agent.
+const AgentPrefix = "agent/"
 
 // MaxReadyIDs is how many endpoint ids a header or an answer carries at most.
 const MaxReadyIDs = 64

@@ -287,7 +287,7 @@ func policyOf(p *v1alpha1.ExportPolicy) *wire.Policy {
 }
 
 // AgentUpstream names the agent of a node, in upstreams and for hop keys.
-func AgentUpstream(node string) string { return "agent/" + node }
+func AgentUpstream(node string) string { return route.AgentPrefix + node }
 
 // ControllerUpstream names a controller replica, in upstreams and for hop keys.
 func ControllerUpstream(pod string) string { return "controller/" + pod }

@@ -1806,6 +1806,8 @@ func (x *Invite) GetUntilMs() int64 {
 	return 0
 }
 
+// SignRequest asks for the SVID of a ServiceAccount. If both names are empty, it asks for
+// the SVID of probes, spiffe://TRUST-DOMAIN/causeway/probe.
 type SignRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Namespace      string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -2056,7 +2058,9 @@ type Reach struct {
 	Address string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	TookUs  uint64                 `protobuf:"varint,3,opt,name=took_us,json=tookUs,proto3" json:"took_us,omitempty"`
 	// Why it failed, at most 256 bytes; empty: it succeeded.
-	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	// Tests of the path beyond TCP, at most 4. If the first one was answered, there is no other.
+	Probes        []*PathProbe `protobuf:"bytes,5,rep,name=probes,proto3" json:"probes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2117,6 +2121,113 @@ func (x *Reach) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *Reach) GetProbes() []*PathProbe {
+	if x != nil {
+		return x.Probes
+	}
+	return nil
+}
+
+// PathProbe is one connection from the node to an agent of a peer, which echoes some kilobytes.
+type PathProbe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Neither end sends TCP segments of more than 536 bytes.
+	SmallSegments bool `protobuf:"varint,1,opt,name=small_segments,json=smallSegments,proto3" json:"small_segments,omitempty"`
+	// The ClientHello needs more than one segment.
+	PostQuantum bool `protobuf:"varint,2,opt,name=post_quantum,json=postQuantum,proto3" json:"post_quantum,omitempty"`
+	// "answered", or the stage that failed.
+	Stage string `protobuf:"bytes,3,opt,name=stage,proto3" json:"stage,omitempty"`
+	// Why it failed, at most 256 bytes.
+	Error string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	// It failed because no answer came in time.
+	TimedOut bool `protobuf:"varint,5,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`
+	// A byte came from the address.
+	Received bool `protobuf:"varint,6,opt,name=received,proto3" json:"received,omitempty"`
+	// Something was sent again and still not acknowledged.
+	Unacknowledged bool `protobuf:"varint,7,opt,name=unacknowledged,proto3" json:"unacknowledged,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PathProbe) Reset() {
+	*x = PathProbe{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathProbe) ProtoMessage() {}
+
+func (x *PathProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathProbe.ProtoReflect.Descriptor instead.
+func (*PathProbe) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PathProbe) GetSmallSegments() bool {
+	if x != nil {
+		return x.SmallSegments
+	}
+	return false
+}
+
+func (x *PathProbe) GetPostQuantum() bool {
+	if x != nil {
+		return x.PostQuantum
+	}
+	return false
+}
+
+func (x *PathProbe) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *PathProbe) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *PathProbe) GetTimedOut() bool {
+	if x != nil {
+		return x.TimedOut
+	}
+	return false
+}
+
+func (x *PathProbe) GetReceived() bool {
+	if x != nil {
+		return x.Received
+	}
+	return false
+}
+
+func (x *PathProbe) GetUnacknowledged() bool {
+	if x != nil {
+		return x.Unacknowledged
+	}
+	return false
 }
 
 var File_internal_nodestream_wire_nodestream_proto protoreflect.FileDescriptor
@@ -2278,12 +2389,21 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\areaches\x18\x05 \x03(\v2\x1d.causeway.nodestream.v1.ReachR\areaches\x12\x16\n" +
 	"\x06faults\x18\x06 \x03(\tR\x06faults\x12\x18\n" +
 	"\abridged\x18\a \x01(\bR\abridged\"\x10\n" +
-	"\x0eReportResponse\"d\n" +
+	"\x0eReportResponse\"\x9f\x01\n" +
 	"\x05Reach\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x17\n" +
 	"\atook_us\x18\x03 \x01(\x04R\x06tookUs\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error2\x89\x02\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x129\n" +
+	"\x06probes\x18\x05 \x03(\v2!.causeway.nodestream.v1.PathProbeR\x06probes\"\xe2\x01\n" +
+	"\tPathProbe\x12%\n" +
+	"\x0esmall_segments\x18\x01 \x01(\bR\rsmallSegments\x12!\n" +
+	"\fpost_quantum\x18\x02 \x01(\bR\vpostQuantum\x12\x14\n" +
+	"\x05stage\x18\x03 \x01(\tR\x05stage\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
+	"\ttimed_out\x18\x05 \x01(\bR\btimedOut\x12\x1a\n" +
+	"\breceived\x18\x06 \x01(\bR\breceived\x12&\n" +
+	"\x0eunacknowledged\x18\a \x01(\bR\x0eunacknowledged2\x89\x02\n" +
 	"\n" +
 	"NodeStream\x12O\n" +
 	"\x05Watch\x12$.causeway.nodestream.v1.WatchRequest\x1a\x1e.causeway.nodestream.v1.Update0\x01\x12Q\n" +
@@ -2302,7 +2422,7 @@ func file_internal_nodestream_wire_nodestream_proto_rawDescGZIP() []byte {
 	return file_internal_nodestream_wire_nodestream_proto_rawDescData
 }
 
-var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
 	(*WatchRequest)(nil),   // 0: causeway.nodestream.v1.WatchRequest
 	(*Update)(nil),         // 1: causeway.nodestream.v1.Update
@@ -2331,7 +2451,8 @@ var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
 	(*ReportRequest)(nil),  // 24: causeway.nodestream.v1.ReportRequest
 	(*ReportResponse)(nil), // 25: causeway.nodestream.v1.ReportResponse
 	(*Reach)(nil),          // 26: causeway.nodestream.v1.Reach
-	nil,                    // 27: causeway.nodestream.v1.ExportPod.TargetsEntry
+	(*PathProbe)(nil),      // 27: causeway.nodestream.v1.PathProbe
+	nil,                    // 28: causeway.nodestream.v1.ExportPod.TargetsEntry
 }
 var file_internal_nodestream_wire_nodestream_proto_depIdxs = []int32{
 	3,  // 0: causeway.nodestream.v1.Resource.cluster:type_name -> causeway.nodestream.v1.Cluster
@@ -2351,21 +2472,22 @@ var file_internal_nodestream_wire_nodestream_proto_depIdxs = []int32{
 	14, // 14: causeway.nodestream.v1.Export.ports:type_name -> causeway.nodestream.v1.ExportPort
 	16, // 15: causeway.nodestream.v1.Export.policies:type_name -> causeway.nodestream.v1.Policy
 	15, // 16: causeway.nodestream.v1.Export.pods:type_name -> causeway.nodestream.v1.ExportPod
-	27, // 17: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
+	28, // 17: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
 	17, // 18: causeway.nodestream.v1.Policy.callers:type_name -> causeway.nodestream.v1.Caller
 	19, // 19: causeway.nodestream.v1.Route.endpoints:type_name -> causeway.nodestream.v1.Endpoint
 	26, // 20: causeway.nodestream.v1.ReportRequest.reaches:type_name -> causeway.nodestream.v1.Reach
-	0,  // 21: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
-	22, // 22: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
-	24, // 23: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
-	1,  // 24: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
-	23, // 25: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
-	25, // 26: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
-	24, // [24:27] is the sub-list for method output_type
-	21, // [21:24] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	27, // 21: causeway.nodestream.v1.Reach.probes:type_name -> causeway.nodestream.v1.PathProbe
+	0,  // 22: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
+	22, // 23: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
+	24, // 24: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
+	1,  // 25: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
+	23, // 26: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
+	25, // 27: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
+	25, // [25:28] is the sub-list for method output_type
+	22, // [22:25] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodestream_wire_nodestream_proto_init() }
@@ -2389,7 +2511,7 @@ func file_internal_nodestream_wire_nodestream_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodestream_wire_nodestream_proto_rawDesc), len(file_internal_nodestream_wire_nodestream_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

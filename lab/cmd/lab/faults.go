@@ -21,6 +21,11 @@ func faultCommand(o *lab.Options) *cobra.Command {
 		pairCommand(o, "mend CLUSTER CLUSTER", "Take cut back", (*lab.Lab).Mend),
 		addressCommand(o, "hole ADDRESS", "Lose every packet to and from an address of the WAN", (*lab.Lab).BlackHole),
 		addressCommand(o, "fill ADDRESS", "Take hole back", (*lab.Lab).Fill),
+		clusterCommand(o, "narrow CLUSTER", "Lose every packet to a cluster that is longer than 1300 bytes",
+			func(l *lab.Lab, ctx context.Context, cluster string) error { return l.Narrow(ctx, cluster, 1300) }),
+		clusterCommand(o, "widen CLUSTER", "Take narrow back", (*lab.Lab).Widen),
+		addressCommand(o, "strict ADDRESS", "Reset connections whose ClientHello needs two segments", (*lab.Lab).Strict),
+		addressCommand(o, "lenient ADDRESS", "Take strict back", (*lab.Lab).Lenient),
 		processCommand(o, "freeze CLUSTER PROCESS", "Stop a process dead: kube-apiserver, west-1/kubelet, shop/client/shop",
 			syscall.SIGSTOP, (*lab.Cluster).Freeze),
 		processCommand(o, "thaw CLUSTER PROCESS", "Let a frozen process go on", syscall.SIGCONT, (*lab.Cluster).Thaw),
@@ -38,6 +43,16 @@ func pairCommand(o *lab.Options, use, short string, do func(*lab.Lab, context.Co
 			return err
 		}
 		return do(l, c.Context(), args[0], args[1])
+	}}
+}
+
+func clusterCommand(o *lab.Options, use, short string, do func(*lab.Lab, context.Context, string) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		l, err := lab.OpenWith(*o)
+		if err != nil {
+			return err
+		}
+		return do(l, c.Context(), args[0])
 	}}
 }
 

@@ -1,0 +1,149 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// pathMTU is smaller than a segment of full size.
+const pathMTU = 1300
+
+// TestCheckNamesBlackHole: large packets are lost in one direction, and nobody tells their
+// sender. Small ones pass, so addresses, streams and conditions look well. Both clusters name
+// the direction, each from its own side.
+func TestCheckNamesBlackHole(t *testing.T) {
+	const to, from = "large packets to the peer are lost", "large packets from the peer are lost"
+	for cluster, want := range map[string]struct{ west, east string }{
+		"east": {west: to, east: from},
+		"west": {west: from, east: to},
+	} {
+		t.Run("to "+cluster, func(t *testing.T) {
+			must(t, west.lab.Narrow(t.Context(), cluster, pathMTU))
+			t.Cleanup(func() {
+				must(t, west.lab.Widen(background(), cluster))
+				serves(t)
+				sound(t)
+			})
+			named(t, west, time.Minute, quick, finding{"address", "east", "fail", want.west})
+			named(t, east, time.Minute, quick, finding{"address", "west", "fail", want.east})
+		})
+	}
+}
+
+// TestCheckNamesSplitHello: a middlebox before east's gateway resets connections whose
+// ClientHello is not whole in the first segment. check names it and the chart's value that
+// helps, and with that value calls and streams pass it.
+func TestCheckNamesSplitHello(t *testing.T) {
+	ctx := t.Context()
+	link := have(west.link(ctx, "east"))(t)
+	gateway := have(netip.ParseAddrPort(link.Spec.Gateways[0]))(t).Addr()
+	must(t, west.lab.Strict(ctx, gateway))
+	t.Cleanup(func() {
+		must(t, west.lab.Lenient(background(), gateway))
+		must(t, west.install(background())) // with the default value
+		serves(t)
+		sound(t)
+	})
+	named(t, west, time.Minute, quick,
+		finding{"address", "east", "fail", "connections fail whose TLS ClientHello needs two TCP segments"})
+	_, tag, _ := strings.Cut(os.Getenv("CAUSEWAY_IMAGE"), ":")
+	have(west.causeway(ctx, "install", "--cluster-name", "west", "--set", "image.tag="+tag,
+		"--set", "tls.postQuantum=false"))(t)
+	within(t, time.Minute, "new controllers have their streams", func() error {
+		lines, err := check(ctx, quick...)
+		if err == nil && len(failing(lines)) > 0 {
+			err = fmt.Errorf("%+v", failing(lines))
+		}
+		return err
+	})
+	allAnswered(t, 50)
+}
+
+// allAnswered makes n calls of bar, each over a connection of its own, and wants no failure.
+func allAnswered(t *testing.T, n int) {
+	t.Helper()
+	client, address := netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)
+	for range n {
+		if _, err := fetch(t.Context(), client, address); err != nil {
+			t.Errorf("a call fails: %v", err)
+		}
+	}
+}
+
+// failing returns the results that are failures.
+func failing(lines []checked) []checked {
+	var out []checked
+	for _, l := range lines {
+		if l.State == "fail" {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// TestToleratedClocks: the clock of a far node is wrong by less than check fails for. Calls to
+// its pods work all the same, and check at most warns.
+func TestToleratedClocks(t *testing.T) {
+	ctx := t.Context()
+	images := setting("CAUSEWAY_IMAGES", "../../build")
+	must(t, east.LoadImage(ctx, filepath.Join(images, "causeway-ahead.tar")))
+	t.Cleanup(func() {
+		must(t, east.clock(background(), 0))
+		must(t, east.install(background()))
+		serves(t)
+		sound(t)
+	})
+	for _, c := range []struct {
+		seconds int
+		state   string
+	}{{15, "ok"}, {85, "warning"}, {-85, "warning"}} {
+		must(t, east.clock(ctx, c.seconds))
+		must(t, east.kubectl(ctx, "", "-n", system, "rollout", "status", "daemonset/causeway-agent", "--timeout=60s"))
+		serves(t)
+		allAnswered(t, 50)
+		within(t, 30*time.Second, "check knows the clock", func() error {
+			lines, err := checkIn(ctx, east, quick...)
+			if err != nil {
+				return err
+			}
+			if failures := failing(lines); len(failures) > 0 {
+				return fmt.Errorf("clock %d s ahead: %+v", c.seconds, failures)
+			}
+			for _, l := range lines {
+				if l.Check == "clock" && l.State == c.state {
+					return nil
+				}
+			}
+			return fmt.Errorf("clock %d s ahead: no result is %s: %+v", c.seconds, c.state, bad(lines))
+		})
+	}
+}
+
+// clock makes the agents' wall clock wrong by some seconds; 0 leaves it to the image. The
+// image must be that of a wrong clock.
+func (c *cluster) clock(ctx context.Context, seconds int) error {
+	env := map[string]any{"name": "CAUSEWAY_TEST_CLOCK"}
+	container := map[string]any{"name": "agent", "env": []any{env}}
+	if seconds == 0 {
+		env["$patch"] = "delete"
+	} else {
+		env["value"] = fmt.Sprint(seconds)
+		container["image"] = "causeway.dev/causeway:ahead"
+	}
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"template": map[string]any{
+		"spec": map[string]any{"containers": []any{container}},
+	}}})
+	if err != nil {
+		return err
+	}
+	return c.kubectl(ctx, "", "-n", system, "patch", "daemonset", "causeway-agent", "-p", string(patch))
+}
