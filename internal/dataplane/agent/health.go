@@ -30,6 +30,9 @@ const (
 	// heartbeatLife bounds one heartbeat. After the time that package linkhealth gives
 	// it, a late answer still shows that the path works.
 	heartbeatLife = 3 * time.Second
+	// stallTime is how late the monitor may be before it knows that this process, or the
+	// whole node, did not run.
+	stallTime = 300 * time.Millisecond
 	// reopenDelay is how long a link is without heartbeats after the far side has
 	// answered, and refused the session that was to carry them.
 	reopenDelay = 5 * time.Second
@@ -109,16 +112,25 @@ func (m *linkMonitor) update(s *state) {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	uids := make(map[string]bool, len(s.links))
+	peers := make(map[string]*peer, len(s.links))
 	for _, p := range s.links {
-		if p.suspended {
-			continue
+		if !p.suspended {
+			peers[p.uid] = p
 		}
-		uids[p.uid] = true
-		l := m.links[p.uid]
+	}
+	maps.DeleteFunc(m.links, func(uid string, l *monitoredLink) bool {
+		if peers[uid] != nil {
+			return false
+		}
+		l.drop()
+		m.gauge.DeleteLabelValues(l.peer.name)
+		return true
+	})
+	for uid, p := range peers {
+		l := m.links[uid]
 		if l == nil {
 			l = &monitoredLink{}
-			m.links[p.uid] = l
+			m.links[uid] = l
 			m.gauge.WithLabelValues(p.name).Set(0)
 		}
 		// The controller probes each address all the time. What it finds dead is tested
@@ -132,14 +144,6 @@ func (m *linkMonitor) update(s *state) {
 		}
 		m.note(l, usable)
 	}
-	maps.DeleteFunc(m.links, func(uid string, l *monitoredLink) bool {
-		if uids[uid] {
-			return false
-		}
-		l.drop()
-		m.gauge.DeleteLabelValues(l.peer.name)
-		return true
-	})
 	m.changed.tell()
 	m.kick()
 }
@@ -210,6 +214,7 @@ func (m *linkMonitor) run(ctx context.Context) {
 	defer probes.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var next time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -217,7 +222,8 @@ func (m *linkMonitor) run(ctx context.Context) {
 		case <-m.kicks:
 		case <-timer.C:
 		}
-		if next := m.begin(ctx, &probes); next.IsZero() {
+		stalled := !next.IsZero() && time.Since(next) > stallTime
+		if next = m.begin(ctx, &probes, stalled); next.IsZero() {
 			timer.Stop()
 		} else {
 			timer.Reset(max(time.Until(next), time.Millisecond))
@@ -226,7 +232,8 @@ func (m *linkMonitor) run(ctx context.Context) {
 }
 
 // begin starts all that is due, and returns when something is due next; zero: nothing is.
-func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup) (next time.Time) {
+// stalled says that it is called late, because this process did not run.
+func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup, stalled bool) (next time.Time) {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -236,6 +243,9 @@ func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup) (next t
 	})
 	for _, l := range links {
 		usable := l.health.Usable()
+		if stalled {
+			l.health.Stalled(now)
+		}
 		if l.health.HeartbeatDue(now) {
 			l.health.Received(l.lastByte(now))
 		}

@@ -55,7 +55,7 @@ const (
 type Link struct {
 	addresses []*address // in the caller's order
 	used      time.Time  // the last use
-	watched   time.Time  // since when the link is watched; zero: it is not
+	watched   time.Time  // since when the link is watched without a stall; zero: it is not
 	lastByte  time.Time
 	rtt       time.Duration // average; 0: not measured
 
@@ -138,6 +138,14 @@ func (l *Link) Received(at time.Time) {
 	l.suspected, l.unusable = time.Time{}, time.Time{}
 	for _, a := range l.addresses {
 		a.failures = 0
+	}
+}
+
+// Stalled notes that the caller did not run for a while, so that bytes and answers may
+// have come which it has not seen. Silence counts from now on.
+func (l *Link) Stalled(now time.Time) {
+	if l.Usable() && l.Watched() {
+		l.watched = now
 	}
 }
 

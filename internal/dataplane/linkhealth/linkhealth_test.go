@@ -321,6 +321,32 @@ func TestReceived(t *testing.T) {
 	}
 }
 
+// A process that did not run for some seconds finds that its probes have timed out. It
+// takes no link for unusable because of that.
+func TestStalled(t *testing.T) {
+	w := newWorld(outage(fast, lost, 10*time.Second, 13*time.Second), "a", "b")
+	w.Use(w.now)
+	w.run(11400 * time.Millisecond)
+	w.now = w.now.Add(1700 * time.Millisecond) // in which nothing ran
+	w.Stalled(w.now)
+	w.run(time.Minute)
+	if len(w.turns) > 0 {
+		t.Errorf("turns %v", w.turns)
+	}
+	w = newWorld(always(lost), "a")
+	w.Stalled(w.now)
+	if w.Watched() {
+		t.Error("an unused link is watched")
+	}
+	w.Use(w.now)
+	w.run(10 * time.Second)
+	w.Stalled(w.now)
+	w.run(20 * time.Second)
+	if w.Usable() {
+		t.Error("an unusable link is usable without a byte")
+	}
+}
+
 func TestSetAddresses(t *testing.T) {
 	w := newWorld(always(lost), "a")
 	w.Use(w.now)
