@@ -87,6 +87,7 @@ type Agent struct {
 	keyExchange identity.KeyExchange
 	ports       transport.LocalPorts // of connections to local pods
 	detours     detours
+	monitor     *linkMonitor
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
 	check  callerCheck
@@ -119,6 +120,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		buckets: newFading[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(),
 	}
 	a.cameBy = a.ingress
+	a.monitor = a.monitorLinks(r)
 	a.taking, a.retire = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.news.tell, log)
 	a.renewals = newRenewals(life, a.renew)
@@ -144,6 +146,7 @@ func (a *Agent) onState(h uplink.State) {
 	next.expired, next.held = h.Expired, h.Held
 	a.podTable.Update(next.claims(), next.held)
 	a.state.Store(next)
+	a.monitor.update(next)
 	a.svids.vouch(next.issuers)
 	a.svids.want(a.life, withProbes(next.accounts()))
 	if n := a.leases.recheck(next); n > 0 {
