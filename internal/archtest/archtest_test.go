@@ -199,6 +199,11 @@ var importRules = map[string]struct {
 		from:   in("internal/dataplane/route"),
 		forbid: except(anything, either(standard, prefix("github.com/pires/go-proxyproto"))),
 	},
+	"linkhealth imports only the standard library": {
+		why:    "whether a link is usable is a decision about times and bytes",
+		from:   in("internal/dataplane/linkhealth"),
+		forbid: except(anything, standard),
+	},
 	"podid imports only transport of ours": {
 		why:    "which pod is at an address does not depend on what that pod may do",
 		from:   in("internal/dataplane/podid"),

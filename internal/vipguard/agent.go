@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -123,6 +124,29 @@ func (l *Listeners) Yield() {
 	l.ready = false
 	l.held.close()
 	l.held = nil
+}
+
+// Refuse makes the guard refuse new connections to these prefixes, and to no others, by a
+// TCP reset. They must lie within the VIP ranges, and be at most MaxRefused. The guard
+// forgets them after RefuseTimeout, so the caller repeats them before that. Refuse blocks
+// for at most some seconds. The error says that no guard could be reached.
+func (l *Listeners) Refuse(prefixes []netip.Prefix) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn == nil || !l.ready {
+		return errors.New("not connected to vip-guard")
+	}
+	for {
+		n := min(len(prefixes), maxPrefixes)
+		m := message{Type: msgRefuse, Prefixes: prefixes[:n], More: len(prefixes) > n}
+		if err := l.conn.send(m); err != nil {
+			l.conn.Close() // Serve notices it and dials again
+			return fmt.Errorf("refuse virtual IPs: %w", err)
+		}
+		if prefixes = prefixes[n:]; len(prefixes) == 0 {
+			return nil
+		}
+	}
 }
 
 // announce tells the guard what it must know. l.mu is held.

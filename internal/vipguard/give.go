@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -170,9 +171,11 @@ func take(p *peer) (sockets, error) {
 	return nil, fmt.Errorf("take listeners: no end after %d messages", maxTakes)
 }
 
-// follow reads what a peer that stays says about its agent, until it leaves.
-func follow(p *peer, ready func(bool)) {
+// follow reads what a peer that stays says about its agent, until it leaves. It calls
+// refuse, unless that is nil, with each whole list of prefixes.
+func follow(p *peer, ready func(bool), refuse func([]netip.Prefix)) {
 	defer ready(false)
+	var list refuseList
 	for {
 		m, fds, err := p.recv(0)
 		if err != nil {
@@ -181,6 +184,9 @@ func follow(p *peer, ready func(bool)) {
 		closeAll(fds)
 		if m.Type == msgReady || m.Type == msgAway {
 			ready(m.Type == msgReady)
+		}
+		if m.Type == msgRefuse && refuse != nil && list.add(m) {
+			refuse(list.take())
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -22,6 +23,9 @@ type guard struct {
 	// told is what older guards were last told about our agent.
 	told    bool
 	gateErr error
+	// refuseErr is what was wrong with the last list of refused VIPs, so that it is logged
+	// once.
+	refuseErr string
 }
 
 // changed hears a new presence from the keeper.
@@ -54,6 +58,28 @@ func (g *guard) state() error {
 	return errors.Join(g.routes.state(), g.gateErr)
 }
 
+// refuse refuses new connections to these prefixes and to no others, if this guard is in
+// charge. A list that does not lie within the VIP ranges changes nothing.
+func (g *guard) refuse(prefixes []netip.Prefix) {
+	if !g.routes.isInCharge() {
+		return
+	}
+	families, err := refusedSpans(g.routes.want.Local, prefixes)
+	if err == nil {
+		err = g.routes.kernel.refuse(families)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != "" && text != g.refuseErr {
+		g.log.Warn("virtual IPs of unusable links are not refused", "error", err)
+	}
+	g.refuseErr = text
+}
+
 // serveAgent answers on the pod's socket: our agent, or a probe.
 func (g *guard) serveAgent(ctx context.Context, p *peer, first message, agentUID int) {
 	switch first.Type {
@@ -77,7 +103,11 @@ func (g *guard) serveAgent(ctx context.Context, p *peer, first message, agentUID
 	default:
 		return
 	}
-	follow(p, g.count(ctx, func(p *presence) *int { return &p.agents }))
+	refuse := g.refuse
+	if p.uid != agentUID {
+		refuse = nil
+	}
+	follow(p, g.count(ctx, func(p *presence) *int { return &p.agents }), refuse)
 }
 
 // serveGuard gives a newer guard what we hold.
@@ -89,7 +119,7 @@ func (g *guard) serveGuard(ctx context.Context, p *peer, first message) {
 		g.log.Warn("listeners not given to a newer guard", "error", err)
 		return
 	}
-	follow(p, g.count(ctx, func(p *presence) *int { return &p.newer }))
+	follow(p, g.count(ctx, func(p *presence) *int { return &p.newer }), nil)
 }
 
 // count returns a function that counts one peer in or out, once each.
@@ -147,7 +177,7 @@ type routes struct {
 }
 
 func newRoutes(o Options, k kernel) *routes {
-	return &routes{kernel: k, want: Want(o.CIDRs), opts: o, kicks: make(chan struct{}, 1)}
+	return &routes{kernel: k, want: Want(o.CIDRs, k.bridged()), opts: o, kicks: make(chan struct{}, 1)}
 }
 
 // begin refuses a range that is in use, and else puts the unreachable routes:
@@ -188,6 +218,13 @@ func (r *routes) setInCharge(yes bool) {
 	if changed {
 		r.kick()
 	}
+}
+
+// isInCharge says whether we may write.
+func (r *routes) isInCharge() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.inCharge
 }
 
 // state is nil if all stood as wanted at the last look.
@@ -241,7 +278,7 @@ func (r *routes) look() (wrote bool, err error) {
 	r.mu.Lock()
 	inCharge := r.inCharge
 	r.mu.Unlock()
-	plan := Plan(r.want, have)
+	plan := Plan(Want(r.opts.CIDRs, r.kernel.bridged()), have)
 	if len(plan) > 0 && !inCharge {
 		return false, errNotInCharge
 	}

@@ -7,6 +7,8 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -27,10 +29,20 @@ type kernel interface {
 	read() (State, []Claim, error)
 	// apply makes one change.
 	apply(Change) error
+	// bridged says whether netfilter sees bridged packets.
+	bridged() bool
+	// refuse replaces the refused VIPs, by whether they are IPv6.
+	refuse(map[bool][]span) error
 }
 
 // system is the kernel of the network namespace that the process runs in.
-type system struct{ rules []Rule }
+type system struct {
+	cidrs []netip.Prefix
+	// sysctl begins the paths of the files of br_netfilter.
+	sysctl string
+}
+
+const bridgeSysctl = "/proc/sys/net/bridge/bridge-nf-call-"
 
 func (s system) read() (State, []Claim, error) {
 	have, claims, err := readRoutes()
@@ -102,7 +114,7 @@ func (s system) apply(c Change) error {
 	case c.Part == PartRuleset && c.Remove:
 		err = removeRuleset()
 	case c.Part == PartRuleset:
-		err = replaceRuleset(s.rules)
+		err = replaceRuleset(Rules(s.cidrs, s.bridged()))
 	case c.Remove:
 		err = netlink.RouteDel(route(c))
 	default:
@@ -113,6 +125,20 @@ func (s system) apply(c Change) error {
 	}
 	return nil
 }
+
+// bridged says whether netfilter sees bridged packets. The files are there if the module
+// br_netfilter is.
+func (s system) bridged() bool {
+	for _, family := range []string{"iptables", "ip6tables"} {
+		on, err := os.ReadFile(s.sysctl + family)
+		if err == nil && strings.TrimSpace(string(on)) == "1" {
+			return true
+		}
+	}
+	return false
+}
+
+func (s system) refuse(families map[bool][]span) error { return refuse(families) }
 
 // route is the route that a change is about.
 func route(c Change) *netlink.Route {

@@ -105,7 +105,7 @@ type counted struct {
 }
 
 func newCounted(cidrs ...netip.Prefix) counted {
-	return counted{system{Rules(sorted(cidrs))}, make(chan Change, 100)}
+	return counted{system{cidrs: sorted(cidrs)}, make(chan Change, 100)}
 }
 
 func (c counted) apply(change Change) error {
@@ -177,7 +177,7 @@ func startGuard(t *testing.T, o Options, k kernel) *testGuard {
 		t.Fatal(err)
 	}
 	if k == nil {
-		k = system{Rules(o.CIDRs)}
+		k = system{cidrs: o.CIDRs}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

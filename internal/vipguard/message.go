@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -23,6 +24,8 @@ const (
 	// From a client that stays: its agent accepts connections now; no longer.
 	msgReady = "ready"
 	msgAway  = "away"
+	// From an agent that stays: refuse new connections to these prefixes, and to no others.
+	msgRefuse = "refuse"
 	// From a server: some listeners, no more of them, the answer to a probe.
 	msgListeners = "listeners"
 	msgEnd       = "end"
@@ -31,6 +34,8 @@ const (
 
 const (
 	maxMessage = 4096
+	// maxPrefixes is how many prefixes a message may carry.
+	maxPrefixes = 64
 	// maxFDs is how many descriptors a message may carry; the kernel's limit is 253.
 	maxFDs = 32
 	// ioTimeout bounds each exchange but the waiting in a connection that stays.
@@ -42,6 +47,9 @@ const (
 type message struct {
 	Type  string   `json:"type"`
 	Names []string `json:"names,omitempty"`
+	// Prefixes are to be refused, and More says that the next message has more of them.
+	Prefixes []netip.Prefix `json:"prefixes,omitempty"`
+	More     bool           `json:"more,omitempty"`
 	// Error is what is wrong, in an answer to a probe; "": all stands.
 	Error string `json:"error,omitempty"`
 }
@@ -59,6 +67,9 @@ func decode(packet []byte, fds int) (message, error) {
 	}
 	if m.Type != msgListeners && (fds != 0 || len(m.Names) != 0) {
 		return message{}, fmt.Errorf("%w: %q with listeners", errMessage, m.Type)
+	}
+	if m.Type != msgRefuse && (len(m.Prefixes) != 0 || m.More) || len(m.Prefixes) > maxPrefixes {
+		return message{}, fmt.Errorf("%w: %q with %d prefixes", errMessage, m.Type, len(m.Prefixes))
 	}
 	if fds != len(m.Names) || fds > maxFDs {
 		return message{}, fmt.Errorf("%w: %d descriptors for %d names", errMessage, fds, len(m.Names))

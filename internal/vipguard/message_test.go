@@ -18,7 +18,11 @@ func TestMessageVectors(t *testing.T) {
 		`{"type":"ready"}`: {Type: msgReady},
 		`{"type":"away"}`:  {Type: msgAway},
 		`{"type":"listeners","names":["hop","vip4/0"]}`: {Type: msgListeners, Names: []string{"hop", "vip4/0"}},
-		`{"type":"end"}`: {Type: msgEnd},
+		`{"type":"end"}`:    {Type: msgEnd},
+		`{"type":"refuse"}`: {Type: msgRefuse},
+		`{"type":"refuse","prefixes":["240.64.1.0/24","fd4c::100/120"],"more":true}`: {
+			Type: msgRefuse, Prefixes: cidrs("240.64.1.0/24", "fd4c::100/120"), More: true,
+		},
 		`{"type":"answer","error":"VIP range is in use"}`: {Type: msgAnswer, Error: "VIP range is in use"},
 	} {
 		got, err := json.Marshal(m)
@@ -26,7 +30,7 @@ func TestMessageVectors(t *testing.T) {
 			t.Errorf("%+v is sent as %s, %v, want %s", m, got, err, packet)
 		}
 		back, err := decode([]byte(packet), len(m.Names))
-		if diff := cmp.Diff(m, back); diff != "" || err != nil {
+		if diff := cmp.Diff(m, back, prefixes); diff != "" || err != nil {
 			t.Errorf("%s is read as %v (-want +got):\n%s", packet, err, diff)
 		}
 	}
@@ -34,6 +38,7 @@ func TestMessageVectors(t *testing.T) {
 
 func TestDecodeRefuses(t *testing.T) {
 	many := strings.TrimSuffix(strings.Repeat(`"hop",`, maxFDs+1), ",")
+	manyPrefixes := strings.TrimSuffix(strings.Repeat(`"::/128",`, maxPrefixes+1), ",")
 	cases := map[string]struct {
 		why    string
 		packet string
@@ -49,6 +54,10 @@ func TestDecodeRefuses(t *testing.T) {
 		"strange name":      {"names are a closed list", `{"type":"listeners","names":["vip4/32"]}`, 1},
 		"name spelt oddly":  {"one name, one spelling", `{"type":"listeners","names":["vip4/01"]}`, 1},
 		"too many":          {"more than the control buffer holds", `{"type":"listeners","names":[` + many + `]}`, maxFDs + 1},
+		"prefixes unasked":  {"only an agent's list brings prefixes", `{"type":"ready","prefixes":["240.64.1.0/24"]}`, 0},
+		"more of nothing":   {"only a list goes on", `{"type":"ready","more":true}`, 0},
+		"no prefix":         {"a prefix has a length", `{"type":"refuse","prefixes":["240.64.1.0"]}`, 0},
+		"too many prefixes": {"a message has a bound", `{"type":"refuse","prefixes":[` + manyPrefixes + `]}`, 0},
 		"negative index":    {"names are a closed list", `{"type":"listeners","names":["vip4/-1"]}`, 1},
 		"bytes after":       {"one packet, one message", `{"type":"end"}{}`, 0},
 		"index of no range": {"names are a closed list", `{"type":"listeners","names":["7"]}`, 1},
@@ -65,6 +74,7 @@ func TestDecodeRefuses(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"type":"listeners","names":["hop","vip6/31"]}`), 2)
 	f.Add([]byte(`{"type":"ready"}`), 0)
+	f.Add([]byte(`{"type":"refuse","prefixes":["240.64.1.0/24","fd4c::100/120"],"more":true}`), 0)
 	f.Fuzz(func(t *testing.T, packet []byte, fds int) {
 		m, err := decode(packet, fds)
 		if err != nil {
@@ -78,7 +88,7 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal(err)
 		}
 		back, err := decode(again, fds)
-		if diff := cmp.Diff(m, back); diff != "" || (err != nil && len(again) <= maxMessage) {
+		if diff := cmp.Diff(m, back, prefixes); diff != "" || (err != nil && len(again) <= maxMessage) {
 			t.Errorf("read, sent and read again: %v\n%s", err, diff)
 		}
 	})

@@ -1,6 +1,7 @@
 package vipguard
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,6 +32,14 @@ func readRuleset() ([]string, error) {
 		return nil, fmt.Errorf("read nftables table %q: %w", tableName, err)
 	}
 	lines := []string{tableLine(table.Flags)}
+	sets, err := conn.GetSets(table)
+	if err != nil {
+		return nil, fmt.Errorf("read nftables sets: %w", err)
+	}
+	slices.SortFunc(sets, func(a, b *nftables.Set) int { return cmp.Compare(a.Name, b.Name) })
+	for _, s := range sets {
+		lines = append(lines, setLine(s.Name, s.Interval, s.HasTimeout, s.Timeout))
+	}
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, fmt.Errorf("read nftables chains: %w", err)
@@ -43,15 +53,44 @@ func readRuleset() ([]string, error) {
 			continue
 		}
 		lines = append(lines, chainLine(c.Name, string(c.Type), uint32(*c.Hooknum), int32(*c.Priority), uint32(*c.Policy)))
-		rules, err := conn.GetRules(table, c)
+		comments, err := ruleComments(c.Name)
 		if err != nil {
 			return nil, fmt.Errorf("read nftables chain %q: %w", c.Name, err)
 		}
-		for _, r := range rules {
-			lines = append(lines, ruleComment(r.UserData))
-		}
+		lines = append(lines, comments...)
 	}
 	return lines, nil
+}
+
+// ruleComments returns the comments of the rules of a chain of our table, in their order.
+// The library for nftables cannot read rules that load from connection tracking.
+func ruleComments(chain string) ([]string, error) {
+	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
+	request.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_INET, Version: nl.NFNETLINK_V0})
+	request.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(tableName)))
+	request.AddData(nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(chain)))
+	messages, err := request.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, m := range messages {
+		if len(m) < nl.SizeofNfgenmsg {
+			return nil, errors.New("short message")
+		}
+		attrs, err := nl.ParseRouteAttr(m[nl.SizeofNfgenmsg:])
+		if err != nil {
+			return nil, err
+		}
+		comment := ""
+		for _, a := range attrs {
+			if a.Attr.Type == unix.NFTA_RULE_USERDATA {
+				comment = ruleComment(a.Value)
+			}
+		}
+		out = append(out, comment)
+	}
+	return out, nil
 }
 
 // ruleComment reads a rule's comment as nft writes it; "" if it has none.
@@ -76,6 +115,14 @@ func replaceRuleset(rules []Rule) error {
 	conn.AddTable(table) // so that there is one to delete
 	conn.DelTable(table)
 	conn.AddTable(table)
+	for _, r := range rules {
+		if r.match != matchRefused {
+			continue
+		}
+		if err := conn.AddSet(nftSet(table, r.V6), nil); err != nil {
+			return fmt.Errorf("add nftables set %q: %w", refusedSet(r.V6), err)
+		}
+	}
 	policy := nftables.ChainPolicyAccept
 	chain := conn.AddChain(&nftables.Chain{
 		Name: chainName, Table: table, Type: nftables.ChainTypeFilter,
@@ -89,6 +136,53 @@ func replaceRuleset(rules []Rule) error {
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("replace nftables table %q: %w", tableName, err)
+	}
+	return nil
+}
+
+func nftSet(table *nftables.Table, v6 bool) *nftables.Set {
+	s := &nftables.Set{
+		Table:      table,
+		Name:       refusedSet(v6),
+		KeyType:    nftables.TypeIPAddr,
+		Interval:   true,
+		HasTimeout: true,
+		Timeout:    RefuseTimeout,
+	}
+	if v6 {
+		s.KeyType = nftables.TypeIP6Addr
+	}
+	return s
+}
+
+// elementsAtOnce is how many elements one netlink message brings. Its length has 16 bits.
+const elementsAtOnce = 256
+
+// refuse replaces the contents of the sets of refused VIPs, in one transaction. families
+// says for each set, by whether it is that of IPv6, what it is to hold.
+func refuse(families map[bool][]span) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	for v6, spans := range families {
+		set := nftSet(nftTable(), v6)
+		conn.FlushSet(set)
+		var elements []nftables.SetElement
+		for _, s := range spans {
+			elements = append(elements, nftables.SetElement{Key: s.first.AsSlice(), Timeout: RefuseTimeout})
+			if s.next.IsValid() {
+				elements = append(elements, nftables.SetElement{Key: s.next.AsSlice(), IntervalEnd: true})
+			}
+		}
+		for chunk := range slices.Chunk(elements, elementsAtOnce) {
+			if err := conn.SetAddElements(set, chunk); err != nil {
+				return fmt.Errorf("refuse virtual IPs: %w", err)
+			}
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("refuse virtual IPs: %w", err)
 	}
 	return nil
 }
@@ -126,8 +220,66 @@ func exprs(r Rule) []expr.Any {
 		out = append(out, syn()...)
 	case matchTCP:
 		out = append(out, tcp()...)
+	case matchRefused:
+		out = append(out, refusedSYN(r.V6)...)
+	case matchRefusedDNAT:
+		out = append(out, refusedSYN(r.V6)...)
+		out = append(out, restoreDestination()...)
 	}
 	return append(out, &expr.Counter{}, decision(r.verdict))
+}
+
+// refusedSYN matches the first packet of a connection to a refused VIP.
+func refusedSYN(v6 bool) []expr.Any {
+	lookup := &expr.Lookup{SourceRegister: 1, SetName: refusedSet(v6)}
+	out := append([]expr.Any{destination(v6), lookup}, tcp()...)
+	return append(append(out, ports()...), syn()...)
+}
+
+// restoreDestination matches IPv4 packets whose destination connection tracking has
+// rewritten, and gives them the one back that their sender knows.
+func restoreDestination() []expr.Any {
+	const (
+		original     = 0      // direction
+		dstNAT       = 1 << 5 // IPS_DST_NAT
+		ipChecksum   = 10     // offset in an IPv4 header
+		tcpChecksum  = 16     // offset in a TCP header
+		pseudoHeader = 1      // NFT_PAYLOAD_L4CSUM_PSEUDOHDR
+		tcpPort      = 2      // offset of the destination port
+	)
+	address := destination(false)
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{
+			SourceRegister: 1,
+			DestRegister:   1,
+			Len:            4,
+			Mask:           binaryutil.NativeEndian.PutUint32(dstNAT),
+			Xor:            make([]byte, 4),
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+		&expr.Ct{Key: expr.CtKeyPROTODST, Register: 1, Direction: original},
+		&expr.Payload{
+			OperationType:  expr.PayloadWrite,
+			SourceRegister: 1,
+			Base:           expr.PayloadBaseTransportHeader,
+			Offset:         tcpPort,
+			Len:            2,
+			CsumType:       expr.CsumTypeInet,
+			CsumOffset:     tcpChecksum,
+		},
+		&expr.Ct{Key: expr.CtKeyDST, Register: 1, Direction: original},
+		&expr.Payload{
+			OperationType:  expr.PayloadWrite,
+			SourceRegister: 1,
+			Base:           address.Base,
+			Offset:         address.Offset,
+			Len:            address.Len,
+			CsumType:       expr.CsumTypeInet,
+			CsumOffset:     ipChecksum,
+			CsumFlags:      pseudoHeader,
+		},
+	}
 }
 
 func decision(v verdict) expr.Any {
@@ -143,18 +295,25 @@ func decision(v verdict) expr.Any {
 
 func equal(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
 
+// destination loads the packet's destination.
+func destination(v6 bool) *expr.Payload {
+	load := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
+	if v6 {
+		load.Offset, load.Len = 24, 16
+	}
+	return load
+}
+
 // address matches the packet's destination with the rule's range.
 func address(r Rule) []expr.Any {
-	offset, length := uint32(16), uint32(4) // in an IPv4 header
-	if r.V6 {
-		offset, length = 24, 16
-	}
+	load := destination(r.V6)
+	length := load.Len
 	mask := make([]byte, length)
 	for i := range r.CIDR.Bits() {
 		mask[i/8] |= 0x80 >> (i % 8)
 	}
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
+		load,
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: length, Mask: mask, Xor: make([]byte, length)},
 		equal(r.CIDR.Masked().Addr().AsSlice()),
 	}

@@ -52,10 +52,10 @@ func (c Change) String() string {
 	return fmt.Sprintf("%s %s %v", verb, c.Part, c.CIDR)
 }
 
-// Want is the State that a node with these VIP ranges should have.
-func Want(cidrs []netip.Prefix) State {
+// Want is the State that a node with these VIP ranges should have. bridged is as Rules'.
+func Want(cidrs []netip.Prefix, bridged bool) State {
 	cidrs = sorted(cidrs)
-	return State{Unreachable: cidrs, Ruleset: rulesetLines(Rules(cidrs)), Local: cidrs}
+	return State{Unreachable: cidrs, Ruleset: rulesetLines(Rules(cidrs, bridged)), Local: cidrs}
 }
 
 // Plan returns the writes that lead from have to want, in an order that is safe

@@ -22,9 +22,9 @@ func cidrs(s ...string) []netip.Prefix {
 }
 
 func TestPlan(t *testing.T) {
-	want := Want([]netip.Prefix{vip6, vip4})
+	want := Want([]netip.Prefix{vip6, vip4}, true)
 	with := func(change func(*State)) State {
-		have := Want([]netip.Prefix{vip4, vip6})
+		have := Want([]netip.Prefix{vip4, vip6}, true)
 		have.Ruleset = slices.Clone(have.Ruleset)
 		change(&have)
 		return have
@@ -86,18 +86,18 @@ func TestPlan(t *testing.T) {
 
 // Stopped after any write, a plan must leave no range open.
 func TestPlanIsSafeAtEachStep(t *testing.T) {
-	old := Want(cidrs("241.0.0.0/16"))
-	for _, have := range []State{{}, old, Want([]netip.Prefix{vip4})} {
-		for _, plan := range [][]Change{Plan(Want([]netip.Prefix{vip4, vip6}), have), Removal(have)} {
+	old := Want(cidrs("241.0.0.0/16"), true)
+	for _, have := range []State{{}, old, Want([]netip.Prefix{vip4}, true)} {
+		for _, plan := range [][]Change{Plan(Want([]netip.Prefix{vip4, vip6}, true), have), Removal(have)} {
 			s := State{Unreachable: slices.Clone(have.Unreachable), Ruleset: have.Ruleset, Local: slices.Clone(have.Local)}
-			target := Want([]netip.Prefix{vip4, vip6})
+			target := Want([]netip.Prefix{vip4, vip6}, true)
 			for _, c := range plan {
 				applyTo(&s, c, target)
 				for _, local := range s.Local {
 					if !slices.Contains(s.Unreachable, local) {
 						t.Errorf("after %v of %v: %v is local with nothing beneath", c, plan, local)
 					}
-					guarded := slices.ContainsFunc(rulesetLines(Rules([]netip.Prefix{local})), func(line string) bool {
+					guarded := slices.ContainsFunc(rulesetLines(Rules([]netip.Prefix{local}, true)), func(line string) bool {
 						return strings.HasPrefix(line, "no other TCP") && slices.Contains(s.Ruleset, line)
 					})
 					if !guarded {
@@ -134,7 +134,7 @@ func TestRemoval(t *testing.T) {
 		{Part: PartRuleset, Remove: true},
 		{Part: PartUnreachable, Remove: true, CIDR: vip4},
 	}
-	if diff := cmp.Diff(want, Removal(Want([]netip.Prefix{vip4})), prefixes); diff != "" {
+	if diff := cmp.Diff(want, Removal(Want([]netip.Prefix{vip4}, true)), prefixes); diff != "" {
 		t.Errorf("the unreachable route goes last (-want +got):\n%s", diff)
 	}
 	if plan := Removal(State{}); len(plan) != 0 {
@@ -176,7 +176,7 @@ func TestOverlaps(t *testing.T) {
 
 func TestRuleCommentsTellRulesApart(t *testing.T) {
 	seen := map[string]Rule{}
-	for _, r := range Rules(cidrs("240.64.0.0/12", "241.0.0.0/16", vip6.String())) {
+	for _, r := range Rules(cidrs("240.64.0.0/12", "241.0.0.0/16", vip6.String()), true) {
 		c := r.comment()
 		if other, twice := seen[c]; twice {
 			t.Errorf("%v and %v have the same comment %q", r, other, c)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/netip"
+	"time"
 )
 
 // The listeners' ports: a mirror's port with index i is served on FirstPort+i.
@@ -14,9 +15,16 @@ const (
 	HopPort = 4144
 )
 
+const (
+	// RefuseTimeout is how long a prefix is refused unless the agent refreshes it.
+	RefuseTimeout = 5 * time.Second
+	// MaxRefused is how many prefixes can be refused.
+	MaxRefused = 2048
+)
+
 // rulesVersion changes whenever rules of the same text are encoded differently,
 // so that an upgrade replaces them.
-const rulesVersion = 1
+const rulesVersion = 2
 
 // match says which packets a Rule is about.
 type match string
@@ -28,6 +36,11 @@ const (
 	// matchNewPorts are connection attempts. Only these are refused outside the
 	// VIP ranges: an outgoing connection may own such a port while no guard runs.
 	matchNewPorts match = "tcp dport 4200-4231 flags & (fin|syn|rst|ack) == syn"
+	// matchRefused are connection attempts to what the agent refuses.
+	matchRefused match = "in the set of refused VIPs, tcp dport 4200-4231 flags & (fin|syn|rst|ack) == syn"
+	// matchRefusedDNAT are those whose destination connection tracking has rewritten. The
+	// rule restores it before it refuses.
+	matchRefusedDNAT match = "in the set of refused VIPs, dnat, tcp dport 4200-4231 flags & (fin|syn|rst|ack) == syn"
 )
 
 // verdict is what becomes of a packet that a Rule matches.
@@ -49,26 +62,51 @@ type Rule struct {
 	verdict verdict
 }
 
-// Rules returns the chain for these VIP ranges, which must be sorted.
-func Rules(cidrs []netip.Prefix) []Rule {
+// Rules returns the chain for these VIP ranges, which must be sorted. bridged says that the
+// node's netfilter sees bridged packets. The kernel then sends the reset for such a packet
+// straight back to the port of the bridge, without undoing the DNAT of kube-proxy, and the
+// caller would ignore it. So an IPv4 packet gets its own destination back before. An IPv6
+// packet is answered by ICMP, whose DNAT is undone, because the library for nftables
+// cannot correct the checksum of an IPv6 packet.
+func Rules(cidrs []netip.Prefix, bridged bool) []Rule {
 	var rules []Rule
 	var v4, v6 bool
 	for _, c := range cidrs {
+		v4, v6 = v4 || c.Addr().Is4(), v6 || c.Addr().Is6()
+	}
+	for _, v6 := range families(v4, v6) {
+		verdict := verdictReset
+		switch {
+		case bridged && v6:
+			verdict = verdictUnreachable
+		case bridged:
+			rules = append(rules, Rule{match: matchRefusedDNAT, verdict: verdictReset})
+		}
+		rules = append(rules, Rule{V6: v6, match: matchRefused, verdict: verdict})
+	}
+	for _, c := range cidrs {
 		is6 := c.Addr().Is6()
-		v4, v6 = v4 || !is6, v6 || is6
 		rules = append(rules,
 			Rule{CIDR: c, V6: is6, match: matchPorts, verdict: verdictAccept},
 			Rule{CIDR: c, V6: is6, match: matchTCP, verdict: verdictReset},
 			Rule{CIDR: c, V6: is6, match: matchAny, verdict: verdictUnreachable},
 		)
 	}
-	if v4 {
-		rules = append(rules, Rule{match: matchNewPorts, verdict: verdictReset})
-	}
-	if v6 {
-		rules = append(rules, Rule{V6: true, match: matchNewPorts, verdict: verdictReset})
+	for _, v6 := range families(v4, v6) {
+		rules = append(rules, Rule{V6: v6, match: matchNewPorts, verdict: verdictReset})
 	}
 	return rules
+}
+
+// families returns for each IP family that is there whether it is IPv6.
+func families(v4, v6 bool) (out []bool) {
+	if v4 {
+		out = append(out, false)
+	}
+	if v6 {
+		out = append(out, true)
+	}
+	return out
 }
 
 // String is the rule in words, close to nft's own.
@@ -91,6 +129,9 @@ func (r Rule) comment() string {
 		matchTCP:      "no other TCP port answers on VIPs",
 		matchAny:      "nothing else answers on VIPs",
 		matchNewPorts: "mirror ports answer on VIPs alone",
+		matchRefused:  "mirrors of unusable links",
+
+		matchRefusedDNAT: "mirrors of unusable links, bridged callers",
 	}[r.match]
 	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s", rulesVersion, r))
 	return fmt.Sprintf("%s %x", name, sum[:6])
@@ -108,9 +149,28 @@ func chainLine(name, typ string, hook uint32, priority int32, policy uint32) str
 	return fmt.Sprintf("chain %s type %s hook %d priority %d policy %d", name, typ, hook, priority, policy)
 }
 
+// refusedSet is the name of the set of refused VIPs of an IP family.
+func refusedSet(v6 bool) string {
+	if v6 {
+		return "refused6"
+	}
+	return "refused4"
+}
+
+// setLine describes a set. A set of another kind could not refuse, or never expire.
+func setLine(name string, interval, hasTimeout bool, timeout time.Duration) string {
+	return fmt.Sprintf("set %s interval %v timeout %v %v", name, interval, hasTimeout, timeout)
+}
+
 func rulesetLines(rules []Rule) []string {
 	const localIn, filter, accept = 1, 0, 1
-	lines := []string{tableLine(0), chainLine(chainName, "filter", localIn, filter, accept)}
+	lines := []string{tableLine(0)}
+	for _, r := range rules {
+		if r.match == matchRefused {
+			lines = append(lines, setLine(refusedSet(r.V6), true, true, RefuseTimeout))
+		}
+	}
+	lines = append(lines, chainLine(chainName, "filter", localIn, filter, accept))
 	for _, r := range rules {
 		lines = append(lines, r.comment())
 	}

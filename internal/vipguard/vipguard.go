@@ -120,7 +120,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	return run(ctx, o, system{Rules(o.CIDRs)})
+	return run(ctx, o, system{o.CIDRs, bridgeSysctl})
 }
 
 func run(ctx context.Context, o Options, k kernel) error {

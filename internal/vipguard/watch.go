@@ -87,6 +87,10 @@ func concerns(m syscall.NetlinkMessage, cidrs []netip.Prefix) bool {
 		dst, ok := routeDst(m)
 		return ok && slices.ContainsFunc(cidrs, dst.Overlaps)
 	case m.Header.Type>>8 == unix.NFNL_SUBSYS_NFTABLES:
+		switch m.Header.Type & 0xff {
+		case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM, unix.NFT_MSG_NEWGEN:
+			return false // the refused VIPs; and each transaction, whose parts are told apart
+		}
 		return bytes.Contains(m.Data, []byte(tableName+"\x00"))
 	}
 	return false

@@ -86,6 +86,7 @@ type Agent struct {
 	keyExchange identity.KeyExchange
 	ports       transport.LocalPorts // of connections to local pods
 	detours     detours
+	monitor     *linkMonitor
 	// cameBy says by which interface a local caller's connection came in.
 	cameBy func(*net.TCPConn) (int, error)
 	check  callerCheck
@@ -117,6 +118,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		buckets: newFading[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(),
 	}
 	a.cameBy = a.ingress
+	a.monitor = a.monitorLinks(r)
 	a.taking, a.retire = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.news.tell, log)
 	return a
@@ -143,6 +145,7 @@ func (a *Agent) onState(h uplink.State) {
 	next.view, next.less = without(view, h.Revoked)
 	a.podTable.Update(next.claims(), next.held)
 	a.state.Store(next)
+	a.monitor.update(next)
 	a.svids.vouch(next.issuers)
 	a.svids.want(a.life, withProbes(next.accounts()))
 	if n := a.leases.recheck(next); n > 0 {

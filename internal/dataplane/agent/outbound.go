@@ -179,6 +179,7 @@ func (a *Agent) resolve(c *call) error {
 		return refuse(reasonUnknownVIP, fmt.Errorf("mirror %s has no port behind listener %d", m.name, c.index))
 	}
 	c.port, c.peer = port, s.links[m.link]
+	a.monitor.use(c.peer.uid)
 	if c.caller, err = a.podAt(s, c.from.Addr(), c.iface); err != nil {
 		return unplaced(reasonUnknownCaller, err)
 	}

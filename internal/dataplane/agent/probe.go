@@ -21,9 +21,9 @@ import (
 // Bounds of the probes that this agent answers.
 const (
 	// maxProbes is how many sessions of probes are open, in shares by link.
-	maxProbes = 1024
+	maxProbes = 4096
 	// How many probes of one link are answered per second, and at once.
-	probeRate, probeBurst = 200, 1000
+	probeRate, probeBurst = 2000, 4000
 )
 
 // probeAccount stands for the identity of probes among the accounts whose credentials
@@ -123,11 +123,14 @@ func (a *Agent) serveProbe(life context.Context, c *net.TCPConn, in *arrival) {
 			"source", in.header.Source, "reason", reasonOf(err), "error", err)
 	}
 	var refused *tunnel.Refused
-	if err == nil || errors.As(err, &refused) {
+	switch {
+	case err == nil || errors.As(err, &refused):
 		a.part(c) // the answer must arrive
-		return
+	case in.caller.IsZero():
+		transport.Refuse(c) // which shows the peer that its bytes arrive
+	default:
+		transport.Reset(c)
 	}
-	transport.Reset(c)
 }
 
 // echo answers the probes of a session until it ends, its Link ends, or the agent stops.

@@ -27,6 +27,9 @@ func (a *Agent) reach(life context.Context, p *peer) (raw *transport.Raw, by str
 	start := time.Now()
 	conn, winner, err := a.dialer.First(ctx, addresses...)
 	if err != nil {
+		if life.Err() == nil {
+			a.monitor.suspect(p.uid)
+		}
 		return nil, "", refuse(reasonUnreachable, fmt.Errorf("reach the gateway of %s: %w", p.name, err))
 	}
 	a.detours.saw(addresses, winner, time.Now())
@@ -34,6 +37,7 @@ func (a *Agent) reach(life context.Context, p *peer) (raw *transport.Raw, by str
 		a.detours.measured(addresses[0], time.Since(start))
 	}
 	a.forsake(addresses[:winner]...)
+	a.monitor.connected(p.uid, conn)
 	return transport.Dialed(conn), addresses[winner], nil
 }
 

@@ -79,6 +79,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { return held.Serve(run) })
 	group.Go(func() error { a.leases.watch(run, a.state.Load); return nil })
 	group.Go(func() error { a.podTable.Run(run); return nil })
+	group.Go(func() error { a.monitor.run(run); return nil })
 	if store != nil {
 		group.Go(func() error { a.keep(run, store, h.Age); return nil })
 	}
@@ -122,6 +123,7 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 			return a.serve(serving, connections, ln, &open, outbound, func(ctx context.Context, c *net.TCPConn) { a.outbound(ctx, c, index) })
 		})
 	}
+	accepting.Go(func() error { a.refuseVIPs(serving, held.Refuse); return nil })
 	a.serving.Store(true)
 	held.Ready()
 	a.log.Info("serving", "listeners", len(held.All()))

@@ -44,6 +44,20 @@ func lastReceived(info *unix.TCPInfo, now time.Time) time.Time {
 	return now.Add(-age - clockTick)
 }
 
+// LastByte returns when the last data of c came from its other end, by now; the zero
+// time if none came. The kernel's clock is coarse. The result is never later than the
+// data, and may be up to 20 ms earlier.
+func LastByte(c *net.TCPConn, now time.Time) (time.Time, error) {
+	info, err := tcpInfo(c)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("last byte from %v: %w", c.RemoteAddr(), err)
+	}
+	if info.Bytes_received <= 1 { // the kernel counts a FIN as a byte
+		return time.Time{}, nil
+	}
+	return now.Add(-time.Duration(info.Last_data_recv)*time.Millisecond - clockTick), nil
+}
+
 // AwaitSegment waits until LastReceived of c is after a time, for at most 2.5 s. It makes
 // the kernel of this end send a keepalive probe 1 s after the last segment, or at once if
 // that is longer ago. The kernel of the process that opened the connection acknowledges

@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -30,6 +31,34 @@ func TestLastReceived(t *testing.T) {
 	}
 	near.Close()
 	if _, err := LastReceived(near); err == nil {
+		t.Error("a closed connection has received something")
+	}
+}
+
+func TestLastByte(t *testing.T) {
+	near, far := pair(t)
+	want := func(why string, received bool) {
+		t.Helper()
+		at, err := LastByte(near, time.Now())
+		late := received && time.Since(at) > patience
+		if err != nil || at.IsZero() == received || at.After(time.Now()) || late {
+			t.Errorf("%s: %v, %v", why, at, err)
+		}
+	}
+	want("a handshake brings no byte", false)
+	far.CloseWrite()
+	if _, err := near.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatal(err)
+	}
+	want("an end is no byte", false)
+	near, far = pair(t)
+	far.Write([]byte("ab"))
+	if _, err := io.ReadFull(near, make([]byte, 2)); err != nil {
+		t.Fatal(err)
+	}
+	want("data", true)
+	near.Close()
+	if _, err := LastByte(near, time.Now()); err == nil {
 		t.Error("a closed connection has received something")
 	}
 }

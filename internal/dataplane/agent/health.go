@@ -1,0 +1,415 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/linkhealth"
+	"github.com/causeway-mesh/causeway/internal/dataplane/probe"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+)
+
+const (
+	// probesPerSecond bounds the probes of this node that connect, of all links together.
+	probesPerSecond = 50
+	// probesReserved of them are for links that may be usable.
+	probesReserved = 10
+	// recentConns is how many connections of a link are asked for their last byte.
+	recentConns = 32
+	// heartbeatLife bounds one heartbeat. After the time that package linkhealth gives
+	// it, a late answer still shows that the path works.
+	heartbeatLife = 3 * time.Second
+	// reopenDelay is how long a link is without heartbeats after the far side has
+	// answered, and refused the session that was to carry them.
+	reopenDelay = 5 * time.Second
+)
+
+// linkMonitor watches the links that this node uses, and knows which are unusable. Make
+// it with newLinkMonitor. It is safe for concurrent use.
+type linkMonitor struct {
+	// open and probe test a path. They return when their context ends.
+	open    func(ctx context.Context, p *peer, address string) (heartbeatSession, probe.Result)
+	probe   func(ctx context.Context, p *peer, address string) probe.Result
+	log     *slog.Logger
+	limiter *rate.Limiter
+	gauge   *prometheus.GaugeVec
+	// changed wakes those who wait for unusable links to change.
+	changed news
+	kicks   chan struct{}
+
+	mu    sync.Mutex                // guards links and what they point to
+	links map[string]*monitoredLink // by UID
+}
+
+// heartbeatSession is a *probe.Session.
+type heartbeatSession interface {
+	Echo(ctx context.Context, payload int) probe.Result
+	Close()
+}
+
+// monitoredLink is one link. linkMonitor.mu guards it.
+type monitoredLink struct {
+	peer   *peer
+	health linkhealth.Link
+	// session carries heartbeats; nil: the next one opens it. The heartbeat that is in
+	// flight owns it.
+	session heartbeatSession
+	reopen  time.Time // no session is opened before
+	address string    // of session, or where a byte came from last
+	recent  [recentConns]*net.TCPConn
+	opened  int       // counts connections
+	served  time.Time // the last probe
+	gone    bool
+}
+
+// monitorLinks returns the linkMonitor of an agent.
+func (a *Agent) monitorLinks(r prometheus.Registerer) *linkMonitor {
+	m := newLinkMonitor(a.log, r)
+	m.open = func(ctx context.Context, p *peer, address string) (heartbeatSession, probe.Result) {
+		session, result := a.openProbe(ctx, p, address, probe.Options{})
+		if session == nil {
+			return nil, result
+		}
+		return session, result
+	}
+	m.probe = func(ctx context.Context, p *peer, address string) probe.Result {
+		return a.probe(ctx, p, address, probe.Options{})
+	}
+	return m
+}
+
+func newLinkMonitor(log *slog.Logger, r prometheus.Registerer) *linkMonitor {
+	m := &linkMonitor{
+		log:     log,
+		limiter: rate.NewLimiter(probesPerSecond, probesPerSecond),
+		gauge: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "causeway_agent_link_unusable",
+			Help: "1 if no gateway of the link answers this node, so that new connections are refused.",
+		}, []string{"link"}),
+		kicks: make(chan struct{}, 1),
+		links: make(map[string]*monitoredLink),
+	}
+	r.MustRegister(m.gauge)
+	return m
+}
+
+// update takes over the links of a state. Suspended links are not watched.
+func (m *linkMonitor) update(s *state) {
+	now := time.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	uids := make(map[string]bool, len(s.links))
+	for _, p := range s.links {
+		if p.suspended {
+			continue
+		}
+		uids[p.uid] = true
+		l := m.links[p.uid]
+		if l == nil {
+			l = &monitoredLink{}
+			m.links[p.uid] = l
+			m.gauge.WithLabelValues(p.name).Set(0)
+		}
+		// The controller probes each address all the time. What it finds dead is tested
+		// from here, too, so that the first caller after an outage began is refused.
+		suspect := p.healthy == 0 && (l.peer == nil || l.peer.healthy > 0)
+		usable := l.health.Usable()
+		l.peer = p
+		l.health.SetAddresses(p.gateways)
+		if suspect {
+			l.health.Suspect(now)
+		}
+		m.note(l, usable)
+	}
+	maps.DeleteFunc(m.links, func(uid string, l *monitoredLink) bool {
+		if uids[uid] {
+			return false
+		}
+		l.drop()
+		m.gauge.DeleteLabelValues(l.peer.name)
+		return true
+	})
+	m.changed.tell()
+	m.kick()
+}
+
+// drop closes the session, unless a heartbeat owns it, which closes it then.
+func (l *monitoredLink) drop() {
+	l.gone = true
+	if l.session != nil {
+		l.session.Close()
+		l.session = nil
+	}
+}
+
+// use notes that a local pod uses a link.
+func (m *linkMonitor) use(uid string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.links[uid]; l != nil {
+		watched := l.health.Watched()
+		l.health.Use(time.Now())
+		if !watched {
+			m.kick()
+		}
+	}
+}
+
+// suspect notes that no connection to a link's gateways could be made.
+func (m *linkMonitor) suspect(uid string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.links[uid]; l != nil {
+		l.health.Suspect(time.Now())
+		m.kick()
+	}
+}
+
+// connected notes a new connection to a link's gateway. It replaces an older one.
+func (m *linkMonitor) connected(uid string, conn net.Conn) {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.links[uid]; l != nil {
+		l.recent[l.opened%recentConns] = tcp
+		l.opened++
+	}
+}
+
+// unusable returns the names of the links that are unusable.
+func (m *linkMonitor) unusable() map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make(map[string]bool)
+	for _, l := range m.links {
+		if !l.health.Usable() {
+			out[l.peer.name] = true
+		}
+	}
+	return out
+}
+
+// run watches the links until ctx ends, and waits for the probes that it has begun.
+func (m *linkMonitor) run(ctx context.Context) {
+	var probes sync.WaitGroup
+	defer m.closeAll()
+	defer probes.Wait()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.kicks:
+		case <-timer.C:
+		}
+		if next := m.begin(ctx, &probes); next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(max(time.Until(next), time.Millisecond))
+		}
+	}
+}
+
+// begin starts all that is due, and returns when something is due next; zero: nothing is.
+func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup) (next time.Time) {
+	now := time.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// The link that waited longest comes first.
+	links := slices.SortedFunc(maps.Values(m.links), func(a, b *monitoredLink) int {
+		return cmp.Or(a.served.Compare(b.served), cmp.Compare(a.peer.uid, b.peer.uid))
+	})
+	for _, l := range links {
+		usable := l.health.Usable()
+		if l.health.HeartbeatDue(now) {
+			l.health.Received(l.lastByte(now))
+		}
+		most := int(m.limiter.TokensAt(now))
+		if !usable {
+			most = max(0, most-probesReserved)
+		}
+		work, at := l.health.Next(now, most, rand.Float64)
+		m.note(l, usable)
+		if work.Heartbeat {
+			m.beginHeartbeat(ctx, l, now, probes)
+		}
+		for _, address := range work.Probes {
+			m.limiter.AllowN(now, 1)
+			l.served = now
+			m.beginProbe(ctx, l, address, probes)
+		}
+		if !l.health.Watched() && l.session != nil {
+			l.session.Close()
+			l.session = nil
+		}
+		if next.IsZero() || !at.IsZero() && at.Before(next) {
+			next = at
+		}
+	}
+	return next
+}
+
+// note tells of a link that has become unusable or usable. m.mu is held.
+func (m *linkMonitor) note(l *monitoredLink, was bool) {
+	usable := l.health.Usable()
+	if usable == was {
+		return
+	}
+	if usable {
+		m.gauge.WithLabelValues(l.peer.name).Set(0)
+		m.log.Info("link is usable again", "link", l.peer.name)
+	} else {
+		m.gauge.WithLabelValues(l.peer.name).Set(1)
+		m.log.Warn("no gateway of the link answers; refusing new connections to its mirrors",
+			"link", l.peer.name, "gateways", l.peer.gateways)
+	}
+	m.changed.tell()
+}
+
+// lastByte returns when the last byte came over one of the link's recent connections. It
+// stops at the first from which one came within a heartbeat's interval.
+func (l *monitoredLink) lastByte(now time.Time) time.Time {
+	var last time.Time
+	for i, c := range l.recent {
+		if c == nil {
+			continue
+		}
+		at, err := transport.LastByte(c, now)
+		if err != nil {
+			l.recent[i] = nil // it is closed
+			continue
+		}
+		if at.After(last) {
+			last = at
+		}
+		if now.Sub(last) < linkhealth.HeartbeatInterval {
+			break
+		}
+	}
+	return last
+}
+
+// beginHeartbeat makes one echo in the background. m.mu is held.
+func (m *linkMonitor) beginHeartbeat(
+	ctx context.Context, l *monitoredLink, now time.Time, probes *sync.WaitGroup,
+) {
+	session, p, address := l.session, l.peer, l.address
+	l.session = nil // the heartbeat owns it
+	if !slices.Contains(p.gateways, address) {
+		address = p.gateways[0]
+		if session != nil {
+			session.Close()
+			session = nil
+		}
+	}
+	if session == nil && (now.Before(l.reopen) || !m.limiter.AllowN(now, 1)) {
+		l.health.HeartbeatEnded(false, now)
+		return
+	}
+	probes.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, heartbeatLife)
+		defer cancel()
+		var r probe.Result
+		if session != nil {
+			if r = session.Echo(ctx, 0); r.Err != nil {
+				session.Close()
+				session = nil
+			}
+		}
+		// A session that ended may have ended because of one agent. Another one shows
+		// more.
+		if session == nil && ctx.Err() == nil {
+			session, r = m.open(ctx, p, address)
+		}
+		m.heartbeatEnded(l, address, session, r)
+	})
+}
+
+func (m *linkMonitor) heartbeatEnded(l *monitoredLink, address string, s heartbeatSession, r probe.Result) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	usable := l.health.Usable()
+	if s != nil {
+		l.session, l.address = s, address
+		l.health.Measured(r.Echo)
+	}
+	if l.gone {
+		l.drop()
+		return
+	}
+	if s == nil && !r.LastByte.IsZero() {
+		l.reopen = time.Now().Add(reopenDelay + rand.N(reopenDelay))
+	}
+	l.health.Received(r.LastByte)
+	l.health.HeartbeatEnded(failed(r), time.Now())
+	m.note(l, usable)
+	m.kick()
+}
+
+// beginProbe makes one probe in the background. m.mu is held.
+func (m *linkMonitor) beginProbe(
+	ctx context.Context, l *monitoredLink, address string, probes *sync.WaitGroup,
+) {
+	p, timeout := l.peer, l.health.AttemptTimeout()
+	probes.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		m.probeEnded(l, address, m.probe(ctx, p, address))
+	})
+}
+
+func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Result) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l.gone {
+		return
+	}
+	usable := l.health.Usable()
+	if r.Connect > 0 {
+		l.health.Measured(r.Connect)
+	}
+	if !r.LastByte.IsZero() {
+		l.address = address
+	}
+	l.health.Received(r.LastByte)
+	l.health.ProbeEnded(address, failed(r))
+	m.note(l, usable)
+	m.kick()
+}
+
+// failed reports whether a probe was tried and brought no byte.
+func failed(r probe.Result) bool {
+	var own *refusal // this node could not even try
+	return r.Err != nil && r.LastByte.IsZero() && !errors.As(r.Err, &own)
+}
+
+func (m *linkMonitor) closeAll() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.links {
+		l.drop()
+	}
+}
+
+// kick makes run look at once. It does not block.
+func (m *linkMonitor) kick() {
+	select {
+	case m.kicks <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,105 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/canary"
+	"github.com/causeway-mesh/causeway/internal/vipguard"
+)
+
+const (
+	// refuseInterval is the time between two refreshes of what vip-guard refuses. It
+	// keeps each entry for 5 s.
+	refuseInterval = 2 * time.Second
+	// blockBits is the number of address bits of the largest block of virtual IPs that
+	// the controller gives to one link.
+	blockBits = 8
+)
+
+// refuseVIPs makes vip-guard refuse new connections to the mirrors of unusable links,
+// until ctx ends. refuse replaces what it refuses.
+func (a *Agent) refuseVIPs(ctx context.Context, refuse func([]netip.Prefix) error) {
+	var refused []netip.Prefix
+	failing := false
+	for {
+		changed := a.monitor.changed.next() // before asking, so that no change is missed
+		was := refused
+		refused = nil
+		if s, unusable := a.state.Load(), a.monitor.unusable(); s != nil && len(unusable) > 0 {
+			refused = s.refusedVIPs(unusable)
+		}
+		if len(refused) > 0 || len(was) > 0 || failing {
+			err := refuse(refused)
+			if err != nil && !failing {
+				a.log.Warn("vip-guard refuses no virtual IPs; callers of unusable links wait", "error", err)
+			}
+			failing = err != nil
+		}
+		var refresh <-chan time.Time
+		if len(refused) > 0 || failing {
+			refresh = time.After(refuseInterval)
+		}
+		select {
+		case <-changed:
+		case <-refresh:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// refusedVIPs returns prefixes that hold the virtual IPs of the mirrors whose only
+// backend is of an unusable link, and those of no other mirror. unusable has names of
+// links.
+func (s *state) refusedVIPs(unusable map[string]bool) []netip.Prefix {
+	var refused, kept []netip.Addr
+	for addr, m := range s.mirrors {
+		if m != nil && unusable[m.link] {
+			refused = append(refused, addr)
+		} else {
+			kept = append(kept, addr)
+		}
+	}
+	for _, cidr := range s.vips {
+		kept = append(kept, canary.Address(cidr))
+	}
+	out := cover(s.vips, refused, kept)
+	return out[:min(len(out), vipguard.MaxRefused)]
+}
+
+// cover returns prefixes within cidrs that hold all of refused and none of kept. Virtual
+// IPs are given to links in blocks, so few prefixes are enough. None is larger than the
+// largest block, so that a block that is given to another link is not in one.
+func cover(cidrs []netip.Prefix, refused, kept []netip.Addr) []netip.Prefix {
+	slices.SortFunc(refused, netip.Addr.Compare)
+	slices.SortFunc(kept, netip.Addr.Compare)
+	var out []netip.Prefix
+	for _, addr := range refused {
+		if len(out) > 0 && out[len(out)-1].Contains(addr) {
+			continue
+		}
+		i := slices.IndexFunc(cidrs, func(c netip.Prefix) bool { return c.Contains(addr) })
+		if i < 0 {
+			continue
+		}
+		for bits := max(cidrs[i].Bits(), addr.BitLen()-blockBits); bits <= addr.BitLen(); bits++ {
+			if p := netip.PrefixFrom(addr, bits).Masked(); !containsAny(p, kept) {
+				out = append(out, p)
+				break
+			}
+		}
+	}
+	return out
+}
+
+// containsAny reports whether a prefix holds one of addrs, which are sorted.
+func containsAny(p netip.Prefix, addrs []netip.Addr) bool {
+	i, _ := slices.BinarySearchFunc(addrs, p.Addr(), func(a, b netip.Addr) int {
+		return cmp.Compare(a.Compare(b), 0)
+	})
+	return i < len(addrs) && p.Contains(addrs[i])
+}

@@ -1,0 +1,76 @@
+package vipguard
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// refuseList gather the prefixes of a list that comes in several messages. The zero value is
+// ready.
+type refuseList struct {
+	prefixes []netip.Prefix
+}
+
+// add takes in a message, and reports whether the list is whole. It keeps no more than is
+// needed to find that there are too many.
+func (r *refuseList) add(m message) bool {
+	r.prefixes = append(r.prefixes, m.Prefixes...)
+	r.prefixes = r.prefixes[:min(len(r.prefixes), MaxRefused+1)]
+	return !m.More
+}
+
+// take returns the list and begins the next one.
+func (r *refuseList) take() []netip.Prefix {
+	out := r.prefixes
+	r.prefixes = nil
+	return out
+}
+
+// span is a range of addresses: from first up to but without next. An invalid next is the
+// end of the address space.
+type span struct{ first, next netip.Addr }
+
+// refusedSpans returns the addresses of prefixes, by whether they are IPv6, for each family
+// that cidrs have. The spans are sorted and do not touch each other. The error says which
+// prefix does not lie within cidrs, or that there are too many.
+func refusedSpans(cidrs, prefixes []netip.Prefix) (map[bool][]span, error) {
+	families := make(map[bool][]span)
+	for _, c := range cidrs {
+		families[c.Addr().Is6()] = nil
+	}
+	if len(prefixes) > MaxRefused {
+		return nil, fmt.Errorf("more than %d prefixes", MaxRefused)
+	}
+	for _, p := range sorted(prefixes) {
+		within := func(c netip.Prefix) bool { return c.Bits() <= p.Bits() && c.Contains(p.Addr()) }
+		if !p.IsValid() || p != p.Masked() || p.Addr().Zone() != "" || !slices.ContainsFunc(cidrs, within) {
+			return nil, fmt.Errorf("prefix %v is not within the VIP ranges %v", p, cidrs)
+		}
+		spans := families[p.Addr().Is6()]
+		next := last(p).Next()
+		if n := len(spans); n > 0 && touches(spans[n-1], p.Addr()) {
+			if spans[n-1].next.IsValid() && (!next.IsValid() || spans[n-1].next.Less(next)) {
+				spans[n-1].next = next
+			}
+			continue
+		}
+		families[p.Addr().Is6()] = append(spans, span{p.Addr(), next})
+	}
+	return families, nil
+}
+
+// touches reports whether a span holds an address, or ends just before it.
+func touches(s span, addr netip.Addr) bool {
+	return !s.next.IsValid() || !s.next.Less(addr)
+}
+
+// last returns the last address of a prefix.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	addr, _ := netip.AddrFromSlice(b) // which has the length of an address
+	return addr
+}
