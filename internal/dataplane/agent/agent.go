@@ -7,7 +7,7 @@
 //	          and again from OPEN on, for the next connection of the same caller
 //
 // outbound.go and inbound.go are the two lives of a connection, each top to bottom; session.go
-// is how sessions are found, made and kept.
+// is how sessions are found, made and kept; renew.go is how open exchanges outlive certificates.
 //
 // What always holds:
 //   - A connection speaks as the pod that made it, proven by its address and where the kernel

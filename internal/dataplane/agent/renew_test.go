@@ -20,6 +20,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -157,6 +158,35 @@ func TestAnOpenExchangeIsRenewed(t *testing.T) {
 	}
 }
 
+// A renewal replaces the dates and the issuers that vouch, and nothing else: what ends an exchange
+// still ends it.
+func TestARenewedExchangeIsALease(t *testing.T) {
+	w := newOldWorld(t, talk)
+	c := w.dial(alice)
+	wantTalk(t, c)
+	for _, side := range []struct {
+		a *Agent
+		c *cluster
+	}{{w.west, w.westTrust}, {w.east, w.eastTrust}} {
+		eventually(t, "all accounts have certificates", func() bool { return side.a.svids.count(side.a.state.Load().callers) == 2 })
+		side.c.issuer = must(side.c.root.NewIssuer(time.Now().Add(-48 * time.Hour)))(t)
+		w.newCertificates(side.a, side.c)
+	}
+	vouch := func(issuersOfWest, issuersOfEast [][]byte) {
+		w.edit(&w.eastView, "link/west", func(r *wire.Resource) { r.GetLink().Issuers = issuersOfWest })
+		w.edit(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Issuers = issuersOfEast })
+		w.push()
+	}
+	formerWest, formerEast := w.westView["link/east"], w.eastView["link/west"]
+	vouch(append(formerEast.GetLink().Issuers, w.westTrust.issuers()...), append(formerWest.GetLink().Issuers, w.eastTrust.issuers()...))
+	eventually(t, "it is renewed", func() bool { return renewalCount(w.west, outbound, renewalDone) == 1 })
+	vouch(w.westTrust.issuers(), w.eastTrust.issuers())
+	wantTalk(t, c) // the issuers of before are revoked, and vouch for it no more
+	vouch(formerEast.GetLink().Issuers, w.eastTrust.issuers())
+	_, err := c.Read(make([]byte, 1))
+	wantReset(t, "the issuer that vouches for it now is revoked", err)
+}
+
 // A caller that reads nothing must not keep its exchange from being renewed.
 func TestRenewalBehindAStalledReader(t *testing.T) {
 	filled := make(chan int64, 1)
@@ -225,7 +255,7 @@ func TestRenewalFails(t *testing.T) {
 		"another account": {
 			why: "the gateway is not believed: the far end is who it was, or nobody",
 			change: func(w *world) {
-				w.edit(&w.gatewayView, "route/1024", func(r *wire.Resource) { r.GetRoute().Endpoints[0].PodUid = "foo-0" })
+				w.change(&w.gatewayView, "route/1024", func(r *wire.Resource) { r.GetRoute().Endpoints[0].PodUid = "foo-0" })
 			},
 			failed: 1,
 		},
@@ -234,13 +264,15 @@ func TestRenewalFails(t *testing.T) {
 			change: func(w *world) {
 				ln := listen(w, "127.0.0.1")
 				ln.Close()
-				w.edit(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = ln.Addr().String() })
+				w.change(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = ln.Addr().String() })
 			},
 			failed: 1,
 		},
 		"state expired": {
-			why:    "who has not heard of the controller for a day makes no sessions",
-			change: func(w *world) { w.west.state.Load().expired = true },
+			why: "who has not heard of the controller for a day makes no sessions",
+			change: func(w *world) {
+				w.west.onState(uplink.State{View: w.westView, Expired: true, Revoked: func(string) bool { return false }})
+			},
 			failed: 1,
 		},
 	}
@@ -252,11 +284,7 @@ func TestRenewalFails(t *testing.T) {
 			w.newCertificates(w.west, w.westTrust)
 			w.newCertificates(w.east, w.eastTrust)
 			tc.change(w.world)
-			if name == "state expired" {
-				w.west.leases.recheck(w.west.state.Load())
-			} else {
-				w.push()
-			}
+			w.west.leases.recheckAll(w.west.state.Load)
 			eventually(t, tc.why, func() bool { return w.attempts() == 1 })
 			if n := renewalCount(w.west, outbound, renewalFailed); n != tc.failed {
 				t.Errorf("%d have failed, want %d", n, tc.failed)

@@ -7,9 +7,9 @@ import (
 
 // How much a session may encrypt with one key. RFC 8446, section 5.5, allows 2^24.5 full
 // records with AES-GCM. A full record has 2^14 bytes, that is 2^10 AES blocks, so the bound
-// is 2^34.5 blocks. It is a bound on blocks (draft-irtf-cfrg-aead-limits, section 5): a
-// record counts as its blocks and one more, whatever its length. crypto/tls answers
-// KeyUpdate but never sends it, so a key lasts as long as its session.
+// is 2^34.5 blocks. What it bounds is blocks (draft-irtf-cfrg-aead-limits): a record counts
+// as its blocks and one more, whatever its length. crypto/tls answers KeyUpdate but never
+// sends it of its own accord, so a key lasts as long as its session.
 const (
 	// maxKeyUse leaves a margin of a factor of 1.4: 2^34 blocks are 256 GiB of full records.
 	maxKeyUse = 1 << 34

@@ -11,6 +11,9 @@
 //
 // A session that is made ahead sends HELLO alone, and OPEN when a caller comes.
 //
+//	client ── RENEW ──────────────────▶ server   in place of HELLO: names older sessions
+//	client ◀── RENEW answer ─────────── server   with a proof for each that it has renewed
+//
 // What always holds:
 //   - Exchanges follow each other: one is over when each direction has had its last frame, END or
 //     RESET. A side that receives RESET ends its own direction by RESET, unless that has ended.
