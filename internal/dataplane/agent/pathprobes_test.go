@@ -42,8 +42,7 @@ func (w *world) pass(c *net.TCPConn, admit func(length int) bool) {
 		return
 	}
 	to, err := net.Dial("tcp", w.peers.Addr().String())
-	if err != nil {
-		w.Error(err)
+	if err != nil { // the world has ended, and a session is still being made ahead
 		transport.Reset(c)
 		return
 	}

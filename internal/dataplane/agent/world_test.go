@@ -447,7 +447,8 @@ func eventually(t testing.TB, what string, is func() bool) {
 
 func wantReset(t testing.TB, what string, err error) {
 	t.Helper()
-	if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+	if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) &&
+		!errors.Is(err, syscall.ENOTCONN) { // of shutdown after a reset
 		t.Errorf("%s: %v, want a reset", what, err)
 	}
 }
