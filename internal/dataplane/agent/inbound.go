@@ -379,8 +379,12 @@ func (a *Agent) decide(conn *tunnel.Conn, in *arrival) error {
 		Code: tunnel.Code_OK, Endpoint: h.Endpoint, Ready: h.Ready, ReadyCount: h.ReadyCount,
 		Generation: h.Generation, Budget: h.Budget, First: a.speaker(in.localPort()),
 	}
-	if err != nil {
-		answer = tunnel.Answer{Code: codeOf(err)}
+	switch code := codeOf(err); {
+	case err == nil:
+	case code == tunnel.Code_NO_ENDPOINT: // the caller is to choose another one
+		answer.Code, answer.Budget = code, 0
+	default:
+		answer = tunnel.Answer{Code: code}
 	}
 	werr := tunnel.WriteHelloAnswer(conn, answer)
 	if err == nil && werr != nil {

@@ -265,9 +265,12 @@ func (c *call) listen(from *net.TCPConn) error {
 // told remembers what the far side's answer to HELLO tells, when it comes: on a session that
 // waits for its caller it grows old.
 func (a *Agent) told(call *call) {
-	if call.answer.Code == tunnel.Code_OK {
+	switch call.answer.Code {
+	case tunnel.Code_OK:
 		a.learnt.heard(call.caller.account(), call.farPort(), call.answer)
 		a.shares.grant(call.peer.uid, call.answer.Budget)
+	case tunnel.Code_NO_ENDPOINT:
+		a.learnt.heard(call.caller.account(), call.farPort(), call.answer)
 	}
 }
 
@@ -277,7 +280,7 @@ func (a *Agent) learn(call *call, at route.EndpointID, failed error) {
 		return
 	}
 	if answered := call.answer.Endpoint; answered != (route.EndpointID{}) {
-		at = answered // a refused HELLO does not tell
+		at = answered // only NO_ENDPOINT tells it with a refused HELLO
 	}
 	a.learnt.turnedAway(call.caller.uid, call.farPort(), at)
 }
