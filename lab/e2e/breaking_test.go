@@ -335,8 +335,8 @@ func TestWithoutAgentCallsAreRefused(t *testing.T) {
 	open := calling(t)
 	thaw := freeze(t, west)
 	defer thaw() // before the end of the test waits for what it killed
-	start := time.Now()
 	slay(t, west, agent, "agent")
+	start := time.Now() // slay first has to find the container's process
 	for _, c := range open {
 		c.isReset(t, start, 2*time.Second)
 	}

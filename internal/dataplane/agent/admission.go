@@ -7,25 +7,15 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// admission is what the one decision reads, from the same view as s.
-func admission(s *state, view map[string]*wire.Resource) *admit.State {
-	var links []admit.Link
+// admitLinks returns the Links of a state as the decision needs them.
+func (s *state) admitLinks() []admit.Link {
+	links := make([]admit.Link, 0, len(s.links))
 	for _, p := range s.links {
 		links = append(links, admit.Link{
 			Name: p.name, UID: p.uid, TrustDomain: p.trustDomain, Suspended: p.suspended, DefaultDeny: p.defaultDeny,
 		})
 	}
-	var exports []admit.Export
-	var pods []admit.Pod
-	for _, r := range view {
-		switch body := r.Body.(type) {
-		case *wire.Resource_Export:
-			exports = append(exports, exportOf(body.Export))
-		case *wire.Resource_Pod:
-			pods = append(pods, podOf(body.Pod))
-		}
-	}
-	return admit.NewState(links, exports, pods)
+	return links
 }
 
 func exportOf(e *wire.Export) admit.Export {

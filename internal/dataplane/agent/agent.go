@@ -127,20 +127,18 @@ func (a *Agent) onState(h uplink.State) {
 	if h.Expired {
 		a.log.Error("the controller has been away for too long: every new connection is refused")
 	}
-	view := h.View
-	next, err := newState(view, h.Revoked)
+	was := a.state.Load()
+	next, err := newState(h.View, h.Revoked, was)
 	if err != nil {
 		a.log.Error("the controller's state does not hold together: what is broken is left out", "error", err)
 	}
-	if was := a.state.Load(); next == nil && was != nil { // of no use, but for which Links are gone
-		view = was.view
-		next, _ = newState(view, h.Revoked) // told when it came
+	if next == nil && was != nil { // of no use, but for which Links are gone
+		next, _ = newState(was.view, h.Revoked, was) // told when it came
 	}
 	if next == nil {
 		return
 	}
 	next.expired, next.held = h.Expired, h.Held
-	next.view, next.less = without(view, h.Revoked)
 	a.podTable.Update(next.claims(), next.held)
 	a.state.Store(next)
 	a.monitor.update(next)

@@ -460,7 +460,7 @@ func TestDeadHandshakesCostOthersNothing(t *testing.T) {
 		c.Write(append(must(g.header.Marshal(g.key, hello))(t), hello...))
 		dead = append(dead, c)
 	}
-	eventually(t, "they wait", func() bool { return w.east.headers.Count() == 0 })
+	eventually(t, "they wait", func() bool { return free.Waiting() == len(dead) })
 	for _, c := range dead {
 		transport.Reset(c)
 	}

@@ -373,7 +373,7 @@ func (a *Agent) rest(s *clientSession) {
 		s.Retire()
 		return
 	}
-	ctx, release := a.leases.hold(a.taking, a.state.Load, s.call.idleLease())
+	ctx, release := a.leases.hold(a.taking, a.state.Load, s.idleLease())
 	kept := a.sessions.Put(s.key, s, func() {
 		s.idle, s.release = ctx, release
 		s.forget = context.AfterFunc(ctx, func() { a.drop(s) })
@@ -554,6 +554,21 @@ func (a *Agent) makeAhead(key sessionKey, c call, at route.EndpointID) error {
 	a.metrics.session(outbound, sessionAhead)
 	a.rest(a.newSession(conn, by, &c))
 	return nil
+}
+
+// idleLease is the decision by which s waits for a caller. It also ends with the address
+// that s goes by, because whoever takes an address out of a Link wants to turn it off.
+func (s *clientSession) idleLease() func(*state) error {
+	idle := s.call.idleLease()
+	return func(now *state) error {
+		if err := idle(now); err != nil {
+			return err
+		}
+		if p := now.links[s.call.peer.name]; !slices.Contains(p.gateways, s.by) {
+			return fmt.Errorf("%s is not a gateway address of Link %s any more", s.by, p.name)
+		}
+		return nil
+	}
 }
 
 // idleLease is the decision by which a session waits for a caller.

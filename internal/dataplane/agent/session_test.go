@@ -99,8 +99,11 @@ func TestAnIdleSessionEndsWithWhatAdmitsIt(t *testing.T) {
 		"link revoked here":  {"its peer is refused", func(w *world) { w.mu.Lock(); w.revoked["link-to-east"] = true; w.mu.Unlock() }, false},
 		"link revoked there": {"its caller is", func(w *world) { w.mu.Lock(); w.revoked["link-to-west"] = true; w.mu.Unlock() }, false},
 		"mirror gone":        {"nobody calls it any more", func(w *world) { w.edit(&w.westView, "frontend/shop/bar-east", nil) }, false},
-		"last caller gone":   {"nobody of this name is here", func(w *world) { w.edit(&w.westView, "pod/alice-0", nil) }, false},
-		"not exported":       {"its service is", func(w *world) { w.edit(&w.eastView, exported, nil) }, false},
+		"address gone": {"who takes a gateway address out of a Link wants to turn it off", func(w *world) {
+			w.edit(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = "127.78.9.9:4143" })
+		}, false},
+		"last caller gone": {"nobody of this name is here", func(w *world) { w.edit(&w.westView, "pod/alice-0", nil) }, false},
+		"not exported":     {"its service is", func(w *world) { w.edit(&w.eastView, exported, nil) }, false},
 		"pod not ready": {"a session must not bring what readiness keeps away", func(w *world) {
 			w.edit(&w.eastView, exported, func(r *wire.Resource) { r.GetExport().Pods[0].Accepts = false })
 		}, true},
@@ -258,7 +261,7 @@ func TestSessionsFollowRenewal(t *testing.T) {
 func TestASessionLeadsWhereTheCallDoes(t *testing.T) {
 	w := called(t)
 	w.edit(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) { backendOf(r).Service = "foo" })
-	next := must(newState(w.westView, nobodyRevoked))(t)
+	next := must(newState(w.westView, nobodyRevoked, nil))(t)
 	w.west.state.Store(next) // and nothing is looked at again yet
 	if answer, err := w.call(alice, "for foo"); err == nil {
 		t.Errorf("what is meant for foo is answered by bar: %q", answer)

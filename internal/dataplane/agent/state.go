@@ -2,22 +2,19 @@ package agent
 
 import (
 	"crypto/x509"
-	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
-	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 // state is one whole view from the controller without the Links that were deleted. It is
-// immutable: a new view makes a new state, in time proportional to the view.
+// immutable: a new view makes a new state. The new one shares what was parsed from
+// resources that have not changed.
 type state struct {
 	// expired: it admits no new connection.
 	expired bool
@@ -38,6 +35,7 @@ type state struct {
 	accepting   map[backingKey]bool    // pods that take new connections
 	anchors     *identity.Anchors
 	admission   *admit.State
+	parsed      parsedResources
 }
 
 // peer is a linked cluster.
@@ -113,232 +111,8 @@ type pod struct {
 
 func (p *pod) account() account { return account{p.namespace, p.serviceAccount} }
 
-var errNoCluster = errors.New("the controller's view has no resource for this cluster")
-
-// newState makes a state from a view. It leaves out Links that revoked reports. It also
-// leaves out what is not consistent, and the error names that. The state is nil only if
-// the view has no valid Cluster.
-func newState(view map[string]*wire.Resource, revoked func(uid string) bool) (*state, error) {
-	s := &state{
-		links: make(map[string]*peer), mirrors: make(map[netip.Addr]*mirror),
-		pods: make(map[string]*pod), podsByAddr: make(map[netip.Addr][]*pod),
-	}
-	cluster := view["cluster"].GetCluster()
-	if cluster == nil {
-		return nil, errNoCluster
-	}
-	if err := s.addCluster(cluster); err != nil {
-		return nil, err
-	}
-	var errs []error
-	inOrder := slices.Sorted(maps.Keys(view)) // so that the same view gives the same error
-	for _, key := range inOrder {
-		if l := view[key].GetLink(); l != nil && !revoked(l.Uid) {
-			errs = append(errs, s.addLink(l))
-		}
-	}
-	for _, key := range inOrder {
-		switch body := view[key].Body.(type) {
-		case *wire.Resource_Frontend:
-			errs = append(errs, s.addFrontend(body.Frontend))
-		case *wire.Resource_Pod:
-			s.addPod(body.Pod)
-		}
-	}
-	s.callers, s.accepting = s.accounts(), acceptingIn(view)
-	errs = append(errs, s.addAnchors())
-	s.admission = admission(s, view)
-	return s, errors.Join(errs...)
-}
-
-// without returns a view without the Links that revoked reports, and whether there are
-// any.
-func without(view nodestream.View, revoked func(uid string) bool) (nodestream.View, bool) {
-	out := maps.Clone(view)
-	maps.DeleteFunc(out, func(_ string, r *wire.Resource) bool {
-		return r.GetLink() != nil && revoked(r.GetLink().Uid)
-	})
-	return out, len(out) < len(view)
-}
-
-func (s *state) addCluster(c *wire.Cluster) error {
-	if len(c.HopKey) != len(s.hopKey) {
-		return fmt.Errorf("this cluster: its hop key has %d bytes", len(c.HopKey))
-	}
-	s.trustDomain, s.hopKey, s.issuers = c.TrustDomain, route.HopKey(c.HopKey), c.Issuers
-	for _, cidr := range c.VipCidrs {
-		p, err := netip.ParsePrefix(cidr)
-		if err != nil {
-			return fmt.Errorf("this cluster: its range of virtual IPs: %w", err)
-		}
-		s.vips = append(s.vips, p)
-	}
-	return nil
-}
-
-func (s *state) addLink(l *wire.Link) error {
-	p := &peer{
-		name:        l.Name,
-		uid:         l.Uid,
-		trustDomain: l.TrustDomain,
-		suspended:   l.Suspended,
-		defaultDeny: l.DefaultDeny,
-	}
-	if l.CallersRestricted {
-		p.callers = make(map[string]bool, len(l.CallerNamespaces))
-		for _, namespace := range l.CallerNamespaces {
-			p.callers[namespace] = true
-		}
-	}
-	var unhealthy []string
-	for _, g := range l.Gateways {
-		if g.Healthy {
-			p.gateways = append(p.gateways, g.Address)
-		} else {
-			unhealthy = append(unhealthy, g.Address)
-		}
-	}
-	p.healthy = len(p.gateways)
-	p.gateways = append(p.gateways, unhealthy...)
-	var keys []route.DatedKey
-	for _, k := range l.DayKeys {
-		if len(k.Key) == len(route.DayKey{}) {
-			keys = append(keys, route.DatedKey{Day: k.Day, Key: route.DayKey(k.Key)})
-		}
-	}
-	p.sealer = route.NewSealer(keys...)
-	s.links[l.Name] = p
-	if len(l.Issuers) == 0 {
-		return nil // not known before the first catalog stream
-	}
-	issuers, err := identity.ParseIssuers(l.TrustDomain, l.Issuers)
-	if err != nil {
-		return fmt.Errorf("link %q: %w", l.Name, err)
-	}
-	p.issuers = issuers
-	return nil
-}
-
-// addFrontend adds the mirror of a frontend. This version uses frontends that have
-// exactly one tier with one backend.
-func (s *state) addFrontend(f *wire.Frontend) error {
-	name := f.Namespace + "/" + f.Name
-	if len(f.Tiers) != 1 || len(f.Tiers[0].Backends) != 1 {
-		return fmt.Errorf("frontend %s: this version supports one tier with one backend only", name)
-	}
-	b := f.Tiers[0].Backends[0]
-	peer := s.links[b.Link]
-	if peer == nil {
-		return nil // its Link is revoked
-	}
-	out := &mirror{
-		name: name, link: b.Link, namespace: b.Namespace, service: b.Service, hostname: b.Hostname,
-		affinity: time.Duration(f.SessionAffinitySeconds) * time.Second, ports: make(map[int]mirrorPort),
-	}
-	for _, id := range b.Identities {
-		identity, err := identity.ParseName(id)
-		if err != nil {
-			return fmt.Errorf("frontend %s: %w", name, err)
-		}
-		if identity.TrustDomain() != peer.trustDomain {
-			return fmt.Errorf("frontend %s: Link %s cannot vouch for %s", name, b.Link, identity)
-		}
-		out.identities = append(out.identities, identity)
-	}
-	protocols := make(map[uint32]string, len(f.Ports))
-	for _, p := range f.Ports {
-		protocols[p.Index] = p.AppProtocol
-	}
-	for _, p := range b.Ports {
-		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route, appProtocol: protocols[p.Index]}
-	}
-	for _, vip := range f.Vips {
-		addr, err := netip.ParseAddr(vip)
-		if err != nil {
-			return fmt.Errorf("frontend %s: %w", name, err)
-		}
-		if _, taken := s.mirrors[addr]; taken {
-			s.mirrors[addr] = nil // used by neither, because the order of frontends has no meaning
-			return fmt.Errorf("frontend %s: another frontend has its virtual IP %v too", name, addr)
-		}
-		s.mirrors[addr] = out
-	}
-	return nil
-}
-
-func (s *state) addPod(w *wire.Pod) {
-	if !w.Live {
-		return
-	}
-	p := &pod{
-		uid: w.Uid, namespace: w.Namespace, name: w.Name, serviceAccount: w.ServiceAccount,
-		hostNetwork: w.HostNetwork, canary: w.Canary, sandbox: w.SandboxTimeNs,
-	}
-	for _, ip := range w.Ips {
-		if addr, err := netip.ParseAddr(ip); err == nil {
-			p.addrs = append(p.addrs, addr.Unmap())
-		}
-	}
-	s.pods[p.uid] = p
-	if p.hostNetwork {
-		return
-	}
-	for _, addr := range p.addrs {
-		s.podsByAddr[addr] = append(s.podsByAddr[addr], p)
-	}
-}
-
-// addAnchors makes the set of issuers that sign peers' workload certificates. A trust
-// domain that two Links claim has no issuers.
-func (s *state) addAnchors() error {
-	issuers := make(map[string][]*x509.Certificate)
-	claimed := make(map[string]int)
-	for _, p := range s.links {
-		claimed[p.trustDomain]++
-		if len(p.issuers) > 0 {
-			issuers[p.trustDomain] = p.issuers
-		}
-	}
-	for domain, n := range claimed {
-		if n > 1 || domain == s.trustDomain {
-			delete(issuers, domain)
-		}
-	}
-	anchors, err := identity.NewAnchors(issuers)
-	if err != nil {
-		return err
-	}
-	s.anchors = anchors
-	return nil
-}
-
 // backingKey is a pod that backs a Service.
 type backingKey struct{ namespace, service, pod string }
-
-// acceptingIn returns the pods that take new connections for the Services that they back.
-func acceptingIn(view map[string]*wire.Resource) map[backingKey]bool {
-	out := make(map[backingKey]bool)
-	for _, r := range view {
-		e := r.GetExport()
-		for _, p := range e.GetPods() {
-			if p.Accepts {
-				out[backingKey{e.Namespace, e.Service, p.Uid}] = true
-			}
-		}
-	}
-	return out
-}
-
-// accounts returns the ServiceAccounts of the live pods that can call or be called.
-func (s *state) accounts() map[account]bool {
-	out := make(map[account]bool)
-	for _, p := range s.pods {
-		if !p.hostNetwork && !p.canary {
-			out[p.account()] = true
-		}
-	}
-	return out
-}
 
 // linkOf returns the Link whose peer has a trust domain; nil if there is none, or more
 // than one.

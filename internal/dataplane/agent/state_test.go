@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
@@ -96,12 +98,12 @@ func TestNewState(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			view := must(nodestream.NewView(append(tc.resources, cluster)...))(t)
-			s, err := newState(view, func(uid string) bool { return uid == tc.revoked })
+			s, err := newState(view, func(uid string) bool { return uid == tc.revoked }, nil)
 			if s == nil || (err != nil) != tc.broken {
 				t.Fatalf("%s: %v, want broken: %v", tc.why, err, tc.broken)
 			}
 			for range 10 {
-				if _, again := newState(view, func(uid string) bool { return uid == tc.revoked }); err != nil && again.Error() != err.Error() {
+				if _, again := newState(view, func(uid string) bool { return uid == tc.revoked }, nil); err != nil && again.Error() != err.Error() {
 					t.Errorf("the error reads differently each time: %q, %q", err, again)
 				}
 			}
@@ -125,7 +127,7 @@ func TestNewState(t *testing.T) {
 	}
 
 	t.Run("gateways", func(t *testing.T) {
-		s, _ := newState(must(nodestream.NewView(cluster, linkEast))(t), nobodyRevoked)
+		s, _ := newState(must(nodestream.NewView(cluster, linkEast))(t), nobodyRevoked, nil)
 		if got, want := s.links["east"].gateways, []string{"healthy:4143", "late:4143"}; !slices.Equal(got, want) {
 			t.Errorf("healthy ones come first: %v, want %v", got, want)
 		}
@@ -138,7 +140,7 @@ func TestNewState(t *testing.T) {
 			pod("finished", &wire.Pod{Ips: []string{"10.0.0.1"}}),
 			pod("leaving", &wire.Pod{Live: true, Terminating: true, Ips: []string{"10.0.0.3"}}),
 			pod("young", &wire.Pod{Live: true}),
-		))(t), nobodyRevoked)
+		))(t), nobodyRevoked, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,11 +161,11 @@ func TestNewState(t *testing.T) {
 	t.Run("useless", func(t *testing.T) {
 		short := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 31)}}}
 		for why, r := range map[string]*wire.Resource{"without its cluster": linkEast, "with half a hop key": short} {
-			if s, err := newState(must(nodestream.NewView(r))(t), nobodyRevoked); s != nil || err == nil {
+			if s, err := newState(must(nodestream.NewView(r))(t), nobodyRevoked, nil); s != nil || err == nil {
 				t.Errorf("a view %s: %v, %v", why, s, err)
 			}
 		}
-		if _, err := newState(nil, nobodyRevoked); !errors.Is(err, errNoCluster) {
+		if _, err := newState(nil, nobodyRevoked, nil); !errors.Is(err, errNoCluster) {
 			t.Errorf("no view: %v", err)
 		}
 	})
@@ -198,5 +200,91 @@ func TestRevokedInAUselessView(t *testing.T) {
 	w.west.onState(uplink.State{View: useless, Revoked: nobodyRevoked, Expired: true})
 	if _, err := w.west.current(); err == nil {
 		t.Error("a state that has expired admits new calls")
+	}
+}
+
+// largeView returns a view of 10,000 mirrors of 200 linked clusters.
+func largeView(t testing.TB) nodestream.View {
+	const links, mirrors = 200, 50
+	resources := []*wire.Resource{{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{
+		TrustDomain: "west-1", HopKey: make([]byte, 32), VipCidrs: []string{"240.0.0.0/12"}}}}}
+	for i := range links {
+		name := fmt.Sprintf("link-%d", i)
+		c := newCluster(t, fmt.Sprintf("peer-%d", i))
+		resources = append(resources, &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{
+			Name: name, Uid: "uid-" + name, TrustDomain: c.root.TrustDomain(), Issuers: c.issuers(),
+			Gateways: []*wire.GatewayAddress{{Address: "192.0.2.1:4143", Healthy: true}},
+			DayKeys:  []*wire.DayKey{{Day: 1, Key: make([]byte, 32)}, {Day: 2, Key: make([]byte, 32)}}}}})
+		for k := range mirrors {
+			service := fmt.Sprintf("bar-%d", k)
+			resources = append(resources, &wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
+				Namespace: "shop", Name: service + "-" + name,
+				Vips:  []string{netip.AddrFrom4([4]byte{240, 1, byte(i), byte(k)}).String()},
+				Ports: []*wire.FrontendPort{{Index: 0}},
+				Tiers: []*wire.Tier{{Backends: []*wire.Backend{{
+					Link: name, Namespace: "shop", Service: service,
+					Identities: []string{"spiffe://" + c.root.TrustDomain() + "/ns/shop/sa/bar"},
+					Ports:      []*wire.BackendPort{{Index: 0, Port: 80, Route: uint32(k + 1)}}}}}}}}})
+		}
+	}
+	return must(nodestream.NewView(resources...))(t)
+}
+
+// TestStateSharesWhatHasNotChanged: a new state parses only resources that are new, and
+// is otherwise the same as one made of the view alone.
+func TestStateSharesWhatHasNotChanged(t *testing.T) {
+	view := largeView(t)
+	first := must(newState(view, nobodyRevoked, nil))(t)
+	at := func(link, mirror byte) netip.Addr { return netip.AddrFrom4([4]byte{240, 1, link, mirror}) }
+
+	next := maps.Clone(view)
+	for key, r := range view {
+		switch {
+		case r.GetFrontend().GetName() == "bar-0-link-0":
+			f := proto.CloneOf(r)
+			f.GetFrontend().Tiers[0].Backends[0].Service = "foo"
+			next[key] = f
+		case r.GetLink().GetName() == "link-1":
+			l := proto.CloneOf(r)
+			l.GetLink().TrustDomain = "other-1"
+			l.GetLink().Issuers = nil
+			next[key] = l
+		}
+	}
+	second, err := newState(next, nobodyRevoked, first)
+	_, wantErr := newState(next, nobodyRevoked, nil)
+	if err == nil || wantErr == nil || err.Error() != wantErr.Error() {
+		t.Errorf("error %.200v, want that of a state made of the view alone: %.200v", err, wantErr)
+	}
+	if got := second.mirrors[at(0, 0)].service; got != "foo" {
+		t.Errorf("the changed frontend leads to %s, want foo", got)
+	}
+	if got := second.mirrors[at(1, 0)]; got != nil {
+		t.Errorf("%s is served, but its Link cannot vouch for its identity any more", got.name)
+	}
+	if second.mirrors[at(0, 1)] != first.mirrors[at(0, 1)] || second.links["link-2"] != first.links["link-2"] {
+		t.Error("what has not changed was parsed again")
+	}
+}
+
+// BenchmarkNewState makes the state after a change of one among 10,000 mirrors of 200
+// Links.
+func BenchmarkNewState(b *testing.B) {
+	view := largeView(b)
+	was := must(newState(view, nobodyRevoked, nil))(b)
+	for key, r := range view {
+		if r.GetFrontend() != nil {
+			view = maps.Clone(view)
+			view[key] = proto.CloneOf(r)
+			break
+		}
+	}
+	for name, was := range map[string]*state{"after a change": was, "the first": nil} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				must(newState(view, nobodyRevoked, was))(b)
+			}
+		})
 	}
 }

@@ -402,7 +402,8 @@ func ask(c *net.TCPConn, say string) (string, error) {
 	if _, err := io.WriteString(c, say); err != nil {
 		return "", err
 	}
-	if err := c.CloseWrite(); err != nil {
+	// If c was reset meanwhile it is not connected, and reading reports the reset.
+	if err := c.CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) {
 		return "", err
 	}
 	answer, err := io.ReadAll(c)

@@ -53,6 +53,17 @@ func (t *Turns) Take(ctx context.Context, key string, alive func() bool) bool {
 	return false
 }
 
+// Waiting returns how many tasks wait for a turn.
+func (t *Turns) Waiting() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := 0
+	for _, q := range t.queues {
+		n += q.waiting.Len()
+	}
+	return n
+}
+
 // enter takes a free turn, or else a place in the queue of key.
 func (t *Turns) enter(key string, alive func() bool) (*waiter, *list.Element) {
 	t.mu.Lock()
