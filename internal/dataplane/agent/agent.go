@@ -90,8 +90,9 @@ type Agent struct {
 	// headers are the inbound connections whose header has not come.
 	headers *budget.Pending
 	// turns are at the CPU, for inbound handshakes.
-	turns *budget.Turns
-	rates callRates
+	turns    *budget.Turns
+	openings *openings
+	rates    callRates
 
 	log     *slog.Logger
 	metrics *metrics
@@ -110,7 +111,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a := &Agent{
 		podTable: podid.New(podid.NewKernel()), learnt: newLearnt(), proofs: identity.NewProofCache(),
 		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, check: kernelCheck,
-		headers: budget.NewPending(maxHeaders, maxHeadersFrom), turns: budget.NewTurns(runtime.GOMAXPROCS(0)), rates: newCallRates(), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
+		headers: budget.NewPending(maxHeaders, maxHeadersFrom), turns: budget.NewTurns(runtime.GOMAXPROCS(0)), openings: newOpenings(), rates: newCallRates(), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
 		lines: rate.NewLimiter(lineRate, lineBurst), sessions: newSessions(), shares: newAllowances(),
 		buckets: newFading[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(),
 	}

@@ -127,6 +127,11 @@ func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (o *open
 	if err := a.awaitSpeech(c, call); err != nil {
 		return nil, err
 	}
+	opened, err := a.awaitOpening(life, c, call)
+	if err != nil {
+		return nil, err
+	}
+	defer opened()
 	if o, err = a.open(life, c, call); err != nil {
 		return nil, err
 	}

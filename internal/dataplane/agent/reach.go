@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -32,6 +33,9 @@ func (a *Agent) reach(life context.Context, p *peer) (raw *transport.Raw, by str
 	a.detours.saw(addresses, winner, time.Now())
 	if winner == 0 {
 		a.detours.measured(addresses[0], time.Since(start))
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		a.openings.measured(p.uid, transport.RTT(tcp))
 	}
 	a.forsake(addresses[:winner]...)
 	return transport.Dialed(conn), addresses[winner], nil

@@ -11,7 +11,8 @@ import (
 // NewTurns. It is safe for concurrent use.
 type Turns struct {
 	mu     sync.Mutex // guards what follows
-	free   int
+	all    int
+	free   int // less than 0 after Resize, until enough were given back
 	queues map[string]*queue
 	order  list.List // of *queue, that of the next turn first
 }
@@ -29,7 +30,16 @@ type waiter struct {
 }
 
 // NewTurns returns n turns.
-func NewTurns(n int) *Turns { return &Turns{free: n, queues: make(map[string]*queue)} }
+func NewTurns(n int) *Turns { return &Turns{all: n, free: n, queues: make(map[string]*queue)} }
+
+// Resize changes the number of turns. It takes none back from those who have one.
+func (t *Turns) Resize(n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.free += n - t.all
+	t.all = n
+	t.serve()
+}
 
 // Take waits for a turn of key, which Give must give back. It returns false if ctx ended
 // first, or if alive, asked when the turn comes, says that nobody needs it any more. alive
@@ -87,22 +97,34 @@ func (t *Turns) leave(key string, place *list.Element) bool {
 func (t *Turns) Give() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for {
+	t.free++
+	t.serve()
+}
+
+// Waiting returns how many tasks wait for a turn.
+func (t *Turns) Waiting() (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, q := range t.queues {
+		n += q.waiting.Len()
+	}
+	return n
+}
+
+// serve gives free turns to those who wait, key by key.
+func (t *Turns) serve() {
+	for t.free > 0 && t.order.Len() > 0 {
 		front := t.order.Front()
-		if front == nil {
-			t.free++
-			return
-		}
 		q := front.Value.(*queue)
 		t.order.MoveToBack(front)
 		place := q.waiting.Front()
 		w := place.Value.(*waiter)
 		has := w.alive()
 		t.remove(q, place)
-		w.done <- has
 		if has {
-			return
+			t.free--
 		}
+		w.done <- has
 	}
 }
 

@@ -85,3 +85,41 @@ func TestTurnsEndWithTheirContext(t *testing.T) {
 		}
 	})
 }
+
+func TestTurnsResize(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := NewTurns(2)
+		for range 2 {
+			turns.Take(t.Context(), "first", alive)
+		}
+		served := make(chan bool, 10)
+		for range 4 {
+			go func() { served <- turns.Take(t.Context(), "a", alive) }()
+		}
+		synctest.Wait()
+		turns.Resize(4)
+		synctest.Wait()
+		if n := len(served); n != 2 {
+			t.Errorf("%d were served when two turns were added, want 2", n)
+		}
+		turns.Resize(1)
+		for range 3 {
+			turns.Give()
+		}
+		synctest.Wait()
+		if n := len(served); n != 2 {
+			t.Errorf("%d were served while more turns are out than there are, want 2", n)
+		}
+		turns.Give()
+		synctest.Wait()
+		if n := len(served); n != 3 {
+			t.Errorf("%d were served, want 3", n)
+		}
+		for range 2 {
+			turns.Give()
+		}
+		if synctest.Wait(); len(served) != 4 || turns.free != 1 || turns.all != 1 {
+			t.Errorf("%d were served, %d turns of %d are free", len(served), turns.free, turns.all)
+		}
+	})
+}

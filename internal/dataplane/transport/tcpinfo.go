@@ -3,6 +3,7 @@ package transport
 import (
 	"net"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +16,17 @@ const tcpClose = 7
 func closed(c *net.TCPConn) bool {
 	info, err := tcpInfo(c)
 	return err != nil || info.State == tcpClose
+}
+
+// RTT returns the shortest round trip that the kernel has lately seen on a connection, or
+// zero if it knows none.
+func RTT(c *net.TCPConn) time.Duration {
+	const none = 1<<32 - 1
+	info, err := tcpInfo(c)
+	if err != nil || info.Min_rtt == none {
+		return 0
+	}
+	return time.Duration(info.Min_rtt) * time.Microsecond
 }
 
 // tcpInfo returns what the kernel knows about a connection.

@@ -1,0 +1,104 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+)
+
+const (
+	// openingsPerCPU is how many outbound calls to one peer may be opening at the same
+	// time, for each CPU of the node. More of them would only wait for each other.
+	openingsPerCPU = 16
+	// openRate is how many calls a second each CPU can open at most. So many more for each
+	// second of the round trip to the peer may be opening: they are on their way.
+	openRate = 2000
+	// openingTime is how long a call counts as opening, beyond two round trips. One that
+	// takes longer waits for an application, and needs no CPU time meanwhile.
+	openingTime = 100 * time.Millisecond
+	// maxRTT bounds what a slow path adds to these numbers.
+	maxRTT = 500 * time.Millisecond
+)
+
+// openings are the outbound calls that are being opened. Make it with newOpenings.
+type openings struct {
+	// most is how many calls to one peer may be opening at a round trip.
+	most  func(rtt time.Duration) int
+	links *fading[string, *linkOpenings] // by UID
+}
+
+// linkOpenings are those to one peer.
+type linkOpenings struct {
+	turns *budget.Turns // by pod
+
+	mu  sync.Mutex // guards rtt
+	rtt time.Duration
+}
+
+func newOpenings() *openings {
+	cpus := runtime.GOMAXPROCS(0)
+	return &openings{
+		most:  func(rtt time.Duration) int { return openingsAt(cpus, rtt) },
+		links: newFading[string, *linkOpenings](1024, time.Hour),
+	}
+}
+
+// openingsAt returns how many calls to one peer may be opening at the same time.
+func openingsAt(cpus int, rtt time.Duration) int {
+	return cpus * (openingsPerCPU + int(min(rtt, maxRTT).Seconds()*openRate))
+}
+
+func (o *openings) of(link string) *linkOpenings {
+	var l *linkOpenings
+	o.links.put(link, func(was *linkOpenings, _ time.Duration, there bool) (*linkOpenings, bool) {
+		if l = was; !there {
+			l = &linkOpenings{turns: budget.NewTurns(o.most(0))}
+		}
+		return l, true
+	})
+	return l
+}
+
+// measured takes in the round trip of a new connection to a peer's gateway. A shorter one
+// counts at once and a longer one slowly, because a busy node measures long ones.
+func (o *openings) measured(link string, rtt time.Duration) {
+	if rtt <= 0 {
+		return
+	}
+	l := o.of(link)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.rtt == 0 || rtt < l.rtt:
+		l.rtt = rtt
+	default:
+		l.rtt += (rtt - l.rtt) / 32
+	}
+	l.turns.Resize(o.most(l.rtt))
+}
+
+// within is how long a call counts as opening.
+func (l *linkOpenings) within() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return openingTime + 2*min(l.rtt, maxRTT)
+}
+
+// awaitOpening waits until a call may be opened. Pods take turns: the calls of a pod that
+// connects in a loop wait for each other, and those of another pod do not wait for all of
+// them. opened must be called once the call is open or refused, if there is no error.
+func (a *Agent) awaitOpening(ctx context.Context, c *net.TCPConn, call *call) (opened func(), err error) {
+	l := a.openings.of(call.peer.uid)
+	if !l.turns.Take(ctx, call.from.Addr().String(), func() bool { return !transport.Gone(c) }) {
+		return nil, refuse(reasonCallerGone, errors.New("the caller has gone before its call was opened"))
+	}
+	give := sync.OnceFunc(l.turns.Give)
+	late := time.AfterFunc(l.within(), give)
+	return func() { late.Stop(); give() }, nil
+}

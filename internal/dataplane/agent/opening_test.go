@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"testing"
+	"time"
+)
+
+// The calls of a pod that connects in a loop wait for each other, and another pod's call does
+// not wait for all of them.
+func TestPodsTakeTurnsToOpenCalls(t *testing.T) {
+	w := newWorld(t, echo, func(w *world) { w.west.openings.most = func(time.Duration) int { return 1 } })
+	turns := w.west.openings.of("link-to-east").turns
+	if !turns.Take(t.Context(), "busy", func() bool { return true }) {
+		t.Fatal("no turn is free")
+	}
+	const many = 20
+	answered := make(chan string, many+1)
+	call := func(pod string) {
+		if _, err := w.call(pod, "hello"); err != nil {
+			t.Errorf("call of %s: %v", pod, err)
+		}
+		answered <- pod
+	}
+	for range many {
+		go call(alice)
+	}
+	eventually(t, "calls wait", func() bool { return turns.Waiting() == many })
+	go call(bob)
+	eventually(t, "another pod's call waits, too", func() bool { return turns.Waiting() == many+1 })
+	turns.Give()
+	place := 0
+	for i := range many + 1 {
+		if <-answered == bob {
+			place = i
+		}
+	}
+	if place > many/2 {
+		t.Errorf("another pod's call was answered after %d of %d calls of a pod that connects in a loop", place, many)
+	}
+}
+
+func TestOpeningsAt(t *testing.T) {
+	for _, tc := range []struct {
+		why  string
+		cpus int
+		rtt  time.Duration
+		want int
+	}{
+		{"unknown round trip", 2, 0, 32},
+		{"same site", 2, 300 * time.Microsecond, 32},
+		{"a WAN", 2, 60 * time.Millisecond, 2 * (16 + 120)},
+		{"a path that is slower than any", 1, time.Minute, 16 + 1000},
+	} {
+		if got := openingsAt(tc.cpus, tc.rtt); got != tc.want {
+			t.Errorf("%s: %d, want %d", tc.why, got, tc.want)
+		}
+	}
+}
+
+// A shorter round trip counts at once, and a longer one slowly.
+func TestOpeningsFollowTheRoundTrip(t *testing.T) {
+	o := newOpenings()
+	var most time.Duration
+	o.most = func(rtt time.Duration) int { most = rtt; return 1 }
+	for _, step := range []struct {
+		rtt, want time.Duration
+	}{
+		{60 * time.Millisecond, 60 * time.Millisecond},
+		{0, 60 * time.Millisecond},
+		{10 * time.Millisecond, 10 * time.Millisecond},
+		{330 * time.Millisecond, 20 * time.Millisecond},
+	} {
+		o.measured("east", step.rtt)
+		if most != step.want {
+			t.Errorf("after %v it is %v, want %v", step.rtt, most, step.want)
+		}
+	}
+	if got := o.of("east").within(); got != openingTime+40*time.Millisecond {
+		t.Errorf("a call counts for %v", got)
+	}
+}
