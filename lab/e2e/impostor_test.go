@@ -43,12 +43,20 @@ type impostor struct {
 func newImpostor(t *testing.T) *impostor {
 	t.Helper()
 	ctx := t.Context()
-	p := &impostor{from: have(west.NodeNetns(""))(t), gateway: gatewayOf(t, east), trustDomain: have(west.trustDomain(ctx))(t)}
+	p := &impostor{from: have(west.NodeNetns(""))(t), trustDomain: have(west.trustDomain(ctx))(t)}
 	root, issuer, keys := secretOf(t, west, "causeway-root"), secretOf(t, west, "causeway-issuer"), secretOf(t, west, "causeway-keys")
 	p.root = have(identity.ParseRoot(root["tls.crt"], root["tls.key"]))(t)
 	p.issuer = have(identity.ParseIssuer(issuer["tls.crt"], issuer["tls.key"], p.root.Certificate()))(t)
 	p.linkKey = have(identity.ParseLinkKey(keys["link-key"]))(t)
+	p.readEast(t)
+	return p
+}
 
+// readEast reads what a peer of east's knows of it.
+func (p *impostor) readEast(t *testing.T) {
+	t.Helper()
+	ctx := t.Context()
+	p.gateway = gatewayOf(t, east)
 	m := have(east.api.CoreV1().ConfigMaps(system).Get(ctx, "causeway-identity", getOptions))(t).Data
 	p.east.trustDomain = m["trustDomain"]
 	p.east.linkPublic = have(base64.StdEncoding.DecodeString(m["linkPublicKey"]))(t)
@@ -70,7 +78,6 @@ func newImpostor(t *testing.T) *impostor {
 			p.routes[c.Key.String()+":"+port.Name] = id
 		}
 	}
-	return p
 }
 
 func secretOf(t *testing.T, c *cluster, name string) map[string][]byte {

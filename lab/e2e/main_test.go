@@ -19,7 +19,16 @@ var west, east *cluster
 
 var began = time.Now()
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if address := os.Getenv(loadAddress); address != "" {
+		if err := runLoad(address, os.Stdin, os.Stdout); err != nil {
+			say("load: %v", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

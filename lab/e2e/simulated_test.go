@@ -27,10 +27,14 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// A simulatedPeer is a peer of west's that is a catalog server in the WAN and nothing
-// else. It says whatever a test wants.
+// A simulatedPeer is a peer of a cluster that is a catalog server in the WAN and nothing
+// else. It says whatever a test wants, and the test holds its keys.
 type simulatedPeer struct {
 	name, trustDomain string
+	of                *cluster // whose peer it is
+	root              *identity.Root
+	issuer            *identity.Issuer
+	linkKey           identity.LinkKey
 	board             *wire.Board
 	generation        uint64
 }
@@ -57,36 +61,46 @@ func (peerSink) Disconnected(string, error)       {}
 
 // newSimulatedPeer links west with a peer that does not exist otherwise. The Link and the
 // peer are gone when the test ends.
-func newSimulatedPeer(t *testing.T, name string) *simulatedPeer {
+func newSimulatedPeer(t *testing.T, name string) *simulatedPeer { return simulatePeer(t, west, name) }
+
+// simulatePeer links a cluster with a peer that does not exist otherwise. The peer also
+// lists the issuers that its root signed at the times in also. The Link and the peer are
+// gone when the test ends.
+func simulatePeer(t *testing.T, of *cluster, name string, also ...time.Time) *simulatedPeer {
 	t.Helper()
 	ctx, now := t.Context(), time.Now()
 	p := &simulatedPeer{
 		name:        name,
+		of:          of,
 		trustDomain: name + "-0123abcd",
 		board:       wire.NewBoard(),
 		generation:  uint64(now.UnixMilli()),
 	}
-	root := have(identity.NewRoot(p.trustDomain, now))(t)
-	issuer := have(root.NewIssuer(now))(t)
-	linkKey := have(identity.NewLinkKey())(t)
+	p.root = have(identity.NewRoot(p.trustDomain, slices.MinFunc(append(also, now), time.Time.Compare)))(t)
+	p.issuer = have(p.root.NewIssuer(now))(t)
+	p.linkKey = have(identity.NewLinkKey())(t)
+	issuers := []*x509.Certificate{p.issuer.Certificate()}
+	for _, at := range also {
+		issuers = append(issuers, have(p.root.NewIssuer(at))(t).Certificate())
+	}
 	key := have(identity.NewPrivateKey())(t)
 	own := have(identity.NewName(p.trustDomain, system, identity.ControllerServiceAccount))(t)
-	chain := have(root.SignController(key.Public(), own, []string{"simulated"}, now))(t)
+	chain := have(p.root.SignController(key.Public(), own, []string{"simulated"}, now))(t)
 	controller := have(identity.NewCredential(chain, key))(t)
 	must(t, p.board.SetHello(&wire.Hello{
 		Version:       "v0.0.0-simulated",
-		IssuerList:    have(root.SignIssuerList(1, []*x509.Certificate{issuer.Certificate()}))(t),
-		LinkPublicKey: linkKey.Public(),
+		IssuerList:    have(p.root.SignIssuerList(1, issuers))(t),
+		LinkPublicKey: p.linkKey.Public(),
 	}))
 	p.board.SetFreshness(func() wire.Freshness { return wire.Freshness{Replica: wire.ReplicaID{1}} })
 	p.publish(t)
-	p.board.SetReady("west")
+	p.board.SetReady(of.Name())
 
-	westDomain := have(west.trustDomain(ctx))(t)
-	identities := have(west.api.CoreV1().ConfigMaps(system).Get(ctx, "causeway-identity", getOptions))(t).Data
-	westRoot := have(identity.ParseRootCertificate([]byte(identities["root.pem"]), westDomain))(t)
+	domain := have(of.trustDomain(ctx))(t)
+	identities := have(of.api.CoreV1().ConfigMaps(system).Get(ctx, "causeway-identity", getOptions))(t).Data
+	ofRoot := have(identity.ParseRootCertificate([]byte(identities["root.pem"]), domain))(t)
 	verify := func(cs tls.ConnectionState) error {
-		_, err := identity.VerifyController(cs.PeerCertificates, westDomain, westRoot, time.Now())
+		_, err := identity.VerifyController(cs.PeerCertificates, domain, ofRoot, time.Now())
 		return err
 	}
 	serverTLS := func() (*tls.Config, error) {
@@ -94,7 +108,7 @@ func newSimulatedPeer(t *testing.T, name string) *simulatedPeer {
 		return identity.ServerTLS(identity.PlaneCatalog, credential, true, verify), nil
 	}
 
-	wan := west.lab.WAN()
+	wan := of.lab.WAN()
 	_, err := output(wan.Command(ctx, "ip", "addr", "replace", simulatedAddress+"/32", "dev", "lo"))
 	must(t, err)
 	ln := have(inside(wan.Netns(), func() (net.Listener, error) {
@@ -102,23 +116,23 @@ func newSimulatedPeer(t *testing.T, name string) *simulatedPeer {
 	}))(t)
 	serving, stop := context.WithCancel(background())
 	var ended sync.WaitGroup
-	server := wire.NewServer(func(tls.ConnectionState) (string, error) { return "west", nil }, p.board,
-		peerSink{westRoot, westDomain}, wire.ServerOptions{})
+	server := wire.NewServer(func(tls.ConnectionState) (string, error) { return of.Name(), nil }, p.board,
+		peerSink{ofRoot, domain}, wire.ServerOptions{})
 	ended.Go(func() {
 		creds := grpctls.Config{ALPN: wire.ALPN, TLS: serverTLS, Guard: transport.GuardAccepted}
 		_ = server.Serve(serving, ln, grpctls.New(creds))
 	})
 	t.Cleanup(func() {
-		if err := west.kubectl(background(), "", "delete", "link", name, "--ignore-not-found"); err != nil {
+		if err := of.kubectl(background(), "", "delete", "link", name, "--ignore-not-found"); err != nil {
 			t.Error(err)
 		}
-		must(t, poll(background(), time.Minute, func() error { return west.mirrorsOf(background(), name) }))
+		must(t, poll(background(), time.Minute, func() error { return of.mirrorsOf(background(), name) }))
 		stop()
 		ended.Wait()
 		_, _ = output(wan.Command(background(), "ip", "addr", "del", simulatedAddress+"/32", "dev", "lo"))
 	})
 
-	rootPEM, _, err := root.MarshalPEM()
+	rootPEM, _, err := p.root.MarshalPEM()
 	must(t, err)
 	link := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": v1alpha1.GroupVersion.String(),
@@ -127,12 +141,12 @@ func newSimulatedPeer(t *testing.T, name string) *simulatedPeer {
 		"spec": map[string]any{
 			"trustDomain":   p.trustDomain,
 			"root":          string(rootPEM),
-			"linkPublicKey": base64.StdEncoding.EncodeToString(linkKey.Public()),
+			"linkPublicKey": base64.StdEncoding.EncodeToString(p.linkKey.Public()),
 			"gateways":      []any{net.JoinHostPort(simulatedAddress, "4143")},
 			"import":        map[string]any{"services": "All"},
 		},
 	}}
-	have(west.dyn.Resource(links).Create(ctx, link, metav1.CreateOptions{}))(t)
+	have(of.dyn.Resource(links).Create(ctx, link, metav1.CreateOptions{}))(t)
 	return p
 }
 
@@ -142,7 +156,7 @@ func (p *simulatedPeer) publish(t *testing.T, services ...catalog.Service) {
 	p.generation++
 	listings := make([]wire.Listing, len(services))
 	for i := range services {
-		listings[i] = wire.Listing{Key: services[i].Key(), Service: &services[i], Links: []string{"west"}}
+		listings[i] = wire.Listing{Key: services[i].Key(), Service: &services[i], Links: []string{p.of.Name()}}
 	}
 	must(t, p.board.Publish(listings, wire.Version{Epoch: "simulated", Generation: p.generation}))
 }

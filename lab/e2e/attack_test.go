@@ -1,0 +1,646 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/identity"
+)
+
+// These stories attack Causeway while a well-behaved pod of west calls bar. None of its
+// calls may fail. Their p99 is compared with that of the same calls while the same attack
+// hits a plain TCP server on the same machine, and the ratio is printed. The ratio is a
+// benchmark, so only a bound that is far above it fails a test.
+
+// sane is a time that the p99 of well-behaved calls never takes, on whatever machine.
+const sane = 10 * time.Second
+
+// full reports whether attacks have their full size. Without it each takes seconds.
+func full() bool { return os.Getenv("CAUSEWAY_E2E_LONG") != "" }
+
+// sized is a number that depends on whether attacks have their full size.
+func sized(short, long int) int {
+	if full() {
+		return long
+	}
+	return short
+}
+
+// attackTime is how long an attack goes on.
+func attackTime() time.Duration { return time.Duration(sized(3, 15)) * time.Second }
+
+// A target is where an attack goes. A sink accepts and reads, and does not speak TLS.
+type target struct {
+	address string
+	sink    bool
+}
+
+// An attack sends hostile traffic to a target until ctx ends, and returns how many
+// connections it has opened.
+type attack func(ctx context.Context, at target) int
+
+// An attackCase is an attack and where it goes.
+type attackCase struct {
+	why      string
+	attack   attack
+	at, sink string
+	// landed are counters of which one must rise, or the attack has shown nothing.
+	landed []counter
+}
+
+type counter struct{ component, metric, label string }
+
+// gatewayCounts is a reason for which gateways refuse.
+func gatewayCounts(reason string) counter {
+	return counter{"gateway", "causeway_gateway_refused_total", `reason="` + reason + `"`}
+}
+
+// agentCounts is a reason for which agents refuse inbound connections.
+func agentCounts(reason string) counter {
+	return counter{"agent", "causeway_agent_refused_total", `reason="` + reason + `"`}
+}
+
+// runAttacks runs each attack twice, first against its sink, and compares.
+func runAttacks(t *testing.T, cases map[string]attackCase) {
+	t.Helper()
+	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
+	serves(t)
+	calm := startLoad(t, client, address)
+	sleep(t.Context(), 3*time.Second)
+	quiet := calm.stop(t)
+	t.Logf("without an attack: %v", quiet)
+	for _, name := range slices.Sorted(maps.Keys(cases)) {
+		tc := cases[name]
+		t.Run(name, func(t *testing.T) {
+			sunk, _ := underAttack(t, client, address, tc.attack, target{tc.sink, true})
+			before := readCounters(t)
+			got, made := underAttack(t, client, address, tc.attack, target{tc.at, false})
+			risen := readCounters(t).since(before)
+			t.Logf("%d connections; %s; against a sink: %v; ratio of p99 %.1f, of p50 %.1f; counted: %v", made,
+				got, sunk, ratio(got.p99, sunk.p99), ratio(got.p50, sunk.p50), risen)
+			fmt.Printf("| %s | %d | %d of %d | %s / %s | %s / %s | %.1f |\n", name, made, len(got.fails), got.calls,
+				milliseconds(got.p50), milliseconds(got.p99), milliseconds(sunk.p50), milliseconds(sunk.p99), ratio(got.p99, sunk.p99))
+			if len(got.fails) > 0 {
+				t.Errorf("%s: %d of %d well-behaved calls failed:\n%s", tc.why, len(got.fails), got.calls,
+					strings.Join(got.fails[:min(len(got.fails), 10)], "\n"))
+			}
+			if got.p99 > sane && got.p99 > 10*sunk.p99 {
+				t.Errorf("%s: the p99 of well-behaved calls is %v, and %v beside an attack on a sink", tc.why, got.p99, sunk.p99)
+			}
+			if len(tc.landed) > 0 && !slices.ContainsFunc(tc.landed, func(c counter) bool { return risen[c.String()] > 0 }) {
+				t.Errorf("none of %v has risen: the attack shows nothing", tc.landed)
+			}
+		})
+	}
+}
+
+func (c counter) String() string { return c.component + " " + c.metric + "{" + c.label + "}" }
+
+func ratio(a, b time.Duration) float64 { return float64(a) / float64(max(b, time.Microsecond)) }
+
+// underAttack measures a load while an attack goes on.
+func underAttack(t *testing.T, ns, address string, do attack, at target) (figure, int) {
+	t.Helper()
+	load := startLoad(t, ns, address)
+	ctx, stop := context.WithTimeout(t.Context(), attackTime())
+	defer stop()
+	peak := peakTCPMemory(ctx)
+	made := do(ctx, at)
+	f := load.stop(t)
+	stop()
+	f.tcpMiB = <-peak
+	settledGateways(t)
+	return f, made
+}
+
+// peakTCPMemory returns the most memory that sockets of the whole machine hold until ctx
+// ends, in MiB.
+func peakTCPMemory(ctx context.Context) <-chan int {
+	peak := make(chan int, 1)
+	go func() {
+		most := 0
+		for ; ctx.Err() == nil; sleep(ctx, 200*time.Millisecond) {
+			stat, err := os.ReadFile("/proc/net/sockstat")
+			if err != nil {
+				break
+			}
+			if match := tcpPages.FindSubmatch(stat); match != nil {
+				pages, _ := strconv.Atoi(string(match[1]))
+				most = max(most, pages*os.Getpagesize()>>20)
+			}
+		}
+		peak <- most
+	}()
+	return peak
+}
+
+var tcpPages = regexp.MustCompile(`(?m)^TCP: .* mem (\d+)$`)
+
+// settledGateways waits until east's gateways have forgotten an attack.
+func settledGateways(t *testing.T) {
+	t.Helper()
+	must(t, poll(t.Context(), 30*time.Second, func() error {
+		m, err := east.metrics(t.Context(), "gateway")
+		if err != nil {
+			return err
+		}
+		if n := count(m, "causeway_gateway_pending_connections") + count(m, "causeway_gateway_unproven_connections"); n > 5 {
+			return fmt.Errorf("%v connections of the attack are open", n)
+		}
+		return nil
+	}))
+}
+
+// counters are what east refuses, by counter.
+type counters map[string]float64
+
+func readCounters(t *testing.T) counters {
+	t.Helper()
+	out := make(counters)
+	for _, component := range []string{"gateway", "agent"} {
+		for sample, v := range have(east.metrics(t.Context(), component))(t) {
+			if !strings.HasPrefix(sample, "causeway_"+component+"_refused_total") {
+				continue
+			}
+			_, labels, _ := strings.Cut(sample, "{")
+			for label := range strings.SplitSeq(strings.TrimSuffix(labels, "}"), ",") {
+				if strings.HasPrefix(label, "reason=") {
+					out[counter{component, "causeway_" + component + "_refused_total", label}.String()] += v
+				}
+			}
+		}
+	}
+	return out
+}
+
+func (c counters) since(before counters) counters {
+	out := make(counters)
+	for name, v := range c {
+		if v > before[name] {
+			out[name] = v - before[name]
+		}
+	}
+	return out
+}
+
+// openSink makes a server beside the gateways that accepts and reads: the same way leads to
+// it from the WAN, at port 4143 of another public address. It returns that address, and the
+// address of the pod itself.
+func openSink(t *testing.T) (public, pod string) {
+	t.Helper()
+	ctx := t.Context()
+	must(t, east.kubectl(ctx, `
+apiVersion: v1
+kind: Service
+metadata: {name: sink, namespace: shop}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  selector: {app: baz}
+  ports: [{name: sink, port: 4143, targetPort: 7001}]
+`, "apply", "-f", "-"))
+	t.Cleanup(func() {
+		must(t, east.kubectl(background(), "", "-n", "shop", "delete", "service", "sink", "--ignore-not-found"))
+	})
+	within(t, 20*time.Second, "the sink has a public address", func() error {
+		s, err := east.api.CoreV1().Services("shop").Get(ctx, "sink", getOptions)
+		if err == nil && len(s.Status.LoadBalancer.Ingress) == 0 {
+			err = errNotYet
+		}
+		if err == nil {
+			public = net.JoinHostPort(s.Status.LoadBalancer.Ingress[0].IP, "4143")
+		}
+		return err
+	})
+	pods := have(east.api.CoreV1().Pods("shop").List(ctx, metav1.ListOptions{LabelSelector: "app=baz"}))(t)
+	pod = net.JoinHostPort(pods.Items[0].Status.PodIP, "7001")
+	within(t, 20*time.Second, "the sink accepts", func() error {
+		c, err := dial(ctx, east.lab.WAN().Netns(), public)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+	return public, pod
+}
+
+// strangersOf are hosts in the WAN, n of them.
+func strangersOf(t *testing.T, n int) *dialers {
+	t.Helper()
+	return extraSources(t, east.lab.WAN().Netns(), "lo", netip.MustParseAddr("198.18.208.1"), n)
+}
+
+// extraSources gives n addresses from first on to a link of a network namespace, for the
+// length of the test, and returns dialers that use them.
+func extraSources(t *testing.T, ns, link string, first netip.Addr, n int) *dialers {
+	t.Helper()
+	d := &dialers{pool: startThreads(t, ns, 16)}
+	var add, del strings.Builder
+	for range n {
+		d.sources = append(d.sources, first)
+		fmt.Fprintf(&add, "addr replace %s/32 dev %s\n", first, link)
+		fmt.Fprintf(&del, "addr del %s/32 dev %s\n", first, link)
+		first = first.Next()
+	}
+	batch := func(commands string) error {
+		cmd := exec.CommandContext(background(), "nsenter", "--net="+ns, "ip", "-batch", "-")
+		cmd.Stdin = strings.NewReader(commands)
+		_, err := output(cmd)
+		return err
+	}
+	must(t, batch(add.String()))
+	t.Cleanup(func() {
+		if err := batch(del.String()); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// holder keeps connections until an attack ends.
+type holder struct {
+	mu    sync.Mutex // guards conns
+	conns []io.Closer
+	made  atomic.Int64
+}
+
+func (h *holder) add(c io.Closer) {
+	h.made.Add(1)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.conns = append(h.conns, c)
+}
+
+func (h *holder) close() {
+	for _, c := range h.conns {
+		c.Close()
+	}
+}
+
+// halfOpen opens connections and says nothing on them.
+func halfOpen(d *dialers, total, perSecond int) attack {
+	return func(ctx context.Context, at target) int {
+		var held holder
+		defer held.close()
+		paced(ctx, perSecond, total, func() {
+			if c, err := d.dial(ctx, at.address); err == nil {
+				held.add(c)
+			}
+		})
+		<-ctx.Done()
+		return int(held.made.Load())
+	}
+}
+
+// slowHellos writes one byte of a ClientHello every second on each of many connections.
+func slowHellos(d *dialers, hello []byte, connections int) attack {
+	return func(ctx context.Context, at target) int {
+		var made atomic.Int64
+		paced(ctx, connections, connections, func() {
+			for ctx.Err() == nil {
+				c, err := d.dial(ctx, at.address)
+				if err != nil {
+					continue
+				}
+				made.Add(1)
+				for i := 0; i < len(hello) && ctx.Err() == nil && err == nil; i++ {
+					_, err = c.Write(hello[i : i+1])
+					sleep(ctx, time.Second)
+				}
+				c.Close()
+			}
+		})
+		return int(made.Load())
+	}
+}
+
+// garbage sends bytes that are no protocol, and waits for the end of each connection.
+func garbage(d *dialers, perSecond int) attack {
+	return func(ctx context.Context, at target) int {
+		var made atomic.Int64
+		paced(ctx, perSecond, 1<<30, func() {
+			c, err := d.dial(ctx, at.address)
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			made.Add(1)
+			junk := make([]byte, 200+rand.N(800))
+			for i := range junk {
+				junk[i] = byte(rand.Uint32())
+			}
+			c.Write(junk)
+			c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			io.Copy(io.Discard, c)
+		})
+		return int(made.Load())
+	}
+}
+
+// replay sends one ClientHello again and again, from every source, and holds each
+// connection until it is cut.
+func replay(d *dialers, hello []byte, perSecond int) attack {
+	return func(ctx context.Context, at target) int {
+		var held holder
+		defer held.close()
+		paced(ctx, perSecond, 1<<30, func() {
+			c, err := d.dial(ctx, at.address)
+			if err != nil {
+				return
+			}
+			held.add(c)
+			c.Write(hello)
+		})
+		return int(held.made.Load())
+	}
+}
+
+// TestStrangersFloodTheGateway: nobody who floods the gateway's port from outside makes a
+// call of a linked peer fail.
+func TestStrangersFloodTheGateway(t *testing.T) {
+	p := newImpostor(t)
+	sink, _ := openSink(t)
+	gateway := p.gateway.String()
+	many := strangersOf(t, 512)
+	few := &dialers{pool: many.pool, sources: many.sources[:64]}
+	hello := p.hello(t, p.label(t, p.routes["shop/bar:http"], time.Now()))
+	runAttacks(t, map[string]attackCase{
+		"10,000 half-open connections": {
+			why:    "a connection without a hello takes room in the pool of strangers alone",
+			attack: halfOpen(few, 10_000, 4_000),
+			at:     gateway,
+			sink:   sink,
+			landed: []counter{gatewayCounts("too_many_hellos_from_source"), gatewayCounts("too_many_hellos")},
+		},
+		"hellos of one byte a second": {
+			why:    "a hello has 3 s, however busily it is written",
+			attack: slowHellos(few, hello, sized(1_000, 4_000)),
+			at:     gateway,
+			sink:   sink,
+			landed: []counter{gatewayCounts("hello_timeout")},
+		},
+		"2,000 garbage connections a second": {
+			why:    "what is not TLS ends at once",
+			attack: garbage(few, 2_000),
+			at:     gateway,
+			sink:   sink,
+		},
+		"512 sources replay one SNI": {
+			why:    "who has no keys is no known source, and takes a known one no place",
+			attack: replay(many, hello, 400),
+			at:     gateway,
+			sink:   sink,
+			landed: []counter{agentCounts("tls_other")},
+		},
+	})
+}
+
+// TestPodsFloodTheHopPort: pods of the called cluster that flood an agent's port for
+// gateways make no call fail.
+func TestPodsFloodTheHopPort(t *testing.T) {
+	_, sink := openSink(t)
+	node := have(east.api.CoreV1().Nodes().List(t.Context(), listOptions))(t).Items[0].Status.Addresses[0].Address
+	hop := net.JoinHostPort(node, "4144")
+	d := extraSources(t, netOf(t, east, "redis"), "eth0", netip.MustParseAddr("10.244.0.216"), 32)
+	runAttacks(t, map[string]attackCase{
+		"10,000 half-open connections": {
+			why:    "a connection without a header takes room in the pool of strangers alone",
+			attack: halfOpen(d, 10_000, 4_000),
+			at:     hop,
+			sink:   sink,
+			landed: []counter{agentCounts("too_many_headers")},
+		},
+		"2,000 garbage connections a second": {
+			why:    "what has no gateway's header ends at once",
+			attack: garbage(d, 2_000),
+			at:     hop,
+			sink:   sink,
+			landed: []counter{agentCounts("header_not_a_header")},
+		},
+	})
+}
+
+// A hostile peer of east's makes sessions as it likes.
+type hostile struct {
+	*impostor
+	dialers *dialers
+	sni     string
+	hello   []byte
+	as      *identity.Credential
+}
+
+// asHostile makes a hostile peer of one whose keys the test holds.
+func asHostile(t *testing.T, p *impostor, d *dialers, account string) *hostile {
+	t.Helper()
+	h := &hostile{impostor: p, dialers: d}
+	h.sni = p.label(t, p.routes["shop/bar:http"], time.Now())
+	h.hello = p.hello(t, h.sni)
+	h.as = p.as(t, account)
+	return h
+}
+
+// session makes a session and says HELLO. To a sink it sends no more than its hello.
+func (h *hostile) session(ctx context.Context, at target) (net.Conn, *tunnel.Conn, error) {
+	c, err := h.dialers.dial(ctx, at.address)
+	if err != nil {
+		return nil, nil, err
+	}
+	if at.sink {
+		_, err := c.Write(h.hello)
+		return c, nil, err
+	}
+	cfg := h.config(h.sni, h.as)
+	cfg.VerifyConnection = nil // it does not matter to an attacker who answers
+	tun := tls.Client(c, cfg)
+	if err := tun.HandshakeContext(ctx); err != nil {
+		c.Close()
+		return nil, nil, err
+	}
+	return c, tunnel.NewConn(tun), nil
+}
+
+// sessions opens sessions at a rate, runs then on each, and holds them.
+func (h *hostile) sessions(total, perSecond int, then func(context.Context, *tunnel.Conn) error) attack {
+	return func(ctx context.Context, at target) int {
+		var held holder
+		defer held.close()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(attackTime(), time.Duration(total/perSecond+2)*time.Second))
+		defer cancel()
+		paced(ctx, perSecond, total, func() {
+			c, conn, err := h.session(ctx, at)
+			if err != nil {
+				return
+			}
+			held.add(c)
+			if conn != nil {
+				then(ctx, conn)
+			}
+		})
+		<-ctx.Done()
+		return int(held.made.Load())
+	}
+}
+
+// greet leaves a session idle after HELLO.
+func (h *hostile) greet(ctx context.Context, c *tunnel.Conn) error {
+	_, err := c.Greet(ctx, barHTTP)
+	return err
+}
+
+// stall asks for a long answer and does not read it. Each such session holds more than 1 MiB
+// of socket buffers on its way, so 10,000 of them would take all TCP memory of the machine.
+func (h *hostile) stall(ctx context.Context, c *tunnel.Conn) error {
+	_, err := c.Open(ctx, barHTTP, time.Minute, []byte("GET /download?bytes=100000000 HTTP/1.1\r\nHost: bar\r\n\r\n"))
+	return err
+}
+
+// unfinished sends hellos and never answers the server's flight.
+func (h *hostile) unfinished(perSecond int) attack {
+	return replay(h.dialers, h.hello, perSecond)
+}
+
+// TestHostilePeer: a linked peer that misbehaves makes no call of another peer fail. Where
+// it attacks from the very cluster and link of the well-behaved pod, no call of that fails,
+// either.
+func TestHostilePeer(t *testing.T) {
+	sink, _ := openSink(t)
+	mallory := simulatePeer(t, east, "mallory", time.Now().Add(-2*identity.IssuerLifetime))
+	another := &impostor{
+		from:        east.lab.WAN().Netns(),
+		trustDomain: mallory.trustDomain,
+		root:        mallory.root,
+		issuer:      mallory.issuer,
+		linkKey:     mallory.linkKey,
+	}
+	allExports := []byte(`{"spec":{"export":{"services":"All"}}}`)
+	have(east.dyn.Resource(links).Patch(t.Context(), "mallory", types.MergePatchType, allExports, metav1.PatchOptions{}))(t)
+	another.readEast(t)
+	other := asHostile(t, another, strangersOf(t, 4), "guest")
+	same := newImpostor(t)
+	own := asHostile(t, same, &dialers{pool: startThreads(t, same.from, 16)}, "guest")
+	gateway := same.gateway.String()
+	within(t, 30*time.Second, "east admits mallory", func() error {
+		c, conn, err := other.session(t.Context(), target{address: gateway})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return other.greet(t.Context(), conn)
+	})
+	exportAs(t, "flapping")
+	cases := make(map[string]attackCase)
+	for link, h := range map[string]*hostile{"another link": other, "the same link": own} {
+		cases["sessions of "+link] = attackCase{
+			why:    "a link has a share of an agent's sessions",
+			attack: h.sessions(sized(600, 10_000), 250, h.greet),
+			at:     gateway,
+			sink:   sink,
+		}
+		cases["unfinished handshakes of "+link] = attackCase{
+			why:    "a handshake that waits for its peer costs nobody a turn",
+			attack: h.unfinished(200),
+			at:     gateway,
+			sink:   sink,
+			landed: []counter{agentCounts("tls_other")},
+		}
+		cases["stalled readers of "+link] = attackCase{
+			why:    "a reader that stalls holds its own bytes alone",
+			attack: h.sessions(sized(150, 1_000), 50, h.stall),
+			at:     gateway,
+			sink:   sink,
+		}
+	}
+	cases["an ended issuer in the list, and the state changes"] = attackCase{
+		why: "a recheck of sessions verifies no signature",
+		attack: func(ctx context.Context, at target) int {
+			flapping, stop := context.WithCancel(ctx)
+			defer stop()
+			go flap(flapping)
+			return other.sessions(sized(600, 5_000), 250, other.greet)(ctx, at)
+		},
+		at:   gateway,
+		sink: sink,
+	}
+	runAttacks(t, cases)
+}
+
+// flap changes what agents of east know ten times a second.
+func flap(ctx context.Context) {
+	for i := 0; ctx.Err() == nil; i++ {
+		selector := map[bool]string{true: "bar", false: "nobody"}[i%2 == 0]
+		patch := fmt.Sprintf(`{"spec":{"selector":{"app":%q}}}`, selector)
+		_, err := east.api.CoreV1().Services("shop").Patch(ctx, "flapping", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		if err != nil && !errors.Is(err, context.Canceled) {
+			return
+		}
+		sleep(ctx, 100*time.Millisecond)
+	}
+}
+
+// TestPodThatDialsInALoop: a pod that opens 5,000 connections a second makes no call of
+// another pod of its node fail.
+func TestPodThatDialsInALoop(t *testing.T) {
+	ctx := t.Context()
+	manifest := onePod("sink", "guest")
+	must(t, west.kubectl(ctx, manifest, "apply", "-f", "-"))
+	t.Cleanup(func() { must(t, west.kubectl(background(), manifest, "delete", "--ignore-not-found", "-f", "-")) })
+	must(t, west.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod/sink", "--timeout=60s"))
+	d := &dialers{pool: startThreads(t, netOf(t, west, "guest"), 32)}
+	runAttacks(t, map[string]attackCase{
+		"5,000 connections a second": {
+			why:    "a pod has so many connections a second, and those of one pod wait behind each other",
+			attack: callInALoop(d, 5_000),
+			at:     mirrorOf(t, "bar-east", 80),
+			sink:   net.JoinHostPort(podIP(t, west, "sink"), "8080"),
+		},
+	})
+}
+
+// callInALoop opens connections and asks for an answer on each. At most 4,000 are open.
+func callInALoop(d *dialers, perSecond int) attack {
+	return func(ctx context.Context, at target) int {
+		var made atomic.Int64
+		open := make(chan struct{}, 4_000)
+		paced(ctx, perSecond, 1<<30, func() {
+			select {
+			case open <- struct{}{}:
+				defer func() { <-open }()
+			default:
+				return
+			}
+			c, err := d.dial(ctx, at.address)
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			made.Add(1)
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			io.WriteString(c, "GET / HTTP/1.1\r\nHost: bar\r\nConnection: close\r\n\r\n")
+			io.Copy(io.Discard, c)
+		})
+		return int(made.Load())
+	}
+}
