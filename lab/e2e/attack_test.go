@@ -50,7 +50,7 @@ func sized(short, long int) int {
 }
 
 // attackTime is how long an attack goes on.
-func attackTime() time.Duration { return time.Duration(sized(3, 15)) * time.Second }
+func attackTime() time.Duration { return time.Duration(sized(2, 15)) * time.Second }
 
 // A target is where an attack goes. A sink accepts and reads, and does not speak TLS.
 type target struct {
@@ -390,7 +390,7 @@ func TestStrangersFloodTheGateway(t *testing.T) {
 	runAttacks(t, map[string]attackCase{
 		"10,000 half-open connections": {
 			why:    "a connection without a hello takes room in the pool of strangers alone",
-			attack: halfOpen(few, 10_000, 4_000),
+			attack: halfOpen(few, 10_000, 6_000),
 			at:     gateway,
 			sink:   sink,
 			landed: []counter{gatewayCounts("too_many_hellos_from_source"), gatewayCounts("too_many_hellos")},
@@ -428,7 +428,7 @@ func TestPodsFloodTheHopPort(t *testing.T) {
 	runAttacks(t, map[string]attackCase{
 		"10,000 half-open connections": {
 			why:    "a connection without a header takes room in the pool of strangers alone",
-			attack: halfOpen(d, 10_000, 4_000),
+			attack: halfOpen(d, 10_000, 6_000),
 			at:     hop,
 			sink:   sink,
 			landed: []counter{agentCounts("too_many_headers")},
@@ -555,7 +555,7 @@ func TestHostilePeer(t *testing.T) {
 	for link, h := range map[string]*hostile{"another link": other, "the same link": own} {
 		cases["sessions of "+link] = attackCase{
 			why:    "a link has a share of an agent's sessions",
-			attack: h.sessions(sized(600, 10_000), 250, h.greet),
+			attack: h.sessions(sized(400, 10_000), 250, h.greet),
 			at:     gateway,
 			sink:   sink,
 		}
@@ -568,7 +568,7 @@ func TestHostilePeer(t *testing.T) {
 		}
 		cases["stalled readers of "+link] = attackCase{
 			why:    "a reader that stalls holds its own bytes alone",
-			attack: h.sessions(sized(150, 1_000), 50, h.stall),
+			attack: h.sessions(sized(100, 1_000), 50, h.stall),
 			at:     gateway,
 			sink:   sink,
 		}
@@ -579,7 +579,7 @@ func TestHostilePeer(t *testing.T) {
 			flapping, stop := context.WithCancel(ctx)
 			defer stop()
 			go flap(flapping)
-			return other.sessions(sized(600, 5_000), 250, other.greet)(ctx, at)
+			return other.sessions(sized(400, 5_000), 250, other.greet)(ctx, at)
 		},
 		at:   gateway,
 		sink: sink,
