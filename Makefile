@@ -78,8 +78,9 @@ unit: ## tests that need no cluster, with the race detector
 e2e: ahead ## tests on real clusters, in a lab of their own
 	hack/e2e
 
-# Stories that take over a minute each. Their names are the pattern; without it all of e2e runs, too.
-long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderItsOldName|TestAPIServerAway|TestFlippingPeer|TestLeaderCutOff|TestManyLongIdentities|TestOpenConnectionsOutliveTheirCertificates
+# Stories that take over a minute each, and those that then have their full size. Their
+# names are the pattern; without it all of e2e runs, too.
+long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderItsOldName|TestAPIServerAway|TestFlippingPeer|TestLeaderCutOff|TestManyLongIdentities|TestOpenConnectionsOutliveTheirCertificates|TestStrangersFlood|TestPodsFlood|TestHostilePeer|TestPodThatDials|TestStreamsLiveOn|TestAddressesReused
 
 .PHONY: test-long
 test-long: ahead shortlived ## the stories on real clusters that take over a minute each

@@ -122,7 +122,7 @@ func startPostgres(t *testing.T) {
 func copyRows() int { return sized(32<<10, 1<<20) }
 
 // copyTime is about how long a COPY takes, each way.
-func copyTime() time.Duration { return time.Duration(sized(8, 90)) * time.Second }
+func copyTime() time.Duration { return time.Duration(sized(8, 40)) * time.Second }
 
 // sql runs statements by psql in a pod's network.
 func sql(ctx context.Context, c *cluster, pod, host, statements string) (string, error) {

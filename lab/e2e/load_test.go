@@ -148,10 +148,13 @@ type figure struct {
 	calls    int
 	fails    []string
 	p50, p99 time.Duration
+	// tcpMiB is the most memory that the machine's sockets held meanwhile.
+	tcpMiB int
 }
 
 func (f figure) String() string {
-	return fmt.Sprintf("%d calls, %d failures, p50 %s, p99 %s", f.calls, len(f.fails), milliseconds(f.p50), milliseconds(f.p99))
+	return fmt.Sprintf("%d calls, %d failures, p50 %s, p99 %s, sockets held %d MiB", f.calls, len(f.fails), milliseconds(f.p50),
+		milliseconds(f.p99), f.tcpMiB)
 }
 
 func milliseconds(d time.Duration) string { return fmt.Sprintf("%.1f ms", d.Seconds()*1000) }

@@ -16,9 +16,9 @@ const (
 	// openingsPerCPU is how many outbound calls to one peer may be opening at the same
 	// time, for each CPU of the node. More of them would only wait for each other.
 	openingsPerCPU = 16
-	// openRate is how many calls a second each CPU can open. So many more for each second of
-	// the round trip to the peer may be opening: they are on their way.
-	openRate = 1000
+	// openRate is how many calls a second each CPU can open at most. So many more for each
+	// second of the round trip to the peer may be opening: they are on their way.
+	openRate = 2000
 	// openingTime is how long a call counts as opening, beyond two round trips. One that
 	// takes longer waits for an application, and needs no CPU time meanwhile.
 	openingTime = 100 * time.Millisecond

@@ -48,8 +48,8 @@ func TestOpeningsAt(t *testing.T) {
 	}{
 		{"unknown round trip", 2, 0, 32},
 		{"same site", 2, 300 * time.Microsecond, 32},
-		{"a WAN", 2, 60 * time.Millisecond, 2 * (16 + 60)},
-		{"a path that is slower than any", 1, time.Minute, 16 + 500},
+		{"a WAN", 2, 60 * time.Millisecond, 2 * (16 + 120)},
+		{"a path that is slower than any", 1, time.Minute, 16 + 1000},
 	} {
 		if got := openingsAt(tc.cpus, tc.rtt); got != tc.want {
 			t.Errorf("%s: %d, want %d", tc.why, got, tc.want)
