@@ -1,11 +1,12 @@
-// Package canary proves the way of a pod's call to its node's agent: a pod calls the canary's Service, which leads to a
-// virtual IP that is no mirror's, and the agent says whom it takes the caller for.
+// Package canary tests the path from a pod to its node's agent. A pod calls the
+// canary's Service, which has a virtual IP of no mirror. The agent answers with the pod
+// that it identifies the caller as.
 //
 //	canary pod ─▶ Service causeway-canary ─▶ canary VIP:4200 ─▶ agent of the node ─▶ Answer, one line of JSON
 //
 // What always holds:
-//   - An Answer says nothing that the caller is not: it is about the caller alone.
-//   - A call ends within its deadline, whatever answers.
+//   - An Answer contains only facts about the caller.
+//   - A call ends within its deadline.
 package canary
 
 import (
@@ -34,24 +35,26 @@ const (
 	maxAnswer = 4 << 10
 )
 
-// Address is the canary's VIP of a range: the one after the range's own, which the ledger never gives.
+// Address is the canary's VIP of a range: the one after the range's own, which the
+// ledger never gives.
 func Address(vips netip.Prefix) netip.Addr { return vips.Masked().Addr().Next() }
 
 // Answer is what an agent says to a caller.
 type Answer struct {
 	// Protocol is the one above.
 	Protocol string `json:"protocol"`
-	// UID, Namespace and Pod are whom it takes the caller for.
+	// UID, Namespace and Pod are the pod that the agent identifies the caller as.
 	UID       string `json:"uid,omitempty"`
 	Namespace string `json:"namespace,omitempty"`
 	Pod       string `json:"pod,omitempty"`
-	// Refused is why it takes the caller for nobody.
+	// Refused is why the agent does not identify the caller.
 	Refused string `json:"refused,omitempty"`
 }
 
 // Call is one call, and what came of it.
 type Call struct {
-	// Failure is one of the Failures; empty: there was an Answer. Detail is the error's own words.
+	// Failure is one of the Failures; empty: there was an Answer. Detail is the error's
+	// own words.
 	Failure string `json:"failure,omitempty"`
 	Detail  string `json:"detail,omitempty"`
 	Answer  Answer `json:"answer"`
@@ -62,7 +65,7 @@ const (
 	FailureName    = "name"    // not resolved
 	FailureRefused = "refused" // or reset, or no route
 	FailureTimeout = "timeout"
-	FailureGarbled = "garbled" // somebody answered who is no agent
+	FailureGarbled = "garbled" // the answer is not an agent's
 	FailureOther   = "other"
 )
 
@@ -76,44 +79,46 @@ type Result struct {
 func (c Call) Good(uid string) bool { return c.Failure == "" && uid != "" && c.Answer.UID == uid }
 
 const (
-	// perCall bounds one attempt. Within patience others are begun: a pod that has just
-	// begun may be news to its agent.
-	perCall  = 3 * time.Second
-	patience = 5 * time.Second
-	again    = 250 * time.Millisecond
+	// callTimeout bounds one attempt. New attempts start within retryTimeout, because a
+	// pod that has just started may be unknown to its agent.
+	callTimeout   = 3 * time.Second
+	retryTimeout  = 5 * time.Second
+	retryInterval = 250 * time.Millisecond
 )
 
-// Run calls each of the addresses (host:port), and then the name, until they answer as they should or time is up. Of
-// several addresses the first that fails is reported. If one fails, the name is called once.
+// Run calls each of the addresses (host:port), and then the name, until they answer as
+// they should or time is up. Of several addresses the first that fails is reported. If
+// one fails, the name is called once.
 func Run(ctx context.Context, uid string, addresses []string, name string) Result {
 	var r Result
 	for _, a := range addresses {
-		if r.ByIP = insist(ctx, uid, a); !r.ByIP.Good(uid) {
+		if r.ByIP = callUntilGood(ctx, uid, a); !r.ByIP.Good(uid) {
 			break
 		}
 	}
 	switch {
 	case name == "":
 	case r.ByIP.Good(uid):
-		r.ByName = insist(ctx, uid, name)
+		r.ByName = callUntilGood(ctx, uid, name)
 	default:
 		r.ByName = call(ctx, name)
 	}
 	return r
 }
 
-// insist calls again while the answer is not as it should be. Of failures it returns the last, but a refusal rather than
-// silence: for a missing route the kernel answers only about once a second.
-func insist(ctx context.Context, uid, address string) Call {
+// callUntilGood repeats the call until the answer is right. It returns the last
+// failure, but prefers a refusal to a timeout, because the kernel reports a missing
+// route only about once a second.
+func callUntilGood(ctx context.Context, uid, address string) Call {
 	start := time.Now()
 	var last Call
 	for {
 		c := call(ctx, address)
-		last = telling(last, c)
-		if c.Good(uid) || c.Failure == FailureGarbled || time.Since(start) > patience {
+		last = mostSpecific(last, c)
+		if c.Good(uid) || c.Failure == FailureGarbled || time.Since(start) > retryTimeout {
 			return last
 		}
-		pause := time.NewTimer(again)
+		pause := time.NewTimer(retryInterval)
 		select {
 		case <-pause.C:
 		case <-ctx.Done():
@@ -123,17 +128,17 @@ func insist(ctx context.Context, uid, address string) Call {
 	}
 }
 
-// telling is what is to be told of a call and of those before it.
-func telling(was, is Call) Call {
+// mostSpecific returns the more specific of two results.
+func mostSpecific(was, is Call) Call {
 	if is.Failure == FailureTimeout && was.Failure == FailureRefused {
 		return was
 	}
 	return is
 }
 
-// call calls once.
+// call makes one call.
 func call(ctx context.Context, address string) Call {
-	ctx, cancel := context.WithTimeout(ctx, perCall)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 	if err != nil {

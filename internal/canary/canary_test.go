@@ -44,7 +44,7 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nobody := closed.Addr().String()
+	closedAddr := closed.Addr().String()
 	closed.Close()
 	known := serve(t, `{"protocol":"causeway-canary/1","uid":"u1"}`+"\n")
 	cases := map[string]struct {
@@ -55,10 +55,10 @@ func TestRun(t *testing.T) {
 	}{
 		"known":            {why: "the agent knows the pod", addresses: []string{known}, good: true},
 		"known as another": {why: "an answer alone proves nothing", addresses: []string{serve(t, `{"protocol":"causeway-canary/1","uid":"u2"}`+"\n")}},
-		"refused":          {why: "no agent there", addresses: []string{nobody}, failure: FailureRefused},
+		"refused":          {why: "no agent there", addresses: []string{closedAddr}, failure: FailureRefused},
 		"not an agent":     {why: "somebody else has the address", addresses: []string{serve(t, "220 mail ready\n")}, failure: FailureGarbled},
 		"says nothing":     {why: "nor is that an agent", addresses: []string{serve(t, "")}, failure: FailureGarbled},
-		"one of two":       {why: "each family is a path of its own", addresses: []string{known, nobody}, failure: FailureRefused},
+		"one of two":       {why: "each family is a path of its own", addresses: []string{known, closedAddr}, failure: FailureRefused},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -72,8 +72,9 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// A kernel that answers for a missing route only now and then must not make it look like a CNI that swallows all.
-func TestRefusalOutlastsSilence(t *testing.T) {
+// A kernel that answers for a missing route only now and then must not make it look
+// like a CNI that swallows all.
+func TestRefusalTakesPrecedenceOverTimeout(t *testing.T) {
 	timeout, refusal := Call{Failure: FailureTimeout}, Call{Failure: FailureRefused}
 	for why, tc := range map[string]struct{ was, is, want Call }{
 		"then silence":      {refusal, timeout, refusal},
@@ -81,7 +82,7 @@ func TestRefusalOutlastsSilence(t *testing.T) {
 		"silence alone":     {Call{}, timeout, timeout},
 		"answers at last":   {refusal, Call{Answer: Answer{UID: "u1"}}, Call{Answer: Answer{UID: "u1"}}},
 	} {
-		if got := telling(tc.was, tc.is); got != tc.want {
+		if got := mostSpecific(tc.was, tc.is); got != tc.want {
 			t.Errorf("%s: got %+v, want %+v", why, got, tc.want)
 		}
 	}

@@ -26,7 +26,7 @@ func (a *app) vipGuard() *cobra.Command {
 		if err := required(c, "node-ip", "vip-cidrs"); err != nil {
 			return err
 		}
-		o.CIDRs, o.Taken, o.Log = vips, slices.Concat(pods, services), log
+		o.CIDRs, o.ReservedCIDRs, o.Log = vips, slices.Concat(pods, services), log
 		return vipguard.Run(c.Context(), o)
 	})
 	c.Flags().TextVar(&o.NodeIP, "node-ip", netip.Addr{}, "the node's own address (default $NODE_IP)")

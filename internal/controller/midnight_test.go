@@ -122,7 +122,7 @@ func skews(wide bool) [][2]time.Duration {
 
 // sealAndOpen seals a label by the keys and the clock of one, and opens it by another's.
 func sealAndOpen(sealer, opener []route.DatedKey, sealed, opened time.Time) error {
-	sni, err := route.NewSealer(sealer...).Seal(route.FirstService, route.Wish{}, sealed)
+	sni, err := route.NewSealer(sealer...).Seal(route.FirstService, route.Hint{}, sealed)
 	if err != nil {
 		return err
 	}

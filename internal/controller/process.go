@@ -375,7 +375,7 @@ func (p *process) joins() joinflow.Config {
 
 // dial opens a TCP connection to a gateway address, host:port.
 func dial(ctx context.Context, address string) (net.Conn, error) {
-	c, _, err := transport.Dialer{}.First(ctx, address)
+	c, _, err := transport.Dialer{}.DialFirst(ctx, address)
 	return c, err
 }
 

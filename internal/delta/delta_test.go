@@ -288,9 +288,9 @@ func TestResetOfASlowReader(t *testing.T) {
 	}
 }
 
-// TestRandom compares Log, Reader and Receiver with plain maps: random changes, filters
-// and pauses, with a log that keeps few tombstones.
-func TestRandom(t *testing.T) {
+// TestSharesKeepInvariants compares Log, Reader and Receiver with plain maps: random
+// changes, filters and pauses, with a log that keeps few tombstones.
+func TestSharesKeepInvariants(t *testing.T) {
 	resets := 0
 	defer func() {
 		if resets == 0 {

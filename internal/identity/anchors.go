@@ -83,8 +83,8 @@ func (a *Anchors) listed(trustDomain string) []listedIssuer {
 	return a.issuers[trustDomain]
 }
 
-// lists reports whether an issuer of a trust domain is in the set.
-func (a *Anchors) lists(trustDomain string, issuer fingerprint) bool {
+// hasIssuer reports whether an issuer of a trust domain is in the set.
+func (a *Anchors) hasIssuer(trustDomain string, issuer fingerprint) bool {
 	return slices.ContainsFunc(a.listed(trustDomain), func(i listedIssuer) bool {
 		return i.fingerprint == issuer
 	})

@@ -38,7 +38,7 @@ type authority struct {
 // TrustDomain is the trust domain that the authority vouches for.
 func (a *authority) TrustDomain() string { return a.trustDomain }
 
-// Certificate is the public half. Nobody may change it.
+// Certificate returns the certificate, which must not be modified.
 func (a *authority) Certificate() *x509.Certificate { return a.cert }
 
 // MarshalPEM returns certificate and PKCS #8 key, the latter in the clear.
@@ -50,9 +50,9 @@ func (a *authority) MarshalPEM() (certPEM, keyPEM []byte, err error) {
 	return encodeCertificate(a.cert.Raw), keyPEM, nil
 }
 
-// Root is a cluster's long-lived authority: self-signed, or brought and signed by another
-// that peers pin. It signs controllers' certificates, issuers, and the list of issuers;
-// never a workload's name.
+// Root is a cluster's long-lived authority: self-signed, or imported and signed by
+// another root that peers pin. It signs controllers' certificates, issuers, and the
+// list of issuers, but no workload certificates.
 type Root struct {
 	authority
 	anchor *x509.Certificate // nil: itself
@@ -117,9 +117,9 @@ func (r *Root) NewIssuer(now time.Time) (*Issuer, error) {
 	return &Issuer{authority{r.trustDomain, cert, key}}, nil
 }
 
-// SignController signs the certificate of a controller replica of this cluster:
-// a server under its DNS names, a client too. The chain, DER, is the leaf alone,
-// since whoever verifies it holds the root, or is shown the way to it.
+// SignController signs the certificate of a controller replica of this cluster, for a
+// server under its DNS names and for a client. The chain, DER, is only the leaf,
+// because the verifier has the root or gets the cross certificates that lead to it.
 func (r *Root) SignController(pub *ecdsa.PublicKey, name Name, dnsNames []string, now time.Time) ([][]byte, error) {
 	if name.ServiceAccount() != ControllerServiceAccount {
 		return nil, fmt.Errorf("the root signs no %q, only the service account %s: %w", name, ControllerServiceAccount, ErrInvalidName)

@@ -46,7 +46,7 @@ func TestRootAndIssuer(t *testing.T) {
 	}
 }
 
-func TestAuthoritiesSurviveASecret(t *testing.T) {
+func TestAuthoritiesRoundTripThroughPEM(t *testing.T) {
 	west := newCluster(t, "west")
 	rootCert, rootKey, err := west.root.MarshalPEM()
 	if err != nil {

@@ -14,19 +14,18 @@ import (
 // MaxCSR is the longest certificate request that ParseCSR reads, in bytes.
 const MaxCSR = 2048
 
-// ErrCSR reports a certificate request that is not signed with.
+// ErrCSR reports a certificate request that is not accepted.
 var ErrCSR = errors.New("certificate request not accepted")
 
-// Credential is what a process speaks TLS as: a chain and its key. It never
-// changes, is safe for concurrent use, and shows its key to
-// nobody but Marshal's caller.
+// Credential is a certificate chain and its key, for TLS. It is immutable and safe for
+// concurrent use. Only Marshal returns the key.
 type Credential struct {
 	name Name
 	cert tls.Certificate
 }
 
-// NewCredential joins a chain, DER and leaf first, with the key that it was
-// signed for. It checks that they belong together, not that anybody trusts them.
+// NewCredential returns the credential of a chain, DER and leaf first, and its key. It
+// checks that they match, and not that the chain is trusted.
 func NewCredential(chain [][]byte, key PrivateKey) (*Credential, error) {
 	if len(chain) == 0 || len(chain) > 1+MaxPresented {
 		return nil, fmt.Errorf("a chain of %d certificates is not of 1 to %d", len(chain), 1+MaxPresented)
@@ -49,27 +48,28 @@ func NewCredential(chain [][]byte, key PrivateKey) (*Credential, error) {
 	return &Credential{name, tls.Certificate{Certificate: raw, PrivateKey: key.key, Leaf: leaf}}, nil
 }
 
-// Name is who the credential speaks as.
+// Name returns the name in the leaf.
 func (c *Credential) Name() Name { return c.name }
 
-// NotAfter is the moment from which nobody believes it.
+// NotAfter returns when the certificate expires.
 func (c *Credential) NotAfter() time.Time { return c.cert.Leaf.NotAfter }
 
 // NotBefore is the moment from which others believe it.
 func (c *Credential) NotBefore() time.Time { return c.cert.Leaf.NotBefore }
 
-// Live reports whether others whose clock is right believe it at now.
+// Live reports whether the certificate is valid at now.
 func (c *Credential) Live(now time.Time) bool {
 	return !now.Before(c.cert.Leaf.NotBefore) && now.Before(c.cert.Leaf.NotAfter)
 }
 
-// RenewAt is the middle of its life, when a new one should be asked for.
+// RenewAt returns the middle of the lifetime, when a new certificate should be
+// requested.
 func (c *Credential) RenewAt() time.Time {
 	from, to := c.cert.Leaf.NotBefore, c.cert.Leaf.NotAfter
 	return from.Add(to.Sub(from) / 2)
 }
 
-// TLS returns it as crypto/tls wants it. Nobody may change it.
+// TLS returns the credential for crypto/tls. The caller must not modify it.
 func (c *Credential) TLS() *tls.Certificate { return &c.cert }
 
 // Marshal returns the chain and, in the clear, the key as MarshalPEM does: what
@@ -86,11 +86,11 @@ func (c *Credential) Marshal() (chain [][]byte, keyPEM []byte, err error) {
 // String returns the name.
 func (c *Credential) String() string { return c.name.String() }
 
-// Format writes the name, whatever the verb.
+// Format writes the name for every verb.
 func (c *Credential) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(c.String())) }
 
-// NewCSR returns a certificate request, PKCS #10 in DER, for the key. It names
-// nobody: who asks is told by other means.
+// NewCSR returns a certificate request, PKCS #10 in DER, for the key. It contains no
+// name, because the signer authenticates the requester by other means.
 func NewCSR(key PrivateKey) ([]byte, error) {
 	if key.IsZero() {
 		return nil, fmt.Errorf("there is no key to ask a certificate for: %w", ErrKey)
@@ -102,8 +102,8 @@ func NewCSR(key PrivateKey) ([]byte, error) {
 	return der, nil
 }
 
-// ParseCSR returns the public key, ECDSA P-256, of a request whose sender holds
-// the private one. It reads nothing else of it. Its errors wrap ErrCSR.
+// ParseCSR returns the public key, ECDSA P-256, of a request that is signed with the
+// private one. It ignores the rest of the request. Its errors wrap ErrCSR.
 func ParseCSR(der []byte) (*ecdsa.PublicKey, error) {
 	if len(der) > MaxCSR {
 		return nil, fmt.Errorf("a request of %d bytes is longer than %d: %w", len(der), MaxCSR, ErrCSR)

@@ -11,7 +11,8 @@
 // What always holds:
 //   - A Name exists only if it is valid; a trust domain vouches for its own names alone.
 //   - A workload's chain ends at an issuer listed for exactly its trust domain, a
-//     controller's at the root, or at one that follows it; neither ever passes for the other.
+//     controller's at the root, or at one that follows it; neither ever passes for the
+//     other.
 //   - No signature is verified before the bounds on the chain and on the
 //     authorities' keys are checked.
 //   - TLS is 1.3, under one required ALPN per plane, and never resumed. Only
@@ -42,18 +43,18 @@ const maxChain = 3
 // about again whenever anchors or time have changed. Reason tells why an error
 // refused it.
 func VerifyWorkload(certs []*x509.Certificate, anchors *Anchors, now time.Time) (Name, error) {
-	p, err := prove(certs, anchors, now)
+	p, err := verifyWorkload(certs, anchors, now)
 	if err != nil {
 		return Name{}, err
 	}
 	return p.name, nil
 }
 
-// prove is VerifyWorkload. A leaf that the cache knows needs no signature. Otherwise the
-// leaf is verified by the listed issuer that it names as its signer: the certificates that
-// the peer presents beside it cannot matter then, and would only cost the check of another
-// signature. They count if the leaf names no listed issuer.
-func prove(certs []*x509.Certificate, anchors *Anchors, now time.Time) (*Proof, error) {
+// verifyWorkload is VerifyWorkload. A leaf that the cache knows needs no signature.
+// Otherwise the leaf is verified by the listed issuer that it names as its signer: the
+// certificates that the peer presents beside it cannot matter then, and would only cost
+// the check of another signature. They count if the leaf names no listed issuer.
+func verifyWorkload(certs []*x509.Certificate, anchors *Anchors, now time.Time) (*Proof, error) {
 	name, err := inspect(certs, maxChain)
 	if err != nil {
 		return nil, err
@@ -78,12 +79,12 @@ func prove(certs []*x509.Certificate, anchors *Anchors, now time.Time) (*Proof, 
 }
 
 // VerifyController returns the name of a controller replica of the cluster of a trust
-// domain whose root is given, a certificate from ParseRootCertificate. The chain is a leaf that
-// the root has signed, or one that follows it by the cross certificates beside the
-// leaf, and its ServiceAccount is causeway-controller. It may begin up to ClockTolerance
-// from now. Reason tells why an error refused it.
+// domain whose root is given, a certificate from ParseRootCertificate. The chain is a
+// leaf that the root has signed, or one that follows it by the cross certificates
+// beside the leaf, and its ServiceAccount is causeway-controller. It may begin up to
+// ClockTolerance from now. Reason tells why an error refused it.
 func VerifyController(certs []*x509.Certificate, trustDomain string, root *x509.Certificate, now time.Time) (Name, error) {
-	return verifyController(certs, trustDomain, root, begun(now, append(certs[:len(certs):len(certs)], root)))
+	return verifyController(certs, trustDomain, root, clampToNotBefore(now, append(certs[:len(certs):len(certs)], root)))
 }
 
 // verifyController is VerifyController without tolerance.
@@ -105,14 +106,15 @@ func verifyController(certs []*x509.Certificate, trustDomain string, root *x509.
 	return name, nil
 }
 
-// ClockTolerance is how far ahead the clock of a controller's cluster may be:
-// between controllers, and from a node to its own, clocks are compared, and by
-// whom they were set is told, and who lets nobody in can tell nothing. Nothing is
-// lost by it: a key that is good tomorrow is no worse today.
+// ClockTolerance is how far ahead the clock of a controller's cluster may be.
+// Controllers compare clocks with each other and with their nodes. They can report a
+// wrong clock only if they accept the connection. The tolerance costs no security,
+// because a key that is valid tomorrow is as good today.
 const ClockTolerance = 24 * time.Hour
 
-// begun is now or, if certificates begin a little later, the moment when all have.
-func begun(now time.Time, certs []*x509.Certificate) time.Time {
+// clampToNotBefore is now or, if certificates begin a little later, the moment when all
+// have.
+func clampToNotBefore(now time.Time, certs []*x509.Certificate) time.Time {
 	at := now
 	for _, c := range certs {
 		if c.NotBefore.After(at) && c.NotBefore.Sub(now) <= ClockTolerance {
@@ -131,7 +133,7 @@ func rootAnchor(root *x509.Certificate, name string, crosses []*x509.Certificate
 	if err != nil {
 		return nil, fmt.Errorf("trust domain %q: %w: %w", name, err, ErrInvalidName)
 	}
-	bundle := x509bundle.FromX509Authorities(trustDomain, acting(heirs(root, name, crosses, now), name))
+	bundle := x509bundle.FromX509Authorities(trustDomain, rootsOfDomain(crossSignedRoots(root, name, crosses, now), name))
 	return &Anchors{bundles: map[spiffeid.TrustDomain]*x509bundle.Bundle{trustDomain: bundle}}, nil
 }
 

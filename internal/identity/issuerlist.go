@@ -28,8 +28,9 @@ const (
 // ErrIssuerList reports a list of issuers that must not be applied.
 var ErrIssuerList = errors.New("issuer list not accepted")
 
-// IssuerList is who may vouch for the workloads of a trust domain now. The root
-// signs it, or one that follows it. A receiver that has applied a number applies no lower one.
+// IssuerList is who may vouch for the workloads of a trust domain now. The root signs
+// it, or one that follows it. A receiver that has applied a number applies no lower
+// one.
 type IssuerList struct {
 	TrustDomain string
 	// Number is at least 1 and below 2^63.
@@ -37,8 +38,8 @@ type IssuerList struct {
 	// Issuers are 1 to MaxIssuers certificates, each signed by the root or by one that
 	// follows it.
 	Issuers []*x509.Certificate
-	// Root has signed the list: the root that the receiver holds, or the cross certificate
-	// of one that follows it.
+	// Root has signed the list: the root that the receiver holds, or the cross
+	// certificate of one that follows it.
 	Root *x509.Certificate
 }
 
@@ -92,7 +93,7 @@ func (r *Root) SignIssuerList(number uint64, issuers []*x509.Certificate, crosse
 	if err != nil {
 		return nil, fmt.Errorf("marshal the signed issuer list: %w", err)
 	}
-	// What peers would refuse is refused here, where somebody can act on it.
+	// Check now what peers would refuse, while the operator can act on it.
 	if _, err := VerifyIssuerList(r.Anchor(), r.trustDomain, der); err != nil {
 		return nil, err
 	}
@@ -150,7 +151,7 @@ func openIssuerList(root *x509.Certificate, trustDomain string, der []byte) (Iss
 	return list, nil
 }
 
-// roots are the root that the receiver holds and its heirs.
+// roots returns the root that the receiver holds and the cross-signed ones.
 func (s signedListDER) roots(root *x509.Certificate, trustDomain string) ([]*x509.Certificate, error) {
 	if len(s.Crosses) > MaxCrosses {
 		return nil, fmt.Errorf("%d cross certificates are more than %d", len(s.Crosses), MaxCrosses)
@@ -163,7 +164,7 @@ func (s signedListDER) roots(root *x509.Certificate, trustDomain string) ([]*x50
 		}
 		crosses = append(crosses, c)
 	}
-	return acting(heirs(root, trustDomain, crosses, time.Time{}), trustDomain), nil
+	return rootsOfDomain(crossSignedRoots(root, trustDomain, crosses, time.Time{}), trustDomain), nil
 }
 
 // isBy reports whether root has signed s.
@@ -187,9 +188,8 @@ func parseIssuerList(der []byte) (IssuerList, error) {
 	return IssuerList{TrustDomain: raw.TrustDomain, Number: uint64(raw.Number), Issuers: issuers}, nil
 }
 
-// ParseIssuers reads DER certificates that somebody trusted has named as the
-// issuers of a trust domain, and checks everything of them but signature and
-// dates.
+// ParseIssuers reads DER certificates that a trusted source has named as the issuers of
+// a trust domain. It checks everything but signature and dates.
 func ParseIssuers(trustDomain string, ders [][]byte) ([]*x509.Certificate, error) {
 	issuers, err := parseCertificates(ders)
 	if err != nil {
@@ -231,7 +231,7 @@ func checkIssuers(trustDomain string, issuers []*x509.Certificate) error {
 	return nil
 }
 
-// digest is what is signed. Without crosses it is as in the days when there were none.
+// digest returns what is signed. Without crosses it has the form of the first version.
 func (s signedListDER) digest() []byte {
 	if len(s.Crosses) == 0 {
 		return digestOf(issuerListContext, s.List)

@@ -56,9 +56,8 @@ func ParsePrivateKey(keyPEM []byte) (PrivateKey, error) {
 	return privateKey(parsed)
 }
 
-// parseBroughtKey reads a key that somebody else's tool wrote: PKCS #8 or, as many write
-// ECDSA keys, SEC 1.
-func parseBroughtKey(keyPEM []byte) (PrivateKey, error) {
+// parseImportedKey reads a key that another tool has written: PKCS #8 or SEC 1.
+func parseImportedKey(keyPEM []byte) (PrivateKey, error) {
 	der, err := decodePEM(pemECKey, keyPEM)
 	if err != nil {
 		return ParsePrivateKey(keyPEM)
@@ -96,7 +95,7 @@ func (k PrivateKey) Public() *ecdsa.PublicKey { return &k.key.PublicKey }
 // IsZero reports whether there is no key.
 func (k PrivateKey) IsZero() bool { return k.key == nil }
 
-// Format writes a placeholder, whatever the verb.
+// Format writes a placeholder for every verb.
 func (PrivateKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 
 // isP256 reports whether pub is an ECDSA P-256 key.

@@ -14,8 +14,9 @@ import (
 // bytes without the headers and 20 bytes of options.
 const smallestSegment = 1200
 
-// TestHelloFitsOneSegment: a middlebox that looks only at a connection's first segment sees
-// the whole hello of a classical client, with the longest name that a hello can carry.
+// TestHelloFitsOneSegment: a middlebox that looks only at a connection's first segment
+// sees the whole hello of a classical client, with the longest name that a hello can
+// carry.
 func TestHelloFitsOneSegment(t *testing.T) {
 	west := newCluster(t, "west")
 	for name, tc := range map[string]struct {
@@ -27,7 +28,7 @@ func TestHelloFitsOneSegment(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			sni := strings.Repeat(strings.Repeat("a", 62)+".", 4)[:250]
-			config := ClientTLS(PlaneTunnel, sni, held(west.workload("shop", "cart")),
+			config := ClientTLS(PlaneTunnel, sni, clientCredential(west.workload("shop", "cart")),
 				VerifyAnyWorkload(west.anchors, atNoon))
 			n := len(firstFlight(t, tc.k.Limit(config)))
 			t.Logf("%d bytes", n)
@@ -75,9 +76,9 @@ func TestKeyExchangesInteroperate(t *testing.T) {
 		"the default of a client": {KeyExchangeOf(true), tls.X25519MLKEM768},
 	} {
 		t.Run(name, func(t *testing.T) {
-			server := ServerTLS(PlaneTunnel, served(east.workload("shop", "bar")), true,
+			server := ServerTLS(PlaneTunnel, serverCredential(east.workload("shop", "bar")), true,
 				VerifyAnyWorkload(west.anchors, atNoon))
-			config := ClientTLS(PlaneTunnel, "label", held(west.workload("shop", "cart")), onlyBar)
+			config := ClientTLS(PlaneTunnel, "label", clientCredential(west.workload("shop", "cart")), onlyBar)
 			client, far := handshake(t, tc.client.Limit(config), server)
 			if client.err != nil || far.err != nil {
 				t.Fatalf("client: %v; server: %v", client.err, far.err)

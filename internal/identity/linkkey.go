@@ -55,12 +55,12 @@ func (k LinkKey) Public() []byte { return k.key.PublicKey().Bytes() }
 // IsZero reports whether there is no key.
 func (k LinkKey) IsZero() bool { return k.key == nil }
 
-// Format writes a placeholder, whatever the verb.
+// Format writes a placeholder for every verb.
 func (LinkKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 
-// LinkSecret returns what two linked clusters alone can compute: X25519 of the
-// own private and the peer's public key. It refuses the own public key and points
-// of low order, whose secret everybody knows, with ErrLinkKey.
+// LinkSecret returns the secret that only two linked clusters can compute: X25519 of
+// the own private and the peer's public key. It returns ErrLinkKey for the own public
+// key and for points of low order, whose secret is public.
 func LinkSecret(own LinkKey, peerPublic []byte) ([32]byte, error) {
 	if own.IsZero() {
 		return [32]byte{}, fmt.Errorf("there is no own link key: %w", ErrLinkKey)

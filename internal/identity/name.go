@@ -30,7 +30,7 @@ var ErrInvalidName = errors.New("invalid name")
 //
 // It is comparable, fit to be a map's key, and made only by NewName, ProbeName
 // and ParseName, so that every Name but the zero one is valid. The zero Name is
-// nobody's.
+// not valid.
 type Name struct {
 	trustDomain, namespace, serviceAccount string
 }
@@ -116,7 +116,7 @@ func (n Name) Namespace() string { return n.namespace }
 // ServiceAccount is the name of the ServiceAccount in its namespace. A ProbeName has none.
 func (n Name) ServiceAccount() string { return n.serviceAccount }
 
-// IsZero reports whether n is nobody's name.
+// IsZero reports whether n is the zero Name.
 func (n Name) IsZero() bool { return n == Name{} }
 
 // IsProbe reports whether n is a ProbeName.
@@ -137,9 +137,9 @@ func ValidTrustDomain(s string) error {
 	return nil
 }
 
-// TrustDomainFor returns a trust domain that is unique without thought: the
-// cluster's name, a dash, and the first eight hex digits of the UID of its
-// namespace kube-system. Its errors wrap ErrInvalidName.
+// TrustDomainFor returns a unique trust domain: the cluster's name, a dash, and the
+// first eight hex digits of the UID of its namespace kube-system. Its errors wrap
+// ErrInvalidName.
 func TrustDomainFor(clusterName, kubeSystemUID string) (string, error) {
 	const longest = maxLabel - 1 - trustDomainHex
 	if !isLabel(clusterName) || len(clusterName) > longest {

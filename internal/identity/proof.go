@@ -65,7 +65,7 @@ func (p *Proof) Check(anchors *Anchors, now time.Time) error {
 	switch {
 	case len(anchors.listed(domain)) == 0:
 		return refuse(ReasonTrustDomain, "no issuer is known for trust domain %q", domain)
-	case !anchors.lists(domain, p.issuer):
+	case !anchors.hasIssuer(domain, p.issuer):
 		return refuse(ReasonUnknownAuthority, "the issuer of the certificate of %s is not listed any more",
 			p.name)
 	case now.Before(p.from):
@@ -89,7 +89,7 @@ func (a *Anchors) Proof(cs tls.ConnectionState, now time.Time) (*Proof, error) {
 	if _, err := PeerName(cs); err != nil {
 		return nil, err
 	}
-	p, err := prove(cs.PeerCertificates, a, now)
+	p, err := verifyWorkload(cs.PeerCertificates, a, now)
 	if err != nil {
 		return nil, err
 	}

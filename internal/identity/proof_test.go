@@ -205,7 +205,7 @@ func TestCachedProofIsChecked(t *testing.T) {
 }
 
 // A forged leaf with the content of a cached one has another fingerprint.
-func TestCacheKnowsTheWholeLeaf(t *testing.T) {
+func TestCacheKeyCoversWholeLeaf(t *testing.T) {
 	west := newCluster(t, "west")
 	cache := NewProofCache()
 	anchors := west.anchors().WithCache(cache)

@@ -8,8 +8,7 @@ import (
 	"time"
 )
 
-// Reasons why a peer is not believed, fit to be the values of a metric's label.
-// The list is closed.
+// Reasons why a peer is refused, as a metric label. The list is closed.
 const (
 	ReasonNoCertificate    = "no_certificate"
 	ReasonChainTooLong     = "chain_too_long"
@@ -43,9 +42,9 @@ func Reasons() []string {
 // ErrRefused is wrapped by every error that has a reason of its own.
 var ErrRefused = errors.New("peer not believed")
 
-// Reason returns why a peer was not believed: one of Reasons, ReasonOther for an
-// error that is not of this package (a handshake that broke), "" for nil. It
-// sees through wrapping, so it may be asked of what a handshake returned.
+// Reason returns why a peer was refused: one of Reasons, ReasonOther for an error that
+// is not of this package (such as a broken handshake), or "" for nil. It unwraps
+// errors, so it also works on the error of a handshake.
 func Reason(err error) string {
 	if err == nil {
 		return ""

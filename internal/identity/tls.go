@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Plane is what a connection is for, named by its ALPN, so that a peer of one
-// plane cannot be made to speak to another.
+// Plane is the purpose of a connection, named by its ALPN, so that a peer of one plane
+// cannot connect to another.
 type Plane string
 
 // The planes. Each is the one ALPN protocol that its connections must negotiate.
@@ -39,7 +39,7 @@ func ClientTLS(plane Plane, serverName string, cred func() (*Credential, error),
 	if verify == nil {
 		panic("identity: ClientTLS without verification")
 	}
-	config := base(plane, func(cs tls.ConnectionState) error {
+	config := baseConfig(plane, func(cs tls.ConnectionState) error {
 		if len(cs.PeerCertificates) == 0 {
 			return refuse(ReasonNoCertificate, "the server presents no certificate")
 		}
@@ -52,7 +52,7 @@ func ClientTLS(plane Plane, serverName string, cred func() (*Credential, error),
 	if cred != nil {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			c, err := cred()
-			return present(c, err, "client")
+			return presentCredential(c, err, "client")
 		}
 	}
 	return config
@@ -66,7 +66,7 @@ func ServerTLS(plane Plane, cred func(*tls.ClientHelloInfo) (*Credential, error)
 	if requireClient && verify == nil {
 		panic("identity: ServerTLS requires a client's certificate without verification")
 	}
-	config := base(plane, func(cs tls.ConnectionState) error {
+	config := baseConfig(plane, func(cs tls.ConnectionState) error {
 		if !requireClient {
 			return nil
 		}
@@ -80,26 +80,26 @@ func ServerTLS(plane Plane, cred func(*tls.ClientHelloInfo) (*Credential, error)
 	}
 	config.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		c, err := cred(hello)
-		return present(c, err, "server")
+		return presentCredential(c, err, "server")
 	}
 	return config
 }
 
-// HelloTLS returns the config of a server that reads a ClientHello, shows it to
-// seen, and fails with ErrHelloOnly, so that gateway and agent parse hellos as
-// crypto/tls does. The handshake then writes an alert, which the caller keeps
-// from the peer by giving tls.Server a net.Conn that swallows writes.
-func HelloTLS(seen func(*tls.ClientHelloInfo)) *tls.Config {
+// HelloTLS returns the config of a server that reads a ClientHello, passes it to
+// onHello, and fails with ErrHelloOnly, so that gateway and agent parse hellos as
+// crypto/tls does. The handshake then writes an alert. The caller must give tls.Server
+// a net.Conn that drops writes.
+func HelloTLS(onHello func(*tls.ClientHelloInfo)) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			seen(hello)
+			onHello(hello)
 			return nil, ErrHelloOnly
 		},
 	}
 }
 
-func present(c *Credential, err error, side string) (*tls.Certificate, error) {
+func presentCredential(c *Credential, err error, side string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s certificate: %w", side, err)
 	}
@@ -109,9 +109,9 @@ func present(c *Credential, err error, side string) (*tls.Certificate, error) {
 	return c.TLS(), nil
 }
 
-// base holds what client and server agree on. A client offers a key share for each
+// baseConfig holds what client and server agree on. A client offers a key share for each
 // group that it supports, so no HelloRetryRequest is ever needed and there is one hello.
-func base(plane Plane, verify Verify) *tls.Config {
+func baseConfig(plane Plane, verify Verify) *tls.Config {
 	return &tls.Config{
 		MinVersion:                  tls.VersionTLS13,
 		NextProtos:                  []string{string(plane)},
@@ -130,8 +130,8 @@ func base(plane Plane, verify Verify) *tls.Config {
 	}
 }
 
-// VerifyAnyWorkload believes every workload that anchors vouch for. Both
-// functions are asked once a handshake.
+// VerifyAnyWorkload accepts every workload that anchors vouch for. Both functions are
+// called once per handshake.
 func VerifyAnyWorkload(anchors func() *Anchors, now func() time.Time) Verify {
 	return func(cs tls.ConnectionState) error {
 		_, err := VerifyWorkload(cs.PeerCertificates, anchors(), now())
@@ -139,8 +139,8 @@ func VerifyAnyWorkload(anchors func() *Anchors, now func() time.Time) Verify {
 	}
 }
 
-// VerifyOneOf believes a workload that anchors vouch for if its name is among
-// names; with no names it believes nobody.
+// VerifyOneOf accepts a workload that anchors vouch for if its name is among names.
+// Without names it accepts none.
 func VerifyOneOf(names []Name, anchors func() *Anchors, now func() time.Time) Verify {
 	return func(cs tls.ConnectionState) error {
 		name, err := VerifyWorkload(cs.PeerCertificates, anchors(), now())
@@ -154,7 +154,8 @@ func VerifyOneOf(names []Name, anchors func() *Anchors, now func() time.Time) Ve
 	}
 }
 
-// VerifyPeerController believes the controllers of the cluster of a trust domain and its root.
+// VerifyPeerController accepts the controllers of the cluster of a trust domain and its
+// root.
 func VerifyPeerController(trustDomain string, root *x509.Certificate, now func() time.Time) Verify {
 	return func(cs tls.ConnectionState) error {
 		_, err := VerifyController(cs.PeerCertificates, trustDomain, root, now())
@@ -162,8 +163,8 @@ func VerifyPeerController(trustDomain string, root *x509.Certificate, now func()
 	}
 }
 
-// PeerName returns the name that a finished handshake has proven. Before its end
-// nothing is proven and PeerName fails. It does not verify again.
+// PeerName returns the name that a completed handshake has verified. Before that it
+// fails. It does not verify again.
 func PeerName(cs tls.ConnectionState) (Name, error) {
 	if !cs.HandshakeComplete {
 		return Name{}, refuse(ReasonIdentity, "the handshake is not over, and nobody's name proven")

@@ -12,12 +12,12 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 )
 
-// served makes a credential the answer to every ClientHello.
-func served(c *Credential) func(*tls.ClientHelloInfo) (*Credential, error) {
+// serverCredential makes a credential the answer to every ClientHello.
+func serverCredential(c *Credential) func(*tls.ClientHelloInfo) (*Credential, error) {
 	return func(*tls.ClientHelloInfo) (*Credential, error) { return c, nil }
 }
 
-func held(c *Credential) func() (*Credential, error) {
+func clientCredential(c *Credential) func() (*Credential, error) {
 	return func() (*Credential, error) { return c, nil }
 }
 
@@ -80,9 +80,9 @@ func TestTunnelHandshake(t *testing.T) {
 	// stolen is cart's certificate in the hands of somebody without its key.
 	stolen := &Credential{cart.name, tls.Certificate{Certificate: cart.cert.Certificate, PrivateKey: newP256(t)}}
 	stranger := newCluster(t, "west").workload("shop", "cart")
-	noALPN := ClientTLS(PlaneTunnel, "label", held(cart), onlyBar)
+	noALPN := ClientTLS(PlaneTunnel, "label", clientCredential(cart), onlyBar)
 	noALPN.NextProtos = nil
-	tls12 := ClientTLS(PlaneTunnel, "label", held(cart), onlyBar)
+	tls12 := ClientTLS(PlaneTunnel, "label", clientCredential(cart), onlyBar)
 	tls12.MinVersion, tls12.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 
 	cases := map[string]struct {
@@ -92,43 +92,43 @@ func TestTunnelHandshake(t *testing.T) {
 		serverReason   string
 	}{
 		"good": {why: "both prove who they are",
-			client: ClientTLS(PlaneTunnel, "label", held(cart), onlyBar),
-			server: ServerTLS(PlaneTunnel, served(bar), true, anyWest)},
+			client: ClientTLS(PlaneTunnel, "label", clientCredential(cart), onlyBar),
+			server: ServerTLS(PlaneTunnel, serverCredential(bar), true, anyWest)},
 		"no ALPN": {why: "Go lets such a client through, so we must not",
-			client: noALPN, server: ServerTLS(PlaneTunnel, served(bar), true, anyWest),
+			client: noALPN, server: ServerTLS(PlaneTunnel, serverCredential(bar), true, anyWest),
 			clientReason: ReasonALPN, serverReason: ReasonOther},
 		"other plane": {why: "a tunnel is not spoken to the catalog",
-			client: ClientTLS(PlaneTunnel, "label", held(cart), onlyBar),
-			server: ServerTLS(PlaneCatalog, served(bar), true, anyWest), clientReason: ReasonOther, serverReason: ReasonOther},
+			client: ClientTLS(PlaneTunnel, "label", clientCredential(cart), onlyBar),
+			server: ServerTLS(PlaneCatalog, serverCredential(bar), true, anyWest), clientReason: ReasonOther, serverReason: ReasonOther},
 		"TLS 1.2": {why: "1.3 only", client: tls12,
-			server: ServerTLS(PlaneTunnel, served(bar), true, anyWest), clientReason: ReasonOther, serverReason: ReasonOther},
+			server: ServerTLS(PlaneTunnel, serverCredential(bar), true, anyWest), clientReason: ReasonOther, serverReason: ReasonOther},
 		"other service": {why: "a gateway that splices to the wrong pod is found out",
-			client:       ClientTLS(PlaneTunnel, "label", held(cart), onlyBar),
-			server:       ServerTLS(PlaneTunnel, served(east.workload("shop", "baz")), true, anyWest),
+			client:       ClientTLS(PlaneTunnel, "label", clientCredential(cart), onlyBar),
+			server:       ServerTLS(PlaneTunnel, serverCredential(east.workload("shop", "baz")), true, anyWest),
 			clientReason: ReasonUnexpected, serverReason: ReasonOther},
 		"nobody expected": {why: "a catalog without identities opens no door",
-			client:       ClientTLS(PlaneTunnel, "label", held(cart), VerifyOneOf(nil, trustEast, atNoon)),
-			server:       ServerTLS(PlaneTunnel, served(bar), true, anyWest),
+			client:       ClientTLS(PlaneTunnel, "label", clientCredential(cart), VerifyOneOf(nil, trustEast, atNoon)),
+			server:       ServerTLS(PlaneTunnel, serverCredential(bar), true, anyWest),
 			clientReason: ReasonUnexpected, serverReason: ReasonOther},
 		"unlinked caller": {why: "its issuer is nobody's anchor",
-			client:       ClientTLS(PlaneTunnel, "label", held(stranger), onlyBar),
-			server:       ServerTLS(PlaneTunnel, served(bar), true, anyWest),
+			client:       ClientTLS(PlaneTunnel, "label", clientCredential(stranger), onlyBar),
+			server:       ServerTLS(PlaneTunnel, serverCredential(bar), true, anyWest),
 			clientReason: ReasonOther, serverReason: ReasonUnknownAuthority},
 		"no certificate": {why: "a caller has an identity",
 			client:       ClientTLS(PlaneTunnel, "label", nil, onlyBar),
-			server:       ServerTLS(PlaneTunnel, served(bar), true, anyWest),
+			server:       ServerTLS(PlaneTunnel, serverCredential(bar), true, anyWest),
 			clientReason: ReasonOther, serverReason: ReasonOther},
 		"stolen certificate": {why: "a certificate without its key proves nothing",
-			client:       ClientTLS(PlaneTunnel, "label", held(stolen), onlyBar),
-			server:       ServerTLS(PlaneTunnel, served(bar), true, anyWest),
+			client:       ClientTLS(PlaneTunnel, "label", clientCredential(stolen), onlyBar),
+			server:       ServerTLS(PlaneTunnel, serverCredential(bar), true, anyWest),
 			clientReason: ReasonOther, serverReason: ReasonOther},
 		"client not ready": {why: "no SVID yet is an error, not an anonymous call",
-			client:       ClientTLS(PlaneTunnel, "label", held(nil), onlyBar),
-			server:       ServerTLS(PlaneTunnel, served(bar), true, anyWest),
+			client:       ClientTLS(PlaneTunnel, "label", clientCredential(nil), onlyBar),
+			server:       ServerTLS(PlaneTunnel, serverCredential(bar), true, anyWest),
 			clientReason: ReasonOther, serverReason: ReasonOther},
 		"server not ready": {why: "no SVID yet is an error, not a crash",
-			client:       ClientTLS(PlaneTunnel, "label", held(cart), onlyBar),
-			server:       ServerTLS(PlaneTunnel, served(nil), true, anyWest),
+			client:       ClientTLS(PlaneTunnel, "label", clientCredential(cart), onlyBar),
+			server:       ServerTLS(PlaneTunnel, serverCredential(nil), true, anyWest),
 			clientReason: ReasonOther, serverReason: ReasonOther},
 	}
 	for name, c := range cases {
@@ -169,11 +169,11 @@ func TestTunnelHandshake(t *testing.T) {
 func TestNoResumption(t *testing.T) {
 	west, east := newCluster(t, "west"), newCluster(t, "east")
 	bar := east.workload("shop", "bar")
-	server := ServerTLS(PlaneTunnel, served(bar), true, VerifyAnyWorkload(west.anchors, atNoon))
+	server := ServerTLS(PlaneTunnel, serverCredential(bar), true, VerifyAnyWorkload(west.anchors, atNoon))
 	cache := tls.NewLRUClientSessionCache(8)
 	for _, account := range []string{"guest", "admin", "guest"} {
 		caller := west.workload("shop", account)
-		config := ClientTLS(PlaneTunnel, "label", held(caller), VerifyAnyWorkload(east.anchors, atNoon))
+		config := ClientTLS(PlaneTunnel, "label", clientCredential(caller), VerifyAnyWorkload(east.anchors, atNoon))
 		config.ClientSessionCache = cache
 		config.SessionTicketsDisabled = false
 		_, seen := handshake(t, config, server)
@@ -189,7 +189,7 @@ func TestNoResumption(t *testing.T) {
 	server.SessionTicketsDisabled, server.Time = false, atNoon
 	var seen side
 	for range 2 {
-		config := ClientTLS(PlaneTunnel, "label", held(west.workload("shop", "cart")), VerifyAnyWorkload(east.anchors, atNoon))
+		config := ClientTLS(PlaneTunnel, "label", clientCredential(west.workload("shop", "cart")), VerifyAnyWorkload(east.anchors, atNoon))
 		config.ClientSessionCache, config.SessionTicketsDisabled, config.Time = cache, false, atNoon
 		_, seen = handshake(t, config, server)
 	}
@@ -200,21 +200,21 @@ func TestNoResumption(t *testing.T) {
 
 func TestCatalogHandshake(t *testing.T) {
 	west, east := newCluster(t, "west"), newCluster(t, "east")
-	server := ServerTLS(PlaneCatalog, served(east.controller()), true, VerifyPeerController("west", west.root.cert, atNoon))
+	server := ServerTLS(PlaneCatalog, serverCredential(east.controller()), true, VerifyPeerController("west", west.root.cert, atNoon))
 	toEast := VerifyPeerController("east", east.root.cert, atNoon)
 
-	_, seen := handshake(t, ClientTLS(PlaneCatalog, "label", held(west.controller()), toEast), server)
+	_, seen := handshake(t, ClientTLS(PlaneCatalog, "label", clientCredential(west.controller()), toEast), server)
 	if seen.err != nil {
 		t.Fatal(seen.err)
 	}
 	if got := must(PeerName(seen.state))(t); got != west.controller().Name() {
 		t.Errorf("the server sees %v", got)
 	}
-	_, seen = handshake(t, ClientTLS(PlaneCatalog, "label", held(west.workload("shop", "cart")), toEast), server)
+	_, seen = handshake(t, ClientTLS(PlaneCatalog, "label", clientCredential(west.workload("shop", "cart")), toEast), server)
 	if Reason(seen.err) != ReasonUnknownAuthority {
 		t.Errorf("a workload in place of a controller: %v", seen.err)
 	}
-	_, seen = handshake(t, ClientTLS(PlaneCatalog, "label", held(east.controller()), toEast), server)
+	_, seen = handshake(t, ClientTLS(PlaneCatalog, "label", clientCredential(east.controller()), toEast), server)
 	if Reason(seen.err) != ReasonTrustDomain {
 		t.Errorf("another cluster's controller: %v", seen.err)
 	}
@@ -222,7 +222,7 @@ func TestCatalogHandshake(t *testing.T) {
 
 func TestNodeHandshake(t *testing.T) {
 	west := newCluster(t, "west")
-	server := ServerTLS(PlaneNode, served(west.controller()), false, nil)
+	server := ServerTLS(PlaneNode, serverCredential(west.controller()), false, nil)
 	client, seen := handshake(t, ClientTLS(PlaneNode, "", nil, VerifyPeerController("west", west.root.cert, atNoon)), server)
 	if client.err != nil || seen.err != nil {
 		t.Fatalf("client %v, server %v", client.err, seen.err)
@@ -249,7 +249,7 @@ func TestPeerNameOnlyAfterTheHandshake(t *testing.T) {
 func TestUnverifiedConfigsPanic(t *testing.T) {
 	for name, make := range map[string]func(){
 		"client": func() { ClientTLS(PlaneTunnel, "", nil, nil) },
-		"server": func() { ServerTLS(PlaneTunnel, served(nil), true, nil) },
+		"server": func() { ServerTLS(PlaneTunnel, serverCredential(nil), true, nil) },
 	} {
 		func() {
 			defer func() {
@@ -262,10 +262,10 @@ func TestUnverifiedConfigsPanic(t *testing.T) {
 	}
 }
 
-// mute keeps what HelloTLS would answer from the peer.
-type mute struct{ net.Conn }
+// discardWrites keeps what HelloTLS would answer from the peer.
+type discardWrites struct{ net.Conn }
 
-func (mute) Write(b []byte) (int, error) { return len(b), nil }
+func (discardWrites) Write(b []byte) (int, error) { return len(b), nil }
 
 func TestHelloTLS(t *testing.T) {
 	near, far := pipe(t)
@@ -283,7 +283,7 @@ func TestHelloTLS(t *testing.T) {
 	var sni string
 	var protocols []string
 	config := HelloTLS(func(hello *tls.ClientHelloInfo) { sni, protocols = hello.ServerName, hello.SupportedProtos })
-	err := tls.Server(mute{far}, config).HandshakeContext(t.Context())
+	err := tls.Server(discardWrites{far}, config).HandshakeContext(t.Context())
 	if !errors.Is(err, ErrHelloOnly) || sni != "label.causeway.internal" || len(protocols) != 1 {
 		t.Errorf("%v; SNI %q, ALPN %q", err, sni, protocols)
 	}

@@ -76,7 +76,7 @@ func (l *HopListener) Run(ctx context.Context) {
 	slots := make(chan struct{}, maxUnread)
 	for {
 		c, err := l.Listener.Accept()
-		if transport.Passing(err) && backoff.Sleep(ctx, 10*time.Millisecond) {
+		if transport.IsTransient(err) && backoff.Sleep(ctx, 10*time.Millisecond) {
 			continue
 		}
 		if err != nil {
@@ -142,8 +142,8 @@ func (l *HopListener) readHeader(c net.Conn) (_ net.Conn, invited bool, _ error)
 	if err != nil {
 		return nil, false, err
 	}
-	conn := transport.Accepted(c, hello)
-	conn.Proven() // the header authenticates the gateway; GuardAccepted bounds the peer
+	conn := transport.WrapAccepted(c, hello)
+	conn.MarkProven() // the header authenticates the gateway; GuardAccepted bounds the peer
 	_, invited = route.InviteOf(header.Link)
 	return hopConn{conn, net.TCPAddrFromAddrPort(header.Source)}, invited, c.SetReadDeadline(time.Time{})
 }

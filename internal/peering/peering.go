@@ -112,7 +112,7 @@ func New(c Config) *Peers {
 }
 
 func dialTCP(ctx context.Context, address string) (net.Conn, error) {
-	c, _, err := transport.Dialer{}.First(ctx, address)
+	c, _, err := transport.Dialer{}.DialFirst(ctx, address)
 	return c, err
 }
 

@@ -179,7 +179,7 @@ func (r Roots) step(now time.Time, s State, acks map[string]uint64, request Requ
 	next := r
 	next.Generation++
 	switch external := source.External; {
-	case external != nil && !external.Same(r.Current) && external.SameKey(r.Current):
+	case external != nil && !external.Equal(r.Current) && external.SameKey(r.Current):
 		// A peer that can verify the key can verify the renewed certificate.
 		next.Current = external
 	case isNew && request.Revoke:
@@ -194,7 +194,7 @@ func (r Roots) step(now time.Time, s State, acks map[string]uint64, request Requ
 			RetiredRevoked: true,
 			Request:        request.ID,
 		}, nil
-	case r.Next != nil && external != nil && !external.Same(r.Next):
+	case r.Next != nil && external != nil && !external.Equal(r.Next):
 		// The external root was renewed again before the announced one signed.
 		return next.announce(now, external, request, isNew)
 	case r.Next != nil && isNew:
@@ -223,7 +223,7 @@ func (r Roots) step(now time.Time, s State, acks map[string]uint64, request Requ
 // isDue reports whether the current root must be rotated without a request.
 func (r Roots) isDue(now time.Time, source RootSource) bool {
 	if source.External != nil {
-		return !source.External.Same(r.Current)
+		return !source.External.Equal(r.Current)
 	}
 	return !now.Before(rotationTime(r.Current.Certificate()))
 }
@@ -237,7 +237,7 @@ func (source RootSource) newRoot(r Roots) (*identity.Root, error) {
 		}
 		return root, nil
 	}
-	if source.External.Same(r.Current) {
+	if source.External.Equal(r.Current) {
 		return nil, fmt.Errorf("root is provided by Secret %s: renew it there with a new key, "+
 			"then the controller rotates to it automatically", source.SecretName)
 	}

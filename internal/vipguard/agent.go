@@ -16,22 +16,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How often a client tries again.
+// The retry intervals of the agent.
 const (
-	retryDial   = 200 * time.Millisecond
-	retryAccept = 100 * time.Millisecond
+	dialRetryInterval   = 200 * time.Millisecond
+	acceptRetryInterval = 100 * time.Millisecond
 )
 
-// AgentOptions are the agent's. The zero value works in production.
+// AgentOptions configure the agent's side. The zero value works in production.
 type AgentOptions struct {
 	// GuardUID is the user that the guard runs as; 0: root.
 	GuardUID int
-	// Log tells of trouble with the guard; nil: slog.Default.
+	// Log receives problems with the guard; nil: slog.Default.
 	Log *slog.Logger
 }
 
-// Listeners are the node's listening sockets in the agent's hands. While they
-// are open the guard counts the agent as there, once Ready was called.
+// Listeners holds the node's listening sockets for the agent. While they are open, the
+// guard counts the agent as present, once Ready was called.
 type Listeners struct {
 	dir       string
 	opts      AgentOptions
@@ -44,38 +44,39 @@ type Listeners struct {
 	ready bool
 }
 
-// Take asks the guard of this pod, at podDir, for the listeners. It waits for a
-// guard until ctx ends. The caller runs Serve at once, once, and ends with Close.
-func Take(ctx context.Context, podDir string, o AgentOptions) (*Listeners, error) {
+// TakeListeners gets the listeners from the guard of this pod, at podDir. It waits for
+// a guard until ctx ends. The caller must then call Serve once, at once, and finally
+// Close.
+func TakeListeners(ctx context.Context, podDir string, o AgentOptions) (*Listeners, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
 	for {
-		l, err := takeOnce(ctx, podDir, o)
+		l, err := tryTakeListeners(ctx, podDir, o)
 		if err == nil {
 			return l, nil
 		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("take listeners from vip-guard: %w: last try: %w", context.Cause(ctx), err)
-		case <-time.After(retryDial):
+		case <-time.After(dialRetryInterval):
 		}
 	}
 }
 
-func takeOnce(ctx context.Context, podDir string, o AgentOptions) (*Listeners, error) {
+func tryTakeListeners(ctx context.Context, podDir string, o AgentOptions) (*Listeners, error) {
 	conn, err := dialPeer(ctx, filepath.Join(podDir, guardSocket), o.GuardUID)
 	if err != nil {
 		return nil, err
 	}
-	// Before there is anything to give: a guard that restarts from here on must
-	// find who holds its ports.
+	// The server must exist before the agent receives a listener. A guard that restarts
+	// after that must find the process that holds its ports.
 	srv, err := newServer(filepath.Join(podDir, agentSocket), os.Getegid(), []int{o.GuardUID}, o.Log)
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("serve the guard: %w", err)
 	}
-	held, err := take(conn)
+	held, err := requestListeners(conn)
 	if err != nil {
 		conn.Close()
 		srv.close()
@@ -91,17 +92,17 @@ func takeOnce(ctx context.Context, podDir string, o AgentOptions) (*Listeners, e
 	return l, nil
 }
 
-// All returns the listeners by name: Hop, "vip4/0" to "vip4/31" if the node has
-// an IPv4 VIP range, and "vip6/0" to "vip6/31" likewise. Index tells the port
-// index. Accept waits through the times when the guard has shut a listener down,
-// and fails only once the listener is closed or broken. Closing one does not disturb
-// the copies of others. Connections remember the interface they came in by
+// All returns the listeners by name: Hop, "vip4/0" to "vip4/31" if the node has an IPv4
+// VIP range, and "vip6/0" to "vip6/31" if it has an IPv6 one. Index returns the port
+// index of a name. Accept blocks while the guard has a listener shut down. It fails
+// only if the listener is closed or broken. Closing a listener does not affect its
+// copies in other processes. Connections remember the interface by which they came in
 // (IP_PKTOPTIONS, IPV6_2292PKTOPTIONS).
 func (l *Listeners) All() map[string]net.Listener { return l.listeners }
 
-// Ready tells the guard, and every later one, that this agent accepts
-// connections now. Until then it does not count as there: after the guard's
-// grace callers are refused, and an older agent keeps its say.
+// Ready tells the guard, and every later one, that this agent accepts connections.
+// Until then the agent does not count as present. Then the guard refuses callers after
+// its grace time, and an older agent stays in charge.
 func (l *Listeners) Ready() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -109,9 +110,10 @@ func (l *Listeners) Ready() {
 	l.announce()
 }
 
-// Yield gives the listeners up while connections that came by them go on: what
-// waits in their queues is the next agent's. Where nobody else holds them, as when the
-// whole pod goes, callers are refused from now on; else after the guard's grace.
+// Yield closes the listeners, while connections that came through them continue. The
+// next agent accepts the queued connections. If no other process holds the listeners,
+// because the whole pod ends, the kernel refuses callers from now on. Otherwise the
+// guard does so after its grace time.
 func (l *Listeners) Yield() {
 	for _, ln := range l.listeners {
 		ln.Close() // fails only if it is closed
@@ -119,7 +121,7 @@ func (l *Listeners) Yield() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.conn != nil && l.ready {
-		l.conn.send(message{Type: msgAway}) // a guard that cannot be told is gone
+		l.conn.send(message{Type: msgAway}) // it fails only if the guard has ended
 	}
 	l.ready = false
 	l.held.close()
@@ -149,23 +151,23 @@ func (l *Listeners) Refuse(prefixes []netip.Prefix) error {
 	}
 }
 
-// announce tells the guard what it must know. l.mu is held.
+// announce sends the agent's readiness to the guard. l.mu is held.
 func (l *Listeners) announce() {
 	if l.conn == nil || !l.ready {
 		return
 	}
 	if err := l.conn.send(message{Type: msgReady}); err != nil {
-		l.conn.Close() // Serve hears it and dials anew
+		l.conn.Close() // Serve detects it and redials
 	}
 }
 
-// Serve gives the listeners to a restarted guard that asks for them, and keeps
-// the agent's presence at the guard, until ctx ends; then it returns nil. It
-// returns an error if the socket for the guard breaks.
+// Serve hands the listeners to a restarted guard that requests them, and stays
+// connected to the guard, until ctx ends. Then it returns nil. It returns an error if
+// the socket for the guard breaks.
 func (l *Listeners) Serve(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return l.srv.run(ctx, l.serveGuard) })
-	group.Go(func() error { l.stay(ctx); return nil })
+	group.Go(func() error { l.maintainConn(ctx); return nil })
 	return group.Wait()
 }
 
@@ -175,20 +177,21 @@ func (l *Listeners) serveGuard(p *peer, first message) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := give(p, l.held); err != nil {
+	if err := handOff(p, l.held); err != nil {
 		l.opts.Log.Warn("listeners not given to the guard", "error", err)
 	}
 }
 
-// stay is connected to the guard until ctx ends, to a new one if one dies.
-func (l *Listeners) stay(ctx context.Context) {
+// maintainConn keeps a connection to the guard until ctx ends. It reconnects when a
+// guard has ended.
+func (l *Listeners) maintainConn(ctx context.Context) {
 	for {
 		l.mu.Lock()
 		conn := l.conn
 		l.mu.Unlock()
 		if conn != nil {
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
-			waitGone(conn)
+			awaitClose(conn)
 			stop()
 			conn.Close()
 			l.setConn(nil)
@@ -202,7 +205,7 @@ func (l *Listeners) stay(ctx context.Context) {
 	}
 }
 
-// redial finds the next guard; false: ctx ended first.
+// redial connects to the next guard. It returns false if ctx ended first.
 func (l *Listeners) redial(ctx context.Context) bool {
 	for {
 		conn, err := dialPeer(ctx, filepath.Join(l.dir, guardSocket), l.opts.GuardUID)
@@ -216,7 +219,7 @@ func (l *Listeners) redial(ctx context.Context) bool {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-time.After(retryDial):
+		case <-time.After(dialRetryInterval):
 		}
 	}
 }
@@ -228,8 +231,8 @@ func (l *Listeners) setConn(conn *peer) {
 	l.announce()
 }
 
-// Close gives the listeners up. It is called after Serve has returned. Callers
-// in the queues wait for the next agent.
+// Close closes the listeners. It must be called after Serve has returned. The next
+// agent accepts the queued connections.
 func (l *Listeners) Close() error {
 	var errs []error
 	l.srv.close()
@@ -249,14 +252,14 @@ func (l *Listeners) Close() error {
 	return errors.Join(errs...)
 }
 
-// listener is a TCP listener that the guard may shut down and revive.
+// listener is a TCP listener that the guard may shut down and reopen.
 type listener struct {
 	*net.TCPListener
 	once   sync.Once
 	closed chan struct{}
 }
 
-// newListener makes a listener of its own copy of fd.
+// newListener returns a listener that has its own copy of fd.
 func newListener(name string, fd int) (net.Listener, error) {
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -276,7 +279,8 @@ func newListener(name string, fd int) (net.Listener, error) {
 	return &listener{TCPListener: tcp, closed: make(chan struct{})}, nil
 }
 
-// Accept waits for a caller. A listener that is shut down (EINVAL) has none.
+// Accept waits for a caller. If the guard has shut the listener down (EINVAL), Accept
+// retries.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.AcceptTCP()
@@ -289,12 +293,12 @@ func (l *listener) Accept() (net.Conn, error) {
 		select {
 		case <-l.closed:
 			return nil, net.ErrClosed
-		case <-time.After(retryAccept):
+		case <-time.After(acceptRetryInterval):
 		}
 	}
 }
 
-// Close ends Accept. The socket lives on in other processes.
+// Close ends Accept. The socket stays open in other processes.
 func (l *listener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return l.TCPListener.Close()

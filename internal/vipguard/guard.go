@@ -11,51 +11,51 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// guard joins listeners, routes and those who come for them.
+// guard connects the listeners, the routes and the peers that request listeners.
 type guard struct {
-	log     *slog.Logger
-	sockets sockets
-	older   []*peer
-	routes  *routes
-	keeper  *keeper
+	log        *slog.Logger
+	sockets    sockets
+	older      []*peer
+	routes     *routes
+	supervisor *supervisor
 
 	mu sync.Mutex // guards what follows
-	// told is what older guards were last told about our agent.
-	told    bool
-	gateErr error
-	// refuseErr is what was wrong with the last list of refused VIPs, so that it is logged
-	// once.
+	// reported is the readiness of our agent that older guards last received.
+	reported bool
+	gateErr  error
+	// refuseErr is what was wrong with the last list of refused VIPs, so that it is
+	// logged once.
 	refuseErr string
 }
 
-// changed hears a new presence from the keeper.
-func (g *guard) changed(p presence) {
+// onPresence is called by the supervisor with each new presence.
+func (g *guard) onPresence(p presence) {
 	g.routes.setInCharge(p.inCharge())
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if ready := p.agents > 0; ready != g.told {
-		g.told = ready
-		say := message{Type: msgAway}
+	if ready := p.agents > 0; ready != g.reported {
+		g.reported = ready
+		notice := message{Type: msgAway}
 		if ready {
-			say.Type = msgReady
+			notice.Type = msgReady
 		}
 		for _, o := range g.older {
-			o.send(say) // whoever cannot be told is gone, which followOlder hears
+			o.send(notice) // fails only if that guard has ended, which followOlder detects
 		}
 	}
 }
 
-func (g *guard) gateFailed(err error) {
+func (g *guard) recordGateError(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.gateErr = err
 }
 
-// state is nil if routes and rule stand and the listeners obey.
-func (g *guard) state() error {
+// check returns nil if the routes, the rules and the listeners are as wanted.
+func (g *guard) check() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return errors.Join(g.routes.state(), g.gateErr)
+	return errors.Join(g.routes.check(), g.gateErr)
 }
 
 // refuse refuses new connections to these prefixes and to no others, if this guard is in
@@ -80,22 +80,22 @@ func (g *guard) refuse(prefixes []netip.Prefix) {
 	g.refuseErr = text
 }
 
-// serveAgent answers on the pod's socket: our agent, or a probe.
+// serveAgent serves the pod's socket, to which our agent and probes connect.
 func (g *guard) serveAgent(ctx context.Context, p *peer, first message, agentUID int) {
 	switch first.Type {
 	case msgProbe:
-		var words string
-		if err := g.state(); err != nil {
-			words = err.Error()
+		var text string
+		if err := g.check(); err != nil {
+			text = err.Error()
 		}
-		p.send(message{Type: msgAnswer, Error: clip(words)})
+		p.send(message{Type: msgAnswer, Error: clip(text)})
 		return
 	case msgTake:
 		if p.uid != agentUID {
 			g.log.Warn("refused listeners to who is not the agent", "uid", p.uid, "want", agentUID)
 			return
 		}
-		if err := give(p, g.sockets); err != nil {
+		if err := handOff(p, g.sockets); err != nil {
 			g.log.Warn("listeners not given to the agent", "error", err)
 			return
 		}
@@ -107,22 +107,23 @@ func (g *guard) serveAgent(ctx context.Context, p *peer, first message, agentUID
 	if p.uid != agentUID {
 		refuse = nil
 	}
-	follow(p, g.count(ctx, func(p *presence) *int { return &p.agents }), refuse)
+	watchReadiness(p, g.count(ctx, func(p *presence) *int { return &p.agents }), refuse)
 }
 
-// serveGuard gives a newer guard what we hold.
+// serveGuard hands our listeners to a newer guard.
 func (g *guard) serveGuard(ctx context.Context, p *peer, first message) {
 	if first.Type != msgTake {
 		return
 	}
-	if err := give(p, g.sockets); err != nil {
+	if err := handOff(p, g.sockets); err != nil {
 		g.log.Warn("listeners not given to a newer guard", "error", err)
 		return
 	}
-	follow(p, g.count(ctx, func(p *presence) *int { return &p.newer }), nil)
+	watchReadiness(p, g.count(ctx, func(p *presence) *int { return &p.newer }), nil)
 }
 
-// count returns a function that counts one peer in or out, once each.
+// count returns a function that adds one peer to the presence, or removes it, once
+// each.
 func (g *guard) count(ctx context.Context, field func(*presence) *int) func(bool) {
 	counted := false
 	return func(ready bool) {
@@ -130,7 +131,7 @@ func (g *guard) count(ctx context.Context, field func(*presence) *int) func(bool
 			return
 		}
 		counted = ready
-		g.keeper.update(ctx, func(p *presence) {
+		g.supervisor.update(ctx, func(p *presence) {
 			if ready {
 				*field(p)++
 			} else {
@@ -140,36 +141,36 @@ func (g *guard) count(ctx context.Context, field func(*presence) *int) func(bool
 	}
 }
 
-// followOlder waits for an older guard to leave.
+// followOlder waits for an older guard to end.
 func (g *guard) followOlder(ctx context.Context, p *peer) {
 	stop := context.AfterFunc(ctx, func() { p.Close() })
 	defer stop()
-	waitGone(p)
-	g.keeper.update(ctx, func(p *presence) { p.older-- })
+	awaitClose(p)
+	g.supervisor.update(ctx, func(p *presence) { p.older-- })
 }
 
-// leave closes the connections to older guards.
-func (g *guard) leave() {
+// closeOlder closes the connections to older guards.
+func (g *guard) closeOlder() {
 	for _, p := range g.older {
 		p.Close()
 	}
 }
 
-// clip keeps an error short enough for a message.
-func clip(words string) string {
+// clip truncates an error to the limit of a message.
+func clip(text string) string {
 	const limit = 512
-	if len(words) <= limit {
-		return words
+	if len(text) <= limit {
+		return text
 	}
-	return words[:limit]
+	return text[:limit]
 }
 
-// routes keeps the node's routes and rule as they should be.
+// routes keeps the node's routes and rules as wanted.
 type routes struct {
-	kernel kernel
-	want   State
-	opts   Options
-	kicks  chan struct{}
+	kernel       kernel
+	want         State
+	opts         Options
+	syncRequests chan struct{}
 
 	mu       sync.Mutex // guards what follows
 	inCharge bool
@@ -177,12 +178,12 @@ type routes struct {
 }
 
 func newRoutes(o Options, k kernel) *routes {
-	return &routes{kernel: k, want: Want(o.CIDRs, k.bridged()), opts: o, kicks: make(chan struct{}, 1)}
+	return &routes{kernel: k, want: Want(o.CIDRs, k.bridged()), opts: o, syncRequests: make(chan struct{}, 1)}
 }
 
-// begin refuses a range that is in use, and else puts the unreachable routes:
-// they are right whoever is in charge.
-func (r *routes) begin() error {
+// install returns an error if a range is in use. Otherwise it adds the unreachable
+// routes, which are correct no matter which guard is in charge.
+func (r *routes) install() error {
 	have, claims, err := r.kernel.read()
 	if err != nil {
 		return err
@@ -201,22 +202,22 @@ func (r *routes) begin() error {
 	return nil
 }
 
-// kick asks for a look at once. It does not block.
-func (r *routes) kick() {
+// requestSync requests a reconcile. It does not block.
+func (r *routes) requestSync() {
 	select {
-	case r.kicks <- struct{}{}:
+	case r.syncRequests <- struct{}{}:
 	default:
 	}
 }
 
-// setInCharge says whether we may write.
+// setInCharge sets whether this guard may write.
 func (r *routes) setInCharge(yes bool) {
 	r.mu.Lock()
 	changed := r.inCharge != yes
 	r.inCharge = yes
 	r.mu.Unlock()
 	if changed {
-		r.kick()
+		r.requestSync()
 	}
 }
 
@@ -227,15 +228,16 @@ func (r *routes) isInCharge() bool {
 	return r.inCharge
 }
 
-// state is nil if all stood as wanted at the last look.
-func (r *routes) state() error {
+// check returns nil if everything was as wanted at the last reconcile.
+func (r *routes) check() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.err
 }
 
-// run looks again at every kick and every resync until ctx ends. A program that
-// fights us is answered at once a few times, then once a second.
+// run reconciles at every request and every resync until ctx ends. If another program
+// keeps undoing the changes, run repairs them at once a few times and then once a
+// second.
 func (r *routes) run(ctx context.Context, resync time.Duration) {
 	ticker := time.NewTicker(resync)
 	defer ticker.Stop()
@@ -244,18 +246,18 @@ func (r *routes) run(ctx context.Context, resync time.Duration) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.kicks:
+		case <-r.syncRequests:
 		case <-ticker.C:
 		}
-		if r.mend() && limit.Wait(ctx) != nil {
+		if r.repair() && limit.Wait(ctx) != nil {
 			return
 		}
 	}
 }
 
-// mend looks once, and remembers and logs what is wrong.
-func (r *routes) mend() (wrote bool) {
-	wrote, err := r.look()
+// repair reconciles once, and stores and logs what is wrong.
+func (r *routes) repair() (wrote bool) {
+	wrote, err := r.reconcile()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil && (r.err == nil || r.err.Error() != err.Error()) {
@@ -265,12 +267,13 @@ func (r *routes) mend() (wrote bool) {
 	return wrote
 }
 
-// errNotInCharge is the state while an older guard still rules over another
-// range or rule than ours.
+// errNotInCharge is the state while an older guard is in charge and has other ranges or
+// rules than ours.
 var errNotInCharge = errors.New("another vip-guard of this node is in charge, and keeps other routes or rules")
 
-// look compares the node with what is wanted and, if we are in charge, mends it.
-func (r *routes) look() (wrote bool, err error) {
+// reconcile compares the node with the wanted state. If this guard is in charge, it
+// applies the difference.
+func (r *routes) reconcile() (wrote bool, err error) {
 	have, claims, err := r.kernel.read()
 	if err != nil {
 		return false, err

@@ -30,8 +30,8 @@ func inode(t *testing.T, l *Listeners, name string) uint64 {
 	return st.Ino
 }
 
-// answer accepts one connection on the first VIP port and says name.
-func answer(t *testing.T, l *Listeners, name string) {
+// acceptAndReply accepts one connection on the first VIP port and says name.
+func acceptAndReply(t *testing.T, l *Listeners, name string) {
 	t.Helper()
 	conn, err := l.All()["vip4/0"].Accept()
 	if err != nil {
@@ -44,11 +44,11 @@ func answer(t *testing.T, l *Listeners, name string) {
 func read(t *testing.T, conn net.Conn) string {
 	t.Helper()
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
-	words, err := io.ReadAll(conn)
+	text, err := io.ReadAll(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(words)
+	return string(text)
 }
 
 func mustDial(t *testing.T) net.Conn {
@@ -72,7 +72,7 @@ func TestAgentCrashLosesNoCaller(t *testing.T) {
 	queued := mustDial(t)
 	next, _ := startAgent(t, g.opts.PodDir)
 	next.Ready()
-	answer(t, next, "next")
+	acceptAndReply(t, next, "next")
 	if got := read(t, queued); got != "next" {
 		t.Errorf("the caller in the queue was told %q", got)
 	}
@@ -94,14 +94,15 @@ func TestGuardRestartLosesNoCaller(t *testing.T) {
 			t.Errorf("the restarted guard has another socket for %q: %d, not %d", name, b, a)
 		}
 	}
-	answer(t, l, "still here")
+	acceptAndReply(t, l, "still here")
 	if got := read(t, queued); got != "still here" {
 		t.Errorf("the caller was told %q", got)
 	}
 }
 
-// An agent that drains holds no listener: else callers would wait in queues that nobody empties.
-func TestYieldedListenersKeepNobodyWaiting(t *testing.T) {
+// An agent that drains holds no listener: else callers would wait in queues that nobody
+// empties.
+func TestYieldRefusesQueuedCallers(t *testing.T) {
 	g := startGuard(t, Options{Grace: 50 * time.Millisecond}, nil)
 	l, _ := startAgent(t, g.opts.PodDir)
 	l.Ready()
@@ -135,7 +136,7 @@ func TestNoAgentRefusesCallers(t *testing.T) {
 		t.Errorf("no agent accepts: %v, want refused", err)
 	}
 	accepted := make(chan struct{})
-	go func() { defer close(accepted); answer(t, l, "revived") }()
+	go func() { defer close(accepted); acceptAndReply(t, l, "revived") }()
 	l.Ready()
 	await(t, g.logs, "agent serves callers")
 	open := mustDial(t)
@@ -150,14 +151,14 @@ func TestNoAgentRefusesCallers(t *testing.T) {
 	}
 }
 
-func TestUpgradeFromGuardToGuard(t *testing.T) {
+func TestUpgradeHandsOverListeners(t *testing.T) {
 	node := t.TempDir()
 	older := startGuard(t, Options{NodeDir: node, Grace: 50 * time.Millisecond}, nil)
 	oldAgent, stopOld := startAgent(t, older.opts.PodDir)
 	oldAgent.Ready()
 	// The newer guard wants another table: until its agent is ready the older
 	// one rules, and they must not fight.
-	writes := newCounted(vip4)
+	writes := newCountingKernel(vip4)
 	newer := startGuard(t, Options{NodeDir: node, Grace: 50 * time.Millisecond, CIDRs: []netip.Prefix{vip4}}, writes)
 	newAgent, stopNew := startAgent(t, newer.opts.PodDir)
 	if a, b := inode(t, oldAgent, "vip4/0"), inode(t, newAgent, "vip4/0"); a != b {
@@ -175,7 +176,7 @@ func TestUpgradeFromGuardToGuard(t *testing.T) {
 	stopOld()
 	// The older guard has lost its agent, and would shut the listeners down.
 	caller := mustDial(t)
-	answer(t, newAgent, "new")
+	acceptAndReply(t, newAgent, "new")
 	if got := read(t, caller); got != "new" {
 		t.Errorf("the caller was told %q", got)
 	}
@@ -184,7 +185,7 @@ func TestUpgradeFromGuardToGuard(t *testing.T) {
 	await(t, newer.logs, "no agent: callers are refused")
 }
 
-func TestWrongUIDGetsNothing(t *testing.T) {
+func TestWrongUIDIsRefused(t *testing.T) {
 	g := startGuard(t, Options{AgentUID: 12345}, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -198,7 +199,7 @@ func TestWrongUIDGetsNothing(t *testing.T) {
 		t.Fatal("no guard")
 	}
 	defer p.Close()
-	if got, err := take(p); err == nil {
+	if got, err := requestListeners(p); err == nil {
 		t.Errorf("root is not the agent, but was given %d listeners", len(got))
 	}
 	if err := Ready(g.opts.PodDir); err != nil {
@@ -218,7 +219,7 @@ func TestWrongUIDGetsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := take(stranger); err == nil {
+	if got, err := requestListeners(stranger); err == nil {
 		t.Errorf("a stranger was given %d listeners", len(got))
 	}
 	stranger.Close()
@@ -260,7 +261,7 @@ func TestAgentIsNotRoot(t *testing.T) {
 	defer cancel()
 	log, _ := newLogs(t)
 	as(uid, gid, func() {
-		l, err := Take(ctx, pod, AgentOptions{Log: log})
+		l, err := TakeListeners(ctx, pod, AgentOptions{Log: log})
 		if err != nil {
 			t.Errorf("the agent: %v", err)
 			return
@@ -270,13 +271,13 @@ func TestAgentIsNotRoot(t *testing.T) {
 		}
 	})
 	as(uid+1, gid, func() {
-		if l, err := takeOnce(ctx, pod, AgentOptions{Log: log}); err == nil {
+		if l, err := tryTakeListeners(ctx, pod, AgentOptions{Log: log}); err == nil {
 			l.Close()
 			t.Error("another user of the agent's group was given the listeners")
 		}
 	})
 	as(uid, gid+1, func() {
-		if l, err := takeOnce(ctx, pod, AgentOptions{Log: log}); !errors.Is(err, os.ErrPermission) {
+		if l, err := tryTakeListeners(ctx, pod, AgentOptions{Log: log}); !errors.Is(err, os.ErrPermission) {
 			t.Errorf("another group may open the socket: %v %v", l, err)
 		}
 	})
@@ -288,10 +289,10 @@ func TestAgentIsNotRoot(t *testing.T) {
 	})
 }
 
-func TestTakeWaitsForAGuardOnlySoLong(t *testing.T) {
+func TestTakeListenersEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	if _, err := Take(ctx, t.TempDir(), AgentOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := TakeListeners(ctx, t.TempDir(), AgentOptions{}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v, want the context's error", err)
 	}
 	if err := Ready(t.TempDir()); err == nil || errors.Is(err, ErrNotReady) {
@@ -299,7 +300,7 @@ func TestTakeWaitsForAGuardOnlySoLong(t *testing.T) {
 	}
 }
 
-func TestShutKeepsPortAndConnections(t *testing.T) {
+func TestShutdownKeepsPortAndConnections(t *testing.T) {
 	for _, addr := range []string{"0.0.0.0:4300", "[::]:4300"} {
 		t.Run(addr, func(t *testing.T) {
 			e := endpoint{"vip4/0", netip.MustParseAddrPort(addr)}
@@ -328,7 +329,7 @@ func TestShutKeepsPortAndConnections(t *testing.T) {
 			}
 			defer served.Close()
 			for range 2 { // both are safe to repeat
-				if err := s.shut(); err != nil {
+				if err := s.shutdown(); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -366,7 +367,7 @@ func TestShutKeepsPortAndConnections(t *testing.T) {
 	}
 }
 
-func TestOnlyFittingSocketsAreKept(t *testing.T) {
+func TestAdoptRejectsOtherSockets(t *testing.T) {
 	want := endpoint{"vip4/0", netip.MustParseAddrPort("0.0.0.0:4301")}
 	cases := map[string]struct {
 		why  string
@@ -391,7 +392,7 @@ func TestOnlyFittingSocketsAreKept(t *testing.T) {
 				t.Fatal(err)
 			}
 			held := sockets{}
-			held.keep(sockets{want.name: fd}, []endpoint{want})
+			held.adopt(sockets{want.name: fd}, []endpoint{want})
 			defer held.close()
 			if _, kept := held[want.name]; kept != tc.keep {
 				t.Errorf("%s: kept %v", tc.why, kept)

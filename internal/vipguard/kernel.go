@@ -14,18 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routeProtocol marks our routes, so that they are told from everybody else's.
+// routeProtocol distinguishes our routes from those of other programs.
 const routeProtocol = 144
 
 // loopback is the index of lo in every network namespace.
 const loopback = 1
 
-// worstMetric puts the unreachable route behind every other of the same range.
-var worstMetric = uint32(math.MaxUint32)
+// lowestPriority makes the unreachable route the last one of its range.
+var lowestPriority = uint32(math.MaxUint32)
 
 // kernel is the node's routes and nftables.
 type kernel interface {
-	// read returns what stands of ours, and all that others claim.
+	// read returns our routes and rules, and the address ranges that others use.
 	read() (State, []Claim, error)
 	// apply makes one change.
 	apply(Change) error
@@ -53,7 +53,7 @@ func (s system) read() (State, []Claim, error) {
 	return have, claims, err
 }
 
-// readRoutes reads all but the ruleset. It needs no right.
+// readRoutes reads everything but the ruleset. It needs no capability.
 func readRoutes() (State, []Claim, error) {
 	var have State
 	var claims []Claim
@@ -78,7 +78,7 @@ func readRoutes() (State, []Claim, error) {
 				claims = append(claims, Claim{What: fmt.Sprintf("route (table %d, interface %q)", r.Table, names[r.LinkIndex]), CIDR: dst})
 			case r.Type == unix.RTN_LOCAL && r.Table == unix.RT_TABLE_LOCAL && r.LinkIndex == loopback:
 				have.Local = append(have.Local, dst)
-			case r.Type == unix.RTN_UNREACHABLE && r.Table == unix.RT_TABLE_MAIN && uint32(r.Priority) == worstMetric:
+			case r.Type == unix.RTN_UNREACHABLE && r.Table == unix.RT_TABLE_MAIN && uint32(r.Priority) == lowestPriority:
 				have.Unreachable = append(have.Unreachable, dst)
 			}
 		}
@@ -96,8 +96,8 @@ func readRoutes() (State, []Claim, error) {
 	return have, claims, nil
 }
 
-// allRoutes lists the routes of every table. A list that changed while it was
-// read is read again, a few times.
+// allRoutes lists the routes of every table. If the list changed during the read, it
+// reads again, a few times.
 func allRoutes(family int) (routes []netlink.Route, err error) {
 	for range 5 {
 		routes, err = netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
@@ -140,7 +140,7 @@ func (s system) bridged() bool {
 
 func (s system) refuse(families map[bool][]span) error { return refuse(families) }
 
-// route is the route that a change is about.
+// route returns the route of a change.
 func route(c Change) *netlink.Route {
 	r := &netlink.Route{
 		Dst: &net.IPNet{
@@ -150,19 +150,20 @@ func route(c Change) *netlink.Route {
 		Protocol: routeProtocol,
 	}
 	if c.Part == PartUnreachable {
-		r.Type, r.Table, r.Priority = unix.RTN_UNREACHABLE, unix.RT_TABLE_MAIN, int(worstMetric)
+		r.Type, r.Table, r.Priority = unix.RTN_UNREACHABLE, unix.RT_TABLE_MAIN, int(lowestPriority)
 		return r
 	}
 	r.Type, r.Table, r.Scope, r.LinkIndex = unix.RTN_LOCAL, unix.RT_TABLE_LOCAL, netlink.SCOPE_HOST, loopback
 	if c.CIDR.Addr().Is4() {
-		// Else the node's own callers have the VIP as their source too, and the
-		// rule refuses what they are answered. IPv6 takes ::1 by itself.
+		// Without this source address the node's own callers would have the VIP as
+		// their source, and the rules would refuse the answers. IPv6 uses ::1 without
+		// it.
 		r.Src = net.IPv4(127, 0, 0, 1)
 	}
 	return r
 }
 
-// prefix returns n as a Prefix, false for all of the Internet.
+// prefix returns n as a Prefix. It returns false for a default route.
 func prefix(n *net.IPNet) (netip.Prefix, bool) {
 	if n == nil {
 		return netip.Prefix{}, false
@@ -178,10 +179,10 @@ func prefix(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr, bits).Masked(), true
 }
 
-// Clean removes every route and rule of the guard's from the node's network
-// namespace: local routes first, unreachable ones last. Agents and guards must
-// be gone, or they put them back; mirrors too, or their callers' bytes leave
-// the node. It is safe to repeat.
+// Clean removes every route and rule of the guard from the node's network namespace:
+// local routes first, unreachable ones last. Agents and guards must have ended, because
+// they would add them again. Mirrors must be gone too, because the traffic of their
+// callers would leave the node. Clean may be repeated.
 func Clean(ctx context.Context) error { return clean(ctx, system{}) }
 
 func clean(ctx context.Context, k kernel) error {

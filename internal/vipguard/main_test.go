@@ -98,17 +98,17 @@ func setUpNode() error {
 	)
 }
 
-// counted is the system with its writes counted, and told to who listens.
-type counted struct {
+// countingKernel is the system with its writes counted, and told to who listens.
+type countingKernel struct {
 	system
 	writes chan Change
 }
 
-func newCounted(cidrs ...netip.Prefix) counted {
-	return counted{system{cidrs: sorted(cidrs)}, make(chan Change, 100)}
+func newCountingKernel(cidrs ...netip.Prefix) countingKernel {
+	return countingKernel{system{cidrs: sorted(cidrs)}, make(chan Change, 100)}
 }
 
-func (c counted) apply(change Change) error {
+func (c countingKernel) apply(change Change) error {
 	err := c.system.apply(change)
 	c.writes <- change
 	return err
@@ -203,7 +203,7 @@ func startAgent(t *testing.T, podDir string) (*Listeners, func()) {
 	t.Helper()
 	log, _ := newLogs(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	l, err := Take(ctx, podDir, AgentOptions{Log: log})
+	l, err := TakeListeners(ctx, podDir, AgentOptions{Log: log})
 	cancel()
 	if err != nil {
 		t.Fatal(err)

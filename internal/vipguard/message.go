@@ -13,20 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The messages on the unix sockets. Each is one packet of JSON; those that carry
-// listeners have the descriptors attached, in the order of names.
+// The messages on the unix sockets. Each is one packet of JSON. Messages with listeners
+// have the descriptors attached, in the order of the names.
 const (
-	// From a client, first on its connection: give me the listeners; I have them
-	// already; does all stand?
+	// From a client, first on its connection: request the listeners; report that it has
+	// them; request the state.
 	msgTake  = "take"
 	msgHere  = "here"
 	msgProbe = "probe"
-	// From a client that stays: its agent accepts connections now; no longer.
+	// From a client that stays connected: its agent accepts connections; it no longer
+	// does.
 	msgReady = "ready"
 	msgAway  = "away"
 	// From an agent that stays: refuse new connections to these prefixes, and to no others.
 	msgRefuse = "refuse"
-	// From a server: some listeners, no more of them, the answer to a probe.
+	// From a server: some listeners; the end of the listeners; the answer to a probe.
 	msgListeners = "listeners"
 	msgEnd       = "end"
 	msgAnswer    = "answer"
@@ -38,19 +39,20 @@ const (
 	maxPrefixes = 64
 	// maxFDs is how many descriptors a message may carry; the kernel's limit is 253.
 	maxFDs = 32
-	// ioTimeout bounds each exchange but the waiting in a connection that stays.
+	// ioTimeout bounds each exchange of messages, but not the wait on a connection that
+	// stays open.
 	ioTimeout = 5 * time.Second
 )
 
-// message is one packet. Types that a receiver does not know are to be passed
-// over, so that later versions may say more.
+// message is one packet. A receiver ignores types that it does not know, so that later
+// versions can add some.
 type message struct {
 	Type  string   `json:"type"`
 	Names []string `json:"names,omitempty"`
 	// Prefixes are to be refused, and More says that the next message has more of them.
 	Prefixes []netip.Prefix `json:"prefixes,omitempty"`
 	More     bool           `json:"more,omitempty"`
-	// Error is what is wrong, in an answer to a probe; "": all stands.
+	// Error is the problem, in an answer to a probe; "": none.
 	Error string `json:"error,omitempty"`
 }
 
@@ -107,7 +109,7 @@ func dialPeer(ctx context.Context, path string, uid int) (*peer, error) {
 	return p, nil
 }
 
-// newPeer asks the kernel who is at the other end (SO_PEERCRED).
+// newPeer gets the uid of the other end from the kernel (SO_PEERCRED).
 func newPeer(conn *net.UnixConn) (*peer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -143,8 +145,8 @@ func (p *peer) send(m message, fds ...int) error {
 	return err
 }
 
-// recv reads one message. The caller owns the descriptors. A zero timeout waits
-// for ever; closing the connection ends the wait.
+// recv reads one message. The caller owns the descriptors. With a zero timeout it waits
+// until the connection is closed.
 func (p *peer) recv(timeout time.Duration) (message, []int, error) {
 	var deadline time.Time
 	if timeout > 0 {
@@ -174,8 +176,7 @@ func (p *peer) recv(timeout time.Duration) (message, []int, error) {
 	return m, fds, nil
 }
 
-// rights returns the descriptors in a control message, those read before an
-// error too.
+// rights returns the descriptors in a control message, including those before an error.
 func rights(oob []byte) ([]int, error) {
 	if len(oob) == 0 {
 		return nil, nil

@@ -18,7 +18,7 @@ func nftTable() *nftables.Table {
 	return &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 }
 
-// readRuleset describes the table as it stands, nil if there is none.
+// readRuleset returns a description of the current table, or nil if there is none.
 func readRuleset() ([]string, error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -93,7 +93,7 @@ func ruleComments(chain string) ([]string, error) {
 	return out, nil
 }
 
-// ruleComment reads a rule's comment as nft writes it; "" if it has none.
+// ruleComment returns a rule's comment in nft's encoding, or "" if it has none.
 func ruleComment(udata []byte) string {
 	for len(udata) >= 2 && len(udata) >= 2+int(udata[1]) {
 		value := udata[2 : 2+int(udata[1])]
@@ -105,7 +105,7 @@ func ruleComment(udata []byte) string {
 	return ""
 }
 
-// replaceRuleset puts the table with these rules, in one transaction.
+// replaceRuleset replaces the table with these rules in one transaction.
 func replaceRuleset(rules []Rule) error {
 	conn, err := nftables.New()
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serveWords answers every connection with its addresses and ingress interface.
-func serveWords(t *testing.T, ln net.Listener) {
+// serveReply answers every connection with its addresses and ingress interface.
+func serveReply(t *testing.T, ln net.Listener) {
 	t.Cleanup(func() { ln.Close() })
 	go func() {
 		for {
@@ -71,14 +71,14 @@ func TestOnlyMirrorPortsAnswerOnVIPs(t *testing.T) {
 	g := startGuard(t, Options{}, nil)
 	l, _ := startAgent(t, g.opts.PodDir)
 	for _, ln := range l.All() {
-		serveWords(t, ln)
+		serveReply(t, ln)
 	}
 	l.Ready()
 	daemon, err := net.Listen("tcp", ":9100")
 	if err != nil {
 		t.Fatal(err)
 	}
-	serveWords(t, daemon)
+	serveReply(t, daemon)
 	p := startPod(t)
 
 	cases := map[string]struct {
@@ -193,22 +193,22 @@ func TestRepair(t *testing.T) {
 	cases := map[string]struct {
 		why    string
 		damage func() error
-		mend   Change
+		repair Change
 	}{
 		"local route": {
 			why:    "without it callers are cut off",
 			damage: func() error { return netlink.RouteDel(route(Change{Part: PartLocal, CIDR: vip4})) },
-			mend:   Change{Part: PartLocal, CIDR: vip4},
+			repair: Change{Part: PartLocal, CIDR: vip4},
 		},
 		"local route, IPv6": {
 			why:    "its events come in another group",
 			damage: func() error { return netlink.RouteDel(route(Change{Part: PartLocal, CIDR: vip6})) },
-			mend:   Change{Part: PartLocal, CIDR: vip6},
+			repair: Change{Part: PartLocal, CIDR: vip6},
 		},
 		"unreachable route": {
 			why:    "it is all that keeps plaintext on the node when the local route goes",
 			damage: func() error { return netlink.RouteDel(route(Change{Part: PartUnreachable, CIDR: vip4})) },
-			mend:   Change{Part: PartUnreachable, CIDR: vip4},
+			repair: Change{Part: PartUnreachable, CIDR: vip4},
 		},
 		"lo down": {
 			why: "it takes the IPv6 routes along",
@@ -216,17 +216,17 @@ func TestRepair(t *testing.T) {
 				lo, err := netlink.LinkByIndex(loopback)
 				return errors.Join(err, netlink.LinkSetDown(lo), netlink.LinkSetUp(lo))
 			},
-			mend: Change{Part: PartLocal, CIDR: vip6},
+			repair: Change{Part: PartLocal, CIDR: vip6},
 		},
 		"table": {
 			why:    "reloading the host's firewall flushes every table",
 			damage: nft(func(c *nftables.Conn) { c.FlushRuleset() }),
-			mend:   Change{Part: PartRuleset},
+			repair: Change{Part: PartRuleset},
 		},
 		"rules": {
 			why:    "a chain without rules guards nothing",
 			damage: nft(func(c *nftables.Conn) { c.FlushTable(nftTable()) }),
-			mend:   Change{Part: PartRuleset},
+			repair: Change{Part: PartRuleset},
 		},
 		"policy": {
 			why: "a policy of drop cuts the node off",
@@ -236,10 +236,10 @@ func TestRepair(t *testing.T) {
 					Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: &drop,
 				})
 			}),
-			mend: Change{Part: PartRuleset},
+			repair: Change{Part: PartRuleset},
 		},
 	}
-	k := newCounted(vip4, vip6)
+	k := newCountingKernel(vip4, vip6)
 	g := startGuard(t, Options{}, k)
 	startAgent(t, g.opts.PodDir) // waits for the guard
 	for name, tc := range cases {
@@ -251,13 +251,13 @@ func TestRepair(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Log(tc.why)
-			await(t, k.writes, tc.mend)
+			await(t, k.writes, tc.repair)
 		})
 	}
 }
 
-func TestNothingIsWrittenTwice(t *testing.T) {
-	first := newCounted(vip4, vip6)
+func TestReconcileWritesOnlyChanges(t *testing.T) {
+	first := newCountingKernel(vip4, vip6)
 	g := startGuard(t, Options{}, first)
 	_, stop := startAgent(t, g.opts.PodDir)
 	if got := len(first.writes); got != 5 {
@@ -265,7 +265,7 @@ func TestNothingIsWrittenTwice(t *testing.T) {
 	}
 	stop()
 	g.stop()
-	second := newCounted(vip4, vip6)
+	second := newCountingKernel(vip4, vip6)
 	again := startGuard(t, Options{}, second)
 	startAgent(t, again.opts.PodDir)
 	if err := Ready(again.opts.PodDir); err != nil {
@@ -276,7 +276,7 @@ func TestNothingIsWrittenTwice(t *testing.T) {
 	}
 }
 
-func TestUnreachableOutlivesEverything(t *testing.T) {
+func TestUnreachableRouteOutlivesGuard(t *testing.T) {
 	g := startGuard(t, Options{}, nil)
 	_, stop := startAgent(t, g.opts.PodDir)
 	stop()
@@ -328,7 +328,7 @@ func TestOverlapIsRefused(t *testing.T) {
 	if !errors.Is(err, ErrOverlap) {
 		t.Errorf("a range that holds the node's own address: %v, want ErrOverlap", err)
 	}
-	o.CIDRs, o.Taken = []netip.Prefix{vip4}, []netip.Prefix{netip.MustParsePrefix("240.64.0.0/16")}
+	o.CIDRs, o.ReservedCIDRs = []netip.Prefix{vip4}, []netip.Prefix{netip.MustParsePrefix("240.64.0.0/16")}
 	if err := Run(t.Context(), o); !errors.Is(err, ErrOverlap) {
 		t.Errorf("a range that holds the pods': %v, want ErrOverlap", err)
 	}

@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// State is what a node holds of Causeway's, or should hold. Ranges are sorted.
+// State is the part of a node's network that belongs to Causeway. Ranges are sorted.
 type State struct {
-	// Unreachable are the ranges that have an unreachable route beneath.
+	// Unreachable holds the ranges that have an unreachable route.
 	Unreachable []netip.Prefix
 	// Ruleset describes the nftables table line by line: its flags, its chain,
 	// and each rule's comment, which ends in a hash of the rule. Nil: no table.
 	Ruleset []string
-	// Local are the ranges that are local to the node.
+	// Local holds the ranges that are local to the node.
 	Local []netip.Prefix
 }
 
@@ -33,14 +33,13 @@ const (
 // Change is one write to the node.
 type Change struct {
 	Part Part
-	// Remove takes the part away. Otherwise it is put there, and the ruleset
-	// replaced whole.
+	// Remove deletes the part. Otherwise the part is added, or the ruleset is replaced.
 	Remove bool
 	// CIDR is the route's range; the zero Prefix for the ruleset.
 	CIDR netip.Prefix
 }
 
-// String is for logs: "put local route 240.64.0.0/12".
+// String returns the change for logs: "put local route 240.64.0.0/12".
 func (c Change) String() string {
 	verb := "put"
 	if c.Remove {
@@ -58,12 +57,11 @@ func Want(cidrs []netip.Prefix, bridged bool) State {
 	return State{Unreachable: cidrs, Ruleset: rulesetLines(Rules(cidrs, bridged)), Local: cidrs}
 }
 
-// Plan returns the writes that lead from have to want, in an order that is safe
-// to stop after each one: no range is ever local without the ruleset that
-// guards it, nor without the unreachable route beneath.
+// Plan returns the changes from have to want. Their order is safe to stop after each
+// one: no range is ever local without the ruleset and the unreachable route.
 //
-// Local routes of former ranges are removed, unreachable ones are not: mirrors
-// with old VIPs may still stand, and their callers must be refused.
+// Plan removes local routes of former ranges and keeps their unreachable routes.
+// Mirrors with old VIPs may still exist, and their callers must be refused.
 func Plan(want, have State) []Change {
 	var plan []Change
 	for _, c := range without(want.Unreachable, have.Unreachable) {
@@ -81,8 +79,7 @@ func Plan(want, have State) []Change {
 	return plan
 }
 
-// Removal returns the writes that take away all of have, the unreachable routes
-// last.
+// Removal returns the changes that delete all of have, the unreachable routes last.
 func Removal(have State) []Change {
 	plan := Plan(State{}, have)
 	for _, c := range sorted(have.Unreachable) {
@@ -94,15 +91,15 @@ func Removal(have State) []Change {
 // ErrOverlap reports a VIP range that something else uses already.
 var ErrOverlap = errors.New("VIP range is in use")
 
-// Claim is somebody else's use of an address range.
+// Claim is the use of an address range by another program.
 type Claim struct {
-	// What uses it, for the operator: "route dev eth0", "pod range".
+	// What is its user, for the operator: "route dev eth0", "pod range".
 	What string
 	CIDR netip.Prefix
 }
 
-// Overlaps returns an error wrapping ErrOverlap that names every claim which
-// shares addresses with a VIP range, or nil. Default routes claim nothing.
+// Overlaps returns an error wrapping ErrOverlap that names every claim that overlaps a
+// VIP range, or nil. It ignores default routes.
 func Overlaps(cidrs []netip.Prefix, claims []Claim) error {
 	var found []string
 	for _, cidr := range cidrs {
@@ -119,12 +116,12 @@ func Overlaps(cidrs []netip.Prefix, claims []Claim) error {
 	return fmt.Errorf("%w: %s: choose another VIP range for this cluster", ErrOverlap, strings.Join(slices.Compact(found), "; "))
 }
 
-// without returns those of a that b lacks, sorted.
+// without returns the elements of a that are not in b, sorted.
 func without(a, b []netip.Prefix) []netip.Prefix {
 	return slices.DeleteFunc(sorted(a), func(p netip.Prefix) bool { return slices.Contains(b, p) })
 }
 
-// sorted returns a sorted copy without repetitions.
+// sorted returns a sorted copy without duplicates.
 func sorted(cidrs []netip.Prefix) []netip.Prefix {
 	out := slices.Clone(cidrs)
 	slices.SortFunc(out, func(a, b netip.Prefix) int {

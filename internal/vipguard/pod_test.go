@@ -29,14 +29,14 @@ var (
 func podMain() int {
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
-		if err := podDo(in.Text()); err != nil {
+		if err := runPodCommand(in.Text()); err != nil {
 			fmt.Println(err)
 		}
 	}
 	return 0
 }
 
-func podDo(line string) error {
+func runPodCommand(line string) error {
 	if line == "setup" {
 		err := setUpWire("pod", podIP4, podIP6, hostIP4, hostIP6)
 		if err == nil {
@@ -54,11 +54,11 @@ func podDo(line string) error {
 		conn.Write([]byte("?"))
 	}
 	conn.SetDeadline(time.Now().Add(5 * time.Second))
-	words, err := bufio.NewReader(conn).ReadString('\n')
+	text, err := bufio.NewReader(conn).ReadString('\n')
 	if err != nil {
 		return err
 	}
-	fmt.Print(words)
+	fmt.Print(text)
 	return nil
 }
 
@@ -133,13 +133,13 @@ func startPod(t *testing.T) *pod {
 		t.Fatal(err)
 	}
 	p := &pod{t: t, in: in, out: bufio.NewReader(out), iface: wire.Index}
-	if got := p.tell("setup"); got != "ok" {
+	if got := p.request("setup"); got != "ok" {
 		t.Fatalf("set up the pod: %s", got)
 	}
 	return p
 }
 
-func (p *pod) tell(line string) string {
+func (p *pod) request(line string) string {
 	p.t.Helper()
 	fmt.Fprintln(p.in, line)
 	answer, err := p.out.ReadString('\n')
@@ -152,5 +152,5 @@ func (p *pod) tell(line string) string {
 // dial returns what the pod was told by whoever answers, or its error.
 func (p *pod) dial(network string, addr netip.Addr, port int) string {
 	p.t.Helper()
-	return p.tell(network + " " + netip.AddrPortFrom(addr, uint16(port)).String())
+	return p.request(network + " " + netip.AddrPortFrom(addr, uint16(port)).String())
 }

@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// ErrNotReady reports a guard that runs, but whose routes, rule or listeners do
-// not stand as they should.
+// ErrNotReady reports a running guard whose routes, rules or listeners are not as
+// wanted.
 var ErrNotReady = errors.New("vip-guard is not ready")
 
-// Ready asks the guard at podDir whether routes and rule stand and the
-// listeners are held: the probe of the guard's container. It takes at most a
-// few seconds, and must run as root or as the agent.
+// Ready is the probe of the guard's container. It returns nil if the guard at podDir
+// has the routes, the rules and the listeners. It takes at most a few seconds, and must
+// run as root or as the agent.
 func Ready(podDir string) error { return ready(podDir, guardUID) }
 
 func ready(podDir string, uid int) error { return ask(podDir, uid, ioTimeout) }
 
-// ask asks the guard at podDir, which has to answer within timeout.
+// ask requests the state of the guard at podDir, which must answer within timeout.
 func ask(podDir string, uid int, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()

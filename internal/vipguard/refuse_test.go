@@ -122,13 +122,13 @@ func wantDial(t *testing.T, why string, addr netip.Addr, open bool) {
 }
 
 // bridgedKernel is one whose netfilter sees bridged packets.
-type bridgedKernel struct{ counted }
+type bridgedKernel struct{ countingKernel }
 
 func (bridgedKernel) bridged() bool { return true }
 
 func (k bridgedKernel) apply(c Change) error {
 	if c.Part != PartRuleset || c.Remove {
-		return k.counted.apply(c)
+		return k.countingKernel.apply(c)
 	}
 	k.writes <- c
 	return replaceRuleset(Rules(k.cidrs, true))
@@ -175,7 +175,7 @@ func dnat(t *testing.T, to map[netip.Addr]netip.Addr) {
 }
 
 func TestRefuse(t *testing.T) {
-	k := bridgedKernel{newCounted(vip4, vip6)}
+	k := bridgedKernel{newCountingKernel(vip4, vip6)}
 	g := startGuard(t, Options{}, k)
 	l, _ := startAgent(t, g.opts.PodDir)
 	serviceIP4, serviceIP6 := netip.MustParseAddr("10.96.0.9"), netip.MustParseAddr("fd00:96::9")

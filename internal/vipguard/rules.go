@@ -7,11 +7,12 @@ import (
 	"time"
 )
 
-// The listeners' ports: a mirror's port with index i is served on FirstPort+i.
+// The ports of the listeners. Port index i of a mirror is served on FirstPort+i.
 const (
 	FirstPort = 4200
 	LastPort  = 4231
-	// HopPort is where gateways reach the agent, on the node's own address.
+	// HopPort is the port on the node's own address where gateways connect to the
+	// agent.
 	HopPort = 4144
 )
 
@@ -22,19 +23,19 @@ const (
 	MaxRefused = 2048
 )
 
-// rulesVersion changes whenever rules of the same text are encoded differently,
-// so that an upgrade replaces them.
+// rulesVersion must change when rules with the same text get another encoding, so that
+// an upgrade replaces them.
 const rulesVersion = 2
 
-// match says which packets a Rule is about.
+// match selects the packets of a Rule.
 type match string
 
 const (
 	matchPorts match = "tcp dport 4200-4231"
 	matchTCP   match = "tcp"
 	matchAny   match = "any"
-	// matchNewPorts are connection attempts. Only these are refused outside the
-	// VIP ranges: an outgoing connection may own such a port while no guard runs.
+	// matchNewPorts selects connection attempts. Outside the VIP ranges only these are
+	// refused, because an outgoing connection may use such a port while no guard runs.
 	matchNewPorts match = "tcp dport 4200-4231 flags & (fin|syn|rst|ack) == syn"
 	// matchRefused are connection attempts to what the agent refuses.
 	matchRefused match = "in the set of refused VIPs, tcp dport 4200-4231 flags & (fin|syn|rst|ack) == syn"
@@ -43,7 +44,7 @@ const (
 	matchRefusedDNAT match = "in the set of refused VIPs, dnat, tcp dport 4200-4231 flags & (fin|syn|rst|ack) == syn"
 )
 
-// verdict is what becomes of a packet that a Rule matches.
+// verdict is the action of a Rule.
 type verdict string
 
 const (
@@ -52,10 +53,11 @@ const (
 	verdictUnreachable verdict = "reject with icmpx port-unreachable"
 )
 
-// Rule is one rule of the input chain. The first that matches decides. Every
-// rule counts its packets.
+// Rule is one rule of the input chain. The first match decides. Every rule counts its
+// packets.
 type Rule struct {
-	// CIDR is the destination; the zero Prefix: any, of the family that V6 names.
+	// CIDR is the destination. The zero Prefix means any, of the family that V6
+	// selects.
 	CIDR    netip.Prefix
 	V6      bool
 	match   match
@@ -109,7 +111,7 @@ func families(v4, v6 bool) (out []bool) {
 	return out
 }
 
-// String is the rule in words, close to nft's own.
+// String returns the rule in a syntax close to nft's.
 func (r Rule) String() string {
 	to := "ip daddr any"
 	switch {
@@ -121,8 +123,8 @@ func (r Rule) String() string {
 	return fmt.Sprintf("%s %s %s", to, r.match, r.verdict)
 }
 
-// comment is what the rule carries in the kernel: what it is for, and a hash
-// by which a later look tells whether it is still the one that is wanted.
+// comment returns the comment of the rule in the kernel: its purpose, and a hash that
+// shows whether the rule is still the wanted one.
 func (r Rule) comment() string {
 	name := map[match]string{
 		matchPorts:    "callers of mirrors",
@@ -137,7 +139,7 @@ func (r Rule) comment() string {
 	return fmt.Sprintf("%s %x", name, sum[:6])
 }
 
-// The table's frame, as rulesetLines writes it and the kernel is read.
+// The names in the table, for rulesetLines and readRuleset.
 const (
 	tableName = "causeway"
 	chainName = "input"

@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// TestServerLeavesItsPathToTheNext ends a server while a peer waits in its queue: run then
+// TestServerReleasesPathOnce ends a server while a peer waits in its queue: run then
 // returns as soon as it has accepted that peer.
-func TestServerLeavesItsPathToTheNext(t *testing.T) {
+func TestServerReleasesPathOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.sock")
 	newOne := func() *server {
 		s, err := newServer(path, -1, []int{os.Getuid()}, slog.New(slog.DiscardHandler))

@@ -18,13 +18,13 @@ const Hop = "hop"
 const (
 	vip4Prefix = "vip4/"
 	vip6Prefix = "vip6/"
-	// backlog is how many callers wait while no agent accepts; the kernel caps
+	// backlog is the queue length of a listener while no agent accepts. The kernel caps
 	// it at net.core.somaxconn.
 	backlog = 4096
 )
 
-// Index returns the port index of a VIP listener's name: 3 for "vip4/3", whose
-// port is FirstPort+3; false for Hop and for what is no listener's name.
+// Index returns the port index of a VIP listener's name: 3 for "vip4/3", whose port is
+// FirstPort+3. It returns false for Hop and for other strings.
 func Index(name string) (int, bool) {
 	digits, ok := strings.CutPrefix(name, vip4Prefix)
 	if !ok {
@@ -42,7 +42,7 @@ func validName(name string) bool {
 	return vip || name == Hop
 }
 
-// endpoint is where a named listener must be bound.
+// endpoint is the address of a named listener.
 type endpoint struct {
 	name string
 	addr netip.AddrPort
@@ -66,11 +66,11 @@ func endpoints(nodeIP netip.Addr, cidrs []netip.Prefix) []endpoint {
 	return list
 }
 
-// sockets are listeners by name, as descriptors. Copies of them live in other
-// processes, and shutting one down shuts all copies down.
+// sockets holds the descriptors of listeners, by name. Other processes have copies.
+// Shutting one down affects all copies.
 type sockets map[string]int
 
-// bind makes the listener for e.
+// bind returns a new listener for e.
 func bind(e endpoint) (int, error) {
 	family, domain := unix.SockaddrInet4{Port: int(e.addr.Port())}, unix.AF_INET
 	var sa unix.Sockaddr = &family
@@ -101,8 +101,8 @@ func bind(e endpoint) (int, error) {
 	return -1, fmt.Errorf("listen on %v: %w", e.addr, err)
 }
 
-// prepare sets what must be set before bind. Connections inherit it: with
-// PKTINFO they remember the interface they came in by.
+// prepare sets the options that must be set before bind. Connections inherit them.
+// PKTINFO makes them remember the interface by which they came in.
 func prepare(fd, domain int) error {
 	type option struct{ level, name int }
 	on := []option{{unix.SOL_SOCKET, unix.SO_REUSEADDR}}
@@ -122,9 +122,9 @@ func prepare(fd, domain int) error {
 	return nil
 }
 
-// fits says whether a descriptor from another process is the listener for e:
-// a TCP socket bound to e's address and connected to nobody.
-func fits(fd int, e endpoint) bool {
+// isListenerFor reports whether a descriptor from another process is the listener for
+// e: a TCP socket that is bound to e's address and not connected.
+func isListenerFor(fd int, e endpoint) bool {
 	typ, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	if err != nil || typ != unix.IPPROTO_TCP {
 		return false
@@ -156,7 +156,7 @@ func (s sockets) names() []string {
 	return names
 }
 
-// listen lets callers in, again after shut. It is safe to repeat.
+// listen makes the sockets accept callers, also after shutdown. It may be repeated.
 func (s sockets) listen() error {
 	var errs []error
 	for _, name := range s.names() {
@@ -171,13 +171,13 @@ func (s sockets) listen() error {
 	return errors.Join(errs...)
 }
 
-// shut refuses callers, those in the queues too, and keeps the ports: without
-// SO_REUSEADDR nobody can bind what is bound, listening or not.
-func (s sockets) shut() error {
+// shutdown refuses callers, including queued ones, and keeps the ports. Without
+// SO_REUSEADDR no other process can bind them.
+func (s sockets) shutdown() error {
 	var errs []error
 	for _, name := range s.names() {
 		err := unix.Shutdown(s[name], unix.SHUT_RD)
-		if errors.Is(err, unix.ENOTCONN) { // is shut
+		if errors.Is(err, unix.ENOTCONN) { // it is shut down already
 			err = nil
 		}
 		if err == nil {
@@ -190,19 +190,18 @@ func (s sockets) shut() error {
 	return errors.Join(errs...)
 }
 
-// close gives this process's copies up.
+// close closes this process's copies.
 func (s sockets) close() {
 	for _, fd := range s {
 		unix.Close(fd)
 	}
 }
 
-// keep takes from given the listeners that are wanted and fit, and closes the
-// rest.
-func (s sockets) keep(given sockets, wanted []endpoint) {
+// adopt takes from given the listeners that are wanted and valid, and closes the rest.
+func (s sockets) adopt(given sockets, wanted []endpoint) {
 	for _, e := range wanted {
 		fd, offered := given[e.name]
-		if _, have := s[e.name]; offered && !have && fits(fd, e) {
+		if _, have := s[e.name]; offered && !have && isListenerFor(fd, e) {
 			s[e.name] = fd
 			delete(given, e.name)
 		}

@@ -33,41 +33,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names of the unix sockets. In the pod's folder:
+// Names of the unix sockets in the pod's directory.
 const (
 	guardSocket = "guard.sock"
 	agentSocket = "agent.sock"
-	// guardsFolder is in the node's folder, a socket for each living guard.
+	// guardsFolder is a directory in the node's directory. It has a socket for each
+	// running guard.
 	guardsFolder = "guards"
-	// AgentFolder, in the node's folder, is the agents' own, for what they keep.
+	// AgentFolder is a directory in the node's directory, where agents save their
+	// state.
 	AgentFolder = "agent"
 )
 
 // guardUID is the user that guards run as.
 const guardUID = 0
 
-// Options say what a guard keeps.
+// Options configure a guard.
 type Options struct {
-	// PodDir is a folder that this pod's guard and agent share (an emptyDir).
+	// PodDir is a directory that this pod's guard and agent share (an emptyDir).
 	PodDir string
-	// NodeDir is a folder of the node that only root can read (a hostPath,
-	// /run/causeway); made if missing.
+	// NodeDir is a directory of the node that only root can read (a hostPath,
+	// /run/causeway). Run creates it if it is missing.
 	NodeDir string
 	// NodeIP is the node's own address, where the hop listener is bound.
 	NodeIP netip.Addr
-	// AgentUID and AgentGID are what the agent runs as. The guard must be in the
-	// group too.
+	// AgentUID and AgentGID are the user and the group of the agent. The guard must be
+	// in the group too.
 	AgentUID, AgentGID int
 	// CIDRs are the VIP ranges, at most one of each IP family in practice.
 	CIDRs []netip.Prefix
-	// Taken are ranges that routes do not show and VIPs must not overlap: the
+	// ReservedCIDRs are ranges that have no routes but must not overlap VIPs: the
 	// cluster's pod and Service ranges.
-	Taken []netip.Prefix
+	ReservedCIDRs []netip.Prefix
 	// Grace is how long callers wait for an agent before they are refused; 0: 10 s.
 	Grace time.Duration
-	// Resync is how often the node is looked at when nothing was heard; 0: 30 s.
+	// Resync is the interval of reconciles without a notification; 0: 30 s.
 	Resync time.Duration
-	// Log tells what an operator would act on; nil: slog.Default.
+	// Log receives what an operator may need to act on; nil: slog.Default.
 	Log *slog.Logger
 }
 
@@ -101,20 +103,20 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// claims are what Options say is taken.
+// claims returns the ReservedCIDRs as claims.
 func (o Options) claims() []Claim {
 	var claims []Claim
-	for _, c := range o.Taken {
+	for _, c := range o.ReservedCIDRs {
 		claims = append(claims, Claim{What: "pod or Service range", CIDR: c})
 	}
 	return claims
 }
 
-// Run keeps routes, rule and listeners until ctx ends, then returns nil. It
-// returns an error wrapping ErrOverlap, and leaves the node as it is, if
-// a range is in use by something else, and other errors if a port is taken by
-// another process or the kernel cannot be watched. The process must run as
-// uid 0 with NET_ADMIN in the node's network namespace.
+// Run maintains routes, rules and listeners until ctx ends, and then returns nil. If
+// another program uses a range, it returns an error wrapping ErrOverlap and leaves the
+// node unchanged. It returns other errors if another process has a port or the kernel
+// cannot be watched. The process must run as uid 0 with NET_ADMIN in the node's network
+// namespace.
 func Run(ctx context.Context, o Options) error {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -130,22 +132,22 @@ func run(ctx context.Context, o Options, k kernel) error {
 	}
 	defer watch.close()
 	routes := newRoutes(o, k)
-	if err := routes.begin(); err != nil {
+	if err := routes.install(); err != nil {
 		return err
 	}
-	held, older, err := gather(ctx, o)
+	held, older, err := collectListeners(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer held.close()
 	g := &guard{log: o.Log, sockets: held, older: older, routes: routes}
-	defer g.leave()
+	defer g.closeOlder()
 	present := presence{older: len(older)}
 	routes.setInCharge(present.inCharge())
-	routes.mend()
-	g.keeper = &keeper{
+	routes.repair()
+	g.supervisor = &supervisor{
 		gate: held, grace: o.Grace, log: o.Log, updates: make(chan func(*presence)),
-		changed: g.changed, failed: g.gateFailed,
+		onChange: g.onPresence, onMove: g.recordGateError,
 	}
 	if err := openAgentFolder(filepath.Join(o.NodeDir, AgentFolder), o.AgentGID); err != nil {
 		o.Log.Warn("the agent has no folder to keep its state in: it cannot restart without a controller", "error", err)
@@ -161,9 +163,9 @@ func run(ctx context.Context, o Options, k kernel) error {
 	}
 	defer guards.close()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return watch.run(ctx, routes.kick) })
+	group.Go(func() error { return watch.run(ctx, routes.requestSync) })
 	group.Go(func() error { routes.run(ctx, o.Resync); return nil })
-	group.Go(func() error { g.keeper.run(ctx, present); return nil })
+	group.Go(func() error { g.supervisor.run(ctx, present); return nil })
 	group.Go(func() error {
 		return agents.run(ctx, func(p *peer, m message) { g.serveAgent(ctx, p, m, o.AgentUID) })
 	})
@@ -174,8 +176,8 @@ func run(ctx context.Context, o Options, k kernel) error {
 	return group.Wait()
 }
 
-// openAgentFolder gives the agent's group a folder that root owns. Of a guard's few rights
-// it needs only that it is in the group itself.
+// openAgentFolder makes a directory of root that the agent's group can write. The guard
+// only needs to be in the group for that.
 func openAgentFolder(folder string, gid int) error {
 	if err := os.MkdirAll(folder, 0o770); err != nil {
 		return fmt.Errorf("make the agents' folder: %w", err)
@@ -189,21 +191,21 @@ func openAgentFolder(folder string, gid int) error {
 	return nil
 }
 
-// guardName sorts by age.
+// guardName returns a name that sorts by age.
 func guardName(now time.Time) string { return fmt.Sprintf("%020d.sock", now.UnixNano()) }
 
-// gather takes the listeners from our own agent, then from older guards, and
-// binds what nobody holds. The connections to older guards stay open.
-func gather(ctx context.Context, o Options) (sockets, []*peer, error) {
+// collectListeners takes the listeners from our own agent and then from older guards,
+// and binds the missing ones. The connections to older guards stay open.
+func collectListeners(ctx context.Context, o Options) (sockets, []*peer, error) {
 	wanted := endpoints(o.NodeIP, o.CIDRs)
 	held := sockets{}
 	if p, err := dialPeer(ctx, filepath.Join(o.PodDir, agentSocket), o.AgentUID); err == nil {
-		takeInto(held, wanted, p, o.Log)
+		adoptFrom(held, wanted, p, o.Log)
 		p.Close()
 	}
 	older, err := dialOlder(ctx, filepath.Join(o.NodeDir, guardsFolder))
 	for _, p := range older {
-		takeInto(held, wanted, p, o.Log)
+		adoptFrom(held, wanted, p, o.Log)
 	}
 	for _, e := range wanted {
 		if _, have := held[e.name]; have || err != nil {
@@ -224,18 +226,19 @@ func gather(ctx context.Context, o Options) (sockets, []*peer, error) {
 	return held, older, nil
 }
 
-// takeInto adds what p gives and we lack. What it does not give is bound later.
-func takeInto(held sockets, wanted []endpoint, p *peer, log *slog.Logger) {
-	given, err := take(p)
+// adoptFrom adds the listeners of p that are missing. Those that p does not have are
+// bound later.
+func adoptFrom(held sockets, wanted []endpoint, p *peer, log *slog.Logger) {
+	given, err := requestListeners(p)
 	if err != nil {
 		log.Warn("no listeners taken over", "from", p.RemoteAddr(), "error", err)
 		return
 	}
-	held.keep(given, wanted)
+	held.adopt(given, wanted)
 }
 
-// dialOlder connects to every living guard of the node, the newest first, and
-// removes the sockets of dead ones.
+// dialOlder connects to every running guard of the node, the newest first, and removes
+// the sockets of dead ones.
 func dialOlder(ctx context.Context, folder string) ([]*peer, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, fmt.Errorf("make the guards' folder: %w", err)

@@ -15,13 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watcher hears from the kernel when something that may concern us changed.
+// watcher receives notifications of the kernel about changes that may affect this
+// guard.
 type watcher struct {
 	sockets []*nl.NetlinkSocket
 	cidrs   []netip.Prefix
 }
 
-// newWatcher subscribes; what changes from then on is not missed.
+// newWatcher subscribes to the notifications. No later change is missed.
 func newWatcher(cidrs []netip.Prefix) (*watcher, error) {
 	w := &watcher{cidrs: cidrs}
 	for _, s := range []struct {
@@ -47,38 +48,37 @@ func (w *watcher) close() {
 	}
 }
 
-// run calls kick for every change that may concern us until ctx ends. It closes the watcher
-// and returns nil if ctx was the reason.
-func (w *watcher) run(ctx context.Context, kick func()) error {
+// run calls onChange for every relevant change until ctx ends. It closes the watcher,
+// and returns nil if ctx has ended.
+func (w *watcher) run(ctx context.Context, onChange func()) error {
 	g, ctx := errgroup.WithContext(ctx)
 	defer w.close()
 	stop := context.AfterFunc(ctx, w.close)
 	defer stop()
 	for _, s := range w.sockets {
-		g.Go(func() error { return w.hear(ctx, s, kick) })
+		g.Go(func() error { return w.receive(ctx, s, onChange) })
 	}
 	return g.Wait()
 }
 
-func (w *watcher) hear(ctx context.Context, s *nl.NetlinkSocket, kick func()) error {
+func (w *watcher) receive(ctx context.Context, s *nl.NetlinkSocket, onChange func()) error {
 	for {
 		msgs, _, err := s.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, unix.ENOBUFS): // some were dropped: look
-			kick()
+		case errors.Is(err, unix.ENOBUFS): // some were dropped
+			onChange()
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return fmt.Errorf("watch netlink: %w", err)
 		case slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return concerns(m, w.cidrs) }):
-			kick()
+			onChange()
 		}
 	}
 }
 
-// concerns says whether a kernel message may be about our routes, lo or our
-// table.
+// concerns reports whether a kernel message may be about our routes, lo or our table.
 func concerns(m syscall.NetlinkMessage, cidrs []netip.Prefix) bool {
 	switch {
 	case m.Header.Type == unix.RTM_NEWLINK || m.Header.Type == unix.RTM_DELLINK:
@@ -96,7 +96,7 @@ func concerns(m syscall.NetlinkMessage, cidrs []netip.Prefix) bool {
 	return false
 }
 
-// routeDst returns the range of a route message, false for a default route.
+// routeDst returns the range of a route message. It returns false for a default route.
 func routeDst(m syscall.NetlinkMessage) (netip.Prefix, bool) {
 	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
 	if err != nil {

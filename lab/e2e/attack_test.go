@@ -506,7 +506,7 @@ func (h *hostile) sessions(total, perSecond int, then func(context.Context, *tun
 
 // greet leaves a session idle after HELLO.
 func (h *hostile) greet(ctx context.Context, c *tunnel.Conn) error {
-	_, err := c.Greet(ctx, barHTTP)
+	_, err := c.ExchangeHello(ctx, barHTTP)
 	return err
 }
 

@@ -93,7 +93,7 @@ func TestStrangersDieAtClientHello(t *testing.T) {
 	stranger := func() string {
 		var key route.DayKey
 		rand.Read(key[:])
-		return have(route.NewSealer(route.DatedKey{Day: route.Day(now), Key: key}).Seal(bar, route.Wish{}, now))(t)
+		return have(route.NewSealer(route.DatedKey{Day: route.Day(now), Key: key}).Seal(bar, route.Hint{}, now))(t)
 	}
 	good := p.label(t, bar, now)
 	cases := map[string]struct{ sni, reason string }{

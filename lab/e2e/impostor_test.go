@@ -91,7 +91,7 @@ func (p *impostor) label(t *testing.T, id uint32, at time.Time) string {
 	secret := have(identity.LinkSecret(p.linkKey, p.east.linkPublic))(t)
 	day := identity.Day(at)
 	key := identity.DayKey(secret, p.trustDomain, p.east.trustDomain, day)
-	return have(route.NewSealer(route.DatedKey{Day: day, Key: key}).Seal(id, route.Wish{}, at))(t)
+	return have(route.NewSealer(route.DatedKey{Day: day, Key: key}).Seal(id, route.Hint{}, at))(t)
 }
 
 // as signs a credential for an account of west's namespace shop.
@@ -154,7 +154,7 @@ func (p *impostor) call(t *testing.T, cfg *tls.Config, h tunnel.Hello) (string, 
 		if err != nil {
 			return body.String(), err
 		}
-		session.Take()
+		session.ConsumePrefix()
 		if kind != tunnel.TypeData {
 			return body.String(), nil
 		}

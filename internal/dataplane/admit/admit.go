@@ -1,22 +1,25 @@
-// Package admit decides whether a caller of a linked cluster may reach a pod of this node. Decide
-// decides each new session and exchange; Keep decides those that are open, again whenever the
-// state changes.
+// Package admit decides whether a caller of a linked cluster may reach a pod of this
+// node. Decide decides each new session and exchange; Keep decides those that are open,
+// again whenever the state changes.
 //
 //	verified identity, name in HELLO, pod in header ─┐
 //	                                                 ├─▶ Decide, Keep ─▶ Decision: a target, or a reason and a code
 //	Links, exports, policies, pods (State) ──────────┘
 //
 // What always holds:
-//   - Both are pure: they use no clock and no network, and equal arguments give equal decisions.
-//   - What Decide admits, Keep keeps. Keep asks only what must end an open connection: the Link,
-//     whether the Service is still exported to it, whether the pod has ended, and policies. It
-//     asks neither selectors nor ports nor readiness, so that an open connection survives what
-//     it would survive within a cluster.
+//   - Both are pure: they use no clock and no network, and equal arguments give equal
+//     decisions.
+//   - What Decide admits, Keep keeps. Keep asks only what must end an open connection:
+//     the Link, whether the Service is still exported to it, whether the pod has ended,
+//     and policies. It asks neither selectors nor ports nor readiness, so that an open
+//     connection survives what it would survive within a cluster.
 //   - The default is deny: the zero State and the zero Request are refused.
-//   - The name in HELLO alone says what is called, and the verified identity alone says who
-//     calls. The label and the header have no say; the header's pod must fit the name.
-//   - Every refusal has a Reason of a closed list, for the operator, and a Code, for the peer.
-//     The Code does not distinguish a hidden Service from one that does not exist.
+//   - The name in HELLO alone says what is called, and the verified identity alone says
+//     who calls. The label and the header have no say; the header's pod must fit the
+//     name.
+//   - Every refusal has a Reason of a closed list, for the operator, and a Code, for
+//     the peer. The Code does not distinguish a hidden Service from one that does not
+//     exist.
 package admit
 
 import (
@@ -85,7 +88,8 @@ const (
 	PodTerminating
 	// PolicyDenies: policies select the service and none names the caller.
 	PolicyDenies
-	// PodIsolated: NetworkPolicies isolate the port of the pod, and no ExportPolicy names the caller.
+	// PodIsolated: NetworkPolicies isolate the port of the pod, and no ExportPolicy
+	// names the caller.
 	PodIsolated
 	// DefaultDenies: the Link denies by default, and no ExportPolicy selects the service.
 	DefaultDenies
@@ -131,18 +135,18 @@ func Reasons() []Reason {
 // Decide answers a request from a state. A nil or zero state refuses everything.
 func Decide(r Request, s *State) Decision {
 	d := Decision{}
-	return d.concluded(d.decide(r, s))
+	return d.withReason(d.decide(r, s))
 }
 
 // Keep decides whether a connection that Decide has admitted may stay open. Its Decision
 // has no Pod and no Target.
 func Keep(r Request, s *State) Decision {
 	d := Decision{}
-	return d.concluded(d.keep(r, s))
+	return d.withReason(d.keep(r, s))
 }
 
-// concluded returns the decision with a reason.
-func (d Decision) concluded(r Reason) Decision {
+// withReason returns the decision with a reason.
+func (d Decision) withReason(r Reason) Decision {
 	d.Reason = r
 	d.Allowed = d.Reason == Admitted
 	d.Code = reasons[d.Reason].code
@@ -231,7 +235,8 @@ func (d *Decision) findPod(r Request, s *State, export Export) Reason {
 	return Admitted
 }
 
-// checkPolicies checks whether an ExportPolicy must name the caller, and whether one does.
+// checkPolicies checks whether an ExportPolicy must name the caller, and whether one
+// does.
 func (d *Decision) checkPolicies(r Request, export Export) Reason {
 	for _, p := range export.Policies {
 		for _, c := range p.Callers {

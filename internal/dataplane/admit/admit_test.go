@@ -24,18 +24,18 @@ func name(t testing.TB, s string) identity.Name {
 	return n
 }
 
-// world is a State still open to edits.
-type world struct {
+// fixture is a State still open to edits.
+type fixture struct {
 	links   []Link
 	exports []Export
 	pods    []Pod
 }
 
-func (w world) state() *State { return NewState(w.links, w.exports, w.pods) }
+func (w fixture) state() *State { return NewState(w.links, w.exports, w.pods) }
 
-// ordinary is a world in which web of west may call bar.
-func ordinary() world {
-	return world{
+// newFixture is a world in which web of west may call bar.
+func newFixture() fixture {
+	return fixture{
 		links: []Link{{Name: "west", UID: "uid-west", TrustDomain: "west-1a2b3c4d"}, {Name: "north", UID: "uid-north", TrustDomain: "north-1a2b3c4d"}},
 		exports: []Export{
 			{Namespace: "shop", Service: "bar", Ports: []uint32{80, 443}, Links: []string{"west"},
@@ -56,14 +56,14 @@ const web = "spiffe://west-1a2b3c4d/ns/shop/sa/web"
 
 func TestDecide(t *testing.T) {
 	ask := Request{Caller: name(t, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1"}
-	callers := func(cs ...Caller) func(*world) {
-		return func(w *world) { w.exports[0].Policies = []Policy{{"other", nil}, {"front", cs}} }
+	callers := func(cs ...Caller) func(*fixture) {
+		return func(w *fixture) { w.exports[0].Policies = []Policy{{"other", nil}, {"front", cs}} }
 	}
-	same := func(*world) {}
-	isolate := func(w *world) { w.exports[0].Isolated = map[string][]uint32{"pod-1": {80}} }
+	same := func(*fixture) {}
+	isolate := func(w *fixture) { w.exports[0].Isolated = map[string][]uint32{"pod-1": {80}} }
 	cases := map[string]struct {
 		why    string
-		world  func(*world)
+		world  func(*fixture)
 		ask    func(*Request)
 		reason Reason
 		code   tunnel.Code
@@ -74,22 +74,22 @@ func TestDecide(t *testing.T) {
 		"probe": {"it tests the path, and is no workload", same, func(r *Request) {
 			r.Caller = probeOf(t, r.Caller.TrustDomain())
 		}, CallerIsProbe, tunnel.Code_DENIED, ""},
-		"unlinked domain": {"a former peer", func(w *world) { w.links = w.links[1:] }, nil, NoLink, tunnel.Code_NOT_EXPORTED, ""},
-		"two Links, one domain": {"who could then say whose rules hold?", func(w *world) {
+		"unlinked domain": {"a former peer", func(w *fixture) { w.links = w.links[1:] }, nil, NoLink, tunnel.Code_NOT_EXPORTED, ""},
+		"two Links, one domain": {"who could then say whose rules hold?", func(w *fixture) {
 			w.links = append(w.links, Link{Name: "west-2", UID: "u", TrustDomain: "west-1a2b3c4d"})
 		}, nil, AmbiguousLink, tunnel.Code_NOT_EXPORTED, ""},
-		"not exported":           {"unexported means unreachable, whatever the label", func(w *world) { w.exports = w.exports[1:] }, nil, NoExport, tunnel.Code_NOT_EXPORTED, ""},
+		"not exported":           {"unexported means unreachable, whatever the label", func(w *fixture) { w.exports = w.exports[1:] }, nil, NoExport, tunnel.Code_NOT_EXPORTED, ""},
 		"other name in frame":    {"right label, wrong frame", same, func(r *Request) { r.Service = "secret" }, NoExport, tunnel.Code_NOT_EXPORTED, ""},
 		"hidden from this peer":  {"exported to north, backed by the same pod", same, func(r *Request) { r.Service = "hidden" }, LinkNotAdmitted, tunnel.Code_NOT_EXPORTED, ""},
 		"no such port":           {"ports are exported one by one", same, func(r *Request) { r.Port = 8080 }, NoPort, tunnel.Code_NOT_EXPORTED, ""},
 		"unknown pod":            {"a gateway that splices to the wrong node", same, func(r *Request) { r.PodUID = "pod-9" }, NoPod, tunnel.Code_NO_ENDPOINT, ""},
 		"no pod":                 {"a header without a pod", same, func(r *Request) { r.PodUID = "" }, NoPod, tunnel.Code_NO_ENDPOINT, ""},
-		"finished pod":           {"its address is another's by now", func(w *world) { w.pods[0].Live = false }, nil, PodDead, tunnel.Code_NO_ENDPOINT, ""},
+		"finished pod":           {"its address is another's by now", func(w *fixture) { w.pods[0].Live = false }, nil, PodDead, tunnel.Code_NO_ENDPOINT, ""},
 		"foreign namespace":      {"a tenant's slice names a neighbor's pod", same, func(r *Request) { r.Namespace = "thief" }, PodForeign, tunnel.Code_NO_ENDPOINT, ""},
 		"other pod":              {"a gateway that splices to the wrong pod", same, func(r *Request) { r.PodUID = "pod-2" }, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
 		"pod lacks the port":     {"a named port that this pod has not", same, func(r *Request) { r.Port = 443 }, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
-		"target 0":               {"no port to dial", func(w *world) { w.exports[0].Backing["pod-1"][80] = 0 }, nil, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
-		"terminating, new":       {"it takes no new connections", func(w *world) { w.pods[0].Terminating = true }, nil, PodTerminating, tunnel.Code_NO_ENDPOINT, ""},
+		"target 0":               {"no port to dial", func(w *fixture) { w.exports[0].Backing["pod-1"][80] = 0 }, nil, PodNotBacking, tunnel.Code_NO_ENDPOINT, ""},
+		"terminating, new":       {"it takes no new connections", func(w *fixture) { w.pods[0].Terminating = true }, nil, PodTerminating, tunnel.Code_NO_ENDPOINT, ""},
 		"policy without callers": {"an empty policy admits nobody", callers(), nil, PolicyDenies, tunnel.Code_DENIED, ""},
 		"caller of nothing":      {"an empty caller matches nobody, rather than everybody", callers(Caller{}), nil, PolicyDenies, tunnel.Code_DENIED, ""},
 		"by account":             {"one field", callers(Caller{ServiceAccount: "web"}), nil, Admitted, tunnel.Code_OK, "front"},
@@ -102,20 +102,20 @@ func TestDecide(t *testing.T) {
 		"all but the ID":         {"every field must fit", callers(Caller{"west", "shop", "web", web + "x"}), nil, PolicyDenies, tunnel.Code_DENIED, ""},
 		"second caller":          {"any caller of any policy will do", callers(Caller{Link: "north"}, Caller{Namespace: "shop"}), nil, Admitted, tunnel.Code_OK, "front"},
 		"isolated":               {"Causeway must not open a port that a NetworkPolicy closes", isolate, nil, PodIsolated, tunnel.Code_DENIED, ""},
-		"isolated, other port":   {"isolation is per port", func(w *world) { w.exports[0].Isolated = map[string][]uint32{"pod-1": {443}} }, nil, Admitted, tunnel.Code_OK, ""},
-		"isolated and named":     {"an explicit ExportPolicy opens it", func(w *world) { isolate(w); callers(Caller{Link: "west"})(w) }, nil, Admitted, tunnel.Code_OK, "front"},
-		"isolated, not named":    {"a policy for others does not", func(w *world) { isolate(w); callers(Caller{Link: "north"})(w) }, nil, PolicyDenies, tunnel.Code_DENIED, ""},
-		"default deny":           {"deleting the last policy must not open a Service", func(w *world) { w.links[0].DefaultDeny = true }, nil, DefaultDenies, tunnel.Code_DENIED, ""},
-		"default deny, named":    {"a policy names the caller", func(w *world) { w.links[0].DefaultDeny = true; callers(Caller{Link: "west"})(w) }, nil, Admitted, tunnel.Code_OK, "front"},
-		"suspended, new":         {"no new connections", func(w *world) { w.links[0].Suspended = true }, nil, LinkSuspended, tunnel.Code_DENIED, ""},
-		"terminating, serving": {"the last pod of a Recreate rollout still serves", func(w *world) {
+		"isolated, other port":   {"isolation is per port", func(w *fixture) { w.exports[0].Isolated = map[string][]uint32{"pod-1": {443}} }, nil, Admitted, tunnel.Code_OK, ""},
+		"isolated and named":     {"an explicit ExportPolicy opens it", func(w *fixture) { isolate(w); callers(Caller{Link: "west"})(w) }, nil, Admitted, tunnel.Code_OK, "front"},
+		"isolated, not named":    {"a policy for others does not", func(w *fixture) { isolate(w); callers(Caller{Link: "north"})(w) }, nil, PolicyDenies, tunnel.Code_DENIED, ""},
+		"default deny":           {"deleting the last policy must not open a Service", func(w *fixture) { w.links[0].DefaultDeny = true }, nil, DefaultDenies, tunnel.Code_DENIED, ""},
+		"default deny, named":    {"a policy names the caller", func(w *fixture) { w.links[0].DefaultDeny = true; callers(Caller{Link: "west"})(w) }, nil, Admitted, tunnel.Code_OK, "front"},
+		"suspended, new":         {"no new connections", func(w *fixture) { w.links[0].Suspended = true }, nil, LinkSuspended, tunnel.Code_DENIED, ""},
+		"terminating, serving": {"the last pod of a Recreate rollout still serves", func(w *fixture) {
 			w.pods[0].Terminating = true
 			w.exports[0].Accepts = map[string]bool{"pod-1": true}
 		}, nil, Admitted, tunnel.Code_OK, ""},
 	}
 	for title, c := range cases {
 		t.Run(title, func(t *testing.T) {
-			w, r := ordinary(), ask
+			w, r := newFixture(), ask
 			c.world(&w)
 			if c.ask != nil {
 				c.ask(&r)
@@ -134,40 +134,40 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-// TestKeep: an open connection ends for what its owners decide about who may call, for the end of
-// its pod, and for nothing else.
+// TestKeep: an open connection ends for what its owners decide about who may call, for
+// the end of its pod, and for nothing else.
 func TestKeep(t *testing.T) {
 	ask := Request{Caller: name(t, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1"}
 	cases := map[string]struct {
 		why    string
-		world  func(*world)
+		world  func(*fixture)
 		reason Reason
 	}{
-		"ordinary":       {"nothing has changed", func(*world) {}, Admitted},
-		"unlinked":       {"its Link is gone", func(w *world) { w.links = nil }, NoLink},
-		"suspended":      {"suspension stops new connections alone", func(w *world) { w.links[0].Suspended = true }, Admitted},
-		"two Links":      {"who could then say whose rules hold?", func(w *world) { w.links = append(w.links, w.links[0]) }, AmbiguousLink},
-		"unexported":     {"its Service is", func(w *world) { w.exports = w.exports[1:] }, NoExport},
-		"hidden":         {"from this peer", func(w *world) { w.exports[0].Links = []string{"north"} }, LinkNotAdmitted},
-		"another port":   {"the Service was given other ports", func(w *world) { w.exports[0].Ports = []uint32{8080} }, Admitted},
-		"selector moved": {"blue serves what it has, and green what comes", func(w *world) { w.exports[0].Backing = nil }, Admitted},
-		"terminating":    {"it finishes what it has", func(w *world) { w.pods[0].Terminating = true }, Admitted},
-		"pod ended":      {"its address is another's by now", func(w *world) { w.pods[0].Live = false }, PodDead},
-		"pod gone":       {"its address is another's by now", func(w *world) { w.pods = nil }, NoPod},
-		"policy for others": {"a new policy is for open connections as well", func(w *world) {
+		"ordinary":       {"nothing has changed", func(*fixture) {}, Admitted},
+		"unlinked":       {"its Link is gone", func(w *fixture) { w.links = nil }, NoLink},
+		"suspended":      {"suspension stops new connections alone", func(w *fixture) { w.links[0].Suspended = true }, Admitted},
+		"two Links":      {"who could then say whose rules hold?", func(w *fixture) { w.links = append(w.links, w.links[0]) }, AmbiguousLink},
+		"unexported":     {"its Service is", func(w *fixture) { w.exports = w.exports[1:] }, NoExport},
+		"hidden":         {"from this peer", func(w *fixture) { w.exports[0].Links = []string{"north"} }, LinkNotAdmitted},
+		"another port":   {"the Service was given other ports", func(w *fixture) { w.exports[0].Ports = []uint32{8080} }, Admitted},
+		"selector moved": {"blue serves what it has, and green what comes", func(w *fixture) { w.exports[0].Backing = nil }, Admitted},
+		"terminating":    {"it finishes what it has", func(w *fixture) { w.pods[0].Terminating = true }, Admitted},
+		"pod ended":      {"its address is another's by now", func(w *fixture) { w.pods[0].Live = false }, PodDead},
+		"pod gone":       {"its address is another's by now", func(w *fixture) { w.pods = nil }, NoPod},
+		"policy for others": {"a new policy is for open connections as well", func(w *fixture) {
 			w.exports[0].Policies = []Policy{{"front", []Caller{{Link: "north"}}}}
 		}, PolicyDenies},
-		"policy for it": {"it names the caller", func(w *world) {
+		"policy for it": {"it names the caller", func(w *fixture) {
 			w.exports[0].Policies = []Policy{{"front", []Caller{{Link: "west"}}}}
 		}, Admitted},
-		"isolated": {"a NetworkPolicy closes its port", func(w *world) {
+		"isolated": {"a NetworkPolicy closes its port", func(w *fixture) {
 			w.exports[0].Isolated = map[string][]uint32{"pod-1": {80}}
 		}, PodIsolated},
-		"default deny": {"the Link denies by default", func(w *world) { w.links[0].DefaultDeny = true }, DefaultDenies},
+		"default deny": {"the Link denies by default", func(w *fixture) { w.links[0].DefaultDeny = true }, DefaultDenies},
 	}
 	for title, c := range cases {
 		t.Run(title, func(t *testing.T) {
-			w := ordinary()
+			w := newFixture()
 			c.world(&w)
 			got := Keep(ask, w.state())
 			if got.Reason != c.reason || got.Allowed != (c.reason == Admitted) || got.Code != reasons[c.reason].code || got.Target != 0 {
@@ -178,11 +178,11 @@ func TestKeep(t *testing.T) {
 }
 
 // Whatever is admitted is kept: nothing ends in the moment in which it begins.
-func TestWhatIsAdmittedIsKept(t *testing.T) {
+func TestAdmittedRequestIsKept(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	admitted := 0
 	for range 20_000 {
-		w, r := random(rng)
+		w, r := randomFixture(rng)
 		if s := w.state(); Decide(r, s).Allowed {
 			admitted++
 			if kept := Keep(r, s); !kept.Allowed {
@@ -225,13 +225,14 @@ func TestReasonsAreClosedAndDistinct(t *testing.T) {
 	}
 }
 
-// random makes worlds small enough that callers, links, services and pods often meet.
-func random(rng *rand.Rand) (world, Request) {
+// randomFixture makes worlds small enough that callers, links, services and pods often
+// meet.
+func randomFixture(rng *rand.Rand) (fixture, Request) {
 	pick := func(s ...string) string { return s[rng.IntN(len(s))] }
 	some := func(s ...string) []string {
 		return slices.DeleteFunc(s, func(string) bool { return rng.IntN(4) == 0 })
 	}
-	var w world
+	var w fixture
 	for _, l := range some("west", "north") {
 		w.links = append(w.links, Link{Name: l, UID: "uid-" + l, TrustDomain: l + "-1a2b3c4d", Suspended: rng.IntN(6) == 0, DefaultDeny: rng.IntN(6) == 0})
 	}
@@ -265,12 +266,13 @@ func random(rng *rand.Rand) (world, Request) {
 	return w, Request{Caller: n, Namespace: "shop", Service: pick("bar", "baz"), Port: 80, PodUID: pick("pod-1", "pod-2")}
 }
 
-// removals are edits by which an operator or a controller takes something away. None may admit a
-// caller. Removing a whole policy is not among them: by design it opens a service to all.
-var removals = map[string]func(*rand.Rand, *world){
-	"a link":           func(r *rand.Rand, w *world) { w.links = without(r, w.links) },
-	"an export":        func(r *rand.Rand, w *world) { w.exports = without(r, w.exports) },
-	"a pod":            func(r *rand.Rand, w *world) { w.pods = without(r, w.pods) },
+// removals are edits by which an operator or a controller takes something away. None
+// may admit a caller. Removing a whole policy is not among them: by design it opens a
+// service to all.
+var removals = map[string]func(*rand.Rand, *fixture){
+	"a link":           func(r *rand.Rand, w *fixture) { w.links = without(r, w.links) },
+	"an export":        func(r *rand.Rand, w *fixture) { w.exports = without(r, w.exports) },
+	"a pod":            func(r *rand.Rand, w *fixture) { w.pods = without(r, w.pods) },
 	"an admitted link": inExport(func(r *rand.Rand, e *Export) { e.Links = without(r, e.Links) }),
 	"a port":           inExport(func(r *rand.Rand, e *Export) { e.Ports = without(r, e.Ports) }),
 	"a backing pod":    inExport(func(r *rand.Rand, e *Export) { delete(e.Backing, []string{"pod-1", "pod-2"}[r.IntN(2)]) }),
@@ -279,7 +281,7 @@ var removals = map[string]func(*rand.Rand, *world){
 			e.Policies[i].Callers = without(r, e.Policies[i].Callers)
 		}
 	}),
-	"a pod's life": func(_ *rand.Rand, w *world) {
+	"a pod's life": func(_ *rand.Rand, w *fixture) {
 		for i := range w.pods {
 			w.pods[i].Live = false
 		}
@@ -290,12 +292,12 @@ var removals = map[string]func(*rand.Rand, *world){
 		}
 	}),
 	"a pod's readiness": inExport(func(_ *rand.Rand, e *Export) { clear(e.Accepts) }),
-	"a link's service": func(_ *rand.Rand, w *world) {
+	"a link's service": func(_ *rand.Rand, w *fixture) {
 		for i := range w.links {
 			w.links[i].Suspended = true
 		}
 	},
-	"a link's default": func(_ *rand.Rand, w *world) {
+	"a link's default": func(_ *rand.Rand, w *fixture) {
 		for i := range w.links {
 			w.links[i].DefaultDeny = true
 		}
@@ -310,8 +312,8 @@ func without[T any](r *rand.Rand, s []T) []T {
 	return slices.Delete(slices.Clone(s), i, i+1)
 }
 
-func inExport(edit func(*rand.Rand, *Export)) func(*rand.Rand, *world) {
-	return func(r *rand.Rand, w *world) {
+func inExport(edit func(*rand.Rand, *Export)) func(*rand.Rand, *fixture) {
+	return func(r *rand.Rand, w *fixture) {
 		if len(w.exports) > 0 {
 			edit(r, &w.exports[r.IntN(len(w.exports))])
 		}
@@ -322,13 +324,13 @@ func TestRemovalsNeverAdmit(t *testing.T) {
 	admitted, ended := 0, map[string]int{}
 	for seed := range uint64(20_000) {
 		rng := rand.New(rand.NewPCG(seed, 1))
-		w, r := random(rng)
+		w, r := randomFixture(rng)
 		before, kept := Decide(r, w.state()), Keep(r, w.state())
 		if before.Allowed {
 			admitted++
 		}
 		for _, what := range slices.Sorted(maps.Keys(removals)) {
-			w, r := random(rand.New(rand.NewPCG(seed, 1)))
+			w, r := randomFixture(rand.New(rand.NewPCG(seed, 1)))
 			removals[what](rng, &w)
 			after := Decide(r, w.state())
 			if after.Allowed && !before.Allowed {
@@ -350,7 +352,7 @@ func TestRemovalsNeverAdmit(t *testing.T) {
 }
 
 func BenchmarkDecide(b *testing.B) {
-	w, r := ordinary(), Request{Caller: name(b, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1"}
+	w, r := newFixture(), Request{Caller: name(b, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1"}
 	s := w.state()
 	b.ReportAllocs()
 	for b.Loop() {

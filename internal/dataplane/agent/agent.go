@@ -1,26 +1,29 @@
-// Package agent is the process on each node that carries local pods' calls to mirrored Services
-// in sessions, and ends sessions for local pods that are called.
+// Package agent is the process on each node that relays local pods' calls to mirrored
+// Services over sessions, and serves the sessions of remote callers for local pods.
 //
 //	outbound: pod ─▶ VIP:4200+i ─▶ which service, who calls ─▶ an idle session, or a new one ─▶ OPEN ─▶ exchange
 //	          new: SVID ─▶ dial gateway ─▶ TLS ─▶ HELLO
 //	inbound:  gateway ─▶ :4144 ─▶ header, hello ─▶ TLS as the pod ─▶ HELLO ─▶ decide ─▶ OPEN ─▶ dial pod ─▶ exchange
 //	          and again from OPEN on, for the next connection of the same caller
 //
-// outbound.go and inbound.go are the two lives of a connection, each top to bottom; session.go
-// is how sessions are found, made and kept; renew.go is how open exchanges outlive certificates.
+// outbound.go and inbound.go are the two lives of a connection, each top to bottom;
+// session.go is how sessions are found, made and kept; renew.go is how open exchanges
+// outlive certificates.
 //
 // What always holds:
-//   - A connection speaks as the pod that made it, proven by its address and where the kernel
-//     finds that, or not at all: there is no fallback identity.
-//   - No application is dialed before the one decision (package admit) was made on the verified
-//     identity and the service that the frame names, and made again for each exchange.
+//   - A connection uses the identity of the pod that opened it. The pod is proven by
+//     its address and by where the kernel finds that address. There is no fallback
+//     identity.
+//   - The agent dials no application before package admit has decided on the verified
+//     identity and the service that the frame names. It decides again for each
+//     exchange.
 //   - A session serves one caller identity and one port. It is a lease: when the state
 //     changes, the agent decides again, and ends a session that it would no longer admit.
-//   - What was sent over a session and may have reached an application is not sent again.
-//   - Whatever is refused is counted by a reason from a closed list.
-//   - The agent accepts nothing before the first complete state. Later it keeps the last
-//     state. An expired state admits no new connections, and still ends those it does not
-//     admit.
+//   - Bytes that may have reached an application are not sent again.
+//   - Each refusal is counted by a reason from a closed list.
+//   - The agent accepts no connection before the first complete state. Later it keeps
+//     the last state. An expired state admits no new connection, and the agent still
+//     ends connections that the state does not admit.
 package agent
 
 import (
@@ -51,83 +54,86 @@ import (
 
 // Bounds of one agent.
 const (
-	maxConnections = 20_000 // open at a time, each way
-	// maxHeaders is how many inbound connections may be open whose header has not come, and
-	// maxHeadersFrom how many of one source.
+	maxConnections = 20_000 // open at a time, per direction
+	// maxHeaders bounds the inbound connections whose header has not arrived, and
+	// maxHeadersFrom those from one source.
 	maxHeaders     = 1024
 	maxHeadersFrom = 128
-	// defaultDrain is how long open connections go on after the process is asked to stop.
+	// defaultDrain is how long open connections continue after the process is asked to
+	// stop.
 	defaultDrain = time.Minute
-	// lineRate and lineBurst bound the log's lines about calls. Metrics count them all.
-	lineRate, lineBurst = 100, 1500
+	// logRate and logBurst bound the log messages about calls. Metrics count every
+	// call.
+	logRate, logBurst = 100, 1500
 )
 
 // Agent is the data path of one node. Make it with New.
 type Agent struct {
-	state    atomic.Pointer[state]
-	news     news
-	podTable *podid.Table
-	svids    *svids
-	leases   leases
-	proofs   *identity.ProofCache
-	learnt   *learnt
-	spoken   *fading[localPort, tunnel.FirstSpeaker] // who speaks first here
-	sessions *session.Pool[sessionKey, *clientSession]
-	buckets  *fading[string, *rate.Limiter] // for sessions made ahead, by link
-	seed     maphash.Seed                   // of this node's aperture
-	shares   *allowances
-	arrivals arrivals
-	renewals *renewals    // of open exchanges
-	waiting  atomic.Int64 // inbound sessions that wait for OPEN
-	// taking ends when the agent is asked to stop: what waits for callers yet to come ends.
-	taking context.Context
-	retire context.CancelFunc
-	dialer transport.Dialer // of gateways
+	state              atomic.Pointer[state]
+	stateChanged       broadcast
+	podTable           *podid.Table
+	svids              *svids
+	leases             leases
+	proofs             *identity.ProofCache
+	endpointCache      *endpointCache
+	firstSpeakers      *ttlMap[localPort, tunnel.FirstSpeaker] // of local ports
+	sessions           *session.Pool[sessionKey, *clientSession]
+	preconnectLimiters *ttlMap[string, *rate.Limiter] // by link
+	seed               maphash.Seed                   // selects this node's aperture
+	shares             *connShares
+	inboundConns       inboundConns
+	renewals           *renewals    // of open exchanges
+	waiting            atomic.Int64 // inbound sessions that wait for OPEN
+	// acceptCtx ends when the agent is asked to stop. It ends everything that waits for
+	// future callers.
+	acceptCtx     context.Context
+	stopAccepting context.CancelFunc
+	dialer        transport.Dialer // of gateways
 	// keyExchange is what the agent offers to peers; set before the agent runs.
 	keyExchange identity.KeyExchange
 	ports       transport.LocalPorts // of connections to local pods
-	detours     detours
+	penalties   penalties
 	monitor     *linkMonitor
-	// cameBy says by which interface a local caller's connection came in.
-	cameBy func(*net.TCPConn) (int, error)
-	check  callerCheck
-	// headers are the inbound connections whose header has not come.
+	// ingressOf returns the interface by which a local caller's connection came in.
+	ingressOf func(*net.TCPConn) (int, error)
+	check     callerCheck
+	// headers holds the inbound connections whose header has not arrived.
 	headers *budget.Pending
-	// turns are at the CPU, for inbound handshakes.
-	turns    *budget.Turns
-	openings *openings
-	rates    callRates
+	// handshakeLimiter bounds the inbound handshakes that compute at the same time.
+	handshakeLimiter *budget.FairSemaphore
+	openings         *openings
+	rates            callRates
 
 	log     *slog.Logger
 	metrics *metrics
-	// canaries counts those that were answered.
+	// canaries counts the canary calls that were answered.
 	canaries *prometheus.CounterVec
-	// lines bounds what callers, whoever they are, can make us write.
-	lines   *rate.Limiter
-	drain   time.Duration
-	serving atomic.Bool     // callers are accepted
-	life    context.Context // of what state changes start; set by Run
+	// logLimiter bounds the log messages that callers can cause.
+	logLimiter *rate.Limiter
+	drain      time.Duration
+	serving    atomic.Bool     // the agent accepts callers
+	baseCtx    context.Context // for work that a state change starts; set by New
 }
 
-// New returns an Agent that asks sign for its pods' certificates. It holds no
-// state yet.
+// New returns an Agent without a state. The Agent calls sign to get certificates for
+// its pods.
 func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Registerer) *Agent {
 	a := &Agent{
-		podTable: podid.New(podid.NewKernel()), learnt: newLearnt(), proofs: identity.NewProofCache(),
-		spoken: newFading[localPort, tunnel.FirstSpeaker](maxSpoken, spokenAge), dialer: transport.Dialer{Timeout: reachTimeout}, check: kernelCheck,
-		headers: budget.NewPending(maxHeaders, maxHeadersFrom), turns: budget.NewTurns(runtime.GOMAXPROCS(0)), openings: newOpenings(), rates: newCallRates(), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), life: life,
-		lines: rate.NewLimiter(lineRate, lineBurst), sessions: newSessions(), shares: newAllowances(),
-		buckets: newFading[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(),
+		podTable: podid.New(podid.NewKernel()), endpointCache: newEndpointCache(), proofs: identity.NewProofCache(),
+		firstSpeakers: newTTLMap[localPort, tunnel.FirstSpeaker](maxFirstSpeakers, firstSpeakerAge), dialer: transport.Dialer{Timeout: gatewayDialTimeout}, check: kernelCheck,
+		headers: budget.NewPending(maxHeaders, maxHeadersFrom), handshakeLimiter: budget.NewFairSemaphore(runtime.GOMAXPROCS(0)), openings: newOpenings(), rates: newCallRates(), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), baseCtx: life,
+		logLimiter: rate.NewLimiter(logRate, logBurst), sessions: newSessions(), shares: newConnShares(),
+		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(),
 	}
-	a.cameBy = a.ingress
+	a.ingressOf = a.ingress
 	a.monitor = a.monitorLinks(r)
-	a.taking, a.retire = context.WithCancel(life)
-	a.svids = newSVIDs(sign, a.news.tell, log)
+	a.acceptCtx, a.stopAccepting = context.WithCancel(life)
+	a.svids = newSVIDs(sign, a.stateChanged.notifyAll, log)
 	a.renewals = newRenewals(life, a.renew)
 	return a
 }
 
-// onState puts a new view in force, and ends what it no longer admits.
+// onState makes a view the current state, and ends what the view no longer admits.
 func (a *Agent) onState(h uplink.State) {
 	if h.Expired {
 		a.log.Error("the controller has been away for too long: every new connection is refused")
@@ -147,31 +153,31 @@ func (a *Agent) onState(h uplink.State) {
 	a.podTable.Update(next.claims(), next.held)
 	a.state.Store(next)
 	a.monitor.update(next)
-	a.svids.vouch(next.issuers)
-	a.svids.want(a.life, withProbes(next.accounts()))
+	a.svids.setIssuers(next.issuers)
+	a.svids.setAccounts(a.baseCtx, withProbes(next.accounts()))
 	if n := a.leases.recheck(next); n > 0 {
 		a.log.Info("sessions and calls ended: what had admitted them has changed", "ended", n)
 	}
-	a.news.tell()
+	a.stateChanged.notifyAll()
 }
 
-// tell logs a line about a call, unless there were too many.
-func (a *Agent) tell(level slog.Level, msg string, args ...any) {
-	if a.log.Enabled(a.life, level) && a.lines.Allow() {
-		a.log.Log(a.life, level, msg, args...)
+// logLimited logs a message about a call, unless the rate of such messages is too high.
+func (a *Agent) logLimited(level slog.Level, msg string, args ...any) {
+	if a.log.Enabled(a.baseCtx, level) && a.logLimiter.Allow() {
+		a.log.Log(a.baseCtx, level, msg, args...)
 	}
 }
 
-// tellEnd logs that Causeway has ended an exchange by itself, for a reason that an operator
-// can do something about.
-func (a *Agent) tellEnd(result transport.Result, about ...any) {
+// logEnd logs that Causeway has ended an exchange by itself, for a reason that an
+// operator can do something about.
+func (a *Agent) logEnd(result transport.Result, about ...any) {
 	switch result.Reason {
 	case transport.NotRenewed, transport.RecordLimit:
-		a.tell(slog.LevelWarn, "connection ended", append(about, "reason", result.Reason.String(), "error", result.Err)...)
+		a.logLimited(slog.LevelWarn, "connection ended", append(about, "reason", result.Reason.String(), "error", result.Err)...)
 	}
 }
 
-// current returns the state in force.
+// current returns the current state, or why new connections are refused.
 func (a *Agent) current() (*state, error) {
 	s := a.state.Load()
 	switch {
@@ -183,7 +189,7 @@ func (a *Agent) current() (*state, error) {
 	return s, nil
 }
 
-// anchors are the issuers that vouch for peers' workloads now.
+// anchors returns the issuers that currently sign peers' workload certificates.
 func (a *Agent) anchors() *identity.Anchors {
 	if s := a.state.Load(); s != nil {
 		return s.anchors.WithCache(a.proofs)
@@ -191,10 +197,10 @@ func (a *Agent) anchors() *identity.Anchors {
 	return nil
 }
 
-// serve accepts on ln until ctx ends, and hands each connection to do, which
-// closes it. life outlives ctx by the drain. It returns nil when ctx was the
-// reason; it waits for nothing.
-func (a *Agent) serve(ctx, life context.Context, ln net.Listener, open *sync.WaitGroup, way string, do func(context.Context, *net.TCPConn)) error {
+// serve accepts connections on ln until ctx ends, and passes each to do, which closes
+// it. life outlives ctx by the drain time. It returns nil if ctx has ended. It does not
+// wait for the connections.
+func (a *Agent) serve(ctx, life context.Context, ln net.Listener, open *sync.WaitGroup, direction string, do func(context.Context, *net.TCPConn)) error {
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
 	for {
@@ -202,14 +208,14 @@ func (a *Agent) serve(ctx, life context.Context, ln net.Listener, open *sync.Wai
 		if err != nil && ctx.Err() != nil {
 			return nil
 		}
-		if transport.Passing(err) {
-			backoff.Sleep(ctx, 10*time.Millisecond) // out of descriptors: some will close
+		if transport.IsTransient(err) {
+			backoff.Sleep(ctx, 10*time.Millisecond) // out of descriptors; open connections will close
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("accept %s connections: %w", way, err)
+			return fmt.Errorf("accept %s connections: %w", direction, err)
 		}
-		a.metrics.accepted.WithLabelValues(way).Inc()
+		a.metrics.accepted.WithLabelValues(direction).Inc()
 		if tcp, ok := c.(*net.TCPConn); ok {
 			open.Go(func() { do(life, tcp) })
 		} else {
@@ -218,12 +224,12 @@ func (a *Agent) serve(ctx, life context.Context, ln net.Listener, open *sync.Wai
 	}
 }
 
-// A refusal is why a connection goes nowhere, with a counted reason.
+// A refusal is an error with a reason that is counted.
 type refusal struct {
 	reason string
-	code   tunnel.Code // what the far side is told; unspecified: NOT_READY
-	final  bool        // newer state would not change it
-	again  bool        // time alone may change it
+	code   tunnel.Code // sent to the far side; unspecified: NOT_READY
+	final  bool        // a newer state cannot change the result
+	retry  bool        // a retry without a newer state may succeed
 	err    error
 }
 

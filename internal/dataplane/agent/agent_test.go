@@ -113,18 +113,18 @@ func TestServe(t *testing.T) {
 func TestTooManyConnections(t *testing.T) {
 	a := idleAgent(t)
 	for range maxConnections {
-		if !a.metrics.enter(inbound) {
+		if !a.metrics.acquire(inbound) {
 			t.Fatal("refused below the bound")
 		}
 	}
-	if a.metrics.enter(inbound) {
+	if a.metrics.acquire(inbound) {
 		t.Error("not refused beyond the bound")
 	}
-	if !a.metrics.enter(outbound) {
+	if !a.metrics.acquire(outbound) {
 		t.Error("one way takes the other's room")
 	}
-	a.metrics.leave(inbound)
-	if !a.metrics.enter(inbound) {
+	a.metrics.release(inbound)
+	if !a.metrics.acquire(inbound) {
 		t.Error("refused though one has left")
 	}
 }
@@ -149,7 +149,7 @@ func TestReady(t *testing.T) {
 		t.Error("ready without a state")
 	}
 	cluster := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 32)}}}
-	h := uplink.State{View: must(nodestream.NewView(cluster))(t), Revoked: nobodyRevoked}
+	h := uplink.State{View: must(nodestream.NewView(cluster))(t), Revoked: noneRevoked}
 	a.onState(h)
 	if Ready(t.Context(), dir) == nil {
 		t.Error("ready before callers are accepted")
@@ -178,8 +178,8 @@ func TestAgentAwaitsCertificates(t *testing.T) {
 		want  bool
 	}{
 		"all":         {"with every certificate there is nothing to wait for", all, 0, true},
-		"some, early": {"the others may come any moment", some, certificatePatience - 1, false},
-		"some, late":  {"one pod that is refused must not keep the others from being served", some, certificatePatience, true},
+		"some, early": {"the others may come any moment", some, certificateTimeout - 1, false},
+		"some, late":  {"one pod that is refused must not keep the others from being served", some, certificateTimeout, true},
 		"none, late":  {"an agent without any would refuse every call", none, time.Hour, false},
 	}
 	for name, c := range cases {
@@ -192,12 +192,12 @@ func TestAgentAwaitsCertificates(t *testing.T) {
 				for _, sa := range []string{"a", "b"} {
 					s.pods[sa] = &pod{uid: sa, namespace: "shop", serviceAccount: sa}
 					if who := (account{"shop", sa}); c.held(who) {
-						a.svids.held[who] = cluster.credential(t, "shop", sa)
+						a.svids.current[who] = cluster.credential(t, "shop", sa)
 					}
 				}
 				a.state.Store(s)
 				done := make(chan bool, 1)
-				go func() { done <- a.awaitState(ctx, certificatePatience) }()
+				go func() { done <- a.awaitState(ctx, certificateTimeout) }()
 				bubble.Pass(c.after)
 				select {
 				case got := <-done:

@@ -27,7 +27,7 @@ func latePort(_, _ string, c syscall.RawConn) error {
 	}), err)
 }
 
-func (w *world) benchDial(b *testing.B, addr net.Addr) *net.TCPConn {
+func (w *harness) benchDial(b *testing.B, addr net.Addr) *net.TCPConn {
 	b.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(alice)}, Control: latePort}
 	conn := must(d.DialContext(b.Context(), "tcp", addr.String()))(b)
@@ -35,18 +35,18 @@ func (w *world) benchDial(b *testing.B, addr net.Addr) *net.TCPConn {
 }
 
 // benchBoth runs bench through the mirror and directly.
-func (w *world) benchBoth(b *testing.B, bench func(b *testing.B, addr net.Addr)) {
+func (w *harness) benchBoth(b *testing.B, bench func(b *testing.B, addr net.Addr)) {
 	b.Run("mirror", func(b *testing.B) { bench(b, w.mirror.Addr()) })
 	b.Run("direct", func(b *testing.B) { bench(b, w.app.Addr()) })
 }
 
 // BenchmarkNewConnection makes a connection for each call.
 func BenchmarkNewConnection(b *testing.B) {
-	w := newWorld(b, echo)
+	w := newHarness(b, echo)
 	w.benchBoth(b, func(b *testing.B, addr net.Addr) {
 		for b.Loop() {
 			c := w.benchDial(b, addr)
-			c.SetDeadline(time.Now().Add(tooLong))
+			c.SetDeadline(time.Now().Add(testTimeout))
 			if answer := must(ask(c, "hello"))(b); answer != "you said hello" {
 				b.Fatalf("%q", answer)
 			}
@@ -58,7 +58,7 @@ func BenchmarkNewConnection(b *testing.B) {
 
 // BenchmarkRoundTrip sends 64 bytes there and back on a connection that stays open.
 func BenchmarkRoundTrip(b *testing.B) {
-	w := newWorld(b, talk)
+	w := newHarness(b, echoLines)
 	w.benchBoth(b, func(b *testing.B, addr net.Addr) {
 		c := w.benchDial(b, addr)
 		defer transport.Reset(c)
@@ -76,7 +76,7 @@ const bulkSize = 64 << 20
 // BenchmarkBulk carries bulkSize bytes per operation on a connection that stays open, in
 // one direction. CPU time is that of the process, and so of client and application too.
 func BenchmarkBulk(b *testing.B) {
-	w := newWorld(b, serveBulk)
+	w := newHarness(b, serveBulk)
 	for _, direction := range []string{"down", "up"} {
 		b.Run(direction, func(b *testing.B) {
 			w.benchBoth(b, func(b *testing.B, addr net.Addr) {
@@ -152,7 +152,7 @@ func cpuTime(b *testing.B) time.Duration {
 // BenchmarkIdle opens a connection per operation and leaves it open after one round trip.
 // It reports the memory that each one costs both agents, the gateway and their clients.
 func BenchmarkIdle(b *testing.B) {
-	w := newWorld(b, talk)
+	w := newHarness(b, echoLines)
 	w.benchBoth(b, func(b *testing.B, addr net.Addr) {
 		var open []*net.TCPConn
 		before := memoryInUse()

@@ -13,7 +13,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/canary"
 )
 
-// newCanaries counts the canaries that are answered, by whether they were known.
+// newCanaries returns a counter of answered canary calls, by whether the caller was
+// known.
 func newCanaries(r prometheus.Registerer) *prometheus.CounterVec {
 	c := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "causeway_agent_canaries_total", Help: "Calls to the canary's virtual IP that were answered, by what the caller is.",
@@ -28,24 +29,24 @@ func newCanaries(r prometheus.Registerer) *prometheus.CounterVec {
 // canaryTimeout bounds the answer to a canary.
 const canaryTimeout = 5 * time.Second
 
-// isCanary reports whether addr is the canary's virtual IP, of the state in force.
+// isCanary reports whether addr is the canary's virtual IP in the current state.
 func (a *Agent) isCanary(addr netip.Addr) bool {
 	s := a.state.Load()
 	return s != nil && slices.ContainsFunc(s.vips, func(p netip.Prefix) bool { return canary.Address(p) == addr })
 }
 
-// canary tells a caller whom this agent takes it for, as it would decide for a call to
-// a mirror. It closes c.
-func (a *Agent) canary(life context.Context, c *net.TCPConn, call *call) {
-	leave, err := a.shares.source(call.from.Addr())
+// serveCanary answers with the pod that this agent identifies the caller as. The
+// decision is the same as for a call to a mirror. It closes c.
+func (a *Agent) serveCanary(life context.Context, c *net.TCPConn, out *outboundConn) {
+	leave, err := a.shares.acquireSource(out.from.Addr())
 	if err != nil {
-		a.refuseCall(c, call, err)
+		a.rejectOutbound(c, out, err)
 		return
 	}
 	defer leave()
 	defer c.Close()
 	answer, caller := canary.Answer{Protocol: canary.Protocol}, "known"
-	p, err := a.caller(life, c, call)
+	p, err := a.canaryCaller(life, c, out)
 	if err != nil {
 		answer.Refused, caller = err.Error(), "unknown"
 	} else {
@@ -60,13 +61,14 @@ func (a *Agent) canary(life context.Context, c *net.TCPConn, call *call) {
 		_, err = c.Write(append(line, '\n'))
 	}
 	if err != nil {
-		a.log.Debug("canary not answered", "source", call.from, "error", err)
+		a.log.Debug("canary not answered", "source", out.from, "error", err)
 	}
 }
 
-// caller is who makes a connection, as soon as the state in force knows.
-func (a *Agent) caller(life context.Context, c *net.TCPConn, call *call) (*pod, error) {
-	iface, err := a.cameBy(c)
+// canaryCaller returns the pod that opened a connection. It waits for a state that has
+// the pod.
+func (a *Agent) canaryCaller(life context.Context, c *net.TCPConn, out *outboundConn) (*pod, error) {
+	iface, err := a.ingressOf(c)
 	if err != nil {
 		return nil, err
 	}
@@ -75,9 +77,9 @@ func (a *Agent) caller(life context.Context, c *net.TCPConn, call *call) (*pod, 
 		if err != nil {
 			return nil, err
 		}
-		p, err := a.podAt(s, call.from.Addr(), iface)
+		p, err := a.podAt(s, out.from.Addr(), iface)
 		if err != nil {
-			return nil, unplaced(reasonUnknownCaller, err)
+			return nil, podLookupRefusal(reasonUnknownCaller, err)
 		}
 		return p, nil
 	})

@@ -13,10 +13,11 @@ import (
 	"github.com/causeway-mesh/causeway/internal/canary"
 )
 
-// asCanary calls the canary's address from one of the node's own, and returns the agent's answer.
-func asCanary(t *testing.T, w *world, from string) canary.Answer {
+// callCanary calls the canary's address from one of the node's own, and returns the
+// agent's answer.
+func callCanary(t *testing.T, w *harness, from string) canary.Answer {
 	t.Helper()
-	line := must(hearCanary(t, w, from))(t)
+	line := must(readCanary(t, w, from))(t)
 	var a canary.Answer
 	if err := json.Unmarshal(line, &a); err != nil || a.Protocol != canary.Protocol {
 		t.Fatalf("the agent answers %q: %v", line, err)
@@ -24,12 +25,12 @@ func asCanary(t *testing.T, w *world, from string) canary.Answer {
 	return a
 }
 
-func hearCanary(t *testing.T, w *world, from string) ([]byte, error) {
+func readCanary(t *testing.T, w *harness, from string) ([]byte, error) {
 	t.Helper()
 	ln := listen(t, "127.78.0.1")
 	ctx, stop := context.WithCancel(t.Context())
 	w.serving.Go(func() {
-		w.fail(w.west.serve(ctx, ctx, ln, &w.open, outbound, func(ctx context.Context, c *net.TCPConn) { w.west.outbound(ctx, c, 0) }))
+		w.fail(w.west.serve(ctx, ctx, ln, &w.open, outbound, func(ctx context.Context, c *net.TCPConn) { w.west.serveOutbound(ctx, c, 0) }))
 	})
 	defer stop()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
@@ -41,32 +42,33 @@ func hearCanary(t *testing.T, w *world, from string) ([]byte, error) {
 	return io.ReadAll(c)
 }
 
-// The canary's address is no way around a pod's share of the agent's connections: who is not known is waited for.
-func TestCanariesHaveTheirShare(t *testing.T) {
-	w := newWorld(t, func(c *net.TCPConn) { c.Close() })
+// The canary's address is no way around a pod's share of the agent's connections: who
+// is not known is waited for.
+func TestCanaryCallsUseSourceShare(t *testing.T) {
+	w := newHarness(t, func(c *net.TCPConn) { c.Close() })
 	for range maxConnections / 2 {
-		leave, err := w.west.shares.source(netip.MustParseAddr(alice))
+		leave, err := w.west.shares.acquireSource(netip.MustParseAddr(alice))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer leave()
 	}
-	line, err := hearCanary(t, w, alice)
+	line, err := readCanary(t, w, alice)
 	if wantReset(t, "one more of alice's", err); len(line) > 0 {
 		t.Errorf("she is told %q", line)
 	}
-	w.counted(w.west, outbound, reasonSourceShare)
-	if a := asCanary(t, w, bob); a.UID == "" {
+	w.wantRefusal(w.west, outbound, reasonSourceShare)
+	if a := callCanary(t, w, bob); a.UID == "" {
 		t.Errorf("bob has all of his, and hears %+v", a)
 	}
 }
 
 func TestCanary(t *testing.T) {
-	w := newWorld(t, func(c *net.TCPConn) { c.Close() })
-	if a := asCanary(t, w, alice); a.UID == "" || a.Refused != "" {
+	w := newHarness(t, func(c *net.TCPConn) { c.Close() })
+	if a := callCanary(t, w, alice); a.UID == "" || a.Refused != "" {
 		t.Errorf("a pod is told who it is, got %+v", a)
 	}
-	if a := asCanary(t, w, "127.77.9.9"); a.UID != "" || a.Refused == "" {
+	if a := callCanary(t, w, "127.77.9.9"); a.UID != "" || a.Refused == "" {
 		t.Errorf("who is no pod is told so, got %+v", a)
 	}
 	known, unknown := w.west.canaries.WithLabelValues("known"), w.west.canaries.WithLabelValues("unknown")

@@ -12,8 +12,9 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
-// drains sends east's agent the notice of a gateway, and waits until the agent has it.
-func (w *world) drains(key route.HopKey) {
+// sendDrainNotice sends east's agent the notice of a gateway, and waits until the agent
+// has it.
+func (w *harness) sendDrainNotice(key route.HopKey) {
 	w.Helper()
 	c := w.dialHop()
 	from, to := netip.MustParseAddrPort(c.LocalAddr().String()), netip.MustParseAddrPort(c.RemoteAddr().String())
@@ -23,12 +24,12 @@ func (w *world) drains(key route.HopKey) {
 	c.Close()
 }
 
-// Sessions leave a gateway that drains between two exchanges, and nothing is lost: no open
-// exchange, and no OPEN that is on its way.
-func TestSessionsLeaveADrainingGateway(t *testing.T) {
-	session := func(t *testing.T, w *world) *tunnel.Conn {
-		s := must(w.session(w.gate()))(t)
-		must(s.Greet(t.Context(), barHello))(t)
+// Sessions leave a gateway that drains between two exchanges, and nothing is lost: no
+// open exchange, and no OPEN that is on its way.
+func TestSessionsLeaveDrainingGateway(t *testing.T) {
+	session := func(t *testing.T, w *harness) *tunnel.Conn {
+		s := must(w.dialSession(w.newHopClient()))(t)
+		must(s.ExchangeHello(t.Context(), barHello))(t)
 		if err := s.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
 			t.Fatal(err)
 		}
@@ -42,25 +43,25 @@ func TestSessionsLeaveADrainingGateway(t *testing.T) {
 		transport.RawOf(s).Reset()
 	}
 	t.Run("idle", func(t *testing.T) {
-		w := newWorld(t, echo)
+		w := newHarness(t, echo)
 		s := session(t, w)
 		exchange(t, s)
 		eventually(t, "it waits", func() bool { return w.east.waiting.Load() == 1 })
-		w.drains(w.eastTrust.hop)
+		w.sendDrainNotice(w.eastTrust.hop)
 		ended(t, s)
 	})
 	t.Run("in an exchange", func(t *testing.T) {
-		w := newWorld(t, echo)
+		w := newHarness(t, echo)
 		s := session(t, w)
-		w.drains(w.eastTrust.hop)
+		w.sendDrainNotice(w.eastTrust.hop)
 		exchange(t, s)
 		ended(t, s)
 	})
 	t.Run("before its first OPEN", func(t *testing.T) {
-		w := newWorld(t, echo)
-		s := must(w.session(w.gate()))(t)
-		must(s.Greet(t.Context(), barHello))(t)
-		w.drains(w.eastTrust.hop)
+		w := newHarness(t, echo)
+		s := must(w.dialSession(w.newHopClient()))(t)
+		must(s.ExchangeHello(t.Context(), barHello))(t)
+		w.sendDrainNotice(w.eastTrust.hop)
 		if err := s.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
 			t.Fatalf("an OPEN that was on its way: %v", err)
 		}
@@ -68,27 +69,28 @@ func TestSessionsLeaveADrainingGateway(t *testing.T) {
 		ended(t, s)
 	})
 	t.Run("but not by a stranger's word", func(t *testing.T) {
-		w := newWorld(t, echo)
+		w := newHarness(t, echo)
 		s := session(t, w)
 		exchange(t, s)
-		w.drains(route.HopKey{1, 2, 3})
+		w.sendDrainNotice(route.HopKey{1, 2, 3})
 		if err := s.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
 			t.Fatal(err)
 		}
 		exchange(t, s)
 		s.Close()
-		w.counted(w.east, inbound, "header_bad_mac")
+		w.wantRefusal(w.east, inbound, "header_bad_mac")
 	})
 }
 
-// A whole gateway drains: callers notice nothing, whose calls go by what the other has made.
-func TestCallsLeaveADrainingGateway(t *testing.T) {
-	w := called(t)
+// A whole gateway drains: callers notice nothing, whose calls go by what the other has
+// made.
+func TestCallsLeaveDrainingGateway(t *testing.T) {
+	w := newHarnessAfterCall(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	drained := make(chan struct{})
 	go func() { defer close(drained); w.gateway.AnnounceDrain(ctx) }()
-	eventually(t, "idle sessions have ended", func() bool { return w.soundSessions() == 0 })
+	eventually(t, "idle sessions have ended", func() bool { return w.healthySessions() == 0 })
 	for range 10 {
 		if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
 			t.Fatalf("%q, %v", answer, err)

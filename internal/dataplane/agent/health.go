@@ -48,7 +48,7 @@ type linkMonitor struct {
 	limiter *rate.Limiter
 	gauge   *prometheus.GaugeVec
 	// changed wakes those who wait for unusable links to change.
-	changed news
+	changed broadcast
 	kicks   chan struct{}
 
 	mu    sync.Mutex                // guards links and what they point to
@@ -142,10 +142,10 @@ func (m *linkMonitor) update(s *state) {
 		if suspect {
 			l.health.Suspect(now)
 		}
-		m.note(l, usable)
+		m.recordChange(l, usable)
 	}
-	m.changed.tell()
-	m.kick()
+	m.changed.notifyAll()
+	m.trigger()
 }
 
 // drop closes the session, unless a heartbeat owns it, which closes it then.
@@ -165,7 +165,7 @@ func (m *linkMonitor) use(uid string) {
 		watched := l.health.Watched()
 		l.health.Use(time.Now())
 		if !watched {
-			m.kick()
+			m.trigger()
 		}
 	}
 }
@@ -176,7 +176,7 @@ func (m *linkMonitor) suspect(uid string) {
 	defer m.mu.Unlock()
 	if l := m.links[uid]; l != nil {
 		l.health.Suspect(time.Now())
-		m.kick()
+		m.trigger()
 	}
 }
 
@@ -254,7 +254,7 @@ func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup, stalled
 			most = max(0, most-probesReserved)
 		}
 		work, at := l.health.Next(now, most, rand.Float64)
-		m.note(l, usable)
+		m.recordChange(l, usable)
 		if work.Heartbeat {
 			m.beginHeartbeat(ctx, l, now, probes)
 		}
@@ -274,8 +274,8 @@ func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup, stalled
 	return next
 }
 
-// note tells of a link that has become unusable or usable. m.mu is held.
-func (m *linkMonitor) note(l *monitoredLink, was bool) {
+// recordChange tells of a link that has become unusable or usable. m.mu is held.
+func (m *linkMonitor) recordChange(l *monitoredLink, was bool) {
 	usable := l.health.Usable()
 	if usable == was {
 		return
@@ -288,7 +288,7 @@ func (m *linkMonitor) note(l *monitoredLink, was bool) {
 		m.log.Warn("no gateway of the link answers; refusing new connections to its mirrors",
 			"link", l.peer.name, "gateways", l.peer.gateways)
 	}
-	m.changed.tell()
+	m.changed.notifyAll()
 }
 
 // lastByte returns when the last byte came over one of the link's recent connections. It
@@ -367,8 +367,8 @@ func (m *linkMonitor) heartbeatEnded(l *monitoredLink, address string, s heartbe
 	}
 	l.health.Received(r.LastByte)
 	l.health.HeartbeatEnded(failed(r), time.Now())
-	m.note(l, usable)
-	m.kick()
+	m.recordChange(l, usable)
+	m.trigger()
 }
 
 // beginProbe makes one probe in the background. m.mu is held.
@@ -398,8 +398,8 @@ func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Resul
 	}
 	l.health.Received(r.LastByte)
 	l.health.ProbeEnded(address, failed(r))
-	m.note(l, usable)
-	m.kick()
+	m.recordChange(l, usable)
+	m.trigger()
 }
 
 // failed reports whether a probe was tried and brought no byte.
@@ -416,8 +416,8 @@ func (m *linkMonitor) closeAll() {
 	}
 }
 
-// kick makes run look at once. It does not block.
-func (m *linkMonitor) kick() {
+// trigger makes run look at once. It does not block.
+func (m *linkMonitor) trigger() {
 	select {
 	case m.kicks <- struct{}{}:
 	default:

@@ -97,8 +97,8 @@ func (f *fakePaths) counts() (dials, echoes, sessions int) {
 }
 
 // runMonitor runs a linkMonitor of links until the test ends.
-func runMonitor(t *testing.T, peers ...*peer) (*linkMonitor, *fakePaths, *logbook) {
-	log := &logbook{}
+func runMonitor(t *testing.T, peers ...*peer) (*linkMonitor, *fakePaths, *logBuffer) {
+	log := &logBuffer{}
 	m := newLinkMonitor(slog.New(slog.NewJSONHandler(log, nil)), prometheus.NewRegistry())
 	f := &fakePaths{dead: map[string]bool{}}
 	m.open = f.open
@@ -154,7 +154,7 @@ func TestLinkMonitor(t *testing.T) {
 		if dials, _, _ := f.counts(); dials > 8 {
 			t.Errorf("%d dials in 10 s because one address is dead", dials)
 		}
-		changed := m.changed.next()
+		changed := m.changed.wait()
 		f.set(func() { f.dead["e2"] = true })
 		bubble.Pass(3 * time.Second)
 		if !m.unusable()["east"] || m.unusable()["north"] || unusable() != 1 {
@@ -224,7 +224,7 @@ func TestRefusedSessionsAreNotRetriedEachSecond(t *testing.T) {
 }
 
 // What the controller finds dead is tested from here once; what it finds well is not.
-func TestControllersFindingsAreTested(t *testing.T) {
+func TestControllerFindingsAreProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		east, north := peerAt("east", "e1"), peerAt("north", "n1")
 		m, f, _ := runMonitor(t, east, north)
@@ -295,7 +295,7 @@ func TestProbesAreBounded(t *testing.T) {
 // Over real connections: a link is unusable while its gateway accepts and says nothing,
 // and traffic counts as a sign of life.
 func TestMonitorOverTheWire(t *testing.T) {
-	w := newWorld(t, echo)
+	w := newHarness(t, echo)
 	w.awaitProbes()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -309,7 +309,7 @@ func TestMonitorOverTheWire(t *testing.T) {
 	l := m.links["link-to-east"]
 	since := time.Since(l.lastByte(time.Now()))
 	m.mu.Unlock()
-	if since > tooLong {
+	if since > testTimeout {
 		t.Errorf("the last byte of a call came %v ago", since)
 	}
 	answered := m.probesAnswered(w.east)

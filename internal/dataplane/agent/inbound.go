@@ -26,53 +26,57 @@ import (
 )
 
 const (
-	// headerTimeout bounds a gateway's header and the hello behind it.
+	// headerTimeout bounds the arrival of a gateway's header and the ClientHello after
+	// it.
 	headerTimeout = 3 * time.Second
 	// handshakeTimeout bounds TLS and HELLO.
 	handshakeTimeout = 5 * time.Second
-	// podTimeout bounds the dial of an application, maxPatience what a client may ask for instead:
-	// a full accept queue is waited for as long as the caller waits.
-	podTimeout  = 3 * time.Second
-	maxPatience = 2 * time.Minute
+	// podTimeout bounds the dial of an application. maxAppTimeout bounds what a client
+	// may request instead, so that a call can wait for a full accept queue.
+	podTimeout    = 3 * time.Second
+	maxAppTimeout = 2 * time.Minute
 	// podDelay is the head start of a pod's first address over the next one.
 	podDelay = 250 * time.Millisecond
-	// farewell and maxFarewell bound how long a refused caller is listened to.
-	farewell    = time.Second
-	maxFarewell = 64 << 10
+	// refusalReadTimeout and maxRefusalDiscard bound how long the agent reads from a
+	// refused caller.
+	refusalReadTimeout = time.Second
+	maxRefusalDiscard  = 64 << 10
 )
 
-// An arrival is one inbound session.
-type arrival struct {
-	header route.Header
-	server *identity.Credential
-	caller identity.Name
-	far    atomic.Pointer[vouching] // for caller; renewed while the session is open
-	secret tunnel.SessionSecret
-	hello  tunnel.Hello
-	to     admit.Decision
-	addrs  []netip.AddrPort // of the application
-	// patience is how long the client waits for the application.
-	patience time.Duration
-	told     bool    // the far side was answered why it is refused
-	leave    func()  // out of the budgets, once HELLO was answered with yes
-	parting  parting // of the pod
-	// exchanges are those that are over.
+// An inboundConn is one inbound session.
+type inboundConn struct {
+	header   route.Header
+	server   *identity.Credential
+	caller   identity.Name
+	verified atomic.Pointer[verifiedPeer] // for caller; renewed while the session is open
+	secret   tunnel.SessionSecret
+	hello    tunnel.Hello
+	decision admit.Decision
+	addrs    []netip.AddrPort // of the application
+	// appTimeout is how long the client waits for the application.
+	appTimeout    time.Duration
+	refusalSent   bool     // the far side has received the reason
+	releaseShares func()   // set once HELLO was accepted
+	podGrace      podGrace // of the pod
+	// exchanges counts the completed exchanges.
 	exchanges atomic.Int64
-	// idleSince is since when OPEN is awaited, in Unix nanoseconds; 0: an exchange is open.
+	// idleSince is when the wait for OPEN began, in Unix nanoseconds; 0: an exchange is
+	// open.
 	idleSince atomic.Int64
-	// retiring: the gateway that it comes by drains. No other exchange is to begin.
+	// retiring: the session's gateway drains, and no other exchange may begin.
 	retiring atomic.Bool
 
-	from netip.Addr // the gateway's, as this node sees it
-	// waking is held while a deadline is set on conn because of the gateway's notice, and
-	// while idleSince changes: a deadline must not hit an exchange that has begun.
-	waking sync.Mutex
-	conn   *tunnel.Conn
+	from netip.Addr // the gateway's address, as seen by this node
+	// deadlineMu is held while the drain notice sets a deadline on conn, and while
+	// idleSince changes. So that deadline never interrupts an exchange.
+	deadlineMu sync.Mutex
+	conn       *tunnel.Conn
 }
 
-// inbound is the life of a session that a gateway hands over. It closes c.
-func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
-	in := &arrival{}
+// serveInbound serves a session that a gateway hands over. It blocks until the session
+// ends, and closes c.
+func (a *Agent) serveInbound(life context.Context, c *net.TCPConn) {
+	in := &inboundConn{}
 	leave, err := a.readHeader(c, in)
 	if err == nil {
 		defer leave()
@@ -80,77 +84,77 @@ func (a *Agent) inbound(life context.Context, c *net.TCPConn) {
 			a.serveProbe(life, c, in)
 			return
 		}
-		in.conn, err = a.arrive(life, c, in)
+		in.conn, err = a.acceptSession(life, c, in)
 	}
-	if err == errNotice {
+	if err == errDrainNotice {
 		c.Close()
 		return
 	}
 	if err == errRenewal {
-		a.part(c)
+		a.closeAfterRefusal(c)
 		return
 	}
 	if err != nil {
-		a.turnAway(c, in, err)
+		a.rejectInbound(c, in, err)
 		return
 	}
 	conn := in.conn
-	defer in.leave()
-	a.metrics.session(inbound, sessionMade)
+	defer in.releaseShares()
+	a.metrics.countSession(inbound, sessionMade)
 	in.from = addrOf(c.RemoteAddr()).Addr()
-	a.arrivals.add(in)
-	defer a.arrivals.remove(in)
-	ctx, release := a.leases.hold(life, a.state.Load, in.lease())
+	a.inboundConns.add(in)
+	defer a.inboundConns.remove(in)
+	ctx, release := a.leases.grant(life, a.state.Load, in.lease())
 	defer release()
 	for a.exchange(ctx, c, conn, in) {
 		in.exchanges.Add(1)
 	}
 }
 
-// exchange serves one exchange of a session, from OPEN on. It reports whether the session can
-// carry another; if not, it has ended.
-func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *arrival) bool {
+// exchange serves one exchange of a session, from OPEN on. It reports whether the
+// session can serve another one. If not, the session has ended.
+func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *inboundConn) bool {
 	app, err := a.openApp(ctx, c, conn, in)
-	if what := nobodyCame(err); what != "" {
-		a.metrics.session(inbound, what)
+	if what := idleOutcome(err); what != "" {
+		a.metrics.countSession(inbound, what)
 		a.log.Debug("a session ended that nobody was on", "service", in.service(), "caller", in.caller, "error", err)
-		a.part(c)
+		a.closeAfterRefusal(c)
 		return false
 	}
-	if err != nil && in.told && codeOf(err).KeepsSession() {
+	if err != nil && in.refusalSent && codeOf(err).KeepsSession() {
 		a.countRefusal(in, err)
-		if conn.Discard(maxFarewell, time.Now().Add(farewell)) == nil && tunnel.WriteEmpty(conn, tunnel.TypeIdle) == nil {
+		if conn.Discard(maxRefusalDiscard, time.Now().Add(refusalReadTimeout)) == nil && tunnel.WriteEmpty(conn, tunnel.TypeIdle) == nil {
 			return true
 		}
 		transport.Reset(c)
 		return false
 	}
 	if err != nil {
-		a.turnAway(c, in, err)
+		a.rejectInbound(c, in, err)
 		return false
 	}
-	if in.between() {
-		a.metrics.session(inbound, sessionReused)
+	if in.isReused() {
+		a.metrics.countSession(inbound, sessionReused)
 	}
-	a.tell(slog.LevelInfo, "call served", "service", in.service(), "caller", in.caller, "link", in.to.Link.Name, "pod", in.header.PodUID)
-	in.parting.pod.Store(app)
-	result := transport.Exchange(ctx, app, conn, a.hearing(in))
-	in.parting.pod.Store(nil)
-	a.metrics.ended(inbound, in.to.Link.Name, result)
-	a.tellEnd(result, "service", in.service(), "caller", in.caller, "link", in.to.Link.Name)
+	a.logLimited(slog.LevelInfo, "call served", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name, "pod", in.header.PodUID)
+	in.podGrace.conn.Store(app)
+	result := transport.Exchange(ctx, app, conn, a.observeFirstSpeaker(in))
+	in.podGrace.conn.Store(nil)
+	a.metrics.ended(inbound, in.decision.Link.Name, result)
+	a.logEnd(result, "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name)
 	if !result.Reusable {
-		a.metrics.session(inbound, sessionLost)
+		a.metrics.countSession(inbound, sessionLost)
 		return false
 	}
 	if in.retiring.Load() || transport.RawOf(conn).Worn() {
-		a.metrics.session(inbound, sessionRetired)
+		a.metrics.countSession(inbound, sessionRetired)
 		halfClose(conn)
-		a.part(c)
+		a.closeAfterRefusal(c)
 		return false
 	}
 	conn.SetWriteDeadline(time.Now().Add(handshakeTimeout))
 	if err := tunnel.WriteEmpty(conn, tunnel.TypeIdle); err != nil {
-		a.metrics.session(inbound, sessionLost)
+		a.metrics.countSession(inbound, sessionLost)
 		transport.Reset(c)
 		return false
 	}
@@ -158,20 +162,20 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	return true
 }
 
-// arrive proves both ends to each other, and decides on what HELLO asks for.
-func (a *Agent) arrive(life context.Context, c *net.TCPConn, in *arrival) (*tunnel.Conn, error) {
+// acceptSession authenticates both ends and answers HELLO.
+func (a *Agent) acceptSession(life context.Context, c *net.TCPConn, in *inboundConn) (*tunnel.Conn, error) {
 	conn, err := a.accept(life, c, in)
 	if err != nil {
 		return nil, err
 	}
-	if err := a.decide(conn, in); err != nil {
+	if err := a.answerHello(conn, in); err != nil {
 		return nil, err
 	}
 	return conn, nil
 }
 
 // accept proves both ends to each other.
-func (a *Agent) accept(life context.Context, c *net.TCPConn, in *arrival) (*tunnel.Conn, error) {
+func (a *Agent) accept(life context.Context, c *net.TCPConn, in *inboundConn) (*tunnel.Conn, error) {
 	hello, err := in.header.ReadHello(c)
 	if err != nil {
 		return nil, refuse("header_"+route.Reason(err), err)
@@ -180,29 +184,29 @@ func (a *Agent) accept(life context.Context, c *net.TCPConn, in *arrival) (*tunn
 		return nil, refuse(reasonOther, err)
 	}
 	from := linkSource{in.header.Link, budget.SourceOf(in.header.Source.Addr())}
-	if !a.rates.handshakes.Take(from) {
+	if !a.rates.handshakes.Allow(from) {
 		return nil, refuse(reasonHandshakeRate, fmt.Errorf("%v of link %s makes too many handshakes a second", from.source, from.link))
 	}
-	tun, err := a.shake(life, c, hello, in)
+	tun, err := a.serverHandshake(life, c, hello, in)
 	if err != nil {
 		return nil, err
 	}
-	a.rates.handshakes.Refund(from) // it was no replay
+	a.rates.handshakes.Refund(from) // the handshake was not a replay
 	return tunnel.NewConn(tun), nil
 }
 
-// lease returns the check that a session must keep passing. An idle session must meet the
-// conditions of a new call. An open exchange must meet only those of admit.Keep.
-func (in *arrival) lease() func(*state) error {
+// lease returns the check that a session must keep passing. An idle session must meet
+// the conditions of a new call. An open exchange must meet only those of admit.Keep.
+func (in *inboundConn) lease() func(*state) error {
 	return func(s *state) error {
-		if _, err := in.far.Load().again(s, time.Now()); err != nil {
+		if _, err := in.verified.Load().recheck(s, time.Now()); err != nil {
 			return err
 		}
-		if !in.nobodyThere() {
-			return in.kept(s) // an OPEN that is on its way is decided on when it comes
+		if !in.isIdle() {
+			return in.checkOpen(s) // openApp decides on an OPEN that may be in flight
 		}
-		_, _, err := admitted(s, in)
-		// Whoever waits in vain is not kept waiting: for the next call the pod must be ready.
+		_, _, err := decide(s, in)
+		// An idle session is for the next call, which needs a ready pod.
 		if err == nil && !s.accepting[backingKey{in.hello.Namespace, in.hello.Service, in.header.PodUID}] {
 			err = errors.New("the pod is not ready")
 		}
@@ -210,59 +214,61 @@ func (in *arrival) lease() func(*state) error {
 	}
 }
 
-// kept asks whether an open exchange may stay.
-func (in *arrival) kept(s *state) error {
+// checkOpen returns why an open exchange must end, or nil.
+func (in *inboundConn) checkOpen(s *state) error {
 	d := admit.Keep(in.request(), s.admission)
-	// With the last pod of its namespace on this node, the node's exports of it go, too.
+	// When the last pod of its namespace leaves the node, the node loses the exports of
+	// that namespace too.
 	gone := d.Reason == admit.NoPod || d.Reason == admit.PodDead ||
 		d.Reason == admit.NoExport && s.pods[in.header.PodUID] == nil
-	if !d.Allowed && !(gone && in.parting.permits(time.Now())) {
+	if !d.Allowed && !(gone && in.podGrace.allows(time.Now())) {
 		return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may not go on calling %s: %s", in.caller, in.hello, d.Reason)}
 	}
 	return nil
 }
 
-func (in *arrival) request() admit.Request {
+func (in *inboundConn) request() admit.Request {
 	return admit.Request{Caller: in.caller, Namespace: in.hello.Namespace, Service: in.hello.Service, Port: in.hello.Port,
 		PodUID: in.header.PodUID}
 }
 
-// turnAway counts a refusal and ends the connection. Only what a proven caller or a
+// rejectInbound counts a refusal and ends the connection. Only what a proven caller or a
 // gateway is refused is told to the operator: strangers could fill the log.
-func (a *Agent) turnAway(c *net.TCPConn, in *arrival, err error) {
+func (a *Agent) rejectInbound(c *net.TCPConn, in *inboundConn, err error) {
 	a.countRefusal(in, err)
-	if in.told {
-		a.part(c)
+	if in.refusalSent {
+		a.closeAfterRefusal(c)
 		return
 	}
 	transport.Reset(c)
 }
 
-func (a *Agent) countRefusal(in *arrival, err error) {
+func (a *Agent) countRefusal(in *inboundConn, err error) {
 	level := slog.LevelDebug
 	if !in.caller.IsZero() || errors.Is(err, route.ErrStale) { // or a gateway's clock is wrong
 		level = slog.LevelInfo
 	}
 	a.metrics.refuse(inbound, reasonOf(err))
-	a.tell(level, "call refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
+	a.logLimited(level, "call refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
 		"source", in.header.Source, "reason", reasonOf(err), "error", err)
 }
 
-// part resets a connection after its far side had the time to read what it was told
-// last: a reset could overtake it.
-func (a *Agent) part(c *net.TCPConn) {
-	c.SetDeadline(time.Now().Add(farewell))
-	io.CopyN(io.Discard, c, maxFarewell)
+// closeAfterRefusal resets a connection after the far side had time to read the
+// refusal. An immediate reset could overtake it.
+func (a *Agent) closeAfterRefusal(c *net.TCPConn) {
+	c.SetDeadline(time.Now().Add(refusalReadTimeout))
+	io.CopyN(io.Discard, c, maxRefusalDiscard)
 	transport.Reset(c)
 }
 
-// readHeader reads the gateway's header, and admits the connection to the bound on all of them.
-// Until then it is in a pool of its own, so that strangers on the node's network cannot take
-// the room of those who come by a gateway. leave must be called if there is no error.
-func (a *Agent) readHeader(c *net.TCPConn, in *arrival) (leave func(), err error) {
-	place := a.headers.Enter(budget.SourceOf(addrOf(c.RemoteAddr()).Addr()), func() { transport.Reset(c) })
+// readHeader reads the gateway's header, and counts the connection against
+// maxConnections. Until then the connection is in a separate pool, so that strangers on
+// the node's network cannot exhaust the connections of gateways. The caller must call
+// leave if there is no error.
+func (a *Agent) readHeader(c *net.TCPConn, in *inboundConn) (leave func(), err error) {
+	entry := a.headers.Add(budget.SourceOf(addrOf(c.RemoteAddr()).Addr()), func() { transport.Reset(c) })
 	defer func() {
-		if evicted := a.headers.Leave(place); evicted != budget.Stayed {
+		if evicted := a.headers.Remove(entry); evicted != budget.NotEvicted {
 			if leave != nil {
 				leave()
 			}
@@ -280,51 +286,51 @@ func (a *Agent) readHeader(c *net.TCPConn, in *arrival) (leave func(), err error
 		return nil, refuse("header_"+route.Reason(err), err)
 	}
 	if in.header.Draining() {
-		a.arrivals.retire(addrOf(c.RemoteAddr()).Addr())
-		return nil, errNotice
+		a.inboundConns.drainVia(addrOf(c.RemoteAddr()).Addr())
+		return nil, errDrainNotice
 	}
 	if err := transport.Tune(c); err != nil {
 		return nil, refuse(reasonOther, err)
 	}
-	if !a.metrics.enter(inbound) {
+	if !a.metrics.acquire(inbound) {
 		return nil, refuse(reasonTooMany, errors.New("this agent has too many connections"))
 	}
-	return func() { a.metrics.leave(inbound) }, nil
+	return func() { a.metrics.release(inbound) }, nil
 }
 
-// shake ends TLS as the pod that the header names.
-func (a *Agent) shake(life context.Context, c *net.TCPConn, hello []byte, in *arrival) (*tls.Conn, error) {
+// serverHandshake performs the TLS handshake as the pod that the header names.
+func (a *Agent) serverHandshake(life context.Context, c *net.TCPConn, hello []byte, in *inboundConn) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(life, handshakeTimeout)
 	defer cancel()
 	var err error
-	in.server, err = await(ctx, &a.news, func() (*identity.Credential, error) { return a.serverOf(in.header.PodUID) })
+	in.server, err = awaitAnswer(ctx, &a.stateChanged, func() (*identity.Credential, error) { return a.serverOf(in.header.PodUID) })
 	if err != nil {
 		return nil, err
 	}
-	turn := &turn{TCPConn: c, turns: a.turns, link: in.header.Link, ctx: ctx}
-	if !turn.take() {
+	limited := &handshakeConn{TCPConn: c, limiter: a.handshakeLimiter, link: in.header.Link, ctx: ctx}
+	if !limited.acquire() {
 		return nil, refuse(reasonBusy, errors.New("too many handshakes at a time, or its client has gone"))
 	}
-	defer turn.give()
+	defer limited.release()
 	anchors := a.anchors()
-	raw := transport.Accepted(turn, hello)
+	raw := transport.WrapAccepted(limited, hello)
 	tun := tls.Server(raw, identity.ServerTLS(identity.PlaneTunnel,
 		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return in.server, nil },
 		true, identity.VerifyAnyWorkload(func() *identity.Anchors { return anchors }, time.Now)))
 	if err := tun.HandshakeContext(ctx); err != nil {
 		return nil, refuse("tls_"+identity.Reason(err), fmt.Errorf("TLS with a caller: %w", err))
 	}
-	raw.Proven()
-	raw.Conn = c // the handshake was all that took turns
+	raw.MarkProven()
+	raw.Conn = c // only the handshake is limited
 	cs := tun.ConnectionState()
-	far, err := newVouching(cs, anchors)
+	far, err := newVerifiedPeer(cs, anchors)
 	if err != nil {
 		return nil, refuse("tls_"+identity.Reason(err), err)
 	}
 	if in.secret, err = tunnel.NewSessionSecret(cs); err != nil {
 		return nil, refuse(reasonOther, err)
 	}
-	in.far.Store(far)
+	in.verified.Store(far)
 	in.caller = far.name
 	return tun, nil
 }
@@ -349,9 +355,9 @@ func (a *Agent) serverOf(podUID string) (*identity.Credential, error) {
 	return c, nil
 }
 
-// decide reads HELLO, makes the one decision on it, and answers. RENEW may come in place of
-// HELLO.
-func (a *Agent) decide(conn *tunnel.Conn, in *arrival) error {
+// answerHello reads HELLO, makes the one decision on it, and answers. RENEW may come in
+// place of HELLO.
+func (a *Agent) answerHello(conn *tunnel.Conn, in *inboundConn) error {
 	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return refuse(reasonOther, err)
 	}
@@ -369,15 +375,15 @@ func (a *Agent) decide(conn *tunnel.Conn, in *arrival) error {
 	in.hello = hello
 	s, err := a.current()
 	if err == nil {
-		in.to, in.addrs, err = admitted(s, in)
+		in.decision, in.addrs, err = decide(s, in)
 	}
 	if err == nil {
-		in.leave, err = a.shares.guest(in)
+		in.releaseShares, err = a.shares.acquireInbound(in)
 	}
 	h := &in.header
 	answer := tunnel.Answer{
 		Code: tunnel.Code_OK, Endpoint: h.Endpoint, Ready: h.Ready, ReadyCount: h.ReadyCount,
-		Generation: h.Generation, Budget: h.Budget, First: a.speaker(in.localPort()),
+		Generation: h.Generation, Budget: h.Budget, First: a.firstSpeaker(in.localPort()),
 	}
 	switch code := codeOf(err); {
 	case err == nil:
@@ -388,15 +394,15 @@ func (a *Agent) decide(conn *tunnel.Conn, in *arrival) error {
 	}
 	werr := tunnel.WriteHelloAnswer(conn, answer)
 	if err == nil && werr != nil {
-		in.leave()
+		in.releaseShares()
 		return refuse(reasonTunnel, werr)
 	}
-	in.told = err != nil && werr == nil
+	in.refusalSent = err != nil && werr == nil
 	return err
 }
 
-// admitted makes the decision on a new exchange in s, and says where the application is.
-func admitted(s *state, in *arrival) (admit.Decision, []netip.AddrPort, error) {
+// decide decides on a new exchange in s, and returns the addresses of the application.
+func decide(s *state, in *inboundConn) (admit.Decision, []netip.AddrPort, error) {
 	refused := func(r *refusal) (admit.Decision, []netip.AddrPort, error) { return admit.Decision{}, nil, r }
 	d := admit.Decide(in.request(), s.admission)
 	if !d.Allowed {
@@ -416,10 +422,10 @@ func admitted(s *state, in *arrival) (admit.Decision, []netip.AddrPort, error) {
 	return d, addrs, nil
 }
 
-// openApp waits for OPEN, decides again, since that may be long after HELLO, dials
-// the application, and answers.
-func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *arrival) (*net.TCPConn, error) {
-	in.told = false
+// openApp waits for OPEN, dials the application, and answers. It decides again, because
+// OPEN may come long after HELLO.
+func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *inboundConn) (*net.TCPConn, error) {
+	in.refusalSent = false
 	if err := a.awaitOpen(ctx, conn, in); err != nil {
 		return nil, err
 	}
@@ -430,11 +436,11 @@ func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, 
 		s, err = a.current()
 	}
 	if err == nil {
-		to, in.addrs, err = admitted(s, in)
+		to, in.addrs, err = decide(s, in)
 	}
 	var app *net.TCPConn
 	if err == nil {
-		in.to = to
+		in.decision = to
 		app, err = a.dialPod(ctx, s, c, in)
 	}
 	code := tunnel.Code_OK
@@ -449,14 +455,14 @@ func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, 
 		transport.Reset(app)
 		return nil, refuse(reasonTunnel, werr)
 	}
-	in.told = err != nil && werr == nil
+	in.refusalSent = err != nil && werr == nil
 	return app, err
 }
 
-// awaitRate waits until the caller may have another exchange.
-func (a *Agent) awaitRate(ctx context.Context, in *arrival) error {
+// awaitRate waits until the caller's rate admits another exchange.
+func (a *Agent) awaitRate(ctx context.Context, in *inboundConn) error {
 	for range rateTries {
-		if a.rates.exchanges.Take(in.caller.String()) {
+		if a.rates.exchanges.Allow(in.caller.String()) {
 			return nil
 		}
 		if !backoff.Sleep(ctx, ratePause) {
@@ -466,20 +472,22 @@ func (a *Agent) awaitRate(ctx context.Context, in *arrival) error {
 	return &refusal{reason: reasonExchangeRate, code: tunnel.Code_OVERLOADED, err: fmt.Errorf("%s makes too many calls a second", in.caller)}
 }
 
-// How often, and how many times, an exchange beyond its caller's rate asks whether it may begin.
+// The interval and the number of attempts of an exchange that exceeds its caller's
+// rate.
 const (
 	ratePause = 20 * time.Millisecond
 	rateTries = 100
 )
 
-// dialPod connects to the application at the first of the pod's addresses that answers, if that
-// still stands for the pod that was decided on. A pod that has been silent for long is found by
-// the dial, which says nothing; that is why it is asked again before the first byte.
-func (a *Agent) dialPod(ctx context.Context, s *state, c *net.TCPConn, in *arrival) (*net.TCPConn, error) {
+// dialPod connects to the application at the first of the pod's addresses that answers.
+// Each address must still belong to the pod that was admitted. If the kernel has not
+// heard from a pod for long, the dial makes the kernel look for it. The dial itself
+// sends no data, so the address is checked again before the first byte.
+func (a *Agent) dialPod(ctx context.Context, s *state, c *net.TCPConn, in *inboundConn) (*net.TCPConn, error) {
 	var there []string
 	var err error
 	for _, addr := range in.addrs {
-		if serr := a.stillThere(s, in, addr.Addr()); serr != nil && !errors.Is(serr, podid.ErrSilent) {
+		if serr := a.checkPodAddress(s, in, addr.Addr()); serr != nil && !errors.Is(serr, podid.ErrSilent) {
 			err = serr
 			continue
 		}
@@ -488,13 +496,13 @@ func (a *Agent) dialPod(ctx context.Context, s *state, c *net.TCPConn, in *arriv
 	if len(there) == 0 {
 		return nil, err
 	}
-	patience := in.patience
-	if patience == 0 {
-		patience = podTimeout
+	timeout := in.appTimeout
+	if timeout == 0 {
+		timeout = podTimeout
 	}
-	open, stop := transport.WhileOpen(ctx, c, nil) // the client may give up
+	open, stop := transport.WatchClose(ctx, c, nil) // the client may leave
 	defer stop()
-	conn, winner, err := transport.Dialer{Timeout: patience, Delay: podDelay, Dial: a.ports.Dial}.First(open, there...)
+	conn, winner, err := transport.Dialer{Timeout: timeout, Delay: podDelay, Dial: a.ports.Dial}.DialFirst(open, there...)
 	switch {
 	case err == nil:
 	case errors.Is(err, transport.ErrNoLocalPort):
@@ -504,32 +512,33 @@ func (a *Agent) dialPod(ctx context.Context, s *state, c *net.TCPConn, in *arriv
 	default:
 		return nil, &refusal{reason: reasonPodTimeout, code: tunnel.Code_POD_TIMEOUT, err: fmt.Errorf("the pod does not answer: %w", err)}
 	}
-	app := conn.(*net.TCPConn) // tuned
+	app := conn.(*net.TCPConn) // DialFirst has tuned it
 	addr := netip.MustParseAddrPort(there[winner]).Addr()
-	if err := a.stillThere(s, in, addr); err != nil {
+	if err := a.checkPodAddress(s, in, addr); err != nil {
 		transport.Reset(app)
 		return nil, err
 	}
 	return app, nil
 }
 
-// refusedByAll reports whether every one of the addresses that were dialed refuses.
+// refusedByAll reports whether each of the dialed addresses refused the connection.
 func refusedByAll(err error, dialed int) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) && (dialed == 1 || !errors.Is(err, context.DeadlineExceeded))
 }
 
-// stillThere says why an address of the application does not stand for the pod any more.
-func (a *Agent) stillThere(s *state, in *arrival, addr netip.Addr) error {
+// checkPodAddress returns why an address no longer belongs to the pod of the session,
+// or nil.
+func (a *Agent) checkPodAddress(s *state, in *inboundConn, addr netip.Addr) error {
 	p, err := a.podAt(s, addr, 0)
 	if err == nil && p.uid == in.header.PodUID {
 		return nil
 	}
-	r := unplaced(reasonUnknownPod, errors.Join(fmt.Errorf("address %v does not stand for the pod any more", addr), err))
+	r := podLookupRefusal(reasonUnknownPod, errors.Join(fmt.Errorf("address %v does not stand for the pod any more", addr), err))
 	r.code = tunnel.Code_NO_ENDPOINT
 	return r
 }
 
-// codeOf is what the far side is told of a refusal.
+// codeOf returns the code that the far side receives for a refusal.
 func codeOf(err error) tunnel.Code {
 	if r := (*refusal)(nil); errors.As(err, &r) && r.code != tunnel.Code_CODE_UNSPECIFIED {
 		return r.code
@@ -537,7 +546,7 @@ func codeOf(err error) tunnel.Code {
 	return tunnel.Code_NOT_READY
 }
 
-func (in *arrival) service() string {
+func (in *inboundConn) service() string {
 	if in.hello.Service == "" {
 		return ""
 	}

@@ -24,18 +24,18 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// A gate plays gateway and far agent to east's agent, well or badly.
-type gate struct {
-	header route.Header
-	key    route.HopKey
-	lie    []byte // the ClientHello that the header announces; nil: the true one
-	plane  identity.Plane
-	cred   *identity.Credential // nil: none
+// A hopClient plays gateway and far agent to east's agent, well or badly.
+type hopClient struct {
+	header         route.Header
+	key            route.HopKey
+	announcedHello []byte // the ClientHello that the header announces; nil: the true one
+	plane          identity.Plane
+	cred           *identity.Credential // nil: none
 }
 
-func (w *world) gate() *gate {
+func (w *harness) newHopClient() *hopClient {
 	here := netip.MustParseAddrPort("192.0.2.1:4143")
-	return &gate{
+	return &hopClient{
 		header: route.Header{
 			Source: here, Destination: here, PodUID: "bar-0", Endpoint: route.EndpointID{1}, Ready: []route.EndpointID{{1}, {2}},
 			ReadyCount: 2, Generation: 9, Budget: 4, Time: time.Now(), Link: "west",
@@ -45,20 +45,20 @@ func (w *world) gate() *gate {
 }
 
 // dialHop dials east's agent.
-func (w *world) dialHop() *net.TCPConn {
+func (w *harness) dialHop() *net.TCPConn {
 	w.Helper()
 	c := must(net.Dial("tcp", w.hop.Addr().String()))(w.TB).(*net.TCPConn)
-	c.SetDeadline(time.Now().Add(tooLong))
+	c.SetDeadline(time.Now().Add(testTimeout))
 	w.Cleanup(func() { transport.Reset(c) })
 	return c
 }
 
-// session dials east's agent as the gate has it.
-func (w *world) session(g *gate) (*tunnel.Conn, error) {
+// dialSession dials east's agent as the gate has it.
+func (w *harness) dialSession(g *hopClient) (*tunnel.Conn, error) {
 	w.Helper()
-	raw := transport.Dialed(&headed{Conn: w.dialHop(), head: func(hello []byte) []byte {
-		if g.lie != nil {
-			hello = g.lie
+	raw := transport.WrapDialed(&headerConn{Conn: w.dialHop(), head: func(hello []byte) []byte {
+		if g.announcedHello != nil {
+			hello = g.announcedHello
 		}
 		return must(g.header.Marshal(g.key, hello))(w.TB)
 	}})
@@ -69,18 +69,18 @@ func (w *world) session(g *gate) (*tunnel.Conn, error) {
 	tun := tls.Client(raw, identity.ClientTLS(g.plane, "x.causeway.internal", cred,
 		identity.VerifyAnyWorkload(func() *identity.Anchors { return w.eastTrust.anchors(w.TB) }, time.Now)))
 	err := tun.HandshakeContext(w.Context())
-	raw.Proven()
+	raw.MarkProven()
 	return tunnel.NewConn(tun), err
 }
 
-// headed writes a header ahead of the first write, which is the ClientHello.
-type headed struct {
+// headerConn writes a header ahead of the first write, which is the ClientHello.
+type headerConn struct {
 	net.Conn
 	head func(hello []byte) []byte
 	did  bool
 }
 
-func (c *headed) Write(b []byte) (int, error) {
+func (c *headerConn) Write(b []byte) (int, error) {
 	if c.did {
 		return c.Conn.Write(b)
 	}
@@ -89,50 +89,50 @@ func (c *headed) Write(b []byte) (int, error) {
 	return len(b), err
 }
 
-func TestWhatComesToTheHopPort(t *testing.T) {
+func TestHopPortRefusals(t *testing.T) {
 	theirs := tunnel.Hello{Namespace: "shop", Service: "bar", Port: 80}
 	cases := map[string]struct {
 		why     string
-		edit    func(*world, *gate)
+		edit    func(*harness, *hopClient)
 		hello   tunnel.Hello
 		refused tunnel.Code // by an answer; unspecified: by the end of the connection
 		reason  string
 	}{
 		"wrong MAC": {
 			why: "whoever is no gateway of this cluster", reason: "header_bad_mac", hello: theirs,
-			edit: func(_ *world, g *gate) { g.key[0]++ },
+			edit: func(_ *harness, g *hopClient) { g.key[0]++ },
 		},
 		"old header": {
 			why: "a header that was overheard", reason: "header_stale", hello: theirs,
-			edit: func(_ *world, g *gate) { g.header.Time = time.Now().Add(-route.HeaderWindow - time.Second) },
+			edit: func(_ *harness, g *hopClient) { g.header.Time = time.Now().Add(-route.HeaderWindow - time.Second) },
 		},
 		"another hello": {
 			why: "a header that was overheard and put before another hello", reason: "header_hello_mismatch", hello: theirs,
-			edit: func(_ *world, g *gate) { g.lie = make([]byte, 1000) },
+			edit: func(_ *harness, g *hopClient) { g.announcedHello = make([]byte, 1000) },
 		},
 		"no certificate": {
 			why: "nobody calls as nobody", reason: "tls_other", hello: theirs,
-			edit: func(_ *world, g *gate) { g.cred = nil },
+			edit: func(_ *harness, g *hopClient) { g.cred = nil },
 		},
 		"unlinked cluster": {
 			why: "its certificate is as good as none", reason: "tls_trust_domain", hello: theirs,
-			edit: func(w *world, g *gate) { g.cred = newCluster(w.TB, "north").credential(w.TB, "shop", "alice") },
+			edit: func(w *harness, g *hopClient) { g.cred = newCluster(w.TB, "north").credential(w.TB, "shop", "alice") },
 		},
 		"same name, another's root": {
 			why: "a trust domain is whose issuers the Link lists", reason: "tls_unknown_authority", hello: theirs,
-			edit: func(w *world, g *gate) { g.cred = newCluster(w.TB, "west-1").credential(w.TB, "shop", "alice") },
+			edit: func(w *harness, g *hopClient) { g.cred = newCluster(w.TB, "west-1").credential(w.TB, "shop", "alice") },
 		},
 		"own cluster": {
 			why: "our own workloads have no business at this port", reason: "tls_trust_domain", hello: theirs,
-			edit: func(w *world, g *gate) { g.cred = w.eastTrust.credential(w.TB, "shop", "alice") },
+			edit: func(w *harness, g *hopClient) { g.cred = w.eastTrust.credential(w.TB, "shop", "alice") },
 		},
 		"another plane": {
 			why: "a catalog's client is not to be made to speak to a tunnel", reason: "tls_other", hello: theirs,
-			edit: func(_ *world, g *gate) { g.plane = identity.PlaneCatalog },
+			edit: func(_ *harness, g *hopClient) { g.plane = identity.PlaneCatalog },
 		},
 		"unknown pod": {
 			why: "it may come with newer state, and then it does not", reason: "unknown_pod", hello: theirs,
-			edit: func(_ *world, g *gate) { g.header.PodUID = "qux-0" },
+			edit: func(_ *harness, g *hopClient) { g.header.PodUID = "qux-0" },
 		},
 		"right label, wrong frame": {
 			why: "the frame's name alone decides", reason: "no_export", refused: tunnel.Code_NOT_EXPORTED,
@@ -144,8 +144,8 @@ func TestWhatComesToTheHopPort(t *testing.T) {
 		},
 		"terminating": {
 			why: "it takes no new connections", reason: "pod_terminating", refused: tunnel.Code_NO_ENDPOINT, hello: theirs,
-			edit: func(w *world, _ *gate) {
-				w.terminate()
+			edit: func(w *harness, _ *hopClient) {
+				w.terminatePod()
 				w.push()
 			},
 		},
@@ -153,12 +153,12 @@ func TestWhatComesToTheHopPort(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, echo)
-			g := w.gate()
+			w := newHarness(t, echo)
+			g := w.newHopClient()
 			if tc.edit != nil {
 				tc.edit(w, g)
 			}
-			session, err := w.session(g)
+			session, err := w.dialSession(g)
 			if err == nil {
 				_, err = session.Open(t.Context(), tc.hello, 0, []byte("early"))
 			}
@@ -171,15 +171,16 @@ func TestWhatComesToTheHopPort(t *testing.T) {
 			case refused != nil && refused.Code != tc.refused:
 				t.Errorf("%s: answered %v, want %v", tc.why, refused.Code, tc.refused)
 			case refused != nil:
-				// A reset could overtake the answer on a lossy way: the agent leaves the end to us.
+				// A reset could overtake the answer on a lossy way: the agent leaves
+				// the end to us.
 				raw := transport.RawOf(session)
-				raw.SetReadDeadline(time.Now().Add(farewell / 10))
+				raw.SetReadDeadline(time.Now().Add(refusalReadTimeout / 10))
 				if _, err := raw.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("%s: after the answer: %v", tc.why, err)
 				}
 			}
 			transport.RawOf(session).Reset()
-			w.counted(w.east, inbound, tc.reason)
+			w.wantRefusal(w.east, inbound, tc.reason)
 			if n := w.dials.Load(); n != 0 {
 				t.Errorf("%s: the app was dialled", tc.why)
 			}
@@ -188,9 +189,9 @@ func TestWhatComesToTheHopPort(t *testing.T) {
 }
 
 // What is not ours is closed before its TLS is looked at, or waited for.
-func TestNoHeaderNoTLS(t *testing.T) {
-	w := newWorld(t, echo)
-	g := w.gate()
+func TestInvalidHeaderClosesBeforeTLS(t *testing.T) {
+	w := newHarness(t, echo)
+	g := w.newHopClient()
 	wrong := g.key
 	wrong[0]++
 	hello := make([]byte, 1000)
@@ -218,10 +219,10 @@ func TestNoHeaderNoTLS(t *testing.T) {
 	eventually(t, "it is counted", func() bool { return refusals(w.east, inbound, "header_read_failed") == 1 })
 }
 
-func TestAnswerTellsOfEndpoints(t *testing.T) {
-	w := newWorld(t, echo)
-	g := w.gate()
-	session := must(w.session(g))(t)
+func TestHelloAnswerListsEndpoints(t *testing.T) {
+	w := newHarness(t, echo)
+	g := w.newHopClient()
+	session := must(w.dialSession(g))(t)
 	got, err := session.Open(t.Context(), barHello, 0, nil)
 	want := tunnel.Answer{
 		Code: tunnel.Code_OK, Endpoint: g.header.Endpoint, Ready: g.header.Ready, ReadyCount: 2, Generation: 9, Budget: 4,
@@ -240,21 +241,21 @@ func exchange(t *testing.T, session *tunnel.Conn) {
 	if err := tunnel.WriteEmpty(session, tunnel.TypeEnd); err != nil {
 		t.Fatal(err)
 	}
-	said := ""
+	reply := ""
 	for {
 		kind, n, err := session.Next()
 		if err != nil {
-			t.Fatalf("after %q: %v", said, err)
+			t.Fatalf("after %q: %v", reply, err)
 		}
-		session.Take()
+		session.ConsumePrefix()
 		body := make([]byte, n)
 		if _, err := io.ReadFull(session, body); err != nil {
 			t.Fatal(err)
 		}
-		said += string(body)
+		reply += string(body)
 		if kind != tunnel.TypeData {
-			if kind != tunnel.TypeEnd || said != "you said hello" {
-				t.Errorf("%q and %v", said, kind)
+			if kind != tunnel.TypeEnd || reply != "you said hello" {
+				t.Errorf("%q and %v", reply, kind)
 			}
 			session.ReadIdle() // a session that retires says close_notify instead
 			return
@@ -264,17 +265,17 @@ func exchange(t *testing.T, session *tunnel.Conn) {
 
 // A session waits for its caller between HELLO and OPEN, and between exchanges: what was
 // admitted before is decided on again for each OPEN.
-func TestASessionWaits(t *testing.T) {
-	greeted := func(t *testing.T, w *world) *tunnel.Conn {
+func TestSessionAwaitsOpen(t *testing.T) {
+	greeted := func(t *testing.T, w *harness) *tunnel.Conn {
 		t.Helper()
-		session := must(w.session(w.gate()))(t)
-		must(session.Greet(t.Context(), barHello))(t)
+		session := must(w.dialSession(w.newHopClient()))(t)
+		must(session.ExchangeHello(t.Context(), barHello))(t)
 		if n := w.dials.Load(); n != 0 {
 			t.Fatal("the app was dialed before OPEN")
 		}
 		return session
 	}
-	used := func(t *testing.T, w *world) *tunnel.Conn {
+	used := func(t *testing.T, w *harness) *tunnel.Conn {
 		t.Helper()
 		session := greeted(t, w)
 		if err := session.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
@@ -283,9 +284,9 @@ func TestASessionWaits(t *testing.T) {
 		exchange(t, session)
 		return session
 	}
-	for name, make := range map[string]func(*testing.T, *world) *tunnel.Conn{"before the first": greeted, "between exchanges": used} {
+	for name, make := range map[string]func(*testing.T, *harness) *tunnel.Conn{"before the first": greeted, "between exchanges": used} {
 		t.Run("opens "+name, func(t *testing.T) {
-			w := newWorld(t, echo)
+			w := newHarness(t, echo)
 			session := make(t, w)
 			for range 3 {
 				if err := session.OpenNext(t.Context(), 0, []byte("hello")); err != nil {
@@ -296,7 +297,7 @@ func TestASessionWaits(t *testing.T) {
 			session.Close()
 		})
 		t.Run("is a lease "+name, func(t *testing.T) {
-			w := newWorld(t, echo)
+			w := newHarness(t, echo)
 			session := make(t, w)
 			eventually(t, "it waits", func() bool { return w.east.waiting.Load() == 1 })
 			w.change(&w.eastView, "link/west", nil)
@@ -306,23 +307,23 @@ func TestASessionWaits(t *testing.T) {
 			transport.RawOf(session).Reset()
 		})
 		t.Run("decides again "+name, func(t *testing.T) {
-			w := newWorld(t, echo)
+			w := newHarness(t, echo)
 			session := make(t, w)
 			dials := w.dials.Load()
-			w.terminate()
+			w.terminatePod()
 			w.push()
 			refused := (*tunnel.Refused)(nil)
 			if err := session.OpenNext(t.Context(), 0, nil); !errors.As(err, &refused) || refused.Code != tunnel.Code_NO_ENDPOINT {
 				t.Errorf("OPEN on a terminating pod: %v", err)
 			}
 			transport.RawOf(session).Reset()
-			w.counted(w.east, inbound, "pod_terminating")
+			w.wantRefusal(w.east, inbound, "pod_terminating")
 			if n := w.dials.Load(); n != dials {
 				t.Error("the app was dialed")
 			}
 		})
 		t.Run("outlives an application that refuses "+name, func(t *testing.T) {
-			w := newWorld(t, echo)
+			w := newHarness(t, echo)
 			session := make(t, w)
 			port := w.app.Addr().(*net.TCPAddr).Port
 			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: 1} })
@@ -339,34 +340,34 @@ func TestASessionWaits(t *testing.T) {
 			}
 			exchange(t, session)
 			session.Close()
-			w.counted(w.east, inbound, reasonPodRefused)
+			w.wantRefusal(w.east, inbound, reasonPodRefused)
 		})
 	}
 }
 
 // An application may listen on one of its pod's addresses alone.
-func TestThePodsAddressThatAnswers(t *testing.T) {
+func TestDialPodTriesEachAddress(t *testing.T) {
 	const silent = "127.77.2.99" // where nobody listens
 	for name, addrs := range map[string][]string{"the first": {bar, silent}, "the second": {silent, bar}} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, echo)
+			w := newHarness(t, echo)
 			w.change(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Ips = addrs })
 			if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
 				t.Errorf("%q, %v", answer, err)
 			}
 		})
 	}
-	w := newWorld(t, echo)
+	w := newHarness(t, echo)
 	w.change(&w.eastView, "pod/bar-0", func(r *wire.Resource) { r.GetPod().Ips = []string{silent} })
 	_, err := w.call(alice, "hello")
 	wantReset(t, "nobody listens", err)
-	w.counted(w.east, inbound, reasonPodRefused)
+	w.wantRefusal(w.east, inbound, reasonPodRefused)
 }
 
-// A server that does not accept for a while is waited for, as within a cluster: its backlog is
-// full, and the kernel drops what comes.
-func TestAFullAcceptQueueIsWaitedFor(t *testing.T) {
-	w := newWorld(t, echo)
+// A server that does not accept for a while is waited for, as within a cluster: its
+// backlog is full, and the kernel drops what comes.
+func TestDialPodWaitsForFullAcceptQueue(t *testing.T) {
+	w := newHarness(t, echo)
 	lazy := listenBacklog(t, bar, 0)
 	defer lazy.Close()
 	port := uint32(lazy.Addr().(*net.TCPAddr).Port)
@@ -400,7 +401,7 @@ func TestAFullAcceptQueueIsWaitedFor(t *testing.T) {
 			if err != nil {
 				return
 			}
-			served.Go(func() { defer c.Close(); c.SetDeadline(time.Now().Add(tooLong)); echo(c.(*net.TCPConn)) })
+			served.Go(func() { defer c.Close(); c.SetDeadline(time.Now().Add(testTimeout)); echo(c.(*net.TCPConn)) })
 		}
 	})
 	if err := <-answered; err != nil {
@@ -426,8 +427,8 @@ func listenBacklog(t *testing.T, host string, backlog int) net.Listener {
 }
 
 // Strangers who say nothing take no room of those who come by a gateway.
-func TestSilentStrangersTakeNoRoom(t *testing.T) {
-	w := newWorld(t, echo)
+func TestSilentConnectionsDoNotBlockGateways(t *testing.T) {
+	w := newHarness(t, echo)
 	for range 2 * maxHeadersFrom {
 		w.dialHop()
 	}
@@ -442,15 +443,15 @@ func TestSilentStrangersTakeNoRoom(t *testing.T) {
 	}
 }
 
-// Handshakes whose client has gone cost those behind them nothing, and one link none of another's
-// turns.
-func TestDeadHandshakesCostOthersNothing(t *testing.T) {
-	w := newWorld(t, echo)
-	g := w.gate()
+// Handshakes whose client has gone cost those behind them nothing, and one link none of
+// another's turns.
+func TestDeadHandshakesDoNotDelayOthers(t *testing.T) {
+	w := newHarness(t, echo)
+	g := w.newHopClient()
 	hello := must(recordHello(t))(t)
-	free := w.east.turns
+	free := w.east.handshakeLimiter
 	for range runtime.GOMAXPROCS(0) {
-		if !free.Take(t.Context(), "busy", func() bool { return true }) {
+		if !free.Acquire(t.Context(), "busy", func() bool { return true }) {
 			t.Fatal("no turn is free")
 		}
 	}
@@ -467,7 +468,7 @@ func TestDeadHandshakesCostOthersNothing(t *testing.T) {
 	answered := make(chan error, 1)
 	go func() { _, err := w.call(alice, "hello"); answered <- err }()
 	for range runtime.GOMAXPROCS(0) {
-		free.Give()
+		free.Release()
 	}
 	if err := <-answered; err != nil {
 		t.Error(err)
@@ -476,9 +477,9 @@ func TestDeadHandshakesCostOthersNothing(t *testing.T) {
 }
 
 // A pod that makes connections in a loop is stopped before it costs both nodes their CPU.
-func TestCallsAreRated(t *testing.T) {
+func TestCallRate(t *testing.T) {
 	t.Run("by pod", func(t *testing.T) {
-		w := newWorld(t, echo, func(w *world) { w.west.rates.pods = budget.NewRates[netip.Addr](0, 3) })
+		w := newHarness(t, echo, func(w *harness) { w.west.rates.pods = budget.NewRates[netip.Addr](0, 3) })
 		for i := range 5 {
 			answer, err := w.call(alice, "hello")
 			if ok := err == nil && answer == "you said hello"; ok != (i < 3) {
@@ -488,43 +489,43 @@ func TestCallsAreRated(t *testing.T) {
 		if _, err := w.call(bob, "hello"); err != nil {
 			t.Errorf("another pod's call: %v", err)
 		}
-		w.counted(w.west, outbound, reasonCallRate)
+		w.wantRefusal(w.west, outbound, reasonCallRate)
 	})
 	t.Run("by account", func(t *testing.T) {
-		w := newWorld(t, echo, func(w *world) { w.west.rates.accounts = budget.NewRates[account](0, 0) })
+		w := newHarness(t, echo, func(w *harness) { w.west.rates.accounts = budget.NewRates[account](0, 0) })
 		if _, err := w.call(bob, "hello"); err == nil {
 			t.Error("an account beyond its rate is served")
 		}
-		w.counted(w.west, outbound, reasonCallRate)
+		w.wantRefusal(w.west, outbound, reasonCallRate)
 	})
 }
 
 // A link that makes sessions in a loop is stopped.
-func TestHandshakesAreRated(t *testing.T) {
-	w := newWorld(t, echo, func(w *world) { w.east.rates.handshakes = budget.NewRates[linkSource](0, 0) })
+func TestHandshakeRate(t *testing.T) {
+	w := newHarness(t, echo, func(w *harness) { w.east.rates.handshakes = budget.NewRates[linkSource](0, 0) })
 	_, err := w.call(alice, "hello")
 	wantReset(t, "beyond its rate", err)
-	w.counted(w.east, inbound, reasonHandshakeRate)
+	w.wantRefusal(w.east, inbound, reasonHandshakeRate)
 }
 
 // A caller that makes calls in a loop waits, and is refused in the end.
-func TestExchangesAreRated(t *testing.T) {
-	w := newWorld(t, echo, func(w *world) { w.east.rates.exchanges = budget.NewRates[string](2, 1) })
+func TestExchangeRate(t *testing.T) {
+	w := newHarness(t, echo, func(w *harness) { w.east.rates.exchanges = budget.NewRates[string](2, 1) })
 	for range 2 { // the second one waits for half a second
 		if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
 			t.Fatalf("%q, %v", answer, err)
 		}
 	}
-	w = newWorld(t, echo, func(w *world) { w.east.rates.exchanges = budget.NewRates[string](0, 0) })
+	w = newHarness(t, echo, func(w *harness) { w.east.rates.exchanges = budget.NewRates[string](0, 0) })
 	_, err := w.call(alice, "hello")
 	wantReset(t, "beyond its rate", err)
-	w.counted(w.east, inbound, reasonExchangeRate)
+	w.wantRefusal(w.east, inbound, reasonExchangeRate)
 }
 
 // Callers who do not go on with their handshake must not keep others from theirs.
-func TestSlowHandshakesCostOthersNothing(t *testing.T) {
-	w := newWorld(t, echo)
-	g := w.gate()
+func TestSlowHandshakesDoNotDelayOthers(t *testing.T) {
+	w := newHarness(t, echo)
+	g := w.newHopClient()
 	hello := must(recordHello(t))(t)
 	for range 2 * runtime.GOMAXPROCS(0) {
 		c := w.dialHop()
@@ -548,7 +549,7 @@ func recordHello(t *testing.T) ([]byte, error) {
 		func(tls.ConnectionState) error { return nil }))
 	done := make(chan error, 1)
 	go func() { done <- client.HandshakeContext(t.Context()) }()
-	hello, err := transport.ReadClientHello(far, tooLong)
+	hello, err := transport.ReadClientHello(far, testTimeout)
 	far.Close()
 	<-done
 	return hello.Raw, err

@@ -14,44 +14,44 @@ import (
 )
 
 const (
-	// afterExpiry is how long an open exchange may outlast a certificate that was not
+	// expiryGrace is how long an open exchange may outlast a certificate that was not
 	// renewed.
-	afterExpiry = time.Hour
+	expiryGrace = time.Hour
 	// recheckInterval is the time between two checks of everything open, because
 	// certificates expire without any change of state.
 	recheckInterval = 2 * time.Second
-	// afterFIN is how long an exchange may outlast its pod if the pod's FIN has arrived,
-	// so that the pod's last bytes are still delivered. Without FIN it is awaitFIN,
+	// finGrace is how long an exchange may outlast its pod if the pod's FIN has arrived,
+	// so that the pod's last bytes are still delivered. Without FIN it is noFINGrace,
 	// because the FIN may still wait behind other bytes in the pod's kernel. The first
 	// check after that time ends the exchange.
-	afterFIN = 20 * time.Second
-	awaitFIN = 2 * time.Second
+	finGrace   = 20 * time.Second
+	noFINGrace = 2 * time.Second
 )
 
-// A parting is the end of a pod while its exchange is open. The zero value is ready. Only
-// a lease's check calls permits.
-type parting struct {
-	pod   atomic.Pointer[net.TCPConn] // its connection
-	since time.Time                   // when it was first missed
+// A podGrace lets an exchange outlive its pod for a while. The zero value is ready.
+// Only a lease's check calls allows.
+type podGrace struct {
+	conn         atomic.Pointer[net.TCPConn] // its connection
+	missingSince time.Time                   // when a check first missed the pod
 }
 
-// permits reports whether the exchange may go on for now without its pod.
-func (p *parting) permits(now time.Time) bool {
-	if p.since.IsZero() {
-		p.since = now
+// allows reports whether the exchange may continue for now without its pod.
+func (p *podGrace) allows(now time.Time) bool {
+	if p.missingSince.IsZero() {
+		p.missingSince = now
 	}
-	c, late := p.pod.Load(), now.Sub(p.since)
-	return c != nil && (late < awaitFIN || late < afterFIN && transport.Finished(c))
+	c, late := p.conn.Load(), now.Sub(p.missingSince)
+	return c != nil && (late < noFINGrace || late < finGrace && transport.HasReceivedFIN(c))
 }
 
-// leases are the open tunnels, from the moment both ends are proven, each with the
-// decision that admits it. The zero value is ready.
+// leases holds the open tunnels, from the moment when both ends are authenticated. Each
+// has the decision that admits it. The zero value is ready.
 //
 // What always holds:
-//   - A tunnel is checked against the newest state: hold inserts it before it reads the
-//     state, and recheck reads the tunnels after the state was stored.
-//   - mu is held to insert, to remove and to copy the set, and never while a check runs.
-//     So hold does not wait for recheck.
+//   - A tunnel is checked against the newest state. grant inserts it before it reads
+//     the state, and recheck reads the tunnels after the state was stored.
+//   - mu is held to insert, to remove and to copy the set, and never while a check
+//     runs. So grant does not wait for recheck.
 //   - A lease's check never runs twice at a time, and not after release has returned.
 type leases struct {
 	checking sync.Mutex // held during recheck
@@ -72,11 +72,11 @@ type lease struct {
 	ended bool
 }
 
-// hold inserts a tunnel. The context that it returns ends with life, with a refusal when
+// grant inserts a tunnel. The context that it returns ends with life, with a refusal when
 // check fails, and with release, which the caller must call. check is called with
 // current's state now, if there is one, and with every later state. It must be quick,
 // must verify no signature, and must not call leases.
-func (l *leases) hold(
+func (l *leases) grant(
 	life context.Context, current func() *state, check func(*state) error,
 ) (ctx context.Context, release func()) {
 	ctx, end := context.WithCancelCause(life)
@@ -93,7 +93,8 @@ func (l *leases) hold(
 }
 
 // recheck decides on every tunnel again, ends those that would now be refused, and
-// returns how many these are. s must be the newest state, and stored where hold finds it.
+// returns how many it ended. s must be the newest state, and stored where grant finds
+// it.
 func (l *leases) recheck(s *state) int { return l.recheckAll(func() *state { return s }) }
 
 func (l *leases) recheckAll(current func() *state) int {
@@ -152,14 +153,14 @@ func (l *leases) remove(t *lease) {
 	t.position = -1
 }
 
-// copyOpen allocates rarely, because hold waits for it. l.checking is held.
+// copyOpen allocates rarely, because grant waits for it. l.checking is held.
 func (l *leases) copyOpen() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.checked = append(l.checked[:0], l.open...)
 }
 
-// watch rechecks every recheckInterval too, until ctx ends.
+// watch calls recheckAll every recheckInterval, until ctx ends.
 func (l *leases) watch(ctx context.Context, current func() *state) {
 	tick := time.NewTicker(recheckInterval)
 	defer tick.Stop()
@@ -173,27 +174,28 @@ func (l *leases) watch(ctx context.Context, current func() *state) {
 	}
 }
 
-// A vouching is what a tunnel's peer has proven. It never changes.
-type vouching struct {
+// A verifiedPeer is the verified identity of a tunnel's peer, with its proof. It is
+// immutable.
+type verifiedPeer struct {
 	name  identity.Name
 	proof *identity.Proof
 }
 
-// newVouching returns what a finished handshake has proven by anchors.
-func newVouching(cs tls.ConnectionState, anchors *identity.Anchors) (*vouching, error) {
+// newVerifiedPeer returns the peer of a completed handshake, verified by anchors.
+func newVerifiedPeer(cs tls.ConnectionState, anchors *identity.Anchors) (*verifiedPeer, error) {
 	proof, err := anchors.Proof(cs, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	return &vouching{name: proof.Name(), proof: proof}, nil
+	return &verifiedPeer{name: proof.Name(), proof: proof}, nil
 }
 
-// again returns the name that the peer still proves by s. Its issuer must be listed. An
-// expired certificate counts as of its last moment for up to afterExpiry. After that the
+// recheck returns the name that the peer still proves by s. Its issuer must be listed. An
+// expired certificate counts as of its last moment for up to expiryGrace. After that the
 // error wraps transport.ErrNotRenewed.
-func (v *vouching) again(s *state, now time.Time) (identity.Name, error) {
+func (v *verifiedPeer) recheck(s *state, now time.Time) (identity.Name, error) {
 	until := v.proof.NotAfter()
-	if now.After(until) && now.Before(until.Add(afterExpiry)) {
+	if now.After(until) && now.Before(until.Add(expiryGrace)) {
 		now = until
 	}
 	if err := v.proof.Check(s.anchors, now); err != nil {

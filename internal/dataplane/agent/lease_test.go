@@ -24,17 +24,17 @@ import (
 )
 
 func TestOpenTunnelIsALease(t *testing.T) {
-	otherIssuer := func(w *world, trust *cluster) []byte {
+	otherIssuer := func(w *harness, trust *cluster) []byte {
 		return must(trust.root.NewIssuer(time.Now()))(w.TB).Certificate().Raw
 	}
-	west := func(w *world) *nodestream.View { return &w.westView }
-	east := func(w *world) *nodestream.View { return &w.eastView }
-	gateway := func(w *world) *nodestream.View { return &w.gatewayView }
+	west := func(w *harness) *nodestream.View { return &w.westView }
+	east := func(w *harness) *nodestream.View { return &w.eastView }
+	gateway := func(w *harness) *nodestream.View { return &w.gatewayView }
 	cases := map[string]struct {
 		why  string
-		of   func(*world) *nodestream.View
+		of   func(*harness) *nodestream.View
 		key  string
-		edit func(*world, *wire.Resource) // nil: the resource goes
+		edit func(*harness, *wire.Resource) // nil: the resource goes
 		ends bool
 	}{
 		"called: link goes":   {why: "unlinking is unlinking", of: east, key: "link/west", ends: true},
@@ -42,51 +42,53 @@ func TestOpenTunnelIsALease(t *testing.T) {
 		"called: pod goes":    {why: "its address may be another's", of: east, key: "pod/bar-0", ends: true},
 		"called: issuer revoked": {
 			why: "rotate --revoke ends what the issuer vouched for", of: east, key: "link/west", ends: true,
-			edit: func(w *world, r *wire.Resource) { r.GetLink().Issuers = [][]byte{otherIssuer(w, w.westTrust)} },
+			edit: func(w *harness, r *wire.Resource) { r.GetLink().Issuers = [][]byte{otherIssuer(w, w.westTrust)} },
 		},
 		"called: link no longer admitted": {
 			why: "export rules narrow what is open, too", of: east, key: "export/shop/bar", ends: true,
-			edit: func(_ *world, r *wire.Resource) { r.GetExport().Links = []string{"north"} },
+			edit: func(_ *harness, r *wire.Resource) { r.GetExport().Links = []string{"north"} },
 		},
 		"called: policy denies": {
 			why: "a new policy is for old tunnels as well", of: east, key: "export/shop/bar", ends: true,
-			edit: func(_ *world, r *wire.Resource) {
+			edit: func(_ *harness, r *wire.Resource) {
 				r.GetExport().Policies = []*wire.Policy{{Name: "bob", Callers: []*wire.Caller{{ServiceAccount: "bob"}}}}
 			},
 		},
 		"called: pod isolated": {
 			why: "a NetworkPolicy came, and no ExportPolicy names the caller", of: east, key: "export/shop/bar", ends: true,
-			edit: func(_ *world, r *wire.Resource) { r.GetExport().Pods[0].IsolatedPorts = []uint32{80} },
+			edit: func(_ *harness, r *wire.Resource) { r.GetExport().Pods[0].IsolatedPorts = []uint32{80} },
 		},
 		"called: pod finished": {
 			why: "it has no processes any more", of: east, key: "pod/bar-0", ends: true,
-			edit: func(_ *world, r *wire.Resource) { r.GetPod().Live = false },
+			edit: func(_ *harness, r *wire.Resource) { r.GetPod().Live = false },
 		},
 		"called: pod no longer behind the service": {
 			why: "blue serves what it has, and green what comes", of: east, key: "export/shop/bar",
-			edit: func(_ *world, r *wire.Resource) { r.GetExport().Pods = nil },
+			edit: func(_ *harness, r *wire.Resource) { r.GetExport().Pods = nil },
 		},
 		"called: ports change": {
 			why: "a port was given a name", of: east, key: "export/shop/bar",
-			edit: func(_ *world, r *wire.Resource) { r.GetExport().Ports = []*wire.ExportPort{{Port: 8080, Name: "http"}} },
+			edit: func(_ *harness, r *wire.Resource) {
+				r.GetExport().Ports = []*wire.ExportPort{{Port: 8080, Name: "http"}}
+			},
 		},
 		"called: pod terminates": {
 			why: "it finishes what it has begun", of: east, key: "pod/bar-0",
-			edit: func(_ *world, r *wire.Resource) { r.GetPod().Terminating = true },
+			edit: func(_ *harness, r *wire.Resource) { r.GetPod().Terminating = true },
 		},
 		"called: pod not ready": {
 			why: "readiness is about new connections", of: east, key: "export/shop/bar",
-			edit: func(_ *world, r *wire.Resource) { r.GetExport().Pods[0].Accepts = false },
+			edit: func(_ *harness, r *wire.Resource) { r.GetExport().Pods[0].Accepts = false },
 		},
 		"called: policy admits": {
 			why: "the caller is still whom it names", of: east, key: "export/shop/bar",
-			edit: func(_ *world, r *wire.Resource) {
+			edit: func(_ *harness, r *wire.Resource) {
 				r.GetExport().Policies = []*wire.Policy{{Name: "alice", Callers: []*wire.Caller{{ServiceAccount: "alice"}}}}
 			},
 		},
 		"called: issuer added": {
 			why: "rotation announces ahead and loses nothing", of: east, key: "link/west",
-			edit: func(w *world, r *wire.Resource) {
+			edit: func(w *harness, r *wire.Resource) {
 				r.GetLink().Issuers = append(r.GetLink().Issuers, otherIssuer(w, w.westTrust))
 			},
 		},
@@ -97,29 +99,29 @@ func TestOpenTunnelIsALease(t *testing.T) {
 		"calling: pod goes":    {why: "who called is no more", of: west, key: "pod/alice-0", ends: true},
 		"calling: link made anew": {
 			why: "another Link of the same name is another decision", of: west, key: "link/east", ends: true,
-			edit: func(_ *world, r *wire.Resource) { r.GetLink().Uid = "another" },
+			edit: func(_ *harness, r *wire.Resource) { r.GetLink().Uid = "another" },
 		},
 		"calling: issuer revoked": {
 			why: "revoking is for both ends", of: west, key: "link/east", ends: true,
-			edit: func(w *world, r *wire.Resource) { r.GetLink().Issuers = [][]byte{otherIssuer(w, w.eastTrust)} },
+			edit: func(w *harness, r *wire.Resource) { r.GetLink().Issuers = [][]byte{otherIssuer(w, w.eastTrust)} },
 		},
 		"calling: identity no longer expected": {
 			why: "the accounts of those who come say nothing of who is there", of: west, key: "frontend/shop/bar-east",
-			edit: func(_ *world, r *wire.Resource) {
+			edit: func(_ *harness, r *wire.Resource) {
 				backendOf(r).Identities = []string{"spiffe://east-12/ns/shop/sa/new"}
 			},
 		},
 		"calling: port means another": {
 			why: "ports are about new connections", of: west, key: "frontend/shop/bar-east",
-			edit: func(_ *world, r *wire.Resource) { backendOf(r).Ports[0].Port = 81 },
+			edit: func(_ *harness, r *wire.Resource) { backendOf(r).Ports[0].Port = 81 },
 		},
 		"calling: mirror renamed": {
 			why: "the Service that is called is the same", of: west, key: "frontend/shop/bar-east",
-			edit: func(_ *world, r *wire.Resource) { r.GetFrontend().Name = "east-bar" },
+			edit: func(_ *harness, r *wire.Resource) { r.GetFrontend().Name = "east-bar" },
 		},
 		"calling: gateway unhealthy": {
 			why: "a tunnel that works is not ended because new ones might not", of: west, key: "link/east",
-			edit: func(_ *world, r *wire.Resource) { r.GetLink().Gateways[0].Healthy = false },
+			edit: func(_ *harness, r *wire.Resource) { r.GetLink().Gateways[0].Healthy = false },
 		},
 		"calling: another pod goes": {why: "what is unrelated changes nothing", of: west, key: "pod/bob-0"},
 
@@ -130,23 +132,23 @@ func TestOpenTunnelIsALease(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			app := make(chan error, 1)
-			w := newWorld(t, func(c *net.TCPConn) {
+			w := newHarness(t, func(c *net.TCPConn) {
 				_, err := io.Copy(c, c)
 				app <- err
 			})
 			c := w.dial(alice)
-			wantTalk(t, c)
+			wantEcho(t, c)
 			var edit func(*wire.Resource)
 			if tc.edit != nil {
 				edit = func(r *wire.Resource) { tc.edit(w, r) }
 			}
 			w.change(tc.of(w), tc.key, edit)
 			if !tc.ends {
-				wantTalk(t, c)
+				wantEcho(t, c)
 				return
 			}
 			if strings.HasPrefix(tc.key, "pod/") { // it has a while to say FIN, and then a look ends it
-				<-time.After(awaitFIN)
+				<-time.After(noFINGrace)
 				w.push()
 			}
 			c.SetDeadline(time.Now().Add(5 * time.Second))
@@ -158,10 +160,10 @@ func TestOpenTunnelIsALease(t *testing.T) {
 }
 
 // Whoever has said FIN and ended has said what is to be delivered: it was acknowledged.
-func TestWhatAPodSaidLastIsDelivered(t *testing.T) {
+func TestLastBytesOfEndedPodAreDelivered(t *testing.T) {
 	t.Run("by a caller", func(t *testing.T) {
 		got, gone := make(chan int64, 1), make(chan struct{})
-		w := newWorld(t, func(c *net.TCPConn) {
+		w := newHarness(t, func(c *net.TCPConn) {
 			<-gone
 			n, _ := io.Copy(io.Discard, c)
 			got <- n
@@ -177,17 +179,17 @@ func TestWhatAPodSaidLastIsDelivered(t *testing.T) {
 		c.Close()
 	})
 	t.Run("by one called", func(t *testing.T) {
-		said := make(chan int64)
-		w := newWorld(t, func(c *net.TCPConn) {
+		reply := make(chan int64)
+		w := newHarness(t, func(c *net.TCPConn) {
 			io.ReadFull(c, make([]byte, 3))
 			n := fill(t, c)
 			c.CloseWrite()
-			said <- n
+			reply <- n
 			io.Copy(io.Discard, c)
 		})
 		c := w.dial(alice)
 		io.WriteString(c, "all")
-		n := <-said
+		n := <-reply
 		w.change(&w.eastView, "pod/bar-0", nil)
 		if got, err := io.Copy(io.Discard, c); got != n || err != nil {
 			t.Errorf("%d bytes came of %d, %v", got, n, err)
@@ -196,24 +198,25 @@ func TestWhatAPodSaidLastIsDelivered(t *testing.T) {
 	})
 	t.Run("but for no longer than a while", func(t *testing.T) {
 		dialed, accepted := tcpPair(t)
-		var p parting
+		var p podGrace
 		now := time.Now()
-		if p.permits(now) {
+		if p.allows(now) {
 			t.Error("there is no connection")
 		}
-		p.pod.Store(accepted.(*net.TCPConn))
-		if !p.permits(now.Add(awaitFIN-1)) || p.permits(now.Add(awaitFIN)) {
+		p.conn.Store(accepted.(*net.TCPConn))
+		if !p.allows(now.Add(noFINGrace-1)) || p.allows(now.Add(noFINGrace)) {
 			t.Error("a pod that has not said FIN in time will not say it")
 		}
 		dialed.(*net.TCPConn).CloseWrite()
-		eventually(t, "its FIN has come", func() bool { return p.permits(now.Add(afterFIN - 1)) })
-		if p.permits(now.Add(afterFIN)) {
+		eventually(t, "its FIN has come", func() bool { return p.allows(now.Add(finGrace - 1)) })
+		if p.allows(now.Add(finGrace)) {
 			t.Error("its time is over")
 		}
 	})
 }
 
-// fill writes until nobody takes more, and returns how much that was: it is in kernels' buffers.
+// fill writes until nobody takes more, and returns how much that was: it is in kernels'
+// buffers.
 func fill(t *testing.T, c *net.TCPConn) (n int64) {
 	b := make([]byte, 64<<10)
 	for {
@@ -221,7 +224,7 @@ func fill(t *testing.T, c *net.TCPConn) (n int64) {
 		got, err := c.Write(b)
 		n += int64(got)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			c.SetWriteDeadline(time.Now().Add(tooLong))
+			c.SetWriteDeadline(time.Now().Add(testTimeout))
 			return n
 		}
 		if err != nil {
@@ -233,38 +236,38 @@ func fill(t *testing.T, c *net.TCPConn) (n int64) {
 
 // A peer's certificate, or one's own, counts for an hour longer than it says for a tunnel
 // that is open, and not a moment after its issuer was revoked.
-func TestVouching(t *testing.T) {
+func TestVerifiedPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, stranger := newCluster(t, "east-12"), newCluster(t, "east-12")
 		good, gone := &state{anchors: c.anchors(t)}, &state{anchors: stranger.anchors(t)}
 		cred := c.credential(t, "shop", "bar")
-		v := vouchingOf(t, good.anchors, cred)
-		if _, err := v.again(gone, time.Now()); identity.Reason(err) != identity.ReasonUnknownAuthority {
+		v := verifiedPeerOf(t, good.anchors, cred)
+		if _, err := v.recheck(gone, time.Now()); identity.Reason(err) != identity.ReasonUnknownAuthority {
 			t.Errorf("its issuer was revoked this moment: %v", err)
 		}
-		if _, err := v.again(&state{}, time.Now()); identity.Reason(err) != identity.ReasonTrustDomain {
+		if _, err := v.recheck(&state{}, time.Now()); identity.Reason(err) != identity.ReasonTrustDomain {
 			t.Errorf("without anchors: %v", err)
 		}
 		ended := &state{anchors: c.anchors(t, endedIssuer(t, c))}
-		if name, err := v.again(ended, time.Now()); err != nil || name != cred.Name() {
+		if name, err := v.recheck(ended, time.Now()); err != nil || name != cred.Name() {
 			t.Errorf("another issuer, which has ended, is listed too: %v, %v", name, err)
 		}
-		bubble.Pass(time.Until(cred.NotAfter()) + afterExpiry - time.Second)
-		if name, err := v.again(good, time.Now()); err != nil || name != cred.Name() {
+		bubble.Pass(time.Until(cred.NotAfter()) + expiryGrace - time.Second)
+		if name, err := v.recheck(good, time.Now()); err != nil || name != cred.Name() {
 			t.Errorf("a second before the hour is over: %v, %v", name, err)
 		}
 		bubble.Pass(recheckInterval)
-		if _, err := v.again(good, time.Now()); identity.Reason(err) != identity.ReasonExpired {
+		if _, err := v.recheck(good, time.Now()); identity.Reason(err) != identity.ReasonExpired {
 			t.Errorf("after the hour: %v", err)
 		}
 	})
 }
 
-// vouchingOf is what a handshake of a credential's holder has proven.
-func vouchingOf(t testing.TB, anchors *identity.Anchors, c *identity.Credential) *vouching {
+// verifiedPeerOf is what a handshake of a credential's holder has proven.
+func verifiedPeerOf(t testing.TB, anchors *identity.Anchors, c *identity.Credential) *verifiedPeer {
 	t.Helper()
 	cs := tls.ConnectionState{HandshakeComplete: true, PeerCertificates: chainOf(t, c)}
-	return must(newVouching(cs, anchors))(t)
+	return must(newVerifiedPeer(cs, anchors))(t)
 }
 
 // endedIssuer is an issuer whose certificate ended a year ago.
@@ -298,10 +301,10 @@ func TestLeases(t *testing.T) {
 	}
 	in := func(s *state) func() *state { return func() *state { return s } }
 
-	stays, release := l.hold(t.Context(), in(older), refusing(nil))
+	stays, release := l.grant(t.Context(), in(older), refusing(nil))
 	defer release()
-	ends, releaseEnded := l.hold(t.Context(), in(older), refusing(newer))
-	released, releaseNow := l.hold(t.Context(), in(older), refusing(newer))
+	ends, releaseEnded := l.grant(t.Context(), in(older), refusing(newer))
+	released, releaseNow := l.grant(t.Context(), in(older), refusing(newer))
 	releaseNow()
 	if n := l.recheck(newer); n != 1 {
 		t.Errorf("%d tunnels ended, want the one that is held and refused", n)
@@ -313,12 +316,12 @@ func TestLeases(t *testing.T) {
 	if stays.Err() != nil || !errors.Is(context.Cause(released), context.Canceled) {
 		t.Errorf("the others: %v, %v", context.Cause(stays), context.Cause(released))
 	}
-	late, releaseLate := l.hold(t.Context(), in(newer), refusing(newer))
+	late, releaseLate := l.grant(t.Context(), in(newer), refusing(newer))
 	defer releaseLate()
 	if !errors.Is(context.Cause(late), errNo) {
 		t.Error("a state that came between the decision and the table is not asked")
 	}
-	none, releaseNone := l.hold(t.Context(), in(nil), refusing(nil))
+	none, releaseNone := l.grant(t.Context(), in(nil), refusing(nil))
 	defer releaseNone()
 	if none.Err() != nil {
 		t.Error("without a state there is nothing to ask")
@@ -329,13 +332,13 @@ func TestLeases(t *testing.T) {
 }
 
 // Each new connection needs hold. A linked cluster, or many tunnels, must not delay it.
-func TestHoldDoesNotWaitForRecheck(t *testing.T) {
+func TestGrantDoesNotWaitForRecheck(t *testing.T) {
 	var l leases
 	newest := &state{}
 	current := func() *state { return newest }
 	started, goOn := make(chan struct{}), make(chan struct{})
 	calls := 0
-	_, release := l.hold(t.Context(), current, func(*state) error {
+	_, release := l.grant(t.Context(), current, func(*state) error {
 		if calls++; calls == 2 { // by recheck
 			close(started)
 			<-goOn
@@ -350,7 +353,7 @@ func TestHoldDoesNotWaitForRecheck(t *testing.T) {
 	errNo := errors.New("no")
 	held := make(chan error)
 	go func() {
-		ctx, release := l.hold(t.Context(), current, func(*state) error { return errNo })
+		ctx, release := l.grant(t.Context(), current, func(*state) error { return errNo })
 		defer release()
 		held <- context.Cause(ctx)
 	}()
@@ -359,7 +362,7 @@ func TestHoldDoesNotWaitForRecheck(t *testing.T) {
 		if !errors.Is(err, errNo) {
 			t.Errorf("a tunnel of that moment is not checked against the newest state: %v", err)
 		}
-	case <-time.After(tooLong):
+	case <-time.After(testTimeout):
 		t.Error("hold waits for a recheck")
 	}
 	close(goOn)
@@ -369,7 +372,7 @@ func TestHoldDoesNotWaitForRecheck(t *testing.T) {
 }
 
 // A check reads what its tunnel may change after release. The race detector watches.
-func TestLeaseIsNotCheckedTwiceAtATimeNorAfterRelease(t *testing.T) {
+func TestLeaseChecksDoNotOverlap(t *testing.T) {
 	var l leases
 	s := &state{}
 	current := func() *state { return s }
@@ -389,7 +392,7 @@ func TestLeaseIsNotCheckedTwiceAtATimeNorAfterRelease(t *testing.T) {
 	}
 	for range 2000 {
 		n := 0 // not synchronized
-		_, release := l.hold(t.Context(), current, func(*state) error { n++; return nil })
+		_, release := l.grant(t.Context(), current, func(*state) error { n++; return nil })
 		release()
 		n++
 	}
@@ -408,14 +411,14 @@ func BenchmarkRecheck(b *testing.B) {
 	c := newCluster(b, "east-12")
 	s := &state{anchors: c.anchors(b, endedIssuer(b, c))}
 	current := func() *state { return s }
-	v := vouchingOf(b, s.anchors, c.credential(b, "shop", "bar"))
+	v := verifiedPeerOf(b, s.anchors, c.credential(b, "shop", "bar"))
 	check := func(s *state) error {
-		_, err := v.again(s, time.Now())
+		_, err := v.recheck(s, time.Now())
 		return err
 	}
 	var l leases
 	for range tunnels {
-		_, release := l.hold(b.Context(), current, check)
+		_, release := l.grant(b.Context(), current, check)
 		defer release()
 	}
 	stop, waits := make(chan struct{}), make(chan []time.Duration)
@@ -430,7 +433,7 @@ func BenchmarkRecheck(b *testing.B) {
 				return
 			case <-tick.C:
 				start := time.Now()
-				_, release := l.hold(b.Context(), current, check)
+				_, release := l.grant(b.Context(), current, check)
 				all = append(all, time.Since(start))
 				release()
 			}
@@ -450,7 +453,7 @@ func BenchmarkRecheck(b *testing.B) {
 	}
 }
 
-func TestLeasesAreWatched(t *testing.T) {
+func TestLeasesAreRecheckedPeriodically(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l leases
 		s := &state{}
@@ -459,7 +462,7 @@ func TestLeasesAreWatched(t *testing.T) {
 		watched := make(chan struct{})
 		go func() { defer close(watched); l.watch(ctx, current) }()
 		end := time.Now().Add(recheckInterval / 2)
-		tunnel, release := l.hold(ctx, current, func(*state) error {
+		tunnel, release := l.grant(ctx, current, func(*state) error {
 			if time.Now().After(end) {
 				return errors.New("expired by itself")
 			}
@@ -484,15 +487,15 @@ func TestCallersCertificateExpires(t *testing.T) {
 		near, far := newCluster(t, "west-1"), newCluster(t, "east-12")
 		as := near.credential(t, "shop", "alice")
 		to := &mirror{link: "east", ports: map[int]mirrorPort{0: {number: 80, route: 1024}}}
-		c := &call{to: to, port: mirrorPort{number: 80, route: 1024}, peer: &peer{name: "east"}, caller: &pod{uid: "alice-0"}, as: as}
+		c := &outboundConn{mirror: to, port: mirrorPort{number: 80, route: 1024}, peer: &peer{name: "east"}, caller: &pod{uid: "alice-0"}, credential: as}
 		s := &state{
 			links: map[string]*peer{"east": c.peer}, pods: map[string]*pod{"alice-0": c.caller}, anchors: far.anchors(t),
 		}
 		s.mirrors = map[netip.Addr]*mirror{c.vip: to}
-		bubble.Pass(time.Until(as.NotAfter()) + afterExpiry)
+		bubble.Pass(time.Until(as.NotAfter()) + expiryGrace)
 		server := far.credential(t, "shop", "bar") // a younger one
 		to.identities = []identity.Name{server.Name()}
-		c.far = vouchingOf(t, s.anchors, server)
+		c.verified = verifiedPeerOf(t, s.anchors, server)
 		check := func() error { return newOpenExchange(c, nil, time.Now(), 0).check(s, time.Now()) }
 		if err := check(); err != nil {
 			t.Errorf("an hour after: %v", err)

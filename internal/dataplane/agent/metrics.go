@@ -12,30 +12,30 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// The two ways of a connection, as a metric's label.
+// The two directions of a connection, as a metric label.
 const (
 	outbound = "outbound"
 	inbound  = "inbound"
 )
 
-// Reasons of this package's own for refusing a connection. The others are those
-// of the packages that it asks, under the prefixes below.
+// This package's own reasons for refusing a connection. Those of other packages have
+// the prefixes below.
 const (
 	reasonNotReady         = "not_ready"
 	reasonTooMany          = "too_many_connections"
 	reasonAccountShare     = "account_share" // of this agent's connections
 	reasonLinkShare        = "link_share"
 	reasonSourceShare      = "source_share"
-	reasonGranted          = "gateway_budget"
+	reasonGatewayBudget    = "gateway_budget"
 	reasonNotVIP           = "not_a_virtual_ip"
 	reasonUnknownVIP       = "unknown_virtual_ip"
 	reasonHostCaller       = "host_network_caller"
 	reasonUnknownCaller    = "unknown_caller"
 	reasonTooManyLookups   = "too_many_lookups"
-	reasonStale            = "stale_connection" // older than the record of its pod, and without a sign of life
-	reasonElsewhere        = "found_elsewhere"  // a pod, caller or called: package podid
-	reasonShared           = "place_shared"
-	reasonNotFound         = "not_found_yet"
+	reasonStale            = "stale_connection" // older than the record of its pod, and not confirmed
+	reasonPodMoved         = "found_elsewhere"  // these three are of package podid
+	reasonAmbiguousPod     = "place_shared"
+	reasonPodNotLocated    = "not_found_yet"
 	reasonSuspended        = "link_suspended"
 	reasonCallerNotAllowed = "caller_not_allowed" // by spec.import.callers
 	reasonNoSVID           = "no_certificate"
@@ -44,7 +44,7 @@ const (
 	reasonNoDayKey         = "no_day_key"
 	reasonHandshake        = "handshake_failed"
 	reasonTunnel           = "tunnel_failed"
-	reasonSilent           = "caller_silent" // it went without a word, where callers speak first
+	reasonCallerSilent     = "caller_silent" // it left a client-first port without a byte
 	reasonCallerGone       = "caller_gone"
 	reasonRevoked          = "no_longer_admitted" // between proof and OPEN
 	reasonBusy             = "too_many_handshakes"
@@ -62,12 +62,12 @@ const (
 	reasonOther            = "other"
 )
 
-func reasons(way string) []string {
-	out := []string{reasonNotReady, reasonTooMany, reasonElsewhere, reasonShared, reasonNotFound, reasonNoSVID,
+func reasons(direction string) []string {
+	out := []string{reasonNotReady, reasonTooMany, reasonPodMoved, reasonAmbiguousPod, reasonPodNotLocated, reasonNoSVID,
 		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
-	if way == outbound {
-		out = append(out, reasonCallRate, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGranted, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
-			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonSilent)
+	if direction == outbound {
+		out = append(out, reasonCallRate, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGatewayBudget, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
+			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonCallerSilent)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}
@@ -96,13 +96,13 @@ type metrics struct {
 	renewals *prometheus.CounterVec
 	probes   *prometheus.CounterVec
 
-	mu  sync.Mutex // guards now
-	now map[string]int
+	mu      sync.Mutex // guards current
+	current map[string]int
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
-		now: make(map[string]int),
+		current: make(map[string]int),
 		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_accepted_total", Help: "Connections accepted, by way."}, []string{"way"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -127,54 +127,60 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		m.renewals.WithLabelValues(inbound, outcome)
 	}
 	m.probes = newProbes()
-	for _, what := range []string{sessionMade, sessionBegun, sessionAhead, sessionFailed, sessionReused, sessionRetired, sessionLost} {
-		m.sessions.WithLabelValues(outbound, what)
+	for _, outcome := range []string{sessionMade, sessionPreconnecting, sessionPreconnected, sessionFailed, sessionReused, sessionRetired, sessionLost} {
+		m.sessions.WithLabelValues(outbound, outcome)
 	}
-	for _, what := range []string{sessionMade, sessionReused, sessionRetired, sessionLost} {
-		m.sessions.WithLabelValues(inbound, what)
+	for _, outcome := range []string{sessionMade, sessionReused, sessionRetired, sessionLost} {
+		m.sessions.WithLabelValues(inbound, outcome)
 	}
-	for _, way := range []string{outbound, inbound} {
-		m.accepted.WithLabelValues(way)
-		m.open.WithLabelValues(way)
-		for _, reason := range reasons(way) {
-			m.refused.WithLabelValues(way, reason)
+	for _, direction := range []string{outbound, inbound} {
+		m.accepted.WithLabelValues(direction)
+		m.open.WithLabelValues(direction)
+		for _, reason := range reasons(direction) {
+			m.refused.WithLabelValues(direction, reason)
 		}
 	}
 	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.sessions, m.renewals, m.probes)
 	return m
 }
 
-// enter counts a connection in, or returns false if there are too many.
-func (m *metrics) enter(way string) bool {
+// acquire adds a connection to the open ones. It returns false if there are too many.
+func (m *metrics) acquire(direction string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.now[way] >= maxConnections {
+	if m.current[direction] >= maxConnections {
 		return false
 	}
-	m.now[way]++
-	m.open.WithLabelValues(way).Inc()
+	m.current[direction]++
+	m.open.WithLabelValues(direction).Inc()
 	return true
 }
 
-func (m *metrics) leave(way string) {
+func (m *metrics) release(direction string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.now[way]--
-	m.open.WithLabelValues(way).Dec()
+	m.current[direction]--
+	m.open.WithLabelValues(direction).Dec()
 }
 
-// session counts what became of a session.
-func (m *metrics) session(way, what string) { m.sessions.WithLabelValues(way, what).Inc() }
+// countSession counts the outcome of a session.
+func (m *metrics) countSession(direction, outcome string) {
+	m.sessions.WithLabelValues(direction, outcome).Inc()
+}
 
 // renewal counts what became of the renewal of one exchange.
-func (m *metrics) renewal(way, outcome string) { m.renewals.WithLabelValues(way, outcome).Inc() }
+func (m *metrics) renewal(direction, outcome string) {
+	m.renewals.WithLabelValues(direction, outcome).Inc()
+}
 
-func (m *metrics) refuse(way, reason string) { m.refused.WithLabelValues(way, reason).Inc() }
+func (m *metrics) refuse(direction, reason string) {
+	m.refused.WithLabelValues(direction, reason).Inc()
+}
 
-// ended counts a tunnel that was carried. Forth is from the local application, be
-// it the caller or the one called.
-func (m *metrics) ended(way, link string, r transport.Result) {
-	m.bytes.WithLabelValues(way, link, "sent").Add(float64(r.Forth))
-	m.bytes.WithLabelValues(way, link, "received").Add(float64(r.Back))
-	m.ends.WithLabelValues(way, link, r.Reason.String()).Inc()
+// ended counts a tunnel that has ended. Sent bytes come from the local application,
+// which is the caller or the one called.
+func (m *metrics) ended(direction, link string, r transport.Result) {
+	m.bytes.WithLabelValues(direction, link, "sent").Add(float64(r.Sent))
+	m.bytes.WithLabelValues(direction, link, "received").Add(float64(r.Received))
+	m.ends.WithLabelValues(direction, link, r.Reason.String()).Inc()
 }

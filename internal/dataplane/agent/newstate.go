@@ -64,7 +64,7 @@ func newState(view nodestream.View, revoked func(uid string) bool, was *state) (
 	if err := b.addCluster(cluster); err != nil {
 		return nil, err
 	}
-	b.view, b.less = withoutRevoked(view, revoked)
+	b.view, b.revokedDropped = withoutRevoked(view, revoked)
 	for key, r := range b.view {
 		if l := r.GetLink(); l != nil {
 			b.report(key, b.addLink(r, l))

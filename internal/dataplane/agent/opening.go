@@ -16,8 +16,8 @@ const (
 	// openingsPerCPU is how many outbound calls to one peer may be opening at the same
 	// time, for each CPU of the node. More of them would only wait for each other.
 	openingsPerCPU = 16
-	// openRate is how many calls a second each CPU can open at most. So many more for each
-	// second of the round trip to the peer may be opening: they are on their way.
+	// openRate is how many calls a second each CPU can open at most. So many more for
+	// each second of the round trip to the peer may be opening: they are on their way.
 	openRate = 2000
 	// openingTime is how long a call counts as opening, beyond two round trips. One that
 	// takes longer waits for an application, and needs no CPU time meanwhile.
@@ -30,12 +30,12 @@ const (
 type openings struct {
 	// most is how many calls to one peer may be opening at a round trip.
 	most  func(rtt time.Duration) int
-	links *fading[string, *linkOpenings] // by UID
+	links *ttlMap[string, *linkOpenings] // by UID
 }
 
 // linkOpenings are those to one peer.
 type linkOpenings struct {
-	turns *budget.Turns // by pod
+	turns *budget.FairSemaphore // by pod
 
 	mu  sync.Mutex // guards rtt
 	rtt time.Duration
@@ -45,7 +45,7 @@ func newOpenings() *openings {
 	cpus := runtime.GOMAXPROCS(0)
 	return &openings{
 		most:  func(rtt time.Duration) int { return openingsAt(cpus, rtt) },
-		links: newFading[string, *linkOpenings](1024, time.Hour),
+		links: newTTLMap[string, *linkOpenings](1024, time.Hour),
 	}
 }
 
@@ -56,9 +56,9 @@ func openingsAt(cpus int, rtt time.Duration) int {
 
 func (o *openings) of(link string) *linkOpenings {
 	var l *linkOpenings
-	o.links.put(link, func(was *linkOpenings, _ time.Duration, there bool) (*linkOpenings, bool) {
+	o.links.update(link, func(was *linkOpenings, _ time.Duration, there bool) (*linkOpenings, bool) {
 		if l = was; !there {
-			l = &linkOpenings{turns: budget.NewTurns(o.most(0))}
+			l = &linkOpenings{turns: budget.NewFairSemaphore(o.most(0))}
 		}
 		return l, true
 	})
@@ -93,12 +93,12 @@ func (l *linkOpenings) within() time.Duration {
 // awaitOpening waits until a call may be opened. Pods take turns: the calls of a pod that
 // connects in a loop wait for each other, and those of another pod do not wait for all of
 // them. opened must be called once the call is open or refused, if there is no error.
-func (a *Agent) awaitOpening(ctx context.Context, c *net.TCPConn, call *call) (opened func(), err error) {
-	l := a.openings.of(call.peer.uid)
-	if !l.turns.Take(ctx, call.from.Addr().String(), func() bool { return !transport.Gone(c) }) {
+func (a *Agent) awaitOpening(ctx context.Context, c *net.TCPConn, out *outboundConn) (opened func(), err error) {
+	l := a.openings.of(out.peer.uid)
+	if !l.turns.Acquire(ctx, out.from.Addr().String(), func() bool { return !transport.IsClosed(c) }) {
 		return nil, refuse(reasonCallerGone, errors.New("the caller has gone before its call was opened"))
 	}
-	give := sync.OnceFunc(l.turns.Give)
+	give := sync.OnceFunc(l.turns.Release)
 	late := time.AfterFunc(l.within(), give)
 	return func() { late.Stop(); give() }, nil
 }

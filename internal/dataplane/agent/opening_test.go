@@ -5,29 +5,29 @@ import (
 	"time"
 )
 
-// The calls of a pod that connects in a loop wait for each other, and another pod's call does
-// not wait for all of them.
-func TestPodsTakeTurnsToOpenCalls(t *testing.T) {
-	w := newWorld(t, echo, func(w *world) { w.west.openings.most = func(time.Duration) int { return 1 } })
+// The calls of a pod that connects in a loop wait for each other, and another pod's
+// call does not wait for all of them.
+func TestOpeningsAreFairToPods(t *testing.T) {
+	w := newHarness(t, echo, func(w *harness) { w.west.openings.most = func(time.Duration) int { return 1 } })
 	turns := w.west.openings.of("link-to-east").turns
-	if !turns.Take(t.Context(), "busy", func() bool { return true }) {
+	if !turns.Acquire(t.Context(), "busy", func() bool { return true }) {
 		t.Fatal("no turn is free")
 	}
 	const many = 20
 	answered := make(chan string, many+1)
-	call := func(pod string) {
+	out := func(pod string) {
 		if _, err := w.call(pod, "hello"); err != nil {
 			t.Errorf("call of %s: %v", pod, err)
 		}
 		answered <- pod
 	}
 	for range many {
-		go call(alice)
+		go out(alice)
 	}
 	eventually(t, "calls wait", func() bool { return turns.Waiting() == many })
-	go call(bob)
+	go out(bob)
 	eventually(t, "another pod's call waits, too", func() bool { return turns.Waiting() == many+1 })
-	turns.Give()
+	turns.Release()
 	place := 0
 	for i := range many + 1 {
 		if <-answered == bob {

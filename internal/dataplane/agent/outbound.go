@@ -21,89 +21,92 @@ import (
 )
 
 const (
-	// reachTimeout bounds the dial of a peer's gateways: a caller of an unreachable
-	// peer is reset within it.
-	reachTimeout = 3 * time.Second
-	// openTimeout bounds HELLO and OPEN together, apart from an application's time to answer.
+	// gatewayDialTimeout bounds the dial of a peer's gateways. The caller of an
+	// unreachable peer is reset within it.
+	gatewayDialTimeout = 3 * time.Second
+	// openTimeout bounds HELLO and OPEN together, without the time that an application
+	// takes to answer.
 	openTimeout = 5 * time.Second
-	// maxEarly is how many of the caller's first bytes ride with OPEN.
-	maxEarly = 8 << 10
+	// maxEarlyData is how many of the caller's first bytes OPEN can carry.
+	maxEarlyData = 8 << 10
 )
 
-// A call is one outbound connection.
-type call struct {
+// An outboundConn is one outbound connection.
+type outboundConn struct {
 	vip   netip.Addr
 	index int // of the listener
-	iface int // by which it came in
+	iface int // ingress
 	from  netip.AddrPort
 
-	to     *mirror
-	port   mirrorPort
-	peer   *peer
-	caller *pod
-	as     *identity.Credential
-	far    *vouching // for the one called
-	first  []byte    // of what the caller said
-	answer tunnel.Answer
-	// patience is how long an application that does not answer is waited for.
-	patience time.Duration
-	parting  *parting // of the caller
+	mirror     *mirror
+	port       mirrorPort
+	peer       *peer
+	caller     *pod
+	credential *identity.Credential
+	verified   *verifiedPeer // the pod called
+	earlyData  []byte        // the caller's first bytes, sent with OPEN
+	answer     tunnel.Answer
+	// appTimeout is how long the far agent may wait for an application that does not
+	// answer.
+	appTimeout time.Duration
+	podGrace   *podGrace // of the caller
 }
 
-// farPort is what the call means in the peer.
-func (c *call) farPort() farPort {
-	return farPort{c.peer.uid, c.to.namespace, c.to.service, c.port.number}
+// remotePort returns the peer's port that the call is for.
+func (c *outboundConn) remotePort() remotePort {
+	return remotePort{c.peer.uid, c.mirror.namespace, c.mirror.service, c.port.number}
 }
 
-// outbound is the life of a local pod's connection to a mirror. It closes c.
-func (a *Agent) outbound(life context.Context, c *net.TCPConn, index int) {
-	call := &call{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr()), parting: new(parting)}
-	call.parting.pod.Store(c)
-	if a.isCanary(call.vip) {
-		a.canary(life, c, call)
+// serveOutbound serves a local pod's connection to a mirror. It blocks until the
+// connection ends, and closes c.
+func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
+	out := &outboundConn{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr()), podGrace: new(podGrace)}
+	out.podGrace.conn.Store(c)
+	if a.isCanary(out.vip) {
+		a.serveCanary(life, c, out)
 		return
 	}
-	if !a.metrics.enter(outbound) {
-		a.refuseCall(c, call, refuse(reasonTooMany, errors.New("this agent has too many connections")))
+	if !a.metrics.acquire(outbound) {
+		a.rejectOutbound(c, out, refuse(reasonTooMany, errors.New("this agent has too many connections")))
 		return
 	}
-	defer a.metrics.leave(outbound)
-	o, err := a.carry(life, c, call)
+	defer a.metrics.release(outbound)
+	o, err := a.openOutbound(life, c, out)
 	if err != nil {
-		a.refuseCall(c, call, err)
+		a.rejectOutbound(c, out, err)
 		return
 	}
-	defer o.leave()
-	a.prepare(call)
-	a.log.Debug("call carried", "mirror", call.to.name, "caller", call.as.Name(), "peer", call.peer.name,
-		"endpoint", call.answer.Endpoint)
-	early := int64(len(call.first)) // which OPEN has brought
-	call.first = nil                // a call may last for days
+	defer o.releaseShares()
+	a.preconnect(out)
+	a.log.Debug("call carried", "mirror", out.mirror.name, "caller", out.credential.Name(), "peer", out.peer.name,
+		"endpoint", out.answer.Endpoint)
+	early := int64(len(out.earlyData)) // sent with OPEN
+	out.earlyData = nil                // a call may last for days
 	result := transport.Exchange(o.ctx, c, o.session.conn, nil)
 	o.release()
-	result.Forth += early
-	a.metrics.ended(outbound, call.peer.name, result)
-	a.tellEnd(result, "mirror", call.to.name, "caller", call.callerName(), "peer", call.peer.name)
-	o.session.carried += result.Forth + result.Back
+	result.Sent += early
+	a.metrics.ended(outbound, out.peer.name, result)
+	a.logEnd(result, "mirror", out.mirror.name, "caller", out.callerName(), "peer", out.peer.name)
+	o.session.bytes += result.Sent + result.Received
 	if result.Reusable {
-		err = o.session.settle(life, settleTime)
+		err = o.session.awaitIdle(life, awaitIdleTimeout)
 	}
 	switch {
 	case result.Reusable && err == nil:
-		a.rest(o.session)
+		a.putIdle(o.session)
 	case result.Reusable && errors.Is(err, context.DeadlineExceeded):
-		o.session.Retire() // what was sent still arrives
+		o.session.Retire() // bytes that were sent are still delivered
 	default:
-		o.session.lose()
+		o.session.abort()
 	}
 }
 
-// carry brings a call to the application.
-func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (o *opened, err error) {
-	if !a.rates.pods.Take(call.from.Addr()) {
-		return nil, refuse(reasonCallRate, fmt.Errorf("%v makes too many connections a second", call.from.Addr()))
+// openOutbound identifies the caller and opens an exchange with the application.
+func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outboundConn) (o *openedExchange, err error) {
+	if !a.rates.pods.Allow(out.from.Addr()) {
+		return nil, refuse(reasonCallRate, fmt.Errorf("%v makes too many connections a second", out.from.Addr()))
 	}
-	leaveSource, err := a.shares.source(call.from.Addr())
+	leaveSource, err := a.shares.acquireSource(out.from.Addr())
 	if err != nil {
 		return nil, err
 	}
@@ -113,61 +116,61 @@ func (a *Agent) carry(life context.Context, c *net.TCPConn, call *call) (o *open
 			leave()
 		}
 	}()
-	if err := a.meet(life, c, call); err != nil {
+	if err := a.identifyCaller(life, c, out); err != nil {
 		return nil, err
 	}
-	if !a.rates.accounts.Take(call.caller.account()) {
+	if !a.rates.accounts.Allow(out.caller.account()) {
 		return nil, refuse(reasonCallRate, fmt.Errorf("pods of %s/%s make too many connections a second",
-			call.caller.namespace, call.caller.serviceAccount))
+			out.caller.namespace, out.caller.serviceAccount))
 	}
-	leaveCall, err := a.shares.call(call)
+	leaveCall, err := a.shares.acquireOutbound(out)
 	if err != nil {
 		return nil, err
 	}
 	leave = func() { leaveCall(); leaveSource() }
-	if err := a.awaitSpeech(c, call); err != nil {
+	if err := a.awaitEarlyData(c, out); err != nil {
 		return nil, err
 	}
-	opened, err := a.awaitOpening(life, c, call)
+	opened, err := a.awaitOpening(life, c, out)
 	if err != nil {
 		return nil, err
 	}
 	defer opened()
-	if o, err = a.open(life, c, call); err != nil {
+	if o, err = a.openUpstream(life, c, out); err != nil {
 		return nil, err
 	}
-	o.leave = leave
+	o.releaseShares = leave
 	return o, nil
 }
 
-func (a *Agent) refuseCall(c *net.TCPConn, call *call, err error) {
+func (a *Agent) rejectOutbound(c *net.TCPConn, out *outboundConn, err error) {
 	a.metrics.refuse(outbound, reasonOf(err))
-	if reasonOf(err) == reasonSilent {
-		c.SetLinger(-1) // an end, as a server of such a protocol gives it
+	if reasonOf(err) == reasonCallerSilent {
+		c.SetLinger(-1) // send FIN, as a server of such a protocol would
 		c.Close()
 		return
 	}
-	a.tell(slog.LevelInfo, "call refused", "mirror", call.name(), "caller", call.callerName(), "source", call.from,
+	a.logLimited(slog.LevelInfo, "call refused", "mirror", out.mirrorName(), "caller", out.callerName(), "source", out.from,
 		"reason", reasonOf(err), "error", err)
 	transport.Reset(c)
 }
 
-// meet finds out what c wants and who it is.
-func (a *Agent) meet(life context.Context, c *net.TCPConn, call *call) error {
+// identifyCaller finds the calling pod and the Service that it calls.
+func (a *Agent) identifyCaller(life context.Context, c *net.TCPConn, out *outboundConn) error {
 	if err := errors.Join(transport.Tune(c), c.SetLinger(0)); err != nil { // if this process is killed, the kernel resets
 		return refuse(reasonOther, err)
 	}
 	var err error
-	if call.iface, err = a.cameBy(c); err != nil {
+	if out.iface, err = a.ingressOf(c); err != nil {
 		return err
 	}
-	_, err = a.identify(life, c, func() (*pod, error) { err := a.resolve(call); return call.caller, err })
+	_, err = a.identify(life, c, func() (*pod, error) { err := a.resolve(out); return out.caller, err })
 	return err
 }
 
-// resolve answers, from the state in force, which Service a call means, who makes
-// it, and as whom it is made. What it cannot answer now may come with newer state.
-func (a *Agent) resolve(c *call) error {
+// resolve sets the Service, the caller and the credential of a call from the current
+// state. An error that is not final may go away with a newer state.
+func (a *Agent) resolve(c *outboundConn) error {
 	s, err := a.current()
 	if err != nil {
 		return err
@@ -179,7 +182,7 @@ func (a *Agent) resolve(c *call) error {
 	if m == nil {
 		return refuse(reasonUnknownVIP, fmt.Errorf("no mirror has the virtual IP %v", c.vip))
 	}
-	c.to = m
+	c.mirror = m
 	port, ok := m.ports[c.index]
 	if !ok {
 		return refuse(reasonUnknownVIP, fmt.Errorf("mirror %s has no port behind listener %d", m.name, c.index))
@@ -187,108 +190,110 @@ func (a *Agent) resolve(c *call) error {
 	c.port, c.peer = port, s.links[m.link]
 	a.monitor.use(c.peer.uid)
 	if c.caller, err = a.podAt(s, c.from.Addr(), c.iface); err != nil {
-		return unplaced(reasonUnknownCaller, err)
+		return podLookupRefusal(reasonUnknownCaller, err)
 	}
-	if err := c.peer.admits(c.caller.namespace); err != nil {
+	if err := c.peer.checkNamespace(c.caller.namespace); err != nil {
 		return err
 	}
-	c.as, ok = a.svids.get(c.caller.account())
+	c.credential, ok = a.svids.get(c.caller.account())
 	if !ok {
 		return refuse(reasonNoSVID, fmt.Errorf("no certificate for %s/%s yet", c.caller.namespace, c.caller.serviceAccount))
 	}
 	return nil
 }
 
-// prove proves both ends to each other.
-func (a *Agent) prove(life context.Context, raw *transport.Raw, call *call, wish route.Wish) (*tunnel.Conn, error) {
+// clientHandshake performs the TLS handshake and verifies both ends.
+func (a *Agent) clientHandshake(life context.Context, raw *transport.Raw, out *outboundConn, hint route.Hint) (*tunnel.Conn, error) {
 	ctx, cancel := context.WithTimeout(life, handshakeTimeout)
 	defer cancel()
-	sni, err := call.peer.sealer.Seal(call.port.route, wish, time.Now())
+	sni, err := out.peer.sealer.Seal(out.port.route, hint, time.Now())
 	if err != nil {
 		return nil, refuse(reasonNoDayKey, err)
 	}
 	anchors := a.anchors()
 	tun := tls.Client(raw, a.keyExchange.Limit(identity.ClientTLS(identity.PlaneTunnel, sni,
-		func() (*identity.Credential, error) { return call.as, nil },
-		identity.VerifyOneOf(call.to.identities, func() *identity.Anchors { return anchors }, time.Now))))
+		func() (*identity.Credential, error) { return out.credential, nil },
+		identity.VerifyOneOf(out.mirror.identities, func() *identity.Anchors { return anchors }, time.Now))))
 	if err := tun.HandshakeContext(ctx); err != nil {
-		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", call.to.name, explain(err)))
+		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", out.mirror.name, explainAlert(err)))
 	}
-	raw.Proven()
-	if call.far, err = newVouching(tun.ConnectionState(), anchors); err != nil {
+	raw.MarkProven()
+	if out.verified, err = newVerifiedPeer(tun.ConnectionState(), anchors); err != nil {
 		return nil, refuse(reasonHandshake, err)
 	}
 	return tunnel.NewConn(tun), nil
 }
 
-// errTurnedAway is all that an alert says: a gateway's refusals look alike to whoever is outside.
-var errTurnedAway = errors.New("the peer's gateway, or the agent behind it, turns the call away: it counts why, and causeway check in the peer may tell")
+// errRejectedByPeer explains an alert. All refusals of a gateway look alike from the
+// outside.
+var errRejectedByPeer = errors.New("the peer's gateway, or the agent behind it, turns the call away: it counts why, and causeway check in the peer may tell")
 
-// explain tells a handshake that the far side has ended by an alert, as a gateway does that opens no label of ours, or has
-// nobody to lead us to.
-func explain(err error) error {
+// explainAlert wraps the error of a handshake that the far side has ended by an alert.
+// A gateway does so if it cannot open the label or has no endpoint for it.
+func explainAlert(err error) error {
 	if alert := (*net.OpError)(nil); errors.As(err, &alert) && alert.Op == "remote error" { // as crypto/tls calls it
-		return fmt.Errorf("%w (%w)", errTurnedAway, err)
+		return fmt.Errorf("%w (%w)", errRejectedByPeer, err)
 	}
 	return err
 }
 
-// vouched returns who is at the far end, if both ends still are who they have proven to be.
-func (c *call) vouched(s *state) (identity.Name, error) {
-	return (&ends{c.as, c.far}).vouched(s, time.Now())
+// checkPeer returns the name of the far end if the certificates of both ends are still
+// valid.
+func (c *outboundConn) checkPeer(s *state) (identity.Name, error) {
+	return (&ends{c.credential, c.verified}).checkPeer(s, time.Now())
 }
 
-// expected asks, too, whether the far end is one that new calls may meet.
-func (c *call) expected(s *state) error {
-	name, err := c.vouched(s)
+// checkExpectedPeer also checks that a new call may reach the far end.
+func (c *outboundConn) checkExpectedPeer(s *state) error {
+	name, err := c.checkPeer(s)
 	if err == nil && !slices.Contains(s.mirrors[c.vip].identities, name) {
-		err = fmt.Errorf("%s is none of those expected behind mirror %s any more", name, c.to.name)
+		err = fmt.Errorf("%s is none of those expected behind mirror %s any more", name, c.mirror.name)
 	}
 	return err
 }
 
-// hello is what the call asks the far side for.
-func (c *call) hello() tunnel.Hello {
-	return tunnel.Hello{Namespace: c.to.namespace, Service: c.to.service, Port: c.port.number}
+// hello returns the HELLO frame of the call.
+func (c *outboundConn) hello() tunnel.Hello {
+	return tunnel.Hello{Namespace: c.mirror.namespace, Service: c.mirror.service, Port: c.port.number}
 }
 
-// listen takes more of what the caller has said first.
-func (c *call) listen(from *net.TCPConn) error {
-	more, err := early(from, maxEarly-len(c.first))
+// appendEarlyData reads further first bytes of the caller.
+func (c *outboundConn) appendEarlyData(from *net.TCPConn) error {
+	more, err := readEarlyData(from, maxEarlyData-len(c.earlyData))
 	if err != nil {
 		return refuse(reasonCallerGone, err)
 	}
-	c.first = append(c.first, more...)
+	c.earlyData = append(c.earlyData, more...)
 	return nil
 }
 
-// told remembers what the far side's answer to HELLO tells, when it comes: on a session that
-// waits for its caller it grows old.
-func (a *Agent) told(call *call) {
-	switch call.answer.Code {
+// recordHelloAnswer stores what the answer to HELLO reports. It runs when the answer
+// arrives, because the answer ages on a session that waits for its caller.
+func (a *Agent) recordHelloAnswer(out *outboundConn) {
+	switch out.answer.Code {
 	case tunnel.Code_OK:
-		a.learnt.heard(call.caller.account(), call.farPort(), call.answer)
-		a.shares.grant(call.peer.uid, call.answer.Budget)
+		a.endpointCache.recordAnswer(out.caller.account(), out.remotePort(), out.answer)
+		a.shares.recordBudget(out.peer.uid, out.answer.Budget)
 	case tunnel.Code_NO_ENDPOINT:
-		a.learnt.heard(call.caller.account(), call.farPort(), call.answer)
+		a.endpointCache.recordAnswer(out.caller.account(), out.remotePort(), out.answer)
 	}
 }
 
-// learn remembers an endpoint that did not take a call.
-func (a *Agent) learn(call *call, at route.EndpointID, failed error) {
-	if !turnedAway(failed) {
+// recordOpenRefusal records an endpoint that refused a call.
+func (a *Agent) recordOpenRefusal(out *outboundConn, at route.EndpointID, failed error) {
+	if !isEndpointRefusal(failed) {
 		return
 	}
-	if answered := call.answer.Endpoint; answered != (route.EndpointID{}) {
+	if answered := out.answer.Endpoint; answered != (route.EndpointID{}) {
 		at = answered // only NO_ENDPOINT tells it with a refused HELLO
 	}
-	a.learnt.turnedAway(call.caller.uid, call.farPort(), at)
+	a.endpointCache.recordRefusal(out.caller.uid, out.remotePort(), at)
 }
 
-// early reads up to most of the caller's first bytes that have arrived already. It does
-// not wait. It does not report a FIN, because Exchange finds it again. It does report an
-// error, because the kernel reports an error only once.
-func early(c *net.TCPConn, most int) ([]byte, error) {
+// readEarlyData reads up to most of the caller's first bytes that have arrived. It does
+// not wait. It does not report a FIN, because Exchange finds it again. It does report
+// an error, because the kernel reports an error only once.
+func readEarlyData(c *net.TCPConn, most int) ([]byte, error) {
 	if most == 0 {
 		return nil, nil
 	}
@@ -296,8 +301,8 @@ func early(c *net.TCPConn, most int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	buf := earlyPool.Get().(*[maxEarly]byte) // what is there is mostly much less
-	defer earlyPool.Put(buf)
+	buf := earlyDataPool.Get().(*[maxEarlyData]byte) // most callers send far fewer bytes
+	defer earlyDataPool.Put(buf)
 	var n int
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
@@ -310,51 +315,52 @@ func early(c *net.TCPConn, most int) ([]byte, error) {
 	return slices.Clone(buf[:max(n, 0)]), nil
 }
 
-var earlyPool = sync.Pool{New: func() any { return new([maxEarly]byte) }}
+var earlyDataPool = sync.Pool{New: func() any { return new([maxEarlyData]byte) }}
 
-// kept says why an open call must end in s.
-func (c *call) kept(s *state) error {
-	if err := c.linked(s); err != nil {
+// checkOpen returns why an open call must end in s, or nil.
+func (c *outboundConn) checkOpen(s *state) error {
+	if err := c.checkLink(s); err != nil {
 		return err
 	}
 	switch {
-	case !s.mirrors[c.vip].means(c.to):
-		return fmt.Errorf("mirror %s has gone or stands for another Service", c.to.name)
-	case s.pods[c.caller.uid] == nil && !c.parting.permits(time.Now()):
+	case !s.mirrors[c.vip].sameTarget(c.mirror):
+		return fmt.Errorf("mirror %s has gone or stands for another Service", c.mirror.name)
+	case s.pods[c.caller.uid] == nil && !c.podGrace.allows(time.Now()):
 		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
 	}
 	return nil
 }
 
-// linked says why the call's Link is none any more.
-func (c *call) linked(s *state) error {
+// checkLink returns an error if the call's Link no longer exists.
+func (c *outboundConn) checkLink(s *state) error {
 	if p := s.links[c.peer.name]; p == nil || p.uid != c.peer.uid {
 		return fmt.Errorf("Link %s is gone", c.peer.name)
 	}
 	return nil
 }
 
-// leads says why a new call would not lead to the same port of the same Service any more in s.
-func (c *call) leads(s *state) error {
-	if err := c.linked(s); err != nil {
+// checkMirror returns an error if a new call would no longer reach the same port of the
+// same Service in s.
+func (c *outboundConn) checkMirror(s *state) error {
+	if err := c.checkLink(s); err != nil {
 		return err
 	}
-	if !s.mirrors[c.vip].means(c.to) || !s.mirrors[c.vip].ports[c.index].leadsTo(c.port) {
-		return fmt.Errorf("mirror %s has gone or changed", c.to.name)
+	if !s.mirrors[c.vip].sameTarget(c.mirror) || !s.mirrors[c.vip].ports[c.index].samePort(c.port) {
+		return fmt.Errorf("mirror %s has gone or changed", c.mirror.name)
 	}
 	return nil
 }
 
-func (c *call) name() string {
-	if c.to == nil {
+func (c *outboundConn) mirrorName() string {
+	if c.mirror == nil {
 		return ""
 	}
-	return c.to.name
+	return c.mirror.name
 }
 
-func (c *call) callerName() string {
-	if c.as == nil {
+func (c *outboundConn) callerName() string {
+	if c.credential == nil {
 		return ""
 	}
-	return c.as.Name().String()
+	return c.credential.Name().String()
 }

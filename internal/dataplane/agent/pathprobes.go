@@ -14,9 +14,9 @@ const (
 	// largeEcho is the payload of a path probe in each direction. It needs several TCP
 	// segments of full size.
 	largeEcho = 4 << 10
-	// smallSegment is the size of the TCP segments of a probe that passes where large packets
-	// are lost: that which every IPv4 path carries (RFC 9293, section 3.7.1). A ClientHello
-	// with one key share fits it.
+	// smallSegment is the size of the TCP segments of a probe that passes where large
+	// packets are lost: that which every IPv4 path carries (RFC 9293, section 3.7.1). A
+	// ClientHello with one key share fits it.
 	smallSegment = 536
 	// pathProbeTime bounds one path probe.
 	pathProbeTime = 2 * time.Second
@@ -28,8 +28,8 @@ type pathProbe struct {
 	exchange identity.KeyExchange
 }
 
-// furtherProbes are those that follow when the first probe, which is as a call, has failed.
-// The first of them repeats it, because a packet may have been lost by chance.
+// furtherProbes are those that follow when the first probe, which is as a call, has
+// failed. The first of them repeats it, because a packet may have been lost by chance.
 func furtherProbes(configured identity.KeyExchange) []pathProbe {
 	out := []pathProbe{{false, configured}, {true, identity.Classical}}
 	if configured != identity.Classical {
@@ -38,9 +38,9 @@ func furtherProbes(configured identity.KeyExchange) []pathProbe {
 	return out
 }
 
-// probePath tests the path to a peer through a gateway address beyond TCP: by one probe with
-// the key exchange and the segments of a call and, if that fails, by furtherProbes at the
-// same time. It leaves out what ctx interrupts.
+// probePath tests the path to a peer through a gateway address beyond TCP: by one probe
+// with the key exchange and the segments of a call and, if that fails, by furtherProbes
+// at the same time. It leaves out what ctx interrupts.
 func (a *Agent) probePath(ctx context.Context, p *peer, address string) []*wire.PathProbe {
 	first := a.pathProbe(ctx, p, address, pathProbe{false, a.keyExchange})
 	if first == nil || first.GetStage() == string(probe.StageDone) {
@@ -94,7 +94,7 @@ func (a *Agent) pathProbe(ctx context.Context, p *peer, address string, kind pat
 		Unacknowledged: result.Unacknowledged,
 	}
 	if result.Err != nil {
-		out.Error = reachReason(timed, pathProbeTime, result.Err)
+		out.Error = dialErrorText(timed, pathProbeTime, result.Err)
 	}
 	return out
 }

@@ -19,7 +19,7 @@ import (
 
 // before puts a middlebox before the gateway and returns its address. It hands on a
 // connection if admit, which gets the length of the first TLS record, says so.
-func (w *world) before(admit func(length int) bool) string {
+func (w *harness) before(admit func(length int) bool) string {
 	ln := listen(w.TB, "127.0.0.1")
 	w.Cleanup(func() { ln.Close() })
 	w.serving.Go(func() {
@@ -35,7 +35,7 @@ func (w *world) before(admit func(length int) bool) string {
 }
 
 // pass hands one connection on, or resets it. It closes the connection.
-func (w *world) pass(c *net.TCPConn, admit func(length int) bool) {
+func (w *harness) pass(c *net.TCPConn, admit func(length int) bool) {
 	header := make([]byte, 5)
 	if _, err := io.ReadFull(c, header); err != nil || !admit(int(binary.BigEndian.Uint16(header[3:]))) {
 		transport.Reset(c)
@@ -76,7 +76,7 @@ func TestProbePath(t *testing.T) {
 		why   string
 		k     identity.KeyExchange
 		admit func(length int) bool // nil: no middlebox
-		edit  func(*world)
+		edit  func(*harness)
 		want  []string
 	}{
 		"good": {
@@ -107,7 +107,7 @@ func TestProbePath(t *testing.T) {
 		"the gateway rejects the label": {
 			why:  "that is no fault of the path",
 			k:    identity.Classical,
-			edit: func(w *world) { w.edit(&w.gatewayView, "link/west", nil) },
+			edit: func(w *harness) { w.edit(&w.gatewayView, "link/west", nil) },
 			want: []string{
 				"full segments, short hello: tls, received",
 				"full segments, short hello: tls, received",
@@ -116,7 +116,7 @@ func TestProbePath(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, echo, func(w *world) { w.west.keyExchange = tc.k })
+			w := newHarness(t, echo, func(w *harness) { w.west.keyExchange = tc.k })
 			w.awaitProbes()
 			address := w.peers.Addr().String()
 			if tc.admit != nil {
@@ -142,7 +142,7 @@ func TestProbePath(t *testing.T) {
 
 // Calls offer what the chart's value says.
 func TestCallsUseTheConfiguredKeyExchange(t *testing.T) {
-	w := newWorld(t, echo, func(w *world) { w.west.keyExchange = identity.Classical })
+	w := newHarness(t, echo, func(w *harness) { w.west.keyExchange = identity.Classical })
 	address := w.before(func(length int) bool { return length < 1400 })
 	w.edit(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = address })
 	w.push()
@@ -152,10 +152,10 @@ func TestCallsUseTheConfiguredKeyExchange(t *testing.T) {
 }
 
 // What an operator's question dials are the addresses of the state, and no others.
-func TestReachAll(t *testing.T) {
-	w := newWorld(t, func(c *net.TCPConn) { c.Close() })
+func TestCheckGateways(t *testing.T) {
+	w := newHarness(t, func(c *net.TCPConn) { c.Close() })
 	w.awaitProbes()
-	got := w.west.reachAll(t.Context())
+	got := w.west.checkGateways(t.Context())
 	if len(got) != 1 || got[0].Link != "east" || got[0].Error != "" || got[0].Address != w.peers.Addr().String() {
 		t.Fatalf("west has one peer with one gateway, which answers; got %v", got)
 	}
@@ -165,25 +165,25 @@ func TestReachAll(t *testing.T) {
 	}
 }
 
-// TestReachAllEndsInTime: a controller waits 5 s for a report. What takes longer is left out
-// of it, so that many dead addresses do not hide everything else.
-func TestReachAllEndsInTime(t *testing.T) {
+// TestDialTestsEndInTime: a controller waits 5 s for a report. What takes longer is
+// left out of it, so that many dead addresses do not hide everything else.
+func TestDialTestsEndInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &Agent{dialer: transport.Dialer{Dial: func(ctx context.Context, _ string) (net.Conn, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}}
 		dead := &peer{name: "east"}
-		for i := range maxReaches {
+		for i := range maxGatewayChecks {
 			dead.gateways = append(dead.gateways, fmt.Sprintf("192.0.2.%d:4143", i))
 		}
 		a.state.Store(&state{links: map[string]*peer{"east": dead}})
 		start := time.Now()
-		got := a.reachAll(t.Context())
+		got := a.checkGateways(t.Context())
 		if took := time.Since(start); took != allReaches {
 			t.Errorf("it took %v, want %v", took, allReaches)
 		}
-		if want := 3 * reachesAtOnce; len(got) != want {
+		if want := 3 * gatewayChecksAtOnce; len(got) != want {
 			t.Errorf("%d addresses are reported, want those of three rounds: %d", len(got), want)
 		}
 		for _, r := range got {

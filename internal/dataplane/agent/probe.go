@@ -111,7 +111,7 @@ func (a *Agent) probeTLS(p *peer) (*tls.Config, error) {
 
 // serveProbe is the life of a session of probes that a gateway hands over. Any peer with
 // a valid Link may have it, within bounds. It closes c.
-func (a *Agent) serveProbe(life context.Context, c *net.TCPConn, in *arrival) {
+func (a *Agent) serveProbe(life context.Context, c *net.TCPConn, in *inboundConn) {
 	conn, err := a.accept(life, c, in)
 	if err == nil {
 		err = a.echo(life, conn, in)
@@ -119,13 +119,13 @@ func (a *Agent) serveProbe(life context.Context, c *net.TCPConn, in *arrival) {
 	if err != nil {
 		a.metrics.probes.WithLabelValues(inbound, outcomeRefused).Inc()
 		a.metrics.refuse(inbound, reasonOf(err))
-		a.tell(slog.LevelDebug, "probe refused", "caller", in.caller, "link", in.header.Link,
+		a.logLimited(slog.LevelDebug, "probe refused", "caller", in.caller, "link", in.header.Link,
 			"source", in.header.Source, "reason", reasonOf(err), "error", err)
 	}
 	var refused *tunnel.Refused
 	switch {
 	case err == nil || errors.As(err, &refused):
-		a.part(c) // the answer must arrive
+		a.closeAfterRefusal(c) // the answer must arrive
 	case in.caller.IsZero():
 		transport.Refuse(c) // which shows the peer that its bytes arrive
 	default:
@@ -134,7 +134,7 @@ func (a *Agent) serveProbe(life context.Context, c *net.TCPConn, in *arrival) {
 }
 
 // echo answers the probes of a session until it ends, its Link ends, or the agent stops.
-func (a *Agent) echo(life context.Context, conn *tunnel.Conn, in *arrival) error {
+func (a *Agent) echo(life context.Context, conn *tunnel.Conn, in *inboundConn) error {
 	if !in.caller.IsProbe() {
 		return refuse(reasonNotAProbe, fmt.Errorf("%s does not have the identity of probes", in.caller))
 	}
@@ -146,19 +146,19 @@ func (a *Agent) echo(life context.Context, conn *tunnel.Conn, in *arrival) error
 	if link == nil {
 		return refuse(reasonRevoked, fmt.Errorf("no Link has the trust domain %s", in.caller.TrustDomain()))
 	}
-	if !a.shares.probes.Enter(link.uid) {
+	if !a.shares.probes.Acquire(link.uid) {
 		return refuse(reasonLinkShare, fmt.Errorf("link %s has its share of probes", link.name))
 	}
-	defer a.shares.probes.Leave(link.uid)
-	lease, release := a.leases.hold(life, a.state.Load, func(s *state) error {
-		_, err := in.far.Load().again(s, time.Now())
+	defer a.shares.probes.Release(link.uid)
+	lease, release := a.leases.grant(life, a.state.Load, func(s *state) error {
+		_, err := in.verified.Load().recheck(s, time.Now())
 		return err
 	})
 	defer release()
-	ctx, cancel := both(a.taking, lease, probe.SessionLife+probe.EchoTimeout)
+	ctx, cancel := mergeContexts(a.acceptCtx, lease, probe.SessionLife+probe.EchoTimeout)
 	defer cancel()
 	err = probe.Serve(ctx, conn, func() bool {
-		admitted := a.rates.probes.Take(link.uid)
+		admitted := a.rates.probes.Allow(link.uid)
 		if admitted {
 			a.metrics.probes.WithLabelValues(inbound, string(probe.StageDone)).Inc()
 		}
@@ -172,7 +172,7 @@ func (a *Agent) echo(life context.Context, conn *tunnel.Conn, in *arrival) error
 	if err != nil {
 		return refuse(reasonTunnel, err)
 	}
-	conn.SetDeadline(time.Now().Add(farewell))
+	conn.SetDeadline(time.Now().Add(refusalReadTimeout))
 	halfClose(conn)
 	return nil
 }

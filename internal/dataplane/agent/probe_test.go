@@ -18,7 +18,7 @@ import (
 )
 
 // awaitProbes waits until both agents have the credential of probes.
-func (w *world) awaitProbes() {
+func (w *harness) awaitProbes() {
 	w.Helper()
 	for _, a := range []*Agent{w.west, w.east} {
 		eventually(w.TB, "the certificate for probes", func() bool {
@@ -29,28 +29,28 @@ func (w *world) awaitProbes() {
 }
 
 // probe makes a probe from west to east.
-func (w *world) probe(o probe.Options) probe.Result {
+func (w *harness) probe(o probe.Options) probe.Result {
 	w.Helper()
 	return w.probeBy(w.peers.Addr().String(), o)
 }
 
-func (w *world) probeBy(address string, o probe.Options) probe.Result {
+func (w *harness) probeBy(address string, o probe.Options) probe.Result {
 	w.Helper()
 	s := must(w.west.current())(w.TB)
-	ctx, cancel := context.WithTimeout(w.Context(), tooLong)
+	ctx, cancel := context.WithTimeout(w.Context(), testTimeout)
 	defer cancel()
 	return w.west.probe(ctx, s.links["east"], address, o)
 }
 
 func TestProbe(t *testing.T) {
-	w := newWorld(t, echo)
+	w := newHarness(t, echo)
 	w.awaitProbes()
 	for _, o := range []probe.Options{{}, {Payload: probe.MaxPayload}, {Payload: 1, MaxSegment: 600}} {
 		r := w.probe(o)
 		if r.Stage != probe.StageDone || r.Err != nil {
 			t.Errorf("probe %+v: stage %s, %v", o, r.Stage, r.Err)
 		}
-		if r.Connect <= 0 || r.Handshake <= 0 || r.Echo <= 0 || time.Since(r.LastByte) > tooLong {
+		if r.Connect <= 0 || r.Handshake <= 0 || r.Echo <= 0 || time.Since(r.LastByte) > testTimeout {
 			t.Errorf("probe %+v took %+v", o, r)
 		}
 	}
@@ -58,11 +58,11 @@ func TestProbe(t *testing.T) {
 		t.Errorf("probes reached the application %d times", n)
 	}
 	for _, side := range []struct {
-		a   *Agent
-		way string
+		a         *Agent
+		direction string
 	}{{w.west, outbound}, {w.east, inbound}} {
-		if n := testutil.ToFloat64(side.a.metrics.probes.WithLabelValues(side.way, string(probe.StageDone))); n != 3 {
-			t.Errorf("%s: %v probes are counted as answered, want 3", side.way, n)
+		if n := testutil.ToFloat64(side.a.metrics.probes.WithLabelValues(side.direction, string(probe.StageDone))); n != 3 {
+			t.Errorf("%s: %v probes are counted as answered, want 3", side.direction, n)
 		}
 	}
 }
@@ -71,8 +71,8 @@ func TestProbe(t *testing.T) {
 func TestProbeFails(t *testing.T) {
 	cases := map[string]struct {
 		why      string
-		tune     func(*world) // before the agents begin
-		edit     func(*world)
+		tune     func(*harness) // before the agents begin
+		edit     func(*harness)
 		stage    probe.Stage
 		received bool
 	}{
@@ -82,28 +82,28 @@ func TestProbeFails(t *testing.T) {
 		},
 		"no agent": {
 			why:   "the gateway answers with an alert",
-			edit:  func(w *world) { w.edit(&w.gatewayView, "upstream/agent/node", nil) },
+			edit:  func(w *harness) { w.edit(&w.gatewayView, "upstream/agent/node", nil) },
 			stage: probe.StageTLS, received: true,
 		},
 		"link revoked at the gateway": {
 			why:   "only linked peers may probe",
-			edit:  func(w *world) { w.edit(&w.gatewayView, "link/west", nil) },
+			edit:  func(w *harness) { w.edit(&w.gatewayView, "link/west", nil) },
 			stage: probe.StageTLS, received: true,
 		},
 		"link revoked at the agent": {
 			why:   "the agent does not rely on the gateway; its part of the handshake arrives",
-			edit:  func(w *world) { w.edit(&w.eastView, "link/west", nil) },
+			edit:  func(w *harness) { w.edit(&w.eastView, "link/west", nil) },
 			stage: probe.StageHello, received: true,
 		},
 		"too many": {
 			why:   "probes are rated by link",
-			tune:  func(w *world) { w.east.rates.probes = budget.NewRates[string](0, 0) },
+			tune:  func(w *harness) { w.east.rates.probes = budget.NewRates[string](0, 0) },
 			stage: probe.StageHello, received: true,
 		},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, echo, func(w *world) {
+			w := newHarness(t, echo, func(w *harness) {
 				if c.tune != nil {
 					c.tune(w)
 				}
@@ -134,7 +134,7 @@ func TestProbeFails(t *testing.T) {
 
 // The identity of probes calls no Service, and no workload has the route of probes.
 func TestProbesAndWorkloadsAreApart(t *testing.T) {
-	w := newWorld(t, echo)
+	w := newHarness(t, echo)
 	w.awaitProbes()
 	s := must(w.west.current())(t)
 	handshake := func(id uint32, as account, far string) error {
@@ -170,7 +170,7 @@ func TestProbesAndWorkloadsAreApart(t *testing.T) {
 
 // A session of probes carries one after the other, and ends with its Link.
 func TestProbeSession(t *testing.T) {
-	w := newWorld(t, echo)
+	w := newHarness(t, echo)
 	w.awaitProbes()
 	s := must(w.west.current())(t)
 	session, r := w.west.openProbe(t.Context(), s.links["east"], w.peers.Addr().String(), probe.Options{})

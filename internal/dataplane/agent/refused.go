@@ -26,7 +26,7 @@ func (a *Agent) refuseVIPs(ctx context.Context, refuse func([]netip.Prefix) erro
 	var refused []netip.Prefix
 	failing := false
 	for {
-		changed := a.monitor.changed.next() // before asking, so that no change is missed
+		changed := a.monitor.changed.wait() // before asking, so that no change is missed
 		was := refused
 		refused = nil
 		if s, unusable := a.state.Load(), a.monitor.unusable(); s != nil && len(unusable) > 0 {
@@ -56,27 +56,27 @@ func (a *Agent) refuseVIPs(ctx context.Context, refuse func([]netip.Prefix) erro
 // backend is of an unusable link, and those of no other mirror. unusable has names of
 // links.
 func (s *state) refusedVIPs(unusable map[string]bool) []netip.Prefix {
-	var refused, kept []netip.Addr
+	var refused, usable []netip.Addr
 	for addr, m := range s.mirrors {
 		if m != nil && unusable[m.link] {
 			refused = append(refused, addr)
 		} else {
-			kept = append(kept, addr)
+			usable = append(usable, addr)
 		}
 	}
 	for _, cidr := range s.vips {
-		kept = append(kept, canary.Address(cidr))
+		usable = append(usable, canary.Address(cidr))
 	}
-	out := cover(s.vips, refused, kept)
+	out := cover(s.vips, refused, usable)
 	return out[:min(len(out), vipguard.MaxRefused)]
 }
 
-// cover returns prefixes within cidrs that hold all of refused and none of kept. Virtual
-// IPs are given to links in blocks, so few prefixes are enough. None is larger than the
-// largest block, so that a block that is given to another link is not in one.
-func cover(cidrs []netip.Prefix, refused, kept []netip.Addr) []netip.Prefix {
+// cover returns prefixes within cidrs that hold all of refused and none of usable.
+// Virtual IPs are given to links in blocks, so few prefixes are enough. None is larger
+// than the largest block, so that a block that is given to another link is not in one.
+func cover(cidrs []netip.Prefix, refused, usable []netip.Addr) []netip.Prefix {
 	slices.SortFunc(refused, netip.Addr.Compare)
-	slices.SortFunc(kept, netip.Addr.Compare)
+	slices.SortFunc(usable, netip.Addr.Compare)
 	var out []netip.Prefix
 	for _, addr := range refused {
 		if len(out) > 0 && out[len(out)-1].Contains(addr) {
@@ -87,7 +87,7 @@ func cover(cidrs []netip.Prefix, refused, kept []netip.Addr) []netip.Prefix {
 			continue
 		}
 		for bits := max(cidrs[i].Bits(), addr.BitLen()-blockBits); bits <= addr.BitLen(); bits++ {
-			if p := netip.PrefixFrom(addr, bits).Masked(); !containsAny(p, kept) {
+			if p := netip.PrefixFrom(addr, bits).Masked(); !containsAny(p, usable) {
 				out = append(out, p)
 				break
 			}

@@ -18,16 +18,16 @@ import (
 
 func TestCover(t *testing.T) {
 	cases := map[string]struct {
-		why                  string
-		cidrs, refused, kept string
-		want                 string
+		why                    string
+		cidrs, refused, usable string
+		want                   string
 	}{
-		"none": {why: "all links are usable", cidrs: "240.64.0.0/12", kept: "240.64.1.1"},
+		"none": {why: "all links are usable", cidrs: "240.64.0.0/12", usable: "240.64.1.1"},
 		"a link's own block": {
 			why:     "one prefix is enough for all of its mirrors, and for those to come",
 			cidrs:   "240.64.0.0/12",
 			refused: "240.64.1.1 240.64.1.2 240.64.1.200",
-			kept:    "240.64.0.1 240.64.2.0",
+			usable:  "240.64.0.1 240.64.2.0",
 			want:    "240.64.1.0/24",
 		},
 		"two blocks": {
@@ -40,7 +40,7 @@ func TestCover(t *testing.T) {
 			why:     "small ranges have small blocks",
 			cidrs:   "240.64.0.0/22",
 			refused: "240.64.1.1 240.64.1.3 240.64.1.130",
-			kept:    "240.64.1.2 240.64.1.64",
+			usable:  "240.64.1.2 240.64.1.64",
 			want:    "240.64.1.0/31 240.64.1.3/32 240.64.1.128/25",
 		},
 		"small range": {
@@ -53,7 +53,7 @@ func TestCover(t *testing.T) {
 			why:     "a mirror has a VIP in each family",
 			cidrs:   "240.64.0.0/12 fd00::/108",
 			refused: "fd00::1:7 240.64.1.7",
-			kept:    "fd00::2:7",
+			usable:  "fd00::2:7",
 			want:    "240.64.1.0/24 fd00::1:0/120",
 		},
 		"outside of the ranges": {
@@ -62,10 +62,10 @@ func TestCover(t *testing.T) {
 			refused: "10.0.0.1",
 		},
 		"in both": {
-			why:     "what is kept is never refused",
+			why:     "a usable address is never refused",
 			cidrs:   "240.64.0.0/12",
 			refused: "240.64.1.1 240.64.1.2",
-			kept:    "240.64.1.1",
+			usable:  "240.64.1.1",
 			want:    "240.64.1.2/31",
 		},
 	}
@@ -82,7 +82,7 @@ func TestCover(t *testing.T) {
 				return out
 			}
 			var got []string
-			for _, p := range cover(cidrs, addrs(c.refused), addrs(c.kept)) {
+			for _, p := range cover(cidrs, addrs(c.refused), addrs(c.usable)) {
 				got = append(got, p.String())
 			}
 			if diff := cmp.Diff(strings.Fields(c.want), got); diff != "" && len(got)+len(c.want) > 0 {
@@ -94,7 +94,7 @@ func TestCover(t *testing.T) {
 
 func FuzzCover(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 200}, []byte{4, 5})
-	f.Fuzz(func(t *testing.T, refused, kept []byte) {
+	f.Fuzz(func(t *testing.T, refused, usable []byte) {
 		cidrs := []netip.Prefix{netip.MustParsePrefix("240.64.0.0/23")}
 		addrs := func(b []byte) (out []netip.Addr) {
 			for i, n := range b {
@@ -102,7 +102,7 @@ func FuzzCover(f *testing.F) {
 			}
 			return out
 		}
-		out := cover(cidrs, addrs(refused), addrs(kept))
+		out := cover(cidrs, addrs(refused), addrs(usable))
 		holds := func(a netip.Addr) int {
 			n := 0
 			for _, p := range out {
@@ -112,13 +112,13 @@ func FuzzCover(f *testing.F) {
 			}
 			return n
 		}
-		for _, a := range addrs(kept) {
+		for _, a := range addrs(usable) {
 			if holds(a) > 0 {
-				t.Errorf("%v is kept, and in %v", a, out)
+				t.Errorf("%v is usable, and in %v", a, out)
 			}
 		}
 		for _, a := range addrs(refused) {
-			if n := holds(a); n != 1 && !slices.Contains(addrs(kept), a) {
+			if n := holds(a); n != 1 && !slices.Contains(addrs(usable), a) {
 				t.Errorf("%v is refused, and %d times in %v", a, n, out)
 			}
 		}
@@ -198,21 +198,21 @@ func TestRefusalsAreRefreshed(t *testing.T) {
 		}
 		bubble.Pass(time.Hour)
 		want("nothing is refused, so nothing is said")
-		a.monitor.turn(east, false)
+		a.monitor.setUsable(east, false)
 		want("at once", 1)
 		bubble.Pass(5 * time.Second)
 		want("refreshed", 1, 1)
-		a.monitor.turn(east, true)
+		a.monitor.setUsable(east, true)
 		want("an empty list at once", 0)
 		bubble.Pass(time.Hour)
 		want("nothing is refused, so nothing is said")
-		a.monitor.turn(east, false)
+		a.monitor.setUsable(east, false)
 		mu.Lock()
 		fail = errors.New("no guard")
 		mu.Unlock()
 		bubble.Pass(time.Second)
 		lists = nil
-		a.monitor.turn(east, true)
+		a.monitor.setUsable(east, true)
 		want("the guard does not take it", 0)
 		bubble.Pass(3 * time.Second)
 		want("again", 0)
@@ -221,8 +221,8 @@ func TestRefusalsAreRefreshed(t *testing.T) {
 	})
 }
 
-// turn makes a link usable or unusable.
-func (m *linkMonitor) turn(l *monitoredLink, usable bool) {
+// setUsable makes a link usable or unusable.
+func (m *linkMonitor) setUsable(l *monitoredLink, usable bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now, was := time.Now(), l.health.Usable()
@@ -237,5 +237,5 @@ func (m *linkMonitor) turn(l *monitoredLink, usable bool) {
 		}
 		l.health.Next(now, 0, func() float64 { return 0 })
 	}
-	m.note(l, was)
+	m.recordChange(l, was)
 }

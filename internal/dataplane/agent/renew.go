@@ -53,26 +53,26 @@ const (
 
 // ends are what both ends of a session have proven. They never change.
 type ends struct {
-	as  *identity.Credential // the caller's own
-	far *vouching
+	credential *identity.Credential // the caller's own
+	verified   *verifiedPeer
 }
 
-// vouched returns who is at the far end, if both ends still are who they have proven to
+// checkPeer returns who is at the far end, if both ends still are who they have proven to
 // be.
-func (e *ends) vouched(s *state, now time.Time) (identity.Name, error) {
-	if until := e.as.NotAfter(); now.After(until.Add(afterExpiry)) {
+func (e *ends) checkPeer(s *state, now time.Time) (identity.Name, error) {
+	if until := e.credential.NotAfter(); now.After(until.Add(expiryGrace)) {
 		return identity.Name{}, fmt.Errorf("%w: the caller's was valid until %s", transport.ErrNotRenewed,
 			until.UTC().Format(time.RFC3339))
 	}
-	return e.far.again(s, now)
+	return e.verified.recheck(s, now)
 }
 
 // until is when the first of the two certificates ends.
 func (e *ends) until() time.Time {
-	if far := e.far.proof.NotAfter(); far.Before(e.as.NotAfter()) {
+	if far := e.verified.proof.NotAfter(); far.Before(e.credential.NotAfter()) {
 		return far
 	}
-	return e.as.NotAfter()
+	return e.credential.NotAfter()
 }
 
 // due is when the first of the two certificates has spent a share of its life.
@@ -85,11 +85,11 @@ func (e *ends) due(share float64) time.Time {
 }
 
 func (e *ends) nearDue(share float64) time.Time {
-	return moment(e.as.NotBefore(), e.as.NotAfter(), share)
+	return moment(e.credential.NotBefore(), e.credential.NotAfter(), share)
 }
 
 func (e *ends) farDue(share float64) time.Time {
-	return moment(e.far.proof.NotBefore(), e.far.proof.NotAfter(), share)
+	return moment(e.verified.proof.NotBefore(), e.verified.proof.NotAfter(), share)
 }
 
 // moment is when a share of the time between two others has passed.
@@ -97,10 +97,11 @@ func moment(from, to time.Time, share float64) time.Time {
 	return from.Add(time.Duration(share * float64(to.Sub(from))))
 }
 
-// nextRenewal is when to try again after an attempt at now: when the certificates are due,
-// but not before a fraction of the time that is left has passed. random is in [0, 1).
+// nextRenewal is when to try again after an attempt at now: when the certificates are
+// due, but not before a fraction of the time that is left has passed. random is in [0,
+// 1).
 func nextRenewal(due, until, now time.Time, pause time.Duration, random float64) time.Time {
-	left := until.Add(afterExpiry).Sub(now)
+	left := until.Add(expiryGrace).Sub(now)
 	wait := max(min(left/renewFraction, maxRenewPause), pause)
 	again := now.Add(wait*3/4 + time.Duration(random*float64(wait)/2))
 	if due.After(again) {
@@ -111,7 +112,7 @@ func nextRenewal(due, until, now time.Time, pause time.Duration, random float64)
 
 // An openExchange is an outbound exchange as its lease sees it.
 type openExchange struct {
-	call    *call
+	call    *outboundConn
 	session *clientSession
 	ends    atomic.Pointer[ends]
 	share   float64                // of a certificate's life, after which it is due
@@ -124,9 +125,9 @@ type openExchange struct {
 // renewing is openExchange.next while it waits for a session, or is on one.
 const renewing = int64(1<<63 - 1)
 
-func newOpenExchange(c *call, s *clientSession, now time.Time, pause time.Duration) *openExchange {
+func newOpenExchange(c *outboundConn, s *clientSession, now time.Time, pause time.Duration) *openExchange {
 	x := &openExchange{call: c, session: s, share: renewFrom + renewSpread*rand.Float64()}
-	e := &ends{c.as, c.far}
+	e := &ends{c.credential, c.verified}
 	x.ends.Store(e)
 	next := e.due(x.share)
 	if first := now.Add(pause); next.Before(first) { // most exchanges are over by then
@@ -139,10 +140,10 @@ func newOpenExchange(c *call, s *clientSession, now time.Time, pause time.Durati
 // check is the decision by which an exchange stays open. It asks what must end an open
 // one, and neither ports nor the identities that a new one may meet.
 func (x *openExchange) check(s *state, now time.Time) error {
-	if err := x.call.kept(s); err != nil {
+	if err := x.call.checkOpen(s); err != nil {
 		return err
 	}
-	_, err := x.ends.Load().vouched(s, now)
+	_, err := x.ends.Load().checkPeer(s, now)
 	if why := x.failure.Load(); errors.Is(err, transport.ErrNotRenewed) && why != nil {
 		err = fmt.Errorf("%w; the last attempt failed: %s", err, *why)
 	}
@@ -181,14 +182,14 @@ func (x *openExchange) plan(now time.Time, pause time.Duration) {
 // caller, or because the far one is due.
 func (x *openExchange) gains(as *identity.Credential, now time.Time) bool {
 	e := x.ends.Load()
-	return as.NotAfter().After(e.as.NotAfter()) || !now.Before(e.farDue(x.share))
+	return as.NotAfter().After(e.credential.NotAfter()) || !now.Before(e.farDue(x.share))
 }
 
-// holdOpen makes the lease of an exchange that a session is about to carry.
-func (a *Agent) holdOpen(life context.Context, c *call, s *clientSession) (context.Context, func()) {
+// grantOpen makes the lease of an exchange that a session is about to carry.
+func (a *Agent) grantOpen(life context.Context, c *outboundConn, s *clientSession) (context.Context, func()) {
 	x := newOpenExchange(c, s, time.Now(), a.renewals.pause)
 	s.exchange = x
-	ctx, release := a.leases.hold(life, a.state.Load, func(s *state) error {
+	ctx, release := a.leases.grant(life, a.state.Load, func(s *state) error {
 		now := time.Now()
 		err := x.check(s, now)
 		if err == nil && x.isDue(now) {
@@ -207,7 +208,7 @@ type renewalKey struct {
 }
 
 func (x *openExchange) renewalKey() renewalKey {
-	return renewalKey{x.session.key, x.session.Endpoint(), x.ends.Load().far.name}
+	return renewalKey{x.session.key, x.session.Endpoint(), x.ends.Load().verified.name}
 }
 
 // A renewalBatch is exchanges that share a session.
@@ -276,7 +277,7 @@ func (r *renewals) work(b *renewalBatch) {
 // r.mu is held.
 func (r *renewals) pick() *renewalBatch {
 	for i, b := range r.queue {
-		if link := b.key.session.to.link; r.running[link] < maxLinkRenewers {
+		if link := b.key.session.port.link; r.running[link] < maxLinkRenewers {
 			r.queue = append(r.queue[:i], r.queue[i+1:]...)
 			r.running[link]++
 			return b
@@ -299,7 +300,7 @@ func (r *renewals) take(b *renewalBatch) []*openExchange {
 func (r *renewals) done(b *renewalBatch) *renewalBatch {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	link := b.key.session.to.link
+	link := b.key.session.port.link
 	if r.running[link]--; r.running[link] == 0 {
 		delete(r.running, link)
 	}
@@ -338,17 +339,17 @@ func (a *Agent) renew(life context.Context, all []*openExchange) {
 	var due []*openExchange
 	for _, x := range open {
 		switch {
-		case err != nil || x.gains(next.as, now):
+		case err != nil || x.gains(next.credential, now):
 			due = append(due, x)
 		default:
 			x.renewed(nil, errNoNewCertificate)
 		}
 	}
 	if err == nil && len(due) > 0 {
-		err = a.proveAgain(ctx, next, to, due)
+		err = a.renewHandshake(ctx, next, to, due)
 	}
 	if err != nil {
-		a.notRenewed(due, err)
+		a.recordRenewalFailure(due, err)
 	}
 	for _, x := range open {
 		x.plan(time.Now(), a.renewals.pause)
@@ -360,9 +361,9 @@ var (
 	errUnknownSession   = errors.New("the agent that was reached does not have the connection")
 )
 
-// notRenewed counts exchanges whose renewal has failed. It warns once their certificates
-// have expired.
-func (a *Agent) notRenewed(all []*openExchange, err error) {
+// recordRenewalFailure counts exchanges whose renewal has failed. It warns once their
+// certificates have expired.
+func (a *Agent) recordRenewalFailure(all []*openExchange, err error) {
 	level := slog.LevelDebug
 	for _, x := range all {
 		x.renewed(nil, err)
@@ -372,46 +373,46 @@ func (a *Agent) notRenewed(all []*openExchange, err error) {
 		}
 	}
 	c := all[0].call
-	a.tell(level, "certificates of open connections not renewed, will retry", "mirror", c.to.name,
+	a.logLimited(level, "certificates of open connections not renewed, will retry", "mirror", c.mirror.name,
 		"caller", all[0].session.key.caller, "peer", c.peer.name, "connections", len(all), "error", err)
 }
 
-// renewalCall returns a call that is good for a session to where an open exchange leads,
-// and what to ask the gateway for. The far end must have the name of before, whether new
-// calls may meet it or not. The gateway that carries the exchange comes first: it leads to
-// the endpoint even if that takes no new connections.
-func (a *Agent) renewalCall(x *openExchange) (*call, route.Wish, error) {
+// renewalCall returns a call that is good for a session to where an open exchange
+// leads, and what to ask the gateway for. The far end must have the name of before,
+// whether new calls may meet it or not. The gateway that carries the exchange comes
+// first: it leads to the endpoint even if that takes no new connections.
+func (a *Agent) renewalCall(x *openExchange) (*outboundConn, route.Hint, error) {
 	c, key := x.call, x.renewalKey()
 	s, err := a.current()
 	if err == nil {
-		err = c.linked(s)
+		err = c.checkLink(s)
 	}
 	if err != nil {
-		return nil, route.Wish{}, err
+		return nil, route.Hint{}, err
 	}
 	m := s.mirrors[c.vip]
-	if !m.means(c.to) {
-		return nil, route.Wish{}, fmt.Errorf("mirror %s has gone or stands for another Service", c.to.name)
+	if !m.sameTarget(c.mirror) {
+		return nil, route.Hint{}, fmt.Errorf("mirror %s has gone or stands for another Service", c.mirror.name)
 	}
 	port, ok := m.anyPort(c.index)
 	if !ok {
-		return nil, route.Wish{}, fmt.Errorf("mirror %s has no port", c.to.name)
+		return nil, route.Hint{}, fmt.Errorf("mirror %s has no port", c.mirror.name)
 	}
 	as, ok := a.svids.get(c.caller.account())
-	if !ok || as.Name() != c.as.Name() {
-		return nil, route.Wish{}, fmt.Errorf("no certificate for %s", c.as.Name())
+	if !ok || as.Name() != c.credential.Name() {
+		return nil, route.Hint{}, fmt.Errorf("no certificate for %s", c.credential.Name())
 	}
 	to := *m
 	to.identities = []identity.Name{key.far}
-	next := &call{to: &to, port: port, peer: s.links[c.peer.name].first(x.session.by), as: as}
+	next := &outboundConn{mirror: &to, port: port, peer: s.links[c.peer.name].first(x.session.gateway), credential: as}
 	if key.endpoint == (route.EndpointID{}) {
-		return next, wishFor(next, key.endpoint), nil
+		return next, hintFor(next, key.endpoint), nil
 	}
 	return next, route.ForOpen(key.endpoint), nil
 }
 
-// first returns the peer with one of its gateway addresses as the first to dial, if it has
-// that address.
+// first returns the peer with one of its gateway addresses as the first to dial, if it
+// has that address.
 func (p *peer) first(address string) *peer {
 	i := slices.Index(p.gateways, address)
 	if i < 0 {
@@ -435,15 +436,15 @@ func (m *mirror) anyPort(index int) (port mirrorPort, ok bool) {
 	return mirrorPort{}, false
 }
 
-// proveAgain makes a session for exchanges of one key, and takes in what both ends prove
-// on it. It counts those that are renewed or not known to the far agent. With an error it
-// has renewed none.
-func (a *Agent) proveAgain(ctx context.Context, next *call, to route.Wish, all []*openExchange) error {
-	raw, _, err := a.reach(ctx, next.peer)
+// renewHandshake makes a session for exchanges of one key, and takes in what both ends
+// prove on it. It counts those that are renewed or not known to the far agent. With an
+// error it has renewed none.
+func (a *Agent) renewHandshake(ctx context.Context, next *outboundConn, to route.Hint, all []*openExchange) error {
+	raw, _, err := a.dialGateway(ctx, next.peer)
 	if err != nil {
 		return err
 	}
-	conn, err := a.prove(ctx, raw, next, to)
+	conn, err := a.clientHandshake(ctx, raw, next, to)
 	if err != nil {
 		raw.Reset()
 		return err
@@ -464,21 +465,21 @@ func (a *Agent) proveAgain(ctx context.Context, next *call, to route.Wish, all [
 	proofs, err := conn.Renew(ctx, names)
 	if err != nil {
 		raw.Reset()
-		return fmt.Errorf("renew %d connections to %s: %w", len(all), next.to.name, err)
+		return fmt.Errorf("renew %d connections to %s: %w", len(all), next.mirror.name, err)
 	}
-	raw.Hurry() // close_notify fits, or the far side reads nothing
+	raw.FailSlowWrites() // close_notify fits, or the far side reads nothing
 	conn.Close()
 	var unknown []*openExchange
 	for i, x := range all {
 		if proofs[i].Equal(secrets[i].ServerProof(&newer)) {
-			x.renewed(&ends{next.as, next.far}, nil)
+			x.renewed(&ends{next.credential, next.verified}, nil)
 			a.metrics.renewal(outbound, renewalDone)
 		} else {
 			unknown = append(unknown, x)
 		}
 	}
 	if len(unknown) > 0 {
-		a.notRenewed(unknown, errUnknownSession)
+		a.recordRenewalFailure(unknown, errUnknownSession)
 	}
 	return nil
 }
@@ -500,19 +501,19 @@ var errRenewal = errors.New("the session has renewed others")
 //
 // What it renews is what the caller has proven, and nothing else: whether an exchange may
 // stay open is for its lease alone to decide.
-func (a *Agent) serveRenewal(conn *tunnel.Conn, in *arrival) error {
+func (a *Agent) serveRenewal(conn *tunnel.Conn, in *inboundConn) error {
 	asked, err := conn.ReadRenew()
 	if err != nil {
 		return refuse(reasonTunnel, err)
 	}
-	if !a.rates.renewals.Take(in.header.Link) {
-		in.told = tunnel.WriteRenewAnswer(conn, tunnel.Code_OVERLOADED, nil) == nil
+	if !a.rates.renewals.Allow(in.header.Link) {
+		in.refusalSent = tunnel.WriteRenewAnswer(conn, tunnel.Code_OVERLOADED, nil) == nil
 		return refuse(reasonRenewalRate, fmt.Errorf("link %s renews too often", in.header.Link))
 	}
 	proofs := make([]tunnel.SessionProof, len(asked))
 	for i, r := range asked {
 		outcome := renewalUnknown
-		if old := a.arrivals.find(r.Name); old != nil && old.renewedBy(in, r.Proof) {
+		if old := a.inboundConns.find(r.Name); old != nil && old.renewedBy(in, r.Proof) {
 			outcome, proofs[i] = renewalDone, old.secret.ServerProof(&in.secret)
 		}
 		a.metrics.renewal(inbound, outcome)
@@ -525,14 +526,14 @@ func (a *Agent) serveRenewal(conn *tunnel.Conn, in *arrival) error {
 
 // renewedBy takes in what the caller has proven on a newer session, if that has the same
 // ends and its client is the one of this session. It reports whether it has.
-func (in *arrival) renewedBy(newer *arrival, proof tunnel.SessionProof) bool {
+func (in *inboundConn) renewedBy(newer *inboundConn, proof tunnel.SessionProof) bool {
 	if in.caller != newer.caller || in.header.Link != newer.header.Link ||
 		in.server.Name() != newer.server.Name() || !proof.Equal(in.secret.ClientProof(&newer.secret)) {
 		return false
 	}
 	for {
-		was, now := in.far.Load(), newer.far.Load()
-		if !now.proof.NotAfter().After(was.proof.NotAfter()) || in.far.CompareAndSwap(was, now) {
+		was, now := in.verified.Load(), newer.verified.Load()
+		if !now.proof.NotAfter().After(was.proof.NotAfter()) || in.verified.CompareAndSwap(was, now) {
 			return true
 		}
 	}

@@ -28,16 +28,16 @@ import (
 // oldAge is the age of certificates of which an exchange is due.
 const oldAge = 20 * time.Hour
 
-// aWorldGrownOld is a world whose certificates are all due.
-type aWorldGrownOld struct {
-	*world
+// agedHarness is a world whose certificates are all due.
+type agedHarness struct {
+	*harness
 	mu    sync.Mutex
 	tried [][]*openExchange // by west, one after another
 }
 
-func newOldWorld(t *testing.T, app func(*net.TCPConn)) *aWorldGrownOld {
-	o := &aWorldGrownOld{}
-	o.world = newWorld(t, app, func(w *world) {
+func newAgedHarness(t *testing.T, app func(*net.TCPConn)) *agedHarness {
+	o := &agedHarness{}
+	o.harness = newHarness(t, app, func(w *harness) {
 		w.westTrust.age.Store(int64(oldAge))
 		w.eastTrust.age.Store(int64(oldAge))
 		r := w.west.renewals
@@ -54,74 +54,74 @@ func newOldWorld(t *testing.T, app func(*net.TCPConn)) *aWorldGrownOld {
 }
 
 // attempts returns how many sessions west has made, or tried to make, to renew others.
-func (o *aWorldGrownOld) attempts() int {
+func (o *agedHarness) attempts() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return len(o.tried)
 }
 
 // newCertificates gives every account of a cluster a new certificate.
-func (w *world) newCertificates(a *Agent, c *cluster) {
+func (w *harness) newCertificates(a *Agent, c *cluster) {
 	w.Helper()
 	c.age.Store(0)
 	a.svids.mu.Lock()
 	defer a.svids.mu.Unlock()
-	if len(a.svids.held) == 0 {
+	if len(a.svids.current) == 0 {
 		w.Fatal("no account has a certificate")
 	}
-	for account := range a.svids.held {
-		a.svids.held[account] = c.credential(w.TB, account.namespace, account.name)
+	for account := range a.svids.current {
+		a.svids.current[account] = c.credential(w.TB, account.namespace, account.name)
 	}
 }
 
-func renewalCount(a *Agent, way, outcome string) int {
-	return int(testutil.ToFloat64(a.metrics.renewals.WithLabelValues(way, outcome)))
+func renewalCount(a *Agent, direction, outcome string) int {
+	return int(testutil.ToFloat64(a.metrics.renewals.WithLabelValues(direction, outcome)))
 }
 
-// callerProvenUntil returns when the certificates end by which east's agent knows the callers of
-// its sessions.
-func (w *world) callerProvenUntil() (out []time.Time) {
-	a := &w.east.arrivals
+// callerProvenUntil returns when the certificates end by which east's agent knows the
+// callers of its sessions.
+func (w *harness) callerProvenUntil() (out []time.Time) {
+	a := &w.east.inboundConns
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, in := range a.open {
-		out = append(out, in.far.Load().proof.NotAfter())
+		out = append(out, in.verified.Load().proof.NotAfter())
 	}
 	return out
 }
 
 func stillNew(until time.Time) bool { return time.Until(until) > 23*time.Hour }
 
-// TestAnOpenExchangeIsRenewed: an open exchange is proven again by both ends under all that it
-// outlives, and its caller and application notice nothing.
-func TestAnOpenExchangeIsRenewed(t *testing.T) {
+// TestOpenExchangeIsRenewed: an open exchange is proven again by both ends under all
+// that it outlives, and its caller and application notice nothing.
+func TestOpenExchangeIsRenewed(t *testing.T) {
 	cases := map[string]struct {
 		why    string
-		change func(*world)
+		change func(*harness)
 	}{
-		"nothing else changes": {"certificates are renewed each half day", func(*world) {}},
-		"pod not ready": {"readiness is about new connections", func(w *world) {
+		"nothing else changes": {"certificates are renewed each half day", func(*harness) {}},
+		"pod not ready": {"readiness is about new connections", func(w *harness) {
 			w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Accepts = false })
 		}},
-		"pod no longer behind the service": {"blue serves what it has", func(w *world) {
+		"pod no longer behind the service": {"blue serves what it has", func(w *harness) {
 			w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods = nil })
 		}},
-		"pod unknown to the gateway": {"a gateway that carries the exchange leads there", func(w *world) {
+		"pod unknown to the gateway": {"a gateway that carries the exchange leads there", func(w *harness) {
 			w.edit(&w.gatewayView, "route/1024", func(r *wire.Resource) { r.GetRoute().Endpoints = nil })
 		}},
-		"pod terminates": {"it finishes what it has begun", (*world).terminate},
-		"Link suspended here": {"open connections go on", func(w *world) {
+		"pod terminates": {"it finishes what it has begun", (*harness).terminatePod},
+		"Link suspended here": {"open connections go on", func(w *harness) {
 			w.edit(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Suspended = true })
 		}},
-		"Link suspended there": {"open connections go on", func(w *world) {
+		"Link suspended there": {"open connections go on", func(w *harness) {
 			w.edit(&w.eastView, "link/west", func(r *wire.Resource) { r.GetLink().Suspended = true })
 		}},
-		"identity no longer expected": {"it is about who new callers meet", func(w *world) {
+		"identity no longer expected": {"it is about who new callers meet", func(w *harness) {
 			w.edit(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
 				backendOf(r).Identities = []string{"spiffe://east-12/ns/shop/sa/new"}
 			})
 		}},
-		"another port": {"all ports lead to the same agents", func(w *world) {
+		"another port": {"all ports lead to the same agents", func(w *harness) {
 			w.edit(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
 				b := backendOf(r)
 				b.Ports[0].Index, b.Ports[0].Port, b.Ports[0].Route = 1, 81, 1025
@@ -131,12 +131,12 @@ func TestAnOpenExchangeIsRenewed(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			w := newOldWorld(t, talk)
+			w := newAgedHarness(t, echoLines)
 			c := w.dial(alice)
-			wantTalk(t, c)
+			wantEcho(t, c)
 			w.newCertificates(w.west, w.westTrust)
 			w.newCertificates(w.east, w.eastTrust)
-			tc.change(w.world)
+			tc.change(w.harness)
 			w.push()
 			eventually(t, tc.why, func() bool { return w.attempts() == 1 })
 			if n, m := renewalCount(w.west, outbound, renewalDone), renewalCount(w.east, inbound, renewalDone); n != 1 || m != 1 {
@@ -144,8 +144,8 @@ func TestAnOpenExchangeIsRenewed(t *testing.T) {
 					w.logs[0].all("certificates of open connections not renewed, will retry", "error"))
 			}
 			x := w.tried[0][0]
-			if e := x.ends.Load(); !stillNew(e.as.NotAfter()) || !stillNew(e.far.proof.NotAfter()) {
-				t.Errorf("to west the caller is proven until %v, the far end until %v", e.as.NotAfter(), e.far.proof.NotAfter())
+			if e := x.ends.Load(); !stillNew(e.credential.NotAfter()) || !stillNew(e.verified.proof.NotAfter()) {
+				t.Errorf("to west the caller is proven until %v, the far end until %v", e.credential.NotAfter(), e.verified.proof.NotAfter())
 			}
 			if !slices.ContainsFunc(w.callerProvenUntil(), stillNew) {
 				t.Errorf("to east its caller is proven until %v", w.callerProvenUntil())
@@ -153,17 +153,17 @@ func TestAnOpenExchangeIsRenewed(t *testing.T) {
 			if next := time.Unix(0, x.next.Load()); time.Until(next) < 10*time.Hour {
 				t.Errorf("it is due again at %v", next)
 			}
-			wantTalk(t, c)
+			wantEcho(t, c)
 		})
 	}
 }
 
-// A renewal replaces the dates and the issuers that vouch, and nothing else: what ends an exchange
-// still ends it.
-func TestARenewedExchangeIsALease(t *testing.T) {
-	w := newOldWorld(t, talk)
+// A renewal replaces the dates and the issuers that vouch, and nothing else: what ends
+// an exchange still ends it.
+func TestRenewedExchangeKeepsLease(t *testing.T) {
+	w := newAgedHarness(t, echoLines)
 	c := w.dial(alice)
-	wantTalk(t, c)
+	wantEcho(t, c)
 	for _, side := range []struct {
 		a *Agent
 		c *cluster
@@ -181,16 +181,16 @@ func TestARenewedExchangeIsALease(t *testing.T) {
 	vouch(append(formerEast.GetLink().Issuers, w.westTrust.issuers()...), append(formerWest.GetLink().Issuers, w.eastTrust.issuers()...))
 	eventually(t, "it is renewed", func() bool { return renewalCount(w.west, outbound, renewalDone) == 1 })
 	vouch(w.westTrust.issuers(), w.eastTrust.issuers())
-	wantTalk(t, c) // the issuers of before are revoked, and vouch for it no more
+	wantEcho(t, c) // the issuers of before are revoked, and vouch for it no more
 	vouch(formerEast.GetLink().Issuers, w.eastTrust.issuers())
 	_, err := c.Read(make([]byte, 1))
 	wantReset(t, "the issuer that vouches for it now is revoked", err)
 }
 
 // A caller that reads nothing must not keep its exchange from being renewed.
-func TestRenewalBehindAStalledReader(t *testing.T) {
+func TestRenewalWithStalledReader(t *testing.T) {
 	filled := make(chan int64, 1)
-	w := newOldWorld(t, func(c *net.TCPConn) {
+	w := newAgedHarness(t, func(c *net.TCPConn) {
 		io.ReadFull(c, make([]byte, 1))
 		filled <- fill(t, c)
 		c.CloseWrite()
@@ -212,12 +212,12 @@ func TestRenewalBehindAStalledReader(t *testing.T) {
 // Exchanges of one key share a session, as many as a frame names.
 func TestRenewalsShareASession(t *testing.T) {
 	const open = tunnel.MaxRenewals + 6
-	w := newOldWorld(t, talk)
+	w := newAgedHarness(t, echoLines)
 	for range open {
-		wantTalk(t, w.dial(alice))
+		wantEcho(t, w.dial(alice))
 	}
 	bobs := w.dial(bob)
-	wantTalk(t, bobs)
+	wantEcho(t, bobs)
 	w.west.renewals.jitter = 200 * time.Millisecond
 	w.newCertificates(w.west, w.westTrust)
 	w.newCertificates(w.east, w.eastTrust)
@@ -243,25 +243,29 @@ func TestRenewalsShareASession(t *testing.T) {
 func TestRenewalFails(t *testing.T) {
 	cases := map[string]struct {
 		why     string
-		change  func(*world)
+		change  func(*harness)
 		unknown bool
 		failed  int
 	}{
 		"another process": {
-			why:    "the far agent was started again: what it holds is another exchange",
-			change: func(w *world) { w.east.arrivals.mu.Lock(); clear(w.east.arrivals.open); w.east.arrivals.mu.Unlock() },
+			why: "the far agent was started again: what it holds is another exchange",
+			change: func(w *harness) {
+				w.east.inboundConns.mu.Lock()
+				clear(w.east.inboundConns.open)
+				w.east.inboundConns.mu.Unlock()
+			},
 			failed: 1, unknown: true,
 		},
 		"another account": {
 			why: "the gateway is not believed: the far end is who it was, or nobody",
-			change: func(w *world) {
+			change: func(w *harness) {
 				w.change(&w.gatewayView, "route/1024", func(r *wire.Resource) { r.GetRoute().Endpoints[0].PodUid = "foo-0" })
 			},
 			failed: 1,
 		},
 		"gateway unreachable": {
 			why: "a cut of the network is over some time",
-			change: func(w *world) {
+			change: func(w *harness) {
 				ln := listen(w, "127.0.0.1")
 				ln.Close()
 				w.change(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = ln.Addr().String() })
@@ -270,7 +274,7 @@ func TestRenewalFails(t *testing.T) {
 		},
 		"state expired": {
 			why: "who has not heard of the controller for a day makes no sessions",
-			change: func(w *world) {
+			change: func(w *harness) {
 				w.west.onState(uplink.State{View: w.westView, Expired: true, Revoked: func(string) bool { return false }})
 			},
 			failed: 1,
@@ -278,12 +282,12 @@ func TestRenewalFails(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			w := newOldWorld(t, talk)
+			w := newAgedHarness(t, echoLines)
 			c := w.dial(alice)
-			wantTalk(t, c)
+			wantEcho(t, c)
 			w.newCertificates(w.west, w.westTrust)
 			w.newCertificates(w.east, w.eastTrust)
-			tc.change(w.world)
+			tc.change(w.harness)
 			w.west.leases.recheckAll(w.west.state.Load)
 			eventually(t, tc.why, func() bool { return w.attempts() == 1 })
 			if n := renewalCount(w.west, outbound, renewalFailed); n != tc.failed {
@@ -293,7 +297,7 @@ func TestRenewalFails(t *testing.T) {
 				t.Errorf("%d were unknown to east", n)
 			}
 			x := w.tried[0][0]
-			if e := x.ends.Load(); stillNew(e.as.NotAfter()) || stillNew(e.far.proof.NotAfter()) {
+			if e := x.ends.Load(); stillNew(e.credential.NotAfter()) || stillNew(e.verified.proof.NotAfter()) {
 				t.Error("west counts it as renewed")
 			}
 			if next := time.Until(time.Unix(0, x.next.Load())); next < maxRenewPause/2 || next > maxRenewPause*3/2 {
@@ -302,18 +306,19 @@ func TestRenewalFails(t *testing.T) {
 			if x.failure.Load() == nil {
 				t.Error("nobody could tell why")
 			}
-			wantTalk(t, c)
+			wantEcho(t, c)
 		})
 	}
 }
 
-// Without a newer certificate of the caller there is nothing to prove, unless the far end is due.
+// Without a newer certificate of the caller there is nothing to prove, unless the far
+// end is due.
 func TestRenewalWaitsForANewCertificate(t *testing.T) {
-	w := newOldWorld(t, talk)
+	w := newAgedHarness(t, echoLines)
 	eventually(t, "bar has a certificate", func() bool { _, ok := w.east.svids.get(account{"shop", "bar"}); return ok })
 	w.newCertificates(w.east, w.eastTrust) // before the call
 	c := w.dial(alice)
-	wantTalk(t, c)
+	wantEcho(t, c)
 	w.push()
 	eventually(t, "it is due", func() bool { return w.attempts() == 1 })
 	if n := renewalCount(w.east, inbound, renewalDone) + renewalCount(w.west, outbound, renewalFailed); n != 0 {
@@ -322,36 +327,37 @@ func TestRenewalWaitsForANewCertificate(t *testing.T) {
 	if why := w.tried[0][0].failure.Load(); why == nil || *why != errNoNewCertificate.Error() {
 		t.Errorf("%v, want %v", why, errNoNewCertificate)
 	}
-	wantTalk(t, c)
+	wantEcho(t, c)
 }
 
-// Nobody but the two ends of a session renews it, and only with a newer proof of the same names.
+// Nobody but the two ends of a session renews it, and only with a newer proof of the
+// same names.
 func TestNobodyRenewsAnothersSession(t *testing.T) {
 	cases := map[string]struct {
 		why   string
-		gate  func(*world, *gate)
+		gate  func(*harness, *hopClient)
 		forge func(r *tunnel.Renewal, old, newer *tunnel.SessionSecret)
 		ok    bool
 	}{
 		"its own caller": {why: "so the others fail for their own reason", ok: true},
 		"by way of another pod of the account": {
 			why: "an agent holds certificates by account", ok: true,
-			gate: func(w *world, g *gate) {
+			gate: func(w *harness, g *hopClient) {
 				w.secondEndpoint(func(*wire.Pod) {}, true)
 				g.header.PodUID = "bar-1"
 			},
 		},
 		"another caller": {
 			why:  "a session is its caller's identity",
-			gate: func(w *world, g *gate) { g.cred = w.westTrust.credential(w.TB, "shop", "bob") },
+			gate: func(w *harness, g *hopClient) { g.cred = w.westTrust.credential(w.TB, "shop", "bob") },
 		},
 		"another link": {
 			why:  "two Links are two decisions",
-			gate: func(_ *world, g *gate) { g.header.Link = "north" },
+			gate: func(_ *harness, g *hopClient) { g.header.Link = "north" },
 		},
 		"another account is called": {
 			why:  "it proves nothing about the one that the caller has met",
-			gate: func(_ *world, g *gate) { g.header.PodUID = "foo-0" },
+			gate: func(_ *harness, g *hopClient) { g.header.PodUID = "foo-0" },
 		},
 		"by the name alone": {
 			why:   "whoever was misled by a gateway has read it",
@@ -372,20 +378,20 @@ func TestNobodyRenewsAnothersSession(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, talk)
+			w := newHarness(t, echoLines)
 			w.westTrust.age.Store(int64(oldAge))
-			s := must(w.session(w.gate()))(t)
+			s := must(w.dialSession(w.newHopClient()))(t)
 			w.westTrust.age.Store(0)
-			must(s.Greet(t.Context(), barHello))(t)
+			must(s.ExchangeHello(t.Context(), barHello))(t)
 			if err := s.OpenNext(t.Context(), 0, []byte("x")); err != nil {
 				t.Fatal(err)
 			}
 			defer transport.RawOf(s).Reset()
-			g := w.gate()
+			g := w.newHopClient()
 			if tc.gate != nil {
 				tc.gate(w, g)
 			}
-			newer := must(w.session(g))(t)
+			newer := must(w.dialSession(g))(t)
 			old, on := must(secretOf(s))(t), must(secretOf(newer))(t)
 			r := tunnel.Renewal{Name: old.Name(), Proof: old.ClientProof(&on)}
 			if tc.forge != nil {
@@ -406,15 +412,16 @@ func TestNobodyRenewsAnothersSession(t *testing.T) {
 	}
 }
 
-// A renewal never shortens what is proven, and nothing is kept of a session that has ended.
+// A renewal never shortens what is proven, and nothing is kept of a session that has
+// ended.
 func TestRenewalOfOlderAndEndedSessions(t *testing.T) {
-	w := newWorld(t, talk)
-	s := must(w.session(w.gate()))(t)
-	must(s.Greet(t.Context(), barHello))(t)
+	w := newHarness(t, echoLines)
+	s := must(w.dialSession(w.newHopClient()))(t)
+	must(s.ExchangeHello(t.Context(), barHello))(t)
 	old := must(secretOf(s))(t)
 	renew := func() tunnel.SessionProof {
 		t.Helper()
-		newer := must(w.session(w.gate()))(t)
+		newer := must(w.dialSession(w.newHopClient()))(t)
 		defer newer.Close()
 		on := must(secretOf(newer))(t)
 		return must(newer.Renew(t.Context(), []tunnel.Renewal{{Name: old.Name(), Proof: old.ClientProof(&on)}}))(t)[0]
@@ -434,11 +441,11 @@ func TestRenewalOfOlderAndEndedSessions(t *testing.T) {
 // application, nor make it keep anything.
 func TestHostileRenewals(t *testing.T) {
 	t.Run("too fast", func(t *testing.T) {
-		w := newWorld(t, talk)
+		w := newHarness(t, echoLines)
 		w.east.rates.renewals = budget.NewRates[string](0.001, 2)
 		names := make([]tunnel.Renewal, tunnel.MaxRenewals)
 		for i := range 3 {
-			s := must(w.session(w.gate()))(t)
+			s := must(w.dialSession(w.newHopClient()))(t)
 			_, err := s.Renew(t.Context(), names)
 			var refused *tunnel.Refused
 			if overloaded := errors.As(err, &refused) && refused.Code == tunnel.Code_OVERLOADED; overloaded != (i == 2) {
@@ -446,11 +453,11 @@ func TestHostileRenewals(t *testing.T) {
 			}
 			s.Close()
 		}
-		w.counted(w.east, inbound, reasonRenewalRate)
+		w.wantRefusal(w.east, inbound, reasonRenewalRate)
 	})
 	t.Run("and then OPEN", func(t *testing.T) {
-		w := newWorld(t, talk)
-		s := must(w.session(w.gate()))(t)
+		w := newHarness(t, echoLines)
+		s := must(w.dialSession(w.newHopClient()))(t)
 		must(s.Renew(t.Context(), make([]tunnel.Renewal, 1)))(t)
 		if err := s.OpenNext(t.Context(), 0, []byte("x")); err == nil {
 			t.Error("a session that renews others carries an exchange")
@@ -461,29 +468,29 @@ func TestHostileRenewals(t *testing.T) {
 		transport.RawOf(s).Reset()
 	})
 	t.Run("after HELLO", func(t *testing.T) {
-		w := newWorld(t, talk)
-		s := must(w.session(w.gate()))(t)
-		must(s.Greet(t.Context(), barHello))(t)
+		w := newHarness(t, echoLines)
+		s := must(w.dialSession(w.newHopClient()))(t)
+		must(s.ExchangeHello(t.Context(), barHello))(t)
 		if _, err := s.Renew(t.Context(), make([]tunnel.Renewal, 1)); err == nil {
 			t.Error("RENEW is answered in a session of exchanges")
 		}
 		transport.RawOf(s).Reset()
-		w.counted(w.east, inbound, reasonTunnel)
+		w.wantRefusal(w.east, inbound, reasonTunnel)
 	})
 	t.Run("broken", func(t *testing.T) {
-		w := newWorld(t, talk)
-		s := must(w.session(w.gate()))(t)
+		w := newHarness(t, echoLines)
+		s := must(w.dialSession(w.newHopClient()))(t)
 		s.Write([]byte{byte(tunnel.TypeRenew), 0, 3, 10, 1, 'x'})
 		if _, _, err := s.Next(); err == nil {
 			t.Error("it is answered")
 		}
-		w.counted(w.east, inbound, reasonTunnel)
+		w.wantRefusal(w.east, inbound, reasonTunnel)
 	})
 }
 
-// impostor is an agent of east that has the right certificate, and none of the sessions. It answers
-// each session by answer.
-func (w *world) impostor(answer func([]tunnel.Renewal) []tunnel.SessionProof) {
+// impostor is an agent of east that has the right certificate, and none of the
+// sessions. It answers each session by answer.
+func (w *harness) impostor(answer func([]tunnel.Renewal) []tunnel.SessionProof) {
 	ln := listen(w, "127.0.0.1").(*net.TCPListener)
 	w.Cleanup(func() { ln.Close() })
 	serve := func(c *net.TCPConn) error {
@@ -496,7 +503,7 @@ func (w *world) impostor(answer func([]tunnel.Renewal) []tunnel.SessionProof) {
 		if err != nil {
 			return err
 		}
-		raw := transport.Accepted(c, hello)
+		raw := transport.WrapAccepted(c, hello)
 		cred := w.eastTrust.credential(w.TB, "shop", "bar")
 		session := tunnel.NewConn(tls.Server(raw, identity.ServerTLS(identity.PlaneTunnel,
 			func(*tls.ClientHelloInfo) (*identity.Credential, error) { return cred, nil }, true,
@@ -523,8 +530,8 @@ func (w *world) impostor(answer func([]tunnel.Renewal) []tunnel.SessionProof) {
 	w.change(&w.gatewayView, "upstream/agent/node", func(r *wire.Resource) { r.GetUpstream().Address = ln.Addr().String() })
 }
 
-// The far end must prove that it is one of the old session, too: another agent of the same account
-// has nothing to say about it.
+// The far end must prove that it is one of the old session, too: another agent of the
+// same account has nothing to say about it.
 func TestAnAnswerThatProvesNothing(t *testing.T) {
 	answers := map[string]func([]tunnel.Renewal) []tunnel.SessionProof{
 		"nothing":        func(asked []tunnel.Renewal) []tunnel.SessionProof { return make([]tunnel.SessionProof, len(asked)) },
@@ -533,19 +540,19 @@ func TestAnAnswerThatProvesNothing(t *testing.T) {
 	}
 	for name, answer := range answers {
 		t.Run(name, func(t *testing.T) {
-			w := newOldWorld(t, talk)
+			w := newAgedHarness(t, echoLines)
 			c := w.dial(alice)
-			wantTalk(t, c)
+			wantEcho(t, c)
 			w.newCertificates(w.west, w.westTrust)
 			w.impostor(answer)
 			eventually(t, "it is tried", func() bool { return w.attempts() == 1 })
 			if n, m := renewalCount(w.west, outbound, renewalDone), renewalCount(w.west, outbound, renewalFailed); n != 0 || m != 1 {
 				t.Errorf("west counts %d renewed and %d failed", n, m)
 			}
-			if e := w.tried[0][0].ends.Load(); stillNew(e.as.NotAfter()) || stillNew(e.far.proof.NotAfter()) {
+			if e := w.tried[0][0].ends.Load(); stillNew(e.credential.NotAfter()) || stillNew(e.verified.proof.NotAfter()) {
 				t.Error("west has taken it in")
 			}
-			wantTalk(t, c)
+			wantEcho(t, c)
 		})
 	}
 }
@@ -576,9 +583,9 @@ func TestNextRenewal(t *testing.T) {
 		"renewed":           {"nothing is to be done for half a day", 12 * time.Hour, 24 * time.Hour, 12 * time.Hour, 12 * time.Hour},
 		"long before":       {"a peer that is away is not hammered", -time.Hour, 6 * time.Hour, 11 * time.Minute, 23 * time.Minute},
 		"expired":           {"an hour is left", -6 * time.Hour, -1, 5 * time.Minute, 12 * time.Minute},
-		"two minutes left":  {"it becomes urgent", -6 * time.Hour, 2*time.Minute - afterExpiry, 10 * time.Second, 23 * time.Second},
-		"seconds left":      {"but never a storm", -6 * time.Hour, time.Second - afterExpiry, 3 * time.Second, 8 * time.Second},
-		"of an earlier now": {"it has ended by then", -6 * time.Hour, -2 * afterExpiry, 3 * time.Second, 8 * time.Second},
+		"two minutes left":  {"it becomes urgent", -6 * time.Hour, 2*time.Minute - expiryGrace, 10 * time.Second, 23 * time.Second},
+		"seconds left":      {"but never a storm", -6 * time.Hour, time.Second - expiryGrace, 3 * time.Second, 8 * time.Second},
+		"of an earlier now": {"it has ended by then", -6 * time.Hour, -2 * expiryGrace, 3 * time.Second, 8 * time.Second},
 	}
 	for name, tc := range cases {
 		for _, random := range []float64{0, 0.5, 0.999} {
@@ -591,7 +598,7 @@ func TestNextRenewal(t *testing.T) {
 	// However long the peer is away, enough attempts fall into the time that is left.
 	tries, left := 0, 7*time.Hour
 	for left > 0 {
-		left -= nextRenewal(at(-time.Hour), at(left-afterExpiry), now, renewPause, 0.999).Sub(now)
+		left -= nextRenewal(at(-time.Hour), at(left-expiryGrace), now, renewPause, 0.999).Sub(now)
 		tries++
 	}
 	if tries < 30 || tries > 200 {
@@ -599,16 +606,17 @@ func TestNextRenewal(t *testing.T) {
 	}
 }
 
-// The first certificate that has spent most of its life decides, and the moments are spread.
+// The first certificate that has spent most of its life decides, and the moments are
+// spread.
 func TestRenewalIsDue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := newCluster(t, "west-1"), newCluster(t, "east-12")
 		near.age.Store(int64(10 * time.Hour))
 		as := near.credential(t, "shop", "alice")
-		call := &call{as: as, far: vouchingOf(t, far.anchors(t), far.credential(t, "shop", "bar"))}
+		out := &outboundConn{credential: as, verified: verifiedPeerOf(t, far.anchors(t), far.credential(t, "shop", "bar"))}
 		var first, last time.Time
 		for range 100 {
-			x := newOpenExchange(call, nil, time.Now(), renewPause)
+			x := newOpenExchange(out, nil, time.Now(), renewPause)
 			next := time.Unix(0, x.next.Load())
 			if first.IsZero() || next.Before(first) {
 				first = next
@@ -626,31 +634,31 @@ func TestRenewalIsDue(t *testing.T) {
 			t.Errorf("due from %v to %v, want between %v and %v", first, last, from, to)
 		}
 		bubble.Pass(20 * time.Hour)
-		x := newOpenExchange(call, nil, time.Now(), renewPause)
+		x := newOpenExchange(out, nil, time.Now(), renewPause)
 		if x.begin(); x.isDue(time.Now()) || !x.isDue(time.Now().Add(renewPause)) {
 			t.Error("a short exchange is never renewed, however old its certificates are")
 		}
-		unopened := newOpenExchange(call, nil, time.Now(), 0)
+		unopened := newOpenExchange(out, nil, time.Now(), 0)
 		if unopened.isDue(time.Now().Add(time.Hour)) {
 			t.Error("OPEN is not answered yet")
 		}
 	})
 }
 
-// An exchange ends an hour after the first certificate, unless it was renewed, and the end says
-// why.
+// An exchange ends an hour after the first certificate, unless it was renewed, and the
+// end says why.
 func TestAnExchangeThatIsNotRenewedEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := newCluster(t, "west-1"), newCluster(t, "east-12")
 		s := &state{anchors: far.anchors(t)}
 		made := func() *ends {
-			return &ends{near.credential(t, "shop", "alice"), vouchingOf(t, s.anchors, far.credential(t, "shop", "bar"))}
+			return &ends{near.credential(t, "shop", "alice"), verifiedPeerOf(t, s.anchors, far.credential(t, "shop", "bar"))}
 		}
 		first := made()
 		bubble.Pass(12 * time.Hour)
 		second := made()
-		check := func(e *ends) error { _, err := e.vouched(s, time.Now()); return err }
-		bubble.Pass(12*time.Hour + afterExpiry - time.Second)
+		check := func(e *ends) error { _, err := e.checkPeer(s, time.Now()); return err }
+		bubble.Pass(12*time.Hour + expiryGrace - time.Second)
 		if err := errors.Join(check(first), check(second)); err != nil {
 			t.Errorf("before the hour is over: %v", err)
 		}
@@ -658,14 +666,14 @@ func TestAnExchangeThatIsNotRenewedEnds(t *testing.T) {
 		if err := check(first); !errors.Is(err, transport.ErrNotRenewed) {
 			t.Errorf("after the hour: %v, want %v", err, transport.ErrNotRenewed)
 		}
-		if err := check(&ends{second.as, first.far}); !errors.Is(err, transport.ErrNotRenewed) {
+		if err := check(&ends{second.credential, first.verified}); !errors.Is(err, transport.ErrNotRenewed) {
 			t.Errorf("the far end was not renewed: %v", err)
 		}
 		if err := check(second); err != nil {
 			t.Errorf("renewed: %v", err)
 		}
 		gone := &state{anchors: newCluster(t, "east-12").anchors(t)}
-		if _, err := second.vouched(gone, time.Now()); err == nil || errors.Is(err, transport.ErrNotRenewed) {
+		if _, err := second.checkPeer(gone, time.Now()); err == nil || errors.Is(err, transport.ErrNotRenewed) {
 			t.Errorf("its issuer is revoked: %v", err)
 		}
 	})
@@ -678,7 +686,7 @@ func TestRenewalsAreBounded(t *testing.T) {
 		var mu sync.Mutex
 		now, most, done := map[string]int{}, map[string]int{}, 0
 		r := newRenewals(life, func(_ context.Context, all []*openExchange) {
-			link := all[0].session.key.to.link
+			link := all[0].session.key.port.link
 			mu.Lock()
 			now[link]++
 			now["all"]++
@@ -691,11 +699,11 @@ func TestRenewalsAreBounded(t *testing.T) {
 			now["all"]--
 			done += len(all)
 		})
-		far := &vouching{}
+		far := &verifiedPeer{}
 		const links, keys, each = 10, 20, 3
 		for l := range links {
 			for k := range keys {
-				key := sessionKey{index: k, to: farPort{link: fmt.Sprint("link", l)}}
+				key := sessionKey{index: k, port: remotePort{link: fmt.Sprint("link", l)}}
 				for range each {
 					x := &openExchange{session: &clientSession{key: key}}
 					x.ends.Store(&ends{nil, far})

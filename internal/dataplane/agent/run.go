@@ -27,15 +27,16 @@ import (
 
 // Options configure an agent process.
 type Options struct {
-	// CacheDir is a folder of the node's memory, for what outlives the process.
+	// CacheDir is a directory in the node's memory for data that outlives the process.
 	CacheDir string
-	// PodDir is the folder that the agent shares with its vip-guard alone.
+	// PodDir is the directory that only the agent and its vip-guard share.
 	PodDir string
-	// Metrics is the address of metrics, on the node's loopback.
+	// Metrics is the listen address of metrics, on the node's loopback.
 	Metrics string
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
-	// Drain is how long open connections go on after the process is asked to stop. Zero: 60 s.
+	// Drain is how long open connections continue after the process is asked to stop.
+	// Zero: 60 s.
 	Drain time.Duration
 	// KeyExchange is what the agent offers to peers.
 	KeyExchange identity.KeyExchange
@@ -43,9 +44,10 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Run is the agent process: it serves the node's pods until ctx ends, then drains.
+// Run runs the agent process. It serves the node's pods until ctx ends, and then
+// drains.
 func Run(ctx context.Context, o Options) error {
-	// life is that of connections and of all that they lean on.
+	// life is the context of connections and of everything that they need.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	registry := uplink.NewRegistry()
@@ -59,16 +61,16 @@ func Run(ctx context.Context, o Options) error {
 	}
 	a := New(life, sign, o.Log, registry)
 	a.drain, a.keyExchange = cmp.Or(o.Drain, defaultDrain), o.KeyExchange
-	held, err := vipguard.Take(ctx, o.PodDir, vipguard.AgentOptions{Log: o.Log})
+	held, err := vipguard.TakeListeners(ctx, o.PodDir, vipguard.AgentOptions{Log: o.Log})
 	if err != nil {
 		return err
 	}
 	defer held.Close()
-	store, view, age := a.load(o.CacheDir, o.TokenFile) // vip-guard has made the folder ours
+	store, view, age := a.loadSaved(o.CacheDir, o.TokenFile) // vip-guard has made the directory writable
 	h, err = uplink.New(uplink.Options{
 		Controller: o.Controller, IdentityDir: o.IdentityDir, TokenFile: o.TokenFile, Links: api,
 		Version: o.Version, Log: o.Log, Registerer: registry, OnState: a.onState, Held: view, HeldAge: age,
-		Diagnose: a.looker(o.PodDir),
+		Diagnose: a.reporter(o.PodDir),
 	})
 	if err != nil {
 		return err
@@ -81,16 +83,16 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { a.podTable.Run(run); return nil })
 	group.Go(func() error { a.monitor.run(run); return nil })
 	if store != nil {
-		group.Go(func() error { a.keep(run, store, h.Age); return nil })
+		group.Go(func() error { a.persist(run, store, h.Age); return nil })
 	}
 	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry) })
 	group.Go(func() error { return a.serveMetrics(run, o.Metrics, registry) })
 	group.Go(func() error {
-		defer end() // the rest goes on until the last connection has drained
+		defer end() // the other goroutines run until the last connection has drained
 		defer a.svids.wait()
 		defer a.renewals.close()
 		defer a.sessions.Close()
-		defer a.retire()
+		defer a.stopAccepting()
 		defer end()
 		serving, stop := context.WithCancel(run)
 		defer stop()
@@ -100,10 +102,10 @@ func Run(ctx context.Context, o Options) error {
 	return group.Wait()
 }
 
-// serveAll serves every listener until ctx ends, and then lets open connections
-// go on for a while, at most until life ends.
+// serveAll serves every listener until ctx ends. Then open connections continue for the
+// drain time, and at most until life ends.
 func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) error {
-	if !a.awaitState(ctx, certificatePatience) {
+	if !a.awaitState(ctx, certificateTimeout) {
 		return nil
 	}
 	var open sync.WaitGroup
@@ -113,7 +115,7 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	accepting, serving := errgroup.WithContext(ctx)
 	for name, ln := range held.All() {
 		if name == vipguard.Hop {
-			accepting.Go(func() error { return a.serve(serving, connections, ln, &open, inbound, a.inbound) })
+			accepting.Go(func() error { return a.serve(serving, connections, ln, &open, inbound, a.serveInbound) })
 			continue
 		}
 		accepting.Go(func() error {
@@ -121,7 +123,7 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 			if !ok {
 				return fmt.Errorf("vip-guard gave a listener %q that this version does not know", name)
 			}
-			return a.serve(serving, connections, ln, &open, outbound, func(ctx context.Context, c *net.TCPConn) { a.outbound(ctx, c, index) })
+			return a.serve(serving, connections, ln, &open, outbound, func(ctx context.Context, c *net.TCPConn) { a.serveOutbound(ctx, c, index) })
 		})
 	}
 	accepting.Go(func() error { a.refuseVIPs(serving, held.Refuse); return nil })
@@ -133,7 +135,7 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	}
 	a.serving.Store(false)
 	held.Yield()
-	a.retire()
+	a.stopAccepting()
 	a.sessions.Close()
 	drained := make(chan struct{})
 	var waiting sync.WaitGroup
@@ -149,22 +151,21 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	return nil
 }
 
-// certificatePatience is how long a starting agent waits for the certificates of
-// all its pods, some of which it may never get.
-const certificatePatience = 10 * time.Second
+// certificateTimeout is how long a starting agent waits for the certificates of all its
+// pods. It may never get some of them.
+const certificateTimeout = 10 * time.Second
 
-// awaitState blocks until there is a state to serve by, and certificates to serve
-// with: until then an older agent of the node does better. It returns false if ctx
-// ended first.
-func (a *Agent) awaitState(ctx context.Context, patience time.Duration) bool {
-	late := time.NewTimer(patience)
+// awaitState blocks until there is a state and there are certificates. Until then an
+// older agent of the node continues to serve. It returns false if ctx ended first.
+func (a *Agent) awaitState(ctx context.Context, timeout time.Duration) bool {
+	late := time.NewTimer(timeout)
 	defer late.Stop()
-	enough := false // some certificates are
+	enough := false // some certificates suffice
 	for {
-		next := a.news.next()
+		next := a.stateChanged.wait()
 		if s := a.state.Load(); s != nil {
 			accounts := s.accounts()
-			// No controller that signs has answered if the state is a held one.
+			// If the state is a held one, no controller that signs has answered.
 			if held := a.svids.count(accounts); held == len(accounts) || (enough || s.held) && held > 0 {
 				return true
 			}
@@ -179,7 +180,7 @@ func (a *Agent) awaitState(ctx context.Context, patience time.Duration) bool {
 	}
 }
 
-// adminSocket, in the pod's folder, answers the exec probe.
+// adminSocket is a socket in the pod's directory that answers the exec probe.
 const adminSocket = "agent-admin.sock"
 
 func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Registry) error {
@@ -202,8 +203,8 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 	return uplink.Serve(ctx, ln, mux)
 }
 
-// serveMetrics serves /metrics on the node's loopback. During an upgrade the old
-// agent has the port for a while.
+// serveMetrics serves /metrics on the node's loopback. It retries while the old agent
+// still has the port during an upgrade.
 func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.Registry) error {
 	for {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
@@ -217,7 +218,7 @@ func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.
 	}
 }
 
-// Ready asks the agent of this pod, at podDir, whether it can serve: nil if so.
+// Ready returns nil if the agent of this pod, at podDir, can serve.
 func Ready(ctx context.Context, podDir string) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()

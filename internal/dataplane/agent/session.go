@@ -23,126 +23,131 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
-// Bounds of sessions between exchanges, and of those that are made ahead of their callers.
+// Bounds of idle sessions and of preconnected ones.
 const (
 	maxIdleSessions = 2048
-	// idleLife is shorter than the far side's patience, so that it is we who end it.
-	idleLife = 90 * time.Second
-	// sessionLook is between two looks at whether idle sessions are still sound.
-	sessionLook   = 5 * time.Second
-	spareSessions = 2
-	// sessionLife is how long a session takes new exchanges, give or take a quarter.
-	sessionLife = 30 * time.Minute
-	// maxCarried is after how many bytes it takes no more: long before AES-GCM's record limit.
-	maxCarried = 32 << 30
-	// aheadRate and aheadBurst bound how fast sessions are made ahead, for one peer; aheadJitter
-	// spreads them.
-	aheadRate   = 20 // a second
-	aheadBurst  = 4
-	aheadJitter = 200 * time.Millisecond
-	// scoutAge is how old what is known of a port's endpoints may be, as long as it is called:
-	// then a session is made that brings newer news.
-	scoutAge = 3 * time.Second
-	// aperture is over how many endpoints of a port one node's connections are spread.
+	// sessionIdleTimeout is shorter than the far side's openWait, so that this side
+	// ends an idle session.
+	sessionIdleTimeout = 90 * time.Second
+	// sessionCheckInterval is the time between two checks of idle sessions.
+	sessionCheckInterval = 5 * time.Second
+	spareSessions        = 2
+	// sessionMaxAge is how long a session accepts new exchanges, plus or minus a
+	// quarter.
+	sessionMaxAge = 30 * time.Minute
+	// maxSessionBytes is how many bytes a session carries before it accepts no more
+	// exchanges. It is far below the record limit of AES-GCM.
+	maxSessionBytes = 32 << 30
+	// preconnectRate and preconnectBurst bound how fast the agent preconnects sessions
+	// to one peer. preconnectJitter spreads them.
+	preconnectRate   = 20 // a second
+	preconnectBurst  = 4
+	preconnectJitter = 200 * time.Millisecond
+	// endpointRefreshAge is how old the known endpoints of a port in use may become.
+	// Then the agent preconnects a session, whose answer brings newer ones.
+	endpointRefreshAge = 3 * time.Second
+	// aperture is the number of endpoints of a port over which one node spreads its
+	// connections.
 	aperture = 16
-	// openTries is how many endpoints are tried before a call is refused because none accepts.
+	// openTries is how many endpoints are tried before a call is refused.
 	openTries = 3
-	// retryTime is after how long no other endpoint is tried.
-	retryTime = 3 * time.Second
-	// An application that does not answer is waited for so long: as long as a caller commonly
-	// waits, unless there are others that may answer.
-	longPatience  = time.Minute
-	shortPatience = 3 * time.Second
+	// retryWindow is how long other endpoints are tried.
+	retryWindow = 3 * time.Second
+	// How long the agent waits for an application that does not answer. longAppTimeout
+	// is as long as callers commonly wait. shortAppTimeout applies while other
+	// endpoints may answer.
+	longAppTimeout  = time.Minute
+	shortAppTimeout = 3 * time.Second
 )
 
-// What became of a session, as a metric's label.
+// Outcomes of a session, as a metric label.
 const (
-	sessionMade    = "made"  // for its first caller
-	sessionBegun   = "begun" // ahead of its caller, and within seconds:
-	sessionAhead   = "ahead" // made, or
-	sessionFailed  = "failed"
-	sessionReused  = "reused"
-	sessionRetired = "retired" // in good order: it was idle or in use for long enough
-	sessionLost    = "lost"    // ended by the far side, broken, or not admitted any more
+	sessionMade          = "made"   // for its first caller
+	sessionPreconnecting = "begun"  // a preconnect started, which then
+	sessionPreconnected  = "ahead"  // succeeded, or
+	sessionFailed        = "failed" // failed
+	sessionReused        = "reused"
+	sessionRetired       = "retired" // ended cleanly, because it was idle or old
+	sessionLost          = "lost"    // ended by the far side, broken, or no longer admitted
 )
 
-// A sessionKey is what a session can be used for.
+// A sessionKey identifies the sessions that a call can use.
 type sessionKey struct {
 	caller string // SPIFFE ID
 	vip    netip.Addr
 	index  int
-	// to, hostname and route are where that leads.
-	to       farPort
+	// port, hostname and route are the target of the mirror.
+	port     remotePort
 	hostname string
 	route    uint32
 }
 
-func (c *call) sessionKey() sessionKey {
-	return sessionKey{c.as.Name().String(), c.vip, c.index, c.farPort(), c.to.hostname, c.port.route}
+func (c *outboundConn) sessionKey() sessionKey {
+	return sessionKey{c.credential.Name().String(), c.vip, c.index, c.remotePort(), c.mirror.hostname, c.port.route}
 }
 
 // A clientSession is one session with a pod of a peer.
 type clientSession struct {
-	key     sessionKey
-	by      string // the gateway's address
-	call    call   // as whom, to whom, and what the far side answered
-	conn    *tunnel.Conn
-	until   time.Time // when it takes no more exchanges
-	carried int64
-	// idle ends with the lease of an idle session. forget stops the pool from learning of that;
-	// release ends the lease. All are set while the session is idle.
-	idle    context.Context
-	forget  func() bool
-	release func()
-	ended   func(what string) // counts
+	key      sessionKey
+	gateway  string       // its address
+	outbound outboundConn // the connection that it was made for
+	conn     *tunnel.Conn
+	retireAt time.Time // when it accepts no more exchanges
+	bytes    int64
+	// idleCtx ends with the lease of an idle session. stopWatch stops the watch of
+	// idleCtx, and release ends the lease. All three are set while the session is idle.
+	idleCtx   context.Context
+	stopWatch func() bool
+	release   func()
+	count     func(outcome string) // counts the session in metrics
 	// exchange is the one that is open, or the last one.
 	exchange *openExchange
 }
 
-// Endpoint is the one that the session leads to.
-func (s *clientSession) Endpoint() route.EndpointID { return s.call.answer.Endpoint }
+// Endpoint returns the endpoint that the session reaches.
+func (s *clientSession) Endpoint() route.EndpointID { return s.outbound.answer.Endpoint }
 
-// Sound reports whether the far side has said nothing since the last exchange, which would be an
-// end, and its kernel answers when it is asked whether it is there.
-func (s *clientSession) Sound() bool {
+// Healthy reports whether the far side has sent nothing since the last exchange, and
+// its kernel answers keepalive probes. Any byte would be the end of the session.
+func (s *clientSession) Healthy() bool {
 	tcp, ok := transport.RawOf(s.conn).Conn.(*net.TCPConn)
-	return !ok || transport.Quiet(tcp) && !transport.Unanswered(tcp)
+	return !ok || transport.IsQuiet(tcp) && !transport.HasUnansweredProbe(tcp)
 }
 
-// Retire ends an idle session in good order. Nothing can come from the far side any more, so
-// there is nothing to wait for.
+// Retire ends an idle session cleanly. It does not wait, because the far side can send
+// nothing more.
 func (s *clientSession) Retire() {
-	s.disarm()
-	what := sessionRetired
-	if !s.Sound() {
-		what = sessionLost
+	s.endIdleLease()
+	outcome := sessionRetired
+	if !s.Healthy() {
+		outcome = sessionLost
 	}
-	s.ended(what)
-	transport.RawOf(s.conn).Hurry() // close_notify fits, or the far side reads nothing
+	s.count(outcome)
+	transport.RawOf(s.conn).FailSlowWrites() // close_notify fits into the send buffer, or the far side reads nothing
 	s.conn.Close()
 }
 
-// disarm ends the lease of an idle session. It reports whether the session was still admitted.
-func (s *clientSession) disarm() bool {
-	if s.forget == nil {
+// endIdleLease ends the lease of an idle session. It reports whether the session was
+// still admitted.
+func (s *clientSession) endIdleLease() bool {
+	if s.stopWatch == nil {
 		return true
 	}
-	admitted := s.idle.Err() == nil
-	s.forget()
+	admitted := s.idleCtx.Err() == nil
+	s.stopWatch()
 	s.release()
-	s.idle, s.forget, s.release = nil, nil, nil
+	s.idleCtx, s.stopWatch, s.release = nil, nil, nil
 	return admitted
 }
 
-// settleTime is how long a far application may read what was sent before FIN until its
-// session is not used again.
-const settleTime = 2 * time.Minute
+// awaitIdleTimeout is how long the agent waits for IDLE before it gives a session up.
+const awaitIdleTimeout = 2 * time.Minute
 
-// settle waits until the far side has taken the last exchange: its application may still be
-// reading what was sent before FIN, and another exchange would wait behind it. The error
-// wraps context.DeadlineExceeded if that takes longer than within, or ctx's cause, or says
-// why the session is of no more use.
-func (s *clientSession) settle(ctx context.Context, within time.Duration) error {
+// awaitIdle waits for IDLE, with which the far side reports that the application has
+// read the last exchange. Before that, another exchange would wait behind unread bytes.
+// If IDLE takes longer than within, the error wraps context.DeadlineExceeded. If ctx
+// ends, the error is its cause. Other errors say why the session is not usable.
+func (s *clientSession) awaitIdle(ctx context.Context, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	stop := afterfunc.Start(ctx, func() { s.conn.SetReadDeadline(time.Unix(1, 0)) })
@@ -153,44 +158,45 @@ func (s *clientSession) settle(ctx context.Context, within time.Duration) error 
 	return err
 }
 
-// lose ends a session that is of no more use.
-func (s *clientSession) lose() {
-	s.ended(sessionLost)
+// abort resets a session that is not usable.
+func (s *clientSession) abort() {
+	s.count(sessionLost)
 	transport.RawOf(s.conn).Reset()
 }
 
-// spent reports whether a session is to take no more exchanges. One whose caller has a newer
-// certificate by now is spent: an exchange is to be proven for as long as can be.
-func (a *Agent) spent(s *clientSession) bool {
-	newest, ok := a.svids.get(s.call.caller.account())
-	return !ok || newest != s.call.as || time.Now().After(s.until) || s.carried > maxCarried ||
-		transport.RawOf(s.conn).Worn() || a.detours.avoids(s.by, time.Now())
+// mustRetire reports whether a session may accept no more exchanges. This includes a
+// session whose caller has a newer certificate, so that an exchange can stay open for
+// as long as possible.
+func (a *Agent) mustRetire(s *clientSession) bool {
+	newest, ok := a.svids.get(s.outbound.caller.account())
+	return !ok || newest != s.outbound.credential || time.Now().After(s.retireAt) || s.bytes > maxSessionBytes ||
+		transport.RawOf(s.conn).Worn() || a.penalties.isPenalized(s.gateway, time.Now())
 }
 
-// An opened call has reached the application. Its ctx ends with its lease, which release
-// ends. leave gives its shares back: only once its session has settled, so that a peer which
-// never says IDLE takes no more than its own share.
-type opened struct {
-	session *clientSession
-	ctx     context.Context
-	release func()
-	leave   func()
+// An openedExchange is a call that has reached the application. Its ctx ends with its
+// lease, which release ends. releaseShares releases its shares. It is called only after
+// awaitIdle, so that a peer that never sends IDLE uses no more than its own share.
+type openedExchange struct {
+	session       *clientSession
+	ctx           context.Context
+	release       func()
+	releaseShares func()
 }
 
-// open brings a call to the application: over an idle session, or else over a new one. What an
-// endpoint does not take goes to another.
-func (a *Agent) open(life context.Context, c *net.TCPConn, call *call) (o *opened, err error) {
-	open, stop := transport.WhileOpen(life, c, nil)
+// openUpstream opens a call to the application, over an idle session or a new one. If
+// an endpoint refuses the call, it tries another.
+func (a *Agent) openUpstream(life context.Context, c *net.TCPConn, out *outboundConn) (o *openedExchange, err error) {
+	open, stop := transport.WatchClose(life, c, nil)
 	defer stop()
 	start := time.Now()
 	for try := range openTries {
-		endpoint := a.choose(call)
-		call.patience = longPatience
-		if try < openTries-1 && len(a.endpoints(call)) > 1 {
-			call.patience = shortPatience // another may answer sooner
+		endpoint := a.pickEndpoint(out)
+		out.appTimeout = longAppTimeout
+		if try < openTries-1 && len(a.endpoints(out)) > 1 {
+			out.appTimeout = shortAppTimeout // another endpoint may answer sooner
 		}
 		var again bool
-		if o, again, err = a.openAt(open, life, c, call, endpoint); !again || time.Since(start) > retryTime {
+		if o, again, err = a.openAtEndpoint(open, life, c, out, endpoint); !again || time.Since(start) > retryWindow {
 			break
 		}
 	}
@@ -200,34 +206,35 @@ func (a *Agent) open(life context.Context, c *net.TCPConn, call *call) (o *opene
 	return o, err
 }
 
-// openAt opens a call at one endpoint, or at any for the zero value, within ctx; what is open
-// then lasts for life. If that fails, again says that nothing has reached an application, and
-// another may take the call.
-func (a *Agent) openAt(ctx, life context.Context, c *net.TCPConn, call *call, at route.EndpointID) (o *opened, again bool, err error) {
-	key := call.sessionKey()
+// openAtEndpoint opens a call at one endpoint, or at any endpoint for the zero value.
+// ctx bounds the attempt. An open exchange lasts until life ends. If the attempt fails,
+// again reports that nothing has reached an application and another endpoint may accept
+// the call.
+func (a *Agent) openAtEndpoint(ctx, life context.Context, c *net.TCPConn, out *outboundConn, at route.EndpointID) (o *openedExchange, again bool, err error) {
+	key := out.sessionKey()
 	for {
 		s, ok := a.sessions.Take(key, at)
 		if !ok {
-			return a.openNew(ctx, life, c, call, at)
+			return a.openNew(ctx, life, c, out, at)
 		}
-		if !s.disarm() || a.spent(s) || !s.Sound() {
+		if !s.endIdleLease() || a.mustRetire(s) || !s.Healthy() {
 			s.Retire()
 			continue
 		}
-		o, unread, err := a.openNext(ctx, life, c, call, s)
+		o, notRead, err := a.openReused(ctx, life, c, out, s)
 		if err == nil {
-			a.metrics.session(outbound, sessionReused)
+			a.metrics.countSession(outbound, sessionReused)
 			return o, false, nil
 		}
-		if !unread {
-			return nil, turnedAway(err), err
+		if !notRead {
+			return nil, isEndpointRefusal(err), err
 		}
 	}
 }
 
-// turnedAway reports whether the error is about one endpoint: nothing has reached an
-// application, and another endpoint may take the call.
-func turnedAway(err error) bool {
+// isEndpointRefusal reports whether the error is about one endpoint: nothing has
+// reached an application, and another endpoint may take the call.
+func isEndpointRefusal(err error) bool {
 	r := (*tunnel.Refused)(nil)
 	if !errors.As(err, &r) {
 		return false
@@ -239,121 +246,124 @@ func turnedAway(err error) bool {
 	return false
 }
 
-// openNext opens a call over a session that was idle. If that fails, unread says that the far
-// side has not read OPEN, or would refuse every call: it closed in good order before, or there
-// was nothing to send, or its refusal was about the session.
-func (a *Agent) openNext(ctx, life context.Context, c *net.TCPConn, call *call, s *clientSession) (o *opened, unread bool, err error) {
-	if err := call.listen(c); err != nil {
-		a.rest(s)
+// openReused opens a call over a session that was idle. If that fails, notRead reports
+// that the far side has not read OPEN or would refuse every call. Then it closed the
+// session cleanly before, or there were no bytes to send, or it refused the session
+// itself.
+func (a *Agent) openReused(ctx, life context.Context, c *net.TCPConn, out *outboundConn, s *clientSession) (o *openedExchange, notRead bool, err error) {
+	if err := out.appendEarlyData(c); err != nil {
+		a.putIdle(s)
 		return nil, false, err
 	}
-	as, far, answer := call.as, call.far, call.answer
-	call.as, call.far, call.answer = s.call.as, s.call.far, s.call.answer
-	lease, release := a.holdOpen(life, call, s)
-	opening, cancel := both(ctx, lease, openTimeout+call.patience)
-	watched, certain := a.doubt(opening, s)
-	err = s.conn.OpenNext(watched, call.patience, call.first)
-	certain()
+	credential, verified, answer := out.credential, out.verified, out.answer
+	out.credential, out.verified, out.answer = s.outbound.credential, s.outbound.verified, s.outbound.answer
+	lease, release := a.grantOpen(life, out, s)
+	opening, cancel := mergeContexts(ctx, lease, openTimeout+out.appTimeout)
+	watched, stopWatch := a.abortIfDead(opening, s)
+	err = s.conn.OpenNext(watched, out.appTimeout, out.earlyData)
+	stopWatch()
 	defer cancel()
 	if err == nil {
-		return a.entered(call, s, lease, release), false, nil
+		return a.startExchange(out, s, lease, release), false, nil
 	}
 	release()
-	a.learn(call, s.Endpoint(), err)
-	call.as, call.far, call.answer = as, far, answer
-	if tunnel.Reusable(err) && s.settle(ctx, openTimeout) == nil {
-		a.rest(s)
+	a.recordOpenRefusal(out, s.Endpoint(), err)
+	out.credential, out.verified, out.answer = credential, verified, answer
+	if tunnel.Reusable(err) && s.awaitIdle(ctx, openTimeout) == nil {
+		a.putIdle(s)
 	} else {
-		s.lose()
+		s.abort()
 	}
-	if turnedAway(err) && !tunnel.Reusable(err) {
-		a.leave(s) // others with that endpoint would be refused as well
+	if isEndpointRefusal(err) && !tunnel.Reusable(err) {
+		a.retireSiblings(s) // others with that endpoint would be refused as well
 	}
 	if r := (*refusal)(nil); errors.As(err, &r) {
 		return nil, false, r // the lease has ended
 	}
 	r := (*tunnel.Refused)(nil)
 	refused := errors.As(err, &r)
-	unread = refused && !turnedAway(err) || errors.Is(err, io.EOF) || !refused && len(call.first) == 0
-	return nil, unread, call.unopened(err)
+	notRead = refused && !isEndpointRefusal(err) || errors.Is(err, io.EOF) || !refused && len(out.earlyData) == 0
+	return nil, notRead, out.openError(err)
 }
 
-// openNew opens a call over a new session. If that fails, again is as openAt's.
-func (a *Agent) openNew(ctx, life context.Context, c *net.TCPConn, call *call, at route.EndpointID) (o *opened, again bool, err error) {
-	raw, by, err := a.reach(ctx, call.peer)
+// openNew opens a call over a new session. If that fails, again is as openAtEndpoint's.
+func (a *Agent) openNew(ctx, life context.Context, c *net.TCPConn, out *outboundConn, at route.EndpointID) (o *openedExchange, again bool, err error) {
+	raw, gateway, err := a.dialGateway(ctx, out.peer)
 	if err != nil {
 		return nil, false, err
 	}
-	conn, err := a.prove(ctx, raw, call, wishFor(call, at))
+	conn, err := a.clientHandshake(ctx, raw, out, hintFor(out, at))
 	if err != nil {
 		raw.Reset()
-		if again = cutShort(err); again && at != (route.EndpointID{}) {
-			a.learnt.turnedAway(call.caller.uid, call.farPort(), at)
+		if again = isHandshakeReset(err); again && at != (route.EndpointID{}) {
+			a.endpointCache.recordRefusal(out.caller.uid, out.remotePort(), at)
 		}
 		return nil, again, err
 	}
-	s := a.newSession(conn, by, call)
-	lease, release := a.holdOpen(life, call, s)
-	if err = call.listen(c); err == nil {
-		opening, cancel := both(ctx, lease, openTimeout+call.patience)
+	s := a.newSession(conn, gateway, out)
+	lease, release := a.grantOpen(life, out, s)
+	if err = out.appendEarlyData(c); err == nil {
+		opening, cancel := mergeContexts(ctx, lease, openTimeout+out.appTimeout)
 		defer cancel()
-		call.answer, err = conn.Open(opening, call.hello(), call.patience, call.first)
-		s.call.answer = call.answer
-		a.told(call)
-		a.learn(call, at, err)
-		a.missed(call, at)
+		out.answer, err = conn.Open(opening, out.hello(), out.appTimeout, out.earlyData)
+		s.outbound.answer = out.answer
+		a.recordHelloAnswer(out)
+		a.recordOpenRefusal(out, at, err)
+		a.recordMiss(out, at)
 		if err == nil {
-			a.metrics.session(outbound, sessionMade)
-			return a.entered(call, s, lease, release), false, nil
+			a.metrics.countSession(outbound, sessionMade)
+			return a.startExchange(out, s, lease, release), false, nil
 		}
 	}
 	release()
-	if tunnel.Reusable(err) && s.settle(ctx, openTimeout) == nil {
-		a.metrics.session(outbound, sessionMade)
-		a.rest(s)
+	if tunnel.Reusable(err) && s.awaitIdle(ctx, openTimeout) == nil {
+		a.metrics.countSession(outbound, sessionMade)
+		a.putIdle(s)
 	} else {
 		raw.Reset()
 	}
 	if r := (*refusal)(nil); errors.As(err, &r) {
 		return nil, false, r // the caller, or the lease, has ended
 	}
-	return nil, turnedAway(err), call.unopened(err)
+	return nil, isEndpointRefusal(err), out.openError(err)
 }
 
-// both returns a context that ends with a, with b, or after a while.
-func both(a, b context.Context, within time.Duration) (context.Context, context.CancelFunc) {
+// mergeContexts returns a context that ends with a, with b, or after within.
+func mergeContexts(a, b context.Context, within time.Duration) (context.Context, context.CancelFunc) {
 	ctx, end := context.WithCancelCause(b)
 	stop := context.AfterFunc(a, func() { end(context.Cause(a)) })
 	ctx, cancel := context.WithTimeout(ctx, within)
 	return ctx, func() { cancel(); stop(); end(nil) }
 }
 
-// cutShort reports whether a handshake was reset, as by a far agent or a gateway that is busy or
-// has ended: nothing has reached an application, and another may take the call.
-func cutShort(err error) bool {
+// isHandshakeReset reports whether a handshake was reset, for example by an agent or a
+// gateway that is overloaded or has ended. Then nothing has reached an application, and
+// another endpoint may accept the call.
+func isHandshakeReset(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, transport.ErrTruncated)
 }
 
-// missed notes an endpoint that the gateway did not lead to: its agent cannot be reached.
-func (a *Agent) missed(c *call, wished route.EndpointID) {
+// recordMiss records an endpoint that the gateway did not route to, because its agent
+// is unreachable.
+func (a *Agent) recordMiss(c *outboundConn, hinted route.EndpointID) {
 	none := route.EndpointID{}
-	if wished != none && c.answer.Endpoint != none && c.answer.Endpoint != wished {
-		a.learnt.missed(c.farPort(), wished)
+	if hinted != none && c.answer.Endpoint != none && c.answer.Endpoint != hinted {
+		a.endpointCache.recordMiss(c.remotePort(), hinted)
 	}
 }
 
-// entered counts an exchange in that is open now.
-func (a *Agent) entered(call *call, s *clientSession, ctx context.Context, release func()) *opened {
+// startExchange counts an exchange that has been opened.
+func (a *Agent) startExchange(out *outboundConn, s *clientSession, ctx context.Context, release func()) *openedExchange {
 	s.exchange.begin()
-	leave := a.sessions.Enter(s.key, s.Endpoint())
-	if call.to.affinity > 0 {
-		a.learnt.visited(call.caller.uid, call.farPort(), s.Endpoint())
+	leave := a.sessions.StartExchange(s.key, s.Endpoint())
+	if out.mirror.affinity > 0 {
+		a.endpointCache.recordVisit(out.caller.uid, out.remotePort(), s.Endpoint())
 	}
-	return &opened{session: s, ctx: ctx, release: func() { leave(); release() }}
+	return &openedExchange{session: s, ctx: ctx, release: func() { leave(); release() }}
 }
 
-// unopened is why a call was not opened, with its reason.
-func (c *call) unopened(err error) error {
+// openError returns the refusal of a call that could not be opened.
+func (c *outboundConn) openError(err error) error {
 	reason := reasonTunnel
 	if r := (*tunnel.Refused)(nil); errors.As(err, &r) {
 		reason = "peer_" + r.Code.Reason()
@@ -361,34 +371,36 @@ func (c *call) unopened(err error) error {
 	return refuse(reason, fmt.Errorf("open %s in %s: %w", c.hello(), c.peer.name, err))
 }
 
-// newSession makes a session of a connection whose ends have proven themselves for a call.
-func (a *Agent) newSession(conn *tunnel.Conn, by string, c *call) *clientSession {
-	life := sessionLife*3/4 + rand.N(sessionLife/2)
-	s := &clientSession{key: c.sessionKey(), by: by, conn: conn, call: *c, until: time.Now().Add(life)}
-	s.call.first = nil
-	s.ended = func(what string) { a.metrics.session(outbound, what) }
+// newSession returns a session over a connection whose two ends are authenticated for a
+// call.
+func (a *Agent) newSession(conn *tunnel.Conn, gateway string, c *outboundConn) *clientSession {
+	life := sessionMaxAge*3/4 + rand.N(sessionMaxAge/2)
+	s := &clientSession{key: c.sessionKey(), gateway: gateway, conn: conn, outbound: *c, retireAt: time.Now().Add(life)}
+	s.outbound.earlyData = nil
+	s.count = func(outcome string) { a.metrics.countSession(outbound, outcome) }
 	return s
 }
 
-// rest lets a session that is between exchanges wait for the next, unless it is spent.
-func (a *Agent) rest(s *clientSession) {
-	if a.spent(s) {
+// putIdle puts a session without an exchange into the pool, or retires it if it may
+// accept no more exchanges.
+func (a *Agent) putIdle(s *clientSession) {
+	if a.mustRetire(s) {
 		s.Retire()
 		return
 	}
-	ctx, release := a.leases.hold(a.taking, a.state.Load, s.idleLease())
-	kept := a.sessions.Put(s.key, s, func() {
-		s.idle, s.release = ctx, release
-		s.forget = context.AfterFunc(ctx, func() { a.drop(s) })
+	ctx, release := a.leases.grant(a.acceptCtx, a.state.Load, s.idleLease())
+	added := a.sessions.Put(s.key, s, func() {
+		s.idleCtx, s.release = ctx, release
+		s.stopWatch = context.AfterFunc(ctx, func() { a.retireIdle(s) })
 	})
-	if !kept {
+	if !added {
 		release()
 		s.Retire()
 	}
 }
 
-// leave retires the idle sessions of the same key with the same endpoint.
-func (a *Agent) leave(s *clientSession) {
+// retireSiblings retires the idle sessions of the same key and endpoint.
+func (a *Agent) retireSiblings(s *clientSession) {
 	if s.Endpoint() == (route.EndpointID{}) {
 		return
 	}
@@ -401,31 +413,33 @@ func (a *Agent) leave(s *clientSession) {
 	}
 }
 
-// drop retires a session, if it is still idle.
-func (a *Agent) drop(s *clientSession) {
+// retireIdle retires a session if it is still idle.
+func (a *Agent) retireIdle(s *clientSession) {
 	if a.sessions.Drop(s.key, s) {
 		s.Retire()
 	}
 }
 
-// choose returns the endpoint that a call should reach; the zero value leaves that to the gateway.
-func (a *Agent) choose(c *call) route.EndpointID {
-	if c.to.hostname != "" {
+// pickEndpoint returns the endpoint that a call should reach. The zero value leaves the
+// choice to the gateway.
+func (a *Agent) pickEndpoint(c *outboundConn) route.EndpointID {
+	if c.mirror.hostname != "" {
 		return route.EndpointID{}
 	}
-	if last := a.learnt.last(c.caller.uid, c.farPort(), c.to.affinity); last != (route.EndpointID{}) {
+	if last := a.endpointCache.lastVisited(c.caller.uid, c.remotePort(), c.mirror.affinity); last != (route.EndpointID{}) {
 		return last
 	}
 	return a.sessions.Pick(c.sessionKey(), a.endpoints(c))
 }
 
-// endpoints are those over which this node's connections to a port are spread.
-func (a *Agent) endpoints(c *call) []route.EndpointID {
-	known, ok := a.learnt.known(c.caller.account(), c.farPort())
+// endpoints returns the endpoints of a port over which this node spreads its
+// connections.
+func (a *Agent) endpoints(c *outboundConn) []route.EndpointID {
+	known, ok := a.endpointCache.lookup(c.caller.account(), c.remotePort())
 	if !ok {
 		return nil
 	}
-	ready := a.learnt.without(known.ready, c.farPort())
+	ready := a.endpointCache.available(known.ready, c.remotePort())
 	if len(ready) <= aperture {
 		return ready
 	}
@@ -441,152 +455,155 @@ func (a *Agent) endpoints(c *call) []route.EndpointID {
 	return ready[:aperture]
 }
 
-// wishFor is what a new session asks the gateway for.
-func wishFor(c *call, at route.EndpointID) route.Wish {
+// hintFor returns the hint of a new session to the gateway.
+func hintFor(c *outboundConn, at route.EndpointID) route.Hint {
 	switch {
-	case c.to.hostname != "":
-		return route.ForHost(c.to.hostname)
+	case c.mirror.hostname != "":
+		return route.ForHost(c.mirror.hostname)
 	case at != route.EndpointID{}:
 		return route.ForEndpoint(at)
 	}
-	return route.Wish{}
+	return route.Hint{}
 }
 
-// prepare makes sessions ahead for the next calls like this one: a spare one, one with each
-// endpoint that has none, and one that brings news of the endpoints when what is known is old.
-func (a *Agent) prepare(c *call) {
-	if !a.shares.roomy(c.peer.uid) {
-		return // others need it more
+// preconnect makes sessions for future calls like this one: a spare one, one with each
+// endpoint that has none, and one whose answer refreshes the known endpoints when they
+// are old.
+func (a *Agent) preconnect(c *outboundConn) {
+	if !a.shares.hasSpareBudget(c.peer.uid) {
+		return // the rest of the budget is for calls
 	}
 	key := c.sessionKey()
-	if c.to.affinity == 0 && c.to.hostname == "" {
-		if a.learnt.ask(c.caller.account(), c.farPort()) {
-			a.ahead(key, c, route.EndpointID{}, a.sessions.BeginMore)
+	if c.mirror.affinity == 0 && c.mirror.hostname == "" {
+		if a.endpointCache.needsRefresh(c.caller.account(), c.remotePort()) {
+			a.startPreconnect(key, c, route.EndpointID{}, a.sessions.ReserveExtra)
 		}
-		for _, e := range a.sessions.Lacks(key, a.endpoints(c)) {
-			if !a.ahead(key, c, e, a.sessions.BeginMore) {
+		for _, e := range a.sessions.Missing(key, a.endpoints(c)) {
+			if !a.startPreconnect(key, c, e, a.sessions.ReserveExtra) {
 				return
 			}
 		}
 	}
-	a.ahead(key, c, route.EndpointID{}, a.sessions.Begin)
+	a.startPreconnect(key, c, route.EndpointID{}, a.sessions.Reserve)
 }
 
-// ahead makes a session in the background, if begin and the peer's rate allow it.
-func (a *Agent) ahead(key sessionKey, c *call, at route.EndpointID, begin func(sessionKey, route.EndpointID) bool) bool {
+// startPreconnect makes a session in the background, if begin and the peer's rate allow
+// it.
+func (a *Agent) startPreconnect(key sessionKey, c *outboundConn, at route.EndpointID, begin func(sessionKey, route.EndpointID) bool) bool {
 	if !begin(key, at) {
 		return false
 	}
-	if !a.bucket(c.peer.uid).Allow() {
-		a.sessions.Done(key, at)
+	if !a.preconnectLimiter(c.peer.uid).Allow() {
+		a.sessions.Unreserve(key, at)
 		return false
 	}
-	next := call{vip: c.vip, index: c.index, to: c.to, port: c.port, peer: c.peer, caller: c.caller}
-	a.metrics.session(outbound, sessionBegun)
-	go func() { // which the pool's Close waits for
-		defer a.sessions.Done(key, at)
-		backoff.Sleep(a.taking, rand.N(aheadJitter))
-		err := context.Cause(a.taking)
+	next := outboundConn{vip: c.vip, index: c.index, mirror: c.mirror, port: c.port, peer: c.peer, caller: c.caller}
+	a.metrics.countSession(outbound, sessionPreconnecting)
+	go func() { // the pool's Close waits for it
+		defer a.sessions.Unreserve(key, at)
+		backoff.Sleep(a.acceptCtx, rand.N(preconnectJitter))
+		err := context.Cause(a.acceptCtx)
 		if err == nil {
-			err = a.makeAhead(key, next, at)
+			err = a.dialSession(key, next, at)
 		}
 		if err != nil {
-			a.metrics.session(outbound, sessionFailed)
-			a.log.Debug("no session made ahead", "mirror", next.to.name, "error", err)
+			a.metrics.countSession(outbound, sessionFailed)
+			a.log.Debug("no session made ahead", "mirror", next.mirror.name, "error", err)
 		}
 	}()
 	return true
 }
 
-// bucket bounds how fast sessions to a peer are made ahead.
-func (a *Agent) bucket(link string) *rate.Limiter {
+// preconnectLimiter returns the limiter of preconnects to a peer.
+func (a *Agent) preconnectLimiter(link string) *rate.Limiter {
 	var limiter *rate.Limiter
-	a.buckets.put(link, func(was *rate.Limiter, _ time.Duration, there bool) (*rate.Limiter, bool) {
+	a.preconnectLimiters.update(link, func(was *rate.Limiter, _ time.Duration, there bool) (*rate.Limiter, bool) {
 		if limiter = was; !there {
-			limiter = rate.NewLimiter(aheadRate, aheadBurst)
+			limiter = rate.NewLimiter(preconnectRate, preconnectBurst)
 		}
 		return limiter, true
 	})
 	return limiter
 }
 
-// freshen brings a call that was made to the state in force and its caller's newest certificate.
-func (a *Agent) freshen(key sessionKey, c *call) error {
+// refreshCaller updates a call from the current state, with its caller's newest
+// certificate.
+func (a *Agent) refreshCaller(key sessionKey, c *outboundConn) error {
 	s, err := a.current()
 	if err == nil {
-		err = c.welcome(s)
+		err = c.checkCaller(s)
 	}
 	if err != nil {
 		return err
 	}
 	c.peer = s.links[c.peer.name]
-	if err := c.peer.admits(c.caller.namespace); err != nil {
+	if err := c.peer.checkNamespace(c.caller.namespace); err != nil {
 		return err
 	}
 	var ok bool
-	if c.as, ok = a.svids.get(c.caller.account()); !ok || c.as.Name().String() != key.caller {
+	if c.credential, ok = a.svids.get(c.caller.account()); !ok || c.credential.Name().String() != key.caller {
 		return fmt.Errorf("no certificate for %s", key.caller)
 	}
 	return nil
 }
 
-// makeAhead makes a session, says HELLO, and puts it into the pool.
-func (a *Agent) makeAhead(key sessionKey, c call, at route.EndpointID) error {
-	if err := a.freshen(key, &c); err != nil {
+// dialSession makes a session, exchanges HELLO, and puts the session into the pool.
+func (a *Agent) dialSession(key sessionKey, c outboundConn, at route.EndpointID) error {
+	if err := a.refreshCaller(key, &c); err != nil {
 		return err
 	}
-	raw, by, err := a.reach(a.taking, c.peer)
+	raw, gateway, err := a.dialGateway(a.acceptCtx, c.peer)
 	if err != nil {
 		return err
 	}
-	conn, err := a.prove(a.taking, raw, &c, wishFor(&c, at))
+	conn, err := a.clientHandshake(a.acceptCtx, raw, &c, hintFor(&c, at))
 	if err != nil {
 		raw.Reset()
 		return err
 	}
-	ctx, release := a.leases.hold(a.taking, a.state.Load, c.idleLease())
+	ctx, release := a.leases.grant(a.acceptCtx, a.state.Load, c.idleLease())
 	defer release()
-	greeting, cancel := context.WithTimeout(ctx, openTimeout)
+	helloCtx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	if c.answer, err = conn.Greet(greeting, c.hello()); err != nil {
+	if c.answer, err = conn.ExchangeHello(helloCtx, c.hello()); err != nil {
 		raw.Reset()
 		return err
 	}
-	a.told(&c)
-	a.missed(&c, at)
-	a.metrics.session(outbound, sessionAhead)
-	a.rest(a.newSession(conn, by, &c))
+	a.recordHelloAnswer(&c)
+	a.recordMiss(&c, at)
+	a.metrics.countSession(outbound, sessionPreconnected)
+	a.putIdle(a.newSession(conn, gateway, &c))
 	return nil
 }
 
 // idleLease is the decision by which s waits for a caller. It also ends with the address
 // that s goes by, because whoever takes an address out of a Link wants to turn it off.
 func (s *clientSession) idleLease() func(*state) error {
-	idle := s.call.idleLease()
+	idle := s.outbound.idleLease()
 	return func(now *state) error {
 		if err := idle(now); err != nil {
 			return err
 		}
-		if p := now.links[s.call.peer.name]; !slices.Contains(p.gateways, s.by) {
-			return fmt.Errorf("%s is not a gateway address of Link %s any more", s.by, p.name)
+		if p := now.links[s.outbound.peer.name]; !slices.Contains(p.gateways, s.gateway) {
+			return fmt.Errorf("%s is not a gateway address of Link %s any more", s.gateway, p.name)
 		}
 		return nil
 	}
 }
 
-// idleLease is the decision by which a session waits for a caller.
-func (c call) idleLease() func(*state) error {
+// idleLease returns the check that an idle session must keep passing.
+func (c outboundConn) idleLease() func(*state) error {
 	return func(s *state) error {
-		if err := c.welcome(s); err != nil {
+		if err := c.checkCaller(s); err != nil {
 			return err
 		}
-		return c.expected(s)
+		return c.checkExpectedPeer(s)
 	}
 }
 
-// welcome says why a caller like c's would not make the call any more in s.
-func (c *call) welcome(s *state) error {
-	if err := c.leads(s); err != nil {
+// checkCaller returns an error if no caller like c's could make this call in s.
+func (c *outboundConn) checkCaller(s *state) error {
+	if err := c.checkMirror(s); err != nil {
 		return err
 	}
 	if !s.callers[c.caller.account()] {
@@ -595,45 +612,46 @@ func (c *call) welcome(s *state) error {
 	return nil
 }
 
-// doubt watches a reused session while OPEN is unanswered, until the caller calls stop.
-// Each second it checks whether sent bytes were retransmitted and are still not
-// acknowledged. If so, the network path has failed. doubt then resets the session, so
-// that the caller does not wait as long as for a slow application.
-func (a *Agent) doubt(ctx context.Context, s *clientSession) (open context.Context, stop func()) {
+// abortIfDead watches a reused session while OPEN is unanswered, until the caller calls
+// stop. Each second it checks whether sent bytes were retransmitted and are still not
+// acknowledged. If so, the network path has failed, and abortIfDead resets the session.
+// So the caller does not wait as long as for a slow application.
+func (a *Agent) abortIfDead(ctx context.Context, s *clientSession) (open context.Context, stop func()) {
 	raw := transport.RawOf(s.conn)
 	tcp, ok := raw.Conn.(*net.TCPConn)
 	if !ok {
 		return ctx, func() {}
 	}
-	return transport.WhileOpen(ctx, tcp, func() {
-		if transport.Unheard(tcp) {
+	return transport.WatchClose(ctx, tcp, func() {
+		if transport.HasUnacked(tcp) {
 			raw.Reset()
-			a.lostWay(s.by)
+			a.markDead(s.gateway)
 		}
 	})
 }
 
-// lostWay takes in that nobody has heard what was sent by way of a gateway's address.
-func (a *Agent) lostWay(address string) {
-	a.detours.lost(address, time.Now())
-	a.forsake(address)
+// markDead penalizes a gateway address through which sent bytes were not acknowledged,
+// and drops its idle sessions.
+func (a *Agent) markDead(address string) {
+	a.penalties.recordDead(address, time.Now())
+	a.dropVia(address)
 }
 
-// forsake ends what is idle by way of addresses that this node has found wanting. A caller on
-// such a session could only be reset; without it, its call goes another way.
-func (a *Agent) forsake(addresses ...string) {
+// dropVia retires the idle sessions through addresses that failed. A call on such a
+// session would be reset. Without the session the call uses another address.
+func (a *Agent) dropVia(addresses ...string) {
 	if len(addresses) == 0 {
 		return
 	}
 	for _, s := range a.sessions.Idle() {
-		if slices.Contains(addresses, s.by) {
-			a.drop(s)
+		if slices.Contains(addresses, s.gateway) {
+			a.retireIdle(s)
 		}
 	}
 }
 
 func newSessions() *session.Pool[sessionKey, *clientSession] {
 	return session.New[sessionKey, *clientSession](session.Bounds{
-		Idle: maxIdleSessions, Life: idleLife, Look: sessionLook, Endpoints: aperture, Spare: spareSessions,
+		MaxIdle: maxIdleSessions, IdleTimeout: sessionIdleTimeout, CheckInterval: sessionCheckInterval, Endpoints: aperture, Spare: spareSessions,
 	})
 }

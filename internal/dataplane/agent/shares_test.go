@@ -11,40 +11,42 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// crowd counts in as many as there is room for, and returns how many, and why no more.
-func crowd(enter func() (func(), error)) (n int, err error) {
+// acquireAll counts in as many as there is room for, and returns how many, and why no
+// more.
+func acquireAll(enter func() (func(), error)) (n int, err error) {
 	for ; err == nil; n++ {
 		_, err = enter()
 	}
 	return n - 1, err
 }
 
-// One that takes all it can get leaves enough for others, and is told why it gets no more.
-func TestSharesAreKeptForOthers(t *testing.T) {
-	caller := func(account, link string) *call {
-		return &call{caller: &pod{namespace: "shop", serviceAccount: account}, peer: &peer{name: link, uid: link}}
+// One that takes all it can get leaves enough for others, and is told why it gets no
+// more.
+func TestSharesLeaveRoomForOthers(t *testing.T) {
+	caller := func(account, link string) *outboundConn {
+		return &outboundConn{caller: &pod{namespace: "shop", serviceAccount: account}, peer: &peer{name: link, uid: link}}
 	}
-	guest := func(account, link string) *arrival {
-		return &arrival{caller: must(identity.NewName("west-1", "shop", account))(t), to: admit.Decision{Link: admit.Link{UID: link}}}
+	inbound := func(account, link string) *inboundConn {
+		return &inboundConn{caller: must(identity.NewName("west-1", "shop", account))(t), decision: admit.Decision{Link: admit.Link{UID: link}}}
 	}
 	cases := map[string]struct {
-		greedy, other func(*allowances) (func(), error)
+		greedy, other func(*connShares) (func(), error)
 		reason        string
 	}{
 		"a pod": {
-			func(l *allowances) (func(), error) { return l.source(netip.MustParseAddr("10.0.0.1")) },
-			func(l *allowances) (func(), error) { return l.source(netip.MustParseAddr("10.0.0.2")) }, reasonSourceShare},
+			func(l *connShares) (func(), error) { return l.acquireSource(netip.MustParseAddr("10.0.0.1")) },
+			func(l *connShares) (func(), error) { return l.acquireSource(netip.MustParseAddr("10.0.0.2")) }, reasonSourceShare},
 		"an account": {
-			func(l *allowances) (func(), error) { return l.call(caller("a", "east")) },
-			func(l *allowances) (func(), error) { return l.call(caller("b", "south")) }, reasonAccountShare},
+			func(l *connShares) (func(), error) { return l.acquireOutbound(caller("a", "east")) },
+			func(l *connShares) (func(), error) { return l.acquireOutbound(caller("b", "south")) }, reasonAccountShare},
 		"a peer's account": {
-			func(l *allowances) (func(), error) { return l.guest(guest("a", "west")) },
-			func(l *allowances) (func(), error) { return l.guest(guest("b", "south")) }, reasonAccountShare},
+			func(l *connShares) (func(), error) { return l.acquireInbound(inbound("a", "west")) },
+			func(l *connShares) (func(), error) { return l.acquireInbound(inbound("b", "south")) }, reasonAccountShare},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			l := newAllowances()
-			n, err := crowd(func() (func(), error) { return tc.greedy(l) })
+			l := newConnShares()
+			n, err := acquireAll(func() (func(), error) { return tc.greedy(l) })
 			if n > maxConnections/2 || reasonOf(err) != tc.reason {
 				t.Errorf("it got %d of %d, then %v; want half at most, then %s", n, maxConnections, err, tc.reason)
 			}
@@ -57,14 +59,14 @@ func TestSharesAreKeptForOthers(t *testing.T) {
 
 // Many accounts of one link share what the link may have.
 func TestSharesOfALink(t *testing.T) {
-	l := newAllowances()
+	l := newConnShares()
 	n, account := 0, 0
 	var err error
 	for err == nil {
 		account++
-		c := &call{caller: &pod{namespace: "shop", serviceAccount: string(rune(account))}, peer: &peer{uid: "east"}}
+		c := &outboundConn{caller: &pod{namespace: "shop", serviceAccount: string(rune(account))}, peer: &peer{uid: "east"}}
 		for range 100 {
-			if _, err = l.call(c); err != nil {
+			if _, err = l.acquireOutbound(c); err != nil {
 				break
 			}
 			n++
@@ -73,40 +75,40 @@ func TestSharesOfALink(t *testing.T) {
 	if n != maxConnections/2 || reasonOf(err) != reasonLinkShare {
 		t.Errorf("a link got %d, then %v", n, err)
 	}
-	if got := l.callers.Count("shop/" + string(rune(account))); got >= 100 {
+	if got := l.outboundAccounts.Count("shop/" + string(rune(account))); got >= 100 {
 		t.Errorf("who was refused is counted in: %d", got)
 	}
 }
 
 // A gateway's word is kept, for a minute, and not taken for more than it is.
-func TestGatewaysGrant(t *testing.T) {
+func TestGatewayBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newAllowances()
-		c := &call{caller: &pod{namespace: "shop", serviceAccount: "a"}, peer: &peer{name: "east", uid: "u"}}
-		l.grant("u", 0)
-		if !l.roomy("u") {
+		l := newConnShares()
+		c := &outboundConn{caller: &pod{namespace: "shop", serviceAccount: "a"}, peer: &peer{name: "east", uid: "u"}}
+		l.recordBudget("u", 0)
+		if !l.hasSpareBudget("u") {
 			t.Error("an unstated budget bounds")
 		}
-		l.grant("u", 3)
-		first := must(l.call(c))(t)
-		if !l.roomy("u") {
+		l.recordBudget("u", 3)
+		first := must(l.acquireOutbound(c))(t)
+		if !l.hasSpareBudget("u") {
 			t.Error("with one of three in use there is no room for a warm one")
 		}
-		must(l.call(c))(t)
-		if l.roomy("u") {
+		must(l.acquireOutbound(c))(t)
+		if l.hasSpareBudget("u") {
 			t.Error("with two of three in use there is room for a warm one")
 		}
-		must(l.call(c))(t)
-		_, err := l.call(c)
-		if r := (*refusal)(nil); !errors.As(err, &r) || r.reason != reasonGranted {
-			t.Errorf("a fourth: %v, want %s", err, reasonGranted)
+		must(l.acquireOutbound(c))(t)
+		_, err := l.acquireOutbound(c)
+		if r := (*refusal)(nil); !errors.As(err, &r) || r.reason != reasonGatewayBudget {
+			t.Errorf("a fourth: %v, want %s", err, reasonGatewayBudget)
 		}
 		first()
-		if _, err := l.call(c); err != nil {
+		if _, err := l.acquireOutbound(c); err != nil {
 			t.Errorf("after one has ended: %v", err)
 		}
-		bubble.Pass(grantAge)
-		if _, err := l.call(c); err != nil {
+		bubble.Pass(budgetAge)
+		if _, err := l.acquireOutbound(c); err != nil {
 			t.Errorf("an old word bounds on: %v", err)
 		}
 	})

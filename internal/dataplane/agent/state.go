@@ -20,22 +20,23 @@ type state struct {
 	expired bool
 	// held: it comes from an earlier process, and no controller has answered since.
 	held bool
-	// view is what it was made of, without deleted Links; less: there were deleted Links.
-	view        nodestream.View
-	less        bool
-	trustDomain string
-	issuers     [][]byte // of this cluster's own workloads, DER
-	hopKey      route.HopKey
-	vips        []netip.Prefix
-	links       map[string]*peer
-	mirrors     map[netip.Addr]*mirror // nil: two frontends have the address
-	pods        map[string]*pod        // by UID
-	podsByAddr  map[netip.Addr][]*pod  // without those on the host network
-	callers     map[account]bool       // those of live pods that can call or be called
-	accepting   map[backingKey]bool    // pods that take new connections
-	anchors     *identity.Anchors
-	admission   *admit.State
-	parsed      parsedResources
+	// view is what it was made of, without deleted Links. revokedDropped: there
+	// were deleted Links.
+	view           nodestream.View
+	revokedDropped bool
+	trustDomain    string
+	issuers        [][]byte // of this cluster's own workloads, DER
+	hopKey         route.HopKey
+	vips           []netip.Prefix
+	links          map[string]*peer
+	mirrors        map[netip.Addr]*mirror // nil: two frontends have the address
+	pods           map[string]*pod        // by UID
+	podsByAddr     map[netip.Addr][]*pod  // without those on the host network
+	callers        map[account]bool       // those of live pods that can call or be called
+	accepting      map[backingKey]bool    // pods that take new connections
+	anchors        *identity.Anchors
+	admission      *admit.State
+	parsed         parsedResources
 }
 
 // peer is a linked cluster.
@@ -54,9 +55,9 @@ type peer struct {
 	callers map[string]bool
 }
 
-// admits returns why a pod of a local namespace may not open a new connection to the
-// peer; nil if it may.
-func (p *peer) admits(namespace string) error {
+// checkNamespace returns why a pod of a local namespace may not open a new connection
+// to the peer; nil if it may.
+func (p *peer) checkNamespace(namespace string) error {
 	switch {
 	case p.suspended:
 		return &refusal{reason: reasonSuspended, final: true, err: fmt.Errorf("Link %s is suspended", p.name)}
@@ -81,9 +82,9 @@ type mirror struct {
 	affinity time.Duration
 }
 
-// means reports whether m, which may be nil, stands for the same Service of the same peer
-// as other.
-func (m *mirror) means(other *mirror) bool {
+// sameTarget reports whether m, which may be nil, stands for the same Service of the
+// same peer as other.
+func (m *mirror) sameTarget(other *mirror) bool {
 	return m != nil && m.link == other.link && m.namespace == other.namespace &&
 		m.service == other.service && m.hostname == other.hostname
 }
@@ -95,8 +96,8 @@ type mirrorPort struct {
 	appProtocol string
 }
 
-// leadsTo reports whether p and q are the same port of the peer's Service.
-func (p mirrorPort) leadsTo(q mirrorPort) bool { return p.number == q.number && p.route == q.route }
+// samePort reports whether p and q are the same port of the peer's Service.
+func (p mirrorPort) samePort(q mirrorPort) bool { return p.number == q.number && p.route == q.route }
 
 // pod is a live pod of this node.
 type pod struct {

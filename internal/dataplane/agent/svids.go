@@ -20,8 +20,8 @@ type account struct {
 	namespace, name string
 }
 
-// leastRenewal is between two certificates of one account.
-const leastRenewal = time.Minute
+// minRenewal is the minimum time between two certificates of one account.
+const minRenewal = time.Minute
 
 // A signFunc asks the controller for the certificate chain of an account.
 type signFunc func(ctx context.Context, namespace, serviceAccount string, csr []byte) ([][]byte, error)
@@ -34,52 +34,53 @@ const (
 	maxSpare = 256
 )
 
-// A spareCredential was set aside when its account had no pod any more.
+// A spareCredential is the credential of an account that has no pod.
 type spareCredential struct {
 	*identity.Credential
 	since time.Time
 }
 
-// svids holds the credential of every account that has a live pod on this node. It keeps
-// those of accounts whose last pod went lately, and does not use them until the account
-// has a pod again. Keys are made here and never leave the process.
+// svids holds the credential of every account that has a live pod on this node. It
+// keeps the credential of an account for a while after its last pod has gone, and uses
+// it again when the account has a pod again. Keys are made here and never leave the
+// process.
 type svids struct {
 	sign    signFunc
-	changed func() // called after a credential came
+	changed func() // called after a credential was received
 	log     *slog.Logger
 
-	mu    sync.Mutex // guards all below
-	held  map[account]*identity.Credential
-	tasks map[account]context.CancelFunc
-	spare map[account]spareCredential // of accounts without a pod
-	// issuers vouch now, DER; none: not known.
-	issuers [][]byte
-	turned  news           // other issuers vouch
-	wg      sync.WaitGroup // one task for each account
+	mu      sync.Mutex // guards all below
+	current map[account]*identity.Credential
+	tasks   map[account]context.CancelFunc
+	spare   map[account]spareCredential // of accounts without a pod
+	// issuers are the current issuers of this cluster, DER; none: not known.
+	issuers        [][]byte
+	issuersChanged broadcast      // notified when issuers change
+	wg             sync.WaitGroup // one task for each account
 }
 
 func newSVIDs(sign signFunc, changed func(), log *slog.Logger) *svids {
 	return &svids{
 		sign: sign, changed: changed, log: log,
-		held: make(map[account]*identity.Credential), tasks: make(map[account]context.CancelFunc),
+		current: make(map[account]*identity.Credential), tasks: make(map[account]context.CancelFunc),
 		spare: make(map[account]spareCredential),
 	}
 }
 
-// get returns the credential of an account, if there is a valid one. In place of one of
-// the future, from before the clock was set right, another is asked for.
+// get returns the credential of an account, if it is valid. A certificate from the
+// future, made before the clock was corrected, is replaced.
 func (s *svids) get(a account) (*identity.Credential, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, ok := s.held[a]
+	c, ok := s.current[a]
 	valid := ok && time.Now().Before(c.NotAfter())
 	if valid && !c.Live(time.Now()) {
-		s.turned.tell()
+		s.issuersChanged.notifyAll()
 	}
 	return c, valid
 }
 
-// count returns of how many of accounts there is a valid credential.
+// count returns how many of accounts have a valid credential.
 func (s *svids) count(accounts map[account]bool) int {
 	n := 0
 	for a := range accounts {
@@ -90,8 +91,9 @@ func (s *svids) count(accounts map[account]bool) int {
 	return n
 }
 
-// want starts keeping the credentials of accounts, and sets all others aside.
-func (s *svids) want(ctx context.Context, accounts map[account]bool) {
+// setAccounts starts to maintain the credentials of accounts, and makes all others
+// spare.
+func (s *svids) setAccounts(ctx context.Context, accounts map[account]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for a, stop := range s.tasks {
@@ -100,10 +102,10 @@ func (s *svids) want(ctx context.Context, accounts map[account]bool) {
 			delete(s.tasks, a)
 		}
 	}
-	for a, c := range s.held {
+	for a, c := range s.current {
 		if !accounts[a] {
-			delete(s.held, a)
-			s.setAside(a, c)
+			delete(s.current, a)
+			s.addSpare(a, c)
 		}
 	}
 	maps.DeleteFunc(s.spare, func(_ account, c spareCredential) bool { return time.Since(c.since) >= spareAge })
@@ -111,16 +113,16 @@ func (s *svids) want(ctx context.Context, accounts map[account]bool) {
 		if _, ok := s.tasks[a]; ok || ctx.Err() != nil {
 			continue
 		}
-		s.takeBack(a)
+		s.restoreSpare(a)
 		task, stop := context.WithCancel(ctx)
 		s.tasks[a] = stop
-		s.wg.Go(func() { s.keep(task, a) })
+		s.wg.Go(func() { s.maintain(task, a) })
 	}
 }
 
-// setAside keeps the credential of an account without a pod, in place of the oldest one if
-// there are too many. s.mu is held.
-func (s *svids) setAside(a account, c *identity.Credential) {
+// addSpare stores the credential of an account without a pod. It replaces the oldest
+// one if there are too many. s.mu is held.
+func (s *svids) addSpare(a account, c *identity.Credential) {
 	if len(s.spare) >= maxSpare {
 		delete(s.spare, slices.MinFunc(slices.Collect(maps.Keys(s.spare)), func(x, y account) int {
 			return s.spare[x].since.Compare(s.spare[y].since)
@@ -129,23 +131,24 @@ func (s *svids) setAside(a account, c *identity.Credential) {
 	s.spare[a] = spareCredential{c, time.Now()}
 }
 
-// takeBack makes a credential that was set aside the one of its account. s.mu is held.
-func (s *svids) takeBack(a account) {
+// restoreSpare makes a spare credential the current one of its account. s.mu is held.
+func (s *svids) restoreSpare(a account) {
 	c, ok := s.spare[a]
 	delete(s.spare, a)
-	if _, held := s.held[a]; ok && !held && c.Live(time.Now()) {
-		s.held[a] = c.Credential
+	if _, held := s.current[a]; ok && !held && c.Live(time.Now()) {
+		s.current[a] = c.Credential
 	}
 }
 
-// wait blocks until every task has ended, after their context has.
+// wait blocks until every task has ended. Their context must have ended.
 func (s *svids) wait() { s.wg.Wait() }
 
-// keep gets the credential of a, and a new one at half of its life, until ctx ends.
-func (s *svids) keep(ctx context.Context, a account) {
-	hurry := backoff.Backoff{Min: spread, Max: time.Minute}
-	if c, ok := s.get(a); ok && time.Now().Before(c.RenewAt()) { // kept, or of an earlier process
-		s.rest(ctx, c, &hurry)
+// maintain gets the credential of a, and a new one at half of its lifetime, until ctx
+// ends.
+func (s *svids) maintain(ctx context.Context, a account) {
+	hurry := backoff.Backoff{Min: renewalSpread, Max: time.Minute}
+	if c, ok := s.get(a); ok && time.Now().Before(c.RenewAt()) { // a spare one, or one of an earlier process
+		s.awaitRenewal(ctx, c, &hurry)
 	}
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 30 * time.Second}
 	for ctx.Err() == nil {
@@ -159,26 +162,27 @@ func (s *svids) keep(ctx context.Context, a account) {
 		}
 		retry.Reset()
 		s.put(ctx, a, c)
-		s.rest(ctx, c, &hurry)
+		s.awaitRenewal(ctx, c, &hurry)
 	}
 }
 
-// spread is over how long a node's accounts come for new certificates when the issuer
-// of the old ones does not vouch any more.
-const spread = 3 * time.Second
+// renewalSpread is the time over which a node's accounts request new certificates when
+// the issuer of the old ones is no longer current.
+const renewalSpread = 3 * time.Second
 
-// vouch makes issuers those that vouch for this cluster's workloads.
-func (s *svids) vouch(issuers [][]byte) {
+// setIssuers sets the current issuers of this cluster's workloads.
+func (s *svids) setIssuers(issuers [][]byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !slices.EqualFunc(issuers, s.issuers, bytes.Equal) {
 		s.issuers = issuers
-		s.turned.tell()
+		s.issuersChanged.notifyAll()
 	}
 }
 
-// vouched reports whether peers believe c, or have believed it, as far as is known here.
-func (s *svids) vouched(c *identity.Credential) bool {
+// hasCurrentIssuer reports whether peers accept the issuer of c, as far as this agent
+// knows.
+func (s *svids) hasCurrentIssuer(c *identity.Credential) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now := time.Now(); !c.Live(now) && now.Before(c.NotAfter()) {
@@ -189,21 +193,21 @@ func (s *svids) vouched(c *identity.Credential) bool {
 		slices.ContainsFunc(s.issuers, func(der []byte) bool { return bytes.Equal(der, chain[1]) })
 }
 
-// rest waits until c is to be renewed: soon, if its issuer does not vouch any more, and
-// ever less soon if what comes instead is no better, as from a controller that has not
-// heard yet.
-func (s *svids) rest(ctx context.Context, c *identity.Credential, hurry *backoff.Backoff) {
+// awaitRenewal waits until c must be renewed. That is soon if its issuer is no longer
+// current. It backs off if the replacement is no better, which happens when the
+// controller does not know of the change yet.
+func (s *svids) awaitRenewal(ctx context.Context, c *identity.Credential, hurry *backoff.Backoff) {
 	due := time.NewTimer(renewal(c))
 	defer due.Stop()
 	for {
-		turned := s.turned.next() // before asking, so that no news is missed
-		if !s.vouched(c) {
+		issuersChanged := s.issuersChanged.wait() // before the check, so that no change is missed
+		if !s.hasCurrentIssuer(c) {
 			hurry.Wait(ctx)
 			return
 		}
 		hurry.Reset()
 		select {
-		case <-turned:
+		case <-issuersChanged:
 		case <-due.C:
 			return
 		case <-ctx.Done():
@@ -212,20 +216,20 @@ func (s *svids) rest(ctx context.Context, c *identity.Credential, hurry *backoff
 	}
 }
 
-// renewal is how long to wait before c is renewed: until half of its life, and up
-// to a tenth of what is left longer, so that not all accounts of a node come at
-// once. A certificate that is past it already, as by a wrong clock, is not asked
-// for again and again.
+// renewal returns how long to wait before c is renewed: until half of its lifetime,
+// plus up to a tenth of the rest, so that not all accounts of a node renew at once. If
+// that time has passed already, because of a wrong clock, it returns at least
+// minRenewal.
 func renewal(c *identity.Credential) time.Duration {
-	wait := max(time.Until(c.RenewAt()), leastRenewal)
+	wait := max(time.Until(c.RenewAt()), minRenewal)
 	return wait + rand.N(wait/10)
 }
 
 func (s *svids) put(ctx context.Context, a account, c *identity.Credential) {
 	s.mu.Lock()
-	alive := ctx.Err() == nil // want cancels under the same lock
+	alive := ctx.Err() == nil // setAccounts cancels under the same lock
 	if alive {
-		s.held[a] = c
+		s.current[a] = c
 	}
 	s.mu.Unlock()
 	if alive {

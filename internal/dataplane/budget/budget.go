@@ -1,69 +1,69 @@
-// Package budget divides what an agent or a gateway has among those who use it, so that one
-// who takes much leaves enough to the others.
+// Package budget divides the resources of an agent or a gateway among their users, so
+// that a heavy user leaves enough to the others.
 //
 //	Shares   open connections, by link, account or pod
-//	Pending  connections that have not proven anything yet, by source
+//	Pending  unauthenticated connections, by source
 //	Rates    how often something may be done, by key
-//	Turns    who may compute now, by key
+//	FairSemaphore  concurrent computations, by key
 //
 // What always holds:
-//   - Of Shares no key has more than half. A key with less than its assured share gets in
-//     while there is room at all. One with more gets in only while a quarter of the whole
-//     is free.
-//   - In Pending the oldest makes room, of its source or of all.
-//   - Turns go from key to key, and never to one who has gone.
-//   - Memory is bounded, whatever strangers do.
+//   - No key has more than half of Shares. A key with less than its assured share gets
+//     more while there is room. A key with at least that share gets more only while a
+//     quarter of the whole is free.
+//   - Pending evicts the oldest connection, of its source or of all.
+//   - FairSemaphore serves keys in turn, and skips waiters that have gone.
+//   - Memory is bounded, even against strangers.
 package budget
 
 import "sync"
 
 // Shares is one budget. Make it with New. It is safe for concurrent use.
 type Shares struct {
-	whole int
+	total int
 
-	mu   sync.Mutex // guards what follows
-	used int
-	by   map[string]int
+	mu     sync.Mutex // guards what follows
+	used   int
+	counts map[string]int
 }
 
-// These are parts of the whole. assured is the share that each key can always use while
-// there is room. shared is the total use at which a key that has its assured share gets
-// no more. highest is the most that one key can have.
-func assured(whole int) int { return whole / 8 }
-func shared(whole int) int  { return whole - whole/4 }
-func highest(whole int) int { return whole / 2 }
+// These are parts of the total. assuredShare is the share that each key can always use
+// while there is room. sharedLimit is the total use at which a key that has its assured
+// share gets no more. maxShare is the most that one key can have.
+func assuredShare(total int) int { return total / 8 }
+func sharedLimit(total int) int  { return total - total/4 }
+func maxShare(total int) int     { return total / 2 }
 
-// New returns a budget of whole connections.
-func New(whole int) *Shares { return &Shares{whole: whole, by: make(map[string]int)} }
+// New returns a budget of total connections.
+func New(total int) *Shares { return &Shares{total: total, counts: make(map[string]int)} }
 
-// Enter counts one more in for key, or returns false if that is too many. Each one that
-// was counted in must Leave, once.
-func (s *Shares) Enter(key string) bool {
+// Acquire counts one more for key. It returns false if that is too many. If it returns
+// true, the caller must call Release once.
+func (s *Shares) Acquire(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.by[key] >= s.limit(key) {
+	if s.counts[key] >= s.limit(key) {
 		return false
 	}
 	s.used++
-	s.by[key]++
+	s.counts[key]++
 	return true
 }
 
-// Leave counts one out.
-func (s *Shares) Leave(key string) {
+// Release counts one less for key.
+func (s *Shares) Release(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.used--
-	if s.by[key]--; s.by[key] == 0 {
-		delete(s.by, key)
+	if s.counts[key]--; s.counts[key] == 0 {
+		delete(s.counts, key)
 	}
 }
 
-// Count is how many key has.
+// Count returns how many key has.
 func (s *Shares) Count(key string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.by[key]
+	return s.counts[key]
 }
 
 // Limit returns how many connections key may have now: those that it has, and those that
@@ -75,10 +75,10 @@ func (s *Shares) Limit(key string) int {
 }
 
 func (s *Shares) limit(key string) int {
-	has := s.by[key]
-	most := has + max(0, shared(s.whole)-s.used) // as long as a quarter stays free
-	if has < assured(s.whole) {
-		most = max(most, min(assured(s.whole), has+s.whole-s.used))
+	has := s.counts[key]
+	most := has + max(0, sharedLimit(s.total)-s.used) // as long as a quarter stays free
+	if has < assuredShare(s.total) {
+		most = max(most, min(assuredShare(s.total), has+s.total-s.used))
 	}
-	return max(has, min(most, highest(s.whole)))
+	return max(has, min(most, maxShare(s.total)))
 }

@@ -8,7 +8,7 @@ import (
 
 func fill(s *Shares, key string, most int) int {
 	n := 0
-	for n < most && s.Enter(key) {
+	for n < most && s.Acquire(key) {
 		n++
 	}
 	return n
@@ -45,40 +45,40 @@ func TestShares(t *testing.T) {
 }
 
 // Whatever happens, the rules of the package hold, and what is told is what is given.
-func TestRandom(t *testing.T) {
-	const whole = 64
-	s := New(whole)
+func TestSharesKeepInvariants(t *testing.T) {
+	const total = 64
+	s := New(total)
 	has := map[string]int{}
 	used := 0
 	for range 50_000 {
 		key := strconv.Itoa(rand.IntN(12))
 		if has[key] > 0 && rand.IntN(5) < 2 {
-			s.Leave(key)
+			s.Release(key)
 			has[key]--
 			used--
 			continue
 		}
 		limit := s.Limit(key)
-		in := s.Enter(key)
+		in := s.Acquire(key)
 		switch {
 		case in != (has[key] < limit):
 			t.Fatalf("told %d with %d in, and it got in: %v", limit, has[key], in)
-		case !in && has[key] < assured(whole) && used < whole:
-			t.Fatalf("refused with %d of %d used and %d of its own", used, whole, has[key])
+		case !in && has[key] < assuredShare(total) && used < total:
+			t.Fatalf("refused with %d of %d used and %d of its own", used, total, has[key])
 		case in:
 			has[key]++
 			used++
 		}
-		if used > whole || has[key] > highest(whole) {
+		if used > total || has[key] > maxShare(total) {
 			t.Fatalf("%d in, %d of one", used, has[key])
 		}
 	}
 	for key, n := range has {
 		for range n {
-			s.Leave(key)
+			s.Release(key)
 		}
 	}
-	if s.used != 0 || len(s.by) != 0 {
-		t.Errorf("%d are left, of %d keys", s.used, len(s.by))
+	if s.used != 0 || len(s.counts) != 0 {
+		t.Errorf("%d are left, of %d keys", s.used, len(s.counts))
 	}
 }

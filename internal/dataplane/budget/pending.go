@@ -6,20 +6,20 @@ import (
 	"sync"
 )
 
-// Evicted says which bound of a Pending evicted a connection.
-type Evicted uint8
+// EvictedBy says which bound of a Pending evicted a connection.
+type EvictedBy uint8
 
-// The bounds. Stayed: none has.
+// The bounds. NotEvicted: none has.
 const (
-	Stayed   Evicted = iota
-	OfSource         // too many of its source
-	OfAll            // too many in all
+	NotEvicted EvictedBy = iota
+	BySource             // too many of its source
+	ByTotal              // too many in all
 )
 
-// Pending holds the connections that have not proven anything yet. It has room for so many
-// of one source and so many in all. When one more comes, the oldest is evicted: an honest
-// one proves itself within a round trip, so the oldest of many is not honest. Every
-// operation takes constant time. It is safe for concurrent use.
+// Pending holds unauthenticated connections. It bounds them per source and in total.
+// When one more comes, it evicts the oldest, because an honest peer authenticates
+// within a round trip. Every operation takes constant time. It is safe for concurrent
+// use.
 type Pending struct {
 	max, maxFromSource int
 
@@ -28,48 +28,48 @@ type Pending struct {
 	bySource map[netip.Prefix]*list.List
 }
 
-// Place is a connection in a Pending, whose lock guards the fields below source.
-type Place struct {
+// Entry is a connection in a Pending, whose lock guards the fields below source.
+type Entry struct {
 	source netip.Prefix
 
 	evict   func()
-	evicted Evicted
-	// Its elements of the pool's lists; nil once it is in no list.
+	evicted EvictedBy
+	// Its elements in the pool's lists; nil once it was removed.
 	inAll, inSource *list.Element
 }
 
-// NewPending returns a pool with room for max connections, and for maxFromSource of one
-// source.
+// NewPending returns a pool of at most max connections, and of at most maxFromSource
+// from one source.
 func NewPending(max, maxFromSource int) *Pending {
 	return &Pending{max: max, maxFromSource: maxFromSource, bySource: make(map[netip.Prefix]*list.List)}
 }
 
-// Enter adds a connection, and evicts one if that is too many: perhaps the new one. evict
-// must not use the pool.
-func (p *Pending) Enter(source netip.Prefix, evict func()) *Place {
-	h := &Place{source: source, evict: evict}
-	if victim := p.add(h); victim != nil {
+// Add adds a connection. If that is too many, it evicts one, which may be the new one.
+// evict must not use the pool.
+func (p *Pending) Add(source netip.Prefix, evict func()) *Entry {
+	e := &Entry{source: source, evict: evict}
+	if victim := p.add(e); victim != nil {
 		victim.evict()
 	}
-	return h
+	return e
 }
 
-func (p *Pending) add(h *Place) (victim *Place) {
+func (p *Pending) add(e *Entry) (victim *Entry) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	own := p.bySource[h.source]
-	if own == nil {
-		own = list.New()
-		p.bySource[h.source] = own
+	sameSource := p.bySource[e.source]
+	if sameSource == nil {
+		sameSource = list.New()
+		p.bySource[e.source] = sameSource
 	}
-	h.inAll, h.inSource = p.all.PushBack(h), own.PushBack(h)
+	e.inAll, e.inSource = p.all.PushBack(e), sameSource.PushBack(e)
 	switch {
-	case own.Len() > p.maxFromSource:
-		victim = own.Front().Value.(*Place)
-		victim.evicted = OfSource
+	case sameSource.Len() > p.maxFromSource:
+		victim = sameSource.Front().Value.(*Entry)
+		victim.evicted = BySource
 	case p.all.Len() > p.max:
-		victim = p.all.Front().Value.(*Place)
-		victim.evicted = OfAll
+		victim = p.all.Front().Value.(*Entry)
+		victim.evicted = ByTotal
 	default:
 		return nil
 	}
@@ -77,25 +77,25 @@ func (p *Pending) add(h *Place) (victim *Place) {
 	return victim
 }
 
-// Leave removes a connection that has proven itself or has ended, and returns what evicted
-// it, if anything has. It may be repeated.
-func (p *Pending) Leave(h *Place) Evicted {
+// Remove removes a connection that has authenticated or has ended, and returns which
+// bound evicted it, if any. It may be repeated.
+func (p *Pending) Remove(e *Entry) EvictedBy {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.remove(h)
-	return h.evicted
+	p.remove(e)
+	return e.evicted
 }
 
-func (p *Pending) remove(h *Place) {
-	if h.inAll == nil {
+func (p *Pending) remove(e *Entry) {
+	if e.inAll == nil {
 		return
 	}
-	own := p.bySource[h.source]
-	p.all.Remove(h.inAll)
-	own.Remove(h.inSource)
-	h.inAll, h.inSource = nil, nil
-	if own.Len() == 0 {
-		delete(p.bySource, h.source)
+	sameSource := p.bySource[e.source]
+	p.all.Remove(e.inAll)
+	sameSource.Remove(e.inSource)
+	e.inAll, e.inSource = nil, nil
+	if sameSource.Len() == 0 {
+		delete(p.bySource, e.source)
 	}
 }
 

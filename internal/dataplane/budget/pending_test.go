@@ -22,7 +22,7 @@ func TestPending(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			p := NewPending(4, 2)
-			var all []*Place
+			var all []*Entry
 			evicted := map[int]bool{}
 			for i, word := range strings.Fields(tc.come) {
 				address := "192.0.2." + word
@@ -30,16 +30,16 @@ func TestPending(t *testing.T) {
 					address = "2001:db8::" + v6
 				}
 				source := SourceOf(netip.MustParseAddr(address))
-				all = append(all, p.Enter(source, func() { evicted[i] = true }))
+				all = append(all, p.Add(source, func() { evicted[i] = true }))
 			}
 			if n := p.Count(); n != strings.Count(tc.want, "-") {
 				t.Errorf("%s: %d are pending, want %d", tc.why, n, strings.Count(tc.want, "-"))
 			}
 			var got strings.Builder
 			for i, h := range all {
-				reason := p.Leave(h)
-				got.WriteString(map[Evicted]string{Stayed: "-", OfSource: "s", OfAll: "a"}[reason])
-				if evicted[i] != (reason != Stayed) {
+				reason := p.Remove(h)
+				got.WriteString(map[EvictedBy]string{NotEvicted: "-", BySource: "s", ByTotal: "a"}[reason])
+				if evicted[i] != (reason != NotEvicted) {
 					t.Errorf("%s: arrival %d was evicted: %v", tc.why, i, evicted[i])
 				}
 			}
@@ -47,7 +47,7 @@ func TestPending(t *testing.T) {
 				t.Errorf("%s: %s, want %s", tc.why, &got, tc.want)
 			}
 			for _, h := range slices.Concat(all, all) {
-				p.Leave(h)
+				p.Remove(h)
 			}
 			if p.Count() != 0 || len(p.bySource) != 0 {
 				t.Errorf("%s: %d are pending, of %d sources", tc.why, p.Count(), len(p.bySource))
@@ -57,11 +57,11 @@ func TestPending(t *testing.T) {
 }
 
 // A connection may be the one too many.
-func TestPendingWithoutRoom(t *testing.T) {
+func TestPendingEvictsNewConnection(t *testing.T) {
 	p := NewPending(1, 0)
 	closed := false
-	h := p.Enter(netip.Prefix{}, func() { closed = true })
-	if reason := p.Leave(h); !closed || reason != OfSource {
+	h := p.Add(netip.Prefix{}, func() { closed = true })
+	if reason := p.Remove(h); !closed || reason != BySource {
 		t.Errorf("closed: %v, evicted by %d", closed, reason)
 	}
 }

@@ -21,8 +21,7 @@ type Rates[K comparable] struct {
 	buckets *Map[K, *rate.Limiter]
 }
 
-// NewRates returns rates by which each key may do something so often per second, and so
-// often at once.
+// NewRates returns token buckets with a rate per second and a burst.
 func NewRates[K comparable](perSecond rate.Limit, burst int) *Rates[K] {
 	return &Rates[K]{
 		limit:   perSecond,
@@ -31,8 +30,8 @@ func NewRates[K comparable](perSecond rate.Limit, burst int) *Rates[K] {
 	}
 }
 
-// Take takes a token of key. It returns false if there is none.
-func (r *Rates[K]) Take(key K) bool { return r.bucket(key).AllowN(time.Now(), 1) }
+// Allow takes a token of key. It returns false if there is none.
+func (r *Rates[K]) Allow(key K) bool { return r.bucket(key).AllowN(time.Now(), 1) }
 
 // Refund gives a token back that was taken.
 func (r *Rates[K]) Refund(key K) { r.bucket(key).AllowN(time.Now(), -1) }

@@ -12,7 +12,7 @@ func TestRates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := NewRates[string](10, 3)
 		take := func(key string) (n int) {
-			for r.Take(key) {
+			for r.Allow(key) {
 				n++
 			}
 			return n
@@ -34,7 +34,7 @@ func TestRates(t *testing.T) {
 			t.Errorf("%d tokens, want a refund to change nothing much in a full bucket", n)
 		}
 		for key := range 3 * maxBuckets {
-			r.Take(string(rune(key)))
+			r.Allow(string(rune(key)))
 		}
 		if n := r.buckets.Len(); n != maxBuckets {
 			t.Errorf("%d buckets are kept, want %d", n, maxBuckets)

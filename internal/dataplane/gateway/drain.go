@@ -19,10 +19,9 @@ const (
 	noticesAtOnce = 16
 )
 
-// AnnounceDrain sends notices to the agents of open connections until ctx ends, so that
-// their sessions end between two exchanges, and new ones are made by way of another
-// gateway, before this one cuts what is still open. A notice that is lost costs only the
-// time until the next one.
+// AnnounceDrain sends notices to the agents of open connections until ctx ends. Their
+// sessions then end between two exchanges, and new ones go through another gateway,
+// before this one cuts open connections. If a notice is lost, the next one follows.
 func (s *Server) AnnounceDrain(ctx context.Context) {
 	for {
 		s.notifyAll(ctx)
@@ -47,7 +46,7 @@ func (s *Server) notifyAll(ctx context.Context) {
 	}
 }
 
-// agents are the agents that have taken a connection which is still open.
+// agents returns the agents that have accepted a connection which is still open.
 func (s *Server) agents() map[netip.AddrPort]route.Backend {
 	s.mu.Lock()
 	defer s.mu.Unlock()

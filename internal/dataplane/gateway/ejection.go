@@ -12,20 +12,20 @@ import (
 )
 
 const (
-	// failuresToEject in a row eject a backend.
+	// failuresToEject is how many consecutive failures eject a backend.
 	failuresToEject = 2
 	// An ejection lasts minEjection, and twice as long each time a trial fails.
 	minEjection = 5 * time.Second
 	maxEjection = time.Minute
 	// trialTime is how long one connection may take to try an ejected backend.
 	trialTime = 2 * dialTimeout
-	// maxFailing bounds the backends that are remembered.
+	// maxFailing bounds the backends that are tracked.
 	maxFailing = 4096
 )
 
-// ejections remembers the backends that lately took no connection, over any route. It
-// decides only on the order in which endpoints are tried: an ejected backend comes last.
-// When its ejection is over, one connection tries it. It is safe for concurrent use.
+// ejections tracks the backends that recently failed, over any route. It decides only
+// on the order in which endpoints are tried: an ejected backend comes last. When its
+// ejection is over, one connection tries it. It is safe for concurrent use.
 type ejections struct {
 	mu      sync.Mutex // guards failing
 	failing *budget.Map[netip.AddrPort, *failingBackend]
@@ -42,7 +42,7 @@ func newEjections() *ejections {
 	return &ejections{failing: budget.NewMap[netip.AddrPort, *failingBackend](maxFailing)}
 }
 
-// failed notes that a backend took no connection.
+// failed records that a backend did not accept a connection.
 func (e *ejections) failed(backend netip.AddrPort, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -64,15 +64,15 @@ func (e *ejections) failed(backend netip.AddrPort, now time.Time) {
 	b.until, b.trial = now.Add(b.ejection), false
 }
 
-// succeeded notes that a backend took a connection.
+// succeeded records that a backend accepted a connection.
 func (e *ejections) succeeded(backend netip.AddrPort) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.failing.Delete(backend)
 }
 
-// ejected reports whether others are to be tried before a backend whose turn it is. After
-// the ejection it returns false once in each trialTime: the caller then tries the
+// ejected reports whether other backends must be tried before this one. After the
+// ejection it returns false once in each trialTime, and the caller then tries the
 // backend.
 func (e *ejections) ejected(backend netip.AddrPort, now time.Time) bool {
 	e.mu.Lock()
@@ -88,9 +88,9 @@ func (e *ejections) ejected(backend netip.AddrPort, now time.Time) bool {
 	return false
 }
 
-// order yields the endpoints of a row in the order in which to try them: as shuffled
-// does, but those whose backend is ejected come last.
-func (e *ejections) order(row route.Row, hint route.Wish) iter.Seq[route.Endpoint] {
+// order yields the endpoints of a row in the order in which to try them: in the order
+// of shuffled, but with ejected backends last.
+func (e *ejections) order(row route.Row, hint route.Hint) iter.Seq[route.Endpoint] {
 	return func(yield func(route.Endpoint) bool) {
 		var last []route.Endpoint
 		for endpoint := range shuffled(row, hint) {
@@ -111,9 +111,9 @@ func (e *ejections) order(row route.Row, hint route.Wish) iter.Seq[route.Endpoin
 }
 
 // shuffled yields the hinted endpoint of a row, or a random one, and then the others in
-// random order. In an order that is the same for all, the one after a dead endpoint would
-// get the connections of both.
-func shuffled(row route.Row, hint route.Wish) iter.Seq[route.Endpoint] {
+// random order. With one fixed order, the endpoint after a dead one would get the
+// connections of both.
+func shuffled(row route.Row, hint route.Hint) iter.Seq[route.Endpoint] {
 	return func(yield func(route.Endpoint) bool) {
 		var others []route.Endpoint
 		first := true

@@ -86,7 +86,7 @@ func TestOrderPutsEjectedLast(t *testing.T) {
 	for range failuresToEject {
 		e.failed(row.Endpoints[1].Backend.Address, time.Now())
 	}
-	hints := map[string]route.Wish{
+	hints := map[string]route.Hint{
 		"no hint":              {},
 		"hint for the ejected": route.ForEndpoint(row.Endpoints[1].ID),
 	}
@@ -120,7 +120,7 @@ func TestOrderPutsEjectedLast(t *testing.T) {
 }
 
 // The load of a dead endpoint spreads over all others, not onto the next one.
-func TestRetriesSpread(t *testing.T) {
+func TestRetriesSpreadOverEndpoints(t *testing.T) {
 	e, row := newEjections(), rowOfBackends(5)
 	dead := row.Endpoints[rand.IntN(5)].ID
 	second := map[route.EndpointID]int{}

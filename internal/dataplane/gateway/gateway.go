@@ -1,5 +1,5 @@
 // Package gateway hands each connection from a peer cluster to the agent, or the
-// controller replica, that its sealed label leads to. It never terminates TLS.
+// controller replica, that its sealed label selects. It never terminates TLS.
 //
 //	peer ─TLS▶ accept ─▶ read hello ─▶ open label ─▶ look up ─▶ pick, dial ─▶ header, hello ─▶ prove ─▶ splice
 //
@@ -46,9 +46,9 @@ const (
 )
 
 const (
-	// maxConnections have sent their hello and are divided among links.
+	// maxConnections bounds the connections after their hello. Links share them.
 	maxConnections = 50_000
-	// How fast one source may connect.
+	// The connection rate of one source.
 	acceptRate  = 1000
 	acceptBurst = 4000
 
@@ -58,7 +58,8 @@ const (
 	maxEndpointsTried = 4
 	// defaultDrain is the default of Options.Drain.
 	defaultDrain = 60 * time.Second
-	// Joining peers come by an invite: there are few at a time, and each is done soon.
+	// Bounds of joining peers, which have an invite. They are few, and each one is done
+	// soon.
 	maxJoins = 16
 	joinTime = 15 * time.Second
 )
@@ -77,11 +78,11 @@ type Server struct {
 	hellos  *budget.Pending
 	// shares divide maxConnections among links, by UID.
 	shares *budget.Shares
-	// unproven connections live for proofTime.
-	unproven  *unproven
+	// unproven connections are cut after proofTime.
+	unproven  *unprovenPool
 	proofTime time.Duration
 	ejections *ejections
-	// joins has room for each connection of an invite, which lives for joinTime.
+	// joins has a slot for each connection of an invite, which is cut after joinTime.
 	joins    chan struct{}
 	joinTime time.Duration
 
@@ -95,9 +96,9 @@ type Server struct {
 type conn struct {
 	*net.TCPConn
 	source  netip.Prefix
-	pending *budget.Place
+	pending *budget.Entry
 	cut     context.CancelCauseFunc // set once it is routed
-	agent   route.Backend           // that has taken it, if any; guarded by Server.mu
+	agent   route.Backend           // that has accepted it, if any; guarded by Server.mu
 	open    openKey                 // zero until then; guarded by Server.mu
 }
 
@@ -108,7 +109,7 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 	return &Server{
 		dial:      dialTCP,
 		log:       log,
-		metrics:   newMetrics(r, hellos.Count, unproven.waiting),
+		metrics:   newMetrics(r, hellos.Count, unproven.len),
 		drain:     defaultDrain,
 		accepts:   budget.NewRates[netip.Prefix](acceptRate, acceptBurst),
 		hellos:    hellos,
@@ -134,22 +135,22 @@ func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 	return c.(*net.TCPConn), nil
 }
 
-// set puts a new state in force and ends the connections of Links that it lacks. Its cost
-// does not depend on the number of other connections.
+// set makes next the current state and cuts the connections of Links that it lacks. Its
+// cost does not depend on the number of other connections.
 func (s *Server) set(next *state) {
 	for _, c := range s.swap(next) {
 		c.cut(errLinkGone)
 	}
-	s.unproven.forget(next.holds)
+	s.unproven.dropSources(next.hasLink)
 }
 
-// swap puts a new state in force and returns the connections of Links that it lacks.
+// swap makes next the current state and returns the connections of Links that it lacks.
 func (s *Server) swap(next *state) (gone []*conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state.Store(next)
 	for uid, conns := range s.routed {
-		if next.holds(uid) {
+		if next.hasLink(uid) {
 			continue
 		}
 		for c := range conns {
@@ -159,7 +160,7 @@ func (s *Server) swap(next *state) (gone []*conn) {
 	return gone
 }
 
-// current returns the state in force, or why new connections are refused.
+// current returns the current state, or why new connections are refused.
 func (s *Server) current() (*state, error) {
 	st := s.state.Load()
 	switch {
@@ -189,7 +190,7 @@ func (s *Server) Serve(ctx context.Context, ln *net.TCPListener) error {
 			open.Wait()
 			return nil
 		}
-		if transport.Passing(err) {
+		if transport.IsTransient(err) {
 			backoff.Sleep(ctx, 10*time.Millisecond) // out of descriptors: some will close
 			continue
 		}
@@ -197,28 +198,28 @@ func (s *Server) Serve(ctx context.Context, ln *net.TCPListener) error {
 			ln.Close()
 			return fmt.Errorf("accept on %v: %w", ln.Addr(), err)
 		}
-		if c := s.enter(tcp); c != nil {
+		if c := s.admit(tcp); c != nil {
 			open.Go(func() { s.serve(life, c) })
 		}
 	}
 }
 
-// enter admits a connection to the hello stage. If its source connects too fast, enter
+// admit admits a connection to the hello stage. If its source connects too fast, admit
 // resets the connection and returns nil.
-func (s *Server) enter(tcp *net.TCPConn) *conn {
+func (s *Server) admit(tcp *net.TCPConn) *conn {
 	s.metrics.accepted.Inc()
 	c := &conn{TCPConn: tcp, source: budget.SourceOf(addrOf(tcp.RemoteAddr()).Addr())}
-	if !s.accepts.Take(c.source) {
+	if !s.accepts.Allow(c.source) {
 		s.metrics.refused.WithLabelValues(reasonAcceptRate).Inc()
 		transport.Reset(tcp)
 		return nil
 	}
-	c.pending = s.hellos.Enter(c.source, func() { transport.Reset(tcp) })
+	c.pending = s.hellos.Add(c.source, func() { transport.Reset(tcp) })
 	return c
 }
 
-// enterJoin counts a connection of an invite in, if there is room.
-func (s *Server) enterJoin() bool {
+// acquireJoin counts a connection of an invite. It returns false if there are too many.
+func (s *Server) acquireJoin() bool {
 	select {
 	case s.joins <- struct{}{}:
 		return true
@@ -227,7 +228,7 @@ func (s *Server) enterJoin() bool {
 	}
 }
 
-func (s *Server) leaveJoin() { <-s.joins }
+func (s *Server) releaseJoin() { <-s.joins }
 
 var (
 	errJoinTime     = refuse(reasonJoinTime, errors.New("a join must be done by now"))
@@ -236,7 +237,7 @@ var (
 	errLinkShare    = refuse(reasonLinkShare, errors.New("its link has its share of connections"))
 )
 
-// serve is the life of one connection. It closes it.
+// serve serves one connection until it ends, and closes it.
 func (s *Server) serve(life context.Context, c *conn) {
 	ctx, cut := context.WithCancelCause(life)
 	defer cut(nil)
@@ -250,25 +251,25 @@ func (s *Server) serve(life context.Context, c *conn) {
 	}
 	defer s.unbind(c, to.linkUID)
 	if to.row.ID == route.Join {
-		if !s.enterJoin() {
+		if !s.acquireJoin() {
 			s.refuse(c, to.link, errTooManyJoins)
 			return
 		}
-		defer s.leaveJoin()
+		defer s.releaseJoin()
 		late := time.AfterFunc(s.joinTime, func() { cut(errJoinTime) })
 		defer late.Stop()
 	}
-	if !s.shares.Enter(to.linkUID) {
+	if !s.shares.Acquire(to.linkUID) {
 		s.refuse(c, to.link, errLinkShare)
 		return
 	}
-	defer s.shares.Leave(to.linkUID)
-	candidate, err := s.unproven.enter(to.linkUID, c.source, cut)
+	defer s.shares.Release(to.linkUID)
+	candidate, err := s.unproven.admit(to.linkUID, c.source, cut)
 	if err != nil {
 		s.refuse(c, to.link, err)
 		return
 	}
-	defer s.unproven.leave(candidate)
+	defer s.unproven.release(candidate)
 	backend, err := s.connect(ctx, c, to)
 	if err != nil {
 		s.refuse(c, to.link, err)
@@ -277,7 +278,7 @@ func (s *Server) serve(life context.Context, c *conn) {
 	s.splice(ctx, cut, c, backend, to.link, candidate)
 }
 
-// splice carries a connection's bytes until it ends. It cuts the connection if its far
+// splice relays a connection's bytes until it ends. It cuts the connection if its far
 // side does not answer in time.
 func (s *Server) splice(ctx context.Context, cut context.CancelCauseFunc, c *conn, backend *net.TCPConn,
 	link string, candidate *candidate) {
@@ -286,14 +287,14 @@ func (s *Server) splice(ctx context.Context, cut context.CancelCauseFunc, c *con
 	defer s.metrics.open.Dec()
 	timeout := time.AfterFunc(s.proofTime, func() { cut(errUnproven) })
 	defer timeout.Stop()
-	proof := transport.Prove(ctx, c.TCPConn, backend)
+	proof := transport.RelayUntilProven(ctx, c.TCPConn, backend)
 	if proof.Proven {
 		timeout.Stop()
-		s.unproven.proven(candidate)
+		s.unproven.markProven(candidate)
 	}
-	result := transport.Splice(ctx, c.TCPConn, backend, proof.Left) // closes both
-	s.metrics.bytes.WithLabelValues(link, "in").Add(float64(proof.Forth + result.Forth))
-	s.metrics.bytes.WithLabelValues(link, "out").Add(float64(proof.Back + result.Back))
+	result := transport.Splice(ctx, c.TCPConn, backend, proof.Unsent) // closes both
+	s.metrics.bytes.WithLabelValues(link, "in").Add(float64(proof.Sent + result.Sent))
+	s.metrics.bytes.WithLabelValues(link, "out").Add(float64(proof.Received + result.Received))
 	s.metrics.ended.WithLabelValues(result.Reason.String()).Inc()
 	switch err := result.Err; {
 	case errors.Is(err, errEvicted), errors.Is(err, errUnproven), errors.Is(err, errJoinTime):
@@ -301,18 +302,18 @@ func (s *Server) splice(ctx context.Context, cut context.CancelCauseFunc, c *con
 	}
 }
 
-// A destination is where a connection's label leads.
+// A destination is what a connection's label selects.
 type destination struct {
 	link, linkUID string
 	hello         []byte
 	row           route.Row
-	hint          route.Wish
+	hint          route.Hint
 }
 
-// route reads the hello and opens its label. It touches no backend.
+// route reads the hello and opens its label. It contacts no backend.
 func (s *Server) route(c *conn) (destination, error) {
 	hello, err := transport.ReadClientHello(c, helloTimeout)
-	if evicted := s.hellos.Leave(c.pending); evicted != budget.Stayed {
+	if evicted := s.hellos.Remove(c.pending); evicted != budget.NotEvicted {
 		return destination{}, refuse(evictionReasons[evicted], errors.New("newer connections came before its hello"))
 	}
 	if err != nil {
@@ -335,16 +336,16 @@ func (s *Server) route(c *conn) (destination, error) {
 		linkUID: st.links[link],
 		hello:   hello.Raw,
 		row:     row,
-		hint:    label.Wish,
+		hint:    label.Hint,
 	}, nil
 }
 
-// bind notes which Link the connection depends on. It returns false if that is gone
-// already.
+// bind records which Link the connection depends on. It returns false if the Link is
+// already gone.
 func (s *Server) bind(c *conn, linkUID string, cut context.CancelCauseFunc) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.state.Load().holds(linkUID) {
+	if !s.state.Load().hasLink(linkUID) {
 		return false
 	}
 	c.cut = cut
@@ -367,7 +368,7 @@ func (s *Server) unbind(c *conn, linkUID string) {
 	}
 }
 
-// connect dials the row's endpoints in turn until one takes the hello.
+// connect dials the row's endpoints in turn until one accepts the hello.
 func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -377,15 +378,15 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 		if tried++; tried > maxEndpointsTried || ctx.Err() != nil {
 			break
 		}
-		backend, err := s.hand(ctx, c, to, e)
+		backend, err := s.handOver(ctx, c, to, e)
 		if err == nil {
 			s.ejections.succeeded(e.Backend.Address)
 			if to.row.ID >= route.FirstService {
-				s.taken(c, to.linkUID, e)
+				s.setAgent(c, to.linkUID, e)
 			}
 			return backend, nil
 		}
-		if ctx.Err() == nil && !transport.Passing(err) { // it is the backend's failure
+		if ctx.Err() == nil && !transport.IsTransient(err) { // it is the backend's failure
 			s.ejections.failed(e.Backend.Address, time.Now())
 		}
 		s.metrics.backendFail.Inc()
@@ -399,8 +400,8 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 	return nil, failed
 }
 
-// hand dials one endpoint's backend and writes it header and hello.
-func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endpoint) (*net.TCPConn, error) {
+// handOver dials one endpoint's backend and writes the header and the hello.
+func (s *Server) handOver(ctx context.Context, c *conn, to destination, e route.Endpoint) (*net.TCPConn, error) {
 	header := route.Header{
 		Source:      addrOf(c.RemoteAddr()),
 		Destination: addrOf(c.LocalAddr()),
@@ -436,7 +437,7 @@ func (s *Server) hand(ctx context.Context, c *conn, to destination, e route.Endp
 	return backend, nil
 }
 
-// A refusal is why a connection goes nowhere, with a counted reason.
+// A refusal is an error with a reason that is counted.
 type refusal struct {
 	reason string
 	err    error
@@ -461,8 +462,8 @@ func (s *Server) count(c *conn, link string, err error) {
 func (s *Server) refuse(c *conn, link string, err error) {
 	s.count(c, link, err)
 	if errors.Is(err, transport.ErrNotTLS) || errors.Is(err, os.ErrDeadlineExceeded) {
-		// An alert would mean nothing to what is not TLS. To a client whose ClientHello has been
-		// lost on the way, it would mean that its label is unknown.
+		// An alert would mean nothing to what is not TLS. To a client whose ClientHello
+		// has been lost on the way, it would mean that its label is unknown.
 		transport.Reset(c.TCPConn)
 		return
 	}

@@ -34,9 +34,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // tooLong bounds what would hang if the code were wrong.
 const tooLong = 20 * time.Second
 
-// rig is a whole Server on loopback, between peers who hold day keys of Links west
+// harness is a whole Server on loopback, between peers who hold day keys of Links west
 // and north, and backends.
-type rig struct {
+type harness struct {
 	testing.TB
 	server   *Server
 	ln       *net.TCPListener
@@ -47,12 +47,12 @@ type rig struct {
 	backends []*backend
 }
 
-// newRig returns a rig whose state has routes 1024 for west and 1025 for north,
+// newHarness returns a rig whose state has routes 1024 for west and 1025 for north,
 // both with the endpoints of n backends, in this order. tune may change the Server
 // before it serves.
-func newRig(t testing.TB, n int, tune func(*Server)) *rig {
+func newHarness(t testing.TB, n int, tune func(*Server)) *harness {
 	t.Helper()
-	r := &rig{
+	r := &harness{
 		TB:     t,
 		server: NewServer(slog.New(slog.DiscardHandler), prometheus.NewRegistry()),
 		keys:   map[string]route.DatedKey{},
@@ -91,12 +91,12 @@ func newRig(t testing.TB, n int, tune func(*Server)) *rig {
 
 func noneRevoked(string) bool { return false }
 
-func (r *rig) push(v nodestream.View) {
+func (r *harness) push(v nodestream.View) {
 	r.server.OnState(uplink.State{View: v, Revoked: noneRevoked})
 }
 
 // view is what the controller says, with more or other resources.
-func (r *rig) view(with ...*wire.Resource) nodestream.View {
+func (r *harness) view(with ...*wire.Resource) nodestream.View {
 	var resources []*wire.Resource
 	var endpoints []*wire.Endpoint
 	for _, b := range r.backends {
@@ -119,11 +119,11 @@ func (r *rig) view(with ...*wire.Resource) nodestream.View {
 }
 
 // label seals an SNI by a Link's key.
-func (r *rig) label(link string, id uint32, hint route.Wish) string {
+func (r *harness) label(link string, id uint32, hint route.Hint) string {
 	return must(route.NewSealer(r.keys[link]).Seal(id, hint, time.Now()))(r.TB)
 }
 
-func (r *rig) dial() *net.TCPConn {
+func (r *harness) dial() *net.TCPConn {
 	r.Helper()
 	c := must(net.Dial("tcp", r.ln.Addr().String()))(r.TB).(*net.TCPConn)
 	c.SetDeadline(time.Now().Add(tooLong))
@@ -132,7 +132,7 @@ func (r *rig) dial() *net.TCPConn {
 }
 
 // tryDial is dial, but returns nil if the connection is reset at once.
-func (r *rig) tryDial() *net.TCPConn {
+func (r *harness) tryDial() *net.TCPConn {
 	r.Helper()
 	c, err := net.Dial("tcp", r.ln.Addr().String())
 	if errors.Is(err, syscall.ECONNRESET) {
@@ -144,7 +144,7 @@ func (r *rig) tryDial() *net.TCPConn {
 }
 
 // call sends a hello with an SNI.
-func (r *rig) call(sni string) *net.TCPConn {
+func (r *harness) call(sni string) *net.TCPConn {
 	r.Helper()
 	c := r.dial()
 	must(c.Write(hello(r.TB, sni)))(r.TB)
@@ -173,13 +173,13 @@ type backend struct {
 	id        route.EndpointID
 	key       route.HopKey
 	ln        net.Listener
-	got       chan arrival
+	got       chan receivedConn
 	serving   sync.WaitGroup
 	// talk goes on with a connection, once header and hello are read.
 	talk func(c net.Conn, hello []byte)
 }
 
-type arrival struct {
+type receivedConn struct {
 	header route.Header
 	hello  []byte
 	err    error
@@ -193,7 +193,7 @@ func newBackend(t testing.TB, n byte) *backend {
 		id:   route.EndpointID{n},
 		key:  route.HopKey{n},
 		ln:   must(net.Listen("tcp", "127.0.0.1:0"))(t),
-		got:  make(chan arrival, 100),
+		got:  make(chan receivedConn, 100),
 		talk: func(c net.Conn, _ []byte) { io.Copy(c, c) },
 	}
 	b.serving.Go(func() {
@@ -211,7 +211,7 @@ func newBackend(t testing.TB, n byte) *backend {
 func (b *backend) serve(c net.Conn) {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(tooLong))
-	var a arrival
+	var a receivedConn
 	if a.header, a.err = route.ReadHeader(c, b.key, time.Now()); a.err == nil {
 		a.hello, a.err = a.header.ReadHello(c)
 	}
@@ -233,18 +233,18 @@ func upstream(name, address string, key []byte) *wire.Resource {
 	}}
 }
 
-func (b *backend) next() arrival {
+func (b *backend) next() receivedConn {
 	b.Helper()
 	select {
 	case a := <-b.got:
 		return a
 	case <-time.After(tooLong):
 		b.Fatal("nothing arrives")
-		return arrival{}
+		return receivedConn{}
 	}
 }
 
-func wantTalk(t testing.TB, c net.Conn) {
+func wantEcho(t testing.TB, c net.Conn) {
 	t.Helper()
 	var got [5]byte
 	if _, err := io.WriteString(c, "alive"); err != nil {
@@ -266,8 +266,8 @@ func must[T any](v T, err error) func(testing.TB) T {
 	}
 }
 
-func TestHandsOver(t *testing.T) {
-	r := newRig(t, 3, nil)
+func TestServeHandsOverHeaderAndHello(t *testing.T) {
+	r := newHarness(t, 3, nil)
 	sni := r.label("west", 1024, route.ForEndpoint(r.backends[1].id))
 	raw := hello(t, sni)
 	c := r.dial()
@@ -301,7 +301,7 @@ func TestHandsOver(t *testing.T) {
 	if _, err := io.ReadFull(c, early[:]); err != nil || string(early[:]) != "alive" {
 		t.Errorf("what came behind the hello: %q, %v", early, err)
 	}
-	wantTalk(t, c)
+	wantEcho(t, c)
 	c.CloseWrite()
 	if rest, err := io.ReadAll(c); err != nil || len(rest) > 0 {
 		t.Errorf("the backend's end: %q, %v", rest, err)
@@ -321,11 +321,11 @@ func TestHandsOver(t *testing.T) {
 	}
 }
 
-func TestSpreads(t *testing.T) {
-	r := newRig(t, 3, nil)
+func TestServeSpreadsOverEndpoints(t *testing.T) {
+	r := newHarness(t, 3, nil)
 	reached := map[int]bool{}
 	for range 60 {
-		c := r.call(r.label("west", 1024, route.Wish{}))
+		c := r.call(r.label("west", 1024, route.Hint{}))
 		for i, b := range r.backends {
 			select {
 			case <-b.got:
@@ -333,7 +333,7 @@ func TestSpreads(t *testing.T) {
 			default:
 			}
 		}
-		wantTalk(t, c)
+		wantEcho(t, c)
 		c.Close()
 	}
 	if len(reached) < 3 {
@@ -341,11 +341,11 @@ func TestSpreads(t *testing.T) {
 	}
 }
 
-func TestTriesTheNextEndpoint(t *testing.T) {
-	r := newRig(t, 2, nil)
+func TestServeTriesNextEndpoint(t *testing.T) {
+	r := newHarness(t, 2, nil)
 	r.backends[0].close()
 	for range 8 {
-		wantTalk(t, r.call(r.label("west", 1024, route.ForEndpoint(r.backends[0].id))))
+		wantEcho(t, r.call(r.label("west", 1024, route.ForEndpoint(r.backends[0].id))))
 		if got := r.backends[1].next(); got.err != nil || got.header.PodUID != r.backends[1].pod {
 			t.Fatalf("header for %q, %v, want one for the endpoint that took it", got.header.PodUID, got.err)
 		}
@@ -359,69 +359,69 @@ func TestTriesTheNextEndpoint(t *testing.T) {
 var alert = []byte{21, 3, 3, 0, 2, 2, 112}
 
 func TestRefusals(t *testing.T) {
-	stranger := route.DatedKey{Day: route.Day(time.Now()), Key: route.DayKey{99}}
+	unknown := route.DatedKey{Day: route.Day(time.Now()), Key: route.DayKey{99}}
 	cases := map[string]struct {
 		why    string
 		tune   func(*Server)
-		do     func(*rig) *net.TCPConn
+		do     func(*harness) *net.TCPConn
 		answer []byte
 		reset  bool
 		reason string
 	}{
 		"no SNI of ours": {
 			why: "scanners and browsers", reason: "not_a_label", answer: alert,
-			do: func(r *rig) *net.TCPConn { return r.call("bar.shop.svc") },
+			do: func(r *harness) *net.TCPConn { return r.call("bar.shop.svc") },
 		},
 		"unknown key": {
 			why: "a peer that was never linked, or no longer is", reason: "unknown_key", answer: alert,
-			do: func(r *rig) *net.TCPConn {
-				return r.call(must(route.NewSealer(stranger).Seal(1024, route.Wish{}, time.Now()))(r.TB))
+			do: func(r *harness) *net.TCPConn {
+				return r.call(must(route.NewSealer(unknown).Seal(1024, route.Hint{}, time.Now()))(r.TB))
 			},
 		},
 		"stale": {
 			why: "a label that was overheard", reason: "stale", answer: alert,
-			do: func(r *rig) *net.TCPConn {
+			do: func(r *harness) *net.TCPConn {
 				old := time.Now().Add(-20 * time.Minute)
 				day := route.DatedKey{Day: route.Day(old), Key: route.DayKey{1}}
 				r.keys["west"] = day
 				r.push(r.view())
-				return r.call(must(route.NewSealer(day).Seal(1024, route.Wish{}, old))(r.TB))
+				return r.call(must(route.NewSealer(day).Seal(1024, route.Hint{}, old))(r.TB))
 			},
 		},
 		"no route": {
 			why: "an export that is gone", reason: "no_route", answer: alert,
-			do: func(r *rig) *net.TCPConn { return r.call(r.label("west", 2000, route.Wish{})) },
+			do: func(r *harness) *net.TCPConn { return r.call(r.label("west", 2000, route.Hint{})) },
 		},
 		"not for link": {
 			why: "what another peer may reach looks like nothing", reason: "not_for_link", answer: alert,
-			do: func(r *rig) *net.TCPConn { return r.call(r.label("west", 1025, route.Wish{})) },
+			do: func(r *harness) *net.TCPConn { return r.call(r.label("west", 1025, route.Hint{})) },
 		},
 		"no ready endpoint": {
 			why: "there is no endpoint to hand it to", reason: "no_ready_endpoint", answer: alert,
-			do: func(r *rig) *net.TCPConn {
+			do: func(r *harness) *net.TCPConn {
 				bare := &wire.Route{Id: 1024, Links: []string{"west"}}
 				r.push(r.view(&wire.Resource{Body: &wire.Resource_Route{Route: bare}}))
-				return r.call(r.label("west", 1024, route.Wish{}))
+				return r.call(r.label("west", 1024, route.Hint{}))
 			},
 		},
 		"no agent": {
 			why: "nobody could answer the probe", reason: "no_agent", answer: alert,
-			do: func(r *rig) *net.TCPConn {
+			do: func(r *harness) *net.TCPConn {
 				v := r.view()
 				for _, b := range r.backends {
 					delete(v, "upstream/"+b.name)
 				}
 				r.push(v)
-				return r.call(r.label("west", route.Probe, route.Wish{}))
+				return r.call(r.label("west", route.Probe, route.Hint{}))
 			},
 		},
 		"no pod of that name": {
 			why: "a hint for a named pod is for that pod", reason: "no_ready_endpoint", answer: alert,
-			do: func(r *rig) *net.TCPConn { return r.call(r.label("west", 1024, route.ForHost("bar-7"))) },
+			do: func(r *harness) *net.TCPConn { return r.call(r.label("west", 1024, route.ForHost("bar-7"))) },
 		},
 		"garbage": {
 			why: "an alert would mean nothing to it", reason: "not_tls", reset: true,
-			do: func(r *rig) *net.TCPConn {
+			do: func(r *harness) *net.TCPConn {
 				c := r.dial()
 				must(c.Write([]byte("GET / HTTP/1.1\r\n\r\n")))(r.TB)
 				return c
@@ -429,7 +429,7 @@ func TestRefusals(t *testing.T) {
 		},
 		"hello too long": {
 			why: "it is bounded", reason: "hello_too_long", answer: alert,
-			do: func(r *rig) *net.TCPConn {
+			do: func(r *harness) *net.TCPConn {
 				c := r.dial()
 				must(c.Write([]byte{22, 3, 1, 0xff, 0xff}))(r.TB)
 				return c
@@ -437,15 +437,15 @@ func TestRefusals(t *testing.T) {
 		},
 		"slow hello": {
 			why: "an alert would blame the label, but packets may be lost", reason: "hello_timeout", reset: true,
-			do: func(r *rig) *net.TCPConn {
+			do: func(r *harness) *net.TCPConn {
 				c := r.dial()
-				must(c.Write(hello(r.TB, r.label("west", 1024, route.Wish{}))[:100]))(r.TB)
+				must(c.Write(hello(r.TB, r.label("west", 1024, route.Hint{}))[:100]))(r.TB)
 				return c
 			},
 		},
 		"closed": {
 			why: "health checks and port scans", reason: "closed", answer: alert,
-			do: func(r *rig) *net.TCPConn {
+			do: func(r *harness) *net.TCPConn {
 				c := r.dial()
 				c.CloseWrite()
 				return c
@@ -454,43 +454,43 @@ func TestRefusals(t *testing.T) {
 		"too many hellos from one source": {
 			why: "slow sources must leave room for others", reason: reasonTooManyHellosFrom, reset: true,
 			tune: func(s *Server) { s.hellos = budget.NewPending(1, 0) },
-			do:   (*rig).tryDial,
+			do:   (*harness).tryDial,
 		},
 		"too many hellos": {
 			why: "an attacker may have many sources", reason: reasonTooManyHellos, reset: true,
 			tune: func(s *Server) { s.hellos = budget.NewPending(0, 1) },
-			do:   (*rig).tryDial,
+			do:   (*harness).tryDial,
 		},
 		"connects too fast": {
 			why: "even an accept costs something", reason: reasonAcceptRate, reset: true,
 			tune: func(s *Server) { s.accepts = budget.NewRates[netip.Prefix](0, 0) },
-			do:   (*rig).tryDial,
+			do:   (*harness).tryDial,
 		},
 		"unproven too fast": {
 			why: "each costs an agent a handshake", reason: reasonUnprovenRate, answer: alert,
-			tune: func(s *Server) { s.unproven.strangers = budget.NewRates[string](0, 0) },
-			do:   func(r *rig) *net.TCPConn { return r.call(r.label("west", 1024, route.Wish{})) },
+			tune: func(s *Server) { s.unproven.unknownRate = budget.NewRates[string](0, 0) },
+			do:   func(r *harness) *net.TCPConn { return r.call(r.label("west", 1024, route.Hint{})) },
 		},
 		"expired": {
 			why: "the controller has been away for a day", reason: reasonNotReady, answer: alert,
-			do: func(r *rig) *net.TCPConn {
+			do: func(r *harness) *net.TCPConn {
 				r.server.OnState(uplink.State{View: r.view(), Expired: true, Revoked: noneRevoked})
-				return r.call(r.label("west", 1024, route.Wish{}))
+				return r.call(r.label("west", 1024, route.Hint{}))
 			},
 		},
 		"link revoked": {
 			why: "seen deleted, though the controller still lists it", reason: "unknown_key", answer: alert,
-			do: func(r *rig) *net.TCPConn {
+			do: func(r *harness) *net.TCPConn {
 				revoked := func(uid string) bool { return uid == "uid-west" }
 				r.server.OnState(uplink.State{View: r.view(), Revoked: revoked})
-				return r.call(r.label("west", 1024, route.Wish{}))
+				return r.call(r.label("west", 1024, route.Hint{}))
 			},
 		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, 1, tc.tune)
+			r := newHarness(t, 1, tc.tune)
 			var got []byte
 			var err error = syscall.ECONNRESET
 			if c := tc.do(r); c != nil {
@@ -533,12 +533,12 @@ func wantAlert(t testing.TB, c net.Conn) {
 	}
 }
 
-func TestNoBackendTakesIt(t *testing.T) {
-	r := newRig(t, maxEndpointsTried+2, nil)
+func TestServeRefusesWithoutBackend(t *testing.T) {
+	r := newHarness(t, maxEndpointsTried+2, nil)
 	for _, b := range r.backends {
 		b.close()
 	}
-	wantAlert(t, r.call(r.label("west", 1024, route.Wish{})))
+	wantAlert(t, r.call(r.label("west", 1024, route.Hint{})))
 	r.stop()
 	r.serving.Wait()
 	wantRefused(t, r.server, reasonBackend, 1)
@@ -547,33 +547,33 @@ func TestNoBackendTakesIt(t *testing.T) {
 	}
 }
 
-func TestRefusesWithoutState(t *testing.T) {
-	r := newRig(t, 0, nil)
+func TestServeRefusesWithoutState(t *testing.T) {
+	r := newHarness(t, 0, nil)
 	r.server.state.Store(nil)
 	if err := r.server.ready(t.Context()); err == nil {
 		t.Error("ready without a state")
 	}
-	wantAlert(t, r.call(r.label("west", 1024, route.Wish{})))
+	wantAlert(t, r.call(r.label("west", 1024, route.Hint{})))
 	r.stop()
 	r.serving.Wait()
 	wantRefused(t, r.server, reasonNotReady, 1)
 }
 
 // A connection whose hello was read no longer counts in the pool of pending ones.
-func TestHellosMakeRoom(t *testing.T) {
-	r := newRig(t, 1, func(s *Server) { s.hellos = budget.NewPending(1, 1) })
+func TestReadHelloLeavesPendingPool(t *testing.T) {
+	r := newHarness(t, 1, func(s *Server) { s.hellos = budget.NewPending(1, 1) })
 	for range 5 {
-		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+		wantEcho(t, r.call(r.label("west", 1024, route.Hint{})))
 	}
 	silent := r.dial()
 	eventually(t, "the silent one is pending", func() bool { return r.server.hellos.Count() == 1 })
-	wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+	wantEcho(t, r.call(r.label("west", 1024, route.Hint{})))
 	wantEnded(t, "the older one, which sent no hello", silent)
 }
 
 // Connections that send no hello take no room from those that do.
-func TestHalfOpenConnectionsRefuseNoPeer(t *testing.T) {
-	r := newRig(t, 1, func(s *Server) {
+func TestHalfOpenConnectionsDoNotBlockPeers(t *testing.T) {
+	r := newHarness(t, 1, func(s *Server) {
 		s.hellos = budget.NewPending(8, 8)
 		s.shares = budget.New(8)
 	})
@@ -581,7 +581,7 @@ func TestHalfOpenConnectionsRefuseNoPeer(t *testing.T) {
 		r.tryDial()
 	}
 	for range 4 {
-		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+		wantEcho(t, r.call(r.label("west", 1024, route.Hint{})))
 	}
 }
 
@@ -597,16 +597,16 @@ func eventually(t testing.TB, what string, is func() bool) {
 }
 
 // A connection keeps the state that it was routed by, as long as its Link lives.
-func TestStateIsReplacedUnderOpenConnections(t *testing.T) {
-	r := newRig(t, 1, nil)
-	west, north := r.call(r.label("west", 1024, route.Wish{})), r.call(r.label("north", 1025, route.Wish{}))
-	wantTalk(t, west)
-	wantTalk(t, north)
+func TestNewStateKeepsOpenConnections(t *testing.T) {
+	r := newHarness(t, 1, nil)
+	west, north := r.call(r.label("west", 1024, route.Hint{})), r.call(r.label("north", 1025, route.Hint{}))
+	wantEcho(t, west)
+	wantEcho(t, north)
 
 	bare := &wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Id: 1024}}}
 	r.push(r.view(bare))
-	wantTalk(t, west)
-	if got, _ := io.ReadAll(r.call(r.label("west", 1024, route.Wish{}))); string(got) != string(alert) {
+	wantEcho(t, west)
+	if got, _ := io.ReadAll(r.call(r.label("west", 1024, route.Hint{}))); string(got) != string(alert) {
 		t.Error("a new connection is routed by the old state")
 	}
 
@@ -616,10 +616,10 @@ func TestStateIsReplacedUnderOpenConnections(t *testing.T) {
 	if _, err := west.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("its Link is gone, even if something else of the view is broken: %v, want a reset", err)
 	}
-	wantTalk(t, north)
+	wantEcho(t, north)
 
 	r.server.OnState(uplink.State{View: view, Expired: true, Revoked: noneRevoked})
-	wantTalk(t, north)
+	wantEcho(t, north)
 	if err := r.server.ready(t.Context()); err == nil {
 		t.Error("ready by an expired state")
 	}
@@ -631,20 +631,20 @@ func TestStateIsReplacedUnderOpenConnections(t *testing.T) {
 }
 
 // A Link that is deleted and created again under its name is another Link.
-func TestRecreatedLinkIsAnother(t *testing.T) {
-	r := newRig(t, 1, nil)
-	c := r.call(r.label("west", 1024, route.Wish{}))
-	wantTalk(t, c)
+func TestRecreatedLinkCutsOldConnections(t *testing.T) {
+	r := newHarness(t, 1, nil)
+	c := r.call(r.label("west", 1024, route.Hint{}))
+	wantEcho(t, c)
 	r.push(r.view(&wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{Name: "west", Uid: "another"}}}))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("%v, want a reset", err)
 	}
 }
 
-func TestResetsPass(t *testing.T) {
-	r := newRig(t, 1, nil)
-	c := r.call(r.label("west", 1024, route.Wish{}))
-	wantTalk(t, c)
+func TestServePassesResets(t *testing.T) {
+	r := newHarness(t, 1, nil)
+	c := r.call(r.label("west", 1024, route.Hint{}))
+	wantEcho(t, c)
 	transport.Reset(c)
 	eventually(t, "counted as a reset", func() bool {
 		return testutil.ToFloat64(r.server.metrics.ended.WithLabelValues("reset")) == 1
@@ -652,9 +652,9 @@ func TestResetsPass(t *testing.T) {
 }
 
 func TestServeDrains(t *testing.T) {
-	r := newRig(t, 1, nil)
-	c := r.call(r.label("west", 1024, route.Wish{}))
-	wantTalk(t, c)
+	r := newHarness(t, 1, nil)
+	c := r.call(r.label("west", 1024, route.Hint{}))
+	wantEcho(t, c)
 	r.stop()
 	eventually(t, "new connections are refused", func() bool {
 		late, err := net.Dial("tcp", r.ln.Addr().String())
@@ -663,7 +663,7 @@ func TestServeDrains(t *testing.T) {
 		}
 		return err != nil
 	})
-	wantTalk(t, c) // it is let to its end
+	wantEcho(t, c) // it is let to its end
 	done := make(chan struct{})
 	go func() { defer close(done); r.serving.Wait() }()
 	select {
@@ -679,17 +679,17 @@ func TestServeDrains(t *testing.T) {
 }
 
 // When the drain time is over, what is still open is reset.
-func TestDrainEnds(t *testing.T) {
-	r := newRig(t, 1, func(s *Server) { s.drain = 100 * time.Millisecond })
-	c := r.call(r.label("west", 1024, route.Wish{}))
-	wantTalk(t, c)
+func TestDrainTimesOut(t *testing.T) {
+	r := newHarness(t, 1, func(s *Server) { s.drain = 100 * time.Millisecond })
+	c := r.call(r.label("west", 1024, route.Hint{}))
+	wantEcho(t, c)
 	r.stop()
 	wantEnded(t, "a connection that outlasts the drain", c)
 	r.serving.Wait()
 }
 
-func TestListenerBreaks(t *testing.T) {
-	r := newRig(t, 1, nil)
+func TestServeReportsListenerError(t *testing.T) {
+	r := newHarness(t, 1, nil)
 	ln := must(net.Listen("tcp", "127.0.0.1:0"))(t).(*net.TCPListener)
 	ln.Close()
 	if err := r.server.Serve(t.Context(), ln); !errors.Is(err, net.ErrClosed) {
@@ -715,11 +715,11 @@ func TestReady(t *testing.T) {
 
 // A connection that has ended gives back all that counted it, however it ended: what
 // leaks would lock a Link out for good.
-func TestNothingIsKept(t *testing.T) {
-	r := newTLSRig(t, nil)
+func TestEndedConnectionsReleaseBudgets(t *testing.T) {
+	r := newTLSHarness(t, nil)
 	tunnel := r.tunnel()
-	wantTalk(t, tunnel)
-	replayed := r.call(r.label("west", 1024, route.Wish{}))
+	wantEcho(t, tunnel)
+	replayed := r.call(r.label("west", 1024, route.Hint{}))
 	eventually(t, "it is handed over", func() bool { return r.server.shares.Count("uid-west") == 2 })
 	refused := r.call(r.label("west", 1024, route.ForHost("bar-7")))
 	io.Copy(io.Discard, refused)
@@ -729,7 +729,7 @@ func TestNothingIsKept(t *testing.T) {
 		return r.server.shares.Count("uid-west") == 0
 	})
 	eventually(t, "none is pending or to be proven", func() bool {
-		return r.server.hellos.Count() == 0 && r.server.unproven.waiting() == 0
+		return r.server.hellos.Count() == 0 && r.server.unproven.len() == 0
 	})
 	eventually(t, "none is open", func() bool {
 		r.server.mu.Lock()
@@ -740,8 +740,8 @@ func TestNothingIsKept(t *testing.T) {
 
 // A Link that is deleted after the label was opened and before the connection is bound
 // would never cut that connection.
-func TestLinkGoesBeforeTheConnectionIsBound(t *testing.T) {
-	r := newRig(t, 1, nil)
+func TestBindRejectsDeletedLink(t *testing.T) {
+	r := newHarness(t, 1, nil)
 	bind := func(uid string) bool { return r.server.bind(&conn{}, uid, func(error) {}) }
 	if !bind("uid-west") {
 		t.Error("a Link that is there is taken for gone")
@@ -755,12 +755,12 @@ func TestLinkGoesBeforeTheConnectionIsBound(t *testing.T) {
 }
 
 // One peer's connections leave room for another's.
-func TestLinksHaveTheirShare(t *testing.T) {
-	r := newRig(t, 1, func(s *Server) { s.shares = budget.New(8) })
+func TestLinkShares(t *testing.T) {
+	r := newHarness(t, 1, func(s *Server) { s.shares = budget.New(8) })
 	for range 4 {
-		wantTalk(t, r.call(r.label("west", 1024, route.Wish{})))
+		wantEcho(t, r.call(r.label("west", 1024, route.Hint{})))
 	}
-	wantAlert(t, r.call(r.label("west", 1024, route.Wish{}))) // more than half of all
-	wantTalk(t, r.call(r.label("north", 1025, route.Wish{})))
+	wantAlert(t, r.call(r.label("west", 1024, route.Hint{}))) // more than half of all
+	wantEcho(t, r.call(r.label("north", 1025, route.Hint{})))
 	wantRefused(t, r.server, reasonLinkShare, 1)
 }

@@ -10,10 +10,10 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// invited returns a rig that has an invite for south, whose key is returned.
-func invited(t *testing.T, until time.Time, tune func(*Server)) (*rig, route.DayKey) {
+// newInviteHarness returns a rig that has an invite for south, whose key is returned.
+func newInviteHarness(t *testing.T, until time.Time, tune func(*Server)) (*harness, route.DayKey) {
 	t.Helper()
-	r := newTLSRig(t, tune)
+	r := newTLSHarness(t, tune)
 	key := route.DayKey{42}
 	b := r.backends[0]
 	r.push(r.view(
@@ -34,8 +34,8 @@ func invited(t *testing.T, until time.Time, tune func(*Server)) (*rig, route.Day
 
 // A caller with an invite's key reaches a controller, which learns the name of the
 // invite.
-func TestInviteLeadsToAController(t *testing.T) {
-	r, key := invited(t, time.Now().Add(time.Hour), nil)
+func TestInviteRoutesToController(t *testing.T) {
+	r, key := newInviteHarness(t, time.Now().Add(time.Hour), nil)
 	r.call(route.SealJoin(key, time.Now()))
 	a := r.backends[0].next()
 	if name, ok := route.InviteOf(a.header.Link); a.err != nil || !ok || name != "south" {
@@ -56,10 +56,10 @@ func TestInviteRefusals(t *testing.T) {
 		"a link":   {why: "it need not join", until: time.Hour, link: true, reason: "not_for_link"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, _ := invited(t, time.Now().Add(c.until), nil)
+			r, _ := newInviteHarness(t, time.Now().Add(c.until), nil)
 			sni := route.SealJoin(route.DayKey{c.key}, time.Now())
 			if c.link {
-				sni = r.label("west", route.Join, route.Wish{})
+				sni = r.label("west", route.Join, route.Hint{})
 			}
 			r.call(sni)
 			eventually(t, c.why, func() bool { return testutil.ToFloat64(r.server.metrics.refused.WithLabelValues(c.reason)) == 1 })
@@ -71,15 +71,15 @@ func TestInviteRefusals(t *testing.T) {
 }
 
 // Those who come by invites are few, and gone soon, and take no room from links.
-func TestJoinsAreFewAndShort(t *testing.T) {
-	r, key := invited(t, time.Now().Add(time.Hour), func(s *Server) {
+func TestJoinsAreBounded(t *testing.T) {
+	r, key := newInviteHarness(t, time.Now().Add(time.Hour), func(s *Server) {
 		s.joins, s.joinTime, s.proofTime = make(chan struct{}, 1), time.Second, tooLong
 	})
 	first := r.call(route.SealJoin(key, time.Now()))
 	r.backends[0].next()
 	r.call(route.SealJoin(key, time.Now()))
 	wantUnproven(t, r, reasonTooManyJoins)
-	wantTalk(t, r.tunnel())
+	wantEcho(t, r.tunnel())
 	wantEnded(t, "one that stays", first)
 	eventually(t, "it is counted", func() bool { return testutil.ToFloat64(r.server.metrics.refused.WithLabelValues(reasonJoinTime)) == 1 })
 	r.backends[0].next() // the tunnel's
@@ -88,8 +88,8 @@ func TestJoinsAreFewAndShort(t *testing.T) {
 }
 
 // A revoked invite cuts the connections that came by it.
-func TestInviteTakenBack(t *testing.T) {
-	r, key := invited(t, time.Now().Add(time.Hour), nil)
+func TestRevokedInviteCutsConnections(t *testing.T) {
+	r, key := newInviteHarness(t, time.Now().Add(time.Hour), nil)
 	c := r.call(route.SealJoin(key, time.Now()))
 	r.backends[0].next()
 	r.push(r.view())

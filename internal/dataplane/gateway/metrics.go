@@ -33,9 +33,9 @@ const (
 )
 
 // evictionReasons are the reasons for eviction before the hello.
-var evictionReasons = map[budget.Evicted]string{
-	budget.OfSource: reasonTooManyHellosFrom,
-	budget.OfAll:    reasonTooManyHellos,
+var evictionReasons = map[budget.EvictedBy]string{
+	budget.BySource: reasonTooManyHellosFrom,
+	budget.ByTotal:  reasonTooManyHellos,
 }
 
 // ownReasons are those above.

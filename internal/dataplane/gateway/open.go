@@ -18,8 +18,8 @@ type openEndpoint struct {
 	n        int
 }
 
-// taken notes the endpoint whose agent has taken a connection of a Link.
-func (s *Server) taken(c *conn, linkUID string, e route.Endpoint) {
+// setAgent notes the endpoint whose agent has taken a connection of a Link.
+func (s *Server) setAgent(c *conn, linkUID string, e route.Endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.agent, c.open = e.Backend, openKey{linkUID, e.ID}
@@ -43,9 +43,9 @@ func (s *Server) closeEndpoint(c *conn) {
 	}
 }
 
-// candidates yields the endpoints of a destination in the order in which to try them. The
-// one that is wished for because a connection is open with it comes first, also if the row
-// lists it no more.
+// candidates yields the endpoints of a destination in the order in which to try them.
+// The one that is wished for because a connection is open with it comes first, also if
+// the row lists it no more.
 func (s *Server) candidates(to destination) iter.Seq[route.Endpoint] {
 	listed := s.ejections.order(to.row, to.hint)
 	former, ok := s.formerEndpoint(to)
@@ -64,8 +64,8 @@ func (s *Server) candidates(to destination) iter.Seq[route.Endpoint] {
 	}
 }
 
-// formerEndpoint returns the endpoint that a label wishes for by an open connection, if the
-// row lists it no more.
+// formerEndpoint returns the endpoint that a label wishes for by an open connection, if
+// the row lists it no more.
 func (s *Server) formerEndpoint(to destination) (route.Endpoint, bool) {
 	if to.hint.Kind != route.WishOpen {
 		return route.Endpoint{}, false

@@ -8,7 +8,7 @@ import (
 )
 
 // listed replaces the endpoints of both routes.
-func (r *rig) listed(backends ...*backend) {
+func (r *harness) listed(backends ...*backend) {
 	r.Helper()
 	var routes []*wire.Resource
 	for id, link := range map[uint32]string{1024: "west", 1025: "north"} {
@@ -22,19 +22,19 @@ func (r *rig) listed(backends ...*backend) {
 	r.push(r.view(routes...))
 }
 
-// An endpoint that takes no new connections is reached by the wish for an open one, as long as one
-// of the same Link is open.
-func TestWishForAnOpenEndpoint(t *testing.T) {
-	r := newRig(t, 2, nil)
+// An endpoint that takes no new connections is reached by the wish for an open one, as
+// long as one of the same Link is open.
+func TestHintForOpenEndpoint(t *testing.T) {
+	r := newHarness(t, 2, nil)
 	former, other := r.backends[0], r.backends[1]
 	open := r.call(r.label("west", 1024, route.ForEndpoint(former.id)))
-	wantTalk(t, open)
+	wantEcho(t, open)
 	former.next()
-	leads := func(why string, link string, id uint32, w route.Wish, to *backend) {
+	leads := func(why string, link string, id uint32, w route.Hint, to *backend) {
 		t.Helper()
 		c := r.call(r.label(link, id, w))
 		defer c.Close()
-		wantTalk(t, c)
+		wantEcho(t, c)
 		if got := to.next(); got.err != nil || got.header.PodUID != to.pod || got.header.Endpoint != to.id {
 			t.Errorf("%s: it leads to %q, %v", why, got.header.PodUID, got.err)
 		}

@@ -8,17 +8,17 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// A probe of any linked peer is led to some agent, which learns nothing of a pod; the peer
-// learns nothing of how many agents there are.
+// A probe of any linked peer is led to some agent, which learns nothing of a pod; the
+// peer learns nothing of how many agents there are.
 func TestProbesReachAgents(t *testing.T) {
-	r := newRig(t, 3, nil)
+	r := newHarness(t, 3, nil)
 	controller := upstream("controller/c-1", "127.0.0.1:1", make([]byte, len(route.HopKey{})))
 	r.push(r.view(controller))
 	reached := map[int]bool{}
 	for i := range 60 {
 		link := []string{"west", "north"}[i%2]
-		c := r.call(r.label(link, route.Probe, route.Wish{}))
-		wantTalk(t, c)
+		c := r.call(r.label(link, route.Probe, route.Hint{}))
+		wantEcho(t, c)
 		for b := range r.backends {
 			select {
 			case got := <-r.backends[b].got:

@@ -22,7 +22,7 @@ import (
 type Options struct {
 	// Listen is the address for peers.
 	Listen string
-	// Metrics and Probes are the addresses of what their names say.
+	// Metrics and Probes are the listen addresses of metrics and probes.
 	Metrics, Probes string
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
@@ -33,19 +33,21 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// accepting is how much of the drain time the gateway still accepts connections, while it
-// reports that it is not ready: a load balancer may take so long to notice.
-func accepting(drain time.Duration) time.Duration { return drain / 2 }
+// acceptTime is the part of the drain time in which the gateway still accepts
+// connections while it reports that it is not ready. A load balancer may take that long
+// to notice.
+func acceptTime(drain time.Duration) time.Duration { return drain / 2 }
 
-// latecomerPoll is the time between two looks at whether a connection can still come.
-const latecomerPoll = 500 * time.Millisecond
+// latePollInterval is the time between two checks of whether a connection can still
+// come.
+const latePollInterval = 500 * time.Millisecond
 
-// Run is the gateway process: it serves peers until ctx ends, and then drains.
+// Run runs the gateway process. It serves peers until ctx ends, and then drains.
 func Run(ctx context.Context, o Options) error {
 	registry := uplink.NewRegistry()
 	s := NewServer(o.Log, registry)
 	drain := cmp.Or(o.Drain, defaultDrain)
-	s.drain = drain - accepting(drain)
+	s.drain = drain - acceptTime(drain)
 	api, err := linkwatch.InCluster()
 	if err != nil {
 		return err
@@ -68,7 +70,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { return uplink.ServeMetrics(run, o.Metrics, registry) })
 	group.Go(func() error { return uplink.ServeProbes(run, o.Probes, func() error { return s.ready(ctx) }) })
 	group.Go(func() error {
-		defer stop() // the rest goes on until the last connection has drained
+		defer stop() // the other goroutines run until the last connection has drained
 		serving, cancel := context.WithCancel(run)
 		defer cancel()
 		drained, done := context.WithCancel(run)
@@ -77,7 +79,7 @@ func Run(ctx context.Context, o Options) error {
 			var announcing sync.WaitGroup
 			defer announcing.Wait()
 			announcing.Go(func() { s.AnnounceDrain(drained) })
-			s.awaitLatecomers(drained, accepting(drain))
+			s.awaitLateConnections(drained, acceptTime(drain))
 			cancel()
 		})
 		defer stopping()
@@ -87,21 +89,21 @@ func Run(ctx context.Context, o Options) error {
 	return group.Wait()
 }
 
-// awaitLatecomers waits as long as load balancers may still send connections, and no longer
-// than there is a Link for which one could come.
-func (s *Server) awaitLatecomers(ctx context.Context, most time.Duration) {
+// awaitLateConnections waits while load balancers may still send connections, and while
+// there is a Link from which one could come.
+func (s *Server) awaitLateConnections(ctx context.Context, most time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
-	for backoff.Sleep(ctx, latecomerPoll) {
+	for backoff.Sleep(ctx, latePollInterval) {
 		if st, err := s.current(); err != nil || len(st.links) == 0 {
 			return
 		}
 	}
 }
 
-// OnState puts a new view in force and ends the connections of Links that it lacks. It
-// leaves out what is not consistent, which must not keep a deleted Link in force. It is
-// an uplink.Options.OnState, which is called by one goroutine at a time.
+// OnState makes a view the current state and cuts the connections of Links that it
+// lacks. It leaves out what is not consistent, so that an error cannot keep a deleted
+// Link. It is an uplink.Options.OnState, which is called by one goroutine at a time.
 func (s *Server) OnState(h uplink.State) {
 	if h.Expired {
 		s.log.Error("controller unreachable for too long; refusing new connections")
@@ -115,7 +117,7 @@ func (s *Server) OnState(h uplink.State) {
 	s.log.Debug("new state in force", "links", len(next.links), "routes", next.table.Len())
 }
 
-// ready says why the gateway should get no new connections.
+// ready returns why the gateway should get no new connections, or nil.
 func (s *Server) ready(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return errors.New("draining")

@@ -162,8 +162,8 @@ func (s *state) add(name, uid string) {
 	s.uids[uid] = struct{}{}
 }
 
-// holds reports whether the state has the Link or invite with this UID.
-func (s *state) holds(uid string) bool {
+// hasLink reports whether the state has the Link or invite with this UID.
+func (s *state) hasLink(uid string) bool {
 	_, ok := s.uids[uid]
 	return ok
 }

@@ -127,14 +127,14 @@ func TestNewState(t *testing.T) {
 			}
 			for name, n := range map[string]byte{"west": 1, "east": 2} {
 				sealer := route.NewSealer(route.DatedKey{Day: today, Key: route.DayKey(key(n))})
-				sni := must(sealer.Seal(1024, route.Wish{}, time.Now()))(t)
+				sni := must(sealer.Seal(1024, route.Hint{}, time.Now()))(t)
 				opened, _, _ := s.keyring.Open(sni, time.Now())
 				if _, linked := tc.links[name]; (opened == name) != linked {
 					t.Errorf("%s: %s's label is opened as %q's", tc.why, name, opened)
 				}
 			}
 			for name, uid := range tc.links {
-				if !s.holds(uid) || s.holds(name) {
+				if !s.hasLink(uid) || s.hasLink(name) {
 					t.Errorf("%s: holds is about UIDs", tc.why)
 				}
 			}

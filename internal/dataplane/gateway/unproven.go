@@ -11,22 +11,22 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 )
 
-// Bounds of what a label alone admits. Labels can be overheard and hellos replayed:
-// without the keys behind them a connection comes no further than this.
+// Bounds of the connections that have only a valid label. Labels can be observed and
+// hellos can be replayed, so a connection without the keys gets no further than this.
 const (
 	maxUnproven = 512 // per link
 	proofTime   = 5 * time.Second
-	// A source is known to a link while it has a connection that it has proven, and for
-	// knownTime after.
+	// A source is known to a link while it has a proven connection, and for knownTime
+	// after that.
 	knownTime = 10 * time.Minute
 	maxKnown  = 1024 // sources per link
-	// How fast unproven connections may come from one source to one link, and from all
+	// The rate of unproven connections from one source to one link, and from all
 	// unknown sources together to one link.
 	unprovenRate  = 500
 	unprovenBurst = 2000
 )
 
-// Why a connection that a label admitted is refused or ended before it is proven.
+// Why a connection with a valid label is refused or cut before it is proven.
 var (
 	errUnprovenRate = refuse(reasonUnprovenRate,
 		errors.New("its source or its link has too many new connections that are not proven"))
@@ -35,21 +35,21 @@ var (
 	errUnproven = refuse(reasonUnproven, errors.New("the far side has not answered beyond the handshake"))
 )
 
-// unproven holds the connections whose far side has not answered yet. Each link has room
-// for so many. When one more comes, the oldest is evicted, with one exception: the
+// unprovenPool holds the connections whose far side has not answered yet. Each link has
+// room for so many. When one more comes, the oldest is evicted, with one exception: the
 // sources that are known, because they have proven a connection, are assured of half of
 // the room. A caller without the link's keys never becomes such a source, from however
 // many addresses it comes.
 //
 // A connection takes a token of its source and, if the source is unknown, one of its
-// link. It gives both back when it is proven, so only those that are never proven are
-// limited.
+// link. Both tokens are returned when it is proven, so only connections that are never
+// proven are limited.
 //
 // Every operation takes constant time.
-type unproven struct {
-	max        int // per link
-	fromSource *budget.Rates[linkSource]
-	strangers  *budget.Rates[string] // by link UID
+type unprovenPool struct {
+	max         int // per link
+	sourceRate  *budget.Rates[linkSource]
+	unknownRate *budget.Rates[string] // by link UID
 
 	mu    sync.Mutex // guards what follows
 	count int
@@ -63,9 +63,9 @@ type linkSource struct {
 }
 
 type unprovenLink struct {
-	// The connections (*candidate) from known sources and the others, oldest first.
-	known, strangers list.List
-	// sources are those that are known.
+	// The connections (*candidate) from known and from unknown sources, oldest first.
+	known, unknown list.List
+	// sources holds the known sources.
 	sources *budget.Map[netip.Prefix, *knownSource]
 }
 
@@ -75,42 +75,43 @@ type knownSource struct {
 	until time.Time // when it is unknown again, unless one is open
 }
 
-// candidate is a connection that is to be proven. Its pool's lock guards place and proof.
+// candidate is a connection that is not proven yet. Its pool's lock guards element and
+// proof.
 type candidate struct {
 	linkSource
-	known bool // its source was, when it came
-	seq   uint64
-	cut   context.CancelCauseFunc
-	place *list.Element // nil once it has left the pool
-	proof *knownSource  // nil unless it is proven and open
+	known   bool // its source was, when it came
+	seq     uint64
+	cut     context.CancelCauseFunc
+	element *list.Element // nil once it has left the pool
+	proof   *knownSource  // nil unless it is proven and open
 }
 
-func newUnproven(max int) *unproven {
-	return &unproven{
-		max:        max,
-		fromSource: budget.NewRates[linkSource](unprovenRate, unprovenBurst),
-		strangers:  budget.NewRates[string](unprovenRate, unprovenBurst),
-		links:      make(map[string]*unprovenLink),
+func newUnproven(max int) *unprovenPool {
+	return &unprovenPool{
+		max:         max,
+		sourceRate:  budget.NewRates[linkSource](unprovenRate, unprovenBurst),
+		unknownRate: budget.NewRates[string](unprovenRate, unprovenBurst),
+		links:       make(map[string]*unprovenLink),
 	}
 }
 
-// enter adds a connection, and cuts one with errEvicted if that is too many: perhaps the
-// new one. It returns errUnprovenRate if such connections come too fast. What has entered
-// must leave.
-func (u *unproven) enter(link string, source netip.Prefix, cut context.CancelCauseFunc) (*candidate, error) {
+// admit adds a connection. If that is too many, it cuts one with errEvicted, which may
+// be the new one. It returns errUnprovenRate if such connections come too fast. The
+// caller must call release for an admitted connection.
+func (u *unprovenPool) admit(link string, source netip.Prefix, cut context.CancelCauseFunc) (*candidate, error) {
 	c := &candidate{linkSource: linkSource{link, source}, cut: cut}
-	c.known = u.knows(c.linkSource)
-	if !u.fromSource.Take(c.linkSource) || !c.known && !u.strangers.Take(link) {
+	c.known = u.isKnown(c.linkSource)
+	if !u.sourceRate.Allow(c.linkSource) || !c.known && !u.unknownRate.Allow(link) {
 		return nil, errUnprovenRate
 	}
-	if victim := u.add(c); victim != nil {
+	if victim := u.insert(c); victim != nil {
 		victim.cut(errEvicted)
 	}
 	return c, nil
 }
 
-// knows reports whether a source is known to the link.
-func (u *unproven) knows(of linkSource) bool {
+// isKnown reports whether a source is known to the link.
+func (u *unprovenPool) isKnown(of linkSource) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	l := u.links[of.link]
@@ -121,7 +122,7 @@ func (u *unproven) knows(of linkSource) bool {
 	return ok && (s.open > 0 || time.Now().Before(s.until))
 }
 
-func (u *unproven) add(c *candidate) (victim *candidate) {
+func (u *unprovenPool) insert(c *candidate) (victim *candidate) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	l := u.links[c.link]
@@ -131,12 +132,12 @@ func (u *unproven) add(c *candidate) (victim *candidate) {
 	}
 	u.seq++
 	c.seq = u.seq
-	c.place = l.queue(c.known).PushBack(c)
+	c.element = l.queue(c.known).PushBack(c)
 	u.count++
-	if l.known.Len()+l.strangers.Len() <= u.max {
+	if l.known.Len()+l.unknown.Len() <= u.max {
 		return nil
 	}
-	victim = l.victim(u.max / 2)
+	victim = l.evictionVictim(u.max / 2)
 	u.remove(victim)
 	return victim
 }
@@ -145,15 +146,15 @@ func (l *unprovenLink) queue(known bool) *list.List {
 	if known {
 		return &l.known
 	}
-	return &l.strangers
+	return &l.unknown
 }
 
-// victim returns the oldest connection, but if at most assured are from known sources,
-// the oldest of the others.
-func (l *unprovenLink) victim(assured int) *candidate {
-	known, stranger := oldest(&l.known), oldest(&l.strangers)
-	if known == nil || stranger != nil && (l.known.Len() <= assured || stranger.seq < known.seq) {
-		return stranger
+// evictionVictim returns the oldest connection. If at most assured are from known
+// sources, it returns the oldest of the others.
+func (l *unprovenLink) evictionVictim(assured int) *candidate {
+	known, unknown := oldest(&l.known), oldest(&l.unknown)
+	if known == nil || unknown != nil && (l.known.Len() <= assured || unknown.seq < known.seq) {
+		return unknown
 	}
 	return known
 }
@@ -165,12 +166,12 @@ func oldest(l *list.List) *candidate {
 	return nil
 }
 
-// proven notes that a connection's far side has answered: it leaves the pool, and its
-// source is known.
-func (u *unproven) proven(c *candidate) {
-	u.fromSource.Refund(c.linkSource)
+// markProven records that a connection's far side has answered. The connection leaves
+// the pool, and its source becomes known.
+func (u *unprovenPool) markProven(c *candidate) {
+	u.sourceRate.Refund(c.linkSource)
 	if !c.known {
-		u.strangers.Refund(c.link)
+		u.unknownRate.Refund(c.link)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -186,8 +187,8 @@ func (u *unproven) proven(c *candidate) {
 	u.remove(c)
 }
 
-// leave notes that a connection has ended. Leaving again does nothing.
-func (u *unproven) leave(c *candidate) {
+// release records that a connection has ended. It may be repeated.
+func (u *unprovenPool) release(c *candidate) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if c.proof != nil {
@@ -198,39 +199,39 @@ func (u *unproven) leave(c *candidate) {
 	u.remove(c)
 }
 
-// remove takes a connection out of the pool.
-func (u *unproven) remove(c *candidate) {
-	if c.place == nil {
+// remove removes a connection from the pool.
+func (u *unprovenPool) remove(c *candidate) {
+	if c.element == nil {
 		return
 	}
 	l := u.links[c.link]
-	l.queue(c.known).Remove(c.place)
-	c.place = nil
+	l.queue(c.known).Remove(c.element)
+	c.element = nil
 	u.count--
-	u.drop(c.link, l)
+	u.deleteIfEmpty(c.link, l)
 }
 
-// drop frees what is kept for a link of which nothing is left.
-func (u *unproven) drop(link string, l *unprovenLink) {
-	if l.known.Len() == 0 && l.strangers.Len() == 0 && l.sources.Len() == 0 {
+// deleteIfEmpty deletes a link that has no connections and no sources.
+func (u *unprovenPool) deleteIfEmpty(link string, l *unprovenLink) {
+	if l.known.Len() == 0 && l.unknown.Len() == 0 && l.sources.Len() == 0 {
 		delete(u.links, link)
 	}
 }
 
-// forget forgets the known sources of the links that hold does not have.
-func (u *unproven) forget(hold func(link string) bool) {
+// dropSources deletes the known sources of the links for which hold returns false.
+func (u *unprovenPool) dropSources(hold func(link string) bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for link, l := range u.links {
 		if !hold(link) {
 			l.sources = budget.NewMap[netip.Prefix, *knownSource](maxKnown)
-			u.drop(link, l)
+			u.deleteIfEmpty(link, l)
 		}
 	}
 }
 
-// waiting returns how many connections are not proven yet.
-func (u *unproven) waiting() int {
+// len returns how many connections are not proven yet.
+func (u *unprovenPool) len() int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.count

@@ -32,7 +32,7 @@ import (
 // pool plays arrivals at a pool of unproven connections, and notes which ones are
 // evicted.
 type pool struct {
-	*unproven
+	*unprovenPool
 	all  []*candidate
 	gone []int
 }
@@ -41,7 +41,7 @@ type pool struct {
 func (p *pool) enter(t *testing.T, link, source string) int {
 	t.Helper()
 	n := len(p.all)
-	c, err := p.unproven.enter(link, budget.SourceOf(netip.MustParseAddr(source)), func(err error) {
+	c, err := p.unprovenPool.admit(link, budget.SourceOf(netip.MustParseAddr(source)), func(err error) {
 		if !errors.Is(err, errEvicted) {
 			t.Errorf("cut by %v", err)
 		}
@@ -58,11 +58,11 @@ func (p *pool) enter(t *testing.T, link, source string) int {
 func (p *pool) prove(t *testing.T, link, source string) {
 	t.Helper()
 	c := p.all[p.enter(t, link, source)]
-	p.proven(c)
-	p.leave(c)
+	p.markProven(c)
+	p.release(c)
 }
 
-func TestUnproven(t *testing.T) {
+func TestUnprovenPool(t *testing.T) {
 	cases := map[string]struct {
 		why    string
 		proven string // sources of link a that have proven a connection
@@ -108,7 +108,7 @@ func TestUnproven(t *testing.T) {
 				}
 				return "192.0.2." + word
 			}
-			p := &pool{unproven: newUnproven(4)}
+			p := &pool{unprovenPool: newUnproven(4)}
 			for _, word := range strings.Fields(tc.proven) {
 				p.prove(t, "a", address(word))
 			}
@@ -120,10 +120,10 @@ func TestUnproven(t *testing.T) {
 				t.Errorf("%s (-want +got)\n%s", tc.why, diff)
 			}
 			for _, c := range slices.Concat(p.all, p.all) {
-				p.leave(c)
+				p.release(c)
 			}
-			p.forget(func(string) bool { return false })
-			if len(p.links) != 0 || p.waiting() != 0 {
+			p.dropSources(func(string) bool { return false })
+			if len(p.links) != 0 || p.len() != 0 {
 				t.Errorf("%s: something is kept: %v", tc.why, p.links)
 			}
 		})
@@ -131,8 +131,8 @@ func TestUnproven(t *testing.T) {
 }
 
 // An attacker with many sources and one overheard label does not evict the peer.
-func TestUnprovenSurvivesADistributedFlood(t *testing.T) {
-	p := &pool{unproven: newUnproven(maxUnproven)}
+func TestUnprovenPoolSurvivesDistributedFlood(t *testing.T) {
+	p := &pool{unprovenPool: newUnproven(maxUnproven)}
 	const peer = "198.51.100.1"
 	p.prove(t, "west", peer)
 	flood := func() {
@@ -157,30 +157,30 @@ func TestUnprovenSurvivesADistributedFlood(t *testing.T) {
 func TestKnownSourcesExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := newUnproven(4)
-		p := &pool{unproven: u}
+		p := &pool{unprovenPool: u}
 		of := linkSource{"west", budget.SourceOf(netip.MustParseAddr("192.0.2.1"))}
 		open := p.all[p.enter(t, "west", "192.0.2.1")]
-		p.proven(open)
+		p.markProven(open)
 		bubble.Pass(10 * knownTime)
-		if !u.knows(of) {
+		if !u.isKnown(of) {
 			t.Error("unknown although a connection that it has proven is open")
 		}
-		u.leave(open)
+		u.release(open)
 		bubble.Pass(knownTime - 1)
-		if !u.knows(of) {
+		if !u.isKnown(of) {
 			t.Error("unknown too early")
 		}
 		bubble.Pass(1)
-		if u.knows(of) {
+		if u.isKnown(of) {
 			t.Error("known for too long")
 		}
 		p.prove(t, "west", "192.0.2.1")
-		u.forget(func(uid string) bool { return uid == "west" })
-		if !u.knows(of) {
+		u.dropSources(func(uid string) bool { return uid == "west" })
+		if !u.isKnown(of) {
 			t.Error("forgotten although its link is there")
 		}
-		u.forget(func(uid string) bool { return uid != "west" })
-		if u.knows(of) || len(u.links) != 0 {
+		u.dropSources(func(uid string) bool { return uid != "west" })
+		if u.isKnown(of) || len(u.links) != 0 {
 			t.Error("known to a link that is gone")
 		}
 	})
@@ -193,15 +193,15 @@ func TestUnprovenRate(t *testing.T) {
 		u := newUnproven(4)
 		flood := func(link string, source func(int) string, prove bool) (admitted int) {
 			for i := range 2 * unprovenBurst {
-				c, err := u.enter(link, budget.SourceOf(netip.MustParseAddr(source(i))), func(error) {})
+				c, err := u.admit(link, budget.SourceOf(netip.MustParseAddr(source(i))), func(error) {})
 				if errors.Is(err, errUnprovenRate) {
 					continue
 				}
 				admitted++
 				if prove {
-					u.proven(c)
+					u.markProven(c)
 				}
-				u.leave(c)
+				u.release(c)
 			}
 			return admitted
 		}
@@ -244,9 +244,9 @@ var certificate = sync.OnceValue(func() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 })
 
-// talkTLS terminates TLS as an agent does, and echoes what it receives.
-func talkTLS(c net.Conn, hello []byte) {
-	tun := tls.Server(transport.Accepted(c, hello), &tls.Config{
+// echoTLS terminates TLS as an agent does, and echoes what it receives.
+func echoTLS(c net.Conn, hello []byte) {
+	tun := tls.Server(transport.WrapAccepted(c, hello), &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		Certificates:           []tls.Certificate{certificate()},
 		SessionTicketsDisabled: true,
@@ -254,19 +254,19 @@ func talkTLS(c net.Conn, hello []byte) {
 	io.Copy(tun, tun)
 }
 
-func newTLSRig(t testing.TB, tune func(*Server)) *rig {
-	r := newRig(t, 1, tune)
-	r.backends[0].talk = talkTLS
+func newTLSHarness(t testing.TB, tune func(*Server)) *harness {
+	r := newHarness(t, 1, tune)
+	r.backends[0].talk = echoTLS
 	return r
 }
 
 // tunnel is a call that has shaken hands.
-func (r *rig) tunnel() *tls.Conn {
+func (r *harness) tunnel() *tls.Conn {
 	r.Helper()
 	c := tls.Client(r.dial(), &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true,
-		ServerName:         r.label("west", 1024, route.Wish{}),
+		ServerName:         r.label("west", 1024, route.Hint{}),
 	})
 	if err := c.HandshakeContext(r.Context()); err != nil {
 		r.Fatal(err)
@@ -282,66 +282,66 @@ func wantEnded(t testing.TB, why string, c net.Conn) {
 }
 
 // What has the keys stays, however long it is silent later.
-func TestProvenStays(t *testing.T) {
+func TestProvenConnectionIsNotCut(t *testing.T) {
 	t.Parallel()
 	const after = time.Second
-	r := newTLSRig(t, func(s *Server) { s.proofTime = after })
+	r := newTLSHarness(t, func(s *Server) { s.proofTime = after })
 	begun := time.Now()
 	c := r.tunnel()
-	wantTalk(t, c)
-	eventually(t, "it waits for a proof no longer", func() bool { return r.server.unproven.waiting() == 0 })
+	wantEcho(t, c)
+	eventually(t, "it waits for a proof no longer", func() bool { return r.server.unproven.len() == 0 })
 	eventually(t, "the time for proof passes", func() bool { return time.Since(begun) > after*5/4 })
-	wantTalk(t, c)
+	wantEcho(t, c)
 }
 
 // What has not got the keys goes.
-func TestUnprovenEnds(t *testing.T) {
+func TestUnprovenConnectionTimesOut(t *testing.T) {
 	for name, sent := range map[string][]byte{"silent": nil, "half a record": {23, 3, 3, 0, 80, 1, 2, 3}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newTLSRig(t, func(s *Server) { s.proofTime = 200 * time.Millisecond })
-			c := r.call(r.label("west", 1024, route.Wish{}))
+			r := newTLSHarness(t, func(s *Server) { s.proofTime = 200 * time.Millisecond })
+			c := r.call(r.label("west", 1024, route.Hint{}))
 			must(c.Write(sent))(t)
 			wantEnded(t, "a replayed hello", c)
 			wantUnproven(t, r, reasonUnproven)
-			eventually(t, "it is forgotten", func() bool { return r.server.unproven.waiting() == 0 })
+			eventually(t, "it is forgotten", func() bool { return r.server.unproven.len() == 0 })
 		})
 	}
 }
 
-func wantUnproven(t testing.TB, r *rig, reason string) {
+func wantUnproven(t testing.TB, r *harness, reason string) {
 	t.Helper()
 	eventually(t, reason, func() bool { return testutil.ToFloat64(r.server.metrics.refused.WithLabelValues(reason)) == 1 })
 	wantRefused(t, r.server, reason, 1)
 }
 
 // Replayed hellos push each other out, and nothing that is proven.
-func TestUnprovenIsFull(t *testing.T) {
-	r := newTLSRig(t, func(s *Server) { s.unproven.max = 2; s.proofTime = tooLong })
+func TestReplayedHellosEvictEachOther(t *testing.T) {
+	r := newTLSHarness(t, func(s *Server) { s.unproven.max = 2; s.proofTime = tooLong })
 	good := r.tunnel()
-	wantTalk(t, good)
+	wantEcho(t, good)
 	var replayed []*net.TCPConn
 	for i := range 3 {
-		replayed = append(replayed, r.call(r.label("west", 1024, route.Wish{})))
+		replayed = append(replayed, r.call(r.label("west", 1024, route.Hint{})))
 		eventually(t, "it is handed over", func() bool {
 			return testutil.ToFloat64(r.server.metrics.spliced.WithLabelValues("west")) == float64(i+2)
 		})
 	}
 	wantEnded(t, "the oldest", replayed[0])
 	wantUnproven(t, r, reasonEvicted)
-	if n := r.server.unproven.waiting(); n != 2 {
+	if n := r.server.unproven.len(); n != 2 {
 		t.Errorf("%d wait, want the other two", n)
 	}
-	wantTalk(t, good)
+	wantEcho(t, good)
 	late := r.tunnel()
-	wantTalk(t, late) // it pushes one out in its turn, and is proven
-	wantTalk(t, good)
+	wantEcho(t, late) // it pushes one out in its turn, and is proven
+	wantEcho(t, good)
 }
 
 // One that is cut while its backend is dialed is counted as what it is.
-func TestUnprovenBeforeItIsHandedOver(t *testing.T) {
+func TestUnprovenCutDuringDial(t *testing.T) {
 	dialing := make(chan struct{})
-	r := newTLSRig(t, func(s *Server) {
+	r := newTLSHarness(t, func(s *Server) {
 		s.unproven.max = 0
 		s.dial = func(ctx context.Context, _ netip.AddrPort) (*net.TCPConn, error) {
 			close(dialing)
@@ -349,17 +349,17 @@ func TestUnprovenBeforeItIsHandedOver(t *testing.T) {
 			return nil, ctx.Err()
 		}
 	})
-	wantAlert(t, r.call(r.label("west", 1024, route.Wish{})))
+	wantAlert(t, r.call(r.label("west", 1024, route.Hint{})))
 	wantUnproven(t, r, reasonEvicted)
 }
 
 // What the set-up of one connection costs, from its hello to the first answer.
 func BenchmarkSetUp(b *testing.B) {
-	r := newTLSRig(b, nil)
+	r := newTLSHarness(b, nil)
 	for b.Loop() {
 		c := r.tunnel()
 		r.backends[0].next()
-		wantTalk(b, c)
+		wantEcho(b, c)
 		transport.Reset(c.NetConn())
 	}
 }

@@ -100,10 +100,10 @@ func (k *Kernel) storeBridge(iface int, bridge bool) {
 	k.bridges.Store(iface, bridge)
 }
 
-// Stir makes the kernel resolve the link address of addr: it has to before it can send to
-// a pod on a bridge. The datagram is empty, and its port (RFC 863) discards it. Stir does
-// not wait for an answer.
-func (k *Kernel) Stir(addr netip.Addr) {
+// Solicit makes the kernel resolve the link address of addr: it has to before it can
+// send to a pod on a bridge. The datagram is empty, and its port (RFC 863) discards it.
+// Stir does not wait for an answer.
+func (k *Kernel) Solicit(addr netip.Addr) {
 	const discard = 9
 	c, err := net.ListenUDP("udp", nil)
 	if err != nil {

@@ -144,10 +144,10 @@ func (u *unprivileged) Find(addr netip.Addr) (Attachment, error) {
 	return Attachment{Iface: a.Iface, MAC: string(a.MAC), Port: a.Port}, nil
 }
 
-func (u *unprivileged) Stir(addr netip.Addr) { NewKernel().Stir(addr) }
+func (u *unprivileged) Solicit(addr netip.Addr) { NewKernel().Solicit(addr) }
 
-// playedPod is a network namespace with an interface eth0 and what runs there.
-type playedPod struct {
+// simulatedPod is a network namespace with an interface eth0 and what runs there.
+type simulatedPod struct {
 	addr netip.Addr
 	mac  net.HardwareAddr
 	port netlink.Link // the node's end
@@ -155,9 +155,9 @@ type playedPod struct {
 }
 
 // newPod connects a pod to the node: to a bridge or, without one, by a route.
-func newPod(tb testing.TB, name string, addr netip.Addr, bridge netlink.Link) *playedPod {
+func newPod(tb testing.TB, name string, addr netip.Addr, bridge netlink.Link) *simulatedPod {
 	tb.Helper()
-	p := &playedPod{addr: addr, do: make(chan func())}
+	p := &simulatedPod{addr: addr, do: make(chan func())}
 	namespace := make(chan *os.File)
 	var living sync.WaitGroup
 	living.Go(func() {
@@ -203,17 +203,17 @@ func inSubnet(addr netip.Addr) *netlink.Addr {
 }
 
 // run does f in the pod, to its end.
-func (p *playedPod) run(f func()) {
+func (p *simulatedPod) run(f func()) {
 	done := make(chan struct{})
 	p.do <- func() { defer close(done); f() }
 	<-done
 }
 
 // kill takes the pod's interface away, as the end of its sandbox does.
-func (p *playedPod) kill(tb testing.TB) { ok(tb, netlink.LinkDel(p.port)) }
+func (p *simulatedPod) kill(tb testing.TB) { ok(tb, netlink.LinkDel(p.port)) }
 
 // call connects to the node, as pods call mirrors.
-func (p *playedPod) call(tb testing.TB, to net.Addr) {
+func (p *simulatedPod) call(tb testing.TB, to net.Addr) {
 	tb.Helper()
 	var c net.Conn
 	var err error
@@ -225,7 +225,7 @@ func (p *playedPod) call(tb testing.TB, to net.Addr) {
 }
 
 // claims sends an ARP request for node that announces addr at a link address.
-func (p *playedPod) claims(tb testing.TB, mac net.HardwareAddr, addr, node netip.Addr) {
+func (p *simulatedPod) claims(tb testing.TB, mac net.HardwareAddr, addr, node netip.Addr) {
 	tb.Helper()
 	frame := append([]byte{255, 255, 255, 255, 255, 255}, mac...)
 	frame = append(frame, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1) // RFC 826: ARP, Ethernet, IPv4, request
@@ -334,7 +334,7 @@ func TestLookupOnABridge(t *testing.T) {
 
 	victim.kill(t)
 	next := newPod(t, "next", victimAddr, cni)
-	announce := func(p *playedPod) func() { // as a CNI does
+	announce := func(p *simulatedPod) func() { // as a CNI does
 		return func() { p.claims(t, p.mac, victimAddr, bridgeAddr) }
 	}
 	isRefused("a new pod with the address, before the API shows it", announce(next))
@@ -356,8 +356,8 @@ func TestLookupOnABridge(t *testing.T) {
 // The kernel of a pod that gets an address does not know the connections of the pod that
 // had the address before, so it answers no probe on them. A bridge, and link addresses
 // that are made from addresses, leave no other difference.
-func TestHeirOfAnAddressKnowsNoOldConnection(t *testing.T) {
-	if !asNode(t, "-test.run=^TestHeirOfAnAddressKnowsNoOldConnection$") {
+func TestNewOwnerOfAddressResetsOldConnections(t *testing.T) {
+	if !asNode(t, "-test.run=^TestNewOwnerOfAddressResetsOldConnections$") {
 		return
 	}
 	cni, k := newBridge(t), NewKernel()
@@ -401,7 +401,7 @@ func TestKernelFinds(t *testing.T) {
 	}
 	want := Attachment{Iface: cni.Attrs().Index, MAC: string(six.mac), Port: six.port.Attrs().Index}
 	eventually(t, "a pod with IPv6 is found", func() bool {
-		finder.Stir(six.addr)
+		finder.Solicit(six.addr)
 		at, err := finder.Find(six.addr)
 		return err == nil && at == want
 	})
@@ -426,12 +426,12 @@ func TestKernelFinds(t *testing.T) {
 }
 
 // Queries run at the same time, each on a socket of its own, and get their own answers.
-func TestKernelAnswersManyAtATime(t *testing.T) {
-	if !asNode(t, "-test.run=^TestKernelAnswersManyAtATime$") {
+func TestKernelRunsConcurrentQueries(t *testing.T) {
+	if !asNode(t, "-test.run=^TestKernelRunsConcurrentQueries$") {
 		return
 	}
 	ok(t, netlink.LinkSetUp(must(netlink.LinkByName("lo"))(t)))
-	var pods []*playedPod
+	var pods []*simulatedPod
 	for i := range 2 * maxSockets {
 		addr := netip.AddrFrom4([4]byte{10, 78, 0, byte(10 + i)})
 		pods = append(pods, newPod(t, fmt.Sprintf("ptp%d", i), addr, nil))
@@ -461,7 +461,7 @@ func BenchmarkKernelFind(b *testing.B) {
 	ptp := newPod(b, "ptp", netip.MustParseAddr("10.78.0.11"), nil)
 	bridged := newPod(b, "bridged", netip.MustParseAddr("10.77.0.11"), cni)
 	eventually(b, "the pod is found", func() bool {
-		k.Stir(bridged.addr)
+		k.Solicit(bridged.addr)
 		_, err := k.Find(bridged.addr)
 		return err == nil
 	})
@@ -478,7 +478,7 @@ func BenchmarkKernelFind(b *testing.B) {
 
 // Where each pod has an interface of its own, an agent that runs for a year sees more of
 // them than it should remember.
-func TestInterfacesAreForgotten(t *testing.T) {
+func TestInterfaceCacheIsBounded(t *testing.T) {
 	k := NewKernel()
 	for i := range 3*maxBridges + 1 {
 		k.storeBridge(i+1, false)

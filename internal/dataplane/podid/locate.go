@@ -21,7 +21,7 @@ func (t *Table) Run(ctx context.Context) {
 	for {
 		result := t.locates.get(struct{}{})
 		for _, addr := range result.silent {
-			t.finder.Stir(addr)
+			t.finder.Solicit(addr)
 		}
 		var again <-chan time.Time
 		if result.open > 0 {

@@ -70,8 +70,9 @@ func (a Attachment) conflicts(b Attachment) bool {
 type Finder interface {
 	// Find returns where an address is now. The error wraps ErrSilent if Stir may help.
 	Find(netip.Addr) (Attachment, error)
-	// Stir makes an address known to Find, if something answers there. It does not block.
-	Stir(netip.Addr)
+	// Solicit makes an address known to Find, if something answers there. It does not
+	// block.
+	Solicit(netip.Addr)
 }
 
 // A Table records where each local pod was first found, and since when its claim is

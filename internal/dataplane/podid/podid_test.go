@@ -49,8 +49,8 @@ func (k *fakeFinder) Find(addr netip.Addr) (Attachment, error) {
 	return at, nil
 }
 
-// Stir makes an address answer from the third time on.
-func (k *fakeFinder) Stir(addr netip.Addr) {
+// Solicit makes an address answer from the third time on.
+func (k *fakeFinder) Solicit(addr netip.Addr) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.stirs = append(k.stirs, time.Now())
@@ -225,7 +225,7 @@ func TestLookupOfAFormerPod(t *testing.T) {
 
 // Two pods never have a link address or a bridge port in common. What looks like it is a
 // forgery that was there first.
-func TestLookupAtASharedPlace(t *testing.T) {
+func TestLookupOfAmbiguousAttachment(t *testing.T) {
 	victim, thief := Claim{UID: "victim", Addr: addr1}, Claim{UID: "thief", Addr: addr2}
 	both := []Claim{victim, thief}
 	own := Attachment{Iface: 5, MAC: "victim", Port: 7}
@@ -286,7 +286,7 @@ func TestLookupAtASharedPlace(t *testing.T) {
 	}
 }
 
-func TestUpdateForgets(t *testing.T) {
+func TestUpdateDeletesRecords(t *testing.T) {
 	k := newFakeFinder()
 	k.put(addr1, Attachment{Iface: 5})
 	table := New(k)
@@ -378,7 +378,7 @@ func TestRestore(t *testing.T) {
 
 // A pod of which the bridge has received nothing is looked for when it is first seen, and
 // not when a connection comes from its address.
-func TestRunLooksForSilentPods(t *testing.T) {
+func TestRunSolicitsSilentPods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeFinder()
 		k.put(addr1, Attachment{Iface: 5, MAC: "own", Port: 7})
@@ -433,11 +433,11 @@ func (k *slowFinder) Find(netip.Addr) (Attachment, error) {
 	return at, nil
 }
 
-func (k *slowFinder) Stir(netip.Addr) {}
+func (k *slowFinder) Solicit(netip.Addr) {}
 
 // A pod that keeps moving, with thousands of connections that are identified again and
 // again, must not keep the kernel from answering for other pods.
-func TestCallersOfOneAddressShareAQuery(t *testing.T) {
+func TestConcurrentLookupsShareOneQuery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &slowFinder{delay: time.Second, at: Attachment{Iface: 5}}
 		table := New(k)
@@ -478,7 +478,7 @@ func TestCallersOfOneAddressShareAQuery(t *testing.T) {
 }
 
 // An answer that was on its way when a question came may be out of date.
-func TestAnswersAreNewerThanQuestions(t *testing.T) {
+func TestSharedResultIsNotOlderThanCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &slowFinder{delay: time.Second, at: Attachment{Iface: 5}}
 		table := New(k)
@@ -502,7 +502,7 @@ func TestAnswersAreNewerThanQuestions(t *testing.T) {
 }
 
 // The kernel may be slow. Other callers must not wait because of that.
-func TestUpdateBlocksNoOtherAddress(t *testing.T) {
+func TestUpdateDoesNotBlockOtherAddresses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeFinder()
 		k.put(addr1, Attachment{Iface: 5})

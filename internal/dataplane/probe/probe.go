@@ -129,12 +129,12 @@ func Open(ctx context.Context, o Options) (*Session, Result) {
 		return nil, Result{Stage: StageDial, Err: err}
 	}
 	in := &timedConn{Conn: conn}
-	raw := transport.Dialed(in)
+	raw := transport.WrapDialed(in)
 	connected := time.Now()
 	r := Result{Stage: StageTLS, Connect: connected.Sub(start)}
 	fail := func(err error) (*Session, Result) {
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			r.Unacknowledged = transport.Unheard(tcp)
+			r.Unacknowledged = transport.HasUnacked(tcp)
 		}
 		raw.Reset()
 		if cause := context.Cause(ctx); cause != nil {
@@ -147,7 +147,7 @@ func Open(ctx context.Context, o Options) (*Session, Result) {
 	if err := handshake(ctx, client); err != nil {
 		return fail(fmt.Errorf("TLS with %s: %w", o.Address, err))
 	}
-	raw.Proven()
+	raw.MarkProven()
 	shaken := time.Now()
 	r.Stage, r.Handshake = StageHello, shaken.Sub(connected)
 	s := &Session{conn: tunnel.NewConn(client), raw: raw, in: in}
@@ -182,7 +182,7 @@ func (s *Session) Echo(ctx context.Context, payload int) Result {
 
 // Close ends the session.
 func (s *Session) Close() {
-	s.raw.Hurry()
+	s.raw.FailSlowWrites()
 	s.conn.Close()
 }
 
@@ -199,7 +199,7 @@ func (s *Session) exchange(ctx context.Context, payload int, first bool) (Stage,
 func (s *Session) echo(payload int, first bool) (Stage, error) {
 	sent := make([]byte, payload)
 	rand.Read(sent) // never fails, see its doc
-	err := s.raw.Gather(func() error {
+	err := s.raw.BatchWrites(func() error {
 		var err error
 		if first {
 			err = tunnel.WriteHelloOpen(s.conn, hello, EchoTimeout, sent)
@@ -245,7 +245,7 @@ func readPayload(conn *tunnel.Conn) ([]byte, error) {
 		}
 		switch {
 		case t == tunnel.TypeEnd:
-			conn.Take()
+			conn.ConsumePrefix()
 			return out, nil
 		case t != tunnel.TypeData:
 			return nil, fmt.Errorf("%v in a probe: %w", t, tunnel.ErrUnexpectedFrame)
@@ -254,7 +254,7 @@ func readPayload(conn *tunnel.Conn) ([]byte, error) {
 		case len(out)+n > MaxPayload:
 			return nil, fmt.Errorf("probe of more than %d bytes: %w", MaxPayload, tunnel.ErrFrameTooLong)
 		}
-		conn.Take()
+		conn.ConsumePrefix()
 		start := len(out)
 		out = append(out, make([]byte, n)...)
 		if _, err := io.ReadFull(conn.Conn, out[start:]); err != nil {

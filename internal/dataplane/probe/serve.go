@@ -62,7 +62,7 @@ func Serve(ctx context.Context, conn *tunnel.Conn, admit func() bool) error {
 		if !admit() {
 			code = tunnel.Code_OVERLOADED
 		}
-		if err := raw.Gather(func() error { return answer(conn, first, code, payload) }); err != nil {
+		if err := raw.BatchWrites(func() error { return answer(conn, first, code, payload) }); err != nil {
 			return err
 		}
 		if code != tunnel.Code_OK {

@@ -21,25 +21,26 @@ func InviteName(invite string) string { return invitePrefix + invite }
 // label was opened under.
 func InviteOf(link string) (string, bool) { return strings.CutPrefix(link, invitePrefix) }
 
-// InviteKey is the key by which whoever has an invite's secret seals labels to us.
+// InviteKey is the key with which the holder of an invite's secret seals labels to this
+// cluster.
 type InviteKey struct {
 	Invite string
 	Key    DayKey
-	// Until is when it opens nothing any more.
+	// Until is when the key expires.
 	Until time.Time
 }
 
-// WithInvites returns a keyring that opens labels of invites as well, under the
-// name that InviteName makes. They lead to the route Join alone, whatever their minute: the key
-// itself is short-lived, and clocks are compared later.
+// WithInvites returns a keyring that also opens labels of invites, under the name that
+// InviteName returns. They are valid only for the route Join. Their minute is not
+// checked, because the key itself is short-lived and clocks are compared later.
 func (r *Keyring) WithInvites(keys ...InviteKey) *Keyring {
 	out := &Keyring{byHint: maps.Clone(r.byHint), sealings: r.sealings}
 	if out.byHint == nil {
-		out.byHint = make(map[[hintLen]byte][]ringKey, len(keys))
+		out.byHint = make(map[[keyHintLen]byte][]ringKey, len(keys))
 	}
 	for _, k := range keys {
-		s := newSealing(k.Key)
-		out.byHint[s.hint] = append(slices.Clone(out.byHint[s.hint]), ringKey{link: InviteName(k.Invite), until: k.Until, sealing: s})
+		s := newLabelCipher(k.Key)
+		out.byHint[s.keyHint] = append(slices.Clone(out.byHint[s.keyHint]), ringKey{link: InviteName(k.Invite), until: k.Until, labelCipher: s})
 	}
 	return out
 }
@@ -51,8 +52,8 @@ func (k ringKey) checkInvite(l Label, now time.Time) error {
 		return fmt.Errorf("an invite's key leads to route %d alone, not to %d: %w", Join, l.Route, ErrNotForLink)
 	case !now.Before(k.until):
 		return &StaleError{"invite", now.Sub(k.until).Truncate(time.Second)}
-	case !l.Wish.valid():
-		return fmt.Errorf("wish of kind %d: %w", l.Wish.Kind, ErrUnknownWish)
+	case !l.Hint.valid():
+		return fmt.Errorf("wish of kind %d: %w", l.Hint.Kind, ErrUnknownHint)
 	}
 	return nil
 }
@@ -61,5 +62,5 @@ func (k ringKey) checkInvite(l Label, now time.Time) error {
 func SealJoin(key DayKey, now time.Time) string {
 	var nonce [nonceLen]byte
 	rand.Read(nonce[:]) // never fails, see its doc
-	return newSealing(key).seal(Label{Join, minuteOf(now), Wish{}}, nonce)
+	return newLabelCipher(key).seal(Label{Join, minuteOf(now), Hint{}}, nonce)
 }

@@ -12,7 +12,7 @@ func TestInviteKeys(t *testing.T) {
 	day := LinkKey{Link: "east", DatedKey: DatedKey{Day: Day(noon), Key: DayKey{8}}}
 	ring := NewKeyring(day).WithInvites(invite)
 	by := func(k DayKey, route uint32, at time.Time) string {
-		return newSealing(k).seal(Label{Route: route, Minute: minuteOf(at)}, [nonceLen]byte{1})
+		return newLabelCipher(k).seal(Label{Route: route, Minute: minuteOf(at)}, [nonceLen]byte{1})
 	}
 	for name, c := range map[string]struct {
 		why  string

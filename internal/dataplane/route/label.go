@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// Suffix ends every sealed label. It is the same in all installs, so it says nothing of whom.
+// Suffix ends every sealed label. It is the same in all installs, so it identifies
+// none.
 const Suffix = ".causeway.internal"
 
 // Window is how far a label's minute may lie from the opener's clock.
@@ -27,15 +28,17 @@ var (
 	ErrNotALabel = errors.New("not a label")
 	// ErrUnknownKey reports a label that none of the day keys held opens.
 	ErrUnknownKey = errors.New("no day key opens the label")
-	// ErrStale reports a label whose minute lies too far from now. The error is a *StaleError.
+	// ErrStale reports a label whose minute lies too far from now. The error is a
+	// *StaleError.
 	ErrStale = errors.New("stale")
-	// ErrUnknownWish reports an authentic label that asks for endpoints in a way unknown to this version.
-	ErrUnknownWish = errors.New("unknown wish")
+	// ErrUnknownHint reports an authentic label whose hint this version does not know.
+	ErrUnknownHint = errors.New("unknown wish")
 	// ErrNoDayKey reports that no day key for the day in question is held.
 	ErrNoDayKey = errors.New("no day key for this day")
 )
 
-// StaleError says by how much something was too old, or if By is negative from the future. It is ErrStale.
+// StaleError says by how much something was too old, or if By is negative from the
+// future. It is ErrStale.
 type StaleError struct {
 	What string
 	By   time.Duration
@@ -77,41 +80,41 @@ type LinkKey struct {
 	DatedKey
 }
 
-// WishKind says what a Wish's argument is. The list is closed.
-type WishKind uint8
+// HintKind is the kind of a Hint's argument. The list is closed.
+type HintKind uint8
 
-// The kinds of wishes.
+// The kinds of hints.
 const (
-	// WishAny is for any ready endpoint.
-	WishAny WishKind = iota
-	// WishEndpoint is for the endpoint with an id, or else any.
-	WishEndpoint
-	// WishHost is for the pod with a hostname and for no other.
-	WishHost
-	// WishOpen is WishEndpoint, also if the endpoint takes no new connections but the link
-	// has one open with it by way of the same gateway.
+	// HintAny is for any ready endpoint.
+	HintAny HintKind = iota
+	// HintEndpoint is for the endpoint with an id, or else any.
+	HintEndpoint
+	// HintHost is for the pod with a hostname and for no other.
+	HintHost
+	// WishOpen is HintEndpoint, also if the endpoint takes no new connections but the
+	// link has one open with it by way of the same gateway.
 	WishOpen
 )
 
-// Wish says which endpoint a label asks for. The zero value is for any.
-type Wish struct {
-	Kind WishKind
+// Hint says which endpoint a label asks for. The zero value is for any.
+type Hint struct {
+	Kind HintKind
 	// Arg is the endpoint's id or the hostname's hash; zero for any.
 	Arg [8]byte
 }
 
 // AnyEndpoint asks for any ready endpoint.
-func AnyEndpoint() Wish { return Wish{} }
+func AnyEndpoint() Hint { return Hint{} }
 
-// ForEndpoint is the wish for the endpoint with an id, or else any.
-func ForEndpoint(id EndpointID) Wish { return Wish{WishEndpoint, id} }
+// ForEndpoint is the hint for the endpoint with an id, or else any.
+func ForEndpoint(id EndpointID) Hint { return Hint{HintEndpoint, id} }
 
-// ForOpen is the wish for the endpoint with an id, with which a connection is open, or else
-// any.
-func ForOpen(id EndpointID) Wish { return Wish{WishOpen, id} }
+// ForOpen is the hint for the endpoint with an id, with which a connection is open, or
+// else any.
+func ForOpen(id EndpointID) Hint { return Hint{WishOpen, id} }
 
-// ForHost is the wish for the pod with a hostname.
-func ForHost(hostname string) Wish { return Wish{WishHost, HostHash(hostname)} }
+// ForHost is the hint for the pod with a hostname.
+func ForHost(hostname string) Hint { return Hint{HintHost, HostHash(hostname)} }
 
 // HostHash is the first 8 bytes of the SHA-256 of the lower-case hostname.
 func HostHash(hostname string) [8]byte {
@@ -119,18 +122,18 @@ func HostHash(hostname string) [8]byte {
 	return [8]byte(sum[:8])
 }
 
-// valid reports whether the wish is of a known kind and, if for any, without argument.
-func (w Wish) valid() bool {
-	return w.Kind <= WishOpen && (w.Kind != WishAny || w.Arg == [8]byte{})
+// valid reports whether the hint is of a known kind and, if for any, without argument.
+func (h Hint) valid() bool {
+	return h.Kind <= WishOpen && (h.Kind != HintAny || h.Arg == [8]byte{})
 }
 
-// meets reports whether the endpoint is the one wished for.
-func (w Wish) meets(e Endpoint) bool {
-	switch w.Kind {
-	case WishEndpoint, WishOpen:
-		return e.ID == w.Arg
-	case WishHost:
-		return e.Host != [8]byte{} && e.Host == w.Arg
+// matches reports whether the endpoint is the one hinted.
+func (h Hint) matches(e Endpoint) bool {
+	switch h.Kind {
+	case HintEndpoint, WishOpen:
+		return e.ID == h.Arg
+	case HintHost:
+		return e.Host != [8]byte{} && e.Host == h.Arg
 	}
 	return false
 }
@@ -140,7 +143,7 @@ type Label struct {
 	Route uint32
 	// Minute is Unix time / 60.
 	Minute uint32
-	Wish   Wish
+	Hint   Hint
 }
 
 // Day returns the UTC day of t as day keys count it.
@@ -152,11 +155,11 @@ func (l Label) day() uint32     { return l.Minute / (24 * 60) }
 func (l Label) time() time.Time { return time.Unix(int64(l.Minute)*60, 0) }
 
 const (
-	hintLen   = 3
-	nonceLen  = 12
-	plainLen  = 4 + 4 + 1 + 8
-	tagLen    = 16
-	sealedLen = hintLen + nonceLen + plainLen + tagLen
+	keyHintLen = 3
+	nonceLen   = 12
+	plainLen   = 4 + 4 + 1 + 8
+	tagLen     = 16
+	sealedLen  = keyHintLen + nonceLen + plainLen + tagLen
 	// The 77 characters are cut in two, as a DNS label holds 63.
 	firstLen  = 39
 	secondLen = 38
@@ -164,17 +167,17 @@ const (
 
 var labelEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
-// sealing is a day key made ready for use.
-type sealing struct {
-	hint [hintLen]byte
-	aad  []byte
-	aead cipher.AEAD
+// labelCipher is the cipher of a day key.
+type labelCipher struct {
+	keyHint [keyHintLen]byte
+	aad     []byte
+	aead    cipher.AEAD
 }
 
-func newSealing(k DayKey) sealing {
-	var s sealing
-	copy(s.hint[:], expand(k, "causeway label/1 hint", hintLen))
-	s.aad = append([]byte("causeway label/1"), s.hint[:]...)
+func newLabelCipher(k DayKey) labelCipher {
+	var s labelCipher
+	copy(s.keyHint[:], expand(k, "causeway label/1 hint", keyHintLen))
+	s.aad = append([]byte("causeway label/1"), s.keyHint[:]...)
 	block, err := aes.NewCipher(expand(k, "causeway label/1 key", 32))
 	if err == nil {
 		s.aead, err = cipher.NewGCM(block)
@@ -194,15 +197,15 @@ func expand(k DayKey, info string, n int) []byte {
 	return b
 }
 
-func (s sealing) seal(l Label, nonce [nonceLen]byte) string {
+func (s labelCipher) seal(l Label, nonce [nonceLen]byte) string {
 	var plain [plainLen]byte
 	binary.BigEndian.PutUint32(plain[0:], l.Route)
 	binary.BigEndian.PutUint32(plain[4:], l.Minute)
-	plain[8] = byte(l.Wish.Kind)
-	copy(plain[9:], l.Wish.Arg[:])
+	plain[8] = byte(l.Hint.Kind)
+	copy(plain[9:], l.Hint.Arg[:])
 
 	sealed := make([]byte, 0, sealedLen)
-	sealed = append(sealed, s.hint[:]...)
+	sealed = append(sealed, s.keyHint[:]...)
 	sealed = append(sealed, nonce[:]...)
 	sealed = s.aead.Seal(sealed, nonce[:], plain[:], s.aad)
 	text := labelEncoding.EncodeToString(sealed)
@@ -210,39 +213,39 @@ func (s sealing) seal(l Label, nonce [nonceLen]byte) string {
 }
 
 // open decrypts a sealed label whose hint is s's. It reports false if the key is not s's.
-func (s sealing) open(sealed []byte) (Label, bool) {
-	plain, err := s.aead.Open(nil, sealed[hintLen:hintLen+nonceLen], sealed[hintLen+nonceLen:], s.aad)
+func (s labelCipher) open(sealed []byte) (Label, bool) {
+	plain, err := s.aead.Open(nil, sealed[keyHintLen:keyHintLen+nonceLen], sealed[keyHintLen+nonceLen:], s.aad)
 	if err != nil || len(plain) != plainLen {
 		return Label{}, false
 	}
 	return Label{
 		Route:  binary.BigEndian.Uint32(plain[0:]),
 		Minute: binary.BigEndian.Uint32(plain[4:]),
-		Wish:   Wish{WishKind(plain[8]), [8]byte(plain[9:])},
+		Hint:   Hint{HintKind(plain[8]), [8]byte(plain[9:])},
 	}, true
 }
 
 // Sealer seals labels to one peer. The zero value has no key.
 type Sealer struct {
-	days map[uint32]sealing
+	days map[uint32]labelCipher
 }
 
-// NewSealer returns a sealer with the day keys of one link in its outbound direction. Of two keys for one
-// day the later in the list holds.
+// NewSealer returns a sealer with the day keys of one link in its outbound direction.
+// Of two keys for one day the later in the list holds.
 func NewSealer(keys ...DatedKey) *Sealer {
-	s := &Sealer{days: make(map[uint32]sealing, len(keys))}
+	s := &Sealer{days: make(map[uint32]labelCipher, len(keys))}
 	for _, k := range keys {
-		s.days[k.Day] = newSealing(k.Key)
+		s.days[k.Day] = newLabelCipher(k.Key)
 	}
 	return s
 }
 
-// Seal returns a fresh SNI for a route, never the same twice. The error wraps ErrNoDayKey when the day of
-// now has no key.
-func (s *Sealer) Seal(id uint32, w Wish, now time.Time) (string, error) {
+// Seal returns a fresh SNI for a route, never the same twice. The error wraps
+// ErrNoDayKey when the day of now has no key.
+func (s *Sealer) Seal(id uint32, h Hint, now time.Time) (string, error) {
 	var nonce [nonceLen]byte
 	rand.Read(nonce[:]) // never fails, see its doc
-	return s.seal(Label{id, minuteOf(now), w}, nonce)
+	return s.seal(Label{id, minuteOf(now), h}, nonce)
 }
 
 func (s *Sealer) seal(l Label, nonce [nonceLen]byte) (string, error) {
@@ -256,9 +259,9 @@ func (s *Sealer) seal(l Label, nonce [nonceLen]byte) (string, error) {
 
 // Keyring opens labels of all linked peers. The zero value opens none.
 type Keyring struct {
-	byHint map[[hintLen]byte][]ringKey
+	byHint map[[keyHintLen]byte][]ringKey
 	// sealings has what was derived from each day key.
-	sealings map[DayKey]sealing
+	sealings map[DayKey]labelCipher
 }
 
 type ringKey struct {
@@ -266,41 +269,42 @@ type ringKey struct {
 	day  uint32
 	// until is the end of an invite's key; zero: it is a day key.
 	until time.Time
-	sealing
+	labelCipher
 }
 
 // NewKeyring returns a keyring of inbound day keys.
 func NewKeyring(keys ...LinkKey) *Keyring { return new(Keyring).Renewed(keys...) }
 
-// Renewed returns a keyring of these inbound day keys and no others. It derives nothing again
-// from a day key that r has, which is most of the work.
+// Renewed returns a keyring of these inbound day keys and no others. It derives nothing
+// again from a day key that r has, which is most of the work.
 func (r *Keyring) Renewed(keys ...LinkKey) *Keyring {
 	next := &Keyring{
-		byHint:   make(map[[hintLen]byte][]ringKey, len(keys)),
-		sealings: make(map[DayKey]sealing, len(keys)),
+		byHint:   make(map[[keyHintLen]byte][]ringKey, len(keys)),
+		sealings: make(map[DayKey]labelCipher, len(keys)),
 	}
 	for _, k := range keys {
 		s, ok := r.sealings[k.Key]
 		if !ok {
-			s = newSealing(k.Key)
+			s = newLabelCipher(k.Key)
 		}
 		next.sealings[k.Key] = s
-		next.byHint[s.hint] = append(next.byHint[s.hint], ringKey{link: k.Link, day: k.Day, sealing: s})
+		next.byHint[s.keyHint] = append(next.byHint[s.keyHint], ringKey{link: k.Link, day: k.Day, labelCipher: s})
 	}
 	return next
 }
 
-// Open returns the link that sealed an SNI and what the label says. A label must be of the day of its key,
-// and its minute within Window of now; but with route Catalog any minute of that day will do.
+// Open returns the link that sealed an SNI and what the label says. A label must be of
+// the day of its key, and its minute within Window of now; but with route Catalog any
+// minute of that day will do.
 //
-// Errors wrap ErrNotALabel, ErrUnknownKey, ErrStale or ErrUnknownWish. With the latter two the link is
-// returned too: somebody who holds its key made the label.
+// Errors wrap ErrNotALabel, ErrUnknownKey, ErrStale or ErrUnknownHint. With the latter
+// two the link is returned too, because a holder of its key has made the label.
 func (r *Keyring) Open(sni string, now time.Time) (string, Label, error) {
 	sealed, err := decodeLabel(sni)
 	if err != nil {
 		return "", Label{}, err
 	}
-	for _, k := range r.byHint[[hintLen]byte(sealed)] {
+	for _, k := range r.byHint[[keyHintLen]byte(sealed)] {
 		l, ok := k.open(sealed)
 		if !ok {
 			continue
@@ -321,8 +325,8 @@ func (k ringKey) check(l Label, now time.Time) error {
 		return &StaleError{"label (its minute is not of its key's day)", old}
 	case l.Route != Catalog && old.Abs() > Window:
 		return &StaleError{"label", old}
-	case !l.Wish.valid():
-		return fmt.Errorf("wish of kind %d: %w", l.Wish.Kind, ErrUnknownWish)
+	case !l.Hint.valid():
+		return fmt.Errorf("wish of kind %d: %w", l.Hint.Kind, ErrUnknownHint)
 	}
 	return nil
 }
@@ -345,14 +349,16 @@ func decodeLabel(sni string) ([]byte, error) {
 	if n, err := labelEncoding.Decode(sealed, text); err != nil || n != sealedLen {
 		return nil, ErrNotALabel
 	}
-	// The decoder skips line breaks and ignores the spare bit at the end: only what we would write is a label.
+	// The decoder skips line breaks and ignores the spare bit at the end: only what we
+	// would write is a label.
 	if !bytes.Equal(labelEncoding.AppendEncode(nil, sealed), text) {
 		return nil, ErrNotALabel
 	}
 	return sealed, nil
 }
 
-// equalFoldASCII is strings.EqualFold without Unicode's folding of other letters onto ASCII ones.
+// equalFoldASCII is strings.EqualFold without Unicode's folding of other letters onto
+// ASCII ones.
 func equalFoldASCII(a, b string) bool {
 	if len(a) != len(b) {
 		return false

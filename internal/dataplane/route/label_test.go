@@ -31,14 +31,14 @@ func dated(link string, t time.Time, k DayKey) LinkKey { return LinkKey{link, Da
 
 func TestOpen(t *testing.T) {
 	const svc = FirstService + 7
-	at := func(id uint32, made time.Time, w Wish) string {
+	at := func(id uint32, made time.Time, w Hint) string {
 		sni, err := NewSealer(DatedKey{Day(made), key(1)}).Seal(id, w, made)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return sni
 	}
-	good := at(svc, noon, Wish{})
+	good := at(svc, noon, Hint{})
 	east := dated("east", noon, key(1))
 	cases := map[string]struct {
 		why   string
@@ -49,21 +49,21 @@ func TestOpen(t *testing.T) {
 		label Label
 		err   error
 	}{
-		"fresh":             {"the ordinary case", good, ringOf(east), noon, "east", Label{svc, minuteOf(noon), Wish{}}, nil},
-		"upper case":        {"resolvers and middle boxes may change the case of names", strings.ToUpper(good), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Wish{}}, nil},
-		"endpoint":          {"wishes travel", at(svc, noon, ForEndpoint(EndpointID{1, 2})), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Wish{WishEndpoint, [8]byte{1, 2}}}, nil},
-		"hostname":          {"wishes travel", at(svc, noon, ForHost("DB-0")), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Wish{WishHost, HostHash("db-0")}}, nil},
-		"15 minutes old":    {"the edge is inside", good, ringOf(east), noon.Add(15 * time.Minute), "east", Label{svc, minuteOf(noon), Wish{}}, nil},
-		"15 minutes early":  {"the edge is inside", good, ringOf(east), noon.Add(-15 * time.Minute), "east", Label{svc, minuteOf(noon), Wish{}}, nil},
-		"16 minutes old":    {"a copied label must die", good, ringOf(east), noon.Add(16 * time.Minute), "east", Label{svc, minuteOf(noon), Wish{}}, ErrStale},
-		"16 minutes early":  {"a label made ahead must not work yet", good, ringOf(east), noon.Add(-16 * time.Minute), "east", Label{svc, minuteOf(noon), Wish{}}, ErrStale},
-		"catalog, 9 h old":  {"the catalog is where a wrong clock is found out", at(Catalog, noon, Wish{}), ringOf(east), noon.Add(9 * time.Hour), "east", Label{Catalog, minuteOf(noon), Wish{}}, nil},
-		"join, 1 h old":     {"only the catalog is forgiving", at(Join, noon, Wish{}), ringOf(east), noon.Add(time.Hour), "east", Label{Join, minuteOf(noon), Wish{}}, ErrStale},
+		"fresh":             {"the ordinary case", good, ringOf(east), noon, "east", Label{svc, minuteOf(noon), Hint{}}, nil},
+		"upper case":        {"resolvers and middle boxes may change the case of names", strings.ToUpper(good), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Hint{}}, nil},
+		"endpoint":          {"wishes travel", at(svc, noon, ForEndpoint(EndpointID{1, 2})), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Hint{HintEndpoint, [8]byte{1, 2}}}, nil},
+		"hostname":          {"wishes travel", at(svc, noon, ForHost("DB-0")), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Hint{HintHost, HostHash("db-0")}}, nil},
+		"15 minutes old":    {"the edge is inside", good, ringOf(east), noon.Add(15 * time.Minute), "east", Label{svc, minuteOf(noon), Hint{}}, nil},
+		"15 minutes early":  {"the edge is inside", good, ringOf(east), noon.Add(-15 * time.Minute), "east", Label{svc, minuteOf(noon), Hint{}}, nil},
+		"16 minutes old":    {"a copied label must die", good, ringOf(east), noon.Add(16 * time.Minute), "east", Label{svc, minuteOf(noon), Hint{}}, ErrStale},
+		"16 minutes early":  {"a label made ahead must not work yet", good, ringOf(east), noon.Add(-16 * time.Minute), "east", Label{svc, minuteOf(noon), Hint{}}, ErrStale},
+		"catalog, 9 h old":  {"the catalog is where a wrong clock is found out", at(Catalog, noon, Hint{}), ringOf(east), noon.Add(9 * time.Hour), "east", Label{Catalog, minuteOf(noon), Hint{}}, nil},
+		"join, 1 h old":     {"only the catalog is forgiving", at(Join, noon, Hint{}), ringOf(east), noon.Add(time.Hour), "east", Label{Join, minuteOf(noon), Hint{}}, ErrStale},
 		"another's key":     {"an unlinked peer dies here", good, ringOf(dated("west", noon, key(2))), noon, "", Label{}, ErrUnknownKey},
 		"no keys":           {"before the first snapshot all is refused", good, &Keyring{}, noon, "", Label{}, ErrUnknownKey},
-		"key of tomorrow":   {"a stolen key dies with its day", good, ringOf(LinkKey{"east", DatedKey{Day(noon) + 1, key(1)}}), noon, "east", Label{svc, minuteOf(noon), Wish{}}, ErrStale},
-		"unknown wish":      {"a newer peer is told apart from a stranger", at(svc, noon, Wish{Kind: 4}), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Wish{Kind: 4}}, ErrUnknownWish},
-		"any with argument": {"one meaning, one form", at(svc, noon, Wish{Arg: [8]byte{1}}), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Wish{Arg: [8]byte{1}}}, ErrUnknownWish},
+		"key of tomorrow":   {"a stolen key dies with its day", good, ringOf(LinkKey{"east", DatedKey{Day(noon) + 1, key(1)}}), noon, "east", Label{svc, minuteOf(noon), Hint{}}, ErrStale},
+		"unknown wish":      {"a newer peer is told apart from a stranger", at(svc, noon, Hint{Kind: 4}), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Hint{Kind: 4}}, ErrUnknownHint},
+		"any with argument": {"one meaning, one form", at(svc, noon, Hint{Arg: [8]byte{1}}), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Hint{Arg: [8]byte{1}}}, ErrUnknownHint},
 		"empty":             {"no SNI", "", ringOf(east), noon, "", Label{}, ErrNotALabel},
 		"plain name":        {"a stranger's SNI", "www.example.com", ringOf(east), noon, "", Label{}, ErrNotALabel},
 		"other suffix":      {"the suffix is part of the form", strings.Replace(good, "causeway", "causewaz", 1), ringOf(east), noon, "", Label{}, ErrNotALabel},
@@ -90,7 +90,7 @@ func TestOpen(t *testing.T) {
 // A flipped bit anywhere must not open: hint, nonce, ciphertext and tag are all bound.
 func TestOpenRefusesEveryFlippedBit(t *testing.T) {
 	ring := ringOf(dated("east", noon, key(1)))
-	sni, err := NewSealer(DatedKey{Day(noon), key(1)}).Seal(FirstService, Wish{}, noon)
+	sni, err := NewSealer(DatedKey{Day(noon), key(1)}).Seal(FirstService, Hint{}, noon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,21 +110,22 @@ func TestOpenRefusesEveryFlippedBit(t *testing.T) {
 
 // Two keys with one hint must both open, whichever was added first.
 func TestOpenWithCollidingHints(t *testing.T) {
-	a, b := newSealing(key(1)), newSealing(key(2))
-	b.hint = a.hint
-	b.aad = append([]byte("causeway label/1"), b.hint[:]...)
-	ring := &Keyring{byHint: map[[hintLen]byte][]ringKey{
-		a.hint: {{link: "east", day: Day(noon), sealing: a}, {link: "west", day: Day(noon), sealing: b}},
+	a, b := newLabelCipher(key(1)), newLabelCipher(key(2))
+	b.keyHint = a.keyHint
+	b.aad = append([]byte("causeway label/1"), b.keyHint[:]...)
+	ring := &Keyring{byHint: map[[keyHintLen]byte][]ringKey{
+		a.keyHint: {{link: "east", day: Day(noon), labelCipher: a}, {link: "west", day: Day(noon), labelCipher: b}},
 	}}
-	for want, s := range map[string]sealing{"east": a, "west": b} {
-		link, _, err := ring.Open(s.seal(Label{FirstService, minuteOf(noon), Wish{}}, [nonceLen]byte{9}), noon)
+	for want, s := range map[string]labelCipher{"east": a, "west": b} {
+		link, _, err := ring.Open(s.seal(Label{FirstService, minuteOf(noon), Hint{}}, [nonceLen]byte{9}), noon)
 		if err != nil || link != want {
 			t.Errorf("opened as %q, %v; want %q", link, err, want)
 		}
 	}
 }
 
-// A keyring that follows another has its own keys only, and shares what was derived from them.
+// A keyring that follows another has its own keys only, and shares what was derived
+// from them.
 func TestRenewedKeyring(t *testing.T) {
 	east := LinkKey{Link: "east", DatedKey: DatedKey{Day(noon), key(1)}}
 	west := LinkKey{Link: "west", DatedKey: DatedKey{Day(noon), key(2)}}
@@ -132,7 +133,7 @@ func TestRenewedKeyring(t *testing.T) {
 	first := NewKeyring(east, west)
 	next := first.WithInvites().Renewed(renamed)
 	for sealer, want := range map[*Sealer]string{NewSealer(east.DatedKey): "east-2", NewSealer(west.DatedKey): ""} {
-		sni, err := sealer.Seal(FirstService, Wish{}, noon)
+		sni, err := sealer.Seal(FirstService, Hint{}, noon)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +150,7 @@ func TestSealNeverRepeats(t *testing.T) {
 	s := NewSealer(DatedKey{Day(noon), key(1)})
 	seen := map[string]bool{}
 	for range 1000 {
-		sni, err := s.Seal(FirstService, Wish{}, noon)
+		sni, err := s.Seal(FirstService, Hint{}, noon)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,14 +163,14 @@ func TestSealNeverRepeats(t *testing.T) {
 
 func TestSealWithoutKey(t *testing.T) {
 	for name, s := range map[string]*Sealer{"zero": {}, "yesterday's": NewSealer(DatedKey{Day(noon) - 1, key(1)})} {
-		if sni, err := s.Seal(FirstService, Wish{}, noon); !errors.Is(err, ErrNoDayKey) || sni != "" {
+		if sni, err := s.Seal(FirstService, Hint{}, noon); !errors.Is(err, ErrNoDayKey) || sni != "" {
 			t.Errorf("%s sealer: %q, %v; want %v", name, sni, err, ErrNoDayKey)
 		}
 	}
 }
 
 func TestStaleSaysHowMuch(t *testing.T) {
-	sni, err := NewSealer(DatedKey{Day(noon), key(1)}).Seal(FirstService, Wish{}, noon)
+	sni, err := NewSealer(DatedKey{Day(noon), key(1)}).Seal(FirstService, Hint{}, noon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,9 +212,9 @@ func TestLabelVectors(t *testing.T) {
 		{DayKey: strings.Repeat("02", 32), Nonce: "f0f1f2f3f4f5f6f7f8f9fafc", Route: 70000, Minute: 29543761, WishKind: 3, WishArg: "0011223344556677"},
 	})
 	for i, v := range vectors {
-		l := Label{v.Route, v.Minute, Wish{WishKind(v.WishKind), [8]byte(unhex(t, v.WishArg))}}
+		l := Label{v.Route, v.Minute, Hint{HintKind(v.WishKind), [8]byte(unhex(t, v.WishArg))}}
 		k := DayKey(unhex(t, v.DayKey))
-		sni := newSealing(k).seal(l, [nonceLen]byte(unhex(t, v.Nonce)))
+		sni := newLabelCipher(k).seal(l, [nonceLen]byte(unhex(t, v.Nonce)))
 		if *update {
 			vectors[i].SNI = sni
 			continue
@@ -248,7 +249,7 @@ func TestDerivation(t *testing.T) {
 func FuzzOpen(f *testing.F) {
 	s := NewSealer(DatedKey{Day(noon), key(1)})
 	ring := ringOf(dated("east", noon, key(1)))
-	for _, w := range []Wish{{}, ForHost("a"), ForEndpoint(EndpointID{1}), ForOpen(EndpointID{1})} {
+	for _, w := range []Hint{{}, ForHost("a"), ForEndpoint(EndpointID{1}), ForOpen(EndpointID{1})} {
 		sni, err := s.Seal(FirstService, w, noon)
 		if err != nil {
 			f.Fatal(err)
@@ -268,7 +269,7 @@ func FuzzOpen(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again := newSealing(key(1)).seal(l, [nonceLen]byte(sealed[hintLen:]))
+		again := newLabelCipher(key(1)).seal(l, [nonceLen]byte(sealed[keyHintLen:]))
 		if again != strings.ToLower(sni) {
 			t.Fatalf("%q opens and is sealed again as %q: two texts for one label", sni, again)
 		}
@@ -278,7 +279,7 @@ func FuzzOpen(f *testing.F) {
 func BenchmarkOpen(b *testing.B) {
 	s := NewSealer(DatedKey{Day(noon), key(1)})
 	ring := ringOf(dated("east", noon, key(1)))
-	sni, _ := s.Seal(FirstService, Wish{}, noon)
+	sni, _ := s.Seal(FirstService, Hint{}, noon)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, _, err := ring.Open(sni, noon); err != nil {

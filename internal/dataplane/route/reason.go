@@ -9,7 +9,7 @@ var reasons = []struct {
 }{
 	{ErrNotALabel, "not_a_label"},
 	{ErrUnknownKey, "unknown_key"},
-	{ErrUnknownWish, "unknown_wish"},
+	{ErrUnknownHint, "unknown_wish"},
 	{ErrNoRoute, "no_route"},
 	{ErrNotForLink, "not_for_link"},
 	{ErrNotAHeader, "not_a_header"},
@@ -27,8 +27,8 @@ func Reasons() []string {
 	return append(names, "read_failed")
 }
 
-// Reason returns the name of a refusal by this package. An error that is none of its own, which is to say
-// that of a reader, is "read_failed".
+// Reason returns the name of a refusal by this package. An error that is none of its
+// own, which is to say that of a reader, is "read_failed".
 func Reason(err error) string {
 	for _, r := range reasons {
 		if errors.Is(err, r.err) {

@@ -1,17 +1,19 @@
-// Package route is what agents and gateways agree on about where a connection goes: the sealed label
-// that a tunnel carries as its SNI, the table that a gateway looks the label up in, and the header that
-// the gateway writes ahead of the connection to the agent it chose.
+// Package route is what agents and gateways agree on about where a connection goes: the
+// sealed label that a tunnel carries as its SNI, the table that a gateway looks the
+// label up in, and the header that the gateway writes ahead of the connection to the
+// agent it chose.
 //
 //	agent ── Sealer.Seal ──▶ SNI ──▶ Keyring.Open ─▶ Table.Lookup ─▶ Row.Pick ─▶ Header.Marshal ──▶ agent: ReadHeader, ReadHello
 //
 // What always holds:
-//   - A label opens only under a day key that its link derived, and within 15 minutes of its making;
-//     routes to the catalog apart, which are for finding out that a clock is wrong. An invite's key opens
-//     labels for the route Join alone.
+//   - A label opens only under a day key that its link derived, and within 15 minutes
+//     of its making; routes to the catalog apart, which are for finding out that a
+//     clock is wrong. An invite's key opens labels for the route Join alone.
 //   - Labels and headers say where to; they never say who may. Nothing here authorizes.
-//   - No field of a header is believed before its MAC is checked, and no byte past it is read.
-//   - Table, Keyring and Sealer are immutable: they are replaced whole and safe for concurrent use. Their
-//     zero values refuse everything.
+//   - No field of a header is believed before its MAC is checked, and no byte past it
+//     is read.
+//   - Table, Keyring and Sealer are immutable: they are replaced whole and safe for
+//     concurrent use. Their zero values refuse everything.
 //
 // Layouts and the reasons for them are in docs/design/0003-label-and-hop.md.
 package route
@@ -31,8 +33,8 @@ const (
 	Catalog uint32 = 0
 	// Join is the route to a controller replica for an invited peer.
 	Join uint32 = 1
-	// Probe is the route to an agent that echoes, by which a peer tests the path. No table has a
-	// row for it.
+	// Probe is the route to an agent that echoes, by which a peer tests the path. No
+	// table has a row for it.
 	Probe uint32 = 2
 	// FirstService is the lowest route id that a Service's port can have.
 	FirstService uint32 = 1024
@@ -47,18 +49,19 @@ const MaxReadyIDs = 64
 // ErrNoRoute reports a route id that no row has.
 var ErrNoRoute = errors.New("no such route")
 
-// ErrNotForLink reports a route that exists and that the link may not use. To the peer it must look
-// exactly like ErrNoRoute.
+// ErrNotForLink reports a route that exists and that the link may not use. To the peer
+// it must look exactly like ErrNoRoute.
 var ErrNotForLink = errors.New("route is not for this link")
 
-// EndpointID names one endpoint of a Service to peers. It is opaque outside the cluster that made it.
-// The zero value names none.
+// EndpointID names one endpoint of a Service to peers. It is opaque outside the cluster
+// that made it. The zero value names none.
 type EndpointID [8]byte
 
 // String returns the id in hex.
 func (id EndpointID) String() string { return hex.EncodeToString(id[:]) }
 
-// Backend is a process that a gateway may splice to: a node's agent, or a controller replica.
+// Backend is a process that a gateway may splice to: a node's agent, or a controller
+// replica.
 type Backend struct {
 	Name    string
 	Address netip.AddrPort
@@ -91,8 +94,9 @@ type Table struct {
 	rows map[uint32]Row
 }
 
-// NewTable returns a table of rows. It keeps the rows' slices, sorted by name in the case of Links; the
-// caller must not touch them again. Two rows with one id are an error.
+// NewTable returns a table of rows. It keeps the rows' slices, sorted by name in the
+// case of Links; the caller must not touch them again. Two rows with one id are an
+// error.
 func NewTable(rows []Row) (*Table, error) {
 	t := &Table{rows: make(map[uint32]Row, len(rows))}
 	for _, r := range rows {
@@ -108,8 +112,8 @@ func NewTable(rows []Row) (*Table, error) {
 // Len returns the number of rows.
 func (t *Table) Len() int { return len(t.rows) }
 
-// Lookup returns the row of a route for a link, or an error wrapping ErrNoRoute or ErrNotForLink. Nobody
-// outside may learn which of the two it was.
+// Lookup returns the row of a route for a link, or an error wrapping ErrNoRoute or
+// ErrNotForLink. Peers must not learn which of the two it was.
 func (t *Table) Lookup(link string, id uint32) (Row, error) {
 	r, ok := t.rows[id]
 	if !ok {
@@ -121,19 +125,20 @@ func (t *Table) Lookup(link string, id uint32) (Row, error) {
 	return r, nil
 }
 
-// Pick yields the row's endpoints in the order in which to try them, each once. The wished one comes
-// first, if it is there; the others follow in rotation from seq, so that callers who count seq up, or
-// draw it, spread over all. A wish for a hostname is for that very pod: nothing else is yielded.
-func (r Row) Pick(w Wish, seq uint64) iter.Seq[Endpoint] {
+// Pick yields the row's endpoints in the order in which to try them, each once. The
+// hinted one comes first, if it exists. The others follow in rotation from seq, so that
+// callers who increment seq, or draw it at random, spread over all. For a hostname
+// hint, Pick yields only that pod.
+func (r Row) Pick(h Hint, seq uint64) iter.Seq[Endpoint] {
 	return func(yield func(Endpoint) bool) {
 		wished := -1
-		if w.Kind != WishAny {
-			wished = slices.IndexFunc(r.Endpoints, w.meets)
+		if h.Kind != HintAny {
+			wished = slices.IndexFunc(r.Endpoints, h.matches)
 		}
 		if wished >= 0 && !yield(r.Endpoints[wished]) {
 			return
 		}
-		if w.Kind == WishHost {
+		if h.Kind == HintHost {
 			return
 		}
 		for i := range r.rotation(seq) {

@@ -63,25 +63,25 @@ func TestPick(t *testing.T) {
 	cases := map[string]struct {
 		why  string
 		es   []Endpoint
-		wish Wish
+		hint Hint
 		seq  uint64
 		want []string
 	}{
-		"any":          {"all are tried, from seq on", es, Wish{}, 0, []string{"pod-0", "pod-1", "pod-2", "pod-3"}},
-		"any, rotated": {"callers spread", es, Wish{}, 6, []string{"pod-2", "pod-3", "pod-0", "pod-1"}},
-		"huge seq":     {"seq may be a random number", es, Wish{}, 1<<64 - 1, []string{"pod-3", "pod-0", "pod-1", "pod-2"}},
+		"any":          {"all are tried, from seq on", es, Hint{}, 0, []string{"pod-0", "pod-1", "pod-2", "pod-3"}},
+		"any, rotated": {"callers spread", es, Hint{}, 6, []string{"pod-2", "pod-3", "pod-0", "pod-1"}},
+		"huge seq":     {"seq may be a random number", es, Hint{}, 1<<64 - 1, []string{"pod-3", "pod-0", "pod-1", "pod-2"}},
 		"wished":       {"the wish goes first, and is tried once", es, ForEndpoint(es[1].ID), 0, []string{"pod-1", "pod-0", "pod-2", "pod-3"}},
 		"wished gone":  {"E or else any", es, ForEndpoint(EndpointID{99}), 1, []string{"pod-1", "pod-2", "pod-3", "pod-0"}},
 		"open":         {"it is an endpoint like another", es, ForOpen(es[1].ID), 0, []string{"pod-1", "pod-0", "pod-2", "pod-3"}},
 		"open gone":    {"E or else any", es, ForOpen(EndpointID{99}), 1, []string{"pod-1", "pod-2", "pod-3", "pod-0"}},
 		"host":         {"a named pod is that pod", es, ForHost("DB-2"), 0, []string{"pod-2"}},
 		"host gone":    {"another pod would be a wrong answer", es, ForHost("db-9"), 0, nil},
-		"nameless":     {"a zero hash is no name", es, Wish{Kind: WishHost}, 0, nil},
-		"none":         {"no division by zero", nil, Wish{}, 3, nil},
+		"nameless":     {"a zero hash is no name", es, Hint{Kind: HintHost}, 0, nil},
+		"none":         {"no division by zero", nil, Hint{}, 3, nil},
 	}
 	for name, c := range cases {
 		var got []string
-		for e := range (Row{Endpoints: c.es}).Pick(c.wish, c.seq) {
+		for e := range (Row{Endpoints: c.es}).Pick(c.hint, c.seq) {
 			got = append(got, e.PodUID)
 		}
 		if !slices.Equal(got, c.want) {

@@ -1,13 +1,13 @@
-// Package session keeps sessions between their exchanges, so that the next connection of the same
-// caller to the same port needs no handshake.
+// Package session pools sessions between exchanges, so that the next connection of the
+// same caller to the same port needs no handshake.
 //
-//	Pick ─▶ an endpoint ─▶ Take ─▶ exchange (Enter … Leave) ─▶ Put ─▶ the next Take
-//	                         └ none: make one; Begin … Done bound those made ahead of their caller
+//	Pick ─▶ an endpoint ─▶ Take ─▶ exchange (StartExchange) ─▶ Put ─▶ the next Take
+//	                         └ none: dial one; Reserve … Unreserve bound the preconnected ones
 //
 // What always holds:
-//   - A session is used for its own key alone, by one exchange at a time.
-//   - The number of idle sessions is bounded, in all and for each key, and so is their
-//     idle time. Above a bound the pool retires the session that was idle longest.
+//   - A session is used only for its own key, by one exchange at a time.
+//   - The number of idle sessions is bounded, in total and per key, and so is their
+//     idle time. Above a bound the pool retires the session that has been idle longest.
 //   - The pool never ends a session that carries an exchange.
 package session
 
@@ -20,58 +20,59 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 )
 
-// A Member is a session. Endpoint and Sound must not call the pool.
+// A Member is a session. Endpoint and Healthy must not call the pool.
 type Member interface {
 	comparable
-	// Endpoint is the one that it leads to.
+	// Endpoint returns the endpoint that the session reaches.
 	Endpoint() route.EndpointID
-	// Sound reports, without waiting, whether it can still carry an exchange.
-	Sound() bool
-	// Retire ends it in good order, without waiting.
+	// Healthy reports, without waiting, whether the session can carry another exchange.
+	Healthy() bool
+	// Retire ends the session cleanly, without waiting.
 	Retire()
 }
 
 // Bounds of a Pool.
 type Bounds struct {
-	// Idle is how many sessions are idle or being made ahead at most.
-	Idle int
-	// Life is how long one may be idle.
-	Life time.Duration
-	// Look is between two looks at whether idle ones are still sound.
-	Look time.Duration
-	// Endpoints is for how many endpoints a key may have idle sessions, whatever it needs.
+	// MaxIdle is the maximum number of sessions that are idle or reserved.
+	MaxIdle int
+	// IdleTimeout is how long a session may be idle.
+	IdleTimeout time.Duration
+	// CheckInterval is the time between two checks of idle sessions.
+	CheckInterval time.Duration
+	// Endpoints is the number of endpoints with which a key may always have idle
+	// sessions.
 	Endpoints int
-	// Spare is how many more may be idle for a key.
+	// Spare is how many more sessions of a key may be idle.
 	Spare int
 }
 
-// Peak is the length of a measuring period. A key needs as many sessions as it had
-// exchanges at once, at most, in the current period and the one before.
-const Peak = time.Minute
+// PeakPeriod is the length of a measuring period. A key needs as many sessions as its
+// highest number of concurrent exchanges in the current period and the one before.
+const PeakPeriod = time.Minute
 
 // A Pool holds the idle sessions of one agent. Make it with New, end it with Close.
 type Pool[K comparable, M Member] struct {
 	bounds Bounds
 
-	mu     sync.Mutex // guards what follows
-	keys   map[K]*sessions[M]
-	idle   list.List // of *item[K, M], the longest idle first
-	ahead  int       // being made
-	looks  *time.Timer
-	closed bool
-	makers sync.WaitGroup
+	mu         sync.Mutex // guards what follows
+	keys       map[K]*keySessions[M]
+	idle       list.List // of *item[K, M], the longest idle first
+	reserved   int       // being made
+	checkTimer *time.Timer
+	closed     bool
+	dialing    sync.WaitGroup
 }
 
-// sessions are those of one key.
-type sessions[M Member] struct {
-	idle    map[route.EndpointID][]*list.Element // the last used last
-	idles   int
-	busy    map[route.EndpointID]int // exchanges
-	busies  int
-	making  map[route.EndpointID]int
-	makings int
-	peak    [2]int    // of busies, in this and in the last Peak
-	since   time.Time // when this one began
+// keySessions holds the sessions of one key.
+type keySessions[M Member] struct {
+	idle          map[route.EndpointID][]*list.Element // the last used last
+	idleCount     int
+	busy          map[route.EndpointID]int // exchanges
+	busyCount     int
+	reserved      map[route.EndpointID]int
+	reservedCount int
+	peak          [2]int    // of busies, in this and in the last Peak
+	since         time.Time // when this one began
 }
 
 type item[K comparable, M Member] struct {
@@ -82,11 +83,12 @@ type item[K comparable, M Member] struct {
 
 // New returns an empty pool.
 func New[K comparable, M Member](b Bounds) *Pool[K, M] {
-	return &Pool[K, M]{bounds: b, keys: make(map[K]*sessions[M])}
+	return &Pool[K, M]{bounds: b, keys: make(map[K]*keySessions[M])}
 }
 
-// Pick returns one of the endpoints for the next exchange of a key: of two at random the one
-// with fewer exchanges. It returns the zero value if there are none.
+// Pick returns one of the endpoints for the next exchange of a key. It takes two at
+// random and returns the one with fewer exchanges. It returns the zero value if there
+// are none.
 func (p *Pool[K, M]) Pick(key K, endpoints []route.EndpointID) route.EndpointID {
 	switch len(endpoints) {
 	case 0:
@@ -108,21 +110,22 @@ func (p *Pool[K, M]) Pick(key K, endpoints []route.EndpointID) route.EndpointID 
 	return a
 }
 
-// Lacks returns those of the endpoints that a key has no session with.
-func (p *Pool[K, M]) Lacks(key K, endpoints []route.EndpointID) (out []route.EndpointID) {
+// Missing returns the endpoints with which a key has no session.
+func (p *Pool[K, M]) Missing(key K, endpoints []route.EndpointID) (out []route.EndpointID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.keys[key]
 	for _, e := range endpoints {
-		if s == nil || len(s.idle[e]) == 0 && s.busy[e] == 0 && s.making[e] == 0 {
+		if s == nil || len(s.idle[e]) == 0 && s.busy[e] == 0 && s.reserved[e] == 0 {
 			out = append(out, e)
 		}
 	}
 	return out
 }
 
-// Take takes an idle session with an endpoint, or with any for the zero value. The one that was
-// used last comes first. Without one it returns false.
+// Take removes an idle session with an endpoint, or with any endpoint for the zero
+// value, and returns it. It prefers the most recently used one. It returns false if
+// there is none.
 func (p *Pool[K, M]) Take(key K, endpoint route.EndpointID) (m M, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -144,16 +147,16 @@ func (p *Pool[K, M]) Take(key K, endpoint route.EndpointID) (m M, ok bool) {
 	return last.Value.(*item[K, M]).member, true
 }
 
-// Put puts a session in that is between exchanges. arm, which may be nil, is called before
-// anybody can take it. Put returns false, and leaves the session to the caller, if the pool is
-// closed.
+// Put adds a session that has no exchange. It calls arm, which may be nil, before
+// another goroutine can take the session. If the pool is closed, Put returns false and
+// the caller keeps the session.
 func (p *Pool[K, M]) Put(key K, m M, arm func()) bool {
 	ok, victims := p.put(key, m, arm)
 	retire(victims)
 	return ok
 }
 
-// put returns what is too much then.
+// put is Put, but returns the sessions that exceed a bound.
 func (p *Pool[K, M]) put(key K, m M, arm func()) (ok bool, victims []M) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -163,21 +166,21 @@ func (p *Pool[K, M]) put(key K, m M, arm func()) (ok bool, victims []M) {
 	if arm != nil {
 		arm()
 	}
-	s := p.of(key)
+	s := p.sessionsOf(key)
 	e := p.idle.PushBack(&item[K, M]{key, m, time.Now()})
 	s.idle[m.Endpoint()] = append(s.idle[m.Endpoint()], e)
-	s.idles++
-	if most := max(s.need(), min(len(s.idle), p.bounds.Endpoints)) + p.bounds.Spare; s.idles > most {
+	s.idleCount++
+	if most := max(s.peakUse(), min(len(s.idle), p.bounds.Endpoints)) + p.bounds.Spare; s.idleCount > most {
 		victims = append(victims, p.evict(p.oldest(s)))
 	}
-	if p.idle.Len() > p.bounds.Idle {
+	if p.idle.Len() > p.bounds.MaxIdle {
 		victims = append(victims, p.evict(p.idle.Front()))
 	}
-	p.look()
+	p.scheduleCheck()
 	return true, victims
 }
 
-// Drop takes a session out, if it is still idle. It leaves its end to the caller.
+// Drop removes a session if it is still idle. The caller must end it.
 func (p *Pool[K, M]) Drop(key K, m M) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -203,88 +206,90 @@ func (p *Pool[K, M]) Idle() []M {
 	return out
 }
 
-// Enter counts an exchange with an endpoint in, and leave counts it out, once.
-func (p *Pool[K, M]) Enter(key K, endpoint route.EndpointID) (leave func()) {
+// StartExchange counts an exchange with an endpoint. The caller must call leave once,
+// when the exchange has ended.
+func (p *Pool[K, M]) StartExchange(key K, endpoint route.EndpointID) (leave func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := p.of(key)
-	s.busies++
+	s := p.sessionsOf(key)
+	s.busyCount++
 	s.busy[endpoint]++
-	s.needed(time.Now())
+	s.updatePeak(time.Now())
 	return func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		s.busies--
+		s.busyCount--
 		if s.busy[endpoint]--; s.busy[endpoint] == 0 {
 			delete(s.busy, endpoint)
 		}
-		p.forget(key, s)
+		p.deleteIfEmpty(key, s)
 	}
 }
 
-// Begin counts a session that is about to be made ahead of its caller. It returns false
-// if the pool is closed or full, or if the key needs no more sessions. A key needs one
-// session beside those in use, and in all as many as it used at once within Peak. If
-// Begin returns true, the caller must call Done.
-func (p *Pool[K, M]) Begin(key K, endpoint route.EndpointID) bool {
+// Reserve counts a session that is about to be preconnected. It returns false if the
+// pool is closed or full, or if the key needs no more sessions. A key needs one session
+// beside those in use, and in total as many as it used concurrently within PeakPeriod.
+// If Reserve returns true, the caller must call Unreserve.
+func (p *Pool[K, M]) Reserve(key K, endpoint route.EndpointID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.idle.Len()+p.ahead >= p.bounds.Idle {
+	if p.closed || p.idle.Len()+p.reserved >= p.bounds.MaxIdle {
 		return false
 	}
-	s := p.of(key)
-	if has := s.idles + s.makings; has >= max(1, s.need()-s.busies) {
-		p.forget(key, s)
+	s := p.sessionsOf(key)
+	if has := s.idleCount + s.reservedCount; has >= max(1, s.peakUse()-s.busyCount) {
+		p.deleteIfEmpty(key, s)
 		return false
 	}
-	p.begin(s, endpoint)
+	p.reserve(s, endpoint)
 	return true
 }
 
-// BeginMore is Begin for a session that is wanted for another reason, as long as there is room.
-func (p *Pool[K, M]) BeginMore(key K, endpoint route.EndpointID) bool {
+// ReserveExtra is Reserve for a session that is needed for another reason. It fails
+// only if the pool is closed or full.
+func (p *Pool[K, M]) ReserveExtra(key K, endpoint route.EndpointID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.idle.Len()+p.ahead >= p.bounds.Idle {
+	if p.closed || p.idle.Len()+p.reserved >= p.bounds.MaxIdle {
 		return false
 	}
-	p.begin(p.of(key), endpoint)
+	p.reserve(p.sessionsOf(key), endpoint)
 	return true
 }
 
-func (p *Pool[K, M]) begin(s *sessions[M], endpoint route.EndpointID) {
-	p.ahead++
-	s.makings++
-	s.making[endpoint]++
-	p.makers.Add(1)
+func (p *Pool[K, M]) reserve(s *keySessions[M], endpoint route.EndpointID) {
+	p.reserved++
+	s.reservedCount++
+	s.reserved[endpoint]++
+	p.dialing.Add(1)
 }
 
-// Done counts out a session that Begin has counted in: it was Put, or could not be made.
-func (p *Pool[K, M]) Done(key K, endpoint route.EndpointID) {
-	defer p.makers.Done()
+// Unreserve ends a reservation, after the session was Put or could not be made.
+func (p *Pool[K, M]) Unreserve(key K, endpoint route.EndpointID) {
+	defer p.dialing.Done()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ahead--
-	s := p.of(key)
-	s.makings--
-	if s.making[endpoint]--; s.making[endpoint] == 0 {
-		delete(s.making, endpoint)
+	p.reserved--
+	s := p.sessionsOf(key)
+	s.reservedCount--
+	if s.reserved[endpoint]--; s.reserved[endpoint] == 0 {
+		delete(s.reserved, endpoint)
 	}
-	p.forget(key, s)
+	p.deleteIfEmpty(key, s)
 }
 
-// Close retires every idle session, takes no more, and waits for those being made.
+// Close retires every idle session, accepts no more, and waits for reserved ones.
 func (p *Pool[K, M]) Close() {
 	retire(p.close())
-	p.makers.Wait()
+	p.dialing.Wait()
 }
 
 func (p *Pool[K, M]) close() (victims []M) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	if p.looks != nil {
-		p.looks.Stop()
+	if p.checkTimer != nil {
+		p.checkTimer.Stop()
 	}
 	for p.idle.Len() > 0 {
 		victims = append(victims, p.evict(p.idle.Front()))
@@ -292,24 +297,25 @@ func (p *Pool[K, M]) close() (victims []M) {
 	return victims
 }
 
-// of returns a key's sessions, which forget drops when there are none.
-func (p *Pool[K, M]) of(key K) *sessions[M] {
+// sessionsOf returns the sessions of a key. deleteIfEmpty deletes them when there are
+// none.
+func (p *Pool[K, M]) sessionsOf(key K) *keySessions[M] {
 	s := p.keys[key]
 	if s == nil {
-		s = &sessions[M]{idle: make(map[route.EndpointID][]*list.Element), busy: make(map[route.EndpointID]int),
-			making: make(map[route.EndpointID]int)}
+		s = &keySessions[M]{idle: make(map[route.EndpointID][]*list.Element), busy: make(map[route.EndpointID]int),
+			reserved: make(map[route.EndpointID]int)}
 		p.keys[key] = s
 	}
 	return s
 }
 
-func (p *Pool[K, M]) forget(key K, s *sessions[M]) {
-	if s.idles == 0 && s.busies == 0 && s.makings == 0 {
+func (p *Pool[K, M]) deleteIfEmpty(key K, s *keySessions[M]) {
+	if s.idleCount == 0 && s.busyCount == 0 && s.reservedCount == 0 {
 		delete(p.keys, key)
 	}
 }
 
-// remove takes an idle session out.
+// remove removes an idle session.
 func (p *Pool[K, M]) remove(e *list.Element) {
 	i := p.idle.Remove(e).(*item[K, M])
 	s, at := p.keys[i.key], i.member.Endpoint()
@@ -323,12 +329,12 @@ func (p *Pool[K, M]) remove(e *list.Element) {
 	if s.idle[at] = list; len(list) == 0 {
 		delete(s.idle, at)
 	}
-	s.idles--
-	p.forget(i.key, s)
+	s.idleCount--
+	p.deleteIfEmpty(i.key, s)
 }
 
-// evict takes an idle session out, for the caller to retire without the lock: that writes to
-// the network.
+// evict removes an idle session and returns it. The caller must retire it without the
+// lock, because that writes to the network.
 func (p *Pool[K, M]) evict(e *list.Element) M {
 	p.remove(e)
 	return e.Value.(*item[K, M]).member
@@ -340,8 +346,8 @@ func retire[M Member](victims []M) {
 	}
 }
 
-// oldest is the session that is idle for the longest time of those of a key.
-func (p *Pool[K, M]) oldest(s *sessions[M]) (oldest *list.Element) {
+// oldest returns the session of a key that has been idle longest.
+func (p *Pool[K, M]) oldest(s *keySessions[M]) (oldest *list.Element) {
 	since := func(e *list.Element) time.Time { return e.Value.(*item[K, M]).since }
 	for _, list := range s.idle {
 		if e := list[0]; oldest == nil || since(e).Before(since(oldest)) {
@@ -351,17 +357,17 @@ func (p *Pool[K, M]) oldest(s *sessions[M]) (oldest *list.Element) {
 	return oldest
 }
 
-// look has idle sessions looked at, while there are any.
-func (p *Pool[K, M]) look() {
-	if p.looks == nil {
-		p.looks = time.AfterFunc(p.bounds.Look, p.lookAtAll)
+// scheduleCheck starts the timer of the next check while there are idle sessions.
+func (p *Pool[K, M]) scheduleCheck() {
+	if p.checkTimer == nil {
+		p.checkTimer = time.AfterFunc(p.bounds.CheckInterval, p.checkIdle)
 	}
 }
 
-func (p *Pool[K, M]) lookAtAll() { retire(p.unsound()) }
+func (p *Pool[K, M]) checkIdle() { retire(p.takeUnhealthy()) }
 
-// unsound takes out what is not sound any more or has been idle for too long.
-func (p *Pool[K, M]) unsound() (victims []M) {
+// takeUnhealthy removes the sessions that are unhealthy or have been idle for too long.
+func (p *Pool[K, M]) takeUnhealthy() (victims []M) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -370,27 +376,27 @@ func (p *Pool[K, M]) unsound() (victims []M) {
 	now := time.Now()
 	for e := p.idle.Front(); e != nil; {
 		next, i := e.Next(), e.Value.(*item[K, M])
-		if now.Sub(i.since) >= p.bounds.Life || !i.member.Sound() {
+		if now.Sub(i.since) >= p.bounds.IdleTimeout || !i.member.Healthy() {
 			victims = append(victims, p.evict(e))
 		}
 		e = next
 	}
-	if p.looks = nil; p.idle.Len() > 0 {
-		p.look()
+	if p.checkTimer = nil; p.idle.Len() > 0 {
+		p.scheduleCheck()
 	}
 	return victims
 }
 
-// needed takes in how many exchanges there are now.
-func (s *sessions[M]) needed(now time.Time) {
+// updatePeak records the current number of exchanges.
+func (s *keySessions[M]) updatePeak(now time.Time) {
 	switch age := now.Sub(s.since); {
-	case age >= 2*Peak:
+	case age >= 2*PeakPeriod:
 		s.peak, s.since = [2]int{}, now
-	case age >= Peak:
+	case age >= PeakPeriod:
 		s.peak, s.since = [2]int{0, s.peak[0]}, now
 	}
-	s.peak[0] = max(s.peak[0], s.busies)
+	s.peak[0] = max(s.peak[0], s.busyCount)
 }
 
-// need is how many exchanges there were at a time lately.
-func (s *sessions[M]) need() int { return max(s.peak[0], s.peak[1]) }
+// peakUse returns the highest number of concurrent exchanges in the last two periods.
+func (s *keySessions[M]) peakUse() int { return max(s.peak[0], s.peak[1]) }

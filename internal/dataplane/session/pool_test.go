@@ -23,16 +23,16 @@ type fake struct {
 }
 
 func (f *fake) Endpoint() route.EndpointID { return f.at }
-func (f *fake) Sound() bool                { return !f.broken.Load() }
+func (f *fake) Healthy() bool              { return !f.broken.Load() }
 func (f *fake) Retire()                    { f.retired.Store(true) }
 
 var (
 	one, two, three = route.EndpointID{1}, route.EndpointID{2}, route.EndpointID{3}
-	bounds          = Bounds{Idle: 6, Life: 90 * time.Second, Look: 5 * time.Second, Endpoints: 16, Spare: 2}
+	bounds          = Bounds{MaxIdle: 6, IdleTimeout: 90 * time.Second, CheckInterval: 5 * time.Second, Endpoints: 16, Spare: 2}
 )
 
-// pooled runs do in a bubble, with a pool that is closed at its end.
-func pooled(t *testing.T, do func(t *testing.T, p *Pool[string, *fake])) {
+// withPool runs do in a bubble, with a pool that is closed at its end.
+func withPool(t *testing.T, do func(t *testing.T, p *Pool[string, *fake])) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		p := New[string, *fake](bounds)
@@ -50,8 +50,8 @@ func put(t *testing.T, p *Pool[string, *fake], key string, at route.EndpointID) 
 	return f
 }
 
-func TestTheLastUsedComesFirst(t *testing.T) {
-	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
+func TestTakeReturnsMostRecentlyUsed(t *testing.T) {
+	withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
 		put(t, p, "a", one)
 		last := put(t, p, "a", one)
 		put(t, p, "a", two)
@@ -77,7 +77,7 @@ func TestTheLastUsedComesFirst(t *testing.T) {
 
 func TestIdleSessionsAreBounded(t *testing.T) {
 	t.Run("by key", func(t *testing.T) {
-		pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
+		withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
 			first := put(t, p, "a", one)
 			put(t, p, "a", one)
 			put(t, p, "a", one)
@@ -91,10 +91,10 @@ func TestIdleSessionsAreBounded(t *testing.T) {
 		})
 	})
 	t.Run("by need", func(t *testing.T) {
-		pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
+		withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
 			var leave []func()
 			for range 4 {
-				leave = append(leave, p.Enter("a", one))
+				leave = append(leave, p.StartExchange("a", one))
 			}
 			for _, l := range leave {
 				l()
@@ -103,7 +103,7 @@ func TestIdleSessionsAreBounded(t *testing.T) {
 			if n := len(p.Idle()); n != 4 {
 				t.Errorf("%d are idle where 4 were needed at a time", n)
 			}
-			bubble.Pass(Peak / 2)
+			bubble.Pass(PeakPeriod / 2)
 			for range 4 { // the next four find all of them
 				if _, ok := p.Take("a", one); !ok {
 					t.Error("a connection of as many as there were lately finds no session")
@@ -112,26 +112,26 @@ func TestIdleSessionsAreBounded(t *testing.T) {
 		})
 	})
 	t.Run("in all", func(t *testing.T) {
-		pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
+		withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
 			first := put(t, p, "first", one)
 			for _, key := range []string{"a", "b", "c", "d", "e", "f"} {
 				put(t, p, key, one)
 			}
-			if !first.retired.Load() || len(p.Idle()) != bounds.Idle {
-				t.Errorf("%d are idle, want %d", len(p.Idle()), bounds.Idle)
+			if !first.retired.Load() || len(p.Idle()) != bounds.MaxIdle {
+				t.Errorf("%d are idle, want %d", len(p.Idle()), bounds.MaxIdle)
 			}
 		})
 	})
 	t.Run("in time", func(t *testing.T) {
-		pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
+		withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
 			old := put(t, p, "a", one)
-			bubble.Pass(bounds.Life - bounds.Look)
+			bubble.Pass(bounds.IdleTimeout - bounds.CheckInterval)
 			young := put(t, p, "a", one)
-			bubble.Pass(bounds.Look)
+			bubble.Pass(bounds.CheckInterval)
 			if !old.retired.Load() || young.retired.Load() {
 				t.Errorf("the old one was retired: %v, the young one: %v", old.retired.Load(), young.retired.Load())
 			}
-			bubble.Pass(bounds.Life)
+			bubble.Pass(bounds.IdleTimeout)
 			if !young.retired.Load() {
 				t.Error("the young one is old by now")
 			}
@@ -139,19 +139,19 @@ func TestIdleSessionsAreBounded(t *testing.T) {
 	})
 }
 
-func TestBrokenSessionsAreFound(t *testing.T) {
-	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
-		broken, sound := put(t, p, "a", one), put(t, p, "a", one)
+func TestCheckRetiresUnhealthySessions(t *testing.T) {
+	withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
+		broken, healthy := put(t, p, "a", one), put(t, p, "a", one)
 		broken.broken.Store(true)
-		bubble.Pass(bounds.Look)
-		if !broken.retired.Load() || sound.retired.Load() {
-			t.Errorf("the broken one was retired: %v, the sound one: %v", broken.retired.Load(), sound.retired.Load())
+		bubble.Pass(bounds.CheckInterval)
+		if !broken.retired.Load() || healthy.retired.Load() {
+			t.Errorf("the broken one was retired: %v, the sound one: %v", broken.retired.Load(), healthy.retired.Load())
 		}
 	})
 }
 
-func TestPickTakesTheLessLoaded(t *testing.T) {
-	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
+func TestPickPrefersLessLoadedEndpoint(t *testing.T) {
+	withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
 		if got := p.Pick("a", nil); got != (route.EndpointID{}) {
 			t.Errorf("%v of none", got)
 		}
@@ -164,7 +164,7 @@ func TestPickTakesTheLessLoaded(t *testing.T) {
 				t.Errorf("of 600 picks, %v is %d", e, seen[e])
 			}
 		}
-		leave := p.Enter("a", one)
+		leave := p.StartExchange("a", one)
 		defer leave()
 		for range 100 {
 			if got := p.Pick("a", []route.EndpointID{one, two}); got != two {
@@ -177,30 +177,30 @@ func TestPickTakesTheLessLoaded(t *testing.T) {
 	})
 }
 
-func TestLacks(t *testing.T) {
-	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
+func TestMissing(t *testing.T) {
+	withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
 		all := []route.EndpointID{one, two, three}
 		put(t, p, "a", one)
-		leave := p.Enter("a", two)
-		if got := p.Lacks("a", all); !slices.Equal(got, []route.EndpointID{three}) {
+		leave := p.StartExchange("a", two)
+		if got := p.Missing("a", all); !slices.Equal(got, []route.EndpointID{three}) {
 			t.Errorf("%v, want the third: one is idle, and one in use", got)
 		}
 		leave()
-		if got := p.Lacks("b", all); len(got) != 3 {
+		if got := p.Missing("b", all); len(got) != 3 {
 			t.Errorf("%v of a key without sessions", got)
 		}
 	})
 }
 
-func TestWhatIsMadeAhead(t *testing.T) {
-	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
-		leave := p.Enter("a", one)
-		if !p.Begin("a", one) || p.Begin("a", one) {
+func TestReserve(t *testing.T) {
+	withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
+		leave := p.StartExchange("a", one)
+		if !p.Reserve("a", one) || p.Reserve("a", one) {
 			t.Error("one beside the one in use, and not more")
 		}
 		put(t, p, "a", one)
-		p.Done("a", one)
-		if p.Begin("a", one) {
+		p.Unreserve("a", one)
+		if p.Reserve("a", one) {
 			t.Error("one is idle already")
 		}
 		leave()
@@ -208,50 +208,50 @@ func TestWhatIsMadeAhead(t *testing.T) {
 		kept := put(t, p, "b", one)
 		var leaves []func()
 		for range 3 {
-			leaves = append(leaves, p.Enter("b", one))
+			leaves = append(leaves, p.StartExchange("b", one))
 		}
 		for _, l := range leaves {
 			l()
 		}
 		for i := range 2 {
-			if !p.Begin("b", one) {
+			if !p.Reserve("b", one) {
 				t.Errorf("%d are there where 3 were needed lately", i+1)
 			}
 		}
-		if p.Begin("b", one) {
+		if p.Reserve("b", one) {
 			t.Error("more than were needed")
 		}
-		p.Done("b", one)
-		p.Done("b", one)
+		p.Unreserve("b", one)
+		p.Unreserve("b", one)
 		p.Drop("b", kept)
 	})
 }
 
-func TestMakingCountsTowardsTheWhole(t *testing.T) {
-	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
-		for i := range bounds.Idle {
-			if !p.BeginMore("a", one) {
+func TestReservedSessionsCountAsIdle(t *testing.T) {
+	withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
+		for i := range bounds.MaxIdle {
+			if !p.ReserveExtra("a", one) {
 				t.Fatalf("no room for the %dth", i)
 			}
 		}
-		if p.BeginMore("b", one) || p.Begin("b", one) {
+		if p.ReserveExtra("b", one) || p.Reserve("b", one) {
 			t.Error("more than the agent may hold")
 		}
-		p.Done("a", one)
-		if !p.Begin("b", one) {
+		p.Unreserve("a", one)
+		if !p.Reserve("b", one) {
 			t.Error("room that was given back is not taken")
 		}
-		p.Done("b", one)
-		for range bounds.Idle - 1 {
-			p.Done("a", one)
+		p.Unreserve("b", one)
+		for range bounds.MaxIdle - 1 {
+			p.Unreserve("a", one)
 		}
 	})
 }
 
-func TestAClosedPoolTakesNothing(t *testing.T) {
-	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
+func TestClosedPoolRejectsSessions(t *testing.T) {
+	withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
 		f := put(t, p, "a", one)
-		if !p.Begin("b", one) {
+		if !p.Reserve("b", one) {
 			t.Fatal("no room")
 		}
 		closed := make(chan struct{})
@@ -265,10 +265,10 @@ func TestAClosedPoolTakesNothing(t *testing.T) {
 		if p.Put("b", &fake{at: one}, func() { t.Error("it was armed") }) {
 			t.Error("a session was put into a closed pool")
 		}
-		if p.Begin("b", one) || p.BeginMore("b", one) {
+		if p.Reserve("b", one) || p.ReserveExtra("b", one) {
 			t.Error("a session is made for a closed pool")
 		}
-		p.Done("b", one)
+		p.Unreserve("b", one)
 		<-closed
 		if !f.retired.Load() {
 			t.Error("an idle session was not retired")
@@ -277,7 +277,7 @@ func TestAClosedPoolTakesNothing(t *testing.T) {
 }
 
 func TestDrop(t *testing.T) {
-	pooled(t, func(t *testing.T, p *Pool[string, *fake]) {
+	withPool(t, func(t *testing.T, p *Pool[string, *fake]) {
 		f := put(t, p, "a", one)
 		if !p.Drop("a", f) || p.Drop("a", f) || f.retired.Load() {
 			t.Error("a session is dropped once, and its end left to the caller")
@@ -286,7 +286,7 @@ func TestDrop(t *testing.T) {
 }
 
 func BenchmarkTakePut(b *testing.B) {
-	p := New[string, *fake](Bounds{Idle: 1000, Life: time.Hour, Look: time.Hour, Spare: 100})
+	p := New[string, *fake](Bounds{MaxIdle: 1000, IdleTimeout: time.Hour, CheckInterval: time.Hour, Spare: 100})
 	defer p.Close()
 	for range 50 {
 		p.Put("a", &fake{at: one}, nil)
@@ -296,7 +296,7 @@ func BenchmarkTakePut(b *testing.B) {
 	for b.Loop() {
 		p.Pick("a", endpoints)
 		f, _ := p.Take("a", one)
-		p.Enter("a", one)()
+		p.StartExchange("a", one)()
 		p.Put("a", f, nil)
 	}
 }

@@ -14,7 +14,7 @@ const (
 	// segmentTimeout bounds AwaitSegment. The kernel sends the first probe 1 s after the
 	// last segment, and the next one 1 s later.
 	segmentTimeout = 2500 * time.Millisecond
-	// maxPoll is the longest pause between two looks at the connection.
+	// maxPoll is the longest pause between two checks of the connection.
 	maxPoll = 20 * time.Millisecond
 	// clockTick is the longest period of the kernel's clock for sockets.
 	clockTick = 10 * time.Millisecond

@@ -21,7 +21,7 @@ func TestLastReceived(t *testing.T) {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for last := opened; !last.After(opened); <-tick.C {
-		if time.Since(start) > patience {
+		if time.Since(start) > testTimeout {
 			t.Fatal("data does not count as received")
 		}
 		far.Write([]byte("x"))
@@ -40,7 +40,7 @@ func TestLastByte(t *testing.T) {
 	want := func(why string, received bool) {
 		t.Helper()
 		at, err := LastByte(near, time.Now())
-		late := received && time.Since(at) > patience
+		late := received && time.Since(at) > testTimeout
 		if err != nil || at.IsZero() == received || at.After(time.Now()) || late {
 			t.Errorf("%s: %v, %v", why, at, err)
 		}

@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stallTime is how long a pipe waits for a reader that takes nothing.
+// stallTime is how long drain waits with a pipe for a reader that accepts nothing.
 const stallTime = 10 * time.Millisecond
 
-// errNoPipe reports that no pipe is to be had now.
+// errNoPipe reports that no pipe is available now.
 var errNoPipe = errors.New("no pipe")
 
 // bulk moves bytes from one TCP connection to another inside the kernel. It holds a pipe
@@ -47,8 +47,9 @@ func newBulk(src, dst *net.TCPConn, setDeadline func(time.Time)) (*bulk, error) 
 	return b, nil
 }
 
-// fill waits for bytes of src and takes them into a pipe. It returns how many, to be
-// drained. The end is io.EOF. The error is errNoPipe if there is no pipe for them.
+// fill waits for bytes of src and moves them into a pipe. It returns their number. The
+// caller must then call drain. The end is io.EOF. The error is errNoPipe if no pipe is
+// available.
 func (b *bulk) fill() (int, error) {
 	if err := b.src.Read(b.tryFillFunc); err != nil {
 		return 0, err
@@ -76,9 +77,9 @@ func (b *bulk) tryFill(fd uintptr) bool {
 	return b.err != unix.EAGAIN
 }
 
-// drain writes to dst what fill has taken. If dst takes nothing for stallTime, drain
-// gives the pipe back and waits without it: then stalled is true. n counts what dst has
-// taken.
+// drain writes the bytes of the pipe to dst. If dst accepts nothing for stallTime,
+// drain releases the pipe and waits without it; then stalled is true. n is the number
+// of bytes that dst has accepted.
 func (b *bulk) drain() (n int, stalled bool, err error) {
 	filled := b.left
 	b.wait = false
@@ -121,8 +122,8 @@ func (b *bulk) tryDrain(fd uintptr) bool {
 	return true
 }
 
-// writeRest moves what is in the pipe to buffers, gives the pipe back and writes the bytes.
-// It holds each buffer until dst has taken it.
+// writeRest moves the bytes of the pipe to buffers, releases the pipe and writes the
+// bytes. It holds each buffer until dst has accepted it.
 func (b *bulk) writeRest() (n int, err error) {
 	rest, err := b.takeRest()
 	b.release()
@@ -153,7 +154,7 @@ func (b *bulk) takeRest() (rest [][]byte, err error) {
 	return rest, os.NewSyscallError("read", err)
 }
 
-// release gives the pipe back.
+// release returns the pipe to the pool.
 func (b *bulk) release() {
 	pipes.put(b.pipe, b.left == 0)
 	b.pipe = nil

@@ -18,7 +18,7 @@ const (
 	deadProbes = 6
 )
 
-// deadSweeper looks at every proxy pair of the process.
+// deadSweeper checks every proxy pair of the process.
 var deadSweeper sweeper
 
 // deadWatch fails a proxy pair whose peer no longer answers. TCP_USER_TIMEOUT would also
@@ -26,40 +26,41 @@ var deadSweeper sweeper
 // window. deadWatch also fails a pair of which one connection has been broken for a whole
 // interval while nothing moved, because then no goroutine reads from the broken one.
 type deadWatch struct {
-	c     *carriage
+	c     *proxyPair
 	entry *sweepEntry
 
-	// Only look uses what follows.
-	broken [3]bool // by Side: at the last look
-	moved  int64   // bytes until the last look
+	// Only check uses what follows.
+	broken [3]bool // by Side: at the last check
+	moved  int64   // bytes until the last check
 }
 
-// watchDead lifts the user timeout of both connections and starts to watch them.
-func watchDead(c *carriage) *deadWatch {
+// watchDead clears the user timeout of both connections and starts to watch them.
+func watchDead(c *proxyPair) *deadWatch {
 	w := &deadWatch{c: c}
 	for _, conn := range []net.Conn{c.first, c.second} {
 		if t, ok := conn.(*net.TCPConn); ok {
-			setUserTimeout(t, 0) // fails only if t is closed, which the copying notices
+			setUserTimeout(t, 0) // fails only if t is closed, which the relay detects
 		}
 	}
-	w.entry = deadSweeper.add(w.look)
+	w.entry = deadSweeper.add(w.check)
 	return w
 }
 
-// stop ends the watch. It waits for a look that has begun.
+// stop ends the watch. It waits for a check that has started.
 func (w *deadWatch) stop() { deadSweeper.remove(w.entry) }
 
-// look fails the pair if one of its peers is dead or gone.
-func (w *deadWatch) look() {
-	moved := w.c.forth.Load() + w.c.back.Load()
+// check fails the pair if one of its peers is dead or gone.
+func (w *deadWatch) check() {
+	moved := w.c.sent.Load() + w.c.received.Load()
 	still := moved == w.moved
 	w.moved = moved
-	w.lookAt(First, w.c.first, still)
-	w.lookAt(Second, w.c.second, still)
+	w.checkConn(First, w.c.first, still)
+	w.checkConn(Second, w.c.second, still)
 }
 
-// lookAt looks at one connection. still says that no byte moved since the last look.
-func (w *deadWatch) lookAt(s Side, conn net.Conn, still bool) {
+// checkConn checks one connection. still reports that no byte moved since the last
+// check.
+func (w *deadWatch) checkConn(s Side, conn net.Conn, still bool) {
 	t, ok := conn.(*net.TCPConn)
 	if !ok {
 		return

@@ -7,44 +7,44 @@ import (
 
 // A reset that no goroutine can see, because neither direction reads from that side, must
 // not keep a pair for good.
-func TestDeadWatchNoticesABrokenConnection(t *testing.T) {
+func TestDeadWatchDetectsBrokenConnection(t *testing.T) {
 	cases := map[string]struct {
 		why     string
-		between func(*carriage)
+		between func(*proxyPair)
 		failed  Side
 	}{
 		"nothing moves": {
 			why:     "no goroutine reads from it",
-			between: func(*carriage) {},
+			between: func(*proxyPair) {},
 			failed:  First,
 		},
 		"bytes move": {
 			why:     "what it sent before is still on its way to a slow reader",
-			between: func(c *carriage) { c.forth.Add(1) },
+			between: func(c *proxyPair) { c.sent.Add(1) },
 		},
 		"our FIN was sent": {
 			why:     "it may have ended in good order",
-			between: func(c *carriage) { c.finSent[First].Store(true) },
+			between: func(c *proxyPair) { c.finSent[First].Store(true) },
 		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			a, plainA := pair(t)
 			_, plainB := pair(t)
-			c := &carriage{first: plainA, second: plainB}
+			c := &proxyPair{first: plainA, second: plainB}
 			w := &deadWatch{c: c}
 			Reset(a)
-			for end := time.Now().Add(patience); !closed(plainA); {
+			for end := time.Now().Add(testTimeout); !closed(plainA); {
 				if time.Now().After(end) {
 					t.Fatal("the reset does not arrive")
 				}
 			}
-			w.look()
+			w.check()
 			if c.result.Side != Neither {
 				t.Fatal("failed at the first look: its reader may only just have woken")
 			}
 			tc.between(c)
-			w.look()
+			w.check()
 			if c.result.Side != tc.failed {
 				t.Errorf("%s: side %v failed, want %v", tc.why, c.result.Side, tc.failed)
 			}

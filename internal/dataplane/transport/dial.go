@@ -17,15 +17,17 @@ type Dialer struct {
 	Timeout time.Duration
 	// Delay is the head start of an address over the next one. Zero: 250 ms.
 	Delay time.Duration
-	// Dial makes one attempt on a TCP address and must end with its context. Nil: a net.Dialer's.
+	// Dial makes one attempt on a TCP address and must end with its context. Nil: a
+	// net.Dialer's.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
-// First dials the addresses in their order, each when the one before it has failed or Delay has passed, and
-// returns the first connection made, tuned if it is TCP, and the index of its address. It waits until the
-// other attempts have ended and closes what they made. The error wraps those of all attempts, or is
+// DialFirst dials the addresses in their order. It starts each attempt when the
+// previous one has failed or Delay has passed. It returns the first connection, tuned
+// if it is TCP, and the index of its address. It waits until the other attempts have
+// ended, and closes their connections. The error wraps those of all attempts, or is
 // ErrNoAddress, or ctx's cause.
-func (d Dialer) First(ctx context.Context, addresses ...string) (net.Conn, int, error) {
+func (d Dialer) DialFirst(ctx context.Context, addresses ...string) (net.Conn, int, error) {
 	switch len(addresses) {
 	case 0:
 		return nil, 0, ErrNoAddress
@@ -57,7 +59,7 @@ func (d Dialer) First(ctx context.Context, addresses ...string) (net.Conn, int, 
 	return won.conn, won.index, nil
 }
 
-// race is one call of First. Its goroutines send their results to the one that called.
+// race is one call of DialFirst, which receives the results of its goroutines.
 type race struct {
 	d         Dialer
 	addresses []string
@@ -107,7 +109,7 @@ func (r *race) start(ctx context.Context) {
 	index := r.started
 	r.started++
 	r.running++
-	go func() { // received by wait, by run or by First's loop over losers
+	go func() { // received by wait, by run or by DialFirst
 		conn, err := r.d.dial(ctx, r.addresses[index])
 		r.results <- attempt{conn, index, err}
 	}()

@@ -74,7 +74,7 @@ func TestDialFirst(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := &network{plans: c.plans, open: map[string]net.Conn{}}
 				start := time.Now()
-				conn, index, err := Dialer{Dial: n.dial}.First(t.Context(), "a", "b")
+				conn, index, err := Dialer{Dial: n.dial}.DialFirst(t.Context(), "a", "b")
 				if took := time.Since(start); took != c.took || index != c.index || len(n.dialed) != c.tried || !errors.Is(err, c.err) {
 					t.Errorf("index %d, %v after %v, %d tried; want %d, %v after %v, %d: %s", index, err, took, len(n.dialed), c.index, c.err, c.took, c.tried, c.why)
 				}
@@ -98,18 +98,18 @@ func TestDialFirst(t *testing.T) {
 }
 
 func TestDialFirstWithoutAddress(t *testing.T) {
-	if _, _, err := (Dialer{}).First(t.Context()); !errors.Is(err, ErrNoAddress) {
+	if _, _, err := (Dialer{}).DialFirst(t.Context()); !errors.Is(err, ErrNoAddress) {
 		t.Errorf("%v, want %v", err, ErrNoAddress)
 	}
 }
 
-func TestDialFirstEndsWithItsContext(t *testing.T) {
+func TestDialFirstEndsWithContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{plans: map[string]dialPlan{"a": {time.Hour, nil}}, open: map[string]net.Conn{}}
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		start := time.Now()
-		_, _, err := Dialer{Dial: n.dial}.First(ctx, "a", "b", "c")
+		_, _, err := Dialer{Dial: n.dial}.DialFirst(ctx, "a", "b", "c")
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 100*time.Millisecond || len(n.dialed) != 1 {
 			t.Errorf("%v after %v, %d dialled; want the context's end and one", err, time.Since(start), len(n.dialed))
 		}
@@ -122,7 +122,7 @@ func TestDialTunes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	conn, _, err := Dialer{}.First(t.Context(), ln.Addr().String())
+	conn, _, err := Dialer{}.DialFirst(t.Context(), ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,8 +25,8 @@ const (
 	// an upload.
 	resetAnswer  = 2 * time.Second
 	resetDiscard = 16 << 20
-	// lastWords is how long an application has to take what was said before a reset.
-	lastWords = 2 * time.Second
+	// resetDelivery is how long an application has to read the bytes before a reset.
+	resetDelivery = 2 * time.Second
 )
 
 // Exchange carries bytes between plain, an application's connection, and a session on
@@ -39,16 +39,16 @@ const (
 // Exchange owns plain and closes it. The caller owns the session. If the result is
 // Reusable, the session is between exchanges and has no deadline; otherwise it was reset.
 // The session must be TLS over a *Raw that is on TCP; Exchange panics if there is no
-// *Raw. It calls heard, which may be nil, once, with the side that sent the first bytes.
-// heard must not block.
-func Exchange(ctx context.Context, plain *net.TCPConn, session *tunnel.Conn, heard func(Side)) Result {
+// *Raw. It calls onFirstBytes, which may be nil, once, with the side that sent the first
+// bytes. onFirstBytes must not block.
+func Exchange(ctx context.Context, plain *net.TCPConn, session *tunnel.Conn, onFirstBytes func(Side)) Result {
 	raw := RawOf(session)
-	x := &exchange{plain: plain, session: session, raw: raw, heard: heard}
-	x.carriage = carriage{first: plain, second: raw.Conn, sever: x.breakUp}
+	x := &exchange{plain: plain, session: session, raw: raw, onFirstBytes: onFirstBytes}
+	x.proxyPair = proxyPair{first: plain, second: raw.Conn, sever: x.abortSession}
 	return x.run(ctx)
 }
 
-// RawOf returns what lies under a session's TLS. It panics if that is no *Raw.
+// RawOf returns the *Raw under a session's TLS. It panics if there is none.
 func RawOf(session *tunnel.Conn) *Raw {
 	if t, ok := session.Conn.(*tls.Conn); ok {
 		if raw, ok := t.NetConn().(*Raw); ok {
@@ -59,28 +59,28 @@ func RawOf(session *tunnel.Conn) *Raw {
 }
 
 type exchange struct {
-	carriage
+	proxyPair
 	plain   *net.TCPConn
 	session *tunnel.Conn
 	raw     *Raw
 
-	spoken sync.Once
-	heard  func(Side)
+	firstOnce    sync.Once
+	onFirstBytes func(Side)
 
-	lastSent atomic.Bool // our last frame is written, or being written
-	lastRead atomic.Bool // the other side's last frame has come, or the session is broken
-	farReset atomic.Bool // ... and was RESET
-	dead     atomic.Bool // plain takes no more
-	broken   atomic.Bool // so is the session
-	lastLost atomic.Bool // our last frame could not be written
+	lastSent  atomic.Bool // our last frame is written, or being written
+	lastRead  atomic.Bool // the other side's last frame was read, or the session is broken
+	farReset  atomic.Bool // that frame was RESET
+	appClosed atomic.Bool // plain accepts no more bytes
+	broken    atomic.Bool // the session is broken
+	lastLost  atomic.Bool // our last frame could not be written
 	// resetSent is when we have sent RESET, in Unix nanoseconds; 0: not yet.
 	resetSent atomic.Int64
 }
 
 var past = time.Unix(1, 0)
 
-// breakUp resets the session, and wakes who waits for plain, which is reset by run in the end.
-func (x *exchange) breakUp() {
+// abortSession resets the session and interrupts the relay. run then resets plain.
+func (x *exchange) abortSession() {
 	x.broken.Store(true)
 	x.raw.Reset()
 	x.plain.SetDeadline(past)
@@ -89,10 +89,11 @@ func (x *exchange) breakUp() {
 func (x *exchange) run(ctx context.Context) Result {
 	x.plain.SetDeadline(time.Time{})
 	x.session.SetDeadline(time.Time{})
-	// The kernel closes what a killed process leaves. It must not say FIN for us.
+	// The kernel closes the connections of a killed process. It must reset plain,
+	// because FIN would be a clean end.
 	linger(0, x.plain)
 	stop := afterfunc.Start(ctx, func() { x.cancel(context.Cause(ctx)) })
-	watch := watchDead(&x.carriage)
+	watch := watchDead(&x.proxyPair)
 	var goroutines sync.WaitGroup
 	goroutines.Go(x.toSession)
 	x.toPlain()
@@ -110,37 +111,37 @@ func (x *exchange) run(ctx context.Context) Result {
 		linger(-1, x.plain)
 		x.plain.Close()
 	} else {
-		ResetDelivered(x.plain, lastWords)
+		ResetDelivered(x.plain, resetDelivery)
 	}
-	x.result.Forth, x.result.Back = x.forth.Load(), x.back.Load()
+	x.result.Sent, x.result.Received = x.sent.Load(), x.received.Load()
 	return x.result
 }
 
-func (x *exchange) hear(s Side) {
-	if x.heard != nil {
-		x.spoken.Do(func() { x.heard(s) })
+func (x *exchange) reportFirstBytes(s Side) {
+	if x.onFirstBytes != nil {
+		x.firstOnce.Do(func() { x.onFirstBytes(s) })
 	}
 }
 
-// toSession carries what the application says, and writes the last frame.
+// toSession relays the application's bytes and writes the last frame.
 func (x *exchange) toSession() {
 	src, err := newSource(x.plain)
 	if err == nil {
-		src.room = tunnel.PrefixLen
+		src.headroom = tunnel.PrefixLen
 	}
 	for err == nil {
 		if err = src.read(); err != nil {
 			break
 		}
 		n := src.n
-		x.hear(First)
+		x.reportFirstBytes(First)
 		werr := x.send(src.buf[:tunnel.PrefixLen+n])
 		src.release()
 		if werr != nil {
-			x.unsent(werr)
+			x.handleWriteError(werr)
 			return
 		}
-		x.forth.Add(int64(n))
+		x.sent.Add(int64(n))
 	}
 	if err == io.EOF {
 		err = x.checkFIN(First, x.plain)
@@ -148,15 +149,15 @@ func (x *exchange) toSession() {
 	switch {
 	case x.broken.Load():
 	case x.farReset.Load():
-		x.last(tunnel.TypeReset)
+		x.writeLast(tunnel.TypeReset)
 	case err != nil:
 		x.reset(err)
-	case x.last(tunnel.TypeEnd) && !x.lastRead.Load():
+	case x.writeLast(tunnel.TypeEnd) && !x.lastRead.Load():
 		x.awaitLast()
 	}
 }
 
-// send writes a frame of DATA whose prefix is still to be filled in.
+// send writes a DATA frame, after it has filled in the prefix.
 func (x *exchange) send(frame []byte) error {
 	tunnel.PutPrefix(frame, tunnel.TypeData, len(frame)-tunnel.PrefixLen)
 	write := func() error {
@@ -164,20 +165,21 @@ func (x *exchange) send(frame []byte) error {
 		return err
 	}
 	if len(frame) <= maxRecord {
-		return write() // it is one write by itself
+		return write() // crypto/tls makes one write of it
 	}
-	return x.raw.Gather(write)
+	return x.raw.BatchWrites(write)
 }
 
-// maxRecord is what a TLS record holds at most (RFC 8446, section 5.1).
+// maxRecord is the maximum payload of a TLS record (RFC 8446, section 5.1).
 const maxRecord = 16 << 10
 
-// last writes our last frame and wakes toPlain if there is nothing more for it to wait for.
-func (x *exchange) last(t tunnel.Type) bool {
+// writeLast writes our last frame. It interrupts toPlain if the other side's last frame
+// was read.
+func (x *exchange) writeLast(t tunnel.Type) bool {
 	x.lastSent.Store(true) // before the other side can answer by the next OPEN
 	if err := tunnel.WriteEmpty(x.session, t); err != nil {
 		x.lastLost.Store(true)
-		x.unsent(err)
+		x.handleWriteError(err)
 		return false
 	}
 	if x.lastRead.Load() {
@@ -186,27 +188,29 @@ func (x *exchange) last(t tunnel.Type) bool {
 	return true
 }
 
-// unsent handles a failed write to the session. If the session was reset, toPlain still
-// delivers what the far side sent before, and then finds the reset.
-func (x *exchange) unsent(err error) {
+// handleWriteError handles a failed write to the session. If the session was reset,
+// toPlain still delivers what the far side sent before, and then finds the reset.
+func (x *exchange) handleWriteError(err error) {
 	if reasonFor(err) != WasReset {
 		x.fail(Second, err)
 	}
 }
 
-// reset passes the application's reset on: by a frame if that can be written at once.
+// reset forwards the application's reset. It sends RESET if that can be written at
+// once, and otherwise resets the session.
 func (x *exchange) reset(err error) {
-	x.note(First, reasonFor(err), err)
-	x.dead.Store(true)
+	x.recordEnd(First, reasonFor(err), err)
+	x.appClosed.Store(true)
 	now := time.Now()
 	x.resetSent.Store(now.UnixNano())
 	x.raw.SetWriteDeadline(now.Add(resetWrite))
 	x.session.SetReadDeadline(now.Add(resetAnswer))
-	x.last(tunnel.TypeReset)
+	x.writeLast(tunnel.TypeReset)
 }
 
-// awaitLast waits, after the application's FIN, for the other side's last frame. A reset of the
-// application's meanwhile is passed on: nobody else reads from it.
+// awaitLast waits, after the application's FIN, for the other side's last frame. It
+// forwards a reset of the application meanwhile, because no other goroutine reads from
+// it.
 func (x *exchange) awaitLast() {
 	err := awaitReset(x.plain)
 	if !x.lastRead.Load() && !x.broken.Load() {
@@ -214,16 +218,16 @@ func (x *exchange) awaitLast() {
 	}
 }
 
-// toPlain carries what comes for the application, up to the last frame.
+// toPlain relays bytes to the application, up to the last frame.
 func (x *exchange) toPlain() {
 	discarded := 0
 	for {
 		t, n, err := x.session.Next()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) && x.lastRead.Load() && x.lastSent.Load():
-			return // woken by last
+			return // interrupted by writeLast
 		case errors.Is(err, os.ErrDeadlineExceeded) && x.resetSent.Load() != 0:
-			x.giveUp()
+			x.abandonReset()
 			return
 		case err == io.EOF:
 			x.fail(Second, ErrTruncated)
@@ -235,23 +239,23 @@ func (x *exchange) toPlain() {
 		ended := x.lastRead.Load()
 		switch {
 		case t == tunnel.TypeData && !ended:
-			x.session.Take()
+			x.session.ConsumePrefix()
 			if !x.deliver(n, &discarded) {
 				return
 			}
 		case t == tunnel.TypeEnd && !ended:
-			x.session.Take()
-			if !x.dead.Load() {
-				x.sendFIN(First, x.plain) // what fails, toSession finds
+			x.session.ConsumePrefix()
+			if !x.appClosed.Load() {
+				x.sendFIN(First, x.plain) // toSession finds an error
 			}
-			if x.lastComes() {
+			if x.recordLast() {
 				return
 			}
-		case t == tunnel.TypeReset: // one may follow END
-			x.session.Take()
+		case t == tunnel.TypeReset: // it may follow END
+			x.session.ConsumePrefix()
 			x.farReset.Store(true)
-			x.note(Second, WasReset, errFarReset)
-			x.lastComes()
+			x.recordEnd(Second, WasReset, errFarReset)
+			x.recordLast()
 			x.plain.SetReadDeadline(past)
 			return
 		default:
@@ -261,8 +265,9 @@ func (x *exchange) toPlain() {
 	}
 }
 
-// lastComes notes the other side's last frame, and reports whether ours was sent.
-func (x *exchange) lastComes() bool {
+// recordLast records that the other side's last frame was read, and reports whether
+// ours was sent.
+func (x *exchange) recordLast() bool {
 	x.lastRead.Store(true)
 	if !x.lastSent.Load() {
 		return false
@@ -272,20 +277,21 @@ func (x *exchange) lastComes() bool {
 }
 
 var (
-	errFarReset = fmt.Errorf("the far side's application: %w", syscall.ECONNRESET)
-	errNoLast   = errors.New("the far side does not take a reset")
+	errFarReset     = fmt.Errorf("the far side's application: %w", syscall.ECONNRESET)
+	errResetIgnored = errors.New("the far side does not take a reset")
 )
 
-// giveUp resets a session whose far side does not take RESET, once it has what was said before.
-func (x *exchange) giveUp() {
+// abandonReset resets a session whose far side does not read RESET, after it has
+// delivered the bytes before.
+func (x *exchange) abandonReset() {
 	if tcp, ok := x.raw.Conn.(*net.TCPConn); ok {
-		ResetDelivered(tcp, lastWords)
+		ResetDelivered(tcp, resetDelivery)
 	}
-	x.abort(Second, Failed, errNoLast)
+	x.abort(Second, Failed, errResetIgnored)
 }
 
-// deliver passes a body of n bytes on to the application, or drops it if that takes no more. It
-// reports whether the exchange goes on.
+// deliver writes a body of n bytes to the application, or drops it if the application
+// accepts no more. It reports whether the exchange continues.
 func (x *exchange) deliver(n int, discarded *int) bool {
 	buf := bufferPool.Get().(*[bufferSize]byte)
 	defer bufferPool.Put(buf)
@@ -293,22 +299,22 @@ func (x *exchange) deliver(n int, discarded *int) bool {
 		got, err := x.session.Read(buf[:min(n, len(buf))])
 		n -= got
 		if got > 0 {
-			x.hear(Second)
-			if !x.dead.Load() {
+			x.reportFirstBytes(Second)
+			if !x.appClosed.Load() {
 				if _, werr := x.plain.Write(buf[:got]); werr != nil {
-					x.refused()
+					x.recordAppClosed()
 				} else {
-					x.back.Add(int64(got))
+					x.received.Add(int64(got))
 				}
 			} else if *discarded += got; *discarded > resetDiscard {
-				x.giveUp()
+				x.abandonReset()
 				return false
 			}
 		}
 		switch {
 		case err == nil || n == 0:
 		case errors.Is(err, os.ErrDeadlineExceeded) && x.resetSent.Load() != 0:
-			x.giveUp()
+			x.abandonReset()
 			return false
 		default:
 			x.fail(Second, err)
@@ -318,11 +324,11 @@ func (x *exchange) deliver(n int, discarded *int) bool {
 	return true
 }
 
-// refused records that the application takes no more bytes. toSession still carries what
-// the application sent before, and then finds its reset. If the application sent FIN
-// before, refused wakes awaitLast, which passes the reset on.
-func (x *exchange) refused() {
-	x.dead.Store(true)
+// recordAppClosed records that the application accepts no more bytes. toSession still
+// relays what the application sent before, and then finds its reset. If the application
+// sent FIN before, recordAppClosed wakes awaitLast, which forwards the reset.
+func (x *exchange) recordAppClosed() {
+	x.appClosed.Store(true)
 	if x.lastSent.Load() {
 		x.plain.SetReadDeadline(past) // for awaitLast
 	}

@@ -19,18 +19,18 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
-// line is all that lies between a caller and an application: two exchanges and, if wanted, a
-// gateway's splice.
+// testPath is all that lies between a caller and an application: two exchanges and, if
+// wanted, a gateway's splice.
 //
 //	app ── plain ── Exchange ══ session ══ [Splice] ══ session ══ Exchange ── plain ── srv
-type line struct {
+type testPath struct {
 	app, srv *net.TCPConn
 	cancel   context.CancelCauseFunc // ends the near exchange
 	wait     func() (near, far Result)
 	sessions [2]*tunnel.Conn // the near one's, the far one's
 }
 
-func newLine(t testing.TB, gateway bool) *line {
+func newTestPath(t testing.TB, gateway bool) *testPath {
 	t.Helper()
 	dialed, accepted := pair(t)
 	var splice sync.WaitGroup
@@ -47,11 +47,11 @@ func newLine(t testing.TB, gateway bool) *line {
 		RawOf(far).Reset()
 		splice.Wait()
 	})
-	return lineOver(t, near, far)
+	return testPathOver(t, near, far)
 }
 
-// lineOver begins an exchange.
-func lineOver(t testing.TB, nearSession, farSession *tunnel.Conn) *line {
+// testPathOver begins an exchange.
+func testPathOver(t testing.TB, nearSession, farSession *tunnel.Conn) *testPath {
 	t.Helper()
 	app, nearPlain := pair(t)
 	farPlain, srv := pair(t)
@@ -62,17 +62,17 @@ func lineOver(t testing.TB, nearSession, farSession *tunnel.Conn) *line {
 	goroutines.Go(func() { far = Exchange(t.Context(), farPlain, farSession, nil) })
 	wait := func() (Result, Result) { goroutines.Wait(); return near, far }
 	t.Cleanup(func() { cancel(nil); Reset(app); Reset(srv); wait() })
-	return &line{app, srv, cancel, wait, [2]*tunnel.Conn{nearSession, farSession}}
+	return &testPath{app, srv, cancel, wait, [2]*tunnel.Conn{nearSession, farSession}}
 }
 
-func onLines(t *testing.T, do func(*testing.T, *line)) {
+func forEachTestPath(t *testing.T, do func(*testing.T, *testPath)) {
 	for name, gateway := range map[string]bool{"direct": false, "over a gateway": true} {
-		t.Run(name, func(t *testing.T) { do(t, newLine(t, gateway)) })
+		t.Run(name, func(t *testing.T) { do(t, newTestPath(t, gateway)) })
 	}
 }
 
 // wantReusable holds another exchange over the sessions of one that is over.
-func wantReusable(t *testing.T, l *line) {
+func wantReusable(t *testing.T, l *testPath) {
 	t.Helper()
 	near, far := l.wait()
 	if !near.Reusable || !far.Reusable {
@@ -89,7 +89,7 @@ func wantReusable(t *testing.T, l *line) {
 		t.Errorf("the next OPEN: %v", err)
 		return
 	}
-	next := lineOver(t, l.sessions[0], l.sessions[1])
+	next := testPathOver(t, l.sessions[0], l.sessions[1])
 	io.WriteString(next.app, "again")
 	next.app.CloseWrite()
 	wantEnd(t, "server", next.srv, "again")
@@ -99,19 +99,19 @@ func wantReusable(t *testing.T, l *line) {
 	wantClean(t, next)
 }
 
-func wantClean(t *testing.T, l *line) {
+func wantClean(t *testing.T, l *testPath) {
 	t.Helper()
 	near, far := l.wait()
 	if !near.Clean() || !far.Clean() || near.Side != Neither || near.Err != nil {
 		t.Errorf("near %+v, far %+v, want clean ends", near, far)
 	}
-	if near.Forth != far.Back || near.Back != far.Forth {
+	if near.Sent != far.Received || near.Received != far.Sent {
 		t.Errorf("near %+v and far %+v disagree on the bytes", near, far)
 	}
 }
 
 func TestHalfCloseByCaller(t *testing.T) {
-	onLines(t, func(t *testing.T, l *line) {
+	forEachTestPath(t, func(t *testing.T, l *testPath) {
 		io.WriteString(l.app, "request")
 		l.app.CloseWrite()
 		wantEnd(t, "server", l.srv, "request")
@@ -125,7 +125,7 @@ func TestHalfCloseByCaller(t *testing.T) {
 }
 
 func TestHalfCloseByServer(t *testing.T) {
-	onLines(t, func(t *testing.T, l *line) {
+	forEachTestPath(t, func(t *testing.T, l *testPath) {
 		io.WriteString(l.srv, "220 ready")
 		l.srv.CloseWrite()
 		wantEnd(t, "caller", l.app, "220 ready")
@@ -138,7 +138,7 @@ func TestHalfCloseByServer(t *testing.T) {
 }
 
 func TestResetByCaller(t *testing.T) {
-	onLines(t, func(t *testing.T, l *line) {
+	forEachTestPath(t, func(t *testing.T, l *testPath) {
 		io.WriteString(l.app, "x")
 		io.ReadFull(l.srv, make([]byte, 1))
 		Reset(l.app)
@@ -152,7 +152,7 @@ func TestResetByCaller(t *testing.T) {
 }
 
 func TestResetByServer(t *testing.T) {
-	onLines(t, func(t *testing.T, l *line) {
+	forEachTestPath(t, func(t *testing.T, l *testPath) {
 		io.WriteString(l.srv, "half an ans")
 		io.ReadFull(l.app, make([]byte, 11))
 		Reset(l.srv)
@@ -165,14 +165,15 @@ func TestResetByServer(t *testing.T) {
 	})
 }
 
-// The caller has sent FIN, and dies while nothing moves: nobody reads from it and nobody writes to it.
+// The caller has sent FIN, and dies while nothing moves: nobody reads from it and
+// nobody writes to it.
 func TestResetAfterHalfClose(t *testing.T) {
-	for name, side := range map[string]func(*line) (dies, learns *net.TCPConn){
-		"caller": func(l *line) (*net.TCPConn, *net.TCPConn) { return l.app, l.srv },
-		"server": func(l *line) (*net.TCPConn, *net.TCPConn) { return l.srv, l.app },
+	for name, side := range map[string]func(*testPath) (dies, learns *net.TCPConn){
+		"caller": func(l *testPath) (*net.TCPConn, *net.TCPConn) { return l.app, l.srv },
+		"server": func(l *testPath) (*net.TCPConn, *net.TCPConn) { return l.srv, l.app },
 	} {
 		t.Run(name, func(t *testing.T) {
-			onLines(t, func(t *testing.T, l *line) {
+			forEachTestPath(t, func(t *testing.T, l *testPath) {
 				dies, learns := side(l)
 				dies.CloseWrite()
 				wantEnd(t, "the other", learns, "")
@@ -187,16 +188,16 @@ func TestResetAfterHalfClose(t *testing.T) {
 // wantBroken waits for an error on a connection whose FIN was read already.
 func wantBroken(t *testing.T, c *net.TCPConn) {
 	t.Helper()
-	c.SetReadDeadline(time.Now().Add(patience))
+	c.SetReadDeadline(time.Now().Add(testTimeout))
 	if err := awaitReset(c); !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
 		t.Errorf("%v, want a reset", err)
 	}
 }
 
 func TestCancelResetsBothEnds(t *testing.T) {
-	for cause, reason := range map[error]Reason{context.Canceled: Cancelled, ErrDrained: Drained,
+	for cause, reason := range map[error]Reason{context.Canceled: Canceled, ErrDrained: Drained,
 		fmt.Errorf("wrapped: %w", ErrNotRenewed): NotRenewed} {
-		onLines(t, func(t *testing.T, l *line) {
+		forEachTestPath(t, func(t *testing.T, l *testPath) {
 			io.WriteString(l.app, "x")
 			io.ReadFull(l.srv, make([]byte, 1))
 			l.cancel(cause)
@@ -210,8 +211,8 @@ func TestCancelResetsBothEnds(t *testing.T) {
 	}
 }
 
-// held is one exchange whose session's far end is in the test's hands.
-func held(t *testing.T) (app *net.TCPConn, far *tunnel.Conn, wait func() Result) {
+// startExchange is one exchange whose session's far end is in the test's hands.
+func startExchange(t *testing.T) (app *net.TCPConn, far *tunnel.Conn, wait func() Result) {
 	app, plain := pair(t)
 	near, end := tunnelPair(t)
 	done := make(chan Result, 1)
@@ -220,8 +221,8 @@ func held(t *testing.T) (app *net.TCPConn, far *tunnel.Conn, wait func() Result)
 	return app, tunnel.NewConn(end), func() Result { return <-done }
 }
 
-// say writes DATA.
-func say(t *testing.T, c *tunnel.Conn, what string) {
+// writeData writes DATA.
+func writeData(t *testing.T, c *tunnel.Conn, what string) {
 	t.Helper()
 	b := append(make([]byte, tunnel.PrefixLen), what...)
 	tunnel.PutPrefix(b, tunnel.TypeData, len(what))
@@ -230,14 +231,14 @@ func say(t *testing.T, c *tunnel.Conn, what string) {
 	}
 }
 
-// hear takes one frame and its body.
-func hear(t *testing.T, c *tunnel.Conn, want tunnel.Type) string {
+// readFrames takes one frame and its body.
+func readFrames(t *testing.T, c *tunnel.Conn, want tunnel.Type) string {
 	t.Helper()
 	got, n, err := c.Next()
 	if err != nil || got != want {
 		t.Fatalf("%v, %v; want %v", got, err, want)
 	}
-	c.Take()
+	c.ConsumePrefix()
 	b := make([]byte, n)
 	if _, err := io.ReadFull(c, b); err != nil {
 		t.Fatal(err)
@@ -262,12 +263,12 @@ func TestSessionBreaks(t *testing.T) {
 		"another frame":  {"none but its own belong to an exchange", func(far *tunnel.Conn) { tunnel.WriteOpenAnswer(far, tunnel.Code_OK) }, Failed},
 		"OPEN":           {"exchanges follow each other", func(far *tunnel.Conn) { tunnel.WriteOpen(far, 0, nil) }, Failed},
 		"IDLE":           {"the exchange is not over", func(far *tunnel.Conn) { tunnel.WriteEmpty(far, tunnel.TypeIdle) }, Failed},
-		"DATA after END": {"END is the last frame", func(far *tunnel.Conn) { tunnel.WriteEmpty(far, tunnel.TypeEnd); say(t, far, "more") }, Failed},
+		"DATA after END": {"END is the last frame", func(far *tunnel.Conn) { tunnel.WriteEmpty(far, tunnel.TypeEnd); writeData(t, far, "more") }, Failed},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			app, far, wait := held(t)
-			say(t, far, "half an ans")
+			app, far, wait := startExchange(t)
+			writeData(t, far, "half an ans")
 			io.ReadFull(app, make([]byte, 11))
 			c.abort(far)
 			if name == "DATA after END" {
@@ -283,10 +284,10 @@ func TestSessionBreaks(t *testing.T) {
 	}
 }
 
-// END ends one direction. If then the session ends although we have more to say, the far side
-// has gone, and the application must not believe that it was heard.
+// END ends one direction. If then the session ends although we have more to say, the
+// far side has gone, and the application must not believe that it was heard.
 func TestSessionGoneAfterEnd(t *testing.T) {
-	app, far, wait := held(t)
+	app, far, wait := startExchange(t)
 	tunnel.WriteEmpty(far, tunnel.TypeEnd)
 	wantEnd(t, "application", app, "")
 	RawOf(far).Conn.Close()
@@ -298,11 +299,11 @@ func TestSessionGoneAfterEnd(t *testing.T) {
 
 // Bytes that were read before a reset are delivered before the reset is passed on: an
 // application's early answer reaches a caller who is still uploading.
-func TestAnEarlyAnswerIsDelivered(t *testing.T) {
+func TestExchangeDeliversEarlyAnswer(t *testing.T) {
 	answer := string(bytes.Repeat([]byte("413 "), 1024))
 	for range 40 {
-		l := newLine(t, true)
-		go io.Copy(l.app, neverEnding{})
+		l := newTestPath(t, true)
+		go io.Copy(l.app, endlessReader{})
 		io.ReadFull(l.srv, make([]byte, 1000))
 		io.WriteString(l.srv, answer)
 		l.srv.Close() // with unread bytes: the kernel says reset
@@ -318,17 +319,17 @@ func TestAnEarlyAnswerIsDelivered(t *testing.T) {
 }
 
 // A far side that takes no RESET loses its session.
-func TestAResetThatIsNotTaken(t *testing.T) {
+func TestUnreadResetBreaksSession(t *testing.T) {
 	t.Run("no answer", func(t *testing.T) {
-		app, far, wait := held(t)
+		app, far, wait := startExchange(t)
 		Reset(app)
-		hear(t, far, tunnel.TypeReset)
+		readFrames(t, far, tunnel.TypeReset)
 		if got := wait(); got.Reusable || got.Side != First || got.Reason != WasReset {
 			t.Errorf("%+v", got)
 		}
 	})
 	t.Run("endless data", func(t *testing.T) {
-		app, far, wait := held(t)
+		app, far, wait := startExchange(t)
 		Reset(app)
 		go func() {
 			b := make([]byte, tunnel.PrefixLen+tunnel.MaxData)
@@ -344,10 +345,10 @@ func TestAResetThatIsNotTaken(t *testing.T) {
 		}
 	})
 	t.Run("some data and END", func(t *testing.T) {
-		app, far, wait := held(t)
+		app, far, wait := startExchange(t)
 		Reset(app)
-		hear(t, far, tunnel.TypeReset)
-		say(t, far, "what crossed the reset")
+		readFrames(t, far, tunnel.TypeReset)
+		writeData(t, far, "what crossed the reset")
 		tunnel.WriteEmpty(far, tunnel.TypeEnd)
 		if got := wait(); !got.Reusable || got.Reason != WasReset {
 			t.Errorf("%+v", got)
@@ -355,17 +356,18 @@ func TestAResetThatIsNotTaken(t *testing.T) {
 	})
 }
 
-// An END that could not be written is no end, although the other side's END was in our buffers.
-func TestALastFrameThatIsLost(t *testing.T) {
+// An END that could not be written is no end, although the other side's END was in our
+// buffers.
+func TestLostLastFrameBreaksSession(t *testing.T) {
 	app, plain := pair(t)
 	near, end := tunnelPair(t)
 	session, far := tunnel.NewConn(near), tunnel.NewConn(end)
 	raw := RawOf(session)
-	raw.Conn = &unwritable{TCPConn: raw.Conn.(*net.TCPConn)}
+	raw.Conn = &failingWriter{TCPConn: raw.Conn.(*net.TCPConn)}
 	done := make(chan Result, 1)
 	go func() { done <- Exchange(t.Context(), plain, session, nil) }()
 	app.CloseWrite()
-	<-raw.Conn.(*unwritable).tried()
+	<-raw.Conn.(*failingWriter).tried()
 	tunnel.WriteEmpty(far, tunnel.TypeEnd)
 	if got := <-done; got.Clean() || got.Reusable {
 		t.Errorf("%+v: what was said before has not reached the far side", got)
@@ -373,19 +375,19 @@ func TestALastFrameThatIsLost(t *testing.T) {
 	RawOf(far).Reset()
 }
 
-// unwritable fails to write as a connection that was reset.
-type unwritable struct {
+// failingWriter fails to write as a connection that was reset.
+type failingWriter struct {
 	*net.TCPConn
 	once sync.Once
 	did  chan struct{}
 }
 
-func (c *unwritable) tried() chan struct{} {
+func (c *failingWriter) tried() chan struct{} {
 	c.once.Do(func() { c.did = make(chan struct{}) })
 	return c.did
 }
 
-func (c *unwritable) Write([]byte) (int, error) {
+func (c *failingWriter) Write([]byte) (int, error) {
 	did := c.tried()
 	select {
 	case <-did:
@@ -395,10 +397,11 @@ func (c *unwritable) Write([]byte) (int, error) {
 	return 0, unix.ECONNRESET
 }
 
-// The application must not see a reset where the tunnel ended cleanly, nor lose bytes written just before.
-func TestCleanEndOftenEnough(t *testing.T) {
+// The application must not see a reset where the tunnel ended cleanly, nor lose bytes
+// written just before.
+func TestRepeatedExchangesEndCleanly(t *testing.T) {
 	for range 50 {
-		l := newLine(t, true)
+		l := newTestPath(t, true)
 		io.WriteString(l.app, "GET")
 		io.ReadFull(l.srv, make([]byte, 3))
 		io.WriteString(l.srv, "answer")
@@ -411,9 +414,9 @@ func TestCleanEndOftenEnough(t *testing.T) {
 
 func TestBulkBothWays(t *testing.T) {
 	const size = 64 << 20
-	onLines(t, func(t *testing.T, l *line) {
-		l.app.SetDeadline(time.Now().Add(3 * patience))
-		l.srv.SetDeadline(time.Now().Add(3 * patience))
+	forEachTestPath(t, func(t *testing.T, l *testPath) {
+		l.app.SetDeadline(time.Now().Add(3 * testTimeout))
+		l.srv.SetDeadline(time.Now().Add(3 * testTimeout))
 		var both sync.WaitGroup
 		for seed, ends := range [][2]*net.TCPConn{{l.app, l.srv}, {l.srv, l.app}} {
 			sent, got := sha256.New(), sha256.New()
@@ -440,8 +443,8 @@ func TestBulkBothWays(t *testing.T) {
 	})
 }
 
-func BenchmarkExchangeLine(b *testing.B) {
-	l := newLine(b, true)
+func BenchmarkExchange(b *testing.B) {
+	l := newTestPath(b, true)
 	l.app.SetDeadline(time.Time{})
 	l.srv.SetDeadline(time.Time{})
 	go io.Copy(l.srv, l.srv)

@@ -143,26 +143,26 @@ func parseHello(raw []byte) (ClientHello, error) {
 		h.ServerName = strings.ToLower(info.ServerName)
 		h.Protocols = append(h.Protocols, info.SupportedProtos...)
 	})
-	err := tls.Server(&recording{r: bytes.NewReader(raw)}, config).Handshake()
+	err := tls.Server(&replayConn{r: bytes.NewReader(raw)}, config).Handshake()
 	if !errors.Is(err, identity.ErrHelloOnly) {
 		return ClientHello{}, fmt.Errorf("%w: %w", ErrBadHello, err)
 	}
 	return h, nil
 }
 
-// recording is a connection whose bytes are known: it returns them to the reader, and
+// replayConn is a connection whose bytes are known: it returns them to the reader, and
 // drops what is written.
-type recording struct {
+type replayConn struct {
 	net.Conn // nil: nothing else is called
 	r        *bytes.Reader
 }
 
-func (c *recording) Read(b []byte) (int, error)       { return c.r.Read(b) }
-func (c *recording) Write(b []byte) (int, error)      { return len(b), nil }
-func (c *recording) SetDeadline(time.Time) error      { return nil }
-func (c *recording) SetReadDeadline(time.Time) error  { return nil }
-func (c *recording) SetWriteDeadline(time.Time) error { return nil }
-func (c *recording) Close() error                     { return nil }
+func (c *replayConn) Read(b []byte) (int, error)       { return c.r.Read(b) }
+func (c *replayConn) Write(b []byte) (int, error)      { return len(b), nil }
+func (c *replayConn) SetDeadline(time.Time) error      { return nil }
+func (c *replayConn) SetReadDeadline(time.Time) error  { return nil }
+func (c *replayConn) SetWriteDeadline(time.Time) error { return nil }
+func (c *replayConn) Close() error                     { return nil }
 
 // Refuse sends a TLS client the fatal alert unrecognized_name and closes conn. All
 // refusals look the same, so that a stranger learns nothing from them. It blocks for at

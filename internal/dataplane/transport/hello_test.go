@@ -22,7 +22,7 @@ import (
 
 // captured is a connection that keeps what is written to it and then ends.
 type captured struct {
-	recording
+	replayConn
 	wrote bytes.Buffer
 }
 
@@ -31,7 +31,7 @@ func (c *captured) Write(b []byte) (int, error) { return c.wrote.Write(b) }
 // helloOf returns the hello that crypto/tls sends for a config.
 func helloOf(t testing.TB, config *tls.Config) []byte {
 	t.Helper()
-	c := &captured{recording: recording{r: bytes.NewReader(nil)}}
+	c := &captured{replayConn: replayConn{r: bytes.NewReader(nil)}}
 	if err := tls.Client(c, config).Handshake(); err == nil {
 		t.Fatal("a handshake without a server")
 	}
@@ -72,7 +72,7 @@ func TestReadClientHello(t *testing.T) {
 	for name, raw := range cases {
 		t.Run(name, func(t *testing.T) {
 			conn := streamed(t, append(slices.Clone(raw), "rest"...))
-			got, err := ReadClientHello(conn, patience)
+			got, err := ReadClientHello(conn, testTimeout)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -121,7 +121,7 @@ func TestReadClientHelloRefuses(t *testing.T) {
 		"garbled":           {"crypto/tls has the last word", edit(43, 0xff), ErrBadHello, "bad_hello"},
 	}
 	for name, c := range cases {
-		_, err := ReadClientHello(streamed(t, c.in), patience)
+		_, err := ReadClientHello(streamed(t, c.in), testTimeout)
 		reason := HelloReason(err)
 		if !errors.Is(err, c.err) || reason != c.reason || !slices.Contains(HelloReasons(), reason) {
 			t.Errorf("%s: %v (%s), want %v (%s): %s", name, err, reason, c.err, c.reason, c.why)
@@ -159,16 +159,16 @@ func TestReadClientHelloTimeout(t *testing.T) {
 }
 
 // The agent gets a hello that the gateway has read, and completes the handshake with it.
-func TestHandshakeWithAHelloReadBefore(t *testing.T) {
+func TestHandshakeAfterReadClientHello(t *testing.T) {
 	d, a := pair(t)
-	client := tls.Client(Dialed(d), clientConfig())
+	client := tls.Client(WrapDialed(d), clientConfig())
 	done := make(chan error, 1)
 	go func() { done <- client.HandshakeContext(t.Context()) }()
-	hello, err := ReadClientHello(a, patience)
+	hello, err := ReadClientHello(a, testTimeout)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := tls.Server(Accepted(a, hello.Raw), serverConfig())
+	server := tls.Server(WrapAccepted(a, hello.Raw), serverConfig())
 	if err := errors.Join(server.HandshakeContext(t.Context()), <-done); err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func TestRefuse(t *testing.T) {
 	d, a := pair(t)
 	client := tls.Client(d, clientConfig())
 	go func() {
-		if _, err := ReadClientHello(a, patience); err == nil {
+		if _, err := ReadClientHello(a, testTimeout); err == nil {
 			Refuse(a)
 		}
 	}()

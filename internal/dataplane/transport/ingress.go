@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoInterface reports a connection of which the kernel does not say by which interface it came.
+// ErrNoInterface reports a connection whose ingress interface the kernel does not know.
 var ErrNoInterface = errors.New("the kernel does not say by which interface the connection came")
 
-// IngressInterface returns the index of the interface by which an accepted connection's opening came in. The
-// kernel kept it with the socket; packets that come later are not looked at. The error wraps ErrNoInterface
-// or the system's.
+// IngressInterface returns the index of the interface by which the first packet of an
+// accepted connection came in. The kernel stores it with the socket. Later packets do
+// not change it. The error wraps ErrNoInterface or the system's.
 func IngressInterface(c *net.TCPConn) (int, error) {
 	var index int
 	err := control(c, func(fd int) error {
@@ -36,8 +36,8 @@ func IngressInterface(c *net.TCPConn) (int, error) {
 	return index, nil
 }
 
-// ingress switches on packet information and reads the interface index, which lies at an offset of the
-// control message that is asked for.
+// ingress enables packet information and reads the interface index at an offset of the
+// control message.
 func ingress(fd, level, enable, option int, message int32, offset int) (int, error) {
 	if err := unix.SetsockoptInt(fd, level, enable, 1); err != nil {
 		return 0, err

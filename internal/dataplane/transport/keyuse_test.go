@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// A record counts as at least its blocks and one more, whatever its length, and the bound lies
-// below that of RFC 8446, section 5.5.
+// A record counts as at least its blocks and one more, whatever its length, and the
+// bound lies below that of RFC 8446, section 5.5.
 func TestKeyUse(t *testing.T) {
 	for _, plain := range []int{1, 14, 15, 16, 17, 100, 1 << 14} {
 		var u keyUse
@@ -32,7 +32,7 @@ func TestRecordLimit(t *testing.T) {
 	defer near.Close()
 	defer far.Close()
 	go io.Copy(io.Discard, far)
-	raw := Dialed(near)
+	raw := WrapDialed(near)
 	raw.sent.blocks.Store(wornKeyUse - 3)
 	if raw.Worn() {
 		t.Error("worn too early")
@@ -47,17 +47,18 @@ func TestRecordLimit(t *testing.T) {
 	if n, err := raw.Write(make([]byte, 40)); !errors.Is(err, ErrRecordLimit) || n != 0 {
 		t.Errorf("one more: %d bytes, %v", n, err)
 	}
-	err := raw.Gather(func() error { _, err := raw.Write(make([]byte, 40)); return err })
+	err := raw.BatchWrites(func() error { _, err := raw.Write(make([]byte, 40)); return err })
 	if !errors.Is(err, ErrRecordLimit) {
 		t.Errorf("gathered: %v", err)
 	}
 }
 
-// An exchange ends as its session reaches the bound, in either direction, and the end says why.
+// An exchange ends as its session reaches the bound, in either direction, and the end
+// says why.
 func TestAnExchangeEndsAtTheRecordLimit(t *testing.T) {
 	for side, name := range []string{"upload", "download"} {
 		t.Run(name, func(t *testing.T) {
-			l := newLine(t, true)
+			l := newTestPath(t, true)
 			RawOf(l.sessions[side]).sent.blocks.Store(maxKeyUse - 4<<10)
 			from, to := l.app, l.srv
 			if side == 1 {

@@ -17,13 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoLocalPort reports that every local port that was tried has a connection to the address.
+// ErrNoLocalPort reports that each local port that was tried has a connection to the
+// address already.
 var ErrNoLocalPort = errors.New("no local port is free for another connection to this address")
 
 const (
 	// portTries is how many local ports are tried for one connection.
 	portTries = 1024
-	// rangeAge is how old what is known of the kernel's ranges of ports may be.
+	// rangeAge is how long the kernel's port ranges are cached.
 	rangeAge = 10 * time.Second
 )
 
@@ -43,18 +44,19 @@ type LocalPorts struct {
 	err   error
 }
 
-// Dial connects to a TCP address. The error wraps ErrNoLocalPort, or is the last attempt's.
+// Dial connects to a TCP address. The error wraps ErrNoLocalPort, or is the last
+// attempt's.
 func (l *LocalPorts) Dial(ctx context.Context, address string) (net.Conn, error) {
 	c, err := l.dialFrom(ctx, 0, address)
 	if !errors.Is(err, syscall.EADDRNOTAVAIL) {
 		return c, err
 	}
-	return l.dialOwn(ctx, address)
+	return l.dialFromOwnPort(ctx, address)
 }
 
-// dialOwn dials from a port of ours.
-func (l *LocalPorts) dialOwn(ctx context.Context, address string) (net.Conn, error) {
-	ports, err := l.known()
+// dialFromOwnPort dials from a port that LocalPorts chooses.
+func (l *LocalPorts) dialFromOwnPort(ctx context.Context, address string) (net.Conn, error) {
+	ports, err := l.ownPorts()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", address, ErrNoLocalPort)
 	}
@@ -68,10 +70,10 @@ func (l *LocalPorts) dialOwn(ctx context.Context, address string) (net.Conn, err
 	return nil, fmt.Errorf("%s: %w", address, ErrNoLocalPort)
 }
 
-// dialFrom dials from a local port; 0: of the kernel's choice.
+// dialFrom dials from a local port; 0: the kernel chooses one.
 func (l *LocalPorts) dialFrom(ctx context.Context, port uint16, address string) (net.Conn, error) {
-	// SO_REUSEADDR on all of them, too, so that a port of ours may be one that the kernel has
-	// chosen before.
+	// Every socket has SO_REUSEADDR, so that LocalPorts can choose a port that the
+	// kernel has chosen before.
 	d := net.Dialer{Control: reuseAddress, KeepAlive: -1}
 	if port != 0 {
 		d.LocalAddr = &net.TCPAddr{Port: int(port)}
@@ -79,8 +81,8 @@ func (l *LocalPorts) dialFrom(ctx context.Context, port uint16, address string) 
 	return d.DialContext(ctx, "tcp", address)
 }
 
-// known returns the kernel's range of local ports.
-func (l *LocalPorts) known() ([]uint16, error) {
+// ownPorts returns the ports that LocalPorts may choose.
+func (l *LocalPorts) ownPorts() ([]uint16, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.read.IsZero() {
@@ -93,7 +95,8 @@ func (l *LocalPorts) known() ([]uint16, error) {
 	return l.ports, l.err
 }
 
-// readPortRange reads which local ports are ours from a folder of the kernel's settings.
+// readPortRange reads the ports that LocalPorts may choose from a directory of kernel
+// settings.
 func readPortRange(folder string) ([]uint16, error) {
 	local, err := os.ReadFile(folder + "/ip_local_port_range")
 	if err != nil {
@@ -106,7 +109,7 @@ func readPortRange(folder string) ([]uint16, error) {
 	return parsePortRange(string(local), string(reserved))
 }
 
-// parsePortRange returns the last quarter of a range of ports, without those that are reserved.
+// parsePortRange returns the last quarter of a port range, without the reserved ports.
 func parsePortRange(local, reserved string) ([]uint16, error) {
 	fields := strings.Fields(local)
 	if len(fields) != 2 {
@@ -126,7 +129,7 @@ func parsePortRange(local, reserved string) ([]uint16, error) {
 		first, ferr := strconv.ParseUint(from, 10, 16)
 		last, terr := strconv.ParseUint(to, 10, 16)
 		if ferr != nil || terr != nil {
-			continue // none, or what a later kernel writes
+			continue // empty, or a format of a later kernel
 		}
 		for port := max(first, low); port <= min(last, high); port++ {
 			taken[port] = true

@@ -8,7 +8,7 @@ import (
 )
 
 // More short connections than there are ports: each one's port is used again at once.
-func TestLocalPortsAreUsedAgain(t *testing.T) {
+func TestLocalPortsAreReused(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -24,13 +24,13 @@ func TestLocalPortsAreUsedAgain(t *testing.T) {
 			c.Close()
 		}
 	}()
-	l := fewPorts(41000, 41015)
+	l := newLocalPorts(21000, 21015)
 	for i := range 200 {
-		c, err := own(t, l, ln.Addr().String())
+		c, err := dialOwnPort(t, l, ln.Addr().String())
 		if err != nil {
 			t.Fatalf("connection %d over 16 ports: %v", i, err)
 		}
-		if port := c.LocalAddr().(*net.TCPAddr).Port; port < 41000 || port > 41015 {
+		if port := c.LocalAddr().(*net.TCPAddr).Port; port < 21000 || port > 21015 {
 			t.Fatalf("it comes from port %d", port)
 		}
 		c.(*net.TCPConn).CloseWrite()
@@ -39,8 +39,10 @@ func TestLocalPortsAreUsedAgain(t *testing.T) {
 	}
 }
 
-// fewPorts are LocalPorts with ports of their own, which the kernel does not have any more.
-func fewPorts(low, high uint16) *LocalPorts {
+// newLocalPorts are LocalPorts with ports of their own. Tests use ports below those that
+// the kernel gives to programs, which may be in use
+// at any time.
+func newLocalPorts(low, high uint16) *LocalPorts {
 	l := &LocalPorts{read: time.Now().Add(time.Hour)}
 	for port := low; port <= high; port++ {
 		l.ports = append(l.ports, port)
@@ -48,10 +50,10 @@ func fewPorts(low, high uint16) *LocalPorts {
 	return l
 }
 
-// own dials from a port of ours, as when the kernel has none.
-func own(t *testing.T, l *LocalPorts, address string) (net.Conn, error) {
+// dialOwnPort dials from a port of ours, as when the kernel has none.
+func dialOwnPort(t *testing.T, l *LocalPorts, address string) (net.Conn, error) {
 	t.Helper()
-	return l.dialOwn(t.Context(), address)
+	return l.dialFromOwnPort(t.Context(), address)
 }
 
 func TestNoLocalPort(t *testing.T) {
@@ -60,15 +62,15 @@ func TestNoLocalPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	l := fewPorts(41100, 41103)
+	l := newLocalPorts(21100, 21103)
 	for range 4 {
-		c, err := own(t, l, ln.Addr().String())
+		c, err := dialOwnPort(t, l, ln.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 	}
-	if _, err := own(t, l, ln.Addr().String()); !errors.Is(err, ErrNoLocalPort) {
+	if _, err := dialOwnPort(t, l, ln.Addr().String()); !errors.Is(err, ErrNoLocalPort) {
 		t.Errorf("a fifth over four ports: %v, want %v", err, ErrNoLocalPort)
 	}
 	other, err := net.Listen("tcp", "127.0.0.2:0")
@@ -76,7 +78,7 @@ func TestNoLocalPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	c, err := own(t, l, other.Addr().String())
+	c, err := dialOwnPort(t, l, other.Addr().String())
 	if err != nil {
 		t.Fatalf("the same ports serve another address: %v", err)
 	}
@@ -114,14 +116,15 @@ func TestParsePortRange(t *testing.T) {
 	}
 }
 
-// The kernel chooses as long as it has a port: ports of ours are lost to others for a while.
-func TestTheKernelChoosesFirst(t *testing.T) {
+// The kernel chooses as long as it has a port: ports of ours are lost to others for a
+// while.
+func TestLocalPortsPreferKernelChoice(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	l := fewPorts(41200, 41201)
+	l := newLocalPorts(41200, 41201)
 	c, err := l.Dial(t.Context(), ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)

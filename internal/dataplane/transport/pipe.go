@@ -12,12 +12,12 @@ const (
 	// capability.
 	pipeSize = 256 << 10
 	maxPipes = 256
-	// maxIdlePipes stay open for the next bulk.
+	// maxIdlePipes is how many pipes stay open for later use.
 	maxIdlePipes = 32
 )
 
-// pipes are those of the process.
-var pipes = pipePool{most: maxPipes}
+// pipes is the pool of the process.
+var pipes = pipePool{max: maxPipes}
 
 // A pipe moves bytes between two sockets inside the kernel.
 type pipe struct {
@@ -27,7 +27,7 @@ type pipe struct {
 
 // pipePool bounds the pipes in use. It is safe for concurrent use and never waits.
 type pipePool struct {
-	most int
+	max int
 
 	mu   sync.Mutex // guards what follows
 	used int
@@ -39,7 +39,7 @@ type pipePool struct {
 func (p *pipePool) get() *pipe {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.used >= p.most {
+	if p.used >= p.max {
 		return nil
 	}
 	if last := len(p.idle) - 1; last >= 0 {

@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How often a send queue is read while it drains. Most are empty at the first look.
+// The interval at which a draining send queue is read. Most queues are empty at the
+// first read.
 const (
 	minDrainPoll = time.Millisecond
 	maxDrainPoll = 20 * time.Millisecond

@@ -19,7 +19,7 @@ func TestResetDelivered(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
-	go func() { defer close(done); ResetDelivered(c, patience) }()
+	go func() { defer close(done); ResetDelivered(c, testTimeout) }()
 	got, err := io.ReadAll(peer)
 	if len(got) != len(sent) || !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("received %d of %d bytes, then %v, want all and a reset", len(got), len(sent), err)
@@ -27,11 +27,11 @@ func TestResetDelivered(t *testing.T) {
 	<-done
 }
 
-func TestResetDeliveredWaitsForAWhileOnly(t *testing.T) {
+func TestResetDeliveredTimesOut(t *testing.T) {
 	c, peer := pair(t)
 	c.SetWriteBuffer(1 << 20)
 	peer.SetReadBuffer(32 << 10)
-	c.SetWriteDeadline(time.Now().Add(patience))
+	c.SetWriteDeadline(time.Now().Add(testTimeout))
 	if _, err := c.Write(make([]byte, 128<<10)); err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func TestResetDeliveredWaitsForAWhileOnly(t *testing.T) {
 	}
 }
 
-func TestResetDeliveredDoesNotWaitForABrokenPeer(t *testing.T) {
+func TestResetDeliveredSkipsBrokenConnection(t *testing.T) {
 	c, peer := pair(t)
 	peer.SetReadBuffer(32 << 10)
 	c.SetWriteBuffer(1 << 20)
@@ -50,8 +50,8 @@ func TestResetDeliveredDoesNotWaitForABrokenPeer(t *testing.T) {
 	}
 	Reset(peer)
 	begun := time.Now()
-	ResetDelivered(c, patience)
-	if took := time.Since(begun); took >= patience {
+	ResetDelivered(c, testTimeout)
+	if took := time.Since(begun); took >= testTimeout {
 		t.Errorf("waited %v for a peer that is gone", took)
 	}
 }

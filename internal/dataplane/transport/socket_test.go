@@ -76,7 +76,7 @@ func TestIngressInterface(t *testing.T) {
 	}
 }
 
-func TestPassing(t *testing.T) {
+func TestIsTransient(t *testing.T) {
 	for name, c := range map[string]struct {
 		why  string
 		err  error
@@ -87,7 +87,7 @@ func TestPassing(t *testing.T) {
 		"closed":        {"no more will come", net.ErrClosed, false},
 		"none":          {"nothing has failed", nil, false},
 	} {
-		if got := Passing(c.err); got != c.want {
+		if got := IsTransient(c.err); got != c.want {
 			t.Errorf("%s: %v, want %v: %s", name, got, c.want, c.why)
 		}
 	}

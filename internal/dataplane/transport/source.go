@@ -17,12 +17,12 @@ var bufferPool = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // source reads a TCP connection without holding a buffer while it waits, so that an idle
 // connection costs none.
 type source struct {
-	conn syscall.RawConn
-	room int               // kept free at the head of buf
-	buf  *[bufferSize]byte // set after read until release
-	n    int               // bytes read
-	err  error
-	try  func(fd uintptr) bool
+	conn     syscall.RawConn
+	headroom int               // kept free at the head of buf
+	buf      *[bufferSize]byte // set after read until release
+	n        int               // bytes read
+	err      error
+	try      func(fd uintptr) bool
 }
 
 func newSource(c *net.TCPConn) (*source, error) {
@@ -31,11 +31,12 @@ func newSource(c *net.TCPConn) (*source, error) {
 		return nil, err
 	}
 	s := &source{conn: conn}
-	s.try = s.tryRead // once, not with each read
+	s.try = s.tryRead // allocated once, not for each read
 	return s, nil
 }
 
-// read waits for bytes: s.n of them from s.buf[s.room:], to be released. The end is io.EOF.
+// read waits for bytes: s.n of them from s.buf[s.headroom:]. The caller must then call
+// release. The end is io.EOF.
 func (s *source) read() error {
 	if err := s.conn.Read(s.try); err != nil {
 		return err
@@ -53,7 +54,7 @@ func (s *source) read() error {
 func (s *source) tryRead(fd uintptr) bool {
 	s.buf = bufferPool.Get().(*[bufferSize]byte)
 	for {
-		s.n, s.err = unix.Read(int(fd), s.buf[s.room:])
+		s.n, s.err = unix.Read(int(fd), s.buf[s.headroom:])
 		if s.err != unix.EINTR {
 			break
 		}

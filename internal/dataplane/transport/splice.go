@@ -10,59 +10,61 @@ import (
 )
 
 const (
-	// fullReads in a row make a direction bulk, which the kernel then splices.
+	// fullReads consecutive full reads make a direction bulk, which the kernel then
+	// splices.
 	fullReads = 2
-	// A direction stays bulk while bulkLeast bytes pass in each bulkTime.
-	bulkTime  = time.Second
-	bulkLeast = 1 << 20
-	// resetGrace is how long after the failure of one side the other may take what the
-	// failed side had sent.
+	// A direction stays bulk while minBulkBytes bytes pass in each bulkPeriod.
+	bulkPeriod   = time.Second
+	minBulkBytes = 1 << 20
+	// resetGrace is how long after the failure of one side the other side may read what
+	// the failed side had sent.
 	resetGrace = 2 * time.Second
 )
 
-// Splice carries bytes between two TCP connections until both directions have ended with
-// FIN, one side fails, or ctx ends, and returns when all its goroutines have. It first
-// writes early to b. FIN is passed on as FIN, each direction for itself. Any other end of
-// one side resets the other, but first the other gets what the failed side had sent, for
-// at most resetGrace. The end of ctx resets both at once.
+// Splice relays bytes between two TCP connections until both directions have ended with
+// FIN, one side fails, or ctx ends, and all its goroutines have ended. It first writes
+// earlyData to b. It forwards FIN as FIN, each direction separately. Any other end of
+// one side resets the other. Before that, the other side gets what the failed side had
+// sent, for at most resetGrace. The end of ctx resets both at once.
 //
-// Small data goes through a buffer that is held only while it moves; bulk is spliced in
-// the kernel. Splice takes both connections over, clears their deadlines and closes them.
-func Splice(ctx context.Context, a, b *net.TCPConn, early []byte) Result {
-	s := &splice{carriage: carriage{first: a, second: b}, early: early}
-	forth := make(chan struct{})
+// Small data goes through a buffer that is held only while bytes move. The kernel
+// splices bulk data. Splice owns both connections: it clears their deadlines and closes
+// them.
+func Splice(ctx context.Context, a, b *net.TCPConn, earlyData []byte) Result {
+	s := &splice{proxyPair: proxyPair{first: a, second: b}, earlyData: earlyData}
+	toSecond := make(chan struct{})
 	return s.run(ctx,
 		func() {
-			defer close(forth)
-			s.carry(a, b, First, Second, &s.forth)
+			defer close(toSecond)
+			s.relay(a, b, First, Second, &s.sent)
 		},
 		func() {
-			s.carry(b, a, Second, First, &s.back)
-			<-forth
+			s.relay(b, a, Second, First, &s.received)
+			<-toSecond
 			s.passReset()
 		})
 }
 
 type splice struct {
-	carriage
-	early []byte
-	bulk  atomic.Int64 // bytes that the kernel spliced
+	proxyPair
+	earlyData []byte
+	bulk      atomic.Int64 // bytes that the kernel spliced
 
 	failure sync.Mutex // guards what follows
 	failed  Side       // Neither: no side has failed
 	err     error      // why it failed
-	until   time.Time  // when the other side is reset at the latest
+	until   time.Time  // the latest time to reset the other side
 	read    [3]bool    // by Side: its end was read
 }
 
-// carry copies one direction to its end.
-func (s *splice) carry(src, dst *net.TCPConn, from, to Side, count *atomic.Int64) {
-	if from == First && len(s.early) > 0 {
-		if _, err := dst.Write(s.early); err != nil {
+// relay copies one direction to its end.
+func (s *splice) relay(src, dst *net.TCPConn, from, to Side, count *atomic.Int64) {
+	if from == First && len(s.earlyData) > 0 {
+		if _, err := dst.Write(s.earlyData); err != nil {
 			s.failAfterDelivery(to, err)
 			return
 		}
-		s.early = nil
+		s.earlyData = nil
 	}
 	side, err := s.copy(src, dst, from, to, count)
 	if err == io.EOF {
@@ -76,7 +78,7 @@ func (s *splice) carry(src, dst *net.TCPConn, from, to Side, count *atomic.Int64
 		s.failAfterDelivery(to, err)
 		return
 	}
-	if s.end() || !s.noteEnd(from) {
+	if s.directionEnded() || !s.recordRead(from) {
 		return
 	}
 	if err := awaitReset(src); err != nil && !s.bothEnded() {
@@ -114,7 +116,8 @@ func (s *splice) copy(src, dst *net.TCPConn, from, to Side, count *atomic.Int64)
 	}
 }
 
-// copyBulk lets the kernel copy until little comes, dst stalls or there is no pipe.
+// copyBulk lets the kernel copy until few bytes come, dst stalls or no pipe is
+// available.
 func (s *splice) copyBulk(src, dst *net.TCPConn, from, to Side, count *atomic.Int64) (Side, error) {
 	b, err := newBulk(src, dst, func(t time.Time) { s.setWriteDeadline(dst, t) })
 	if err != nil {
@@ -136,8 +139,8 @@ func (s *splice) copyBulk(src, dst *net.TCPConn, from, to Side, count *atomic.In
 		if moved += n; stalled {
 			return from, nil
 		}
-		if now := time.Now(); now.Sub(since) >= bulkTime {
-			if moved < bulkLeast {
+		if now := time.Now(); now.Sub(since) >= bulkPeriod {
+			if moved < minBulkBytes {
 				return from, nil
 			}
 			since, moved = now, 0
@@ -145,9 +148,9 @@ func (s *splice) copyBulk(src, dst *net.TCPConn, from, to Side, count *atomic.In
 	}
 }
 
-// failAfterDelivery notes that a side has failed, unless one has already. It ends the
-// direction to that side at once, and the direction from it when all that the side had
-// sent is written, or resetGrace has passed. passReset then ends the rest.
+// failAfterDelivery records that a side has failed, unless one has already. It ends the
+// direction to that side at once. It ends the direction from it when all that the side
+// had sent is written, or resetGrace has passed. passReset then resets both.
 func (s *splice) failAfterDelivery(side Side, err error) {
 	s.failure.Lock()
 	defer s.failure.Unlock()
@@ -160,7 +163,7 @@ func (s *splice) failAfterDelivery(side Side, err error) {
 		failed, other = other, failed
 	}
 	past := time.Unix(1, 0)
-	failed.SetDeadline(s.until) // a failed connection does not block; this is for certainty
+	failed.SetDeadline(s.until) // as a safeguard, because a failed connection does not block
 	if s.read[side] {
 		failed.SetReadDeadline(past)
 	}
@@ -168,17 +171,17 @@ func (s *splice) failAfterDelivery(side Side, err error) {
 	other.SetWriteDeadline(s.until)
 }
 
-// noteEnd notes that a side's end was read. It returns false if a side has failed
+// recordRead records that a side's end was read. It returns false if a side has failed
 // meanwhile.
-func (s *splice) noteEnd(side Side) bool {
+func (s *splice) recordRead(side Side) bool {
 	s.failure.Lock()
 	defer s.failure.Unlock()
 	s.read[side] = true
 	return s.failed == Neither
 }
 
-// setWriteDeadline sets the deadline of writes to a side, but no later one than a failure
-// has set. The zero time is none.
+// setWriteDeadline sets the write deadline of a side. A failure caps it. The zero time
+// is no deadline.
 func (s *splice) setWriteDeadline(c *net.TCPConn, t time.Time) {
 	s.failure.Lock()
 	defer s.failure.Unlock()
@@ -188,8 +191,8 @@ func (s *splice) setWriteDeadline(c *net.TCPConn, t time.Time) {
 	c.SetWriteDeadline(t)
 }
 
-// passReset resets both sides if one has failed: the other one after its peer has
-// received what was written to it. Both directions must have ended.
+// passReset resets both sides if one has failed. It first waits until the peer of the
+// other side has received what was written to it. Both directions must have ended.
 func (s *splice) passReset() {
 	if s.failed == Neither {
 		return

@@ -35,7 +35,7 @@ func (s *spliced) wait(t *testing.T) Result {
 	select {
 	case r := <-s.done:
 		return r
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("Splice does not return")
 		return Result{}
 	}
@@ -43,19 +43,19 @@ func (s *spliced) wait(t *testing.T) Result {
 
 // upload writes for ever, until the connection breaks or the deadline is over.
 func upload(c *net.TCPConn) error {
-	_, err := io.Copy(struct{ io.Writer }{c}, neverEnding{})
+	_, err := io.Copy(struct{ io.Writer }{c}, endlessReader{})
 	return err
 }
 
 // A server that refuses an upload answers and closes without reading the rest, which
 // resets. Its answer must reach the client although writes to the server fail first.
-func TestSpliceDeliversAnEarlyAnswer(t *testing.T) {
+func TestSpliceDeliversEarlyAnswer(t *testing.T) {
 	answer := bytes.Repeat([]byte("413 "), 1<<10)
 	for range 40 {
 		s := newSpliced(t)
 		var uploading sync.WaitGroup
 		uploading.Go(func() { upload(s.client) })
-		if err := AwaitSpeech(s.server, patience); err != nil {
+		if err := AwaitReadable(s.server, testTimeout); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.server.Write(answer); err != nil {
@@ -74,24 +74,24 @@ func TestSpliceDeliversAnEarlyAnswer(t *testing.T) {
 }
 
 // What waits in the gateway's queues when a side resets is delivered, too.
-func TestSpliceDeliversQueuesBeforeAReset(t *testing.T) {
+func TestSpliceDeliversQueuedBytesBeforeReset(t *testing.T) {
 	s := newSpliced(t)
 	s.client.SetReadBuffer(4 << 10)
 	if _, err := s.client.Write([]byte("unread")); err != nil {
 		t.Fatal(err)
 	}
-	if err := AwaitSpeech(s.server, patience); err != nil {
+	if err := AwaitReadable(s.server, testTimeout); err != nil {
 		t.Fatal(err)
 	}
 	sent := make([]byte, 48<<10)
 	for i := range sent {
 		sent[i] = byte(rand.Int())
 	}
-	s.server.SetWriteDeadline(time.Now().Add(patience))
+	s.server.SetWriteDeadline(time.Now().Add(testTimeout))
 	if _, err := s.server.Write(sent); err != nil {
 		t.Fatal(err)
 	}
-	awaitDelivery(s.server, patience) // the gateway has it
+	awaitDelivery(s.server, testTimeout) // the gateway has it
 	s.server.Close()
 	if got, _ := io.ReadAll(s.client); !bytes.Equal(got, sent) {
 		t.Errorf("the client received %d of %d bytes, or others", len(got), len(sent))
@@ -102,7 +102,7 @@ func TestSpliceDeliversQueuesBeforeAReset(t *testing.T) {
 }
 
 // A client that does not read cannot keep the connection of a server that is gone.
-func TestSpliceDeliversForAWhileOnly(t *testing.T) {
+func TestSpliceDeliveryTimesOut(t *testing.T) {
 	t.Parallel()
 	s := newSpliced(t)
 	s.server.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
@@ -117,7 +117,7 @@ func TestSpliceDeliversForAWhileOnly(t *testing.T) {
 }
 
 // A direction that has ended does not delay the reset of the other.
-func TestSplicePassesAResetAtOnceWhenThereIsNothingToDeliver(t *testing.T) {
+func TestSplicePassesResetAtOnceWithEmptyQueue(t *testing.T) {
 	s := newSpliced(t)
 	s.client.CloseWrite()
 	wantEnd(t, "server", s.server, "")
@@ -160,7 +160,7 @@ func TestStalledReadersHoldNoPipe(t *testing.T) {
 		})
 	}
 	writing.Wait() // every queue is full
-	for end := time.Now().Add(patience); pipes.inUse() > 0; {
+	for end := time.Now().Add(testTimeout); pipes.inUse() > 0; {
 		if time.Now().After(end) {
 			t.Fatalf("%d pipes are held for readers that take nothing", pipes.inUse())
 		}
@@ -170,7 +170,7 @@ func TestStalledReadersHoldNoPipe(t *testing.T) {
 		s.server.CloseWrite()
 		s.client.CloseWrite()
 		sum := sha256.New()
-		s.client.SetReadDeadline(time.Now().Add(patience))
+		s.client.SetReadDeadline(time.Now().Add(testTimeout))
 		n, err := io.Copy(struct{ io.Writer }{sum}, s.client)
 		if n != s.n || err != nil || [sha256.Size]byte(sum.Sum(nil)) != s.sent {
 			t.Errorf("reader %d received %d of %d bytes, or others, %v", i, n, s.n, err)
@@ -179,7 +179,7 @@ func TestStalledReadersHoldNoPipe(t *testing.T) {
 }
 
 func TestPipePoolIsBounded(t *testing.T) {
-	p := pipePool{most: 2}
+	p := pipePool{max: 2}
 	a, b := p.get(), p.get()
 	if a == nil || b == nil || a == b {
 		t.Fatalf("%v and %v, want two pipes", a, b)
@@ -211,7 +211,7 @@ func TestBulkWithoutPipes(t *testing.T) {
 	setMost := func(n int) {
 		pipes.mu.Lock()
 		defer pipes.mu.Unlock()
-		pipes.most = n
+		pipes.max = n
 	}
 	setMost(0)
 	defer setMost(maxPipes)

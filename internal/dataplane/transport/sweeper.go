@@ -17,11 +17,11 @@ const (
 type sweeper struct {
 	slots [sweepSlots]sweepSlot
 
-	mu      sync.Mutex // guards what follows
-	entries int
-	next    int // the slot of the next entry
-	turn    int // the slot of the next tick
-	timer   *time.Timer
+	mu       sync.Mutex // guards what follows
+	entries  int
+	nextSlot int // the slot of the next entry
+	nextTick int // the slot of the next tick
+	timer    *time.Timer
 }
 
 // sweepSlot holds the entries whose functions are called in the same tick.
@@ -36,11 +36,12 @@ type sweepEntry struct {
 	slot *sweepSlot
 }
 
-// add starts the calls of a function, which must neither block nor use the sweeper.
+// add starts the calls of a function. The function must neither block nor use the
+// sweeper.
 func (s *sweeper) add(call func()) *sweepEntry {
 	s.mu.Lock()
-	e := &sweepEntry{call, &s.slots[s.next]}
-	s.next = (s.next + 1) % sweepSlots
+	e := &sweepEntry{call, &s.slots[s.nextSlot]}
+	s.nextSlot = (s.nextSlot + 1) % sweepSlots
 	if s.entries++; s.entries == 1 {
 		s.timer = time.AfterFunc(sweepInterval/sweepSlots, s.tick)
 	}
@@ -55,7 +56,8 @@ func (s *sweeper) add(call func()) *sweepEntry {
 	return e
 }
 
-// remove ends the calls of a function, once. It waits for a call that has begun.
+// remove ends the calls of a function. It must be called once. It waits for a running
+// call.
 func (s *sweeper) remove(e *sweepEntry) {
 	e.slot.mu.Lock()
 	delete(e.slot.entries, e)
@@ -72,8 +74,8 @@ func (s *sweeper) remove(e *sweepEntry) {
 // it.
 func (s *sweeper) tick() {
 	s.mu.Lock()
-	slot := &s.slots[s.turn]
-	s.turn = (s.turn + 1) % sweepSlots
+	slot := &s.slots[s.nextTick]
+	s.nextTick = (s.nextTick + 1) % sweepSlots
 	s.mu.Unlock()
 
 	slot.callAll()

@@ -57,7 +57,7 @@ func TestSweeper(t *testing.T) {
 }
 
 // The owner of a function may free what it uses once remove has returned.
-func TestSweeperRemoveWaitsForACall(t *testing.T) {
+func TestSweeperRemoveWaitsForRunningCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s sweeper
 		begun, end := make(chan struct{}), make(chan struct{})

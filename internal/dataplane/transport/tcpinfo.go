@@ -12,7 +12,7 @@ import (
 // (include/net/tcp_states.h).
 const tcpClose = 7
 
-// closed reports whether the kernel has given a connection up.
+// closed reports whether the kernel has closed a connection.
 func closed(c *net.TCPConn) bool {
 	info, err := tcpInfo(c)
 	return err != nil || info.State == tcpClose

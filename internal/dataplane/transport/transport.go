@@ -1,9 +1,9 @@
-// Package transport moves bytes: it reads ClientHellos without answering them, dials, and carries
-// connections between applications, tunnels and gateways.
+// Package transport moves bytes. It reads ClientHellos without answering them, dials,
+// and relays connections between applications, tunnels and gateways.
 //
-//	gateway:  peer ──▶ ReadClientHello ─▶ Prove ─▶ Splice ══▶ agent
-//	inbound:  gateway ──▶ Accepted ─▶ tls.Server ─▶ Exchange ══▶ application
-//	outbound: application ──▶ Dialer ─▶ Dialed ─▶ tls.Client ─▶ Exchange ══▶ gateway
+//	gateway:  peer ──▶ ReadClientHello ─▶ RelayUntilProven ─▶ Splice ══▶ agent
+//	inbound:  gateway ──▶ WrapAccepted ─▶ tls.Server ─▶ Exchange ══▶ application
+//	outbound: application ──▶ Dialer ─▶ WrapDialed ─▶ tls.Client ─▶ Exchange ══▶ gateway
 //
 // What always holds:
 //   - Each direction ends at the far end as it ended at the near one: a clean end by a
@@ -14,10 +14,10 @@
 //   - A slow reader is not dead. A connection whose peer answers is never ended because
 //     no bytes move. A peer that answers nothing is dead after 60 to 80 s, so a network
 //     outage of less than a minute ends no open connection.
-//   - Before a peer has proven who it is it can send MaxUnproven bytes and no more.
-//   - ReadClientHello consumes the hello's records and not a byte after them.
-//   - Exchange and Splice return when both directions have ended and all their goroutines with
-//     them. Splice closes both connections, Exchange the application's.
+//   - Before a peer is authenticated it can send at most MaxUnproven bytes.
+//   - ReadClientHello consumes the records of the hello and no byte after them.
+//   - Exchange and Splice return when both directions have ended and all their
+//     goroutines with them. Splice closes both connections, Exchange the application's.
 package transport
 
 import (
@@ -31,51 +31,53 @@ import (
 	"time"
 )
 
-// MaxUnproven is how many bytes a peer may send under TLS until Raw.Proven, the ClientHello included.
+// MaxUnproven is how many bytes a peer may send under TLS before Raw.MarkProven. It
+// includes the ClientHello.
 const MaxUnproven = 16 << 10
 
 var (
-	// ErrTruncated reports a session whose TCP connection ended without close_notify, or within
-	// an exchange. It is an io.ErrUnexpectedEOF; crypto/tls by itself would take the former for
-	// a clean end.
+	// ErrTruncated reports a session whose TCP connection ended without close_notify,
+	// or within an exchange. It is an io.ErrUnexpectedEOF. crypto/tls alone would
+	// report the first case as a clean end.
 	ErrTruncated = fmt.Errorf("session ended too early: %w", io.ErrUnexpectedEOF)
-	// ErrUnproven reports a peer that sent more than MaxUnproven bytes before it was proven.
+	// ErrUnproven reports a peer that sent more than MaxUnproven bytes before it was
+	// authenticated.
 	ErrUnproven = errors.New("too many bytes before the peer was proven")
 )
 
-// Raw is the network connection under a tunnel's TLS. It gives back bytes already read, bounds what comes
-// before the peer is proven, and makes an end of the TCP connection ErrTruncated, so that only close_notify
-// is a clean end.
+// Raw is the network connection under a tunnel's TLS. It returns bytes that were read
+// before, bounds the bytes before the peer is authenticated, and reports the end of the
+// TCP connection as ErrTruncated, so that only close_notify is a clean end.
 type Raw struct {
 	net.Conn
-	// prefix and unproven are touched by Read alone, which TLS calls from one goroutine at a time.
+	// Only Read uses prefix and unproven. TLS calls it from one goroutine at a time.
 	prefix   []byte
 	unproven int
 	proven   atomic.Bool
 
-	hurried atomic.Bool
-	sent    keyUse
+	failSlow atomic.Bool
+	sent     keyUse
 
-	writing sync.Mutex // guards gathered, and is held while bytes are written
-	// gathered is what Gather holds back; nil outside of it.
-	gathered []byte
+	writeMu sync.Mutex // guards batch, and is held while bytes are written
+	// batch holds the bytes of BatchWrites; nil outside of it.
+	batch []byte
 }
 
-// Accepted returns what lies under the server's side of a tunnel. Reads give prefix first: the ClientHello
-// that was read from c already. It takes c over.
-func Accepted(c net.Conn, prefix []byte) *Raw {
+// WrapAccepted returns the Raw of the server's side of a tunnel. Reads return prefix
+// first, which is the ClientHello that was read from c. The Raw owns c.
+func WrapAccepted(c net.Conn, prefix []byte) *Raw {
 	return &Raw{Conn: c, prefix: prefix, unproven: MaxUnproven}
 }
 
-// Dialed returns what lies under the client's side of a tunnel. It takes c over.
-func Dialed(c net.Conn) *Raw {
+// WrapDialed returns the Raw of the client's side of a tunnel. The Raw owns c.
+func WrapDialed(c net.Conn) *Raw {
 	return &Raw{Conn: c, unproven: MaxUnproven}
 }
 
-// Proven lifts the bound on bytes. Call it once the handshake has returned without an error.
-func (r *Raw) Proven() { r.proven.Store(true) }
+// MarkProven removes the bound on bytes. Call it when the handshake has succeeded.
+func (r *Raw) MarkProven() { r.proven.Store(true) }
 
-// Read reads as net.Conn does, but never returns io.EOF: the end is ErrTruncated.
+// Read reads as net.Conn does, but never returns io.EOF. The end is ErrTruncated.
 func (r *Raw) Read(b []byte) (int, error) {
 	proven := r.proven.Load()
 	if !proven {
@@ -101,28 +103,31 @@ func (r *Raw) read(b []byte) (int, error) {
 	}
 	n, err := r.Conn.Read(b)
 	if err == io.EOF {
-		// Not io.ErrUnexpectedEOF itself, which crypto/tls turns back into io.EOF between records.
+		// Not io.ErrUnexpectedEOF itself, which crypto/tls turns back into io.EOF
+		// between records.
 		err = ErrTruncated
 	}
 	return n, err
 }
 
-// Hurry makes later writes fail that do not fit into the send buffer: crypto/tls would wait up to
-// 5 s with its close_notify for a peer that reads nothing.
-func (r *Raw) Hurry() {
-	r.hurried.Store(true)
+// FailSlowWrites makes later writes fail if they do not fit into the send buffer.
+// Otherwise crypto/tls would wait up to 5 s to send close_notify to a peer that reads
+// nothing.
+func (r *Raw) FailSlowWrites() {
+	r.failSlow.Store(true)
 	r.SetWriteDeadline(time.Time{})
 }
 
-// SetWriteDeadline sets the deadline for writes, which after Hurry is a moment away at most.
+// SetWriteDeadline sets the deadline of writes. After FailSlowWrites the deadline is at
+// most slowWrite away.
 func (r *Raw) SetWriteDeadline(t time.Time) error {
-	if soon := time.Now().Add(hurry); r.hurried.Load() && (t.IsZero() || t.After(soon)) {
+	if soon := time.Now().Add(slowWrite); r.failSlow.Load() && (t.IsZero() || t.After(soon)) {
 		t = soon
 	}
 	return r.Conn.SetWriteDeadline(t)
 }
 
-const hurry = 10 * time.Millisecond
+const slowWrite = 10 * time.Millisecond
 
 // Write writes as net.Conn does, but within Gather later. TLS calls it with one record at
 // a time. The error is ErrRecordLimit once its key may encrypt no more.
@@ -130,26 +135,27 @@ func (r *Raw) Write(b []byte) (int, error) {
 	if err := r.sent.add(len(b)); err != nil {
 		return 0, err
 	}
-	r.writing.Lock()
-	defer r.writing.Unlock()
-	if r.gathered == nil {
+	r.writeMu.Lock()
+	defer r.writeMu.Unlock()
+	if r.batch == nil {
 		return r.Conn.Write(b)
 	}
-	r.gathered = append(r.gathered, b...)
+	r.batch = append(r.batch, b...)
 	return len(b), nil
 }
 
-// Gather calls write, which writes through TLS, and sends all the records that this makes in one
-// write to the network. It must not be called concurrently; TLS may write by itself meanwhile.
-func (r *Raw) Gather(write func() error) error {
-	buf := gatherPool.Get().(*[]byte)
-	defer gatherPool.Put(buf)
-	r.gather((*buf)[:0])
+// BatchWrites calls write, which writes through TLS, and sends all resulting records in
+// one write to the network. It must not be called concurrently. TLS may write
+// concurrently.
+func (r *Raw) BatchWrites(write func() error) error {
+	buf := batchPool.Get().(*[]byte)
+	defer batchPool.Put(buf)
+	r.startBatch((*buf)[:0])
 	err := write()
-	r.writing.Lock()
-	defer r.writing.Unlock()
-	all := r.gathered
-	r.gathered, *buf = nil, all[:0]
+	r.writeMu.Lock()
+	defer r.writeMu.Unlock()
+	all := r.batch
+	r.batch, *buf = nil, all[:0]
 	if err != nil {
 		return err
 	}
@@ -157,24 +163,24 @@ func (r *Raw) Gather(write func() error) error {
 	return err
 }
 
-func (r *Raw) gather(into []byte) {
-	r.writing.Lock()
-	defer r.writing.Unlock()
-	r.gathered = into
+func (r *Raw) startBatch(into []byte) {
+	r.writeMu.Lock()
+	defer r.writeMu.Unlock()
+	r.batch = into
 }
 
-// gatherPool holds room for what a buffer becomes under TLS.
-var gatherPool = sync.Pool{New: func() any {
+// batchPool holds buffers for the TLS records of one plaintext buffer.
+var batchPool = sync.Pool{New: func() any {
 	b := make([]byte, 0, bufferSize+bufferSize/16)
 	return &b
 }}
 
-// Reset ends the connection so that the peer sees a reset, whatever was sent or received before. It sends no
-// close_notify and may be called at any time, more than once and by any goroutine.
+// Reset ends the connection so that the peer sees a reset. It sends no close_notify.
+// Any goroutine may call it at any time, more than once.
 func (r *Raw) Reset() { Reset(r.Conn) }
 
-// Reset closes c so that its peer sees a reset and not an end. Unsent data is dropped. A c that is no TCP
-// connection is just closed.
+// Reset closes c so that its peer sees a reset instead of FIN. Unsent data is dropped.
+// If c is not a TCP connection, Reset only closes it.
 func Reset(c net.Conn) {
 	if t, ok := c.(interface{ SetLinger(int) error }); ok {
 		t.SetLinger(0) // fails only if c is closed already
@@ -193,9 +199,9 @@ func linger(seconds int, conns ...net.Conn) {
 	}
 }
 
-// Passing reports whether an error of Accept is about this moment only, such as
-// the lack of a file descriptor: the listener is still good.
-func Passing(err error) bool {
+// IsTransient reports whether an error of Accept is temporary, such as the lack of a
+// file descriptor, so that the listener remains usable.
+func IsTransient(err error) bool {
 	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
 		if errors.Is(err, e) {
 			return true

@@ -20,8 +20,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds what would hang if the code were wrong.
-const patience = 20 * time.Second
+// testTimeout bounds what would hang if the code were wrong.
+const testTimeout = 20 * time.Second
 
 // pair returns the two ends of a real TCP connection, both tuned, closed with the test.
 func pair(t testing.TB) (dialed, accepted *net.TCPConn) {
@@ -44,7 +44,7 @@ func pair(t testing.TB) (dialed, accepted *net.TCPConn) {
 		if err := Tune(c); err != nil {
 			t.Fatal(err)
 		}
-		c.SetDeadline(time.Now().Add(patience))
+		c.SetDeadline(time.Now().Add(testTimeout))
 		t.Cleanup(func() { c.Close() })
 	}
 	return dialed, accepted
@@ -74,15 +74,15 @@ func serverConfig() *tls.Config {
 // tunnelOver shakes hands over two ends of a connection.
 func tunnelOver(t testing.TB, dialed, accepted net.Conn) (client, server *tls.Conn) {
 	t.Helper()
-	c, s := Dialed(dialed), Accepted(accepted, nil)
+	c, s := WrapDialed(dialed), WrapAccepted(accepted, nil)
 	client, server = tls.Client(c, clientConfig()), tls.Server(s, serverConfig())
 	done := make(chan error, 1)
 	go func() { done <- server.HandshakeContext(t.Context()) }()
 	if err := errors.Join(client.HandshakeContext(t.Context()), <-done); err != nil {
 		t.Fatal(err)
 	}
-	c.Proven()
-	s.Proven()
+	c.MarkProven()
+	s.MarkProven()
 	return client, server
 }
 
@@ -107,7 +107,7 @@ func wantEnd(t *testing.T, who string, c io.Reader, want string) {
 }
 
 // What crypto/tls alone takes for a clean end is none here.
-func TestRawEndIsNoEnd(t *testing.T) {
+func TestRawEOFIsTruncation(t *testing.T) {
 	for name, end := range map[string]func(*tls.Conn){
 		"FIN":          func(c *tls.Conn) { c.NetConn().(*Raw).Conn.(*net.TCPConn).CloseWrite() },
 		"FIN and more": func(c *tls.Conn) { c.NetConn().(*Raw).Conn.Write([]byte{23, 3, 3, 0}); c.NetConn().Close() },
@@ -132,7 +132,7 @@ func TestRawEndIsNoEnd(t *testing.T) {
 
 func TestUnprovenBytesAreBounded(t *testing.T) {
 	d, a := pair(t)
-	raw := Accepted(a, []byte("hello"))
+	raw := WrapAccepted(a, []byte("hello"))
 	go func() {
 		d.Write(make([]byte, 2*MaxUnproven))
 		d.CloseWrite()
@@ -140,29 +140,29 @@ func TestUnprovenBytesAreBounded(t *testing.T) {
 	if n, err := io.Copy(io.Discard, raw); n != MaxUnproven || !errors.Is(err, ErrUnproven) {
 		t.Errorf("%d bytes, %v; want %d and %v", n, err, MaxUnproven, ErrUnproven)
 	}
-	raw.Proven()
+	raw.MarkProven()
 	if n, err := io.Copy(io.Discard, raw); n != MaxUnproven+5 || !errors.Is(err, ErrTruncated) {
 		t.Errorf("once proven %d bytes, %v; want the other %d", n, err, MaxUnproven+5)
 	}
 }
 
-func TestPrefixComesFirst(t *testing.T) {
+func TestRawReadsPrefixFirst(t *testing.T) {
 	d, a := pair(t)
 	d.Write([]byte("world"))
 	b := make([]byte, 10)
-	raw := Accepted(a, []byte("hello"))
+	raw := WrapAccepted(a, []byte("hello"))
 	if _, err := io.ReadFull(raw, b); err != nil || string(b) != "helloworld" {
 		t.Errorf("%q, %v", b, err)
 	}
 }
 
 // What one write makes under TLS goes to the network in one write.
-func TestGather(t *testing.T) {
+func TestBatchWrites(t *testing.T) {
 	client, server := tunnelPair(t)
 	raw := client.NetConn().(*Raw)
 	counted := &counting{Conn: raw.Conn}
 	raw.Conn = counted
-	if err := raw.Gather(func() error { _, err := client.Write(make([]byte, bufferSize)); return err }); err != nil {
+	if err := raw.BatchWrites(func() error { _, err := client.Write(make([]byte, bufferSize)); return err }); err != nil {
 		t.Fatal(err)
 	}
 	if counted.writes != 1 {

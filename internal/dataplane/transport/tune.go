@@ -27,10 +27,10 @@ var tuning = []struct{ level, option, value int }{
 	{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout / time.Millisecond)},
 }
 
-// Tune sets what every connection of Causeway has: no delay, keepalive, which notices a
-// silent peer after 75 s at most, and a user timeout of 20 s, after which unacknowledged
-// data fails the connection. Exchange and Splice replace the user timeout with their own
-// check of the peer.
+// Tune sets the options of every connection of Causeway: no delay; keepalive, which
+// detects a silent peer after at most 75 s; and a user timeout of 20 s, after which
+// unacknowledged data fails the connection. Exchange and Splice replace the user
+// timeout with their own check of the peer.
 func Tune(c *net.TCPConn) error {
 	if err := control(c, tune); err != nil {
 		return fmt.Errorf("tune connection with %v: %w", c.RemoteAddr(), err)

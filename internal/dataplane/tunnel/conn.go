@@ -21,8 +21,8 @@ type Conn struct {
 	have   int
 }
 
-// NewConn returns a Conn that reads from and writes to c, an established TLS connection. It
-// takes c over.
+// NewConn returns a Conn that reads from and writes to c, an established TLS
+// connection. It takes c over.
 func NewConn(c net.Conn) *Conn { return &Conn{Conn: c} }
 
 // Next reads the prefix of the next frame, and returns its type and the length of its
@@ -46,18 +46,19 @@ func (c *Conn) Next() (Type, int, error) {
 	switch {
 	case t < TypeHello || t > TypeRenewAnswer:
 		return 0, 0, fmt.Errorf("%v: %w", t, ErrUnexpectedFrame)
-	case n > t.most():
+	case n > t.maxLen():
 		return 0, 0, fmt.Errorf("%v of %d bytes: %w", t, n, ErrFrameTooLong)
 	}
 	return t, n, nil
 }
 
-// Take consumes the prefix that Next has returned. The caller must then read the whole
-// body from the connection, and after that read only with Next and the methods below.
-func (c *Conn) Take() { c.have = 0 }
+// ConsumePrefix consumes the prefix that Next has returned. The caller must then read
+// the whole body from the connection, and after that read only with Next and the
+// methods below.
+func (c *Conn) ConsumePrefix() { c.have = 0 }
 
-// ReadHello reads HELLO and not a byte more. The error wraps ErrUnexpectedFrame, ErrBadFrame or
-// is as Next's.
+// ReadHello reads HELLO and not a byte more. The error wraps ErrUnexpectedFrame,
+// ErrBadFrame or is as Next's.
 func (c *Conn) ReadHello() (Hello, error) {
 	var m HelloFrame
 	if err := c.message(TypeHello, &m); err != nil {
@@ -70,11 +71,11 @@ func (c *Conn) ReadHello() (Hello, error) {
 	return h, nil
 }
 
-// ReadOpen reads OPEN and not a byte more, and returns the client's patience. It skips
-// one RESET before OPEN, which belongs to the exchange that has ended. If the client
-// closed the session cleanly instead, the error is io.EOF itself. Other errors are those
-// of ReadHello.
-func (c *Conn) ReadOpen() (patience time.Duration, err error) {
+// ReadOpen reads OPEN and not a byte more, and returns the client's timeout for the
+// application. It skips one RESET before OPEN, which belongs to the exchange that has
+// ended. If the client closed the session cleanly instead, the error is io.EOF itself.
+// Other errors are those of ReadHello.
+func (c *Conn) ReadOpen() (appTimeout time.Duration, err error) {
 	if err := c.skipResets(); err != nil {
 		return 0, err
 	}
@@ -97,8 +98,9 @@ func (c *Conn) ReadHelloAnswer() (Answer, error) {
 	return a, err
 }
 
-// ReadOpenAnswer reads the answer to OPEN and not a byte more. A RESET before it is of the
-// exchange that has ended, and is passed over. The error is a *Refused or as ReadHello's.
+// ReadOpenAnswer reads the answer to OPEN and not a byte more. A RESET before it is of
+// the exchange that has ended, and is passed over. The error is a *Refused or as
+// ReadHello's.
 func (c *Conn) ReadOpenAnswer() error {
 	if err := c.skipResets(); err != nil {
 		return err
@@ -128,13 +130,13 @@ func (c *Conn) ReadIdle() error {
 	case t != TypeIdle:
 		return fmt.Errorf("%v instead of %v: %w", t, TypeIdle, ErrUnexpectedFrame)
 	}
-	c.Take()
+	c.ConsumePrefix()
 	return nil
 }
 
-// maxLate is how many frames of an exchange that has ended may come before the next: each side
-// sends one RESET at most.
-const maxLate = 1
+// maxLateResets is how many frames of an exchange that has ended may come before the
+// next: each side sends one RESET at most.
+const maxLateResets = 1
 
 // skipResets passes over what crossed the other side's last frame.
 func (c *Conn) skipResets() error {
@@ -143,10 +145,10 @@ func (c *Conn) skipResets() error {
 		if err != nil || t != TypeReset {
 			return err
 		}
-		if late == maxLate {
+		if late == maxLateResets {
 			return fmt.Errorf("%v after the exchange: %w", t, ErrUnexpectedFrame)
 		}
-		c.Take()
+		c.ConsumePrefix()
 	}
 }
 
@@ -162,7 +164,7 @@ func (c *Conn) Discard(most int, deadline time.Time) error {
 		if err != nil {
 			return err
 		}
-		switch c.Take(); t {
+		switch c.ConsumePrefix(); t {
 		case TypeEnd, TypeReset:
 			c.SetReadDeadline(time.Time{}) // fails only if closed, as reading then does
 			return nil
@@ -192,7 +194,7 @@ func (c *Conn) message(want Type, m proto.Message) error {
 	case got != want:
 		return fmt.Errorf("%v instead of %v: %w", got, want, ErrUnexpectedFrame)
 	}
-	c.Take()
+	c.ConsumePrefix()
 	body := make([]byte, n)
 	if _, err := io.ReadFull(c.Conn, body); err != nil {
 		if err == io.EOF {

@@ -16,8 +16,8 @@ import (
 const (
 	// MaxFrame is the length of a message's body at most, in bytes.
 	MaxFrame = 4096
-	// MaxData is the length of DATA's body at most, in bytes. With its prefix such a frame fills
-	// four TLS records.
+	// MaxData is the length of DATA's body at most, in bytes. With its prefix such a
+	// frame fills four TLS records.
 	MaxData = 4*16384 - PrefixLen
 	// PrefixLen is the length of what precedes each body: a type and a length.
 	PrefixLen = 3
@@ -48,8 +48,8 @@ const (
 	TypeEnd
 	// TypeReset is the last frame of a direction that was reset; one may follow END.
 	TypeReset
-	// TypeIdle comes from the server once it has read the client's last frame and has sent
-	// its own: the session can carry another exchange.
+	// TypeIdle comes from the server once it has read the client's last frame and has
+	// sent its own: the session can carry another exchange.
 	TypeIdle
 	// TypeRenew comes from the client in place of HELLO, in a session that renews the
 	// proofs of others.
@@ -84,8 +84,8 @@ func (t Type) String() string {
 	return fmt.Sprintf("type %d", uint8(t))
 }
 
-// most is the length of a body of the type at most.
-func (t Type) most() int {
+// maxLen is the length of a body of the type at most.
+func (t Type) maxLen() int {
 	switch t {
 	case TypeData:
 		return MaxData
@@ -95,10 +95,10 @@ func (t Type) most() int {
 	return MaxFrame
 }
 
-// PutPrefix writes the prefix of a frame whose body has n bytes to b. It panics if that is too
-// long for the type, or b too short.
+// PutPrefix writes the prefix of a frame whose body has n bytes to b. It panics if that
+// is too long for the type, or b too short.
 func PutPrefix(b []byte, t Type, n int) {
-	if n > t.most() {
+	if n > t.maxLen() {
 		panic(fmt.Sprintf("tunnel: %v of %d bytes", t, n))
 	}
 	b[0] = byte(t)
@@ -115,10 +115,10 @@ func WriteHello(w io.Writer, h Hello) error {
 }
 
 // WriteOpen writes OPEN and early, the caller's first bytes if there are any, in one
-// write. early has at most MaxData bytes. patience is how long the client waits for the
+// write. early has at most MaxData bytes. appTimeout is how long the client waits for the
 // application to answer, rounded down to milliseconds. 0 lets the server decide.
-func WriteOpen(w io.Writer, patience time.Duration, early []byte) error {
-	b, err := appendOpen(nil, patience, early)
+func WriteOpen(w io.Writer, appTimeout time.Duration, earlyData []byte) error {
+	b, err := appendOpen(nil, appTimeout, earlyData)
 	if err != nil {
 		return err
 	}
@@ -126,12 +126,12 @@ func WriteOpen(w io.Writer, patience time.Duration, early []byte) error {
 }
 
 // WriteHelloOpen is WriteHello and WriteOpen in one write.
-func WriteHelloOpen(w io.Writer, h Hello, patience time.Duration, early []byte) error {
+func WriteHelloOpen(w io.Writer, h Hello, appTimeout time.Duration, earlyData []byte) error {
 	b, err := appendHello(nil, h)
 	if err != nil {
 		return err
 	}
-	if b, err = appendOpen(b, patience, early); err != nil {
+	if b, err = appendOpen(b, appTimeout, earlyData); err != nil {
 		return err
 	}
 	return write(w, TypeHello, b)
@@ -144,7 +144,8 @@ func WriteEmpty(w io.Writer, t Type) error {
 	return write(w, t, b[:])
 }
 
-// WriteHelloAnswer writes the answer to HELLO. Endpoint and Ready are left out when they are zero and empty.
+// WriteHelloAnswer writes the answer to HELLO. Endpoint and Ready are left out when
+// they are zero and empty.
 func WriteHelloAnswer(w io.Writer, a Answer) error {
 	m := &HelloAnswer{Code: a.Code, ReadyCount: a.ReadyCount, Generation: a.Generation, Budget: a.Budget, FirstSpeaker: a.First}
 	if a.Endpoint != (route.EndpointID{}) {
@@ -183,18 +184,18 @@ func appendHello(b []byte, h Hello) ([]byte, error) {
 }
 
 // appendOpen appends OPEN, and the first bytes as a frame of their own.
-func appendOpen(b []byte, patience time.Duration, early []byte) ([]byte, error) {
-	ms := min(max(patience.Milliseconds(), 0), math.MaxUint32)
+func appendOpen(b []byte, appTimeout time.Duration, earlyData []byte) ([]byte, error) {
+	ms := min(max(appTimeout.Milliseconds(), 0), math.MaxUint32)
 	b, err := appendFrame(b, TypeOpen, &OpenFrame{PatienceMs: uint32(ms)})
-	if err != nil || len(early) == 0 {
+	if err != nil || len(earlyData) == 0 {
 		return b, err
 	}
-	if len(early) > MaxData {
-		return nil, fmt.Errorf("%d first bytes: %w", len(early), ErrFrameTooLong)
+	if len(earlyData) > MaxData {
+		return nil, fmt.Errorf("%d first bytes: %w", len(earlyData), ErrFrameTooLong)
 	}
 	var prefix [PrefixLen]byte
-	PutPrefix(prefix[:], TypeData, len(early))
-	return append(append(b, prefix[:]...), early...), nil
+	PutPrefix(prefix[:], TypeData, len(earlyData))
+	return append(append(b, prefix[:]...), earlyData...), nil
 }
 
 func appendFrame(b []byte, t Type, m proto.Message) ([]byte, error) {

@@ -104,7 +104,7 @@ func (c *Conn) IsRenew() (bool, error) {
 // else afterwards. Errors and deadlines are as Open's.
 func (c *Conn) Renew(ctx context.Context, sessions []Renewal) ([]SessionProof, error) {
 	var proofs []SessionProof
-	err := c.within(ctx, func() error {
+	err := c.withContext(ctx, func() error {
 		if err := WriteRenew(c, sessions); err != nil {
 			return err
 		}

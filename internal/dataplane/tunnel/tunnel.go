@@ -1,6 +1,6 @@
-// Package tunnel speaks causeway-tunnel/2, the frames of a session. A session is one TLS
-// connection between two agents. HELLO says what its exchanges call, and each exchange carries
-// one connection: OPEN asks for the application to be dialed.
+// Package tunnel speaks causeway-tunnel/2, the frames of a session. A session is one
+// TLS connection between two agents. HELLO says what its exchanges call, and each
+// exchange carries one connection: OPEN asks for the application to be dialed.
 //
 //	client ── HELLO, OPEN, DATA ──────▶ server   in one write when a caller waits
 //	client ◀── HELLO answer ─────────── server   once it has decided who may
@@ -15,15 +15,17 @@
 //	client ◀── RENEW answer ─────────── server   with a proof for each that it has renewed
 //
 // What always holds:
-//   - Exchanges follow each other: one is over when each direction has had its last frame, END or
-//     RESET. A side that receives RESET ends its own direction by RESET, unless that has ended.
+//   - Exchanges follow each other: one is over when each direction has had its last
+//     frame, END or RESET. A side that receives RESET ends its own direction by RESET,
+//     unless that has ended.
 //   - A reader never reads past the end of the current frame.
-//   - A message holds at most MaxFrame bytes, and its fields are checked before they are handed
-//     out: names are DNS labels, ids have 8 bytes, enums have known values.
+//   - A message holds at most MaxFrame bytes, and its fields are checked before they
+//     are handed out: names are DNS labels, ids have 8 bytes, enums have known values.
 //   - A refusal comes as a *Refused with a Code of the closed list.
-//   - A client that reads close_notify before the answer to OPEN knows that OPEN was not read.
-//   - Reading and writing block until done. Functions with a context end with it; for the others
-//     the caller sets deadlines on the connection.
+//   - A client that reads close_notify before the answer to OPEN knows that OPEN was
+//     not read.
+//   - Reading and writing block until done. Functions with a context end with it; for
+//     the others the caller sets deadlines on the connection.
 //
 // The layout and the reasons for it are in docs/design/0002-tunnel-frames.md.
 package tunnel
@@ -55,7 +57,8 @@ type Answer struct {
 	Code Code
 	// Endpoint is the endpoint that the tunnel has reached.
 	Endpoint route.EndpointID
-	// Ready are ids of ready endpoints of the service, at most route.MaxReadyIDs; ReadyCount is how many there are.
+	// Ready are ids of ready endpoints of the service, at most route.MaxReadyIDs;
+	// ReadyCount is how many there are.
 	Ready      []route.EndpointID
 	ReadyCount uint32
 	// Generation rises with each change of the ready endpoints.
@@ -81,17 +84,18 @@ func Refusals() []Code {
 		Code_POD_TIMEOUT, Code_OVERLOADED, Code_NOT_READY}
 }
 
-// Open asks for a service and for its application at once, sending HELLO, OPEN and the caller's
-// first bytes in one write, and waits for both answers. Afterwards conn carries the exchange.
+// Open asks for a service and for its application at once, sending HELLO, OPEN and the
+// caller's first bytes in one write, and waits for both answers. Afterwards conn
+// carries the exchange.
 //
 // The error is or wraps a *Refused, an error of conn, or ctx's cause. With a *Refused,
 // the Answer is the one that the server sent. If Reusable reports true for the error,
 // conn is ready for another exchange. After any other error the caller must reset conn.
 // Open sets conn's deadline, and clears it if conn can still be used.
-func (c *Conn) Open(ctx context.Context, h Hello, patience time.Duration, early []byte) (Answer, error) {
+func (c *Conn) Open(ctx context.Context, h Hello, appTimeout time.Duration, earlyData []byte) (Answer, error) {
 	var a Answer
-	err := c.within(ctx, func() error {
-		if err := WriteHelloOpen(c, h, patience, early); err != nil {
+	err := c.withContext(ctx, func() error {
+		if err := WriteHelloOpen(c, h, appTimeout, earlyData); err != nil {
 			return err
 		}
 		var err error
@@ -103,11 +107,11 @@ func (c *Conn) Open(ctx context.Context, h Hello, patience time.Duration, early 
 	return a, err
 }
 
-// Greet asks for a service without opening its application, for a caller yet to come. Errors
-// and deadlines are as Open's.
-func (c *Conn) Greet(ctx context.Context, h Hello) (Answer, error) {
+// ExchangeHello asks for a service without opening its application, for a caller yet to
+// come. Errors and deadlines are as Open's.
+func (c *Conn) ExchangeHello(ctx context.Context, h Hello) (Answer, error) {
 	var a Answer
-	err := c.within(ctx, func() error {
+	err := c.withContext(ctx, func() error {
 		if err := WriteHello(c, h); err != nil {
 			return err
 		}
@@ -118,11 +122,11 @@ func (c *Conn) Greet(ctx context.Context, h Hello) (Answer, error) {
 	return a, err
 }
 
-// OpenNext opens the application over a session that is between exchanges, sending the caller's
-// first bytes along. Errors and deadlines are as Open's.
-func (c *Conn) OpenNext(ctx context.Context, patience time.Duration, early []byte) error {
-	return c.within(ctx, func() error {
-		if err := WriteOpen(c, patience, early); err != nil {
+// OpenNext opens the application over a session that is between exchanges, sending the
+// caller's first bytes along. Errors and deadlines are as Open's.
+func (c *Conn) OpenNext(ctx context.Context, appTimeout time.Duration, earlyData []byte) error {
+	return c.withContext(ctx, func() error {
+		if err := WriteOpen(c, appTimeout, earlyData); err != nil {
 			return err
 		}
 		return c.openAnswer()
@@ -141,19 +145,19 @@ func (c *Conn) openAnswer() error {
 	return err
 }
 
-// Reusable reports whether the error of Open or OpenNext has left the session ready for another
-// exchange.
+// Reusable reports whether the error of Open or OpenNext has left the session ready for
+// another exchange.
 func Reusable(err error) bool {
 	r, ok := err.(*Refused)
 	return ok && r.Code.KeepsSession()
 }
 
-// KeepsSession reports whether a session goes on after an OPEN that was refused with this code:
-// the refusal is about the application, and not about who calls.
+// KeepsSession reports whether a session goes on after an OPEN that was refused with
+// this code: the refusal is about the application, and not about who calls.
 func (c Code) KeepsSession() bool { return c == Code_POD_REFUSED || c == Code_POD_TIMEOUT }
 
-// within runs do, which reads and writes c, until ctx ends.
-func (c *Conn) within(ctx context.Context, do func() error) error {
+// withContext runs do, which reads and writes c, until ctx ends.
+func (c *Conn) withContext(ctx context.Context, do func() error) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}

@@ -71,14 +71,14 @@ func wantFrame(t *testing.T, c *Conn, want Type, body string) {
 	if err != nil || got != want {
 		t.Fatalf("%v, %v; want %v", got, err, want)
 	}
-	c.Take()
+	c.ConsumePrefix()
 	b := make([]byte, n)
 	if _, err := io.ReadFull(c, b); err != nil || string(b) != body {
 		t.Fatalf("%q, %v; want %q", b, err, body)
 	}
 }
 
-func TestNoByteBeyondAFrame(t *testing.T) {
+func TestReadersConsumeOneFrame(t *testing.T) {
 	b := bytesOf(t, func(w io.Writer) error { return WriteHelloOpen(w, hello, 0, []byte("early")) })
 	c := reading(iotest.OneByteReader(bytes.NewReader(append(b, "rest"...))))
 	got, err := c.ReadHello()
@@ -108,23 +108,24 @@ func TestNoByteBeyondAFrame(t *testing.T) {
 	}
 }
 
-// stutter fails by a deadline before each byte.
-type stutter struct {
+// timeoutReader fails by a deadline before each byte.
+type timeoutReader struct {
 	r    io.Reader
 	next bool
 }
 
-func (s *stutter) Read(b []byte) (int, error) {
+func (s *timeoutReader) Read(b []byte) (int, error) {
 	if s.next = !s.next; s.next {
 		return 0, os.ErrDeadlineExceeded
 	}
 	return s.r.Read(b[:1])
 }
 
-// A deadline wakes a reader between two exchanges: what it has read by then must not be lost.
-func TestADeadlineLosesNothing(t *testing.T) {
+// A deadline wakes a reader between two exchanges: what it has read by then must not be
+// lost.
+func TestDeadlineLosesNoPrefix(t *testing.T) {
 	b := bytesOf(t, func(w io.Writer) error { return WriteOpen(w, 0, []byte("early")) })
-	c := reading(&stutter{r: bytes.NewReader(b)})
+	c := reading(&timeoutReader{r: bytes.NewReader(b)})
 	late := 0
 	for {
 		got, n, err := c.Next()
@@ -146,7 +147,7 @@ func TestADeadlineLosesNothing(t *testing.T) {
 }
 
 // A RESET that crossed the other side's END belongs to the exchange that is over.
-func TestALateResetIsPassedOver(t *testing.T) {
+func TestReadOpenSkipsLateReset(t *testing.T) {
 	reset := bytesOf(t, func(w io.Writer) error { return WriteEmpty(w, TypeReset) })
 	open := bytesOf(t, func(w io.Writer) error { return WriteOpen(w, 0, nil) })
 	answer := bytesOf(t, func(w io.Writer) error { return WriteOpenAnswer(w, Code_OK) })
@@ -165,7 +166,7 @@ type countWrites struct{ n int }
 
 func (c *countWrites) Write(b []byte) (int, error) { c.n++; return len(b), nil }
 
-func TestHelloAndOpenGoInOneWrite(t *testing.T) {
+func TestHelloAndOpenUseOneWrite(t *testing.T) {
 	var w countWrites
 	if err := WriteHelloOpen(&w, hello, 0, []byte("GET /")); err != nil || w.n != 1 {
 		t.Errorf("%d writes, %v; each write is a TLS record and perhaps a segment", w.n, err)
@@ -180,7 +181,7 @@ func bytesField(n protowire.Number, v string) []byte {
 	return protowire.AppendString(protowire.AppendTag(nil, n, protowire.BytesType), v)
 }
 
-func TestReadersRefuse(t *testing.T) {
+func TestReadersRejectBadFrames(t *testing.T) {
 	good := bytesOf(t, func(w io.Writer) error { return WriteHello(w, hello) })
 	readHello := func(c *Conn) error { _, err := c.ReadHello(); return err }
 	readAnswer := func(c *Conn) error { _, err := c.ReadHelloAnswer(); return err }
@@ -224,7 +225,7 @@ func TestReadersRefuse(t *testing.T) {
 	}
 }
 
-func TestWritersRefuse(t *testing.T) {
+func TestWritersRejectBadValues(t *testing.T) {
 	for name, write := range map[string]func(io.Writer) error{
 		"HELLO without a name":  func(w io.Writer) error { return WriteHello(w, Hello{Port: 1}) },
 		"answer without a code": func(w io.Writer) error { return WriteHelloAnswer(w, Answer{}) },
@@ -254,8 +255,9 @@ func TestLargestAnswerFits(t *testing.T) {
 	}
 }
 
-// A field added by a later version is passed over; a later meaning of an old field is not.
-func TestUnknownFieldsArePassedOver(t *testing.T) {
+// A field added by a later version is passed over; a later meaning of an old field is
+// not.
+func TestReadersIgnoreUnknownFields(t *testing.T) {
 	body := slices.Concat(bytesField(1, "shop"), bytesField(2, "bar"), varintField(3, 80), bytesField(15, "new"))
 	got, err := reading(bytes.NewReader(frame(TypeHello, body))).ReadHello()
 	if err != nil || got != hello {
@@ -280,14 +282,14 @@ func serve(t *testing.T, do func(*Conn) error) *Conn {
 
 // readEarly reads OPEN and the first bytes.
 func readEarly(c *Conn, want string) error {
-	if patience, err := c.ReadOpen(); err != nil || patience != 3*time.Second {
+	if appTimeout, err := c.ReadOpen(); err != nil || appTimeout != 3*time.Second {
 		return errors.Join(err, errors.New("wrong patience"))
 	}
 	t, n, err := c.Next()
 	if err != nil || t != TypeData || n != len(want) {
 		return errors.Join(err, errors.New("no first bytes"))
 	}
-	c.Take()
+	c.ConsumePrefix()
 	return readString(c, want)
 }
 
@@ -345,12 +347,12 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-func TestGreetThenOpenNext(t *testing.T) {
+func TestExchangeHelloThenOpenNext(t *testing.T) {
 	client := serve(t, func(c *Conn) error {
 		_, err := c.ReadHello()
 		return errors.Join(err, WriteHelloAnswer(c, answer), readEarly(c, "first"), WriteOpenAnswer(c, Code_OK))
 	})
-	if a, err := client.Greet(t.Context(), hello); err != nil || !cmp.Equal(a, answer) {
+	if a, err := client.ExchangeHello(t.Context(), hello); err != nil || !cmp.Equal(a, answer) {
 		t.Fatalf("%+v, %v", a, err)
 	}
 	if err := client.OpenNext(t.Context(), 3*time.Second, []byte("first")); err != nil {
@@ -390,7 +392,7 @@ func readString(r io.Reader, want string) error {
 }
 
 // A server that never answers holds a caller no longer than its context.
-func TestOpenEndsWithItsContext(t *testing.T) {
+func TestOpenEndsWithContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()
 		defer client.Close()
@@ -406,7 +408,8 @@ func TestOpenEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// After Open the connection has no deadline left: it carries an application's bytes for months.
+// After Open the connection has no deadline left: it carries an application's bytes for
+// months.
 func TestOpenLeavesNoDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()
@@ -511,14 +514,14 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// FuzzDiscard feeds what follows a refused OPEN: whatever it is, its reader ends, and takes no
-// more than it was told.
+// FuzzDiscard feeds what follows a refused OPEN: whatever it is, its reader ends, and
+// takes no more than it was told.
 func FuzzDiscard(f *testing.F) {
 	f.Add(slices.Concat(frame(TypeData, []byte("abc")), frame(TypeReset, nil)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const most = 100
 		r := bytes.NewReader(b)
-		err := NewConn(deadless{reader{r: r}}).Discard(most, time.Time{})
+		err := NewConn(noDeadlineReader{reader{r: r}}).Discard(most, time.Time{})
 		read := len(b) - r.Len()
 		if frames := read/PrefixLen + 1; read > most+frames*PrefixLen {
 			t.Fatalf("%d bytes read, %v", read, err)
@@ -526,7 +529,7 @@ func FuzzDiscard(f *testing.F) {
 	})
 }
 
-// deadless takes deadlines and forgets them.
-type deadless struct{ reader }
+// noDeadlineReader takes deadlines and forgets them.
+type noDeadlineReader struct{ reader }
 
-func (deadless) SetReadDeadline(time.Time) error { return nil }
+func (noDeadlineReader) SetReadDeadline(time.Time) error { return nil }

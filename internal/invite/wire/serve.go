@@ -139,7 +139,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) (result string, err e
 }
 
 func (s *Server) read(c *tls.Conn) (*Call, error) {
-	root, err := identity.Introduced(c.ConnectionState().PeerCertificates, time.Now())
+	root, err := identity.PresentedRoot(c.ConnectionState().PeerCertificates, time.Now())
 	if err != nil {
 		return nil, err
 	}

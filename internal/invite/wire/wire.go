@@ -109,7 +109,7 @@ func Exchange(ctx context.Context, conn net.Conn, guard Guard, config *tls.Confi
 	}
 	proven()
 	defer c.Close()
-	root, err := identity.Introduced(c.ConnectionState().PeerCertificates, time.Now())
+	root, err := identity.PresentedRoot(c.ConnectionState().PeerCertificates, time.Now())
 	if err != nil {
 		return invite.PublicIdentity{}, err
 	}

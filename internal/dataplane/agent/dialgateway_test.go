@@ -1,0 +1,130 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+)
+
+func TestPenalties(t *testing.T) {
+	all := []string{"a", "b", "c"}
+	start := time.Unix(1_000_000, 0)
+	for name, c := range map[string]struct {
+		why  string
+		do   func(d *penalties)
+		at   time.Duration
+		want []string
+	}{
+		"nothing known": {"the controller's order stands", func(*penalties) {}, 0, all},
+		"first lost":    {"what failed comes last", func(d *penalties) { d.recordDial(all, 1, start) }, time.Second, []string{"b", "c", "a"}},
+		"two lost":      {"in their order", func(d *penalties) { d.recordDial(all, 2, start) }, time.Second, []string{"c", "a", "b"}},
+		"all lost":      {"then the controller's order is as good as any", func(d *penalties) { d.recordDial(all, 2, start); d.recordDial([]string{"c", "a"}, 1, start) }, time.Second, []string{"a", "b", "c"}},
+		"just resting":  {"one tick before its time it still rests", func(d *penalties) { d.recordDial(all, 1, start) }, minPenalty - 1, []string{"b", "c", "a"}},
+		"rested":        {"then one call finds out", func(d *penalties) { d.recordDial(all, 1, start) }, minPenalty, all},
+		"trial under way": {"and the others do not wait for it", func(d *penalties) {
+			d.recordDial(all, 1, start)
+			d.order(all, start.Add(minPenalty))
+		}, minPenalty + 1, []string{"b", "c", "a"}},
+		"good again": {"it has its place back", func(d *penalties) {
+			d.recordDial(all, 1, start)
+			d.recordDial(d.order(all, start.Add(minPenalty)), 0, start.Add(minPenalty))
+		}, minPenalty + 1, all},
+		"lost twice": {"each time it rests twice as long", func(d *penalties) {
+			d.recordDial(all, 1, start)
+			d.recordDial(d.order(all, start.Add(minPenalty)), 1, start.Add(minPenalty))
+		}, 3*minPenalty - 1, []string{"b", "c", "a"}},
+		"unheard": {"where nobody hears what is sent is no place for the next call", func(d *penalties) { d.recordDead("b", start) }, time.Second, []string{"a", "c", "b"}},
+		"lost by many at once": {"a crowd of calls finds out the same thing once", func(d *penalties) {
+			for range 10 {
+				d.recordDial(all, 1, start)
+			}
+		}, minPenalty, all},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var d penalties
+			c.do(&d)
+			if diff := cmp.Diff(c.want, d.order(all, start.Add(c.at))); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", c.why, diff)
+			}
+		})
+	}
+}
+
+// An address that swallows what it gets slows down one call, and no other.
+func TestBlackHoleDelaysOneCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &Agent{sessions: newSessions(), dialer: transport.Dialer{Timeout: gatewayDialTimeout, Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			if address == "hole" {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			here, there := net.Pipe()
+			return here, errors.Join(there.Close())
+		}}}
+		p := &peer{name: "east", gateways: []string{"hole", "good"}}
+		var slow []time.Duration
+		for range 50 {
+			start := time.Now()
+			raw, _, err := a.dialGateway(t.Context(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw.Close()
+			if took := time.Since(start); took > 0 {
+				slow = append(slow, took)
+			}
+		}
+		if diff := cmp.Diff([]time.Duration{250 * time.Millisecond}, slow); diff != "" {
+			t.Errorf("calls that had to wait (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Each of many agents' connections goes to any of the healthy addresses; a slow one has
+// less.
+func TestGatewayLoadIsWeighted(t *testing.T) {
+	addresses := []string{"a", "b", "c"}
+	cases := map[string]struct {
+		why  string
+		took map[string]time.Duration
+		want map[string]int // of 3,000, first
+	}{
+		"unknown": {"nothing is known of any", nil, map[string]int{"a": 1000, "b": 1000, "c": 1000}},
+		"alike":   {"they are alike", map[string]time.Duration{"a": time.Second, "b": time.Second, "c": time.Second}, map[string]int{"a": 1000, "b": 1000, "c": 1000}},
+		"one far": {"it has its share of what is left", map[string]time.Duration{"a": 10 * time.Millisecond, "b": 10 * time.Millisecond, "c": 20 * time.Millisecond},
+			map[string]int{"a": 1200, "b": 1200, "c": 600}},
+		"one very far": {"it is measured again all the same", map[string]time.Duration{"a": time.Millisecond, "b": time.Millisecond, "c": time.Second},
+			map[string]int{"a": 1429, "b": 1429, "c": 143}},
+		"one new": {"it may be as fast as the fastest", map[string]time.Duration{"a": time.Second, "b": time.Second}, map[string]int{"a": 1000, "b": 1000, "c": 1000}},
+	}
+	for name, tc := range cases {
+		first := map[string]int{}
+		for range 3000 {
+			got := weightedOrder(addresses, func(a string) time.Duration { return tc.took[a] }, rand.Float64)
+			if !slices.Equal(slices.Sorted(slices.Values(got)), addresses) {
+				t.Fatalf("%s: %v", name, got)
+			}
+			first[got[0]]++
+		}
+		for _, a := range addresses {
+			if d := first[a] - tc.want[a]; d < -150 || d > 150 {
+				t.Errorf("%s: %s is first %d times of 3,000, want about %d: %s", name, a, first[a], tc.want[a], tc.why)
+			}
+		}
+	}
+	if got := weightedOrder(nil, nil, rand.Float64); len(got) != 0 {
+		t.Errorf("%v of none", got)
+	}
+	if got := weightedOrder(addresses[:1], func(string) time.Duration { return 0 }, func() float64 { return 0.999999 }); len(got) != 1 {
+		t.Errorf("%v of one", got)
+	}
+}
