@@ -40,8 +40,7 @@ func TestLocalPortsAreReused(t *testing.T) {
 }
 
 // newLocalPorts are LocalPorts with ports of their own. Tests use ports below those that
-// the kernel gives to programs, which may be in use
-// at any time.
+// the kernel gives to programs, which may be in use at any time.
 func newLocalPorts(low, high uint16) *LocalPorts {
 	l := &LocalPorts{read: time.Now().Add(time.Hour)}
 	for port := low; port <= high; port++ {
