@@ -315,9 +315,12 @@ func halfOpen(d *dialers, total, perSecond int) attack {
 	}
 }
 
-// slowHellos writes one byte of a ClientHello every second on each of many connections.
+// slowHellos writes one byte of a ClientHello every second on each of many connections, for
+// longer than the gateway waits for a hello.
 func slowHellos(d *dialers, hello []byte, connections int) attack {
 	return func(ctx context.Context, at target) int {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(attackTime(), 5*time.Second))
+		defer cancel()
 		var made atomic.Int64
 		paced(ctx, connections, connections, func() {
 			for ctx.Err() == nil {
