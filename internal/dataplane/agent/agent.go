@@ -52,9 +52,12 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
+// maxConnections bounds the open connections of each direction. Each has a descriptor at
+// either end.
+var maxConnections = budget.Connections(20_000, 2*2)
+
 // Bounds of one agent.
 const (
-	maxConnections = 20_000 // open at a time, per direction
 	// maxHeaders bounds the inbound connections whose header has not arrived, and
 	// maxHeadersFrom those from one source.
 	maxHeaders     = 1024

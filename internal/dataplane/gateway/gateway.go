@@ -45,9 +45,11 @@ const (
 	maxHellosFromSource = 512 // a peer behind NAT is one source
 )
 
+// maxConnections bounds the connections after their hello. Links share them. Each has a
+// descriptor at either end.
+var maxConnections = budget.Connections(50_000, 2)
+
 const (
-	// maxConnections bounds the connections after their hello. Links share them.
-	maxConnections = 50_000
 	// The connection rate of one source.
 	acceptRate  = 1000
 	acceptBurst = 4000
