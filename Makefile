@@ -66,6 +66,7 @@ lint: bin/.tools ## gofmt, vet, staticcheck, shellcheck
 	GOFLAGS=-trimpath bin/staticcheck ./...
 	cd lab && ../bin/staticcheck -tags e2e ./...
 	shellcheck $(scripts)
+	hack/shortlived -n
 
 .PHONY: unit
 unit: export CGO_ENABLED := 1

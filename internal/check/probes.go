@@ -43,10 +43,10 @@ const (
 	answered
 )
 
-// diagnose finds the fault that one node's probes through one address show. Probes with
-// small segments rule out that a large packet is lost, and those with a short ClientHello
-// that a middlebox refuses a long one. A probe that failed once and was answered when it
-// was repeated shows no fault.
+// diagnose returns the fault that the probes of one node through one address show.
+// Small segments rule out that a large packet was lost. A short ClientHello rules out a
+// middlebox that drops a long one. A probe that failed once and succeeded when repeated
+// shows no fault.
 func diagnose(probes []Probe) pathFault {
 	full, lost := result(probes, func(p Probe) bool { return !p.SmallSegments })
 	if full != failed {

@@ -158,8 +158,8 @@ func nftSet(table *nftables.Table, v6 bool) *nftables.Set {
 // elementsAtOnce is how many elements one netlink message brings. Its length has 16 bits.
 const elementsAtOnce = 256
 
-// refuse replaces the contents of the sets of refused VIPs, in one transaction. families
-// says for each set, by whether it is that of IPv6, what it is to hold.
+// refuse replaces the contents of the sets of refused VIPs in one transaction. families
+// maps an IP family (true: IPv6) to the spans that its set must contain.
 func refuse(families map[bool][]span) error {
 	conn, err := nftables.New()
 	if err != nil {

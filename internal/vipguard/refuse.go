@@ -6,14 +6,15 @@ import (
 	"slices"
 )
 
-// refuseList gather the prefixes of a list that comes in several messages. The zero value is
-// ready.
+// refuseList collects the prefixes of a list that arrives in several messages. The zero
+// value is ready to use.
 type refuseList struct {
 	prefixes []netip.Prefix
 }
 
-// add takes in a message, and reports whether the list is whole. It keeps no more than is
-// needed to find that there are too many.
+// add appends the prefixes of a message, and reports whether the list is complete. It
+// keeps at most MaxRefused+1 prefixes, which is enough to detect a list that is too
+// long.
 func (r *refuseList) add(m message) bool {
 	r.prefixes = append(r.prefixes, m.Prefixes...)
 	r.prefixes = r.prefixes[:min(len(r.prefixes), MaxRefused+1)]
@@ -31,9 +32,10 @@ func (r *refuseList) take() []netip.Prefix {
 // end of the address space.
 type span struct{ first, next netip.Addr }
 
-// refusedSpans returns the addresses of prefixes, by whether they are IPv6, for each family
-// that cidrs have. The spans are sorted and do not touch each other. The error says which
-// prefix does not lie within cidrs, or that there are too many.
+// refusedSpans returns the address spans of prefixes, one entry for each IP family of
+// cidrs. The key says whether the family is IPv6. The spans are sorted and do not touch
+// each other. The error names a prefix that is not within cidrs, or says that there are
+// too many prefixes.
 func refusedSpans(cidrs, prefixes []netip.Prefix) (map[bool][]span, error) {
 	families := make(map[bool][]span)
 	for _, c := range cidrs {

@@ -64,12 +64,13 @@ type Rule struct {
 	verdict verdict
 }
 
-// Rules returns the chain for these VIP ranges, which must be sorted. bridged says that the
-// node's netfilter sees bridged packets. The kernel then sends the reset for such a packet
-// straight back to the port of the bridge, without undoing the DNAT of kube-proxy, and the
-// caller would ignore it. So an IPv4 packet gets its own destination back before. An IPv6
-// packet is answered by ICMP, whose DNAT is undone, because the library for nftables
-// cannot correct the checksum of an IPv6 packet.
+// Rules returns the rules of the chain for these VIP ranges, which must be sorted.
+// bridged means that the node's netfilter sees bridged packets. The kernel sends the
+// reset for such a packet straight back to the port of the bridge. It does not undo the
+// DNAT of kube-proxy, so the caller would ignore the reset. Therefore a rule first
+// restores the original destination of an IPv4 packet. An IPv6 packet is refused by
+// ICMP, for which the kernel undoes the DNAT, because the nftables library cannot
+// correct the checksum of an IPv6 packet.
 func Rules(cidrs []netip.Prefix, bridged bool) []Rule {
 	var rules []Rule
 	var v4, v6 bool

@@ -17,9 +17,9 @@ import (
 // pathMTU is smaller than a segment of full size.
 const pathMTU = 1300
 
-// TestCheckNamesBlackHole: large packets are lost in one direction, and nobody tells their
-// sender. Small ones pass, so addresses, streams and conditions look well. Both clusters name
-// the direction, each from its own side.
+// TestCheckNamesBlackHole: the network drops large packets in one direction without an
+// ICMP error. Small packets pass, so addresses, streams and conditions look healthy.
+// `causeway check` names the direction in both clusters, each from its own side.
 func TestCheckNamesBlackHole(t *testing.T) {
 	const to, from = "large packets to the peer are lost", "large packets from the peer are lost"
 	for cluster, want := range map[string]struct{ west, east string }{

@@ -20,9 +20,11 @@ const (
 	shortGrace = 20 * time.Second
 )
 
-// TestOpenConnectionsOutliveTheirCertificates: a connection that speaks each second, a download whose reader stalls, and a connection
-// to a pod that no longer backs the Service stay open beyond two generations of certificates. Not a byte of the download is lost.
-// Where no controller is left to sign new certificates, open connections end, and an agent says why.
+// TestOpenConnectionsOutliveTheirCertificates: three connections stay open beyond two
+// generations of certificates. One exchanges a line each second, one is a download
+// whose reader stalls, and one leads to a pod that no longer backs the Service. No byte
+// of the download is lost. If no controller can sign new certificates, open connections
+// end, and an agent logs the reason.
 func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
 	long(t)
 	ctx := t.Context()

@@ -14,9 +14,10 @@ import (
 	"github.com/causeway-mesh/causeway/lab"
 )
 
-// TestAddressesReusedWhileTheAgentIsFrozen: a pod connects to a mirror while its node's agent
-// is frozen, says what it has to say, and ends. A pod of another account gets its address. When
-// the agent goes on, it carries nothing of the first pod under the name of the second.
+// TestAddressesReusedWhileTheAgentIsFrozen: while the agent of its node is frozen, a
+// pod connects to a mirror, sends a request, and ends. A pod of another account gets
+// its address. After the agent continues, it must not carry the first pod's connection
+// under the identity of the second pod.
 func TestAddressesReusedWhileTheAgentIsFrozen(t *testing.T) {
 	ctx := t.Context()
 	serves(t)

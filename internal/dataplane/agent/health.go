@@ -33,8 +33,9 @@ const (
 	// stallTime is how late the monitor may be before it knows that this process, or the
 	// whole node, did not run.
 	stallTime = 300 * time.Millisecond
-	// reopenDelay is how long a link is without heartbeats after the far side has
-	// answered, and refused the session that was to carry them.
+	// reopenDelay is the shortest time without heartbeats after the far side has
+	// answered but refused the session for them. A random part of up to the same length
+	// is added.
 	reopenDelay = 5 * time.Second
 )
 
@@ -148,7 +149,8 @@ func (m *linkMonitor) update(s *state) {
 	m.trigger()
 }
 
-// drop closes the session, unless a heartbeat owns it, which closes it then.
+// drop marks the link as gone and closes its session. A heartbeat that is in flight
+// owns the session and closes it when it ends.
 func (l *monitoredLink) drop() {
 	l.gone = true
 	if l.session != nil {
@@ -231,8 +233,9 @@ func (m *linkMonitor) run(ctx context.Context) {
 	}
 }
 
-// begin starts all that is due, and returns when something is due next; zero: nothing is.
-// stalled says that it is called late, because this process did not run.
+// begin starts the work that is due. It returns when the next work is due, or the zero
+// time if none is. stalled means that begin is called late, because this process did
+// not run.
 func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup, stalled bool) (next time.Time) {
 	now := time.Now()
 	m.mu.Lock()
@@ -274,7 +277,8 @@ func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup, stalled
 	return next
 }
 
-// recordChange tells of a link that has become unusable or usable. m.mu is held.
+// recordChange logs and counts a link that has become usable or unusable. was says
+// whether the link was usable before. The caller holds m.mu.
 func (m *linkMonitor) recordChange(l *monitoredLink, was bool) {
 	usable := l.health.Usable()
 	if usable == was {
@@ -291,8 +295,8 @@ func (m *linkMonitor) recordChange(l *monitoredLink, was bool) {
 	m.changed.notifyAll()
 }
 
-// lastByte returns when the last byte came over one of the link's recent connections. It
-// stops at the first from which one came within a heartbeat's interval.
+// lastByte returns when the last byte arrived on one of the link's recent connections.
+// It stops at the first connection with a byte within the last HeartbeatInterval.
 func (l *monitoredLink) lastByte(now time.Time) time.Time {
 	var last time.Time
 	for i, c := range l.recent {
@@ -341,8 +345,8 @@ func (m *linkMonitor) beginHeartbeat(
 				session = nil
 			}
 		}
-		// A session that ended may have ended because of one agent. Another one shows
-		// more.
+		// The session may have failed because its agent did. A new session can reach
+		// another agent.
 		if session == nil && ctx.Err() == nil {
 			session, r = m.open(ctx, p, address)
 		}

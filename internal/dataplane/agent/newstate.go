@@ -296,7 +296,8 @@ func (b *stateBuilder) addPod(w *wire.Pod) {
 	}
 }
 
-// addExport notes which pods take new connections, and returns what is decided by.
+// addExport records which pods accept new connections, and returns the export for
+// admission.
 func (b *stateBuilder) addExport(r *wire.Resource, e *wire.Export) admit.Export {
 	for _, p := range e.Pods {
 		if p.Accepts {

@@ -16,11 +16,12 @@ const (
 	// openingsPerCPU is how many outbound calls to one peer may be opening at the same
 	// time, for each CPU of the node. More of them would only wait for each other.
 	openingsPerCPU = 16
-	// openRate is how many calls a second each CPU can open at most. So many more for
-	// each second of the round trip to the peer may be opening: they are on their way.
+	// openRate is an upper bound on the calls that a CPU can open per second. openRate
+	// times the round trip to the peer is added to the bound, because these calls wait
+	// for the network and not for the CPU.
 	openRate = 2000
-	// openingTime is how long a call counts as opening, beyond two round trips. One that
-	// takes longer waits for an application, and needs no CPU time meanwhile.
+	// openingTime, plus two round trips, is the longest time that a call counts as
+	// opening. A call that takes longer waits for an application and needs no CPU time.
 	openingTime = 100 * time.Millisecond
 	// maxRTT bounds what a slow path adds to these numbers.
 	maxRTT = 500 * time.Millisecond
@@ -65,8 +66,9 @@ func (o *openings) of(link string) *linkOpenings {
 	return l
 }
 
-// measured takes in the round trip of a new connection to a peer's gateway. A shorter one
-// counts at once and a longer one slowly, because a busy node measures long ones.
+// measured records the round-trip time of a new connection to a peer's gateway. A
+// shorter time counts at once. A longer time counts slowly, because a busy node
+// measures times that are too long.
 func (o *openings) measured(link string, rtt time.Duration) {
 	if rtt <= 0 {
 		return
@@ -90,9 +92,10 @@ func (l *linkOpenings) within() time.Duration {
 	return openingTime + 2*min(l.rtt, maxRTT)
 }
 
-// awaitOpening waits until a call may be opened. Pods take turns: the calls of a pod that
-// connects in a loop wait for each other, and those of another pod do not wait for all of
-// them. opened must be called once the call is open or refused, if there is no error.
+// awaitOpening blocks until a call may be opened. Pods take turns, so the calls of a
+// pod that connects in a loop delay each other more than the calls of other pods. If
+// err is nil, the caller must call opened once the call is open or refused. The error
+// says that the calling pod has closed its connection or that ctx has ended.
 func (a *Agent) awaitOpening(ctx context.Context, c *net.TCPConn, out *outboundConn) (opened func(), err error) {
 	l := a.openings.of(out.peer.uid)
 	if !l.turns.Acquire(ctx, out.from.Addr().String(), func() bool { return !transport.IsClosed(c) }) {

@@ -38,9 +38,9 @@ func furtherProbes(configured identity.KeyExchange) []pathProbe {
 	return out
 }
 
-// probePath tests the path to a peer through a gateway address beyond TCP: by one probe
-// with the key exchange and the segments of a call and, if that fails, by furtherProbes
-// at the same time. It leaves out what ctx interrupts.
+// probePath tests the path to a peer through a gateway address beyond TCP. It makes one
+// probe with the key exchange and the segment size of a call. If that fails, it makes
+// furtherProbes concurrently. It omits probes that ctx interrupted.
 func (a *Agent) probePath(ctx context.Context, p *peer, address string) []*wire.PathProbe {
 	first := a.pathProbe(ctx, p, address, pathProbe{false, a.keyExchange})
 	if first == nil || first.GetStage() == string(probe.StageDone) {

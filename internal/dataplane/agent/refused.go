@@ -20,8 +20,8 @@ const (
 	blockBits = 8
 )
 
-// refuseVIPs makes vip-guard refuse new connections to the mirrors of unusable links,
-// until ctx ends. refuse replaces what it refuses.
+// refuseVIPs makes vip-guard refuse new connections to the mirrors of unusable links.
+// It blocks until ctx ends. refuse replaces the list of refused prefixes.
 func (a *Agent) refuseVIPs(ctx context.Context, refuse func([]netip.Prefix) error) {
 	var refused []netip.Prefix
 	failing := false
@@ -35,7 +35,7 @@ func (a *Agent) refuseVIPs(ctx context.Context, refuse func([]netip.Prefix) erro
 		if len(refused) > 0 || len(was) > 0 || failing {
 			err := refuse(refused)
 			if err != nil && !failing {
-				a.log.Warn("vip-guard refuses no virtual IPs; callers of unusable links wait", "error", err)
+				a.log.Warn("cannot refuse virtual IPs of unusable links through vip-guard, will retry", "error", err)
 			}
 			failing = err != nil
 		}
@@ -52,9 +52,10 @@ func (a *Agent) refuseVIPs(ctx context.Context, refuse func([]netip.Prefix) erro
 	}
 }
 
-// refusedVIPs returns prefixes that hold the virtual IPs of the mirrors whose only
-// backend is of an unusable link, and those of no other mirror. unusable has names of
-// links.
+// refusedVIPs returns prefixes that contain the VIPs of all mirrors whose only backend
+// belongs to an unusable link, and of no other mirror. unusable contains names of
+// links. At most vipguard.MaxRefused prefixes are returned; further VIPs are not
+// refused.
 func (s *state) refusedVIPs(unusable map[string]bool) []netip.Prefix {
 	var refused, usable []netip.Addr
 	for addr, m := range s.mirrors {
@@ -71,9 +72,10 @@ func (s *state) refusedVIPs(unusable map[string]bool) []netip.Prefix {
 	return out[:min(len(out), vipguard.MaxRefused)]
 }
 
-// cover returns prefixes within cidrs that hold all of refused and none of usable.
-// Virtual IPs are given to links in blocks, so few prefixes are enough. None is larger
-// than the largest block, so that a block that is given to another link is not in one.
+// cover returns prefixes within cidrs that contain all of refused and none of usable.
+// VIPs are assigned to links in blocks, so few prefixes are enough. No prefix is larger
+// than the largest block, so none contains a block that is later assigned to another
+// link.
 func cover(cidrs []netip.Prefix, refused, usable []netip.Addr) []netip.Prefix {
 	slices.SortFunc(refused, netip.Addr.Compare)
 	slices.SortFunc(usable, netip.Addr.Compare)

@@ -19,10 +19,11 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// An open exchange outlives the certificates that opened it: both agents prove themselves
-// again on a second session, which names the exchange's own by a value that only its two
-// ends can compute (tunnel.SessionSecret). The calling agent starts this. The lease of an
-// outbound exchange finds out when it is due. See docs/design/0021-open-connections.md.
+// An open exchange outlives the certificates that opened it. To renew it, the calling
+// agent makes a second session, on which both agents prove themselves with newer
+// certificates. The second session names the first by a value that only the two ends
+// can compute (tunnel.SessionSecret). The lease of an outbound exchange finds out when
+// the exchange is due. See docs/design/0021-open-connections.md.
 const (
 	// renewFrom and renewSpread are the share of a certificate's life after which an
 	// exchange is due. A new certificate exists after about half of that life.
@@ -32,14 +33,16 @@ const (
 	renewJitter = time.Second
 	// renewTimeout bounds one session, from the dial to the answer.
 	renewTimeout = 15 * time.Second
-	// renewPause is the time between two attempts at least, and from the begin of an
-	// exchange to its first. maxRenewPause is the time between two attempts at most.
+	// renewPause is the shortest time between two attempts, and from the start of an
+	// exchange to its first attempt. maxRenewPause is the longest time between two
+	// attempts. The time between two attempts varies by 25 %.
 	renewPause    = 5 * time.Second
 	maxRenewPause = 15 * time.Minute
-	// renewFraction is which part of the time that is left passes between two attempts.
+	// An attempt follows the previous one after 1/renewFraction of the time that is
+	// left until the exchange ends.
 	renewFraction = 8
-	// maxRenewers and maxLinkRenewers are how many sessions renew exchanges at once, of
-	// all Links and of one.
+	// maxRenewers bounds the concurrent sessions that renew exchanges. maxLinkRenewers
+	// bounds those of one Link.
 	maxRenewers     = 16
 	maxLinkRenewers = 4
 )
@@ -47,18 +50,20 @@ const (
 // What became of the renewal of an exchange, as a metric's label.
 const (
 	renewalDone    = "renewed"
-	renewalFailed  = "failed"  // not reached, or not proven, by the calling agent
-	renewalUnknown = "unknown" // to the called agent: no such session, or another's
+	renewalFailed  = "failed"  // counted by the calling agent
+	renewalUnknown = "unknown" // counted by the called agent: no session has this name and proof
 )
 
-// ends are what both ends of a session have proven. They never change.
+// ends holds the certificates by which both ends of a session have proven who they are.
+// It is immutable.
 type ends struct {
 	credential *identity.Credential // the caller's own
 	verified   *verifiedPeer
 }
 
-// checkPeer returns who is at the far end, if both ends still are who they have proven to
-// be.
+// checkPeer returns the SPIFFE ID of the far end. It returns an error if a certificate
+// of either end expired more than expiryGrace ago, or if the far end is no longer
+// trusted.
 func (e *ends) checkPeer(s *state, now time.Time) (identity.Name, error) {
 	if until := e.credential.NotAfter(); now.After(until.Add(expiryGrace)) {
 		return identity.Name{}, fmt.Errorf("%w: the caller's was valid until %s", transport.ErrNotRenewed,
@@ -75,7 +80,8 @@ func (e *ends) until() time.Time {
 	return e.credential.NotAfter()
 }
 
-// due is when the first of the two certificates has spent a share of its life.
+// due returns the time at which a share of the life of one of the two certificates has
+// passed, whichever is first.
 func (e *ends) due(share float64) time.Time {
 	near, far := e.nearDue(share), e.farDue(share)
 	if far.Before(near) {
@@ -97,9 +103,9 @@ func moment(from, to time.Time, share float64) time.Time {
 	return from.Add(time.Duration(share * float64(to.Sub(from))))
 }
 
-// nextRenewal is when to try again after an attempt at now: when the certificates are
-// due, but not before a fraction of the time that is left has passed. random is in [0,
-// 1).
+// nextRenewal returns when to try again after an attempt at now. This is when the
+// certificates are due, but not before a fraction of the remaining time has passed.
+// random is in [0, 1).
 func nextRenewal(due, until, now time.Time, pause time.Duration, random float64) time.Time {
 	left := until.Add(expiryGrace).Sub(now)
 	wait := max(min(left/renewFraction, maxRenewPause), pause)
@@ -115,10 +121,10 @@ type openExchange struct {
 	call    *outboundConn
 	session *clientSession
 	ends    atomic.Pointer[ends]
-	share   float64                // of a certificate's life, after which it is due
-	next    atomic.Int64           // when to renew it, in Unix nanoseconds; renewing: not now
+	share   float64                // the exchange is due after this share of a certificate's life
+	next    atomic.Int64           // when to renew it, in Unix nanoseconds, or the constant renewing
 	failure atomic.Pointer[string] // why the last attempt has failed
-	// begun: OPEN was answered. From then on call and session.call do not change.
+	// begun is true once OPEN was answered. Then call and session.outbound do not change.
 	begun, over atomic.Bool
 }
 
@@ -137,8 +143,8 @@ func newOpenExchange(c *outboundConn, s *clientSession, now time.Time, pause tim
 	return x
 }
 
-// check is the decision by which an exchange stays open. It asks what must end an open
-// one, and neither ports nor the identities that a new one may meet.
+// check returns an error if the exchange must end. Unlike the check of a new exchange,
+// it ignores the mirror's ports and the identities that the catalog lists.
 func (x *openExchange) check(s *state, now time.Time) error {
 	if err := x.call.checkOpen(s); err != nil {
 		return err
@@ -153,14 +159,15 @@ func (x *openExchange) check(s *state, now time.Time) error {
 // begin notes that OPEN was answered.
 func (x *openExchange) begin() { x.begun.Store(true) }
 
-// isDue reports whether the exchange must be renewed, once until plan is called.
+// isDue reports whether the exchange must be renewed. After it has returned true, it
+// returns false until plan is called.
 func (x *openExchange) isDue(now time.Time) bool {
 	next := x.next.Load()
 	return now.UnixNano() >= next && x.begun.Load() && x.next.CompareAndSwap(next, renewing)
 }
 
-// renewed takes in what both ends have proven on another session. A nil e, or an error
-// without one, leaves it as it was.
+// renewed records the result of an attempt: the newer certificates of both ends, or why
+// the attempt failed. If e is nil, the previous certificates stay.
 func (x *openExchange) renewed(e *ends, err error) {
 	if e != nil {
 		x.ends.Store(e)
@@ -178,8 +185,8 @@ func (x *openExchange) plan(now time.Time, pause time.Duration) {
 	x.next.Store(nextRenewal(e.due(x.share), e.until(), now, pause, rand.Float64()).UnixNano())
 }
 
-// gains reports whether another session could prove more: with a newer certificate of the
-// caller, or because the far one is due.
+// gains reports whether a new session can extend the exchange. This is true if the
+// caller has a newer certificate, or if the certificate of the far end is due.
 func (x *openExchange) gains(as *identity.Credential, now time.Time) bool {
 	e := x.ends.Load()
 	return as.NotAfter().After(e.credential.NotAfter()) || !now.Before(e.farDue(x.share))
@@ -217,15 +224,15 @@ type renewalBatch struct {
 	exchanges []*openExchange
 }
 
-// renewals are the exchanges that are due, and the goroutines that renew them. Make it
-// with newRenewals, end it with close.
+// renewals holds the exchanges that are due and runs the goroutines that renew them.
+// Make it with newRenewals, and end it with close.
 type renewals struct {
 	life          context.Context
 	renew         func(context.Context, []*openExchange) // of one key
 	pause, jitter time.Duration                          // renewPause, renewJitter
 
 	mu      sync.Mutex                   // guards what follows
-	open    map[renewalKey]*renewalBatch // that take more exchanges
+	open    map[renewalKey]*renewalBatch // batches that accept more exchanges
 	queue   []*renewalBatch
 	running map[string]int // sessions, by Link's UID
 	workers int
@@ -357,8 +364,8 @@ func (a *Agent) renew(life context.Context, all []*openExchange) {
 }
 
 var (
-	errNoNewCertificate = errors.New("there is no newer certificate of the caller")
-	errUnknownSession   = errors.New("the agent that was reached does not have the connection")
+	errNoNewCertificate = errors.New("the caller has no newer certificate yet")
+	errUnknownSession   = errors.New("the far agent does not know the connection")
 )
 
 // recordRenewalFailure counts exchanges whose renewal has failed. It warns once their
@@ -377,10 +384,11 @@ func (a *Agent) recordRenewalFailure(all []*openExchange, err error) {
 		"caller", all[0].session.key.caller, "peer", c.peer.name, "connections", len(all), "error", err)
 }
 
-// renewalCall returns a call that is good for a session to where an open exchange
-// leads, and what to ask the gateway for. The far end must have the name of before,
-// whether new calls may meet it or not. The gateway that carries the exchange comes
-// first: it leads to the endpoint even if that takes no new connections.
+// renewalCall returns a call with which to make a session to the far end of an open
+// exchange, and the hint for the gateway. The far end must have the same SPIFFE ID as
+// before, even if the catalog no longer lists that ID. The gateway that carries the
+// exchange comes first in the list of gateways, because only that gateway routes to an
+// endpoint that takes no new connections.
 func (a *Agent) renewalCall(x *openExchange) (*outboundConn, route.Hint, error) {
 	c, key := x.call, x.renewalKey()
 	s, err := a.current()
@@ -496,11 +504,11 @@ func secretOf(conn *tunnel.Conn) (tunnel.SessionSecret, error) {
 // errRenewal says that a session has renewed others, and is over.
 var errRenewal = errors.New("the session has renewed others")
 
-// serveRenewal renews sessions that the peer of another one names. It returns errRenewal
-// once it has answered.
+// serveRenewal answers RENEW, by which the caller of a session renews older sessions of
+// its own. It returns errRenewal once it has answered.
 //
-// What it renews is what the caller has proven, and nothing else: whether an exchange may
-// stay open is for its lease alone to decide.
+// A renewal only replaces the certificates of the caller. The lease of each exchange
+// decides whether the exchange may stay open.
 func (a *Agent) serveRenewal(conn *tunnel.Conn, in *inboundConn) error {
 	asked, err := conn.ReadRenew()
 	if err != nil {
@@ -524,8 +532,9 @@ func (a *Agent) serveRenewal(conn *tunnel.Conn, in *inboundConn) error {
 	return errRenewal
 }
 
-// renewedBy takes in what the caller has proven on a newer session, if that has the same
-// ends and its client is the one of this session. It reports whether it has.
+// renewedBy takes over the caller's certificate from a newer session. It does so only
+// if both sessions have the same ends and Link, and proof shows that the client of the
+// newer session is the client of this one. It reports whether it did.
 func (in *inboundConn) renewedBy(newer *inboundConn, proof tunnel.SessionProof) bool {
 	if in.caller != newer.caller || in.header.Link != newer.header.Link ||
 		in.server.Name() != newer.server.Name() || !proof.Equal(in.secret.ClientProof(&newer.secret)) {

@@ -195,8 +195,9 @@ func (a *Agent) retireIdle(s *clientSession) {
 	}
 }
 
-// idleLease is the decision by which s waits for a caller. It also ends with the address
-// that s goes by, because whoever takes an address out of a Link wants to turn it off.
+// idleLease returns the check that the idle session must keep passing. It also fails if
+// the Link no longer has the gateway address that s uses: an administrator who removes
+// an address wants it to become unused.
 func (s *clientSession) idleLease() func(*state) error {
 	idle := s.outbound.idleLease()
 	return func(now *state) error {

@@ -44,8 +44,8 @@ func (s *Server) closeEndpoint(c *conn) {
 }
 
 // candidates yields the endpoints of a destination in the order in which to try them.
-// The one that is wished for because a connection is open with it comes first, also if
-// the row lists it no more.
+// If the label asks for an endpoint with an open connection, that endpoint comes first,
+// even if the row no longer lists it.
 func (s *Server) candidates(to destination) iter.Seq[route.Endpoint] {
 	listed := s.ejections.order(to.row, to.hint)
 	former, ok := s.formerEndpoint(to)

@@ -1,6 +1,6 @@
-// Package linkhealth decides whether a node can use a link, from what its connections and
-// probes receive. It is pure: the caller has the clock, makes the probes and reports what
-// came of them.
+// Package linkhealth decides whether a node can use a link, from the bytes that its
+// connections and probes receive. It does no I/O and reads no clock. The caller passes
+// the time, makes the probes and reports their results.
 //
 //	unwatched ─ Use, Suspect ─▶ usable: a heartbeat each second without traffic
 //	usable ─ heartbeat late, Suspect ─▶ suspected: probes of every address
@@ -141,8 +141,8 @@ func (l *Link) Received(at time.Time) {
 	}
 }
 
-// Stalled notes that the caller did not run for a while, so that bytes and answers may
-// have come which it has not seen. Silence counts from now on.
+// Stalled records that the caller did not run for a while. Bytes and answers may have
+// arrived that it has not read, so the silence counts from now.
 func (l *Link) Stalled(now time.Time) {
 	if l.Usable() && l.Watched() {
 		l.watched = now
@@ -208,8 +208,9 @@ func (l *Link) ProbeEnded(name string, failed bool) {
 	}
 }
 
-// Next returns what the caller is to begin now, with at most most probes, and when it
-// must call Next again; zero: not before an event. random returns a number in [0, 1).
+// Next returns the work that the caller must start now, with at most most probes, and
+// when it must call Next again. If that time is zero, it need not call Next before the
+// next event. random returns a number in [0, 1).
 func (l *Link) Next(now time.Time, most int, random func() float64) (Work, time.Time) {
 	switch {
 	case !l.Watched():

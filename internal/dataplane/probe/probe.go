@@ -87,8 +87,8 @@ type Result struct {
 	Connect, Handshake, Echo time.Duration
 	// LastByte is when the last byte came from the gateway; zero: none came.
 	LastByte time.Time
-	// Unacknowledged is true if the probe failed while something that was sent, and sent
-	// again, was not acknowledged: packets to the gateway are lost.
+	// Unacknowledged is true if the probe failed while the gateway had not acknowledged
+	// bytes that were sent and retransmitted. Then packets to the gateway are lost.
 	Unacknowledged bool
 	// Err is why the stage failed; nil: the probe was answered. A *tunnel.Refused is the
 	// far agent's answer.

@@ -5,15 +5,17 @@ import (
 	"sync/atomic"
 )
 
-// How much a session may encrypt with one key. RFC 8446, section 5.5, allows 2^24.5 full
-// records with AES-GCM. A full record has 2^14 bytes, that is 2^10 AES blocks, so the bound
-// is 2^34.5 blocks. What it bounds is blocks (draft-irtf-cfrg-aead-limits): a record counts
-// as its blocks and one more, whatever its length. crypto/tls answers KeyUpdate but never
-// sends it of its own accord, so a key lasts as long as its session.
+// These constants bound how much a session may encrypt with one key. RFC 8446, section
+// 5.5, allows 2^24.5 full records with AES-GCM. A full record has 2^14 bytes, or 2^10
+// AES blocks, so the limit is 2^34.5 blocks. The reason for the limit depends on blocks
+// and not on records (draft-irtf-cfrg-aead-limits). So each record counts as its blocks
+// plus one. crypto/tls answers KeyUpdate but never sends it, so a key lasts as long as
+// its session.
 const (
 	// maxKeyUse leaves a margin of a factor of 1.4: 2^34 blocks are 256 GiB of full records.
 	maxKeyUse = 1 << 34
-	// wornKeyUse is when a session should carry no other exchange: after 32 GiB of them.
+	// wornKeyUse is the use from which on a session takes no new exchange: 32 GiB of
+	// full records.
 	wornKeyUse = maxKeyUse / 8
 	aesBlock   = 16 // bytes
 )
@@ -33,6 +35,6 @@ func (u *keyUse) add(n int) error {
 	return nil
 }
 
-// Worn reports whether the session should carry no other exchange, so that none comes
-// near the bound on what one key may encrypt unless it carries very much itself.
+// Worn reports whether the session must take no new exchange. So an exchange reaches
+// maxKeyUse only if it sends more than 200 GiB itself.
 func (r *Raw) Worn() bool { return r.sent.blocks.Load() >= wornKeyUse }

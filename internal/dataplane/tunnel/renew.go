@@ -24,8 +24,8 @@ const (
 	serverProofLabel = "causeway renew server/1"
 )
 
-// SessionName names a session to its two ends. Nobody else can compute it, but whoever
-// has read it in a RENEW can repeat it, so it proves nothing.
+// SessionName identifies a session to its two ends. Only they can compute it. An agent
+// that has read it in a RENEW can repeat it, so it is not a proof.
 type SessionName [sessionNameLen]byte
 
 // SessionProof shows that its sender is an end of an older session. It is valid on one
