@@ -52,7 +52,7 @@ func borrowsAddress(t *testing.T, from, to *cluster) {
 		return nil
 	})
 	after := have(from.metrics(ctx, "agent"))(t)
-	if n := rises(before, after, "causeway_agent_accepted_total", `way="outbound"`); n != 1 {
+	if n := rises(before, after, "causeway_agent_accepted_total", `direction="outbound"`); n != 1 {
 		t.Errorf("the agent has accepted %v connections for one call from guest's own address", n)
 	}
 
@@ -77,7 +77,7 @@ func borrowsAddress(t *testing.T, from, to *cluster) {
 			asked(t), answered(t))
 	}
 	after = have(from.metrics(ctx, "agent"))(t)
-	if n := rises(before, after, "causeway_agent_accepted_total", `way="outbound"`); n != 0 {
+	if n := rises(before, after, "causeway_agent_accepted_total", `direction="outbound"`); n != 0 {
 		t.Errorf("the agent has accepted %v connections from a borrowed address", n)
 	}
 
@@ -100,7 +100,7 @@ func borrowsAddress(t *testing.T, from, to *cluster) {
 	}
 	must(t, all.Wait())
 	after = have(from.metrics(ctx, "agent"))(t)
-	if n := rises(before, after, "causeway_agent_refused_total", `way="outbound"`, `reason="found_elsewhere"`); n != tries {
+	if n := rises(before, after, "causeway_agent_refused_total", `direction="outbound"`, `reason="pod_moved"`); n != tries {
 		t.Errorf("the agent has refused %v calls since their pod was found elsewhere, want %d", n, tries)
 	}
 	for _, account := range []string{"client", "guest"} {

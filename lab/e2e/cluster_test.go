@@ -192,9 +192,9 @@ func settled(t *testing.T, c *cluster) {
 			return err
 		}
 		sessions := func(what string) float64 {
-			return count(m, "causeway_agent_sessions_total", `way="outbound"`, `what="`+what+`"`)
+			return count(m, "causeway_agent_sessions_total", `direction="outbound"`, `outcome="`+what+`"`)
 		}
-		begun, made, failed := sessions("begun"), sessions("ahead"), sessions("failed")
+		begun, made, failed := sessions("preconnecting"), sessions("preconnected"), sessions("preconnect_failed")
 		if begun == 0 || begun != made+failed {
 			return fmt.Errorf("%v were begun, %v made, %v failed", begun, made, failed)
 		}

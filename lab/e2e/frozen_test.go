@@ -163,7 +163,7 @@ func TestPodsRemadeUnseen(t *testing.T) {
 			})
 		}
 		after := have(west.metrics(ctx, "agent"))(t)
-		const name, way, reason = "causeway_agent_refused_total", `way="outbound"`, `reason="found_elsewhere"`
+		const name, way, reason = "causeway_agent_refused_total", `direction="outbound"`, `reason="pod_moved"`
 		if n := count(after, name, way, reason) - count(before, name, way, reason); n < 2 {
 			t.Errorf("two, at one's address, was refused %v times as %s, want 2: the test shows nothing", n, reason)
 		}

@@ -110,7 +110,7 @@ func TestStrangersDieAtClientHello(t *testing.T) {
 	}
 	into := func() (n float64) {
 		agent, gateway := have(east.metrics(ctx, "agent"))(t), have(east.metrics(ctx, "gateway"))(t)
-		return count(agent, "causeway_agent_accepted_total", `way="inbound"`) +
+		return count(agent, "causeway_agent_accepted_total", `direction="inbound"`) +
 			count(gateway, "causeway_gateway_spliced_total") + count(gateway, "causeway_gateway_backend_failures_total")
 	}
 	settled(t, west)

@@ -75,7 +75,7 @@ func TestPolicy(t *testing.T) {
 	after := have(east.metrics(ctx, "agent"))(t)
 	reason := admit.PolicyDenies.String()
 	name, label := "causeway_agent_refused_total", `reason="`+reason+`"`
-	if n := count(after, name, `way="inbound"`, label) - count(before, name, `way="inbound"`, label); n != 10 {
+	if n := count(after, name, `direction="inbound"`, label) - count(before, name, `direction="inbound"`, label); n != 10 {
 		t.Errorf("%s{%s} rose by %v, want 10", name, label, n)
 	}
 	id := callerID(t, "guest")
@@ -202,7 +202,7 @@ func TestHostNetworkHasNoIdentity(t *testing.T) {
 		}
 	}
 	after := have(west.metrics(ctx, "agent"))(t)
-	if got := rose(before, after, "causeway_agent_refused_total"); !slices.Equal(got, []string{`causeway_agent_refused_total{reason="host_network_caller",way="outbound"} +3`}) {
+	if got := rose(before, after, "causeway_agent_refused_total"); !slices.Equal(got, []string{`causeway_agent_refused_total{direction="outbound",reason="host_network_caller"} +3`}) {
 		t.Errorf("counted were %v", got)
 	}
 }

@@ -79,7 +79,7 @@ func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
 		c   *cluster
 		way string
 	}{{west, "outbound"}, {east, "inbound"}} {
-		n := count(have(side.c.metrics(ctx, "agent"))(t), "causeway_agent_renewals_total", `way="`+side.way+`"`, `outcome="renewed"`)
+		n := count(have(side.c.metrics(ctx, "agent"))(t), "causeway_agent_renewals_total", `direction="`+side.way+`"`, `outcome="renewed"`)
 		t.Logf("%s has renewed %v", side.c.Name(), n)
 		if n < 6 {
 			t.Errorf("the agent of %s has renewed %v connections, want three connections twice", side.c.Name(), n)
@@ -93,7 +93,7 @@ func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
 	}
 
 	ended := func(c *cluster) float64 {
-		return count(have(c.metrics(ctx, "agent"))(t), "causeway_agent_ended_total", `how="certificate_not_renewed"`)
+		return count(have(c.metrics(ctx, "agent"))(t), "causeway_agent_ended_total", `reason="certificate_not_renewed"`)
 	}
 	if n := ended(west) + ended(east); n > 0 {
 		t.Errorf("%v connections have ended because they were not renewed", n)

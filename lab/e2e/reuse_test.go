@@ -84,7 +84,7 @@ func TestAddressesReusedWhileTheAgentIsFrozen(t *testing.T) {
 			}
 		}
 		after := have(west.metrics(ctx, "agent"))(t)
-		if rises(before, after, "causeway_agent_refused_total", `way="outbound"`) > 0 {
+		if rises(before, after, "causeway_agent_refused_total", `direction="outbound"`) > 0 {
 			shown++
 		}
 		waiting.Close()

@@ -21,7 +21,7 @@ import (
 func sessionsThat(t *testing.T, what string) float64 {
 	t.Helper()
 	m := have(west.metrics(t.Context(), "agent"))(t)
-	return count(m, "causeway_agent_sessions_total", `way="outbound"`, `what="`+what+`"`)
+	return count(m, "causeway_agent_sessions_total", `direction="outbound"`, `outcome="`+what+`"`)
 }
 
 // TestConnectionsShareSessions: connections that follow each other need no handshake of their own.
@@ -29,7 +29,7 @@ func TestConnectionsShareSessions(t *testing.T) {
 	serves(t)
 	client, url := netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)
 	const calls = 200
-	made, reused := sessionsThat(t, "made"), sessionsThat(t, "reused")
+	made, reused := sessionsThat(t, "created"), sessionsThat(t, "reused")
 	start := time.Now()
 	for range calls {
 		if _, err := fetch(t.Context(), client, url); err != nil {
@@ -37,7 +37,7 @@ func TestConnectionsShareSessions(t *testing.T) {
 		}
 	}
 	took := time.Since(start)
-	made, reused = sessionsThat(t, "made")-made, sessionsThat(t, "reused")-reused
+	made, reused = sessionsThat(t, "created")-made, sessionsThat(t, "reused")-reused
 	if made > calls/10 || reused < calls*8/10 {
 		t.Errorf("%v sessions were made and %v reused for %d calls", made, reused, calls)
 	}

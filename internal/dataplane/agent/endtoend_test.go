@@ -56,19 +56,21 @@ func TestRelayedBytesAreCounted(t *testing.T) {
 		t.Fatalf("%q, %v", answer, err)
 	}
 	for _, side := range []struct {
-		name, role, link, direction string
-		agent                       *Agent
-		want                        float64
+		name, direction, link string
+		agent                 *Agent
+		sent, received        float64
 	}{
-		{"caller's", outbound, "east", "sent", w.west, 14},
-		{"caller's", outbound, "east", "received", w.west, 23},
-		{"called", inbound, "west", "received", w.east, 14},
-		{"called", inbound, "west", "sent", w.east, 23},
+		{"caller's", outbound, "east", w.west, 14, 23},
+		{"called", inbound, "west", w.east, 23, 14},
 	} {
-		ended := side.agent.metrics.ends.WithLabelValues(side.role, side.link, transport.Ended.String())
-		eventually(t, "the tunnel's end", func() bool { return testutil.ToFloat64(ended) == 1 })
-		if got := testutil.ToFloat64(side.agent.metrics.bytes.WithLabelValues(side.role, side.link, side.direction)); got != side.want {
-			t.Errorf("%s agent counts %v bytes %s, want %v", side.name, got, side.direction, side.want)
+		m := side.agent.metrics
+		ended := m.ends.WithLabelValues(side.direction, side.link, transport.Ended.String())
+		eventually(t, "the end of the connection", func() bool { return testutil.ToFloat64(ended) == 1 })
+		sent := testutil.ToFloat64(m.sent.WithLabelValues(side.direction, side.link))
+		received := testutil.ToFloat64(m.received.WithLabelValues(side.direction, side.link))
+		if sent != side.sent || received != side.received {
+			t.Errorf("%s agent counts %v bytes sent and %v received, want %v and %v", side.name, sent, received,
+				side.sent, side.received)
 		}
 	}
 }
@@ -217,7 +219,7 @@ func TestRefusals(t *testing.T) {
 			edit: func(w *harness) {
 				w.nodes[1].find.Store(foundAt(bridge + 1))
 			},
-			outbound: "peer_no_endpoint", inbound: "found_elsewhere",
+			outbound: "peer_no_endpoint", inbound: "pod_moved",
 		},
 		"application refuses": {
 			why:      "the caller gets what it would get from the application",
@@ -302,7 +304,7 @@ func TestRefusals(t *testing.T) {
 			edit: func(w *harness) {
 				w.nodes[0].ingressOf.Store(func(*net.TCPConn) (int, error) { return bridge + 1, nil })
 			},
-			outbound: "found_elsewhere",
+			outbound: "pod_moved",
 		},
 		"host network": {
 			why:      "loopback is the node's own, as the kernel says of this very call",
@@ -382,7 +384,7 @@ func TestSilentPod(t *testing.T) {
 			}
 			if tc.answer == "" {
 				wantReset(t, tc.why, err)
-				w.wantRefusal(w.east, inbound, "found_elsewhere")
+				w.wantRefusal(w.east, inbound, "pod_moved")
 			}
 		})
 	}

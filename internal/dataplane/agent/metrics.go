@@ -33,9 +33,9 @@ const (
 	reasonUnknownCaller    = "unknown_caller"
 	reasonTooManyLookups   = "too_many_lookups"
 	reasonStale            = "stale_connection" // older than the record of its pod, and not confirmed
-	reasonPodMoved         = "found_elsewhere"  // these three are of package podid
-	reasonAmbiguousPod     = "place_shared"
-	reasonPodNotLocated    = "not_found_yet"
+	reasonPodMoved         = "pod_moved"        // these three are of package podid
+	reasonAmbiguousPod     = "ambiguous_pod"
+	reasonPodNotLocated    = "pod_not_located"
 	reasonSuspended        = "link_suspended"
 	reasonCallerNotAllowed = "caller_not_allowed" // by spec.import.callers
 	reasonNoSVID           = "no_certificate"
@@ -90,7 +90,8 @@ type metrics struct {
 	accepted *prometheus.CounterVec
 	refused  *prometheus.CounterVec
 	ends     *prometheus.CounterVec
-	bytes    *prometheus.CounterVec
+	sent     *prometheus.CounterVec
+	received *prometheus.CounterVec
 	open     *prometheus.GaugeVec
 	sessions *prometheus.CounterVec
 	renewals *prometheus.CounterVec
@@ -104,21 +105,37 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		current: make(map[string]int),
 		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "causeway_agent_accepted_total", Help: "Connections accepted, by way."}, []string{"way"}),
+			Name: "causeway_agent_accepted_total",
+			Help: "Connections accepted, by direction.",
+		}, []string{"direction"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "causeway_agent_refused_total", Help: "Connections refused, by way and reason."}, []string{"way", "reason"}),
+			Name: "causeway_agent_refused_total",
+			Help: "Connections refused, by direction and reason.",
+		}, []string{"direction", "reason"}),
 		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "causeway_agent_ended_total", Help: "Tunnels that ended, by way, link and how."}, []string{"way", "link", "how"}),
-		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "causeway_agent_bytes_total", Help: "Bytes carried, counted when a tunnel ends; sent is towards the peer."}, []string{"way", "link", "direction"}),
+			Name: "causeway_agent_ended_total",
+			Help: "Connections that ended, by direction, link and reason.",
+		}, []string{"direction", "link", "reason"}),
+		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_sent_bytes_total",
+			Help: "Bytes that local applications sent to peers, by direction of the connection. Counted when it ends.",
+		}, []string{"direction", "link"}),
+		received: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "causeway_agent_received_bytes_total",
+			Help: "Bytes that local applications received from peers, by direction of the connection. Counted when it ends.",
+		}, []string{"direction", "link"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "causeway_agent_open_connections", Help: "Connections open now, by way."}, []string{"way"}),
+			Name: "causeway_agent_open_connections",
+			Help: "Connections open now, by direction.",
+		}, []string{"direction"}),
 		sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "causeway_agent_sessions_total", Help: "What became of sessions, by way: made for a caller; begun ahead of one, and then made ahead or failed; reused by another connection; retired in good order; lost."}, []string{"way", "what"}),
+			Name: "causeway_agent_sessions_total",
+			Help: "Sessions, by direction and outcome: created for a caller; preconnecting, and then preconnected or preconnect_failed; reused by another connection; retired; lost.",
+		}, []string{"direction", "outcome"}),
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_renewals_total",
-			Help: "Renewals of the certificates of open connections, by way and outcome.",
-		}, []string{"way", "outcome"}),
+			Help: "Renewals of the certificates of open connections, by direction and outcome.",
+		}, []string{"direction", "outcome"}),
 	}
 	for _, outcome := range []string{renewalDone, renewalFailed} {
 		m.renewals.WithLabelValues(outbound, outcome)
@@ -140,7 +157,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.refused.WithLabelValues(direction, reason)
 		}
 	}
-	r.MustRegister(m.accepted, m.refused, m.ends, m.bytes, m.open, m.sessions, m.renewals, m.probes)
+	r.MustRegister(m.accepted, m.refused, m.ends, m.sent, m.received, m.open, m.sessions, m.renewals, m.probes)
 	return m
 }
 
@@ -180,7 +197,7 @@ func (m *metrics) refuse(direction, reason string) {
 // ended counts a tunnel that has ended. Sent bytes come from the local application,
 // which is the caller or the one called.
 func (m *metrics) ended(direction, link string, r transport.Result) {
-	m.bytes.WithLabelValues(direction, link, "sent").Add(float64(r.Sent))
-	m.bytes.WithLabelValues(direction, link, "received").Add(float64(r.Received))
+	m.sent.WithLabelValues(direction, link).Add(float64(r.Sent))
+	m.received.WithLabelValues(direction, link).Add(float64(r.Received))
 	m.ends.WithLabelValues(direction, link, r.Reason.String()).Inc()
 }

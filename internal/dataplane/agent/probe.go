@@ -44,8 +44,8 @@ const outcomeRefused = "refused"
 func newProbes() *prometheus.CounterVec {
 	c := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "causeway_agent_probes_total",
-		Help: "Probes of the path to a peer, by way and outcome: answered, refused, or the failed stage.",
-	}, []string{"way", "outcome"})
+		Help: "Probes of the path to a peer, by direction and outcome: answered, refused, or failed stage.",
+	}, []string{"direction", "outcome"})
 	for _, stage := range probe.Stages() {
 		c.WithLabelValues(outbound, string(stage))
 	}

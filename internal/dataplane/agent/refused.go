@@ -35,7 +35,8 @@ func (a *Agent) refuseVIPs(ctx context.Context, refuse func([]netip.Prefix) erro
 		if len(refused) > 0 || len(was) > 0 || failing {
 			err := refuse(refused)
 			if err != nil && !failing {
-				a.log.Warn("cannot refuse virtual IPs of unusable links through vip-guard, will retry", "error", err)
+				a.log.Warn("cannot refuse virtual IPs of unusable links through vip-guard, will retry",
+					"error", err)
 			}
 			failing = err != nil
 		}

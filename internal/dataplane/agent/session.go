@@ -35,10 +35,10 @@ const (
 
 // Outcomes of a session, as a metric label.
 const (
-	sessionMade          = "made"   // for its first caller
-	sessionPreconnecting = "begun"  // a preconnect started, which then
-	sessionPreconnected  = "ahead"  // succeeded, or
-	sessionFailed        = "failed" // failed
+	sessionMade          = "created"           // for its first caller
+	sessionPreconnecting = "preconnecting"     // a preconnect started, which then
+	sessionPreconnected  = "preconnected"      // succeeded, or
+	sessionFailed        = "preconnect_failed" // failed
 	sessionReused        = "reused"
 	sessionRetired       = "retired" // ended cleanly, because it was idle or old
 	sessionLost          = "lost"    // ended by the far side, broken, or no longer admitted

@@ -80,7 +80,7 @@ func newMetrics(r prometheus.Registerer, pending, unproven func() int) *metrics 
 			[]string{"link", "direction"}),
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_gateway_ended_total",
-			Help: "Spliced connections that ended, by how."}, []string{"how"}),
+			Help: "Spliced connections that ended, by reason."}, []string{"reason"}),
 		backendFail: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "causeway_gateway_backend_failures_total",
 			Help: "Backends that refused or did not answer; another endpoint was then tried."}),
