@@ -26,6 +26,9 @@ type guard struct {
 	// refuseErr is what was wrong with the last list of refused VIPs, so that it is
 	// logged once.
 	refuseErr string
+	// refusals bounds the lists of a compromised agent, because each is a transaction of
+	// nftables. refusalLog bounds what they make the guard log.
+	refusals, refusalLog *rate.Limiter
 }
 
 // onPresence is called by the supervisor with each new presence.
@@ -58,11 +61,15 @@ func (g *guard) check() error {
 	return errors.Join(g.routes.check(), g.gateErr)
 }
 
+// Lists of refused prefixes that a guard takes, per second and at once. An agent sends at
+// most 10 per second.
+const refuseRate, refuseBurst = 20, 40
+
 // refuse refuses new connections to these prefixes and to no others, if this guard is in
 // charge. A list that does not lie within the VIP ranges changes nothing.
 func (g *guard) refuse(prefixes []netip.Prefix) {
-	if !g.routes.isInCharge() {
-		return
+	if !g.routes.isInCharge() || !g.refusals.Allow() {
+		return // an agent repeats its list after 2 s
 	}
 	families, err := refusedSpans(g.routes.want.Local, prefixes)
 	if err == nil {
@@ -74,7 +81,7 @@ func (g *guard) refuse(prefixes []netip.Prefix) {
 	if err != nil {
 		text = err.Error()
 	}
-	if text != "" && text != g.refuseErr {
+	if text != "" && text != g.refuseErr && g.refusalLog.Allow() {
 		g.log.Warn("virtual IPs of unusable links are not refused", "error", err)
 	}
 	g.refuseErr = text

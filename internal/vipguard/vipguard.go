@@ -31,6 +31,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 )
 
 // Names of the unix sockets in the pod's directory.
@@ -140,7 +141,14 @@ func run(ctx context.Context, o Options, k kernel) error {
 		return err
 	}
 	defer held.close()
-	g := &guard{log: o.Log, sockets: held, older: older, routes: routes}
+	g := &guard{
+		log:        o.Log,
+		sockets:    held,
+		older:      older,
+		routes:     routes,
+		refusals:   rate.NewLimiter(refuseRate, refuseBurst),
+		refusalLog: rate.NewLimiter(rate.Every(10*time.Second), 5),
+	}
 	defer g.closeOlder()
 	present := presence{older: len(older)}
 	routes.setInCharge(present.inCharge())

@@ -167,10 +167,11 @@ func (d *Decision) decide(r Request, s *State) Reason {
 	case !slices.Contains(export.Ports, r.Port):
 		return NoPort
 	}
-	if reason := d.findPod(r, s, export); reason != Admitted {
+	// Policies come first: whom they refuse must not learn about endpoints.
+	if reason := d.checkPolicies(r, export); reason != Admitted {
 		return reason
 	}
-	return d.checkPolicies(r, export)
+	return d.findPod(r, s, export)
 }
 
 // keep returns the reason.

@@ -28,7 +28,7 @@ func (a *Agent) dialGateway(life context.Context, p *peer) (raw *transport.Raw, 
 	start := time.Now()
 	conn, winner, err := a.dialer.DialFirst(ctx, addresses...)
 	if err != nil {
-		if life.Err() == nil {
+		if life.Err() == nil && !isLocal(err) {
 			a.monitor.suspect(p.uid)
 		}
 		return nil, "", refuse(reasonUnreachable, fmt.Errorf("reach the gateway of %s: %w", p.name, err))

@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -37,6 +38,11 @@ const (
 	// answered but refused the session for them. A random part of up to the same length
 	// is added.
 	reopenDelay = 5 * time.Second
+	// The controller's report that no gateway address answers reaches all nodes at the
+	// same moment. Each node waits for a random time, at most this long, before it tests
+	// a link that it uses, or one that it does not use.
+	usedTestDelay   = 2 * time.Second
+	unusedTestDelay = 15 * time.Second
 )
 
 // linkMonitor watches the links that this node uses, and knows which are unusable. Make
@@ -74,6 +80,8 @@ type monitoredLink struct {
 	recent  [recentConns]*net.TCPConn
 	opened  int       // counts connections
 	served  time.Time // the last probe
+	echoed  time.Time // the last echo of a link that is suspected or unusable
+	testAt  time.Time // when to test what the controller reports; zero: nothing
 	gone    bool
 }
 
@@ -136,12 +144,24 @@ func (m *linkMonitor) update(s *state) {
 		}
 		// The controller probes each address all the time. What it finds dead is tested
 		// from here, too, so that the first caller after an outage began is refused.
-		suspect := p.healthy == 0 && (l.peer == nil || l.peer.healthy > 0)
+		wasHealthy := l.peer == nil || l.peer.healthy > 0
+		if l.peer != nil && !slices.Equal(l.peer.gateways, p.gateways) {
+			// A connection to an address that left says nothing about the others.
+			l.recent = [recentConns]*net.TCPConn{}
+		}
 		usable := l.health.Usable()
 		l.peer = p
 		l.health.SetAddresses(p.gateways)
-		if suspect {
-			l.health.Suspect(now)
+		switch {
+		case p.healthy > 0:
+			l.testAt = time.Time{}
+			if !wasHealthy {
+				l.health.Retry(now)
+			}
+		case wasHealthy && l.health.Watched():
+			l.testAt = now.Add(rand.N(usedTestDelay))
+		case wasHealthy:
+			l.testAt = now.Add(rand.N(unusedTestDelay))
 		}
 		m.recordChange(l, usable)
 	}
@@ -249,7 +269,11 @@ func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup, stalled
 		if stalled {
 			l.health.Stalled(now)
 		}
-		if l.health.HeartbeatDue(now) {
+		if !l.testAt.IsZero() && !now.Before(l.testAt) {
+			l.testAt = time.Time{}
+			l.health.Suspect(now)
+		}
+		if l.health.HeartbeatDue(now) || l.health.Suspected() || !usable {
 			l.health.Received(l.lastByte(now))
 		}
 		most := int(m.limiter.TokensAt(now))
@@ -258,8 +282,11 @@ func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup, stalled
 		}
 		work, at := l.health.Next(now, most, rand.Float64)
 		m.recordChange(l, usable)
-		if work.Heartbeat {
+		switch {
+		case work.Heartbeat:
 			m.beginHeartbeat(ctx, l, now, probes)
+		case l.health.Suspected() || !l.health.Usable():
+			m.beginEcho(ctx, l, now, probes)
 		}
 		for _, address := range work.Probes {
 			m.limiter.AllowN(now, 1)
@@ -270,11 +297,19 @@ func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup, stalled
 			l.session.Close()
 			l.session = nil
 		}
-		if next.IsZero() || !at.IsZero() && at.Before(next) {
-			next = at
-		}
+		next = earliest(next, at, l.testAt)
 	}
 	return next
+}
+
+// earliest returns the earliest of the times that are not zero, or zero.
+func earliest(times ...time.Time) (first time.Time) {
+	for _, t := range times {
+		if first.IsZero() || !t.IsZero() && t.Before(first) {
+			first = t
+		}
+	}
+	return first
 }
 
 // recordChange logs and counts a link that has become usable or unusable. was says
@@ -347,18 +382,63 @@ func (m *linkMonitor) beginHeartbeat(
 		}
 		// The session may have failed because its agent did. A new session can reach
 		// another agent.
+		refused := false
 		if session == nil && ctx.Err() == nil {
 			session, r = m.open(ctx, p, address)
+			refused = session == nil && !r.LastByte.IsZero()
 		}
-		m.heartbeatEnded(l, address, session, r)
+		m.heartbeatEnded(l, address, session, r, refused)
 	})
 }
 
-func (m *linkMonitor) heartbeatEnded(l *monitoredLink, address string, s heartbeatSession, r probe.Result) {
+// beginEcho makes one echo in the background if the session for heartbeats is open, and
+// the last one was a while ago: new connections may fail while open ones still work. m.mu
+// is held.
+func (m *linkMonitor) beginEcho(
+	ctx context.Context, l *monitoredLink, now time.Time, probes *sync.WaitGroup,
+) {
+	session := l.session
+	if session == nil || now.Sub(l.echoed) < linkhealth.HeartbeatInterval {
+		return
+	}
+	l.session, l.echoed = nil, now // the echo owns the session
+	if !slices.Contains(l.peer.gateways, l.address) {
+		session.Close()
+		return
+	}
+	probes.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, heartbeatLife)
+		defer cancel()
+		r := session.Echo(ctx, 0)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if r.Err != nil || l.gone || l.session != nil {
+			session.Close()
+		} else {
+			l.session = session
+		}
+		if l.gone {
+			return
+		}
+		usable := l.health.Usable()
+		l.health.Received(r.LastByte)
+		m.recordChange(l, usable)
+		m.trigger()
+	})
+}
+
+// heartbeatEnded takes in the result of a heartbeat. refused says that the far side has
+// answered, and refused another session.
+func (m *linkMonitor) heartbeatEnded(
+	l *monitoredLink, address string, s heartbeatSession, r probe.Result, refused bool,
+) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	usable := l.health.Usable()
 	if s != nil {
+		if l.session != nil {
+			l.session.Close()
+		}
 		l.session, l.address = s, address
 		l.health.Measured(r.Echo)
 	}
@@ -366,7 +446,7 @@ func (m *linkMonitor) heartbeatEnded(l *monitoredLink, address string, s heartbe
 		l.drop()
 		return
 	}
-	if s == nil && !r.LastByte.IsZero() {
+	if refused {
 		l.reopen = time.Now().Add(reopenDelay + rand.N(reopenDelay))
 	}
 	l.health.Received(r.LastByte)
@@ -408,8 +488,22 @@ func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Resul
 
 // failed reports whether a probe was tried and brought no byte.
 func failed(r probe.Result) bool {
+	return r.Err != nil && r.LastByte.IsZero() && !isLocal(r.Err)
+}
+
+// isLocal reports whether an error is this node's own, such as the lack of a descriptor
+// or of a local port. It says nothing about a link.
+func isLocal(err error) bool {
 	var own *refusal // this node could not even try
-	return r.Err != nil && r.LastByte.IsZero() && !errors.As(r.Err, &own)
+	if errors.As(err, &own) || transport.IsTransient(err) {
+		return true
+	}
+	for _, e := range []error{syscall.EADDRNOTAVAIL, syscall.EPERM, syscall.EACCES} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *linkMonitor) closeAll() {

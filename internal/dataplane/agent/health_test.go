@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,7 +22,9 @@ import (
 type fakePaths struct {
 	mu   sync.Mutex
 	dead map[string]bool // by address; nothing comes, and nothing fails before its time
-	own  error           // this node cannot probe
+	// newFail: new connections are dead, and open ones go on.
+	newFail bool
+	own     error // this node cannot probe
 	// overloaded: the far side answers, and refuses.
 	overloaded bool
 	sessions   int // that are open
@@ -31,7 +34,7 @@ type fakePaths struct {
 
 func (f *fakePaths) answer(ctx context.Context, address string, dial bool) probe.Result {
 	f.mu.Lock()
-	dead, own, overloaded := f.dead[address], f.own, f.overloaded
+	dead, own, overloaded := f.dead[address] || f.newFail && dial, f.own, f.overloaded
 	if dial {
 		f.dials++
 	} else {
@@ -223,6 +226,34 @@ func TestRefusedSessionsAreNotRetriedEachSecond(t *testing.T) {
 	})
 }
 
+// A link over which open connections work is not refused because new ones fail, and this
+// node's own failures say nothing about it.
+func TestWorkingLinkIsNotRefused(t *testing.T) {
+	for name, spoil := range map[string]func(*fakePaths){
+		"new connections fail": func(f *fakePaths) { f.newFail = true },
+		"no descriptors":       func(f *fakePaths) { f.own = syscall.EMFILE },
+		"no local port":        func(f *fakePaths) { f.own = syscall.EADDRNOTAVAIL },
+		"a local firewall":     func(f *fakePaths) { f.own = syscall.EPERM },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				east := peerAt("east", "e1")
+				m, f, _ := runMonitor(t, east)
+				m.use(east.uid)
+				bubble.Pass(5 * time.Second)
+				f.set(func() { spoil(f) })
+				for range 20 {
+					m.suspect(east.uid)
+					bubble.Pass(time.Second)
+					if len(m.unusable()) > 0 {
+						t.Fatal("it is refused")
+					}
+				}
+			})
+		})
+	}
+}
+
 // What the controller finds dead is tested from here once; what it finds well is not.
 func TestControllerFindingsAreProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -238,7 +269,7 @@ func TestControllerFindingsAreProbed(t *testing.T) {
 		for range 5 { // as each change of state does
 			m.update(&state{links: byName(east, north)})
 		}
-		bubble.Pass(5 * time.Second)
+		bubble.Pass(unusedTestDelay + 5*time.Second)
 		if !m.unusable()["east"] || m.unusable()["north"] {
 			t.Errorf("unusable: %v, want east alone, because north answers this node", m.unusable())
 		}

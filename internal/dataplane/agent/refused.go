@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/canary"
 	"github.com/causeway-mesh/causeway/internal/vipguard"
 )
@@ -15,6 +16,9 @@ const (
 	// refuseInterval is the time between two refreshes of what vip-guard refuses. It
 	// keeps each entry for 5 s.
 	refuseInterval = 2 * time.Second
+	// refusePause is the shortest time between two lists, because each one is a
+	// transaction of nftables.
+	refusePause = 100 * time.Millisecond
 	// blockBits is the number of address bits of the largest block of virtual IPs that
 	// the controller gives to one link.
 	blockBits = 8
@@ -24,6 +28,7 @@ const (
 // It blocks until ctx ends. refuse replaces the list of refused prefixes.
 func (a *Agent) refuseVIPs(ctx context.Context, refuse func([]netip.Prefix) error) {
 	var refused []netip.Prefix
+	var sent time.Time
 	failing := false
 	for {
 		changed := a.monitor.changed.wait() // before asking, so that no change is missed
@@ -32,13 +37,18 @@ func (a *Agent) refuseVIPs(ctx context.Context, refuse func([]netip.Prefix) erro
 		if s, unusable := a.state.Load(), a.monitor.unusable(); s != nil && len(unusable) > 0 {
 			refused = s.refusedVIPs(unusable)
 		}
-		if len(refused) > 0 || len(was) > 0 || failing {
+		stale := time.Since(sent) >= refuseInterval
+		if !slices.Equal(refused, was) || failing || len(refused) > 0 && stale {
+			sent = time.Now()
 			err := refuse(refused)
 			if err != nil && !failing {
 				a.log.Warn("cannot refuse virtual IPs of unusable links through vip-guard, will retry",
 					"error", err)
 			}
 			failing = err != nil
+			if !backoff.Sleep(ctx, refusePause) {
+				return
+			}
 		}
 		var refresh <-chan time.Time
 		if len(refused) > 0 || failing {

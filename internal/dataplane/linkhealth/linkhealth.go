@@ -36,6 +36,8 @@ const (
 	// ProbeInterval is the longest time between two rounds of probes of an unusable link.
 	// Each is shorter by a random part, up to a quarter.
 	ProbeInterval = time.Second
+	// unusedInterval is the same for a link that was not in use when it became unusable.
+	unusedInterval = 30 * time.Second
 	// roundSize is how many addresses one round probes.
 	roundSize = 4
 	// The time that a heartbeat and a probe may take is a base and a number of round
@@ -87,6 +89,16 @@ type Work struct {
 
 // Usable reports whether the node can use the link, as far as it knows.
 func (l *Link) Usable() bool { return l.unusable.IsZero() }
+
+// Suspected reports whether the link is being tested, and is not unusable yet.
+func (l *Link) Suspected() bool { return !l.suspected.IsZero() }
+
+// Retry asks for a round of probes at once if the link is unusable.
+func (l *Link) Retry(now time.Time) {
+	if !l.Usable() && l.round.After(now) {
+		l.round = now
+	}
+}
 
 // Watched reports whether the link was used lately, is suspected or is unusable.
 func (l *Link) Watched() bool { return !l.watched.IsZero() }
@@ -296,7 +308,11 @@ func (l *Link) nextUnusable(now time.Time, most int, random func() float64) (Wor
 		l.start(a, now)
 		work.Probes = append(work.Probes, a.name)
 	}
-	pause := ProbeInterval - time.Duration(random()*float64(ProbeInterval/4))
+	interval := ProbeInterval
+	if l.unusable.Sub(l.used) >= UseLife {
+		interval = unusedInterval
+	}
+	pause := interval - time.Duration(random()*float64(interval/4))
 	if len(work.Probes) == 0 {
 		pause = attemptGap // most is 0 for now
 	}

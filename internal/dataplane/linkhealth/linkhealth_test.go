@@ -268,6 +268,7 @@ func TestSuspectedWithoutUse(t *testing.T) {
 func TestNoBudget(t *testing.T) {
 	w := newWorld(always(lost), "a")
 	w.most = 0
+	w.Use(w.now)
 	w.Suspect(w.now)
 	w.run(10 * time.Second)
 	if w.counts.probes > 0 || !w.Usable() {
@@ -284,6 +285,28 @@ func TestNoBudget(t *testing.T) {
 	w.run(31500 * time.Millisecond)
 	if !w.Usable() {
 		t.Error("it is unusable after a probe was answered")
+	}
+}
+
+// A link that no pod used when it became unusable is probed rarely, but at once after
+// Retry.
+func TestUnusedUnusableLinkIsProbedRarely(t *testing.T) {
+	w := newWorld(always(lost), "a")
+	w.Suspect(w.now)
+	w.run(10 * time.Second)
+	if w.Usable() {
+		t.Fatal("it is usable after probes failed")
+	}
+	before := w.counts.probes
+	w.run(10*time.Second + time.Hour)
+	if n := w.counts.probes - before; n < 100 || n > 170 {
+		t.Errorf("%d probes in an hour, want one each 22 to 30 s", n)
+	}
+	w.at = always(fast)
+	w.Retry(w.now)
+	w.run(12*time.Second + time.Hour)
+	if !w.Usable() {
+		t.Error("it is unusable 2 s after Retry")
 	}
 }
 

@@ -177,7 +177,11 @@ func (s *Session) Echo(ctx context.Context, payload int) Result {
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = errors.Join(err, cause)
 	}
-	return Result{Stage: stage, Echo: time.Since(start), LastByte: s.in.last(), Err: err}
+	r := Result{Stage: stage, Echo: time.Since(start), Err: err}
+	if last := s.in.last(); last.After(start) {
+		r.LastByte = last
+	}
+	return r
 }
 
 // Close ends the session.
@@ -293,13 +297,14 @@ func dial(ctx context.Context, o Options) (net.Conn, error) {
 // timedConn is a connection that records when the last byte came.
 type timedConn struct {
 	net.Conn
-	at atomic.Int64 // Unix nanoseconds; 0: never
+	at atomic.Pointer[time.Time] // nil: never. It has a monotonic reading.
 }
 
 func (c *timedConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
-		c.at.Store(time.Now().UnixNano())
+		now := time.Now()
+		c.at.Store(&now)
 	}
 	return n, err
 }
@@ -313,8 +318,8 @@ func (c *timedConn) SetLinger(seconds int) error {
 }
 
 func (c *timedConn) last() time.Time {
-	if at := c.at.Load(); at != 0 {
-		return time.Unix(0, at)
+	if at := c.at.Load(); at != nil {
+		return *at
 	}
 	return time.Time{}
 }
