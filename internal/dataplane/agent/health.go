@@ -481,7 +481,11 @@ func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Resul
 		l.address = address
 	}
 	l.health.Received(r.LastByte)
-	l.health.ProbeEnded(address, failed(r))
+	if r.Err != nil && isLocal(r.Err) {
+		l.health.ProbeNotTried(address, time.Now())
+	} else {
+		l.health.ProbeEnded(address, failed(r))
+	}
 	m.recordChange(l, usable)
 	m.trigger()
 }

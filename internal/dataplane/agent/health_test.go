@@ -242,12 +242,16 @@ func TestWorkingLinkIsNotRefused(t *testing.T) {
 				m.use(east.uid)
 				bubble.Pass(5 * time.Second)
 				f.set(func() { spoil(f) })
+				f.counts()
 				for range 20 {
 					m.suspect(east.uid)
 					bubble.Pass(time.Second)
 					if len(m.unusable()) > 0 {
 						t.Fatal("it is refused")
 					}
+				}
+				if dials, _, _ := f.counts(); dials > 60 {
+					t.Errorf("%d dials in 20 s", dials)
 				}
 			})
 		})

@@ -33,6 +33,8 @@ const (
 	// that between later ones while the link is suspected.
 	attemptGap = 300 * time.Millisecond
 	retryGap   = 500 * time.Millisecond
+	// untriedPause is the time until another probe if the caller could not make one.
+	untriedPause = 5 * time.Second
 	// ProbeInterval is the longest time between two rounds of probes of an unusable link.
 	// Each is shorter by a random part, up to a quarter.
 	ProbeInterval = time.Second
@@ -216,6 +218,17 @@ func (l *Link) ProbeEnded(name string, failed bool) {
 			if failed {
 				a.failures++
 			}
+		}
+	}
+}
+
+// ProbeNotTried reports that a probe of an address has ended because the caller itself
+// could not make it. It says nothing about the link, and is not asked for again at once.
+func (l *Link) ProbeNotTried(name string, now time.Time) {
+	l.ProbeEnded(name, false)
+	for _, a := range l.addresses {
+		if a.name == name {
+			a.started = now.Add(untriedPause)
 		}
 	}
 }
