@@ -58,11 +58,31 @@ func TestPolicy(t *testing.T) {
 	must(t, ours.conn.Close())
 	// The last calls that were served have asked for warm tunnels, which are refused now, or wait. The next call takes what waits.
 	settled(t, west)
+	id, reason := callerID(t, "guest"), admit.PolicyDenies.String()
+	refusals := func(since time.Time) (int, error) {
+		lines, err := east.logs(ctx, "agent", since)
+		n := 0
+		for _, e := range lines {
+			if e.text("msg") == "call refused" && e.text("caller") == id && e.text("reason") == reason && e.text("service") == "shop/bar:80" {
+				n++
+			}
+		}
+		return n, err
+	}
+	since := time.Now()
 	if err := calls(guest); !refused(err) {
 		t.Errorf("guest, who was refused, got %v", err)
 	}
+	// The agent logs after it has answered.
+	within(t, 5*time.Second, "this refusal is logged", func() error {
+		n, err := refusals(since)
+		if err == nil && n == 0 {
+			err = errNotYet
+		}
+		return err
+	})
 
-	since := time.Now()
+	since = time.Now()
 	before := have(east.metrics(ctx, "agent"))(t)
 	for range 10 {
 		if err := calls(client); err != nil {
@@ -73,27 +93,16 @@ func TestPolicy(t *testing.T) {
 		}
 	}
 	after := have(east.metrics(ctx, "agent"))(t)
-	reason := admit.PolicyDenies.String()
 	name, label := "causeway_agent_refused_total", `reason="`+reason+`"`
 	if n := count(after, name, `direction="inbound"`, label) - count(before, name, `direction="inbound"`, label); n != 10 {
 		t.Errorf("%s{%s} rose by %v, want 10", name, label, n)
 	}
-	id := callerID(t, "guest")
 	within(t, 5*time.Second, "east's agent logs the refused caller", func() error {
-		lines, err := east.logs(ctx, "agent", since)
-		if err != nil {
-			return err
+		n, err := refusals(since)
+		if err == nil && n != 10 {
+			err = fmt.Errorf("%d refusals of %s with reason %s in its log, want 10", n, id, reason)
 		}
-		n := 0
-		for _, e := range lines {
-			if e.text("msg") == "call refused" && e.text("caller") == id && e.text("reason") == reason && e.text("service") == "shop/bar:80" {
-				n++
-			}
-		}
-		if n != 10 {
-			return fmt.Errorf("%d refusals of %s with reason %s in its log, want 10", n, id, reason)
-		}
-		return nil
+		return err
 	})
 }
 
