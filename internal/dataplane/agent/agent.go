@@ -53,8 +53,8 @@ import (
 )
 
 // maxConnections bounds the open connections of each direction. Each has a descriptor at
-// either end.
-var maxConnections = budget.Connections(20_000, 2*2)
+// either end. Both directions together may need twice as many; then accepting pauses.
+var maxConnections = budget.Connections(20_000, 2)
 
 // Bounds of one agent.
 const (
