@@ -120,8 +120,10 @@ func (s *connShares) acquireInbound(in *inboundConn) (leave func(), err error) {
 
 var errShare = errors.New("it has its share of this agent's connections already")
 
+// acquireBoth adds a connection to the shares of an account and of a link. A link may have
+// half of all, and an account a quarter, so that one account cannot fill its link's share.
 func acquireBoth(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB, reasonB string) (leave func(), err error) {
-	if !a.Acquire(keyA) {
+	if a.Count(keyA) >= maxConnections/4 || !a.Acquire(keyA) {
 		return nil, refuse(reasonA, errShare)
 	}
 	if !b.Acquire(keyB) {

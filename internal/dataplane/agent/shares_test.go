@@ -39,6 +39,12 @@ func TestSharesLeaveRoomForOthers(t *testing.T) {
 		"an account": {
 			func(l *connShares) (func(), error) { return l.acquireOutbound(caller("a", "east")) },
 			func(l *connShares) (func(), error) { return l.acquireOutbound(caller("b", "south")) }, reasonAccountShare},
+		"an account beside another of its link": {
+			func(l *connShares) (func(), error) { return l.acquireOutbound(caller("a", "east")) },
+			func(l *connShares) (func(), error) { return l.acquireOutbound(caller("b", "east")) }, reasonAccountShare},
+		"a peer's account beside another": {
+			func(l *connShares) (func(), error) { return l.acquireInbound(inbound("a", "west")) },
+			func(l *connShares) (func(), error) { return l.acquireInbound(inbound("b", "west")) }, reasonAccountShare},
 		"a peer's account": {
 			func(l *connShares) (func(), error) { return l.acquireInbound(inbound("a", "west")) },
 			func(l *connShares) (func(), error) { return l.acquireInbound(inbound("b", "south")) }, reasonAccountShare},
