@@ -147,7 +147,7 @@ func (a *Agent) onState(h uplink.State) {
 		a.log.Error("the controller's state does not hold together: what is broken is left out", "error", err)
 	}
 	if next == nil && was != nil { // of no use, but for which Links are gone
-		next, _ = newState(was.view, h.Revoked, was) // told when it came
+		next, _ = newState(was.view, h.Revoked, was) // its problems were logged when it came
 	}
 	if next == nil {
 		return
@@ -171,7 +171,7 @@ func (a *Agent) logLimited(level slog.Level, msg string, args ...any) {
 	}
 }
 
-// logEnd logs that Causeway has ended an exchange by itself, for a reason that an
+// logEnd logs that Causeway itself has ended an exchange, for a reason that an
 // operator can do something about.
 func (a *Agent) logEnd(result transport.Result, about ...any) {
 	switch result.Reason {

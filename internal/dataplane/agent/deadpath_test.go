@@ -16,7 +16,7 @@ import (
 )
 
 // A gatewayPath leads to the world's gateway by an address of its own, and can die:
-// what is on it is lost, and nobody is told.
+// its packets are lost, and neither end is notified.
 type gatewayPath struct {
 	ln      net.Listener
 	address string
@@ -151,7 +151,7 @@ func TestDeadGatewayPathResetsOneCall(t *testing.T) {
 		t.Errorf("alice's next call: %q, %v", answer, err)
 	}
 	if order := w.west.penalties.order([]string{path.address, "another"}, time.Now()); order[0] != "another" {
-		t.Error("the dead way is still the first to be dialled")
+		t.Error("the dead address is still dialed first")
 	}
 }
 
