@@ -71,17 +71,31 @@ func (c *Conn) ReadHello() (Hello, error) {
 	return h, nil
 }
 
-// ReadOpen reads OPEN and not a byte more, and returns the client's timeout for the
-// application. It skips one RESET before OPEN, which belongs to the exchange that has
-// ended. If the client closed the session cleanly instead, the error is io.EOF itself.
-// Other errors are those of ReadHello.
-func (c *Conn) ReadOpen() (appTimeout time.Duration, err error) {
+// Open is what an OPEN frame says.
+type Open struct {
+	// AppTimeout is how long the client waits for the application. 0 leaves it to the
+	// server.
+	AppTimeout time.Duration
+	// Protocol is what follows the answer.
+	Protocol Protocol
+}
+
+// ReadOpen reads OPEN and not a byte more. It skips one RESET before OPEN, which belongs
+// to the exchange that has ended. If the client closed the session cleanly instead, the
+// error is io.EOF itself. Other errors are those of ReadHello.
+func (c *Conn) ReadOpen() (Open, error) {
 	if err := c.skipResets(); err != nil {
-		return 0, err
+		return Open{}, err
 	}
 	var m OpenFrame
-	err = c.message(TypeOpen, &m)
-	return time.Duration(m.GetPatienceMs()) * time.Millisecond, err
+	if err := c.message(TypeOpen, &m); err != nil {
+		return Open{}, err
+	}
+	o := Open{AppTimeout: time.Duration(m.GetPatienceMs()) * time.Millisecond, Protocol: m.GetProtocol()}
+	if _, known := Protocol_name[int32(o.Protocol)]; !known {
+		return Open{}, fmt.Errorf("protocol %d: %w", int32(o.Protocol), ErrBadFrame)
+	}
+	return o, nil
 }
 
 // ReadHelloAnswer reads the answer to HELLO and not a byte more. The error is a *Refused,

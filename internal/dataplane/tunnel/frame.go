@@ -137,6 +137,18 @@ func WriteHelloOpen(w io.Writer, h Hello, appTimeout time.Duration, earlyData []
 	return write(w, TypeHello, b)
 }
 
+// WriteHelloRequests writes HELLO, and OPEN for the requests of a protocol, in one write.
+func WriteHelloRequests(w io.Writer, h Hello, p Protocol) error {
+	b, err := appendHello(nil, h)
+	if err != nil {
+		return err
+	}
+	if b, err = appendFrame(b, TypeOpen, &OpenFrame{Protocol: p}); err != nil {
+		return err
+	}
+	return write(w, TypeHello, b)
+}
+
 // WriteEmpty writes a frame without a body: TypeEnd, TypeReset or TypeIdle.
 func WriteEmpty(w io.Writer, t Type) error {
 	var b [PrefixLen]byte

@@ -133,6 +133,24 @@ func (c *Conn) OpenNext(ctx context.Context, appTimeout time.Duration, earlyData
 	})
 }
 
+// OpenRequests asks for a service and opens the session for requests of a protocol, in
+// one write, and waits for both answers. Afterwards conn carries HTTP/2 frames and
+// nothing else. Errors and deadlines are as Open's.
+func (c *Conn) OpenRequests(ctx context.Context, h Hello, p Protocol) (Answer, error) {
+	var a Answer
+	err := c.withContext(ctx, func() error {
+		if err := WriteHelloRequests(c, h, p); err != nil {
+			return err
+		}
+		var err error
+		if a, err = c.ReadHelloAnswer(); err != nil {
+			return fmt.Errorf("HELLO: %w", err)
+		}
+		return c.openAnswer()
+	})
+	return a, err
+}
+
 // openAnswer reads the answer to OPEN, and ends the exchange if it was refused for the
 // application's sake.
 func (c *Conn) openAnswer() error {

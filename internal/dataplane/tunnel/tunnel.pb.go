@@ -23,6 +23,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Protocol says what a session carries after OPEN. The list is closed.
+type Protocol int32
+
+const (
+	// An exchange, whose bytes nobody looks at.
+	Protocol_OPAQUE Protocol = 0
+	// HTTP/2 frames. Header blocks are heads of HTTP/1.
+	Protocol_HTTP1 Protocol = 1
+	// HTTP/2 as in RFC 9113.
+	Protocol_HTTP2 Protocol = 2
+)
+
+// Enum value maps for Protocol.
+var (
+	Protocol_name = map[int32]string{
+		0: "OPAQUE",
+		1: "HTTP1",
+		2: "HTTP2",
+	}
+	Protocol_value = map[string]int32{
+		"OPAQUE": 0,
+		"HTTP1":  1,
+		"HTTP2":  2,
+	}
+)
+
+func (x Protocol) Enum() *Protocol {
+	p := new(Protocol)
+	*p = x
+	return p
+}
+
+func (x Protocol) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Protocol) Descriptor() protoreflect.EnumDescriptor {
+	return file_internal_dataplane_tunnel_tunnel_proto_enumTypes[0].Descriptor()
+}
+
+func (Protocol) Type() protoreflect.EnumType {
+	return &file_internal_dataplane_tunnel_tunnel_proto_enumTypes[0]
+}
+
+func (x Protocol) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Protocol.Descriptor instead.
+func (Protocol) EnumDescriptor() ([]byte, []int) {
+	return file_internal_dataplane_tunnel_tunnel_proto_rawDescGZIP(), []int{0}
+}
+
 type FirstSpeaker int32
 
 const (
@@ -56,11 +109,11 @@ func (x FirstSpeaker) String() string {
 }
 
 func (FirstSpeaker) Descriptor() protoreflect.EnumDescriptor {
-	return file_internal_dataplane_tunnel_tunnel_proto_enumTypes[0].Descriptor()
+	return file_internal_dataplane_tunnel_tunnel_proto_enumTypes[1].Descriptor()
 }
 
 func (FirstSpeaker) Type() protoreflect.EnumType {
-	return &file_internal_dataplane_tunnel_tunnel_proto_enumTypes[0]
+	return &file_internal_dataplane_tunnel_tunnel_proto_enumTypes[1]
 }
 
 func (x FirstSpeaker) Number() protoreflect.EnumNumber {
@@ -69,7 +122,7 @@ func (x FirstSpeaker) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FirstSpeaker.Descriptor instead.
 func (FirstSpeaker) EnumDescriptor() ([]byte, []int) {
-	return file_internal_dataplane_tunnel_tunnel_proto_rawDescGZIP(), []int{0}
+	return file_internal_dataplane_tunnel_tunnel_proto_rawDescGZIP(), []int{1}
 }
 
 // Code says how HELLO, OPEN or RENEW went. The list is closed.
@@ -132,11 +185,11 @@ func (x Code) String() string {
 }
 
 func (Code) Descriptor() protoreflect.EnumDescriptor {
-	return file_internal_dataplane_tunnel_tunnel_proto_enumTypes[1].Descriptor()
+	return file_internal_dataplane_tunnel_tunnel_proto_enumTypes[2].Descriptor()
 }
 
 func (Code) Type() protoreflect.EnumType {
-	return &file_internal_dataplane_tunnel_tunnel_proto_enumTypes[1]
+	return &file_internal_dataplane_tunnel_tunnel_proto_enumTypes[2]
 }
 
 func (x Code) Number() protoreflect.EnumNumber {
@@ -145,7 +198,7 @@ func (x Code) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Code.Descriptor instead.
 func (Code) EnumDescriptor() ([]byte, []int) {
-	return file_internal_dataplane_tunnel_tunnel_proto_rawDescGZIP(), []int{1}
+	return file_internal_dataplane_tunnel_tunnel_proto_rawDescGZIP(), []int{2}
 }
 
 // HelloFrame is the client's first. Its service and port are the only name that
@@ -311,7 +364,10 @@ type OpenFrame struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long the client waits for an application that does not answer: another endpoint may
 	// be tried then. 0: as long as the server likes.
-	PatienceMs    uint32 `protobuf:"varint,1,opt,name=patience_ms,json=patienceMs,proto3" json:"patience_ms,omitempty"`
+	PatienceMs uint32 `protobuf:"varint,1,opt,name=patience_ms,json=patienceMs,proto3" json:"patience_ms,omitempty"`
+	// What follows the answer: frames of one exchange, or HTTP/2 frames for the rest of the
+	// session.
+	Protocol      Protocol `protobuf:"varint,2,opt,name=protocol,proto3,enum=causeway.tunnel.v2.Protocol" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -351,6 +407,13 @@ func (x *OpenFrame) GetPatienceMs() uint32 {
 		return x.PatienceMs
 	}
 	return 0
+}
+
+func (x *OpenFrame) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_OPAQUE
 }
 
 // OpenAnswer tells whether the application was reached.
@@ -520,10 +583,11 @@ const file_internal_dataplane_tunnel_tunnel_proto_rawDesc = "" +
 	"generation\x18\x05 \x01(\x04R\n" +
 	"generation\x12\x16\n" +
 	"\x06budget\x18\x06 \x01(\rR\x06budget\x12E\n" +
-	"\rfirst_speaker\x18\a \x01(\x0e2 .causeway.tunnel.v2.FirstSpeakerR\ffirstSpeaker\",\n" +
+	"\rfirst_speaker\x18\a \x01(\x0e2 .causeway.tunnel.v2.FirstSpeakerR\ffirstSpeaker\"f\n" +
 	"\tOpenFrame\x12\x1f\n" +
 	"\vpatience_ms\x18\x01 \x01(\rR\n" +
-	"patienceMs\":\n" +
+	"patienceMs\x128\n" +
+	"\bprotocol\x18\x02 \x01(\x0e2\x1c.causeway.tunnel.v2.ProtocolR\bprotocol\":\n" +
 	"\n" +
 	"OpenAnswer\x12,\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x18.causeway.tunnel.v2.CodeR\x04code\"(\n" +
@@ -532,7 +596,12 @@ const file_internal_dataplane_tunnel_tunnel_proto_rawDesc = "" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\"S\n" +
 	"\vRenewAnswer\x12,\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x18.causeway.tunnel.v2.CodeR\x04code\x12\x16\n" +
-	"\x06proofs\x18\x02 \x03(\fR\x06proofs*3\n" +
+	"\x06proofs\x18\x02 \x03(\fR\x06proofs*,\n" +
+	"\bProtocol\x12\n" +
+	"\n" +
+	"\x06OPAQUE\x10\x00\x12\t\n" +
+	"\x05HTTP1\x10\x01\x12\t\n" +
+	"\x05HTTP2\x10\x02*3\n" +
 	"\fFirstSpeaker\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\n" +
 	"\n" +
@@ -564,28 +633,30 @@ func file_internal_dataplane_tunnel_tunnel_proto_rawDescGZIP() []byte {
 	return file_internal_dataplane_tunnel_tunnel_proto_rawDescData
 }
 
-var file_internal_dataplane_tunnel_tunnel_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_internal_dataplane_tunnel_tunnel_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_internal_dataplane_tunnel_tunnel_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_internal_dataplane_tunnel_tunnel_proto_goTypes = []any{
-	(FirstSpeaker)(0),   // 0: causeway.tunnel.v2.FirstSpeaker
-	(Code)(0),           // 1: causeway.tunnel.v2.Code
-	(*HelloFrame)(nil),  // 2: causeway.tunnel.v2.HelloFrame
-	(*HelloAnswer)(nil), // 3: causeway.tunnel.v2.HelloAnswer
-	(*OpenFrame)(nil),   // 4: causeway.tunnel.v2.OpenFrame
-	(*OpenAnswer)(nil),  // 5: causeway.tunnel.v2.OpenAnswer
-	(*RenewFrame)(nil),  // 6: causeway.tunnel.v2.RenewFrame
-	(*RenewAnswer)(nil), // 7: causeway.tunnel.v2.RenewAnswer
+	(Protocol)(0),       // 0: causeway.tunnel.v2.Protocol
+	(FirstSpeaker)(0),   // 1: causeway.tunnel.v2.FirstSpeaker
+	(Code)(0),           // 2: causeway.tunnel.v2.Code
+	(*HelloFrame)(nil),  // 3: causeway.tunnel.v2.HelloFrame
+	(*HelloAnswer)(nil), // 4: causeway.tunnel.v2.HelloAnswer
+	(*OpenFrame)(nil),   // 5: causeway.tunnel.v2.OpenFrame
+	(*OpenAnswer)(nil),  // 6: causeway.tunnel.v2.OpenAnswer
+	(*RenewFrame)(nil),  // 7: causeway.tunnel.v2.RenewFrame
+	(*RenewAnswer)(nil), // 8: causeway.tunnel.v2.RenewAnswer
 }
 var file_internal_dataplane_tunnel_tunnel_proto_depIdxs = []int32{
-	1, // 0: causeway.tunnel.v2.HelloAnswer.code:type_name -> causeway.tunnel.v2.Code
-	0, // 1: causeway.tunnel.v2.HelloAnswer.first_speaker:type_name -> causeway.tunnel.v2.FirstSpeaker
-	1, // 2: causeway.tunnel.v2.OpenAnswer.code:type_name -> causeway.tunnel.v2.Code
-	1, // 3: causeway.tunnel.v2.RenewAnswer.code:type_name -> causeway.tunnel.v2.Code
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	2, // 0: causeway.tunnel.v2.HelloAnswer.code:type_name -> causeway.tunnel.v2.Code
+	1, // 1: causeway.tunnel.v2.HelloAnswer.first_speaker:type_name -> causeway.tunnel.v2.FirstSpeaker
+	0, // 2: causeway.tunnel.v2.OpenFrame.protocol:type_name -> causeway.tunnel.v2.Protocol
+	2, // 3: causeway.tunnel.v2.OpenAnswer.code:type_name -> causeway.tunnel.v2.Code
+	2, // 4: causeway.tunnel.v2.RenewAnswer.code:type_name -> causeway.tunnel.v2.Code
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_internal_dataplane_tunnel_tunnel_proto_init() }
@@ -598,7 +669,7 @@ func file_internal_dataplane_tunnel_tunnel_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_dataplane_tunnel_tunnel_proto_rawDesc), len(file_internal_dataplane_tunnel_tunnel_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,

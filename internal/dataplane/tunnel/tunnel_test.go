@@ -282,7 +282,7 @@ func serve(t *testing.T, do func(*Conn) error) *Conn {
 
 // readEarly reads OPEN and the first bytes.
 func readEarly(c *Conn, want string) error {
-	if appTimeout, err := c.ReadOpen(); err != nil || appTimeout != 3*time.Second {
+	if open, err := c.ReadOpen(); err != nil || open.AppTimeout != 3*time.Second {
 		return errors.Join(err, errors.New("wrong patience"))
 	}
 	t, n, err := c.Next()

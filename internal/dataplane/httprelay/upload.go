@@ -1,0 +1,195 @@
+package httprelay
+
+import (
+	"sync"
+
+	"golang.org/x/net/http2"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+)
+
+// An upload forwards the body of a request to the stream of the current try, by a
+// goroutine of its own. Until the response begins it keeps what it has read, up to
+// ReplayBytes, so that another try can have it again.
+type upload struct {
+	from Stream
+	ran  sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	changed sync.Cond
+	to      Stream // of the current try; nil: none yet, or a write to it has failed
+	full    Stream // has had the whole body
+	kept    []byte // what was read so far and not given up; only run appends to it
+	sent    int    // how much of kept to has had
+	replay  bool   // kept is all that was read
+	final   bool   // no other try follows
+	ended   bool   // the body was read to its end
+	tail    *message.Head
+	stopped bool
+	total   int64
+	err     error // of from
+}
+
+// newUpload starts an upload, which waits for its first attach.
+func newUpload(from Stream, first []byte) *upload {
+	u := &upload{from: from, replay: true, kept: append([]byte(nil), first...), total: int64(len(first))}
+	u.changed.L = &u.mu
+	u.ran.Go(u.run)
+	return u
+}
+
+// body returns the bytes with which the next try is to be opened. end reports that the
+// message ends after them.
+func (u *upload) body() (b []byte, end bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.to = nil
+	return u.kept, u.ended && u.tail == nil
+}
+
+// attach makes s, which was opened with a result of body, the stream of the current
+// try.
+func (u *upload) attach(s Stream, sent int, end bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.to, u.sent = s, sent
+	if end {
+		u.full = s
+	}
+	u.changed.Broadcast()
+}
+
+// replayable reports whether another try can have all bytes that were read.
+func (u *upload) replayable() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.replay && u.err == nil
+}
+
+// finalize records that no other try follows.
+func (u *upload) finalize() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.final = true
+	u.changed.Broadcast()
+}
+
+// stop ends the upload and waits for it. unread reports that the body was not forwarded
+// completely. err is why it could not be read.
+func (u *upload) stop() (unread bool, err error) {
+	u.mu.Lock()
+	u.stopped = true
+	to := u.to
+	unread = to == nil || u.full != to
+	err = u.err
+	u.changed.Broadcast()
+	u.mu.Unlock()
+	if unread {
+		if to != nil {
+			to.Reset(http2.ErrCodeCancel) // interrupts a write
+		}
+		u.from.Reset(http2.ErrCodeNo) // interrupts a read
+	}
+	u.ran.Wait()
+	return unread, err
+}
+
+// run forwards the body until the stream of the last try has had all of it, or until
+// stop is called.
+func (u *upload) run() {
+	for {
+		to, data, end, ok := u.await()
+		switch {
+		case !ok:
+			return
+		case len(data) > 0 || end:
+			u.write(to, data, end)
+		default:
+			u.read()
+		}
+	}
+}
+
+// await waits until there is something to do: to write data or the end to a stream, or,
+// without either, to read more. It returns false if nothing is left to do.
+func (u *upload) await() (to Stream, data []byte, end, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for {
+		switch {
+		case u.stopped || u.err != nil, u.final && u.to != nil && u.full == u.to:
+			return nil, nil, false, false
+		case u.to == nil || u.full == u.to:
+			u.changed.Wait()
+		case u.sent < len(u.kept) || u.ended:
+			return u.to, u.kept[u.sent:], u.ended, true
+		default:
+			if u.final || len(u.kept) >= ReplayBytes {
+				u.replay, u.kept, u.sent = false, nil, 0
+			}
+			return nil, nil, false, true
+		}
+	}
+}
+
+// write writes data, which is at the end of what is kept, and the end of the message.
+func (u *upload) write(to Stream, data []byte, end bool) {
+	tail := u.tail // set before ended
+	var err error
+	if len(data) > 0 || tail == nil {
+		_, err = to.Write(data, end && tail == nil)
+	}
+	if err == nil && end && tail != nil {
+		err = to.WriteTrailers(tail)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case u.to != to: // another try has begun
+	case err != nil:
+		u.to = nil
+	default:
+		u.sent += len(data)
+		if end {
+			u.full = to
+		}
+	}
+}
+
+// read reads more of the body. It holds no buffer while it waits.
+func (u *upload) read() {
+	u.from.AwaitBody()
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	n, end, err := u.from.ReadBody(buf[:])
+	var tail *message.Head
+	if end {
+		if tail = new(message.Head); !u.from.ReadTrailers(tail) {
+			tail = nil
+		}
+	}
+	if to := u.record(buf[:n], end, tail, err); to != nil && (n > 0 || end) {
+		u.write(to, buf[:n], end)
+	}
+}
+
+// record records what was read, and keeps it for the next write. If it is not to be
+// kept, record returns the stream to which it must be written.
+func (u *upload) record(b []byte, end bool, tail *message.Head, err error) (to Stream) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.total += int64(len(b))
+	if err != nil {
+		u.err = err
+		if u.to != nil {
+			u.to.Reset(http2.ErrCodeCancel) // interrupts the wait for the response
+		}
+		return nil
+	}
+	u.tail, u.ended = tail, end
+	if u.replay {
+		u.kept = append(u.kept, b...)
+		return nil
+	}
+	return u.to
+}
