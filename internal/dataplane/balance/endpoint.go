@@ -109,7 +109,11 @@ func (b *Balancer) defers(e *endpoint, now time.Time) bool {
 		return false
 	}
 	share := max(slowStartFloor, float64(age)/float64(b.cfg.SlowStart))
-	return b.random() >= share
+	if b.random() < share {
+		return false
+	}
+	e.lastPick = b.seq // or it would be preferred next time
+	return true
 }
 
 // random returns a number in [0, 1).
