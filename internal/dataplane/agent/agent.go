@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"runtime"
@@ -81,6 +82,8 @@ type Agent struct {
 	endpointCache      *endpointCache
 	firstSpeakers      *ttlMap[localPort, tunnel.FirstSpeaker] // of local ports
 	sessions           *session.Pool[sessionKey, *clientSession]
+	requests           requestGroups                  // sessions for requests
+	balanceSeed        uint64                         // selects this node's aperture for requests
 	preconnectLimiters *ttlMap[string, *rate.Limiter] // by link
 	seed               maphash.Seed                   // selects this node's aperture
 	shares             *connShares
@@ -126,7 +129,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		firstSpeakers: newTTLMap[localPort, tunnel.FirstSpeaker](maxFirstSpeakers, firstSpeakerAge), dialer: transport.Dialer{Timeout: gatewayDialTimeout}, check: kernelCheck,
 		headers: budget.NewPending(maxHeaders, maxHeadersFrom), handshakeLimiter: budget.NewFairSemaphore(runtime.GOMAXPROCS(0)), openings: newOpenings(), rates: newCallRates(), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), baseCtx: life,
 		logLimiter: rate.NewLimiter(logRate, logBurst), sessions: newSessions(), shares: newConnShares(),
-		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(),
+		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(), balanceSeed: rand.Uint64(),
 	}
 	a.ingressOf = a.ingress
 	a.monitor = a.monitorLinks(r)

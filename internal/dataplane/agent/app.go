@@ -16,7 +16,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
-// openApp waits for OPEN, dials the application, and answers. It decides again, because
+// openApp waits for OPEN, dials the application, and answers. For requests it does not dial. It decides again, because
 // OPEN may come long after HELLO.
 func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *inboundConn) (*net.TCPConn, error) {
 	in.refusalSent = false
@@ -35,7 +35,9 @@ func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, 
 	var app *net.TCPConn
 	if err == nil {
 		in.decision = to
-		app, err = a.dialPod(ctx, s, c, in)
+		if in.protocol == tunnel.Protocol_OPAQUE {
+			app, err = a.dialPod(ctx, s, c, in)
+		}
 	}
 	code := tunnel.Code_OK
 	if err != nil {
@@ -46,10 +48,12 @@ func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, 
 		werr = tunnel.WriteOpenAnswer(conn, code)
 	}
 	if err == nil && werr != nil {
-		transport.Reset(app)
+		if app != nil {
+			transport.Reset(app)
+		}
 		return nil, refuse(reasonTunnel, werr)
 	}
-	in.refusalSent = err != nil && werr == nil
+	in.refusalSent, in.openAnswered = err != nil && werr == nil, err == nil
 	return app, err
 }
 

@@ -83,8 +83,8 @@ func (a *Agent) awaitOpen(ctx context.Context, conn *tunnel.Conn, in *inboundCon
 		}
 	})
 	defer retired()
-	timeout, err := conn.ReadOpen()
-	in.appTimeout = min(timeout, maxAppTimeout)
+	open, err := conn.ReadOpen()
+	in.appTimeout, in.protocol = min(open.AppTimeout, maxAppTimeout), open.Protocol
 	if err == nil {
 		in.markOpenReceived()
 	}

@@ -58,6 +58,10 @@ func (a *inboundConns) drainVia(gateway netip.Addr) {
 
 // interruptIdle ends the wait for OPEN, unless a caller may just be sending it.
 func (in *inboundConn) interruptIdle() {
+	if m := in.requests.Load(); m != nil {
+		m.GoAway()
+		return
+	}
 	in.deadlineMu.Lock()
 	defer in.deadlineMu.Unlock()
 	switch since := in.idleSince.Load(); {

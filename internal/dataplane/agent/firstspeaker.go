@@ -29,6 +29,9 @@ const (
 	// connected before the agent opens the call. So a probe that connects and leaves
 	// does not reach an application that would count it as an error.
 	serverFirstDelay = 10 * time.Millisecond
+	// recognizeTimeout is how long the agent waits for first bytes on a port of which
+	// nothing is known. Requests come with the connection.
+	recognizeTimeout = 10 * time.Millisecond
 	firstSpeakerAge  = time.Hour
 	maxFirstSpeakers = 4096
 )
@@ -101,7 +104,7 @@ func (a *Agent) awaitEarlyData(c *net.TCPConn, out *outboundConn) error {
 	case tunnel.FirstSpeaker_SERVER:
 		timeout = serverFirstDelay
 	default:
-		return nil
+		timeout = recognizeTimeout
 	}
 	err := transport.AwaitReadable(c, timeout)
 	switch {

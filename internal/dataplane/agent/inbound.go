@@ -16,6 +16,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
+	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
@@ -51,8 +52,13 @@ type inboundConn struct {
 	decision admit.Decision
 	addrs    []netip.AddrPort // of the application
 	// appTimeout is how long the client waits for the application.
-	appTimeout    time.Duration
+	appTimeout time.Duration
+	// protocol is what follows the answer to OPEN. If it is not an exchange, requests are
+	// the requests of the session.
+	protocol      tunnel.Protocol
+	requests      atomic.Pointer[mux.Conn]
 	refusalSent   bool     // the far side has received the reason
+	openAnswered  bool     // OPEN was accepted
 	releaseShares func()   // set once HELLO was accepted
 	podGrace      podGrace // of the pod
 	// exchanges counts the completed exchanges.
@@ -106,6 +112,9 @@ func (a *Agent) serveInbound(life context.Context, c *net.TCPConn) {
 	for a.exchange(ctx, c, conn, in) {
 		in.exchanges.Add(1)
 	}
+	if in.protocol != tunnel.Protocol_OPAQUE && in.openAnswered {
+		a.serveInboundRequests(life, ctx, c, conn, in)
+	}
 }
 
 // exchange serves one exchange of a session, from OPEN on. It reports whether the
@@ -129,6 +138,9 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	if err != nil {
 		a.rejectInbound(c, in, err)
 		return false
+	}
+	if in.protocol != tunnel.Protocol_OPAQUE {
+		return false // serveInbound goes on
 	}
 	if in.isReused() {
 		a.metrics.countSession(inbound, sessionReused)
@@ -199,7 +211,7 @@ func (in *inboundConn) lease() func(*state) error {
 		if _, err := in.verified.Load().recheck(s, time.Now()); err != nil {
 			return err
 		}
-		if !in.isIdle() {
+		if !in.isIdle() && !in.hasNoRequests() {
 			return in.checkOpen(s) // openApp decides on an OPEN that may be in flight
 		}
 		_, _, err := decide(s, in)

@@ -32,13 +32,11 @@ const (
 )
 
 // An openedExchange is a call that has reached the application. Its ctx ends with its
-// lease, which release ends. releaseShares releases its shares. It is called only after
-// awaitIdle, so that a peer that never sends IDLE uses no more than its own share.
+// lease, which release ends.
 type openedExchange struct {
-	session       *clientSession
-	ctx           context.Context
-	release       func()
-	releaseShares func()
+	session *clientSession
+	ctx     context.Context
+	release func()
 }
 
 // openUpstream opens a call to the application, over an idle session or a new one. If

@@ -71,12 +71,24 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 		return
 	}
 	defer a.metrics.release(outbound)
-	o, err := a.openOutbound(life, c, out)
+	leave, err := a.admitOutbound(life, c, out)
 	if err != nil {
 		a.rejectOutbound(c, out, err)
 		return
 	}
-	defer o.releaseShares()
+	defer leave()
+	protocol, err := a.recognize(c, out)
+	if err == nil && protocol != tunnel.Protocol_OPAQUE && !a.serveRequests(life, c, out, protocol) {
+		return
+	}
+	var o *openedExchange
+	if err == nil {
+		o, err = a.openOutbound(life, c, out)
+	}
+	if err != nil {
+		a.rejectOutbound(c, out, err)
+		return
+	}
 	a.preconnect(out)
 	a.log.Debug("call carried", "mirror", out.mirror.name, "caller", out.credential.Name(), "peer", out.peer.name,
 		"endpoint", out.answer.Endpoint)
@@ -101,8 +113,9 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 	}
 }
 
-// openOutbound identifies the caller and opens an exchange with the application.
-func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outboundConn) (o *openedExchange, err error) {
+// admitOutbound identifies the caller, counts its connection, and reads its first bytes
+// if they come soon. The caller must call leave if there is no error.
+func (a *Agent) admitOutbound(life context.Context, c *net.TCPConn, out *outboundConn) (leave func(), err error) {
 	if !a.rates.pods.Allow(out.from.Addr()) {
 		return nil, refuse(reasonCallRate, fmt.Errorf("%v makes too many connections a second", out.from.Addr()))
 	}
@@ -110,7 +123,7 @@ func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outbound
 	if err != nil {
 		return nil, err
 	}
-	leave := leaveSource
+	leave = leaveSource
 	defer func() {
 		if err != nil {
 			leave()
@@ -128,19 +141,17 @@ func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outbound
 		return nil, err
 	}
 	leave = func() { leaveCall(); leaveSource() }
-	if err := a.awaitEarlyData(c, out); err != nil {
-		return nil, err
-	}
+	return leave, a.awaitEarlyData(c, out)
+}
+
+// openOutbound opens an exchange with the application.
+func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outboundConn) (*openedExchange, error) {
 	opened, err := a.awaitOpening(life, c, out)
 	if err != nil {
 		return nil, err
 	}
 	defer opened()
-	if o, err = a.openUpstream(life, c, out); err != nil {
-		return nil, err
-	}
-	o.releaseShares = leave
-	return o, nil
+	return a.openUpstream(life, c, out)
 }
 
 func (a *Agent) rejectOutbound(c *net.TCPConn, out *outboundConn, err error) {
@@ -259,7 +270,7 @@ func (c *outboundConn) hello() tunnel.Hello {
 
 // appendEarlyData reads further first bytes of the caller.
 func (c *outboundConn) appendEarlyData(from *net.TCPConn) error {
-	more, err := readEarlyData(from, maxEarlyData-len(c.earlyData))
+	more, err := readEarlyData(from, max(0, maxEarlyData-len(c.earlyData)))
 	if err != nil {
 		return refuse(reasonCallerGone, err)
 	}

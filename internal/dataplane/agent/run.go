@@ -82,6 +82,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { a.leases.watch(run, a.state.Load); return nil })
 	group.Go(func() error { a.podTable.Run(run); return nil })
 	group.Go(func() error { a.monitor.run(run); return nil })
+	group.Go(func() error { a.watchRequests(run); return nil })
 	if store != nil {
 		group.Go(func() error { a.persist(run, store, h.Age); return nil })
 	}
@@ -92,6 +93,7 @@ func Run(ctx context.Context, o Options) error {
 		defer a.svids.wait()
 		defer a.renewals.close()
 		defer a.sessions.Close()
+		defer a.requests.close()
 		defer a.stopAccepting()
 		defer end()
 		serving, stop := context.WithCancel(run)

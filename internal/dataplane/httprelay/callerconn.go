@@ -21,7 +21,7 @@ type CallerConn struct {
 	r *h1.Reader
 
 	method    string
-	http10    bool
+	version   message.Version
 	keepAlive bool
 	body      bodyWriter  // of the response
 	last      atomic.Bool // no other request can follow
@@ -48,7 +48,7 @@ func (s *CallerConn) Next(h *message.Head) (ended bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	s.method, s.http10, s.keepAlive = h.Method, h.Version == message.HTTP10, h1.KeepAlive(h)
+	s.method, s.version, s.keepAlive = h.Method, h.Version, h1.KeepAlive(h)
 	s.body = bodyWriter{}
 	return framing.Kind == h1.None || framing == h1.Framing{Kind: h1.Length}, nil
 }
@@ -87,7 +87,7 @@ func (s *CallerConn) ReadTrailers(h *message.Head) bool { return copyTrailers(s.
 // WriteHead is of Stream.
 func (s *CallerConn) WriteHead(h *message.Head, body []byte, end bool) error {
 	if h.Status/100 == 1 {
-		if s.http10 {
+		if s.version == message.HTTP10 {
 			return nil // RFC 9110, section 15.2
 		}
 		return writePooled(s.c, func(b []byte) ([]byte, error) { return h1.AppendResponse(b, h, h1.Framing{}, true), nil })
@@ -95,14 +95,14 @@ func (s *CallerConn) WriteHead(h *message.Head, body []byte, end bool) error {
 	if end && len(body) == 0 && hasBody(s.method, h.Status) && !h.Has("Content-Length") {
 		h.Add("Content-Length", "0")
 	}
-	framing, err := h1.ResponseFraming(h, s.method, end && len(body) == 0, s.http10)
+	framing, err := h1.ResponseFraming(h, s.method, end && len(body) == 0, s.version)
 	if err != nil {
 		return err
 	}
 	if framing.Kind == h1.UntilClose {
 		s.keepAlive = false
 	}
-	if s.http10 || !s.keepAlive {
+	if s.version == message.HTTP10 || !s.keepAlive {
 		setConnection(h, s.keepAlive)
 	}
 	s.body = newBodyWriter(framing)

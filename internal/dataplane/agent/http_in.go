@@ -1,0 +1,392 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
+	"github.com/causeway-mesh/causeway/internal/dataplane/h1"
+	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+)
+
+// The life of a session for requests at the side of the application, and of each
+// request. http_out.go is the caller's side.
+
+const (
+	// appIdleTimeout is how long a connection to an application stays open without a
+	// request. Most applications keep idle connections for longer, so that an application
+	// rarely closes a connection just when a request is sent.
+	appIdleTimeout = time.Second
+	// appStreams is how many requests the agent sends over one HTTP/2 connection to an
+	// application.
+	appStreams = 100
+)
+
+// An inboundRequests is a session for requests.
+type inboundRequests struct {
+	agent    *Agent
+	in       *inboundConn
+	session  *net.TCPConn
+	ctx      context.Context // ends with the session
+	protocol tunnel.Protocol
+	mux      *mux.Conn
+	apps     appConns
+
+	mu    sync.Mutex // guards state
+	state *state     // by which the caller was decided on last
+}
+
+// serveInboundRequests serves a session for requests until it has ended, and closes it. OPEN
+// was answered. ctx ends when the session is no longer admitted.
+func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *inboundConn) {
+	r := &inboundRequests{agent: a, in: in, session: c, protocol: in.protocol}
+	var end context.CancelFunc
+	r.ctx, end = context.WithCancel(life)
+	defer end()
+	r.apps.ctx = r.ctx
+	defer r.apps.close()
+	r.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Coding: codingOf(r.protocol), MaxStreams: maxRequests, Handle: r.serve})
+	in.requests.Store(r.mux)
+	if in.retiring.Load() { // the drain notice came before
+		r.mux.GoAway()
+	}
+	defer afterfunc.Start(ctx, func() {
+		if _, idle := r.mux.Idle(); idle {
+			r.mux.GoAway()
+		} else {
+			end() // what Keep refuses ends at once
+		}
+	})()
+	defer afterfunc.Start(a.acceptCtx, r.mux.GoAway)()
+	err := r.mux.Run(r.ctx)
+	outcome := sessionRetired
+	if err != nil {
+		outcome = sessionLost
+		a.log.Debug("session for requests ended", "service", in.service(), "caller", in.caller, "error", err)
+	}
+	a.metrics.countSession(inbound, outcome)
+}
+
+// hasNoRequests reports whether it is a session for requests and none is open.
+func (in *inboundConn) hasNoRequests() bool {
+	m := in.requests.Load()
+	if m == nil {
+		return false
+	}
+	_, idle := m.Idle()
+	return idle
+}
+
+// serve serves one request.
+func (r *inboundRequests) serve(s *mux.Stream) {
+	head := new(message.Head)
+	ended, err := s.ReadHead(head)
+	if err != nil {
+		return
+	}
+	from := httprelay.MuxStream{Stream: s}
+	if err := r.admit(); err != nil {
+		r.refuse(from, head, err)
+		return
+	}
+	f := &appRequest{session: r}
+	defer f.release()
+	s.OnReset(func(error) { f.cancel() })
+	plan := &httprelay.Plan{Open: f.open, Retry: f.retry, OnResponse: func(h *message.Head) { h.Del(httprelay.ErrorField) }}
+	result := httprelay.Forward(from, head, ended, plan)
+	if result.Err != nil && !result.Began && !result.FromErr {
+		r.refuse(from, head, result.Err)
+		return
+	}
+	f.complete = result.Err == nil && !result.Unread
+}
+
+// admit decides on a request. Most of the time nothing has changed since the last one.
+func (r *inboundRequests) admit() error {
+	s, err := r.agent.current()
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s == r.state {
+		return nil
+	}
+	if _, _, err := decide(s, r.in); err != nil {
+		return err
+	}
+	r.state = s
+	return nil
+}
+
+// refuse answers a request that has no response of an application.
+func (r *inboundRequests) refuse(to httprelay.Stream, head *message.Head, err error) {
+	r.agent.metrics.refuse(inbound, reasonOf(err))
+	r.agent.logLimited(slog.LevelInfo, "request refused", "service", r.in.service(), "caller", r.in.caller,
+		"link", r.in.header.Link, "reason", reasonOf(err), "error", err)
+	e := httprelay.MeshError{Status: 502, Kind: "connection_terminated", Reason: reasonOf(err), GRPC: isGRPC(head), Version: head.Version}
+	bad := (*h1.Error)(nil)
+	refused := (*refusal)(nil)
+	switch {
+	case errors.As(err, &bad):
+		e.Kind, e.Reason = "http_protocol_error", bad.Reason
+	case errors.As(err, &refused):
+		e.Status, e.Kind, e.NotProcessed = 503, "destination_unavailable", true
+		if refused.code == tunnel.Code_DENIED || refused.code == tunnel.Code_NOT_EXPORTED {
+			e.Status, e.Kind, e.NotProcessed = 403, "http_request_denied", false
+		}
+	}
+	httprelay.AnswerError(to, e)
+}
+
+// An appRequest is one request to an application.
+type appRequest struct {
+	session *inboundRequests
+	method  string
+	app     *httprelay.AppConn // of HTTP/1
+	reused  bool
+	// complete reports that the response and the request were forwarded completely.
+	complete bool
+
+	mu       sync.Mutex // guards what follows
+	to       httprelay.Stream
+	canceled bool
+}
+
+// cancel ends the request, because the caller has gone.
+func (f *appRequest) cancel() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.canceled = true
+	if f.to != nil {
+		f.to.Reset(http2.ErrCodeCancel)
+	}
+}
+
+// open sends a request to the application, over a connection that is idle or a new one.
+func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
+	f.method = h.Method
+	to, err := f.send(try, h, body, end)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.canceled {
+		to.Reset(http2.ErrCodeCancel)
+		return nil, errCanceled
+	}
+	f.to = to
+	return to, nil
+}
+
+func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
+	r := f.session
+	if r.protocol == tunnel.Protocol_HTTP2 {
+		stream, err := r.apps.openStream(r, h, body, end)
+		if err != nil {
+			return nil, err
+		}
+		return httprelay.MuxStream{Stream: stream}, nil
+	}
+	if f.app != nil { // of the last try
+		transport.Reset(f.app.Conn())
+		f.app = nil
+	}
+	if try == 0 {
+		f.app = r.apps.take()
+	}
+	if f.reused = f.app != nil; !f.reused {
+		c, err := r.dial()
+		if err != nil {
+			return nil, err
+		}
+		if f.app, err = httprelay.NewAppConn(c); err != nil {
+			transport.Reset(c)
+			return nil, err
+		}
+	}
+	return f.app, f.app.Send(h, body, end)
+}
+
+// retry sends a request again over a new connection if the application closed an idle
+// one just when the request was sent.
+func (f *appRequest) retry(failure httprelay.Failure) bool {
+	if !f.reused || !failure.Replayable || failure.Response != nil {
+		return false
+	}
+	switch f.method {
+	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE": // idempotent (RFC 9110, section 9.2.2)
+		return true
+	}
+	return false
+}
+
+// release gives the connection back if it can carry another request.
+func (f *appRequest) release() {
+	if f.app == nil {
+		return
+	}
+	if f.complete && f.app.Reusable() {
+		f.session.apps.put(f.app)
+		return
+	}
+	transport.Reset(f.app.Conn())
+}
+
+// dial connects to the application.
+func (r *inboundRequests) dial() (*net.TCPConn, error) {
+	s, err := r.agent.current()
+	if err != nil {
+		return nil, err
+	}
+	return r.agent.dialPod(r.ctx, s, r.session, r.in)
+}
+
+// appConns are a session's connections to its application that carry no HTTP/1 request,
+// and those of HTTP/2.
+type appConns struct {
+	ctx   context.Context
+	work  sync.WaitGroup // the connections of HTTP/2
+	mu    sync.Mutex     // guards what follows
+	idle  []idleApp      // the last is the most recently used
+	timer *time.Timer
+	muxes []*mux.Conn
+	ended bool
+}
+
+type idleApp struct {
+	*httprelay.AppConn
+	since time.Time
+}
+
+// take returns an idle connection, or nil.
+func (p *appConns) take() *httprelay.AppConn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.idle) > 0 {
+		last := p.idle[len(p.idle)-1]
+		p.idle = p.idle[:len(p.idle)-1]
+		if transport.IsQuiet(last.Conn()) {
+			return last.AppConn
+		}
+		last.Conn().Close()
+	}
+	return nil
+}
+
+// put keeps an idle connection for appIdleTimeout.
+func (p *appConns) put(c *httprelay.AppConn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		c.Conn().Close()
+		return
+	}
+	p.idle = append(p.idle, idleApp{c, time.Now()})
+	if p.timer == nil {
+		p.timer = time.AfterFunc(appIdleTimeout, p.expire)
+	}
+}
+
+// expire closes the connections that were idle for too long.
+func (p *appConns) expire() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	n := 0
+	for n < len(p.idle) && now.Sub(p.idle[n].since) >= appIdleTimeout {
+		p.idle[n].end()
+		n++
+	}
+	p.idle = append(p.idle[:0], p.idle[n:]...)
+	p.timer = nil
+	if len(p.idle) > 0 && !p.ended {
+		p.timer = time.AfterFunc(appIdleTimeout, p.expire)
+	}
+}
+
+// end ends an idle connection by FIN.
+func (c idleApp) end() {
+	c.Conn().SetLinger(-1)
+	c.Conn().Close()
+}
+
+// close closes all connections and waits for those of HTTP/2.
+func (p *appConns) close() {
+	p.mu.Lock()
+	p.ended = true
+	for _, c := range p.idle {
+		c.end()
+	}
+	p.idle = nil
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+	for _, m := range p.muxes {
+		m.GoAway()
+	}
+	p.mu.Unlock()
+	p.work.Wait()
+}
+
+// openStream sends a request over an HTTP/2 connection to the application.
+func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, end bool) (*mux.Stream, error) {
+	for {
+		m, err := p.conn(r)
+		if err != nil {
+			return nil, err
+		}
+		stream, err := m.Open(h, body, end)
+		if errors.Is(err, mux.ErrClosed) || errors.Is(err, mux.ErrGoingAway) || errors.Is(err, mux.ErrTooManyStreams) {
+			p.drop(m)
+			continue
+		}
+		return stream, err
+	}
+}
+
+// conn returns an HTTP/2 connection that can carry another request.
+func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock() // requests that come together share the connection
+	for _, m := range p.muxes {
+		if m.CanOpen() && m.Load() < appStreams {
+			return m, nil
+		}
+	}
+	c, err := r.dial()
+	if err != nil {
+		return nil, err
+	}
+	m := mux.New(c, mux.Config{Client: true})
+	p.muxes = append(p.muxes, m)
+	p.work.Go(func() {
+		m.Run(p.ctx)
+		p.drop(m)
+	})
+	return m, nil
+}
+
+// drop takes no more requests to a connection.
+func (p *appConns) drop(m *mux.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, other := range p.muxes {
+		if other == m {
+			p.muxes = append(p.muxes[:i], p.muxes[i+1:]...)
+			return
+		}
+	}
+}

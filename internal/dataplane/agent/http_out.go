@@ -1,0 +1,494 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
+	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/balance"
+	"github.com/causeway-mesh/causeway/internal/dataplane/h1"
+	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
+	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+)
+
+// The life of a caller's connection on which requests were recognized, and of each
+// request, from its head to the end of its response. http_in.go is the far side.
+
+const (
+	// maxCallerRequests is how many requests one HTTP/2 connection of a caller may have
+	// open.
+	maxCallerRequests = 1024
+	// sniffTimeout bounds the wait for the rest of a request line or a preface whose
+	// beginning has come.
+	sniffTimeout = time.Second
+	// lingerTimeout bounds how long the agent reads the rest of a request that it does
+	// not need, so that a TCP reset does not overtake the response.
+	lingerTimeout = 2 * time.Second
+	maxLinger     = 1 << 20
+)
+
+// A callerConn is a caller's connection that carries requests.
+type callerConn struct {
+	agent *Agent
+	out   *outboundConn
+	group *requestGroup
+	ctx   context.Context // ends with the lease of the connection
+	state *state          // by which the caller was checked last
+	// checking guards state.
+	checking sync.Mutex
+}
+
+// recognize returns the protocol of a caller's connection by the bytes in out.earlyData,
+// and by more of them if those do not suffice.
+func (a *Agent) recognize(c *net.TCPConn, out *outboundConn) (tunnel.Protocol, error) {
+	deadline := time.Now().Add(sniffTimeout)
+	for {
+		if err := out.appendEarlyData(c); err != nil {
+			return 0, err
+		}
+		if len(out.earlyData) == 0 {
+			return tunnel.Protocol_OPAQUE, nil
+		}
+		full := len(out.earlyData) >= maxEarlyData
+		switch h1.Sniff(out.earlyData, full || !time.Now().Before(deadline)) {
+		case h1.HTTP1:
+			return tunnel.Protocol_HTTP1, nil
+		case h1.HTTP2:
+			return tunnel.Protocol_HTTP2, nil
+		case h1.Opaque:
+			return tunnel.Protocol_OPAQUE, nil
+		}
+		if err := transport.AwaitReadable(c, time.Until(deadline)); err != nil {
+			deadline = time.Time{} // nothing more comes
+		}
+	}
+}
+
+// serveRequests serves a caller's connection that carries requests. If it returns true,
+// the connection goes on as an opaque one: out.earlyData are its next bytes. Otherwise
+// serveRequests has closed it.
+func (a *Agent) serveRequests(life context.Context, c *net.TCPConn, out *outboundConn, p tunnel.Protocol) (opaque bool) {
+	ctx, release := a.leases.grant(life, a.state.Load, out.checkOpen)
+	defer release()
+	group := a.requests.of(requestKey{out.sessionKey(), p}, a.balanceSeed)
+	if group == nil {
+		a.rejectOutbound(c, out, refuse(reasonOther, errNoSession))
+		return false
+	}
+	conn := &callerConn{agent: a, out: out, group: group, ctx: ctx}
+	if p == tunnel.Protocol_HTTP2 {
+		conn.serveHTTP2(c)
+		return false
+	}
+	return conn.serveHTTP1(c)
+}
+
+// serveHTTP1 serves the requests of an HTTP/1 connection, one after the other.
+func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
+	caller, err := httprelay.NewCallerConn(c, cc.out.earlyData)
+	cc.out.earlyData = nil
+	if err != nil {
+		transport.Reset(c)
+		return false
+	}
+	c.SetLinger(-1) // a response that was written is delivered
+	stop := afterfunc.Start(cc.ctx, func() { transport.Reset(c) })
+	defer stop()
+	watch := newCloseWatch(c)
+	defer watch.stop()
+	var head message.Head
+	for {
+		ended, err := caller.Next(&head)
+		if err != nil {
+			cc.endHTTP1(c, caller, err)
+			return false
+		}
+		if h1.IsUpgrade(&head) || head.Method == "CONNECT" || h1.NeedsPinning(&head) {
+			cc.out.earlyData = append(h1.AppendRequest(nil, &head, h1.Framing{}), caller.Rest()...)
+			return stop()
+		}
+		h1.StripHop(&head)
+		if cc.agent.acceptCtx.Err() != nil {
+			caller.CloseAfterResponse()
+		}
+		r := cc.newRequest(&head)
+		watch.start(r.cancel)
+		result := r.forward(caller, ended)
+		watch.pause()
+		if result.Err != nil && !result.Began && !result.FromErr {
+			caller.CloseAfterResponse()
+			r.answerError(caller, result.Err)
+		}
+		if next, linger := caller.Finish(); !next {
+			closeHTTP1(c, linger)
+			return false
+		}
+	}
+}
+
+// endHTTP1 closes a connection on which no other request comes, and answers one that is
+// malformed.
+func (cc *callerConn) endHTTP1(c *net.TCPConn, caller *httprelay.CallerConn, err error) {
+	bad := (*h1.Error)(nil)
+	if !errors.As(err, &bad) {
+		c.Close()
+		return
+	}
+	cc.agent.metrics.refuse(outbound, "http_"+bad.Reason)
+	cc.agent.logLimited(slog.LevelInfo, "request refused", "mirror", cc.out.mirrorName(), "caller", cc.out.callerName(), "reason", bad.Reason)
+	fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: 0\r\nProxy-Status: causeway; error=http_request_error; details=%q\r\n\r\n",
+		bad.Status, http.StatusText(bad.Status), bad.Reason)
+	closeHTTP1(c, true)
+}
+
+// closeHTTP1 closes a connection after its last response. linger reports that bytes of
+// the request may be under way.
+func closeHTTP1(c *net.TCPConn, linger bool) {
+	if linger {
+		c.CloseWrite()
+		discardRest(c, maxLinger, lingerTimeout)
+	}
+	c.Close()
+}
+
+// serveHTTP2 serves the requests of an HTTP/2 connection.
+func (cc *callerConn) serveHTTP2(c *net.TCPConn) {
+	c.SetLinger(-1)
+	conn := mux.New(httprelay.NewPrefixConn(c, cc.out.earlyData), mux.Config{MaxStreams: maxCallerRequests, Handle: cc.serveStream})
+	cc.out.earlyData = nil
+	stop := afterfunc.Start(cc.agent.acceptCtx, conn.GoAway)
+	defer stop()
+	if err := conn.Run(cc.ctx); err != nil {
+		cc.agent.log.Debug("connection for requests ended", "mirror", cc.out.mirror.name, "error", err)
+	}
+}
+
+func (cc *callerConn) serveStream(s *mux.Stream) {
+	head := new(message.Head)
+	ended, err := s.ReadHead(head)
+	if err != nil {
+		return
+	}
+	r := cc.newRequest(head)
+	s.OnReset(func(err error) { r.cancel() })
+	from := httprelay.MuxStream{Stream: s}
+	result := r.forward(from, ended)
+	if result.Err != nil && !result.Began && !result.FromErr {
+		r.answerError(from, result.Err)
+	}
+}
+
+// An outboundRequest is one request of a local pod.
+type outboundRequest struct {
+	conn   *callerConn
+	head   *message.Head
+	policy retry.Policy
+	start  time.Time
+	grpc   bool
+
+	choice  balance.Choice
+	session *requestSession
+	sentAt  time.Time // of the current try
+	tried   []route.EndpointID
+	failed  error // of the last try
+
+	mu       sync.Mutex // guards what follows
+	to       httprelay.Stream
+	canceled bool
+}
+
+func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
+	return &outboundRequest{conn: cc, head: head, policy: retry.Default(), start: time.Now(), grpc: isGRPC(head)}
+}
+
+// cancel ends the current try, because the caller has gone.
+func (r *outboundRequest) cancel() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.canceled = true
+	if r.to != nil {
+		r.to.Reset(http2.ErrCodeCancel)
+	}
+}
+
+var errCanceled = errors.New("the caller has gone")
+
+// forward forwards the request, with retries, and its response.
+func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.Result {
+	r.conn.group.budget.Request(r.start)
+	plan := &httprelay.Plan{Retry: r.retry, IsFailure: r.isFailure, OnResponse: editResponse}
+	plan.Open = func(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
+		left, limited := r.policy.TryTimeout(time.Since(r.start))
+		if limited && left <= 0 {
+			return nil, httprelay.ErrTimeout
+		}
+		plan.Timeout = left
+		return r.open(h, body, end)
+	}
+	result := httprelay.Forward(from, r.head, ended, plan)
+	r.finish(result)
+	return result
+}
+
+// open starts a try.
+func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
+	cc := r.conn
+	if err := cc.checkCaller(); err != nil {
+		return nil, err
+	}
+	s, choice, err := cc.agent.pick(cc.ctx, cc.group, cc.out, r.tried)
+	if err != nil {
+		return nil, err
+	}
+	r.session, r.choice, r.sentAt = s, choice, time.Now()
+	r.tried = append(r.tried, s.endpoint)
+	stream, err := s.mux.Open(h, body, end)
+	if err != nil {
+		r.observe(balance.Neutral)
+		return nil, err
+	}
+	to := httprelay.MuxStream{Stream: stream}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.canceled {
+		to.Reset(http2.ErrCodeCancel)
+		return nil, errCanceled
+	}
+	r.to = to
+	return to, nil
+}
+
+// checkCaller returns why the caller may make no requests now, or nil.
+func (cc *callerConn) checkCaller() error {
+	s, err := cc.agent.current()
+	if err != nil {
+		return err
+	}
+	cc.checking.Lock()
+	defer cc.checking.Unlock()
+	if s == cc.state {
+		return nil
+	}
+	if err := cc.out.checkMirror(s); err != nil {
+		return refuse(reasonRevoked, err)
+	}
+	if err := s.links[cc.out.peer.name].checkNamespace(cc.out.caller.namespace); err != nil {
+		return err
+	}
+	cc.state = s
+	return nil
+}
+
+// observe ends the current try for the balancer.
+func (r *outboundRequest) observe(o balance.Outcome) {
+	r.conn.group.balancer.Finish(r.choice, time.Since(r.sentAt), o, time.Now())
+	r.choice = balance.Choice{}
+}
+
+// isFailure reports whether a response counts as a failed try: the far side of the mesh
+// made it, or the policy names its status.
+func (r *outboundRequest) isFailure(h *message.Head) bool {
+	if _, far := h.Get(httprelay.ErrorField); far {
+		return true
+	}
+	return h.Status >= 500 && r.policy.Decide(retry.Attempt{Method: r.head.Method, Failure: retry.Status, Status: h.Status, Tries: 1}, nil).Retry
+}
+
+// retry decides whether a failed try is followed by another.
+func (r *outboundRequest) retry(f httprelay.Failure) bool {
+	r.mu.Lock()
+	canceled := r.canceled
+	r.mu.Unlock()
+	if canceled {
+		return false
+	}
+	attempt := retry.Attempt{Method: r.head.Method, Tries: f.Try + 1, Elapsed: time.Since(r.start), Body: retry.BodyKept}
+	if !f.Replayable {
+		attempt.Body = retry.BodyLost
+	}
+	attempt.Failure, attempt.Status = classify(f)
+	outcome := balance.Failure
+	if attempt.Failure == retry.NotProcessed && f.Response == nil {
+		outcome = balance.Neutral // the session's end says nothing about the endpoint
+	}
+	r.observe(outcome)
+	d := r.policy.Decide(attempt, nil)
+	if !d.Retry {
+		return false
+	}
+	if !r.conn.group.budget.Withdraw(time.Now()) {
+		return false
+	}
+	r.conn.agent.metrics.countRetry(d.Reason.String())
+	return d.Delay == 0 || backoff.Sleep(r.conn.ctx, d.Delay)
+}
+
+// classify returns how a try failed.
+func classify(f httprelay.Failure) (retry.Failure, int) {
+	if f.Response != nil {
+		if value, far := f.Response.Get(httprelay.ErrorField); far {
+			if httprelay.IsNotProcessed(value) {
+				return retry.NotProcessed, 0
+			}
+			return retry.Reset, 0
+		}
+		return retry.Status, f.Response.Status
+	}
+	reset := (*mux.ResetError)(nil)
+	refused := (*refusal)(nil)
+	switch {
+	case errors.Is(f.Err, httprelay.ErrTimeout):
+		return retry.TryTimeout, 0
+	case errors.Is(f.Err, mux.ErrTooManyStreams), errors.Is(f.Err, mux.ErrGoingAway), errors.Is(f.Err, mux.ErrClosed),
+		errors.As(f.Err, &reset) && reset.NotProcessed:
+		return retry.NotProcessed, 0
+	case errors.As(f.Err, &refused):
+		return retry.ConnectFailed, 0
+	}
+	return retry.Reset, 0
+}
+
+// finish records how the request ended.
+func (r *outboundRequest) finish(result httprelay.Result) {
+	outcome := balance.Success
+	switch {
+	case result.FromErr || r.canceled:
+		outcome = balance.Neutral
+	case result.Err != nil:
+		outcome = balance.Failure
+	}
+	cc := r.conn
+	if r.session != nil && cc.out.mirror.affinity > 0 && result.Began {
+		cc.agent.endpointCache.recordVisit(cc.out.caller.uid, cc.out.remotePort(), r.session.endpoint)
+	}
+	if r.choice.ID != (route.EndpointID{}) {
+		now := time.Now()
+		latency := now.Sub(r.sentAt)
+		if result.Began {
+			latency = result.FirstByte - r.sentAt.Sub(r.start)
+		}
+		cc.group.balancer.Finish(r.choice, latency, outcome, now)
+	}
+}
+
+// answerError answers a request that got no response.
+func (r *outboundRequest) answerError(to httprelay.Stream, err error) {
+	status, kind := errorStatus(err)
+	reason := reasonOf(err)
+	r.conn.agent.metrics.refuse(outbound, requestReason(err))
+	r.conn.agent.logLimited(slog.LevelInfo, "request failed", "mirror", r.conn.out.mirrorName(), "caller", r.conn.out.callerName(),
+		"status", status, "reason", reason, "error", err)
+	httprelay.AnswerError(to, httprelay.MeshError{Side: "causeway", Status: status, Kind: kind, Reason: reason, GRPC: r.grpc, Version: r.head.Version})
+}
+
+// errorStatus returns the status for an error, and its kind by RFC 9209, section 2.3.
+func errorStatus(err error) (status int, kind string) {
+	refused := (*refusal)(nil)
+	switch {
+	case errors.Is(err, httprelay.ErrTimeout):
+		return 504, "http_response_timeout"
+	case errors.As(err, &refused) && (refused.reason == reasonSuspended || refused.reason == reasonCallerNotAllowed):
+		return 403, "http_request_denied"
+	case errors.As(err, &refused):
+		return 503, "destination_unavailable"
+	}
+	return 503, "connection_terminated"
+}
+
+func requestReason(err error) string {
+	if errors.Is(err, httprelay.ErrTimeout) {
+		return reasonRequestTimeout
+	}
+	if r := (*refusal)(nil); errors.As(err, &r) {
+		return r.reason
+	}
+	return reasonTunnel
+}
+
+// editResponse removes what only agents tell each other, and adds Proxy-Status (RFC 9209)
+// to the error responses of the far side.
+func editResponse(h *message.Head) {
+	if value, far := h.Get(httprelay.ErrorField); far {
+		h.Del(httprelay.ErrorField)
+		h.Add("Proxy-Status", "causeway-peer; "+httprelay.ProxyStatus(value))
+	}
+}
+
+func isGRPC(h *message.Head) bool {
+	value, _ := h.Get("Content-Type")
+	const grpc = "application/grpc"
+	return len(value) >= len(grpc) && value[:len(grpc)] == grpc
+}
+
+// discardRest reads and drops bytes of c.
+func discardRest(c *net.TCPConn, most int64, timeout time.Duration) {
+	c.SetReadDeadline(time.Now().Add(timeout))
+	buf := make([]byte, 4<<10)
+	for most > 0 {
+		n, err := c.Read(buf)
+		if most -= int64(n); err != nil {
+			return
+		}
+	}
+}
+
+// A closeWatch finds out that a caller has gone while it waits for a response, because
+// nobody reads from its connection then.
+type closeWatch struct {
+	c     *net.TCPConn
+	timer *time.Timer
+
+	mu     sync.Mutex // guards cancel
+	cancel func()     // nil: no request is open
+}
+
+const closeWatchInterval = time.Second
+
+func newCloseWatch(c *net.TCPConn) *closeWatch {
+	w := &closeWatch{c: c}
+	w.timer = time.AfterFunc(time.Hour, w.check)
+	w.timer.Stop()
+	return w
+}
+
+func (w *closeWatch) start(cancel func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cancel = cancel
+	w.timer.Reset(closeWatchInterval)
+}
+
+func (w *closeWatch) pause() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cancel = nil
+	w.timer.Stop()
+}
+
+func (w *closeWatch) stop() { w.pause() }
+
+func (w *closeWatch) check() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.cancel == nil:
+	case transport.IsClosed(w.c):
+		w.cancel()
+	default:
+		w.timer.Reset(closeWatchInterval)
+	}
+}

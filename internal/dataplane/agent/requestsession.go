@@ -1,0 +1,491 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
+	"github.com/causeway-mesh/causeway/internal/dataplane/balance"
+	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
+	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+)
+
+const (
+	// maxRequests is how many requests a peer may have open in one session.
+	maxRequests = 256
+	// busyRequests is how many open requests make the agent open another session to the
+	// same endpoint.
+	busyRequests = 128
+	// upkeepInterval is the time between two looks at which endpoints a group knows and
+	// lacks sessions with.
+	upkeepInterval = 500 * time.Millisecond
+	// requestIdleTimeout is how long a session without requests stays open. It is shorter
+	// than the far side's openWait.
+	requestIdleTimeout = 90 * time.Second
+)
+
+// A requestKey identifies the sessions that requests can share: a session key, and the
+// protocol that the caller and the application speak.
+type requestKey struct {
+	session  sessionKey
+	protocol tunnel.Protocol
+}
+
+// A requestGroup balances the requests of one key over sessions with its endpoints.
+type requestGroup struct {
+	key      requestKey
+	balancer *balance.Balancer
+	budget   retry.Budget
+
+	mu       sync.Mutex // guards what follows
+	sessions map[route.EndpointID][]*requestSession
+	dials    map[route.EndpointID]*sessionDial
+	known    []route.EndpointID // what the balancer knows
+	missing  []route.EndpointID // those of known without a session
+	upkeepAt time.Time
+	used     time.Time
+}
+
+// A sessionDial is an attempt to make a session, which several requests may await.
+type sessionDial struct {
+	done    chan struct{}
+	session *requestSession
+	err     error
+}
+
+// A requestSession is one multiplexed session with an endpoint.
+type requestSession struct {
+	endpoint route.EndpointID
+	gateway  string
+	mux      *mux.Conn
+	retireAt time.Time
+	retired  atomic.Bool // accepts no more requests
+	outbound outboundConn
+}
+
+// requestGroups are the groups in use. The zero value is ready.
+type requestGroups struct {
+	mu     sync.Mutex // guards what follows
+	groups map[requestKey]*requestGroup
+	closed bool
+	// work is the sessions and the dials in progress.
+	work sync.WaitGroup
+}
+
+// of returns the group of a key, or nil once close was called.
+func (g *requestGroups) of(key requestKey, seed uint64) *requestGroup {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil
+	}
+	group := g.groups[key]
+	if group == nil {
+		if g.groups == nil {
+			g.groups = make(map[requestKey]*requestGroup)
+		}
+		group = &requestGroup{key: key, balancer: balance.New(balance.Config{Seed: seed}),
+			sessions: make(map[route.EndpointID][]*requestSession), dials: make(map[route.EndpointID]*sessionDial)}
+		g.groups[key] = group
+	}
+	return group
+}
+
+// begin counts work that close waits for. It returns false once close was called.
+func (g *requestGroups) begin() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return false
+	}
+	g.work.Add(1)
+	return true
+}
+
+// retire lets open requests finish and accepts no new ones. It does not wait.
+func (g *requestGroups) retire() {
+	for _, s := range g.all() {
+		s.retire()
+	}
+}
+
+// close accepts no more sessions, and waits until those that are open have ended.
+func (g *requestGroups) close() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.retire()
+	g.work.Wait()
+}
+
+func (g *requestGroups) all() (out []*requestSession) {
+	g.mu.Lock()
+	groups := make([]*requestGroup, 0, len(g.groups))
+	for _, group := range g.groups {
+		groups = append(groups, group)
+	}
+	g.mu.Unlock()
+	for _, group := range groups {
+		group.mu.Lock()
+		for _, list := range group.sessions {
+			out = append(out, list...)
+		}
+		group.mu.Unlock()
+	}
+	return out
+}
+
+// retire accepts no more requests on the session, which ends with its last one.
+func (s *requestSession) retire() {
+	if !s.retired.Swap(true) {
+		s.mux.GoAway()
+	}
+}
+
+// usable reports whether the session accepts another request.
+func (s *requestSession) usable() bool { return !s.retired.Load() && s.mux.CanOpen() }
+
+// errNoSession reports that no session could be made because the agent stops.
+var errNoSession = errors.New("the agent is asked to stop")
+
+// pick chooses an endpoint for a request, and returns a session with it. It waits for a
+// session only if no other endpoint has one. The caller must call Finish or Done of the
+// balancer with the choice, unless there is an error.
+func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tried []route.EndpointID) (*requestSession, balance.Choice, error) {
+	now := time.Now()
+	a.upkeep(g, out, now)
+	choice, err := g.choose(out, a.affinityOf(out), tried, now)
+	if errors.Is(err, balance.ErrNoEndpoint) {
+		s, err := a.awaitSession(ctx, g, out, route.EndpointID{})
+		if err != nil {
+			return nil, balance.Choice{}, err
+		}
+		choice, _ := g.balancer.PickID(s.endpoint, now)
+		return s, choice, nil
+	}
+	if err != nil {
+		return nil, balance.Choice{}, refuse(reasonCircuitOpen, err)
+	}
+	if s := g.sessionWith(choice.ID); s != nil {
+		return s, choice, nil
+	}
+	start := time.Now()
+	s, err := a.awaitSession(ctx, g, out, choice.ID)
+	if err != nil {
+		outcome := balance.Failure
+		if ctx.Err() != nil {
+			outcome = balance.Neutral
+		}
+		g.balancer.Finish(choice, time.Since(start), outcome, time.Now())
+		return nil, balance.Choice{}, err
+	}
+	if s.endpoint != choice.ID { // the gateway knows better
+		g.balancer.Finish(choice, 0, balance.Neutral, time.Now())
+		choice, _ = g.balancer.PickID(s.endpoint, now)
+	}
+	return s, choice, nil
+}
+
+// choose chooses an endpoint, preferably one with a session that was not tried yet.
+func (g *requestGroup) choose(out *outboundConn, affinity route.EndpointID, tried []route.EndpointID, now time.Time) (balance.Choice, error) {
+	if affinity != (route.EndpointID{}) && len(tried) == 0 {
+		if c, ok := g.balancer.PickID(affinity, now); ok {
+			return c, nil
+		}
+	}
+	g.mu.Lock()
+	missing := g.missing
+	g.mu.Unlock()
+	if len(missing) == 0 {
+		return g.balancer.Pick(now, tried...)
+	}
+	return g.balancer.Pick(now, slices.Concat(missing, tried)...)
+}
+
+func (a *Agent) affinityOf(out *outboundConn) route.EndpointID {
+	if out.mirror.affinity == 0 {
+		return route.EndpointID{}
+	}
+	return a.endpointCache.lastVisited(out.caller.uid, out.remotePort(), out.mirror.affinity)
+}
+
+// sessionWith returns the session with an endpoint that has the fewest open requests.
+func (g *requestGroup) sessionWith(at route.EndpointID) (best *requestSession) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	least := 0
+	for _, s := range g.sessions[at] {
+		if load := s.mux.Load(); s.usable() && (best == nil || load < least) {
+			best, least = s, load
+		}
+	}
+	return best
+}
+
+// upkeep updates what the balancer knows, retires old sessions and makes missing ones,
+// at most once per upkeepInterval.
+func (a *Agent) upkeep(g *requestGroup, out *outboundConn, now time.Time) {
+	g.mu.Lock()
+	if now.Before(g.upkeepAt) {
+		g.mu.Unlock()
+		return
+	}
+	g.upkeepAt, g.used = now.Add(upkeepInterval), now
+	g.mu.Unlock()
+	a.learnEndpoints(g, out, now)
+	var busy []route.EndpointID
+	g.mu.Lock()
+	for at, list := range g.sessions {
+		open := 0
+		for _, s := range list {
+			if s.usable() && s.mux.Load() < busyRequests {
+				open++
+			}
+		}
+		if open == 0 {
+			busy = append(busy, at)
+		}
+	}
+	g.mu.Unlock()
+	for _, at := range g.balancer.Aperture(now) {
+		if g.sessionWith(at) == nil || slices.Contains(busy, at) {
+			a.startSession(g, out, at)
+		}
+	}
+	if a.endpointCache.needsRefresh(out.caller.account(), out.remotePort()) && out.mirror.hostname == "" {
+		a.startPreconnect(g.key.session, out, route.EndpointID{}, a.sessions.ReserveExtra)
+	}
+}
+
+// learnEndpoints tells the balancer which endpoints the peer reports.
+func (a *Agent) learnEndpoints(g *requestGroup, out *outboundConn, now time.Time) {
+	set, ok := a.endpointCache.lookup(out.caller.account(), out.remotePort())
+	if !ok || out.mirror.hostname != "" {
+		return
+	}
+	ready := a.endpointCache.available(set.ready, out.remotePort())
+	g.mu.Lock()
+	changed := !slices.Equal(g.known, ready)
+	g.known = ready
+	g.updateMissing()
+	g.mu.Unlock()
+	if !changed {
+		return
+	}
+	known := make([]balance.Endpoint, len(ready))
+	for i, id := range ready {
+		known[i].ID = id
+	}
+	g.balancer.Update(known, now)
+}
+
+// updateMissing updates missing. g.mu is held.
+func (g *requestGroup) updateMissing() {
+	g.missing = nil
+	for _, id := range g.known {
+		if len(g.sessions[id]) == 0 {
+			g.missing = append(g.missing, id)
+		}
+	}
+	if len(g.missing) == len(g.known) {
+		g.missing = nil // then each is as good
+	}
+}
+
+// awaitSession returns a session with an endpoint, or with any for the zero value. It
+// waits for one if there is none.
+func (a *Agent) awaitSession(ctx context.Context, g *requestGroup, out *outboundConn, at route.EndpointID) (*requestSession, error) {
+	d := a.startSession(g, out, at)
+	if d == nil {
+		return nil, refuse(reasonOther, errNoSession)
+	}
+	select {
+	case <-d.done:
+		return d.session, d.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// startSession makes a session with an endpoint in the background, unless that is being
+// done already.
+func (a *Agent) startSession(g *requestGroup, out *outboundConn, at route.EndpointID) *sessionDial {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if d := g.dials[at]; d != nil {
+		return d
+	}
+	if !a.requests.begin() {
+		return nil
+	}
+	d := &sessionDial{done: make(chan struct{})}
+	g.dials[at] = d
+	next := outboundConn{vip: out.vip, index: out.index, mirror: out.mirror, port: out.port, peer: out.peer, caller: out.caller}
+	go func() {
+		defer a.requests.work.Done()
+		var run func()
+		d.session, run, d.err = a.openRequests(g, next, at)
+		g.finishDial(at, d)
+		close(d.done)
+		if d.err != nil {
+			a.log.Debug("no session for requests", "mirror", next.mirror.name, "error", d.err)
+			return
+		}
+		run()
+	}()
+	return d
+}
+
+// finishDial removes a dial, and adds its session.
+func (g *requestGroup) finishDial(at route.EndpointID, d *sessionDial) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.dials, at)
+	if d.session == nil {
+		return
+	}
+	g.sessions[d.session.endpoint] = append(g.sessions[d.session.endpoint], d.session)
+	g.updateMissing()
+}
+
+func (g *requestGroup) remove(s *requestSession) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	list := slices.DeleteFunc(g.sessions[s.endpoint], func(other *requestSession) bool { return other == s })
+	if g.sessions[s.endpoint] = list; len(list) == 0 {
+		delete(g.sessions, s.endpoint)
+	}
+	g.updateMissing()
+}
+
+// openRequests makes a session for requests, over an idle session or a new one. run
+// serves the session until it has ended.
+func (a *Agent) openRequests(g *requestGroup, c outboundConn, at route.EndpointID) (s *requestSession, run func(), err error) {
+	conn, gateway, err := a.dialRequests(g, &c, at)
+	if err != nil {
+		return nil, nil, err
+	}
+	s = &requestSession{endpoint: c.answer.Endpoint, gateway: gateway, outbound: c,
+		retireAt: time.Now().Add(sessionMaxAge)}
+	s.mux = mux.New(conn, mux.Config{Client: true, Coding: codingOf(g.key.protocol), OnGoAway: func() { s.retired.Store(true) }})
+	a.metrics.countSession(outbound, sessionMade)
+	return s, func() { a.runRequests(g, s) }, nil
+}
+
+// codingOf returns how header blocks are coded in sessions of a protocol.
+func codingOf(p tunnel.Protocol) mux.Coding {
+	if p == tunnel.Protocol_HTTP1 {
+		return httprelay.Coding{}
+	}
+	return nil
+}
+
+// dialRequests opens a session for requests and returns its TLS connection.
+func (a *Agent) dialRequests(g *requestGroup, c *outboundConn, at route.EndpointID) (conn *tls.Conn, gateway string, err error) {
+	if err := a.refreshCaller(g.key.session, c); err != nil {
+		return nil, "", err
+	}
+	raw, gateway, err := a.dialGateway(a.acceptCtx, c.peer)
+	if err != nil {
+		return nil, "", err
+	}
+	tun, err := a.clientHandshake(a.acceptCtx, raw, c, hintFor(c, at))
+	if err != nil {
+		raw.Reset()
+		return nil, "", err
+	}
+	ctx, cancel := context.WithTimeout(a.acceptCtx, openTimeout)
+	defer cancel()
+	c.answer, err = tun.OpenRequests(ctx, c.hello(), g.key.protocol)
+	a.recordHelloAnswer(c)
+	a.recordOpenRefusal(c, at, err)
+	a.recordMiss(c, at)
+	if err != nil {
+		raw.Reset()
+		return nil, "", c.openError(err)
+	}
+	return tun.Conn.(*tls.Conn), gateway, nil
+}
+
+// runRequests serves a session until it has ended. A session that must not be used any
+// more ends with its last request.
+func (a *Agent) runRequests(g *requestGroup, s *requestSession) {
+	defer g.remove(s)
+	leave := a.sessions.StartExchange(g.key.session, s.endpoint)
+	defer leave()
+	lease, release := a.leases.grant(a.acceptCtx, a.state.Load, s.lease())
+	defer release()
+	defer afterfunc.Start(lease, s.retire)()
+	err := s.mux.Run(a.baseCtx)
+	outcome := sessionRetired
+	if err != nil {
+		outcome = sessionLost
+		a.log.Debug("session for requests ended", "mirror", s.outbound.mirror.name, "error", err)
+	}
+	a.metrics.countSession(outbound, outcome)
+}
+
+// lease returns the check that the session must keep passing to accept requests. Open
+// requests have leases of their own.
+func (s *requestSession) lease() func(*state) error {
+	admitted := s.outbound.idleLease()
+	return func(now *state) error {
+		if err := admitted(now); err != nil {
+			return err
+		}
+		if p := now.links[s.outbound.peer.name]; !slices.Contains(p.gateways, s.gateway) {
+			return fmt.Errorf("%s is not a gateway address of Link %s any more", s.gateway, p.name)
+		}
+		return nil
+	}
+}
+
+// watchRequests retires sessions that are idle or old, whose caller has a newer
+// certificate, or whose gateway is penalized, until ctx ends. It forgets groups that are
+// not used any more.
+func (a *Agent) watchRequests(ctx context.Context) {
+	tick := time.NewTicker(sessionCheckInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			for _, s := range a.requests.all() {
+				if a.mustRetireRequests(s, now) {
+					s.retire()
+				}
+			}
+			a.requests.forget(now)
+		}
+	}
+}
+
+func (a *Agent) mustRetireRequests(s *requestSession, now time.Time) bool {
+	since, idle := s.mux.Idle()
+	newest, ok := a.svids.get(s.outbound.caller.account())
+	return !ok || newest != s.outbound.credential || now.After(s.retireAt) || idle && now.Sub(since) > requestIdleTimeout ||
+		a.penalties.isPenalized(s.gateway, now)
+}
+
+// forget deletes groups that have no session and were not used for a while.
+func (g *requestGroups) forget(now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for key, group := range g.groups {
+		group.mu.Lock()
+		if len(group.sessions) == 0 && len(group.dials) == 0 && now.Sub(group.used) > setAge {
+			delete(g.groups, key)
+		}
+		group.mu.Unlock()
+	}
+}
