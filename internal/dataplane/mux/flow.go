@@ -1,0 +1,252 @@
+package mux
+
+import (
+	"context"
+	"encoding/binary"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+const (
+	defaultWindow   = 1<<16 - 1 // RFC 9113, section 6.9.2
+	maxWindow       = 1<<31 - 1
+	streamWindow    = 64 << 10 // assured to each stream
+	maxStreamWindow = 4 << 20
+	// connWindow is the connection's window. It is refilled as frames arrive, because the
+	// windows of the streams already bound the memory. So unread streams cannot use it up.
+	connWindow = 16 << 20
+	// measureInterval is the least time between two PINGs that measure the path.
+	measureInterval = 150 * time.Millisecond
+)
+
+// WindowBudget limits the bytes of receive windows beyond the assured 64 KiB per stream.
+// Its methods must not block.
+type WindowBudget interface {
+	Reserve(n int) bool
+	Release(n int)
+}
+
+// sendWindow is the peer's window for the connection, with the streams that wait for it or
+// for space in the pending buffer, in the order of their arrival.
+type sendWindow struct {
+	left    int
+	waiting []*Stream
+}
+
+// wait queues s for the connection's window and waits.
+func (c *Conn) waitForConn(s *Stream) {
+	if !s.waiting {
+		s.waiting = true
+		c.send.waiting = append(c.send.waiting, s)
+	}
+	s.writeCond.Wait()
+}
+
+// passTurn wakes the stream that has waited longest, if the connection can send.
+func (c *Conn) passTurn() {
+	if len(c.send.waiting) == 0 || c.send.left <= 0 || c.out.full() {
+		return
+	}
+	s := c.send.waiting[0]
+	c.send.waiting[0] = nil
+	c.send.waiting = c.send.waiting[1:]
+	s.waiting = false
+	s.writeCond.Signal()
+}
+
+// quitTurn removes s from the queue.
+func (c *Conn) quitTurn(s *Stream) {
+	if !s.waiting {
+		return
+	}
+	s.waiting = false
+	for i, other := range c.send.waiting {
+		if other == s {
+			c.send.waiting = append(c.send.waiting[:i], c.send.waiting[i+1:]...)
+			return
+		}
+	}
+}
+
+// consumed accounts for n body bytes that left the receive buffer, and announces a new
+// window once half of it is free.
+func (c *Conn) consumed(s *Stream, n int) {
+	s.unannounced += n
+	if s.recvEnded || s.removed {
+		if s.buffer.n == 0 {
+			s.releaseWindow()
+		}
+		return
+	}
+	if s.unannounced < s.window/2 {
+		return
+	}
+	if more := c.rtt.target - s.window; more > 0 && c.cfg.Windows != nil && c.cfg.Windows.Reserve(more) {
+		s.window += more
+		s.reserved += more
+		s.unannounced += more
+	}
+	c.appendWindowUpdate(s.id, s.unannounced)
+	s.recvWindow += s.unannounced
+	s.unannounced = 0
+	c.measure()
+	c.flushInBackground()
+}
+
+// releaseWindow returns the reserved bytes once nothing more can use them.
+func (s *Stream) releaseWindow() {
+	if s.reserved > 0 && (s.dropped || s.buffer.n == 0) {
+		s.conn.cfg.Windows.Release(s.reserved)
+		s.reserved = 0
+	}
+}
+
+// roundTrips measures the path: the round trip, and the bytes that arrive during one.
+type roundTrips struct {
+	last      time.Duration
+	target    int // the window that streams should have
+	measuring bool
+	sent      time.Time // of the last PING that measures
+	bytes     int       // that arrived since
+	pings     map[uint64]*ping
+	nextPing  uint64
+}
+
+type ping struct {
+	sent  time.Time
+	rtt   time.Duration
+	acked bool
+	done  chan struct{}
+}
+
+const (
+	pingMeasure = 'm'
+	pingUser    = 'u'
+	pingGoAway  = 'g'
+)
+
+func pingData(kind byte, n uint64) (data [8]byte) {
+	binary.BigEndian.PutUint64(data[:], n)
+	data[0] = kind
+	return data
+}
+
+// measure sends a PING unless one is on its way or the windows cannot grow.
+func (c *Conn) measure() {
+	r := &c.rtt
+	if r.measuring || r.target >= maxStreamWindow || c.cfg.Windows == nil {
+		return
+	}
+	now := time.Now()
+	if now.Sub(r.sent) < measureInterval {
+		return
+	}
+	r.measuring, r.sent, r.bytes = true, now, 0
+	c.appendPing(false, pingData(pingMeasure, 0))
+}
+
+// pingAcked handles the answer to a PING of ours. It returns false if there was none.
+func (c *Conn) pingAcked(data [8]byte) bool {
+	r := &c.rtt
+	kind := data[0]
+	data[0] = 0
+	n := binary.BigEndian.Uint64(data[:])
+	switch {
+	case kind == pingMeasure && r.measuring:
+		r.measuring = false
+		r.last = time.Since(r.sent)
+		// If more than half a window arrives in one round trip, the window limits the
+		// rate.
+		if r.bytes > r.target/2 {
+			r.target = min(maxStreamWindow, max(2*r.target, 2*r.bytes))
+		}
+	case kind == pingGoAway && c.goingAway:
+		c.sendLastGoAway()
+	case kind == pingUser && r.pings[n] != nil:
+		p := r.pings[n]
+		delete(r.pings, n)
+		p.rtt, p.acked = time.Since(p.sent), true
+		r.last = p.rtt
+		close(p.done)
+	default:
+		return false
+	}
+	return true
+}
+
+func (r *roundTrips) failPings() {
+	for _, p := range r.pings {
+		close(p.done)
+	}
+	r.pings = nil
+}
+
+// Ping measures one round trip. It fails with ErrClosed or the context's error.
+func (c *Conn) Ping(ctx context.Context) (time.Duration, error) {
+	c.mu.Lock()
+	if c.end != nil {
+		c.mu.Unlock()
+		return 0, ErrClosed
+	}
+	r := &c.rtt
+	r.nextPing++
+	n, p := r.nextPing, &ping{sent: time.Now(), done: make(chan struct{})}
+	if r.pings == nil {
+		r.pings = map[uint64]*ping{}
+	}
+	r.pings[n] = p
+	c.appendPing(false, pingData(pingUser, n))
+	c.flushInBackground()
+	c.mu.Unlock()
+	select {
+	case <-p.done:
+		if !p.acked {
+			return 0, ErrClosed
+		}
+		return p.rtt, nil
+	case <-ctx.Done():
+		c.mu.Lock()
+		delete(r.pings, n)
+		c.mu.Unlock()
+		return 0, ctx.Err()
+	}
+}
+
+// RTT returns the last measured round trip, or zero.
+func (c *Conn) RTT() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rtt.last
+}
+
+// updateWindow handles WINDOW_UPDATE.
+func (c *Conn) updateWindow(id, increment uint32) error {
+	if err := c.floods.chargeExplained("window_update_flood"); err != nil {
+		return err
+	}
+	if id == 0 {
+		c.send.left += int(increment)
+		if increment == 0 {
+			return protocolError("window update of zero")
+		}
+		if c.send.left > maxWindow {
+			return connError(http2.ErrCodeFlowControl, "the connection's window overflows")
+		}
+		c.passTurn()
+		return nil
+	}
+	s := c.streams[id]
+	if s == nil {
+		return c.ifIdle(id, "window update")
+	}
+	if increment == 0 {
+		return c.streamError(s, http2.ErrCodeProtocol)
+	}
+	s.sendWindow += int(increment)
+	if s.sendWindow > maxWindow {
+		return c.streamError(s, http2.ErrCodeFlowControl)
+	}
+	c.wakeLater(s)
+	return nil
+}

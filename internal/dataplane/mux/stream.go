@@ -1,0 +1,378 @@
+package mux
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+)
+
+// ErrHeadTooLarge means that a received head exceeds Config.MaxHeadBytes.
+var ErrHeadTooLarge = errors.New("head exceeds the limit")
+
+// errEnded means that this end has already ended its direction of the stream.
+var errEnded = errors.New("the stream's sending direction has ended")
+
+// ResetError is the error of a stream that either end reset, or that the connection's end
+// cut.
+type ResetError struct {
+	Code http2.ErrCode
+	// NotProcessed means that the peer says it did nothing with the stream.
+	NotProcessed bool
+	// Local means that this end reset the stream.
+	Local bool
+	// Cause is why the connection ended. It is nil if only the stream was reset, except
+	// that it is ErrHeadTooLarge for a stream that this end reset for its head.
+	Cause error
+}
+
+func (e *ResetError) Error() string {
+	if e.Cause != nil {
+		return "stream reset with " + e.Code.String() + ": " + e.Cause.Error()
+	}
+	return "stream reset with " + e.Code.String()
+}
+
+func (e *ResetError) Unwrap() error { return e.Cause }
+
+// Stream is one request with its response. One goroutine may read while another writes.
+// Reset and OnReset may be called from any goroutine.
+type Stream struct {
+	conn                *Conn
+	id                  uint32
+	readCond, writeCond sync.Cond
+
+	// All below is guarded by conn.mu.
+	err     *ResetError // set once, when the stream is cut
+	removed bool        // it is not in conn.streams any more
+	dropped bool        // this end reads no more
+	onReset func(error)
+
+	// Receiving.
+	firstHead   [1]headEntry
+	heads       []headEntry // not yet read
+	trailers    headEntry
+	gotFinal    bool // the next block is trailers
+	recvEnded   bool
+	buffer      recvBuffer
+	recvWindow  int // what the peer may still send
+	window      int // the size of the window
+	unannounced int // read, but not yet announced by a window update
+	reserved    int // of the window, from the budget
+	declared    int64
+	received    int64
+	headRequest bool // its response has no body, whatever its length says
+
+	// Sending.
+	sendWindow int
+	sentEnd    bool
+	waiting    bool // in conn.send.waiting
+	flushing   bool // its goroutine writes to the connection
+
+	waking bool // in conn.wake
+}
+
+// headEntry is a received head: decoded, or a raw block that its reader parses.
+type headEntry struct {
+	head *message.Head
+	raw  *block
+	end  bool
+}
+
+func (e headEntry) empty() bool { return e.head == nil && e.raw == nil }
+
+func (e headEntry) free() {
+	if e.head != nil {
+		freeHead(e.head)
+	}
+	if e.raw != nil {
+		e.raw.free()
+	}
+}
+
+func (c *Conn) newStream() *Stream {
+	s := &Stream{
+		conn:       c,
+		recvWindow: streamWindow,
+		window:     streamWindow,
+		sendWindow: c.peer.initialWindow,
+		declared:   -1,
+	}
+	s.readCond.L, s.writeCond.L = &c.mu, &c.mu
+	s.heads = s.firstHead[:0]
+	return s
+}
+
+// ID returns the stream identifier.
+func (s *Stream) ID() uint32 { return s.id }
+
+// Conn returns the stream's connection.
+func (s *Stream) Conn() *Conn { return s.conn }
+
+// Open opens a stream (client only) and sends h and the first bytes of the body in one
+// write; end says that the body is complete. If the body exceeds the peer's windows, Open
+// waits as Write does. An error means that nothing was sent; an end of the stream during
+// the wait is returned by ReadHead instead. The caller must read the stream to its end or
+// call Reset.
+func (c *Conn) Open(h *message.Head, body []byte, end bool) (*Stream, error) {
+	raw, err := c.encodeRaw(h)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.mayOpen(); err != nil {
+		raw.free()
+		return nil, err
+	}
+	s := c.newStream()
+	s.headRequest = h.Method == "HEAD"
+	if c.out.full() {
+		c.waitForSpace(s)
+		if err := c.mayOpen(); err != nil {
+			c.passTurn()
+			raw.free()
+			return nil, err
+		}
+		s.sendWindow = c.peer.initialWindow
+	}
+	s.id = c.nextID
+	c.nextID += 2
+	c.streams[s.id] = s
+	c.appendHead(s, h, raw, end && len(body) == 0)
+	if len(body) == 0 {
+		c.passTurn()
+		c.flush(s)
+	} else {
+		c.writeBody(s, body, end)
+	}
+	return s, nil
+}
+
+// ReadHead waits for the next head and moves it into h, whose fields' capacity is reused.
+// A server reads the request head with it. A client reads 1xx heads first, then the final
+// one. end means that neither body nor trailers follow. The error is a *ResetError or that
+// of Coding.ParseHead, after which the stream is reset.
+func (s *Stream) ReadHead(h *message.Head) (end bool, err error) {
+	c := s.conn
+	c.mu.Lock()
+	for len(s.heads) == 0 {
+		if s.err != nil {
+			c.mu.Unlock()
+			return false, s.err
+		}
+		if s.gotFinal {
+			c.mu.Unlock()
+			return false, io.EOF // the final head was read before
+		}
+		s.readCond.Wait()
+	}
+	e := s.heads[0]
+	s.heads = s.heads[:copy(s.heads, s.heads[1:])]
+	c.mu.Unlock()
+	kind := Request
+	if c.cfg.Client {
+		kind = Response
+	}
+	if err := c.moveHead(e, kind, h); err != nil {
+		s.Reset(http2.ErrCodeProtocol)
+		return false, err
+	}
+	return e.end, nil
+}
+
+// moveHead moves a received head into h and frees the entry.
+func (c *Conn) moveHead(e headEntry, kind Kind, h *message.Head) error {
+	defer e.free()
+	if e.raw != nil {
+		return c.cfg.Coding.ParseHead(e.raw.b, kind, h)
+	}
+	*h, *e.head = *e.head, *h
+	return nil
+}
+
+// Read reads the body. It returns io.EOF at its end. After a reset by the peer it returns
+// what arrived before, then a *ResetError.
+func (s *Stream) Read(p []byte) (int, error) {
+	c := s.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s.buffer.n == 0 {
+		switch {
+		case s.recvEnded && !s.dropped:
+			return 0, io.EOF
+		case s.err != nil:
+			return 0, s.err
+		case len(p) == 0:
+			return 0, nil
+		}
+		s.readCond.Wait()
+	}
+	n := s.buffer.take(p)
+	c.consumed(s, n)
+	return n, nil
+}
+
+// Buffered returns how many bytes of the body Read returns without blocking, and whether
+// they are the last ones.
+func (s *Stream) Buffered() (n int, ended bool) {
+	s.conn.mu.Lock()
+	defer s.conn.mu.Unlock()
+	return s.buffer.n, s.recvEnded && !s.dropped
+}
+
+// Trailers moves the trailers into h. It returns false if there are none. Call it after
+// Read returned io.EOF, or once Buffered returns 0 and true.
+func (s *Stream) Trailers(h *message.Head) bool {
+	c := s.conn
+	c.mu.Lock()
+	e := s.trailers
+	s.trailers = headEntry{}
+	c.mu.Unlock()
+	return !e.empty() && c.moveHead(e, Trailers, h) == nil
+}
+
+// writeError returns why nothing can be sent.
+func (s *Stream) writeError() error {
+	switch {
+	case s.err != nil:
+		return s.err
+	case s.conn.end != nil:
+		return ErrClosed
+	case s.sentEnd:
+		return errEnded
+	}
+	return nil
+}
+
+// WriteHead sends a response head (a server's; 1xx heads may come before the final one)
+// and the first bytes of the body in one write. It waits as Write does.
+func (s *Stream) WriteHead(h *message.Head, body []byte, end bool) error {
+	return s.writeBlock(h, body, end)
+}
+
+// WriteTrailers sends the trailers and ends this direction.
+func (s *Stream) WriteTrailers(h *message.Head) error { return s.writeBlock(h, nil, true) }
+
+func (s *Stream) writeBlock(h *message.Head, body []byte, end bool) error {
+	c := s.conn
+	raw, err := c.encodeRaw(h)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.waitForSpace(s); err != nil {
+		raw.free()
+		return err
+	}
+	c.appendHead(s, h, raw, end && len(body) == 0)
+	if len(body) == 0 {
+		c.passTurn()
+		c.flush(s)
+		return nil
+	}
+	_, err = c.writeBody(s, body, end)
+	return err
+}
+
+// Write sends body bytes and waits for the peer's windows. end means that these are the
+// last ones and that no trailers follow. After a *ResetError with ErrCodeNo the response
+// may still be read to its end: the peer does not need the rest of the request.
+func (s *Stream) Write(p []byte, end bool) (int, error) {
+	c := s.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := s.writeError(); err != nil {
+		return 0, err
+	}
+	return c.writeBody(s, p, end)
+}
+
+// Reset ends the stream in both directions, frees what was not read, and unblocks its
+// reader and writer. It is idempotent. On a stream that has ended it only frees.
+func (s *Stream) Reset(code http2.ErrCode) {
+	c := s.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.resetLocal(s, code)
+	if s.flushing {
+		// Its goroutine writes frames of all streams, which is not to last for ever.
+		c.out.deadline = true
+		c.nc.SetWriteDeadline(time.Now().Add(stuckTimeout))
+	}
+	c.flushInBackground()
+}
+
+// OnReset has fn called once when the stream is cut by another than Reset: the peer reset
+// it or broke the protocol, or the connection ended. If that has happened fn is called at
+// once. fn must not block. Nil removes it.
+func (s *Stream) OnReset(fn func(error)) {
+	c := s.conn
+	c.mu.Lock()
+	s.onReset = fn
+	cut := s.err != nil && !(s.err.Local && s.dropped)
+	c.mu.Unlock()
+	if cut {
+		s.callOnReset()
+	}
+}
+
+func (s *Stream) callOnReset() {
+	s.conn.mu.Lock()
+	fn, err := s.onReset, s.err
+	s.onReset = nil
+	s.conn.mu.Unlock()
+	if fn != nil && err != nil {
+		fn(err)
+	}
+}
+
+// resetLocal is Reset with the lock held.
+func (c *Conn) resetLocal(s *Stream, code http2.ErrCode) {
+	if !s.removed && s.id != 0 && c.end == nil {
+		c.appendReset(s.id, code)
+		c.recent.add(s.id)
+	}
+	if !s.dropped {
+		s.dropped = true
+		s.buffer.drop()
+		for _, e := range s.heads {
+			e.free()
+		}
+		s.heads = nil
+		s.trailers.free()
+		s.trailers = headEntry{}
+		s.onReset = nil
+	}
+	c.failStream(s, &ResetError{Code: code, Local: true})
+	s.releaseWindow()
+}
+
+// failStream cuts a stream. Its reader still gets what has arrived, unless this end has
+// dropped it.
+func (c *Conn) failStream(s *Stream, err *ResetError) {
+	if s.err == nil {
+		s.err = err
+	}
+	c.quitTurn(s)
+	c.remove(s)
+	s.readCond.Signal()
+	s.writeCond.Signal()
+}
+
+// streamError resets a stream because of the peer's mistake. The error is one of the
+// connection: the peer makes too many.
+func (c *Conn) streamError(s *Stream, code http2.ErrCode) error {
+	c.appendReset(s.id, code)
+	c.recent.add(s.id)
+	c.failStream(s, &ResetError{Code: code, Local: true})
+	if s.onReset != nil {
+		c.resets = append(c.resets, s)
+	}
+	return c.floods.chargeReset()
+}
