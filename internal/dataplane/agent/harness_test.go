@@ -212,6 +212,7 @@ func (w *harness) close() {
 	w.accepting.Wait()
 	for _, a := range []*Agent{w.west, w.east} {
 		a.stopAccepting()
+		a.requests.close()
 		a.sessions.Close()
 	}
 	w.app.Close()

@@ -130,7 +130,6 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 		result := r.forward(caller, ended)
 		watch.pause()
 		if result.Err != nil && !result.Began && !result.FromErr {
-			caller.CloseAfterResponse()
 			r.answerError(caller, result.Err)
 		}
 		if next, linger := caller.Finish(); !next {

@@ -123,10 +123,10 @@ func (a *Agent) admitOutbound(life context.Context, c *net.TCPConn, out *outboun
 	if err != nil {
 		return nil, err
 	}
-	leave = leaveSource
+	counted := leaveSource
 	defer func() {
 		if err != nil {
-			leave()
+			counted()
 		}
 	}()
 	if err := a.identifyCaller(life, c, out); err != nil {
@@ -140,8 +140,8 @@ func (a *Agent) admitOutbound(life context.Context, c *net.TCPConn, out *outboun
 	if err != nil {
 		return nil, err
 	}
-	leave = func() { leaveCall(); leaveSource() }
-	return leave, a.awaitEarlyData(c, out)
+	counted = func() { leaveCall(); leaveSource() }
+	return counted, a.awaitEarlyData(c, out)
 }
 
 // openOutbound opens an exchange with the application.

@@ -5,8 +5,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/net/http2"
-
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
 
@@ -61,9 +59,7 @@ func AnswerError(to Stream, e MeshError) error {
 	} else {
 		h.Add("proxy-status", e.Side+"; "+ProxyStatus(e.encode()))
 	}
-	err := to.WriteHead(h, body, true)
-	to.Reset(http2.ErrCodeNo)
-	return err
+	return to.WriteHead(h, body, true)
 }
 
 func (e MeshError) encode() string {

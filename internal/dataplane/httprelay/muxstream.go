@@ -34,6 +34,3 @@ func (s MuxStream) ReadBody(p []byte) (n int, end bool, err error) {
 
 // ReadTrailers is of Stream.
 func (s MuxStream) ReadTrailers(h *message.Head) bool { return s.Trailers(h) }
-
-// AwaitBody is of Stream.
-func (s MuxStream) AwaitBody() {}

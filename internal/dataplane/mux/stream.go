@@ -217,6 +217,17 @@ func (s *Stream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// AwaitBody waits until Read would not, so that a reader needs no buffer while the body
+// pauses.
+func (s *Stream) AwaitBody() {
+	c := s.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s.buffer.n == 0 && !s.recvEnded && s.err == nil {
+		s.readCond.Wait()
+	}
+}
+
 // Buffered returns how many bytes of the body Read returns without blocking, and whether
 // they are the last ones.
 func (s *Stream) Buffered() (n int, ended bool) {

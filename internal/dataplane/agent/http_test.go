@@ -1,0 +1,296 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+)
+
+// serveHTTP returns a function for newHarness that serves each connection by a handler, as
+// HTTP/1 or as HTTP/2 with prior knowledge.
+func serveHTTP(h http.HandlerFunc) func(*net.TCPConn) {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return func(c *net.TCPConn) {
+		ln := &oneConn{conn: c, closed: make(chan struct{})}
+		s := &http.Server{Handler: h, Protocols: protocols, ConnState: func(_ net.Conn, s http.ConnState) {
+			if s == http.StateClosed || s == http.StateHijacked {
+				ln.end()
+			}
+		}}
+		s.Serve(ln)
+	}
+}
+
+// oneConn is a listener that accepts one connection.
+type oneConn struct {
+	conn   net.Conn
+	once   sync.Once
+	closed chan struct{}
+	ended  sync.Once
+}
+
+func (l *oneConn) Accept() (c net.Conn, err error) {
+	l.once.Do(func() { c = l.conn })
+	if c != nil {
+		return c, nil
+	}
+	<-l.closed
+	return nil, net.ErrClosed
+}
+func (l *oneConn) end()           { l.ended.Do(func() { close(l.closed) }) }
+func (l *oneConn) Close() error   { l.end(); return nil }
+func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
+
+// client returns an HTTP client whose connections come from a pod.
+func (w *harness) client(pod string, h2 bool) *http.Client {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(!h2)
+	protocols.SetUnencryptedHTTP2(h2)
+	t := &http.Transport{Protocols: protocols, DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return w.tryDial(pod)
+	}}
+	w.Cleanup(t.CloseIdleConnections)
+	return &http.Client{Transport: t, Timeout: testTimeout}
+}
+
+// eachVersion runs a test with HTTP/1 and with HTTP/2.
+func eachVersion(t *testing.T, do func(t *testing.T, h2 bool)) {
+	for _, h2 := range []bool{false, true} {
+		t.Run(map[bool]string{false: "http1", true: "http2"}[h2], func(t *testing.T) { do(t, h2) })
+	}
+}
+
+func TestRequests(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			rw.Header().Set("X-Path", r.RequestURI)
+			rw.Header().Set("X-Host", r.Host)
+			fmt.Fprintf(rw, "%s %d", r.Method, len(body))
+		}))
+		c := w.client(alice, h2)
+		for _, n := range []int{0, 1, 1000, 100 << 10, 3 << 20} {
+			for i := range 3 {
+				resp, err := c.Post("http://bar-east/a%2fb/../c?d=e", "text/plain", bytes.NewReader(make([]byte, n)))
+				if err != nil {
+					t.Fatalf("%d bytes, request %d: %v", n, i, err)
+				}
+				got, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if want := fmt.Sprintf("POST %d", n); err != nil || string(got) != want {
+					t.Errorf("%d bytes: %q, %v, want %q", n, got, err, want)
+				}
+				if path := resp.Header.Get("X-Path"); path != "/a%2fb/../c?d=e" {
+					t.Errorf("the application received path %q", path)
+				}
+			}
+		}
+		t.Log(w.logs[0].String(), w.logs[1].String())
+		if n := w.dials.Load(); n > 2 {
+			t.Errorf("the application was dialed %d times for 15 requests in a row", n)
+		}
+	})
+}
+
+func TestRequestStreams(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		payload := make([]byte, 5<<20)
+		rand.Read(payload)
+		w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/down":
+				rw.Write(payload)
+			case "/trailers":
+				rw.Header().Set("Trailer", "X-Sum")
+				io.WriteString(rw, "hello")
+				rw.Header().Set("X-Sum", "42")
+			case "/events":
+				for i := range 3 {
+					fmt.Fprintf(rw, "event %d\n", i)
+					http.NewResponseController(rw).Flush()
+					r.Body.Read(make([]byte, 1)) // the caller answers each
+				}
+			case "/early":
+				rw.WriteHeader(http.StatusRequestEntityTooLarge)
+				io.WriteString(rw, "too large")
+			}
+		}))
+		c := w.client(alice, h2)
+		get := func(path string) (*http.Response, string) {
+			t.Helper()
+			resp, err := c.Get("http://bar-east" + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			b, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return resp, string(b)
+		}
+		if _, body := get("/down"); body != string(payload) {
+			t.Errorf("a download of %d bytes has %d", len(payload), len(body))
+		}
+		if resp, body := get("/trailers"); body != "hello" || resp.Trailer.Get("X-Sum") != "42" {
+			t.Errorf("body %q, trailers %v", body, resp.Trailer)
+		}
+		body, answers := io.Pipe()
+		req, _ := http.NewRequest("POST", "http://bar-east/events", body)
+		go io.WriteString(answers, "x")
+		resp, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(resp.Body)
+		for i := range 3 {
+			if !lines.Scan() || lines.Text() != fmt.Sprintf("event %d", i) {
+				t.Fatalf("event %d: %q, %v", i, lines.Text(), lines.Err())
+			}
+			go io.WriteString(answers, "x")
+		}
+		answers.Close()
+		resp.Body.Close()
+		resp, err = c.Post("http://bar-east/early", "text/plain", io.LimitReader(zeros{}, 64<<20))
+		if err != nil {
+			t.Fatalf("an early answer: %v", err)
+		}
+		if b, _ := io.ReadAll(resp.Body); resp.StatusCode != 413 || string(b) != "too large" {
+			t.Errorf("status %d, %q", resp.StatusCode, b)
+		}
+		resp.Body.Close()
+	})
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+// TestUpgrade: a connection that is upgraded goes on as an opaque one, with the bytes of
+// its request as they came.
+func TestUpgrade(t *testing.T) {
+	w := newHarness(t, func(c *net.TCPConn) {
+		r := bufio.NewReader(c)
+		req, err := http.ReadRequest(r)
+		if err != nil || req.Header.Get("Upgrade") != "websocket" {
+			t.Errorf("the application received %v, %v", req, err)
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		io.Copy(c, r)
+	})
+	answer, err := w.call(alice, "GET /chat HTTP/1.1\r\nHost: bar-east\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello")
+	if err != nil || !strings.HasPrefix(answer, "HTTP/1.1 101 ") || !strings.HasSuffix(answer, "\r\n\r\nhello") {
+		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// TestMalformedRequest: what two servers could read differently is refused at the caller's
+// node.
+func TestMalformedRequest(t *testing.T) {
+	w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) { t.Error("the application received a request") }))
+	answer, err := w.call(alice, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+	if err != nil || !strings.HasPrefix(answer, "HTTP/1.1 400 ") || !strings.Contains(answer, "Proxy-Status: causeway; error=http_request_error") {
+		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// TestRequestWithoutResponse: what the mesh answers in place of an application.
+func TestRequestWithoutResponse(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w := newHarness(t, func(c *net.TCPConn) {
+			c.Read(make([]byte, 1000))
+			transport.Reset(c)
+		})
+		resp, err := w.client(alice, h2).Post("http://bar-east/", "text/plain", strings.NewReader("hello"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != 502 || resp.Header.Get("Proxy-Status") == "" || resp.Header.Get("causeway-error") != "" {
+			t.Errorf("status %d, %v", resp.StatusCode, resp.Header)
+		}
+		if n := w.dials.Load(); n != 1 {
+			t.Errorf("a POST that an application may have processed was sent %d times", n)
+		}
+	})
+}
+
+// TestCallerOfRequestLeaves: a request whose caller has gone ends at the application too.
+func TestCallerOfRequestLeaves(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		came, gone := make(chan bool, 1), make(chan bool, 1)
+		w := newHarness(t, serveHTTP(func(_ http.ResponseWriter, r *http.Request) {
+			came <- true
+			<-r.Context().Done()
+			gone <- true
+		}))
+		ctx, cancel := context.WithCancel(t.Context())
+		req, _ := http.NewRequestWithContext(ctx, "GET", "http://bar-east/", nil)
+		failed := make(chan error, 1)
+		go func() {
+			resp, err := w.client(alice, h2).Do(req)
+			if err == nil {
+				resp.Body.Close()
+			}
+			failed <- err
+		}()
+		<-came
+		cancel()
+		if err := <-failed; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		select {
+		case <-gone:
+		case <-time.After(testTimeout):
+			t.Error("the application goes on with a request whose caller has left")
+		}
+	})
+}
+
+// TestConcurrentRequests: many requests at a time share sessions.
+func TestConcurrentRequests(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) { io.Copy(rw, r.Body) }))
+		c := w.client(alice, h2)
+		var callers sync.WaitGroup
+		for i := range 50 {
+			callers.Go(func() {
+				for j := range 20 {
+					want := strings.Repeat(fmt.Sprintf("%d/%d ", i, j), 1+i*j)
+					resp, err := c.Post("http://bar-east/", "text/plain", strings.NewReader(want))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					got, err := io.ReadAll(resp.Body)
+					resp.Body.Close()
+					if err != nil || string(got) != want {
+						t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
+					}
+				}
+			})
+		}
+		callers.Wait()
+		if made := len(w.west.requests.all()); made > 2 {
+			t.Errorf("%d sessions for 50 requests at a time", made)
+		}
+	})
+}
