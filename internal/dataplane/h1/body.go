@@ -179,15 +179,14 @@ func parseChunkSize(line []byte) (int64, *Error) {
 		size = size<<4 | int64(hexValue(line[digits]))
 		digits++
 	}
-	extensions := bytes.TrimLeft(line[digits:], " \t")
-	if digits == 0 || len(extensions) == 0 && digits < len(line) ||
-		len(extensions) > 0 && extensions[0] != ';' {
+	extensions := line[digits:]
+	if bytes.IndexByte(extensions, '\r') >= 0 {
+		return 0, errBareCR
+	}
+	if digits == 0 || len(extensions) > 0 && extensions[0] != ';' {
 		return 0, errChunkSize
 	}
 	for _, c := range extensions {
-		if c == '\r' {
-			return 0, errBareCR
-		}
 		if charSets[c]&inValue == 0 {
 			return 0, errChunkSize
 		}

@@ -41,6 +41,7 @@ func (l Limits) withDefaults() Limits {
 	setDefault(&l.Trailers, 16<<10)
 	setDefault(&l.ChunkLine, 256)
 	setDefault(&l.EmptyLines, 2)
+	l.StartLine = min(l.StartLine, l.Head)
 	return l
 }
 
@@ -255,13 +256,13 @@ func (r *Reader) scanLines(most int, tooLarge *Error, startLine bool) (int, bool
 			break
 		}
 		end := r.scanned + i
+		if err := r.checkSize(end, most, tooLarge, startLine); err != nil {
+			return 0, false, err
+		}
 		if end == r.lineStart || unread[end-1] != '\r' {
 			return 0, false, errBareLF
 		}
 		if end == r.lineStart+1 {
-			if r.lineStart > most {
-				return 0, false, tooLarge
-			}
 			if startLine && r.lines == 0 {
 				return 0, false, errEmptyLines
 			}
@@ -272,13 +273,19 @@ func (r *Reader) scanLines(most int, tooLarge *Error, startLine bool) (int, bool
 		r.lines++
 	}
 	r.scanned = len(unread)
+	return 0, false, r.checkSize(r.scanned, most, tooLarge, startLine)
+}
+
+// checkSize checks a number of bytes that have no further line end. The last of them may be
+// the CR of one.
+func (r *Reader) checkSize(size, most int, tooLarge *Error, startLine bool) *Error {
 	switch {
-	case startLine && r.lines == 0 && r.scanned > r.limits.StartLine+1:
-		return 0, false, errStartLineLong
-	case r.scanned > most+1: // the CR of the empty line may be there
-		return 0, false, tooLarge
+	case startLine && r.lines == 0 && size > r.limits.StartLine+1:
+		return errStartLineLong
+	case size > most+1:
+		return tooLarge
 	}
-	return 0, false, nil
+	return nil
 }
 
 // takeLines consumes lines that scanLines has found, and the empty line.
