@@ -34,13 +34,12 @@ type sendWindow struct {
 	waiting []*Stream
 }
 
-// wait queues s for the connection's window and waits.
-func (c *Conn) waitForConn(s *Stream) {
+// queueTurn queues s for what the connection can send.
+func (c *Conn) queueTurn(s *Stream) {
 	if !s.waiting {
 		s.waiting = true
 		c.send.waiting = append(c.send.waiting, s)
 	}
-	s.writeCond.Wait()
 }
 
 // passTurn wakes the stream that has waited longest, if the connection can send.

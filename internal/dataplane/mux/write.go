@@ -228,7 +228,7 @@ func (c *Conn) appendBlock(id uint32, head []byte, end bool) {
 // for them otherwise. It flushes before it waits and at the end. With end set the last
 // frame ends the stream.
 func (c *Conn) writeBody(s *Stream, p []byte, end bool) (int, error) {
-	sent := 0
+	sent, yield := 0, false
 	for len(p) > 0 || end {
 		if err := s.writeError(); err != nil {
 			c.quitTurn(s)
@@ -237,20 +237,30 @@ func (c *Conn) writeBody(s *Stream, p []byte, end bool) (int, error) {
 		}
 		n := min(len(p), s.sendWindow, c.send.left, c.peer.maxFrame)
 		switch {
-		case (n > 0 || len(p) == 0) && !c.out.full():
+		case (n > 0 || len(p) == 0) && !c.out.full() && !yield:
 			last := end && n == len(p)
 			c.appendData(s, p[:n], last)
 			sent += n
 			if p = p[n:]; last {
 				end = false
 			}
+			yield = len(p) > 0 && len(c.send.waiting) > 0
 		case c.flush(s):
+		case yield && len(c.send.waiting) == 0:
+			yield = false
+		case yield:
+			// Streams that wait take turns, one frame each.
+			yield = false
+			c.queueTurn(s)
+			c.passTurn()
+			s.writeCond.Wait()
 		case len(p) > 0 && s.sendWindow <= 0:
 			c.quitTurn(s)
 			c.passTurn()
 			s.writeCond.Wait()
 		default:
-			c.waitForConn(s)
+			c.queueTurn(s)
+			s.writeCond.Wait()
 		}
 	}
 	c.quitTurn(s)
@@ -272,7 +282,8 @@ func (c *Conn) waitForSpace(s *Stream) error {
 			return nil
 		}
 		if !c.flush(s) {
-			c.waitForConn(s)
+			c.queueTurn(s)
+			s.writeCond.Wait()
 		}
 	}
 }

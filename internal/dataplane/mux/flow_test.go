@@ -1,0 +1,367 @@
+package mux
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"golang.org/x/net/http2"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+)
+
+// startPair runs a client and a server over memory.
+func startPair(t *testing.T, client, server Config) (c, s *Conn) {
+	near, far := newMemoryPair()
+	client.Client = true
+	c, s = New(near, client), New(far, server)
+	var wg sync.WaitGroup
+	wg.Go(func() { c.Run(context.Background()) })
+	wg.Go(func() { s.Run(context.Background()) })
+	t.Cleanup(func() {
+		near.Close()
+		far.Close()
+		wg.Wait()
+	})
+	return c, s
+}
+
+// TestUnreadStreamsStallNoOther: 300 streams whose handlers do not read, full to their
+// windows, hold more than the connection's window.
+func TestUnreadStreamsStallNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := startPair(t, Config{}, Config{MaxStreams: 400, Handle: func(s *Stream) {
+			var h message.Head
+			s.ReadHead(&h)
+			if h.Target == "/unread" {
+				hold(s)
+				return
+			}
+			readAll(s)
+			s.WriteHead(&message.Head{Status: 200}, nil, true)
+		}})
+		synctest.Wait()
+		var streams []*Stream
+		var wg sync.WaitGroup
+		for range 300 {
+			s, err := c.Open(requestHead("POST", "/unread"), nil, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			streams = append(streams, s)
+			wg.Go(func() { s.Write(make([]byte, 1<<20), true) })
+		}
+		synctest.Wait()
+		s, err := c.Open(requestHead("POST", "/"), make([]byte, 4<<20), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status, err := readResponse(s); status != 200 || err != nil {
+			t.Errorf("response %d, %v", status, err)
+		}
+		for _, s := range streams {
+			s.Reset(http2.ErrCodeCancel)
+		}
+		wg.Wait()
+	})
+}
+
+// bodySize returns the DATA bytes of a stream among frames.
+func bodySize(frames []frame, id uint32) (n int) {
+	for _, f := range frames {
+		if f.Type == http2.FrameData && f.Stream == id {
+			n += int(f.N)
+		}
+	}
+	return n
+}
+
+// sendBody answers with as many bytes as the target says.
+func sendBody(s *Stream) {
+	var h message.Head
+	if _, err := s.ReadHead(&h); err != nil {
+		return
+	}
+	var n int
+	fmt.Sscanf(h.Target, "/%d", &n)
+	s.WriteHead(&message.Head{Status: 200}, make([]byte, n), true)
+}
+
+func pathBlock(path string) []byte {
+	return fields(":method", "GET", ":scheme", "http", ":authority", "a", ":path", path)
+}
+
+// TestWindowsShrinkBelowZero follows RFC 9113, section 6.9.2.
+func TestWindowsShrinkBelowZero(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		initial := func(n uint32) http2.Setting {
+			return http2.Setting{ID: http2.SettingInitialWindowSize, Val: n}
+		}
+		p := startPeer(t, Config{Handle: sendBody}, initial(100))
+		defer p.close()
+		p.headers(1, pathBlock("/110"), true)
+		steps := []struct {
+			send func()
+			want int // bytes that this step lets through
+		}{
+			{func() {}, 100},
+			{func() { p.fr.WriteSettings(initial(10)) }, 0}, // the window is -90
+			{func() { p.fr.WriteWindowUpdate(1, 90) }, 0},
+			{func() { p.fr.WriteWindowUpdate(1, 4) }, 4},
+			{func() { p.fr.WriteSettings(initial(20)) }, 6},
+		}
+		for i, step := range steps {
+			step.send()
+			if got := bodySize(p.take(), 1); got != step.want {
+				t.Errorf("step %d: %d bytes, want %d", i, got, step.want)
+			}
+		}
+	})
+}
+
+// TestWindowStallHoldsOneStream: a peer that opens no window for one stream still gets the
+// others.
+func TestWindowStallHoldsOneStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startPeer(t, Config{Handle: sendBody}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+		defer p.close()
+		p.headers(1, pathBlock("/1000"), true)
+		p.headers(3, pathBlock("/1000"), true)
+		p.take()
+		p.fr.WriteWindowUpdate(3, 1000)
+		got := p.take()
+		if bodySize(got, 1) != 0 || bodySize(got, 3) != 1000 {
+			t.Errorf("stream 1 has %d bytes, stream 3 has %d", bodySize(got, 1), bodySize(got, 3))
+		}
+		p.fr.WriteRSTStream(1, http2.ErrCodeCancel)
+		synctest.Wait()
+		if n := p.conn.Load(); n != 0 {
+			t.Errorf("%d streams are open", n)
+		}
+	})
+}
+
+// TestConnectionWindowIsShared: a large body leaves the others their turns.
+func TestConnectionWindowIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startPeer(t, Config{Handle: sendBody}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20})
+		defer p.close()
+		p.headers(1, pathBlock("/65535"), true)
+		p.take()
+		p.headers(3, pathBlock("/1000000"), true)
+		p.take()
+		for id := uint32(5); id <= 9; id += 2 {
+			p.headers(id, pathBlock("/30000"), true)
+			p.take()
+		}
+		// Three bodies of two frames each, and as much again for the large one.
+		for range 12 {
+			p.fr.WriteWindowUpdate(0, 16384)
+			synctest.Wait()
+		}
+		got := p.take()
+		for id := uint32(5); id <= 9; id += 2 {
+			if n := bodySize(got, id); n != 30000 {
+				t.Errorf("stream %d sent %d bytes", id, n)
+			}
+		}
+		if n := bodySize(got, 3); n < 4*16384 {
+			t.Errorf("the large body has %d bytes", n)
+		}
+	})
+}
+
+func increments(frames []frame, id uint32) (out []uint32) {
+	for _, f := range frames {
+		if f.Type == http2.FrameWindowUpdate && f.Stream == id {
+			out = append(out, f.N)
+		}
+	}
+	return out
+}
+
+// TestWindowUpdatesFollowTheReader: nothing is announced before half a window is read.
+func TestWindowUpdatesFollowTheReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		read := make(chan int)
+		p := startPeer(t, Config{Handle: func(s *Stream) {
+			for n := range read {
+				io.ReadFull(s, make([]byte, n))
+			}
+		}})
+		defer p.close()
+		defer close(read)
+		p.headers(1, getBlock(), false)
+		for range 4 {
+			p.fr.WriteDataPadded(1, false, make([]byte, 16<<10-101), make([]byte, 100))
+		}
+		if got := increments(p.take(), 1); got != nil {
+			t.Errorf("increments %v before anything was read", got)
+		}
+		read <- 32<<10 - 405
+		if got := increments(p.take(), 1); got != nil {
+			t.Errorf("increments %v before half was read", got)
+		}
+		read <- 1
+		if got := increments(p.take(), 1); len(got) != 1 || got[0] != 32<<10 {
+			t.Errorf("increments %v, want half a window with the padding", got)
+		}
+	})
+}
+
+// budget is a WindowBudget.
+type budget struct {
+	limit int64
+	used  atomic.Int64
+}
+
+func (b *budget) Reserve(n int) bool {
+	if b.used.Load()+int64(n) > b.limit {
+		return false
+	}
+	b.used.Add(int64(n))
+	return true
+}
+
+func (b *budget) Release(n int) { b.used.Add(-int64(n)) }
+
+// TestWindowGrowsWithinTheBudget: a stream that gets its whole window in a round trip gets
+// a larger one if the budget admits it, and gives it back.
+func TestWindowGrowsWithinTheBudget(t *testing.T) {
+	for name, limit := range map[string]int64{"admitted": 64 << 10, "refused": 64<<10 - 1} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &budget{limit: limit}
+				p := startPeer(t, Config{Windows: b, Handle: func(s *Stream) {
+					readAll(s)
+					s.WriteHead(&message.Head{Status: 200}, nil, true)
+				}})
+				defer p.close()
+				p.headers(1, getBlock(), false)
+				send := func() uint32 {
+					var total uint32
+					for range 2 {
+						p.fr.WriteData(1, false, make([]byte, 16<<10))
+					}
+					frames := p.take()
+					for _, n := range increments(frames, 1) {
+						total += n
+					}
+					return total
+				}
+				if got := send(); got != 32<<10 {
+					t.Fatalf("increments %d", got)
+				}
+				// The PING was sent with the window update.
+				send()
+				p.fr.WriteData(1, false, make([]byte, 1))
+				p.fr.WritePing(true, pingData(pingMeasure, 0))
+				p.take()
+				want := uint32(96 << 10)
+				if name == "refused" {
+					want = 32 << 10
+				}
+				if got := send(); got/1024 != want/1024 {
+					t.Errorf("increments %d, want %d", got, want)
+				}
+				if used := b.used.Load(); used != int64(want-32<<10) {
+					t.Errorf("%d bytes are reserved", used)
+				}
+				p.fr.WriteData(1, true, nil)
+				p.take()
+				if used := b.used.Load(); used != 0 {
+					t.Errorf("%d bytes are still reserved", used)
+				}
+			})
+		})
+	}
+}
+
+// TestBudgetIsReleasedOnReset covers a stream that is dropped with unread bytes.
+func TestBudgetIsReleasedOnReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &budget{limit: 1 << 30}
+		p := startPeer(t, Config{Windows: b, Handle: func(s *Stream) {
+			io.ReadFull(s, make([]byte, 32<<10))
+			hold(s)
+		}})
+		defer p.close()
+		p.conn.mu.Lock()
+		p.conn.rtt.target = 1 << 20
+		p.conn.mu.Unlock()
+		p.headers(1, getBlock(), false)
+		for range 4 {
+			p.fr.WriteData(1, false, make([]byte, 16<<10))
+		}
+		synctest.Wait()
+		if used := b.used.Load(); used != 1<<20-64<<10 {
+			t.Errorf("%d bytes are reserved", used)
+		}
+		p.fr.WriteRSTStream(1, http2.ErrCodeCancel)
+		synctest.Wait()
+		if used := b.used.Load(); used != 0 {
+			t.Errorf("%d bytes are still reserved", used)
+		}
+	})
+}
+
+// TestRawHeadBlocks: heads cross with their case, order, path and reason phrase.
+func TestRawHeadBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got message.Head
+		c, _ := startPair(t, Config{Coding: rawCoding{}}, Config{Coding: rawCoding{}, Handle: func(s *Stream) {
+			if _, err := s.ReadHead(&got); err != nil {
+				t.Error(err)
+			}
+			s.WriteHead(&message.Head{Status: 103, Reason: "Soon"}, nil, false)
+			s.WriteHead(&message.Head{Status: 200, Reason: "Fine By Me"}, []byte("abc"), false)
+			s.WriteTrailers(&message.Head{Fields: []message.Field{{Name: "X-Sum", Value: "1"}}})
+		}})
+		long := strings.Repeat("v", 40<<10) // takes CONTINUATION frames
+		s, err := c.Open(requestHead("GET", "/a%2F../b", message.Field{Name: "X-Case", Value: long}), nil, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var early, final, trailers message.Head
+		if _, err := s.ReadHead(&early); err != nil || early.Reason != "Soon" {
+			t.Errorf("early head %v, %v", early, err)
+		}
+		if end, err := s.ReadHead(&final); err != nil || end || final.Reason != "Fine By Me" {
+			t.Errorf("final head %v, %v, %v", final, end, err)
+		}
+		if body, err := readAll(s); err != nil || string(body) != "abc" {
+			t.Errorf("body %q, %v", body, err)
+		}
+		if !s.Trailers(&trailers) || trailers.Fields[0].Name != "X-Sum" {
+			t.Errorf("trailers %v", trailers)
+		}
+		if got.Target != "/a%2F../b" || got.Fields[0] != (message.Field{Name: "X-Case", Value: long}) {
+			t.Errorf("request %s %d", got.Target, len(got.Fields))
+		}
+	})
+}
+
+// TestHeadAndBodyCauseOneWakeUp: what arrives in one read is there when ReadHead returns.
+func TestHeadAndBodyCauseOneWakeUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := startPair(t, Config{}, Config{Handle: func(s *Stream) {
+			s.WriteHead(&message.Head{Status: 200}, []byte("hello"), true)
+		}})
+		s, err := c.Open(requestHead("GET", "/"), nil, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var h message.Head
+		if end, err := s.ReadHead(&h); end || err != nil {
+			t.Errorf("end %v, %v", end, err)
+		}
+		if n, ended := s.Buffered(); n != 5 || !ended {
+			t.Errorf("buffered %d, %v: want the whole body", n, ended)
+		}
+	})
+}
