@@ -6,8 +6,8 @@
 //	                                └────── latency, outcome, outstanding ◀────┘
 //
 // What always holds:
-//   - At most half of the known endpoints are ejected at the time of an ejection. If no
-//     endpoint would be left, all take requests.
+//   - No endpoint is ejected if more than half of those known would be. If healthy ones
+//     leave so that more than half are, all take requests.
 //   - Endpoints with similar latency get equal shares, whatever the noise in it.
 //   - An endpoint that has just been added gets its share at once, and not more.
 //   - Memory is proportional to the number of known endpoints.
@@ -241,8 +241,9 @@ func (b *Balancer) PickID(id route.EndpointID, now time.Time) (Choice, bool) {
 
 // Observe records the latency and the outcome of a request. The latency is the time from
 // the head of the request to the head of the response, without the time for making a
-// session. Call it at most once for each Choice; for a stream, when the response begins.
-// Observe reports whether the endpoint was ejected because of this outcome.
+// session. If it is 0, only the outcome counts; use that for streams whose response begins
+// when the application has news. Call Observe at most once for each Choice, when the
+// response begins. It reports whether the endpoint was ejected because of this outcome.
 func (b *Balancer) Observe(c Choice, latency time.Duration, o Outcome, now time.Time) (ejected bool) {
 	if c.endpoint == nil {
 		return false

@@ -515,28 +515,108 @@ func TestAtMostHalfAreEjected(t *testing.T) {
 	}
 }
 
-// TestPanic removes all endpoints that are not ejected.
+// TestPanic removes healthy endpoints until more than half are ejected.
 func TestPanic(t *testing.T) {
+	for _, left := range []int{2, 3} { // the first two are ejected
+		b := newTest(Config{}, endpoints(0, 4))
+		now := failUntilEjected(t, b, id(0), noon)
+		now = failUntilEjected(t, b, id(1), now)
+		b.Update(endpoints(0, left), now)
+		got := make([]int, left)
+		for range 50 * left {
+			c, err := b.Pick(now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[c.ID[1]]++
+			b.Finish(c, time.Millisecond, Failure, now)
+		}
+		if slices.Min(got) < 40 {
+			t.Errorf("%d endpoints, two ejected: got %v requests, want about 50 each", left, got)
+		}
+	}
+}
+
+// TestSuccessInPanicEndsEjection finishes a request to one of two ejected endpoints.
+func TestSuccessInPanicEndsEjection(t *testing.T) {
 	b := newTest(Config{}, endpoints(0, 4))
 	now := failUntilEjected(t, b, id(0), noon)
 	now = failUntilEjected(t, b, id(1), now)
 	b.Update(endpoints(0, 2), now)
-	var got [2]int
-	for range 100 {
-		c, err := b.Pick(now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got[c.ID[1]]++
-		b.Finish(c, time.Millisecond, Failure, now)
+	c, err := b.Pick(now)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if got[0] < 40 || got[1] < 40 {
-		t.Errorf("all are ejected: got %v of 100 requests, want half each", got)
-	}
-	c, _ := b.Pick(now)
 	b.Finish(c, time.Millisecond, Success, now)
 	if diff := cmp.Diff([]route.EndpointID{c.ID}, b.Aperture(now)); diff != "" {
-		t.Errorf("after a success (-want +got):\n%s", diff)
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// TestInvariants does random things and looks at the state.
+func TestInvariants(t *testing.T) {
+	for seed := range uint64(20) {
+		rnd := rand.New(rand.NewPCG(seed, 3))
+		b := newTest(Config{Seed: seed, MaxOutstanding: rnd.IntN(4), SlowStart: time.Duration(rnd.IntN(2)) * time.Second}, nil)
+		now := noon
+		var open []Choice
+		for range 2000 {
+			now = now.Add(time.Duration(rnd.ExpFloat64() * float64(20*time.Millisecond)))
+			switch rnd.IntN(20) {
+			case 0:
+				var known []Endpoint
+				for range rnd.IntN(30) {
+					known = append(known, Endpoint{ID: id(rnd.IntN(30)), Priority: uint8(rnd.IntN(3))})
+				}
+				b.Update(known, now)
+			case 1, 2, 3, 4, 5, 6, 7, 8, 9:
+				if len(open) > 0 {
+					i := rnd.IntN(len(open))
+					o := []Outcome{Success, Failure, Failure, Neutral}[rnd.IntN(4)]
+					b.Finish(open[i], time.Duration(rnd.IntN(1e7)), o, now)
+					open = slices.Delete(open, i, i+1)
+				}
+			default:
+				if c, err := b.Pick(now, id(rnd.IntN(30))); err == nil {
+					open = append(open, c)
+				}
+				if c, err := b.Pick(now); err == nil {
+					open = append(open, c)
+				}
+			}
+			checkInvariants(t, b, open)
+		}
+	}
+}
+
+func checkInvariants(t *testing.T, b *Balancer, open []Choice) {
+	t.Helper()
+	outstanding := map[*endpoint]int{}
+	for _, c := range open {
+		outstanding[c.endpoint]++
+	}
+	ejected := 0
+	for _, e := range b.ranked {
+		if e.outstanding != outstanding[e] {
+			t.Fatalf("endpoint %v has %d outstanding requests, want %d", e.id, e.outstanding, outstanding[e])
+		}
+		if m := b.cfg.MaxOutstanding; m > 0 && e.outstanding > m {
+			t.Fatalf("endpoint %v has %d outstanding requests, want at most %d", e.id, e.outstanding, m)
+		}
+		if e.isEjected() {
+			ejected++
+		}
+	}
+	if b.ejected != ejected || len(b.byID) != len(b.ranked) {
+		t.Fatalf("counted %d ejected and %d known, want %d and %d", b.ejected, len(b.byID), ejected, len(b.ranked))
+	}
+	if (len(b.active) == 0) != (len(b.ranked) == 0) || len(b.active) > maxAperture {
+		t.Fatalf("the aperture has %d of %d endpoints", len(b.active), len(b.ranked))
+	}
+	for _, e := range b.active {
+		if b.byID[e.id] != e || e.isEjected() && !b.inPanic() {
+			t.Fatalf("endpoint %v is in the aperture; ejected %v", e.id, e.isEjected())
+		}
 	}
 }
 

@@ -124,7 +124,9 @@ func (b *Balancer) observe(c Choice, latency time.Duration, o Outcome, now time.
 	if o == Neutral {
 		return false
 	}
-	b.measure(e, float64(max(latency, 1)), o, now)
+	if latency > 0 {
+		b.measure(e, float64(latency), o, now)
+	}
 	if o == Success {
 		b.succeed(e, c.seq, now)
 		return false

@@ -277,7 +277,7 @@ func TestStreamsCountAsLoad(t *testing.T) {
 	var open []Choice
 	for range 10 {
 		c, _ := b.PickID(id(0), now)
-		b.Observe(c, time.Millisecond, Success, now)
+		b.Observe(c, 0, Success, now)
 		open = append(open, c)
 	}
 	got := map[int]int{}
