@@ -169,16 +169,46 @@ func TestAperture(t *testing.T) {
 		pause    time.Duration // between requests
 		want     int
 	}{
-		"start":             {why: "one request needs one choice of two", known: 10, requests: 1, want: 2},
-		"2 known":           {why: "there are no more", known: 2, requests: 100, want: 2},
-		"7 requests":        {why: "it grows by one for 7 requests", known: 10, requests: 7, want: 3},
-		"10 of 10":          {why: "2 + 56/7", known: 10, requests: 56, want: 10},
-		"16 of 16":          {why: "all 16 are covered within 100 requests", known: 16, requests: 98, want: 16},
-		"16 of 40":          {why: "there is a limit", known: 40, requests: 1000, want: 16},
-		"one a minute":      {why: "more sessions would end before they are used", known: 10, requests: 100, pause: time.Minute, want: 2},
-		"one in 10 s":       {why: "each of 6 is used once a minute", known: 10, requests: 100, pause: 10 * time.Second, want: 6},
-		"one in 2 s":        {why: "each of 10 is used three times a minute", known: 10, requests: 100, pause: 2 * time.Second, want: 10},
-		"none in 2 minutes": {why: "it starts again", known: 10, requests: 100, pause: 2 * time.Minute, want: 2},
+		"start": {
+			why:   "one request needs one choice of two",
+			known: 10, requests: 1, want: 2,
+		},
+		"2 known": {
+			why:   "there are no more",
+			known: 2, requests: 100, want: 2,
+		},
+		"7 requests": {
+			why:   "it grows by one for 7 requests",
+			known: 10, requests: 7, want: 3,
+		},
+		"10 of 10": {
+			why:   "2 + 56/7",
+			known: 10, requests: 56, want: 10,
+		},
+		"16 of 16": {
+			why:   "all 16 are covered within 100 requests",
+			known: 16, requests: 98, want: 16,
+		},
+		"16 of 40": {
+			why:   "there is a limit",
+			known: 40, requests: 1000, want: 16,
+		},
+		"one a minute": {
+			why:   "more sessions would end before they are used",
+			known: 10, requests: 100, pause: time.Minute, want: 2,
+		},
+		"one in 10 s": {
+			why:   "each of 6 is used once a minute",
+			known: 10, requests: 100, pause: 10 * time.Second, want: 6,
+		},
+		"one in 2 s": {
+			why:   "each of 10 is used three times a minute",
+			known: 10, requests: 100, pause: 2 * time.Second, want: 10,
+		},
+		"none in 2 minutes": {
+			why:   "it starts again",
+			known: 10, requests: 100, pause: 2 * time.Minute, want: 2,
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -361,12 +391,42 @@ func TestEjection(t *testing.T) {
 		outcomes []Outcome
 		want     bool
 	}{
-		"five failures":      {"five in a row", 3, []Outcome{fail, fail, fail, fail, fail}, true},
-		"four failures":      {"one is missing", 3, []Outcome{fail, fail, fail, fail}, false},
-		"not in a row":       {"a success starts the count again", 3, []Outcome{fail, fail, fail, fail, ok, fail, fail, fail, fail}, false},
-		"neutral in between": {"it says nothing", 3, []Outcome{fail, fail, fail, neutral, fail, fail}, true},
-		"alone":              {"half of one is none", 1, []Outcome{fail, fail, fail, fail, fail, fail, fail}, false},
-		"one of two":         {"half of two is one", 2, []Outcome{fail, fail, fail, fail, fail}, true},
+		"five failures": {
+			why:      "five in a row",
+			known:    3,
+			outcomes: []Outcome{fail, fail, fail, fail, fail},
+			want:     true,
+		},
+		"four failures": {
+			why:      "one is missing",
+			known:    3,
+			outcomes: []Outcome{fail, fail, fail, fail},
+			want:     false,
+		},
+		"not in a row": {
+			why:      "a success starts the count again",
+			known:    3,
+			outcomes: []Outcome{fail, fail, fail, fail, ok, fail, fail, fail, fail},
+			want:     false,
+		},
+		"neutral in between": {
+			why:      "it says nothing",
+			known:    3,
+			outcomes: []Outcome{fail, fail, fail, neutral, fail, fail},
+			want:     true,
+		},
+		"alone": {
+			why:      "half of one is none",
+			known:    1,
+			outcomes: []Outcome{fail, fail, fail, fail, fail, fail, fail},
+			want:     false,
+		},
+		"one of two": {
+			why:      "half of two is one",
+			known:    2,
+			outcomes: []Outcome{fail, fail, fail, fail, fail},
+			want:     true,
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -386,7 +446,8 @@ func TestEjection(t *testing.T) {
 	}
 }
 
-// TestEjectionTimeline follows an endpoint that stays dead, then recovers, then dies again.
+// TestEjectionTimeline follows an endpoint that stays dead, then recovers, then dies
+// again.
 func TestEjectionTimeline(t *testing.T) {
 	b := newTest(Config{}, endpoints(0, 4))
 	now := warm(t, b, 100, noon)
@@ -557,7 +618,11 @@ func TestSuccessInPanicEndsEjection(t *testing.T) {
 func TestInvariants(t *testing.T) {
 	for seed := range uint64(20) {
 		rnd := rand.New(rand.NewPCG(seed, 3))
-		b := newTest(Config{Seed: seed, MaxOutstanding: rnd.IntN(4), SlowStart: time.Duration(rnd.IntN(2)) * time.Second}, nil)
+		b := newTest(Config{
+			Seed:           seed,
+			MaxOutstanding: rnd.IntN(4),
+			SlowStart:      time.Duration(rnd.IntN(2)) * time.Second,
+		}, nil)
 		now := noon
 		var open []Choice
 		for range 2000 {
@@ -608,7 +673,8 @@ func checkInvariants(t *testing.T, b *Balancer, open []Choice) {
 		}
 	}
 	if b.ejected != ejected || len(b.byID) != len(b.ranked) {
-		t.Fatalf("counted %d ejected and %d known, want %d and %d", b.ejected, len(b.byID), ejected, len(b.ranked))
+		t.Fatalf("counted %d ejected and %d known, want %d and %d", b.ejected, len(b.byID), ejected,
+			len(b.ranked))
 	}
 	if (len(b.active) == 0) != (len(b.ranked) == 0) || len(b.active) > maxAperture {
 		t.Fatalf("the aperture has %d of %d endpoints", len(b.active), len(b.ranked))

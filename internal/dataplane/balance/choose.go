@@ -92,8 +92,8 @@ func (b *Balancer) rebuild(now time.Time) {
 }
 
 // inPanic reports whether more than half of the endpoints are ejected, which happens when
-// healthy ones leave. Ejection then says more about the path than about the endpoints, and
-// the few that are left could not take all requests.
+// healthy ones leave. Ejection then says more about the path than about the endpoints,
+// and the few that are left could not take all requests.
 func (b *Balancer) inPanic() bool { return b.ejected > len(b.ranked)/2 }
 
 // priorityLimit returns the highest priority of endpoints that take requests.

@@ -57,7 +57,8 @@ type endpoint struct {
 	trial        uint64 // number of the pick that is its trial; 0 if there is none
 }
 
-// isEjected reports whether the endpoint is out of rotation. It is until a trial succeeds.
+// isEjected reports whether the endpoint is out of rotation. It is until a trial
+// succeeds.
 func (e *endpoint) isEjected() bool { return !e.ejectedUntil.IsZero() }
 
 // done ends the pick seq of an endpoint.
