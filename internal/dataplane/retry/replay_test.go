@@ -32,7 +32,7 @@ func TestReplayBuffer(t *testing.T) {
 		"empty append":       {"as above", 1 << 20, []int{0}, true, BodyUnsent, 0},
 		"small":              {"it is kept in one step", 1 << 20, []int{10, 20}, true, BodyKept, 4096},
 		"two steps":          {"the buffer grows", 1 << 20, []int{4096, 1}, false, BodyKept, 8192},
-		"at the limit":       {"64 KiB are kept", 1 << 20, []int{MaxReplay - 1, 1}, true, BodyKept, MaxReplay},
+		"at the limit":       {"64 KiB fit", 1 << 20, []int{MaxReplay - 1, 1}, true, BodyKept, MaxReplay},
 		"over the limit":     {"longer bodies are not kept", 1 << 20, []int{MaxReplay, 1}, true, BodyLost, 0},
 		"long at once":       {"as above", 1 << 20, []int{MaxReplay + 1}, true, BodyLost, 0},
 		"no memory":          {"the process has none", 4095, []int{1}, true, BodyLost, 0},
