@@ -112,6 +112,7 @@ var rewritten = []string{
 	"internal/dataplane/linkwatch",
 	"internal/dataplane/podid",
 	"internal/dataplane/probe",
+	"internal/dataplane/reqmetrics",
 	"internal/dataplane/retry",
 	"internal/dataplane/transport/alive.go",
 	"internal/dataplane/transport/alive_test.go",
