@@ -204,6 +204,11 @@ var importRules = map[string]struct {
 		from:   in("internal/dataplane/linkhealth"),
 		forbid: except(anything, standard),
 	},
+	"balance and retry decide without I/O": {
+		why:    "simulations with fake time test them",
+		from:   either(in("internal/dataplane/balance"), in("internal/dataplane/retry")),
+		forbid: except(anything, either(except(standard, sockets), in("internal/dataplane/route"))),
+	},
 	"podid imports only transport of ours": {
 		why:    "which pod is at an address does not depend on what that pod may do",
 		from:   in("internal/dataplane/podid"),

@@ -6,9 +6,9 @@
 //	                                └────── latency, outcome, outstanding ◀────┘
 //
 // What always holds:
-//   - At most half of the known endpoints are ejected at the time of an ejection. If no
-//     endpoint would be left, all take requests.
-//   - Endpoints with similar latency get equal shares, whatever the noise in it.
+//   - No endpoint is ejected if more than half of those known would be. If healthy ones
+//     leave so that more than half are, all take requests.
+//   - Endpoints of similar latency get equal shares, even if single responses are slow.
 //   - An endpoint that has just been added gets its share at once, and not more.
 //   - Memory is proportional to the number of known endpoints.
 //
@@ -139,8 +139,9 @@ func New(cfg Config) *Balancer {
 	return &Balancer{cfg: cfg, byID: make(map[route.EndpointID]*endpoint)}
 }
 
-// Update replaces the known endpoints. Endpoints that stay keep their measurements. Choices
-// of endpoints that have gone may still be finished. If an id comes twice, the first counts.
+// Update replaces the known endpoints. Endpoints that stay keep their measurements.
+// Choices of endpoints that have gone may still be finished. If an id comes twice, the
+// first counts.
 func (b *Balancer) Update(known []Endpoint, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -196,13 +197,13 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// Pick chooses an endpoint for a request, and counts the request as outstanding there. The
-// caller must call Done or Finish once. Pick avoids the excluded endpoints, which a retry
-// has already tried, as long as there are others. The error is ErrNoEndpoint or
+// Pick chooses an endpoint for a request, and counts the request as outstanding there.
+// The caller must call Done or Finish once. Pick avoids the excluded endpoints, which a
+// retry has already tried, as long as there are others. The error is ErrNoEndpoint or
 // ErrCircuitOpen.
 //
-// If the ejection of an endpoint has ended, Pick gives it one request as a trial. A request
-// with excluded endpoints is not used for that.
+// If the ejection of an endpoint has ended, Pick gives it one request as a trial. A
+// request with excluded endpoints is not used for that.
 func (b *Balancer) Pick(now time.Time, exclude ...route.EndpointID) (Choice, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -241,8 +242,10 @@ func (b *Balancer) PickID(id route.EndpointID, now time.Time) (Choice, bool) {
 
 // Observe records the latency and the outcome of a request. The latency is the time from
 // the head of the request to the head of the response, without the time for making a
-// session. Call it at most once for each Choice; for a stream, when the response begins.
-// Observe reports whether the endpoint was ejected because of this outcome.
+// session. If it is 0, only the outcome counts; use that for streams whose response
+// begins when the application has news. Call Observe at most once for each Choice, when
+// the response begins. It reports whether the endpoint was ejected because of this
+// outcome.
 func (b *Balancer) Observe(c Choice, latency time.Duration, o Outcome, now time.Time) (ejected bool) {
 	if c.endpoint == nil {
 		return false

@@ -169,16 +169,46 @@ func TestAperture(t *testing.T) {
 		pause    time.Duration // between requests
 		want     int
 	}{
-		"start":             {why: "one request needs one choice of two", known: 10, requests: 1, want: 2},
-		"2 known":           {why: "there are no more", known: 2, requests: 100, want: 2},
-		"7 requests":        {why: "it grows by one for 7 requests", known: 10, requests: 7, want: 3},
-		"10 of 10":          {why: "2 + 56/7", known: 10, requests: 56, want: 10},
-		"16 of 16":          {why: "all 16 are covered within 100 requests", known: 16, requests: 98, want: 16},
-		"16 of 40":          {why: "there is a limit", known: 40, requests: 1000, want: 16},
-		"one a minute":      {why: "more sessions would end before they are used", known: 10, requests: 100, pause: time.Minute, want: 2},
-		"one in 10 s":       {why: "each of 6 is used once a minute", known: 10, requests: 100, pause: 10 * time.Second, want: 6},
-		"one in 2 s":        {why: "each of 10 is used three times a minute", known: 10, requests: 100, pause: 2 * time.Second, want: 10},
-		"none in 2 minutes": {why: "it starts again", known: 10, requests: 100, pause: 2 * time.Minute, want: 2},
+		"start": {
+			why:   "one request needs one choice of two",
+			known: 10, requests: 1, want: 2,
+		},
+		"2 known": {
+			why:   "there are no more",
+			known: 2, requests: 100, want: 2,
+		},
+		"7 requests": {
+			why:   "it grows by one for 7 requests",
+			known: 10, requests: 7, want: 3,
+		},
+		"10 of 10": {
+			why:   "2 + 56/7",
+			known: 10, requests: 56, want: 10,
+		},
+		"16 of 16": {
+			why:   "all 16 are covered within 100 requests",
+			known: 16, requests: 98, want: 16,
+		},
+		"16 of 40": {
+			why:   "there is a limit",
+			known: 40, requests: 1000, want: 16,
+		},
+		"one a minute": {
+			why:   "more sessions would end before they are used",
+			known: 10, requests: 100, pause: time.Minute, want: 2,
+		},
+		"one in 10 s": {
+			why:   "each of 6 is used once a minute",
+			known: 10, requests: 100, pause: 10 * time.Second, want: 6,
+		},
+		"one in 2 s": {
+			why:   "each of 10 is used three times a minute",
+			known: 10, requests: 100, pause: 2 * time.Second, want: 10,
+		},
+		"none in 2 minutes": {
+			why:   "it starts again",
+			known: 10, requests: 100, pause: 2 * time.Minute, want: 2,
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -361,12 +391,42 @@ func TestEjection(t *testing.T) {
 		outcomes []Outcome
 		want     bool
 	}{
-		"five failures":      {"five in a row", 3, []Outcome{fail, fail, fail, fail, fail}, true},
-		"four failures":      {"one is missing", 3, []Outcome{fail, fail, fail, fail}, false},
-		"not in a row":       {"a success starts the count again", 3, []Outcome{fail, fail, fail, fail, ok, fail, fail, fail, fail}, false},
-		"neutral in between": {"it says nothing", 3, []Outcome{fail, fail, fail, neutral, fail, fail}, true},
-		"alone":              {"half of one is none", 1, []Outcome{fail, fail, fail, fail, fail, fail, fail}, false},
-		"one of two":         {"half of two is one", 2, []Outcome{fail, fail, fail, fail, fail}, true},
+		"five failures": {
+			why:      "five in a row",
+			known:    3,
+			outcomes: []Outcome{fail, fail, fail, fail, fail},
+			want:     true,
+		},
+		"four failures": {
+			why:      "one is missing",
+			known:    3,
+			outcomes: []Outcome{fail, fail, fail, fail},
+			want:     false,
+		},
+		"not in a row": {
+			why:      "a success starts the count again",
+			known:    3,
+			outcomes: []Outcome{fail, fail, fail, fail, ok, fail, fail, fail, fail},
+			want:     false,
+		},
+		"neutral in between": {
+			why:      "it says nothing",
+			known:    3,
+			outcomes: []Outcome{fail, fail, fail, neutral, fail, fail},
+			want:     true,
+		},
+		"alone": {
+			why:      "half of one is none",
+			known:    1,
+			outcomes: []Outcome{fail, fail, fail, fail, fail, fail, fail},
+			want:     false,
+		},
+		"one of two": {
+			why:      "half of two is one",
+			known:    2,
+			outcomes: []Outcome{fail, fail, fail, fail, fail},
+			want:     true,
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -386,7 +446,8 @@ func TestEjection(t *testing.T) {
 	}
 }
 
-// TestEjectionTimeline follows an endpoint that stays dead, then recovers, then dies again.
+// TestEjectionTimeline follows an endpoint that stays dead, then recovers, then dies
+// again.
 func TestEjectionTimeline(t *testing.T) {
 	b := newTest(Config{}, endpoints(0, 4))
 	now := warm(t, b, 100, noon)
@@ -515,28 +576,113 @@ func TestAtMostHalfAreEjected(t *testing.T) {
 	}
 }
 
-// TestPanic removes all endpoints that are not ejected.
+// TestPanic removes healthy endpoints until more than half are ejected.
 func TestPanic(t *testing.T) {
+	for _, left := range []int{2, 3} { // the first two are ejected
+		b := newTest(Config{}, endpoints(0, 4))
+		now := failUntilEjected(t, b, id(0), noon)
+		now = failUntilEjected(t, b, id(1), now)
+		b.Update(endpoints(0, left), now)
+		got := make([]int, left)
+		for range 50 * left {
+			c, err := b.Pick(now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[c.ID[1]]++
+			b.Finish(c, time.Millisecond, Failure, now)
+		}
+		if slices.Min(got) < 40 {
+			t.Errorf("%d endpoints, two ejected: got %v requests, want about 50 each", left, got)
+		}
+	}
+}
+
+// TestSuccessInPanicEndsEjection finishes a request to one of two ejected endpoints.
+func TestSuccessInPanicEndsEjection(t *testing.T) {
 	b := newTest(Config{}, endpoints(0, 4))
 	now := failUntilEjected(t, b, id(0), noon)
 	now = failUntilEjected(t, b, id(1), now)
 	b.Update(endpoints(0, 2), now)
-	var got [2]int
-	for range 100 {
-		c, err := b.Pick(now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got[c.ID[1]]++
-		b.Finish(c, time.Millisecond, Failure, now)
+	c, err := b.Pick(now)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if got[0] < 40 || got[1] < 40 {
-		t.Errorf("all are ejected: got %v of 100 requests, want half each", got)
-	}
-	c, _ := b.Pick(now)
 	b.Finish(c, time.Millisecond, Success, now)
 	if diff := cmp.Diff([]route.EndpointID{c.ID}, b.Aperture(now)); diff != "" {
-		t.Errorf("after a success (-want +got):\n%s", diff)
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// TestInvariants does random things and looks at the state.
+func TestInvariants(t *testing.T) {
+	for seed := range uint64(20) {
+		rnd := rand.New(rand.NewPCG(seed, 3))
+		b := newTest(Config{
+			Seed:           seed,
+			MaxOutstanding: rnd.IntN(4),
+			SlowStart:      time.Duration(rnd.IntN(2)) * time.Second,
+		}, nil)
+		now := noon
+		var open []Choice
+		for range 2000 {
+			now = now.Add(time.Duration(rnd.ExpFloat64() * float64(20*time.Millisecond)))
+			switch rnd.IntN(20) {
+			case 0:
+				var known []Endpoint
+				for range rnd.IntN(30) {
+					known = append(known, Endpoint{ID: id(rnd.IntN(30)), Priority: uint8(rnd.IntN(3))})
+				}
+				b.Update(known, now)
+			case 1, 2, 3, 4, 5, 6, 7, 8, 9:
+				if len(open) > 0 {
+					i := rnd.IntN(len(open))
+					o := []Outcome{Success, Failure, Failure, Neutral}[rnd.IntN(4)]
+					b.Finish(open[i], time.Duration(rnd.IntN(1e7)), o, now)
+					open = slices.Delete(open, i, i+1)
+				}
+			default:
+				if c, err := b.Pick(now, id(rnd.IntN(30))); err == nil {
+					open = append(open, c)
+				}
+				if c, err := b.Pick(now); err == nil {
+					open = append(open, c)
+				}
+			}
+			checkInvariants(t, b, open)
+		}
+	}
+}
+
+func checkInvariants(t *testing.T, b *Balancer, open []Choice) {
+	t.Helper()
+	outstanding := map[*endpoint]int{}
+	for _, c := range open {
+		outstanding[c.endpoint]++
+	}
+	ejected := 0
+	for _, e := range b.ranked {
+		if e.outstanding != outstanding[e] {
+			t.Fatalf("endpoint %v has %d outstanding requests, want %d", e.id, e.outstanding, outstanding[e])
+		}
+		if m := b.cfg.MaxOutstanding; m > 0 && e.outstanding > m {
+			t.Fatalf("endpoint %v has %d outstanding requests, want at most %d", e.id, e.outstanding, m)
+		}
+		if e.isEjected() {
+			ejected++
+		}
+	}
+	if b.ejected != ejected || len(b.byID) != len(b.ranked) {
+		t.Fatalf("counted %d ejected and %d known, want %d and %d", b.ejected, len(b.byID), ejected,
+			len(b.ranked))
+	}
+	if (len(b.active) == 0) != (len(b.ranked) == 0) || len(b.active) > maxAperture {
+		t.Fatalf("the aperture has %d of %d endpoints", len(b.active), len(b.ranked))
+	}
+	for _, e := range b.active {
+		if b.byID[e.id] != e || e.isEjected() && !b.inPanic() {
+			t.Fatalf("endpoint %v is in the aperture; ejected %v", e.id, e.isEjected())
+		}
 	}
 }
 

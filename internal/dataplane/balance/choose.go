@@ -57,11 +57,10 @@ func (b *Balancer) width(now time.Time) int {
 func (b *Balancer) rebuild(now time.Time) {
 	limit := b.priorityLimit()
 	usable := func(e *endpoint) bool { return e.priority <= limit && !e.isEjected() }
-	b.usable = count(b.ranked, usable)
-	if b.usable == 0 { // all are ejected
+	if b.inPanic() {
 		usable = func(*endpoint) bool { return true }
-		b.usable = len(b.ranked)
 	}
+	b.usable = count(b.ranked, usable)
 	width := b.width(now)
 	i, changed := 0, false
 	for _, e := range b.ranked {
@@ -91,6 +90,11 @@ func (b *Balancer) rebuild(now time.Time) {
 		b.computeMedian()
 	}
 }
+
+// inPanic reports whether more than half of the endpoints are ejected, which happens when
+// healthy ones leave. Ejection then says more about the path than about the endpoints,
+// and the few that are left could not take all requests.
+func (b *Balancer) inPanic() bool { return b.ejected > len(b.ranked)/2 }
 
 // priorityLimit returns the highest priority of endpoints that take requests.
 func (b *Balancer) priorityLimit() uint8 {
@@ -194,7 +198,7 @@ func (b *Balancer) chooseAny(exclude []route.EndpointID) *endpoint {
 	if best == nil {
 		least(b.ranked, func(e *endpoint) bool { return !e.isEjected() })
 	}
-	if best == nil && b.ejected == len(b.ranked) {
+	if best == nil && b.inPanic() {
 		least(b.ranked, func(*endpoint) bool { return true })
 	}
 	return best

@@ -57,7 +57,8 @@ type endpoint struct {
 	trial        uint64 // number of the pick that is its trial; 0 if there is none
 }
 
-// isEjected reports whether the endpoint is out of rotation. It is until a trial succeeds.
+// isEjected reports whether the endpoint is out of rotation. It is until a trial
+// succeeds.
 func (e *endpoint) isEjected() bool { return !e.ejectedUntil.IsZero() }
 
 // done ends the pick seq of an endpoint.
@@ -124,7 +125,9 @@ func (b *Balancer) observe(c Choice, latency time.Duration, o Outcome, now time.
 	if o == Neutral {
 		return false
 	}
-	b.measure(e, float64(max(latency, 1)), o, now)
+	if latency > 0 {
+		b.measure(e, float64(latency), o, now)
+	}
 	if o == Success {
 		b.succeed(e, c.seq, now)
 		return false

@@ -183,7 +183,8 @@ func TestSlowEndpointGetsLess(t *testing.T) {
 		}
 		t.Logf("%d clients: at most %d of 10,000", clients, worst)
 		if worst >= 500 {
-			t.Errorf("%d clients: the slow endpoint got %d of 10,000 requests, want less than 500", clients, worst)
+			t.Errorf("%d clients: the slow endpoint got %d of 10,000 requests, want less than 500", clients,
+				worst)
 		}
 	}
 }
@@ -235,8 +236,8 @@ func TestScaleUp(t *testing.T) {
 		s.open(t, rate, time.Second)
 		for n := 3; n < 10; n++ {
 			if got, most := s.picks[n], max(rate/5, 10); got > most {
-				t.Errorf("%d/s: new endpoint %d got %d requests in the first second, want at most %d", rate, n,
-					got, most)
+				t.Errorf("%d/s: new endpoint %d got %d requests in the first second, want at most %d", rate,
+					n, got, most)
 			}
 		}
 		s.picks = map[int]int{}
@@ -277,7 +278,7 @@ func TestStreamsCountAsLoad(t *testing.T) {
 	var open []Choice
 	for range 10 {
 		c, _ := b.PickID(id(0), now)
-		b.Observe(c, time.Millisecond, Success, now)
+		b.Observe(c, 0, Success, now)
 		open = append(open, c)
 	}
 	got := map[int]int{}

@@ -45,8 +45,8 @@ func (b *Budget) Withdraw(now time.Time) bool {
 	return true
 }
 
-// advance clears the seconds that have left the window. A clock that goes backward changes
-// nothing.
+// advance clears the seconds that have left the window. A clock that goes backward
+// changes nothing.
 func (b *Budget) advance(now time.Time) {
 	second := now.Unix()
 	if second <= b.current {

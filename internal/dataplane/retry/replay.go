@@ -33,8 +33,8 @@ type ReplayBuffer struct {
 // NewReplayBuffer returns an empty buffer. It reserves nothing until Append.
 func NewReplayBuffer(m Memory) *ReplayBuffer { return &ReplayBuffer{memory: m} }
 
-// Append keeps a copy of p, which follows what was appended before. It returns whether the
-// body is still kept. Call it before p is sent.
+// Append keeps a copy of p, which follows what was appended before. It returns whether
+// the body is still kept. Call it before p is sent.
 func (r *ReplayBuffer) Append(p []byte) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -101,8 +101,9 @@ func (r *ReplayBuffer) State() Body {
 	return BodyKept
 }
 
-// Release returns the memory. After it nothing is kept, and Append does nothing. It may be
-// called more than once, for example when the response begins and when the request ends.
+// Release returns the memory. After it nothing is kept, and Append does nothing. It may
+// be called more than once, for example when the response begins and when the request
+// ends.
 func (r *ReplayBuffer) Release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

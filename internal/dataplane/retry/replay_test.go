@@ -28,15 +28,15 @@ func TestReplayBuffer(t *testing.T) {
 		want     Body
 		reserved int
 	}{
-		"nothing":            {"no body was sent", 1 << 20, nil, true, BodyUnsent, 0},
+		"none":               {"no body was sent", 1 << 20, nil, true, BodyUnsent, 0},
 		"empty append":       {"as above", 1 << 20, []int{0}, true, BodyUnsent, 0},
 		"small":              {"it is kept in one step", 1 << 20, []int{10, 20}, true, BodyKept, 4096},
 		"two steps":          {"the buffer grows", 1 << 20, []int{4096, 1}, false, BodyKept, 8192},
-		"at the limit":       {"64 KiB are kept", 1 << 20, []int{MaxReplay - 1, 1}, true, BodyKept, MaxReplay},
+		"at the limit":       {"64 KiB fit", 1 << 20, []int{MaxReplay - 1, 1}, true, BodyKept, MaxReplay},
 		"over the limit":     {"longer bodies are not kept", 1 << 20, []int{MaxReplay, 1}, true, BodyLost, 0},
 		"long at once":       {"as above", 1 << 20, []int{MaxReplay + 1}, true, BodyLost, 0},
 		"no memory":          {"the process has none", 4095, []int{1}, true, BodyLost, 0},
-		"no memory for more": {"what was kept is dropped", 8191, []int{4096, 1, 1}, true, BodyLost, 0},
+		"no memory for more": {"all is dropped", 8191, []int{4096, 1, 1}, true, BodyLost, 0},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -54,11 +54,11 @@ func TestReplayBuffer(t *testing.T) {
 			}
 			data, kept, complete := r.Bytes()
 			if got := r.State(); got != tc.want || kept != (tc.want != BodyLost) || complete != tc.complete {
-				t.Errorf("%s: state %v, kept %v, complete %v; want %v, complete %v", tc.why, got, kept, complete,
-					tc.want, tc.complete)
+				t.Errorf("%s: state %v, kept %v, complete %v; want %v, complete %v", tc.why, got, kept,
+					complete, tc.want, tc.complete)
 			}
 			if tc.want == BodyKept && !bytes.Equal(data, sent) {
-				t.Errorf("%s: the %d kept bytes are not the %d that were sent", tc.why, len(data), len(sent))
+				t.Errorf("%s: the %d kept bytes are not the %d sent ones", tc.why, len(data), len(sent))
 			}
 			if got := tc.free - m.free; got != tc.reserved {
 				t.Errorf("%s: %d bytes are reserved, want %d", tc.why, got, tc.reserved)

@@ -32,11 +32,11 @@ type Failure uint8
 
 const (
 	// NotProcessed is a request that the far side says no application has seen: a refused
-	// stream, a stream above the last one of a GOAWAY, a session that closed before OPEN was
-	// read.
+	// stream, a stream above the last one of a GOAWAY, a session that closed before OPEN
+	// was read.
 	NotProcessed Failure = iota + 1
-	// ConnectFailed is a connection to the pod that could not be made, so that the pod has
-	// seen nothing.
+	// ConnectFailed is a connection to the pod that could not be made, so that the pod
+	// has seen nothing.
 	ConnectFailed
 	// Reset is a connection or stream that broke after the request was sent.
 	Reset
@@ -44,7 +44,8 @@ const (
 	TryTimeout
 	// Status is a response with the HTTP status Attempt.Status.
 	Status
-	// GRPCStatus is a gRPC response without messages and with the status Attempt.GRPCStatus.
+	// GRPCStatus is a gRPC response without messages and with the status
+	// Attempt.GRPCStatus.
 	GRPCStatus
 )
 
@@ -102,8 +103,8 @@ type Policy struct {
 	On Conditions
 	// Statuses are further HTTP statuses, under the same condition.
 	Statuses []int
-	// GRPCStatuses is the set of gRPC statuses after which a request is sent again: bit n is
-	// status n. Methods does not matter for them, because each gRPC request is a POST.
+	// GRPCStatuses is the set of gRPC statuses after which a request is sent again: bit n
+	// is status n. Methods does not matter for them, because each gRPC request is a POST.
 	GRPCStatuses uint32
 	// Methods are the methods that may be sent again although the far side may have
 	// processed the request.
