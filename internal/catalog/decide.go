@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // decision is what the Index decided about a Service that a label or a ServiceExport
@@ -153,6 +154,7 @@ func (x *Index) readService(e *entry, next *Export, ps *problems) bool {
 			"linked clusters see only %d KiB of the Service's labels and annotations: shorten them",
 			maxMetadata>>10)
 	}
+	next.readSettings(svc, ps)
 	next.SessionAffinity, next.SessionAffinitySeconds = affinity(svc)
 	next.Headless = svc.Spec.ClusterIP == corev1.ClusterIPNone
 	e.decision.selector = nil
@@ -220,6 +222,23 @@ func (e *Export) addPorts(svc *corev1.Service) {
 	}
 	slices.SortFunc(e.Ports, comparePorts)
 	slices.SortFunc(e.OtherPorts, comparePorts)
+}
+
+// readSettings reads the traffic settings of the Service's annotations.
+func (e *Export) readSettings(svc *corev1.Service, ps *problems) {
+	ports := make([]uint16, len(e.Ports))
+	for i, p := range e.Ports {
+		ports[i] = p.Port
+	}
+	declared := trafficsettings.Parse(svc.Annotations, ports)
+	e.Settings, e.ForwardIdentity = declared.Settings, declared.ForwardIdentity
+	for i, p := range declared.Protocols {
+		e.Ports[i].Declared = p
+	}
+	for _, f := range declared.Faults {
+		ps.add(e.Key(), InvalidTrafficSettings, "the annotation %s is ignored where it is not valid: %s",
+			f.Annotation, f.Message)
+	}
 }
 
 func protocolOf(p *corev1.ServicePort) corev1.Protocol {

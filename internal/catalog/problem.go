@@ -42,6 +42,9 @@ const (
 	MetadataTooLarge = "MetadataTooLarge"
 	// OwnNamespace: a label or a ServiceExport exports a Service in Causeway's namespace.
 	OwnNamespace = "OwnNamespace"
+	// InvalidTrafficSettings: an annotation of the Service with traffic settings cannot
+	// be parsed.
+	InvalidTrafficSettings = "InvalidTrafficSettings"
 	// NetworkPolicyIsolates: NetworkPolicies isolate ports of the Service's pods, and no
 	// ExportPolicy names the callers from linked clusters.
 	NetworkPolicyIsolates = "NetworkPolicyIsolates"
@@ -76,6 +79,7 @@ const (
 var Reasons = []string{
 	ExternalNameUnsupported, ForeignEndpoint, ForeignIdentity, HostNetworkUnsupported,
 	InvalidAffinity, InvalidHostnames, InvalidMetadata, InvalidName, InvalidPorts, InvalidSelector,
+	InvalidTrafficSettings,
 	MetadataTooLarge, MirrorNotExported, NetworkPolicyIsolates, NoPorts, NoTCPPort, OwnNamespace,
 	ProtocolUnsupported, SelectorMissing, ServiceMissing, TooManyHostnames, TooManyIdentities, TooManyPorts,
 }

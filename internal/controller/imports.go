@@ -375,7 +375,11 @@ func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
 		described = &s
 	}
 	w := l.rules.Want(entry, described)
-	if resource := view.Frontend(l.link.Name, entry, w.Ready); resource != nil {
+	settings := view.Settings{Defaults: l.rules.Defaults()}
+	if described != nil {
+		settings.Settings, settings.Declared = described.Settings, described.Declared()
+	}
+	if resource := view.Frontend(l.link.Name, entry, w.Ready, settings); resource != nil {
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Resource: resource})
 	}
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, after, w})
