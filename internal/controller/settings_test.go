@@ -22,8 +22,17 @@ import (
 // Link's defaults for the rest. It costs no write.
 func TestSettingsReachTheCallersAgents(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
+		unknown := func() bool {
+			return r.hub.Get(nodestream.Agents, nodestream.LinkKey("east")).GetLink().CatalogUnknown
+		}
+		if !unknown() {
+			t.Error("agents take frontends as described before the peer's catalog was received")
+		}
 		stream := r.connect("bar", "foo")
 		r.settle()
+		if unknown() {
+			t.Error("agents do not learn that the peer's catalog is known")
+		}
 		r.Writes()
 		bar := offered("bar")
 		bar[0].Ports[0].Declared = trafficsettings.HTTP2

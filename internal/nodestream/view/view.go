@@ -85,6 +85,8 @@ type Peer struct {
 	Suspended, DefaultDeny bool
 	CallersRestricted      bool
 	CallerNamespaces       []string
+	// CatalogUnknown: the peer's whole catalog has not been received yet.
+	CatalogUnknown bool
 }
 
 // Gateway is one address of a peer's gateway.
@@ -101,6 +103,7 @@ func LinkForAgents(p Peer, ownDomain string, today uint32) *wire.Resource {
 		l.Gateways = append(l.Gateways, &wire.GatewayAddress{Address: g.Address, Healthy: g.Healthy})
 	}
 	l.DayKeys = dayKeys(p.Secret, ownDomain, p.TrustDomain, today)
+	l.CatalogUnknown = p.CatalogUnknown
 	return &wire.Resource{Body: &wire.Resource_Link{Link: l}}
 }
 
