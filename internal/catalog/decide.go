@@ -83,6 +83,7 @@ func (x *Index) decide(e *entry, stale staleness) bool {
 		}
 		x.readEndpoints(e, next, ps)
 		reportIsolation(next, ps)
+		reportForgeable(next, ps)
 	}
 	return x.commit(e, next, ps.sorted())
 }
@@ -276,15 +277,43 @@ func reportIsolation(e *Export, ps *problems) {
 	if len(ports) == 0 {
 		return
 	}
-	slices.Sort(ports)
-	ports = slices.Compact(ports)
-	names := make([]string, len(ports))
-	for i, p := range ports {
-		names[i] = fmt.Sprint(p)
-	}
 	ps.add(e.Key(), NetworkPolicyIsolates,
 		"NetworkPolicies do not admit every source to the pods behind port %s, "+
 			"so that calls from linked clusters are refused there: create an ExportPolicy that selects "+
 			"the Service and names the callers",
-		strings.Join(names, ", "))
+		listPorts(ports))
+}
+
+// reportForgeable adds a Problem if the application receives its callers' identities,
+// and no NetworkPolicy keeps pods of this cluster from claiming one.
+func reportForgeable(e *Export, ps *problems) {
+	if e.ForwardIdentity == trafficsettings.ForwardNone {
+		return
+	}
+	var ports []uint16
+	for i := range e.Endpoints {
+		for port := range e.Endpoints[i].Targets {
+			if !slices.Contains(e.Endpoints[i].Isolated, port) {
+				ports = append(ports, port)
+			}
+		}
+	}
+	if len(ports) == 0 {
+		return
+	}
+	ps.add(e.Key(), IdentityForgeable,
+		"agents tell the application who calls, but every pod can connect to the pods behind port %s "+
+			"and claim any identity: isolate them by a NetworkPolicy, "+
+			"and create an ExportPolicy that names the callers",
+		listPorts(ports))
+}
+
+// listPorts returns the distinct numbers, sorted, as text. It changes ports.
+func listPorts(ports []uint16) string {
+	slices.Sort(ports)
+	var names []string
+	for _, p := range slices.Compact(ports) {
+		names = append(names, fmt.Sprint(p))
+	}
+	return strings.Join(names, ", ")
 }

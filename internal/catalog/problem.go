@@ -45,6 +45,9 @@ const (
 	// InvalidTrafficSettings: an annotation of the Service with traffic settings cannot
 	// be parsed.
 	InvalidTrafficSettings = "InvalidTrafficSettings"
+	// IdentityForgeable: the application receives its callers' identities, and no
+	// NetworkPolicy keeps pods of its own cluster from claiming one.
+	IdentityForgeable = "IdentityForgeable"
 	// NetworkPolicyIsolates: NetworkPolicies isolate ports of the Service's pods, and no
 	// ExportPolicy names the callers from linked clusters.
 	NetworkPolicyIsolates = "NetworkPolicyIsolates"
@@ -78,6 +81,7 @@ const (
 // Reasons lists every reason of a Problem of this package, sorted.
 var Reasons = []string{
 	ExternalNameUnsupported, ForeignEndpoint, ForeignIdentity, HostNetworkUnsupported,
+	IdentityForgeable,
 	InvalidAffinity, InvalidHostnames, InvalidMetadata, InvalidName, InvalidPorts, InvalidSelector,
 	InvalidTrafficSettings,
 	MetadataTooLarge, MirrorNotExported, NetworkPolicyIsolates, NoPorts, NoTCPPort, OwnNamespace,

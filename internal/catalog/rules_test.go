@@ -303,8 +303,8 @@ func TestTrafficSettings(t *testing.T) {
 	if s.Settings != want || s.Declared()[80] != trafficsettings.HTTP2 || len(s.Annotations) > 0 {
 		t.Errorf("peers see %+v, %v, annotations %v", s.Settings, s.Ports, s.Annotations)
 	}
-	if len(got.Problems) != 1 || got.Problems[0].Reason != InvalidTrafficSettings ||
-		!strings.Contains(got.Problems[0].Message, v1alpha1.MaxRequestsAnnotation) {
+	if d := cmp.Diff([]string{IdentityForgeable, InvalidTrafficSettings}, reasonsOf(got.Problems)); d != "" ||
+		!strings.Contains(got.Problems[1].Message, v1alpha1.MaxRequestsAnnotation) {
 		t.Errorf("problems are %v", got.Problems)
 	}
 }

@@ -306,6 +306,7 @@ func marked(labels map[string]string) bool {
 var partial = []string{
 	catalog.ForeignEndpoint,
 	catalog.HostNetworkUnsupported,
+	catalog.IdentityForgeable,
 	catalog.InvalidTrafficSettings,
 	catalog.MetadataTooLarge,
 	catalog.MirrorNotExported,

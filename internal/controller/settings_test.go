@@ -98,10 +98,14 @@ func TestSettingsReachTheExportersAgents(t *testing.T) {
 		r.during(t, func() {
 			r.settle()
 			r.Writes()
-			annotate(map[string]string{
-				v1alpha1.ProtocolAnnotation: "80=grpc", v1alpha1.ForwardIdentityAnnotation: "header", v1alpha1.TimeoutAnnotation: "1s",
-			})
+			annotate(map[string]string{v1alpha1.ProtocolAnnotation: "80=grpc", v1alpha1.TimeoutAnnotation: "1s"})
 			r.expectWrites(t, "only the Service itself was written", "update *v1.Service shop/web")
+			annotate(map[string]string{
+				v1alpha1.ProtocolAnnotation: "80=grpc", v1alpha1.ForwardIdentityAnnotation: "header",
+			})
+			if e := r.emitted(); count(e, "IdentityForgeable") != 1 {
+				t.Errorf("Events are %v", e)
+			}
 			if e := export(); e == nil || e.Ports[0].Declared != nodewire.Protocol_GRPC || e.ForwardIdentity != nodewire.ForwardIdentity_HEADER {
 				t.Errorf("agents have %v", e)
 			}

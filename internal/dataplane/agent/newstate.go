@@ -222,7 +222,7 @@ func (b *stateBuilder) addFrontend(r *wire.Resource, f *wire.Frontend) error {
 		parsed = &parsedFrontend{link: link}
 		parsed.mirror, parsed.vips, parsed.err = parseFrontend(f, link)
 		if parsed.err == nil && link.catalogUnknown {
-			parsed.mirror.keepSettings(b.was, parsed.vips)
+			parsed.mirror.inheritSettings(b.was, parsed.vips)
 		}
 	}
 	b.parsed.frontends[r] = parsed

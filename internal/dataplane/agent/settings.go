@@ -45,9 +45,9 @@ func forwardIdentityOf(f wire.ForwardIdentity) trafficsettings.ForwardIdentity {
 	return trafficsettings.ForwardIdentity(f)
 }
 
-// keepSettings gives the ports of m the settings that they have in a former state, if
+// inheritSettings gives the ports of m the settings that they have in a former state, if
 // that has the same Service of the peer at one of the virtual IPs.
-func (m *mirror) keepSettings(was *state, vips []netip.Addr) {
+func (m *mirror) inheritSettings(was *state, vips []netip.Addr) {
 	for _, vip := range vips {
 		former := was.mirrors[vip]
 		if !former.sameTarget(m) {

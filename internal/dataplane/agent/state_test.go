@@ -228,7 +228,7 @@ func TestPortsHaveSettings(t *testing.T) {
 
 // While a controller that has just begun does not know the peer's catalog, agents keep
 // what the Service asks for.
-func TestUnknownSettingsAreKept(t *testing.T) {
+func TestUnknownSettingsAreInherited(t *testing.T) {
 	cluster := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 32)}}}
 	frontend := func(service string, declared wire.Protocol, settings *wire.TrafficSettings) *wire.Resource {
 		return &wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
@@ -253,14 +253,14 @@ func TestUnknownSettingsAreKept(t *testing.T) {
 	defaults := frontend("bar", wire.Protocol_DETECT, &wire.TrafficSettings{TimeoutMs: new(uint32(9))})
 	described := frontend("bar", wire.Protocol_TCP, &wire.TrafficSettings{MaxRequests: 7})
 	known, first := next(nil, false, described)
-	kept, port := next(known, true, defaults)
+	later, port := next(known, true, defaults)
 	if port != first {
 		t.Errorf("the port has %+v, want %+v", port, first)
 	}
-	if kept, port = next(kept, true, defaults); port != first {
+	if later, port = next(later, true, defaults); port != first {
 		t.Errorf("in a later state the port has %+v, want %+v", port, first)
 	}
-	if _, port := next(kept, false, defaults); port.protocol != trafficsettings.Detect || port.settings.MaxRequests != 0 {
+	if _, port := next(later, false, defaults); port.protocol != trafficsettings.Detect || port.settings.MaxRequests != 0 {
 		t.Errorf("once the catalog is known, the port has %+v", port)
 	}
 	for why, was := range map[string]*state{"another Service": known, "no former state": nil} {
