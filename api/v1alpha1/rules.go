@@ -144,11 +144,78 @@ type ImportRules struct {
 	// +optional
 	Callers *CallerRules `json:"callers,omitempty"`
 
+	// Defaults apply to calls of the mirrors. A traffic setting of the exported Service
+	// has precedence over them.
+	// +optional
+	Defaults *ImportDefaults `json:"defaults,omitempty"`
+
 	// Quotas limits the mirrors that the peer can cause in this cluster. When a limit is
 	// reached, existing mirrors are kept and further Services are not mirrored.
 	// +optional
 	Quotas *ImportQuotas `json:"quotas,omitempty"`
 }
+
+// ImportDefaults are the traffic settings of a Link's mirrors where the exported Service
+// sets nothing.
+type ImportDefaults struct {
+	// Timeout is the time for a request with all its attempts, from 1ms to 24h. If not
+	// set, there is no timeout.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]+([.][0-9]+)?(h|m|s|ms))+$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1ms') && duration(self) <= duration('24h')",message="a timeout is between 1ms and 24h"
+	Timeout *metav1.Duration `json:"timeout,omitempty"`
+	// Retries is the maximum number of attempts after the first. If not set, the agents
+	// choose it.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=10
+	Retries *int32 `json:"retries,omitempty"`
+	// RetryOn lists the conditions under which a request is retried. If empty, they are
+	// connect-failure and reset.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=6
+	RetryOn []RetryCondition `json:"retryOn,omitempty"`
+	// ProtocolDetection says whether the first bytes of a connection decide about its
+	// protocol, if neither the causeway.dev/protocol annotation of the exported Service
+	// nor the appProtocol of the port does. If Disabled, such connections are opaque TCP.
+	// Defaults to Enabled.
+	// +optional
+	ProtocolDetection ProtocolDetection `json:"protocolDetection,omitempty"`
+}
+
+// RetryCondition is a condition under which a request is retried, as in the annotation
+// causeway.dev/retry-on.
+// +kubebuilder:validation:Enum=connect-failure;reset;gateway-error;"5xx";unavailable;idempotent
+type RetryCondition string
+
+const (
+	// RetryOnConnectFailure: the request did not reach the application.
+	RetryOnConnectFailure RetryCondition = "connect-failure"
+	// RetryOnReset: the connection ended before the response.
+	RetryOnReset RetryCondition = "reset"
+	// RetryOnGatewayError: the application answered 502, 503 or 504.
+	RetryOnGatewayError RetryCondition = "gateway-error"
+	// RetryOn5xx: the application answered 500 to 599.
+	RetryOn5xx RetryCondition = "5xx"
+	// RetryOnUnavailable: a gRPC application answered UNAVAILABLE.
+	RetryOnUnavailable RetryCondition = "unavailable"
+	// RetryOnIdempotent: PUT and DELETE are retried like GET, HEAD and OPTIONS.
+	RetryOnIdempotent RetryCondition = "idempotent"
+)
+
+// ProtocolDetection turns the detection of protocols on or off.
+// +kubebuilder:validation:Enum=Enabled;Disabled
+type ProtocolDetection string
+
+const (
+	// ProtocolDetectionEnabled is the default.
+	ProtocolDetectionEnabled ProtocolDetection = "Enabled"
+	// ProtocolDetectionDisabled makes connections opaque whose protocol is not declared.
+	ProtocolDetectionDisabled ProtocolDetection = "Disabled"
+)
 
 // CallerRules select the local namespaces whose pods may call the mirrors of a Link.
 //

@@ -137,6 +137,7 @@ var rewritten = []string{
 	"internal/rotation",
 	"internal/serviceexport",
 	"internal/signer",
+	"internal/trafficsettings",
 	"lab/down.go",
 	"lab/netns.go",
 	"lab/netns_test.go",

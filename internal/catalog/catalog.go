@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // Kinds of the multi-cluster SIG's ServiceExport, which asks to export the Service of
@@ -67,6 +68,10 @@ type Export struct {
 	Hosts    []Host
 	// Labels and Annotations are those that peers may see.
 	Labels, Annotations map[string]string
+	// Settings are the traffic settings that peers see.
+	Settings trafficsettings.Settings
+	// ForwardIdentity concerns this cluster's agents alone.
+	ForwardIdentity trafficsettings.ForwardIdentity
 	// Links are the names of the Links whose export rules admit the Service, sorted.
 	// Exports with the same Links share one slice.
 	Links []string
@@ -108,6 +113,7 @@ func (e Export) Service(route func(name, protocol string) uint32) Service {
 		Hosts:                  e.Hosts,
 		Labels:                 e.Labels,
 		Annotations:            e.Annotations,
+		Settings:               e.Settings,
 	}
 }
 
@@ -126,6 +132,7 @@ func (e *Export) equal(o *Export) bool {
 		e.Headless == o.Headless && sameSlice(e.Ports, o.Ports) && sameSlice(e.OtherPorts, o.OtherPorts) &&
 		sameSlice(e.Identities, o.Identities) && sameSlice(e.Links, o.Links) && sameSlice(e.Hosts, o.Hosts) &&
 		maps.Equal(e.Labels, o.Labels) && maps.Equal(e.Annotations, o.Annotations) &&
+		e.Settings == o.Settings && e.ForwardIdentity == o.ForwardIdentity &&
 		samePolicies(e.Policies, o.Policies) && sameEndpoints(e.Endpoints, o.Endpoints)
 }
 

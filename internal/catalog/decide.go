@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // decision is what the Index decided about a Service that a label or a ServiceExport
@@ -82,6 +83,7 @@ func (x *Index) decide(e *entry, stale staleness) bool {
 		}
 		x.readEndpoints(e, next, ps)
 		reportIsolation(next, ps)
+		reportForgeable(next, ps)
 	}
 	return x.commit(e, next, ps.sorted())
 }
@@ -153,6 +155,7 @@ func (x *Index) readService(e *entry, next *Export, ps *problems) bool {
 			"linked clusters see only %d KiB of the Service's labels and annotations: shorten them",
 			maxMetadata>>10)
 	}
+	next.readSettings(svc, ps)
 	next.SessionAffinity, next.SessionAffinitySeconds = affinity(svc)
 	next.Headless = svc.Spec.ClusterIP == corev1.ClusterIPNone
 	e.decision.selector = nil
@@ -222,6 +225,23 @@ func (e *Export) addPorts(svc *corev1.Service) {
 	slices.SortFunc(e.OtherPorts, comparePorts)
 }
 
+// readSettings reads the traffic settings of the Service's annotations.
+func (e *Export) readSettings(svc *corev1.Service, ps *problems) {
+	ports := make([]uint16, len(e.Ports))
+	for i, p := range e.Ports {
+		ports[i] = p.Port
+	}
+	declared := trafficsettings.Parse(svc.Annotations, ports)
+	e.Settings, e.ForwardIdentity = declared.Settings, declared.ForwardIdentity
+	for i, p := range declared.Protocols {
+		e.Ports[i].Declared = p
+	}
+	for _, f := range declared.Faults {
+		ps.add(e.Key(), InvalidTrafficSettings, "the annotation %s is ignored where it is not valid: %s",
+			f.Annotation, f.Message)
+	}
+}
+
 func protocolOf(p *corev1.ServicePort) corev1.Protocol {
 	if p.Protocol == "" {
 		return corev1.ProtocolTCP
@@ -257,15 +277,43 @@ func reportIsolation(e *Export, ps *problems) {
 	if len(ports) == 0 {
 		return
 	}
-	slices.Sort(ports)
-	ports = slices.Compact(ports)
-	names := make([]string, len(ports))
-	for i, p := range ports {
-		names[i] = fmt.Sprint(p)
-	}
 	ps.add(e.Key(), NetworkPolicyIsolates,
 		"NetworkPolicies do not admit every source to the pods behind port %s, "+
 			"so that calls from linked clusters are refused there: create an ExportPolicy that selects "+
 			"the Service and names the callers",
-		strings.Join(names, ", "))
+		listPorts(ports))
+}
+
+// reportForgeable adds a Problem if the application receives its callers' identities,
+// and no NetworkPolicy keeps pods of this cluster from claiming one.
+func reportForgeable(e *Export, ps *problems) {
+	if e.ForwardIdentity == trafficsettings.ForwardNone {
+		return
+	}
+	var ports []uint16
+	for i := range e.Endpoints {
+		for port := range e.Endpoints[i].Targets {
+			if !slices.Contains(e.Endpoints[i].Isolated, port) {
+				ports = append(ports, port)
+			}
+		}
+	}
+	if len(ports) == 0 {
+		return
+	}
+	ps.add(e.Key(), IdentityForgeable,
+		"agents tell the application who calls, but every pod can connect to the pods behind port %s "+
+			"and claim any identity: isolate them by a NetworkPolicy, "+
+			"and create an ExportPolicy that names the callers",
+		listPorts(ports))
+}
+
+// listPorts returns the distinct numbers, sorted, as text. It changes ports.
+func listPorts(ports []uint16) string {
+	slices.Sort(ports)
+	var names []string
+	for _, p := range slices.Compact(ports) {
+		names = append(names, fmt.Sprint(p))
+	}
+	return strings.Join(names, ", ")
 }

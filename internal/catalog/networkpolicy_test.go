@@ -378,3 +378,49 @@ func TestNetworkPolicyIsolates(t *testing.T) {
 		})
 	}
 }
+
+// An identity that agents tell the application proves something only where other pods
+// cannot connect.
+func TestIdentityForgeable(t *testing.T) {
+	cases := map[string]struct {
+		why      string
+		forward  string
+		policies []networkingv1.NetworkPolicy
+		ports    string // in the message; empty: no problem
+	}{
+		"not forwarded": {why: "the application receives none", forward: "none"},
+		"no policy":     {why: "every pod can connect", forward: "header", ports: "port 80 "},
+		"open policy": {
+			why:      "it admits every source",
+			forward:  "proxy-v2",
+			policies: []networkingv1.NetworkPolicy{networkPolicy(fromEverybody())},
+			ports:    "port 80 ",
+		},
+		"isolated": {
+			why:      "agents use the node's network, which policies do not cover",
+			forward:  "header",
+			policies: []networkingv1.NetworkPolicy{networkPolicy()},
+		},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			in := world()
+			in.Services[0].Annotations = map[string]string{v1alpha1.ForwardIdentityAnnotation: c.forward}
+			in.NetworkPolicies = c.policies
+			in.ExportPolicies = []v1alpha1.ExportPolicy{{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "callers"},
+			}}
+			got := in.build().Problems
+			if c.ports == "" {
+				if len(got) > 0 {
+					t.Errorf("%s: %v", c.why, got)
+				}
+				return
+			}
+			if len(got) != 1 || got[0].Reason != IdentityForgeable ||
+				!strings.Contains(got[0].Message, c.ports) {
+				t.Errorf("%s: %v", c.why, got)
+			}
+		})
+	}
+}

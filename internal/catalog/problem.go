@@ -42,6 +42,12 @@ const (
 	MetadataTooLarge = "MetadataTooLarge"
 	// OwnNamespace: a label or a ServiceExport exports a Service in Causeway's namespace.
 	OwnNamespace = "OwnNamespace"
+	// InvalidTrafficSettings: an annotation of the Service with traffic settings cannot
+	// be parsed.
+	InvalidTrafficSettings = "InvalidTrafficSettings"
+	// IdentityForgeable: the application receives its callers' identities, and no
+	// NetworkPolicy keeps pods of its own cluster from claiming one.
+	IdentityForgeable = "IdentityForgeable"
 	// NetworkPolicyIsolates: NetworkPolicies isolate ports of the Service's pods, and no
 	// ExportPolicy names the callers from linked clusters.
 	NetworkPolicyIsolates = "NetworkPolicyIsolates"
@@ -75,7 +81,9 @@ const (
 // Reasons lists every reason of a Problem of this package, sorted.
 var Reasons = []string{
 	ExternalNameUnsupported, ForeignEndpoint, ForeignIdentity, HostNetworkUnsupported,
+	IdentityForgeable,
 	InvalidAffinity, InvalidHostnames, InvalidMetadata, InvalidName, InvalidPorts, InvalidSelector,
+	InvalidTrafficSettings,
 	MetadataTooLarge, MirrorNotExported, NetworkPolicyIsolates, NoPorts, NoTCPPort, OwnNamespace,
 	ProtocolUnsupported, SelectorMissing, ServiceMissing, TooManyHostnames, TooManyIdentities, TooManyPorts,
 }

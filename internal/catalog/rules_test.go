@@ -3,6 +3,7 @@ package catalog
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -10,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 func matching(key, value string) *metav1.LabelSelector {
@@ -277,6 +279,33 @@ func TestShownMetadata(t *testing.T) {
 				t.Errorf("%s: problems (-want +got):\n%s", c.why, d)
 			}
 		})
+	}
+}
+
+// Annotations of a Service become typed settings, and a problem names what is not valid.
+func TestTrafficSettings(t *testing.T) {
+	in := world()
+	in.Services[0].Annotations = map[string]string{
+		v1alpha1.ProtocolAnnotation:        "80=http2",
+		v1alpha1.TimeoutAnnotation:         "3s",
+		v1alpha1.RetriesAnnotation:         "0",
+		v1alpha1.MaxRequestsAnnotation:     "many",
+		v1alpha1.ForwardIdentityAnnotation: "header",
+	}
+	got := in.build()
+	want := trafficsettings.Settings{Timeout: 3 * time.Second, Retries: trafficsettings.None}
+	e := got.List[0]
+	if e.Settings != want || e.ForwardIdentity != trafficsettings.ForwardHeader ||
+		e.Ports[0].Declared != trafficsettings.HTTP2 || e.Ports[0].AppProtocol != "http" {
+		t.Errorf("the export has %+v, %v, %+v", e.Settings, e.ForwardIdentity, e.Ports[0])
+	}
+	s := got.For("west")[Key{"shop", "bar"}]
+	if s.Settings != want || s.Declared()[80] != trafficsettings.HTTP2 || len(s.Annotations) > 0 {
+		t.Errorf("peers see %+v, %v, annotations %v", s.Settings, s.Ports, s.Annotations)
+	}
+	if d := cmp.Diff([]string{IdentityForgeable, InvalidTrafficSettings}, reasonsOf(got.Problems)); d != "" ||
+		!strings.Contains(got.Problems[1].Message, v1alpha1.MaxRequestsAnnotation) {
+		t.Errorf("problems are %v", got.Problems)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // Bounds of one Service in a catalog. A sender keeps them, and a receiver enforces them.
@@ -73,6 +75,8 @@ type Service struct {
 	Hosts    []Host
 	// Labels and Annotations are those of the Service, without those that never cross.
 	Labels, Annotations map[string]string
+	// Settings are the traffic settings for all ports.
+	Settings trafficsettings.Settings
 }
 
 // Host is one pod of a headless Service that has a name there.
@@ -90,6 +94,9 @@ type Port struct {
 	Protocol    string
 	Port        uint16
 	AppProtocol string
+	// Declared is the protocol that the Service's owner declares by an annotation. It has
+	// precedence over AppProtocol.
+	Declared trafficsettings.Protocol
 	// Route is the route id at the exporting cluster's gateway; 0 if the port has none.
 	Route uint32
 	// Isolated reports that NetworkPolicies of the exporting cluster isolate the port and
@@ -103,6 +110,21 @@ func (p Port) Carried() bool { return p.Protocol == string(corev1.ProtocolTCP) &
 // Key returns the name of the Service.
 func (s Service) Key() Key { return Key{Namespace: s.Namespace, Name: s.Name} }
 
+// Declared returns the declared protocols of the TCP ports, by port number; nil: none.
+func (s Service) Declared() map[uint16]trafficsettings.Protocol {
+	var out map[uint16]trafficsettings.Protocol
+	for _, p := range s.Ports {
+		if p.Declared == trafficsettings.Detect || p.Protocol != string(corev1.ProtocolTCP) {
+			continue
+		}
+		if out == nil {
+			out = make(map[uint16]trafficsettings.Protocol, len(s.Ports))
+		}
+		out[p.Port] = p.Declared
+	}
+	return out
+}
+
 // IsZero reports whether s is the zero Service, as Validate returns it for a refused one.
 func (s Service) IsZero() bool { return s.Name == "" }
 
@@ -112,7 +134,8 @@ func (s Service) Equal(o Service) bool {
 		s.SessionAffinity == o.SessionAffinity && s.SessionAffinitySeconds == o.SessionAffinitySeconds &&
 		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Identities, o.Identities) &&
 		s.Headless == o.Headless && slices.Equal(s.Hosts, o.Hosts) &&
-		maps.Equal(s.Labels, o.Labels) && maps.Equal(s.Annotations, o.Annotations)
+		maps.Equal(s.Labels, o.Labels) && maps.Equal(s.Annotations, o.Annotations) &&
+		s.Settings == o.Settings
 }
 
 // Validate checks a Service that a peer advertises and that the peer of trustDomain may
@@ -133,6 +156,7 @@ func (s Service) Validate(trustDomain string) (Service, []Problem) {
 		return Service{}, ps.sorted()
 	}
 	out := Service{Namespace: s.Namespace, Name: s.Name, Ports: ports, Ready: s.Ready, Headless: s.Headless}
+	out.Settings = s.Settings.Clamp()
 	out.Hosts = s.validHosts(&ps)
 	out.Identities = s.validIdentities(trustDomain, &ps)
 	var whole bool
@@ -217,11 +241,15 @@ func validPorts(ports []Port) ([]Port, error) {
 			}
 		}
 	}
-	if slices.IsSortedFunc(ports, comparePorts) {
+	unknown := func(p Port) bool { return p.Declared != p.Declared.Clamp() }
+	if slices.IsSortedFunc(ports, comparePorts) && !slices.ContainsFunc(ports, unknown) {
 		return ports, nil
 	}
 	out := slices.Clone(ports)
 	slices.SortFunc(out, comparePorts)
+	for i := range out {
+		out[i].Declared = out[i].Declared.Clamp()
+	}
 	return out, nil
 }
 

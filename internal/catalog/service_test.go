@@ -5,12 +5,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // advertised returns a Service that a peer of trust domain east.1 may advertise.
@@ -305,6 +307,35 @@ func TestValidateIsCanonical(t *testing.T) {
 	}
 }
 
+// A peer may send any settings. They harm only themselves.
+func TestValidateClampsSettings(t *testing.T) {
+	s := advertised()
+	s.Settings = trafficsettings.Settings{
+		Timeout:     1 << 60,
+		Retries:     99,
+		RetryOn:     1 << 20,
+		MaxRequests: 1 << 31,
+	}
+	s.Ports = slices.Clone(s.Ports)
+	s.Ports[0].Declared = 77
+	got, problems := s.Validate("east.1")
+	want := trafficsettings.Settings{
+		Timeout:     trafficsettings.MaxDuration,
+		Retries:     trafficsettings.MaxRetries,
+		MaxRequests: trafficsettings.MaxLimit,
+	}
+	if got.Settings != want || got.Ports[0].Declared != trafficsettings.Detect || len(problems) > 0 {
+		t.Errorf("settings %+v, ports %v, problems %v", got.Settings, got.Ports, problems)
+	}
+	if s.Ports[0].Declared != 77 {
+		t.Error("Validate changed its argument")
+	}
+	s.Ports[0].Declared, s.Settings = trafficsettings.GRPC, want
+	if again, _ := s.Validate("east.1"); again.Ports[0].Declared != trafficsettings.GRPC || again.Equal(got) {
+		t.Errorf("a change of the declared protocol is a change of the Service: %v", again.Ports)
+	}
+}
+
 func FuzzValidate(f *testing.F) {
 	f.Add("shop", "bar", "http", "TCP", uint16(80), "http", uint32(1024), "spiffe://east.1/ns/shop/sa/bar",
 		int32(1), uint32(60))
@@ -319,7 +350,14 @@ func FuzzValidate(f *testing.F) {
 				{Name: port, Protocol: protocol, Port: number, AppProtocol: app, Route: route},
 			},
 			SessionAffinity: Affinity(affinity), SessionAffinitySeconds: seconds,
+			Settings: trafficsettings.Settings{
+				Timeout:     time.Duration(affinity) << 32,
+				Retries:     int(affinity),
+				MaxRequests: seconds,
+				RetryOn:     trafficsettings.RetryOn(seconds),
+			},
 		}
+		s.Ports[0].Declared = trafficsettings.Protocol(seconds)
 		got, problems := s.Validate("east.1")
 		for _, p := range problems {
 			if !utf8.ValidString(p.Service) || len(p.Service) > 130 || len(p.Message) > 300 ||

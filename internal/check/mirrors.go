@@ -306,6 +306,8 @@ func marked(labels map[string]string) bool {
 var partial = []string{
 	catalog.ForeignEndpoint,
 	catalog.HostNetworkUnsupported,
+	catalog.IdentityForgeable,
+	catalog.InvalidTrafficSettings,
 	catalog.MetadataTooLarge,
 	catalog.MirrorNotExported,
 	catalog.NetworkPolicyIsolates, catalog.ProtocolUnsupported, catalog.TooManyHostnames,

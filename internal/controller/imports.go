@@ -173,6 +173,13 @@ func (l *importLink) change() linkChange {
 // the catalog is complete, or the Link imports nothing.
 func (l *importLink) complete() bool { return l.whole || l.link.Spec.Import == nil }
 
+// describes reports whether the frontends of a Link have what the peer's catalog says of
+// its Services.
+func (m *importer) describes(name string) bool {
+	l := m.links[name]
+	return l != nil && l.complete()
+}
+
 // setNamespace records a namespace of this cluster; nil: it was deleted. Services whose
 // mirrors belong there are decided again.
 func (m *importer) setNamespace(name string, ns *corev1.Namespace, now time.Time, p *plan) {
@@ -375,7 +382,11 @@ func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
 		described = &s
 	}
 	w := l.rules.Want(entry, described)
-	if resource := view.Frontend(l.link.Name, entry, w.Ready); resource != nil {
+	settings := view.Settings{Defaults: l.rules.Defaults()}
+	if described != nil {
+		settings.Settings, settings.Declared = described.Settings, described.Declared()
+	}
+	if resource := view.Frontend(l.link.Name, entry, w.Ready, settings); resource != nil {
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Resource: resource})
 	}
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, after, w})

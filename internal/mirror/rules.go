@@ -11,6 +11,7 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/ledger"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // Namespaces holds the labels of every namespace of this cluster, by name. A Link's
@@ -33,6 +34,7 @@ type Rules struct {
 	createNamespaces            bool
 	copyLabels, copyAnnotations []string
 	quotas                      v1alpha1.ImportQuotas
+	defaults                    trafficsettings.Defaults
 }
 
 // NewRules parses the import rules of a Link. own is Causeway's namespace. Rules whose
@@ -49,6 +51,7 @@ func NewRules(link *v1alpha1.Link, own string) (*Rules, *Problem) {
 	r.createNamespaces = spec.CreateNamespaces
 	r.copyLabels, r.copyAnnotations = spec.CopyLabels, spec.CopyAnnotations
 	r.quotas = quotasOf(spec.Quotas)
+	r.defaults = defaultsOf(spec.Defaults)
 	if len(spec.Namespaces) > 0 {
 		r.listed = make(map[string]string, len(spec.Namespaces))
 		r.targets = make(map[string]bool, len(spec.Namespaces))
@@ -81,6 +84,30 @@ func quotasOf(q *v1alpha1.ImportQuotas) v1alpha1.ImportQuotas {
 		Namespaces:           cmp.Or(q.Namespaces, v1alpha1.DefaultQuotaNamespaces),
 	}
 }
+
+// defaultsOf returns the traffic settings that the Link's mirrors have by default.
+func defaultsOf(d *v1alpha1.ImportDefaults) trafficsettings.Defaults {
+	if d == nil {
+		return trafficsettings.Defaults{}
+	}
+	out := trafficsettings.Defaults{Opaque: d.ProtocolDetection == v1alpha1.ProtocolDetectionDisabled}
+	if d.Timeout != nil {
+		out.Timeout = d.Timeout.Duration
+	}
+	if d.Retries != nil {
+		out.Retries = cmp.Or(int(*d.Retries), trafficsettings.None)
+	}
+	words := make([]string, len(d.RetryOn))
+	for i, c := range d.RetryOn {
+		words[i] = string(c)
+	}
+	out.RetryOn, _ = trafficsettings.ParseRetryOn(words)
+	return out
+}
+
+// Defaults returns the traffic settings that apply where an exported Service asks for
+// nothing.
+func (r *Rules) Defaults() trafficsettings.Defaults { return r.defaults }
 
 // Imports reports whether the Link has import rules. Without them nothing of the peer is
 // wanted, so that even an incomplete catalog deletes the Link's mirrors.

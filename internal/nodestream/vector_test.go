@@ -87,6 +87,52 @@ func TestVectors(t *testing.T) {
 				}}}),
 			want: "0a2c0a09706f642f7569642d312a1f0a057569642d31120473686f701a0464622d302a0831302e312e302e3538010a450a0e6578706f72742f73686f702f646232330a0473686f70120264621a0808b82a120373716c22047765737432170a057569642d31120608b82a10c878180120012a02b82a18012080d0eab6b733",
 		},
+		"a frontend with settings": {
+			message: update(t, &wire.Update{TimeMs: newYear, Complete: true},
+				&wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
+					Namespace: "shop",
+					Name:      "bar-east",
+					Vips:      []string{"10.9.0.8"},
+					Ports:     []*wire.FrontendPort{{Name: "http", Declared: wire.Protocol_HTTP1}},
+					Tiers: []*wire.Tier{{Backends: []*wire.Backend{{
+						Link: "east", Namespace: "shop", Service: "bar", Ready: true,
+						Ports: []*wire.BackendPort{{Port: 80, Route: 1032}},
+						Settings: &wire.TrafficSettings{
+							TimeoutMs:          new(uint32(5000)),
+							PerTryTimeoutMs:    new(uint32(1000)),
+							Retries:            new(uint32(0)),
+							RetryOn:            18,
+							MaxConnections:     100,
+							MaxPendingRequests: 200,
+							MaxRequests:        300,
+							SlowStartMs:        60_000,
+						},
+					}}}},
+				}}}),
+			want: "0a740a1666726f6e74656e642f73686f702f6261722d65617374525a0a0473686f7012086261722d656173741a0831302e392e302e382208120468747470200232340a320a0465617374120473686f701a0362617228013a051050188808421608882710e80718002012286430c80138ac0240e0d40318012080d0eab6b733",
+		},
+		"an export with settings and request rules": {
+			message: update(t, &wire.Update{TimeMs: newYear, Complete: true},
+				&wire.Resource{Body: &wire.Resource_Export{Export: &wire.Export{
+					Namespace: "shop", Service: "bar", Links: []string{"west"},
+					Ports: []*wire.ExportPort{
+						{Port: 80, Name: "http", Declared: wire.Protocol_GRPC},
+					},
+					ForwardIdentity: wire.ForwardIdentity_HEADER,
+					Policies: []*wire.Policy{{
+						Name: "front",
+						RequestCallers: []*wire.RequestCaller{{
+							Caller:  &wire.Caller{Link: "west"},
+							Methods: []string{"POST"},
+							Paths: []*wire.PathMatch{
+								{Match: &wire.PathMatch_Exact{Exact: "/shop.Bar/Get"}},
+								{Match: &wire.PathMatch_Prefix{Prefix: "/shop.Foo"}},
+							},
+						}},
+					}},
+				}}}),
+			want: "0a690a0f6578706f72742f73686f702f62617232560a0473686f7012036261721a0a085012046874747020042204776573742a350a0566726f6e741a2c0a060a04776573741204504f53541a0f0a0d2f73686f702e4261722f4765741a0b12092f73686f702e466f6f380118012080d0eab6b733",
+		},
 		"a suspended link": {
 			message: update(t, &wire.Update{
 				TimeMs:   newYear,

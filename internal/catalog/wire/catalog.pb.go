@@ -25,6 +25,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Protocol is what the owner of a Service declares that a port speaks. A receiver treats
+// a value that it does not know as DETECT.
+type Protocol int32
+
+const (
+	Protocol_DETECT Protocol = 0
+	Protocol_TCP    Protocol = 1
+	Protocol_HTTP1  Protocol = 2
+	Protocol_HTTP2  Protocol = 3
+	Protocol_GRPC   Protocol = 4
+)
+
+// Enum value maps for Protocol.
+var (
+	Protocol_name = map[int32]string{
+		0: "DETECT",
+		1: "TCP",
+		2: "HTTP1",
+		3: "HTTP2",
+		4: "GRPC",
+	}
+	Protocol_value = map[string]int32{
+		"DETECT": 0,
+		"TCP":    1,
+		"HTTP1":  2,
+		"HTTP2":  3,
+		"GRPC":   4,
+	}
+)
+
+func (x Protocol) Enum() *Protocol {
+	p := new(Protocol)
+	*p = x
+	return p
+}
+
+func (x Protocol) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Protocol) Descriptor() protoreflect.EnumDescriptor {
+	return file_internal_catalog_wire_catalog_proto_enumTypes[0].Descriptor()
+}
+
+func (Protocol) Type() protoreflect.EnumType {
+	return &file_internal_catalog_wire_catalog_proto_enumTypes[0]
+}
+
+func (x Protocol) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Protocol.Descriptor instead.
+func (Protocol) EnumDescriptor() ([]byte, []int) {
+	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{0}
+}
+
 type SessionAffinity int32
 
 const (
@@ -55,11 +112,11 @@ func (x SessionAffinity) String() string {
 }
 
 func (SessionAffinity) Descriptor() protoreflect.EnumDescriptor {
-	return file_internal_catalog_wire_catalog_proto_enumTypes[0].Descriptor()
+	return file_internal_catalog_wire_catalog_proto_enumTypes[1].Descriptor()
 }
 
 func (SessionAffinity) Type() protoreflect.EnumType {
-	return &file_internal_catalog_wire_catalog_proto_enumTypes[0]
+	return &file_internal_catalog_wire_catalog_proto_enumTypes[1]
 }
 
 func (x SessionAffinity) Number() protoreflect.EnumNumber {
@@ -68,7 +125,7 @@ func (x SessionAffinity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SessionAffinity.Descriptor instead.
 func (SessionAffinity) EnumDescriptor() ([]byte, []int) {
-	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{0}
+	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{1}
 }
 
 type Message struct {
@@ -561,7 +618,9 @@ type Service struct {
 	// The Service has no cluster IP.
 	Headless bool `protobuf:"varint,10,opt,name=headless,proto3" json:"headless,omitempty"`
 	// The pods of a headless Service that have a name in DNS; at most 256.
-	Hosts         []*Host `protobuf:"bytes,11,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Hosts []*Host `protobuf:"bytes,11,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// The traffic settings for all ports. The importer clamps them.
+	Settings      *TrafficSettings `protobuf:"bytes,12,opt,name=settings,proto3" json:"settings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -673,6 +732,123 @@ func (x *Service) GetHosts() []*Host {
 	return nil
 }
 
+func (x *Service) GetSettings() *TrafficSettings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+// TrafficSettings is what the owner of a Service asks for its traffic. What is absent is
+// not asked for.
+type TrafficSettings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of a request with all its attempts, in milliseconds, up to a day. 0: no timeout, even
+	// if the importer has a default.
+	TimeoutMs *uint32 `protobuf:"varint,1,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
+	// Of one attempt, likewise.
+	PerTryTimeoutMs *uint32 `protobuf:"varint,2,opt,name=per_try_timeout_ms,json=perTryTimeoutMs,proto3,oneof" json:"per_try_timeout_ms,omitempty"`
+	// Attempts after the first, up to 10.
+	Retries *uint32 `protobuf:"varint,3,opt,name=retries,proto3,oneof" json:"retries,omitempty"`
+	// A sum of 1 (connect failure), 2 (reset), 4 (502, 503, 504), 8 (500 to 599), 16
+	// (gRPC UNAVAILABLE) and 32 (PUT and DELETE, too). Others are ignored. 0: not asked for.
+	RetryOn uint32 `protobuf:"varint,4,opt,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
+	// Limits for one node of the importing cluster, up to a million. 0: no limit.
+	MaxConnections     uint32 `protobuf:"varint,5,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	MaxPendingRequests uint32 `protobuf:"varint,6,opt,name=max_pending_requests,json=maxPendingRequests,proto3" json:"max_pending_requests,omitempty"`
+	MaxRequests        uint32 `protobuf:"varint,7,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
+	// In milliseconds, up to a day. 0: no slow start.
+	SlowStartMs   uint32 `protobuf:"varint,8,opt,name=slow_start_ms,json=slowStartMs,proto3" json:"slow_start_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrafficSettings) Reset() {
+	*x = TrafficSettings{}
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrafficSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrafficSettings) ProtoMessage() {}
+
+func (x *TrafficSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrafficSettings.ProtoReflect.Descriptor instead.
+func (*TrafficSettings) Descriptor() ([]byte, []int) {
+	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *TrafficSettings) GetTimeoutMs() uint32 {
+	if x != nil && x.TimeoutMs != nil {
+		return *x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetPerTryTimeoutMs() uint32 {
+	if x != nil && x.PerTryTimeoutMs != nil {
+		return *x.PerTryTimeoutMs
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetRetries() uint32 {
+	if x != nil && x.Retries != nil {
+		return *x.Retries
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetRetryOn() uint32 {
+	if x != nil {
+		return x.RetryOn
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetMaxConnections() uint32 {
+	if x != nil {
+		return x.MaxConnections
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetMaxPendingRequests() uint32 {
+	if x != nil {
+		return x.MaxPendingRequests
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetMaxRequests() uint32 {
+	if x != nil {
+		return x.MaxRequests
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetSlowStartMs() uint32 {
+	if x != nil {
+		return x.SlowStartMs
+	}
+	return 0
+}
+
 type Host struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A DNS label, unique in its Service.
@@ -684,7 +860,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[7]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +872,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[7]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +885,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{7}
+	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Host) GetName() string {
@@ -738,14 +914,16 @@ type Port struct {
 	Route uint32 `protobuf:"varint,5,opt,name=route,proto3" json:"route,omitempty"`
 	// NetworkPolicies of the sender's cluster isolate the port, and no ExportPolicy names
 	// callers: calls are refused.
-	Isolated      bool `protobuf:"varint,6,opt,name=isolated,proto3" json:"isolated,omitempty"`
+	Isolated bool `protobuf:"varint,6,opt,name=isolated,proto3" json:"isolated,omitempty"`
+	// It has precedence over app_protocol.
+	Declared      Protocol `protobuf:"varint,7,opt,name=declared,proto3,enum=causeway.catalog.v1.Protocol" json:"declared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[8]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +935,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[8]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +948,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{8}
+	return file_internal_catalog_wire_catalog_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Port) GetName() string {
@@ -815,6 +993,13 @@ func (x *Port) GetIsolated() bool {
 	return false
 }
 
+func (x *Port) GetDeclared() Protocol {
+	if x != nil {
+		return x.Declared
+	}
+	return Protocol_DETECT
+}
+
 // Bounds limit a catalog. In each field 0 means the default.
 type Hello_Bounds struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -830,7 +1015,7 @@ type Hello_Bounds struct {
 
 func (x *Hello_Bounds) Reset() {
 	*x = Hello_Bounds{}
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[9]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +1027,7 @@ func (x *Hello_Bounds) String() string {
 func (*Hello_Bounds) ProtoMessage() {}
 
 func (x *Hello_Bounds) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[9]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1077,7 @@ type Update_Version struct {
 
 func (x *Update_Version) Reset() {
 	*x = Update_Version{}
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[10]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +1089,7 @@ func (x *Update_Version) String() string {
 func (*Update_Version) ProtoMessage() {}
 
 func (x *Update_Version) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[10]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1136,7 @@ type Heartbeat_Freshness struct {
 
 func (x *Heartbeat_Freshness) Reset() {
 	*x = Heartbeat_Freshness{}
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[11]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1148,7 @@ func (x *Heartbeat_Freshness) String() string {
 func (*Heartbeat_Freshness) ProtoMessage() {}
 
 func (x *Heartbeat_Freshness) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[11]
+	mi := &file_internal_catalog_wire_catalog_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1055,7 +1240,7 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\v2#.causeway.catalog.v1.Update.VersionR\aversion\x12\x15\n" +
 	"\x06age_ms\x18\x02 \x01(\x04R\x05ageMs\x12\x18\n" +
 	"\areplica\x18\x03 \x01(\fR\areplica\x12\x18\n" +
-	"\afresher\x18\x04 \x01(\fR\afresher\"\x88\x05\n" +
+	"\afresher\x18\x04 \x01(\fR\afresher\"\xca\x05\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +
@@ -1070,23 +1255,46 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"\vannotations\x18\t \x03(\v2-.causeway.catalog.v1.Service.AnnotationsEntryR\vannotations\x12\x1a\n" +
 	"\bheadless\x18\n" +
 	" \x01(\bR\bheadless\x12/\n" +
-	"\x05hosts\x18\v \x03(\v2\x19.causeway.catalog.v1.HostR\x05hosts\x1a9\n" +
+	"\x05hosts\x18\v \x03(\v2\x19.causeway.catalog.v1.HostR\x05hosts\x12@\n" +
+	"\bsettings\x18\f \x01(\v2$.causeway.catalog.v1.TrafficSettingsR\bsettings\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"0\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf5\x02\n" +
+	"\x0fTrafficSettings\x12\"\n" +
+	"\n" +
+	"timeout_ms\x18\x01 \x01(\rH\x00R\ttimeoutMs\x88\x01\x01\x120\n" +
+	"\x12per_try_timeout_ms\x18\x02 \x01(\rH\x01R\x0fperTryTimeoutMs\x88\x01\x01\x12\x1d\n" +
+	"\aretries\x18\x03 \x01(\rH\x02R\aretries\x88\x01\x01\x12\x19\n" +
+	"\bretry_on\x18\x04 \x01(\rR\aretryOn\x12'\n" +
+	"\x0fmax_connections\x18\x05 \x01(\rR\x0emaxConnections\x120\n" +
+	"\x14max_pending_requests\x18\x06 \x01(\rR\x12maxPendingRequests\x12!\n" +
+	"\fmax_requests\x18\a \x01(\rR\vmaxRequests\x12\"\n" +
+	"\rslow_start_ms\x18\b \x01(\rR\vslowStartMsB\r\n" +
+	"\v_timeout_msB\x15\n" +
+	"\x13_per_try_timeout_msB\n" +
+	"\n" +
+	"\b_retries\"0\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05ready\x18\x02 \x01(\bR\x05ready\"\x9f\x01\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\"\xda\x01\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12!\n" +
 	"\fapp_protocol\x18\x04 \x01(\tR\vappProtocol\x12\x14\n" +
 	"\x05route\x18\x05 \x01(\rR\x05route\x12\x1a\n" +
-	"\bisolated\x18\x06 \x01(\bR\bisolated**\n" +
+	"\bisolated\x18\x06 \x01(\bR\bisolated\x129\n" +
+	"\bdeclared\x18\a \x01(\x0e2\x1d.causeway.catalog.v1.ProtocolR\bdeclared*?\n" +
+	"\bProtocol\x12\n" +
+	"\n" +
+	"\x06DETECT\x10\x00\x12\a\n" +
+	"\x03TCP\x10\x01\x12\t\n" +
+	"\x05HTTP1\x10\x02\x12\t\n" +
+	"\x05HTTP2\x10\x03\x12\b\n" +
+	"\x04GRPC\x10\x04**\n" +
 	"\x0fSessionAffinity\x12\b\n" +
 	"\x04NONE\x10\x00\x12\r\n" +
 	"\tCLIENT_IP\x10\x012Q\n" +
@@ -1105,47 +1313,51 @@ func file_internal_catalog_wire_catalog_proto_rawDescGZIP() []byte {
 	return file_internal_catalog_wire_catalog_proto_rawDescData
 }
 
-var file_internal_catalog_wire_catalog_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_catalog_wire_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_internal_catalog_wire_catalog_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_internal_catalog_wire_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_internal_catalog_wire_catalog_proto_goTypes = []any{
-	(SessionAffinity)(0),        // 0: causeway.catalog.v1.SessionAffinity
-	(*Message)(nil),             // 1: causeway.catalog.v1.Message
-	(*Hello)(nil),               // 2: causeway.catalog.v1.Hello
-	(*Subscribe)(nil),           // 3: causeway.catalog.v1.Subscribe
-	(*Update)(nil),              // 4: causeway.catalog.v1.Update
-	(*Ack)(nil),                 // 5: causeway.catalog.v1.Ack
-	(*Heartbeat)(nil),           // 6: causeway.catalog.v1.Heartbeat
-	(*Service)(nil),             // 7: causeway.catalog.v1.Service
-	(*Host)(nil),                // 8: causeway.catalog.v1.Host
-	(*Port)(nil),                // 9: causeway.catalog.v1.Port
-	(*Hello_Bounds)(nil),        // 10: causeway.catalog.v1.Hello.Bounds
-	(*Update_Version)(nil),      // 11: causeway.catalog.v1.Update.Version
-	(*Heartbeat_Freshness)(nil), // 12: causeway.catalog.v1.Heartbeat.Freshness
-	nil,                         // 13: causeway.catalog.v1.Service.LabelsEntry
-	nil,                         // 14: causeway.catalog.v1.Service.AnnotationsEntry
+	(Protocol)(0),               // 0: causeway.catalog.v1.Protocol
+	(SessionAffinity)(0),        // 1: causeway.catalog.v1.SessionAffinity
+	(*Message)(nil),             // 2: causeway.catalog.v1.Message
+	(*Hello)(nil),               // 3: causeway.catalog.v1.Hello
+	(*Subscribe)(nil),           // 4: causeway.catalog.v1.Subscribe
+	(*Update)(nil),              // 5: causeway.catalog.v1.Update
+	(*Ack)(nil),                 // 6: causeway.catalog.v1.Ack
+	(*Heartbeat)(nil),           // 7: causeway.catalog.v1.Heartbeat
+	(*Service)(nil),             // 8: causeway.catalog.v1.Service
+	(*TrafficSettings)(nil),     // 9: causeway.catalog.v1.TrafficSettings
+	(*Host)(nil),                // 10: causeway.catalog.v1.Host
+	(*Port)(nil),                // 11: causeway.catalog.v1.Port
+	(*Hello_Bounds)(nil),        // 12: causeway.catalog.v1.Hello.Bounds
+	(*Update_Version)(nil),      // 13: causeway.catalog.v1.Update.Version
+	(*Heartbeat_Freshness)(nil), // 14: causeway.catalog.v1.Heartbeat.Freshness
+	nil,                         // 15: causeway.catalog.v1.Service.LabelsEntry
+	nil,                         // 16: causeway.catalog.v1.Service.AnnotationsEntry
 }
 var file_internal_catalog_wire_catalog_proto_depIdxs = []int32{
-	2,  // 0: causeway.catalog.v1.Message.hello:type_name -> causeway.catalog.v1.Hello
-	3,  // 1: causeway.catalog.v1.Message.subscribe:type_name -> causeway.catalog.v1.Subscribe
-	4,  // 2: causeway.catalog.v1.Message.update:type_name -> causeway.catalog.v1.Update
-	5,  // 3: causeway.catalog.v1.Message.ack:type_name -> causeway.catalog.v1.Ack
-	6,  // 4: causeway.catalog.v1.Message.heartbeat:type_name -> causeway.catalog.v1.Heartbeat
-	10, // 5: causeway.catalog.v1.Hello.bounds:type_name -> causeway.catalog.v1.Hello.Bounds
-	11, // 6: causeway.catalog.v1.Update.version:type_name -> causeway.catalog.v1.Update.Version
-	12, // 7: causeway.catalog.v1.Heartbeat.freshness:type_name -> causeway.catalog.v1.Heartbeat.Freshness
-	9,  // 8: causeway.catalog.v1.Service.ports:type_name -> causeway.catalog.v1.Port
-	0,  // 9: causeway.catalog.v1.Service.session_affinity:type_name -> causeway.catalog.v1.SessionAffinity
-	13, // 10: causeway.catalog.v1.Service.labels:type_name -> causeway.catalog.v1.Service.LabelsEntry
-	14, // 11: causeway.catalog.v1.Service.annotations:type_name -> causeway.catalog.v1.Service.AnnotationsEntry
-	8,  // 12: causeway.catalog.v1.Service.hosts:type_name -> causeway.catalog.v1.Host
-	11, // 13: causeway.catalog.v1.Heartbeat.Freshness.version:type_name -> causeway.catalog.v1.Update.Version
-	1,  // 14: causeway.catalog.v1.Catalog.Sync:input_type -> causeway.catalog.v1.Message
-	1,  // 15: causeway.catalog.v1.Catalog.Sync:output_type -> causeway.catalog.v1.Message
-	15, // [15:16] is the sub-list for method output_type
-	14, // [14:15] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	3,  // 0: causeway.catalog.v1.Message.hello:type_name -> causeway.catalog.v1.Hello
+	4,  // 1: causeway.catalog.v1.Message.subscribe:type_name -> causeway.catalog.v1.Subscribe
+	5,  // 2: causeway.catalog.v1.Message.update:type_name -> causeway.catalog.v1.Update
+	6,  // 3: causeway.catalog.v1.Message.ack:type_name -> causeway.catalog.v1.Ack
+	7,  // 4: causeway.catalog.v1.Message.heartbeat:type_name -> causeway.catalog.v1.Heartbeat
+	12, // 5: causeway.catalog.v1.Hello.bounds:type_name -> causeway.catalog.v1.Hello.Bounds
+	13, // 6: causeway.catalog.v1.Update.version:type_name -> causeway.catalog.v1.Update.Version
+	14, // 7: causeway.catalog.v1.Heartbeat.freshness:type_name -> causeway.catalog.v1.Heartbeat.Freshness
+	11, // 8: causeway.catalog.v1.Service.ports:type_name -> causeway.catalog.v1.Port
+	1,  // 9: causeway.catalog.v1.Service.session_affinity:type_name -> causeway.catalog.v1.SessionAffinity
+	15, // 10: causeway.catalog.v1.Service.labels:type_name -> causeway.catalog.v1.Service.LabelsEntry
+	16, // 11: causeway.catalog.v1.Service.annotations:type_name -> causeway.catalog.v1.Service.AnnotationsEntry
+	10, // 12: causeway.catalog.v1.Service.hosts:type_name -> causeway.catalog.v1.Host
+	9,  // 13: causeway.catalog.v1.Service.settings:type_name -> causeway.catalog.v1.TrafficSettings
+	0,  // 14: causeway.catalog.v1.Port.declared:type_name -> causeway.catalog.v1.Protocol
+	13, // 15: causeway.catalog.v1.Heartbeat.Freshness.version:type_name -> causeway.catalog.v1.Update.Version
+	2,  // 16: causeway.catalog.v1.Catalog.Sync:input_type -> causeway.catalog.v1.Message
+	2,  // 17: causeway.catalog.v1.Catalog.Sync:output_type -> causeway.catalog.v1.Message
+	17, // [17:18] is the sub-list for method output_type
+	16, // [16:17] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_internal_catalog_wire_catalog_proto_init() }
@@ -1160,13 +1372,14 @@ func file_internal_catalog_wire_catalog_proto_init() {
 		(*Message_Ack)(nil),
 		(*Message_Heartbeat)(nil),
 	}
+	file_internal_catalog_wire_catalog_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_catalog_wire_catalog_proto_rawDesc), len(file_internal_catalog_wire_catalog_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   14,
+			NumEnums:      2,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // TestVectors compares the layout with docs/design/0004-catalog-stream.md. If it fails,
@@ -93,6 +94,36 @@ func TestVectors(t *testing.T) {
 				})},
 			}}},
 			want: "1a4e080312480a0473686f70120264621a100a0373716c120354435018b82a288108280142090a047465616d1201614a090a046e6f746512016250015a080a0464622d3010015a060a0464622d312001",
+		},
+		"traffic settings": {
+			message: &Message{Body: &Message_Update{Update: &Update{
+				Revision: 5,
+				Complete: true,
+				Upserts: [][]byte{encoded(catalog.Service{
+					Namespace: "shop",
+					Name:      "bar",
+					Ports: []catalog.Port{
+						{
+							Name:     "http",
+							Protocol: "TCP",
+							Port:     80,
+							Route:    1024,
+							Declared: trafficsettings.HTTP1,
+						},
+					},
+					Settings: trafficsettings.Settings{
+						Timeout:            5 * time.Second,
+						PerTryTimeout:      time.Second,
+						Retries:            trafficsettings.None,
+						RetryOn:            trafficsettings.RetryReset | trafficsettings.RetryUnavailable,
+						MaxConnections:     100,
+						MaxPendingRequests: 200,
+						MaxRequests:        300,
+						SlowStart:          time.Minute,
+					},
+				})},
+			}}},
+			want: "1a3d080512370a0473686f7012036261721a120a0468747470120354435018502880083802621608882710e80718002012286430c80138ac0240e0d4032001",
 		},
 		"reset with version": {
 			message: &Message{Body: &Message_Update{Update: &Update{Revision: 4, Complete: true, Reset_: true,

@@ -139,6 +139,7 @@ func encode(s catalog.Service) *Service {
 		Labels:                 s.Labels,
 		Annotations:            s.Annotations,
 		Headless:               s.Headless,
+		Settings:               encodeSettings(s.Settings),
 	}
 	for _, h := range s.Hosts {
 		out.Hosts = append(out.Hosts, &Host{Name: h.Name, Ready: h.Ready})
@@ -151,6 +152,7 @@ func encode(s catalog.Service) *Service {
 			AppProtocol: p.AppProtocol,
 			Route:       p.Route,
 			Isolated:    p.Isolated,
+			Declared:    Protocol(p.Declared),
 		})
 	}
 	return out
@@ -174,6 +176,7 @@ func decode(s *Service) catalog.Service {
 		Labels:                 s.GetLabels(),
 		Annotations:            s.GetAnnotations(),
 		Headless:               s.GetHeadless(),
+		Settings:               decodeSettings(s.GetSettings()),
 	}
 	for _, h := range s.GetHosts() {
 		out.Hosts = append(out.Hosts, catalog.Host{Name: h.GetName(), Ready: h.GetReady()})
@@ -190,6 +193,7 @@ func decode(s *Service) catalog.Service {
 			AppProtocol: p.GetAppProtocol(),
 			Route:       p.GetRoute(),
 			Isolated:    p.GetIsolated(),
+			Declared:    decodeProtocol(p.GetDeclared()),
 		})
 	}
 	return out

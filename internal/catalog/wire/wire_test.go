@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -30,6 +31,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/delta"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/grpctls/grpctlstest"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -282,6 +284,52 @@ func service(name string, size int) catalog.Service {
 		s.Annotations = map[string]string{"filler": strings.Repeat("x", size)}
 	}
 	return s
+}
+
+// What a Service asks for its traffic comes back as it was sent, and what no exporter
+// sends stays within bounds after Validate.
+func TestSettingsCross(t *testing.T) {
+	sent := service("bar", 0)
+	sent.Ports[0].Declared = trafficsettings.TCP
+	sent.Settings = trafficsettings.Settings{
+		Timeout:            trafficsettings.None,
+		PerTryTimeout:      time.Second,
+		Retries:            3,
+		RetryOn:            trafficsettings.Retry5xx,
+		MaxConnections:     1,
+		MaxPendingRequests: 2,
+		MaxRequests:        3,
+		SlowStart:          time.Minute,
+	}
+	raw, err := marshalService(sent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(raw []byte) catalog.Service {
+		m, err := unmarshalService(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return decode(m)
+	}
+	if got := read(raw); !got.Equal(sent) {
+		t.Errorf("(-want +got):\n%s", cmp.Diff(sent, got))
+	}
+	m := encode(sent)
+	m.Ports[0].Declared = 256 + Protocol_TCP
+	m.Settings = &TrafficSettings{
+		TimeoutMs: new(uint32(math.MaxUint32)), Retries: new(uint32(math.MaxUint32)), RetryOn: math.MaxUint32,
+		SlowStartMs: math.MaxUint32, MaxRequests: math.MaxUint32,
+	}
+	if raw, err = proto.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	got, problems := read(raw).Validate("east")
+	if got.Settings != got.Settings.Clamp() || got.Settings.Retries != trafficsettings.MaxRetries ||
+		got.Settings.Timeout != trafficsettings.MaxDuration ||
+		got.Ports[0].Declared != trafficsettings.Detect || len(problems) > 0 {
+		t.Errorf("settings %+v, port %+v, problems %v", got.Settings, got.Ports[0], problems)
+	}
 }
 
 func catalogOf(list ...catalog.Service) services {

@@ -1,14 +1,18 @@
 // Package admit decides whether a caller of a linked cluster may reach a pod of this
-// node. Decide decides each new session and exchange; Keep decides those that are open,
-// again whenever the state changes.
+// node. Decide decides each new session and exchange; DecideRequest decides each HTTP
+// request; Keep decides the sessions and exchanges that are open, again whenever the state
+// changes.
 //
 //	verified identity, name in HELLO, pod in header ─┐
 //	                                                 ├─▶ Decide, Keep ─▶ Decision: a target, or a reason and a code
 //	Links, exports, policies, pods (State) ──────────┘
 //
 // What always holds:
-//   - Both are pure: they use no clock and no network, and equal arguments give equal
+//   - They are pure: they use no clock and no network, and equal arguments give equal
 //     decisions.
+//   - A rule with methods or paths admits only requests that DecideRequest was asked
+//     about. Decide admits a session of requests if some request could be admitted, and
+//     no opaque exchange on account of such a rule.
 //   - What Decide admits, Keep keeps. Keep asks only what must end an open connection:
 //     the Link, whether the Service is still exported to it, whether the pod has ended,
 //     and policies. It asks neither selectors nor ports nor readiness, so that an open
@@ -38,6 +42,9 @@ type Request struct {
 	Port               uint32
 	// PodUID is the header's.
 	PodUID string
+	// HTTP: what is asked for carries HTTP requests, and DecideRequest decides each of
+	// them. Otherwise it is opaque.
+	HTTP bool
 }
 
 // Decision is the answer. The zero value is a refusal.
@@ -88,6 +95,11 @@ const (
 	PodTerminating
 	// PolicyDenies: policies select the service and none names the caller.
 	PolicyDenies
+	// RequestsOnly: policies admit only certain requests of the caller, and what is asked
+	// for is opaque.
+	RequestsOnly
+	// RequestDenied: policies admit only certain requests of the caller, and not this one.
+	RequestDenied
 	// PodIsolated: NetworkPolicies isolate the port of the pod, and no ExportPolicy
 	// names the caller.
 	PodIsolated
@@ -115,6 +127,8 @@ var reasons = [...]struct {
 	PodNotBacking:   {"pod_not_backing", tunnel.Code_NO_ENDPOINT},
 	PodTerminating:  {"pod_terminating", tunnel.Code_NO_ENDPOINT},
 	PolicyDenies:    {"policy_denies", tunnel.Code_DENIED},
+	RequestsOnly:    {"requests_only", tunnel.Code_DENIED},
+	RequestDenied:   {"request_denied", tunnel.Code_DENIED},
 	PodIsolated:     {"pod_isolated", tunnel.Code_DENIED},
 	DefaultDenies:   {"default_denies", tunnel.Code_DENIED},
 	Admitted:        {"admitted", tunnel.Code_OK},
@@ -132,17 +146,40 @@ func Reasons() []Reason {
 	return all
 }
 
-// Decide answers a request from a state. A nil or zero state refuses everything.
+// Decide answers a request from a state. A nil or zero state refuses everything. If r.HTTP
+// is set, it admits the caller if some HTTP request of it could be admitted.
 func Decide(r Request, s *State) Decision {
 	d := Decision{}
-	return d.withReason(d.decide(r, s))
+	return d.withReason(d.decide(r, someRequest(r.HTTP), s))
+}
+
+// DecideRequest answers for one HTTP request, with or without r.HTTP. normalPath is its
+// path in normal form, as policies compare it; empty: it has none, so that no rule with
+// paths admits it. What DecideRequest admits, Decide admits for a session of requests.
+func DecideRequest(r Request, method, normalPath string, s *State) Decision {
+	d := Decision{}
+	return d.withReason(d.decide(r, func(rule *RequestRule) Reason {
+		if rule.matches(method, normalPath) {
+			return Admitted
+		}
+		return RequestDenied
+	}, s))
+}
+
+// someRequest returns a decision about rules that name the caller: whether they could
+// admit something of what is asked for.
+func someRequest(http bool) func(*RequestRule) Reason {
+	if http {
+		return func(*RequestRule) Reason { return Admitted }
+	}
+	return func(*RequestRule) Reason { return RequestsOnly }
 }
 
 // Keep decides whether a connection that Decide has admitted may stay open. Its Decision
 // has no Pod and no Target.
 func Keep(r Request, s *State) Decision {
 	d := Decision{}
-	return d.withReason(d.keep(r, s))
+	return d.withReason(d.keep(r, someRequest(r.HTTP), s))
 }
 
 // withReason returns the decision with a reason.
@@ -157,7 +194,7 @@ func (d Decision) withReason(r Reason) Decision {
 }
 
 // decide returns the reason, and fills in what it finds on the way.
-func (d *Decision) decide(r Request, s *State) Reason {
+func (d *Decision) decide(r Request, rule func(*RequestRule) Reason, s *State) Reason {
 	export, reason := d.findExport(r, s)
 	switch {
 	case d.Link.Suspended:
@@ -168,14 +205,14 @@ func (d *Decision) decide(r Request, s *State) Reason {
 		return NoPort
 	}
 	// Policies come first: whom they refuse must not learn about endpoints.
-	if reason := d.checkPolicies(r, export); reason != Admitted {
+	if reason := d.checkPolicies(r, rule, export); reason != Admitted {
 		return reason
 	}
 	return d.findPod(r, s, export)
 }
 
 // keep returns the reason.
-func (d *Decision) keep(r Request, s *State) Reason {
+func (d *Decision) keep(r Request, rule func(*RequestRule) Reason, s *State) Reason {
 	export, reason := d.findExport(r, s)
 	if reason != Admitted {
 		return reason
@@ -186,7 +223,7 @@ func (d *Decision) keep(r Request, s *State) Reason {
 	case !pod.Live:
 		return PodDead
 	}
-	return d.checkPolicies(r, export)
+	return d.checkPolicies(r, rule, export)
 }
 
 // findExport finds the caller's Link, and the Service if it is exported to it.
@@ -237,11 +274,22 @@ func (d *Decision) findPod(r Request, s *State, export Export) Reason {
 }
 
 // checkPolicies checks whether an ExportPolicy must name the caller, and whether one
-// does.
-func (d *Decision) checkPolicies(r Request, export Export) Reason {
-	for _, p := range export.Policies {
+// does. The function rule decides on request rules that name the caller.
+func (d *Decision) checkPolicies(r Request, rule func(*RequestRule) Reason, export Export) Reason {
+	refused := PolicyDenies
+	for i := range export.Policies {
+		p := &export.Policies[i]
 		for _, c := range p.Callers {
 			if c.Matches(d.Link.Name, r.Caller) {
+				d.Policy = p.Name
+				return Admitted
+			}
+		}
+		for j := range p.Requests {
+			if !p.Requests[j].Caller.Matches(d.Link.Name, r.Caller) {
+				continue
+			}
+			if refused = rule(&p.Requests[j]); refused == Admitted {
 				d.Policy = p.Name
 				return Admitted
 			}
@@ -249,7 +297,7 @@ func (d *Decision) checkPolicies(r Request, export Export) Reason {
 	}
 	switch {
 	case len(export.Policies) > 0:
-		return PolicyDenies
+		return refused
 	case slices.Contains(export.Isolated[r.PodUID], r.Port):
 		return PodIsolated
 	case d.Link.DefaultDeny:

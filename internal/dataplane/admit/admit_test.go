@@ -57,7 +57,7 @@ const web = "spiffe://west-1a2b3c4d/ns/shop/sa/web"
 func TestDecide(t *testing.T) {
 	ask := Request{Caller: name(t, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1"}
 	callers := func(cs ...Caller) func(*fixture) {
-		return func(w *fixture) { w.exports[0].Policies = []Policy{{"other", nil}, {"front", cs}} }
+		return func(w *fixture) { w.exports[0].Policies = []Policy{{Name: "other"}, {Name: "front", Callers: cs}} }
 	}
 	same := func(*fixture) {}
 	isolate := func(w *fixture) { w.exports[0].Isolated = map[string][]uint32{"pod-1": {80}} }
@@ -155,10 +155,10 @@ func TestKeep(t *testing.T) {
 		"pod ended":      {"its address is another's by now", func(w *fixture) { w.pods[0].Live = false }, PodDead},
 		"pod gone":       {"its address is another's by now", func(w *fixture) { w.pods = nil }, NoPod},
 		"policy for others": {"a new policy is for open connections as well", func(w *fixture) {
-			w.exports[0].Policies = []Policy{{"front", []Caller{{Link: "north"}}}}
+			w.exports[0].Policies = []Policy{{Name: "front", Callers: []Caller{{Link: "north"}}}}
 		}, PolicyDenies},
 		"policy for it": {"it names the caller", func(w *fixture) {
-			w.exports[0].Policies = []Policy{{"front", []Caller{{Link: "west"}}}}
+			w.exports[0].Policies = []Policy{{Name: "front", Callers: []Caller{{Link: "west"}}}}
 		}, Admitted},
 		"isolated": {"a NetworkPolicy closes its port", func(w *fixture) {
 			w.exports[0].Isolated = map[string][]uint32{"pod-1": {80}}
@@ -253,7 +253,14 @@ func randomFixture(rng *rand.Rand) (fixture, Request) {
 		for p := range rng.IntN(3) {
 			policy := Policy{Name: fmt.Sprint("p", p)}
 			for range rng.IntN(3) {
-				policy.Callers = append(policy.Callers, Caller{Link: pick("", "west", "north"), Namespace: pick("", "shop"), ServiceAccount: pick("", "web", "api")})
+				caller := Caller{Link: pick("", "west", "north"), Namespace: pick("", "shop"), ServiceAccount: pick("", "web", "api")}
+				if rng.IntN(2) == 0 {
+					policy.Callers = append(policy.Callers, caller)
+					continue
+				}
+				policy.Requests = append(policy.Requests, RequestRule{
+					Caller: caller, Methods: some("GET", "PUT"), Paths: []Path{{Exact: "/a"}, {Prefix: "/b"}}[:rng.IntN(3)],
+				})
 			}
 			e.Policies = append(e.Policies, policy)
 		}
@@ -263,7 +270,7 @@ func randomFixture(rng *rand.Rand) (fixture, Request) {
 	if err != nil {
 		panic(err)
 	}
-	return w, Request{Caller: n, Namespace: "shop", Service: pick("bar", "baz"), Port: 80, PodUID: pick("pod-1", "pod-2")}
+	return w, Request{Caller: n, Namespace: "shop", Service: pick("bar", "baz"), Port: 80, PodUID: pick("pod-1", "pod-2"), HTTP: rng.IntN(2) == 0}
 }
 
 // removals are edits by which an operator or a controller takes something away. None
@@ -279,6 +286,7 @@ var removals = map[string]func(*rand.Rand, *fixture){
 	"a policy's caller": inExport(func(r *rand.Rand, e *Export) {
 		for i := range e.Policies {
 			e.Policies[i].Callers = without(r, e.Policies[i].Callers)
+			e.Policies[i].Requests = without(r, e.Policies[i].Requests)
 		}
 	}),
 	"a pod's life": func(_ *rand.Rand, w *fixture) {

@@ -2,6 +2,8 @@ package admit
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
@@ -46,10 +48,55 @@ type Export struct {
 	Isolated map[string][]uint32
 }
 
-// Policy names who may call. A policy without callers admits no caller.
+// Policy names who may call. A policy without callers and request rules admits no caller.
 type Policy struct {
-	Name    string
+	Name string
+	// Callers may make every call.
 	Callers []Caller
+	// Requests name callers that may make certain requests and no other call.
+	Requests []RequestRule
+}
+
+// RequestRule admits the requests of a caller whose method and path both match. It admits
+// no opaque connection, even if it has neither methods nor paths.
+type RequestRule struct {
+	Caller Caller
+	// Methods are the methods, case-sensitive; empty: all.
+	Methods []string
+	// Paths are the paths; empty: all, also those without a normal form.
+	Paths []Path
+}
+
+// matches reports whether the rule admits a request of a caller that it names. The path
+// is in normal form; empty: it has none.
+func (r *RequestRule) matches(method, path string) bool {
+	if len(r.Methods) > 0 && !slices.Contains(r.Methods, method) {
+		return false
+	}
+	return len(r.Paths) == 0 || slices.ContainsFunc(r.Paths, func(p Path) bool { return p.Matches(path) })
+}
+
+// Path matches paths in normal form. Exactly one field is set. The zero value matches no
+// path.
+type Path struct {
+	// Exact is the whole path.
+	Exact string
+	// Prefix is the path's first segments. A slash at its end has no meaning.
+	Prefix string
+}
+
+// Matches reports whether p matches a path in normal form. It matches no empty path.
+func (p Path) Matches(path string) bool {
+	switch {
+	case path == "" || path[0] != '/':
+		return false
+	case p.Exact != "":
+		return path == p.Exact
+	case p.Prefix == "":
+		return false
+	}
+	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(p.Prefix, "/"))
+	return ok && (rest == "" || rest[0] == '/')
 }
 
 // Caller matches a workload that equals it in every field that is not empty. The zero value

@@ -30,9 +30,10 @@ func exportOf(e *wire.Export) admit.Export {
 	for _, p := range e.Policies {
 		policy := admit.Policy{Name: p.Name}
 		for _, c := range p.Callers {
-			policy.Callers = append(policy.Callers, admit.Caller{
-				Link: c.Link, Namespace: c.Namespace, ServiceAccount: c.ServiceAccount, SPIFFEID: c.SpiffeId,
-			})
+			policy.Callers = append(policy.Callers, callerOf(c))
+		}
+		for _, c := range p.RequestCallers {
+			policy.Requests = append(policy.Requests, requestRuleOf(c))
 		}
 		out.Policies = append(out.Policies, policy)
 	}
@@ -41,6 +42,20 @@ func exportOf(e *wire.Export) admit.Export {
 		if len(p.IsolatedPorts) > 0 {
 			out.Isolated[p.Uid] = p.IsolatedPorts
 		}
+	}
+	return out
+}
+
+func callerOf(c *wire.Caller) admit.Caller {
+	return admit.Caller{
+		Link: c.GetLink(), Namespace: c.GetNamespace(), ServiceAccount: c.GetServiceAccount(), SPIFFEID: c.GetSpiffeId(),
+	}
+}
+
+func requestRuleOf(c *wire.RequestCaller) admit.RequestRule {
+	out := admit.RequestRule{Caller: callerOf(c.Caller), Methods: c.Methods}
+	for _, p := range c.Paths {
+		out.Paths = append(out.Paths, admit.Path{Exact: p.GetExact(), Prefix: p.GetPrefix()})
 	}
 	return out
 }

@@ -54,7 +54,7 @@ func newState(view nodestream.View, revoked func(uid string) bool, was *state) (
 	b := &stateBuilder{was: was, state: &state{
 		links: make(map[string]*peer), mirrors: make(map[netip.Addr]*mirror, len(view)),
 		pods: make(map[string]*pod), podsByAddr: make(map[netip.Addr][]*pod),
-		accepting: make(map[backingKey]bool),
+		accepting: make(map[backingKey]bool), exportedPorts: make(map[exportedPortKey]exportedPort),
 		parsed: parsedResources{
 			links:     make(map[*wire.Resource]*parsedLink),
 			frontends: make(map[*wire.Resource]*parsedFrontend, len(view)),
@@ -169,6 +169,8 @@ func parseLink(l *wire.Link) *parsedLink {
 		trustDomain: l.TrustDomain,
 		suspended:   l.Suspended,
 		defaultDeny: l.DefaultDeny,
+
+		catalogUnknown: l.CatalogUnknown,
 	}
 	if l.CallersRestricted {
 		p.callers = make(map[string]bool, len(l.CallerNamespaces))
@@ -219,6 +221,9 @@ func (b *stateBuilder) addFrontend(r *wire.Resource, f *wire.Frontend) error {
 	if parsed == nil || parsed.link != link {
 		parsed = &parsedFrontend{link: link}
 		parsed.mirror, parsed.vips, parsed.err = parseFrontend(f, link)
+		if parsed.err == nil && link.catalogUnknown {
+			parsed.mirror.inheritSettings(b.was, parsed.vips)
+		}
 	}
 	b.parsed.frontends[r] = parsed
 	for _, vip := range parsed.vips {
@@ -256,12 +261,20 @@ func parseFrontend(f *wire.Frontend, link *peer) (*mirror, []netip.Addr, error) 
 		}
 		out.identities = append(out.identities, identity)
 	}
-	protocols := make(map[uint32]string, len(f.Ports))
+	dialed := make(map[uint32]*wire.FrontendPort, len(f.Ports))
 	for _, p := range f.Ports {
-		protocols[p.Index] = p.AppProtocol
+		dialed[p.Index] = p
 	}
+	settings := settingsOf(b.Settings)
 	for _, p := range b.Ports {
-		out.ports[int(p.Index)] = mirrorPort{number: p.Port, route: p.Route, appProtocol: protocols[p.Index]}
+		app := dialed[p.Index].GetAppProtocol()
+		out.ports[int(p.Index)] = mirrorPort{
+			number:      p.Port,
+			route:       p.Route,
+			appProtocol: app,
+			protocol:    protocolOf(dialed[p.Index].GetDeclared(), app),
+			settings:    settings,
+		}
 	}
 	var vips []netip.Addr
 	for _, vip := range f.Vips {
@@ -296,12 +309,19 @@ func (b *stateBuilder) addPod(w *wire.Pod) {
 	}
 }
 
-// addExport records which pods accept new connections, and returns the export for
-// admission.
+// addExport records the ports of an export and which pods accept new connections, and
+// returns the export for admission.
 func (b *stateBuilder) addExport(r *wire.Resource, e *wire.Export) admit.Export {
 	for _, p := range e.Pods {
 		if p.Accepts {
 			b.accepting[backingKey{e.Namespace, e.Service, p.Uid}] = true
+		}
+	}
+	for _, p := range e.Ports {
+		b.exportedPorts[exportedPortKey{e.Namespace, e.Service, p.Port}] = exportedPort{
+			appProtocol:     p.AppProtocol,
+			protocol:        protocolOf(p.Declared, p.AppProtocol),
+			forwardIdentity: forwardIdentityOf(e.ForwardIdentity),
 		}
 	}
 	export, ok := b.was.parsed.exports[r]

@@ -10,6 +10,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // state is one whole view from the controller without the Links that were deleted. It is
@@ -34,6 +35,7 @@ type state struct {
 	podsByAddr     map[netip.Addr][]*pod  // without those on the host network
 	callers        map[account]bool       // those of live pods that can call or be called
 	accepting      map[backingKey]bool    // pods that take new connections
+	exportedPorts  map[exportedPortKey]exportedPort
 	anchors        *identity.Anchors
 	admission      *admit.State
 	parsed         parsedResources
@@ -51,6 +53,8 @@ type peer struct {
 	suspended bool
 	// defaultDeny: without an ExportPolicy no caller of the peer is admitted here.
 	defaultDeny bool
+	// catalogUnknown: frontends may lack the settings of the peer's Services.
+	catalogUnknown bool
 	// callers holds the local namespaces that may call; nil: every namespace may.
 	callers map[string]bool
 }
@@ -94,10 +98,29 @@ type mirrorPort struct {
 	route  uint32
 	// appProtocol is what the exporter declares; it is for information.
 	appProtocol string
+	// protocol is what the exporter declares by an annotation, or else by appProtocol.
+	protocol trafficsettings.Protocol
+	// settings are those of the peer's Service, with this cluster's defaults.
+	settings trafficsettings.Settings
 }
 
 // samePort reports whether p and q are the same port of the peer's Service.
 func (p mirrorPort) samePort(q mirrorPort) bool { return p.number == q.number && p.route == q.route }
+
+// exportedPort is a port of an exported Service whose namespace has pods on this node.
+type exportedPort struct {
+	appProtocol string
+	// protocol is what the owner declares by an annotation, or else by appProtocol.
+	protocol trafficsettings.Protocol
+	// forwardIdentity is how the application learns who calls it.
+	forwardIdentity trafficsettings.ForwardIdentity
+}
+
+// exportedPortKey names an exportedPort.
+type exportedPortKey struct {
+	namespace, service string
+	port               uint32
+}
 
 // pod is a live pod of this node.
 type pod struct {

@@ -8,13 +8,16 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 func noneRevoked(string) bool { return false }
@@ -169,6 +172,118 @@ func TestNewState(t *testing.T) {
 			t.Errorf("no view: %v", err)
 		}
 	})
+}
+
+// What owners of Services ask for reaches the ports of both ends.
+func TestPortsHaveSettings(t *testing.T) {
+	link := &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{Name: "east", Uid: "uid-east", TrustDomain: "east-12"}}}
+	cluster := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 32)}}}
+	frontend := &wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
+		Namespace: "shop", Name: "bar-east", Vips: []string{"240.0.0.1"},
+		Ports: []*wire.FrontendPort{
+			{Index: 0, AppProtocol: "http"}, {Index: 1, AppProtocol: "http", Declared: wire.Protocol_TCP}, {Index: 2}, {Index: 3, Declared: 99},
+		},
+		Tiers: []*wire.Tier{{Backends: []*wire.Backend{{
+			Link: "east", Namespace: "shop", Service: "bar",
+			Ports: []*wire.BackendPort{{Index: 0, Port: 80, Route: 1024}, {Index: 1, Port: 81, Route: 1025}, {Index: 2, Port: 82, Route: 1026}, {Index: 3, Port: 83, Route: 1027}},
+			Settings: &wire.TrafficSettings{
+				TimeoutMs: new(uint32(0)), PerTryTimeoutMs: new(uint32(1500)), Retries: new(uint32(2)), RetryOn: 1 << 1,
+				MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3, SlowStartMs: 4,
+			},
+		}}}},
+	}}}
+	export := &wire.Resource{Body: &wire.Resource_Export{Export: &wire.Export{
+		Namespace: "shop", Service: "foo", ForwardIdentity: wire.ForwardIdentity_PROXY_V2,
+		Ports: []*wire.ExportPort{{Port: 80, AppProtocol: "kubernetes.io/h2c"}, {Port: 81, Declared: wire.Protocol_GRPC}},
+	}}}
+	s, err := newState(must(nodestream.NewView(cluster, link, frontend, export))(t), noneRevoked, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := trafficsettings.Settings{
+		Timeout: trafficsettings.None, PerTryTimeout: 1500 * time.Millisecond, Retries: 2, RetryOn: trafficsettings.RetryReset,
+		MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3, SlowStart: 4 * time.Millisecond,
+	}
+	ports := s.mirrors[netip.MustParseAddr("240.0.0.1")].ports
+	for i, want := range []mirrorPort{
+		{number: 80, route: 1024, appProtocol: "http", protocol: trafficsettings.HTTP1, settings: settings},
+		{number: 81, route: 1025, appProtocol: "http", protocol: trafficsettings.TCP, settings: settings},
+		{number: 82, route: 1026, settings: settings},
+		{number: 83, route: 1027, protocol: trafficsettings.TCP, settings: settings},
+	} {
+		if ports[i] != want {
+			t.Errorf("mirror port %d: %+v, want %+v", i, ports[i], want)
+		}
+	}
+	for port, want := range map[uint32]exportedPort{
+		80: {"kubernetes.io/h2c", trafficsettings.HTTP2, trafficsettings.ForwardProxyV2},
+		81: {"", trafficsettings.GRPC, trafficsettings.ForwardProxyV2},
+		82: {},
+	} {
+		if got := s.exportedPorts[exportedPortKey{"shop", "foo", port}]; got != want {
+			t.Errorf("exported port %d: %+v, want %+v", port, got, want)
+		}
+	}
+}
+
+// While a controller that has just begun does not know the peer's catalog, agents keep
+// what the Service asks for.
+func TestUnknownSettingsAreInherited(t *testing.T) {
+	cluster := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 32)}}}
+	frontend := func(service string, declared wire.Protocol, settings *wire.TrafficSettings) *wire.Resource {
+		return &wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
+			Namespace: "shop", Name: "bar-east", Vips: []string{"240.0.0.1"}, Ports: []*wire.FrontendPort{{Declared: declared}},
+			Tiers: []*wire.Tier{{Backends: []*wire.Backend{{
+				Link: "east", Namespace: "shop", Service: service, Ports: []*wire.BackendPort{{Port: 80, Route: 1024}},
+				Settings: settings,
+			}}}},
+		}}}
+	}
+	next := func(was *state, unknown bool, f *wire.Resource) (*state, mirrorPort) {
+		link := &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{
+			Name: "east", Uid: "uid-east", TrustDomain: "east-12", CatalogUnknown: unknown,
+		}}}
+		s, err := newState(must(nodestream.NewView(cluster, link, f))(t), noneRevoked, was)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s, s.mirrors[netip.MustParseAddr("240.0.0.1")].ports[0]
+	}
+	// The controller has only the Link's defaults of a Service that it cannot describe.
+	defaults := frontend("bar", wire.Protocol_DETECT, &wire.TrafficSettings{TimeoutMs: new(uint32(9))})
+	described := frontend("bar", wire.Protocol_TCP, &wire.TrafficSettings{MaxRequests: 7})
+	known, first := next(nil, false, described)
+	later, port := next(known, true, defaults)
+	if port != first {
+		t.Errorf("the port has %+v, want %+v", port, first)
+	}
+	if later, port = next(later, true, defaults); port != first {
+		t.Errorf("in a later state the port has %+v, want %+v", port, first)
+	}
+	if _, port := next(later, false, defaults); port.protocol != trafficsettings.Detect || port.settings.MaxRequests != 0 {
+		t.Errorf("once the catalog is known, the port has %+v", port)
+	}
+	for why, was := range map[string]*state{"another Service": known, "no former state": nil} {
+		other := frontend("foo", wire.Protocol_DETECT, &wire.TrafficSettings{TimeoutMs: new(uint32(9))})
+		if _, port := next(was, true, other); port.protocol != trafficsettings.Detect || port.settings.Timeout != 9*time.Millisecond {
+			t.Errorf("%s: the port has %+v, want the defaults", why, port)
+		}
+	}
+}
+
+// A rule with methods or paths admits no session, because this agent asks about no
+// request.
+func TestAdmissionHasRequestRules(t *testing.T) {
+	got := exportOf(&wire.Export{Policies: []*wire.Policy{{Name: "front", RequestCallers: []*wire.RequestCaller{{
+		Caller: &wire.Caller{Link: "west"}, Methods: []string{"GET"},
+		Paths: []*wire.PathMatch{{Match: &wire.PathMatch_Exact{Exact: "/a"}}, {Match: &wire.PathMatch_Prefix{Prefix: "/b"}}, {}},
+	}}}}})
+	want := []admit.Policy{{Name: "front", Requests: []admit.RequestRule{{
+		Caller: admit.Caller{Link: "west"}, Methods: []string{"GET"}, Paths: []admit.Path{{Exact: "/a"}, {Prefix: "/b"}, {}},
+	}}}}
+	if diff := cmp.Diff(want, got.Policies); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
 }
 
 func TestIsVIP(t *testing.T) {

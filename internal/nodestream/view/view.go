@@ -85,6 +85,8 @@ type Peer struct {
 	Suspended, DefaultDeny bool
 	CallersRestricted      bool
 	CallerNamespaces       []string
+	// CatalogUnknown: the peer's whole catalog has not been received yet.
+	CatalogUnknown bool
 }
 
 // Gateway is one address of a peer's gateway.
@@ -101,6 +103,7 @@ func LinkForAgents(p Peer, ownDomain string, today uint32) *wire.Resource {
 		l.Gateways = append(l.Gateways, &wire.GatewayAddress{Address: g.Address, Healthy: g.Healthy})
 	}
 	l.DayKeys = dayKeys(p.Secret, ownDomain, p.TrustDomain, today)
+	l.CatalogUnknown = p.CatalogUnknown
 	return &wire.Resource{Body: &wire.Resource_Link{Link: l}}
 }
 
@@ -140,7 +143,7 @@ func dayKeys(secret [32]byte, from, to string, today uint32) []*wire.DayKey {
 // Frontend returns the resource of a mirror Service of a Link's peer: one tier with one
 // backend. ready reports whether the peer has ready endpoints. It returns nil for a
 // headless Service as such: clients dial the mirrors of its named pods.
-func Frontend(link string, m ledger.Mirror, ready bool) *wire.Resource {
+func Frontend(link string, m ledger.Mirror, ready bool, settings Settings) *wire.Resource {
 	if m.Headless && m.Hostname == "" {
 		return nil
 	}
@@ -151,6 +154,7 @@ func Frontend(link string, m ledger.Mirror, ready bool) *wire.Resource {
 		Hostname:   m.Hostname,
 		Ready:      ready,
 		Identities: m.Identities,
+		Settings:   settings.backend(),
 	}
 	f := &wire.Frontend{
 		Namespace:              m.MirrorNamespace,
@@ -166,7 +170,12 @@ func Frontend(link string, m ledger.Mirror, ready bool) *wire.Resource {
 			continue // the peer does not offer it now
 		}
 		index := uint32(p.Index)
-		f.Ports = append(f.Ports, &wire.FrontendPort{Index: index, Name: p.Name, AppProtocol: p.AppProtocol})
+		f.Ports = append(f.Ports, &wire.FrontendPort{
+			Index:       index,
+			Name:        p.Name,
+			AppProtocol: p.AppProtocol,
+			Declared:    settings.port(p.Port, p.AppProtocol),
+		})
 		backend.Ports = append(backend.Ports, &wire.BackendPort{
 			Index: index,
 			Port:  uint32(p.Port),
@@ -259,12 +268,18 @@ func exportPodOf(ep *catalog.Endpoint) *wire.ExportPod {
 
 // exportOf returns the resource of an export without pods.
 func exportOf(e *catalog.Export) *wire.Resource {
-	x := &wire.Export{Namespace: e.Namespace, Service: e.Name, Links: e.Links}
+	x := &wire.Export{
+		Namespace:       e.Namespace,
+		Service:         e.Name,
+		Links:           e.Links,
+		ForwardIdentity: wire.ForwardIdentity(e.ForwardIdentity),
+	}
 	for _, p := range e.Ports {
 		x.Ports = append(x.Ports, &wire.ExportPort{
 			Port:        uint32(p.Port),
 			Name:        p.Name,
 			AppProtocol: p.AppProtocol,
+			Declared:    wire.Protocol(p.Declared),
 		})
 	}
 	for i := range e.Policies {
@@ -275,13 +290,33 @@ func exportOf(e *catalog.Export) *wire.Resource {
 
 func policyOf(p *v1alpha1.ExportPolicy) *wire.Policy {
 	out := &wire.Policy{Name: p.Name}
-	for _, c := range p.Spec.Callers {
-		out.Callers = append(out.Callers, &wire.Caller{
+	for i := range p.Spec.Callers {
+		c := &p.Spec.Callers[i]
+		caller := &wire.Caller{
 			Link:           c.Link,
 			Namespace:      c.Namespace,
 			ServiceAccount: c.ServiceAccount,
 			SpiffeId:       c.SPIFFEID,
+		}
+		if len(c.Methods) == 0 && len(c.Paths) == 0 {
+			out.Callers = append(out.Callers, caller)
+			continue
+		}
+		out.RequestCallers = append(out.RequestCallers, &wire.RequestCaller{
+			Caller: caller, Methods: c.Methods, Paths: pathsOf(c.Paths),
 		})
+	}
+	return out
+}
+
+func pathsOf(paths []v1alpha1.PathMatch) []*wire.PathMatch {
+	var out []*wire.PathMatch
+	for _, p := range paths {
+		if p.Exact != "" {
+			out = append(out, &wire.PathMatch{Match: &wire.PathMatch_Exact{Exact: string(p.Exact)}})
+		} else {
+			out = append(out, &wire.PathMatch{Match: &wire.PathMatch_Prefix{Prefix: string(p.Prefix)}})
+		}
 	}
 	return out
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/ledger"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 var (
@@ -179,14 +180,37 @@ func TestFrontend(t *testing.T) {
 	named.Hostname, named.Headless = "db-0", true
 	headless.Headless = true
 	want(t, "a port that the peer does not offer is left out",
-		frontend(func(*wire.Frontend, *wire.Backend) {}), Frontend("west", mirror, true))
+		frontend(func(*wire.Frontend, *wire.Backend) {}), Frontend("west", mirror, true, Settings{}))
 	want(t, "readiness is the peer's",
 		frontend(func(_ *wire.Frontend, b *wire.Backend) { b.Ready = false }),
-		Frontend("west", mirror, false))
+		Frontend("west", mirror, false, Settings{}))
 	want(t, "a named pod's frontend leads to that pod only",
 		frontend(func(_ *wire.Frontend, b *wire.Backend) { b.Hostname = "db-0" }),
-		Frontend("west", named, true))
-	if r := Frontend("west", headless, true); r != nil {
+		Frontend("west", named, true, Settings{}))
+	want(t, "the settings are the Service's, and the Link's defaults for the rest",
+		frontend(func(f *wire.Frontend, b *wire.Backend) {
+			f.Ports[0].Declared = wire.Protocol_HTTP2
+			b.Settings = &wire.TrafficSettings{
+				TimeoutMs:   new(uint32(500)),
+				Retries:     new(uint32(0)),
+				RetryOn:     2,
+				MaxRequests: 9,
+				SlowStartMs: 1000,
+			}
+		}),
+		Frontend("west", mirror, true, Settings{
+			Settings: trafficsettings.Settings{
+				Timeout: 500 * time.Millisecond, MaxRequests: 9, SlowStart: time.Second,
+			},
+			Declared: map[uint16]trafficsettings.Protocol{80: trafficsettings.HTTP2},
+			Defaults: trafficsettings.Defaults{
+				Timeout: time.Hour,
+				Retries: trafficsettings.None,
+				RetryOn: trafficsettings.RetryReset,
+				Opaque:  true,
+			},
+		}))
+	if r := Frontend("west", headless, true, Settings{}); r != nil {
 		t.Errorf("no client dials a headless Service as such, got %v", r)
 	}
 }
@@ -287,13 +311,21 @@ func TestPod(t *testing.T) {
 func export() *catalog.Export {
 	return &catalog.Export{
 		Namespace: "shop", Name: "bar", Links: []string{"west"},
+		ForwardIdentity: trafficsettings.ForwardHeader,
 		Ports: []catalog.Port{
-			{Name: "http", Port: 80, Protocol: "TCP"},
-			{Name: "admin", Port: 81, Protocol: "TCP"},
+			{Name: "http", Port: 80, Protocol: "TCP", AppProtocol: "http"},
+			{Name: "admin", Port: 81, Protocol: "TCP", Declared: trafficsettings.TCP},
 		},
 		Policies: []v1alpha1.ExportPolicy{{
 			ObjectMeta: metav1.ObjectMeta{Name: "only-web"},
-			Spec:       v1alpha1.ExportPolicySpec{Callers: []v1alpha1.Caller{{ServiceAccount: "web"}}},
+			Spec: v1alpha1.ExportPolicySpec{Callers: []v1alpha1.Caller{
+				{ServiceAccount: "web"},
+				{
+					ServiceAccount: "job",
+					Methods:        []string{"GET"},
+					Paths:          []v1alpha1.PathMatch{{Exact: "/a"}, {Prefix: "/b"}},
+				},
+			}},
 		}},
 		Endpoints: []catalog.Endpoint{
 			{
@@ -319,9 +351,24 @@ func TestExports(t *testing.T) {
 	body := func(pods ...*wire.ExportPod) *wire.Resource {
 		return &wire.Resource{Body: &wire.Resource_Export{Export: &wire.Export{
 			Namespace: "shop", Service: "bar", Links: []string{"west"},
-			Ports:    []*wire.ExportPort{{Port: 80, Name: "http"}, {Port: 81, Name: "admin"}},
-			Policies: []*wire.Policy{{Name: "only-web", Callers: []*wire.Caller{{ServiceAccount: "web"}}}},
-			Pods:     pods,
+			Ports: []*wire.ExportPort{
+				{Port: 80, Name: "http", AppProtocol: "http"},
+				{Port: 81, Name: "admin", Declared: wire.Protocol_TCP},
+			},
+			Policies: []*wire.Policy{{
+				Name:    "only-web",
+				Callers: []*wire.Caller{{ServiceAccount: "web"}},
+				RequestCallers: []*wire.RequestCaller{{
+					Caller:  &wire.Caller{ServiceAccount: "job"},
+					Methods: []string{"GET"},
+					Paths: []*wire.PathMatch{
+						{Match: &wire.PathMatch_Exact{Exact: "/a"}},
+						{Match: &wire.PathMatch_Prefix{Prefix: "/b"}},
+					},
+				}},
+			}},
+			Pods:            pods,
+			ForwardIdentity: wire.ForwardIdentity_HEADER,
 		}}}
 	}
 	want(t, "a node gets its own pods only", body(&wire.ExportPod{

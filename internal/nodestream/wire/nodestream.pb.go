@@ -24,6 +24,114 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Protocol is what a port speaks. DETECT: the first bytes of a connection decide. TCP:
+// connections are opaque.
+type Protocol int32
+
+const (
+	Protocol_DETECT Protocol = 0
+	Protocol_TCP    Protocol = 1
+	Protocol_HTTP1  Protocol = 2
+	Protocol_HTTP2  Protocol = 3
+	Protocol_GRPC   Protocol = 4
+)
+
+// Enum value maps for Protocol.
+var (
+	Protocol_name = map[int32]string{
+		0: "DETECT",
+		1: "TCP",
+		2: "HTTP1",
+		3: "HTTP2",
+		4: "GRPC",
+	}
+	Protocol_value = map[string]int32{
+		"DETECT": 0,
+		"TCP":    1,
+		"HTTP1":  2,
+		"HTTP2":  3,
+		"GRPC":   4,
+	}
+)
+
+func (x Protocol) Enum() *Protocol {
+	p := new(Protocol)
+	*p = x
+	return p
+}
+
+func (x Protocol) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Protocol) Descriptor() protoreflect.EnumDescriptor {
+	return file_internal_nodestream_wire_nodestream_proto_enumTypes[0].Descriptor()
+}
+
+func (Protocol) Type() protoreflect.EnumType {
+	return &file_internal_nodestream_wire_nodestream_proto_enumTypes[0]
+}
+
+func (x Protocol) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Protocol.Descriptor instead.
+func (Protocol) EnumDescriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{0}
+}
+
+type ForwardIdentity int32
+
+const (
+	ForwardIdentity_NONE ForwardIdentity = 0
+	// A header of each request.
+	ForwardIdentity_HEADER ForwardIdentity = 1
+	// A PROXY protocol header, version 2, before each connection.
+	ForwardIdentity_PROXY_V2 ForwardIdentity = 2
+)
+
+// Enum value maps for ForwardIdentity.
+var (
+	ForwardIdentity_name = map[int32]string{
+		0: "NONE",
+		1: "HEADER",
+		2: "PROXY_V2",
+	}
+	ForwardIdentity_value = map[string]int32{
+		"NONE":     0,
+		"HEADER":   1,
+		"PROXY_V2": 2,
+	}
+)
+
+func (x ForwardIdentity) Enum() *ForwardIdentity {
+	p := new(ForwardIdentity)
+	*p = x
+	return p
+}
+
+func (x ForwardIdentity) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ForwardIdentity) Descriptor() protoreflect.EnumDescriptor {
+	return file_internal_nodestream_wire_nodestream_proto_enumTypes[1].Descriptor()
+}
+
+func (ForwardIdentity) Type() protoreflect.EnumType {
+	return &file_internal_nodestream_wire_nodestream_proto_enumTypes[1]
+}
+
+func (x ForwardIdentity) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ForwardIdentity.Descriptor instead.
+func (ForwardIdentity) EnumDescriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{1}
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The caller's Causeway version, for display.
@@ -484,8 +592,12 @@ type Link struct {
 	// Only pods in caller_namespaces may call services of this peer.
 	CallersRestricted bool     `protobuf:"varint,10,opt,name=callers_restricted,json=callersRestricted,proto3" json:"callers_restricted,omitempty"`
 	CallerNamespaces  []string `protobuf:"bytes,11,rep,name=caller_namespaces,json=callerNamespaces,proto3" json:"caller_namespaces,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Agents: the controller has not received the peer's whole catalog since it began, so
+	// Frontends may lack the settings and declared protocols of the peer's Services. The
+	// agent keeps those that it has.
+	CatalogUnknown bool `protobuf:"varint,12,opt,name=catalog_unknown,json=catalogUnknown,proto3" json:"catalog_unknown,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Link) Reset() {
@@ -593,6 +705,13 @@ func (x *Link) GetCallerNamespaces() []string {
 		return x.CallerNamespaces
 	}
 	return nil
+}
+
+func (x *Link) GetCatalogUnknown() bool {
+	if x != nil {
+		return x.CatalogUnknown
+	}
+	return false
 }
 
 type GatewayAddress struct {
@@ -794,9 +913,11 @@ func (x *Frontend) GetTiers() []*Tier {
 type FrontendPort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Offset from listener port 4200.
-	Index         uint32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	AppProtocol   string `protobuf:"bytes,3,opt,name=app_protocol,json=appProtocol,proto3" json:"app_protocol,omitempty"`
+	Index       uint32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Name        string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	AppProtocol string `protobuf:"bytes,3,opt,name=app_protocol,json=appProtocol,proto3" json:"app_protocol,omitempty"`
+	// It has precedence over app_protocol.
+	Declared      Protocol `protobuf:"varint,4,opt,name=declared,proto3,enum=causeway.nodestream.v1.Protocol" json:"declared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -850,6 +971,13 @@ func (x *FrontendPort) GetAppProtocol() string {
 		return x.AppProtocol
 	}
 	return ""
+}
+
+func (x *FrontendPort) GetDeclared() Protocol {
+	if x != nil {
+		return x.Declared
+	}
+	return Protocol_DETECT
 }
 
 // Tier is a set of equal backends. There is one backend today.
@@ -909,8 +1037,11 @@ type Backend struct {
 	// The peer reports ready endpoints.
 	Ready bool `protobuf:"varint,5,opt,name=ready,proto3" json:"ready,omitempty"`
 	// SPIFFE IDs, one of which the far side must prove.
-	Identities    []string       `protobuf:"bytes,6,rep,name=identities,proto3" json:"identities,omitempty"`
-	Ports         []*BackendPort `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
+	Identities []string       `protobuf:"bytes,6,rep,name=identities,proto3" json:"identities,omitempty"`
+	Ports      []*BackendPort `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
+	// What the Service's owner asks for, with the defaults of this cluster's Link for the
+	// rest.
+	Settings      *TrafficSettings `protobuf:"bytes,8,opt,name=settings,proto3" json:"settings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -994,6 +1125,121 @@ func (x *Backend) GetPorts() []*BackendPort {
 	return nil
 }
 
+func (x *Backend) GetSettings() *TrafficSettings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+// TrafficSettings are the settings of a Backend for all ports. What is absent is not set.
+type TrafficSettings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of a request with all its attempts, milliseconds; 0: no timeout.
+	TimeoutMs *uint32 `protobuf:"varint,1,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
+	// Of one attempt, milliseconds; 0: no timeout.
+	PerTryTimeoutMs *uint32 `protobuf:"varint,2,opt,name=per_try_timeout_ms,json=perTryTimeoutMs,proto3,oneof" json:"per_try_timeout_ms,omitempty"`
+	// Attempts after the first.
+	Retries *uint32 `protobuf:"varint,3,opt,name=retries,proto3,oneof" json:"retries,omitempty"`
+	// A sum of 1 (connect failure), 2 (reset), 4 (502, 503, 504), 8 (500 to 599), 16
+	// (gRPC UNAVAILABLE) and 32 (PUT and DELETE, too); 0: not set.
+	RetryOn uint32 `protobuf:"varint,4,opt,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
+	// Limits of the node; 0: no limit.
+	MaxConnections     uint32 `protobuf:"varint,5,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	MaxPendingRequests uint32 `protobuf:"varint,6,opt,name=max_pending_requests,json=maxPendingRequests,proto3" json:"max_pending_requests,omitempty"`
+	MaxRequests        uint32 `protobuf:"varint,7,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
+	// Milliseconds; 0: no slow start.
+	SlowStartMs   uint32 `protobuf:"varint,8,opt,name=slow_start_ms,json=slowStartMs,proto3" json:"slow_start_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrafficSettings) Reset() {
+	*x = TrafficSettings{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrafficSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrafficSettings) ProtoMessage() {}
+
+func (x *TrafficSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrafficSettings.ProtoReflect.Descriptor instead.
+func (*TrafficSettings) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TrafficSettings) GetTimeoutMs() uint32 {
+	if x != nil && x.TimeoutMs != nil {
+		return *x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetPerTryTimeoutMs() uint32 {
+	if x != nil && x.PerTryTimeoutMs != nil {
+		return *x.PerTryTimeoutMs
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetRetries() uint32 {
+	if x != nil && x.Retries != nil {
+		return *x.Retries
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetRetryOn() uint32 {
+	if x != nil {
+		return x.RetryOn
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetMaxConnections() uint32 {
+	if x != nil {
+		return x.MaxConnections
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetMaxPendingRequests() uint32 {
+	if x != nil {
+		return x.MaxPendingRequests
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetMaxRequests() uint32 {
+	if x != nil {
+		return x.MaxRequests
+	}
+	return 0
+}
+
+func (x *TrafficSettings) GetSlowStartMs() uint32 {
+	if x != nil {
+		return x.SlowStartMs
+	}
+	return 0
+}
+
 type BackendPort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Of the FrontendPort that leads here.
@@ -1008,7 +1254,7 @@ type BackendPort struct {
 
 func (x *BackendPort) Reset() {
 	*x = BackendPort{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[11]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1266,7 @@ func (x *BackendPort) String() string {
 func (*BackendPort) ProtoMessage() {}
 
 func (x *BackendPort) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[11]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1279,7 @@ func (x *BackendPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendPort.ProtoReflect.Descriptor instead.
 func (*BackendPort) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{11}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BackendPort) GetIndex() uint32 {
@@ -1079,7 +1325,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[12]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1337,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[12]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1350,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{12}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Pod) GetUid() string {
@@ -1189,14 +1435,16 @@ type Export struct {
 	// The policies that select the Service. Empty: the export rules alone decide.
 	Policies []*Policy `protobuf:"bytes,5,rep,name=policies,proto3" json:"policies,omitempty"`
 	// Pods on this node that back the Service. There may be none.
-	Pods          []*ExportPod `protobuf:"bytes,6,rep,name=pods,proto3" json:"pods,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Pods []*ExportPod `protobuf:"bytes,6,rep,name=pods,proto3" json:"pods,omitempty"`
+	// How the application learns who calls it.
+	ForwardIdentity ForwardIdentity `protobuf:"varint,7,opt,name=forward_identity,json=forwardIdentity,proto3,enum=causeway.nodestream.v1.ForwardIdentity" json:"forward_identity,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Export) Reset() {
 	*x = Export{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[13]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1456,7 @@ func (x *Export) String() string {
 func (*Export) ProtoMessage() {}
 
 func (x *Export) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[13]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1469,7 @@ func (x *Export) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Export.ProtoReflect.Descriptor instead.
 func (*Export) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{13}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Export) GetNamespace() string {
@@ -1266,18 +1514,27 @@ func (x *Export) GetPods() []*ExportPod {
 	return nil
 }
 
+func (x *Export) GetForwardIdentity() ForwardIdentity {
+	if x != nil {
+		return x.ForwardIdentity
+	}
+	return ForwardIdentity_NONE
+}
+
 type ExportPort struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	AppProtocol   string                 `protobuf:"bytes,3,opt,name=app_protocol,json=appProtocol,proto3" json:"app_protocol,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Port        uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Name        string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	AppProtocol string                 `protobuf:"bytes,3,opt,name=app_protocol,json=appProtocol,proto3" json:"app_protocol,omitempty"`
+	// It has precedence over app_protocol.
+	Declared      Protocol `protobuf:"varint,4,opt,name=declared,proto3,enum=causeway.nodestream.v1.Protocol" json:"declared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExportPort) Reset() {
 	*x = ExportPort{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[14]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1546,7 @@ func (x *ExportPort) String() string {
 func (*ExportPort) ProtoMessage() {}
 
 func (x *ExportPort) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[14]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1559,7 @@ func (x *ExportPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportPort.ProtoReflect.Descriptor instead.
 func (*ExportPort) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{14}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExportPort) GetPort() uint32 {
@@ -1326,6 +1583,13 @@ func (x *ExportPort) GetAppProtocol() string {
 	return ""
 }
 
+func (x *ExportPort) GetDeclared() Protocol {
+	if x != nil {
+		return x.Declared
+	}
+	return Protocol_DETECT
+}
+
 type ExportPod struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Uid   string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -1343,7 +1607,7 @@ type ExportPod struct {
 
 func (x *ExportPod) Reset() {
 	*x = ExportPod{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[15]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1619,7 @@ func (x *ExportPod) String() string {
 func (*ExportPod) ProtoMessage() {}
 
 func (x *ExportPod) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[15]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1632,7 @@ func (x *ExportPod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportPod.ProtoReflect.Descriptor instead.
 func (*ExportPod) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{15}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExportPod) GetUid() string {
@@ -1407,16 +1671,20 @@ func (x *ExportPod) GetIsolatedPorts() []uint32 {
 }
 
 type Policy struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Callers       []*Caller              `protobuf:"bytes,2,rep,name=callers,proto3" json:"callers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// They may make every call.
+	Callers []*Caller `protobuf:"bytes,2,rep,name=callers,proto3" json:"callers,omitempty"`
+	// They may make certain requests. An agent that does not know the field admits none of
+	// them.
+	RequestCallers []*RequestCaller `protobuf:"bytes,3,rep,name=request_callers,json=requestCallers,proto3" json:"request_callers,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[16]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +1696,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[16]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +1709,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{16}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Policy) GetName() string {
@@ -1458,6 +1726,158 @@ func (x *Policy) GetCallers() []*Caller {
 	return nil
 }
 
+func (x *Policy) GetRequestCallers() []*RequestCaller {
+	if x != nil {
+		return x.RequestCallers
+	}
+	return nil
+}
+
+// RequestCaller is a caller that may make the requests that match. No methods, or no
+// paths, match all.
+type RequestCaller struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Caller        *Caller                `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	Methods       []string               `protobuf:"bytes,2,rep,name=methods,proto3" json:"methods,omitempty"`
+	Paths         []*PathMatch           `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestCaller) Reset() {
+	*x = RequestCaller{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestCaller) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestCaller) ProtoMessage() {}
+
+func (x *RequestCaller) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestCaller.ProtoReflect.Descriptor instead.
+func (*RequestCaller) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RequestCaller) GetCaller() *Caller {
+	if x != nil {
+		return x.Caller
+	}
+	return nil
+}
+
+func (x *RequestCaller) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *RequestCaller) GetPaths() []*PathMatch {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+// PathMatch matches a path as a whole, or by its first segments.
+type PathMatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Match:
+	//
+	//	*PathMatch_Exact
+	//	*PathMatch_Prefix
+	Match         isPathMatch_Match `protobuf_oneof:"match"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathMatch) Reset() {
+	*x = PathMatch{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathMatch) ProtoMessage() {}
+
+func (x *PathMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathMatch.ProtoReflect.Descriptor instead.
+func (*PathMatch) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PathMatch) GetMatch() isPathMatch_Match {
+	if x != nil {
+		return x.Match
+	}
+	return nil
+}
+
+func (x *PathMatch) GetExact() string {
+	if x != nil {
+		if x, ok := x.Match.(*PathMatch_Exact); ok {
+			return x.Exact
+		}
+	}
+	return ""
+}
+
+func (x *PathMatch) GetPrefix() string {
+	if x != nil {
+		if x, ok := x.Match.(*PathMatch_Prefix); ok {
+			return x.Prefix
+		}
+	}
+	return ""
+}
+
+type isPathMatch_Match interface {
+	isPathMatch_Match()
+}
+
+type PathMatch_Exact struct {
+	Exact string `protobuf:"bytes,1,opt,name=exact,proto3,oneof"`
+}
+
+type PathMatch_Prefix struct {
+	Prefix string `protobuf:"bytes,2,opt,name=prefix,proto3,oneof"`
+}
+
+func (*PathMatch_Exact) isPathMatch_Match() {}
+
+func (*PathMatch_Prefix) isPathMatch_Match() {}
+
 // Caller matches if every non-empty field matches. An empty Caller matches none.
 type Caller struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -1471,7 +1891,7 @@ type Caller struct {
 
 func (x *Caller) Reset() {
 	*x = Caller{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[17]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1903,7 @@ func (x *Caller) String() string {
 func (*Caller) ProtoMessage() {}
 
 func (x *Caller) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[17]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1916,7 @@ func (x *Caller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Caller.ProtoReflect.Descriptor instead.
 func (*Caller) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{17}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Caller) GetLink() string {
@@ -1544,7 +1964,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1976,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1989,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{18}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Route) GetId() uint32 {
@@ -1615,7 +2035,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +2047,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +2060,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{19}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Endpoint) GetId() []byte {
@@ -1686,7 +2106,7 @@ type Upstream struct {
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +2118,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +2131,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{20}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Upstream) GetName() string {
@@ -1750,7 +2170,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +2182,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +2195,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{21}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Invite) GetName() string {
@@ -1820,7 +2240,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2252,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2265,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{22}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SignRequest) GetNamespace() string {
@@ -1879,7 +2299,7 @@ type SignResponse struct {
 
 func (x *SignResponse) Reset() {
 	*x = SignResponse{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[23]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +2311,7 @@ func (x *SignResponse) String() string {
 func (*SignResponse) ProtoMessage() {}
 
 func (x *SignResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[23]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +2324,7 @@ func (x *SignResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignResponse.ProtoReflect.Descriptor instead.
 func (*SignResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{23}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SignResponse) GetChain() [][]byte {
@@ -1938,7 +2358,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[24]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +2370,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[24]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +2383,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{24}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReportRequest) GetQuestion() uint64 {
@@ -2023,7 +2443,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[25]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2455,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[25]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2468,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{25}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{28}
 }
 
 // Reach is the result of one TCP connection from the node to a gateway address of a peer.
@@ -2067,7 +2487,7 @@ type Reach struct {
 
 func (x *Reach) Reset() {
 	*x = Reach{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[26]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2499,7 @@ func (x *Reach) String() string {
 func (*Reach) ProtoMessage() {}
 
 func (x *Reach) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[26]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2512,7 @@ func (x *Reach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reach.ProtoReflect.Descriptor instead.
 func (*Reach) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{26}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Reach) GetLink() string {
@@ -2153,7 +2573,7 @@ type PathProbe struct {
 
 func (x *PathProbe) Reset() {
 	*x = PathProbe{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[27]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2585,7 @@ func (x *PathProbe) String() string {
 func (*PathProbe) ProtoMessage() {}
 
 func (x *PathProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[27]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2598,7 @@ func (x *PathProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathProbe.ProtoReflect.Descriptor instead.
 func (*PathProbe) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{27}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PathProbe) GetSmallSegments() bool {
@@ -2265,7 +2685,7 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
 	"\aissuers\x18\x02 \x03(\fR\aissuers\x12\x17\n" +
 	"\ahop_key\x18\x03 \x01(\fR\x06hopKey\x12\x1b\n" +
-	"\tvip_cidrs\x18\x04 \x03(\tR\bvipCidrs\"\xaa\x03\n" +
+	"\tvip_cidrs\x18\x04 \x03(\tR\bvipCidrs\"\xd3\x03\n" +
 	"\x04Link\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12!\n" +
@@ -2278,7 +2698,8 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\fdefault_deny\x18\t \x01(\bR\vdefaultDeny\x12-\n" +
 	"\x12callers_restricted\x18\n" +
 	" \x01(\bR\x11callersRestricted\x12+\n" +
-	"\x11caller_namespaces\x18\v \x03(\tR\x10callerNamespaces\"D\n" +
+	"\x11caller_namespaces\x18\v \x03(\tR\x10callerNamespaces\x12'\n" +
+	"\x0fcatalog_unknown\x18\f \x01(\bR\x0ecatalogUnknown\"D\n" +
 	"\x0eGatewayAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\",\n" +
@@ -2291,13 +2712,14 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x04vips\x18\x03 \x03(\tR\x04vips\x12:\n" +
 	"\x05ports\x18\x04 \x03(\v2$.causeway.nodestream.v1.FrontendPortR\x05ports\x128\n" +
 	"\x18session_affinity_seconds\x18\x05 \x01(\rR\x16sessionAffinitySeconds\x122\n" +
-	"\x05tiers\x18\x06 \x03(\v2\x1c.causeway.nodestream.v1.TierR\x05tiers\"[\n" +
+	"\x05tiers\x18\x06 \x03(\v2\x1c.causeway.nodestream.v1.TierR\x05tiers\"\x99\x01\n" +
 	"\fFrontendPort\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
-	"\fapp_protocol\x18\x03 \x01(\tR\vappProtocol\"C\n" +
+	"\fapp_protocol\x18\x03 \x01(\tR\vappProtocol\x12<\n" +
+	"\bdeclared\x18\x04 \x01(\x0e2 .causeway.nodestream.v1.ProtocolR\bdeclared\"C\n" +
 	"\x04Tier\x12;\n" +
-	"\bbackends\x18\x01 \x03(\v2\x1f.causeway.nodestream.v1.BackendR\bbackends\"\xe2\x01\n" +
+	"\bbackends\x18\x01 \x03(\v2\x1f.causeway.nodestream.v1.BackendR\bbackends\"\xa7\x02\n" +
 	"\aBackend\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -2307,7 +2729,22 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\n" +
 	"identities\x18\x06 \x03(\tR\n" +
 	"identities\x129\n" +
-	"\x05ports\x18\a \x03(\v2#.causeway.nodestream.v1.BackendPortR\x05ports\"M\n" +
+	"\x05ports\x18\a \x03(\v2#.causeway.nodestream.v1.BackendPortR\x05ports\x12C\n" +
+	"\bsettings\x18\b \x01(\v2'.causeway.nodestream.v1.TrafficSettingsR\bsettings\"\xf5\x02\n" +
+	"\x0fTrafficSettings\x12\"\n" +
+	"\n" +
+	"timeout_ms\x18\x01 \x01(\rH\x00R\ttimeoutMs\x88\x01\x01\x120\n" +
+	"\x12per_try_timeout_ms\x18\x02 \x01(\rH\x01R\x0fperTryTimeoutMs\x88\x01\x01\x12\x1d\n" +
+	"\aretries\x18\x03 \x01(\rH\x02R\aretries\x88\x01\x01\x12\x19\n" +
+	"\bretry_on\x18\x04 \x01(\rR\aretryOn\x12'\n" +
+	"\x0fmax_connections\x18\x05 \x01(\rR\x0emaxConnections\x120\n" +
+	"\x14max_pending_requests\x18\x06 \x01(\rR\x12maxPendingRequests\x12!\n" +
+	"\fmax_requests\x18\a \x01(\rR\vmaxRequests\x12\"\n" +
+	"\rslow_start_ms\x18\b \x01(\rR\vslowStartMsB\r\n" +
+	"\v_timeout_msB\x15\n" +
+	"\x13_per_try_timeout_msB\n" +
+	"\n" +
+	"\b_retries\"M\n" +
 	"\vBackendPort\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x14\n" +
@@ -2323,19 +2760,21 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\vterminating\x18\b \x01(\bR\vterminating\x12&\n" +
 	"\x0fsandbox_time_ns\x18\t \x01(\x03R\rsandboxTimeNs\x12\x16\n" +
 	"\x06canary\x18\v \x01(\bR\x06canaryJ\x04\b\n" +
-	"\x10\v\"\x83\x02\n" +
+	"\x10\v\"\xd7\x02\n" +
 	"\x06Export\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x128\n" +
 	"\x05ports\x18\x03 \x03(\v2\".causeway.nodestream.v1.ExportPortR\x05ports\x12\x14\n" +
 	"\x05links\x18\x04 \x03(\tR\x05links\x12:\n" +
 	"\bpolicies\x18\x05 \x03(\v2\x1e.causeway.nodestream.v1.PolicyR\bpolicies\x125\n" +
-	"\x04pods\x18\x06 \x03(\v2!.causeway.nodestream.v1.ExportPodR\x04pods\"W\n" +
+	"\x04pods\x18\x06 \x03(\v2!.causeway.nodestream.v1.ExportPodR\x04pods\x12R\n" +
+	"\x10forward_identity\x18\a \x01(\x0e2'.causeway.nodestream.v1.ForwardIdentityR\x0fforwardIdentity\"\x95\x01\n" +
 	"\n" +
 	"ExportPort\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
-	"\fapp_protocol\x18\x03 \x01(\tR\vappProtocol\"\xfa\x01\n" +
+	"\fapp_protocol\x18\x03 \x01(\tR\vappProtocol\x12<\n" +
+	"\bdeclared\x18\x04 \x01(\x0e2 .causeway.nodestream.v1.ProtocolR\bdeclared\"\xfa\x01\n" +
 	"\tExportPod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12H\n" +
 	"\atargets\x18\x02 \x03(\v2..causeway.nodestream.v1.ExportPod.TargetsEntryR\atargets\x12\x14\n" +
@@ -2344,10 +2783,19 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x0eisolated_ports\x18\x05 \x03(\rR\risolatedPorts\x1a:\n" +
 	"\fTargetsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"V\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xa6\x01\n" +
 	"\x06Policy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x128\n" +
-	"\acallers\x18\x02 \x03(\v2\x1e.causeway.nodestream.v1.CallerR\acallers\"\x80\x01\n" +
+	"\acallers\x18\x02 \x03(\v2\x1e.causeway.nodestream.v1.CallerR\acallers\x12N\n" +
+	"\x0frequest_callers\x18\x03 \x03(\v2%.causeway.nodestream.v1.RequestCallerR\x0erequestCallers\"\x9a\x01\n" +
+	"\rRequestCaller\x126\n" +
+	"\x06caller\x18\x01 \x01(\v2\x1e.causeway.nodestream.v1.CallerR\x06caller\x12\x18\n" +
+	"\amethods\x18\x02 \x03(\tR\amethods\x127\n" +
+	"\x05paths\x18\x03 \x03(\v2!.causeway.nodestream.v1.PathMatchR\x05paths\"F\n" +
+	"\tPathMatch\x12\x16\n" +
+	"\x05exact\x18\x01 \x01(\tH\x00R\x05exact\x12\x18\n" +
+	"\x06prefix\x18\x02 \x01(\tH\x00R\x06prefixB\a\n" +
+	"\x05match\"\x80\x01\n" +
 	"\x06Caller\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12'\n" +
@@ -2403,7 +2851,19 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
 	"\ttimed_out\x18\x05 \x01(\bR\btimedOut\x12\x1a\n" +
 	"\breceived\x18\x06 \x01(\bR\breceived\x12&\n" +
-	"\x0eunacknowledged\x18\a \x01(\bR\x0eunacknowledged2\x89\x02\n" +
+	"\x0eunacknowledged\x18\a \x01(\bR\x0eunacknowledged*?\n" +
+	"\bProtocol\x12\n" +
+	"\n" +
+	"\x06DETECT\x10\x00\x12\a\n" +
+	"\x03TCP\x10\x01\x12\t\n" +
+	"\x05HTTP1\x10\x02\x12\t\n" +
+	"\x05HTTP2\x10\x03\x12\b\n" +
+	"\x04GRPC\x10\x04*5\n" +
+	"\x0fForwardIdentity\x12\b\n" +
+	"\x04NONE\x10\x00\x12\n" +
+	"\n" +
+	"\x06HEADER\x10\x01\x12\f\n" +
+	"\bPROXY_V2\x10\x022\x89\x02\n" +
 	"\n" +
 	"NodeStream\x12O\n" +
 	"\x05Watch\x12$.causeway.nodestream.v1.WatchRequest\x1a\x1e.causeway.nodestream.v1.Update0\x01\x12Q\n" +
@@ -2422,72 +2882,85 @@ func file_internal_nodestream_wire_nodestream_proto_rawDescGZIP() []byte {
 	return file_internal_nodestream_wire_nodestream_proto_rawDescData
 }
 
-var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_internal_nodestream_wire_nodestream_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
-	(*WatchRequest)(nil),   // 0: causeway.nodestream.v1.WatchRequest
-	(*Update)(nil),         // 1: causeway.nodestream.v1.Update
-	(*Resource)(nil),       // 2: causeway.nodestream.v1.Resource
-	(*Cluster)(nil),        // 3: causeway.nodestream.v1.Cluster
-	(*Link)(nil),           // 4: causeway.nodestream.v1.Link
-	(*GatewayAddress)(nil), // 5: causeway.nodestream.v1.GatewayAddress
-	(*DayKey)(nil),         // 6: causeway.nodestream.v1.DayKey
-	(*Frontend)(nil),       // 7: causeway.nodestream.v1.Frontend
-	(*FrontendPort)(nil),   // 8: causeway.nodestream.v1.FrontendPort
-	(*Tier)(nil),           // 9: causeway.nodestream.v1.Tier
-	(*Backend)(nil),        // 10: causeway.nodestream.v1.Backend
-	(*BackendPort)(nil),    // 11: causeway.nodestream.v1.BackendPort
-	(*Pod)(nil),            // 12: causeway.nodestream.v1.Pod
-	(*Export)(nil),         // 13: causeway.nodestream.v1.Export
-	(*ExportPort)(nil),     // 14: causeway.nodestream.v1.ExportPort
-	(*ExportPod)(nil),      // 15: causeway.nodestream.v1.ExportPod
-	(*Policy)(nil),         // 16: causeway.nodestream.v1.Policy
-	(*Caller)(nil),         // 17: causeway.nodestream.v1.Caller
-	(*Route)(nil),          // 18: causeway.nodestream.v1.Route
-	(*Endpoint)(nil),       // 19: causeway.nodestream.v1.Endpoint
-	(*Upstream)(nil),       // 20: causeway.nodestream.v1.Upstream
-	(*Invite)(nil),         // 21: causeway.nodestream.v1.Invite
-	(*SignRequest)(nil),    // 22: causeway.nodestream.v1.SignRequest
-	(*SignResponse)(nil),   // 23: causeway.nodestream.v1.SignResponse
-	(*ReportRequest)(nil),  // 24: causeway.nodestream.v1.ReportRequest
-	(*ReportResponse)(nil), // 25: causeway.nodestream.v1.ReportResponse
-	(*Reach)(nil),          // 26: causeway.nodestream.v1.Reach
-	(*PathProbe)(nil),      // 27: causeway.nodestream.v1.PathProbe
-	nil,                    // 28: causeway.nodestream.v1.ExportPod.TargetsEntry
+	(Protocol)(0),           // 0: causeway.nodestream.v1.Protocol
+	(ForwardIdentity)(0),    // 1: causeway.nodestream.v1.ForwardIdentity
+	(*WatchRequest)(nil),    // 2: causeway.nodestream.v1.WatchRequest
+	(*Update)(nil),          // 3: causeway.nodestream.v1.Update
+	(*Resource)(nil),        // 4: causeway.nodestream.v1.Resource
+	(*Cluster)(nil),         // 5: causeway.nodestream.v1.Cluster
+	(*Link)(nil),            // 6: causeway.nodestream.v1.Link
+	(*GatewayAddress)(nil),  // 7: causeway.nodestream.v1.GatewayAddress
+	(*DayKey)(nil),          // 8: causeway.nodestream.v1.DayKey
+	(*Frontend)(nil),        // 9: causeway.nodestream.v1.Frontend
+	(*FrontendPort)(nil),    // 10: causeway.nodestream.v1.FrontendPort
+	(*Tier)(nil),            // 11: causeway.nodestream.v1.Tier
+	(*Backend)(nil),         // 12: causeway.nodestream.v1.Backend
+	(*TrafficSettings)(nil), // 13: causeway.nodestream.v1.TrafficSettings
+	(*BackendPort)(nil),     // 14: causeway.nodestream.v1.BackendPort
+	(*Pod)(nil),             // 15: causeway.nodestream.v1.Pod
+	(*Export)(nil),          // 16: causeway.nodestream.v1.Export
+	(*ExportPort)(nil),      // 17: causeway.nodestream.v1.ExportPort
+	(*ExportPod)(nil),       // 18: causeway.nodestream.v1.ExportPod
+	(*Policy)(nil),          // 19: causeway.nodestream.v1.Policy
+	(*RequestCaller)(nil),   // 20: causeway.nodestream.v1.RequestCaller
+	(*PathMatch)(nil),       // 21: causeway.nodestream.v1.PathMatch
+	(*Caller)(nil),          // 22: causeway.nodestream.v1.Caller
+	(*Route)(nil),           // 23: causeway.nodestream.v1.Route
+	(*Endpoint)(nil),        // 24: causeway.nodestream.v1.Endpoint
+	(*Upstream)(nil),        // 25: causeway.nodestream.v1.Upstream
+	(*Invite)(nil),          // 26: causeway.nodestream.v1.Invite
+	(*SignRequest)(nil),     // 27: causeway.nodestream.v1.SignRequest
+	(*SignResponse)(nil),    // 28: causeway.nodestream.v1.SignResponse
+	(*ReportRequest)(nil),   // 29: causeway.nodestream.v1.ReportRequest
+	(*ReportResponse)(nil),  // 30: causeway.nodestream.v1.ReportResponse
+	(*Reach)(nil),           // 31: causeway.nodestream.v1.Reach
+	(*PathProbe)(nil),       // 32: causeway.nodestream.v1.PathProbe
+	nil,                     // 33: causeway.nodestream.v1.ExportPod.TargetsEntry
 }
 var file_internal_nodestream_wire_nodestream_proto_depIdxs = []int32{
-	3,  // 0: causeway.nodestream.v1.Resource.cluster:type_name -> causeway.nodestream.v1.Cluster
-	4,  // 1: causeway.nodestream.v1.Resource.link:type_name -> causeway.nodestream.v1.Link
-	12, // 2: causeway.nodestream.v1.Resource.pod:type_name -> causeway.nodestream.v1.Pod
-	13, // 3: causeway.nodestream.v1.Resource.export:type_name -> causeway.nodestream.v1.Export
-	18, // 4: causeway.nodestream.v1.Resource.route:type_name -> causeway.nodestream.v1.Route
-	20, // 5: causeway.nodestream.v1.Resource.upstream:type_name -> causeway.nodestream.v1.Upstream
-	21, // 6: causeway.nodestream.v1.Resource.invite:type_name -> causeway.nodestream.v1.Invite
-	7,  // 7: causeway.nodestream.v1.Resource.frontend:type_name -> causeway.nodestream.v1.Frontend
-	5,  // 8: causeway.nodestream.v1.Link.gateways:type_name -> causeway.nodestream.v1.GatewayAddress
-	6,  // 9: causeway.nodestream.v1.Link.day_keys:type_name -> causeway.nodestream.v1.DayKey
-	8,  // 10: causeway.nodestream.v1.Frontend.ports:type_name -> causeway.nodestream.v1.FrontendPort
-	9,  // 11: causeway.nodestream.v1.Frontend.tiers:type_name -> causeway.nodestream.v1.Tier
-	10, // 12: causeway.nodestream.v1.Tier.backends:type_name -> causeway.nodestream.v1.Backend
-	11, // 13: causeway.nodestream.v1.Backend.ports:type_name -> causeway.nodestream.v1.BackendPort
-	14, // 14: causeway.nodestream.v1.Export.ports:type_name -> causeway.nodestream.v1.ExportPort
-	16, // 15: causeway.nodestream.v1.Export.policies:type_name -> causeway.nodestream.v1.Policy
-	15, // 16: causeway.nodestream.v1.Export.pods:type_name -> causeway.nodestream.v1.ExportPod
-	28, // 17: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
-	17, // 18: causeway.nodestream.v1.Policy.callers:type_name -> causeway.nodestream.v1.Caller
-	19, // 19: causeway.nodestream.v1.Route.endpoints:type_name -> causeway.nodestream.v1.Endpoint
-	26, // 20: causeway.nodestream.v1.ReportRequest.reaches:type_name -> causeway.nodestream.v1.Reach
-	27, // 21: causeway.nodestream.v1.Reach.probes:type_name -> causeway.nodestream.v1.PathProbe
-	0,  // 22: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
-	22, // 23: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
-	24, // 24: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
-	1,  // 25: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
-	23, // 26: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
-	25, // 27: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
-	25, // [25:28] is the sub-list for method output_type
-	22, // [22:25] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	5,  // 0: causeway.nodestream.v1.Resource.cluster:type_name -> causeway.nodestream.v1.Cluster
+	6,  // 1: causeway.nodestream.v1.Resource.link:type_name -> causeway.nodestream.v1.Link
+	15, // 2: causeway.nodestream.v1.Resource.pod:type_name -> causeway.nodestream.v1.Pod
+	16, // 3: causeway.nodestream.v1.Resource.export:type_name -> causeway.nodestream.v1.Export
+	23, // 4: causeway.nodestream.v1.Resource.route:type_name -> causeway.nodestream.v1.Route
+	25, // 5: causeway.nodestream.v1.Resource.upstream:type_name -> causeway.nodestream.v1.Upstream
+	26, // 6: causeway.nodestream.v1.Resource.invite:type_name -> causeway.nodestream.v1.Invite
+	9,  // 7: causeway.nodestream.v1.Resource.frontend:type_name -> causeway.nodestream.v1.Frontend
+	7,  // 8: causeway.nodestream.v1.Link.gateways:type_name -> causeway.nodestream.v1.GatewayAddress
+	8,  // 9: causeway.nodestream.v1.Link.day_keys:type_name -> causeway.nodestream.v1.DayKey
+	10, // 10: causeway.nodestream.v1.Frontend.ports:type_name -> causeway.nodestream.v1.FrontendPort
+	11, // 11: causeway.nodestream.v1.Frontend.tiers:type_name -> causeway.nodestream.v1.Tier
+	0,  // 12: causeway.nodestream.v1.FrontendPort.declared:type_name -> causeway.nodestream.v1.Protocol
+	12, // 13: causeway.nodestream.v1.Tier.backends:type_name -> causeway.nodestream.v1.Backend
+	14, // 14: causeway.nodestream.v1.Backend.ports:type_name -> causeway.nodestream.v1.BackendPort
+	13, // 15: causeway.nodestream.v1.Backend.settings:type_name -> causeway.nodestream.v1.TrafficSettings
+	17, // 16: causeway.nodestream.v1.Export.ports:type_name -> causeway.nodestream.v1.ExportPort
+	19, // 17: causeway.nodestream.v1.Export.policies:type_name -> causeway.nodestream.v1.Policy
+	18, // 18: causeway.nodestream.v1.Export.pods:type_name -> causeway.nodestream.v1.ExportPod
+	1,  // 19: causeway.nodestream.v1.Export.forward_identity:type_name -> causeway.nodestream.v1.ForwardIdentity
+	0,  // 20: causeway.nodestream.v1.ExportPort.declared:type_name -> causeway.nodestream.v1.Protocol
+	33, // 21: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
+	22, // 22: causeway.nodestream.v1.Policy.callers:type_name -> causeway.nodestream.v1.Caller
+	20, // 23: causeway.nodestream.v1.Policy.request_callers:type_name -> causeway.nodestream.v1.RequestCaller
+	22, // 24: causeway.nodestream.v1.RequestCaller.caller:type_name -> causeway.nodestream.v1.Caller
+	21, // 25: causeway.nodestream.v1.RequestCaller.paths:type_name -> causeway.nodestream.v1.PathMatch
+	24, // 26: causeway.nodestream.v1.Route.endpoints:type_name -> causeway.nodestream.v1.Endpoint
+	31, // 27: causeway.nodestream.v1.ReportRequest.reaches:type_name -> causeway.nodestream.v1.Reach
+	32, // 28: causeway.nodestream.v1.Reach.probes:type_name -> causeway.nodestream.v1.PathProbe
+	2,  // 29: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
+	27, // 30: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
+	29, // 31: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
+	3,  // 32: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
+	28, // 33: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
+	30, // 34: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
+	32, // [32:35] is the sub-list for method output_type
+	29, // [29:32] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodestream_wire_nodestream_proto_init() }
@@ -2505,18 +2978,24 @@ func file_internal_nodestream_wire_nodestream_proto_init() {
 		(*Resource_Invite)(nil),
 		(*Resource_Frontend)(nil),
 	}
+	file_internal_nodestream_wire_nodestream_proto_msgTypes[11].OneofWrappers = []any{}
+	file_internal_nodestream_wire_nodestream_proto_msgTypes[19].OneofWrappers = []any{
+		(*PathMatch_Exact)(nil),
+		(*PathMatch_Prefix)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodestream_wire_nodestream_proto_rawDesc), len(file_internal_nodestream_wire_nodestream_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   29,
+			NumEnums:      2,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_internal_nodestream_wire_nodestream_proto_goTypes,
 		DependencyIndexes: file_internal_nodestream_wire_nodestream_proto_depIdxs,
+		EnumInfos:         file_internal_nodestream_wire_nodestream_proto_enumTypes,
 		MessageInfos:      file_internal_nodestream_wire_nodestream_proto_msgTypes,
 	}.Build()
 	File_internal_nodestream_wire_nodestream_proto = out.File
