@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -342,19 +343,19 @@ func (p *appConns) close() {
 }
 
 // openStream sends a request over an HTTP/2 connection to the application.
-func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, end bool) (*mux.Stream, error) {
-	for {
-		m, err := p.conn(r)
-		if err != nil {
-			return nil, err
+func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, end bool) (stream *mux.Stream, err error) {
+	for range openTries {
+		m, derr := p.conn(r)
+		if derr != nil {
+			return nil, derr
 		}
-		stream, err := m.Open(h, body, end)
-		if errors.Is(err, mux.ErrClosed) || errors.Is(err, mux.ErrGoingAway) || errors.Is(err, mux.ErrTooManyStreams) {
-			p.drop(m)
-			continue
+		stream, err = m.Open(h, body, end)
+		if !errors.Is(err, mux.ErrClosed) && !errors.Is(err, mux.ErrGoingAway) && !errors.Is(err, mux.ErrTooManyStreams) {
+			return stream, err
 		}
-		return stream, err
+		p.drop(m) // nothing was sent
 	}
+	return nil, &refusal{reason: reasonPodRefused, code: tunnel.Code_POD_REFUSED, err: fmt.Errorf("the application accepts no requests: %w", err)}
 }
 
 // conn returns an HTTP/2 connection that can carry another request.

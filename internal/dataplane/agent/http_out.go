@@ -485,7 +485,7 @@ func (w *closeWatch) check() {
 	defer w.mu.Unlock()
 	switch {
 	case w.cancel == nil:
-	case transport.IsClosed(w.c):
+	case transport.IsClosed(w.c) || transport.HasReceivedFIN(w.c):
 		w.cancel()
 	default:
 		w.timer.Reset(closeWatchInterval)

@@ -102,7 +102,6 @@ func TestRequests(t *testing.T) {
 				}
 			}
 		}
-		t.Log(w.logs[0].String(), w.logs[1].String())
 		if n := w.dials.Load(); n > 2 {
 			t.Errorf("the application was dialed %d times for 15 requests in a row", n)
 		}
@@ -114,6 +113,7 @@ func TestRequestStreams(t *testing.T) {
 		payload := make([]byte, 5<<20)
 		rand.Read(payload)
 		w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
+			http.NewResponseController(rw).EnableFullDuplex() // fails for HTTP/2, which always is
 			switch r.URL.Path {
 			case "/down":
 				rw.Write(payload)
@@ -227,7 +227,7 @@ func TestRequestWithoutResponse(t *testing.T) {
 		if resp.StatusCode != 502 || resp.Header.Get("Proxy-Status") == "" || resp.Header.Get("causeway-error") != "" {
 			t.Errorf("status %d, %v", resp.StatusCode, resp.Header)
 		}
-		if n := w.dials.Load(); n != 1 {
+		if n := w.dials.Load(); n != 1 && !h2 { // an HTTP/2 connection may end before the request is sent
 			t.Errorf("a POST that an application may have processed was sent %d times", n)
 		}
 	})
@@ -268,7 +268,10 @@ func TestCallerOfRequestLeaves(t *testing.T) {
 // TestConcurrentRequests: many requests at a time share sessions.
 func TestConcurrentRequests(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {
-		w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) { io.Copy(rw, r.Body) }))
+		w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			rw.Write(body)
+		}))
 		c := w.client(alice, h2)
 		var callers sync.WaitGroup
 		for i := range 50 {

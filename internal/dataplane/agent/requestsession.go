@@ -165,9 +165,11 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 	a.upkeep(g, out, now)
 	choice, err := g.choose(out, a.affinityOf(out), tried, now)
 	if errors.Is(err, balance.ErrNoEndpoint) {
-		s, err := a.awaitSession(ctx, g, out, route.EndpointID{})
-		if err != nil {
-			return nil, balance.Choice{}, err
+		s := g.anySession()
+		if s == nil {
+			if s, err = a.awaitSession(ctx, g, out, route.EndpointID{}); err != nil {
+				return nil, balance.Choice{}, err
+			}
 		}
 		choice, _ := g.balancer.PickID(s.endpoint, now)
 		return s, choice, nil
@@ -218,10 +220,27 @@ func (a *Agent) affinityOf(out *outboundConn) route.EndpointID {
 	return a.endpointCache.lastVisited(out.caller.uid, out.remotePort(), out.mirror.affinity)
 }
 
-// sessionWith returns the session with an endpoint that has the fewest open requests.
-func (g *requestGroup) sessionWith(at route.EndpointID) (best *requestSession) {
+// anySession returns a session, if the balancer knows no endpoints: before the first
+// answer, and for a mirror of one named pod.
+func (g *requestGroup) anySession() *requestSession {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	for at := range g.sessions {
+		if s := g.leastLoaded(at); s != nil {
+			return s
+		}
+	}
+	return nil
+}
+
+// sessionWith returns the session with an endpoint that has the fewest open requests.
+func (g *requestGroup) sessionWith(at route.EndpointID) *requestSession {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.leastLoaded(at)
+}
+
+func (g *requestGroup) leastLoaded(at route.EndpointID) (best *requestSession) {
 	least := 0
 	for _, s := range g.sessions[at] {
 		if load := s.mux.Load(); s.usable() && (best == nil || load < least) {
@@ -355,6 +374,7 @@ func (g *requestGroup) finishDial(at route.EndpointID, d *sessionDial) {
 	}
 	g.sessions[d.session.endpoint] = append(g.sessions[d.session.endpoint], d.session)
 	g.updateMissing()
+	g.upkeepAt = time.Time{} // the answer has told which endpoints there are
 }
 
 func (g *requestGroup) remove(s *requestSession) {
