@@ -6,7 +6,8 @@
 //
 // What always holds:
 //   - Every value of a Settings that Parse or Clamp returns is within the bounds below.
-//   - A value that cannot be parsed is left out, and a Fault names it.
+//   - A value that cannot be parsed is left out, and a Fault names it: at most one for each
+//     annotation.
 //   - The zero Settings asks for nothing: the agents' own defaults apply.
 package trafficsettings
 
