@@ -21,7 +21,7 @@ type Declared struct {
 	ForwardIdentity ForwardIdentity
 	// Protocols holds the declared protocol of each port that Parse was given, in order.
 	Protocols []Protocol
-	// Faults name what was left out, in a fixed order.
+	// Faults name the first thing that was left out of each annotation, in a fixed order.
 	Faults []Fault
 }
 
@@ -71,7 +71,11 @@ func (p *parser) value(key string) (string, bool) {
 	return strings.TrimSpace(v), ok
 }
 
+// fault reports a fault of an annotation, unless it has one.
 func (p *parser) fault(key, format string, args ...any) {
+	if n := len(p.Faults); n > 0 && p.Faults[n-1].Annotation == key {
+		return
+	}
 	p.Faults = append(p.Faults, Fault{Annotation: key, Message: fmt.Sprintf(format, args...)})
 }
 

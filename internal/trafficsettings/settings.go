@@ -6,7 +6,7 @@
 //
 // What always holds:
 //   - Every value of a Settings that Parse or Clamp returns is within the bounds below.
-//   - A value that cannot be parsed is left out, and a Fault names it.
+//   - A value that cannot be parsed is left out. One Fault for each annotation names it.
 //   - The zero Settings asks for nothing: the agents' own defaults apply.
 package trafficsettings
 

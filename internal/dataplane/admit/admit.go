@@ -150,7 +150,7 @@ func Reasons() []Reason {
 // is set, it admits the caller if some HTTP request of it could be admitted.
 func Decide(r Request, s *State) Decision {
 	d := Decision{}
-	return d.withReason(d.decide(r, someRequest(r.HTTP), s))
+	return d.withReason(d.decide(r, askedOf(r), s))
 }
 
 // DecideRequest answers for one HTTP request, with or without r.HTTP. normalPath is its
@@ -158,28 +158,46 @@ func Decide(r Request, s *State) Decision {
 // paths admits it. What DecideRequest admits, Decide admits for a session of requests.
 func DecideRequest(r Request, method, normalPath string, s *State) Decision {
 	d := Decision{}
-	return d.withReason(d.decide(r, func(rule *RequestRule) Reason {
-		if rule.matches(method, normalPath) {
-			return Admitted
-		}
-		return RequestDenied
-	}, s))
+	return d.withReason(d.decide(r, asked{what: oneRequest, method: method, path: normalPath}, s))
 }
 
-// someRequest returns a decision about rules that name the caller: whether they could
-// admit something of what is asked for.
-func someRequest(http bool) func(*RequestRule) Reason {
-	if http {
-		return func(*RequestRule) Reason { return Admitted }
+// asked is what a caller asks for, as far as rules for requests are concerned.
+type asked struct {
+	what         askedKind
+	method, path string // of oneRequest
+}
+
+type askedKind uint8
+
+const (
+	opaqueExchange askedKind = iota
+	someRequest              // a session of requests
+	oneRequest
+)
+
+func askedOf(r Request) asked {
+	if r.HTTP {
+		return asked{what: someRequest}
 	}
-	return func(*RequestRule) Reason { return RequestsOnly }
+	return asked{what: opaqueExchange}
+}
+
+// by decides on what is asked for by a rule that names the caller.
+func (a *asked) by(rule *RequestRule) Reason {
+	switch {
+	case a.what == someRequest, a.what == oneRequest && rule.matches(a.method, a.path):
+		return Admitted
+	case a.what == oneRequest:
+		return RequestDenied
+	}
+	return RequestsOnly
 }
 
 // Keep decides whether a connection that Decide has admitted may stay open. Its Decision
 // has no Pod and no Target.
 func Keep(r Request, s *State) Decision {
 	d := Decision{}
-	return d.withReason(d.keep(r, someRequest(r.HTTP), s))
+	return d.withReason(d.keep(r, askedOf(r), s))
 }
 
 // withReason returns the decision with a reason.
@@ -194,7 +212,7 @@ func (d Decision) withReason(r Reason) Decision {
 }
 
 // decide returns the reason, and fills in what it finds on the way.
-func (d *Decision) decide(r Request, rule func(*RequestRule) Reason, s *State) Reason {
+func (d *Decision) decide(r Request, a asked, s *State) Reason {
 	export, reason := d.findExport(r, s)
 	switch {
 	case d.Link.Suspended:
@@ -205,14 +223,14 @@ func (d *Decision) decide(r Request, rule func(*RequestRule) Reason, s *State) R
 		return NoPort
 	}
 	// Policies come first: whom they refuse must not learn about endpoints.
-	if reason := d.checkPolicies(r, rule, export); reason != Admitted {
+	if reason := d.checkPolicies(r, a, export); reason != Admitted {
 		return reason
 	}
 	return d.findPod(r, s, export)
 }
 
 // keep returns the reason.
-func (d *Decision) keep(r Request, rule func(*RequestRule) Reason, s *State) Reason {
+func (d *Decision) keep(r Request, a asked, s *State) Reason {
 	export, reason := d.findExport(r, s)
 	if reason != Admitted {
 		return reason
@@ -223,7 +241,7 @@ func (d *Decision) keep(r Request, rule func(*RequestRule) Reason, s *State) Rea
 	case !pod.Live:
 		return PodDead
 	}
-	return d.checkPolicies(r, rule, export)
+	return d.checkPolicies(r, a, export)
 }
 
 // findExport finds the caller's Link, and the Service if it is exported to it.
@@ -274,8 +292,8 @@ func (d *Decision) findPod(r Request, s *State, export Export) Reason {
 }
 
 // checkPolicies checks whether an ExportPolicy must name the caller, and whether one
-// does. The function rule decides on request rules that name the caller.
-func (d *Decision) checkPolicies(r Request, rule func(*RequestRule) Reason, export Export) Reason {
+// does.
+func (d *Decision) checkPolicies(r Request, a asked, export Export) Reason {
 	refused := PolicyDenies
 	for i := range export.Policies {
 		p := &export.Policies[i]
@@ -289,7 +307,7 @@ func (d *Decision) checkPolicies(r Request, rule func(*RequestRule) Reason, expo
 			if !p.Requests[j].Caller.Matches(d.Link.Name, r.Caller) {
 				continue
 			}
-			if refused = rule(&p.Requests[j]); refused == Admitted {
+			if refused = a.by(&p.Requests[j]); refused == Admitted {
 				d.Policy = p.Name
 				return Admitted
 			}

@@ -115,7 +115,8 @@ func (c Caller) Matches(link string, n identity.Name) bool {
 	}
 	fits := func(want, got string) bool { return want == "" || want == got }
 	return fits(c.Link, link) && fits(c.Namespace, n.Namespace()) &&
-		fits(c.ServiceAccount, n.ServiceAccount()) && fits(c.SPIFFEID, n.String())
+		fits(c.ServiceAccount, n.ServiceAccount()) &&
+		(c.SPIFFEID == "" || c.SPIFFEID == n.String()) // String allocates
 }
 
 // Pod is a pod of this node.

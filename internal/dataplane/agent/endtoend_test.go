@@ -175,6 +175,17 @@ func TestRefusals(t *testing.T) {
 			},
 			outbound: "peer_denied", inbound: "policy_denies",
 		},
+		"policy admits requests only": {
+			why: "nothing that this agent carries is decided per request",
+			edit: func(w *harness) {
+				w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+					r.GetExport().Policies = []*wire.Policy{{Name: "reads", RequestCallers: []*wire.RequestCaller{{
+						Caller: &wire.Caller{Link: "west"}, Methods: []string{"GET"},
+					}}}}
+				})
+			},
+			outbound: "peer_denied", inbound: "requests_only",
+		},
 		"export withdrawn": {
 			why:      "the gateway may be behind; the agent decides",
 			edit:     func(w *harness) { w.edit(&w.eastView, "export/shop/bar", nil) },
