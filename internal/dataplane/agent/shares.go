@@ -25,6 +25,8 @@ type connShares struct {
 	waiting *budget.Shares
 	// probes are inbound sessions of probes, by link's UID.
 	probes *budget.Shares
+	// windows is for bytes under way in open exchanges, by link UID.
+	windows *budget.Bytes
 	// budgets holds how many tunnels peers' gateways grant, by link UID.
 	budgets *ttlMap[string, uint32]
 }
@@ -74,7 +76,7 @@ func newCallRates() callRates {
 func newConnShares() *connShares {
 	shares := func() *budget.Shares { return budget.New(maxConnections) }
 	return &connShares{sources: shares(), outboundAccounts: shares(), outboundLinks: shares(), inboundCallers: shares(), inboundLinks: shares(),
-		waiting: budget.New(maxWaiting), probes: budget.New(maxProbes), budgets: newTTLMap[string, uint32](1024, budgetAge)}
+		waiting: budget.New(maxWaiting), probes: budget.New(maxProbes), windows: budget.NewBytes(budget.WindowBytes()), budgets: newTTLMap[string, uint32](1024, budgetAge)}
 }
 
 // acquireSource counts a connection by its address alone. The caller must call leave if
@@ -132,3 +134,15 @@ func acquireBoth(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB,
 	}
 	return func() { a.Release(keyA); b.Release(keyB) }, nil
 }
+
+// linkMemory is the part of a budget that one link may reserve.
+type linkMemory struct {
+	all  *budget.Bytes
+	link string
+}
+
+func (m linkMemory) Reserve(n int) bool { return m.all.Reserve(m.link, n) }
+func (m linkMemory) Release(n int)      { m.all.Release(m.link, n) }
+
+// memory returns the budget for the windows of a link's exchanges.
+func (s *connShares) memory(link string) linkMemory { return linkMemory{s.windows, link} }
