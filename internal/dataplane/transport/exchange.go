@@ -55,7 +55,7 @@ func Exchange(ctx context.Context, plain *net.TCPConn, session *tunnel.Conn, mem
 		flow: flow{
 			memory:   memory,
 			outgoing: newSendWindow(memory, session.EarlyData()),
-			incoming: newReceiveWindow(memory, raw.RTT()),
+			incoming: newReceiveWindow(memory),
 		},
 	}
 	x.changed.L = &x.flowMu

@@ -265,3 +265,65 @@ func TestOwnWindowBoundsSender(t *testing.T) {
 	RawOf(far).Reset()
 	wait()
 }
+
+// delayed copies src to dst, each byte half a round trip later. It ends with src.
+func delayed(dst, src *net.TCPConn, half time.Duration) {
+	type segment struct {
+		at time.Time
+		b  []byte
+	}
+	segments := make(chan segment, 1<<12)
+	go func() {
+		defer close(segments)
+		for {
+			b := make([]byte, 16<<10)
+			n, err := src.Read(b)
+			if err != nil {
+				return
+			}
+			segments <- segment{time.Now().Add(half), b[:n]}
+		}
+	}()
+	for s := range segments {
+		<-time.After(time.Until(s.at))
+		if _, err := dst.Write(s.b); err != nil {
+			src.SetReadDeadline(past)
+		}
+	}
+	dst.CloseWrite()
+}
+
+// The window becomes large enough for a path of 60 ms.
+func TestWindowGrowsOverDelay(t *testing.T) {
+	const rtt, size = 60 * time.Millisecond, 32 << 20
+	dialed, in := pair(t)
+	out, accepted := pair(t)
+	var path sync.WaitGroup
+	path.Go(func() { delayed(out, in, rtt/2) })
+	path.Go(func() { delayed(in, out, rtt/2) })
+	nearTun, farTun := tunnelOver(t, dialed, accepted)
+	for name, up := range map[string]bool{"down": false, "up": true} {
+		memory := &testMemory{most: 64 << 20}
+		l := testPathOver(t, tunnel.NewConn(nearTun), tunnel.NewConn(farTun), memory)
+		src, dst := l.srv, l.app
+		if up {
+			src, dst = dst, src
+		}
+		start := time.Now()
+		go func() { src.Write(make([]byte, size)); src.CloseWrite() }()
+		if n, err := io.Copy(io.Discard, dst); n != size || err != nil {
+			t.Errorf("%s: received %d bytes, %v", name, n, err)
+		}
+		took := time.Since(start)
+		dst.CloseWrite()
+		wantClean(t, l)
+		_, peak := memory.get()
+		t.Logf("%s: %d MiB in %v, %d bytes of windows at both ends", name, size>>20, took, peak)
+		if peak < 2*(1<<20-assuredWindow) {
+			t.Errorf("%s: only %d bytes of windows at both ends", name, peak)
+		}
+	}
+	RawOf(tunnel.NewConn(nearTun)).Reset()
+	RawOf(tunnel.NewConn(farTun)).Reset()
+	path.Wait()
+}

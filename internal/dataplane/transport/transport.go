@@ -58,10 +58,6 @@ type Raw struct {
 	failSlow atomic.Bool
 	sent     keyUse
 
-	// wroteAt is when the last bytes of a handshake were written that were not answered,
-	// and rtt the shortest time to an answer, both in nanoseconds.
-	wroteAt, rtt atomic.Int64
-
 	writeMu sync.Mutex // guards batch, and is held while bytes are written
 	// batch holds the bytes of BatchWrites; nil outside of it.
 	batch []byte
@@ -93,27 +89,9 @@ func (r *Raw) Read(b []byte) (int, error) {
 	n, err := r.read(b)
 	if !proven {
 		r.unproven -= n
-		r.measure(n)
 	}
 	return n, err
 }
-
-// measure measures a round trip: bytes of a handshake answer the last that were written.
-func (r *Raw) measure(n int) {
-	since := r.wroteAt.Load()
-	if n == 0 || since == 0 {
-		return
-	}
-	r.wroteAt.Store(0)
-	trip := max(1, time.Now().UnixNano()-since)
-	if rtt := r.rtt.Load(); rtt == 0 || trip < rtt {
-		r.rtt.Store(trip)
-	}
-}
-
-// RTT returns the shortest round trip between both ends of the session that was seen in
-// the handshake. It includes the time that the other end computed. It is 0 if unknown.
-func (r *Raw) RTT() time.Duration { return time.Duration(r.rtt.Load()) }
 
 func (r *Raw) read(b []byte) (int, error) {
 	if len(r.prefix) > 0 {
@@ -156,9 +134,6 @@ const slowWrite = 10 * time.Millisecond
 func (r *Raw) Write(b []byte) (int, error) {
 	if err := r.sent.add(len(b)); err != nil {
 		return 0, err
-	}
-	if !r.proven.Load() {
-		r.wroteAt.Store(time.Now().UnixNano())
 	}
 	r.writeMu.Lock()
 	defer r.writeMu.Unlock()

@@ -51,8 +51,8 @@ func newSendWindow(memory Memory, early int) sendWindow {
 }
 
 // available returns how many bytes may be sent now. Less than a quarter of the window
-// does not count, because it would make small frames. The far side acknowledges each
-// half of the window, so a quarter always comes back.
+// does not count, because it would make small frames. The far side sends CREDIT before it
+// has taken half of the window, so more than a quarter always comes back.
 func (w *sendWindow) available() int {
 	window := min(w.own, w.peer)
 	if free := window - w.underWay; free >= window/4 {
@@ -99,12 +99,16 @@ func (w *sendWindow) trim() { trim(w.memory, &w.reserved, max(w.own, w.underWay)
 // release releases all memory.
 func (w *sendWindow) release() { trim(w.memory, &w.reserved, 0) }
 
-// receiveWindow bounds the bytes that the far side has under way. It doubles when the
-// application takes a whole window within two round trips, because then the window is
-// what limits the rate. Make it with newReceiveWindow.
+// receiveWindow bounds the bytes that the far side has under way. Make it with
+// newReceiveWindow.
+//
+// It doubles when it is what limits the rate. To find out, it measures trips. A trip is
+// the time from a CREDIT until the first byte comes that this CREDIT has permitted. What
+// comes meanwhile was permitted before. If the far side then waits for credit, it sends
+// less in a trip than in the same time on average. If the far side, the path or the
+// application limits the rate, it is the same rate.
 type receiveWindow struct {
 	memory   Memory
-	rtt      time.Duration
 	window   int
 	peerOwn  int   // how much the far side permits itself
 	received int64 // bytes that have come
@@ -116,24 +120,31 @@ type receiveWindow struct {
 
 	epoch      time.Time // when the measured window began; zero: not yet
 	epochTaken int64     // taken at that time
+	// The measured trip began at tripStart with tripBytes that were permitted before, and
+	// ends after tripLimit. tripStart is zero if none is measured. tripRate is the rate of
+	// the last one, in bytes per second.
+	tripStart            time.Time
+	tripBytes, tripLimit int64
+	tripRate             float64
 }
 
-// Bounds of the round trip. That of a handshake includes computing.
 const (
-	defaultRTT = 100 * time.Millisecond // if it is unknown
-	minRTT     = time.Millisecond
-	maxRTT     = 500 * time.Millisecond
+	// fastWindow is the time in which an application may take a window that need not
+	// limit the rate and still grows. Larger windows need fewer CREDITs.
+	fastWindow = 4 * time.Millisecond
+	// slowWindow is the time for which the largest window suffices at most. Longer round
+	// trips are rare, and a slow direction shall not reserve much.
+	slowWindow = 500 * time.Millisecond
+	// waitFactor is how much faster a whole window must be than a trip.
+	waitFactor = 1.05
+	// maxUncredited bounds what is taken before CREDIT at the largest window.
+	maxUncredited = 512 << 10
 )
 
-// newReceiveWindow returns the window of an exchange that begins. rtt is the round trip
-// between both ends; 0: unknown.
-func newReceiveWindow(memory Memory, rtt time.Duration) receiveWindow {
-	if rtt <= 0 {
-		rtt = defaultRTT
-	}
+// newReceiveWindow returns the window of an exchange that begins.
+func newReceiveWindow(memory Memory) receiveWindow {
 	return receiveWindow{
 		memory:  memory,
-		rtt:     min(max(rtt, minRTT), maxRTT),
 		window:  assuredWindow,
 		peerOwn: assuredWindow,
 		limit:   assuredWindow,
@@ -147,6 +158,10 @@ func (w *receiveWindow) receive(n int, now func() time.Time) error {
 	}
 	if w.epoch.IsZero() {
 		w.epoch = now()
+	}
+	if !w.tripStart.IsZero() && w.received > w.tripLimit {
+		w.tripRate = float64(w.tripBytes) / now().Sub(w.tripStart).Seconds()
+		w.tripStart = time.Time{}
 	}
 	return nil
 }
@@ -163,18 +178,30 @@ func (w *receiveWindow) onOwn(own int) {
 }
 
 // due reports whether CREDIT must be sent. A side that permits itself less than the
-// window waits for CREDIT at half of what it permits itself.
+// window waits for CREDIT at half of what it permits itself. The application takes whole
+// records, so CREDIT is due one record before the half. Otherwise the second half of a
+// window could miss it by some bytes, and wait for a round trip.
 func (w *receiveWindow) due() bool {
-	return w.answer || w.taken-w.credited >= int64(min(w.window, w.peerOwn)/2)
+	return w.answer || w.taken-w.credited >= creditAt(min(w.window, w.peerOwn))
+}
+
+func creditAt(window int) int64 {
+	if window == MaxWindow {
+		return maxUncredited
+	}
+	return int64(window/2 - maxRecord)
 }
 
 // credit returns what CREDIT says about this direction, and takes it as sent.
 func (w *receiveWindow) credit(now time.Time) (taken, window uint32) {
-	if w.taken-w.epochTaken >= int64(w.window) {
-		if now.Sub(w.epoch) <= 2*w.rtt && !w.answer {
+	if n := w.taken - w.epochTaken; n >= 2*creditAt(w.window) {
+		if w.limitsRate(n, now.Sub(w.epoch)) && !w.answer {
 			w.grow()
 		}
 		w.epoch, w.epochTaken = now, w.taken
+	}
+	if left := w.limit - w.received; w.tripStart.IsZero() && left > 0 {
+		w.tripStart, w.tripBytes, w.tripLimit = now, left, w.limit
 	}
 	w.answer = false
 	taken = uint32(w.taken - w.credited)
@@ -184,9 +211,19 @@ func (w *receiveWindow) credit(now time.Time) (taken, window uint32) {
 	return taken, uint32(w.window)
 }
 
+// limitsRate reports whether the window limits the rate, after n bytes of it were taken
+// within a time.
+func (w *receiveWindow) limitsRate(n int64, within time.Duration) bool {
+	if within <= fastWindow {
+		return true
+	}
+	return w.tripRate > 0 && within <= slowWindow && float64(n)/within.Seconds() > waitFactor*w.tripRate
+}
+
 // grow doubles the window, unless the far side does not follow or memory is short.
 func (w *receiveWindow) grow() {
-	if more := 2*w.window - assuredWindow - w.reserved; 2*w.window <= min(MaxWindow, 4*w.peerOwn) && w.memory.Reserve(more) {
+	more := max(0, 2*w.window-assuredWindow-w.reserved)
+	if 2*w.window <= min(MaxWindow, 4*w.peerOwn) && w.memory.Reserve(more) {
 		w.window *= 2
 		w.reserved += more
 	}

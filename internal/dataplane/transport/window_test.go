@@ -15,46 +15,86 @@ func at(after time.Duration) func() time.Time {
 	return func() time.Time { return windowTime.Add(after) }
 }
 
+// simulation is a sender, a path and a receiver in steps of 100 µs of fake time.
+type simulation struct {
+	rtt                   time.Duration
+	source, path, drained int // most bytes per step: of the sender, the path, the application
+	memory                *testMemory
+}
+
+// run returns the receiver's window and the bytes taken after a while.
+func (sim simulation) run(t *testing.T, steps int) (window int, taken int64) {
+	t.Helper()
+	s, r := newSendWindow(unlimited{}, 0), newReceiveWindow(sim.memory)
+	now, half := windowTime, int(sim.rtt/step/2)
+	forth, back := make([]int, half+1), make([]*tunnel.Credit, half+1)
+	queued, arrived := 0, int64(0)
+	for i := range steps {
+		now = now.Add(step)
+		slot := i % (half + 1)
+		if c := back[slot]; c != nil {
+			if _, err := s.onCredit(*c); err != nil {
+				t.Fatal(err)
+			}
+			r.onOwn(s.own)
+		}
+		arrived += int64(forth[slot])
+		n := min(s.available(), sim.source)
+		s.underWay += n
+		queued += n
+		forth[slot] = min(queued, sim.path)
+		queued -= forth[slot]
+		if n := min(int(arrived), sim.drained); n > 0 { // toPlain reads as fast as it writes
+			arrived -= int64(n)
+			if err := r.receive(n, func() time.Time { return now }); err != nil {
+				t.Fatal(err)
+			}
+			r.taken += int64(n)
+		}
+		back[slot] = nil
+		if r.due() {
+			taken, window := r.credit(now)
+			back[slot] = &tunnel.Credit{Taken: taken, Window: window}
+		}
+	}
+	window = r.window
+	r.release()
+	if used, _ := sim.memory.get(); used != 0 {
+		t.Errorf("%d bytes are still reserved", used)
+	}
+	return window, r.taken
+}
+
+const step = 100 * time.Microsecond
+
 func TestReceiveWindowGrows(t *testing.T) {
+	const gigabit, rtt = 12_500, 60 * time.Millisecond // bytes in a step
+	const much = 1 << 30
 	for name, tc := range map[string]struct {
-		why   string
-		every time.Duration // between two CREDITs
-		most  int           // of memory
-		want  int
+		why      string
+		sim      simulation
+		min, max int
 	}{
-		"at once":       {"a fast application deserves the largest window", 0, MaxWindow, MaxWindow},
-		"in a trip":     {"a window limits the rate if it is taken in two round trips", 30 * time.Millisecond, MaxWindow, MaxWindow},
-		"slow":          {"a slow application needs no more", 90 * time.Millisecond, MaxWindow, assuredWindow},
-		"little memory": {"it grows within the budget", 0, 200 << 10, 4 * assuredWindow},
+		"1 Gbit/s and 60 ms":   {"the window is all that limits", simulation{rtt, much, gigabit, much, nil}, MaxWindow, MaxWindow},
+		"100 Mbit/s and 60 ms": {"it grows to a few times what the path holds", simulation{rtt, much, gigabit / 10, much, nil}, 1 << 20, 4 << 20},
+		"a slow source":        {"it is told no more", simulation{rtt, gigabit / 100, gigabit, much, nil}, 1 << 16, 1 << 18},
+		"a slow application":   {"it needs no more", simulation{rtt, much, gigabit, gigabit / 100, nil}, 1 << 16, 1 << 18},
+		"1 Gbit/s nearby":      {"few CREDITs cost little", simulation{step, much, gigabit, much, nil}, 1 << 18, 1 << 20},
+		"little memory":        {"it grows within the budget", simulation{rtt, much, gigabit, much, &testMemory{most: 200 << 10}}, 1 << 18, 1 << 18},
 	} {
-		memory := &testMemory{most: tc.most}
-		w := newReceiveWindow(memory, 60*time.Millisecond)
-		now := windowTime
-		for range 40 {
-			n := w.window / 2
-			if err := w.receive(n, func() time.Time { return now }); err != nil {
-				t.Fatalf("%s: %v", name, err)
-			}
-			w.taken += int64(n)
-			if !w.due() {
-				t.Fatalf("%s: half a window is no reason for CREDIT", name)
-			}
-			now = now.Add(tc.every)
-			w.credit(now)
-			w.onOwn(w.window) // the far side follows
+		if tc.sim.memory == nil {
+			tc.sim.memory = &testMemory{most: much}
 		}
-		if used, _ := memory.get(); w.window != tc.want || used != tc.want-assuredWindow {
-			t.Errorf("%s: window %d with %d reserved, want %d: %s", name, w.window, used, tc.want, tc.why)
-		}
-		w.release()
-		if used, _ := memory.get(); used != 0 {
-			t.Errorf("%s: %d bytes are still reserved", name, used)
+		window, taken := tc.sim.run(t, 50_000)
+		t.Logf("%s: window %d, %d MB in 5 s", name, window, taken/1e6)
+		if window < tc.min || window > tc.max {
+			t.Errorf("%s: window %d, want %d to %d: %s", name, window, tc.min, tc.max, tc.why)
 		}
 	}
 }
 
 func TestReceiveWindowWaitsForSender(t *testing.T) {
-	w := newReceiveWindow(unlimited{}, 0)
+	w := newReceiveWindow(unlimited{})
 	for range 40 {
 		if n := w.window / 2; w.receive(n, at(0)) == nil {
 			w.taken += int64(n)
@@ -73,7 +113,7 @@ func TestReceiveWindowWaitsForSender(t *testing.T) {
 }
 
 func TestReceiveWindowRejectsExcess(t *testing.T) {
-	w := newReceiveWindow(unlimited{}, 0)
+	w := newReceiveWindow(unlimited{})
 	if err := w.receive(assuredWindow, at(0)); err != nil {
 		t.Error(err)
 	}
@@ -132,7 +172,7 @@ func TestWindowsAgree(t *testing.T) {
 	for range 200 {
 		sends := &testMemory{most: rand.IntN(MaxWindow)}
 		receives := &testMemory{most: rand.IntN(MaxWindow)}
-		s, r := newSendWindow(sends, 0), newReceiveWindow(receives, time.Millisecond)
+		s, r := newSendWindow(sends, 0), newReceiveWindow(receives)
 		var forth []tunnel.Credit // Taken is DATA's length, or Own alone counts
 		var back []tunnel.Credit
 		pending, moved, now := int64(0), 0, windowTime
