@@ -69,11 +69,12 @@ func (x *exchange) releaseWindows() {
 	x.incoming.release()
 }
 
-// shrink gives up the window of a direction in which nothing moves.
+// shrink gives up the window of an exchange in which nothing moves. The far side must
+// know of a larger window before it learns of the smaller one, because it answers only that.
 func (x *exchange) shrink() {
 	x.flowMu.Lock()
 	defer x.flowMu.Unlock()
-	if x.outgoing.shrink() {
+	if !x.ownChanged && x.outgoing.shrink() {
 		x.ownChanged = true
 		x.sendCredit()
 	}

@@ -200,6 +200,38 @@ func TestWindowGrowsFromMemory(t *testing.T) {
 	}
 }
 
+// An exchange in which nothing moves keeps no window that others could use, and gets one
+// again when bytes move.
+func TestIdleExchangeReleasesWindows(t *testing.T) {
+	const size = 32 << 20
+	memory := &testMemory{most: 64 << 20}
+	l := newTestPathOf(t, true, memory)
+	for _, c := range []*net.TCPConn{l.app, l.srv} {
+		c.SetDeadline(time.Now().Add(10 * testTimeout))
+	}
+	for range 2 {
+		go l.srv.Write(make([]byte, size))
+		if _, err := io.CopyN(io.Discard, l.app, size); err != nil {
+			t.Fatal(err)
+		}
+		if used, _ := memory.get(); used == 0 {
+			t.Error("no window has grown")
+		}
+		for deadline := time.Now().Add(4 * sweepInterval); ; <-time.After(100 * time.Millisecond) {
+			used, _ := memory.get()
+			if used == 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d bytes are still reserved", used)
+			}
+		}
+	}
+	l.app.CloseWrite()
+	l.srv.CloseWrite()
+	wantClean(t, l)
+}
+
 func TestFlowControlViolationsResetSession(t *testing.T) {
 	for name, violate := range map[string]func(*tunnel.Conn) error{
 		"too much data": func(far *tunnel.Conn) error {
