@@ -27,23 +27,23 @@ func (sim simulation) run(t *testing.T, steps int) (window int, taken int64) {
 	t.Helper()
 	s, r := newSendWindow(unlimited{}, 0), newReceiveWindow(sim.memory)
 	now, half := windowTime, int(sim.rtt/step/2)
-	forth, back := make([]int, half+1), make([]*tunnel.Credit, half+1)
+	data, credits := make([]int, half+1), make([]*tunnel.Credit, half+1)
 	queued, arrived := 0, int64(0)
 	for i := range steps {
 		now = now.Add(step)
 		slot := i % (half + 1)
-		if c := back[slot]; c != nil {
+		if c := credits[slot]; c != nil {
 			if _, err := s.onCredit(*c); err != nil {
 				t.Fatal(err)
 			}
 			r.onOwn(s.own)
 		}
-		arrived += int64(forth[slot])
+		arrived += int64(data[slot])
 		n := min(s.available(), sim.source)
 		s.underWay += n
 		queued += n
-		forth[slot] = min(queued, sim.path)
-		queued -= forth[slot]
+		data[slot] = min(queued, sim.path)
+		queued -= data[slot]
 		if n := min(int(arrived), sim.drained); n > 0 { // toPlain reads as fast as it writes
 			arrived -= int64(n)
 			if err := r.receive(n, func() time.Time { return now }); err != nil {
@@ -51,10 +51,10 @@ func (sim simulation) run(t *testing.T, steps int) (window int, taken int64) {
 			}
 			r.taken += int64(n)
 		}
-		back[slot] = nil
+		credits[slot] = nil
 		if r.due() {
 			taken, window := r.credit(now)
-			back[slot] = &tunnel.Credit{Taken: taken, Window: window}
+			credits[slot] = &tunnel.Credit{Taken: taken, Window: window}
 		}
 	}
 	window = r.window
@@ -173,8 +173,8 @@ func TestWindowsAgree(t *testing.T) {
 		sends := &testMemory{most: rand.IntN(MaxWindow)}
 		receives := &testMemory{most: rand.IntN(MaxWindow)}
 		s, r := newSendWindow(sends, 0), newReceiveWindow(receives)
-		var forth []tunnel.Credit // Taken is DATA's length, or Own alone counts
-		var back []tunnel.Credit
+		var data []tunnel.Credit // Taken is DATA's length, or Own alone counts
+		var credits []tunnel.Credit
 		pending, moved, now := int64(0), 0, windowTime
 		clock := func() time.Time { return now }
 		for idle := 0; moved < 64<<20; {
@@ -185,14 +185,14 @@ func TestWindowsAgree(t *testing.T) {
 				if n := s.available(); n > 0 {
 					n = rand.IntN(min(n, bufferSize)) + 1
 					s.underWay += n
-					forth = append(forth, tunnel.Credit{Taken: uint32(n)})
+					data = append(data, tunnel.Credit{Taken: uint32(n)})
 				}
 			case 1:
-				if len(forth) == 0 {
+				if len(data) == 0 {
 					break
 				}
-				f := forth[0]
-				forth = forth[1:]
+				f := data[0]
+				data = data[1:]
 				if f.Own != 0 {
 					r.onOwn(int(f.Own))
 				} else if err := r.receive(int(f.Taken), clock); err != nil {
@@ -210,21 +210,21 @@ func TestWindowsAgree(t *testing.T) {
 			case 3:
 				if r.due() {
 					taken, window := r.credit(now)
-					back = append(back, tunnel.Credit{Taken: taken, Window: window})
+					credits = append(credits, tunnel.Credit{Taken: taken, Window: window})
 				}
-				if len(back) == 0 {
+				if len(credits) == 0 {
 					break
 				}
-				changed, err := s.onCredit(back[0])
-				if back = back[1:]; err != nil {
+				changed, err := s.onCredit(credits[0])
+				if credits = credits[1:]; err != nil {
 					t.Fatal(err)
 				}
 				if changed {
-					forth = append(forth, tunnel.Credit{Own: uint32(s.own)})
+					data = append(data, tunnel.Credit{Own: uint32(s.own)})
 				}
 			case 4:
 				if rand.IntN(100) == 0 && s.shrink() {
-					forth = append(forth, tunnel.Credit{Own: uint32(s.own)})
+					data = append(data, tunnel.Credit{Own: uint32(s.own)})
 				}
 			}
 			if s.underWay > s.reserved+assuredWindow || r.limit-r.taken > int64(r.reserved+assuredWindow) {
