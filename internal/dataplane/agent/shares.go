@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 )
 
@@ -146,3 +148,11 @@ func (m linkMemory) Release(n int)      { m.all.Release(m.link, n) }
 
 // memory returns the budget for the windows of a link's exchanges.
 func (s *connShares) memory(link string) linkMemory { return linkMemory{s.windows, link} }
+
+// newWindowGauge returns the metric of the memory that windows have.
+func newWindowGauge(windows *budget.Bytes) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "causeway_agent_window_bytes",
+		Help: "Memory reserved for bytes under way in open connections, beyond 64 KiB for each direction.",
+	}, func() float64 { return float64(windows.Used()) })
+}

@@ -59,7 +59,7 @@ func Exchange(ctx context.Context, plain *net.TCPConn, session *tunnel.Conn, mem
 		},
 	}
 	x.changed.L = &x.flowMu
-	x.proxyPair = proxyPair{first: plain, second: raw.Conn, sever: x.abortSession, idle: x.shrink}
+	x.proxyPair = proxyPair{first: plain, second: raw.Conn, sever: x.abortSession, sweep: x.shrinkIdle}
 	return x.run(ctx)
 }
 
@@ -201,6 +201,10 @@ func (x *exchange) send(frame []byte) error {
 // maxRecord is the maximum payload of a TLS record (RFC 8446, section 5.1).
 const maxRecord = 16 << 10
 
+// recordPool holds buffers for what TLS returns at once. An application that stalls
+// holds one.
+var recordPool = sync.Pool{New: func() any { return new([maxRecord]byte) }}
+
 // writeLast writes our last frame. It interrupts toPlain if the other side's last frame
 // was read.
 func (x *exchange) writeLast(t tunnel.Type) bool {
@@ -328,8 +332,8 @@ func (x *exchange) receiveData(n int) bool {
 		x.fail(Second, err)
 		return false
 	}
-	buf := bufferPool.Get().(*[bufferSize]byte)
-	defer bufferPool.Put(buf)
+	buf := recordPool.Get().(*[maxRecord]byte)
+	defer recordPool.Put(buf)
 	for n > 0 {
 		got, err := x.session.Read(buf[:min(n, len(buf))])
 		n -= got

@@ -42,9 +42,10 @@ type flow struct {
 	flushing  bool     // flush runs, and writes the queue to the application
 	endQueued bool     // FIN follows the queue
 
-	crediting  bool // writeCredits runs
-	ownChanged bool // the far side must learn outgoing.own
-	finished   bool // no goroutine may start any more
+	crediting  bool  // writeCredits runs
+	ownChanged bool  // the far side must learn outgoing.own
+	swept      int64 // bytes sent until the last sweep
+	finished   bool  // no goroutine may start any more
 }
 
 // wake wakes toSession from awaitCredit.
@@ -69,15 +70,18 @@ func (x *exchange) releaseWindows() {
 	x.incoming.release()
 }
 
-// shrink gives up the window of an exchange in which nothing moves. The far side must
-// know of a larger window before it learns of the smaller one, because it answers only that.
-func (x *exchange) shrink() {
+// shrinkIdle gives up the window for sending if nothing was sent since its last call. The
+// far side must know of a larger window before it learns of the smaller one, because it
+// answers only that.
+func (x *exchange) shrinkIdle() {
 	x.flowMu.Lock()
 	defer x.flowMu.Unlock()
-	if !x.ownChanged && x.outgoing.shrink() {
+	sent := x.sent.Load()
+	if sent == x.swept && !x.ownChanged && x.outgoing.shrink() {
 		x.ownChanged = true
 		x.sendCredit()
 	}
+	x.swept = sent
 }
 
 // awaitCredit waits until bytes may be sent, and returns how many. It returns 0 if the
@@ -145,6 +149,9 @@ func (x *exchange) recordTaken(n int) {
 	x.flowMu.Lock()
 	defer x.flowMu.Unlock()
 	x.incoming.taken += int64(n)
+	if x.lastRead.Load() {
+		x.incoming.trim()
+	}
 	x.sendCredit()
 }
 
@@ -340,6 +347,7 @@ func (x *exchange) dequeue() []byte {
 func (x *exchange) endPlain() {
 	x.flowMu.Lock()
 	defer x.flowMu.Unlock()
+	x.incoming.end()
 	if x.flushing {
 		x.endQueued = true
 	} else if !x.appClosed.Load() {

@@ -111,8 +111,8 @@ type proxyPair struct {
 	first, second net.Conn // TCP connections, also that of a session
 	// sever ends both connections at an abort; nil: it resets them.
 	sever func()
-	// idle is called while nothing moves, at each sweep; it may be nil. It must not block.
-	idle           func()
+	// sweep is called at each sweep; it may be nil. It must not block.
+	sweep          func()
 	received, sent atomic.Int64
 	finSent        [3]atomic.Bool // by Side: set before we send FIN
 

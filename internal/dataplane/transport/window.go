@@ -229,6 +229,12 @@ func (w *receiveWindow) grow() {
 	}
 }
 
+// end records that the far side sends no more.
+func (w *receiveWindow) end() {
+	w.window, w.limit = assuredWindow, w.received
+	w.trim()
+}
+
 // trim releases what the far side can no longer use.
 func (w *receiveWindow) trim() {
 	trim(w.memory, &w.reserved, max(w.window, int(w.limit-w.taken)))
