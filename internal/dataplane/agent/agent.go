@@ -131,6 +131,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		logLimiter: rate.NewLimiter(logRate, logBurst), sessions: newSessions(), shares: newConnShares(),
 		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(), balanceSeed: rand.Uint64(),
 	}
+	r.MustRegister(newWindowGauge(a.shares.windows))
 	a.ingressOf = a.ingress
 	a.monitor = a.monitorLinks(r)
 	a.acceptCtx, a.stopAccepting = context.WithCancel(life)

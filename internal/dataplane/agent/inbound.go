@@ -147,7 +147,7 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	}
 	a.logLimited(slog.LevelInfo, "call served", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name, "pod", in.header.PodUID)
 	in.podGrace.conn.Store(app)
-	result := transport.Exchange(ctx, app, conn, a.observeFirstSpeaker(in))
+	result := transport.Exchange(ctx, app, conn, a.shares.memory(in.decision.Link.UID), a.observeFirstSpeaker(in))
 	in.podGrace.conn.Store(nil)
 	a.metrics.ended(inbound, in.decision.Link.Name, result)
 	a.logEnd(result, "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name)

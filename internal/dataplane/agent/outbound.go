@@ -94,7 +94,7 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 		"endpoint", out.answer.Endpoint)
 	early := int64(len(out.earlyData)) // sent with OPEN
 	out.earlyData = nil                // a call may last for days
-	result := transport.Exchange(o.ctx, c, o.session.conn, nil)
+	result := transport.Exchange(o.ctx, c, o.session.conn, a.shares.memory(out.peer.uid), nil)
 	o.release()
 	result.Sent += early
 	a.metrics.ended(outbound, out.peer.name, result)

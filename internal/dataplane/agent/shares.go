@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 )
 
@@ -25,6 +27,8 @@ type connShares struct {
 	waiting *budget.Shares
 	// probes are inbound sessions of probes, by link's UID.
 	probes *budget.Shares
+	// windows is for bytes under way in open exchanges, by link UID.
+	windows *budget.Bytes
 	// budgets holds how many tunnels peers' gateways grant, by link UID.
 	budgets *ttlMap[string, uint32]
 }
@@ -74,7 +78,7 @@ func newCallRates() callRates {
 func newConnShares() *connShares {
 	shares := func() *budget.Shares { return budget.New(maxConnections) }
 	return &connShares{sources: shares(), outboundAccounts: shares(), outboundLinks: shares(), inboundCallers: shares(), inboundLinks: shares(),
-		waiting: budget.New(maxWaiting), probes: budget.New(maxProbes), budgets: newTTLMap[string, uint32](1024, budgetAge)}
+		waiting: budget.New(maxWaiting), probes: budget.New(maxProbes), windows: budget.NewBytes(budget.WindowBytes()), budgets: newTTLMap[string, uint32](1024, budgetAge)}
 }
 
 // acquireSource counts a connection by its address alone. The caller must call leave if
@@ -131,4 +135,24 @@ func acquireBoth(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB,
 		return nil, refuse(reasonB, errShare)
 	}
 	return func() { a.Release(keyA); b.Release(keyB) }, nil
+}
+
+// linkMemory is the part of a budget that one link may reserve.
+type linkMemory struct {
+	all  *budget.Bytes
+	link string
+}
+
+func (m linkMemory) Reserve(n int) bool { return m.all.Reserve(m.link, n) }
+func (m linkMemory) Release(n int)      { m.all.Release(m.link, n) }
+
+// memory returns the budget for the windows of a link's exchanges.
+func (s *connShares) memory(link string) linkMemory { return linkMemory{s.windows, link} }
+
+// newWindowGauge returns the metric of the memory that windows have.
+func newWindowGauge(windows *budget.Bytes) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "causeway_agent_window_bytes",
+		Help: "Memory reserved for bytes under way in open connections, beyond 64 KiB for each direction.",
+	}, func() float64 { return float64(windows.Used()) })
 }

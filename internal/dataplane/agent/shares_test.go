@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"testing"
@@ -118,4 +119,24 @@ func TestGatewayBudget(t *testing.T) {
 			t.Errorf("an old word bounds on: %v", err)
 		}
 	})
+}
+
+// Both agents reserve the windows of fast connections by link, and release them with the
+// connection.
+func TestWindowsAreReservedByLink(t *testing.T) {
+	const size = 64 << 20
+	w := newHarness(t, serveBulk)
+	c := w.dial(alice)
+	head := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, 0), size)
+	must(c.Write(head))(t)
+	must(0, discard(c, make([]byte, 256<<10), size))(t)
+	for name, a := range map[string]*Agent{"caller's": w.west, "called": w.east} {
+		if a.shares.windows.Used() == 0 {
+			t.Errorf("%s agent has reserved nothing", name)
+		}
+	}
+	c.Close()
+	for name, a := range map[string]*Agent{"caller's": w.west, "called": w.east} {
+		eventually(t, name+" agent releases the windows", func() bool { return a.shares.windows.Used() == 0 })
+	}
 }

@@ -54,6 +54,9 @@ func (w *deadWatch) check() {
 	moved := w.c.sent.Load() + w.c.received.Load()
 	still := moved == w.moved
 	w.moved = moved
+	if w.c.sweep != nil {
+		w.c.sweep()
+	}
 	w.checkConn(First, w.c.first, still)
 	w.checkConn(Second, w.c.second, still)
 }

@@ -20,11 +20,9 @@ import (
 const (
 	// resetWrite is how long writing RESET may take. After that the session is reset.
 	resetWrite = 100 * time.Millisecond
-	// resetAnswer and resetDiscard bound the time and the bytes between our RESET and the
-	// other side's last frame. The socket buffers of three hops can hold several MiB of
-	// an upload.
-	resetAnswer  = 2 * time.Second
-	resetDiscard = 16 << 20
+	// resetAnswer bounds the time between our RESET and the other side's last frame. The
+	// window bounds the bytes.
+	resetAnswer = 2 * time.Second
 	// resetDelivery is how long an application has to read the bytes before a reset.
 	resetDelivery = 2 * time.Second
 )
@@ -38,13 +36,30 @@ const (
 //
 // Exchange owns plain and closes it. The caller owns the session. If the result is
 // Reusable, the session is between exchanges and has no deadline; otherwise it was reset.
+// Each direction begins with a window of tunnel.AssuredWindow bytes. What it grows by is
+// reserved from memory, and released at the end. If memory is nil, there is no limit.
+//
 // The session must be TLS over a *Raw that is on TCP; Exchange panics if there is no
 // *Raw. It calls onFirstBytes, which may be nil, once, with the side that sent the first
 // bytes. onFirstBytes must not block.
-func Exchange(ctx context.Context, plain *net.TCPConn, session *tunnel.Conn, onFirstBytes func(Side)) Result {
+func Exchange(ctx context.Context, plain *net.TCPConn, session *tunnel.Conn, memory Memory, onFirstBytes func(Side)) Result {
 	raw := RawOf(session)
-	x := &exchange{plain: plain, session: session, raw: raw, onFirstBytes: onFirstBytes}
-	x.proxyPair = proxyPair{first: plain, second: raw.Conn, sever: x.abortSession}
+	if memory == nil {
+		memory = unlimited{}
+	}
+	x := &exchange{
+		plain:        plain,
+		session:      session,
+		raw:          raw,
+		onFirstBytes: onFirstBytes,
+		flow: flow{
+			memory:   memory,
+			outgoing: newSendWindow(memory, session.EarlyData()),
+			incoming: newReceiveWindow(memory),
+		},
+	}
+	x.changed.L = &x.flowMu
+	x.proxyPair = proxyPair{first: plain, second: raw.Conn, sever: x.abortSession, sweep: x.shrinkIdle}
 	return x.run(ctx)
 }
 
@@ -63,6 +78,7 @@ type exchange struct {
 	plain   *net.TCPConn
 	session *tunnel.Conn
 	raw     *Raw
+	flow
 
 	firstOnce    sync.Once
 	onFirstBytes func(Side)
@@ -84,6 +100,7 @@ func (x *exchange) abortSession() {
 	x.broken.Store(true)
 	x.raw.Reset()
 	x.plain.SetDeadline(past)
+	x.wake()
 }
 
 func (x *exchange) run(ctx context.Context) Result {
@@ -92,14 +109,16 @@ func (x *exchange) run(ctx context.Context) Result {
 	// The kernel closes the connections of a killed process. It must reset plain,
 	// because FIN would be a clean end.
 	linger(0, x.plain)
+	boundUnsent(x.plain)
 	stop := afterfunc.Start(ctx, func() { x.cancel(context.Cause(ctx)) })
 	watch := watchDead(&x.proxyPair)
-	var goroutines sync.WaitGroup
-	goroutines.Go(x.toSession)
+	x.goroutines.Go(x.toSession)
 	x.toPlain()
-	goroutines.Wait()
+	x.finish()
+	x.goroutines.Wait()
 	watch.stop()
 	stop()
+	x.releaseWindows()
 	if x.lastLost.Load() { // the other side's last frame may have been in our buffers already
 		x.abort(Second, WasReset, errFarReset)
 	}
@@ -130,10 +149,15 @@ func (x *exchange) toSession() {
 		src.headroom = tunnel.PrefixLen
 	}
 	for err == nil {
+		if src.most = x.awaitCredit(); src.most == 0 {
+			err = errInterrupted
+			break
+		}
 		if err = src.read(); err != nil {
 			break
 		}
 		n := src.n
+		x.recordSent(n)
 		x.reportFirstBytes(First)
 		werr := x.send(src.buf[:tunnel.PrefixLen+n])
 		src.release()
@@ -157,6 +181,10 @@ func (x *exchange) toSession() {
 	}
 }
 
+// errInterrupted ends the wait for credit. The session is broken, or the far side has sent
+// RESET.
+var errInterrupted = errors.New("interrupted")
+
 // send writes a DATA frame, after it has filled in the prefix.
 func (x *exchange) send(frame []byte) error {
 	tunnel.PutPrefix(frame, tunnel.TypeData, len(frame)-tunnel.PrefixLen)
@@ -172,6 +200,10 @@ func (x *exchange) send(frame []byte) error {
 
 // maxRecord is the maximum payload of a TLS record (RFC 8446, section 5.1).
 const maxRecord = 16 << 10
+
+// recordPool holds buffers for what TLS returns at once. An application that stalls
+// holds one.
+var recordPool = sync.Pool{New: func() any { return new([maxRecord]byte) }}
 
 // writeLast writes our last frame. It interrupts toPlain if the other side's last frame
 // was read.
@@ -220,7 +252,6 @@ func (x *exchange) awaitLast() {
 
 // toPlain relays bytes to the application, up to the last frame.
 func (x *exchange) toPlain() {
-	discarded := 0
 	for {
 		t, n, err := x.session.Next()
 		switch {
@@ -240,15 +271,17 @@ func (x *exchange) toPlain() {
 		switch {
 		case t == tunnel.TypeData && !ended:
 			x.session.ConsumePrefix()
-			if !x.deliver(n, &discarded) {
+			if !x.receiveData(n) {
 				return
 			}
 		case t == tunnel.TypeEnd && !ended:
 			x.session.ConsumePrefix()
-			if !x.appClosed.Load() {
-				x.sendFIN(First, x.plain) // toSession finds an error
-			}
+			x.endPlain()
 			if x.recordLast() {
+				return
+			}
+		case t == tunnel.TypeCredit: // it may follow END
+			if !x.receiveCredit() {
 				return
 			}
 		case t == tunnel.TypeReset: // it may follow END
@@ -257,6 +290,8 @@ func (x *exchange) toPlain() {
 			x.recordEnd(Second, WasReset, errFarReset)
 			x.recordLast()
 			x.plain.SetReadDeadline(past)
+			x.setWriteDeadline(time.Now().Add(resetDelivery)) // for flush
+			x.wake()
 			return
 		default:
 			x.fail(Second, fmt.Errorf("%v within an exchange: %w", t, tunnel.ErrUnexpectedFrame))
@@ -290,26 +325,21 @@ func (x *exchange) abandonReset() {
 	x.abort(Second, Failed, errResetIgnored)
 }
 
-// deliver writes a body of n bytes to the application, or drops it if the application
-// accepts no more. It reports whether the exchange continues.
-func (x *exchange) deliver(n int, discarded *int) bool {
-	buf := bufferPool.Get().(*[bufferSize]byte)
-	defer bufferPool.Put(buf)
+// receiveData writes a body of n bytes to the application, or drops it if the
+// application accepts no more. It reports whether the exchange continues.
+func (x *exchange) receiveData(n int) bool {
+	if err := x.recordReceived(n); err != nil {
+		x.fail(Second, err)
+		return false
+	}
+	buf := recordPool.Get().(*[maxRecord]byte)
+	defer recordPool.Put(buf)
 	for n > 0 {
 		got, err := x.session.Read(buf[:min(n, len(buf))])
 		n -= got
 		if got > 0 {
 			x.reportFirstBytes(Second)
-			if !x.appClosed.Load() {
-				if _, werr := x.plain.Write(buf[:got]); werr != nil {
-					x.recordAppClosed()
-				} else {
-					x.received.Add(int64(got))
-				}
-			} else if *discarded += got; *discarded > resetDiscard {
-				x.abandonReset()
-				return false
-			}
+			x.deliver(buf[:got])
 		}
 		switch {
 		case err == nil || n == 0:

@@ -28,18 +28,28 @@ type testPath struct {
 	cancel   context.CancelCauseFunc // ends the near exchange
 	wait     func() (near, far Result)
 	sessions [2]*tunnel.Conn // the near one's, the far one's
+	sockets  []*net.TCPConn  // of the proxies
 }
 
 func newTestPath(t testing.TB, gateway bool) *testPath {
 	t.Helper()
+	return newTestPathOf(t, gateway, nil)
+}
+
+// newTestPathOf returns a testPath whose exchanges share a memory.
+func newTestPathOf(t testing.TB, gateway bool, memory Memory) *testPath {
+	t.Helper()
 	dialed, accepted := pair(t)
+	sockets := []*net.TCPConn{dialed}
 	var splice sync.WaitGroup
 	if gateway {
 		onward, end := pair(t)
 		in := accepted
+		sockets = append(sockets, in, onward)
 		splice.Go(func() { Splice(t.Context(), in, onward, nil) })
 		accepted = end
 	}
+	sockets = append(sockets, accepted)
 	nearTun, farTun := tunnelOver(t, dialed, accepted)
 	near, far := tunnel.NewConn(nearTun), tunnel.NewConn(farTun)
 	t.Cleanup(func() {
@@ -47,22 +57,24 @@ func newTestPath(t testing.TB, gateway bool) *testPath {
 		RawOf(far).Reset()
 		splice.Wait()
 	})
-	return testPathOver(t, near, far)
+	l := testPathOver(t, near, far, memory)
+	l.sockets = append(l.sockets, sockets...)
+	return l
 }
 
 // testPathOver begins an exchange.
-func testPathOver(t testing.TB, nearSession, farSession *tunnel.Conn) *testPath {
+func testPathOver(t testing.TB, nearSession, farSession *tunnel.Conn, memory Memory) *testPath {
 	t.Helper()
 	app, nearPlain := pair(t)
 	farPlain, srv := pair(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	var goroutines sync.WaitGroup
 	var near, far Result
-	goroutines.Go(func() { near = Exchange(ctx, nearPlain, nearSession, nil) })
-	goroutines.Go(func() { far = Exchange(t.Context(), farPlain, farSession, nil) })
+	goroutines.Go(func() { near = Exchange(ctx, nearPlain, nearSession, memory, nil) })
+	goroutines.Go(func() { far = Exchange(t.Context(), farPlain, farSession, memory, nil) })
 	wait := func() (Result, Result) { goroutines.Wait(); return near, far }
 	t.Cleanup(func() { cancel(nil); Reset(app); Reset(srv); wait() })
-	return &testPath{app, srv, cancel, wait, [2]*tunnel.Conn{nearSession, farSession}}
+	return &testPath{app, srv, cancel, wait, [2]*tunnel.Conn{nearSession, farSession}, []*net.TCPConn{nearPlain, farPlain}}
 }
 
 func forEachTestPath(t *testing.T, do func(*testing.T, *testPath)) {
@@ -89,7 +101,7 @@ func wantReusable(t *testing.T, l *testPath) {
 		t.Errorf("the next OPEN: %v", err)
 		return
 	}
-	next := testPathOver(t, l.sessions[0], l.sessions[1])
+	next := testPathOver(t, l.sessions[0], l.sessions[1], nil)
 	io.WriteString(next.app, "again")
 	next.app.CloseWrite()
 	wantEnd(t, "server", next.srv, "again")
@@ -216,7 +228,7 @@ func startExchange(t *testing.T) (app *net.TCPConn, far *tunnel.Conn, wait func(
 	app, plain := pair(t)
 	near, end := tunnelPair(t)
 	done := make(chan Result, 1)
-	go func() { done <- Exchange(t.Context(), plain, tunnel.NewConn(near), nil) }()
+	go func() { done <- Exchange(t.Context(), plain, tunnel.NewConn(near), nil, nil) }()
 	t.Cleanup(func() { Reset(app); end.NetConn().(*Raw).Reset() })
 	return app, tunnel.NewConn(end), func() Result { return <-done }
 }
@@ -340,7 +352,7 @@ func TestUnreadResetBreaksSession(t *testing.T) {
 				}
 			}
 		}()
-		if got := wait(); got.Reusable || got.Reason != WasReset {
+		if got := wait(); got.Reusable || got.Reason != WasReset && got.Reason != FlowControl {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -365,7 +377,7 @@ func TestLostLastFrameBreaksSession(t *testing.T) {
 	raw := RawOf(session)
 	raw.Conn = &failingWriter{TCPConn: raw.Conn.(*net.TCPConn)}
 	done := make(chan Result, 1)
-	go func() { done <- Exchange(t.Context(), plain, session, nil) }()
+	go func() { done <- Exchange(t.Context(), plain, session, nil, nil) }()
 	app.CloseWrite()
 	<-raw.Conn.(*failingWriter).tried()
 	tunnel.WriteEmpty(far, tunnel.TypeEnd)

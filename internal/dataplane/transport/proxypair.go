@@ -49,6 +49,8 @@ const (
 	NotRenewed
 	// RecordLimit: the session has encrypted as much as its keys may.
 	RecordLimit
+	// FlowControl: the far side sent more than it may, or acknowledged more than was sent.
+	FlowControl
 )
 
 // ErrDrained is the cause of a context that ends because a process was asked to stop
@@ -62,13 +64,13 @@ var ErrNotRenewed = errors.New("not proven again after a certificate has expired
 // String returns the reason as a metric label.
 func (r Reason) String() string {
 	return [...]string{"ended", "reset", "truncated", "timed_out", "failed", "cancelled", "drained",
-		"certificate_not_renewed", "record_limit"}[r]
+		"certificate_not_renewed", "record_limit", "flow_control_error"}[r]
 }
 
 // Reasons returns all reasons, so that each can be counted from zero.
 func Reasons() []Reason {
 	return []Reason{Ended, WasReset, Truncated, TimedOut, Failed, Canceled, Drained, NotRenewed,
-		RecordLimit}
+		RecordLimit, FlowControl}
 }
 
 // Result is the result of Exchange or Splice.
@@ -92,6 +94,8 @@ func reasonFor(err error) Reason {
 	switch {
 	case errors.Is(err, ErrRecordLimit):
 		return RecordLimit
+	case errors.Is(err, ErrFlowControl):
+		return FlowControl
 	case errors.Is(err, ErrTruncated):
 		return Truncated
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ENOTCONN):
@@ -106,7 +110,9 @@ func reasonFor(err error) Reason {
 type proxyPair struct {
 	first, second net.Conn // TCP connections, also that of a session
 	// sever ends both connections at an abort; nil: it resets them.
-	sever          func()
+	sever func()
+	// sweep is called at each sweep; it may be nil. It must not block.
+	sweep          func()
 	received, sent atomic.Int64
 	finSent        [3]atomic.Bool // by Side: set before we send FIN
 

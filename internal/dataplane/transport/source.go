@@ -19,6 +19,7 @@ var bufferPool = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 type source struct {
 	conn     syscall.RawConn
 	headroom int               // kept free at the head of buf
+	most     int               // bytes that one read may return; 0: as buf holds
 	buf      *[bufferSize]byte // set after read until release
 	n        int               // bytes read
 	err      error
@@ -53,8 +54,12 @@ func (s *source) read() error {
 
 func (s *source) tryRead(fd uintptr) bool {
 	s.buf = bufferPool.Get().(*[bufferSize]byte)
+	room := s.buf[s.headroom:]
+	if s.most > 0 {
+		room = room[:min(len(room), s.most)]
+	}
 	for {
-		s.n, s.err = unix.Read(int(fd), s.buf[s.headroom:])
+		s.n, s.err = unix.Read(int(fd), room)
 		if s.err != unix.EINTR {
 			break
 		}

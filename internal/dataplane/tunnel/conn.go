@@ -19,6 +19,7 @@ type Conn struct {
 	net.Conn
 	prefix [PrefixLen]byte
 	have   int
+	early  int // bytes sent with the last OPEN
 }
 
 // NewConn returns a Conn that reads from and writes to c, an established TLS
@@ -44,7 +45,7 @@ func (c *Conn) Next() (Type, int, error) {
 	}
 	t, n := Type(c.prefix[0]), int(binary.BigEndian.Uint16(c.prefix[1:]))
 	switch {
-	case t < TypeHello || t > TypeRenewAnswer:
+	case t < TypeHello || t > TypeCredit:
 		return 0, 0, fmt.Errorf("%v: %w", t, ErrUnexpectedFrame)
 	case n > t.maxLen():
 		return 0, 0, fmt.Errorf("%v of %d bytes: %w", t, n, ErrFrameTooLong)
@@ -80,11 +81,11 @@ type Open struct {
 	Protocol Protocol
 }
 
-// ReadOpen reads OPEN and not a byte more. It skips one RESET before OPEN, which belongs
-// to the exchange that has ended. If the client closed the session cleanly instead, the
-// error is io.EOF itself. Other errors are those of ReadHello.
+// ReadOpen reads OPEN and not a byte more. It skips frames before OPEN that belong to the
+// exchange that has ended: one RESET, and CREDIT. If the client closed the session
+// cleanly instead, the error is io.EOF itself. Other errors are those of ReadHello.
 func (c *Conn) ReadOpen() (Open, error) {
-	if err := c.skipResets(); err != nil {
+	if err := c.skipLate(); err != nil {
 		return Open{}, err
 	}
 	var m OpenFrame
@@ -112,11 +113,11 @@ func (c *Conn) ReadHelloAnswer() (Answer, error) {
 	return a, err
 }
 
-// ReadOpenAnswer reads the answer to OPEN and not a byte more. A RESET before it is of
-// the exchange that has ended, and is passed over. The error is a *Refused or as
+// ReadOpenAnswer reads the answer to OPEN and not a byte more. It skips frames of the
+// exchange that has ended, as ReadOpen does. The error is a *Refused or as
 // ReadHello's.
 func (c *Conn) ReadOpenAnswer() error {
-	if err := c.skipResets(); err != nil {
+	if err := c.skipLate(); err != nil {
 		return err
 	}
 	var m OpenAnswer
@@ -132,9 +133,9 @@ func (c *Conn) ReadOpenAnswer() error {
 	return nil
 }
 
-// ReadIdle reads IDLE, before which a RESET may come. Errors are as ReadHello's.
+// ReadIdle reads IDLE, before which a RESET and CREDIT may come. Errors are as ReadHello's.
 func (c *Conn) ReadIdle() error {
-	if err := c.skipResets(); err != nil {
+	if err := c.skipLate(); err != nil {
 		return err
 	}
 	t, _, err := c.Next()
@@ -148,21 +149,36 @@ func (c *Conn) ReadIdle() error {
 	return nil
 }
 
-// maxLateResets is how many frames of an exchange that has ended may come before the
-// next: each side sends one RESET at most.
-const maxLateResets = 1
+// Frames of an exchange that has ended, which may come before the next one. Each side
+// sends one RESET at most. A CREDIT covers at least half of what the other side may send,
+// so only a few cross its last frame.
+const (
+	maxLateResets  = 1
+	maxLateCredits = 8
+)
 
-// skipResets passes over what crossed the other side's last frame.
-func (c *Conn) skipResets() error {
-	for late := 0; ; late++ {
+// skipLate passes over what crossed the other side's last frame.
+func (c *Conn) skipLate() error {
+	for resets, credits := 0, 0; ; {
 		t, _, err := c.Next()
-		if err != nil || t != TypeReset {
+		if err != nil {
 			return err
 		}
-		if late == maxLateResets {
+		switch t {
+		case TypeReset:
+			resets++
+			c.ConsumePrefix()
+		case TypeCredit:
+			credits++
+			if _, err := c.ReadCredit(); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+		if resets > maxLateResets || credits > maxLateCredits {
 			return fmt.Errorf("%v after the exchange: %w", t, ErrUnexpectedFrame)
 		}
-		c.ConsumePrefix()
 	}
 }
 

@@ -27,7 +27,7 @@ var (
 	// ErrUnexpectedFrame reports a frame of another type than the one whose turn it is.
 	ErrUnexpectedFrame = errors.New("unexpected frame")
 	// ErrFrameTooLong reports a frame whose body is longer than its type permits: MaxData
-	// for DATA, 0 for END and RESET, and MaxFrame for the others.
+	// for DATA, 0 for END and RESET, 12 for CREDIT, and MaxFrame for the others.
 	ErrFrameTooLong = errors.New("frame too long")
 	// ErrBadFrame reports a frame whose body is not what its type holds.
 	ErrBadFrame = errors.New("malformed frame")
@@ -55,6 +55,9 @@ const (
 	// proofs of others.
 	TypeRenew
 	TypeRenewAnswer
+	// TypeCredit permits the other side to send more DATA of the exchange. It may follow
+	// END.
+	TypeCredit
 )
 
 // String names the type.
@@ -80,6 +83,8 @@ func (t Type) String() string {
 		return "RENEW"
 	case TypeRenewAnswer:
 		return "RENEW answer"
+	case TypeCredit:
+		return "CREDIT"
 	}
 	return fmt.Sprintf("type %d", uint8(t))
 }
@@ -91,6 +96,8 @@ func (t Type) maxLen() int {
 		return MaxData
 	case TypeEnd, TypeReset, TypeIdle:
 		return 0
+	case TypeCredit:
+		return creditLen
 	}
 	return MaxFrame
 }

@@ -6,6 +6,7 @@
 //	client ◀── HELLO answer ─────────── server   once it has decided who may
 //	client ◀── OPEN answer ──────────── server   once the application answers
 //	client ◀─▶ DATA …, END or RESET ◀─▶ server   each direction for itself
+//	client ◀─▶ CREDIT ◀───────────────▶ server   how much DATA the other side may send
 //	client ◀── IDLE ─────────────────── server   once the application has taken all of it
 //	client ── OPEN, DATA ─────────────▶ server   the next exchange, without a handshake
 //
@@ -18,6 +19,7 @@
 //   - Exchanges follow each other: one is over when each direction has had its last
 //     frame, END or RESET. A side that receives RESET ends its own direction by RESET,
 //     unless that has ended.
+//   - A side has at most AssuredWindow bytes of DATA under way until CREDIT permits more.
 //   - A reader never reads past the end of the current frame.
 //   - A message holds at most MaxFrame bytes, and its fields are checked before they
 //     are handed out: names are DNS labels, ids have 8 bytes, enums have known values.
@@ -94,6 +96,7 @@ func Refusals() []Code {
 // Open sets conn's deadline, and clears it if conn can still be used.
 func (c *Conn) Open(ctx context.Context, h Hello, appTimeout time.Duration, earlyData []byte) (Answer, error) {
 	var a Answer
+	c.early = len(earlyData)
 	err := c.withContext(ctx, func() error {
 		if err := WriteHelloOpen(c, h, appTimeout, earlyData); err != nil {
 			return err
@@ -125,6 +128,7 @@ func (c *Conn) ExchangeHello(ctx context.Context, h Hello) (Answer, error) {
 // OpenNext opens the application over a session that is between exchanges, sending the
 // caller's first bytes along. Errors and deadlines are as Open's.
 func (c *Conn) OpenNext(ctx context.Context, appTimeout time.Duration, earlyData []byte) error {
+	c.early = len(earlyData)
 	return c.withContext(ctx, func() error {
 		if err := WriteOpen(c, appTimeout, earlyData); err != nil {
 			return err

@@ -39,6 +39,9 @@ var (
 	}
 )
 
+// credit is a CREDIT of a side that has taken half of the assured window.
+var credit = Credit{Taken: AssuredWindow / 2, Window: 2 * AssuredWindow, Own: AssuredWindow}
+
 func bytesOf(t testing.TB, write func(io.Writer) error) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -160,6 +163,81 @@ func TestReadOpenSkipsLateReset(t *testing.T) {
 	if _, err := reading(bytes.NewReader(slices.Concat(reset, reset, open))).ReadOpen(); !errors.Is(err, ErrUnexpectedFrame) {
 		t.Errorf("twice: %v, want %v", err, ErrUnexpectedFrame)
 	}
+}
+
+// CREDIT that crossed the other side's last frame is of no use any more. A side that has
+// nothing else to say is not waited for.
+func TestReadersSkipLateCredit(t *testing.T) {
+	late := bytesOf(t, func(w io.Writer) error { return WriteCredit(w, credit) })
+	reset := bytesOf(t, func(w io.Writer) error { return WriteEmpty(w, TypeReset) })
+	open := bytesOf(t, func(w io.Writer) error { return WriteOpen(w, 0, nil) })
+	idle := bytesOf(t, func(w io.Writer) error { return WriteEmpty(w, TypeIdle) })
+	if _, err := reading(bytes.NewReader(slices.Concat(late, reset, late, open))).ReadOpen(); err != nil {
+		t.Errorf("before OPEN: %v", err)
+	}
+	if err := reading(bytes.NewReader(slices.Concat(late, late, late, idle))).ReadIdle(); err != nil {
+		t.Errorf("before IDLE: %v", err)
+	}
+	many := bytes.Repeat(late, maxLateCredits+1)
+	if _, err := reading(bytes.NewReader(slices.Concat(many, open))).ReadOpen(); !errors.Is(err, ErrUnexpectedFrame) {
+		t.Errorf("too often: %v, want %v", err, ErrUnexpectedFrame)
+	}
+}
+
+func TestCredit(t *testing.T) {
+	got, err := reading(bytes.NewReader(bytesOf(t, func(w io.Writer) error { return WriteCredit(w, credit) }))).ReadCredit()
+	if err != nil || got != credit {
+		t.Errorf("%+v, %v; want %+v", got, err, credit)
+	}
+	for name, bad := range map[string]Credit{
+		"no window":     {Window: AssuredWindow - 1, Own: AssuredWindow},
+		"no own window": {Window: AssuredWindow, Own: 0},
+		"too much":      {Window: 1 << 31, Own: AssuredWindow},
+		"too much taken": {
+			Taken:  1 << 31,
+			Window: AssuredWindow,
+			Own:    AssuredWindow,
+		},
+	} {
+		if err := WriteCredit(io.Discard, bad); !errors.Is(err, ErrBadFrame) {
+			t.Errorf("write %s: %v, want %v", name, err, ErrBadFrame)
+		}
+		b := binary.BigEndian.AppendUint32(nil, bad.Taken)
+		b = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, bad.Window), bad.Own)
+		if _, err := reading(bytes.NewReader(frame(TypeCredit, b))).ReadCredit(); !errors.Is(err, ErrBadFrame) {
+			t.Errorf("read %s: %v, want %v", name, err, ErrBadFrame)
+		}
+	}
+	for name, b := range map[string][]byte{
+		"short": frame(TypeCredit, make([]byte, 11)),
+		"cut":   frame(TypeCredit, make([]byte, 12))[:9],
+		"other": frame(TypeEnd, nil),
+	} {
+		if _, err := reading(bytes.NewReader(b)).ReadCredit(); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func FuzzReadCredit(f *testing.F) {
+	f.Add(bytesOf(f, func(w io.Writer) error { return WriteCredit(w, credit) }))
+	f.Add(frame(TypeCredit, make([]byte, 12)))
+	f.Add(frame(TypeCredit, nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bytes.NewReader(b)
+		c, err := reading(r).ReadCredit()
+		if read := len(b) - r.Len(); read > PrefixLen+creditLen {
+			t.Fatalf("%d bytes read", read)
+		}
+		if err != nil {
+			return
+		}
+		if again := bytesOf(t, func(w io.Writer) error { return WriteCredit(w, c) }); !bytes.Equal(again, b[:len(again)]) {
+			t.Fatalf("%+v from %x is %x again", c, b, again)
+		}
+		// Late frames before OPEN: the reader ends.
+		reading(bytes.NewReader(b)).ReadOpen()
+	})
 }
 
 type countWrites struct{ n int }
@@ -456,6 +534,7 @@ func TestFrameVectors(t *testing.T) {
 		{"END", func(w io.Writer) error { return WriteEmpty(w, TypeEnd) }},
 		{"IDLE", func(w io.Writer) error { return WriteEmpty(w, TypeIdle) }},
 		{"RESET", func(w io.Writer) error { return WriteEmpty(w, TypeReset) }},
+		{"CREDIT for 32 KiB, windows of 128 and 64 KiB", func(w io.Writer) error { return WriteCredit(w, credit) }},
 		{"OPEN answer OK", func(w io.Writer) error { return WriteOpenAnswer(w, Code_OK) }},
 		{"RENEW of two sessions", func(w io.Writer) error { return WriteRenew(w, renewals) }},
 		{"RENEW answer OK, one is unknown", func(w io.Writer) error { return WriteRenewAnswer(w, Code_OK, proofs) }},

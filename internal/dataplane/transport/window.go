@@ -1,0 +1,252 @@
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+)
+
+// MaxWindow is how many bytes of one direction of an exchange may be under way at most:
+// what a path of 1 Gbit/s and 60 ms holds.
+const MaxWindow = 8 << 20
+
+const assuredWindow = tunnel.AssuredWindow
+
+// ErrFlowControl reports a peer that sent more than it may, or acknowledged more than
+// was sent.
+var ErrFlowControl = errors.New("the far side violates flow control")
+
+// Memory is a budget from which windows are reserved. It must be safe for concurrent use
+// and must not block.
+type Memory interface {
+	// Reserve reserves n bytes, or returns false.
+	Reserve(n int) bool
+	// Release returns n bytes.
+	Release(n int)
+}
+
+// unlimited is the budget of an exchange that has none.
+type unlimited struct{}
+
+func (unlimited) Reserve(int) bool { return true }
+func (unlimited) Release(int)      {}
+
+// sendWindow bounds the bytes that this side has under way. Make it with newSendWindow.
+type sendWindow struct {
+	memory   Memory
+	own      int // what this side permits itself
+	peer     int // what the far side permits
+	underWay int // sent and not yet taken
+	reserved int // of memory, beyond assuredWindow
+	// shrunk: the far side has not yet answered that own became smaller. Windows in
+	// frames that it sent before count no more.
+	shrunk bool
+}
+
+// newSendWindow returns a window of which early bytes are in use.
+func newSendWindow(memory Memory, early int) sendWindow {
+	return sendWindow{memory: memory, own: assuredWindow, peer: assuredWindow, underWay: early}
+}
+
+// available returns how many bytes may be sent now. Less than a quarter of the window
+// does not count, because it would make small frames. The far side sends CREDIT before it
+// has taken half of the window, so more than a quarter always comes back.
+func (w *sendWindow) available() int {
+	window := min(w.own, w.peer)
+	if free := window - w.underWay; free >= window/4 {
+		return free
+	}
+	return 0
+}
+
+// onCredit records CREDIT of the far side. It reports whether own has changed, which the
+// far side must learn.
+func (w *sendWindow) onCredit(c tunnel.Credit) (changed bool, err error) {
+	taken := int(c.Taken)
+	if taken > w.underWay {
+		return false, fmt.Errorf("%d bytes acknowledged of %d under way: %w", taken, w.underWay, ErrFlowControl)
+	}
+	w.underWay -= taken
+	w.trim()
+	if w.shrunk {
+		w.shrunk = int(c.Window) != assuredWindow
+		return false, nil
+	}
+	w.peer = int(c.Window)
+	target := min(w.peer, MaxWindow)
+	if more := target - assuredWindow - w.reserved; target <= w.own || more > 0 && !w.memory.Reserve(more) {
+		return false, nil
+	}
+	w.own, w.reserved = target, max(w.reserved, target-assuredWindow)
+	return true, nil
+}
+
+// shrink returns to the assured window. It reports whether own has changed.
+func (w *sendWindow) shrink() bool {
+	if w.own == assuredWindow {
+		return false
+	}
+	w.own, w.peer, w.shrunk = assuredWindow, assuredWindow, true
+	w.trim()
+	return true
+}
+
+// trim releases what is neither permitted nor under way.
+func (w *sendWindow) trim() { trim(w.memory, &w.reserved, max(w.own, w.underWay)) }
+
+// release releases all memory.
+func (w *sendWindow) release() { trim(w.memory, &w.reserved, 0) }
+
+// receiveWindow bounds the bytes that the far side has under way. Make it with
+// newReceiveWindow.
+//
+// It doubles when it is what limits the rate. To find out, it measures trips. A trip is
+// the time from a CREDIT until the first byte comes that this CREDIT has permitted. What
+// comes meanwhile was permitted before. If the far side then waits for credit, it sends
+// less in a trip than in the same time on average. If the far side, the path or the
+// application limits the rate, it is the same rate.
+type receiveWindow struct {
+	memory   Memory
+	window   int
+	peerOwn  int   // how much the far side permits itself
+	received int64 // bytes that have come
+	limit    int64 // received may not exceed it
+	taken    int64 // bytes that the application has taken
+	credited int64 // of these, those that the far side knows of
+	reserved int   // of memory, beyond assuredWindow
+	answer   bool  // the far side has shrunk its window, and CREDIT must say the same
+
+	epoch      time.Time // when the measured window began; zero: not yet
+	epochTaken int64     // taken at that time
+	// The measured trip began at tripStart with tripBytes that were permitted before, and
+	// ends after tripLimit. tripStart is zero if none is measured. tripRate is the rate of
+	// the last one, in bytes per second.
+	tripStart            time.Time
+	tripBytes, tripLimit int64
+	tripRate             float64
+}
+
+const (
+	// fastWindow is the time in which an application may take a window that need not
+	// limit the rate and still grows. Larger windows need fewer CREDITs.
+	fastWindow = 4 * time.Millisecond
+	// slowWindow is the time for which the largest window suffices at most. Longer round
+	// trips are rare, and a slow direction shall not reserve much.
+	slowWindow = 500 * time.Millisecond
+	// waitFactor is how much faster a whole window must be than a trip.
+	waitFactor = 1.05
+	// maxUncredited bounds what is taken before CREDIT at the largest window.
+	maxUncredited = 512 << 10
+)
+
+// newReceiveWindow returns the window of an exchange that begins.
+func newReceiveWindow(memory Memory) receiveWindow {
+	return receiveWindow{
+		memory:  memory,
+		window:  assuredWindow,
+		peerOwn: assuredWindow,
+		limit:   assuredWindow,
+	}
+}
+
+// receive records n bytes of DATA that have come.
+func (w *receiveWindow) receive(n int, now func() time.Time) error {
+	if w.received += int64(n); w.received > w.limit {
+		return fmt.Errorf("%d bytes more than permitted: %w", w.received-w.limit, ErrFlowControl)
+	}
+	if w.epoch.IsZero() {
+		w.epoch = now()
+	}
+	if !w.tripStart.IsZero() && w.received > w.tripLimit {
+		w.tripRate = float64(w.tripBytes) / now().Sub(w.tripStart).Seconds()
+		w.tripStart = time.Time{}
+	}
+	return nil
+}
+
+// onOwn records how much the far side permits itself. If that becomes smaller, the far
+// side sends nothing beyond it after this frame, so the window shrinks at once.
+func (w *receiveWindow) onOwn(own int) {
+	if own < w.peerOwn {
+		w.window, w.answer = assuredWindow, true
+		w.limit = max(w.received, w.credited+assuredWindow)
+		w.trim()
+	}
+	w.peerOwn = own
+}
+
+// due reports whether CREDIT must be sent. A side that permits itself less than the
+// window waits for CREDIT at half of what it permits itself. The application takes whole
+// records, so CREDIT is due one record before the half. Otherwise the second half of a
+// window could miss it by some bytes, and wait for a round trip.
+func (w *receiveWindow) due() bool {
+	return w.answer || w.taken-w.credited >= creditAt(min(w.window, w.peerOwn))
+}
+
+func creditAt(window int) int64 {
+	if window == MaxWindow {
+		return maxUncredited
+	}
+	return int64(window/2 - maxRecord)
+}
+
+// credit returns what CREDIT says about this direction, and takes it as sent.
+func (w *receiveWindow) credit(now time.Time) (taken, window uint32) {
+	if n := w.taken - w.epochTaken; n >= 2*creditAt(w.window) {
+		if w.limitsRate(n, now.Sub(w.epoch)) && !w.answer {
+			w.grow()
+		}
+		w.epoch, w.epochTaken = now, w.taken
+	}
+	if left := w.limit - w.received; w.tripStart.IsZero() && left > 0 {
+		w.tripStart, w.tripBytes, w.tripLimit = now, left, w.limit
+	}
+	w.answer = false
+	taken = uint32(w.taken - w.credited)
+	w.credited = w.taken
+	w.limit = max(w.received, w.credited+int64(w.window))
+	w.trim()
+	return taken, uint32(w.window)
+}
+
+// limitsRate reports whether the window limits the rate, after n bytes of it were taken
+// within a time.
+func (w *receiveWindow) limitsRate(n int64, within time.Duration) bool {
+	if within <= fastWindow {
+		return true
+	}
+	return w.tripRate > 0 && within <= slowWindow && float64(n)/within.Seconds() > waitFactor*w.tripRate
+}
+
+// grow doubles the window, unless the far side does not follow or memory is short.
+func (w *receiveWindow) grow() {
+	more := max(0, 2*w.window-assuredWindow-w.reserved)
+	if 2*w.window <= min(MaxWindow, 4*w.peerOwn) && w.memory.Reserve(more) {
+		w.window *= 2
+		w.reserved += more
+	}
+}
+
+// end records that the far side sends no more.
+func (w *receiveWindow) end() {
+	w.window, w.limit = assuredWindow, w.received
+	w.trim()
+}
+
+// trim releases what the far side can no longer use.
+func (w *receiveWindow) trim() {
+	trim(w.memory, &w.reserved, max(w.window, int(w.limit-w.taken)))
+}
+
+// release releases all memory.
+func (w *receiveWindow) release() { trim(w.memory, &w.reserved, 0) }
+
+// trim releases what is reserved beyond need, of which assuredWindow is not reserved.
+func trim(memory Memory, reserved *int, need int) {
+	if more := *reserved - max(0, need-assuredWindow); more > 0 {
+		memory.Release(more)
+		*reserved -= more
+	}
+}
