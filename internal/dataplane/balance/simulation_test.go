@@ -130,8 +130,8 @@ func noisy(base time.Duration) func(int, *rand.Rand) time.Duration {
 	}
 }
 
-// mixed is the latency of an application that answers one request in n slowly, 50 times as
-// long as the others.
+// mixed is the latency of an application that answers one request in n slowly, 50 times
+// as long as the others.
 func mixed(base time.Duration, n int) func(int, *rand.Rand) time.Duration {
 	return func(_ int, rnd *rand.Rand) time.Duration {
 		d := time.Duration(float64(base) * math.Exp(0.2*rnd.NormFloat64()))
