@@ -14,9 +14,10 @@ const (
 	// approaches that of a typical endpoint.
 	decayTime = 10 * time.Second
 	// maxRise is the factor by which one response can raise the latency of an endpoint.
-	maxRise = 1.5
+	maxRise = 1.15
 	// fallWeight is the weight of a response that is faster than the endpoint's latency.
-	fallWeight = 1.0 / 16
+	// One rise and one fall cancel out, so that the latency follows the median response.
+	fallWeight = 1.0 / 8
 	// similar is the factor up to which latencies count as equal.
 	similar = 2.0
 	// medianEvery is the number of observations after which the median is computed again.
@@ -84,11 +85,17 @@ func (b *Balancer) latencyNow(e *endpoint, now time.Time) float64 {
 
 // cheaper compares two endpoints. If their latencies are similar, the one with fewer
 // outstanding requests is cheaper, and then the one that was picked longer ago. Otherwise
-// it is the one with the smaller product of latency and load.
+// it is the one with the smaller product of latency and load, but the other one gets some
+// requests too, fewer the more it costs.
 func (b *Balancer) cheaper(x, y *endpoint, now time.Time) *endpoint {
 	lx, ly := b.latencyNow(x, now), b.latencyNow(y, now)
 	if lx > similar*ly || ly > similar*lx {
-		if lx*float64(x.outstanding+1) <= ly*float64(y.outstanding+1) {
+		cx, cy := lx*float64(x.outstanding+1), ly*float64(y.outstanding+1)
+		if lx < ly {
+			x, y, cx, cy = y, x, cy, cx
+		}
+		// Now x is the slower one.
+		if cx <= cy || b.random()*(cx+cy) < cy {
 			return x
 		}
 		return y

@@ -130,6 +130,18 @@ func noisy(base time.Duration) func(int, *rand.Rand) time.Duration {
 	}
 }
 
+// mixed is the latency of an application that answers one request in n slowly, 50 times
+// as long as the others.
+func mixed(base time.Duration, n int) func(int, *rand.Rand) time.Duration {
+	return func(_ int, rnd *rand.Rand) time.Duration {
+		d := time.Duration(float64(base) * math.Exp(0.2*rnd.NormFloat64()))
+		if rnd.IntN(n) == 0 {
+			d *= 50
+		}
+		return d
+	}
+}
+
 func constant(d time.Duration) func(int, *rand.Rand) time.Duration {
 	return func(int, *rand.Rand) time.Duration { return d }
 }
@@ -148,6 +160,15 @@ func TestEqualEndpointsGetEqualShares(t *testing.T) {
 		"32 clients, 0.3 ms, noise":  {noisy(300 * time.Microsecond), 32},
 		"256 clients, 0.3 ms, noise": {noisy(300 * time.Microsecond), 256},
 		"32 clients, 80 ms, noise":   {noisy(80 * time.Millisecond), 32},
+		"one client, 1 in 2 slow":    {mixed(time.Millisecond, 2), 1},
+		"one client, 1 in 5 slow":    {mixed(time.Millisecond, 5), 1},
+		"one client, 1 in 3 slow":    {mixed(time.Millisecond, 3), 1},
+		"32 clients, 1 in 3 slow":    {mixed(time.Millisecond, 3), 32},
+		"32 clients, 1 in 4 slow":    {mixed(time.Millisecond, 4), 32},
+		"one client, 1 in 10 slow":   {mixed(time.Millisecond, 10), 1},
+		"one client, 1 in 20 slow":   {mixed(time.Millisecond, 20), 1},
+		"32 clients, 1 in 5 slow":    {mixed(time.Millisecond, 5), 32},
+		"32 clients, 1 in 10 slow":   {mixed(time.Millisecond, 10), 32},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
