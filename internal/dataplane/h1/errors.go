@@ -4,8 +4,8 @@ import "errors"
 
 // Error says why a message is refused.
 type Error struct {
-	// Status is the answer to a client: 400, 414, 431, 501 or 505 for a request, and 502 for
-	// a response, whose server is at fault.
+	// Status is the answer to a client: 400, 414, 431, 501 or 505 for a request, and 502
+	// for a response, whose server is at fault.
 	Status int
 	// Reason is a constant in snake_case, for metrics and logs.
 	Reason string
@@ -13,8 +13,8 @@ type Error struct {
 
 func (e *Error) Error() string { return "malformed HTTP/1 message: " + e.Reason }
 
-// IsMalformed reports whether err wraps an *Error: a message breaks a rule, and nothing more
-// can be read from its connection. Other errors are those of the connection.
+// IsMalformed reports whether err wraps an *Error: a message breaks a rule, and nothing
+// more can be read from its connection. Other errors are those of the connection.
 func IsMalformed(err error) bool {
 	var e *Error
 	return errors.As(err, &e)
