@@ -13,14 +13,17 @@ const (
 	controlBurst = 100
 	resetRate    = 100 // streams per second that were reset before their answer
 	resetBurst   = 100
-	// Each DATA frame that we send permits the peer a window update of the stream, one of
+	// Each DATA frame that this end sends permits the peer a window update of the stream, one of
 	// the connection, and a PING that measures the round trip.
 	creditsPerData = 3
 	maxCredits     = 3000
+	// smallIncrement is the size below which a window update needs an explanation. The
+	// number of larger ones is bounded by the window itself.
+	smallIncrement = 4 << 10
 	// smallFragment is the size below which a header fragment that is not the last one
 	// counts as a control frame.
 	smallFragment = 1 << 10
-	// maxHeadQueue bounds the informational heads that nobody has read yet.
+	// maxHeadQueue bounds the informational heads that are not read yet.
 	maxHeadQueue = 16
 	// blockFactor times MaxHeadBytes bounds an encoded header block. A head between the
 	// two limits is refused alone, because its block can still be decoded.
@@ -57,7 +60,7 @@ func (b *bucket) refund() { b.tokens = min(b.burst, b.tokens+1) }
 type floodLimits struct {
 	control bucket // frames that carry no work
 	reset   bucket // streams that ended before their answer
-	credits int    // window updates and PINGs that our DATA frames explain
+	credits int    // window updates and PINGs that DATA frames of this end explain
 }
 
 func newFloodLimits(now time.Time) floodLimits {

@@ -221,8 +221,10 @@ func (c *Conn) RTT() time.Duration {
 
 // updateWindow handles WINDOW_UPDATE.
 func (c *Conn) updateWindow(id, increment uint32) error {
-	if err := c.floods.chargeExplained("window_update_flood"); err != nil {
-		return err
+	if increment < smallIncrement {
+		if err := c.floods.chargeExplained("window_update_flood"); err != nil {
+			return err
+		}
 	}
 	if id == 0 {
 		c.send.left += int(increment)

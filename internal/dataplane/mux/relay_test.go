@@ -220,7 +220,7 @@ func TestRelaysGRPC(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	t.Run("unary", func(t *testing.T) {
-		for i := range 200 {
+		for i := range 60 {
 			var trailer metadata.MD
 			r, err := client.UnaryCall(ctx, &testpb.SimpleRequest{
 				ResponseSize: int32(i * 1000),
@@ -262,7 +262,7 @@ func TestRelaysGRPC(t *testing.T) {
 	})
 	t.Run("server streaming", func(t *testing.T) {
 		var params []*testpb.ResponseParameters
-		for i := range 300 {
+		for i := range 100 {
 			params = append(params, &testpb.ResponseParameters{Size: int32(i * 300)})
 		}
 		s, err := client.StreamingOutputCall(ctx, &testpb.StreamingOutputCallRequest{ResponseParameters: params})
