@@ -1,7 +1,9 @@
 package mux
 
 import (
+	"encoding/binary"
 	"errors"
+	"io"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -84,7 +86,7 @@ func (c *Conn) readFrames() error {
 		c.br.Discard(len(preface))
 	}
 	for first := true; ; first = false {
-		fh, err := c.fr.ReadFrameHeader()
+		fh, err := c.peekFrameHeader()
 		if err != nil {
 			return err
 		}
@@ -104,14 +106,40 @@ func (c *Conn) readFrames() error {
 	}
 }
 
+// peekFrameHeader waits for the next frame and returns its header, which stays in the read
+// buffer.
+func (c *Conn) peekFrameHeader() (http2.FrameHeader, error) {
+	b, err := c.br.Peek(frameHeaderLen)
+	if err == io.EOF && len(b) > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return http2.FrameHeader{}, err
+	}
+	fh := http2.FrameHeader{
+		Length:   uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2]),
+		Type:     http2.FrameType(b[3]),
+		Flags:    http2.Flags(b[4]),
+		StreamID: binary.BigEndian.Uint32(b[5:]) & maxStreamID,
+	}
+	if fh.Length > maxFrameSize {
+		return fh, http2.ErrFrameTooLarge
+	}
+	return fh, nil
+}
+
+// readFrame handles DATA and HEADERS from the read buffer. The framer reads the others, and
+// a CONTINUATION frame that follows no HEADERS is an error to it.
 func (c *Conn) readFrame(fh http2.FrameHeader) error {
 	switch fh.Type {
 	case http2.FrameData:
+		c.br.Discard(frameHeaderLen)
 		return c.readData(fh)
 	case http2.FrameHeaders:
+		c.br.Discard(frameHeaderLen)
 		return c.readHeaders(fh)
 	}
-	f, err := c.fr.ReadFrameForHeader(fh)
+	f, err := c.fr.ReadFrame()
 	var stream http2.StreamError
 	if errors.As(err, &stream) {
 		// The framer finds some mistakes that concern one stream only.
@@ -328,9 +356,13 @@ func (c *Conn) readHeaders(fh http2.FrameHeader) error {
 		if last {
 			break
 		}
-		if fh, err = c.fr.ReadFrameHeader(); err != nil {
+		if fh, err = c.peekFrameHeader(); err != nil {
 			return err
 		}
+		if fh.Type != http2.FrameContinuation || fh.StreamID != id {
+			return protocolError("header frames are not contiguous")
+		}
+		c.br.Discard(frameHeaderLen)
 		if fragment, err = c.br.Peek(int(fh.Length)); err != nil {
 			return err
 		}
