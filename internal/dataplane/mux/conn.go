@@ -1,14 +1,14 @@
-// Package mux runs one HTTP/2 connection (RFC 9113), frame by frame, in either role. A head
-// is coded by HPACK or, between agents, as HTTP/1 writes it.
+// Package mux runs one HTTP/2 connection (RFC 9113), frame by frame, in either role. A
+// head is coded by HPACK or, between agents, as HTTP/1 writes it.
 //
 //	net.Conn → read loop → stream's heads and body → ReadHead, Read
 //	net.Conn ← flusher   ← pending frames          ← Open, WriteHead, Write
 //
 // Invariants:
-//   - One goroutine reads frames. It never writes to the connection and never waits for a
-//     stream, so a slow stream does not delay others.
-//   - A writer appends frames to the pending buffer. If no flush is in progress it flushes
-//     what is pending, so frames of many streams share one write.
+//   - One goroutine reads frames. It never writes to the connection and never waits for
+//     a stream, so a slow stream does not delay others.
+//   - A writer appends frames to the pending buffer. If no flush is in progress it
+//     flushes what is pending, so frames of many streams share one write.
 //   - Conn.mu guards everything that is not marked as the read loop's.
 //   - Memory is bounded: 64 KiB of body per open stream, more only if the WindowBudget
 //     admits it, two write buffers, and MaxHeadBytes per head.
@@ -78,8 +78,8 @@ const (
 	prefaceTimeout      = 10 * time.Second
 	// goAwayDelay bounds the wait for the PING between the two GOAWAY frames of a server.
 	goAwayDelay = time.Second
-	// lastWriteTimeout bounds the write of the last frames, and lingerTimeout the wait for
-	// the peer to close after them.
+	// lastWriteTimeout bounds the write of the last frames, and lingerTimeout the wait
+	// for the peer to close after them.
 	lastWriteTimeout = time.Second
 	lingerTimeout    = 500 * time.Millisecond
 	lingerBytes      = 256 << 10
@@ -202,8 +202,8 @@ func New(nc net.Conn, cfg Config) *Conn {
 }
 
 // Run exchanges the prefaces and reads frames until the connection has ended and every
-// Handle has returned. It closes the net.Conn. The error is nil after a graceful end, also
-// if the peer closes while no stream is open.
+// Handle has returned. It closes the net.Conn. The error is nil after a graceful end,
+// also if the peer closes while no stream is open.
 func (c *Conn) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() {
 		c.mu.Lock()

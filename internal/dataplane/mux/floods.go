@@ -13,8 +13,8 @@ const (
 	controlBurst = 100
 	resetRate    = 100 // streams per second that were reset before their answer
 	resetBurst   = 100
-	// Each DATA frame that this end sends permits the peer a window update of the stream, one of
-	// the connection, and a PING that measures the round trip.
+	// Each DATA frame that this end sends permits the peer a window update of the stream,
+	// one of the connection, and a PING that measures the round trip.
 	creditsPerData = 3
 	maxCredits     = 3000
 	// smallIncrement is the size below which a window update needs an explanation. The
@@ -73,8 +73,8 @@ func newFloodLimits(now time.Time) floodLimits {
 // sentData is called for each DATA frame that this end sends.
 func (f *floodLimits) sentData() { f.credits = min(maxCredits, f.credits+creditsPerData) }
 
-// opened is called for each stream that the peer opens or answers: it explains one control
-// frame, for instance PRIORITY.
+// opened is called for each stream that the peer opens or answers: it explains one
+// control frame, for instance PRIORITY.
 func (f *floodLimits) opened() { f.control.refund() }
 
 // answered is called for each stream that ended in order.

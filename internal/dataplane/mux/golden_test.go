@@ -75,7 +75,8 @@ func TestGoldenSession(t *testing.T) {
 			synctest.Wait()
 			go func() { client.Run(t.Context()); done <- struct{}{} }()
 			synctest.Wait()
-			s, err := client.Open(requestHead("POST", "/a%2fb", message.Field{Name: "x-a", Value: "1"}), []byte("hello"), true)
+			req := requestHead("POST", "/a%2fb", message.Field{Name: "x-a", Value: "1"})
+			s, err := client.Open(req, []byte("hello"), true)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// beforeRead is the source of the read loop. The loop's buffer reads from it only if it is
-// empty, so the frames of one read cause one wake-up per stream.
+// beforeRead is the source of the read loop. The loop's buffer reads from it only if it
+// is empty, so the frames of one read cause one wake-up per stream.
 type beforeRead struct{ c *Conn }
 
 func (b beforeRead) Read(p []byte) (int, error) {
@@ -21,8 +21,8 @@ func (b beforeRead) Read(p []byte) (int, error) {
 	return b.c.nc.Read(p)
 }
 
-// deliver starts and wakes the goroutines of streams that got frames, and flushes what the
-// read loop has appended.
+// deliver starts and wakes the goroutines of streams that got frames, and flushes what
+// the read loop has appended.
 func (c *Conn) deliver() error {
 	c.mu.Lock()
 	if c.end != nil {
@@ -106,8 +106,8 @@ func (c *Conn) readFrames() error {
 	}
 }
 
-// peekFrameHeader waits for the next frame and returns its header, which stays in the read
-// buffer.
+// peekFrameHeader waits for the next frame and returns its header, which stays in the
+// read buffer.
 func (c *Conn) peekFrameHeader() (http2.FrameHeader, error) {
 	b, err := c.br.Peek(frameHeaderLen)
 	if err == io.EOF && len(b) > 0 {
@@ -128,8 +128,8 @@ func (c *Conn) peekFrameHeader() (http2.FrameHeader, error) {
 	return fh, nil
 }
 
-// readFrame handles DATA and HEADERS from the read buffer. The framer reads the others, and
-// a CONTINUATION frame that follows no HEADERS is an error to it.
+// readFrame handles DATA and HEADERS from the read buffer. The framer reads the others,
+// and a CONTINUATION frame that follows no HEADERS is an error to it.
 func (c *Conn) readFrame(fh http2.FrameHeader) error {
 	switch fh.Type {
 	case http2.FrameData:

@@ -65,7 +65,7 @@ type Stream struct {
 	reserved    int // of the window, from the budget
 	declared    int64
 	received    int64
-	headRequest bool // its response has no body, whatever its length says
+	headRequest bool // its response has no body; its length says nothing
 
 	// Sending.
 	sendWindow int
@@ -155,8 +155,8 @@ func (c *Conn) Open(h *message.Head, body []byte, end bool) (*Stream, error) {
 
 // ReadHead waits for the next head and moves it into h, whose fields' capacity is reused.
 // A server reads the request head with it. A client reads 1xx heads first, then the final
-// one. end means that neither body nor trailers follow. The error is a *ResetError or that
-// of Coding.ParseHead, after which the stream is reset.
+// one. end means that neither body nor trailers follow. The error is a *ResetError or
+// that of Coding.ParseHead, after which the stream is reset.
 func (s *Stream) ReadHead(h *message.Head) (end bool, err error) {
 	c := s.conn
 	c.mu.Lock()
