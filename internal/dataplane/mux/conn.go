@@ -57,6 +57,10 @@ type Config struct {
 	// MaxHeadBytes bounds a head, counted as in SETTINGS_MAX_HEADER_LIST_SIZE. Zero means
 	// 100 KiB.
 	MaxHeadBytes int
+	// ResetRate is how many streams per second the peer may reset before they are answered,
+	// or make this end reset, beyond those that were answered. Zero means 100. A connection
+	// that many callers share needs more, because their timeouts reset streams.
+	ResetRate int
 	// Windows admits receive windows beyond 64 KiB per stream. Nil admits none.
 	Windows WindowBudget
 	// ExtendedConnect accepts CONNECT with :protocol (RFC 8441). The pseudo-header is the
@@ -73,6 +77,8 @@ type Config struct {
 const (
 	defaultMaxStreams   = 250
 	defaultMaxHeadBytes = 100 << 10
+	firstMaxStreams     = 100      // a client's open streams until SETTINGS arrive
+	assumedMaxStreams   = 1000     // the same if SETTINGS name no limit
 	readBufferSize      = 32 << 10 // more than a header frame of the largest size
 	maxFrameSize        = 16 << 10
 	prefaceTimeout      = 10 * time.Second
@@ -139,7 +145,8 @@ type peerSettings struct {
 	maxStreams    uint32
 	initialWindow int
 	maxFrame      int
-	acksDue       int // our SETTINGS that the peer has not acknowledged
+	received      bool
+	acksDue       int // SETTINGS that the peer has not acknowledged
 }
 
 // endError says why a connection ended.
@@ -170,6 +177,9 @@ func New(nc net.Conn, cfg Config) *Conn {
 	if cfg.MaxHeadBytes == 0 {
 		cfg.MaxHeadBytes = defaultMaxHeadBytes
 	}
+	if cfg.ResetRate == 0 {
+		cfg.ResetRate = defaultResetRate
+	}
 	c := &Conn{
 		nc:         nc,
 		cfg:        cfg,
@@ -180,7 +190,7 @@ func New(nc net.Conn, cfg Config) *Conn {
 		idleSince:  time.Now(),
 		peerLastID: maxStreamID,
 		peer: peerSettings{
-			maxStreams:    100, // until SETTINGS arrive
+			maxStreams:    firstMaxStreams,
 			initialWindow: defaultWindow,
 			maxFrame:      maxFrameSize,
 			acksDue:       1,
@@ -194,7 +204,7 @@ func New(nc net.Conn, cfg Config) *Conn {
 	c.decoder.init(cfg.MaxHeadBytes)
 	c.encoder.init()
 	c.out.drained.L = &c.mu
-	c.floods = newFloodLimits(time.Now())
+	c.floods = newFloodLimits(time.Now(), cfg.ResetRate)
 	c.mu.Lock()
 	c.appendPreface()
 	c.mu.Unlock()

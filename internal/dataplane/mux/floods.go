@@ -11,8 +11,12 @@ import (
 const (
 	controlRate  = 10 // frames per second that carry no work
 	controlBurst = 100
-	resetRate    = 100 // streams per second that were reset before their answer
-	resetBurst   = 100
+	// defaultResetRate and resetBurst limit the streams that were reset before their
+	// answer.
+	defaultResetRate = 100
+	resetBurst       = 100
+	// maxRecentResets is how many streams that this end reset are remembered.
+	maxRecentResets = 1024
 	// Each DATA frame that this end sends permits the peer a window update of the stream,
 	// one of the connection, and a PING that measures the round trip.
 	creditsPerData = 3
@@ -63,10 +67,10 @@ type floodLimits struct {
 	credits int    // window updates and PINGs that DATA frames of this end explain
 }
 
-func newFloodLimits(now time.Time) floodLimits {
+func newFloodLimits(now time.Time, resetRate int) floodLimits {
 	return floodLimits{
 		control: newBucket(now, controlRate, controlBurst),
-		reset:   newBucket(now, resetRate, resetBurst),
+		reset:   newBucket(now, float64(resetRate), float64(max(resetRate, resetBurst))),
 	}
 }
 
@@ -139,20 +143,26 @@ func reasonOf(code http2.ErrCode) string {
 // recentResets are the last streams that this end reset. The peer may not know it yet, so
 // frames on them are no error.
 type recentResets struct {
-	ids  [64]uint32
-	next int
+	known map[uint32]struct{}
+	order []uint32 // the same, as a ring once it is full
+	next  int
 }
 
 func (r *recentResets) add(id uint32) {
-	r.ids[r.next%len(r.ids)] = id
-	r.next++
+	if r.known == nil {
+		r.known = map[uint32]struct{}{}
+	}
+	r.known[id] = struct{}{}
+	if len(r.order) < maxRecentResets {
+		r.order = append(r.order, id)
+		return
+	}
+	delete(r.known, r.order[r.next])
+	r.order[r.next] = id
+	r.next = (r.next + 1) % maxRecentResets
 }
 
 func (r *recentResets) has(id uint32) bool {
-	for _, known := range r.ids {
-		if known == id {
-			return true
-		}
-	}
-	return false
+	_, ok := r.known[id]
+	return ok
 }

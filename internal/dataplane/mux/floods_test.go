@@ -332,3 +332,51 @@ func TestResetUnblocksFlusher(t *testing.T) {
 		}
 	})
 }
+
+// TestManyResetsInFlight: frames on the last 1,024 streams that this end reset are no
+// error, and cancels of answers that have begun are no rapid reset.
+func TestManyResetsInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startPeer(t, Config{MaxStreams: 1000, Handle: func(s *Stream) {
+			var h message.Head
+			s.ReadHead(&h)
+			if h.Target == "/early" {
+				s.WriteHead(&message.Head{Status: 413}, nil, true)
+				return
+			}
+			s.WriteHead(&message.Head{Status: 200}, nil, false)
+			hold(s)
+		}})
+		defer p.close()
+		for i := range uint32(500) {
+			p.headers(2*i+1, pathBlock("/early"), false)
+		}
+		synctest.Wait()
+		for i := range uint32(500) {
+			p.fr.WriteData(2*i+1, true, make([]byte, 100))
+		}
+		for i := uint32(500); i < 1000; i++ {
+			p.headers(2*i+1, getBlock(), true)
+		}
+		synctest.Wait()
+		for i := uint32(500); i < 1000; i++ {
+			p.fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+		}
+		if p.ended() {
+			t.Errorf("ended: %s", p.conn.Reason())
+		}
+	})
+}
+
+func TestRecentResets(t *testing.T) {
+	var r recentResets
+	for id := range uint32(3000) {
+		r.add(id)
+	}
+	if r.has(3000-maxRecentResets-1) || !r.has(3000-maxRecentResets) || !r.has(2999) {
+		t.Error("the ring does not hold the last streams")
+	}
+	if len(r.known) != maxRecentResets {
+		t.Errorf("%d streams are remembered", len(r.known))
+	}
+}

@@ -193,7 +193,7 @@ func (c *Conn) afterClose(id uint32) error {
 	switch {
 	case c.isIdle(id):
 		return protocolError("frame on an idle stream")
-	case c.recent.has(id):
+	case c.cfg.Client, c.recent.has(id):
 		return nil // it was on its way when this end reset the stream
 	}
 	c.appendReset(id, http2.ErrCodeStreamClosed)
@@ -526,6 +526,10 @@ func (c *Conn) applySettings(f *http2.SettingsFrame) error {
 	if err := c.floods.chargeControl("settings_flood"); err != nil {
 		return err
 	}
+	if !c.peer.received {
+		c.peer.received = true
+		c.peer.maxStreams = assumedMaxStreams
+	}
 	err := f.ForeachSetting(func(s http2.Setting) error {
 		if err := s.Valid(); err != nil {
 			return err
@@ -590,8 +594,8 @@ func (c *Conn) peerReset(f *http2.RSTStreamFrame) error {
 	if s.onReset != nil {
 		c.resets = append(c.resets, s)
 	}
-	if c.cfg.Client {
-		return nil // this end opened it
+	if c.cfg.Client || s.answering {
+		return nil
 	}
 	return c.floods.chargeReset()
 }

@@ -69,6 +69,7 @@ type Stream struct {
 
 	// Sending.
 	sendWindow int
+	answering  bool // a server has sent a head
 	sentEnd    bool
 	waiting    bool // in conn.send.waiting
 	flushing   bool // its goroutine writes to the connection
@@ -270,6 +271,7 @@ func (s *Stream) writeBlock(h *message.Head, body []byte, end bool) error {
 		raw.free()
 		return err
 	}
+	s.answering = true
 	c.appendHead(s, h, raw, end && len(body) == 0)
 	if len(body) == 0 {
 		c.passTurn()
