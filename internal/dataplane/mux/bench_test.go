@@ -191,7 +191,7 @@ func BenchmarkUnary(b *testing.B) {
 	}
 }
 
-// BenchmarkUnaryNetHTTP2 is the same exchange with x/net's Transport and Server.
+// BenchmarkUnaryNetHTTP2 is the same exchange with the Transport and Server of net/http.
 func BenchmarkUnaryNetHTTP2(b *testing.B) {
 	addr := serveNetHTTP2(b, func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
