@@ -15,7 +15,6 @@
 package mux
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -61,6 +60,10 @@ type Config struct {
 	// or make this end reset, beyond those that were answered. Zero means 100. A connection
 	// that many callers share needs more, because their timeouts reset streams.
 	ResetRate int
+	// Received are the bytes, at most 32 KiB, that were read from the connection before,
+	// for instance to recognize HTTP/2. With them a *net.TCPConn needs no wrapper, and only
+	// such a connection holds no read buffer while it is idle.
+	Received []byte
 	// Windows admits receive windows beyond 64 KiB per stream. Nil admits none.
 	Windows WindowBudget
 	// ExtendedConnect accepts CONNECT with :protocol (RFC 8441). The pseudo-header is the
@@ -105,7 +108,7 @@ type Conn struct {
 	cfg Config
 
 	// The read loop's own.
-	br         *bufio.Reader
+	br         readBuffer
 	fr         *http2.Framer
 	decoder    headDecoder
 	recvWindow int       // what the peer may still send on the connection
@@ -198,8 +201,8 @@ func New(nc net.Conn, cfg Config) *Conn {
 		send: sendWindow{left: defaultWindow},
 		rtt:  roundTrips{target: streamWindow},
 	}
-	c.br = bufio.NewReaderSize(beforeRead{c}, readBufferSize)
-	c.fr = http2.NewFramer(io.Discard, c.br)
+	c.br.init(nc, cfg.Received, c.deliver)
+	c.fr = http2.NewFramer(io.Discard, &c.br)
 	c.fr.SetMaxReadFrameSize(maxFrameSize)
 	c.decoder.init(cfg.MaxHeadBytes)
 	c.encoder.init()
@@ -230,6 +233,7 @@ func (c *Conn) Run(ctx context.Context) error {
 	c.mu.Unlock()
 	err := c.readFrames()
 	c.close(err)
+	c.br.free()
 	c.owned.Wait()
 	if c.end.cause != nil {
 		return c.end

@@ -10,17 +10,6 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// beforeRead is the source of the read loop. The loop's buffer reads from it only if it
-// is empty, so the frames of one read cause one wake-up per stream.
-type beforeRead struct{ c *Conn }
-
-func (b beforeRead) Read(p []byte) (int, error) {
-	if err := b.c.deliver(); err != nil {
-		return 0, err
-	}
-	return b.c.nc.Read(p)
-}
-
 // deliver starts and wakes the goroutines of streams that got frames, and flushes what
 // the read loop has appended.
 func (c *Conn) deliver() error {
@@ -212,11 +201,12 @@ func (c *Conn) readData(fh http2.FrameHeader) error {
 		if size == 0 {
 			return connError(http2.ErrCodeFrameSize, "DATA without its pad length")
 		}
-		n, err := c.br.ReadByte()
+		b, err := c.br.Peek(1)
 		if err != nil {
 			return err
 		}
-		padding = int(n)
+		padding = int(b[0])
+		c.br.Discard(1)
 		if body = size - 1 - padding; body < 0 {
 			return protocolError("padding exceeds the frame")
 		}
@@ -242,7 +232,7 @@ func (c *Conn) readData(fh http2.FrameHeader) error {
 		left -= len(piece)
 		c.br.Discard(len(piece))
 	}
-	if _, err := c.br.Discard(padding); err != nil {
+	if err := c.br.Discard(padding); err != nil {
 		return err
 	}
 	if ended && s != nil {
