@@ -204,12 +204,10 @@ var importRules = map[string]struct {
 		from:   in("internal/dataplane/linkhealth"),
 		forbid: except(anything, standard),
 	},
-<<<<<<< HEAD
 	"balance and retry decide without I/O": {
 		why:    "simulations with fake time test them",
 		from:   either(in("internal/dataplane/balance"), in("internal/dataplane/retry")),
 		forbid: except(anything, either(except(standard, sockets), in("internal/dataplane/route"))),
-=======
 	"message imports only the standard library": {
 		why:    "every version of HTTP has its heads in it",
 		from:   in("internal/dataplane/message"),
@@ -219,7 +217,6 @@ var importRules = map[string]struct {
 		why:    "how bytes are read does not depend on who sends them, and net/http is another codec",
 		from:   in("internal/dataplane/h1"),
 		forbid: either(sockets, except(anything, either(standard, in("internal/dataplane/message")))),
->>>>>>> h1
 	},
 	"podid imports only transport of ours": {
 		why:    "which pod is at an address does not depend on what that pod may do",

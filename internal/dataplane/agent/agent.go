@@ -46,6 +46,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/session"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
@@ -110,8 +111,9 @@ type Agent struct {
 	openings         *openings
 	rates            callRates
 
-	log     *slog.Logger
-	metrics *metrics
+	log            *slog.Logger
+	metrics        *metrics
+	requestMetrics *reqmetrics.Metrics
 	// canaries counts the canary calls that were answered.
 	canaries *prometheus.CounterVec
 	// logLimiter bounds the log messages that callers can cause.
@@ -132,6 +134,8 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(), balanceSeed: rand.Uint64(),
 	}
 	r.MustRegister(newWindowGauge(a.shares.windows))
+	a.requestMetrics = reqmetrics.New(reqmetrics.Config{})
+	r.MustRegister(a.requestMetrics)
 	a.ingressOf = a.ingress
 	a.monitor = a.monitorLinks(r)
 	a.acceptCtx, a.stopAccepting = context.WithCancel(life)

@@ -185,7 +185,7 @@ func TestAgentAwaitsCertificates(t *testing.T) {
 			certificateTimeout,
 			true,
 		},
-		"none, late":  {"an agent without any would refuse every call", none, time.Hour, false},
+		"none, late": {"an agent without any would refuse every call", none, time.Hour, false},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

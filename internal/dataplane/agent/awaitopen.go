@@ -85,6 +85,7 @@ func (a *Agent) awaitOpen(ctx context.Context, conn *tunnel.Conn, in *inboundCon
 	defer retired()
 	open, err := conn.ReadOpen()
 	in.appTimeout, in.protocol = min(open.AppTimeout, maxAppTimeout), open.Protocol
+	in.opaque.Store(err == nil && open.Protocol == tunnel.Protocol_OPAQUE)
 	if err == nil {
 		in.markOpenReceived()
 	}

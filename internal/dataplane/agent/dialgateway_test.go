@@ -136,13 +136,11 @@ func TestGatewayLoadIsWeighted(t *testing.T) {
 		},
 		"one far": {
 			"it has its share of what is left",
-			map[string]time.Duration{"a": 10 * time.Millisecond, "b": 10 * time.Millisecond, "c": 20 * time.Millisecond,
-		},
+			map[string]time.Duration{"a": 10 * time.Millisecond, "b": 10 * time.Millisecond, "c": 20 * time.Millisecond},
 			map[string]int{"a": 1200, "b": 1200, "c": 600}},
 		"one very far": {
 			"it is measured again all the same",
-			map[string]time.Duration{"a": time.Millisecond, "b": time.Millisecond, "c": time.Second,
-		},
+			map[string]time.Duration{"a": time.Millisecond, "b": time.Millisecond, "c": time.Second},
 			map[string]int{"a": 1429, "b": 1429, "c": 143}},
 		"one new": {
 			"it may be as fast as the fastest",

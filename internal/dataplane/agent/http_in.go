@@ -13,10 +13,12 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/causeway-mesh/causeway/internal/afterfunc"
+	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/h1"
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
@@ -44,8 +46,11 @@ type inboundRequests struct {
 	mux      *mux.Conn
 	apps     appConns
 
-	mu    sync.Mutex // guards state
-	state *state     // by which the caller was decided on last
+	recorders [2]*reqmetrics.Recorder // of requests, and of those of gRPC
+
+	mu       sync.Mutex // guards what follows
+	state    *state     // by which the caller was decided on last
+	anything bool       // it admits each request
 }
 
 // serveInboundRequests serves a session for requests until it has ended, and closes it. OPEN
@@ -58,6 +63,7 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 	r.apps.ctx = r.ctx
 	defer r.apps.close()
 	r.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Coding: codingOf(r.protocol), MaxStreams: maxRequests, Handle: r.serve})
+	r.recorders = a.requestRecorders(in.metricsKey())
 	in.requests.Store(r.mux)
 	if in.retiring.Load() { // the drain notice came before
 		r.mux.GoAway()
@@ -97,8 +103,11 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		return
 	}
 	from := httprelay.MuxStream{Stream: s}
-	if err := r.admit(); err != nil {
-		r.refuse(from, head, err)
+	counted := r.recorder(head).Start(time.Now())
+	start := time.Now()
+	if err := r.admit(head); err != nil {
+		r.refuse(from, head, err, counted)
+		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
 		return
 	}
 	f := &appRequest{session: r}
@@ -107,36 +116,73 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	plan := &httprelay.Plan{Open: f.open, Retry: f.retry, OnResponse: func(h *message.Head) { h.Del(httprelay.ErrorField) }}
 	result := httprelay.Forward(from, head, ended, plan)
 	if result.Err != nil && !result.Began && !result.FromErr {
-		r.refuse(from, head, result.Err)
-		return
+		r.refuse(from, head, result.Err, counted)
+		result.Status = refusalOf(result.Err).Status
 	}
 	f.complete = result.Err == nil && !result.Unread
+	counted.Finish(time.Now(), requestResult(result, start))
 }
 
-// admit decides on a request. Most of the time nothing has changed since the last one.
-func (r *inboundRequests) admit() error {
+// admit decides on a request. If no policy names methods or paths, it decides again only
+// after the state has changed.
+func (r *inboundRequests) admit(head *message.Head) error {
 	s, err := r.agent.current()
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if s == r.state {
-		return nil
-	}
-	if _, _, err := decide(s, r.in); err != nil {
+	anything, err := r.decide(s)
+	if err != nil || anything {
 		return err
 	}
-	r.state = s
+	path, _, err := head.NormalPath()
+	if err != nil {
+		path = "" // no rule with paths admits it
+	}
+	if d := admit.DecideRequest(r.in.request(), head.Method, path, s.admission); !d.Allowed {
+		return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may not %s %s of %s: %s",
+			r.in.caller, head.Method, path, r.in.hello, d.Reason)}
+	}
 	return nil
 }
 
+// decide decides on the session in s. anything reports that each request is admitted.
+func (r *inboundRequests) decide(s *state) (anything bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s == r.state {
+		return r.anything, nil
+	}
+	if _, _, err := decide(s, r.in); err != nil {
+		return false, err
+	}
+	opaque := r.in.request()
+	opaque.HTTP = false
+	r.state, r.anything = s, admit.Decide(opaque, s.admission).Allowed
+	return r.anything, nil
+}
+
+// recorder returns the metrics of a request.
+func (r *inboundRequests) recorder(head *message.Head) *reqmetrics.Recorder {
+	if isGRPC(head) {
+		return r.recorders[1]
+	}
+	return r.recorders[0]
+}
+
 // refuse answers a request that has no response of an application.
-func (r *inboundRequests) refuse(to httprelay.Stream, head *message.Head, err error) {
+func (r *inboundRequests) refuse(to httprelay.Stream, head *message.Head, err error, counted reqmetrics.Request) {
 	r.agent.metrics.refuse(inbound, reasonOf(err))
 	r.agent.logLimited(slog.LevelInfo, "request refused", "service", r.in.service(), "caller", r.in.caller,
 		"link", r.in.header.Link, "reason", reasonOf(err), "error", err)
-	e := httprelay.MeshError{Status: 502, Kind: "connection_terminated", Reason: reasonOf(err), GRPC: isGRPC(head), Version: head.Version}
+	counted.Rejected(rejectionOf(err))
+	e := refusalOf(err)
+	e.GRPC, e.Version = isGRPC(head), head.Version
+	httprelay.AnswerError(to, e)
+}
+
+// refusalOf returns the response for an error.
+func refusalOf(err error) httprelay.MeshError {
+	e := httprelay.MeshError{Status: 502, Kind: "connection_terminated", Reason: reasonOf(err)}
 	bad := (*h1.Error)(nil)
 	refused := (*refusal)(nil)
 	switch {
@@ -148,7 +194,7 @@ func (r *inboundRequests) refuse(to httprelay.Stream, head *message.Head, err er
 			e.Status, e.Kind, e.NotProcessed = 403, "http_request_denied", false
 		}
 	}
-	httprelay.AnswerError(to, e)
+	return e
 }
 
 // An appRequest is one request to an application.

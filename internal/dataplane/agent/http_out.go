@@ -19,6 +19,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -37,8 +38,8 @@ const (
 	sniffTimeout = time.Second
 	// lingerTimeout bounds how long the agent reads the rest of a request that it does
 	// not need, so that a TCP reset does not overtake the response.
-	lingerTimeout = 2 * time.Second
-	maxLinger     = 1 << 20
+	lingerTimeout = 5 * time.Second
+	maxLinger     = 64 << 20
 )
 
 // A callerConn is a caller's connection that carries requests.
@@ -47,9 +48,12 @@ type callerConn struct {
 	out   *outboundConn
 	group *requestGroup
 	ctx   context.Context // ends with the lease of the connection
-	state *state          // by which the caller was checked last
-	// checking guards state.
-	checking sync.Mutex
+	// recorders are for requests, and for those of gRPC.
+	recorders [2]*reqmetrics.Recorder
+
+	mu     sync.Mutex // guards what follows
+	state  *state     // by which the caller was checked last
+	policy retry.Policy
 }
 
 // recognize returns the protocol of a caller's connection by the bytes in out.earlyData,
@@ -60,7 +64,7 @@ func (a *Agent) recognize(c *net.TCPConn, out *outboundConn) (tunnel.Protocol, e
 		if err := out.appendEarlyData(c); err != nil {
 			return 0, err
 		}
-		if len(out.earlyData) == 0 {
+		if len(out.earlyData) == 0 || out.port.isOpaque() {
 			return tunnel.Protocol_OPAQUE, nil
 		}
 		full := len(out.earlyData) >= maxEarlyData
@@ -84,12 +88,12 @@ func (a *Agent) recognize(c *net.TCPConn, out *outboundConn) (tunnel.Protocol, e
 func (a *Agent) serveRequests(life context.Context, c *net.TCPConn, out *outboundConn, p tunnel.Protocol) (opaque bool) {
 	ctx, release := a.leases.grant(life, a.state.Load, out.checkOpen)
 	defer release()
-	group := a.requests.of(requestKey{out.sessionKey(), p}, a.balanceSeed)
+	group := a.requests.of(requestKey{out.sessionKey(), p}, a.balanceConfig(out))
 	if group == nil {
 		a.rejectOutbound(c, out, refuse(reasonOther, errNoSession))
 		return false
 	}
-	conn := &callerConn{agent: a, out: out, group: group, ctx: ctx}
+	conn := &callerConn{agent: a, out: out, group: group, ctx: ctx, recorders: a.requestRecorders(out.metricsKey(metricsProtocol(p)))}
 	if p == tunnel.Protocol_HTTP2 {
 		conn.serveHTTP2(c)
 		return false
@@ -129,9 +133,7 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 		watch.start(r.cancel)
 		result := r.forward(caller, ended)
 		watch.pause()
-		if result.Err != nil && !result.Began && !result.FromErr {
-			r.answerError(caller, result.Err)
-		}
+		r.answer(caller, result)
 		if next, linger := caller.Finish(); !next {
 			closeHTTP1(c, linger)
 			return false
@@ -185,19 +187,17 @@ func (cc *callerConn) serveStream(s *mux.Stream) {
 	r := cc.newRequest(head)
 	s.OnReset(func(err error) { r.cancel() })
 	from := httprelay.MuxStream{Stream: s}
-	result := r.forward(from, ended)
-	if result.Err != nil && !result.Began && !result.FromErr {
-		r.answerError(from, result.Err)
-	}
+	r.answer(from, r.forward(from, ended))
 }
 
 // An outboundRequest is one request of a local pod.
 type outboundRequest struct {
-	conn   *callerConn
-	head   *message.Head
-	policy retry.Policy
-	start  time.Time
-	grpc   bool
+	conn    *callerConn
+	head    *message.Head
+	policy  retry.Policy
+	start   time.Time
+	grpc    bool
+	counted reqmetrics.Request
 
 	choice  balance.Choice
 	session *requestSession
@@ -211,7 +211,13 @@ type outboundRequest struct {
 }
 
 func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
-	return &outboundRequest{conn: cc, head: head, policy: retry.Default(), start: time.Now(), grpc: isGRPC(head)}
+	r := &outboundRequest{conn: cc, head: head, start: time.Now(), grpc: isGRPC(head)}
+	recorder := cc.recorders[0]
+	if r.grpc {
+		recorder = cc.recorders[1]
+	}
+	r.counted = recorder.Start(r.start)
+	return r
 }
 
 // cancel ends the current try, because the caller has gone.
@@ -228,6 +234,10 @@ var errCanceled = errors.New("the caller has gone")
 
 // forward forwards the request, with retries, and its response.
 func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.Result {
+	if err := r.conn.checkCaller(); err != nil {
+		return httprelay.Result{Err: err}
+	}
+	r.policy = r.conn.currentPolicy()
 	r.conn.group.budget.Request(r.start)
 	plan := &httprelay.Plan{Retry: r.retry, IsFailure: r.isFailure, OnResponse: editResponse}
 	plan.Open = func(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
@@ -277,8 +287,8 @@ func (cc *callerConn) checkCaller() error {
 	if err != nil {
 		return err
 	}
-	cc.checking.Lock()
-	defer cc.checking.Unlock()
+	cc.mu.Lock()
+	defer cc.mu.Unlock()
 	if s == cc.state {
 		return nil
 	}
@@ -289,12 +299,21 @@ func (cc *callerConn) checkCaller() error {
 		return err
 	}
 	cc.state = s
+	cc.policy = s.mirrors[cc.out.vip].ports[cc.out.index].retryPolicy()
 	return nil
+}
+
+func (cc *callerConn) currentPolicy() retry.Policy {
+	cc.mu.Lock()
+	defer cc.mu.Unlock()
+	return cc.policy
 }
 
 // observe ends the current try for the balancer.
 func (r *outboundRequest) observe(o balance.Outcome) {
-	r.conn.group.balancer.Finish(r.choice, time.Since(r.sentAt), o, time.Now())
+	if r.conn.group.balancer.Finish(r.choice, time.Since(r.sentAt), o, time.Now()) {
+		r.counted.Ejected()
+	}
 	r.choice = balance.Choice{}
 }
 
@@ -330,9 +349,10 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 		return false
 	}
 	if !r.conn.group.budget.Withdraw(time.Now()) {
+		r.counted.BudgetExhausted()
 		return false
 	}
-	r.conn.agent.metrics.countRetry(d.Reason.String())
+	r.counted.Retried(d.Reason)
 	return d.Delay == 0 || backoff.Sleep(r.conn.ctx, d.Delay)
 }
 
@@ -380,18 +400,30 @@ func (r *outboundRequest) finish(result httprelay.Result) {
 		if result.Began {
 			latency = result.FirstByte - r.sentAt.Sub(r.start)
 		}
-		cc.group.balancer.Finish(r.choice, latency, outcome, now)
+		if cc.group.balancer.Finish(r.choice, latency, outcome, now) {
+			r.counted.Ejected()
+		}
 	}
 }
 
+// answer answers a request that got no response, and counts how it ended.
+func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result) {
+	if result.Err != nil && !result.Began && !result.FromErr {
+		result.Status = r.answerError(from, result.Err)
+	}
+	r.counted.Finish(time.Now(), requestResult(result, r.start))
+}
+
 // answerError answers a request that got no response.
-func (r *outboundRequest) answerError(to httprelay.Stream, err error) {
+func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status int) {
 	status, kind := errorStatus(err)
 	reason := reasonOf(err)
 	r.conn.agent.metrics.refuse(outbound, requestReason(err))
+	r.counted.Rejected(rejectionOf(err))
 	r.conn.agent.logLimited(slog.LevelInfo, "request failed", "mirror", r.conn.out.mirrorName(), "caller", r.conn.out.callerName(),
 		"status", status, "reason", reason, "error", err)
 	httprelay.AnswerError(to, httprelay.MeshError{Side: "causeway", Status: status, Kind: kind, Reason: reason, GRPC: r.grpc, Version: r.head.Version})
+	return status
 }
 
 // errorStatus returns the status for an error, and its kind by RFC 9209, section 2.3.

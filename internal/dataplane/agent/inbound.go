@@ -57,10 +57,11 @@ type inboundConn struct {
 	// the requests of the session.
 	protocol      tunnel.Protocol
 	requests      atomic.Pointer[mux.Conn]
-	refusalSent   bool     // the far side has received the reason
-	openAnswered  bool     // OPEN was accepted
-	releaseShares func()   // set once HELLO was accepted
-	podGrace      podGrace // of the pod
+	refusalSent   bool        // the far side has received the reason
+	openAnswered  bool        // OPEN was accepted
+	opaque        atomic.Bool // the last OPEN was for an exchange
+	releaseShares func()      // set once HELLO was accepted
+	podGrace      podGrace    // of the pod
 	// exchanges counts the completed exchanges.
 	exchanges atomic.Int64
 	// idleSince is when the wait for OPEN began, in Unix nanoseconds; 0: an exchange is
@@ -147,9 +148,11 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	}
 	a.logLimited(slog.LevelInfo, "call served", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name, "pod", in.header.PodUID)
 	in.podGrace.conn.Store(app)
+	counted, start := a.requestMetrics.Recorder(in.metricsKey()).Start(time.Now()), time.Now()
 	result := transport.Exchange(ctx, app, conn, a.shares.memory(in.decision.Link.UID), a.observeFirstSpeaker(in))
 	in.podGrace.conn.Store(nil)
 	a.metrics.ended(inbound, in.decision.Link.Name, result)
+	counted.Finish(time.Now(), exchangeResult(result, inbound, start))
 	a.logEnd(result, "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name)
 	if !result.Reusable {
 		a.metrics.countSession(inbound, sessionLost)
@@ -238,7 +241,7 @@ func (in *inboundConn) checkOpen(s *state) error {
 
 func (in *inboundConn) request() admit.Request {
 	return admit.Request{Caller: in.caller, Namespace: in.hello.Namespace, Service: in.hello.Service, Port: in.hello.Port,
-		PodUID: in.header.PodUID}
+		PodUID: in.header.PodUID, HTTP: !in.opaque.Load()}
 }
 
 // rejectInbound counts a refusal and ends the connection. Only what a proven caller or a

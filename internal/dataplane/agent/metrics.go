@@ -6,7 +6,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
-	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
@@ -62,6 +61,7 @@ const (
 	reasonProbeRate        = "probe_rate"    // of one link
 	reasonCircuitOpen      = "circuit_open"  // each endpoint has too many requests
 	reasonRequestTimeout   = "request_timeout"
+	reasonTooManyRequests  = "too_many_requests" // of one caller or link
 	reasonOther            = "other"
 )
 
@@ -70,7 +70,7 @@ func reasons(direction string) []string {
 		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
 	if direction == outbound {
 		out = append(out, reasonCallRate, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGatewayBudget, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
-			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonCallerSilent, reasonCircuitOpen, reasonRequestTimeout)
+			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonCallerSilent, reasonCircuitOpen, reasonRequestTimeout, reasonTooManyRequests)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}
@@ -99,7 +99,6 @@ type metrics struct {
 	sessions *prometheus.CounterVec
 	renewals *prometheus.CounterVec
 	probes   *prometheus.CounterVec
-	retries  *prometheus.CounterVec
 
 	mu      sync.Mutex // guards current
 	current map[string]int
@@ -147,13 +146,6 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	for _, outcome := range []string{renewalDone, renewalUnknown} {
 		m.renewals.WithLabelValues(inbound, outcome)
 	}
-	m.retries = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "causeway_agent_request_retries_total",
-		Help: "Requests that were sent again, by reason.",
-	}, []string{"reason"})
-	for _, reason := range retry.RetryReasons() {
-		m.retries.WithLabelValues(reason.String())
-	}
 	m.probes = newProbes()
 	for _, outcome := range []string{sessionMade, sessionPreconnecting, sessionPreconnected, sessionFailed, sessionReused, sessionRetired, sessionLost} {
 		m.sessions.WithLabelValues(outbound, outcome)
@@ -168,7 +160,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.refused.WithLabelValues(direction, reason)
 		}
 	}
-	r.MustRegister(m.accepted, m.refused, m.ends, m.sent, m.received, m.open, m.sessions, m.renewals, m.probes, m.retries)
+	r.MustRegister(m.accepted, m.refused, m.ends, m.sent, m.received, m.open, m.sessions, m.renewals, m.probes)
 	return m
 }
 
@@ -200,8 +192,6 @@ func (m *metrics) countSession(direction, outcome string) {
 func (m *metrics) renewal(direction, outcome string) {
 	m.renewals.WithLabelValues(direction, outcome).Inc()
 }
-
-func (m *metrics) countRetry(reason string) { m.retries.WithLabelValues(reason).Inc() }
 
 func (m *metrics) refuse(direction, reason string) {
 	m.refused.WithLabelValues(direction, reason).Inc()

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
@@ -92,12 +93,14 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 	a.preconnect(out)
 	a.log.Debug("call carried", "mirror", out.mirror.name, "caller", out.credential.Name(), "peer", out.peer.name,
 		"endpoint", out.answer.Endpoint)
+	counted, start := a.requestMetrics.Recorder(out.metricsKey(reqmetrics.TCP)).Start(time.Now()), time.Now()
 	early := int64(len(out.earlyData)) // sent with OPEN
 	out.earlyData = nil                // a call may last for days
 	result := transport.Exchange(o.ctx, c, o.session.conn, a.shares.memory(out.peer.uid), nil)
 	o.release()
 	result.Sent += early
 	a.metrics.ended(outbound, out.peer.name, result)
+	counted.Finish(time.Now(), exchangeResult(result, outbound, start))
 	a.logEnd(result, "mirror", out.mirror.name, "caller", out.callerName(), "peer", out.peer.name)
 	o.session.bytes += result.Sent + result.Received
 	if result.Reusable {

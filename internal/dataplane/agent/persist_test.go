@@ -191,12 +191,12 @@ func TestNodeUID(t *testing.T) {
 		why, token, want string
 	}{
 		"bound to a node": {
-			why: "a pod's projected token",
+			why:   "a pod's projected token",
 			token: token(`{"sub":"x","kubernetes.io":{"node":{"name":"n1","uid":"u-1"}}}`),
-			want: "u-1",
+			want:  "u-1",
 		},
 		"bound to none": {
-			why: "an API server older than 1.32",
+			why:   "an API server older than 1.32",
 			token: token(`{"kubernetes.io":{"pod":{"uid":"p"}}}`),
 		},
 		"no token":         {why: "what else may be mounted there", token: "text"},

@@ -594,7 +594,7 @@ func TestNextRenewal(t *testing.T) {
 			11 * time.Minute,
 			23 * time.Minute,
 		},
-		"expired":           {"an hour is left", -6 * time.Hour, -1, 5 * time.Minute, 12 * time.Minute},
+		"expired": {"an hour is left", -6 * time.Hour, -1, 5 * time.Minute, 12 * time.Minute},
 		"two minutes left": {
 			"it becomes urgent",
 			-6 * time.Hour,

@@ -82,7 +82,7 @@ type requestGroups struct {
 }
 
 // of returns the group of a key, or nil once close was called.
-func (g *requestGroups) of(key requestKey, seed uint64) *requestGroup {
+func (g *requestGroups) of(key requestKey, cfg balance.Config) *requestGroup {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -93,7 +93,7 @@ func (g *requestGroups) of(key requestKey, seed uint64) *requestGroup {
 		if g.groups == nil {
 			g.groups = make(map[requestKey]*requestGroup)
 		}
-		group = &requestGroup{key: key, balancer: balance.New(balance.Config{Seed: seed}),
+		group = &requestGroup{key: key, balancer: balance.New(cfg),
 			sessions: make(map[route.EndpointID][]*requestSession), dials: make(map[route.EndpointID]*sessionDial)}
 		g.groups[key] = group
 	}

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
@@ -135,6 +137,7 @@ func benchmarkUnary(b *testing.B, cfg Config, parallelism int, client, server ne
 	b.ReportAllocs()
 	b.SetParallelism(parallelism)
 	b.ResetTimer()
+	defer reportCPU(b)()
 	b.RunParallel(func(pb *testing.PB) {
 		var h message.Head
 		buf := make([]byte, 4096)
@@ -148,6 +151,18 @@ func benchmarkUnary(b *testing.B, cfg Config, parallelism int, client, server ne
 	b.StopTimer()
 	c.GoAway()
 	<-ran
+}
+
+// reportCPU reports the processor time of both ends per request, which other load on the
+// machine does not distort.
+func reportCPU(b *testing.B) func() {
+	used := func() time.Duration {
+		var u syscall.Rusage
+		syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	start := used()
+	return func() { b.ReportMetric(float64(used()-start)/float64(b.N), "cpu-ns/op") }
 }
 
 func tcpPair(b testing.TB) (net.Conn, net.Conn) {
@@ -191,7 +206,7 @@ func BenchmarkUnary(b *testing.B) {
 	}
 }
 
-// BenchmarkUnaryNetHTTP2 is the same exchange with x/net's Transport and Server.
+// BenchmarkUnaryNetHTTP2 is the same exchange with the Transport and Server of net/http.
 func BenchmarkUnaryNetHTTP2(b *testing.B) {
 	addr := serveNetHTTP2(b, func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -205,6 +220,7 @@ func BenchmarkUnaryNetHTTP2(b *testing.B) {
 		b.Run("tcp/"+name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetParallelism(concurrencies[name])
+			defer reportCPU(b)()
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
 					resp, err := client.Get("http://" + addr + "/")

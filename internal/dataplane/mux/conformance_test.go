@@ -36,9 +36,13 @@ func TestServerConformance(t *testing.T) {
 		send func(p *peer)
 		want outcome
 	}{
-		"3.4 second SETTINGS":    {func(p *peer) { p.fr.WriteSettings() }, accepted},
-		"4.1 unknown frame type": {func(p *peer) { p.fr.WriteRawFrame(0xfe, 0xff, 0, []byte("x")) }, accepted},
-		"4.1 undefined flags":    {func(p *peer) { p.fr.WriteRawFrame(http2.FramePing, 0xfe, 0, make([]byte, 8)) }, accepted},
+		"3.4 second SETTINGS": {func(p *peer) { p.fr.WriteSettings() }, accepted},
+		"4.1 unknown frame type": {func(p *peer) {
+			p.fr.WriteRawFrame(0xfe, 0xff, 0, []byte("x"))
+		}, accepted},
+		"4.1 undefined flags": {func(p *peer) {
+			p.fr.WriteRawFrame(http2.FramePing, 0xfe, 0, make([]byte, 8))
+		}, accepted},
 		"4.2 frame of the largest size": {func(p *peer) {
 			p.headers(1, getBlock(), false)
 			p.fr.WriteData(1, true, make([]byte, 16384))
@@ -47,7 +51,9 @@ func TestServerConformance(t *testing.T) {
 			p.headers(1, getBlock(), false)
 			p.fr.WriteData(1, true, make([]byte, 16385))
 		}, frameSize},
-		"4.3 invalid block":   {func(p *peer) { p.headers(1, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, true) }, compression},
+		"4.3 invalid block": {func(p *peer) {
+			p.headers(1, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, true)
+		}, compression},
 		"4.3 truncated block": {func(p *peer) { p.headers(1, getBlock()[:9], true) }, compression},
 		"4.3 table size beyond the limit": {func(p *peer) {
 			p.headers(1, append([]byte{0x3f, 0xe1, 0xff, 0x03}, getBlock()...), true)
@@ -63,9 +69,11 @@ func TestServerConformance(t *testing.T) {
 		"5.1 DATA on idle":          {func(p *peer) { p.fr.WriteData(1, true, nil) }, protocol},
 		"5.1 RST_STREAM on idle":    {func(p *peer) { p.fr.WriteRSTStream(1, 0) }, protocol},
 		"5.1 WINDOW_UPDATE on idle": {func(p *peer) { p.fr.WriteWindowUpdate(1, 100) }, protocol},
-		"5.1 PRIORITY on idle":      {func(p *peer) { p.fr.WritePriority(1, http2.PriorityParam{StreamDep: 5}) }, accepted},
-		"5.1 CONTINUATION alone":    {func(p *peer) { p.fr.WriteContinuation(1, true, nil) }, protocol},
-		"8.3.1 empty block":         {func(p *peer) { p.headers(1, nil, true) }, malformed},
+		"5.1 PRIORITY on idle": {func(p *peer) {
+			p.fr.WritePriority(1, http2.PriorityParam{StreamDep: 5})
+		}, accepted},
+		"5.1 CONTINUATION alone": {func(p *peer) { p.fr.WriteContinuation(1, true, nil) }, protocol},
+		"8.3.1 empty block":      {func(p *peer) { p.headers(1, nil, true) }, malformed},
 		"5.1 DATA on half-closed": {func(p *peer) {
 			p.headers(1, getBlock("x-hold", "1"), true)
 			p.fr.WriteData(1, true, []byte("x"))
@@ -94,7 +102,9 @@ func TestServerConformance(t *testing.T) {
 			p.take()
 			p.headers(3, getBlock(), true)
 		}, resets(http2.ErrCodeStreamClosed)},
-		"6.1 DATA on stream 0": {func(p *peer) { p.fr.WriteRawFrame(http2.FrameData, 0, 0, []byte("x")) }, protocol},
+		"6.1 DATA on stream 0": {func(p *peer) {
+			p.fr.WriteRawFrame(http2.FrameData, 0, 0, []byte("x"))
+		}, protocol},
 		"6.1 padding": {func(p *peer) {
 			p.headers(1, getBlock(), false)
 			p.fr.WriteDataPadded(1, true, []byte("hello"), make([]byte, 200))
@@ -119,14 +129,20 @@ func TestServerConformance(t *testing.T) {
 			})
 		}, accepted},
 		"6.2 padding beyond the frame": {func(p *peer) {
-			p.fr.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersPadded|http2.FlagHeadersEndHeaders, 1, []byte{9, 1})
+			flags := http2.FlagHeadersPadded | http2.FlagHeadersEndHeaders
+			p.fr.WriteRawFrame(http2.FrameHeaders, flags, 1, []byte{9, 1})
 		}, protocol},
 		"6.2 priority cut": {func(p *peer) {
-			p.fr.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersPriority|http2.FlagHeadersEndHeaders, 1, []byte{9, 1})
+			flags := http2.FlagHeadersPriority | http2.FlagHeadersEndHeaders
+			p.fr.WriteRawFrame(http2.FrameHeaders, flags, 1, []byte{9, 1})
 		}, frameSize},
-		"6.3 PRIORITY of a wrong size": {func(p *peer) { p.fr.WriteRawFrame(http2.FramePriority, 0, 1, make([]byte, 4)) }, frameSize},
-		"6.3 PRIORITY on stream 0":     {func(p *peer) { p.fr.WriteRawFrame(http2.FramePriority, 0, 0, make([]byte, 5)) }, protocol},
-		"6.4 RST_STREAM on stream 0":   {func(p *peer) { p.fr.WriteRSTStream(0, 0) }, protocol},
+		"6.3 PRIORITY of a wrong size": {func(p *peer) {
+			p.fr.WriteRawFrame(http2.FramePriority, 0, 1, make([]byte, 4))
+		}, frameSize},
+		"6.3 PRIORITY on stream 0": {func(p *peer) {
+			p.fr.WriteRawFrame(http2.FramePriority, 0, 0, make([]byte, 5))
+		}, protocol},
+		"6.4 RST_STREAM on stream 0": {func(p *peer) { p.fr.WriteRSTStream(0, 0) }, protocol},
 		"6.4 RST_STREAM of a wrong size": {func(p *peer) {
 			p.headers(1, getBlock("x-hold", "1"), true)
 			p.fr.WriteRawFrame(http2.FrameRSTStream, 0, 1, make([]byte, 3))
@@ -134,8 +150,12 @@ func TestServerConformance(t *testing.T) {
 		"6.5 SETTINGS ack with payload": {func(p *peer) {
 			p.fr.WriteRawFrame(http2.FrameSettings, http2.FlagSettingsAck, 0, make([]byte, 6))
 		}, frameSize},
-		"6.5 SETTINGS on a stream":     {func(p *peer) { p.fr.WriteRawFrame(http2.FrameSettings, 0, 1, nil) }, protocol},
-		"6.5 SETTINGS of a wrong size": {func(p *peer) { p.fr.WriteRawFrame(http2.FrameSettings, 0, 0, make([]byte, 5)) }, frameSize},
+		"6.5 SETTINGS on a stream": {func(p *peer) {
+			p.fr.WriteRawFrame(http2.FrameSettings, 0, 1, nil)
+		}, protocol},
+		"6.5 SETTINGS of a wrong size": {func(p *peer) {
+			p.fr.WriteRawFrame(http2.FrameSettings, 0, 0, make([]byte, 5))
+		}, frameSize},
 		"6.5.2 ENABLE_PUSH 2": {func(p *peer) {
 			p.fr.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 2})
 		}, protocol},
@@ -148,14 +168,29 @@ func TestServerConformance(t *testing.T) {
 		"6.5.2 MAX_FRAME_SIZE too large": {func(p *peer) {
 			p.fr.WriteSettings(http2.Setting{ID: http2.SettingMaxFrameSize, Val: 1 << 24})
 		}, protocol},
-		"6.5.2 unknown setting": {func(p *peer) { p.fr.WriteSettings(http2.Setting{ID: 0xff, Val: 9}) }, accepted},
+		"6.5.2 unknown setting": {func(p *peer) {
+			p.fr.WriteSettings(http2.Setting{ID: 0xff, Val: 9})
+		}, accepted},
 		"6.6 PUSH_PROMISE": {func(p *peer) {
-			p.fr.WritePushPromise(http2.PushPromiseParam{StreamID: 1, PromiseID: 2, BlockFragment: getBlock(), EndHeaders: true})
+			p.fr.WritePushPromise(http2.PushPromiseParam{
+				StreamID:      1,
+				PromiseID:     2,
+				BlockFragment: getBlock(),
+				EndHeaders:    true,
+			})
 		}, protocol},
-		"6.7 PING ack not asked for":            {func(p *peer) { p.fr.WritePing(true, [8]byte{1}) }, accepted},
-		"6.7 PING on a stream":                  {func(p *peer) { p.fr.WriteRawFrame(http2.FramePing, 0, 1, make([]byte, 8)) }, protocol},
-		"6.7 PING of a wrong size":              {func(p *peer) { p.fr.WriteRawFrame(http2.FramePing, 0, 0, make([]byte, 6)) }, frameSize},
-		"6.8 GOAWAY on a stream":                {func(p *peer) { p.fr.WriteRawFrame(http2.FrameGoAway, 0, 1, make([]byte, 8)) }, protocol},
+		"6.7 PING ack not asked for": {func(p *peer) {
+			p.fr.WritePing(true, [8]byte{1})
+		}, accepted},
+		"6.7 PING on a stream": {func(p *peer) {
+			p.fr.WriteRawFrame(http2.FramePing, 0, 1, make([]byte, 8))
+		}, protocol},
+		"6.7 PING of a wrong size": {func(p *peer) {
+			p.fr.WriteRawFrame(http2.FramePing, 0, 0, make([]byte, 6))
+		}, frameSize},
+		"6.8 GOAWAY on a stream": {func(p *peer) {
+			p.fr.WriteRawFrame(http2.FrameGoAway, 0, 1, make([]byte, 8))
+		}, protocol},
 		"6.9 increment of 0 for the connection": {func(p *peer) { p.fr.WriteWindowUpdate(0, 0) }, protocol},
 		"6.9 increment of 0 for a stream": {func(p *peer) {
 			p.headers(1, getBlock("x-hold", "1"), false)
@@ -222,16 +257,28 @@ func TestServerConformance(t *testing.T) {
 		"8.1.1 content-length with a sign": {func(p *peer) {
 			p.headers(1, getBlock("content-length", "+1"), false)
 		}, malformed},
-		"8.2.1 upper-case name":      {func(p *peer) { p.headers(1, getBlock("X-A", "1"), true) }, malformed},
-		"8.2.1 space in a name":      {func(p *peer) { p.headers(1, getBlock("x a", "1"), true) }, malformed},
-		"8.2.1 empty name":           {func(p *peer) { p.headers(1, getBlock("", "1"), true) }, malformed},
-		"8.2.1 newline in a value":   {func(p *peer) { p.headers(1, getBlock("x", "1\r\ny: 2"), true) }, malformed},
+		"8.2.1 upper-case name": {func(p *peer) { p.headers(1, getBlock("X-A", "1"), true) }, malformed},
+		"8.2.1 space in a name": {func(p *peer) { p.headers(1, getBlock("x a", "1"), true) }, malformed},
+		"8.2.1 empty name":      {func(p *peer) { p.headers(1, getBlock("", "1"), true) }, malformed},
+		"8.2.1 newline in a value": {func(p *peer) {
+			p.headers(1, getBlock("x", "1\r\ny: 2"), true)
+		}, malformed},
 		"8.2.1 space around a value": {func(p *peer) { p.headers(1, getBlock("x", " 1"), true) }, malformed},
-		"8.2.2 connection":           {func(p *peer) { p.headers(1, getBlock("connection", "close"), true) }, malformed},
-		"8.2.2 transfer-encoding":    {func(p *peer) { p.headers(1, getBlock("transfer-encoding", "chunked"), false) }, malformed},
-		"8.2.2 te":                   {func(p *peer) { p.headers(1, getBlock("te", "gzip"), true) }, malformed},
-		"8.2.2 te trailers":          {func(p *peer) { p.headers(1, getBlock("te", "trailers"), true) }, accepted},
-		"8.2.3 cookie crumbs":        {func(p *peer) { p.headers(1, getBlock("cookie", "a=1", "cookie", "b=2"), true) }, accepted},
+		"8.2.2 connection": {func(p *peer) {
+			p.headers(1, getBlock("connection", "close"), true)
+		}, malformed},
+		"8.2.2 transfer-encoding": {func(p *peer) {
+			p.headers(1, getBlock("transfer-encoding", "chunked"), false)
+		}, malformed},
+		"8.2.2 te": {func(p *peer) {
+			p.headers(1, getBlock("te", "gzip"), true)
+		}, malformed},
+		"8.2.2 te trailers": {func(p *peer) {
+			p.headers(1, getBlock("te", "trailers"), true)
+		}, accepted},
+		"8.2.3 cookie crumbs": {func(p *peer) {
+			p.headers(1, getBlock("cookie", "a=1", "cookie", "b=2"), true)
+		}, accepted},
 		"8.3 pseudo-header after a field": {func(p *peer) {
 			p.headers(1, fields(":method", "GET", ":scheme", "http", "x", "1", ":path", "/"), true)
 		}, malformed},
@@ -244,9 +291,15 @@ func TestServerConformance(t *testing.T) {
 		"8.3.1 empty path": {func(p *peer) {
 			p.headers(1, fields(":method", "GET", ":scheme", "http", ":path", ""), true)
 		}, malformed},
-		"8.3.1 no path":   {func(p *peer) { p.headers(1, fields(":method", "GET", ":scheme", "http"), true) }, malformed},
-		"8.3.1 no method": {func(p *peer) { p.headers(1, fields(":path", "/", ":scheme", "http"), true) }, malformed},
-		"8.3.1 no scheme": {func(p *peer) { p.headers(1, fields(":method", "GET", ":path", "/"), true) }, malformed},
+		"8.3.1 no path": {func(p *peer) {
+			p.headers(1, fields(":method", "GET", ":scheme", "http"), true)
+		}, malformed},
+		"8.3.1 no method": {func(p *peer) {
+			p.headers(1, fields(":path", "/", ":scheme", "http"), true)
+		}, malformed},
+		"8.3.1 no scheme": {func(p *peer) {
+			p.headers(1, fields(":method", "GET", ":path", "/"), true)
+		}, malformed},
 		"8.3.1 two paths": {func(p *peer) {
 			p.headers(1, fields(":method", "GET", ":scheme", "http", ":path", "/", ":path", "/"), true)
 		}, malformed},
@@ -259,16 +312,22 @@ func TestServerConformance(t *testing.T) {
 		"8.3.1 GET *": {func(p *peer) {
 			p.headers(1, fields(":method", "GET", ":scheme", "http", ":path", "*"), true)
 		}, malformed},
-		"8.3.1 host differs": {func(p *peer) { p.headers(1, getBlock("host", "other.test"), true) }, malformed},
-		"8.3.1 host agrees":  {func(p *peer) { p.headers(1, getBlock("host", "App.Test"), true) }, accepted},
+		"8.3.1 host differs": {func(p *peer) {
+			p.headers(1, getBlock("host", "other.test"), true)
+		}, malformed},
+		"8.3.1 host agrees": {func(p *peer) { p.headers(1, getBlock("host", "App.Test"), true) }, accepted},
 		"8.3.1 user in the authority": {func(p *peer) {
 			p.headers(1, fields(":method", "GET", ":scheme", "http", ":path", "/", ":authority", "a@b"), true)
 		}, malformed},
-		"8.5 CONNECT": {func(p *peer) { p.headers(1, fields(":method", "CONNECT", ":authority", "a:1"), true) }, accepted},
+		"8.5 CONNECT": {func(p *peer) {
+			p.headers(1, fields(":method", "CONNECT", ":authority", "a:1"), true)
+		}, accepted},
 		"8.5 CONNECT with a path": {func(p *peer) {
 			p.headers(1, fields(":method", "CONNECT", ":authority", "a:1", ":path", "/"), true)
 		}, malformed},
-		"8.5 CONNECT without authority": {func(p *peer) { p.headers(1, fields(":method", "CONNECT"), true) }, malformed},
+		"8.5 CONNECT without authority": {func(p *peer) {
+			p.headers(1, fields(":method", "CONNECT"), true)
+		}, malformed},
 		"RFC 8441 :protocol is not enabled": {func(p *peer) {
 			p.headers(1, fields(":method", "CONNECT", ":scheme", "http", ":path", "/", ":authority", "a",
 				":protocol", "websocket"), true)
@@ -322,7 +381,8 @@ func checkOutcome(t *testing.T, p *peer, want outcome) {
 		// The connection still works.
 		p.take()
 		p.headers(99, getBlock(), true)
-		if f, ok := p.find(http2.FrameHeaders); !ok || f.Stream != 99 || !strings.HasPrefix(f.Text, ":status=200") {
+		f, ok := p.find(http2.FrameHeaders)
+		if !ok || f.Stream != 99 || !strings.HasPrefix(f.Text, ":status=200") {
 			t.Errorf("next request: %v %v", ok, f)
 		}
 	}
@@ -363,7 +423,12 @@ func TestClientConformance(t *testing.T) {
 			p.fr.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 1})
 		}, protocol},
 		"6.6 PUSH_PROMISE": {func(p *peer) {
-			p.fr.WritePushPromise(http2.PushPromiseParam{StreamID: 1, PromiseID: 2, BlockFragment: getBlock(), EndHeaders: true})
+			p.fr.WritePushPromise(http2.PushPromiseParam{
+				StreamID:      1,
+				PromiseID:     2,
+				BlockFragment: getBlock(),
+				EndHeaders:    true,
+			})
 		}, protocol},
 		"6.8 GOAWAY raises the last stream": {func(p *peer) {
 			p.fr.WriteGoAway(1, 0, nil)
@@ -374,13 +439,19 @@ func TestClientConformance(t *testing.T) {
 			p.headers(1, fields(":status", "103"), false)
 			p.headers(1, ok(), true)
 		}, accepted},
-		"8.1 informational ends the stream": {func(p *peer) { p.headers(1, fields(":status", "103"), true) }, malformed},
-		"8.1.1 content-length":              {func(p *peer) { p.headers(1, ok("content-length", "3"), true) }, malformed},
+		"8.1 informational ends the stream": {func(p *peer) {
+			p.headers(1, fields(":status", "103"), true)
+		}, malformed},
+		"8.1.1 content-length": {func(p *peer) {
+			p.headers(1, ok("content-length", "3"), true)
+		}, malformed},
 		"8.1.1 content-length of 304": {func(p *peer) {
 			p.headers(1, fields(":status", "304", "content-length", "3"), true)
 		}, accepted},
-		"8.3.2 no status":          {func(p *peer) { p.headers(1, fields("x", "1"), true) }, malformed},
-		"8.3.2 status of 2 digits": {func(p *peer) { p.headers(1, fields(":status", "20"), true) }, malformed},
+		"8.3.2 no status": {func(p *peer) { p.headers(1, fields("x", "1"), true) }, malformed},
+		"8.3.2 status of 2 digits": {func(p *peer) {
+			p.headers(1, fields(":status", "20"), true)
+		}, malformed},
 		"8.3.2 request's pseudo-header": {func(p *peer) {
 			p.headers(1, ok(":path", "/"), true)
 		}, malformed},
@@ -405,7 +476,8 @@ func TestClientConformance(t *testing.T) {
 				case want.goAway != 0 && (!away || goAway.Code != want.goAway):
 					t.Errorf("GOAWAY %v %v: want %v", away, goAway, want.goAway)
 				case want.reset != 0 && (away || !cut || reset.Code != want.reset):
-					t.Errorf("GOAWAY %v %v, reset %v %v: want a reset with %v", away, goAway, cut, reset, want.reset)
+					t.Errorf("GOAWAY %v %v, reset %v %v: want a reset with %v",
+						away, goAway, cut, reset, want.reset)
 				}
 				_, err = readResponse(s)
 				if (err == nil) != c.want.ok {

@@ -1,21 +1,20 @@
-// Package mux runs one HTTP/2 connection (RFC 9113), frame by frame, in either role. A head
-// is coded by HPACK or, between agents, as HTTP/1 writes it.
+// Package mux runs one HTTP/2 connection (RFC 9113), frame by frame, in either role. A
+// head is coded by HPACK or, between agents, as HTTP/1 writes it.
 //
 //	net.Conn → read loop → stream's heads and body → ReadHead, Read
 //	net.Conn ← flusher   ← pending frames          ← Open, WriteHead, Write
 //
 // Invariants:
-//   - One goroutine reads frames. It never writes to the connection and never waits for a
-//     stream, so a slow stream does not delay others.
-//   - A writer appends frames to the pending buffer. If no flush is in progress it flushes
-//     what is pending, so frames of many streams share one write.
+//   - One goroutine reads frames. It never writes to the connection and never waits for
+//     a stream, so a slow stream does not delay others.
+//   - A writer appends frames to the pending buffer. If no flush is in progress it
+//     flushes what is pending, so frames of many streams share one write.
 //   - Conn.mu guards everything that is not marked as the read loop's.
 //   - Memory is bounded: 64 KiB of body per open stream, more only if the WindowBudget
 //     admits it, two write buffers, and MaxHeadBytes per head.
 package mux
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -57,6 +56,14 @@ type Config struct {
 	// MaxHeadBytes bounds a head, counted as in SETTINGS_MAX_HEADER_LIST_SIZE. Zero means
 	// 100 KiB.
 	MaxHeadBytes int
+	// ResetRate is how many streams per second the peer may reset before they are answered,
+	// or make this end reset, beyond those that were answered. Zero means 100. A connection
+	// that many callers share needs more, because their timeouts reset streams.
+	ResetRate int
+	// Received are the bytes, at most 32 KiB, that were read from the connection before,
+	// for instance to recognize HTTP/2. With them a *net.TCPConn needs no wrapper, and only
+	// such a connection holds no read buffer while it is idle.
+	Received []byte
 	// Windows admits receive windows beyond 64 KiB per stream. Nil admits none.
 	Windows WindowBudget
 	// ExtendedConnect accepts CONNECT with :protocol (RFC 8441). The pseudo-header is the
@@ -73,13 +80,15 @@ type Config struct {
 const (
 	defaultMaxStreams   = 250
 	defaultMaxHeadBytes = 100 << 10
+	firstMaxStreams     = 100      // a client's open streams until SETTINGS arrive
+	assumedMaxStreams   = 1000     // the same if SETTINGS name no limit
 	readBufferSize      = 32 << 10 // more than a header frame of the largest size
 	maxFrameSize        = 16 << 10
 	prefaceTimeout      = 10 * time.Second
 	// goAwayDelay bounds the wait for the PING between the two GOAWAY frames of a server.
 	goAwayDelay = time.Second
-	// lastWriteTimeout bounds the write of the last frames, and lingerTimeout the wait for
-	// the peer to close after them.
+	// lastWriteTimeout bounds the write of the last frames, and lingerTimeout the wait
+	// for the peer to close after them.
 	lastWriteTimeout = time.Second
 	lingerTimeout    = 500 * time.Millisecond
 	lingerBytes      = 256 << 10
@@ -99,7 +108,7 @@ type Conn struct {
 	cfg Config
 
 	// The read loop's own.
-	br         *bufio.Reader
+	br         readBuffer
 	fr         *http2.Framer
 	decoder    headDecoder
 	recvWindow int       // what the peer may still send on the connection
@@ -139,7 +148,8 @@ type peerSettings struct {
 	maxStreams    uint32
 	initialWindow int
 	maxFrame      int
-	acksDue       int // our SETTINGS that the peer has not acknowledged
+	received      bool
+	acksDue       int // SETTINGS that the peer has not acknowledged
 }
 
 // endError says why a connection ended.
@@ -170,6 +180,9 @@ func New(nc net.Conn, cfg Config) *Conn {
 	if cfg.MaxHeadBytes == 0 {
 		cfg.MaxHeadBytes = defaultMaxHeadBytes
 	}
+	if cfg.ResetRate == 0 {
+		cfg.ResetRate = defaultResetRate
+	}
 	c := &Conn{
 		nc:         nc,
 		cfg:        cfg,
@@ -180,7 +193,7 @@ func New(nc net.Conn, cfg Config) *Conn {
 		idleSince:  time.Now(),
 		peerLastID: maxStreamID,
 		peer: peerSettings{
-			maxStreams:    100, // until SETTINGS arrive
+			maxStreams:    firstMaxStreams,
 			initialWindow: defaultWindow,
 			maxFrame:      maxFrameSize,
 			acksDue:       1,
@@ -188,13 +201,13 @@ func New(nc net.Conn, cfg Config) *Conn {
 		send: sendWindow{left: defaultWindow},
 		rtt:  roundTrips{target: streamWindow},
 	}
-	c.br = bufio.NewReaderSize(beforeRead{c}, readBufferSize)
-	c.fr = http2.NewFramer(io.Discard, c.br)
+	c.br.init(nc, cfg.Received, c.deliver)
+	c.fr = http2.NewFramer(io.Discard, &c.br)
 	c.fr.SetMaxReadFrameSize(maxFrameSize)
 	c.decoder.init(cfg.MaxHeadBytes)
 	c.encoder.init()
 	c.out.drained.L = &c.mu
-	c.floods = newFloodLimits(time.Now())
+	c.floods = newFloodLimits(time.Now(), cfg.ResetRate)
 	c.mu.Lock()
 	c.appendPreface()
 	c.mu.Unlock()
@@ -202,8 +215,8 @@ func New(nc net.Conn, cfg Config) *Conn {
 }
 
 // Run exchanges the prefaces and reads frames until the connection has ended and every
-// Handle has returned. It closes the net.Conn. The error is nil after a graceful end, also
-// if the peer closes while no stream is open.
+// Handle has returned. It closes the net.Conn. The error is nil after a graceful end,
+// also if the peer closes while no stream is open.
 func (c *Conn) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() {
 		c.mu.Lock()
@@ -220,6 +233,7 @@ func (c *Conn) Run(ctx context.Context) error {
 	c.mu.Unlock()
 	err := c.readFrames()
 	c.close(err)
+	c.br.free()
 	c.owned.Wait()
 	if c.end.cause != nil {
 		return c.end

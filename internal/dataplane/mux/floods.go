@@ -11,16 +11,23 @@ import (
 const (
 	controlRate  = 10 // frames per second that carry no work
 	controlBurst = 100
-	resetRate    = 100 // streams per second that were reset before their answer
-	resetBurst   = 100
-	// Each DATA frame that we send permits the peer a window update of the stream, one of
-	// the connection, and a PING that measures the round trip.
+	// defaultResetRate and resetBurst limit the streams that were reset before their
+	// answer.
+	defaultResetRate = 100
+	resetBurst       = 100
+	// maxRecentResets is how many streams that this end reset are remembered.
+	maxRecentResets = 1024
+	// Each DATA frame that this end sends permits the peer a window update of the stream,
+	// one of the connection, and a PING that measures the round trip.
 	creditsPerData = 3
 	maxCredits     = 3000
+	// smallIncrement is the size below which a window update needs an explanation. The
+	// number of larger ones is bounded by the window itself.
+	smallIncrement = 4 << 10
 	// smallFragment is the size below which a header fragment that is not the last one
 	// counts as a control frame.
 	smallFragment = 1 << 10
-	// maxHeadQueue bounds the informational heads that nobody has read yet.
+	// maxHeadQueue bounds the informational heads that are not read yet.
 	maxHeadQueue = 16
 	// blockFactor times MaxHeadBytes bounds an encoded header block. A head between the
 	// two limits is refused alone, because its block can still be decoded.
@@ -57,21 +64,21 @@ func (b *bucket) refund() { b.tokens = min(b.burst, b.tokens+1) }
 type floodLimits struct {
 	control bucket // frames that carry no work
 	reset   bucket // streams that ended before their answer
-	credits int    // window updates and PINGs that our DATA frames explain
+	credits int    // window updates and PINGs that DATA frames of this end explain
 }
 
-func newFloodLimits(now time.Time) floodLimits {
+func newFloodLimits(now time.Time, resetRate int) floodLimits {
 	return floodLimits{
 		control: newBucket(now, controlRate, controlBurst),
-		reset:   newBucket(now, resetRate, resetBurst),
+		reset:   newBucket(now, float64(resetRate), float64(max(resetRate, resetBurst))),
 	}
 }
 
 // sentData is called for each DATA frame that this end sends.
 func (f *floodLimits) sentData() { f.credits = min(maxCredits, f.credits+creditsPerData) }
 
-// opened is called for each stream that the peer opens or answers: it explains one control
-// frame, for instance PRIORITY.
+// opened is called for each stream that the peer opens or answers: it explains one
+// control frame, for instance PRIORITY.
 func (f *floodLimits) opened() { f.control.refund() }
 
 // answered is called for each stream that ended in order.
@@ -136,20 +143,26 @@ func reasonOf(code http2.ErrCode) string {
 // recentResets are the last streams that this end reset. The peer may not know it yet, so
 // frames on them are no error.
 type recentResets struct {
-	ids  [64]uint32
-	next int
+	known map[uint32]struct{}
+	order []uint32 // the same, as a ring once it is full
+	next  int
 }
 
 func (r *recentResets) add(id uint32) {
-	r.ids[r.next%len(r.ids)] = id
-	r.next++
+	if r.known == nil {
+		r.known = map[uint32]struct{}{}
+	}
+	r.known[id] = struct{}{}
+	if len(r.order) < maxRecentResets {
+		r.order = append(r.order, id)
+		return
+	}
+	delete(r.known, r.order[r.next])
+	r.order[r.next] = id
+	r.next = (r.next + 1) % maxRecentResets
 }
 
 func (r *recentResets) has(id uint32) bool {
-	for _, known := range r.ids {
-		if known == id {
-			return true
-		}
-	}
-	return false
+	_, ok := r.known[id]
+	return ok
 }

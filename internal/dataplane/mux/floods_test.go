@@ -57,7 +57,9 @@ func TestFloodsEndTheConnection(t *testing.T) {
 		}, 40, "head_too_large"},
 		"huge field": {func(p *peer, i int) {
 			if i == 0 {
-				p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0, 1, 'x', 0x7f, 0x81, 0xff, 0xff, 0x07}})
+				// A literal field whose value has 16 MiB.
+				length := []byte{0, 1, 'x', 0x7f, 0x81, 0xff, 0xff, 0x07}
+				p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: length})
 				return
 			}
 			p.fr.WriteContinuation(1, false, big)
@@ -72,8 +74,12 @@ func TestFloodsEndTheConnection(t *testing.T) {
 			}
 			p.fr.WriteData(1, false, nil)
 		}, 102, "empty_data_flood"},
-		"PRIORITY":       {func(p *peer, i int) { p.fr.WritePriority(1, http2.PriorityParam{StreamDep: 3}) }, 102, "ignored_frame_flood"},
-		"unknown frames": {func(p *peer, i int) { p.fr.WriteRawFrame(0xee, 0, 0, nil) }, 102, "ignored_frame_flood"},
+		"PRIORITY": {func(p *peer, i int) {
+			p.fr.WritePriority(1, http2.PriorityParam{StreamDep: 3})
+		}, 102, "ignored_frame_flood"},
+		"unknown frames": {func(p *peer, i int) {
+			p.fr.WriteRawFrame(0xee, 0, 0, nil)
+		}, 102, "ignored_frame_flood"},
 		"tiny window updates": {func(p *peer, i int) {
 			if i == 0 {
 				p.headers(1, getBlock(), false)
@@ -152,8 +158,8 @@ func TestHeadTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startPeer(t, Config{Handle: echo, MaxHeadBytes: 4 << 10})
 		defer p.close()
-		p.headers(1, getBlock("x-big", string(bytes.Repeat([]byte("a"), 3<<10)), "x-more", "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
-			"x-big2", string(bytes.Repeat([]byte("a"), 2<<10))), true)
+		big := string(bytes.Repeat([]byte("a"), 3<<10))
+		p.headers(1, getBlock("x-big", big, "x-more", "b", "x-big2", big), true)
 		if f, ok := p.find(http2.FrameHeaders); !ok || f.Text != ":status=431;" {
 			t.Errorf("response %v %v: want 431", ok, f)
 		}
@@ -170,7 +176,8 @@ func TestRawHeadTooLarge(t *testing.T) {
 		p := startPeer(t, Config{Handle: echo, MaxHeadBytes: 4 << 10, Coding: rawCoding{}})
 		defer p.close()
 		p.headers(1, bytes.Repeat([]byte("a"), 5<<10), true)
-		if f, ok := p.find(http2.FrameHeaders); !ok || f.Text != "HTTP/1.1 431 Request Header Fields Too Large\r\n\r\n" {
+		const refusal = "HTTP/1.1 431 Request Header Fields Too Large\r\n\r\n"
+		if f, ok := p.find(http2.FrameHeaders); !ok || f.Text != refusal {
 			t.Errorf("response %v %v: want 431", ok, f)
 		}
 		p.take()
@@ -235,7 +242,8 @@ func TestStreamsBeyondTheLimitAreRefused(t *testing.T) {
 		for id := uint32(1); id <= 5; id += 2 {
 			p.headers(id, getBlock(), false)
 		}
-		if f, ok := p.find(http2.FrameRSTStream); !ok || f.Stream != 5 || f.Code != http2.ErrCodeRefusedStream {
+		f, ok := p.find(http2.FrameRSTStream)
+		if !ok || f.Stream != 5 || f.Code != http2.ErrCodeRefusedStream {
 			t.Errorf("reset %v %v: want stream 5 refused", ok, f)
 		}
 	})
@@ -253,14 +261,15 @@ func TestHandlersAreBounded(t *testing.T) {
 			p.fr.WriteRSTStream(id, http2.ErrCodeCancel)
 			synctest.Wait()
 		}
-		if f, ok := p.find(http2.FrameRSTStream); !ok || f.Stream != 9 || f.Code != http2.ErrCodeRefusedStream {
+		f, ok := p.find(http2.FrameRSTStream)
+		if !ok || f.Stream != 9 || f.Code != http2.ErrCodeRefusedStream {
 			t.Errorf("reset %v %v: want stream 9 refused", ok, f)
 		}
 	})
 }
 
-// TestPeerThatDoesNotRead causes frames and reads none. The limits of floods are lifted, so
-// that the bound of the pending frames is reached.
+// TestPeerThatDoesNotRead causes frames and reads none. The limits of floods are lifted,
+// so that the bound of the pending frames is reached.
 func TestPeerThatDoesNotRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startPeer(t, Config{Handle: echo})
@@ -322,4 +331,52 @@ func TestResetUnblocksFlusher(t *testing.T) {
 			t.Errorf("reason %q", got)
 		}
 	})
+}
+
+// TestManyResetsInFlight: frames on the last 1,024 streams that this end reset are no
+// error, and cancels of answers that have begun are no rapid reset.
+func TestManyResetsInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startPeer(t, Config{MaxStreams: 1000, Handle: func(s *Stream) {
+			var h message.Head
+			s.ReadHead(&h)
+			if h.Target == "/early" {
+				s.WriteHead(&message.Head{Status: 413}, nil, true)
+				return
+			}
+			s.WriteHead(&message.Head{Status: 200}, nil, false)
+			hold(s)
+		}})
+		defer p.close()
+		for i := range uint32(500) {
+			p.headers(2*i+1, pathBlock("/early"), false)
+		}
+		synctest.Wait()
+		for i := range uint32(500) {
+			p.fr.WriteData(2*i+1, true, make([]byte, 100))
+		}
+		for i := uint32(500); i < 1000; i++ {
+			p.headers(2*i+1, getBlock(), true)
+		}
+		synctest.Wait()
+		for i := uint32(500); i < 1000; i++ {
+			p.fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+		}
+		if p.ended() {
+			t.Errorf("ended: %s", p.conn.Reason())
+		}
+	})
+}
+
+func TestRecentResets(t *testing.T) {
+	var r recentResets
+	for id := range uint32(3000) {
+		r.add(id)
+	}
+	if r.has(3000-maxRecentResets-1) || !r.has(3000-maxRecentResets) || !r.has(2999) {
+		t.Error("the ring does not hold the last streams")
+	}
+	if len(r.known) != maxRecentResets {
+		t.Errorf("%d streams are remembered", len(r.known))
+	}
 }

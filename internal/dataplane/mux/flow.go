@@ -14,7 +14,8 @@ const (
 	streamWindow    = 64 << 10 // assured to each stream
 	maxStreamWindow = 4 << 20
 	// connWindow is the connection's window. It is refilled as frames arrive, because the
-	// windows of the streams already bound the memory. So unread streams cannot use it up.
+	// windows of the streams already bound the memory. So unread streams cannot use it
+	// up.
 	connWindow = 16 << 20
 	// measureInterval is the least time between two PINGs that measure the path.
 	measureInterval = 150 * time.Millisecond
@@ -27,8 +28,8 @@ type WindowBudget interface {
 	Release(n int)
 }
 
-// sendWindow is the peer's window for the connection, with the streams that wait for it or
-// for space in the pending buffer, in the order of their arrival.
+// sendWindow is the peer's window for the connection, with the streams that wait for it
+// or for space in the pending buffer, in the order of their arrival.
 type sendWindow struct {
 	left    int
 	waiting []*Stream
@@ -221,8 +222,10 @@ func (c *Conn) RTT() time.Duration {
 
 // updateWindow handles WINDOW_UPDATE.
 func (c *Conn) updateWindow(id, increment uint32) error {
-	if err := c.floods.chargeExplained("window_update_flood"); err != nil {
-		return err
+	if increment < smallIncrement {
+		if err := c.floods.chargeExplained("window_update_flood"); err != nil {
+			return err
+		}
 	}
 	if id == 0 {
 		c.send.left += int(increment)

@@ -124,8 +124,8 @@ func TestWindowsShrinkBelowZero(t *testing.T) {
 	})
 }
 
-// TestWindowStallHoldsOneStream: a peer that opens no window for one stream still gets the
-// others.
+// TestWindowStallHoldsOneStream: a peer that opens no window for one stream still gets
+// the others.
 func TestWindowStallHoldsOneStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startPeer(t, Config{Handle: sendBody}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
@@ -149,7 +149,8 @@ func TestWindowStallHoldsOneStream(t *testing.T) {
 // TestConnectionWindowIsShared: a large body leaves the others their turns.
 func TestConnectionWindowIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := startPeer(t, Config{Handle: sendBody}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20})
+		p := startPeer(t, Config{Handle: sendBody},
+			http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20})
 		defer p.close()
 		p.headers(1, pathBlock("/65535"), true)
 		p.take()
@@ -230,8 +231,8 @@ func (b *budget) Reserve(n int) bool {
 
 func (b *budget) Release(n int) { b.used.Add(-int64(n)) }
 
-// TestWindowGrowsWithinTheBudget: a stream that gets its whole window in a round trip gets
-// a larger one if the budget admits it, and gives it back.
+// TestWindowGrowsWithinTheBudget: a stream that gets its whole window in a round trip
+// gets a larger one if the budget admits it, and gives it back.
 func TestWindowGrowsWithinTheBudget(t *testing.T) {
 	for name, limit := range map[string]int64{"admitted": 64 << 10, "refused": 64<<10 - 1} {
 		t.Run(name, func(t *testing.T) {
@@ -314,7 +315,8 @@ func TestBudgetIsReleasedOnReset(t *testing.T) {
 func TestRawHeadBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got message.Head
-		c, _ := startPair(t, Config{Coding: rawCoding{}}, Config{Coding: rawCoding{}, Handle: func(s *Stream) {
+		raw := rawCoding{}
+		c, _ := startPair(t, Config{Coding: raw}, Config{Coding: raw, Handle: func(s *Stream) {
 			if _, err := s.ReadHead(&got); err != nil {
 				t.Error(err)
 			}
@@ -323,7 +325,8 @@ func TestRawHeadBlocks(t *testing.T) {
 			s.WriteTrailers(&message.Head{Fields: []message.Field{{Name: "X-Sum", Value: "1"}}})
 		}})
 		long := strings.Repeat("v", 40<<10) // takes CONTINUATION frames
-		s, err := c.Open(requestHead("GET", "/a%2F../b", message.Field{Name: "X-Case", Value: long}), nil, true)
+		req := requestHead("GET", "/a%2F../b", message.Field{Name: "X-Case", Value: long})
+		s, err := c.Open(req, nil, true)
 		if err != nil {
 			t.Fatal(err)
 		}

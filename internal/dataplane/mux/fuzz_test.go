@@ -78,7 +78,8 @@ func fuzzConn(t *testing.T, cfg Config, preface string, data []byte, use func(c 
 			for _, s := range c.streams {
 				unread += s.buffer.n
 			}
-			if most := len(c.streams) * streamWindow; unread > most || c.out.len() > 2*(maxPending+maxControl) {
+			most := len(c.streams) * streamWindow
+			if unread > most || c.out.len() > 2*(maxPending+maxControl) {
 				t.Errorf("%d bytes unread of at most %d, %d pending", unread, most, c.out.len())
 			}
 			c.mu.Unlock()
@@ -99,7 +100,8 @@ func fuzzConn(t *testing.T, cfg Config, preface string, data []byte, use func(c 
 func FuzzServerFrames(f *testing.F) {
 	addFrameSeeds(f, getBlock())
 	f.Fuzz(func(t *testing.T, data []byte) {
-		fuzzConn(t, Config{Handle: echo, MaxStreams: 10, MaxHeadBytes: 1 << 10}, http2.ClientPreface, data, nil)
+		cfg := Config{Handle: echo, MaxStreams: 10, MaxHeadBytes: 1 << 10}
+		fuzzConn(t, cfg, http2.ClientPreface, data, nil)
 	})
 }
 
@@ -129,13 +131,13 @@ func FuzzClientFrames(f *testing.F) {
 	})
 }
 
-// FuzzHeadAgainstMetaHeaders compares decoded request heads with those of x/net. What x/net
-// refuses is refused here, and what is accepted has the same fields.
+// FuzzHeadAgainstMetaHeaders compares decoded request heads with those of x/net. What
+// x/net refuses is refused here, and what is accepted has the same fields.
 func FuzzHeadAgainstMetaHeaders(f *testing.F) {
 	f.Add(getBlock("x-a", "1", "cookie", "a", "cookie", "b"))
 	f.Add(getBlock("content-length", "5"))
 	f.Add(fields(":method", "CONNECT", ":authority", "a:1"))
-	f.Add([]byte{0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff})
+	f.Add([]byte("\x82\x86\x84\x41\x8c\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xff")) // RFC 7541, C.4.1
 	f.Fuzz(func(t *testing.T, block []byte) {
 		if len(block) > 10000 {
 			return

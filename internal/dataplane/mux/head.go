@@ -104,8 +104,8 @@ func isLower(s string) bool {
 	return true
 }
 
-// isConnectionField reports whether a field is about an HTTP/1 connection, which RFC 9113,
-// section 8.2.2 forbids.
+// isConnectionField reports whether a field is about an HTTP/1 connection, which RFC
+// 9113, section 8.2.2 forbids.
 func isConnectionField(name string) bool {
 	switch name {
 	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade":
@@ -132,8 +132,8 @@ func statusText(code int) string {
 	return strconv.Itoa(code)
 }
 
-// encodeRaw codes h by the Config's Coding. It returns nil for HPACK, which depends on the
-// order of the blocks and is therefore coded with the lock held.
+// encodeRaw codes h by the Config's Coding. It returns nil for HPACK, which depends on
+// the order of the blocks and is therefore coded with the lock held.
 func (c *Conn) encodeRaw(h *message.Head) (*block, error) {
 	if c.cfg.Coding == nil {
 		return nil, nil
@@ -230,7 +230,8 @@ func (d *headDecoder) emit(f hpack.HeaderField) {
 }
 
 func (d *headDecoder) add(name, value string) error {
-	if !httpguts.ValidHeaderFieldValue(value) || value != "" && (isSpace(value[0]) || isSpace(value[len(value)-1])) {
+	padded := value != "" && (isSpace(value[0]) || isSpace(value[len(value)-1]))
+	if padded || !httpguts.ValidHeaderFieldValue(value) {
 		return errFieldValue
 	}
 	if name != "" && name[0] == ':' {
@@ -367,8 +368,9 @@ func validMethod(method string) bool { return httpguts.ValidHeaderFieldName(meth
 
 func validScheme(s string) bool {
 	for i := range len(s) {
-		b := s[i] | 0x20
-		if !('a' <= b && b <= 'z' || i > 0 && ('0' <= s[i] && s[i] <= '9' || strings.IndexByte("+-.", s[i]) >= 0)) {
+		letter := 'a' <= s[i]|0x20 && s[i]|0x20 <= 'z'
+		other := '0' <= s[i] && s[i] <= '9' || strings.IndexByte("+-.", s[i]) >= 0
+		if !letter && (i == 0 || !other) {
 			return false
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,8 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-
-	"golang.org/x/net/http2"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
@@ -132,18 +129,20 @@ func readAll(s *Stream) ([]byte, error) {
 	}
 }
 
-func h2Transport(t testing.TB) *http2.Transport {
-	tr := &http2.Transport{
-		AllowHTTP: true,
-		DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, addr)
-		},
-	}
+// unencrypted permits HTTP/2 with prior knowledge only.
+func unencrypted() *http.Protocols {
+	var p http.Protocols
+	p.SetUnencryptedHTTP2(true)
+	return &p
+}
+
+func h2Transport(t testing.TB) *http.Transport {
+	tr := &http.Transport{Protocols: unencrypted()}
 	t.Cleanup(tr.CloseIdleConnections)
 	return tr
 }
 
-func TestServesTransportOfNetHTTP2(t *testing.T) {
+func TestServesTransportOfNetHTTP(t *testing.T) {
 	addr := listen(t, func(nc net.Conn) { New(nc, Config{Handle: echo}).Run(context.Background()) })
 	client := &http.Client{Transport: h2Transport(t)}
 	var wg sync.WaitGroup
@@ -169,11 +168,21 @@ func TestServesTransportOfNetHTTP2(t *testing.T) {
 }
 
 func serveNetHTTP2(t testing.TB, h http.HandlerFunc) string {
-	server := &http2.Server{}
-	return listen(t, func(nc net.Conn) { server.ServeConn(nc, &http2.ServeConnOpts{Handler: h}) })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: h, Protocols: unencrypted()}
+	var wg sync.WaitGroup
+	wg.Go(func() { server.Serve(l) })
+	t.Cleanup(func() {
+		server.Close()
+		wg.Wait()
+	})
+	return l.Addr().String()
 }
 
-func TestUsesServerOfNetHTTP2(t *testing.T) {
+func TestUsesServerOfNetHTTP(t *testing.T) {
 	addr := serveNetHTTP2(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Trailer", "X-Sum")
 		w.WriteHeader(http.StatusEarlyHints)

@@ -162,7 +162,8 @@ func (p *peer) close() {
 	synctest.Wait()
 }
 
-// fields encodes header fields without entries of the dynamic table: name, value, name, value.
+// fields encodes header fields without entries of the dynamic table: name, value, name,
+// value.
 func fields(kv ...string) []byte {
 	var out bytes.Buffer
 	enc := hpack.NewEncoder(&out)

@@ -1,26 +1,17 @@
 package mux
 
 import (
+	"encoding/binary"
 	"errors"
+	"io"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 )
 
-// beforeRead is the source of the read loop. The loop's buffer reads from it only if it is
-// empty, so the frames of one read cause one wake-up per stream.
-type beforeRead struct{ c *Conn }
-
-func (b beforeRead) Read(p []byte) (int, error) {
-	if err := b.c.deliver(); err != nil {
-		return 0, err
-	}
-	return b.c.nc.Read(p)
-}
-
-// deliver starts and wakes the goroutines of streams that got frames, and flushes what the
-// read loop has appended.
+// deliver starts and wakes the goroutines of streams that got frames, and flushes what
+// the read loop has appended.
 func (c *Conn) deliver() error {
 	c.mu.Lock()
 	if c.end != nil {
@@ -84,7 +75,7 @@ func (c *Conn) readFrames() error {
 		c.br.Discard(len(preface))
 	}
 	for first := true; ; first = false {
-		fh, err := c.fr.ReadFrameHeader()
+		fh, err := c.peekFrameHeader()
 		if err != nil {
 			return err
 		}
@@ -104,14 +95,40 @@ func (c *Conn) readFrames() error {
 	}
 }
 
+// peekFrameHeader waits for the next frame and returns its header, which stays in the
+// read buffer.
+func (c *Conn) peekFrameHeader() (http2.FrameHeader, error) {
+	b, err := c.br.Peek(frameHeaderLen)
+	if err == io.EOF && len(b) > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return http2.FrameHeader{}, err
+	}
+	fh := http2.FrameHeader{
+		Length:   uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2]),
+		Type:     http2.FrameType(b[3]),
+		Flags:    http2.Flags(b[4]),
+		StreamID: binary.BigEndian.Uint32(b[5:]) & maxStreamID,
+	}
+	if fh.Length > maxFrameSize {
+		return fh, http2.ErrFrameTooLarge
+	}
+	return fh, nil
+}
+
+// readFrame handles DATA and HEADERS from the read buffer. The framer reads the others,
+// and a CONTINUATION frame that follows no HEADERS is an error to it.
 func (c *Conn) readFrame(fh http2.FrameHeader) error {
 	switch fh.Type {
 	case http2.FrameData:
+		c.br.Discard(frameHeaderLen)
 		return c.readData(fh)
 	case http2.FrameHeaders:
+		c.br.Discard(frameHeaderLen)
 		return c.readHeaders(fh)
 	}
-	f, err := c.fr.ReadFrameForHeader(fh)
+	f, err := c.fr.ReadFrame()
 	var stream http2.StreamError
 	if errors.As(err, &stream) {
 		// The framer finds some mistakes that concern one stream only.
@@ -165,7 +182,7 @@ func (c *Conn) afterClose(id uint32) error {
 	switch {
 	case c.isIdle(id):
 		return protocolError("frame on an idle stream")
-	case c.recent.has(id):
+	case c.cfg.Client, c.recent.has(id):
 		return nil // it was on its way when this end reset the stream
 	}
 	c.appendReset(id, http2.ErrCodeStreamClosed)
@@ -184,11 +201,12 @@ func (c *Conn) readData(fh http2.FrameHeader) error {
 		if size == 0 {
 			return connError(http2.ErrCodeFrameSize, "DATA without its pad length")
 		}
-		n, err := c.br.ReadByte()
+		b, err := c.br.Peek(1)
 		if err != nil {
 			return err
 		}
-		padding = int(n)
+		padding = int(b[0])
+		c.br.Discard(1)
 		if body = size - 1 - padding; body < 0 {
 			return protocolError("padding exceeds the frame")
 		}
@@ -214,7 +232,7 @@ func (c *Conn) readData(fh http2.FrameHeader) error {
 		left -= len(piece)
 		c.br.Discard(len(piece))
 	}
-	if _, err := c.br.Discard(padding); err != nil {
+	if err := c.br.Discard(padding); err != nil {
 		return err
 	}
 	if ended && s != nil {
@@ -328,9 +346,13 @@ func (c *Conn) readHeaders(fh http2.FrameHeader) error {
 		if last {
 			break
 		}
-		if fh, err = c.fr.ReadFrameHeader(); err != nil {
+		if fh, err = c.peekFrameHeader(); err != nil {
 			return err
 		}
+		if fh.Type != http2.FrameContinuation || fh.StreamID != id {
+			return protocolError("header frames are not contiguous")
+		}
+		c.br.Discard(frameHeaderLen)
 		if fragment, err = c.br.Peek(int(fh.Length)); err != nil {
 			return err
 		}
@@ -494,6 +516,10 @@ func (c *Conn) applySettings(f *http2.SettingsFrame) error {
 	if err := c.floods.chargeControl("settings_flood"); err != nil {
 		return err
 	}
+	if !c.peer.received {
+		c.peer.received = true
+		c.peer.maxStreams = assumedMaxStreams
+	}
 	err := f.ForeachSetting(func(s http2.Setting) error {
 		if err := s.Valid(); err != nil {
 			return err
@@ -558,8 +584,8 @@ func (c *Conn) peerReset(f *http2.RSTStreamFrame) error {
 	if s.onReset != nil {
 		c.resets = append(c.resets, s)
 	}
-	if c.cfg.Client {
-		return nil // this end opened it
+	if c.cfg.Client || s.answering {
+		return nil
 	}
 	return c.floods.chargeReset()
 }

@@ -65,10 +65,11 @@ type Stream struct {
 	reserved    int // of the window, from the budget
 	declared    int64
 	received    int64
-	headRequest bool // its response has no body, whatever its length says
+	headRequest bool // its response has no body; its length says nothing
 
 	// Sending.
 	sendWindow int
+	answering  bool // a server has sent a head
 	sentEnd    bool
 	waiting    bool // in conn.send.waiting
 	flushing   bool // its goroutine writes to the connection
@@ -155,8 +156,8 @@ func (c *Conn) Open(h *message.Head, body []byte, end bool) (*Stream, error) {
 
 // ReadHead waits for the next head and moves it into h, whose fields' capacity is reused.
 // A server reads the request head with it. A client reads 1xx heads first, then the final
-// one. end means that neither body nor trailers follow. The error is a *ResetError or that
-// of Coding.ParseHead, after which the stream is reset.
+// one. end means that neither body nor trailers follow. The error is a *ResetError or
+// that of Coding.ParseHead, after which the stream is reset.
 func (s *Stream) ReadHead(h *message.Head) (end bool, err error) {
 	c := s.conn
 	c.mu.Lock()
@@ -281,6 +282,7 @@ func (s *Stream) writeBlock(h *message.Head, body []byte, end bool) error {
 		raw.free()
 		return err
 	}
+	s.answering = true
 	c.appendHead(s, h, raw, end && len(body) == 0)
 	if len(body) == 0 {
 		c.passTurn()

@@ -13,11 +13,11 @@ import (
 const (
 	// maxPending is the number of pending bytes from which on writers wait.
 	maxPending = 64 << 10
-	// maxControl bounds the frames beyond maxPending that answer the peer's frames. A peer
-	// that causes more does not read.
+	// maxControl bounds the frames beyond maxPending that answer the peer's frames. A
+	// peer that causes more does not read.
 	maxControl = 64 << 10
-	// gatherBelow is the number of pending bytes below which a flush lets other goroutines
-	// add their frames first.
+	// gatherBelow is the number of pending bytes below which a flush lets other
+	// goroutines add their frames first.
 	gatherBelow = 8 << 10
 	// stuckTimeout is how long a write may last after the stream whose goroutine makes it
 	// was reset.

@@ -1,0 +1,55 @@
+package agent
+
+import (
+	"github.com/causeway-mesh/causeway/internal/dataplane/balance"
+	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
+)
+
+// isOpaque reports whether the connections of a port carry no requests that the agent
+// may recognize.
+func (p mirrorPort) isOpaque() bool { return p.protocol == trafficsettings.TCP }
+
+// grpcUnavailable is the status UNAVAILABLE of gRPC.
+const grpcUnavailable = 14
+
+// retryPolicy returns which requests of a port are sent again: what the exporter and the
+// Link ask for, and the defaults for the rest.
+func (p mirrorPort) retryPolicy() retry.Policy {
+	s, policy := p.settings, retry.Default()
+	policy.Timeout, policy.PerTryTimeout = max(s.Timeout, 0), max(s.PerTryTimeout, 0)
+	switch {
+	case s.Retries == trafficsettings.None:
+		policy.MaxRetries = 0
+	case s.Retries > 0:
+		policy.MaxRetries = s.Retries
+	}
+	if s.RetryOn == 0 {
+		return policy
+	}
+	policy.On = 0
+	for on, condition := range map[trafficsettings.RetryOn]retry.Conditions{
+		trafficsettings.RetryReset:        retry.OnReset | retry.OnTryTimeout,
+		trafficsettings.RetryGatewayError: retry.OnGatewayErrors,
+		trafficsettings.Retry5xx:          retry.OnServerErrors,
+	} {
+		if s.RetryOn&on != 0 {
+			policy.On |= condition
+		}
+	}
+	if s.RetryOn&trafficsettings.RetryUnavailable != 0 {
+		policy.GRPCStatuses = 1 << grpcUnavailable
+	}
+	if s.RetryOn&trafficsettings.RetryIdempotent != 0 {
+		policy.Methods = append(policy.Methods, "PUT", "DELETE")
+	}
+	return policy
+}
+
+// balanceConfig returns how the requests of a call are balanced.
+func (a *Agent) balanceConfig(c *outboundConn) balance.Config {
+	return balance.Config{
+		Seed:      a.balanceSeed,
+		SlowStart: c.port.settings.SlowStart,
+	}
+}
