@@ -208,6 +208,7 @@ var importRules = map[string]struct {
 		why:    "simulations with fake time test them",
 		from:   either(in("internal/dataplane/balance"), in("internal/dataplane/retry")),
 		forbid: except(anything, either(except(standard, sockets), in("internal/dataplane/route"))),
+	},
 	"message imports only the standard library": {
 		why:    "every version of HTTP has its heads in it",
 		from:   in("internal/dataplane/message"),

@@ -226,6 +226,7 @@ func TestRequestWithoutResponse(t *testing.T) {
 		defer resp.Body.Close()
 		if resp.StatusCode != 502 || resp.Header.Get("Proxy-Status") == "" || resp.Header.Get("causeway-error") != "" {
 			t.Errorf("status %d, %v", resp.StatusCode, resp.Header)
+			t.Log(w.logs[0].all("request failed", "error"), w.logs[1].all("request refused", "error"))
 		}
 		if n := w.dials.Load(); n != 1 && !h2 { // an HTTP/2 connection may end before the request is sent
 			t.Errorf("a POST that an application may have processed was sent %d times", n)
