@@ -94,6 +94,9 @@ func (a *AppConn) Write(p []byte, end bool) (int, error) { return a.body.write(a
 // WriteTrailers is of Stream.
 func (a *AppConn) WriteTrailers(h *message.Head) error { return a.body.writeTrailers(a.c, h) }
 
+// StopReading is of Stream.
+func (a *AppConn) StopReading() { a.Reset(http2.ErrCodeCancel) }
+
 // Reset is of Stream.
 func (a *AppConn) Reset(http2.ErrCode) {
 	a.broken.Store(true)

@@ -132,14 +132,15 @@ func (s *CallerConn) Write(p []byte, end bool) (int, error) { return s.body.writ
 // WriteTrailers is of Stream.
 func (s *CallerConn) WriteTrailers(h *message.Head) error { return s.body.writeTrailers(s.c, h) }
 
-// Reset is of Stream. With http2.ErrCodeNo after a complete response, what was not read
-// of the request is not read any more.
-func (s *CallerConn) Reset(code http2.ErrCode) {
+// StopReading is of Stream. No other request can follow.
+func (s *CallerConn) StopReading() {
 	s.last.Store(true)
-	if code == http2.ErrCodeNo {
-		s.c.SetReadDeadline(past)
-		return
-	}
+	s.c.SetReadDeadline(past)
+}
+
+// Reset is of Stream.
+func (s *CallerConn) Reset(http2.ErrCode) {
+	s.last.Store(true)
 	transport.Reset(s.c.TCPConn)
 }
 

@@ -46,8 +46,10 @@ type Stream interface {
 	Write(p []byte, end bool) (int, error)
 	// WriteTrailers ends the message with trailers.
 	WriteTrailers(h *message.Head) error
+	// StopReading drops the rest of a body, and interrupts its reader. The other
+	// direction goes on.
+	StopReading()
 	// Reset ends both directions of the stream, and interrupts everything that waits
-	// for it. With http2.ErrCodeNo on a stream whose response is complete, it only says
-	// that the rest of the request is not needed.
+	// for it.
 	Reset(code http2.ErrCode)
 }

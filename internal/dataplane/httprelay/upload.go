@@ -2,6 +2,7 @@ package httprelay
 
 import (
 	"sync"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -74,24 +75,32 @@ func (u *upload) finalize() {
 	u.changed.Broadcast()
 }
 
+// lateWrite is how long stop waits for the end of a write of the last bytes. A response
+// can come before the write has returned.
+const lateWrite = 100 * time.Millisecond
+
 // stop ends the upload and waits for it. unread reports that the body was not forwarded
 // completely. err is why it could not be read.
 func (u *upload) stop() (unread bool, err error) {
 	u.mu.Lock()
 	u.stopped = true
-	to := u.to
-	unread = to == nil || u.full != to
-	err = u.err
+	to, ended, full := u.to, u.ended, u.to != nil && u.full == u.to
+	err = u.err // later errors are of StopReading
 	u.changed.Broadcast()
 	u.mu.Unlock()
-	if unread {
+	switch {
+	case full:
+	case ended && to != nil:
+		late := time.AfterFunc(lateWrite, func() { to.Reset(http2.ErrCodeCancel) })
+		defer late.Stop()
+	default:
 		if to != nil {
 			to.Reset(http2.ErrCodeCancel) // interrupts a write
 		}
-		u.from.Reset(http2.ErrCodeNo) // interrupts a read
+		u.from.StopReading() // interrupts a read
 	}
 	u.ran.Wait()
-	return unread, err
+	return u.full == nil || u.full != u.to, err
 }
 
 // run forwards the body until the stream of the last try has had all of it, or until

@@ -223,7 +223,7 @@ func (c *Conn) readData(fh http2.FrameHeader) error {
 		piece, _ := c.br.Peek(min(left, c.br.Buffered()))
 		if s != nil {
 			c.mu.Lock()
-			if !s.dropped && s.err == nil {
+			if !s.dropped && !s.deaf && s.err == nil {
 				s.buffer.append(piece)
 				c.wakeLater(s)
 			}

@@ -14,6 +14,9 @@ import (
 // ErrHeadTooLarge means that a received head exceeds Config.MaxHeadBytes.
 var ErrHeadTooLarge = errors.New("head exceeds the limit")
 
+// ErrStopped is the error of a Read after StopReading.
+var ErrStopped = errors.New("this end has stopped reading")
+
 // errEnded means that this end has already ended its direction of the stream.
 var errEnded = errors.New("the stream's sending direction has ended")
 
@@ -50,6 +53,7 @@ type Stream struct {
 	err     *ResetError // set once, when the stream is cut
 	removed bool        // it is not in conn.streams any more
 	dropped bool        // this end reads no more
+	deaf    bool        // StopReading was called
 	onReset func(error)
 
 	// Receiving.
@@ -204,6 +208,8 @@ func (s *Stream) Read(p []byte) (int, error) {
 	defer c.mu.Unlock()
 	for s.buffer.n == 0 {
 		switch {
+		case s.deaf:
+			return 0, ErrStopped
 		case s.recvEnded && !s.dropped:
 			return 0, io.EOF
 		case s.err != nil:
@@ -224,9 +230,21 @@ func (s *Stream) AwaitBody() {
 	c := s.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for s.buffer.n == 0 && !s.recvEnded && s.err == nil {
+	for s.buffer.n == 0 && !s.recvEnded && s.err == nil && !s.deaf {
 		s.readCond.Wait()
 	}
+}
+
+// StopReading drops what has come of the body and what still comes, and unblocks its
+// reader, whose error is ErrStopped. The other direction of the stream goes on. A server
+// calls it if it needs no more of a request than it has read.
+func (s *Stream) StopReading() {
+	c := s.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.deaf = true
+	s.buffer.drop()
+	s.readCond.Broadcast()
 }
 
 // Buffered returns how many bytes of the body Read returns without blocking, and whether
