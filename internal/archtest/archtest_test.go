@@ -204,6 +204,16 @@ var importRules = map[string]struct {
 		from:   in("internal/dataplane/linkhealth"),
 		forbid: except(anything, standard),
 	},
+	"message imports only the standard library": {
+		why:    "every version of HTTP has its heads in it",
+		from:   in("internal/dataplane/message"),
+		forbid: except(anything, standard),
+	},
+	"h1 imports only message and the standard library": {
+		why:    "how bytes are read does not depend on who sends them, and net/http is another codec",
+		from:   in("internal/dataplane/h1"),
+		forbid: either(sockets, except(anything, either(standard, in("internal/dataplane/message")))),
+	},
 	"podid imports only transport of ours": {
 		why:    "which pod is at an address does not depend on what that pod may do",
 		from:   in("internal/dataplane/podid"),

@@ -6,20 +6,20 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
 
-// AppendRequest appends a request head as HTTP/1 writes it: the request line and the fields
-// byte for byte, then what the framing needs. Chunked adds Transfer-Encoding and drops
-// Content-Length. Length adds Content-Length if there is none. h has no hop-by-hop fields
-// (see StripHop), or is an upgrade with framing None.
+// AppendRequest appends a request head as HTTP/1 writes it: the request line and the
+// fields byte for byte, then what the framing needs. Chunked adds Transfer-Encoding and
+// drops Content-Length. Length adds Content-Length if there is none. h has no hop-by-hop
+// fields (see StripHop), or is an upgrade with framing None.
 func AppendRequest(dst []byte, h *message.Head, f Framing) []byte {
 	dst = appendRequestLine(dst, h)
 	dst = appendFramed(dst, h, f)
 	return append(dst, "\r\n"...)
 }
 
-// AppendResponse appends a response head, like AppendRequest. Unless h has a field Connection
-// or the status is 1xx, it adds "Connection: close" if keepAlive is false or f is UntilClose,
-// and otherwise "Connection: keep-alive" to a response of HTTP/1.0. For a client of HTTP/1.0
-// whose server answers in HTTP/1.1, the caller sets Connection.
+// AppendResponse appends a response head, like AppendRequest. Unless h has a field
+// Connection or the status is 1xx, it adds "Connection: close" if keepAlive is false or f
+// is UntilClose, and otherwise "Connection: keep-alive" to a response of HTTP/1.0. For a
+// client of HTTP/1.0 whose server answers in HTTP/1.1, the caller sets Connection.
 func AppendResponse(dst []byte, h *message.Head, f Framing, keepAlive bool) []byte {
 	dst = appendStatusLine(dst, h)
 	dst = appendFramed(dst, h, f)
@@ -96,8 +96,8 @@ func appendFramed(dst []byte, h *message.Head, f Framing) []byte {
 	return dst
 }
 
-// AppendChunk appends p as one chunk. It appends nothing if p is empty, because an empty chunk
-// ends a body.
+// AppendChunk appends p as one chunk. It appends nothing if p is empty, because an empty
+// chunk ends a body.
 func AppendChunk(dst, p []byte) []byte {
 	if len(p) == 0 {
 		return dst
@@ -107,8 +107,8 @@ func AppendChunk(dst, p []byte) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// AppendChunkSize appends the line before a chunk of n bytes. The caller writes the bytes and
-// CRLF after it. n must not be 0.
+// AppendChunkSize appends the line before a chunk of n bytes. The caller writes the bytes
+// and CRLF after it. n must not be 0.
 func AppendChunkSize(dst []byte, n int) []byte {
 	dst = strconv.AppendInt(dst, int64(n), 16)
 	return append(dst, "\r\n"...)

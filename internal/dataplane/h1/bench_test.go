@@ -20,7 +20,8 @@ const typicalRequest = "GET /api/v1/products/4711?currency=EUR&expand=stock HTTP
 	"Cookie: session=abcdef0123456789; theme=dark\r\n" +
 	"Connection: keep-alive\r\n\r\n"
 
-// repeated is a connection that sends the same bytes again and again, one message per read.
+// repeated is a connection that sends the same bytes again and again, one message per
+// read.
 type repeated struct{ message []byte }
 
 func (r repeated) Read(p []byte) (int, error) { return copy(p, r.message), nil }

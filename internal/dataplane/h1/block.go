@@ -2,10 +2,10 @@ package h1
 
 import "github.com/causeway-mesh/causeway/internal/dataplane/message"
 
-// AppendBlock appends the head as a block of a multiplexed HTTP/1 session: the request line or
-// the status line, then a line for each field, each ended by CRLF. There is no empty line after
-// them. Trailers, which have neither method nor status, are the fields alone. h has no
-// hop-by-hop fields.
+// AppendBlock appends the head as a block of a multiplexed HTTP/1 session: the request
+// line or the status line, then a line for each field, each ended by CRLF. There is no
+// empty line after them. Trailers, which have neither method nor status, are the fields
+// alone. h has no hop-by-hop fields.
 func AppendBlock(dst []byte, h *message.Head) []byte {
 	switch {
 	case h.Status != 0:
@@ -16,8 +16,9 @@ func AppendBlock(dst []byte, h *message.Head) []byte {
 	return appendFields(dst, h.Fields)
 }
 
-// ParseRequestBlock resets h and parses a block that a peer sent for a request. It is as strict
-// as a Reader and also refuses hop-by-hop fields. h does not keep the block's memory.
+// ParseRequestBlock resets h and parses a block that a peer sent for a request. It is as
+// strict as a Reader and also refuses hop-by-hop fields. h does not keep the block's
+// memory.
 func ParseRequestBlock(block []byte, h *message.Head, limits Limits) error {
 	limits = limits.withDefaults()
 	h.Reset()
@@ -34,8 +35,8 @@ func ParseRequestBlock(block []byte, h *message.Head, limits Limits) error {
 	return nil
 }
 
-// ParseResponseBlock is ParseRequestBlock for a response, 1xx included. The Status of an *Error
-// is 502. It refuses status 101, and accepts Upgrade only in a 426 response.
+// ParseResponseBlock is ParseRequestBlock for a response, 1xx included. The Status of an
+// *Error is 502. It refuses status 101, and accepts Upgrade only in a 426 response.
 func ParseResponseBlock(block []byte, h *message.Head, limits Limits) error {
 	limits = limits.withDefaults()
 	h.Reset()
@@ -70,8 +71,8 @@ func ParseTrailerBlock(block []byte, h *message.Head, limits Limits) error {
 	return nil
 }
 
-// checkBlock checks what must hold in every block, whatever frames its body. A switch of
-// protocols needs a connection of its own and so is never in a block.
+// checkBlock checks what must hold in every block before its framing is chosen. A switch
+// of protocols needs a connection of its own and so is never in a block.
 func checkBlock(h *message.Head, sp *special) *Error {
 	if sp.hop || sp.upgrade && h.Status != 426 || h.Status == 101 {
 		return errHop

@@ -7,18 +7,18 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
 
-// ReadBody reads decoded bytes of the body. It returns io.EOF at the end, also together with
-// bytes, and io.ErrUnexpectedEOF if the connection ends before the body does. It blocks only if
-// it has no byte to return. len(p) must not be 0.
+// ReadBody reads decoded bytes of the body. It returns io.EOF at the end, also together
+// with bytes, and io.ErrUnexpectedEOF if the connection ends before the body does. It
+// blocks only if it has no byte to return. len(p) must not be 0.
 func (r *Reader) ReadBody(p []byte) (n int, err error) { return r.readBody(p, true) }
 
-// ReadBuffered is ReadBody without blocking: it does not read from the connection, and returns
-// 0 and nil if the buffer has nothing more of the body. A caller that has read a head can send
-// the head and the beginning of the body together.
+// ReadBuffered is ReadBody without blocking: it does not read from the connection, and
+// returns 0 and nil if the buffer has nothing more of the body. A caller that has read a
+// head can send the head and the beginning of the body together.
 func (r *Reader) ReadBuffered(p []byte) (n int, err error) { return r.readBody(p, false) }
 
-// BodyBuffered returns how many bytes ReadBuffered can return at most. For a chunked body this
-// counts the chunks' framing too.
+// BodyBuffered returns how many bytes ReadBuffered can return at most. For a chunked body
+// this counts the chunks' framing too.
 func (r *Reader) BodyBuffered() int {
 	buffered := r.in.end - r.in.start
 	switch {
@@ -30,12 +30,12 @@ func (r *Reader) BodyBuffered() int {
 	return buffered
 }
 
-// BodyDone reports whether the last head's body and trailers have been read to their end. A
-// message without body is done at once.
+// BodyDone reports whether the last head's body and trailers have been read to their end.
+// A message without body is done at once.
 func (r *Reader) BodyDone() bool { return r.body.done }
 
-// Trailers returns the trailers of the last message, nil before ReadBody has returned io.EOF.
-// The slice is valid until the next head is read.
+// Trailers returns the trailers of the last message, nil before ReadBody has returned
+// io.EOF. The slice is valid until the next head is read.
 func (r *Reader) Trailers() []message.Field {
 	if len(r.trailers) == 0 {
 		return nil
@@ -86,7 +86,8 @@ func unexpected(err error) error {
 	return err
 }
 
-// readChunked decodes chunks until p is full or the next byte would have to be waited for.
+// readChunked decodes chunks until p is full or the next byte would have to be waited
+// for.
 func (r *Reader) readChunked(p []byte, block bool) (n int, err error) {
 	for n < len(p) {
 		got, more, malformed := r.nextPart(p[n:])
@@ -113,8 +114,8 @@ func (r *Reader) readChunked(p []byte, block bool) (n int, err error) {
 	return n, nil
 }
 
-// nextPart takes the next part of a chunked body from the buffer. more is false if the buffer
-// has not all of it.
+// nextPart takes the next part of a chunked body from the buffer. more is false if the
+// buffer has not all of it.
 func (r *Reader) nextPart(p []byte) (n int, more bool, err *Error) {
 	switch r.body.part {
 	case chunkSize:

@@ -13,8 +13,8 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // maxEmptyReads is how often a connection may return neither bytes nor an error.
 const maxEmptyReads = 100
 
-// buffer holds bytes that were read from a connection and not consumed. It has memory only
-// while there are such bytes or a read is in progress.
+// buffer holds bytes that were read from a connection and not consumed. It has memory
+// only while there are such bytes or a read is in progress.
 type buffer struct {
 	r      io.Reader
 	waiter Waiter // nil if r is none
@@ -28,8 +28,8 @@ type buffer struct {
 
 func (b *buffer) unread() []byte { return b.bytes[b.start:b.end] }
 
-// fill adds at least one byte to the unread ones, or returns an error. The unread bytes must
-// be fewer than b.most. It waits without memory if it can.
+// fill adds at least one byte to the unread ones, or returns an error. The unread bytes
+// must be fewer than b.most. It waits without memory if it can.
 func (b *buffer) fill() error {
 	if err := b.err; err != nil {
 		b.err = nil
@@ -115,7 +115,8 @@ func (b *buffer) take(p []byte) int {
 	return n
 }
 
-// readDirect reads from the connection to p, past the buffer, which must have no unread bytes.
+// readDirect reads from the connection to p, past the buffer, which must have no unread
+// bytes.
 func (b *buffer) readDirect(p []byte) (int, error) {
 	if err := b.err; err != nil {
 		b.err = nil

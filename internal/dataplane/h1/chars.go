@@ -1,6 +1,9 @@
 package h1
 
-import "strings"
+import (
+	"net/netip"
+	"strings"
+)
 
 // The sets of bytes to which a byte can belong.
 const (
@@ -56,8 +59,8 @@ func isHex(c byte) bool {
 	return isDigit(c) || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
 }
 
-// isHost reports whether s is a host with an optional port, without user information. Only
-// the form is checked. An empty s is no host.
+// isHost reports whether s is a host with an optional port, without user information.
+// Only the form is checked. An empty s is no host.
 func isHost(s string) bool {
 	name, port := s, ""
 	if strings.HasPrefix(s, "[") {
@@ -87,14 +90,16 @@ func isHost(s string) bool {
 	return isPort(port)
 }
 
-// isIPLiteral accepts what may stand between the brackets, with a zone (RFC 6874).
+// isIPLiteral accepts an IPv6 address, which may have a zone with an escaped percent sign
+// (RFC 6874).
 func isIPLiteral(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; charSets[c]&inHost == 0 && c != ':' && c != '%' {
 			return false
 		}
 	}
-	return s != ""
+	addr, err := netip.ParseAddr(strings.Replace(s, "%25", "%", 1))
+	return err == nil && addr.Is6()
 }
 
 // isPort accepts an empty port, as RFC 3986 does.

@@ -14,8 +14,8 @@ type corpusCase struct {
 	name, want, input string
 }
 
-// loadCorpus reads a file of cases. A case is a line "case: name", a line "want: outcome" and
-// the input as quoted Go strings, one per line. Lines that begin with # are comments.
+// loadCorpus reads a file of cases. A case is a line "case: name", a line "want: outcome"
+// and the input as quoted Go strings, one per line. Lines that begin with # are comments.
 func loadCorpus(t testing.TB, file string) []corpusCase {
 	t.Helper()
 	f, err := os.Open(filepath.Join("testdata", file))
@@ -50,8 +50,9 @@ func loadCorpus(t testing.TB, file string) []corpusCase {
 	return cases
 }
 
-// TestCorpus reads requests and responses that servers are known to read in different ways.
-// Valid messages are between them, because a case proves something only beside its neighbor.
+// TestCorpus reads requests and responses that servers are known to read in different
+// ways. Valid messages are between them, because a case proves something only beside its
+// neighbor.
 func TestCorpus(t *testing.T) {
 	for file, method := range map[string]string{"requests.txt": "", "responses.txt": "GET"} {
 		for _, c := range loadCorpus(t, file) {

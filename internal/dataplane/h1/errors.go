@@ -4,8 +4,8 @@ import "errors"
 
 // Error says why a message is refused.
 type Error struct {
-	// Status is the answer to a client: 400, 414, 431, 501 or 505 for a request, and 502 for
-	// a response, whose server is at fault.
+	// Status is the answer to a client: 400, 414, 431, 501 or 505 for a request, and 502
+	// for a response, whose server is at fault.
 	Status int
 	// Reason is a constant in snake_case, for metrics and logs.
 	Reason string
@@ -13,8 +13,8 @@ type Error struct {
 
 func (e *Error) Error() string { return "malformed HTTP/1 message: " + e.Reason }
 
-// IsMalformed reports whether err wraps an *Error: a message breaks a rule, and nothing more
-// can be read from its connection. Other errors are those of the connection.
+// IsMalformed reports whether err wraps an *Error: a message breaks a rule, and nothing
+// more can be read from its connection. Other errors are those of the connection.
 func IsMalformed(err error) bool {
 	var e *Error
 	return errors.As(err, &e)
@@ -50,6 +50,7 @@ var (
 	errCodingUnknown   = &Error{501, "unsupported_coding"}
 	errCodingForbidden = &Error{400, "forbidden_coding"}
 	errConnection      = &Error{400, "end_to_end_connection_option"}
+	errOptionsMany     = &Error{431, "too_many_connection_options"}
 	errHop             = &Error{400, "hop_by_hop_field"}
 	errChunkSize       = &Error{400, "invalid_chunk_size"}
 	errChunkLineLong   = &Error{400, "chunk_line_too_long"}

@@ -17,15 +17,15 @@ const (
 	UntilClose
 )
 
-// Framing is how the end of one message's body is found. Length is set only for Kind Length,
-// and may be 0. The zero value is no body.
+// Framing is how the end of one message's body is found. Length is set only for Kind
+// Length, and may be 0. The zero value is no body.
 type Framing struct {
 	Kind   Kind
 	Length int64
 }
 
-// requestFraming decides the framing of a request that was read from a connection (RFC 9112
-// section 6.3).
+// requestFraming decides the framing of a request that was read from a connection (RFC
+// 9112 section 6.3).
 func requestFraming(h *message.Head, sp *special) (Framing, *Error) {
 	f, err := statedFraming(h, sp)
 	if err == nil && h.Method == "CONNECT" && (f.Kind == Chunked || f.Length > 0) {
@@ -57,8 +57,8 @@ func responseFraming(h *message.Head, sp *special, requestMethod string) (Framin
 	return f, nil
 }
 
-// hasNoBody reports whether no response with this status to this method has a body, whatever
-// its fields say.
+// hasNoBody reports whether no response with this status to this method has a body,
+// even if its fields say so.
 func hasNoBody(status int, requestMethod string) bool {
 	return status < 200 || status == 204 || status == 304 || requestMethod == "HEAD" ||
 		requestMethod == "CONNECT" && status < 300
@@ -134,12 +134,13 @@ func parseLength(s string) (int64, *Error) {
 	return n, nil
 }
 
-// RequestFraming returns the framing with which a request that came as a block of a session
-// (see ParseRequestBlock) is written to a server. With end, no body and no trailers follow.
-// It refuses a Content-Length above 0 with end, and a body of unknown length in HTTP/1.0.
+// RequestFraming returns the framing with which a request that came as a block of a
+// session (see ParseRequestBlock) is written to a server. With end, no body and no
+// trailers follow. It refuses a Content-Length above 0 with end, and a body of unknown
+// length in HTTP/1.0.
 //
-// The caller must refuse a body whose length differs from Framing.Length, and trailers if the
-// kind is not Chunked.
+// The caller must refuse a body whose length differs from Framing.Length, and trailers if
+// the kind is not Chunked.
 func RequestFraming(h *message.Head, end bool) (Framing, error) {
 	f, err := blockFraming(h)
 	switch {
@@ -157,10 +158,10 @@ func RequestFraming(h *message.Head, end bool) (Framing, error) {
 	return Framing{Kind: Chunked}, nil
 }
 
-// ResponseFraming is RequestFraming for a response to a request with this method. A response of
-// unknown length is Chunked, and UntilClose if the client speaks HTTP/1.0, which does not know
-// chunks. The framing of 1xx, 204, 304 and responses to HEAD is None; the caller must refuse a
-// body after them. The Status of an *Error is 502.
+// ResponseFraming is RequestFraming for a response to a request with this method. A
+// response of unknown length is Chunked, and UntilClose if the client speaks HTTP/1.0,
+// which does not know chunks. The framing of 1xx, 204, 304 and responses to HEAD is None;
+// the caller must refuse a body after them. The Status of an *Error is 502.
 func ResponseFraming(h *message.Head, requestMethod string, end bool,
 	client message.Version) (Framing, error) {
 	f, err := blockFraming(h)

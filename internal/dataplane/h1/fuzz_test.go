@@ -22,17 +22,10 @@ func addSeeds(f *testing.F, file string, add func(input string)) {
 	}
 }
 
-// exceptions are what net/http refuses and a Reader accepts, as parts of net/http's errors.
+// exceptions are what net/http refuses and a Reader accepts, as parts of net/http's
+// errors.
 var exceptions = map[string]string{
-	"invalid URL escape":        "the target is forwarded as sent; NormalPath refuses it for rules about paths",
-	"invalid URI":               "as above: net/http parses targets as URLs",
-	"invalid character":         "as above: bytes in the host of a target in absolute-form",
-	"invalid port":              "as above",
-	"invalid host":              "as above",
-	"missing ']'":               "as above",
-	"first path segment":        "as above: an authority that net/http parses as a path",
-	"cannot contain colon":      "as above",
-	"invalid userinfo":          "as above",
+	"invalid URL escape":        "targets are forwarded as sent, and only NormalPath refuses them",
 	"bad trailer key":           "the field Trailer only announces; trailers themselves are checked",
 	"suspiciously long trailer": "net/http wants trailers to fit its buffer",
 	"too much non-data":         "net/http bounds extensions in total, a Reader bounds each line",
@@ -47,9 +40,9 @@ func isException(err error) bool {
 	return false
 }
 
-// FuzzRequestDifferential holds a Reader against net/http: what a Reader accepts, net/http
-// accepts too, with the same meaning and the same end, except for the exceptions. The other
-// way round nothing is demanded, because a Reader is stricter.
+// FuzzRequestDifferential holds a Reader against net/http: what a Reader accepts,
+// net/http accepts too, with the same meaning and the same end, except for the
+// exceptions. The other way round nothing is demanded, because a Reader is stricter.
 func FuzzRequestDifferential(f *testing.F) {
 	addSeeds(f, "requests.txt", func(input string) { f.Add(input) })
 	f.Fuzz(func(t *testing.T, input string) {
@@ -127,7 +120,8 @@ func contentLength(f Framing) int64 {
 	return f.Length
 }
 
-// compareFields leaves out the fields that net/http moves to fields of its structs or makes up.
+// compareFields leaves out the fields that net/http moves to fields of its structs or
+// makes up.
 func compareFields(t *testing.T, theirs http.Header, h *message.Head) {
 	t.Helper()
 	moved := []string{"Host", "Transfer-Encoding", "Trailer"}
@@ -209,8 +203,8 @@ func FuzzSplit(f *testing.F) {
 	})
 }
 
-// FuzzRoundTrip proves that what is written is read again as what it was, on a connection and
-// as a block, and that a message ends where it was meant to end.
+// FuzzRoundTrip proves that what is written is read again as what it was, on a connection
+// and as a block, and that a message ends where it was meant to end.
 func FuzzRoundTrip(f *testing.F) {
 	addSeeds(f, "requests.txt", func(input string) { f.Add(input, "") })
 	addSeeds(f, "responses.txt", func(input string) { f.Add(input, "GET") })
@@ -274,8 +268,8 @@ func appendMessage(h *message.Head, f Framing, body string, trailers []message.F
 	return string(AppendLastChunk(out, trailers))
 }
 
-// FuzzBlock proves that a hostile peer cannot smuggle: whatever block is accepted is written to
-// a connection as exactly one message, with the framing that its sender chose.
+// FuzzBlock proves that a hostile peer cannot smuggle: each accepted block is
+// written to a connection as exactly one message, with the framing that its sender chose.
 func FuzzBlock(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\nHost: a\r\n"), false, true)
 	f.Add([]byte("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n"), false, false)
@@ -321,8 +315,8 @@ func FuzzBlock(f *testing.F) {
 	})
 }
 
-// FuzzSniff proves that a decision is final, and that what is taken for HTTP/1 has a valid
-// request line for a Reader.
+// FuzzSniff proves that a decision is final, and that what is taken for HTTP/1 has a
+// valid request line for a Reader.
 func FuzzSniff(f *testing.F) {
 	for _, c := range sniffCases {
 		f.Add([]byte(c.input))
@@ -336,7 +330,8 @@ func FuzzSniff(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, input []byte) {
 		decided := NeedMore
-		for cut := range len(input) + 1 {
+		step := 1 + len(input)/1000
+		for cut := len(input) % step; cut <= len(input); cut += step {
 			p := Sniff(input[:cut], false)
 			if decided != NeedMore && p != decided {
 				t.Fatalf("%q is %d, and was %d before", input[:cut], p, decided)

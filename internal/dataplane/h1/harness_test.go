@@ -19,7 +19,8 @@ type outcome struct {
 	HeadOK   bool   // the error came after the head
 }
 
-// connection hands its input out in the parts that sizes says, and all at once after them.
+// connection hands its input out in the parts that sizes says, and all at once after
+// them.
 type connection struct {
 	input string
 	sizes []byte

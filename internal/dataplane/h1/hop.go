@@ -6,8 +6,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
 
-// endToEnd are fields that Connection may not name. An attacker would use it to take them out
-// of a message on its way. They are in lower case.
+// endToEnd are fields that Connection may not name. An attacker would use it to take them
+// out of a message on its way. They are in lower case.
 var endToEnd = map[string]bool{
 	"accept": true, "accept-encoding": true, "age": true, "authorization": true,
 	"cache-control": true, "content-encoding": true, "content-language": true,
@@ -32,13 +32,13 @@ func isEndToEnd(name string) bool {
 
 func equalFold(a, b string) bool { return len(a) == len(b) && strings.EqualFold(a, b) }
 
-// StripHop removes the fields that describe one connection: Connection and the fields that it
-// names, Keep-Alive, Proxy-Connection, Transfer-Encoding, Upgrade (except in a 426 response),
-// and TE except for "trailers". It keeps end-to-end fields such as Host even if Connection names
-// them; a Reader refuses such a message.
+// StripHop removes the fields that describe one connection: Connection and the fields
+// that it names, Keep-Alive, Proxy-Connection, Transfer-Encoding, Upgrade (except in a
+// 426 response), and TE except for "trailers". It keeps end-to-end fields such as Host
+// even if Connection names them; a Reader refuses such a message.
 //
-// Call KeepAlive, IsUpgrade and NeedsPinning first: they look at the fields that StripHop removes.
-// Do not call it for an upgrade.
+// Call KeepAlive, IsUpgrade and NeedsPinning first: they look at the fields that StripHop
+// removes. Do not call it for an upgrade.
 func StripHop(h *message.Head) {
 	var options []string
 	for i := range h.Fields {
@@ -92,7 +92,8 @@ func hasFold(list []string, name string) bool {
 	return false
 }
 
-// trailersOnly returns the element "trailers" of a TE field as it was written, or nothing.
+// trailersOnly returns the element "trailers" of a TE field as it was written, or
+// nothing.
 func trailersOnly(value string) string {
 	for element := range strings.SplitSeq(value, ",") {
 		if element = message.TrimSpace(element); strings.EqualFold(element, "trailers") {
@@ -102,8 +103,8 @@ func trailersOnly(value string) string {
 	return ""
 }
 
-// KeepAlive reports whether the connection can serve another message after this one, by the
-// version and the field Connection. It does not look at framing: after a body of kind
+// KeepAlive reports whether the connection can serve another message after this one, by
+// the version and the field Connection. It does not look at framing: after a body of kind
 // UntilClose, a connection never serves another one.
 func KeepAlive(h *message.Head) bool {
 	if h.HasToken("Connection", "close") {
@@ -112,9 +113,9 @@ func KeepAlive(h *message.Head) bool {
 	return h.Version != message.HTTP10 || h.HasToken("Connection", "keep-alive")
 }
 
-// IsUpgrade reports whether h asks for another protocol on its connection or, with status 101,
-// switches to it. A request for h2c alone is not an upgrade: a server may ignore it, and
-// StripHop removes it.
+// IsUpgrade reports whether h asks for another protocol on its connection or, with status
+// 101, switches to it. A request for h2c alone is not an upgrade: a server may ignore it,
+// and StripHop removes it.
 func IsUpgrade(h *message.Head) bool {
 	if h.Status != 0 {
 		return h.Status == 101
@@ -136,8 +137,8 @@ func IsUpgrade(h *message.Head) bool {
 	return false
 }
 
-// NeedsPinning reports whether the message authenticates its connection by NTLM or Negotiate.
-// Requests of other connections must not share such a connection.
+// NeedsPinning reports whether the message authenticates its connection by NTLM or
+// Negotiate. Requests of other connections must not share such a connection.
 func NeedsPinning(h *message.Head) bool {
 	for i := range h.Fields {
 		f := &h.Fields[i]

@@ -11,13 +11,13 @@ import (
 type special struct {
 	hosts, lengths, codings int
 	host, length            string
-	// connection is whether there is a field Connection, hop whether there is any hop-by-hop
-	// field except Upgrade.
+	// connection is whether there is a field Connection, hop whether there is any
+	// hop-by-hop field except Upgrade.
 	connection, hop, upgrade, trailer bool
 }
 
-// parseFields appends the fields of a block to fields. Each line of the block ends in CRLF.
-// There is no empty line.
+// parseFields appends the fields of a block to fields. Each line of the block ends in
+// CRLF. There is no empty line.
 func parseFields(block string, fields []message.Field, most int) ([]message.Field, special, *Error) {
 	var sp special
 	for count := 0; block != ""; count++ {
@@ -66,8 +66,8 @@ func nameError(line string, i int) *Error {
 	return lineError(line[i:], errFieldName)
 }
 
-// lineError returns the error for a byte that may not be at the start of rest: a line end of
-// the wrong form, or otherwise.
+// lineError returns the error for a byte that may not be at the start of rest: a line end
+// of the wrong form, or otherwise.
 func lineError(rest string, otherwise *Error) *Error {
 	switch {
 	case rest == "":
@@ -189,8 +189,8 @@ func parseVersion(s string) (message.Version, *Error) {
 	return 0, errVersion
 }
 
-// checkHost compares the target's form with the method, and its authority with Host. A proxy
-// that forwards both must refuse a difference, because the server might use either.
+// checkHost compares the target's form with the method, and its authority with Host. A
+// proxy that forwards both must refuse a difference, because the server might use either.
 func checkHost(h *message.Head, sp *special) *Error {
 	switch {
 	case sp.hosts > 1:
@@ -223,13 +223,16 @@ func checkHost(h *message.Head, sp *special) *Error {
 			return errTarget
 		}
 	}
-	switch {
-	case sp.hosts == 0 || strings.EqualFold(authority, sp.host):
+	if sp.hosts == 0 || strings.EqualFold(authority, sp.host) {
 		return nil
-	case h.Method == "CONNECT" && strings.EqualFold(authority[:strings.LastIndexByte(authority, ':')], sp.host):
-		return nil // some clients leave out the port
 	}
-	return errAuthority
+	if h.Method == "CONNECT" { // some clients leave out the port
+		authority = authority[:strings.LastIndexByte(authority, ':')]
+	}
+	if !strings.EqualFold(authority, sp.host) {
+		return errAuthority
+	}
+	return nil
 }
 
 func hasPort(authority string) bool {
@@ -249,17 +252,24 @@ func cutAuthority(target string) (string, bool) {
 	return rest, isHost(rest)
 }
 
-// checkConnection refuses a field Connection that names an end-to-end field: an intermediary
-// would remove that field, and the server would see another message.
+// maxConnectionOptions bounds the work of StripHop, which compares each with each field.
+const maxConnectionOptions = 64
+
+// checkConnection refuses a field Connection that names an end-to-end field: an
+// intermediary would remove that field, and the server would see another message.
 func checkConnection(h *message.Head, sp *special) *Error {
 	if !sp.connection {
 		return nil
 	}
+	options := 0
 	for i := range h.Fields {
-		if !strings.EqualFold(h.Fields[i].Name, "Connection") {
+		if !equalFold(h.Fields[i].Name, "Connection") {
 			continue
 		}
 		for option := range strings.SplitSeq(h.Fields[i].Value, ",") {
+			if options++; options > maxConnectionOptions {
+				return errOptionsMany
+			}
 			if isEndToEnd(message.TrimSpace(option)) {
 				return errConnection
 			}
@@ -284,8 +294,8 @@ func parseResponseHead(block string, h *message.Head, limits Limits) (special, *
 	return sp, checkConnection(h, &sp)
 }
 
-// parseStatusLine accepts a line that ends after the status, because some servers omit the
-// space before an empty reason phrase.
+// parseStatusLine accepts a line that ends after the status, because some servers omit
+// the space before an empty reason phrase.
 func parseStatusLine(line string, h *message.Head) *Error {
 	version, rest, found := strings.Cut(line, " ")
 	if !found {

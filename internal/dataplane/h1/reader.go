@@ -6,8 +6,8 @@
 //
 // Invariants:
 //   - A message that two servers could frame differently is refused, with an *Error.
-//   - Accepted heads are written again with the bytes that they had, except for hop-by-hop
-//     fields and for whitespace around values.
+//   - Accepted heads are written again with the bytes that they had, except for
+//     hop-by-hop fields and for whitespace around values.
 //   - Every input is bounded by Limits. An idle Reader holds no buffer.
 package h1
 
@@ -48,15 +48,16 @@ func (l Limits) withDefaults() Limits {
 // Waiter is a connection that can wait for input without a buffer. Reader uses it if its
 // io.Reader implements it.
 type Waiter interface {
-	// WaitReadable blocks until Read would not block: bytes, the end or an error are there.
+	// WaitReadable blocks until Read would not block: bytes, the end or an error are
+	// there.
 	WaitReadable() error
 }
 
-// Reader reads the messages of one direction of a connection, one after the other: a head,
-// then its body to the end, then the next head. It is not safe for concurrent use.
+// Reader reads the messages of one direction of a connection, one after the other: a
+// head, then its body to the end, then the next head. It is not safe for concurrent use.
 //
-// After an error of the connection, such as an expired deadline, the call may be repeated:
-// the Reader loses nothing. After an *Error every call returns that error.
+// After an error of the connection, such as an expired deadline, the call may be
+// repeated: the Reader loses nothing. After an *Error every call returns that error.
 type Reader struct {
 	in     buffer
 	limits Limits
@@ -91,8 +92,8 @@ const (
 	chunkTrailers
 )
 
-// NewReader returns a Reader for r. If r is a Waiter, the Reader takes no buffer before bytes
-// are there.
+// NewReader returns a Reader for r. If r is a Waiter, the Reader takes no buffer before
+// bytes are there.
 func NewReader(r io.Reader, limits Limits) *Reader {
 	limits = limits.withDefaults()
 	waiter, _ := r.(Waiter)
@@ -108,8 +109,9 @@ func NewReader(r io.Reader, limits Limits) *Reader {
 // Reader reads. It copies p. Call it before the first head.
 func (r *Reader) Prepend(p []byte) { r.in.prepend(p) }
 
-// Fill reads once from the connection into the buffer. Together with Buffered it serves Sniff.
-// It returns io.EOF if the connection has ended, and an *Error if the buffer is full.
+// Fill reads once from the connection into the buffer. Together with Buffered it serves
+// Sniff. It returns io.EOF if the connection has ended, and an *Error if the buffer is
+// full.
 func (r *Reader) Fill() error {
 	if r.in.end-r.in.start >= r.in.most {
 		return errHeadLarge
@@ -117,13 +119,13 @@ func (r *Reader) Fill() error {
 	return r.in.fill()
 }
 
-// Buffered returns what the Reader has read from the connection and not consumed: the next
-// requests of a pipeline, or opaque bytes after an upgrade. The slice is valid until the next
-// call of another method.
+// Buffered returns what the Reader has read from the connection and not consumed: the
+// next requests of a pipeline, or opaque bytes after an upgrade. The slice is valid until
+// the next call of another method.
 func (r *Reader) Buffered() []byte { return r.in.unread() }
 
-// HasBuffer reports whether the Reader holds a buffer. It holds none while it has no unread
-// bytes and no call is in progress.
+// HasBuffer reports whether the Reader holds a buffer. It holds none while it has no
+// unread bytes and no call is in progress.
 func (r *Reader) HasBuffer() bool { return r.in.bytes != nil }
 
 // Close drops unread bytes and gives the buffer back. It does not close the connection.
@@ -132,10 +134,11 @@ func (r *Reader) Close() { r.in.drop() }
 // errBodyUnread is a mistake of the caller.
 var errBodyUnread = errors.New("h1: the body of the previous message was not read")
 
-// ReadRequest resets h and reads a request head into it. It blocks until the head is complete.
-// It returns io.EOF if the connection ends before the first byte, io.ErrUnexpectedEOF if it
-// ends within the head, and an *Error if the head is malformed. h remains valid when the Reader
-// goes on. The previous message's body must have been read.
+// ReadRequest resets h and reads a request head into it. It blocks until the head is
+// complete. It returns io.EOF if the connection ends before the first byte,
+// io.ErrUnexpectedEOF if it ends within the head, and an *Error if the head is malformed.
+// h remains valid when the Reader goes on. The previous message's body must have been
+// read.
 func (r *Reader) ReadRequest(h *message.Head) (Framing, error) {
 	h.Reset()
 	block, err := r.readHead(false)
@@ -154,10 +157,10 @@ func (r *Reader) ReadRequest(h *message.Head) (Framing, error) {
 	return f, nil
 }
 
-// ReadResponse is ReadRequest for a response to a request with this method. It returns 1xx
-// responses like others, with framing None; the final response follows, except after 101. After
-// 101, and after 2xx to CONNECT, the connection's bytes are opaque (see Buffered). The Status of
-// an *Error is 502.
+// ReadResponse is ReadRequest for a response to a request with this method. It returns
+// 1xx responses like others, with framing None; the final response follows, except after
+// 101. After 101, and after 2xx to CONNECT, the connection's bytes are opaque (see
+// Buffered). The Status of an *Error is 502.
 func (r *Reader) ReadResponse(h *message.Head, requestMethod string) (Framing, error) {
 	h.Reset()
 	block, err := r.readHead(true)
@@ -232,8 +235,8 @@ func (r *Reader) cut(err error) error {
 	return err
 }
 
-// skipEmptyLines consumes empty lines before a request, which some clients send after a body.
-// Before a response there is none.
+// skipEmptyLines consumes empty lines before a request, which some clients send after a
+// body. Before a response there is none.
 func (r *Reader) skipEmptyLines() *Error {
 	for !r.body.response && bytes.HasPrefix(r.in.unread(), []byte("\r\n")) {
 		if r.emptyLines >= r.limits.EmptyLines {
@@ -246,8 +249,8 @@ func (r *Reader) skipEmptyLines() *Error {
 	return nil
 }
 
-// scanLines looks for the empty line that ends a head or trailers. It returns the length of
-// the lines before it. It goes on where the previous call found no more bytes.
+// scanLines looks for the empty line that ends a head or trailers. It returns the length
+// of the lines before it. It goes on where the previous call found no more bytes.
 func (r *Reader) scanLines(most int, tooLarge *Error, startLine bool) (int, bool, *Error) {
 	unread := r.in.unread()
 	for {
@@ -276,8 +279,8 @@ func (r *Reader) scanLines(most int, tooLarge *Error, startLine bool) (int, bool
 	return 0, false, r.checkSize(r.scanned, most, tooLarge, startLine)
 }
 
-// checkSize checks a number of bytes that have no further line end. The last of them may be
-// the CR of one.
+// checkSize checks a number of bytes that have no further line end. The last of them may
+// be the CR of one.
 func (r *Reader) checkSize(size, most int, tooLarge *Error, startLine bool) *Error {
 	switch {
 	case startLine && r.lines == 0 && size > r.limits.StartLine+1:

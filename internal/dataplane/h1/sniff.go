@@ -5,8 +5,8 @@ import "strings"
 // Protocol is what the first bytes of a connection say about it.
 type Protocol uint8
 
-// NeedMore means that the bytes so far decide nothing. Opaque is everything that is neither
-// HTTP/1 nor HTTP/2 with prior knowledge.
+// NeedMore means that the bytes so far decide nothing. Opaque is everything that is
+// neither HTTP/1 nor HTTP/2 with prior knowledge.
 const (
 	NeedMore Protocol = iota
 	HTTP1
@@ -14,7 +14,8 @@ const (
 	Opaque
 )
 
-// Preface is what a client of HTTP/2 with prior knowledge sends first (RFC 9113 section 3.4).
+// Preface is what a client of HTTP/2 with prior knowledge sends first (RFC 9113 section
+// 3.4).
 const Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 const (
@@ -23,10 +24,11 @@ const (
 )
 
 // Sniff decides the protocol of a connection by the first bytes that its client sent. It
-// decides as early as it can. With eof no more bytes follow, and it never returns NeedMore.
+// decides as early as it can. With eof no more bytes follow, and it never returns
+// NeedMore.
 //
-// HTTP1 needs a whole request line that ends in " HTTP/1.0" or " HTTP/1.1" and CRLF, HTTP2 the
-// 24 bytes of the preface.
+// HTTP1 needs a whole request line that ends in " HTTP/1.0" or " HTTP/1.1" and CRLF,
+// HTTP2 the 24 bytes of the preface.
 func Sniff(first []byte, eof bool) Protocol {
 	p := sniffLine(first)
 	if beginning, whole := isPrefix(first, Preface); whole {
@@ -40,7 +42,8 @@ func Sniff(first []byte, eof bool) Protocol {
 	return p
 }
 
-// isPrefix reports whether b and want agree as far as both go, and whether b has all of want.
+// isPrefix reports whether b and want agree as far as both go, and whether b has all of
+// want.
 func isPrefix(b []byte, want string) (agree, whole bool) {
 	n := min(len(b), len(want))
 	return string(b[:n]) == want[:n], n == len(want) && string(b[:n]) == want
@@ -120,8 +123,8 @@ func startsHyphenated(s string, whole bool) bool {
 // maxAuthority bounds how much of a target sniffTarget looks at. No host name is longer.
 const maxAuthority = 512
 
-// sniffTarget says whether a target, or its beginning if it is not whole, is plausible: HTTP1,
-// NeedMore or Opaque. It tells a request from inline commands such as "GET key".
+// sniffTarget says whether a target, or its beginning if it is not whole, is plausible:
+// HTTP1, NeedMore or Opaque. It tells a request from inline commands such as "GET key".
 func sniffTarget(method, target string, whole bool) Protocol {
 	if method == "CONNECT" {
 		if !consistsOf(target, inAuthority) || len(target) == maxAuthority {

@@ -5,8 +5,9 @@ import (
 	"testing"
 )
 
-// FuzzNormalPath proves that the normal form is stable and has no dot segments, that servers
-// which decode it once more find no slash, and that an accepted path keeps its segments.
+// FuzzNormalPath proves that the normal form is stable and has no dot segments, that
+// servers which decode it once more find no slash, and that an accepted path keeps its
+// segments.
 func FuzzNormalPath(f *testing.F) {
 	for _, tc := range pathCases {
 		f.Add(tc.target)

@@ -4,9 +4,9 @@
 //	           ├─> Head ─> agent
 //	mux        ─┘               └─> mux
 //
-// A Head keeps what the application sent: the target's bytes, the names' case, the order of
-// the fields and the reason phrase. Nothing here rewrites them; NormalPath returns a copy for
-// matching and policy alone.
+// A Head keeps what the application sent: the target's bytes, the names' case, the order
+// of the fields and the reason phrase. Nothing here rewrites them; NormalPath returns a
+// copy for matching and policy alone.
 package message
 
 import "strings"
@@ -64,7 +64,8 @@ func (h *Head) Reset() {
 	*h = Head{Fields: h.Fields[:0]}
 }
 
-// Get returns the value of the first field with this name. Names are compared without case.
+// Get returns the value of the first field with this name. Names are compared without
+// case.
 func (h *Head) Get(name string) (value string, ok bool) {
 	for i := range h.Fields {
 		if equalName(h.Fields[i].Name, name) {
@@ -80,8 +81,8 @@ func (h *Head) Has(name string) bool {
 	return ok
 }
 
-// Values returns the values of all fields with this name in their order, and nil if there is
-// none. It does not split lists.
+// Values returns the values of all fields with this name in their order, and nil if there
+// is none. It does not split lists.
 func (h *Head) Values(name string) []string {
 	var out []string
 	for i := range h.Fields {
@@ -95,8 +96,8 @@ func (h *Head) Values(name string) []string {
 // Add appends a field.
 func (h *Head) Add(name, value string) { h.Fields = append(h.Fields, Field{name, value}) }
 
-// Set gives the first field with this name the value, keeps its place and its spelling, and
-// removes later ones. Without such a field Set appends one.
+// Set gives the first field with this name the value, keeps its place and its spelling,
+// and removes later ones. Without such a field Set appends one.
 func (h *Head) Set(name, value string) {
 	for i := range h.Fields {
 		if equalName(h.Fields[i].Name, name) {

@@ -33,13 +33,14 @@ var (
 	errPathParameter = &PathError{"dot_with_parameter"}
 )
 
-// NormalPath returns the target's path in a normal form, and its query as sent. They are for
-// matching and policy; what is forwarded is Target. The error is a *PathError if the path is
-// ambiguous; a caller refuses such a request only where a rule about paths selects it.
+// NormalPath returns the target's path in a normal form, and its query as sent. They are
+// for matching and policy; what is forwarded is Target. The error is a *PathError if the
+// path is ambiguous; a caller refuses such a request only where a rule about paths
+// selects it.
 //
-// The target is in origin-form, in absolute-form or "*", whose path is "*". NormalPath decodes
-// escapes of unreserved characters once, writes other escapes in upper case, escapes bytes
-// outside of ASCII, and removes dot segments. It does not merge slashes.
+// The target is in origin-form, in absolute-form or "*", whose path is "*". NormalPath
+// decodes escapes of unreserved characters once, writes other escapes in upper case,
+// escapes bytes outside of ASCII, and removes dot segments. It does not merge slashes.
 func (h *Head) NormalPath() (path, query string, err error) {
 	if h.Target == "*" {
 		return "*", "", nil
@@ -74,8 +75,9 @@ func (h *Head) NormalPath() (path, query string, err error) {
 	return path, query, nil
 }
 
-// NormalizePath returns the normal form that NormalPath describes, for a path that begins with
-// a slash. It is also for paths in rules, so that both sides of a comparison have one form.
+// NormalizePath returns the normal form that NormalPath describes, for a path that begins
+// with a slash. It is also for paths in rules, so that both sides of a comparison have
+// one form.
 func NormalizePath(raw string) (string, error) {
 	if !strings.HasPrefix(raw, "/") {
 		return "", errPathForm
@@ -105,7 +107,8 @@ func isPlain(raw string) bool {
 
 const upperHex = "0123456789ABCDEF"
 
-// normalizeEscapes decodes escapes of unreserved characters and writes others in upper case.
+// normalizeEscapes decodes escapes of unreserved characters and writes others in upper
+// case.
 func normalizeEscapes(raw string) (string, error) {
 	var out strings.Builder
 	out.Grow(len(raw))
@@ -173,9 +176,10 @@ func isUnreserved(c byte) bool {
 	return c == '-' || c == '.' || c == '_' || c == '~'
 }
 
-// removeDots removes dot segments (RFC 3986 section 5.2.4). Servers differ about three kinds of
-// them, which are errors: ".." above the root, ".." after an empty segment, which some servers
-// merge away first, and dots with a parameter ("..;x"), which some servers strip first.
+// removeDots removes dot segments (RFC 3986 section 5.2.4). Servers differ about three
+// kinds of them, which are errors: ".." above the root, ".." after an empty segment,
+// which some servers merge away first, and dots with a parameter ("..;x"), which some
+// servers strip first.
 func removeDots(path string) (string, error) {
 	out := make([]byte, 0, len(path))
 	for rest, more := path[1:], true; more; {
