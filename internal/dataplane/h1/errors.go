@@ -50,6 +50,7 @@ var (
 	errCodingUnknown   = &Error{501, "unsupported_coding"}
 	errCodingForbidden = &Error{400, "forbidden_coding"}
 	errConnection      = &Error{400, "end_to_end_connection_option"}
+	errOptionsMany     = &Error{431, "too_many_connection_options"}
 	errHop             = &Error{400, "hop_by_hop_field"}
 	errChunkSize       = &Error{400, "invalid_chunk_size"}
 	errChunkLineLong   = &Error{400, "chunk_line_too_long"}

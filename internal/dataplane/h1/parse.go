@@ -252,17 +252,24 @@ func cutAuthority(target string) (string, bool) {
 	return rest, isHost(rest)
 }
 
+// maxConnectionOptions bounds the work of StripHop, which compares each with each field.
+const maxConnectionOptions = 64
+
 // checkConnection refuses a field Connection that names an end-to-end field: an
 // intermediary would remove that field, and the server would see another message.
 func checkConnection(h *message.Head, sp *special) *Error {
 	if !sp.connection {
 		return nil
 	}
+	options := 0
 	for i := range h.Fields {
-		if !strings.EqualFold(h.Fields[i].Name, "Connection") {
+		if !equalFold(h.Fields[i].Name, "Connection") {
 			continue
 		}
 		for option := range strings.SplitSeq(h.Fields[i].Value, ",") {
+			if options++; options > maxConnectionOptions {
+				return errOptionsMany
+			}
 			if isEndToEnd(message.TrimSpace(option)) {
 				return errConnection
 			}
