@@ -490,12 +490,17 @@ func TestClientConformance(t *testing.T) {
 
 // readResponse returns the status of the final head after reading to the end.
 func readResponse(s *Stream) (int, error) {
+	status, _, err := readBody(s)
+	return status, err
+}
+
+func readBody(s *Stream) (status int, body []byte, err error) {
 	var h message.Head
 	for h.Status < 200 {
 		if _, err := s.ReadHead(&h); err != nil {
-			return 0, err
+			return 0, nil, err
 		}
 	}
-	_, err := readAll(s)
-	return h.Status, err
+	body, err = readAll(s)
+	return h.Status, body, err
 }

@@ -56,13 +56,14 @@ type Config struct {
 	// MaxHeadBytes bounds a head, counted as in SETTINGS_MAX_HEADER_LIST_SIZE. Zero means
 	// 100 KiB.
 	MaxHeadBytes int
-	// ResetRate is how many streams per second the peer may reset before they are answered,
-	// or make this end reset, beyond those that were answered. Zero means 100. A connection
-	// that many callers share needs more, because their timeouts reset streams.
+	// ResetRate is how many streams per second the peer may reset before they are
+	// answered, or make this end reset, beyond those that were answered. Zero means 100.
+	// A connection that many callers share needs more, because their timeouts reset
+	// streams.
 	ResetRate int
 	// Received are the bytes, at most 32 KiB, that were read from the connection before,
-	// for instance to recognize HTTP/2. With them a *net.TCPConn needs no wrapper, and only
-	// such a connection holds no read buffer while it is idle.
+	// for instance to recognize HTTP/2. With them a *net.TCPConn needs no wrapper, and
+	// only such a connection holds no read buffer while it is idle.
 	Received []byte
 	// Windows admits receive windows beyond 64 KiB per stream. Nil admits none.
 	Windows WindowBudget

@@ -380,3 +380,27 @@ func TestRecentResets(t *testing.T) {
 		t.Errorf("%d streams are remembered", len(r.known))
 	}
 }
+
+func TestInformationalHeadsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startPeer(t, Config{Client: true})
+		defer p.close()
+		s, err := p.conn.Open(requestHead("GET", "/"), nil, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range maxHeadQueue {
+			p.headers(1, fields(":status", "103"), false)
+		}
+		if f, ok := p.find(http2.FrameRSTStream); ok {
+			t.Errorf("reset %v within the limit", f)
+		}
+		p.headers(1, fields(":status", "103"), false)
+		if f, ok := p.find(http2.FrameRSTStream); !ok || f.Code != http2.ErrCodeEnhanceYourCalm {
+			t.Errorf("reset %v %v", ok, f)
+		}
+		if _, err := readResponse(s); err == nil {
+			t.Error("no error")
+		}
+	})
+}

@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// readBuffer is the read loop's buffer. Unlike bufio.Reader it holds no memory while a TCP
-// connection is idle: it waits until the socket is readable before it takes a buffer. With
-// other connections, TLS for instance, it keeps one.
+// readBuffer is the read loop's buffer. Unlike bufio.Reader it holds no memory while a
+// TCP connection is idle: it waits until the socket is readable before it takes a buffer.
+// With other connections, TLS for instance, it keeps one.
 type readBuffer struct {
 	nc     net.Conn
 	before func() error // called before each read of nc
@@ -45,8 +45,8 @@ func (b *readBuffer) init(nc net.Conn, received []byte, before func() error) {
 // Buffered returns the number of bytes that Peek returns without a read.
 func (b *readBuffer) Buffered() int { return b.w - b.r }
 
-// Peek returns the next n bytes, at most readBufferSize. They are valid until the next call
-// of Peek, Read or Discard. With an error it returns what there is.
+// Peek returns the next n bytes, at most readBufferSize. They are valid until the next
+// call of Peek, Read or Discard. With an error it returns what there is.
 func (b *readBuffer) Peek(n int) ([]byte, error) {
 	for b.w-b.r < n {
 		if err := b.fill(); err != nil {

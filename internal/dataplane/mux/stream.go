@@ -121,8 +121,8 @@ func (s *Stream) Conn() *Conn { return s.conn }
 // Open opens a stream (client only) and sends h and the first bytes of the body in one
 // write; end says that the body is complete. If the body exceeds the peer's windows, Open
 // waits as Write does. An error means that nothing was sent; an end of the stream during
-// the wait is returned by ReadHead instead. The caller must read the stream to its end or
-// call Reset.
+// the wait is returned by ReadHead instead. The caller must call Reset, unless it has
+// sent the whole request and has read the whole response.
 func (c *Conn) Open(h *message.Head, body []byte, end bool) (*Stream, error) {
 	raw, err := c.encodeRaw(h)
 	if err != nil {

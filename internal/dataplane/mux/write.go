@@ -52,15 +52,20 @@ func (c *Conn) flush(s *Stream) bool {
 	}
 	c.out.flushing = true
 	s.flushing = true
+	c.gather()
+	c.writePending()
+	s.flushing = false
+	c.continueFlush()
+	return true
+}
+
+// gather lets other goroutines add their frames to a small flush.
+func (c *Conn) gather() {
 	if len(c.streams) > 1 && c.out.len() < gatherBelow {
 		c.mu.Unlock()
 		runtime.Gosched()
 		c.mu.Lock()
 	}
-	c.writePending()
-	s.flushing = false
-	c.continueFlush()
-	return true
 }
 
 // continueFlush ends a flush, or hands it to the background if more is pending.
@@ -84,6 +89,7 @@ func (c *Conn) flushInBackground() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for c.out.len() > 0 && c.end == nil {
+			c.gather()
 			c.writePending()
 		}
 		c.out.flushing = false
