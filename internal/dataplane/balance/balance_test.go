@@ -616,7 +616,7 @@ func TestSuccessInPanicEndsEjection(t *testing.T) {
 
 // TestInvariants does random things and looks at the state.
 func TestInvariants(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(10) {
 		rnd := rand.New(rand.NewPCG(seed, 3))
 		b := newTest(Config{
 			Seed:           seed,

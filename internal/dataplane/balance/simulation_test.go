@@ -173,13 +173,13 @@ func TestEqualEndpointsGetEqualShares(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			worst := 0.0
-			for seed := range uint64(20) {
+			for seed := range uint64(10) {
 				s := newSimulation(endpoints(0, 10), Config{}, seed)
 				s.latency = tc.latency
 				s.closed(t, 10_000, tc.clients)
 				worst = max(worst, s.variation(10))
 			}
-			t.Logf("worst of 20 runs: %.3f", worst)
+			t.Logf("worst of 10 runs: %.3f", worst)
 			if worst >= 0.10 {
 				t.Errorf("coefficient of variation is %.3f, want less than 0.10", worst)
 			}
@@ -190,7 +190,7 @@ func TestEqualEndpointsGetEqualShares(t *testing.T) {
 func TestSlowEndpointGetsLess(t *testing.T) {
 	for _, clients := range []int{1, 8, 64} {
 		worst := 0
-		for seed := range uint64(20) {
+		for seed := range uint64(10) {
 			s := newSimulation(endpoints(0, 10), Config{}, seed)
 			fast := noisy(time.Millisecond)
 			s.latency = func(n int, rnd *rand.Rand) time.Duration {
