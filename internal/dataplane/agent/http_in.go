@@ -62,7 +62,7 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 	defer end()
 	r.apps.ctx = r.ctx
 	defer r.apps.close()
-	r.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Coding: codingOf(r.protocol), MaxStreams: maxRequests, Handle: r.serve})
+	r.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Coding: codingOf(r.protocol), MaxStreams: maxRequests, ResetRate: resetRate, Handle: r.serve})
 	r.recorders = a.requestRecorders(in.metricsKey())
 	in.requests.Store(r.mux)
 	if in.retiring.Load() { // the drain notice came before

@@ -169,7 +169,7 @@ func closeHTTP1(c *net.TCPConn, linger bool) {
 // serveHTTP2 serves the requests of an HTTP/2 connection.
 func (cc *callerConn) serveHTTP2(c *net.TCPConn) {
 	c.SetLinger(-1)
-	conn := mux.New(httprelay.NewPrefixConn(c, cc.out.earlyData), mux.Config{MaxStreams: maxCallerRequests, Handle: cc.serveStream})
+	conn := mux.New(c, mux.Config{Received: cc.out.earlyData, MaxStreams: maxCallerRequests, Handle: cc.serveStream})
 	cc.out.earlyData = nil
 	stop := afterfunc.Start(cc.agent.acceptCtx, conn.GoAway)
 	defer stop()
@@ -228,6 +228,12 @@ func (r *outboundRequest) cancel() {
 	if r.to != nil {
 		r.to.Reset(http2.ErrCodeCancel)
 	}
+}
+
+func (r *outboundRequest) isCanceled() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.canceled
 }
 
 var errCanceled = errors.New("the caller has gone")
@@ -328,10 +334,7 @@ func (r *outboundRequest) isFailure(h *message.Head) bool {
 
 // retry decides whether a failed try is followed by another.
 func (r *outboundRequest) retry(f httprelay.Failure) bool {
-	r.mu.Lock()
-	canceled := r.canceled
-	r.mu.Unlock()
-	if canceled {
+	if r.isCanceled() {
 		return false
 	}
 	attempt := retry.Attempt{Method: r.head.Method, Tries: f.Try + 1, Elapsed: time.Since(r.start), Body: retry.BodyKept}
@@ -385,7 +388,7 @@ func classify(f httprelay.Failure) (retry.Failure, int) {
 func (r *outboundRequest) finish(result httprelay.Result) {
 	outcome := balance.Success
 	switch {
-	case result.FromErr || r.canceled:
+	case result.FromErr || r.isCanceled():
 		outcome = balance.Neutral
 	case result.Err != nil:
 		outcome = balance.Failure

@@ -22,6 +22,9 @@ import (
 const (
 	// maxRequests is how many requests a peer may have open in one session.
 	maxRequests = 256
+	// resetRate is how many requests per second a peer may reset in one session, because
+	// the timeouts of several callers may pass at the same time.
+	resetRate = 5000
 	// busyRequests is how many open requests make the agent open another session to the
 	// same endpoint.
 	busyRequests = 128
@@ -396,7 +399,7 @@ func (a *Agent) openRequests(g *requestGroup, c outboundConn, at route.EndpointI
 	}
 	s = &requestSession{endpoint: c.answer.Endpoint, gateway: gateway, outbound: c,
 		retireAt: time.Now().Add(sessionMaxAge)}
-	s.mux = mux.New(conn, mux.Config{Client: true, Coding: codingOf(g.key.protocol), OnGoAway: func() { s.retired.Store(true) }})
+	s.mux = mux.New(conn, mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), OnGoAway: func() { s.retired.Store(true) }})
 	a.metrics.countSession(outbound, sessionMade)
 	return s, func() { a.runRequests(g, s) }, nil
 }
