@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -12,14 +13,25 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"time"
 )
 
-// handler answers / with who answers, /download?bytes=N with N bytes that are the same everywhere,
-// /checksum?bytes=N with their SHA-256, and /early with 413, without reading what is uploaded.
-func handler(pod, cluster string) http.Handler {
+// handler answers / with who answers, /who?work=D with the pod's name after that time,
+// /download?bytes=N with N bytes that are the same everywhere, /checksum?bytes=N with their
+// SHA-256, and /early with 413, without reading what is uploaded.
+func handler(pod, cluster string, slowness int) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, "bar served by %s in %s\n", pod, cluster)
+	})
+	mux.HandleFunc("GET /who", func(w http.ResponseWriter, r *http.Request) {
+		work, err := time.ParseDuration(cmp.Or(r.FormValue("work"), "0s"))
+		if err != nil {
+			http.Error(w, "say how long: ?work=1ms", http.StatusBadRequest)
+			return
+		}
+		pause(r.Context(), work*time.Duration(slowness))
+		io.WriteString(w, pod)
 	})
 	mux.HandleFunc("GET /download", func(w http.ResponseWriter, r *http.Request) {
 		n, ok := size(w, r)
@@ -54,6 +66,17 @@ func handler(pod, cluster string) http.Handler {
 		io.WriteString(c, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 9\r\nConnection: close\r\n\r\ntoo large")
 	})
 	return mux
+}
+
+// pause waits for a time, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 func size(w http.ResponseWriter, r *http.Request) (int64, bool) {

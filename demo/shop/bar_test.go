@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestHandler(t *testing.T) {
 	const mib = 1 << 20
-	h := handler("bar-1", "east")
+	h := handler("bar-1", "east", 1)
 	cases := map[string]struct {
 		why, path string
 		code      int
@@ -41,6 +41,11 @@ func TestHandler(t *testing.T) {
 				return equal(fmt.Sprintf("%x\n", sha256.Sum256(w.Body.Bytes())), string(b))
 			},
 		},
+		"name": {
+			why: "callers count which pod answers", path: "/who?work=1ns", code: http.StatusOK,
+			check: func(b []byte) error { return equal("bar-1", string(b)) },
+		},
+		"no time":       {why: "a typing error is not an answer at once", path: "/who?work=long", code: http.StatusBadRequest},
 		"no size":       {why: "a typing error is not an endless download", path: "/download", code: http.StatusBadRequest},
 		"negative size": {why: "likewise", path: "/download?bytes=-1", code: http.StatusBadRequest},
 	}

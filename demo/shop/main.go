@@ -1,15 +1,17 @@
 // Command shop is the demo's and the lab tests' services, all in one small binary.
 //
-//	shop bar       HTTP on :8080, a server-first greeter on :7000, an echo on :7001
+//	shop bar       HTTP/1 and HTTP/2 on :8080, gRPC on :9000, a server-first greeter on :7000, an echo on :7001
 //	shop client    does nothing, so that there is a pod to call from
 //
 // What always holds:
 //   - An answer names the pod and the cluster that gave it, from $POD_NAME and $CLUSTER.
+//   - With $SLOWNESS, the work that callers of /who ask for takes that many times as long.
 //   - Downloads of one length are the same bytes everywhere; a download that ends early ends as an error.
 //   - An echo passes on the end of what it was sent, and ends its own side only then.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -39,7 +42,11 @@ func run(ctx context.Context, args []string, getenv func(string) string) error {
 	}
 	switch args[0] {
 	case "bar":
-		return bar(ctx, getenv("POD_NAME"), getenv("CLUSTER"))
+		slowness, err := strconv.Atoi(cmp.Or(getenv("SLOWNESS"), "1"))
+		if err != nil {
+			return fmt.Errorf("SLOWNESS: %w", err)
+		}
+		return bar(ctx, getenv("POD_NAME"), getenv("CLUSTER"), slowness)
 	case "client":
 		<-ctx.Done()
 		return nil
@@ -47,8 +54,8 @@ func run(ctx context.Context, args []string, getenv func(string) string) error {
 	return fmt.Errorf("%q is not a role: want bar or client", args[0])
 }
 
-// bar serves its three ports until ctx ends.
-func bar(ctx context.Context, pod, cluster string) error {
+// bar serves its ports until ctx ends.
+func bar(ctx context.Context, pod, cluster string, slowness int) error {
 	group, ctx := errgroup.WithContext(ctx)
 	listen := func(address string, serve func(context.Context, net.Listener) error) {
 		group.Go(func() error {
@@ -59,7 +66,10 @@ func bar(ctx context.Context, pod, cluster string) error {
 			return serve(ctx, ln)
 		})
 	}
-	listen(":8080", func(ctx context.Context, ln net.Listener) error { return serveHTTP(ctx, ln, handler(pod, cluster)) })
+	listen(":8080", func(ctx context.Context, ln net.Listener) error {
+		return serveHTTP(ctx, ln, handler(pod, cluster, slowness))
+	})
+	listen(":9000", func(ctx context.Context, ln net.Listener) error { return serveGRPC(ctx, ln, pod) })
 	listen(":7000", func(ctx context.Context, ln net.Listener) error {
 		return accept(ctx, ln, func(c net.Conn) error { return greet(c, pod, cluster) })
 	})
@@ -70,7 +80,9 @@ func bar(ctx context.Context, pod, cluster string) error {
 
 // serveHTTP serves h on ln until ctx ends; requests under way then end with it.
 func serveHTTP(ctx context.Context, ln net.Listener, h http.Handler) error {
-	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return err
