@@ -83,7 +83,8 @@ type Agent struct {
 	endpointCache      *endpointCache
 	firstSpeakers      *ttlMap[localPort, tunnel.FirstSpeaker] // of local ports
 	sessions           *session.Pool[sessionKey, *clientSession]
-	requests           requestGroups                  // sessions for requests
+	requests           requestGroups // sessions for requests
+	circuits           circuits
 	balanceSeed        uint64                         // selects this node's aperture for requests
 	preconnectLimiters *ttlMap[string, *rate.Limiter] // by link
 	seed               maphash.Seed                   // selects this node's aperture

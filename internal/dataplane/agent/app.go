@@ -116,6 +116,10 @@ func (a *Agent) dialPod(ctx context.Context, s *state, c *net.TCPConn, in *inbou
 		transport.Reset(app)
 		return nil, err
 	}
+	if err := in.forwardCaller(s, app); err != nil {
+		transport.Reset(app)
+		return nil, err
+	}
 	return app, nil
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // The life of a session for requests at the side of the application, and of each
@@ -43,6 +44,7 @@ type inboundRequests struct {
 	session  *net.TCPConn
 	ctx      context.Context // ends with the session
 	protocol tunnel.Protocol
+	caller   string // its SPIFFE ID
 	mux      *mux.Conn
 	apps     appConns
 
@@ -51,18 +53,19 @@ type inboundRequests struct {
 	mu       sync.Mutex // guards what follows
 	state    *state     // by which the caller was decided on last
 	anything bool       // it admits each request
+	forward  bool       // the application asks for callerField
 }
 
 // serveInboundRequests serves a session for requests until it has ended, and closes it. OPEN
 // was answered. ctx ends when the session is no longer admitted.
 func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *inboundConn) {
-	r := &inboundRequests{agent: a, in: in, session: c, protocol: in.protocol}
+	r := &inboundRequests{agent: a, in: in, session: c, protocol: in.protocol, caller: in.caller.String()}
 	var end context.CancelFunc
 	r.ctx, end = context.WithCancel(life)
 	defer end()
 	r.apps.ctx = r.ctx
 	defer r.apps.close()
-	r.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Coding: codingOf(r.protocol), MaxStreams: maxRequests, ResetRate: resetRate, Handle: r.serve})
+	r.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Coding: codingOf(r.protocol), MaxStreams: maxRequests, ResetRate: resetRate, Windows: a.shares.memory(in.decision.Link.UID), Handle: r.serve})
 	r.recorders = a.requestRecorders(in.metricsKey())
 	in.requests.Store(r.mux)
 	if in.retiring.Load() { // the drain notice came before
@@ -110,6 +113,16 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
 		return
 	}
+	leave, err := acquireBoth(r.agent.shares.inboundRequests, r.caller, reasonTooManyRequests,
+		r.agent.shares.inboundRequestLinks, r.in.decision.Link.UID, reasonTooManyRequests)
+	if err != nil {
+		err := &refusal{reason: reasonTooManyRequests, code: tunnel.Code_OVERLOADED, err: err}
+		r.refuse(from, head, err, counted)
+		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
+		return
+	}
+	defer leave()
+	r.identify(head)
 	f := &appRequest{session: r}
 	defer f.release()
 	s.OnReset(func(error) { f.cancel() })
@@ -158,7 +171,23 @@ func (r *inboundRequests) decide(s *state) (anything bool, err error) {
 	opaque := r.in.request()
 	opaque.HTTP = false
 	r.state, r.anything = s, admit.Decide(opaque, s.admission).Allowed
+	r.forward = r.in.exportedPort(s).forwardIdentity == trafficsettings.ForwardHeader
 	return r.anything, nil
+}
+
+// callerField is the field by which an application learns the SPIFFE ID of the caller,
+// if its Service has the annotation causeway.dev/forward-identity: header.
+const callerField = "causeway-client-id"
+
+// identify removes callerField as the caller may have set it, and sets it if the
+// application asks for it.
+func (r *inboundRequests) identify(head *message.Head) {
+	head.Del(callerField)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.forward {
+		head.Add(callerField, r.caller)
+	}
 }
 
 // recorder returns the metrics of a request.
@@ -417,7 +446,7 @@ func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := mux.New(c, mux.Config{Client: true})
+	m := mux.New(c, mux.Config{Client: true, Windows: r.agent.shares.memory(r.in.decision.Link.UID)})
 	p.muxes = append(p.muxes, m)
 	p.work.Go(func() {
 		m.Run(p.ctx)

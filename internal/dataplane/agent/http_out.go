@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -48,6 +49,8 @@ type callerConn struct {
 	out   *outboundConn
 	group *requestGroup
 	ctx   context.Context // ends with the lease of the connection
+	// account is the caller's namespace/ServiceAccount.
+	account string
 	// recorders are for requests, and for those of gRPC.
 	recorders [2]*reqmetrics.Recorder
 
@@ -93,7 +96,7 @@ func (a *Agent) serveRequests(life context.Context, c *net.TCPConn, out *outboun
 		a.rejectOutbound(c, out, refuse(reasonOther, errNoSession))
 		return false
 	}
-	conn := &callerConn{agent: a, out: out, group: group, ctx: ctx, recorders: a.requestRecorders(out.metricsKey(metricsProtocol(p)))}
+	conn := &callerConn{agent: a, out: out, group: group, ctx: ctx, account: out.caller.namespace + "/" + out.caller.serviceAccount, recorders: a.requestRecorders(out.metricsKey(metricsProtocol(p)))}
 	if p == tunnel.Protocol_HTTP2 {
 		conn.serveHTTP2(c)
 		return false
@@ -123,6 +126,10 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 		}
 		if h1.IsUpgrade(&head) || head.Method == "CONNECT" || h1.NeedsPinning(&head) {
 			cc.out.earlyData = append(h1.AppendRequest(nil, &head, h1.Framing{}), caller.Rest()...)
+			if len(cc.out.earlyData) > tunnel.MaxData {
+				cc.endHTTP1(c, caller, &h1.Error{Status: 431, Reason: "head_too_large"})
+				return false
+			}
 			return stop()
 		}
 		h1.StripHop(&head)
@@ -169,7 +176,7 @@ func closeHTTP1(c *net.TCPConn, linger bool) {
 // serveHTTP2 serves the requests of an HTTP/2 connection.
 func (cc *callerConn) serveHTTP2(c *net.TCPConn) {
 	c.SetLinger(-1)
-	conn := mux.New(c, mux.Config{Received: cc.out.earlyData, MaxStreams: maxCallerRequests, Handle: cc.serveStream})
+	conn := mux.New(c, mux.Config{Received: cc.out.earlyData, Windows: cc.agent.shares.memory(cc.out.peer.uid), MaxStreams: maxCallerRequests, Handle: cc.serveStream})
 	cc.out.earlyData = nil
 	stop := afterfunc.Start(cc.agent.acceptCtx, conn.GoAway)
 	defer stop()
@@ -244,6 +251,11 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 		return httprelay.Result{Err: err}
 	}
 	r.policy = r.conn.currentPolicy()
+	leave, err := r.conn.acquire()
+	if err != nil {
+		return httprelay.Result{Err: err}
+	}
+	defer leave()
 	r.conn.group.budget.Request(r.start)
 	plan := &httprelay.Plan{Retry: r.retry, IsFailure: r.isFailure, OnResponse: editResponse}
 	plan.Open = func(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
@@ -309,6 +321,21 @@ func (cc *callerConn) checkCaller() error {
 	return nil
 }
 
+// acquire counts a request in flight.
+func (cc *callerConn) acquire() (leave func(), err error) {
+	a, out := cc.agent, cc.out
+	if !a.circuits.acquire(out.remotePort(), out.port.settings.MaxRequests) {
+		return nil, refuse(reasonCircuitOpen, fmt.Errorf("%d requests to %s are in flight", out.port.settings.MaxRequests, out.mirror.name))
+	}
+	leaveShares, err := acquireBoth(a.shares.outboundRequests, cc.account, reasonTooManyRequests,
+		a.shares.outboundRequestLinks, out.peer.uid, reasonTooManyRequests)
+	if err != nil {
+		a.circuits.release(out.remotePort())
+		return nil, err
+	}
+	return func() { leaveShares(); a.circuits.release(out.remotePort()) }, nil
+}
+
 func (cc *callerConn) currentPolicy() retry.Policy {
 	cc.mu.Lock()
 	defer cc.mu.Unlock()
@@ -329,6 +356,9 @@ func (r *outboundRequest) isFailure(h *message.Head) bool {
 	if _, far := h.Get(httprelay.ErrorField); far {
 		return true
 	}
+	if status, ok := grpcStatusOf(h); ok && r.grpc {
+		return r.policy.GRPCStatuses&(1<<status) != 0
+	}
 	return h.Status >= 500 && r.policy.Decide(retry.Attempt{Method: r.head.Method, Failure: retry.Status, Status: h.Status, Tries: 1}, nil).Retry
 }
 
@@ -342,6 +372,10 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 		attempt.Body = retry.BodyLost
 	}
 	attempt.Failure, attempt.Status = classify(f)
+	if attempt.Failure == retry.Status && r.grpc {
+		attempt.Failure = retry.GRPCStatus
+		attempt.GRPCStatus, _ = grpcStatusOf(f.Response)
+	}
 	outcome := balance.Failure
 	if attempt.Failure == retry.NotProcessed && f.Response == nil {
 		outcome = balance.Neutral // the session's end says nothing about the endpoint
@@ -460,6 +494,13 @@ func editResponse(h *message.Head) {
 		h.Del(httprelay.ErrorField)
 		h.Add("Proxy-Status", "causeway-peer; "+httprelay.ProxyStatus(value))
 	}
+}
+
+// grpcStatusOf returns the status of a response of gRPC that has no message.
+func grpcStatusOf(h *message.Head) (uint32, bool) {
+	value, ok := h.Get("Grpc-Status")
+	status, err := strconv.ParseUint(value, 10, 5)
+	return uint32(status), ok && err == nil
 }
 
 func isGRPC(h *message.Head) bool {

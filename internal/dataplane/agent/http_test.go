@@ -15,7 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pires/go-proxyproto"
+	"github.com/pires/go-proxyproto/tlvparse"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 // serveHTTP returns a function for newHarness that serves each connection by a handler, as
@@ -295,6 +300,110 @@ func TestConcurrentRequests(t *testing.T) {
 		callers.Wait()
 		if made := len(w.west.requests.all()); made > 2 {
 			t.Errorf("%d sessions for 50 requests at a time", made)
+		}
+	})
+}
+
+// TestForwardIdentity: an application that asks for it learns who calls, and a caller
+// cannot claim to be another one.
+func TestForwardIdentity(t *testing.T) {
+	const caller = "spiffe://west-1/ns/shop/sa/alice"
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		for way, want := range map[wire.ForwardIdentity]string{
+			wire.ForwardIdentity_NONE:   "[]",
+			wire.ForwardIdentity_HEADER: "[" + caller + "]",
+		} {
+			w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
+				fmt.Fprint(rw, r.Header.Values("Causeway-Client-Id"))
+			}))
+			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().ForwardIdentity = way })
+			req, _ := http.NewRequest("GET", "http://bar-east/", nil)
+			req.Header.Add("Causeway-Client-Id", "spiffe://west-1/ns/shop/sa/bob")
+			resp, err := w.client(alice, h2).Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err != nil || string(got) != want {
+				t.Errorf("%v: the application received %s, %v, want %s", way, got, err, want)
+			}
+		}
+	})
+}
+
+func TestProxyProtocol(t *testing.T) {
+	w := newHarness(t, func(c *net.TCPConn) {
+		r := bufio.NewReader(c)
+		h, err := proxyproto.Read(r)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		tlvs, err := h.TLVs()
+		if err != nil || len(tlvs) != 1 {
+			t.Errorf("%v, %v", tlvs, err)
+			return
+		}
+		ssl, err := tlvparse.SSL(tlvs[0])
+		if err != nil {
+			t.Error(err)
+		}
+		name, _ := ssl.ClientCN()
+		said, _ := io.ReadAll(r)
+		fmt.Fprintf(c, "%s says %s", name, said)
+	})
+	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().ForwardIdentity = wire.ForwardIdentity_PROXY_V2 })
+	if got, err := w.call(alice, "\x16hello"); err != nil || got != "spiffe://west-1/ns/shop/sa/alice says \x16hello" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestMaxRequests: the exporter bounds the requests that one node has in flight.
+func TestMaxRequests(t *testing.T) {
+	came, answer := make(chan bool), make(chan bool)
+	w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) { came <- true; <-answer }))
+	w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+		backendOf(r).Settings = &wire.TrafficSettings{MaxRequests: 1}
+	})
+	c := w.client(alice, false)
+	first := make(chan error, 1)
+	go func() {
+		resp, err := c.Get("http://bar-east/")
+		if err == nil {
+			resp.Body.Close()
+		}
+		first <- err
+	}()
+	<-came
+	resp, err := c.Get("http://bar-east/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(resp.Header.Get("Proxy-Status"), "circuit_open") {
+		t.Errorf("status %d, %v", resp.StatusCode, resp.Header)
+	}
+	answer <- true
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRequestTimeout: a request that the exporter bounds ends at the application too.
+func TestRequestTimeout(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w := newHarness(t, serveHTTP(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+			backendOf(r).Settings = &wire.TrafficSettings{TimeoutMs: proto.Uint32(100)}
+		})
+		resp, err := w.client(alice, h2).Get("http://bar-east/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 504 || !strings.Contains(resp.Header.Get("Proxy-Status"), "error=http_response_timeout") {
+			t.Errorf("status %d, %v", resp.StatusCode, resp.Header)
 		}
 	})
 }

@@ -399,7 +399,7 @@ func (a *Agent) openRequests(g *requestGroup, c outboundConn, at route.EndpointI
 	}
 	s = &requestSession{endpoint: c.answer.Endpoint, gateway: gateway, outbound: c,
 		retireAt: time.Now().Add(sessionMaxAge)}
-	s.mux = mux.New(conn, mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), OnGoAway: func() { s.retired.Store(true) }})
+	s.mux = mux.New(conn, mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), Windows: a.shares.memory(c.peer.uid), OnGoAway: func() { s.retired.Store(true) }})
 	a.metrics.countSession(outbound, sessionMade)
 	return s, func() { a.runRequests(g, s) }, nil
 }

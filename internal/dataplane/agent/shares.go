@@ -27,6 +27,10 @@ type connShares struct {
 	waiting *budget.Shares
 	// probes are inbound sessions of probes, by link's UID.
 	probes *budget.Shares
+	// outboundRequests and inboundRequests are for requests in flight, by account or
+	// SPIFFE ID. outboundRequestLinks and inboundRequestLinks are by link UID.
+	outboundRequests, outboundRequestLinks *budget.Shares
+	inboundRequests, inboundRequestLinks   *budget.Shares
 	// windows is for bytes under way in open exchanges, by link UID.
 	windows *budget.Bytes
 	// budgets holds how many tunnels peers' gateways grant, by link UID.
@@ -78,6 +82,7 @@ func newCallRates() callRates {
 func newConnShares() *connShares {
 	shares := func() *budget.Shares { return budget.New(maxConnections) }
 	return &connShares{sources: shares(), outboundAccounts: shares(), outboundLinks: shares(), inboundCallers: shares(), inboundLinks: shares(),
+		outboundRequests: shares(), outboundRequestLinks: shares(), inboundRequests: shares(), inboundRequestLinks: shares(),
 		waiting: budget.New(maxWaiting), probes: budget.New(maxProbes), windows: budget.NewBytes(budget.WindowBytes()), budgets: newTTLMap[string, uint32](1024, budgetAge)}
 }
 

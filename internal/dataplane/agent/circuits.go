@@ -1,0 +1,32 @@
+package agent
+
+import "sync"
+
+// circuits count the requests in flight to each remote port, for limits that the
+// exporter sets. The zero value is ready.
+type circuits struct {
+	mu     sync.Mutex // guards counts
+	counts map[remotePort]uint32
+}
+
+// acquire counts a request, unless most are in flight. 0 is no limit.
+func (c *circuits) acquire(to remotePort, most uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if most > 0 && c.counts[to] >= most {
+		return false
+	}
+	if c.counts == nil {
+		c.counts = make(map[remotePort]uint32)
+	}
+	c.counts[to]++
+	return true
+}
+
+func (c *circuits) release(to remotePort) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.counts[to]--; c.counts[to] == 0 {
+		delete(c.counts, to)
+	}
+}
