@@ -341,16 +341,14 @@ func (a *Agent) awaitSession(ctx context.Context, g *requestGroup, out *outbound
 // startSession makes a session with an endpoint in the background, unless that is being
 // done already.
 func (a *Agent) startSession(g *requestGroup, out *outboundConn, at route.EndpointID) *sessionDial {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if d := g.dials[at]; d != nil {
-		return d
-	}
-	if !a.requests.begin() {
+	if !a.requests.begin() { // before g.mu, which forget locks second
 		return nil
 	}
-	d := &sessionDial{done: make(chan struct{})}
-	g.dials[at] = d
+	d, mine := g.beginDial(at)
+	if !mine {
+		a.requests.work.Done()
+		return d
+	}
 	next := outboundConn{vip: out.vip, index: out.index, mirror: out.mirror, port: out.port, peer: out.peer, caller: out.caller}
 	go func() {
 		defer a.requests.work.Done()
@@ -365,6 +363,19 @@ func (a *Agent) startSession(g *requestGroup, out *outboundConn, at route.Endpoi
 		run()
 	}()
 	return d
+}
+
+// beginDial returns the dial to an endpoint that is in progress. If there is none, it
+// begins one, and the caller must call finishDial.
+func (g *requestGroup) beginDial(at route.EndpointID) (d *sessionDial, mine bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if d := g.dials[at]; d != nil {
+		return d, false
+	}
+	d = &sessionDial{done: make(chan struct{})}
+	g.dials[at] = d
+	return d, true
 }
 
 // finishDial removes a dial, and adds its session.
