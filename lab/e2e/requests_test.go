@@ -3,10 +3,7 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -437,7 +434,7 @@ func serveIn(t *testing.T, pod string, port int, h http.Handler) {
 
 // serveHTTP serves a handler until the test ends.
 func serveHTTP(t *testing.T, ln net.Listener, h http.Handler) {
-	s := &http.Server{Handler: h, Protocols: new(http.Protocols), MaxHeaderBytes: 1 << 20, ErrorLog: nil}
+	s := &http.Server{Handler: h, Protocols: new(http.Protocols), MaxHeaderBytes: 1 << 20}
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetUnencryptedHTTP2(true)
 	var serving sync.WaitGroup
@@ -452,7 +449,3 @@ func listenIn(t *testing.T, pod string, port int, serve func(net.Listener)) {
 		return net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", port))
 	}))(t))
 }
-
-var _ = bytes.NewReader
-var _ = tls.Config{}
-var _ = errors.New
