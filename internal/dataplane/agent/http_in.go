@@ -100,7 +100,8 @@ func (in *inboundConn) hasNoRequests() bool {
 
 // serve serves one request.
 func (r *inboundRequests) serve(s *mux.Stream) {
-	head := new(message.Head)
+	head := requestHeads.Get().(*message.Head)
+	defer requestHeads.Put(head)
 	ended, err := s.ReadHead(head)
 	if err != nil {
 		return
@@ -135,6 +136,9 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	f.complete = result.Err == nil && !result.Unread
 	counted.Finish(time.Now(), requestResult(result, start))
 }
+
+// requestHeads are heads whose fields' capacity can be used again.
+var requestHeads = sync.Pool{New: func() any { return new(message.Head) }}
 
 // admit decides on a request. If no policy names methods or paths, it decides again only
 // after the state has changed.
@@ -354,7 +358,7 @@ func (p *appConns) take() *httprelay.AppConn {
 	for len(p.idle) > 0 {
 		last := p.idle[len(p.idle)-1]
 		p.idle = p.idle[:len(p.idle)-1]
-		if transport.IsQuiet(last.Conn()) {
+		if last.IsQuiet() {
 			return last.AppConn
 		}
 		last.Conn().Close()

@@ -118,6 +118,8 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 	watch := newCloseWatch(c)
 	defer watch.stop()
 	var head message.Head
+	r := cc.newRequest(&head)
+	cancel := r.cancel
 	for {
 		ended, err := caller.Next(&head)
 		if err != nil {
@@ -136,8 +138,8 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 		if cc.agent.acceptCtx.Err() != nil {
 			caller.CloseAfterResponse()
 		}
-		r := cc.newRequest(&head)
-		watch.start(r.cancel)
+		r.begin()
+		watch.start(cancel)
 		result := r.forward(caller, ended)
 		watch.pause()
 		r.answer(caller, result)
@@ -186,21 +188,26 @@ func (cc *callerConn) serveHTTP2(c *net.TCPConn) {
 }
 
 func (cc *callerConn) serveStream(s *mux.Stream) {
-	head := new(message.Head)
+	head := requestHeads.Get().(*message.Head)
+	defer requestHeads.Put(head)
 	ended, err := s.ReadHead(head)
 	if err != nil {
 		return
 	}
 	r := cc.newRequest(head)
+	r.begin()
 	s.OnReset(func(err error) { r.cancel() })
 	from := httprelay.MuxStream{Stream: s}
 	r.answer(from, r.forward(from, ended))
 }
 
-// An outboundRequest is one request of a local pod.
+// An outboundRequest is one request of a local pod. An HTTP/1 connection has one for all
+// its requests, which come one after the other.
 type outboundRequest struct {
-	conn    *callerConn
-	head    *message.Head
+	conn *callerConn
+	head *message.Head
+	plan httprelay.Plan
+
 	policy  retry.Policy
 	start   time.Time
 	grpc    bool
@@ -218,13 +225,23 @@ type outboundRequest struct {
 }
 
 func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
-	r := &outboundRequest{conn: cc, head: head, start: time.Now(), grpc: isGRPC(head)}
-	recorder := cc.recorders[0]
+	r := &outboundRequest{conn: cc, head: head}
+	r.plan = httprelay.Plan{Open: r.openTry, Retry: r.retry, IsFailure: r.isFailure, OnResponse: editResponse}
+	return r
+}
+
+// begin begins the request whose head was read.
+func (r *outboundRequest) begin() {
+	r.start, r.grpc = time.Now(), isGRPC(r.head)
+	recorder := r.conn.recorders[0]
 	if r.grpc {
-		recorder = cc.recorders[1]
+		recorder = r.conn.recorders[1]
 	}
 	r.counted = recorder.Start(r.start)
-	return r
+	r.choice, r.session, r.tried, r.plan.Timeout = balance.Choice{}, nil, r.tried[:0], 0
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.to, r.canceled = nil, false
 }
 
 // cancel ends the current try, because the caller has gone.
@@ -257,18 +274,19 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 	}
 	defer leave()
 	r.conn.group.budget.Request(r.start)
-	plan := &httprelay.Plan{Retry: r.retry, IsFailure: r.isFailure, OnResponse: editResponse}
-	plan.Open = func(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
-		left, limited := r.policy.TryTimeout(time.Since(r.start))
-		if limited && left <= 0 {
-			return nil, httprelay.ErrTimeout
-		}
-		plan.Timeout = left
-		return r.open(h, body, end)
-	}
-	result := httprelay.Forward(from, r.head, ended, plan)
+	result := httprelay.Forward(from, r.head, ended, &r.plan)
 	r.finish(result)
 	return result
+}
+
+// openTry starts a try within its timeout.
+func (r *outboundRequest) openTry(_ int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
+	left, limited := r.policy.TryTimeout(time.Since(r.start))
+	if limited && left <= 0 {
+		return nil, httprelay.ErrTimeout
+	}
+	r.plan.Timeout = left
+	return r.open(h, body, end)
 }
 
 // open starts a try.
@@ -527,8 +545,9 @@ type closeWatch struct {
 	c     *net.TCPConn
 	timer *time.Timer
 
-	mu     sync.Mutex // guards cancel
-	cancel func()     // nil: no request is open
+	mu      sync.Mutex // guards what follows
+	cancel  func()     // nil: no request is open
+	running bool       // the timer
 }
 
 const closeWatchInterval = time.Second
@@ -544,23 +563,31 @@ func (w *closeWatch) start(cancel func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.cancel = cancel
-	w.timer.Reset(closeWatchInterval)
+	if !w.running {
+		w.running = true
+		w.timer.Reset(closeWatchInterval)
+	}
 }
 
+// pause leaves the timer running, which costs less than to stop and to start it for each
+// request.
 func (w *closeWatch) pause() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.cancel = nil
-	w.timer.Stop()
 }
 
-func (w *closeWatch) stop() { w.pause() }
+func (w *closeWatch) stop() {
+	w.pause()
+	w.timer.Stop()
+}
 
 func (w *closeWatch) check() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
 	case w.cancel == nil:
+		w.running = false
 	case transport.IsClosed(w.c) || transport.HasReceivedFIN(w.c):
 		w.cancel()
 	default:

@@ -65,8 +65,10 @@ func requestResult(r httprelay.Result, start time.Time) reqmetrics.Result {
 		RequestBytes:  uint64(r.Sent),
 		ResponseBytes: uint64(r.Received),
 	}
-	if status, err := strconv.ParseUint(r.GRPCStatus, 10, 32); err == nil && r.HasGRPC {
-		out.GRPCStatus, out.HasGRPCStatus = uint32(status), true
+	if r.HasGRPC {
+		if status, err := strconv.ParseUint(r.GRPCStatus, 10, 32); err == nil {
+			out.GRPCStatus, out.HasGRPCStatus = uint32(status), true
+		}
 	}
 	return out
 }

@@ -20,6 +20,10 @@ type buffer struct {
 	waiter Waiter // nil if r is none
 	most   int    // the largest size
 
+	// room and drop, for the waiter: allocated once and not for each read.
+	roomFunc func() []byte
+	dropFunc func()
+
 	pooled     *[bufferSize]byte // nil if bytes is not from the pool
 	bytes      []byte            // nil if there is no memory
 	start, end int               // bytes[start:end] are unread
@@ -35,13 +39,12 @@ func (b *buffer) fill() error {
 		b.err = nil
 		return err
 	}
+	n, err := 0, error(nil)
 	if b.bytes == nil && b.waiter != nil {
-		if err := b.waiter.WaitReadable(); err != nil {
-			return err
-		}
+		n, err = b.waiter.ReadWhenReady(b.roomFunc, b.dropFunc)
+	} else {
+		n, err = readSome(b.r, b.room())
 	}
-	b.makeRoom()
-	n, err := readSome(b.r, b.bytes[b.end:])
 	b.end += n
 	if n > 0 {
 		b.err = err
@@ -49,6 +52,12 @@ func (b *buffer) fill() error {
 	}
 	b.release()
 	return err
+}
+
+// room returns memory after the unread bytes.
+func (b *buffer) room() []byte {
+	b.makeRoom()
+	return b.bytes[b.end:]
 }
 
 // makeRoom makes sure that there is memory after the unread bytes.

@@ -48,9 +48,10 @@ func (l Limits) withDefaults() Limits {
 // Waiter is a connection that can wait for input without a buffer. Reader uses it if its
 // io.Reader implements it.
 type Waiter interface {
-	// WaitReadable blocks until Read would not block: bytes, the end or an error are
-	// there.
-	WaitReadable() error
+	// ReadWhenReady is Read into the bytes that memory returns. It calls memory before
+	// each attempt, and drop after one that has found nothing. So it waits without a
+	// buffer.
+	ReadWhenReady(memory func() []byte, drop func()) (int, error)
 }
 
 // Reader reads the messages of one direction of a connection, one after the other: a
@@ -98,11 +99,13 @@ func NewReader(r io.Reader, limits Limits) *Reader {
 	limits = limits.withDefaults()
 	waiter, _ := r.(Waiter)
 	most := max(bufferSize, limits.Head+len("\r\n"), limits.Trailers+len("\r\n"))
-	return &Reader{
+	reader := &Reader{
 		in:     buffer{r: r, waiter: waiter, most: most},
 		limits: limits,
 		body:   body{done: true},
 	}
+	reader.in.roomFunc, reader.in.dropFunc = reader.in.room, reader.in.drop
+	return reader
 }
 
 // Prepend puts bytes that the caller has read, for example to Sniff them, before what the

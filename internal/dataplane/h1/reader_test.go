@@ -20,7 +20,7 @@ type steps struct {
 	parts   []string
 	waits   int
 	waiting func() // is called while the Reader waits, if not nil
-	failure error  // of WaitReadable
+	failure error  // of ReadWhenReady
 }
 
 func (s *steps) Read(p []byte) (int, error) {
@@ -38,12 +38,17 @@ func (s *steps) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func (s *steps) WaitReadable() error {
+func (s *steps) ReadWhenReady(memory func() []byte, drop func()) (int, error) {
+	memory()
+	drop() // nothing was there
 	s.waits++
 	if s.waiting != nil {
 		s.waiting()
 	}
-	return s.failure
+	if s.failure != nil {
+		return 0, s.failure
+	}
+	return s.Read(memory())
 }
 
 func mustReadRequest(t *testing.T, r *Reader, h *message.Head) Framing {

@@ -37,6 +37,9 @@ func NewAppConn(c *net.TCPConn) (*AppConn, error) {
 // Conn returns the connection.
 func (a *AppConn) Conn() *net.TCPConn { return a.c.TCPConn }
 
+// IsQuiet reports whether the connection is open and has nothing to read.
+func (a *AppConn) IsQuiet() bool { return a.c.IsQuiet() }
+
 // Send sends a request: its head, without hop-by-hop fields, and the first bytes of its
 // body.
 func (a *AppConn) Send(h *message.Head, body []byte, end bool) error {

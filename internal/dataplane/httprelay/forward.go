@@ -80,6 +80,7 @@ type forwarding struct {
 	start time.Time
 	up    *upload
 	res   Result
+	tail  message.Head // trailers of the response
 }
 
 // Forward forwards a request whose head has been read from from, and its response. ended
@@ -189,9 +190,10 @@ var errAgain = errors.New("the response counts as a failure")
 // try forwards the body to one stream and its response back. If it fails before the
 // response began, another try may follow.
 func (f *forwarding) try(to Stream, response *message.Head) error {
-	var timedOut timeout
+	var timedOut *timeout
 	if f.plan.Timeout > 0 {
-		defer timedOut.start(f.plan.Timeout, to)()
+		timedOut = startTimeout(f.plan.Timeout, to)
+		defer timedOut.stop()
 	}
 	for {
 		response.Reset()
@@ -282,11 +284,10 @@ func (f *forwarding) trailers(to Stream, end bool) *message.Head {
 	if !end {
 		return nil
 	}
-	tail := new(message.Head)
-	if !to.ReadTrailers(tail) {
+	if !to.ReadTrailers(&f.tail) {
 		return nil
 	}
-	return tail
+	return &f.tail
 }
 
 // finish writes the trailers of a response, if there are any.
@@ -329,28 +330,32 @@ func (f *forwarding) abandon(to Stream, err error) error {
 	return err
 }
 
-// timeout resets a stream that does not answer in time. The zero value never does.
+// timeout resets a stream that does not answer in time. A nil one never does.
 type timeout struct {
-	mu    sync.Mutex
+	mu    sync.Mutex // guards what follows
 	timer *time.Timer
 	fired bool
 }
 
-func (t *timeout) start(after time.Duration, s Stream) (stop func() bool) {
+func startTimeout(after time.Duration, s Stream) *timeout {
+	t := &timeout{}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.timer = time.AfterFunc(after, func() {
 		t.mu.Lock()
 		t.fired = true
 		t.mu.Unlock()
 		s.Reset(http2.ErrCodeCancel)
 	})
-	return t.stop
+	return t
 }
 
 // stop reports whether the timeout has not fired.
 func (t *timeout) stop() bool {
-	if t.timer != nil {
-		t.timer.Stop()
+	if t == nil {
+		return true
 	}
+	t.timer.Stop()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return !t.fired

@@ -173,7 +173,8 @@ func (e *endError) Unwrap() error { return e.cause }
 // lingers reports whether the peer is to get the last frames before the socket is closed.
 func (e *endError) lingers(client bool) bool { return !client && !e.remote && e.reason != "canceled" }
 
-// New returns a connection over nc, which Run closes. Open may be called before Run.
+// New returns a connection over nc, whose deadlines Run sets and which it closes. Open
+// may be called before Run.
 func New(nc net.Conn, cfg Config) *Conn {
 	if cfg.MaxStreams == 0 {
 		cfg.MaxStreams = defaultMaxStreams
@@ -230,6 +231,9 @@ func (c *Conn) Run(ctx context.Context) error {
 	defer stop()
 	c.nc.SetReadDeadline(time.Now().Add(prefaceTimeout))
 	c.mu.Lock()
+	if !c.out.deadline {
+		c.nc.SetWriteDeadline(time.Time{})
+	}
 	c.flushInBackground()
 	c.mu.Unlock()
 	err := c.readFrames()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -351,6 +352,28 @@ func TestPing(t *testing.T) {
 		p.nc.Close()
 		if r := <-got; !errors.Is(r.err, ErrClosed) {
 			t.Errorf("ping: %v", r)
+		}
+	})
+}
+
+// TestRunClearsDeadlines: a deadline of the handshake before Run does not end the
+// connection later.
+func TestRunClearsDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		near.SetDeadline(time.Now().Add(time.Second))
+		client, server := New(near, Config{Client: true}), New(far, Config{Handle: func(*Stream) {}})
+		ended := make(chan error, 2)
+		for _, c := range []*Conn{client, server} {
+			go func() { ended <- c.Run(t.Context()) }()
+		}
+		bubble.Pass(2 * time.Second)
+		if _, err := client.Ping(t.Context()); err != nil {
+			t.Error(err)
+		}
+		client.GoAway()
+		if err := errors.Join(<-ended, <-ended); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -380,9 +380,17 @@ func (c *Conn) resetLocal(s *Stream, code http2.ErrCode) {
 		s.trailers = headEntry{}
 		s.onReset = nil
 	}
-	c.failStream(s, &ResetError{Code: code, Local: true})
+	if s.removed && s.err == nil {
+		s.err = errFreed // the usual end, for which nothing is allocated
+	} else if s.err == nil {
+		s.err = &ResetError{Code: code, Local: true}
+	}
+	c.failStream(s, s.err)
 	s.releaseWindow()
 }
+
+// errFreed is the error of a stream that had ended before it was reset.
+var errFreed = &ResetError{Local: true}
 
 // failStream cuts a stream. Its reader still gets what has arrived, unless this end has
 // dropped it.

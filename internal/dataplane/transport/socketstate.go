@@ -15,8 +15,7 @@ import (
 func IsQuiet(c *net.TCPConn) bool {
 	quiet := false
 	err := control(c, func(fd int) error {
-		_, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		quiet = err == unix.EAGAIN
+		quiet = isQuiet(fd)
 		return nil
 	})
 	return err == nil && quiet
