@@ -38,7 +38,7 @@ func (a *Agent) dialGateway(life context.Context, p *peer) (raw *transport.Raw, 
 		a.penalties.recordConnectTime(addresses[0], time.Since(start))
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		a.openings.measured(p.uid, transport.RTT(tcp))
+		a.openings.measuredConnect(p.uid, transport.RTT(tcp))
 	}
 	a.dropVia(addresses[:winner]...)
 	a.monitor.connected(p.uid, conn)

@@ -16,6 +16,8 @@ const (
 	// openingsPerCPU is how many outbound calls to one peer may be opening at the same
 	// time, for each CPU of the node. More of them would only wait for each other.
 	openingsPerCPU = 16
+	// quietOpeningsPerCPU is how many of them leave the CPU idle for most of the time.
+	quietOpeningsPerCPU = 2
 	// openRate is an upper bound on the calls that a CPU can open per second. openRate
 	// times the round trip to the peer is added to the bound, because these calls wait
 	// for the network and not for the CPU.
@@ -31,6 +33,8 @@ const (
 type openings struct {
 	// most is how many calls to one peer may be opening at a round trip.
 	most  func(rtt time.Duration) int
+	// quiet is how many calls to one peer may be opening on a node that is not busy.
+	quiet int
 	links *ttlMap[string, *linkOpenings] // by UID
 }
 
@@ -38,14 +42,20 @@ type openings struct {
 type linkOpenings struct {
 	turns *budget.FairSemaphore // by pod
 
-	mu  sync.Mutex // guards rtt
-	rtt time.Duration
+	mu sync.Mutex // guards what follows
+	// connect is the round-trip time of TCP connections to the peer's gateway, and
+	// handshake the time that TLS handshakes with the peer's agents take; 0: not measured.
+	// Where a load balancer terminates TCP, only handshake includes the whole path.
+	connect, handshake time.Duration
+	// holding is how many calls are opening.
+	holding int
 }
 
 func newOpenings() *openings {
 	cpus := runtime.GOMAXPROCS(0)
 	return &openings{
 		most:  func(rtt time.Duration) int { return openingsAt(cpus, rtt) },
+		quiet: cpus * quietOpeningsPerCPU,
 		links: newTTLMap[string, *linkOpenings](1024, time.Hour),
 	}
 }
@@ -66,30 +76,58 @@ func (o *openings) of(link string) *linkOpenings {
 	return l
 }
 
-// measured records the round-trip time of a new connection to a peer's gateway. A
-// shorter time counts at once. A longer time counts slowly, because a busy node
-// measures times that are too long.
-func (o *openings) measured(link string, rtt time.Duration) {
-	if rtt <= 0 {
-		return
-	}
+// measuredConnect records the round-trip time of a new TCP connection to a peer's gateway.
+func (o *openings) measuredConnect(link string, rtt time.Duration) {
 	l := o.of(link)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case l.rtt == 0 || rtt < l.rtt:
-		l.rtt = rtt
-	default:
-		l.rtt += (rtt - l.rtt) / 32
+	l.connect = averageRTT(l.connect, rtt)
+	l.turns.Resize(o.most(l.rtt()))
+}
+
+// measuredHandshake records how long a TLS handshake with an agent of a peer took, which
+// is one round trip of the whole path and the CPU time of both ends. It ignores the
+// times of a busy node, because its calls wait for each other: a bound that followed
+// these times would make the node busier.
+func (o *openings) measuredHandshake(link string, took time.Duration) {
+	l := o.of(link)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.holding > o.quiet {
+		return
 	}
-	l.turns.Resize(o.most(l.rtt))
+	l.handshake = averageRTT(l.handshake, took)
+	l.turns.Resize(o.most(l.rtt()))
+}
+
+// averageRTT takes a measured time into an average; 0 means none. A shorter time counts
+// at once. A longer time counts slowly, because a busy node measures times that are too
+// long.
+func averageRTT(average, measured time.Duration) time.Duration {
+	switch {
+	case measured <= 0:
+		return average
+	case average == 0 || measured < average:
+		return measured
+	}
+	return average + (measured-average)/32
+}
+
+// rtt is the round-trip time to the peer's agents; 0: not measured. l.mu is held.
+func (l *linkOpenings) rtt() time.Duration { return max(l.connect, l.handshake) }
+
+// hold counts calls that are opening.
+func (l *linkOpenings) hold(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.holding += n
 }
 
 // within is how long a call counts as opening.
 func (l *linkOpenings) within() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return openingTime + 2*min(l.rtt, maxRTT)
+	return openingTime + 2*min(l.rtt(), maxRTT)
 }
 
 // awaitOpening blocks until a call may be opened. Pods take turns, so the calls of a
@@ -101,7 +139,8 @@ func (a *Agent) awaitOpening(ctx context.Context, c *net.TCPConn, out *outboundC
 	if !l.turns.Acquire(ctx, out.from.Addr().String(), func() bool { return !transport.IsClosed(c) }) {
 		return nil, refuse(reasonCallerGone, errors.New("the caller has gone before its call was opened"))
 	}
-	give := sync.OnceFunc(l.turns.Release)
+	l.hold(1)
+	give := sync.OnceFunc(func() { l.hold(-1); l.turns.Release() })
 	late := time.AfterFunc(l.within(), give)
 	return func() { late.Stop(); give() }, nil
 }

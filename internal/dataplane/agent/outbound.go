@@ -228,10 +228,12 @@ func (a *Agent) clientHandshake(life context.Context, raw *transport.Raw, out *o
 	tun := tls.Client(raw, a.keyExchange.Limit(identity.ClientTLS(identity.PlaneTunnel, sni,
 		func() (*identity.Credential, error) { return out.credential, nil },
 		identity.VerifyOneOf(out.mirror.identities, func() *identity.Anchors { return anchors }, time.Now))))
+	start := time.Now()
 	if err := tun.HandshakeContext(ctx); err != nil {
 		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", out.mirror.name, explainAlert(err)))
 	}
 	raw.MarkProven()
+	a.openings.measuredHandshake(out.peer.uid, time.Since(start))
 	if out.verified, err = newVerifiedPeer(tun.ConnectionState(), anchors); err != nil {
 		return nil, refuse(reasonHandshake, err)
 	}
