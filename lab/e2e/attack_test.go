@@ -582,7 +582,7 @@ func TestHostilePeer(t *testing.T) {
 		}
 		cases["stalled readers of "+link] = attackCase{
 			why:    "a reader that stalls holds its own bytes alone, and few of them",
-			attack: h.sessions(sized(200, 10_000), 100, h.stall),
+			attack: h.sessions(sized(200, 10_000), 50, h.stall),
 			at:     gateway,
 			sink:   sink,
 			memory: stalledMemory,

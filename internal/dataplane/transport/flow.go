@@ -381,14 +381,25 @@ func writeNow(c *net.TCPConn, b []byte) (n int, err error) {
 	return n, os.NewSyscallError("write", err)
 }
 
-// maxUnsent is how many bytes a connection's send queue holds at most that the kernel
-// has not sent. Without it the kernel enlarges the queue of a reader that was fast and
-// stalls then to several MiB.
-const maxUnsent = 128 << 10
+// Bounds of what the kernel holds for a connection to an application. It would enlarge
+// both queues to several MiB if an application was fast for a moment. The other end is on
+// this node, so small queues suffice for a fast one.
+const (
+	// maxUnsent is how many bytes the send queue holds that the kernel has not sent.
+	maxUnsent = 128 << 10
+	// maxUnread is how many bytes the receive queue holds. The kernel may need up to
+	// twice as much memory for them, and permits less if net.core.rmem_max is smaller.
+	maxUnread = 256 << 10
+)
 
-// boundUnsent bounds the send queue of a connection.
-func boundUnsent(c *net.TCPConn) {
+// boundQueues bounds the queues of a connection to an application.
+func boundQueues(c *net.TCPConn) {
 	control(c, func(fd int) error { // fails only if c is closed, which the relay detects
-		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent)
+		return errors.Join(
+			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent),
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, maxUnread),
+			// The clamp is that of the first buffer, which no longer grows.
+			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP, maxUnread),
+		)
 	})
 }
