@@ -527,9 +527,9 @@ func (h *hostile) stall(ctx context.Context, c *tunnel.Conn) error {
 	return err
 }
 
-// stalledMemory is how many MiB of sockets' memory a stalled reader may take. This
-// includes the buffers of the application and of the reader.
-const stalledMemory = 1.5
+// stalledMemory is how many MiB of sockets' memory a stalled reader may take. Up to 2 MiB
+// of this is the send queue of the application itself.
+const stalledMemory = 4
 
 // unfinished sends hellos and never answers the server's flight.
 func (h *hostile) unfinished(perSecond int) attack {
@@ -582,7 +582,7 @@ func TestHostilePeer(t *testing.T) {
 		}
 		cases["stalled readers of "+link] = attackCase{
 			why:    "a reader that stalls holds its own bytes alone, and few of them",
-			attack: h.sessions(sized(200, 10_000), 100, h.stall),
+			attack: h.sessions(sized(200, 10_000), 50, h.stall),
 			at:     gateway,
 			sink:   sink,
 			memory: stalledMemory,

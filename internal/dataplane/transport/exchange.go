@@ -109,7 +109,7 @@ func (x *exchange) run(ctx context.Context) Result {
 	// The kernel closes the connections of a killed process. It must reset plain,
 	// because FIN would be a clean end.
 	linger(0, x.plain)
-	boundUnsent(x.plain)
+	boundQueues(x.plain)
 	stop := afterfunc.Start(ctx, func() { x.cancel(context.Cause(ctx)) })
 	watch := watchDead(&x.proxyPair)
 	x.goroutines.Go(x.toSession)

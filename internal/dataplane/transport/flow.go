@@ -44,6 +44,7 @@ type flow struct {
 
 	crediting  bool  // writeCredits runs
 	ownChanged bool  // the far side must learn outgoing.own
+	unbound    bool  // the receive queue of plain may grow
 	swept      int64 // bytes sent until the last sweep
 	finished   bool  // no goroutine may start any more
 }
@@ -131,6 +132,10 @@ func (x *exchange) applyCredit(c tunnel.Credit) error {
 	x.incoming.onOwn(int(c.Own))
 	changed, err := x.outgoing.onCredit(c)
 	x.ownChanged = x.ownChanged || changed
+	if changed && x.outgoing.own >= cheapWindow && !x.unbound {
+		x.unbound = true
+		unboundUnread(x.plain)
+	}
 	x.sendCredit()
 	x.changed.Broadcast()
 	return err
@@ -381,14 +386,38 @@ func writeNow(c *net.TCPConn, b []byte) (n int, err error) {
 	return n, os.NewSyscallError("write", err)
 }
 
-// maxUnsent is how many bytes a connection's send queue holds at most that the kernel
-// has not sent. Without it the kernel enlarges the queue of a reader that was fast and
-// stalls then to several MiB.
-const maxUnsent = 128 << 10
+// Bounds of what the kernel holds for a connection to an application. It would enlarge
+// both queues to several MiB if an application was fast for a moment.
+const (
+	// maxUnsent is how many bytes the send queue holds that the kernel has not sent.
+	maxUnsent = 128 << 10
+	// maxUnread is how many bytes the receive queue holds, until the window for sending
+	// has grown to cheapWindow. The kernel may need up to twice as much memory for them,
+	// and permits less if net.core.rmem_max is smaller.
+	maxUnread = 256 << 10
+)
 
-// boundUnsent bounds the send queue of a connection.
-func boundUnsent(c *net.TCPConn) {
+// boundQueues bounds the queues of a connection to an application. A kernel that could not
+// lift the bound of the receive queue again (Linux before 5.14) does not get it.
+func boundQueues(c *net.TCPConn) {
 	control(c, func(fd int) error { // fails only if c is closed, which the relay detects
-		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent)
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent); err != nil {
+			return err
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, 0); err != nil {
+			return err
+		}
+		return errors.Join(
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, maxUnread),
+			// The clamp is that of the first buffer, which no longer grows.
+			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP, maxUnread),
+		)
+	})
+}
+
+// unboundUnread lets the kernel enlarge the receive queue of a connection.
+func unboundUnread(c *net.TCPConn) {
+	control(c, func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, 0)
 	})
 }

@@ -14,6 +14,8 @@
 //   - A slow reader is not dead. A connection whose peer answers is never ended because
 //     no bytes move. A peer that answers nothing is dead after 60 to 80 s, so a network
 //     outage of less than a minute ends no open connection.
+//   - Each direction of an exchange has at most its window under way between the two
+//     applications' connections. A direction whose reader stalls does not block the other.
 //   - Before a peer is authenticated it can send at most MaxUnproven bytes.
 //   - ReadClientHello consumes the records of the hello and no byte after them.
 //   - Exchange and Splice return when both directions have ended and all their
