@@ -112,7 +112,6 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 		transport.Reset(c)
 		return false
 	}
-	c.SetLinger(-1) // a response that was written is delivered
 	stop := afterfunc.Start(cc.ctx, func() { transport.Reset(c) })
 	defer stop()
 	watch := newCloseWatch(c)
@@ -155,7 +154,7 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 func (cc *callerConn) endHTTP1(c *net.TCPConn, caller *httprelay.CallerConn, err error) {
 	bad := (*h1.Error)(nil)
 	if !errors.As(err, &bad) {
-		c.Close()
+		closeHTTP1(c, false)
 		return
 	}
 	cc.agent.metrics.refuse(outbound, "http_"+bad.Reason)
@@ -168,6 +167,7 @@ func (cc *callerConn) endHTTP1(c *net.TCPConn, caller *httprelay.CallerConn, err
 // closeHTTP1 closes a connection after its last response. linger reports that bytes of
 // the request may be under way.
 func closeHTTP1(c *net.TCPConn, linger bool) {
+	c.SetLinger(-1) // until now a killed process would have reset it, so that no part counts as the whole
 	if linger {
 		c.CloseWrite()
 		discardRest(c, maxLinger, lingerTimeout)
@@ -177,7 +177,7 @@ func closeHTTP1(c *net.TCPConn, linger bool) {
 
 // serveHTTP2 serves the requests of an HTTP/2 connection.
 func (cc *callerConn) serveHTTP2(c *net.TCPConn) {
-	c.SetLinger(-1)
+	c.SetLinger(-1) // the frames tell whether a response is complete
 	conn := mux.New(c, mux.Config{Received: cc.out.earlyData, Windows: cc.agent.shares.memory(cc.out.peer.uid), MaxStreams: maxCallerRequests, Handle: cc.serveStream})
 	cc.out.earlyData = nil
 	stop := afterfunc.Start(cc.agent.acceptCtx, conn.GoAway)
@@ -394,6 +394,9 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 		attempt.Failure = retry.GRPCStatus
 		attempt.GRPCStatus, _ = grpcStatusOf(f.Response)
 	}
+	if isFinal(f.Err) {
+		return false
+	}
 	outcome := balance.Failure
 	if attempt.Failure == retry.NotProcessed && f.Response == nil {
 		outcome = balance.Neutral // the session's end says nothing about the endpoint
@@ -409,6 +412,13 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 	}
 	r.counted.Retried(d.Reason)
 	return d.Delay == 0 || backoff.Sleep(r.conn.ctx, d.Delay)
+}
+
+// isFinal reports whether another try would fail in the same way, because the request
+// has not got as far as an endpoint.
+func isFinal(err error) bool {
+	refused := (*refusal)(nil)
+	return errors.As(err, &refused) && !isEndpointRefusal(err) && !isHandshakeReset(err)
 }
 
 // classify returns how a try failed.
