@@ -98,7 +98,13 @@ func deskApp() http.Handler {
 	})
 	m.HandleFunc("/public/", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "public") })
 	m.HandleFunc("/private/", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "private") })
-	m.Handle("/ws", websocket.Handler(func(c *websocket.Conn) { io.Copy(c, c) }))
+	m.Handle("/ws", websocket.Handler(func(c *websocket.Conn) {
+		for text := ""; websocket.Message.Receive(c, &text) == nil; {
+			if websocket.Message.Send(c, text) != nil {
+				return
+			}
+		}
+	}))
 	return m
 }
 
@@ -399,16 +405,14 @@ func TestRequestsAreCounted(t *testing.T) {
 		}
 		io.WriteString(w, "ok")
 	}))
-	labels := []string{`service="desk"`, `namespace="shop"`, `port="8081"`}
 	read := func(c *cluster, name, direction string, more ...string) float64 {
 		t.Helper()
 		m := have(c.metrics(ctx, "agent"))(t)
-		service := labels
-		if direction == "outbound" {
-			service = []string{`service="desk-east"`, `namespace="shop"`, `port="8081"`}
-		}
-		return count(m, name, append(append([]string{`direction="` + direction + `"`}, service...), more...)...)
+		return count(m, name, append([]string{`direction="` + direction + `"`, `service="desk"`, `namespace="shop"`, `port="8081"`}, more...)...)
 	}
+	const total, retried, success = "causeway_requests_total", "causeway_request_retries_total", `code="2xx"`
+	outBefore, inBefore, retriesBefore := read(west, total, "outbound"), read(east, total, "inbound"), read(west, retried, "outbound")
+	servedBefore := read(west, total, "outbound", success)
 	client := httpClient(t, func(ctx context.Context, address string) (net.Conn, error) {
 		return dial(ctx, netOf(t, west, "client"), address)
 	}, false, 0)
@@ -435,9 +439,9 @@ func TestRequestsAreCounted(t *testing.T) {
 	}
 	const made = workers * each
 	within(t, 5*time.Second, "both ends have counted every request", func() error {
-		out, in := read(west, "causeway_requests_total", "outbound"), read(east, "causeway_requests_total", "inbound")
-		served := read(west, "causeway_requests_total", "outbound", `code="2xx"`)
-		retries := read(west, "causeway_request_retries_total", "outbound")
+		out, in := read(west, total, "outbound")-outBefore, read(east, total, "inbound")-inBefore
+		served := read(west, total, "outbound", success) - servedBefore
+		retries := read(west, retried, "outbound") - retriesBefore
 		if out != made || served != made || retries != dropped || in != made+dropped || received.Load() != made+dropped {
 			return fmt.Errorf("%d requests were made, %d of them dropped once, and the application received %d; "+
 				"the near side counts %v, %v of them served, and %v retries, the far side %v", made, dropped, received.Load(), out, served, retries, in)

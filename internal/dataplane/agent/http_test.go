@@ -407,3 +407,27 @@ func TestRequestTimeout(t *testing.T) {
 		}
 	})
 }
+
+// Trailers arrive also if they came together with the head of the request.
+func TestTrailersOfShortRequest(t *testing.T) {
+	w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		fmt.Fprintf(rw, "%s %v %s", body, err, r.Trailer.Get("X-Sum"))
+	}))
+	c, err := w.tryDial(alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(testTimeout))
+	io.WriteString(c, "POST / HTTP/1.1\r\nHost: bar\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"+
+		"5\r\nhello\r\n0\r\nX-Sum: five\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got, err := io.ReadAll(resp.Body); err != nil || string(got) != "hello <nil> five" {
+		t.Errorf("the application received %q, %v", got, err)
+	}
+}

@@ -423,21 +423,22 @@ func codingOf(p tunnel.Protocol) mux.Coding {
 	return nil
 }
 
-// dialRequests opens a session for requests and returns its TLS connection.
+// dialRequests opens a session for requests and returns its TLS connection. It also does
+// so while the agent stops, because callers that are connected make their last requests.
 func (a *Agent) dialRequests(g *requestGroup, c *outboundConn, at route.EndpointID) (conn *tls.Conn, gateway string, err error) {
 	if err := a.refreshCaller(g.key.session, c); err != nil {
 		return nil, "", err
 	}
-	raw, gateway, err := a.dialGateway(a.acceptCtx, c.peer)
+	raw, gateway, err := a.dialGateway(a.baseCtx, c.peer)
 	if err != nil {
 		return nil, "", err
 	}
-	tun, err := a.clientHandshake(a.acceptCtx, raw, c, hintFor(c, at))
+	tun, err := a.clientHandshake(a.baseCtx, raw, c, hintFor(c, at))
 	if err != nil {
 		raw.Reset()
 		return nil, "", err
 	}
-	ctx, cancel := context.WithTimeout(a.acceptCtx, openTimeout)
+	ctx, cancel := context.WithTimeout(a.baseCtx, openTimeout)
 	defer cancel()
 	c.answer, err = tun.OpenRequests(ctx, c.hello(), g.key.protocol)
 	a.recordHelloAnswer(c)
@@ -456,7 +457,7 @@ func (a *Agent) runRequests(g *requestGroup, s *requestSession) {
 	defer g.remove(s)
 	leave := a.sessions.StartExchange(g.key.session, s.endpoint)
 	defer leave()
-	lease, release := a.leases.grant(a.acceptCtx, a.state.Load, s.lease())
+	lease, release := a.leases.grant(a.baseCtx, a.state.Load, s.lease())
 	defer release()
 	defer afterfunc.Start(lease, s.retire)()
 	err := s.mux.Run(a.baseCtx)

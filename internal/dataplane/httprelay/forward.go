@@ -94,7 +94,7 @@ func Forward(from Stream, request *message.Head, ended bool, plan *Plan) Result 
 }
 
 func (f *forwarding) run(request *message.Head, ended bool) {
-	first, ended, err := f.readFirst(ended)
+	first, tail, ended, err := f.readFirst(ended)
 	if err != nil {
 		f.fail(err, true)
 		return
@@ -103,8 +103,9 @@ func (f *forwarding) run(request *message.Head, ended bool) {
 		defer buffers.Put(first.buf)
 		f.res.Sent = int64(len(first.body))
 	}
-	if !ended {
+	if !ended || tail != nil {
 		f.up = newUpload(f.from, first.bytes())
+		f.up.ended, f.up.tail = ended, tail // before its first attach
 		defer f.stopUpload()
 	}
 	response := heads.Get().(*message.Head)
@@ -149,19 +150,19 @@ func (b *firstBytes) bytes() []byte {
 }
 
 // readFirst takes the bytes of the body that have come already. If they are the rest of
-// the message, the request needs no upload.
-func (f *forwarding) readFirst(ended bool) (*firstBytes, bool, error) {
+// the message, without trailers, the request needs no upload.
+func (f *forwarding) readFirst(ended bool) (*firstBytes, *message.Head, bool, error) {
 	if ended {
-		return nil, true, nil
+		return nil, nil, true, nil
 	}
 	b := &firstBytes{buf: buffers.Get().(*[bufferSize]byte)}
 	n, end, err := f.from.ReadBuffered(b.buf[:])
 	b.body = b.buf[:n]
 	if err != nil || n == 0 {
 		buffers.Put(b.buf)
-		return nil, false, err
+		return nil, nil, false, err
 	}
-	return b, end, nil
+	return b, f.trailers(f.from, end), end, nil
 }
 
 // stopUpload waits for the upload to end. If the response is complete, the rest of the
