@@ -430,11 +430,13 @@ func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, 
 		if derr != nil {
 			return nil, derr
 		}
-		stream, err = m.Open(h, body, end)
+		stream, err = m.Open(h, body, end) // nothing was sent if it fails
 		if !errors.Is(err, mux.ErrClosed) && !errors.Is(err, mux.ErrGoingAway) && !errors.Is(err, mux.ErrTooManyStreams) {
 			return stream, err
 		}
-		p.drop(m) // nothing was sent
+		if !errors.Is(err, mux.ErrTooManyStreams) { // others were faster
+			p.drop(m)
+		}
 	}
 	return nil, &refusal{reason: reasonPodRefused, code: tunnel.Code_POD_REFUSED, err: fmt.Errorf("the application accepts no requests: %w", err)}
 }
