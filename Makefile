@@ -104,12 +104,13 @@ bench-peers: image ## Causeway beside Envoy and HAProxy, on clusters in a lab of
 	hack/bench-peers $(PEERS)
 
 .PHONY: generate
-generate: bin/.tools ## code and CRDs from types and protos
+generate: bin/.tools ## code, CRDs and docs/metrics.md, from types, protos and collectors
 	hack/need protoc=protobuf-compiler
 	bin/controller-gen object paths=./api/...
 	bin/controller-gen crd paths=./api/... output:crd:dir=charts/causeway/crds
 	PATH="$(CURDIR)/bin:$$PATH" protoc --go_out=. --go_opt=paths=source_relative \
 		--go-grpc_out=. --go-grpc_opt=paths=source_relative $$(git ls-files '*.proto')
+	go run -trimpath ./internal/metricsdoc/generate docs/metrics.md
 
 .PHONY: fresh
 fresh: ## fail if a generated file is stale

@@ -23,6 +23,17 @@ const (
 	PeerIssuerCertificate = "peer_issuer" // a peer's issuer that ends last
 )
 
+// Certificates returns all kinds of certificates.
+func Certificates() []string {
+	return []string{
+		RootCertificate,
+		AnchorCertificate,
+		IssuerCertificate,
+		PeerRootCertificate,
+		PeerIssuerCertificate,
+	}
+}
+
 // How long before the end of a certificate an operator is warned. Certificates that live
 // less than five times as long are warned about in the last fifth of their life.
 const (

@@ -1,6 +1,40 @@
 package controller
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/clusterid"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/joinflow"
+	"github.com/causeway-mesh/causeway/internal/mirror"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/peering"
+	"github.com/causeway-mesh/causeway/internal/serviceexport"
+	"github.com/causeway-mesh/causeway/internal/signer"
+)
+
+// RegisterMetrics registers each metric of a controller process with reg, as the process
+// does while it starts. No process calls it: docs/metrics.md is made from it.
+func RegisterMetrics(reg prometheus.Registerer) {
+	newReconcilerMetrics(reg)
+	wire.NewMetrics(reg)
+	mirror.NewMetrics(reg)
+	serviceexport.NewMetrics(reg)
+	joinflow.NewResults(reg)
+	signer.New(signer.NewAuthenticator("", nil, nil, reg), nil, signer.Options{Registerer: reg})
+	nodestream.NewServer(nil, nil, nil, nodestream.ServerOptions{Registerer: reg})
+	peering.NewHopListener(nil, route.HopKey{}, nil, reg)
+	reg.MustRegister(clusterid.NewExpiryCollector(func() []clusterid.Expiry {
+		var all []clusterid.Expiry
+		for _, kind := range clusterid.Certificates() {
+			all = append(all, clusterid.Expiry{Kind: kind, NotAfter: time.Now()})
+		}
+		return all
+	}))
+}
 
 // reconcilerMetrics counts passes.
 type reconcilerMetrics struct {

@@ -32,18 +32,23 @@ type Server struct {
 
 // NewServer returns a Server that does nothing until Serve. registerer may be nil.
 func NewServer(c Config, registerer prometheus.Registerer) *Server {
-	s := &Server{c: c, own: c.own()}
-	s.results = prometheus.NewCounterVec(prometheus.CounterOpts{
+	return &Server{c: c, own: c.own(), results: NewResults(registerer)}
+}
+
+// NewResults returns the counter of clusters that tried to join. It counts each result
+// from zero. registerer may be nil.
+func NewResults(registerer prometheus.Registerer) *prometheus.CounterVec {
+	results := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "causeway_controller_joins_total",
 		Help: "Clusters that tried to join by an invite, by result: Accepted, or the reason of the refusal.",
 	}, []string{"result"})
 	for _, result := range joinwire.Results() {
-		s.results.WithLabelValues(result)
+		results.WithLabelValues(result)
 	}
 	if registerer != nil {
-		registerer.MustRegister(s.results)
+		registerer.MustRegister(results)
 	}
-	return s
+	return results
 }
 
 // Serve serves the connections that ln accepts until ln is closed, and waits for every

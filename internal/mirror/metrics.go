@@ -23,7 +23,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_mirror_writes_total",
 			Help: "Writes of mirrors and their slices to the API server, by operation.",
-		}, []string{"op"}),
+		}, []string{"operation"}),
 		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "causeway_mirror_write_duration_seconds",
 			Help:    "Time that one write of a mirror or its slice takes at the API server.",
