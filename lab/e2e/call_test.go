@@ -201,7 +201,7 @@ func exportAs(t *testing.T, name string) {
 	must(t, east.kubectl(t.Context(), fmt.Sprintf(`
 apiVersion: v1
 kind: Service
-metadata: {name: %s, namespace: shop, labels: {causeway.dev/export: "true"}}
+metadata: {name: %s, namespace: shop, labels: {causeway.dev/export: "true"}, annotations: {causeway.dev/protocol: tcp}}
 spec:
   selector: {app: bar}
   ports: [{name: http, port: 80, targetPort: http}]

@@ -81,7 +81,7 @@ func TestPortsRenamedAndReordered(t *testing.T) {
 // and on its slice, stay.
 func TestLabelsAreCopied(t *testing.T) {
 	ctx := t.Context()
-	offer(t, service("bin", `labels: {causeway.dev/export: "true", tier: gold, team: red}`, httpPort), "bin-east")
+	offer(t, service("bin", `labels: {causeway.dev/export: "true", tier: gold, team: red}, annotations: {causeway.dev/protocol: tcp}`, httpPort), "bin-east")
 	labelled := func(key, value string) error {
 		s, err := west.api.CoreV1().Services("shop").Get(ctx, "bin-east", getOptions)
 		if err == nil && s.Labels[key] != value {
@@ -162,7 +162,7 @@ metadata: {name: annex}
 	offer(t, annex+`---
 apiVersion: v1
 kind: Service
-metadata: {name: desk, namespace: annex, labels: {causeway.dev/export: "true"}}
+metadata: {name: desk, namespace: annex, labels: {causeway.dev/export: "true"}, annotations: {causeway.dev/protocol: tcp}}
 spec:
   selector: {app: desk}
   ports: [{name: http, port: 80, targetPort: 8080}]
@@ -190,7 +190,7 @@ spec:
 // TestLinkRulesNarrowedAndWidened: either side's rules take mirrors away and bring them back, and nothing else moves.
 func TestLinkRulesNarrowedAndWidened(t *testing.T) {
 	ctx := t.Context()
-	offer(t, service("gold", `labels: {causeway.dev/export: "true", tier: gold}`, httpPort), "gold-east")
+	offer(t, service("gold", `labels: {causeway.dev/export: "true", tier: gold}, annotations: {causeway.dev/protocol: tcp}`, httpPort), "gold-east")
 	within(t, soon, "gold is mirrored", func() error { return reached(t, "gold-east") })
 	first := have(west.api.CoreV1().Services("shop").Get(ctx, "gold-east", getOptions))(t)
 	onlyGold := func() error {

@@ -146,12 +146,12 @@ metadata: {name: nowhere}
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: homeless, namespace: nowhere, labels: {causeway.dev/export: "true"}}
+metadata: {name: homeless, namespace: nowhere, labels: {causeway.dev/export: "true"}, annotations: {causeway.dev/protocol: tcp}}
 spec: {selector: {app: bar}, ports: [{port: 80}]}
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: clash, namespace: shop, labels: {causeway.dev/export: "true"}}
+metadata: {name: clash, namespace: shop, labels: {causeway.dev/export: "true"}, annotations: {causeway.dev/protocol: tcp}}
 spec: {selector: {app: bar}, ports: [{port: 80}]}
 ---
 `

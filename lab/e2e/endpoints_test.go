@@ -16,7 +16,7 @@ import (
 const withoutSelector = `
 apiVersion: v1
 kind: Service
-metadata: {name: primary, namespace: shop, labels: {causeway.dev/export: "true"}}
+metadata: {name: primary, namespace: shop, labels: {causeway.dev/export: "true"}, annotations: {causeway.dev/protocol: tcp}}
 spec:
   ports: [{name: http, port: 80, targetPort: 8080}]
 ---

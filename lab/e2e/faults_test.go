@@ -143,7 +143,7 @@ func TestCheckNamesQuota(t *testing.T) {
 		}
 		return err
 	}
-	const late = `{apiVersion: v1, kind: Service, metadata: {name: late, namespace: shop, labels: {causeway.dev/export: "true"}}, spec: {selector: {app: bar}, ports: [{port: 80, targetPort: 8080}]}}`
+	const late = `{apiVersion: v1, kind: Service, metadata: {name: late, namespace: shop, labels: {causeway.dev/export: "true"}, annotations: {causeway.dev/protocol: tcp}}, spec: {selector: {app: bar}, ports: [{port: 80, targetPort: 8080}]}}`
 	t.Cleanup(func() {
 		must(t, east.kubectl(background(), late, "delete", "--ignore-not-found", "-f", "-"))
 		must(t, quota(nil))

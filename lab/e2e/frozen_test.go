@@ -40,7 +40,7 @@ func itsService(name string) string {
 	return fmt.Sprintf(`
 apiVersion: v1
 kind: Service
-metadata: {name: %[1]s, namespace: shop, labels: {causeway.dev/export: "true"}}
+metadata: {name: %[1]s, namespace: shop, labels: {causeway.dev/export: "true"}, annotations: {causeway.dev/protocol: tcp}}
 spec:
   selector: {app: %[1]s}
   ports: [{name: http, port: 80, targetPort: 8080}]

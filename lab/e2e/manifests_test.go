@@ -85,7 +85,7 @@ spec:
     metadata: {labels: {app: baz}}` + server + `---
 apiVersion: v1
 kind: Service
-metadata: {name: bar, namespace: shop}
+metadata: {name: bar, namespace: shop, annotations: {causeway.dev/protocol: tcp}}
 spec:
   selector: {app: bar}
   ports:
@@ -95,7 +95,7 @@ spec:
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: baz, namespace: shop, labels: {causeway.dev/export: "true"}}
+metadata: {name: baz, namespace: shop, labels: {causeway.dev/export: "true"}, annotations: {causeway.dev/protocol: tcp}}
 spec:
   selector: {app: baz}
   ports: [{name: http, port: 80, targetPort: http}]

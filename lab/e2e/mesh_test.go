@@ -260,7 +260,7 @@ func (c *cluster) unreached(ctx context.Context, link string) error {
 func (m mesh) hiddenFromOne(t *testing.T) {
 	ctx := t.Context()
 	must(t, m["a"].relink(ctx, "east", `{"export":{"services":"Selected","selector":{"matchExpressions":[{"key":"hidden-from","operator":"NotIn","values":["east"]}]}}}`))
-	must(t, m["a"].kubectl(ctx, service("wine", `labels: {causeway.dev/export: "true", hidden-from: east}`, httpPort), "apply", "-f", "-"))
+	must(t, m["a"].kubectl(ctx, service("wine", `labels: {causeway.dev/export: "true", hidden-from: east}, annotations: {causeway.dev/protocol: tcp}`, httpPort), "apply", "-f", "-"))
 	for _, from := range []string{"west", "d"} {
 		within(t, soon, from+" has wine", func() error { return m.call(t, from, "client", "wine-a", "a") })
 	}

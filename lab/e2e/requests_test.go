@@ -53,7 +53,7 @@ spec:
     - {name: http, port: 80, targetPort: http}
     - {name: rpc, port: 9000, targetPort: 9000}
 ---
-`, team, exported)
+`, team, recognized)
 }
 
 // openTeam starts Deployments of a team and waits until its mirror is served by all of

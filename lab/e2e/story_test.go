@@ -50,8 +50,11 @@ spec:
 }
 
 const (
-	exported = `labels: {causeway.dev/export: "true"}`
-	httpPort = `{name: http, port: 80, targetPort: http}`
+	// recognized is exported with requests recognized, and exported is opaque: most stories
+	// are about connections.
+	recognized = `labels: {causeway.dev/export: "true"}`
+	exported   = recognized + `, annotations: {causeway.dev/protocol: tcp}`
+	httpPort   = `{name: http, port: 80, targetPort: http}`
 )
 
 // answered asks a URL as west's client, and wants bar's pods.

@@ -104,6 +104,9 @@ func (a *Agent) awaitEarlyData(c *net.TCPConn, out *outboundConn) error {
 	case tunnel.FirstSpeaker_SERVER:
 		timeout = serverFirstDelay
 	default:
+		if out.port.isOpaque() {
+			return nil
+		}
 		timeout = recognizeTimeout
 	}
 	err := transport.AwaitReadable(c, timeout)
