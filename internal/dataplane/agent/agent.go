@@ -74,24 +74,25 @@ const (
 
 // Agent is the data path of one node. Make it with New.
 type Agent struct {
-	state              atomic.Pointer[state]
-	stateChanged       broadcast
-	podTable           *podid.Table
-	svids              *svids
-	leases             leases
-	proofs             *identity.ProofCache
-	endpointCache      *endpointCache
-	firstSpeakers      *ttlMap[localPort, tunnel.FirstSpeaker] // of local ports
-	sessions           *session.Pool[sessionKey, *clientSession]
-	requests           requestGroups // sessions for requests
-	circuits           circuits
-	balanceSeed        uint64                         // selects this node's aperture for requests
-	preconnectLimiters *ttlMap[string, *rate.Limiter] // by link
-	seed               maphash.Seed                   // selects this node's aperture
-	shares             *connShares
-	inboundConns       inboundConns
-	renewals           *renewals    // of open exchanges
-	waiting            atomic.Int64 // inbound sessions that wait for OPEN
+	state         atomic.Pointer[state]
+	stateChanged  broadcast
+	podTable      *podid.Table
+	svids         *svids
+	leases        leases
+	proofs        *identity.ProofCache
+	endpointCache *endpointCache
+	firstSpeakers *ttlMap[localPort, tunnel.FirstSpeaker] // of local ports
+	sessions      *session.Pool[sessionKey, *clientSession]
+	requests      requestGroups // sessions for requests
+	// circuits count connections, requests that wait for a session, and requests.
+	connCircuits, pendingCircuits, circuits circuits
+	balanceSeed                             uint64                         // selects this node's aperture for requests
+	preconnectLimiters                      *ttlMap[string, *rate.Limiter] // by link
+	seed                                    maphash.Seed                   // selects this node's aperture
+	shares                                  *connShares
+	inboundConns                            inboundConns
+	renewals                                *renewals    // of open exchanges
+	waiting                                 atomic.Int64 // inbound sessions that wait for OPEN
 	// acceptCtx ends when the agent is asked to stop. It ends everything that waits for
 	// future callers.
 	acceptCtx     context.Context

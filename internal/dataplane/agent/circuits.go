@@ -2,14 +2,15 @@ package agent
 
 import "sync"
 
-// circuits count the requests in flight to each remote port, for limits that the
-// exporter sets. The zero value is ready.
+// circuits count what is open to each remote port, for a limit that the exporter sets.
+// The zero value is ready.
 type circuits struct {
 	mu     sync.Mutex // guards counts
 	counts map[remotePort]uint32
 }
 
-// acquire counts a request, unless most are in flight. 0 is no limit.
+// acquire counts one more, unless most are open. 0 is no limit. If it returns true, the
+// caller must call release.
 func (c *circuits) acquire(to remotePort, most uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -343,7 +343,7 @@ func (cc *callerConn) checkCaller() error {
 func (cc *callerConn) acquire() (leave func(), err error) {
 	a, out := cc.agent, cc.out
 	if !a.circuits.acquire(out.remotePort(), out.port.settings.MaxRequests) {
-		return nil, refuse(reasonCircuitOpen, fmt.Errorf("%d requests to %s are in flight", out.port.settings.MaxRequests, out.mirror.name))
+		return nil, refuse(reasonCircuitOpen, fmt.Errorf("%d requests to %s are in flight, as many as its owner allows a node", out.port.settings.MaxRequests, out.mirror.name))
 	}
 	leaveShares, err := acquireBoth(a.shares.outboundRequests, cc.account, reasonTooManyRequests,
 		a.shares.outboundRequestLinks, out.peer.uid, reasonTooManyRequests)

@@ -139,11 +139,16 @@ func (a *Agent) admitOutbound(life context.Context, c *net.TCPConn, out *outboun
 		return nil, refuse(reasonCallRate, fmt.Errorf("pods of %s/%s make too many connections a second",
 			out.caller.namespace, out.caller.serviceAccount))
 	}
+	most, to := out.port.settings.MaxConnections, out.remotePort()
+	if !a.connCircuits.acquire(to, most) {
+		return nil, refuse(reasonCircuitOpen, fmt.Errorf("%d connections to %s are open, as many as its owner allows a node", most, out.mirror.name))
+	}
+	counted = func() { a.connCircuits.release(to); leaveSource() }
 	leaveCall, err := a.shares.acquireOutbound(out)
 	if err != nil {
 		return nil, err
 	}
-	counted = func() { leaveCall(); leaveSource() }
+	counted = func() { leaveCall(); a.connCircuits.release(to); leaveSource() }
 	return counted, a.awaitEarlyData(c, out)
 }
 

@@ -326,6 +326,11 @@ func (g *requestGroup) updateMissing() {
 // awaitSession returns a session with an endpoint, or with any for the zero value. It
 // waits for one if there is none.
 func (a *Agent) awaitSession(ctx context.Context, g *requestGroup, out *outboundConn, at route.EndpointID) (*requestSession, error) {
+	most, to := out.port.settings.MaxPendingRequests, out.remotePort()
+	if !a.pendingCircuits.acquire(to, most) {
+		return nil, refuse(reasonCircuitOpen, fmt.Errorf("%d requests to %s wait for a connection, as many as its owner allows a node", most, out.mirror.name))
+	}
+	defer a.pendingCircuits.release(to)
 	d := a.startSession(g, out, at)
 	if d == nil {
 		return nil, refuse(reasonOther, errNoSession)
