@@ -350,8 +350,8 @@ func TestProxyProtocol(t *testing.T) {
 			t.Error(err)
 		}
 		name, _ := ssl.ClientCN()
-		said, _ := io.ReadAll(r)
-		fmt.Fprintf(c, "%s says %s", name, said)
+		sent, _ := io.ReadAll(r)
+		fmt.Fprintf(c, "%s says %s", name, sent)
 	})
 	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().ForwardIdentity = wire.ForwardIdentity_PROXY_V2 })
 	if got, err := w.call(alice, "\x16hello"); err != nil || got != "spiffe://west-1/ns/shop/sa/alice says \x16hello" {
