@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"time"
@@ -54,7 +55,13 @@ type cluster struct {
 	now func() time.Time
 	// config is how it is reached, for what is no object; nil in tests.
 	config *rest.Config
+	// forwardTo stands for forward in tests. Nil: none.
+	forwardTo forwarder
 }
+
+// forwarder forwards a port of this machine to one of a pod's loopback, until stop is
+// called.
+type forwarder func(ctx context.Context, namespace, pod string, port int) (address string, stop func(), err error)
 
 // kinds are those that the command reads and writes: Kubernetes' and Causeway's own.
 func kinds() *runtime.Scheme {

@@ -24,7 +24,8 @@ func Markdown(metrics []Metric) string {
 	b.WriteString(head)
 	b.WriteString("\n| metric | type | roles | help |\n| --- | --- | --- | --- |\n")
 	for _, m := range metrics {
-		fmt.Fprintf(&b, "| [`%s`](#%s) | %s | %s | %s |\n", m.Name, m.Name, typeName(m), strings.Join(m.Roles, ", "), m.Help)
+		fmt.Fprintf(&b, "| [`%s`](#%s) | %s | %s | %s |\n", m.Name, m.Name, typeName(m),
+			strings.Join(m.Roles, ", "), m.Help)
 	}
 	b.WriteString("\n## Labels\n")
 	for _, m := range metrics {

@@ -217,7 +217,6 @@ type outboundRequest struct {
 	session *requestSession
 	sentAt  time.Time // of the current try
 	tried   []route.EndpointID
-	failed  error // of the last try
 
 	mu       sync.Mutex // guards what follows
 	to       httprelay.Stream
