@@ -25,10 +25,7 @@ func TestShares(t *testing.T) {
 	}{
 		"alone":              {"half of it is enough for anybody", []asks{{"a", 800, 400}}},
 		"two":                {"they stop where a quarter is free", []asks{{"a", 800, 400}, {"b", 800, 200}}},
-		"one after the many": {
-			"whoever has little gets in still",
-			[]asks{{"a", 800, 400}, {"b", 800, 200}, {"c", 800, 100}, {"d", 50, 50}, {"e", 800, 50}},
-		},
+		"one after the many": {"whoever has little gets in still", []asks{{"a", 800, 400}, {"b", 800, 200}, {"c", 800, 100}, {"d", 50, 50}, {"e", 800, 50}}},
 		"nobody starves by one": {"one key alone never fills it",
 			[]asks{{"a", 800, 400}, {"b", 100, 100}, {"c", 100, 100}, {"d", 100, 100}, {"e", 100, 100}, {"f", 100, 0}}},
 	}

@@ -265,41 +265,17 @@ func TestSessionBreaks(t *testing.T) {
 		abort  func(far *tunnel.Conn)
 		reason Reason
 	}{
-		"FIN": {
-			"a killed gateway or agent, or someone on the path",
-			func(far *tunnel.Conn) { rawOf(far).Close() },
-			Truncated,
-		},
+		"FIN":          {"a killed gateway or agent, or someone on the path", func(far *tunnel.Conn) { rawOf(far).Close() }, Truncated},
 		"half FIN":     {"an injected FIN", func(far *tunnel.Conn) { rawOf(far).CloseWrite() }, Truncated},
-		"close_notify": {
-			"it ends a session, and not an exchange",
-			func(far *tunnel.Conn) { far.Conn.(*tls.Conn).CloseWrite() },
-			Truncated,
-		},
+		"close_notify": {"it ends a session, and not an exchange", func(far *tunnel.Conn) { far.Conn.(*tls.Conn).CloseWrite() }, Truncated},
 		"reset":        {"an abort of the far side", func(far *tunnel.Conn) { Reset(rawOf(far)) }, WasReset},
 		"garbage": {"a record that was tampered with", func(far *tunnel.Conn) {
 			rawOf(far).Write([]byte{23, 3, 3, 0, 30, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0})
 		}, Failed},
-		"another frame": {
-			"none but its own belong to an exchange",
-			func(far *tunnel.Conn) { tunnel.WriteOpenAnswer(far, tunnel.Code_OK) },
-			Failed,
-		},
-		"OPEN": {
-			"exchanges follow each other",
-			func(far *tunnel.Conn) { tunnel.WriteOpen(far, 0, nil) },
-			Failed,
-		},
-		"IDLE": {
-			"the exchange is not over",
-			func(far *tunnel.Conn) { tunnel.WriteEmpty(far, tunnel.TypeIdle) },
-			Failed,
-		},
-		"DATA after END": {
-			"END is the last frame",
-			func(far *tunnel.Conn) { tunnel.WriteEmpty(far, tunnel.TypeEnd); writeData(t, far, "more") },
-			Failed,
-		},
+		"another frame":  {"none but its own belong to an exchange", func(far *tunnel.Conn) { tunnel.WriteOpenAnswer(far, tunnel.Code_OK) }, Failed},
+		"OPEN":           {"exchanges follow each other", func(far *tunnel.Conn) { tunnel.WriteOpen(far, 0, nil) }, Failed},
+		"IDLE":           {"the exchange is not over", func(far *tunnel.Conn) { tunnel.WriteEmpty(far, tunnel.TypeIdle) }, Failed},
+		"DATA after END": {"END is the last frame", func(far *tunnel.Conn) { tunnel.WriteEmpty(far, tunnel.TypeEnd); writeData(t, far, "more") }, Failed},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -91,13 +91,7 @@ func TestParsePortRange(t *testing.T) {
 		bad               bool
 	}{
 		"usual":        {local: "32768\t60999\n", reserved: "\n", low: 53942, high: 60999, number: 7058},
-		"reserved": {
-			local: "1000 2000",
-			reserved: "80,1500,1990-2010\n",
-			low: 1750,
-			high: 1989,
-			number: 240,
-		},
+		"reserved":     {local: "1000 2000", reserved: "80,1500,1990-2010\n", low: 1750, high: 1989, number: 240},
 		"all reserved": {local: "1000 2000", reserved: "1-65535", bad: true},
 		"one":          {local: "1000 1000", low: 1000, high: 1000, number: 1},
 		"to the end":   {local: "65532 65535", low: 65535, high: 65535, number: 1},

@@ -115,36 +115,12 @@ func TestDead(t *testing.T) {
 		dead bool
 	}{
 		"idle":              {"nothing was asked of the peer", unix.TCPInfo{Last_ack_recv: 60_000}, false},
-		"busy": {
-			"acknowledgements come",
-			unix.TCPInfo{Unacked: 10, Last_ack_recv: 5, Retransmits: 1},
-			false,
-		},
-		"slow path": {
-			"a lossy path retransmits, but is heard",
-			unix.TCPInfo{Unacked: 10, Last_ack_recv: 2_000, Retransmits: 6},
-			false,
-		},
-		"just sent": {
-			"after idleness the last answer is old at first",
-			unix.TCPInfo{Unacked: 1, Last_ack_recv: 25_000, Retransmits: 1},
-			false,
-		},
-		"silent": {
-			"data is sent again and again",
-			unix.TCPInfo{Unacked: 1, Last_ack_recv: 60_000, Retransmits: 5},
-			true,
-		},
-		"slow reader": {
-			"its probes are answered",
-			unix.TCPInfo{Last_ack_recv: 100_000, Probes: 1},
-			false,
-		},
-		"shut, then silent": {
-			"its probes are not answered",
-			unix.TCPInfo{Last_ack_recv: 60_000, Probes: 6},
-			true,
-		},
+		"busy":              {"acknowledgements come", unix.TCPInfo{Unacked: 10, Last_ack_recv: 5, Retransmits: 1}, false},
+		"slow path":         {"a lossy path retransmits, but is heard", unix.TCPInfo{Unacked: 10, Last_ack_recv: 2_000, Retransmits: 6}, false},
+		"just sent":         {"after idleness the last answer is old at first", unix.TCPInfo{Unacked: 1, Last_ack_recv: 25_000, Retransmits: 1}, false},
+		"silent":            {"data is sent again and again", unix.TCPInfo{Unacked: 1, Last_ack_recv: 60_000, Retransmits: 5}, true},
+		"slow reader":       {"its probes are answered", unix.TCPInfo{Last_ack_recv: 100_000, Probes: 1}, false},
+		"shut, then silent": {"its probes are not answered", unix.TCPInfo{Last_ack_recv: 60_000, Probes: 6}, true},
 	}
 	for name, c := range cases {
 		if got := dead(&c.info); got != c.dead {

@@ -82,11 +82,7 @@ func TestIsTransient(t *testing.T) {
 		err  error
 		want bool
 	}{
-		"no descriptor": {
-			"others will close theirs",
-			&net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", unix.EMFILE)},
-			true,
-		},
+		"no descriptor": {"others will close theirs", &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", unix.EMFILE)}, true},
 		"aborted":       {"that caller has gone, the next has not", unix.ECONNABORTED, true},
 		"closed":        {"no more will come", net.ErrClosed, false},
 		"none":          {"nothing has failed", nil, false},

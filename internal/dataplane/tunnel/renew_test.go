@@ -78,80 +78,20 @@ func TestRenewReadersRefuse(t *testing.T) {
 		read func(*Conn) error
 		err  error
 	}{
-		"other type": {
-			"frames come in one order",
-			frame(TypeHello, nil),
-			readRenew,
-			ErrUnexpectedFrame,
-		},
+		"other type":            {"frames come in one order", frame(TypeHello, nil), readRenew, ErrUnexpectedFrame},
 		"no session":            {"nothing is asked", frame(TypeRenew, nil), readRenew, ErrBadFrame},
-		"65 sessions": {
-			"a peer's word is bounded",
-			frame(TypeRenew, slices.Repeat(session, MaxRenewals+1)),
-			readRenew,
-			ErrBadFrame,
-		},
-		"short session": {
-			"sessions have 48 bytes",
-			frame(TypeRenew, bytesField(1, "s")),
-			readRenew,
-			ErrBadFrame,
-		},
-		"long session": {
-			"sessions have 48 bytes",
-			frame(TypeRenew, bytesField(1, strings.Repeat("s", 49))),
-			readRenew,
-			ErrBadFrame,
-		},
-		"too long": {
-			"memory is bounded",
-			frame(TypeRenew, make([]byte, MaxFrame+1)),
-			readRenew,
-			ErrFrameTooLong,
-		},
-		"cut": {
-			"an end is not a frame",
-			frame(TypeRenew, session)[:20],
-			readRenew,
-			io.ErrUnexpectedEOF,
-		},
+		"65 sessions":           {"a peer's word is bounded", frame(TypeRenew, slices.Repeat(session, MaxRenewals+1)), readRenew, ErrBadFrame},
+		"short session":         {"sessions have 48 bytes", frame(TypeRenew, bytesField(1, "s")), readRenew, ErrBadFrame},
+		"long session":          {"sessions have 48 bytes", frame(TypeRenew, bytesField(1, strings.Repeat("s", 49))), readRenew, ErrBadFrame},
+		"too long":              {"memory is bounded", frame(TypeRenew, make([]byte, MaxFrame+1)), readRenew, ErrFrameTooLong},
+		"cut":                   {"an end is not a frame", frame(TypeRenew, session)[:20], readRenew, io.ErrUnexpectedEOF},
 		"not protobuf":          {"strangers' bytes", frame(TypeRenew, []byte{0xff}), readRenew, ErrBadFrame},
-		"answer: no code": {
-			"an answer without a code is broken",
-			frame(TypeRenewAnswer, proof),
-			readAnswer,
-			ErrBadFrame,
-		},
-		"answer: unknown code": {
-			"the list is closed",
-			frame(TypeRenewAnswer, slices.Concat(varintField(1, 99), proof)),
-			readAnswer,
-			ErrBadFrame,
-		},
-		"answer: no proof": {
-			"it answers for each session",
-			frame(TypeRenewAnswer, ok),
-			readAnswer,
-			ErrBadFrame,
-		},
-		"answer: 65 proofs": {
-			"a peer's word is bounded",
-			frame(TypeRenewAnswer, slices.Concat(ok, slices.Repeat(proof, 65))),
-			readAnswer,
-			ErrBadFrame,
-		},
-		"answer: short proof": {
-			"proofs have 32 bytes",
-			frame(TypeRenewAnswer, slices.Concat(ok, bytesField(2, "p"))),
-			readAnswer,
-			ErrBadFrame,
-		},
-		"answer: DENIED, proof": {
-			"a refusal proves nothing",
-			frame(TypeRenewAnswer, slices.Concat(denied, proof)),
-			readAnswer,
-			ErrBadFrame,
-		},
+		"answer: no code":       {"an answer without a code is broken", frame(TypeRenewAnswer, proof), readAnswer, ErrBadFrame},
+		"answer: unknown code":  {"the list is closed", frame(TypeRenewAnswer, slices.Concat(varintField(1, 99), proof)), readAnswer, ErrBadFrame},
+		"answer: no proof":      {"it answers for each session", frame(TypeRenewAnswer, ok), readAnswer, ErrBadFrame},
+		"answer: 65 proofs":     {"a peer's word is bounded", frame(TypeRenewAnswer, slices.Concat(ok, slices.Repeat(proof, 65))), readAnswer, ErrBadFrame},
+		"answer: short proof":   {"proofs have 32 bytes", frame(TypeRenewAnswer, slices.Concat(ok, bytesField(2, "p"))), readAnswer, ErrBadFrame},
+		"answer: DENIED, proof": {"a refusal proves nothing", frame(TypeRenewAnswer, slices.Concat(denied, proof)), readAnswer, ErrBadFrame},
 	}
 	for name, c := range cases {
 		if err := c.read(reading(bytes.NewReader(c.in))); !errors.Is(err, c.err) {
