@@ -53,7 +53,7 @@ spec:
 func openDesk(t *testing.T) {
 	t.Helper()
 	ctx := t.Context()
-	offer(t, onePod("desk", "bar")+deskService(exported), "desk-east")
+	offer(t, onePod("desk", "bar")+deskService(recognized), "desk-east")
 	must(t, east.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod/desk", "--timeout=60s"))
 	within(t, soon, "the mirror answers", func() error {
 		_, err := west.curl(ctx, "client", "-sSf", "-m2", "http://desk-east.shop/")

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -430,4 +431,26 @@ func TestTrailersOfShortRequest(t *testing.T) {
 	if got, err := io.ReadAll(resp.Body); err != nil || string(got) != "hello <nil> five" {
 		t.Errorf("the application received %q, %v", got, err)
 	}
+}
+
+// TestRetryAfterDrop: a GET whose connection the application drops is sent again, and its
+// caller sees the answer alone.
+func TestRetryAfterDrop(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		var requests atomic.Int64
+		w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
+			if requests.Add(1) == 1 {
+				panic(http.ErrAbortHandler)
+			}
+			io.WriteString(rw, "hello")
+		}))
+		resp, err := w.client(alice, h2).Get("http://bar-east/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "hello" {
+			t.Errorf("status %d, %q, %v", resp.StatusCode, body, err)
+		}
+	})
 }
