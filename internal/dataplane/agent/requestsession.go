@@ -55,6 +55,7 @@ type requestGroup struct {
 	known    []route.EndpointID // what the balancer knows
 	missing  []route.EndpointID // those of known without a session
 	upkeepAt time.Time
+	aperture uint64 // the balancer's version at the last upkeep
 	used     time.Time
 }
 
@@ -253,15 +254,16 @@ func (g *requestGroup) leastLoaded(at route.EndpointID) (best *requestSession) {
 	return best
 }
 
-// upkeep updates what the balancer knows, retires old sessions and makes missing ones,
-// at most once per upkeepInterval.
+// upkeep updates what the balancer knows and makes sessions with endpoints that have
+// none, when the aperture has changed and once per upkeepInterval.
 func (a *Agent) upkeep(g *requestGroup, out *outboundConn, now time.Time) {
+	version := g.balancer.Version()
 	g.mu.Lock()
-	if now.Before(g.upkeepAt) {
+	if now.Before(g.upkeepAt) && version == g.aperture {
 		g.mu.Unlock()
 		return
 	}
-	g.upkeepAt, g.used = now.Add(upkeepInterval), now
+	g.upkeepAt, g.used, g.aperture = now.Add(upkeepInterval), now, version
 	g.mu.Unlock()
 	a.learnEndpoints(g, out, now)
 	var busy []route.EndpointID
