@@ -30,8 +30,9 @@ const (
 	// does not reach an application that would count it as an error.
 	serverFirstDelay = 10 * time.Millisecond
 	// recognizeTimeout is how long the agent waits for first bytes on a port of which
-	// nothing is known. Requests come with the connection.
-	recognizeTimeout = 10 * time.Millisecond
+	// nothing is known. A request comes with its connection, but the caller's node may be
+	// busy.
+	recognizeTimeout = 50 * time.Millisecond
 	firstSpeakerAge  = time.Hour
 	maxFirstSpeakers = 4096
 )
@@ -62,6 +63,20 @@ func (a *Agent) observeFirstSpeaker(in *inboundConn) func(transport.Side) {
 		}
 		a.firstSpeakers.update(port, func(tunnel.FirstSpeaker, time.Duration, bool) (tunnel.FirstSpeaker, bool) { return first, true })
 	}
+}
+
+// recordClientFirst records that clients speak first on a local port.
+func (a *Agent) recordClientFirst(port localPort) {
+	a.firstSpeakers.update(port, func(tunnel.FirstSpeaker, time.Duration, bool) (tunnel.FirstSpeaker, bool) {
+		return tunnel.FirstSpeaker_CLIENT, true
+	})
+}
+
+// recordClientFirst records that clients speak first on a remote port.
+func (cache *endpointCache) recordClientFirst(caller account, to remotePort) {
+	cache.firstSpeakers.update(setKey{caller, to}, func(tunnel.FirstSpeaker, time.Duration, bool) (tunnel.FirstSpeaker, bool) {
+		return tunnel.FirstSpeaker_CLIENT, true
+	})
 }
 
 // firstSpeaker returns which side speaks first on a local port, as recently observed.

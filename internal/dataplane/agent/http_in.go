@@ -67,6 +67,7 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 	defer r.apps.close()
 	r.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Coding: codingOf(r.protocol), MaxStreams: maxRequests, ResetRate: resetRate, Windows: a.shares.memory(in.decision.Link.UID), Handle: r.serve})
 	r.recorders = a.requestRecorders(in.metricsKey())
+	a.recordClientFirst(in.localPort())
 	a.logLimited(slog.LevelInfo, "serving requests", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name,
 		"pod", in.header.PodUID)
 	in.requests.Store(r.mux)

@@ -91,6 +91,7 @@ func (a *Agent) recognize(c *net.TCPConn, out *outboundConn) (tunnel.Protocol, e
 func (a *Agent) serveRequests(life context.Context, c *net.TCPConn, out *outboundConn, p tunnel.Protocol) (opaque bool) {
 	ctx, release := a.leases.grant(life, a.state.Load, out.checkOpen)
 	defer release()
+	a.endpointCache.recordClientFirst(out.caller.account(), out.remotePort())
 	group := a.requests.of(requestKey{out.sessionKey(), p}, a.balanceConfig(out))
 	if group == nil {
 		a.rejectOutbound(c, out, refuse(reasonOther, errNoSession))
