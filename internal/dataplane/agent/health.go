@@ -19,6 +19,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkhealth"
 	"github.com/causeway-mesh/causeway/internal/dataplane/probe"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 const (
@@ -82,6 +83,7 @@ type monitoredLink struct {
 	served  time.Time // the last probe
 	echoed  time.Time // the last echo of a link that is suspected or unusable
 	testAt  time.Time // when to test what the controller reports; zero: nothing
+	failure string    // why the last probe that brought no byte failed; bounded
 	gone    bool
 }
 
@@ -229,6 +231,24 @@ func (m *linkMonitor) unusable() map[string]bool {
 	return out
 }
 
+// report returns the links that are unusable, by name, at most maxUnusable of them.
+func (m *linkMonitor) report(now time.Time) []*wire.UnusableLink {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*wire.UnusableLink
+	for _, l := range m.links {
+		if since := l.health.UnusableSince(); !since.IsZero() {
+			out = append(out, &wire.UnusableLink{
+				Link:  l.peer.name,
+				ForMs: uint64(max(0, now.Sub(since)).Milliseconds()),
+				Error: l.failure,
+			})
+		}
+	}
+	slices.SortFunc(out, func(x, y *wire.UnusableLink) int { return cmp.Compare(x.Link, y.Link) })
+	return out[:min(len(out), maxUnusable)]
+}
+
 // run watches the links until ctx ends, and waits for the probes that it has begun.
 func (m *linkMonitor) run(ctx context.Context) {
 	var probes sync.WaitGroup
@@ -325,7 +345,7 @@ func (m *linkMonitor) recordChange(l *monitoredLink, was bool) {
 	} else {
 		m.gauge.WithLabelValues(l.peer.name).Set(1)
 		m.log.Warn("no gateway of the link answers; refusing new connections to its mirrors",
-			"link", l.peer.name, "gateways", l.peer.gateways)
+			"link", l.peer.name, "gateways", l.peer.gateways, "error", l.failure)
 	}
 	m.changed.notifyAll()
 }
@@ -463,11 +483,17 @@ func (m *linkMonitor) beginProbe(
 	probes.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
-		m.probeEnded(l, address, m.probe(ctx, p, address))
+		r := m.probe(ctx, p, address)
+		failure := ""
+		if failed(r) {
+			failure = probeErrorText(ctx, address, timeout, r)
+		}
+		m.probeEnded(l, address, r, failure)
 	})
 }
 
-func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Result) {
+// probeEnded takes in the result of a probe. failure says why it failed.
+func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Result, failure string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if l.gone {
@@ -485,6 +511,7 @@ func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Resul
 		l.health.ProbeNotTried(address, time.Now())
 	} else {
 		l.health.ProbeEnded(address, failed(r))
+		l.failure = cmp.Or(failure, l.failure)
 	}
 	m.recordChange(l, usable)
 	m.trigger()

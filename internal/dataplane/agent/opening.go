@@ -32,7 +32,7 @@ const (
 // openings are the outbound calls that are being opened. Make it with newOpenings.
 type openings struct {
 	// most is how many calls to one peer may be opening at a round trip.
-	most  func(rtt time.Duration) int
+	most func(rtt time.Duration) int
 	// quiet is how many calls to one peer may be opening on a node that is not busy.
 	quiet int
 	links *ttlMap[string, *linkOpenings] // by UID

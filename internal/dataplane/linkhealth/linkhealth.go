@@ -92,6 +92,9 @@ type Work struct {
 // Usable reports whether the node can use the link, as far as it knows.
 func (l *Link) Usable() bool { return l.unusable.IsZero() }
 
+// UnusableSince is when the link became unusable; zero: it is usable.
+func (l *Link) UnusableSince() time.Time { return l.unusable }
+
 // Suspected reports whether the link is being tested, and is not unusable yet.
 func (l *Link) Suspected() bool { return !l.suspected.IsZero() }
 
