@@ -165,8 +165,8 @@ type Agent struct {
 	Faults []string `json:"faults,omitempty"`
 	// Bridged: pods of the node share a bridge.
 	Bridged bool `json:"bridged,omitempty"`
-	// Unusable are the Links of whose gateways none answers the node. The node refuses new
-	// connections to their mirrors.
+	// Unusable are the Links of whose gateways none answers the node. The node refuses
+	// new connections to their mirrors.
 	Unusable []UnusableLink `json:"unusable,omitempty"`
 }
 

@@ -210,8 +210,8 @@ func (f Facts) refusingNodes(l *v1alpha1.Link) []Result {
 	for i, n := range nodes {
 		names[i] = n.Node
 	}
-	return []Result{fail(checkLink, l.Name, fmt.Sprintf("%d of %s (%s) refuse new connections to its mirrors, "+
-		"because none of its gateways answers there: %s", len(nodes), count(answered, "node"),
+	return []Result{fail(checkLink, l.Name, fmt.Sprintf("%d of %s (%s) refuse new connections to its "+
+		"mirrors, because none of its gateways answers there: %s", len(nodes), count(answered, "node"),
 		summarize(names), nodes[0]),
 		"see the results for its addresses; a node accepts connections again within a second after a "+
 			"gateway answers it")}
@@ -232,7 +232,7 @@ func (n UnusableNode) String() string {
 	return out
 }
 
-// UnusableNodes returns the nodes that hold a Link unusable, the first that found it first.
+// UnusableNodes returns the nodes that hold a Link unusable, the longest time first.
 func UnusableNodes(replicas []Replica, link string) []UnusableNode {
 	var out []UnusableNode
 	for name, agent := range (Facts{Replicas: replicas}).agents() {

@@ -29,9 +29,6 @@ const (
 	probesReserved = 10
 	// recentConns is how many connections of a link are asked for their last byte.
 	recentConns = 32
-	// heartbeatLife bounds one heartbeat. After the time that package linkhealth gives
-	// it, a late answer still shows that the path works.
-	heartbeatLife = 3 * time.Second
 	// stallTime is how late the monitor may be before it knows that this process, or the
 	// whole node, did not run.
 	stallTime = 300 * time.Millisecond
@@ -390,8 +387,9 @@ func (m *linkMonitor) beginHeartbeat(
 		l.health.HeartbeatEnded(false, now)
 		return
 	}
+	life := l.health.HeartbeatLife()
 	probes.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, heartbeatLife)
+		ctx, cancel := context.WithTimeout(ctx, life)
 		defer cancel()
 		var r probe.Result
 		if session != nil {
@@ -426,8 +424,9 @@ func (m *linkMonitor) beginEcho(
 		session.Close()
 		return
 	}
+	life := l.health.HeartbeatLife()
 	probes.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, heartbeatLife)
+		ctx, cancel := context.WithTimeout(ctx, life)
 		defer cancel()
 		r := session.Echo(ctx, 0)
 		m.mu.Lock()
@@ -500,8 +499,9 @@ func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Resul
 		return
 	}
 	usable := l.health.Usable()
-	if r.Connect > 0 {
-		l.health.Measured(r.Connect)
+	if r.Connect > 0 && !r.LastByte.IsZero() {
+		// Where a load balancer terminates TCP, only the handshake takes the whole path.
+		l.health.Measured(max(r.Connect, r.Handshake))
 	}
 	if !r.LastByte.IsZero() {
 		l.address = address

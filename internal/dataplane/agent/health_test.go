@@ -200,8 +200,11 @@ func TestLinkMonitor(t *testing.T) {
 func wantReport(t *testing.T, m *linkMonitor) {
 	t.Helper()
 	got := m.report(time.Now())
-	if len(got) != 1 || got[0].GetLink() != "east" || got[0].GetForMs() > 3000 ||
-		!strings.HasPrefix(got[0].GetError(), "probe e") || !strings.Contains(got[0].GetError(), "no answer within") {
+	if len(got) != 1 || got[0].GetLink() != "east" || got[0].GetForMs() > 3000 {
+		t.Fatalf("the report is %v, want east", got)
+	}
+	why := got[0].GetError()
+	if !strings.HasPrefix(why, "probe e") || !strings.Contains(why, "no answer within") {
 		t.Errorf("the report is %v, want east with the failure of a probe", got)
 	}
 	if later := m.report(time.Now().Add(time.Minute)); later[0].GetForMs() != got[0].GetForMs()+60_000 {
