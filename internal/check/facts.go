@@ -165,6 +165,18 @@ type Agent struct {
 	Faults []string `json:"faults,omitempty"`
 	// Bridged: pods of the node share a bridge.
 	Bridged bool `json:"bridged,omitempty"`
+	// Unusable are the Links of whose gateways none answers the node. The node refuses
+	// new connections to their mirrors.
+	Unusable []UnusableLink `json:"unusable,omitempty"`
+}
+
+// UnusableLink is a Link that a node cannot use.
+type UnusableLink struct {
+	Link string `json:"link"`
+	// Seconds is for how long.
+	Seconds float64 `json:"seconds"`
+	// Error says why the last probe failed; empty: it is not known.
+	Error string `json:"error,omitempty"`
 }
 
 // Dial is an agent's TCP connection to a gateway address of a peer.

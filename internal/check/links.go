@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net"
@@ -183,7 +184,7 @@ func links(f Facts) []Result {
 	}
 	var results []Result
 	for _, l := range f.links() {
-		found := f.conditions(&l)
+		found := append(f.conditions(&l), f.refusingNodes(&l)...)
 		if len(found) == 0 {
 			found = []Result{ok(checkLink, l.Name, "connected, trusted and synced: %d mirrors, %d exports",
 				l.Status.Mirrors, l.Status.Exports)}
@@ -191,6 +192,60 @@ func links(f Facts) []Result {
 		results = append(results, found...)
 	}
 	return results
+}
+
+// refusingNodes returns a Result for the nodes that hold l unusable.
+func (f Facts) refusingNodes(l *v1alpha1.Link) []Result {
+	nodes := UnusableNodes(f.Replicas, l.Name)
+	if len(nodes) == 0 {
+		return nil
+	}
+	answered := 0
+	for _, a := range f.agents() {
+		if a.Error == "" {
+			answered++
+		}
+	}
+	names := make([]string, len(nodes))
+	for i, n := range nodes {
+		names[i] = n.Node
+	}
+	return []Result{fail(checkLink, l.Name, fmt.Sprintf("%d of %s (%s) refuse new connections to its "+
+		"mirrors, because none of its gateways answers there: %s", len(nodes), count(answered, "node"),
+		summarize(names), nodes[0]),
+		"see the results for its addresses; a node accepts connections again within a second after a "+
+			"gateway answers it")}
+}
+
+// An UnusableNode is a node that holds a Link unusable.
+type UnusableNode struct {
+	Node string `json:"node"`
+	UnusableLink
+}
+
+// String says since when, and why.
+func (n UnusableNode) String() string {
+	out := fmt.Sprintf("%s for %v", n.Node, max(seconds(n.Seconds).Round(time.Second), time.Second))
+	if n.Error != "" {
+		out += " (" + n.Error + ")"
+	}
+	return out
+}
+
+// UnusableNodes returns the nodes that hold a Link unusable, the longest time first.
+func UnusableNodes(replicas []Replica, link string) []UnusableNode {
+	var out []UnusableNode
+	for name, agent := range (Facts{Replicas: replicas}).agents() {
+		for _, u := range agent.Unusable {
+			if u.Link == link {
+				out = append(out, UnusableNode{name, u})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b UnusableNode) int {
+		return cmp.Or(cmp.Compare(b.Seconds, a.Seconds), strings.Compare(a.Node, b.Node))
+	})
+	return out
 }
 
 // conditions are the types to examine. Ready comes first because it explains the others.

@@ -13,6 +13,21 @@ func TestNodeFaults(t *testing.T) {
 			},
 			want: []string{"fail vip-guard w1: the unreachable route for 240.64.0.0/12 is not there"},
 		},
+		"nodes that cannot use a Link": {
+			why: "callers on these nodes are refused, also if the controllers reach the peer",
+			spoil: func(f *Facts) {
+				f.Replicas[0].Answer.Agents[0].Unusable = []UnusableLink{{
+					Link:    "east",
+					Seconds: 65.2,
+					Error:   "probe " + eastGateway + ", stage dial: no answer within 2s",
+				}}
+			},
+			want: []string{
+				"fail link east: 1 of 2 nodes (w1) refuse new connections to its mirrors, because none of " +
+					"its gateways answers there: w1 for 1m5s (probe " + eastGateway +
+					", stage dial: no answer within 2s)",
+			},
+		},
 		"path failed in an earlier test": {
 			why: "without a new test the earlier result counts",
 			spoil: func(f *Facts) {

@@ -10,19 +10,23 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/check"
 	"github.com/causeway-mesh/causeway/internal/link"
 )
 
 func (a *app) links() *cobra.Command {
 	var flags clusterFlags
-	var asJSON bool
+	var asJSON, askNodes bool
 	c := &cobra.Command{
 		Use:   "links",
 		Short: "List Links, their conditions, and what is wrong with them",
 		Long: `List the cluster's Links with their conditions, and below them what is wrong and what to do.
 
+With --nodes the command also asks each node's agent, through the controllers, which Links the node
+cannot use. This takes some seconds, and needs the right to forward ports to pods of Causeway's namespace.
+
 The exit code is 0 whatever state they are in.`,
-		Example: "  causeway links --context west\n  causeway links --json",
+		Example: "  causeway links --context west\n  causeway links --nodes\n  causeway links --json",
 		GroupID: operator,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -38,6 +42,18 @@ The exit code is 0 whatever state they are in.`,
 			for i := range links.list {
 				reports = append(reports, reportLink(&links.list[i], flags.namespace))
 			}
+			if askNodes {
+				replicas, err := cl.askControllers(c.Context(), flags.namespace)
+				if err != nil {
+					return flags.in(err)
+				}
+				for _, r := range replicas {
+					if r.Error != "" {
+						fmt.Fprintf(a.stderr, "controller %s did not answer for its nodes: %s\n", r.Pod, r.Error)
+					}
+				}
+				addUnusable(reports, replicas)
+			}
 			if asJSON {
 				return printJSON(a.stdout, map[string]any{"links": reports})
 			}
@@ -46,6 +62,7 @@ The exit code is 0 whatever state they are in.`,
 	}
 	flags.add(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&askNodes, "nodes", false, "also ask each node which Links it cannot use")
 	return c
 }
 
@@ -59,6 +76,15 @@ type linkReport struct {
 	Exports     int32                     `json:"exports"`
 	PeerVersion string                    `json:"peerVersion"`
 	Problems    []v1alpha1.ServiceProblem `json:"problems"`
+	// Unusable are the nodes that cannot use the Link; absent without --nodes.
+	Unusable []check.UnusableNode `json:"unusable,omitempty"`
+}
+
+// addUnusable adds to each report the nodes that cannot use the Link.
+func addUnusable(reports []linkReport, replicas []check.Replica) {
+	for i := range reports {
+		reports[i].Unusable = check.UnusableNodes(replicas, reports[i].Name)
+	}
 }
 
 // conditionReport is a condition, with what to do if it is not True.
@@ -173,6 +199,9 @@ func (r linkReport) faults(out *strings.Builder) {
 		if c.Type == v1alpha1.LinkReady && c.Status == string(metav1.ConditionFalse) && c.Reason != "Suspended" {
 			break // the other conditions follow from it
 		}
+	}
+	for _, n := range r.Unusable {
+		fmt.Fprintf(out, "%s: unusable on node %s\n", r.Name, n)
 	}
 	for _, p := range r.Problems {
 		if p.Reason == link.More {

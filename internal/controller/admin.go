@@ -183,6 +183,13 @@ func agentsOf(reports []nodestream.Report) []check.Agent {
 		agent.SkewSeconds = time.UnixMilli(r.Body.GetTimeMs()).Sub(r.Arrived).Seconds()
 		agent.StateSeconds = float64(r.Body.GetStateAgeMs()) / 1000
 		agent.Faults, agent.Bridged = r.Body.GetFaults(), r.Body.GetBridged()
+		for _, u := range r.Body.GetUnusable() {
+			agent.Unusable = append(agent.Unusable, check.UnusableLink{
+				Link:    u.GetLink(),
+				Seconds: float64(u.GetForMs()) / 1000,
+				Error:   u.GetError(),
+			})
+		}
 		for _, d := range r.Body.GetReaches() {
 			agent.Dials = append(agent.Dials, check.Dial{
 				Link:        d.GetLink(),

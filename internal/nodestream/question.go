@@ -22,6 +22,8 @@ const (
 	maxProbes  = 4 // of one address
 	maxFaults  = 8
 	maxFault   = 512
+	// maxUnusable bounds the unusable Links of a report.
+	maxUnusable = 256
 )
 
 // answerTimeout bounds the time that a client takes for an answer.
@@ -171,8 +173,10 @@ func (s *Server) Report(ctx context.Context, req *wire.ReportRequest) (*wire.Rep
 func bounded(req *wire.ReportRequest) bool {
 	tooMany := func(r *wire.Reach) bool { return len(r.GetProbes()) > maxProbes }
 	tooLong := func(f string) bool { return len(f) > maxFault }
+	tooLongError := func(u *wire.UnusableLink) bool { return len(u.GetError()) > maxFault }
 	return len(req.GetReaches()) <= maxReaches && !slices.ContainsFunc(req.GetReaches(), tooMany) &&
-		len(req.GetFaults()) <= maxFaults && !slices.ContainsFunc(req.GetFaults(), tooLong)
+		len(req.GetFaults()) <= maxFaults && !slices.ContainsFunc(req.GetFaults(), tooLong) &&
+		len(req.GetUnusable()) <= maxUnusable && !slices.ContainsFunc(req.GetUnusable(), tooLongError)
 }
 
 // reporter answers the questions of one stream, one at a time. Of the questions that come

@@ -102,6 +102,12 @@ func TestReportRefused(t *testing.T) {
 			},
 			"more faults than a node can have": {Faults: make([]string, maxFaults+1)},
 			"a fault that is too long":         {Faults: []string{strings.Repeat("x", maxFault+1)}},
+			"more unusable Links than a report lists": {
+				Unusable: make([]*wire.UnusableLink, maxUnusable+1),
+			},
+			"an error that is too long": {
+				Unusable: []*wire.UnusableLink{{Error: strings.Repeat("x", maxFault+1)}},
+			},
 		} {
 			if bounded(long) {
 				t.Errorf("%s is accepted", why)

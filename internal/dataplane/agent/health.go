@@ -19,6 +19,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkhealth"
 	"github.com/causeway-mesh/causeway/internal/dataplane/probe"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 const (
@@ -28,9 +29,6 @@ const (
 	probesReserved = 10
 	// recentConns is how many connections of a link are asked for their last byte.
 	recentConns = 32
-	// heartbeatLife bounds one heartbeat. After the time that package linkhealth gives
-	// it, a late answer still shows that the path works.
-	heartbeatLife = 3 * time.Second
 	// stallTime is how late the monitor may be before it knows that this process, or the
 	// whole node, did not run.
 	stallTime = 300 * time.Millisecond
@@ -82,6 +80,7 @@ type monitoredLink struct {
 	served  time.Time // the last probe
 	echoed  time.Time // the last echo of a link that is suspected or unusable
 	testAt  time.Time // when to test what the controller reports; zero: nothing
+	failure string    // why the last probe that brought no byte failed; bounded
 	gone    bool
 }
 
@@ -229,6 +228,24 @@ func (m *linkMonitor) unusable() map[string]bool {
 	return out
 }
 
+// report returns the links that are unusable, by name, at most maxUnusable of them.
+func (m *linkMonitor) report(now time.Time) []*wire.UnusableLink {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*wire.UnusableLink
+	for _, l := range m.links {
+		if since := l.health.UnusableSince(); !since.IsZero() {
+			out = append(out, &wire.UnusableLink{
+				Link:  l.peer.name,
+				ForMs: uint64(max(0, now.Sub(since)).Milliseconds()),
+				Error: l.failure,
+			})
+		}
+	}
+	slices.SortFunc(out, func(x, y *wire.UnusableLink) int { return cmp.Compare(x.Link, y.Link) })
+	return out[:min(len(out), maxUnusable)]
+}
+
 // run watches the links until ctx ends, and waits for the probes that it has begun.
 func (m *linkMonitor) run(ctx context.Context) {
 	var probes sync.WaitGroup
@@ -325,7 +342,7 @@ func (m *linkMonitor) recordChange(l *monitoredLink, was bool) {
 	} else {
 		m.gauge.WithLabelValues(l.peer.name).Set(1)
 		m.log.Warn("no gateway of the link answers; refusing new connections to its mirrors",
-			"link", l.peer.name, "gateways", l.peer.gateways)
+			"link", l.peer.name, "gateways", l.peer.gateways, "error", l.failure)
 	}
 	m.changed.notifyAll()
 }
@@ -370,8 +387,9 @@ func (m *linkMonitor) beginHeartbeat(
 		l.health.HeartbeatEnded(false, now)
 		return
 	}
+	life := l.health.HeartbeatLife()
 	probes.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, heartbeatLife)
+		ctx, cancel := context.WithTimeout(ctx, life)
 		defer cancel()
 		var r probe.Result
 		if session != nil {
@@ -406,8 +424,9 @@ func (m *linkMonitor) beginEcho(
 		session.Close()
 		return
 	}
+	life := l.health.HeartbeatLife()
 	probes.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, heartbeatLife)
+		ctx, cancel := context.WithTimeout(ctx, life)
 		defer cancel()
 		r := session.Echo(ctx, 0)
 		m.mu.Lock()
@@ -463,19 +482,26 @@ func (m *linkMonitor) beginProbe(
 	probes.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
-		m.probeEnded(l, address, m.probe(ctx, p, address))
+		r := m.probe(ctx, p, address)
+		failure := ""
+		if failed(r) {
+			failure = probeErrorText(ctx, address, timeout, r)
+		}
+		m.probeEnded(l, address, r, failure)
 	})
 }
 
-func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Result) {
+// probeEnded takes in the result of a probe. failure says why it failed.
+func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Result, failure string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if l.gone {
 		return
 	}
 	usable := l.health.Usable()
-	if r.Connect > 0 {
-		l.health.Measured(r.Connect)
+	if r.Connect > 0 && !r.LastByte.IsZero() {
+		// Where a load balancer terminates TCP, only the handshake takes the whole path.
+		l.health.Measured(max(r.Connect, r.Handshake))
 	}
 	if !r.LastByte.IsZero() {
 		l.address = address
@@ -485,6 +511,7 @@ func (m *linkMonitor) probeEnded(l *monitoredLink, address string, r probe.Resul
 		l.health.ProbeNotTried(address, time.Now())
 	} else {
 		l.health.ProbeEnded(address, failed(r))
+		l.failure = cmp.Or(failure, l.failure)
 	}
 	m.recordChange(l, usable)
 	m.trigger()

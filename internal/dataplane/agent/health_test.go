@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -168,6 +169,7 @@ func TestLinkMonitor(t *testing.T) {
 		default:
 			t.Error("the change is not announced")
 		}
+		wantReport(t, m)
 		f.counts()
 		bubble.Pass(time.Minute)
 		if dials, echoes, _ := f.counts(); dials > 2*80 || dials < 2*60 || echoes > 0 {
@@ -176,7 +178,7 @@ func TestLinkMonitor(t *testing.T) {
 		}
 		f.set(func() { delete(f.dead, "e2") })
 		bubble.Pass(time.Second + 10*time.Millisecond)
-		if len(m.unusable()) > 0 || unusable() != 0 {
+		if len(m.unusable()) > 0 || unusable() != 0 || len(m.report(time.Now())) > 0 {
 			t.Error("unusable after a probe was answered")
 		}
 		bubble.Pass(time.Hour)
@@ -192,6 +194,22 @@ func TestLinkMonitor(t *testing.T) {
 			}
 		}
 	})
+}
+
+// wantReport checks what the monitor of TestLinkMonitor reports while east is unusable.
+func wantReport(t *testing.T, m *linkMonitor) {
+	t.Helper()
+	got := m.report(time.Now())
+	if len(got) != 1 || got[0].GetLink() != "east" || got[0].GetForMs() > 3000 {
+		t.Fatalf("the report is %v, want east", got)
+	}
+	why := got[0].GetError()
+	if !strings.HasPrefix(why, "probe e") || !strings.Contains(why, "no answer within") {
+		t.Errorf("the report is %v, want east with the failure of a probe", got)
+	}
+	if later := m.report(time.Now().Add(time.Minute)); later[0].GetForMs() != got[0].GetForMs()+60_000 {
+		t.Errorf("a minute later it is %v", later)
+	}
 }
 
 // What keeps this node from probing says nothing about a link.

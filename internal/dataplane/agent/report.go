@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/probe"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 	"github.com/causeway-mesh/causeway/internal/vipguard"
 )
@@ -26,6 +27,7 @@ const (
 	maxDialError = 256
 	maxFaults    = 8
 	maxFault     = 512
+	maxUnusable  = 256
 )
 
 // reporter returns a function that adds this node's facts to a report. podDir is where
@@ -39,6 +41,7 @@ func (a *Agent) reporter(podDir string) func(context.Context, *wire.ReportReques
 		}
 		report.Bridged = a.podTable.Bridged()
 		report.Reaches = a.checkGateways(ctx)
+		report.Unusable = a.monitor.report(time.Now())
 	}
 }
 
@@ -99,6 +102,12 @@ func (a *Agent) checkGateway(ctx context.Context, p *peer, r *wire.Reach) {
 	}
 	conn.Close()
 	r.Probes = a.probePath(ctx, p, r.Address)
+}
+
+// probeErrorText is why a probe of an address failed: the stage and the innermost error.
+func probeErrorText(ctx context.Context, address string, within time.Duration, r probe.Result) string {
+	text := fmt.Sprintf("probe %s, stage %s: %s", address, r.Stage, dialErrorText(ctx, within, r.Err))
+	return strings.ToValidUTF8(text[:min(len(text), maxFault)], "")
 }
 
 // dialErrorText is why an address was not reached within a time, in the words of the

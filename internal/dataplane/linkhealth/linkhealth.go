@@ -48,8 +48,16 @@ const (
 	heartbeatTrips  = 2
 	attemptBase     = 750 * time.Millisecond
 	attemptTrips    = 4
-	longestAttempt  = 3 * time.Second
-	unknownRTT      = 150 * time.Millisecond
+	longestAttempt  = 5 * time.Second
+	// Before a round trip is measured, a probe has time for two round trips of
+	// longestMeasured, after which the first byte comes. Probes begin early, so that an
+	// outage is still found within 5 s.
+	unknownAttempt   = 4300 * time.Millisecond
+	unknownHeartbeat = 200 * time.Millisecond
+	// The time after which a heartbeat is given up. Its session takes three round trips
+	// to open.
+	shortestLife = 3 * time.Second
+	lifeTrips    = 4
 	rttWeight       = 8 // of the previous average
 	longestMeasured = 2 * time.Second
 )
@@ -91,6 +99,9 @@ type Work struct {
 
 // Usable reports whether the node can use the link, as far as it knows.
 func (l *Link) Usable() bool { return l.unusable.IsZero() }
+
+// UnusableSince is when the link became unusable; zero: it is usable.
+func (l *Link) UnusableSince() time.Time { return l.unusable }
 
 // Suspected reports whether the link is being tested, and is not unusable yet.
 func (l *Link) Suspected() bool { return !l.suspected.IsZero() }
@@ -174,16 +185,27 @@ func (l *Link) Measured(rtt time.Duration) {
 
 // AttemptTimeout is how long a probe may take.
 func (l *Link) AttemptTimeout() time.Duration {
-	return min(attemptBase+attemptTrips*l.roundTrip(), longestAttempt)
+	if l.rtt == 0 {
+		return unknownAttempt
+	}
+	return min(attemptBase+attemptTrips*l.rtt, longestAttempt)
 }
 
-func (l *Link) heartbeatTimeout() time.Duration { return heartbeatBase + heartbeatTrips*l.roundTrip() }
-
-func (l *Link) roundTrip() time.Duration {
-	if l.rtt == 0 {
-		return unknownRTT
+// HeartbeatLife is how long the caller must wait for the end of a heartbeat. After the
+// time that a heartbeat may take, a late answer still shows that the path works.
+func (l *Link) HeartbeatLife() time.Duration {
+	rtt := l.rtt
+	if rtt == 0 {
+		rtt = longestMeasured
 	}
-	return l.rtt
+	return max(shortestLife, lifeTrips*rtt)
+}
+
+func (l *Link) heartbeatTimeout() time.Duration {
+	if l.rtt == 0 {
+		return unknownHeartbeat
+	}
+	return heartbeatBase + heartbeatTrips*l.rtt
 }
 
 // HeartbeatDue reports whether Next would ask for a heartbeat unless a byte came lately.

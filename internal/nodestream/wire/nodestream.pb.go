@@ -2351,7 +2351,10 @@ type ReportRequest struct {
 	Faults []string `protobuf:"bytes,6,rep,name=faults,proto3" json:"faults,omitempty"`
 	// Pods of the node share a bridge, so a pod that may send raw packets can impersonate
 	// its neighbor.
-	Bridged       bool `protobuf:"varint,7,opt,name=bridged,proto3" json:"bridged,omitempty"`
+	Bridged bool `protobuf:"varint,7,opt,name=bridged,proto3" json:"bridged,omitempty"`
+	// Links that the node holds unusable, so that it refuses new connections to their
+	// mirrors: at most 256, by name.
+	Unusable      []*UnusableLink `protobuf:"bytes,8,rep,name=unusable,proto3" json:"unusable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2435,6 +2438,76 @@ func (x *ReportRequest) GetBridged() bool {
 	return false
 }
 
+func (x *ReportRequest) GetUnusable() []*UnusableLink {
+	if x != nil {
+		return x.Unusable
+	}
+	return nil
+}
+
+// UnusableLink is a Link of whose gateways none answers the node.
+type UnusableLink struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Link  string                 `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"`
+	// For how long, milliseconds.
+	ForMs uint64 `protobuf:"varint,2,opt,name=for_ms,json=forMs,proto3" json:"for_ms,omitempty"`
+	// Why the last probe failed, at most 512 bytes; empty: not known.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnusableLink) Reset() {
+	*x = UnusableLink{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnusableLink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnusableLink) ProtoMessage() {}
+
+func (x *UnusableLink) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnusableLink.ProtoReflect.Descriptor instead.
+func (*UnusableLink) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *UnusableLink) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
+func (x *UnusableLink) GetForMs() uint64 {
+	if x != nil {
+		return x.ForMs
+	}
+	return 0
+}
+
+func (x *UnusableLink) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type ReportResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2443,7 +2516,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[28]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2528,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[28]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2541,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{28}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{29}
 }
 
 // Reach is the result of one TCP connection from the node to a gateway address of a peer.
@@ -2487,7 +2560,7 @@ type Reach struct {
 
 func (x *Reach) Reset() {
 	*x = Reach{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[29]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2499,7 +2572,7 @@ func (x *Reach) String() string {
 func (*Reach) ProtoMessage() {}
 
 func (x *Reach) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[29]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2512,7 +2585,7 @@ func (x *Reach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reach.ProtoReflect.Descriptor instead.
 func (*Reach) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{29}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Reach) GetLink() string {
@@ -2573,7 +2646,7 @@ type PathProbe struct {
 
 func (x *PathProbe) Reset() {
 	*x = PathProbe{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[30]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +2658,7 @@ func (x *PathProbe) String() string {
 func (*PathProbe) ProtoMessage() {}
 
 func (x *PathProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[30]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +2671,7 @@ func (x *PathProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathProbe.ProtoReflect.Descriptor instead.
 func (*PathProbe) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{30}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PathProbe) GetSmallSegments() bool {
@@ -2827,7 +2900,7 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x0fservice_account\x18\x02 \x01(\tR\x0eserviceAccount\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\"$\n" +
 	"\fSignResponse\x12\x14\n" +
-	"\x05chain\x18\x01 \x03(\fR\x05chain\"\xeb\x01\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\"\xad\x02\n" +
 	"\rReportRequest\x12\x1a\n" +
 	"\bquestion\x18\x01 \x01(\x04R\bquestion\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x17\n" +
@@ -2836,7 +2909,12 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"stateAgeMs\x127\n" +
 	"\areaches\x18\x05 \x03(\v2\x1d.causeway.nodestream.v1.ReachR\areaches\x12\x16\n" +
 	"\x06faults\x18\x06 \x03(\tR\x06faults\x12\x18\n" +
-	"\abridged\x18\a \x01(\bR\abridged\"\x10\n" +
+	"\abridged\x18\a \x01(\bR\abridged\x12@\n" +
+	"\bunusable\x18\b \x03(\v2$.causeway.nodestream.v1.UnusableLinkR\bunusable\"O\n" +
+	"\fUnusableLink\x12\x12\n" +
+	"\x04link\x18\x01 \x01(\tR\x04link\x12\x15\n" +
+	"\x06for_ms\x18\x02 \x01(\x04R\x05forMs\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\x10\n" +
 	"\x0eReportResponse\"\x9f\x01\n" +
 	"\x05Reach\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12\x18\n" +
@@ -2883,7 +2961,7 @@ func file_internal_nodestream_wire_nodestream_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_nodestream_wire_nodestream_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
 	(Protocol)(0),           // 0: causeway.nodestream.v1.Protocol
 	(ForwardIdentity)(0),    // 1: causeway.nodestream.v1.ForwardIdentity
@@ -2915,10 +2993,11 @@ var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
 	(*SignRequest)(nil),     // 27: causeway.nodestream.v1.SignRequest
 	(*SignResponse)(nil),    // 28: causeway.nodestream.v1.SignResponse
 	(*ReportRequest)(nil),   // 29: causeway.nodestream.v1.ReportRequest
-	(*ReportResponse)(nil),  // 30: causeway.nodestream.v1.ReportResponse
-	(*Reach)(nil),           // 31: causeway.nodestream.v1.Reach
-	(*PathProbe)(nil),       // 32: causeway.nodestream.v1.PathProbe
-	nil,                     // 33: causeway.nodestream.v1.ExportPod.TargetsEntry
+	(*UnusableLink)(nil),    // 30: causeway.nodestream.v1.UnusableLink
+	(*ReportResponse)(nil),  // 31: causeway.nodestream.v1.ReportResponse
+	(*Reach)(nil),           // 32: causeway.nodestream.v1.Reach
+	(*PathProbe)(nil),       // 33: causeway.nodestream.v1.PathProbe
+	nil,                     // 34: causeway.nodestream.v1.ExportPod.TargetsEntry
 }
 var file_internal_nodestream_wire_nodestream_proto_depIdxs = []int32{
 	5,  // 0: causeway.nodestream.v1.Resource.cluster:type_name -> causeway.nodestream.v1.Cluster
@@ -2942,25 +3021,26 @@ var file_internal_nodestream_wire_nodestream_proto_depIdxs = []int32{
 	18, // 18: causeway.nodestream.v1.Export.pods:type_name -> causeway.nodestream.v1.ExportPod
 	1,  // 19: causeway.nodestream.v1.Export.forward_identity:type_name -> causeway.nodestream.v1.ForwardIdentity
 	0,  // 20: causeway.nodestream.v1.ExportPort.declared:type_name -> causeway.nodestream.v1.Protocol
-	33, // 21: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
+	34, // 21: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
 	22, // 22: causeway.nodestream.v1.Policy.callers:type_name -> causeway.nodestream.v1.Caller
 	20, // 23: causeway.nodestream.v1.Policy.request_callers:type_name -> causeway.nodestream.v1.RequestCaller
 	22, // 24: causeway.nodestream.v1.RequestCaller.caller:type_name -> causeway.nodestream.v1.Caller
 	21, // 25: causeway.nodestream.v1.RequestCaller.paths:type_name -> causeway.nodestream.v1.PathMatch
 	24, // 26: causeway.nodestream.v1.Route.endpoints:type_name -> causeway.nodestream.v1.Endpoint
-	31, // 27: causeway.nodestream.v1.ReportRequest.reaches:type_name -> causeway.nodestream.v1.Reach
-	32, // 28: causeway.nodestream.v1.Reach.probes:type_name -> causeway.nodestream.v1.PathProbe
-	2,  // 29: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
-	27, // 30: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
-	29, // 31: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
-	3,  // 32: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
-	28, // 33: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
-	30, // 34: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
-	32, // [32:35] is the sub-list for method output_type
-	29, // [29:32] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	32, // 27: causeway.nodestream.v1.ReportRequest.reaches:type_name -> causeway.nodestream.v1.Reach
+	30, // 28: causeway.nodestream.v1.ReportRequest.unusable:type_name -> causeway.nodestream.v1.UnusableLink
+	33, // 29: causeway.nodestream.v1.Reach.probes:type_name -> causeway.nodestream.v1.PathProbe
+	2,  // 30: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
+	27, // 31: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
+	29, // 32: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
+	3,  // 33: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
+	28, // 34: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
+	31, // 35: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
+	33, // [33:36] is the sub-list for method output_type
+	30, // [30:33] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodestream_wire_nodestream_proto_init() }
@@ -2989,7 +3069,7 @@ func file_internal_nodestream_wire_nodestream_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodestream_wire_nodestream_proto_rawDesc), len(file_internal_nodestream_wire_nodestream_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
