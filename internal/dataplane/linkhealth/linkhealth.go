@@ -44,11 +44,11 @@ const (
 	roundSize = 4
 	// The time that a heartbeat and a probe may take is a base and a number of round
 	// trips.
-	heartbeatBase   = 400 * time.Millisecond
-	heartbeatTrips  = 2
-	attemptBase     = 750 * time.Millisecond
-	attemptTrips    = 4
-	longestAttempt  = 5 * time.Second
+	heartbeatBase  = 400 * time.Millisecond
+	heartbeatTrips = 2
+	attemptBase    = 750 * time.Millisecond
+	attemptTrips   = 4
+	longestAttempt = 5 * time.Second
 	// Before a round trip is measured, a probe has time for two round trips of
 	// longestMeasured, after which the first byte comes. Probes begin early, so that an
 	// outage is still found within 5 s.
@@ -56,8 +56,8 @@ const (
 	unknownHeartbeat = 200 * time.Millisecond
 	// The time after which a heartbeat is given up. Its session takes three round trips
 	// to open.
-	shortestLife = 3 * time.Second
-	lifeTrips    = 4
+	shortestLife    = 3 * time.Second
+	lifeTrips       = 4
 	rttWeight       = 8 // of the previous average
 	longestMeasured = 2 * time.Second
 )

@@ -161,7 +161,7 @@ func TestOutage(t *testing.T) {
 		path, bad path
 		within    time.Duration
 	}{
-		"near":    {fast, lost, 2700 * time.Millisecond},
+		"near": {fast, lost, 2700 * time.Millisecond},
 		// An answer may be under way for 240 ms when the outage begins.
 		"60 ms":   {far, lost, 3050 * time.Millisecond},
 		"refused": {fast, refused, 2500 * time.Millisecond},
