@@ -98,7 +98,9 @@ func TestWriterWritesOnlyChanges(t *testing.T) {
 			w.set(pending, "a", "b")
 			w.Serve(beta)
 			w.settle(exported, "a", "b")
-			expect(t, "one list, and one write of each", api.took(), []string{"list ", "apply a", "apply b"})
+			took := api.took()
+			slices.Sort(took[min(1, len(took)):]) // objects have no order
+			expect(t, "one list, and one write of each", took, []string{"list ", "apply a", "apply b"})
 			expect(t, "it is exported", api.reasons("a"), works)
 			w.settle(exported, "a", "b")
 			bubble.Pass(time.Hour)
