@@ -142,6 +142,9 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 		watch.start(cancel)
 		result := r.forward(caller, ended)
 		watch.pause()
+		if result.Err != nil && !ended { // its body may be unread
+			caller.CloseAfterResponse()
+		}
 		r.answer(caller, result)
 		if next, linger := caller.Finish(); !next {
 			closeHTTP1(c, linger)
@@ -295,7 +298,13 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 	if err := cc.checkCaller(); err != nil {
 		return nil, err
 	}
-	s, choice, err := cc.agent.pick(cc.ctx, cc.group, cc.out, r.tried)
+	ctx := cc.ctx
+	if r.plan.Timeout > 0 { // it includes the wait for a session
+		var end context.CancelFunc
+		ctx, end = context.WithTimeoutCause(ctx, r.plan.Timeout, httprelay.ErrTimeout)
+		defer end()
+	}
+	s, choice, err := cc.agent.pick(ctx, cc.group, cc.out, r.tried)
 	if err != nil {
 		return nil, err
 	}
@@ -369,10 +378,10 @@ func (r *outboundRequest) observe(o balance.Outcome) {
 }
 
 // isFailure reports whether a response counts as a failed try: the far side of the mesh
-// made it, or the policy names its status.
+// made it and does not deny the request, or the policy names its status.
 func (r *outboundRequest) isFailure(h *message.Head) bool {
 	if _, far := h.Get(httprelay.ErrorField); far {
-		return true
+		return h.Status != http.StatusForbidden // every endpoint would refuse the caller
 	}
 	if status, ok := grpcStatusOf(h); ok && r.grpc {
 		return r.policy.GRPCStatuses&(1<<status) != 0

@@ -20,6 +20,7 @@ import (
 	"github.com/pires/go-proxyproto/tlvparse"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -451,6 +452,48 @@ func TestRetryAfterDrop(t *testing.T) {
 		defer resp.Body.Close()
 		if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "hello" {
 			t.Errorf("status %d, %q, %v", resp.StatusCode, body, err)
+		}
+	})
+}
+
+// TestRequestPolicy: an ExportPolicy may name methods and paths. A denial is final, and
+// its caller learns which side denied.
+func TestRequestPolicy(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) {}))
+		w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+			r.GetExport().Policies = []*wire.Policy{{Name: "reads", RequestCallers: []*wire.RequestCaller{{
+				Caller:  &wire.Caller{Link: "west"},
+				Methods: []string{"GET"},
+				Paths:   []*wire.PathMatch{{Match: &wire.PathMatch_Prefix{Prefix: "/public"}}},
+			}}}}
+		})
+		c := w.client(alice, h2)
+		denied := 0.0
+		for _, tc := range []struct {
+			method, path string
+			status       int
+		}{
+			{"GET", "/public/a", 200}, {"GET", "/private", 403}, {"POST", "/public/a", 403},
+			{"GET", "/public/../private", 403}, {"GET", "/public%2f..%2fprivate", 403}, {"GET", "/publicity", 403},
+		} {
+			req, _ := http.NewRequest(tc.method, "http://bar-east", nil)
+			req.URL.Opaque = tc.path
+			resp, err := c.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if tc.status == 403 {
+				denied++
+			}
+			status := resp.Header.Get("Proxy-Status")
+			if resp.StatusCode != tc.status || tc.status == 403 && !strings.HasPrefix(status, "causeway-peer; error=http_request_denied") {
+				t.Errorf("%s %s: status %d, %q, want %d", tc.method, tc.path, resp.StatusCode, status, tc.status)
+			}
+		}
+		if n := refusals(w.east, inbound, admit.RequestDenied.String()); n != denied {
+			t.Errorf("%v requests were denied at the far side, want %v: a denial must not be tried again", n, denied)
 		}
 	})
 }
