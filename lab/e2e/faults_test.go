@@ -43,7 +43,12 @@ var quick = []string{"--skip-canary"}
 // agree waits until `causeway links` says the words too: a condition follows a few seconds behind what may mend by itself.
 func agree(t *testing.T, c *cluster, words ...string) {
 	t.Helper()
-	within(t, 15*time.Second, "links in "+c.Name()+" agrees", func() error {
+	agreeWithin(t, c, 15*time.Second, words...)
+}
+
+func agreeWithin(t *testing.T, c *cluster, limit time.Duration, words ...string) {
+	t.Helper()
+	within(t, limit, "links in "+c.Name()+" agrees", func() error {
 		said, err := c.causeway(t.Context(), "links")
 		for _, w := range words {
 			if err == nil && !strings.Contains(said, w) {
