@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"golang.org/x/net/websocket"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/causeway-mesh/causeway/lab"
 )
@@ -53,6 +54,16 @@ spec:
 func openDesk(t *testing.T) {
 	t.Helper()
 	ctx := t.Context()
+	within(t, time.Minute, "no pod of an earlier test is left", func() error {
+		_, err := east.api.CoreV1().Pods("shop").Get(ctx, "desk", getOptions)
+		if err == nil {
+			return errNotYet
+		}
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return err
+	})
 	offer(t, onePod("desk", "bar")+deskService(recognized), "desk-east")
 	must(t, east.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod/desk", "--timeout=60s"))
 	within(t, soon, "the mirror answers", func() error {
