@@ -304,7 +304,8 @@ func (a *allocations) read(ctx context.Context, c *cluster) (ledger.Contents, er
 // another replica leads when it goes on. No virtual IP is given twice.
 func TestPausedLeader(t *testing.T) {
 	ctx := t.Context()
-	const exports, pause = 120, 20 * time.Second
+	// A follower sees the last renewal up to 2.4 s late, waits for 15 s, and tries every 2.4 s.
+	const exports, pause = 120, 25 * time.Second
 	names := make([]string, exports)
 	for i := range names {
 		names[i] = fmt.Sprintf("paused-%03d", i)
