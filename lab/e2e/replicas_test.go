@@ -300,7 +300,7 @@ func (a *allocations) read(ctx context.Context, c *cluster) (ledger.Contents, er
 	return contents, nil
 }
 
-// TestPausedLeader pauses the importer's leader for 20 s amid ledger writes, so that
+// TestPausedLeader pauses the importer's leader for 25 s amid ledger writes, so that
 // another replica leads when it goes on. No virtual IP is given twice.
 func TestPausedLeader(t *testing.T) {
 	ctx := t.Context()
