@@ -179,13 +179,8 @@ func TestAgentAwaitsCertificates(t *testing.T) {
 	}{
 		"all":         {"with every certificate there is nothing to wait for", all, 0, true},
 		"some, early": {"the others may come any moment", some, certificateTimeout - 1, false},
-		"some, late": {
-			"one pod that is refused must not keep the others from being served",
-			some,
-			certificateTimeout,
-			true,
-		},
-		"none, late": {"an agent without any would refuse every call", none, time.Hour, false},
+		"some, late":  {"one pod that is refused must not keep the others from being served", some, certificateTimeout, true},
+		"none, late":  {"an agent without any would refuse every call", none, time.Hour, false},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

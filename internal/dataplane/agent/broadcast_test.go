@@ -20,42 +20,16 @@ func TestAwaitAnswer(t *testing.T) {
 		after time.Duration
 		err   error
 	}{
-		"never":   {why: "callers are told within 2 s", after: answerTimeout, err: errNotYet},
-		"at once": {why: "what is known is not waited for", good: -1, after: 0},
-		"with news": {
-			why:   "the state was on its way",
-			good:  time.Second,
-			tells: []time.Duration{time.Second},
-			after: time.Second,
-		},
-		"with late news": {
-			why:   "other news is not the answer",
-			good:  time.Second,
-			tells: []time.Duration{500 * time.Millisecond, 1500 * time.Millisecond},
-			after: 1500 * time.Millisecond,
-		},
-		"too late": {
-			why:   "patience is bounded",
-			good:  time.Second,
-			tells: []time.Duration{3 * time.Second},
-			after: answerTimeout,
-			err:   errNotYet,
-		},
-		"final": {why: "no news would change it", final: true, after: 0, err: errNotYet},
-		"with time": {
-			why:   "the kernel finds a pod and tells nobody",
-			good:  250 * time.Millisecond,
-			again: true,
-			after: 3 * answerRetryInterval,
-		},
-		"not with time": {
-			why:   "asking costs",
-			good:  250 * time.Millisecond,
-			tells: []time.Duration{time.Second},
-			after: time.Second,
-		},
-		"never in time": {why: "patience is bounded", again: true, after: answerTimeout, err: errNotYet},
-		"context":       {why: "the process stops", ends: time.Second, after: time.Second, err: errNotYet},
+		"never":          {why: "callers are told within 2 s", after: answerTimeout, err: errNotYet},
+		"at once":        {why: "what is known is not waited for", good: -1, after: 0},
+		"with news":      {why: "the state was on its way", good: time.Second, tells: []time.Duration{time.Second}, after: time.Second},
+		"with late news": {why: "other news is not the answer", good: time.Second, tells: []time.Duration{500 * time.Millisecond, 1500 * time.Millisecond}, after: 1500 * time.Millisecond},
+		"too late":       {why: "patience is bounded", good: time.Second, tells: []time.Duration{3 * time.Second}, after: answerTimeout, err: errNotYet},
+		"final":          {why: "no news would change it", final: true, after: 0, err: errNotYet},
+		"with time":      {why: "the kernel finds a pod and tells nobody", good: 250 * time.Millisecond, again: true, after: 3 * answerRetryInterval},
+		"not with time":  {why: "asking costs", good: 250 * time.Millisecond, tells: []time.Duration{time.Second}, after: time.Second},
+		"never in time":  {why: "patience is bounded", again: true, after: answerTimeout, err: errNotYet},
+		"context":        {why: "the process stops", ends: time.Second, after: time.Second, err: errNotYet},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

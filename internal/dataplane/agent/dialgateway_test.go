@@ -25,36 +25,11 @@ func TestPenalties(t *testing.T) {
 		want []string
 	}{
 		"nothing known": {"the controller's order stands", func(*penalties) {}, 0, all},
-		"first lost": {
-			"what failed comes last",
-			func(d *penalties) { d.recordDial(all, 1, start) },
-			time.Second,
-			[]string{"b", "c", "a"},
-		},
-		"two lost": {
-			"in their order",
-			func(d *penalties) { d.recordDial(all, 2, start) },
-			time.Second,
-			[]string{"c", "a", "b"},
-		},
-		"all lost": {
-			"then the controller's order is as good as any",
-			func(d *penalties) { d.recordDial(all, 2, start); d.recordDial([]string{"c", "a"}, 1, start) },
-			time.Second,
-			[]string{"a", "b", "c"},
-		},
-		"just resting": {
-			"one tick before its time it still rests",
-			func(d *penalties) { d.recordDial(all, 1, start) },
-			minPenalty - 1,
-			[]string{"b", "c", "a"},
-		},
-		"rested": {
-			"then one call finds out",
-			func(d *penalties) { d.recordDial(all, 1, start) },
-			minPenalty,
-			all,
-		},
+		"first lost":    {"what failed comes last", func(d *penalties) { d.recordDial(all, 1, start) }, time.Second, []string{"b", "c", "a"}},
+		"two lost":      {"in their order", func(d *penalties) { d.recordDial(all, 2, start) }, time.Second, []string{"c", "a", "b"}},
+		"all lost":      {"then the controller's order is as good as any", func(d *penalties) { d.recordDial(all, 2, start); d.recordDial([]string{"c", "a"}, 1, start) }, time.Second, []string{"a", "b", "c"}},
+		"just resting":  {"one tick before its time it still rests", func(d *penalties) { d.recordDial(all, 1, start) }, minPenalty - 1, []string{"b", "c", "a"}},
+		"rested":        {"then one call finds out", func(d *penalties) { d.recordDial(all, 1, start) }, minPenalty, all},
 		"trial under way": {"and the others do not wait for it", func(d *penalties) {
 			d.recordDial(all, 1, start)
 			d.order(all, start.Add(minPenalty))
@@ -67,12 +42,7 @@ func TestPenalties(t *testing.T) {
 			d.recordDial(all, 1, start)
 			d.recordDial(d.order(all, start.Add(minPenalty)), 1, start.Add(minPenalty))
 		}, 3*minPenalty - 1, []string{"b", "c", "a"}},
-		"unheard": {
-			"where nobody hears what is sent is no place for the next call",
-			func(d *penalties) { d.recordDead("b", start) },
-			time.Second,
-			[]string{"a", "c", "b"},
-		},
+		"unheard": {"where nobody hears what is sent is no place for the next call", func(d *penalties) { d.recordDead("b", start) }, time.Second, []string{"a", "c", "b"}},
 		"lost by many at once": {"a crowd of calls finds out the same thing once", func(d *penalties) {
 			for range 10 {
 				d.recordDial(all, 1, start)
@@ -129,24 +99,12 @@ func TestGatewayLoadIsWeighted(t *testing.T) {
 		want map[string]int // of 3,000, first
 	}{
 		"unknown": {"nothing is known of any", nil, map[string]int{"a": 1000, "b": 1000, "c": 1000}},
-		"alike": {
-			"they are alike",
-			map[string]time.Duration{"a": time.Second, "b": time.Second, "c": time.Second},
-			map[string]int{"a": 1000, "b": 1000, "c": 1000},
-		},
-		"one far": {
-			"it has its share of what is left",
-			map[string]time.Duration{"a": 10 * time.Millisecond, "b": 10 * time.Millisecond, "c": 20 * time.Millisecond},
+		"alike":   {"they are alike", map[string]time.Duration{"a": time.Second, "b": time.Second, "c": time.Second}, map[string]int{"a": 1000, "b": 1000, "c": 1000}},
+		"one far": {"it has its share of what is left", map[string]time.Duration{"a": 10 * time.Millisecond, "b": 10 * time.Millisecond, "c": 20 * time.Millisecond},
 			map[string]int{"a": 1200, "b": 1200, "c": 600}},
-		"one very far": {
-			"it is measured again all the same",
-			map[string]time.Duration{"a": time.Millisecond, "b": time.Millisecond, "c": time.Second},
+		"one very far": {"it is measured again all the same", map[string]time.Duration{"a": time.Millisecond, "b": time.Millisecond, "c": time.Second},
 			map[string]int{"a": 1429, "b": 1429, "c": 143}},
-		"one new": {
-			"it may be as fast as the fastest",
-			map[string]time.Duration{"a": time.Second, "b": time.Second},
-			map[string]int{"a": 1000, "b": 1000, "c": 1000},
-		},
+		"one new": {"it may be as fast as the fastest", map[string]time.Duration{"a": time.Second, "b": time.Second}, map[string]int{"a": 1000, "b": 1000, "c": 1000}},
 	}
 	for name, tc := range cases {
 		first := map[string]int{}

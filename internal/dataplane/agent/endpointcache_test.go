@@ -95,41 +95,13 @@ func TestEndpointSets(t *testing.T) {
 		received []timedAnswer
 		want     endpointSet
 	}{
-		"one": {
-			why:      "the answer is all that is known",
-			received: []timedAnswer{answer(0, 5, 2, 1, 2)},
-			want:     endpointSet{ready: ids(1, 2), count: 2, generation: 5},
-		},
-		"more": {
-			why:      "an answer names some of many",
-			received: []timedAnswer{answer(0, 5, 4, 1, 2), answer(0, 5, 4, 3, 2)},
-			want:     endpointSet{ready: ids(3, 2, 1), count: 4, generation: 5},
-		},
-		"newer": {
-			why:      "what is gone is not named again",
-			received: []timedAnswer{answer(0, 5, 2, 1, 2), answer(0, 6, 1, 3)},
-			want:     endpointSet{ready: ids(3), count: 1, generation: 6},
-		},
-		"late": {
-			why:      "an older answer overtaken by a newer one",
-			received: []timedAnswer{answer(0, 6, 1, 3), answer(staleGenerationAge-1, 5, 2, 1, 2)},
-			want:     endpointSet{ready: ids(3), count: 1, generation: 6},
-		},
-		"went back": {
-			why:      "the peer's clock was set back",
-			received: []timedAnswer{answer(0, 6, 1, 3), answer(staleGenerationAge, 5, 2, 1, 2)},
-			want:     endpointSet{ready: ids(1, 2), count: 2, generation: 5},
-		},
-		"old": {
-			why:      "what is old is nothing",
-			received: []timedAnswer{answer(0, 6, 1, 3), answer(setAge, 6, 1, 4)},
-			want:     endpointSet{ready: ids(4), count: 1, generation: 6},
-		},
-		"bounded": {
-			why:      "a peer that makes ids up costs no more",
-			received: []timedAnswer{answer(0, 5, 9, many...), answer(0, 5, 9, 250, 251, 252, 253, 254, 255)},
-			want:     endpointSet{ready: ids(append([]byte{250, 251, 252, 253, 254, 255}, many...)...), count: 9, generation: 5},
-		},
+		"one":       {why: "the answer is all that is known", received: []timedAnswer{answer(0, 5, 2, 1, 2)}, want: endpointSet{ready: ids(1, 2), count: 2, generation: 5}},
+		"more":      {why: "an answer names some of many", received: []timedAnswer{answer(0, 5, 4, 1, 2), answer(0, 5, 4, 3, 2)}, want: endpointSet{ready: ids(3, 2, 1), count: 4, generation: 5}},
+		"newer":     {why: "what is gone is not named again", received: []timedAnswer{answer(0, 5, 2, 1, 2), answer(0, 6, 1, 3)}, want: endpointSet{ready: ids(3), count: 1, generation: 6}},
+		"late":      {why: "an older answer overtaken by a newer one", received: []timedAnswer{answer(0, 6, 1, 3), answer(staleGenerationAge-1, 5, 2, 1, 2)}, want: endpointSet{ready: ids(3), count: 1, generation: 6}},
+		"went back": {why: "the peer's clock was set back", received: []timedAnswer{answer(0, 6, 1, 3), answer(staleGenerationAge, 5, 2, 1, 2)}, want: endpointSet{ready: ids(1, 2), count: 2, generation: 5}},
+		"old":       {why: "what is old is nothing", received: []timedAnswer{answer(0, 6, 1, 3), answer(setAge, 6, 1, 4)}, want: endpointSet{ready: ids(4), count: 1, generation: 6}},
+		"bounded":   {why: "a peer that makes ids up costs no more", received: []timedAnswer{answer(0, 5, 9, many...), answer(0, 5, 9, 250, 251, 252, 253, 254, 255)}, want: endpointSet{ready: ids(append([]byte{250, 251, 252, 253, 254, 255}, many...)...), count: 9, generation: 5}},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

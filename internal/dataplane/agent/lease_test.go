@@ -37,14 +37,9 @@ func TestOpenTunnelIsALease(t *testing.T) {
 		edit func(*harness, *wire.Resource) // nil: the resource goes
 		ends bool
 	}{
-		"called: link goes": {why: "unlinking is unlinking", of: east, key: "link/west", ends: true},
-		"called: export goes": {
-			why:  "an unexported Service is not to be reached",
-			of:   east,
-			key:  "export/shop/bar",
-			ends: true,
-		},
-		"called: pod goes": {why: "its address may be another's", of: east, key: "pod/bar-0", ends: true},
+		"called: link goes":   {why: "unlinking is unlinking", of: east, key: "link/west", ends: true},
+		"called: export goes": {why: "an unexported Service is not to be reached", of: east, key: "export/shop/bar", ends: true},
+		"called: pod goes":    {why: "its address may be another's", of: east, key: "pod/bar-0", ends: true},
 		"called: issuer revoked": {
 			why: "rotate --revoke ends what the issuer vouched for", of: east, key: "link/west", ends: true,
 			edit: func(w *harness, r *wire.Resource) { r.GetLink().Issuers = [][]byte{otherIssuer(w, w.westTrust)} },
@@ -99,14 +94,9 @@ func TestOpenTunnelIsALease(t *testing.T) {
 		},
 		"called: another pod goes": {why: "what is unrelated changes nothing", of: east, key: "pod/foo-0"},
 
-		"calling: link goes": {why: "unlinking is unlinking", of: west, key: "link/east", ends: true},
-		"calling: mirror goes": {
-			why:  "what is not exported is not called",
-			of:   west,
-			key:  "frontend/shop/bar-east",
-			ends: true,
-		},
-		"calling: pod goes": {why: "who called is no more", of: west, key: "pod/alice-0", ends: true},
+		"calling: link goes":   {why: "unlinking is unlinking", of: west, key: "link/east", ends: true},
+		"calling: mirror goes": {why: "what is not exported is not called", of: west, key: "frontend/shop/bar-east", ends: true},
+		"calling: pod goes":    {why: "who called is no more", of: west, key: "pod/alice-0", ends: true},
 		"calling: link made anew": {
 			why: "another Link of the same name is another decision", of: west, key: "link/east", ends: true,
 			edit: func(_ *harness, r *wire.Resource) { r.GetLink().Uid = "another" },
@@ -135,17 +125,8 @@ func TestOpenTunnelIsALease(t *testing.T) {
 		},
 		"calling: another pod goes": {why: "what is unrelated changes nothing", of: west, key: "pod/bob-0"},
 
-		"between: link goes": {
-			why:  "the gateway revokes by itself",
-			of:   gateway,
-			key:  "link/west",
-			ends: true,
-		},
-		"between: route goes": {
-			why: "a state is for new connections; whether this may go on the agents decide",
-			of:  gateway,
-			key: "route/1024",
-		},
+		"between: link goes":  {why: "the gateway revokes by itself", of: gateway, key: "link/west", ends: true},
+		"between: route goes": {why: "a state is for new connections; whether this may go on the agents decide", of: gateway, key: "route/1024"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -190,15 +190,8 @@ func TestNodeUID(t *testing.T) {
 	cases := map[string]struct {
 		why, token, want string
 	}{
-		"bound to a node": {
-			why:   "a pod's projected token",
-			token: token(`{"sub":"x","kubernetes.io":{"node":{"name":"n1","uid":"u-1"}}}`),
-			want:  "u-1",
-		},
-		"bound to none": {
-			why:   "an API server older than 1.32",
-			token: token(`{"kubernetes.io":{"pod":{"uid":"p"}}}`),
-		},
+		"bound to a node":  {why: "a pod's projected token", token: token(`{"sub":"x","kubernetes.io":{"node":{"name":"n1","uid":"u-1"}}}`), want: "u-1"},
+		"bound to none":    {why: "an API server older than 1.32", token: token(`{"kubernetes.io":{"pod":{"uid":"p"}}}`)},
 		"no token":         {why: "what else may be mounted there", token: "text"},
 		"claims are none":  {why: "likewise", token: "a.%%%.b"},
 		"nothing is there": {why: "the kubelet has not written it"},

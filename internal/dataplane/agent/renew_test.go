@@ -580,42 +580,12 @@ func TestNextRenewal(t *testing.T) {
 		least      time.Duration
 		most       time.Duration
 	}{
-		"renewed": {
-			"nothing is to be done for half a day",
-			12 * time.Hour,
-			24 * time.Hour,
-			12 * time.Hour,
-			12 * time.Hour,
-		},
-		"long before": {
-			"a peer that is away is not hammered",
-			-time.Hour,
-			6 * time.Hour,
-			11 * time.Minute,
-			23 * time.Minute,
-		},
-		"expired": {"an hour is left", -6 * time.Hour, -1, 5 * time.Minute, 12 * time.Minute},
-		"two minutes left": {
-			"it becomes urgent",
-			-6 * time.Hour,
-			2*time.Minute - expiryGrace,
-			10 * time.Second,
-			23 * time.Second,
-		},
-		"seconds left": {
-			"but never a storm",
-			-6 * time.Hour,
-			time.Second - expiryGrace,
-			3 * time.Second,
-			8 * time.Second,
-		},
-		"of an earlier now": {
-			"it has ended by then",
-			-6 * time.Hour,
-			-2 * expiryGrace,
-			3 * time.Second,
-			8 * time.Second,
-		},
+		"renewed":           {"nothing is to be done for half a day", 12 * time.Hour, 24 * time.Hour, 12 * time.Hour, 12 * time.Hour},
+		"long before":       {"a peer that is away is not hammered", -time.Hour, 6 * time.Hour, 11 * time.Minute, 23 * time.Minute},
+		"expired":           {"an hour is left", -6 * time.Hour, -1, 5 * time.Minute, 12 * time.Minute},
+		"two minutes left":  {"it becomes urgent", -6 * time.Hour, 2*time.Minute - expiryGrace, 10 * time.Second, 23 * time.Second},
+		"seconds left":      {"but never a storm", -6 * time.Hour, time.Second - expiryGrace, 3 * time.Second, 8 * time.Second},
+		"of an earlier now": {"it has ended by then", -6 * time.Hour, -2 * expiryGrace, 3 * time.Second, 8 * time.Second},
 	}
 	for name, tc := range cases {
 		for _, random := range []float64{0, 0.5, 0.999} {

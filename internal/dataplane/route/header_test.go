@@ -90,26 +90,10 @@ func TestMarshalRefuses(t *testing.T) {
 		edit  func(*Header)
 		hello []byte
 	}{
-		"no source": {
-			"an agent could not log the caller",
-			func(h *Header) { h.Source = netip.AddrPort{} },
-			hello,
-		},
-		"long UID": {
-			"the reader would refuse it",
-			func(h *Header) { h.PodUID = strings.Repeat("u", maxUID+1) },
-			hello,
-		},
-		"too many ids": {
-			"the reader would refuse it",
-			func(h *Header) { h.Ready = make([]EndpointID, MaxReadyIDs+1) },
-			hello,
-		},
-		"long link": {
-			"the reader would refuse it",
-			func(h *Header) { h.Link = strings.Repeat("l", maxName+1) },
-			hello,
-		},
+		"no source":      {"an agent could not log the caller", func(h *Header) { h.Source = netip.AddrPort{} }, hello},
+		"long UID":       {"the reader would refuse it", func(h *Header) { h.PodUID = strings.Repeat("u", maxUID+1) }, hello},
+		"too many ids":   {"the reader would refuse it", func(h *Header) { h.Ready = make([]EndpointID, MaxReadyIDs+1) }, hello},
+		"long link":      {"the reader would refuse it", func(h *Header) { h.Link = strings.Repeat("l", maxName+1) }, hello},
 		"no hello":       {"nothing would be handed over", func(*Header) {}, nil},
 		"too long hello": {"its length would not fit", func(*Header) {}, make([]byte, MaxHello+1)},
 	}
@@ -172,78 +156,18 @@ func TestReadHeaderRefuses(t *testing.T) {
 		now  time.Time
 		err  error
 	}{
-		"TLS": {
-			"a stranger at 4144 speaks TLS",
-			func(b []byte) []byte { return append([]byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3}, b...) },
-			noon,
-			ErrNotAHeader,
-		},
-		"LOCAL": {
-			"health checks have no business here",
-			func(b []byte) []byte { b[12] = 0x20; return sign(b) },
-			noon,
-			ErrNotAHeader,
-		},
-		"UDP": {
-			"not ours",
-			func(b []byte) []byte { b[13] = 0x12; return sign(b) },
-			noon,
-			ErrNotAHeader,
-		},
-		"unix": {
-			"not ours",
-			func(b []byte) []byte { b[13] = 0x31; return sign(b) },
-			noon,
-			ErrNotAHeader,
-		},
-		"too long": {
-			"memory is bounded before anything is proven",
-			func(b []byte) []byte { return append(relength(append(b[:fixedLen], make([]byte, MaxHeader)...)), 0) },
-			noon,
-			ErrNotAHeader,
-		},
-		"no MAC": {
-			"a plain PROXY header is nobody's",
-			func(b []byte) []byte { return relength(b[:len(b)-macTLVLen]) },
-			noon,
-			ErrNotAHeader,
-		},
-		"other key": {
-			"another node's header, or a forger's",
-			func(b []byte) []byte { b[len(b)-1] ^= 1; return b },
-			noon,
-			ErrBadMAC,
-		},
-		"edited address": {
-			"a forged client address would lie in logs",
-			func(b []byte) []byte { b[fixedLen] ^= 1; return b },
-			noon,
-			ErrBadMAC,
-		},
-		"edited pod": {
-			"the pod is chosen by the gateway",
-			func(b []byte) []byte { b[fixedLen+12+3] ^= 1; return b },
-			noon,
-			ErrBadMAC,
-		},
-		"unknown TLV": {
-			"what is not understood is not guessed",
-			func(b []byte) []byte { return insert(b, 0xE8, 0, 0) },
-			noon,
-			ErrNotAHeader,
-		},
-		"TLV twice": {
-			"two readers could disagree on which holds",
-			func(b []byte) []byte { return insert(b, 0xE7, 0, 1, 'x') },
-			noon,
-			ErrNotAHeader,
-		},
-		"truncated TLV": {
-			"lengths must add up",
-			func(b []byte) []byte { return insert(b, 0xE8, 0) },
-			noon,
-			ErrNotAHeader,
-		},
+		"TLS":            {"a stranger at 4144 speaks TLS", func(b []byte) []byte { return append([]byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3}, b...) }, noon, ErrNotAHeader},
+		"LOCAL":          {"health checks have no business here", func(b []byte) []byte { b[12] = 0x20; return sign(b) }, noon, ErrNotAHeader},
+		"UDP":            {"not ours", func(b []byte) []byte { b[13] = 0x12; return sign(b) }, noon, ErrNotAHeader},
+		"unix":           {"not ours", func(b []byte) []byte { b[13] = 0x31; return sign(b) }, noon, ErrNotAHeader},
+		"too long":       {"memory is bounded before anything is proven", func(b []byte) []byte { return append(relength(append(b[:fixedLen], make([]byte, MaxHeader)...)), 0) }, noon, ErrNotAHeader},
+		"no MAC":         {"a plain PROXY header is nobody's", func(b []byte) []byte { return relength(b[:len(b)-macTLVLen]) }, noon, ErrNotAHeader},
+		"other key":      {"another node's header, or a forger's", func(b []byte) []byte { b[len(b)-1] ^= 1; return b }, noon, ErrBadMAC},
+		"edited address": {"a forged client address would lie in logs", func(b []byte) []byte { b[fixedLen] ^= 1; return b }, noon, ErrBadMAC},
+		"edited pod":     {"the pod is chosen by the gateway", func(b []byte) []byte { b[fixedLen+12+3] ^= 1; return b }, noon, ErrBadMAC},
+		"unknown TLV":    {"what is not understood is not guessed", func(b []byte) []byte { return insert(b, 0xE8, 0, 0) }, noon, ErrNotAHeader},
+		"TLV twice":      {"two readers could disagree on which holds", func(b []byte) []byte { return insert(b, 0xE7, 0, 1, 'x') }, noon, ErrNotAHeader},
+		"truncated TLV":  {"lengths must add up", func(b []byte) []byte { return insert(b, 0xE8, 0) }, noon, ErrNotAHeader},
 		"zero hello": {"nothing would be read and nothing checked", func(b []byte) []byte {
 			i := bytes.Index(b, []byte{0xE5, 0, 34})
 			b[i+3], b[i+4] = 0, 0
@@ -254,24 +178,9 @@ func TestReadHeaderRefuses(t *testing.T) {
 			b[i+3], b[i+4] = 0x20, 1
 			return sign(b)
 		}, noon, ErrNotAHeader},
-		"old": {
-			"a recorded header must not be played back",
-			func(b []byte) []byte { return b },
-			noon.Add(HeaderWindow + time.Second),
-			ErrStale,
-		},
-		"early": {
-			"nor one made ahead",
-			func(b []byte) []byte { return b },
-			noon.Add(-HeaderWindow - time.Second),
-			ErrStale,
-		},
-		"cut off": {
-			"an end is not a header",
-			func(b []byte) []byte { return b[:len(b)-1] },
-			noon,
-			io.ErrUnexpectedEOF,
-		},
+		"old":     {"a recorded header must not be played back", func(b []byte) []byte { return b }, noon.Add(HeaderWindow + time.Second), ErrStale},
+		"early":   {"nor one made ahead", func(b []byte) []byte { return b }, noon.Add(-HeaderWindow - time.Second), ErrStale},
+		"cut off": {"an end is not a header", func(b []byte) []byte { return b[:len(b)-1] }, noon, io.ErrUnexpectedEOF},
 		"nothing": {"a port scanner closes at once", func(b []byte) []byte { return nil }, noon, io.EOF},
 	}
 	for name, c := range cases {

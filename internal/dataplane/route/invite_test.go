@@ -21,41 +21,11 @@ func TestInviteKeys(t *testing.T) {
 		link string
 		want error
 	}{
-		"join": {
-			"it must lead to a controller",
-			SealJoin(invite.Key, noon),
-			noon,
-			"invite/west",
-			nil,
-		},
-		"another clock": {
-			"clocks are compared by certificates, where it can be said",
-			SealJoin(invite.Key, noon.Add(-5*time.Hour)),
-			noon,
-			"invite/west",
-			nil,
-		},
-		"expired": {
-			"the gateway keeps to the time also when the controller is away",
-			SealJoin(invite.Key, noon),
-			invite.Until,
-			"invite/west",
-			ErrStale,
-		},
-		"catalog": {
-			"an invite is not a link",
-			by(invite.Key, Catalog, noon),
-			noon,
-			"invite/west",
-			ErrNotForLink,
-		},
-		"a Service": {
-			"an invite calls nothing",
-			by(invite.Key, FirstService, noon),
-			noon,
-			"invite/west",
-			ErrNotForLink,
-		},
+		"join":           {"it must lead to a controller", SealJoin(invite.Key, noon), noon, "invite/west", nil},
+		"another clock":  {"clocks are compared by certificates, where it can be said", SealJoin(invite.Key, noon.Add(-5*time.Hour)), noon, "invite/west", nil},
+		"expired":        {"the gateway keeps to the time also when the controller is away", SealJoin(invite.Key, noon), invite.Until, "invite/west", ErrStale},
+		"catalog":        {"an invite is not a link", by(invite.Key, Catalog, noon), noon, "invite/west", ErrNotForLink},
+		"a Service":      {"an invite calls nothing", by(invite.Key, FirstService, noon), noon, "invite/west", ErrNotForLink},
 		"a link's label": {"links go on beside invites", by(day.Key, FirstService, noon), noon, "east", nil},
 		"a stranger's":   {"no key, no route", SealJoin(DayKey{9}, noon), noon, "", ErrUnknownKey},
 	} {
