@@ -746,7 +746,7 @@ type TrafficSettings struct {
 	// Of a request with all its attempts, in milliseconds, up to a day. 0: no timeout, even
 	// if the importer has a default.
 	TimeoutMs *uint32 `protobuf:"varint,1,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
-	// Of one attempt, likewise.
+	// Of one attempt, in milliseconds, up to a day. 0: no timeout.
 	PerTryTimeoutMs *uint32 `protobuf:"varint,2,opt,name=per_try_timeout_ms,json=perTryTimeoutMs,proto3,oneof" json:"per_try_timeout_ms,omitempty"`
 	// Attempts after the first, up to 10.
 	Retries *uint32 `protobuf:"varint,3,opt,name=retries,proto3,oneof" json:"retries,omitempty"`

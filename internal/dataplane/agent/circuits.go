@@ -2,8 +2,8 @@ package agent
 
 import "sync"
 
-// circuits count what is open to each remote port, for a limit that the exporter sets.
-// The zero value is ready.
+// circuits counts connections or requests per remote port and enforces the limit that the
+// exporter sets. The zero value is ready for use. It is safe for concurrent use.
 type circuits struct {
 	mu     sync.Mutex // guards counts
 	counts map[remotePort]uint32

@@ -16,10 +16,10 @@ func (in *inboundConn) exportedPort(s *state) exportedPort {
 	return s.exportedPorts[exportedPortKey{in.hello.Namespace, in.hello.Service, in.hello.Port}]
 }
 
-// forwardCaller sends the caller's SPIFFE ID before the first byte of a connection to an
-// application whose Service asks for it by PROXY protocol, version 2. The identity is
-// the common name of the TLV for TLS (section 2.2.6), which servers such as nginx can
-// read.
+// forwardCaller writes a PROXY protocol header, version 2, to a new connection to an
+// application, if its Service asks for that. The header has the caller's SPIFFE ID as the
+// common name in the TLV for TLS (section 2.2.6), which servers such as nginx can read.
+// It blocks for at most podTimeout.
 func (in *inboundConn) forwardCaller(s *state, app *net.TCPConn) error {
 	if in.exportedPort(s).forwardIdentity != trafficsettings.ForwardProxyV2 {
 		return nil

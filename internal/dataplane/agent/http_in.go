@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,11 +31,11 @@ import (
 
 const (
 	// appIdleTimeout is how long a connection to an application stays open without a
-	// request. Most applications keep idle connections for longer, so that an application
-	// rarely closes a connection just when a request is sent.
+	// request. Most applications keep idle connections for longer, so they rarely close
+	// one just when the agent sends a request.
 	appIdleTimeout = time.Second
-	// appStreams is how many requests the agent sends over one HTTP/2 connection to an
-	// application.
+	// appStreams is how many requests may be open at the same time on one HTTP/2
+	// connection to an application.
 	appStreams = 100
 )
 
@@ -56,8 +58,9 @@ type inboundRequests struct {
 	forward  bool       // the application asks for callerField
 }
 
-// serveInboundRequests serves a session for requests until it has ended, and closes it. OPEN
-// was answered. ctx ends when the session is no longer admitted.
+// serveInboundRequests serves a session for requests. It blocks until the session has
+// ended, and closes it. OPEN must already be answered. ctx ends when the session is no
+// longer admitted.
 func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *inboundConn) {
 	r := &inboundRequests{agent: a, in: in, session: c, protocol: in.protocol, caller: in.caller.String()}
 	var end context.CancelFunc
@@ -109,7 +112,8 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	if err != nil {
 		return
 	}
-	from := httprelay.MuxStream{Stream: s}
+	from := callerStream{httprelay.MuxStream{Stream: s}}
+	removeClaims(head)
 	counted := r.recorder(head).Start(time.Now())
 	start := time.Now()
 	if err := r.admit(head); err != nil {
@@ -186,10 +190,35 @@ func (r *inboundRequests) decide(s *state) (anything bool, err error) {
 // if its Service has the annotation causeway.dev/forward-identity: header.
 const callerField = "causeway-client-id"
 
-// identify removes callerField as the caller may have set it, and sets it if the
-// application asks for it.
+// A callerStream is the stream of a request whose trailers claim nothing that only an
+// agent may say.
+type callerStream struct{ httprelay.MuxStream }
+
+// ReadTrailers is of httprelay.Stream.
+func (s callerStream) ReadTrailers(h *message.Head) bool {
+	if !s.MuxStream.ReadTrailers(h) {
+		return false
+	}
+	removeClaims(h)
+	return len(h.Fields) > 0
+}
+
+// removeClaims removes fields that only an agent may set from what a caller sent. It also
+// removes those whose name has underscores in place of hyphens, because CGI and similar
+// interfaces do not tell the two apart (RFC 3875, section 4.1.18).
+func removeClaims(h *message.Head) {
+	h.Fields = slices.DeleteFunc(h.Fields, func(f message.Field) bool {
+		return isNamed(f.Name, callerField) || isNamed(f.Name, httprelay.ErrorField)
+	})
+}
+
+// isNamed reports whether name is field, in any case, with underscores for hyphens.
+func isNamed(name, field string) bool {
+	return len(name) == len(field) && strings.EqualFold(strings.ReplaceAll(name, "_", "-"), field)
+}
+
+// identify sets callerField if the application asks for it.
 func (r *inboundRequests) identify(head *message.Head) {
-	head.Del(callerField)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.forward {
@@ -207,9 +236,10 @@ func (r *inboundRequests) recorder(head *message.Head) *reqmetrics.Recorder {
 
 // refuse answers a request that has no response of an application.
 func (r *inboundRequests) refuse(to httprelay.Stream, head *message.Head, err error, counted reqmetrics.Request) {
-	r.agent.metrics.refuse(inbound, reasonOf(err))
+	reason := requestReason(err, inbound)
+	r.agent.metrics.refuse(inbound, reason)
 	r.agent.logLimited(slog.LevelInfo, "request refused", "service", r.in.service(), "caller", r.in.caller,
-		"link", r.in.header.Link, "reason", reasonOf(err), "error", err)
+		"link", r.in.header.Link, "reason", reason, "error", err)
 	counted.Rejected(rejectionOf(err))
 	e := refusalOf(err)
 	e.GRPC, e.Version = isGRPC(head), head.Version
@@ -218,12 +248,12 @@ func (r *inboundRequests) refuse(to httprelay.Stream, head *message.Head, err er
 
 // refusalOf returns the response for an error.
 func refusalOf(err error) httprelay.MeshError {
-	e := httprelay.MeshError{Status: 502, Kind: "connection_terminated", Reason: reasonOf(err)}
+	e := httprelay.MeshError{Status: 502, Kind: "connection_terminated", Reason: requestReason(err, inbound)}
 	bad := (*h1.Error)(nil)
 	refused := (*refusal)(nil)
 	switch {
 	case errors.As(err, &bad):
-		e.Kind, e.Reason = "http_protocol_error", bad.Reason
+		e.Kind = "http_protocol_error"
 	case errors.As(err, &refused):
 		e.Status, e.Kind, e.NotProcessed = 503, "destination_unavailable", true
 		if refused.code == tunnel.Code_DENIED || refused.code == tunnel.Code_NOT_EXPORTED {
@@ -393,10 +423,10 @@ func (p *appConns) expire() {
 		p.idle[n].end()
 		n++
 	}
-	p.idle = append(p.idle[:0], p.idle[n:]...)
+	p.idle = slices.Delete(p.idle, 0, n)
 	p.timer = nil
 	if len(p.idle) > 0 && !p.ended {
-		p.timer = time.AfterFunc(appIdleTimeout, p.expire)
+		p.timer = time.AfterFunc(p.idle[0].since.Add(appIdleTimeout).Sub(now), p.expire)
 	}
 }
 
@@ -464,7 +494,8 @@ func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
 	return m, nil
 }
 
-// drop takes no more requests to a connection.
+// drop removes an HTTP/2 connection from muxes, so that no new request uses it. Its open
+// requests finish.
 func (p *appConns) drop(m *mux.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -59,8 +60,8 @@ type callerConn struct {
 	policy retry.Policy
 }
 
-// recognize returns the protocol of a caller's connection by the bytes in out.earlyData,
-// and by more of them if those do not suffice.
+// recognize returns the protocol of a caller's connection. It inspects out.earlyData. If
+// these bytes do not suffice, it reads more for up to sniffTimeout.
 func (a *Agent) recognize(c *net.TCPConn, out *outboundConn) (tunnel.Protocol, error) {
 	deadline := time.Now().Add(sniffTimeout)
 	for {
@@ -161,20 +162,35 @@ func (cc *callerConn) endHTTP1(c *net.TCPConn, caller *httprelay.CallerConn, err
 		closeHTTP1(c, false)
 		return
 	}
-	cc.agent.metrics.refuse(outbound, "http_"+bad.Reason)
+	cc.agent.metrics.refuse(outbound, reasonMalformed)
+	cc.countMalformed(bad)
 	cc.agent.logLimited(slog.LevelInfo, "request refused", "mirror", cc.out.mirrorName(), "caller", cc.out.callerName(), "reason", bad.Reason)
 	fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: 0\r\nProxy-Status: causeway; error=http_request_error; details=%q\r\n\r\n",
 		bad.Status, http.StatusText(bad.Status), bad.Reason)
 	closeHTTP1(c, true)
 }
 
+// countMalformed counts a request that could not be read.
+func (cc *callerConn) countMalformed(bad *h1.Error) {
+	now := time.Now()
+	counted := cc.recorders[0].Start(now)
+	switch bad.Status {
+	case http.StatusRequestURITooLong, http.StatusRequestHeaderFieldsTooLarge:
+		counted.Rejected(reqmetrics.RejectedTooLarge)
+	default:
+		counted.Rejected(reqmetrics.RejectedMalformed)
+	}
+	counted.Finish(now, reqmetrics.Result{Status: bad.Status})
+}
+
 // closeHTTP1 closes a connection after its last response. linger reports that bytes of
 // the request may be under way.
 func closeHTTP1(c *net.TCPConn, linger bool) {
-	c.SetLinger(-1) // until now a killed process would have reset it, so that no part counts as the whole
+	c.SetLinger(-1) // before this, a killed process resets c: a cut response must not look complete
 	if linger {
 		c.CloseWrite()
-		discardRest(c, maxLinger, lingerTimeout)
+		c.SetReadDeadline(time.Now().Add(lingerTimeout))
+		io.CopyN(io.Discard, c, maxLinger)
 	}
 	c.Close()
 }
@@ -229,7 +245,8 @@ type outboundRequest struct {
 
 func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
 	r := &outboundRequest{conn: cc, head: head}
-	r.plan = httprelay.Plan{Open: r.openTry, Retry: r.retry, IsFailure: r.isFailure, OnResponse: editResponse}
+	r.plan = httprelay.Plan{Open: r.openTry, Retry: r.retry, IsFailure: r.isFailure, OnResponse: editResponse,
+		Memory: cc.agent.shares.memory(cc.out.peer.uid)}
 	return r
 }
 
@@ -282,7 +299,8 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 	return result
 }
 
-// openTry starts a try within its timeout.
+// openTry sets the timeout of a try and starts it. It returns ErrTimeout if the request
+// has no time left.
 func (r *outboundRequest) openTry(_ int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
 	left, limited := r.policy.TryTimeout(time.Since(r.start))
 	if limited && left <= 0 {
@@ -298,7 +316,7 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 	if err := cc.checkCaller(); err != nil {
 		return nil, err
 	}
-	ctx := cc.ctx
+	ctx, began := cc.ctx, time.Now()
 	if r.plan.Timeout > 0 { // it includes the wait for a session
 		var end context.CancelFunc
 		ctx, end = context.WithTimeoutCause(ctx, r.plan.Timeout, httprelay.ErrTimeout)
@@ -309,6 +327,12 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 		return nil, err
 	}
 	r.session, r.choice, r.sentAt = s, choice, time.Now()
+	if r.plan.Timeout > 0 { // the rest of it is for the response
+		if r.plan.Timeout -= r.sentAt.Sub(began); r.plan.Timeout <= 0 {
+			r.observe(balance.Neutral)
+			return nil, httprelay.ErrTimeout
+		}
+	}
 	r.tried = append(r.tried, s.endpoint)
 	stream, err := s.mux.Open(h, body, end)
 	if err != nil {
@@ -377,8 +401,9 @@ func (r *outboundRequest) observe(o balance.Outcome) {
 	r.choice = balance.Choice{}
 }
 
-// isFailure reports whether a response counts as a failed try: the far side of the mesh
-// made it and does not deny the request, or the policy names its status.
+// isFailure reports whether a response counts as a failed try. An error response of the
+// far agent does, unless it denies the request. A response of the application does if the
+// policy names its status.
 func (r *outboundRequest) isFailure(h *message.Head) bool {
 	if _, far := h.Get(httprelay.ErrorField); far {
 		return h.Status != http.StatusForbidden // every endpoint would refuse the caller
@@ -423,8 +448,8 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 	return d.Delay == 0 || backoff.Sleep(r.conn.ctx, d.Delay)
 }
 
-// isFinal reports whether another try would fail in the same way, because the request
-// has not got as far as an endpoint.
+// isFinal reports whether another try would fail in the same way, because the refusal
+// does not depend on the endpoint.
 func isFinal(err error) bool {
 	refused := (*refusal)(nil)
 	return errors.As(err, &refused) && !isEndpointRefusal(err) && !isHandshakeReset(err)
@@ -491,8 +516,8 @@ func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result)
 // answerError answers a request that got no response.
 func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status int) {
 	status, kind := errorStatus(err)
-	reason := reasonOf(err)
-	r.conn.agent.metrics.refuse(outbound, requestReason(err))
+	reason := requestReason(err, outbound)
+	r.conn.agent.metrics.refuse(outbound, reason)
 	r.counted.Rejected(rejectionOf(err))
 	r.conn.agent.logLimited(slog.LevelInfo, "request failed", "mirror", r.conn.out.mirrorName(), "caller", r.conn.out.callerName(),
 		"status", status, "reason", reason, "error", err)
@@ -514,18 +539,25 @@ func errorStatus(err error) (status int, kind string) {
 	return 503, "connection_terminated"
 }
 
-func requestReason(err error) string {
-	if errors.Is(err, httprelay.ErrTimeout) {
+// requestReason returns why an agent answers a request in place of an application, as a
+// metric's label.
+func requestReason(err error, direction string) string {
+	refused, bad := (*refusal)(nil), (*h1.Error)(nil)
+	switch {
+	case errors.Is(err, httprelay.ErrTimeout):
 		return reasonRequestTimeout
-	}
-	if r := (*refusal)(nil); errors.As(err, &r) {
-		return r.reason
+	case errors.As(err, &refused):
+		return refused.reason
+	case errors.As(err, &bad):
+		return reasonMalformed
+	case direction == inbound:
+		return reasonAppFailed
 	}
 	return reasonTunnel
 }
 
-// editResponse removes what only agents tell each other, and adds Proxy-Status (RFC 9209)
-// to the error responses of the far side.
+// editResponse replaces ErrorField in an error response of the far agent by Proxy-Status
+// (RFC 9209).
 func editResponse(h *message.Head) {
 	if value, far := h.Get(httprelay.ErrorField); far {
 		h.Del(httprelay.ErrorField)
@@ -546,26 +578,15 @@ func isGRPC(h *message.Head) bool {
 	return len(value) >= len(grpc) && value[:len(grpc)] == grpc
 }
 
-// discardRest reads and drops bytes of c.
-func discardRest(c *net.TCPConn, most int64, timeout time.Duration) {
-	c.SetReadDeadline(time.Now().Add(timeout))
-	buf := make([]byte, 4<<10)
-	for most > 0 {
-		n, err := c.Read(buf)
-		if most -= int64(n); err != nil {
-			return
-		}
-	}
-}
-
 // A closeWatch finds out that a caller has gone while it waits for a response, because
-// nobody reads from its connection then.
+// no goroutine reads from its connection then.
 type closeWatch struct {
 	c     *net.TCPConn
 	timer *time.Timer
 
 	mu      sync.Mutex // guards what follows
 	cancel  func()     // nil: no request is open
+	since   time.Time  // when that request began
 	running bool       // the timer
 }
 
@@ -581,7 +602,7 @@ func newCloseWatch(c *net.TCPConn) *closeWatch {
 func (w *closeWatch) start(cancel func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.cancel = cancel
+	w.cancel, w.since = cancel, time.Now()
 	if !w.running {
 		w.running = true
 		w.timer.Reset(closeWatchInterval)
@@ -607,7 +628,7 @@ func (w *closeWatch) check() {
 	switch {
 	case w.cancel == nil:
 		w.running = false
-	case transport.IsClosed(w.c) || transport.HasReceivedFIN(w.c):
+	case time.Since(w.since) >= closeWatchInterval && (transport.IsClosed(w.c) || transport.HasReceivedFIN(w.c)):
 		w.cancel()
 	default:
 		w.timer.Reset(closeWatchInterval)

@@ -312,15 +312,18 @@ func TestForwardIdentity(t *testing.T) {
 	const caller = "spiffe://west-1/ns/shop/sa/alice"
 	eachVersion(t, func(t *testing.T, h2 bool) {
 		for way, want := range map[wire.ForwardIdentity]string{
-			wire.ForwardIdentity_NONE:   "[]",
-			wire.ForwardIdentity_HEADER: "[" + caller + "]",
+			wire.ForwardIdentity_NONE:   "[] [] [] []",
+			wire.ForwardIdentity_HEADER: "[" + caller + "] [] [] []",
 		} {
 			w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
-				fmt.Fprint(rw, r.Header.Values("Causeway-Client-Id"))
+				io.Copy(io.Discard, r.Body)
+				fmt.Fprint(rw, r.Header.Values("Causeway-Client-Id"), r.Header["Causeway_client_id"], r.Trailer.Values("Causeway-Client-Id"), r.Header["Causeway-Error"])
 			}))
 			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().ForwardIdentity = way })
-			req, _ := http.NewRequest("GET", "http://bar-east/", nil)
-			req.Header.Add("Causeway-Client-Id", "spiffe://west-1/ns/shop/sa/bob")
+			req, _ := http.NewRequest("POST", "http://bar-east/", io.MultiReader(strings.NewReader("hello")))
+			const other = "spiffe://west-1/ns/shop/sa/bob"
+			req.Header = http.Header{"Causeway-Client-Id": {other}, "Causeway_client_id": {other}, "Causeway-Error": {"other"}}
+			req.Trailer = http.Header{"Causeway-Client-Id": {other}}
 			resp, err := w.client(alice, h2).Do(req)
 			if err != nil {
 				t.Fatal(err)
@@ -496,4 +499,28 @@ func TestRequestPolicy(t *testing.T) {
 			t.Errorf("%v requests were denied at the far side, want %v: a denial must not be tried again", n, denied)
 		}
 	})
+}
+
+// TestTimeoutIncludesTheWaitForASession: a peer that does not answer does not make a
+// request exceed its timeout.
+func TestTimeoutIncludesTheWaitForASession(t *testing.T) {
+	w := newHarness(t, func(*net.TCPConn) { t.Error("the application was dialed") })
+	silent := listen(t, "127.0.0.1")
+	defer silent.Close()
+	w.change(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = silent.Addr().String() })
+	w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+		backendOf(r).Settings = &wire.TrafficSettings{TimeoutMs: proto.Uint32(200)}
+	})
+	start := time.Now()
+	resp, err := w.client(alice, false).Get("http://bar-east/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if took := time.Since(start); resp.StatusCode != 504 || took > handshakeTimeout/2 {
+		t.Errorf("status %d after %v, want 504 after 200 ms", resp.StatusCode, took)
+	}
+	if status := resp.Header.Get("Proxy-Status"); status != `causeway; error=http_response_timeout; details="request_timeout"` {
+		t.Errorf("Proxy-Status %q", status)
+	}
 }

@@ -61,7 +61,9 @@ const (
 	reasonProbeRate        = "probe_rate"    // of one link
 	reasonCircuitOpen      = "circuit_open"  // each endpoint has too many requests
 	reasonRequestTimeout   = "request_timeout"
-	reasonTooManyRequests  = "too_many_requests" // of one caller or link
+	reasonTooManyRequests  = "too_many_requests"  // of one caller or link
+	reasonMalformed        = "malformed_http"     // a request of a caller, or a response of an application
+	reasonAppFailed        = "application_failed" // it closed its connection before a response
 	reasonOther            = "other"
 )
 
@@ -70,13 +72,13 @@ func reasons(direction string) []string {
 		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
 	if direction == outbound {
 		out = append(out, reasonCallRate, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGatewayBudget, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
-			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonCallerSilent, reasonCircuitOpen, reasonRequestTimeout, reasonTooManyRequests)
+			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonCallerSilent, reasonCircuitOpen, reasonRequestTimeout, reasonTooManyRequests, reasonMalformed)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}
 		return out
 	}
-	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonRenewalRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts, reasonNotAProbe, reasonProbeRate)
+	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonRenewalRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts, reasonNotAProbe, reasonProbeRate, reasonTooManyRequests, reasonMalformed, reasonAppFailed)
 	for _, r := range route.Reasons() {
 		out = append(out, "header_"+r)
 	}

@@ -6,8 +6,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
-// isOpaque reports whether the connections of a port carry no requests that the agent
-// may recognize.
+// isOpaque reports whether the agent must treat the connections of a port as opaque,
+// without recognizing requests.
 func (p mirrorPort) isOpaque() bool { return p.protocol == trafficsettings.TCP }
 
 // grpcUnavailable is the status UNAVAILABLE of gRPC.

@@ -22,8 +22,8 @@ import (
 const (
 	// maxRequests is how many requests a peer may have open in one session.
 	maxRequests = 256
-	// resetRate is how many requests per second a peer may reset in one session, because
-	// the timeouts of several callers may pass at the same time.
+	// resetRate is how many requests per second a peer may reset in one session. It is
+	// high because the requests of many callers may time out at the same moment.
 	resetRate = 5000
 	// busyRequests is how many open requests make the agent open another session to the
 	// same endpoint.
@@ -161,9 +161,10 @@ func (s *requestSession) usable() bool { return !s.retired.Load() && s.mux.CanOp
 // errNoSession reports that no session could be made because the agent stops.
 var errNoSession = errors.New("the agent is asked to stop")
 
-// pick chooses an endpoint for a request, and returns a session with it. It waits for a
-// session only if no other endpoint has one. The caller must call Finish or Done of the
-// balancer with the choice, unless there is an error.
+// pick chooses an endpoint for a request and returns a session with it. It prefers
+// endpoints that have a session. It blocks until a session is open if no endpoint has
+// one, or if the caller's affinity names an endpoint without one. Unless there is an
+// error, the caller must call Finish or Done of the balancer with the choice.
 func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tried []route.EndpointID) (*requestSession, balance.Choice, error) {
 	now := time.Now()
 	a.upkeep(g, out, now)
@@ -254,8 +255,9 @@ func (g *requestGroup) leastLoaded(at route.EndpointID) (best *requestSession) {
 	return best
 }
 
-// upkeep updates what the balancer knows and makes sessions with endpoints that have
-// none, when the aperture has changed and once per upkeepInterval.
+// upkeep gives the balancer the endpoints that the peer reports. It also opens sessions
+// with the endpoints of the aperture whose sessions are missing or busy. It does nothing
+// until upkeepInterval has passed or the aperture has changed. It does not block.
 func (a *Agent) upkeep(g *requestGroup, out *outboundConn, now time.Time) {
 	version := g.balancer.Version()
 	g.mu.Lock()
@@ -430,8 +432,8 @@ func codingOf(p tunnel.Protocol) mux.Coding {
 	return nil
 }
 
-// dialRequests opens a session for requests and returns its TLS connection. It also does
-// so while the agent stops, because callers that are connected make their last requests.
+// dialRequests opens a session for requests and returns its TLS connection. It also works
+// while the agent stops, because connected callers may still make their last requests.
 func (a *Agent) dialRequests(g *requestGroup, c *outboundConn, at route.EndpointID) (conn *tls.Conn, gateway string, err error) {
 	if err := a.refreshCaller(g.key.session, c); err != nil {
 		return nil, "", err

@@ -1,6 +1,7 @@
 package httprelay
 
 import (
+	"bytes"
 	"errors"
 	"sync"
 	"time"
@@ -11,7 +12,8 @@ import (
 )
 
 const (
-	// ReplayBytes is how much of a request's body is kept for another try.
+	// ReplayBytes is the size from which a request's body is no longer kept for another
+	// try. The last read that is kept may exceed it by up to bufferSize.
 	ReplayBytes = 64 << 10
 	// bufferSize is how much of a body is moved at a time.
 	bufferSize = 32 << 10
@@ -32,8 +34,20 @@ type Plan struct {
 	// OnResponse is called with each head before it is forwarded, and may edit it. nil:
 	// it is forwarded as it came.
 	OnResponse func(*message.Head)
+	// Memory is the budget for the bodies that are kept for another try, beside the first
+	// bytes. If it is used up, the request has one try. nil: there is no bound beside
+	// ReplayBytes.
+	Memory Memory
 	// Timeout bounds each try until its final response begins. 0: it has no bound.
 	Timeout time.Duration
+}
+
+// Memory is a budget of bytes. It must be safe for concurrent use and must not block.
+type Memory interface {
+	// Reserve reserves n bytes, or returns false.
+	Reserve(n int) bool
+	// Release returns n bytes.
+	Release(n int)
 }
 
 // A Failure is a try that failed before its final response was forwarded.
@@ -63,7 +77,7 @@ type Result struct {
 	Status     int
 	GRPCStatus string
 	HasGRPC    bool
-	// Tries is how many tries were opened or attempted.
+	// Tries is how many times Plan.Open was called.
 	Tries int
 	// Sent and Received count the bytes of the two bodies.
 	Sent, Received int64
@@ -99,19 +113,16 @@ func (f *forwarding) run(request *message.Head, ended bool) {
 		f.fail(err, true)
 		return
 	}
-	if first != nil {
-		defer buffers.Put(first.buf)
-		f.res.Sent = int64(len(first.body))
-	}
+	f.res.Sent = int64(len(first))
 	if !ended || tail != nil {
-		f.up = newUpload(f.from, first.bytes())
+		f.up = newUpload(f.from, first, f.plan.Memory)
 		f.up.ended, f.up.tail = ended, tail // before its first attach
 		defer f.stopUpload()
 	}
 	response := heads.Get().(*message.Head)
 	defer heads.Put(response)
 	for {
-		body, end := first.bytes(), ended
+		body, end := first, ended
 		if f.up != nil {
 			body, end = f.up.body()
 		}
@@ -136,33 +147,20 @@ func (f *forwarding) run(request *message.Head, ended bool) {
 	}
 }
 
-// firstBytes are the bytes of the body with which each try is opened.
-type firstBytes struct {
-	buf  *[bufferSize]byte
-	body []byte
-}
-
-func (b *firstBytes) bytes() []byte {
-	if b == nil {
-		return nil
-	}
-	return b.body
-}
-
 // readFirst takes the bytes of the body that have come already. If they are the rest of
 // the message, without trailers, the request needs no upload.
-func (f *forwarding) readFirst(ended bool) (*firstBytes, *message.Head, bool, error) {
+func (f *forwarding) readFirst(ended bool) ([]byte, *message.Head, bool, error) {
 	if ended {
 		return nil, nil, true, nil
 	}
-	b := &firstBytes{buf: buffers.Get().(*[bufferSize]byte)}
-	n, end, err := f.from.ReadBuffered(b.buf[:])
-	b.body = b.buf[:n]
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	n, end, err := f.from.ReadBuffered(buf[:])
 	if err != nil || n == 0 {
-		buffers.Put(b.buf)
 		return nil, nil, false, err
 	}
-	return b, f.trailers(f.from, end), end, nil
+	// A request may wait for its response for long, so it keeps no more than it needs.
+	return bytes.Clone(buf[:n]), f.trailers(f.from, end), end, nil
 }
 
 // stopUpload waits for the upload to end. If the response is complete, the rest of the

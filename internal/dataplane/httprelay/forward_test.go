@@ -274,3 +274,58 @@ func TestEarlyResponse(t *testing.T) {
 		t.Errorf("%+v, the caller received %q", result, &from.written)
 	}
 }
+
+// fakeMemory is a budget.
+type fakeMemory struct {
+	mu   sync.Mutex // guards free
+	free int
+}
+
+func (m *fakeMemory) Reserve(n int) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n > m.free {
+		return false
+	}
+	m.free -= n
+	return true
+}
+
+func (m *fakeMemory) Release(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.free += n
+}
+
+// TestKeptBodiesAreBounded: without memory a body is not kept, but sent. What was
+// reserved is released.
+func TestKeptBodiesAreBounded(t *testing.T) {
+	for name, tc := range map[string]struct {
+		free       int
+		replayable bool
+	}{"enough": {1 << 20, true}, "too little": {10, false}} {
+		t.Run(name, func(t *testing.T) {
+			memory := &fakeMemory{free: tc.free}
+			from, to := sends("hel", "lo", strings.Repeat("x", 100)), answers(503, "later")
+			var failure Failure
+			result := Forward(from, &message.Head{Method: "POST"}, false, &Plan{
+				Memory: memory,
+				Open: func(_ int, _ *message.Head, body []byte, end bool) (Stream, error) {
+					_, err := to.Write(body, end)
+					return to, err
+				},
+				IsFailure: func(*message.Head) bool { return true },
+				Retry:     func(f Failure) bool { failure = f; return false },
+			})
+			if result.Err != nil || to.written.Len() != 105 {
+				t.Errorf("%+v, %d bytes were sent, want 105", result, to.written.Len())
+			}
+			if failure.Replayable != tc.replayable {
+				t.Errorf("replayable: %v, want %v", failure.Replayable, tc.replayable)
+			}
+			if memory.free != tc.free {
+				t.Errorf("%d bytes are free in the end, want %d", memory.free, tc.free)
+			}
+		})
+	}
+}

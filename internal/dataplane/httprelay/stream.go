@@ -7,7 +7,8 @@
 // What always holds:
 //   - The request is sent again only if Retry admits it, if nothing of a final response
 //     was forwarded, and if every body byte that was sent before is still kept.
-//   - At most ReplayBytes of a body are kept, and only until the response begins.
+//   - A body is kept only until the response begins. Once ReplayBytes are kept and sent,
+//     the next read drops them, so at most one buffer more is kept.
 //   - Neither direction waits for the other. A response may come, and end, before the
 //     request has been read.
 //   - A body that is cut short is never forwarded as one that is complete.

@@ -9,12 +9,14 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
 
-// An upload forwards the body of a request to the stream of the current try, by a
-// goroutine of its own. Until the response begins it keeps what it has read, up to
-// ReplayBytes, so that another try can have it again.
+// An upload forwards the body of a request to the stream of the current try, in a
+// goroutine of its own. Until the response begins it keeps the bytes that it has read, so
+// that another try can send them again. It drops them all once it has sent ReplayBytes
+// and must read more.
 type upload struct {
-	from Stream
-	ran  sync.WaitGroup
+	from   Stream
+	memory Memory // nil: no bound
+	ran    sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
 	changed sync.Cond
@@ -23,17 +25,20 @@ type upload struct {
 	kept    []byte // what was read so far and not given up; only run appends to it
 	sent    int    // how much of kept to has had
 	replay  bool   // kept is all that was read
-	final   bool   // no other try follows
-	ended   bool   // the body was read to its end
-	tail    *message.Head
-	stopped bool
-	total   int64
-	err     error // of from
+	// exhausted: memory is used up. What is kept is dropped once it is written.
+	exhausted bool
+	held      int  // of memory
+	final     bool // no other try follows
+	ended     bool // the body was read to its end
+	tail      *message.Head
+	stopped   bool
+	total     int64
+	err       error // of from
 }
 
 // newUpload starts an upload, which waits for its first attach.
-func newUpload(from Stream, first []byte) *upload {
-	u := &upload{from: from, replay: true, kept: append([]byte(nil), first...), total: int64(len(first))}
+func newUpload(from Stream, first []byte, memory Memory) *upload {
+	u := &upload{from: from, memory: memory, replay: true, kept: append([]byte(nil), first...), total: int64(len(first))}
 	u.changed.L = &u.mu
 	u.ran.Go(u.run)
 	return u
@@ -64,7 +69,7 @@ func (u *upload) attach(s Stream, sent int, end bool) {
 func (u *upload) replayable() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.replay && u.err == nil
+	return u.replay && !u.exhausted && u.err == nil
 }
 
 // finalize records that no other try follows.
@@ -100,6 +105,9 @@ func (u *upload) stop() (unread bool, err error) {
 		u.from.StopReading() // interrupts a read
 	}
 	u.ran.Wait()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.forget()
 	return u.full == nil || u.full != u.to, err
 }
 
@@ -133,15 +141,35 @@ func (u *upload) await() (to Stream, data []byte, end, ok bool) {
 		case u.sent < len(u.kept) || u.ended:
 			return u.to, u.kept[u.sent:], u.ended, true
 		default:
-			if u.final || len(u.kept) >= ReplayBytes {
-				u.replay, u.kept, u.sent = false, nil, 0
+			if u.final || u.exhausted || len(u.kept) >= ReplayBytes {
+				u.forget()
 			}
 			return nil, nil, false, true
 		}
 	}
 }
 
-// write writes data, which is at the end of what is kept, and the end of the message.
+// forget keeps nothing any more. u.mu is held.
+func (u *upload) forget() {
+	u.replay, u.kept, u.sent = false, nil, 0
+	if u.held > 0 {
+		u.memory.Release(u.held)
+		u.held = 0
+	}
+}
+
+// room returns how many bytes may be read at once.
+func (u *upload) room() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.replay {
+		return min(bufferSize, ReplayBytes-len(u.kept))
+	}
+	return bufferSize
+}
+
+// write writes data to a stream, and the end of the message if end is set. data is the
+// unsent part of kept, or, if nothing is kept, the bytes that were just read.
 func (u *upload) write(to Stream, data []byte, end bool) {
 	tail := u.tail // set before ended
 	var err error
@@ -170,7 +198,7 @@ func (u *upload) read() {
 	u.from.AwaitBody()
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
-	n, end, err := u.from.ReadBody(buf[:])
+	n, end, err := u.from.ReadBody(buf[:u.room()])
 	var tail *message.Head
 	if end {
 		if tail = new(message.Head); !u.from.ReadTrailers(tail) {
@@ -197,6 +225,11 @@ func (u *upload) record(b []byte, end bool, tail *message.Head, err error) (to S
 	}
 	u.tail, u.ended = tail, end
 	if u.replay {
+		if u.memory != nil && !u.exhausted {
+			if u.exhausted = !u.memory.Reserve(len(b)); !u.exhausted {
+				u.held += len(b)
+			}
+		}
 		u.kept = append(u.kept, b...)
 		return nil
 	}

@@ -2,7 +2,6 @@
 // starts no goroutines and reads no clock.
 //
 //	failed attempt ─▶ Policy.Decide ─▶ retry after a delay ─▶ Budget.Withdraw ─▶ send again
-//	request body   ─▶ ReplayBuffer ────────────────────────────────────────────────▲
 //
 // What always holds:
 //   - A request is never sent again after a byte of its response went to the caller.
@@ -55,7 +54,7 @@ type Body uint8
 const (
 	// BodyUnsent is a body of which nothing has been sent, or no body.
 	BodyUnsent Body = iota
-	// BodyKept is a body of which a ReplayBuffer holds all that has been sent.
+	// BodyKept is a body of which the caller holds all that has been sent.
 	BodyKept
 	// BodyLost is a body of which something was sent that is not held any more.
 	BodyLost

@@ -17,14 +17,14 @@ import (
 //
 // It cannot deadlock, because the goroutine that reads the session never waits for a
 // writer. Three rules ensure this:
-//   - toPlain never writes to the session. CREDIT has a goroutine of its own, which may
-//     wait for toSession's write. Both writes end when the far side reads, and its
-//     toPlain reads.
+//   - toPlain never writes to the session. A goroutine of its own sends CREDIT, and may
+//     wait for toSession's write. Both writes complete because the far side's toPlain
+//     always reads.
 //   - toPlain waits for the application only while toSession has credit. If toSession
 //     waits for credit, which may come behind bytes that the application does not take,
 //     toPlain puts these bytes into queue and reads on. The window bounds the queue.
-//   - Each side sends CREDIT after half of what the other side permits itself. So a
-//     sender whose bytes were all taken never waits.
+//   - Each side sends CREDIT before the application has taken half of what the other side
+//     permits itself. So a sender whose bytes were all taken never waits.
 type flow struct {
 	memory     Memory
 	goroutines sync.WaitGroup
@@ -71,9 +71,9 @@ func (x *exchange) releaseWindows() {
 	x.incoming.release()
 }
 
-// shrinkIdle gives up the window for sending if nothing was sent since its last call. The
-// far side must know of a larger window before it learns of the smaller one, because it
-// answers only that.
+// shrinkIdle reduces the send window to the assured one if nothing was sent since its
+// last call. It does nothing until the far side knows the larger window. Otherwise the
+// far side would see no decrease and would not acknowledge it.
 func (x *exchange) shrinkIdle() {
 	x.flowMu.Lock()
 	defer x.flowMu.Unlock()
@@ -168,8 +168,9 @@ func (x *exchange) sendCredit() {
 	}
 }
 
-// creditDue reports whether the far side must learn something that is of use to it: not
-// after RESET, and about a direction not after its last frame. x.flowMu must be held.
+// creditDue reports whether CREDIT must be sent. It returns false after RESET in either
+// direction. A direction whose last frame was read or sent needs no CREDIT. x.flowMu must
+// be held.
 func (x *exchange) creditDue() bool {
 	if x.broken.Load() || x.farReset.Load() || x.resetSent.Load() != 0 {
 		return false
@@ -275,8 +276,8 @@ func (x *exchange) deliverNow(b []byte) {
 }
 
 // startQueue queues bytes for the application. If there is no memory for a queue, it
-// waits until the application has taken the bytes. Then toSession gets its credit only
-// after that.
+// blocks until the application has taken the bytes. toSession then receives no credit
+// until startQueue returns.
 func (x *exchange) startQueue(b []byte) {
 	if !x.memory.Reserve(assuredWindow) {
 		n, err := x.plain.Write(b)
@@ -307,8 +308,8 @@ func (x *exchange) enqueue(b []byte) {
 	}
 }
 
-// flush writes the queue to the application, and ends when it is empty. After RESET the
-// application has resetDelivery for each buffer.
+// flush writes the queue to the application and returns when the queue is empty. After
+// RESET each further buffer has the write timeout resetDelivery.
 func (x *exchange) flush() {
 	for {
 		b := x.dequeue()
@@ -397,8 +398,9 @@ const (
 	maxUnread = 256 << 10
 )
 
-// boundQueues bounds the queues of a connection to an application. A kernel that could not
-// lift the bound of the receive queue again (Linux before 5.14) does not get it.
+// boundQueues bounds the queues of a connection to an application. Linux before 5.14 has
+// no SO_BUF_LOCK and could not remove the bound of the receive queue later, so there
+// boundQueues does not set it.
 func boundQueues(c *net.TCPConn) {
 	control(c, func(fd int) error { // fails only if c is closed, which the relay detects
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent); err != nil {
@@ -409,7 +411,7 @@ func boundQueues(c *net.TCPConn) {
 		}
 		return errors.Join(
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, maxUnread),
-			// The clamp is that of the first buffer, which no longer grows.
+			// The kernel derived the clamp from the first buffer and does not raise it.
 			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP, maxUnread),
 		)
 	})

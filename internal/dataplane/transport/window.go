@@ -8,8 +8,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
-// MaxWindow is how many bytes of one direction of an exchange may be under way at most:
-// what a path of 1 Gbit/s and 60 ms holds.
+// MaxWindow is the most bytes that one direction of an exchange may have under way. It
+// fills a path of 1 Gbit/s with a round trip of 60 ms.
 const MaxWindow = 8 << 20
 
 const assuredWindow = tunnel.AssuredWindow
@@ -40,8 +40,8 @@ type sendWindow struct {
 	peer     int // what the far side permits
 	underWay int // sent and not yet taken
 	reserved int // of memory, beyond assuredWindow
-	// shrunk: the far side has not yet answered that own became smaller. Windows in
-	// frames that it sent before count no more.
+	// shrunk means that own became smaller and the far side has not acknowledged it yet.
+	// Until then the windows in its CREDIT frames are out of date and ignored.
 	shrunk bool
 }
 
@@ -50,9 +50,10 @@ func newSendWindow(memory Memory, early int) sendWindow {
 	return sendWindow{memory: memory, own: assuredWindow, peer: assuredWindow, underWay: early}
 }
 
-// available returns how many bytes may be sent now. Less than a quarter of the window
-// does not count, because it would make small frames. The far side sends CREDIT before it
-// has taken half of the window, so more than a quarter always comes back.
+// available returns how many bytes may be sent now. It returns 0 if less than a quarter
+// of the window is free, because small frames are inefficient. More than a quarter always
+// becomes free again, because the far side sends CREDIT before it has taken half of the
+// window.
 func (w *sendWindow) available() int {
 	window := min(w.own, w.peer)
 	if free := window - w.underWay; free >= window/4 {
@@ -102,11 +103,11 @@ func (w *sendWindow) release() { trim(w.memory, &w.reserved, 0) }
 // receiveWindow bounds the bytes that the far side has under way. Make it with
 // newReceiveWindow.
 //
-// It doubles when it is what limits the rate. To find out, it measures trips. A trip is
-// the time from a CREDIT until the first byte comes that this CREDIT has permitted. What
-// comes meanwhile was permitted before. If the far side then waits for credit, it sends
-// less in a trip than in the same time on average. If the far side, the path or the
-// application limits the rate, it is the same rate.
+// The window doubles when it limits the rate. To detect this, it measures trips. A trip
+// begins with a CREDIT and ends when the first byte arrives that this CREDIT permitted.
+// The bytes that arrive during a trip were permitted before it. If the far side waits for
+// credit, the rate during a trip is lower than the average rate. If the far side, the
+// path or the application limits the rate, both rates are equal.
 type receiveWindow struct {
 	memory   Memory
 	window   int
@@ -116,31 +117,34 @@ type receiveWindow struct {
 	taken    int64 // bytes that the application has taken
 	credited int64 // of these, those that the far side knows of
 	reserved int   // of memory, beyond assuredWindow
-	answer   bool  // the far side has shrunk its window, and CREDIT must say the same
+	answer   bool  // the far side has shrunk its window, and CREDIT must acknowledge it
 
 	epoch      time.Time // when the measured window began; zero: not yet
 	epochTaken int64     // taken at that time
-	// The measured trip began at tripStart with tripBytes that were permitted before, and
-	// ends after tripLimit. tripStart is zero if none is measured. tripRate is the rate of
-	// the last one, in bytes per second.
+	// tripStart is when the current trip began, or zero if there is none. At that time
+	// tripBytes were permitted and had not arrived. The trip ends when received exceeds
+	// tripLimit. tripRate is the rate of the last trip, in bytes per second.
 	tripStart            time.Time
 	tripBytes, tripLimit int64
 	tripRate             float64
-	// shortestTrip is never shorter than a round trip.
+	// shortestTrip is the shortest trip so far, or zero before the first one. No trip is
+	// shorter than a round trip.
 	shortestTrip time.Duration
 }
 
 const (
-	// A window below cheapWindow grows, too, if it is taken within fastWindow, because
-	// larger windows need fewer CREDITs. Above it, windows leave the processor's cache. If
-	// the round trip is shorter than fastWindow, cheapWindow is the largest: it suffices
-	// for more than 1.6 Gbit/s.
+	// A window that the application takes within fastWindow also grows, because larger
+	// windows need fewer CREDITs. If the shortest trip is below fastWindow, the window
+	// does not grow beyond cheapWindow. Larger windows do not fit into the processor's
+	// cache, and cheapWindow suffices for more than 1.6 Gbit/s on such a path.
 	fastWindow  = 5 * time.Millisecond
 	cheapWindow = 1 << 20
-	// slowWindow is the time for which the largest window suffices at most. Longer round
-	// trips are rare, and a slow direction shall not reserve much.
+	// slowWindow is the longest time in which the application may take a window for that
+	// window to grow. A slower direction must not reserve much memory, and longer round
+	// trips are rare.
 	slowWindow = 500 * time.Millisecond
-	// waitFactor is how much faster a whole window must be than a trip.
+	// waitFactor is by how much the average rate must exceed the rate of a trip for the
+	// window to count as the limit.
 	waitFactor = 1.05
 	// maxUncredited bounds what is taken before CREDIT at the largest window.
 	maxUncredited = 512 << 10
@@ -174,8 +178,8 @@ func (w *receiveWindow) receive(n int, now func() time.Time) error {
 	return nil
 }
 
-// onOwn records how much the far side permits itself. If that becomes smaller, the far
-// side sends nothing beyond it after this frame, so the window shrinks at once.
+// onOwn records own, which is how much the far side permits itself. If own has become
+// smaller, the window shrinks at once, because the far side obeys own from this frame on.
 func (w *receiveWindow) onOwn(own int) {
 	if own < w.peerOwn {
 		w.window, w.answer = assuredWindow, true
@@ -185,10 +189,11 @@ func (w *receiveWindow) onOwn(own int) {
 	w.peerOwn = own
 }
 
-// due reports whether CREDIT must be sent. A side that permits itself less than the
-// window waits for CREDIT at half of what it permits itself. The application takes whole
-// records, so CREDIT is due one record before the half. Otherwise the second half of a
-// window could miss it by some bytes, and wait for a round trip.
+// due reports whether CREDIT must be sent: when the application has taken almost half of
+// the window, or almost half of what the far side permits itself if that is less. For the
+// largest window the limit is maxUncredited. The application takes whole records, so
+// CREDIT is due one record before the half. Otherwise a sender that has used its window
+// could lack a few bytes of credit and wait for a round trip.
 func (w *receiveWindow) due() bool {
 	return w.answer || w.taken-w.credited >= creditAt(min(w.window, w.peerOwn))
 }
@@ -231,7 +236,8 @@ func (w *receiveWindow) limitsRate(n int64, within time.Duration) bool {
 	return w.tripRate > 0 && within <= slowWindow && float64(n)/within.Seconds() > waitFactor*w.tripRate
 }
 
-// grow doubles the window, unless the far side does not follow or memory is short.
+// grow doubles the window. It does nothing if the window is the largest, if the far side
+// permits itself less than half of it, or if the memory budget is used up.
 func (w *receiveWindow) grow() {
 	more := max(0, 2*w.window-assuredWindow-w.reserved)
 	if 2*w.window <= min(MaxWindow, 4*w.peerOwn) && w.memory.Reserve(more) {
@@ -254,7 +260,8 @@ func (w *receiveWindow) trim() {
 // release releases all memory.
 func (w *receiveWindow) release() { trim(w.memory, &w.reserved, 0) }
 
-// trim releases what is reserved beyond need, of which assuredWindow is not reserved.
+// trim releases the memory that a window of need bytes does not use. The first
+// assuredWindow bytes of a window are never reserved.
 func trim(memory Memory, reserved *int, need int) {
 	if more := *reserved - max(0, need-assuredWindow); more > 0 {
 		memory.Release(more)

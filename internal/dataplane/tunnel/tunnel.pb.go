@@ -27,7 +27,7 @@ const (
 type Protocol int32
 
 const (
-	// An exchange, whose bytes nobody looks at.
+	// An exchange, whose bytes are opaque.
 	Protocol_OPAQUE Protocol = 0
 	// HTTP/2 frames. Header blocks are heads of HTTP/1.
 	Protocol_HTTP1 Protocol = 1
