@@ -67,9 +67,6 @@ type Config struct {
 	Received []byte
 	// Windows admits receive windows beyond 64 KiB per stream. Nil admits none.
 	Windows WindowBudget
-	// ExtendedConnect accepts CONNECT with :protocol (RFC 8441). The pseudo-header is the
-	// field ":protocol" of the head.
-	ExtendedConnect bool
 	// Handle serves one stream of a server end. It runs in its own goroutine. When it
 	// returns, a stream that is still open is reset.
 	Handle func(*Stream)

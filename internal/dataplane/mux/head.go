@@ -77,11 +77,6 @@ func (e *headEncoder) encode(h *message.Head) []byte {
 		e.field(":status", statusText(h.Status))
 	}
 	for i := range h.Fields {
-		if f := &h.Fields[i]; f.Name == ":protocol" {
-			e.field(f.Name, f.Value)
-		}
-	}
-	for i := range h.Fields {
 		f := &h.Fields[i]
 		name := f.Name
 		if !isLower(name) {
@@ -281,7 +276,6 @@ func (d *headDecoder) addPseudo(name, value string) error {
 		d.head.Status, _ = strconv.Atoi(value)
 	case ":protocol":
 		bit = pseudoProtocol
-		d.head.Fields = append(d.head.Fields, message.Field{Name: name, Value: value})
 	default:
 		return errPseudo
 	}
@@ -293,7 +287,7 @@ func (d *headDecoder) addPseudo(name, value string) error {
 }
 
 // check validates a complete block as a head of a kind.
-func (d *headDecoder) check(kind Kind, extendedConnect bool) error {
+func (d *headDecoder) check(kind Kind) error {
 	if d.malformed != nil {
 		return d.malformed
 	}
@@ -312,23 +306,23 @@ func (d *headDecoder) check(kind Kind, extendedConnect bool) error {
 		}
 		return nil
 	}
-	return d.checkRequest(extendedConnect)
+	return d.checkRequest()
 }
 
-func (d *headDecoder) checkRequest(extendedConnect bool) error {
+func (d *headDecoder) checkRequest() error {
 	h := d.head
 	switch {
 	case d.pseudo&pseudoStatus != 0:
 		return errPseudo
 	case !validMethod(h.Method):
 		return errPseudoMissing
-	case d.pseudo&pseudoProtocol != 0 && (h.Method != "CONNECT" || !extendedConnect):
+	case d.pseudo&pseudoProtocol != 0: // RFC 8441, which this end does not announce
 		return errConnect
 	case !validAuthority(h.Authority):
 		return errPseudo
 	case d.hasHost && d.pseudo&pseudoAuthority != 0 && !strings.EqualFold(d.host, h.Authority):
 		return errHost
-	case h.Method == "CONNECT" && d.pseudo&pseudoProtocol == 0:
+	case h.Method == "CONNECT":
 		if d.pseudo != pseudoMethod|pseudoAuthority || h.Authority == "" {
 			return errConnect
 		}

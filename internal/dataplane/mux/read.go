@@ -432,7 +432,7 @@ func (c *Conn) receiveHead(id uint32, e headEntry, tooLarge bool) (kept bool, er
 	if e.raw != nil {
 		informational = isInformational(e.raw.b)
 	} else {
-		if c.decoder.check(Response, false) != nil {
+		if c.decoder.check(Response) != nil {
 			return false, c.streamError(s, http2.ErrCodeProtocol)
 		}
 		informational = e.head.Status < 200
@@ -462,7 +462,7 @@ func (c *Conn) receiveHead(id uint32, e headEntry, tooLarge bool) (kept bool, er
 }
 
 func (c *Conn) receiveTrailers(s *Stream, e headEntry) (kept bool, err error) {
-	if !e.end || e.raw == nil && c.decoder.check(Trailers, false) != nil {
+	if !e.end || e.raw == nil && c.decoder.check(Trailers) != nil {
 		return false, c.streamError(s, http2.ErrCodeProtocol)
 	}
 	s.trailers = e
@@ -477,7 +477,7 @@ func (c *Conn) acceptStream(id uint32, e headEntry, tooLarge bool) (kept bool, e
 		return false, nil // the last GOAWAY says that it is not processed
 	case tooLarge:
 		return false, c.headTooLarge(id, e.end)
-	case e.raw == nil && c.decoder.check(Request, c.cfg.ExtendedConnect) != nil:
+	case e.raw == nil && c.decoder.check(Request) != nil:
 		c.appendReset(id, http2.ErrCodeProtocol)
 		c.recent.add(id)
 		return false, c.floods.chargeReset()

@@ -159,9 +159,6 @@ func (c *Conn) appendPreface() {
 			ID:  http2.SettingMaxConcurrentStreams,
 			Val: c.cfg.MaxStreams,
 		})
-		if c.cfg.ExtendedConnect {
-			settings = append(settings, http2.Setting{ID: http2.SettingEnableConnectProtocol, Val: 1})
-		}
 	}
 	out.b = appendFrameHeader(out.b, 6*len(settings), http2.FrameSettings, 0, 0)
 	for _, s := range settings {
