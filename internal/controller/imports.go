@@ -173,13 +173,6 @@ func (l *importLink) change() linkChange {
 // the catalog is complete, or the Link imports nothing.
 func (l *importLink) complete() bool { return l.whole || l.link.Spec.Import == nil }
 
-// describes reports whether the frontends of a Link have what the peer's catalog says of
-// its Services.
-func (m *importer) describes(name string) bool {
-	l := m.links[name]
-	return l != nil && l.complete()
-}
-
 // setNamespace records a namespace of this cluster; nil: it was deleted. Services whose
 // mirrors belong there are decided again.
 func (m *importer) setNamespace(name string, ns *corev1.Namespace, now time.Time, p *plan) {
@@ -382,11 +375,7 @@ func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
 		described = &s
 	}
 	w := l.rules.Want(entry, described)
-	settings := view.Settings{Defaults: l.rules.Defaults()}
-	if described != nil {
-		settings.Settings, settings.Declared = described.Settings, described.Declared()
-	}
-	if resource := view.Frontend(l.link.Name, entry, w.Ready, settings); resource != nil {
+	if resource := view.Frontend(l.link.Name, entry, w.Ready, l.rules.Defaults()); resource != nil {
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Resource: resource})
 	}
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, after, w})
@@ -396,7 +385,7 @@ func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
 // withContent returns entry with the content that the peer's catalog has now: the
 // stored copy may lag behind, because its writes are rationed.
 func withContent(entry ledger.Mirror, w ledger.MirrorWant) ledger.Mirror {
-	entry.Identities, entry.AffinitySeconds = w.Identities, w.AffinitySeconds
+	entry.Identities, entry.AffinitySeconds, entry.Settings = w.Identities, w.AffinitySeconds, w.Settings
 	entry.Ports = slices.Clone(entry.Ports)
 	for i := range entry.Ports {
 		port := &entry.Ports[i]
@@ -407,6 +396,7 @@ func withContent(entry ledger.Mirror, w ledger.MirrorWant) ledger.Mirror {
 			continue
 		}
 		port.Port, port.AppProtocol, port.Route = w.Ports[at].Port, w.Ports[at].AppProtocol, w.Ports[at].Route
+		port.Declared = w.Ports[at].Declared
 	}
 	return entry
 }

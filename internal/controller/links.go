@@ -148,8 +148,8 @@ func (s *linkState) resolvePeer(p link.Peer, old resolvedPeer, had bool) (resolv
 }
 
 // emit adds the changes of one Link, for agents and gateways, to the plan. namespaces are
-// those of this cluster, and described reports that the peer's catalog is known.
-func (s *linkState) emit(name string, namespaces mirror.Namespaces, described bool, p *plan) {
+// those of this cluster.
+func (s *linkState) emit(name string, namespaces mirror.Namespaces, p *plan) {
 	r, ok := s.resolved[name]
 	if !ok {
 		key := nodestream.LinkKey(name)
@@ -161,7 +161,6 @@ func (s *linkState) emit(name string, namespaces mirror.Namespaces, described bo
 	}
 	peer := r.view
 	applyRules(&peer, s.links[name], namespaces)
-	peer.CatalogUnknown = !described
 	domain := s.identity.TrustDomain()
 	p.views = append(p.views,
 		nodestream.Change{Scope: nodestream.Agents, Resource: view.LinkForAgents(peer, domain, s.day)},

@@ -446,7 +446,7 @@ func (r *reconciler) takeLinks(b *batch, now time.Time, p *plan) {
 	}
 	for name := range dirty {
 		r.links.resolve(name, r.snapshots[name])
-		r.links.emit(name, r.imports.namespaces, r.imports.describes(name), p)
+		r.links.emit(name, r.imports.namespaces, p)
 		trusts[name] = true
 	}
 	for name := range trusts {
@@ -602,11 +602,7 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 		}
 		epoch, generation := r.book.Applied(l.domain)
 		applied := wire.Version{Epoch: epoch, Generation: generation}
-		described := l.complete()
 		r.imports.applyCatalog(name, r.peers.TakeCatalog(name, applied, now), now, p)
-		if !described && l.complete() {
-			r.links.emit(name, r.imports.namespaces, true, p)
-		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/bubble"
@@ -19,20 +21,11 @@ import (
 )
 
 // What a peer's Service asks for its traffic reaches this cluster's agents, with the
-// Link's defaults for the rest. It costs no write.
+// Link's defaults for the rest. It costs one write of the ledger.
 func TestSettingsReachTheCallersAgents(t *testing.T) {
 	leading(t, func(t *testing.T, r *replica) {
-		unknown := func() bool {
-			return r.hub.Get(nodestream.Agents, nodestream.LinkKey("east")).GetLink().CatalogUnknown
-		}
-		if !unknown() {
-			t.Error("agents take frontends as described before the peer's catalog was received")
-		}
 		stream := r.connect("bar", "foo")
 		r.settle()
-		if unknown() {
-			t.Error("agents do not learn that the peer's catalog is known")
-		}
 		r.Writes()
 		bar := offered("bar")
 		bar[0].Ports[0].Declared = trafficsettings.HTTP2
@@ -40,7 +33,7 @@ func TestSettingsReachTheCallersAgents(t *testing.T) {
 		stream.Deliver(wire.Delta{Upserts: bar})
 		r.settle()
 		bubble.Pass(time.Minute)
-		r.expectWrites(t, "the mirror shows no traffic settings")
+		r.expectWrites(t, "the mirror shows no traffic settings", "update *v1alpha1.Ledger causeway-system/mirrors-0")
 		r.wantFrontend(t, "bar-east", nodewire.Protocol_HTTP2,
 			&nodewire.TrafficSettings{TimeoutMs: new(uint32(1000)), MaxRequests: 7})
 		r.wantFrontend(t, "foo-east", nodewire.Protocol_DETECT, nil)
@@ -56,6 +49,50 @@ func TestSettingsReachTheCallersAgents(t *testing.T) {
 		r.wantFrontend(t, "foo-east", nodewire.Protocol_TCP,
 			&nodewire.TrafficSettings{TimeoutMs: new(uint32(60_000)), Retries: new(uint32(0)), RetryOn: 2})
 	}, eastLink(), shop())
+}
+
+// A mirror has the settings of its Service for as long as it stands: also while it is
+// removed, and if the controller has just begun and the peer cannot be reached.
+func TestSettingsOfAnUnknownCatalog(t *testing.T) {
+	settled := func(r *replica, when string) {
+		t.Helper()
+		t.Log(when)
+		r.wantFrontend(t, "bar-east", nodewire.Protocol_TCP, &nodewire.TrafficSettings{
+			TimeoutMs: new(uint32(0)), PerTryTimeoutMs: new(uint32(1500)), Retries: new(uint32(3)), RetryOn: 2,
+			MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3, SlowStartMs: 4000,
+		})
+	}
+	successors(t, []client.Object{eastLink(), shop()}, func(r *replica) {
+		stream := r.connect("foo")
+		bar := offered("bar")
+		bar[0].Ports[0].Declared = trafficsettings.TCP
+		bar[0].Settings = trafficsettings.Settings{
+			Timeout: trafficsettings.None, PerTryTimeout: 1500 * time.Millisecond, Retries: 3,
+			RetryOn: trafficsettings.RetryReset, MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3,
+			SlowStart: 4 * time.Second,
+		}
+		stream.Deliver(wire.Delta{Upserts: bar})
+		r.settle()
+		settled(r, "from the catalog")
+	}, func(r *replica) {
+		bubble.Pass(time.Second)
+		settled(r, "from the ledger")
+		stream := r.connect("foo")
+		withdrawn := false
+		r.Refuse(func(_ string, o client.Object) error { // the ledger cannot store the removal yet
+			if _, is := o.(*v1alpha1.Ledger); is {
+				withdrawn = true
+				return errors.New("no")
+			}
+			return nil
+		})
+		stream.Deliver(wire.Delta{Removed: shopKeys("bar")})
+		bubble.Pass(time.Second)
+		if !withdrawn {
+			t.Fatal("the mirror was not withdrawn")
+		}
+		settled(r, "while it is removed")
+	})
 }
 
 func (r *replica) wantFrontend(t *testing.T, name string, protocol nodewire.Protocol, want *nodewire.TrafficSettings) {

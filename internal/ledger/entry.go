@@ -3,6 +3,8 @@ package ledger
 import (
 	"net/netip"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // Source names what a mirror stands for: a Service of a peer, or one named pod of a
@@ -30,6 +32,8 @@ type Mirror struct {
 	Headless bool
 	// AffinitySeconds is how long a client stays with its endpoint; 0: not at all.
 	AffinitySeconds uint32
+	// Settings are what the source's owner asks for its traffic, within their bounds.
+	Settings trafficsettings.Settings
 	// Since is when the entry was allocated; AbsentSince since when its pod is missing
 	// (zero: present).
 	Since, AbsentSince time.Time
@@ -44,6 +48,8 @@ type MirrorPort struct {
 	// Port is the Service port number at the peer.
 	Port        uint16
 	AppProtocol string
+	// Declared is the protocol that the source's owner declares by annotation.
+	Declared trafficsettings.Protocol
 	// Route is the peer's route id; 0: not offered now.
 	Route uint32
 }

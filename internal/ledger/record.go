@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // MirrorWant is one Service of a peer to be mirrored, or one named pod of it.
@@ -28,6 +30,8 @@ type MirrorWant struct {
 	Identities []string
 	// AffinitySeconds is how long a client stays with its endpoint; 0: not at all.
 	AffinitySeconds uint32
+	// Settings are what the source's owner asks for its traffic, within their bounds.
+	Settings trafficsettings.Settings
 }
 
 // PortWant is one carried port of a MirrorWant.
@@ -35,6 +39,8 @@ type PortWant struct {
 	Name, Protocol string
 	Port           uint16
 	AppProtocol    string
+	// Declared is the protocol that the source's owner declares by annotation.
+	Declared trafficsettings.Protocol
 	// Route is the peer's route id.
 	Route uint32
 }
@@ -47,7 +53,8 @@ func (w *MirrorWant) name() nameKey { return nameKey{w.MirrorNamespace, w.Mirror
 func (w *MirrorWant) equal(o *MirrorWant) bool {
 	return w.Source() == o.Source() && w.name() == o.name() && w.Headless == o.Headless &&
 		w.Named == o.Named &&
-		w.AffinitySeconds == o.AffinitySeconds && slices.Equal(w.Ports, o.Ports) &&
+		w.AffinitySeconds == o.AffinitySeconds && w.Settings == o.Settings &&
+		slices.Equal(w.Ports, o.Ports) &&
 		slices.Equal(w.Identities, o.Identities)
 }
 
@@ -70,6 +77,8 @@ type record struct {
 	Ports    []portRecord `json:"p,omitempty"` // sorted by Index
 	// Accounts are the ServiceAccounts of the source's namespace that back it, sorted.
 	Accounts []string `json:"d,omitempty"`
+	// Settings is nil if the source's owner asks for nothing.
+	Settings *settingsRecord `json:"w,omitempty"`
 
 	raw []byte // the JSON of it
 }
@@ -81,7 +90,65 @@ type portRecord struct {
 	Protocol    string `json:"q,omitempty"` // empty: TCP
 	Port        uint16 `json:"t,omitempty"`
 	AppProtocol string `json:"y,omitempty"`
+	Declared    uint8  `json:"e,omitempty"` // a trafficsettings.Protocol
 	Route       uint32 `json:"u,omitempty"`
+}
+
+// settingsRecord is a trafficsettings.Settings. Its durations are in milliseconds, and -1
+// is trafficsettings.None.
+type settingsRecord struct {
+	Timeout     int64  `json:"t,omitempty"`
+	PerTry      int64  `json:"p,omitempty"`
+	Retries     int    `json:"r,omitempty"`
+	RetryOn     uint32 `json:"o,omitempty"`
+	Connections uint32 `json:"c,omitempty"`
+	Pending     uint32 `json:"q,omitempty"`
+	Requests    uint32 `json:"n,omitempty"`
+	SlowStart   int64  `json:"s,omitempty"`
+}
+
+// newSettingsRecord returns nil if s asks for nothing.
+func newSettingsRecord(s trafficsettings.Settings) *settingsRecord {
+	if s = s.Clamp(); s == (trafficsettings.Settings{}) {
+		return nil
+	}
+	return &settingsRecord{
+		Timeout:     milliseconds(s.Timeout),
+		PerTry:      milliseconds(s.PerTryTimeout),
+		Retries:     s.Retries,
+		RetryOn:     uint32(s.RetryOn),
+		Connections: s.MaxConnections,
+		Pending:     s.MaxPendingRequests,
+		Requests:    s.MaxRequests,
+		SlowStart:   milliseconds(s.SlowStart),
+	}
+}
+
+func milliseconds(d time.Duration) int64 {
+	if d == trafficsettings.None {
+		return -1
+	}
+	return d.Milliseconds()
+}
+
+// settings returns what is stored, within the bounds; zero if r is nil.
+func (r *settingsRecord) settings() trafficsettings.Settings {
+	if r == nil {
+		return trafficsettings.Settings{}
+	}
+	duration := func(ms int64) time.Duration { // longer ones would overflow
+		return time.Duration(min(ms, trafficsettings.MaxDuration.Milliseconds())) * time.Millisecond
+	}
+	return trafficsettings.Settings{
+		Timeout:            duration(r.Timeout),
+		PerTryTimeout:      duration(r.PerTry),
+		Retries:            r.Retries,
+		RetryOn:            trafficsettings.RetryOn(r.RetryOn),
+		MaxConnections:     r.Connections,
+		MaxPendingRequests: r.Pending,
+		MaxRequests:        r.Requests,
+		SlowStart:          duration(r.SlowStart),
+	}.Clamp()
 }
 
 const tcp = "TCP"
@@ -171,6 +238,7 @@ func newRecord(w *MirrorWant, had *record, slot int, since int64) (r *record, le
 		Since:      since,
 		Headless:   w.Named || w.Headless && had != nil && had.Headless,
 		Affinity:   w.AffinitySeconds,
+		Settings:   newSettingsRecord(w.Settings),
 	}
 	if w.MirrorNamespace != w.Namespace {
 		r.MirrorNamespace = w.MirrorNamespace
@@ -220,6 +288,7 @@ func assignIndexes(have []portRecord, want []PortWant) (out []portRecord, left [
 			next++
 		}
 		out[i].Port, out[i].AppProtocol, out[i].Route = w.Port, w.AppProtocol, w.Route
+		out[i].Declared = uint8(w.Declared)
 	}
 	return out, left
 }
@@ -325,6 +394,7 @@ func (r *record) mirror(trustDomain string, vips []netip.Addr) *Mirror {
 		VIPs:            vips,
 		Headless:        r.Headless,
 		AffinitySeconds: r.Affinity,
+		Settings:        r.Settings.settings(),
 		Since:           fromSeconds(r.Since),
 		AbsentSince:     fromSeconds(r.Absent),
 	}
@@ -335,6 +405,7 @@ func (r *record) mirror(trustDomain string, vips []netip.Addr) *Mirror {
 			Index:       p.Index,
 			Port:        p.Port,
 			AppProtocol: p.AppProtocol,
+			Declared:    trafficsettings.Protocol(p.Declared).Clamp(),
 			Route:       p.Route,
 		})
 	}

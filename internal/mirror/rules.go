@@ -199,11 +199,13 @@ func (r *Rules) want(namespace string, s catalog.Service) ledger.MirrorWant {
 		Headless:        s.Headless,
 		Named:           len(s.Hosts) > 0,
 		AffinitySeconds: s.SessionAffinitySeconds,
+		Settings:        s.Settings,
 	}
 	for _, p := range s.Ports {
 		if p.Carried() {
 			w.Ports = append(w.Ports, ledger.PortWant{
-				Name: p.Name, Protocol: p.Protocol, Port: p.Port, AppProtocol: p.AppProtocol, Route: p.Route,
+				Name: p.Name, Protocol: p.Protocol, Port: p.Port, AppProtocol: p.AppProtocol,
+				Declared: p.Declared, Route: p.Route,
 			})
 		}
 	}

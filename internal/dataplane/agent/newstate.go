@@ -169,8 +169,6 @@ func parseLink(l *wire.Link) *parsedLink {
 		trustDomain: l.TrustDomain,
 		suspended:   l.Suspended,
 		defaultDeny: l.DefaultDeny,
-
-		catalogUnknown: l.CatalogUnknown,
 	}
 	if l.CallersRestricted {
 		p.callers = make(map[string]bool, len(l.CallerNamespaces))
@@ -221,9 +219,6 @@ func (b *stateBuilder) addFrontend(r *wire.Resource, f *wire.Frontend) error {
 	if parsed == nil || parsed.link != link {
 		parsed = &parsedFrontend{link: link}
 		parsed.mirror, parsed.vips, parsed.err = parseFrontend(f, link)
-		if parsed.err == nil && link.catalogUnknown {
-			parsed.mirror.inheritSettings(b.was, parsed.vips)
-		}
 	}
 	b.parsed.frontends[r] = parsed
 	for _, vip := range parsed.vips {

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"cmp"
-	"net/netip"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -43,22 +42,4 @@ func forwardIdentityOf(f wire.ForwardIdentity) trafficsettings.ForwardIdentity {
 		return trafficsettings.ForwardNone
 	}
 	return trafficsettings.ForwardIdentity(f)
-}
-
-// inheritSettings gives the ports of m the settings that they have in a former state, if
-// that has the same Service of the peer at one of the virtual IPs.
-func (m *mirror) inheritSettings(was *state, vips []netip.Addr) {
-	for _, vip := range vips {
-		former := was.mirrors[vip]
-		if !former.sameTarget(m) {
-			continue
-		}
-		for i, port := range m.ports {
-			if had, ok := former.ports[i]; ok && had.samePort(port) {
-				port.protocol, port.settings = had.protocol, had.settings
-				m.ports[i] = port
-			}
-		}
-		return
-	}
 }

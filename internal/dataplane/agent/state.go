@@ -53,8 +53,6 @@ type peer struct {
 	suspended bool
 	// defaultDeny: without an ExportPolicy no caller of the peer is admitted here.
 	defaultDeny bool
-	// catalogUnknown: frontends may lack the settings of the peer's Services.
-	catalogUnknown bool
 	// callers holds the local namespaces that may call; nil: every namespace may.
 	callers map[string]bool
 }

@@ -226,51 +226,6 @@ func TestPortsHaveSettings(t *testing.T) {
 	}
 }
 
-// While a controller that has just begun does not know the peer's catalog, agents keep
-// what the Service asks for.
-func TestUnknownSettingsAreInherited(t *testing.T) {
-	cluster := &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{TrustDomain: "west-1", HopKey: make([]byte, 32)}}}
-	frontend := func(service string, declared wire.Protocol, settings *wire.TrafficSettings) *wire.Resource {
-		return &wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
-			Namespace: "shop", Name: "bar-east", Vips: []string{"240.0.0.1"}, Ports: []*wire.FrontendPort{{Declared: declared}},
-			Tiers: []*wire.Tier{{Backends: []*wire.Backend{{
-				Link: "east", Namespace: "shop", Service: service, Ports: []*wire.BackendPort{{Port: 80, Route: 1024}},
-				Settings: settings,
-			}}}},
-		}}}
-	}
-	next := func(was *state, unknown bool, f *wire.Resource) (*state, mirrorPort) {
-		link := &wire.Resource{Body: &wire.Resource_Link{Link: &wire.Link{
-			Name: "east", Uid: "uid-east", TrustDomain: "east-12", CatalogUnknown: unknown,
-		}}}
-		s, err := newState(must(nodestream.NewView(cluster, link, f))(t), noneRevoked, was)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s, s.mirrors[netip.MustParseAddr("240.0.0.1")].ports[0]
-	}
-	// The controller has only the Link's defaults of a Service that it cannot describe.
-	defaults := frontend("bar", wire.Protocol_DETECT, &wire.TrafficSettings{TimeoutMs: new(uint32(9))})
-	described := frontend("bar", wire.Protocol_TCP, &wire.TrafficSettings{MaxRequests: 7})
-	known, first := next(nil, false, described)
-	later, port := next(known, true, defaults)
-	if port != first {
-		t.Errorf("the port has %+v, want %+v", port, first)
-	}
-	if later, port = next(later, true, defaults); port != first {
-		t.Errorf("in a later state the port has %+v, want %+v", port, first)
-	}
-	if _, port := next(later, false, defaults); port.protocol != trafficsettings.Detect || port.settings.MaxRequests != 0 {
-		t.Errorf("once the catalog is known, the port has %+v", port)
-	}
-	for why, was := range map[string]*state{"another Service": known, "no former state": nil} {
-		other := frontend("foo", wire.Protocol_DETECT, &wire.TrafficSettings{TimeoutMs: new(uint32(9))})
-		if _, port := next(was, true, other); port.protocol != trafficsettings.Detect || port.settings.Timeout != 9*time.Millisecond {
-			t.Errorf("%s: the port has %+v, want the defaults", why, port)
-		}
-	}
-}
-
 // A rule with methods or paths admits no session, because this agent asks about no
 // request.
 func TestAdmissionHasRequestRules(t *testing.T) {

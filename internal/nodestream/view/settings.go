@@ -7,18 +7,9 @@ import (
 	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
-// Settings are the traffic settings of a Frontend.
-type Settings struct {
-	trafficsettings.Settings
-	// Declared are the protocols that the Service's owner declares, by port number.
-	Declared map[uint16]trafficsettings.Protocol
-	// Defaults apply to what the Service's owner leaves open.
-	Defaults trafficsettings.Defaults
-}
-
-// backend returns the settings of a Backend; nil: nothing is set.
-func (s Settings) backend() *wire.TrafficSettings {
-	all := s.WithDefaults(s.Defaults)
+// settingsOf returns the settings of a Backend; nil: nothing is set.
+func settingsOf(s trafficsettings.Settings, defaults trafficsettings.Defaults) *wire.TrafficSettings {
+	all := s.WithDefaults(defaults)
 	if all == (trafficsettings.Settings{}) {
 		return nil
 	}
@@ -32,9 +23,4 @@ func (s Settings) backend() *wire.TrafficSettings {
 		MaxRequests:        all.MaxRequests,
 		SlowStartMs:        uint32(all.SlowStart / time.Millisecond),
 	}
-}
-
-// port returns the protocol of a FrontendPort.
-func (s Settings) port(number uint16, appProtocol string) wire.Protocol {
-	return wire.Protocol(s.Defaults.Protocol(s.Declared[number], appProtocol))
 }

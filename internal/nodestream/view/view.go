@@ -35,6 +35,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/kube"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // The days whose keys are distributed, relative to today. An agent's clock may be behind
@@ -85,8 +86,6 @@ type Peer struct {
 	Suspended, DefaultDeny bool
 	CallersRestricted      bool
 	CallerNamespaces       []string
-	// CatalogUnknown: the peer's whole catalog has not been received yet.
-	CatalogUnknown bool
 }
 
 // Gateway is one address of a peer's gateway.
@@ -103,7 +102,6 @@ func LinkForAgents(p Peer, ownDomain string, today uint32) *wire.Resource {
 		l.Gateways = append(l.Gateways, &wire.GatewayAddress{Address: g.Address, Healthy: g.Healthy})
 	}
 	l.DayKeys = dayKeys(p.Secret, ownDomain, p.TrustDomain, today)
-	l.CatalogUnknown = p.CatalogUnknown
 	return &wire.Resource{Body: &wire.Resource_Link{Link: l}}
 }
 
@@ -141,9 +139,10 @@ func dayKeys(secret [32]byte, from, to string, today uint32) []*wire.DayKey {
 }
 
 // Frontend returns the resource of a mirror Service of a Link's peer: one tier with one
-// backend. ready reports whether the peer has ready endpoints. It returns nil for a
-// headless Service as such: clients dial the mirrors of its named pods.
-func Frontend(link string, m ledger.Mirror, ready bool, settings Settings) *wire.Resource {
+// backend. ready reports whether the peer has ready endpoints. The defaults apply to what
+// the Service's owner leaves open. It returns nil for a headless Service as such: clients
+// dial the mirrors of its named pods.
+func Frontend(link string, m ledger.Mirror, ready bool, defaults trafficsettings.Defaults) *wire.Resource {
 	if m.Headless && m.Hostname == "" {
 		return nil
 	}
@@ -154,7 +153,7 @@ func Frontend(link string, m ledger.Mirror, ready bool, settings Settings) *wire
 		Hostname:   m.Hostname,
 		Ready:      ready,
 		Identities: m.Identities,
-		Settings:   settings.backend(),
+		Settings:   settingsOf(m.Settings, defaults),
 	}
 	f := &wire.Frontend{
 		Namespace:              m.MirrorNamespace,
@@ -174,7 +173,7 @@ func Frontend(link string, m ledger.Mirror, ready bool, settings Settings) *wire
 			Index:       index,
 			Name:        p.Name,
 			AppProtocol: p.AppProtocol,
-			Declared:    settings.port(p.Port, p.AppProtocol),
+			Declared:    wire.Protocol(defaults.Protocol(p.Declared, p.AppProtocol)),
 		})
 		backend.Ports = append(backend.Ports, &wire.BackendPort{
 			Index: index,

@@ -176,17 +176,23 @@ func TestFrontend(t *testing.T) {
 		edit(f, b)
 		return &wire.Resource{Body: &wire.Resource_Frontend{Frontend: f}}
 	}
-	named, headless := mirror, mirror
+	named, headless, settled := mirror, mirror, mirror
 	named.Hostname, named.Headless = "db-0", true
 	headless.Headless = true
+	settled.Settings = trafficsettings.Settings{
+		Timeout: 500 * time.Millisecond, MaxRequests: 9, SlowStart: time.Second,
+	}
+	settled.Ports = slices.Clone(mirror.Ports)
+	settled.Ports[0].Declared = trafficsettings.HTTP2
 	want(t, "a port that the peer does not offer is left out",
-		frontend(func(*wire.Frontend, *wire.Backend) {}), Frontend("west", mirror, true, Settings{}))
+		frontend(func(*wire.Frontend, *wire.Backend) {}),
+		Frontend("west", mirror, true, trafficsettings.Defaults{}))
 	want(t, "readiness is the peer's",
 		frontend(func(_ *wire.Frontend, b *wire.Backend) { b.Ready = false }),
-		Frontend("west", mirror, false, Settings{}))
+		Frontend("west", mirror, false, trafficsettings.Defaults{}))
 	want(t, "a named pod's frontend leads to that pod only",
 		frontend(func(_ *wire.Frontend, b *wire.Backend) { b.Hostname = "db-0" }),
-		Frontend("west", named, true, Settings{}))
+		Frontend("west", named, true, trafficsettings.Defaults{}))
 	want(t, "the settings are the Service's, and the Link's defaults for the rest",
 		frontend(func(f *wire.Frontend, b *wire.Backend) {
 			f.Ports[0].Declared = wire.Protocol_HTTP2
@@ -198,19 +204,13 @@ func TestFrontend(t *testing.T) {
 				SlowStartMs: 1000,
 			}
 		}),
-		Frontend("west", mirror, true, Settings{
-			Settings: trafficsettings.Settings{
-				Timeout: 500 * time.Millisecond, MaxRequests: 9, SlowStart: time.Second,
-			},
-			Declared: map[uint16]trafficsettings.Protocol{80: trafficsettings.HTTP2},
-			Defaults: trafficsettings.Defaults{
-				Timeout: time.Hour,
-				Retries: trafficsettings.None,
-				RetryOn: trafficsettings.RetryReset,
-				Opaque:  true,
-			},
+		Frontend("west", settled, true, trafficsettings.Defaults{
+			Timeout: time.Hour,
+			Retries: trafficsettings.None,
+			RetryOn: trafficsettings.RetryReset,
+			Opaque:  true,
 		}))
-	if r := Frontend("west", headless, true, Settings{}); r != nil {
+	if r := Frontend("west", headless, true, trafficsettings.Defaults{}); r != nil {
 		t.Errorf("no client dials a headless Service as such, got %v", r)
 	}
 }

@@ -592,12 +592,8 @@ type Link struct {
 	// Only pods in caller_namespaces may call services of this peer.
 	CallersRestricted bool     `protobuf:"varint,10,opt,name=callers_restricted,json=callersRestricted,proto3" json:"callers_restricted,omitempty"`
 	CallerNamespaces  []string `protobuf:"bytes,11,rep,name=caller_namespaces,json=callerNamespaces,proto3" json:"caller_namespaces,omitempty"`
-	// Agents: the controller has not received the peer's whole catalog since it began, so
-	// Frontends may lack the settings and declared protocols of the peer's Services. The
-	// agent keeps those that it has.
-	CatalogUnknown bool `protobuf:"varint,12,opt,name=catalog_unknown,json=catalogUnknown,proto3" json:"catalog_unknown,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Link) Reset() {
@@ -705,13 +701,6 @@ func (x *Link) GetCallerNamespaces() []string {
 		return x.CallerNamespaces
 	}
 	return nil
-}
-
-func (x *Link) GetCatalogUnknown() bool {
-	if x != nil {
-		return x.CatalogUnknown
-	}
-	return false
 }
 
 type GatewayAddress struct {
@@ -2758,7 +2747,7 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
 	"\aissuers\x18\x02 \x03(\fR\aissuers\x12\x17\n" +
 	"\ahop_key\x18\x03 \x01(\fR\x06hopKey\x12\x1b\n" +
-	"\tvip_cidrs\x18\x04 \x03(\tR\bvipCidrs\"\xd3\x03\n" +
+	"\tvip_cidrs\x18\x04 \x03(\tR\bvipCidrs\"\xaa\x03\n" +
 	"\x04Link\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12!\n" +
@@ -2771,8 +2760,7 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\fdefault_deny\x18\t \x01(\bR\vdefaultDeny\x12-\n" +
 	"\x12callers_restricted\x18\n" +
 	" \x01(\bR\x11callersRestricted\x12+\n" +
-	"\x11caller_namespaces\x18\v \x03(\tR\x10callerNamespaces\x12'\n" +
-	"\x0fcatalog_unknown\x18\f \x01(\bR\x0ecatalogUnknown\"D\n" +
+	"\x11caller_namespaces\x18\v \x03(\tR\x10callerNamespaces\"D\n" +
 	"\x0eGatewayAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\",\n" +
