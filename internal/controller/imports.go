@@ -227,6 +227,11 @@ func (m *importer) applyCatalog(name string, c peering.CatalogChange, now time.T
 		m.settle(l, now)
 		p.links = append(p.links, l.change())
 	}
+	if c.Stale != "" && l.whole { // another leader has applied a newer catalog
+		l.whole = false
+		m.book.Incomplete(l.domain)
+		p.links = append(p.links, l.change())
+	}
 	l.stale = c.Stale
 	l.recheck = time.Time{}
 	if c.Recheck > 0 {

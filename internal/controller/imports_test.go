@@ -347,6 +347,56 @@ func TestNewLeaderWithLaggingCache(t *testing.T) {
 	})
 }
 
+// A follower has an older catalog than the one that the leader has applied. When it leads
+// it must not delete what only the newer one has.
+func TestNewLeaderWithOlderCatalog(t *testing.T) {
+	west()
+	east()
+	deliver := func(r *replica, generation uint64, d wire.Delta) {
+		stream := r.peers.StreamForTest("east", eastGateway)
+		stream.Hello(helloOf(east()))
+		d.Version = wire.Version{Epoch: "a", Generation: generation}
+		stream.Deliver(d)
+		r.settle()
+	}
+	describe := func(r *replica, generation uint64, names ...string) {
+		deliver(r, generation, wire.Delta{Upserts: offered(names...)})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		api := newAPI(eastLink(), shop())
+		next := newReplica(t, api)
+		next.during(t, func() {
+			first := newReplica(t, api)
+			first.lead()
+			first.during(t, func() {
+				first.settle()
+				describe(first, 6, "bar")
+				describe(next, 6, "bar")
+				describe(first, 7, "bar", "foo")
+				bubble.Pass(time.Minute) // the version is stored
+			})
+			next.Writes()
+			next.lead()
+			bubble.Pass(time.Minute)
+			if !next.stands(t, "foo-east") || next.vipOf("foo") == "" {
+				t.Errorf("the new leader wrote %v", next.Writes())
+			}
+			if stale := next.imports.links["east"].stale; stale != link.PeerCatalogOlder {
+				t.Errorf("the status says %q", stale)
+			}
+			describe(next, 7, "bar", "foo")
+			bubble.Pass(time.Minute)
+			if w := next.Writes(); count(w, "delete") > 0 || next.imports.links["east"].stale != "" {
+				t.Errorf("with the newest catalog it wrote %v", w)
+			}
+			deliver(next, 8, wire.Delta{Removed: shopKeys("foo")})
+			if next.stands(t, "foo-east") {
+				t.Error("what a newer catalog has not is deleted")
+			}
+		})
+	})
+}
+
 // slowReader answers lists after nine seconds.
 type slowReader struct{ client.Client }
 

@@ -584,7 +584,8 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 	if problem := r.overlaps.problem(); (problem != nil) != r.imports.frozen {
 		r.imports.freeze(problem != nil, now, p)
 	}
-	if r.leading.Load() && r.leader.ledgerRead && !r.replayed {
+	begins := r.leading.Load() && r.leader.ledgerRead && !r.replayed
+	if begins { // the ledger tells which versions the last leader has applied
 		r.replayed = true
 		r.imports.replay(p)
 		p.housekeeping = true
@@ -596,7 +597,7 @@ func (r *reconciler) takeCatalogs(b *batch, now time.Time, p *plan) {
 		if l.since.Equal(now) {
 			continue // its streams begin after this pass: what there is came from another peer
 		}
-		if !b.peers[name] && !b.catalogs[name] && (l.recheck.IsZero() || now.Before(l.recheck)) {
+		if !begins && !b.peers[name] && !b.catalogs[name] && (l.recheck.IsZero() || now.Before(l.recheck)) {
 			p.dueAt(l.recheck)
 			continue
 		}

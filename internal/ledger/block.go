@@ -400,7 +400,8 @@ func (bl *block) merge(slot int, theirs *record) (problems []Problem) {
 }
 
 // loadApplied takes what the block says of the applied version. The first block that says
-// something is right, unless this Book has applied something since.
+// something is right, unless this Book has applied something since. Of two versions of
+// one epoch, the newer is right.
 func (bl *block) loadApplied(o *v1alpha1.Ledger) {
 	p := bl.peer
 	before := bl.applied
@@ -415,7 +416,8 @@ func (bl *block) loadApplied(o *v1alpha1.Ledger) {
 		if other.applied == (v1alpha1.LedgerApplied{}) {
 			continue
 		}
-		if other == bl && (p.applied == before || p.applied == (v1alpha1.LedgerApplied{})) {
+		newer := p.applied.Epoch == bl.applied.Epoch && p.applied.Generation < bl.applied.Generation
+		if other == bl && (newer || p.applied == before || p.applied == (v1alpha1.LedgerApplied{})) {
 			p.applied = bl.applied
 		}
 		return

@@ -340,6 +340,10 @@ func (b *Book) Complete(trustDomain string, now time.Time) {
 	b.dirtyPeers[p] = struct{}{}
 }
 
+// Incomplete takes back Complete: what is wanted now may be less than what the peer
+// exports. Until the next Complete, entries that are not wanted stay.
+func (b *Book) Incomplete(trustDomain string) { b.peer(trustDomain).complete = false }
+
 // SetListed records which EndpointSlices list vip now.
 func (b *Book) SetListed(vip netip.Addr, by ListedBy) {
 	if b.listed[vip] == by {
