@@ -33,6 +33,9 @@ const (
 	freshnessTimeout = 4 * time.Second
 	// currentAge is the age up to which another replica counts as current.
 	currentAge = 10 * time.Second
+	// reportLifetime is how long a report of another replica counts. A replica that is cut
+	// off from the API server does not see that the other one is gone.
+	reportLifetime = 3 * freshnessInterval
 	// maxFreshnessBody bounds the answer of another replica.
 	maxFreshnessBody = 1 << 10
 )
@@ -244,8 +247,8 @@ func (f *Freshness) Current() wire.Freshness {
 }
 
 // fresherReplica returns a replica that is more current than ours, zero if none is known.
-// One is if its catalog has been newer for at least one interval, or if ours has lost its
-// API server and it has not.
+// One is if it has reported within reportLifetime and either its catalog has been newer
+// for at least one interval, or ours has lost its API server and it has not.
 func fresherReplica(ours wire.Freshness, others map[string]*otherReplica, now time.Time) wire.ReplicaID {
 	var best *freshnessReport
 	for _, o := range others {
@@ -254,7 +257,7 @@ func fresherReplica(ours wire.Freshness, others map[string]*otherReplica, now ti
 			o.previous.Version.Generation > ours.Version.Generation
 		behind := sameEpoch && o.last.Version.Generation < ours.Version.Generation
 		connected := ours.Age > staleAge && o.last.age(now) < currentAge && !behind
-		if o.last.at.IsZero() || !ahead && !connected {
+		if now.Sub(o.last.at) >= reportLifetime || !ahead && !connected {
 			continue
 		}
 		if best == nil || isBetter(&o.last, best, now) {

@@ -71,6 +71,10 @@ func TestFresherReplica(t *testing.T) {
 			now.Add(-time.Second),
 		}
 	}
+	silent := report(version("e", 6), time.Second, 2)
+	silent.at = now.Add(-reportLifetime + 1)
+	gone := silent
+	gone.at = now.Add(-reportLifetime)
 	for name, c := range map[string]struct {
 		why            string
 		age            time.Duration
@@ -116,6 +120,18 @@ func TestFresherReplica(t *testing.T) {
 			age:      31 * time.Second,
 			last:     report(version("e", 4), time.Second, 2),
 			previous: report(version("e", 4), time.Second, 2),
+		},
+		"ahead and silent": {
+			why:      "a query or two may fail",
+			last:     silent,
+			previous: silent,
+			want:     2,
+		},
+		"ahead and gone": {
+			why:      "it cannot serve in our place",
+			age:      time.Hour,
+			last:     gone,
+			previous: gone,
 		},
 		"no report": {why: "nothing is known of it", age: time.Hour},
 	} {
