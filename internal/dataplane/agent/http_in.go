@@ -89,7 +89,7 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 	outcome := sessionRetired
 	if err != nil {
 		outcome = sessionLost
-		a.log.Debug("session for requests ended", "service", in.service(), "caller", in.caller, "error", err)
+		a.logRequestsEnd(ctx, err, "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name)
 	}
 	a.metrics.countSession(inbound, outcome)
 }

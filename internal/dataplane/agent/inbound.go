@@ -214,6 +214,9 @@ func (in *inboundConn) lease() func(*state) error {
 		if _, err := in.verified.Load().recheck(s, time.Now()); err != nil {
 			return err
 		}
+		if m := in.requests.Load(); m != nil && transport.RawOf(in.conn).Worn() {
+			m.GoAway()
+		}
 		if !in.isIdle() && !in.hasNoRequests() {
 			return in.checkOpen(s) // openApp decides on an OPEN that may be in flight
 		}

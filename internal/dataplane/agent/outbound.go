@@ -340,14 +340,23 @@ var earlyDataPool = sync.Pool{New: func() any { return new([maxEarlyData]byte) }
 
 // checkOpen returns why an open call must end in s, or nil.
 func (c *outboundConn) checkOpen(s *state) error {
+	if err := c.checkTarget(s); err != nil {
+		return err
+	}
+	if s.pods[c.caller.uid] == nil && !c.podGrace.allows(time.Now()) {
+		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
+	}
+	return nil
+}
+
+// checkTarget returns an error if the call's Link is gone, or if its mirror no longer
+// stands for the same Service.
+func (c *outboundConn) checkTarget(s *state) error {
 	if err := c.checkLink(s); err != nil {
 		return err
 	}
-	switch {
-	case !s.mirrors[c.vip].sameTarget(c.mirror):
+	if !s.mirrors[c.vip].sameTarget(c.mirror) {
 		return fmt.Errorf("mirror %s has gone or stands for another Service", c.mirror.name)
-	case s.pods[c.caller.uid] == nil && !c.podGrace.allows(time.Now()):
-		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
 	}
 	return nil
 }

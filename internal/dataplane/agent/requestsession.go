@@ -5,17 +5,18 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/dataplane/balance"
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
 	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
 	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
@@ -71,9 +72,12 @@ type requestSession struct {
 	endpoint route.EndpointID
 	gateway  string
 	mux      *mux.Conn
+	raw      *transport.Raw
 	retireAt time.Time
 	retired  atomic.Bool // accepts no more requests
 	outbound outboundConn
+	// exchange has the certificates of both ends, which are renewed while requests are open.
+	exchange *openExchange
 }
 
 // requestGroups are the groups in use. The zero value is ready.
@@ -417,9 +421,12 @@ func (a *Agent) openRequests(g *requestGroup, c outboundConn, at route.EndpointI
 	if err != nil {
 		return nil, nil, err
 	}
-	s = &requestSession{endpoint: c.answer.Endpoint, gateway: gateway, outbound: c,
-		retireAt: time.Now().Add(sessionMaxAge)}
-	s.mux = mux.New(conn, mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), Windows: a.shares.memory(c.peer.uid), OnGoAway: func() { s.retired.Store(true) }})
+	now := time.Now()
+	s = &requestSession{endpoint: c.answer.Endpoint, gateway: gateway, raw: transport.RawOf(conn), outbound: c,
+		retireAt: now.Add(sessionMaxAge)}
+	s.exchange = newOpenExchange(&s.outbound, &clientSession{key: g.key.session, gateway: gateway, conn: conn, outbound: c}, now, a.renewals.pause)
+	s.exchange.begin()
+	s.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), Windows: a.shares.memory(c.peer.uid), OnGoAway: func() { s.retired.Store(true) }})
 	a.metrics.countSession(outbound, sessionMade)
 	return s, func() { a.runRequests(g, s) }, nil
 }
@@ -432,9 +439,9 @@ func codingOf(p tunnel.Protocol) mux.Coding {
 	return nil
 }
 
-// dialRequests opens a session for requests and returns its TLS connection. It also works
+// dialRequests opens a session for requests and returns its connection. It also works
 // while the agent stops, because connected callers may still make their last requests.
-func (a *Agent) dialRequests(g *requestGroup, c *outboundConn, at route.EndpointID) (conn *tls.Conn, gateway string, err error) {
+func (a *Agent) dialRequests(g *requestGroup, c *outboundConn, at route.EndpointID) (conn *tunnel.Conn, gateway string, err error) {
 	if err := a.refreshCaller(g.key.session, c); err != nil {
 		return nil, "", err
 	}
@@ -457,40 +464,67 @@ func (a *Agent) dialRequests(g *requestGroup, c *outboundConn, at route.Endpoint
 		raw.Reset()
 		return nil, "", c.openError(err)
 	}
-	return tun.Conn.(*tls.Conn), gateway, nil
+	return tun, gateway, nil
 }
 
-// runRequests serves a session until it has ended. A session that must not be used any
-// more ends with its last request.
+// runRequests serves a session until it has ended. A session that must accept no more
+// requests ends with its last request. A session that must not stay open ends at once.
 func (a *Agent) runRequests(g *requestGroup, s *requestSession) {
 	defer g.remove(s)
 	leave := a.sessions.StartExchange(g.key.session, s.endpoint)
 	defer leave()
-	lease, release := a.leases.grant(a.baseCtx, a.state.Load, s.lease())
+	lease, release := a.leases.grant(a.baseCtx, a.state.Load, a.requestLease(s))
 	defer release()
-	defer afterfunc.Start(lease, s.retire)()
-	err := s.mux.Run(a.baseCtx)
+	defer s.exchange.over.Store(true)
+	err := s.mux.Run(lease)
 	outcome := sessionRetired
 	if err != nil {
 		outcome = sessionLost
-		a.log.Debug("session for requests ended", "mirror", s.outbound.mirror.name, "error", err)
+		a.logRequestsEnd(lease, err, "mirror", s.outbound.mirror.name, "peer", s.outbound.peer.name)
 	}
 	a.metrics.countSession(outbound, outcome)
 }
 
-// lease returns the check that the session must keep passing to accept requests. Open
-// requests have leases of their own.
-func (s *requestSession) lease() func(*state) error {
-	admitted := s.outbound.idleLease()
+// logRequestsEnd logs why a session for requests has ended. It warns if Causeway has ended
+// it for a reason that an operator can do something about.
+func (a *Agent) logRequestsEnd(lease context.Context, err error, about ...any) {
+	if cause := context.Cause(lease); errors.Is(cause, transport.ErrNotRenewed) {
+		a.logLimited(slog.LevelWarn, "connection ended", append(about, "reason", transport.NotRenewed.String(), "error", cause)...)
+		return
+	}
+	if errors.Is(err, transport.ErrRecordLimit) {
+		a.logLimited(slog.LevelWarn, "connection ended", append(about, "reason", transport.RecordLimit.String(), "error", err)...)
+		return
+	}
+	a.log.Debug("session for requests ended", append(about, "error", err)...)
+}
+
+// requestLease returns the check that a session must keep passing to stay open. The check
+// also retires a session that may accept no more requests, and has a session with open
+// requests renewed when it is due.
+func (a *Agent) requestLease(s *requestSession) func(*state) error {
 	return func(now *state) error {
-		if err := admitted(now); err != nil {
+		at := time.Now()
+		if err := s.outbound.checkTarget(now); err != nil {
 			return err
 		}
-		if p := now.links[s.outbound.peer.name]; !slices.Contains(p.gateways, s.gateway) {
-			return fmt.Errorf("%s is not a gateway address of Link %s any more", s.gateway, p.name)
+		if err := s.exchange.checkEnds(now, at); err != nil {
+			return err
+		}
+		if !s.accepts(now) {
+			s.retire()
+		}
+		if s.mux.Load() > 0 && s.exchange.isDue(at) {
+			a.renewals.add(s.exchange)
 		}
 		return nil
 	}
+}
+
+// accepts reports whether the session may accept new requests in a state. It may not if
+// the Link no longer has its gateway address.
+func (s *requestSession) accepts(now *state) bool {
+	return s.outbound.idleLease()(now) == nil && slices.Contains(now.links[s.outbound.peer.name].gateways, s.gateway)
 }
 
 // watchRequests retires sessions that are idle or old, whose caller has a newer
@@ -518,7 +552,7 @@ func (a *Agent) mustRetireRequests(s *requestSession, now time.Time) bool {
 	since, idle := s.mux.Idle()
 	newest, ok := a.svids.get(s.outbound.caller.account())
 	return !ok || newest != s.outbound.credential || now.After(s.retireAt) || idle && now.Sub(since) > requestIdleTimeout ||
-		a.penalties.isPenalized(s.gateway, now)
+		s.raw.Worn() || a.penalties.isPenalized(s.gateway, now)
 }
 
 // forget deletes groups that have no session and were not used for a while.
