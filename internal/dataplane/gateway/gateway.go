@@ -90,8 +90,9 @@ type Server struct {
 
 	mu     sync.Mutex // guards routed and open
 	routed map[string]map[*conn]struct{}
-	// open are the endpoints that have connections, also if the table lists them no more.
-	open map[openKey]*openEndpoint
+	// open are the endpoints that have connections, once for each address, also if the table
+	// does not list them any more.
+	open map[openKey][]openEndpoint
 }
 
 // A conn is one accepted connection.
@@ -122,7 +123,7 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 		joins:     make(chan struct{}, maxJoins),
 		joinTime:  joinTime,
 		routed:    make(map[string]map[*conn]struct{}),
-		open:      make(map[openKey]*openEndpoint),
+		open:      make(map[openKey][]openEndpoint),
 	}
 }
 
