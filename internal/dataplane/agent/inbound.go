@@ -62,6 +62,8 @@ type inboundConn struct {
 	opaque        atomic.Bool // the last OPEN was for an exchange
 	releaseShares func()      // set once HELLO was accepted
 	podGrace      podGrace    // of the pod
+	// isolated: NetworkPolicies isolated the port when the pod last backed the Service.
+	isolated atomic.Bool
 	// exchanges counts the completed exchanges.
 	exchanges atomic.Int64
 	// idleSince is when the wait for OPEN began, in Unix nanoseconds; 0: an exchange is
@@ -214,6 +216,9 @@ func (in *inboundConn) lease() func(*state) error {
 		if _, err := in.verified.Load().recheck(s, time.Now()); err != nil {
 			return err
 		}
+		if isolated, ok := admit.Isolated(in.request(), s.admission); ok {
+			in.isolated.Store(isolated)
+		}
 		if m := in.requests.Load(); m != nil && transport.RawOf(in.conn).Worn() {
 			m.GoAway()
 		}
@@ -244,7 +249,7 @@ func (in *inboundConn) checkOpen(s *state) error {
 
 func (in *inboundConn) request() admit.Request {
 	return admit.Request{Caller: in.caller, Namespace: in.hello.Namespace, Service: in.hello.Service, Port: in.hello.Port,
-		PodUID: in.header.PodUID, HTTP: !in.opaque.Load()}
+		PodUID: in.header.PodUID, HTTP: !in.opaque.Load(), WasIsolated: in.isolated.Load()}
 }
 
 // rejectInbound counts a refusal and ends the connection. Only what a proven caller or a
