@@ -219,9 +219,6 @@ func (in *inboundConn) lease() func(*state) error {
 		if isolated, ok := admit.Isolated(in.request(), s.admission); ok {
 			in.isolated.Store(isolated)
 		}
-		if m := in.requests.Load(); m != nil && transport.RawOf(in.conn).Worn() {
-			m.GoAway()
-		}
 		if !in.isIdle() && !in.hasNoRequests() {
 			return in.checkOpen(s) // openApp decides on an OPEN that may be in flight
 		}

@@ -529,7 +529,7 @@ func (s *requestSession) accepts(now *state) bool {
 
 // watchRequests retires sessions that are idle or old, whose caller has a newer
 // certificate, or whose gateway is penalized, until ctx ends. It forgets groups that are
-// not used any more.
+// not used any more, and limits inbound sessions that are idle.
 func (a *Agent) watchRequests(ctx context.Context) {
 	tick := time.NewTicker(sessionCheckInterval)
 	defer tick.Stop()
@@ -544,6 +544,7 @@ func (a *Agent) watchRequests(ctx context.Context) {
 				}
 			}
 			a.requests.forget(now)
+			a.limitIdleRequests(now)
 		}
 	}
 }
