@@ -73,6 +73,7 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 	a.recordClientFirst(in.localPort())
 	a.logLimited(slog.LevelInfo, "serving requests", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name,
 		"pod", in.header.PodUID)
+	transport.ClearUserTimeout(c) // limitIdleRequests ends dead sessions
 	in.requests.Store(r.mux)
 	if in.retiring.Load() { // the drain notice came before
 		r.mux.GoAway()

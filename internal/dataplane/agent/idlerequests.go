@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"net"
 	"slices"
 	"time"
 
@@ -23,7 +24,8 @@ type idleSession struct {
 // limitIdleRequests ends inbound sessions for requests that have been idle for too long,
 // or of which a link has too many. A client usually ends them first. It also retires
 // sessions that have sent as much as a session should. It does not wait, and requests that
-// are on their way are still served.
+// are on their way are still served. A session whose client has answered nothing for a
+// minute is reset.
 func (a *Agent) limitIdleRequests(now time.Time) {
 	var idle []idleSession
 	for _, in := range a.inboundConns.all() {
@@ -36,6 +38,13 @@ func (a *Agent) limitIdleRequests(now time.Time) {
 		}
 		if since, ok := m.Idle(); ok {
 			idle = append(idle, idleSession{in.decision.Link.UID, since, m})
+			continue
+		}
+		raw := transport.RawOf(in.conn)
+		if tcp, ok := raw.Conn.(*net.TCPConn); ok {
+			if path, err := transport.Path(tcp); err == nil && path.Dead {
+				raw.Reset()
+			}
 		}
 	}
 	for _, s := range excessIdle(idle, now, maxIdleRequests) {

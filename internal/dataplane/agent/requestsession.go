@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,9 @@ const (
 	// requestIdleTimeout is how long a session without requests stays open. It is shorter
 	// than the far side's openWait.
 	requestIdleTimeout = 90 * time.Second
+	// affinityWait is how long a request waits for a session with the endpoint that its
+	// caller has used before, if another endpoint has a session.
+	affinityWait = time.Second
 )
 
 // A requestKey identifies the sessions that requests can share: a session key, and the
@@ -78,6 +82,7 @@ type requestSession struct {
 	outbound outboundConn
 	// exchange has the certificates of both ends, which are renewed while requests are open.
 	exchange *openExchange
+	path     pathWatch // of checkPath
 }
 
 // requestGroups are the groups in use. The zero value is ready.
@@ -167,8 +172,9 @@ var errNoSession = errors.New("the agent is asked to stop")
 
 // pick chooses an endpoint for a request and returns a session with it. It prefers
 // endpoints that have a session. It blocks until a session is open if no endpoint has
-// one, or if the caller's affinity names an endpoint without one. Unless there is an
-// error, the caller must call Finish or Done of the balancer with the choice.
+// one. If the caller's affinity names an endpoint without one, it blocks for at most
+// affinityWait while others have one. Unless there is an error, the caller must call
+// Finish or Done of the balancer with the choice.
 func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tried []route.EndpointID) (*requestSession, balance.Choice, error) {
 	now := time.Now()
 	a.upkeep(g, out, now)
@@ -189,14 +195,31 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 	if s := g.sessionWith(choice.ID); s != nil {
 		return s, choice, nil
 	}
-	start := time.Now()
-	s, err := a.awaitSession(ctx, g, out, choice.ID)
+	other := g.anySession()
+	remembered := len(tried) == 0 && choice.ID == a.affinityOf(out)
+	if other != nil && !remembered && !slices.Contains(tried, other.endpoint) {
+		if instead, ok := g.balancer.PickID(other.endpoint, now); ok {
+			a.startSession(g, out, choice.ID)
+			g.balancer.Finish(choice, 0, balance.Neutral, now)
+			return other, instead, nil
+		}
+	}
+	start, wait := time.Now(), ctx
+	if other != nil && remembered {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeout(ctx, affinityWait)
+		defer cancel()
+	}
+	s, err := a.awaitSession(wait, g, out, choice.ID)
 	if err != nil {
 		outcome := balance.Failure
-		if ctx.Err() != nil {
+		if wait.Err() != nil {
 			outcome = balance.Neutral
 		}
 		g.balancer.Finish(choice, time.Since(start), outcome, time.Now())
+		if other != nil && remembered && ctx.Err() == nil {
+			return a.pick(ctx, g, out, []route.EndpointID{choice.ID})
+		}
 		return nil, balance.Choice{}, err
 	}
 	if s.endpoint != choice.ID { // the gateway knows better
@@ -426,7 +449,7 @@ func (a *Agent) openRequests(g *requestGroup, c outboundConn, at route.EndpointI
 		retireAt: now.Add(sessionMaxAge)}
 	s.exchange = newOpenExchange(&s.outbound, &clientSession{key: g.key.session, gateway: gateway, conn: conn, outbound: c}, now, a.renewals.pause)
 	s.exchange.begin()
-	s.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), Windows: a.shares.memory(c.peer.uid), OnGoAway: func() { s.retired.Store(true) }})
+	s.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), Windows: a.shares.memory(c.peer.uid), OnGoAway: func() { s.retired.Store(true) }, Repeatable: isRepeatable(c.port)})
 	a.metrics.countSession(outbound, sessionMade)
 	return s, func() { a.runRequests(g, s) }, nil
 }
@@ -476,6 +499,9 @@ func (a *Agent) runRequests(g *requestGroup, s *requestSession) {
 	lease, release := a.leases.grant(a.baseCtx, a.state.Load, a.requestLease(s))
 	defer release()
 	defer s.exchange.over.Store(true)
+	if tcp, ok := s.raw.Conn.(*net.TCPConn); ok {
+		transport.ClearUserTimeout(tcp) // checkPath decides
+	}
 	err := s.mux.Run(lease)
 	outcome := sessionRetired
 	if err != nil {

@@ -83,6 +83,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { a.podTable.Run(run); return nil })
 	group.Go(func() error { a.monitor.run(run); return nil })
 	group.Go(func() error { a.watchRequests(run); return nil })
+	group.Go(func() error { a.watchPaths(run); return nil })
 	if store != nil {
 		group.Go(func() error { a.persist(run, store, h.Age); return nil })
 	}
