@@ -70,13 +70,13 @@ func excessIdle(all []idleSession, now time.Time, most int) (out []idleSession) 
 	}
 	slices.SortFunc(links, func(x, y []idleSession) int { return len(x) - len(y) })
 	for i, list := range links {
-		keep := min(len(list), most/(len(links)-i))
-		most -= keep
-		if keep == len(list) {
+		part := min(len(list), most/(len(links)-i))
+		most -= part
+		if part == len(list) {
 			continue
 		}
 		slices.SortFunc(list, func(x, y idleSession) int { return cmp.Compare(x.since.UnixNano(), y.since.UnixNano()) })
-		out = append(out, list[:len(list)-keep]...)
+		out = append(out, list[:len(list)-part]...)
 	}
 	return out
 }

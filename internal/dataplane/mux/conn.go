@@ -70,8 +70,8 @@ type Config struct {
 	// Handle serves one stream of a server end. It runs in its own goroutine. When it
 	// returns, a stream that is still open is reset.
 	Handle func(*Stream)
-	// Repeatable reports whether a request may be sent again without harm. Open calls it, and
-	// FailUnanswered uses the result. Nil means that none may. It must not block.
+	// Repeatable reports whether a request may be sent again without harm. Open calls it,
+	// and FailUnanswered uses the result. Nil means that none may. It must not block.
 	Repeatable func(*message.Head) bool
 	// OnGoAway is called once when the peer announces that it takes no more streams. It
 	// must not block.

@@ -217,8 +217,8 @@ func (c *Conn) Ping(ctx context.Context) (time.Duration, error) {
 	}
 }
 
-// Probe sends a PING and does not wait for its answer, so that something comes from a peer
-// that is alive.
+// Probe sends a PING and does not wait for its answer, so that a peer that is alive sends
+// something.
 func (c *Conn) Probe() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
