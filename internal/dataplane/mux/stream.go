@@ -55,8 +55,8 @@ type Stream struct {
 	dropped bool        // this end reads no more
 	// repeatable is Config.Repeatable of the request.
 	repeatable bool
-	deaf    bool        // StopReading was called
-	onReset func(error)
+	deaf       bool // StopReading was called
+	onReset    func(error)
 
 	// Receiving.
 	firstHead   [1]headEntry
