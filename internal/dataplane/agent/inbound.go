@@ -126,7 +126,7 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	app, err := a.openApp(ctx, c, conn, in)
 	if what := idleOutcome(err); what != "" {
 		a.metrics.countSession(inbound, what)
-		a.log.Debug("a session ended that nobody was on", "service", in.service(), "caller", in.caller, "error", err)
+		a.log.Debug("idle session ended", "service", in.service(), "caller", in.caller, "error", err)
 		a.closeAfterRefusal(c)
 		return false
 	}
@@ -148,7 +148,7 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	if in.isReused() {
 		a.metrics.countSession(inbound, sessionReused)
 	}
-	a.logLimited(slog.LevelInfo, "call served", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name, "pod", in.header.PodUID)
+	a.logLimited(slog.LevelInfo, "connection served", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name, "pod", in.header.PodUID)
 	in.podGrace.conn.Store(app)
 	counted, start := a.requestMetrics.Recorder(in.metricsKey()).Start(time.Now()), time.Now()
 	result := transport.Exchange(ctx, app, conn, a.shares.memory(in.decision.Link.UID), a.observeFirstSpeaker(in))
@@ -239,7 +239,7 @@ func (in *inboundConn) checkOpen(s *state) error {
 	gone := d.Reason == admit.NoPod || d.Reason == admit.PodDead ||
 		d.Reason == admit.NoExport && s.pods[in.header.PodUID] == nil
 	if !d.Allowed && !(gone && in.podGrace.allows(time.Now())) {
-		return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may not go on calling %s: %s", in.caller, in.hello, d.Reason)}
+		return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may no longer reach %s: %s", in.caller, in.hello, d.Reason)}
 	}
 	return nil
 }
@@ -266,7 +266,7 @@ func (a *Agent) countRefusal(in *inboundConn, err error) {
 		level = slog.LevelInfo
 	}
 	a.metrics.refuse(inbound, reasonOf(err))
-	a.logLimited(level, "call refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
+	a.logLimited(level, "connection refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
 		"source", in.header.Source, "reason", reasonOf(err), "error", err)
 }
 

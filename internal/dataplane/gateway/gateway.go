@@ -170,7 +170,7 @@ func (s *Server) current() (*state, error) {
 	case st == nil:
 		return nil, refuse(reasonNotReady, errors.New("no complete state from the controller yet"))
 	case st.expired:
-		return nil, refuse(reasonNotReady, errors.New("the controller has been away for too long"))
+		return nil, refuse(reasonNotReady, errors.New("no state from a controller for too long"))
 	}
 	return st, nil
 }
@@ -234,7 +234,7 @@ func (s *Server) acquireJoin() bool {
 func (s *Server) releaseJoin() { <-s.joins }
 
 var (
-	errJoinTime     = refuse(reasonJoinTime, errors.New("a join must be done by now"))
+	errJoinTime     = refuse(reasonJoinTime, errors.New("the time for a join is over"))
 	errTooManyJoins = refuse(reasonTooManyJoins, errors.New("too many connections of invites"))
 	errLinkGone     = refuse(reasonNotReady, errors.New("its Link was deleted meanwhile"))
 	errLinkShare    = refuse(reasonLinkShare, errors.New("its link has its share of connections"))
@@ -393,7 +393,7 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 			s.ejections.failed(e.Backend.Address, time.Now())
 		}
 		s.metrics.backendFail.Inc()
-		s.log.Debug("backend does not take a connection",
+		s.log.Debug("cannot hand connection to backend",
 			"backend", e.Backend.Name, "address", e.Backend.Address, "error", err)
 		failed = refuse(reasonBackend, err)
 	}
