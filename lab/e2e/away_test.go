@@ -153,7 +153,7 @@ func TestAddressReused(t *testing.T) {
 		}
 		var who []string
 		for _, e := range lines {
-			if e.text("msg") == "call served" {
+			if e.text("msg") == "connection served" {
 				who = append(who, e.text("caller"))
 			}
 		}

@@ -37,7 +37,7 @@ func borrowsAddress(t *testing.T, from, to *cluster) {
 	served := func(since time.Time, account string) bool {
 		id := fmt.Sprintf("spiffe://%s/ns/shop/sa/%s", have(from.trustDomain(ctx))(t), account)
 		return slices.ContainsFunc(have(to.logs(ctx, "agent", since))(t), func(e entry) bool {
-			return e.text("msg") == "call served" && e.text("caller") == id
+			return e.text("msg") == "connection served" && e.text("caller") == id
 		})
 	}
 

@@ -41,7 +41,7 @@ func TestCallByNameAndClusterIP(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		served := slices.DeleteFunc(lines, func(e entry) bool { return e.text("msg") != "call served" || e.text("caller") != want })
+		served := slices.DeleteFunc(lines, func(e entry) bool { return e.text("msg") != "connection served" || e.text("caller") != want })
 		if len(served) != 24 {
 			return fmt.Errorf("%d calls by %s in its log, want 24", len(served), want)
 		}

@@ -144,7 +144,7 @@ func TestPodsRemadeUnseen(t *testing.T) {
 		}
 		lines := have(east.logs(ctx, "agent", since))(t)
 		for _, e := range lines {
-			if e.text("msg") == "call served" {
+			if e.text("msg") == "connection served" {
 				t.Errorf("east's agent served %s", e.text("caller"))
 			}
 		}
@@ -155,7 +155,7 @@ func TestPodsRemadeUnseen(t *testing.T) {
 			who := callerID(t, []string{"client", "guest"}[i])
 			within(t, soon, "it is seen as itself", func() error {
 				lines, err := east.logs(ctx, "agent", since)
-				seen := slices.DeleteFunc(lines, func(e entry) bool { return e.text("msg") != "call served" })
+				seen := slices.DeleteFunc(lines, func(e entry) bool { return e.text("msg") != "connection served" })
 				if err == nil && (len(seen) == 0 || slices.ContainsFunc(seen, func(e entry) bool { return e.text("caller") != who })) {
 					err = fmt.Errorf("east's agent saw %v, want %s alone", seen, who)
 				}

@@ -169,7 +169,7 @@ func (m mesh) seenAsThemselves(t *testing.T, since time.Time) {
 				return err
 			}
 			for _, e := range lines {
-				if e.text("msg") == "call served" {
+				if e.text("msg") == "connection served" {
 					got = append(got, to+" ← "+e.text("link")+" "+e.text("caller"))
 				}
 			}

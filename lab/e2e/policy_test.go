@@ -63,7 +63,7 @@ func TestPolicy(t *testing.T) {
 		lines, err := east.logs(ctx, "agent", since)
 		n := 0
 		for _, e := range lines {
-			if e.text("msg") == "call refused" && e.text("caller") == id && e.text("reason") == reason && e.text("service") == "shop/bar:80" {
+			if e.text("msg") == "connection refused" && e.text("caller") == id && e.text("reason") == reason && e.text("service") == "shop/bar:80" {
 				n++
 			}
 		}
@@ -122,7 +122,7 @@ func TestTwoAccountsInTurn(t *testing.T) {
 			}
 			who = nil
 			for _, e := range lines {
-				if e.text("msg") == "call served" && e.text("service") == "shop/bar:80" {
+				if e.text("msg") == "connection served" && e.text("service") == "shop/bar:80" {
 					who = append(who, e.text("caller"))
 				}
 			}

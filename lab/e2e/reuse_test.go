@@ -79,7 +79,7 @@ func TestAddressesReusedWhileTheAgentIsFrozen(t *testing.T) {
 		thaw()
 		sleep(ctx, 4*time.Second) // what waited is decided on within 2.5 s
 		for _, e := range have(east.logs(ctx, "agent", since))(t) {
-			if e.text("msg") == "call served" && strings.HasSuffix(e.text("caller"), "/sa/guest") {
+			if e.text("msg") == "connection served" && strings.HasSuffix(e.text("caller"), "/sa/guest") {
 				t.Errorf("round %d: a call of a pod that had ended was served as its successor: %v", round, e)
 			}
 		}

@@ -130,7 +130,7 @@ spec:
 	within(t, soon, "the refusal has its reason", func() error {
 		lines, err := east.logs(ctx, "agent", since)
 		for _, e := range lines {
-			if e.text("msg") == "call refused" && e.text("reason") == admit.RequestsOnly.String() {
+			if e.text("msg") == "connection refused" && e.text("reason") == admit.RequestsOnly.String() {
 				return nil
 			}
 		}

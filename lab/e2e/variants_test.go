@@ -57,7 +57,7 @@ func callsBaz(t *testing.T, from, to *cluster) {
 	want := fmt.Sprintf("spiffe://%s/ns/shop/sa/client", have(from.trustDomain(ctx))(t))
 	within(t, 5*time.Second, "the far agent logs the caller", func() error {
 		lines, err := to.logs(ctx, "agent", since)
-		if err == nil && !slices.ContainsFunc(lines, func(e entry) bool { return e.text("msg") == "call served" && e.text("caller") == want }) {
+		if err == nil && !slices.ContainsFunc(lines, func(e entry) bool { return e.text("msg") == "connection served" && e.text("caller") == want }) {
 			err = fmt.Errorf("no line tells of %s", want)
 		}
 		return err

@@ -16,7 +16,8 @@
 //   - What Decide admits, Keep keeps. Keep asks only what must end an open connection:
 //     the Link, whether the Service is still exported to it, whether the pod has ended,
 //     and policies. It asks neither selectors nor ports nor readiness, so that an open
-//     connection survives what it would survive within a cluster.
+//     connection survives what it would survive within a cluster. The isolation of a pod
+//     that no longer backs the Service counts as it was at last.
 //   - The default is deny: the zero State and the zero Request are refused.
 //   - The name in HELLO alone says what is called, and the verified identity alone says
 //     who calls. The label and the header have no say; the header's pod must fit the
@@ -45,6 +46,9 @@ type Request struct {
 	// HTTP: what is asked for carries HTTP requests, and DecideRequest decides each of
 	// them. Otherwise it is opaque.
 	HTTP bool
+	// WasIsolated is what Isolated reported when the pod last backed the Service with the
+	// port. Only Keep uses it, once the pod does so no more.
+	WasIsolated bool
 }
 
 // Decision is the answer. The zero value is a refusal.
@@ -195,10 +199,29 @@ func (a *asked) by(rule *RequestRule) Reason {
 
 // Keep decides whether a connection that Decide has admitted may stay open. Its Decision
 // has no Pod and no Target.
+//
+// A NetworkPolicy isolates ports of a pod. Which one the Service's port was is known only
+// while the pod backs the Service. After that its isolation counts as it was at last, so
+// that an ExportPolicy which is deleted ends the connection in both cases.
 func Keep(r Request, s *State) Decision {
 	d := Decision{}
 	return d.withReason(d.keep(r, askedOf(r), s))
 }
+
+// Isolated reports whether NetworkPolicies isolate the port of the pod. It returns false
+// for ok if the pod does not back the Service with the port, because then nothing is
+// known.
+func Isolated(r Request, s *State) (isolated, ok bool) {
+	if s == nil {
+		return false, false
+	}
+	export := s.exports[serviceName{r.Namespace, r.Service}]
+	return export.isolates(r), export.backs(r)
+}
+
+func (e *Export) isolates(r Request) bool { return slices.Contains(e.Isolated[r.PodUID], r.Port) }
+
+func (e *Export) backs(r Request) bool { return e.Backing[r.PodUID][r.Port] != 0 }
 
 // withReason returns the decision with a reason.
 func (d Decision) withReason(r Reason) Decision {
@@ -316,7 +339,7 @@ func (d *Decision) checkPolicies(r Request, a asked, export Export) Reason {
 	switch {
 	case len(export.Policies) > 0:
 		return refused
-	case slices.Contains(export.Isolated[r.PodUID], r.Port):
+	case export.isolates(r), r.WasIsolated && !export.backs(r):
 		return PodIsolated
 	case d.Link.DefaultDeny:
 		return DefaultDenies

@@ -177,6 +177,45 @@ func TestKeep(t *testing.T) {
 	}
 }
 
+// TestKeepIsolated: the isolation of a pod counts while the pod backs the Service, and as
+// it was at last after that. An ExportPolicy that names the caller opens it in each case.
+func TestKeepIsolated(t *testing.T) {
+	const named, unnamed = true, false
+	isolated := map[string][]uint32{"pod-1": {80}}
+	moved := func(w *fixture) { w.exports[0].Backing, w.exports[0].Isolated = nil, nil }
+	cases := map[string]struct {
+		why    string
+		world  func(*fixture)
+		was    bool
+		policy bool
+		reason Reason
+	}{
+		"open":                     {"no NetworkPolicy isolates it", func(*fixture) {}, false, unnamed, Admitted},
+		"isolated now":             {"a NetworkPolicy closes its port", func(w *fixture) { w.exports[0].Isolated = isolated }, false, unnamed, PodIsolated},
+		"isolated now, named":      {"an ExportPolicy opens it", func(w *fixture) { w.exports[0].Isolated = isolated }, false, named, Admitted},
+		"no longer isolated":       {"what holds now counts, as the pod backs the Service", func(*fixture) {}, true, unnamed, Admitted},
+		"moved, open":              {"nothing closed its port", moved, false, unnamed, Admitted},
+		"moved, isolated, named":   {"the policy that admitted it is there", moved, true, named, Admitted},
+		"moved, isolated, unnamed": {"the policy that admitted it is gone", moved, true, unnamed, PodIsolated},
+		"port remapped": {"the Service has other ports, and the pod backs those", func(w *fixture) {
+			w.exports[0].Backing = map[string]map[uint32]uint32{"pod-1": {8080: 8080}}
+		}, true, unnamed, PodIsolated},
+	}
+	for title, c := range cases {
+		t.Run(title, func(t *testing.T) {
+			w := newFixture()
+			c.world(&w)
+			if c.policy == named {
+				w.exports[0].Policies = []Policy{{Name: "front", Callers: []Caller{{Link: "west"}}}}
+			}
+			ask := Request{Caller: name(t, web), Namespace: "shop", Service: "bar", Port: 80, PodUID: "pod-1", WasIsolated: c.was}
+			if got := Keep(ask, w.state()); got.Reason != c.reason {
+				t.Errorf("%s: %v, want %v", c.why, got.Reason, c.reason)
+			}
+		})
+	}
+}
+
 // Whatever is admitted is kept: nothing ends in the moment in which it begins.
 func TestAdmittedRequestIsKept(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
@@ -270,7 +309,8 @@ func randomFixture(rng *rand.Rand) (fixture, Request) {
 	if err != nil {
 		panic(err)
 	}
-	return w, Request{Caller: n, Namespace: "shop", Service: pick("bar", "baz"), Port: 80, PodUID: pick("pod-1", "pod-2"), HTTP: rng.IntN(2) == 0}
+	return w, Request{Caller: n, Namespace: "shop", Service: pick("bar", "baz"), Port: 80, PodUID: pick("pod-1", "pod-2"), HTTP: rng.IntN(2) == 0,
+		WasIsolated: rng.IntN(2) == 0}
 }
 
 // removals are edits by which an operator or a controller takes something away. None

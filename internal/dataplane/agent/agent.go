@@ -149,12 +149,12 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 // onState makes a view the current state, and ends what the view no longer admits.
 func (a *Agent) onState(h uplink.State) {
 	if h.Expired {
-		a.log.Error("the controller has been away for too long: every new connection is refused")
+		a.log.Error("controller unreachable for too long; refusing new connections")
 	}
 	was := a.state.Load()
 	next, err := newState(h.View, h.Revoked, was)
 	if err != nil {
-		a.log.Error("the controller's state does not hold together: what is broken is left out", "error", err)
+		a.log.Error("controller's state is not consistent; ignoring a part", "error", err)
 	}
 	if next == nil && was != nil { // of no use, but for which Links are gone
 		next, _ = newState(was.view, h.Revoked, was) // its problems were logged when it came
@@ -169,7 +169,7 @@ func (a *Agent) onState(h uplink.State) {
 	a.svids.setIssuers(next.issuers)
 	a.svids.setAccounts(a.baseCtx, withProbes(next.accounts()))
 	if n := a.leases.recheck(next); n > 0 {
-		a.log.Info("sessions and calls ended: what had admitted them has changed", "ended", n)
+		a.log.Info("ended sessions and connections that are no longer admitted", "ended", n)
 	}
 	a.stateChanged.notifyAll()
 }
@@ -197,7 +197,7 @@ func (a *Agent) current() (*state, error) {
 	case s == nil:
 		return nil, refuse(reasonNotReady, errors.New("no complete state from the controller yet"))
 	case s.expired:
-		return nil, refuse(reasonNotReady, errors.New("the controller has been away for too long"))
+		return nil, refuse(reasonNotReady, errors.New("no state from a controller for too long"))
 	}
 	return s, nil
 }

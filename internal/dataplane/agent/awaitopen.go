@@ -37,8 +37,8 @@ func (in *inboundConn) isReused() bool { return in.exchanges.Load() > 0 }
 // no longer admitted. Neither is the refusal of a caller, so neither is counted or
 // logged as one.
 var (
-	errUnused      = errors.New("nobody came for the session")
-	errIdleRevoked = errors.New("the session was taken back while nobody was on it")
+	errUnused      = errors.New("the session was not used")
+	errIdleRevoked = errors.New("the idle session is no longer admitted")
 )
 
 // idleOutcome returns the outcome of an idle session as a metric label. It is empty if

@@ -30,16 +30,22 @@ type gatewayPath struct {
 func (w *harness) newGatewayPath() *gatewayPath {
 	path := &gatewayPath{ln: listen(w.TB, "127.0.0.1")}
 	path.address = path.ln.Addr().String()
+	path.serve(w.TB, w.peers.Addr().String())
+	return path
+}
+
+// serve forwards each connection to an address until the test ends.
+func (path *gatewayPath) serve(t testing.TB, to string) {
 	path.copying.Go(func() {
 		for {
 			c, err := path.ln.Accept()
 			if err != nil {
 				return
 			}
-			path.copying.Go(func() { path.proxy(c.(*net.TCPConn), w.peers.Addr().String()) })
+			path.copying.Go(func() { path.proxy(c.(*net.TCPConn), to) })
 		}
 	})
-	w.Cleanup(func() {
+	t.Cleanup(func() {
 		path.ln.Close()
 		path.mu.Lock()
 		for _, c := range path.conns {
@@ -48,7 +54,6 @@ func (w *harness) newGatewayPath() *gatewayPath {
 		path.mu.Unlock()
 		path.copying.Wait()
 	})
-	return path
 }
 
 func (path *gatewayPath) proxy(near *net.TCPConn, to string) {

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,6 +43,13 @@ func (a *inboundConns) find(name tunnel.SessionName) *inboundConn {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.open[name]
+}
+
+// all returns the sessions in any order.
+func (a *inboundConns) all() []*inboundConn {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Collect(maps.Values(a.open))
 }
 
 // drainVia ends the sessions that come from a gateway's address: idle ones now, and

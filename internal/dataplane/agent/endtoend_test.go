@@ -35,11 +35,11 @@ func TestCallReachesApplication(t *testing.T) {
 	if err != nil || answer != "you said "+say {
 		t.Errorf("answer of %d bytes, %v, want the app's own", len(answer), err)
 	}
-	eventually(t, "the far side tells who called", func() bool { return len(w.logs[1].all("call served", "caller")) > 0 })
-	if got := w.logs[1].all("call served", "caller")[0]; got != "spiffe://west-1/ns/shop/sa/alice" {
+	eventually(t, "the far side tells who called", func() bool { return len(w.logs[1].all("connection served", "caller")) > 0 })
+	if got := w.logs[1].all("connection served", "caller")[0]; got != "spiffe://west-1/ns/shop/sa/alice" {
 		t.Errorf("east was called by %q", got)
 	}
-	if got := w.logs[1].all("call served", "service")[0]; got != "shop/bar:80" {
+	if got := w.logs[1].all("connection served", "service")[0]; got != "shop/bar:80" {
 		t.Errorf("east served %q", got)
 	}
 }
@@ -152,7 +152,7 @@ func TestAccountsDoNotShareSessions(t *testing.T) {
 	if n := refusals(w.west, outbound, "peer_denied"); n != calls {
 		t.Errorf("%v refusals are counted by their reason, want %d: the far side's answer got lost", n, calls)
 	}
-	for _, caller := range w.logs[1].all("call refused", "caller") {
+	for _, caller := range w.logs[1].all("connection refused", "caller") {
 		if caller != "spiffe://west-1/ns/shop/sa/bob" {
 			t.Errorf("east refused %q", caller)
 		}
@@ -354,8 +354,8 @@ func TestGatewayRejectionIsExplained(t *testing.T) {
 		t.Fatalf("the call got %q", answer)
 	}
 	w.wantRefusal(w.west, outbound, reasonHandshake)
-	eventually(t, "it is told", func() bool { return len(w.logs[0].all("call refused", "error")) > 0 })
-	if got := w.logs[0].all("call refused", "error")[0]; !strings.Contains(got, errRejectedByPeer.Error()) {
+	eventually(t, "it is told", func() bool { return len(w.logs[0].all("connection refused", "error")) > 0 })
+	if got := w.logs[0].all("connection refused", "error")[0]; !strings.Contains(got, errRejectedByPeer.Error()) {
 		t.Errorf("the near agent tells of %q", got)
 	}
 	if broken := errors.New("broken"); explainAlert(broken) != broken {

@@ -129,7 +129,7 @@ func (a *Agent) awaitEarlyData(c *net.TCPConn, out *outboundConn) error {
 	case err == nil, errors.Is(err, os.ErrDeadlineExceeded):
 		return nil
 	case err == io.EOF:
-		return refuse(reasonCallerSilent, errors.New("the caller went without a word"))
+		return refuse(reasonCallerSilent, errors.New("the caller closed without sending anything"))
 	}
 	return refuse(reasonCallerGone, fmt.Errorf("wait for the caller's first bytes: %w", err))
 }

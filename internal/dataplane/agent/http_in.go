@@ -73,6 +73,7 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 	a.recordClientFirst(in.localPort())
 	a.logLimited(slog.LevelInfo, "serving requests", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name,
 		"pod", in.header.PodUID)
+	transport.ClearUserTimeout(c) // limitIdleRequests ends dead sessions
 	in.requests.Store(r.mux)
 	if in.retiring.Load() { // the drain notice came before
 		r.mux.GoAway()
@@ -89,7 +90,7 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 	outcome := sessionRetired
 	if err != nil {
 		outcome = sessionLost
-		a.log.Debug("session for requests ended", "service", in.service(), "caller", in.caller, "error", err)
+		a.logRequestsEnd(ctx, err, "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name)
 	}
 	a.metrics.countSession(inbound, outcome)
 }

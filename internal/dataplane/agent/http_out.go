@@ -322,22 +322,12 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 		ctx, end = context.WithTimeoutCause(ctx, r.plan.Timeout, httprelay.ErrTimeout)
 		defer end()
 	}
-	s, choice, err := cc.agent.pick(ctx, cc.group, cc.out, r.tried)
+	stream, err := r.openStream(ctx, h, body, end)
 	if err != nil {
 		return nil, err
 	}
-	r.session, r.choice, r.sentAt = s, choice, time.Now()
 	if r.plan.Timeout > 0 { // the rest of it is for the response
-		if r.plan.Timeout -= r.sentAt.Sub(began); r.plan.Timeout <= 0 {
-			r.observe(balance.Neutral)
-			return nil, httprelay.ErrTimeout
-		}
-	}
-	r.tried = append(r.tried, s.endpoint)
-	stream, err := s.mux.Open(h, body, end)
-	if err != nil {
-		r.observe(balance.Neutral)
-		return nil, err
+		r.plan.Timeout = max(r.plan.Timeout-r.sentAt.Sub(began), 1)
 	}
 	to := httprelay.MuxStream{Stream: stream}
 	r.mu.Lock()
@@ -348,6 +338,32 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 	}
 	r.to = to
 	return to, nil
+}
+
+// openStream opens a stream with an endpoint. If a session has just ended, nothing was
+// sent, and openStream takes another session. This is no retry of the request.
+func (r *outboundRequest) openStream(ctx context.Context, h *message.Head, body []byte, end bool) (stream *mux.Stream, err error) {
+	cc := r.conn
+	for range openTries {
+		s, choice, perr := cc.agent.pick(ctx, cc.group, cc.out, r.tried)
+		if perr != nil {
+			return nil, perr
+		}
+		r.session, r.choice, r.sentAt = s, choice, time.Now()
+		if ctx.Err() != nil {
+			r.observe(balance.Neutral)
+			return nil, context.Cause(ctx)
+		}
+		if stream, err = s.mux.Open(h, body, end); err == nil {
+			r.tried = append(r.tried, s.endpoint)
+			return stream, nil
+		}
+		r.observe(balance.Neutral)
+		if !errors.Is(err, mux.ErrClosed) && !errors.Is(err, mux.ErrGoingAway) && !errors.Is(err, mux.ErrTooManyStreams) {
+			return nil, err
+		}
+	}
+	return nil, err
 }
 
 // checkCaller returns why the caller may make no requests now, or nil.

@@ -62,6 +62,8 @@ type inboundConn struct {
 	opaque        atomic.Bool // the last OPEN was for an exchange
 	releaseShares func()      // set once HELLO was accepted
 	podGrace      podGrace    // of the pod
+	// isolated: NetworkPolicies isolated the port when the pod last backed the Service.
+	isolated atomic.Bool
 	// exchanges counts the completed exchanges.
 	exchanges atomic.Int64
 	// idleSince is when the wait for OPEN began, in Unix nanoseconds; 0: an exchange is
@@ -124,7 +126,7 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	app, err := a.openApp(ctx, c, conn, in)
 	if what := idleOutcome(err); what != "" {
 		a.metrics.countSession(inbound, what)
-		a.log.Debug("a session ended that nobody was on", "service", in.service(), "caller", in.caller, "error", err)
+		a.log.Debug("idle session ended", "service", in.service(), "caller", in.caller, "error", err)
 		a.closeAfterRefusal(c)
 		return false
 	}
@@ -146,7 +148,7 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	if in.isReused() {
 		a.metrics.countSession(inbound, sessionReused)
 	}
-	a.logLimited(slog.LevelInfo, "call served", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name, "pod", in.header.PodUID)
+	a.logLimited(slog.LevelInfo, "connection served", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name, "pod", in.header.PodUID)
 	in.podGrace.conn.Store(app)
 	counted, start := a.requestMetrics.Recorder(in.metricsKey()).Start(time.Now()), time.Now()
 	result := transport.Exchange(ctx, app, conn, a.shares.memory(in.decision.Link.UID), a.observeFirstSpeaker(in))
@@ -214,6 +216,9 @@ func (in *inboundConn) lease() func(*state) error {
 		if _, err := in.verified.Load().recheck(s, time.Now()); err != nil {
 			return err
 		}
+		if isolated, ok := admit.Isolated(in.request(), s.admission); ok {
+			in.isolated.Store(isolated)
+		}
 		if !in.isIdle() && !in.hasNoRequests() {
 			return in.checkOpen(s) // openApp decides on an OPEN that may be in flight
 		}
@@ -234,14 +239,14 @@ func (in *inboundConn) checkOpen(s *state) error {
 	gone := d.Reason == admit.NoPod || d.Reason == admit.PodDead ||
 		d.Reason == admit.NoExport && s.pods[in.header.PodUID] == nil
 	if !d.Allowed && !(gone && in.podGrace.allows(time.Now())) {
-		return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may not go on calling %s: %s", in.caller, in.hello, d.Reason)}
+		return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may no longer reach %s: %s", in.caller, in.hello, d.Reason)}
 	}
 	return nil
 }
 
 func (in *inboundConn) request() admit.Request {
 	return admit.Request{Caller: in.caller, Namespace: in.hello.Namespace, Service: in.hello.Service, Port: in.hello.Port,
-		PodUID: in.header.PodUID, HTTP: !in.opaque.Load()}
+		PodUID: in.header.PodUID, HTTP: !in.opaque.Load(), WasIsolated: in.isolated.Load()}
 }
 
 // rejectInbound counts a refusal and ends the connection. Only what a proven caller or a
@@ -261,7 +266,7 @@ func (a *Agent) countRefusal(in *inboundConn, err error) {
 		level = slog.LevelInfo
 	}
 	a.metrics.refuse(inbound, reasonOf(err))
-	a.logLimited(level, "call refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
+	a.logLimited(level, "connection refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
 		"source", in.header.Source, "reason", reasonOf(err), "error", err)
 }
 

@@ -209,7 +209,7 @@ func TestInvalidHeaderClosesBeforeTLS(t *testing.T) {
 			t.Errorf("%s is answered by %d bytes", why, len(got))
 		}
 	}
-	if tells := w.logs[1].all("call refused", "level"); len(tells) == 0 || tells[0] != "DEBUG" {
+	if tells := w.logs[1].all("connection refused", "level"); len(tells) == 0 || tells[0] != "DEBUG" {
 		t.Errorf("strangers are told of at levels %v", tells)
 	}
 	silent := w.dialHop()

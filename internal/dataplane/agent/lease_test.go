@@ -234,6 +234,23 @@ func fill(t *testing.T, c *net.TCPConn) (n int64) {
 	}
 }
 
+// TestPolicyEndsExchangeAfterSelectorMoved: an exchange with an isolated pod ends with the
+// ExportPolicy that admitted it, also once the pod no longer backs the Service.
+func TestPolicyEndsExchangeAfterSelectorMoved(t *testing.T) {
+	w := newHarness(t, echoLines)
+	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+		r.GetExport().Pods[0].IsolatedPorts = []uint32{80}
+		r.GetExport().Policies = []*wire.Policy{{Name: "alice", Callers: []*wire.Caller{{ServiceAccount: "alice"}}}}
+	})
+	c := w.dial(alice)
+	wantEcho(t, c)
+	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods = nil })
+	wantEcho(t, c)
+	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Policies = nil })
+	_, err := c.Read(make([]byte, 1))
+	wantReset(t, "no policy opens the isolated pod", err)
+}
+
 // A peer's certificate, or one's own, counts for an hour longer than it says for a tunnel
 // that is open, and not a moment after its issuer was revoked.
 func TestVerifiedPeer(t *testing.T) {

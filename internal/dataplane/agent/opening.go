@@ -137,7 +137,7 @@ func (l *linkOpenings) within() time.Duration {
 func (a *Agent) awaitOpening(ctx context.Context, c *net.TCPConn, out *outboundConn) (opened func(), err error) {
 	l := a.openings.of(out.peer.uid)
 	if !l.turns.Acquire(ctx, out.from.Addr().String(), func() bool { return !transport.IsClosed(c) }) {
-		return nil, refuse(reasonCallerGone, errors.New("the caller has gone before its call was opened"))
+		return nil, refuse(reasonCallerGone, errors.New("the caller closed before its connection was opened"))
 	}
 	l.hold(1)
 	give := sync.OnceFunc(func() { l.hold(-1); l.turns.Release() })

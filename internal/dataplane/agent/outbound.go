@@ -91,7 +91,7 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 		return
 	}
 	a.preconnect(out)
-	a.log.Debug("call carried", "mirror", out.mirror.name, "caller", out.credential.Name(), "peer", out.peer.name,
+	a.log.Debug("connection forwarded", "mirror", out.mirror.name, "caller", out.credential.Name(), "peer", out.peer.name,
 		"endpoint", out.answer.Endpoint)
 	counted, start := a.requestMetrics.Recorder(out.metricsKey(reqmetrics.TCP)).Start(time.Now()), time.Now()
 	early := int64(len(out.earlyData)) // sent with OPEN
@@ -169,7 +169,7 @@ func (a *Agent) rejectOutbound(c *net.TCPConn, out *outboundConn, err error) {
 		c.Close()
 		return
 	}
-	a.logLimited(slog.LevelInfo, "call refused", "mirror", out.mirrorName(), "caller", out.callerName(), "source", out.from,
+	a.logLimited(slog.LevelInfo, "connection refused", "mirror", out.mirrorName(), "caller", out.callerName(), "source", out.from,
 		"reason", reasonOf(err), "error", err)
 	transport.Reset(c)
 }
@@ -195,7 +195,7 @@ func (a *Agent) resolve(c *outboundConn) error {
 		return err
 	}
 	if !s.isVIP(c.vip) {
-		return &refusal{reason: reasonNotVIP, final: true, err: fmt.Errorf("%v is no virtual IP", c.vip)}
+		return &refusal{reason: reasonNotVIP, final: true, err: fmt.Errorf("%v is not a virtual IP", c.vip)}
 	}
 	m := s.mirrors[c.vip]
 	if m == nil {
@@ -247,7 +247,7 @@ func (a *Agent) clientHandshake(life context.Context, raw *transport.Raw, out *o
 
 // errRejectedByPeer explains an alert. All refusals of a gateway look alike from the
 // outside.
-var errRejectedByPeer = errors.New("the peer's gateway, or the agent behind it, turns the call away: it counts why, and causeway check in the peer may tell")
+var errRejectedByPeer = errors.New("the peer's gateway or agent refused the connection; causeway check in the peer may show why")
 
 // explainAlert wraps the error of a handshake that the far side has ended by an alert.
 // A gateway does so if it cannot open the label or has no endpoint for it.
@@ -268,7 +268,7 @@ func (c *outboundConn) checkPeer(s *state) (identity.Name, error) {
 func (c *outboundConn) checkExpectedPeer(s *state) error {
 	name, err := c.checkPeer(s)
 	if err == nil && !slices.Contains(s.mirrors[c.vip].identities, name) {
-		err = fmt.Errorf("%s is none of those expected behind mirror %s any more", name, c.mirror.name)
+		err = fmt.Errorf("mirror %s no longer lists the identity %s", c.mirror.name, name)
 	}
 	return err
 }
@@ -340,14 +340,23 @@ var earlyDataPool = sync.Pool{New: func() any { return new([maxEarlyData]byte) }
 
 // checkOpen returns why an open call must end in s, or nil.
 func (c *outboundConn) checkOpen(s *state) error {
+	if err := c.checkTarget(s); err != nil {
+		return err
+	}
+	if s.pods[c.caller.uid] == nil && !c.podGrace.allows(time.Now()) {
+		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
+	}
+	return nil
+}
+
+// checkTarget returns an error if the call's Link is gone, or if its mirror no longer
+// stands for the same Service.
+func (c *outboundConn) checkTarget(s *state) error {
 	if err := c.checkLink(s); err != nil {
 		return err
 	}
-	switch {
-	case !s.mirrors[c.vip].sameTarget(c.mirror):
+	if !s.mirrors[c.vip].sameTarget(c.mirror) {
 		return fmt.Errorf("mirror %s has gone or stands for another Service", c.mirror.name)
-	case s.pods[c.caller.uid] == nil && !c.podGrace.allows(time.Now()):
-		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
 	}
 	return nil
 }

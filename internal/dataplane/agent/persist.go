@@ -69,7 +69,7 @@ func (a *Agent) snapshot() ([]byte, error) {
 func (a *Agent) restore(blob []byte) (nodestream.View, error) {
 	var k savedState
 	if err := json.Unmarshal(blob, &k); err != nil {
-		return nil, errors.New("it is not laid out as this version does") // the decoder's error could contain a key
+		return nil, errors.New("it has the layout of another version") // the decoder's error could contain a key
 	}
 	view, err := nodestream.Unmarshal(k.View)
 	if err != nil {
@@ -92,26 +92,26 @@ func (a *Agent) loadSaved(dir, tokenFile string) (*cache.Cache, nodestream.View,
 		c, err = cache.Open(dir, node)
 	}
 	if err != nil {
-		a.log.Warn("no cache: if this agent restarts while no controller answers, the node's calls are refused until one does", "error", err)
+		a.log.Warn("no cache; after a restart this agent refuses connections until a controller answers", "error", err)
 		return nil, nil, 0
 	}
 	blob, age, err := c.Load()
 	if err == nil && age >= stateTTL {
-		err = errors.Join(fmt.Errorf("what is kept is %v old, and holds for %v", age.Round(time.Minute), stateTTL), c.Drop())
+		err = errors.Join(fmt.Errorf("the saved state is %v old, and valid for %v", age.Round(time.Minute), stateTTL), c.Drop())
 	}
 	var view nodestream.View
 	if err == nil {
 		if view, err = a.restore(blob); err != nil {
-			err = fmt.Errorf("what is kept cannot be used: %w", errors.Join(err, c.Drop()))
+			err = fmt.Errorf("the saved state is not usable: %w", errors.Join(err, c.Drop()))
 		}
 	}
 	switch {
 	case errors.Is(err, cache.ErrNone):
 	case err != nil:
-		a.log.Warn("the state that an earlier agent of this node kept was deleted: this one waits for a controller", "error", err)
+		a.log.Warn("deleted the state of the previous agent; waiting for a controller", "error", err)
 		return c, nil, 0
 	default:
-		a.log.Info("found the state that an earlier agent of this node kept", "age", age.Round(time.Second).String(), "resources", len(view))
+		a.log.Info("using the state that the previous agent of this node saved", "age", age.Round(time.Second).String(), "resources", len(view))
 	}
 	return c, view, age
 }
@@ -127,7 +127,7 @@ func (a *Agent) persist(ctx context.Context, c *cache.Cache, age func() time.Dur
 			err = c.Store(blob, age())
 		}
 		if err != nil && !failed {
-			a.log.Warn("the state is not kept for this agent's next start; tried again each minute", "error", err)
+			a.log.Warn("cannot save the state for the next start, will retry", "error", err)
 		}
 		failed = err != nil
 		late := time.NewTimer(persistInterval)
@@ -151,12 +151,12 @@ const maxNodeToken = 16 << 10
 func nodeUID(tokenFile string) (string, error) {
 	f, err := os.Open(tokenFile)
 	if err != nil {
-		return "", fmt.Errorf("read which node this is: %w", err)
+		return "", fmt.Errorf("read the name of the node: %w", err)
 	}
 	defer f.Close()
 	token, err := io.ReadAll(io.LimitReader(f, maxNodeToken))
 	if err != nil {
-		return "", fmt.Errorf("read which node this is: %w", err)
+		return "", fmt.Errorf("read the name of the node: %w", err)
 	}
 	parts := strings.Split(strings.TrimSpace(string(token)), ".")
 	var claims struct {

@@ -222,7 +222,7 @@ func TestWithoutCache(t *testing.T) {
 	if store != nil || view != nil {
 		t.Error("a cache without knowing which node this is")
 	}
-	if reply := w.logs[0].all("no cache: if this agent restarts while no controller answers, the node's calls are refused until one does", "error"); len(reply) != 1 {
+	if reply := w.logs[0].all("no cache; after a restart this agent refuses connections until a controller answers", "error"); len(reply) != 1 {
 		t.Errorf("the operator is told %d times", len(reply))
 	}
 }

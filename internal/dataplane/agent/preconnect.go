@@ -65,7 +65,7 @@ func (a *Agent) startPreconnect(key sessionKey, c *outboundConn, at route.Endpoi
 		}
 		if err != nil {
 			a.metrics.countSession(outbound, sessionFailed)
-			a.log.Debug("no session made ahead", "mirror", next.mirror.name, "error", err)
+			a.log.Debug("preconnect failed", "mirror", next.mirror.name, "error", err)
 		}
 	}()
 	return true

@@ -116,7 +116,7 @@ func nextRenewal(due, until, now time.Time, pause time.Duration, random float64)
 	return again
 }
 
-// An openExchange is an outbound exchange as its lease sees it.
+// An openExchange is an outbound exchange as its lease sees it, or a session for requests.
 type openExchange struct {
 	call    *outboundConn
 	session *clientSession
@@ -149,6 +149,11 @@ func (x *openExchange) check(s *state, now time.Time) error {
 	if err := x.call.checkOpen(s); err != nil {
 		return err
 	}
+	return x.checkEnds(s, now)
+}
+
+// checkEnds returns an error if one of the two ends is no longer authenticated.
+func (x *openExchange) checkEnds(s *state, now time.Time) error {
 	_, err := x.ends.Load().checkPeer(s, now)
 	if why := x.failure.Load(); errors.Is(err, transport.ErrNotRenewed) && why != nil {
 		err = fmt.Errorf("%w; the last attempt failed: %s", err, *why)

@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -156,6 +159,146 @@ func TestOpenExchangeIsRenewed(t *testing.T) {
 			wantEcho(t, c)
 		})
 	}
+}
+
+// A stream outlives the certificates of its session as an exchange does. The session
+// takes no new requests once its caller has a newer certificate.
+func TestSessionForRequestsIsRenewed(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w := newAgedHarness(t, serveHTTP(serveEvents))
+		events := w.openEvents(alice, h2)
+		events.want(t, "a")
+		old := w.west.requests.all()[0]
+		w.newCertificates(w.west, w.westTrust)
+		w.newCertificates(w.east, w.eastTrust)
+		w.push()
+		eventually(t, "the session is renewed", func() bool { return renewalCount(w.west, outbound, renewalDone) == 1 })
+		if n := renewalCount(w.east, inbound, renewalDone); n != 1 {
+			t.Errorf("east has renewed %d sessions, want 1", n)
+		}
+		if e := old.exchange.ends.Load(); !stillNew(e.credential.NotAfter()) || !stillNew(e.verified.proof.NotAfter()) {
+			t.Errorf("to west the caller is proven until %v, the far end until %v", e.credential.NotAfter(), e.verified.proof.NotAfter())
+		}
+		if !slices.ContainsFunc(w.callerProvenUntil(), stillNew) {
+			t.Errorf("to east its caller is proven until %v", w.callerProvenUntil())
+		}
+		if !w.west.mustRetireRequests(old, time.Now()) {
+			t.Error("the session of the former certificate takes new requests")
+		}
+		old.retire()
+		events.want(t, "b")
+		other := w.openEvents(alice, h2)
+		other.want(t, "c")
+		if n := old.mux.Load(); n != 1 {
+			t.Errorf("the former session has %d requests, want 1", n)
+		}
+		events.close()
+		eventually(t, "the former session ends with its last request", func() bool { return !slices.Contains(w.west.requests.all(), old) })
+		other.close()
+	})
+}
+
+// A session for requests ends at once if one of its ends is no longer authenticated. A
+// session that must only take no new requests does not.
+func TestOpenRequestsEndWithTheirCertificates(t *testing.T) {
+	cases := map[string]struct {
+		change func(*harness)
+		ends   bool
+	}{
+		"the caller's certificate has expired": {ends: true, change: func(w *harness) {
+			w.westTrust.age.Store(int64(26 * time.Hour))
+			x := w.west.requests.all()[0].exchange
+			x.ends.Store(&ends{w.westTrust.credential(w.TB, "shop", "alice"), x.ends.Load().verified})
+			w.push()
+		}},
+		"the far issuer is revoked": {ends: true, change: func(w *harness) {
+			w.change(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Issuers = newCluster(w.TB, "east-12").issuers() })
+		}},
+		"the caller's issuer is revoked": {ends: true, change: func(w *harness) {
+			w.change(&w.eastView, "link/west", func(r *wire.Resource) { r.GetLink().Issuers = newCluster(w.TB, "west-1").issuers() })
+		}},
+		"identity no longer expected": {change: func(w *harness) {
+			w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+				backendOf(r).Identities = []string{"spiffe://east-12/ns/shop/sa/new"}
+			})
+		}},
+		"gateway address no longer listed": {change: func(w *harness) {
+			w.change(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = "127.0.0.1:1" })
+		}},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t, serveHTTP(serveEvents))
+			events := w.openEvents(alice, true)
+			events.want(t, "a")
+			tc.change(w)
+			if !tc.ends {
+				eventually(t, "the session takes no new requests", func() bool { return w.west.requests.all()[0].retired.Load() })
+				events.want(t, "b")
+				events.close()
+				return
+			}
+			if line, err := events.lines.ReadString('\n'); err == nil || os.IsTimeout(err) {
+				t.Errorf("the stream goes on with %q, %v", line, err)
+			}
+		})
+	}
+}
+
+// serveEvents echoes each line of a request's body at once.
+func serveEvents(rw http.ResponseWriter, r *http.Request) {
+	http.NewResponseController(rw).EnableFullDuplex() // fails for HTTP/2, which always is
+	rw.WriteHeader(http.StatusOK)
+	lines := bufio.NewReader(r.Body)
+	for {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			return
+		}
+		io.WriteString(rw, line)
+		http.NewResponseController(rw).Flush()
+	}
+}
+
+// An eventStream is an open request to serveEvents.
+type eventStream struct {
+	body  *io.PipeWriter
+	lines *bufio.Reader
+	resp  *http.Response
+}
+
+// openEvents opens a request to serveEvents, on a connection of its own.
+func (w *harness) openEvents(pod string, h2 bool) *eventStream {
+	w.Helper()
+	body, send := io.Pipe()
+	req := must(http.NewRequest("POST", "http://bar-east/", body))(w.TB)
+	w.Cleanup(func() { send.Close() })
+	go io.WriteString(send, "hello\n")
+	resp, err := w.client(pod, h2).Do(req)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() { resp.Body.Close() })
+	e := &eventStream{send, bufio.NewReader(resp.Body), resp}
+	if line, err := e.lines.ReadString('\n'); line != "hello\n" {
+		w.Fatalf("the application answers %q, %v", line, err)
+	}
+	return e
+}
+
+// want sends a line, and wants it back.
+func (e *eventStream) want(t *testing.T, line string) {
+	t.Helper()
+	go io.WriteString(e.body, line+"\n")
+	if got, err := e.lines.ReadString('\n'); got != line+"\n" || err != nil {
+		t.Fatalf("the application answers %q, %v, want %q", got, err, line)
+	}
+}
+
+func (e *eventStream) close() {
+	e.body.Close()
+	io.Copy(io.Discard, e.resp.Body)
+	e.resp.Body.Close()
 }
 
 // A renewal replaces the dates and the issuers that vouch, and nothing else: what ends
@@ -530,6 +673,15 @@ func (w *harness) impostor(answer func([]tunnel.Renewal) []tunnel.SessionProof) 
 	w.change(&w.gatewayView, "upstream/agent/node", func(r *wire.Resource) { r.GetUpstream().Address = ln.Addr().String() })
 }
 
+// agentFront makes the gateway reach east's agent by another address, until the listener
+// that agentFront returns is closed.
+func (w *harness) agentFront() net.Listener {
+	path := &gatewayPath{ln: listen(w.TB, "127.0.0.1")}
+	path.serve(w.TB, w.hop.Addr().String())
+	w.change(&w.gatewayView, "upstream/agent/node", func(r *wire.Resource) { r.GetUpstream().Address = path.ln.Addr().String() })
+	return path.ln
+}
+
 // The far end must prove that it is one of the old session, too: another agent of the
 // same account has nothing to say about it.
 func TestAnAnswerThatProvesNothing(t *testing.T) {
@@ -541,9 +693,11 @@ func TestAnAnswerThatProvesNothing(t *testing.T) {
 	for name, answer := range answers {
 		t.Run(name, func(t *testing.T) {
 			w := newAgedHarness(t, echoLines)
+			front := w.agentFront()
 			c := w.dial(alice)
 			wantEcho(t, c)
 			w.newCertificates(w.west, w.westTrust)
+			front.Close() // or the gateway leads to the agent that holds the exchange
 			w.impostor(answer)
 			eventually(t, "it is tried", func() bool { return w.attempts() == 1 })
 			if n, m := renewalCount(w.west, outbound, renewalDone), renewalCount(w.west, outbound, renewalFailed); n != 0 || m != 1 {

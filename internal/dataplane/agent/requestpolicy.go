@@ -29,9 +29,10 @@ func (p mirrorPort) retryPolicy() retry.Policy {
 	}
 	policy.On = 0
 	for on, condition := range map[trafficsettings.RetryOn]retry.Conditions{
-		trafficsettings.RetryReset:        retry.OnReset | retry.OnTryTimeout,
-		trafficsettings.RetryGatewayError: retry.OnGatewayErrors,
-		trafficsettings.Retry5xx:          retry.OnServerErrors,
+		trafficsettings.RetryConnectFailure: retry.OnConnectionFailed,
+		trafficsettings.RetryReset:          retry.OnReset | retry.OnTryTimeout,
+		trafficsettings.RetryGatewayError:   retry.OnGatewayErrors,
+		trafficsettings.Retry5xx:            retry.OnServerErrors,
 	} {
 		if s.RetryOn&on != 0 {
 			policy.On |= condition

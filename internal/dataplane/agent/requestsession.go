@@ -5,17 +5,19 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/dataplane/balance"
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
 	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
 	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
@@ -34,6 +36,9 @@ const (
 	// requestIdleTimeout is how long a session without requests stays open. It is shorter
 	// than the far side's openWait.
 	requestIdleTimeout = 90 * time.Second
+	// affinityWait is how long a request waits for a session with the endpoint that its
+	// caller has used before, if another endpoint has a session.
+	affinityWait = time.Second
 )
 
 // A requestKey identifies the sessions that requests can share: a session key, and the
@@ -71,9 +76,13 @@ type requestSession struct {
 	endpoint route.EndpointID
 	gateway  string
 	mux      *mux.Conn
+	raw      *transport.Raw
 	retireAt time.Time
 	retired  atomic.Bool // accepts no more requests
 	outbound outboundConn
+	// exchange has the certificates of both ends, which are renewed while requests are open.
+	exchange *openExchange
+	path     pathWatch // of checkPath
 }
 
 // requestGroups are the groups in use. The zero value is ready.
@@ -163,8 +172,9 @@ var errNoSession = errors.New("the agent is asked to stop")
 
 // pick chooses an endpoint for a request and returns a session with it. It prefers
 // endpoints that have a session. It blocks until a session is open if no endpoint has
-// one, or if the caller's affinity names an endpoint without one. Unless there is an
-// error, the caller must call Finish or Done of the balancer with the choice.
+// one. If the caller's affinity names an endpoint without one, it blocks for at most
+// affinityWait while others have one. Unless there is an error, the caller must call
+// Finish or Done of the balancer with the choice.
 func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tried []route.EndpointID) (*requestSession, balance.Choice, error) {
 	now := time.Now()
 	a.upkeep(g, out, now)
@@ -185,14 +195,31 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 	if s := g.sessionWith(choice.ID); s != nil {
 		return s, choice, nil
 	}
-	start := time.Now()
-	s, err := a.awaitSession(ctx, g, out, choice.ID)
+	other := g.anySession()
+	remembered := len(tried) == 0 && choice.ID == a.affinityOf(out)
+	if other != nil && !remembered && !slices.Contains(tried, other.endpoint) {
+		if instead, ok := g.balancer.PickID(other.endpoint, now); ok {
+			a.startSession(g, out, choice.ID)
+			g.balancer.Finish(choice, 0, balance.Neutral, now)
+			return other, instead, nil
+		}
+	}
+	start, wait := time.Now(), ctx
+	if other != nil && remembered {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeout(ctx, affinityWait)
+		defer cancel()
+	}
+	s, err := a.awaitSession(wait, g, out, choice.ID)
 	if err != nil {
 		outcome := balance.Failure
-		if ctx.Err() != nil {
+		if wait.Err() != nil {
 			outcome = balance.Neutral
 		}
 		g.balancer.Finish(choice, time.Since(start), outcome, time.Now())
+		if other != nil && remembered && ctx.Err() == nil {
+			return a.pick(ctx, g, out, []route.EndpointID{choice.ID})
+		}
 		return nil, balance.Choice{}, err
 	}
 	if s.endpoint != choice.ID { // the gateway knows better
@@ -417,9 +444,12 @@ func (a *Agent) openRequests(g *requestGroup, c outboundConn, at route.EndpointI
 	if err != nil {
 		return nil, nil, err
 	}
-	s = &requestSession{endpoint: c.answer.Endpoint, gateway: gateway, outbound: c,
-		retireAt: time.Now().Add(sessionMaxAge)}
-	s.mux = mux.New(conn, mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), Windows: a.shares.memory(c.peer.uid), OnGoAway: func() { s.retired.Store(true) }})
+	now := time.Now()
+	s = &requestSession{endpoint: c.answer.Endpoint, gateway: gateway, raw: transport.RawOf(conn), outbound: c,
+		retireAt: now.Add(sessionMaxAge)}
+	s.exchange = newOpenExchange(&s.outbound, &clientSession{key: g.key.session, gateway: gateway, conn: conn, outbound: c}, now, a.renewals.pause)
+	s.exchange.begin()
+	s.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), Windows: a.shares.memory(c.peer.uid), OnGoAway: func() { s.retired.Store(true) }, Repeatable: isRepeatable(c.port)})
 	a.metrics.countSession(outbound, sessionMade)
 	return s, func() { a.runRequests(g, s) }, nil
 }
@@ -432,9 +462,9 @@ func codingOf(p tunnel.Protocol) mux.Coding {
 	return nil
 }
 
-// dialRequests opens a session for requests and returns its TLS connection. It also works
+// dialRequests opens a session for requests and returns its connection. It also works
 // while the agent stops, because connected callers may still make their last requests.
-func (a *Agent) dialRequests(g *requestGroup, c *outboundConn, at route.EndpointID) (conn *tls.Conn, gateway string, err error) {
+func (a *Agent) dialRequests(g *requestGroup, c *outboundConn, at route.EndpointID) (conn *tunnel.Conn, gateway string, err error) {
 	if err := a.refreshCaller(g.key.session, c); err != nil {
 		return nil, "", err
 	}
@@ -457,45 +487,75 @@ func (a *Agent) dialRequests(g *requestGroup, c *outboundConn, at route.Endpoint
 		raw.Reset()
 		return nil, "", c.openError(err)
 	}
-	return tun.Conn.(*tls.Conn), gateway, nil
+	return tun, gateway, nil
 }
 
-// runRequests serves a session until it has ended. A session that must not be used any
-// more ends with its last request.
+// runRequests serves a session until it has ended. A session that must accept no more
+// requests ends with its last request. A session that must not stay open ends at once.
 func (a *Agent) runRequests(g *requestGroup, s *requestSession) {
 	defer g.remove(s)
 	leave := a.sessions.StartExchange(g.key.session, s.endpoint)
 	defer leave()
-	lease, release := a.leases.grant(a.baseCtx, a.state.Load, s.lease())
+	lease, release := a.leases.grant(a.baseCtx, a.state.Load, a.requestLease(s))
 	defer release()
-	defer afterfunc.Start(lease, s.retire)()
-	err := s.mux.Run(a.baseCtx)
+	defer s.exchange.over.Store(true)
+	if tcp, ok := s.raw.Conn.(*net.TCPConn); ok {
+		transport.ClearUserTimeout(tcp) // checkPath decides
+	}
+	err := s.mux.Run(lease)
 	outcome := sessionRetired
 	if err != nil {
 		outcome = sessionLost
-		a.log.Debug("session for requests ended", "mirror", s.outbound.mirror.name, "error", err)
+		a.logRequestsEnd(lease, err, "mirror", s.outbound.mirror.name, "peer", s.outbound.peer.name)
 	}
 	a.metrics.countSession(outbound, outcome)
 }
 
-// lease returns the check that the session must keep passing to accept requests. Open
-// requests have leases of their own.
-func (s *requestSession) lease() func(*state) error {
-	admitted := s.outbound.idleLease()
+// logRequestsEnd logs why a session for requests has ended. It warns if Causeway has ended
+// it for a reason that an operator can do something about.
+func (a *Agent) logRequestsEnd(lease context.Context, err error, about ...any) {
+	if cause := context.Cause(lease); errors.Is(cause, transport.ErrNotRenewed) {
+		a.logLimited(slog.LevelWarn, "connection ended", append(about, "reason", transport.NotRenewed.String(), "error", cause)...)
+		return
+	}
+	if errors.Is(err, transport.ErrRecordLimit) {
+		a.logLimited(slog.LevelWarn, "connection ended", append(about, "reason", transport.RecordLimit.String(), "error", err)...)
+		return
+	}
+	a.log.Debug("session for requests ended", append(about, "error", err)...)
+}
+
+// requestLease returns the check that a session must keep passing to stay open. The check
+// also retires a session that may accept no more requests, and has a session with open
+// requests renewed when it is due.
+func (a *Agent) requestLease(s *requestSession) func(*state) error {
 	return func(now *state) error {
-		if err := admitted(now); err != nil {
+		at := time.Now()
+		if err := s.outbound.checkTarget(now); err != nil {
 			return err
 		}
-		if p := now.links[s.outbound.peer.name]; !slices.Contains(p.gateways, s.gateway) {
-			return fmt.Errorf("%s is not a gateway address of Link %s any more", s.gateway, p.name)
+		if err := s.exchange.checkEnds(now, at); err != nil {
+			return err
+		}
+		if !s.accepts(now) {
+			s.retire()
+		}
+		if s.mux.Load() > 0 && s.exchange.isDue(at) {
+			a.renewals.add(s.exchange)
 		}
 		return nil
 	}
 }
 
+// accepts reports whether the session may accept new requests in a state. It may not if
+// the Link no longer has its gateway address.
+func (s *requestSession) accepts(now *state) bool {
+	return s.outbound.idleLease()(now) == nil && slices.Contains(now.links[s.outbound.peer.name].gateways, s.gateway)
+}
+
 // watchRequests retires sessions that are idle or old, whose caller has a newer
 // certificate, or whose gateway is penalized, until ctx ends. It forgets groups that are
-// not used any more.
+// not used any more, and limits inbound sessions that are idle.
 func (a *Agent) watchRequests(ctx context.Context) {
 	tick := time.NewTicker(sessionCheckInterval)
 	defer tick.Stop()
@@ -510,6 +570,7 @@ func (a *Agent) watchRequests(ctx context.Context) {
 				}
 			}
 			a.requests.forget(now)
+			a.limitIdleRequests(now)
 		}
 	}
 }
@@ -518,7 +579,7 @@ func (a *Agent) mustRetireRequests(s *requestSession, now time.Time) bool {
 	since, idle := s.mux.Idle()
 	newest, ok := a.svids.get(s.outbound.caller.account())
 	return !ok || newest != s.outbound.credential || now.After(s.retireAt) || idle && now.Sub(since) > requestIdleTimeout ||
-		a.penalties.isPenalized(s.gateway, now)
+		s.raw.Worn() || a.penalties.isPenalized(s.gateway, now)
 }
 
 // forget deletes groups that have no session and were not used for a while.

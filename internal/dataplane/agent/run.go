@@ -83,6 +83,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { a.podTable.Run(run); return nil })
 	group.Go(func() error { a.monitor.run(run); return nil })
 	group.Go(func() error { a.watchRequests(run); return nil })
+	group.Go(func() error { a.watchPaths(run); return nil })
 	if store != nil {
 		group.Go(func() error { a.persist(run, store, h.Age); return nil })
 	}
@@ -146,7 +147,7 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	select {
 	case <-drained:
 	case <-time.After(a.drain):
-		a.log.Info("the grace is over: open connections are reset")
+		a.log.Info("drain period is over, resetting open connections")
 		cut(transport.ErrDrained)
 	}
 	cut(nil)
@@ -199,7 +200,7 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 		if _, err := a.current(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		} else if !a.serving.Load() {
-			http.Error(w, "callers are not accepted: the certificates of this node's pods are still to come, or the agent is asked to stop", http.StatusServiceUnavailable)
+			http.Error(w, "not serving: waiting for the certificates of this node's pods, or stopping", http.StatusServiceUnavailable)
 		}
 	})
 	return uplink.Serve(ctx, ln, mux)
@@ -213,7 +214,7 @@ func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.
 		if err == nil {
 			return uplink.Serve(ctx, ln, promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
 		}
-		a.log.Debug("metrics wait for their port", "address", address, "error", err)
+		a.log.Debug("cannot listen for metrics, will retry", "address", address, "error", err)
 		if !backoff.Sleep(ctx, time.Second) {
 			return nil
 		}

@@ -205,7 +205,7 @@ func (s *clientSession) idleLease() func(*state) error {
 			return err
 		}
 		if p := now.links[s.outbound.peer.name]; !slices.Contains(p.gateways, s.gateway) {
-			return fmt.Errorf("%s is not a gateway address of Link %s any more", s.gateway, p.name)
+			return fmt.Errorf("gateway address %s is no longer listed in Link %s", s.gateway, p.name)
 		}
 		return nil
 	}

@@ -83,7 +83,7 @@ func TestSessionIsNotSharedBetweenAccounts(t *testing.T) {
 	if w.sessionCount(sessionReused) != 0 {
 		t.Error("bob's call went over alice's session")
 	}
-	for _, caller := range w.logs[1].all("call served", "caller") {
+	for _, caller := range w.logs[1].all("connection served", "caller") {
 		if caller != "spiffe://west-1/ns/shop/sa/alice" && caller != "spiffe://west-1/ns/shop/sa/bob" {
 			t.Errorf("served %s", caller)
 		}
@@ -121,7 +121,7 @@ func TestIdleSessionEndsWhenNoLongerAdmitted(t *testing.T) {
 			if !tc.later {
 				return
 			}
-			if all := w.logs[1].all("call refused", "reason"); len(all) > 0 {
+			if all := w.logs[1].all("connection refused", "reason"); len(all) > 0 {
 				t.Errorf("the far side tells of calls refused for %v, and nobody has called", all)
 			}
 			for _, reason := range reasons(inbound) {
@@ -235,7 +235,7 @@ func TestRefusedPreconnectIsCounted(t *testing.T) {
 	eventually(t, "the far side counts a refusal", func() bool {
 		return refusals(w.east, inbound, admit.PolicyDenies.String()) == before+1
 	})
-	if who := w.logs[1].all("call refused", "caller"); !slices.Contains(who, "spiffe://west-1/ns/shop/sa/alice") {
+	if who := w.logs[1].all("connection refused", "caller"); !slices.Contains(who, "spiffe://west-1/ns/shop/sa/alice") {
 		t.Errorf("refused were %v, want alice, too", who)
 	}
 	for _, reason := range reasons(outbound) {
@@ -276,7 +276,7 @@ func TestSessionMatchesCurrentMirror(t *testing.T) {
 	if n := w.dials.Load(); n != 1 {
 		t.Errorf("bar was dialed %d times, want for the first call alone", n)
 	}
-	if got := w.logs[1].all("call served", "service"); !slices.Equal(got, []string{"shop/bar:80"}) {
+	if got := w.logs[1].all("connection served", "service"); !slices.Equal(got, []string{"shop/bar:80"}) {
 		t.Errorf("east served %q", got)
 	}
 }

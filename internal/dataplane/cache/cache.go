@@ -32,11 +32,11 @@ import (
 
 var (
 	// ErrNone reports that nothing is kept.
-	ErrNone = errors.New("nothing is kept")
+	ErrNone = errors.New("there is no saved state")
 	// ErrUnusable reports a file that is not what this process could have stored. It is deleted.
-	ErrUnusable = errors.New("what is kept cannot be used")
+	ErrUnusable = errors.New("the saved state is not usable")
 	// ErrNotMemory reports a folder that is not on a tmpfs.
-	ErrNotMemory = errors.New("the folder is not in memory")
+	ErrNotMemory = errors.New("the folder is not on a tmpfs")
 )
 
 const (
@@ -67,14 +67,14 @@ func Open(dir, nodeUID string) (*Cache, error) {
 	}
 	boot, err := os.ReadFile(bootID)
 	if err != nil {
-		return nil, fmt.Errorf("open the cache %s: read which start of the node this is: %w", dir, err)
+		return nil, fmt.Errorf("open the cache %s: read the boot id of the node: %w", dir, err)
 	}
 	return open(dir, nodeUID, strings.TrimSpace(string(boot)), uptime)
 }
 
 func open(dir, nodeUID, boot string, uptime func() time.Duration) (*Cache, error) {
 	if nodeUID == "" || boot == "" {
-		return nil, fmt.Errorf("the cache %s needs the node's UID and which start of it this is", dir)
+		return nil, fmt.Errorf("the cache %s needs the node's UID and boot id", dir)
 	}
 	left, err := filepath.Glob(filepath.Join(dir, fresh+"*"))
 	if err != nil {
@@ -99,11 +99,11 @@ func uptime() time.Duration {
 func (c *Cache) Store(blob []byte, age time.Duration) error {
 	b := c.seal(blob, c.uptime()-age)
 	if len(b) > maxFile {
-		return fmt.Errorf("keep a state: %d bytes are more than %d", len(b), maxFile)
+		return fmt.Errorf("save a state: %d bytes are more than %d", len(b), maxFile)
 	}
 	f, err := os.CreateTemp(c.dir, fresh+"*") // mode 0600
 	if err != nil {
-		return fmt.Errorf("keep a state: %w", err)
+		return fmt.Errorf("save a state: %w", err)
 	}
 	_, err = f.Write(b)
 	if err = errors.Join(err, f.Close()); err == nil {
@@ -111,7 +111,7 @@ func (c *Cache) Store(blob []byte, age time.Duration) error {
 	}
 	if err != nil {
 		os.Remove(f.Name())
-		return fmt.Errorf("keep a state: %w", err)
+		return fmt.Errorf("save a state: %w", err)
 	}
 	return nil
 }
@@ -126,7 +126,7 @@ func (c *Cache) Load() ([]byte, time.Duration, error) {
 	blob, heard, err := c.unseal(b)
 	age := c.uptime() - heard
 	if err == nil && age < 0 {
-		err = fmt.Errorf("it is of a time to come: %w", ErrUnusable)
+		err = fmt.Errorf("it is from the future: %w", ErrUnusable)
 	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", c.path(), errors.Join(err, c.Drop()))
@@ -137,7 +137,7 @@ func (c *Cache) Load() ([]byte, time.Duration, error) {
 // Drop deletes what is kept.
 func (c *Cache) Drop() error {
 	if err := os.Remove(c.path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete what is kept: %w", err)
+		return fmt.Errorf("delete the saved state: %w", err)
 	}
 	return nil
 }

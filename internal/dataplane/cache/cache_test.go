@@ -77,7 +77,7 @@ func TestWhatCannotBeUsedIsDeleted(t *testing.T) {
 	}{
 		"another node":      {why: "a disk image with a /run in it was cloned", node: "other", boot: "boot", says: "another node"},
 		"node started anew": {why: "a reboot must ask a controller", node: "uid", boot: "later", says: "earlier start"},
-		"to come":           {why: "an age below zero would prolong the day for which a state holds", node: "uid", boot: "boot", back: time.Hour, says: "time to come"},
+		"to come":           {why: "an age below zero would prolong the day for which a state holds", node: "uid", boot: "boot", back: time.Hour, says: "from the future"},
 		"a byte changed":    {why: "memory errs", node: "uid", boot: "boot", says: "checksum", spoil: rewrite(func(b []byte) []byte { b[len(b)-1] ^= 1; return b })},
 		"cut short":         {why: "the folder was full", node: "uid", boot: "boot", says: "checksum", spoil: rewrite(func(b []byte) []byte { return b[:len(b)-1] })},
 		"nothing in it":     {why: "the folder was full", node: "uid", boot: "boot", says: "version", spoil: rewrite(func([]byte) []byte { return nil })},

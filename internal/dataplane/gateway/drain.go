@@ -40,7 +40,7 @@ func (s *Server) notifyAll(ctx context.Context) {
 		sending.Go(func() {
 			defer func() { <-slots }()
 			if err := s.notify(ctx, b); err != nil {
-				s.log.Debug("an agent does not take a notice", "agent", b.Name, "error", err)
+				s.log.Debug("cannot send drain notice", "agent", b.Name, "error", err)
 			}
 		})
 	}

@@ -90,8 +90,9 @@ type Server struct {
 
 	mu     sync.Mutex // guards routed and open
 	routed map[string]map[*conn]struct{}
-	// open are the endpoints that have connections, also if the table lists them no more.
-	open map[openKey]*openEndpoint
+	// open are the endpoints that have connections, once for each address, also if the table
+	// does not list them any more.
+	open map[openKey][]openEndpoint
 }
 
 // A conn is one accepted connection.
@@ -122,7 +123,7 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 		joins:     make(chan struct{}, maxJoins),
 		joinTime:  joinTime,
 		routed:    make(map[string]map[*conn]struct{}),
-		open:      make(map[openKey]*openEndpoint),
+		open:      make(map[openKey][]openEndpoint),
 	}
 }
 
@@ -169,7 +170,7 @@ func (s *Server) current() (*state, error) {
 	case st == nil:
 		return nil, refuse(reasonNotReady, errors.New("no complete state from the controller yet"))
 	case st.expired:
-		return nil, refuse(reasonNotReady, errors.New("the controller has been away for too long"))
+		return nil, refuse(reasonNotReady, errors.New("no state from a controller for too long"))
 	}
 	return st, nil
 }
@@ -233,7 +234,7 @@ func (s *Server) acquireJoin() bool {
 func (s *Server) releaseJoin() { <-s.joins }
 
 var (
-	errJoinTime     = refuse(reasonJoinTime, errors.New("a join must be done by now"))
+	errJoinTime     = refuse(reasonJoinTime, errors.New("the time for a join is over"))
 	errTooManyJoins = refuse(reasonTooManyJoins, errors.New("too many connections of invites"))
 	errLinkGone     = refuse(reasonNotReady, errors.New("its Link was deleted meanwhile"))
 	errLinkShare    = refuse(reasonLinkShare, errors.New("its link has its share of connections"))
@@ -392,7 +393,7 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 			s.ejections.failed(e.Backend.Address, time.Now())
 		}
 		s.metrics.backendFail.Inc()
-		s.log.Debug("backend does not take a connection",
+		s.log.Debug("cannot hand connection to backend",
 			"backend", e.Backend.Name, "address", e.Backend.Address, "error", err)
 		failed = refuse(reasonBackend, err)
 	}

@@ -22,6 +22,54 @@ func (r *harness) listed(backends ...*backend) {
 	r.push(r.view(routes...))
 }
 
+// leads makes a connection and wants it at a backend, for the endpoint of another one.
+func (r *harness) leads(why, label string, to, of *backend) {
+	r.Helper()
+	c := r.call(label)
+	defer c.Close()
+	wantEcho(r.TB, c)
+	if got := to.next(); got.err != nil || got.header.PodUID != of.pod || got.header.Endpoint != of.id {
+		r.Errorf("%s: it leads to %q, %v", why, got.header.PodUID, got.err)
+	}
+}
+
+// While a node gets another address, an open connection is renewed at the address that
+// holds it.
+func TestHintForOpenEndpointWhoseAddressChanged(t *testing.T) {
+	r := newHarness(t, 2, nil)
+	old, moved := r.backends[0], r.backends[1]
+	open := r.call(r.label("west", 1024, route.ForEndpoint(old.id)))
+	wantEcho(t, open)
+	old.next()
+	r.push(r.view(&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{Id: 1024, Links: []string{"west"}, Generation: 7,
+		Endpoints: []*wire.Endpoint{{Id: old.id[:], PodUid: old.pod, Upstream: moved.name}}}}}))
+	forNew, forOpen := r.label("west", 1024, route.ForEndpoint(old.id)), r.label("west", 1024, route.ForOpen(old.id))
+	r.leads("a new connection", forNew, moved, old)
+	eventually(t, "that connection has ended", func() bool { return r.openAddresses() == 1 })
+	r.leads("the open one", forOpen, old, old)
+	other := r.call(forNew)
+	wantEcho(t, other)
+	moved.next()
+	if n := r.openAddresses(); n != 2 {
+		t.Errorf("%d addresses have connections, want 2", n)
+	}
+	open.Close()
+	eventually(t, "the open one has ended", func() bool { return r.openAddresses() == 1 })
+	r.leads("no connection is open at the former address", forOpen, moved, old)
+	other.Close()
+	eventually(t, "nothing is kept of what has ended", func() bool { return r.openAddresses() == 0 })
+}
+
+// openAddresses returns at how many addresses endpoints have open connections.
+func (r *harness) openAddresses() (n int) {
+	r.server.mu.Lock()
+	defer r.server.mu.Unlock()
+	for _, list := range r.server.open {
+		n += len(list)
+	}
+	return n
+}
+
 // An endpoint that takes no new connections is reached by the wish for an open one, as
 // long as one of the same Link is open.
 func TestHintForOpenEndpoint(t *testing.T) {
@@ -32,12 +80,7 @@ func TestHintForOpenEndpoint(t *testing.T) {
 	former.next()
 	leads := func(why string, link string, id uint32, w route.Hint, to *backend) {
 		t.Helper()
-		c := r.call(r.label(link, id, w))
-		defer c.Close()
-		wantEcho(t, c)
-		if got := to.next(); got.err != nil || got.header.PodUID != to.pod || got.header.Endpoint != to.id {
-			t.Errorf("%s: it leads to %q, %v", why, got.header.PodUID, got.err)
-		}
+		r.leads(why, r.label(link, id, w), to, to)
 	}
 	leads("listed, it is an endpoint like another", "west", 1024, route.ForOpen(former.id), former)
 	r.listed(other)
@@ -49,11 +92,6 @@ func TestHintForOpenEndpoint(t *testing.T) {
 	leads("it is the last one", "west", 1024, route.ForOpen(former.id), former)
 	r.listed(other)
 	open.Close()
-	wantGone := func() bool {
-		r.server.mu.Lock()
-		defer r.server.mu.Unlock()
-		return len(r.server.open) == 0
-	}
-	eventually(t, "nothing is kept of what has ended", wantGone)
+	eventually(t, "nothing is kept of what has ended", func() bool { return r.openAddresses() == 0 })
 	leads("it has ended", "west", 1024, route.ForOpen(former.id), other)
 }

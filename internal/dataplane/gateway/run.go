@@ -114,7 +114,7 @@ func (s *Server) OnState(h uplink.State) {
 	}
 	next.expired = h.Expired
 	s.set(next)
-	s.log.Debug("new state in force", "links", len(next.links), "routes", next.table.Len())
+	s.log.Debug("applied new state", "links", len(next.links), "routes", next.table.Len())
 }
 
 // ready returns why the gateway should get no new connections, or nil.

@@ -135,7 +135,7 @@ func (w *Watcher) Run(ctx context.Context) {
 			continue
 		}
 		if ctx.Err() == nil {
-			w.log.Debug("cannot watch Links", "error", err)
+			w.log.Debug("cannot watch Links, will retry", "error", err)
 		}
 		waits.Wait(ctx)
 	}

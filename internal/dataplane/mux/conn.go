@@ -70,6 +70,9 @@ type Config struct {
 	// Handle serves one stream of a server end. It runs in its own goroutine. When it
 	// returns, a stream that is still open is reset.
 	Handle func(*Stream)
+	// Repeatable reports whether a request may be sent again without harm. Open calls it,
+	// and FailUnanswered uses the result. Nil means that none may. It must not block.
+	Repeatable func(*message.Head) bool
 	// OnGoAway is called once when the peer announces that it takes no more streams. It
 	// must not block.
 	OnGoAway func()
@@ -385,6 +388,28 @@ func (c *Conn) finishIfDone() {
 		c.finishing = true
 		c.interruptRead()
 	}
+}
+
+// Streams returns how many streams are open, and how many a client has opened so far.
+func (c *Conn) Streams() (open int, opened uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.streams), c.nextID / 2
+}
+
+// FailUnanswered resets the streams of a client whose requests are repeatable and have no
+// response head yet. Their readers get a *ResetError with the cause.
+func (c *Conn) FailUnanswered(cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.streams {
+		if s.repeatable && !s.gotFinal && s.err == nil {
+			c.appendReset(s.id, http2.ErrCodeCancel)
+			c.recent.add(s.id)
+			c.failStream(s, &ResetError{Code: http2.ErrCodeCancel, Local: true, Cause: cause})
+		}
+	}
+	c.flushInBackground()
 }
 
 // Load returns the number of open streams.

@@ -111,6 +111,7 @@ type roundTrips struct {
 	bytes     int       // that arrived since
 	pings     map[uint64]*ping
 	nextPing  uint64
+	probes    int // that are not answered
 }
 
 type ping struct {
@@ -124,6 +125,7 @@ const (
 	pingMeasure = 'm'
 	pingUser    = 'u'
 	pingGoAway  = 'g'
+	pingProbe   = 'p'
 )
 
 func pingData(kind byte, n uint64) (data [8]byte) {
@@ -161,6 +163,8 @@ func (c *Conn) pingAcked(data [8]byte) bool {
 		if r.bytes > r.target/2 {
 			r.target = min(maxStreamWindow, max(2*r.target, 2*r.bytes))
 		}
+	case kind == pingProbe && r.probes > 0:
+		r.probes--
 	case kind == pingGoAway && c.goingAway:
 		c.sendLastGoAway()
 	case kind == pingUser && r.pings[n] != nil:
@@ -211,6 +215,19 @@ func (c *Conn) Ping(ctx context.Context) (time.Duration, error) {
 		c.mu.Unlock()
 		return 0, ctx.Err()
 	}
+}
+
+// Probe sends a PING and does not wait for its answer, so that a peer that is alive sends
+// something.
+func (c *Conn) Probe() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.end != nil {
+		return
+	}
+	c.rtt.probes++
+	c.appendPing(false, pingData(pingProbe, 0))
+	c.flushInBackground()
 }
 
 // RTT returns the last measured round trip, or zero.

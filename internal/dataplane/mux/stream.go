@@ -53,8 +53,10 @@ type Stream struct {
 	err     *ResetError // set once, when the stream is cut
 	removed bool        // it is not in conn.streams any more
 	dropped bool        // this end reads no more
-	deaf    bool        // StopReading was called
-	onReset func(error)
+	// repeatable is Config.Repeatable of the request.
+	repeatable bool
+	deaf       bool // StopReading was called
+	onReset    func(error)
 
 	// Receiving.
 	firstHead   [1]headEntry
@@ -136,6 +138,7 @@ func (c *Conn) Open(h *message.Head, body []byte, end bool) (*Stream, error) {
 	}
 	s := c.newStream()
 	s.headRequest = h.Method == "HEAD"
+	s.repeatable = c.cfg.Repeatable != nil && c.cfg.Repeatable(h)
 	if c.out.full() {
 		c.waitForSpace(s)
 		if err := c.mayOpen(); err != nil {

@@ -77,20 +77,19 @@ type Attempt struct {
 // Conditions is a set of failures.
 type Conditions uint8
 
-// The failures that a policy can name. Requests that were not processed, and those for
-// which no connection could be made, are not among them: these are always sent again.
+// The failures that a policy can name.
 const (
-	OnReset         Conditions = 1 << iota
-	OnTryTimeout               // of PerTryTimeout
-	OnGatewayErrors            // 502, 503 and 504
-	OnServerErrors             // 500 to 599
+	OnReset            Conditions = 1 << iota
+	OnTryTimeout                  // of PerTryTimeout
+	OnGatewayErrors               // 502, 503 and 504
+	OnServerErrors                // 500 to 599
+	OnConnectionFailed            // NotProcessed and ConnectFailed, with any method
 )
 
-// Policy says which requests are sent again. Use Default for the defaults; the zero value
-// retries only once, and only what was not processed.
+// Policy says which requests are sent again. Use Default for the defaults. The zero value
+// retries nothing.
 type Policy struct {
-	// MaxRetries is the most retries of one request. What was not processed is sent again
-	// once even if MaxRetries is 0.
+	// MaxRetries is the most retries of one request.
 	MaxRetries int
 	// PerTryTimeout is the most time from sending an attempt to the head of its response.
 	// 0 means no limit.
@@ -114,7 +113,7 @@ type Policy struct {
 func Default() Policy {
 	return Policy{
 		MaxRetries: defaultMaxRetries,
-		On:         OnReset | OnTryTimeout,
+		On:         OnConnectionFailed | OnReset | OnTryTimeout,
 		Methods:    []string{"GET", "HEAD", "OPTIONS"},
 	}
 }
@@ -179,10 +178,6 @@ func (p *Policy) Decide(a Attempt, random func() uint64) Decision {
 		random = rand.Uint64
 	}
 	reason, wanted := p.wants(a)
-	limit := p.MaxRetries
-	if a.Failure == NotProcessed {
-		limit = max(limit, 1)
-	}
 	switch {
 	case a.ResponseBegun:
 		return Decision{Reason: ReasonResponseBegun}
@@ -190,7 +185,7 @@ func (p *Policy) Decide(a Attempt, random func() uint64) Decision {
 		return Decision{Reason: reason}
 	case a.Body == BodyLost:
 		return Decision{Reason: ReasonBodyLost}
-	case a.Tries > limit:
+	case a.Tries > p.MaxRetries:
 		return Decision{Reason: ReasonMaxRetries}
 	}
 	delay := retryDelay(a, random)
@@ -205,9 +200,13 @@ func (p *Policy) wants(a Attempt) (Reason, bool) {
 	var reason Reason
 	var configured bool
 	switch a.Failure {
-	case NotProcessed:
-		return ReasonNotProcessed, true
-	case ConnectFailed:
+	case NotProcessed, ConnectFailed:
+		switch {
+		case p.On&OnConnectionFailed == 0:
+			return ReasonNotConfigured, false
+		case a.Failure == NotProcessed:
+			return ReasonNotProcessed, true
+		}
 		return ReasonConnectFailed, true
 	case GRPCStatus:
 		if a.GRPCStatus < 32 && p.GRPCStatuses&(1<<a.GRPCStatus) != 0 {

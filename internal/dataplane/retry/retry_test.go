@@ -16,7 +16,8 @@ func least() uint64 { return 0 }
 
 func TestDecide(t *testing.T) {
 	defaults := Default()
-	none := Policy{}
+	none := Default()
+	none.MaxRetries = 0
 	writes := Default()
 	writes.Methods = append(writes.Methods, "PUT", "DELETE")
 	statuses := Default()
@@ -66,16 +67,28 @@ func TestDecide(t *testing.T) {
 			want:    Decision{Reason: ReasonMaxRetries},
 		},
 		"not processed, no retries configured": {
-			why:     "one retry hides that a session closed",
+			why:     "none means none",
 			policy:  none,
 			attempt: Attempt{Method: "POST", Failure: NotProcessed, Tries: 1},
-			want:    Decision{Retry: true, Reason: ReasonNotProcessed},
-		},
-		"not processed twice, no retries configured": {
-			why:     "one is enough for that",
-			policy:  none,
-			attempt: Attempt{Method: "POST", Failure: NotProcessed, Tries: 2},
 			want:    Decision{Reason: ReasonMaxRetries},
+		},
+		"not processed, not configured": {
+			why:     "the configuration names other failures",
+			policy:  server,
+			attempt: Attempt{Method: "POST", Failure: NotProcessed, Tries: 1},
+			want:    Decision{Reason: ReasonNotConfigured},
+		},
+		"not connected, not configured": {
+			why:     "the configuration names other failures",
+			policy:  server,
+			attempt: Attempt{Method: "GET", Failure: ConnectFailed, Tries: 1},
+			want:    Decision{Reason: ReasonNotConfigured},
+		},
+		"zero policy": {
+			why:     "it retries nothing",
+			policy:  Policy{},
+			attempt: Attempt{Method: "GET", Failure: NotProcessed, Tries: 1},
+			want:    Decision{Reason: ReasonNotConfigured},
 		},
 		"POST not connected": {
 			why:     "the pod has seen nothing",

@@ -222,7 +222,7 @@ func readRaw(r io.Reader) ([]byte, error) {
 		return nil, fmt.Errorf("read hop header: %w", noEOF(err))
 	}
 	if t := b[len(b)-macTLVLen:]; proxyproto.PP2Type(t[0]) != tlvMAC || binary.BigEndian.Uint16(t[1:]) != sha256.Size {
-		return nil, fmt.Errorf("last TLV is no MAC: %w", ErrNotAHeader)
+		return nil, fmt.Errorf("last TLV is not a MAC: %w", ErrNotAHeader)
 	}
 	return b, nil
 }

@@ -49,11 +49,11 @@ func (r *Keyring) WithInvites(keys ...InviteKey) *Keyring {
 func (k ringKey) checkInvite(l Label, now time.Time) error {
 	switch {
 	case l.Route != Join:
-		return fmt.Errorf("an invite's key leads to route %d alone, not to %d: %w", Join, l.Route, ErrNotForLink)
+		return fmt.Errorf("an invite's key is valid for route %d only, not for %d: %w", Join, l.Route, ErrNotForLink)
 	case !now.Before(k.until):
 		return &StaleError{"invite", now.Sub(k.until).Truncate(time.Second)}
 	case !l.Hint.valid():
-		return fmt.Errorf("wish of kind %d: %w", l.Hint.Kind, ErrUnknownHint)
+		return fmt.Errorf("hint of kind %d: %w", l.Hint.Kind, ErrUnknownHint)
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ var (
 	// *StaleError.
 	ErrStale = errors.New("stale")
 	// ErrUnknownHint reports an authentic label whose hint this version does not know.
-	ErrUnknownHint = errors.New("unknown wish")
+	ErrUnknownHint = errors.New("unknown hint")
 	// ErrNoDayKey reports that no day key for the day in question is held.
 	ErrNoDayKey = errors.New("no day key for this day")
 )
@@ -326,7 +326,7 @@ func (k ringKey) check(l Label, now time.Time) error {
 	case l.Route != Catalog && old.Abs() > Window:
 		return &StaleError{"label", old}
 	case !l.Hint.valid():
-		return fmt.Errorf("wish of kind %d: %w", l.Hint.Kind, ErrUnknownHint)
+		return fmt.Errorf("hint of kind %d: %w", l.Hint.Kind, ErrUnknownHint)
 	}
 	return nil
 }

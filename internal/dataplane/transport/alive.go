@@ -73,7 +73,7 @@ func AwaitSegment(ctx context.Context, c *net.TCPConn, after time.Time) error {
 		err = cerr
 	}
 	if err != nil {
-		return fmt.Errorf("await a sign of life from %v: %w", c.RemoteAddr(), err)
+		return fmt.Errorf("await a segment from %v: %w", c.RemoteAddr(), err)
 	}
 	return nil
 }

@@ -73,7 +73,7 @@ func (w *deadWatch) checkConn(s Side, conn net.Conn, still bool) {
 		return // closed, by an abort
 	}
 	if dead(info) {
-		w.c.fail(s, fmt.Errorf("peer answers nothing: %w", unix.ETIMEDOUT))
+		w.c.fail(s, fmt.Errorf("peer does not respond: %w", unix.ETIMEDOUT))
 		return
 	}
 	// The order matters: after our own FIN a FIN closes the connection as well.

@@ -11,7 +11,7 @@ import (
 )
 
 // ErrNoInterface reports a connection whose ingress interface the kernel does not know.
-var ErrNoInterface = errors.New("the kernel does not say by which interface the connection came")
+var ErrNoInterface = errors.New("the kernel does not report the connection's interface")
 
 // IngressInterface returns the index of the interface by which the first packet of an
 // accepted connection came in. The kernel stores it with the socket. Later packets do

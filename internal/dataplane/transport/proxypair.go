@@ -55,7 +55,7 @@ const (
 
 // ErrDrained is the cause of a context that ends because a process was asked to stop
 // and its drain time is over.
-var ErrDrained = errors.New("the process stops, and its grace is over")
+var ErrDrained = errors.New("the drain period is over")
 
 // ErrNotRenewed is the cause of a context that ends because a certificate that opened an
 // exchange has expired, and its owner has not proven itself again.

@@ -44,7 +44,7 @@ var (
 	ErrTruncated = fmt.Errorf("session ended too early: %w", io.ErrUnexpectedEOF)
 	// ErrUnproven reports a peer that sent more than MaxUnproven bytes before it was
 	// authenticated.
-	ErrUnproven = errors.New("too many bytes before the peer was proven")
+	ErrUnproven = errors.New("too many bytes before the peer was authenticated")
 )
 
 // Raw is the network connection under a tunnel's TLS. It returns bytes that were read
