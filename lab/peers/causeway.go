@@ -18,8 +18,9 @@ import (
 const (
 	system    = "causeway-system"
 	namespace = "bench" // of the pods of config/workload.yaml
-	pod       = "end"   // in both clusters: the client's and the server's
+	pod       = "end"   // in both clusters: the client's, and the first server's
 	mirror    = "end-east"
+	mirrorAll = "ends-east" // of all servers
 )
 
 // A pair is two linked clusters with Causeway: west has the client, east the server.
@@ -27,8 +28,8 @@ type pair struct {
 	bench      *bench
 	west, east *lab.Cluster
 	netns      string // of the client's pod
-	target     string // address and port of the mirror
-	server     int    // process id
+	targets    targets
+	server     int // process id
 }
 
 func (b *bench) labOptions() lab.Options {
@@ -113,8 +114,8 @@ func kubectl(ctx context.Context, c *lab.Cluster, args ...string) (string, error
 	return output(c.Kubectl(ctx, args...))
 }
 
-// startPods starts the same pod in both clusters, exports the one in east and waits for
-// its mirror in west. In west only the pod's network is used.
+// startPods starts the same pod in both clusters and further servers in east. It exports
+// those in east and waits for the mirrors in west. In west only the pod's network is used.
 func (p *pair) startPods(ctx context.Context) error {
 	workload, err := configs.ReadFile("config/workload.yaml")
 	if err != nil {
@@ -130,6 +131,13 @@ func (p *pair) startPods(ctx context.Context) error {
 		}
 	}
 	if err := apply(ctx, p.east, string(service)); err != nil {
+		return err
+	}
+	_, err = kubectl(ctx, p.east, "-n", namespace, "scale", "deployment/more", fmt.Sprintf("--replicas=%d", servers-1))
+	if err != nil {
+		return err
+	}
+	if _, err := kubectl(ctx, p.east, "-n", namespace, "rollout", "status", "deployment/more", "--timeout=120s"); err != nil {
 		return err
 	}
 	for _, c := range []*lab.Cluster{p.west, p.east} {
@@ -151,12 +159,24 @@ func (p *pair) startPods(ctx context.Context) error {
 		return err
 	}
 	p.server = server.PID
-	return poll(ctx, time.Minute, 500*time.Millisecond, func() error {
-		address, err := kubectl(ctx, p.west, "-n", namespace, "get", "service", mirror,
+	tcp, err := p.mirrorAddress(ctx, mirror)
+	if err != nil {
+		return err
+	}
+	all, err := p.mirrorAddress(ctx, mirrorAll)
+	p.targets = targets{tcp, all, all}
+	return err
+}
+
+// mirrorAddress waits for a mirror in west.
+func (p *pair) mirrorAddress(ctx context.Context, name string) (address string, err error) {
+	err = poll(ctx, time.Minute, 500*time.Millisecond, func() error {
+		ip, err := kubectl(ctx, p.west, "-n", namespace, "get", "service", name,
 			"-o", "jsonpath={.spec.clusterIP}")
-		p.target = fmt.Sprintf("%s:%d", address, serverPort)
+		address = fmt.Sprintf("%s:%d", ip, serverPort)
 		return err
 	})
+	return address, err
 }
 
 // A part is the pods of one component in one cluster, which have a role in the chain.
@@ -188,7 +208,7 @@ func (b *bench) causewayPath(ctx context.Context) (*path, error) {
 	}
 	out := &path{
 		netns:   p.netns,
-		target:  p.target,
+		targets: p.targets,
 		server:  p.server,
 		inLab:   true,
 		running: func() error { return nil }, // the kubelet starts what has ended

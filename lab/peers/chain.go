@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"text/template"
 	"time"
+
+	"github.com/causeway-mesh/causeway/lab/peers/traffic"
 )
 
 // Names of the chains.
@@ -38,7 +40,7 @@ type proxy struct {
 // A path is a chain that runs: where its client is and what it connects to.
 type path struct {
 	netns   string // of the client, a name or a path
-	target  string // address and port
+	targets targets
 	proxies []proxy
 	server  int  // process id
 	inLab   bool // proxies and server are in the lab's cgroup
@@ -48,13 +50,38 @@ type path struct {
 	stop func()
 }
 
-const serverPort = 9000
+// targets are the addresses and ports of a path, by what a connection carries.
+type targets struct{ tcp, http1, http2 string }
+
+// of returns the target of a pattern of traffic.
+func (t targets) of(pattern string) string {
+	switch pattern {
+	case traffic.HTTP1:
+		return t.http1
+	case traffic.GRPC:
+		return t.http2
+	}
+	return t.tcp
+}
+
+const (
+	// serverPort is the port of the first server. Each further one has the next port.
+	serverPort = 9000
+	// servers is how many there are. A gateway chooses one for each request. TCP goes to
+	// the first one only.
+	servers = 10
+)
+
+// serverAddress returns where the servers of the namespaces listen.
+func (b *bench) serverAddress(i int) string {
+	return fmt.Sprintf("%s:%d", b.places.b.address, serverPort+i)
+}
 
 // directPath leads from A to the server in B without a proxy.
 func (b *bench) directPath() *path {
 	return &path{
 		netns:   b.places.a.netns,
-		target:  fmt.Sprintf("%s:%d", b.places.b.address, serverPort),
+		targets: targets{b.serverAddress(0), b.serverAddress(0), b.serverAddress(0)},
 		server:  b.server.pid(),
 		running: b.server.running,
 		stop:    func() {},
@@ -72,6 +99,46 @@ type proxyConfig struct {
 	CA, Certificate, Key string
 	ClientName           string // which the certificate of a client must have
 	ServerName           string // which the certificate of the next proxy must have
+	Routes               []httpRoute
+}
+
+// An httpRoute leads requests from a port of a proxy to ports of the next one or of the
+// servers, with HTTP/2 between proxies.
+type httpRoute struct {
+	Port      int
+	NextPorts []int
+	HTTP2     bool // the client and the server speak it
+}
+
+// Ports of the proxies. B has a port for each server, so that the gateway can choose one.
+const (
+	tcpPort   = 8000
+	http1Port = 8001
+	http2Port = 8002
+	http1AtB  = 8100
+	http2AtB  = 8200
+)
+
+// routes returns the routes of a role.
+func routes(role string) (out []httpRoute) {
+	http1, http2 := httpRoute{Port: http1Port}, httpRoute{Port: http2Port, HTTP2: true}
+	switch role {
+	case roleA:
+		http1.NextPorts, http2.NextPorts = []int{http1Port}, []int{http2Port}
+	case roleGateway:
+		for i := range servers {
+			http1.NextPorts = append(http1.NextPorts, http1AtB+i)
+			http2.NextPorts = append(http2.NextPorts, http2AtB+i)
+		}
+	default:
+		for i := range servers {
+			next := []int{serverPort + i}
+			out = append(out, httpRoute{Port: http1AtB + i, NextPorts: next},
+				httpRoute{Port: http2AtB + i, NextPorts: next, HTTP2: true})
+		}
+		return out
+	}
+	return []httpRoute{http1, http2}
 }
 
 // A peerProxy is one of a peer's three proxies.
@@ -83,16 +150,16 @@ type peerProxy struct {
 
 // peerProxies returns a peer's proxies, the one next to the server first.
 func peerProxies(p places, ca *authority) []peerProxy {
-	const proxyPort = 8000
 	base := func(role string, listen, next place) peerProxy {
 		return peerProxy{role: role, netns: listen.netns, config: proxyConfig{
 			ListenHost:  listen.address,
-			ListenPort:  proxyPort,
+			ListenPort:  tcpPort,
 			NextHost:    next.address,
-			NextPort:    proxyPort,
+			NextPort:    tcpPort,
 			CA:          ca.caFile(),
 			Certificate: ca.certificateFile(role),
 			Key:         ca.keyFile(role),
+			Routes:      routes(role),
 		}}
 	}
 	a := base(roleA, p.a, p.gateway)
@@ -142,7 +209,8 @@ func (b *bench) peerPath(template string, argv func(file string) []string) (*pat
 		}
 		started = append(started, s)
 		p.proxies = append(p.proxies, proxy{role: x.role, pid: s.pid()})
-		p.target = fmt.Sprintf("%s:%d", x.config.ListenHost, x.config.ListenPort) // in the end A's
+		at := func(port int) string { return fmt.Sprintf("%s:%d", x.config.ListenHost, port) }
+		p.targets = targets{at(tcpPort), at(http1Port), at(http2Port)} // in the end A's
 	}
 	return p, nil
 }
@@ -212,9 +280,14 @@ func (b *bench) awaitAnswer(ctx context.Context, p *path) error {
 		if err := p.running(); err != nil {
 			return permanent{err}
 		}
-		_, err := output(inNetns(ctx, p.netns, b.trafficgen, "load", "-target", p.target,
-			"-concurrency", "4", "-warm-up", "0", "-window", "200ms"))
-		return err
+		for _, pattern := range []string{traffic.Connect, traffic.HTTP1, traffic.GRPC} {
+			_, err := output(inNetns(ctx, p.netns, b.trafficgen, "load", "-target", p.targets.of(pattern),
+				"-pattern", pattern, "-concurrency", "4", "-warm-up", "0", "-window", "200ms"))
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return err

@@ -17,6 +17,8 @@ func TestPeerProxies(t *testing.T) {
 				"require_client_certificate: true",
 				"disable_stateless_session_resumption: true",
 				"disable_stateful_session_resumption: true",
+				"alpn_protocols: [h2]",
+				"cluster: http-",
 			},
 			"out": {"max_session_keys: 0"},
 		},
@@ -26,6 +28,7 @@ func TestPeerProxies(t *testing.T) {
 				"verify required",
 				"tcp-request session reject unless",
 				"no-tls-tickets",
+				"alpn h2",
 				"tune.ssl.cachesize 0",
 			},
 			"out": {" ssl crt", "verifyhost", "no-ssl-reuse"},
@@ -100,5 +103,26 @@ func TestReadyPods(t *testing.T) {
 	const lines = "agent-a True\nagent-b False\nagent-c \n\n"
 	if diff := cmp.Diff([]string{"agent-a"}, readyPods(lines)); diff != "" {
 		t.Errorf("a pod that was just created has no condition yet (-want +got):\n%s", diff)
+	}
+}
+
+// The gateway must choose a server for each request, so it needs a port of B for each.
+func TestRoutes(t *testing.T) {
+	reached := map[int]bool{}
+	for _, r := range routes(roleB) {
+		if len(r.NextPorts) != 1 {
+			t.Errorf("port %d of B leads to %d servers, want one", r.Port, len(r.NextPorts))
+		}
+		reached[r.Port] = true
+	}
+	for _, r := range routes(roleGateway) {
+		if len(r.NextPorts) != servers {
+			t.Errorf("port %d of the gateway leads to %d servers, want %d", r.Port, len(r.NextPorts), servers)
+		}
+		for _, port := range r.NextPorts {
+			if !reached[port] {
+				t.Errorf("B has no port %d", port)
+			}
+		}
 	}
 }

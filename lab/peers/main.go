@@ -302,8 +302,12 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err := b.places.raise(ctx); err != nil {
 		return err
 	}
-	listen := fmt.Sprintf("%s:%d", b.places.b.address, serverPort)
-	b.server, err = startProcess(b.dir, b.places.b.netns, "server", b.trafficgen, "serve", "-listen", listen)
+	var listen []string
+	for i := range servers {
+		listen = append(listen, b.serverAddress(i))
+	}
+	b.server, err = startProcess(b.dir, b.places.b.netns, "server", b.trafficgen,
+		"serve", "-listen", strings.Join(listen, ","))
 	return err
 }
 

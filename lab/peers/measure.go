@@ -22,21 +22,25 @@ import (
 // A measure is one kind of load.
 type measure struct {
 	name        string // as the flag -measures has it
-	pattern     string // of traffic; empty means idle connections
+	pattern     string // of traffic
 	concurrency int
 	phase       phase
+	pause       time.Duration // after each operation
 }
 
 // A phase is a part of a run. All rounds of one precede those of the next.
 type phase int
 
 const (
-	idlePhase phase = iota // first, because other load leaves memory behind
-	nearPhase              // without a delay
-	farPhase               // with a round trip between A and the gateway
+	idlePhase     phase = iota // first, because other load leaves memory behind
+	idleHTTPPhase              // of its own, so that the proxies are new
+	nearPhase                  // without a delay
+	farPhase                   // with a round trip between A and the gateway
 )
 
-var allPhases = []phase{idlePhase, nearPhase, farPhase}
+var allPhases = []phase{idlePhase, idleHTTPPhase, nearPhase, farPhase}
+
+func (p phase) isIdle() bool { return p == idlePhase || p == idleHTTPPhase }
 
 // Names of the measures.
 const (
@@ -49,11 +53,20 @@ const (
 	up8       = "up8"
 	idle      = "idle"
 	wan       = "wan"
+	fetch     = "fetch"
+	http1     = "http1"
+	http32    = "http32"
+	http256   = "http256"
+	grpc1     = "grpc1"
+	grpc32    = "grpc32"
+	grpc256   = "grpc256"
+	idleHTTP  = "idlehttp"
 )
 
 // allMeasures is in the order in which a chain is measured.
 var allMeasures = []measure{
-	{name: idle, phase: idlePhase},
+	{name: idle, pattern: traffic.Kept, phase: idlePhase},
+	{name: idleHTTP, pattern: traffic.HTTP1, phase: idleHTTPPhase},
 	{name: connect1, pattern: traffic.Connect, concurrency: 1, phase: nearPhase},
 	{name: connect16, pattern: traffic.Connect, concurrency: 16, phase: nearPhase},
 	{name: kept, pattern: traffic.Kept, concurrency: 1, phase: nearPhase},
@@ -61,7 +74,14 @@ var allMeasures = []measure{
 	{name: up1, pattern: traffic.Up, concurrency: 1, phase: nearPhase},
 	{name: down8, pattern: traffic.Down, concurrency: 8, phase: nearPhase},
 	{name: up8, pattern: traffic.Up, concurrency: 8, phase: nearPhase},
-	{name: wan, pattern: traffic.Connect, concurrency: 1, phase: farPhase},
+	{name: http1, pattern: traffic.HTTP1, concurrency: 1, phase: nearPhase},
+	{name: http32, pattern: traffic.HTTP1, concurrency: 32, phase: nearPhase},
+	{name: http256, pattern: traffic.HTTP1, concurrency: 256, phase: nearPhase},
+	{name: grpc1, pattern: traffic.GRPC, concurrency: 1, phase: nearPhase},
+	{name: grpc32, pattern: traffic.GRPC, concurrency: 32, phase: nearPhase},
+	{name: grpc256, pattern: traffic.GRPC, concurrency: 256, phase: nearPhase},
+	{name: wan, pattern: traffic.Connect, concurrency: 1, phase: farPhase, pause: farPause},
+	{name: fetch, pattern: traffic.Fetch, concurrency: 1, phase: farPhase},
 }
 
 const (
@@ -109,24 +129,24 @@ func (b *bench) takeCalm(ctx context.Context, p *path, m measure) (window, error
 
 // take runs one measure on a path.
 func (b *bench) take(ctx context.Context, p *path, m measure) (window, error) {
-	if m.pattern == "" {
-		return b.takeIdle(ctx, p)
+	if m.phase.isIdle() {
+		return b.takeIdle(ctx, p, m)
 	}
-	warm, length, pause := warmUp, b.window, time.Duration(0)
+	warm, length := warmUp, b.window
 	if m.phase == farPhase {
-		warm, length, pause = farWarmUp, max(b.window, farWindow), farPause
+		warm, length = farWarmUp, max(b.window, farWindow)
 	}
 	chainPIDs := []int{p.server}
 	for _, x := range p.proxies {
 		chainPIDs = append(chainPIDs, x.pid)
 	}
 	out, err := output(inNetns(ctx, p.netns, b.trafficgen, "load",
-		"-target", p.target,
+		"-target", p.targets.of(m.pattern),
 		"-pattern", m.pattern,
 		"-concurrency", strconv.Itoa(m.concurrency),
 		"-warm-up", warm.String(),
 		"-window", length.String(),
-		"-pause", pause.String(),
+		"-pause", m.pause.String(),
 		"-pids", joinInts(slices.Concat(chainPIDs, b.softIRQThreads)),
 		"-cgroup", b.cgroup(),
 	))
@@ -159,12 +179,13 @@ func others(r traffic.Result, counted []int, processors int) float64 {
 }
 
 // takeIdle opens connections that were answered once and returns what each of them adds.
-func (b *bench) takeIdle(ctx context.Context, p *path) (window, error) {
+func (b *bench) takeIdle(ctx context.Context, p *path, m measure) (window, error) {
 	before, err := readMemory(p)
 	if err != nil {
 		return window{}, err
 	}
-	cmd := inNetns(ctx, p.netns, b.trafficgen, "hold", "-target", p.target, "-n", strconv.Itoa(b.idle))
+	cmd := inNetns(ctx, p.netns, b.trafficgen, "hold",
+		"-target", p.targets.of(m.pattern), "-pattern", m.pattern, "-n", strconv.Itoa(b.idle))
 	release, err := startHold(cmd)
 	if err != nil {
 		return window{}, err
@@ -286,7 +307,7 @@ func (w window) summary() string {
 			s += fmt.Sprintf(", CPU %.2f s/GB", w.cpuPerGB(roleA, roleGateway, roleB))
 		}
 	default:
-		s = fmt.Sprintf("%.0f /s, p50 %.3f ms", w.rate(), r.P50*1e3)
+		s = fmt.Sprintf("%.0f /s, p50 %.3f, p99 %.3f ms", w.rate(), r.P50*1e3, r.P99*1e3)
 		if len(w.CPU) > 0 {
 			s += fmt.Sprintf(", CPU %.0f µs each", w.cpuPerOperation())
 		}

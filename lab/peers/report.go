@@ -5,6 +5,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"github.com/causeway-mesh/causeway/lab/peers/traffic"
 )
 
 // A figure is a row of a table: one number of each chain.
@@ -22,8 +24,10 @@ type table struct {
 	figures []figure
 }
 
-func p50ms(w window) float64 { return w.Result.P50 * 1e3 }
-func p50us(w window) float64 { return w.Result.P50 * 1e6 }
+func p50ms(w window) float64     { return w.Result.P50 * 1e3 }
+func p99ms(w window) float64     { return w.Result.P99 * 1e3 }
+func fetchRate(w window) float64 { return traffic.FetchSize / 1e6 / w.Result.P50 }
+func p50us(w window) float64     { return w.Result.P50 * 1e6 }
 
 // allTables are the report. The wanted values are those of the project for a path of two
 // agents and a gateway that does not terminate TLS.
@@ -62,8 +66,27 @@ func allTables(idleConnections int) []table {
 				beyondDirect: true,
 			},
 		}},
+		{fmt.Sprintf("Memory of %d idle client connections that have each made one request over HTTP/1.1", idleConnections), []figure{
+			residentHTTPFigure("resident memory of all proxies", "≤ 1", roleA, roleGateway, roleB),
+			residentHTTPFigure("resident memory of A", "", roleA),
+			residentHTTPFigure("resident memory of the gateway", "", roleGateway),
+			residentHTTPFigure("resident memory of B", "", roleB),
+		}},
+		{"GET of 1 KiB over HTTP/1.1, on kept connections", slices.Concat(
+			requestFigures("1 connection", http1),
+			requestFigures("32 connections", http32),
+			requestFigures("256 connections", http256),
+		)},
+		{"Unary calls of gRPC with a response of 1 KiB, on one connection for each 64 calls", slices.Concat(
+			requestFigures("1 call", grpc1),
+			requestFigures("32 calls", grpc32),
+			requestFigures("256 calls", grpc256),
+		)},
 		{"A new connection every half second, over a WAN", []figure{
 			{what: "p50, ms", measure: wan, format: "%.1f", value: p50ms, wanted: "≤ 0.5"},
+		}},
+		{"Downloads of 64 MB over a WAN, each over a new connection", []figure{
+			{what: "MB/s by the median time", measure: fetch, format: "%.1f", value: fetchRate, higher: true, wanted: "≥ 1"},
 		}},
 	}
 }
@@ -117,6 +140,35 @@ func bulkFigures(what, measure string) []figure {
 			wanted:  "≤ 0.3",
 		},
 	}
+}
+
+// requestFigures are the rows of a measure of requests.
+func requestFigures(what, measure string) []figure {
+	return []figure{
+		{
+			what:    what + ", per second",
+			measure: measure,
+			format:  "%.0f",
+			value:   window.rate,
+			higher:  true,
+			wanted:  "≥ 1",
+		},
+		{what: what + ", p50, ms", measure: measure, format: "%.2f", value: p50ms, wanted: "≤ 1"},
+		{what: what + ", p99, ms", measure: measure, format: "%.2f", value: p99ms, wanted: "≤ 1"},
+		{
+			what:    what + ", CPU of the proxies, µs each",
+			measure: measure,
+			format:  "%.0f",
+			value:   window.cpuPerOperation,
+			wanted:  "≤ 1",
+		},
+	}
+}
+
+func residentHTTPFigure(what, wanted string, roles ...string) figure {
+	f := residentFigure(what, wanted, roles...)
+	f.measure = idleHTTP
+	return f
 }
 
 func residentFigure(what, wanted string, roles ...string) figure {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
+	"github.com/causeway-mesh/causeway/internal/dataplane/parallelism"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -79,6 +80,7 @@ func Run(ctx context.Context, o Options) error {
 	group, run := errgroup.WithContext(life)
 	group.Go(func() error { return h.Run(run) })
 	group.Go(func() error { return held.Serve(run) })
+	group.Go(func() error { parallelism.Run(run); return nil })
 	group.Go(func() error { a.leases.watch(run, a.state.Load); return nil })
 	group.Go(func() error { a.podTable.Run(run); return nil })
 	group.Go(func() error { a.monitor.run(run); return nil })

@@ -14,6 +14,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
+	"github.com/causeway-mesh/causeway/internal/dataplane/parallelism"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 )
@@ -67,6 +68,7 @@ func Run(ctx context.Context, o Options) error {
 	run, stop := context.WithCancel(run)
 	defer stop()
 	group.Go(func() error { return h.Run(run) })
+	group.Go(func() error { parallelism.Run(run); return nil })
 	group.Go(func() error { return uplink.ServeMetrics(run, o.Metrics, registry) })
 	group.Go(func() error { return uplink.ServeProbes(run, o.Probes, func() error { return s.ready(ctx) }) })
 	group.Go(func() error {

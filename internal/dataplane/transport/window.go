@@ -103,7 +103,7 @@ func (w *sendWindow) release() { trim(w.memory, &w.reserved, 0) }
 // receiveWindow bounds the bytes that the far side has under way. Make it with
 // newReceiveWindow.
 //
-// The window doubles when it limits the rate. To detect this, it measures trips. A trip
+// The window grows when it limits the rate. To detect this, it measures trips. A trip
 // begins with a CREDIT and ends when the first byte arrives that this CREDIT permitted.
 // The bytes that arrive during a trip were permitted before it. If the far side waits for
 // credit, the rate during a trip is lower than the average rate. If the far side, the
@@ -146,6 +146,8 @@ const (
 	// waitFactor is by how much the average rate must exceed the rate of a trip for the
 	// window to count as the limit.
 	waitFactor = 1.05
+	// farFactor is by how much it must exceed it for the far side to wait most of the time.
+	farFactor = 2
 	// maxUncredited bounds what is taken before CREDIT at the largest window.
 	maxUncredited = 512 << 10
 )
@@ -208,8 +210,8 @@ func creditAt(window int) int64 {
 // credit returns what CREDIT says about this direction, and takes it as sent.
 func (w *receiveWindow) credit(now time.Time) (taken, window uint32) {
 	if n := w.taken - w.epochTaken; n >= 2*creditAt(w.window) {
-		if w.limitsRate(n, now.Sub(w.epoch)) && !w.answer {
-			w.grow()
+		if factor := w.growth(n, now.Sub(w.epoch)); factor > 1 && !w.answer {
+			w.grow(factor)
 		}
 		w.epoch, w.epochTaken = now, w.taken
 	}
@@ -224,25 +226,38 @@ func (w *receiveWindow) credit(now time.Time) (taken, window uint32) {
 	return taken, uint32(w.window)
 }
 
-// limitsRate reports whether the window limits the rate or is too small to be cheap, after
-// n bytes of it were taken within a time.
-func (w *receiveWindow) limitsRate(n int64, within time.Duration) bool {
+// growth returns by which factor the window should grow, after n bytes of it were taken
+// within a time. It is 1 if the window neither limits the rate nor is too small to be
+// cheap. A window below cheapWindow grows faster if the far side waits for credit most of
+// the time. Otherwise a new connection over a long path would be slower than TCP permits.
+func (w *receiveWindow) growth(n int64, within time.Duration) int {
 	switch {
 	case w.window >= cheapWindow && w.shortestTrip < fastWindow:
-		return false
+		return 1
 	case within <= fastWindow:
-		return true
+		return 2
+	case w.tripRate == 0 || within > slowWindow:
+		return 1
 	}
-	return w.tripRate > 0 && within <= slowWindow && float64(n)/within.Seconds() > waitFactor*w.tripRate
+	switch faster := float64(n) / within.Seconds() / w.tripRate; {
+	case faster > farFactor && w.window < cheapWindow && w.shortestTrip >= fastWindow:
+		return 4
+	case faster > waitFactor:
+		return 2
+	}
+	return 1
 }
 
-// grow doubles the window. It does nothing if the window is the largest, if the far side
-// permits itself less than half of it, or if the memory budget is used up.
-func (w *receiveWindow) grow() {
-	more := max(0, 2*w.window-assuredWindow-w.reserved)
-	if 2*w.window <= min(MaxWindow, 4*w.peerOwn) && w.memory.Reserve(more) {
-		w.window *= 2
-		w.reserved += more
+// grow enlarges the window by a factor, or by half of it if the far side permits itself
+// too little or if the memory budget is used up. It may then do nothing.
+func (w *receiveWindow) grow(factor int) {
+	for ; factor > 1; factor /= 2 {
+		more := max(0, factor*w.window-assuredWindow-w.reserved)
+		if factor*w.window <= min(MaxWindow, 4*w.peerOwn) && w.memory.Reserve(more) {
+			w.window *= factor
+			w.reserved += more
+			return
+		}
 	}
 }
 

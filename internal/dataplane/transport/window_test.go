@@ -93,6 +93,68 @@ func TestReceiveWindowGrows(t *testing.T) {
 	}
 }
 
+// Over a long path, windows should grow about as fast as TCP's congestion window in slow
+// start, which limits a new connection in any case.
+func TestReceiveWindowFollowsSlowStart(t *testing.T) {
+	for _, path := range []int{2_700, 5_000, 12_500} { // bytes in a step: 27, 50 and 125 MB/s
+		limited, free := downloadTime(t, path, false), downloadTime(t, path, true)
+		t.Logf("%d MB/s and 60 ms: 64 MB in %v, without flow control in %v", path/100, limited, free)
+		if most := 150 * time.Millisecond; limited-free > most {
+			t.Errorf("%d MB/s: %v longer than without flow control, want at most %v", path/100, limited-free, most)
+		}
+	}
+}
+
+// downloadTime simulates a download of 64 MB over a new TCP connection with a round trip of
+// 60 ms, in fake time. free makes the windows the largest ones from the beginning.
+func downloadTime(t *testing.T, path int, free bool) time.Duration {
+	t.Helper()
+	const half = 30 * time.Millisecond / step
+	s, r := newSendWindow(unlimited{}, 0), newReceiveWindow(unlimited{})
+	if free {
+		s.own, s.peer = MaxWindow, MaxWindow
+		r.window, r.peerOwn, r.limit = MaxWindow, MaxWindow, MaxWindow
+	}
+	var data, acks [half + 1]int
+	var credits [half + 1]*tunnel.Credit
+	unsent, unacked, queued, congestionWindow := 0, 0, 0, 10*1448
+	now := windowTime
+	for i := 0; r.taken < 64e6; i++ {
+		now = now.Add(step)
+		slot := i % len(data)
+		if c := credits[slot]; c != nil {
+			if _, err := s.onCredit(*c); err != nil {
+				t.Fatal(err)
+			}
+			r.onOwn(s.own)
+		}
+		if unacked >= congestionWindow/2 { // otherwise Linux does not enlarge it
+			congestionWindow += acks[slot]
+		}
+		unacked -= acks[slot]
+		n := s.available()
+		s.underWay += n
+		unsent += n
+		n = max(0, min(unsent, congestionWindow-unacked))
+		unsent, unacked, queued = unsent-n, unacked+n, queued+n
+		arrived := data[slot]
+		data[slot] = min(queued, path)
+		queued -= data[slot]
+		acks[slot], credits[slot] = arrived, nil
+		if arrived > 0 {
+			if err := r.receive(arrived, func() time.Time { return now }); err != nil {
+				t.Fatal(err)
+			}
+			r.taken += int64(arrived)
+		}
+		if r.due() {
+			taken, window := r.credit(now)
+			credits[slot] = &tunnel.Credit{Taken: taken, Window: window}
+		}
+	}
+	return now.Sub(windowTime)
+}
+
 func TestReceiveWindowWaitsForSender(t *testing.T) {
 	w := newReceiveWindow(unlimited{})
 	for range 40 {

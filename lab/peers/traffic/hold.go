@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -16,15 +17,15 @@ var selfPID = os.Getpid()
 // holdConcurrency is how many connections Hold opens at a time.
 const holdConcurrency = 16
 
-// Hold opens n connections to target and has each answered once. It returns them open,
-// and the caller closes them. If one fails, Hold closes the others and returns an error.
-func Hold(ctx context.Context, target string, n int) ([]net.Conn, error) {
+// Hold opens n connections to target and has each answered once, by an echo or, with the
+// pattern HTTP1, by a response. It returns them open, and the caller closes them. If one fails, Hold closes the others and returns an error.
+func Hold(ctx context.Context, target, pattern string, n int) ([]net.Conn, error) {
 	conns := make([]net.Conn, n)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(holdConcurrency)
 	for i := range conns {
 		g.Go(func() error {
-			c, err := openAnswered(ctx, target)
+			c, err := openAnswered(ctx, target, pattern)
 			if err != nil {
 				return fmt.Errorf("open connection %d of %d: %w", i+1, n, err)
 			}
@@ -49,19 +50,16 @@ func CloseAll(conns []net.Conn) {
 }
 
 // openAnswered returns a connection without a deadline that has been answered once.
-func openAnswered(ctx context.Context, target string) (net.Conn, error) {
+func openAnswered(ctx context.Context, target, pattern string) (net.Conn, error) {
 	c, err := dial(ctx, target)
 	if err != nil {
 		return nil, err
 	}
-	message := make([]byte, MessageSize)
-	message[0] = byte(opEcho)
 	err = c.SetDeadline(time.Now().Add(dialTimeout))
-	if err == nil {
-		_, err = c.Write(message)
-	}
-	if err == nil {
-		_, err = io.ReadFull(c, message)
+	if err == nil && pattern == HTTP1 {
+		err = exchangeHTTP1(c, bufio.NewReader(c))
+	} else if err == nil {
+		err = exchangeEcho(c)
 	}
 	if err == nil {
 		err = c.SetDeadline(time.Time{})
@@ -71,4 +69,14 @@ func openAnswered(ctx context.Context, target string) (net.Conn, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+func exchangeEcho(c net.Conn) error {
+	message := make([]byte, MessageSize)
+	message[0] = byte(opEcho)
+	if _, err := c.Write(message); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, message)
+	return err
 }

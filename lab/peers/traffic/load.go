@@ -22,7 +22,13 @@ const (
 	Kept    = "kept"    // one message there and back, on a kept connection
 	Down    = "down"    // bulk from the server
 	Up      = "up"      // bulk to the server
+	Fetch   = "fetch"   // connect, FetchSize bytes from the server, close
+	HTTP1   = "http1"   // GET over HTTP/1.1, on a kept connection
+	GRPC    = "grpc"    // unary calls, at most 64 at a time on each kept connection
 )
+
+// FetchSize is the number of bytes of one operation of Fetch.
+const FetchSize = 64_000_000
 
 // dialTimeout bounds a connect and the first answer, so that a broken chain fails a run.
 const dialTimeout = 10 * time.Second
@@ -30,8 +36,8 @@ const dialTimeout = 10 * time.Second
 // Options describe one run of the load generator.
 type Options struct {
 	Target      string        // address and port
-	Pattern     string        // Connect, Kept, Down or Up
-	Concurrency int           // connections at a time
+	Pattern     string        // Connect and others
+	Concurrency int           // connections at a time, or calls of gRPC
 	WarmUp      time.Duration // from the first answers to the begin of the window
 	Window      time.Duration // what is measured
 	Pause       time.Duration // after each operation
@@ -45,7 +51,8 @@ type Result struct {
 	Operations int             `json:"operations"` // that ended in the window
 	Bytes      int64           `json:"bytes"`      // of bulk data
 	P50        float64         `json:"p50"`        // seconds of an operation
-	Errors     int             `json:"errors"`     // connections that failed, at any time of the run
+	P99        float64         `json:"p99"`
+	Errors     int             `json:"errors"` // connections that failed, at any time of the run
 	LastError  string          `json:"lastError,omitempty"`
 	CPU        map[int]float64 `json:"cpu"`     // seconds of each process of Options.PIDs
 	LoadCPU    float64         `json:"loadCPU"` // seconds of the load generator itself
@@ -70,6 +77,7 @@ type run struct {
 
 type worker struct {
 	run      *run
+	calls    int // of gRPC at a time
 	answered sync.Once
 	took     []float64    // seconds of each operation in the window
 	bytes    atomic.Int64 // of bulk data, warm-up included
@@ -86,9 +94,14 @@ func Load(ctx context.Context, o Options) (Result, error) {
 		return Result{}, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	r.ready.Add(o.Concurrency)
-	for range o.Concurrency {
-		w := &worker{run: r}
+	workers, calls := o.Concurrency, 1
+	if o.Pattern == GRPC {
+		workers = (o.Concurrency + callsPerConn - 1) / callsPerConn
+		calls = o.Concurrency / workers
+	}
+	r.ready.Add(workers)
+	for range workers {
+		w := &worker{run: r, calls: calls}
 		r.workers = append(r.workers, w)
 		g.Go(func() error {
 			defer w.markAnswered()
@@ -112,7 +125,8 @@ func Load(ctx context.Context, o Options) (Result, error) {
 			result.LastError = w.lastErr.Error()
 		}
 	}
-	result.Operations, result.P50 = len(all), p50(all)
+	slices.Sort(all)
+	result.Operations, result.P50, result.P99 = len(all), percentile(all, 50), percentile(all, 99)
 	return result, nil
 }
 
@@ -126,6 +140,12 @@ func (r *run) loop() (func(context.Context, *worker) error, error) {
 		return downLoop, nil
 	case Up:
 		return upLoop, nil
+	case Fetch:
+		return fetchLoop, nil
+	case HTTP1:
+		return http1Loop, nil
+	case GRPC:
+		return grpcLoop, nil
 	}
 	return nil, fmt.Errorf("unknown pattern %q", r.Pattern)
 }
@@ -325,13 +345,44 @@ func bulkLoop(ctx context.Context, w *worker, op Op, move func(net.Conn, []byte)
 	return ctx.Err()
 }
 
-// p50 returns the median, and 0 for no figures, because JSON has no NaN.
-func p50(figures []float64) float64 {
-	if len(figures) == 0 {
+// fetchLoop downloads FetchSize bytes over one connection after another.
+func fetchLoop(ctx context.Context, w *worker) error {
+	buf := make([]byte, bulkSize)
+	for !w.ended() {
+		begun := time.Now()
+		if err := w.fetch(ctx, buf); err != nil {
+			return err
+		}
+		w.record(begun)
+		if err := sleep(ctx, w.run.Pause); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func (w *worker) fetch(ctx context.Context, buf []byte) error {
+	c, err := w.open(ctx, opSend, w.run.runDeadline())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for left := FetchSize; left > 0; {
+		n, err := c.Read(buf)
+		if left -= n; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// percentile returns a percentile of sorted figures, and 0 for no figures, because JSON
+// has no NaN.
+func percentile(sorted []float64, p int) float64 {
+	if len(sorted) == 0 {
 		return 0
 	}
-	slices.Sort(figures)
-	return figures[int(math.Ceil(float64(len(figures))/2))-1]
+	return sorted[int(math.Ceil(float64(len(sorted)*p)/100))-1]
 }
 
 // sleep waits for d. It returns the context's error if that ends first.

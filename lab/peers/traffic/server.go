@@ -1,8 +1,11 @@
 // Package traffic is both ends of every connection that is measured: a server that
-// echoes, sends or discards, and a load generator that counts what happens in a window.
+// echoes, sends or discards, or speaks HTTP, and a load generator that counts what happens
+// in a window.
 //
 //	client ── request of 64 bytes, whose first byte is an Op ──▶ server
 //	       ◀─ the same 64 bytes / bytes without end / nothing ──
+//	client ── GET over HTTP/1.1, or a call of gRPC ────────────▶ server
+//	       ◀─ 1 KiB ───────────────────────────────────────────
 //
 // What always holds:
 //   - The window begins after every connection has been answered once and the warm-up
@@ -11,6 +14,8 @@
 package traffic
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -59,7 +64,15 @@ func Serve(ctx context.Context, ln net.Listener) error {
 
 func answer(c net.Conn) error {
 	message := make([]byte, MessageSize)
-	if _, err := io.ReadFull(c, message); err != nil {
+	n, err := c.Read(message)
+	if err != nil {
+		return err
+	}
+	if first := message[0]; 'A' <= first && first <= 'Z' { // of a method or of the preface
+		r := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(message[:n]), c), readerSize)
+		return answerHTTP(c, r)
+	}
+	if _, err := io.ReadFull(c, message[n:]); err != nil {
 		return err
 	}
 	switch Op(message[0]) {

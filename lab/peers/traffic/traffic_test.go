@@ -29,7 +29,7 @@ func serveOn(t *testing.T) string {
 
 func TestLoad(t *testing.T) {
 	target := serveOn(t)
-	for _, pattern := range []string{Connect, Kept, Down, Up} {
+	for _, pattern := range []string{Connect, Kept, Down, Up, Fetch, HTTP1, GRPC} {
 		t.Run(pattern, func(t *testing.T) {
 			got, err := Load(t.Context(), Options{
 				Target:      target,
@@ -62,7 +62,7 @@ func TestLoadWithoutServer(t *testing.T) {
 	if err := ln.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, pattern := range []string{Connect, Kept, Down, Up, "other"} {
+	for _, pattern := range []string{Connect, Kept, Down, Up, Fetch, HTTP1, GRPC, "other"} {
 		o := Options{Target: target, Pattern: pattern, Concurrency: 1}
 		if got, err := Load(t.Context(), o); err == nil {
 			t.Errorf("Load of pattern %s = %+v, want an error", pattern, got)
@@ -72,15 +72,17 @@ func TestLoadWithoutServer(t *testing.T) {
 
 func TestHold(t *testing.T) {
 	target := serveOn(t)
-	conns, err := Hold(t.Context(), target, 40)
-	if err != nil {
-		t.Fatal(err)
+	for _, pattern := range []string{Kept, HTTP1} {
+		conns, err := Hold(t.Context(), target, pattern, 40)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(conns) != 40 {
+			t.Errorf("Hold opened %d connections, want 40", len(conns))
+		}
+		CloseAll(conns)
 	}
-	if len(conns) != 40 {
-		t.Errorf("Hold opened %d connections, want 40", len(conns))
-	}
-	CloseAll(conns)
-	if _, err := Hold(t.Context(), "127.0.0.1:1", 3); err == nil {
+	if _, err := Hold(t.Context(), "127.0.0.1:1", Kept, 3); err == nil {
 		t.Error("Hold without a server: want an error")
 	}
 }
@@ -101,19 +103,22 @@ func TestSince(t *testing.T) {
 	}
 }
 
-func TestP50(t *testing.T) {
+func TestPercentile(t *testing.T) {
 	cases := []struct {
-		figures []float64
-		want    float64
+		sorted []float64
+		p      int
+		want   float64
 	}{
-		{nil, 0},
-		{[]float64{4}, 4},
-		{[]float64{3, 1}, 1},
-		{[]float64{3, 1, 2}, 2},
+		{nil, 50, 0},
+		{[]float64{4}, 50, 4},
+		{[]float64{4}, 99, 4},
+		{[]float64{1, 3}, 50, 1},
+		{[]float64{1, 2, 3}, 50, 2},
+		{[]float64{1, 2, 3}, 99, 3},
 	}
 	for _, c := range cases {
-		if got := p50(c.figures); got != c.want {
-			t.Errorf("p50(%v) = %v, want %v", c.figures, got, c.want)
+		if got := percentile(c.sorted, c.p); got != c.want {
+			t.Errorf("percentile(%v, %d) = %v, want %v", c.sorted, c.p, got, c.want)
 		}
 	}
 }

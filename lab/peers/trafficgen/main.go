@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/causeway-mesh/causeway/lab/peers/traffic"
 )
 
@@ -50,13 +52,17 @@ func run(ctx context.Context, args []string) error {
 
 func serve(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("serve", flag.ExitOnError)
-	listen := flags.String("listen", ":9000", "address and port to listen on")
+	listen := flags.String("listen", ":9000", "addresses and ports to listen on, separated by commas")
 	_ = flags.Parse(args) // exits on an error
-	ln, err := net.Listen("tcp", *listen)
-	if err != nil {
-		return err
+	g, ctx := errgroup.WithContext(ctx)
+	for address := range strings.SplitSeq(*listen, ",") {
+		ln, err := net.Listen("tcp", address)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return traffic.Serve(ctx, ln) })
 	}
-	return traffic.Serve(ctx, ln)
+	return g.Wait()
 }
 
 func load(ctx context.Context, args []string) error {
@@ -64,8 +70,8 @@ func load(ctx context.Context, args []string) error {
 	var pids string
 	flags := flag.NewFlagSet("load", flag.ExitOnError)
 	flags.StringVar(&o.Target, "target", "", "address and port to connect to")
-	flags.StringVar(&o.Pattern, "pattern", traffic.Connect, "connect, kept, down or up")
-	flags.IntVar(&o.Concurrency, "concurrency", 1, "connections at a time")
+	flags.StringVar(&o.Pattern, "pattern", traffic.Connect, "connect, kept, down, up, fetch, http1 or grpc")
+	flags.IntVar(&o.Concurrency, "concurrency", 1, "connections at a time, or calls of grpc")
 	flags.DurationVar(&o.WarmUp, "warm-up", 500*time.Millisecond, "time before the window")
 	flags.DurationVar(&o.Window, "window", 3*time.Second, "time that is measured")
 	flags.DurationVar(&o.Pause, "pause", 0, "pause after each operation of connect")
@@ -93,9 +99,10 @@ func load(ctx context.Context, args []string) error {
 func hold(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("hold", flag.ExitOnError)
 	target := flags.String("target", "", "address and port to connect to")
+	pattern := flags.String("pattern", traffic.Kept, "kept or http1: what each connection carries once")
 	n := flags.Int("n", 1000, "connections")
 	_ = flags.Parse(args)
-	conns, err := traffic.Hold(ctx, *target, *n)
+	conns, err := traffic.Hold(ctx, *target, *pattern, *n)
 	if err != nil {
 		return err
 	}
