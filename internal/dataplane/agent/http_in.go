@@ -116,9 +116,11 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	removeClaims(head)
 	counted := r.recorder(head).Start(time.Now())
 	start := time.Now()
+	traced := r.startSpan(head, start)
 	if err := r.admit(head); err != nil {
 		r.refuse(from, head, err, counted)
 		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
+		endInboundSpan(traced, httprelay.Result{Err: err, Status: refusalOf(err).Status})
 		return
 	}
 	leave, err := acquireBoth(r.agent.shares.inboundRequests, r.caller, reasonTooManyRequests,
@@ -127,6 +129,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		err := &refusal{reason: reasonTooManyRequests, code: tunnel.Code_OVERLOADED, err: err}
 		r.refuse(from, head, err, counted)
 		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
+		endInboundSpan(traced, httprelay.Result{Err: err, Status: refusalOf(err).Status})
 		return
 	}
 	defer leave()
@@ -142,6 +145,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	}
 	f.complete = result.Err == nil && !result.Unread
 	counted.Finish(time.Now(), requestResult(result, start))
+	endInboundSpan(traced, result)
 }
 
 // requestHeads are heads whose fields' capacity can be used again.

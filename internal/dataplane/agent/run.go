@@ -40,6 +40,10 @@ type Options struct {
 	Drain time.Duration
 	// KeyExchange is what the agent offers to peers.
 	KeyExchange identity.KeyExchange
+	// TraceEndpoint, TraceRatio and TraceCAFile are those of trace.Options. Without an
+	// endpoint there are no traces.
+	TraceEndpoint, TraceCAFile string
+	TraceRatio                 float64
 
 	Log *slog.Logger
 }
@@ -61,6 +65,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	a := New(life, sign, o.Log, registry)
 	a.drain, a.keyExchange = cmp.Or(o.Drain, defaultDrain), o.KeyExchange
+	stopTracer, err := a.startTracer(o)
+	if err != nil {
+		return err
+	}
+	defer stopTracer()
 	held, err := vipguard.TakeListeners(ctx, o.PodDir, vipguard.AgentOptions{Log: o.Log})
 	if err != nil {
 		return err
