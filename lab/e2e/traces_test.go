@@ -100,21 +100,25 @@ func (c *otlpCollector) of(id trace.TraceID) (out []exportedSpan) {
 	return out
 }
 
-// chain returns the n spans of a trace, each the parent of the next one.
+// chain returns the spans of a trace from its root to the application's, each the parent of
+// the next one. There must be n. Tries that failed are not among them.
 func (c *otlpCollector) chain(id trace.TraceID, n int) ([]exportedSpan, error) {
 	all := c.of(id)
-	var chain []exportedSpan
-	parent := ""
-	for range all {
-		for _, s := range all {
-			if string(s.GetParentSpanId()) == parent {
-				chain, parent = append(chain, s), string(s.GetSpanId())
-				break
-			}
+	byID := map[string]exportedSpan{}
+	var s exportedSpan
+	for _, each := range all {
+		byID[string(each.GetSpanId())] = each
+		if each.GetName() == "server" {
+			s = each
 		}
 	}
-	if len(all) != n || len(chain) != n {
-		return nil, fmt.Errorf("the trace has %d spans, %d of them in a chain from its root, want %d", len(all), len(chain), n)
+	var chain []exportedSpan
+	for s.Span != nil && len(chain) <= n {
+		chain = append([]exportedSpan{s}, chain...)
+		s = byID[string(s.GetParentSpanId())]
+	}
+	if len(chain) != n || len(chain[0].GetParentSpanId()) > 0 {
+		return nil, fmt.Errorf("the trace has %d spans, %d of them in a chain to the application's, want %d", len(all), len(chain), n)
 	}
 	return chain, nil
 }

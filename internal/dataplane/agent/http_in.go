@@ -144,7 +144,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		result.Status = refusalOf(result.Err).Status
 	}
 	f.complete = result.Err == nil && !result.Unread
-	counted.Finish(time.Now(), requestResult(result, start))
+	counted.Finish(time.Now(), requestResult(result, start).Traced(traced.TraceID()))
 	endInboundSpan(traced, result)
 }
 

@@ -517,7 +517,7 @@ func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result)
 	if result.Err != nil && !result.Began && !result.FromErr {
 		result.Status = r.answerError(from, result.Err)
 	}
-	r.counted.Finish(time.Now(), requestResult(result, r.start))
+	r.counted.Finish(time.Now(), requestResult(result, r.start).Traced(r.trace.TraceID()))
 	r.endSpan(result)
 }
 

@@ -203,7 +203,7 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 		return fmt.Errorf("serve probes: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", metricsHandler(r))
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if _, err := a.current(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
@@ -214,13 +214,18 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 	return uplink.Serve(ctx, ln, mux)
 }
 
+// metricsHandler also offers OpenMetrics, which has exemplars as text.
+func metricsHandler(r *prometheus.Registry) http.Handler {
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{EnableOpenMetrics: true})
+}
+
 // serveMetrics serves /metrics on the node's loopback. It retries while the old agent
 // still has the port during an upgrade.
 func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.Registry) error {
 	for {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err == nil {
-			return uplink.Serve(ctx, ln, promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+			return uplink.Serve(ctx, ln, metricsHandler(r))
 		}
 		a.log.Debug("metrics wait for their port", "address", address, "error", err)
 		if !backoff.Sleep(ctx, time.Second) {

@@ -77,6 +77,7 @@ type series struct {
 	requestBytes  atomic.Uint64
 	responseBytes atomic.Uint64
 	duration      histogram
+	exemplars     exemplars // of duration
 
 	// slots are the counters to use: nil before the first use, then one of own or of the
 	// series of "other". Metrics.mu guards changes.
