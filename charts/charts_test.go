@@ -291,6 +291,56 @@ func TestValuesReachTheirPlace(t *testing.T) {
 	}
 }
 
+// TestTracing: agents get what traces need, and nothing of it without an endpoint.
+func TestTracing(t *testing.T) {
+	agentOf := func(tracing map[string]any) (corev1.Container, corev1.PodSpec) {
+		pod := find[appsv1.DaemonSet](t, render(t, map[string]any{"tracing": tracing}), "DaemonSet", "causeway-agent").Spec.Template.Spec
+		return pod.Containers[0], pod
+	}
+	about := func(c corev1.Container) (out []string) {
+		for _, a := range c.Args {
+			if strings.HasPrefix(a, "--tracing") {
+				out = append(out, a)
+			}
+		}
+		for _, e := range c.Env {
+			if strings.HasPrefix(e.Name, "OTEL") {
+				value := e.Value
+				if e.ValueFrom != nil {
+					value = e.ValueFrom.SecretKeyRef.Name + "/" + e.ValueFrom.SecretKeyRef.Key
+				}
+				out = append(out, e.Name+"="+value)
+			}
+		}
+		return out
+	}
+	off, _ := agentOf(map[string]any{})
+	if got := about(off); got != nil {
+		t.Errorf("without an endpoint: %v", got)
+	}
+	on, _ := agentOf(map[string]any{"endpoint": "http://collector.obs:4317", "ratio": 0.25})
+	want := []string{"--tracing-endpoint=http://collector.obs:4317", "--tracing-ratio=0.25",
+		"OTEL_RESOURCE_ATTRIBUTES=k8s.cluster.name=west,k8s.node.name=$(NODE_NAME)"}
+	if diff := cmp.Diff(want, about(on)); diff != "" {
+		t.Errorf("with an endpoint (-want +got):\n%s", diff)
+	}
+	secret, pod := agentOf(map[string]any{"endpoint": "https://collector", "ratio": 1, "secret": "otlp"})
+	want = []string{"--tracing-endpoint=https://collector", "--tracing-ratio=1", "--tracing-ca-file=/etc/causeway/tracing/ca.crt",
+		want[2], "OTEL_EXPORTER_OTLP_HEADERS=otlp/headers"}
+	if diff := cmp.Diff(want, about(secret)); diff != "" {
+		t.Errorf("with a Secret (-want +got):\n%s", diff)
+	}
+	mounted := slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Secret != nil && v.Secret.SecretName == "otlp" })
+	if !mounted || pod.DNSPolicy != corev1.DNSClusterFirstWithHostNet {
+		t.Errorf("the Secret is mounted: %v; an agent with DNS policy %s must find the collector's Service", mounted, pod.DNSPolicy)
+	}
+	for _, c := range pod.Containers[1:] {
+		if slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "tracing" }) {
+			t.Errorf("%s reads the Secret", c.Name)
+		}
+	}
+}
+
 func TestRefusedValues(t *testing.T) {
 	cases := map[string]struct {
 		why    string
@@ -312,6 +362,14 @@ func TestRefusedValues(t *testing.T) {
 		"ClusterIP gateway": {
 			why:    "peers could not reach it",
 			values: map[string]any{"clusterName": "west", "gateway": map[string]any{"serviceType": "ClusterIP"}}, names: "serviceType",
+		},
+		"collector without a scheme": {
+			why:    "whether to use TLS must be said",
+			values: map[string]any{"clusterName": "west", "tracing": map[string]any{"endpoint": "collector:4317"}}, names: "endpoint",
+		},
+		"ratio": {
+			why:    "it is not in percent",
+			values: map[string]any{"clusterName": "west", "tracing": map[string]any{"ratio": 5}}, names: "ratio",
 		},
 		"no VIPs": {
 			why:    "no mirror could be given an address",

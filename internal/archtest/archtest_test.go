@@ -219,6 +219,11 @@ var importRules = map[string]struct {
 		from:   in("internal/dataplane/h1"),
 		forbid: either(sockets, except(anything, either(standard, in("internal/dataplane/message")))),
 	},
+	"only trace imports OpenTelemetry's SDK": {
+		why:    "how spans are made and exported is decided in one place",
+		from:   except(in("internal"), in("internal/dataplane/trace")),
+		forbid: either(prefix("go.opentelemetry.io/otel/sdk"), prefix("go.opentelemetry.io/otel/exporters")),
+	},
 	"podid imports only transport of ours": {
 		why:    "which pod is at an address does not depend on what that pod may do",
 		from:   in("internal/dataplane/podid"),

@@ -25,6 +25,9 @@ func (a *app) agent() *cobra.Command {
 	})
 	c.Flags().StringVar(&o.Controller, "controller", "", "address of the controllers' node stream, host:port")
 	c.Flags().DurationVar(&o.Drain, "drain", time.Minute, "how long open connections go on after the process is asked to stop")
+	c.Flags().StringVar(&o.TraceEndpoint, "tracing-endpoint", "", "URL of an OTLP collector that speaks gRPC, such as http://collector.observability:4317; empty: no traces")
+	c.Flags().Float64Var(&o.TraceRatio, "tracing-ratio", 0, "part of the requests without a trace for which one is begun, 0 to 1")
+	c.Flags().StringVar(&o.TraceCAFile, "tracing-ca-file", "", "certificates that sign the collector's; ignored if the file does not exist")
 	postQuantumFlag(c, &postQuantum)
 	c.AddCommand(newProbe("Ask the agent of this pod whether it is ready", func() error { return agent.Ready(context.Background(), podDir) }))
 	return c

@@ -15,7 +15,7 @@ import (
 
 // The chart types our words: what it types must be understood, and what we fall back to must be set.
 func TestChartSpeaksTheCommand(t *testing.T) {
-	r, err := charts.Render("causeway-system", map[string]any{"clusterName": "west"})
+	r, err := charts.Render("causeway-system", map[string]any{"clusterName": "west", "tracing": map[string]any{"endpoint": "https://collector", "secret": "otlp"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,20 @@ runAsNonRoot: true
 {{- end }}
 {{- end }}
 
+{{/* What OpenTelemetry reads from the environment, as items of env; nothing without traces. */}}
+{{- define "causeway.tracingEnv" -}}
+{{- if .Values.tracing.endpoint }}
+- name: NODE_NAME
+  valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: k8s.cluster.name={{ .Values.clusterName }},k8s.node.name=$(NODE_NAME)
+{{- if .Values.tracing.secret }}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom: {secretKeyRef: {name: {{ .Values.tracing.secret }}, key: headers, optional: true}}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Prefers pods of one component on different nodes. */}}
 {{- define "causeway.spread" -}}
 podAntiAffinity:

@@ -48,6 +48,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/session"
+	"github.com/causeway-mesh/causeway/internal/dataplane/trace"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
@@ -116,6 +117,10 @@ type Agent struct {
 	log            *slog.Logger
 	metrics        *metrics
 	requestMetrics *reqmetrics.Metrics
+	// tracer makes spans of requests; set before the agent runs. nil: none.
+	tracer *trace.Tracer
+	// spans counts them.
+	spans *prometheus.CounterVec
 	// canaries counts the canary calls that were answered.
 	canaries *prometheus.CounterVec
 	// logLimiter bounds the log messages that callers can cause.
@@ -137,7 +142,8 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	}
 	r.MustRegister(newWindowGauge(a.shares.windows))
 	a.requestMetrics = reqmetrics.New(reqmetrics.Config{})
-	r.MustRegister(a.requestMetrics)
+	a.spans = trace.NewCounter()
+	r.MustRegister(a.requestMetrics, a.spans)
 	a.ingressOf = a.ingress
 	a.monitor = a.monitorLinks(r)
 	a.acceptCtx, a.stopAccepting = context.WithCancel(life)

@@ -117,9 +117,11 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	removeClaims(head)
 	counted := r.recorder(head).Start(time.Now())
 	start := time.Now()
+	traced := r.startSpan(head, start)
 	if err := r.admit(head); err != nil {
 		r.refuse(from, head, err, counted)
 		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
+		endInboundSpan(traced, httprelay.Result{Err: err, Status: refusalOf(err).Status})
 		return
 	}
 	leave, err := acquireBoth(r.agent.shares.inboundRequests, r.caller, reasonTooManyRequests,
@@ -128,6 +130,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		err := &refusal{reason: reasonTooManyRequests, code: tunnel.Code_OVERLOADED, err: err}
 		r.refuse(from, head, err, counted)
 		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
+		endInboundSpan(traced, httprelay.Result{Err: err, Status: refusalOf(err).Status})
 		return
 	}
 	defer leave()
@@ -142,7 +145,8 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		result.Status = refusalOf(result.Err).Status
 	}
 	f.complete = result.Err == nil && !result.Unread
-	counted.Finish(time.Now(), requestResult(result, start))
+	counted.Finish(time.Now(), requestResult(result, start).Traced(traced.TraceID()))
+	endInboundSpan(traced, result)
 }
 
 // requestHeads are heads whose fields' capacity can be used again.

@@ -24,6 +24,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/trace"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
@@ -232,6 +233,7 @@ type outboundRequest struct {
 	start   time.Time
 	grpc    bool
 	counted reqmetrics.Request
+	trace   *trace.Request
 
 	choice  balance.Choice
 	session *requestSession
@@ -258,6 +260,7 @@ func (r *outboundRequest) begin() {
 		recorder = r.conn.recorders[1]
 	}
 	r.counted = recorder.Start(r.start)
+	r.trace = r.conn.agent.tracer.Sample(r.head)
 	r.choice, r.session, r.tried, r.plan.Timeout = balance.Choice{}, nil, r.tried[:0], 0
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -317,6 +320,7 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 		return nil, err
 	}
 	ctx, began := cc.ctx, time.Now()
+	r.startSpan(h, began)
 	if r.plan.Timeout > 0 { // it includes the wait for a session
 		var end context.CancelFunc
 		ctx, end = context.WithTimeoutCause(ctx, r.plan.Timeout, httprelay.ErrTimeout)
@@ -326,6 +330,7 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 	if err != nil {
 		return nil, err
 	}
+	r.addEndpoint()
 	if r.plan.Timeout > 0 { // the rest of it is for the response
 		r.plan.Timeout = max(r.plan.Timeout-r.sentAt.Sub(began), 1)
 	}
@@ -421,7 +426,8 @@ func (r *outboundRequest) observe(o balance.Outcome) {
 // far agent does, unless it denies the request. A response of the application does if the
 // policy names its status.
 func (r *outboundRequest) isFailure(h *message.Head) bool {
-	if _, far := h.Get(httprelay.ErrorField); far {
+	if value, far := h.Get(httprelay.ErrorField); far {
+		r.addPeerError(value)
 		return h.Status != http.StatusForbidden // every endpoint would refuse the caller
 	}
 	if status, ok := grpcStatusOf(h); ok && r.grpc {
@@ -461,6 +467,7 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 		return false
 	}
 	r.counted.Retried(d.Reason)
+	r.endFailedSpan(f)
 	return d.Delay == 0 || backoff.Sleep(r.conn.ctx, d.Delay)
 }
 
@@ -526,7 +533,8 @@ func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result)
 	if result.Err != nil && !result.Began && !result.FromErr {
 		result.Status = r.answerError(from, result.Err)
 	}
-	r.counted.Finish(time.Now(), requestResult(result, r.start))
+	r.counted.Finish(time.Now(), requestResult(result, r.start).Traced(r.trace.TraceID()))
+	r.endSpan(result)
 }
 
 // answerError answers a request that got no response.

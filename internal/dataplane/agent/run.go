@@ -41,6 +41,10 @@ type Options struct {
 	Drain time.Duration
 	// KeyExchange is what the agent offers to peers.
 	KeyExchange identity.KeyExchange
+	// TraceEndpoint, TraceRatio and TraceCAFile are those of trace.Options. Without an
+	// endpoint there are no traces.
+	TraceEndpoint, TraceCAFile string
+	TraceRatio                 float64
 
 	Log *slog.Logger
 }
@@ -62,6 +66,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	a := New(life, sign, o.Log, registry)
 	a.drain, a.keyExchange = cmp.Or(o.Drain, defaultDrain), o.KeyExchange
+	stopTracer, err := a.startTracer(o)
+	if err != nil {
+		return err
+	}
+	defer stopTracer()
 	held, err := vipguard.TakeListeners(ctx, o.PodDir, vipguard.AgentOptions{Log: o.Log})
 	if err != nil {
 		return err
@@ -197,7 +206,7 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 		return fmt.Errorf("serve probes: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", metricsHandler(r))
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if _, err := a.current(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
@@ -208,13 +217,18 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 	return uplink.Serve(ctx, ln, mux)
 }
 
+// metricsHandler also offers OpenMetrics, which has exemplars as text.
+func metricsHandler(r *prometheus.Registry) http.Handler {
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{EnableOpenMetrics: true})
+}
+
 // serveMetrics serves /metrics on the node's loopback. It retries while the old agent
 // still has the port during an upgrade.
 func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.Registry) error {
 	for {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err == nil {
-			return uplink.Serve(ctx, ln, promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+			return uplink.Serve(ctx, ln, metricsHandler(r))
 		}
 		a.log.Debug("cannot listen for metrics, will retry", "address", address, "error", err)
 		if !backoff.Sleep(ctx, time.Second) {

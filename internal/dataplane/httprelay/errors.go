@@ -77,9 +77,16 @@ func IsNotProcessed(value string) bool { return strings.HasSuffix(value, " "+not
 // ProxyStatus returns the parameters of Proxy-Status for the value of an ErrorField, which
 // a peer may have written.
 func ProxyStatus(value string) string {
-	kind, rest, _ := strings.Cut(value, " ")
+	kind, _, _ := strings.Cut(value, " ")
+	return "error=" + token(kind) + "; details=\"" + ErrorReason(value) + "\""
+}
+
+// ErrorReason returns the reason in the value of an ErrorField, which a peer may have
+// written.
+func ErrorReason(value string) string {
+	_, rest, _ := strings.Cut(value, " ")
 	reason, _, _ := strings.Cut(rest, " ")
-	return "error=" + token(kind) + "; details=\"" + token(reason) + "\""
+	return token(reason)
 }
 
 // token returns a name without what a structured field does not allow.

@@ -119,5 +119,7 @@ func (s *series) append(out []prometheus.Metric) []prometheus.Metric {
 	add(inFlightDesc, prometheus.GaugeValue, float64(s.inFlight.Load()))
 	add(requestBytesDesc, prometheus.CounterValue, float64(s.requestBytes.Load()))
 	add(responseBytesDesc, prometheus.CounterValue, float64(s.responseBytes.Load()))
-	return append(out, s.duration.snapshot(durationDesc, s.labels))
+	duration := s.duration.snapshot(durationDesc, s.labels)
+	duration.exemplars = s.exemplars.all()
+	return append(out, duration)
 }

@@ -115,6 +115,8 @@ type snapshot struct {
 	labels []*dto.LabelPair
 	counts [cells]uint64
 	sum    float64
+
+	exemplars [len(bounds) + 1]*dto.Exemplar // of classic buckets; nil: none
 }
 
 func (h *histogram) snapshot(desc *prometheus.Desc, labels []string) *snapshot {
@@ -156,7 +158,20 @@ func (s *snapshot) Write(out *dto.Metric) error {
 		h.Bucket = append(h.Bucket, &dto.Bucket{
 			CumulativeCount: pointer(below),
 			UpperBound:      &bounds[i],
+			Exemplar:        s.exemplars[i],
 		})
+	}
+	if last := s.exemplars[len(bounds)]; last != nil { // the last bucket is there only for it
+		h.Bucket = append(h.Bucket, &dto.Bucket{
+			CumulativeCount: &total,
+			UpperBound:      pointer(math.Inf(1)),
+			Exemplar:        last,
+		})
+	}
+	for _, e := range s.exemplars {
+		if e != nil {
+			h.Exemplars = append(h.Exemplars, e) // of native buckets
+		}
 	}
 	addSpans(h, native[1:])
 	out.Label, out.Histogram = s.labels, h

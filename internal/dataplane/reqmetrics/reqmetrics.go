@@ -147,10 +147,18 @@ type Result struct {
 	HasGRPCStatus bool
 	// Duration is the time from the head of the request to the end of the response.
 	Duration time.Duration
+	// TraceID is the trace of the request in hexadecimal, or "". It becomes an exemplar.
+	TraceID string
 	// RequestBytes and ResponseBytes are the bytes of the bodies that AddBytes has not
 	// counted yet.
 	RequestBytes  uint64
 	ResponseBytes uint64
+}
+
+// Traced returns the result with a TraceID.
+func (r Result) Traced(id string) Result {
+	r.TraceID = id
+	return r
 }
 
 // Config configures Metrics. The zero value has the defaults.
@@ -262,6 +270,9 @@ func (q Request) Finish(now time.Time, res Result) {
 	}
 	q.m.count(q.s, counterOf(res))
 	q.s.duration.observe(res.Duration)
+	if res.TraceID != "" {
+		q.s.exemplars.set(now, res)
+	}
 	q.AddBytes(res.RequestBytes, res.ResponseBytes)
 	if unix := now.Unix(); q.s.lastUsed.Load() != unix {
 		q.s.lastUsed.Store(unix)

@@ -51,6 +51,10 @@ var grpcNames = [grpcStatuses]string{
 	other,
 }
 
+// GRPCStatusName returns the name of a gRPC status as in metrics, such as UNAVAILABLE, or
+// "other".
+func GRPCStatusName(status uint32) string { return grpcNames[min(status, grpcStatuses-1)] }
+
 // counterOf returns the index of the counter for a result. A request with a gRPC status
 // counts under that alone, because its HTTP status is 200.
 func counterOf(res Result) int {
@@ -73,6 +77,7 @@ type series struct {
 	requestBytes  atomic.Uint64
 	responseBytes atomic.Uint64
 	duration      histogram
+	exemplars     exemplars // of duration
 
 	// slots are the counters to use: nil before the first use, then one of own or of the
 	// series of "other". Metrics.mu guards changes.
