@@ -46,6 +46,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/session"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -116,6 +117,7 @@ type Agent struct {
 	log            *slog.Logger
 	metrics        *metrics
 	requestMetrics *reqmetrics.Metrics
+	requestLog     *reqlog.Hub // of requests and connections that have ended
 	// canaries counts the canary calls that were answered.
 	canaries *prometheus.CounterVec
 	// logLimiter bounds the log messages that callers can cause.
@@ -136,7 +138,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(), balanceSeed: rand.Uint64(),
 	}
 	r.MustRegister(newWindowGauge(a.shares.windows))
-	a.requestMetrics = reqmetrics.New(reqmetrics.Config{})
+	a.requestMetrics, a.requestLog = reqmetrics.New(reqmetrics.Config{}), reqlog.NewHub(r)
 	r.MustRegister(a.requestMetrics)
 	a.ingressOf = a.ingress
 	a.monitor = a.monitorLinks(r)

@@ -119,6 +119,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	if err := r.admit(head); err != nil {
 		r.refuse(from, head, err, counted)
 		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
+		r.record(head, start, httprelay.Result{}, err)
 		return
 	}
 	leave, err := acquireBoth(r.agent.shares.inboundRequests, r.caller, reasonTooManyRequests,
@@ -127,6 +128,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		err := &refusal{reason: reasonTooManyRequests, code: tunnel.Code_OVERLOADED, err: err}
 		r.refuse(from, head, err, counted)
 		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
+		r.record(head, start, httprelay.Result{}, err)
 		return
 	}
 	defer leave()
@@ -142,6 +144,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	}
 	f.complete = result.Err == nil && !result.Unread
 	counted.Finish(time.Now(), requestResult(result, start))
+	r.record(head, start, result, nil)
 }
 
 // requestHeads are heads whose fields' capacity can be used again.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tapaccess"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -41,6 +44,10 @@ type Options struct {
 	// KeyExchange is what the agent offers to peers.
 	KeyExchange identity.KeyExchange
 
+	// AccessLog configures the access log, which is written to AccessLogTo; nil: none.
+	AccessLog   *reqlog.Config
+	AccessLogTo io.Writer
+
 	Log *slog.Logger
 }
 
@@ -60,6 +67,13 @@ func Run(ctx context.Context, o Options) error {
 		return h.Sign(ctx, ns, sa, csr)
 	}
 	a := New(life, sign, o.Log, registry)
+	if o.AccessLog != nil {
+		defer a.requestLog.StartAccessLog(o.AccessLogTo, *o.AccessLog).Close()
+	}
+	taps, err := tapaccess.InCluster()
+	if err != nil {
+		return err
+	}
 	a.drain, a.keyExchange = cmp.Or(o.Drain, defaultDrain), o.KeyExchange
 	held, err := vipguard.TakeListeners(ctx, o.PodDir, vipguard.AgentOptions{Log: o.Log})
 	if err != nil {
@@ -87,7 +101,10 @@ func Run(ctx context.Context, o Options) error {
 		group.Go(func() error { a.persist(run, store, h.Age); return nil })
 	}
 	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry) })
-	group.Go(func() error { return a.serveMetrics(run, o.Metrics, registry) })
+	onMetrics := http.NewServeMux()
+	onMetrics.Handle("/", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	onMetrics.Handle("GET "+TapPath, newTapServer(a.requestLog, taps.Check, o.Log))
+	group.Go(func() error { return a.serveMetrics(run, o.Metrics, onMetrics) })
 	group.Go(func() error {
 		defer end() // the other goroutines run until the last connection has drained
 		defer a.svids.wait()
@@ -205,13 +222,13 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 	return uplink.Serve(ctx, ln, mux)
 }
 
-// serveMetrics serves /metrics on the node's loopback. It retries while the old agent
-// still has the port during an upgrade.
-func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.Registry) error {
+// serveMetrics serves metrics and taps on the node's loopback. It retries while the old
+// agent still has the port during an upgrade.
+func (a *Agent) serveMetrics(ctx context.Context, address string, h http.Handler) error {
 	for {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err == nil {
-			return uplink.Serve(ctx, ln, promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+			return uplink.Serve(ctx, ln, h)
 		}
 		a.log.Debug("metrics wait for their port", "address", address, "error", err)
 		if !backoff.Sleep(ctx, time.Second) {
