@@ -96,6 +96,7 @@ type tapOptions struct {
 // tapLine is a line of one agent.
 type tapLine struct {
 	cluster, pod string
+	opened       bool // it is the first of this agent, and has nothing else
 	reqlog.Line
 }
 
@@ -126,78 +127,93 @@ func (a *app) runTap(ctx context.Context, flags clusterFlags, contexts []string,
 	for _, t := range taps {
 		agents += len(t.pods)
 	}
-	fmt.Fprintf(a.stderr, "tapping %d agents\n", agents)
 	var running sync.WaitGroup
 	ended := make(chan struct{})
 	failures := make(chan error, agents)
 	for _, t := range taps {
 		for _, pod := range t.pods {
 			running.Go(func() {
-				if err := t.tapAgent(ctx, pod); err != nil && ctx.Err() == nil {
+				if err := t.tapAgent(ctx, pod); err != nil {
 					failures <- fmt.Errorf("tap agent %s: %w", pod, err)
 				}
 			})
 		}
 	}
 	go func() { running.Wait(); close(ended) }()
-	err := a.printTap(ctx, lines, failures, ended, o.json, len(contexts) > 1)
+	p := tapPrinter{app: a, agents: agents, json: o.json, contexts: len(contexts) > 1}
+	err := p.run(ctx, lines, failures, ended)
 	cancel()
 	<-ended
 	return err
 }
 
-// printTap prints lines until ctx or all taps have ended. It returns the error of the
-// last tap if they have.
-func (a *app) printTap(ctx context.Context, lines <-chan tapLine, failures <-chan error, ended <-chan struct{}, asJSON, clusters bool) error {
+// tapPrinter prints the lines of agents.
+type tapPrinter struct {
+	*app
+	agents   int  // how many are asked
+	open     int  // of them
+	failed   int  // of them
+	json     bool // print JSON
+	contexts bool // there is more than one
+}
+
+// run prints lines until ctx or all taps have ended. If all taps have ended, it returns
+// the error of the last one.
+func (p *tapPrinter) run(ctx context.Context, lines <-chan tapLine, failures <-chan error, ended <-chan struct{}) error {
 	var last error
 	for {
 		select {
 		case l := <-lines:
-			if err := a.printTapLine(l, asJSON, clusters); err != nil {
-				return err
-			}
-			continue
-		default:
-		}
-		select {
-		case l := <-lines:
-			if err := a.printTapLine(l, asJSON, clusters); err != nil {
+			if err := p.print(l); err != nil {
 				return err
 			}
 		case last = <-failures:
-			fmt.Fprintf(a.stderr, "causeway: %v\n", last)
+			if ctx.Err() != nil {
+				return nil
+			}
+			p.failed++
+			fmt.Fprintf(p.stderr, "causeway: %v\n", last)
+			p.report()
 		case <-ctx.Done():
 			return nil
 		case <-ended:
 			if len(failures) > 0 || len(lines) > 0 {
 				continue
 			}
-			if last == nil {
-				last = errors.New("no agent is left")
-			}
-			return fmt.Errorf("the tap has ended: %w", last)
+			return fmt.Errorf("no tap is left: %w", last)
 		}
 	}
 }
 
-func (a *app) printTapLine(l tapLine, asJSON, clusters bool) error {
-	if l.Dropped > 0 {
-		fmt.Fprintf(a.stderr, "causeway: agent %s dropped %d requests: they exceed --max-rate, or this command is too slow\n", l.pod, l.Dropped)
+// report says how many agents are tapped, once each has answered.
+func (p *tapPrinter) report() {
+	if p.open+p.failed == p.agents {
+		fmt.Fprintf(p.stderr, "tapping %d of %d agents\n", p.open, p.agents)
 	}
-	if l.Record == nil {
+}
+
+func (p *tapPrinter) print(l tapLine) error {
+	switch {
+	case l.opened:
+		p.open++
+		p.report()
+		return nil
+	case l.Dropped > 0:
+		fmt.Fprintf(p.stderr, "causeway: agent %s dropped %d requests: they exceed --max-rate, or this command is too slow\n",
+			l.pod, l.Dropped)
 		return nil
 	}
 	name := ""
-	if clusters {
+	if p.contexts {
 		name = l.cluster
 	}
-	if asJSON {
-		return json.NewEncoder(a.stdout).Encode(namedRecord{name, l.Record})
+	if p.json {
+		return json.NewEncoder(p.stdout).Encode(namedRecord{name, l.Record})
 	}
 	if name != "" {
 		name += " "
 	}
-	_, err := fmt.Fprintln(a.stdout, name+l.Record.String())
+	_, err := fmt.Fprintln(p.stdout, name+l.Record.String())
 	return err
 }
 
@@ -310,7 +326,7 @@ func (t *clusterTap) tapAgent(ctx context.Context, pod string) error {
 func (t *clusterTap) readLines(ctx context.Context, pod string, from io.Reader) error {
 	lines := bufio.NewScanner(from)
 	lines.Buffer(nil, reqlog.MaxLine)
-	for lines.Scan() {
+	for first := true; lines.Scan(); first = false {
 		l, err := reqlog.ParseLine(lines.Bytes())
 		if err != nil {
 			return err
@@ -318,11 +334,11 @@ func (t *clusterTap) readLines(ctx context.Context, pod string, from io.Reader) 
 		if l.End != "" {
 			return fmt.Errorf("%.200q", l.End)
 		}
-		if l.Record == nil && l.Dropped == 0 {
+		if !first && l.Record == nil && l.Dropped == 0 {
 			continue
 		}
 		select {
-		case t.lines <- tapLine{t.name, pod, l}:
+		case t.lines <- tapLine{t.name, pod, first, l}:
 		case <-ctx.Done():
 			return nil
 		}
