@@ -7,7 +7,7 @@ import (
 // Tap permits its creator to read the live requests that concern its namespace, through
 // the agents of this cluster, for one hour or until it is deleted. A Tap in the namespace
 // of Causeway permits to read those of all namespaces. The command "causeway tap" creates
-// and deletes it. Its name is the hash of a secret that only the command has. To allow
+// and deletes it. Its name is the hash of a key that only the command has. To allow
 // a user to tap a namespace, grant the verbs create and delete on taps there.
 //
 // +kubebuilder:object:root=true

@@ -38,6 +38,7 @@ func (a *app) agent() *cobra.Command {
 	c.Flags().Float64Var(&access.Sample, "access-log-sample", 1, "share of requests in the access log, from 0 to 1")
 	c.Flags().BoolVar(&access.Failures, "access-log-failures", true, "log each request that failed, even if it is not in the share")
 	c.Flags().BoolVar(&access.Query, "access-log-query", false, "record the query of requests, which may hold secrets")
+	fromPod(c, "pod-name", &o.PodName, "name of this pod")
 	postQuantumFlag(c, &postQuantum)
 	c.AddCommand(newProbe("Ask the agent of this pod whether it is ready", func() error { return agent.Ready(context.Background(), podDir) }))
 	return c

@@ -232,7 +232,7 @@ type clusterTap struct {
 	options tapOptions
 	lines   chan<- tapLine
 
-	secret string
+	key    tapaccess.Key
 	pods   []string
 	object *v1alpha1.Tap
 }
@@ -244,8 +244,11 @@ func (t *clusterTap) open(ctx context.Context) error {
 		namespace = t.own
 	}
 	t.removeOld(ctx, namespace)
-	t.secret = tapaccess.NewSecret()
-	object := &v1alpha1.Tap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: tapaccess.Name(t.secret)}}
+	var err error
+	if t.key, err = tapaccess.NewKey(); err != nil {
+		return err
+	}
+	object := &v1alpha1.Tap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: t.key.Name()}}
 	if err := t.Create(ctx, object); err != nil {
 		err = fmt.Errorf("create a Tap in namespace %s: %w", namespace, err)
 		if apierrors.IsForbidden(err) {
@@ -308,7 +311,7 @@ func (t *clusterTap) tapAgent(ctx context.Context, pod string) error {
 	if err != nil {
 		return err
 	}
-	request.Header.Set("Authorization", "Bearer "+t.secret)
+	request.Header.Set("Authorization", "Bearer "+t.key.Token(pod))
 	one := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, ResponseHeaderTimeout: scrapeTimeout}}
 	response, err := one.Do(request)
 	if err != nil {

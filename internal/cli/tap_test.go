@@ -26,14 +26,20 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/tapaccess"
 )
 
-// tappedAgent is an agent that sends lines to whoever has the secret of a Tap in namespace
-// shop, and then waits until its reader goes.
+// tappedAgent is the agent in pod agent-1. It sends lines to a reader with a Tap in
+// namespace shop, and then waits until the reader goes.
 func tappedAgent(t *testing.T, cl client.Client, lines ...string) (address string) {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		secret := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-		tap := client.ObjectKey{Namespace: "shop", Name: tapaccess.Name(secret)}
-		if err := cl.Get(r.Context(), tap, new(v1alpha1.Tap)); err != nil || r.URL.Path != agent.TapPath {
+		get := func(ctx context.Context, namespace, name string) (*metav1.PartialObjectMetadata, error) {
+			var tap v1alpha1.Tap
+			err := cl.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &tap)
+			tap.CreationTimestamp = metav1.Now() // the fake API server sets none
+			return &metav1.PartialObjectMetadata{ObjectMeta: tap.ObjectMeta}, err
+		}
+		access := tapaccess.New(get, clusterinfo.DefaultNamespace, "agent-1", time.Now)
+		token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if err := access.Check(r.Context(), "shop", token); err != nil || r.URL.Path != agent.TapPath {
 			http.Error(w, "denied", http.StatusForbidden)
 			return
 		}

@@ -34,7 +34,9 @@ type Options struct {
 	CacheDir string
 	// PodDir is the directory that only the agent and its vip-guard share.
 	PodDir string
-	// Metrics is the listen address of metrics, on the node's loopback.
+	// PodName is the name of the process's pod. Readers of taps name it.
+	PodName string
+	// Metrics is the listen address of metrics and taps, on the node's loopback.
 	Metrics string
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
@@ -70,7 +72,7 @@ func Run(ctx context.Context, o Options) error {
 	if o.AccessLog != nil {
 		defer a.requestLog.StartAccessLog(o.AccessLogTo, *o.AccessLog).Close()
 	}
-	taps, err := tapaccess.InCluster()
+	taps, err := tapaccess.InCluster(o.PodName)
 	if err != nil {
 		return err
 	}

@@ -16,8 +16,8 @@ import (
 )
 
 // TapPath is where an agent serves taps, on the listener of its metrics. A request has a
-// Filter and a rate as its query, and a secret as bearer token. The response is one
-// reqlog.Line of JSON after the other, until the reader goes.
+// Filter and a rate as its query, and a token of package tapaccess as bearer token. The
+// response is one reqlog.Line of JSON after the other, until the reader goes.
 const TapPath = "/tap"
 
 const (
@@ -37,13 +37,13 @@ const (
 // tapServer serves taps of a Hub. Make it with newTapServer.
 type tapServer struct {
 	hub *reqlog.Hub
-	// check returns nil if the holder of a secret may read about a namespace; empty: all.
-	check   func(ctx context.Context, namespace, secret string) error
+	// check returns nil if the sender of a token may read about a namespace; empty: all.
+	check   func(ctx context.Context, namespace, token string) error
 	limiter *rate.Limiter
 	log     *slog.Logger
 }
 
-func newTapServer(hub *reqlog.Hub, check func(ctx context.Context, namespace, secret string) error, log *slog.Logger) *tapServer {
+func newTapServer(hub *reqlog.Hub, check func(ctx context.Context, namespace, token string) error, log *slog.Logger) *tapServer {
 	return &tapServer{hub: hub, check: check, limiter: rate.NewLimiter(tapsPerSecond, tapsBurst), log: log}
 }
 
@@ -54,16 +54,16 @@ func (s *tapServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	secret, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok {
-		http.Error(w, "a tap needs the secret of a Tap", http.StatusUnauthorized)
+		http.Error(w, "a tap needs a token", http.StatusUnauthorized)
 		return
 	}
 	if !s.limiter.Allow() {
 		http.Error(w, "too many taps were requested, try again", http.StatusTooManyRequests)
 		return
 	}
-	if err := s.check(r.Context(), filter.Namespace, secret); err != nil {
+	if err := s.check(r.Context(), filter.Namespace, token); err != nil {
 		status := http.StatusServiceUnavailable
 		if errors.Is(err, tapaccess.ErrDenied) {
 			status = http.StatusForbidden
@@ -80,7 +80,7 @@ func (s *tapServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.log.Info("tap opened", "namespace", filter.Namespace, "rate", perSecond)
 	defer s.log.Info("tap closed", "namespace", filter.Namespace)
 	s.stream(w, r, tap, func(ctx context.Context) bool {
-		return errors.Is(s.check(ctx, filter.Namespace, secret), tapaccess.ErrDenied)
+		return errors.Is(s.check(ctx, filter.Namespace, token), tapaccess.ErrDenied)
 	})
 }
 

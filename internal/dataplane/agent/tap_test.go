@@ -21,6 +21,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tapaccess"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -309,5 +311,39 @@ func TestTapsOfAnAgentAreBounded(t *testing.T) {
 	}
 	if refused != tapsBurst {
 		t.Errorf("%d taps are refused, want all but %d", refused, reqlog.MaxTaps)
+	}
+}
+
+// BenchmarkRecord is what a request costs at its end if no one wants its record, if there
+// is a tap whose filter does not select it, and if it is logged.
+func BenchmarkRecord(b *testing.B) {
+	credential := newCluster(b, "west-1").credential(b, "shop", "alice")
+	head := &message.Head{Version: message.HTTP11, Method: "GET", Target: "/items/1?page=2"}
+	result := httprelay.Result{Began: true, Status: 200, Tries: 1, Received: 1024, FirstByte: time.Millisecond}
+	for _, tc := range []struct {
+		name string
+		open func(*reqlog.Hub) func()
+	}{
+		{"off", func(*reqlog.Hub) func() { return func() {} }},
+		{"tap", func(h *reqlog.Hub) func() {
+			return must(h.Open(reqlog.Filter{Link: "other"}, reqlog.DefaultRate))(b).Close
+		}},
+		{"log", func(h *reqlog.Hub) func() {
+			return h.StartAccessLog(io.Discard, reqlog.Config{Sample: 1}).Close
+		}},
+		{"sample", func(h *reqlog.Hub) func() {
+			return h.StartAccessLog(io.Discard, reqlog.Config{Sample: 0.01}).Close
+		}},
+	} {
+		b.Run(tc.name, func(b *testing.B) {
+			hub := reqlog.NewHub(prometheus.NewRegistry())
+			defer tc.open(hub)()
+			r := &outboundRequest{start: time.Now(), head: head, conn: &callerConn{agent: &Agent{requestLog: hub}, out: &outboundConn{
+				peer: &peer{name: "east"}, mirror: &mirror{}, caller: &pod{namespace: "shop", name: "alice-0"}, credential: credential}}}
+			b.ReportAllocs()
+			for b.Loop() {
+				r.record(result)
+			}
+		})
 	}
 }

@@ -13,13 +13,14 @@ import (
 
 func TestCheck(t *testing.T) {
 	now := time.Date(2026, 11, 30, 8, 0, 0, 0, time.UTC)
-	secret := NewSecret()
+	key := newKey(t)
+	const pod = "causeway-agent-1"
 	deleted := metav1.NewTime(now)
-	notFound := apierrors.NewNotFound(resource.GroupResource(), Name(secret))
+	notFound := apierrors.NewNotFound(resource.GroupResource(), key.Name())
 	for _, tc := range []struct {
 		name      string
 		namespace string
-		secret    string
+		token     string
 		created   time.Duration // before now
 		deleted   *metav1.Time
 		err       error // of the API server
@@ -34,9 +35,11 @@ func TestCheck(t *testing.T) {
 		{name: "being deleted", namespace: "shop", deleted: &deleted, denied: true},
 		{name: "all namespaces", namespace: ""},
 		{name: "another namespace", namespace: "bank", denied: true},
-		{name: "another secret", namespace: "shop", secret: NewSecret(), denied: true},
-		{name: "no secret", namespace: "shop", secret: "x", denied: true},
-		{name: "long secret", namespace: "shop", secret: strings.Repeat("x", 1<<20), denied: true},
+		{name: "another key", namespace: "shop", token: newKey(t).Token(pod), denied: true},
+		{name: "another agent", namespace: "shop", token: key.Token("causeway-agent-2"), denied: true},
+		{name: "no token", namespace: "shop", token: "x", denied: true},
+		{name: "long token", namespace: "shop", token: strings.Repeat("x", 1<<20), denied: true},
+		{name: "key without a signature", namespace: "shop", token: key.Token(pod)[:44] + strings.Repeat("A", 84), denied: true},
 		{name: "no such Tap", namespace: "shop", err: notFound, denied: true},
 		{name: "API server is down", namespace: "shop", err: errors.New("timeout"), fails: true},
 	} {
@@ -45,17 +48,17 @@ func TestCheck(t *testing.T) {
 				if tc.err != nil {
 					return nil, tc.err
 				}
-				if name != Name(secret) || namespace != "shop" && namespace != "causeway-system" {
+				if name != key.Name() || namespace != "shop" && namespace != "causeway-system" {
 					return nil, notFound
 				}
 				return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
 					CreationTimestamp: metav1.NewTime(now.Add(-tc.created)), DeletionTimestamp: tc.deleted}}, nil
 			}
-			a := New(get, "causeway-system", func() time.Time { return now })
-			if tc.secret == "" {
-				tc.secret = secret
+			a := New(get, "causeway-system", pod, func() time.Time { return now })
+			if tc.token == "" {
+				tc.token = key.Token(pod)
 			}
-			err := a.Check(t.Context(), tc.namespace, tc.secret)
+			err := a.Check(t.Context(), tc.namespace, tc.token)
 			if errors.Is(err, ErrDenied) != tc.denied || (err != nil) != (tc.denied || tc.fails) {
 				t.Errorf("error %v, want denied: %v, another error: %v", err, tc.denied, tc.fails)
 			}
@@ -63,10 +66,22 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// The name of a Tap is public in the cluster, so it must not contain the secret.
-func TestNameHidesTheSecret(t *testing.T) {
-	a, b := NewSecret(), NewSecret()
-	if a == b || Name(a) == Name(b) || Name(a) != Name(a) || strings.Contains(Name(a), a[:8]) || len(Name(a)) > 253 {
-		t.Errorf("secrets %q and %q have names %q and %q", a, b, Name(a), Name(b))
+func newKey(t testing.TB) Key {
+	t.Helper()
+	k, err := NewKey()
+	if err != nil {
+		t.Fatal(err)
 	}
+	return k
+}
+
+func FuzzParseToken(f *testing.F) {
+	key := newKey(f)
+	f.Add(key.Token("agent"))
+	f.Add(key.Token("other"))
+	f.Fuzz(func(t *testing.T, token string) {
+		if name, ok := parseToken(token, "agent"); ok != (token == key.Token("agent")) || ok && name != key.Name() {
+			t.Errorf("%q: %q, %v", token, name, ok)
+		}
+	})
 }
