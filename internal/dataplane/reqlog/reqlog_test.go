@@ -198,7 +198,8 @@ func TestParseQuery(t *testing.T) {
 		t.Errorf("rate %d, %v, want the default", rate, err)
 	}
 	for _, text := range []string{
-		"rate=0", "rate=10001", "rate=x", "rate=1&rate=2", "status=6xx", "status=55", "status=5x5", "status=abc",
+		"rate=0", "rate=10001", "rate=x", "rate=1&rate=2",
+		"status=6xx", "status=55", "status=5x5", "status=abc",
 		"direction=in", "unknown=1", "path=" + strings.Repeat("x", maxFilter+1),
 	} {
 		if f, _, err := ParseQuery(must(url.ParseQuery(text))); err == nil {

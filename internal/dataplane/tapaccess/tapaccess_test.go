@@ -39,7 +39,7 @@ func TestCheck(t *testing.T) {
 		{name: "another agent", namespace: "shop", token: key.Token("causeway-agent-2"), denied: true},
 		{name: "no token", namespace: "shop", token: "x", denied: true},
 		{name: "long token", namespace: "shop", token: strings.Repeat("x", 1<<20), denied: true},
-		{name: "key without a signature", namespace: "shop", token: key.Token(pod)[:44] + strings.Repeat("A", 84), denied: true},
+		{name: "no signature", namespace: "shop", token: key.Token(pod)[:44] + strings.Repeat("A", 84), denied: true},
 		{name: "no such Tap", namespace: "shop", err: notFound, denied: true},
 		{name: "API server is down", namespace: "shop", err: errors.New("timeout"), fails: true},
 	} {
@@ -52,7 +52,9 @@ func TestCheck(t *testing.T) {
 					return nil, notFound
 				}
 				return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
-					CreationTimestamp: metav1.NewTime(now.Add(-tc.created)), DeletionTimestamp: tc.deleted}}, nil
+					CreationTimestamp: metav1.NewTime(now.Add(-tc.created)),
+					DeletionTimestamp: tc.deleted,
+				}}, nil
 			}
 			a := New(get, "causeway-system", pod, func() time.Time { return now })
 			if tc.token == "" {
@@ -80,7 +82,8 @@ func FuzzParseToken(f *testing.F) {
 	f.Add(key.Token("agent"))
 	f.Add(key.Token("other"))
 	f.Fuzz(func(t *testing.T, token string) {
-		if name, ok := parseToken(token, "agent"); ok != (token == key.Token("agent")) || ok && name != key.Name() {
+		name, ok := parseToken(token, "agent")
+		if ok != (token == key.Token("agent")) || ok && name != key.Name() {
 			t.Errorf("%q: %q, %v", token, name, ok)
 		}
 	})
