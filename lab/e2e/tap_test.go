@@ -244,7 +244,7 @@ func TestTapAndAccessLogs(t *testing.T) {
 		t.Fatalf("curl got %q", codes)
 	}
 	for context, direction := range map[string]string{"west": "outbound", "east": "inbound"} {
-		within(t, soon, "the tap shows what "+context+" saw", func() error {
+		within(t, time.Minute, "the tap shows what "+context+" saw", func() error {
 			n, rec := tap.count(context)
 			if n != requests {
 				return fmt.Errorf("%d of %d requests; the command says %q", n, requests, tap.said())
@@ -260,7 +260,7 @@ func TestTapAndAccessLogs(t *testing.T) {
 		t.Errorf("a tap of POST shows %d other requests: %+v", n, rec)
 	}
 	for _, c := range []*cluster{west, east} {
-		within(t, soon, c.Name()+"'s access log has each request", func() error {
+		within(t, time.Minute, c.Name()+"'s access log has each request", func() error {
 			lines, err := c.loggedRequests(ctx, start, "/tap-")
 			if err == nil && len(lines) != requests {
 				err = fmt.Errorf("%d lines about %d requests", len(lines), requests)
