@@ -254,6 +254,7 @@ func TestValuesReachTheirPlace(t *testing.T) {
 		"controller":   map[string]any{"replicas": 3},
 		"gateway":      map[string]any{"replicas": 4, "serviceType": "NodePort", "serviceAnnotations": map[string]any{"lb": "internal"}, "drainSeconds": 90},
 		"agent":        map[string]any{"drainSeconds": 120},
+		"accessLogs":   map[string]any{"enabled": true, "sample": 0.25},
 		"tls":          map[string]any{"postQuantum": false},
 		"logLevel":     "debug",
 	})
@@ -264,7 +265,7 @@ func TestValuesReachTheirPlace(t *testing.T) {
 	wantArgs := map[string][]string{
 		"controller": {"controller", "--cluster-name=west", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--post-quantum=false", "--log-level=debug"},
 		"gateway":    {"gateway", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=90s", "--log-level=debug"},
-		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=120s", "--post-quantum=false", "--log-level=debug"},
+		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=120s", "--post-quantum=false", "--access-log", "--access-log-sample=0.25", "--access-log-failures=true", "--access-log-query=false", "--log-level=debug"},
 		"vip-guard":  {"vip-guard", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},
 	}
 	gotArgs := map[string][]string{}
@@ -371,6 +372,10 @@ func TestRefusedValues(t *testing.T) {
 			why:    "it is not in percent",
 			values: map[string]any{"clusterName": "west", "tracing": map[string]any{"ratio": 5}}, names: "ratio",
 		},
+		"sample in percent": {
+			why:    "it would log everything",
+			values: map[string]any{"clusterName": "west", "accessLogs": map[string]any{"sample": 10}}, names: "sample",
+		},
 		"no VIPs": {
 			why:    "no mirror could be given an address",
 			values: map[string]any{"clusterName": "west", "vipCIDRs": []any{}}, names: "vipCIDRs",
@@ -398,8 +403,8 @@ func TestEveryKindHasItsPlace(t *testing.T) {
 			t.Errorf("%s %s is in namespace %q", o.GetKind(), o.GetName(), o.GetNamespace())
 		}
 	}
-	if len(r.CRDs) != 6 {
-		t.Errorf("the chart has %d CRDs, want 6", len(r.CRDs))
+	if len(r.CRDs) != 7 {
+		t.Errorf("the chart has %d CRDs, want 7", len(r.CRDs))
 	}
 }
 

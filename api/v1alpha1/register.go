@@ -18,6 +18,7 @@ func AddToScheme(s *runtime.Scheme) error {
 		&PeerTrust{}, &PeerTrustList{},
 		&Invite{}, &InviteList{},
 		&Join{}, &JoinList{},
+		&Tap{}, &TapList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

@@ -162,9 +162,10 @@ var importRules = map[string]struct {
 		from:   in("api"),
 		forbid: except(anything, either(standard, apimachinery)),
 	},
-	"only linkwatch imports Kubernetes under dataplane": {
-		why:    "the API server is not on the connection path, and the agent stays small",
-		from:   except(in("internal/dataplane"), in("internal/dataplane/linkwatch")),
+	"only linkwatch and tapaccess import Kubernetes under dataplane": {
+		why: "the API server is not on the connection path, and the agent stays small",
+		from: except(in("internal/dataplane"),
+			either(in("internal/dataplane/linkwatch"), in("internal/dataplane/tapaccess"))),
 		forbid: kubernetes,
 	},
 	"the data plane imports no package of the control plane": {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/agent"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/vipguard"
 )
@@ -16,11 +18,18 @@ import (
 func (a *app) agent() *cobra.Command {
 	o := agent.Options{PodDir: podDir, CacheDir: filepath.Join(nodeDir, vipguard.AgentFolder), Metrics: "127.0.0.1:9464", IdentityDir: identityDir, TokenFile: tokenFile, Version: Version()}
 	var postQuantum bool
+	accessLog, access := false, reqlog.Config{}
 	c := newProcess("agent", "Carry local pods' calls to linked clusters, and theirs to local pods", func(c *cobra.Command, log *slog.Logger) error {
 		if err := required(c, "controller"); err != nil {
 			return err
 		}
 		o.Log, o.KeyExchange = log, identity.KeyExchangeOf(postQuantum)
+		if access.Sample < 0 || access.Sample > 1 {
+			return fmt.Errorf("--access-log-sample must be from 0 to 1, not %v", access.Sample)
+		}
+		if accessLog {
+			o.AccessLog, o.AccessLogTo = &access, c.OutOrStdout()
+		}
 		return agent.Run(c.Context(), o)
 	})
 	c.Flags().StringVar(&o.Controller, "controller", "", "address of the controllers' node stream, host:port")
@@ -28,6 +37,11 @@ func (a *app) agent() *cobra.Command {
 	c.Flags().StringVar(&o.TraceEndpoint, "tracing-endpoint", "", "URL of an OTLP collector that speaks gRPC, such as http://collector.observability:4317; empty: no traces")
 	c.Flags().Float64Var(&o.TraceRatio, "tracing-ratio", 0, "part of the requests without a trace for which one is begun, 0 to 1")
 	c.Flags().StringVar(&o.TraceCAFile, "tracing-ca-file", "", "certificates that sign the collector's; ignored if the file does not exist")
+	c.Flags().BoolVar(&accessLog, "access-log", false, "write a line of JSON to stdout for each request that has ended")
+	c.Flags().Float64Var(&access.Sample, "access-log-sample", 1, "share of requests in the access log, from 0 to 1")
+	c.Flags().BoolVar(&access.Failures, "access-log-failures", true, "log each request that failed, even if it is not in the share")
+	c.Flags().BoolVar(&access.Query, "access-log-query", false, "record the query of requests, which may hold secrets")
+	fromPod(c, "pod-name", &o.PodName, "name of this pod")
 	postQuantumFlag(c, &postQuantum)
 	c.AddCommand(newProbe("Ask the agent of this pod whether it is ready", func() error { return agent.Ready(context.Background(), podDir) }))
 	return c

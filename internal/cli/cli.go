@@ -93,7 +93,7 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: process, Title: "Processes, which the chart runs:"},
 	)
 	root.AddCommand(
-		a.install(), a.uninstall(), a.identity(), a.link(), a.invite(), a.join(), a.unlink(), a.links(), a.services(), a.stat(), a.ledger(), a.check(), a.rotate(),
+		a.install(), a.uninstall(), a.identity(), a.link(), a.invite(), a.join(), a.unlink(), a.links(), a.services(), a.stat(), a.tap(), a.ledger(), a.check(), a.rotate(),
 		a.version(),
 		a.controller(), a.gateway(), a.agent(), a.vipGuard(), a.canary(),
 	)

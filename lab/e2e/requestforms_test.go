@@ -66,7 +66,7 @@ func openDesk(t *testing.T) {
 	})
 	offer(t, onePod("desk", "bar")+deskService(recognized), "desk-east")
 	must(t, east.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod/desk", "--timeout=60s"))
-	within(t, soon, "the mirror answers", func() error {
+	within(t, time.Minute, "the mirror answers", func() error {
 		_, err := west.curl(ctx, "client", "-sSf", "-m2", "http://desk-east.shop/")
 		return err
 	})

@@ -46,6 +46,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/podid"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/session"
 	"github.com/causeway-mesh/causeway/internal/dataplane/trace"
@@ -117,6 +118,7 @@ type Agent struct {
 	log            *slog.Logger
 	metrics        *metrics
 	requestMetrics *reqmetrics.Metrics
+	requestLog     *reqlog.Hub // of requests and connections that have ended
 	// tracer makes spans of requests; set before the agent runs. nil: none.
 	tracer *trace.Tracer
 	// spans counts them.
@@ -141,7 +143,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(), balanceSeed: rand.Uint64(),
 	}
 	r.MustRegister(newWindowGauge(a.shares.windows))
-	a.requestMetrics = reqmetrics.New(reqmetrics.Config{})
+	a.requestMetrics, a.requestLog = reqmetrics.New(reqmetrics.Config{}), reqlog.NewHub(r)
 	a.spans = trace.NewCounter()
 	r.MustRegister(a.requestMetrics, a.spans)
 	a.ingressOf = a.ingress

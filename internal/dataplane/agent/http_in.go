@@ -115,23 +115,28 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	}
 	from := callerStream{httprelay.MuxStream{Stream: s}}
 	removeClaims(head)
-	counted := r.recorder(head).Start(time.Now())
 	start := time.Now()
+	counted := r.recorder(head).Start(start)
 	traced := r.startSpan(head, start)
+	result := r.relay(s, from, head, ended)
+	if result.Err != nil && !result.Began && !result.FromErr {
+		r.refuse(from, head, result.Err, counted)
+		result.Status = refusalOf(result.Err).Status
+	}
+	counted.Finish(time.Now(), requestResult(result, start).Traced(traced.TraceID()))
+	endInboundSpan(traced, result)
+	r.record(head, start, result, nil)
+}
+
+// relay forwards a request, unless it must be refused, and its response.
+func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *message.Head, ended bool) httprelay.Result {
 	if err := r.admit(head); err != nil {
-		r.refuse(from, head, err, counted)
-		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
-		endInboundSpan(traced, httprelay.Result{Err: err, Status: refusalOf(err).Status})
-		return
+		return httprelay.Result{Err: err}
 	}
 	leave, err := acquireBoth(r.agent.shares.inboundRequests, r.caller, reasonTooManyRequests,
 		r.agent.shares.inboundRequestLinks, r.in.decision.Link.UID, reasonTooManyRequests)
 	if err != nil {
-		err := &refusal{reason: reasonTooManyRequests, code: tunnel.Code_OVERLOADED, err: err}
-		r.refuse(from, head, err, counted)
-		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
-		endInboundSpan(traced, httprelay.Result{Err: err, Status: refusalOf(err).Status})
-		return
+		return httprelay.Result{Err: &refusal{reason: reasonTooManyRequests, code: tunnel.Code_OVERLOADED, err: err}}
 	}
 	defer leave()
 	r.identify(head)
@@ -140,13 +145,8 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	s.OnReset(func(error) { f.cancel() })
 	plan := &httprelay.Plan{Open: f.open, Retry: f.retry, OnResponse: func(h *message.Head) { h.Del(httprelay.ErrorField) }}
 	result := httprelay.Forward(from, head, ended, plan)
-	if result.Err != nil && !result.Began && !result.FromErr {
-		r.refuse(from, head, result.Err, counted)
-		result.Status = refusalOf(result.Err).Status
-	}
 	f.complete = result.Err == nil && !result.Unread
-	counted.Finish(time.Now(), requestResult(result, start).Traced(traced.TraceID()))
-	endInboundSpan(traced, result)
+	return result
 }
 
 // requestHeads are heads whose fields' capacity can be used again.

@@ -165,6 +165,7 @@ func (cc *callerConn) endHTTP1(c *net.TCPConn, caller *httprelay.CallerConn, err
 	}
 	cc.agent.metrics.refuse(outbound, reasonMalformed)
 	cc.countMalformed(bad)
+	cc.recordMalformed(bad)
 	cc.agent.logLimited(slog.LevelInfo, "request refused", "mirror", cc.out.mirrorName(), "caller", cc.out.callerName(), "reason", bad.Reason)
 	fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: 0\r\nProxy-Status: causeway; error=http_request_error; details=%q\r\n\r\n",
 		bad.Status, http.StatusText(bad.Status), bad.Reason)
@@ -535,6 +536,7 @@ func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result)
 	}
 	r.counted.Finish(time.Now(), requestResult(result, r.start).Traced(r.trace.TraceID()))
 	r.endSpan(result)
+	r.record(result)
 }
 
 // answerError answers a request that got no response.

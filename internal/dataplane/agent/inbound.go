@@ -155,6 +155,7 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	in.podGrace.conn.Store(nil)
 	a.metrics.ended(inbound, in.decision.Link.Name, result)
 	counted.Finish(time.Now(), exchangeResult(result, inbound, start))
+	a.recordInbound(in, start, result)
 	a.logEnd(result, "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name)
 	if !result.Reusable {
 		a.metrics.countSession(inbound, sessionLost)
@@ -266,6 +267,7 @@ func (a *Agent) countRefusal(in *inboundConn, err error) {
 		level = slog.LevelInfo
 	}
 	a.metrics.refuse(inbound, reasonOf(err))
+	a.recordRejected(in, err)
 	a.logLimited(level, "connection refused", "service", in.service(), "caller", in.caller, "link", in.header.Link,
 		"source", in.header.Source, "reason", reasonOf(err), "error", err)
 }

@@ -101,6 +101,7 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 	result.Sent += early
 	a.metrics.ended(outbound, out.peer.name, result)
 	counted.Finish(time.Now(), exchangeResult(result, outbound, start))
+	a.recordOutbound(out, start, result)
 	a.logEnd(result, "mirror", out.mirror.name, "caller", out.callerName(), "peer", out.peer.name)
 	o.session.bytes += result.Sent + result.Received
 	if result.Reusable {
@@ -164,6 +165,7 @@ func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outbound
 
 func (a *Agent) rejectOutbound(c *net.TCPConn, out *outboundConn, err error) {
 	a.metrics.refuse(outbound, reasonOf(err))
+	a.recordRefused(out, err)
 	if reasonOf(err) == reasonCallerSilent {
 		c.SetLinger(-1) // send FIN, as a server of such a protocol would
 		c.Close()

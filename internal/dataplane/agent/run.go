@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -20,6 +21,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
 	"github.com/causeway-mesh/causeway/internal/dataplane/parallelism"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tapaccess"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -32,7 +35,9 @@ type Options struct {
 	CacheDir string
 	// PodDir is the directory that only the agent and its vip-guard share.
 	PodDir string
-	// Metrics is the listen address of metrics, on the node's loopback.
+	// PodName is the name of the process's pod. Readers of taps name it.
+	PodName string
+	// Metrics is the listen address of metrics and taps, on the node's loopback.
 	Metrics string
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
@@ -45,6 +50,10 @@ type Options struct {
 	// endpoint there are no traces.
 	TraceEndpoint, TraceCAFile string
 	TraceRatio                 float64
+
+	// AccessLog configures the access log, which is written to AccessLogTo; nil: none.
+	AccessLog   *reqlog.Config
+	AccessLogTo io.Writer
 
 	Log *slog.Logger
 }
@@ -65,6 +74,13 @@ func Run(ctx context.Context, o Options) error {
 		return h.Sign(ctx, ns, sa, csr)
 	}
 	a := New(life, sign, o.Log, registry)
+	if o.AccessLog != nil {
+		defer a.requestLog.StartAccessLog(o.AccessLogTo, *o.AccessLog).Close()
+	}
+	taps, err := tapaccess.InCluster(o.PodName)
+	if err != nil {
+		return err
+	}
 	a.drain, a.keyExchange = cmp.Or(o.Drain, defaultDrain), o.KeyExchange
 	stopTracer, err := a.startTracer(o)
 	if err != nil {
@@ -99,7 +115,10 @@ func Run(ctx context.Context, o Options) error {
 		group.Go(func() error { a.persist(run, store, h.Age); return nil })
 	}
 	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry) })
-	group.Go(func() error { return a.serveMetrics(run, o.Metrics, registry) })
+	onMetrics := http.NewServeMux()
+	onMetrics.Handle("/", metricsHandler(registry))
+	onMetrics.Handle("GET "+TapPath, newTapServer(a.requestLog, taps.Check, o.Log))
+	group.Go(func() error { return a.serveMetrics(run, o.Metrics, onMetrics) })
 	group.Go(func() error {
 		defer end() // the other goroutines run until the last connection has drained
 		defer a.svids.wait()
@@ -222,13 +241,13 @@ func metricsHandler(r *prometheus.Registry) http.Handler {
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{EnableOpenMetrics: true})
 }
 
-// serveMetrics serves /metrics on the node's loopback. It retries while the old agent
-// still has the port during an upgrade.
-func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.Registry) error {
+// serveMetrics serves metrics and taps on the node's loopback. It retries while the old
+// agent still has the port during an upgrade.
+func (a *Agent) serveMetrics(ctx context.Context, address string, h http.Handler) error {
 	for {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err == nil {
-			return uplink.Serve(ctx, ln, metricsHandler(r))
+			return uplink.Serve(ctx, ln, h)
 		}
 		a.log.Debug("cannot listen for metrics, will retry", "address", address, "error", err)
 		if !backoff.Sleep(ctx, time.Second) {

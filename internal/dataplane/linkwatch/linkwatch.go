@@ -3,8 +3,8 @@
 //	API server ──list, watch──▶ Watcher ──▶ Revoked(UID)
 //
 // With it, agents and gateways can revoke a peer while their controller is unavailable.
-// It is the only package of the data plane that uses the Kubernetes API, and it reads
-// metadata only.
+// Beside tapaccess it is the only package of the data plane that uses the Kubernetes
+// API. It reads metadata only.
 //
 // What always holds:
 //   - A Link is revoked only on proof of its deletion: a delete event, a deletion

@@ -1,0 +1,119 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tapaccess"
+)
+
+// TapPath is where an agent serves taps, on the listener of its metrics. A request has a
+// Filter and a rate as its query, and a token of package tapaccess as bearer token. The
+// response is one reqlog.Line of JSON after the other, until the reader goes.
+const TapPath = "/tap"
+
+const (
+	// tapsPerSecond and tapsBurst bound how often an agent asks the API server about
+	// readers.
+	tapsPerSecond = 2
+	tapsBurst     = 16
+	// tapCheckInterval is how often an open tap is checked again.
+	tapCheckInterval = 30 * time.Second
+	// tapReportInterval is how often a reader learns of records that were dropped. It
+	// also bounds how long an agent writes to a reader that has gone without a FIN.
+	tapReportInterval = time.Second
+	// tapWriteTimeout bounds one write to a reader. The tap of a slower one ends.
+	tapWriteTimeout = 10 * time.Second
+)
+
+// tapServer serves taps of a Hub. Make it with newTapServer.
+type tapServer struct {
+	hub *reqlog.Hub
+	// check returns nil if the sender of a token may read about a namespace; empty: all.
+	check   func(ctx context.Context, namespace, token string) error
+	limiter *rate.Limiter
+	log     *slog.Logger
+}
+
+func newTapServer(hub *reqlog.Hub, check func(ctx context.Context, namespace, token string) error, log *slog.Logger) *tapServer {
+	return &tapServer{hub: hub, check: check, limiter: rate.NewLimiter(tapsPerSecond, tapsBurst), log: log}
+}
+
+// ServeHTTP is of http.Handler. It blocks until the reader goes, or may no longer read.
+func (s *tapServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	filter, perSecond, err := reqlog.ParseQuery(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		http.Error(w, "a tap needs a token", http.StatusUnauthorized)
+		return
+	}
+	if !s.limiter.Allow() {
+		http.Error(w, "too many taps were requested, try again", http.StatusTooManyRequests)
+		return
+	}
+	if err := s.check(r.Context(), filter.Namespace, token); err != nil {
+		status := http.StatusServiceUnavailable
+		if errors.Is(err, tapaccess.ErrDenied) {
+			status = http.StatusForbidden
+		}
+		http.Error(w, err.Error(), status)
+		return
+	}
+	tap, err := s.hub.Open(filter, perSecond)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusTooManyRequests)
+		return
+	}
+	defer tap.Close()
+	s.log.Info("tap opened", "namespace", filter.Namespace, "rate", perSecond)
+	defer s.log.Info("tap closed", "namespace", filter.Namespace)
+	s.stream(w, r, tap, func(ctx context.Context) bool {
+		return errors.Is(s.check(ctx, filter.Namespace, token), tapaccess.ErrDenied)
+	})
+}
+
+// stream writes what the tap selects, until the reader goes or denied returns true.
+func (s *tapServer) stream(w http.ResponseWriter, r *http.Request, tap *reqlog.Tap, denied func(context.Context) bool) {
+	to := http.NewResponseController(w)
+	to.SetReadDeadline(time.Time{}) // a deadline would end the request's context
+	lines := json.NewEncoder(w)
+	write := func(l reqlog.Line) bool {
+		to.SetWriteDeadline(time.Now().Add(tapWriteTimeout))
+		return lines.Encode(l) == nil
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	report, check := time.NewTicker(tapReportInterval), time.NewTicker(tapCheckInterval)
+	defer report.Stop()
+	defer check.Stop()
+	ok := write(reqlog.Line{})
+	for ok && to.Flush() == nil {
+		select {
+		case rec := <-tap.Records():
+			ok = write(reqlog.Line{Record: rec})
+			for n := len(tap.Records()); ok && n > 0; n-- {
+				ok = write(reqlog.Line{Record: <-tap.Records()})
+			}
+		case <-report.C:
+			ok = write(reqlog.Line{Dropped: tap.TakeDropped()})
+		case <-check.C:
+			if denied(r.Context()) {
+				write(reqlog.Line{End: "the Tap was deleted or has expired"})
+				return
+			}
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
