@@ -148,7 +148,10 @@ func (r *Request) Start(
 	propagation.TraceContext{}.Inject(ctx, carrier{h})
 }
 
-var spanKinds = map[Kind]oteltrace.SpanKind{Client: oteltrace.SpanKindClient, Server: oteltrace.SpanKindServer}
+var spanKinds = map[Kind]oteltrace.SpanKind{
+	Client: oteltrace.SpanKindClient,
+	Server: oteltrace.SpanKindServer,
+}
 
 // Add adds attributes to the open span.
 func (r *Request) Add(attributes ...attribute.KeyValue) {

@@ -163,8 +163,8 @@ func TestTries(t *testing.T) {
 		if want := "00-" + traceID + "-" + s.SpanContext.SpanID().String() + "-01"; parents[i] != want {
 			t.Errorf("try %d passed on %s, want %s", i, parents[i], want)
 		}
-		id, kind := s.Parent.SpanID().String(), s.SpanKind
-		if id != "b7ad6b7169203331" || s.Parent.TraceID().String() != traceID || kind != oteltrace.SpanKindClient {
+		parent := s.Parent.TraceID().String() + "-" + s.Parent.SpanID().String()
+		if parent != traceID+"-b7ad6b7169203331" || s.SpanKind != oteltrace.SpanKindClient {
 			t.Errorf("try %d: kind %v, parent %v", i, s.SpanKind, s.Parent)
 		}
 		if s.EndTime.Sub(s.StartTime) != time.Second || s.Status.Code != codes.Error {
