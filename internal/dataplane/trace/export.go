@@ -68,7 +68,8 @@ const (
 func NewCounter() *prometheus.CounterVec {
 	c := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "causeway_agent_spans_total",
-		Help: "Spans of traced requests, by outcome: exported, export_failed, or queue_full for those that were dropped.",
+		Help: "Spans of traced requests, by outcome: exported, export_failed, " +
+			"or queue_full for those that were dropped.",
 	}, []string{"outcome"})
 	for _, outcome := range []string{exported, failed, queueFull} {
 		c.WithLabelValues(outcome)
@@ -76,16 +77,16 @@ func NewCounter() *prometheus.CounterVec {
 	return c
 }
 
-// Tracer makes and exports the spans of a process. nil makes none. Make it with New. It is
-// safe for concurrent use.
+// Tracer makes and exports the spans of a process. nil makes none. Make it with New. It
+// is safe for concurrent use.
 type Tracer struct {
 	ratio    float64
 	tracer   oteltrace.Tracer
 	provider *sdk.TracerProvider
 }
 
-// New returns a Tracer, which runs until Shutdown. It does not wait for the collector. The
-// environment variable OTEL_EXPORTER_OTLP_HEADERS may have metadata for the exports.
+// New returns a Tracer, which runs until Shutdown. It does not wait for the collector.
+// The environment variable OTEL_EXPORTER_OTLP_HEADERS may have metadata for the exports.
 func New(o Options) (*Tracer, error) {
 	secured, err := credentialsFor(o.Endpoint, o.CAFile)
 	if err != nil {
@@ -115,9 +116,12 @@ func newTracer(o Options, out sdk.SpanExporter) (*Tracer, error) {
 	e := &exporter{SpanExporter: out, counter: o.Counter, errors: logger}
 	limits := sdk.NewSpanLimits()
 	limits.AttributeValueLengthLimit = maxAttribute
-	provider := sdk.NewTracerProvider(sdk.WithSampler(sdk.AlwaysSample()), sdk.WithResource(about),
-		sdk.WithRawSpanLimits(limits), sdk.WithSpanProcessor(&queue{exporter: e, SpanProcessor: sdk.NewBatchSpanProcessor(e,
-			sdk.WithMaxQueueSize(maxQueue), sdk.WithBatchTimeout(batchDelay))}))
+	batches := sdk.NewBatchSpanProcessor(e, sdk.WithMaxQueueSize(maxQueue), sdk.WithBatchTimeout(batchDelay))
+	provider := sdk.NewTracerProvider(
+		sdk.WithSampler(sdk.AlwaysSample()),
+		sdk.WithResource(about),
+		sdk.WithRawSpanLimits(limits),
+		sdk.WithSpanProcessor(&queue{SpanProcessor: batches, exporter: e}))
 	return &Tracer{ratio: o.Ratio, tracer: provider.Tracer("causeway"), provider: provider}, nil
 }
 

@@ -124,7 +124,9 @@ func (r *Request) TraceID() string {
 // Start starts a span that began at a time, and ends the one that is open. It names the
 // span in the head, so that it becomes the parent of the next one. grpc says which
 // conventions apply.
-func (r *Request) Start(kind Kind, h *message.Head, grpc bool, at time.Time, about ...attribute.KeyValue) {
+func (r *Request) Start(
+	kind Kind, h *message.Head, grpc bool, at time.Time, about ...attribute.KeyValue,
+) {
 	if r == nil {
 		return
 	}
@@ -146,7 +148,10 @@ func (r *Request) Start(kind Kind, h *message.Head, grpc bool, at time.Time, abo
 	propagation.TraceContext{}.Inject(ctx, carrier{h})
 }
 
-var spanKinds = map[Kind]oteltrace.SpanKind{Client: oteltrace.SpanKindClient, Server: oteltrace.SpanKindServer}
+var spanKinds = map[Kind]oteltrace.SpanKind{
+	Client: oteltrace.SpanKindClient,
+	Server: oteltrace.SpanKindServer,
+}
 
 // Add adds attributes to the open span.
 func (r *Request) Add(attributes ...attribute.KeyValue) {

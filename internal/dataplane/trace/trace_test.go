@@ -62,26 +62,34 @@ func request(fields ...message.Field) *message.Head {
 func field(name, value string) message.Field { return message.Field{Name: name, Value: value} }
 
 func TestSample(t *testing.T) {
+	parent := func(values ...string) (out []message.Field) {
+		for _, v := range values {
+			out = append(out, field("traceparent", v))
+		}
+		return out
+	}
+	malformed := "zz" + sampled[2:]
+	zero := "00-" + strings.Repeat("0", 32) + "-b7ad6b7169203331-01"
 	for name, tc := range map[string]struct {
 		why    string
 		fields []message.Field
 		ratio  float64
 		want   bool
 	}{
-		"no trace":              {why: "nobody asked"},
-		"no trace, ratio":       {why: "the agent begins one", ratio: 1, want: true},
-		"sampled":               {why: "its caller decides", fields: []message.Field{field("traceparent", sampled)}, want: true},
-		"case of names":         {why: "HTTP/1 has any", fields: []message.Field{field("TraceParent", sampled)}, want: true},
-		"not sampled":           {why: "its caller decides", fields: []message.Field{field("traceparent", unsampled)}},
-		"not sampled, ratio":    {why: "its caller decides", fields: []message.Field{field("traceparent", unsampled)}, ratio: 1},
-		"twice":                 {why: "the two may differ", fields: []message.Field{field("traceparent", sampled), field("traceparent", sampled)}},
-		"malformed":             {why: "the version is not hexadecimal", fields: []message.Field{field("traceparent", "zz"+sampled[2:])}},
-		"malformed, ratio":      {why: "it is like none", fields: []message.Field{field("traceparent", "zz"+sampled[2:])}, ratio: 1, want: true},
-		"upper case":            {why: "forbidden", fields: []message.Field{field("traceparent", strings.ToUpper(sampled))}},
-		"zero":                  {why: "forbidden", fields: []message.Field{field("traceparent", "00-"+strings.Repeat("0", 32)+"-b7ad6b7169203331-01")}},
-		"too long":              {why: "version 00 has no more", fields: []message.Field{field("traceparent", sampled+"-x")}},
-		"newer version":         {why: "it may have more", fields: []message.Field{field("traceparent", "01"+sampled[2:]+"-x")}, want: true},
-		"the version forbidden": {why: "ff", fields: []message.Field{field("traceparent", "ff"+sampled[2:])}},
+		"no trace":            {"there is no caller's decision", nil, 0, false},
+		"no trace, ratio":     {"the agent begins one", nil, 1, true},
+		"sampled":             {"its caller decides", parent(sampled), 0, true},
+		"case of names":       {"HTTP/1 has any", []message.Field{field("TraceParent", sampled)}, 0, true},
+		"not sampled":         {"its caller decides", parent(unsampled), 0, false},
+		"not sampled, ratio":  {"its caller decides", parent(unsampled), 1, false},
+		"twice":               {"the two may differ", parent(sampled, sampled), 0, false},
+		"malformed":           {"the version is not hexadecimal", parent(malformed), 0, false},
+		"malformed, ratio":    {"it is like none", parent(malformed), 1, true},
+		"upper case":          {"forbidden", parent(strings.ToUpper(sampled)), 0, false},
+		"zero":                {"forbidden", parent(zero), 0, false},
+		"too long":            {"version 00 has no more", parent(sampled + "-x"), 0, false},
+		"newer version":       {"it may have more", parent("01" + sampled[2:] + "-x"), 0, true},
+		"a forbidden version": {"ff", parent("ff" + sampled[2:]), 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tr, _ := newTest(t, tc.ratio)
@@ -128,7 +136,8 @@ func TestNothingIsAllocated(t *testing.T) {
 // TestTries: each try is a span of its own, whose identifier the far side gets.
 func TestTries(t *testing.T) {
 	tr, flush := newTest(t, 0)
-	h := request(field("Traceparent", sampled), field("tracestate", "a=1"), field("tracestate", "b=2"), field("X", "y"))
+	h := request(field("Traceparent", sampled), field("tracestate", "a=1"), field("tracestate", "b=2"),
+		field("X", "y"))
 	r := tr.Sample(h)
 	start := time.Now()
 	var parents []string
@@ -136,7 +145,8 @@ func TestTries(t *testing.T) {
 		r.Start(Client, h, false, start, attribute.String("causeway.link", "east"))
 		parent, _ := h.Get("traceparent")
 		parents = append(parents, parent)
-		if got := h.Values("tracestate"); len(got) != 1 || got[0] != "a=1,b=2" || len(h.Values("Traceparent")) != 1 || !h.Has("X") {
+		state := h.Values("tracestate")
+		if len(state) != 1 || state[0] != "a=1,b=2" || len(h.Values("Traceparent")) != 1 || !h.Has("X") {
 			t.Errorf("the head became %v", h.Fields)
 		}
 		r.Add(attribute.String("causeway.endpoint", "01"))
@@ -153,7 +163,8 @@ func TestTries(t *testing.T) {
 		if want := "00-" + traceID + "-" + s.SpanContext.SpanID().String() + "-01"; parents[i] != want {
 			t.Errorf("try %d passed on %s, want %s", i, parents[i], want)
 		}
-		if s.Parent.SpanID().String() != "b7ad6b7169203331" || s.Parent.TraceID().String() != traceID || s.SpanKind != oteltrace.SpanKindClient {
+		parent := s.Parent.TraceID().String() + "-" + s.Parent.SpanID().String()
+		if parent != traceID+"-b7ad6b7169203331" || s.SpanKind != oteltrace.SpanKindClient {
 			t.Errorf("try %d: kind %v, parent %v", i, s.SpanKind, s.Parent)
 		}
 		if s.EndTime.Sub(s.StartTime) != time.Second || s.Status.Code != codes.Error {
@@ -191,10 +202,17 @@ func TestSpanOfHead(t *testing.T) {
 		want     map[string]any
 	}{
 		"gRPC": {
-			head:     message.Head{Version: message.HTTP2, Method: "POST", Target: "/shop.Bar/Who", Scheme: "http", Authority: "bar-east"},
+			head: message.Head{
+				Version:   message.HTTP2,
+				Method:    "POST",
+				Target:    "/shop.Bar/Who",
+				Scheme:    "http",
+				Authority: "bar-east",
+			},
 			grpc:     true,
 			wantName: "shop.Bar/Who",
-			want:     map[string]any{"network.protocol.version": "2", "rpc.system.name": "grpc", "rpc.method": "shop.Bar/Who", "server.address": "bar-east"},
+			want: map[string]any{"network.protocol.version": "2", "rpc.system.name": "grpc",
+				"rpc.method": "shop.Bar/Who", "server.address": "bar-east"},
 		},
 		"a method of its own": {
 			head:     message.Head{Version: message.HTTP10, Method: "FETCH", Target: "/"},
@@ -203,19 +221,32 @@ func TestSpanOfHead(t *testing.T) {
 				"http.request.method_original": "FETCH", "url.scheme": "http", "url.path": "/"},
 		},
 		"a password": {
-			head:     message.Head{Version: message.HTTP11, Method: "GET", Target: "http://user:password@host/a?b"},
+			head: message.Head{
+				Version: message.HTTP11,
+				Method:  "GET",
+				Target:  "http://user:password@host/a?b",
+			},
 			wantName: "GET",
 			want: map[string]any{"network.protocol.version": "1.1", "http.request.method": "GET",
 				"url.scheme": "http", "url.path": "/a"},
 		},
 		"too long, and not UTF-8": {
-			head:     message.Head{Version: message.HTTP11, Method: "GET", Target: "/\xff" + strings.Repeat("x", 1000)},
+			head: message.Head{
+				Version: message.HTTP11,
+				Method:  "GET",
+				Target:  "/\xff" + strings.Repeat("x", 1000),
+			},
 			wantName: "GET",
 			want: map[string]any{"network.protocol.version": "1.1", "http.request.method": "GET",
 				"url.scheme": "http", "url.path": "/?" + strings.Repeat("x", maxAttribute-2)},
 		},
 		"IPv6": {
-			head:     message.Head{Version: message.HTTP11, Method: "GET", Target: "/", Fields: []message.Field{field("host", "[::1]:99999")}},
+			head: message.Head{
+				Version: message.HTTP11,
+				Method:  "GET",
+				Target:  "/",
+				Fields:  []message.Field{field("host", "[::1]:99999")},
+			},
 			wantName: "GET",
 			want: map[string]any{"network.protocol.version": "1.1", "http.request.method": "GET",
 				"url.scheme": "http", "url.path": "/", "server.address": "::1"},
@@ -228,8 +259,11 @@ func TestSpanOfHead(t *testing.T) {
 			r.End(time.Now(), Result{})
 			s := flush()[0]
 			tc.want["network.protocol.name"] = "http"
-			if diff := cmp.Diff(tc.want, attributes(s)); diff != "" || s.Name != tc.wantName || s.SpanKind != oteltrace.SpanKindServer {
-				t.Errorf("%q, %v (-want +got):\n%s", s.Name, s.SpanKind, diff)
+			if diff := cmp.Diff(tc.want, attributes(s)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if s.Name != tc.wantName || s.SpanKind != oteltrace.SpanKindServer {
+				t.Errorf("%q, %v", s.Name, s.SpanKind)
 			}
 		})
 	}
@@ -273,7 +307,8 @@ func (e brokenExporter) Shutdown(context.Context) error { return nil }
 func TestBrokenCollector(t *testing.T) {
 	log, counter := &strings.Builder{}, NewCounter()
 	out := brokenExporter{make(chan struct{})}
-	tr, err := newTracer(Options{Ratio: 1, Log: slog.New(slog.NewTextHandler(log, nil)), Counter: counter}, out)
+	logger := slog.New(slog.NewTextHandler(log, nil))
+	tr, err := newTracer(Options{Ratio: 1, Log: logger, Counter: counter}, out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +352,7 @@ func TestOptions(t *testing.T) {
 
 var parentPattern = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-0[13]$`)
 
-// FuzzSample: whatever a caller sends, what is passed on is valid and bounded, and a
+// FuzzSample: for any fields of a caller, what is passed on is valid and bounded, and a
 // request that is not traced stays as it came.
 func FuzzSample(f *testing.F) {
 	f.Add(sampled, "a=b", true)
