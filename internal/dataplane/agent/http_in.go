@@ -121,15 +121,14 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
 		return
 	}
-	leave, err := acquireBoth(r.agent.shares.inboundRequests, r.caller, reasonTooManyRequests,
-		r.agent.shares.inboundRequestLinks, r.in.decision.Link.UID, reasonTooManyRequests)
-	if err != nil {
+	shares, link := r.agent.shares, r.in.decision.Link.UID
+	if err := acquireShares(shares.inboundRequests, r.caller, reasonTooManyRequests, shares.inboundRequestLinks, link, reasonTooManyRequests); err != nil {
 		err := &refusal{reason: reasonTooManyRequests, code: tunnel.Code_OVERLOADED, err: err}
 		r.refuse(from, head, err, counted)
 		counted.Finish(time.Now(), reqmetrics.Result{Status: refusalOf(err).Status, Duration: time.Since(start)})
 		return
 	}
-	defer leave()
+	defer releaseShares(shares.inboundRequests, r.caller, shares.inboundRequestLinks, link)
 	r.identify(head)
 	f := &appRequest{session: r}
 	defer f.release()
