@@ -133,12 +133,12 @@ func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *mess
 	if err := r.admit(head); err != nil {
 		return httprelay.Result{Err: err}
 	}
-	leave, err := acquireBoth(r.agent.shares.inboundRequests, r.caller, reasonTooManyRequests,
-		r.agent.shares.inboundRequestLinks, r.in.decision.Link.UID, reasonTooManyRequests)
+	shares, link := r.agent.shares, r.in.decision.Link.UID
+	err := acquireShares(shares.inboundRequests, r.caller, reasonTooManyRequests, shares.inboundRequestLinks, link, reasonTooManyRequests)
 	if err != nil {
 		return httprelay.Result{Err: &refusal{reason: reasonTooManyRequests, code: tunnel.Code_OVERLOADED, err: err}}
 	}
-	defer leave()
+	defer releaseShares(shares.inboundRequests, r.caller, shares.inboundRequestLinks, link)
 	r.identify(head)
 	f := &appRequest{session: r}
 	defer f.release()

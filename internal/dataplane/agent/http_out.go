@@ -292,11 +292,10 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 		return httprelay.Result{Err: err}
 	}
 	r.policy = r.conn.currentPolicy()
-	leave, err := r.conn.acquire()
-	if err != nil {
+	if err := r.conn.acquire(); err != nil {
 		return httprelay.Result{Err: err}
 	}
-	defer leave()
+	defer r.conn.release()
 	r.conn.group.budget.Request(r.start)
 	result := httprelay.Forward(from, r.head, ended, &r.plan)
 	r.finish(result)
@@ -394,19 +393,24 @@ func (cc *callerConn) checkCaller() error {
 	return nil
 }
 
-// acquire counts a request in flight.
-func (cc *callerConn) acquire() (leave func(), err error) {
+// acquire counts a request in flight. If it returns nil, the caller must call release.
+func (cc *callerConn) acquire() error {
 	a, out := cc.agent, cc.out
 	if !a.circuits.acquire(out.remotePort(), out.port.settings.MaxRequests) {
-		return nil, refuse(reasonCircuitOpen, fmt.Errorf("%d requests to %s are in flight, as many as its owner allows a node", out.port.settings.MaxRequests, out.mirror.name))
+		return refuse(reasonCircuitOpen, fmt.Errorf("%d requests to %s are in flight, as many as its owner allows a node", out.port.settings.MaxRequests, out.mirror.name))
 	}
-	leaveShares, err := acquireBoth(a.shares.outboundRequests, cc.account, reasonTooManyRequests,
+	err := acquireShares(a.shares.outboundRequests, cc.account, reasonTooManyRequests,
 		a.shares.outboundRequestLinks, out.peer.uid, reasonTooManyRequests)
 	if err != nil {
 		a.circuits.release(out.remotePort())
-		return nil, err
 	}
-	return func() { leaveShares(); a.circuits.release(out.remotePort()) }, nil
+	return err
+}
+
+func (cc *callerConn) release() {
+	a, out := cc.agent, cc.out
+	releaseShares(a.shares.outboundRequests, cc.account, a.shares.outboundRequestLinks, out.peer.uid)
+	a.circuits.release(out.remotePort())
 }
 
 func (cc *callerConn) currentPolicy() retry.Policy {
@@ -594,8 +598,11 @@ func editResponse(h *message.Head) {
 // grpcStatusOf returns the status of a response of gRPC that has no message.
 func grpcStatusOf(h *message.Head) (uint32, bool) {
 	value, ok := h.Get("Grpc-Status")
+	if !ok {
+		return 0, false // ParseUint would allocate its error
+	}
 	status, err := strconv.ParseUint(value, 10, 5)
-	return uint32(status), ok && err == nil
+	return uint32(status), err == nil
 }
 
 func isGRPC(h *message.Head) bool {

@@ -132,14 +132,28 @@ var errShare = errors.New("it has its share of this agent's connections already"
 // acquireBoth adds a connection to the shares of an account and of a link. A link may have
 // half of all, and an account a quarter, so that one account cannot fill its link's share.
 func acquireBoth(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB, reasonB string) (leave func(), err error) {
+	if err := acquireShares(a, keyA, reasonA, b, keyB, reasonB); err != nil {
+		return nil, err
+	}
+	return func() { releaseShares(a, keyA, b, keyB) }, nil
+}
+
+// acquireShares is acquireBoth without an allocation. If it returns nil, the caller must
+// call releaseShares.
+func acquireShares(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB, reasonB string) error {
 	if a.Count(keyA) >= maxConnections/4 || !a.Acquire(keyA) {
-		return nil, refuse(reasonA, errShare)
+		return refuse(reasonA, errShare)
 	}
 	if !b.Acquire(keyB) {
 		a.Release(keyA)
-		return nil, refuse(reasonB, errShare)
+		return refuse(reasonB, errShare)
 	}
-	return func() { a.Release(keyA); b.Release(keyB) }, nil
+	return nil
+}
+
+func releaseShares(a *budget.Shares, keyA string, b *budget.Shares, keyB string) {
+	a.Release(keyA)
+	b.Release(keyB)
 }
 
 // linkMemory is the part of a budget that one link may reserve.

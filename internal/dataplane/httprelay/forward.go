@@ -94,7 +94,18 @@ type forwarding struct {
 	start time.Time
 	up    *upload
 	res   Result
-	tail  message.Head // trailers of the response
+	// Trailers of the request, if they came with its first bytes, and of the response.
+	requestTail, tail message.Head
+}
+
+var forwardings = sync.Pool{New: func() any { return new(forwarding) }}
+
+// free returns f. Nothing refers to it any more, because the upload has ended.
+func (f *forwarding) free() {
+	f.requestTail.Reset()
+	f.tail.Reset()
+	*f = forwarding{requestTail: f.requestTail, tail: f.tail}
+	forwardings.Put(f)
 }
 
 // Forward forwards a request whose head has been read from from, and its response. ended
@@ -102,7 +113,9 @@ type forwarding struct {
 // failed. It does not answer from in place of a response: if the result has an Err and
 // has not begun, the caller must.
 func Forward(from Stream, request *message.Head, ended bool, plan *Plan) Result {
-	f := &forwarding{from: from, plan: plan, start: time.Now()}
+	f := forwardings.Get().(*forwarding)
+	defer f.free()
+	f.from, f.plan, f.start = from, plan, time.Now()
 	f.run(request, ended)
 	return f.res
 }
@@ -160,7 +173,7 @@ func (f *forwarding) readFirst(ended bool) ([]byte, *message.Head, bool, error) 
 		return nil, nil, false, err
 	}
 	// A request may wait for its response for long, so it keeps no more than it needs.
-	return bytes.Clone(buf[:n]), f.trailers(f.from, end), end, nil
+	return bytes.Clone(buf[:n]), trailers(f.from, end, &f.requestTail), end, nil
 }
 
 // stopUpload waits for the upload to end. If the response is complete, the rest of the
@@ -253,7 +266,7 @@ func (f *forwarding) downloadFirst(to Stream, response *message.Head) (last bool
 		return true, f.cut(to, err)
 	}
 	f.res.Received += int64(n)
-	tail := f.trailers(to, end)
+	tail := trailers(to, end, &f.tail)
 	if err := f.writeHead(response, buf[:n], end && tail == nil); err != nil {
 		return true, f.abandon(to, err)
 	}
@@ -269,7 +282,7 @@ func (f *forwarding) downloadMore(to Stream) (last bool, err error) {
 		return true, f.cut(to, err)
 	}
 	f.res.Received += int64(n)
-	tail := f.trailers(to, end)
+	tail := trailers(to, end, &f.tail)
 	if n > 0 || end && tail == nil {
 		if _, err := f.from.Write(buf[:n], end && tail == nil); err != nil {
 			return true, f.abandon(to, err)
@@ -278,15 +291,13 @@ func (f *forwarding) downloadMore(to Stream) (last bool, err error) {
 	return end, f.finish(to, tail)
 }
 
-// trailers returns the trailers of a body that has ended, or nil.
-func (f *forwarding) trailers(to Stream, end bool) *message.Head {
-	if !end {
+// trailers reads the trailers of a body that has ended into h. It returns h, or nil if
+// there are none.
+func trailers(s Stream, end bool, h *message.Head) *message.Head {
+	if !end || !s.ReadTrailers(h) {
 		return nil
 	}
-	if !to.ReadTrailers(&f.tail) {
-		return nil
-	}
-	return &f.tail
+	return h
 }
 
 // finish writes the trailers of a response, if there are any.

@@ -2,7 +2,7 @@ package parallelism
 
 import (
 	"context"
-	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,18 +41,20 @@ func TestLevel(t *testing.T) {
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, end := context.WithCancel(t.Context())
-		var got []int
-		start, share := time.Now(), 0.1
-		used := func() time.Duration { return time.Duration(share * float64(time.Since(start))) }
-		go run(ctx, 4, used, func(n int) { got = append(got, n) })
+		var percent atomic.Int64 // of one processor
+		percent.Store(10)
+		start := time.Now()
+		used := func() time.Duration { return time.Since(start) * time.Duration(percent.Load()) / 100 }
+		set := make(chan int, 3)
+		go run(ctx, 4, used, func(n int) { set <- n })
 		bubble.Pass(2*calmIntervals*interval + interval/2)
-		if want := []int{2, 1}; !slices.Equal(got, want) {
-			t.Errorf("idle: %v, want %v", got, want)
+		if n := len(set); n != 2 || <-set != 2 || <-set != 1 {
+			t.Errorf("idle: %d changes, want to 2 and to 1", n)
 		}
-		share = 3
+		percent.Store(300)
 		bubble.Pass(interval)
-		if want := []int{2, 1, 2}; !slices.Equal(got, want) {
-			t.Errorf("busy: %v, want %v", got, want)
+		if n := len(set); n != 1 || <-set != 2 {
+			t.Errorf("busy: %d changes, want to 2", n)
 		}
 		end()
 		bubble.Pass(interval)

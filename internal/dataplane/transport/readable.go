@@ -16,6 +16,8 @@ type ReadableConn struct {
 	raw syscall.RawConn
 	// The functions that raw calls, allocated once and not for each read.
 	pollFunc, readFunc func(fd uintptr) bool
+	quietFunc          func(fd uintptr)
+	quiet              bool // the result of quietFunc
 
 	// Of ReadWhenReady.
 	memory func() []byte
@@ -33,6 +35,7 @@ func NewReadableConn(c *net.TCPConn) (*ReadableConn, error) {
 	r := &ReadableConn{TCPConn: c, raw: raw}
 	r.pollFunc = func(fd uintptr) bool { return !isQuiet(int(fd)) }
 	r.readFunc = r.tryRead
+	r.quietFunc = func(fd uintptr) { r.quiet = isQuiet(int(fd)) }
 	return r, nil
 }
 
@@ -80,9 +83,8 @@ func isQuiet(fd int) bool {
 	}
 }
 
-// IsQuiet is the function IsQuiet for this connection.
+// IsQuiet is the function IsQuiet for this connection. It must not be called concurrently.
 func (r *ReadableConn) IsQuiet() bool {
-	quiet := false
-	err := r.raw.Control(func(fd uintptr) { quiet = isQuiet(int(fd)) })
-	return err == nil && quiet
+	err := r.raw.Control(r.quietFunc)
+	return err == nil && r.quiet
 }
