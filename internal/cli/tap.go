@@ -81,7 +81,7 @@ Here --namespace selects a namespace. In most other commands it is Causeway's ow
 	c.Flags().StringVar(&filter.Path, "path", "", "show only requests whose path begins with this `prefix`")
 	c.Flags().StringVar(&filter.Status, "status", "", "show only this `status`: 404, 5xx or failed")
 	c.Flags().StringVar(&filter.Direction, "direction", "", "show only `inbound` or outbound requests")
-	c.Flags().IntVar(&rate, "max-rate", reqlog.DefaultRate, "most requests that each agent reports each `second`")
+	c.Flags().IntVar(&rate, "max-rate", reqlog.DefaultRate, "most requests per second that each agent reports")
 	c.Flags().StringVarP(&output, "output", "o", "", "print `json`, one object for each line")
 	return c
 }

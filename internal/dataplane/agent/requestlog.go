@@ -124,7 +124,20 @@ func (a *Agent) recordRejected(in *inboundConn, err error) {
 
 // isFailed reports whether a request failed, as far as it is known without a Record.
 func isFailed(r httprelay.Result) bool {
-	return r.Err != nil || r.Status == 0 || r.Status >= 500 || r.HasGRPC && r.GRPCStatus != "0"
+	if r.Err != nil || r.Status == 0 || r.Status >= 500 {
+		return true
+	}
+	status, ok := grpcStatusNumber(r)
+	return ok && reqlog.IsServerError(status)
+}
+
+// grpcStatusNumber returns the gRPC status of a response, if it has one.
+func grpcStatusNumber(r httprelay.Result) (status uint32, ok bool) {
+	if !r.HasGRPC {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(r.GRPCStatus, 10, 32)
+	return uint32(n), err == nil
 }
 
 // record returns a Record with what is known of a connection.
@@ -196,11 +209,8 @@ func setRequest(rec *reqlog.Record, head *message.Head, result httprelay.Result,
 	if result.Began {
 		rec.SetFirstByte(result.FirstByte)
 	}
-	if result.HasGRPC {
-		if status, err := strconv.ParseUint(result.GRPCStatus, 10, 32); err == nil {
-			grpc := uint32(status)
-			rec.GRPCStatus = &grpc
-		}
+	if status, ok := grpcStatusNumber(result); ok {
+		rec.GRPCStatus = &status
 	}
 	switch {
 	case result.Err == nil:

@@ -172,6 +172,22 @@ func TestRecordsOfRefusedConnections(t *testing.T) {
 	}
 }
 
+// TestIsFailed: it must agree with what the record says, because it decides what is logged
+// beyond the sample.
+func TestIsFailed(t *testing.T) {
+	for _, r := range []httprelay.Result{
+		{Status: 200}, {Status: 404}, {Status: 500}, {}, {Status: 200, Err: errCanceled, FromErr: true},
+		{Status: 200, HasGRPC: true, GRPCStatus: "0"}, {Status: 200, HasGRPC: true, GRPCStatus: "5"},
+		{Status: 200, HasGRPC: true, GRPCStatus: "14"}, {Status: 200, HasGRPC: true, GRPCStatus: "x"},
+	} {
+		rec := &reqlog.Record{Kind: reqlog.KindRequest}
+		setRequest(rec, &message.Head{Method: "POST", Target: "/"}, r, false, outbound)
+		if got := isFailed(r); got != rec.Failed() {
+			t.Errorf("%+v: %v, the record says %v", r, got, rec.Failed())
+		}
+	}
+}
+
 // TestAccessLogHasEachRequest: the number of lines is that of the requests.
 func TestAccessLogHasEachRequest(t *testing.T) {
 	var logs [2]lockedBuffer

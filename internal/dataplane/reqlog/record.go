@@ -134,15 +134,15 @@ func (r *Record) Failed() bool {
 	switch {
 	case r.Reason != "":
 		return true
-	case r.GRPCStatus != nil && isServerError(*r.GRPCStatus):
+	case r.GRPCStatus != nil && IsServerError(*r.GRPCStatus):
 		return true
 	}
 	return r.Kind == KindRequest && (r.Status == 0 || r.Status >= 500)
 }
 
-// isServerError reports whether a gRPC status is an error of the server, as "causeway
+// IsServerError reports whether a gRPC status is an error of the server, as "causeway
 // stat" counts it.
-func isServerError(status uint32) bool {
+func IsServerError(status uint32) bool {
 	switch status {
 	// UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS.
 	case 2, 4, 12, 13, 14, 15:
