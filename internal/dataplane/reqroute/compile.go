@@ -1,12 +1,10 @@
 package reqroute
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
 	"regexp/syntax"
-	"slices"
 	"strings"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
@@ -14,103 +12,105 @@ import (
 
 // Rules are the compiled rules of one port of a frontend. They are immutable.
 type Rules struct {
-	matches []match // in the order in which they are tried
-	// port is the number of the parent's port, for redirects. 0: not known.
-	port uint16
+	matches []match // in order of precedence
+	// broken: every request gets an error.
+	broken bool
 }
 
 // A rule is a compiled Rule.
 type rule struct {
 	Rule
-	broken  error // why its requests get status 500; nil if they do not
-	total   uint64
-	mirrors []Mirror
+	broken  bool   // its requests get an error
+	total   uint64 // of weights
+	matches []Match
 }
 
 // A match is a compiled Match with its rule.
 type match struct {
 	rule   *rule
-	rank   rank
 	kind   PathKind
 	path   string // normal form; a prefix has no slash at its end
 	regex  *regexp.Regexp
 	method string
+	grpc   bool
 
 	headers, query []valueMatch
-
-	grpc              bool
-	service, rpc      string
-	serviceRe, rpcRe *regexp.Regexp
 }
 
 type valueMatch struct {
 	name, value string
-	regex       *regexp.Regexp
+	regex       *regexp.Regexp // nil: the value is compared
 }
 
-// A rank orders matches: that with the greater one is tried first. Its elements are
-// compared in order.
-type rank [7]int
-
-// Compile compiles the rules of a port of a frontend. The order of rules decides between
-// matches that are equally specific. port is the number of the parent's port, or 0.
-// The error names what is not valid. The result is usable nevertheless: requests that a
-// rule with an error matches get status 500, and a match with an error matches nothing.
-func Compile(rules []Rule, port uint16) (*Rules, error) {
-	out := &Rules{port: port}
+// Compile compiles the rules of a port of a frontend. matches are in order of precedence:
+// the first that a request meets selects its rule. The error names what is not valid. The
+// result is usable nevertheless: if a match is not valid, every request gets ErrNoBackend,
+// and otherwise the requests of rules that are not valid do.
+func Compile(matches []Match, rules []Rule) (*Rules, error) {
+	out, err := compileMatches(matches, rules)
+	if err != nil {
+		return &Rules{broken: true}, err
+	}
 	var errs []error
-	for _, r := range rules {
-		compiled := &rule{Rule: r}
-		if compiled.broken = compiled.check(); compiled.broken != nil {
-			errs = append(errs, fmt.Errorf("rule %s: %w", r.Name, compiled.broken))
+	for i := range out.matches {
+		r := out.matches[i].rule
+		if r.broken {
+			continue
 		}
-		for _, b := range r.Backends {
-			compiled.total += uint64(b.Weight)
-		}
-		matches := r.Matches
-		if len(matches) == 0 {
-			matches = []Match{{}}
-		}
-		for _, m := range matches {
-			c, err := compileMatch(m)
-			if err == nil && len(out.matches) == maxMatches {
-				err = errTooManyMatches
-			}
-			if err != nil {
-				errs = append(errs, fmt.Errorf("rule %s: %w", r.Name, err))
-				continue
-			}
-			c.rule = compiled
-			out.matches = append(out.matches, c)
+		if err := r.check(); err != nil {
+			r.broken = true
+			errs = append(errs, fmt.Errorf("%s: %w", r.Name, err))
 		}
 	}
-	slices.SortStableFunc(out.matches, func(a, b match) int { return slices.Compare(b.rank[:], a.rank[:]) })
 	return out, errors.Join(errs...)
 }
 
-var (
-	errTooManyMatches = fmt.Errorf("the port has more than %d matches", maxMatches)
-	errUnknownMatch   = errors.New("it has a match that this version does not know")
-	errInvalidRule    = errors.New("the controller reports it as invalid")
-)
+func compileMatches(matches []Match, rules []Rule) (*Rules, error) {
+	if len(matches) > maxMatches {
+		return nil, fmt.Errorf("the port has %d matches, more than %d", len(matches), maxMatches)
+	}
+	compiled := make([]rule, len(rules))
+	for i, r := range rules {
+		compiled[i].Rule = r
+		for _, b := range r.Backends {
+			compiled[i].total += uint64(b.Weight)
+		}
+	}
+	out := &Rules{}
+	for _, m := range matches {
+		if m.Rule < 0 || m.Rule >= len(rules) {
+			return nil, fmt.Errorf("a match is of rule %d of %d", m.Rule, len(rules))
+		}
+		c, err := compileMatch(m)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", rules[m.Rule].Name, err)
+		}
+		c.rule = &compiled[m.Rule]
+		c.rule.matches = append(c.rule.matches, m)
+		out.matches = append(out.matches, c)
+	}
+	return out, nil
+}
+
+var errUnknownMatch = errors.New("it has a match that this version does not know")
 
 func compileMatch(m Match) (c match, err error) {
 	if m.Unknown {
 		return c, errUnknownMatch
 	}
-	c = match{kind: m.PathKind, method: m.Method}
-	switch m.PathKind {
-	case AnyPath:
-	case ExactPath, PathPrefix:
+	c = match{kind: m.PathKind, path: m.Path, method: m.Method, grpc: m.GRPC}
+	switch {
+	case m.PathKind == AnyPath:
+	case m.PathKind == PathPrefix && strings.Trim(m.Path, "/") == "":
+		c.kind, c.path = AnyPath, ""
+	case m.PathKind == ExactPath || m.PathKind == PathPrefix:
 		if c.path, err = message.NormalizePath(m.Path); err != nil {
 			return c, fmt.Errorf("path %.80q: %w", m.Path, err)
 		}
 		if m.PathKind == PathPrefix {
-			if c.path = strings.TrimRight(c.path, "/"); c.path == "" {
-				c.kind = AnyPath
-			}
+			c.path = strings.TrimRight(c.path, "/")
 		}
-	case PathRegex:
+	case m.PathKind == PathRegex:
 		if c.regex, err = compileRegex(m.Path); err != nil {
 			return c, err
 		}
@@ -120,53 +120,8 @@ func compileMatch(m Match) (c match, err error) {
 	if c.headers, err = compileValues(m.Headers); err != nil {
 		return c, err
 	}
-	if c.query, err = compileValues(m.Query); err != nil {
-		return c, err
-	}
-	if err := c.compileGRPC(m.GRPC); err != nil {
-		return c, err
-	}
-	c.rank = rankOf(m, c)
-	return c, nil
-}
-
-func (c *match) compileGRPC(g *GRPCMatch) (err error) {
-	if g == nil {
-		return nil
-	}
-	c.grpc = true
-	if !g.Regex {
-		c.service, c.rpc = g.Service, g.Method
-		return nil
-	}
-	if g.Service != "" {
-		if c.serviceRe, err = compileRegex(g.Service); err != nil {
-			return err
-		}
-	}
-	if g.Method != "" {
-		c.rpcRe, err = compileRegex(g.Method)
-	}
-	return err
-}
-
-// rankOf orders matches as the Gateway API does. That does not say where regular
-// expressions come; here they come after exact paths and before prefixes.
-func rankOf(m Match, c match) rank {
-	r := rank{3: len(c.path), 5: len(m.Headers), 6: len(m.Query)}
-	switch c.kind {
-	case ExactPath:
-		r[2] = 2
-	case PathRegex:
-		r[2], r[3] = 1, len(m.Path)
-	}
-	if m.Method != "" {
-		r[4] = 1
-	}
-	if m.GRPC != nil {
-		r[0], r[1] = len(m.GRPC.Service), len(m.GRPC.Method)
-	}
-	return r
+	c.query, err = compileValues(m.Query)
+	return c, err
 }
 
 func compileValues(values []ValueMatch) (out []valueMatch, err error) {
@@ -201,17 +156,13 @@ func compileRegex(pattern string) (*regexp.Regexp, error) {
 	return regexp.Compile(`\A(?:` + pattern + `)\z`)
 }
 
-// check returns why the requests of a rule must get status 500, or nil.
+// check returns why the requests of a rule must get an error, or nil.
 func (r *rule) check() error {
-	if r.Invalid {
-		return errInvalidRule
-	}
-	if err := r.Filters.check(r.Matches); err != nil {
+	if err := r.Filters.check(r.matches); err != nil {
 		return err
 	}
-	r.mirrors = r.Filters.Mirrors
 	for _, b := range r.Backends {
-		if err := b.Filters.check(r.Matches); err != nil {
+		if err := b.Filters.check(r.matches); err != nil {
 			return fmt.Errorf("backend %s/%s: %w", b.Namespace, b.Name, err)
 		}
 		if b.Filters.Redirect != nil {
@@ -223,6 +174,3 @@ func (r *rule) check() error {
 	}
 	return nil
 }
-
-// numeratorOf returns n/d of a Mirror with the default for d.
-func (m Mirror) denominator() uint32 { return cmp.Or(m.Denominator, 100) }

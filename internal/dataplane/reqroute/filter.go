@@ -28,9 +28,14 @@ func isReserved(name string) bool {
 
 // check returns why the filters of a rule with these matches cannot be applied, or nil.
 func (f *Filters) check(matches []Match) error {
-	for _, changes := range []FieldChanges{f.Request, f.Response} {
-		if err := changes.check(); err != nil {
-			return err
+	if f.Unknown {
+		return errors.New("it has a filter that this version does not know")
+	}
+	for _, list := range [][]FieldChanges{f.Request, f.Response} {
+		for _, changes := range list {
+			if err := changes.check(); err != nil {
+				return err
+			}
 		}
 	}
 	if r := f.Redirect; r != nil {
@@ -47,8 +52,8 @@ func (f *Filters) check(matches []Match) error {
 		}
 	}
 	for _, m := range f.Mirrors {
-		if m.Numerator > m.denominator() {
-			return errors.New("mirror: the fraction is more than one")
+		if m.Numerator > m.Denominator || m.Denominator == 0 {
+			return fmt.Errorf("mirror: %d/%d is not a fraction", m.Numerator, m.Denominator)
 		}
 	}
 	return nil
@@ -115,10 +120,20 @@ func (p PathChange) check(matches []Match) error {
 	default:
 		return errors.New("this version does not know how to change the path")
 	}
-	if normal, err := message.NormalizePath(p.Value); err != nil || normal != p.Value || strings.Contains(normal, "?") {
-		return fmt.Errorf("%.80q is not a path in normal form", p.Value)
+	if !isPath(p.Value) {
+		return fmt.Errorf("%.80q is not a path", p.Value)
 	}
 	return nil
+}
+
+// isPath reports whether s is a path that can be sent.
+func isPath(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c == 0x7f || c == '?' || c == '#' {
+			return false
+		}
+	}
+	return strings.HasPrefix(s, "/")
 }
 
 // isHostname reports whether s is a host name without a port, in lower or upper case.
@@ -132,15 +147,17 @@ func isHostname(s string) bool {
 	return s != "" && len(s) <= 253
 }
 
-// apply changes the fields of a head, which has no reserved fields among them.
-func (c *FieldChanges) apply(h *message.Head) {
-	for _, f := range c.Set {
-		h.Set(f.Name, f.Value)
-	}
-	for _, f := range c.Add {
-		h.Add(f.Name, f.Value)
-	}
-	for _, name := range c.Remove {
-		h.Del(name)
+// applyAll changes the fields of a head.
+func applyAll(list []FieldChanges, h *message.Head) {
+	for i := range list {
+		for _, f := range list[i].Set {
+			h.Set(f.Name, f.Value)
+		}
+		for _, f := range list[i].Add {
+			h.Add(f.Name, f.Value)
+		}
+		for _, name := range list[i].Remove {
+			h.Del(name)
+		}
 	}
 }

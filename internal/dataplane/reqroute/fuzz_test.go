@@ -18,7 +18,7 @@ func FuzzMatch(f *testing.F) {
 	f.Add("/a/", "/%61", "")
 	f.Add("/", "/a%2fb", "%")
 	f.Fuzz(func(t *testing.T, prefix, target, query string) {
-		compiled, err := Compile([]Rule{to("r", Match{PathKind: PathPrefix, Path: prefix})}, 0)
+		compiled, err := compile(to("r", Match{PathKind: PathPrefix, Path: prefix}))
 		if err != nil {
 			return
 		}
@@ -54,13 +54,13 @@ func FuzzEdit(f *testing.F) {
 		h1.StripHop(&h)
 		rule := to("r")
 		rule.Filters = Filters{
-			Request: FieldChanges{Set: []message.Field{{Name: name, Value: value}}, Remove: []string{remove}},
+			Request: []FieldChanges{{Set: []message.Field{{Name: name, Value: value}}, Remove: []string{remove}}},
 			Rewrite: &Rewrite{Hostname: hostname, Path: PathChange{Kind: ReplacePath, Value: path}},
 		}
 		if prefix {
 			rule.Filters.Rewrite.Path.Kind = ReplacePrefix
 		}
-		compiled, err := Compile([]Rule{rule}, 0)
+		compiled, err := compile(rule)
 		if err != nil {
 			return
 		}

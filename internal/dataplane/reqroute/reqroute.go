@@ -2,10 +2,11 @@
 // which rule matches, which backend gets the request, and how filters change it. It opens
 // no connections, starts no goroutines, reads no clock and draws no random numbers.
 //
-//	[]Rule ─▶ Compile ─▶ Rules.Match(head) ─▶ Route ─┬▶ Redirect    the whole response
-//	                                                 ├▶ Pick        a backend by weight
-//	                                                 ├▶ EditRequest, EditResponse
-//	                                                 └▶ Policy      timeouts and retries
+//	Compile ─▶ Rules.Match(head) ─▶ Route ─┬▶ Location                   a redirect
+//	                                       ├▶ Pick                       a backend by weight
+//	                                       ├▶ EditRequest, EditResponse
+//	                                       ├▶ Mirrors                    copies
+//	                                       └▶ Policy                     timeouts, retries
 //
 // What always holds:
 //   - Paths are compared in normal form. What is sent has the original bytes, unless a
@@ -14,6 +15,7 @@
 //     connection or belongs to Causeway.
 //   - A rule with a filter that is not valid answers its requests with an error. It never
 //     forwards them without the filter.
+//   - If a match is not valid, every request gets an error. None is taken by a later match.
 //   - Regular expressions run in linear time, on values of bounded length.
 package reqroute
 
@@ -25,24 +27,21 @@ import (
 
 // The bounds of what Compile accepts. What exceeds them is not valid.
 const (
-	// maxMatches is how many matches all rules of a port may have together.
-	maxMatches = 4096
+	maxMatches = 1024
 	// maxPattern is the length of a regular expression, and maxProgram is how many
 	// instructions it may compile to.
-	maxPattern = 4096
+	maxPattern = 1024
 	maxProgram = 2000
 	// maxMatchedValue is the length of a value that is matched against a regular
 	// expression. A longer one does not match.
 	maxMatchedValue = 4096
 )
 
-// A Rule is one rule of a route.
+// A Rule is what happens to the requests of some matches.
 type Rule struct {
-	// Name is for logs.
+	// Name is that of the route, for logs.
 	Name string
-	// Matches are alternatives. If there are none, the rule matches every request.
-	Matches []Match
-	// Filters apply to every request that the rule matches.
+	// Filters apply to every request of the rule, and before those of its backend.
 	Filters  Filters
 	Backends []Backend
 	// Timeout bounds a request with all its tries, and BackendTimeout bounds one try. nil:
@@ -50,8 +49,6 @@ type Rule struct {
 	Timeout, BackendTimeout *time.Duration
 	// Retry is nil if the settings of the backend hold.
 	Retry *Retry
-	// Invalid reports that the rule cannot be applied. Its requests get status 500.
-	Invalid bool
 }
 
 // PathKind is how a path is compared.
@@ -67,14 +64,16 @@ const (
 
 // A Match is a set of conditions, all of which a request must meet.
 type Match struct {
+	// Rule is the index of the rule.
+	Rule     int
 	PathKind PathKind
 	Path     string
 	// Method is compared with case. Empty: every method.
 	Method         string
 	Headers, Query []ValueMatch
-	// GRPC is nil in a rule of an HTTPRoute.
-	GRPC *GRPCMatch
-	// Unknown reports a condition that this version does not know. It matches nothing.
+	// GRPC: the request is one of gRPC.
+	GRPC bool
+	// Unknown reports a condition that this version does not know. It is not valid.
 	Unknown bool
 }
 
@@ -85,19 +84,14 @@ type ValueMatch struct {
 	Regex bool
 }
 
-// A GRPCMatch compares the path of a request with a method of a gRPC service. An empty
-// Service or Method matches every one.
-type GRPCMatch struct {
-	Service, Method string
-	Regex           bool
-}
-
 // Filters change a request or its response, or answer the request.
 type Filters struct {
-	Request, Response FieldChanges
+	Request, Response []FieldChanges // one after the other
 	Redirect          *Redirect
 	Rewrite           *Rewrite
 	Mirrors           []Mirror
+	// Unknown reports a filter that this version does not know. It is not valid.
+	Unknown bool
 }
 
 // FieldChanges change the fields of a head. First Set replaces fields, then Add appends
@@ -128,7 +122,8 @@ type PathChange struct {
 type Redirect struct {
 	// Scheme is http or https.
 	Scheme, Hostname string
-	// Port is 0 for the port of Scheme, or without a Scheme for that of the parent.
+	// Port is 0 for the port of Scheme, or without a Scheme for that which the request
+	// names.
 	Port   uint16
 	Path   PathChange
 	Status int // 301, 302, 303, 307 or 308
@@ -143,7 +138,7 @@ type Rewrite struct {
 // A Mirror sends copies of requests to another backend.
 type Mirror struct {
 	To Ref
-	// Numerator of Denominator requests are copied. A Denominator of 0 stands for 100.
+	// Numerator of Denominator requests are copied.
 	Numerator, Denominator uint32
 }
 
@@ -154,12 +149,11 @@ type Ref struct {
 	Index int
 }
 
-// A Backend gets a share of the requests of a rule.
+// A Backend gets a share of the requests of a rule. If its Name is empty, the share gets
+// status 500.
 type Backend struct {
 	Ref
 	Weight uint32
-	// Invalid reports that its share of requests gets status 500.
-	Invalid bool
 	// Filters are those of this backend, without Redirect.
 	Filters Filters
 }

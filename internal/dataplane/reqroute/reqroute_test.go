@@ -1,7 +1,6 @@
 package reqroute
 
 import (
-	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -23,28 +22,51 @@ func get(target string, fields ...message.Field) *message.Head {
 
 func field(name, value string) message.Field { return message.Field{Name: name, Value: value} }
 
-// to is a rule with one backend of the rule's name.
-func to(name string, matches ...Match) Rule {
-	return Rule{Name: name, Matches: matches, Backends: []Backend{{Ref: Ref{Name: name}, Weight: 1}}}
+// A testRule is a rule with its matches.
+type testRule struct {
+	Rule
+	matches []Match
+}
+
+// to is a rule with one backend of the rule's name. Without matches, each request does.
+func to(name string, matches ...Match) testRule {
+	if len(matches) == 0 {
+		matches = []Match{{}}
+	}
+	return testRule{Rule{Name: name, Backends: []Backend{{Ref: Ref{Name: name}, Weight: 1}}}, matches}
+}
+
+func compile(rules ...testRule) (*Rules, error) {
+	var matches []Match
+	var all []Rule
+	for i, r := range rules {
+		all = append(all, r.Rule)
+		for _, m := range r.matches {
+			m.Rule = i
+			matches = append(matches, m)
+		}
+	}
+	return Compile(matches, all)
 }
 
 func TestMatch(t *testing.T) {
-	rules := []Rule{
-		to("default"),
-		to("prefix", Match{PathKind: PathPrefix, Path: "/api"}),
-		to("longer", Match{PathKind: PathPrefix, Path: "/api/v2/"}),
-		to("exact", Match{PathKind: ExactPath, Path: "/api/v2"}),
-		to("regex", Match{PathKind: PathRegex, Path: "/api/v[0-9]+/users"}),
-		to("method", Match{PathKind: PathPrefix, Path: "/api", Method: "POST"}),
-		to("header", Match{PathKind: PathPrefix, Path: "/api", Headers: []ValueMatch{{Name: "Version", Value: "two"}}}),
-		to("headers", Match{PathKind: PathPrefix, Path: "/api",
-			Headers: []ValueMatch{{Name: "Version", Value: "two"}, {Name: "color", Value: "b[a-z]*", Regex: true}}}),
-		to("query", Match{Query: []ValueMatch{{Name: "animal", Value: "a whale"}}}),
+	compiled, err := compile(
+		to("host", Match{PathKind: ExactPath, Path: "/host", Headers: []ValueMatch{{Name: "host", Value: "echo:8080"}}}),
 		to("either", Match{PathKind: ExactPath, Path: "/one"}, Match{PathKind: ExactPath, Path: "/two"}),
 		to("later", Match{PathKind: ExactPath, Path: "/one"}),
-		to("host", Match{PathKind: ExactPath, Path: "/host", Headers: []ValueMatch{{Name: "host", Value: "echo:8080"}}}),
-	}
-	compiled, err := Compile(rules, 80)
+		to("exact", Match{PathKind: ExactPath, Path: "/api/v2"}),
+		to("regex", Match{PathKind: PathRegex, Path: "/api/v[0-9]+/users|/x"}),
+		to("longer", Match{PathKind: PathPrefix, Path: "/api/v2/"}),
+		to("method", Match{PathKind: PathPrefix, Path: "/api", Method: "POST"}),
+		to("headers", Match{PathKind: PathPrefix, Path: "/api",
+			Headers: []ValueMatch{{Name: "version", Value: "two"}, {Name: "color", Value: "b[a-z]*", Regex: true}}}),
+		to("header", Match{PathKind: PathPrefix, Path: "/api", Headers: []ValueMatch{{Name: "version", Value: "two"}}}),
+		to("joined", Match{PathKind: PathPrefix, Path: "/api", Headers: []ValueMatch{{Name: "version", Value: "two,x"}}}),
+		to("prefix", Match{PathKind: PathPrefix, Path: "/api"}),
+		to("query", Match{Query: []ValueMatch{{Name: "animal", Value: "a whale"}}}),
+		to("grpc", Match{PathKind: PathPrefix, Path: "/shop.Cart", GRPC: true}),
+		to("default", Match{PathKind: PathPrefix}),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +91,7 @@ func TestMatch(t *testing.T) {
 		"header with another value":       {get("/api", field("version", "Two")), "prefix"},
 		"more headers before fewer":       {get("/api", field("version", "two"), field("Color", "blue")), "headers"},
 		"regex matches the whole value":   {get("/api", field("version", "two"), field("Color", "blue2")), "header"},
-		"headers are joined":              {get("/api", field("version", "two"), field("version", "x")), "prefix"},
+		"headers are joined":              {get("/api", field("version", "two"), field("Version", "x")), "joined"},
 		"query":                           {get("/?a=b&animal=a+whale"), "query"},
 		"query with escapes":              {get("/?%61nimal=a%20whale"), "query"},
 		"first parameter counts":          {get("/?animal=x&animal=a+whale"), "default"},
@@ -79,6 +101,8 @@ func TestMatch(t *testing.T) {
 		"absolute form":                   {get("http://echo/api/x"), "prefix"},
 		"ambiguous path":                  {get("/api%2Fx"), "default"},
 		"whole server":                    {get("*"), "default"},
+		"gRPC":                            {get("/shop.Cart/Add", field("content-type", "application/grpc+proto")), "grpc"},
+		"not gRPC":                        {get("/shop.Cart/Add"), "default"},
 		"host":                            {get("/host"), "host"},
 		"authority":                       {h2, "host"},
 	}
@@ -95,135 +119,110 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-func TestMatchGRPC(t *testing.T) {
-	grpc := func(service, method string, regex bool) Match {
-		return Match{GRPC: &GRPCMatch{Service: service, Method: method, Regex: regex}}
-	}
-	compiled, err := Compile([]Rule{
-		to("all", grpc("", "", false)),
-		to("method", grpc("", "Get", false)),
-		to("service", grpc("shop.Cart", "", false)),
-		to("both", grpc("shop.Cart", "Add", false)),
-		to("regex", grpc(`bank\..+`, "Get.*", true)),
-	}, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for path, want := range map[string]string{
-		"/x.Y/Z":           "all",
-		"/x.Y/Get":         "method",
-		"/shop.Cart/Get":   "service",
-		"/shop.Cart/Add":   "both",
-		"/bank.A/GetMoney": "regex",
-		"/bank.A/Lend":     "all",
-		"/x":               "",
-		"//Get":            "",
-	} {
-		got := ""
-		if r, err := compiled.Match(get(path)); err == nil {
-			got = r.Name()
-		} else if err != ErrNoMatch {
-			t.Error(err)
-		}
-		if got != want {
-			t.Errorf("%s: got %q, want %q", path, got, want)
-		}
-	}
-}
-
 // TestInvalidRules: what cannot be applied is an error, and never applied in part.
 func TestInvalidRules(t *testing.T) {
 	long := strings.Repeat("(a|b)", 1000)
-	filters := func(f Filters) Rule {
+	filters := func(f Filters) testRule {
 		r := to("r")
 		r.Filters = f
 		return r
 	}
-	backend := func(f Filters) Rule {
+	backend := func(f Filters) testRule {
 		r := to("r")
 		r.Backends[0].Filters = f
 		return r
 	}
-	set := func(name, value string) Rule {
-		return filters(Filters{Request: FieldChanges{Set: []message.Field{{Name: name, Value: value}}}})
+	set := func(name, value string) testRule {
+		return filters(Filters{Request: []FieldChanges{{Set: []message.Field{{Name: name, Value: value}}}}})
 	}
 	prefix := PathChange{Kind: ReplacePrefix, Value: "/x"}
 	exact := filters(Filters{Rewrite: &Rewrite{Path: prefix}})
-	exact.Matches = []Match{{PathKind: ExactPath, Path: "/a"}}
-	invalid := to("r")
-	invalid.Invalid = true
-	for name, tc := range map[string]struct {
-		rule Rule
-		want error
-	}{
-		"invalid":                    {invalid, ErrNoBackend},
-		"unknown match":              {to("r", Match{Unknown: true}), ErrNoMatch},
-		"unknown kind of path":       {to("r", Match{PathKind: 99}), ErrNoMatch},
-		"ambiguous path":             {to("r", Match{PathKind: PathPrefix, Path: "/%2f"}), ErrNoMatch},
-		"regex of a path":            {to("r", Match{PathKind: PathRegex, Path: "("}), ErrNoMatch},
-		"regex of a header":          {to("r", Match{Headers: []ValueMatch{{Name: "a", Value: "(", Regex: true}}}), ErrNoMatch},
-		"regex of a parameter":       {to("r", Match{Query: []ValueMatch{{Name: "a", Value: "[", Regex: true}}}), ErrNoMatch},
-		"regex of a service":         {to("r", Match{GRPC: &GRPCMatch{Service: "(", Regex: true}}), ErrNoMatch},
-		"long regex":                 {to("r", Match{PathKind: PathRegex, Path: strings.Repeat("a", maxPattern+1)}), ErrNoMatch},
-		"large regex":                {to("r", Match{PathKind: PathRegex, Path: long[:4000]}), ErrNoMatch},
-		"framing":                    {set("Content-Length", "1"), ErrNoBackend},
-		"connection":                 {set("connection", "close"), ErrNoBackend},
-		"encoding":                   {set("Transfer_Encoding", "chunked"), ErrNoBackend},
-		"host":                       {set("HOST", "a"), ErrNoBackend},
-		"pseudo-header":              {set(":path", "/"), ErrNoBackend},
-		"ours":                       {set("Causeway-Client-Id", "a"), ErrNoBackend},
-		"ours with underscores":      {set("causeway_error", "a"), ErrNoBackend},
-		"name with a space":          {set("a b", "a"), ErrNoBackend},
-		"no name":                    {set("", "a"), ErrNoBackend},
-		"line break":                 {set("a", "b\r\nc: d"), ErrNoBackend},
-		"NUL":                        {set("a", "b\x00"), ErrNoBackend},
-		"space at the end":           {set("a", "b "), ErrNoBackend},
-		"response field":             {filters(Filters{Response: FieldChanges{Add: []message.Field{{Name: "Connection", Value: "x"}}}}), ErrNoBackend},
-		"removed field":              {filters(Filters{Request: FieldChanges{Remove: []string{"Host"}}}), ErrNoBackend},
-		"field of a backend":         {backend(Filters{Request: FieldChanges{Remove: []string{"TE"}}}), ErrNoBackend},
-		"redirect of a backend":      {backend(Filters{Redirect: &Redirect{Status: 302}}), ErrNoBackend},
-		"status":                     {filters(Filters{Redirect: &Redirect{Status: 200}}), ErrNoBackend},
-		"scheme":                     {filters(Filters{Redirect: &Redirect{Status: 302, Scheme: "javascript"}}), ErrNoBackend},
-		"redirect host":              {filters(Filters{Redirect: &Redirect{Status: 302, Hostname: "a/b"}}), ErrNoBackend},
-		"host with a line break":     {filters(Filters{Rewrite: &Rewrite{Hostname: "a\r\nb"}}), ErrNoBackend},
-		"path with a space":          {filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath, Value: "/a b"}}}), ErrNoBackend},
-		"path with a query":          {filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath, Value: "/a?b"}}}), ErrNoBackend},
-		"path with dots":             {filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath, Value: "/a/../b"}}}), ErrNoBackend},
-		"no path":                    {filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath}}}), ErrNoBackend},
-		"unknown change of the path": {filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: 99}}}), ErrNoBackend},
-		"prefix without a prefix":    {exact, ErrNoBackend},
-		"redirect and rewrite":       {filters(Filters{Redirect: &Redirect{Status: 302}, Rewrite: &Rewrite{}}), ErrNoBackend},
-		"fraction":                   {filters(Filters{Mirrors: []Mirror{{Numerator: 101}}}), ErrNoBackend},
+	exact.matches = []Match{{PathKind: ExactPath, Path: "/a"}}
+	for name, rule := range map[string]testRule{
+		"unknown match":                  to("r", Match{Unknown: true}),
+		"unknown kind of path":           to("r", Match{PathKind: 99}),
+		"ambiguous path":                 to("r", Match{PathKind: PathPrefix, Path: "/%2f"}),
+		"regex of a path":                to("r", Match{PathKind: PathRegex, Path: "("}),
+		"regex of a header":              to("r", Match{Headers: []ValueMatch{{Name: "a", Value: "(", Regex: true}}}),
+		"regex of a parameter":           to("r", Match{Query: []ValueMatch{{Name: "a", Value: "[", Regex: true}}}),
+		"long regex":                     to("r", Match{PathKind: PathRegex, Path: strings.Repeat("a", maxPattern+1)}),
+		"large regex":                    to("r", Match{PathKind: PathRegex, Path: long[:4000]}),
+		"framing":                        set("Content-Length", "1"),
+		"connection":                     set("connection", "close"),
+		"encoding":                       set("Transfer_Encoding", "chunked"),
+		"host":                           set("HOST", "a"),
+		"pseudo-header":                  set(":path", "/"),
+		"ours":                           set("Causeway-Client-Id", "a"),
+		"ours with underscores":          set("causeway_error", "a"),
+		"name with a space":              set("a b", "a"),
+		"no name":                        set("", "a"),
+		"line break":                     set("a", "b\r\nc: d"),
+		"NUL":                            set("a", "b\x00"),
+		"space at the end":               set("a", "b "),
+		"response field":                 filters(Filters{Response: []FieldChanges{{Add: []message.Field{{Name: "Connection", Value: "x"}}}}}),
+		"removed field":                  filters(Filters{Request: []FieldChanges{{Remove: []string{"Host"}}}}),
+		"field of a backend":             backend(Filters{Request: []FieldChanges{{Remove: []string{"TE"}}}}),
+		"redirect of a backend":          backend(Filters{Redirect: &Redirect{Status: 302}}),
+		"status":                         filters(Filters{Redirect: &Redirect{Status: 200}}),
+		"scheme":                         filters(Filters{Redirect: &Redirect{Status: 302, Scheme: "javascript"}}),
+		"redirect host":                  filters(Filters{Redirect: &Redirect{Status: 302, Hostname: "a/b"}}),
+		"host with a line break":         filters(Filters{Rewrite: &Rewrite{Hostname: "a\r\nb"}}),
+		"path with a space":              filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath, Value: "/a b"}}}),
+		"path with a query":              filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath, Value: "/a?b"}}}),
+		"no path":                        filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath}}}),
+		"unknown change of the path":     filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: 99}}}),
+		"prefix without a prefix":        exact,
+		"redirect and rewrite":           filters(Filters{Redirect: &Redirect{Status: 302}, Rewrite: &Rewrite{}}),
+		"fraction without a denominator": filters(Filters{Mirrors: []Mirror{{}}}),
+		"unknown filter":                 filters(Filters{Unknown: true}),
+		"fraction":                       filters(Filters{Mirrors: []Mirror{{Numerator: 2, Denominator: 1}}}),
 	} {
 		t.Run(name, func(t *testing.T) {
-			compiled, err := Compile([]Rule{tc.rule}, 0)
+			compiled, err := compile(rule)
 			if err == nil {
 				t.Error("no error")
 			}
-			if _, err := compiled.Match(get("/a")); err != tc.want {
-				t.Errorf("a request gets %v, want %v", err, tc.want)
+			if _, err := compiled.Match(get("/a")); err != ErrNoBackend {
+				t.Errorf("a request gets %v", err)
 			}
 		})
 	}
 }
 
-func TestTooManyMatches(t *testing.T) {
-	r := to("r", make([]Match, maxMatches+1)...)
-	compiled, err := Compile([]Rule{r}, 0)
-	if !errors.Is(err, errTooManyMatches) || len(compiled.matches) != maxMatches {
-		t.Errorf("%d matches, %v", len(compiled.matches), err)
+// TestInvalidMatches: what is not valid does not leave requests to later matches.
+func TestInvalidMatches(t *testing.T) {
+	for name, matches := range map[string][]Match{
+		"no such rule": {{Rule: 1}},
+		"rule below 0": {{Rule: -1}},
+		"too many":     make([]Match, maxMatches+1),
+		"not valid":    {{PathKind: PathRegex, Path: "("}, {}},
+	} {
+		compiled, err := Compile(matches, []Rule{to("r").Rule})
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		if _, err := compiled.Match(get("/a")); err != ErrNoBackend {
+			t.Errorf("%s: a request gets %v", name, err)
+		}
+	}
+	none, err := Compile(nil, nil)
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := none.Match(get("/")); err != ErrNoMatch {
+		t.Errorf("without rules: %v", err)
 	}
 }
 
 func TestPick(t *testing.T) {
 	backends := func(weights ...uint32) (out []Backend) {
 		for i, w := range weights {
-			out = append(out, Backend{Ref: Ref{Index: i}, Weight: w})
+			out = append(out, Backend{Ref: Ref{Name: "echo", Index: i}, Weight: w})
 		}
 		return out
 	}
 	invalid := backends(1, 1)
-	invalid[1].Invalid = true
+	invalid[1].Name = ""
 	for name, tc := range map[string]struct {
 		backends []Backend
 		want     []int // for random bits 0, 1 and so on; -1: ErrNoBackend
@@ -234,7 +233,7 @@ func TestPick(t *testing.T) {
 		"invalid":     {invalid, []int{0, -1, 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := routeOf(t, Rule{Backends: tc.backends}, get("/"))
+			r := routeOf(t, testRule{Rule{Backends: tc.backends}, []Match{{}}}, get("/"))
 			for random, want := range tc.want {
 				got := -1
 				if b, err := r.Pick(uint64(random)); err == nil {
@@ -251,9 +250,9 @@ func TestPick(t *testing.T) {
 }
 
 // routeOf returns the route of a request by one rule, which must match.
-func routeOf(t testing.TB, rule Rule, h *message.Head) Route {
+func routeOf(t testing.TB, rule testRule, h *message.Head) Route {
 	t.Helper()
-	compiled, err := Compile([]Rule{rule}, 8080)
+	compiled, err := compile(rule)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,11 +264,10 @@ func routeOf(t testing.TB, rule Rule, h *message.Head) Route {
 }
 
 func TestEditFields(t *testing.T) {
-	changes := func(letter string) FieldChanges {
-		return FieldChanges{
-			Set:    []message.Field{{Name: "X-Set", Value: letter}},
-			Add:    []message.Field{{Name: "x-add", Value: letter}},
-			Remove: []string{"x-remove-" + letter},
+	changes := func(letter string) []FieldChanges {
+		return []FieldChanges{
+			{Set: []message.Field{{Name: "X-Set", Value: letter}}},
+			{Add: []message.Field{{Name: "x-add", Value: letter}}, Remove: []string{"x-remove-" + letter}},
 		}
 	}
 	rule := to("r")
@@ -295,9 +293,9 @@ func TestEditFields(t *testing.T) {
 	response := &message.Head{Status: 200, Fields: []message.Field{{Name: "x-remove-d", Value: "5"}}}
 	r.EditResponse(response, b)
 	want = []message.Field{
-		{Name: "X-Set", Value: "b"},
-		{Name: "x-add", Value: "d"},
+		{Name: "X-Set", Value: "d"},
 		{Name: "x-add", Value: "b"},
+		{Name: "x-add", Value: "d"},
 	}
 	if diff := cmp.Diff(want, response.Fields); diff != "" {
 		t.Errorf("response (-want +got):\n%s", diff)
@@ -352,7 +350,7 @@ func TestRewrite(t *testing.T) {
 	}
 	rule := to("r")
 	rule.Filters.Rewrite = &Rewrite{Hostname: "other", Path: prefix("/x")}
-	compiled, _ := Compile([]Rule{rule}, 0)
+	compiled, _ := compile(rule)
 	if _, err := compiled.Match(get("/../secret")); err != ErrPath {
 		t.Errorf("an ambiguous path that is rewritten: %v", err)
 	}
@@ -379,13 +377,14 @@ func TestRedirect(t *testing.T) {
 		{get("/a"), Redirect{Port: 80}, "http://echo/a"},
 		{get("/a/b?c"), Redirect{Path: PathChange{Kind: ReplacePath, Value: "/x"}}, "http://echo:8080/x?c"},
 		{get("/a/b?c"), Redirect{Path: PathChange{Kind: ReplacePrefix, Value: "/x"}}, "http://echo:8080/x/a/b?c"},
-		{get("http://abs:1/a"), Redirect{}, "http://abs:8080/a"},
+		{get("http://abs:1/a"), Redirect{}, "http://abs:1/a"},
 		{get("*"), Redirect{}, "http://echo:8080/"},
-		{h2, Redirect{}, "http://[::1]:8080/a"},
+		{h2, Redirect{}, "http://[::1]:9/a"},
 		{old, Redirect{}, "/evil/a"},
 	} {
 		tc.to.Status = 302
-		rule := Rule{Filters: Filters{Redirect: &tc.to}}
+		rule := to("r")
+		rule.Filters.Redirect = &tc.to
 		status, location, ok := routeOf(t, rule, tc.head).Location(tc.head)
 		if !ok || status != 302 || location != tc.want {
 			t.Errorf("%s by %+v: got %d %s, %v, want %s", tc.head.Target, tc.to, status, location, ok, tc.want)
@@ -398,8 +397,8 @@ func TestRedirect(t *testing.T) {
 
 func TestMirrors(t *testing.T) {
 	rule := to("r")
-	rule.Filters.Mirrors = []Mirror{{To: Ref{Name: "a"}, Numerator: 25}, {To: Ref{Name: "b"}, Numerator: 1, Denominator: 3}}
-	rule.Backends[0].Filters.Mirrors = []Mirror{{To: Ref{Name: "c"}, Numerator: 100}}
+	rule.Filters.Mirrors = []Mirror{{To: Ref{Name: "a"}, Numerator: 25, Denominator: 100}, {To: Ref{Name: "b"}, Numerator: 1, Denominator: 3}}
+	rule.Backends[0].Filters.Mirrors = []Mirror{{To: Ref{Name: "c"}, Numerator: 1, Denominator: 1}}
 	r := routeOf(t, rule, get("/"))
 	b, _ := r.Pick(0)
 	of, also := r.Mirrors(b)
@@ -438,11 +437,11 @@ func TestPolicy(t *testing.T) {
 }
 
 func TestMatchDoesNotAllocate(t *testing.T) {
-	rules, err := Compile([]Rule{
+	rules, err := compile(
 		to("a", Match{PathKind: PathPrefix, Path: "/api", Headers: []ValueMatch{{Name: "version", Value: "one"}}}),
 		to("b", Match{Query: []ValueMatch{{Name: "q", Value: "two"}}}),
 		to("c"),
-	}, 80)
+	)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,6 @@ import (
 // A Route is what the rules say about one request. It is valid while the head of the
 // request is, and does not refer to it.
 type Route struct {
-	rules *Rules
 	match *match
 	// path is the request's path in normal form, or empty if it has none.
 	path string
@@ -35,6 +34,9 @@ var (
 // Match returns the route of a request. The error is ErrNoMatch, ErrNoBackend or ErrPath.
 // A path that is ambiguous matches only rules that match every path.
 func (r *Rules) Match(h *message.Head) (Route, error) {
+	if r.broken {
+		return Route{}, ErrNoBackend
+	}
 	path, query, err := h.NormalPath()
 	if err != nil || path == "*" {
 		path, query = "", queryOf(h.Target)
@@ -44,13 +46,13 @@ func (r *Rules) Match(h *message.Head) (Route, error) {
 		if !m.matches(h, path, query) {
 			continue
 		}
-		if m.rule.broken != nil {
+		if m.rule.broken {
 			return Route{}, ErrNoBackend
 		}
 		if err != nil && m.rule.changesPath() {
 			return Route{}, ErrPath
 		}
-		return Route{rules: r, match: m, path: path}, nil
+		return Route{match: m, path: path}, nil
 	}
 	return Route{}, ErrNoMatch
 }
@@ -96,7 +98,7 @@ func (m *match) matches(h *message.Head, path, query string) bool {
 	if m.method != "" && m.method != h.Method {
 		return false
 	}
-	if m.grpc && !m.matchesGRPC(path) {
+	if m.grpc && !isGRPC(h) {
 		return false
 	}
 	for i := range m.headers {
@@ -112,15 +114,9 @@ func (m *match) matches(h *message.Head, path, query string) bool {
 	return true
 }
 
-func (m *match) matchesGRPC(path string) bool {
-	service, rpc, ok := strings.Cut(strings.TrimPrefix(path, "/"), "/")
-	if !ok || service == "" || rpc == "" {
-		return false
-	}
-	if m.service != "" && m.service != service || m.rpc != "" && m.rpc != rpc {
-		return false
-	}
-	return (m.serviceRe == nil || matchesRegex(m.serviceRe, service)) && (m.rpcRe == nil || matchesRegex(m.rpcRe, rpc))
+func isGRPC(h *message.Head) bool {
+	value, _ := h.Get("Content-Type")
+	return strings.HasPrefix(value, "application/grpc")
 }
 
 func (v *valueMatch) matches(value string) bool {
@@ -136,8 +132,8 @@ func matchesRegex(re *regexp.Regexp, value string) bool {
 
 // headerValue returns the values of a field, joined by commas.
 func headerValue(h *message.Head, name string) (string, bool) {
-	if h.Version == message.HTTP2 && strings.EqualFold(name, "host") {
-		return h.Authority, h.Authority != ""
+	if h.Authority != "" && strings.EqualFold(name, "host") {
+		return h.Authority, true
 	}
 	first, ok := h.Get(name)
 	if !ok {
@@ -186,12 +182,12 @@ func (r Route) Mirrors(b *Backend) (rule, backend []Mirror) {
 	if b != nil {
 		backend = b.Filters.Mirrors
 	}
-	return r.match.rule.mirrors, backend
+	return r.match.rule.Filters.Mirrors, backend
 }
 
 // Selects reports whether a copy of a request goes there. random are random bits.
 func (m Mirror) Selects(random uint64) bool {
-	return random%uint64(m.denominator()) < uint64(m.Numerator)
+	return random%uint64(m.Denominator) < uint64(m.Numerator)
 }
 
 // Pick returns the backend for the request. random are random bits. The error is
@@ -205,7 +201,7 @@ func (r Route) Pick(random uint64) (*Backend, error) {
 	for i := range rule.Backends {
 		b := &rule.Backends[i]
 		if at < uint64(b.Weight) {
-			if b.Invalid {
+			if b.Name == "" {
 				return nil, ErrNoBackend
 			}
 			return b, nil
@@ -218,8 +214,8 @@ func (r Route) Pick(random uint64) (*Backend, error) {
 // EditRequest applies the filters of the rule and of a backend to the head of the request.
 // It must be called once for each request.
 func (r Route) EditRequest(h *message.Head, b *Backend) {
-	for _, f := range []*Filters{&r.match.rule.Filters, &b.Filters} {
-		f.Request.apply(h)
+	for _, f := range [...]*Filters{&r.match.rule.Filters, &b.Filters} {
+		applyAll(f.Request, h)
 		if f.Rewrite != nil {
 			r.rewrite(h, f.Rewrite)
 		}
@@ -228,16 +224,14 @@ func (r Route) EditRequest(h *message.Head, b *Backend) {
 
 // EditResponse applies the filters to the head of a final response.
 func (r Route) EditResponse(h *message.Head, b *Backend) {
-	b.Filters.Response.apply(h)
-	r.match.rule.Filters.Response.apply(h)
+	applyAll(r.match.rule.Filters.Response, h)
+	applyAll(b.Filters.Response, h)
 }
 
 // EditsResponse reports whether EditResponse changes anything.
 func (r Route) EditsResponse(b *Backend) bool {
-	return !b.Filters.Response.isEmpty() || !r.match.rule.Filters.Response.isEmpty()
+	return len(r.match.rule.Filters.Response) > 0 || len(b.Filters.Response) > 0
 }
-
-func (c *FieldChanges) isEmpty() bool { return len(c.Set) == 0 && len(c.Add) == 0 && len(c.Remove) == 0 }
 
 // rewrite changes the host and the path of a request.
 func (r Route) rewrite(h *message.Head, w *Rewrite) {
@@ -314,8 +308,6 @@ func (r Route) Location(h *message.Head) (status int, location string, ok bool) 
 		port = strconv.Itoa(int(to.Port))
 	case to.Scheme != "":
 		port = ""
-	case r.rules.port != 0:
-		port = strconv.Itoa(int(r.rules.port))
 	}
 	if to.Scheme != "" {
 		scheme = to.Scheme
