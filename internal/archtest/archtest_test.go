@@ -209,6 +209,12 @@ var importRules = map[string]struct {
 		from:   either(in("internal/dataplane/balance"), in("internal/dataplane/retry")),
 		forbid: except(anything, either(except(standard, sockets), in("internal/dataplane/route"))),
 	},
+	"reqroute decides without I/O": {
+		why:  "what a route does with a request depends on its head and on random bits alone",
+		from: in("internal/dataplane/reqroute"),
+		forbid: except(anything, either(except(standard, sockets), prefix("golang.org/x/net/http/httpguts"),
+			in("internal/dataplane/message"), in("internal/dataplane/retry"))),
+	},
 	"message imports only the standard library": {
 		why:    "every version of HTTP has its heads in it",
 		from:   in("internal/dataplane/message"),

@@ -119,6 +119,7 @@ var rewritten = []string{
 	"internal/dataplane/podid",
 	"internal/dataplane/probe",
 	"internal/dataplane/reqmetrics",
+	"internal/dataplane/reqroute",
 	"internal/dataplane/retry",
 	"internal/dataplane/transport/alive.go",
 	"internal/dataplane/transport/alive_test.go",

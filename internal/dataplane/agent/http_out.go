@@ -266,8 +266,8 @@ type outboundRequest struct {
 	plan    httprelay.Plan
 
 	policy  retry.Policy
-	routed  routedRequest
-	refused error // why the request is not forwarded
+	routed  *routedRequest // nil without routes
+	refused error          // why the request is not forwarded
 	start   time.Time
 	grpc    bool
 	counted reqmetrics.Request
@@ -333,7 +333,7 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 		return httprelay.Result{Err: err}
 	}
 	defer leave()
-	if r.routed.active {
+	if r.routed != nil {
 		var release func()
 		from, release = r.beginRouted(from, ended)
 		defer release()

@@ -72,7 +72,7 @@ func (r *outboundRequest) beginCopies(from httprelay.Stream, ended bool) (_ http
 	if len(r.routed.copies) == 0 {
 		return from, func() {}
 	}
-	c := &requestCopy{agent: r.conn.agent, to: slices.Clone(r.routed.copies), memory: r.backend.memory}
+	c := &requestCopy{agent: r.conn.agent, to: r.routed.copies, memory: r.backend.memory}
 	c.head = *r.head
 	c.head.Fields = slices.Clone(r.head.Fields)
 	c.head.Del("Expect")

@@ -30,7 +30,6 @@ type connRoutes struct {
 
 // A routedRequest is what the routes say about a request.
 type routedRequest struct {
-	active bool // the others are valid
 	route  reqroute.Route
 	target *reqroute.Backend
 	copies []*requestBackend
@@ -90,7 +89,7 @@ func (cc *callerConn) routesIn(s *state) (*reqroute.Rules, retry.Policy, error) 
 // port that the caller dialed.
 func (r *outboundRequest) route() error {
 	cc := r.conn
-	r.backend, r.ctx, r.routed.active = cc.requestBackend, cc.ctx, false
+	r.backend, r.ctx, r.routed = cc.requestBackend, cc.ctx, nil
 	s, err := cc.agent.current()
 	if err != nil {
 		return err
@@ -115,12 +114,11 @@ func (r *outboundRequest) follow(s *state, rules *reqroute.Rules) error {
 		return err
 	}
 	r.policy = route.Policy(policy)
-	r.routed.active, r.routed.route, r.routed.target = true, route, target
+	r.routed = &routedRequest{route: route, target: target}
 	route.EditRequest(r.head, target)
 	if route.EditsResponse(target) {
 		r.plan.OnResponse = r.editRoutedResponse
 	}
-	r.routed.copies = r.routed.copies[:0]
 	rule, backend := route.Mirrors(target)
 	for _, list := range [...][]reqroute.Mirror{rule, backend} {
 		for _, m := range list {

@@ -42,10 +42,10 @@ type valueMatch struct {
 	regex       *regexp.Regexp // nil: the value is compared
 }
 
-// Compile compiles the rules of a port of a frontend. matches are in order of precedence:
-// the first that a request meets selects its rule. The error names what is not valid. The
-// result is usable nevertheless: if a match is not valid, every request gets ErrNoBackend,
-// and otherwise the requests of rules that are not valid do.
+// Compile compiles the rules of a port of a frontend. matches are in order of
+// precedence: the first that a request meets selects its rule. The error names what is
+// not valid. The result is usable nevertheless: if a match is not valid, every request
+// gets ErrNoBackend, and otherwise the requests of rules that are not valid do.
 func Compile(matches []Match, rules []Rule) (*Rules, error) {
 	out, err := compileMatches(matches, rules)
 	if err != nil {

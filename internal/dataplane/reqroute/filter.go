@@ -15,8 +15,8 @@ import (
 // answer it.
 var reserved = map[string]bool{
 	"connection": true, "content-length": true, "expect": true, "host": true, "http2-settings": true,
-	"keep-alive": true, "proxy-authenticate": true, "proxy-authorization": true, "proxy-connection": true,
-	"te": true, "trailer": true, "transfer-encoding": true, "upgrade": true,
+	"keep-alive": true, "proxy-connection": true, "te": true, "trailer": true, "transfer-encoding": true,
+	"upgrade": true,
 }
 
 // isReserved reports whether filters cannot change a field. Some servers do not tell

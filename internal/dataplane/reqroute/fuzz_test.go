@@ -11,8 +11,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
 
-// FuzzMatch proves that prefixes match whole segments, and that the result does not depend
-// on how a path is escaped.
+// FuzzMatch proves that prefixes match whole segments, and that the result does not
+// depend on how a path is escaped.
 func FuzzMatch(f *testing.F) {
 	f.Add("/api", "/api/x", "a=b")
 	f.Add("/a/", "/%61", "")
@@ -43,8 +43,10 @@ func FuzzMatch(f *testing.F) {
 // was written, with the same framing, and without another host than that of the rewrite.
 func FuzzEdit(f *testing.F) {
 	f.Add("GET /a/b?c HTTP/1.1\r\nHost: a\r\n\r\n", "X-A", "b", "x-c", "other", "/x", true)
-	f.Add("POST http://a/b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", "Content-Length", "0", "host", "b", "", false)
-	f.Add("POST /%2e HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "transfer_encoding", "x\r\ny: z", "te", "b c", "/ ", true)
+	f.Add("POST http://a/b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+		"Content-Length", "0", "host", "b", "", false)
+	f.Add("POST /%2e HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"transfer_encoding", "x\r\ny: z", "te", "b c", "/ ", true)
 	f.Fuzz(func(t *testing.T, request, name, value, remove, hostname, path string, prefix bool) {
 		var h message.Head
 		framing, err := h1.NewReader(strings.NewReader(request), h1.Limits{}).ReadRequest(&h)
@@ -54,7 +56,7 @@ func FuzzEdit(f *testing.F) {
 		h1.StripHop(&h)
 		rule := to("r")
 		rule.Filters = Filters{
-			Request: []FieldChanges{{Set: []message.Field{{Name: name, Value: value}}, Remove: []string{remove}}},
+			Request: []FieldChanges{{Set: []message.Field{field(name, value)}, Remove: []string{remove}}},
 			Rewrite: &Rewrite{Hostname: hostname, Path: PathChange{Kind: ReplacePath, Value: path}},
 		}
 		if prefix {

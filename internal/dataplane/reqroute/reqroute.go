@@ -15,7 +15,7 @@
 //     connection or belongs to Causeway.
 //   - A rule with a filter that is not valid answers its requests with an error. It never
 //     forwards them without the filter.
-//   - If a match is not valid, every request gets an error. None is taken by a later match.
+//   - If a match is not valid, every request gets an error.
 //   - Regular expressions run in linear time, on values of bounded length.
 package reqroute
 
@@ -44,8 +44,8 @@ type Rule struct {
 	// Filters apply to every request of the rule, and before those of its backend.
 	Filters  Filters
 	Backends []Backend
-	// Timeout bounds a request with all its tries, and BackendTimeout bounds one try. nil:
-	// the settings of the backend hold. 0: no bound.
+	// Timeout bounds a request with all its tries, and BackendTimeout bounds one try.
+	// nil: the settings of the backend hold. 0: no bound.
 	Timeout, BackendTimeout *time.Duration
 	// Retry is nil if the settings of the backend hold.
 	Retry *Retry
@@ -118,7 +118,8 @@ type PathChange struct {
 	Value string
 }
 
-// A Redirect answers a request with another address. Empty parts are those of the request.
+// A Redirect answers a request with another address. Empty parts are those of the
+// request.
 type Redirect struct {
 	// Scheme is http or https.
 	Scheme, Hostname string

@@ -22,6 +22,14 @@ func get(target string, fields ...message.Field) *message.Head {
 
 func field(name, value string) message.Field { return message.Field{Name: name, Value: value} }
 
+// is are conditions on one value.
+func is(name, value string) []ValueMatch { return []ValueMatch{{Name: name, Value: value}} }
+
+// like is a regular expression for one value.
+func like(name, pattern string) []ValueMatch {
+	return []ValueMatch{{Name: name, Value: pattern, Regex: true}}
+}
+
 // A testRule is a rule with its matches.
 type testRule struct {
 	Rule
@@ -51,7 +59,7 @@ func compile(rules ...testRule) (*Rules, error) {
 
 func TestMatch(t *testing.T) {
 	compiled, err := compile(
-		to("host", Match{PathKind: ExactPath, Path: "/host", Headers: []ValueMatch{{Name: "host", Value: "echo:8080"}}}),
+		to("host", Match{PathKind: ExactPath, Path: "/host", Headers: is("host", "echo:8080")}),
 		to("either", Match{PathKind: ExactPath, Path: "/one"}, Match{PathKind: ExactPath, Path: "/two"}),
 		to("later", Match{PathKind: ExactPath, Path: "/one"}),
 		to("exact", Match{PathKind: ExactPath, Path: "/api/v2"}),
@@ -59,18 +67,19 @@ func TestMatch(t *testing.T) {
 		to("longer", Match{PathKind: PathPrefix, Path: "/api/v2/"}),
 		to("method", Match{PathKind: PathPrefix, Path: "/api", Method: "POST"}),
 		to("headers", Match{PathKind: PathPrefix, Path: "/api",
-			Headers: []ValueMatch{{Name: "version", Value: "two"}, {Name: "color", Value: "b[a-z]*", Regex: true}}}),
-		to("header", Match{PathKind: PathPrefix, Path: "/api", Headers: []ValueMatch{{Name: "version", Value: "two"}}}),
-		to("joined", Match{PathKind: PathPrefix, Path: "/api", Headers: []ValueMatch{{Name: "version", Value: "two,x"}}}),
+			Headers: append(is("version", "two"), ValueMatch{Name: "color", Value: "b[a-z]*", Regex: true})}),
+		to("header", Match{PathKind: PathPrefix, Path: "/api", Headers: is("version", "two")}),
+		to("joined", Match{PathKind: PathPrefix, Path: "/api", Headers: is("version", "two,x")}),
 		to("prefix", Match{PathKind: PathPrefix, Path: "/api"}),
-		to("query", Match{Query: []ValueMatch{{Name: "animal", Value: "a whale"}}}),
+		to("query", Match{Query: is("animal", "a whale")}),
 		to("grpc", Match{PathKind: PathPrefix, Path: "/shop.Cart", GRPC: true}),
 		to("default", Match{PathKind: PathPrefix}),
 	)
 	if err != nil {
 		t.Fatal(err)
 	}
-	post := get("/api")
+	proto := field("content-type", "application/grpc+proto")
+	two, post := field("version", "two"), get("/api")
 	post.Method = "POST"
 	h2 := &message.Head{Version: message.HTTP2, Method: "GET", Target: "/host", Authority: "echo:8080"}
 	cases := map[string]struct {
@@ -89,9 +98,9 @@ func TestMatch(t *testing.T) {
 		"method before none":              {post, "method"},
 		"header before none":              {get("/api", field("version", "two")), "header"},
 		"header with another value":       {get("/api", field("version", "Two")), "prefix"},
-		"more headers before fewer":       {get("/api", field("version", "two"), field("Color", "blue")), "headers"},
-		"regex matches the whole value":   {get("/api", field("version", "two"), field("Color", "blue2")), "header"},
-		"headers are joined":              {get("/api", field("version", "two"), field("Version", "x")), "joined"},
+		"more headers before fewer":       {get("/api", two, field("Color", "blue")), "headers"},
+		"regex matches the whole value":   {get("/api", two, field("Color", "blue2")), "header"},
+		"headers are joined":              {get("/api", two, field("Version", "x")), "joined"},
 		"query":                           {get("/?a=b&animal=a+whale"), "query"},
 		"query with escapes":              {get("/?%61nimal=a%20whale"), "query"},
 		"first parameter counts":          {get("/?animal=x&animal=a+whale"), "default"},
@@ -101,7 +110,7 @@ func TestMatch(t *testing.T) {
 		"absolute form":                   {get("http://echo/api/x"), "prefix"},
 		"ambiguous path":                  {get("/api%2Fx"), "default"},
 		"whole server":                    {get("*"), "default"},
-		"gRPC":                            {get("/shop.Cart/Add", field("content-type", "application/grpc+proto")), "grpc"},
+		"gRPC":                            {get("/shop.Cart/Add", proto), "grpc"},
 		"not gRPC":                        {get("/shop.Cart/Add"), "default"},
 		"host":                            {get("/host"), "host"},
 		"authority":                       {h2, "host"},
@@ -135,17 +144,25 @@ func TestInvalidRules(t *testing.T) {
 	set := func(name, value string) testRule {
 		return filters(Filters{Request: []FieldChanges{{Set: []message.Field{{Name: name, Value: value}}}}})
 	}
+	regex := func(pattern string) Match { return Match{PathKind: PathRegex, Path: pattern} }
+	rewrite := func(path string) testRule {
+		return filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath, Value: path}}})
+	}
+	redirect := func(r Redirect) testRule { return filters(Filters{Redirect: &r}) }
+	response := FieldChanges{Add: []message.Field{field("Connection", "x")}}
 	prefix := PathChange{Kind: ReplacePrefix, Value: "/x"}
 	exact := filters(Filters{Rewrite: &Rewrite{Path: prefix}})
+	both := Filters{Redirect: &Redirect{Status: 302}, Rewrite: &Rewrite{}}
+	removal := func(name string) []FieldChanges { return []FieldChanges{{Remove: []string{name}}} }
 	exact.matches = []Match{{PathKind: ExactPath, Path: "/a"}}
 	for name, rule := range map[string]testRule{
 		"unknown match":                  to("r", Match{Unknown: true}),
 		"unknown kind of path":           to("r", Match{PathKind: 99}),
 		"ambiguous path":                 to("r", Match{PathKind: PathPrefix, Path: "/%2f"}),
 		"regex of a path":                to("r", Match{PathKind: PathRegex, Path: "("}),
-		"regex of a header":              to("r", Match{Headers: []ValueMatch{{Name: "a", Value: "(", Regex: true}}}),
-		"regex of a parameter":           to("r", Match{Query: []ValueMatch{{Name: "a", Value: "[", Regex: true}}}),
-		"long regex":                     to("r", Match{PathKind: PathRegex, Path: strings.Repeat("a", maxPattern+1)}),
+		"regex of a header":              to("r", Match{Headers: like("a", "(")}),
+		"regex of a parameter":           to("r", Match{Query: like("a", "[")}),
+		"long regex":                     to("r", regex(strings.Repeat("a", maxPattern+1))),
 		"large regex":                    to("r", Match{PathKind: PathRegex, Path: long[:4000]}),
 		"framing":                        set("Content-Length", "1"),
 		"connection":                     set("connection", "close"),
@@ -159,20 +176,20 @@ func TestInvalidRules(t *testing.T) {
 		"line break":                     set("a", "b\r\nc: d"),
 		"NUL":                            set("a", "b\x00"),
 		"space at the end":               set("a", "b "),
-		"response field":                 filters(Filters{Response: []FieldChanges{{Add: []message.Field{{Name: "Connection", Value: "x"}}}}}),
-		"removed field":                  filters(Filters{Request: []FieldChanges{{Remove: []string{"Host"}}}}),
+		"response field":                 filters(Filters{Response: []FieldChanges{response}}),
+		"removed field":                  filters(Filters{Request: removal("Host")}),
 		"field of a backend":             backend(Filters{Request: []FieldChanges{{Remove: []string{"TE"}}}}),
 		"redirect of a backend":          backend(Filters{Redirect: &Redirect{Status: 302}}),
 		"status":                         filters(Filters{Redirect: &Redirect{Status: 200}}),
-		"scheme":                         filters(Filters{Redirect: &Redirect{Status: 302, Scheme: "javascript"}}),
+		"scheme":                         redirect(Redirect{Status: 302, Scheme: "javascript"}),
 		"redirect host":                  filters(Filters{Redirect: &Redirect{Status: 302, Hostname: "a/b"}}),
 		"host with a line break":         filters(Filters{Rewrite: &Rewrite{Hostname: "a\r\nb"}}),
-		"path with a space":              filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath, Value: "/a b"}}}),
-		"path with a query":              filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath, Value: "/a?b"}}}),
-		"no path":                        filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: ReplacePath}}}),
+		"path with a space":              rewrite("/a b"),
+		"path with a query":              rewrite("/a?b"),
+		"no path":                        rewrite(""),
 		"unknown change of the path":     filters(Filters{Rewrite: &Rewrite{Path: PathChange{Kind: 99}}}),
 		"prefix without a prefix":        exact,
-		"redirect and rewrite":           filters(Filters{Redirect: &Redirect{Status: 302}, Rewrite: &Rewrite{}}),
+		"redirect and rewrite":           filters(both),
 		"fraction without a denominator": filters(Filters{Mirrors: []Mirror{{}}}),
 		"unknown filter":                 filters(Filters{Unknown: true}),
 		"fraction":                       filters(Filters{Mirrors: []Mirror{{Numerator: 2, Denominator: 1}}}),
@@ -273,7 +290,8 @@ func TestEditFields(t *testing.T) {
 	rule := to("r")
 	rule.Filters = Filters{Request: changes("a"), Response: changes("b")}
 	rule.Backends[0].Filters = Filters{Request: changes("c"), Response: changes("d")}
-	h := get("/", field("x-set", "1"), field("X-Set", "2"), field("X-Remove-A", "3"), field("X-Remove-B", "4"))
+	h := get("/", field("x-set", "1"), field("X-Set", "2"), field("X-Remove-A", "3"),
+		field("X-Remove-B", "4"))
 	r := routeOf(t, rule, h)
 	b, err := r.Pick(0)
 	if err != nil {
@@ -345,7 +363,8 @@ func TestRewrite(t *testing.T) {
 			tc.host = "echo:8080"
 		}
 		if h.Target != tc.want || host != tc.host {
-			t.Errorf("%s by %+v: got %s of %s, want %s of %s", tc.target, tc.rewrite, h.Target, host, tc.want, tc.host)
+			t.Errorf("%s by %+v: got %s of %s, want %s of %s", tc.target, tc.rewrite, h.Target, host,
+				tc.want, tc.host)
 		}
 	}
 	rule := to("r")
@@ -354,7 +373,7 @@ func TestRewrite(t *testing.T) {
 	if _, err := compiled.Match(get("/../secret")); err != ErrPath {
 		t.Errorf("an ambiguous path that is rewritten: %v", err)
 	}
-	h2 := &message.Head{Version: message.HTTP2, Method: "GET", Target: "/a", Scheme: "http", Authority: "echo"}
+	h2 := &message.Head{Version: message.HTTP2, Method: "GET", Target: "/a", Authority: "echo"}
 	routeOf(t, rule, h2).EditRequest(h2, &rule.Backends[0])
 	if h2.Authority != "other" || h2.Target != "/x/a" || len(h2.Fields) != 0 {
 		t.Errorf("HTTP/2: %+v", h2)
@@ -375,8 +394,8 @@ func TestRedirect(t *testing.T) {
 		{get("/a"), Redirect{Scheme: "https", Port: 8443}, "https://echo:8443/a"},
 		{get("/a"), Redirect{Scheme: "http", Port: 443}, "http://echo:443/a"},
 		{get("/a"), Redirect{Port: 80}, "http://echo/a"},
-		{get("/a/b?c"), Redirect{Path: PathChange{Kind: ReplacePath, Value: "/x"}}, "http://echo:8080/x?c"},
-		{get("/a/b?c"), Redirect{Path: PathChange{Kind: ReplacePrefix, Value: "/x"}}, "http://echo:8080/x/a/b?c"},
+		{get("/a/b?c"), Redirect{Path: PathChange{ReplacePath, "/x"}}, "http://echo:8080/x?c"},
+		{get("/a/b?c"), Redirect{Path: PathChange{ReplacePrefix, "/x"}}, "http://echo:8080/x/a/b?c"},
 		{get("http://abs:1/a"), Redirect{}, "http://abs:1/a"},
 		{get("*"), Redirect{}, "http://echo:8080/"},
 		{h2, Redirect{}, "http://[::1]:9/a"},
@@ -387,7 +406,8 @@ func TestRedirect(t *testing.T) {
 		rule.Filters.Redirect = &tc.to
 		status, location, ok := routeOf(t, rule, tc.head).Location(tc.head)
 		if !ok || status != 302 || location != tc.want {
-			t.Errorf("%s by %+v: got %d %s, %v, want %s", tc.head.Target, tc.to, status, location, ok, tc.want)
+			t.Errorf("%s by %+v: got %d %s, %v, want %s", tc.head.Target, tc.to, status, location, ok,
+				tc.want)
 		}
 	}
 	if _, _, ok := routeOf(t, to("r"), old).Location(old); ok {
@@ -397,7 +417,10 @@ func TestRedirect(t *testing.T) {
 
 func TestMirrors(t *testing.T) {
 	rule := to("r")
-	rule.Filters.Mirrors = []Mirror{{To: Ref{Name: "a"}, Numerator: 25, Denominator: 100}, {To: Ref{Name: "b"}, Numerator: 1, Denominator: 3}}
+	rule.Filters.Mirrors = []Mirror{
+		{To: Ref{Name: "a"}, Numerator: 25, Denominator: 100},
+		{To: Ref{Name: "b"}, Numerator: 1, Denominator: 3},
+	}
 	rule.Backends[0].Filters.Mirrors = []Mirror{{To: Ref{Name: "c"}, Numerator: 1, Denominator: 1}}
 	r := routeOf(t, rule, get("/"))
 	b, _ := r.Pick(0)
@@ -438,7 +461,7 @@ func TestPolicy(t *testing.T) {
 
 func TestMatchDoesNotAllocate(t *testing.T) {
 	rules, err := compile(
-		to("a", Match{PathKind: PathPrefix, Path: "/api", Headers: []ValueMatch{{Name: "version", Value: "one"}}}),
+		to("a", Match{PathKind: PathPrefix, Path: "/api", Headers: is("version", "one")}),
 		to("b", Match{Query: []ValueMatch{{Name: "q", Value: "two"}}}),
 		to("c"),
 	)

@@ -75,7 +75,8 @@ func (r *rule) changesPath() bool {
 }
 
 func (f *Filters) changesPath() bool {
-	return f.Rewrite != nil && f.Rewrite.Path.Kind != KeepPath || f.Redirect != nil && f.Redirect.Path.Kind != KeepPath
+	return f.Rewrite != nil && f.Rewrite.Path.Kind != KeepPath ||
+		f.Redirect != nil && f.Redirect.Path.Kind != KeepPath
 }
 
 // matches reports whether a request matches. path is empty if the request has none in
@@ -211,8 +212,8 @@ func (r Route) Pick(random uint64) (*Backend, error) {
 	return nil, ErrNoBackend
 }
 
-// EditRequest applies the filters of the rule and of a backend to the head of the request.
-// It must be called once for each request.
+// EditRequest applies the filters of the rule and of a backend to the head of the
+// request. It must be called once for each request.
 func (r Route) EditRequest(h *message.Head, b *Backend) {
 	for _, f := range [...]*Filters{&r.match.rule.Filters, &b.Filters} {
 		applyAll(f.Request, h)

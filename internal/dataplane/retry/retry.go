@@ -244,9 +244,9 @@ func (p *Policy) wantsStatus(status int) bool {
 		slices.Contains(p.Statuses, status)
 }
 
-// retryDelay returns MinDelay and a random part of 25 ms, which doubles with each try. The
-// first retry of a request that no pod has seen does not wait, because another endpoint
-// can take it.
+// retryDelay returns MinDelay and a random part of 25 ms, which doubles with each try.
+// The first retry of a request that no pod has seen does not wait, because another
+// endpoint can take it.
 func (p *Policy) retryDelay(a Attempt, random func() uint64) time.Duration {
 	if a.Tries <= 1 && (a.Failure == NotProcessed || a.Failure == ConnectFailed) {
 		return 0

@@ -50,7 +50,7 @@ func TestDecide(t *testing.T) {
 			want:    Decision{Reason: ReasonMethod},
 		},
 		"GET not processed, with a route": {
-			why:     "no application has seen it, so nobody needs a pause",
+			why:     "no application has seen it, so no pause is needed",
 			policy:  route,
 			attempt: Attempt{Method: "GET", Failure: NotProcessed, Tries: 1},
 			want:    Decision{Retry: true, Reason: ReasonNotProcessed},
