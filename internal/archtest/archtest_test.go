@@ -256,6 +256,11 @@ var importRules = map[string]struct {
 		from:   except(in("internal/catalog"), in("internal/catalog/wire")),
 		forbid: either(sockets, client),
 	},
+	"gatewayroutes does no I/O": {
+		why:    "which rules a mirror has follows from objects that the caller holds",
+		from:   in("internal/gatewayroutes"),
+		forbid: either(sockets, client),
+	},
 	"the ledger does no I/O": {
 		why:    "an allocation must not depend on the replica that makes it",
 		from:   in("internal/ledger"),

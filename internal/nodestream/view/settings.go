@@ -34,6 +34,11 @@ func (s Settings) backend() *wire.TrafficSettings {
 	}
 }
 
+// Opaque reports whether agents do not read the requests of a port.
+func (s Settings) Opaque(number uint16, appProtocol string) bool {
+	return s.port(number, appProtocol) == wire.Protocol_TCP
+}
+
 // port returns the protocol of a FrontendPort.
 func (s Settings) port(number uint16, appProtocol string) wire.Protocol {
 	return wire.Protocol(s.Defaults.Protocol(s.Declared[number], appProtocol))
