@@ -30,8 +30,7 @@ var (
 // gatewayKinds watches HTTPRoute, GRPCRoute and ReferenceGrant, each while the cluster
 // serves it. Users install and remove the Gateway API at any time.
 type gatewayKinds struct {
-	// served returns the versions to read, by kind. A kind that the cluster does not serve
-	// is missing.
+	// served returns the versions to read, by kind, of the kinds that the cluster serves.
 	served func() (map[string]schema.GroupVersion, error)
 	// watch starts a cache of a kind, and returns when it is complete. leave stops it.
 	// forget drops all objects of the kind.

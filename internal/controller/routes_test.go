@@ -24,7 +24,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/gatewayroutes"
 )
 
-// httpRoute routes the requests to the Service parent of namespace shop to backends there.
+// httpRoute routes requests to the Service parent to backends, all in namespace shop.
 func httpRoute(name, parent string, backends ...string) *gatewayv1.HTTPRoute {
 	group, kind, port := gatewayv1.Group(""), gatewayv1.Kind("Service"), gatewayv1.PortNumber(80)
 	o := &gatewayv1.HTTPRoute{
@@ -47,8 +47,8 @@ func httpRoute(name, parent string, backends ...string) *gatewayv1.HTTPRoute {
 	return o
 }
 
-// backendsOf returns the backends of the only rule of a mirror's first port; nil: no route
-// is attached.
+// backendsOf returns the backends of the only rule of a mirror's first port; nil: it has
+// no rules.
 func (r *replica) backendsOf(t *testing.T, mirror string) []string {
 	t.Helper()
 	f := r.frontend(mirror)
@@ -239,7 +239,8 @@ func TestGatewayKindsRun(t *testing.T) {
 			answers: []answer{{served: beta}, {}, {}},
 			want: [][]string{
 				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
-				{"leave ReferenceGrant v1beta1", "forget ReferenceGrant", "leave HTTPRoute v1", "forget HTTPRoute"},
+				{"leave ReferenceGrant " +
+					"v1beta1", "forget ReferenceGrant", "leave HTTPRoute v1", "forget HTTPRoute"},
 				nil,
 			},
 		},

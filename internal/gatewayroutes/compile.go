@@ -24,8 +24,8 @@ type compiled struct {
 	invalid error
 	// partly says which rules cannot be used; empty: all can.
 	partly string
-	// unresolved is the first reference that is not resolved; nil: all are. There are more
-	// of them.
+	// unresolved is the first reference that is not resolved; nil: all are. more counts
+	// the others.
 	unresolved *refError
 	more       int
 }
@@ -87,7 +87,8 @@ func (c *compiler) compile(s *spec) *compiled {
 	case invalid == len(s.rules):
 		c.out.invalid = first
 	default:
-		c.out.partly = fmt.Sprintf("Requests to %d of %d rules get the status 500. %s.", invalid, len(s.rules),
+		c.out.partly = fmt.Sprintf("Requests to %d of %d rules get the status 500. "+
+			"%s.", invalid, len(s.rules),
 			capital(first.Error()))
 	}
 	return &c.out
@@ -188,7 +189,8 @@ func (c *compiler) rule(r *rule) (*wire.RouteRule, error) {
 		return nil, failure
 	}
 	if r.persistent {
-		return nil, errors.New("sessionPersistence is not supported: use the sessionAffinity of the exported Service")
+		return nil, errors.New("sessionPersistence is not supported: use the sessionAffinity of the " +
+			"exported Service")
 	}
 	if r.timeouts != nil {
 		if out.TimeoutMs, err = milliseconds(r.timeouts.Request); err != nil {
@@ -206,7 +208,8 @@ func (c *compiler) rule(r *rule) (*wire.RouteRule, error) {
 	return out, nil
 }
 
-// milliseconds converts a duration; nil stays nil. It rounds up, because 0 means no timeout.
+// milliseconds converts a duration; nil stays nil. It rounds up, because 0 means that
+// there is no timeout.
 func milliseconds(d *gatewayv1.Duration) (*uint32, error) {
 	if d == nil {
 		return nil, nil

@@ -73,8 +73,8 @@ func (c *compiler) filter(f *gatewayv1.HTTPRouteFilter, rewritable bool) (*wire.
 	return nil, errors.New("is not supported")
 }
 
-// ownFields are fields that agents set, or that decide how a message is read. A route must
-// not change them.
+// ownFields are fields that agents set, or that decide how a message is read. A route
+// must not change them.
 var ownFields = map[string]bool{
 	"connection":        true,
 	"content-length":    true,
@@ -195,7 +195,8 @@ func pathModifier(m *gatewayv1.HTTPPathModifier, rewritable bool) (*wire.PathMod
 	return nil, fmt.Errorf("has a path modifier %q that is not supported", m.Type)
 }
 
-var errPath = errors.New("it must begin with a slash, and have neither a query nor characters that need an escape")
+var errPath = errors.New("it must begin with a slash, and have neither a query nor characters that need " +
+	"an escape")
 
 // checkPath reports whether a path can be written into a request line as it is.
 func checkPath(path string) error {

@@ -4,8 +4,8 @@
 //	routes, ReferenceGrants ─┐            ┌─▶ RouteRules of each mirror's ports
 //	Services and mirrors ────┴─▶ Index ───┴─▶ wanted status of each route
 //
-// A route is compiled on its own: its references are resolved, its values are checked, and
-// its matches get their precedence. Then all routes that are attached to a mirror are
+// A route is compiled on its own: its references are resolved, its values are checked,
+// and its matches get their precedence. Then all routes that are attached to a mirror are
 // merged, port by port.
 //
 // What always holds:
@@ -71,8 +71,8 @@ type Port struct {
 	Opaque bool
 }
 
-// Services looks up Services of this cluster. TouchService tells the Index that the result
-// for a Service may have changed.
+// Services looks up Services of this cluster. TouchService tells the Index that the
+// result for a Service may have changed.
 type Services interface {
 	// Mirror returns a mirror; nil: the Service is not a mirror, or does not exist.
 	Mirror(catalog.Key) *Mirror
@@ -124,8 +124,8 @@ func NewIndex(services Services) *Index {
 	}
 }
 
-// SetHTTPRoute records an HTTPRoute; nil: it does not exist. The Index keeps o and does not
-// change it.
+// SetHTTPRoute records an HTTPRoute; nil: it does not exist. The Index keeps o and does
+// not change it.
 func (x *Index) SetHTTPRoute(k catalog.Key, o *gatewayv1.HTTPRoute) {
 	var s *spec
 	if o != nil {

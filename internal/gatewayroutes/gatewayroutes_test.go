@@ -259,7 +259,8 @@ func TestRules(t *testing.T) {
 			objects: []string{
 				strings.Replace(toBar("HTTPRoute", "b", toWest), "uid: u",
 					"creationTimestamp: 2026-01-01T00:00:00Z", 1),
-				strings.Replace(toBar("HTTPRoute", "z", "  rules: [{backendRefs: [{name: bar-east, port: 80}]}]"),
+				strings.Replace(toBar("HTTPRoute", "z", "  rules: [{backendRefs: [{name: bar-east, "+
+					"port: 80}]}]"),
 					"uid: u", "creationTimestamp: 2025-01-01T00:00:00Z", 1),
 				strings.Replace(toBar("HTTPRoute", "a", "  rules: [{}]"), "uid: u",
 					"creationTimestamp: 2026-01-01T00:00:00Z", 1),
@@ -290,7 +291,8 @@ func TestRules(t *testing.T) {
 		"granted": {
 			why: "a ReferenceGrant admits backends of another namespace",
 			objects: []string{
-				toBar("HTTPRoute", "a", "  rules: [{backendRefs: [{name: pay-east, namespace: bank, port: 80}]}]"),
+				toBar("HTTPRoute", "a", "  rules: [{backendRefs: [{name: pay-east, namespace: bank, "+
+					"port: 80}]}]"),
 				`kind: ReferenceGrant
 metadata: {namespace: bank, name: g}
 spec:
@@ -302,7 +304,8 @@ spec:
 		"granted to others": {
 			why: "each part of a grant counts",
 			objects: []string{
-				toBar("HTTPRoute", "a", "  rules: [{backendRefs: [{name: pay-east, namespace: bank, port: 80}]}]"),
+				toBar("HTTPRoute", "a", "  rules: [{backendRefs: [{name: pay-east, namespace: bank, "+
+					"port: 80}]}]"),
 				`kind: ReferenceGrant
 metadata: {namespace: bank, name: g}
 spec:
@@ -330,8 +333,10 @@ spec:
 			},
 		},
 		"another kind of parent": {
-			why:     "a Gateway belongs to another controller",
-			objects: []string{strings.Replace(toBar("HTTPRoute", "a", toWest), "kind: Service", "kind: Gateway", 1)},
+			why: "a Gateway belongs to another controller",
+			objects: []string{
+				strings.Replace(toBar("HTTPRoute", "a", toWest), "kind: Service", "kind: Gateway", 1),
+			},
 		},
 		"filters, timeouts and retries": {
 			why: "they cross as they are",
@@ -358,7 +363,8 @@ spec:
 				`^ /a => request_headers:{set:{name:"X" value:"v"} add:{name:"Z" value:"z"} remove:"W"} ` +
 					`response_headers:{remove:"V"} rewrite:{hostname:"e.com" path:{prefix:"/b"}} ` +
 					`mirror:{namespace:"shop" name:"bar-east" numerator:5 denominator:100} timeout 2 try 0 ` +
-					`retry attempts:2 codes:503 backoff_ms:10 1*shop/bar-west:0 with request_headers:{remove:"U"}`,
+					`retry attempts:2 codes:503 backoff_ms:10 1*shop/bar-west:0 with ` +
+					`request_headers:{remove:"U"}`,
 				`^  => redirect:{scheme:"https" port:8443 status:301}`,
 				`^  => redirect:{path:{full:"/c"} status:302}`,
 			},
@@ -430,12 +436,14 @@ func TestStatus(t *testing.T) {
 		"accepted": {
 			why:     "the route works",
 			objects: []string{routeOf("HTTPRoute", "shop", "a", "{name: bar-east, port: 80}", toWest)},
-			want:    []string{"Accepted=true Accepted: The route is attached to the mirror shop/bar-east.", resolved},
+			want: []string{"Accepted=true Accepted: The route is attached to the mirror " +
+				"shop/bar-east.", resolved},
 		},
 		"some ports": {
 			why:     "what works is more important than what does not",
 			objects: []string{toBar("HTTPRoute", "a", toWest)},
-			want:    []string{"Accepted=true Accepted: The route is attached to 2 of 3 ports of the mirror", resolved},
+			want: []string{"Accepted=true Accepted: The route is attached to 2 of 3 ports of the " +
+				"mirror", resolved},
 		},
 		"own Service": {
 			why:     "Causeway does not carry such requests",
@@ -448,14 +456,15 @@ func TestStatus(t *testing.T) {
 			want:    []string{"Accepted=false NoMatchingParent: The Service shop/gone does not exist."},
 		},
 		"headless": {
-			why:     "nobody dials it",
+			why:     "no caller dials it",
 			objects: []string{routeOf("HTTPRoute", "shop", "a", "{name: head-east}", toWest)},
 			want:    []string{"Accepted=false NotMirror: The mirror shop/head-east is headless", resolved},
 		},
 		"no port": {
 			why:     "the API has a reason for it",
 			objects: []string{routeOf("HTTPRoute", "shop", "a", "{name: bar-east, port: 81}", toWest)},
-			want:    []string{"Accepted=false NoMatchingParent: The mirror shop/bar-east has no port", resolved},
+			want: []string{"Accepted=false NoMatchingParent: The mirror shop/bar-east has no " +
+				"port", resolved},
 		},
 		"port and section differ": {
 			why: "both must fit",
@@ -467,7 +476,8 @@ func TestStatus(t *testing.T) {
 		"opaque": {
 			why:     "the exporter decided it",
 			objects: []string{routeOf("HTTPRoute", "shop", "a", "{name: bar-east, port: 6379}", toWest)},
-			want:    []string{"Accepted=false UnsupportedProtocol: The connections of the port are opaque", resolved},
+			want: []string{"Accepted=false UnsupportedProtocol: The connections of the port are " +
+				"opaque", resolved},
 		},
 		"conflict": {
 			why:     "GRPCRoutes come first",
@@ -490,9 +500,11 @@ func TestStatus(t *testing.T) {
 			want: []string{"Accepted=true", resolved, "Accepted=false NotMirror"},
 		},
 		"backend missing": {
-			why:     "the share gets 500",
-			objects: []string{routeOf("HTTPRoute", "shop", "a", "{name: bar-east, port: 80}", strings.ReplaceAll(toWest, "bar-west", "gone"))},
-			want:    []string{"Accepted=true", "ResolvedRefs=false BackendNotFound: The backend shop/gone does not exist."},
+			why: "the share gets 500",
+			objects: []string{routeOf("HTTPRoute", "shop", "a", "{name: bar-east, port: "+
+				"80}", strings.ReplaceAll(toWest, "bar-west", "gone"))},
+			want: []string{"Accepted=true", "ResolvedRefs=false BackendNotFound: The backend " +
+				"shop/gone does not exist."},
 		},
 		"backend not a mirror, and more": {
 			why: "the first one is named, and the rest counted",
@@ -500,7 +512,8 @@ func TestStatus(t *testing.T) {
 				"  rules: [{backendRefs: [{name: local, port: 80}, {name: gone, port: 80}]}]")},
 			want: []string{
 				"Accepted=true",
-				"ResolvedRefs=false NotMirror: The backend shop/local is a Service of this cluster. Causeway only " +
+				"ResolvedRefs=false NotMirror: The backend shop/local is a Service of this cluster. " +
+					"Causeway only " +
 					"routes to mirrors. 1 more",
 			},
 		},
@@ -508,7 +521,8 @@ func TestStatus(t *testing.T) {
 			why: "the API has a reason for it",
 			objects: []string{routeOf("HTTPRoute", "shop", "a", "{name: bar-east, port: 80}",
 				"  rules: [{backendRefs: [{name: x, kind: Bucket, group: s3.example, port: 80}]}]")},
-			want: []string{"Accepted=true", "ResolvedRefs=false InvalidKind: The backend shop/x has the kind Bucket.s3.example"},
+			want: []string{"Accepted=true", "ResolvedRefs=false InvalidKind: The backend shop/x has the " +
+				"kind Bucket.s3.example"},
 		},
 		"not permitted": {
 			why: "no grant",
@@ -525,7 +539,8 @@ func TestStatus(t *testing.T) {
 		"mirror of requests": {
 			why: "its backend is a reference, too",
 			objects: []string{routeOf("HTTPRoute", "shop", "a", "{name: bar-east, port: 80}",
-				toWest+"    filters: [{type: RequestMirror, requestMirror: {backendRef: {name: gone, port: 80}}}]")},
+				toWest+"    filters: [{type: RequestMirror, requestMirror: {backendRef: {name: gone, "+
+					"port: 80}}}]")},
 			want: []string{"Accepted=true", "ResolvedRefs=false BackendNotFound"},
 		},
 		"unsupported rule": {
@@ -543,7 +558,8 @@ func TestStatus(t *testing.T) {
 			why: "no rule is used",
 			objects: []string{routeOf("HTTPRoute", "shop", "a", "{name: bar-east, port: 80}",
 				"  rules: [{matches: [{headers: [{name: X, type: RegularExpression, value: \"(\"}]}]}]")},
-			want: []string{"Accepted=false UnsupportedValue: No rule is used. Rule 0: header x: not a regular"},
+			want: []string{"Accepted=false UnsupportedValue: No rule is used. Rule 0: header x: not a " +
+				"regular"},
 		},
 	}
 	for name, c := range cases {
@@ -566,42 +582,50 @@ func TestRejectedValues(t *testing.T) {
 	cases := map[string]struct{ why, rule, want string }{
 		"framing header": {
 			"a route must not change how a message is read",
-			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: Content-Length, value: '1'}]}}]",
+			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: " +
+				"Content-Length, value: '1'}]}}]",
 			"Content-Length, which Causeway sets",
 		},
 		"identity header": {
 			"only agents set it",
-			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: Causeway-Client-ID, value: x}]}}]",
+			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: " +
+				"Causeway-Client-ID, value: x}]}}]",
 			"Causeway-Client-ID, which Causeway sets",
 		},
 		"Host": {
 			"there is a filter for it",
-			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: Host, value: x}]}}]",
+			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: Host, value: " +
+				"x}]}}]",
 			"use URLRewrite.hostname instead",
 		},
 		"header twice": {
 			"the API forbids it",
-			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: A, value: x}], remove: [a]}}]",
+			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: A, value: " +
+				"x}], remove: [a]}}]",
 			"names the header a twice",
 		},
 		"line break in a value": {
 			"it would begin another header",
-			`filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: A, value: "x\r\nB: y"}]}}]`,
+			`filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: A, value: ` +
+				`"x\r\nB: y"}]}}]`,
 			"a value for the header A that is not valid",
 		},
 		"line break in a path": {
 			"it would begin another line",
-			`filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: "/a HTTP/1.1\r\n"}}}]`,
+			`filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: ` +
+				`"/a HTTP/1.1\r\n"}}}]`,
 			"it must begin with a slash",
 		},
 		"query in a path": {
 			"it would become a part of the query",
-			`filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: "/a?b"}}}]`,
+			`filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: ` +
+				`"/a?b"}}}]`,
 			"neither a query",
 		},
 		"prefix without a prefix": {
 			"there is nothing to replace",
-			"matches: [{path: {type: Exact, value: /a}}]\n    filters: [{type: URLRewrite, urlRewrite: {path: " +
+			"matches: [{path: {type: Exact, value: /a}}]\n    filters: [{type: URLRewrite, urlRewrite: " +
+				"{path: " +
 				"{type: ReplacePrefixMatch, replacePrefixMatch: /b}}}]",
 			"but a match of the rule has none",
 		},
@@ -620,17 +644,19 @@ func TestRejectedValues(t *testing.T) {
 			`filters: [{type: RequestRedirect, requestRedirect: {hostname: "a\r\n"}}]`,
 			"a hostname",
 		},
-		"timeout":  {"GEP-2257", "timeouts: {request: soon}", `timeouts.request: "soon" is not a duration`},
-		"attempts": {"the agent's bound", "retry: {attempts: 11}", "retry.attempts: 11 is not between 0 and 10"},
-		"code":     {"the API's bound", "retry: {codes: [200]}", "retry.codes: 200"},
+		"timeout": {"GEP-2257", "timeouts: {request: soon}", `timeouts.request: "soon" is not a duration`},
+		"attempts": {"the agent's bound", "retry: {attempts: 11}", "retry.attempts: 11 is not between 0 " +
+			"and 10"},
+		"code": {"the API's bound", "retry: {codes: [200]}", "retry.codes: 200"},
 		"backend filter": {
 			"the share cannot be sent without it",
 			"backendRefs: [{name: bar-west, port: 80, filters: [{type: CORS}]}]",
 			"backend bar-west: filter CORS is not supported",
 		},
-		"relative path":   {"no request has one", "matches: [{path: {value: a}}]", "must begin with a slash"},
-		"ambiguous path":  {"agents refuse such requests", "matches: [{path: {value: /a%2fb}}]", "path"},
-		"long expression": {"it costs memory", "matches: [{path: {value: '" + strings.Repeat("a", 513) + "', type: RegularExpression}}]", "more than 512 bytes"},
+		"relative path":  {"no request has one", "matches: [{path: {value: a}}]", "must begin with a slash"},
+		"ambiguous path": {"agents refuse such requests", "matches: [{path: {value: /a%2fb}}]", "path"},
+		"long expression": {"it costs memory", "matches: [{path: {value: " +
+			"'" + strings.Repeat("a", 513) + "', type: RegularExpression}}]", "more than 512 bytes"},
 		"large program": {
 			"a short expression can be a long program",
 			"matches: [{path: {value: '" + long + "', type: RegularExpression}}]",
@@ -668,7 +694,8 @@ func TestFlushIsIncremental(t *testing.T) {
 			Changes{}, []string{"^  => 1*shop/bar-west:0"},
 		},
 		{
-			"a Service that no route names", func() { x.TouchService(catalog.Key{Namespace: "shop", Name: "x"}) },
+			"a Service that no route " +
+				"names", func() { x.TouchService(catalog.Key{Namespace: "shop", Name: "x"}) },
 			Changes{}, []string{"^  => 1*shop/bar-west:0"},
 		},
 		{
@@ -883,7 +910,8 @@ func FuzzCompile(f *testing.F) {
 			{Group: &group, Kind: &service1, Name: "bar-east"},
 		}}
 		x := NewIndex(newServices())
-		x.SetHTTPRoute(catalog.Key{Namespace: "shop", Name: "a"}, &gatewayv1.HTTPRoute{Spec: gatewayv1.HTTPRouteSpec{
+		a, b := catalog.Key{Namespace: "shop", Name: "a"}, catalog.Key{Namespace: "bank", Name: "a"}
+		x.SetHTTPRoute(a, &gatewayv1.HTTPRoute{Spec: gatewayv1.HTTPRouteSpec{
 			CommonRouteSpec: parents,
 			Rules: []gatewayv1.HTTPRouteRule{{
 				Matches: []gatewayv1.HTTPRouteMatch{{
@@ -902,7 +930,7 @@ func FuzzCompile(f *testing.F) {
 				Retry:    &gatewayv1.HTTPRouteRetry{Attempts: &number},
 			}},
 		}})
-		x.SetGRPCRoute(catalog.Key{Namespace: "bank", Name: "a"}, &gatewayv1.GRPCRoute{Spec: gatewayv1.GRPCRouteSpec{
+		x.SetGRPCRoute(b, &gatewayv1.GRPCRoute{Spec: gatewayv1.GRPCRouteSpec{
 			CommonRouteSpec: parents,
 			Rules: []gatewayv1.GRPCRouteRule{{Matches: []gatewayv1.GRPCRouteMatch{{
 				Method: &gatewayv1.GRPCMethodMatch{Type: &methodKind, Service: &service, Method: &method},
@@ -914,7 +942,8 @@ func FuzzCompile(f *testing.F) {
 				if int(m.Rule) >= len(rules.Rules) {
 					t.Errorf("rule %d of %d", m.Rule, len(rules.Rules))
 				}
-				if len(m.GetPathRegex()) > maxRegex || strings.ContainsAny(m.GetPathExact()+m.GetPathPrefix(), "\r\n ?#") {
+				path := m.GetPathExact() + m.GetPathPrefix()
+				if len(m.GetPathRegex()) > maxRegex || strings.ContainsAny(path, "\r\n ?#") {
 					t.Errorf("got %v", m)
 				}
 			}

@@ -24,7 +24,7 @@ const (
 // match is a match with its precedence.
 type match struct {
 	wire *wire.RouteMatch
-	// precedence has the criteria of the API in their order. A greater number comes first.
+	// precedence has the criteria of the API in their order. Greater numbers come first.
 	precedence [5]int
 }
 

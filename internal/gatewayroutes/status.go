@@ -19,7 +19,7 @@ const ControllerName gatewayv1.GatewayController = "causeway.dev/controller"
 
 // Reasons that package gatewayv1 has no constant for.
 const (
-	// ReasonNotMirror: a Service is not a mirror, so Causeway does not route its requests.
+	// ReasonNotMirror: the Service is not a mirror that has a virtual IP.
 	ReasonNotMirror gatewayv1.RouteConditionReason = "NotMirror"
 	// ReasonConflicted: a GRPCRoute is attached to the port, so an HTTPRoute is not.
 	ReasonConflicted gatewayv1.RouteConditionReason = "Conflicted"
@@ -53,7 +53,8 @@ func (x *Index) statusOf(r *route) []ParentStatus {
 	var out []ParentStatus
 	for i := range r.compiled.parents {
 		p := &r.compiled.parents[i]
-		if len(out) == maxParents || slices.ContainsFunc(out, func(o ParentStatus) bool { return sameRef(o.Ref, p.ref) }) {
+		repeated := slices.ContainsFunc(out, func(o ParentStatus) bool { return sameRef(o.Ref, p.ref) })
+		if repeated || len(out) == maxParents {
 			continue
 		}
 		s := ParentStatus{Ref: p.ref, Conditions: []Condition{x.accepted(r, p)}}
@@ -85,16 +86,20 @@ func (x *Index) accepted(r *route, p *parent) Condition {
 	}
 	switch {
 	case p.mirror == nil && p.exists:
-		return refuse(ReasonNotMirror, "The Service %s is not a mirror. Causeway only routes requests to mirrors.", p.key)
+		return refuse(ReasonNotMirror, "The Service %s is not a mirror. Causeway only routes requests "+
+			"to mirrors.", p.key)
 	case p.mirror == nil:
 		return refuse(gatewayv1.RouteReasonNoMatchingParent, "The Service %s does not exist.", p.key)
 	case p.mirror.Headless:
-		return refuse(ReasonNotMirror, "The mirror %s is headless, so its callers connect to the mirrors of its pods: "+
+		return refuse(ReasonNotMirror, "The mirror %s is headless, so its callers connect to the "+
+			"mirrors of its pods: "+
 			"name one of these as parent.", p.key)
 	case len(p.ports) == 0:
-		return refuse(gatewayv1.RouteReasonNoMatchingParent, "The mirror %s has no port that the parentRef selects.", p.key)
+		return refuse(gatewayv1.RouteReasonNoMatchingParent, "The mirror %s has no port that the "+
+			"parentRef selects.", p.key)
 	case r.compiled.invalid != nil:
-		return refuse(gatewayv1.RouteReasonUnsupportedValue, "No rule is used. %s.", capital(r.compiled.invalid.Error()))
+		return refuse(gatewayv1.RouteReasonUnsupportedValue, "No rule is used. %s.",
+			capital(r.compiled.invalid.Error()))
 	}
 	var refused gatewayv1.RouteConditionReason
 	attached := 0
@@ -112,11 +117,13 @@ func (x *Index) accepted(r *route, p *parent) Condition {
 	why := ""
 	switch refused {
 	case gatewayv1.RouteReasonUnsupportedProtocol:
-		why = "The connections of the port are opaque: the exported Service or the Link sets its protocol to TCP."
+		why = "The connections of the port are opaque: the exported Service or the Link sets its " +
+			"protocol to TCP."
 	case ReasonConflicted:
 		why = "A GRPCRoute is attached to the port. A port cannot have routes of two kinds."
 	case ReasonLimitExceeded:
-		why = fmt.Sprintf("The routes of a port can have %d matches, %d rules and %d bytes together, for callers of at most %d "+
+		why = fmt.Sprintf("The routes of a port can have %d matches, %d rules and %d bytes together, "+
+			"for callers of at most %d "+
 			"namespaces. Older routes have precedence.", maxMatches, maxRules, maxBytes, maxAudiences)
 	}
 	if attached == 0 {
@@ -125,7 +132,8 @@ func (x *Index) accepted(r *route, p *parent) Condition {
 	c.True, c.Reason = true, gatewayv1.RouteReasonAccepted
 	c.Message = fmt.Sprintf("The route is attached to the mirror %s.", p.key)
 	if refused != "" {
-		c.Message = fmt.Sprintf("The route is attached to %d of %d ports of the mirror %s. %s", attached, len(p.ports), p.key,
+		c.Message = fmt.Sprintf("The route is attached to %d of %d ports of the mirror %s. "+
+			"%s", attached, len(p.ports), p.key,
 			why)
 	}
 	return c
@@ -178,7 +186,9 @@ func (s *Status) Merge(present []gatewayv1.RouteParentStatus, now time.Time) (
 			break
 		}
 		next := gatewayv1.RouteParentStatus{ParentRef: want.Ref, ControllerName: ControllerName}
-		at := slices.IndexFunc(ours, func(p gatewayv1.RouteParentStatus) bool { return sameRef(p.ParentRef, want.Ref) })
+		at := slices.IndexFunc(ours, func(p gatewayv1.RouteParentStatus) bool {
+			return sameRef(p.ParentRef, want.Ref)
+		})
 		var old []metav1.Condition
 		if at >= 0 {
 			old = ours[at].Conditions
