@@ -212,10 +212,12 @@ func (r *outboundRequest) beginRouted(from httprelay.Stream, ended bool) (_ http
 	}
 }
 
-// editRoutedResponse is editResponse with the filters of the route.
+// editRoutedResponse is editResponse with the filters of the route, which change final
+// responses of applications.
 func (r *outboundRequest) editRoutedResponse(h *message.Head) {
+	_, far := h.Get(httprelay.ErrorField)
 	editResponse(h)
-	if h.Status >= 200 {
+	if h.Status >= 200 && !far {
 		r.routed.route.EditResponse(h, r.routed.target)
 	}
 }

@@ -161,6 +161,10 @@ func TestRoutes(t *testing.T) {
 				t.Errorf("the response has %v", resp.Header)
 			}
 		}
+		resp, _ := doRequest(t, c, "POST", "http://bar-east/other", "", "Content-Type", "application/grpc")
+		if resp.StatusCode != 200 || resp.Header.Get("Grpc-Status") != "12" {
+			t.Errorf("gRPC that no rule matches: status %d, %v", resp.StatusCode, resp.Header)
+		}
 		w.setRoutes() // a change applies to the next request of a connection
 		if _, body := doRequest(t, c, "GET", "http://bar-east/other", ""); body != " bar-east /other " {
 			t.Errorf("without routes: %q", body)
