@@ -108,6 +108,7 @@ func (a *Agent) serveRequests(life context.Context, c *net.TCPConn, out *outboun
 		return false
 	}
 	conn := &callerConn{requestBackend: backend, ctx: ctx}
+	defer conn.releaseGroups()
 	if p == tunnel.Protocol_HTTP2 {
 		conn.serveHTTP2(c)
 		return false
@@ -120,7 +121,8 @@ func (a *Agent) serveRequests(life context.Context, c *net.TCPConn, out *outboun
 	return true
 }
 
-// newRequestBackend returns the backend of the port that out resolves to.
+// newRequestBackend returns the backend of the port that out resolves to. The caller must
+// release its group.
 func (a *Agent) newRequestBackend(out *outboundConn, p tunnel.Protocol) (*requestBackend, error) {
 	group := a.requests.of(requestKey{out.sessionKey(), p}, a.balanceConfig(out))
 	if group == nil {

@@ -183,11 +183,34 @@ func (cc *callerConn) backendAt(s *state, ref reqroute.Ref) (*requestBackend, er
 	if err != nil {
 		return nil, err
 	}
-	if cc.routes.backends == nil || len(cc.routes.backends) >= maxRouteBackends {
+	if len(cc.routes.backends) >= maxRouteBackends {
+		cc.forgetBackends()
+	}
+	if old := cc.routes.backends[ref]; old != nil {
+		cc.agent.requests.release(old.group)
+	}
+	if cc.routes.backends == nil {
 		cc.routes.backends = make(map[reqroute.Ref]*requestBackend)
 	}
 	cc.routes.backends[ref] = b
 	return b, nil
+}
+
+// forgetBackends forgets the backends of routes. Requests in flight keep theirs. cc.mu is
+// held.
+func (cc *callerConn) forgetBackends() {
+	for _, b := range cc.routes.backends {
+		cc.agent.requests.release(b.group)
+	}
+	clear(cc.routes.backends)
+}
+
+// releaseGroups releases all groups of a connection that makes no more requests.
+func (cc *callerConn) releaseGroups() {
+	cc.mu.Lock()
+	defer cc.mu.Unlock()
+	cc.agent.requests.release(cc.group)
+	cc.forgetBackends()
 }
 
 // policyIn returns the policy for requests, or why the caller may make none.

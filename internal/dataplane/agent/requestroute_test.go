@@ -89,6 +89,16 @@ func describe(rw http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(rw, "%s %s %s %s", r.Header.Get("X-Backend"), r.Host, r.RequestURI, body)
 }
 
+// groupUsers returns how many connections hold groups of an agent.
+func groupUsers(a *Agent) (n int) {
+	a.requests.mu.Lock()
+	defer a.requests.mu.Unlock()
+	for _, group := range a.requests.groups {
+		n += group.users
+	}
+	return n
+}
+
 func doRequest(t testing.TB, c *http.Client, method, url, body string, fields ...string) (*http.Response, string) {
 	t.Helper()
 	req, err := http.NewRequest(method, url, strings.NewReader(body))
@@ -196,6 +206,12 @@ func TestRouteWeights(t *testing.T) {
 		if diff := cmp.Diff(map[string]bool{vipV1: true, vipV2: true}, keys); diff != "" {
 			t.Errorf("sessions of virtual IPs (-want +got):\n%s", diff)
 		}
+		if n := groupUsers(w.west); n != 3 {
+			t.Errorf("%d groups are held by one connection, want its own and two of the route", n)
+		}
+		w.west.requests.forget(time.Now().Add(time.Hour))
+		c.CloseIdleConnections()
+		eventually(t, "the groups are released", func() bool { return groupUsers(w.west) == 0 })
 	})
 }
 
@@ -266,14 +282,14 @@ func TestRouteTimeoutAndRetry(t *testing.T) {
 		})
 		fields := &wire.HeaderModifier{Add: []*wire.HeaderField{{Name: "X-Add", Value: "1"}}}
 		rule := ruleTo(backendTo("bar-v1", 1))
-		rule.TimeoutMs = proto.Uint32(2000)
-		rule.PerTryTimeoutMs = proto.Uint32(200)
+		slow := ruleTo(backendTo("bar-v1", 1))
+		slow.TimeoutMs, slow.PerTryTimeoutMs = proto.Uint32(200), proto.Uint32(100)
 		rule.Retry = &wire.RouteRetry{Attempts: proto.Uint32(2), Codes: []uint32{429}, BackoffMs: 1}
 		rule.Filters = []*wire.RouteFilter{
 			{Filter: &wire.RouteFilter_RequestHeaders{RequestHeaders: fields}},
 			{Filter: &wire.RouteFilter_ResponseHeaders{ResponseHeaders: fields}},
 		}
-		w.setRoutes(routesOf([]*wire.RouteMatch{{}}, rule))
+		w.setRoutes(routesOf([]*wire.RouteMatch{{Path: &wire.RouteMatch_PathExact{PathExact: "/slow"}}, {}}, slow, rule))
 		c := w.client(alice, h2)
 		resp, _ := doRequest(t, c, "POST", "http://bar-east/", "hello")
 		mu.Lock()
