@@ -53,7 +53,7 @@ spec:
 func applySplit(t *testing.T, one, two int) {
 	t.Helper()
 	must(t, west.kubectl(t.Context(), splitRoute(one, two), "apply", "-f", "-"))
-	within(t, soon, fmt.Sprintf("the route with weights %d and %d is accepted", one, two), func() error {
+	within(t, time.Minute, fmt.Sprintf("the route with weights %d and %d is accepted", one, two), func() error {
 		route, err := west.dyn.Resource(httpRoutes).Namespace("shop").Get(t.Context(), "split", metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -131,7 +131,7 @@ func TestRoutes(t *testing.T) {
 			return nil
 		})
 		for range 10 {
-			pod, err := west.curl(t.Context(), "client", "-sSf", "-m5", "-H", "Version: two", "http://"+address+"/who")
+			pod, err := west.curl(t.Context(), "client", "-sSf", "-m15", "-H", "Version: two", "http://"+address+"/who")
 			if err != nil || !strings.HasPrefix(pod, "two-") {
 				t.Errorf("a request with the field was answered by %q, %v", pod, err)
 			}
