@@ -36,6 +36,12 @@ image: build lab ## build/causeway.tar and build/shop.tar
 	bin/lab image --entrypoint /causeway --file bin/causeway:/causeway:0755 --user 64143:64143 --tag "$$(cat build/causeway.image)" --out build/causeway.tar
 	bin/lab image --entrypoint /shop --file build/shop:/shop:0755 --user 65532:65532 --tag causeway.dev/shop:demo --out build/shop.tar
 
+.PHONY: echo
+echo: lab ## build/echo.tar, a server and a client for the Gateway API's conformance tests
+	mkdir -p build
+	cd lab && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o ../build/echo ./echo
+	bin/lab image --entrypoint /usr/local/bin/server --file build/echo:/usr/local/bin/server:0755 --file build/echo:/usr/local/bin/client:0755 --user 65532:65532 --tag causeway.dev/echo:demo --out build/echo.tar
+
 # The same command on a machine whose clock is wrong: two files are laid over it, and all else is as it was compiled.
 .PHONY: ahead
 ahead: image ## build/causeway-ahead.tar, ten minutes ahead, for the tests of clocks

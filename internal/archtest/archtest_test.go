@@ -210,6 +210,12 @@ var importRules = map[string]struct {
 		from:   either(in("internal/dataplane/balance"), in("internal/dataplane/retry")),
 		forbid: except(anything, either(except(standard, sockets), in("internal/dataplane/route"))),
 	},
+	"reqroute decides without I/O": {
+		why:  "what a route does with a request depends on its head and on random bits alone",
+		from: in("internal/dataplane/reqroute"),
+		forbid: except(anything, either(except(standard, sockets), prefix("golang.org/x/net/http/httpguts"),
+			in("internal/dataplane/message"), in("internal/dataplane/retry"))),
+	},
 	"message imports only the standard library": {
 		why:    "every version of HTTP has its heads in it",
 		from:   in("internal/dataplane/message"),
@@ -254,6 +260,11 @@ var importRules = map[string]struct {
 	"the catalog does no I/O": {
 		why:    "which Services are exported follows from objects that the caller holds",
 		from:   except(in("internal/catalog"), in("internal/catalog/wire")),
+		forbid: either(sockets, client),
+	},
+	"gatewayroutes does no I/O": {
+		why:    "which rules a mirror has follows from objects that the caller holds",
+		from:   in("internal/gatewayroutes"),
 		forbid: either(sockets, client),
 	},
 	"the ledger does no I/O": {

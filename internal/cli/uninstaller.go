@@ -65,6 +65,13 @@ func (u *uninstaller) run(ctx context.Context, s survey) error {
 		u.progress.say("ServiceExports",
 			"removed Causeway's conditions from "+count(exports, "ServiceExport"))
 	}
+	routes, err := removeRouteParents(ctx, u.client)
+	if err != nil {
+		u.notes = append(u.notes, fmt.Sprintf("routes still have status of Causeway: %v", err))
+	}
+	if routes > 0 {
+		u.progress.say("routes", "removed Causeway's status from "+count(routes, "route"))
+	}
 	if err := u.remove(ctx, "rights, Services, keys", belongings, nil); err != nil {
 		return err
 	}

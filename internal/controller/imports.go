@@ -10,12 +10,14 @@ import (
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/gatewayroutes"
 	"github.com/causeway-mesh/causeway/internal/ledger"
 	"github.com/causeway-mesh/causeway/internal/link"
 	"github.com/causeway-mesh/causeway/internal/mirror"
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
 	"github.com/causeway-mesh/causeway/internal/peering"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // importer decides what peers' catalogs become here: ledger entries, frontends for
@@ -39,6 +41,15 @@ type importer struct {
 	frozen bool
 	// entries are what the ledger has stored, by the peer's trust domain.
 	entries map[string]map[ledger.Source]*ledger.Mirror
+	// placedAt is the reverse of the placed of all Links.
+	placedAt map[catalog.Key]placement
+	routes   *gatewayroutes.Index
+}
+
+// placement is the source of a mirror.
+type placement struct {
+	link   *importLink
+	source ledger.Source
 }
 
 // importLink is one Link in force.
@@ -74,6 +85,7 @@ func newImporter(own string, book *ledger.Book) *importer {
 		byDomain: make(map[string]*importLink),
 		former:   make(map[string]*importLink),
 		entries:  make(map[string]map[ledger.Source]*ledger.Mirror),
+		placedAt: make(map[catalog.Key]placement),
 	}
 }
 
@@ -100,6 +112,7 @@ func (m *importer) removeLink(name string, p *plan) {
 	delete(m.byDomain, l.domain)
 	m.former[l.domain] = l
 	for _, key := range l.placed {
+		m.displace(l, key)
 		p.views = append(p.views, nodestream.Change{
 			Scope:   nodestream.Agents,
 			Removed: nodestream.FrontendKey(key.Namespace, key.Name),
@@ -349,6 +362,7 @@ func (m *importer) unplace(l *importLink, source ledger.Source, p *plan) {
 	})
 	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, before, nil})
 	delete(l.placed, source)
+	m.displace(l, before)
 	if l.inNamespace[before.Namespace]--; l.inNamespace[before.Namespace] == 0 {
 		delete(l.inNamespace, before.Namespace)
 	}
@@ -371,6 +385,35 @@ func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
 		l.inNamespace[after.Namespace]++
 	}
 	l.placed[source] = after
+	m.placedAt[after] = placement{l, source}
+	m.routes.TouchService(after)
+	w := m.emitSource(l, source, stored, p)
+	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, after, w})
+	p.statusOf(l.link.Name)
+}
+
+// displace records that a Link has no mirror at key.
+func (m *importer) displace(l *importLink, key catalog.Key) {
+	if m.placedAt[key].link == l {
+		delete(m.placedAt, key)
+	}
+	m.routes.TouchService(key)
+}
+
+// emitFrontend adds the frontend of a mirror to the plan, because its routes changed.
+func (m *importer) emitFrontend(key catalog.Key, p *plan) {
+	at, ok := m.placedAt[key]
+	if !ok {
+		return
+	}
+	if stored := m.entries[at.link.domain][at.source]; stored != nil {
+		m.emitSource(at.link, at.source, stored, p)
+	}
+}
+
+// emitSource adds the frontend of a stored entry to the plan, and returns its mirror.
+func (m *importer) emitSource(l *importLink, source ledger.Source, stored *ledger.Mirror,
+	p *plan) *mirror.Want {
 	entry := *stored
 	if want, ok := l.wants[source]; ok {
 		entry = withContent(entry, want)
@@ -381,10 +424,40 @@ func (m *importer) emit(l *importLink, source ledger.Source, p *plan) {
 	}
 	w := l.rules.Want(entry, described)
 	if resource := view.Frontend(l.link.Name, entry, w.Ready, l.rules.Defaults()); resource != nil {
+		for _, port := range resource.GetFrontend().GetPorts() {
+			port.Routes = m.routes.Rules(mirrorKey(stored), port.GetIndex())
+		}
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Resource: resource})
 	}
-	p.mirrors = append(p.mirrors, mirrorChange{l.link.Name, after, w})
-	p.statusOf(l.link.Name)
+	return w
+}
+
+// mirrorFor returns what routes need to know of a mirror; nil: there is none.
+func (m *importer) mirrorFor(key catalog.Key) *gatewayroutes.Mirror {
+	at, ok := m.placedAt[key]
+	if !ok {
+		return nil
+	}
+	l := at.link
+	stored := m.entries[l.domain][at.source]
+	if stored == nil {
+		return nil
+	}
+	entry := *stored
+	if want, ok := l.wants[at.source]; ok {
+		entry = withContent(entry, want)
+	}
+	defaults := l.rules.Defaults()
+	out := &gatewayroutes.Mirror{Headless: entry.Headless && entry.Hostname == ""}
+	for _, p := range entry.Ports {
+		out.Ports = append(out.Ports, gatewayroutes.Port{
+			Index:  uint32(p.Index),
+			Number: p.Port,
+			Name:   p.Name,
+			Opaque: defaults.Protocol(p.Declared, p.AppProtocol) == trafficsettings.TCP,
+		})
+	}
+	return out
 }
 
 // withContent returns entry with the content that the peer's catalog has now: the

@@ -9,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	toolscache "k8s.io/client-go/tools/cache"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/catalog"
@@ -34,6 +36,13 @@ type batch struct {
 	invites        changed[v1alpha1.Invite]
 	joins          changed[v1alpha1.Join]
 	serviceExports changed[metav1.PartialObjectMetadata]
+	httpRoutes     changed[gatewayv1.HTTPRoute]
+	grpcRoutes     changed[gatewayv1.GRPCRoute]
+	grants         changed[gatewayv1.ReferenceGrant]
+	betaGrants     changed[gatewayv1beta1.ReferenceGrant]
+	// gatewayForgotten are kinds of the Gateway API that the cluster does not serve any
+	// more. Their objects in the batch are newer.
+	gatewayForgotten map[string]bool
 
 	// conditionsKind is the version in which ServiceExports have conditions, or the zero
 	// value if they have none. It is nil if it has not changed.

@@ -40,11 +40,13 @@ type leader struct {
 	writer   *mirror.Writer
 	// conditions writes the conditions of ServiceExports.
 	conditions *serviceexport.Writer
-	joiner     *joinflow.Joiner
-	o          Options
-	ranges     []netip.Prefix
-	inbox      *inbox
-	log        *slog.Logger
+	// routes writes the statuses of Gateway API routes.
+	routes *routeStatuses
+	joiner *joinflow.Joiner
+	o      Options
+	ranges []netip.Prefix
+	inbox  *inbox
+	log    *slog.Logger
 
 	tasks        tasks
 	started      bool
@@ -101,6 +103,7 @@ func (l *leader) start(ctx context.Context) {
 	l.started = true
 	l.statuses = make(map[string]*statusTask)
 	l.housekeeping = l.tasks.start(ctx, l.log)
+	l.routes.task = l.tasks.start(ctx, l.log)
 	l.tasks.running.Go(func() { l.writer.Run(ctx) })
 	l.tasks.running.Go(func() { l.conditions.Run(ctx) })
 	l.tasks.running.Go(func() { l.readLedger(ctx) })

@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/recorder"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 	"github.com/causeway-mesh/causeway/internal/bubble"
@@ -224,6 +225,9 @@ func (r *replica) informers() []*fakeInformer {
 		kind(&v1alpha1.InviteList{}, handler(in,
 			func(b *batch) *changed[v1alpha1.Invite] { return &b.invites })),
 		kind(&v1alpha1.JoinList{}, handler(in, func(b *batch) *changed[v1alpha1.Join] { return &b.joins })),
+		kind(&gatewayv1.HTTPRouteList{}, gatewayHandler(in, &gatewayv1.HTTPRoute{})),
+		kind(&gatewayv1.GRPCRouteList{}, gatewayHandler(in, &gatewayv1.GRPCRoute{})),
+		kind(&gatewayv1.ReferenceGrantList{}, gatewayHandler(in, &gatewayv1.ReferenceGrant{})),
 	}
 }
 

@@ -56,6 +56,8 @@ type plan struct {
 	serviceExports map[catalog.Key]bool
 	facts          []exportFacts
 	conditionsKind *schema.GroupVersionKind
+	// routes are the wanted statuses of Gateway API routes that were decided about.
+	routes []routeStatus
 	// housekeeping: something changed that the leader's housekeeping depends on.
 	housekeeping bool
 

@@ -35,6 +35,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/crds"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/gatewayroutes"
 	"github.com/causeway-mesh/causeway/internal/grpctls"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/joinflow"
@@ -118,6 +119,10 @@ func (p *process) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	gateway, err := p.gatewayKinds()
+	if err != nil {
+		return err
+	}
 	if err := p.watchAll(ctx, r); err != nil {
 		return err
 	}
@@ -131,8 +136,10 @@ func (p *process) reconcile(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return nil
 	}
+	gateway.start(ctx)
 	var probing sync.WaitGroup
 	probing.Go(func() { exports.run(ctx) })
+	probing.Go(func() { gateway.run(ctx) })
 	r.run(ctx)
 	probing.Wait()
 	r.peers.Wait()
@@ -476,6 +483,8 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 		trustDue:       make(map[string]time.Time),
 	}
 	nodes.moved = r.exports.nodeMoved
+	r.routes = gatewayroutes.NewIndex(services{r})
+	r.imports.routes = r.routes
 	r.peers = peering.New(peering.Config{
 		Identity:    p.identity,
 		Board:       board,
@@ -513,6 +522,7 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 			Metrics:   mirrorMetrics,
 		}),
 	}
+	r.leader.routes = newRouteStatuses(p.live, p.log)
 	r.leader.conditions = serviceexport.NewWriter(serviceexport.Config{
 		API:     p.live,
 		Budget:  p.budget,

@@ -21,6 +21,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid"
 	"github.com/causeway-mesh/causeway/internal/clusterinfo"
+	"github.com/causeway-mesh/causeway/internal/gatewayroutes"
 	"github.com/causeway-mesh/causeway/internal/identity"
 	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/ledger"
@@ -90,6 +91,10 @@ type reconciler struct {
 	conditionsKind     schema.GroupVersionKind
 	conditionsReplayed bool
 	linksInForce       []string // at the last call of planConditions
+	// routes decides about Gateway API routes. routesReplayed means that the writer of
+	// their statuses has received all that differ.
+	routes         *gatewayroutes.Index
+	routesReplayed bool
 	// openInvites are invites that gateways let through, as of the last time that one
 	// changed; invitesDue is when the clock alone changes them.
 	openInvites []joinflow.OpenInvite
@@ -182,6 +187,7 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	p.dueAt(r.book.Tick(now))
 	changes := r.book.Changes()
 	r.imports.stored(changes.Mirrors, p)
+	r.planRoutes(now, p)
 	r.exports.stored(changes.Exports, now, p)
 	r.exports.announce(p)
 	p.readyLinks = r.exports.readyLinks(r.links.inForce(), first, now, p)
@@ -275,6 +281,7 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 		r.index.SetService(k, o)
 		r.components.setService(k, o)
 		r.overlaps.setService(k, o)
+		r.routes.TouchService(k)
 		if k == (catalog.Key{Namespace: r.o.Namespace, Name: canary.Service}) {
 			r.canary, p.housekeeping = o, true
 		}
@@ -305,6 +312,7 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 	for k, o := range b.serviceExports {
 		r.setServiceExport(k, o, p)
 	}
+	r.takeRoutes(b)
 	for k, o := range b.invites {
 		setOrDelete(r.invites, k, o)
 		p.housekeeping = true
@@ -694,6 +702,7 @@ func (r *reconciler) apply(ctx context.Context, p *plan) {
 		return // the mirrors that stand are not known yet
 	}
 	l.applyConditions(p)
+	l.routes.set(p.routes, time.Now())
 	for name := range p.status {
 		if obj := r.links.links[name]; obj != nil && obj.DeletionTimestamp == nil {
 			l.writeStatus(ctx, name, r.statusJob(obj, time.Now()))

@@ -86,6 +86,7 @@ type Agent struct {
 	firstSpeakers *ttlMap[localPort, tunnel.FirstSpeaker] // of local ports
 	sessions      *session.Pool[sessionKey, *clientSession]
 	requests      requestGroups // sessions for requests
+	copies        atomic.Int64  // of requests, that are open
 	// circuits count connections, requests that wait for a session, and requests.
 	connCircuits, pendingCircuits, circuits circuits
 	balanceSeed                             uint64                         // selects this node's aperture for requests

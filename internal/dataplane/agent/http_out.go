@@ -45,20 +45,29 @@ const (
 	maxLinger     = 64 << 20
 )
 
-// A callerConn is a caller's connection that carries requests.
-type callerConn struct {
+// A requestBackend is a port of a mirror, as the requests of one caller's connection use it.
+type requestBackend struct {
 	agent *Agent
 	out   *outboundConn
 	group *requestGroup
-	ctx   context.Context // ends with the lease of the connection
 	// account is the caller's namespace/ServiceAccount.
 	account string
+	// memory is the link's budget of bytes.
+	memory httprelay.Memory
 	// recorders are for requests, and for those of gRPC.
 	recorders [2]*reqmetrics.Recorder
 
 	mu     sync.Mutex // guards what follows
 	state  *state     // by which the caller was checked last
 	policy retry.Policy
+}
+
+// A callerConn is a caller's connection that carries requests. Without routes, all of them
+// go to the port of the mirror that the caller dialed.
+type callerConn struct {
+	*requestBackend
+	ctx    context.Context // ends with the lease of the connection
+	routes connRoutes
 }
 
 // recognize returns the protocol of a caller's connection. It inspects out.earlyData. If
@@ -94,17 +103,40 @@ func (a *Agent) serveRequests(life context.Context, c *net.TCPConn, out *outboun
 	ctx, release := a.leases.grant(life, a.state.Load, out.checkOpen)
 	defer release()
 	a.endpointCache.recordClientFirst(out.caller.account(), out.remotePort())
-	group := a.requests.of(requestKey{out.sessionKey(), p}, a.balanceConfig(out))
-	if group == nil {
-		a.rejectOutbound(c, out, refuse(reasonOther, errNoSession))
+	backend, err := a.newRequestBackend(out, p)
+	if err != nil {
+		a.rejectOutbound(c, out, err)
 		return false
 	}
-	conn := &callerConn{agent: a, out: out, group: group, ctx: ctx, account: out.caller.namespace + "/" + out.caller.serviceAccount, recorders: a.requestRecorders(out.metricsKey(metricsProtocol(p)))}
+	conn := &callerConn{requestBackend: backend, ctx: ctx}
+	defer conn.releaseGroups()
 	if p == tunnel.Protocol_HTTP2 {
 		conn.serveHTTP2(c)
 		return false
 	}
-	return conn.serveHTTP1(c)
+	if !conn.serveHTTP1(c) {
+		return false
+	}
+	release() // it reads out
+	conn.routes.redirectOpaque(out)
+	return true
+}
+
+// newRequestBackend returns the backend of the port that out resolves to. The caller must
+// release its group.
+func (a *Agent) newRequestBackend(out *outboundConn, p tunnel.Protocol) (*requestBackend, error) {
+	group := a.requests.of(requestKey{out.sessionKey(), p}, a.balanceConfig(out))
+	if group == nil {
+		return nil, refuse(reasonOther, errNoSession)
+	}
+	return &requestBackend{
+		agent:     a,
+		out:       out,
+		group:     group,
+		account:   out.caller.namespace + "/" + out.caller.serviceAccount,
+		memory:    a.shares.memory(out.peer.uid),
+		recorders: a.requestRecorders(out.metricsKey(metricsProtocol(p))),
+	}, nil
 }
 
 // serveHTTP1 serves the requests of an HTTP/1 connection, one after the other.
@@ -129,6 +161,11 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 			return false
 		}
 		if h1.IsUpgrade(&head) || head.Method == "CONNECT" || h1.NeedsPinning(&head) {
+			if err := cc.routeOpaque(&head); err != nil {
+				r.reject(caller, err)
+				closeHTTP1(c, true)
+				return false
+			}
 			cc.out.earlyData = append(h1.AppendRequest(nil, &head, h1.Framing{}), caller.Rest()...)
 			if len(cc.out.earlyData) > tunnel.MaxData {
 				cc.endHTTP1(c, caller, &h1.Error{Status: 431, Reason: "head_too_large"})
@@ -226,11 +263,15 @@ func (cc *callerConn) serveStream(s *mux.Stream) {
 // An outboundRequest is one request of a local pod. An HTTP/1 connection has one for all
 // its requests, which come one after the other.
 type outboundRequest struct {
-	conn *callerConn
-	head *message.Head
-	plan httprelay.Plan
+	conn    *callerConn
+	backend *requestBackend
+	ctx     context.Context // of the caller's connection, or of the lease of the request
+	head    *message.Head
+	plan    httprelay.Plan
 
 	policy  retry.Policy
+	routed  *routedRequest // nil without routes
+	refused error          // why the request is not forwarded
 	start   time.Time
 	grpc    bool
 	counted reqmetrics.Request
@@ -248,17 +289,19 @@ type outboundRequest struct {
 
 func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
 	r := &outboundRequest{conn: cc, head: head}
-	r.plan = httprelay.Plan{Open: r.openTry, Retry: r.retry, IsFailure: r.isFailure, OnResponse: editResponse,
-		Memory: cc.agent.shares.memory(cc.out.peer.uid)}
+	r.plan = httprelay.Plan{Open: r.openTry, Retry: r.retry, IsFailure: r.isFailure}
 	return r
 }
 
 // begin begins the request whose head was read.
 func (r *outboundRequest) begin() {
 	r.start, r.grpc = time.Now(), isGRPC(r.head)
-	recorder := r.conn.recorders[0]
+	r.plan.OnResponse = editResponse
+	r.refused = r.route()
+	r.plan.Memory = r.backend.memory
+	recorder := r.backend.recorders[0]
 	if r.grpc {
-		recorder = r.conn.recorders[1]
+		recorder = r.backend.recorders[1]
 	}
 	r.counted = recorder.Start(r.start)
 	r.trace = r.conn.agent.tracer.Sample(r.head)
@@ -288,15 +331,19 @@ var errCanceled = errors.New("the caller has gone")
 
 // forward forwards the request, with retries, and its response.
 func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.Result {
-	if err := r.conn.checkCaller(); err != nil {
+	if r.refused != nil {
+		return httprelay.Result{Err: r.refused}
+	}
+	if err := r.backend.acquire(); err != nil {
 		return httprelay.Result{Err: err}
 	}
-	r.policy = r.conn.currentPolicy()
-	if err := r.conn.acquire(); err != nil {
-		return httprelay.Result{Err: err}
+	defer r.backend.release()
+	if r.routed != nil {
+		var release func()
+		from, release = r.beginRouted(from, ended)
+		defer release()
 	}
-	defer r.conn.release()
-	r.conn.group.budget.Request(r.start)
+	r.backend.group.budget.Request(r.start)
 	result := httprelay.Forward(from, r.head, ended, &r.plan)
 	r.finish(result)
 	return result
@@ -315,11 +362,11 @@ func (r *outboundRequest) openTry(_ int, h *message.Head, body []byte, end bool)
 
 // open starts a try.
 func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
-	cc := r.conn
-	if err := cc.checkCaller(); err != nil {
+	b := r.backend
+	if err := b.checkCaller(); err != nil {
 		return nil, err
 	}
-	ctx, began := cc.ctx, time.Now()
+	ctx, began := r.ctx, time.Now()
 	r.startSpan(h, began)
 	if r.plan.Timeout > 0 { // it includes the wait for a session
 		var end context.CancelFunc
@@ -348,9 +395,9 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 // openStream opens a stream with an endpoint. If a session has just ended, nothing was
 // sent, and openStream takes another session. This is no retry of the request.
 func (r *outboundRequest) openStream(ctx context.Context, h *message.Head, body []byte, end bool) (stream *mux.Stream, err error) {
-	cc := r.conn
+	b := r.backend
 	for range openTries {
-		s, choice, perr := cc.agent.pick(ctx, cc.group, cc.out, r.tried)
+		s, choice, perr := b.agent.pick(ctx, b.group, b.out, r.tried)
 		if perr != nil {
 			return nil, perr
 		}
@@ -372,34 +419,39 @@ func (r *outboundRequest) openStream(ctx context.Context, h *message.Head, body 
 }
 
 // checkCaller returns why the caller may make no requests now, or nil.
-func (cc *callerConn) checkCaller() error {
-	s, err := cc.agent.current()
+func (b *requestBackend) checkCaller() error {
+	s, err := b.agent.current()
 	if err != nil {
 		return err
 	}
-	cc.mu.Lock()
-	defer cc.mu.Unlock()
-	if s == cc.state {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.checkCallerIn(s)
+}
+
+// checkCallerIn is checkCaller for a state, and updates the policy. b.mu is held.
+func (b *requestBackend) checkCallerIn(s *state) error {
+	if s == b.state {
 		return nil
 	}
-	if err := cc.out.checkMirror(s); err != nil {
+	if err := b.out.checkMirror(s); err != nil {
 		return refuse(reasonRevoked, err)
 	}
-	if err := s.links[cc.out.peer.name].checkNamespace(cc.out.caller.namespace); err != nil {
+	if err := s.links[b.out.peer.name].checkNamespace(b.out.caller.namespace); err != nil {
 		return err
 	}
-	cc.state = s
-	cc.policy = s.mirrors[cc.out.vip].ports[cc.out.index].retryPolicy()
+	b.state = s
+	b.policy = s.mirrors[b.out.vip].ports[b.out.index].retryPolicy()
 	return nil
 }
 
 // acquire counts a request in flight. If it returns nil, the caller must call release.
-func (cc *callerConn) acquire() error {
-	a, out := cc.agent, cc.out
+func (b *requestBackend) acquire() error {
+	a, out := b.agent, b.out
 	if !a.circuits.acquire(out.remotePort(), out.port.settings.MaxRequests) {
 		return refuse(reasonCircuitOpen, fmt.Errorf("%d requests to %s are in flight, as many as its owner allows a node", out.port.settings.MaxRequests, out.mirror.name))
 	}
-	err := acquireShares(a.shares.outboundRequests, cc.account, reasonTooManyRequests,
+	err := acquireShares(a.shares.outboundRequests, b.account, reasonTooManyRequests,
 		a.shares.outboundRequestLinks, out.peer.uid, reasonTooManyRequests)
 	if err != nil {
 		a.circuits.release(out.remotePort())
@@ -407,21 +459,15 @@ func (cc *callerConn) acquire() error {
 	return err
 }
 
-func (cc *callerConn) release() {
-	a, out := cc.agent, cc.out
-	releaseShares(a.shares.outboundRequests, cc.account, a.shares.outboundRequestLinks, out.peer.uid)
+func (b *requestBackend) release() {
+	a, out := b.agent, b.out
+	releaseShares(a.shares.outboundRequests, b.account, a.shares.outboundRequestLinks, out.peer.uid)
 	a.circuits.release(out.remotePort())
-}
-
-func (cc *callerConn) currentPolicy() retry.Policy {
-	cc.mu.Lock()
-	defer cc.mu.Unlock()
-	return cc.policy
 }
 
 // observe ends the current try for the balancer.
 func (r *outboundRequest) observe(o balance.Outcome) {
-	if r.conn.group.balancer.Finish(r.choice, time.Since(r.sentAt), o, time.Now()) {
+	if r.backend.group.balancer.Finish(r.choice, time.Since(r.sentAt), o, time.Now()) {
 		r.counted.Ejected()
 	}
 	r.choice = balance.Choice{}
@@ -438,7 +484,7 @@ func (r *outboundRequest) isFailure(h *message.Head) bool {
 	if status, ok := grpcStatusOf(h); ok && r.grpc {
 		return r.policy.GRPCStatuses&(1<<status) != 0
 	}
-	return h.Status >= 500 && r.policy.Decide(retry.Attempt{Method: r.head.Method, Failure: retry.Status, Status: h.Status, Tries: 1}, nil).Retry
+	return h.Status >= 400 && r.policy.Decide(retry.Attempt{Method: r.head.Method, Failure: retry.Status, Status: h.Status, Tries: 1}, nil).Retry
 }
 
 // retry decides whether a failed try is followed by another.
@@ -467,13 +513,13 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 	if !d.Retry {
 		return false
 	}
-	if !r.conn.group.budget.Withdraw(time.Now()) {
+	if !r.backend.group.budget.Withdraw(time.Now()) {
 		r.counted.BudgetExhausted()
 		return false
 	}
 	r.counted.Retried(d.Reason)
 	r.endFailedSpan(f)
-	return d.Delay == 0 || backoff.Sleep(r.conn.ctx, d.Delay)
+	return d.Delay == 0 || backoff.Sleep(r.ctx, d.Delay)
 }
 
 // isFinal reports whether another try would fail in the same way, because the refusal
@@ -517,9 +563,9 @@ func (r *outboundRequest) finish(result httprelay.Result) {
 	case result.Err != nil:
 		outcome = balance.Failure
 	}
-	cc := r.conn
-	if r.session != nil && cc.out.mirror.affinity > 0 && result.Began {
-		cc.agent.endpointCache.recordVisit(cc.out.caller.uid, cc.out.remotePort(), r.session.endpoint)
+	b := r.backend
+	if r.session != nil && b.out.mirror.affinity > 0 && result.Began {
+		b.agent.endpointCache.recordVisit(b.out.caller.uid, b.out.remotePort(), r.session.endpoint)
 	}
 	if r.choice.ID != (route.EndpointID{}) {
 		now := time.Now()
@@ -527,7 +573,7 @@ func (r *outboundRequest) finish(result httprelay.Result) {
 		if result.Began {
 			latency = result.FirstByte - r.sentAt.Sub(r.start)
 		}
-		if cc.group.balancer.Finish(r.choice, latency, outcome, now) {
+		if b.group.balancer.Finish(r.choice, latency, outcome, now) {
 			r.counted.Ejected()
 		}
 	}
@@ -545,11 +591,14 @@ func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result)
 
 // answerError answers a request that got no response.
 func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status int) {
+	if status, ok := r.answerRedirect(to, err); ok {
+		return status
+	}
 	status, kind := errorStatus(err)
 	reason := requestReason(err, outbound)
 	r.conn.agent.metrics.refuse(outbound, reason)
 	r.counted.Rejected(rejectionOf(err))
-	r.conn.agent.logLimited(slog.LevelInfo, "request failed", "mirror", r.conn.out.mirrorName(), "caller", r.conn.out.callerName(),
+	r.conn.agent.logLimited(slog.LevelInfo, "request failed", "mirror", r.backend.out.mirrorName(), "caller", r.backend.out.callerName(),
 		"status", status, "reason", reason, "error", err)
 	httprelay.AnswerError(to, httprelay.MeshError{Side: "causeway", Status: status, Kind: kind, Reason: reason, GRPC: r.grpc, Version: r.head.Version})
 	return status
@@ -561,6 +610,8 @@ func errorStatus(err error) (status int, kind string) {
 	switch {
 	case errors.Is(err, httprelay.ErrTimeout):
 		return 504, "http_response_timeout"
+	case errors.As(err, &refused) && routeErrorStatus[refused.reason] != 0:
+		return routeErrorStatus[refused.reason], routeErrorKinds[refused.reason]
 	case errors.As(err, &refused) && (refused.reason == reasonSuspended || refused.reason == reasonCallerNotAllowed):
 		return 403, "http_request_denied"
 	case errors.As(err, &refused):

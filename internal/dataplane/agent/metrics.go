@@ -64,6 +64,9 @@ const (
 	reasonTooManyRequests  = "too_many_requests"  // of one caller or link
 	reasonMalformed        = "malformed_http"     // a request of a caller, or a response of an application
 	reasonAppFailed        = "application_failed" // it closed its connection before a response
+	reasonNoRoute          = "no_route"           // no rule of the routes matches the request
+	reasonNoRouteBackend   = "no_route_backend"   // the rule that matches has no valid backend
+	reasonAmbiguousPath    = "ambiguous_path"     // of a request whose route changes the path
 	reasonOther            = "other"
 )
 
@@ -72,7 +75,8 @@ func reasons(direction string) []string {
 		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
 	if direction == outbound {
 		out = append(out, reasonCallRate, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGatewayBudget, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
-			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonCallerSilent, reasonCircuitOpen, reasonRequestTimeout, reasonTooManyRequests, reasonMalformed)
+			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonCallerSilent, reasonCircuitOpen, reasonRequestTimeout, reasonTooManyRequests, reasonMalformed,
+			reasonNoRoute, reasonNoRouteBackend, reasonAmbiguousPath)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}
@@ -101,6 +105,7 @@ type metrics struct {
 	sessions *prometheus.CounterVec
 	renewals *prometheus.CounterVec
 	probes   *prometheus.CounterVec
+	mirrored *prometheus.CounterVec
 
 	mu      sync.Mutex // guards current
 	current map[string]int
@@ -148,7 +153,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	for _, outcome := range []string{renewalDone, renewalUnknown} {
 		m.renewals.WithLabelValues(inbound, outcome)
 	}
-	m.probes = newProbes()
+	m.probes, m.mirrored = newProbes(), newMirrored()
 	for _, outcome := range []string{sessionMade, sessionPreconnecting, sessionPreconnected, sessionFailed, sessionReused, sessionRetired, sessionLost} {
 		m.sessions.WithLabelValues(outbound, outcome)
 	}
@@ -162,7 +167,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.refused.WithLabelValues(direction, reason)
 		}
 	}
-	r.MustRegister(m.accepted, m.refused, m.ends, m.sent, m.received, m.open, m.sessions, m.renewals, m.probes)
+	r.MustRegister(m.accepted, m.refused, m.ends, m.sent, m.received, m.open, m.sessions, m.renewals, m.probes, m.mirrored)
 	return m
 }
 

@@ -36,6 +36,8 @@ type parsedFrontend struct {
 	*mirror
 	vips []netip.Addr
 	err  error // mirror and vips are not valid
+	// routesErr says what in the routes is not valid. The mirror is served nevertheless.
+	routesErr error
 }
 
 var errNoCluster = errors.New("the controller's view has no resource for this cluster")
@@ -219,6 +221,9 @@ func (b *stateBuilder) addFrontend(r *wire.Resource, f *wire.Frontend) error {
 	if parsed == nil || parsed.link != link {
 		parsed = &parsedFrontend{link: link}
 		parsed.mirror, parsed.vips, parsed.err = parseFrontend(f, link)
+		if parsed.err == nil {
+			parsed.routesErr = parsed.mirror.addRoutes(f)
+		}
 	}
 	b.parsed.frontends[r] = parsed
 	for _, vip := range parsed.vips {
@@ -237,7 +242,7 @@ func (b *stateBuilder) addFrontend(r *wire.Resource, f *wire.Frontend) error {
 		}
 		b.shared[vip] = append(b.shared[vip], parsed.mirror.name)
 	}
-	return parsed.err
+	return errors.Join(parsed.err, parsed.routesErr)
 }
 
 func parseFrontend(f *wire.Frontend, link *peer) (*mirror, []netip.Addr, error) {

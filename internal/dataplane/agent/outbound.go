@@ -155,6 +155,9 @@ func (a *Agent) admitOutbound(life context.Context, c *net.TCPConn, out *outboun
 
 // openOutbound opens an exchange with the application.
 func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outboundConn) (*openedExchange, error) {
+	if err := out.peer.checkNamespace(out.caller.namespace); err != nil { // see checkUnrouted
+		return nil, err
+	}
 	opened, err := a.awaitOpening(life, c, out)
 	if err != nil {
 		return nil, err
@@ -213,7 +216,7 @@ func (a *Agent) resolve(c *outboundConn) error {
 	if c.caller, err = a.podAt(s, c.from.Addr(), c.iface); err != nil {
 		return podLookupRefusal(reasonUnknownCaller, err)
 	}
-	if err := c.peer.checkNamespace(c.caller.namespace); err != nil {
+	if err := c.checkUnrouted(); err != nil {
 		return err
 	}
 	c.credential, ok = a.svids.get(c.caller.account())

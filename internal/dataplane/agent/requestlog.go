@@ -23,7 +23,7 @@ func (r *outboundRequest) record(result httprelay.Result) {
 	if want == 0 {
 		return
 	}
-	rec := r.conn.out.record(reqlog.KindRequest)
+	rec := r.backend.out.record(reqlog.KindRequest)
 	rec.Since(r.start)
 	if r.session != nil {
 		rec.Endpoint = r.session.endpoint.String()

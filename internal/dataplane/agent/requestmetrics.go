@@ -94,6 +94,10 @@ func rejectionOf(err error) reqmetrics.Rejection {
 		return reqmetrics.RejectedUpstream
 	case !errors.As(err, &refused):
 		return reqmetrics.RejectedUpstream
+	case refused.reason == reasonNoRoute || refused.reason == reasonNoRouteBackend:
+		return reqmetrics.RejectedNoRoute
+	case refused.reason == reasonAmbiguousPath:
+		return reqmetrics.RejectedMalformed
 	case refused.reason == reasonCircuitOpen:
 		return reqmetrics.RejectedCircuitOpen
 	case refused.reason == reasonTooManyRequests || refused.code == tunnel.Code_OVERLOADED:

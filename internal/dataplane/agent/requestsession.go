@@ -53,6 +53,9 @@ type requestGroup struct {
 	key      requestKey
 	balancer *balance.Balancer
 	budget   retry.Budget
+	// users counts the callers' connections that hold the group; guarded by mu of
+	// requestGroups.
+	users int
 
 	mu       sync.Mutex // guards what follows
 	sessions map[route.EndpointID][]*requestSession
@@ -94,7 +97,8 @@ type requestGroups struct {
 	work sync.WaitGroup
 }
 
-// of returns the group of a key, or nil once close was called.
+// of returns the group of a key, or nil once close was called. The caller must call
+// release when it does not use the group any more.
 func (g *requestGroups) of(key requestKey, cfg balance.Config) *requestGroup {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -110,7 +114,15 @@ func (g *requestGroups) of(key requestKey, cfg balance.Config) *requestGroup {
 			sessions: make(map[route.EndpointID][]*requestSession), dials: make(map[route.EndpointID]*sessionDial)}
 		g.groups[key] = group
 	}
+	group.users++
 	return group
+}
+
+// release gives back a group that of returned.
+func (g *requestGroups) release(group *requestGroup) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	group.users--
 }
 
 // begin counts work that close waits for. It returns false once close was called.
@@ -582,13 +594,13 @@ func (a *Agent) mustRetireRequests(s *requestSession, now time.Time) bool {
 		s.raw.Worn() || a.penalties.isPenalized(s.gateway, now)
 }
 
-// forget deletes groups that have no session and were not used for a while.
+// forget deletes groups that have no session and no user, and were not used for a while.
 func (g *requestGroups) forget(now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for key, group := range g.groups {
 		group.mu.Lock()
-		if len(group.sessions) == 0 && len(group.dials) == 0 && now.Sub(group.used) > setAge {
+		if group.users == 0 && len(group.sessions) == 0 && len(group.dials) == 0 && now.Sub(group.used) > setAge {
 			delete(g.groups, key)
 		}
 		group.mu.Unlock()

@@ -66,7 +66,7 @@ func (r *outboundRequest) startSpan(h *message.Head, at time.Time) {
 	if !r.trace.Sampled() {
 		return
 	}
-	out := r.conn.out
+	out := r.backend.out
 	r.trace.Start(trace.Client, h, r.grpc, at,
 		attrLink.String(out.peer.name),
 		attrPeerCluster.String(out.peer.trustDomain),

@@ -100,6 +100,8 @@ type mirrorPort struct {
 	protocol trafficsettings.Protocol
 	// settings are those of the peer's Service, with this cluster's defaults.
 	settings trafficsettings.Settings
+	// routes are the rules for requests; nil: there are none.
+	routes *portRoutes
 }
 
 // samePort reports whether p and q are the same port of the peer's Service.

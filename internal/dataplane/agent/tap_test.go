@@ -354,8 +354,9 @@ func BenchmarkRecord(b *testing.B) {
 		b.Run(tc.name, func(b *testing.B) {
 			hub := reqlog.NewHub(prometheus.NewRegistry())
 			defer tc.open(hub)()
-			r := &outboundRequest{start: time.Now(), head: head, conn: &callerConn{agent: &Agent{requestLog: hub}, out: &outboundConn{
-				peer: &peer{name: "east"}, mirror: &mirror{}, caller: &pod{namespace: "shop", name: "alice-0"}, credential: credential}}}
+			to := &requestBackend{agent: &Agent{requestLog: hub}, out: &outboundConn{
+				peer: &peer{name: "east"}, mirror: &mirror{}, caller: &pod{namespace: "shop", name: "alice-0"}, credential: credential}}
+			r := &outboundRequest{start: time.Now(), head: head, conn: &callerConn{requestBackend: to}, backend: to}
 			b.ReportAllocs()
 			for b.Loop() {
 				r.record(result)

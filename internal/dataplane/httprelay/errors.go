@@ -102,6 +102,10 @@ func token(s string) string {
 // grpcStatus returns the gRPC status for an HTTP status of Causeway.
 func grpcStatus(status int) string {
 	switch status {
+	case 400:
+		return "13" // INTERNAL
+	case 404:
+		return "12" // UNIMPLEMENTED
 	case 403:
 		return "7" // PERMISSION_DENIED
 	case 504:

@@ -112,6 +112,7 @@ const (
 	RejectedTooLarge                     // the head of the request or of the response
 	RejectedNotAllowed                   // by policy
 	RejectedUpstream                     // the connection broke, or its response is not valid HTTP
+	RejectedNoRoute                      // no rule of a route matches, or it has no valid backend
 	RejectedOtherReason                  // any other
 
 	rejections
@@ -126,6 +127,7 @@ var rejectionNames = [...]string{
 	RejectedTooLarge:    "too_large",
 	RejectedNotAllowed:  "not_allowed",
 	RejectedUpstream:    "upstream_failed",
+	RejectedNoRoute:     "no_route",
 	RejectedOtherReason: other,
 }
 

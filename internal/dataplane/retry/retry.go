@@ -101,6 +101,11 @@ type Policy struct {
 	On Conditions
 	// Statuses are further HTTP statuses, under the same condition.
 	Statuses []int
+	// StatusesOfAnyMethod reports that Methods does not matter for Statuses.
+	StatusesOfAnyMethod bool
+	// MinDelay is the least time between two tries, if the far side may have processed
+	// the first.
+	MinDelay time.Duration
 	// GRPCStatuses is the set of gRPC statuses after which a request is sent again: bit n
 	// is status n. Methods does not matter for them, because each gRPC request is a POST.
 	GRPCStatuses uint32
@@ -188,7 +193,7 @@ func (p *Policy) Decide(a Attempt, random func() uint64) Decision {
 	case a.Tries > p.MaxRetries:
 		return Decision{Reason: ReasonMaxRetries}
 	}
-	delay := retryDelay(a, random)
+	delay := p.retryDelay(a, random)
 	if p.Timeout > 0 && a.Elapsed+delay >= p.Timeout {
 		return Decision{Reason: ReasonTimeout}
 	}
@@ -223,6 +228,9 @@ func (p *Policy) wants(a Attempt) (Reason, bool) {
 	if !configured {
 		return ReasonNotConfigured, false
 	}
+	if a.Failure == Status && p.StatusesOfAnyMethod && slices.Contains(p.Statuses, a.Status) {
+		return reason, true
+	}
 	if !slices.Contains(p.Methods, a.Method) {
 		return ReasonMethod, false
 	}
@@ -235,14 +243,15 @@ func (p *Policy) wantsStatus(status int) bool {
 		slices.Contains(p.Statuses, status)
 }
 
-// retryDelay returns a random part of 25 ms, which doubles with each try. The first retry
-// of a request that no pod has seen does not wait, because another endpoint can take it.
-func retryDelay(a Attempt, random func() uint64) time.Duration {
+// retryDelay returns MinDelay and a random part of 25 ms, which doubles with each try.
+// The first retry of a request that no pod has seen does not wait, because another
+// endpoint can take it.
+func (p *Policy) retryDelay(a Attempt, random func() uint64) time.Duration {
 	if a.Tries <= 1 && (a.Failure == NotProcessed || a.Failure == ConnectFailed) {
 		return 0
 	}
 	longest := baseDelay << min(max(a.Tries-1, 0), maxDelayDoublings)
-	return time.Duration(random() % uint64(longest))
+	return p.MinDelay + time.Duration(random()%uint64(longest))
 }
 
 // TryTimeout returns the time that the next attempt has until the head of its response,

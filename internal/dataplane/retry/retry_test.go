@@ -27,6 +27,8 @@ func TestDecide(t *testing.T) {
 	server.On = OnServerErrors
 	grpc := Default()
 	grpc.GRPCStatuses = 1<<14 | 1<<31
+	route := Default()
+	route.Statuses, route.StatusesOfAnyMethod, route.MinDelay = []int{429}, true, time.Second
 	timed := Default()
 	timed.Timeout = time.Second
 
@@ -36,6 +38,24 @@ func TestDecide(t *testing.T) {
 		attempt Attempt
 		want    Decision
 	}{
+		"POST with a status that a route names": {
+			why:     "the route's owner can match methods, and asks for a pause",
+			policy:  route,
+			attempt: Attempt{Method: "POST", Failure: Status, Status: 429, Tries: 1, Body: BodyKept},
+			want:    Decision{Retry: true, Reason: ReasonStatus, Delay: 1025*time.Millisecond - 1},
+		},
+		"POST reset, with a route": {
+			why:     "a route names statuses alone",
+			policy:  route,
+			attempt: Attempt{Method: "POST", Failure: Reset, Tries: 1, Body: BodyKept},
+			want:    Decision{Reason: ReasonMethod},
+		},
+		"GET not processed, with a route": {
+			why:     "no application has seen it, so no pause is needed",
+			policy:  route,
+			attempt: Attempt{Method: "GET", Failure: NotProcessed, Tries: 1},
+			want:    Decision{Retry: true, Reason: ReasonNotProcessed},
+		},
 		"GET not processed": {
 			why:     "another endpoint can take it at once",
 			policy:  defaults,

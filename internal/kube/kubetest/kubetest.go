@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/causeway-mesh/causeway/api/v1alpha1"
 )
@@ -51,7 +52,8 @@ type API struct {
 // add indexes to the fake client; nil adds none.
 func New(configure func(*fake.ClientBuilder), objects ...client.Object) *API {
 	scheme := runtime.NewScheme()
-	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme),
+		gatewayv1.Install(scheme)); err != nil {
 		panic(err)
 	}
 	a := &API{}
@@ -59,7 +61,8 @@ func New(configure func(*fake.ClientBuilder), objects ...client.Object) *API {
 		objects = append(objects, KubeSystem(ClusterUID))
 	}
 	builder := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
-		WithStatusSubresource(&v1alpha1.Link{}, &v1alpha1.Invite{}, &v1alpha1.Join{})
+		WithStatusSubresource(&v1alpha1.Link{}, &v1alpha1.Invite{}, &v1alpha1.Join{}, &gatewayv1.HTTPRoute{},
+			&gatewayv1.GRPCRoute{})
 	if configure != nil {
 		configure(builder)
 	}
@@ -117,6 +120,11 @@ func (a *API) functions() interceptor.Funcs {
 			opts ...client.SubResourceUpdateOption) error {
 			return a.write("update "+sub, o,
 				func() error { return w.SubResource(sub).Update(ctx, o, opts...) })
+		},
+		SubResourcePatch: func(ctx context.Context, w client.Client, sub string, o client.Object,
+			p client.Patch, opts ...client.SubResourcePatchOption) error {
+			return a.write("patch "+sub, o,
+				func() error { return w.SubResource(sub).Patch(ctx, o, p, opts...) })
 		},
 	}
 }

@@ -906,7 +906,10 @@ type FrontendPort struct {
 	Name        string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	AppProtocol string `protobuf:"bytes,3,opt,name=app_protocol,json=appProtocol,proto3" json:"app_protocol,omitempty"`
 	// It has precedence over app_protocol.
-	Declared      Protocol `protobuf:"varint,4,opt,name=declared,proto3,enum=causeway.nodestream.v1.Protocol" json:"declared,omitempty"`
+	Declared Protocol `protobuf:"varint,4,opt,name=declared,proto3,enum=causeway.nodestream.v1.Protocol" json:"declared,omitempty"`
+	// Rules of the Gateway API routes that are attached to the port: at most one for each
+	// caller namespace. Empty: requests go to the Frontend's own backends.
+	Routes        []*RouteRules `protobuf:"bytes,5,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -969,6 +972,1093 @@ func (x *FrontendPort) GetDeclared() Protocol {
 	return Protocol_DETECT
 }
 
+func (x *FrontendPort) GetRoutes() []*RouteRules {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+// RouteRules are the rules of all routes that are attached to a port for the same callers.
+// The first match that fits a request selects its rule. A request that no match fits gets
+// 404, or UNIMPLEMENTED if it is gRPC. It takes at most 64 KiB.
+type RouteRules struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rules are for callers of this namespace alone. Empty: for callers of every
+	// namespace that has no RouteRules of its own.
+	CallerNamespace string `protobuf:"bytes,1,opt,name=caller_namespace,json=callerNamespace,proto3" json:"caller_namespace,omitempty"`
+	// In order of precedence, at most 256.
+	Matches []*RouteMatch `protobuf:"bytes,2,rep,name=matches,proto3" json:"matches,omitempty"`
+	// At most 128.
+	Rules         []*RouteRule `protobuf:"bytes,3,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteRules) Reset() {
+	*x = RouteRules{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteRules) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteRules) ProtoMessage() {}
+
+func (x *RouteRules) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteRules.ProtoReflect.Descriptor instead.
+func (*RouteRules) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RouteRules) GetCallerNamespace() string {
+	if x != nil {
+		return x.CallerNamespace
+	}
+	return ""
+}
+
+func (x *RouteRules) GetMatches() []*RouteMatch {
+	if x != nil {
+		return x.Matches
+	}
+	return nil
+}
+
+func (x *RouteRules) GetRules() []*RouteRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// RouteMatch fits a request if all of its conditions do.
+type RouteMatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Index in RouteRules.rules.
+	Rule uint32 `protobuf:"varint,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	// Of the request's normal path, without the query. Absent: every path.
+	//
+	// Types that are valid to be assigned to Path:
+	//
+	//	*RouteMatch_PathExact
+	//	*RouteMatch_PathPrefix
+	//	*RouteMatch_PathRegex
+	Path isRouteMatch_Path `protobuf_oneof:"path"`
+	// As sent, in upper case; empty: every method.
+	Method string `protobuf:"bytes,5,opt,name=method,proto3" json:"method,omitempty"`
+	// Their names are in lower case.
+	Headers     []*ValueMatch `protobuf:"bytes,6,rep,name=headers,proto3" json:"headers,omitempty"`
+	QueryParams []*ValueMatch `protobuf:"bytes,7,rep,name=query_params,json=queryParams,proto3" json:"query_params,omitempty"`
+	// It fits only gRPC requests (content-type application/grpc).
+	Grpc          bool `protobuf:"varint,8,opt,name=grpc,proto3" json:"grpc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteMatch) Reset() {
+	*x = RouteMatch{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteMatch) ProtoMessage() {}
+
+func (x *RouteMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteMatch.ProtoReflect.Descriptor instead.
+func (*RouteMatch) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RouteMatch) GetRule() uint32 {
+	if x != nil {
+		return x.Rule
+	}
+	return 0
+}
+
+func (x *RouteMatch) GetPath() isRouteMatch_Path {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *RouteMatch) GetPathExact() string {
+	if x != nil {
+		if x, ok := x.Path.(*RouteMatch_PathExact); ok {
+			return x.PathExact
+		}
+	}
+	return ""
+}
+
+func (x *RouteMatch) GetPathPrefix() string {
+	if x != nil {
+		if x, ok := x.Path.(*RouteMatch_PathPrefix); ok {
+			return x.PathPrefix
+		}
+	}
+	return ""
+}
+
+func (x *RouteMatch) GetPathRegex() string {
+	if x != nil {
+		if x, ok := x.Path.(*RouteMatch_PathRegex); ok {
+			return x.PathRegex
+		}
+	}
+	return ""
+}
+
+func (x *RouteMatch) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *RouteMatch) GetHeaders() []*ValueMatch {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *RouteMatch) GetQueryParams() []*ValueMatch {
+	if x != nil {
+		return x.QueryParams
+	}
+	return nil
+}
+
+func (x *RouteMatch) GetGrpc() bool {
+	if x != nil {
+		return x.Grpc
+	}
+	return false
+}
+
+type isRouteMatch_Path interface {
+	isRouteMatch_Path()
+}
+
+type RouteMatch_PathExact struct {
+	PathExact string `protobuf:"bytes,2,opt,name=path_exact,json=pathExact,proto3,oneof"`
+}
+
+type RouteMatch_PathPrefix struct {
+	// It matches whole segments: /a fits /a, /a/ and /a/b, and not /ab. It has no slash at
+	// its end, and is empty if it fits every path.
+	PathPrefix string `protobuf:"bytes,3,opt,name=path_prefix,json=pathPrefix,proto3,oneof"`
+}
+
+type RouteMatch_PathRegex struct {
+	PathRegex string `protobuf:"bytes,4,opt,name=path_regex,json=pathRegex,proto3,oneof"`
+}
+
+func (*RouteMatch_PathExact) isRouteMatch_Path() {}
+
+func (*RouteMatch_PathPrefix) isRouteMatch_Path() {}
+
+func (*RouteMatch_PathRegex) isRouteMatch_Path() {}
+
+// ValueMatch fits if the value of the name does: a header's values joined by commas, or the
+// first value of a query parameter. A regular expression (RE2) has to fit the whole value.
+// It has at most 512 bytes.
+type ValueMatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Types that are valid to be assigned to Match:
+	//
+	//	*ValueMatch_Exact
+	//	*ValueMatch_Regex
+	Match         isValueMatch_Match `protobuf_oneof:"match"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ValueMatch) Reset() {
+	*x = ValueMatch{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ValueMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ValueMatch) ProtoMessage() {}
+
+func (x *ValueMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ValueMatch.ProtoReflect.Descriptor instead.
+func (*ValueMatch) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ValueMatch) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ValueMatch) GetMatch() isValueMatch_Match {
+	if x != nil {
+		return x.Match
+	}
+	return nil
+}
+
+func (x *ValueMatch) GetExact() string {
+	if x != nil {
+		if x, ok := x.Match.(*ValueMatch_Exact); ok {
+			return x.Exact
+		}
+	}
+	return ""
+}
+
+func (x *ValueMatch) GetRegex() string {
+	if x != nil {
+		if x, ok := x.Match.(*ValueMatch_Regex); ok {
+			return x.Regex
+		}
+	}
+	return ""
+}
+
+type isValueMatch_Match interface {
+	isValueMatch_Match()
+}
+
+type ValueMatch_Exact struct {
+	Exact string `protobuf:"bytes,2,opt,name=exact,proto3,oneof"`
+}
+
+type ValueMatch_Regex struct {
+	Regex string `protobuf:"bytes,3,opt,name=regex,proto3,oneof"`
+}
+
+func (*ValueMatch_Exact) isValueMatch_Match() {}
+
+func (*ValueMatch_Regex) isValueMatch_Match() {}
+
+// RouteRule is what happens to a request. If no backend has a weight, and no filter
+// redirects, requests get 500.
+type RouteRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// KIND/NAMESPACE/NAME of the route, for example HTTPRoute/shop/bar.
+	Route    string          `protobuf:"bytes,1,opt,name=route,proto3" json:"route,omitempty"`
+	Filters  []*RouteFilter  `protobuf:"bytes,2,rep,name=filters,proto3" json:"filters,omitempty"`
+	Backends []*RouteBackend `protobuf:"bytes,3,rep,name=backends,proto3" json:"backends,omitempty"`
+	// Of a request with all its attempts, milliseconds; 0: no timeout. Absent: the setting
+	// of the backend.
+	TimeoutMs *uint32 `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
+	// Of one attempt, milliseconds; 0: no timeout. Absent: the setting of the backend.
+	PerTryTimeoutMs *uint32 `protobuf:"varint,5,opt,name=per_try_timeout_ms,json=perTryTimeoutMs,proto3,oneof" json:"per_try_timeout_ms,omitempty"`
+	// Absent: the settings of the backend.
+	Retry         *RouteRetry `protobuf:"bytes,6,opt,name=retry,proto3" json:"retry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteRule) Reset() {
+	*x = RouteRule{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteRule) ProtoMessage() {}
+
+func (x *RouteRule) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteRule.ProtoReflect.Descriptor instead.
+func (*RouteRule) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RouteRule) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *RouteRule) GetFilters() []*RouteFilter {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+func (x *RouteRule) GetBackends() []*RouteBackend {
+	if x != nil {
+		return x.Backends
+	}
+	return nil
+}
+
+func (x *RouteRule) GetTimeoutMs() uint32 {
+	if x != nil && x.TimeoutMs != nil {
+		return *x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *RouteRule) GetPerTryTimeoutMs() uint32 {
+	if x != nil && x.PerTryTimeoutMs != nil {
+		return *x.PerTryTimeoutMs
+	}
+	return 0
+}
+
+func (x *RouteRule) GetRetry() *RouteRetry {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+// RouteBackend is a share of the requests of a rule. The backend's own routes do not apply.
+type RouteBackend struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Weight uint32                 `protobuf:"varint,1,opt,name=weight,proto3" json:"weight,omitempty"`
+	// The Frontend and the index of its port. Empty: the share gets 500. If the receiver has
+	// no such Frontend or port, the share gets 500, too.
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	PortIndex uint32 `protobuf:"varint,4,opt,name=port_index,json=portIndex,proto3" json:"port_index,omitempty"`
+	// They apply after those of the rule.
+	Filters       []*RouteFilter `protobuf:"bytes,5,rep,name=filters,proto3" json:"filters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteBackend) Reset() {
+	*x = RouteBackend{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteBackend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteBackend) ProtoMessage() {}
+
+func (x *RouteBackend) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteBackend.ProtoReflect.Descriptor instead.
+func (*RouteBackend) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RouteBackend) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *RouteBackend) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RouteBackend) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RouteBackend) GetPortIndex() uint32 {
+	if x != nil {
+		return x.PortIndex
+	}
+	return 0
+}
+
+func (x *RouteBackend) GetFilters() []*RouteFilter {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+type RouteRetry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Attempts after the first. Absent: the setting of the backend.
+	Attempts *uint32 `protobuf:"varint,1,opt,name=attempts,proto3,oneof" json:"attempts,omitempty"`
+	// Status codes from 400 to 599 that are retried.
+	Codes []uint32 `protobuf:"varint,2,rep,packed,name=codes,proto3" json:"codes,omitempty"`
+	// The least time between two attempts, milliseconds; 0: the default.
+	BackoffMs     uint32 `protobuf:"varint,3,opt,name=backoff_ms,json=backoffMs,proto3" json:"backoff_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteRetry) Reset() {
+	*x = RouteRetry{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteRetry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteRetry) ProtoMessage() {}
+
+func (x *RouteRetry) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteRetry.ProtoReflect.Descriptor instead.
+func (*RouteRetry) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RouteRetry) GetAttempts() uint32 {
+	if x != nil && x.Attempts != nil {
+		return *x.Attempts
+	}
+	return 0
+}
+
+func (x *RouteRetry) GetCodes() []uint32 {
+	if x != nil {
+		return x.Codes
+	}
+	return nil
+}
+
+func (x *RouteRetry) GetBackoffMs() uint32 {
+	if x != nil {
+		return x.BackoffMs
+	}
+	return 0
+}
+
+type RouteFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Filter:
+	//
+	//	*RouteFilter_RequestHeaders
+	//	*RouteFilter_ResponseHeaders
+	//	*RouteFilter_Redirect
+	//	*RouteFilter_Rewrite
+	//	*RouteFilter_Mirror
+	Filter        isRouteFilter_Filter `protobuf_oneof:"filter"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteFilter) Reset() {
+	*x = RouteFilter{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteFilter) ProtoMessage() {}
+
+func (x *RouteFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteFilter.ProtoReflect.Descriptor instead.
+func (*RouteFilter) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RouteFilter) GetFilter() isRouteFilter_Filter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetRequestHeaders() *HeaderModifier {
+	if x != nil {
+		if x, ok := x.Filter.(*RouteFilter_RequestHeaders); ok {
+			return x.RequestHeaders
+		}
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetResponseHeaders() *HeaderModifier {
+	if x != nil {
+		if x, ok := x.Filter.(*RouteFilter_ResponseHeaders); ok {
+			return x.ResponseHeaders
+		}
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetRedirect() *RequestRedirect {
+	if x != nil {
+		if x, ok := x.Filter.(*RouteFilter_Redirect); ok {
+			return x.Redirect
+		}
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetRewrite() *URLRewrite {
+	if x != nil {
+		if x, ok := x.Filter.(*RouteFilter_Rewrite); ok {
+			return x.Rewrite
+		}
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetMirror() *RequestMirror {
+	if x != nil {
+		if x, ok := x.Filter.(*RouteFilter_Mirror); ok {
+			return x.Mirror
+		}
+	}
+	return nil
+}
+
+type isRouteFilter_Filter interface {
+	isRouteFilter_Filter()
+}
+
+type RouteFilter_RequestHeaders struct {
+	RequestHeaders *HeaderModifier `protobuf:"bytes,1,opt,name=request_headers,json=requestHeaders,proto3,oneof"`
+}
+
+type RouteFilter_ResponseHeaders struct {
+	ResponseHeaders *HeaderModifier `protobuf:"bytes,2,opt,name=response_headers,json=responseHeaders,proto3,oneof"`
+}
+
+type RouteFilter_Redirect struct {
+	Redirect *RequestRedirect `protobuf:"bytes,3,opt,name=redirect,proto3,oneof"`
+}
+
+type RouteFilter_Rewrite struct {
+	Rewrite *URLRewrite `protobuf:"bytes,4,opt,name=rewrite,proto3,oneof"`
+}
+
+type RouteFilter_Mirror struct {
+	Mirror *RequestMirror `protobuf:"bytes,5,opt,name=mirror,proto3,oneof"`
+}
+
+func (*RouteFilter_RequestHeaders) isRouteFilter_Filter() {}
+
+func (*RouteFilter_ResponseHeaders) isRouteFilter_Filter() {}
+
+func (*RouteFilter_Redirect) isRouteFilter_Filter() {}
+
+func (*RouteFilter_Rewrite) isRouteFilter_Filter() {}
+
+func (*RouteFilter_Mirror) isRouteFilter_Filter() {}
+
+// HeaderModifier changes a head: set, then add, then remove. It names no field twice.
+type HeaderModifier struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Set           []*HeaderField         `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty"`
+	Add           []*HeaderField         `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty"`
+	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderModifier) Reset() {
+	*x = HeaderModifier{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderModifier) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderModifier) ProtoMessage() {}
+
+func (x *HeaderModifier) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderModifier.ProtoReflect.Descriptor instead.
+func (*HeaderModifier) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *HeaderModifier) GetSet() []*HeaderField {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *HeaderModifier) GetAdd() []*HeaderField {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *HeaderModifier) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+type HeaderField struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderField) Reset() {
+	*x = HeaderField{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderField) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderField) ProtoMessage() {}
+
+func (x *HeaderField) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderField.ProtoReflect.Descriptor instead.
+func (*HeaderField) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *HeaderField) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HeaderField) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+// RequestRedirect answers a request with a Location. What is empty stays as in the
+// request. If port is 0, a scheme implies its own port, and otherwise the port that the
+// caller dialed is used. The ports 80 of http and 443 of https are left out of Location.
+type RequestRedirect struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Scheme   string                 `protobuf:"bytes,1,opt,name=scheme,proto3" json:"scheme,omitempty"`
+	Hostname string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Port     uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Path     *PathModifier          `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// 301, 302, 303, 307 or 308.
+	Status        uint32 `protobuf:"varint,5,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestRedirect) Reset() {
+	*x = RequestRedirect{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestRedirect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestRedirect) ProtoMessage() {}
+
+func (x *RequestRedirect) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestRedirect.ProtoReflect.Descriptor instead.
+func (*RequestRedirect) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RequestRedirect) GetScheme() string {
+	if x != nil {
+		return x.Scheme
+	}
+	return ""
+}
+
+func (x *RequestRedirect) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *RequestRedirect) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *RequestRedirect) GetPath() *PathModifier {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *RequestRedirect) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+type URLRewrite struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the field Host, or :authority. Empty: it stays.
+	Hostname      string        `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Path          *PathModifier `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *URLRewrite) Reset() {
+	*x = URLRewrite{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *URLRewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*URLRewrite) ProtoMessage() {}
+
+func (x *URLRewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use URLRewrite.ProtoReflect.Descriptor instead.
+func (*URLRewrite) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *URLRewrite) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *URLRewrite) GetPath() *PathModifier {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+type PathModifier struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Modifier:
+	//
+	//	*PathModifier_Full
+	//	*PathModifier_Prefix
+	Modifier      isPathModifier_Modifier `protobuf_oneof:"modifier"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathModifier) Reset() {
+	*x = PathModifier{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathModifier) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathModifier) ProtoMessage() {}
+
+func (x *PathModifier) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathModifier.ProtoReflect.Descriptor instead.
+func (*PathModifier) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PathModifier) GetModifier() isPathModifier_Modifier {
+	if x != nil {
+		return x.Modifier
+	}
+	return nil
+}
+
+func (x *PathModifier) GetFull() string {
+	if x != nil {
+		if x, ok := x.Modifier.(*PathModifier_Full); ok {
+			return x.Full
+		}
+	}
+	return ""
+}
+
+func (x *PathModifier) GetPrefix() string {
+	if x != nil {
+		if x, ok := x.Modifier.(*PathModifier_Prefix); ok {
+			return x.Prefix
+		}
+	}
+	return ""
+}
+
+type isPathModifier_Modifier interface {
+	isPathModifier_Modifier()
+}
+
+type PathModifier_Full struct {
+	// In place of the whole path. The query stays.
+	Full string `protobuf:"bytes,1,opt,name=full,proto3,oneof"`
+}
+
+type PathModifier_Prefix struct {
+	// In place of the path_prefix of the RouteMatch, which has one.
+	Prefix string `protobuf:"bytes,2,opt,name=prefix,proto3,oneof"`
+}
+
+func (*PathModifier_Full) isPathModifier_Modifier() {}
+
+func (*PathModifier_Prefix) isPathModifier_Modifier() {}
+
+// RequestMirror sends a copy of a share of the requests, and ignores its response.
+type RequestMirror struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in RouteBackend. Empty: nothing is sent.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	PortIndex uint32 `protobuf:"varint,3,opt,name=port_index,json=portIndex,proto3" json:"port_index,omitempty"`
+	// The share is numerator/denominator.
+	Numerator     uint32 `protobuf:"varint,4,opt,name=numerator,proto3" json:"numerator,omitempty"`
+	Denominator   uint32 `protobuf:"varint,5,opt,name=denominator,proto3" json:"denominator,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestMirror) Reset() {
+	*x = RequestMirror{}
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestMirror) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestMirror) ProtoMessage() {}
+
+func (x *RequestMirror) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestMirror.ProtoReflect.Descriptor instead.
+func (*RequestMirror) Descriptor() ([]byte, []int) {
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RequestMirror) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RequestMirror) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RequestMirror) GetPortIndex() uint32 {
+	if x != nil {
+		return x.PortIndex
+	}
+	return 0
+}
+
+func (x *RequestMirror) GetNumerator() uint32 {
+	if x != nil {
+		return x.Numerator
+	}
+	return 0
+}
+
+func (x *RequestMirror) GetDenominator() uint32 {
+	if x != nil {
+		return x.Denominator
+	}
+	return 0
+}
+
 // Tier is a set of equal backends. There is one backend today.
 type Tier struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -979,7 +2069,7 @@ type Tier struct {
 
 func (x *Tier) Reset() {
 	*x = Tier{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[9]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +2081,7 @@ func (x *Tier) String() string {
 func (*Tier) ProtoMessage() {}
 
 func (x *Tier) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[9]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +2094,7 @@ func (x *Tier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tier.ProtoReflect.Descriptor instead.
 func (*Tier) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{9}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Tier) GetBackends() []*Backend {
@@ -1037,7 +2127,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[10]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +2139,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[10]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +2152,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{10}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Backend) GetLink() string {
@@ -1145,7 +2235,7 @@ type TrafficSettings struct {
 
 func (x *TrafficSettings) Reset() {
 	*x = TrafficSettings{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[11]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +2247,7 @@ func (x *TrafficSettings) String() string {
 func (*TrafficSettings) ProtoMessage() {}
 
 func (x *TrafficSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[11]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +2260,7 @@ func (x *TrafficSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficSettings.ProtoReflect.Descriptor instead.
 func (*TrafficSettings) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{11}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TrafficSettings) GetTimeoutMs() uint32 {
@@ -1243,7 +2333,7 @@ type BackendPort struct {
 
 func (x *BackendPort) Reset() {
 	*x = BackendPort{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[12]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +2345,7 @@ func (x *BackendPort) String() string {
 func (*BackendPort) ProtoMessage() {}
 
 func (x *BackendPort) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[12]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +2358,7 @@ func (x *BackendPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendPort.ProtoReflect.Descriptor instead.
 func (*BackendPort) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{12}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *BackendPort) GetIndex() uint32 {
@@ -1314,7 +2404,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[13]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +2416,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[13]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +2429,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{13}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Pod) GetUid() string {
@@ -1433,7 +2523,7 @@ type Export struct {
 
 func (x *Export) Reset() {
 	*x = Export{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[14]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +2535,7 @@ func (x *Export) String() string {
 func (*Export) ProtoMessage() {}
 
 func (x *Export) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[14]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +2548,7 @@ func (x *Export) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Export.ProtoReflect.Descriptor instead.
 func (*Export) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{14}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Export) GetNamespace() string {
@@ -1523,7 +2613,7 @@ type ExportPort struct {
 
 func (x *ExportPort) Reset() {
 	*x = ExportPort{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[15]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +2625,7 @@ func (x *ExportPort) String() string {
 func (*ExportPort) ProtoMessage() {}
 
 func (x *ExportPort) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[15]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +2638,7 @@ func (x *ExportPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportPort.ProtoReflect.Descriptor instead.
 func (*ExportPort) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{15}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ExportPort) GetPort() uint32 {
@@ -1596,7 +2686,7 @@ type ExportPod struct {
 
 func (x *ExportPod) Reset() {
 	*x = ExportPod{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[16]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +2698,7 @@ func (x *ExportPod) String() string {
 func (*ExportPod) ProtoMessage() {}
 
 func (x *ExportPod) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[16]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +2711,7 @@ func (x *ExportPod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportPod.ProtoReflect.Descriptor instead.
 func (*ExportPod) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{16}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ExportPod) GetUid() string {
@@ -1673,7 +2763,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[17]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +2775,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[17]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +2788,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{17}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Policy) GetName() string {
@@ -1735,7 +2825,7 @@ type RequestCaller struct {
 
 func (x *RequestCaller) Reset() {
 	*x = RequestCaller{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +2837,7 @@ func (x *RequestCaller) String() string {
 func (*RequestCaller) ProtoMessage() {}
 
 func (x *RequestCaller) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[18]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +2850,7 @@ func (x *RequestCaller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCaller.ProtoReflect.Descriptor instead.
 func (*RequestCaller) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{18}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RequestCaller) GetCaller() *Caller {
@@ -1798,7 +2888,7 @@ type PathMatch struct {
 
 func (x *PathMatch) Reset() {
 	*x = PathMatch{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +2900,7 @@ func (x *PathMatch) String() string {
 func (*PathMatch) ProtoMessage() {}
 
 func (x *PathMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[19]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +2913,7 @@ func (x *PathMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathMatch.ProtoReflect.Descriptor instead.
 func (*PathMatch) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{19}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PathMatch) GetMatch() isPathMatch_Match {
@@ -1880,7 +2970,7 @@ type Caller struct {
 
 func (x *Caller) Reset() {
 	*x = Caller{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +2982,7 @@ func (x *Caller) String() string {
 func (*Caller) ProtoMessage() {}
 
 func (x *Caller) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[20]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +2995,7 @@ func (x *Caller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Caller.ProtoReflect.Descriptor instead.
 func (*Caller) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{20}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Caller) GetLink() string {
@@ -1953,7 +3043,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +3055,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[21]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +3068,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{21}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Route) GetId() uint32 {
@@ -2024,7 +3114,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2036,7 +3126,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[22]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2049,7 +3139,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{22}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Endpoint) GetId() []byte {
@@ -2095,7 +3185,7 @@ type Upstream struct {
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[23]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +3197,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[23]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +3210,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{23}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Upstream) GetName() string {
@@ -2159,7 +3249,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[24]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +3261,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[24]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +3274,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{24}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Invite) GetName() string {
@@ -2229,7 +3319,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[25]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +3331,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[25]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +3344,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{25}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SignRequest) GetNamespace() string {
@@ -2288,7 +3378,7 @@ type SignResponse struct {
 
 func (x *SignResponse) Reset() {
 	*x = SignResponse{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[26]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +3390,7 @@ func (x *SignResponse) String() string {
 func (*SignResponse) ProtoMessage() {}
 
 func (x *SignResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[26]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +3403,7 @@ func (x *SignResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignResponse.ProtoReflect.Descriptor instead.
 func (*SignResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{26}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SignResponse) GetChain() [][]byte {
@@ -2350,7 +3440,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[27]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +3452,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[27]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +3465,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{27}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReportRequest) GetQuestion() uint64 {
@@ -2448,7 +3538,7 @@ type UnusableLink struct {
 
 func (x *UnusableLink) Reset() {
 	*x = UnusableLink{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[28]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +3550,7 @@ func (x *UnusableLink) String() string {
 func (*UnusableLink) ProtoMessage() {}
 
 func (x *UnusableLink) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[28]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +3563,7 @@ func (x *UnusableLink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnusableLink.ProtoReflect.Descriptor instead.
 func (*UnusableLink) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{28}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *UnusableLink) GetLink() string {
@@ -2505,7 +3595,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[29]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +3607,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[29]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +3620,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{29}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{42}
 }
 
 // Reach is the result of one TCP connection from the node to a gateway address of a peer.
@@ -2549,7 +3639,7 @@ type Reach struct {
 
 func (x *Reach) Reset() {
 	*x = Reach{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[30]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2561,7 +3651,7 @@ func (x *Reach) String() string {
 func (*Reach) ProtoMessage() {}
 
 func (x *Reach) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[30]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2574,7 +3664,7 @@ func (x *Reach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reach.ProtoReflect.Descriptor instead.
 func (*Reach) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{30}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Reach) GetLink() string {
@@ -2635,7 +3725,7 @@ type PathProbe struct {
 
 func (x *PathProbe) Reset() {
 	*x = PathProbe{}
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[31]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2647,7 +3737,7 @@ func (x *PathProbe) String() string {
 func (*PathProbe) ProtoMessage() {}
 
 func (x *PathProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[31]
+	mi := &file_internal_nodestream_wire_nodestream_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2660,7 +3750,7 @@ func (x *PathProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathProbe.ProtoReflect.Descriptor instead.
 func (*PathProbe) Descriptor() ([]byte, []int) {
-	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{31}
+	return file_internal_nodestream_wire_nodestream_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PathProbe) GetSmallSegments() bool {
@@ -2773,12 +3863,98 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x04vips\x18\x03 \x03(\tR\x04vips\x12:\n" +
 	"\x05ports\x18\x04 \x03(\v2$.causeway.nodestream.v1.FrontendPortR\x05ports\x128\n" +
 	"\x18session_affinity_seconds\x18\x05 \x01(\rR\x16sessionAffinitySeconds\x122\n" +
-	"\x05tiers\x18\x06 \x03(\v2\x1c.causeway.nodestream.v1.TierR\x05tiers\"\x99\x01\n" +
+	"\x05tiers\x18\x06 \x03(\v2\x1c.causeway.nodestream.v1.TierR\x05tiers\"\xd5\x01\n" +
 	"\fFrontendPort\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
 	"\fapp_protocol\x18\x03 \x01(\tR\vappProtocol\x12<\n" +
-	"\bdeclared\x18\x04 \x01(\x0e2 .causeway.nodestream.v1.ProtocolR\bdeclared\"C\n" +
+	"\bdeclared\x18\x04 \x01(\x0e2 .causeway.nodestream.v1.ProtocolR\bdeclared\x12:\n" +
+	"\x06routes\x18\x05 \x03(\v2\".causeway.nodestream.v1.RouteRulesR\x06routes\"\xae\x01\n" +
+	"\n" +
+	"RouteRules\x12)\n" +
+	"\x10caller_namespace\x18\x01 \x01(\tR\x0fcallerNamespace\x12<\n" +
+	"\amatches\x18\x02 \x03(\v2\".causeway.nodestream.v1.RouteMatchR\amatches\x127\n" +
+	"\x05rules\x18\x03 \x03(\v2!.causeway.nodestream.v1.RouteRuleR\x05rules\"\xbe\x02\n" +
+	"\n" +
+	"RouteMatch\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\rR\x04rule\x12\x1f\n" +
+	"\n" +
+	"path_exact\x18\x02 \x01(\tH\x00R\tpathExact\x12!\n" +
+	"\vpath_prefix\x18\x03 \x01(\tH\x00R\n" +
+	"pathPrefix\x12\x1f\n" +
+	"\n" +
+	"path_regex\x18\x04 \x01(\tH\x00R\tpathRegex\x12\x16\n" +
+	"\x06method\x18\x05 \x01(\tR\x06method\x12<\n" +
+	"\aheaders\x18\x06 \x03(\v2\".causeway.nodestream.v1.ValueMatchR\aheaders\x12E\n" +
+	"\fquery_params\x18\a \x03(\v2\".causeway.nodestream.v1.ValueMatchR\vqueryParams\x12\x12\n" +
+	"\x04grpc\x18\b \x01(\bR\x04grpcB\x06\n" +
+	"\x04path\"Y\n" +
+	"\n" +
+	"ValueMatch\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x05exact\x18\x02 \x01(\tH\x00R\x05exact\x12\x16\n" +
+	"\x05regex\x18\x03 \x01(\tH\x00R\x05regexB\a\n" +
+	"\x05match\"\xd8\x02\n" +
+	"\tRouteRule\x12\x14\n" +
+	"\x05route\x18\x01 \x01(\tR\x05route\x12=\n" +
+	"\afilters\x18\x02 \x03(\v2#.causeway.nodestream.v1.RouteFilterR\afilters\x12@\n" +
+	"\bbackends\x18\x03 \x03(\v2$.causeway.nodestream.v1.RouteBackendR\bbackends\x12\"\n" +
+	"\n" +
+	"timeout_ms\x18\x04 \x01(\rH\x00R\ttimeoutMs\x88\x01\x01\x120\n" +
+	"\x12per_try_timeout_ms\x18\x05 \x01(\rH\x01R\x0fperTryTimeoutMs\x88\x01\x01\x128\n" +
+	"\x05retry\x18\x06 \x01(\v2\".causeway.nodestream.v1.RouteRetryR\x05retryB\r\n" +
+	"\v_timeout_msB\x15\n" +
+	"\x13_per_try_timeout_ms\"\xb6\x01\n" +
+	"\fRouteBackend\x12\x16\n" +
+	"\x06weight\x18\x01 \x01(\rR\x06weight\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"port_index\x18\x04 \x01(\rR\tportIndex\x12=\n" +
+	"\afilters\x18\x05 \x03(\v2#.causeway.nodestream.v1.RouteFilterR\afilters\"o\n" +
+	"\n" +
+	"RouteRetry\x12\x1f\n" +
+	"\battempts\x18\x01 \x01(\rH\x00R\battempts\x88\x01\x01\x12\x14\n" +
+	"\x05codes\x18\x02 \x03(\rR\x05codes\x12\x1d\n" +
+	"\n" +
+	"backoff_ms\x18\x03 \x01(\rR\tbackoffMsB\v\n" +
+	"\t_attempts\"\x87\x03\n" +
+	"\vRouteFilter\x12Q\n" +
+	"\x0frequest_headers\x18\x01 \x01(\v2&.causeway.nodestream.v1.HeaderModifierH\x00R\x0erequestHeaders\x12S\n" +
+	"\x10response_headers\x18\x02 \x01(\v2&.causeway.nodestream.v1.HeaderModifierH\x00R\x0fresponseHeaders\x12E\n" +
+	"\bredirect\x18\x03 \x01(\v2'.causeway.nodestream.v1.RequestRedirectH\x00R\bredirect\x12>\n" +
+	"\arewrite\x18\x04 \x01(\v2\".causeway.nodestream.v1.URLRewriteH\x00R\arewrite\x12?\n" +
+	"\x06mirror\x18\x05 \x01(\v2%.causeway.nodestream.v1.RequestMirrorH\x00R\x06mirrorB\b\n" +
+	"\x06filter\"\x96\x01\n" +
+	"\x0eHeaderModifier\x125\n" +
+	"\x03set\x18\x01 \x03(\v2#.causeway.nodestream.v1.HeaderFieldR\x03set\x125\n" +
+	"\x03add\x18\x02 \x03(\v2#.causeway.nodestream.v1.HeaderFieldR\x03add\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\"7\n" +
+	"\vHeaderField\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xab\x01\n" +
+	"\x0fRequestRedirect\x12\x16\n" +
+	"\x06scheme\x18\x01 \x01(\tR\x06scheme\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x128\n" +
+	"\x04path\x18\x04 \x01(\v2$.causeway.nodestream.v1.PathModifierR\x04path\x12\x16\n" +
+	"\x06status\x18\x05 \x01(\rR\x06status\"b\n" +
+	"\n" +
+	"URLRewrite\x12\x1a\n" +
+	"\bhostname\x18\x01 \x01(\tR\bhostname\x128\n" +
+	"\x04path\x18\x02 \x01(\v2$.causeway.nodestream.v1.PathModifierR\x04path\"J\n" +
+	"\fPathModifier\x12\x14\n" +
+	"\x04full\x18\x01 \x01(\tH\x00R\x04full\x12\x18\n" +
+	"\x06prefix\x18\x02 \x01(\tH\x00R\x06prefixB\n" +
+	"\n" +
+	"\bmodifier\"\xa0\x01\n" +
+	"\rRequestMirror\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"port_index\x18\x03 \x01(\rR\tportIndex\x12\x1c\n" +
+	"\tnumerator\x18\x04 \x01(\rR\tnumerator\x12 \n" +
+	"\vdenominator\x18\x05 \x01(\rR\vdenominator\"C\n" +
 	"\x04Tier\x12;\n" +
 	"\bbackends\x18\x01 \x03(\v2\x1f.causeway.nodestream.v1.BackendR\bbackends\"\xa7\x02\n" +
 	"\aBackend\x12\x12\n" +
@@ -2949,7 +4125,7 @@ func file_internal_nodestream_wire_nodestream_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_nodestream_wire_nodestream_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_internal_nodestream_wire_nodestream_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
 	(Protocol)(0),           // 0: causeway.nodestream.v1.Protocol
 	(ForwardIdentity)(0),    // 1: causeway.nodestream.v1.ForwardIdentity
@@ -2962,73 +4138,104 @@ var file_internal_nodestream_wire_nodestream_proto_goTypes = []any{
 	(*DayKey)(nil),          // 8: causeway.nodestream.v1.DayKey
 	(*Frontend)(nil),        // 9: causeway.nodestream.v1.Frontend
 	(*FrontendPort)(nil),    // 10: causeway.nodestream.v1.FrontendPort
-	(*Tier)(nil),            // 11: causeway.nodestream.v1.Tier
-	(*Backend)(nil),         // 12: causeway.nodestream.v1.Backend
-	(*TrafficSettings)(nil), // 13: causeway.nodestream.v1.TrafficSettings
-	(*BackendPort)(nil),     // 14: causeway.nodestream.v1.BackendPort
-	(*Pod)(nil),             // 15: causeway.nodestream.v1.Pod
-	(*Export)(nil),          // 16: causeway.nodestream.v1.Export
-	(*ExportPort)(nil),      // 17: causeway.nodestream.v1.ExportPort
-	(*ExportPod)(nil),       // 18: causeway.nodestream.v1.ExportPod
-	(*Policy)(nil),          // 19: causeway.nodestream.v1.Policy
-	(*RequestCaller)(nil),   // 20: causeway.nodestream.v1.RequestCaller
-	(*PathMatch)(nil),       // 21: causeway.nodestream.v1.PathMatch
-	(*Caller)(nil),          // 22: causeway.nodestream.v1.Caller
-	(*Route)(nil),           // 23: causeway.nodestream.v1.Route
-	(*Endpoint)(nil),        // 24: causeway.nodestream.v1.Endpoint
-	(*Upstream)(nil),        // 25: causeway.nodestream.v1.Upstream
-	(*Invite)(nil),          // 26: causeway.nodestream.v1.Invite
-	(*SignRequest)(nil),     // 27: causeway.nodestream.v1.SignRequest
-	(*SignResponse)(nil),    // 28: causeway.nodestream.v1.SignResponse
-	(*ReportRequest)(nil),   // 29: causeway.nodestream.v1.ReportRequest
-	(*UnusableLink)(nil),    // 30: causeway.nodestream.v1.UnusableLink
-	(*ReportResponse)(nil),  // 31: causeway.nodestream.v1.ReportResponse
-	(*Reach)(nil),           // 32: causeway.nodestream.v1.Reach
-	(*PathProbe)(nil),       // 33: causeway.nodestream.v1.PathProbe
-	nil,                     // 34: causeway.nodestream.v1.ExportPod.TargetsEntry
+	(*RouteRules)(nil),      // 11: causeway.nodestream.v1.RouteRules
+	(*RouteMatch)(nil),      // 12: causeway.nodestream.v1.RouteMatch
+	(*ValueMatch)(nil),      // 13: causeway.nodestream.v1.ValueMatch
+	(*RouteRule)(nil),       // 14: causeway.nodestream.v1.RouteRule
+	(*RouteBackend)(nil),    // 15: causeway.nodestream.v1.RouteBackend
+	(*RouteRetry)(nil),      // 16: causeway.nodestream.v1.RouteRetry
+	(*RouteFilter)(nil),     // 17: causeway.nodestream.v1.RouteFilter
+	(*HeaderModifier)(nil),  // 18: causeway.nodestream.v1.HeaderModifier
+	(*HeaderField)(nil),     // 19: causeway.nodestream.v1.HeaderField
+	(*RequestRedirect)(nil), // 20: causeway.nodestream.v1.RequestRedirect
+	(*URLRewrite)(nil),      // 21: causeway.nodestream.v1.URLRewrite
+	(*PathModifier)(nil),    // 22: causeway.nodestream.v1.PathModifier
+	(*RequestMirror)(nil),   // 23: causeway.nodestream.v1.RequestMirror
+	(*Tier)(nil),            // 24: causeway.nodestream.v1.Tier
+	(*Backend)(nil),         // 25: causeway.nodestream.v1.Backend
+	(*TrafficSettings)(nil), // 26: causeway.nodestream.v1.TrafficSettings
+	(*BackendPort)(nil),     // 27: causeway.nodestream.v1.BackendPort
+	(*Pod)(nil),             // 28: causeway.nodestream.v1.Pod
+	(*Export)(nil),          // 29: causeway.nodestream.v1.Export
+	(*ExportPort)(nil),      // 30: causeway.nodestream.v1.ExportPort
+	(*ExportPod)(nil),       // 31: causeway.nodestream.v1.ExportPod
+	(*Policy)(nil),          // 32: causeway.nodestream.v1.Policy
+	(*RequestCaller)(nil),   // 33: causeway.nodestream.v1.RequestCaller
+	(*PathMatch)(nil),       // 34: causeway.nodestream.v1.PathMatch
+	(*Caller)(nil),          // 35: causeway.nodestream.v1.Caller
+	(*Route)(nil),           // 36: causeway.nodestream.v1.Route
+	(*Endpoint)(nil),        // 37: causeway.nodestream.v1.Endpoint
+	(*Upstream)(nil),        // 38: causeway.nodestream.v1.Upstream
+	(*Invite)(nil),          // 39: causeway.nodestream.v1.Invite
+	(*SignRequest)(nil),     // 40: causeway.nodestream.v1.SignRequest
+	(*SignResponse)(nil),    // 41: causeway.nodestream.v1.SignResponse
+	(*ReportRequest)(nil),   // 42: causeway.nodestream.v1.ReportRequest
+	(*UnusableLink)(nil),    // 43: causeway.nodestream.v1.UnusableLink
+	(*ReportResponse)(nil),  // 44: causeway.nodestream.v1.ReportResponse
+	(*Reach)(nil),           // 45: causeway.nodestream.v1.Reach
+	(*PathProbe)(nil),       // 46: causeway.nodestream.v1.PathProbe
+	nil,                     // 47: causeway.nodestream.v1.ExportPod.TargetsEntry
 }
 var file_internal_nodestream_wire_nodestream_proto_depIdxs = []int32{
 	5,  // 0: causeway.nodestream.v1.Resource.cluster:type_name -> causeway.nodestream.v1.Cluster
 	6,  // 1: causeway.nodestream.v1.Resource.link:type_name -> causeway.nodestream.v1.Link
-	15, // 2: causeway.nodestream.v1.Resource.pod:type_name -> causeway.nodestream.v1.Pod
-	16, // 3: causeway.nodestream.v1.Resource.export:type_name -> causeway.nodestream.v1.Export
-	23, // 4: causeway.nodestream.v1.Resource.route:type_name -> causeway.nodestream.v1.Route
-	25, // 5: causeway.nodestream.v1.Resource.upstream:type_name -> causeway.nodestream.v1.Upstream
-	26, // 6: causeway.nodestream.v1.Resource.invite:type_name -> causeway.nodestream.v1.Invite
+	28, // 2: causeway.nodestream.v1.Resource.pod:type_name -> causeway.nodestream.v1.Pod
+	29, // 3: causeway.nodestream.v1.Resource.export:type_name -> causeway.nodestream.v1.Export
+	36, // 4: causeway.nodestream.v1.Resource.route:type_name -> causeway.nodestream.v1.Route
+	38, // 5: causeway.nodestream.v1.Resource.upstream:type_name -> causeway.nodestream.v1.Upstream
+	39, // 6: causeway.nodestream.v1.Resource.invite:type_name -> causeway.nodestream.v1.Invite
 	9,  // 7: causeway.nodestream.v1.Resource.frontend:type_name -> causeway.nodestream.v1.Frontend
 	7,  // 8: causeway.nodestream.v1.Link.gateways:type_name -> causeway.nodestream.v1.GatewayAddress
 	8,  // 9: causeway.nodestream.v1.Link.day_keys:type_name -> causeway.nodestream.v1.DayKey
 	10, // 10: causeway.nodestream.v1.Frontend.ports:type_name -> causeway.nodestream.v1.FrontendPort
-	11, // 11: causeway.nodestream.v1.Frontend.tiers:type_name -> causeway.nodestream.v1.Tier
+	24, // 11: causeway.nodestream.v1.Frontend.tiers:type_name -> causeway.nodestream.v1.Tier
 	0,  // 12: causeway.nodestream.v1.FrontendPort.declared:type_name -> causeway.nodestream.v1.Protocol
-	12, // 13: causeway.nodestream.v1.Tier.backends:type_name -> causeway.nodestream.v1.Backend
-	14, // 14: causeway.nodestream.v1.Backend.ports:type_name -> causeway.nodestream.v1.BackendPort
-	13, // 15: causeway.nodestream.v1.Backend.settings:type_name -> causeway.nodestream.v1.TrafficSettings
-	17, // 16: causeway.nodestream.v1.Export.ports:type_name -> causeway.nodestream.v1.ExportPort
-	19, // 17: causeway.nodestream.v1.Export.policies:type_name -> causeway.nodestream.v1.Policy
-	18, // 18: causeway.nodestream.v1.Export.pods:type_name -> causeway.nodestream.v1.ExportPod
-	1,  // 19: causeway.nodestream.v1.Export.forward_identity:type_name -> causeway.nodestream.v1.ForwardIdentity
-	0,  // 20: causeway.nodestream.v1.ExportPort.declared:type_name -> causeway.nodestream.v1.Protocol
-	34, // 21: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
-	22, // 22: causeway.nodestream.v1.Policy.callers:type_name -> causeway.nodestream.v1.Caller
-	20, // 23: causeway.nodestream.v1.Policy.request_callers:type_name -> causeway.nodestream.v1.RequestCaller
-	22, // 24: causeway.nodestream.v1.RequestCaller.caller:type_name -> causeway.nodestream.v1.Caller
-	21, // 25: causeway.nodestream.v1.RequestCaller.paths:type_name -> causeway.nodestream.v1.PathMatch
-	24, // 26: causeway.nodestream.v1.Route.endpoints:type_name -> causeway.nodestream.v1.Endpoint
-	32, // 27: causeway.nodestream.v1.ReportRequest.reaches:type_name -> causeway.nodestream.v1.Reach
-	30, // 28: causeway.nodestream.v1.ReportRequest.unusable:type_name -> causeway.nodestream.v1.UnusableLink
-	33, // 29: causeway.nodestream.v1.Reach.probes:type_name -> causeway.nodestream.v1.PathProbe
-	2,  // 30: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
-	27, // 31: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
-	29, // 32: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
-	3,  // 33: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
-	28, // 34: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
-	31, // 35: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
-	33, // [33:36] is the sub-list for method output_type
-	30, // [30:33] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	11, // 13: causeway.nodestream.v1.FrontendPort.routes:type_name -> causeway.nodestream.v1.RouteRules
+	12, // 14: causeway.nodestream.v1.RouteRules.matches:type_name -> causeway.nodestream.v1.RouteMatch
+	14, // 15: causeway.nodestream.v1.RouteRules.rules:type_name -> causeway.nodestream.v1.RouteRule
+	13, // 16: causeway.nodestream.v1.RouteMatch.headers:type_name -> causeway.nodestream.v1.ValueMatch
+	13, // 17: causeway.nodestream.v1.RouteMatch.query_params:type_name -> causeway.nodestream.v1.ValueMatch
+	17, // 18: causeway.nodestream.v1.RouteRule.filters:type_name -> causeway.nodestream.v1.RouteFilter
+	15, // 19: causeway.nodestream.v1.RouteRule.backends:type_name -> causeway.nodestream.v1.RouteBackend
+	16, // 20: causeway.nodestream.v1.RouteRule.retry:type_name -> causeway.nodestream.v1.RouteRetry
+	17, // 21: causeway.nodestream.v1.RouteBackend.filters:type_name -> causeway.nodestream.v1.RouteFilter
+	18, // 22: causeway.nodestream.v1.RouteFilter.request_headers:type_name -> causeway.nodestream.v1.HeaderModifier
+	18, // 23: causeway.nodestream.v1.RouteFilter.response_headers:type_name -> causeway.nodestream.v1.HeaderModifier
+	20, // 24: causeway.nodestream.v1.RouteFilter.redirect:type_name -> causeway.nodestream.v1.RequestRedirect
+	21, // 25: causeway.nodestream.v1.RouteFilter.rewrite:type_name -> causeway.nodestream.v1.URLRewrite
+	23, // 26: causeway.nodestream.v1.RouteFilter.mirror:type_name -> causeway.nodestream.v1.RequestMirror
+	19, // 27: causeway.nodestream.v1.HeaderModifier.set:type_name -> causeway.nodestream.v1.HeaderField
+	19, // 28: causeway.nodestream.v1.HeaderModifier.add:type_name -> causeway.nodestream.v1.HeaderField
+	22, // 29: causeway.nodestream.v1.RequestRedirect.path:type_name -> causeway.nodestream.v1.PathModifier
+	22, // 30: causeway.nodestream.v1.URLRewrite.path:type_name -> causeway.nodestream.v1.PathModifier
+	25, // 31: causeway.nodestream.v1.Tier.backends:type_name -> causeway.nodestream.v1.Backend
+	27, // 32: causeway.nodestream.v1.Backend.ports:type_name -> causeway.nodestream.v1.BackendPort
+	26, // 33: causeway.nodestream.v1.Backend.settings:type_name -> causeway.nodestream.v1.TrafficSettings
+	30, // 34: causeway.nodestream.v1.Export.ports:type_name -> causeway.nodestream.v1.ExportPort
+	32, // 35: causeway.nodestream.v1.Export.policies:type_name -> causeway.nodestream.v1.Policy
+	31, // 36: causeway.nodestream.v1.Export.pods:type_name -> causeway.nodestream.v1.ExportPod
+	1,  // 37: causeway.nodestream.v1.Export.forward_identity:type_name -> causeway.nodestream.v1.ForwardIdentity
+	0,  // 38: causeway.nodestream.v1.ExportPort.declared:type_name -> causeway.nodestream.v1.Protocol
+	47, // 39: causeway.nodestream.v1.ExportPod.targets:type_name -> causeway.nodestream.v1.ExportPod.TargetsEntry
+	35, // 40: causeway.nodestream.v1.Policy.callers:type_name -> causeway.nodestream.v1.Caller
+	33, // 41: causeway.nodestream.v1.Policy.request_callers:type_name -> causeway.nodestream.v1.RequestCaller
+	35, // 42: causeway.nodestream.v1.RequestCaller.caller:type_name -> causeway.nodestream.v1.Caller
+	34, // 43: causeway.nodestream.v1.RequestCaller.paths:type_name -> causeway.nodestream.v1.PathMatch
+	37, // 44: causeway.nodestream.v1.Route.endpoints:type_name -> causeway.nodestream.v1.Endpoint
+	45, // 45: causeway.nodestream.v1.ReportRequest.reaches:type_name -> causeway.nodestream.v1.Reach
+	43, // 46: causeway.nodestream.v1.ReportRequest.unusable:type_name -> causeway.nodestream.v1.UnusableLink
+	46, // 47: causeway.nodestream.v1.Reach.probes:type_name -> causeway.nodestream.v1.PathProbe
+	2,  // 48: causeway.nodestream.v1.NodeStream.Watch:input_type -> causeway.nodestream.v1.WatchRequest
+	40, // 49: causeway.nodestream.v1.NodeStream.Sign:input_type -> causeway.nodestream.v1.SignRequest
+	42, // 50: causeway.nodestream.v1.NodeStream.Report:input_type -> causeway.nodestream.v1.ReportRequest
+	3,  // 51: causeway.nodestream.v1.NodeStream.Watch:output_type -> causeway.nodestream.v1.Update
+	41, // 52: causeway.nodestream.v1.NodeStream.Sign:output_type -> causeway.nodestream.v1.SignResponse
+	44, // 53: causeway.nodestream.v1.NodeStream.Report:output_type -> causeway.nodestream.v1.ReportResponse
+	51, // [51:54] is the sub-list for method output_type
+	48, // [48:51] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodestream_wire_nodestream_proto_init() }
@@ -3046,8 +4253,30 @@ func file_internal_nodestream_wire_nodestream_proto_init() {
 		(*Resource_Invite)(nil),
 		(*Resource_Frontend)(nil),
 	}
-	file_internal_nodestream_wire_nodestream_proto_msgTypes[11].OneofWrappers = []any{}
-	file_internal_nodestream_wire_nodestream_proto_msgTypes[19].OneofWrappers = []any{
+	file_internal_nodestream_wire_nodestream_proto_msgTypes[10].OneofWrappers = []any{
+		(*RouteMatch_PathExact)(nil),
+		(*RouteMatch_PathPrefix)(nil),
+		(*RouteMatch_PathRegex)(nil),
+	}
+	file_internal_nodestream_wire_nodestream_proto_msgTypes[11].OneofWrappers = []any{
+		(*ValueMatch_Exact)(nil),
+		(*ValueMatch_Regex)(nil),
+	}
+	file_internal_nodestream_wire_nodestream_proto_msgTypes[12].OneofWrappers = []any{}
+	file_internal_nodestream_wire_nodestream_proto_msgTypes[14].OneofWrappers = []any{}
+	file_internal_nodestream_wire_nodestream_proto_msgTypes[15].OneofWrappers = []any{
+		(*RouteFilter_RequestHeaders)(nil),
+		(*RouteFilter_ResponseHeaders)(nil),
+		(*RouteFilter_Redirect)(nil),
+		(*RouteFilter_Rewrite)(nil),
+		(*RouteFilter_Mirror)(nil),
+	}
+	file_internal_nodestream_wire_nodestream_proto_msgTypes[20].OneofWrappers = []any{
+		(*PathModifier_Full)(nil),
+		(*PathModifier_Prefix)(nil),
+	}
+	file_internal_nodestream_wire_nodestream_proto_msgTypes[24].OneofWrappers = []any{}
+	file_internal_nodestream_wire_nodestream_proto_msgTypes[32].OneofWrappers = []any{
 		(*PathMatch_Exact)(nil),
 		(*PathMatch_Prefix)(nil),
 	}
@@ -3057,7 +4286,7 @@ func file_internal_nodestream_wire_nodestream_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodestream_wire_nodestream_proto_rawDesc), len(file_internal_nodestream_wire_nodestream_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   33,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

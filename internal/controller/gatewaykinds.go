@@ -1,0 +1,275 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
+
+	"github.com/causeway-mesh/causeway/api/v1alpha1"
+	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/gatewayroutes"
+)
+
+// The versions of Gateway API kinds that the controller reads. ReferenceGrant was served
+// as v1beta1 alone for years.
+var (
+	gatewayV1      = gatewayv1.SchemeGroupVersion
+	gatewayV1Beta1 = gatewayv1beta1.SchemeGroupVersion
+)
+
+// gatewayKinds watches HTTPRoute, GRPCRoute and ReferenceGrant, each while the cluster
+// serves it. Users install and remove the Gateway API at any time.
+type gatewayKinds struct {
+	// served returns the versions to read, by kind, of the kinds that the cluster serves.
+	served func() (map[string]schema.GroupVersion, error)
+	// watch starts a cache of a kind, and returns when it is complete. leave stops it.
+	// forget drops all objects of the kind.
+	watch  func(context.Context, schema.GroupVersionKind) error
+	leave  func(context.Context, schema.GroupVersionKind) error
+	forget func(kind string)
+	log    *slog.Logger
+
+	current map[string]schema.GroupVersion // what is watched now, by kind
+}
+
+func (p *process) gatewayKinds() (*gatewayKinds, error) {
+	api, err := discovery.NewDiscoveryClientForConfig(p.mgr.GetConfig())
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	in := p.reconciler.inbox
+	return &gatewayKinds{
+		served: func() (map[string]schema.GroupVersion, error) { return servedGatewayKinds(api) },
+		watch: func(ctx context.Context, kind schema.GroupVersionKind) error {
+			return p.watchGatewayKind(ctx, kind)
+		},
+		leave: func(ctx context.Context, kind schema.GroupVersionKind) error {
+			return p.mgr.GetCache().RemoveInformer(ctx, gatewayObject(kind))
+		},
+		forget: func(kind string) { in.add(func(b *batch) { b.forgetGateway(kind) }) },
+		log:    p.log,
+	}, nil
+}
+
+// watchGatewayKind watches a kind until it is left, and returns when the inbox has all
+// objects. After an error the kind is not watched.
+func (p *process) watchGatewayKind(ctx context.Context, kind schema.GroupVersionKind) error {
+	object := gatewayObject(kind)
+	synced, err := p.watch(ctx, object, gatewayHandler(p.reconciler.inbox, object))
+	if err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	if !toolscache.WaitForCacheSync(waiting.Done(), synced) {
+		err := fmt.Errorf("watch %s: %w", kind.Kind, context.Cause(waiting))
+		if failed := p.mgr.GetCache().RemoveInformer(ctx, object); failed != nil {
+			p.log.Warn("a cache of a kind was not removed", "kind", kind.Kind, "error", failed)
+		}
+		return err
+	}
+	return nil
+}
+
+// gatewayObject returns an empty object of a kind.
+func gatewayObject(kind schema.GroupVersionKind) client.Object {
+	switch kind {
+	case gatewayV1.WithKind("HTTPRoute"):
+		return &gatewayv1.HTTPRoute{}
+	case gatewayV1.WithKind("GRPCRoute"):
+		return &gatewayv1.GRPCRoute{}
+	case gatewayV1Beta1.WithKind("ReferenceGrant"):
+		return &gatewayv1beta1.ReferenceGrant{}
+	}
+	return &gatewayv1.ReferenceGrant{}
+}
+
+// gatewayHandler files objects of the type of kind in the inbox.
+func gatewayHandler(in *inbox, kind client.Object) toolscache.ResourceEventHandler {
+	switch kind.(type) {
+	case *gatewayv1.HTTPRoute:
+		return handler(in, func(b *batch) *changed[gatewayv1.HTTPRoute] { return &b.httpRoutes })
+	case *gatewayv1.GRPCRoute:
+		return handler(in, func(b *batch) *changed[gatewayv1.GRPCRoute] { return &b.grpcRoutes })
+	case *gatewayv1beta1.ReferenceGrant:
+		return handler(in, func(b *batch) *changed[gatewayv1beta1.ReferenceGrant] { return &b.betaGrants })
+	}
+	return handler(in, func(b *batch) *changed[gatewayv1.ReferenceGrant] { return &b.grants })
+}
+
+// servedGatewayKinds queries the API server itself, because a RESTMapper never removes a
+// kind.
+func servedGatewayKinds(api discovery.DiscoveryInterface) (map[string]schema.GroupVersion, error) {
+	out := make(map[string]schema.GroupVersion)
+	find := func(version schema.GroupVersion, kinds ...string) error {
+		list, err := api.ServerResourcesForGroupVersion(version.String())
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("discover kinds of the Gateway API: %w", err)
+		}
+		for _, r := range list.APIResources {
+			for _, kind := range kinds {
+				if r.Kind == kind {
+					out[kind] = version
+				}
+			}
+		}
+		return nil
+	}
+	if err := find(gatewayV1, "HTTPRoute", "GRPCRoute", "ReferenceGrant"); err != nil || len(out) == 0 {
+		return out, err
+	}
+	if _, found := out["ReferenceGrant"]; found {
+		return out, nil
+	}
+	return out, find(gatewayV1Beta1, "ReferenceGrant")
+}
+
+// gatewayKindNames are the kinds in the order in which they are watched: a route must not
+// be decided about before the grants are known.
+var gatewayKindNames = []string{"ReferenceGrant", "GRPCRoute", "HTTPRoute"}
+
+// probe watches what the cluster serves now.
+func (g *gatewayKinds) probe(ctx context.Context) error {
+	served, err := g.served()
+	if err != nil {
+		return err
+	}
+	if g.current == nil {
+		g.current = make(map[string]schema.GroupVersion)
+	}
+	for _, kind := range gatewayKindNames {
+		before, watched := g.current[kind]
+		version, serves := served[kind]
+		if watched == serves && before == version {
+			continue
+		}
+		if serves {
+			if err := g.watch(ctx, version.WithKind(kind)); err != nil {
+				return err
+			}
+			g.current[kind] = version
+		}
+		if watched {
+			if err := g.leave(ctx, before.WithKind(kind)); err != nil {
+				return fmt.Errorf("stop the watch of %s: %w", kind, err)
+			}
+		}
+		if !serves {
+			delete(g.current, kind)
+			g.forget(kind)
+		}
+		g.log.Info("the served version of a kind changed", "kind", kind, "version", version.Version)
+	}
+	return nil
+}
+
+// maxGatewayWait bounds how long the first pass waits for routes. Without them agents
+// would send requests where no route sends them. But all else must not wait forever.
+const maxGatewayWait = 30 * time.Second
+
+// start probes until it has succeeded, or maxGatewayWait is over.
+func (g *gatewayKinds) start(ctx context.Context) {
+	begin := time.Now()
+	for err := g.probe(ctx); err != nil && ctx.Err() == nil; err = g.probe(ctx) {
+		if time.Since(begin) > maxGatewayWait {
+			g.log.Error("cannot read Gateway API routes, starting without them", "error", err)
+			return
+		}
+		if !backoff.Sleep(ctx, time.Second) {
+			return
+		}
+	}
+}
+
+// run probes until ctx ends.
+func (g *gatewayKinds) run(ctx context.Context) {
+	for logged := false; backoff.Sleep(ctx, probeInterval); {
+		err := g.probe(ctx)
+		if err != nil && ctx.Err() == nil && !logged {
+			g.log.Warn("cannot read Gateway API routes, keeping those known", "error", err)
+		}
+		logged = err != nil
+	}
+}
+
+// forgetGateway records that no object of a kind exists any more.
+func (b *batch) forgetGateway(kind string) {
+	put(&b.gatewayForgotten, kind)
+	switch kind {
+	case "HTTPRoute":
+		b.httpRoutes = nil
+	case "GRPCRoute":
+		b.grpcRoutes = nil
+	case "ReferenceGrant":
+		b.grants, b.betaGrants = nil, nil
+	}
+}
+
+// takeRoutes gives the changed routes and grants to the index of routes.
+func (r *reconciler) takeRoutes(b *batch) {
+	for kind := range b.gatewayForgotten {
+		r.routes.Forget(kind)
+	}
+	for k, o := range b.betaGrants {
+		r.routes.SetReferenceGrant(k, (*gatewayv1.ReferenceGrant)(o))
+	}
+	for k, o := range b.grants {
+		r.routes.SetReferenceGrant(k, o)
+	}
+	for k, o := range b.httpRoutes {
+		r.routes.SetHTTPRoute(k, o)
+	}
+	for k, o := range b.grpcRoutes {
+		r.routes.SetGRPCRoute(k, o)
+	}
+}
+
+// planRoutes decides about routes, and adds to the plan which frontends and statuses
+// differ now.
+func (r *reconciler) planRoutes(now time.Time, p *plan) {
+	changes := r.routes.Flush()
+	for _, k := range changes.Mirrors {
+		r.imports.emitFrontend(k, p)
+	}
+	routes := changes.Routes
+	switch {
+	case !r.replayed: // only the leader writes, once it knows all mirrors
+		return
+	case !r.routesReplayed:
+		r.routesReplayed = true
+		routes = r.routes.Routes()
+	}
+	for _, id := range routes {
+		if s, differs := r.routes.Status(id, now); s.ID == id {
+			p.routes = append(p.routes, routeStatus{s, differs})
+		}
+	}
+}
+
+// services is what the index of routes knows of Services.
+type services struct{ *reconciler }
+
+// Mirror implements gatewayroutes.Services. A mirror that a user's Service of the same
+// name keeps out is none.
+func (s services) Mirror(k catalog.Key) *gatewayroutes.Mirror {
+	if o := s.index.Service(k); o != nil && o.Labels[v1alpha1.ManagedByLabel] != v1alpha1.ManagedBy {
+		return nil
+	}
+	return s.imports.mirrorFor(k)
+}
+
+// Exists implements gatewayroutes.Services.
+func (s services) Exists(k catalog.Key) bool { return s.index.Service(k) != nil }

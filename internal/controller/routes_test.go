@@ -1,0 +1,360 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	fakediscovery "k8s.io/client-go/discovery/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
+	"github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/gatewayroutes"
+)
+
+// httpRoute routes requests to the Service parent to backends, all in namespace shop.
+func httpRoute(name, parent string, backends ...string) *gatewayv1.HTTPRoute {
+	group, kind, port := gatewayv1.Group(""), gatewayv1.Kind("Service"), gatewayv1.PortNumber(80)
+	o := &gatewayv1.HTTPRoute{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Generation: 1},
+		Spec: gatewayv1.HTTPRouteSpec{
+			CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: []gatewayv1.ParentReference{
+				{Group: &group, Kind: &kind, Name: gatewayv1.ObjectName(parent)},
+			}},
+			Rules: []gatewayv1.HTTPRouteRule{{}},
+		},
+	}
+	for _, b := range backends {
+		o.Spec.Rules[0].BackendRefs = append(o.Spec.Rules[0].BackendRefs, gatewayv1.HTTPBackendRef{
+			BackendRef: gatewayv1.BackendRef{BackendObjectReference: gatewayv1.BackendObjectReference{
+				Name: gatewayv1.ObjectName(b),
+				Port: &port,
+			}},
+		})
+	}
+	return o
+}
+
+// backendsOf returns the backends of the only rule of a mirror's first port; nil: it has
+// no rules.
+func (r *replica) backendsOf(t *testing.T, mirror string) []string {
+	t.Helper()
+	f := r.frontend(mirror)
+	if f == nil || len(f.GetPorts()) == 0 || len(f.GetPorts()[0].GetRoutes()) == 0 {
+		return nil
+	}
+	out := []string{}
+	for _, b := range f.GetPorts()[0].GetRoutes()[0].GetRules()[0].GetBackends() {
+		out = append(out, b.GetName())
+	}
+	return out
+}
+
+// routeConditions returns the conditions of Causeway's entries of an HTTPRoute.
+func (r *replica) routeConditions(t *testing.T, name string) []string {
+	t.Helper()
+	var o gatewayv1.HTTPRoute
+	r.MustGet(t, "shop", name, &o)
+	var out []string
+	for _, p := range o.Status.Parents {
+		if p.ControllerName != gatewayroutes.ControllerName {
+			continue
+		}
+		for _, c := range p.Conditions {
+			out = append(out, c.Type+"="+string(c.Status)+" "+c.Reason)
+		}
+	}
+	return out
+}
+
+// routeWrites returns the writes of routes since the last call.
+func (r *replica) routeWrites() []string {
+	return slices.DeleteFunc(r.Writes(), func(w string) bool { return !strings.Contains(w, "Route") })
+}
+
+func TestRoutesReachAgentsAndStatus(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		stream := r.connect("bar", "foo")
+		r.settle()
+		r.Writes()
+		expect := func(why string, backends []string, conditions ...string) {
+			t.Helper()
+			r.settle()
+			if got := r.backendsOf(t, "bar-east"); !slices.Equal(got, backends) {
+				t.Errorf("%s: backends %q, want %q", why, got, backends)
+			}
+			if got := r.routeConditions(t, "a"); !slices.Equal(got, conditions) {
+				t.Errorf("%s: conditions %q, want %q", why, got, conditions)
+			}
+		}
+		expect("a backend exists, the other does not", []string{"foo-east", ""}, "Accepted=True Accepted",
+			"ResolvedRefs=False BackendNotFound")
+		r.settle()
+		if got := r.routeWrites(); len(got) > 1 {
+			t.Errorf("a status is written once, and not again: %q", got)
+		}
+
+		var o gatewayv1.HTTPRoute
+		r.MustGet(t, "shop", "a", &o)
+		o.Spec.Rules[0].BackendRefs = o.Spec.Rules[0].BackendRefs[:1]
+		o.Generation++
+		r.update(t, &o)
+		expect("the route is corrected", []string{"foo-east"}, "Accepted=True Accepted",
+			"ResolvedRefs=True ResolvedRefs")
+
+		stream.Deliver(wire.Delta{Removed: shopKeys("foo")})
+		expect("the peer does not export the backend any more", []string{""}, "Accepted=True Accepted",
+			"ResolvedRefs=False BackendNotFound")
+
+		r.MustGet(t, "shop", "a", &o)
+		o.Spec.ParentRefs[0].Name = "local"
+		o.Generation++
+		r.update(t, &o)
+		expect("the parent is a user's Service", nil, "Accepted=False NotMirror")
+
+		r.delete(t, &o)
+		r.settle()
+		if p := r.pass(); len(p.views)+len(p.routes) > 0 {
+			t.Errorf("a pass without changes decides something: %+v", p)
+		}
+	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "bar-east", "foo-east", "gone"))
+}
+
+// A follower sends rules to agents and writes nothing. When it leads, it writes what
+// differs.
+func TestOnlyLeaderWritesRouteStatus(t *testing.T) {
+	followByHand(t, func(t *testing.T, r *replica) {
+		r.lead()
+		r.settle()
+		r.connect("bar", "foo")
+		r.settle()
+		r.leading.Store(false)
+		r.Writes()
+		r.create(t, httpRoute("a", "bar-east", "foo-east"))
+		r.Writes()
+		r.settle()
+		if got := r.backendsOf(t, "bar-east"); !slices.Equal(got, []string{"foo-east"}) {
+			t.Errorf("backends %q", got)
+		}
+		if got := r.routeWrites(); len(got) > 0 {
+			t.Errorf("a follower writes %q", got)
+		}
+	}, eastLink(), shop())
+}
+
+// The entries of other controllers stay, and a conflict is tried again.
+func TestRouteStatusKeepsOtherControllers(t *testing.T) {
+	route := httpRoute("a", "bar-east", "foo-east")
+	other := gatewayv1.RouteParentStatus{
+		ParentRef:      gatewayv1.ParentReference{Name: "gateway"},
+		ControllerName: "example.com/other",
+		Conditions: []metav1.Condition{{
+			Type:               "Accepted",
+			Status:             metav1.ConditionTrue,
+			Reason:             "Accepted",
+			LastTransitionTime: metav1.Unix(1000, 0),
+		}},
+	}
+	route.Status.Parents = []gatewayv1.RouteParentStatus{other}
+	byHand(t, func(t *testing.T, r *replica) {
+		refused := 0
+		r.Refuse(func(verb string, o client.Object) error {
+			if _, ok := o.(*gatewayv1.HTTPRoute); ok && verb == "patch status" && refused < 2 {
+				refused++
+				return errors.New("refused")
+			}
+			return nil
+		})
+		r.connect("bar", "foo")
+		r.settle()
+		r.settle()
+		var o gatewayv1.HTTPRoute
+		r.MustGet(t, "shop", "a", &o)
+		if len(o.Status.Parents) != 2 || o.Status.Parents[0].ControllerName != other.ControllerName ||
+			!meta.IsStatusConditionTrue(o.Status.Parents[1].Conditions, "Accepted") {
+			t.Errorf("got %+v", o.Status.Parents)
+		}
+	}, eastLink(), shop(), route)
+}
+
+// exportedLocal is a user's own Service.
+func exportedLocal() *corev1.Service {
+	s := exported("local", corev1.ProtocolTCP)
+	s.Labels = nil
+	return s
+}
+
+// TestGatewayKindsRun gives the answers of the cluster one after another, ten seconds
+// apart, and records what is done.
+func TestGatewayKindsRun(t *testing.T) {
+	away := errors.New("away")
+	all := map[string]schema.GroupVersion{
+		"HTTPRoute":      gatewayV1,
+		"GRPCRoute":      gatewayV1,
+		"ReferenceGrant": gatewayV1,
+	}
+	beta := map[string]schema.GroupVersion{"HTTPRoute": gatewayV1, "ReferenceGrant": gatewayV1Beta1}
+	type answer struct {
+		served map[string]schema.GroupVersion
+		err    error
+		refuse error // of watch
+	}
+	cases := map[string]struct {
+		why     string
+		answers []answer
+		want    [][]string
+	}{
+		"from the start": {
+			why:     "what is watched is not watched again",
+			answers: []answer{{served: all}, {served: all}},
+			want:    [][]string{{"watch ReferenceGrant v1", "watch GRPCRoute v1", "watch HTTPRoute v1"}, nil},
+		},
+		"installed later": {
+			why:     "installing the kinds after Causeway needs no restart",
+			answers: []answer{{}, {}, {served: beta}},
+			want:    [][]string{nil, nil, {"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"}},
+		},
+		"newer version": {
+			why:     "the grants stay: the new version is read before the old one is left",
+			answers: []answer{{served: beta}, {served: all}},
+			want: [][]string{
+				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+				{"watch ReferenceGrant v1", "leave ReferenceGrant v1beta1", "watch GRPCRoute v1"},
+			},
+		},
+		"removed": {
+			why:     "without the kinds there are no routes",
+			answers: []answer{{served: beta}, {}, {}},
+			want: [][]string{
+				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+				{"leave ReferenceGrant " +
+					"v1beta1", "forget ReferenceGrant", "leave HTTPRoute v1", "forget HTTPRoute"},
+				nil,
+			},
+		},
+		"API server away": {
+			why:     "an error says nothing about the kinds",
+			answers: []answer{{served: beta}, {err: away}, {served: beta}},
+			want:    [][]string{{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"}, nil, nil},
+		},
+		"not readable at first": {
+			why:     "it is tried again",
+			answers: []answer{{}, {served: beta, refuse: away}, {served: beta}},
+			want: [][]string{
+				nil,
+				{"watch ReferenceGrant v1beta1"},
+				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+			},
+		},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				now := c.answers[0]
+				var did []string
+				g := &gatewayKinds{
+					log:    discardLog,
+					served: func() (map[string]schema.GroupVersion, error) { return now.served, now.err },
+					watch: func(_ context.Context, kind schema.GroupVersionKind) error {
+						did = append(did, "watch "+kind.Kind+" "+kind.Version)
+						return now.refuse
+					},
+					leave: func(_ context.Context, kind schema.GroupVersionKind) error {
+						did = append(did, "leave "+kind.Kind+" "+kind.Version)
+						return nil
+					},
+					forget: func(kind string) { did = append(did, "forget "+kind) },
+				}
+				g.start(ctx)
+				got := [][]string{did}
+				done := make(chan struct{})
+				go func() { g.run(ctx); close(done) }()
+				for _, next := range c.answers[1:] {
+					synctest.Wait()
+					did, now = nil, next
+					bubble.Pass(probeInterval)
+					got = append(got, did)
+				}
+				cancel()
+				<-done
+				if d := gocmp.Diff(c.want, got); d != "" {
+					t.Errorf("%s (-want +got):\n%s", c.why, d)
+				}
+			})
+		})
+	}
+}
+
+// The first pass does not wait forever for routes.
+func TestGatewayKindsStartGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &gatewayKinds{
+			log:    discardLog,
+			served: func() (map[string]schema.GroupVersion, error) { return nil, errors.New("away") },
+		}
+		begin := time.Now()
+		g.start(t.Context())
+		if took := time.Since(begin); took < maxGatewayWait || took > 2*maxGatewayWait {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+func TestServedGatewayKinds(t *testing.T) {
+	version := func(v string, kinds ...string) *metav1.APIResourceList {
+		out := &metav1.APIResourceList{GroupVersion: "gateway.networking.k8s.io/" + v}
+		for _, kind := range kinds {
+			out.APIResources = append(out.APIResources, metav1.APIResource{Kind: kind})
+		}
+		return out
+	}
+	cases := map[string]struct {
+		why   string
+		kinds []*metav1.APIResourceList
+		want  map[string]schema.GroupVersion
+	}{
+		"no such group": {why: "many clusters have none", want: map[string]schema.GroupVersion{}},
+		"old": {
+			why: "ReferenceGrant was v1beta1 for long",
+			kinds: []*metav1.APIResourceList{
+				version("v1", "Gateway", "HTTPRoute"),
+				version("v1beta1", "HTTPRoute", "ReferenceGrant"),
+			},
+			want: map[string]schema.GroupVersion{"HTTPRoute": gatewayV1, "ReferenceGrant": gatewayV1Beta1},
+		},
+		"new": {
+			why: "v1 has all",
+			kinds: []*metav1.APIResourceList{
+				version("v1", "HTTPRoute", "GRPCRoute", "ReferenceGrant"),
+				version("v1beta1", "HTTPRoute", "ReferenceGrant"),
+			},
+			want: map[string]schema.GroupVersion{
+				"HTTPRoute":      gatewayV1,
+				"GRPCRoute":      gatewayV1,
+				"ReferenceGrant": gatewayV1,
+			},
+		},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			fake := &clienttesting.Fake{Resources: c.kinds}
+			got, err := servedGatewayKinds(&fakediscovery.FakeDiscovery{Fake: fake})
+			if d := gocmp.Diff(c.want, got); d != "" || err != nil {
+				t.Errorf("%s: %v (-want +got):\n%s", c.why, err, d)
+			}
+		})
+	}
+}

@@ -1,0 +1,176 @@
+package reqroute
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"regexp/syntax"
+	"strings"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+)
+
+// Rules are the compiled rules of one port of a frontend. They are immutable.
+type Rules struct {
+	matches []match // in order of precedence
+	// broken: every request gets an error.
+	broken bool
+}
+
+// A rule is a compiled Rule.
+type rule struct {
+	Rule
+	broken  bool   // its requests get an error
+	total   uint64 // of weights
+	matches []Match
+}
+
+// A match is a compiled Match with its rule.
+type match struct {
+	rule   *rule
+	kind   PathKind
+	path   string // normal form; a prefix has no slash at its end
+	regex  *regexp.Regexp
+	method string
+	grpc   bool
+
+	headers, query []valueMatch
+}
+
+type valueMatch struct {
+	name, value string
+	regex       *regexp.Regexp // nil: the value is compared
+}
+
+// Compile compiles the rules of a port of a frontend. matches are in order of
+// precedence: the first that a request meets selects its rule. The error names what is
+// not valid. The result is usable nevertheless: if a match is not valid, every request
+// gets ErrNoBackend, and otherwise the requests of rules that are not valid do.
+func Compile(matches []Match, rules []Rule) (*Rules, error) {
+	out, err := compileMatches(matches, rules)
+	if err != nil {
+		return &Rules{broken: true}, err
+	}
+	var errs []error
+	for i := range out.matches {
+		r := out.matches[i].rule
+		if r.broken {
+			continue
+		}
+		if err := r.check(); err != nil {
+			r.broken = true
+			errs = append(errs, fmt.Errorf("%s: %w", r.Name, err))
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+func compileMatches(matches []Match, rules []Rule) (*Rules, error) {
+	if len(matches) > maxMatches {
+		return nil, fmt.Errorf("the port has %d matches, more than %d", len(matches), maxMatches)
+	}
+	compiled := make([]rule, len(rules))
+	for i, r := range rules {
+		compiled[i].Rule = r
+		for _, b := range r.Backends {
+			compiled[i].total += uint64(b.Weight)
+		}
+	}
+	out := &Rules{}
+	for _, m := range matches {
+		if m.Rule < 0 || m.Rule >= len(rules) {
+			return nil, fmt.Errorf("a match is of rule %d of %d", m.Rule, len(rules))
+		}
+		c, err := compileMatch(m)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", rules[m.Rule].Name, err)
+		}
+		c.rule = &compiled[m.Rule]
+		c.rule.matches = append(c.rule.matches, m)
+		out.matches = append(out.matches, c)
+	}
+	return out, nil
+}
+
+var errUnknownMatch = errors.New("it has a match that this version does not know")
+
+func compileMatch(m Match) (c match, err error) {
+	if m.Unknown {
+		return c, errUnknownMatch
+	}
+	c = match{kind: m.PathKind, path: m.Path, method: m.Method, grpc: m.GRPC}
+	switch {
+	case m.PathKind == AnyPath:
+	case m.PathKind == PathPrefix && strings.Trim(m.Path, "/") == "":
+		c.kind, c.path = AnyPath, ""
+	case m.PathKind == ExactPath || m.PathKind == PathPrefix:
+		if c.path, err = message.NormalizePath(m.Path); err != nil {
+			return c, fmt.Errorf("path %.80q: %w", m.Path, err)
+		}
+		if m.PathKind == PathPrefix {
+			c.path = strings.TrimRight(c.path, "/")
+		}
+	case m.PathKind == PathRegex:
+		if c.regex, err = compileRegex(m.Path); err != nil {
+			return c, err
+		}
+	default:
+		return c, errUnknownMatch
+	}
+	if c.headers, err = compileValues(m.Headers); err != nil {
+		return c, err
+	}
+	c.query, err = compileValues(m.Query)
+	return c, err
+}
+
+func compileValues(values []ValueMatch) (out []valueMatch, err error) {
+	for _, v := range values {
+		c := valueMatch{name: v.Name, value: v.Value}
+		if v.Regex {
+			if c.regex, err = compileRegex(v.Value); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// compileRegex compiles an expression that must match a whole value.
+func compileRegex(pattern string) (*regexp.Regexp, error) {
+	if len(pattern) > maxPattern {
+		return nil, fmt.Errorf("regular expression: longer than %d bytes", maxPattern)
+	}
+	parsed, err := syntax.Parse(pattern, syntax.Perl)
+	if err != nil {
+		return nil, fmt.Errorf("regular expression: %w", err)
+	}
+	program, err := syntax.Compile(parsed.Simplify())
+	if err != nil {
+		return nil, fmt.Errorf("regular expression: %w", err)
+	}
+	if len(program.Inst) > maxProgram {
+		return nil, fmt.Errorf("regular expression: it compiles to more than %d instructions", maxProgram)
+	}
+	return regexp.Compile(`\A(?:` + pattern + `)\z`)
+}
+
+// check returns why the requests of a rule must get an error, or nil.
+func (r *rule) check() error {
+	if err := r.Filters.check(r.matches); err != nil {
+		return err
+	}
+	for _, b := range r.Backends {
+		if err := b.Filters.check(r.matches); err != nil {
+			return fmt.Errorf("backend %s/%s: %w", b.Namespace, b.Name, err)
+		}
+		if b.Filters.Redirect != nil {
+			return fmt.Errorf("backend %s/%s: a backend cannot redirect", b.Namespace, b.Name)
+		}
+	}
+	if r.Filters.Redirect != nil && r.Filters.Rewrite != nil {
+		return errors.New("it has both a redirect and a rewrite")
+	}
+	return nil
+}
