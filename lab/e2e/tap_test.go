@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -106,13 +107,14 @@ func (r *runningTap) said() string {
 	return r.log.String()
 }
 
-// count returns how many records have a context and a path of their own.
-func (r *runningTap) count(context string) (n int, last tapRecord) {
+// count returns how many records have a context, a path with a prefix, and no other record
+// with that path before them.
+func (r *runningTap) count(context, prefix string) (n int, last tapRecord) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	paths := map[string]bool{}
 	for _, rec := range r.records {
-		if rec.Context == context {
+		if rec.Context == context && strings.HasPrefix(rec.Path, prefix) {
 			paths[rec.Path], last = true, rec
 		}
 	}
@@ -235,35 +237,45 @@ func TestTapAndAccessLogs(t *testing.T) {
 	tap := startTap(t, kubeconfigs, "--context", "west", "--context", "east", "-n", "shop", "--path", "/tap-")
 	other := startTap(t, kubeconfigs, "--context", "west", "--context", "east", "-n", "shop", "--path", "/tap-", "--method", "POST")
 	start := time.Now().Add(-time.Second)
-	codes := have(west.curl(ctx, "client", "-sS", "-m20", "-o", "/dev/null", "-w", "%{http_code}\n",
-		"-H", "traceparent: 00-"+trace+"-b7ad6b7169203331-01",
-		fmt.Sprintf("http://desk-east.shop/tap-[1-%d]?token=secret", requests)))(t)
-	code := 0
-	fmt.Sscan(codes, &code)
-	if n := strings.Count(codes, fmt.Sprintf("%d\n", code)); n != requests || code == 0 {
-		t.Fatalf("curl got %q", codes)
-	}
+	// On a loaded machine requests can fail. The round that counts is one without failures.
+	const code = http.StatusNotFound
+	round := ""
+	within(t, 2*time.Minute, "the application answers each request", func() error {
+		round = fmt.Sprintf("/tap-%d-", time.Since(start).Milliseconds())
+		codes, err := west.curl(ctx, "client", "-sS", "-m20", "-o", "/dev/null", "-w", "%{http_code}\n",
+			"-H", "traceparent: 00-"+trace+"-b7ad6b7169203331-01",
+			fmt.Sprintf("http://desk-east.shop%s[1-%d]?token=secret", round, requests))
+		if err == nil && codes != strings.Repeat(fmt.Sprintf("%d\n", code), requests) {
+			err = fmt.Errorf("curl got %q", codes)
+		}
+		return err
+	})
 	for context, direction := range map[string]string{"west": "outbound", "east": "inbound"} {
 		within(t, time.Minute, "the tap shows what "+context+" saw", func() error {
-			n, rec := tap.count(context)
+			n, rec := tap.count(context, round)
 			if n != requests {
 				return fmt.Errorf("%d of %d requests; the command says %q", n, requests, tap.said())
 			}
 			if rec.Kind != "request" || rec.Direction != direction || rec.Method != "GET" || rec.Status != code || rec.Protocol != "http1" ||
-				rec.Service != "desk" || rec.TraceID != trace || rec.Tries != 1 || !strings.HasSuffix(rec.Caller, "/ns/shop/sa/client") {
+				rec.Service != "desk" || rec.TraceID != trace || rec.Tries < 1 || !strings.HasSuffix(rec.Caller, "/ns/shop/sa/client") {
 				t.Errorf("%s saw %+v", context, rec)
 			}
 			return nil
 		})
 	}
-	if n, rec := other.count("west"); n > 0 {
+	if n, rec := other.count("west", "/"); n > 0 {
 		t.Errorf("a tap of POST shows %d other requests: %+v", n, rec)
 	}
 	for _, c := range []*cluster{west, east} {
 		within(t, time.Minute, c.Name()+"'s access log has each request", func() error {
-			lines, err := c.loggedRequests(ctx, start, "/tap-")
-			if err == nil && len(lines) != requests {
-				err = fmt.Errorf("%d lines about %d requests", len(lines), requests)
+			lines, err := c.loggedRequests(ctx, start, round)
+			paths := map[string]bool{}
+			for _, e := range lines {
+				paths[e.text("path")] = true
+			}
+			// A try that failed is a line of the application's side, too.
+			if err == nil && (len(paths) != requests || len(lines) > requests && c == west) {
+				err = fmt.Errorf("%d lines about %d of %d requests", len(lines), len(paths), requests)
 			}
 			if err == nil && (lines[0]["status"] != float64(code) || lines[0]["query"] != nil || lines[0].text("traceId") != trace) {
 				t.Errorf("%s logged %v", c.Name(), lines[0])

@@ -54,7 +54,7 @@ func NewHub(r prometheus.Registerer) *Hub {
 			Help: "Access log lines that were written.",
 		}),
 		open: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "causeway_taps",
+			Name: "causeway_taps_open",
 			Help: "Taps that are open.",
 		}),
 	}

@@ -16,6 +16,7 @@ func TestCheck(t *testing.T) {
 	key := newKey(t)
 	const pod = "causeway-agent-1"
 	deleted := metav1.NewTime(now)
+	noSignature := strings.Repeat("A", 84)
 	notFound := apierrors.NewNotFound(resource.GroupResource(), key.Name())
 	for _, tc := range []struct {
 		name      string
@@ -39,7 +40,7 @@ func TestCheck(t *testing.T) {
 		{name: "another agent", namespace: "shop", token: key.Token("causeway-agent-2"), denied: true},
 		{name: "no token", namespace: "shop", token: "x", denied: true},
 		{name: "long token", namespace: "shop", token: strings.Repeat("x", 1<<20), denied: true},
-		{name: "no signature", namespace: "shop", token: key.Token(pod)[:44] + strings.Repeat("A", 84), denied: true},
+		{name: "no signature", namespace: "shop", token: key.Token(pod)[:44] + noSignature, denied: true},
 		{name: "no such Tap", namespace: "shop", err: notFound, denied: true},
 		{name: "API server is down", namespace: "shop", err: errors.New("timeout"), fails: true},
 	} {
