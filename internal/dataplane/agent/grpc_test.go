@@ -92,7 +92,7 @@ func (s *grpcApp) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer)
 }
 
 // serveGRPC returns a function for newHarness that serves each connection.
-func serveGRPC(t *testing.T, app testpb.TestServiceServer, options ...grpc.ServerOption) func(*net.TCPConn) {
+func serveGRPC(app testpb.TestServiceServer, options ...grpc.ServerOption) func(*net.TCPConn) {
 	return func(c *net.TCPConn) {
 		s := grpc.NewServer(options...)
 		testpb.RegisterTestServiceServer(s, app)
@@ -117,6 +117,7 @@ func (c *closeNotifier) Close() error {
 // grpcClient returns a client of bar, whose connections come from a pod.
 func (w *harness) grpcClient(pod string) testpb.TestServiceClient {
 	w.Helper()
+	w.learnClientFirst()
 	cc := must(grpc.NewClient("passthrough:///bar-east", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return w.tryDial(pod) }),
 		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry()))(w.TB)
@@ -128,7 +129,7 @@ func (w *harness) grpcClient(pod string) testpb.TestServiceClient {
 // statuses, and the application learns each caller's SPIFFE ID.
 func TestGRPC(t *testing.T) {
 	app := &grpcApp{}
-	w := newHarness(t, serveGRPC(t, app))
+	w := newHarness(t, serveGRPC(app))
 	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().ForwardIdentity = wire.ForwardIdentity_HEADER })
 	c := w.grpcClient(alice)
 	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), callerField, "spiffe://west-1/ns/shop/sa/forged"), testTimeout)
@@ -213,7 +214,7 @@ func TestGRPC(t *testing.T) {
 // TestGRPCGoAway: an application that ends its connections by GOAWAY again and again fails
 // no call, and its open streams go on.
 func TestGRPCGoAway(t *testing.T) {
-	w := newHarness(t, serveGRPC(t, &grpcApp{}, grpc.KeepaliveParams(keepalive.ServerParameters{
+	w := newHarness(t, serveGRPC(&grpcApp{}, grpc.KeepaliveParams(keepalive.ServerParameters{
 		MaxConnectionAge: 50 * time.Millisecond, MaxConnectionAgeGrace: time.Minute})))
 	c := w.grpcClient(alice)
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)

@@ -267,9 +267,18 @@ type eventStream struct {
 	resp  *http.Response
 }
 
+// learnClientFirst makes west know that callers of bar speak first. Otherwise a connection
+// is opaque if a busy machine delays its first bytes.
+func (w *harness) learnClientFirst() {
+	for _, name := range []string{"alice", "bob"} {
+		w.west.endpointCache.recordClientFirst(account{"shop", name}, remotePort{"link-to-east", "shop", "bar", 80})
+	}
+}
+
 // openEvents opens a request to serveEvents, on a connection of its own.
 func (w *harness) openEvents(pod string, h2 bool) *eventStream {
 	w.Helper()
+	w.learnClientFirst()
 	body, send := io.Pipe()
 	req := must(http.NewRequest("POST", "http://bar-east/", body))(w.TB)
 	w.Cleanup(func() { send.Close() })

@@ -151,6 +151,7 @@ func TestAffinityWaitsBriefly(t *testing.T) {
 	upstream.GetUpstream().Name, upstream.GetUpstream().Address = "agent/silent", silent.Addr().String()
 	w.gatewayView["upstream/agent/silent"] = upstream
 	w.setAffinity(time.Hour)
+	w.learnClientFirst()
 	c := w.client(alice, true)
 	get := func() {
 		t.Helper()

@@ -65,6 +65,7 @@ func TestNoRetries(t *testing.T) {
 				w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
 					backendOf(r).Settings = &wire.TrafficSettings{Retries: tc.retries}
 				})
+				w.learnClientFirst()
 				resp, err := w.client(alice, h2).Get("http://bar-east/")
 				if err != nil {
 					t.Fatal(err)
