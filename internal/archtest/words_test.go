@@ -143,6 +143,7 @@ var rewritten = []string{
 	"internal/rotation",
 	"internal/serviceexport",
 	"internal/metricsdoc",
+	"internal/monitoring",
 	"internal/signer",
 	"internal/stat",
 	"internal/trafficsettings",

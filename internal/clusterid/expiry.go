@@ -156,8 +156,8 @@ func (w *ExpiryWarnings) Due(all []Expiry, now time.Time) []Expiry {
 // expiryCollector exports the ends of certificates.
 type expiryCollector struct{ expiries func() []Expiry }
 
-// NewExpiryCollector returns a collector of the end of each certificate that expiries returns. expiries is called with each scrape and must be safe for
-// concurrent use.
+// NewExpiryCollector returns a collector of the end of each certificate that expiries
+// returns. expiries is called with each scrape and must be safe for concurrent use.
 func NewExpiryCollector(expiries func() []Expiry) prometheus.Collector {
 	return expiryCollector{expiries}
 }

@@ -13,10 +13,12 @@ const maxAddressSeries = 64
 
 var (
 	reachableDesc = prometheus.NewDesc("causeway_controller_gateway_reachable",
-		"1 if this replica has a stream to the gateway address of the peer. Unset until the first attempt ends.",
+		"1 if this replica has a stream to the gateway address of the peer. Unset until the first "+
+			"attempt ends.",
 		[]string{"link", "address"}, nil)
 	catalogAgeDesc = prometheus.NewDesc("causeway_controller_catalog_age_seconds",
-		"Time since the peer proved the catalog that this replica has to be current. Unset before the first proof.",
+		"Time since the peer proved the catalog that this replica has to be current. Unset before the "+
+			"first proof.",
 		[]string{"link"}, nil)
 	skewDesc = prometheus.NewDesc("causeway_controller_peer_clock_skew_seconds",
 		"Clock of the peer minus that of this replica, to a minute. Unset until the peer has sent its time.",

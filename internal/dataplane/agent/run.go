@@ -31,8 +31,8 @@ type Options struct {
 	CacheDir string
 	// PodDir is the directory that only the agent and its vip-guard share.
 	PodDir string
-	// Metrics is the listen address of metrics, on the node's loopback.
-	Metrics string
+	// Metrics are the listen addresses of metrics: the node's loopback, and perhaps others.
+	Metrics []string
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
 	// Drain is how long open connections continue after the process is asked to stop.
@@ -87,7 +87,9 @@ func Run(ctx context.Context, o Options) error {
 		group.Go(func() error { a.persist(run, store, h.Age); return nil })
 	}
 	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry) })
-	group.Go(func() error { return a.serveMetrics(run, o.Metrics, registry) })
+	for _, address := range o.Metrics {
+		group.Go(func() error { return a.serveMetrics(run, address, registry) })
+	}
 	group.Go(func() error {
 		defer end() // the other goroutines run until the last connection has drained
 		defer a.svids.wait()
@@ -205,7 +207,7 @@ func (a *Agent) serveAdmin(ctx context.Context, path string, r *prometheus.Regis
 	return uplink.Serve(ctx, ln, mux)
 }
 
-// serveMetrics serves /metrics on the node's loopback. It retries while the old agent
+// serveMetrics serves /metrics at address. It retries while the old agent
 // still has the port during an upgrade.
 func (a *Agent) serveMetrics(ctx context.Context, address string, r *prometheus.Registry) error {
 	for {
