@@ -20,6 +20,7 @@ type dashboard struct {
 	Refresh       string     `json:"refresh"`
 	Time          timeRange  `json:"time"`
 	Templating    templating `json:"templating"`
+	Annotations   struct{}   `json:"annotations"`
 	Links         []dashLink `json:"links"`
 	Panels        []panel    `json:"panels"`
 }
@@ -55,6 +56,9 @@ type datasource struct {
 type dashLink struct {
 	Title       string   `json:"title"`
 	Type        string   `json:"type"`
+	Icon        string   `json:"icon"`
+	Tooltip     string   `json:"tooltip"`
+	TargetBlank bool     `json:"targetBlank"`
 	Tags        []string `json:"tags"`
 	AsDropdown  bool     `json:"asDropdown"`
 	IncludeVars bool     `json:"includeVars"`
@@ -69,7 +73,7 @@ type panel struct {
 	GridPos     gridPos     `json:"gridPos"`
 	Datasource  datasource  `json:"datasource"`
 	FieldConfig fieldConfig `json:"fieldConfig"`
-	Options     options     `json:"options"`
+	Options     any         `json:"options"` // graphOptions or numberOptions
 	Targets     []target    `json:"targets"`
 }
 
@@ -103,12 +107,21 @@ type thresholdStep struct {
 	Value *float64 `json:"value"`
 }
 
-type options struct {
-	Legend        *legend        `json:"legend,omitempty"`
-	Tooltip       *tooltip       `json:"tooltip,omitempty"`
-	ReduceOptions *reduceOptions `json:"reduceOptions,omitempty"`
-	ColorMode     string         `json:"colorMode,omitempty"`
-	TextMode      string         `json:"textMode,omitempty"`
+type graphOptions struct {
+	Legend  legend  `json:"legend"`
+	Tooltip tooltip `json:"tooltip"`
+}
+
+type numberOptions struct {
+	ReduceOptions          reduceOptions `json:"reduceOptions"`
+	ColorMode              string        `json:"colorMode"`
+	GraphMode              string        `json:"graphMode"`
+	JustifyMode            string        `json:"justifyMode"`
+	Orientation            string        `json:"orientation"`
+	TextMode               string        `json:"textMode"`
+	WideLayout             bool          `json:"wideLayout"`
+	ShowPercentChange      bool          `json:"showPercentChange"`
+	PercentChangeColorMode string        `json:"percentChangeColorMode"`
 }
 
 type legend struct {
@@ -161,6 +174,7 @@ func newDashboard(name, title, description string, variables ...variable) dashbo
 		Links: []dashLink{{
 			Title:       "Causeway",
 			Type:        "dashboards",
+			Icon:        "external link",
 			Tags:        []string{"causeway"},
 			AsDropdown:  true,
 			IncludeVars: true,
@@ -239,14 +253,14 @@ func newPanel(kind, title, description, unit string, queries []query) panel {
 func graph(title, description, unit string, queries ...query) panel {
 	p := newPanel("timeseries", title, description, unit, queries)
 	p.FieldConfig.Defaults.Min = ptr(0)
-	p.Options = options{
-		Legend: &legend{
+	p.Options = graphOptions{
+		Legend: legend{
 			DisplayMode: "list",
 			Placement:   "bottom",
 			ShowLegend:  true,
 			Calcs:       []string{},
 		},
-		Tooltip: &tooltip{Mode: "multi", Sort: "desc"},
+		Tooltip: tooltip{Mode: "multi", Sort: "desc"},
 	}
 	return p
 }
@@ -271,10 +285,15 @@ func redBelow(good float64) *thresholds {
 func number(title, description, unit string, colors *thresholds, q query) panel {
 	p := newPanel("stat", title, description, unit, []query{q})
 	p.FieldConfig.Defaults.Thresholds = colors
-	p.Options = options{
-		ReduceOptions: &reduceOptions{Calcs: []string{"lastNotNull"}},
-		ColorMode:     "value",
-		TextMode:      "auto",
+	p.Options = numberOptions{
+		ReduceOptions:          reduceOptions{Calcs: []string{"lastNotNull"}},
+		ColorMode:              "value",
+		GraphMode:              "none",
+		JustifyMode:            "auto",
+		Orientation:            "auto",
+		TextMode:               "auto",
+		WideLayout:             true,
+		PercentChangeColorMode: "standard",
 	}
 	return p
 }

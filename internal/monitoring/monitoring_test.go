@@ -14,6 +14,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/grafana/grafana-foundation-sdk/go/cog"
+	sdk "github.com/grafana/grafana-foundation-sdk/go/dashboard"
+	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
+	"github.com/grafana/grafana-foundation-sdk/go/stat"
+	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
 	"sigs.k8s.io/yaml"
 
 	"github.com/causeway-mesh/causeway/internal/metricsdoc"
@@ -347,4 +352,26 @@ func TestScrapeJobs(t *testing.T) {
 		t.Fatal(err)
 	}
 	promtool(t, "check", "config", "--syntax-only", path)
+}
+
+// TestGrafanaReadsDashboards reads the dashboards by the types of Grafana's own SDK, which
+// refuse fields that Grafana does not know.
+func TestGrafanaReadsDashboards(t *testing.T) {
+	runtime := cog.NewRuntime()
+	runtime.RegisterPanelcfgVariant(timeseries.VariantConfig())
+	runtime.RegisterPanelcfgVariant(stat.VariantConfig())
+	runtime.RegisterDataqueryVariant(prometheus.VariantConfig())
+	files, err := Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, file := range files {
+		var d sdk.Dashboard
+		if err := d.UnmarshalJSONStrict(file); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := d.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
