@@ -354,7 +354,7 @@ func TestScrapeJobs(t *testing.T) {
 	promtool(t, "check", "config", "--syntax-only", path)
 }
 
-// TestGrafanaReadsDashboards reads the dashboards by the types of Grafana's own SDK, which
+// TestGrafanaReadsDashboards reads the dashboards by the types of Grafana's SDK. They
 // refuse fields that Grafana does not know.
 func TestGrafanaReadsDashboards(t *testing.T) {
 	runtime := cog.NewRuntime()
@@ -367,10 +367,11 @@ func TestGrafanaReadsDashboards(t *testing.T) {
 	}
 	for name, file := range files {
 		var d sdk.Dashboard
-		if err := d.UnmarshalJSONStrict(file); err != nil {
+		// An error without text is the SDK's empty list of errors.
+		if err := d.UnmarshalJSONStrict(file); err != nil && err.Error() != "" {
 			t.Errorf("%s: %v", name, err)
 		}
-		if err := d.Validate(); err != nil {
+		if err := d.Validate(); err != nil && err.Error() != "" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
