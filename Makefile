@@ -77,7 +77,7 @@ lint: bin/.tools ## gofmt, vet, staticcheck, shellcheck
 .PHONY: unit
 unit: export CGO_ENABLED := 1
 unit: ## tests that need no cluster, with the race detector
-	hack/need gcc=gcc gcc=libc6-dev
+	hack/need gcc=gcc gcc=libc6-dev promtool=prometheus
 	go test -race ./...
 	cd lab && go test -race $(lab_packages)
 
@@ -110,13 +110,14 @@ bench-peers: image ## Causeway beside Envoy and HAProxy, on clusters in a lab of
 	hack/bench-peers $(PEERS)
 
 .PHONY: generate
-generate: bin/.tools ## code, CRDs and docs/metrics.md, from types, protos and collectors
+generate: bin/.tools ## code, CRDs, docs/metrics.md and dashboards, from types, protos and collectors
 	hack/need protoc=protobuf-compiler
 	bin/controller-gen object paths=./api/...
 	bin/controller-gen crd paths=./api/... output:crd:dir=charts/causeway/crds
 	PATH="$(CURDIR)/bin:$$PATH" protoc --go_out=. --go_opt=paths=source_relative \
 		--go-grpc_out=. --go-grpc_opt=paths=source_relative $$(git ls-files '*.proto')
 	go run -trimpath ./internal/metricsdoc/generate docs/metrics.md
+	go run -trimpath ./internal/monitoring/generate charts/causeway/files/dashboards
 
 .PHONY: fresh
 fresh: ## fail if a generated file is stale

@@ -171,7 +171,7 @@ func parse(name, text string) ([]*unstructured.Unstructured, error) {
 var installOrder = []string{
 	"CustomResourceDefinition", "FlowSchema",
 	"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
-	"Service", "PodDisruptionBudget", "Deployment", "DaemonSet", "Job",
+	"ConfigMap", "Service", "PodDisruptionBudget", "Deployment", "DaemonSet", "PodMonitor", "PrometheusRule", "Job",
 }
 
 func byInstallOrder(a, b *unstructured.Unstructured) int {

@@ -17,7 +17,9 @@ import (
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/yaml"
 
 	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 )
@@ -667,6 +669,120 @@ func TestNamesAreClusterinfos(t *testing.T) {
 			if v.ConfigMap != nil && v.ConfigMap.Name != clusterinfo.IdentityConfigMap {
 				t.Errorf("%s mounts ConfigMap %s, want %s", component, v.ConfigMap.Name, clusterinfo.IdentityConfigMap)
 			}
+		}
+	}
+}
+
+// TestMonitoringIsOptIn tests that by default nothing needs the Prometheus Operator, and no
+// agent serves metrics beyond its node's loopback.
+func TestMonitoringIsOptIn(t *testing.T) {
+	kinds := func(r Rendered) map[string]int {
+		out := map[string]int{}
+		for _, o := range r.Objects {
+			if k := o.GetKind(); k == "PodMonitor" || k == "PrometheusRule" || k == "ConfigMap" {
+				out[k]++
+			}
+		}
+		return out
+	}
+	exposed := func(r Rendered) bool {
+		agent := find[appsv1.DaemonSet](t, r, "DaemonSet", "causeway-agent")
+		return slices.Contains(agent.Spec.Template.Spec.Containers[0].Args, "--metrics-ip=$(NODE_IP)")
+	}
+	on := func(key string) map[string]any {
+		labels := map[string]any{"release": "prometheus", "app.kubernetes.io/part-of": "mine"}
+		return map[string]any{"monitoring": map[string]any{key: map[string]any{"enabled": true, "labels": labels}}}
+	}
+	cases := map[string]struct {
+		values  map[string]any
+		kinds   map[string]int
+		exposed bool
+	}{
+		"default": {nil, map[string]int{}, false},
+		"agents exposed": {
+			map[string]any{"monitoring": map[string]any{"exposeAgents": true}}, map[string]int{}, true,
+		},
+		"monitors":   {on("podMonitor"), map[string]int{"PodMonitor": 3}, true},
+		"rules":      {on("rules"), map[string]int{"PrometheusRule": 1}, false},
+		"dashboards": {on("dashboards"), map[string]int{"ConfigMap": 4}, false},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			r := render(t, tc.values)
+			if diff := cmp.Diff(tc.kinds, kinds(r)); diff != "" {
+				t.Errorf("objects (-want +got):\n%s", diff)
+			}
+			if exposed(r) != tc.exposed {
+				t.Errorf("agents serve metrics on the node's address: %v, want %v", !tc.exposed, tc.exposed)
+			}
+			for _, o := range r.Objects {
+				if !slices.Contains(installOrder, o.GetKind()) {
+					t.Errorf("%s is of a kind that installOrder lacks", o.GetKind())
+				}
+				if tc.kinds[o.GetKind()] == 0 {
+					continue
+				}
+				if l := o.GetLabels(); l["release"] != "prometheus" || l["app.kubernetes.io/part-of"] != "causeway" {
+					t.Errorf("%s %s has the labels %v: uninstall finds it by Causeway's own", o.GetKind(), o.GetName(), l)
+				}
+			}
+		})
+	}
+}
+
+// TestMonitoringFiles tests that the objects have the chart's files as they stand.
+func TestMonitoringFiles(t *testing.T) {
+	r := render(t, map[string]any{"monitoring": map[string]any{
+		"podMonitor": map[string]any{"enabled": true, "interval": "15s"},
+		"rules":      map[string]any{"enabled": true},
+		"dashboards": map[string]any{"enabled": true},
+	}})
+	alerts, err := files.ReadFile("causeway/files/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want map[string]any
+	if err := yaml.Unmarshal(alerts, &want); err != nil {
+		t.Fatal(err)
+	}
+	raw := func(kind, name string) map[string]any {
+		for _, o := range r.Objects {
+			if o.GetKind() == kind && o.GetName() == name {
+				return o.Object
+			}
+		}
+		t.Fatalf("the chart has no %s %s", kind, name)
+		return nil
+	}
+	if diff := cmp.Diff(any(want), raw("PrometheusRule", "causeway")["spec"]); diff != "" {
+		t.Errorf("the PrometheusRule (-file +object):\n%s", diff)
+	}
+	for _, name := range []string{"links", "services", "nodes", "control-plane"} {
+		board := find[corev1.ConfigMap](t, r, "ConfigMap", "causeway-dashboard-"+name)
+		file, err := files.ReadFile("causeway/files/dashboards/" + name + ".json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := board.Data["causeway-"+name+".json"]; strings.TrimSpace(got) != strings.TrimSpace(string(file)) {
+			t.Errorf("the ConfigMap of dashboard %s has another text than its file", name)
+		}
+		if board.Labels["grafana_dashboard"] != "1" {
+			t.Errorf("dashboard %s has the labels %v", name, board.Labels)
+		}
+	}
+	for _, component := range []string{"agent", "controller", "gateway"} {
+		m := raw("PodMonitor", "causeway-"+component)
+		endpoints, _, err := unstructured.NestedSlice(m, "spec", "podMetricsEndpoints")
+		if err != nil || len(endpoints) != 1 {
+			t.Fatalf("PodMonitor of %s: %v, %v", component, endpoints, err)
+		}
+		e := endpoints[0].(map[string]any)
+		wantPort := any("metrics")
+		if component == "agent" {
+			wantPort = nil
+		}
+		if e["interval"] != "15s" || e["honorLabels"] != true || e["port"] != wantPort {
+			t.Errorf("the endpoint of %s is %v", component, e)
 		}
 	}
 }

@@ -152,6 +152,7 @@ var rewritten = []string{
 	"internal/rotation",
 	"internal/serviceexport",
 	"internal/metricsdoc",
+	"internal/monitoring",
 	"internal/signer",
 	"internal/stat",
 	"internal/trafficsettings",

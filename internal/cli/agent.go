@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/dataplane/agent"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -16,12 +18,16 @@ import (
 )
 
 func (a *app) agent() *cobra.Command {
-	o := agent.Options{PodDir: podDir, CacheDir: filepath.Join(nodeDir, vipguard.AgentFolder), Metrics: "127.0.0.1:9464", IdentityDir: identityDir, TokenFile: tokenFile, Version: Version()}
+	o := agent.Options{PodDir: podDir, CacheDir: filepath.Join(nodeDir, vipguard.AgentFolder), Metrics: []string{"127.0.0.1:9464"}, IdentityDir: identityDir, TokenFile: tokenFile, Version: Version()}
 	var postQuantum bool
 	accessLog, access := false, reqlog.Config{}
+	var metricsIP netip.Addr
 	c := newProcess("agent", "Carry local pods' calls to linked clusters, and theirs to local pods", func(c *cobra.Command, log *slog.Logger) error {
 		if err := required(c, "controller"); err != nil {
 			return err
+		}
+		if metricsIP.IsValid() {
+			o.Metrics = append(o.Metrics, netip.AddrPortFrom(metricsIP, clusterinfo.MetricsPort).String())
 		}
 		o.Log, o.KeyExchange = log, identity.KeyExchangeOf(postQuantum)
 		if access.Sample < 0 || access.Sample > 1 {
@@ -42,6 +48,7 @@ func (a *app) agent() *cobra.Command {
 	c.Flags().BoolVar(&access.Failures, "access-log-failures", true, "log each request that failed, even if it is not in the share")
 	c.Flags().BoolVar(&access.Query, "access-log-query", false, "record the query of requests, which may hold secrets")
 	fromPod(c, "pod-name", &o.PodName, "name of this pod")
+	c.Flags().TextVar(&metricsIP, "metrics-ip", netip.Addr{}, "another `IP` on whose port 9464 metrics are served, beside the loopback's")
 	postQuantumFlag(c, &postQuantum)
 	c.AddCommand(newProbe("Ask the agent of this pod whether it is ready", func() error { return agent.Ready(context.Background(), podDir) }))
 	return c

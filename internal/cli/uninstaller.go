@@ -176,6 +176,9 @@ var (
 	belongings = []ours{
 		{kind: kind("", "v1", "Service"), labels: charted},
 		{kind: kind("policy", "v1", "PodDisruptionBudget"), labels: charted},
+		{kind: kind("monitoring.coreos.com", "v1", "PodMonitor"), labels: charted},
+		{kind: kind("monitoring.coreos.com", "v1", "PrometheusRule"), labels: charted},
+		{kind: kind("", "v1", "ConfigMap"), labels: charted},
 		{kind: kind("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema"), cluster: true, labels: charted},
 		{kind: kind("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding"), cluster: true, labels: charted},
 		{kind: kind("rbac.authorization.k8s.io", "v1", "ClusterRole"), cluster: true, labels: charted},

@@ -153,19 +153,18 @@ func (w *ExpiryWarnings) Due(all []Expiry, now time.Time) []Expiry {
 	return due
 }
 
-// expiryCollector exports the remaining lifetime of certificates.
+// expiryCollector exports the ends of certificates.
 type expiryCollector struct{ expiries func() []Expiry }
 
-// NewExpiryCollector returns a collector of the remaining lifetime of each certificate
-// that expiries returns. expiries is called with each scrape and must be safe for
-// concurrent use.
+// NewExpiryCollector returns a collector of the end of each certificate that expiries
+// returns. expiries is called with each scrape and must be safe for concurrent use.
 func NewExpiryCollector(expiries func() []Expiry) prometheus.Collector {
 	return expiryCollector{expiries}
 }
 
-var expiryDesc = prometheus.NewDesc("causeway_controller_certificate_expiry_seconds",
-	"Time until a certificate expires, negative after it has: root, anchor and issuer of this cluster; "+
-		"peer_root and peer_issuer by link.",
+var expiryDesc = prometheus.NewDesc("causeway_controller_certificate_expiry_timestamp_seconds",
+	"Unix time at which a certificate ends: root, anchor and issuer of this cluster; peer_root and "+
+		"peer_issuer by link.",
 	[]string{"certificate", "link"}, nil)
 
 // Describe implements prometheus.Collector.
@@ -173,9 +172,8 @@ func (expiryCollector) Describe(to chan<- *prometheus.Desc) { to <- expiryDesc }
 
 // Collect implements prometheus.Collector.
 func (c expiryCollector) Collect(to chan<- prometheus.Metric) {
-	now := time.Now()
 	for _, e := range c.expiries() {
-		left := e.NotAfter.Sub(now).Seconds()
-		to <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, left, e.Kind, e.Link)
+		end := float64(e.NotAfter.Unix())
+		to <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, end, e.Kind, e.Link)
 	}
 }

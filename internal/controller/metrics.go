@@ -27,6 +27,8 @@ func RegisterMetrics(reg prometheus.Registerer) {
 	signer.New(signer.NewAuthenticator("", nil, nil, reg), nil, signer.Options{Registerer: reg})
 	nodestream.NewServer(nil, nil, nil, nodestream.ServerOptions{Registerer: reg})
 	peering.NewHopListener(nil, route.HopKey{}, nil, reg)
+	reg.MustRegister(peering.NewCollector(peering.New(peering.Config{})))
+	reg.MustRegister(mirror.NewCollector(mirror.NewWriter(mirror.WriterConfig{})))
 	reg.MustRegister(clusterid.NewExpiryCollector(func() []clusterid.Expiry {
 		var all []clusterid.Expiry
 		for _, kind := range clusterid.Certificates() {

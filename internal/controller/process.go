@@ -523,6 +523,7 @@ func (p *process) newReconciler(in *inbox, board *wire.Board, m *wire.Metrics) *
 		}),
 	}
 	r.leader.routes = newRouteStatuses(p.live, p.log)
+	metrics.Registry.MustRegister(peering.NewCollector(r.peers), mirror.NewCollector(r.leader.writer))
 	r.leader.conditions = serviceexport.NewWriter(serviceexport.Config{
 		API:     p.live,
 		Budget:  p.budget,

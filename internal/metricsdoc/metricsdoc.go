@@ -44,6 +44,7 @@ type Label struct {
 // openLabels are the labels whose values are not a closed list, with what they are.
 var openLabels = map[string]string{
 	"link":      "name of the Link",
+	"address":   "gateway address of the peer, host:port",
 	"namespace": "namespace of the mirrored Service in its own cluster if inbound, of the mirror if outbound",
 	"service":   "name of the mirrored Service if inbound, of the mirror if outbound",
 	"port":      "port of that Service",
@@ -107,6 +108,9 @@ func metricsOf(c prometheus.Collector) ([]Metric, error) {
 			return nil, err
 		}
 		m.Type = vectorType(c)
+		if slices.Contains(lazyGauges, m.Name) {
+			m.Type = dto.MetricType_GAUGE
+		}
 		byDesc[d.String()], values[d.String()] = &m, map[string]map[string]bool{}
 	}
 	for sample := range received(c.Collect) {

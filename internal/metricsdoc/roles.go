@@ -94,6 +94,18 @@ var lazyLabels = map[string][]string{
 	"causeway_mirror_problems/reason":               mirror.Reasons,
 }
 
+// lazyGauges are the gauges of collectors that have no series before there is a Link or a
+// certificate.
+var lazyGauges = []string{
+	"causeway_agent_certificate_expiry_timestamp_seconds",
+	"causeway_agent_gateway_avoided",
+	"causeway_agent_link_round_trip_seconds",
+	"causeway_controller_catalog_age_seconds",
+	"causeway_controller_gateway_reachable",
+	"causeway_controller_peer_clock_skew_seconds",
+	"causeway_mirror_queue_age_seconds",
+}
+
 var directions = []string{"inbound", "outbound"}
 
 func transportReasons() []string {

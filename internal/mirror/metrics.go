@@ -54,6 +54,44 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
+var queueAgeDesc = prometheus.NewDesc("causeway_mirror_queue_age_seconds",
+	"How long the mirror has waited that has waited longest for a worker, by Link; 0 if none waits.",
+	[]string{"link"}, nil)
+
+// Collector collects how long mirrors have waited. NewCollector makes it.
+type Collector struct{ writer *Writer }
+
+// NewCollector returns a collector of the queues of w. It is to be registered.
+func NewCollector(w *Writer) Collector { return Collector{w} }
+
+// Describe implements prometheus.Collector.
+func (Collector) Describe(to chan<- *prometheus.Desc) { to <- queueAgeDesc }
+
+// Collect implements prometheus.Collector.
+func (c Collector) Collect(to chan<- prometheus.Metric) {
+	for link, age := range c.writer.queueAges(time.Now()) {
+		to <- prometheus.MustNewConstMetric(queueAgeDesc, prometheus.GaugeValue, age.Seconds(), link)
+	}
+}
+
+// queueAges returns by Link how long its first mirror has waited. The resync does not
+// count, because nothing has asked for it.
+func (w *Writer) queueAges(now time.Time) map[string]time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make(map[string]time.Duration, len(w.links))
+	for name, l := range w.links {
+		var age time.Duration
+		for _, in := range []lane{repairLane, createLane, deleteLane} {
+			if m := l.lanes[in].head(in); m != nil {
+				age = max(age, now.Sub(m.queuedAt))
+			}
+		}
+		out[name] = age
+	}
+	return out
+}
+
 // Throttled counts one answer 429. It fits throttle.New.
 func (m *Metrics) Throttled() {
 	if m != nil {

@@ -44,7 +44,10 @@ type catalogState struct {
 	complete bool         // a whole catalog has arrived
 	version  wire.Version // of the newest
 	history  wire.History
-	taken    bool // TakeCatalog was called
+	// current is the latest time at which all that the peer exported is known to be in
+	// the catalog; zero: it is not known.
+	current time.Time
+	taken   bool // TakeCatalog was called
 	// What was not taken, by key. A key is in one of the two.
 	upserts map[catalog.Key]catalog.Service
 	removed map[catalog.Key]bool
@@ -64,6 +67,16 @@ func newCatalogState() catalogState {
 func (c *catalogState) observe(v wire.Version, now time.Time) {
 	if v != (wire.Version{}) {
 		c.history.Observe(v, now)
+	}
+}
+
+// confirm records that a replica of the peer had nothing newer than its version when it
+// last read its API server.
+func (c *catalogState) confirm(f wire.Freshness, now time.Time) {
+	at := now.Add(-max(f.Age, 0))
+	if c.complete && f.Version.Epoch == c.version.Epoch && f.Version.Generation <= c.version.Generation &&
+		at.After(c.current) {
+		c.current = at
 	}
 }
 

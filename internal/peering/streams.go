@@ -188,6 +188,7 @@ func (o *outboundSink) set(err error) {
 func (o *outboundSink) Freshness(_ string, f wire.Freshness) {
 	o.p.update(o.s, func() {
 		o.s.catalog.observe(f.Version, time.Now())
+		o.s.catalog.confirm(f, time.Now())
 		if stream, ok := o.s.streams[o.address]; ok && o.life.Err() == nil {
 			stream.age = f.Age
 		}
@@ -254,6 +255,7 @@ func (i inboundSink) Freshness(link string, f wire.Freshness) {
 	defer i.p.mu.Unlock()
 	if s := i.p.links[link]; s != nil {
 		s.catalog.observe(f.Version, time.Now())
+		s.catalog.confirm(f, time.Now())
 	}
 }
 

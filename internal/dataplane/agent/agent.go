@@ -152,6 +152,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a.acceptCtx, a.stopAccepting = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.stateChanged.notifyAll, log)
 	a.renewals = newRenewals(life, a.renew)
+	r.MustRegister(healthCollector{a})
 	return a
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -37,8 +38,9 @@ type Options struct {
 	PodDir string
 	// PodName is the name of the process's pod. Readers of taps name it.
 	PodName string
-	// Metrics is the listen address of metrics and taps, on the node's loopback.
-	Metrics string
+	// Metrics are the listen addresses of metrics: the node's loopback, which serves taps
+	// too, and perhaps others.
+	Metrics []string
 	// Controller, IdentityDir, TokenFile and Version are those of uplink.Options.
 	Controller, IdentityDir, TokenFile, Version string
 	// Drain is how long open connections continue after the process is asked to stop.
@@ -115,10 +117,16 @@ func Run(ctx context.Context, o Options) error {
 		group.Go(func() error { a.persist(run, store, h.Age); return nil })
 	}
 	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry) })
-	onMetrics := http.NewServeMux()
-	onMetrics.Handle("/", metricsHandler(registry))
-	onMetrics.Handle("GET "+TapPath, newTapServer(a.requestLog, taps.Check, o.Log))
-	group.Go(func() error { return a.serveMetrics(run, o.Metrics, onMetrics) })
+	local := http.NewServeMux()
+	local.Handle("/", metricsHandler(registry))
+	local.Handle("GET "+TapPath, newTapServer(a.requestLog, taps.Check, o.Log))
+	for _, address := range o.Metrics {
+		handler := metricsHandler(registry)
+		if at, err := netip.ParseAddrPort(address); err == nil && at.Addr().IsLoopback() {
+			handler = local
+		}
+		group.Go(func() error { return a.serveMetrics(run, address, handler) })
+	}
 	group.Go(func() error {
 		defer end() // the other goroutines run until the last connection has drained
 		defer a.svids.wait()
@@ -241,8 +249,8 @@ func metricsHandler(r *prometheus.Registry) http.Handler {
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{EnableOpenMetrics: true})
 }
 
-// serveMetrics serves metrics and taps on the node's loopback. It retries while the old
-// agent still has the port during an upgrade.
+// serveMetrics serves h at address. It retries while the old agent still has the port
+// during an upgrade.
 func (a *Agent) serveMetrics(ctx context.Context, address string, h http.Handler) error {
 	for {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)

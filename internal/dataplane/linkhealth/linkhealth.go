@@ -183,6 +183,9 @@ func (l *Link) Measured(rtt time.Duration) {
 	l.rtt = rtt
 }
 
+// RoundTrip is the average of the measured round-trip times; 0: none was measured.
+func (l *Link) RoundTrip() time.Duration { return l.rtt }
+
 // AttemptTimeout is how long a probe may take.
 func (l *Link) AttemptTimeout() time.Duration {
 	if l.rtt == 0 {
