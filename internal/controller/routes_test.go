@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -263,14 +264,17 @@ func TestGatewayKindsRun(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
-				now := c.answers[0]
+				var now atomic.Pointer[answer]
+				now.Store(&c.answers[0])
 				var did []string
 				g := &gatewayKinds{
-					log:    discardLog,
-					served: func() (map[string]schema.GroupVersion, error) { return now.served, now.err },
+					log: discardLog,
+					served: func() (map[string]schema.GroupVersion, error) {
+						return now.Load().served, now.Load().err
+					},
 					watch: func(_ context.Context, kind schema.GroupVersionKind) error {
 						did = append(did, "watch "+kind.Kind+" "+kind.Version)
-						return now.refuse
+						return now.Load().refuse
 					},
 					leave: func(_ context.Context, kind schema.GroupVersionKind) error {
 						did = append(did, "leave "+kind.Kind+" "+kind.Version)
@@ -282,9 +286,10 @@ func TestGatewayKindsRun(t *testing.T) {
 				got := [][]string{did}
 				done := make(chan struct{})
 				go func() { g.run(ctx); close(done) }()
-				for _, next := range c.answers[1:] {
+				for i := range c.answers[1:] {
 					synctest.Wait()
-					did, now = nil, next
+					did = nil
+					now.Store(&c.answers[1+i])
 					bubble.Pass(probeInterval)
 					got = append(got, did)
 				}
