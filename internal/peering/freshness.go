@@ -33,8 +33,8 @@ const (
 	freshnessTimeout = 4 * time.Second
 	// currentAge is the age up to which another replica counts as current.
 	currentAge = 10 * time.Second
-	// reportLifetime is how long a report of another replica counts. A replica that is cut
-	// off from the API server does not see that the other one is gone.
+	// reportLifetime is how long a report of another replica counts. A replica that is
+	// cut off from the API server does not see that the other one is gone.
 	reportLifetime = 3 * freshnessInterval
 	// maxFreshnessBody bounds the answer of another replica.
 	maxFreshnessBody = 1 << 10
