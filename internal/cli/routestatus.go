@@ -7,6 +7,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -23,7 +24,11 @@ func removeRouteParents(ctx context.Context, c client.Client) (removed int, err 
 	for _, kind := range []gatewayroutes.Kind{gatewayroutes.HTTPRoute, gatewayroutes.GRPCRoute} {
 		for next := ""; ; {
 			var page unstructured.UnstructuredList
-			page.SetGroupVersionKind(gatewayv1.SchemeGroupVersion.WithKind(string(kind) + "List"))
+			page.SetGroupVersionKind(schema.GroupVersionKind{
+				Group:   gatewayv1.GroupName,
+				Version: "v1",
+				Kind:    string(kind) + "List",
+			})
 			err := c.List(ctx, &page, client.Limit(routePage), client.Continue(next))
 			if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
 				break

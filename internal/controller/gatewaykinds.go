@@ -23,8 +23,8 @@ import (
 // The versions of Gateway API kinds that the controller reads. ReferenceGrant was served
 // as v1beta1 alone for years.
 var (
-	gatewayV1      = gatewayv1.SchemeGroupVersion
-	gatewayV1Beta1 = gatewayv1beta1.SchemeGroupVersion
+	gatewayV1      = schema.GroupVersion{Group: gatewayv1.GroupName, Version: "v1"}
+	gatewayV1Beta1 = schema.GroupVersion{Group: gatewayv1.GroupName, Version: "v1beta1"}
 )
 
 // gatewayKinds watches HTTPRoute, GRPCRoute and ReferenceGrant, each while the cluster
