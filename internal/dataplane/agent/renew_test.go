@@ -570,6 +570,7 @@ func TestRenewalOfOlderAndEndedSessions(t *testing.T) {
 	w := newHarness(t, echoLines)
 	s := must(w.dialSession(w.newHopClient()))(t)
 	must(s.ExchangeHello(t.Context(), barHello))(t)
+	eventually(t, "the far agent can find the session", func() bool { return len(w.callerProvenUntil()) == 1 })
 	old := must(secretOf(s))(t)
 	renew := func() tunnel.SessionProof {
 		t.Helper()
