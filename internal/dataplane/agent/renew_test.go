@@ -168,7 +168,7 @@ func TestSessionForRequestsIsRenewed(t *testing.T) {
 		w := newAgedHarness(t, serveHTTP(serveEvents))
 		events := w.openEvents(alice, h2)
 		events.want(t, "a")
-		old := w.west.requests.all()[0]
+		old := w.busySession()
 		w.newCertificates(w.west, w.westTrust)
 		w.newCertificates(w.east, w.eastTrust)
 		w.push()
@@ -207,7 +207,7 @@ func TestOpenRequestsEndWithTheirCertificates(t *testing.T) {
 	}{
 		"the caller's certificate has expired": {ends: true, change: func(w *harness) {
 			w.westTrust.age.Store(int64(26 * time.Hour))
-			x := w.west.requests.all()[0].exchange
+			x := w.busySession().exchange
 			x.ends.Store(&ends{w.westTrust.credential(w.TB, "shop", "alice"), x.ends.Load().verified})
 			w.push()
 		}},
@@ -233,7 +233,7 @@ func TestOpenRequestsEndWithTheirCertificates(t *testing.T) {
 			events.want(t, "a")
 			tc.change(w)
 			if !tc.ends {
-				eventually(t, "the session takes no new requests", func() bool { return w.west.requests.all()[0].retired.Load() })
+				eventually(t, "the session takes no new requests", func() bool { return w.busySession().retired.Load() })
 				events.want(t, "b")
 				events.close()
 				return
@@ -243,6 +243,19 @@ func TestOpenRequestsEndWithTheirCertificates(t *testing.T) {
 			}
 		})
 	}
+}
+
+// busySession returns the session of west that has open requests. There may be others to
+// the same endpoint.
+func (w *harness) busySession() *requestSession {
+	w.Helper()
+	for _, s := range w.west.requests.all() {
+		if s.mux.Load() > 0 {
+			return s
+		}
+	}
+	w.Fatal("no session has open requests")
+	return nil
 }
 
 // serveEvents echoes each line of a request's body at once.
