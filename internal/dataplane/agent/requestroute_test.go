@@ -424,7 +424,7 @@ func TestRouteOfUpgrade(t *testing.T) {
 	if answer, err := w.call(alice, "GET /chat"+rest); err != nil || !strings.Contains(answer, "X-Backend: bar-v1\r\n") {
 		t.Errorf("%q, %v", answer, err)
 	}
-	if diff := cmp.Diff([]string{"shop/bar-v1"}, w.logs[0].all("call carried", "mirror")); diff != "" {
+	if diff := cmp.Diff([]string{"shop/bar-v1"}, w.logs[0].all("connection forwarded", "mirror")); diff != "" {
 		t.Errorf("the mirrors of opaque connections (-want +got):\n%s", diff)
 	}
 	if answer, err := w.call(alice, "GET /other"+rest); err != nil || !strings.HasPrefix(answer, "HTTP/1.1 404 ") {
