@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -362,7 +363,8 @@ func TestMonitoring(t *testing.T) {
 	must(t, p.isCalm(ctx))
 
 	must(t, west.lab.Cut(ctx, "west", "east"))
-	t.Cleanup(func() { must(t, west.lab.Mend(background(), "west", "east")) })
+	mend := sync.OnceValue(func() error { return west.lab.Mend(background(), "west", "east") })
+	t.Cleanup(func() { must(t, mend()) })
 	within(t, time.Minute, "the outage activates the alert of the link", func() error {
 		west.curl(ctx, "client", "-s", "-m1", "http://gauge-east.shop/") // so that the agent tests the link
 		active, err := p.alerts(ctx)
@@ -371,7 +373,7 @@ func TestMonitoring(t *testing.T) {
 		}
 		return err
 	})
-	must(t, west.lab.Mend(ctx, "west", "east"))
+	must(t, mend())
 	within(t, time.Minute, "the alert ends with the outage", func() error {
 		active, err := p.alerts(ctx)
 		if err == nil && active["CausewayLinkUnreachable"] != "" {
