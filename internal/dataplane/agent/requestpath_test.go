@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"io"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"testing"
@@ -62,6 +64,79 @@ func TestPathWatch(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRequestsLeaveDeadPath: a request that waits on a network path that lost its packets
+// is sent again on another path if it is safe to repeat. A stream that has begun, and a
+// POST, wait for the path.
+func TestRequestsLeaveDeadPath(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		release := make(chan struct{})
+		w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/wait" {
+				select {
+				case <-release:
+				case <-r.Context().Done():
+				}
+				return
+			}
+			serveEvents(rw, r)
+		}))
+		path := w.newGatewayPath()
+		w.setGateways(path.address)
+		events := w.openEvents(alice, h2)
+		c := w.client(alice, h2)
+		responses := make(chan error, 2)
+		for _, method := range []string{"GET", "POST"} {
+			req := must(http.NewRequest(method, "http://bar-east/wait", nil))(t)
+			go func() {
+				resp, err := c.Do(req)
+				if err == nil {
+					_, err = io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+				}
+				responses <- err
+			}()
+		}
+		requests := func() int {
+			n := 0
+			for _, s := range w.west.requests.all() {
+				open, _ := s.mux.Streams()
+				n += open
+			}
+			return n
+		}
+		eventually(t, "all requests are on their way", func() bool { return requests() == 3 && w.dials.Load() >= 1 })
+		old := w.busySession()
+		if n := old.mux.Load(); n != 3 {
+			t.Fatalf("%d of 3 requests are on one session", n)
+		}
+		path.blackhole(t)
+		w.setGateways(path.address, w.peers.Addr().String())
+		now := time.Now()
+		w.west.checkPath(old, now)
+		w.west.checkPath(old, now.Add(firstSilence))
+		eventually(t, "the PING was sent again", func() bool {
+			state, err := transport.Path(old.raw.Conn.(*net.TCPConn))
+			return err == nil && state.Retransmits >= 2
+		})
+		w.west.checkPath(old, now.Add(firstSilence+pingTimeout))
+		if !old.retired.Load() {
+			t.Error("the session on the dead path takes new requests")
+		}
+		if n, _ := old.mux.Streams(); n != 2 {
+			t.Errorf("%d requests wait on the dead path, want the stream and the POST", n)
+		}
+		close(release)
+		if err := <-responses; err != nil {
+			t.Errorf("the GET: %v", err)
+		}
+		old.raw.Reset()
+		if line, err := events.lines.ReadString('\n'); err == nil {
+			t.Errorf("the stream has %q", line)
+		}
+		<-responses
+	})
 }
 
 // TestAffinityWaitsBriefly: a request does not wait for the endpoint that its caller has
