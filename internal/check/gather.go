@@ -89,6 +89,7 @@ func (g *gatherer) kinds() {
 	g.list("Join", joins, func() { g.f.Joins = joins.Items }, own)
 	trusts := new(v1alpha1.PeerTrustList)
 	g.list("PeerTrust", trusts, func() { g.f.Trusts = trusts.Items }, own)
+	g.list("Tap", new(v1alpha1.TapList), func() {}, own)
 }
 
 func (g *gatherer) outdatedCRDs() (func(), error) {

@@ -36,7 +36,7 @@ func TestChartRights(t *testing.T) {
 	for _, r := range rights {
 		accounts[r.Account]++
 	}
-	if len(accounts) != 3 || accounts["causeway-controller"] < 40 || accounts["causeway-agent"] != 2 || accounts["causeway-gateway"] != 2 {
+	if len(accounts) != 3 || accounts["causeway-controller"] < 40 || accounts["causeway-agent"] != 3 || accounts["causeway-gateway"] != 2 {
 		t.Errorf("got rights of %v", accounts)
 	}
 }
