@@ -2,7 +2,6 @@ package trace
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -137,22 +136,21 @@ func credentialsFor(endpoint, caFile string) (credentials.TransportCredentials, 
 	if u.Scheme == "http" {
 		return insecure.NewCredentials(), nil
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	if caFile == "" {
-		return credentials.NewTLS(cfg), nil
+		return credentials.NewClientTLSFromCert(nil, ""), nil // the system's
 	}
 	pem, err := os.ReadFile(caFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return credentials.NewTLS(cfg), nil
+		return credentials.NewClientTLSFromCert(nil, ""), nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	cfg.RootCAs = x509.NewCertPool()
-	if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s has no certificate", caFile)
 	}
-	return credentials.NewTLS(cfg), nil
+	return credentials.NewClientTLSFromCert(roots, ""), nil
 }
 
 // Shutdown exports the spans that have ended, and releases the connection to the
