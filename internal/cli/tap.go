@@ -53,7 +53,7 @@ a namespace are the rights to read its requests. The right to forward ports to t
 
 Here --namespace selects a namespace. In most other commands it is Causeway's own namespace.`,
 		Example: "  causeway tap -n shop\n" +
-			"  causeway tap --context west --context east --service web-east --status failed\n" +
+			"  causeway tap --context west --context east --service web --status failed\n" +
 			"  causeway tap --link east --method GET --path /api/ -o json",
 		GroupID: operator,
 		Args:    cobra.NoArgs,
