@@ -1,7 +1,9 @@
 // Package parallelism lets a process run Go code on no more processors than its load
 // needs.
 //
-//	CPU time of the process ─▶ level ─▶ runtime.GOMAXPROCS
+//	CPU time of the process ──┐
+//	goroutines that wait ─────┼─▶ level ─▶ runtime.GOMAXPROCS
+//	Go's own default ─────────┘
 //
 // If a goroutine becomes ready while the scheduler has an idle processor, Go wakes a thread
 // for it. In a proxy that thread mostly finds nothing, because the goroutine that made
@@ -11,6 +13,9 @@
 // What always holds:
 //   - A process that uses most of what it has gets twice as much within 100 ms, up to what
 //     Go would use without this package.
+//   - So does a process whose goroutines wait to run. On a busy node a process can get too
+//     little CPU time to seem busy.
+//   - A changed CPU limit of the container has effect within a minute.
 //   - The environment variable GOMAXPROCS turns this package off.
 package parallelism
 
@@ -18,6 +23,7 @@ import (
 	"context"
 	"os"
 	"runtime"
+	"runtime/metrics"
 	"syscall"
 	"time"
 )
@@ -32,36 +38,73 @@ const (
 	shrinkBelow = 0.5
 	// calmIntervals is for how many intervals in a row half must have sufficed.
 	calmIntervals = 20
+	// mostIntervals is after how many intervals Go's default is read again.
+	mostIntervals = int(time.Minute / interval)
+
+	// lateAfter is the wait, in seconds, after which a goroutine that is ready is late.
+	lateAfter = 1e-3
+	// lateShare is the share of late goroutines that makes the process get more.
+	lateShare = 0.1
+	// minLate is the least number of late goroutines that count. Go measures one of
+	// eight waits, so a few late ones of an idle process say nothing.
+	minLate = 3
 )
 
-// Run adapts GOMAXPROCS until ctx ends. Then it restores what it has found.
+// Run adapts GOMAXPROCS until ctx ends. Then it restores Go's default.
 func Run(ctx context.Context) {
-	most := runtime.GOMAXPROCS(0)
-	if os.Getenv("GOMAXPROCS") != "" || most == 1 {
+	if os.Getenv("GOMAXPROCS") != "" {
 		return
 	}
-	defer runtime.GOMAXPROCS(most)
-	run(ctx, most, usedCPU, func(n int) { runtime.GOMAXPROCS(n) })
+	defer runtime.SetDefaultGOMAXPROCS()
+	var l latencies
+	run(ctx, process{
+		used:  usedCPU,
+		waits: l.read,
+		most: func() int {
+			runtime.SetDefaultGOMAXPROCS()
+			return runtime.GOMAXPROCS(0)
+		},
+		set: func(n int) { runtime.GOMAXPROCS(n) },
+	})
 }
 
-// run is Run with its environment: used returns the CPU time of the process so far, and
-// set sets the number of processors.
-func run(ctx context.Context, most int, used func() time.Duration, set func(int)) {
+// process is what run measures and changes.
+type process struct {
+	// used returns the CPU time so far.
+	used func() time.Duration
+	// waits returns how many waits of goroutines were measured so far.
+	waits func() waits
+	// most returns how many processors Go would use. It may change the number, so set
+	// must follow.
+	most func() int
+	// set sets the number of processors.
+	set func(int)
+}
+
+// run is Run for a process.
+func run(ctx context.Context, p process) {
+	most := p.most()
 	l := level{most: most, now: most}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	at, before := time.Now(), used()
-	for {
+	at, used, waited := time.Now(), p.used(), p.waits()
+	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		now, after := time.Now(), used()
-		busy := float64(after-before) / float64(now.Sub(at))
-		at, before = now, after
-		if old := l.now; l.next(busy) != old {
-			set(l.now)
+		now, usedNow, waitedNow := time.Now(), p.used(), p.waits()
+		busy := float64(usedNow-used) / float64(now.Sub(at))
+		late := waits{late: waitedNow.late - waited.late, all: waitedNow.all - waited.all}.isLate()
+		at, used, waited = now, usedNow, waitedNow
+		old := l.now
+		reread := n%mostIntervals == 0
+		if reread {
+			l.setMost(p.most())
+		}
+		if l.next(busy, late) != old || reread {
+			p.set(l.now)
 		}
 	}
 }
@@ -75,18 +118,50 @@ func usedCPU() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
+// waits counts waits of goroutines that were ready to run.
+type waits struct{ late, all uint64 }
+
+// isLate reports whether goroutines wait for a processor.
+func (w waits) isLate() bool { return w.late >= minLate && float64(w.late) > lateShare*float64(w.all) }
+
+// latencies reads the waits of the process's goroutines. It reuses its memory. The zero
+// value is ready to use.
+type latencies struct{ sample [1]metrics.Sample }
+
+func (l *latencies) read() (w waits) {
+	l.sample[0].Name = "/sched/latencies:seconds"
+	metrics.Read(l.sample[:])
+	if l.sample[0].Value.Kind() != metrics.KindFloat64Histogram {
+		return waits{} // Go no longer has this metric
+	}
+	h := l.sample[0].Value.Float64Histogram()
+	for i, n := range h.Counts {
+		w.all += n
+		if h.Buckets[i] >= lateAfter {
+			w.late += n
+		}
+	}
+	return w
+}
+
 // A level is how many processors a process has.
 type level struct {
 	most, now int
 	calm      int // intervals in a row for which half of now would have sufficed
 }
 
+// setMost sets the greatest level.
+func (l *level) setMost(most int) {
+	l.most = most
+	l.now = min(l.now, most)
+}
+
 // next returns how many processors the process gets, after an interval in which it has
-// used busy processors on average.
-func (l *level) next(busy float64) int {
+// used busy processors on average. late is whether its goroutines have waited for one.
+func (l *level) next(busy float64, late bool) int {
 	half := (l.now + 1) / 2
 	switch {
-	case busy > growAbove*float64(l.now):
+	case late, busy > growAbove*float64(l.now):
 		l.now, l.calm = min(2*l.now, l.most), 0
 	case half == l.now || busy >= shrinkBelow*float64(half):
 		l.calm = 0
