@@ -36,14 +36,16 @@ const (
 
 // tapServer serves taps of a Hub. Make it with newTapServer.
 type tapServer struct {
-	hub *reqlog.Hub
-	// check returns nil if the sender of a token may read about a namespace; empty: all.
-	check   func(ctx context.Context, namespace, token string) error
+	hub     *reqlog.Hub
+	check   checkTap
 	limiter *rate.Limiter
 	log     *slog.Logger
 }
 
-func newTapServer(hub *reqlog.Hub, check func(ctx context.Context, namespace, token string) error, log *slog.Logger) *tapServer {
+// checkTap is tapaccess.Access.Check.
+type checkTap func(ctx context.Context, namespace, token string) (until time.Time, err error)
+
+func newTapServer(hub *reqlog.Hub, check checkTap, log *slog.Logger) *tapServer {
 	return &tapServer{hub: hub, check: check, limiter: rate.NewLimiter(tapsPerSecond, tapsBurst), log: log}
 }
 
@@ -63,7 +65,8 @@ func (s *tapServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "too many taps were requested, try again", http.StatusTooManyRequests)
 		return
 	}
-	if err := s.check(r.Context(), filter.Namespace, token); err != nil {
+	until, err := s.check(r.Context(), filter.Namespace, token)
+	if err != nil {
 		status := http.StatusServiceUnavailable
 		if errors.Is(err, tapaccess.ErrDenied) {
 			status = http.StatusForbidden
@@ -79,13 +82,17 @@ func (s *tapServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer tap.Close()
 	s.log.Info("tap opened", "namespace", filter.Namespace, "rate", perSecond)
 	defer s.log.Info("tap closed", "namespace", filter.Namespace)
-	s.stream(w, r, tap, func(ctx context.Context) bool {
-		return errors.Is(s.check(ctx, filter.Namespace, token), tapaccess.ErrDenied)
+	s.stream(w, r, tap, until, func(ctx context.Context) (time.Time, error) {
+		return s.check(ctx, filter.Namespace, token)
 	})
 }
 
-// stream writes what the tap selects, until the reader goes or denied returns true.
-func (s *tapServer) stream(w http.ResponseWriter, r *http.Request, tap *reqlog.Tap, denied func(context.Context) bool) {
+// stream writes what the tap selects, until the reader goes or may no longer read. check
+// returns until when it may.
+func (s *tapServer) stream(
+	w http.ResponseWriter, r *http.Request, tap *reqlog.Tap,
+	until time.Time, check func(context.Context) (time.Time, error),
+) {
 	to := http.NewResponseController(w)
 	to.SetReadDeadline(time.Time{}) // a deadline would end the request's context
 	lines := json.NewEncoder(w)
@@ -94,9 +101,11 @@ func (s *tapServer) stream(w http.ResponseWriter, r *http.Request, tap *reqlog.T
 		return lines.Encode(l) == nil
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	report, check := time.NewTicker(tapReportInterval), time.NewTicker(tapCheckInterval)
+	report, recheck := time.NewTicker(tapReportInterval), time.NewTicker(tapCheckInterval)
 	defer report.Stop()
-	defer check.Stop()
+	defer recheck.Stop()
+	end := time.NewTimer(time.Until(until))
+	defer end.Stop()
 	ok := write(reqlog.Line{})
 	for ok && to.Flush() == nil {
 		select {
@@ -107,11 +116,18 @@ func (s *tapServer) stream(w http.ResponseWriter, r *http.Request, tap *reqlog.T
 			}
 		case <-report.C:
 			ok = write(reqlog.Line{Dropped: tap.TakeDropped()})
-		case <-check.C:
-			if denied(r.Context()) {
+		case <-recheck.C:
+			until, err := check(r.Context())
+			if errors.Is(err, tapaccess.ErrDenied) {
 				write(reqlog.Line{End: "the Tap was deleted or has expired"})
 				return
 			}
+			if err == nil {
+				end.Reset(time.Until(until))
+			}
+		case <-end.C:
+			write(reqlog.Line{End: "the Tap has expired, or the API server does not confirm it"})
+			return
 		case <-r.Context().Done():
 			return
 		}

@@ -14,11 +14,15 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
@@ -243,15 +247,15 @@ func (b *lockedBuffer) String() string {
 }
 
 // tapAccess permits a secret to read about one namespace.
-func tapAccess(namespace, secret string) func(context.Context, string, string) error {
-	return func(_ context.Context, ns, s string) error {
+func tapAccess(namespace, secret string) checkTap {
+	return func(_ context.Context, ns, s string) (time.Time, error) {
 		switch {
 		case s == "down":
-			return errors.New("the API server is down")
+			return time.Time{}, errors.New("the API server is down")
 		case ns != namespace || s != secret:
-			return tapaccess.ErrDenied
+			return time.Time{}, tapaccess.ErrDenied
 		}
-		return nil
+		return time.Now().Add(time.Minute), nil
 	}
 }
 
@@ -327,6 +331,64 @@ func TestTapsOfAnAgentAreBounded(t *testing.T) {
 	}
 	if refused != tapsBurst {
 		t.Errorf("%d taps are refused, want all but %d", refused, reqlog.MaxTaps)
+	}
+}
+
+// TestTapEndsWithItsTap: an API server that does not answer cannot keep a tap open.
+func TestTapEndsWithItsTap(t *testing.T) {
+	down := errors.New("the API server is down")
+	for name, tc := range map[string]struct {
+		why    string
+		answer func(age time.Duration) error // of the API server
+		want   time.Duration
+	}{
+		"expired": {"a Tap is valid for an hour", func(time.Duration) error { return nil }, tapaccess.MaxAge},
+		"down": {"it is not confirmed", func(age time.Duration) error {
+			if age > 10*time.Minute {
+				return down
+			}
+			return nil
+		}, 10*time.Minute + tapaccess.MaxUnconfirmed},
+		"down for a while": {"it is confirmed in time", func(age time.Duration) error {
+			if age > 10*time.Minute && age < 11*time.Minute {
+				return down
+			}
+			return nil
+		}, tapaccess.MaxAge},
+		"down, then deleted": {"the answer counts", func(age time.Duration) error {
+			switch {
+			case age <= 10*time.Minute:
+				return nil
+			case age < 11*time.Minute:
+				return down
+			}
+			return apierrors.NewNotFound(schema.GroupResource{Resource: "taps"}, "tap")
+		}, 11 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				get := func(context.Context, string, string) (*metav1.PartialObjectMetadata, error) {
+					return &metav1.PartialObjectMetadata{
+						ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(start)},
+					}, tc.answer(time.Since(start))
+				}
+				access := tapaccess.New(get, "causeway-system", "agent-1", time.Now)
+				server := newTapServer(reqlog.NewHub(prometheus.NewRegistry()), access.Check, slog.New(slog.DiscardHandler))
+				ctx, cancel := context.WithTimeout(t.Context(), 2*tapaccess.MaxAge)
+				defer cancel()
+				req := must(http.NewRequestWithContext(ctx, http.MethodGet, TapPath+"?namespace=shop", nil))(t)
+				req.Header.Set("Authorization", "Bearer "+must(tapaccess.NewKey())(t).Token("agent-1"))
+				resp := httptest.NewRecorder()
+				server.ServeHTTP(resp, req)
+				if got := time.Since(start); got != tc.want {
+					t.Errorf("the tap ends after %v, want %v: %s", got, tc.want, tc.why)
+				}
+				if body := resp.Body.String(); resp.Code != http.StatusOK || !strings.Contains(body, `"end":"the Tap`) {
+					t.Errorf("%d %q", resp.Code, body[max(0, len(body)-200):])
+				}
+			})
+		})
 	}
 }
 

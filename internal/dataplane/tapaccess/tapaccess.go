@@ -10,8 +10,9 @@
 // What always holds:
 //   - Without a Tap whose name is the hash of the reader's key, nothing is shown.
 //   - A token is for one agent. An agent cannot use what it received to read from others.
-//   - A Tap is valid for MaxAge at most, and until it is deleted.
-//   - An error of the API server permits nothing.
+//   - A Tap is valid for MaxAge at most. Its deletion has effect at the next Check.
+//   - An answer of the API server permits to read for MaxUnconfirmed at most. An error
+//     permits nothing, and takes nothing that an answer has permitted.
 package tapaccess
 
 import (
@@ -38,6 +39,8 @@ import (
 const (
 	// MaxAge is how long a Tap permits to read, from its creation.
 	MaxAge = time.Hour
+	// MaxUnconfirmed is how long an answer of the API server permits to read.
+	MaxUnconfirmed = 2 * time.Minute
 	// maxSkew is how far the API server's clock may be ahead of this node's.
 	maxSkew = 5 * time.Minute
 	// getTimeout bounds one question to the API server.
@@ -141,12 +144,13 @@ func InCluster(pod string) (*Access, error) {
 	return New(get, strings.TrimSpace(string(own)), pod, time.Now), nil
 }
 
-// Check returns nil if the sender of a token may read about a namespace; empty: about
-// all. The error wraps ErrDenied if it may not. It blocks for at most 5 s.
-func (a *Access) Check(ctx context.Context, namespace, token string) error {
+// Check returns until when the sender of a token may read about a namespace; empty: about
+// all. After that it may read only if another Check permits it. The error wraps ErrDenied
+// if the sender may not read. Check blocks for at most 5 s.
+func (a *Access) Check(ctx context.Context, namespace, token string) (until time.Time, err error) {
 	name, ok := parseToken(token, a.pod)
 	if !ok {
-		return fmt.Errorf("%w: the token is not for this agent", ErrDenied)
+		return time.Time{}, fmt.Errorf("%w: the token is not for this agent", ErrDenied)
 	}
 	if namespace == "" {
 		namespace = a.own
@@ -156,13 +160,15 @@ func (a *Access) Check(ctx context.Context, namespace, token string) error {
 	tap, err := a.get(ctx, namespace, name)
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsForbidden(err), apierrors.IsBadRequest(err):
-		return fmt.Errorf("%w: %w", ErrDenied, err)
+		return time.Time{}, fmt.Errorf("%w: %w", ErrDenied, err)
 	case err != nil:
-		return fmt.Errorf("get the Tap: %w", err)
+		return time.Time{}, fmt.Errorf("get the Tap: %w", err)
 	}
-	age := a.now().Sub(tap.CreationTimestamp.Time)
+	now := a.now()
+	age := now.Sub(tap.CreationTimestamp.Time)
 	if tap.DeletionTimestamp != nil || age >= MaxAge || age < -maxSkew {
-		return fmt.Errorf("%w: the Tap is %v old, or is being deleted", ErrDenied, age.Round(time.Second))
+		age = age.Round(time.Second)
+		return time.Time{}, fmt.Errorf("%w: the Tap is %v old, or is being deleted", ErrDenied, age)
 	}
-	return nil
+	return now.Add(min(MaxAge-age, MaxUnconfirmed)), nil
 }

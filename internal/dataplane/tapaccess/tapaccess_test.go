@@ -1,6 +1,7 @@
 package tapaccess
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -27,9 +28,10 @@ func TestCheck(t *testing.T) {
 		err       error // of the API server
 		denied    bool
 		fails     bool
+		permits   time.Duration // 0: MaxUnconfirmed
 	}{
 		{name: "new", namespace: "shop"},
-		{name: "nearly expired", namespace: "shop", created: MaxAge - time.Second},
+		{name: "nearly expired", namespace: "shop", created: MaxAge - time.Second, permits: time.Second},
 		{name: "expired", namespace: "shop", created: MaxAge, denied: true},
 		{name: "clock ahead", namespace: "shop", created: -maxSkew},
 		{name: "far in the future", namespace: "shop", created: -maxSkew - time.Second, denied: true},
@@ -61,9 +63,12 @@ func TestCheck(t *testing.T) {
 			if tc.token == "" {
 				tc.token = key.Token(pod)
 			}
-			err := a.Check(t.Context(), tc.namespace, tc.token)
+			until, err := a.Check(t.Context(), tc.namespace, tc.token)
 			if errors.Is(err, ErrDenied) != tc.denied || (err != nil) != (tc.denied || tc.fails) {
 				t.Errorf("error %v, want denied: %v, another error: %v", err, tc.denied, tc.fails)
+			}
+			if want := cmp.Or(tc.permits, MaxUnconfirmed); err == nil && until.Sub(now) != want {
+				t.Errorf("permits to read for %v, want %v", until.Sub(now), want)
 			}
 		})
 	}
