@@ -119,7 +119,7 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { return a.serveAdmin(run, filepath.Join(o.PodDir, adminSocket), registry) })
 	local := http.NewServeMux()
 	local.Handle("/", metricsHandler(registry))
-	local.Handle("GET "+TapPath, newTapServer(a.requestLog, taps.Check, o.Log))
+	local.Handle("GET "+TapPath, newTapServer(a.requestLog, taps, o.Log))
 	for _, address := range o.Metrics {
 		handler := metricsHandler(registry)
 		if at, err := netip.ParseAddrPort(address); err == nil && at.Addr().IsLoopback() {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -32,21 +33,72 @@ const (
 	tapReportInterval = time.Second
 	// tapWriteTimeout bounds one write to a reader. The tap of a slower one ends.
 	tapWriteTimeout = 10 * time.Second
+	// tapsPerNamespace is how many taps an agent has for Taps in one namespace. Causeway's
+	// own namespace has no such bound, because its readers are operators.
+	tapsPerNamespace = 3
+	// tapsReserved is how many of reqlog.MaxTaps only Taps in Causeway's own namespace get.
+	tapsReserved = 2
 )
+
+// tapAccess decides who may read. It is implemented by tapaccess.Access.
+type tapAccess interface {
+	// Verify returns what a token claims about a namespace; empty: about all. It costs
+	// little.
+	Verify(namespace, token string) (tapaccess.Claim, error)
+	// Check asks the API server. It returns until when the sender may read.
+	Check(ctx context.Context, c tapaccess.Claim) (until time.Time, err error)
+}
 
 // tapServer serves taps of a Hub. Make it with newTapServer.
 type tapServer struct {
 	hub     *reqlog.Hub
-	check   checkTap
-	limiter *rate.Limiter
+	access  tapAccess
+	shares  tapShares
+	limiter *rate.Limiter // of Check for new taps
 	log     *slog.Logger
 }
 
-// checkTap is tapaccess.Access.Check.
-type checkTap func(ctx context.Context, namespace, token string) (until time.Time, err error)
+func newTapServer(hub *reqlog.Hub, access tapAccess, log *slog.Logger) *tapServer {
+	return &tapServer{hub: hub, access: access, limiter: rate.NewLimiter(tapsPerSecond, tapsBurst), log: log}
+}
 
-func newTapServer(hub *reqlog.Hub, check checkTap, log *slog.Logger) *tapServer {
-	return &tapServer{hub: hub, check: check, limiter: rate.NewLimiter(tapsPerSecond, tapsBurst), log: log}
+// tapShares bounds the taps of each namespace, and of all namespaces but Causeway's own.
+// The zero value has no taps. It is safe for concurrent use.
+type tapShares struct {
+	mu    sync.Mutex     // guards all
+	open  map[string]int // by namespace, without Causeway's own
+	total int
+}
+
+// acquire reports whether a Claim gets a tap. If it does, the caller must call release.
+func (s *tapShares) acquire(c tapaccess.Claim) bool {
+	if c.Own {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.total >= reqlog.MaxTaps-tapsReserved || s.open[c.Namespace] >= tapsPerNamespace {
+		return false
+	}
+	if s.open == nil {
+		s.open = map[string]int{}
+	}
+	s.total++
+	s.open[c.Namespace]++
+	return true
+}
+
+// release returns what acquire has given.
+func (s *tapShares) release(c tapaccess.Claim) {
+	if c.Own {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.total--
+	if s.open[c.Namespace]--; s.open[c.Namespace] == 0 {
+		delete(s.open, c.Namespace)
+	}
 }
 
 // ServeHTTP is of http.Handler. It blocks until the reader goes, or may no longer read.
@@ -61,19 +113,25 @@ func (s *tapServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "a tap needs a token", http.StatusUnauthorized)
 		return
 	}
+	claim, err := s.access.Verify(filter.Namespace, token)
+	if err != nil {
+		rejectTap(w, err)
+		return
+	}
 	if !s.limiter.Allow() {
 		http.Error(w, "too many taps were requested, try again", http.StatusTooManyRequests)
 		return
 	}
-	until, err := s.check(r.Context(), filter.Namespace, token)
+	until, err := s.access.Check(r.Context(), claim)
 	if err != nil {
-		status := http.StatusServiceUnavailable
-		if errors.Is(err, tapaccess.ErrDenied) {
-			status = http.StatusForbidden
-		}
-		http.Error(w, err.Error(), status)
+		rejectTap(w, err)
 		return
 	}
+	if !s.shares.acquire(claim) {
+		http.Error(w, "too many taps of namespaces are open at this agent", http.StatusTooManyRequests)
+		return
+	}
+	defer s.shares.release(claim)
 	tap, err := s.hub.Open(filter, perSecond)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusTooManyRequests)
@@ -83,8 +141,17 @@ func (s *tapServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.log.Info("tap opened", "namespace", filter.Namespace, "rate", perSecond)
 	defer s.log.Info("tap closed", "namespace", filter.Namespace)
 	s.stream(w, r, tap, until, func(ctx context.Context) (time.Time, error) {
-		return s.check(ctx, filter.Namespace, token)
+		return s.access.Check(ctx, claim)
 	})
+}
+
+// rejectTap answers a reader that may not read.
+func rejectTap(w http.ResponseWriter, err error) {
+	status := http.StatusServiceUnavailable
+	if errors.Is(err, tapaccess.ErrDenied) {
+		status = http.StatusForbidden
+	}
+	http.Error(w, err.Error(), status)
 }
 
 // stream writes what the tap selects, until the reader goes or may no longer read. check

@@ -246,17 +246,26 @@ func (b *lockedBuffer) String() string {
 	return b.all.String()
 }
 
-// tapAccess permits a secret to read about one namespace.
-func tapAccess(namespace, secret string) checkTap {
-	return func(_ context.Context, ns, s string) (time.Time, error) {
-		switch {
-		case s == "down":
-			return time.Time{}, errors.New("the API server is down")
-		case ns != namespace || s != secret:
-			return time.Time{}, tapaccess.ErrDenied
-		}
-		return time.Now().Add(time.Minute), nil
+// fakeAccess permits a secret to read about one namespace, or all if namespace is "*".
+type fakeAccess struct{ namespace, secret string }
+
+// Verify is of tapAccess. The secret "forged" has no valid signature.
+func (f fakeAccess) Verify(namespace, token string) (tapaccess.Claim, error) {
+	if token == "forged" {
+		return tapaccess.Claim{}, tapaccess.ErrDenied
 	}
+	return tapaccess.Claim{Namespace: namespace, Tap: token, Own: namespace == ""}, nil
+}
+
+// Check is of tapAccess.
+func (f fakeAccess) Check(_ context.Context, c tapaccess.Claim) (time.Time, error) {
+	switch {
+	case c.Tap == "down":
+		return time.Time{}, errors.New("the API server is down")
+	case f.namespace != "*" && c.Namespace != f.namespace || c.Tap != f.secret:
+		return time.Time{}, tapaccess.ErrDenied
+	}
+	return time.Now().Add(time.Minute), nil
 }
 
 // getTap requests a tap.
@@ -273,7 +282,7 @@ func getTap(t *testing.T, server *httptest.Server, query, secret string) *http.R
 
 func TestTapShowsOneNamespace(t *testing.T) {
 	w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) {}))
-	server := httptest.NewServer(newTapServer(w.west.requestLog, tapAccess("shop", "good"), slog.New(slog.DiscardHandler)))
+	server := httptest.NewServer(newTapServer(w.west.requestLog, fakeAccess{"shop", "good"}, slog.New(slog.DiscardHandler)))
 	t.Cleanup(server.Close)
 	for _, tc := range []struct {
 		query, secret string
@@ -318,7 +327,7 @@ func TestTapShowsOneNamespace(t *testing.T) {
 
 func TestTapsOfAnAgentAreBounded(t *testing.T) {
 	hub := reqlog.NewHub(prometheus.NewRegistry())
-	server := httptest.NewServer(newTapServer(hub, tapAccess("", "good"), slog.New(slog.DiscardHandler)))
+	server := httptest.NewServer(newTapServer(hub, fakeAccess{"", "good"}, slog.New(slog.DiscardHandler)))
 	t.Cleanup(server.Close)
 	refused := 0
 	for range reqlog.MaxTaps + tapsBurst {
@@ -374,7 +383,7 @@ func TestTapEndsWithItsTap(t *testing.T) {
 					}, tc.answer(time.Since(start))
 				}
 				access := tapaccess.New(get, "causeway-system", "agent-1", time.Now)
-				server := newTapServer(reqlog.NewHub(prometheus.NewRegistry()), access.Check, slog.New(slog.DiscardHandler))
+				server := newTapServer(reqlog.NewHub(prometheus.NewRegistry()), access, slog.New(slog.DiscardHandler))
 				ctx, cancel := context.WithTimeout(t.Context(), 2*tapaccess.MaxAge)
 				defer cancel()
 				req := must(http.NewRequestWithContext(ctx, http.MethodGet, TapPath+"?namespace=shop", nil))(t)
@@ -389,6 +398,73 @@ func TestTapEndsWithItsTap(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestTapsAreShared: readers with a right in one namespace cannot keep others from taps.
+func TestTapsAreShared(t *testing.T) {
+	own := tapaccess.Claim{Namespace: "causeway-system", Own: true}
+	of := func(namespace string) tapaccess.Claim { return tapaccess.Claim{Namespace: namespace} }
+	var s tapShares
+	for i, step := range []struct {
+		claim tapaccess.Claim
+		want  bool
+	}{
+		{of("a"), true}, {of("a"), true}, {of("a"), true}, {of("a"), false},
+		{of("b"), true}, {of("c"), true}, {of("d"), true}, {of("e"), false},
+		{own, true}, {own, true}, {of("b"), false},
+	} {
+		if got := s.acquire(step.claim); got != step.want {
+			t.Errorf("step %d, namespace %s: %v, want %v", i, step.claim.Namespace, got, step.want)
+		}
+	}
+	s.release(own)
+	if s.acquire(of("e")) {
+		t.Error("a namespace gets a reserved tap")
+	}
+	s.release(of("b"))
+	if !s.acquire(of("e")) {
+		t.Error("a tap that has ended is not given to another namespace")
+	}
+	for _, namespace := range []string{"a", "a", "a", "c", "d", "e"} {
+		s.release(of(namespace))
+	}
+	if s.total != 0 || len(s.open) != 0 {
+		t.Errorf("%d taps in %d namespaces are left", s.total, len(s.open))
+	}
+}
+
+// TestTapsOfANamespaceAreBounded: the tenant's fourth tap is refused, the operator's is not.
+func TestTapsOfANamespaceAreBounded(t *testing.T) {
+	hub := reqlog.NewHub(prometheus.NewRegistry())
+	server := httptest.NewServer(newTapServer(hub, fakeAccess{"*", "good"}, slog.New(slog.DiscardHandler)))
+	t.Cleanup(server.Close)
+	for i := range tapsPerNamespace {
+		if resp := getTap(t, server, "namespace=shop", "good"); resp.StatusCode != http.StatusOK {
+			t.Fatalf("tap %d: %s", i, resp.Status)
+		}
+	}
+	if resp := getTap(t, server, "namespace=shop", "good"); resp.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("one too many: %s", resp.Status)
+	}
+	if resp := getTap(t, server, "", "good"); resp.StatusCode != http.StatusOK {
+		t.Errorf("the operator's: %s", resp.Status)
+	}
+}
+
+// TestForgedTokensCostNoQuestion: a token without a valid signature is refused before the
+// limit of questions to the API server.
+func TestForgedTokensCostNoQuestion(t *testing.T) {
+	hub := reqlog.NewHub(prometheus.NewRegistry())
+	server := httptest.NewServer(newTapServer(hub, fakeAccess{"shop", "good"}, slog.New(slog.DiscardHandler)))
+	t.Cleanup(server.Close)
+	for range 4 * tapsBurst {
+		if resp := getTap(t, server, "namespace=shop", "forged"); resp.StatusCode != http.StatusForbidden {
+			t.Fatal(resp.Status)
+		}
+	}
+	if resp := getTap(t, server, "namespace=shop", "good"); resp.StatusCode != http.StatusOK {
+		t.Error(resp.Status)
 	}
 }
 

@@ -47,7 +47,8 @@ const (
 	getTimeout = 5 * time.Second
 )
 
-// ErrDenied is the error of Check if the API server answers that no valid Tap exists.
+// ErrDenied is the error of Verify for a token that proves nothing, and of Check if the
+// API server answers that no valid Tap exists.
 var ErrDenied = errors.New("no valid Tap permits this")
 
 // resource is the kind whose existence permits to read.
@@ -144,20 +145,34 @@ func InCluster(pod string) (*Access, error) {
 	return New(get, strings.TrimSpace(string(own)), pod, time.Now), nil
 }
 
-// Check returns until when the sender of a token may read about a namespace; empty: about
-// all. After that it may read only if another Check permits it. The error wraps ErrDenied
-// if the sender may not read. Check blocks for at most 5 s.
-func (a *Access) Check(ctx context.Context, namespace, token string) (until time.Time, err error) {
+// Claim says that the sender of a verified token has the key of a Tap. The Tap need not
+// exist.
+type Claim struct {
+	Namespace string // of the Tap
+	Tap       string // its name
+	Own       bool   // whether the namespace is Causeway's own
+}
+
+// Verify returns what a token claims about a namespace; empty: about all. It does not ask
+// the API server. The error wraps ErrDenied.
+func (a *Access) Verify(namespace, token string) (Claim, error) {
 	name, ok := parseToken(token, a.pod)
 	if !ok {
-		return time.Time{}, fmt.Errorf("%w: the token is not for this agent", ErrDenied)
+		return Claim{}, fmt.Errorf("%w: the token is not for this agent", ErrDenied)
 	}
 	if namespace == "" {
 		namespace = a.own
 	}
+	return Claim{Namespace: namespace, Tap: name, Own: namespace == a.own}, nil
+}
+
+// Check returns until when the sender of a token may read. After that it may read only if
+// another Check permits it. The error wraps ErrDenied if the sender may not read. Check
+// blocks for at most 5 s.
+func (a *Access) Check(ctx context.Context, c Claim) (until time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, getTimeout)
 	defer cancel()
-	tap, err := a.get(ctx, namespace, name)
+	tap, err := a.get(ctx, c.Namespace, c.Tap)
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsForbidden(err), apierrors.IsBadRequest(err):
 		return time.Time{}, fmt.Errorf("%w: %w", ErrDenied, err)

@@ -63,7 +63,11 @@ func TestCheck(t *testing.T) {
 			if tc.token == "" {
 				tc.token = key.Token(pod)
 			}
-			until, err := a.Check(t.Context(), tc.namespace, tc.token)
+			claim, err := a.Verify(tc.namespace, tc.token)
+			var until time.Time
+			if err == nil {
+				until, err = a.Check(t.Context(), claim)
+			}
 			if errors.Is(err, ErrDenied) != tc.denied || (err != nil) != (tc.denied || tc.fails) {
 				t.Errorf("error %v, want denied: %v, another error: %v", err, tc.denied, tc.fails)
 			}
