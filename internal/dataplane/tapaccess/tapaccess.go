@@ -32,6 +32,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 )
@@ -162,6 +163,10 @@ func (a *Access) Verify(namespace, token string) (Claim, error) {
 	}
 	if namespace == "" {
 		namespace = a.own
+	}
+	// The client joins the namespace into a path, so a/../b would become b.
+	if len(validation.IsDNS1123Label(namespace)) > 0 {
+		return Claim{}, fmt.Errorf("%w: %.100q is not the name of a namespace", ErrDenied, namespace)
 	}
 	return Claim{Namespace: namespace, Tap: name, Own: namespace == a.own}, nil
 }

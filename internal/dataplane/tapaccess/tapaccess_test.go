@@ -78,6 +78,31 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestVerifyNamespace: a namespace cannot lead to another path of the API server.
+func TestVerifyNamespace(t *testing.T) {
+	key := newKey(t)
+	a := New(nil, "causeway-system", "agent", time.Now)
+	for namespace, want := range map[string]Claim{
+		"":                {Namespace: "causeway-system", Own: true},
+		"causeway-system": {Namespace: "causeway-system", Own: true},
+		"shop-2":          {Namespace: "shop-2"},
+	} {
+		want.Tap = key.Name()
+		if got, err := a.Verify(namespace, key.Token("agent")); err != nil || got != want {
+			t.Errorf("%q: %+v, %v", namespace, got, err)
+		}
+	}
+	for _, namespace := range []string{
+		"a/../shop", "..", ".", "/", "shop/", "Shop", "shop%2f", "shop?x", "a b", "\x00",
+		strings.Repeat("a", 64),
+	} {
+		got, err := a.Verify(namespace, key.Token("agent"))
+		if !errors.Is(err, ErrDenied) || got != (Claim{}) {
+			t.Errorf("%q: %+v, %v", namespace, got, err)
+		}
+	}
+}
+
 func newKey(t testing.TB) Key {
 	t.Helper()
 	k, err := NewKey()
