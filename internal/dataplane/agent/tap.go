@@ -138,8 +138,9 @@ func (s *tapServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer tap.Close()
-	s.log.Info("tap opened", "namespace", filter.Namespace, "rate", perSecond)
-	defer s.log.Info("tap closed", "namespace", filter.Namespace)
+	log := s.log.With("tap", claim.Namespace+"/"+claim.Tap) // the audit log says who has created it
+	log.Info("tap opened", "namespace", filter.Namespace, "rate", perSecond)
+	defer log.Info("tap closed", "namespace", filter.Namespace)
 	s.stream(w, r, tap, until, func(ctx context.Context) (time.Time, error) {
 		return s.access.Check(ctx, claim)
 	})

@@ -468,6 +468,23 @@ func TestForgedTokensCostNoQuestion(t *testing.T) {
 	}
 }
 
+// TestTapIsLogged: the log has the Tap's name, by which the audit log says who reads.
+func TestTapIsLogged(t *testing.T) {
+	var logs lockedBuffer
+	log := slog.New(slog.NewTextHandler(&logs, nil))
+	server := newTapServer(reqlog.NewHub(prometheus.NewRegistry()), fakeAccess{"shop", "tap-1"}, log)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // the reader goes at once
+	req := must(http.NewRequestWithContext(ctx, http.MethodGet, TapPath+"?namespace=shop", nil))(t)
+	req.Header.Set("Authorization", "Bearer tap-1")
+	server.ServeHTTP(httptest.NewRecorder(), req)
+	for _, want := range []string{`"tap opened" tap=shop/tap-1 `, `"tap closed" tap=shop/tap-1 `} {
+		if !strings.Contains(logs.String(), want) {
+			t.Errorf("the log has no %s:\n%s", want, logs.String())
+		}
+	}
+}
+
 // BenchmarkRecord is what a request costs at its end if no one wants its record, if there
 // is a tap whose filter does not select it, and if it is logged.
 func BenchmarkRecord(b *testing.B) {
