@@ -133,7 +133,7 @@ func (r *outboundRequest) endSpan(result httprelay.Result) {
 
 // startSpan starts the span of a request for the application.
 func (r *inboundRequests) startSpan(h *message.Head, at time.Time) *trace.Request {
-	traced := r.agent.tracer.Sample(h)
+	traced := r.agent.tracer.SamplePeer(h)
 	if !traced.Sampled() {
 		return traced
 	}

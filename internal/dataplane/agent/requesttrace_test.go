@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -100,6 +101,33 @@ func (w *harness) askTraced(c *http.Client, fields http.Header) (int, string) {
 	resp := must(c.Do(req))(w.TB)
 	defer resp.Body.Close()
 	return resp.StatusCode, string(must(io.ReadAll(resp.Body))(w.TB))
+}
+
+// TestTracesOfPeersAreLimited: beyond the limit, the application's agent makes no span, and
+// the caller's agent still makes its own.
+func TestTracesOfPeersAreLimited(t *testing.T) {
+	parent := traceParent("01")
+	w, spans := newTracedHarness(t, 0, sayTrace)
+	ctx, stop := context.WithCancel(t.Context())
+	var busy sync.WaitGroup
+	busy.Go(func() { // a peer that uses up the limit
+		h := &message.Head{Method: "GET", Target: "/", Fields: []message.Field{{Name: "traceparent", Value: parent}}}
+		for ctx.Err() == nil {
+			w.east.tracer.SamplePeer(h)
+		}
+	})
+	c := w.client(alice, false)
+	const requests = 50
+	for range requests {
+		if status, got := w.askTraced(c, http.Header{"Traceparent": {parent}}); status != 200 || got[:35] != parent[:35] {
+			t.Errorf("%d, the application has trace %q", status, got)
+		}
+	}
+	stop()
+	busy.Wait()
+	if clients, servers := spans(c); len(clients) != requests || len(servers) >= requests {
+		t.Errorf("%d spans of clients and %d of servers for %d requests", len(clients), len(servers), requests)
+	}
 }
 
 // sayTrace answers with the trace context that the application received.

@@ -32,6 +32,9 @@ const (
 	maxAttribute = 256
 	// batchDelay is how long an ended span waits for others.
 	batchDelay = time.Second
+	// peerSpans is how many spans a process makes per second for requests that were
+	// sampled in other clusters, and in one burst.
+	peerSpans = 1000
 	// logInterval is the time between two log messages about exports that failed.
 	logInterval = 30 * time.Second
 )
@@ -61,6 +64,8 @@ const (
 	exported  = "exported"
 	failed    = "export_failed"
 	queueFull = "queue_full"
+	// rateLimited is of spans that were not made because of peerSpans.
+	rateLimited = "rate_limited"
 )
 
 // NewCounter returns the metric of what becomes of spans.
@@ -68,9 +73,10 @@ func NewCounter() *prometheus.CounterVec {
 	c := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "causeway_agent_spans_total",
 		Help: "Spans of traced requests, by outcome: exported, export_failed, " +
-			"or queue_full for those that were dropped.",
+			"queue_full for those that were dropped, or rate_limited for those that were not " +
+			"made because other clusters sampled too many requests.",
 	}, []string{"outcome"})
-	for _, outcome := range []string{exported, failed, queueFull} {
+	for _, outcome := range []string{exported, failed, queueFull, rateLimited} {
 		c.WithLabelValues(outcome)
 	}
 	return c
@@ -82,6 +88,8 @@ type Tracer struct {
 	ratio    float64
 	tracer   oteltrace.Tracer
 	provider *sdk.TracerProvider
+	peers    *rate.Limiter      // of SamplePeer
+	limited  prometheus.Counter // requests beyond it
 }
 
 // New returns a Tracer, which runs until Shutdown. It does not wait for the collector.
@@ -121,7 +129,13 @@ func newTracer(o Options, out sdk.SpanExporter) (*Tracer, error) {
 		sdk.WithResource(about),
 		sdk.WithRawSpanLimits(limits),
 		sdk.WithSpanProcessor(&queue{SpanProcessor: batches, exporter: e}))
-	return &Tracer{ratio: o.Ratio, tracer: provider.Tracer("causeway"), provider: provider}, nil
+	return &Tracer{
+		ratio:    o.Ratio,
+		tracer:   provider.Tracer("causeway"),
+		provider: provider,
+		peers:    rate.NewLimiter(peerSpans, peerSpans),
+		limited:  o.Counter.WithLabelValues(rateLimited),
+	}, nil
 }
 
 // credentialsFor returns what protects the connection to a collector.

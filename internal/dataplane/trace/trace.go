@@ -8,6 +8,7 @@
 // What always holds:
 //   - Spans are made for requests whose caller has sampled them, and for the configured
 //     part of those that come without a trace.
+//   - Other clusters make a process make at most peerSpans spans per second.
 //   - A request without spans is forwarded with the fields that it came with.
 //   - A request never waits for a collector. What does not fit into the queue is counted
 //     and dropped.
@@ -68,13 +69,23 @@ type Request struct {
 
 // Sample decides whether a request is traced, and returns nil if it is not. It reads the
 // fields of W3C Trace Context and does not change the head.
-func (t *Tracer) Sample(h *message.Head) *Request {
+func (t *Tracer) Sample(h *message.Head) *Request { return t.sample(h, false) }
+
+// SamplePeer is Sample for a request from another cluster. It traces at most peerSpans
+// requests per second that were sampled there, and counts the others.
+func (t *Tracer) SamplePeer(h *message.Head) *Request { return t.sample(h, true) }
+
+func (t *Tracer) sample(h *message.Head, fromPeer bool) *Request {
 	if t == nil {
 		return nil
 	}
 	if value, ok := h.Get(parentField); ok && hasSampledFlag(value) {
 		parent := propagation.TraceContext{}.Extract(context.Background(), carrier{h})
 		if oteltrace.SpanContextFromContext(parent).IsSampled() {
+			if fromPeer && !t.peers.Allow() {
+				t.limited.Inc()
+				return nil
+			}
 			return &Request{tracer: t, parent: parent}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	oteltrace "go.opentelemetry.io/otel/trace"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
 
@@ -332,6 +334,52 @@ func TestBrokenCollector(t *testing.T) {
 	if n := strings.Count(log.String(), "export of spans failed"); n != 1 {
 		t.Errorf("%d log messages, want one:\n%s", n, log)
 	}
+}
+
+// TestPeersAreLimited: callers in other clusters cannot make an agent make spans without
+// bound. Those of the own cluster are not limited.
+func TestPeersAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		counter := NewCounter()
+		tr, err := newTracer(Options{
+			Ratio:   1,
+			Log:     slog.New(slog.DiscardHandler),
+			Counter: counter,
+		}, tracetest.NewInMemoryExporter())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tr.Shutdown(t.Context())
+		count := func(sample func(*message.Head) *Request, fields ...message.Field) (traced int) {
+			for range 2 * peerSpans {
+				h := request(fields...)
+				if sample(h).Sampled() {
+					traced++
+				}
+				if diff := cmp.Diff(request(fields...), h); diff != "" {
+					t.Fatalf("the head has changed (-want +got):\n%s", diff)
+				}
+			}
+			return traced
+		}
+		peer := field("traceparent", sampled)
+		if n := count(tr.SamplePeer, peer); n != peerSpans {
+			t.Errorf("%d requests are traced at once, want %d", n, peerSpans)
+		}
+		if n := count(tr.Sample, peer); n != 2*peerSpans {
+			t.Errorf("%d requests of the own cluster are traced, want %d", n, 2*peerSpans)
+		}
+		if n := count(tr.SamplePeer); n != 2*peerSpans {
+			t.Errorf("%d requests without a trace are traced, want %d", n, 2*peerSpans)
+		}
+		if n := testutil.ToFloat64(counter.WithLabelValues(rateLimited)); n != peerSpans {
+			t.Errorf("%v requests are counted, want %d", n, peerSpans)
+		}
+		bubble.Pass(time.Second)
+		if n := count(tr.SamplePeer, peer); n != peerSpans {
+			t.Errorf("%d requests are traced in the next second, want %d", n, peerSpans)
+		}
+	})
 }
 
 func TestOptions(t *testing.T) {
