@@ -224,6 +224,12 @@ func TestReplicaCutOff(t *testing.T) {
 	mend()
 	within(t, time.Minute, "two controllers are ready", func() error { return east.controllers(ctx, 2) })
 	within(t, soon, "what was exported meanwhile answers", func() error { return answers(ctx, "fresh-east") })
+	// The API server's client of the stale replica may wait for half a minute before it
+	// tries again.
+	offer(t, service("later", exported, httpPort), "later-east")
+	within(t, 2*time.Minute, "the peer learns what was exported after that", func() error {
+		return answers(ctx, "later-east")
+	})
 	if n, failed := calls.end(); len(failed) > 0 || n < 300 {
 		t.Errorf("%d of %d calls failed:\n%s", len(failed), n, describe(failed, start))
 	}

@@ -144,6 +144,9 @@ func (c *Chooser) Choose(now time.Time, streams []Observed) (ReplicaID, bool) {
 		return ReplicaID{}, false
 	}
 	ours := streams[i]
+	if ours.Replica == c.asked { // the last move has led there
+		c.asked, c.interval = ReplicaID{}, moveInterval
+	}
 	c.noteAhead(now, ours, streams)
 	if now.Sub(c.moved) < c.interval {
 		return ReplicaID{}, false
@@ -152,7 +155,7 @@ func (c *Chooser) Choose(now time.Time, streams []Observed) (ReplicaID, bool) {
 	if !ok {
 		return ReplicaID{}, false
 	}
-	if c.asked.IsZero() || c.asked == ours.Replica {
+	if c.asked.IsZero() {
 		c.interval = moveInterval
 	} else {
 		c.interval = min(2*c.interval, maxMoveInterval)

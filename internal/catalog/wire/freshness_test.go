@@ -152,6 +152,16 @@ func TestChooser(t *testing.T) {
 				{at: 120 * time.Second, streams: stale, want: b},
 			},
 		},
+		"a move that worked, and the replica ended": {
+			why: "it was reached, so the interval is the short one",
+			steps: []seen{
+				{at: 0, streams: stale, want: b},
+				{at: 10 * time.Second, streams: []Observed{on(b, "e", 1, 0), beside(a, "e", 1, time.Minute)}},
+				{at: 30 * time.Second, streams: stale, want: b},
+				{at: 40 * time.Second, streams: []Observed{on(b, "e", 1, 0), beside(a, "e", 1, time.Minute)}},
+				{at: 60 * time.Second, streams: stale, want: b},
+			},
+		},
 		"no subscription": {
 			why:   "there is nothing to move",
 			steps: []seen{{at: 0, streams: []Observed{beside(a, "e", 1, time.Minute), beside(b, "e", 2, 0)}}},
