@@ -582,17 +582,18 @@ func (r *outboundRequest) finish(result httprelay.Result) {
 // answer answers a request that got no response, and counts how it ended.
 func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result) {
 	if result.Err != nil && !result.Began && !result.FromErr {
-		result.Status = r.answerError(from, result.Err)
+		result.Status, result.Err = r.answerError(from, result.Err)
 	}
 	r.counted.Finish(time.Now(), requestResult(result, r.start).Traced(r.trace.TraceID()))
 	r.endSpan(result)
 	r.record(result)
 }
 
-// answerError answers a request that got no response.
-func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status int) {
+// answerError answers a request that got no response. The error that it returns is why the
+// request failed: nil for a redirect.
+func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status int, _ error) {
 	if status, ok := r.answerRedirect(to, err); ok {
-		return status
+		return status, nil
 	}
 	status, kind := errorStatus(err)
 	reason := requestReason(err, outbound)
@@ -601,7 +602,7 @@ func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status in
 	r.conn.agent.logLimited(slog.LevelInfo, "request failed", "mirror", r.backend.out.mirrorName(), "caller", r.backend.out.callerName(),
 		"status", status, "reason", reason, "error", err)
 	httprelay.AnswerError(to, httprelay.MeshError{Side: "causeway", Status: status, Kind: kind, Reason: reason, GRPC: r.grpc, Version: r.head.Version})
-	return status
+	return status, err
 }
 
 // errorStatus returns the status for an error, and its kind by RFC 9209, section 2.3.

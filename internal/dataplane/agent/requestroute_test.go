@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -429,6 +430,28 @@ func TestRouteOfUpgrade(t *testing.T) {
 	}
 	if answer, err := w.call(alice, "GET /other"+rest); err != nil || !strings.HasPrefix(answer, "HTTP/1.1 404 ") {
 		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// TestRecordsOfRedirects: a request that a route redirects is no failure in records, and in
+// spans neither.
+func TestRecordsOfRedirects(t *testing.T) {
+	w, spans := newTracedHarness(t, 1, describe)
+	rule := ruleTo()
+	rule.Filters = []*wire.RouteFilter{{Filter: &wire.RouteFilter_Redirect{Redirect: &wire.RequestRedirect{Hostname: "other.example", Status: 302}}}}
+	w.setRoutes(routesOf([]*wire.RouteMatch{{}}, rule))
+	west, _ := w.tapBoth()
+	c := w.client(alice, false)
+	c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	if resp, _ := doRequest(t, c, "GET", "http://bar-east/", ""); resp.StatusCode != 302 {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+	if r := nextRecord(t, west); r.Status != 302 || r.Reason != "" || r.Tries != 0 {
+		t.Errorf("the record: %s", r)
+	}
+	clients, _ := spans(c)
+	if len(clients) != 1 || clients[0].GetStatus().GetCode() != tracepb.Status_STATUS_CODE_UNSET || spanAttributes(clients[0])["http.response.status_code"] != "302" {
+		t.Errorf("the spans: %v", clients)
 	}
 }
 
