@@ -266,7 +266,8 @@ type outboundRequest struct {
 	conn    *callerConn
 	backend *requestBackend
 	ctx     context.Context // of the caller's connection, or of the lease of the request
-	head    *message.Head
+	head    *message.Head   // with the changes of a route
+	target  string          // that the caller sent
 	plan    httprelay.Plan
 
 	policy  retry.Policy
@@ -297,6 +298,8 @@ func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
 func (r *outboundRequest) begin() {
 	r.start, r.grpc = time.Now(), isGRPC(r.head)
 	r.plan.OnResponse = editResponse
+	r.target, r.trace = r.head.Target, r.conn.agent.tracer.Sample(r.head)
+	r.trace.Describe(r.head, r.grpc)
 	r.refused = r.route()
 	r.plan.Memory = r.backend.memory
 	recorder := r.backend.recorders[0]
@@ -304,7 +307,6 @@ func (r *outboundRequest) begin() {
 		recorder = r.backend.recorders[1]
 	}
 	r.counted = recorder.Start(r.start)
-	r.trace = r.conn.agent.tracer.Sample(r.head)
 	r.choice, r.session, r.tried, r.plan.Timeout = balance.Choice{}, nil, r.tried[:0], 0
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -455,6 +455,34 @@ func TestRecordsOfRedirects(t *testing.T) {
 	}
 }
 
+// TestRecordsOfRewrites: records and spans of the caller's node tell what the caller sent,
+// those of the application's node what it received.
+func TestRecordsOfRewrites(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w, spans := newTracedHarness(t, 1, describe)
+		rule := ruleTo(backendTo("bar-east", 1))
+		rule.Filters = []*wire.RouteFilter{{Filter: &wire.RouteFilter_Rewrite{Rewrite: &wire.URLRewrite{
+			Hostname: "rewritten", Path: &wire.PathModifier{Modifier: &wire.PathModifier_Full{Full: "/new"}}}}}}
+		w.setRoutes(routesOf([]*wire.RouteMatch{{}}, rule))
+		west, east := w.tapBoth()
+		c := w.client(alice, h2)
+		if _, body := doRequest(t, c, "GET", "http://bar-east/old?a", ""); body != "bar-east rewritten /new?a " {
+			t.Errorf("the application received %q", body)
+		}
+		if near, far := nextRecord(t, west).Path, nextRecord(t, east).Path; near != "/old" || far != "/new" {
+			t.Errorf("records of %s and %s", near, far)
+		}
+		clients, servers := spans(c)
+		if len(clients) != 1 || len(servers) != 1 {
+			t.Fatalf("%d client and %d server spans", len(clients), len(servers))
+		}
+		near, far := spanAttributes(clients[0]), spanAttributes(servers[0])
+		if near["url.path"] != "/old" || near["server.address"] != "bar-east" || far["url.path"] != "/new" || far["server.address"] != "rewritten" {
+			t.Errorf("spans of %v and %v", near, far)
+		}
+	})
+}
+
 // TestInvalidRoutes: a frontend whose routes are not valid is served, and its requests get
 // an error.
 func TestInvalidRoutes(t *testing.T) {
