@@ -279,6 +279,9 @@ func (cc *callerConn) routeOpaque(h *message.Head) error {
 	if _, err := b.policyIn(s); err != nil {
 		return err
 	}
+	if err := cc.out.count.moveTo(cc.agent, b.out); err != nil {
+		return err
+	}
 	route.EditRequest(h, target)
 	cc.routes.opaque = b
 	return nil

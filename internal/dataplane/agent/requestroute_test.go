@@ -433,6 +433,64 @@ func TestRouteOfUpgrade(t *testing.T) {
 	}
 }
 
+// TestRouteOfUpgradeCounts: a connection that is upgraded counts at the backend of its
+// request, whose owner may limit connections.
+func TestRouteOfUpgradeCounts(t *testing.T) {
+	const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+	w := newHarness(t, func(c *net.TCPConn) {
+		if _, err := c.Read(make([]byte, 1000)); err == nil {
+			io.WriteString(c, switching)
+			io.Copy(c, c)
+		}
+	})
+	w.addMirror("bar-v1", vipV1)
+	w.edit(&w.westView, "frontend/shop/bar-v1", func(r *wire.Resource) {
+		backendOf(r).Ports[0].Port, backendOf(r).Settings = 81, &wire.TrafficSettings{MaxConnections: 1}
+	})
+	w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+		e := r.GetExport()
+		e.Ports = append(e.Ports, &wire.ExportPort{Port: 81})
+		e.Pods[0].Targets[81] = e.Pods[0].Targets[80]
+	})
+	w.push()
+	w.setRoutes(routesOf([]*wire.RouteMatch{{}}, ruleTo(backendTo("bar-v1", 1))))
+	open := func() (c *net.TCPConn, status string) {
+		c = w.dial(alice)
+		fmt.Fprint(c, "GET /chat HTTP/1.1\r\nHost: bar-east\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		line := make([]byte, len("HTTP/1.1 101"))
+		if _, err := io.ReadFull(c, line); err != nil {
+			t.Fatal(err)
+		}
+		return c, string(line[len("HTTP/1.1 "):])
+	}
+	counts := func() map[uint32]uint32 {
+		out := map[uint32]uint32{}
+		circuits := &w.west.connCircuits
+		circuits.mu.Lock()
+		defer circuits.mu.Unlock()
+		for to, n := range circuits.counts {
+			out[to.port] = n
+		}
+		return out
+	}
+	first, status := open()
+	if diff := cmp.Diff(map[uint32]uint32{81: 1}, counts()); diff != "" || status != "101" {
+		t.Errorf("status %s, connections by port (-want +got):\n%s", status, diff)
+	}
+	second, status := open()
+	if status != "503" {
+		t.Errorf("status %s of a connection beyond the limit", status)
+	}
+	first.Close()
+	second.Close()
+	eventually(t, "no connection is counted", func() bool { return len(counts()) == 0 })
+	third, status := open()
+	if status != "101" {
+		t.Errorf("status %s of the next connection", status)
+	}
+	third.Close()
+}
+
 // TestRecordsOfRedirects: a request that a route redirects is no failure in records, and in
 // spans neither.
 func TestRecordsOfRedirects(t *testing.T) {
