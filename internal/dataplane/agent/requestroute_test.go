@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -355,6 +356,45 @@ func TestRouteCopies(t *testing.T) {
 			return outcomes(copyAnswered) == 3 && outcomes(copyTooLarge) == 1 && outcomes(copyFailed) == 4
 		})
 		eventually(t, "memory is released", func() bool { return w.west.shares.windows.Used() == 0 && w.west.copies.Load() == 0 })
+	})
+}
+
+// TestFiltersOfRouteCopies: the filters of the rule change copies, and those of the backend
+// only what it gets.
+func TestFiltersOfRouteCopies(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		received := make(chan string, 2)
+		w := newRoutedHarness(t, func(rw http.ResponseWriter, r *http.Request) {
+			received <- fmt.Sprintf("%s %s %s", r.Host, r.RequestURI, r.Header.Values("X-Filter"))
+		})
+		rewrite := func(w *wire.URLRewrite) *wire.RouteFilter {
+			return &wire.RouteFilter{Filter: &wire.RouteFilter_Rewrite{Rewrite: w}}
+		}
+		add := func(value string) *wire.RouteFilter {
+			return &wire.RouteFilter{Filter: &wire.RouteFilter_RequestHeaders{RequestHeaders: &wire.HeaderModifier{
+				Add: []*wire.HeaderField{{Name: "X-Filter", Value: value}}}}}
+		}
+		rule := ruleTo(&wire.RouteBackend{Namespace: "shop", Name: "bar-v1", Weight: 1, Filters: []*wire.RouteFilter{
+			add("backend"), rewrite(&wire.URLRewrite{Hostname: "backend"})}})
+		rule.Filters = []*wire.RouteFilter{
+			add("rule"), rewrite(&wire.URLRewrite{Path: &wire.PathModifier{Modifier: &wire.PathModifier_Full{Full: "/new"}}}),
+			{Filter: &wire.RouteFilter_Mirror{Mirror: &wire.RequestMirror{Namespace: "shop", Name: "bar-v2", Numerator: 1, Denominator: 1}}},
+		}
+		w.setRoutes(routesOf([]*wire.RouteMatch{{}}, rule))
+		doRequest(t, w.client(alice, h2), "GET", "http://bar-east/old", "")
+		var got []string
+		for range 2 {
+			select {
+			case r := <-received:
+				got = append(got, r)
+			case <-time.After(testTimeout):
+				t.Fatalf("the application received only %q", got)
+			}
+		}
+		slices.Sort(got)
+		if diff := cmp.Diff([]string{"backend /new [rule backend]", "bar-east /new [rule]"}, got); diff != "" {
+			t.Errorf("the request and its copy (-want +got):\n%s", diff)
+		}
 	})
 }
 
