@@ -282,6 +282,8 @@ type outboundRequest struct {
 	session *requestSession
 	sentAt  time.Time // of the current try
 	tried   []route.EndpointID
+	// repeatable: if the network path of the current try is dead, another one may follow.
+	repeatable bool
 
 	mu       sync.Mutex // guards what follows
 	to       httprelay.Stream
@@ -353,12 +355,12 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 
 // openTry sets the timeout of a try and starts it. It returns ErrTimeout if the request
 // has no time left.
-func (r *outboundRequest) openTry(_ int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
+func (r *outboundRequest) openTry(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
 	left, limited := r.policy.TryTimeout(time.Since(r.start))
 	if limited && left <= 0 {
 		return nil, httprelay.ErrTimeout
 	}
-	r.plan.Timeout = left
+	r.plan.Timeout, r.repeatable = left, r.isRepeatable(try)
 	return r.open(h, body, end)
 }
 
@@ -408,7 +410,12 @@ func (r *outboundRequest) openStream(ctx context.Context, h *message.Head, body 
 			r.observe(balance.Neutral)
 			return nil, context.Cause(ctx)
 		}
-		if stream, err = s.mux.Open(h, body, end); err == nil {
+		if r.repeatable {
+			stream, err = s.mux.OpenRepeatable(h, body, end)
+		} else {
+			stream, err = s.mux.Open(h, body, end)
+		}
+		if err == nil {
 			r.tried = append(r.tried, s.endpoint)
 			return stream, nil
 		}
