@@ -514,7 +514,7 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 		return false
 	}
 	outcome := balance.Failure
-	if attempt.Failure == retry.NotProcessed && f.Response == nil {
+	if attempt.Failure == retry.GoingAway || attempt.Failure == retry.NotProcessed && f.Response == nil {
 		outcome = balance.Neutral // the session's end says nothing about the endpoint
 	}
 	r.observe(outcome)
@@ -554,6 +554,8 @@ func classify(f httprelay.Failure) (retry.Failure, int) {
 	switch {
 	case errors.Is(f.Err, httprelay.ErrTimeout):
 		return retry.TryTimeout, 0
+	case errors.As(f.Err, &reset) && reset.GoingAway:
+		return retry.GoingAway, 0
 	case errors.Is(f.Err, mux.ErrTooManyStreams), errors.Is(f.Err, mux.ErrGoingAway), errors.Is(f.Err, mux.ErrClosed),
 		errors.As(f.Err, &reset) && reset.NotProcessed:
 		return retry.NotProcessed, 0

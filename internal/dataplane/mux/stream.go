@@ -26,6 +26,9 @@ type ResetError struct {
 	Code http2.ErrCode
 	// NotProcessed means that the peer says it did nothing with the stream.
 	NotProcessed bool
+	// GoingAway means that it did nothing because it ends the connection in good order:
+	// its GOAWAY, without an error, left the stream out.
+	GoingAway bool
 	// Local means that this end reset the stream.
 	Local bool
 	// Cause is why the connection ended. It is nil if only the stream was reset, except
