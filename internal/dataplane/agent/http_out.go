@@ -266,7 +266,8 @@ type outboundRequest struct {
 	conn    *callerConn
 	backend *requestBackend
 	ctx     context.Context // of the caller's connection, or of the lease of the request
-	head    *message.Head
+	head    *message.Head   // with the changes of a route
+	target  string          // that the caller sent
 	plan    httprelay.Plan
 
 	policy  retry.Policy
@@ -281,6 +282,8 @@ type outboundRequest struct {
 	session *requestSession
 	sentAt  time.Time // of the current try
 	tried   []route.EndpointID
+	// repeatable: if the network path of the current try is dead, another one may follow.
+	repeatable bool
 
 	mu       sync.Mutex // guards what follows
 	to       httprelay.Stream
@@ -297,6 +300,8 @@ func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
 func (r *outboundRequest) begin() {
 	r.start, r.grpc = time.Now(), isGRPC(r.head)
 	r.plan.OnResponse = editResponse
+	r.target, r.trace = r.head.Target, r.conn.agent.tracer.Sample(r.head)
+	r.trace.Describe(r.head, r.grpc)
 	r.refused = r.route()
 	r.plan.Memory = r.backend.memory
 	recorder := r.backend.recorders[0]
@@ -304,7 +309,6 @@ func (r *outboundRequest) begin() {
 		recorder = r.backend.recorders[1]
 	}
 	r.counted = recorder.Start(r.start)
-	r.trace = r.conn.agent.tracer.Sample(r.head)
 	r.choice, r.session, r.tried, r.plan.Timeout = balance.Choice{}, nil, r.tried[:0], 0
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -351,12 +355,12 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 
 // openTry sets the timeout of a try and starts it. It returns ErrTimeout if the request
 // has no time left.
-func (r *outboundRequest) openTry(_ int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
+func (r *outboundRequest) openTry(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
 	left, limited := r.policy.TryTimeout(time.Since(r.start))
 	if limited && left <= 0 {
 		return nil, httprelay.ErrTimeout
 	}
-	r.plan.Timeout = left
+	r.plan.Timeout, r.repeatable = left, r.isRepeatable(try)
 	return r.open(h, body, end)
 }
 
@@ -406,7 +410,12 @@ func (r *outboundRequest) openStream(ctx context.Context, h *message.Head, body 
 			r.observe(balance.Neutral)
 			return nil, context.Cause(ctx)
 		}
-		if stream, err = s.mux.Open(h, body, end); err == nil {
+		if r.repeatable {
+			stream, err = s.mux.OpenRepeatable(h, body, end)
+		} else {
+			stream, err = s.mux.Open(h, body, end)
+		}
+		if err == nil {
 			r.tried = append(r.tried, s.endpoint)
 			return stream, nil
 		}
@@ -505,7 +514,7 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 		return false
 	}
 	outcome := balance.Failure
-	if attempt.Failure == retry.NotProcessed && f.Response == nil {
+	if attempt.Failure == retry.GoingAway || attempt.Failure == retry.NotProcessed && f.Response == nil {
 		outcome = balance.Neutral // the session's end says nothing about the endpoint
 	}
 	r.observe(outcome)
@@ -545,6 +554,8 @@ func classify(f httprelay.Failure) (retry.Failure, int) {
 	switch {
 	case errors.Is(f.Err, httprelay.ErrTimeout):
 		return retry.TryTimeout, 0
+	case errors.As(f.Err, &reset) && reset.GoingAway:
+		return retry.GoingAway, 0
 	case errors.Is(f.Err, mux.ErrTooManyStreams), errors.Is(f.Err, mux.ErrGoingAway), errors.Is(f.Err, mux.ErrClosed),
 		errors.As(f.Err, &reset) && reset.NotProcessed:
 		return retry.NotProcessed, 0
@@ -582,17 +593,18 @@ func (r *outboundRequest) finish(result httprelay.Result) {
 // answer answers a request that got no response, and counts how it ended.
 func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result) {
 	if result.Err != nil && !result.Began && !result.FromErr {
-		result.Status = r.answerError(from, result.Err)
+		result.Status, result.Err = r.answerError(from, result.Err)
 	}
 	r.counted.Finish(time.Now(), requestResult(result, r.start).Traced(r.trace.TraceID()))
 	r.endSpan(result)
 	r.record(result)
 }
 
-// answerError answers a request that got no response.
-func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status int) {
+// answerError answers a request that got no response. The error that it returns is why the
+// request failed: nil for a redirect.
+func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status int, _ error) {
 	if status, ok := r.answerRedirect(to, err); ok {
-		return status
+		return status, nil
 	}
 	status, kind := errorStatus(err)
 	reason := requestReason(err, outbound)
@@ -601,7 +613,7 @@ func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status in
 	r.conn.agent.logLimited(slog.LevelInfo, "request failed", "mirror", r.backend.out.mirrorName(), "caller", r.backend.out.callerName(),
 		"status", status, "reason", reason, "error", err)
 	httprelay.AnswerError(to, httprelay.MeshError{Side: "causeway", Status: status, Kind: kind, Reason: reason, GRPC: r.grpc, Version: r.head.Version})
-	return status
+	return status, err
 }
 
 // errorStatus returns the status for an error, and its kind by RFC 9209, section 2.3.

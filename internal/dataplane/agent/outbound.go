@@ -51,7 +51,12 @@ type outboundConn struct {
 	// answer.
 	appTimeout time.Duration
 	podGrace   *podGrace // of the caller
+	// count is how a caller's connection is counted. Only its own goroutine uses it.
+	count *targetCount
 }
+
+// A targetCount is how a caller's connection is counted at its target.
+type targetCount struct{ leave func() }
 
 // remotePort returns the peer's port that the call is for.
 func (c *outboundConn) remotePort() remotePort {
@@ -61,7 +66,7 @@ func (c *outboundConn) remotePort() remotePort {
 // serveOutbound serves a local pod's connection to a mirror. It blocks until the
 // connection ends, and closes c.
 func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
-	out := &outboundConn{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr()), podGrace: new(podGrace)}
+	out := &outboundConn{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr()), podGrace: new(podGrace), count: new(targetCount)}
 	out.podGrace.conn.Store(c)
 	if a.isCanary(out.vip) {
 		a.serveCanary(life, c, out)
@@ -140,17 +145,36 @@ func (a *Agent) admitOutbound(life context.Context, c *net.TCPConn, out *outboun
 		return nil, refuse(reasonCallRate, fmt.Errorf("pods of %s/%s make too many connections a second",
 			out.caller.namespace, out.caller.serviceAccount))
 	}
+	if out.count.leave, err = a.countAt(out); err != nil {
+		return nil, err
+	}
+	counted = func() { out.count.leave(); leaveSource() }
+	return counted, a.awaitEarlyData(c, out)
+}
+
+// countAt counts a connection at its target: the port, the link and the account of the
+// caller. The caller must call leave if there is no error.
+func (a *Agent) countAt(out *outboundConn) (leave func(), err error) {
 	most, to := out.port.settings.MaxConnections, out.remotePort()
 	if !a.connCircuits.acquire(to, most) {
 		return nil, refuse(reasonCircuitOpen, fmt.Errorf("%d connections to %s are open, as many as its owner allows a node", most, out.mirror.name))
 	}
-	counted = func() { a.connCircuits.release(to); leaveSource() }
-	leaveCall, err := a.shares.acquireOutbound(out)
+	leaveShares, err := a.shares.acquireOutbound(out)
 	if err != nil {
+		a.connCircuits.release(to)
 		return nil, err
 	}
-	counted = func() { leaveCall(); a.connCircuits.release(to); leaveSource() }
-	return counted, a.awaitEarlyData(c, out)
+	return func() { leaveShares(); a.connCircuits.release(to) }, nil
+}
+
+// moveTo counts a connection at another target in place of its own. After an error it is
+// counted nowhere.
+func (t *targetCount) moveTo(a *Agent, to *outboundConn) (err error) {
+	t.leave()
+	if t.leave, err = a.countAt(to); err != nil {
+		t.leave = func() {}
+	}
+	return err
 }
 
 // openOutbound opens an exchange with the application.

@@ -63,14 +63,13 @@ func (a *Agent) refuseVIPs(ctx context.Context, refuse func([]netip.Prefix) erro
 	}
 }
 
-// refusedVIPs returns prefixes that contain the VIPs of all mirrors whose only backend
-// belongs to an unusable link, and of no other mirror. unusable contains names of
-// links. At most vipguard.MaxRefused prefixes are returned; further VIPs are not
-// refused.
+// refusedVIPs returns prefixes that contain the VIPs of all mirrors without a backend of
+// a usable link, and of no other mirror. unusable contains names of links. At most
+// vipguard.MaxRefused prefixes are returned; further VIPs are not refused.
 func (s *state) refusedVIPs(unusable map[string]bool) []netip.Prefix {
 	var refused, usable []netip.Addr
 	for addr, m := range s.mirrors {
-		if m != nil && unusable[m.link] {
+		if m != nil && !s.hasUsableBackend(m, unusable) {
 			refused = append(refused, addr)
 		} else {
 			usable = append(usable, addr)
@@ -81,6 +80,18 @@ func (s *state) refusedVIPs(unusable map[string]bool) []netip.Prefix {
 	}
 	out := cover(s.vips, refused, usable)
 	return out[:min(len(out), vipguard.MaxRefused)]
+}
+
+// hasUsableBackend reports whether the link of a mirror, or of a backend of its routes,
+// is not among unusable.
+func (s *state) hasUsableBackend(m *mirror, unusable map[string]bool) bool {
+	if !unusable[m.link] {
+		return true
+	}
+	return slices.ContainsFunc(m.routedTo, func(to mirrorRef) bool {
+		b, _, ok := s.frontend(to.namespace, to.name)
+		return ok && !unusable[b.link]
+	})
 }
 
 // cover returns prefixes within cidrs that contain all of refused and none of usable.

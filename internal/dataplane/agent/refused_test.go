@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/causeway-mesh/causeway/internal/bubble"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 func TestCover(t *testing.T) {
@@ -157,6 +160,49 @@ func TestRefusedVIPs(t *testing.T) {
 		}
 		if text := "[" + strings.Join(got, " ") + "]"; text != want {
 			t.Errorf("unusable %q: %s, want %s", unusable, text, want)
+		}
+	}
+}
+
+// TestRefusedVIPsWithRoutes: a mirror of an unusable link is not refused if its routes
+// send requests to a mirror of a usable one.
+func TestRefusedVIPsWithRoutes(t *testing.T) {
+	link := func(name string) *wire.Resource {
+		l := &wire.Link{Name: name, Uid: name, TrustDomain: name + "-1"}
+		return &wire.Resource{Body: &wire.Resource_Link{Link: l}}
+	}
+	mirror := func(name, link, vip string, routes ...*wire.RouteRules) *wire.Resource {
+		return &wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
+			Namespace: "shop", Name: name, Vips: []string{vip},
+			Ports: []*wire.FrontendPort{{Routes: routes}},
+			Tiers: []*wire.Tier{{Backends: []*wire.Backend{{
+				Link: link, Ports: []*wire.BackendPort{{Port: 80}}}}}}}}}
+	}
+	to := func(east, west uint32) *wire.RouteRules {
+		rule := ruleTo(backendTo("east", east), backendTo("west", west), backendTo("missing", 1))
+		return routesOf([]*wire.RouteMatch{{}}, rule)
+	}
+	view := must(nodestream.NewView(
+		&wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{
+			TrustDomain: "local-1", HopKey: make([]byte, 32), VipCidrs: []string{"240.64.0.0/12"}}}},
+		link("east"), link("west"),
+		mirror("east", "east", "240.64.0.2"),
+		mirror("moved", "east", "240.64.0.3", to(0, 100)),
+		mirror("stays", "east", "240.64.0.4", to(100, 0)),
+		mirror("west", "west", "240.64.1.1"),
+	))(t)
+	s := must(newState(view, noneRevoked, nil))(t)
+	for unusable, want := range map[string]string{
+		"east":      "[240.64.0.2/32 240.64.0.4/30]",
+		"east west": "[240.64.0.2/31 240.64.0.4/30 240.64.1.0/24]",
+		"west":      "[240.64.1.0/24]",
+	} {
+		links := map[string]bool{}
+		for _, l := range strings.Fields(unusable) {
+			links[l] = true
+		}
+		if got := fmt.Sprint(s.refusedVIPs(links)); got != want {
+			t.Errorf("unusable %q: %s, want %s", unusable, got, want)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,9 +71,7 @@ func (r *outboundRequest) beginCopies(from httprelay.Stream, ended bool) (_ http
 	if len(r.routed.copies) == 0 {
 		return from, func() {}
 	}
-	c := &requestCopy{agent: r.conn.agent, to: r.routed.copies, memory: r.backend.memory}
-	c.head = *r.head
-	c.head.Fields = slices.Clone(r.head.Fields)
+	c := &requestCopy{agent: r.conn.agent, to: r.routed.copies, head: *r.routed.copied, memory: r.backend.memory}
 	c.head.Del("Expect")
 	if ended {
 		c.send()

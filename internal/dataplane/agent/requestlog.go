@@ -29,7 +29,8 @@ func (r *outboundRequest) record(result httprelay.Result) {
 		rec.Endpoint = r.session.endpoint.String()
 	}
 	setProtocol(rec, r.head, r.grpc)
-	setRequest(rec, r.head, result, hub.WithQuery(), outbound)
+	rec.SetTarget(r.head.Method, r.target, hub.WithQuery())
+	setRequest(rec, r.head, result, outbound)
 	hub.Publish(want, rec)
 }
 
@@ -63,7 +64,8 @@ func (r *inboundRequests) record(head *message.Head, start time.Time, result htt
 		rec.Endpoint = ""
 	}
 	setProtocol(rec, head, isGRPC(head))
-	setRequest(rec, head, result, hub.WithQuery(), inbound)
+	rec.SetTarget(head.Method, head.Target, hub.WithQuery())
+	setRequest(rec, head, result, inbound)
 	hub.Publish(want, rec)
 }
 
@@ -198,9 +200,8 @@ func setProtocol(rec *reqlog.Record, head *message.Head, grpc bool) {
 	rec.Protocol = protocol.String()
 }
 
-// setRequest sets what a request asked for, and how it ended.
-func setRequest(rec *reqlog.Record, head *message.Head, result httprelay.Result, withQuery bool, direction string) {
-	rec.SetTarget(head.Method, head.Target, withQuery)
+// setRequest sets the trace of a request, and how it ended.
+func setRequest(rec *reqlog.Record, head *message.Head, result httprelay.Result, direction string) {
 	if parent, ok := head.Get("Traceparent"); ok {
 		rec.TraceID = reqlog.TraceID(parent)
 	}

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
-	"slices"
 	"time"
 
-	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
@@ -112,12 +110,9 @@ func (a *Agent) checkPath(s *requestSession, now time.Time) {
 	}
 }
 
-// isRepeatable returns a function that reports whether a request of a port may be sent
-// again although the far side may have processed it.
-func isRepeatable(p mirrorPort) func(*message.Head) bool {
-	policy := p.retryPolicy()
-	if policy.MaxRetries == 0 || policy.On&retry.OnReset == 0 {
-		return nil
-	}
-	return func(h *message.Head) bool { return slices.Contains(policy.Methods, h.Method) }
+// isRepeatable reports whether a try, of which 0 is the first, may be followed by another
+// although the far side may have processed it.
+func (r *outboundRequest) isRepeatable(try int) bool {
+	broken := retry.Attempt{Method: r.head.Method, Failure: retry.Reset, Body: retry.BodyKept, Tries: try + 1, Elapsed: time.Since(r.start)}
+	return r.policy.Decide(broken, nil).Retry
 }

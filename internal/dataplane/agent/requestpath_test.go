@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -196,4 +197,72 @@ func (a *Agent) knows(id route.EndpointID) bool {
 		}
 	}
 	return false
+}
+
+// TestRequestsLeaveDeadPathByRoute: the policy of the route decides which requests leave a
+// dead path, and not that of the backend, whose session other requests use as well.
+func TestRequestsLeaveDeadPathByRoute(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		arrived, release := make(chan string, 10), make(chan struct{})
+		w := newRoutedHarness(t, func(_ http.ResponseWriter, r *http.Request) {
+			arrived <- r.URL.Path
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+		})
+		w.edit(&w.westView, "frontend/shop/bar-v2", func(r *wire.Resource) {
+			backendOf(r).Settings = &wire.TrafficSettings{Retries: proto.Uint32(0)}
+		})
+		w.push()
+		rule := func(backend string, attempts uint32) *wire.RouteRule {
+			r := ruleTo(backendTo(backend, 1))
+			r.Retry = &wire.RouteRetry{Attempts: proto.Uint32(attempts)}
+			return r
+		}
+		again := &wire.RouteMatch{Path: &wire.RouteMatch_PathPrefix{PathPrefix: "/again"}}
+		w.setRoutes(routesOf([]*wire.RouteMatch{again, {}}, rule("bar-v2", 1), rule("bar-v1", 0)))
+		c := w.client(alice, h2)
+		var done sync.WaitGroup
+		for _, path := range []string{"/again", "/waits"} {
+			done.Go(func() {
+				resp, err := c.Get("http://bar-east" + path)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp.Body.Close()
+				if resp.StatusCode != 200 {
+					t.Errorf("%s: status %d, %v", path, resp.StatusCode, resp.Header)
+				}
+			})
+		}
+		next := func() string {
+			select {
+			case path := <-arrived:
+				return path
+			case <-time.After(testTimeout):
+				return "nothing"
+			}
+		}
+		first, second := next(), next()
+		if first == second {
+			t.Errorf("the application received %s twice", first)
+		}
+		failUnanswered := func() {
+			for _, s := range w.west.requests.all() {
+				s.mux.FailUnanswered(errPathDead)
+			}
+		}
+		failUnanswered()
+		if path := next(); path != "/again" {
+			t.Errorf("the application received %s again", path)
+		}
+		failUnanswered() // no try is left
+		close(release)
+		done.Wait()
+		if len(arrived) > 0 {
+			t.Errorf("the application received %s again", <-arrived)
+		}
+	})
 }

@@ -8,7 +8,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/net/http2"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
 	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 	"github.com/causeway-mesh/causeway/internal/trafficsettings"
@@ -45,6 +48,25 @@ func TestRetryPolicy(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", d)
 			}
 		})
+	}
+}
+
+// TestClassify: how a failed try counts.
+func TestClassify(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err  error
+		want retry.Failure
+	}{
+		"left out by GOAWAY": {&mux.ResetError{Code: http2.ErrCodeRefusedStream, NotProcessed: true, GoingAway: true}, retry.GoingAway},
+		"refused":            {&mux.ResetError{Code: http2.ErrCodeRefusedStream, NotProcessed: true}, retry.NotProcessed},
+		"reset":              {&mux.ResetError{Code: http2.ErrCodeInternal}, retry.Reset},
+		"session gone":       {mux.ErrClosed, retry.NotProcessed},
+		"no pod":             {refuse(reasonOther, errNoSession), retry.ConnectFailed},
+		"timeout":            {httprelay.ErrTimeout, retry.TryTimeout},
+	} {
+		if got, _ := classify(httprelay.Failure{Err: tc.err}); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 
 	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
@@ -33,6 +34,9 @@ type routedRequest struct {
 	route  reqroute.Route
 	target *reqroute.Backend
 	copies []*requestBackend
+	// copied is the head of the copies, if there are any. The filters of the rule have
+	// changed it, and not those of the backend, which are for its application alone.
+	copied *message.Head
 }
 
 // A redirectError is the answer to a request that a route redirects.
@@ -115,10 +119,6 @@ func (r *outboundRequest) follow(s *state, rules *reqroute.Rules) error {
 	}
 	r.policy = route.Policy(policy)
 	r.routed = &routedRequest{route: route, target: target}
-	route.EditRequest(r.head, target)
-	if route.EditsResponse(target) {
-		r.plan.OnResponse = r.editRoutedResponse
-	}
 	rule, backend := route.Mirrors(target)
 	for _, list := range [...][]reqroute.Mirror{rule, backend} {
 		for _, m := range list {
@@ -126,6 +126,16 @@ func (r *outboundRequest) follow(s *state, rules *reqroute.Rules) error {
 				r.addCopy(s, m.To)
 			}
 		}
+	}
+	if len(r.routed.copies) > 0 {
+		copied := *r.head
+		copied.Fields = slices.Clone(r.head.Fields)
+		route.EditRequest(&copied, &reqroute.Backend{})
+		r.routed.copied = &copied
+	}
+	route.EditRequest(r.head, target)
+	if route.EditsResponse(target) {
+		r.plan.OnResponse = r.editRoutedResponse
 	}
 	return nil
 }
@@ -277,6 +287,9 @@ func (cc *callerConn) routeOpaque(h *message.Head) error {
 		return err
 	}
 	if _, err := b.policyIn(s); err != nil {
+		return err
+	}
+	if err := cc.out.count.moveTo(cc.agent, b.out); err != nil {
 		return err
 	}
 	route.EditRequest(h, target)

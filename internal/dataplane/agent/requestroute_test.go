@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -357,6 +359,45 @@ func TestRouteCopies(t *testing.T) {
 	})
 }
 
+// TestFiltersOfRouteCopies: the filters of the rule change copies, and those of the backend
+// only what it gets.
+func TestFiltersOfRouteCopies(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		received := make(chan string, 2)
+		w := newRoutedHarness(t, func(rw http.ResponseWriter, r *http.Request) {
+			received <- fmt.Sprintf("%s %s %s", r.Host, r.RequestURI, r.Header.Values("X-Filter"))
+		})
+		rewrite := func(w *wire.URLRewrite) *wire.RouteFilter {
+			return &wire.RouteFilter{Filter: &wire.RouteFilter_Rewrite{Rewrite: w}}
+		}
+		add := func(value string) *wire.RouteFilter {
+			return &wire.RouteFilter{Filter: &wire.RouteFilter_RequestHeaders{RequestHeaders: &wire.HeaderModifier{
+				Add: []*wire.HeaderField{{Name: "X-Filter", Value: value}}}}}
+		}
+		rule := ruleTo(&wire.RouteBackend{Namespace: "shop", Name: "bar-v1", Weight: 1, Filters: []*wire.RouteFilter{
+			add("backend"), rewrite(&wire.URLRewrite{Hostname: "backend"})}})
+		rule.Filters = []*wire.RouteFilter{
+			add("rule"), rewrite(&wire.URLRewrite{Path: &wire.PathModifier{Modifier: &wire.PathModifier_Full{Full: "/new"}}}),
+			{Filter: &wire.RouteFilter_Mirror{Mirror: &wire.RequestMirror{Namespace: "shop", Name: "bar-v2", Numerator: 1, Denominator: 1}}},
+		}
+		w.setRoutes(routesOf([]*wire.RouteMatch{{}}, rule))
+		doRequest(t, w.client(alice, h2), "GET", "http://bar-east/old", "")
+		var got []string
+		for range 2 {
+			select {
+			case r := <-received:
+				got = append(got, r)
+			case <-time.After(testTimeout):
+				t.Fatalf("the application received only %q", got)
+			}
+		}
+		slices.Sort(got)
+		if diff := cmp.Diff([]string{"backend /new [rule backend]", "bar-east /new [rule]"}, got); diff != "" {
+			t.Errorf("the request and its copy (-want +got):\n%s", diff)
+		}
+	})
+}
+
 // TestConsumerRoutes: routes for a namespace are for its callers alone.
 func TestConsumerRoutes(t *testing.T) {
 	w := newRoutedHarness(t, describe)
@@ -430,6 +471,114 @@ func TestRouteOfUpgrade(t *testing.T) {
 	if answer, err := w.call(alice, "GET /other"+rest); err != nil || !strings.HasPrefix(answer, "HTTP/1.1 404 ") {
 		t.Errorf("%q, %v", answer, err)
 	}
+}
+
+// TestRouteOfUpgradeCounts: a connection that is upgraded counts at the backend of its
+// request, whose owner may limit connections.
+func TestRouteOfUpgradeCounts(t *testing.T) {
+	const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+	w := newHarness(t, func(c *net.TCPConn) {
+		if _, err := c.Read(make([]byte, 1000)); err == nil {
+			io.WriteString(c, switching)
+			io.Copy(c, c)
+		}
+	})
+	w.addMirror("bar-v1", vipV1)
+	w.edit(&w.westView, "frontend/shop/bar-v1", func(r *wire.Resource) {
+		backendOf(r).Ports[0].Port, backendOf(r).Settings = 81, &wire.TrafficSettings{MaxConnections: 1}
+	})
+	w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+		e := r.GetExport()
+		e.Ports = append(e.Ports, &wire.ExportPort{Port: 81})
+		e.Pods[0].Targets[81] = e.Pods[0].Targets[80]
+	})
+	w.push()
+	w.setRoutes(routesOf([]*wire.RouteMatch{{}}, ruleTo(backendTo("bar-v1", 1))))
+	open := func() (c *net.TCPConn, status string) {
+		c = w.dial(alice)
+		fmt.Fprint(c, "GET /chat HTTP/1.1\r\nHost: bar-east\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		line := make([]byte, len("HTTP/1.1 101"))
+		if _, err := io.ReadFull(c, line); err != nil {
+			t.Fatal(err)
+		}
+		return c, string(line[len("HTTP/1.1 "):])
+	}
+	counts := func() map[uint32]uint32 {
+		out := map[uint32]uint32{}
+		circuits := &w.west.connCircuits
+		circuits.mu.Lock()
+		defer circuits.mu.Unlock()
+		for to, n := range circuits.counts {
+			out[to.port] = n
+		}
+		return out
+	}
+	first, status := open()
+	if diff := cmp.Diff(map[uint32]uint32{81: 1}, counts()); diff != "" || status != "101" {
+		t.Errorf("status %s, connections by port (-want +got):\n%s", status, diff)
+	}
+	second, status := open()
+	if status != "503" {
+		t.Errorf("status %s of a connection beyond the limit", status)
+	}
+	first.Close()
+	second.Close()
+	eventually(t, "no connection is counted", func() bool { return len(counts()) == 0 })
+	third, status := open()
+	if status != "101" {
+		t.Errorf("status %s of the next connection", status)
+	}
+	third.Close()
+}
+
+// TestRecordsOfRedirects: a request that a route redirects is no failure in records, and in
+// spans neither.
+func TestRecordsOfRedirects(t *testing.T) {
+	w, spans := newTracedHarness(t, 1, describe)
+	rule := ruleTo()
+	rule.Filters = []*wire.RouteFilter{{Filter: &wire.RouteFilter_Redirect{Redirect: &wire.RequestRedirect{Hostname: "other.example", Status: 302}}}}
+	w.setRoutes(routesOf([]*wire.RouteMatch{{}}, rule))
+	west, _ := w.tapBoth()
+	c := w.client(alice, false)
+	c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	if resp, _ := doRequest(t, c, "GET", "http://bar-east/", ""); resp.StatusCode != 302 {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+	if r := nextRecord(t, west); r.Status != 302 || r.Reason != "" || r.Tries != 0 {
+		t.Errorf("the record: %s", r)
+	}
+	clients, _ := spans(c)
+	if len(clients) != 1 || clients[0].GetStatus().GetCode() != tracepb.Status_STATUS_CODE_UNSET || spanAttributes(clients[0])["http.response.status_code"] != "302" {
+		t.Errorf("the spans: %v", clients)
+	}
+}
+
+// TestRecordsOfRewrites: records and spans of the caller's node tell what the caller sent,
+// those of the application's node what it received.
+func TestRecordsOfRewrites(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w, spans := newTracedHarness(t, 1, describe)
+		rule := ruleTo(backendTo("bar-east", 1))
+		rule.Filters = []*wire.RouteFilter{{Filter: &wire.RouteFilter_Rewrite{Rewrite: &wire.URLRewrite{
+			Hostname: "rewritten", Path: &wire.PathModifier{Modifier: &wire.PathModifier_Full{Full: "/new"}}}}}}
+		w.setRoutes(routesOf([]*wire.RouteMatch{{}}, rule))
+		west, east := w.tapBoth()
+		c := w.client(alice, h2)
+		if _, body := doRequest(t, c, "GET", "http://bar-east/old?a", ""); body != "bar-east rewritten /new?a " {
+			t.Errorf("the application received %q", body)
+		}
+		if near, far := nextRecord(t, west).Path, nextRecord(t, east).Path; near != "/old" || far != "/new" {
+			t.Errorf("records of %s and %s", near, far)
+		}
+		clients, servers := spans(c)
+		if len(clients) != 1 || len(servers) != 1 {
+			t.Fatalf("%d client and %d server spans", len(clients), len(servers))
+		}
+		near, far := spanAttributes(clients[0]), spanAttributes(servers[0])
+		if near["url.path"] != "/old" || near["server.address"] != "bar-east" || far["url.path"] != "/new" || far["server.address"] != "rewritten" {
+			t.Errorf("spans of %v and %v", near, far)
+		}
+	})
 }
 
 // TestInvalidRoutes: a frontend whose routes are not valid is served, and its requests get

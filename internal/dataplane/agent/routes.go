@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -34,11 +35,24 @@ func (m *mirror) addRoutes(f *wire.Frontend) error {
 				errs = append(errs, fmt.Errorf("frontend %s, port %d: routes: %w", m.name, p.Index, err))
 			}
 			byNamespace[routes.CallerNamespace] = rules
+			m.addTargets(routes)
 		}
 		port.routes = &byNamespace
 		m.ports[int(p.Index)] = port
 	}
 	return errors.Join(errs...)
+}
+
+// addTargets adds the mirrors that get requests by rules to routedTo.
+func (m *mirror) addTargets(routes *wire.RouteRules) {
+	for _, rule := range routes.Rules {
+		for _, b := range rule.Backends {
+			to := mirrorRef{b.Namespace, b.Name}
+			if b.Weight > 0 && !slices.Contains(m.routedTo, to) {
+				m.routedTo = append(m.routedTo, to)
+			}
+		}
+	}
 }
 
 // routesFor returns the rules for requests of callers of a namespace, or nil.

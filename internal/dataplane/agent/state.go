@@ -82,7 +82,12 @@ type mirror struct {
 	// affinity is how long a calling pod stays with the endpoint that it last had; 0:
 	// not at all.
 	affinity time.Duration
+	// routedTo are the mirrors to which the routes of the ports send requests.
+	routedTo []mirrorRef
 }
+
+// mirrorRef names a mirror of this cluster.
+type mirrorRef struct{ namespace, name string }
 
 // sameTarget reports whether m, which may be nil, stands for the same Service of the
 // same peer as other.

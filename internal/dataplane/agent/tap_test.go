@@ -185,7 +185,7 @@ func TestIsFailed(t *testing.T) {
 		{Status: 200, HasGRPC: true, GRPCStatus: "14"}, {Status: 200, HasGRPC: true, GRPCStatus: "x"},
 	} {
 		rec := &reqlog.Record{Kind: reqlog.KindRequest}
-		setRequest(rec, &message.Head{Method: "POST", Target: "/"}, r, false, outbound)
+		setRequest(rec, &message.Head{Method: "POST", Target: "/"}, r, outbound)
 		if got := isFailed(r); got != rec.Failed() {
 			t.Errorf("%+v: %v, the record says %v", r, got, rec.Failed())
 		}

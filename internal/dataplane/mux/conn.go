@@ -70,9 +70,6 @@ type Config struct {
 	// Handle serves one stream of a server end. It runs in its own goroutine. When it
 	// returns, a stream that is still open is reset.
 	Handle func(*Stream)
-	// Repeatable reports whether a request may be sent again without harm. Open calls it,
-	// and FailUnanswered uses the result. Nil means that none may. It must not block.
-	Repeatable func(*message.Head) bool
 	// OnGoAway is called once when the peer announces that it takes no more streams. It
 	// must not block.
 	OnGoAway func()
@@ -397,8 +394,8 @@ func (c *Conn) Streams() (open int, opened uint32) {
 	return len(c.streams), c.nextID / 2
 }
 
-// FailUnanswered resets the streams of a client whose requests are repeatable and have no
-// response head yet. Their readers get a *ResetError with the cause.
+// FailUnanswered resets the streams of OpenRepeatable that have no response head yet.
+// Their readers get a *ResetError with the cause.
 func (c *Conn) FailUnanswered(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

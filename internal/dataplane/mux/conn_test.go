@@ -102,23 +102,24 @@ func TestNotProcessed(t *testing.T) {
 	cases := map[string]struct {
 		send func(p *peer)
 		want bool
+		away bool // ResetError.GoingAway
 	}{
-		"REFUSED_STREAM": {func(p *peer) { p.fr.WriteRSTStream(3, http2.ErrCodeRefusedStream) }, true},
-		"CANCEL":         {func(p *peer) { p.fr.WriteRSTStream(3, http2.ErrCodeCancel) }, false},
+		"REFUSED_STREAM": {func(p *peer) { p.fr.WriteRSTStream(3, http2.ErrCodeRefusedStream) }, true, false},
+		"CANCEL":         {func(p *peer) { p.fr.WriteRSTStream(3, http2.ErrCodeCancel) }, false, false},
 		"REFUSED_STREAM after the head": {func(p *peer) {
 			p.headers(3, fields(":status", "200"), false)
 			p.fr.WriteRSTStream(3, http2.ErrCodeRefusedStream)
-		}, false},
-		"GOAWAY with a lower stream": {func(p *peer) { p.fr.WriteGoAway(1, 0, nil) }, true},
+		}, false, false},
+		"GOAWAY with a lower stream": {func(p *peer) { p.fr.WriteGoAway(1, 0, nil) }, true, true},
 		"GOAWAY with this stream, then the end": {func(p *peer) {
 			p.fr.WriteGoAway(3, 0, nil)
 			p.nc.Close()
-		}, false},
+		}, false, false},
 		"GOAWAY with an error and a lower stream": {func(p *peer) {
 			p.fr.WriteGoAway(1, http2.ErrCodeEnhanceYourCalm, nil)
 			p.nc.Close()
-		}, true},
-		"end without GOAWAY": {func(p *peer) { p.nc.Close() }, false},
+		}, true, false},
+		"end without GOAWAY": {func(p *peer) { p.nc.Close() }, false, false},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -136,8 +137,8 @@ func TestNotProcessed(t *testing.T) {
 				c.send(p)
 				_, err := readResponse(s)
 				var reset *ResetError
-				if !errors.As(err, &reset) || reset.NotProcessed != c.want {
-					t.Errorf("%v, %+v: want not processed %v", err, reset, c.want)
+				if !errors.As(err, &reset) || reset.NotProcessed != c.want || reset.GoingAway != c.away {
+					t.Errorf("%v, %+v: want not processed %v, going away %v", err, reset, c.want, c.away)
 				}
 				if got := <-called; got != error(reset) {
 					t.Errorf("OnReset got %v", got)

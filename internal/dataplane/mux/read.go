@@ -608,7 +608,11 @@ func (c *Conn) peerGoesAway(f *http2.GoAwayFrame) error {
 	if c.cfg.Client {
 		for id, s := range c.streams {
 			if id > f.LastStreamID {
-				c.failStream(s, &ResetError{Code: http2.ErrCodeRefusedStream, NotProcessed: true})
+				c.failStream(s, &ResetError{
+					Code:         http2.ErrCodeRefusedStream,
+					NotProcessed: true,
+					GoingAway:    f.ErrCode == http2.ErrCodeNo,
+				})
 				if s.onReset != nil {
 					c.resets = append(c.resets, s)
 				}

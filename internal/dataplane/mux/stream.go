@@ -26,6 +26,9 @@ type ResetError struct {
 	Code http2.ErrCode
 	// NotProcessed means that the peer says it did nothing with the stream.
 	NotProcessed bool
+	// GoingAway means that it did nothing because it ends the connection in good order:
+	// its GOAWAY, without an error, left the stream out.
+	GoingAway bool
 	// Local means that this end reset the stream.
 	Local bool
 	// Cause is why the connection ended. It is nil if only the stream was reset, except
@@ -50,12 +53,11 @@ type Stream struct {
 	readCond, writeCond sync.Cond
 
 	// All below is guarded by conn.mu.
-	err     *ResetError // set once, when the stream is cut
-	removed bool        // it is not in conn.streams any more
-	dropped bool        // this end reads no more
-	// repeatable is Config.Repeatable of the request.
-	repeatable bool
-	deaf       bool // StopReading was called
+	err        *ResetError // set once, when the stream is cut
+	removed    bool        // it is not in conn.streams any more
+	dropped    bool        // this end reads no more
+	repeatable bool        // it is of OpenRepeatable
+	deaf       bool        // StopReading was called
 	onReset    func(error)
 
 	// Receiving.
@@ -126,6 +128,16 @@ func (s *Stream) Conn() *Conn { return s.conn }
 // the wait is returned by ReadHead instead. The caller must call Reset, unless it has
 // sent the whole request and has read the whole response.
 func (c *Conn) Open(h *message.Head, body []byte, end bool) (*Stream, error) {
+	return c.open(h, body, end, false)
+}
+
+// OpenRepeatable is Open for a request that FailUnanswered may end, because its sender
+// then sends it again.
+func (c *Conn) OpenRepeatable(h *message.Head, body []byte, end bool) (*Stream, error) {
+	return c.open(h, body, end, true)
+}
+
+func (c *Conn) open(h *message.Head, body []byte, end, repeatable bool) (*Stream, error) {
 	raw, err := c.encodeRaw(h)
 	if err != nil {
 		return nil, err
@@ -138,7 +150,7 @@ func (c *Conn) Open(h *message.Head, body []byte, end bool) (*Stream, error) {
 	}
 	s := c.newStream()
 	s.headRequest = h.Method == "HEAD"
-	s.repeatable = c.cfg.Repeatable != nil && c.cfg.Repeatable(h)
+	s.repeatable = repeatable
 	if c.out.full() {
 		c.waitForSpace(s)
 		if err := c.mayOpen(); err != nil {

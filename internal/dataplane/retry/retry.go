@@ -46,6 +46,9 @@ const (
 	// GRPCStatus is a gRPC response without messages and with the status
 	// Attempt.GRPCStatus.
 	GRPCStatus
+	// GoingAway is NotProcessed because the far side ends the session, as in a drain. The
+	// request is sent again once even if the policy has no retries.
+	GoingAway
 )
 
 // Body is the state of the body of a request.
@@ -83,11 +86,11 @@ const (
 	OnTryTimeout                  // of PerTryTimeout
 	OnGatewayErrors               // 502, 503 and 504
 	OnServerErrors                // 500 to 599
-	OnConnectionFailed            // NotProcessed and ConnectFailed, with any method
+	OnConnectionFailed            // NotProcessed, GoingAway and ConnectFailed, with any method
 )
 
 // Policy says which requests are sent again. Use Default for the defaults. The zero value
-// retries nothing.
+// sends nothing again, except once after GoingAway.
 type Policy struct {
 	// MaxRetries is the most retries of one request.
 	MaxRetries int
@@ -190,7 +193,7 @@ func (p *Policy) Decide(a Attempt, random func() uint64) Decision {
 		return Decision{Reason: reason}
 	case a.Body == BodyLost:
 		return Decision{Reason: ReasonBodyLost}
-	case a.Tries > p.MaxRetries:
+	case a.Tries > p.MaxRetries && !a.moves():
 		return Decision{Reason: ReasonMaxRetries}
 	}
 	delay := p.retryDelay(a, random)
@@ -200,19 +203,22 @@ func (p *Policy) Decide(a Attempt, random func() uint64) Decision {
 	return Decision{Retry: true, Delay: delay, Reason: reason}
 }
 
+// moves reports that the request only changes its session, which is no retry.
+func (a *Attempt) moves() bool { return a.Failure == GoingAway && a.Tries <= 1 }
+
 // wants reports whether the policy has the failure, and the reason.
 func (p *Policy) wants(a Attempt) (Reason, bool) {
 	var reason Reason
 	var configured bool
 	switch a.Failure {
-	case NotProcessed, ConnectFailed:
+	case NotProcessed, ConnectFailed, GoingAway:
 		switch {
-		case p.On&OnConnectionFailed == 0:
+		case p.On&OnConnectionFailed == 0 && !a.moves():
 			return ReasonNotConfigured, false
-		case a.Failure == NotProcessed:
-			return ReasonNotProcessed, true
+		case a.Failure == ConnectFailed:
+			return ReasonConnectFailed, true
 		}
-		return ReasonConnectFailed, true
+		return ReasonNotProcessed, true
 	case GRPCStatus:
 		if a.GRPCStatus < 32 && p.GRPCStatuses&(1<<a.GRPCStatus) != 0 {
 			return ReasonGRPCStatus, true
@@ -247,7 +253,7 @@ func (p *Policy) wantsStatus(status int) bool {
 // The first retry of a request that no pod has seen does not wait, because another
 // endpoint can take it.
 func (p *Policy) retryDelay(a Attempt, random func() uint64) time.Duration {
-	if a.Tries <= 1 && (a.Failure == NotProcessed || a.Failure == ConnectFailed) {
+	if a.Tries <= 1 && (a.Failure == NotProcessed || a.Failure == ConnectFailed || a.Failure == GoingAway) {
 		return 0
 	}
 	longest := baseDelay << min(max(a.Tries-1, 0), maxDelayDoublings)

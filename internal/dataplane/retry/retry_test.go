@@ -98,6 +98,30 @@ func TestDecide(t *testing.T) {
 			attempt: Attempt{Method: "POST", Failure: NotProcessed, Tries: 1},
 			want:    Decision{Reason: ReasonNotConfigured},
 		},
+		"going away, no retries configured": {
+			why:     "the far side drains, which the exporter did not mean",
+			policy:  none,
+			attempt: Attempt{Method: "POST", Failure: GoingAway, Tries: 1, Body: BodyKept},
+			want:    Decision{Retry: true, Reason: ReasonNotProcessed},
+		},
+		"going away twice, no retries configured": {
+			why:     "once is enough",
+			policy:  none,
+			attempt: Attempt{Method: "GET", Failure: GoingAway, Tries: 2},
+			want:    Decision{Reason: ReasonMaxRetries},
+		},
+		"going away, not configured": {
+			why:     "the far side drains, which the configuration did not mean",
+			policy:  server,
+			attempt: Attempt{Method: "GET", Failure: GoingAway, Tries: 1},
+			want:    Decision{Retry: true, Reason: ReasonNotProcessed},
+		},
+		"going away, body lost": {
+			why:     "a part of the body is missing",
+			policy:  none,
+			attempt: Attempt{Method: "POST", Failure: GoingAway, Tries: 1, Body: BodyLost},
+			want:    Decision{Reason: ReasonBodyLost},
+		},
 		"not connected, not configured": {
 			why:     "the configuration names other failures",
 			policy:  server,

@@ -21,6 +21,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -63,8 +64,11 @@ type Request struct {
 	span   oteltrace.Span // nil: none is open
 	last   oteltrace.SpanContext
 	spans  int // that were started
-	kind   Kind
-	grpc   bool
+	// name and about are what Describe has found; empty: it was not called.
+	name  string
+	about []attribute.KeyValue
+	kind  Kind
+	grpc  bool
 }
 
 // Sample decides whether a request is traced, and returns nil if it is not. It reads the
@@ -132,6 +136,14 @@ func (r *Request) TraceID() string {
 	return r.last.TraceID().String()
 }
 
+// Describe makes the spans of the request tell what h says now. Without Describe, a span
+// tells what the head says that Start gets.
+func (r *Request) Describe(h *message.Head, grpc bool) {
+	if r != nil {
+		r.name, r.about = describe(h, grpc)
+	}
+}
+
 // Start starts a span that began at a time, and ends the one that is open. It names the
 // span in the head, so that it becomes the parent of the next one. grpc says which
 // conventions apply.
@@ -145,7 +157,10 @@ func (r *Request) Start(
 		r.span.End()
 	}
 	r.kind, r.grpc = kind, grpc
-	name, attributes := describe(h, grpc)
+	name, attributes := r.name, slices.Clip(r.about)
+	if attributes == nil {
+		name, attributes = describe(h, grpc)
+	}
 	if kind == Client && r.spans > 0 {
 		attributes = append(attributes, semconv.HTTPRequestResendCount(r.spans))
 	}
