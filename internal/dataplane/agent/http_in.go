@@ -120,6 +120,9 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	traced := r.startSpan(head, start)
 	result := r.relay(s, from, head, ended)
 	if result.Err != nil && !result.Began && !result.FromErr {
+		if timeout, ok := grpcTimeout(head); ok && time.Since(start) >= timeout {
+			result.Err = httprelay.ErrTimeout // the application gives up when the caller does
+		}
 		r.refuse(from, head, result.Err, counted)
 		result.Status = refusalOf(result.Err).Status
 	}
@@ -257,6 +260,8 @@ func refusalOf(err error) httprelay.MeshError {
 	bad := (*h1.Error)(nil)
 	refused := (*refusal)(nil)
 	switch {
+	case errors.Is(err, httprelay.ErrTimeout):
+		e.Status, e.Kind = 504, "http_response_timeout"
 	case errors.As(err, &bad):
 		e.Kind = "http_protocol_error"
 	case errors.As(err, &refused):

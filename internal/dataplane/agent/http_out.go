@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -672,6 +673,29 @@ func isGRPC(h *message.Head) bool {
 	value, _ := h.Get("Content-Type")
 	const grpc = "application/grpc"
 	return len(value) >= len(grpc) && value[:len(grpc)] == grpc
+}
+
+// grpcTimeout returns how long the caller of gRPC waits, as the field says by the "Timeout"
+// of the protocol: at most 8 digits and a unit.
+func grpcTimeout(h *message.Head) (time.Duration, bool) {
+	if !isGRPC(h) {
+		return 0, false
+	}
+	value, ok := h.Get("Grpc-Timeout")
+	if !ok || len(value) < 2 || len(value) > 9 {
+		return 0, false
+	}
+	unit, ok := grpcUnits[value[len(value)-1]]
+	n, err := strconv.ParseUint(value[:len(value)-1], 10, 32)
+	if !ok || err != nil {
+		return 0, false
+	}
+	return time.Duration(min(n, uint64(math.MaxInt64/unit))) * unit, true
+}
+
+var grpcUnits = map[byte]time.Duration{
+	'H': time.Hour, 'M': time.Minute, 'S': time.Second,
+	'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
 }
 
 // A closeWatch finds out that a caller has gone while it waits for a response, because
