@@ -763,15 +763,29 @@ func TestLimits(t *testing.T) {
 		}
 		return rule + "    backendRefs: [{name: bar-west, port: 80}]\n"
 	}
+	// Each expression has about 1,800 instructions.
+	complex := func(matches, conditions int) string {
+		rule := "  rules:\n  - matches:\n"
+		for range matches {
+			rule += "    - headers:\n"
+			for i := range conditions {
+				rule += fmt.Sprintf("      - {name: h%d, type: RegularExpression, "+
+					"value: '(?:a*b?){450}'}\n", i)
+			}
+		}
+		return rule + "    backendRefs: [{name: bar-west, port: 80}]\n"
+	}
 	cases := map[string]struct {
 		why    string
 		routes int
 		spec   string
 		want   int // accepted
 	}{
-		"fits":    {"256 matches are allowed", 4, big(64, 1), 4},
-		"matches": {"a 257th match is not", 5, big(64, 1), 4},
-		"bytes":   {"64 KiB are allowed", 3, big(64, 400), 2},
+		"fits":                    {"256 matches are allowed", 4, big(64, 1), 4},
+		"matches":                 {"a 257th match is not", 5, big(64, 1), 4},
+		"bytes":                   {"64 KiB are allowed", 3, big(64, 400), 2},
+		"regular expressions":     {"4,096 instructions are allowed", 4, complex(1, 1), 2},
+		"one expression too many": {"each condition of each match counts", 1, complex(2, 2), 0},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -943,7 +957,7 @@ func FuzzCompile(f *testing.F) {
 					t.Errorf("rule %d of %d", m.Rule, len(rules.Rules))
 				}
 				path := m.GetPathExact() + m.GetPathPrefix()
-				if len(m.GetPathRegex()) > maxRegex || strings.ContainsAny(path, "\r\n ?#") {
+				if len(m.GetPathRegex()) > 512 || strings.ContainsAny(path, "\r\n ?#") {
 					t.Errorf("got %v", m)
 				}
 			}

@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqroute"
 )
 
 // ControllerName is the controllerName of Causeway's entries in the status of routes.
@@ -122,9 +124,10 @@ func (x *Index) accepted(r *route, p *parent) Condition {
 	case ReasonConflicted:
 		why = "A GRPCRoute is attached to the port. A port cannot have routes of two kinds."
 	case ReasonLimitExceeded:
-		why = fmt.Sprintf("The routes of a port can have %d matches, %d rules and %d bytes together, "+
-			"for callers of at most %d "+
-			"namespaces. Older routes have precedence.", maxMatches, maxRules, maxBytes, maxAudiences)
+		why = fmt.Sprintf("The routes of a port can have %d matches, %d rules, %d bytes and "+
+			"regular expressions of %d instructions together, for callers of at most %d namespaces. "+
+			"Older routes have precedence.",
+			maxMatches, maxRules, maxBytes, reqroute.MaxRegexCost, maxAudiences)
 	}
 	if attached == 0 {
 		return refuse(refused, "%s", why)
