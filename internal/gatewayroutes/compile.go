@@ -257,6 +257,11 @@ func (c *compiler) backend(b *gatewayv1.HTTPBackendRef, rewritable bool) (*wire.
 		out.Weight = uint32(max(*b.Weight, 0))
 	}
 	filters, err := c.filters(b.Filters, rewritable)
+	for i := range b.Filters {
+		if err == nil && b.Filters[i].Type == gatewayv1.HTTPRouteFilterRequestRedirect {
+			err = errors.New("filter RequestRedirect is only supported for a whole rule")
+		}
+	}
 	target := c.resolve(&b.BackendObjectReference)
 	if target.name == "" || err != nil {
 		return out, err

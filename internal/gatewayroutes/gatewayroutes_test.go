@@ -584,13 +584,13 @@ func TestRejectedValues(t *testing.T) {
 			"a route must not change how a message is read",
 			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: " +
 				"Content-Length, value: '1'}]}}]",
-			"Content-Length, which Causeway sets",
+			"is not valid: a filter cannot change the field Content-Length",
 		},
 		"identity header": {
 			"only agents set it",
 			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: " +
 				"Causeway-Client-ID, value: x}]}}]",
-			"Causeway-Client-ID, which Causeway sets",
+			"cannot change the field Causeway-Client-ID",
 		},
 		"Host": {
 			"there is a filter for it",
