@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
@@ -188,6 +189,38 @@ func TestRouteStatusKeepsOtherControllers(t *testing.T) {
 			t.Errorf("got %+v", o.Status.Parents)
 		}
 	}, eastLink(), shop(), route)
+}
+
+// When the only parent is a Gateway now, the entry is removed by an empty list: the field is
+// required, and null would remove it.
+func TestRouteStatusRemovesLastEntry(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		r.connect("bar", "foo")
+		r.settle()
+		r.settle()
+		var o gatewayv1.HTTPRoute
+		r.MustGet(t, "shop", "a", &o)
+		if len(o.Status.Parents) != 1 {
+			t.Fatalf("got %+v", o.Status.Parents)
+		}
+		var written []string
+		r.Refuse(func(verb string, o client.Object) error {
+			if route, ok := o.(*gatewayv1.HTTPRoute); ok && verb == "patch status" {
+				text, err := json.Marshal(route.Status)
+				written = append(written, string(text))
+				return err
+			}
+			return nil
+		})
+		o.Spec.ParentRefs[0] = gatewayv1.ParentReference{Name: "gateway"}
+		o.Generation++
+		r.update(t, &o)
+		r.settle()
+		r.settle()
+		if !slices.Equal(written, []string{`{"parents":[]}`}) {
+			t.Errorf("got %q", written)
+		}
+	}, eastLink(), shop(), httpRoute("a", "bar-east", "foo-east"))
 }
 
 // exportedLocal is a user's own Service.

@@ -828,6 +828,15 @@ func TestLimitOfAudiences(t *testing.T) {
 	}
 }
 
+// TestMergeOfNothing removes the only entry. The API demands the list.
+func TestMergeOfNothing(t *testing.T) {
+	merged, changed := (&Status{}).Merge([]gatewayv1.RouteParentStatus{{ControllerName: ControllerName}},
+		time.Time{})
+	if merged == nil || len(merged) > 0 || !changed {
+		t.Errorf("got %#v, %t", merged, changed)
+	}
+}
+
 func TestMerge(t *testing.T) {
 	now := time.Date(2026, 11, 30, 12, 0, 0, 5, time.UTC)
 	early := metav1.NewTime(now.Add(-time.Hour).Truncate(time.Second))

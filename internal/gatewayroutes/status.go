@@ -176,6 +176,8 @@ func (c *compiled) resolvedRefs() Condition {
 func (s *Status) Merge(present []gatewayv1.RouteParentStatus, now time.Time) (
 	merged []gatewayv1.RouteParentStatus, changed bool) {
 	var ours []gatewayv1.RouteParentStatus
+	// Not nil, even if it stays empty: the field is required, and null would remove it.
+	merged = make([]gatewayv1.RouteParentStatus, 0, len(present))
 	for _, p := range present {
 		if p.ControllerName == ControllerName {
 			ours = append(ours, p)
