@@ -223,6 +223,40 @@ func TestRouteStatusRemovesLastEntry(t *testing.T) {
 	}, eastLink(), shop(), httpRoute("a", "bar-east", "foo-east"))
 }
 
+// The route of a user's own Service gets Accepted=False until another controller has an entry
+// for it, and again once that entry is gone.
+func TestRouteStatusYieldsToOtherControllers(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		var o gatewayv1.HTTPRoute
+		expect := func(why string, conditions ...string) {
+			t.Helper()
+			r.settle()
+			r.settle()
+			if got := r.routeConditions(t, "a"); !slices.Equal(got, conditions) {
+				t.Errorf("%s: conditions %q, want %q", why, got, conditions)
+			}
+			r.MustGet(t, "shop", "a", &o)
+		}
+		r.connect("bar", "foo")
+		expect("no other controller", "Accepted=False NotMirror")
+		mesh := o.Status.Parents[0]
+		mesh.ControllerName = "example.com/mesh"
+		o.Status.Parents = append(o.Status.Parents, mesh)
+		if err := r.Status().Update(t.Context(), &o); err != nil {
+			t.Fatal(err)
+		}
+		expect("a mesh has an entry")
+		if len(o.Status.Parents) != 1 || o.Status.Parents[0].ControllerName != mesh.ControllerName {
+			t.Errorf("got %+v", o.Status.Parents)
+		}
+		o.Status.Parents = []gatewayv1.RouteParentStatus{}
+		if err := r.Status().Update(t.Context(), &o); err != nil {
+			t.Fatal(err)
+		}
+		expect("the mesh is removed", "Accepted=False NotMirror")
+	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "local"))
+}
+
 // exportedLocal is a user's own Service.
 func exportedLocal() *corev1.Service {
 	s := exported("local", corev1.ProtocolTCP)

@@ -102,9 +102,14 @@ func (r *rule) label(i int) string {
 	return fmt.Sprint(i)
 }
 
+// isService reports whether a parentRef names a Service. The defaults name a Gateway.
+func isService(ref *gatewayv1.ParentReference) bool {
+	return ref.Group != nil && *ref.Group == "" && deref(ref.Kind) == "Service"
+}
+
 // parent adds a parentRef if it names a Service.
 func (c *compiler) parent(ref *gatewayv1.ParentReference) {
-	if ref.Group == nil || *ref.Group != "" || deref(ref.Kind) != "Service" { // the defaults name a Gateway
+	if !isService(ref) {
 		return
 	}
 	p := parent{ref: *ref, key: catalog.Key{Namespace: c.id.Namespace, Name: string(ref.Name)}}

@@ -837,6 +837,73 @@ func TestMergeOfNothing(t *testing.T) {
 	}
 }
 
+// TestOtherControllersOfServices decides about routes of Services that are not mirrors. A
+// mesh may be responsible for them. Its entries come and go after those of Causeway.
+func TestOtherControllersOfServices(t *testing.T) {
+	group, kind := gatewayv1.Group(""), gatewayv1.Kind("Service")
+	ref := func(name string) gatewayv1.ParentReference {
+		return gatewayv1.ParentReference{Group: &group, Kind: &kind, Name: gatewayv1.ObjectName(name)}
+	}
+	withPort, explicit, inBank, gateway := ref("local"), ref("local"), ref("local"), ref("local")
+	withPort.Port = new(gatewayv1.PortNumber(80))
+	explicit.Namespace, inBank.Namespace = new(gatewayv1.Namespace("shop")), new(gatewayv1.Namespace("bank"))
+	gateway.Group, gateway.Kind = nil, nil
+	cases := map[string]struct {
+		why    string
+		parent string
+		other  gatewayv1.ParentReference
+		want   bool // an entry of Causeway
+	}{
+		"same":              {"the mesh is responsible", "{name: local}", ref("local"), false},
+		"namespace":         {"the default is that of the route", "{name: local}", explicit, false},
+		"port":              {"the mesh is responsible for a part", "{name: local}", withPort, false},
+		"missing":           {"it may be created later", "{name: none}", ref("none"), false},
+		"other parent":      {"nobody told that it has no effect", "{name: local}", ref("bar-east"), true},
+		"another namespace": {"it is another Service", "{name: local}", inBank, true},
+		"Gateway":           {"it is no Service", "{name: local}", gateway, true},
+		"mirror":            {"Causeway is responsible", "{name: bar-east}", ref("bar-east"), true},
+		"headless mirror":   {"Causeway is responsible", "{name: head-east}", ref("head-east"), true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			x := NewIndex(newServices())
+			id := ID{HTTPRoute, catalog.Key{Namespace: "shop", Name: "a"}}
+			var o gatewayv1.HTTPRoute
+			parse(t, routeOf("HTTPRoute", "shop", "a", c.parent, toWest), &o)
+			mesh := gatewayv1.RouteParentStatus{ParentRef: c.other, ControllerName: "example.com/mesh"}
+			// decide returns the merged status of the route, which had this one.
+			decide := func(present ...gatewayv1.RouteParentStatus) []gatewayv1.RouteParentStatus {
+				next := o
+				next.Status.Parents = present
+				x.SetHTTPRoute(id.Key, &next)
+				if got := x.Flush().Routes; len(got) != 1 {
+					t.Fatalf("decided about %v", got)
+				}
+				s, differs := x.Status(id, time.Time{})
+				merged, changed := s.Merge(present, time.Time{})
+				if changed != differs {
+					t.Errorf("differs is %t", differs)
+				}
+				return merged
+			}
+			alone := decide()
+			if len(alone) != 1 || alone[0].ControllerName != ControllerName {
+				t.Fatalf("without another controller: got %+v", alone)
+			}
+			both := decide(append(alone, mesh)...)
+			if got := len(both) == 2; got != c.want || both[0].ControllerName != mesh.ControllerName {
+				t.Errorf("%s: got %+v", c.why, both)
+			}
+			if again := decide(both...); len(again) != len(both) {
+				t.Errorf("a second time: got %+v", again)
+			}
+			if again := decide(); !cmp.Equal(again, alone) {
+				t.Errorf("after the other entry: got %+v", again)
+			}
+		})
+	}
+}
+
 func TestMerge(t *testing.T) {
 	now := time.Date(2026, 11, 30, 12, 0, 0, 5, time.UTC)
 	early := metav1.NewTime(now.Add(-time.Hour).Truncate(time.Second))
