@@ -6,10 +6,15 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqroute"
 	"github.com/causeway-mesh/causeway/internal/gatewayroutes"
+	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
 // oneMirror is a cluster with the mirror shop/bar-east and nothing else.
@@ -144,4 +149,75 @@ func FuzzRoutesOfController(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestRoutesOfNewerController adds a field that this version does not know to each message of
+// the rules. Requests get an error, since what the field says must not be left out.
+func TestRoutesOfNewerController(t *testing.T) {
+	path := &wire.PathModifier{Modifier: &wire.PathModifier_Full{Full: "/a"}}
+	field := &wire.HeaderField{Name: "X-A", Value: "b"}
+	filters := []*wire.RouteFilter{
+		{Filter: &wire.RouteFilter_RequestHeaders{RequestHeaders: &wire.HeaderModifier{Set: []*wire.HeaderField{field}}}},
+		{Filter: &wire.RouteFilter_Rewrite{Rewrite: &wire.URLRewrite{Path: path}}},
+		{Filter: &wire.RouteFilter_Mirror{Mirror: &wire.RequestMirror{Name: "a", Numerator: 1, Denominator: 1}}},
+	}
+	redirect := &wire.RouteFilter{Filter: &wire.RouteFilter_Redirect{Redirect: &wire.RequestRedirect{Status: 302}}}
+	value := &wire.ValueMatch{Name: "x-a", Match: &wire.ValueMatch_Exact{Exact: "b"}}
+	backend := &wire.RouteBackend{Name: "a", Weight: 1, Filters: filters}
+	newRules := func() *wire.RouteRules {
+		return proto.CloneOf(&wire.RouteRules{
+			Matches: []*wire.RouteMatch{{
+				Path:    &wire.RouteMatch_PathPrefix{PathPrefix: "/a"},
+				Headers: []*wire.ValueMatch{value},
+			}, {Rule: 1}},
+			Rules: []*wire.RouteRule{
+				{Filters: filters, Backends: []*wire.RouteBackend{backend}, Retry: &wire.RouteRetry{}},
+				{Filters: []*wire.RouteFilter{redirect}},
+			},
+		})
+	}
+	heads := []*message.Head{
+		{Version: message.HTTP2, Method: "GET", Target: "/a", Fields: []message.Field{{Name: "x-a", Value: "b"}}},
+		{Version: message.HTTP2, Method: "GET", Target: "/b"},
+	}
+	// failures returns how many of the requests get an error.
+	failures := func(w *wire.RouteRules) (n int) {
+		rules, _ := compileRoutes(w)
+		for _, h := range heads {
+			if _, err := rules.Match(h); err == reqroute.ErrNoBackend {
+				n++
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return n
+	}
+	if n := failures(newRules()); n != 0 {
+		t.Fatalf("without an unknown field %d requests fail", n)
+	}
+	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 9000, protowire.VarintType), 1)
+	for what, in := range map[string]func(w *wire.RouteRules) proto.Message{
+		"rules":           func(w *wire.RouteRules) proto.Message { return w },
+		"match":           func(w *wire.RouteRules) proto.Message { return w.Matches[0] },
+		"condition":       func(w *wire.RouteRules) proto.Message { return w.Matches[0].Headers[0] },
+		"rule":            func(w *wire.RouteRules) proto.Message { return w.Rules[0] },
+		"retry":           func(w *wire.RouteRules) proto.Message { return w.Rules[0].Retry },
+		"filter":          func(w *wire.RouteRules) proto.Message { return w.Rules[0].Filters[0] },
+		"header modifier": func(w *wire.RouteRules) proto.Message { return w.Rules[0].Filters[0].GetRequestHeaders() },
+		"header": func(w *wire.RouteRules) proto.Message {
+			return w.Rules[0].Filters[0].GetRequestHeaders().Set[0]
+		},
+		"rewrite":           func(w *wire.RouteRules) proto.Message { return w.Rules[0].Filters[1].GetRewrite() },
+		"path":              func(w *wire.RouteRules) proto.Message { return w.Rules[0].Filters[1].GetRewrite().Path },
+		"copy":              func(w *wire.RouteRules) proto.Message { return w.Rules[0].Filters[2].GetMirror() },
+		"backend":           func(w *wire.RouteRules) proto.Message { return w.Rules[0].Backends[0] },
+		"filter of backend": func(w *wire.RouteRules) proto.Message { return w.Rules[0].Backends[0].Filters[1] },
+		"redirect":          func(w *wire.RouteRules) proto.Message { return w.Rules[1].Filters[0].GetRedirect() },
+	} {
+		w := newRules()
+		in(w).ProtoReflect().SetUnknown(unknown)
+		if n := failures(w); n == 0 {
+			t.Errorf("%s: no request fails", what)
+		}
+	}
 }
