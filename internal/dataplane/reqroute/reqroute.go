@@ -153,7 +153,8 @@ type Backend struct {
 
 // Retry says which responses are followed by another try.
 type Retry struct {
-	// Attempts is the most retries of one request. nil: the default.
+	// Attempts is the most retries of one request. nil: that of the backend, but at least
+	// one.
 	Attempts *int
 	// Codes are statuses. They hold for each method, because a route can match methods.
 	Codes []int

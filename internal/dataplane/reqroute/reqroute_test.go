@@ -457,6 +457,13 @@ func TestPolicy(t *testing.T) {
 	if got := routeOf(t, rule, get("/")).Policy(base).MaxRetries; got != base.MaxRetries {
 		t.Errorf("%d retries by default", got)
 	}
+	if got := routeOf(t, rule, get("/")).Policy(retry.Policy{}).MaxRetries; got != 1 {
+		t.Errorf("%d retries of a backend without retries", got)
+	}
+	rule.Retry.Attempts = new(0)
+	if got := routeOf(t, rule, get("/")).Policy(base).MaxRetries; got != 0 {
+		t.Errorf("%d retries of a rule with none", got)
+	}
 }
 
 func TestMatchDoesNotAllocate(t *testing.T) {

@@ -426,6 +426,8 @@ func (r Route) Policy(base retry.Policy) retry.Policy {
 	}
 	if rule.Retry.Attempts != nil {
 		base.MaxRetries = *rule.Retry.Attempts
+	} else {
+		base.MaxRetries = max(base.MaxRetries, 1) // the rule asks for retries
 	}
 	base.MinDelay = rule.Retry.Backoff
 	base.Statuses, base.StatusesOfAnyMethod = rule.Retry.Codes, true
