@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -219,5 +220,29 @@ func TestRoutesOfNewerController(t *testing.T) {
 		if n := failures(w); n == 0 {
 			t.Errorf("%s: no request fails", what)
 		}
+	}
+}
+
+// TestBadRoutesAreNamedOnce makes states with a route that is not valid. The controller's
+// state is consistent, and only the first state names the route.
+func TestBadRoutesAreNamedOnce(t *testing.T) {
+	view := maps.Clone(largeView(t))
+	for key, r := range view {
+		if r.GetFrontend().GetName() == "bar-0-link-0" {
+			bad := proto.CloneOf(r)
+			bad.GetFrontend().Ports[0].Routes = []*wire.RouteRules{{
+				Matches: []*wire.RouteMatch{{Path: &wire.RouteMatch_PathRegex{PathRegex: "("}}},
+				Rules:   []*wire.RouteRule{{}},
+			}}
+			view[key] = bad
+		}
+	}
+	first, err := newState(view, noneRevoked, nil)
+	if err != nil || len(first.badRoutes) != 1 || !strings.Contains(first.badRoutes[0].Error(), "bar-0-link-0") {
+		t.Errorf("got %v, %v", first.badRoutes, err)
+	}
+	second, err := newState(view, noneRevoked, first)
+	if err != nil || len(second.badRoutes) > 0 {
+		t.Errorf("a second time: got %v, %v", second.badRoutes, err)
 	}
 }
