@@ -277,7 +277,8 @@ func TestGatewayKindsRun(t *testing.T) {
 	type answer struct {
 		served map[string]schema.GroupVersion
 		err    error
-		refuse error // of watch
+		refuse error  // of watch
+		kind   string // the only one that is refused; empty: all are
 	}
 	cases := map[string]struct {
 		why     string
@@ -304,13 +305,19 @@ func TestGatewayKindsRun(t *testing.T) {
 		},
 		"removed": {
 			why:     "without the kinds there are no routes",
-			answers: []answer{{served: beta}, {}, {}},
+			answers: []answer{{served: beta}, {}, {}, {}},
 			want: [][]string{
 				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+				nil,
 				{"leave ReferenceGrant " +
 					"v1beta1", "forget ReferenceGrant", "leave HTTPRoute v1", "forget HTTPRoute"},
 				nil,
 			},
+		},
+		"one answer without a kind": {
+			why:     "one of several API servers can lag behind",
+			answers: []answer{{served: beta}, {}, {served: beta}, {}, {served: beta}},
+			want:    [][]string{{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"}, nil, nil, nil, nil},
 		},
 		"API server away": {
 			why:     "an error says nothing about the kinds",
@@ -322,8 +329,19 @@ func TestGatewayKindsRun(t *testing.T) {
 			answers: []answer{{}, {served: beta, refuse: away}, {served: beta}},
 			want: [][]string{
 				nil,
-				{"watch ReferenceGrant v1beta1"},
 				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+			},
+		},
+		"one kind not readable": {
+			why: "the others are watched",
+			answers: []answer{{}, {served: beta, refuse: away, kind: "ReferenceGrant"},
+				{served: beta, refuse: away, kind: "ReferenceGrant"}, {served: beta}},
+			want: [][]string{
+				nil,
+				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+				{"watch ReferenceGrant v1beta1"},
+				{"watch ReferenceGrant v1beta1"},
 			},
 		},
 	}
@@ -341,7 +359,10 @@ func TestGatewayKindsRun(t *testing.T) {
 					},
 					watch: func(_ context.Context, kind schema.GroupVersionKind) error {
 						did = append(did, "watch "+kind.Kind+" "+kind.Version)
-						return now.Load().refuse
+						if a := now.Load(); a.kind == "" || a.kind == kind.Kind {
+							return a.refuse
+						}
+						return nil
 					},
 					leave: func(_ context.Context, kind schema.GroupVersionKind) error {
 						did = append(did, "leave "+kind.Kind+" "+kind.Version)
