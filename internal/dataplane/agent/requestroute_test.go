@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -354,6 +355,24 @@ func TestRouteCopies(t *testing.T) {
 			return outcomes(copyAnswered) == 3 && outcomes(copyTooLarge) == 1 && outcomes(copyFailed) == 4
 		})
 		eventually(t, "memory is released", func() bool { return w.west.shares.windows.Used() == 0 && w.west.copies.Load() == 0 })
+	})
+}
+
+// TestRouteCopiesOfOneRequest: the filters of a rule and of its backend ask for more copies
+// than a request can have. Those that are not sent are counted.
+func TestRouteCopiesOfOneRequest(t *testing.T) {
+	w := newRoutedHarness(t, describe)
+	filters := slices.Repeat([]*wire.RouteFilter{{Filter: &wire.RouteFilter_Mirror{Mirror: &wire.RequestMirror{
+		Namespace: "shop", Name: "bar-v2", Numerator: 1, Denominator: 1}}}}, maxCopiesOfRequest)
+	rule := ruleTo(&wire.RouteBackend{Namespace: "shop", Name: "bar-v1", Weight: 1, Filters: filters[:3]})
+	rule.Filters = filters
+	w.setRoutes(routesOf([]*wire.RouteMatch{{}}, rule))
+	doRequest(t, w.client(alice, false), "GET", "http://bar-east/a", "")
+	outcomes := func(outcome string) float64 {
+		return testutil.ToFloat64(w.west.metrics.mirrored.WithLabelValues(outcome))
+	}
+	eventually(t, "copies are counted", func() bool {
+		return outcomes(copyAnswered) == maxCopiesOfRequest && outcomes(copyOverBudget) == 3
 	})
 }
 
