@@ -140,14 +140,14 @@ func servedGatewayKinds(api discovery.DiscoveryInterface) (map[string]schema.Gro
 	return out, find(gatewayV1Beta1, "ReferenceGrant")
 }
 
-// gatewayKindNames are the kinds in the order in which they are watched: a route should not
-// be decided about before the grants are known. If the grants cannot be read, routes
+// gatewayKindNames are the kinds in the order in which they are watched: a route should
+// not be decided about before the grants are known. If the grants cannot be read, routes
 // without backends in other namespaces have effect nevertheless.
 var gatewayKindNames = []string{"ReferenceGrant", "GRPCRoute", "HTTPRoute"}
 
-// probe watches what the cluster serves now. A kind that fails does not stop the others. A
-// kind that is watched must be missing in two answers in a row before it is left, because one
-// of several API servers can lag behind.
+// probe watches what the cluster serves now. A kind that fails does not stop the others.
+// A kind that is watched must be missing in two answers in a row before it is left,
+// because one of several API servers can lag behind.
 func (g *gatewayKinds) probe(ctx context.Context) error {
 	served, err := g.served()
 	if err != nil {

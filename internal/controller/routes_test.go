@@ -191,8 +191,8 @@ func TestRouteStatusKeepsOtherControllers(t *testing.T) {
 	}, eastLink(), shop(), route)
 }
 
-// When the only parent is a Gateway now, the entry is removed by an empty list: the field is
-// required, and null would remove it.
+// When the only parent is a Gateway now, the entry is removed by an empty list: the field
+// is required, and null would remove it.
 func TestRouteStatusRemovesLastEntry(t *testing.T) {
 	byHand(t, func(t *testing.T, r *replica) {
 		r.connect("bar", "foo")
@@ -223,8 +223,8 @@ func TestRouteStatusRemovesLastEntry(t *testing.T) {
 	}, eastLink(), shop(), httpRoute("a", "bar-east", "foo-east"))
 }
 
-// The route of a user's own Service gets Accepted=False until another controller has an entry
-// for it, and again once that entry is gone.
+// The route of a user's own Service gets Accepted=False until another controller has an
+// entry for it, and again once that entry is gone.
 func TestRouteStatusYieldsToOtherControllers(t *testing.T) {
 	byHand(t, func(t *testing.T, r *replica) {
 		var o gatewayv1.HTTPRoute

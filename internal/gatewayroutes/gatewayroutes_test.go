@@ -858,7 +858,7 @@ func TestOtherControllersOfServices(t *testing.T) {
 		"namespace":         {"the default is that of the route", "{name: local}", explicit, false},
 		"port":              {"the mesh is responsible for a part", "{name: local}", withPort, false},
 		"missing":           {"it may be created later", "{name: none}", ref("none"), false},
-		"other parent":      {"nobody told that it has no effect", "{name: local}", ref("bar-east"), true},
+		"other parent":      {"the user must see it", "{name: local}", ref("bar-east"), true},
 		"another namespace": {"it is another Service", "{name: local}", inBank, true},
 		"Gateway":           {"it is no Service", "{name: local}", gateway, true},
 		"mirror":            {"Causeway is responsible", "{name: bar-east}", ref("bar-east"), true},
