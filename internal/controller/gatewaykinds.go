@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -40,6 +41,8 @@ type gatewayKinds struct {
 	log    *slog.Logger
 
 	current map[string]schema.GroupVersion // what is watched now, by kind
+	// missing are the watched kinds that the last answer did not have.
+	missing map[string]bool
 }
 
 func (p *process) gatewayKinds() (*gatewayKinds, error) {
@@ -137,34 +140,45 @@ func servedGatewayKinds(api discovery.DiscoveryInterface) (map[string]schema.Gro
 	return out, find(gatewayV1Beta1, "ReferenceGrant")
 }
 
-// gatewayKindNames are the kinds in the order in which they are watched: a route must not
-// be decided about before the grants are known.
+// gatewayKindNames are the kinds in the order in which they are watched: a route should
+// not be decided about before the grants are known. If the grants cannot be read, routes
+// without backends in other namespaces have effect nevertheless.
 var gatewayKindNames = []string{"ReferenceGrant", "GRPCRoute", "HTTPRoute"}
 
-// probe watches what the cluster serves now.
+// probe watches what the cluster serves now. A kind that fails does not stop the others.
+// A kind that is watched must be missing in two answers in a row before it is left,
+// because one of several API servers can lag behind.
 func (g *gatewayKinds) probe(ctx context.Context) error {
 	served, err := g.served()
 	if err != nil {
 		return err
 	}
 	if g.current == nil {
-		g.current = make(map[string]schema.GroupVersion)
+		g.current, g.missing = make(map[string]schema.GroupVersion), make(map[string]bool)
 	}
+	var errs []error
 	for _, kind := range gatewayKindNames {
 		before, watched := g.current[kind]
 		version, serves := served[kind]
+		if watched && !serves && !g.missing[kind] {
+			g.missing[kind] = true
+			continue
+		}
+		delete(g.missing, kind)
 		if watched == serves && before == version {
 			continue
 		}
 		if serves {
 			if err := g.watch(ctx, version.WithKind(kind)); err != nil {
-				return err
+				errs = append(errs, err)
+				continue
 			}
 			g.current[kind] = version
 		}
 		if watched {
 			if err := g.leave(ctx, before.WithKind(kind)); err != nil {
-				return fmt.Errorf("stop the watch of %s: %w", kind, err)
+				errs = append(errs, fmt.Errorf("stop the watch of %s: %w", kind, err))
+				continue
 			}
 		}
 		if !serves {
@@ -173,7 +187,7 @@ func (g *gatewayKinds) probe(ctx context.Context) error {
 		}
 		g.log.Info("the served version of a kind changed", "kind", kind, "version", version.Version)
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // maxGatewayWait bounds how long the first pass waits for routes. Without them agents

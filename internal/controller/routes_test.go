@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
@@ -190,6 +191,72 @@ func TestRouteStatusKeepsOtherControllers(t *testing.T) {
 	}, eastLink(), shop(), route)
 }
 
+// When the only parent is a Gateway now, the entry is removed by an empty list: the field
+// is required, and null would remove it.
+func TestRouteStatusRemovesLastEntry(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		r.connect("bar", "foo")
+		r.settle()
+		r.settle()
+		var o gatewayv1.HTTPRoute
+		r.MustGet(t, "shop", "a", &o)
+		if len(o.Status.Parents) != 1 {
+			t.Fatalf("got %+v", o.Status.Parents)
+		}
+		var written []string
+		r.Refuse(func(verb string, o client.Object) error {
+			if route, ok := o.(*gatewayv1.HTTPRoute); ok && verb == "patch status" {
+				text, err := json.Marshal(route.Status)
+				written = append(written, string(text))
+				return err
+			}
+			return nil
+		})
+		o.Spec.ParentRefs[0] = gatewayv1.ParentReference{Name: "gateway"}
+		o.Generation++
+		r.update(t, &o)
+		r.settle()
+		r.settle()
+		if !slices.Equal(written, []string{`{"parents":[]}`}) {
+			t.Errorf("got %q", written)
+		}
+	}, eastLink(), shop(), httpRoute("a", "bar-east", "foo-east"))
+}
+
+// The route of a user's own Service gets Accepted=False until another controller has an
+// entry for it, and again once that entry is gone.
+func TestRouteStatusYieldsToOtherControllers(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		var o gatewayv1.HTTPRoute
+		expect := func(why string, conditions ...string) {
+			t.Helper()
+			r.settle()
+			r.settle()
+			if got := r.routeConditions(t, "a"); !slices.Equal(got, conditions) {
+				t.Errorf("%s: conditions %q, want %q", why, got, conditions)
+			}
+			r.MustGet(t, "shop", "a", &o)
+		}
+		r.connect("bar", "foo")
+		expect("no other controller", "Accepted=False NotMirror")
+		mesh := o.Status.Parents[0]
+		mesh.ControllerName = "example.com/mesh"
+		o.Status.Parents = append(o.Status.Parents, mesh)
+		if err := r.Status().Update(t.Context(), &o); err != nil {
+			t.Fatal(err)
+		}
+		expect("a mesh has an entry")
+		if len(o.Status.Parents) != 1 || o.Status.Parents[0].ControllerName != mesh.ControllerName {
+			t.Errorf("got %+v", o.Status.Parents)
+		}
+		o.Status.Parents = []gatewayv1.RouteParentStatus{}
+		if err := r.Status().Update(t.Context(), &o); err != nil {
+			t.Fatal(err)
+		}
+		expect("the mesh is removed", "Accepted=False NotMirror")
+	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "local"))
+}
+
 // exportedLocal is a user's own Service.
 func exportedLocal() *corev1.Service {
 	s := exported("local", corev1.ProtocolTCP)
@@ -210,7 +277,8 @@ func TestGatewayKindsRun(t *testing.T) {
 	type answer struct {
 		served map[string]schema.GroupVersion
 		err    error
-		refuse error // of watch
+		refuse error  // of watch
+		kind   string // the only one that is refused; empty: all are
 	}
 	cases := map[string]struct {
 		why     string
@@ -237,13 +305,19 @@ func TestGatewayKindsRun(t *testing.T) {
 		},
 		"removed": {
 			why:     "without the kinds there are no routes",
-			answers: []answer{{served: beta}, {}, {}},
+			answers: []answer{{served: beta}, {}, {}, {}},
 			want: [][]string{
 				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+				nil,
 				{"leave ReferenceGrant " +
 					"v1beta1", "forget ReferenceGrant", "leave HTTPRoute v1", "forget HTTPRoute"},
 				nil,
 			},
+		},
+		"one answer without a kind": {
+			why:     "one of several API servers can lag behind",
+			answers: []answer{{served: beta}, {}, {served: beta}, {}, {served: beta}},
+			want:    [][]string{{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"}, nil, nil, nil, nil},
 		},
 		"API server away": {
 			why:     "an error says nothing about the kinds",
@@ -255,8 +329,19 @@ func TestGatewayKindsRun(t *testing.T) {
 			answers: []answer{{}, {served: beta, refuse: away}, {served: beta}},
 			want: [][]string{
 				nil,
-				{"watch ReferenceGrant v1beta1"},
 				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+			},
+		},
+		"one kind not readable": {
+			why: "the others are watched",
+			answers: []answer{{}, {served: beta, refuse: away, kind: "ReferenceGrant"},
+				{served: beta, refuse: away, kind: "ReferenceGrant"}, {served: beta}},
+			want: [][]string{
+				nil,
+				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+				{"watch ReferenceGrant v1beta1"},
+				{"watch ReferenceGrant v1beta1"},
 			},
 		},
 	}
@@ -274,7 +359,10 @@ func TestGatewayKindsRun(t *testing.T) {
 					},
 					watch: func(_ context.Context, kind schema.GroupVersionKind) error {
 						did = append(did, "watch "+kind.Kind+" "+kind.Version)
-						return now.Load().refuse
+						if a := now.Load(); a.kind == "" || a.kind == kind.Kind {
+							return a.refuse
+						}
+						return nil
 					},
 					leave: func(_ context.Context, kind schema.GroupVersionKind) error {
 						did = append(did, "leave "+kind.Kind+" "+kind.Version)

@@ -9,6 +9,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqroute"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -22,6 +23,9 @@ const (
 	maxAudiences = 16
 	// maxMirrorBytes is the encoded size of all RouteRules of one mirror.
 	maxMirrorBytes = 512 << 10
+	// maxMirrorRegexCost is the cost of the regular expressions of all RouteRules of one
+	// mirror. reqroute.MaxRegexCost is that of one RouteRules.
+	maxMirrorRegexCost = 8 * reqroute.MaxRegexCost
 )
 
 // attachments is what the routes of one mirror come to.
@@ -72,21 +76,23 @@ func (x *Index) attach(mirror catalog.Key) (changed bool) {
 		rules:   make(map[uint32][]*wire.RouteRules),
 		refused: make(map[slot]gatewayv1.RouteConditionReason),
 	}
-	size := 0
+	size, mirrorCost := 0, 0
 	for _, a := range slices.SortedFunc(maps.Keys(groups), compareAudiences) {
 		routes := next.resolveConflicts(a, groups[a])
 		rules := &wire.RouteRules{CallerNamespace: a.namespace}
 		var matches []match
+		portCost := 0
 		for _, r := range routes {
 			full := len(next.rules[a.port]) == maxAudiences ||
 				len(matches)+len(r.compiled.matches) > maxMatches ||
 				len(rules.Rules)+len(r.compiled.rules) > maxRules
-			bytes := r.compiled.size()
+			bytes, cost := r.compiled.size(), r.compiled.regexCost()
+			full = full || portCost+cost > reqroute.MaxRegexCost || mirrorCost+cost > maxMirrorRegexCost
 			if full || proto.Size(rules)+bytes > maxBytes || size+bytes > maxMirrorBytes {
 				next.refused[slot{r.id, a.port}] = ReasonLimitExceeded
 				continue
 			}
-			size += bytes
+			size, portCost, mirrorCost = size+bytes, portCost+cost, mirrorCost+cost
 			offset := uint32(len(rules.Rules))
 			rules.Rules = append(rules.Rules, r.compiled.rules...)
 			for _, m := range r.compiled.matches {
@@ -163,4 +169,13 @@ func (c *compiled) portsOf(mirror catalog.Key) map[uint32]bool {
 // size is the encoded size of a route's rules and matches.
 func (c *compiled) size() int {
 	return proto.Size(&wire.RouteRules{Rules: c.rules, Matches: wires(c.matches)})
+}
+
+// regexCost is the cost of the regular expressions of a route.
+func (c *compiled) regexCost() int {
+	sum := 0
+	for i := range c.matches {
+		sum += c.matches[i].regexCost
+	}
+	return sum
 }

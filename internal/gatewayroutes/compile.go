@@ -102,9 +102,14 @@ func (r *rule) label(i int) string {
 	return fmt.Sprint(i)
 }
 
+// isService reports whether a parentRef names a Service. The defaults name a Gateway.
+func isService(ref *gatewayv1.ParentReference) bool {
+	return ref.Group != nil && *ref.Group == "" && deref(ref.Kind) == "Service"
+}
+
 // parent adds a parentRef if it names a Service.
 func (c *compiler) parent(ref *gatewayv1.ParentReference) {
-	if ref.Group == nil || *ref.Group != "" || deref(ref.Kind) != "Service" { // the defaults name a Gateway
+	if !isService(ref) {
 		return
 	}
 	p := parent{ref: *ref, key: catalog.Key{Namespace: c.id.Namespace, Name: string(ref.Name)}}
@@ -257,6 +262,11 @@ func (c *compiler) backend(b *gatewayv1.HTTPBackendRef, rewritable bool) (*wire.
 		out.Weight = uint32(max(*b.Weight, 0))
 	}
 	filters, err := c.filters(b.Filters, rewritable)
+	for i := range b.Filters {
+		if err == nil && b.Filters[i].Type == gatewayv1.HTTPRouteFilterRequestRedirect {
+			err = errors.New("filter RequestRedirect is only supported for a whole rule")
+		}
+	}
 	target := c.resolve(&b.BackendObjectReference)
 	if target.name == "" || err != nil {
 		return out, err

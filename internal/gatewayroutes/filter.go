@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"strings"
 
-	"golang.org/x/net/http/httpguts"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqroute"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -73,20 +73,6 @@ func (c *compiler) filter(f *gatewayv1.HTTPRouteFilter, rewritable bool) (*wire.
 	return nil, errors.New("is not supported")
 }
 
-// ownFields are fields that agents set, or that decide how a message is read. A route
-// must not change them.
-var ownFields = map[string]bool{
-	"connection":        true,
-	"content-length":    true,
-	"host":              true,
-	"keep-alive":        true,
-	"proxy-connection":  true,
-	"te":                true,
-	"trailer":           true,
-	"transfer-encoding": true,
-	"upgrade":           true,
-}
-
 func headerModifier(m *gatewayv1.HTTPHeaderFilter) (*wire.HeaderModifier, error) {
 	if m == nil {
 		return nil, errEmptyFilter
@@ -95,14 +81,13 @@ func headerModifier(m *gatewayv1.HTTPHeaderFilter) (*wire.HeaderModifier, error)
 	seen := make(map[string]bool)
 	check := func(name string) error {
 		lower := strings.ToLower(name)
-		switch {
-		case !httpguts.ValidHeaderFieldName(name):
-			return fmt.Errorf("names a header %q, which is not valid", name)
-		case lower == "host":
+		if lower == "host" {
 			return errors.New("changes the header Host: use URLRewrite.hostname instead")
-		case ownFields[lower] || strings.HasPrefix(lower, "causeway-"):
-			return fmt.Errorf("changes the header %s, which Causeway sets", name)
-		case seen[lower]:
+		}
+		if err := reqroute.CheckFieldName(name); err != nil {
+			return fmt.Errorf("is not valid: %w", err)
+		}
+		if seen[lower] {
 			return fmt.Errorf("names the header %s twice", name)
 		}
 		seen[lower] = true
@@ -113,7 +98,7 @@ func headerModifier(m *gatewayv1.HTTPHeaderFilter) (*wire.HeaderModifier, error)
 			if err := check(string(h.Name)); err != nil {
 				return nil, err
 			}
-			if !httpguts.ValidHeaderFieldValue(h.Value) {
+			if !reqroute.IsFieldValue(h.Value) {
 				return nil, fmt.Errorf("has a value for the header %s that is not valid", h.Name)
 			}
 			out = append(out, &wire.HeaderField{Name: string(h.Name), Value: h.Value})
@@ -212,6 +197,9 @@ func checkPath(path string) error {
 }
 
 func checkHost(host string) error {
+	if len(host) > 253 {
+		return errors.New("has a hostname of more than 253 bytes")
+	}
 	for i := range len(host) {
 		c := host[i]
 		if c != '-' && c != '.' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {

@@ -584,13 +584,13 @@ func TestRejectedValues(t *testing.T) {
 			"a route must not change how a message is read",
 			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: " +
 				"Content-Length, value: '1'}]}}]",
-			"Content-Length, which Causeway sets",
+			"is not valid: a filter cannot change the field Content-Length",
 		},
 		"identity header": {
 			"only agents set it",
 			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: " +
 				"Causeway-Client-ID, value: x}]}}]",
-			"Causeway-Client-ID, which Causeway sets",
+			"cannot change the field Causeway-Client-ID",
 		},
 		"Host": {
 			"there is a filter for it",
@@ -763,15 +763,29 @@ func TestLimits(t *testing.T) {
 		}
 		return rule + "    backendRefs: [{name: bar-west, port: 80}]\n"
 	}
+	// Each expression has about 1,800 instructions.
+	complex := func(matches, conditions int) string {
+		rule := "  rules:\n  - matches:\n"
+		for range matches {
+			rule += "    - headers:\n"
+			for i := range conditions {
+				rule += fmt.Sprintf("      - {name: h%d, type: RegularExpression, "+
+					"value: '(?:a*b?){450}'}\n", i)
+			}
+		}
+		return rule + "    backendRefs: [{name: bar-west, port: 80}]\n"
+	}
 	cases := map[string]struct {
 		why    string
 		routes int
 		spec   string
 		want   int // accepted
 	}{
-		"fits":    {"256 matches are allowed", 4, big(64, 1), 4},
-		"matches": {"a 257th match is not", 5, big(64, 1), 4},
-		"bytes":   {"64 KiB are allowed", 3, big(64, 400), 2},
+		"fits":                    {"256 matches are allowed", 4, big(64, 1), 4},
+		"matches":                 {"a 257th match is not", 5, big(64, 1), 4},
+		"bytes":                   {"64 KiB are allowed", 3, big(64, 400), 2},
+		"regular expressions":     {"4,096 instructions are allowed", 4, complex(1, 1), 2},
+		"one expression too many": {"each condition of each match counts", 1, complex(2, 2), 0},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -811,6 +825,82 @@ func TestLimitOfAudiences(t *testing.T) {
 	last := conditions(x, ID{HTTPRoute, catalog.Key{Namespace: "n16", Name: "a"}})
 	if !strings.HasPrefix(last[0], "Accepted=false LimitExceeded") {
 		t.Errorf("got %q", last)
+	}
+}
+
+// TestMergeOfNothing removes the only entry. The API demands the list.
+func TestMergeOfNothing(t *testing.T) {
+	merged, changed := (&Status{}).Merge([]gatewayv1.RouteParentStatus{{ControllerName: ControllerName}},
+		time.Time{})
+	if merged == nil || len(merged) > 0 || !changed {
+		t.Errorf("got %#v, %t", merged, changed)
+	}
+}
+
+// TestOtherControllersOfServices decides about routes of Services that are not mirrors. A
+// mesh may be responsible for them. Its entries come and go after those of Causeway.
+func TestOtherControllersOfServices(t *testing.T) {
+	group, kind := gatewayv1.Group(""), gatewayv1.Kind("Service")
+	ref := func(name string) gatewayv1.ParentReference {
+		return gatewayv1.ParentReference{Group: &group, Kind: &kind, Name: gatewayv1.ObjectName(name)}
+	}
+	withPort, explicit, inBank, gateway := ref("local"), ref("local"), ref("local"), ref("local")
+	withPort.Port = new(gatewayv1.PortNumber(80))
+	explicit.Namespace, inBank.Namespace = new(gatewayv1.Namespace("shop")), new(gatewayv1.Namespace("bank"))
+	gateway.Group, gateway.Kind = nil, nil
+	cases := map[string]struct {
+		why    string
+		parent string
+		other  gatewayv1.ParentReference
+		want   bool // an entry of Causeway
+	}{
+		"same":              {"the mesh is responsible", "{name: local}", ref("local"), false},
+		"namespace":         {"the default is that of the route", "{name: local}", explicit, false},
+		"port":              {"the mesh is responsible for a part", "{name: local}", withPort, false},
+		"missing":           {"it may be created later", "{name: none}", ref("none"), false},
+		"other parent":      {"the user must see it", "{name: local}", ref("bar-east"), true},
+		"another namespace": {"it is another Service", "{name: local}", inBank, true},
+		"Gateway":           {"it is no Service", "{name: local}", gateway, true},
+		"mirror":            {"Causeway is responsible", "{name: bar-east}", ref("bar-east"), true},
+		"headless mirror":   {"Causeway is responsible", "{name: head-east}", ref("head-east"), true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			x := NewIndex(newServices())
+			id := ID{HTTPRoute, catalog.Key{Namespace: "shop", Name: "a"}}
+			var o gatewayv1.HTTPRoute
+			parse(t, routeOf("HTTPRoute", "shop", "a", c.parent, toWest), &o)
+			mesh := gatewayv1.RouteParentStatus{ParentRef: c.other, ControllerName: "example.com/mesh"}
+			// decide returns the merged status of the route, which had this one.
+			decide := func(present ...gatewayv1.RouteParentStatus) []gatewayv1.RouteParentStatus {
+				next := o
+				next.Status.Parents = present
+				x.SetHTTPRoute(id.Key, &next)
+				if got := x.Flush().Routes; len(got) != 1 {
+					t.Fatalf("decided about %v", got)
+				}
+				s, differs := x.Status(id, time.Time{})
+				merged, changed := s.Merge(present, time.Time{})
+				if changed != differs {
+					t.Errorf("differs is %t", differs)
+				}
+				return merged
+			}
+			alone := decide()
+			if len(alone) != 1 || alone[0].ControllerName != ControllerName {
+				t.Fatalf("without another controller: got %+v", alone)
+			}
+			both := decide(append(alone, mesh)...)
+			if got := len(both) == 2; got != c.want || both[0].ControllerName != mesh.ControllerName {
+				t.Errorf("%s: got %+v", c.why, both)
+			}
+			if again := decide(both...); len(again) != len(both) {
+				t.Errorf("a second time: got %+v", again)
+			}
+			if again := decide(); !cmp.Equal(again, alone) {
+				t.Errorf("after the other entry: got %+v", again)
+			}
+		})
 	}
 }
 
@@ -943,7 +1033,7 @@ func FuzzCompile(f *testing.F) {
 					t.Errorf("rule %d of %d", m.Rule, len(rules.Rules))
 				}
 				path := m.GetPathExact() + m.GetPathPrefix()
-				if len(m.GetPathRegex()) > maxRegex || strings.ContainsAny(path, "\r\n ?#") {
+				if len(m.GetPathRegex()) > 512 || strings.ContainsAny(path, "\r\n ?#") {
 					t.Errorf("got %v", m)
 				}
 			}

@@ -4,21 +4,13 @@ import (
 	"cmp"
 	"fmt"
 	"regexp"
-	"regexp/syntax"
 	"strings"
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqroute"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
-)
-
-const (
-	// maxRegex is the length of the longest regular expression, in bytes.
-	maxRegex = 512
-	// maxProgram is the largest number of instructions of a regular expression. A counted
-	// repetition can turn a short expression into a long program.
-	maxProgram = 2000
 )
 
 // match is a match with its precedence.
@@ -26,6 +18,8 @@ type match struct {
 	wire *wire.RouteMatch
 	// precedence has the criteria of the API in their order. Greater numbers come first.
 	precedence [5]int
+	// regexCost is that of all regular expressions of the match.
+	regexCost int
 }
 
 // compare orders matches by precedence. Matches that are equal keep their order.
@@ -57,7 +51,7 @@ func httpMatch(m *gatewayv1.HTTPRouteMatch) (match, error) {
 	if m.Path != nil && m.Path.Type != nil {
 		kind = *m.Path.Type
 	}
-	form, err := setPath(out.wire, kind, path)
+	form, err := out.setPath(kind, path)
 	if err != nil {
 		return match{}, err
 	}
@@ -65,14 +59,14 @@ func httpMatch(m *gatewayv1.HTTPRouteMatch) (match, error) {
 	for i, h := range m.Headers {
 		headers[i] = condition{strings.ToLower(string(h.Name)), string(deref(h.Type)), h.Value}
 	}
-	if out.wire.Headers, err = values("header", headers); err != nil {
+	if out.wire.Headers, err = out.values("header", headers); err != nil {
 		return match{}, err
 	}
 	queries := make([]condition, len(m.QueryParams))
 	for i, q := range m.QueryParams {
 		queries[i] = condition{string(q.Name), string(deref(q.Type)), q.Value}
 	}
-	if out.wire.QueryParams, err = values("query parameter", queries); err != nil {
+	if out.wire.QueryParams, err = out.values("query parameter", queries); err != nil {
 		return match{}, err
 	}
 	out.precedence = [5]int{
@@ -86,13 +80,15 @@ func httpMatch(m *gatewayv1.HTTPRouteMatch) (match, error) {
 }
 
 // setPath sets the path condition of m, and returns its form.
-func setPath(m *wire.RouteMatch, kind gatewayv1.PathMatchType, path string) (int, error) {
+func (m *match) setPath(kind gatewayv1.PathMatchType, path string) (int, error) {
 	switch kind {
 	case gatewayv1.PathMatchRegularExpression:
-		if err := checkRegex(path); err != nil {
+		cost, err := reqroute.RegexCost(path)
+		if err != nil {
 			return 0, fmt.Errorf("path %q: %w", path, err)
 		}
-		m.Path = &wire.RouteMatch_PathRegex{PathRegex: path}
+		m.regexCost += cost
+		m.wire.Path = &wire.RouteMatch_PathRegex{PathRegex: path}
 		return regexForm, nil
 	case gatewayv1.PathMatchExact, gatewayv1.PathMatchPathPrefix:
 	default:
@@ -106,19 +102,19 @@ func setPath(m *wire.RouteMatch, kind gatewayv1.PathMatchType, path string) (int
 		return 0, fmt.Errorf("path %q: %w", path, err)
 	}
 	if kind == gatewayv1.PathMatchExact {
-		m.Path = &wire.RouteMatch_PathExact{PathExact: normal}
+		m.wire.Path = &wire.RouteMatch_PathExact{PathExact: normal}
 		return exactForm, nil
 	}
-	m.Path = &wire.RouteMatch_PathPrefix{PathPrefix: strings.TrimRight(normal, "/")}
+	m.wire.Path = &wire.RouteMatch_PathPrefix{PathPrefix: strings.TrimRight(normal, "/")}
 	return prefixForm, nil
 }
 
 // condition is a condition on a header or on a query parameter.
 type condition struct{ name, kind, value string }
 
-// values converts conditions. Of several conditions on one name the first counts, as the
-// API demands.
-func values(what string, all []condition) ([]*wire.ValueMatch, error) {
+// values converts conditions of m. Of several conditions on one name the first counts, as
+// the API demands.
+func (m *match) values(what string, all []condition) ([]*wire.ValueMatch, error) {
 	var out []*wire.ValueMatch
 	seen := make(map[string]bool, len(all))
 	for _, c := range all {
@@ -131,9 +127,11 @@ func values(what string, all []condition) ([]*wire.ValueMatch, error) {
 		case "", string(gatewayv1.HeaderMatchExact): // each kind of condition has the same names
 			v.Match = &wire.ValueMatch_Exact{Exact: c.value}
 		case string(gatewayv1.HeaderMatchRegularExpression):
-			if err := checkRegex(c.value); err != nil {
+			cost, err := reqroute.RegexCost(c.value)
+			if err != nil {
 				return nil, fmt.Errorf("%s %s: %w", what, c.name, err)
 			}
+			m.regexCost += cost
 			v.Match = &wire.ValueMatch_Regex{Regex: c.value}
 		default:
 			return nil, fmt.Errorf("%s %s: match type %q is not supported", what, c.name, c.kind)
@@ -150,7 +148,7 @@ func grpcMatch(m *gatewayv1.GRPCRouteMatch) (match, error) {
 	form := anyForm
 	if m.Method != nil {
 		var err error
-		if form, err = setMethod(out.wire, m.Method); err != nil {
+		if form, err = out.setMethod(m.Method); err != nil {
 			return match{}, err
 		}
 		out.precedence[1], out.precedence[2] = len(deref(m.Method.Service)), len(deref(m.Method.Method))
@@ -160,7 +158,7 @@ func grpcMatch(m *gatewayv1.GRPCRouteMatch) (match, error) {
 		headers[i] = condition{strings.ToLower(string(h.Name)), string(deref(h.Type)), h.Value}
 	}
 	var err error
-	if out.wire.Headers, err = values("header", headers); err != nil {
+	if out.wire.Headers, err = out.values("header", headers); err != nil {
 		return match{}, err
 	}
 	out.precedence[0], out.precedence[3] = form, len(out.wire.Headers)
@@ -168,7 +166,7 @@ func grpcMatch(m *gatewayv1.GRPCRouteMatch) (match, error) {
 }
 
 // setMethod sets the path condition of m, and returns its form.
-func setMethod(m *wire.RouteMatch, method *gatewayv1.GRPCMethodMatch) (int, error) {
+func (m *match) setMethod(method *gatewayv1.GRPCMethodMatch) (int, error) {
 	service, name := deref(method.Service), deref(method.Method)
 	if service == "" && name == "" {
 		return anyForm, nil
@@ -183,44 +181,25 @@ func setMethod(m *wire.RouteMatch, method *gatewayv1.GRPCMethodMatch) (int, erro
 		}
 		switch {
 		case name == "":
-			_, err := setPath(m, gatewayv1.PathMatchPathPrefix, "/"+service)
+			_, err := m.setPath(gatewayv1.PathMatchPathPrefix, "/"+service)
 			return exactForm, err
 		case service == "":
-			_, err := setPath(m, gatewayv1.PathMatchRegularExpression,
+			_, err := m.setPath(gatewayv1.PathMatchRegularExpression,
 				"/"+anything+"/"+regexp.QuoteMeta(name))
 			return exactForm, err
 		}
-		_, err := setPath(m, gatewayv1.PathMatchExact, "/"+service+"/"+name)
+		_, err := m.setPath(gatewayv1.PathMatchExact, "/"+service+"/"+name)
 		return exactForm, err
 	case gatewayv1.GRPCMethodMatchRegularExpression:
 		for _, part := range []string{service, name} { // together they could close a group early
-			if err := checkRegex(part); err != nil {
+			if _, err := reqroute.RegexCost(part); err != nil {
 				return 0, fmt.Errorf("method match %q: %w", part, err)
 			}
 		}
-		_, err := setPath(m, gatewayv1.PathMatchRegularExpression,
+		_, err := m.setPath(gatewayv1.PathMatchRegularExpression,
 			"/(?:"+cmp.Or(service, anything)+")/(?:"+cmp.Or(name, anything)+")")
 		return regexForm, err
 	default:
 		return 0, fmt.Errorf("method match type %q is not supported", kind)
 	}
-}
-
-// checkRegex reports why agents would not use a regular expression.
-func checkRegex(text string) error {
-	if len(text) > maxRegex {
-		return fmt.Errorf("the regular expression has more than %d bytes", maxRegex)
-	}
-	parsed, err := syntax.Parse(text, syntax.Perl)
-	if err != nil {
-		return fmt.Errorf("not a regular expression (RE2): %w", err)
-	}
-	program, err := syntax.Compile(parsed.Simplify())
-	if err != nil {
-		return fmt.Errorf("not a regular expression (RE2): %w", err)
-	}
-	if len(program.Inst) > maxProgram {
-		return fmt.Errorf("the regular expression is too complex")
-	}
-	return nil
 }

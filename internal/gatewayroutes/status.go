@@ -12,6 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/causeway-mesh/causeway/internal/catalog"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqroute"
 )
 
 // ControllerName is the controllerName of Causeway's entries in the status of routes.
@@ -38,6 +41,9 @@ const (
 type ParentStatus struct {
 	Ref        gatewayv1.ParentReference
 	Conditions []Condition
+	// NotMirror: the parent is not a mirror. Another controller may be the one that is
+	// responsible. If it has an entry for the parent, Causeway has none.
+	NotMirror bool
 }
 
 // Condition is a wanted condition, without its generation and its time.
@@ -57,7 +63,11 @@ func (x *Index) statusOf(r *route) []ParentStatus {
 		if repeated || len(out) == maxParents {
 			continue
 		}
-		s := ParentStatus{Ref: p.ref, Conditions: []Condition{x.accepted(r, p)}}
+		s := ParentStatus{
+			Ref:        p.ref,
+			Conditions: []Condition{x.accepted(r, p)},
+			NotMirror:  p.mirror == nil,
+		}
 		if p.mirror != nil && r.compiled.invalid == nil {
 			s.Conditions = append(s.Conditions, r.compiled.resolvedRefs())
 			if r.compiled.partly != "" {
@@ -122,9 +132,10 @@ func (x *Index) accepted(r *route, p *parent) Condition {
 	case ReasonConflicted:
 		why = "A GRPCRoute is attached to the port. A port cannot have routes of two kinds."
 	case ReasonLimitExceeded:
-		why = fmt.Sprintf("The routes of a port can have %d matches, %d rules and %d bytes together, "+
-			"for callers of at most %d "+
-			"namespaces. Older routes have precedence.", maxMatches, maxRules, maxBytes, maxAudiences)
+		why = fmt.Sprintf("The routes of a port can have %d matches, %d rules, %d bytes and "+
+			"regular expressions of %d instructions together, for callers of at most %d namespaces. "+
+			"Older routes have precedence.",
+			maxMatches, maxRules, maxBytes, reqroute.MaxRegexCost, maxAudiences)
 	}
 	if attached == 0 {
 		return refuse(refused, "%s", why)
@@ -169,10 +180,13 @@ func (c *compiled) resolvedRefs() Condition {
 
 // Merge returns the parents of a route's status with the wanted entries of Causeway in
 // place of its present ones, and whether that changes anything. Entries of other
-// controllers stay as they are. The times of conditions whose status stays are kept.
+// controllers stay as they are. If one is for a parent that is not a mirror, Causeway has
+// no entry for this parent. The times of conditions whose status stays are kept.
 func (s *Status) Merge(present []gatewayv1.RouteParentStatus, now time.Time) (
 	merged []gatewayv1.RouteParentStatus, changed bool) {
 	var ours []gatewayv1.RouteParentStatus
+	// Not nil, even if it stays empty: the field is required, and null would remove it.
+	merged = make([]gatewayv1.RouteParentStatus, 0, len(present))
 	for _, p := range present {
 		if p.ControllerName == ControllerName {
 			ours = append(ours, p)
@@ -180,8 +194,11 @@ func (s *Status) Merge(present []gatewayv1.RouteParentStatus, now time.Time) (
 			merged = append(merged, p)
 		}
 	}
-	kept := 0
+	kept, others := 0, merged[:len(merged):len(merged)]
 	for _, want := range s.Parents {
+		if want.NotMirror && s.anyFor(others, want.Ref) {
+			continue
+		}
 		if len(merged) == maxParents {
 			break
 		}
@@ -221,6 +238,22 @@ func (s *Status) condition(c Condition, old []metav1.Condition, now time.Time) m
 		out.LastTransitionTime = before.LastTransitionTime
 	}
 	return out
+}
+
+// anyFor reports whether an entry is for the Service that ref names, or for a port of it.
+func (s *Status) anyFor(entries []gatewayv1.RouteParentStatus, ref gatewayv1.ParentReference) bool {
+	service := func(ref *gatewayv1.ParentReference) (catalog.Key, bool) {
+		k := catalog.Key{Namespace: s.ID.Namespace, Name: string(ref.Name)}
+		if ref.Namespace != nil {
+			k.Namespace = string(*ref.Namespace)
+		}
+		return k, isService(ref)
+	}
+	k, _ := service(&ref)
+	return slices.ContainsFunc(entries, func(e gatewayv1.RouteParentStatus) bool {
+		other, ok := service(&e.ParentRef)
+		return ok && other == k
+	})
 }
 
 func sameRef(a, b gatewayv1.ParentReference) bool { return equality.Semantic.DeepEqual(a, b) }

@@ -172,6 +172,9 @@ func (a *Agent) onState(h uplink.State) {
 	if next == nil {
 		return
 	}
+	for _, err := range next.badRoutes {
+		a.log.Warn("routes are not valid; the agent answers their requests with an error", "error", err)
+	}
 	next.expired, next.held = h.Expired, h.Held
 	a.podTable.Update(next.claims(), next.held)
 	a.state.Store(next)

@@ -36,8 +36,6 @@ type parsedFrontend struct {
 	*mirror
 	vips []netip.Addr
 	err  error // mirror and vips are not valid
-	// routesErr says what in the routes is not valid. The mirror is served nevertheless.
-	routesErr error
 }
 
 var errNoCluster = errors.New("the controller's view has no resource for this cluster")
@@ -107,6 +105,14 @@ func (b *stateBuilder) report(key string, err error) {
 		b.errors = make(map[string]error)
 	}
 	b.errors[key] = err
+}
+
+// addBadRoutes records why the routes of a frontend are not valid, if they are not. The
+// mirror is served nevertheless.
+func (b *stateBuilder) addBadRoutes(err error) {
+	if err != nil {
+		b.badRoutes = append(b.badRoutes, err)
+	}
 }
 
 // problems returns all errors, in an order that does not depend on that of maps.
@@ -222,7 +228,7 @@ func (b *stateBuilder) addFrontend(r *wire.Resource, f *wire.Frontend) error {
 		parsed = &parsedFrontend{link: link}
 		parsed.mirror, parsed.vips, parsed.err = parseFrontend(f, link)
 		if parsed.err == nil {
-			parsed.routesErr = parsed.mirror.addRoutes(f)
+			b.addBadRoutes(parsed.mirror.addRoutes(f))
 		}
 	}
 	b.parsed.frontends[r] = parsed
@@ -242,7 +248,7 @@ func (b *stateBuilder) addFrontend(r *wire.Resource, f *wire.Frontend) error {
 		}
 		b.shared[vip] = append(b.shared[vip], parsed.mirror.name)
 	}
-	return errors.Join(parsed.err, parsed.routesErr)
+	return parsed.err
 }
 
 func parseFrontend(f *wire.Frontend, link *peer) (*mirror, []netip.Addr, error) {

@@ -36,7 +36,7 @@ const (
 	copyAnswered   = "answered"
 	copyFailed     = "failed"
 	copyTooLarge   = "too_large"
-	copyOverBudget = "over_budget" // too many copies are open, or no memory is left
+	copyOverBudget = "over_budget" // too many copies of a request or in all, or no memory
 	copyIncomplete = "incomplete"  // the original ended before its body did
 )
 
@@ -55,6 +55,7 @@ func newMirrored() *prometheus.CounterVec {
 // addCopy adds a backend that gets a copy of the request.
 func (r *outboundRequest) addCopy(s *state, ref reqroute.Ref) {
 	if len(r.routed.copies) >= maxCopiesOfRequest {
+		r.conn.agent.metrics.mirrored.WithLabelValues(copyOverBudget).Inc()
 		return
 	}
 	b, err := r.conn.backendAt(s, ref)

@@ -398,6 +398,24 @@ func TestFiltersOfRouteCopies(t *testing.T) {
 	})
 }
 
+// TestRouteCopiesOfOneRequest: the filters of a rule and of its backend ask for more copies
+// than a request can have. Those that are not sent are counted.
+func TestRouteCopiesOfOneRequest(t *testing.T) {
+	w := newRoutedHarness(t, describe)
+	filters := slices.Repeat([]*wire.RouteFilter{{Filter: &wire.RouteFilter_Mirror{Mirror: &wire.RequestMirror{
+		Namespace: "shop", Name: "bar-v2", Numerator: 1, Denominator: 1}}}}, maxCopiesOfRequest)
+	rule := ruleTo(&wire.RouteBackend{Namespace: "shop", Name: "bar-v1", Weight: 1, Filters: filters[:3]})
+	rule.Filters = filters
+	w.setRoutes(routesOf([]*wire.RouteMatch{{}}, rule))
+	doRequest(t, w.client(alice, false), "GET", "http://bar-east/a", "")
+	outcomes := func(outcome string) float64 {
+		return testutil.ToFloat64(w.west.metrics.mirrored.WithLabelValues(outcome))
+	}
+	eventually(t, "copies are counted", func() bool {
+		return outcomes(copyAnswered) == maxCopiesOfRequest && outcomes(copyOverBudget) == 3
+	})
+}
+
 // TestConsumerRoutes: routes for a namespace are for its callers alone.
 func TestConsumerRoutes(t *testing.T) {
 	w := newRoutedHarness(t, describe)

@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protopath"
+	"google.golang.org/protobuf/reflect/protorange"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqroute"
@@ -97,8 +100,11 @@ func (c *outboundConn) checkUnrouted() error {
 
 func compileRoutes(w *wire.RouteRules) (*reqroute.Rules, error) {
 	matches := make([]reqroute.Match, 0, len(w.Matches))
+	newer := len(w.ProtoReflect().GetUnknown()) > 0 // each match and rule tells for itself
 	for _, m := range w.Matches {
-		matches = append(matches, routeMatchOf(m))
+		match := routeMatchOf(m)
+		match.Unknown = match.Unknown || newer
+		matches = append(matches, match)
 	}
 	rules := make([]reqroute.Rule, 0, len(w.Rules))
 	for _, r := range w.Rules {
@@ -107,9 +113,18 @@ func compileRoutes(w *wire.RouteRules) (*reqroute.Rules, error) {
 	return reqroute.Compile(matches, rules)
 }
 
-// isFromNewer reports that a message has fields that this version does not know.
+// isFromNewer reports that a message, or one in it, has fields that this version does not
+// know.
 func isFromNewer(m proto.Message) bool {
-	return len(m.ProtoReflect().GetUnknown()) > 0
+	newer := false
+	err := protorange.Range(m.ProtoReflect(), func(at protopath.Values) error {
+		if in, ok := at.Index(-1).Value.Interface().(protoreflect.Message); ok && len(in.GetUnknown()) > 0 {
+			newer = true
+			return protorange.Terminate
+		}
+		return nil
+	})
+	return newer || err != nil
 }
 
 func routeMatchOf(w *wire.RouteMatch) reqroute.Match {

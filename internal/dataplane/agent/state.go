@@ -39,6 +39,8 @@ type state struct {
 	anchors        *identity.Anchors
 	admission      *admit.State
 	parsed         parsedResources
+	// badRoutes are the routes that are not valid, of frontends that were not yet parsed.
+	badRoutes []error
 }
 
 // peer is a linked cluster.

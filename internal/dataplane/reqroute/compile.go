@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"regexp/syntax"
 	"strings"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
@@ -13,6 +12,8 @@ import (
 // Rules are the compiled rules of one port of a frontend. They are immutable.
 type Rules struct {
 	matches []match // in order of precedence
+	// params are the query parameters of which conditions are, with their indexes.
+	params map[string]int
 	// broken: every request gets an error.
 	broken bool
 }
@@ -40,6 +41,7 @@ type match struct {
 type valueMatch struct {
 	name, value string
 	regex       *regexp.Regexp // nil: the value is compared
+	param       int            // the index of a query parameter
 }
 
 // Compile compiles the rules of a port of a frontend. matches are in order of
@@ -76,25 +78,41 @@ func compileMatches(matches []Match, rules []Rule) (*Rules, error) {
 			compiled[i].total += uint64(b.Weight)
 		}
 	}
-	out := &Rules{}
+	out, left := &Rules{}, budget(MaxRegexCost)
 	for _, m := range matches {
 		if m.Rule < 0 || m.Rule >= len(rules) {
 			return nil, fmt.Errorf("a match is of rule %d of %d", m.Rule, len(rules))
 		}
-		c, err := compileMatch(m)
+		c, err := compileMatch(m, &left)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", rules[m.Rule].Name, err)
 		}
 		c.rule = &compiled[m.Rule]
 		c.rule.matches = append(c.rule.matches, m)
+		for j := range c.query {
+			c.query[j].param = out.param(c.query[j].name)
+		}
 		out.matches = append(out.matches, c)
 	}
 	return out, nil
 }
 
+// param returns the index of a query parameter.
+func (r *Rules) param(name string) int {
+	i, known := r.params[name]
+	if !known {
+		if r.params == nil {
+			r.params = make(map[string]int)
+		}
+		i = len(r.params)
+		r.params[name] = i
+	}
+	return i
+}
+
 var errUnknownMatch = errors.New("it has a match that this version does not know")
 
-func compileMatch(m Match) (c match, err error) {
+func compileMatch(m Match, left *budget) (c match, err error) {
 	if m.Unknown {
 		return c, errUnknownMatch
 	}
@@ -111,49 +129,30 @@ func compileMatch(m Match) (c match, err error) {
 			c.path = strings.TrimRight(c.path, "/")
 		}
 	case m.PathKind == PathRegex:
-		if c.regex, err = compileRegex(m.Path); err != nil {
+		if c.regex, err = left.compile(m.Path); err != nil {
 			return c, err
 		}
 	default:
 		return c, errUnknownMatch
 	}
-	if c.headers, err = compileValues(m.Headers); err != nil {
+	if c.headers, err = compileValues(m.Headers, left); err != nil {
 		return c, err
 	}
-	c.query, err = compileValues(m.Query)
+	c.query, err = compileValues(m.Query, left)
 	return c, err
 }
 
-func compileValues(values []ValueMatch) (out []valueMatch, err error) {
+func compileValues(values []ValueMatch, left *budget) (out []valueMatch, err error) {
 	for _, v := range values {
 		c := valueMatch{name: v.Name, value: v.Value}
 		if v.Regex {
-			if c.regex, err = compileRegex(v.Value); err != nil {
+			if c.regex, err = left.compile(v.Value); err != nil {
 				return nil, err
 			}
 		}
 		out = append(out, c)
 	}
 	return out, nil
-}
-
-// compileRegex compiles an expression that must match a whole value.
-func compileRegex(pattern string) (*regexp.Regexp, error) {
-	if len(pattern) > maxPattern {
-		return nil, fmt.Errorf("regular expression: longer than %d bytes", maxPattern)
-	}
-	parsed, err := syntax.Parse(pattern, syntax.Perl)
-	if err != nil {
-		return nil, fmt.Errorf("regular expression: %w", err)
-	}
-	program, err := syntax.Compile(parsed.Simplify())
-	if err != nil {
-		return nil, fmt.Errorf("regular expression: %w", err)
-	}
-	if len(program.Inst) > maxProgram {
-		return nil, fmt.Errorf("regular expression: it compiles to more than %d instructions", maxProgram)
-	}
-	return regexp.Compile(`\A(?:` + pattern + `)\z`)
 }
 
 // check returns why the requests of a rule must get an error, or nil.

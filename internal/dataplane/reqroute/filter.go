@@ -62,23 +62,30 @@ func (f *Filters) check(matches []Match) error {
 func (c *FieldChanges) check() error {
 	for _, list := range [][]message.Field{c.Set, c.Add} {
 		for _, f := range list {
-			if err := checkName(f.Name); err != nil {
+			if err := CheckFieldName(f.Name); err != nil {
 				return err
 			}
-			if !httpguts.ValidHeaderFieldValue(f.Value) || message.TrimSpace(f.Value) != f.Value {
+			if !IsFieldValue(f.Value) {
 				return fmt.Errorf("field %s: the value is not valid", f.Name)
 			}
 		}
 	}
 	for _, name := range c.Remove {
-		if err := checkName(name); err != nil {
+		if err := CheckFieldName(name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func checkName(name string) error {
+// IsFieldValue reports whether a filter can set a field to a value. The value has no
+// spaces or tabs around it, since they would be lost.
+func IsFieldValue(s string) bool {
+	return httpguts.ValidHeaderFieldValue(s) && message.TrimSpace(s) == s
+}
+
+// CheckFieldName reports why a filter cannot change a field.
+func CheckFieldName(name string) error {
 	if !httpguts.ValidHeaderFieldName(name) {
 		return fmt.Errorf("%.80q is not the name of a field", name)
 	}

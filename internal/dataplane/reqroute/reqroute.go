@@ -16,7 +16,8 @@
 //   - A rule with a filter that is not valid answers its requests with an error. It never
 //     forwards them without the filter.
 //   - If a match is not valid, every request gets an error.
-//   - Regular expressions run in linear time, on values of bounded length.
+//   - Regular expressions run in linear time, on values of bounded length. Their sum is
+//     bounded, in instructions.
 package reqroute
 
 import (
@@ -25,17 +26,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
 
-// The bounds of what Compile accepts. What exceeds them is not valid.
-const (
-	maxMatches = 1024
-	// maxPattern is the length of a regular expression, and maxProgram is how many
-	// instructions it may compile to.
-	maxPattern = 1024
-	maxProgram = 2000
-	// maxMatchedValue is the length of a value that is matched against a regular
-	// expression. A longer one does not match.
-	maxMatchedValue = 4096
-)
+// maxMatches bounds what Compile accepts. More matches are not valid.
+const maxMatches = 1024
 
 // A Rule is what happens to the requests of some matches.
 type Rule struct {
@@ -161,7 +153,8 @@ type Backend struct {
 
 // Retry says which responses are followed by another try.
 type Retry struct {
-	// Attempts is the most retries of one request. nil: the default.
+	// Attempts is the most retries of one request. nil: that of the backend, but at least
+	// one.
 	Attempts *int
 	// Codes are statuses. They hold for each method, because a route can match methods.
 	Codes []int

@@ -457,6 +457,13 @@ func TestPolicy(t *testing.T) {
 	if got := routeOf(t, rule, get("/")).Policy(base).MaxRetries; got != base.MaxRetries {
 		t.Errorf("%d retries by default", got)
 	}
+	if got := routeOf(t, rule, get("/")).Policy(retry.Policy{}).MaxRetries; got != 1 {
+		t.Errorf("%d retries of a backend without retries", got)
+	}
+	rule.Retry.Attempts = new(0)
+	if got := routeOf(t, rule, get("/")).Policy(base).MaxRetries; got != 0 {
+		t.Errorf("%d retries of a rule with none", got)
+	}
 }
 
 func TestMatchDoesNotAllocate(t *testing.T) {
@@ -471,5 +478,91 @@ func TestMatchDoesNotAllocate(t *testing.T) {
 	h := get("/api/v1/products?q=one", field("version", "two"))
 	if n := testing.AllocsPerRun(100, func() { rules.Match(h) }); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestRegexBudget compiles expressions that are fine alone, and too complex together.
+func TestRegexBudget(t *testing.T) {
+	const large = "(?:a*b?){450}"
+	cost, err := RegexCost(large)
+	if err != nil || cost < 1500 || cost > maxProgram {
+		t.Fatalf("got %d, %v", cost, err)
+	}
+	for name, rules := range map[string][]testRule{
+		"paths": {to("r", regexPath(large), regexPath(large), regexPath(large))},
+		"rules": {to("r", regexPath(large)), to("s", Match{Headers: like("a", large)}),
+			to("t", regexPath(large))},
+		"conditions": {to("r", Match{Headers: append(like("a", large), like("b", large)...),
+			Query: like("c", large)})},
+	} {
+		compiled, err := compile(rules...)
+		if err == nil || !strings.Contains(err.Error(), "too complex together") {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if _, err := compiled.Match(get("/")); err != ErrNoBackend {
+			t.Errorf("%s: Match: %v", name, err)
+		}
+	}
+	if _, err := compile(to("r", regexPath(large), regexPath(large))); err != nil {
+		t.Errorf("two expressions: %v", err)
+	}
+}
+
+func regexPath(pattern string) Match { return Match{PathKind: PathRegex, Path: pattern} }
+
+func TestRegexCost(t *testing.T) {
+	for name, c := range map[string]struct {
+		pattern string
+		ok      bool
+	}{
+		"ordinary":                    {`/api/v[0-9]+/(users|items)/[^/]+`, true},
+		"classes of Unicode":          {`\pL\pN`, true},
+		"memory of many classes":      {strings.Repeat(`\pL`, 100), false},
+		"ends the group around it":    {`a)|(?:b`, false},
+		"quotes the end of the group": {`\Qabc`, false},
+		"quoted":                      {`\Qa)b\E`, true},
+		"long":                        {strings.Repeat("a", maxPattern+1), false},
+	} {
+		_, err := RegexCost(c.pattern)
+		if (err == nil) != c.ok {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if _, err := compile(to("r", regexPath(c.pattern))); (err == nil) != c.ok {
+			t.Errorf("%s: Compile: %v", name, err)
+		}
+	}
+}
+
+// TestMatchReadsQueryOnce looks for many parameters in a long query, and for fields that
+// occur often.
+func TestMatchReadsQueryOnce(t *testing.T) {
+	m := Match{}
+	for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
+		m.Query = append(m.Query, is(name, "1")...)
+		m.Headers = append(m.Headers, is("x", strings.Repeat("1,", 99)+"1")...)
+	}
+	matches := []Match{}
+	for range maxMatches {
+		matches = append(matches, Match{Query: append(m.Query[:8:8], is("none", "")...), Headers: m.Headers})
+	}
+	compiled, err := compile(to("many", matches...), to("r", m))
+	if err == nil {
+		t.Fatal("too many matches were accepted")
+	}
+	if compiled, err = compile(to("many", matches[1:]...), to("r", m)); err != nil {
+		t.Fatal(err)
+	}
+	var ones []message.Field
+	for range 100 {
+		ones = append(ones, field("X", "1"))
+	}
+	h := get("/?"+strings.Repeat("%78=1&", 5000)+"a=1&a=2&b=1&c=1&d=1&e=1&f=1&g=1&%68=%31", ones...)
+	var r Route
+	allocated := testing.AllocsPerRun(1, func() { r, err = compiled.Match(h) })
+	if err != nil || r.Name() != "r" {
+		t.Errorf("got %v", err)
+	}
+	if allocated > 2*5000 { // each escape allocates
+		t.Errorf("Match allocates %v times", allocated)
 	}
 }

@@ -41,9 +41,10 @@ func (r *Rules) Match(h *message.Head) (Route, error) {
 	if err != nil || path == "*" {
 		path, query = "", queryOf(h.Target)
 	}
+	values := values{head: h, query: query, params: r.params}
 	for i := range r.matches {
 		m := &r.matches[i]
-		if !m.matches(h, path, query) {
+		if !m.matches(&values, path) {
 			continue
 		}
 		if m.rule.broken {
@@ -81,7 +82,7 @@ func (f *Filters) changesPath() bool {
 
 // matches reports whether a request matches. path is empty if the request has none in
 // normal form.
-func (m *match) matches(h *message.Head, path, query string) bool {
+func (m *match) matches(v *values, path string) bool {
 	switch m.kind {
 	case ExactPath:
 		if path != m.path {
@@ -96,19 +97,19 @@ func (m *match) matches(h *message.Head, path, query string) bool {
 			return false
 		}
 	}
-	if m.method != "" && m.method != h.Method {
+	if m.method != "" && m.method != v.head.Method {
 		return false
 	}
-	if m.grpc && !isGRPC(h) {
+	if m.grpc && !isGRPC(v.head) {
 		return false
 	}
 	for i := range m.headers {
-		if v, ok := headerValue(h, m.headers[i].name); !ok || !m.headers[i].matches(v) {
+		if value, ok := v.header(m.headers[i].name); !ok || !m.headers[i].matches(value) {
 			return false
 		}
 	}
 	for i := range m.query {
-		if v, ok := queryValue(query, m.query[i].name); !ok || !m.query[i].matches(v) {
+		if p := v.param(m.query[i].param); !p.ok || !m.query[i].matches(p.value) {
 			return false
 		}
 	}
@@ -131,36 +132,79 @@ func matchesRegex(re *regexp.Regexp, value string) bool {
 	return len(value) <= maxMatchedValue && re.MatchString(value)
 }
 
-// headerValue returns the values of a field, joined by commas.
-func headerValue(h *message.Head, name string) (string, bool) {
-	if h.Authority != "" && strings.EqualFold(name, "host") {
-		return h.Authority, true
-	}
-	first, ok := h.Get(name)
-	if !ok {
-		return "", false
-	}
-	more := false
-	for i, seen := 0, false; i < len(h.Fields) && !more; i++ {
-		if strings.EqualFold(h.Fields[i].Name, name) {
-			seen, more = true, seen
-		}
-	}
-	if more {
-		return strings.Join(h.Values(name), ","), true
-	}
-	return first, true
+// values are what the conditions of all matches look at. Work that several conditions
+// need is done once for a request.
+type values struct {
+	head   *message.Head
+	query  string
+	params map[string]int // of the Rules
+	// read: the first values of params are in many, or in few if many is nil, by index.
+	// few needs no allocation.
+	read bool
+	few  [4]param
+	many []param
+	// joined are the values of fields that occur several times.
+	joined map[string]string
 }
 
-// queryValue returns the first value of a parameter.
-func queryValue(query, name string) (string, bool) {
-	for pair := range strings.SplitSeq(query, "&") {
-		key, value, _ := strings.Cut(pair, "=")
-		if pair != "" && unescape(key) == name {
-			return unescape(value), true
+// A param is the value of a query parameter. ok is false if the query does not have it.
+type param struct {
+	value string
+	ok    bool
+}
+
+// header returns the values of a field, joined by commas.
+func (v *values) header(name string) (string, bool) {
+	if v.head.Authority != "" && strings.EqualFold(name, "host") {
+		return v.head.Authority, true
+	}
+	first, n := "", 0
+	for i := range v.head.Fields {
+		if f := &v.head.Fields[i]; len(f.Name) == len(name) && strings.EqualFold(f.Name, name) {
+			if n++; n > 1 {
+				return v.join(name), true
+			}
+			first = f.Value
 		}
 	}
-	return "", false
+	return first, n > 0
+}
+
+func (v *values) join(name string) string {
+	all, known := v.joined[name]
+	if !known {
+		all = strings.Join(v.head.Values(name), ",")
+		if v.joined == nil {
+			v.joined = make(map[string]string)
+		}
+		v.joined[name] = all
+	}
+	return all
+}
+
+// param returns the first value of the query parameter at an index.
+func (v *values) param(i int) param {
+	if !v.read {
+		v.read = true
+		if len(v.params) > len(v.few) {
+			v.many = make([]param, len(v.params))
+		}
+		for pair := range strings.SplitSeq(v.query, "&") {
+			key, value, _ := strings.Cut(pair, "=")
+			at, wanted := v.params[unescape(key)]
+			if p := v.at(at); pair != "" && wanted && !p.ok {
+				p.value, p.ok = unescape(value), true
+			}
+		}
+	}
+	return *v.at(i)
+}
+
+func (v *values) at(i int) *param {
+	if v.many == nil {
+		return &v.few[i]
+	}
+	return &v.many[i]
 }
 
 // unescape decodes a part of a query. What is not valid stays as it is.
@@ -382,6 +426,8 @@ func (r Route) Policy(base retry.Policy) retry.Policy {
 	}
 	if rule.Retry.Attempts != nil {
 		base.MaxRetries = *rule.Retry.Attempts
+	} else {
+		base.MaxRetries = max(base.MaxRetries, 1) // the rule asks for retries
 	}
 	base.MinDelay = rule.Retry.Backoff
 	base.Statuses, base.StatusesOfAnyMethod = rule.Retry.Codes, true

@@ -1459,7 +1459,7 @@ func (x *RouteBackend) GetFilters() []*RouteFilter {
 
 type RouteRetry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Attempts after the first. Absent: the setting of the backend.
+	// Attempts after the first. Absent: the setting of the backend, but at least 1.
 	Attempts *uint32 `protobuf:"varint,1,opt,name=attempts,proto3,oneof" json:"attempts,omitempty"`
 	// Status codes from 400 to 599 that are retried.
 	Codes []uint32 `protobuf:"varint,2,rep,packed,name=codes,proto3" json:"codes,omitempty"`
