@@ -284,6 +284,8 @@ func (x *exchange) toPlain() {
 			if !x.receiveCredit() {
 				return
 			}
+		case t == tunnel.TypeIdle && ended && x.lastSent.Load():
+			return // the answer to our last frame was faster than writeLast; ReadIdle reads it
 		case t == tunnel.TypeReset: // it may follow END
 			x.session.ConsumePrefix()
 			x.farReset.Store(true)

@@ -311,6 +311,32 @@ func TestSessionGoneAfterEnd(t *testing.T) {
 
 // Bytes that were read before a reset are delivered before the reset is passed on: an
 // application's early answer reaches a caller who is still uploading.
+// TestIdleFollowsLastFrame: the far side answers our last frame by IDLE, perhaps before the
+// goroutine that wrote it goes on.
+func TestIdleFollowsLastFrame(t *testing.T) {
+	for range 100 {
+		app, far, wait := startExchange(t)
+		tunnel.WriteEmpty(far, tunnel.TypeEnd)
+		if _, err := io.ReadAll(app); err != nil {
+			t.Fatal(err)
+		}
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			if got, _, err := far.Next(); err != nil || got != tunnel.TypeEnd {
+				t.Errorf("%v, %v; want END", got, err)
+			}
+			tunnel.WriteEmpty(far, tunnel.TypeIdle)
+		}()
+		app.CloseWrite()
+		r := wait()
+		<-answered
+		if !r.Clean() || !r.Reusable {
+			t.Fatalf("the exchange ends with %v: %v", r.Reason, r.Err)
+		}
+	}
+}
+
 func TestExchangeDeliversEarlyAnswer(t *testing.T) {
 	answer := string(bytes.Repeat([]byte("413 "), 1024))
 	for range 40 {
