@@ -93,6 +93,10 @@ long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderIt
 test-long: ahead shortlived ## the stories on real clusters that take over a minute each
 	CAUSEWAY_E2E_LONG=1 hack/e2e -run '$(long_stories)'
 
+.PHONY: mesh-tests
+mesh-tests: image echo ## the Gateway API's mesh conformance tests, on mirrors
+	hack/mesh-tests
+
 .PHONY: selftest
 selftest: ## the lab's tests of itself, in labs of their own
 	cd lab && go test -tags e2e -count=1 -timeout=20m -v ./selftest/

@@ -163,7 +163,7 @@ func (r *runningTap) end() {
 	r.cmd.Wait()
 }
 
-// setAccessLogs installs with or without access logs, and waits until the agents of before
+// setAccessLogs installs with or without access logs, and waits until the former agents
 // have gone: until then one of them serves taps.
 func (c *cluster) setAccessLogs(ctx context.Context, args ...string) error {
 	_, tag, _ := strings.Cut(os.Getenv("CAUSEWAY_IMAGE"), ":")

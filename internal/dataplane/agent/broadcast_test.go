@@ -26,7 +26,7 @@ func TestAwaitAnswer(t *testing.T) {
 		"with late news": {why: "other news is not the answer", good: time.Second, tells: []time.Duration{500 * time.Millisecond, 1500 * time.Millisecond}, after: 1500 * time.Millisecond},
 		"too late":       {why: "patience is bounded", good: time.Second, tells: []time.Duration{3 * time.Second}, after: answerTimeout, err: errNotYet},
 		"final":          {why: "no news would change it", final: true, after: 0, err: errNotYet},
-		"with time":      {why: "the kernel finds a pod and tells nobody", good: 250 * time.Millisecond, again: true, after: 3 * answerRetryInterval},
+		"with time":      {why: "no event says that the kernel has found a pod", good: 250 * time.Millisecond, again: true, after: 3 * answerRetryInterval},
 		"not with time":  {why: "asking costs", good: 250 * time.Millisecond, tells: []time.Duration{time.Second}, after: time.Second},
 		"never in time":  {why: "patience is bounded", again: true, after: answerTimeout, err: errNotYet},
 		"context":        {why: "the process stops", ends: time.Second, after: time.Second, err: errNotYet},

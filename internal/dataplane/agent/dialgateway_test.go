@@ -42,7 +42,7 @@ func TestPenalties(t *testing.T) {
 			d.recordDial(all, 1, start)
 			d.recordDial(d.order(all, start.Add(minPenalty)), 1, start.Add(minPenalty))
 		}, 3*minPenalty - 1, []string{"b", "c", "a"}},
-		"unheard": {"where nobody hears what is sent is no place for the next call", func(d *penalties) { d.recordDead("b", start) }, time.Second, []string{"a", "c", "b"}},
+		"silent": {"the next connection should not go to an address that answers nothing", func(d *penalties) { d.recordDead("b", start) }, time.Second, []string{"a", "c", "b"}},
 		"lost by many at once": {"a crowd of calls finds out the same thing once", func(d *penalties) {
 			for range 10 {
 				d.recordDial(all, 1, start)

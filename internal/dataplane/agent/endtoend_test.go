@@ -354,7 +354,7 @@ func TestGatewayRejectionIsExplained(t *testing.T) {
 		t.Fatalf("the call got %q", answer)
 	}
 	w.wantRefusal(w.west, outbound, reasonHandshake)
-	eventually(t, "it is told", func() bool { return len(w.logs[0].all("connection refused", "error")) > 0 })
+	eventually(t, "it is logged", func() bool { return len(w.logs[0].all("connection refused", "error")) > 0 })
 	if got := w.logs[0].all("connection refused", "error")[0]; !strings.Contains(got, errRejectedByPeer.Error()) {
 		t.Errorf("the near agent tells of %q", got)
 	}

@@ -128,7 +128,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	}
 	counted.Finish(time.Now(), requestResult(result, start).Traced(traced.TraceID()))
 	endInboundSpan(traced, result)
-	r.record(head, start, result, nil)
+	r.record(head, start, result)
 }
 
 // relay forwards a request, unless it must be refused, and its response.

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
-	"strconv"
 	"sync"
 	"time"
 
@@ -656,101 +654,5 @@ func editResponse(h *message.Head) {
 	if value, far := h.Get(httprelay.ErrorField); far {
 		h.Del(httprelay.ErrorField)
 		h.Add("Proxy-Status", "causeway-peer; "+httprelay.ProxyStatus(value))
-	}
-}
-
-// grpcStatusOf returns the status of a response of gRPC that has no message.
-func grpcStatusOf(h *message.Head) (uint32, bool) {
-	value, ok := h.Get("Grpc-Status")
-	if !ok {
-		return 0, false // ParseUint would allocate its error
-	}
-	status, err := strconv.ParseUint(value, 10, 5)
-	return uint32(status), err == nil
-}
-
-func isGRPC(h *message.Head) bool {
-	value, _ := h.Get("Content-Type")
-	const grpc = "application/grpc"
-	return len(value) >= len(grpc) && value[:len(grpc)] == grpc
-}
-
-// grpcTimeout returns how long the caller of gRPC waits, as the field says by the "Timeout"
-// of the protocol: at most 8 digits and a unit.
-func grpcTimeout(h *message.Head) (time.Duration, bool) {
-	if !isGRPC(h) {
-		return 0, false
-	}
-	value, ok := h.Get("Grpc-Timeout")
-	if !ok || len(value) < 2 || len(value) > 9 {
-		return 0, false
-	}
-	unit, ok := grpcUnits[value[len(value)-1]]
-	n, err := strconv.ParseUint(value[:len(value)-1], 10, 32)
-	if !ok || err != nil {
-		return 0, false
-	}
-	return time.Duration(min(n, uint64(math.MaxInt64/unit))) * unit, true
-}
-
-var grpcUnits = map[byte]time.Duration{
-	'H': time.Hour, 'M': time.Minute, 'S': time.Second,
-	'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
-}
-
-// A closeWatch finds out that a caller has gone while it waits for a response, because
-// no goroutine reads from its connection then.
-type closeWatch struct {
-	c     *net.TCPConn
-	timer *time.Timer
-
-	mu      sync.Mutex // guards what follows
-	cancel  func()     // nil: no request is open
-	since   time.Time  // when that request began
-	running bool       // the timer
-}
-
-const closeWatchInterval = time.Second
-
-func newCloseWatch(c *net.TCPConn) *closeWatch {
-	w := &closeWatch{c: c}
-	w.timer = time.AfterFunc(time.Hour, w.check)
-	w.timer.Stop()
-	return w
-}
-
-func (w *closeWatch) start(cancel func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.cancel, w.since = cancel, time.Now()
-	if !w.running {
-		w.running = true
-		w.timer.Reset(closeWatchInterval)
-	}
-}
-
-// pause leaves the timer running, which costs less than to stop and to start it for each
-// request.
-func (w *closeWatch) pause() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.cancel = nil
-}
-
-func (w *closeWatch) stop() {
-	w.pause()
-	w.timer.Stop()
-}
-
-func (w *closeWatch) check() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	switch {
-	case w.cancel == nil:
-		w.running = false
-	case time.Since(w.since) >= closeWatchInterval && (transport.IsClosed(w.c) || transport.HasReceivedFIN(w.c)):
-		w.cancel()
-	default:
-		w.timer.Reset(closeWatchInterval)
 	}
 }

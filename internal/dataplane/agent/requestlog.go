@@ -47,12 +47,8 @@ func (cc *callerConn) recordMalformed(bad *h1.Error) {
 	hub.Publish(want, rec)
 }
 
-// record logs a request that has ended. err is why it was refused before it reached the
-// application; nil: it was not, and result tells how it ended.
-func (r *inboundRequests) record(head *message.Head, start time.Time, result httprelay.Result, err error) {
-	if err != nil {
-		result = httprelay.Result{Err: err, Status: refusalOf(err).Status}
-	}
+// record logs a request that has ended.
+func (r *inboundRequests) record(head *message.Head, start time.Time, result httprelay.Result) {
 	hub := r.agent.requestLog
 	want := hub.Wants(isFailed(result))
 	if want == 0 {

@@ -99,11 +99,11 @@ func TestIdleSessionEndsWhenNoLongerAdmitted(t *testing.T) {
 	}{
 		"link revoked here":  {"its peer is refused", func(w *harness) { w.mu.Lock(); w.revoked["link-to-east"] = true; w.mu.Unlock() }, false},
 		"link revoked there": {"its caller is", func(w *harness) { w.mu.Lock(); w.revoked["link-to-west"] = true; w.mu.Unlock() }, false},
-		"mirror gone":        {"nobody calls it any more", func(w *harness) { w.edit(&w.westView, "frontend/shop/bar-east", nil) }, false},
+		"mirror gone":        {"no pod can call it any more", func(w *harness) { w.edit(&w.westView, "frontend/shop/bar-east", nil) }, false},
 		"address gone": {"who takes a gateway address out of a Link wants to turn it off", func(w *harness) {
 			w.edit(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = "127.78.9.9:4143" })
 		}, false},
-		"last caller gone": {"nobody of this name is here", func(w *harness) { w.edit(&w.westView, "pod/alice-0", nil) }, false},
+		"last caller gone": {"no pod of this ServiceAccount is on the node", func(w *harness) { w.edit(&w.westView, "pod/alice-0", nil) }, false},
 		"not exported":     {"its service is", func(w *harness) { w.edit(&w.eastView, exported, nil) }, false},
 		"pod not ready": {"a session must not bring what readiness keeps away", func(w *harness) {
 			w.edit(&w.eastView, exported, func(r *wire.Resource) { r.GetExport().Pods[0].Accepts = false })

@@ -161,7 +161,7 @@ func TestReadHeaderRefuses(t *testing.T) {
 		"UDP":            {"not ours", func(b []byte) []byte { b[13] = 0x12; return sign(b) }, noon, ErrNotAHeader},
 		"unix":           {"not ours", func(b []byte) []byte { b[13] = 0x31; return sign(b) }, noon, ErrNotAHeader},
 		"too long":       {"memory is bounded before anything is proven", func(b []byte) []byte { return append(relength(append(b[:fixedLen], make([]byte, MaxHeader)...)), 0) }, noon, ErrNotAHeader},
-		"no MAC":         {"a plain PROXY header is nobody's", func(b []byte) []byte { return relength(b[:len(b)-macTLVLen]) }, noon, ErrNotAHeader},
+		"no MAC":         {"a plain PROXY header proves no sender", func(b []byte) []byte { return relength(b[:len(b)-macTLVLen]) }, noon, ErrNotAHeader},
 		"other key":      {"another node's header, or a forger's", func(b []byte) []byte { b[len(b)-1] ^= 1; return b }, noon, ErrBadMAC},
 		"edited address": {"a forged client address would lie in logs", func(b []byte) []byte { b[fixedLen] ^= 1; return b }, noon, ErrBadMAC},
 		"edited pod":     {"the pod is chosen by the gateway", func(b []byte) []byte { b[fixedLen+12+3] ^= 1; return b }, noon, ErrBadMAC},

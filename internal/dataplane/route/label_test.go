@@ -62,7 +62,7 @@ func TestOpen(t *testing.T) {
 		"another's key":     {"an unlinked peer dies here", good, ringOf(dated("west", noon, key(2))), noon, "", Label{}, ErrUnknownKey},
 		"no keys":           {"before the first snapshot all is refused", good, &Keyring{}, noon, "", Label{}, ErrUnknownKey},
 		"key of tomorrow":   {"a stolen key dies with its day", good, ringOf(LinkKey{"east", DatedKey{Day(noon) + 1, key(1)}}), noon, "east", Label{svc, minuteOf(noon), Hint{}}, ErrStale},
-		"unknown hint":      {"a newer peer is told apart from a stranger", at(svc, noon, Hint{Kind: 4}), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Hint{Kind: 4}}, ErrUnknownHint},
+		"unknown hint":      {"the label of a newer peer is not that of a stranger", at(svc, noon, Hint{Kind: 4}), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Hint{Kind: 4}}, ErrUnknownHint},
 		"any with argument": {"one meaning, one form", at(svc, noon, Hint{Arg: [8]byte{1}}), ringOf(east), noon, "east", Label{svc, minuteOf(noon), Hint{Arg: [8]byte{1}}}, ErrUnknownHint},
 		"empty":             {"no SNI", "", ringOf(east), noon, "", Label{}, ErrNotALabel},
 		"plain name":        {"a stranger's SNI", "www.example.com", ringOf(east), noon, "", Label{}, ErrNotALabel},

@@ -66,7 +66,7 @@ func TestDialFirst(t *testing.T) {
 		"first is silent":          {"the next is tried after 250 ms", map[string]dialPlan{"a": {time.Hour, nil}, "b": {5 * ms, nil}}, 1, 255 * ms, 2, nil},
 		"first is slow and wins":   {"a late answer counts", map[string]dialPlan{"a": {300 * ms, nil}, "b": {400 * ms, nil}}, 0, 300 * ms, 2, nil},
 		"second refuses meanwhile": {"the first is waited for", map[string]dialPlan{"a": {400 * ms, nil}, "b": {1 * ms, errRefused}}, 0, 400 * ms, 2, nil},
-		"all refuse":               {"every reason is told", map[string]dialPlan{"a": {0, errRefused}, "b": {0, errRefused}}, 0, 0, 2, errRefused},
+		"all refuse":               {"the error has every reason", map[string]dialPlan{"a": {0, errRefused}, "b": {0, errRefused}}, 0, 0, 2, errRefused},
 		"all are silent":           {"each attempt ends after 3 s", map[string]dialPlan{"a": {time.Hour, nil}, "b": {time.Hour, nil}}, 0, 3250 * ms, 2, context.DeadlineExceeded},
 	}
 	for name, c := range cases {
