@@ -109,7 +109,7 @@ func TestTap(t *testing.T) {
 				t.Errorf("code %d, stdout %q, want an error after a record", code, &out)
 			}
 			for _, want := range []string{"tap agent agent-2: forward a port to it: connection refused",
-				"agent agent-1 dropped 7 requests", "the Tap was deleted or has expired"} {
+				"tapping ", "agent agent-1 dropped 7 requests", "the Tap was deleted or has expired"} {
 				if !strings.Contains(errs.String(), want) {
 					t.Errorf("stderr %q does not say %q", &errs, want)
 				}
@@ -134,9 +134,6 @@ func TestTapEndsWithItsReader(t *testing.T) {
 	a, cl := tapApp(t, writerFunc(func(b []byte) (int, error) { cancel(); return len(b), nil }), &errs, tapped)
 	if code := run(ctx, []string{"tap", "-n", "shop", "--service", "bar-east"}, a); code != 0 {
 		t.Errorf("code %d, %s", code, &errs)
-	}
-	if !strings.Contains(errs.String(), "tapping 1 of 2 agents") && !strings.Contains(errs.String(), "connection refused") {
-		t.Errorf("stderr %q", &errs)
 	}
 	wantNoTaps(t, cl)
 }

@@ -34,6 +34,7 @@ const oldAge = 20 * time.Hour
 // agedHarness is a world whose certificates are all due.
 type agedHarness struct {
 	*harness
+	held  sync.Mutex // held while nothing may be renewed
 	mu    sync.Mutex
 	tried [][]*openExchange // by west, one after another
 }
@@ -47,6 +48,8 @@ func newAgedHarness(t *testing.T, app func(*net.TCPConn)) *agedHarness {
 		r.pause, r.jitter = 0, 0
 		renew := r.renew
 		r.renew = func(ctx context.Context, all []*openExchange) {
+			o.held.Lock()
+			o.held.Unlock()
 			renew(ctx, all)
 			o.mu.Lock()
 			defer o.mu.Unlock()
@@ -54,6 +57,14 @@ func newAgedHarness(t *testing.T, app func(*net.TCPConn)) *agedHarness {
 		}
 	})
 	return o
+}
+
+// holdRenewals lets nothing be renewed until release is called.
+func (o *agedHarness) holdRenewals() (release func()) {
+	o.held.Lock()
+	release = sync.OnceFunc(o.held.Unlock)
+	o.Cleanup(release)
+	return release
 }
 
 // attempts returns how many sessions west has made, or tried to make, to renew others.
@@ -166,11 +177,13 @@ func TestOpenExchangeIsRenewed(t *testing.T) {
 func TestSessionForRequestsIsRenewed(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {
 		w := newAgedHarness(t, serveHTTP(serveEvents))
+		release := w.holdRenewals() // the session is due as soon as it has a request
 		events := w.openEvents(alice, h2)
 		events.want(t, "a")
 		old := w.busySession()
 		w.newCertificates(w.west, w.westTrust)
 		w.newCertificates(w.east, w.eastTrust)
+		release()
 		w.push()
 		eventually(t, "the session is renewed", func() bool { return renewalCount(w.west, outbound, renewalDone) == 1 })
 		if n := renewalCount(w.east, inbound, renewalDone); n != 1 {
