@@ -126,6 +126,7 @@ var rewritten = []string{
 	"internal/dataplane/reqmetrics",
 	"internal/dataplane/reqroute",
 	"internal/dataplane/retry",
+	"internal/dataplane/socket",
 	"internal/dataplane/tapaccess",
 	"internal/dataplane/trace",
 	"internal/dataplane/transport/alive.go",

@@ -59,6 +59,7 @@ type bench struct {
 	calm               float64
 	bin, images, image string // where the causeway command and the images are, and its name
 	envoy, trafficgen  string // binaries
+	profiles           string // folder for perf's recordings; empty: none
 
 	dir            string // of configurations, keys and logs
 	places         places
@@ -90,6 +91,7 @@ func main() {
 	flag.IntVar(&b.idle, "idle", 1000, "connections of the measure idle")
 	flag.Float64Var(&b.calm, "calm", 0.15, "share of the machine above which other programs disturb a window")
 	flag.StringVar(&record, "record", "", "file to which every window is written, as a line of JSON")
+	flag.StringVar(&b.profiles, "profile", "", "folder for profiles of Causeway by perf, which uses processors, too")
 	flag.DurationVar(&total, "timeout", 2*time.Hour, "limit of the run")
 	flag.BoolVar(&keep, "keep", false, "leave everything standing; remove it with: bin/lab --name NAME down")
 	flag.StringVar(&b.bin, "bin", "../bin", "folder of the causeway command")
@@ -283,6 +285,11 @@ func (b *bench) prepare(ctx context.Context) error {
 	}
 	if slices.Contains(b.chains, chainCauseway) {
 		if b.pair, err = b.raisePair(ctx); err != nil {
+			return err
+		}
+	}
+	if b.profiles != "" {
+		if err := os.MkdirAll(b.profiles, 0o700); err != nil {
 			return err
 		}
 	}

@@ -106,6 +106,8 @@ type window struct {
 	CPU     map[string]float64 `json:"cpu,omitempty"`    // seconds of the proxies of each role
 	Memory  *memory            `json:"memory,omitempty"` // of idle connections
 	Others  float64            `json:"others"`           // share of the machine that other programs took
+	// Profile has the samples of the proxies by what they did; nil: not recorded.
+	Profile map[string]int `json:"profile,omitempty"`
 }
 
 // memory is what each idle connection adds, in KiB.
@@ -140,6 +142,10 @@ func (b *bench) take(ctx context.Context, p *path, m measure) (window, error) {
 	for _, x := range p.proxies {
 		chainPIDs = append(chainPIDs, x.pid)
 	}
+	endProfile, err := b.startProfile(ctx, p, m, warm, length)
+	if err != nil {
+		return window{}, err
+	}
 	out, err := output(inNetns(ctx, p.netns, b.trafficgen, "load",
 		"-target", p.targets.of(m.pattern),
 		"-pattern", m.pattern,
@@ -150,10 +156,11 @@ func (b *bench) take(ctx context.Context, p *path, m measure) (window, error) {
 		"-pids", joinInts(slices.Concat(chainPIDs, b.softIRQThreads)),
 		"-cgroup", b.cgroup(),
 	))
-	if err != nil {
+	profile, profileErr := endProfile()
+	if err := errors.Join(err, profileErr); err != nil {
 		return window{}, err
 	}
-	w := window{CPU: map[string]float64{}}
+	w := window{CPU: map[string]float64{}, Profile: profile}
 	if err := json.Unmarshal([]byte(out), &w.Result); err != nil {
 		return window{}, fmt.Errorf("decode the result of trafficgen: %w", err)
 	}

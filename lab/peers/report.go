@@ -212,7 +212,39 @@ func (r report) markdown() string {
 		columns := strings.Repeat(" --- |", len(r.chains)+3)
 		fmt.Fprintf(&out, " Causeway / better peer | wanted |\n|%s\n%s\n", columns, rows.String())
 	}
+	out.WriteString(r.profile())
 	out.WriteString(r.disturbance())
+	return out.String()
+}
+
+// profile says what the proxies of Causeway used processors for. It is empty without
+// profiles.
+func (r report) profile() string {
+	var measures []string
+	counts, totals := map[[2]string]int{}, map[string]int{} // by share and measure
+	for _, w := range r.windows {
+		if w.Profile != nil && !slices.Contains(measures, w.Measure) {
+			measures = append(measures, w.Measure)
+		}
+		for share, n := range w.Profile {
+			counts[[2]string{share, w.Measure}] += n
+			totals[w.Measure] += n
+		}
+	}
+	if len(measures) == 0 {
+		return ""
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "CPU time of Causeway's proxies, of all rounds:\n\n| | %s |\n| --- |%s\n",
+		strings.Join(measures, " | "), strings.Repeat(" --- |", len(measures)))
+	for _, share := range allShares {
+		fmt.Fprintf(&out, "| %s |", share)
+		for _, m := range measures {
+			fmt.Fprintf(&out, " %.0f %% |", 100*float64(counts[[2]string{share, m}])/float64(totals[m]))
+		}
+		out.WriteString("\n")
+	}
+	out.WriteString("\n")
 	return out.String()
 }
 

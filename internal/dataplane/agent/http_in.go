@@ -335,10 +335,7 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 		if err != nil {
 			return nil, err
 		}
-		if f.app, err = httprelay.NewAppConn(c); err != nil {
-			transport.Reset(c)
-			return nil, err
-		}
+		f.app = httprelay.NewAppConn(c)
 	}
 	return f.app, f.app.Send(h, body, end)
 }

@@ -140,12 +140,8 @@ func (a *Agent) newRequestBackend(out *outboundConn, p tunnel.Protocol) (*reques
 
 // serveHTTP1 serves the requests of an HTTP/1 connection, one after the other.
 func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
-	caller, err := httprelay.NewCallerConn(c, cc.out.earlyData)
+	caller := httprelay.NewCallerConn(c, cc.out.earlyData)
 	cc.out.earlyData = nil
-	if err != nil {
-		transport.Reset(c)
-		return false
-	}
 	stop := afterfunc.Start(cc.ctx, func() { transport.Reset(c) })
 	defer stop()
 	watch := newCloseWatch(c)

@@ -340,7 +340,7 @@ func (a *Agent) serverHandshake(life context.Context, c *net.TCPConn, hello []by
 		return nil, refuse("tls_"+identity.Reason(err), fmt.Errorf("TLS with a caller: %w", err))
 	}
 	raw.MarkProven()
-	raw.Conn = c // only the handshake is limited
+	raw.Replace(c) // only the handshake is limited
 	cs := tun.ConnectionState()
 	far, err := newVerifiedPeer(cs, anchors)
 	if err != nil {

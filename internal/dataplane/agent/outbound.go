@@ -16,6 +16,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
+	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/identity"
@@ -356,8 +357,8 @@ func readEarlyData(c *net.TCPConn, most int) ([]byte, error) {
 	var n int
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
-		n, failed = unix.Read(int(fd), buf[:most])
-		return failed != unix.EINTR
+		n, failed = socket.Read(fd, buf[:most])
+		return true
 	})
 	if err = errors.Join(err, failed); err != nil && failed != unix.EAGAIN {
 		return nil, fmt.Errorf("read the caller's first bytes: %w", err)

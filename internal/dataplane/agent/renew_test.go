@@ -34,7 +34,7 @@ const oldAge = 20 * time.Hour
 // agedHarness is a world whose certificates are all due.
 type agedHarness struct {
 	*harness
-	held  sync.Mutex // held while nothing may be renewed
+	held  sync.RWMutex // held for writing while nothing may be renewed
 	mu    sync.Mutex
 	tried [][]*openExchange // by west, one after another
 }
@@ -48,8 +48,8 @@ func newAgedHarness(t *testing.T, app func(*net.TCPConn)) *agedHarness {
 		r.pause, r.jitter = 0, 0
 		renew := r.renew
 		r.renew = func(ctx context.Context, all []*openExchange) {
-			o.held.Lock()
-			o.held.Unlock()
+			o.held.RLock()
+			defer o.held.RUnlock()
 			renew(ctx, all)
 			o.mu.Lock()
 			defer o.mu.Unlock()

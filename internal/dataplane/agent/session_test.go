@@ -189,7 +189,7 @@ func TestCallRetriesAfterCloseNotify(t *testing.T) {
 	w := newHarnessAfterCall(t)
 	w.onlyIdleSession(func(s *clientSession) {
 		raw := transport.RawOf(s.conn)
-		raw.Conn = opaqueConn{raw.Conn} // so that it looks alive
+		raw.Replace(opaqueConn{raw.Conn}) // so that it looks alive
 	})
 	w.east.stopAccepting()
 	eventually(t, "the far side has ended it", func() bool {
@@ -320,7 +320,8 @@ func TestBrokenSessionRetriesWithoutEarlyData(t *testing.T) {
 			b := &failingConn{}
 			w.onlyIdleSession(func(s *clientSession) {
 				raw := transport.RawOf(s.conn)
-				b.Conn, raw.Conn = raw.Conn, b
+				b.Conn = raw.Conn
+				raw.Replace(b)
 			})
 			defer b.Conn.Close()
 			c := w.dial(alice)

@@ -26,12 +26,9 @@ type AppConn struct {
 }
 
 // NewAppConn returns an AppConn over a new connection.
-func NewAppConn(c *net.TCPConn) (*AppConn, error) {
-	readable, err := transport.NewReadableConn(c)
-	if err != nil {
-		return nil, err
-	}
-	return &AppConn{c: readable, r: h1.NewReader(readable, h1.Limits{})}, nil
+func NewAppConn(c *net.TCPConn) *AppConn {
+	readable := transport.NewReadableConn(c)
+	return &AppConn{c: readable, r: h1.NewReader(readable, h1.Limits{})}
 }
 
 // Conn returns the connection.

@@ -28,14 +28,11 @@ type CallerConn struct {
 }
 
 // NewCallerConn returns a CallerConn whose first bytes were read from c already.
-func NewCallerConn(c *net.TCPConn, first []byte) (*CallerConn, error) {
-	readable, err := transport.NewReadableConn(c)
-	if err != nil {
-		return nil, err
-	}
+func NewCallerConn(c *net.TCPConn, first []byte) *CallerConn {
+	readable := transport.NewReadableConn(c)
 	r := h1.NewReader(readable, h1.Limits{})
 	r.Prepend(first)
-	return &CallerConn{c: readable, r: r}, nil
+	return &CallerConn{c: readable, r: r}
 }
 
 // Next reads the head of the next request, with its hop-by-hop fields. ended reports

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
 )
 
 // Kind says what a header block is.
@@ -181,6 +182,9 @@ func New(nc net.Conn, cfg Config) *Conn {
 	}
 	if cfg.ResetRate == 0 {
 		cfg.ResetRate = defaultResetRate
+	}
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		nc = socket.NewConn(tcp)
 	}
 	c := &Conn{
 		nc:         nc,

@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync"
 	"syscall"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
 )
 
 // readBuffer is the read loop's buffer. Unlike bufio.Reader it holds no memory while a
@@ -31,10 +33,8 @@ var readBlocks = sync.Pool{New: func() any { return new(readBlock) }}
 // init prepares the buffer. The bytes that were received before are returned first.
 func (b *readBuffer) init(nc net.Conn, received []byte, before func() error) {
 	b.nc, b.before = nc, before
-	if tcp, ok := nc.(*net.TCPConn); ok {
-		if raw, err := tcp.SyscallConn(); err == nil {
-			b.raw, b.ready = raw, b.readReady
-		}
+	if tcp, ok := nc.(*socket.Conn); ok {
+		b.raw, b.ready = tcp.Raw(), b.readReady
 	}
 	if len(received) > 0 {
 		b.buf = readBlocks.Get().(*readBlock)
@@ -127,25 +127,18 @@ func (b *readBuffer) fill() error {
 // has arrived, and is then called again once the socket is readable.
 func (b *readBuffer) readReady(fd uintptr) bool {
 	buf := readBlocks.Get().(*readBlock)
-	for {
-		n, err := syscall.Read(int(fd), buf[:])
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err == syscall.EAGAIN:
-			readBlocks.Put(buf)
-			return false
-		case err != nil:
-			b.err = &net.OpError{Op: "read", Net: "tcp", Err: err}
-		case n == 0:
-			b.err = io.EOF
-		default:
-			b.buf, b.n = buf, n
-			return true
-		}
-		readBlocks.Put(buf)
+	n, err := socket.Read(fd, buf[:])
+	switch {
+	case err == nil && n > 0:
+		b.buf, b.n = buf, n
 		return true
+	case err == nil:
+		b.err = io.EOF
+	case err != syscall.EAGAIN:
+		b.err = &net.OpError{Op: "read", Net: "tcp", Err: err}
 	}
+	readBlocks.Put(buf)
+	return err != syscall.EAGAIN
 }
 
 // free returns the buffer.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
 )
 
 // TestIdleTCPConnectionHoldsNoReadBuffer also covers a read across the end of what has
@@ -21,7 +22,7 @@ func TestIdleTCPConnectionHoldsNoReadBuffer(t *testing.T) {
 	far, near := tcpPair(t)
 	reads := 0
 	var b readBuffer
-	b.init(near, []byte("first"), func() error { reads++; return nil })
+	b.init(socket.NewConn(near.(*net.TCPConn)), []byte("first"), func() error { reads++; return nil })
 	defer b.free()
 	idle := func() {
 		t.Helper()

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
 )
 
 // stallTime is how long drain waits with a pipe for a reader that accepts nothing.
@@ -70,7 +72,7 @@ func (b *bulk) tryFill(fd uintptr) bool {
 		b.err = errNoPipe
 		return true
 	}
-	b.left, b.err = spliceNow(int(fd), b.pipe.w, b.pipe.size)
+	b.left, b.err = socket.Splice(fd, uintptr(b.pipe.w), b.pipe.size)
 	if b.left == 0 {
 		b.release()
 	}
@@ -106,7 +108,7 @@ func (b *bulk) drain() (n int, stalled bool, err error) {
 func (b *bulk) tryDrain(fd uintptr) bool {
 	for b.left > 0 {
 		var n int
-		n, b.err = spliceNow(b.pipe.r, int(fd), b.left)
+		n, b.err = socket.Splice(uintptr(b.pipe.r), fd, b.left)
 		b.left -= n
 		switch {
 		case b.err == unix.EAGAIN && b.wait:
@@ -143,11 +145,7 @@ func (b *bulk) takeRest() (rest [][]byte, err error) {
 	for b.left > 0 && err == nil {
 		buf := bufferPool.Get().(*[bufferSize]byte)
 		var n int
-		n, err = unix.Read(b.pipe.r, buf[:min(b.left, bufferSize)])
-		if err == unix.EINTR {
-			n, err = 0, nil
-		}
-		n = max(n, 0)
+		n, err = socket.Read(uintptr(b.pipe.r), buf[:min(b.left, bufferSize)])
 		rest = append(rest, buf[:n])
 		b.left -= n
 	}
@@ -158,15 +156,4 @@ func (b *bulk) takeRest() (rest [][]byte, err error) {
 func (b *bulk) release() {
 	pipes.put(b.pipe, b.left == 0)
 	b.pipe = nil
-}
-
-// spliceNow moves at most size bytes without waiting. The end is 0 bytes without an
-// error.
-func spliceNow(from, to, size int) (int, error) {
-	for {
-		n, err := unix.Splice(from, nil, to, nil, size, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-		if err != unix.EINTR {
-			return int(max(n, 0)), err
-		}
-	}
 }

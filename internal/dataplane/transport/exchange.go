@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/afterfunc"
+	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 )
 
@@ -49,6 +50,7 @@ func Exchange(ctx context.Context, plain *net.TCPConn, session *tunnel.Conn, mem
 	}
 	x := &exchange{
 		plain:        plain,
+		plainSocket:  socket.NewConn(plain),
 		session:      session,
 		raw:          raw,
 		onFirstBytes: onFirstBytes,
@@ -75,9 +77,10 @@ func RawOf(session *tunnel.Conn) *Raw {
 
 type exchange struct {
 	proxyPair
-	plain   *net.TCPConn
-	session *tunnel.Conn
-	raw     *Raw
+	plain       *net.TCPConn
+	plainSocket *socket.Conn // plain, for writes
+	session     *tunnel.Conn
+	raw         *Raw
 	flow
 
 	firstOnce    sync.Once

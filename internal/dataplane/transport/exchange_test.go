@@ -401,7 +401,7 @@ func TestLostLastFrameBreaksSession(t *testing.T) {
 	near, end := tunnelPair(t)
 	session, far := tunnel.NewConn(near), tunnel.NewConn(end)
 	raw := RawOf(session)
-	raw.Conn = &failingWriter{TCPConn: raw.Conn.(*net.TCPConn)}
+	raw.Replace(&failingWriter{TCPConn: raw.Conn.(*net.TCPConn)})
 	done := make(chan Result, 1)
 	go func() { done <- Exchange(t.Context(), plain, session, nil, nil) }()
 	app.CloseWrite()

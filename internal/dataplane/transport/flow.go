@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -216,7 +215,7 @@ func (x *exchange) deliver(b []byte) {
 		x.deliverNow(b)
 		return
 	}
-	n, err := x.plain.Write(b)
+	n, err := x.plainSocket.Write(b)
 	interrupted := x.endDelivery()
 	x.recordTaken(n)
 	switch {
@@ -265,7 +264,7 @@ func (x *exchange) setWriteDeadline(t time.Time) {
 
 // deliverNow writes what the application accepts at once, and queues the rest.
 func (x *exchange) deliverNow(b []byte) {
-	n, err := writeNow(x.plain, b)
+	n, err := x.plainSocket.WriteNow(b)
 	x.recordTaken(n)
 	switch {
 	case err != nil:
@@ -280,7 +279,7 @@ func (x *exchange) deliverNow(b []byte) {
 // until startQueue returns.
 func (x *exchange) startQueue(b []byte) {
 	if !x.memory.Reserve(assuredWindow) {
-		n, err := x.plain.Write(b)
+		n, err := x.plainSocket.Write(b)
 		x.recordTaken(n)
 		if err != nil {
 			x.recordAppClosed()
@@ -319,7 +318,7 @@ func (x *exchange) flush() {
 		n := 0
 		if !x.appClosed.Load() {
 			var err error
-			if n, err = x.plain.Write(b); err != nil {
+			if n, err = x.plainSocket.Write(b); err != nil {
 				x.recordAppClosed()
 			}
 		}
@@ -359,32 +358,6 @@ func (x *exchange) endPlain() {
 	} else if !x.appClosed.Load() {
 		x.sendFIN(First, x.plain) // toSession finds an error
 	}
-}
-
-// writeNow writes what fits into a connection's send queue. It does not wait.
-func writeNow(c *net.TCPConn, b []byte) (n int, err error) {
-	var conn syscall.RawConn
-	if conn, err = c.SyscallConn(); err != nil {
-		return 0, err
-	}
-	cerr := conn.Write(func(fd uintptr) bool {
-		for n < len(b) {
-			var wrote int
-			if wrote, err = unix.Write(int(fd), b[n:]); err == nil {
-				n += wrote
-			} else if err != unix.EINTR {
-				break
-			}
-		}
-		return true
-	})
-	switch {
-	case cerr != nil:
-		return n, cerr
-	case err == unix.EAGAIN:
-		return n, nil
-	}
-	return n, os.NewSyscallError("write", err)
 }
 
 // Bounds of what the kernel holds for a connection to an application. It would enlarge

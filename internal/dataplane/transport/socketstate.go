@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
 )
 
 // IsQuiet reports whether a connection is open and has nothing to read: no bytes, no
@@ -15,7 +17,7 @@ import (
 func IsQuiet(c *net.TCPConn) bool {
 	quiet := false
 	err := control(c, func(fd int) error {
-		quiet = isQuiet(fd)
+		quiet = socket.IsQuiet(uintptr(fd))
 		return nil
 	})
 	return err == nil && quiet
@@ -49,8 +51,8 @@ func AwaitReadable(c *net.TCPConn, d time.Duration) error {
 	var n int
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
-		n, _, failed = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		return failed != unix.EAGAIN && failed != unix.EINTR
+		n, failed = socket.Peek(fd, make([]byte, 1))
+		return failed != unix.EAGAIN
 	})
 	switch {
 	case err != nil:

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
 )
 
 const bufferSize = 64 << 10 // a multiple of a TLS record
@@ -58,13 +60,7 @@ func (s *source) tryRead(fd uintptr) bool {
 	if s.most > 0 {
 		room = room[:min(len(room), s.most)]
 	}
-	for {
-		s.n, s.err = unix.Read(int(fd), room)
-		if s.err != unix.EINTR {
-			break
-		}
-	}
-	if s.err != nil {
+	if s.n, s.err = socket.Read(fd, room); s.err != nil {
 		s.release()
 	}
 	return s.err != unix.EAGAIN

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
 )
 
 const (
@@ -92,12 +94,13 @@ func (s *splice) copy(src, dst *net.TCPConn, from, to Side, count *atomic.Int64)
 	if err != nil {
 		return from, err
 	}
+	out := socket.NewConn(dst)
 	for full := 0; ; {
 		if err := in.read(); err != nil {
 			return from, err
 		}
 		n := in.n
-		_, err := dst.Write(in.buf[:n])
+		_, err := out.Write(in.buf[:n])
 		in.release()
 		if err != nil {
 			return to, err

@@ -31,6 +31,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
 )
 
 // MaxUnproven is how many bytes a peer may send under TLS before Raw.MarkProven. It
@@ -51,7 +53,8 @@ var (
 // before, bounds the bytes before the peer is authenticated, and reports the end of the
 // TCP connection as ErrTruncated, so that only close_notify is a clean end.
 type Raw struct {
-	net.Conn
+	net.Conn          // Replace changes it
+	conn     net.Conn // what Read and Write use: Conn, or a *socket.Conn of it
 	// Only Read uses prefix and unproven. TLS calls it from one goroutine at a time.
 	prefix   []byte
 	unproven int
@@ -68,12 +71,25 @@ type Raw struct {
 // WrapAccepted returns the Raw of the server's side of a tunnel. Reads return prefix
 // first, which is the ClientHello that was read from c. The Raw owns c.
 func WrapAccepted(c net.Conn, prefix []byte) *Raw {
-	return &Raw{Conn: c, prefix: prefix, unproven: MaxUnproven}
+	r := &Raw{prefix: prefix, unproven: MaxUnproven}
+	r.Replace(c)
+	return r
 }
 
 // WrapDialed returns the Raw of the client's side of a tunnel. The Raw owns c.
 func WrapDialed(c net.Conn) *Raw {
-	return &Raw{Conn: c, unproven: MaxUnproven}
+	r := &Raw{unproven: MaxUnproven}
+	r.Replace(c)
+	return r
+}
+
+// Replace makes c the connection under TLS, such as one without a wrapper that only the
+// handshake needed. No Read or Write may be in progress.
+func (r *Raw) Replace(c net.Conn) {
+	r.Conn, r.conn = c, c
+	if tcp, ok := c.(*net.TCPConn); ok {
+		r.conn = socket.NewConn(tcp)
+	}
 }
 
 // MarkProven removes the bound on bytes. Call it when the handshake has succeeded.
@@ -103,7 +119,7 @@ func (r *Raw) read(b []byte) (int, error) {
 		}
 		return n, nil
 	}
-	n, err := r.Conn.Read(b)
+	n, err := r.conn.Read(b)
 	if err == io.EOF {
 		// Not io.ErrUnexpectedEOF itself, which crypto/tls turns back into io.EOF
 		// between records.
@@ -140,7 +156,7 @@ func (r *Raw) Write(b []byte) (int, error) {
 	r.writeMu.Lock()
 	defer r.writeMu.Unlock()
 	if r.batch == nil {
-		return r.Conn.Write(b)
+		return r.conn.Write(b)
 	}
 	r.batch = append(r.batch, b...)
 	return len(b), nil
@@ -161,7 +177,7 @@ func (r *Raw) BatchWrites(write func() error) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.Conn.Write(all)
+	_, err = r.conn.Write(all)
 	return err
 }
 

@@ -161,7 +161,7 @@ func TestBatchWrites(t *testing.T) {
 	client, server := tunnelPair(t)
 	raw := client.NetConn().(*Raw)
 	counted := &counting{Conn: raw.Conn}
-	raw.Conn = counted
+	raw.Replace(counted)
 	if err := raw.BatchWrites(func() error { _, err := client.Write(make([]byte, bufferSize)); return err }); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"maps"
+	"os"
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+func TestCountShares(t *testing.T) {
+	names := map[uint64]string{
+		1: "github.com/causeway-mesh/causeway/internal/dataplane/mux.(*Conn).Run",
+		2: "crypto/internal/fips140/aes/gcm.gcmAesEnc",
+		3: "runtime.findRunnable",
+		4: "internal/poll.(*FD).Read",
+		5: "syscall.Syscall",
+	}
+	script := `
+	1 [unknown]
+	4 [unknown]
+
+	2 [unknown]
+
+	3 [unknown]
+
+	4 [unknown]
+
+	ffffffff81000001 memcpy
+	ffffffff81000002 sock_sendmsg
+	5 [unknown]
+
+	ffffffff81000003 nft_do_chain
+	ffffffff81000004 __do_softirq
+	ffffffff81000002 sock_sendmsg
+	5 [unknown]
+
+	ffffffff81000005 finish_task_switch.isra.0
+	ffffffff81000006 __x64_sys_futex
+	3 [unknown]`
+	got, err := countShares(strings.NewReader(script), func(place uint64) string { return names[place] })
+	want := map[string]int{shareCauseway: 1, shareTLS: 1, shareRuntime: 1, shareLibrary: 1, shareSockets: 1, sharePackets: 1, shareWaits: 1}
+	if err != nil || !maps.Equal(got, want) {
+		t.Errorf("%v, %v, want %v", got, err, want)
+	}
+	for _, bad := range []string{"", "no address"} {
+		if _, err := countShares(strings.NewReader(bad), nil); err == nil {
+			t.Errorf("%q is no error", bad)
+		}
+	}
+}
+
+// The test's own program has names, too.
+func TestReadNames(t *testing.T) {
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := readNames(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const firstOfProgram = 0x400000 // where the linker puts it
+	place := uint64(reflect.ValueOf(TestReadNames).Pointer()) - firstOfProgram
+	if got, want := names(place), runtime.FuncForPC(reflect.ValueOf(TestReadNames).Pointer()).Name(); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := names(1); got != "" {
+		t.Errorf("the first byte of the file is %q", got)
+	}
+}
+
+func TestProfileTable(t *testing.T) {
+	r := report{windows: []window{
+		{Measure: "kept", Profile: map[string]int{shareTLS: 1, shareCauseway: 1}},
+		{Measure: "kept", Profile: map[string]int{shareCauseway: 2}},
+		{Measure: "http1"},
+	}}
+	got := r.profile()
+	for _, want := range []string{"| | kept |\n", "| " + shareTLS + " | 25 % |\n", "| " + shareCauseway + " | 75 % |\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in:\n%s", want, got)
+		}
+	}
+	if got := (report{}).profile(); got != "" {
+		t.Errorf("without profiles: %q", got)
+	}
+}
