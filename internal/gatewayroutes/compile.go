@@ -7,6 +7,7 @@ import (
 	"math"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
@@ -20,6 +21,8 @@ type compiled struct {
 	// matches are in the order of the route. Their rule is an index of rules.
 	matches []match
 	rules   []*wire.RouteRule
+	// bytes is the encoded size of both, and regexCost the cost of all regular expressions.
+	bytes, regexCost int
 	// invalid is why no rule of the route can be used; nil: some can.
 	invalid error
 	// partly says which rules cannot be used; empty: all can.
@@ -90,6 +93,10 @@ func (c *compiler) compile(s *spec) *compiled {
 		c.out.partly = fmt.Sprintf("Requests to %d of %d rules get the status 500. "+
 			"%s.", invalid, len(s.rules),
 			capital(first.Error()))
+	}
+	c.out.bytes = proto.Size(&wire.RouteRules{Rules: c.out.rules, Matches: wires(c.out.matches)})
+	for i := range c.out.matches {
+		c.out.regexCost += c.out.matches[i].regexCost
 	}
 	return &c.out
 }
