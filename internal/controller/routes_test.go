@@ -134,6 +134,30 @@ func TestRoutesReachAgentsAndStatus(t *testing.T) {
 	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "bar-east", "foo-east", "gone"))
 }
 
+// Agents read no requests on a port whose appProtocol is opaque, so a route cannot be
+// attached to it.
+func TestRoutesOfOpaqueAppProtocol(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		stream := r.connect("bar", "foo")
+		bar := offered("bar")
+		bar[0].Ports[0].AppProtocol = "https"
+		stream.Deliver(wire.Delta{Upserts: bar})
+		r.settle()
+		r.settle()
+		if got := r.routeConditions(t, "a"); len(got) == 0 || got[0] != "Accepted=False UnsupportedProtocol" {
+			t.Errorf("got %q", got)
+		}
+		bar = offered("bar")
+		bar[0].Ports[0].AppProtocol = "http"
+		stream.Deliver(wire.Delta{Upserts: bar})
+		r.settle()
+		r.settle()
+		if got := r.routeConditions(t, "a"); len(got) == 0 || got[0] != "Accepted=True Accepted" {
+			t.Errorf("got %q", got)
+		}
+	}, eastLink(), shop(), httpRoute("a", "bar-east", "foo-east"))
+}
+
 // A follower sends rules to agents and writes nothing. When it leads, it writes what
 // differs.
 func TestOnlyLeaderWritesRouteStatus(t *testing.T) {
