@@ -343,16 +343,21 @@ func (c *compiler) lookUp(ref *gatewayv1.BackendObjectReference, key catalog.Key
 		"The backend %s has no port %d.", key, deref(ref.Port))}
 }
 
-// permitted reports whether the route may have a backend. It needs no grant for a Service
-// that is also its parent, because requests to a parent get there without the route.
+// permitted reports whether the route may have a backend. A route for callers of its own
+// namespace alone needs no grant for a Service that is also its parent, because its
+// callers' requests to the parent get there without the route.
 func (c *compiler) permitted(key catalog.Key) bool {
 	if key.Namespace == c.id.Namespace {
 		return true
 	}
+	isParent, forAll := false, false
 	for i := range c.out.parents {
-		if c.out.parents[i].key == key {
-			return true
-		}
+		parent := c.out.parents[i].key
+		isParent = isParent || parent == key
+		forAll = forAll || parent.Namespace == c.id.Namespace
+	}
+	if isParent && !forAll {
+		return true
 	}
 	c.granters[key.Namespace] = true
 	for name := range c.index.inNamespace[key.Namespace] {

@@ -97,7 +97,7 @@ func toBar(kind, name, spec string) string {
 }
 
 func routeOf(kind, namespace, name, parent, spec string) string {
-	parent = strings.Replace(parent, "{", `{group: "", kind: Service, `, 1)
+	parent = strings.ReplaceAll(parent, "{", `{group: "", kind: Service, `)
 	return fmt.Sprintf("kind: %s\nmetadata: {namespace: %s, name: %s, generation: 7, uid: u}\n"+
 		"spec:\n  parentRefs: [%s]\n%s", kind, namespace, name, parent, spec)
 }
@@ -331,6 +331,13 @@ spec:
 				"callers of bank",
 				"^  => 1*shop/bar-east:0",
 			},
+		},
+		"parent as a grant": {
+			why: "callers of all namespaces must not be sent to a namespace that grants nothing",
+			objects: []string{routeOf("HTTPRoute", "shop", "a",
+				"{name: bar-east}, {name: pay-east, namespace: bank}",
+				"  rules: [{backendRefs: [{name: pay-east, namespace: bank, port: 80}]}]")},
+			want: []string{"^  => 1*500"},
 		},
 		"another kind of parent": {
 			why: "a Gateway belongs to another controller",
