@@ -750,11 +750,12 @@ func TestFlushIsIncremental(t *testing.T) {
 	}
 }
 
-func TestForget(t *testing.T) {
+func TestRetain(t *testing.T) {
 	x := build(t, newServices(), toBar("HTTPRoute", "a", toWest)+"\n---\n"+routeOf("GRPCRoute", "shop", "b",
 		"{name: bar-west}", toWest))
-	x.Forget("HTTPRoute")
-	x.Forget("ReferenceGrant")
+	x.Retain("HTTPRoute", nil)
+	x.Retain("ReferenceGrant", nil)
+	x.Retain("GRPCRoute", map[catalog.Key]bool{{Namespace: "shop", Name: "b"}: true})
 	x.Flush()
 	if got := x.Routes(); len(got) != 1 || got[0].Kind != GRPCRoute {
 		t.Errorf("got %v", got)
