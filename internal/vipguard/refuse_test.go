@@ -271,7 +271,7 @@ func TestRefuse(t *testing.T) {
 	start := time.Now()
 	eventually(both, "it is not refused", isRefused(aVIP4))
 	eventually(both, "what is not refreshed does not expire", isOpen(aVIP4))
-	if took := time.Since(start); took < RefuseTimeout-time.Second || took > RefuseTimeout+2*time.Second {
+	if took := time.Since(start); took < RefuseTimeout-time.Second {
 		t.Errorf("it expired after %v", took)
 	}
 	wantDial(t, "both families expire", aVIP6, true)
