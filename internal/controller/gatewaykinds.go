@@ -92,7 +92,8 @@ func (p *process) watchGatewayKind(ctx context.Context, kind schema.GroupVersion
 
 // listedKeys returns the keys of the objects in a cache. list is an empty list of their
 // kind.
-func listedKeys(ctx context.Context, cache client.Reader, list client.ObjectList) (map[catalog.Key]bool, error) {
+func listedKeys(ctx context.Context, cache client.Reader, list client.ObjectList) (
+	map[catalog.Key]bool, error) {
 	if err := cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("list %T: %w", list, err)
 	}

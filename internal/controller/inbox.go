@@ -40,8 +40,8 @@ type batch struct {
 	grpcRoutes     changed[gatewayv1.GRPCRoute]
 	grants         changed[gatewayv1.ReferenceGrant]
 	betaGrants     changed[gatewayv1beta1.ReferenceGrant]
-	// gatewayKeys are the existing objects of kinds of the Gateway API that were listed, or
-	// that the cluster does not serve any more. Objects in the batch are newer.
+	// gatewayKeys are the existing objects of kinds of the Gateway API that were listed,
+	// or that the cluster does not serve any more. Objects in the batch are newer.
 	gatewayKeys map[string]map[catalog.Key]bool
 
 	// conditionsKind is the version in which ServiceExports have conditions, or the zero

@@ -282,8 +282,8 @@ func TestRouteStatusYieldsToOtherControllers(t *testing.T) {
 	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "local"))
 }
 
-// A grant that was deleted while no version of its kind was watched has no effect when the
-// kind is watched again.
+// A grant that was deleted while no version of its kind was watched has no effect when
+// the kind is watched again.
 func TestGrantDeletedUnwatched(t *testing.T) {
 	grant := &gatewayv1.ReferenceGrant{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: "g"},

@@ -63,8 +63,8 @@ type attachment struct {
 	route *route
 }
 
-// compare orders attachments by precedence: those of the mirror's own namespace first, and
-// older routes before newer ones.
+// compare orders attachments by precedence: those of the mirror's own namespace first,
+// and older routes before newer ones.
 func (a attachment) compare(o attachment) int {
 	if own := a.namespace == ""; own != (o.namespace == "") {
 		if own {

@@ -21,7 +21,7 @@ type compiled struct {
 	// matches are in the order of the route. Their rule is an index of rules.
 	matches []match
 	rules   []*wire.RouteRule
-	// bytes is the encoded size of both, and regexCost the cost of all regular expressions.
+	// bytes is the encoded size of both. regexCost is that of all regular expressions.
 	bytes, regexCost int
 	// invalid is why no rule of the route can be used; nil: some can.
 	invalid error

@@ -208,7 +208,7 @@ func TestRefuse(t *testing.T) {
 	for len(k.writes) > 0 {
 		<-k.writes // of before
 	}
-	look := func(what string, is func() bool) {
+	poll := func(what string, is func() bool) {
 		t.Helper()
 		timeout := time.After(20 * time.Second)
 		for !is() {
@@ -222,7 +222,7 @@ func TestRefuse(t *testing.T) {
 	// eventually refuses again before each look, because a refusal ends after RefuseTimeout.
 	eventually := func(refuse []netip.Prefix, what string, is func() bool) {
 		t.Helper()
-		look(what, func() bool {
+		poll(what, func() bool {
 			if err := l.Refuse(refuse); err != nil {
 				t.Fatal(err)
 			}
@@ -277,7 +277,7 @@ func TestRefuse(t *testing.T) {
 	}
 	start := time.Now()
 	eventually(both, "it is not refused", isRefused(aVIP4))
-	look("what is not refreshed does not expire", isOpen(aVIP4))
+	poll("what is not refreshed does not expire", isOpen(aVIP4))
 	if took := time.Since(start); took < RefuseTimeout-time.Second {
 		t.Errorf("it expired after %v", took)
 	}
