@@ -605,6 +605,16 @@ func TestFlowSchemas(t *testing.T) {
 			verb: "update", group: "causeway.dev", resource: "links/status",
 			want: "workload-low",
 		},
+		"route's status": {
+			why:  "twenty are written in a second",
+			verb: "patch", group: "gateway.networking.k8s.io", resource: "httproutes/status", namespace: "shop",
+			want: "workload-low",
+		},
+		"condition of an export": {
+			why:  "a new Link changes that of each export",
+			verb: "patch", group: "multicluster.x-k8s.io", resource: "serviceexports/status", namespace: "shop",
+			want: "workload-low",
+		},
 		"watch":  {why: "reads do not wait behind writes", verb: "watch", resource: "services"},
 		"review": {why: "an agent waits for it", verb: "create", group: "authentication.k8s.io", resource: "tokenreviews"},
 	}
