@@ -344,6 +344,20 @@ func TestTracing(t *testing.T) {
 	}
 }
 
+// TestValuesStayText tests that a value of YAML's other types stays text.
+func TestValuesStayText(t *testing.T) {
+	r := render(t, map[string]any{"tracing": map[string]any{"endpoint": "http://collector:", "secret": "123"}})
+	agent := find[appsv1.DaemonSet](t, r, "DaemonSet", "causeway-agent")
+	if args := agent.Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--tracing-endpoint=http://collector:") {
+		t.Errorf("args %q", args)
+	}
+	if !slices.ContainsFunc(agent.Spec.Template.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.Secret != nil && v.Secret.SecretName == "123"
+	}) {
+		t.Errorf("volumes %v", agent.Spec.Template.Spec.Volumes)
+	}
+}
+
 func TestRefusedValues(t *testing.T) {
 	cases := map[string]struct {
 		why    string
@@ -377,6 +391,18 @@ func TestRefusedValues(t *testing.T) {
 		"sample in percent": {
 			why:    "it would log everything",
 			values: map[string]any{"clusterName": "west", "accessLogs": map[string]any{"sample": 10}}, names: "sample",
+		},
+		"no pod monitor": {
+			why:    "a template would fail at it",
+			values: map[string]any{"clusterName": "west", "monitoring": map[string]any{"podMonitor": nil}}, names: "missing property",
+		},
+		"no monitoring": {
+			why:    "as after an upgrade with --reuse-values from a version without it",
+			values: map[string]any{"clusterName": "west", "monitoring": nil}, names: "missing property",
+		},
+		"no drain": {
+			why:    "the agent would not start",
+			values: map[string]any{"clusterName": "west", "agent": map[string]any{"drainSeconds": nil}}, names: "drainSeconds",
 		},
 		"no VIPs": {
 			why:    "no mirror could be given an address",
@@ -577,6 +603,16 @@ func TestFlowSchemas(t *testing.T) {
 		"status": {
 			why:  "Links are cluster-scoped",
 			verb: "update", group: "causeway.dev", resource: "links/status",
+			want: "workload-low",
+		},
+		"route's status": {
+			why:  "twenty are written in a second",
+			verb: "patch", group: "gateway.networking.k8s.io", resource: "httproutes/status", namespace: "shop",
+			want: "workload-low",
+		},
+		"condition of an export": {
+			why:  "a new Link changes that of each export",
+			verb: "patch", group: "multicluster.x-k8s.io", resource: "serviceexports/status", namespace: "shop",
 			want: "workload-low",
 		},
 		"watch":  {why: "reads do not wait behind writes", verb: "watch", resource: "services"},

@@ -90,18 +90,25 @@ const (
 // they should or time is up. Of several addresses the first that fails is reported. If
 // one fails, the name is called once.
 func Run(ctx context.Context, uid string, addresses []string, name string) Result {
+	return dialer(new(net.Dialer).DialContext).run(ctx, uid, addresses, name)
+}
+
+// dialer opens a connection.
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+func (d dialer) run(ctx context.Context, uid string, addresses []string, name string) Result {
 	var r Result
 	for _, a := range addresses {
-		if r.ByIP = callUntilGood(ctx, uid, a); !r.ByIP.Good(uid) {
+		if r.ByIP = d.callUntilGood(ctx, uid, a); !r.ByIP.Good(uid) {
 			break
 		}
 	}
 	switch {
 	case name == "":
 	case r.ByIP.Good(uid):
-		r.ByName = callUntilGood(ctx, uid, name)
+		r.ByName = d.callUntilGood(ctx, uid, name)
 	default:
-		r.ByName = call(ctx, name)
+		r.ByName = d.call(ctx, name)
 	}
 	return r
 }
@@ -109,11 +116,11 @@ func Run(ctx context.Context, uid string, addresses []string, name string) Resul
 // callUntilGood repeats the call until the answer is right. It returns the last
 // failure, but prefers a refusal to a timeout, because the kernel reports a missing
 // route only about once a second.
-func callUntilGood(ctx context.Context, uid, address string) Call {
+func (d dialer) callUntilGood(ctx context.Context, uid, address string) Call {
 	start := time.Now()
 	var last Call
 	for {
-		c := call(ctx, address)
+		c := d.call(ctx, address)
 		last = mostSpecific(last, c)
 		if c.Good(uid) || c.Failure == FailureGarbled || time.Since(start) > retryTimeout {
 			return last
@@ -137,10 +144,10 @@ func mostSpecific(was, is Call) Call {
 }
 
 // call makes one call.
-func call(ctx context.Context, address string) Call {
+func (d dialer) call(ctx context.Context, address string) Call {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	conn, err := d(ctx, "tcp", address)
 	if err != nil {
 		return failed(err)
 	}

@@ -4,8 +4,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"syscall"
 	"testing"
-	"time"
+	"testing/synctest"
 )
 
 func TestAddress(t *testing.T) {
@@ -16,59 +17,69 @@ func TestAddress(t *testing.T) {
 	}
 }
 
-// serve answers every connection with say.
-func serve(t *testing.T, say string) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// answers are what agents say, by address. Nobody listens at other addresses.
+type answers map[string]string
+
+func (a answers) dial(_ context.Context, network, address string) (net.Conn, error) {
+	say, ok := a[address]
+	if !ok {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
 	}
-	done := make(chan struct{})
+	ours, theirs := net.Pipe()
 	go func() {
-		defer close(done)
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = c.Write([]byte(say))
-			c.Close()
-		}
+		theirs.Write([]byte(say))
+		theirs.Close()
 	}()
-	t.Cleanup(func() { ln.Close(); <-done })
-	return ln.Addr().String()
+	return ours, nil
 }
 
 func TestRun(t *testing.T) {
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	agents := answers{
+		"known":   `{"protocol":"causeway-canary/1","uid":"u1"}` + "\n",
+		"another": `{"protocol":"causeway-canary/1","uid":"u2"}` + "\n",
+		"mail":    "220 mail ready\n",
+		"silent":  "",
 	}
-	closedAddr := closed.Addr().String()
-	closed.Close()
-	known := serve(t, `{"protocol":"causeway-canary/1","uid":"u1"}`+"\n")
 	cases := map[string]struct {
 		why       string
 		addresses []string
 		failure   string
 		good      bool
 	}{
-		"known":            {why: "the agent knows the pod", addresses: []string{known}, good: true},
-		"known as another": {why: "an answer alone proves nothing", addresses: []string{serve(t, `{"protocol":"causeway-canary/1","uid":"u2"}`+"\n")}},
-		"refused":          {why: "no agent there", addresses: []string{closedAddr}, failure: FailureRefused},
-		"not an agent":     {why: "somebody else has the address", addresses: []string{serve(t, "220 mail ready\n")}, failure: FailureGarbled},
-		"says nothing":     {why: "nor is that an agent", addresses: []string{serve(t, "")}, failure: FailureGarbled},
-		"one of two":       {why: "each family is a path of its own", addresses: []string{known, closedAddr}, failure: FailureRefused},
+		"known":            {why: "the agent knows the pod", addresses: []string{"known"}, good: true},
+		"known as another": {why: "an answer alone proves nothing", addresses: []string{"another"}},
+		"refused":          {why: "no agent there", addresses: []string{"closed"}, failure: FailureRefused},
+		"not an agent":     {why: "somebody else has the address", addresses: []string{"mail"}, failure: FailureGarbled},
+		"says nothing":     {why: "nor is that an agent", addresses: []string{"silent"}, failure: FailureGarbled},
+		"one of two":       {why: "each family is a path of its own", addresses: []string{"known", "closed"}, failure: FailureRefused},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-			defer cancel()
-			got := Run(ctx, "u1", tc.addresses, "")
-			if got.ByIP.Failure != tc.failure || got.ByIP.Good("u1") != tc.good {
-				t.Errorf("%s: got %+v", tc.why, got.ByIP)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				got := dialer(agents.dial).run(t.Context(), "u1", tc.addresses, "")
+				if got.ByIP.Failure != tc.failure || got.ByIP.Good("u1") != tc.good {
+					t.Errorf("%s: got %+v", tc.why, got.ByIP)
+				}
+			})
 		})
+	}
+}
+
+func TestRunDials(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		c, err := ln.Accept()
+		if err == nil {
+			c.Write([]byte("220 mail ready\n"))
+			c.Close()
+		}
+	}()
+	if got := Run(t.Context(), "u1", []string{ln.Addr().String()}, ""); got.ByIP.Failure != FailureGarbled {
+		t.Errorf("got %+v", got.ByIP)
 	}
 }
 

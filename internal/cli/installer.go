@@ -9,6 +9,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -86,7 +87,42 @@ func (i installer) apply(ctx context.Context, r charts.Rendered) error {
 	if err := i.waitIdentity(ctx); err != nil {
 		return err
 	}
-	return i.applyAll(ctx, "gateway, agents", p.late)
+	if err := i.applyAll(ctx, "gateway, agents", p.late); err != nil {
+		return err
+	}
+	return i.removeTurnedOff(ctx, r.Objects)
+}
+
+// optional are the kinds of objects that the chart has only with some values.
+var optional = []ours{
+	{kind: kind("monitoring.coreos.com", "v1", "PodMonitor"), labels: charted},
+	{kind: kind("monitoring.coreos.com", "v1", "PrometheusRule"), labels: charted},
+	{kind: kind("", "v1", "ConfigMap"), labels: charted},
+}
+
+// removeTurnedOff deletes what an earlier install made and the chart does not have with these values.
+func (i installer) removeTurnedOff(ctx context.Context, wanted []*unstructured.Unstructured) error {
+	u := uninstaller{client: i.client, namespace: i.namespace}
+	found, err := u.find(ctx, optional...)
+	if err != nil {
+		return err
+	}
+	for _, o := range found {
+		wants := slices.ContainsFunc(wanted, func(w *unstructured.Unstructured) bool {
+			return w.GroupVersionKind() == o.kind && w.GetName() == o.Name
+		})
+		made := slices.ContainsFunc(o.ManagedFields, func(f metav1.ManagedFieldsEntry) bool {
+			return f.Manager == string(fieldOwner)
+		})
+		if wants || !made {
+			continue
+		}
+		if err := u.delete(ctx, o); err != nil {
+			return err
+		}
+		i.progress.say(o.String(), "removed: these values turn it off")
+	}
+	return nil
 }
 
 // makesNamespace reports whether the namespace is install's own: missing, or made by an earlier one.

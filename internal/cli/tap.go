@@ -177,6 +177,9 @@ func (p *tapPrinter) run(ctx context.Context, lines <-chan tapLine, failures <-c
 		case <-ctx.Done():
 			return nil
 		case <-ended:
+			if ctx.Err() != nil {
+				return nil // that is why they have ended
+			}
 			if len(failures) > 0 || len(lines) > 0 {
 				continue
 			}

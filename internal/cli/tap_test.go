@@ -138,6 +138,21 @@ func TestTapEndsWithItsReader(t *testing.T) {
 	wantNoTaps(t, cl)
 }
 
+// TestTapInterrupted: an interruption is no failure, whichever is noticed first, it or the
+// end of the taps that it causes.
+func TestTapInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	ended := make(chan struct{})
+	close(ended)
+	for range 64 {
+		p := tapPrinter{app: &app{stdout: io.Discard, stderr: io.Discard}, agents: 1}
+		if err := p.run(ctx, nil, nil, ended); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }

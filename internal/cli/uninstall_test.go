@@ -83,8 +83,8 @@ func living(objects ...client.Object) cluster {
 	f.Get, f.Create = grown.Get, grown.Create
 	list := f.List
 	f.List = func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
-		if m, ok := l.(*metav1.PartialObjectMetadataList); ok && strings.HasPrefix(m.Kind, "CustomResourceDefinition") {
-			return listCRDs(ctx, c, m)
+		if m, ok := l.(*metav1.PartialObjectMetadataList); ok && (strings.HasPrefix(m.Kind, "CustomResourceDefinition") || strings.HasPrefix(m.APIVersion, "monitoring.")) {
+			return listUntyped(ctx, c, m, opts...)
 		}
 		if _, ok := l.(*discoveryv1.EndpointSliceList); ok {
 			return grown.List(ctx, c, l, opts...)
@@ -100,16 +100,18 @@ func living(objects ...client.Object) cluster {
 	return made("v1.36.3", f, objects...)
 }
 
-// listCRDs lists them as metadata, which the fake cannot for a kind that it has no Go type of.
-func listCRDs(ctx context.Context, c client.WithWatch, l *metav1.PartialObjectMetadataList) error {
+// listUntyped lists objects as metadata, which the fake cannot for a kind that it has no Go type of.
+func listUntyped(ctx context.Context, c client.WithWatch, l *metav1.PartialObjectMetadataList, opts ...client.ListOption) error {
 	var all unstructured.UnstructuredList
 	all.SetGroupVersionKind(l.GroupVersionKind())
-	if err := c.List(ctx, &all); err != nil {
+	if err := c.List(ctx, &all, opts...); err != nil {
 		return err
 	}
 	l.Items = nil
 	for _, u := range all.Items {
-		l.Items = append(l.Items, metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), Labels: u.GetLabels(), UID: u.GetUID()}})
+		l.Items = append(l.Items, metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+			Namespace: u.GetNamespace(), Name: u.GetName(), Labels: u.GetLabels(), UID: u.GetUID(), ManagedFields: u.GetManagedFields(),
+		}})
 	}
 	return nil
 }
@@ -181,6 +183,35 @@ func TestUninstallLeavesNothing(t *testing.T) {
 				t.Errorf("left by uninstall (-before +after):\n%s", diff)
 			}
 		})
+	}
+}
+
+// An install with values that turn something off removes what an earlier one made for it,
+// and nothing that somebody else made.
+func TestInstallRemovesWhatIsTurnedOff(t *testing.T) {
+	cl := prepared(t, "living")
+	install := func(more ...string) {
+		t.Helper()
+		var stderr bytes.Buffer
+		a := &app{stdout: io.Discard, stderr: &stderr, connect: func(clusterFlags, io.Writer) (cluster, error) { return cl, nil }}
+		synctest.Test(t, func(t *testing.T) {
+			if code := run(t.Context(), append([]string{"install", "--cluster-name", "west"}, more...), a); code != 0 {
+				t.Fatalf("exit code %d\n%s", code, &stderr)
+			}
+		})
+	}
+	install()
+	create(t, cl, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "causeway-system", Name: "by-another", Labels: charted,
+	}})
+	before := listing(t, cl)
+	install("--set", "monitoring.podMonitor.enabled=true,monitoring.rules.enabled=true,monitoring.dashboards.enabled=true")
+	if n := len(listing(t, cl)) - len(before); n != 3+1+4 {
+		t.Errorf("monitoring adds %d objects", n)
+	}
+	install()
+	if diff := cmp.Diff(before, listing(t, cl)); diff != "" {
+		t.Errorf("left when monitoring is off again (-before +after):\n%s", diff)
 	}
 }
 

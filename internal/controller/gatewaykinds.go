@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -59,7 +62,7 @@ func (p *process) gatewayKinds() (*gatewayKinds, error) {
 		leave: func(ctx context.Context, kind schema.GroupVersionKind) error {
 			return p.mgr.GetCache().RemoveInformer(ctx, gatewayObject(kind))
 		},
-		forget: func(kind string) { in.add(func(b *batch) { b.forgetGateway(kind) }) },
+		forget: func(kind string) { in.add(func(b *batch) { b.retainGateway(kind, nil) }) },
 		log:    p.log,
 	}, nil
 }
@@ -81,7 +84,41 @@ func (p *process) watchGatewayKind(ctx context.Context, kind schema.GroupVersion
 		}
 		return err
 	}
-	return nil
+	// Some may have been deleted while no version was watched.
+	return p.reconciler.inbox.list(
+		func() (map[catalog.Key]bool, error) { return listedKeys(ctx, p.mgr.GetClient(), gatewayList(kind)) },
+		func(b *batch, keys map[catalog.Key]bool) { b.retainGateway(kind.Kind, keys) })
+}
+
+// listedKeys returns the keys of the objects in a cache. list is an empty list of their
+// kind.
+func listedKeys(ctx context.Context, cache client.Reader, list client.ObjectList) (
+	map[catalog.Key]bool, error) {
+	if err := cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("list %T: %w", list, err)
+	}
+	keys := make(map[catalog.Key]bool)
+	err := meta.EachListItem(list, func(o runtime.Object) error {
+		m, err := meta.Accessor(o)
+		if err == nil {
+			keys[catalog.Key{Namespace: m.GetNamespace(), Name: m.GetName()}] = true
+		}
+		return err
+	})
+	return keys, err
+}
+
+// gatewayList returns an empty list of a kind.
+func gatewayList(kind schema.GroupVersionKind) client.ObjectList {
+	switch gatewayObject(kind).(type) {
+	case *gatewayv1.HTTPRoute:
+		return &gatewayv1.HTTPRouteList{}
+	case *gatewayv1.GRPCRoute:
+		return &gatewayv1.GRPCRouteList{}
+	case *gatewayv1beta1.ReferenceGrant:
+		return &gatewayv1beta1.ReferenceGrantList{}
+	}
+	return &gatewayv1.ReferenceGrantList{}
 }
 
 // gatewayObject returns an empty object of a kind.
@@ -219,23 +256,31 @@ func (g *gatewayKinds) run(ctx context.Context) {
 	}
 }
 
-// forgetGateway records that no object of a kind exists any more.
-func (b *batch) forgetGateway(kind string) {
-	put(&b.gatewayForgotten, kind)
+// retainGateway records that the objects with these keys are all that exist of a kind.
+func (b *batch) retainGateway(kind string, keys map[catalog.Key]bool) {
+	if b.gatewayKeys == nil {
+		b.gatewayKeys = make(map[string]map[catalog.Key]bool)
+	}
+	b.gatewayKeys[kind] = keys
 	switch kind {
 	case "HTTPRoute":
-		b.httpRoutes = nil
+		retain(b.httpRoutes, keys)
 	case "GRPCRoute":
-		b.grpcRoutes = nil
+		retain(b.grpcRoutes, keys)
 	case "ReferenceGrant":
-		b.grants, b.betaGrants = nil, nil
+		retain(b.grants, keys)
+		retain(b.betaGrants, keys)
 	}
+}
+
+func retain[T any](m changed[T], keys map[catalog.Key]bool) {
+	maps.DeleteFunc(m, func(k catalog.Key, _ *T) bool { return !keys[k] })
 }
 
 // takeRoutes gives the changed routes and grants to the index of routes.
 func (r *reconciler) takeRoutes(b *batch) {
-	for kind := range b.gatewayForgotten {
-		r.routes.Forget(kind)
+	for kind, keys := range b.gatewayKeys {
+		r.routes.Retain(kind, keys)
 	}
 	for k, o := range b.betaGrants {
 		r.routes.SetReferenceGrant(k, (*gatewayv1.ReferenceGrant)(o))

@@ -17,7 +17,6 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
 	"github.com/causeway-mesh/causeway/internal/peering"
-	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // importer decides what peers' catalogs become here: ledger entries, frontends for
@@ -454,7 +453,7 @@ func (m *importer) mirrorFor(key catalog.Key) *gatewayroutes.Mirror {
 			Index:  uint32(p.Index),
 			Number: p.Port,
 			Name:   p.Name,
-			Opaque: defaults.Protocol(p.Declared, p.AppProtocol) == trafficsettings.TCP,
+			Opaque: defaults.IsOpaque(p.Declared, p.AppProtocol),
 		})
 	}
 	return out

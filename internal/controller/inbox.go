@@ -40,9 +40,9 @@ type batch struct {
 	grpcRoutes     changed[gatewayv1.GRPCRoute]
 	grants         changed[gatewayv1.ReferenceGrant]
 	betaGrants     changed[gatewayv1beta1.ReferenceGrant]
-	// gatewayForgotten are kinds of the Gateway API that the cluster does not serve any
-	// more. Their objects in the batch are newer.
-	gatewayForgotten map[string]bool
+	// gatewayKeys are the existing objects of kinds of the Gateway API that were listed,
+	// or that the cluster does not serve any more. Objects in the batch are newer.
+	gatewayKeys map[string]map[catalog.Key]bool
 
 	// conditionsKind is the version in which ServiceExports have conditions, or the zero
 	// value if they have none. It is nil if it has not changed.
@@ -73,7 +73,8 @@ type storeResult struct {
 }
 
 // inbox collects what changed between passes, the newest per key. It is safe for
-// concurrent use, and nothing in it blocks.
+// concurrent use, and nothing in it blocks for
+// long.
 type inbox struct {
 	wake chan struct{} // holds one
 
@@ -101,6 +102,19 @@ func (in *inbox) take() *batch {
 	b := in.next
 	in.next = new(batch)
 	return b
+}
+
+// list adds a list of a cache to the next batch. No event is filed while the cache is
+// read, so the list is as new as the events before it.
+func (in *inbox) list(read func() (map[catalog.Key]bool, error), add func(*batch, map[catalog.Key]bool)) (
+	err error) {
+	in.add(func(b *batch) {
+		var keys map[catalog.Key]bool
+		if keys, err = read(); err == nil {
+			add(b, keys)
+		}
+	})
+	return err
 }
 
 func (in *inbox) peerChanged(link string) {

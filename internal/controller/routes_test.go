@@ -22,6 +22,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/causeway-mesh/causeway/internal/bubble"
+	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/gatewayroutes"
 )
@@ -132,6 +133,30 @@ func TestRoutesReachAgentsAndStatus(t *testing.T) {
 			t.Errorf("a pass without changes decides something: %+v", p)
 		}
 	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "bar-east", "foo-east", "gone"))
+}
+
+// Agents read no requests on a port whose appProtocol is opaque, so a route cannot be
+// attached to it.
+func TestRoutesOfOpaqueAppProtocol(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		stream := r.connect("bar", "foo")
+		bar := offered("bar")
+		bar[0].Ports[0].AppProtocol = "https"
+		stream.Deliver(wire.Delta{Upserts: bar})
+		r.settle()
+		r.settle()
+		if got := r.routeConditions(t, "a"); len(got) == 0 || got[0] != "Accepted=False UnsupportedProtocol" {
+			t.Errorf("got %q", got)
+		}
+		bar = offered("bar")
+		bar[0].Ports[0].AppProtocol = "http"
+		stream.Deliver(wire.Delta{Upserts: bar})
+		r.settle()
+		r.settle()
+		if got := r.routeConditions(t, "a"); len(got) == 0 || got[0] != "Accepted=True Accepted" {
+			t.Errorf("got %q", got)
+		}
+	}, eastLink(), shop(), httpRoute("a", "bar-east", "foo-east"))
 }
 
 // A follower sends rules to agents and writes nothing. When it leads, it writes what
@@ -255,6 +280,43 @@ func TestRouteStatusYieldsToOtherControllers(t *testing.T) {
 		}
 		expect("the mesh is removed", "Accepted=False NotMirror")
 	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "local"))
+}
+
+// A grant that was deleted while no version of its kind was watched has no effect when
+// the kind is watched again.
+func TestGrantDeletedUnwatched(t *testing.T) {
+	grant := &gatewayv1.ReferenceGrant{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: "g"},
+		Spec: gatewayv1.ReferenceGrantSpec{
+			From: []gatewayv1.ReferenceGrantFrom{{
+				Group: gatewayv1.GroupName, Kind: "HTTPRoute", Namespace: "shop",
+			}},
+			To: []gatewayv1.ReferenceGrantTo{{Kind: "Service"}},
+		},
+	}
+	route := httpRoute("a", "bar-east", "pay-east")
+	route.Spec.Rules[0].BackendRefs[0].Namespace = new(gatewayv1.Namespace("bank"))
+	byHand(t, func(t *testing.T, r *replica) {
+		r.connect("bar")
+		r.inbox.add(func(b *batch) {
+			b.grants = changed[gatewayv1.ReferenceGrant]{{Namespace: "bank", Name: "g"}: grant}
+		})
+		expect := func(why, want string) {
+			t.Helper()
+			r.settle()
+			r.settle()
+			if got := r.routeConditions(t, "a"); len(got) < 2 || got[1] != want {
+				t.Errorf("%s: %q", why, got)
+			}
+		}
+		expect("it grants", "ResolvedRefs=False BackendNotFound")
+		keys := func() (map[catalog.Key]bool, error) { return nil, nil }
+		retain := func(b *batch, keys map[catalog.Key]bool) { b.retainGateway("ReferenceGrant", keys) }
+		if err := r.inbox.list(keys, retain); err != nil {
+			t.Fatal(err)
+		}
+		expect("a list does not have it", "ResolvedRefs=False RefNotPermitted")
+	}, eastLink(), shop(), route)
 }
 
 // exportedLocal is a user's own Service.

@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	toolscache "k8s.io/client-go/tools/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
@@ -131,15 +130,9 @@ const syncTimeout = 10 * time.Second
 func (p *process) replaceServiceExports(ctx context.Context, kind schema.GroupVersionKind) error {
 	var list metav1.PartialObjectMetadataList
 	list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
-	if err := p.mgr.GetClient().List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
-		return fmt.Errorf("list ServiceExports: %w", err)
-	}
-	keys := make(map[catalog.Key]bool, len(list.Items))
-	for i := range list.Items {
-		keys[catalog.Key{Namespace: list.Items[i].Namespace, Name: list.Items[i].Name}] = true
-	}
-	p.reconciler.inbox.add(func(b *batch) { b.serviceExportKeys = keys })
-	return nil
+	return p.reconciler.inbox.list(
+		func() (map[catalog.Key]bool, error) { return listedKeys(ctx, p.mgr.GetClient(), &list) },
+		func(b *batch, keys map[catalog.Key]bool) { b.serviceExportKeys = keys })
 }
 
 // run probes until ctx ends.

@@ -49,10 +49,38 @@ type audience struct {
 	namespace string
 }
 
+// group is what routes of one audience come to so far.
+type group struct {
+	rules   *wire.RouteRules // without matches, which are sorted at the end
+	matches []match
+	bytes   int // the encoded size of both
+	cost    int // of regular expressions
+}
+
+// attachment is one port of a mirror to which a route asks to be attached.
+type attachment struct {
+	audience
+	route *route
+}
+
+// compare orders attachments by precedence: those of the mirror's own namespace first,
+// and older routes before newer ones.
+func (a attachment) compare(o attachment) int {
+	if own := a.namespace == ""; own != (o.namespace == "") {
+		if own {
+			return -1
+		}
+		return 1
+	}
+	created := a.route.spec.meta.CreationTimestamp.Time.Compare(o.route.spec.meta.CreationTimestamp.Time)
+	return cmp.Or(created, a.route.id.Compare(o.route.id), cmp.Compare(a.port, o.port))
+}
+
 // attach merges the routes that are attached to a mirror, and reports whether a port has
 // other rules now.
 func (x *Index) attach(mirror catalog.Key) (changed bool) {
-	groups := make(map[audience][]*route)
+	var all []attachment
+	grpc := make(map[audience]bool) // audiences with a GRPCRoute
 	for id := range x.routesOf(mirror) {
 		r := x.routes[id]
 		if r.compiled == nil || r.compiled.invalid != nil {
@@ -64,11 +92,12 @@ func (x *Index) attach(mirror catalog.Key) (changed bool) {
 		}
 		for port := range r.compiled.portsOf(mirror) {
 			a := audience{port, namespace}
-			groups[a] = append(groups[a], r)
+			all = append(all, attachment{a, r})
+			grpc[a] = grpc[a] || id.Kind == GRPCRoute
 		}
 	}
 	before := x.attached[mirror]
-	if len(groups) == 0 {
+	if len(all) == 0 {
 		delete(x.attached, mirror)
 		return before != nil && len(before.rules) > 0
 	}
@@ -76,42 +105,61 @@ func (x *Index) attach(mirror catalog.Key) (changed bool) {
 		rules:   make(map[uint32][]*wire.RouteRules),
 		refused: make(map[slot]gatewayv1.RouteConditionReason),
 	}
-	size, mirrorCost := 0, 0
-	for _, a := range slices.SortedFunc(maps.Keys(groups), compareAudiences) {
-		routes := next.resolveConflicts(a, groups[a])
-		rules := &wire.RouteRules{CallerNamespace: a.namespace}
-		var matches []match
-		portCost := 0
-		for _, r := range routes {
-			full := len(next.rules[a.port]) == maxAudiences ||
-				len(matches)+len(r.compiled.matches) > maxMatches ||
-				len(rules.Rules)+len(r.compiled.rules) > maxRules
-			bytes, cost := r.compiled.size(), r.compiled.regexCost()
-			full = full || portCost+cost > reqroute.MaxRegexCost || mirrorCost+cost > maxMirrorRegexCost
-			if full || proto.Size(rules)+bytes > maxBytes || size+bytes > maxMirrorBytes {
-				next.refused[slot{r.id, a.port}] = ReasonLimitExceeded
-				continue
-			}
-			size, portCost, mirrorCost = size+bytes, portCost+cost, mirrorCost+cost
-			offset := uint32(len(rules.Rules))
-			rules.Rules = append(rules.Rules, r.compiled.rules...)
-			for _, m := range r.compiled.matches {
-				m.wire = proto.CloneOf(m.wire)
-				m.wire.Rule += offset
-				matches = append(matches, m)
-			}
-			// They count in the size before they are sorted.
-			rules.Matches = append(rules.Matches, wires(matches[len(matches)-len(r.compiled.matches):])...)
-		}
-		if refusedAll(next, routes, a.port) {
+	groups := make(map[audience]*group)
+	audiences := make(map[uint32]int) // by port
+	size, cost := 0, 0                // of all groups
+	slices.SortFunc(all, attachment.compare)
+	for _, a := range all {
+		c, g := a.route.compiled, groups[a.audience]
+		if grpc[a.audience] && a.route.id.Kind != GRPCRoute {
+			// The API does not allow a port to have routes of two kinds.
+			next.refused[slot{a.route.id, a.port}] = ReasonConflicted
 			continue
 		}
-		slices.SortStableFunc(matches, match.compare)
-		rules.Matches = wires(matches)
-		next.rules[a.port] = append(next.rules[a.port], rules)
+		full := g == nil && audiences[a.port] == maxAudiences ||
+			size+c.bytes > maxMirrorBytes || cost+c.regexCost > maxMirrorRegexCost
+		if g == nil {
+			g = &group{rules: &wire.RouteRules{CallerNamespace: a.namespace}}
+			g.bytes = proto.Size(g.rules)
+		}
+		if full || !g.add(c) {
+			next.refused[slot{a.route.id, a.port}] = ReasonLimitExceeded
+			continue
+		}
+		if groups[a.audience] == nil {
+			groups[a.audience] = g
+			audiences[a.port]++
+		}
+		size, cost = size+c.bytes, cost+c.regexCost
+	}
+	for _, a := range slices.SortedFunc(maps.Keys(groups), compareAudiences) {
+		g := groups[a]
+		slices.SortStableFunc(g.matches, match.compare)
+		g.rules.Matches = wires(g.matches)
+		next.rules[a.port] = append(next.rules[a.port], g.rules)
 	}
 	x.attached[mirror] = next
 	return before == nil && len(next.rules) > 0 || before != nil && !sameRules(before.rules, next.rules)
+}
+
+// add adds a route, and reports whether it fits.
+func (g *group) add(c *compiled) bool {
+	if len(g.matches)+len(c.matches) > maxMatches || len(g.rules.Rules)+len(c.rules) > maxRules ||
+		g.bytes+c.bytes > maxBytes || g.cost+c.regexCost > reqroute.MaxRegexCost {
+		return false
+	}
+	offset := uint32(len(g.rules.Rules))
+	added := &wire.RouteRules{Rules: c.rules}
+	for _, m := range c.matches {
+		m.wire = proto.CloneOf(m.wire)
+		m.wire.Rule += offset
+		g.matches = append(g.matches, m)
+		added.Matches = append(added.Matches, m.wire)
+	}
+	g.rules.Rules = append(g.rules.Rules, c.rules...)
+	g.bytes += proto.Size(added)
+	g.cost += c.regexCost
+	return true
 }
 
 // compareAudiences orders by port. Rules for all callers come first.
@@ -124,29 +172,6 @@ func wires(all []match) []*wire.RouteMatch {
 	for i := range all {
 		out[i] = all[i].wire
 	}
-	return out
-}
-
-func refusedAll(a *attachments, routes []*route, port uint32) bool {
-	return !slices.ContainsFunc(routes, func(r *route) bool { return a.refused[slot{r.id, port}] == "" })
-}
-
-// resolveConflicts returns the routes of the kind that has precedence, the oldest first.
-// The API does not allow a port to have routes of two kinds.
-func (a *attachments) resolveConflicts(at audience, routes []*route) []*route {
-	grpc := slices.ContainsFunc(routes, func(r *route) bool { return r.id.Kind == GRPCRoute })
-	var out []*route
-	for _, r := range routes {
-		if grpc && r.id.Kind != GRPCRoute {
-			a.refused[slot{r.id, at.port}] = ReasonConflicted
-			continue
-		}
-		out = append(out, r)
-	}
-	slices.SortFunc(out, func(a, b *route) int {
-		created := a.spec.meta.CreationTimestamp.Time.Compare(b.spec.meta.CreationTimestamp.Time)
-		return cmp.Or(created, a.id.Compare(b.id))
-	})
 	return out
 }
 
@@ -164,18 +189,4 @@ func (c *compiled) portsOf(mirror catalog.Key) map[uint32]bool {
 		}
 	}
 	return out
-}
-
-// size is the encoded size of a route's rules and matches.
-func (c *compiled) size() int {
-	return proto.Size(&wire.RouteRules{Rules: c.rules, Matches: wires(c.matches)})
-}
-
-// regexCost is the cost of the regular expressions of a route.
-func (c *compiled) regexCost() int {
-	sum := 0
-	for i := range c.matches {
-		sum += c.matches[i].regexCost
-	}
-	return sum
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
@@ -20,6 +21,8 @@ type compiled struct {
 	// matches are in the order of the route. Their rule is an index of rules.
 	matches []match
 	rules   []*wire.RouteRule
+	// bytes is the encoded size of both. regexCost is that of all regular expressions.
+	bytes, regexCost int
 	// invalid is why no rule of the route can be used; nil: some can.
 	invalid error
 	// partly says which rules cannot be used; empty: all can.
@@ -90,6 +93,10 @@ func (c *compiler) compile(s *spec) *compiled {
 		c.out.partly = fmt.Sprintf("Requests to %d of %d rules get the status 500. "+
 			"%s.", invalid, len(s.rules),
 			capital(first.Error()))
+	}
+	c.out.bytes = proto.Size(&wire.RouteRules{Rules: c.out.rules, Matches: wires(c.out.matches)})
+	for i := range c.out.matches {
+		c.out.regexCost += c.out.matches[i].regexCost
 	}
 	return &c.out
 }
@@ -336,16 +343,21 @@ func (c *compiler) lookUp(ref *gatewayv1.BackendObjectReference, key catalog.Key
 		"The backend %s has no port %d.", key, deref(ref.Port))}
 }
 
-// permitted reports whether the route may have a backend. It needs no grant for a Service
-// that is also its parent, because requests to a parent get there without the route.
+// permitted reports whether the route may have a backend. A route for callers of its own
+// namespace alone needs no grant for a Service that is also its parent, because its
+// callers' requests to the parent get there without the route.
 func (c *compiler) permitted(key catalog.Key) bool {
 	if key.Namespace == c.id.Namespace {
 		return true
 	}
+	isParent, forAll := false, false
 	for i := range c.out.parents {
-		if c.out.parents[i].key == key {
-			return true
-		}
+		parent := c.out.parents[i].key
+		isParent = isParent || parent == key
+		forAll = forAll || parent.Namespace == c.id.Namespace
+	}
+	if isParent && !forAll {
+		return true
 	}
 	c.granters[key.Namespace] = true
 	for name := range c.index.inNamespace[key.Namespace] {

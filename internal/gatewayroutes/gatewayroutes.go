@@ -170,17 +170,19 @@ func (x *Index) SetReferenceGrant(k catalog.Key, o *gatewayv1.ReferenceGrant) {
 	}
 }
 
-// Forget records that no object of a kind exists any more. It ignores other kinds than
-// HTTPRoute, GRPCRoute and ReferenceGrant.
-func (x *Index) Forget(kind string) {
+// Retain records that the objects with these keys are all that exist of a kind. It
+// ignores other kinds than HTTPRoute, GRPCRoute and ReferenceGrant.
+func (x *Index) Retain(kind string, keys map[catalog.Key]bool) {
 	for id := range x.routes {
-		if string(id.Kind) == kind {
+		if string(id.Kind) == kind && !keys[id.Key] {
 			x.set(id, nil)
 		}
 	}
 	if kind == "ReferenceGrant" {
 		for _, k := range slices.Collect(maps.Keys(x.grants)) {
-			x.SetReferenceGrant(k, nil)
+			if !keys[k] {
+				x.SetReferenceGrant(k, nil)
+			}
 		}
 	}
 }

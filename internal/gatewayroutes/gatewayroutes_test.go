@@ -97,7 +97,7 @@ func toBar(kind, name, spec string) string {
 }
 
 func routeOf(kind, namespace, name, parent, spec string) string {
-	parent = strings.Replace(parent, "{", `{group: "", kind: Service, `, 1)
+	parent = strings.ReplaceAll(parent, "{", `{group: "", kind: Service, `)
 	return fmt.Sprintf("kind: %s\nmetadata: {namespace: %s, name: %s, generation: 7, uid: u}\n"+
 		"spec:\n  parentRefs: [%s]\n%s", kind, namespace, name, parent, spec)
 }
@@ -331,6 +331,13 @@ spec:
 				"callers of bank",
 				"^  => 1*shop/bar-east:0",
 			},
+		},
+		"parent as a grant": {
+			why: "callers of all namespaces must not be sent to a namespace that grants nothing",
+			objects: []string{routeOf("HTTPRoute", "shop", "a",
+				"{name: bar-east}, {name: pay-east, namespace: bank}",
+				"  rules: [{backendRefs: [{name: pay-east, namespace: bank, port: 80}]}]")},
+			want: []string{"^  => 1*500"},
 		},
 		"another kind of parent": {
 			why: "a Gateway belongs to another controller",
@@ -743,11 +750,12 @@ func TestFlushIsIncremental(t *testing.T) {
 	}
 }
 
-func TestForget(t *testing.T) {
+func TestRetain(t *testing.T) {
 	x := build(t, newServices(), toBar("HTTPRoute", "a", toWest)+"\n---\n"+routeOf("GRPCRoute", "shop", "b",
 		"{name: bar-west}", toWest))
-	x.Forget("HTTPRoute")
-	x.Forget("ReferenceGrant")
+	x.Retain("HTTPRoute", nil)
+	x.Retain("ReferenceGrant", nil)
+	x.Retain("GRPCRoute", map[catalog.Key]bool{{Namespace: "shop", Name: "b"}: true})
 	x.Flush()
 	if got := x.Routes(); len(got) != 1 || got[0].Kind != GRPCRoute {
 		t.Errorf("got %v", got)
@@ -826,6 +834,65 @@ func TestLimitOfAudiences(t *testing.T) {
 	if !strings.HasPrefix(last[0], "Accepted=false LimitExceeded") {
 		t.Errorf("got %q", last)
 	}
+}
+
+// TestLimitsKeepOldRoutes adds routes of other namespaces to a mirror that has as many as
+// fit. Neither their names nor the order of the ports may displace older routes, or those
+// of the mirror's own namespace.
+func TestLimitsKeepOldRoutes(t *testing.T) {
+	rules := func(backend string) string {
+		rule := "  rules:\n  - matches:\n"
+		for i := range 60 {
+			rule += fmt.Sprintf("    - path: {value: /%d%s}\n", i, strings.Repeat("a", 1000))
+		}
+		return rule + "    backendRefs: [{name: " + backend + ", namespace: shop, port: 80}]\n"
+	}
+	const parent = "{name: bar-east, namespace: shop, port: %d}"
+	route := func(namespace string, port, day int, spec string) string {
+		o := routeOf("HTTPRoute", namespace, "a", fmt.Sprintf(parent, port), spec)
+		return strings.Replace(o, "generation: 7", fmt.Sprintf("generation: 7, creationTimestamp: "+
+			"2026-01-%02dT00:00:00Z", day), 1)
+	}
+	accepted := func(t *testing.T, x *Index, namespace string) {
+		t.Helper()
+		got := conditions(x, ID{HTTPRoute, catalog.Key{Namespace: namespace, Name: "a"}})
+		if !strings.HasPrefix(got[0], "Accepted=true") {
+			t.Errorf("the route of %s is displaced: %q", namespace, got)
+		}
+	}
+	t.Run("bytes", func(t *testing.T) {
+		x := build(t, newServices(), route("m", 80, 1, rules("bar-east")))
+		var later []string
+		for i := range 9 {
+			later = append(later, route(fmt.Sprint("a", i), 80, 2+i, rules("bar-east")))
+		}
+		apply(t, x, strings.Join(later, "\n---\n"))
+		apply(t, x, route("shop", 9090, 20, rules("bar-west")))
+		x.Flush()
+		accepted(t, x, "m")
+		accepted(t, x, "shop")
+		all := x.Rules(catalog.Key{Namespace: "shop", Name: "bar-east"}, 0)
+		if !slices.IsSortedFunc(all, func(a, b *wire.RouteRules) int {
+			return strings.Compare(a.CallerNamespace, b.CallerNamespace)
+		}) {
+			t.Error("the rules of a port are not in the order of namespaces")
+		}
+	})
+	t.Run("groups of callers", func(t *testing.T) {
+		var first []string
+		for i := range maxAudiences {
+			first = append(first, route(fmt.Sprintf("m%02d", i), 80, 1, "  rules: [{}]"))
+		}
+		x := build(t, newServices(), strings.Join(first, "\n---\n"))
+		apply(t, x, route("a", 80, 2, "  rules: [{}]"))
+		x.Flush()
+		for i := range maxAudiences {
+			accepted(t, x, fmt.Sprintf("m%02d", i))
+		}
+		apply(t, x, route("shop", 80, 3, "  rules: [{}]"))
+		x.Flush()
+		accepted(t, x, "shop")
+	})
 }
 
 // TestMergeOfNothing removes the only entry. The API demands the list.

@@ -134,7 +134,7 @@ func (x *Index) accepted(r *route, p *parent) Condition {
 	case ReasonLimitExceeded:
 		why = fmt.Sprintf("The routes of a port can have %d matches, %d rules, %d bytes and "+
 			"regular expressions of %d instructions together, for callers of at most %d namespaces. "+
-			"Older routes have precedence.",
+			"Routes in the mirror's namespace have precedence, then older ones.",
 			maxMatches, maxRules, maxBytes, reqroute.MaxRegexCost, maxAudiences)
 	}
 	if attached == 0 {

@@ -101,6 +101,12 @@ func (d Defaults) Protocol(p Protocol, appProtocol string) Protocol {
 	return p
 }
 
+// IsOpaque reports whether agents read no requests on a port that was declared as p, with
+// an appProtocol.
+func (d Defaults) IsOpaque(p Protocol, appProtocol string) bool {
+	return cmp.Or(d.Protocol(p, appProtocol), OfAppProtocol(appProtocol)) == TCP
+}
+
 // Protocol is what a port speaks. The values are those of both streams.
 type Protocol uint8
 

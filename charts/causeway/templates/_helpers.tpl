@@ -43,7 +43,7 @@ runAsNonRoot: true
   value: k8s.cluster.name={{ .Values.clusterName }},k8s.node.name=$(NODE_NAME)
 {{- if .Values.tracing.secret }}
 - name: OTEL_EXPORTER_OTLP_HEADERS
-  valueFrom: {secretKeyRef: {name: {{ .Values.tracing.secret }}, key: headers, optional: true}}
+  valueFrom: {secretKeyRef: {name: {{ .Values.tracing.secret | quote }}, key: headers, optional: true}}
 {{- end }}
 {{- end }}
 {{- end }}
