@@ -371,3 +371,32 @@ func TestDecisionKeepsBody(t *testing.T) {
 		})
 	}
 }
+
+// TestCallerFailsBetweenTries: a body that breaks off while a retry is decided ends the
+// next try, which could not get the rest.
+func TestCallerFailsBetweenTries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		from := newFake()
+		from.body <- "hello"
+		tries := []*fakeStream{answers(503, "later"), newFake()}
+		tries[0].early = true
+		n := 0
+		result := Forward(from, &message.Head{Method: "POST"}, false, &Plan{
+			Open: func(_ int, _ *message.Head, body []byte, end bool) (Stream, error) {
+				if n == 1 {
+					from.Reset(http2.ErrCodeCancel)
+					synctest.Wait()
+				}
+				to := tries[n]
+				n++
+				_, err := to.Write(body, end)
+				return to, err
+			},
+			IsFailure: func(h *message.Head) bool { return h.Status == 503 },
+			Retry:     func(f Failure) bool { synctest.Wait(); return f.Replayable },
+		})
+		if n != 2 || !errors.Is(result.Err, errReset) || !result.FromErr {
+			t.Errorf("%+v after %d tries", result, n)
+		}
+	})
+}

@@ -55,13 +55,16 @@ func (u *upload) body() (b []byte, end bool) {
 }
 
 // attach makes s, which was opened with a result of body, the stream of the current
-// try.
+// try. It resets s if the body has broken off since.
 func (u *upload) attach(s Stream, sent int, end bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.to, u.sent, u.deciding = s, sent, false
 	if end {
 		u.full = s
+	}
+	if u.err != nil {
+		s.Reset(http2.ErrCodeCancel) // it cannot get the rest
 	}
 	u.changed.Broadcast()
 }
