@@ -297,9 +297,18 @@ func (f *appRequest) cancel() {
 	}
 }
 
+func (f *appRequest) isCanceled() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.canceled
+}
+
 // open sends a request to the application, over a connection that is idle or a new one.
 func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
 	f.method = h.Method
+	if f.isCanceled() {
+		return nil, errCanceled
+	}
 	to, err := f.send(try, h, body, end)
 	if err != nil {
 		return nil, err
@@ -346,7 +355,7 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 // retry sends a request again over a new connection if the application closed an idle
 // one just when the request was sent.
 func (f *appRequest) retry(failure httprelay.Failure) bool {
-	if !f.reused || !failure.Replayable || failure.Response != nil {
+	if !f.reused || !failure.Replayable || failure.Response != nil || f.isCanceled() {
 		return false
 	}
 	switch f.method {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -457,6 +458,29 @@ func TestRetryAfterDrop(t *testing.T) {
 			t.Errorf("status %d, %q, %v", resp.StatusCode, body, err)
 		}
 	})
+}
+
+// TestAppRetry: which requests are sent to an application again.
+func TestAppRetry(t *testing.T) {
+	cases := map[string]struct {
+		why                        string
+		method                     string
+		reused, canceled, replayed bool
+		err                        error
+		want                       bool
+	}{
+		"idle connection": {why: "the application closed it just then", method: "PUT", reused: true, replayed: true, err: io.EOF, want: true},
+		"new connection":  {why: "the application may have failed by the request", method: "GET", replayed: true, err: io.EOF},
+		"POST":            {why: "it is not idempotent", method: "POST", reused: true, replayed: true, err: io.EOF},
+		"body lost":       {why: "the application would get a part of it", method: "PUT", reused: true, err: io.EOF},
+		"caller gone":     {why: "no one waits for the response", method: "GET", reused: true, canceled: true, replayed: true, err: io.EOF},
+	}
+	for name, tc := range cases {
+		f := &appRequest{method: tc.method, reused: tc.reused, canceled: tc.canceled}
+		if got := f.retry(httprelay.Failure{Err: tc.err, Replayable: tc.replayed}); got != tc.want {
+			t.Errorf("%s: %v, want %v, because %s", name, got, tc.want, tc.why)
+		}
+	}
 }
 
 // TestRequestPolicy: an ExportPolicy may name methods and paths. A denial is final, and
