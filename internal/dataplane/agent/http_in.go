@@ -264,6 +264,8 @@ func refusalOf(err error) httprelay.MeshError {
 		e.Status, e.Kind = 504, "http_response_timeout"
 	case errors.As(err, &bad):
 		e.Kind = "http_protocol_error"
+	case isNotProcessed(err):
+		e.Status, e.Kind, e.NotProcessed = 503, "destination_unavailable", true
 	case errors.As(err, &refused):
 		e.Status, e.Kind, e.NotProcessed = 503, "destination_unavailable", true
 		if refused.code == tunnel.Code_DENIED || refused.code == tunnel.Code_NOT_EXPORTED {
@@ -353,9 +355,16 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 }
 
 // retry sends a request again over a new connection if the application closed an idle
-// one just when the request was sent.
+// one just when the request was sent, or if an application of HTTP/2 says that it did
+// nothing.
 func (f *appRequest) retry(failure httprelay.Failure) bool {
-	if !f.reused || !failure.Replayable || failure.Response != nil || f.isCanceled() {
+	if !failure.Replayable || failure.Response != nil || f.isCanceled() {
+		return false
+	}
+	if isNotProcessed(failure.Err) {
+		return failure.Try+1 < openTries
+	}
+	if !f.reused {
 		return false
 	}
 	switch f.method {
@@ -363,6 +372,12 @@ func (f *appRequest) retry(failure httprelay.Failure) bool {
 		return true
 	}
 	return false
+}
+
+// isNotProcessed reports that the other end of a stream says that it did nothing.
+func isNotProcessed(err error) bool {
+	reset := (*mux.ResetError)(nil)
+	return errors.As(err, &reset) && reset.NotProcessed
 }
 
 // release gives the connection back if it can carry another request.

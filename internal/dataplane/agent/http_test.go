@@ -18,10 +18,12 @@ import (
 
 	"github.com/pires/go-proxyproto"
 	"github.com/pires/go-proxyproto/tlvparse"
+	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
@@ -462,24 +464,44 @@ func TestRetryAfterDrop(t *testing.T) {
 
 // TestAppRetry: which requests are sent to an application again.
 func TestAppRetry(t *testing.T) {
+	refused := &mux.ResetError{Code: http2.ErrCodeRefusedStream, NotProcessed: true}
+	reset := &mux.ResetError{Code: http2.ErrCodeCancel}
 	cases := map[string]struct {
 		why                        string
 		method                     string
 		reused, canceled, replayed bool
 		err                        error
+		try                        int
 		want                       bool
 	}{
-		"idle connection": {why: "the application closed it just then", method: "PUT", reused: true, replayed: true, err: io.EOF, want: true},
-		"new connection":  {why: "the application may have failed by the request", method: "GET", replayed: true, err: io.EOF},
-		"POST":            {why: "it is not idempotent", method: "POST", reused: true, replayed: true, err: io.EOF},
-		"body lost":       {why: "the application would get a part of it", method: "PUT", reused: true, err: io.EOF},
-		"caller gone":     {why: "no one waits for the response", method: "GET", reused: true, canceled: true, replayed: true, err: io.EOF},
+		"idle connection":      {why: "the application closed it just then", method: "PUT", reused: true, replayed: true, err: io.EOF, want: true},
+		"new connection":       {why: "the application may have failed by the request", method: "GET", replayed: true, err: io.EOF},
+		"POST":                 {why: "it is not idempotent", method: "POST", reused: true, replayed: true, err: io.EOF},
+		"body lost":            {why: "the application would get a part of it", method: "PUT", reused: true, err: io.EOF},
+		"caller gone":          {why: "no one waits for the response", method: "GET", reused: true, canceled: true, replayed: true, err: io.EOF},
+		"refused":              {why: "the application says that it did nothing", method: "POST", replayed: true, err: refused, want: true},
+		"refused, body lost":   {why: "the application would get a part of it", method: "POST", err: refused},
+		"refused, caller gone": {why: "no one waits for the response", method: "POST", canceled: true, replayed: true, err: refused},
+		"refused often":        {why: "the application takes none", method: "POST", replayed: true, err: refused, try: openTries - 1},
+		"reset":                {why: "the application may have done it", method: "GET", replayed: true, err: reset},
 	}
 	for name, tc := range cases {
 		f := &appRequest{method: tc.method, reused: tc.reused, canceled: tc.canceled}
-		if got := f.retry(httprelay.Failure{Err: tc.err, Replayable: tc.replayed}); got != tc.want {
+		if got := f.retry(httprelay.Failure{Try: tc.try, Err: tc.err, Replayable: tc.replayed}); got != tc.want {
 			t.Errorf("%s: %v, want %v, because %s", name, got, tc.want, tc.why)
 		}
+	}
+}
+
+// TestNotProcessedByApp: an application that did nothing with a request is not to blame
+// for it, so the caller's agent may send it to another endpoint.
+func TestNotProcessedByApp(t *testing.T) {
+	got := refusalOf(&mux.ResetError{Code: http2.ErrCodeRefusedStream, NotProcessed: true})
+	if got.Status != 503 || !got.NotProcessed {
+		t.Errorf("%+v", got)
+	}
+	if got := refusalOf(&mux.ResetError{Code: http2.ErrCodeCancel}); got.Status != 502 || got.NotProcessed {
+		t.Errorf("after the application has received it: %+v", got)
 	}
 }
 
