@@ -315,20 +315,29 @@ func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (http
 	if err != nil {
 		return nil, err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.canceled {
+	if f.isCanceled() {
 		to.Reset(http2.ErrCodeCancel)
 		return nil, errCanceled
 	}
-	f.to = to
 	return to, nil
+}
+
+// attach makes to the stream of the current try, before anything is sent: the application
+// may take its time to receive the first bytes.
+func (f *appRequest) attach(to httprelay.Stream) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.to = to
+	if f.canceled {
+		to.Reset(http2.ErrCodeCancel)
+	}
 }
 
 func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
 	r := f.session
 	if r.protocol == tunnel.Protocol_HTTP2 {
-		stream, err := r.apps.openStream(r, h, body, end)
+		opening := func(s *mux.Stream) { f.attach(httprelay.MuxStream{Stream: s}) }
+		stream, err := r.apps.openStream(r, h, body, end, opening)
 		if err != nil {
 			return nil, err
 		}
@@ -351,6 +360,7 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 			return nil, err
 		}
 	}
+	f.attach(f.app)
 	return f.app, f.app.Send(h, body, end)
 }
 
@@ -488,14 +498,15 @@ func (p *appConns) close() {
 	p.work.Wait()
 }
 
-// openStream sends a request over an HTTP/2 connection to the application.
-func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, end bool) (stream *mux.Stream, err error) {
+// openStream sends a request over an HTTP/2 connection to the application. opening is
+// mux.OpenOptions.Opening.
+func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, end bool, opening func(*mux.Stream)) (stream *mux.Stream, err error) {
 	for range openTries {
 		m, derr := p.conn(r)
 		if derr != nil {
 			return nil, derr
 		}
-		stream, err = m.Open(h, body, end) // nothing was sent if it fails
+		stream, err = m.OpenWith(h, body, end, mux.OpenOptions{Opening: opening}) // nothing was sent if it fails
 		if !errors.Is(err, mux.ErrClosed) && !errors.Is(err, mux.ErrGoingAway) && !errors.Is(err, mux.ErrTooManyStreams) {
 			return stream, err
 		}

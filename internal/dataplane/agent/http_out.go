@@ -268,6 +268,7 @@ type outboundRequest struct {
 	head    *message.Head   // with the changes of a route
 	target  string          // that the caller sent
 	plan    httprelay.Plan
+	opening func(*mux.Stream) // attach
 
 	policy  retry.Policy
 	routed  *routedRequest // nil without routes
@@ -292,6 +293,7 @@ type outboundRequest struct {
 func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
 	r := &outboundRequest{conn: cc, head: head}
 	r.plan = httprelay.Plan{Open: r.openTry, Retry: r.retry, IsFailure: r.isFailure}
+	r.opening = r.attach
 	return r
 }
 
@@ -384,15 +386,21 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 	if r.plan.Timeout > 0 { // the rest of it is for the response
 		r.plan.Timeout = max(r.plan.Timeout-r.sentAt.Sub(began), 1)
 	}
-	to := httprelay.MuxStream{Stream: stream}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.canceled {
-		to.Reset(http2.ErrCodeCancel)
+	if r.isCanceled() {
+		stream.Reset(http2.ErrCodeCancel)
 		return nil, errCanceled
 	}
-	r.to = to
-	return to, nil
+	return httprelay.MuxStream{Stream: stream}, nil
+}
+
+// attach makes s the stream of the current try, which may still wait to be sent.
+func (r *outboundRequest) attach(s *mux.Stream) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.to = httprelay.MuxStream{Stream: s}
+	if r.canceled {
+		s.Reset(http2.ErrCodeCancel)
+	}
 }
 
 // openStream opens a stream with an endpoint. If a session has just ended, nothing was
@@ -409,11 +417,7 @@ func (r *outboundRequest) openStream(ctx context.Context, h *message.Head, body 
 			r.observe(balance.Neutral)
 			return nil, context.Cause(ctx)
 		}
-		if r.repeatable {
-			stream, err = s.mux.OpenRepeatable(h, body, end)
-		} else {
-			stream, err = s.mux.Open(h, body, end)
-		}
+		stream, err = r.openWithin(ctx, s.mux, h, body, end)
 		if err == nil {
 			r.tried = append(r.tried, s.endpoint)
 			return stream, nil
@@ -424,6 +428,24 @@ func (r *outboundRequest) openStream(ctx context.Context, h *message.Head, body 
 		}
 	}
 	return nil, err
+}
+
+// openWithin opens a stream. If the try has a timeout, it waits until ctx ends at most.
+func (r *outboundRequest) openWithin(ctx context.Context, m *mux.Conn, h *message.Head, body []byte, end bool) (*mux.Stream, error) {
+	options := mux.OpenOptions{Repeatable: r.repeatable, Opening: r.opening}
+	if r.plan.Timeout == 0 {
+		return m.OpenWith(h, body, end, options)
+	}
+	stop := func() bool { return true }
+	options.Opening = func(s *mux.Stream) {
+		r.attach(s)
+		stop = context.AfterFunc(ctx, func() { s.Reset(http2.ErrCodeCancel) })
+	}
+	stream, err := m.OpenWith(h, body, end, options)
+	if !stop() {
+		return nil, context.Cause(ctx)
+	}
+	return stream, err
 }
 
 // checkCaller returns why the caller may make no requests now, or nil.

@@ -23,8 +23,10 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -490,6 +492,47 @@ func TestAppRetry(t *testing.T) {
 		if got := f.retry(httprelay.Failure{Try: tc.try, Err: tc.err, Replayable: tc.replayed}); got != tc.want {
 			t.Errorf("%s: %v, want %v, because %s", name, got, tc.want, tc.why)
 		}
+	}
+}
+
+// TestCallerLeavesWhileRequestIsSent: an application that does not receive the first bytes
+// of a request holds no request of a caller that has gone.
+func TestCallerLeavesWhileRequestIsSent(t *testing.T) {
+	for _, protocol := range []tunnel.Protocol{tunnel.Protocol_HTTP1, tunnel.Protocol_HTTP2} {
+		t.Run(protocol.String(), func(t *testing.T) {
+			ln := listen(t, "127.0.0.1")
+			defer ln.Close()
+			c := must(net.Dial("tcp", ln.Addr().String()))(t).(*net.TCPConn)
+			defer c.Close()
+			far := must(ln.Accept())(t) // it reads nothing
+			defer far.Close()
+			r := &inboundRequests{protocol: protocol}
+			if protocol == tunnel.Protocol_HTTP1 {
+				r.apps.idle = []idleApp{{AppConn: must(httprelay.NewAppConn(c))(t)}}
+			} else {
+				m := mux.New(c, mux.Config{Client: true})
+				ran := make(chan error, 1)
+				go func() { ran <- m.Run(t.Context()) }()
+				defer func() { c.Close(); <-ran }()
+				r.apps.muxes = []*mux.Conn{m}
+			}
+			f := &appRequest{session: r}
+			opened := make(chan error, 1)
+			go func() {
+				_, err := f.open(0, &message.Head{Method: "POST", Target: "/", Version: message.HTTP11}, make([]byte, 64<<20), false)
+				opened <- err
+			}()
+			eventually(t, "the request is sent", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.to != nil })
+			f.cancel()
+			select {
+			case err := <-opened:
+				if err == nil {
+					t.Error("no error")
+				}
+			case <-time.After(testTimeout):
+				t.Error("the agent still sends the request")
+			}
+		})
 	}
 }
 

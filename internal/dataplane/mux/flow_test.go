@@ -2,6 +2,7 @@ package mux
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -367,4 +368,55 @@ func TestHeadAndBodyCauseOneWakeUp(t *testing.T) {
 			t.Errorf("buffered %d, %v: want the whole body", n, ended)
 		}
 	})
+}
+
+// TestResetEndsTheWaitOfOpen: another goroutine can end a stream that waits to be opened,
+// or to send the first bytes of its body.
+func TestResetEndsTheWaitOfOpen(t *testing.T) {
+	for name, full := range map[string]bool{"for a window": false, "for space": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := startPeer(t, Config{Client: true}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20})
+				defer p.close()
+				if full {
+					p.fr.WriteWindowUpdate(0, 2<<20)
+					p.pause(true)
+					defer p.pause(false)
+					synctest.Wait()
+					for range 2 {
+						go p.conn.Open(requestHead("POST", "/"), make([]byte, 1<<20), true)
+						synctest.Wait()
+					}
+				}
+				var stream *Stream
+				ended := make(chan error, 1)
+				go func() {
+					s, err := p.conn.OpenWith(requestHead("POST", "/"), make([]byte, 3<<20), true, OpenOptions{
+						Opening: func(s *Stream) { stream = s },
+					})
+					if err == nil {
+						_, err = s.ReadHead(&message.Head{})
+					}
+					ended <- err
+				}()
+				synctest.Wait()
+				select {
+				case err := <-ended:
+					t.Fatalf("it did not wait: %v", err)
+				default:
+				}
+				stream.Reset(http2.ErrCodeCancel)
+				synctest.Wait()
+				select {
+				case err := <-ended:
+					var reset *ResetError
+					if !errors.As(err, &reset) || !reset.Local {
+						t.Errorf("%v", err)
+					}
+				default:
+					t.Error("it still waits")
+				}
+			})
+		})
+	}
 }
