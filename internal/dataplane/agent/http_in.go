@@ -148,6 +148,7 @@ func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *mess
 	s.OnReset(func(error) { f.cancel() })
 	plan := &httprelay.Plan{Open: f.open, Retry: f.retry, OnResponse: func(h *message.Head) { h.Del(httprelay.ErrorField) }}
 	result := httprelay.Forward(from, head, ended, plan)
+	result.FromErr = result.FromErr || result.Err != nil && f.isCanceled()
 	f.complete = result.Err == nil && !result.Unread
 	return result
 }

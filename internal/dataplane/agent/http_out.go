@@ -152,7 +152,7 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 	defer watch.stop()
 	var head message.Head
 	r := cc.newRequest(&head)
-	cancel := r.cancel
+	leave := r.leave
 	for {
 		ended, err := caller.Next(&head)
 		if err != nil {
@@ -177,7 +177,7 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 			caller.CloseAfterResponse()
 		}
 		r.begin()
-		watch.start(cancel)
+		watch.start(leave)
 		result := r.forward(caller, ended)
 		watch.pause()
 		if result.Err != nil && !ended { // its body may be unread
@@ -254,7 +254,7 @@ func (cc *callerConn) serveStream(s *mux.Stream) {
 	}
 	r := cc.newRequest(head)
 	r.begin()
-	s.OnReset(func(err error) { r.cancel() })
+	s.OnReset(func(error) { r.leave() })
 	from := httprelay.MuxStream{Stream: s}
 	r.answer(from, r.forward(from, ended))
 }
@@ -288,6 +288,7 @@ type outboundRequest struct {
 	mu       sync.Mutex // guards what follows
 	to       httprelay.Stream
 	canceled bool
+	gone     bool // the caller
 }
 
 func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
@@ -313,10 +314,18 @@ func (r *outboundRequest) begin() {
 	r.choice, r.session, r.tried, r.plan.Timeout = balance.Choice{}, nil, r.tried[:0], 0
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.to, r.canceled = nil, false
+	r.to, r.canceled, r.gone = nil, false, false
 }
 
-// cancel ends the current try, because the caller has gone.
+// leave is cancel for a caller that has gone.
+func (r *outboundRequest) leave() {
+	r.mu.Lock()
+	r.gone = true
+	r.mu.Unlock()
+	r.cancel()
+}
+
+// cancel ends the current try, and permits no other.
 func (r *outboundRequest) cancel() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -332,7 +341,13 @@ func (r *outboundRequest) isCanceled() bool {
 	return r.canceled
 }
 
-var errCanceled = errors.New("the caller has gone")
+func (r *outboundRequest) isGone() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.gone
+}
+
+var errCanceled = errors.New("the request was canceled")
 
 // forward forwards the request, with retries, and its response.
 func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.Result {
@@ -350,6 +365,7 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 	}
 	r.backend.group.budget.Request(r.start)
 	result := httprelay.Forward(from, r.head, ended, &r.plan)
+	result.FromErr = result.FromErr || result.Err != nil && r.isGone()
 	r.finish(result)
 	return result
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -246,7 +247,8 @@ func TestRequestWithoutResponse(t *testing.T) {
 	})
 }
 
-// TestCallerOfRequestLeaves: a request whose caller has gone ends at the application too.
+// TestCallerOfRequestLeaves: a request whose caller has gone ends at the application too,
+// and counts as no failure of the mesh.
 func TestCallerOfRequestLeaves(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {
 		came, gone := make(chan bool, 1), make(chan bool, 1)
@@ -255,6 +257,8 @@ func TestCallerOfRequestLeaves(t *testing.T) {
 			<-r.Context().Done()
 			gone <- true
 		}))
+		taps := [2]*reqlog.Tap{}
+		taps[0], taps[1] = w.tapBoth()
 		ctx, cancel := context.WithCancel(t.Context())
 		req, _ := http.NewRequestWithContext(ctx, "GET", "http://bar-east/", nil)
 		failed := make(chan error, 1)
@@ -274,6 +278,21 @@ func TestCallerOfRequestLeaves(t *testing.T) {
 		case <-gone:
 		case <-time.After(testTimeout):
 			t.Error("the application goes on with a request whose caller has left")
+		}
+		for _, tap := range taps {
+			if r := nextRecord(t, tap); r.Reason != reasonCallerGone || r.Status != 0 {
+				t.Errorf("record: %s", r)
+			}
+		}
+		for _, reason := range reasons(outbound) {
+			if n := refusals(w.west, outbound, reason); n > 0 {
+				t.Errorf("%v refusals at the caller's node: %s", n, reason)
+			}
+		}
+		for _, reason := range reasons(inbound) {
+			if n := refusals(w.east, inbound, reason); n > 0 {
+				t.Errorf("%v refusals at the application's node: %s", n, reason)
+			}
 		}
 	})
 }
