@@ -70,6 +70,7 @@ func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
 
 // client returns an HTTP client whose connections come from a pod.
 func (w *harness) client(pod string, h2 bool) *http.Client {
+	w.learnClientFirst()
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(!h2)
 	protocols.SetUnencryptedHTTP2(h2)
@@ -209,6 +210,7 @@ func TestUpgrade(t *testing.T) {
 		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 		io.Copy(c, r)
 	})
+	w.learnClientFirst()
 	answer, err := w.call(alice, "GET /chat HTTP/1.1\r\nHost: bar-east\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello")
 	if err != nil || !strings.HasPrefix(answer, "HTTP/1.1 101 ") || !strings.HasSuffix(answer, "\r\n\r\nhello") {
 		t.Errorf("%q, %v", answer, err)
@@ -219,6 +221,7 @@ func TestUpgrade(t *testing.T) {
 // node.
 func TestMalformedRequest(t *testing.T) {
 	w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) { t.Error("the application received a request") }))
+	w.learnClientFirst()
 	answer, err := w.call(alice, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
 	if err != nil || !strings.HasPrefix(answer, "HTTP/1.1 400 ") || !strings.Contains(answer, "Proxy-Status: causeway; error=http_request_error") {
 		t.Errorf("%q, %v", answer, err)
@@ -443,6 +446,7 @@ func TestTrailersOfShortRequest(t *testing.T) {
 		body, err := io.ReadAll(r.Body)
 		fmt.Fprintf(rw, "%s %v %s", body, err, r.Trailer.Get("X-Sum"))
 	}))
+	w.learnClientFirst()
 	c, err := w.tryDial(alice)
 	if err != nil {
 		t.Fatal(err)

@@ -131,6 +131,7 @@ func TestRecordsOfDenials(t *testing.T) {
 
 func TestRecordsOfMalformedRequests(t *testing.T) {
 	w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) {}))
+	w.learnClientFirst()
 	west, _ := w.tapBoth()
 	c := must(w.tryDial(alice))(t)
 	defer c.Close()
