@@ -420,3 +420,39 @@ func TestResetEndsTheWaitOfOpen(t *testing.T) {
 		})
 	}
 }
+
+// TestQueuedStreamGoesOn: a window update may wake a stream before its turn, while another
+// goroutine writes to the connection. The stream does not wait for itself then.
+func TestQueuedStreamGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startPeer(t, Config{Client: true})
+		defer p.close()
+		s, err := p.conn.Open(requestHead("POST", "/"), nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		p.conn.mu.Lock()
+		p.conn.out.flushing = true // as if another goroutine did
+		p.conn.queueTurn(s)
+		p.conn.mu.Unlock()
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.Write(make([]byte, 3*maxFrameSize), false)
+			done <- err
+		}()
+		synctest.Wait()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Error("the stream waits, although there is space and no other stream waits")
+		}
+		p.conn.mu.Lock()
+		p.conn.out.flushing = false
+		p.conn.flushInBackground()
+		p.conn.mu.Unlock()
+	})
+}

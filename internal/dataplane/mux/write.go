@@ -248,6 +248,7 @@ func (c *Conn) writeBody(s *Stream, p []byte, end bool) (int, error) {
 			if p = p[n:]; last {
 				end = false
 			}
+			c.quitTurn(s) // a window update may have come before its turn
 			yield = len(p) > 0 && len(c.send.waiting) > 0
 		case c.flush(s):
 		case yield && len(c.send.waiting) == 0:
