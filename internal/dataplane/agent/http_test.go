@@ -364,6 +364,37 @@ func TestForwardIdentity(t *testing.T) {
 	})
 }
 
+// TestForwardIdentityRefusesOpaque: the agent cannot see requests on an opaque connection,
+// which could claim any caller to an application that believes the field.
+func TestForwardIdentityRefusesOpaque(t *testing.T) {
+	const forged = "Causeway-Client-Id: spiffe://west-1/ns/shop/sa/bob\r\n"
+	const upgrade = "GET / HTTP/1.1\r\nHost: bar-east\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + forged + "\r\n"
+	for name, sent := range map[string]string{
+		"upgrade":             upgrade,
+		"not recognized":      "\nGET / HTTP/1.1\r\nHost: bar-east\r\n" + forged + "\r\n",
+		"unknown to the mesh": "get / HTTP/1.1\r\nHost: bar-east\r\n" + forged + "\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t, func(*net.TCPConn) { t.Error("the application was reached") })
+			w.learnClientFirst()
+			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().ForwardIdentity = wire.ForwardIdentity_HEADER })
+			answer, err := w.call(alice, sent)
+			wantReset(t, answer, err)
+			w.wantRefusal(w.east, inbound, "requests_only")
+		})
+	}
+	t.Run("declared as opaque", func(t *testing.T) {
+		w := newHarness(t, echo)
+		w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+			r.GetExport().ForwardIdentity = wire.ForwardIdentity_HEADER
+			r.GetExport().Ports[0].Declared = wire.Protocol_TCP
+		})
+		if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
+			t.Errorf("%q, %v", answer, err)
+		}
+	})
+}
+
 func TestProxyProtocol(t *testing.T) {
 	w := newHarness(t, func(c *net.TCPConn) {
 		r := bufio.NewReader(c)
