@@ -402,6 +402,29 @@ func TestTapEndsWithItsTap(t *testing.T) {
 	}
 }
 
+// TestTapRequestsAreLimitedBySource: who asks for taps without a right does not keep others
+// from asking.
+func TestTapRequestsAreLimitedBySource(t *testing.T) {
+	server := newTapServer(reqlog.NewHub(prometheus.NewRegistry()), fakeAccess{"shop", "good"}, slog.New(slog.DiscardHandler))
+	ask := func(source string) int {
+		req := must(http.NewRequest(http.MethodGet, TapPath, nil))(t)
+		req.RemoteAddr = source
+		req.Header.Set("Authorization", "Bearer bad")
+		resp := httptest.NewRecorder()
+		server.ServeHTTP(resp, req)
+		return resp.Code
+	}
+	limited := 0
+	for range 10 * tapsBurst {
+		if ask("192.0.2.1:1000") == http.StatusTooManyRequests {
+			limited++
+		}
+	}
+	if got := ask("192.0.2.2:1000"); got != http.StatusForbidden || limited == 0 {
+		t.Errorf("another source got %d, after %d requests of the first were limited", got, limited)
+	}
+}
+
 // TestTapsAreShared: readers with a right in one namespace cannot keep others from taps.
 func TestTapsAreShared(t *testing.T) {
 	own := tapaccess.Claim{Namespace: "causeway-system", Own: true}
