@@ -376,7 +376,8 @@ func TestResetEndsTheWaitOfOpen(t *testing.T) {
 	for name, full := range map[string]bool{"for a window": false, "for space": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := startPeer(t, Config{Client: true}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20})
+				window := http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20}
+				p := startPeer(t, Config{Client: true}, window)
 				defer p.close()
 				if full {
 					p.fr.WriteWindowUpdate(0, 2<<20)
@@ -391,9 +392,8 @@ func TestResetEndsTheWaitOfOpen(t *testing.T) {
 				var stream *Stream
 				ended := make(chan error, 1)
 				go func() {
-					s, err := p.conn.OpenWith(requestHead("POST", "/"), make([]byte, 3<<20), true, OpenOptions{
-						Opening: func(s *Stream) { stream = s },
-					})
+					o := OpenOptions{Opening: func(s *Stream) { stream = s }}
+					s, err := p.conn.OpenWith(requestHead("POST", "/"), make([]byte, 3<<20), true, o)
 					if err == nil {
 						_, err = s.ReadHead(&message.Head{})
 					}
@@ -421,8 +421,8 @@ func TestResetEndsTheWaitOfOpen(t *testing.T) {
 	}
 }
 
-// TestQueuedStreamGoesOn: a window update may wake a stream before its turn, while another
-// goroutine writes to the connection. The stream does not wait for itself then.
+// TestQueuedStreamGoesOn: a window update may wake a stream before its turn, while
+// another goroutine writes to the connection. The stream does not wait for itself then.
 func TestQueuedStreamGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startPeer(t, Config{Client: true})
