@@ -400,3 +400,26 @@ func TestCallerFailsBetweenTries(t *testing.T) {
 		}
 	})
 }
+
+// TestLateResetSparesCompleteStream: the timer of stop may fire just when the last write
+// returns. The connection to the application may carry another request then.
+func TestLateResetSparesCompleteStream(t *testing.T) {
+	for name, complete := range map[string]bool{"complete": true, "still writing": false} {
+		to := newFake()
+		u := &upload{to: to}
+		if complete {
+			u.full = to
+		}
+		u.cutWrite(to)
+		select {
+		case <-to.reset:
+			if complete {
+				t.Errorf("%s: the stream was reset", name)
+			}
+		default:
+			if !complete {
+				t.Errorf("%s: the stream was not reset", name)
+			}
+		}
+	}
+}

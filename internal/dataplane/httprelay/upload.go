@@ -102,7 +102,7 @@ func (u *upload) stop() (unread bool, err error) {
 	switch {
 	case full:
 	case ended && to != nil:
-		late := time.AfterFunc(lateWrite, func() { to.Reset(http2.ErrCodeCancel) })
+		late := time.AfterFunc(lateWrite, func() { u.cutWrite(to) })
 		defer late.Stop()
 	default:
 		if to != nil {
@@ -115,6 +115,16 @@ func (u *upload) stop() (unread bool, err error) {
 	defer u.mu.Unlock()
 	u.forget()
 	return u.full == nil || u.full != u.to, err
+}
+
+// cutWrite resets a stream, unless it has had the whole body. Then another request may use
+// its connection.
+func (u *upload) cutWrite(to Stream) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.full != to {
+		to.Reset(http2.ErrCodeCancel)
+	}
 }
 
 // run forwards the body until the stream of the last try has had all of it, or until
