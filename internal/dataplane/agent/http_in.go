@@ -422,6 +422,14 @@ type appConns struct {
 	timer *time.Timer
 	muxes []*mux.Conn
 	ended bool
+	// dialing is the dial of an HTTP/2 connection in progress, or nil.
+	dialing *appDial
+}
+
+// An appDial is the dial of an HTTP/2 connection, which several requests await.
+type appDial struct {
+	done chan struct{}
+	err  error // once done is closed
 }
 
 type idleApp struct {
@@ -518,26 +526,68 @@ func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, 
 	return nil, &refusal{reason: reasonPodRefused, code: tunnel.Code_POD_REFUSED, err: fmt.Errorf("the application accepts no requests: %w", err)}
 }
 
-// conn returns an HTTP/2 connection that can carry another request.
+// conn returns an HTTP/2 connection that can carry another request. Requests that come
+// while a connection is made share it, or the error.
 func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock() // requests that come together share the connection
-	for _, m := range p.muxes {
-		if m.CanOpen() && m.Load() < appStreams {
+	return p.share(func() (*mux.Conn, error) {
+		c, err := r.dial()
+		if err != nil {
+			return nil, err
+		}
+		return mux.New(c, mux.Config{Client: true, Windows: r.agent.shares.memory(r.in.decision.Link.UID)}), nil
+	})
+}
+
+// share is conn with a function that makes a connection.
+func (p *appConns) share(dial func() (*mux.Conn, error)) (*mux.Conn, error) {
+	for {
+		d, m, mine := p.findOrDial()
+		switch {
+		case m != nil:
 			return m, nil
+		case mine:
+			m, err := dial()
+			p.dialed(d, m, err)
+			return m, err
+		}
+		<-d.done
+		if d.err != nil {
+			return nil, d.err
 		}
 	}
-	c, err := r.dial()
-	if err != nil {
-		return nil, err
+}
+
+// findOrDial returns a connection, or the dial in progress. If there is neither, the
+// caller must dial and call dialed.
+func (p *appConns) findOrDial() (d *appDial, m *mux.Conn, mine bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.muxes {
+		if m.CanOpen() && m.Load() < appStreams {
+			return nil, m, false
+		}
 	}
-	m := mux.New(c, mux.Config{Client: true, Windows: r.agent.shares.memory(r.in.decision.Link.UID)})
+	if p.dialing != nil {
+		return p.dialing, nil, false
+	}
+	p.dialing = &appDial{done: make(chan struct{})}
+	return p.dialing, nil, true
+}
+
+// dialed ends a dial, and runs its connection until ctx ends.
+func (p *appConns) dialed(d *appDial, m *mux.Conn, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer close(d.done)
+	p.dialing, d.err = nil, err
+	if err != nil {
+		return
+	}
 	p.muxes = append(p.muxes, m)
 	p.work.Go(func() {
 		m.Run(p.ctx)
 		p.drop(m)
 	})
-	return m, nil
 }
 
 // drop removes an HTTP/2 connection from muxes, so that no new request uses it. Its open

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/pires/go-proxyproto"
@@ -588,6 +589,36 @@ func TestCallerLeavesWhileRequestIsSent(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRequestsShareDial: requests that come while an application is dialed wait for that
+// dial alone, also if it fails.
+func TestRequestsShareDial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p appConns
+		dials, failed := 0, errors.New("the pod does not answer")
+		dial := func() (*mux.Conn, error) {
+			dials++
+			<-time.After(podTimeout)
+			return nil, failed
+		}
+		var requests sync.WaitGroup
+		start := time.Now()
+		for range 10 {
+			requests.Go(func() {
+				if _, err := p.share(dial); err != failed {
+					t.Error(err)
+				}
+			})
+		}
+		requests.Wait()
+		if took := time.Since(start); dials != 1 || took != podTimeout {
+			t.Errorf("%d dials in %v", dials, took)
+		}
+		if _, err := p.share(dial); err != failed || dials != 2 {
+			t.Errorf("the next request: %v after %d dials", err, dials)
+		}
+	})
 }
 
 // TestNotProcessedByApp: an application that did nothing with a request is not to blame
