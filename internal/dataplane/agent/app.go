@@ -32,6 +32,9 @@ func (a *Agent) openApp(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, 
 	if err == nil {
 		to, in.addrs, err = decide(s, in)
 	}
+	if err == nil {
+		err = in.checkForwardable(s)
+	}
 	var app *net.TCPConn
 	if err == nil {
 		in.decision = to

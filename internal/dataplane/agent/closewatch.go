@@ -60,6 +60,7 @@ func (w *closeWatch) check() {
 		w.running = false
 	case time.Since(w.since) >= closeWatchInterval && (transport.IsClosed(w.c) || transport.HasReceivedFIN(w.c)):
 		w.cancel()
+		w.running = false // until the next request
 	default:
 		w.timer.Reset(closeWatchInterval)
 	}

@@ -19,8 +19,27 @@ var errDrainNotice = errors.New("a gateway drains")
 // drains can move to another one before it cuts them, and so that a newer session can
 // renew them. The zero value is ready.
 type inboundConns struct {
-	mu   sync.Mutex // guards open
+	mu   sync.Mutex // guards what follows
 	open map[tunnel.SessionName]*inboundConn
+	// accepting are those whose client may have the answer to HELLO already.
+	accepting map[*inboundConn]struct{}
+}
+
+// accept records a session that is being accepted. The caller must call add or reject.
+func (a *inboundConns) accept(in *inboundConn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.accepting == nil {
+		a.accepting = make(map[*inboundConn]struct{})
+	}
+	a.accepting[in] = struct{}{}
+}
+
+// reject forgets a session that was not accepted.
+func (a *inboundConns) reject(in *inboundConn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.accepting, in)
 }
 
 func (a *inboundConns) add(in *inboundConn) {
@@ -29,6 +48,7 @@ func (a *inboundConns) add(in *inboundConn) {
 	if a.open == nil {
 		a.open = make(map[tunnel.SessionName]*inboundConn)
 	}
+	delete(a.accepting, in)
 	a.open[in.secret.Name()] = in
 }
 
@@ -58,6 +78,11 @@ func (a *inboundConns) all() []*inboundConn {
 func (a *inboundConns) drainVia(gateway netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	for in := range a.accepting {
+		if in.from == gateway {
+			in.retiring.Store(true) // awaitOpen looks at it
+		}
+	}
 	for _, in := range a.open {
 		if in.from == gateway && !in.retiring.Swap(true) {
 			in.interruptIdle()

@@ -24,6 +24,25 @@ func (w *harness) sendDrainNotice(key route.HopKey) {
 	c.Close()
 }
 
+// TestDrainNoticeReachesSessionsBeingAccepted: a session may be accepted just when the
+// notice of its gateway comes. The client has the answer to HELLO before the agent goes on.
+func TestDrainNoticeReachesSessionsBeingAccepted(t *testing.T) {
+	gateway, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	var conns inboundConns
+	in, elsewhere, rejected := &inboundConn{from: gateway}, &inboundConn{from: other}, &inboundConn{from: gateway}
+	for _, in := range []*inboundConn{in, elsewhere, rejected} {
+		conns.accept(in)
+	}
+	conns.reject(rejected)
+	conns.drainVia(gateway)
+	if !in.retiring.Load() || elsewhere.retiring.Load() || rejected.retiring.Load() {
+		t.Errorf("retiring: %v, want true; by another gateway: %v; rejected: %v", in.retiring.Load(), elsewhere.retiring.Load(), rejected.retiring.Load())
+	}
+	if len(conns.accepting) != 2 {
+		t.Errorf("%d sessions are being accepted, want 2", len(conns.accepting))
+	}
+}
+
 // Sessions leave a gateway that drains between two exchanges, and nothing is lost: no
 // open exchange, and no OPEN that is on its way.
 func TestSessionsLeaveDrainingGateway(t *testing.T) {

@@ -113,6 +113,7 @@ type harness struct {
 	dials              atomic.Int64  // of the app
 	logs               [2]*logBuffer // west's, east's
 	nodes              [2]node       // likewise
+	clientFirst        atomic.Bool   // of learnClientFirst
 
 	mu                              sync.Mutex // guards what follows
 	westView, eastView, gatewayView nodestream.View
@@ -172,6 +173,9 @@ func (w *harness) newAgent(life context.Context, i int, c *cluster) *Agent {
 	w.nodes[i].find.Store(foundAt(bridge))
 	w.nodes[i].ingressOf.Store(func(*net.TCPConn) (int, error) { return bridge, nil })
 	a.ingressOf = func(c *net.TCPConn) (int, error) {
+		if i == 0 && w.clientFirst.Load() {
+			transport.AwaitReadable(c, testTimeout)
+		}
 		return w.nodes[i].ingressOf.Load().(func(*net.TCPConn) (int, error))(c)
 	}
 	w.nodes[i].check.Store(freshCheck)

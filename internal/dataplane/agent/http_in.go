@@ -148,6 +148,7 @@ func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *mess
 	s.OnReset(func(error) { f.cancel() })
 	plan := &httprelay.Plan{Open: f.open, Retry: f.retry, OnResponse: func(h *message.Head) { h.Del(httprelay.ErrorField) }}
 	result := httprelay.Forward(from, head, ended, plan)
+	result.FromErr = result.FromErr || result.Err != nil && f.isCanceled()
 	f.complete = result.Err == nil && !result.Unread
 	return result
 }
@@ -264,6 +265,8 @@ func refusalOf(err error) httprelay.MeshError {
 		e.Status, e.Kind = 504, "http_response_timeout"
 	case errors.As(err, &bad):
 		e.Kind = "http_protocol_error"
+	case isNotProcessed(err):
+		e.Status, e.Kind, e.NotProcessed = 503, "destination_unavailable", true
 	case errors.As(err, &refused):
 		e.Status, e.Kind, e.NotProcessed = 503, "destination_unavailable", true
 		if refused.code == tunnel.Code_DENIED || refused.code == tunnel.Code_NOT_EXPORTED {
@@ -297,27 +300,45 @@ func (f *appRequest) cancel() {
 	}
 }
 
+func (f *appRequest) isCanceled() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.canceled
+}
+
 // open sends a request to the application, over a connection that is idle or a new one.
 func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
 	f.method = h.Method
+	if f.isCanceled() {
+		return nil, errCanceled
+	}
 	to, err := f.send(try, h, body, end)
 	if err != nil {
 		return nil, err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.canceled {
+	if f.isCanceled() {
 		to.Reset(http2.ErrCodeCancel)
 		return nil, errCanceled
 	}
-	f.to = to
 	return to, nil
+}
+
+// attach makes to the stream of the current try, before anything is sent: the application
+// may take its time to receive the first bytes.
+func (f *appRequest) attach(to httprelay.Stream) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.to = to
+	if f.canceled {
+		to.Reset(http2.ErrCodeCancel)
+	}
 }
 
 func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
 	r := f.session
 	if r.protocol == tunnel.Protocol_HTTP2 {
-		stream, err := r.apps.openStream(r, h, body, end)
+		opening := func(s *mux.Stream) { f.attach(httprelay.MuxStream{Stream: s}) }
+		stream, err := r.apps.openStream(r, h, body, end, opening)
 		if err != nil {
 			return nil, err
 		}
@@ -337,13 +358,21 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 		}
 		f.app = httprelay.NewAppConn(c)
 	}
+	f.attach(f.app)
 	return f.app, f.app.Send(h, body, end)
 }
 
 // retry sends a request again over a new connection if the application closed an idle
-// one just when the request was sent.
+// one just when the request was sent, or if an application of HTTP/2 says that it did
+// nothing.
 func (f *appRequest) retry(failure httprelay.Failure) bool {
-	if !f.reused || !failure.Replayable || failure.Response != nil {
+	if !failure.Replayable || failure.Response != nil || f.isCanceled() {
+		return false
+	}
+	if isNotProcessed(failure.Err) {
+		return failure.Try+1 < openTries
+	}
+	if !f.reused {
 		return false
 	}
 	switch f.method {
@@ -351,6 +380,12 @@ func (f *appRequest) retry(failure httprelay.Failure) bool {
 		return true
 	}
 	return false
+}
+
+// isNotProcessed reports that the other end of a stream says that it did nothing.
+func isNotProcessed(err error) bool {
+	reset := (*mux.ResetError)(nil)
+	return errors.As(err, &reset) && reset.NotProcessed
 }
 
 // release gives the connection back if it can carry another request.
@@ -384,6 +419,14 @@ type appConns struct {
 	timer *time.Timer
 	muxes []*mux.Conn
 	ended bool
+	// dialing is the dial of an HTTP/2 connection in progress, or nil.
+	dialing *appDial
+}
+
+// An appDial is the dial of an HTTP/2 connection, which several requests await.
+type appDial struct {
+	done chan struct{}
+	err  error // once done is closed
 }
 
 type idleApp struct {
@@ -461,14 +504,15 @@ func (p *appConns) close() {
 	p.work.Wait()
 }
 
-// openStream sends a request over an HTTP/2 connection to the application.
-func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, end bool) (stream *mux.Stream, err error) {
+// openStream sends a request over an HTTP/2 connection to the application. opening is
+// mux.OpenOptions.Opening.
+func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, end bool, opening func(*mux.Stream)) (stream *mux.Stream, err error) {
 	for range openTries {
 		m, derr := p.conn(r)
 		if derr != nil {
 			return nil, derr
 		}
-		stream, err = m.Open(h, body, end) // nothing was sent if it fails
+		stream, err = m.OpenWith(h, body, end, mux.OpenOptions{Opening: opening}) // nothing was sent if it fails
 		if !errors.Is(err, mux.ErrClosed) && !errors.Is(err, mux.ErrGoingAway) && !errors.Is(err, mux.ErrTooManyStreams) {
 			return stream, err
 		}
@@ -479,26 +523,68 @@ func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, 
 	return nil, &refusal{reason: reasonPodRefused, code: tunnel.Code_POD_REFUSED, err: fmt.Errorf("the application accepts no requests: %w", err)}
 }
 
-// conn returns an HTTP/2 connection that can carry another request.
+// conn returns an HTTP/2 connection that can carry another request. Requests that come
+// while a connection is made share it, or the error.
 func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock() // requests that come together share the connection
-	for _, m := range p.muxes {
-		if m.CanOpen() && m.Load() < appStreams {
+	return p.share(func() (*mux.Conn, error) {
+		c, err := r.dial()
+		if err != nil {
+			return nil, err
+		}
+		return mux.New(c, mux.Config{Client: true, Windows: r.agent.shares.memory(r.in.decision.Link.UID)}), nil
+	})
+}
+
+// share is conn with a function that makes a connection.
+func (p *appConns) share(dial func() (*mux.Conn, error)) (*mux.Conn, error) {
+	for {
+		d, m, mine := p.findOrDial()
+		switch {
+		case m != nil:
 			return m, nil
+		case mine:
+			m, err := dial()
+			p.dialed(d, m, err)
+			return m, err
+		}
+		<-d.done
+		if d.err != nil {
+			return nil, d.err
 		}
 	}
-	c, err := r.dial()
-	if err != nil {
-		return nil, err
+}
+
+// findOrDial returns a connection, or the dial in progress. If there is neither, the
+// caller must dial and call dialed.
+func (p *appConns) findOrDial() (d *appDial, m *mux.Conn, mine bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.muxes {
+		if m.CanOpen() && m.Load() < appStreams {
+			return nil, m, false
+		}
 	}
-	m := mux.New(c, mux.Config{Client: true, Windows: r.agent.shares.memory(r.in.decision.Link.UID)})
+	if p.dialing != nil {
+		return p.dialing, nil, false
+	}
+	p.dialing = &appDial{done: make(chan struct{})}
+	return p.dialing, nil, true
+}
+
+// dialed ends a dial, and runs its connection until ctx ends.
+func (p *appConns) dialed(d *appDial, m *mux.Conn, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer close(d.done)
+	p.dialing, d.err = nil, err
+	if err != nil {
+		return
+	}
 	p.muxes = append(p.muxes, m)
 	p.work.Go(func() {
 		m.Run(p.ctx)
 		p.drop(m)
 	})
-	return m, nil
 }
 
 // drop removes an HTTP/2 connection from muxes, so that no new request uses it. Its open

@@ -148,7 +148,7 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 	defer watch.stop()
 	var head message.Head
 	r := cc.newRequest(&head)
-	cancel := r.cancel
+	leave := r.leave
 	for {
 		ended, err := caller.Next(&head)
 		if err != nil {
@@ -173,7 +173,7 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 			caller.CloseAfterResponse()
 		}
 		r.begin()
-		watch.start(cancel)
+		watch.start(leave)
 		result := r.forward(caller, ended)
 		watch.pause()
 		if result.Err != nil && !ended { // its body may be unread
@@ -250,7 +250,7 @@ func (cc *callerConn) serveStream(s *mux.Stream) {
 	}
 	r := cc.newRequest(head)
 	r.begin()
-	s.OnReset(func(err error) { r.cancel() })
+	s.OnReset(func(error) { r.leave() })
 	from := httprelay.MuxStream{Stream: s}
 	r.answer(from, r.forward(from, ended))
 }
@@ -264,6 +264,7 @@ type outboundRequest struct {
 	head    *message.Head   // with the changes of a route
 	target  string          // that the caller sent
 	plan    httprelay.Plan
+	opening func(*mux.Stream) // attach
 
 	policy  retry.Policy
 	routed  *routedRequest // nil without routes
@@ -283,11 +284,13 @@ type outboundRequest struct {
 	mu       sync.Mutex // guards what follows
 	to       httprelay.Stream
 	canceled bool
+	gone     bool // the caller
 }
 
 func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
 	r := &outboundRequest{conn: cc, head: head}
 	r.plan = httprelay.Plan{Open: r.openTry, Retry: r.retry, IsFailure: r.isFailure}
+	r.opening = r.attach
 	return r
 }
 
@@ -307,10 +310,18 @@ func (r *outboundRequest) begin() {
 	r.choice, r.session, r.tried, r.plan.Timeout = balance.Choice{}, nil, r.tried[:0], 0
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.to, r.canceled = nil, false
+	r.to, r.canceled, r.gone = nil, false, false
 }
 
-// cancel ends the current try, because the caller has gone.
+// leave is cancel for a caller that has gone.
+func (r *outboundRequest) leave() {
+	r.mu.Lock()
+	r.gone = true
+	r.mu.Unlock()
+	r.cancel()
+}
+
+// cancel ends the current try, and permits no other.
 func (r *outboundRequest) cancel() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -326,7 +337,13 @@ func (r *outboundRequest) isCanceled() bool {
 	return r.canceled
 }
 
-var errCanceled = errors.New("the caller has gone")
+func (r *outboundRequest) isGone() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.gone
+}
+
+var errCanceled = errors.New("the request was canceled")
 
 // forward forwards the request, with retries, and its response.
 func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.Result {
@@ -344,6 +361,7 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 	}
 	r.backend.group.budget.Request(r.start)
 	result := httprelay.Forward(from, r.head, ended, &r.plan)
+	result.FromErr = result.FromErr || result.Err != nil && r.isGone()
 	r.finish(result)
 	return result
 }
@@ -380,15 +398,21 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 	if r.plan.Timeout > 0 { // the rest of it is for the response
 		r.plan.Timeout = max(r.plan.Timeout-r.sentAt.Sub(began), 1)
 	}
-	to := httprelay.MuxStream{Stream: stream}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.canceled {
-		to.Reset(http2.ErrCodeCancel)
+	if r.isCanceled() {
+		stream.Reset(http2.ErrCodeCancel)
 		return nil, errCanceled
 	}
-	r.to = to
-	return to, nil
+	return httprelay.MuxStream{Stream: stream}, nil
+}
+
+// attach makes s the stream of the current try, which may still wait to be sent.
+func (r *outboundRequest) attach(s *mux.Stream) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.to = httprelay.MuxStream{Stream: s}
+	if r.canceled {
+		s.Reset(http2.ErrCodeCancel)
+	}
 }
 
 // openStream opens a stream with an endpoint. If a session has just ended, nothing was
@@ -405,11 +429,7 @@ func (r *outboundRequest) openStream(ctx context.Context, h *message.Head, body 
 			r.observe(balance.Neutral)
 			return nil, context.Cause(ctx)
 		}
-		if r.repeatable {
-			stream, err = s.mux.OpenRepeatable(h, body, end)
-		} else {
-			stream, err = s.mux.Open(h, body, end)
-		}
+		stream, err = r.openWithin(ctx, s.mux, h, body, end)
 		if err == nil {
 			r.tried = append(r.tried, s.endpoint)
 			return stream, nil
@@ -420,6 +440,24 @@ func (r *outboundRequest) openStream(ctx context.Context, h *message.Head, body 
 		}
 	}
 	return nil, err
+}
+
+// openWithin opens a stream. If the try has a timeout, it waits until ctx ends at most.
+func (r *outboundRequest) openWithin(ctx context.Context, m *mux.Conn, h *message.Head, body []byte, end bool) (*mux.Stream, error) {
+	options := mux.OpenOptions{Repeatable: r.repeatable, Opening: r.opening}
+	if r.plan.Timeout == 0 {
+		return m.OpenWith(h, body, end, options)
+	}
+	stop := func() bool { return true }
+	options.Opening = func(s *mux.Stream) {
+		r.attach(s)
+		stop = context.AfterFunc(ctx, func() { s.Reset(http2.ErrCodeCancel) })
+	}
+	stream, err := m.OpenWith(h, body, end, options)
+	if !stop() {
+		return nil, context.Cause(ctx)
+	}
+	return stream, err
 }
 
 // checkCaller returns why the caller may make no requests now, or nil.

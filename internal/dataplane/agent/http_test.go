@@ -14,14 +14,21 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/pires/go-proxyproto"
 	"github.com/pires/go-proxyproto/tlvparse"
+	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -64,6 +71,7 @@ func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
 
 // client returns an HTTP client whose connections come from a pod.
 func (w *harness) client(pod string, h2 bool) *http.Client {
+	w.learnClientFirst()
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(!h2)
 	protocols.SetUnencryptedHTTP2(h2)
@@ -203,6 +211,7 @@ func TestUpgrade(t *testing.T) {
 		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 		io.Copy(c, r)
 	})
+	w.learnClientFirst()
 	answer, err := w.call(alice, "GET /chat HTTP/1.1\r\nHost: bar-east\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello")
 	if err != nil || !strings.HasPrefix(answer, "HTTP/1.1 101 ") || !strings.HasSuffix(answer, "\r\n\r\nhello") {
 		t.Errorf("%q, %v", answer, err)
@@ -213,6 +222,7 @@ func TestUpgrade(t *testing.T) {
 // node.
 func TestMalformedRequest(t *testing.T) {
 	w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) { t.Error("the application received a request") }))
+	w.learnClientFirst()
 	answer, err := w.call(alice, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
 	if err != nil || !strings.HasPrefix(answer, "HTTP/1.1 400 ") || !strings.Contains(answer, "Proxy-Status: causeway; error=http_request_error") {
 		t.Errorf("%q, %v", answer, err)
@@ -241,7 +251,8 @@ func TestRequestWithoutResponse(t *testing.T) {
 	})
 }
 
-// TestCallerOfRequestLeaves: a request whose caller has gone ends at the application too.
+// TestCallerOfRequestLeaves: a request whose caller has gone ends at the application too,
+// and counts as no failure of the mesh.
 func TestCallerOfRequestLeaves(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {
 		came, gone := make(chan bool, 1), make(chan bool, 1)
@@ -250,6 +261,8 @@ func TestCallerOfRequestLeaves(t *testing.T) {
 			<-r.Context().Done()
 			gone <- true
 		}))
+		taps := [2]*reqlog.Tap{}
+		taps[0], taps[1] = w.tapBoth()
 		ctx, cancel := context.WithCancel(t.Context())
 		req, _ := http.NewRequestWithContext(ctx, "GET", "http://bar-east/", nil)
 		failed := make(chan error, 1)
@@ -269,6 +282,21 @@ func TestCallerOfRequestLeaves(t *testing.T) {
 		case <-gone:
 		case <-time.After(testTimeout):
 			t.Error("the application goes on with a request whose caller has left")
+		}
+		for _, tap := range taps {
+			if r := nextRecord(t, tap); r.Reason != reasonCallerGone || r.Status != 0 {
+				t.Errorf("record: %s", r)
+			}
+		}
+		for _, reason := range reasons(outbound) {
+			if n := refusals(w.west, outbound, reason); n > 0 {
+				t.Errorf("%v refusals at the caller's node: %s", n, reason)
+			}
+		}
+		for _, reason := range reasons(inbound) {
+			if n := refusals(w.east, inbound, reason); n > 0 {
+				t.Errorf("%v refusals at the application's node: %s", n, reason)
+			}
 		}
 	})
 }
@@ -333,6 +361,37 @@ func TestForwardIdentity(t *testing.T) {
 			if err != nil || string(got) != want {
 				t.Errorf("%v: the application received %s, %v, want %s", way, got, err, want)
 			}
+		}
+	})
+}
+
+// TestForwardIdentityRefusesOpaque: the agent cannot see requests on an opaque connection,
+// which could claim any caller to an application that believes the field.
+func TestForwardIdentityRefusesOpaque(t *testing.T) {
+	const forged = "Causeway-Client-Id: spiffe://west-1/ns/shop/sa/bob\r\n"
+	const upgrade = "GET / HTTP/1.1\r\nHost: bar-east\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + forged + "\r\n"
+	for name, sent := range map[string]string{
+		"upgrade":             upgrade,
+		"not recognized":      "\nGET / HTTP/1.1\r\nHost: bar-east\r\n" + forged + "\r\n",
+		"unknown to the mesh": "get / HTTP/1.1\r\nHost: bar-east\r\n" + forged + "\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t, func(*net.TCPConn) { t.Error("the application was reached") })
+			w.learnClientFirst()
+			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().ForwardIdentity = wire.ForwardIdentity_HEADER })
+			answer, err := w.call(alice, sent)
+			wantReset(t, answer, err)
+			w.wantRefusal(w.east, inbound, "requests_only")
+		})
+	}
+	t.Run("declared as opaque", func(t *testing.T) {
+		w := newHarness(t, echo)
+		w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+			r.GetExport().ForwardIdentity = wire.ForwardIdentity_HEADER
+			r.GetExport().Ports[0].Declared = wire.Protocol_TCP
+		})
+		if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
+			t.Errorf("%q, %v", answer, err)
 		}
 	})
 }
@@ -419,6 +478,7 @@ func TestTrailersOfShortRequest(t *testing.T) {
 		body, err := io.ReadAll(r.Body)
 		fmt.Fprintf(rw, "%s %v %s", body, err, r.Trailer.Get("X-Sum"))
 	}))
+	w.learnClientFirst()
 	c, err := w.tryDial(alice)
 	if err != nil {
 		t.Fatal(err)
@@ -457,6 +517,120 @@ func TestRetryAfterDrop(t *testing.T) {
 			t.Errorf("status %d, %q, %v", resp.StatusCode, body, err)
 		}
 	})
+}
+
+// TestAppRetry: which requests are sent to an application again.
+func TestAppRetry(t *testing.T) {
+	refused := &mux.ResetError{Code: http2.ErrCodeRefusedStream, NotProcessed: true}
+	reset := &mux.ResetError{Code: http2.ErrCodeCancel}
+	cases := map[string]struct {
+		why                        string
+		method                     string
+		reused, canceled, replayed bool
+		err                        error
+		try                        int
+		want                       bool
+	}{
+		"idle connection":      {why: "the application closed it just then", method: "PUT", reused: true, replayed: true, err: io.EOF, want: true},
+		"new connection":       {why: "the application may have failed by the request", method: "GET", replayed: true, err: io.EOF},
+		"POST":                 {why: "it is not idempotent", method: "POST", reused: true, replayed: true, err: io.EOF},
+		"body lost":            {why: "the application would get a part of it", method: "PUT", reused: true, err: io.EOF},
+		"caller gone":          {why: "no one waits for the response", method: "GET", reused: true, canceled: true, replayed: true, err: io.EOF},
+		"refused":              {why: "the application says that it did nothing", method: "POST", replayed: true, err: refused, want: true},
+		"refused, body lost":   {why: "the application would get a part of it", method: "POST", err: refused},
+		"refused, caller gone": {why: "no one waits for the response", method: "POST", canceled: true, replayed: true, err: refused},
+		"refused often":        {why: "the application takes none", method: "POST", replayed: true, err: refused, try: openTries - 1},
+		"reset":                {why: "the application may have done it", method: "GET", replayed: true, err: reset},
+	}
+	for name, tc := range cases {
+		f := &appRequest{method: tc.method, reused: tc.reused, canceled: tc.canceled}
+		if got := f.retry(httprelay.Failure{Try: tc.try, Err: tc.err, Replayable: tc.replayed}); got != tc.want {
+			t.Errorf("%s: %v, want %v, because %s", name, got, tc.want, tc.why)
+		}
+	}
+}
+
+// TestCallerLeavesWhileRequestIsSent: an application that does not receive the first bytes
+// of a request holds no request of a caller that has gone.
+func TestCallerLeavesWhileRequestIsSent(t *testing.T) {
+	for _, protocol := range []tunnel.Protocol{tunnel.Protocol_HTTP1, tunnel.Protocol_HTTP2} {
+		t.Run(protocol.String(), func(t *testing.T) {
+			ln := listen(t, "127.0.0.1")
+			defer ln.Close()
+			c := must(net.Dial("tcp", ln.Addr().String()))(t).(*net.TCPConn)
+			defer c.Close()
+			far := must(ln.Accept())(t) // it reads nothing
+			defer far.Close()
+			r := &inboundRequests{protocol: protocol}
+			if protocol == tunnel.Protocol_HTTP1 {
+				r.apps.idle = []idleApp{{AppConn: must(httprelay.NewAppConn(c))(t)}}
+			} else {
+				m := mux.New(c, mux.Config{Client: true})
+				ran := make(chan error, 1)
+				go func() { ran <- m.Run(t.Context()) }()
+				defer func() { c.Close(); <-ran }()
+				r.apps.muxes = []*mux.Conn{m}
+			}
+			f := &appRequest{session: r}
+			opened := make(chan error, 1)
+			go func() {
+				_, err := f.open(0, &message.Head{Method: "POST", Target: "/", Version: message.HTTP11}, make([]byte, 64<<20), false)
+				opened <- err
+			}()
+			eventually(t, "the request is sent", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.to != nil })
+			f.cancel()
+			select {
+			case err := <-opened:
+				if err == nil {
+					t.Error("no error")
+				}
+			case <-time.After(testTimeout):
+				t.Error("the agent still sends the request")
+			}
+		})
+	}
+}
+
+// TestRequestsShareDial: requests that come while an application is dialed wait for that
+// dial alone, also if it fails.
+func TestRequestsShareDial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p appConns
+		dials, failed := 0, errors.New("the pod does not answer")
+		dial := func() (*mux.Conn, error) {
+			dials++
+			<-time.After(podTimeout)
+			return nil, failed
+		}
+		var requests sync.WaitGroup
+		start := time.Now()
+		for range 10 {
+			requests.Go(func() {
+				if _, err := p.share(dial); err != failed {
+					t.Error(err)
+				}
+			})
+		}
+		requests.Wait()
+		if took := time.Since(start); dials != 1 || took != podTimeout {
+			t.Errorf("%d dials in %v", dials, took)
+		}
+		if _, err := p.share(dial); err != failed || dials != 2 {
+			t.Errorf("the next request: %v after %d dials", err, dials)
+		}
+	})
+}
+
+// TestNotProcessedByApp: an application that did nothing with a request is not to blame
+// for it, so the caller's agent may send it to another endpoint.
+func TestNotProcessedByApp(t *testing.T) {
+	got := refusalOf(&mux.ResetError{Code: http2.ErrCodeRefusedStream, NotProcessed: true})
+	if got.Status != 503 || !got.NotProcessed {
+		t.Errorf("%+v", got)
+	}
+	if got := refusalOf(&mux.ResetError{Code: http2.ErrCodeCancel}); got.Status != 502 || got.NotProcessed {
+		t.Errorf("after the application has received it: %+v", got)
+	}
 }
 
 // TestRequestPolicy: an ExportPolicy may name methods and paths. A denial is final, and

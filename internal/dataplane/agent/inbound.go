@@ -90,7 +90,11 @@ func (a *Agent) serveInbound(life context.Context, c *net.TCPConn) {
 			a.serveProbe(life, c, in)
 			return
 		}
-		in.conn, err = a.acceptSession(life, c, in)
+		in.from = addrOf(c.RemoteAddr()).Addr()
+		a.inboundConns.accept(in)
+		if in.conn, err = a.acceptSession(life, c, in); err != nil {
+			a.inboundConns.reject(in)
+		}
 	}
 	if err == errDrainNotice {
 		c.Close()
@@ -107,7 +111,6 @@ func (a *Agent) serveInbound(life context.Context, c *net.TCPConn) {
 	conn := in.conn
 	defer in.releaseShares()
 	a.metrics.countSession(inbound, sessionMade)
-	in.from = addrOf(c.RemoteAddr()).Addr()
 	a.inboundConns.add(in)
 	defer a.inboundConns.remove(in)
 	ctx, release := a.leases.grant(life, a.state.Load, in.lease())

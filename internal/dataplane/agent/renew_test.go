@@ -293,9 +293,11 @@ type eventStream struct {
 	resp  *http.Response
 }
 
-// learnClientFirst makes west know that callers of bar speak first. Otherwise a connection
-// is opaque if a busy machine delays its first bytes.
+// learnClientFirst makes west know that callers of bar speak first, and wait for what they
+// say however busy the machine is. Otherwise a connection is opaque if its first bytes are
+// late.
 func (w *harness) learnClientFirst() {
+	w.clientFirst.Store(true)
 	for _, name := range []string{"alice", "bob"} {
 		w.west.endpointCache.recordClientFirst(account{"shop", name}, remotePort{"link-to-east", "shop", "bar", 80})
 	}

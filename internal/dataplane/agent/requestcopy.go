@@ -13,6 +13,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/balance"
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqroute"
 )
@@ -225,12 +226,14 @@ func (b *requestBackend) sendCopy(h *message.Head, body []byte) error {
 // exchangeCopy sends a request over a session and discards its response, until ctx ends.
 // It returns the status.
 func exchangeCopy(ctx context.Context, s *requestSession, h *message.Head, body []byte) (status int, err error) {
-	stream, err := s.mux.Open(h, nil, len(body) == 0)
+	stop := func() bool { return true }
+	defer func() { stop() }()
+	stream, err := s.mux.OpenWith(h, nil, len(body) == 0, mux.OpenOptions{Opening: func(s *mux.Stream) {
+		stop = afterfunc.Start(ctx, func() { s.Reset(http2.ErrCodeCancel) })
+	}})
 	if err != nil {
 		return 0, err
 	}
-	stop := afterfunc.Start(ctx, func() { stream.Reset(http2.ErrCodeCancel) })
-	defer stop()
 	defer stream.Reset(http2.ErrCodeCancel)
 	if len(body) > 0 {
 		if _, err := stream.Write(body, true); err != nil {

@@ -477,6 +477,7 @@ func TestRouteOfUpgrade(t *testing.T) {
 		n, _ := c.Read(buf)
 		fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n%s", buf[:n])
 	})
+	w.learnClientFirst()
 	w.addMirror("bar-v1", vipV1)
 	w.setRoutes(routesOf([]*wire.RouteMatch{{Path: &wire.RouteMatch_PathExact{PathExact: "/chat"}}}, ruleTo(backendTo("bar-v1", 1))))
 	const rest = " HTTP/1.1\r\nHost: bar-east\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -501,6 +502,7 @@ func TestRouteOfUpgradeCounts(t *testing.T) {
 			io.Copy(c, c)
 		}
 	})
+	w.learnClientFirst()
 	w.addMirror("bar-v1", vipV1)
 	w.edit(&w.westView, "frontend/shop/bar-v1", func(r *wire.Resource) {
 		backendOf(r).Ports[0].Port, backendOf(r).Settings = 81, &wire.TrafficSettings{MaxConnections: 1}

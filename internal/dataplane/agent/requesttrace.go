@@ -124,11 +124,7 @@ func (r *outboundRequest) endSpan(result httprelay.Result) {
 	if r.trace.Spans() == 0 {
 		r.startSpan(r.head, r.start)
 	}
-	end := spanResult(result, outbound)
-	if r.isCanceled() {
-		end.Reason = reasonCallerGone
-	}
-	r.trace.End(time.Now(), end)
+	r.trace.End(time.Now(), spanResult(result, outbound))
 }
 
 // startSpan starts the span of a request for the application.

@@ -125,7 +125,8 @@ func TestTracesOfPeersAreLimited(t *testing.T) {
 	}
 	stop()
 	busy.Wait()
-	if clients, servers := spans(c); len(clients) != requests || len(servers) >= requests {
+	// On a busy machine a try may fail and have a span, too.
+	if clients, servers := spans(c); len(clients) < requests || len(servers) >= len(clients) {
 		t.Errorf("%d spans of clients and %d of servers for %d requests", len(clients), len(servers), requests)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tapaccess"
 )
@@ -26,6 +28,10 @@ const (
 	// readers.
 	tapsPerSecond = 2
 	tapsBurst     = 16
+	// tapsPerSource and tapsSourceBurst are the same for readers of one address, because
+	// whoever reaches the listener can ask.
+	tapsPerSource   = 1
+	tapsSourceBurst = 12
 	// tapCheckInterval is how often an open tap is checked again.
 	tapCheckInterval = 30 * time.Second
 	// tapReportInterval is how often a reader learns of records that were dropped. It
@@ -54,12 +60,19 @@ type tapServer struct {
 	hub     *reqlog.Hub
 	access  tapAccess
 	shares  tapShares
-	limiter *rate.Limiter // of Check for new taps
+	sources *budget.Rates[string] // of Check for new taps, by the reader's address
+	limiter *rate.Limiter         // of all of them
 	log     *slog.Logger
 }
 
 func newTapServer(hub *reqlog.Hub, access tapAccess, log *slog.Logger) *tapServer {
-	return &tapServer{hub: hub, access: access, limiter: rate.NewLimiter(tapsPerSecond, tapsBurst), log: log}
+	return &tapServer{
+		hub:     hub,
+		access:  access,
+		sources: budget.NewRates[string](tapsPerSource, tapsSourceBurst),
+		limiter: rate.NewLimiter(tapsPerSecond, tapsBurst),
+		log:     log,
+	}
 }
 
 // tapShares bounds the taps of each namespace, and of all namespaces but Causeway's own.
@@ -118,7 +131,11 @@ func (s *tapServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		rejectTap(w, err)
 		return
 	}
-	if !s.limiter.Allow() {
+	source, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		source = r.RemoteAddr
+	}
+	if !s.sources.Allow(source) || !s.limiter.Allow() {
 		http.Error(w, "too many taps were requested, try again", http.StatusTooManyRequests)
 		return
 	}

@@ -131,6 +131,7 @@ func TestRecordsOfDenials(t *testing.T) {
 
 func TestRecordsOfMalformedRequests(t *testing.T) {
 	w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) {}))
+	w.learnClientFirst()
 	west, _ := w.tapBoth()
 	c := must(w.tryDial(alice))(t)
 	defer c.Close()
@@ -398,6 +399,29 @@ func TestTapEndsWithItsTap(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestTapRequestsAreLimitedBySource: who asks for taps without a right does not keep others
+// from asking.
+func TestTapRequestsAreLimitedBySource(t *testing.T) {
+	server := newTapServer(reqlog.NewHub(prometheus.NewRegistry()), fakeAccess{"shop", "good"}, slog.New(slog.DiscardHandler))
+	ask := func(source string) int {
+		req := must(http.NewRequest(http.MethodGet, TapPath, nil))(t)
+		req.RemoteAddr = source
+		req.Header.Set("Authorization", "Bearer bad")
+		resp := httptest.NewRecorder()
+		server.ServeHTTP(resp, req)
+		return resp.Code
+	}
+	limited := 0
+	for range 10 * tapsBurst {
+		if ask("192.0.2.1:1000") == http.StatusTooManyRequests {
+			limited++
+		}
+	}
+	if got := ask("192.0.2.2:1000"); got != http.StatusForbidden || limited == 0 {
+		t.Errorf("another source got %d, after %d requests of the first were limited", got, limited)
 	}
 }
 

@@ -187,7 +187,7 @@ func (f *forwarding) stopUpload() {
 }
 
 func (f *forwarding) failure(err error) Failure {
-	return Failure{Try: f.res.Tries - 1, Err: err, Replayable: f.up == nil || f.up.replayable()}
+	return Failure{Try: f.res.Tries - 1, Err: err, Replayable: f.up == nil || f.up.decide()}
 }
 
 func (f *forwarding) fail(err error, from bool) {

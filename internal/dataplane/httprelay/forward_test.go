@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"go.uber.org/goleak"
 	"golang.org/x/net/http2"
@@ -327,5 +328,98 @@ func TestKeptBodiesAreBounded(t *testing.T) {
 				t.Errorf("%d bytes are free in the end, want %d", memory.free, tc.free)
 			}
 		})
+	}
+}
+
+// TestDecisionKeepsBody: while a retry is decided, what another try needs is not given up,
+// although the try that has failed goes on to take the body.
+func TestDecisionKeepsBody(t *testing.T) {
+	const parts = 3
+	part := strings.Repeat("0123456789abcdef", bufferSize/16)
+	for name, again := range map[string]bool{"another try": true, "no other try": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				from := newFake()
+				tries := []*fakeStream{answers(503, "later"), answers(200, "world")}
+				tries[0].early = true // it does not wait for the body
+				n := 0
+				result := Forward(from, &message.Head{Method: "POST"}, false, &Plan{
+					Open: func(_ int, _ *message.Head, body []byte, end bool) (Stream, error) {
+						to := tries[n]
+						n++
+						_, err := to.Write(body, end)
+						return to, err
+					},
+					IsFailure: func(h *message.Head) bool { return h.Status == 503 },
+					Retry: func(f Failure) bool {
+						for range parts {
+							from.body <- part
+						}
+						close(from.body)
+						synctest.Wait()
+						return again && f.Replayable
+					},
+				})
+				last := tries[n-1]
+				if result.Err != nil || (n > 1) != again || from.status != map[bool]int{true: 200, false: 503}[again] {
+					t.Fatalf("%+v after %d tries, status %d", result, n, from.status)
+				}
+				if again && last.written.String() != strings.Repeat(part, parts) {
+					t.Errorf("the application received %d bytes of %d", last.written.Len(), parts*len(part))
+				}
+			})
+		})
+	}
+}
+
+// TestCallerFailsBetweenTries: a body that breaks off while a retry is decided ends the
+// next try, which could not get the rest.
+func TestCallerFailsBetweenTries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		from := newFake()
+		from.body <- "hello"
+		tries := []*fakeStream{answers(503, "later"), newFake()}
+		tries[0].early = true
+		n := 0
+		result := Forward(from, &message.Head{Method: "POST"}, false, &Plan{
+			Open: func(_ int, _ *message.Head, body []byte, end bool) (Stream, error) {
+				if n == 1 {
+					from.Reset(http2.ErrCodeCancel)
+					synctest.Wait()
+				}
+				to := tries[n]
+				n++
+				_, err := to.Write(body, end)
+				return to, err
+			},
+			IsFailure: func(h *message.Head) bool { return h.Status == 503 },
+			Retry:     func(f Failure) bool { synctest.Wait(); return f.Replayable },
+		})
+		if n != 2 || !errors.Is(result.Err, errReset) || !result.FromErr {
+			t.Errorf("%+v after %d tries", result, n)
+		}
+	})
+}
+
+// TestLateResetSparesCompleteStream: the timer of stop may fire just when the last write
+// returns. The connection to the application may carry another request then.
+func TestLateResetSparesCompleteStream(t *testing.T) {
+	for name, complete := range map[string]bool{"complete": true, "still writing": false} {
+		to := newFake()
+		u := &upload{to: to}
+		if complete {
+			u.full = to
+		}
+		u.cutWrite(to)
+		select {
+		case <-to.reset:
+			if complete {
+				t.Errorf("%s: the stream was reset", name)
+			}
+		default:
+			if !complete {
+				t.Errorf("%s: the stream was not reset", name)
+			}
+		}
 	}
 }

@@ -28,6 +28,7 @@ type upload struct {
 	// exhausted: memory is used up. What is kept is dropped once it is written.
 	exhausted bool
 	held      int  // of memory
+	deciding  bool // whether another try follows, so nothing may be given up
 	final     bool // no other try follows
 	ended     bool // the body was read to its end
 	tail      *message.Head
@@ -54,29 +55,34 @@ func (u *upload) body() (b []byte, end bool) {
 }
 
 // attach makes s, which was opened with a result of body, the stream of the current
-// try.
+// try. It resets s if the body has broken off since.
 func (u *upload) attach(s Stream, sent int, end bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.to, u.sent = s, sent
+	u.to, u.sent, u.deciding = s, sent, false
 	if end {
 		u.full = s
+	}
+	if u.err != nil {
+		s.Reset(http2.ErrCodeCancel) // it cannot get the rest
 	}
 	u.changed.Broadcast()
 }
 
-// replayable reports whether another try can have all bytes that were read.
-func (u *upload) replayable() bool {
+// decide reports whether another try can have all bytes that were read. If so, that stays
+// true until the next call of attach, finalize or stop.
+func (u *upload) decide() (replayable bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.replay && !u.exhausted && u.err == nil
+	u.deciding = u.replay && !u.exhausted && u.err == nil
+	return u.deciding
 }
 
 // finalize records that no other try follows.
 func (u *upload) finalize() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.final = true
+	u.final, u.deciding = true, false
 	u.changed.Broadcast()
 }
 
@@ -96,7 +102,7 @@ func (u *upload) stop() (unread bool, err error) {
 	switch {
 	case full:
 	case ended && to != nil:
-		late := time.AfterFunc(lateWrite, func() { to.Reset(http2.ErrCodeCancel) })
+		late := time.AfterFunc(lateWrite, func() { u.cutWrite(to) })
 		defer late.Stop()
 	default:
 		if to != nil {
@@ -109,6 +115,16 @@ func (u *upload) stop() (unread bool, err error) {
 	defer u.mu.Unlock()
 	u.forget()
 	return u.full == nil || u.full != u.to, err
+}
+
+// cutWrite resets a stream, unless it has had the whole body. Then another request may use
+// its connection.
+func (u *upload) cutWrite(to Stream) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.full != to {
+		to.Reset(http2.ErrCodeCancel)
+	}
 }
 
 // run forwards the body until the stream of the last try has had all of it, or until
@@ -140,10 +156,12 @@ func (u *upload) await() (to Stream, data []byte, end, ok bool) {
 			u.changed.Wait()
 		case u.sent < len(u.kept) || u.ended:
 			return u.to, u.kept[u.sent:], u.ended, true
+		case !u.final && !u.exhausted && len(u.kept) < ReplayBytes:
+			return nil, nil, false, true
+		case u.deciding:
+			u.changed.Wait()
 		default:
-			if u.final || u.exhausted || len(u.kept) >= ReplayBytes {
-				u.forget()
-			}
+			u.forget()
 			return nil, nil, false, true
 		}
 	}

@@ -398,8 +398,8 @@ func (c *Conn) Streams() (open int, opened uint32) {
 	return len(c.streams), c.nextID / 2
 }
 
-// FailUnanswered resets the streams of OpenRepeatable that have no response head yet.
-// Their readers get a *ResetError with the cause.
+// FailUnanswered resets the streams with OpenOptions.Repeatable that have no response
+// head yet. Their readers get a *ResetError with the cause.
 func (c *Conn) FailUnanswered(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"runtime"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -293,6 +294,41 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 			t.Errorf("%d PINGs were taken: want at most %d", sent, most)
 		}
 		<-p.err
+	})
+}
+
+// TestLargeHeadIsNoFlood: a large head that waits to be written is no reason to end the
+// connection when a frame must be answered.
+func TestLargeHeadIsNoFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		large := []message.Field{{Name: "x-large", Value: strings.Repeat("~", 90<<10)}}
+		p := startPeer(t, Config{Handle: func(s *Stream) {
+			var h message.Head
+			s.ReadHead(&h)
+			switch h.Target {
+			case "/blocks":
+				s.WriteHead(&message.Head{Status: 200}, make([]byte, 2*memoryBufferSize), true)
+			case "/fills":
+				s.WriteHead(&message.Head{Status: 200}, make([]byte, maxPending-1<<10), true)
+			default:
+				s.WriteHead(&message.Head{Status: 200, Fields: large}, nil, true)
+			}
+		}}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+		defer p.close()
+		p.fr.WriteWindowUpdate(0, 1<<30)
+		p.pause(true)
+		defer p.pause(false)
+		for i, path := range []string{"/blocks", "/fills", "/large"} {
+			block := fields(":method", "GET", ":scheme", "http", ":authority", "app.test", ":path", path)
+			p.headers(uint32(2*i+1), block, true)
+			synctest.Wait()
+		}
+		p.fr.WritePing(false, [8]byte{})
+		p.fr.WritePing(false, [8]byte{})
+		synctest.Wait()
+		if got := p.conn.Reason(); got != "" {
+			t.Errorf("the connection ended: %q", got)
+		}
 	})
 }
 

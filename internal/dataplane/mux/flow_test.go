@@ -2,6 +2,7 @@ package mux
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -366,5 +367,92 @@ func TestHeadAndBodyCauseOneWakeUp(t *testing.T) {
 		if n, ended := s.Buffered(); n != 5 || !ended {
 			t.Errorf("buffered %d, %v: want the whole body", n, ended)
 		}
+	})
+}
+
+// TestResetEndsTheWaitOfOpen: another goroutine can end a stream that waits to be opened,
+// or to send the first bytes of its body.
+func TestResetEndsTheWaitOfOpen(t *testing.T) {
+	for name, full := range map[string]bool{"for a window": false, "for space": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				window := http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20}
+				p := startPeer(t, Config{Client: true}, window)
+				defer p.close()
+				if full {
+					p.fr.WriteWindowUpdate(0, 2<<20)
+					p.pause(true)
+					defer p.pause(false)
+					synctest.Wait()
+					for range 2 {
+						go p.conn.Open(requestHead("POST", "/"), make([]byte, 1<<20), true)
+						synctest.Wait()
+					}
+				}
+				var stream *Stream
+				ended := make(chan error, 1)
+				go func() {
+					o := OpenOptions{Opening: func(s *Stream) { stream = s }}
+					s, err := p.conn.OpenWith(requestHead("POST", "/"), make([]byte, 3<<20), true, o)
+					if err == nil {
+						_, err = s.ReadHead(&message.Head{})
+					}
+					ended <- err
+				}()
+				synctest.Wait()
+				select {
+				case err := <-ended:
+					t.Fatalf("it did not wait: %v", err)
+				default:
+				}
+				stream.Reset(http2.ErrCodeCancel)
+				synctest.Wait()
+				select {
+				case err := <-ended:
+					var reset *ResetError
+					if !errors.As(err, &reset) || !reset.Local {
+						t.Errorf("%v", err)
+					}
+				default:
+					t.Error("it still waits")
+				}
+			})
+		})
+	}
+}
+
+// TestQueuedStreamGoesOn: a window update may wake a stream before its turn, while
+// another goroutine writes to the connection. The stream does not wait for itself then.
+func TestQueuedStreamGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startPeer(t, Config{Client: true})
+		defer p.close()
+		s, err := p.conn.Open(requestHead("POST", "/"), nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		p.conn.mu.Lock()
+		p.conn.out.flushing = true // as if another goroutine did
+		p.conn.queueTurn(s)
+		p.conn.mu.Unlock()
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.Write(make([]byte, 3*maxFrameSize), false)
+			done <- err
+		}()
+		synctest.Wait()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Error("the stream waits, although there is space and no other stream waits")
+		}
+		p.conn.mu.Lock()
+		p.conn.out.flushing = false
+		p.conn.flushInBackground()
+		p.conn.mu.Unlock()
 	})
 }

@@ -150,6 +150,7 @@ func (c *Conn) appendHead(s *Stream, h *message.Head, raw *block, end bool) {
 	} else {
 		c.appendBlock(s.id, c.encoder.encode(h), end)
 	}
+	c.out.excess = max(c.out.excess, c.out.len()-maxPending)
 	if end {
 		c.endSent(s)
 	}

@@ -56,7 +56,7 @@ type Stream struct {
 	err        *ResetError // set once, when the stream is cut
 	removed    bool        // it is not in conn.streams any more
 	dropped    bool        // this end reads no more
-	repeatable bool        // it is of OpenRepeatable
+	repeatable bool        // OpenOptions.Repeatable
 	deaf       bool        // StopReading was called
 	onReset    func(error)
 
@@ -122,22 +122,28 @@ func (s *Stream) ID() uint32 { return s.id }
 // Conn returns the stream's connection.
 func (s *Stream) Conn() *Conn { return s.conn }
 
+// OpenOptions change how a stream is opened. The zero value is what Open uses.
+type OpenOptions struct {
+	// Repeatable permits FailUnanswered to end the request, because its sender then sends
+	// it again.
+	Repeatable bool
+	// Opening is called once with the stream, before the call that opens it can wait for
+	// anything. So another goroutine can end the wait by Reset. It must not block.
+	Opening func(*Stream)
+}
+
 // Open opens a stream (client only) and sends h and the first bytes of the body in one
 // write; end says that the body is complete. If the body exceeds the peer's windows, Open
 // waits as Write does. An error means that nothing was sent; an end of the stream during
 // the wait is returned by ReadHead instead. The caller must call Reset, unless it has
 // sent the whole request and has read the whole response.
 func (c *Conn) Open(h *message.Head, body []byte, end bool) (*Stream, error) {
-	return c.open(h, body, end, false)
+	return c.OpenWith(h, body, end, OpenOptions{})
 }
 
-// OpenRepeatable is Open for a request that FailUnanswered may end, because its sender
-// then sends it again.
-func (c *Conn) OpenRepeatable(h *message.Head, body []byte, end bool) (*Stream, error) {
-	return c.open(h, body, end, true)
-}
-
-func (c *Conn) open(h *message.Head, body []byte, end, repeatable bool) (*Stream, error) {
+// OpenWith is Open with options. If Reset ends its wait before anything was sent, the
+// error is a *ResetError.
+func (c *Conn) OpenWith(h *message.Head, body []byte, end bool, o OpenOptions) (*Stream, error) {
 	raw, err := c.encodeRaw(h)
 	if err != nil {
 		return nil, err
@@ -150,16 +156,22 @@ func (c *Conn) open(h *message.Head, body []byte, end, repeatable bool) (*Stream
 	}
 	s := c.newStream()
 	s.headRequest = h.Method == "HEAD"
-	s.repeatable = repeatable
-	if c.out.full() {
-		c.waitForSpace(s)
-		if err := c.mayOpen(); err != nil {
-			c.passTurn()
-			raw.free()
-			return nil, err
-		}
-		s.sendWindow = c.peer.initialWindow
+	s.repeatable = o.Repeatable
+	if o.Opening != nil {
+		c.mu.Unlock()
+		o.Opening(s)
+		c.mu.Lock()
 	}
+	err = c.waitForSpace(s)
+	if err == nil {
+		err = c.mayOpen()
+	}
+	if err != nil {
+		c.passTurn()
+		raw.free()
+		return nil, err
+	}
+	s.sendWindow = c.peer.initialWindow
 	s.id = c.nextID
 	c.nextID += 2
 	c.streams[s.id] = s

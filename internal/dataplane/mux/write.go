@@ -29,6 +29,7 @@ const (
 // output is the pending buffer and the state of the flush.
 type output struct {
 	pending  *block // nil if nothing is pending
+	excess   int    // bytes by which a head made pending exceed maxPending
 	flushing bool
 	drained  sync.Cond // a flush has ended
 	deadline bool      // a write deadline is set
@@ -103,7 +104,7 @@ func (c *Conn) writePending() {
 	if out == nil {
 		return
 	}
-	c.out.pending = nil
+	c.out.pending, c.out.excess = nil, 0
 	c.mu.Unlock()
 	_, err := c.nc.Write(out.b)
 	out.free()
@@ -129,7 +130,7 @@ func (c *Conn) grow() *block {
 	if c.out.pending == nil {
 		c.out.pending = newBlock()
 	}
-	if len(c.out.pending.b) > maxPending+maxControl && c.end == nil {
+	if len(c.out.pending.b)-c.out.excess > maxPending+maxControl && c.end == nil {
 		c.endLocked(&endError{
 			code:   http2.ErrCodeEnhanceYourCalm,
 			reason: "peer_not_reading",
@@ -247,6 +248,7 @@ func (c *Conn) writeBody(s *Stream, p []byte, end bool) (int, error) {
 			if p = p[n:]; last {
 				end = false
 			}
+			c.quitTurn(s) // a window update may have come before its turn
 			yield = len(p) > 0 && len(c.send.waiting) > 0
 		case c.flush(s):
 		case yield && len(c.send.waiting) == 0:
