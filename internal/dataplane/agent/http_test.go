@@ -563,7 +563,7 @@ func TestCallerLeavesWhileRequestIsSent(t *testing.T) {
 			defer far.Close()
 			r := &inboundRequests{protocol: protocol}
 			if protocol == tunnel.Protocol_HTTP1 {
-				r.apps.idle = []idleApp{{AppConn: must(httprelay.NewAppConn(c))(t)}}
+				r.apps.idle = []idleApp{{AppConn: httprelay.NewAppConn(c)}}
 			} else {
 				m := mux.New(c, mux.Config{Client: true})
 				ran := make(chan error, 1)
