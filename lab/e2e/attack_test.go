@@ -220,29 +220,7 @@ func (c counters) since(before counters) counters {
 func openSink(t *testing.T) (public, pod string) {
 	t.Helper()
 	ctx := t.Context()
-	must(t, east.kubectl(ctx, `
-apiVersion: v1
-kind: Service
-metadata: {name: sink, namespace: shop}
-spec:
-  type: LoadBalancer
-  externalTrafficPolicy: Local
-  selector: {app: baz}
-  ports: [{name: sink, port: 4143, targetPort: 7001}]
-`, "apply", "-f", "-"))
-	t.Cleanup(func() {
-		must(t, east.kubectl(background(), "", "-n", "shop", "delete", "service", "sink", "--ignore-not-found"))
-	})
-	within(t, 20*time.Second, "the sink has a public address", func() error {
-		s, err := east.api.CoreV1().Services("shop").Get(ctx, "sink", getOptions)
-		if err == nil && len(s.Status.LoadBalancer.Ingress) == 0 {
-			err = errNotYet
-		}
-		if err == nil {
-			public = net.JoinHostPort(s.Status.LoadBalancer.Ingress[0].IP, "4143")
-		}
-		return err
-	})
+	public = publish(t, "sink", "{app: baz}", 4143, 7001)
 	pods := have(east.api.CoreV1().Pods("shop").List(ctx, metav1.ListOptions{LabelSelector: "app=baz"}))(t)
 	pod = net.JoinHostPort(pods.Items[0].Status.PodIP, "7001")
 	within(t, 20*time.Second, "the sink accepts", func() error {
@@ -253,6 +231,37 @@ spec:
 		return err
 	})
 	return public, pod
+}
+
+// publish gives pods of east's shop a public address without Causeway, by a Service of type
+// LoadBalancer, for the length of the test. It returns the address with the port.
+func publish(t *testing.T, name, selector string, port, targetPort int) (public string) {
+	t.Helper()
+	ctx := t.Context()
+	must(t, east.kubectl(ctx, fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata: {name: %[1]s, namespace: shop}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  selector: %[2]s
+  ports: [{name: %[1]s, port: %[3]d, targetPort: %[4]d}]
+`, name, selector, port, targetPort), "apply", "-f", "-"))
+	t.Cleanup(func() {
+		must(t, east.kubectl(background(), "", "-n", "shop", "delete", "service", name, "--ignore-not-found"))
+	})
+	within(t, 20*time.Second, "the Service "+name+" has a public address", func() error {
+		s, err := east.api.CoreV1().Services("shop").Get(ctx, name, getOptions)
+		if err == nil && len(s.Status.LoadBalancer.Ingress) == 0 {
+			err = errNotYet
+		}
+		if err == nil {
+			public = net.JoinHostPort(s.Status.LoadBalancer.Ingress[0].IP, strconv.Itoa(port))
+		}
+		return err
+	})
+	return public
 }
 
 // strangersOf are hosts in the WAN, n of them.
@@ -493,27 +502,62 @@ func (h *hostile) session(ctx context.Context, at target) (net.Conn, *tunnel.Con
 	return c, tunnel.NewConn(tun), nil
 }
 
-// sessions opens sessions at a rate, runs then on each, and holds them.
+// sessions opens sessions at a rate, runs then on each, and holds them. It prints for how
+// many then succeeded.
 func (h *hostile) sessions(total, perSecond int, then func(context.Context, *tunnel.Conn) error) attack {
 	return func(ctx context.Context, at target) int {
 		var held holder
 		defer held.close()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(attackTime(), time.Duration(total/perSecond+2)*time.Second))
 		defer cancel()
-		paced(ctx, perSecond, total, func() {
+		opening, stop := whileMemoryLasts(ctx)
+		defer stop()
+		var admitted atomic.Int64
+		paced(opening, perSecond, total, func() {
 			c, conn, err := h.session(ctx, at)
 			if err != nil {
 				return
 			}
 			held.add(c)
-			if conn != nil {
-				then(ctx, conn)
+			if conn != nil && then(ctx, conn) == nil {
+				admitted.Add(1)
 			}
 		})
+		if ctx.Err() == nil && opening.Err() != nil {
+			say("%d of %d connections were opened, because the machine has less than %d MiB of memory left", held.made.Load(), total, memoryReserve)
+		}
 		<-ctx.Done()
+		if !at.sink {
+			say("of %d connections, %d were admitted", held.made.Load(), admitted.Load())
+		}
 		return int(held.made.Load())
 	}
 }
+
+// memoryReserve is how many MiB of the machine's memory an attack leaves. It opens no more
+// connections when less is available.
+const memoryReserve = 4 << 10
+
+// whileMemoryLasts returns a context that ends when less than memoryReserve is available.
+func whileMemoryLasts(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := context.WithCancel(ctx)
+	go func() {
+		for ; ctx.Err() == nil; sleep(ctx, 200*time.Millisecond) {
+			info, err := os.ReadFile("/proc/meminfo")
+			if err != nil {
+				continue
+			}
+			if match := availableKiB.FindSubmatch(info); match != nil {
+				if kib, _ := strconv.Atoi(string(match[1])); kib < memoryReserve<<10 {
+					stop()
+				}
+			}
+		}
+	}()
+	return ctx, stop
+}
+
+var availableKiB = regexp.MustCompile(`(?m)^MemAvailable: +(\d+) kB$`)
 
 // greet leaves a session idle after HELLO.
 func (h *hostile) greet(ctx context.Context, c *tunnel.Conn) error {
