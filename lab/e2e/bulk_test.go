@@ -67,6 +67,12 @@ func bulkApp() http.Handler {
 // sent, and agents and gateways hold a bounded part of them.
 func TestLargeBodiesArrive(t *testing.T) {
 	ctx := t.Context()
+	if full() { // what ran before has let their memory grow
+		roll(t, east, "deployment", "gateway")
+		freshAgent(t, east)
+		freshAgent(t, west)
+		serves(t)
+	}
 	openDesk(t)
 	serveIn(t, "desk", 8081, bulkApp())
 	ns, base := netOf(t, west, "client"), "http://"+mirrorOf(t, "desk-east", 8081)
@@ -165,6 +171,7 @@ func watchMemory(t *testing.T) (grown func() map[string]int) {
 	t.Cleanup(func() { stop(); watching.Wait() })
 	for name, read := range components {
 		first := count(have(read(ctx))(t), rss)
+		t.Logf("%s: the resident memory is %d MiB", name, int(first)>>20)
 		if first == 0 {
 			t.Fatalf("%s has no metric %s", name, rss)
 		}

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -30,7 +31,7 @@ func TestRequestsSurviveALossyWAN(t *testing.T) {
 	const pods = 10
 	ctx := t.Context()
 	openTeam(t, "lossy", pods, barPods("lossy", "lossy", pods, 1))
-	direct := publish(t, "lossy-direct", "{team: lossy}", 8080, 8080)
+	direct := publish(t, "lossy-direct", "{team: lossy}", 4143, 8080)
 	worsenWAN(t, lab.Weather{RTT: 60 * time.Millisecond, Loss: 1})
 	ns := netOf(t, west, "client")
 	load := time.Duration(sized(8, 60)) * time.Second
@@ -41,7 +42,10 @@ func TestRequestsSurviveALossyWAN(t *testing.T) {
 	beside := startRequests(t, ns, "http://"+direct+"/who?work=5ms")
 	sleep(ctx, load)
 	t.Logf("without Causeway: %s", beside.finish())
-	if len(l.after) > len(beside.after) {
-		t.Logf("%d requests were cut later, and %d without Causeway", len(l.after), len(beside.after))
+	if n := len(beside.before); n > len(beside.times)/2 {
+		t.Errorf("%d of %d requests without Causeway failed, so there is nothing to compare: %s", n, len(beside.times), beside.before[0])
+	}
+	if n := len(l.after); n > len(beside.after) {
+		t.Errorf("%d responses were cut, and %d without Causeway:\n%s", n, len(beside.after), strings.Join(l.after[:min(n, 20)], "\n"))
 	}
 }
