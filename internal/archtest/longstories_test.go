@@ -35,7 +35,7 @@ func TestLongStoriesAreRun(t *testing.T) {
 			}
 		}
 		if !named {
-			t.Errorf("%s depends on CAUSEWAY_E2E_LONG, but long_stories in the Makefile does not name it", name)
+			t.Errorf("%s uses CAUSEWAY_E2E_LONG, and long_stories in the Makefile does not name it", name)
 		}
 	}
 	for prefix, is := range used {

@@ -71,7 +71,6 @@ func TestLargeBodiesArrive(t *testing.T) {
 		roll(t, east, "deployment", "gateway")
 		freshAgent(t, east)
 		freshAgent(t, west)
-		serves(t)
 	}
 	openDesk(t)
 	serveIn(t, "desk", 8081, bulkApp())
