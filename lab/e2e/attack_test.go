@@ -642,7 +642,7 @@ func TestHostilePeer(t *testing.T) {
 		}
 		cases["stalled readers of "+link] = attackCase{
 			why:      "a reader that stalls holds its own bytes alone, and few of them",
-			attack:   stalling[h].sessions(sized(200, 10_000), sized(50, 100), h.stall),
+			attack:   stalling[h].sessions(sized(200, 10_000), 50, h.stall),
 			at:       gateway,
 			sink:     sink,
 			memory:   stalledMemory,
