@@ -584,9 +584,10 @@ func (h *hostile) stall(ctx context.Context, c *tunnel.Conn) error {
 	return err
 }
 
-// stalledMemory is how many MiB of sockets' memory a stalled reader may take. Up to 2 MiB
-// of this is the send queue of the application itself.
-const stalledMemory = 4
+// stalledMemory is how many MiB of sockets' memory a stalled reader may take. Some 2.5 MiB
+// are usual, of which up to 2 MiB are the send queue of the application itself. Without
+// flow control it was 17 MiB. All other sockets of the machine count, too.
+const stalledMemory = 6
 
 // unfinished sends hellos and never answers the server's flight.
 func (h *hostile) unfinished(perSecond int) attack {
