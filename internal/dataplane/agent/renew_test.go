@@ -49,7 +49,6 @@ func newAgedHarness(t *testing.T, app func(*net.TCPConn)) *agedHarness {
 		renew := r.renew
 		r.renew = func(ctx context.Context, all []*openExchange) {
 			o.held.Lock()
-			//lint:ignore SA2001 it only waits while the lock is held
 			o.held.Unlock()
 			renew(ctx, all)
 			o.mu.Lock()
