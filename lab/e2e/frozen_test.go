@@ -30,7 +30,7 @@ spec:
       imagePullPolicy: Never
       args: [bar]
       env: [{name: POD_NAME, value: %[1]s}, {name: CLUSTER, value: here}]
-      readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+      readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}
 ---
 `, name, account)
 }

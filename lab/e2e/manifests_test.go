@@ -57,7 +57,7 @@ const server = `
             - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
             - {name: CLUSTER, valueFrom: {configMapKeyRef: {name: cluster, key: name}}}
           ports: [{name: http, containerPort: 8080}, {name: greet, containerPort: 7000}, {name: echo, containerPort: 7001}]
-          readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
+          readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, timeoutSeconds: 10}
 `
 
 // served are bar, two pods of it; baz, exported like bar but with a pod of its own; vault, which bar's pods serve too and which is

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -32,8 +33,12 @@ func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
 	offer(t, service("renewed", exported, "{name: echo, port: 7001, targetPort: 7001}"), mirror)
 	within(t, soon, "the mirror is there", func() error { _, err := clusterIP(ctx, west, mirror); return err })
 	t.Cleanup(func() { serves(t) })
+	image := filepath.Join(setting("CAUSEWAY_IMAGES", "../../build"), "causeway-shortlived.tar")
+	if _, err := os.Stat(image); err != nil {
+		t.Fatalf("%v: `make shortlived` builds it", err)
+	}
 	for _, c := range []*cluster{west, east} {
-		must(t, c.LoadImage(ctx, filepath.Join(setting("CAUSEWAY_IMAGES", "../../build"), "causeway-shortlived.tar")))
+		must(t, c.LoadImage(ctx, image))
 		t.Cleanup(func() {
 			if err := c.install(background()); err != nil {
 				t.Error(err)

@@ -360,17 +360,26 @@ func (l *requestLoad) request(client *http.Client, url string) {
 	}
 }
 
-// end stops the load, waits for its requests, and fails the test if one failed before its
-// response began.
-func (l *requestLoad) end(t *testing.T) {
-	t.Helper()
+// finish stops the load, waits for its requests, and returns what it has measured.
+func (l *requestLoad) finish() string {
 	took := time.Since(l.start)
 	l.stop()
 	l.requests.Wait()
 	slices.Sort(l.times)
 	n := len(l.times)
-	t.Logf("%d requests in %.1f s over %d connections, p50 %s, p99 %s, slowest %s; failed: %d before the response began, %d after", n, took.Seconds(),
+	if n == 0 {
+		return "no request"
+	}
+	return fmt.Sprintf("%d requests in %.1f s over %d connections, p50 %s, p99 %s, slowest %s; failed: %d before the response began, %d after", n, took.Seconds(),
 		l.dials, milliseconds(l.times[n/2]), milliseconds(l.times[n*99/100]), milliseconds(l.times[n-1]), len(l.before), len(l.after))
+}
+
+// end finishes the load, and fails the test if a request failed before its response began.
+func (l *requestLoad) end(t *testing.T) {
+	t.Helper()
+	took := time.Since(l.start)
+	t.Log(l.finish())
+	n := len(l.times)
 	if len(l.before) > 0 {
 		t.Errorf("%d of %d requests failed before their response began:\n%s", len(l.before), n, strings.Join(l.before[:min(len(l.before), 20)], "\n"))
 	}

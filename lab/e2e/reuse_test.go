@@ -100,15 +100,7 @@ func TestAddressesReusedWhileTheAgentIsFrozen(t *testing.T) {
 func TestEarlyAnswersArriveOverAWAN(t *testing.T) {
 	ctx := t.Context()
 	serves(t)
-	weather := func(w lab.Weather) error {
-		_, err := lab.Up(background(), lab.Options{Name: west.lab.Name(), Clusters: []string{"west", "east"}, WAN: &w})
-		return err
-	}
-	must(t, weather(lab.Weather{RTT: 60 * time.Millisecond}))
-	t.Cleanup(func() {
-		must(t, weather(lab.Weather{}))
-		serves(t)
-	})
+	worsenWAN(t, lab.Weather{RTT: 60 * time.Millisecond})
 	serves(t)
 	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
 	const uploads, atOnce = 40, 4

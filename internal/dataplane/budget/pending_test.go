@@ -13,10 +13,14 @@ func TestPending(t *testing.T) {
 		come string // the source of each arrival
 		want string // by arrival: - stays, s evicted for its source, a for all
 	}{
-		"room":     {why: "none is evicted before the pool is full", come: "1 1 2 2", want: "----"},
-		"source":   {why: "a source evicts its own oldest", come: "1 2 1 1 1", want: "s-s--"},
-		"all":      {why: "the oldest of all makes room", come: "1 1 2 2 3 4", want: "aa----"},
-		"network":  {why: "an IPv6 host has a /64", come: "::1 ::2 ::3", want: "s--"},
+		"room":    {why: "none is evicted before the pool is full", come: "1 1 2 2", want: "----"},
+		"source":  {why: "a source evicts its own oldest", come: "1 2 1 1 1", want: "s-s--"},
+		"all":     {why: "the oldest of all makes room", come: "1 1 2 2 3 4", want: "aa----"},
+		"network": {why: "an IPv6 host has a /64", come: "::1 ::2 ::3", want: "s--"},
+		"networks": {
+			why:  "neighboring networks of an IPv6 provider are sources of their own",
+			come: ":1::1 :1::2 :2::1 :1::3 :3::1 :4::1", want: "sa----",
+		},
 		"one wave": {why: "the pool stays full, not empty", come: "1 2 3 4 5 6 7 8", want: "aaaa----"},
 	}
 	for name, tc := range cases {
@@ -26,8 +30,8 @@ func TestPending(t *testing.T) {
 			evicted := map[int]bool{}
 			for i, word := range strings.Fields(tc.come) {
 				address := "192.0.2." + word
-				if v6, ok := strings.CutPrefix(word, "::"); ok {
-					address = "2001:db8::" + v6
+				if strings.HasPrefix(word, ":") {
+					address = "2001:db8:0" + word
 				}
 				source := SourceOf(netip.MustParseAddr(address))
 				all = append(all, p.Add(source, func() { evicted[i] = true }))

@@ -130,25 +130,53 @@ func TestUnprovenPool(t *testing.T) {
 	}
 }
 
+// floods are ways to choose the address of connection i of a flood.
+var floods = map[string]func(i int) netip.Addr{
+	"IPv4 addresses": func(i int) netip.Addr {
+		return netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)})
+	},
+	// A /55 has 512 networks of 64 bits. Each connection comes from another address.
+	"an IPv6 /55": func(i int) netip.Addr {
+		network := i % 512
+		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, 0, byte(network >> 8), byte(network),
+			8: byte(i >> 24), 9: byte(i >> 16), 10: byte(i >> 8), 11: byte(i)})
+	},
+	"an IPv6 /64": func(i int) netip.Addr {
+		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8,
+			8: byte(i >> 24), 9: byte(i >> 16), 10: byte(i >> 8), 11: byte(i)})
+	},
+}
+
 // An attacker with many sources and one overheard label does not evict the peer.
 func TestUnprovenPoolSurvivesDistributedFlood(t *testing.T) {
-	p := &pool{unprovenPool: newUnproven(maxUnproven)}
-	const peer = "198.51.100.1"
-	p.prove(t, "west", peer)
-	flood := func() {
-		for i := range maxUnproven {
-			p.enter(t, "west", netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}).String())
-		}
-	}
-	flood()
-	first := len(p.all)
-	for range 20 {
-		p.enter(t, "west", peer)
-	}
-	flood()
-	for _, n := range p.gone {
-		if n >= first && n < first+20 {
-			t.Errorf("connection %d of the peer was evicted", n-first)
+	for name, source := range floods {
+		for _, peer := range []string{"203.0.113.1", "2001:db8:ffff::1"} {
+			t.Run(name+" beside "+peer, func(t *testing.T) {
+				p := &pool{unprovenPool: newUnproven(maxUnproven)}
+				p.prove(t, "west", peer)
+				flood := func() {
+					for i := range maxUnproven {
+						p.enter(t, "west", source(i).String())
+					}
+				}
+				flood()
+				first := len(p.all)
+				for range 20 {
+					p.enter(t, "west", peer)
+				}
+				flood()
+				for _, n := range p.gone {
+					if n >= first && n < first+20 {
+						t.Errorf("connection %d of the peer was evicted", n-first)
+					}
+				}
+				if n := len(p.gone); n == 0 {
+					t.Error("none was evicted: the test shows nothing")
+				}
+				if n := p.len(); n != maxUnproven {
+					t.Errorf("%d connections are open, want %d", n, maxUnproven)
+				}
+			})
 		}
 	}
 }
@@ -206,9 +234,7 @@ func TestUnprovenRate(t *testing.T) {
 			return admitted
 		}
 		one := func(int) string { return "192.0.2.1" }
-		many := func(i int) string {
-			return netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}).String()
-		}
+		many := func(i int) string { return floods["IPv4 addresses"](i).String() }
 		if n := flood("west", one, false); n != unprovenBurst {
 			t.Errorf("one source: %d admitted at once, want %d", n, unprovenBurst)
 		}
@@ -221,6 +247,12 @@ func TestUnprovenRate(t *testing.T) {
 		}
 		if n := flood("south", one, true); n != 2*unprovenBurst {
 			t.Errorf("a peer: %d of %d admitted", n, 2*unprovenBurst)
+		}
+		for _, wide := range []string{"an IPv6 /55", "an IPv6 /64"} {
+			source := func(i int) string { return floods[wide](i).String() }
+			if n := flood(wide, source, false); n != unprovenBurst {
+				t.Errorf("%s: %d admitted at once, want %d", wide, n, unprovenBurst)
+			}
 		}
 		if n := flood("south", many, false); n != unprovenBurst {
 			t.Errorf("many sources beside a peer: %d admitted at once, want %d", n, unprovenBurst)
