@@ -240,6 +240,15 @@ func (b *Balancer) PickID(id route.EndpointID, now time.Time) (Choice, bool) {
 	return b.start(e), true
 }
 
+// TakesPart reports whether an endpoint may get requests now: it is known and not
+// ejected, and its priority takes part.
+func (b *Balancer) TakesPart(id route.EndpointID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e, ok := b.byID[id]
+	return ok && (b.inPanic() || !e.isEjected() && e.priority <= b.priorityLimit())
+}
+
 // Observe records the latency and the outcome of a request. The latency is the time from
 // the head of the request to the head of the response, without the time for making a
 // session. If it is 0, only the outcome counts; use that for streams whose response

@@ -339,6 +339,27 @@ func TestZonePreference(t *testing.T) {
 	}
 }
 
+// Sessions with endpoints of another zone are not used while the zone's own suffice.
+func TestTakesPart(t *testing.T) {
+	known := endpoints(0, 4)
+	known[2].Priority, known[3].Priority = 1, 1
+	b := newTest(Config{}, known)
+	now := warm(t, b, 100, noon)
+	want := func(why string, parts ...bool) {
+		t.Helper()
+		for n, part := range parts {
+			if got := b.TakesPart(id(n)); got != part {
+				t.Errorf("%s: endpoint %d takes part: %v", why, n, got)
+			}
+		}
+	}
+	want("the zone suffices", true, true, false, false, false)
+	now = failUntilEjected(t, b, id(1), now)
+	want("half of the zone is ejected", true, false, true, true, false)
+	b.Update(known[1:2], now)
+	want("all that are left are ejected", false, true, false, false, false)
+}
+
 func TestPriorityChanges(t *testing.T) {
 	known := endpoints(0, 4)
 	b := newTest(Config{}, known)
