@@ -273,16 +273,22 @@ func (g *requestGroup) choose(out *outboundConn, affinity route.EndpointID, trie
 	g.mu.Lock()
 	missing := g.missing
 	g.mu.Unlock()
-	if len(missing) == 0 {
+	var c balance.Choice
+	var err error
+	switch {
+	case len(missing) == 0:
 		return g.balancer.Pick(now, tried...)
+	case len(tried) == 0:
+		c, err = g.balancer.PickAvoiding(now, missing...)
+	default:
+		c, err = g.balancer.Pick(now, slices.Concat(missing, tried)...)
 	}
-	c, err := g.balancer.Pick(now, slices.Concat(missing, tried)...)
-	if err != nil || g.balancer.TakesPart(c.ID) {
+	if err != nil || c.Trial || g.balancer.TakesPart(c.ID) {
 		return c, err
 	}
 	// A new session in the caller's zone is better than an open one with another zone.
 	near, err := g.balancer.Pick(now, tried...)
-	if err != nil || !g.balancer.TakesPart(near.ID) {
+	if err != nil || !near.Trial && !g.balancer.TakesPart(near.ID) {
 		g.balancer.Done(near)
 		return c, nil
 	}
@@ -346,7 +352,8 @@ func (g *requestGroup) leastLoaded(at route.EndpointID) (best *requestSession) {
 }
 
 // upkeep gives the balancer the endpoints that the peer reports. It also opens sessions
-// with the endpoints of the aperture whose sessions are missing or busy. It does nothing
+// with the endpoints of the aperture whose sessions are missing or busy, and with those
+// that wait for a trial after an ejection. It does nothing
 // until upkeepInterval has passed or the aperture has changed. It does not block.
 func (a *Agent) upkeep(g *requestGroup, out *outboundConn, now time.Time) {
 	version := g.balancer.Version()
@@ -372,7 +379,7 @@ func (a *Agent) upkeep(g *requestGroup, out *outboundConn, now time.Time) {
 		}
 	}
 	g.mu.Unlock()
-	for _, at := range g.balancer.Aperture(now) {
+	for _, at := range slices.Concat(g.balancer.Aperture(now), g.balancer.DueTrials(now)) {
 		if g.sessionWith(at) == nil || slices.Contains(busy, at) {
 			a.startSession(g, out, at)
 		}

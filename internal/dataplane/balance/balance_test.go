@@ -360,6 +360,46 @@ func TestTakesPart(t *testing.T) {
 	want("all that are left are ejected", false, true, false, false, false)
 }
 
+// A request that avoids endpoints without a session can be the trial of another one.
+func TestTrialOfRequestThatAvoids(t *testing.T) {
+	b := newTest(Config{}, endpoints(0, 4))
+	now := failUntilEjected(t, b, id(1), warm(t, b, 100, noon))
+	if due := b.DueTrials(now); len(due) > 0 {
+		t.Errorf("%v wait for a trial at once", due)
+	}
+	now = now.Add(time.Minute)
+	if diff := cmp.Diff([]route.EndpointID{id(1)}, b.DueTrials(now)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	pick := func(c Choice, err error) Choice {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for why, c := range map[string]Choice{
+		"it avoids the endpoint": pick(b.PickAvoiding(now, id(1))),
+		"it is a retry":          pick(b.Pick(now, id(0))),
+	} {
+		if c.ID == id(1) || c.Trial {
+			t.Errorf("%s, and is a trial: %+v", why, c)
+		}
+		b.Done(c)
+	}
+	c := pick(b.PickAvoiding(now, id(0)))
+	if c.ID != id(1) || !c.Trial {
+		t.Fatalf("%v is chosen, trial %v", c.ID, c.Trial)
+	}
+	if due := b.DueTrials(now); len(due) > 0 {
+		t.Errorf("%v wait for another trial", due)
+	}
+	b.Finish(c, time.Millisecond, Success, now)
+	if !b.TakesPart(id(1)) {
+		t.Error("the endpoint is ejected after its trial")
+	}
+}
+
 func TestPriorityChanges(t *testing.T) {
 	known := endpoints(0, 4)
 	b := newTest(Config{}, known)
