@@ -691,7 +691,11 @@ func TestNamesAreClusterinfos(t *testing.T) {
 		clusterinfo.ComponentAgent: {},
 	}
 	for component, template := range workloads {
-		if diff := cmp.Diff(clusterinfo.Labels(component), template.Labels); diff != "" {
+		labels := clusterinfo.Labels(component)
+		if component == clusterinfo.ComponentAgent {
+			labels[clusterinfo.HopZonesLabel] = "true"
+		}
+		if diff := cmp.Diff(labels, template.Labels); diff != "" {
 			t.Errorf("labels of %s (-clusterinfo +chart):\n%s", component, diff)
 		}
 		got := map[string]int32{}

@@ -233,6 +233,7 @@ func (e *Export) readSettings(svc *corev1.Service, ps *problems) {
 	}
 	declared := trafficsettings.Parse(svc.Annotations, ports)
 	e.Settings, e.ForwardIdentity = declared.Settings, declared.ForwardIdentity
+	e.Settings.PreferSameZone = trafficsettings.OfTrafficDistribution(svc.Spec.TrafficDistribution)
 	for i, p := range declared.Protocols {
 		e.Ports[i].Declared = p
 	}

@@ -282,9 +282,11 @@ func TestShownMetadata(t *testing.T) {
 	}
 }
 
-// Annotations of a Service become typed settings, and a problem names what is not valid.
+// Annotations and trafficDistribution of a Service become typed settings, and a problem
+// names what is not valid.
 func TestTrafficSettings(t *testing.T) {
 	in := world()
+	in.Services[0].Spec.TrafficDistribution = new(corev1.ServiceTrafficDistributionPreferSameZone)
 	in.Services[0].Annotations = map[string]string{
 		v1alpha1.ProtocolAnnotation:        "80=http2",
 		v1alpha1.TimeoutAnnotation:         "3s",
@@ -293,7 +295,11 @@ func TestTrafficSettings(t *testing.T) {
 		v1alpha1.ForwardIdentityAnnotation: "header",
 	}
 	got := in.build()
-	want := trafficsettings.Settings{Timeout: 3 * time.Second, Retries: trafficsettings.None}
+	want := trafficsettings.Settings{
+		Timeout:        3 * time.Second,
+		Retries:        trafficsettings.None,
+		PreferSameZone: true,
+	}
 	e := got.List[0]
 	if e.Settings != want || e.ForwardIdentity != trafficsettings.ForwardHeader ||
 		e.Ports[0].Declared != trafficsettings.HTTP2 || e.Ports[0].AppProtocol != "http" {

@@ -43,6 +43,10 @@ const (
 	PartOfLabel    = "app.kubernetes.io/part-of"
 )
 
+// HopZonesLabel, with the value "true", marks the pods of agents that read zones in hop
+// headers. Agents of earlier versions do not.
+const HopZonesLabel = "causeway.dev/hop-zones"
+
 // Causeway is the value of NameLabel and PartOfLabel.
 const Causeway = "causeway"
 

@@ -28,6 +28,7 @@ type batch struct {
 	slices         changed[discoveryv1.EndpointSlice]
 	pods           changed[corev1.Pod]
 	namespaces     changed[corev1.Namespace]
+	zones          map[string]string // by node; empty: the node has none, or is gone
 	networks       changed[networkingv1.NetworkPolicy]
 	policies       changed[v1alpha1.ExportPolicy]
 	links          changed[v1alpha1.Link]
@@ -163,5 +164,47 @@ func handler[T any](in *inbox, field func(*batch) *changed[T]) toolscache.Resour
 		AddFunc:    func(o any) { file(o, false) },
 		UpdateFunc: func(_, o any) { file(o, false) },
 		DeleteFunc: func(o any) { file(o, true) },
+	}
+}
+
+// nodeKind is the metadata of Nodes: nothing else of them is read.
+func nodeKind() *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{
+		TypeMeta: metav1.TypeMeta{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "Node"},
+	}
+}
+
+// zoneHandler returns an event handler for nodeKind that files the zones of nodes. It
+// ignores other changes, because the kubelet writes its Node every few minutes.
+func zoneHandler(in *inbox) toolscache.ResourceEventHandler {
+	zone := func(o any) (node, zone string) {
+		if unknown, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+			o = unknown.Obj
+		}
+		if meta, ok := o.(metav1.Object); ok {
+			return meta.GetName(), meta.GetLabels()[corev1.LabelTopologyZone]
+		}
+		return "", ""
+	}
+	file := func(node, zone string) {
+		in.add(func(b *batch) {
+			if b.zones == nil {
+				b.zones = make(map[string]string)
+			}
+			b.zones[node] = zone
+		})
+	}
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc: func(o any) { file(zone(o)) },
+		UpdateFunc: func(old, o any) {
+			_, before := zone(old)
+			if node, now := zone(o); now != before {
+				file(node, now)
+			}
+		},
+		DeleteFunc: func(o any) {
+			node, _ := zone(o)
+			file(node, "")
+		},
 	}
 }

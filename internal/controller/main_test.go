@@ -38,6 +38,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/catalog/wire"
 	"github.com/causeway-mesh/causeway/internal/clusterid/clusteridtest"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/joinflow"
 	"github.com/causeway-mesh/causeway/internal/kube/kubetest"
 	"github.com/causeway-mesh/causeway/internal/mirror"
@@ -208,6 +209,7 @@ func (r *replica) informers() []*fakeInformer {
 	return []*fakeInformer{
 		kind(&corev1.NamespaceList{}, handler(in,
 			func(b *batch) *changed[corev1.Namespace] { return &b.namespaces }), touch),
+		kind(&corev1.NodeList{}, zoneHandler(in)),
 		kind(&corev1.ServiceList{}, handler(in,
 			func(b *batch) *changed[corev1.Service] { return &b.services }), touch),
 		kind(&discoveryv1.EndpointSliceList{},
@@ -485,7 +487,10 @@ func agentPod(node string) *corev1.Pod {
 			Namespace: system,
 			Name:      "agent-" + node,
 			UID:       types.UID("agent-" + node),
-			Labels:    map[string]string{componentLabel: agentValue},
+			Labels: map[string]string{
+				componentLabel:            agentValue,
+				clusterinfo.HopZonesLabel: "true",
+			},
 		},
 		Spec: corev1.PodSpec{NodeName: node},
 		Status: corev1.PodStatus{

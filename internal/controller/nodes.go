@@ -31,6 +31,9 @@ type nodeViews struct {
 	counts map[string]map[string]int
 	moved  func(namespace, node string, has bool, p *plan)
 	nodes  map[string]bool // that have an agent
+	// zones are the zones of nodes, with an agent or without.
+	zones map[string]string
+	top   *topology // nil before the first one
 	// upstreams and invites are the keys of what gateways were sent.
 	upstreams, invites map[string]bool
 }
@@ -45,6 +48,7 @@ func newNodeViews(o Options, id *clusterid.Identity, rows *rowTable) *nodeViews 
 		counts:    make(map[string]map[string]int),
 		moved:     func(string, string, bool, *plan) {},
 		nodes:     make(map[string]bool),
+		zones:     make(map[string]string),
 		upstreams: make(map[string]bool),
 		invites:   make(map[string]bool),
 	}
@@ -138,7 +142,10 @@ func (v *nodeViews) setTopology(t *topology, exports func(node string) []*nodewi
 		v.nodes[node] = true
 		p.nodesAdded = append(p.nodesAdded, node)
 		scope := nodestream.Node(node)
-		p.views = append(p.views, nodestream.Change{Scope: scope, Resource: v.cluster().ForAgent(node)})
+		p.views = append(p.views, nodestream.Change{
+			Scope:    scope,
+			Resource: v.cluster().ForAgent(node, v.zones[node]),
+		})
 		for k := range v.byNode[node] {
 			p.views = append(p.views, nodestream.Change{
 				Scope:    scope,
@@ -159,14 +166,48 @@ func (v *nodeViews) setUpstreams(t *topology, p *plan) {
 		after[nodestream.UpstreamKey(resource.GetUpstream().GetName())] = true
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Resource: resource})
 	}
-	for node, host := range t.agents {
-		add(c.Agent(node, host))
+	v.top = t
+	for node := range t.agents {
+		add(v.agentUpstream(c, node))
 	}
 	for _, replica := range t.controllers {
 		add(c.Controller(replica))
 	}
 	removeOthers(v.upstreams, after, p)
 	v.upstreams = after
+}
+
+// agentUpstream returns the Upstream of a node's ready agent.
+func (v *nodeViews) agentUpstream(c view.Cluster, node string) *nodewire.Resource {
+	return c.Agent(view.Agent{
+		Node:       node,
+		Address:    v.top.agents[node],
+		Zone:       v.zones[node],
+		ReadsZones: !v.top.unzoned[node],
+	})
+}
+
+// setZone takes in the zone of a node; empty: it has none, or the node is gone.
+func (v *nodeViews) setZone(node, zone string, p *plan) {
+	if v.zones[node] == zone {
+		return
+	}
+	if v.zones[node] = zone; zone == "" {
+		delete(v.zones, node)
+	}
+	c := v.cluster()
+	if v.nodes[node] {
+		p.views = append(p.views, nodestream.Change{
+			Scope:    nodestream.Node(node),
+			Resource: c.ForAgent(node, zone),
+		})
+	}
+	if v.top != nil && v.top.agents[node] != "" {
+		p.views = append(p.views, nodestream.Change{
+			Scope:    nodestream.Gateways,
+			Resource: v.agentUpstream(c, node),
+		})
+	}
 }
 
 // removeOthers removes from gateways what is in before and not in after.
@@ -209,6 +250,9 @@ func (v *nodeViews) setIdentity(p *plan) {
 	v.rows.cluster = c
 	p.views = append(p.views, nodestream.Change{Scope: nodestream.Gateways, Resource: c.ForGateways()})
 	for node := range v.nodes {
-		p.views = append(p.views, nodestream.Change{Scope: nodestream.Node(node), Resource: c.ForAgent(node)})
+		p.views = append(p.views, nodestream.Change{
+			Scope:    nodestream.Node(node),
+			Resource: c.ForAgent(node, v.zones[node]),
+		})
 	}
 }

@@ -163,6 +163,7 @@ func (p *process) watchAll(ctx context.Context, r *reconciler) error {
 				touch,
 			},
 		},
+		{nodeKind(), []toolscache.ResourceEventHandler{zoneHandler(in)}},
 		{
 			&corev1.Service{},
 			[]toolscache.ResourceEventHandler{

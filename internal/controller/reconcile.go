@@ -276,6 +276,9 @@ func (r *reconciler) takeObjects(b *batch, now time.Time, p *plan) {
 		r.index.SetNamespace(k.Name, o)
 		r.imports.setNamespace(k.Name, o, now, p)
 	}
+	for node, zone := range b.zones {
+		r.nodes.setZone(node, zone, p)
+	}
 	for k, o := range b.services {
 		r.addresses.Replace(serviceAddresses(r.index.Service(k)), serviceAddresses(o))
 		r.index.SetService(k, o)

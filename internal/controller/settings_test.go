@@ -59,7 +59,7 @@ func TestSettingsOfAnUnknownCatalog(t *testing.T) {
 		t.Log(when)
 		r.wantFrontend(t, "bar-east", nodewire.Protocol_TCP, &nodewire.TrafficSettings{
 			TimeoutMs: new(uint32(0)), PerTryTimeoutMs: new(uint32(1500)), Retries: new(uint32(3)), RetryOn: 2,
-			MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3, SlowStartMs: 4000,
+			MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3, SlowStartMs: 4000, PreferSameZone: true,
 		})
 	}
 	successors(t, []client.Object{eastLink(), shop()}, func(r *replica) {
@@ -69,7 +69,7 @@ func TestSettingsOfAnUnknownCatalog(t *testing.T) {
 		bar[0].Settings = trafficsettings.Settings{
 			Timeout: trafficsettings.None, PerTryTimeout: 1500 * time.Millisecond, Retries: 3,
 			RetryOn: trafficsettings.RetryReset, MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3,
-			SlowStart: 4 * time.Second,
+			SlowStart: 4 * time.Second, PreferSameZone: true,
 		}
 		stream.Deliver(wire.Delta{Upserts: bar})
 		r.settle()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/check"
+	"github.com/causeway-mesh/causeway/internal/clusterinfo"
 	"github.com/causeway-mesh/causeway/internal/nodestream/view"
 )
 
@@ -62,8 +63,10 @@ func (c *components) setService(k catalog.Key, s *corev1.Service) {
 
 // topology is where Causeway's own processes run. It is immutable.
 type topology struct {
-	nodes       map[string]bool   // with an agent, ready or not
-	agents      map[string]string // node → address of its ready agent
+	nodes  map[string]bool   // with an agent, ready or not
+	agents map[string]string // node → address of its ready agent
+	// unzoned are the nodes with an agent that reads no zones in hop headers.
+	unzoned     map[string]bool
 	controllers []view.Controller // ready replicas, sorted by name
 	// controllerPods are the names of all pods of the controller.
 	controllerPods map[string]bool
@@ -84,6 +87,7 @@ func (c *components) topology(now time.Time) *topology {
 	t := &topology{
 		nodes:          make(map[string]bool),
 		agents:         make(map[string]string),
+		unzoned:        make(map[string]bool),
 		controllerPods: make(map[string]bool),
 	}
 	served := make(map[types.UID]bool)
@@ -100,6 +104,9 @@ func (c *components) topology(now time.Time) *topology {
 		case agentValue:
 			t.nodes[p.Spec.NodeName] = true
 			c.addAgent(t, p, served, now)
+			if p.DeletionTimestamp == nil && p.Labels[clusterinfo.HopZonesLabel] != "true" {
+				t.unzoned[p.Spec.NodeName] = true
+			}
 			if p.DeletionTimestamp == nil && pathFailed(p) {
 				failing[p.Spec.NodeName] = true
 			}
@@ -145,6 +152,7 @@ func (c *components) addAgent(t *topology, p *corev1.Pod, served map[types.UID]b
 // same reports whether two topologies describe the same processes.
 func (t *topology) same(o *topology) bool {
 	return o != nil && maps.Equal(t.nodes, o.nodes) && maps.Equal(t.agents, o.agents) &&
+		maps.Equal(t.unzoned, o.unzoned) &&
 		slices.Equal(t.controllers, o.controllers) &&
 		maps.Equal(t.controllerPods, o.controllerPods) && (t.gateways == nil) == (o.gateways == nil) &&
 		slices.Equal(t.gateways, o.gateways)

@@ -105,6 +105,7 @@ type settingsRecord struct {
 	Pending     uint32 `json:"q,omitempty"`
 	Requests    uint32 `json:"n,omitempty"`
 	SlowStart   int64  `json:"s,omitempty"`
+	SameZone    bool   `json:"z,omitempty"`
 }
 
 // newSettingsRecord returns nil if s asks for nothing.
@@ -121,6 +122,7 @@ func newSettingsRecord(s trafficsettings.Settings) *settingsRecord {
 		Pending:     s.MaxPendingRequests,
 		Requests:    s.MaxRequests,
 		SlowStart:   milliseconds(s.SlowStart),
+		SameZone:    s.PreferSameZone,
 	}
 }
 
@@ -148,6 +150,7 @@ func (r *settingsRecord) settings() trafficsettings.Settings {
 		MaxPendingRequests: r.Pending,
 		MaxRequests:        r.Requests,
 		SlowStart:          duration(r.SlowStart),
+		PreferSameZone:     r.SameZone,
 	}.Clamp()
 }
 

@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // Bounds of a Settings.
@@ -45,6 +47,23 @@ type Settings struct {
 	MaxConnections, MaxPendingRequests, MaxRequests uint32
 	// SlowStart is how long a new endpoint's share grows; 0: not at all.
 	SlowStart time.Duration
+	// PreferSameZone: requests go to endpoints in the zone of their caller if there are
+	// any. It is not an annotation: OfTrafficDistribution reads it.
+	PreferSameZone bool
+}
+
+// OfTrafficDistribution reports whether spec.trafficDistribution of a Service, which may
+// be nil, prefers the zone of the caller. PreferSameNode does not, because no endpoint of
+// another cluster is on the caller's node.
+func OfTrafficDistribution(value *string) bool {
+	if value == nil {
+		return false
+	}
+	switch *value {
+	case corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone:
+		return true
+	}
+	return false
 }
 
 // Clamp returns s within the bounds. It drops retry conditions that are not known.
@@ -58,6 +77,7 @@ func (s Settings) Clamp() Settings {
 		MaxPendingRequests: min(s.MaxPendingRequests, MaxLimit),
 		MaxRequests:        min(s.MaxRequests, MaxLimit),
 		SlowStart:          max(clampDuration(s.SlowStart), 0),
+		PreferSameZone:     s.PreferSameZone,
 	}
 }
 

@@ -187,10 +187,11 @@ func TestClamp(t *testing.T) {
 	got := Settings{
 		Timeout: -most, PerTryTimeout: most, Retries: -7, RetryOn: 1<<31 | RetryReset,
 		MaxConnections: 1<<32 - 1, MaxPendingRequests: 1<<32 - 1, MaxRequests: 1<<32 - 1, SlowStart: -1,
+		PreferSameZone: true,
 	}.Clamp()
 	want := Settings{
 		Timeout: None, PerTryTimeout: MaxDuration, Retries: None, RetryOn: RetryReset,
-		MaxConnections: MaxLimit, MaxPendingRequests: MaxLimit, MaxRequests: MaxLimit,
+		MaxConnections: MaxLimit, MaxPendingRequests: MaxLimit, MaxRequests: MaxLimit, PreferSameZone: true,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -265,5 +266,18 @@ func TestRetryConditionsOfAPI(t *testing.T) {
 	}
 	if !slices.Equal(all, retryWords) || RetryOn(allRetryOn).String() != strings.Join(all, ",") {
 		t.Errorf("the API has %v, annotations have %v", all, retryWords)
+	}
+}
+
+func TestOfTrafficDistribution(t *testing.T) {
+	for value, want := range map[string]bool{
+		"PreferSameZone": true, "PreferClose": true, "PreferSameNode": false, "preferclose": false, "": false,
+	} {
+		if got := OfTrafficDistribution(&value); got != want {
+			t.Errorf("%q prefers the zone: %v, want %v", value, got, want)
+		}
+	}
+	if OfTrafficDistribution(nil) {
+		t.Error("a Service prefers the zone without being asked to")
 	}
 }

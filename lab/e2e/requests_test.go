@@ -68,9 +68,13 @@ func openTeam(t *testing.T, team string, want int, deployments string) {
 	})
 }
 
-// teamReady wants a team to have that many pods, all ready and none that is going.
+// teamReady wants a team to have that many pods in east, all ready and none that is going.
 func teamReady(ctx context.Context, team string, want int) error {
-	list, err := east.api.CoreV1().Pods("shop").List(ctx, metav1.ListOptions{LabelSelector: "team=" + team})
+	return east.teamReady(ctx, team, want)
+}
+
+func (c *cluster) teamReady(ctx context.Context, team string, want int) error {
+	list, err := c.api.CoreV1().Pods("shop").List(ctx, metav1.ListOptions{LabelSelector: "team=" + team})
 	if err != nil {
 		return err
 	}

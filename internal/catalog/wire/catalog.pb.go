@@ -758,9 +758,11 @@ type TrafficSettings struct {
 	MaxPendingRequests uint32 `protobuf:"varint,6,opt,name=max_pending_requests,json=maxPendingRequests,proto3" json:"max_pending_requests,omitempty"`
 	MaxRequests        uint32 `protobuf:"varint,7,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
 	// In milliseconds, up to a day. 0: no slow start.
-	SlowStartMs   uint32 `protobuf:"varint,8,opt,name=slow_start_ms,json=slowStartMs,proto3" json:"slow_start_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SlowStartMs uint32 `protobuf:"varint,8,opt,name=slow_start_ms,json=slowStartMs,proto3" json:"slow_start_ms,omitempty"`
+	// Requests should go to endpoints in the zone of their caller.
+	PreferSameZone bool `protobuf:"varint,9,opt,name=prefer_same_zone,json=preferSameZone,proto3" json:"prefer_same_zone,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *TrafficSettings) Reset() {
@@ -847,6 +849,13 @@ func (x *TrafficSettings) GetSlowStartMs() uint32 {
 		return x.SlowStartMs
 	}
 	return 0
+}
+
+func (x *TrafficSettings) GetPreferSameZone() bool {
+	if x != nil {
+		return x.PreferSameZone
+	}
+	return false
 }
 
 type Host struct {
@@ -1262,7 +1271,7 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf5\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9f\x03\n" +
 	"\x0fTrafficSettings\x12\"\n" +
 	"\n" +
 	"timeout_ms\x18\x01 \x01(\rH\x00R\ttimeoutMs\x88\x01\x01\x120\n" +
@@ -1272,7 +1281,8 @@ const file_internal_catalog_wire_catalog_proto_rawDesc = "" +
 	"\x0fmax_connections\x18\x05 \x01(\rR\x0emaxConnections\x120\n" +
 	"\x14max_pending_requests\x18\x06 \x01(\rR\x12maxPendingRequests\x12!\n" +
 	"\fmax_requests\x18\a \x01(\rR\vmaxRequests\x12\"\n" +
-	"\rslow_start_ms\x18\b \x01(\rR\vslowStartMsB\r\n" +
+	"\rslow_start_ms\x18\b \x01(\rR\vslowStartMs\x12(\n" +
+	"\x10prefer_same_zone\x18\t \x01(\bR\x0epreferSameZoneB\r\n" +
 	"\v_timeout_msB\x15\n" +
 	"\x13_per_try_timeout_msB\n" +
 	"\n" +

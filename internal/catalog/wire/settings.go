@@ -20,6 +20,7 @@ func encodeSettings(s trafficsettings.Settings) *TrafficSettings {
 		MaxPendingRequests: s.MaxPendingRequests,
 		MaxRequests:        s.MaxRequests,
 		SlowStartMs:        uint32(s.SlowStart / time.Millisecond),
+		PreferSameZone:     s.PreferSameZone,
 	}
 }
 
@@ -37,6 +38,7 @@ func decodeSettings(s *TrafficSettings) trafficsettings.Settings {
 		MaxPendingRequests: s.MaxPendingRequests,
 		MaxRequests:        s.MaxRequests,
 		SlowStart:          time.Duration(s.SlowStartMs) * time.Millisecond,
+		PreferSameZone:     s.PreferSameZone,
 	}
 }
 

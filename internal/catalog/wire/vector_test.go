@@ -120,10 +120,11 @@ func TestVectors(t *testing.T) {
 						MaxPendingRequests: 200,
 						MaxRequests:        300,
 						SlowStart:          time.Minute,
+						PreferSameZone:     true,
 					},
 				})},
 			}}},
-			want: "1a3d080512370a0473686f7012036261721a120a0468747470120354435018502880083802621608882710e80718002012286430c80138ac0240e0d4032001",
+			want: "1a3f080512390a0473686f7012036261721a120a0468747470120354435018502880083802621808882710e80718002012286430c80138ac0240e0d40348012001",
 		},
 		"reset with version": {
 			message: &Message{Body: &Message_Update{Update: &Update{Revision: 4, Complete: true, Reset_: true,

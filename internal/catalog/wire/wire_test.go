@@ -300,6 +300,7 @@ func TestSettingsCross(t *testing.T) {
 		MaxPendingRequests: 2,
 		MaxRequests:        3,
 		SlowStart:          time.Minute,
+		PreferSameZone:     true,
 	}
 	raw, err := marshalService(sent)
 	if err != nil {

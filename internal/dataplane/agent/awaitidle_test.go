@@ -98,7 +98,7 @@ func TestUnreachableEndpointIsSkipped(t *testing.T) {
 	set, _ := w.west.endpointCache.lookup(aliceAccount, aliceBar)
 	w.west.endpointCache.recordAnswer(aliceAccount, aliceBar, tunnel.Answer{ // as a gateway tells that does not know yet
 		Code: tunnel.Code_OK, Ready: append(slices.Clone(set.ready), route.EndpointID([]byte("endpoin2"))), ReadyCount: 2, Generation: set.generation + 1,
-	})
+	}, "")
 	for range 60 {
 		if _, err := w.call(alice, "hello"); err != nil {
 			t.Fatal(err)

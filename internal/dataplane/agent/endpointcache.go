@@ -74,6 +74,27 @@ type endpointSet struct {
 	ready      []route.EndpointID // some of them or all; never edited
 	count      uint32             // the total that the peer reports
 	generation uint64
+	// near are those of ready that are in zone, the one of this node; never edited. It is
+	// empty if the peer reports no zones.
+	near []route.EndpointID
+	zone string
+}
+
+// newEndpointSet returns what an answer reports to a node in a zone, which is empty if it
+// is not known.
+func newEndpointSet(a tunnel.Answer, zone string) endpointSet {
+	s := endpointSet{
+		ready:      slices.Clone(a.Ready),
+		count:      a.ReadyCount,
+		generation: a.Generation,
+		zone:       zone,
+	}
+	for i, z := range a.Zones {
+		if z != "" && z == zone {
+			s.near = append(s.near, a.Ready[i])
+		}
+	}
+	return s
 }
 
 func newEndpointCache() *endpointCache {
@@ -81,22 +102,27 @@ func newEndpointCache() *endpointCache {
 		newTTLMap[endpointKey, time.Time](maxSets, missExclusion), newTTLMap[setKey, struct{}](maxSets, endpointRefreshAge), newTTLMap[setKey, tunnel.FirstSpeaker](maxFirstSpeakers, firstSpeakerAge)}
 }
 
-// recordAnswer stores a positive answer to HELLO.
-func (c *endpointCache) recordAnswer(caller account, to remotePort, a tunnel.Answer) {
+// recordAnswer stores a positive answer to HELLO. zone is the zone of this node; empty:
+// not known.
+func (c *endpointCache) recordAnswer(caller account, to remotePort, a tunnel.Answer, zone string) {
 	c.firstSpeakers.update(setKey{caller, to}, func(tunnel.FirstSpeaker, time.Duration, bool) (tunnel.FirstSpeaker, bool) {
 		return a.First, a.First != tunnel.FirstSpeaker_UNKNOWN
 	})
 	c.markRefreshed(setKey{caller, to})
 	c.sets.update(setKey{caller, to}, func(was endpointSet, age time.Duration, there bool) (endpointSet, bool) {
-		next := endpointSet{slices.Clone(a.Ready), a.ReadyCount, a.Generation}
+		next := newEndpointSet(a, zone)
 		switch {
 		case !there || a.Generation > was.generation:
 		case a.Generation < was.generation:
 			return next, age >= staleGenerationAge
 		default: // each answer may list a different part of a large set
 			for _, id := range was.ready {
-				if len(next.ready) < maxSetIDs && !slices.Contains(next.ready, id) {
-					next.ready = append(next.ready, id)
+				if len(next.ready) == maxSetIDs || slices.Contains(next.ready, id) {
+					continue
+				}
+				next.ready = append(next.ready, id)
+				if was.zone == zone && slices.Contains(was.near, id) {
+					next.near = append(next.near, id)
 				}
 			}
 		}

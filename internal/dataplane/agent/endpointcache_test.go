@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -109,7 +110,7 @@ func TestEndpointSets(t *testing.T) {
 				l, to := newEndpointCache(), remotePort{"uid", "shop", "bar", 80}
 				for _, n := range tc.received {
 					bubble.Pass(n.after)
-					l.recordAnswer(account{"shop", "alice"}, to, n.Answer)
+					l.recordAnswer(account{"shop", "alice"}, to, n.Answer, "")
 				}
 				got, ok := l.lookup(account{"shop", "alice"}, to)
 				if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(endpointSet{})); diff != "" || !ok || len(got.ready) > maxSetIDs {
@@ -177,17 +178,29 @@ func TestExcludedEndpoints(t *testing.T) {
 
 // addSecondEndpoint adds another ready pod to the Service in east, which says its name.
 func (w *harness) addSecondEndpoint() {
+	w.addSecondEndpointThat(func(c *net.TCPConn) {
+		io.ReadAll(c)
+		io.WriteString(c, "bar-1")
+	})
+}
+
+// addSecondEndpointThat adds another ready pod to the Service in east, and do serves its
+// connections, which it need not close.
+func (w *harness) addSecondEndpointThat(do func(*net.TCPConn)) {
 	const addr = "127.77.2.3"
 	app := listen(w.TB, addr)
 	w.serving.Go(func() {
+		var conns sync.WaitGroup
+		defer conns.Wait()
 		for {
 			c, err := app.Accept()
 			if err != nil {
 				return
 			}
-			io.ReadAll(c)
-			io.WriteString(c, "bar-1")
-			c.Close()
+			conns.Go(func() {
+				defer c.Close()
+				do(c.(*net.TCPConn))
+			})
 		}
 	})
 	w.Cleanup(func() { app.Close() })

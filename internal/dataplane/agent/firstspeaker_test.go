@@ -105,7 +105,7 @@ func TestServerFirstIsLearned(t *testing.T) {
 func TestAppProtocol(t *testing.T) {
 	l := newEndpointCache()
 	to := remotePort{"uid", "shop", "bar", 80}
-	l.recordAnswer(aliceAccount, to, tunnel.Answer{Code: tunnel.Code_OK, First: tunnel.FirstSpeaker_CLIENT})
+	l.recordAnswer(aliceAccount, to, tunnel.Answer{Code: tunnel.Code_OK, First: tunnel.FirstSpeaker_CLIENT}, "")
 	for word, want := range map[string]tunnel.FirstSpeaker{
 		"": tunnel.FirstSpeaker_CLIENT, "example.com/own": tunnel.FirstSpeaker_CLIENT, "mysql": tunnel.FirstSpeaker_SERVER, "HTTP": tunnel.FirstSpeaker_CLIENT,
 	} {
@@ -116,7 +116,7 @@ func TestAppProtocol(t *testing.T) {
 	if got := l.firstSpeaker(account{"shop", "bob"}, to, ""); got != tunnel.FirstSpeaker_UNKNOWN {
 		t.Errorf("bob knows %v from alice", got)
 	}
-	l.recordAnswer(aliceAccount, to, tunnel.Answer{Code: tunnel.Code_OK})
+	l.recordAnswer(aliceAccount, to, tunnel.Answer{Code: tunnel.Code_OK}, "")
 	if got := l.firstSpeaker(aliceAccount, to, ""); got != tunnel.FirstSpeaker_CLIENT {
 		t.Errorf("an answer that says nothing makes it %v", got)
 	}

@@ -404,7 +404,7 @@ func (a *Agent) answerHello(conn *tunnel.Conn, in *inboundConn) error {
 	}
 	h := &in.header
 	answer := tunnel.Answer{
-		Code: tunnel.Code_OK, Endpoint: h.Endpoint, Ready: h.Ready, ReadyCount: h.ReadyCount,
+		Code: tunnel.Code_OK, Endpoint: h.Endpoint, Ready: h.Ready, ReadyCount: h.ReadyCount, Zones: h.Zones,
 		Generation: h.Generation, Budget: h.Budget, First: a.firstSpeaker(in.localPort()),
 	}
 	switch code := codeOf(err); {

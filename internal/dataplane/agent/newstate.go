@@ -150,6 +150,7 @@ func (b *stateBuilder) addCluster(c *wire.Cluster) error {
 		return fmt.Errorf("this cluster: its hop key has %d bytes", len(c.HopKey))
 	}
 	b.trustDomain, b.hopKey, b.issuers = c.TrustDomain, route.HopKey(c.HopKey), c.Issuers
+	b.zone = c.Zone
 	for _, cidr := range c.VipCidrs {
 		p, err := netip.ParsePrefix(cidr)
 		if err != nil {

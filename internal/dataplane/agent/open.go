@@ -200,6 +200,9 @@ func (a *Agent) endpoints(c *outboundConn) []route.EndpointID {
 		return nil
 	}
 	ready := a.endpointCache.available(known.ready, c.remotePort())
+	if near := a.inZone(c, known, ready); len(near) > 0 {
+		ready = near
+	}
 	if len(ready) <= aperture {
 		return ready
 	}
@@ -213,6 +216,17 @@ func (a *Agent) endpoints(c *outboundConn) []route.EndpointID {
 		return 1
 	})
 	return ready[:aperture]
+}
+
+// inZone returns those of ready that are in the zone of this node. It returns nil if the
+// Service does not prefer the caller's zone.
+func (a *Agent) inZone(c *outboundConn, known endpointSet, ready []route.EndpointID) []route.EndpointID {
+	if len(known.near) == 0 || !a.prefersSameZone(c) {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(ready), func(id route.EndpointID) bool {
+		return !slices.Contains(known.near, id)
+	})
 }
 
 // hintFor returns the hint of a new session to the gateway.

@@ -321,12 +321,13 @@ func (c *outboundConn) appendEarlyData(from *net.TCPConn) error {
 // recordHelloAnswer stores what the answer to HELLO reports. It runs when the answer
 // arrives, because the answer ages on a session that waits for its caller.
 func (a *Agent) recordHelloAnswer(out *outboundConn) {
+	zone := a.state.Load().zone
 	switch out.answer.Code {
 	case tunnel.Code_OK:
-		a.endpointCache.recordAnswer(out.caller.account(), out.remotePort(), out.answer)
+		a.endpointCache.recordAnswer(out.caller.account(), out.remotePort(), out.answer, zone)
 		a.shares.recordBudget(out.peer.uid, out.answer.Budget)
 	case tunnel.Code_NO_ENDPOINT:
-		a.endpointCache.recordAnswer(out.caller.account(), out.remotePort(), out.answer)
+		a.endpointCache.recordAnswer(out.caller.account(), out.remotePort(), out.answer, zone)
 	}
 }
 

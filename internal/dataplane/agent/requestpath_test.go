@@ -171,7 +171,7 @@ func TestAffinityWaitsBriefly(t *testing.T) {
 	answers, quiet := route.EndpointID([]byte("endpoint")), route.EndpointID([]byte("silent 2"))
 	to := remotePort{"link-to-east", "shop", "bar", 80}
 	w.west.endpointCache.recordAnswer(account{"shop", "alice"}, to, tunnel.Answer{
-		Endpoint: answers, Ready: []route.EndpointID{answers, quiet}, ReadyCount: 2, Generation: 9})
+		Endpoint: answers, Ready: []route.EndpointID{answers, quiet}, ReadyCount: 2, Generation: 9}, "")
 	eventually(t, "the balancer knows both endpoints", func() bool {
 		get()
 		return w.west.knows(quiet)

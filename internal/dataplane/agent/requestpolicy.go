@@ -54,3 +54,12 @@ func (a *Agent) balanceConfig(c *outboundConn) balance.Config {
 		SlowStart: c.port.settings.SlowStart,
 	}
 }
+
+// prefersSameZone reports whether the Service of a call prefers endpoints in the zone of
+// the caller. Connections that are open follow a change of the setting.
+func (a *Agent) prefersSameZone(c *outboundConn) bool {
+	if m := a.state.Load().mirrors[c.vip]; m.sameTarget(c.mirror) {
+		return m.ports[c.index].settings.PreferSameZone
+	}
+	return c.port.settings.PreferSameZone
+}

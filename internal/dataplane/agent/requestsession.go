@@ -37,8 +37,12 @@ const (
 	// than the far side's openWait.
 	requestIdleTimeout = 90 * time.Second
 	// affinityWait is how long a request waits for a session with the endpoint that its
-	// caller has used before, if another endpoint has a session.
+	// caller has used before, if another endpoint has a session. It is also how long a
+	// request waits for a session in the zone of its caller, if an endpoint in another
+	// zone has one.
 	affinityWait = time.Second
+	// otherZone is the priority of endpoints that are not in the zone of the caller.
+	otherZone = 1
 )
 
 // A requestKey identifies the sessions that requests can share: a session key, and the
@@ -61,6 +65,7 @@ type requestGroup struct {
 	sessions map[route.EndpointID][]*requestSession
 	dials    map[route.EndpointID]*sessionDial
 	known    []route.EndpointID // what the balancer knows
+	near     []route.EndpointID // those of known in this node's zone, if these come first
 	missing  []route.EndpointID // those of known without a session
 	upkeepAt time.Time
 	aperture uint64 // the balancer's version at the last upkeep
@@ -185,17 +190,24 @@ var errNoSession = errors.New("the agent is asked to stop")
 // pick chooses an endpoint for a request and returns a session with it. It prefers
 // endpoints that have a session. It blocks until a session is open if no endpoint has
 // one. If the caller's affinity names an endpoint without one, it blocks for at most
-// affinityWait while others have one. Unless there is an error, the caller must call
-// Finish or Done of the balancer with the choice.
+// affinityWait while others have one, and likewise if the choice is in the caller's zone
+// and only endpoints in other zones have a session. Unless there is an error, the caller
+// must call Finish or Done of the balancer with the choice.
 func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tried []route.EndpointID) (*requestSession, balance.Choice, error) {
 	now := time.Now()
 	a.upkeep(g, out, now)
 	choice, err := g.choose(out, a.affinityOf(out), tried, now)
 	if errors.Is(err, balance.ErrNoEndpoint) {
-		s := g.anySession()
+		s := g.anySession(nil)
 		if s == nil {
 			if s, err = a.awaitSession(ctx, g, out, route.EndpointID{}); err != nil {
 				return nil, balance.Choice{}, err
+			}
+			if a.prefersSameZone(out) {
+				a.learnEndpoints(g, out, now) // the answer may name some in the zone
+				if g.isElsewhere(s.endpoint) {
+					return a.pick(ctx, g, out, tried)
+				}
 			}
 		}
 		choice, _ := g.balancer.PickID(s.endpoint, now)
@@ -207,7 +219,12 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 	if s := g.sessionWith(choice.ID); s != nil {
 		return s, choice, nil
 	}
-	other := g.anySession()
+	other, elsewhere := g.anySession(nil), (*requestSession)(nil)
+	if g.isNear(choice.ID) {
+		if other, elsewhere = g.anySession(g.balancer.TakesPart), other; other != nil {
+			elsewhere = nil
+		}
+	}
 	remembered := len(tried) == 0 && choice.ID == a.affinityOf(out)
 	if other != nil && !remembered && !slices.Contains(tried, other.endpoint) {
 		if instead, ok := g.balancer.PickID(other.endpoint, now); ok {
@@ -217,7 +234,7 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 		}
 	}
 	start, wait := time.Now(), ctx
-	if other != nil && remembered {
+	if other != nil && remembered || elsewhere != nil {
 		var cancel context.CancelFunc
 		wait, cancel = context.WithTimeout(ctx, affinityWait)
 		defer cancel()
@@ -231,6 +248,11 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 		g.balancer.Finish(choice, time.Since(start), outcome, time.Now())
 		if other != nil && remembered && ctx.Err() == nil {
 			return a.pick(ctx, g, out, []route.EndpointID{choice.ID})
+		}
+		if elsewhere != nil && ctx.Err() == nil {
+			if instead, ok := g.balancer.PickID(elsewhere.endpoint, time.Now()); ok {
+				return elsewhere, instead, nil
+			}
 		}
 		return nil, balance.Choice{}, err
 	}
@@ -251,10 +273,27 @@ func (g *requestGroup) choose(out *outboundConn, affinity route.EndpointID, trie
 	g.mu.Lock()
 	missing := g.missing
 	g.mu.Unlock()
-	if len(missing) == 0 {
+	var c balance.Choice
+	var err error
+	switch {
+	case len(missing) == 0:
 		return g.balancer.Pick(now, tried...)
+	case len(tried) == 0:
+		c, err = g.balancer.PickAvoiding(now, missing...)
+	default:
+		c, err = g.balancer.Pick(now, slices.Concat(missing, tried)...)
 	}
-	return g.balancer.Pick(now, slices.Concat(missing, tried)...)
+	if err != nil || c.Trial || g.balancer.TakesPart(c.ID) {
+		return c, err
+	}
+	// A new session in the caller's zone is better than an open one with another zone.
+	near, err := g.balancer.Pick(now, tried...)
+	if err != nil || !near.Trial && !g.balancer.TakesPart(near.ID) {
+		g.balancer.Done(near)
+		return c, nil
+	}
+	g.balancer.Done(c)
+	return near, nil
 }
 
 func (a *Agent) affinityOf(out *outboundConn) route.EndpointID {
@@ -264,17 +303,35 @@ func (a *Agent) affinityOf(out *outboundConn) route.EndpointID {
 	return a.endpointCache.lastVisited(out.caller.uid, out.remotePort(), out.mirror.affinity)
 }
 
-// anySession returns a session, if the balancer knows no endpoints: before the first
-// answer, and for a mirror of one named pod.
-func (g *requestGroup) anySession() *requestSession {
+// anySession returns a session with any endpoint that match accepts; nil accepts all.
+func (g *requestGroup) anySession(match func(route.EndpointID) bool) *requestSession {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for at := range g.sessions {
+		if match != nil && !match(at) {
+			continue
+		}
 		if s := g.leastLoaded(at); s != nil {
 			return s
 		}
 	}
 	return nil
+}
+
+// isNear reports whether an endpoint is in the zone of the caller, and such endpoints come
+// first.
+func (g *requestGroup) isNear(id route.EndpointID) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Contains(g.near, id)
+}
+
+// isElsewhere reports whether an endpoint is in another zone, although there are some in
+// the zone of the caller, which come first.
+func (g *requestGroup) isElsewhere(id route.EndpointID) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.near) > 0 && !slices.Contains(g.near, id)
 }
 
 // sessionWith returns the session with an endpoint that has the fewest open requests.
@@ -295,7 +352,8 @@ func (g *requestGroup) leastLoaded(at route.EndpointID) (best *requestSession) {
 }
 
 // upkeep gives the balancer the endpoints that the peer reports. It also opens sessions
-// with the endpoints of the aperture whose sessions are missing or busy. It does nothing
+// with the endpoints of the aperture whose sessions are missing or busy, and with those
+// that wait for a trial after an ejection. It does nothing
 // until upkeepInterval has passed or the aperture has changed. It does not block.
 func (a *Agent) upkeep(g *requestGroup, out *outboundConn, now time.Time) {
 	version := g.balancer.Version()
@@ -321,7 +379,7 @@ func (a *Agent) upkeep(g *requestGroup, out *outboundConn, now time.Time) {
 		}
 	}
 	g.mu.Unlock()
-	for _, at := range g.balancer.Aperture(now) {
+	for _, at := range slices.Concat(g.balancer.Aperture(now), g.balancer.DueTrials(now)) {
 		if g.sessionWith(at) == nil || slices.Contains(busy, at) {
 			a.startSession(g, out, at)
 		}
@@ -338,9 +396,10 @@ func (a *Agent) learnEndpoints(g *requestGroup, out *outboundConn, now time.Time
 		return
 	}
 	ready := a.endpointCache.available(set.ready, out.remotePort())
+	near := a.inZone(out, set, ready)
 	g.mu.Lock()
-	changed := !slices.Equal(g.known, ready)
-	g.known = ready
+	changed := !slices.Equal(g.known, ready) || !slices.Equal(g.near, near)
+	g.known, g.near = ready, near
 	g.updateMissing()
 	g.mu.Unlock()
 	if !changed {
@@ -349,20 +408,28 @@ func (a *Agent) learnEndpoints(g *requestGroup, out *outboundConn, now time.Time
 	known := make([]balance.Endpoint, len(ready))
 	for i, id := range ready {
 		known[i].ID = id
+		if len(near) > 0 && !slices.Contains(near, id) {
+			known[i].Priority = otherZone
+		}
 	}
 	g.balancer.Update(known, now)
 }
 
 // updateMissing updates missing. g.mu is held.
 func (g *requestGroup) updateMissing() {
+	lacks := func(id route.EndpointID) bool { return len(g.sessions[id]) == 0 }
+	preferred := g.near
+	if len(preferred) == 0 {
+		preferred = g.known
+	}
 	g.missing = nil
+	if !slices.ContainsFunc(preferred, func(id route.EndpointID) bool { return !lacks(id) }) {
+		return // then each of them is as good
+	}
 	for _, id := range g.known {
-		if len(g.sessions[id]) == 0 {
+		if lacks(id) {
 			g.missing = append(g.missing, id)
 		}
-	}
-	if len(g.missing) == len(g.known) {
-		g.missing = nil // then each is as good
 	}
 }
 

@@ -315,7 +315,7 @@ func TestBrokenSessionRetriesWithoutEarlyData(t *testing.T) {
 			w := newHarnessAfterCall(t)
 			w.west.endpointCache.firstSpeakers.delete(setKey{aliceAccount, aliceBar}) // so that nobody is waited for
 			if tc.says != "" {
-				w.west.endpointCache.recordAnswer(aliceAccount, aliceBar, tunnel.Answer{Code: tunnel.Code_OK, First: tunnel.FirstSpeaker_CLIENT})
+				w.west.endpointCache.recordAnswer(aliceAccount, aliceBar, tunnel.Answer{Code: tunnel.Code_OK, First: tunnel.FirstSpeaker_CLIENT}, "")
 			}
 			b := &failingConn{}
 			w.onlyIdleSession(func(s *clientSession) {

@@ -22,6 +22,7 @@ func settingsOf(s *wire.TrafficSettings) trafficsettings.Settings {
 		MaxPendingRequests: s.MaxPendingRequests,
 		MaxRequests:        s.MaxRequests,
 		SlowStart:          time.Duration(s.SlowStartMs) * time.Millisecond,
+		PreferSameZone:     s.PreferSameZone,
 	}.Clamp()
 }
 

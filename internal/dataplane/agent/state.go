@@ -27,6 +27,7 @@ type state struct {
 	revokedDropped bool
 	trustDomain    string
 	issuers        [][]byte // of this cluster's own workloads, DER
+	zone           string   // of this node; empty: not known
 	hopKey         route.HopKey
 	vips           []netip.Prefix
 	links          map[string]*peer

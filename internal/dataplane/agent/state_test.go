@@ -188,7 +188,7 @@ func TestPortsHaveSettings(t *testing.T) {
 			Ports: []*wire.BackendPort{{Index: 0, Port: 80, Route: 1024}, {Index: 1, Port: 81, Route: 1025}, {Index: 2, Port: 82, Route: 1026}, {Index: 3, Port: 83, Route: 1027}},
 			Settings: &wire.TrafficSettings{
 				TimeoutMs: new(uint32(0)), PerTryTimeoutMs: new(uint32(1500)), Retries: new(uint32(2)), RetryOn: 1 << 1,
-				MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3, SlowStartMs: 4,
+				MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3, SlowStartMs: 4, PreferSameZone: true,
 			},
 		}}}},
 	}}}
@@ -202,7 +202,7 @@ func TestPortsHaveSettings(t *testing.T) {
 	}
 	settings := trafficsettings.Settings{
 		Timeout: trafficsettings.None, PerTryTimeout: 1500 * time.Millisecond, Retries: 2, RetryOn: trafficsettings.RetryReset,
-		MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3, SlowStart: 4 * time.Millisecond,
+		MaxConnections: 1, MaxPendingRequests: 2, MaxRequests: 3, SlowStart: 4 * time.Millisecond, PreferSameZone: true,
 	}
 	ports := s.mirrors[netip.MustParseAddr("240.0.0.1")].ports
 	for i, want := range []mirrorPort{

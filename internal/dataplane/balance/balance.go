@@ -100,6 +100,8 @@ func OutcomeOf(status int, on EjectOn) Outcome {
 // Done or Finish. It is a small value without resources of its own.
 type Choice struct {
 	ID route.EndpointID
+	// Trial: the endpoint was ejected, and this request may end that.
+	Trial bool
 
 	endpoint *endpoint
 	seq      uint64 // of the pick, from 1
@@ -205,14 +207,24 @@ func mix(x uint64) uint64 {
 // If the ejection of an endpoint has ended, Pick gives it one request as a trial. A
 // request with excluded endpoints is not used for that.
 func (b *Balancer) Pick(now time.Time, exclude ...route.EndpointID) (Choice, error) {
+	return b.pick(now, exclude, len(exclude) == 0)
+}
+
+// PickAvoiding is Pick for a request that was not tried yet and avoids endpoints for
+// another reason. Endpoints that it does not avoid may get it as a trial.
+func (b *Balancer) PickAvoiding(now time.Time, avoid ...route.EndpointID) (Choice, error) {
+	return b.pick(now, avoid, true)
+}
+
+func (b *Balancer) pick(now time.Time, exclude []route.EndpointID, trial bool) (Choice, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.ranked) == 0 {
 		return Choice{}, ErrNoEndpoint
 	}
 	b.countRequest(now)
-	if len(exclude) == 0 && !b.nextTrial.IsZero() && !now.Before(b.nextTrial) {
-		if e := b.trial(now); e != nil {
+	if trial && b.hasDueTrial(now) {
+		if e := b.trial(now, exclude); e != nil {
 			return b.start(e), nil
 		}
 	}
@@ -238,6 +250,15 @@ func (b *Balancer) PickID(id route.EndpointID, now time.Time) (Choice, bool) {
 	}
 	b.countRequest(now)
 	return b.start(e), true
+}
+
+// TakesPart reports whether an endpoint may get requests now: it is known and not
+// ejected, and its priority takes part.
+func (b *Balancer) TakesPart(id route.EndpointID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e, ok := b.byID[id]
+	return ok && (b.inPanic() || !e.isEjected() && e.priority <= b.priorityLimit())
 }
 
 // Observe records the latency and the outcome of a request. The latency is the time from
@@ -289,6 +310,22 @@ func (b *Balancer) Aperture(now time.Time) []route.EndpointID {
 	ids := make([]route.EndpointID, len(b.active))
 	for i, e := range b.active {
 		ids[i] = e.id
+	}
+	return ids
+}
+
+// DueTrials returns the endpoints whose ejection has ended and that wait for a trial.
+// Sessions should exist to these, too.
+func (b *Balancer) DueTrials(now time.Time) (ids []route.EndpointID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.hasDueTrial(now) {
+		return nil
+	}
+	for _, e := range b.ranked {
+		if e.isDueTrial(now) {
+			ids = append(ids, e.id)
+		}
 	}
 	return ids
 }

@@ -339,6 +339,67 @@ func TestZonePreference(t *testing.T) {
 	}
 }
 
+// Sessions with endpoints of another zone are not used while the zone's own suffice.
+func TestTakesPart(t *testing.T) {
+	known := endpoints(0, 4)
+	known[2].Priority, known[3].Priority = 1, 1
+	b := newTest(Config{}, known)
+	now := warm(t, b, 100, noon)
+	want := func(why string, parts ...bool) {
+		t.Helper()
+		for n, part := range parts {
+			if got := b.TakesPart(id(n)); got != part {
+				t.Errorf("%s: endpoint %d takes part: %v", why, n, got)
+			}
+		}
+	}
+	want("the zone suffices", true, true, false, false, false)
+	now = failUntilEjected(t, b, id(1), now)
+	want("half of the zone is ejected", true, false, true, true, false)
+	b.Update(known[1:2], now)
+	want("all that are left are ejected", false, true, false, false, false)
+}
+
+// A request that avoids endpoints without a session can be the trial of another one.
+func TestTrialOfRequestThatAvoids(t *testing.T) {
+	b := newTest(Config{}, endpoints(0, 4))
+	now := failUntilEjected(t, b, id(1), warm(t, b, 100, noon))
+	if due := b.DueTrials(now); len(due) > 0 {
+		t.Errorf("%v wait for a trial at once", due)
+	}
+	now = now.Add(time.Minute)
+	if diff := cmp.Diff([]route.EndpointID{id(1)}, b.DueTrials(now)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	pick := func(c Choice, err error) Choice {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for why, c := range map[string]Choice{
+		"it avoids the endpoint": pick(b.PickAvoiding(now, id(1))),
+		"it is a retry":          pick(b.Pick(now, id(0))),
+	} {
+		if c.ID == id(1) || c.Trial {
+			t.Errorf("%s, and is a trial: %+v", why, c)
+		}
+		b.Done(c)
+	}
+	c := pick(b.PickAvoiding(now, id(0)))
+	if c.ID != id(1) || !c.Trial {
+		t.Fatalf("%v is chosen, trial %v", c.ID, c.Trial)
+	}
+	if due := b.DueTrials(now); len(due) > 0 {
+		t.Errorf("%v wait for another trial", due)
+	}
+	b.Finish(c, time.Millisecond, Success, now)
+	if !b.TakesPart(id(1)) {
+		t.Error("the endpoint is ejected after its trial")
+	}
+}
+
 func TestPriorityChanges(t *testing.T) {
 	known := endpoints(0, 4)
 	b := newTest(Config{}, known)

@@ -212,5 +212,5 @@ func (b *Balancer) start(e *endpoint) Choice {
 	if e.trial == trialNext {
 		e.trial = b.seq
 	}
-	return Choice{ID: e.id, endpoint: e, seq: b.seq}
+	return Choice{ID: e.id, Trial: e.trial == b.seq, endpoint: e, seq: b.seq}
 }

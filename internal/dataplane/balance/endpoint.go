@@ -245,11 +245,22 @@ func (b *Balancer) recountEjected() {
 	}
 }
 
-// trial returns an endpoint whose ejection has ended and that has no trial yet. The next
-// pick of it is the trial.
-func (b *Balancer) trial(now time.Time) *endpoint {
+// hasDueTrial reports whether an endpoint waits for a trial.
+func (b *Balancer) hasDueTrial(now time.Time) bool {
+	return !b.nextTrial.IsZero() && !now.Before(b.nextTrial)
+}
+
+// isDueTrial reports whether the ejection of an endpoint has ended and it has no trial
+// yet.
+func (e *endpoint) isDueTrial(now time.Time) bool {
+	return e.isEjected() && e.trial == 0 && !now.Before(e.ejectedUntil)
+}
+
+// trial returns an endpoint that waits for a trial and is not excluded. The next pick of
+// it is the trial.
+func (b *Balancer) trial(now time.Time, exclude []route.EndpointID) *endpoint {
 	for _, e := range b.ranked {
-		if e.isEjected() && e.trial == 0 && !now.Before(e.ejectedUntil) && !b.full(e) {
+		if e.isDueTrial(now) && !b.skipped(e, exclude) {
 			e.trial = trialNext
 			b.recountEjected()
 			return e

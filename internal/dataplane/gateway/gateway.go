@@ -405,17 +405,21 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 
 // handOver dials one endpoint's backend and writes the header and the hello.
 func (s *Server) handOver(ctx context.Context, c *conn, to destination, e route.Endpoint) (*net.TCPConn, error) {
+	ready, zones := to.row.Ready(rand.Uint64())
 	header := route.Header{
 		Source:      addrOf(c.RemoteAddr()),
 		Destination: addrOf(c.LocalAddr()),
 		PodUID:      e.PodUID,
 		Endpoint:    e.ID,
-		Ready:       to.row.Ready(rand.Uint64()),
+		Ready:       ready,
 		ReadyCount:  uint32(len(to.row.Endpoints)),
 		Generation:  to.row.Generation,
 		Time:        time.Now(),
 		Link:        to.link,
 		Budget:      uint32(s.shares.Limit(to.linkUID)),
+	}
+	if e.Backend.ReadsZones {
+		header.Zones = zones
 	}
 	if to.row.ID == route.Probe {
 		header.Ready, header.ReadyCount = nil, 0 // agents have no ids

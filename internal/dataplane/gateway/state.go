@@ -125,7 +125,13 @@ func backendOf(b *wire.Upstream) (route.Backend, error) {
 	if len(b.HopKey) != len(route.HopKey{}) {
 		return route.Backend{}, fmt.Errorf("upstream %q: its hop key has %d bytes", b.Name, len(b.HopKey))
 	}
-	return route.Backend{Name: b.Name, Address: addr, HopKey: route.HopKey(b.HopKey)}, nil
+	return route.Backend{
+		Name:       b.Name,
+		Address:    addr,
+		HopKey:     route.HopKey(b.HopKey),
+		Zone:       b.Zone,
+		ReadsZones: b.ReadsZones,
+	}, nil
 }
 
 func keysOf(l *wire.Link) []route.LinkKey {
@@ -144,7 +150,12 @@ func keysOf(l *wire.Link) []route.LinkKey {
 // rowOf leaves out endpoints whose upstream is not known. It may come with a later
 // update.
 func rowOf(r *wire.Route, backends map[string]route.Backend) route.Row {
-	row := route.Row{ID: r.Id, Links: append([]string(nil), r.Links...), Generation: r.Generation}
+	row := route.Row{
+		ID:         r.Id,
+		Links:      append([]string(nil), r.Links...),
+		Generation: r.Generation,
+		Zones:      r.Zones,
+	}
 	for _, e := range r.Endpoints {
 		b, ok := backends[e.Upstream]
 		if !ok || len(e.Id) != len(route.EndpointID{}) {

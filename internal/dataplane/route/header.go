@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/pires/go-proxyproto"
@@ -19,7 +20,7 @@ import (
 
 const (
 	// MaxHeader is the length of a header at most, in bytes.
-	MaxHeader = 1024
+	MaxHeader = 2048
 	// MaxHello is the length of the ClientHello behind a header at most, in bytes.
 	MaxHello = 8192
 	// HeaderWindow is how far a header's time may lie from its reader's clock: more than twice the
@@ -66,6 +67,9 @@ type Header struct {
 	// Ready are ids of ready endpoints of the route, at most MaxReadyIDs; ReadyCount is how many there are.
 	Ready      []EndpointID
 	ReadyCount uint32
+	// Zones are the zones of Ready, in the same order, with empty names for those that are
+	// not known. Nil: none is known, or peers must not learn them.
+	Zones []string
 	// Generation rises with each change of the ready endpoints.
 	Generation uint64
 	// Budget is how many tunnels the gateway grants this link and source address; 0: unstated.
@@ -81,7 +85,7 @@ type Header struct {
 	Link string
 }
 
-// The TLVs of a header, all there, in this order. Private use types of PROXY protocol v2, section 2.2.8.
+// The TLVs of a header, all there but for the zones, in this order. Private use types of PROXY protocol v2, section 2.2.8.
 const (
 	tlvPodUID   proxyproto.PP2Type = 0xE0
 	tlvEndpoint proxyproto.PP2Type = 0xE1
@@ -91,6 +95,7 @@ const (
 	tlvHello    proxyproto.PP2Type = 0xE5
 	tlvTime     proxyproto.PP2Type = 0xE6
 	tlvLink     proxyproto.PP2Type = 0xE7
+	tlvZones    proxyproto.PP2Type = 0xE8
 	tlvMAC      proxyproto.PP2Type = 0xEF
 )
 
@@ -147,6 +152,8 @@ func (h Header) check() error {
 		return fmt.Errorf("pod UID %q: %w", h.PodUID, ErrBadField)
 	case len(h.Ready) > MaxReadyIDs:
 		return fmt.Errorf("%d ready ids: %w", len(h.Ready), ErrBadField)
+	case len(h.Zones) != 0 && len(h.Zones) != len(h.Ready):
+		return fmt.Errorf("%d zones of %d ready ids: %w", len(h.Zones), len(h.Ready), ErrBadField)
 	case len(h.Link) > maxName:
 		return fmt.Errorf("link %q: %w", h.Link, ErrBadField)
 	}
@@ -159,7 +166,7 @@ func (h Header) tlvs() []proxyproto.TLV {
 		ready = append(ready, id[:]...)
 	}
 	be := binary.BigEndian
-	return []proxyproto.TLV{
+	out := []proxyproto.TLV{
 		{Type: tlvPodUID, Value: []byte(h.PodUID)},
 		{Type: tlvEndpoint, Value: h.Endpoint[:]},
 		{Type: tlvReady, Value: ready},
@@ -168,8 +175,11 @@ func (h Header) tlvs() []proxyproto.TLV {
 		{Type: tlvHello, Value: append(be.AppendUint16(nil, h.HelloLen), h.HelloSum[:]...)},
 		{Type: tlvTime, Value: be.AppendUint64(nil, uint64(h.Time.UnixMilli()))},
 		{Type: tlvLink, Value: []byte(h.Link)},
-		{Type: tlvMAC, Value: make([]byte, sha256.Size)},
 	}
+	if zones := appendZones(nil, h.Zones); len(zones) > 0 {
+		out = append(out, proxyproto.TLV{Type: tlvZones, Value: zones})
+	}
+	return append(out, proxyproto.TLV{Type: tlvMAC, Value: make([]byte, sha256.Size)})
 }
 
 // mac is HMAC-SHA-256 over all of a header before the MAC's value.
@@ -237,6 +247,14 @@ func parse(b []byte) (Header, error) {
 	if err != nil {
 		return Header{}, fmt.Errorf("%w: %w", ErrNotAHeader, err)
 	}
+	var zones []byte
+	if at := len(tlvs) - 2; at >= 0 && tlvs[at].Type == tlvZones {
+		zones = tlvs[at].Value
+		tlvs = slices.Delete(tlvs, at, at+1)
+		if len(zones) == 0 {
+			return Header{}, fmt.Errorf("a TLV of no zones: %w", ErrNotAHeader)
+		}
+	}
 	want := Header{}.tlvs()
 	if len(tlvs) != len(want) {
 		return Header{}, fmt.Errorf("%d TLVs: %w", len(tlvs), ErrNotAHeader)
@@ -250,6 +268,12 @@ func parse(b []byte) (Header, error) {
 	h := fromTLVs(tlvs, unmap(src.AddrPort()), unmap(dst.AddrPort()))
 	if h.HelloLen == 0 && h.HelloSum != [sha256.Size]byte{} {
 		return Header{}, fmt.Errorf("the hash of a ClientHello of 0 bytes: %w", ErrNotAHeader)
+	}
+	if len(zones) > 0 {
+		var ok bool
+		if h.Zones, ok = parseZones(zones, len(h.Ready)); !ok {
+			return Header{}, fmt.Errorf("zones of %d bytes: %w", len(zones), ErrNotAHeader)
+		}
 	}
 	return h, nil
 }

@@ -46,13 +46,19 @@ func TestHeaderRoundTrip(t *testing.T) {
 	full.Link, full.PodUID = strings.Repeat("l", maxName), strings.Repeat("u", maxUID)
 	full.Source = netip.MustParseAddrPort("[2001:db8::1]:1")
 	full.Destination = netip.MustParseAddrPort("[2001:db8::2]:2")
+	full.Zones = make([]string, MaxReadyIDs)
+	for i := range full.Zones {
+		full.Zones[i] = strings.Repeat(string(rune('a'+i%MaxZones)), maxZone)
+	}
+	zoned := sample()
+	zoned.Zones = []string{"", "eu-west-1a"}
 	bare := Header{Source: sample().Source, Destination: sample().Destination, Time: sample().Time}
 	mixed := sample()
 	mixed.Destination = netip.MustParseAddrPort("[2001:db8::2]:2")
 	mapped := sample()
 	mapped.Source = netip.MustParseAddrPort("[::ffff:198.51.100.7]:40000")
 
-	for name, h := range map[string]Header{"sample": sample(), "full": full, "bare": bare, "mixed families": mixed, "mapped": mapped} {
+	for name, h := range map[string]Header{"sample": sample(), "full": full, "zoned": zoned, "bare": bare, "mixed families": mixed, "mapped": mapped} {
 		t.Run(name, func(t *testing.T) {
 			b, err := h.Marshal(hop, hello)
 			if err != nil {
@@ -90,12 +96,13 @@ func TestMarshalRefuses(t *testing.T) {
 		edit  func(*Header)
 		hello []byte
 	}{
-		"no source":      {"an agent could not log the caller", func(h *Header) { h.Source = netip.AddrPort{} }, hello},
-		"long UID":       {"the reader would refuse it", func(h *Header) { h.PodUID = strings.Repeat("u", maxUID+1) }, hello},
-		"too many ids":   {"the reader would refuse it", func(h *Header) { h.Ready = make([]EndpointID, MaxReadyIDs+1) }, hello},
-		"long link":      {"the reader would refuse it", func(h *Header) { h.Link = strings.Repeat("l", maxName+1) }, hello},
-		"no hello":       {"nothing would be handed over", func(*Header) {}, nil},
-		"too long hello": {"its length would not fit", func(*Header) {}, make([]byte, MaxHello+1)},
+		"no source":       {"an agent could not log the caller", func(h *Header) { h.Source = netip.AddrPort{} }, hello},
+		"long UID":        {"the reader would refuse it", func(h *Header) { h.PodUID = strings.Repeat("u", maxUID+1) }, hello},
+		"too many ids":    {"the reader would refuse it", func(h *Header) { h.Ready = make([]EndpointID, MaxReadyIDs+1) }, hello},
+		"zones of others": {"the reader would refuse it", func(h *Header) { h.Zones = []string{"a"} }, hello},
+		"long link":       {"the reader would refuse it", func(h *Header) { h.Link = strings.Repeat("l", maxName+1) }, hello},
+		"no hello":        {"nothing would be handed over", func(*Header) {}, nil},
+		"too long hello":  {"its length would not fit", func(*Header) {}, make([]byte, MaxHello+1)},
 	}
 	for name, c := range cases {
 		h := sample()
@@ -165,9 +172,15 @@ func TestReadHeaderRefuses(t *testing.T) {
 		"other key":      {"another node's header, or a forger's", func(b []byte) []byte { b[len(b)-1] ^= 1; return b }, noon, ErrBadMAC},
 		"edited address": {"a forged client address would lie in logs", func(b []byte) []byte { b[fixedLen] ^= 1; return b }, noon, ErrBadMAC},
 		"edited pod":     {"the pod is chosen by the gateway", func(b []byte) []byte { b[fixedLen+12+3] ^= 1; return b }, noon, ErrBadMAC},
-		"unknown TLV":    {"what is not understood is not guessed", func(b []byte) []byte { return insert(b, 0xE8, 0, 0) }, noon, ErrNotAHeader},
-		"TLV twice":      {"two readers could disagree on which holds", func(b []byte) []byte { return insert(b, 0xE7, 0, 1, 'x') }, noon, ErrNotAHeader},
-		"truncated TLV":  {"lengths must add up", func(b []byte) []byte { return insert(b, 0xE8, 0) }, noon, ErrNotAHeader},
+		"unknown TLV":    {"what is not understood is not guessed", func(b []byte) []byte { return insert(b, 0xE9, 0, 0) }, noon, ErrNotAHeader},
+		"no zones":       {"it is left out if no zone is known", func(b []byte) []byte { return insert(b, 0xE8, 0, 0) }, noon, ErrNotAHeader},
+		"broken zones":   {"a name that is no zone", func(b []byte) []byte { return insert(b, 0xE8, 0, 4, 1, 1, 1, '/') }, noon, ErrNotAHeader},
+		"zones first": {"the order is fixed", func(b []byte) []byte {
+			i := bytes.Index(b, []byte{0xE7, 0, 4})
+			return sign(relength(slices.Insert(b, i, 0xE8, 0, 4, 1, 1, 1, 'a')))
+		}, noon, ErrNotAHeader},
+		"TLV twice":     {"two readers could disagree on which holds", func(b []byte) []byte { return insert(b, 0xE7, 0, 1, 'x') }, noon, ErrNotAHeader},
+		"truncated TLV": {"lengths must add up", func(b []byte) []byte { return insert(b, 0xE8, 0) }, noon, ErrNotAHeader},
 		"zero hello": {"nothing would be read and nothing checked", func(b []byte) []byte {
 			i := bytes.Index(b, []byte{0xE5, 0, 34})
 			b[i+3], b[i+4] = 0, 0
@@ -255,6 +268,7 @@ type headerVector struct {
 	Budget              uint32
 	TimeMs              int64
 	Link                string
+	Zones               []string `json:",omitempty"`
 	Header              string
 }
 
@@ -263,7 +277,7 @@ func (v headerVector) header(t *testing.T) Header {
 		Source: netip.MustParseAddrPort(v.Source), Destination: netip.MustParseAddrPort(v.Destination),
 		PodUID: v.PodUID, Endpoint: EndpointID(unhex(t, v.Endpoint)),
 		ReadyCount: v.ReadyCount, Generation: v.Generation, Budget: v.Budget,
-		Time: time.UnixMilli(v.TimeMs), Link: v.Link,
+		Time: time.UnixMilli(v.TimeMs), Link: v.Link, Zones: v.Zones,
 	}
 	for _, id := range v.Ready {
 		h.Ready = append(h.Ready, EndpointID(unhex(t, id)))
@@ -278,6 +292,9 @@ func TestHeaderVectors(t *testing.T) {
 			PodUID: "0b0f1f0e-6f5f-4d55-8c36-8e6b4a5f3e11", Endpoint: "0102030405060708", Ready: []string{"0102030405060708", "1112131415161718"},
 			ReadyCount: 2, Generation: 77, Budget: 500, TimeMs: 1772625630123, Link: "west"},
 		{HopKey: strings.Repeat("06", 32), Hello: "16", Source: "[2001:db8::1]:1", Destination: "[2001:db8::2]:4143", Endpoint: strings.Repeat("00", 8), TimeMs: 1},
+		{HopKey: strings.Repeat("05", 32), Hello: "160301", Source: "198.51.100.7:40000", Destination: "10.244.0.9:4143",
+			PodUID: "0b0f1f0e-6f5f-4d55-8c36-8e6b4a5f3e11", Endpoint: "0102030405060708", Ready: []string{"0102030405060708", "1112131415161718", "2122232425262728"},
+			ReadyCount: 3, Generation: 77, Budget: 500, TimeMs: 1772625630123, Link: "west", Zones: []string{"eu-west-1a", "", "eu-west-1b"}},
 	})
 	for i, v := range vectors {
 		h, key, hello := v.header(t), HopKey(unhex(t, v.HopKey)), unhex(t, v.Hello)
@@ -307,6 +324,13 @@ func FuzzReadHeader(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	withZones := sample()
+	withZones.Zones = []string{"", "eu-west-1a"}
+	zoned, err := withZones.Marshal(hop, hello)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(zoned, true)
 	f.Add(authentic, true)
 	f.Add(authentic[:20], false)
 	f.Fuzz(func(t *testing.T, in []byte, signed bool) {
@@ -322,7 +346,7 @@ func FuzzReadHeader(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !signed && !bytes.HasPrefix(b, authentic) {
+		if !signed && !bytes.HasPrefix(b, authentic) && !bytes.HasPrefix(b, zoned) {
 			t.Fatal("an unsigned header was believed")
 		}
 		fake := make([]byte, h.HelloLen)

@@ -67,6 +67,10 @@ type Backend struct {
 	Address netip.AddrPort
 	// HopKey authenticates headers to it.
 	HopKey HopKey
+	// Zone is the zone of its node; empty: not known.
+	Zone string
+	// ReadsZones: it reads headers that have zones.
+	ReadsZones bool
 }
 
 // Endpoint is one ready endpoint of a route.
@@ -87,6 +91,8 @@ type Row struct {
 	Endpoints []Endpoint
 	// Generation rises whenever Endpoints change.
 	Generation uint64
+	// Zones: peers learn the zones of the endpoints.
+	Zones bool
 }
 
 // Table is a gateway's routes. The zero value has none.
@@ -149,16 +155,20 @@ func (r Row) Pick(h Hint, seq uint64) iter.Seq[Endpoint] {
 	}
 }
 
-// Ready returns the ids of at most MaxReadyIDs endpoints in rotation from seq.
-func (r Row) Ready(seq uint64) []EndpointID {
-	ids := make([]EndpointID, 0, min(len(r.Endpoints), MaxReadyIDs))
+// Ready returns the ids of at most MaxReadyIDs endpoints in rotation from seq. If peers
+// learn zones, it also returns the zone of each.
+func (r Row) Ready(seq uint64) (ids []EndpointID, zones []string) {
+	ids = make([]EndpointID, 0, min(len(r.Endpoints), MaxReadyIDs))
 	for i := range r.rotation(seq) {
 		if len(ids) == MaxReadyIDs {
 			break
 		}
 		ids = append(ids, r.Endpoints[i].ID)
+		if r.Zones {
+			zones = append(zones, r.Endpoints[i].Backend.Zone)
+		}
 	}
-	return ids
+	return ids, zones
 }
 
 // rotation yields every index of Endpoints once, from seq on.

@@ -97,9 +97,12 @@ func TestReadyIsBoundedAndReachesAll(t *testing.T) {
 	row := Row{Endpoints: endpoints(200)}
 	seen := map[EndpointID]bool{}
 	for seq := range uint64(200) {
-		ids := row.Ready(seq)
+		ids, zones := row.Ready(seq)
 		if len(ids) != MaxReadyIDs {
 			t.Fatalf("%d ids, want %d", len(ids), MaxReadyIDs)
+		}
+		if zones != nil {
+			t.Fatalf("peers learn the zones %q of a row that does not say so", zones)
 		}
 		for _, id := range ids {
 			seen[id] = true
@@ -108,8 +111,17 @@ func TestReadyIsBoundedAndReachesAll(t *testing.T) {
 	if len(seen) != 200 {
 		t.Errorf("%d of 200 endpoints were ever told", len(seen))
 	}
-	if ids := (Row{Endpoints: endpoints(3)}).Ready(1); len(ids) != 3 {
+	if ids, _ := (Row{Endpoints: endpoints(3)}).Ready(1); len(ids) != 3 {
 		t.Errorf("%d ids of 3 endpoints", len(ids))
+	}
+}
+
+func TestReadyHasZones(t *testing.T) {
+	row := Row{Endpoints: endpoints(3), Zones: true}
+	row.Endpoints[0].Backend.Zone, row.Endpoints[2].Backend.Zone = "a", "c"
+	ids, zones := row.Ready(1)
+	if !slices.Equal(zones, []string{"", "c", "a"}) || ids[1] != row.Endpoints[2].ID {
+		t.Errorf("ids %v, zones %q", ids, zones)
 	}
 }
 

@@ -173,6 +173,7 @@ func WriteHelloAnswer(w io.Writer, a Answer) error {
 	for _, id := range a.Ready {
 		m.ReadyIds = append(m.ReadyIds, id[:])
 	}
+	m.Zones, m.ReadyZones = route.PackZones(a.Zones)
 	if _, err := m.check(); err != nil {
 		return err
 	}
@@ -275,6 +276,10 @@ func (m *HelloAnswer) check() (Answer, error) {
 		}
 		a.Ready = append(a.Ready, route.EndpointID(id))
 	}
+	if n := len(m.GetReadyZones()); n != 0 && n != len(a.Ready) {
+		return Answer{}, fmt.Errorf("zones of %d of %d ready ids: %w", n, len(a.Ready), ErrBadFrame)
+	}
+	a.Zones = route.UnpackZones(m.GetZones(), m.GetReadyZones())
 	return a, nil
 }
 

@@ -63,6 +63,9 @@ type Answer struct {
 	// ReadyCount is how many there are.
 	Ready      []route.EndpointID
 	ReadyCount uint32
+	// Zones are the zones of Ready, in the same order, with empty names for those that are
+	// not known. Nil: none is known.
+	Zones []string
 	// Generation rises with each change of the ready endpoints.
 	Generation uint64
 	// Budget is how many tunnels the gateway grants; 0: unstated.

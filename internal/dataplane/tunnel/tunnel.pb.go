@@ -274,8 +274,13 @@ type HelloAnswer struct {
 	ReadyCount uint32   `protobuf:"varint,4,opt,name=ready_count,json=readyCount,proto3" json:"ready_count,omitempty"`
 	Generation uint64   `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Tunnels that the gateway grants this link and source address; 0: unstated.
-	Budget        uint32       `protobuf:"varint,6,opt,name=budget,proto3" json:"budget,omitempty"`
-	FirstSpeaker  FirstSpeaker `protobuf:"varint,7,opt,name=first_speaker,json=firstSpeaker,proto3,enum=causeway.tunnel.v2.FirstSpeaker" json:"first_speaker,omitempty"`
+	Budget       uint32       `protobuf:"varint,6,opt,name=budget,proto3" json:"budget,omitempty"`
+	FirstSpeaker FirstSpeaker `protobuf:"varint,7,opt,name=first_speaker,json=firstSpeaker,proto3,enum=causeway.tunnel.v2.FirstSpeaker" json:"first_speaker,omitempty"`
+	// Names of zones of the server's cluster, at most 16.
+	Zones []string `protobuf:"bytes,8,rep,name=zones,proto3" json:"zones,omitempty"`
+	// One byte for each of ready_ids, in their order: the position of its zone in zones,
+	// from 1 on, or 0 if it is not known. Empty: no zone is known.
+	ReadyZones    []byte `protobuf:"bytes,9,opt,name=ready_zones,json=readyZones,proto3" json:"ready_zones,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -357,6 +362,20 @@ func (x *HelloAnswer) GetFirstSpeaker() FirstSpeaker {
 		return x.FirstSpeaker
 	}
 	return FirstSpeaker_UNKNOWN
+}
+
+func (x *HelloAnswer) GetZones() []string {
+	if x != nil {
+		return x.Zones
+	}
+	return nil
+}
+
+func (x *HelloAnswer) GetReadyZones() []byte {
+	if x != nil {
+		return x.ReadyZones
+	}
+	return nil
 }
 
 // OpenFrame asks the server to dial the application.
@@ -571,7 +590,7 @@ const file_internal_dataplane_tunnel_tunnel_proto_rawDesc = "" +
 	"HelloFrame\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\x99\x02\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\xd0\x02\n" +
 	"\vHelloAnswer\x12,\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x18.causeway.tunnel.v2.CodeR\x04code\x12\x1f\n" +
 	"\vendpoint_id\x18\x02 \x01(\fR\n" +
@@ -583,7 +602,10 @@ const file_internal_dataplane_tunnel_tunnel_proto_rawDesc = "" +
 	"generation\x18\x05 \x01(\x04R\n" +
 	"generation\x12\x16\n" +
 	"\x06budget\x18\x06 \x01(\rR\x06budget\x12E\n" +
-	"\rfirst_speaker\x18\a \x01(\x0e2 .causeway.tunnel.v2.FirstSpeakerR\ffirstSpeaker\"f\n" +
+	"\rfirst_speaker\x18\a \x01(\x0e2 .causeway.tunnel.v2.FirstSpeakerR\ffirstSpeaker\x12\x14\n" +
+	"\x05zones\x18\b \x03(\tR\x05zones\x12\x1f\n" +
+	"\vready_zones\x18\t \x01(\fR\n" +
+	"readyZones\"f\n" +
 	"\tOpenFrame\x12\x1f\n" +
 	"\vpatience_ms\x18\x01 \x01(\rR\n" +
 	"patienceMs\x128\n" +

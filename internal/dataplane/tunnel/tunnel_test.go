@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 )
@@ -38,6 +40,12 @@ var (
 		Ready: []route.EndpointID{{1, 2, 3, 4, 5, 6, 7, 8}, {9}}, ReadyCount: 2, Generation: 77, Budget: 500, First: FirstSpeaker_CLIENT,
 	}
 )
+
+// zonedAnswer names the zones of some endpoints.
+var zonedAnswer = Answer{
+	Code: Code_OK, Endpoint: answer.Endpoint, Ready: []route.EndpointID{answer.Endpoint, {9}, {10}}, ReadyCount: 3,
+	Generation: 77, Zones: []string{"eu-west-1a", "", "eu-west-1b"},
+}
 
 // credit is a CREDIT of a side that has taken half of the assured window.
 var credit = Credit{Taken: AssuredWindow / 2, Window: 2 * AssuredWindow, Own: AssuredWindow}
@@ -527,6 +535,7 @@ func TestFrameVectors(t *testing.T) {
 		{"HELLO shop/bar:80", func(w io.Writer) error { return WriteHello(w, hello) }},
 		{"HELLO shop/bar:80, OPEN, DATA abc", func(w io.Writer) error { return WriteHelloOpen(w, hello, 0, []byte("abc")) }},
 		{"HELLO answer OK", func(w io.Writer) error { return WriteHelloAnswer(w, answer) }},
+		{"HELLO answer OK with zones", func(w io.Writer) error { return WriteHelloAnswer(w, zonedAnswer) }},
 		{"HELLO answer DENIED", func(w io.Writer) error { return WriteHelloAnswer(w, Answer{Code: Code_DENIED}) }},
 		{"OPEN", func(w io.Writer) error { return WriteOpen(w, 0, nil) }},
 		{"OPEN with a patience of 3 s", func(w io.Writer) error { return WriteOpen(w, 3*time.Second, nil) }},
@@ -568,6 +577,7 @@ func TestFrameVectors(t *testing.T) {
 func FuzzRead(f *testing.F) {
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloOpen(w, hello, 0, []byte("abc")) }))
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloAnswer(w, answer) }))
+	f.Add(bytesOf(f, func(w io.Writer) error { return WriteHelloAnswer(w, zonedAnswer) }))
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteOpenAnswer(w, Code_OVERLOADED) }))
 	f.Add(bytesOf(f, func(w io.Writer) error { return WriteEmpty(w, TypeReset) }))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -612,3 +622,45 @@ func FuzzDiscard(f *testing.F) {
 type noDeadlineReader struct{ reader }
 
 func (noDeadlineReader) SetReadDeadline(time.Time) error { return nil }
+
+// The zones of a peer are bounded, and what is not a zone is not known.
+func TestZonesOfAnswer(t *testing.T) {
+	ready := [][]byte{make([]byte, 8), make([]byte, 8)}
+	read := func(m *HelloAnswer) (Answer, error) {
+		m.Code, m.ReadyIds = Code_OK, ready
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return reading(bytes.NewReader(frame(TypeHelloAnswer, b))).ReadHelloAnswer()
+	}
+	cases := map[string]struct {
+		message *HelloAnswer
+		want    []string
+		broken  bool
+	}{
+		"none":            {message: &HelloAnswer{}},
+		"names alone":     {message: &HelloAnswer{Zones: []string{"a"}}},
+		"known":           {message: &HelloAnswer{Zones: []string{"a"}, ReadyZones: []byte{0, 1}}, want: []string{"", "a"}},
+		"out of range":    {message: &HelloAnswer{Zones: []string{"a"}, ReadyZones: []byte{1, 2}}, want: []string{"a", ""}},
+		"long":            {message: &HelloAnswer{Zones: []string{strings.Repeat("z", 64), "b"}, ReadyZones: []byte{1, 2}}, want: []string{"", "b"}},
+		"strange":         {message: &HelloAnswer{Zones: []string{"a\nb"}, ReadyZones: []byte{1, 1}}},
+		"too few for ids": {message: &HelloAnswer{Zones: []string{"a"}, ReadyZones: []byte{1}}, broken: true},
+		"more than ids":   {message: &HelloAnswer{Zones: []string{"a"}, ReadyZones: []byte{1, 1, 1}}, broken: true},
+	}
+	for name, c := range cases {
+		a, err := read(c.message)
+		if errors.Is(err, ErrBadFrame) != c.broken || !slices.Equal(a.Zones, c.want) {
+			t.Errorf("%s: %q, %v; want %q, broken %v", name, a.Zones, err, c.want, c.broken)
+		}
+	}
+	full := Answer{Code: Code_OK, ReadyCount: math.MaxUint32, Generation: math.MaxUint64, Budget: math.MaxUint32}
+	for i := range route.MaxReadyIDs {
+		full.Ready = append(full.Ready, route.EndpointID{255, byte(i)})
+		full.Zones = append(full.Zones, strings.Repeat(string(rune('a'+i%route.MaxZones)), 63))
+	}
+	b := bytesOf(t, func(w io.Writer) error { return WriteHelloAnswer(w, full) })
+	if a, err := reading(bytes.NewReader(b)).ReadHelloAnswer(); err != nil || !slices.Equal(a.Zones, full.Zones) {
+		t.Errorf("the longest answer: %d zones, %v", len(a.Zones), err)
+	}
+}

@@ -22,5 +22,6 @@ func settingsOf(s trafficsettings.Settings, defaults trafficsettings.Defaults) *
 		MaxPendingRequests: all.MaxPendingRequests,
 		MaxRequests:        all.MaxRequests,
 		SlowStartMs:        uint32(all.SlowStart / time.Millisecond),
+		PreferSameZone:     all.PreferSameZone,
 	}
 }

@@ -57,10 +57,13 @@ type Cluster struct {
 	HopMaster [32]byte
 }
 
-// ForAgent returns the Cluster resource of a node's agent, which has the node's hop key.
-func (c Cluster) ForAgent(node string) *wire.Resource {
+// ForAgent returns the Cluster resource of a node's agent, which has the node's hop key
+// and its zone. The zone is empty if it is not known.
+func (c Cluster) ForAgent(node, zone string) *wire.Resource {
 	key := identity.HopKey(c.HopMaster, AgentUpstream(node))
-	return c.resource(key[:])
+	r := c.resource(key[:])
+	r.GetCluster().Zone = zone
+	return r
 }
 
 // ForGateways returns the Cluster resource of the gateways, which has no hop key.
@@ -333,9 +336,22 @@ type Controller struct {
 	Address string
 }
 
-// Agent returns the Upstream of a node whose ready agent has an IP address.
-func (c Cluster) Agent(node, address string) *wire.Resource {
-	return c.upstream(AgentUpstream(node), address, clusterinfo.AgentPort)
+// Agent is the ready agent of a node.
+type Agent struct {
+	Node string
+	// Address is an IP address.
+	Address string
+	// Zone is the node's; empty: not known.
+	Zone string
+	// ReadsZones: it reads hop headers that have zones.
+	ReadsZones bool
+}
+
+// Agent returns the Upstream of an agent.
+func (c Cluster) Agent(a Agent) *wire.Resource {
+	r := c.upstream(AgentUpstream(a.Node), a.Address, clusterinfo.AgentPort)
+	r.GetUpstream().Zone, r.GetUpstream().ReadsZones = a.Zone, a.ReadsZones
+	return r
 }
 
 // Controller returns the Upstream of a controller replica.
@@ -375,7 +391,7 @@ func (r Rows) Export(e *catalog.Export, routeID func(name, protocol string) uint
 		if id == 0 {
 			continue
 		}
-		row := &wire.Route{Id: id, Links: e.Links}
+		row := &wire.Route{Id: id, Links: e.Links, Zones: e.Settings.PreferSameZone}
 		for i := range e.Endpoints {
 			ep := &e.Endpoints[i]
 			if _, has := ep.Targets[p.Port]; !has || !ep.Accepts {

@@ -56,28 +56,30 @@ func TestCluster(t *testing.T) {
 	if n1 == n2 {
 		t.Fatal("two nodes have one hop key")
 	}
-	body := func(key []byte) *wire.Resource {
+	body := func(key []byte, zone string) *wire.Resource {
 		return &wire.Resource{Body: &wire.Resource_Cluster{Cluster: &wire.Cluster{
 			TrustDomain: "east-12",
 			Issuers:     [][]byte{[]byte("own issuer")},
 			HopKey:      key,
 			VipCidrs:    []string{"240.0.0.0/12"},
+			Zone:        zone,
 		}}}
 	}
-	want(t, "an agent has the hop key of its own node", body(n1[:]), east.ForAgent("n1"))
-	want(t, "an agent has the hop key of its own node", body(n2[:]), east.ForAgent("n2"))
-	want(t, "a gateway has no hop key", body(nil), east.ForGateways())
+	want(t, "an agent has the hop key of its own node", body(n1[:], ""), east.ForAgent("n1", ""))
+	want(t, "an agent has the hop key and the zone of its own node",
+		body(n2[:], "a"), east.ForAgent("n2", "a"))
+	want(t, "a gateway has no hop key", body(nil, ""), east.ForGateways())
 }
 
 func TestUpstreams(t *testing.T) {
 	agent, controller := identity.HopKey(master, "agent/n1"), identity.HopKey(master, "controller/c-1")
 	want(t, "an agent", &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{
-		Name: "agent/n1", Address: "192.168.0.1:4144", HopKey: agent[:],
-	}}}, east.Agent("n1", "192.168.0.1"))
+		Name: "agent/n1", Address: "192.168.0.1:4144", HopKey: agent[:], Zone: "a", ReadsZones: true,
+	}}}, east.Agent(Agent{Node: "n1", Address: "192.168.0.1", Zone: "a", ReadsZones: true}))
 	want(t, "an address has one notation",
 		&wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{
 			Name: "agent/n1", Address: "[fd00::1]:4144", HopKey: agent[:],
-		}}}, east.Agent("n1", "fd00:0:0::1"))
+		}}}, east.Agent(Agent{Node: "n1", Address: "fd00:0:0::1"}))
 	want(t, "a controller", &wire.Resource{Body: &wire.Resource_Upstream{Upstream: &wire.Upstream{
 		Name: "controller/c-1", Address: "10.0.0.9:4145", HopKey: controller[:],
 	}}}, east.Controller(replica))
@@ -180,7 +182,7 @@ func TestFrontend(t *testing.T) {
 	named.Hostname, named.Headless = "db-0", true
 	headless.Headless = true
 	settled.Settings = trafficsettings.Settings{
-		Timeout: 500 * time.Millisecond, MaxRequests: 9, SlowStart: time.Second,
+		Timeout: 500 * time.Millisecond, MaxRequests: 9, SlowStart: time.Second, PreferSameZone: true,
 	}
 	settled.Ports = slices.Clone(mirror.Ports)
 	settled.Ports[0].Declared = trafficsettings.HTTP2
@@ -197,11 +199,12 @@ func TestFrontend(t *testing.T) {
 		frontend(func(f *wire.Frontend, b *wire.Backend) {
 			f.Ports[0].Declared = wire.Protocol_HTTP2
 			b.Settings = &wire.TrafficSettings{
-				TimeoutMs:   new(uint32(500)),
-				Retries:     new(uint32(0)),
-				RetryOn:     2,
-				MaxRequests: 9,
-				SlowStartMs: 1000,
+				TimeoutMs:      new(uint32(500)),
+				Retries:        new(uint32(0)),
+				RetryOn:        2,
+				MaxRequests:    9,
+				SlowStartMs:    1000,
+				PreferSameZone: true,
 			}
 		}),
 		Frontend("west", settled, true, trafficsettings.Defaults{

@@ -508,7 +508,9 @@ type Cluster struct {
 	// Agents: the hop key of their node (32 bytes). Gateways: empty.
 	HopKey []byte `protobuf:"bytes,3,opt,name=hop_key,json=hopKey,proto3" json:"hop_key,omitempty"`
 	// CIDRs of the virtual IPs.
-	VipCidrs      []string `protobuf:"bytes,4,rep,name=vip_cidrs,json=vipCidrs,proto3" json:"vip_cidrs,omitempty"`
+	VipCidrs []string `protobuf:"bytes,4,rep,name=vip_cidrs,json=vipCidrs,proto3" json:"vip_cidrs,omitempty"`
+	// Agents: the zone of their node, by its label; empty: not known. Gateways: empty.
+	Zone          string `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -569,6 +571,13 @@ func (x *Cluster) GetVipCidrs() []string {
 		return x.VipCidrs
 	}
 	return nil
+}
+
+func (x *Cluster) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 // Link is a linked peer. Key "link/NAME".
@@ -2228,9 +2237,11 @@ type TrafficSettings struct {
 	MaxPendingRequests uint32 `protobuf:"varint,6,opt,name=max_pending_requests,json=maxPendingRequests,proto3" json:"max_pending_requests,omitempty"`
 	MaxRequests        uint32 `protobuf:"varint,7,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
 	// Milliseconds; 0: no slow start.
-	SlowStartMs   uint32 `protobuf:"varint,8,opt,name=slow_start_ms,json=slowStartMs,proto3" json:"slow_start_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SlowStartMs uint32 `protobuf:"varint,8,opt,name=slow_start_ms,json=slowStartMs,proto3" json:"slow_start_ms,omitempty"`
+	// Requests go to endpoints in the zone of the agent's node if there are any.
+	PreferSameZone bool `protobuf:"varint,9,opt,name=prefer_same_zone,json=preferSameZone,proto3" json:"prefer_same_zone,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *TrafficSettings) Reset() {
@@ -2317,6 +2328,13 @@ func (x *TrafficSettings) GetSlowStartMs() uint32 {
 		return x.SlowStartMs
 	}
 	return 0
+}
+
+func (x *TrafficSettings) GetPreferSameZone() bool {
+	if x != nil {
+		return x.PreferSameZone
+	}
+	return false
 }
 
 type BackendPort struct {
@@ -3036,7 +3054,9 @@ type Route struct {
 	// Endpoints that take new connections.
 	Endpoints []*Endpoint `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// It rises whenever the endpoints change.
-	Generation    uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Peers learn the zones of the endpoints, because the Service prefers the caller's.
+	Zones         bool `protobuf:"varint,5,opt,name=zones,proto3" json:"zones,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3097,6 +3117,13 @@ func (x *Route) GetGeneration() uint64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *Route) GetZones() bool {
+	if x != nil {
+		return x.Zones
+	}
+	return false
 }
 
 type Endpoint struct {
@@ -3178,7 +3205,11 @@ type Upstream struct {
 	// ip:port.
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	// 32 bytes.
-	HopKey        []byte `protobuf:"bytes,3,opt,name=hop_key,json=hopKey,proto3" json:"hop_key,omitempty"`
+	HopKey []byte `protobuf:"bytes,3,opt,name=hop_key,json=hopKey,proto3" json:"hop_key,omitempty"`
+	// The zone of the agent's node, by its label; empty: not known.
+	Zone string `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
+	// It reads hop headers that have zones.
+	ReadsZones    bool `protobuf:"varint,5,opt,name=reads_zones,json=readsZones,proto3" json:"reads_zones,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3232,6 +3263,20 @@ func (x *Upstream) GetHopKey() []byte {
 		return x.HopKey
 	}
 	return nil
+}
+
+func (x *Upstream) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Upstream) GetReadsZones() bool {
+	if x != nil {
+		return x.ReadsZones
+	}
+	return false
 }
 
 // Invite is the key of an open invite. Gateways only. Key "invite/NAME".
@@ -3832,12 +3877,13 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x06invite\x18\t \x01(\v2\x1e.causeway.nodestream.v1.InviteH\x00R\x06invite\x12>\n" +
 	"\bfrontend\x18\n" +
 	" \x01(\v2 .causeway.nodestream.v1.FrontendH\x00R\bfrontendB\x06\n" +
-	"\x04bodyJ\x04\b\x04\x10\x05\"|\n" +
+	"\x04bodyJ\x04\b\x04\x10\x05\"\x90\x01\n" +
 	"\aCluster\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
 	"\aissuers\x18\x02 \x03(\fR\aissuers\x12\x17\n" +
 	"\ahop_key\x18\x03 \x01(\fR\x06hopKey\x12\x1b\n" +
-	"\tvip_cidrs\x18\x04 \x03(\tR\bvipCidrs\"\xaa\x03\n" +
+	"\tvip_cidrs\x18\x04 \x03(\tR\bvipCidrs\x12\x12\n" +
+	"\x04zone\x18\x05 \x01(\tR\x04zone\"\xaa\x03\n" +
 	"\x04Link\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12!\n" +
@@ -3967,7 +4013,7 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"identities\x18\x06 \x03(\tR\n" +
 	"identities\x129\n" +
 	"\x05ports\x18\a \x03(\v2#.causeway.nodestream.v1.BackendPortR\x05ports\x12C\n" +
-	"\bsettings\x18\b \x01(\v2'.causeway.nodestream.v1.TrafficSettingsR\bsettings\"\xf5\x02\n" +
+	"\bsettings\x18\b \x01(\v2'.causeway.nodestream.v1.TrafficSettingsR\bsettings\"\x9f\x03\n" +
 	"\x0fTrafficSettings\x12\"\n" +
 	"\n" +
 	"timeout_ms\x18\x01 \x01(\rH\x00R\ttimeoutMs\x88\x01\x01\x120\n" +
@@ -3977,7 +4023,8 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x0fmax_connections\x18\x05 \x01(\rR\x0emaxConnections\x120\n" +
 	"\x14max_pending_requests\x18\x06 \x01(\rR\x12maxPendingRequests\x12!\n" +
 	"\fmax_requests\x18\a \x01(\rR\vmaxRequests\x12\"\n" +
-	"\rslow_start_ms\x18\b \x01(\rR\vslowStartMsB\r\n" +
+	"\rslow_start_ms\x18\b \x01(\rR\vslowStartMs\x12(\n" +
+	"\x10prefer_same_zone\x18\t \x01(\bR\x0epreferSameZoneB\r\n" +
 	"\v_timeout_msB\x15\n" +
 	"\x13_per_try_timeout_msB\n" +
 	"\n" +
@@ -4037,23 +4084,27 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12'\n" +
 	"\x0fservice_account\x18\x03 \x01(\tR\x0eserviceAccount\x12\x1b\n" +
-	"\tspiffe_id\x18\x04 \x01(\tR\bspiffeId\"\x8d\x01\n" +
+	"\tspiffe_id\x18\x04 \x01(\tR\bspiffeId\"\xa3\x01\n" +
 	"\x05Route\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
 	"\x05links\x18\x02 \x03(\tR\x05links\x12>\n" +
 	"\tendpoints\x18\x03 \x03(\v2 .causeway.nodestream.v1.EndpointR\tendpoints\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
-	"generation\"c\n" +
+	"generation\x12\x14\n" +
+	"\x05zones\x18\x05 \x01(\bR\x05zones\"c\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x17\n" +
 	"\apod_uid\x18\x02 \x01(\tR\x06podUid\x12\x1a\n" +
 	"\bupstream\x18\x03 \x01(\tR\bupstream\x12\x12\n" +
-	"\x04host\x18\x04 \x01(\fR\x04host\"Q\n" +
+	"\x04host\x18\x04 \x01(\fR\x04host\"\x86\x01\n" +
 	"\bUpstream\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x17\n" +
-	"\ahop_key\x18\x03 \x01(\fR\x06hopKey\"f\n" +
+	"\ahop_key\x18\x03 \x01(\fR\x06hopKey\x12\x12\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x1f\n" +
+	"\vreads_zones\x18\x05 \x01(\bR\n" +
+	"readsZones\"f\n" +
 	"\x06Invite\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1b\n" +
