@@ -91,7 +91,7 @@ func TestTrafficSettings(t *testing.T) {
 		return s.GetTimeoutMs() == 90_000 && s.Retries == nil && declaredAs(f.Ports, "http") == wire.Protocol_TCP
 	}))
 	for _, w := range have(west.writes(from))(t) {
-		if w.ObjectRef.Resource == "services" || w.ObjectRef.Resource == "endpointslices" || w.ObjectRef.Resource == "ledgers" {
+		if w.ObjectRef.Resource == "services" || w.ObjectRef.Resource == "endpointslices" {
 			t.Errorf("a traffic setting made the importer write %v", w)
 		}
 	}
