@@ -88,7 +88,7 @@ e2e: ahead ## tests on real clusters, in a lab of their own
 # Stories that take over a minute each, and those that then have their full size. Their
 # names are the pattern; without it all of e2e runs, too. internal/archtest compares the
 # list with the tests. All together they take about an hour.
-long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderItsOldName|TestAPIServerAway|TestFlippingPeer|TestLeaderCutOff|TestOpenConnectionsOutliveTheirCertificates|TestStrangersFlood|TestPodsFlood|TestHostilePeer|TestPodThatDials|TestStreamsLiveOn|TestAddressesReused|TestLargeBodies|TestRequestsSurviveALossyWAN
+long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderItsOldName|TestAPIServerAway|TestFlippingPeer|TestLeaderCutOff|TestOpenConnectionsOutliveTheirCertificates|TestStrangersFlood|TestPodsFlood|TestHostilePeer|TestPodThatDials|TestStreamsLiveOn|TestAddressesReused|TestLargeBodies|TestRequestsSurviveALossyWAN|TestRequestsPreferSameZone
 
 .PHONY: test-long
 test-long: ahead shortlived ## the stories on real clusters that take over a minute each
