@@ -74,8 +74,7 @@ type storeResult struct {
 }
 
 // inbox collects what changed between passes, the newest per key. It is safe for
-// concurrent use, and nothing in it blocks for
-// long.
+// concurrent use, and nothing in it blocks for long.
 type inbox struct {
 	wake chan struct{} // holds one
 
