@@ -21,14 +21,10 @@ import (
 
 // Read reads at most len(p) bytes. The end is 0 bytes without an error. With an error the
 // number is 0.
-func Read(fd uintptr, p []byte) (int, error) {
-	return transfer(unix.SYS_READ, fd, p)
-}
+func Read(fd uintptr, p []byte) (int, error) { return read(fd, p) }
 
 // Write writes at most len(p) bytes. With an error the number is 0.
-func Write(fd uintptr, p []byte) (int, error) {
-	return transfer(unix.SYS_WRITE, fd, p)
-}
+func Write(fd uintptr, p []byte) (int, error) { return write(fd, p) }
 
 // Peek is Read, but leaves the bytes in the socket.
 func Peek(fd uintptr, p []byte) (int, error) {
