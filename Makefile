@@ -85,9 +85,10 @@ unit: ## tests that need no cluster, with the race detector
 e2e: ahead ## tests on real clusters, in a lab of their own
 	hack/e2e
 
-# Stories that take over a minute each, and those that then have their full size. Their
-# names are the pattern; without it all of e2e runs, too. internal/archtest compares the
-# list with the tests. All together they take about an hour.
+# Stories that take over a minute each, and stories that have their full size only with
+# CAUSEWAY_E2E_LONG. The list is a pattern of go test. Without it, the other tests of e2e
+# would run, too. internal/archtest compares the list with the tests. All stories together
+# take about an hour.
 long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderItsOldName|TestAPIServerAway|TestFlippingPeer|TestLeaderCutOff|TestOpenConnectionsOutliveTheirCertificates|TestStrangersFlood|TestPodsFlood|TestHostilePeer|TestPodThatDials|TestStreamsLiveOn|TestAddressesReused|TestLargeBodies|TestRequestsSurviveALossyWAN|TestRequestsPreferSameZone
 
 .PHONY: test-long

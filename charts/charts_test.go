@@ -344,7 +344,7 @@ func TestTracing(t *testing.T) {
 	}
 }
 
-// TestValuesStayText tests that a value of YAML's other types stays text.
+// TestValuesStayText tests that text which YAML would read as another type stays text.
 func TestValuesStayText(t *testing.T) {
 	r := render(t, map[string]any{"tracing": map[string]any{"endpoint": "http://collector:", "secret": "123"}})
 	agent := find[appsv1.DaemonSet](t, r, "DaemonSet", "causeway-agent")
@@ -393,11 +393,11 @@ func TestRefusedValues(t *testing.T) {
 			values: map[string]any{"clusterName": "west", "accessLogs": map[string]any{"sample": 10}}, names: "sample",
 		},
 		"no pod monitor": {
-			why:    "a template would fail at it",
+			why:    "a template would fail without it",
 			values: map[string]any{"clusterName": "west", "monitoring": map[string]any{"podMonitor": nil}}, names: "missing property",
 		},
 		"no monitoring": {
-			why:    "as after an upgrade with --reuse-values from a version without it",
+			why:    "an upgrade with --reuse-values from an earlier version has no such value",
 			values: map[string]any{"clusterName": "west", "monitoring": nil}, names: "missing property",
 		},
 		"no drain": {
@@ -606,12 +606,12 @@ func TestFlowSchemas(t *testing.T) {
 			want: "workload-low",
 		},
 		"route's status": {
-			why:  "twenty are written in a second",
+			why:  "the controller writes up to twenty of them per second",
 			verb: "patch", group: "gateway.networking.k8s.io", resource: "httproutes/status", namespace: "shop",
 			want: "workload-low",
 		},
 		"condition of an export": {
-			why:  "a new Link changes that of each export",
+			why:  "a new Link changes the condition of each export",
 			verb: "patch", group: "multicluster.x-k8s.io", resource: "serviceexports/status", namespace: "shop",
 			want: "workload-low",
 		},

@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-// TestLongStoriesAreRun: `make test-long` names the tests on real clusters that are
-// skipped or smaller without CAUSEWAY_E2E_LONG, and no other test. Otherwise one of them
-// would never run at its full size.
+// TestLongStoriesAreRun: `make test-long` names each test on real clusters that is
+// skipped or smaller without CAUSEWAY_E2E_LONG, and no other test. A test that it does
+// not name would never run at its full size.
 func TestLongStoriesAreRun(t *testing.T) {
 	makefile, err := os.ReadFile("../../Makefile")
 	if err != nil {
@@ -40,20 +40,21 @@ func TestLongStoriesAreRun(t *testing.T) {
 	}
 	for prefix, is := range used {
 		if !is {
-			t.Errorf("long_stories in the Makefile names %s, which is no long story", prefix)
+			t.Errorf("long_stories in the Makefile names %s, which is not a long story", prefix)
 		}
 	}
 }
 
-// longStories returns the tests of a folder that use one of the functions that depend on
-// CAUSEWAY_E2E_LONG, themselves or by other functions.
+// longStories returns the tests of a folder that call long or full, which depend on
+// CAUSEWAY_E2E_LONG, directly or through other functions.
 func longStories(t *testing.T, folder string) []string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(folder, "*_test.go"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%s has the files %v, %v", folder, files, err)
 	}
-	uses := map[string][]string{} // by function, or by method with a dot before its name
+	// uses has the functions that each function calls. Names of methods begin with a dot.
+	uses := map[string][]string{}
 	for _, file := range files {
 		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
 		if err != nil {
@@ -94,8 +95,8 @@ func longStories(t *testing.T, folder string) []string {
 	return tests
 }
 
-// calledName returns the name of the function that a call calls, or a dot and the name of
-// the method.
+// calledName returns the name of the function that c calls, or a dot and the name of the
+// method.
 func calledName(c *ast.CallExpr) string {
 	switch fun := c.Fun.(type) {
 	case *ast.Ident:

@@ -17,7 +17,7 @@ func TestAddress(t *testing.T) {
 	}
 }
 
-// answers are what agents say, by address. Nobody listens at other addresses.
+// answers are what agents answer, by address. Calls to other addresses are refused.
 type answers map[string]string
 
 func (a answers) dial(_ context.Context, network, address string) (net.Conn, error) {

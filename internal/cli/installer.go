@@ -93,14 +93,15 @@ func (i installer) apply(ctx context.Context, r charts.Rendered) error {
 	return i.removeTurnedOff(ctx, r.Objects)
 }
 
-// optional are the kinds of objects that the chart has only with some values.
+// optional are the kinds of objects that the chart creates only with certain values.
 var optional = []ours{
 	{kind: kind("monitoring.coreos.com", "v1", "PodMonitor"), labels: charted},
 	{kind: kind("monitoring.coreos.com", "v1", "PrometheusRule"), labels: charted},
 	{kind: kind("", "v1", "ConfigMap"), labels: charted},
 }
 
-// removeTurnedOff deletes what an earlier install made and the chart does not have with these values.
+// removeTurnedOff deletes the objects of optional kinds that an earlier install created
+// and that the chart does not contain with the current values.
 func (i installer) removeTurnedOff(ctx context.Context, wanted []*unstructured.Unstructured) error {
 	u := uninstaller{client: i.client, namespace: i.namespace}
 	found, err := u.find(ctx, optional...)
@@ -120,7 +121,7 @@ func (i installer) removeTurnedOff(ctx context.Context, wanted []*unstructured.U
 		if err := u.delete(ctx, o); err != nil {
 			return err
 		}
-		i.progress.say(o.String(), "removed: these values turn it off")
+		i.progress.say(o.String(), "removed, because the current values disable it")
 	}
 	return nil
 }

@@ -178,7 +178,7 @@ func (p *tapPrinter) run(ctx context.Context, lines <-chan tapLine, failures <-c
 			return nil
 		case <-ended:
 			if ctx.Err() != nil {
-				return nil // that is why they have ended
+				return nil // the taps ended because ctx did
 			}
 			if len(failures) > 0 || len(lines) > 0 {
 				continue

@@ -138,8 +138,8 @@ func TestTapEndsWithItsReader(t *testing.T) {
 	wantNoTaps(t, cl)
 }
 
-// TestTapInterrupted: an interruption is no failure, whichever is noticed first, it or the
-// end of the taps that it causes.
+// TestTapInterrupted: an interrupted tap succeeds, even if the command notices the end of
+// the taps before it notices the interruption.
 func TestTapInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

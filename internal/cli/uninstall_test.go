@@ -100,7 +100,8 @@ func living(objects ...client.Object) cluster {
 	return made("v1.36.3", f, objects...)
 }
 
-// listUntyped lists objects as metadata, which the fake cannot for a kind that it has no Go type of.
+// listUntyped lists the metadata of objects. The fake client cannot do so for a kind
+// without a Go type.
 func listUntyped(ctx context.Context, c client.WithWatch, l *metav1.PartialObjectMetadataList, opts ...client.ListOption) error {
 	var all unstructured.UnstructuredList
 	all.SetGroupVersionKind(l.GroupVersionKind())
@@ -186,8 +187,8 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	}
 }
 
-// An install with values that turn something off removes what an earlier one made for it,
-// and nothing that somebody else made.
+// An install with values that disable a feature removes the objects that an earlier
+// install created for it, and no objects of others.
 func TestInstallRemovesWhatIsTurnedOff(t *testing.T) {
 	cl := prepared(t, "living")
 	install := func(more ...string) {

@@ -84,14 +84,14 @@ func (p *process) watchGatewayKind(ctx context.Context, kind schema.GroupVersion
 		}
 		return err
 	}
-	// Some may have been deleted while no version was watched.
+	// Objects may have been deleted while the controller watched no version of the kind.
 	return p.reconciler.inbox.list(
 		func() (map[catalog.Key]bool, error) { return listedKeys(ctx, p.mgr.GetClient(), gatewayList(kind)) },
 		func(b *batch, keys map[catalog.Key]bool) { b.retainGateway(kind.Kind, keys) })
 }
 
-// listedKeys returns the keys of the objects in a cache. list is an empty list of their
-// kind.
+// listedKeys returns the keys of the objects of one kind in a cache. list is an empty
+// list of that kind.
 func listedKeys(ctx context.Context, cache client.Reader, list client.ObjectList) (
 	map[catalog.Key]bool, error) {
 	if err := cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
@@ -108,7 +108,7 @@ func listedKeys(ctx context.Context, cache client.Reader, list client.ObjectList
 	return keys, err
 }
 
-// gatewayList returns an empty list of a kind.
+// gatewayList returns an empty list for objects of a kind.
 func gatewayList(kind schema.GroupVersionKind) client.ObjectList {
 	switch gatewayObject(kind).(type) {
 	case *gatewayv1.HTTPRoute:
@@ -256,7 +256,8 @@ func (g *gatewayKinds) run(ctx context.Context) {
 	}
 }
 
-// retainGateway records that the objects with these keys are all that exist of a kind.
+// retainGateway records that only the objects of a kind with these keys exist. It drops
+// the others from the batch.
 func (b *batch) retainGateway(kind string, keys map[catalog.Key]bool) {
 	if b.gatewayKeys == nil {
 		b.gatewayKeys = make(map[string]map[catalog.Key]bool)
@@ -273,6 +274,7 @@ func (b *batch) retainGateway(kind string, keys map[catalog.Key]bool) {
 	}
 }
 
+// retain removes from m the objects whose keys are not in keys.
 func retain[T any](m changed[T], keys map[catalog.Key]bool) {
 	maps.DeleteFunc(m, func(k catalog.Key, _ *T) bool { return !keys[k] })
 }

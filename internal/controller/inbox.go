@@ -28,7 +28,7 @@ type batch struct {
 	slices         changed[discoveryv1.EndpointSlice]
 	pods           changed[corev1.Pod]
 	namespaces     changed[corev1.Namespace]
-	zones          map[string]string // by node; empty: the node has none, or is gone
+	zones          map[string]string // by node; empty: the node has no zone, or is gone
 	networks       changed[networkingv1.NetworkPolicy]
 	policies       changed[v1alpha1.ExportPolicy]
 	links          changed[v1alpha1.Link]
@@ -41,8 +41,9 @@ type batch struct {
 	grpcRoutes     changed[gatewayv1.GRPCRoute]
 	grants         changed[gatewayv1.ReferenceGrant]
 	betaGrants     changed[gatewayv1beta1.ReferenceGrant]
-	// gatewayKeys are the existing objects of kinds of the Gateway API that were listed,
-	// or that the cluster does not serve any more. Objects in the batch are newer.
+	// gatewayKeys are the keys of all existing objects, by kind of the Gateway API. It
+	// has the kinds that were listed, and those that the cluster does not serve any more.
+	// The objects in the batch are newer.
 	gatewayKeys map[string]map[catalog.Key]bool
 
 	// conditionsKind is the version in which ServiceExports have conditions, or the zero
@@ -73,8 +74,8 @@ type storeResult struct {
 	err    error
 }
 
-// inbox collects what changed between passes, the newest per key. It is safe for
-// concurrent use, and nothing in it blocks for long.
+// inbox collects the changes between passes, and keeps the newest one per key. It is safe
+// for concurrent use. While list reads a cache, all other calls wait.
 type inbox struct {
 	wake chan struct{} // holds one
 
@@ -104,8 +105,9 @@ func (in *inbox) take() *batch {
 	return b
 }
 
-// list adds a list of a cache to the next batch. No event is filed while the cache is
-// read, so the list is as new as the events before it.
+// list reads keys from a cache and adds them to the next batch. It blocks all events
+// while it reads, so the keys are as new as the events before them. The error is that of
+// read.
 func (in *inbox) list(read func() (map[catalog.Key]bool, error), add func(*batch, map[catalog.Key]bool)) (
 	err error) {
 	in.add(func(b *batch) {
@@ -166,15 +168,15 @@ func handler[T any](in *inbox, field func(*batch) *changed[T]) toolscache.Resour
 	}
 }
 
-// nodeKind is the metadata of Nodes: nothing else of them is read.
+// nodeKind returns the object that makes an informer read only the metadata of Nodes.
 func nodeKind() *metav1.PartialObjectMetadata {
 	return &metav1.PartialObjectMetadata{
 		TypeMeta: metav1.TypeMeta{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "Node"},
 	}
 }
 
-// zoneHandler returns an event handler for nodeKind that files the zones of nodes. It
-// ignores other changes, because the kubelet writes its Node every few minutes.
+// zoneHandler returns an event handler for nodeKind that adds the zones of nodes to the
+// inbox. It ignores other changes, because the kubelet writes its Node every few minutes.
 func zoneHandler(in *inbox) toolscache.ResourceEventHandler {
 	zone := func(o any) (node, zone string) {
 		if unknown, ok := o.(toolscache.DeletedFinalStateUnknown); ok {

@@ -31,9 +31,9 @@ type nodeViews struct {
 	counts map[string]map[string]int
 	moved  func(namespace, node string, has bool, p *plan)
 	nodes  map[string]bool // that have an agent
-	// zones are the zones of nodes, with an agent or without.
+	// zones are the zones of all nodes that have one, with or without an agent.
 	zones map[string]string
-	top   *topology // nil before the first one
+	top   *topology // the current one; nil at first
 	// upstreams and invites are the keys of what gateways were sent.
 	upstreams, invites map[string]bool
 }
@@ -177,7 +177,7 @@ func (v *nodeViews) setUpstreams(t *topology, p *plan) {
 	v.upstreams = after
 }
 
-// agentUpstream returns the Upstream of a node's ready agent.
+// agentUpstream returns the Upstream of a node's ready agent. v.top must not be nil.
 func (v *nodeViews) agentUpstream(c view.Cluster, node string) *nodewire.Resource {
 	return c.Agent(view.Agent{
 		Node:       node,
@@ -187,7 +187,8 @@ func (v *nodeViews) agentUpstream(c view.Cluster, node string) *nodewire.Resourc
 	})
 }
 
-// setZone takes in the zone of a node; empty: it has none, or the node is gone.
+// setZone records the zone of a node, and sends it to the agent of the node and to the
+// gateways. An empty zone means that the node has none or is gone.
 func (v *nodeViews) setZone(node, zone string, p *plan) {
 	if v.zones[node] == zone {
 		return

@@ -109,9 +109,9 @@ func TestNodeKnowsTheExportsOfItsNamespaces(t *testing.T) {
 	})
 }
 
-// An agent learns the zone of its node, and gateways the zones of all agents. Peers learn
-// zones only if the Service prefers that of the caller, and not by agents of earlier
-// versions.
+// An agent learns the zone of its node, and gateways learn the zones of all agents. Peers
+// learn the zones of a Service only if it prefers the caller's zone, and only from agents
+// that read zones in hop headers.
 func TestZonesReachAgentsAndGateways(t *testing.T) {
 	west()
 	east()
@@ -185,7 +185,7 @@ func TestZonesReachAgentsAndGateways(t *testing.T) {
 	})
 }
 
-// Nodes change every few minutes, and only their zones concern Causeway.
+// A kubelet changes its Node every few minutes. Causeway uses only the zone.
 func TestZoneHandlerIgnoresOtherChanges(t *testing.T) {
 	in := newInbox()
 	h := zoneHandler(in)

@@ -282,8 +282,8 @@ func TestRouteStatusYieldsToOtherControllers(t *testing.T) {
 	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "local"))
 }
 
-// A grant that was deleted while no version of its kind was watched has no effect when
-// the kind is watched again.
+// A grant may be deleted while the controller watches no version of its kind. It has no
+// effect when the controller watches the kind again.
 func TestGrantDeletedUnwatched(t *testing.T) {
 	grant := &gatewayv1.ReferenceGrant{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: "g"},
@@ -309,13 +309,13 @@ func TestGrantDeletedUnwatched(t *testing.T) {
 				t.Errorf("%s: %q", why, got)
 			}
 		}
-		expect("it grants", "ResolvedRefs=False BackendNotFound")
+		expect("the grant exists", "ResolvedRefs=False BackendNotFound")
 		keys := func() (map[catalog.Key]bool, error) { return nil, nil }
 		retain := func(b *batch, keys map[catalog.Key]bool) { b.retainGateway("ReferenceGrant", keys) }
 		if err := r.inbox.list(keys, retain); err != nil {
 			t.Fatal(err)
 		}
-		expect("a list does not have it", "ResolvedRefs=False RefNotPermitted")
+		expect("the list has no grant", "ResolvedRefs=False RefNotPermitted")
 	}, eastLink(), shop(), route)
 }
 

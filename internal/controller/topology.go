@@ -65,7 +65,7 @@ func (c *components) setService(k catalog.Key, s *corev1.Service) {
 type topology struct {
 	nodes  map[string]bool   // with an agent, ready or not
 	agents map[string]string // node → address of its ready agent
-	// unzoned are the nodes with an agent that reads no zones in hop headers.
+	// unzoned are the nodes whose agent does not read zones in hop headers.
 	unzoned     map[string]bool
 	controllers []view.Controller // ready replicas, sorted by name
 	// controllerPods are the names of all pods of the controller.

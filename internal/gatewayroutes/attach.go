@@ -49,22 +49,22 @@ type audience struct {
 	namespace string
 }
 
-// group is what routes of one audience come to so far.
+// group collects the rules and matches of the routes of one audience.
 type group struct {
-	rules   *wire.RouteRules // without matches, which are sorted at the end
+	rules   *wire.RouteRules // attach adds the matches at the end, when it sorts them
 	matches []match
 	bytes   int // the encoded size of both
 	cost    int // of regular expressions
 }
 
-// attachment is one port of a mirror to which a route asks to be attached.
+// attachment is a request of a route to be attached to one port of a mirror.
 type attachment struct {
 	audience
 	route *route
 }
 
-// compare orders attachments by precedence: those of the mirror's own namespace first,
-// and older routes before newer ones.
+// compare orders attachments by precedence: first those of routes in the mirror's own
+// namespace, then older routes before newer ones.
 func (a attachment) compare(o attachment) int {
 	if own := a.namespace == ""; own != (o.namespace == "") {
 		if own {
@@ -142,7 +142,7 @@ func (x *Index) attach(mirror catalog.Key) (changed bool) {
 	return before == nil && len(next.rules) > 0 || before != nil && !sameRules(before.rules, next.rules)
 }
 
-// add adds a route, and reports whether it fits.
+// add adds a route and reports whether it fits. If it does not fit, g stays as it is.
 func (g *group) add(c *compiled) bool {
 	if len(g.matches)+len(c.matches) > maxMatches || len(g.rules.Rules)+len(c.rules) > maxRules ||
 		g.bytes+c.bytes > maxBytes || g.cost+c.regexCost > reqroute.MaxRegexCost {

@@ -21,7 +21,8 @@ type compiled struct {
 	// matches are in the order of the route. Their rule is an index of rules.
 	matches []match
 	rules   []*wire.RouteRule
-	// bytes is the encoded size of both. regexCost is that of all regular expressions.
+	// bytes is the encoded size of matches and rules. regexCost is the cost of all
+	// regular expressions.
 	bytes, regexCost int
 	// invalid is why no rule of the route can be used; nil: some can.
 	invalid error
@@ -343,9 +344,9 @@ func (c *compiler) lookUp(ref *gatewayv1.BackendObjectReference, key catalog.Key
 		"The backend %s has no port %d.", key, deref(ref.Port))}
 }
 
-// permitted reports whether the route may have a backend. A route for callers of its own
-// namespace alone needs no grant for a Service that is also its parent, because its
-// callers' requests to the parent get there without the route.
+// permitted reports whether the route may have a backend. A route whose parents are all
+// in other namespaces applies only to callers in its own namespace. It needs no grant for
+// a backend that is also its parent, because these callers reach the parent without it.
 func (c *compiler) permitted(key catalog.Key) bool {
 	if key.Namespace == c.id.Namespace {
 		return true

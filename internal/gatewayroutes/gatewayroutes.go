@@ -170,8 +170,8 @@ func (x *Index) SetReferenceGrant(k catalog.Key, o *gatewayv1.ReferenceGrant) {
 	}
 }
 
-// Retain records that the objects with these keys are all that exist of a kind. It
-// ignores other kinds than HTTPRoute, GRPCRoute and ReferenceGrant.
+// Retain records that only the objects of a kind with these keys exist, and removes the
+// others. It ignores other kinds than HTTPRoute, GRPCRoute and ReferenceGrant.
 func (x *Index) Retain(kind string, keys map[catalog.Key]bool) {
 	for id := range x.routes {
 		if string(id.Kind) == kind && !keys[id.Key] {

@@ -333,7 +333,7 @@ spec:
 			},
 		},
 		"parent as a grant": {
-			why: "callers of all namespaces must not be sent to a namespace that grants nothing",
+			why: "a route must not send other namespaces' callers to a namespace without a grant",
 			objects: []string{routeOf("HTTPRoute", "shop", "a",
 				"{name: bar-east}, {name: pay-east, namespace: bank}",
 				"  rules: [{backendRefs: [{name: pay-east, namespace: bank, port: 80}]}]")},
@@ -836,9 +836,9 @@ func TestLimitOfAudiences(t *testing.T) {
 	}
 }
 
-// TestLimitsKeepOldRoutes adds routes of other namespaces to a mirror that has as many as
-// fit. Neither their names nor the order of the ports may displace older routes, or those
-// of the mirror's own namespace.
+// TestLimitsKeepOldRoutes adds routes of other namespaces to a mirror that already has as
+// many routes as fit. They must not displace older routes or routes in the mirror's own
+// namespace, by their names or by the order of the ports.
 func TestLimitsKeepOldRoutes(t *testing.T) {
 	rules := func(backend string) string {
 		rule := "  rules:\n  - matches:\n"

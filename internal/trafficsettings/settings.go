@@ -47,8 +47,8 @@ type Settings struct {
 	MaxConnections, MaxPendingRequests, MaxRequests uint32
 	// SlowStart is how long a new endpoint's share grows; 0: not at all.
 	SlowStart time.Duration
-	// PreferSameZone: requests go to endpoints in the zone of their caller if there are
-	// any. It is not an annotation: OfTrafficDistribution reads it.
+	// PreferSameZone makes requests prefer endpoints in the zone of their caller. It does
+	// not come from an annotation, but from OfTrafficDistribution.
 	PreferSameZone bool
 }
 
@@ -121,8 +121,8 @@ func (d Defaults) Protocol(p Protocol, appProtocol string) Protocol {
 	return p
 }
 
-// IsOpaque reports whether agents read no requests on a port that was declared as p, with
-// an appProtocol.
+// IsOpaque reports whether a port with the declared protocol p and an appProtocol is
+// opaque: agents do not read requests on it.
 func (d Defaults) IsOpaque(p Protocol, appProtocol string) bool {
 	return cmp.Or(d.Protocol(p, appProtocol), OfAppProtocol(appProtocol)) == TCP
 }

@@ -278,6 +278,6 @@ func TestOfTrafficDistribution(t *testing.T) {
 		}
 	}
 	if OfTrafficDistribution(nil) {
-		t.Error("a Service prefers the zone without being asked to")
+		t.Error("a Service without trafficDistribution prefers the zone")
 	}
 }

@@ -219,7 +219,8 @@ func TestRefuse(t *testing.T) {
 			}
 		}
 	}
-	// eventually refuses again before each look, because a refusal ends after RefuseTimeout.
+	// eventually calls Refuse again before each check, because a refusal ends after
+	// RefuseTimeout.
 	eventually := func(refuse []netip.Prefix, what string, is func() bool) {
 		t.Helper()
 		poll(what, func() bool {

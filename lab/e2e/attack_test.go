@@ -70,10 +70,10 @@ type attackCase struct {
 	at, sink string
 	// landed are counters of which one must rise, or the attack has shown nothing.
 	landed []counter
-	// memory is the most MiB that each connection which is admitted may take of sockets'
-	// memory on the whole machine; 0: it does not matter.
+	// memory is the bound, in MiB, of the socket memory that each admitted connection may
+	// take on the whole machine; 0: no bound.
 	memory float64
-	// admitted counts those connections.
+	// admitted is the number of admitted connections. It must be set if memory is.
 	admitted *atomic.Int64
 }
 
@@ -242,8 +242,9 @@ func openSink(t *testing.T) (public, pod string) {
 	return public, pod
 }
 
-// publish gives pods of east's shop a public address without Causeway, by a Service of type
-// LoadBalancer, for the length of the test. It returns the address with the port.
+// publish gives pods in the namespace shop of east a public address without Causeway, by
+// a Service of type LoadBalancer that lasts until the test ends. It returns the address
+// with the port.
 func publish(t *testing.T, name, selector string, port, targetPort int) (public string) {
 	t.Helper()
 	ctx := t.Context()
@@ -478,14 +479,14 @@ type hostile struct {
 	dialers *dialers
 	sni     string
 	hello   []byte
-	// credentials are used in turn.
+	// credentials are those of the callers. Sessions use them in turn.
 	credentials []*identity.Credential
-	next        atomic.Uint64
+	next        atomic.Uint64 // the number of sessions so far
 	// admitted counts the connections of the last attack for which a request succeeded.
 	admitted atomic.Int64
 }
 
-// asHostile makes a hostile peer of one whose keys the test holds. Its callers have these
+// asHostile returns a hostile peer that uses the keys of p. Its callers have the given
 // accounts.
 func asHostile(t *testing.T, p *impostor, d *dialers, accounts ...string) *hostile {
 	t.Helper()
@@ -540,18 +541,19 @@ func (h *hostile) sessions(total, perSecond int, then func(context.Context, *tun
 			}
 		})
 		if ctx.Err() == nil && opening.Err() != nil {
-			say("%d of %d connections were opened, because the machine has less than %d MiB of memory left", held.made.Load(), total, memoryReserve)
+			say("opened only %d of %d connections, because the machine has less than %d MiB of memory left", held.made.Load(), total, memoryReserve)
 		}
 		<-ctx.Done()
 		return int(held.made.Load())
 	}
 }
 
-// memoryReserve is how many MiB of the machine's memory an attack leaves. It opens no more
-// connections when less is available.
+// memoryReserve is how much of the machine's memory an attack must leave, in MiB. It
+// opens no more connections when less is available.
 const memoryReserve = 4 << 10
 
-// whileMemoryLasts returns a context that ends when less than memoryReserve is available.
+// whileMemoryLasts returns a context that ends when ctx ends, or when less memory than
+// memoryReserve is available.
 func whileMemoryLasts(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, stop := context.WithCancel(ctx)
 	go func() {
@@ -584,9 +586,10 @@ func (h *hostile) stall(ctx context.Context, c *tunnel.Conn) error {
 	return err
 }
 
-// stalledMemory is how many MiB of sockets' memory a stalled reader may take. Some 2.5 MiB
+// stalledMemory is how much socket memory a stalled reader may take, in MiB. Some 2.5 MiB
 // are usual, of which up to 2 MiB are the send queue of the application itself. Without
-// flow control it was 17 MiB. All other sockets of the machine count, too.
+// flow control it was 17 MiB. The bound is higher than usual because the measurement
+// counts all other sockets of the machine, too.
 const stalledMemory = 6
 
 // unfinished sends hellos and never answers the server's flight.

@@ -17,12 +17,12 @@ import (
 	"time"
 )
 
-// bulkSize is how many bytes a large body has. At its full size the length does not fit
-// into 31 bits.
+// bulkSize is the length of a large body in bytes. The full length does not fit into 31
+// bits.
 func bulkSize() int64 { return int64(sized(64, 2<<10)) << 20 }
 
-// bulkGrowth is how many MiB the resident memory of a component may grow by while large
-// bodies pass.
+// bulkGrowth is by how much the resident memory of a component may grow while large
+// bodies pass, in MiB.
 const bulkGrowth = 64
 
 // bulkBody returns bytes that do not compress and are the same for each seed.
@@ -30,7 +30,7 @@ func bulkBody(seed byte, n int64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
 }
 
-// hexSum reads to the end and returns how much there was, and its checksum.
+// hexSum reads r to its end and returns the number of bytes and their SHA-256 checksum.
 func hexSum(r io.Reader) (int64, string, error) {
 	sum := sha256.New()
 	n, err := io.CopyBuffer(sum, r, make([]byte, 256<<10))
@@ -63,11 +63,11 @@ func bulkApp() http.Handler {
 	return m
 }
 
-// TestLargeBodiesArrive: uploads and downloads by recognized requests arrive as they were
-// sent, and agents and gateways hold a bounded part of them.
+// TestLargeBodiesArrive: uploads and downloads by recognized requests arrive unchanged,
+// and agents and gateways hold only a bounded part of them in memory.
 func TestLargeBodiesArrive(t *testing.T) {
 	ctx := t.Context()
-	if full() { // what ran before has let their memory grow
+	if full() { // earlier tests have made their memory grow
 		roll(t, east, "deployment", "gateway")
 		freshAgent(t, east)
 		freshAgent(t, west)
@@ -151,9 +151,8 @@ func TestLargeBodiesArrive(t *testing.T) {
 	})
 }
 
-// watchMemory reads the resident memory of what carries the traffic until the function
-// that it returns is called, which returns by how many MiB each component has grown at
-// most.
+// watchMemory reads the resident memory of the components that carry the traffic, until
+// the test calls grown. grown returns the largest growth of each component in MiB.
 func watchMemory(t *testing.T) (grown func() map[string]int) {
 	t.Helper()
 	components := map[string]func(context.Context) (map[string]float64, error){

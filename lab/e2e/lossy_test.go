@@ -24,9 +24,9 @@ func worsenWAN(t *testing.T, w lab.Weather) {
 	must(t, change(w))
 }
 
-// TestRequestsSurviveALossyWAN: no GET request fails before its response began while the
-// WAN has a round trip of 60 ms and loses one packet in a hundred, each way. The same
-// load then goes to the same pods without Causeway.
+// TestRequestsSurviveALossyWAN: no GET request fails before its response has begun while
+// the WAN has a round trip of 60 ms and loses one packet in a hundred, each way. For
+// comparison, the test then sends the same load to the same pods without Causeway.
 func TestRequestsSurviveALossyWAN(t *testing.T) {
 	const pods = 10
 	ctx := t.Context()

@@ -68,7 +68,8 @@ func openTeam(t *testing.T, team string, want int, deployments string) {
 	})
 }
 
-// teamReady wants a team to have that many pods in east, all ready and none that is going.
+// teamReady returns an error unless a team has that many pods in east, all of them ready
+// and none terminating.
 func teamReady(ctx context.Context, team string, want int) error {
 	return east.teamReady(ctx, team, want)
 }
@@ -364,7 +365,7 @@ func (l *requestLoad) request(client *http.Client, url string) {
 	}
 }
 
-// finish stops the load, waits for its requests, and returns what it has measured.
+// finish stops the load, waits for its requests, and returns a line with the results.
 func (l *requestLoad) finish() string {
 	took := time.Since(l.start)
 	l.stop()

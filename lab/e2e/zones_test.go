@@ -16,13 +16,13 @@ import (
 	"github.com/causeway-mesh/causeway/lab"
 )
 
-// podsInZone are the pods of team zones on the nodes of one zone.
+// podsInZone returns a manifest of pods of the team "zones", on the nodes of one zone.
 func podsInZone(name, zone string, replicas int) string {
 	return strings.Replace(barPods(name, "zones", replicas, 1), "      serviceAccountName: bar\n",
 		"      serviceAccountName: bar\n      nodeSelector: {topology.kubernetes.io/zone: "+zone+"}\n", 1)
 }
 
-// inZones returns how many requests pods of near and others have answered.
+// inZones returns how many requests the pods of near and the other pods have answered.
 func (s spread) inZones() (near, others int) {
 	for pod, n := range s {
 		if strings.HasPrefix(pod, "near-") {
@@ -34,9 +34,10 @@ func (s spread) inZones() (near, others int) {
 	return near, others
 }
 
-// TestRequestsPreferSameZone: if a Service prefers the zone of its callers, requests of
-// another cluster go only to its pods in the caller's zone. They go to the others while
-// there are none in the zone, or while these fail. Otherwise they are spread.
+// TestRequestsPreferSameZone: if a Service prefers the zone of its callers, requests from
+// another cluster go only to its pods in the caller's zone. They go to the other pods
+// while the zone has no pod, or while its pods fail. Without the preference they go to
+// all pods.
 func TestRequestsPreferSameZone(t *testing.T) {
 	long(t)
 	const pods, requests = 2, 400
@@ -69,7 +70,8 @@ func TestRequestsPreferSameZone(t *testing.T) {
 		"HTTP/2":   keepHTTP(t, ns, web, true),
 		"gRPC":     keepGRPC(t, ns, rpc),
 	}
-	// become asks until the answers of each client are as they should be. None may fail.
+	// become sends requests until the answers of each client are right. No request may
+	// fail.
 	become := func(timeout time.Duration, what string, right func(near, others int) bool) {
 		t.Helper()
 		for protocol, k := range kept {
@@ -97,7 +99,8 @@ func TestRequestsPreferSameZone(t *testing.T) {
 		t.Helper()
 		must(t, zoned.kubectl(ctx, "", "-n", "shop", "scale", "deployment", "near", fmt.Sprint("--replicas=", replicas)))
 	}
-	// A pod that was not reached when it was killed gets no request for 30 s.
+	// Spread means that each zone gets over a quarter of the requests, not half of them,
+	// because an agent skips a pod for 30 s if the gateway did not connect to it.
 	spread := func(near, others int) bool { return 4*near > near+others && 4*others > near+others }
 	inZone := func(near, others int) bool { return others == 0 }
 	inOther := func(near, others int) bool { return near == 0 }

@@ -91,7 +91,7 @@ func main() {
 	flag.IntVar(&b.idle, "idle", 1000, "connections of the measure idle")
 	flag.Float64Var(&b.calm, "calm", 0.15, "share of the machine above which other programs disturb a window")
 	flag.StringVar(&record, "record", "", "file to which every window is written, as a line of JSON")
-	flag.StringVar(&b.profiles, "profile", "", "folder for profiles of Causeway by perf, which uses processors, too")
+	flag.StringVar(&b.profiles, "profile", "", "folder for perf profiles of Causeway, which cost CPU time")
 	flag.DurationVar(&total, "timeout", 2*time.Hour, "limit of the run")
 	flag.BoolVar(&keep, "keep", false, "leave everything standing; remove it with: bin/lab --name NAME down")
 	flag.StringVar(&b.bin, "bin", "../bin", "folder of the causeway command")

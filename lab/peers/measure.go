@@ -106,7 +106,7 @@ type window struct {
 	CPU     map[string]float64 `json:"cpu,omitempty"`    // seconds of the proxies of each role
 	Memory  *memory            `json:"memory,omitempty"` // of idle connections
 	Others  float64            `json:"others"`           // share of the machine that other programs took
-	// Profile has the samples of the proxies by what they did; nil: not recorded.
+	// Profile is the number of samples of the proxies by share; nil: not recorded.
 	Profile map[string]int `json:"profile,omitempty"`
 }
 

@@ -17,13 +17,13 @@ import (
 	"time"
 )
 
-// profileRate is the samples of each processor per second. It differs from the rates of
-// usual timers, so that samples do not coincide with them.
+// profileRate is the number of samples per second on each processor. It differs from the
+// usual rates of timers, so that samples do not coincide with timers.
 const profileRate = "997"
 
-// What a sample of a profile was doing.
+// Shares of CPU time: what the code that a sample interrupted was doing.
 const (
-	sharePackets  = "kernel: the packets' way to the next process (softirq, bridges, NAT, firewall)"
+	sharePackets  = "kernel: the path of packets to the next process (softirq, bridges, NAT, firewall)"
 	shareWaits    = "kernel: threads that wait and wake (epoll, futex, nanosleep)"
 	shareSockets  = "kernel: sockets, copies and all else"
 	shareTLS      = "TLS and AES-GCM"
@@ -34,9 +34,9 @@ const (
 
 var allShares = []string{sharePackets, shareWaits, shareSockets, shareTLS, shareRuntime, shareLibrary, shareCauseway}
 
-// startProfile records what the proxies of Causeway use processors for, from the end of
-// the warm-up. end waits for the recording and returns how many samples each share has.
-// Without the flag -profile, and for other chains, it does nothing.
+// startProfile starts to profile the proxies of Causeway with perf, from the end of the
+// warm-up. end waits until perf has ended and returns the number of samples of each
+// share. Without the flag -profile, and for other chains, both do nothing.
 func (b *bench) startProfile(ctx context.Context, p *path, m measure, warm, length time.Duration) (
 	end func() (map[string]int, error), err error,
 ) {
@@ -72,9 +72,9 @@ func (b *bench) startProfile(ctx context.Context, p *path, m measure, warm, leng
 	}, nil
 }
 
-// readNames returns the name of the function at a place in the file of a Go program that
-// has no symbols. The name is empty if there is no function. perf prints places in the
-// file, because it finds no symbols.
+// readNames returns a function that returns the name of the Go function at an offset in
+// the file of a program. The name is empty if there is none. The program has no symbols,
+// so perf prints offsets in its file.
 func readNames(program string) (func(place uint64) string, error) {
 	f, err := elf.Open(program)
 	if err != nil {
@@ -143,7 +143,7 @@ func countShares(script io.Reader, name func(uint64) string) (map[string]int, er
 // firstKernelAddress is where the kernel's half of the addresses begins on 64-bit machines.
 const firstKernelAddress = 1 << 63
 
-// shareOf says what the innermost function of a chain was doing.
+// shareOf returns the share to which the innermost function of a chain belongs.
 func shareOf(chain []frame, name func(uint64) string) string {
 	if chain[0].address >= firstKernelAddress {
 		return kernelShare(chain)
@@ -158,7 +158,7 @@ func shareOf(chain []frame, name func(uint64) string) string {
 	case has("crypto/", "golang.org/x/crypto/"):
 		return shareTLS
 	case fn == "", has("runtime.", "internal/runtime/", "gcWriteBarrier", "mem", "indexbyte", "cmpbody", "aeshash"):
-		return shareRuntime // without a name it is the kernel's page for time, or assembly
+		return shareRuntime // code without a name is the vDSO, or assembly
 	}
 	return shareLibrary
 }

@@ -217,8 +217,8 @@ func (r report) markdown() string {
 	return out.String()
 }
 
-// profile says what the proxies of Causeway used processors for. It is empty without
-// profiles.
+// profile returns a table of the shares of CPU time of Causeway's proxies by measure. It
+// is empty if there are no profiles.
 func (r report) profile() string {
 	var measures []string
 	counts, totals := map[[2]string]int{}, map[string]int{} // by share and measure

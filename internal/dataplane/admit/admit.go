@@ -99,8 +99,8 @@ const (
 	PodTerminating
 	// PolicyDenies: policies select the service and none names the caller.
 	PolicyDenies
-	// RequestsOnly: policies admit only certain requests of the caller, and what is asked
-	// for is opaque.
+	// RequestsOnly: the caller asks for an opaque connection, but policies admit only
+	// certain requests of it, or the application gets identities in a field of requests.
 	RequestsOnly
 	// RequestDenied: policies admit only certain requests of the caller, and not this one.
 	RequestDenied

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestCloseWatchFindsEachRequest: a caller that has gone is found in each of its requests,
-// because it may have sent several at once.
+// TestCloseWatchFindsEachRequest: a caller may send several requests at once and leave.
+// The watch cancels each of them.
 func TestCloseWatchFindsEachRequest(t *testing.T) {
 	ln := listen(t, "127.0.0.1")
 	defer ln.Close()

@@ -21,7 +21,8 @@ var errDrainNotice = errors.New("a gateway drains")
 type inboundConns struct {
 	mu   sync.Mutex // guards what follows
 	open map[tunnel.SessionName]*inboundConn
-	// accepting are those whose client may have the answer to HELLO already.
+	// accepting are the sessions that are not open yet, but whose client may already have
+	// the answer to HELLO.
 	accepting map[*inboundConn]struct{}
 }
 
@@ -80,7 +81,7 @@ func (a *inboundConns) drainVia(gateway netip.Addr) {
 	defer a.mu.Unlock()
 	for in := range a.accepting {
 		if in.from == gateway {
-			in.retiring.Store(true) // awaitOpen looks at it
+			in.retiring.Store(true) // awaitOpen checks it
 		}
 	}
 	for _, in := range a.open {

@@ -24,8 +24,9 @@ func (w *harness) sendDrainNotice(key route.HopKey) {
 	c.Close()
 }
 
-// TestDrainNoticeReachesSessionsBeingAccepted: a session may be accepted just when the
-// notice of its gateway comes. The client has the answer to HELLO before the agent goes on.
+// TestDrainNoticeReachesSessionsBeingAccepted: the notice of a gateway may arrive while
+// the agent accepts a session through it. The client can already have the answer to HELLO
+// then.
 func TestDrainNoticeReachesSessionsBeingAccepted(t *testing.T) {
 	gateway, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	var conns inboundConns

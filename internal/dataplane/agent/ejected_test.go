@@ -10,8 +10,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 )
 
-// An endpoint that was ejected is used again once it answers, although its session has
-// ended meanwhile.
+// An ejected endpoint gets requests again once it answers, even if its session has ended
+// in the meantime.
 func TestEjectedEndpointWithoutSessionIsUsedAgain(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {
 		var broken atomic.Bool

@@ -74,14 +74,14 @@ type endpointSet struct {
 	ready      []route.EndpointID // some of them or all; never edited
 	count      uint32             // the total that the peer reports
 	generation uint64
-	// near are those of ready that are in zone, the one of this node; never edited. It is
-	// empty if the peer reports no zones.
+	// near are the endpoints of ready that are in zone; never edited. It is empty if the
+	// peer does not report the zones of all endpoints.
 	near []route.EndpointID
-	zone string
+	zone string // of this node when the peer reported; empty: not known
 }
 
-// newEndpointSet returns what an answer reports to a node in a zone, which is empty if it
-// is not known.
+// newEndpointSet returns the endpoints in an answer. zone is the zone of this node;
+// empty: not known.
 func newEndpointSet(a tunnel.Answer, zone string) endpointSet {
 	s := endpointSet{
 		ready:      slices.Clone(a.Ready),
@@ -89,8 +89,11 @@ func newEndpointSet(a tunnel.Answer, zone string) endpointSet {
 		generation: a.Generation,
 		zone:       zone,
 	}
+	if slices.Contains(a.Zones, "") { // of an endpoint that may be as near
+		return s
+	}
 	for i, z := range a.Zones {
-		if z != "" && z == zone {
+		if z == zone {
 			s.near = append(s.near, a.Ready[i])
 		}
 	}

@@ -184,8 +184,8 @@ func (w *harness) addSecondEndpoint() {
 	})
 }
 
-// addSecondEndpointThat adds another ready pod to the Service in east, and do serves its
-// connections, which it need not close.
+// addSecondEndpointThat adds another ready pod to the Service in east. do serves each of
+// its connections and need not close it.
 func (w *harness) addSecondEndpointThat(do func(*net.TCPConn)) {
 	const addr = "127.77.2.3"
 	app := listen(w.TB, addr)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // The far agent observes who speaks first on a port, because it sees both ends, and
@@ -119,10 +120,14 @@ func (a *Agent) awaitEarlyData(c *net.TCPConn, out *outboundConn) error {
 	case tunnel.FirstSpeaker_SERVER:
 		timeout = serverFirstDelay
 	default:
-		if out.port.isOpaque() {
+		switch {
+		case out.port.isOpaque():
 			return nil
+		case out.port.protocol != trafficsettings.Detect:
+			timeout = earlyDataTimeout // it is declared to carry requests
+		default:
+			timeout = recognizeTimeout
 		}
-		timeout = recognizeTimeout
 	}
 	err := transport.AwaitReadable(c, timeout)
 	switch {

@@ -18,16 +18,16 @@ func (in *inboundConn) exportedPort(s *state) exportedPort {
 	return s.exportedPorts[exportedPortKey{in.hello.Namespace, in.hello.Service, in.hello.Port}]
 }
 
-// checkForwardable returns why an application that learns its caller from a field of each
-// request cannot get what was opened. On an opaque connection, such as one that is
-// upgraded, the agent does not see the fields, and the caller could claim to be another.
+// checkForwardable returns a *refusal if in is opaque and the application gets the
+// caller's identity in a field of each request. The agent does not see the fields on an
+// opaque connection, such as an upgraded one, so the caller could claim another identity.
 func (in *inboundConn) checkForwardable(s *state) error {
 	port := in.exportedPort(s)
 	if in.protocol != tunnel.Protocol_OPAQUE || port.forwardIdentity != trafficsettings.ForwardHeader || port.protocol == trafficsettings.TCP {
 		return nil
 	}
 	return &refusal{reason: admit.RequestsOnly.String(), code: tunnel.Code_DENIED,
-		err: fmt.Errorf("%s forwards identities by a field of each request, so %s may only make requests", in.service(), in.caller)}
+		err: fmt.Errorf("%s gets identities in a field of requests, so %s may make only requests", in.service(), in.caller)}
 }
 
 // forwardCaller writes a PROXY protocol header, version 2, to a new connection to an

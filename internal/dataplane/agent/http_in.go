@@ -323,8 +323,8 @@ func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (http
 	return to, nil
 }
 
-// attach makes to the stream of the current try, before anything is sent: the application
-// may take its time to receive the first bytes.
+// attach makes to the stream of the current try. The caller calls it before it sends
+// anything, so that cancel can end a send that the application delays.
 func (f *appRequest) attach(to httprelay.Stream) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -363,8 +363,8 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 }
 
 // retry sends a request again over a new connection if the application closed an idle
-// one just when the request was sent, or if an application of HTTP/2 says that it did
-// nothing.
+// one just when the request was sent, or if an application of HTTP/2 reports that it did
+// not process the request.
 func (f *appRequest) retry(failure httprelay.Failure) bool {
 	if !failure.Replayable || failure.Response != nil || f.isCanceled() {
 		return false
@@ -382,7 +382,8 @@ func (f *appRequest) retry(failure httprelay.Failure) bool {
 	return false
 }
 
-// isNotProcessed reports that the other end of a stream says that it did nothing.
+// isNotProcessed reports whether the other end of a stream says that it did not process
+// the request.
 func isNotProcessed(err error) bool {
 	reset := (*mux.ResetError)(nil)
 	return errors.As(err, &reset) && reset.NotProcessed
@@ -419,14 +420,14 @@ type appConns struct {
 	timer *time.Timer
 	muxes []*mux.Conn
 	ended bool
-	// dialing is the dial of an HTTP/2 connection in progress, or nil.
+	// dialing is the dial of an HTTP/2 connection that is in progress; nil: none.
 	dialing *appDial
 }
 
-// An appDial is the dial of an HTTP/2 connection, which several requests await.
+// An appDial is the dial of an HTTP/2 connection. Several requests may wait for it.
 type appDial struct {
-	done chan struct{}
-	err  error // once done is closed
+	done chan struct{} // closed when the dial has ended
+	err  error         // valid once done is closed
 }
 
 type idleApp struct {
@@ -504,8 +505,8 @@ func (p *appConns) close() {
 	p.work.Wait()
 }
 
-// openStream sends a request over an HTTP/2 connection to the application. opening is
-// mux.OpenOptions.Opening.
+// openStream sends a request over an HTTP/2 connection to the application. It passes
+// opening on in mux.OpenOptions.
 func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, end bool, opening func(*mux.Stream)) (stream *mux.Stream, err error) {
 	for range openTries {
 		m, derr := p.conn(r)
@@ -523,8 +524,8 @@ func (p *appConns) openStream(r *inboundRequests, h *message.Head, body []byte, 
 	return nil, &refusal{reason: reasonPodRefused, code: tunnel.Code_POD_REFUSED, err: fmt.Errorf("the application accepts no requests: %w", err)}
 }
 
-// conn returns an HTTP/2 connection that can carry another request. Requests that come
-// while a connection is made share it, or the error.
+// conn returns an HTTP/2 connection that can carry another request. If there is none, it
+// dials. Requests that arrive during the dial share the connection or the error.
 func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
 	return p.share(func() (*mux.Conn, error) {
 		c, err := r.dial()
@@ -535,7 +536,7 @@ func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
 	})
 }
 
-// share is conn with a function that makes a connection.
+// share does the work of conn. dial makes a new connection.
 func (p *appConns) share(dial func() (*mux.Conn, error)) (*mux.Conn, error) {
 	for {
 		d, m, mine := p.findOrDial()
@@ -554,8 +555,8 @@ func (p *appConns) share(dial func() (*mux.Conn, error)) (*mux.Conn, error) {
 	}
 }
 
-// findOrDial returns a connection, or the dial in progress. If there is neither, the
-// caller must dial and call dialed.
+// findOrDial returns a connection m, or the dial d in progress. If there is neither, it
+// starts d and mine is true: the caller must dial and call dialed.
 func (p *appConns) findOrDial() (d *appDial, m *mux.Conn, mine bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -571,7 +572,8 @@ func (p *appConns) findOrDial() (d *appDial, m *mux.Conn, mine bool) {
 	return p.dialing, nil, true
 }
 
-// dialed ends a dial, and runs its connection until ctx ends.
+// dialed ends a dial. If err is nil, it also starts to run the connection until p.ctx
+// ends.
 func (p *appConns) dialed(d *appDial, m *mux.Conn, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

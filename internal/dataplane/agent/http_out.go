@@ -284,7 +284,7 @@ type outboundRequest struct {
 	mu       sync.Mutex // guards what follows
 	to       httprelay.Stream
 	canceled bool
-	gone     bool // the caller
+	gone     bool // the caller has gone
 }
 
 func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
@@ -321,7 +321,7 @@ func (r *outboundRequest) leave() {
 	r.cancel()
 }
 
-// cancel ends the current try, and permits no other.
+// cancel ends the current try and prevents further ones.
 func (r *outboundRequest) cancel() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -396,7 +396,7 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 	}
 	r.addEndpoint()
 	if r.plan.Timeout > 0 { // the rest of it is for the response
-		r.plan.Timeout = max(r.plan.Timeout-r.sentAt.Sub(began), 1)
+		r.plan.Timeout = max(r.plan.Timeout-time.Since(began), 1)
 	}
 	if r.isCanceled() {
 		stream.Reset(http2.ErrCodeCancel)
@@ -405,7 +405,7 @@ func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprela
 	return httprelay.MuxStream{Stream: stream}, nil
 }
 
-// attach makes s the stream of the current try, which may still wait to be sent.
+// attach makes s the stream of the current try. s may still wait for its first write.
 func (r *outboundRequest) attach(s *mux.Stream) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -442,7 +442,7 @@ func (r *outboundRequest) openStream(ctx context.Context, h *message.Head, body 
 	return nil, err
 }
 
-// openWithin opens a stream. If the try has a timeout, it waits until ctx ends at most.
+// openWithin opens a stream. If the try has a timeout, it waits only until ctx ends.
 func (r *outboundRequest) openWithin(ctx context.Context, m *mux.Conn, h *message.Head, body []byte, end bool) (*mux.Stream, error) {
 	options := mux.OpenOptions{Repeatable: r.repeatable, Opening: r.opening}
 	if r.plan.Timeout == 0 {

@@ -251,8 +251,8 @@ func TestRequestWithoutResponse(t *testing.T) {
 	})
 }
 
-// TestCallerOfRequestLeaves: a request whose caller has gone ends at the application too,
-// and counts as no failure of the mesh.
+// TestCallerOfRequestLeaves: a request whose caller has gone also ends at the
+// application, and does not count as a failure of the mesh.
 func TestCallerOfRequestLeaves(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {
 		came, gone := make(chan bool, 1), make(chan bool, 1)
@@ -365,8 +365,8 @@ func TestForwardIdentity(t *testing.T) {
 	})
 }
 
-// TestForwardIdentityRefusesOpaque: the agent cannot see requests on an opaque connection,
-// which could claim any caller to an application that believes the field.
+// TestForwardIdentityRefusesOpaque: the agent cannot see requests on an opaque
+// connection. They could claim any identity to an application that trusts the field.
 func TestForwardIdentityRefusesOpaque(t *testing.T) {
 	const forged = "Causeway-Client-Id: spiffe://west-1/ns/shop/sa/bob\r\n"
 	const upgrade = "GET / HTTP/1.1\r\nHost: bar-east\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + forged + "\r\n"
@@ -519,7 +519,7 @@ func TestRetryAfterDrop(t *testing.T) {
 	})
 }
 
-// TestAppRetry: which requests are sent to an application again.
+// TestAppRetry tests which requests the agent sends to an application again.
 func TestAppRetry(t *testing.T) {
 	refused := &mux.ResetError{Code: http2.ErrCodeRefusedStream, NotProcessed: true}
 	reset := &mux.ResetError{Code: http2.ErrCodeCancel}
@@ -532,15 +532,15 @@ func TestAppRetry(t *testing.T) {
 		want                       bool
 	}{
 		"idle connection":      {why: "the application closed it just then", method: "PUT", reused: true, replayed: true, err: io.EOF, want: true},
-		"new connection":       {why: "the application may have failed by the request", method: "GET", replayed: true, err: io.EOF},
+		"new connection":       {why: "the request may have made the application fail", method: "GET", replayed: true, err: io.EOF},
 		"POST":                 {why: "it is not idempotent", method: "POST", reused: true, replayed: true, err: io.EOF},
 		"body lost":            {why: "the application would get a part of it", method: "PUT", reused: true, err: io.EOF},
 		"caller gone":          {why: "no one waits for the response", method: "GET", reused: true, canceled: true, replayed: true, err: io.EOF},
-		"refused":              {why: "the application says that it did nothing", method: "POST", replayed: true, err: refused, want: true},
+		"refused":              {why: "the application did not process it", method: "POST", replayed: true, err: refused, want: true},
 		"refused, body lost":   {why: "the application would get a part of it", method: "POST", err: refused},
 		"refused, caller gone": {why: "no one waits for the response", method: "POST", canceled: true, replayed: true, err: refused},
-		"refused often":        {why: "the application takes none", method: "POST", replayed: true, err: refused, try: openTries - 1},
-		"reset":                {why: "the application may have done it", method: "GET", replayed: true, err: reset},
+		"refused often":        {why: "the application refuses each try", method: "POST", replayed: true, err: refused, try: openTries - 1},
+		"reset":                {why: "the application may have processed it", method: "GET", replayed: true, err: reset},
 	}
 	for name, tc := range cases {
 		f := &appRequest{method: tc.method, reused: tc.reused, canceled: tc.canceled}
@@ -550,8 +550,8 @@ func TestAppRetry(t *testing.T) {
 	}
 }
 
-// TestCallerLeavesWhileRequestIsSent: an application that does not receive the first bytes
-// of a request holds no request of a caller that has gone.
+// TestCallerLeavesWhileRequestIsSent: if the caller goes while the application does not
+// read the first bytes of its request, the request ends.
 func TestCallerLeavesWhileRequestIsSent(t *testing.T) {
 	for _, protocol := range []tunnel.Protocol{tunnel.Protocol_HTTP1, tunnel.Protocol_HTTP2} {
 		t.Run(protocol.String(), func(t *testing.T) {
@@ -591,8 +591,8 @@ func TestCallerLeavesWhileRequestIsSent(t *testing.T) {
 	}
 }
 
-// TestRequestsShareDial: requests that come while an application is dialed wait for that
-// dial alone, also if it fails.
+// TestRequestsShareDial: requests that arrive while the agent dials an application wait
+// for that dial and start no other, even if it fails.
 func TestRequestsShareDial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p appConns
@@ -621,8 +621,8 @@ func TestRequestsShareDial(t *testing.T) {
 	})
 }
 
-// TestNotProcessedByApp: an application that did nothing with a request is not to blame
-// for it, so the caller's agent may send it to another endpoint.
+// TestNotProcessedByApp: if an application did not process a request, the caller's agent
+// may send it to another endpoint.
 func TestNotProcessedByApp(t *testing.T) {
 	got := refusalOf(&mux.ResetError{Code: http2.ErrCodeRefusedStream, NotProcessed: true})
 	if got.Status != 503 || !got.NotProcessed {

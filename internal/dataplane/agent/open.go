@@ -218,8 +218,8 @@ func (a *Agent) endpoints(c *outboundConn) []route.EndpointID {
 	return ready[:aperture]
 }
 
-// inZone returns those of ready that are in the zone of this node. It returns nil if the
-// Service does not prefer the caller's zone.
+// inZone returns the endpoints of ready that are in the zone of this node. It returns
+// none if the Service does not prefer the caller's zone, or if the peer reports no zones.
 func (a *Agent) inZone(c *outboundConn, known endpointSet, ready []route.EndpointID) []route.EndpointID {
 	if len(known.near) == 0 || !a.prefersSameZone(c) {
 		return nil

@@ -34,7 +34,7 @@ const oldAge = 20 * time.Hour
 // agedHarness is a world whose certificates are all due.
 type agedHarness struct {
 	*harness
-	held  sync.RWMutex // held for writing while nothing may be renewed
+	held  sync.RWMutex // locked for writing while renewals must wait
 	mu    sync.Mutex
 	tried [][]*openExchange // by west, one after another
 }
@@ -59,7 +59,7 @@ func newAgedHarness(t *testing.T, app func(*net.TCPConn)) *agedHarness {
 	return o
 }
 
-// holdRenewals lets nothing be renewed until release is called.
+// holdRenewals delays all renewals until release is called.
 func (o *agedHarness) holdRenewals() (release func()) {
 	o.held.Lock()
 	release = sync.OnceFunc(o.held.Unlock)
@@ -293,9 +293,9 @@ type eventStream struct {
 	resp  *http.Response
 }
 
-// learnClientFirst makes west know that callers of bar speak first, and wait for what they
-// say however busy the machine is. Otherwise a connection is opaque if its first bytes are
-// late.
+// learnClientFirst makes west know that callers of bar speak first. west then waits for
+// the first bytes of a connection even on a busy machine. Otherwise a connection whose
+// first bytes are late would be opaque.
 func (w *harness) learnClientFirst() {
 	w.clientFirst.Store(true)
 	for _, name := range []string{"alice", "bob"} {

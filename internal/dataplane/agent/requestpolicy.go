@@ -56,7 +56,7 @@ func (a *Agent) balanceConfig(c *outboundConn) balance.Config {
 }
 
 // prefersSameZone reports whether the Service of a call prefers endpoints in the zone of
-// the caller. Connections that are open follow a change of the setting.
+// the caller. It reads the current setting, so a change also affects open connections.
 func (a *Agent) prefersSameZone(c *outboundConn) bool {
 	if m := a.state.Load().mirrors[c.vip]; m.sameTarget(c.mirror) {
 		return m.ports[c.index].settings.PreferSameZone

@@ -36,10 +36,9 @@ const (
 	// requestIdleTimeout is how long a session without requests stays open. It is shorter
 	// than the far side's openWait.
 	requestIdleTimeout = 90 * time.Second
-	// affinityWait is how long a request waits for a session with the endpoint that its
-	// caller has used before, if another endpoint has a session. It is also how long a
-	// request waits for a session in the zone of its caller, if an endpoint in another
-	// zone has one.
+	// affinityWait is how long a request waits for the session that it prefers, if there
+	// is a session with another endpoint. It prefers a session with the endpoint that its
+	// caller has used before, or one in the zone of its caller.
 	affinityWait = time.Second
 	// otherZone is the priority of endpoints that are not in the zone of the caller.
 	otherZone = 1
@@ -65,7 +64,7 @@ type requestGroup struct {
 	sessions map[route.EndpointID][]*requestSession
 	dials    map[route.EndpointID]*sessionDial
 	known    []route.EndpointID // what the balancer knows
-	near     []route.EndpointID // those of known in this node's zone, if these come first
+	near     []route.EndpointID // of known, in this node's zone; empty without preference
 	missing  []route.EndpointID // those of known without a session
 	upkeepAt time.Time
 	aperture uint64 // the balancer's version at the last upkeep
@@ -74,6 +73,7 @@ type requestGroup struct {
 
 // A sessionDial is an attempt to make a session, which several requests may await.
 type sessionDial struct {
+	began   time.Time
 	done    chan struct{}
 	session *requestSession
 	err     error
@@ -188,11 +188,11 @@ func (s *requestSession) usable() bool { return !s.retired.Load() && s.mux.CanOp
 var errNoSession = errors.New("the agent is asked to stop")
 
 // pick chooses an endpoint for a request and returns a session with it. It prefers
-// endpoints that have a session. It blocks until a session is open if no endpoint has
-// one. If the caller's affinity names an endpoint without one, it blocks for at most
-// affinityWait while others have one, and likewise if the choice is in the caller's zone
-// and only endpoints in other zones have a session. Unless there is an error, the caller
-// must call Finish or Done of the balancer with the choice.
+// endpoints that have a session. If no endpoint has one, it blocks until a session is
+// open. In two cases it blocks for at most affinityWait, although another endpoint has a
+// session: if the caller's affinity names an endpoint without one, and if the choice is
+// in the caller's zone and only endpoints in other zones have one. Unless there is an
+// error, the caller must call Finish or Done of the balancer with the choice.
 func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tried []route.EndpointID) (*requestSession, balance.Choice, error) {
 	now := time.Now()
 	a.upkeep(g, out, now)
@@ -204,7 +204,7 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 				return nil, balance.Choice{}, err
 			}
 			if a.prefersSameZone(out) {
-				a.learnEndpoints(g, out, now) // the answer may name some in the zone
+				a.learnEndpoints(g, out, now) // the answer may name endpoints in the zone
 				if g.isElsewhere(s.endpoint) {
 					return a.pick(ctx, g, out, tried)
 				}
@@ -225,6 +225,9 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 			elsewhere = nil
 		}
 	}
+	if elsewhere != nil && slices.Contains(tried, elsewhere.endpoint) {
+		elsewhere = nil
+	}
 	remembered := len(tried) == 0 && choice.ID == a.affinityOf(out)
 	if other != nil && !remembered && !slices.Contains(tried, other.endpoint) {
 		if instead, ok := g.balancer.PickID(other.endpoint, now); ok {
@@ -234,25 +237,32 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 		}
 	}
 	start, wait := time.Now(), ctx
+	if elsewhere != nil && g.isDialLate(choice.ID, now) {
+		if instead, ok := g.balancer.PickID(elsewhere.endpoint, now); ok {
+			g.balancer.Finish(choice, 0, balance.Neutral, now)
+			return elsewhere, instead, nil
+		}
+	}
 	if other != nil && remembered || elsewhere != nil {
 		var cancel context.CancelFunc
 		wait, cancel = context.WithTimeout(ctx, affinityWait)
 		defer cancel()
 	}
 	s, err := a.awaitSession(wait, g, out, choice.ID)
-	if err != nil {
-		outcome := balance.Failure
-		if wait.Err() != nil {
-			outcome = balance.Neutral
+	if err != nil && elsewhere != nil && ctx.Err() == nil {
+		if instead, ok := g.balancer.PickID(elsewhere.endpoint, time.Now()); ok {
+			g.balancer.Finish(choice, time.Since(start), outcomeOfDial(wait, err), time.Now())
+			return elsewhere, instead, nil
 		}
-		g.balancer.Finish(choice, time.Since(start), outcome, time.Now())
+		if wait.Err() != nil {
+			wait = ctx
+			s, err = a.awaitSession(wait, g, out, choice.ID)
+		}
+	}
+	if err != nil {
+		g.balancer.Finish(choice, time.Since(start), outcomeOfDial(wait, err), time.Now())
 		if other != nil && remembered && ctx.Err() == nil {
 			return a.pick(ctx, g, out, []route.EndpointID{choice.ID})
-		}
-		if elsewhere != nil && ctx.Err() == nil {
-			if instead, ok := g.balancer.PickID(elsewhere.endpoint, time.Now()); ok {
-				return elsewhere, instead, nil
-			}
 		}
 		return nil, balance.Choice{}, err
 	}
@@ -263,6 +273,25 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 	return s, choice, nil
 }
 
+// outcomeOfDial is what the lack of a session says about an endpoint. It says nothing if
+// the wait was too short or if this agent makes no further session.
+func outcomeOfDial(wait context.Context, err error) balance.Outcome {
+	refused := (*refusal)(nil)
+	if wait.Err() != nil || errors.Is(err, errNoSession) || errors.As(err, &refused) && refused.reason == reasonCircuitOpen {
+		return balance.Neutral
+	}
+	return balance.Failure
+}
+
+// isDialLate reports that a session with an endpoint has been in the making for so long
+// that no request should wait for it if another endpoint has a session.
+func (g *requestGroup) isDialLate(at route.EndpointID, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := g.dials[at]
+	return d != nil && now.Sub(d.began) >= affinityWait
+}
+
 // choose chooses an endpoint, preferably one with a session that was not tried yet.
 func (g *requestGroup) choose(out *outboundConn, affinity route.EndpointID, tried []route.EndpointID, now time.Time) (balance.Choice, error) {
 	if affinity != (route.EndpointID{}) && len(tried) == 0 {
@@ -271,7 +300,7 @@ func (g *requestGroup) choose(out *outboundConn, affinity route.EndpointID, trie
 		}
 	}
 	g.mu.Lock()
-	missing := g.missing
+	missing, zoned := g.missing, len(g.near) > 0
 	g.mu.Unlock()
 	var c balance.Choice
 	var err error
@@ -283,10 +312,10 @@ func (g *requestGroup) choose(out *outboundConn, affinity route.EndpointID, trie
 	default:
 		c, err = g.balancer.Pick(now, slices.Concat(missing, tried)...)
 	}
-	if err != nil || c.Trial || g.balancer.TakesPart(c.ID) {
+	if err != nil || !zoned || c.Trial || g.balancer.TakesPart(c.ID) {
 		return c, err
 	}
-	// A new session in the caller's zone is better than an open one with another zone.
+	// A new session in the caller's zone is better than an open session in another zone.
 	near, err := g.balancer.Pick(now, tried...)
 	if err != nil || !near.Trial && !g.balancer.TakesPart(near.ID) {
 		g.balancer.Done(near)
@@ -318,16 +347,16 @@ func (g *requestGroup) anySession(match func(route.EndpointID) bool) *requestSes
 	return nil
 }
 
-// isNear reports whether an endpoint is in the zone of the caller, and such endpoints come
-// first.
+// isNear reports whether the Service prefers the zone of the caller and an endpoint is in
+// it.
 func (g *requestGroup) isNear(id route.EndpointID) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.Contains(g.near, id)
 }
 
-// isElsewhere reports whether an endpoint is in another zone, although there are some in
-// the zone of the caller, which come first.
+// isElsewhere reports whether an endpoint is in another zone, although the Service
+// prefers the zone of the caller and has endpoints there.
 func (g *requestGroup) isElsewhere(id route.EndpointID) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -353,8 +382,8 @@ func (g *requestGroup) leastLoaded(at route.EndpointID) (best *requestSession) {
 
 // upkeep gives the balancer the endpoints that the peer reports. It also opens sessions
 // with the endpoints of the aperture whose sessions are missing or busy, and with those
-// that wait for a trial after an ejection. It does nothing
-// until upkeepInterval has passed or the aperture has changed. It does not block.
+// that wait for a trial after an ejection. It does nothing until upkeepInterval has passed
+// or the aperture has changed. It does not block.
 func (a *Agent) upkeep(g *requestGroup, out *outboundConn, now time.Time) {
 	version := g.balancer.Version()
 	g.mu.Lock()
@@ -398,10 +427,10 @@ func (a *Agent) learnEndpoints(g *requestGroup, out *outboundConn, now time.Time
 	ready := a.endpointCache.available(set.ready, out.remotePort())
 	near := a.inZone(out, set, ready)
 	g.mu.Lock()
+	defer g.mu.Unlock() // also during Update, which must get the newest ones last
 	changed := !slices.Equal(g.known, ready) || !slices.Equal(g.near, near)
 	g.known, g.near = ready, near
 	g.updateMissing()
-	g.mu.Unlock()
 	if !changed {
 		return
 	}
@@ -424,7 +453,7 @@ func (g *requestGroup) updateMissing() {
 	}
 	g.missing = nil
 	if !slices.ContainsFunc(preferred, func(id route.EndpointID) bool { return !lacks(id) }) {
-		return // then each of them is as good
+		return // no session is open, so none is preferable
 	}
 	for _, id := range g.known {
 		if lacks(id) {
@@ -488,7 +517,7 @@ func (g *requestGroup) beginDial(at route.EndpointID) (d *sessionDial, mine bool
 	if d := g.dials[at]; d != nil {
 		return d, false
 	}
-	d = &sessionDial{done: make(chan struct{})}
+	d = &sessionDial{began: time.Now(), done: make(chan struct{})}
 	g.dials[at] = d
 	return d, true
 }

@@ -125,7 +125,7 @@ func TestTracesOfPeersAreLimited(t *testing.T) {
 	}
 	stop()
 	busy.Wait()
-	// On a busy machine a try may fail and have a span, too.
+	// On a busy machine a try may fail, and a failed try has a span, too.
 	if clients, servers := spans(c); len(clients) < requests || len(servers) >= len(clients) {
 		t.Errorf("%d spans of clients and %d of servers for %d requests", len(clients), len(servers), requests)
 	}

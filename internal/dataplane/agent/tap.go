@@ -28,8 +28,8 @@ const (
 	// readers.
 	tapsPerSecond = 2
 	tapsBurst     = 16
-	// tapsPerSource and tapsSourceBurst are the same for readers of one address, because
-	// whoever reaches the listener can ask.
+	// tapsPerSource and tapsSourceBurst are the same bounds for the readers at one
+	// address, because every process that reaches the listener can ask.
 	tapsPerSource   = 1
 	tapsSourceBurst = 12
 	// tapCheckInterval is how often an open tap is checked again.
@@ -60,8 +60,8 @@ type tapServer struct {
 	hub     *reqlog.Hub
 	access  tapAccess
 	shares  tapShares
-	sources *budget.Rates[string] // of Check for new taps, by the reader's address
-	limiter *rate.Limiter         // of all of them
+	sources *budget.Rates[string] // bounds calls of Check for new taps, by address
+	limiter *rate.Limiter         // bounds all calls of Check for new taps
 	log     *slog.Logger
 }
 

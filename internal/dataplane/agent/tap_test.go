@@ -402,8 +402,8 @@ func TestTapEndsWithItsTap(t *testing.T) {
 	}
 }
 
-// TestTapRequestsAreLimitedBySource: who asks for taps without a right does not keep others
-// from asking.
+// TestTapRequestsAreLimitedBySource: a client without a right that asks for many taps
+// does not prevent the requests of other clients.
 func TestTapRequestsAreLimitedBySource(t *testing.T) {
 	server := newTapServer(reqlog.NewHub(prometheus.NewRegistry()), fakeAccess{"shop", "good"}, slog.New(slog.DiscardHandler))
 	ask := func(source string) int {

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -9,10 +11,12 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/balance"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
@@ -22,7 +26,7 @@ import (
 // prefers the zone of the caller, which is a.
 type zonedHarness struct {
 	*harness
-	// broken: bar-1 closes the connection of each request.
+	// broken makes bar-1 close the connection of each request.
 	broken atomic.Bool
 }
 
@@ -56,7 +60,7 @@ func (w *harness) setZones() {
 	w.preferSameZone(true)
 }
 
-// preferSameZone changes the setting of the Service, as the callers' agent knows it.
+// preferSameZone changes the setting of the Service in the state of the callers' agent.
 func (w *harness) preferSameZone(prefer bool) {
 	w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
 		backendOf(r).Settings = &wire.TrafficSettings{PreferSameZone: prefer}
@@ -106,8 +110,8 @@ func TestRequestsPreferSameZone(t *testing.T) {
 	})
 }
 
-// If the endpoints in the zone go, or fail, requests reach the others, and no request
-// fails.
+// If the endpoints in the zone are removed or fail, requests reach the other endpoints,
+// and no request fails.
 func TestRequestsLeaveZone(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {
 		t.Run("fails", func(t *testing.T) {
@@ -150,7 +154,7 @@ func TestRequestsLeaveZone(t *testing.T) {
 	})
 }
 
-// Without knowledge of the zones, requests reach all endpoints.
+// If the agent does not know the zones, requests reach all endpoints.
 func TestRequestsWithoutZones(t *testing.T) {
 	cases := map[string]struct {
 		why  string
@@ -205,7 +209,8 @@ func TestConnectionsPreferSameZone(t *testing.T) {
 	}
 }
 
-// What is known of a large set keeps the zones of endpoints that an answer leaves out.
+// An answer may list only a part of a large set. The agent keeps the zones of the
+// endpoints that it does not list.
 func TestEndpointSetsWithZones(t *testing.T) {
 	id := func(n byte) route.EndpointID { return route.EndpointID{n} }
 	l, to := newEndpointCache(), remotePort{"uid", "shop", "bar", 80}
@@ -227,7 +232,9 @@ func TestEndpointSetsWithZones(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", why, diff)
 		}
 	}
-	record(5, "a", map[byte]string{1: "a", 2: "b", 3: ""})
+	record(4, "a", map[byte]string{1: "a", 2: "b", 3: ""})
+	want("one of three is in no known zone, so it may be as near")
+	record(5, "a", map[byte]string{1: "a", 2: "b", 3: "c"})
 	want("one of three", 1)
 	record(5, "a", map[byte]string{4: "a", 5: "b"})
 	want("another part", 4, 1)
@@ -243,4 +250,40 @@ func TestEndpointSetsWithZones(t *testing.T) {
 		record(7, "a", map[byte]string{n: fmt.Sprint("z", n)})
 	}
 	want("none")
+}
+
+// A request waits for a session in its zone only if it has not been in the making for
+// long.
+func TestDialIsLate(t *testing.T) {
+	now := time.Now()
+	at := route.EndpointID{1}
+	g := &requestGroup{dials: map[route.EndpointID]*sessionDial{at: {began: now}}}
+	if g.isDialLate(at, now.Add(affinityWait-1)) || !g.isDialLate(at, now.Add(affinityWait)) {
+		t.Errorf("a dial is not late after %v, or earlier", affinityWait)
+	}
+	if g.isDialLate(route.EndpointID{2}, now.Add(time.Hour)) {
+		t.Error("a dial that has not begun is late")
+	}
+}
+
+// What a request cannot blame on an endpoint must not eject it.
+func TestOutcomeOfDial(t *testing.T) {
+	waiting, cancel := context.WithCancel(t.Context())
+	cancel()
+	cases := map[string]struct {
+		wait context.Context
+		err  error
+		want balance.Outcome
+	}{
+		"no session":           {t.Context(), errors.New("connection refused"), balance.Failure},
+		"refused":              {t.Context(), refuse(reasonNoSVID, errors.New("none")), balance.Failure},
+		"the wait is over":     {waiting, context.DeadlineExceeded, balance.Neutral},
+		"too many wait":        {t.Context(), refuse(reasonCircuitOpen, errors.New("8 requests wait")), balance.Neutral},
+		"the agent is leaving": {t.Context(), refuse(reasonOther, errNoSession), balance.Neutral},
+	}
+	for name, tc := range cases {
+		if got := outcomeOfDial(tc.wait, tc.err); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
 }

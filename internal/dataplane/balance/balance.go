@@ -100,7 +100,8 @@ func OutcomeOf(status int, on EjectOn) Outcome {
 // Done or Finish. It is a small value without resources of its own.
 type Choice struct {
 	ID route.EndpointID
-	// Trial: the endpoint was ejected, and this request may end that.
+	// Trial reports that the endpoint is ejected and the outcome of this request may end
+	// the ejection.
 	Trial bool
 
 	endpoint *endpoint
@@ -210,8 +211,8 @@ func (b *Balancer) Pick(now time.Time, exclude ...route.EndpointID) (Choice, err
 	return b.pick(now, exclude, len(exclude) == 0)
 }
 
-// PickAvoiding is Pick for a request that was not tried yet and avoids endpoints for
-// another reason. Endpoints that it does not avoid may get it as a trial.
+// PickAvoiding is Pick for a request that is not a retry and avoids endpoints for another
+// reason. The request may be the trial of an endpoint that it does not avoid.
 func (b *Balancer) PickAvoiding(now time.Time, avoid ...route.EndpointID) (Choice, error) {
 	return b.pick(now, avoid, true)
 }
@@ -252,8 +253,9 @@ func (b *Balancer) PickID(id route.EndpointID, now time.Time) (Choice, bool) {
 	return b.start(e), true
 }
 
-// TakesPart reports whether an endpoint may get requests now: it is known and not
-// ejected, and its priority takes part.
+// TakesPart reports whether an endpoint may get requests now. It is false for an unknown
+// endpoint. If more than half of all endpoints are ejected, it is true for every known
+// endpoint. Otherwise the endpoint must not be ejected, and its priority must take part.
 func (b *Balancer) TakesPart(id route.EndpointID) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -314,8 +316,8 @@ func (b *Balancer) Aperture(now time.Time) []route.EndpointID {
 	return ids
 }
 
-// DueTrials returns the endpoints whose ejection has ended and that wait for a trial.
-// Sessions should exist to these, too.
+// DueTrials returns the endpoints whose ejection time has passed and that wait for a
+// trial. The caller should keep sessions with these, too.
 func (b *Balancer) DueTrials(now time.Time) (ids []route.EndpointID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

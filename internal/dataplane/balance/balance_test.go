@@ -339,7 +339,7 @@ func TestZonePreference(t *testing.T) {
 	}
 }
 
-// Sessions with endpoints of another zone are not used while the zone's own suffice.
+// Endpoints of another zone take part only if too many endpoints of the zone are ejected.
 func TestTakesPart(t *testing.T) {
 	known := endpoints(0, 4)
 	known[2].Priority, known[3].Priority = 1, 1

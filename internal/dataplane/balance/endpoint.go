@@ -250,8 +250,8 @@ func (b *Balancer) hasDueTrial(now time.Time) bool {
 	return !b.nextTrial.IsZero() && !now.Before(b.nextTrial)
 }
 
-// isDueTrial reports whether the ejection of an endpoint has ended and it has no trial
-// yet.
+// isDueTrial reports whether the time of an endpoint's ejection has passed and it has no
+// trial yet.
 func (e *endpoint) isDueTrial(now time.Time) bool {
 	return e.isEjected() && e.trial == 0 && !now.Before(e.ejectedUntil)
 }

@@ -130,7 +130,7 @@ func TestUnprovenPool(t *testing.T) {
 	}
 }
 
-// floods are ways to choose the address of connection i of a flood.
+// floods are functions that return the source address of connection i of a flood.
 var floods = map[string]func(i int) netip.Addr{
 	"IPv4 addresses": func(i int) netip.Addr {
 		return netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)})

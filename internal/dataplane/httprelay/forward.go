@@ -153,6 +153,10 @@ func (f *forwarding) run(request *message.Head, ended bool) {
 		if err == errAgain {
 			continue
 		}
+		if broken := f.up.broken(); broken != nil { // so no try can succeed
+			f.fail(broken, true)
+			return
+		}
 		if f.res.Began || f.res.FromErr || f.plan.Retry == nil || !f.plan.Retry(f.failure(err)) {
 			f.fail(err, f.res.FromErr)
 			return

@@ -331,8 +331,8 @@ func TestKeptBodiesAreBounded(t *testing.T) {
 	}
 }
 
-// TestDecisionKeepsBody: while a retry is decided, what another try needs is not given up,
-// although the try that has failed goes on to take the body.
+// TestDecisionKeepsBody: while Retry decides, Forward keeps the bytes that another try
+// needs, although the failed try still receives the body.
 func TestDecisionKeepsBody(t *testing.T) {
 	const parts = 3
 	part := strings.Repeat("0123456789abcdef", bufferSize/16)
@@ -372,8 +372,8 @@ func TestDecisionKeepsBody(t *testing.T) {
 	}
 }
 
-// TestCallerFailsBetweenTries: a body that breaks off while a retry is decided ends the
-// next try, which could not get the rest.
+// TestCallerFailsBetweenTries: if the body breaks off before the next try is open, that
+// try ends, because it could not get the rest.
 func TestCallerFailsBetweenTries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		from := newFake()
@@ -401,8 +401,32 @@ func TestCallerFailsBetweenTries(t *testing.T) {
 	})
 }
 
+// TestCallerFailsDuringTry: if the body breaks off, Retry is not asked, because that says
+// nothing about the endpoint.
+func TestCallerFailsDuringTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		from, to := newFake(), newFake()
+		from.body <- "hello"
+		result := Forward(from, &message.Head{Method: "POST"}, false, &Plan{
+			Open: func(_ int, _ *message.Head, body []byte, end bool) (Stream, error) {
+				go func() {
+					synctest.Wait()
+					from.Reset(http2.ErrCodeCancel)
+				}()
+				_, err := to.Write(body, end)
+				return to, err
+			},
+			Retry: func(f Failure) bool { t.Errorf("asked about %v", f.Err); return false },
+		})
+		if result.Tries != 1 || !errors.Is(result.Err, errReset) || !result.FromErr {
+			t.Errorf("%+v", result)
+		}
+	})
+}
+
 // TestLateResetSparesCompleteStream: the timer of stop may fire just when the last write
-// returns. The connection to the application may carry another request then.
+// returns. It must not reset the stream then, because another request may already use the
+// connection to the application.
 func TestLateResetSparesCompleteStream(t *testing.T) {
 	for name, complete := range map[string]bool{"complete": true, "still writing": false} {
 		to := newFake()

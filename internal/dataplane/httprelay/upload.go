@@ -28,7 +28,7 @@ type upload struct {
 	// exhausted: memory is used up. What is kept is dropped once it is written.
 	exhausted bool
 	held      int  // of memory
-	deciding  bool // whether another try follows, so nothing may be given up
+	deciding  bool // Plan.Retry may still ask for another try, so kept must stay
 	final     bool // no other try follows
 	ended     bool // the body was read to its end
 	tail      *message.Head
@@ -69,13 +69,23 @@ func (u *upload) attach(s Stream, sent int, end bool) {
 	u.changed.Broadcast()
 }
 
-// decide reports whether another try can have all bytes that were read. If so, that stays
-// true until the next call of attach, finalize or stop.
+// decide reports whether another try can have all bytes that were read. If so, the upload
+// keeps these bytes until the next call of attach, finalize or stop.
 func (u *upload) decide() (replayable bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.deciding = u.replay && !u.exhausted && u.err == nil
 	return u.deciding
+}
+
+// broken returns why the body broke off, or nil. u may be nil: there is no body.
+func (u *upload) broken() error {
+	if u == nil {
+		return nil
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.err
 }
 
 // finalize records that no other try follows.
@@ -117,8 +127,8 @@ func (u *upload) stop() (unread bool, err error) {
 	return u.full == nil || u.full != u.to, err
 }
 
-// cutWrite resets a stream, unless it has had the whole body. Then another request may use
-// its connection.
+// cutWrite resets a stream that has not had the whole body. If it has, another request
+// may already use its connection.
 func (u *upload) cutWrite(to Stream) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

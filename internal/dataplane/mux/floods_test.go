@@ -297,8 +297,8 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 	})
 }
 
-// TestLargeHeadIsNoFlood: a large head that waits to be written is no reason to end the
-// connection when a frame must be answered.
+// TestLargeHeadIsNoFlood: while a large head waits to be written, the connection must not
+// end when it answers a frame.
 func TestLargeHeadIsNoFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		large := []message.Field{{Name: "x-large", Value: strings.Repeat("~", 90<<10)}}

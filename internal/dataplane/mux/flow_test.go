@@ -421,8 +421,8 @@ func TestResetEndsTheWaitOfOpen(t *testing.T) {
 	}
 }
 
-// TestQueuedStreamGoesOn: a window update may wake a stream before its turn, while
-// another goroutine writes to the connection. The stream does not wait for itself then.
+// TestQueuedStreamGoesOn: a window update may wake a queued stream before its turn, while
+// another goroutine writes to the connection. The stream must not wait for its own turn.
 func TestQueuedStreamGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startPeer(t, Config{Client: true})
@@ -448,7 +448,7 @@ func TestQueuedStreamGoesOn(t *testing.T) {
 				t.Error(err)
 			}
 		default:
-			t.Error("the stream waits, although there is space and no other stream waits")
+			t.Error("the stream waits, although there is space and no other stream is queued")
 		}
 		p.conn.mu.Lock()
 		p.conn.out.flushing = false

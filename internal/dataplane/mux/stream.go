@@ -56,7 +56,7 @@ type Stream struct {
 	err        *ResetError // set once, when the stream is cut
 	removed    bool        // it is not in conn.streams any more
 	dropped    bool        // this end reads no more
-	repeatable bool        // OpenOptions.Repeatable
+	repeatable bool        // opened with OpenOptions.Repeatable
 	deaf       bool        // StopReading was called
 	onReset    func(error)
 
@@ -122,13 +122,13 @@ func (s *Stream) ID() uint32 { return s.id }
 // Conn returns the stream's connection.
 func (s *Stream) Conn() *Conn { return s.conn }
 
-// OpenOptions change how a stream is opened. The zero value is what Open uses.
+// OpenOptions are the options of OpenWith. Open uses the zero value.
 type OpenOptions struct {
-	// Repeatable permits FailUnanswered to end the request, because its sender then sends
-	// it again.
+	// Repeatable lets FailUnanswered end the request. The sender then sends it again.
 	Repeatable bool
-	// Opening is called once with the stream, before the call that opens it can wait for
-	// anything. So another goroutine can end the wait by Reset. It must not block.
+	// Opening is called with the stream before OpenWith waits, so that another goroutine
+	// can end the wait by Reset. It is called at most once, and must not block. Nil:
+	// none.
 	Opening func(*Stream)
 }
 
@@ -141,8 +141,8 @@ func (c *Conn) Open(h *message.Head, body []byte, end bool) (*Stream, error) {
 	return c.OpenWith(h, body, end, OpenOptions{})
 }
 
-// OpenWith is Open with options. If Reset ends its wait before anything was sent, the
-// error is a *ResetError.
+// OpenWith is Open with options. If another goroutine calls Reset before OpenWith has
+// sent anything, the error is a *ResetError.
 func (c *Conn) OpenWith(h *message.Head, body []byte, end bool, o OpenOptions) (*Stream, error) {
 	raw, err := c.encodeRaw(h)
 	if err != nil {
@@ -358,7 +358,7 @@ func (s *Stream) Reset(code http2.ErrCode) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.resetLocal(s, code)
-	if s.flushing {
+	if s.flushing && s.id != 0 {
 		// Its goroutine writes frames of all streams, which is not to last for ever.
 		c.out.deadline = true
 		c.nc.SetWriteDeadline(time.Now().Add(stuckTimeout))

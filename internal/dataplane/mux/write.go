@@ -29,7 +29,7 @@ const (
 // output is the pending buffer and the state of the flush.
 type output struct {
 	pending  *block // nil if nothing is pending
-	excess   int    // bytes by which a head made pending exceed maxPending
+	excess   int    // how many bytes beyond maxPending a head has added to pending
 	flushing bool
 	drained  sync.Cond // a flush has ended
 	deadline bool      // a write deadline is set

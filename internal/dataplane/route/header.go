@@ -67,8 +67,8 @@ type Header struct {
 	// Ready are ids of ready endpoints of the route, at most MaxReadyIDs; ReadyCount is how many there are.
 	Ready      []EndpointID
 	ReadyCount uint32
-	// Zones are the zones of Ready, in the same order, with empty names for those that are
-	// not known. Nil: none is known, or peers must not learn them.
+	// Zones are the zones of Ready, in the same order. The name of an unknown zone is
+	// empty. Nil: no zone is known, or peers must not learn them.
 	Zones []string
 	// Generation rises with each change of the ready endpoints.
 	Generation uint64
@@ -85,7 +85,8 @@ type Header struct {
 	Link string
 }
 
-// The TLVs of a header, all there but for the zones, in this order. Private use types of PROXY protocol v2, section 2.2.8.
+// The TLVs of a header, in this order. Only the zones may be absent. The types are for
+// private use (PROXY protocol v2, section 2.2.8).
 const (
 	tlvPodUID   proxyproto.PP2Type = 0xE0
 	tlvEndpoint proxyproto.PP2Type = 0xE1
@@ -153,7 +154,7 @@ func (h Header) check() error {
 	case len(h.Ready) > MaxReadyIDs:
 		return fmt.Errorf("%d ready ids: %w", len(h.Ready), ErrBadField)
 	case len(h.Zones) != 0 && len(h.Zones) != len(h.Ready):
-		return fmt.Errorf("%d zones of %d ready ids: %w", len(h.Zones), len(h.Ready), ErrBadField)
+		return fmt.Errorf("%d zones for %d ready ids: %w", len(h.Zones), len(h.Ready), ErrBadField)
 	case len(h.Link) > maxName:
 		return fmt.Errorf("link %q: %w", h.Link, ErrBadField)
 	}
@@ -252,7 +253,7 @@ func parse(b []byte) (Header, error) {
 		zones = tlvs[at].Value
 		tlvs = slices.Delete(tlvs, at, at+1)
 		if len(zones) == 0 {
-			return Header{}, fmt.Errorf("a TLV of no zones: %w", ErrNotAHeader)
+			return Header{}, fmt.Errorf("an empty TLV of zones: %w", ErrNotAHeader)
 		}
 	}
 	want := Header{}.tlvs()
@@ -272,7 +273,7 @@ func parse(b []byte) (Header, error) {
 	if len(zones) > 0 {
 		var ok bool
 		if h.Zones, ok = parseZones(zones, len(h.Ready)); !ok {
-			return Header{}, fmt.Errorf("zones of %d bytes: %w", len(zones), ErrNotAHeader)
+			return Header{}, fmt.Errorf("an invalid TLV of zones, %d bytes: %w", len(zones), ErrNotAHeader)
 		}
 	}
 	return h, nil

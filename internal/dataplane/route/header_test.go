@@ -173,8 +173,8 @@ func TestReadHeaderRefuses(t *testing.T) {
 		"edited address": {"a forged client address would lie in logs", func(b []byte) []byte { b[fixedLen] ^= 1; return b }, noon, ErrBadMAC},
 		"edited pod":     {"the pod is chosen by the gateway", func(b []byte) []byte { b[fixedLen+12+3] ^= 1; return b }, noon, ErrBadMAC},
 		"unknown TLV":    {"what is not understood is not guessed", func(b []byte) []byte { return insert(b, 0xE9, 0, 0) }, noon, ErrNotAHeader},
-		"no zones":       {"it is left out if no zone is known", func(b []byte) []byte { return insert(b, 0xE8, 0, 0) }, noon, ErrNotAHeader},
-		"broken zones":   {"a name that is no zone", func(b []byte) []byte { return insert(b, 0xE8, 0, 4, 1, 1, 1, '/') }, noon, ErrNotAHeader},
+		"no zones":       {"a writer that knows no zone leaves the TLV out", func(b []byte) []byte { return insert(b, 0xE8, 0, 0) }, noon, ErrNotAHeader},
+		"broken zones":   {"a name is not valid for a zone", func(b []byte) []byte { return insert(b, 0xE8, 0, 4, 1, 1, 1, '/') }, noon, ErrNotAHeader},
 		"zones first": {"the order is fixed", func(b []byte) []byte {
 			i := bytes.Index(b, []byte{0xE7, 0, 4})
 			return sign(relength(slices.Insert(b, i, 0xE8, 0, 4, 1, 1, 1, 'a')))

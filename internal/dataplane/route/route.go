@@ -69,7 +69,7 @@ type Backend struct {
 	HopKey HopKey
 	// Zone is the zone of its node; empty: not known.
 	Zone string
-	// ReadsZones: it reads headers that have zones.
+	// ReadsZones reports that the backend can read headers that have zones.
 	ReadsZones bool
 }
 
@@ -91,7 +91,7 @@ type Row struct {
 	Endpoints []Endpoint
 	// Generation rises whenever Endpoints change.
 	Generation uint64
-	// Zones: peers learn the zones of the endpoints.
+	// Zones reports that peers may learn the zones of the endpoints.
 	Zones bool
 }
 
@@ -155,8 +155,8 @@ func (r Row) Pick(h Hint, seq uint64) iter.Seq[Endpoint] {
 	}
 }
 
-// Ready returns the ids of at most MaxReadyIDs endpoints in rotation from seq. If peers
-// learn zones, it also returns the zone of each.
+// Ready returns the ids of at most MaxReadyIDs endpoints in rotation from seq. If r.Zones
+// is true, it also returns the zone of each endpoint; otherwise zones is nil.
 func (r Row) Ready(seq uint64) (ids []EndpointID, zones []string) {
 	ids = make([]EndpointID, 0, min(len(r.Endpoints), MaxReadyIDs))
 	for i := range r.rotation(seq) {

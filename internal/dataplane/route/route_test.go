@@ -102,7 +102,7 @@ func TestReadyIsBoundedAndReachesAll(t *testing.T) {
 			t.Fatalf("%d ids, want %d", len(ids), MaxReadyIDs)
 		}
 		if zones != nil {
-			t.Fatalf("peers learn the zones %q of a row that does not say so", zones)
+			t.Fatalf("peers learn the zones %q, although Row.Zones is false", zones)
 		}
 		for _, id := range ids {
 			seen[id] = true

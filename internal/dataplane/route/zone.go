@@ -2,14 +2,14 @@ package route
 
 import "slices"
 
-// MaxZones is how many zones a header or an answer names at most.
+// MaxZones is the largest number of zones that a header or an answer names.
 const MaxZones = 16
 
-// maxZone is the length of a zone's name at most, as of every label's value.
+// maxZone is the maximum length of a zone's name, which is that of any label value.
 const maxZone = 63
 
-// IsZone reports whether s can be the name of a zone: it has the syntax of a label's
-// value in Kubernetes, and is not empty.
+// IsZone reports whether s can be the name of a zone: s is not empty and has the syntax
+// of a label value in Kubernetes.
 func IsZone(s string) bool {
 	if s == "" || len(s) > maxZone || !isAlphanumeric(s[0]) || !isAlphanumeric(s[len(s)-1]) {
 		return false
@@ -26,9 +26,10 @@ func isAlphanumeric(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 }
 
-// PackZones returns the distinct names among zones, and for each of zones the position
-// of its name, from 1 on. The position is 0 if a name is empty or not valid, or if there
-// are MaxZones others before it. Both results are nil if no name is left.
+// PackZones returns the distinct names in zones, and for each element of zones the
+// position of its name, counted from 1. The position is 0 for a name that is empty or not
+// valid, and for a new name after MaxZones others. Both results are nil if there is no
+// valid name.
 func PackZones(zones []string) (names []string, positions []byte) {
 	positions = make([]byte, len(zones))
 	for i, zone := range zones {
@@ -45,9 +46,9 @@ func PackZones(zones []string) (names []string, positions []byte) {
 	return names, positions
 }
 
-// UnpackZones returns the zones that PackZones was given, with an empty name for each
-// that is not known. A name that is not valid, a position without a name, and a name
-// after MaxZones others count as not known. It returns nil if no zone is known.
+// UnpackZones reverses PackZones. The name of an unknown zone is empty. A zone is also
+// unknown if its name is not valid, if there is no name at its position, or if its name
+// comes after MaxZones others. UnpackZones returns nil if no zone is known.
 func UnpackZones(names []string, positions []byte) []string {
 	zones := make([]string, len(positions))
 	known := false
@@ -74,8 +75,8 @@ func appendZones(b []byte, zones []string) []byte {
 	return b
 }
 
-// parseZones returns the zones of n endpoints. It reports false if appendZones would not
-// have made b.
+// parseZones returns the zones of n endpoints. It returns false unless b is a result of
+// appendZones.
 func parseZones(b []byte, n int) ([]string, bool) {
 	if len(b) < n {
 		return nil, false

@@ -48,7 +48,7 @@ func TestPackZones(t *testing.T) {
 	}
 }
 
-// A peer may send anything.
+// A peer may send any names and positions.
 func TestUnpackZonesIgnoresWhatIsNotValid(t *testing.T) {
 	names := []string{"a", "b c", strings.Repeat("z", 64), "d"}
 	want := []string{"", "a", "", "", "d", "", ""}

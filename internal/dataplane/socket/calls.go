@@ -2,7 +2,17 @@
 
 package socket
 
-import "golang.org/x/sys/unix"
+import (
+	"syscall"
 
-func read(fd uintptr, p []byte) (int, error)  { return transfer(unix.SYS_READ, fd, p) }
-func write(fd uintptr, p []byte) (int, error) { return transfer(unix.SYS_WRITE, fd, p) }
+	"golang.org/x/sys/unix"
+)
+
+func read(fd uintptr, p []byte) (int, error) { return transfer(unix.SYS_READ, fd, p) }
+
+func write(fd uintptr, p []byte) (int, error) {
+	if len(p) > maxQuietWrite {
+		return repeat(syscall.Write, fd, p)
+	}
+	return transfer(unix.SYS_WRITE, fd, p)
+}

@@ -10,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Conn is a TCP connection that Read and Write use by the functions of this package.
-// All methods may be called concurrently.
+// A Conn is a TCP connection whose methods Read, Write and WriteNow use the functions of
+// this package. Its other methods are those of net.TCPConn. All methods are safe for
+// concurrent use.
 type Conn struct {
 	*net.TCPConn
 	raw              syscall.RawConn
@@ -24,15 +25,17 @@ type operation struct {
 	p   []byte
 	n   int // bytes read or written
 	err error
-	// Functions that are allocated once, and not for each operation.
-	try, tryOnce func(fd uintptr) bool // tryOnce: of writes
+	// NewConn allocates these functions once, so that an operation allocates nothing.
+	// Only writes have tryOnce.
+	try, tryOnce func(fd uintptr) bool
 }
 
-// NewConn returns c as a Conn. The owner of c still has to close it. c may be closed.
+// NewConn returns c as a Conn. Closing either of them closes the connection. c may be
+// closed already: then Read and Write return net.ErrClosed in a net.OpError.
 func NewConn(c *net.TCPConn) *Conn {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		panic(err) // only the zero TCPConn has none
+		panic(err) // only the zero TCPConn has no SyscallConn
 	}
 	s := &Conn{TCPConn: c, raw: raw}
 	s.reading.try, s.writing.try = s.reading.tryRead, s.writing.tryWrite
@@ -40,10 +43,11 @@ func NewConn(c *net.TCPConn) *Conn {
 	return s
 }
 
-// Raw returns the connection for calls of the functions of this package.
+// Raw returns the syscall.RawConn of the connection. Its methods provide the socket for
+// the functions of this package.
 func (c *Conn) Raw() syscall.RawConn { return c.raw }
 
-// Read is of net.Conn.
+// Read implements net.Conn. It returns io.EOF at the end of the stream.
 func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -62,7 +66,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Write is of net.Conn.
+// Write implements net.Conn.
 func (c *Conn) Write(p []byte) (int, error) {
 	o := &c.writing
 	o.mu.Lock()
@@ -75,8 +79,8 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// WriteNow writes what fits into the send queue, and does not wait. n is less than len(p)
-// if the queue is full.
+// WriteNow writes what fits into the send queue. It does not wait for space in the queue,
+// but it waits for a Write in progress. n is less than len(p) if the queue is full.
 func (c *Conn) WriteNow(p []byte) (n int, err error) {
 	o := &c.writing
 	o.mu.Lock()
@@ -89,11 +93,11 @@ func (c *Conn) WriteNow(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// begin starts an operation. o.mu is held until end has returned.
+// begin starts an operation. The caller holds o.mu until end has returned.
 func (o *operation) begin(p []byte) { o.p, o.n, o.err = p, 0, nil }
 
-// end returns the result of an operation. waited is the error of waiting for the
-// connection to be ready.
+// end returns the result of an operation. waited is the error of syscall.RawConn, which
+// waits until the connection is ready: a passed deadline, or a closed connection.
 func (o *operation) end(waited error) (int, error) {
 	o.p = nil
 	if waited != nil {
@@ -102,12 +106,13 @@ func (o *operation) end(waited error) (int, error) {
 	return o.n, o.err
 }
 
+// tryRead returns false if there are no bytes yet.
 func (o *operation) tryRead(fd uintptr) bool {
 	o.n, o.err = Read(fd, o.p)
 	return o.err != unix.EAGAIN
 }
 
-// tryWrite returns false until all bytes are written.
+// tryWrite returns false if the send queue is full and bytes are left.
 func (o *operation) tryWrite(fd uintptr) bool {
 	for o.n < len(o.p) {
 		n, err := Write(fd, o.p[o.n:])
@@ -127,7 +132,7 @@ func (o *operation) tryWrite(fd uintptr) bool {
 
 // opError returns the error that package net would return.
 func (c *Conn) opError(op string, err error) error {
-	if e, ok := err.(*net.OpError); ok { // of c.raw, which calls it raw-read or raw-write
+	if e, ok := err.(*net.OpError); ok { // from c.raw, whose Op is raw-read or raw-write
 		e.Op = op
 		return e
 	}

@@ -88,7 +88,7 @@ func TestConnErrorsAreThoseOfNet(t *testing.T) {
 			damage: func(_ *Conn, far *net.TCPConn) { far.SetLinger(0); far.Close() },
 			is:     syscall.ECONNRESET, text: "read: connection reset by peer",
 		},
-		"own end is shut": {
+		"closed for writing": {
 			damage: func(c *Conn, _ *net.TCPConn) { c.CloseWrite() },
 			write:  true, is: syscall.EPIPE, text: "write: broken pipe",
 		},
@@ -109,7 +109,7 @@ func TestConnErrorsAreThoseOfNet(t *testing.T) {
 	}
 }
 
-func TestInterruptedWriteSaysHowMuch(t *testing.T) {
+func TestInterruptedWriteReturnsCount(t *testing.T) {
 	c, far := pair(t)
 	p := make([]byte, 64<<20)
 	go func() {
@@ -118,7 +118,7 @@ func TestInterruptedWriteSaysHowMuch(t *testing.T) {
 	}()
 	n, err := c.Write(p)
 	if n == 0 || n == len(p) || !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("wrote %d, %v, want a part and the end of the deadline", n, err)
+		t.Errorf("wrote %d, %v, want a part and os.ErrDeadlineExceeded", n, err)
 	}
 }
 

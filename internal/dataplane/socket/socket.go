@@ -1,38 +1,51 @@
-// Package socket reads from and writes to non-blocking sockets without telling Go's
-// scheduler.
+// Package socket reads from and writes to non-blocking sockets without notifying Go's
+// scheduler of its system calls.
 //
-// Before each system call, package net tells the scheduler about it, so that another
-// goroutine gets the processor if the call takes long. If the process was idle, this
-// wakes the scheduler's watching thread (sysmon), which then looks for such calls every
-// 20 µs for a while. In agents and gateways that carry small messages, that thread used
-// up to 30 % of the CPU time. System calls of non-blocking sockets never wait, so this
-// package makes them as package runtime makes its own. The thread still wakes at each
-// timer, so every 100 ms with package parallelism, and looks after the other goroutines.
+// Package net notifies the scheduler before each system call, so that another goroutine
+// gets the processor if the call takes long. If the process was idle, this wakes the
+// scheduler's monitor thread (sysmon). For a while sysmon then looks for long calls every
+// 20 µs. In agents and gateways that carry small messages, sysmon and waking it used up
+// to 30 % of the CPU time. System calls on non-blocking sockets never wait. So this
+// package makes them without notifying the scheduler, as package runtime does with its
+// own.
 //
-// What always holds: each function is called with a non-blocking socket or pipe, and
-// returns unix.EAGAIN where it would have to wait.
+// A large write takes long although it does not wait, because the kernel carries the
+// packets to the next process within the call. So this package does notify the scheduler
+// of Splice and of writes that exceed maxQuietWrite. Without such calls sysmon still
+// wakes at each timer, and checks the other goroutines then. With package parallelism
+// this happens every 100 ms.
+//
+// What always holds: the caller of each function passes a non-blocking socket or pipe.
+// Read, Write, Peek and Splice return unix.EAGAIN if they would have to wait.
 package socket
 
 import (
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Read reads at most len(p) bytes. The end is 0 bytes without an error. With an error the
-// number is 0.
+// maxQuietWrite is the most bytes of a write of which the scheduler is not notified. A
+// TLS record fits.
+const maxQuietWrite = 17 << 10
+
+// Read reads at most len(p) bytes. At the end of the stream it returns 0 and no error. If
+// there is an error, the number is 0.
 func Read(fd uintptr, p []byte) (int, error) { return read(fd, p) }
 
-// Write writes at most len(p) bytes. With an error the number is 0.
+// Write writes at most len(p) bytes and returns how many it has written. If there is an
+// error, the number is 0.
 func Write(fd uintptr, p []byte) (int, error) { return write(fd, p) }
 
-// Peek is Read, but leaves the bytes in the socket.
+// Peek is like Read, but leaves the bytes in the socket's receive queue.
 func Peek(fd uintptr, p []byte) (int, error) {
 	return transfer(unix.SYS_RECVFROM, fd, p)
 }
 
-// transfer makes a system call whose first arguments are those of read. SYS_RECVFROM
-// gets the flag MSG_PEEK and no address, and SYS_READ and SYS_WRITE ignore both.
+// transfer makes a system call whose first three arguments are those of read. The other
+// arguments are the flag MSG_PEEK and no address for SYS_RECVFROM. SYS_READ and SYS_WRITE
+// ignore them.
 func transfer(call, fd uintptr, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -46,34 +59,36 @@ func transfer(call, fd uintptr, p []byte) (int, error) {
 			return int(n), nil
 		case unix.EINTR:
 		case unix.EAGAIN:
-			return 0, unix.EAGAIN // a constant, so that it is not allocated
+			return 0, unix.EAGAIN // a constant, unlike errno, does not allocate
 		default:
 			return 0, errno
 		}
 	}
 }
 
-// Splice moves at most size bytes from a socket to a pipe, or from a pipe to a socket.
-// The end is 0 bytes without an error. With an error the number is 0.
+// repeat makes a system call, and makes it again as long as a signal interrupts it.
+func repeat(call func(int, []byte) (int, error), fd uintptr, p []byte) (int, error) {
+	for {
+		if n, err := call(int(fd), p); err != syscall.EINTR {
+			return max(n, 0), err
+		}
+	}
+}
+
+// Splice moves at most size bytes from a socket to a pipe, or from a pipe to a socket,
+// and returns how many it has moved. At the end of the stream it returns 0 and no error.
+// If there is an error, the number is 0.
 func Splice(from, to uintptr, size int) (int, error) {
 	for {
-		n, _, errno := unix.RawSyscall6(
-			unix.SYS_SPLICE, from, 0, to, 0, uintptr(size), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK,
-		)
-		switch errno {
-		case 0:
-			return int(n), nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, unix.EAGAIN
-		default:
-			return 0, errno
+		n, err := unix.Splice(int(from), nil, int(to), nil, size, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		if err != unix.EINTR {
+			return int(max(n, 0)), err
 		}
 	}
 }
 
-// IsQuiet reports that a socket is open and has nothing to read: no bytes, no FIN and no
-// reset.
+// IsQuiet reports whether a socket is open and has nothing to read: no bytes, no FIN and
+// no reset. It does not wait.
 func IsQuiet(fd uintptr) bool {
 	poll := unix.PollFd{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}
 	var now unix.Timespec

@@ -78,7 +78,7 @@ func RawOf(session *tunnel.Conn) *Raw {
 type exchange struct {
 	proxyPair
 	plain       *net.TCPConn
-	plainSocket *socket.Conn // plain, for writes
+	plainSocket *socket.Conn // for writes to plain
 	session     *tunnel.Conn
 	raw         *Raw
 	flow

@@ -14,7 +14,7 @@ import (
 // buffer. Make it with NewReadableConn. One goroutine may read or wait at a time.
 type ReadableConn struct {
 	*socket.Conn
-	// The functions that Raw calls, allocated once and not for each read.
+	// Arguments of Raw's methods, which are allocated once and not for each read.
 	pollFunc, readFunc func(fd uintptr) bool
 	quietFunc          func(fd uintptr)
 	quiet              bool // the result of quietFunc

@@ -53,8 +53,8 @@ var (
 // before, bounds the bytes before the peer is authenticated, and reports the end of the
 // TCP connection as ErrTruncated, so that only close_notify is a clean end.
 type Raw struct {
-	net.Conn          // Replace changes it
-	conn     net.Conn // what Read and Write use: Conn, or a *socket.Conn of it
+	net.Conn          // only Replace changes it
+	conn     net.Conn // for Read and Write: Conn, or a *socket.Conn of it
 	// Only Read uses prefix and unproven. TLS calls it from one goroutine at a time.
 	prefix   []byte
 	unproven int
@@ -83,8 +83,8 @@ func WrapDialed(c net.Conn) *Raw {
 	return r
 }
 
-// Replace makes c the connection under TLS, such as one without a wrapper that only the
-// handshake needed. No Read or Write may be in progress.
+// Replace makes c the connection under TLS, for example to remove a wrapper that only the
+// handshake needed. The caller must ensure that no Read or Write is in progress.
 func (r *Raw) Replace(c net.Conn) {
 	r.Conn, r.conn = c, c
 	if tcp, ok := c.(*net.TCPConn); ok {

@@ -277,7 +277,7 @@ func (m *HelloAnswer) check() (Answer, error) {
 		a.Ready = append(a.Ready, route.EndpointID(id))
 	}
 	if n := len(m.GetReadyZones()); n != 0 && n != len(a.Ready) {
-		return Answer{}, fmt.Errorf("zones of %d of %d ready ids: %w", n, len(a.Ready), ErrBadFrame)
+		return Answer{}, fmt.Errorf("%d zones for %d ready ids: %w", n, len(a.Ready), ErrBadFrame)
 	}
 	a.Zones = route.UnpackZones(m.GetZones(), m.GetReadyZones())
 	return a, nil

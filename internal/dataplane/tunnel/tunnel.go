@@ -63,8 +63,8 @@ type Answer struct {
 	// ReadyCount is how many there are.
 	Ready      []route.EndpointID
 	ReadyCount uint32
-	// Zones are the zones of Ready, in the same order, with empty names for those that are
-	// not known. Nil: none is known.
+	// Zones are the zones of Ready, in the same order. The name of an unknown zone is
+	// empty. Nil: no zone is known.
 	Zones []string
 	// Generation rises with each change of the ready endpoints.
 	Generation uint64

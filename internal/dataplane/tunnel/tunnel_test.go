@@ -623,7 +623,7 @@ type noDeadlineReader struct{ reader }
 
 func (noDeadlineReader) SetReadDeadline(time.Time) error { return nil }
 
-// The zones of a peer are bounded, and what is not a zone is not known.
+// The zones in an answer are bounded, and an invalid name counts as an unknown zone.
 func TestZonesOfAnswer(t *testing.T) {
 	ready := [][]byte{make([]byte, 8), make([]byte, 8)}
 	read := func(m *HelloAnswer) (Answer, error) {

@@ -341,9 +341,9 @@ type Agent struct {
 	Node string
 	// Address is an IP address.
 	Address string
-	// Zone is the node's; empty: not known.
+	// Zone is the zone of the node; empty: not known.
 	Zone string
-	// ReadsZones: it reads hop headers that have zones.
+	// ReadsZones reports that the agent can read hop headers that have zones.
 	ReadsZones bool
 }
 
