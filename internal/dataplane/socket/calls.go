@@ -2,17 +2,7 @@
 
 package socket
 
-import (
-	"syscall"
+import "golang.org/x/sys/unix"
 
-	"golang.org/x/sys/unix"
-)
-
-func read(fd uintptr, p []byte) (int, error) { return transfer(unix.SYS_READ, fd, p) }
-
-func write(fd uintptr, p []byte) (int, error) {
-	if len(p) > maxQuietWrite {
-		return repeat(syscall.Write, fd, p)
-	}
-	return transfer(unix.SYS_WRITE, fd, p)
-}
+func read(fd uintptr, p []byte) (int, error)  { return transfer(unix.SYS_READ, fd, p) }
+func write(fd uintptr, p []byte) (int, error) { return transfer(unix.SYS_WRITE, fd, p) }

@@ -9,26 +9,22 @@
 // package makes them without notifying the scheduler, as package runtime does with its
 // own.
 //
-// A large write takes long although it does not wait, because the kernel carries the
-// packets to the next process within the call. So this package does notify the scheduler
-// of Splice and of writes that exceed maxQuietWrite. Without such calls sysmon still
-// wakes at each timer, and checks the other goroutines then. With package parallelism
-// this happens every 100 ms.
+// A large write or splice takes up to some 100 µs although it does not wait, because the
+// kernel carries the packets to the next process within the call. Meanwhile no other
+// goroutine gets the processor. With a notice it would get one, but the threads that this
+// needs cost bulk a quarter of its CPU time (docs/bench.md). sysmon still wakes at each
+// timer, and checks the other goroutines then. With package parallelism this happens
+// every 100 ms.
 //
 // What always holds: the caller of each function passes a non-blocking socket or pipe.
 // Read, Write, Peek and Splice return unix.EAGAIN if they would have to wait.
 package socket
 
 import (
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
-
-// maxQuietWrite is the most bytes of a write of which the scheduler is not notified. A
-// TLS record fits.
-const maxQuietWrite = 17 << 10
 
 // Read reads at most len(p) bytes. At the end of the stream it returns 0 and no error. If
 // there is an error, the number is 0.
@@ -66,23 +62,22 @@ func transfer(call, fd uintptr, p []byte) (int, error) {
 	}
 }
 
-// repeat makes a system call, and makes it again as long as a signal interrupts it.
-func repeat(call func(int, []byte) (int, error), fd uintptr, p []byte) (int, error) {
-	for {
-		if n, err := call(int(fd), p); err != syscall.EINTR {
-			return max(n, 0), err
-		}
-	}
-}
-
 // Splice moves at most size bytes from a socket to a pipe, or from a pipe to a socket,
 // and returns how many it has moved. At the end of the stream it returns 0 and no error.
 // If there is an error, the number is 0.
 func Splice(from, to uintptr, size int) (int, error) {
 	for {
-		n, err := unix.Splice(int(from), nil, int(to), nil, size, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-		if err != unix.EINTR {
-			return int(max(n, 0)), err
+		n, _, errno := unix.RawSyscall6(
+			unix.SYS_SPLICE, from, 0, to, 0, uintptr(size), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK,
+		)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, unix.EAGAIN
+		default:
+			return 0, errno
 		}
 	}
 }
