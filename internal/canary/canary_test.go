@@ -49,7 +49,7 @@ func TestRun(t *testing.T) {
 		"known":            {why: "the agent knows the pod", addresses: []string{"known"}, good: true},
 		"known as another": {why: "an answer alone proves nothing", addresses: []string{"another"}},
 		"refused":          {why: "no agent there", addresses: []string{"closed"}, failure: FailureRefused},
-		"not an agent":     {why: "somebody else has the address", addresses: []string{"mail"}, failure: FailureGarbled},
+		"not an agent":     {why: "another program has the address", addresses: []string{"mail"}, failure: FailureGarbled},
 		"says nothing":     {why: "nor is that an agent", addresses: []string{"silent"}, failure: FailureGarbled},
 		"one of two":       {why: "each family is a path of its own", addresses: []string{"known", "closed"}, failure: FailureRefused},
 	}

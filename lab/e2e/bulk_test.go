@@ -78,7 +78,11 @@ func TestLargeBodiesArrive(t *testing.T) {
 	size := bulkSize()
 	sums := make(map[byte]string)
 	for _, seed := range []byte("du") {
-		_, sums[seed], _ = hexSum(bulkBody(seed, size))
+		_, sum, err := hexSum(bulkBody(seed, size))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sums[seed] = sum
 	}
 	requests := func() float64 {
 		return count(have(west.metrics(ctx, "agent"))(t), "causeway_requests_total", `direction="outbound"`, `service="desk"`, `port="8081"`, `code="2xx"`)

@@ -31,7 +31,7 @@ const (
 	// does not reach an application that would count it as an error.
 	serverFirstDelay = 10 * time.Millisecond
 	// recognizeTimeout is how long the agent waits for first bytes on a port of which
-	// nothing is known. A request comes with its connection, but the caller's node may be
+	// nothing is known or declared. A request comes with its connection, but the caller's node may be
 	// busy.
 	recognizeTimeout = 50 * time.Millisecond
 	firstSpeakerAge  = time.Hour
@@ -109,25 +109,29 @@ func firstSpeakerOf(appProtocol string) tunnel.FirstSpeaker {
 	return tunnel.FirstSpeaker_UNKNOWN
 }
 
-// awaitEarlyData waits for the caller's first bytes on a client-first port, and for
-// serverFirstDelay on a server-first port. If the caller leaves without a byte, the
-// refusal has the reason reasonCallerSilent.
+// firstBytesTimeout returns how long to wait for the first bytes of a caller. 0 means
+// not at all.
+func firstBytesTimeout(first tunnel.FirstSpeaker, port trafficsettings.Protocol) time.Duration {
+	switch {
+	case first == tunnel.FirstSpeaker_CLIENT:
+		return earlyDataTimeout
+	case first == tunnel.FirstSpeaker_SERVER:
+		return serverFirstDelay
+	case port == trafficsettings.TCP:
+		return 0
+	case port == trafficsettings.Detect:
+		return recognizeTimeout
+	}
+	return earlyDataTimeout // clients speak first in every version of HTTP
+}
+
+// awaitEarlyData waits for the caller's first bytes, for at most firstBytesTimeout. If the
+// caller leaves without a byte, the refusal has the reason reasonCallerSilent.
 func (a *Agent) awaitEarlyData(c *net.TCPConn, out *outboundConn) error {
-	var timeout time.Duration
-	switch a.endpointCache.firstSpeaker(out.caller.account(), out.remotePort(), out.port.appProtocol) {
-	case tunnel.FirstSpeaker_CLIENT:
-		timeout = earlyDataTimeout
-	case tunnel.FirstSpeaker_SERVER:
-		timeout = serverFirstDelay
-	default:
-		switch {
-		case out.port.isOpaque():
-			return nil
-		case out.port.protocol != trafficsettings.Detect:
-			timeout = earlyDataTimeout // it is declared to carry requests
-		default:
-			timeout = recognizeTimeout
-		}
+	first := a.endpointCache.firstSpeaker(out.caller.account(), out.remotePort(), out.port.appProtocol)
+	timeout := firstBytesTimeout(first, out.port.protocol)
+	if timeout == 0 {
+		return nil
 	}
 	err := transport.AwaitReadable(c, timeout)
 	switch {

@@ -10,11 +10,38 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // firstSpeaker is what west's agent knows of who speaks first on bar's port.
 func (w *harness) firstSpeaker() tunnel.FirstSpeaker {
 	return w.west.endpointCache.firstSpeaker(aliceAccount, remotePort{"link-to-east", "shop", "bar", 80}, "")
+}
+
+// A port that is declared to carry requests gets as long as one whose clients are known
+// to speak first: what comes later is opaque, and refused with forward-identity: header.
+func TestFirstBytesTimeout(t *testing.T) {
+	const unknown, client, server = tunnel.FirstSpeaker_UNKNOWN, tunnel.FirstSpeaker_CLIENT, tunnel.FirstSpeaker_SERVER
+	cases := map[string]struct {
+		first tunnel.FirstSpeaker
+		port  trafficsettings.Protocol
+		want  time.Duration
+	}{
+		"nothing is known":         {unknown, trafficsettings.Detect, recognizeTimeout},
+		"declared as HTTP/1":       {unknown, trafficsettings.HTTP1, earlyDataTimeout},
+		"declared as HTTP/2":       {unknown, trafficsettings.HTTP2, earlyDataTimeout},
+		"declared as gRPC":         {unknown, trafficsettings.GRPC, earlyDataTimeout},
+		"declared as TCP":          {unknown, trafficsettings.TCP, 0},
+		"TCP, clients speak first": {client, trafficsettings.TCP, earlyDataTimeout},
+		"clients speak first":      {client, trafficsettings.Detect, earlyDataTimeout},
+		"the server speaks first":  {server, trafficsettings.Detect, serverFirstDelay},
+		"TCP, server speaks first": {server, trafficsettings.TCP, serverFirstDelay},
+	}
+	for name, tc := range cases {
+		if got := firstBytesTimeout(tc.first, tc.port); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
 }
 
 // The far agent hears who speaks first, and its next answer tells.
