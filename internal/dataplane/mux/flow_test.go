@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 )
 
@@ -415,6 +416,10 @@ func TestResetEndsTheWaitOfOpen(t *testing.T) {
 					}
 				default:
 					t.Error("it still waits")
+				}
+				bubble.Pass(2 * stuckTimeout)
+				if got := p.conn.Reason(); got != "" {
+					t.Errorf("the connection of the other streams ended: %q", got)
 				}
 			})
 		})

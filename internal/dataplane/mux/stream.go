@@ -358,7 +358,7 @@ func (s *Stream) Reset(code http2.ErrCode) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.resetLocal(s, code)
-	if s.flushing && s.id != 0 {
+	if s.flushing {
 		// Its goroutine writes frames of all streams, which is not to last for ever.
 		c.out.deadline = true
 		c.nc.SetWriteDeadline(time.Now().Add(stuckTimeout))

@@ -274,7 +274,8 @@ func (c *Conn) writeBody(s *Stream, p []byte, end bool) (int, error) {
 	return sent, nil
 }
 
-// waitForSpace waits until the pending buffer takes a head.
+// waitForSpace waits until the pending buffer takes a head. It does not write itself, so
+// that Reset ends the wait at once.
 func (c *Conn) waitForSpace(s *Stream) error {
 	for {
 		if err := s.writeError(); err != nil {
@@ -286,10 +287,9 @@ func (c *Conn) waitForSpace(s *Stream) error {
 			c.quitTurn(s)
 			return nil
 		}
-		if !c.flush(s) {
-			c.queueTurn(s)
-			s.writeCond.Wait()
-		}
+		c.flushInBackground()
+		c.queueTurn(s)
+		s.writeCond.Wait()
 	}
 }
 
