@@ -30,6 +30,10 @@ type pair struct {
 	netns      string // of the client's pod
 	targets    targets
 	server     int // process id
+
+	// Only for peers in the lab.
+	way    way
+	direct endpoint // leads to the server
 }
 
 func (b *bench) labOptions() lab.Options {
@@ -165,7 +169,10 @@ func (p *pair) startPods(ctx context.Context) error {
 	}
 	all, err := p.mirrorAddress(ctx, mirrorAll)
 	p.targets = targets{tcp, all, all}
-	return err
+	if err != nil || !p.bench.measuresPeersInLab() {
+		return err
+	}
+	return p.preparePeers(ctx)
 }
 
 // mirrorAddress waits for a mirror in west.
@@ -210,7 +217,6 @@ func (b *bench) causewayPath(ctx context.Context) (*path, error) {
 		netns:   p.netns,
 		targets: p.targets,
 		server:  p.server,
-		inLab:   true,
 		running: func() error { return nil }, // the kubelet starts what has ended
 		stop:    func() {},
 	}

@@ -16,13 +16,21 @@ import (
 
 // Names of the chains.
 const (
-	chainDirect   = "direct"
-	chainEnvoy    = "envoy"
-	chainHAProxy  = "haproxy"
-	chainCauseway = "causeway"
+	chainDirect     = "direct"
+	chainEnvoy      = "envoy"
+	chainHAProxy    = "haproxy"
+	chainLabDirect  = "lab-direct"
+	chainLabEnvoy   = "lab-envoy"
+	chainLabHAProxy = "lab-haproxy"
+	chainCauseway   = "causeway"
 )
 
-var allChains = []string{chainDirect, chainEnvoy, chainHAProxy, chainCauseway}
+var allChains = []string{
+	chainDirect, chainEnvoy, chainHAProxy, chainLabDirect, chainLabEnvoy, chainLabHAProxy, chainCauseway,
+}
+
+// labChains are those in the clusters of the lab.
+var labChains = []string{chainLabDirect, chainLabEnvoy, chainLabHAProxy, chainCauseway}
 
 // Roles of the proxies of a chain.
 const (
@@ -39,11 +47,12 @@ type proxy struct {
 
 // A path is a chain that runs: where its client is and what it connects to.
 type path struct {
+	chain   string
 	netns   string // of the client, a name or a path
 	targets targets
 	proxies []proxy
-	server  int  // process id
-	inLab   bool // proxies and server are in the lab's cgroup
+	server  int   // process id
+	outside []int // processes of the chain that are not in the lab's cgroup
 	// running returns an error if something that was started for this path has ended.
 	running func() error
 	// stop ends what was started for this path. It may be called again.
@@ -72,17 +81,14 @@ const (
 	servers = 10
 )
 
-// serverAddress returns where the servers of the namespaces listen.
-func (b *bench) serverAddress(i int) string {
-	return fmt.Sprintf("%s:%d", b.places.b.address, serverPort+i)
-}
-
 // directPath leads from A to the server in B without a proxy.
 func (b *bench) directPath() *path {
+	server := b.places.way().servers[0].String()
 	return &path{
 		netns:   b.places.a.netns,
-		targets: targets{b.serverAddress(0), b.serverAddress(0), b.serverAddress(0)},
+		targets: targets{server, server, server},
 		server:  b.server.pid(),
+		outside: []int{b.server.pid()},
 		running: b.server.running,
 		stop:    func() {},
 	}
@@ -93,8 +99,9 @@ var configs embed.FS
 
 // proxyConfig fills a template of a proxy's configuration.
 type proxyConfig struct {
-	ListenHost, NextHost string
-	ListenPort, NextPort int
+	ListenHost           string
+	ListenPort           int
+	Next                 endpoint
 	TLSIn, TLSOut        bool
 	CA, Certificate, Key string
 	ClientName           string // which the certificate of a client must have
@@ -105,9 +112,9 @@ type proxyConfig struct {
 // An httpRoute leads requests from a port of a proxy to ports of the next one or of the
 // servers, with HTTP/2 between proxies.
 type httpRoute struct {
-	Port      int
-	NextPorts []int
-	HTTP2     bool // the client and the server speak it
+	Port  int
+	Next  []endpoint
+	HTTP2 bool // the client and the server speak it
 }
 
 // Ports of the proxies. B has a port for each server, so that the gateway can choose one.
@@ -120,21 +127,22 @@ const (
 )
 
 // routes returns the routes of a role.
-func routes(role string) (out []httpRoute) {
+func (w way) routes(role string) (out []httpRoute) {
 	http1, http2 := httpRoute{Port: http1Port}, httpRoute{Port: http2Port, HTTP2: true}
 	switch role {
 	case roleA:
-		http1.NextPorts, http2.NextPorts = []int{http1Port}, []int{http2Port}
+		http1.Next = []endpoint{w.gateway.reach(http1Port)}
+		http2.Next = []endpoint{w.gateway.reach(http2Port)}
 	case roleGateway:
-		for i := range servers {
-			http1.NextPorts = append(http1.NextPorts, http1AtB+i)
-			http2.NextPorts = append(http2.NextPorts, http2AtB+i)
+		for i := range w.servers {
+			http1.Next = append(http1.Next, w.b.reach(http1AtB+i))
+			http2.Next = append(http2.Next, w.b.reach(http2AtB+i))
 		}
 	default:
-		for i := range servers {
-			next := []int{serverPort + i}
-			out = append(out, httpRoute{Port: http1AtB + i, NextPorts: next},
-				httpRoute{Port: http2AtB + i, NextPorts: next, HTTP2: true})
+		for i, server := range w.servers {
+			next := []endpoint{server}
+			out = append(out, httpRoute{Port: http1AtB + i, Next: next},
+				httpRoute{Port: http2AtB + i, Next: next, HTTP2: true})
 		}
 		return out
 	}
@@ -149,27 +157,25 @@ type peerProxy struct {
 }
 
 // peerProxies returns a peer's proxies, the one next to the server first.
-func peerProxies(p places, ca *authority) []peerProxy {
-	base := func(role string, listen, next place) peerProxy {
-		return peerProxy{role: role, netns: listen.netns, config: proxyConfig{
-			ListenHost:  listen.address,
+func peerProxies(w way, ca *authority) []peerProxy {
+	base := func(role string, at spot, next endpoint) peerProxy {
+		return peerProxy{role: role, netns: at.netns, config: proxyConfig{
+			ListenHost:  at.address,
 			ListenPort:  tcpPort,
-			NextHost:    next.address,
-			NextPort:    tcpPort,
+			Next:        next,
 			CA:          ca.caFile(),
 			Certificate: ca.certificateFile(role),
 			Key:         ca.keyFile(role),
-			Routes:      routes(role),
+			Routes:      w.routes(role),
 		}}
 	}
-	a := base(roleA, p.a, p.gateway)
+	a := base(roleA, w.a, w.gateway.reach(tcpPort))
 	a.config.TLSOut, a.config.ServerName = true, roleGateway
-	gateway := base(roleGateway, p.gateway, p.b)
+	gateway := base(roleGateway, w.gateway, w.b.reach(tcpPort))
 	gateway.config.TLSIn, gateway.config.ClientName = true, roleA
 	gateway.config.TLSOut, gateway.config.ServerName = true, roleB
-	b := base(roleB, p.b, p.b)
+	b := base(roleB, w.b, w.servers[0])
 	b.config.TLSIn, b.config.ClientName = true, roleGateway
-	b.config.NextPort = serverPort
 	return []peerProxy{b, gateway, a}
 }
 
@@ -184,10 +190,13 @@ func render(name string, c proxyConfig) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// peerPath starts three proxies of one kind. argv returns the command line for a
+// peerPath starts three proxies of one kind on a way. argv returns the command line for a
 // configuration file.
-func (b *bench) peerPath(template string, argv func(file string) []string) (*path, error) {
-	p := &path{netns: b.places.a.netns, server: b.server.pid()}
+func (b *bench) peerPath(w way, template string, argv func(file string) []string) (*path, error) {
+	p := &path{netns: w.client, server: w.server}
+	if !w.serverInLab {
+		p.outside = []int{w.server}
+	}
 	var started []*process
 	p.running = func() error {
 		errs := []error{b.server.running()}
@@ -201,7 +210,7 @@ func (b *bench) peerPath(template string, argv func(file string) []string) (*pat
 			s.stop()
 		}
 	}
-	for _, x := range peerProxies(b.places, b.ca) {
+	for _, x := range peerProxies(w, b.ca) {
 		s, err := b.startPeer(x, template, argv)
 		if err != nil {
 			p.stop()
@@ -209,9 +218,10 @@ func (b *bench) peerPath(template string, argv func(file string) []string) (*pat
 		}
 		started = append(started, s)
 		p.proxies = append(p.proxies, proxy{role: x.role, pid: s.pid()})
-		at := func(port int) string { return fmt.Sprintf("%s:%d", x.config.ListenHost, port) }
-		p.targets = targets{at(tcpPort), at(http1Port), at(http2Port)} // in the end A's
+		p.outside = append(p.outside, s.pid())
 	}
+	at := func(port int) string { return w.a.reach(port).String() }
+	p.targets = targets{at(tcpPort), at(http1Port), at(http2Port)}
 	return p, nil
 }
 
@@ -229,8 +239,8 @@ func (b *bench) startPeer(x peerProxy, template string, argv func(file string) [
 	return startProcess(b.dir, x.netns, name, argv(file)...)
 }
 
-func (b *bench) envoyPath() (*path, error) {
-	return b.peerPath("envoy.yaml", func(file string) []string {
+func (b *bench) envoyPath(w way) (*path, error) {
+	return b.peerPath(w, "envoy.yaml", func(file string) []string {
 		return []string{
 			b.envoy,
 			"--config-path", file,
@@ -241,8 +251,8 @@ func (b *bench) envoyPath() (*path, error) {
 	})
 }
 
-func (b *bench) haproxyPath() (*path, error) {
-	return b.peerPath("haproxy.cfg", func(file string) []string {
+func (b *bench) haproxyPath(w way) (*path, error) {
+	return b.peerPath(w, "haproxy.cfg", func(file string) []string {
 		return []string{"haproxy", "-db", "-f", file}
 	})
 }
@@ -255,9 +265,15 @@ func (b *bench) startPath(ctx context.Context, chain string) (*path, error) {
 	case chainDirect:
 		p = b.directPath()
 	case chainEnvoy:
-		p, err = b.envoyPath()
+		p, err = b.envoyPath(b.ownWay())
 	case chainHAProxy:
-		p, err = b.haproxyPath()
+		p, err = b.haproxyPath(b.ownWay())
+	case chainLabDirect:
+		p = b.pair.directPath()
+	case chainLabEnvoy:
+		p, err = b.envoyPath(b.pair.way)
+	case chainLabHAProxy:
+		p, err = b.haproxyPath(b.pair.way)
 	case chainCauseway:
 		p, err = b.causewayPath(ctx)
 	default:
@@ -266,6 +282,7 @@ func (b *bench) startPath(ctx context.Context, chain string) (*path, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start chain %s: %w", chain, err)
 	}
+	p.chain = chain
 	if err := b.awaitAnswer(ctx, p); err != nil {
 		p.stop()
 		return nil, fmt.Errorf("start chain %s: %w", chain, err)

@@ -35,7 +35,7 @@ func TestPeerProxies(t *testing.T) {
 		},
 	}
 	for name, demanded := range demands {
-		for _, x := range peerProxies(newPlaces("x"), ca) {
+		for _, x := range peerProxies(newPlaces("x").way(), ca) {
 			role := x.role
 			content, err := render(name, x.config)
 			if err != nil {
@@ -108,20 +108,21 @@ func TestReadyPods(t *testing.T) {
 
 // The gateway must choose a server for each request, so it needs a port of B for each.
 func TestRoutes(t *testing.T) {
-	reached := map[int]bool{}
-	for _, r := range routes(roleB) {
-		if len(r.NextPorts) != 1 {
-			t.Errorf("port %d of B leads to %d servers, want one", r.Port, len(r.NextPorts))
+	w := newPlaces("x").way()
+	reached := map[endpoint]bool{}
+	for _, r := range w.routes(roleB) {
+		if len(r.Next) != 1 {
+			t.Errorf("port %d of B leads to %d servers, want one", r.Port, len(r.Next))
 		}
-		reached[r.Port] = true
+		reached[w.b.reach(r.Port)] = true
 	}
-	for _, r := range routes(roleGateway) {
-		if len(r.NextPorts) != servers {
-			t.Errorf("port %d of the gateway leads to %d servers, want %d", r.Port, len(r.NextPorts), servers)
+	for _, r := range w.routes(roleGateway) {
+		if len(r.Next) != servers {
+			t.Errorf("port %d of the gateway leads to %d servers, want %d", r.Port, len(r.Next), servers)
 		}
-		for _, port := range r.NextPorts {
-			if !reached[port] {
-				t.Errorf("B has no port %d", port)
+		for _, next := range r.Next {
+			if !reached[next] {
+				t.Errorf("B does not listen at %v", next)
 			}
 		}
 	}

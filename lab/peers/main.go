@@ -10,7 +10,10 @@
 //
 // The proxies of the peers, and the ends of direct, are in network namespaces A, gateway
 // and B that a router joins. Causeway runs in two linked clusters of a lab: the client in
-// the network of a pod of west, the server in a pod of east.
+// the network of a pod of west, the server in a pod of east. The chains lab-direct,
+// lab-envoy and lab-haproxy are the same as those without lab-, but on the longer way of
+// Causeway: A and B in the network of a node, the gateway in that of a pod behind a
+// LoadBalancer Service.
 //
 // What always holds:
 //   - The same server and the same load generator are at both ends of every chain.
@@ -65,7 +68,7 @@ type bench struct {
 	places         places
 	ca             *authority
 	server         *process
-	pair           *pair // nil without the chain causeway
+	pair           *pair // nil without a chain in the lab
 	softIRQThreads []int
 	windows        []window
 	failures       map[string]int // by what was said
@@ -215,14 +218,16 @@ func (b *bench) report() report {
 func (b *bench) heading(ctx context.Context) string {
 	var programs []string
 	for _, p := range []struct {
-		chain, name string
-		argv        []string
+		chains []string // that need the program
+		name   string
+		argv   []string
 	}{
-		{chainEnvoy, "Envoy", []string{b.envoy, "--version"}},
-		{chainHAProxy, "HAProxy", []string{"haproxy", "-v"}},
-		{chainCauseway, "Causeway", []string{filepath.Join(b.bin, "causeway"), "version"}},
+		{[]string{chainEnvoy, chainLabEnvoy}, "Envoy", []string{b.envoy, "--version"}},
+		{[]string{chainHAProxy, chainLabHAProxy}, "HAProxy", []string{"haproxy", "-v"}},
+		{[]string{chainCauseway}, "Causeway", []string{filepath.Join(b.bin, "causeway"), "version"}},
 	} {
-		if !slices.Contains(b.chains, p.chain) {
+		used := func(chain string) bool { return slices.Contains(p.chains, chain) }
+		if !slices.ContainsFunc(b.chains, used) {
 			continue
 		}
 		out, err := output(exec.CommandContext(ctx, p.argv[0], p.argv[1:]...))
@@ -283,7 +288,8 @@ func (b *bench) prepare(ctx context.Context) error {
 	if b.softIRQThreads, err = proc.SoftIRQThreads(); err != nil {
 		return err
 	}
-	if slices.Contains(b.chains, chainCauseway) {
+	inLab := func(chain string) bool { return slices.Contains(labChains, chain) }
+	if slices.ContainsFunc(b.chains, inLab) {
 		if b.pair, err = b.raisePair(ctx); err != nil {
 			return err
 		}
@@ -310,8 +316,8 @@ func (b *bench) prepare(ctx context.Context) error {
 		return err
 	}
 	var listen []string
-	for i := range servers {
-		listen = append(listen, b.serverAddress(i))
+	for _, server := range b.places.way().servers {
+		listen = append(listen, server.String())
 	}
 	b.server, err = startProcess(b.dir, b.places.b.netns, "server", b.trafficgen,
 		"serve", "-listen", strings.Join(listen, ","))
@@ -365,7 +371,7 @@ func (b *bench) measureChain(ctx context.Context, chain string, chosen []measure
 		}
 		w.Chain, w.Measure, w.Round = chain, m.name, round
 		b.windows = append(b.windows, w)
-		b.progress("round %d of %d, %-8s %-9s %s", round+1, b.runs, chain, m.name, w.summary())
+		b.progress("round %d of %d, %-11s %-9s %s", round+1, b.runs, chain, m.name, w.summary())
 		if b.record != nil {
 			if err := b.record.Encode(w); err != nil {
 				return fmt.Errorf("write the record: %w", err)

@@ -167,11 +167,8 @@ func (b *bench) take(ctx context.Context, p *path, m measure) (window, error) {
 	for _, x := range p.proxies {
 		w.CPU[x.role] += w.Result.CPU[x.pid]
 	}
-	counted := b.softIRQThreads // the lab's cgroup has counted the others already
-	if !p.inLab {
-		counted = slices.Concat(chainPIDs, counted)
-	}
-	w.Others = others(w.Result, counted, runtime.NumCPU())
+	// The lab's cgroup has counted the other processes of the chain already.
+	w.Others = others(w.Result, slices.Concat(p.outside, b.softIRQThreads), runtime.NumCPU())
 	return w, nil
 }
 

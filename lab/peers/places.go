@@ -42,6 +42,17 @@ func (b *bench) cgroup() string { return "cwl-" + b.name }
 
 func (p places) ends() []place { return []place{p.a, p.gateway, p.b} }
 
+// way leads through these namespaces.
+func (p places) way() way {
+	w := way{client: p.a.netns, a: p.a.spot(), gateway: p.gateway.spot(), b: p.b.spot()}
+	for i := range servers {
+		w.servers = append(w.servers, endpoint{p.b.address, serverPort + i})
+	}
+	return w
+}
+
+func (p place) spot() spot { return plainSpot(p.netns, p.address) }
+
 // manyConnections lets one address open thousands of connections in a row to another.
 var manyConnections = []string{
 	"net.ipv4.ip_local_port_range=10000 65000",

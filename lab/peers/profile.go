@@ -40,7 +40,7 @@ var allShares = []string{sharePackets, shareWaits, shareSockets, shareTLS, share
 func (b *bench) startProfile(ctx context.Context, p *path, m measure, warm, length time.Duration) (
 	end func() (map[string]int, error), err error,
 ) {
-	if b.profiles == "" || !p.inLab {
+	if b.profiles == "" || p.chain != chainCauseway {
 		return func() (map[string]int, error) { return nil, nil }, nil
 	}
 	var pids []int

@@ -14,7 +14,7 @@ type figure struct {
 	what, measure, format string
 	value                 func(window) float64
 	higher                bool   // is better
-	beyondDirect          bool   // the figure of chain direct in the same round is subtracted
+	beyondDirect          bool   // the figure of the chain without proxies in the same round is subtracted
 	wanted                string // of the ratio, unless a unit says otherwise
 }
 
@@ -209,8 +209,11 @@ func (r report) markdown() string {
 		for _, chain := range r.chains {
 			fmt.Fprintf(&out, " %s |", chain)
 		}
-		columns := strings.Repeat(" --- |", len(r.chains)+3)
-		fmt.Fprintf(&out, " Causeway / better peer | wanted |\n|%s\n%s\n", columns, rows.String())
+		for _, g := range r.peerGroups() {
+			fmt.Fprintf(&out, " %s |", g.title)
+		}
+		columns := strings.Repeat(" --- |", len(r.chains)+len(r.peerGroups())+2)
+		fmt.Fprintf(&out, " wanted |\n|%s\n%s\n", columns, rows.String())
 	}
 	out.WriteString(r.profile())
 	out.WriteString(r.disturbance())
@@ -259,7 +262,36 @@ func (r report) row(f figure) string {
 	if !any {
 		return ""
 	}
-	return fmt.Sprintf("| %s |%s %s | %s |\n", f.what, cells, r.ratioCell(f), f.wanted)
+	for _, g := range r.peerGroups() {
+		cells += fmt.Sprintf(" %s |", r.ratioCell(f, g))
+	}
+	return fmt.Sprintf("| %s |%s %s |\n", f.what, cells, f.wanted)
+}
+
+// A peerGroup is peers on the same way. The better one of them is compared with Causeway.
+type peerGroup struct {
+	title string
+	peers []string // chains
+}
+
+var (
+	ownGroup = peerGroup{"Causeway / better peer", []string{chainEnvoy, chainHAProxy}}
+	labGroup = peerGroup{"Causeway / better peer in the lab", []string{chainLabEnvoy, chainLabHAProxy}}
+)
+
+// peerGroups returns the groups of which a peer was measured, and the first one if there
+// are none.
+func (r report) peerGroups() (out []peerGroup) {
+	for _, g := range []peerGroup{ownGroup, labGroup} {
+		measured := func(chain string) bool { return slices.Contains(r.chains, chain) }
+		if slices.ContainsFunc(g.peers, measured) {
+			out = append(out, g)
+		}
+	}
+	if out == nil {
+		return []peerGroup{ownGroup}
+	}
+	return out
 }
 
 // cell is the median of a chain's figure, with the number of disturbed windows.
@@ -294,12 +326,16 @@ func (r report) values(f figure, chain string) map[int]float64 {
 	if !f.beyondDirect {
 		return out
 	}
-	if chain == chainDirect {
+	directChain := chainDirect
+	if slices.Contains(labChains, chain) && slices.Contains(r.chains, chainLabDirect) {
+		directChain = chainLabDirect
+	}
+	if chain == directChain {
 		return nil
 	}
 	plain := f
 	plain.beyondDirect = false
-	direct := r.values(plain, chainDirect)
+	direct := r.values(plain, directChain)
 	for round := range out {
 		d, ok := direct[round]
 		if !ok {
@@ -312,9 +348,9 @@ func (r report) values(f figure, chain string) map[int]float64 {
 }
 
 // ratioCell is the median of the ratios of the rounds, with the least and the most.
-func (r report) ratioCell(f figure) string {
+func (r report) ratioCell(f figure, g peerGroup) string {
 	ours := r.values(f, chainCauseway)
-	theirs := r.values(f, r.betterPeer(f))
+	theirs := r.values(f, r.betterPeer(f, g))
 	ratios := pairedRatios(ours, theirs)
 	switch len(ratios) {
 	case 0:
@@ -325,10 +361,11 @@ func (r report) ratioCell(f figure) string {
 	return fmt.Sprintf("%.2f (%.2f–%.2f)", median(ratios), slices.Min(ratios), slices.Max(ratios))
 }
 
-// betterPeer returns the peer with the better median, and an empty name if none has one.
-func (r report) betterPeer(f figure) string {
+// betterPeer returns the peer of a group with the better median, and an empty name if none
+// has one.
+func (r report) betterPeer(f figure, g peerGroup) string {
 	best, bestValue := "", math.NaN()
-	for _, peer := range []string{chainEnvoy, chainHAProxy} {
+	for _, peer := range g.peers {
 		v := median(values(r.values(f, peer)))
 		if math.IsNaN(v) {
 			continue

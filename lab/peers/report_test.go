@@ -34,7 +34,7 @@ func TestMarkdown(t *testing.T) {
 	direct := rateWindow(chainDirect, 0, 1000, 0)
 	direct.CPU = nil
 	r := report{
-		chains: allChains,
+		chains: []string{chainDirect, chainEnvoy, chainHAProxy, chainCauseway},
 		calm:   0.1,
 		idle:   20,
 		windows: []window{
@@ -126,11 +126,42 @@ func TestBetterPeer(t *testing.T) {
 			for i, n := range c.haproxy {
 				r.windows = append(r.windows, rateWindow(chainHAProxy, i, n, 0))
 			}
-			got := r.betterPeer(figure{measure: connect1, value: window.rate, higher: c.higher})
+			got := r.betterPeer(figure{measure: connect1, value: window.rate, higher: c.higher}, ownGroup)
 			if got != c.want {
 				t.Errorf("betterPeer = %q, want %q: %s", got, c.want, c.why)
 			}
 		})
+	}
+}
+
+// Peers on the way of Causeway have a ratio of their own, and what a chain of the lab adds
+// is counted beyond the direct one of the lab.
+func TestPeersInTheLab(t *testing.T) {
+	labDirect := rateWindow(chainLabDirect, 0, 500, 0)
+	labDirect.CPU = nil
+	r := report{
+		chains: []string{chainEnvoy, chainLabDirect, chainLabEnvoy, chainCauseway},
+		calm:   0.1,
+		idle:   20,
+		windows: []window{
+			rateWindow(chainEnvoy, 0, 100, 0),
+			labDirect,
+			rateWindow(chainLabEnvoy, 0, 50, 0),
+			rateWindow(chainCauseway, 0, 200, 0),
+			idleWindow(chainLabDirect, 0, 0, 4),
+			idleWindow(chainLabEnvoy, 0, 30, 14),
+			idleWindow(chainCauseway, 0, 20, 9),
+		},
+	}
+	for _, line := range []string{
+		"| | envoy | lab-direct | lab-envoy | causeway |" +
+			" Causeway / better peer | Causeway / better peer in the lab | wanted |",
+		"| 1 at a time, per second | 100 | 500 | 50 | 200 | 2.00 | 4.00 | ≥ 2 |",
+		"| kernel memory beyond that of direct, KiB each |  |  | 10 | 5 |  | 0.50 |  |",
+	} {
+		if !strings.Contains(r.markdown(), line+"\n") {
+			t.Errorf("markdown lacks the line\n%s\nin\n%s", line, r.markdown())
+		}
 	}
 }
 
