@@ -26,6 +26,13 @@ type measure struct {
 	concurrency int
 	phase       phase
 	pause       time.Duration // after each operation
+	beside      []held        // connections that are open meanwhile
+}
+
+// held are connections that have been answered once.
+type held struct {
+	pattern string // of traffic.Hold
+	n       int
 }
 
 // A phase is a part of a run. All rounds of one precede those of the next.
@@ -51,6 +58,7 @@ const (
 	up1       = "up1"
 	down8     = "down8"
 	up8       = "up8"
+	crowded   = "crowded"
 	idle      = "idle"
 	wan       = "wan"
 	fetch     = "fetch"
@@ -74,6 +82,10 @@ var allMeasures = []measure{
 	{name: up1, pattern: traffic.Up, concurrency: 1, phase: nearPhase},
 	{name: down8, pattern: traffic.Down, concurrency: 8, phase: nearPhase},
 	{name: up8, pattern: traffic.Up, concurrency: 8, phase: nearPhase},
+	{
+		name: crowded, pattern: traffic.Down, concurrency: 1, phase: nearPhase,
+		beside: []held{{traffic.Kept, crowdIdle}, {traffic.Down, crowdStalled}},
+	},
 	{name: http1, pattern: traffic.HTTP1, concurrency: 1, phase: nearPhase},
 	{name: http32, pattern: traffic.HTTP1, concurrency: 32, phase: nearPhase},
 	{name: http256, pattern: traffic.HTTP1, concurrency: 256, phase: nearPhase},
@@ -85,6 +97,11 @@ var allMeasures = []measure{
 }
 
 const (
+	// crowdIdle and crowdStalled are the idle connections and the readers that read no more
+	// during the measure crowded.
+	crowdIdle    = 1000
+	crowdStalled = 100
+
 	warmUp = 500 * time.Millisecond
 
 	// Over the WAN a caller is in no hurry, so its connections are those of a pair that
@@ -142,6 +159,11 @@ func (b *bench) take(ctx context.Context, p *path, m measure) (window, error) {
 	for _, x := range p.proxies {
 		chainPIDs = append(chainPIDs, x.pid)
 	}
+	release, err := b.hold(ctx, p, m.beside)
+	if err != nil {
+		return window{}, err
+	}
+	defer release()
 	endProfile, err := b.startProfile(ctx, p, m, warm, length)
 	if err != nil {
 		return window{}, err
@@ -172,6 +194,30 @@ func (b *bench) take(ctx context.Context, p *path, m measure) (window, error) {
 	return w, nil
 }
 
+// hold opens connections and holds them until release is called.
+func (b *bench) hold(ctx context.Context, p *path, all []held) (release func(), err error) {
+	var releases []func() error
+	release = func() {
+		for _, r := range releases {
+			_ = r() // a failure here does not concern the measure
+		}
+	}
+	for _, h := range all {
+		r, err := startHold(b.holdCommand(ctx, p, h))
+		if err != nil {
+			release()
+			return nil, err
+		}
+		releases = append(releases, r)
+	}
+	return release, nil
+}
+
+func (b *bench) holdCommand(ctx context.Context, p *path, h held) *exec.Cmd {
+	return inNetns(ctx, p.netns, b.trafficgen, "hold",
+		"-target", p.targets.of(h.pattern), "-pattern", h.pattern, "-n", strconv.Itoa(h.n))
+}
+
 // others returns the share of the machine's processors that was used neither by the lab
 // nor by the load generator nor by the counted processes.
 func others(r traffic.Result, counted []int, processors int) float64 {
@@ -188,9 +234,7 @@ func (b *bench) takeIdle(ctx context.Context, p *path, m measure) (window, error
 	if err != nil {
 		return window{}, err
 	}
-	cmd := inNetns(ctx, p.netns, b.trafficgen, "hold",
-		"-target", p.targets.of(m.pattern), "-pattern", m.pattern, "-n", strconv.Itoa(b.idle))
-	release, err := startHold(cmd)
+	release, err := startHold(b.holdCommand(ctx, p, held{m.pattern, b.idle}))
 	if err != nil {
 		return window{}, err
 	}

@@ -52,6 +52,8 @@ func allTables(idleConnections int) []table {
 			bulkFigures("1 connection, up", up1),
 			bulkFigures("8 connections, down", down8),
 			bulkFigures("8 connections, up", up8),
+			bulkFigures(fmt.Sprintf("1 connection, down, beside %d idle ones and %d stalled readers",
+				crowdIdle, crowdStalled), crowded),
 		)},
 		{fmt.Sprintf("Memory of %d idle connections that were answered once", idleConnections), []figure{
 			residentFigure("resident memory of all proxies", "≤ 100 KiB", roleA, roleGateway, roleB),

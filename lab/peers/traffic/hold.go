@@ -17,8 +17,10 @@ var selfPID = os.Getpid()
 // holdConcurrency is how many connections Hold opens at a time.
 const holdConcurrency = 16
 
-// Hold opens n connections to target and has each answered once, by an echo or, with the
-// pattern HTTP1, by a response. It returns them open, and the caller closes them. If one fails, Hold closes the others and returns an error.
+// Hold opens n connections to target and has each answered once: by an echo, with the
+// pattern HTTP1 by a response, and with Down by the first bytes of data that the server
+// then sends until no more fits on the way. It returns them open, and the caller closes
+// them. If one fails, Hold closes the others and returns an error.
 func Hold(ctx context.Context, target, pattern string, n int) ([]net.Conn, error) {
 	conns := make([]net.Conn, n)
 	g, ctx := errgroup.WithContext(ctx)
@@ -56,10 +58,14 @@ func openAnswered(ctx context.Context, target, pattern string) (net.Conn, error)
 		return nil, err
 	}
 	err = c.SetDeadline(time.Now().Add(dialTimeout))
-	if err == nil && pattern == HTTP1 {
+	switch {
+	case err != nil:
+	case pattern == HTTP1:
 		err = exchangeHTTP1(c, bufio.NewReader(c))
-	} else if err == nil {
-		err = exchangeEcho(c)
+	case pattern == Down:
+		err = exchange(c, opSend)
+	default:
+		err = exchange(c, opEcho)
 	}
 	if err == nil {
 		err = c.SetDeadline(time.Time{})
@@ -71,9 +77,10 @@ func openAnswered(ctx context.Context, target, pattern string) (net.Conn, error)
 	return c, nil
 }
 
-func exchangeEcho(c net.Conn) error {
+// exchange sends a message and reads as many bytes.
+func exchange(c net.Conn, op Op) error {
 	message := make([]byte, MessageSize)
-	message[0] = byte(opEcho)
+	message[0] = byte(op)
 	if _, err := c.Write(message); err != nil {
 		return err
 	}

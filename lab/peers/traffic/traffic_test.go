@@ -77,7 +77,7 @@ func TestLoadWithoutServer(t *testing.T) {
 
 func TestHold(t *testing.T) {
 	target := serveOn(t)
-	for _, pattern := range []string{Kept, HTTP1} {
+	for _, pattern := range []string{Kept, HTTP1, Down} {
 		conns, err := Hold(t.Context(), target, pattern, 40)
 		if err != nil {
 			t.Fatal(err)

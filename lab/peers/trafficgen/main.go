@@ -99,7 +99,7 @@ func load(ctx context.Context, args []string) error {
 func hold(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("hold", flag.ExitOnError)
 	target := flags.String("target", "", "address and port to connect to")
-	pattern := flags.String("pattern", traffic.Kept, "kept or http1: what each connection carries once")
+	pattern := flags.String("pattern", traffic.Kept, "kept, http1 or down: what each connection carries once; the readers of down then stall")
 	n := flags.Int("n", 1000, "connections")
 	_ = flags.Parse(args)
 	conns, err := traffic.Hold(ctx, *target, *pattern, *n)
