@@ -339,7 +339,7 @@ func (a *Agent) serverHandshake(life context.Context, c *net.TCPConn, hello []by
 	tun := tls.Server(raw, identity.ServerTLS(identity.PlaneTunnel,
 		func(*tls.ClientHelloInfo) (*identity.Credential, error) { return in.server, nil },
 		true, identity.VerifyAnyWorkload(func() *identity.Anchors { return anchors }, time.Now)))
-	if err := tun.HandshakeContext(ctx); err != nil {
+	if err := transport.Handshake(ctx, tun); err != nil {
 		return nil, refuse("tls_"+identity.Reason(err), fmt.Errorf("TLS with a caller: %w", err))
 	}
 	raw.MarkProven()

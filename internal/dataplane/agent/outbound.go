@@ -264,7 +264,7 @@ func (a *Agent) clientHandshake(life context.Context, raw *transport.Raw, out *o
 		func() (*identity.Credential, error) { return out.credential, nil },
 		identity.VerifyOneOf(out.mirror.identities, func() *identity.Anchors { return anchors }, time.Now))))
 	start := time.Now()
-	if err := tun.HandshakeContext(ctx); err != nil {
+	if err := transport.Handshake(ctx, tun); err != nil {
 		return nil, refuse(reasonHandshake, fmt.Errorf("TLS with %s: %w", out.mirror.name, explainAlert(err)))
 	}
 	raw.MarkProven()

@@ -273,7 +273,8 @@ func (s *Server) serve(life context.Context, c *conn) {
 		return
 	}
 	defer s.unproven.release(candidate)
-	backend, err := s.connect(ctx, c, to)
+	var backend *net.TCPConn
+	transport.OnOwnStack(func() { backend, err = s.connect(ctx, c, to) })
 	if err != nil {
 		s.refuse(c, to.link, err)
 		return

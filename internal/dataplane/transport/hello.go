@@ -56,7 +56,9 @@ func ReadClientHello(conn net.Conn, timeout time.Duration) (ClientHello, error) 
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		return ClientHello{}, fmt.Errorf("read ClientHello: %w", err)
 	}
-	return parseHello(raw)
+	var hello ClientHello
+	OnOwnStack(func() { hello, err = parseHello(raw) })
+	return hello, err
 }
 
 // ParseClientHello parses the records of a ClientHello, with no bytes after them. Its
