@@ -61,6 +61,7 @@ const (
 	crowded   = "crowded"
 	idle      = "idle"
 	wan       = "wan"
+	wan64     = "wan64"
 	fetch     = "fetch"
 	http1     = "http1"
 	http32    = "http32"
@@ -93,6 +94,7 @@ var allMeasures = []measure{
 	{name: grpc32, pattern: traffic.GRPC, concurrency: 32, phase: nearPhase},
 	{name: grpc256, pattern: traffic.GRPC, concurrency: 256, phase: nearPhase},
 	{name: wan, pattern: traffic.Connect, concurrency: 1, phase: farPhase, pause: farPause},
+	{name: wan64, pattern: traffic.Connect, concurrency: 64, phase: farPhase, pause: farPause},
 	{name: fetch, pattern: traffic.Fetch, concurrency: 1, phase: farPhase},
 }
 
