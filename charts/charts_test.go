@@ -254,8 +254,8 @@ func TestValuesReachTheirPlace(t *testing.T) {
 		"podCIDRs":     []any{"10.1.0.0/16"},
 		"serviceCIDRs": []any{"10.2.0.0/16"},
 		"controller":   map[string]any{"replicas": 3},
-		"gateway":      map[string]any{"replicas": 4, "serviceType": "NodePort", "serviceAnnotations": map[string]any{"lb": "internal"}, "drainSeconds": 90},
-		"agent":        map[string]any{"drainSeconds": 120},
+		"gateway":      map[string]any{"replicas": 4, "serviceType": "NodePort", "serviceAnnotations": map[string]any{"lb": "internal"}, "drainSeconds": 90, "maxConnections": 2_000_000, "maxConnectionsPerLink": 1_500_000},
+		"agent":        map[string]any{"drainSeconds": 120, "maxConnections": 1_000_000, "maxConnectionsPerLink": 800_000, "maxConnectionsPerPod": 500, "maxConnectionRatePerPod": 50},
 		"accessLogs":   map[string]any{"enabled": true, "sample": 0.25},
 		"tls":          map[string]any{"postQuantum": false},
 		"logLevel":     "debug",
@@ -266,8 +266,8 @@ func TestValuesReachTheirPlace(t *testing.T) {
 	service := find[corev1.Service](t, r, "Service", "causeway-gateway")
 	wantArgs := map[string][]string{
 		"controller": {"controller", "--cluster-name=west", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--post-quantum=false", "--log-level=debug"},
-		"gateway":    {"gateway", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=90s", "--log-level=debug"},
-		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=120s", "--post-quantum=false", "--access-log", "--access-log-sample=0.25", "--access-log-failures=true", "--access-log-query=false", "--log-level=debug"},
+		"gateway":    {"gateway", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=90s", "--max-connections=2000000", "--max-connections-per-link=1500000", "--log-level=debug"},
+		"agent":      {"agent", "--controller=causeway-controller.causeway-system.svc:4146", "--drain=120s", "--max-connections=1000000", "--max-connections-per-link=800000", "--max-connections-per-pod=500", "--max-connection-rate-per-pod=50", "--post-quantum=false", "--access-log", "--access-log-sample=0.25", "--access-log-failures=true", "--access-log-query=false", "--log-level=debug"},
 		"vip-guard":  {"vip-guard", "--vip-cidrs=240.1.0.0/16,fd00:cafe::/112", "--pod-cidrs=10.1.0.0/16", "--service-cidrs=10.2.0.0/16", "--log-level=debug"},
 	}
 	gotArgs := map[string][]string{}
@@ -291,6 +291,33 @@ func TestValuesReachTheirPlace(t *testing.T) {
 	}
 	if service.Spec.Type != corev1.ServiceTypeNodePort || service.Annotations["lb"] != "internal" {
 		t.Errorf("the gateway's Service is a %s with annotations %v", service.Spec.Type, service.Annotations)
+	}
+}
+
+// TestDefaultLimits: an upgrade that reuses older values renders the limits, too.
+func TestDefaultLimits(t *testing.T) {
+	for name, tc := range map[string]struct {
+		values           map[string]any
+		gateways, agents string
+	}{
+		"default": {nil, "--max-connections=50000 --max-connections-per-link=0",
+			"--max-connections=20000 --max-connections-per-link=0 --max-connections-per-pod=0 --max-connection-rate-per-pod=2000"},
+		"older values": {map[string]any{
+			"gateway": map[string]any{"maxConnections": nil, "maxConnectionsPerLink": nil},
+			"agent":   map[string]any{"maxConnections": nil, "maxConnectionsPerLink": nil, "maxConnectionsPerPod": nil, "maxConnectionRatePerPod": nil},
+		}, "--max-connections=0 --max-connections-per-link=0",
+			"--max-connections=0 --max-connections-per-link=0 --max-connections-per-pod=0 --max-connection-rate-per-pod=0"},
+	} {
+		r := render(t, tc.values)
+		limits := func(pod corev1.PodSpec) string {
+			return strings.Join(slices.DeleteFunc(slices.Clone(pod.Containers[0].Args), func(arg string) bool { return !strings.HasPrefix(arg, "--max-") }), " ")
+		}
+		if got := limits(find[appsv1.Deployment](t, r, "Deployment", "causeway-gateway").Spec.Template.Spec); got != tc.gateways {
+			t.Errorf("%s: gateways have %s, want %s", name, got, tc.gateways)
+		}
+		if got := limits(find[appsv1.DaemonSet](t, r, "DaemonSet", "causeway-agent").Spec.Template.Spec); got != tc.agents {
+			t.Errorf("%s: agents have %s, want %s", name, got, tc.agents)
+		}
 	}
 }
 
@@ -403,6 +430,14 @@ func TestRefusedValues(t *testing.T) {
 		"no drain": {
 			why:    "the agent would not start",
 			values: map[string]any{"clusterName": "west", "agent": map[string]any{"drainSeconds": nil}}, names: "drainSeconds",
+		},
+		"limit of connections": {
+			why:    "the gateway would not start",
+			values: map[string]any{"clusterName": "west", "gateway": map[string]any{"maxConnections": -1}}, names: "maxConnections",
+		},
+		"fraction of a rate": {
+			why:    "the agent would not start",
+			values: map[string]any{"clusterName": "west", "agent": map[string]any{"maxConnectionRatePerPod": 0.5}}, names: "maxConnectionRatePerPod",
 		},
 		"no VIPs": {
 			why:    "no mirror could be given an address",

@@ -52,6 +52,30 @@ func TestChartSpeaksTheCommand(t *testing.T) {
 	}
 }
 
+// Limits are whole numbers from 0 on.
+func TestLimitFlags(t *testing.T) {
+	for _, tc := range []struct {
+		arg string
+		ok  bool
+	}{
+		{"--max-connections=0", true},
+		{"--max-connections-per-link=1000000", true},
+		{"--max-connections=-1", false},
+		{"--max-connections=many", false},
+		{"--max-connections=99999999999", false},
+	} {
+		for _, process := range []string{"agent", "gateway"} {
+			c, rest, err := (&app{stdout: io.Discard, stderr: io.Discard}).root().Find([]string{process, tc.arg})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.ParseFlags(rest); (err == nil) != tc.ok {
+				t.Errorf("%s %s: %v", process, tc.arg, err)
+			}
+		}
+	}
+}
+
 func podSpec(t *testing.T, o *unstructured.Unstructured) (corev1.PodSpec, bool) {
 	t.Helper()
 	raw, ok, err := unstructured.NestedMap(o.Object, "spec", "template", "spec")

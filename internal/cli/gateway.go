@@ -20,5 +20,7 @@ func (a *app) gateway() *cobra.Command {
 	})
 	c.Flags().StringVar(&o.Controller, "controller", "", "address of the controllers' node stream, host:port")
 	c.Flags().DurationVar(&o.Drain, "drain", time.Minute, "how long open connections go on after the process is asked to stop")
+	limitFlag(c, &o.Limits.Connections, "max-connections", "most open connections; 0: 50,000. Fewer if memory or descriptors do not suffice")
+	limitFlag(c, &o.Limits.ConnectionsPerLink, "max-connections-per-link", "most open connections from one linked cluster; 0: half of all")
 	return c
 }

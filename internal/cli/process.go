@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/go-logr/logr"
@@ -46,6 +47,23 @@ func newProcess(use, short string, runE func(*cobra.Command, *slog.Logger) error
 // postQuantumFlag adds the flag of processes that dial peers.
 func postQuantumFlag(c *cobra.Command, p *bool) {
 	c.Flags().BoolVar(p, "post-quantum", true, "offer peers a post-quantum key share beside the classical one")
+}
+
+// limitFlag adds a flag for a limit, which is not negative. 0 means the default.
+func limitFlag(c *cobra.Command, p *int, name, usage string) {
+	c.Flags().Var((*limit)(p), name, usage)
+}
+
+// limit is the value of a limitFlag.
+type limit int
+
+func (l *limit) String() string { return strconv.Itoa(int(*l)) }
+func (l *limit) Type() string   { return "number" }
+
+func (l *limit) Set(s string) error {
+	n, err := strconv.ParseUint(s, 10, 31)
+	*l = limit(n)
+	return err
 }
 
 // newProbe is a verb that asks a running process of the same pod whether it is ready.

@@ -56,10 +56,6 @@ import (
 	"github.com/causeway-mesh/causeway/internal/identity"
 )
 
-// maxConnections bounds the open connections of each direction. Each has a descriptor at
-// either end. Both directions together may need twice as many; then accepting pauses.
-var maxConnections = budget.Connections(20_000, 2)
-
 // Bounds of one agent.
 const (
 	// maxHeaders bounds the inbound connections whose header has not arrived, and
@@ -92,6 +88,7 @@ type Agent struct {
 	balanceSeed                             uint64                         // selects this node's aperture for requests
 	preconnectLimiters                      *ttlMap[string, *rate.Limiter] // by link
 	seed                                    maphash.Seed                   // selects this node's aperture
+	limits                                  Limits                         // resolved
 	shares                                  *connShares
 	inboundConns                            inboundConns
 	renewals                                *renewals    // of open exchanges
@@ -139,8 +136,8 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a := &Agent{
 		podTable: podid.New(podid.NewKernel()), endpointCache: newEndpointCache(), proofs: identity.NewProofCache(),
 		firstSpeakers: newTTLMap[localPort, tunnel.FirstSpeaker](maxFirstSpeakers, firstSpeakerAge), dialer: transport.Dialer{Timeout: gatewayDialTimeout}, check: kernelCheck,
-		headers: budget.NewPending(maxHeaders, maxHeadersFrom), handshakeLimiter: budget.NewFairSemaphore(runtime.GOMAXPROCS(0)), openings: newOpenings(), rates: newCallRates(), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), baseCtx: life,
-		logLimiter: rate.NewLimiter(logRate, logBurst), sessions: newSessions(), shares: newConnShares(),
+		headers: budget.NewPending(maxHeaders, maxHeadersFrom), handshakeLimiter: budget.NewFairSemaphore(runtime.GOMAXPROCS(0)), openings: newOpenings(), rates: newCallRates(defaultLimits), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), baseCtx: life,
+		logLimiter: rate.NewLimiter(logRate, logBurst), sessions: newSessions(), limits: defaultLimits, shares: newConnShares(defaultLimits),
 		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(), balanceSeed: rand.Uint64(),
 	}
 	r.MustRegister(newWindowGauge(a.shares.windows))
@@ -154,6 +151,14 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 	a.renewals = newRenewals(life, a.renew)
 	r.MustRegister(healthCollector{a})
 	return a
+}
+
+// setLimits replaces the default limits. It must be called before the agent runs.
+func (a *Agent) setLimits(l Limits) {
+	windows := a.shares.windows // its gauge is registered
+	a.limits, a.shares, a.rates = l, newConnShares(l), newCallRates(l)
+	a.shares.windows = windows
+	a.metrics.maxConnections = l.Connections
 }
 
 // onState makes a view the current state, and ends what the view no longer admits.

@@ -112,7 +112,7 @@ func TestServe(t *testing.T) {
 
 func TestTooManyConnections(t *testing.T) {
 	a := idleAgent(t)
-	for range maxConnections {
+	for range defaultLimits.Connections {
 		if !a.metrics.acquire(inbound) {
 			t.Fatal("refused below the bound")
 		}

@@ -53,7 +53,7 @@ func TestNoDeadlineIsSetAfterOpen(t *testing.T) {
 				defer retire()
 				life, end := context.WithCancel(t.Context())
 				defer end()
-				a := &Agent{acceptCtx: taking, shares: newConnShares()}
+				a := &Agent{acceptCtx: taking, shares: newConnShares(defaultLimits)}
 				in := &inboundConn{}
 				slow := slowDeadline{released: make(chan struct{}), at: time.Unix(1, 0)}
 				if c.retires {

@@ -46,7 +46,7 @@ func readCanary(t *testing.T, w *harness, from string) ([]byte, error) {
 // is not known is waited for.
 func TestCanaryCallsUseSourceShare(t *testing.T) {
 	w := newHarness(t, func(c *net.TCPConn) { c.Close() })
-	for range maxConnections / 2 {
+	for range defaultLimits.ConnectionsPerPod {
 		leave, err := w.west.shares.acquireSource(netip.MustParseAddr(alice))
 		if err != nil {
 			t.Fatal(err)

@@ -12,7 +12,7 @@ import (
 
 // maxIdleRequests bounds the inbound sessions for requests that have no request open,
 // shared between links. So they leave room for the connections of callers.
-var maxIdleRequests = maxConnections / 4
+func (l Limits) maxIdleRequests() int { return l.Connections / 4 }
 
 // An idleSession is an inbound session for requests that has no request open.
 type idleSession struct {
@@ -47,7 +47,7 @@ func (a *Agent) limitIdleRequests(now time.Time) {
 			}
 		}
 	}
-	for _, s := range excessIdle(idle, now, maxIdleRequests) {
+	for _, s := range excessIdle(idle, now, a.limits.maxIdleRequests()) {
 		s.mux.GoAway()
 	}
 }

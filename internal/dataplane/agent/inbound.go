@@ -284,7 +284,7 @@ func (a *Agent) closeAfterRefusal(c *net.TCPConn) {
 }
 
 // readHeader reads the gateway's header, and counts the connection against
-// maxConnections. Until then the connection is in a separate pool, so that strangers on
+// Limits.Connections. Until then the connection is in a separate pool, so that strangers on
 // the node's network cannot exhaust the connections of gateways. The caller must call
 // leave if there is no error.
 func (a *Agent) readHeader(c *net.TCPConn, in *inboundConn) (leave func(), err error) {

@@ -107,13 +107,15 @@ type metrics struct {
 	probes   *prometheus.CounterVec
 	mirrored *prometheus.CounterVec
 
-	mu      sync.Mutex // guards current
-	current map[string]int
+	maxConnections int        // of each direction
+	mu             sync.Mutex // guards current
+	current        map[string]int
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
-		current: make(map[string]int),
+		maxConnections: defaultLimits.Connections,
+		current:        make(map[string]int),
 		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_accepted_total",
 			Help: "Connections accepted, by direction.",
@@ -175,7 +177,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 func (m *metrics) acquire(direction string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.current[direction] >= maxConnections {
+	if m.current[direction] >= m.maxConnections {
 		return false
 	}
 	m.current[direction]++

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
 	"github.com/causeway-mesh/causeway/internal/dataplane/parallelism"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
@@ -46,6 +47,8 @@ type Options struct {
 	// Drain is how long open connections continue after the process is asked to stop.
 	// Zero: 60 s.
 	Drain time.Duration
+	// Limits bound the connections.
+	Limits Limits
 	// KeyExchange is what the agent offers to peers.
 	KeyExchange identity.KeyExchange
 	// TraceEndpoint, TraceRatio and TraceCAFile are those of trace.Options. Without an
@@ -76,6 +79,7 @@ func Run(ctx context.Context, o Options) error {
 		return h.Sign(ctx, ns, sa, csr)
 	}
 	a := New(life, sign, o.Log, registry)
+	a.setLimits(o.Limits.resolve(budget.Connections))
 	if o.AccessLog != nil {
 		defer a.requestLog.StartAccessLog(o.AccessLogTo, *o.AccessLog).Close()
 	}
@@ -170,7 +174,9 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	accepting.Go(func() error { a.refuseVIPs(serving, held.Refuse); return nil })
 	a.serving.Store(true)
 	held.Ready()
-	a.log.Info("serving", "listeners", len(held.All()))
+	a.log.Info("serving", "listeners", len(held.All()), "maxConnections", a.limits.Connections,
+		"maxConnectionsPerLink", a.limits.ConnectionsPerLink, "maxConnectionsPerPod", a.limits.ConnectionsPerPod,
+		"maxConnectionRatePerPod", a.limits.ConnectionRatePerPod)
 	if err := accepting.Wait(); err != nil {
 		return err
 	}

@@ -59,19 +59,17 @@ type linkSource struct {
 	source netip.Prefix
 }
 
-// Rates per second, and bursts.
+// Rates per second, and bursts. Limits has those of pods and local accounts.
 const (
-	podRate, podBurst             = 2_000, 4_000
-	accountRate, accountBurst     = 4_000, 8_000
 	handshakeRate, handshakeBurst = 500, 2_000
 	exchangeRate, exchangeBurst   = 4_000, 8_000
 	renewalRate, renewalBurst     = 100, 500
 )
 
-func newCallRates() callRates {
+func newCallRates(l Limits) callRates {
 	return callRates{
-		pods:       budget.NewRates[netip.Addr](podRate, podBurst),
-		accounts:   budget.NewRates[account](accountRate, accountBurst),
+		pods:       budget.NewRates[netip.Addr](l.podRate(), l.podBurst()),
+		accounts:   budget.NewRates[account](2*l.podRate(), 2*l.podBurst()),
 		handshakes: budget.NewRates[linkSource](handshakeRate, handshakeBurst),
 		exchanges:  budget.NewRates[string](exchangeRate, exchangeBurst),
 		renewals:   budget.NewRates[string](renewalRate, renewalBurst),
@@ -79,11 +77,26 @@ func newCallRates() callRates {
 	}
 }
 
-func newConnShares() *connShares {
-	shares := func() *budget.Shares { return budget.New(maxConnections) }
-	return &connShares{sources: shares(), outboundAccounts: shares(), outboundLinks: shares(), inboundCallers: shares(), inboundLinks: shares(),
-		outboundRequests: shares(), outboundRequestLinks: shares(), inboundRequests: shares(), inboundRequestLinks: shares(),
-		waiting: budget.New(maxWaiting), probes: budget.New(maxProbes), windows: budget.NewBytes(budget.WindowBytes()), budgets: newTTLMap[string, uint32](1024, budgetAge)}
+// newConnShares returns the shares of limits that are resolved. Open requests are divided
+// like connections, but have no limits of their own.
+func newConnShares(l Limits) *connShares {
+	shares := func(perKey int) *budget.Shares { return budget.NewWithLimit(l.Connections, perKey) }
+	half := l.Connections / 2
+	return &connShares{
+		sources:              shares(l.ConnectionsPerPod),
+		outboundAccounts:     shares(l.perAccount),
+		outboundLinks:        shares(l.ConnectionsPerLink),
+		inboundCallers:       shares(accountShare(l.Connections)),
+		inboundLinks:         shares(l.ConnectionsPerLink),
+		outboundRequests:     shares(accountShare(l.Connections)),
+		outboundRequestLinks: shares(half),
+		inboundRequests:      shares(accountShare(l.Connections)),
+		inboundRequestLinks:  shares(half),
+		waiting:              budget.New(maxWaiting),
+		probes:               budget.New(maxProbes),
+		windows:              budget.NewBytes(budget.WindowBytes()),
+		budgets:              newTTLMap[string, uint32](1024, budgetAge),
+	}
 }
 
 // acquireSource counts a connection by its address alone. The caller must call leave if
@@ -129,8 +142,7 @@ func (s *connShares) acquireInbound(in *inboundConn) (leave func(), err error) {
 
 var errShare = errors.New("it has its share of this agent's connections already")
 
-// acquireBoth adds a connection to the shares of an account and of a link. A link may have
-// half of all, and an account a quarter, so that one account cannot fill its link's share.
+// acquireBoth adds a connection to the shares of an account and of a link.
 func acquireBoth(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB, reasonB string) (leave func(), err error) {
 	if err := acquireShares(a, keyA, reasonA, b, keyB, reasonB); err != nil {
 		return nil, err
@@ -141,7 +153,7 @@ func acquireBoth(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB,
 // acquireShares is acquireBoth without an allocation. If it returns nil, the caller must
 // call releaseShares.
 func acquireShares(a *budget.Shares, keyA, reasonA string, b *budget.Shares, keyB, reasonB string) error {
-	if a.Count(keyA) >= maxConnections/4 || !a.Acquire(keyA) {
+	if !a.Acquire(keyA) {
 		return refuse(reasonA, errShare)
 	}
 	if !b.Acquire(keyB) {

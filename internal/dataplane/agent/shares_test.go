@@ -52,10 +52,10 @@ func TestSharesLeaveRoomForOthers(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			l := newConnShares()
+			l := newConnShares(defaultLimits)
 			n, err := acquireAll(func() (func(), error) { return tc.greedy(l) })
-			if n > maxConnections/2 || reasonOf(err) != tc.reason {
-				t.Errorf("it got %d of %d, then %v; want half at most, then %s", n, maxConnections, err, tc.reason)
+			if n > defaultLimits.Connections/2 || reasonOf(err) != tc.reason {
+				t.Errorf("it got %d of %d, then %v; want half at most, then %s", n, defaultLimits.Connections, err, tc.reason)
 			}
 			if _, err := tc.other(l); err != nil {
 				t.Errorf("the next is refused: %v", err)
@@ -66,7 +66,7 @@ func TestSharesLeaveRoomForOthers(t *testing.T) {
 
 // Many accounts of one link share what the link may have.
 func TestSharesOfALink(t *testing.T) {
-	l := newConnShares()
+	l := newConnShares(defaultLimits)
 	n, account := 0, 0
 	var err error
 	for err == nil {
@@ -79,7 +79,7 @@ func TestSharesOfALink(t *testing.T) {
 			n++
 		}
 	}
-	if n != maxConnections/2 || reasonOf(err) != reasonLinkShare {
+	if n != defaultLimits.Connections/2 || reasonOf(err) != reasonLinkShare {
 		t.Errorf("a link got %d, then %v", n, err)
 	}
 	if got := l.outboundAccounts.Count("shop/" + string(rune(account))); got >= 100 {
@@ -90,7 +90,7 @@ func TestSharesOfALink(t *testing.T) {
 // A gateway's word is kept, for a minute, and not taken for more than it is.
 func TestGatewayBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newConnShares()
+		l := newConnShares(defaultLimits)
 		c := &outboundConn{caller: &pod{namespace: "shop", serviceAccount: "a"}, peer: &peer{name: "east", uid: "u"}}
 		l.recordBudget("u", 0)
 		if !l.hasSpareBudget("u") {

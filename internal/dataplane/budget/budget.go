@@ -7,9 +7,9 @@
 //	FairSemaphore  concurrent computations, by key
 //
 // What always holds:
-//   - No key has more than half of Shares. A key with less than its assured share gets
-//     more while there is room. A key with at least that share gets more only while a
-//     quarter of the whole is free.
+//   - No key has more than half of Shares, or another limit that New was given. A key with
+//     less than its assured share gets more while there is room. A key with at least that
+//     share gets more only while a quarter of the whole is free.
 //   - Pending evicts the oldest connection, of its source or of all.
 //   - FairSemaphore serves keys in turn, and skips waiters that have gone.
 //   - Memory is bounded, even against strangers.
@@ -19,7 +19,7 @@ import "sync"
 
 // Shares is one budget. Make it with New. It is safe for concurrent use.
 type Shares struct {
-	total int
+	total, perKey int
 
 	mu     sync.Mutex // guards what follows
 	used   int
@@ -28,13 +28,19 @@ type Shares struct {
 
 // These are parts of the total. assuredShare is the share that each key can always use
 // while there is room. sharedLimit is the total use at which a key that has its assured
-// share gets no more. maxShare is the most that one key can have.
+// share gets no more. maxShare is the most that one key can have by default.
 func assuredShare(total int) int { return total / 8 }
 func sharedLimit(total int) int  { return total - total/4 }
 func maxShare(total int) int     { return total / 2 }
 
-// New returns a budget of total connections.
-func New(total int) *Shares { return &Shares{total: total, counts: make(map[string]int)} }
+// New returns a budget of total connections, of which a key may have half.
+func New(total int) *Shares { return NewWithLimit(total, maxShare(total)) }
+
+// NewWithLimit returns a budget of total connections, of which a key may have perKey. If
+// that is less than the assured share, it replaces the assured share.
+func NewWithLimit(total, perKey int) *Shares {
+	return &Shares{total: total, perKey: perKey, counts: make(map[string]int)}
+}
 
 // Acquire counts one more for key. It returns false if that is too many. If it returns
 // true, the caller must call Release once.
@@ -80,5 +86,5 @@ func (s *Shares) limit(key string) int {
 	if has < assuredShare(s.total) {
 		most = max(most, min(assuredShare(s.total), has+s.total-s.used))
 	}
-	return max(has, min(most, maxShare(s.total)))
+	return max(has, min(most, s.perKey))
 }

@@ -44,6 +44,23 @@ func TestShares(t *testing.T) {
 	}
 }
 
+func TestSharesWithLimit(t *testing.T) {
+	for _, tc := range []struct {
+		why          string
+		perKey, gets int
+	}{
+		{"less than the assured share", 50, 50},
+		{"more than half", 500, 500},
+		{"a quarter stays free for others", 800, 600},
+		{"none", 0, 0},
+	} {
+		s := NewWithLimit(800, tc.perKey)
+		if got := fill(s, "a", 800); got != tc.gets || s.Limit("a") != tc.gets {
+			t.Errorf("%s: a key gets %d, and was told %d, want %d", tc.why, got, s.Limit("a"), tc.gets)
+		}
+	}
+}
+
 // Whatever happens, the rules of the package hold, and what is told is what is given.
 func TestSharesKeepInvariants(t *testing.T) {
 	const total = 64

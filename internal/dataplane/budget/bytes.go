@@ -2,10 +2,7 @@ package budget
 
 import (
 	"math"
-	"runtime/debug"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // Bytes divides memory between links. A link may have a quarter of it, and up to half
@@ -55,20 +52,14 @@ func (b *Bytes) Used() int {
 // Parts of the memory that windows may have. The kernel's buffers of TCP may by default
 // have a sixteenth of a machine's memory before it keeps them small (net.ipv4.tcp_mem).
 const (
-	heapPart    = 4
+	processPart = 4
 	machinePart = 32
 )
 
 // WindowBytes returns how many bytes the windows of this process may have: a quarter of
-// its memory limit (GOMEMLIMIT), and at most a thirty-second of the machine's memory.
-func WindowBytes() int {
-	var machine unix.Sysinfo_t
-	if err := unix.Sysinfo(&machine); err != nil {
-		machine.Totalram, machine.Unit = 1<<30, 1
-	}
-	return windowBytes(debug.SetMemoryLimit(-1), uint64(machine.Totalram)*uint64(machine.Unit))
-}
+// its memory (Memory), and at most a thirty-second of the machine's.
+func WindowBytes() int { return windowBytes(Memory(), machineMemory()) }
 
-func windowBytes(heap int64, machine uint64) int {
-	return int(min(uint64(heap)/heapPart, machine/machinePart, math.MaxInt32))
+func windowBytes(process, machine uint64) int {
+	return int(min(process/processPart, machine/machinePart, math.MaxInt32))
 }

@@ -70,15 +70,15 @@ func TestBytesKeepsInvariants(t *testing.T) {
 func TestWindowBytes(t *testing.T) {
 	for _, tc := range []struct {
 		why     string
-		heap    int64
+		process uint64
 		machine uint64
 		want    int
 	}{
-		{"no limit", math.MaxInt64, 16 << 30, 512 << 20},
+		{"no limit", math.MaxUint64, 16 << 30, 512 << 20},
 		{"a limit of the process", 460 << 20, 16 << 30, 115 << 20},
 		{"a small machine", 460 << 20, 1 << 30, 32 << 20},
 	} {
-		if got := windowBytes(tc.heap, tc.machine); got != tc.want {
+		if got := windowBytes(tc.process, tc.machine); got != tc.want {
 			t.Errorf("%s: %d, want %d", tc.why, got, tc.want)
 		}
 	}

@@ -45,10 +45,6 @@ const (
 	maxHellosFromSource = 512 // a peer behind NAT is one source
 )
 
-// maxConnections bounds the connections after their hello. Links share them. Each has a
-// descriptor at either end.
-var maxConnections = budget.Connections(50_000, 2)
-
 const (
 	// The connection rate of one source.
 	acceptRate  = 1000
@@ -78,7 +74,7 @@ type Server struct {
 
 	accepts *budget.Rates[netip.Prefix] // by source
 	hellos  *budget.Pending
-	// shares divide maxConnections among links, by UID.
+	// shares divide Limits.Connections among links, by UID.
 	shares *budget.Shares
 	// unproven connections are cut after proofTime.
 	unproven  *unprovenPool
@@ -116,7 +112,7 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 		drain:     defaultDrain,
 		accepts:   budget.NewRates[netip.Prefix](acceptRate, acceptBurst),
 		hellos:    hellos,
-		shares:    budget.New(maxConnections),
+		shares:    newShares(Limits{}.resolve(budget.Connections)),
 		unproven:  unproven,
 		proofTime: proofTime,
 		ejections: newEjections(),

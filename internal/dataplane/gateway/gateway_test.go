@@ -288,7 +288,7 @@ func TestServeHandsOverHeaderAndHello(t *testing.T) {
 		ReadyCount:  3,
 		Generation:  6,
 		Link:        "west",
-		Budget:      uint32(maxConnections / 2),
+		Budget:      uint32(Limits{}.resolve(budget.Connections).ConnectionsPerLink),
 		HelloLen:    uint16(len(raw)),
 		HelloSum:    got.header.HelloSum,
 		Time:        got.header.Time,

@@ -13,6 +13,7 @@ import (
 
 	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/backoff"
+	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkwatch"
 	"github.com/causeway-mesh/causeway/internal/dataplane/parallelism"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -30,6 +31,8 @@ type Options struct {
 	// Drain is how long open connections may continue after the process is asked to stop.
 	// For the first half of it, new ones are still accepted. Zero: 60 s.
 	Drain time.Duration
+	// Limits bound the connections.
+	Limits Limits
 
 	Log *slog.Logger
 }
@@ -47,6 +50,9 @@ const latePollInterval = 500 * time.Millisecond
 func Run(ctx context.Context, o Options) error {
 	registry := uplink.NewRegistry()
 	s := NewServer(o.Log, registry)
+	limits := o.Limits.resolve(budget.Connections)
+	s.shares = newShares(limits)
+	o.Log.Info("limits", "maxConnections", limits.Connections, "maxConnectionsPerLink", limits.ConnectionsPerLink)
 	drain := cmp.Or(o.Drain, defaultDrain)
 	s.drain = drain - acceptTime(drain)
 	api, err := linkwatch.InCluster()
