@@ -62,7 +62,7 @@ func TestPenalties(t *testing.T) {
 // An address that swallows what it gets slows down one call, and no other.
 func TestBlackHoleDelaysOneCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &Agent{sessions: newSessions(), dialer: transport.Dialer{Timeout: gatewayDialTimeout, Dial: func(ctx context.Context, address string) (net.Conn, error) {
+		a := &Agent{sessions: newSessions(), shares: newConnShares(defaultLimits), dialer: transport.Dialer{Timeout: gatewayDialTimeout, Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			if address == "hole" {
 				<-ctx.Done()
 				return nil, ctx.Err()
@@ -127,4 +127,21 @@ func TestGatewayLoadIsWeighted(t *testing.T) {
 	if got := weightedOrder(addresses[:1], func(string) time.Duration { return 0 }, func() float64 { return 0.999999 }); len(got) != 1 {
 		t.Errorf("%v of one", got)
 	}
+}
+
+// A gateway that has just granted no further session is not dialed.
+func TestDialGatewayHonorsBudget(t *testing.T) {
+	a := idleAgent(t)
+	ln := listen(t, "127.0.0.1")
+	p := &peer{name: "east", uid: "u", gateways: []string{ln.Addr().String()}, healthy: 1}
+	a.shares.recordBudget("u", 1)
+	if _, _, err := a.dialGateway(t.Context(), p); reasonOf(err) != reasonGatewayBudget {
+		t.Errorf("%v, want %s", err, reasonGatewayBudget)
+	}
+	a.shares.recordBudget("u", 2)
+	raw, _, err := a.dialGateway(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Reset()
 }

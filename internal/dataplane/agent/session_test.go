@@ -373,11 +373,12 @@ func TestNoPreconnectWithShortBudget(t *testing.T) {
 	if !w.west.shares.outboundLinks.Acquire(c.peer.uid) {
 		t.Fatal("no room at all")
 	}
+	defer w.west.shares.outboundLinks.Release(c.peer.uid)
 	w.west.preconnect(&c)
 	if n := w.sessionCount(sessionPreconnecting); n != begun {
 		t.Errorf("%d are made where one call has taken all that is granted", n-begun)
 	}
-	w.west.shares.outboundLinks.Release(c.peer.uid)
+	w.west.shares.recordBudget(c.peer.uid, 3)
 	w.west.preconnect(&c)
 	if n := w.sessionCount(sessionPreconnecting); n == begun {
 		t.Error("none is made where there is room: this proves nothing")

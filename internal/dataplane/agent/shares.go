@@ -11,8 +11,14 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/budget"
 )
 
-// budgetAge is how long the budget that a gateway reports is valid.
-const budgetAge = time.Minute
+const (
+	// budgetAge is how long the budget that a gateway reports is valid.
+	budgetAge = time.Minute
+	// noBudgetAge is how long an agent makes no session after a gateway has granted no
+	// further one. Behind one address there may be several gateways, and the next may
+	// grant more.
+	noBudgetAge = time.Second
+)
 
 // connShares divide an agent's connections, separately per direction. So no pod,
 // account or link can use them all.
@@ -33,7 +39,7 @@ type connShares struct {
 	inboundRequests, inboundRequestLinks   *budget.Shares
 	// windows is for bytes under way in open exchanges, by link UID.
 	windows *budget.Bytes
-	// budgets holds how many tunnels peers' gateways grant, by link UID.
+	// budgets holds how many more tunnels peers' gateways granted last, by link UID.
 	budgets *ttlMap[string, uint32]
 }
 
@@ -113,9 +119,6 @@ func (s *connShares) acquireSource(from netip.Addr) (leave func(), err error) {
 func (s *connShares) acquireOutbound(c *outboundConn) (leave func(), err error) {
 	caller := c.caller.namespace + "/" + c.caller.serviceAccount
 	link := c.peer.uid
-	if most, ok := s.budgets.get(link, budgetAge); ok && s.outboundLinks.Count(link) >= int(most) {
-		return nil, refuse(reasonGatewayBudget, fmt.Errorf("the gateway of %s grants %d tunnels, and so many are open", c.peer.name, most))
-	}
 	leave, err = acquireBoth(s.outboundAccounts, caller, reasonAccountShare, s.outboundLinks, link, reasonLinkShare)
 	if err != nil {
 		return nil, fmt.Errorf("account %s, link %s: %w", caller, c.peer.name, err)
@@ -123,16 +126,25 @@ func (s *connShares) acquireOutbound(c *outboundConn) (leave func(), err error) 
 	return leave, nil
 }
 
-// hasSpareBudget reports whether a peer's gateway grants more than twice the open
-// tunnels. The rest of the budget is reserved for calls.
-func (s *connShares) hasSpareBudget(link string) bool {
-	most, ok := s.budgets.get(link, budgetAge)
-	return !ok || 2*s.outboundLinks.Count(link) < int(most)
+// checkBudget returns why the agent must not make another session: a moment ago a gateway
+// of the peer granted none.
+func (s *connShares) checkBudget(p *peer) error {
+	if more, ok := s.budgets.get(p.uid, noBudgetAge); ok && more == 0 {
+		return refuse(reasonGatewayBudget, fmt.Errorf("the gateway of %s grants no further session to this node's address", p.name))
+	}
+	return nil
 }
 
-// recordBudget stores the budget that a gateway reports; 0 means none.
+// hasSpareBudget reports whether a peer's gateway grants more further tunnels than there
+// are calls. The rest of the budget is reserved for calls.
+func (s *connShares) hasSpareBudget(link string) bool {
+	more, ok := s.budgets.get(link, budgetAge)
+	return !ok || s.outboundLinks.Count(link) < int(more)
+}
+
+// recordBudget stores the budget that a gateway reports with a tunnel; 0 means none.
 func (s *connShares) recordBudget(link string, tunnels uint32) {
-	s.budgets.update(link, func(uint32, time.Duration, bool) (uint32, bool) { return tunnels, tunnels > 0 })
+	s.budgets.update(link, func(uint32, time.Duration, bool) (uint32, bool) { return tunnels - 1, tunnels > 0 })
 }
 
 // acquireInbound counts a tunnel of an authenticated caller.

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -87,37 +86,44 @@ func TestSharesOfALink(t *testing.T) {
 	}
 }
 
-// A gateway's word is kept, for a minute, and not taken for more than it is.
+// A gateway's grant counts for a minute. If it grants nothing, the agent makes no session
+// for a second.
 func TestGatewayBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newConnShares(defaultLimits)
-		c := &outboundConn{caller: &pod{namespace: "shop", serviceAccount: "a"}, peer: &peer{name: "east", uid: "u"}}
+		east := &peer{name: "east", uid: "u"}
+		c := &outboundConn{caller: &pod{namespace: "shop", serviceAccount: "a"}, peer: east}
+		wants := func(why string, dials, spare bool) {
+			t.Helper()
+			err := l.checkBudget(east)
+			if err != nil && reasonOf(err) != reasonGatewayBudget {
+				t.Errorf("%s: %v, want %s", why, err, reasonGatewayBudget)
+			}
+			if got := l.hasSpareBudget("u"); (err == nil) != dials || got != spare {
+				t.Errorf("%s: dials %v (%v), spare %v; want %v, %v", why, err == nil, err, got, dials, spare)
+			}
+		}
 		l.recordBudget("u", 0)
-		if !l.hasSpareBudget("u") {
-			t.Error("an unstated budget bounds")
-		}
-		l.recordBudget("u", 3)
-		first := must(l.acquireOutbound(c))(t)
-		if !l.hasSpareBudget("u") {
-			t.Error("with one of three in use there is no room for a warm one")
-		}
+		wants("an unstated budget bounds nothing", true, true)
+		l.recordBudget("u", 3) // with the tunnel that brought it
+		wants("two more, and no call", true, true)
 		must(l.acquireOutbound(c))(t)
-		if l.hasSpareBudget("u") {
-			t.Error("with two of three in use there is room for a warm one")
+		wants("two more, and one call", true, true)
+		leave := must(l.acquireOutbound(c))(t)
+		wants("two more, and two calls", true, false)
+		leave()
+		l.recordBudget("u", 1)
+		wants("no more", false, false)
+		if err := l.checkBudget(&peer{name: "south", uid: "v"}); err != nil {
+			t.Errorf("another peer's gateway bounds: %v", err)
 		}
-		must(l.acquireOutbound(c))(t)
-		_, err := l.acquireOutbound(c)
-		if r := (*refusal)(nil); !errors.As(err, &r) || r.reason != reasonGatewayBudget {
-			t.Errorf("a fourth: %v, want %s", err, reasonGatewayBudget)
-		}
-		first()
 		if _, err := l.acquireOutbound(c); err != nil {
-			t.Errorf("after one has ended: %v", err)
+			t.Errorf("a call that may use an idle session is refused: %v", err)
 		}
+		bubble.Pass(noBudgetAge)
+		wants("another gateway may grant more", true, false)
 		bubble.Pass(budgetAge)
-		if _, err := l.acquireOutbound(c); err != nil {
-			t.Errorf("an old word bounds on: %v", err)
-		}
+		wants("an old grant bounds nothing", true, true)
 	})
 }
 

@@ -11,8 +11,8 @@
 //   - A connection ends when its Link is seen deleted.
 //   - Each stage of a connection has bounds of its own, in number and rate, per source or
 //     per link. A connection is pending until its hello is read, and unproven until its
-//     far side has answered beyond the handshake; after that it counts only in its link's
-//     share.
+//     far side has answered beyond the handshake; after that it counts only in the shares
+//     of its link and, within that, of its source.
 //   - While the hello is in its buffer the gateway tries one endpoint after another.
 //   - Serve returns only after the last connection that it accepted has ended.
 package gateway
@@ -76,6 +76,8 @@ type Server struct {
 	hellos  *budget.Pending
 	// shares divide Limits.Connections among links, by UID.
 	shares *budget.Shares
+	// sources divide a link's share among the addresses that its agents come from.
+	sources *sourceShares
 	// unproven connections are cut after proofTime.
 	unproven  *unprovenPool
 	proofTime time.Duration
@@ -113,6 +115,7 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 		accepts:   budget.NewRates[netip.Prefix](acceptRate, acceptBurst),
 		hellos:    hellos,
 		shares:    newShares(Limits{}.resolve(budget.Connections)),
+		sources:   newSourceShares(),
 		unproven:  unproven,
 		proofTime: proofTime,
 		ejections: newEjections(),
@@ -141,6 +144,7 @@ func (s *Server) set(next *state) {
 		c.cut(errLinkGone)
 	}
 	s.unproven.dropSources(next.hasLink)
+	s.sources.dropLinks(next.hasLink)
 }
 
 // swap makes next the current state and returns the connections of Links that it lacks.
@@ -234,6 +238,7 @@ var (
 	errTooManyJoins = refuse(reasonTooManyJoins, errors.New("too many connections of invites"))
 	errLinkGone     = refuse(reasonNotReady, errors.New("its Link was deleted meanwhile"))
 	errLinkShare    = refuse(reasonLinkShare, errors.New("its link has its share of connections"))
+	errSourceShare  = refuse(reasonSourceShare, errors.New("its source has its share of its link's connections"))
 )
 
 // serve serves one connection until it ends, and closes it.
@@ -258,11 +263,12 @@ func (s *Server) serve(life context.Context, c *conn) {
 		late := time.AfterFunc(s.joinTime, func() { cut(errJoinTime) })
 		defer late.Stop()
 	}
-	if !s.shares.Acquire(to.linkUID) {
-		s.refuse(c, to.link, errLinkShare)
+	leave, err := s.acquire(c, to)
+	if err != nil {
+		s.refuse(c, to.link, err)
 		return
 	}
-	defer s.shares.Release(to.linkUID)
+	defer leave()
 	candidate, err := s.unproven.admit(to.linkUID, c.source, cut)
 	if err != nil {
 		s.refuse(c, to.link, err)
@@ -278,6 +284,23 @@ func (s *Server) serve(life context.Context, c *conn) {
 	s.splice(ctx, cut, c, backend, to.link, candidate)
 }
 
+// acquire counts a connection in the shares of its link and of its source. The catalog,
+// probes and joins count for their link alone: a source's calls cannot keep them out. The
+// caller must call leave if there is no error.
+func (s *Server) acquire(c *conn, to destination) (leave func(), err error) {
+	if to.row.ID < route.FirstService {
+		if !s.shares.Acquire(to.linkUID) {
+			return nil, errLinkShare
+		}
+		return func() { s.shares.Release(to.linkUID) }, nil
+	}
+	of := linkSource{to.linkUID, c.source}
+	if err := s.sources.acquire(s.shares, of); err != nil {
+		return nil, err
+	}
+	return func() { s.sources.release(s.shares, of) }, nil
+}
+
 // splice relays a connection's bytes until it ends. It cuts the connection if its far
 // side does not answer in time.
 func (s *Server) splice(ctx context.Context, cut context.CancelCauseFunc, c *conn, backend *net.TCPConn,
@@ -291,6 +314,7 @@ func (s *Server) splice(ctx context.Context, cut context.CancelCauseFunc, c *con
 	if proof.Proven {
 		timeout.Stop()
 		s.unproven.markProven(candidate)
+		s.sources.markProven(candidate.linkSource)
 	}
 	result := transport.Splice(ctx, c.TCPConn, backend, proof.Unsent) // closes both
 	s.metrics.bytes.WithLabelValues(link, "in").Add(float64(proof.Sent + result.Sent))
@@ -413,7 +437,7 @@ func (s *Server) handOver(ctx context.Context, c *conn, to destination, e route.
 		Generation:  to.row.Generation,
 		Time:        time.Now(),
 		Link:        to.link,
-		Budget:      uint32(s.shares.Limit(to.linkUID)),
+		Budget:      uint32(1 + s.sources.room(s.shares, linkSource{to.linkUID, c.source})),
 	}
 	if e.Backend.ReadsZones {
 		header.Zones = zones

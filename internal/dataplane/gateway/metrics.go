@@ -20,6 +20,7 @@ const (
 	reasonTooManyHellosFrom = "too_many_hellos_from_source"
 	// After the label has opened.
 	reasonLinkShare    = "link_share"
+	reasonSourceShare  = "source_share" // of its link's share
 	reasonUnprovenRate = "unproven_rate"
 	reasonNoEndpoint   = "no_ready_endpoint"
 	reasonBackend      = "backend_unreachable"
@@ -42,7 +43,7 @@ var evictionReasons = map[budget.EvictedBy]string{
 var ownReasons = []string{
 	reasonNotReady,
 	reasonAcceptRate, reasonTooManyHellos, reasonTooManyHellosFrom,
-	reasonLinkShare, reasonUnprovenRate, reasonNoEndpoint, reasonBackend, reasonNoAgent,
+	reasonLinkShare, reasonSourceShare, reasonUnprovenRate, reasonNoEndpoint, reasonBackend, reasonNoAgent,
 	reasonEvicted, reasonUnproven,
 	reasonTooManyJoins, reasonJoinTime,
 }
