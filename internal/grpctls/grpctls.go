@@ -1,5 +1,5 @@
 // Package grpctls provides gRPC transport credentials with the TLS rules of Causeway: a
-// tls.Config of the caller, one ALPN protocol per plane, TLS 1.3, and no session
+// tls.Config of the caller, ALPN protocols of one plane, TLS 1.3, and no session
 // resumption.
 //
 //	net.Conn ─Guard▶ bounded ─handshake, 5 s▶ ALPN, version, no resumption ─▶ gRPC
@@ -9,7 +9,7 @@
 //
 // Invariants:
 //   - No byte of HTTP/2 is read from a peer before the handshake is complete and the peer
-//     has agreed on the ALPN protocol of the plane.
+//     has agreed on an ALPN protocol of the plane.
 //   - This package does not authenticate peers. The tls.Config does so in
 //     VerifyConnection, and a handler can read the result from State.
 package grpctls
@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -30,7 +31,7 @@ import (
 const HandshakeTimeout = 5 * time.Second
 
 var (
-	// ErrALPN reports a peer that did not agree on the ALPN protocol of the plane.
+	// ErrALPN reports a peer that did not agree on an ALPN protocol of the plane.
 	ErrALPN = errors.New("peer did not agree on the ALPN protocol")
 	// ErrSession reports a session that was resumed or has another version than TLS 1.3.
 	ErrSession = errors.New("TLS session was resumed or is not TLS 1.3")
@@ -43,8 +44,9 @@ type Guard func(net.Conn) (guarded net.Conn, proven func())
 
 // Config configures the handshakes. ALPN and TLS are required.
 type Config struct {
-	// ALPN is the protocol of the plane. It replaces the protocols of each tls.Config.
-	ALPN string
+	// ALPN are the protocols of the plane, one for each version, best first. They replace
+	// the protocols of each tls.Config.
+	ALPN []string
 	// TLS returns the tls.Config for one handshake. It is called for each handshake, so
 	// that certificates and roots can change. The result is not modified.
 	TLS func() (*tls.Config, error)
@@ -90,7 +92,7 @@ func (c creds) handshake(ctx context.Context, conn net.Conn,
 		return nil, nil, fmt.Errorf("prepare TLS: %w", err)
 	}
 	config = config.Clone()
-	config.NextProtos = []string{c.ALPN}
+	config.NextProtos = slices.Clone(c.ALPN)
 	raw, proven := conn, func() {}
 	if c.Guard != nil {
 		conn, proven = c.Guard(conn)
@@ -118,8 +120,8 @@ func (c creds) handshake(ctx context.Context, conn net.Conn,
 
 func (c creds) check(state tls.ConnectionState) error {
 	// crypto/tls accepts a peer that offers no ALPN protocol.
-	if state.NegotiatedProtocol != c.ALPN {
-		return fmt.Errorf("want %q, got %q: %w", c.ALPN, state.NegotiatedProtocol, ErrALPN)
+	if !slices.Contains(c.ALPN, state.NegotiatedProtocol) {
+		return fmt.Errorf("want one of %q, got %q: %w", c.ALPN, state.NegotiatedProtocol, ErrALPN)
 	}
 	if state.Version != tls.VersionTLS13 || state.DidResume {
 		return ErrSession

@@ -110,7 +110,7 @@ func TestServerHandshake(t *testing.T) {
 			var reported error
 			proven := false
 			creds := grpctls.New(grpctls.Config{
-				ALPN:   alpn,
+				ALPN:   []string{alpn},
 				TLS:    grpctlstest.Config(serverTLS),
 				Guard:  func(c net.Conn) (net.Conn, func()) { return c, func() { proven = true } },
 				Failed: func(err error) { reported = err },
@@ -142,12 +142,56 @@ func TestServerHandshake(t *testing.T) {
 	}
 }
 
+// TestVersionsAreNegotiated: two versions of Causeway agree on the best that both know.
+func TestVersionsAreNegotiated(t *testing.T) {
+	newer, older := []string{"plane/3", "plane/2"}, []string{"plane/2"}
+	for name, tc := range map[string]struct {
+		client, server []string
+		want           string // empty: none
+	}{
+		"both newer":     {newer, newer, "plane/3"},
+		"newer client":   {newer, older, "plane/2"},
+		"newer server":   {older, newer, "plane/2"},
+		"none in common": {newer, []string{"plane/1"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			serverTLS, clientTLS := grpctlstest.Pair(t, "west")
+			clientTLS.ServerName = grpctlstest.ServerName
+			near, far := pipe(t)
+			agreed := make(chan string, 1)
+			caller := grpctls.New(grpctls.Config{ALPN: tc.client, TLS: grpctlstest.Config(clientTLS)})
+			called := grpctls.New(grpctls.Config{ALPN: tc.server, TLS: grpctlstest.Config(serverTLS)})
+			go func() { // ends when the pipe is closed
+				_, auth, err := caller.ClientHandshake(t.Context(), "", near)
+				agreed <- protocolOf(t, auth, err)
+			}()
+			_, auth, err := called.ServerHandshake(far)
+			server, client := protocolOf(t, auth, err), <-agreed
+			if server != tc.want || client != tc.want {
+				t.Errorf("server %q (%v), client %q, want %q", server, err, client, tc.want)
+			}
+		})
+	}
+}
+
+// protocolOf returns the protocol that a handshake agreed on, or nothing after an error.
+func protocolOf(t *testing.T, auth credentials.AuthInfo, err error) string {
+	if err != nil {
+		return ""
+	}
+	state, ok := grpctls.State(peer.NewContext(t.Context(), &peer.Peer{AuthInfo: auth}))
+	if !ok {
+		t.Error("a handshake without a TLS state")
+	}
+	return state.NegotiatedProtocol
+}
+
 func TestClientHandshakeRequiresALPN(t *testing.T) {
 	serverTLS, clientTLS := grpctlstest.Pair(t, "west")
 	serverTLS.NextProtos = nil
 	near, far := pipe(t)
 	go func() { _ = tls.Server(far, serverTLS).HandshakeContext(t.Context()) }()
-	creds := grpctls.New(grpctls.Config{ALPN: alpn, TLS: grpctlstest.Config(clientTLS)})
+	creds := grpctls.New(grpctls.Config{ALPN: []string{alpn}, TLS: grpctlstest.Config(clientTLS)})
 	if _, _, err := creds.ClientHandshake(t.Context(), "", near); !errors.Is(err, grpctls.ErrALPN) {
 		t.Errorf("handshake with a server without ALPN: error %v, want ErrALPN", err)
 	}
@@ -164,7 +208,7 @@ func TestHandshakeTimesOut(t *testing.T) {
 		serverTLS, _ := grpctlstest.Pair(t, "west")
 		_, far := pipe(t)
 		start := time.Now()
-		creds := grpctls.New(grpctls.Config{ALPN: alpn, TLS: grpctlstest.Config(serverTLS)})
+		creds := grpctls.New(grpctls.Config{ALPN: []string{alpn}, TLS: grpctlstest.Config(serverTLS)})
 		_, _, err := creds.ServerHandshake(far)
 		if err == nil || time.Since(start) != grpctls.HandshakeTimeout {
 			t.Errorf("handshake with a silent client ended after %v with %v, want an error after %v",

@@ -15,7 +15,7 @@
 //     other.
 //   - No signature is verified before the bounds on the chain and on the
 //     authorities' keys are checked.
-//   - TLS is 1.3, under one required ALPN per plane, and never resumed. Only
+//   - TLS is 1.3, under an ALPN protocol of its plane, and never resumed. Only
 //     ClientTLS, ServerTLS and HelloTLS make a tls.Config; a test keeps it so.
 //   - Verification has no side effects, since it runs before the peer has proven
 //     that it holds its key. PeerName and Proof answer only afterwards, and only Proof

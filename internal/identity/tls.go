@@ -9,17 +9,20 @@ import (
 	"time"
 )
 
-// Plane is the purpose of a connection, named by its ALPN, so that a peer of one plane
-// cannot connect to another.
-type Plane string
+// A Plane is the purpose of a connection: the ALPN protocols that its connections may
+// negotiate, one for each version, best first. A client offers all of them, and the server
+// takes the first of its own that the client offers. So two versions of Causeway agree on
+// the best that both know, and a peer of one plane cannot connect to another. The version
+// of a connection is the NegotiatedProtocol of its tls.ConnectionState.
+type Plane []string
 
-// The planes. Each is the one ALPN protocol that its connections must negotiate.
-const (
-	PlaneTunnel  Plane = "causeway-tunnel/2"
-	PlaneCatalog Plane = "causeway-catalog/1"
-	PlaneNode    Plane = "causeway-node/1"
+// The planes. Nothing changes them.
+var (
+	PlaneTunnel  = Plane{"causeway-tunnel/2"}
+	PlaneCatalog = Plane{"causeway-catalog/1"}
+	PlaneNode    = Plane{"causeway-node/1"}
 	// PlaneJoin is for clusters that have no Link yet.
-	PlaneJoin Plane = "causeway-join/1"
+	PlaneJoin = Plane{"causeway-join/1"}
 )
 
 // Verify decides on a peer from its certificates alone, usually VerifyAnyWorkload,
@@ -114,7 +117,7 @@ func presentCredential(c *Credential, err error, side string) (*tls.Certificate,
 func baseConfig(plane Plane, verify Verify) *tls.Config {
 	return &tls.Config{
 		MinVersion:                  tls.VersionTLS13,
-		NextProtos:                  []string{string(plane)},
+		NextProtos:                  slices.Clone(plane),
 		CurvePreferences:            PostQuantum.groups(),
 		SessionTicketsDisabled:      true,
 		DynamicRecordSizingDisabled: true,
@@ -122,8 +125,9 @@ func baseConfig(plane Plane, verify Verify) *tls.Config {
 			if cs.DidResume {
 				return refuse(ReasonResumed, "a resumed session carries another connection's identity")
 			}
-			if cs.NegotiatedProtocol != string(plane) {
-				return refuse(ReasonALPN, "the peer speaks %q, not %q", clip(cs.NegotiatedProtocol), string(plane))
+			// crypto/tls accepts a peer that offers no ALPN protocol.
+			if !slices.Contains(plane, cs.NegotiatedProtocol) {
+				return refuse(ReasonALPN, "the peer speaks %q, not one of %q", clip(cs.NegotiatedProtocol), plane)
 			}
 			return verify(cs)
 		},

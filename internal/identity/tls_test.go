@@ -12,6 +12,53 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 )
 
+// Two versions of Causeway agree on the best protocol of a plane that both know.
+func TestVersionsAreNegotiated(t *testing.T) {
+	west, east := newCluster(t, "west"), newCluster(t, "east")
+	cart, bar := west.workload("shop", "cart"), east.workload("shop", "bar")
+	newer, older := Plane{"causeway-tunnel/3", "causeway-tunnel/2"}, Plane{"causeway-tunnel/2"}
+	for name, tc := range map[string]struct {
+		client, server             Plane
+		want                       string
+		clientReason, serverReason string
+	}{
+		"both newer":     {client: newer, server: newer, want: "causeway-tunnel/3"},
+		"newer client":   {client: newer, server: older, want: "causeway-tunnel/2"},
+		"newer server":   {client: older, server: newer, want: "causeway-tunnel/2"},
+		"both older":     {client: older, server: older, want: "causeway-tunnel/2"},
+		"none in common": {client: newer, server: Plane{"causeway-tunnel/1"}, clientReason: ReasonOther, serverReason: ReasonOther},
+		"another plane":  {client: newer, server: PlaneCatalog, clientReason: ReasonOther, serverReason: ReasonOther},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, server := handshake(t,
+				ClientTLS(tc.client, "label", clientCredential(cart), VerifyAnyWorkload(east.anchors, atNoon)),
+				ServerTLS(tc.server, serverCredential(bar), true, VerifyAnyWorkload(west.anchors, atNoon)))
+			if Reason(client.err) != tc.clientReason || Reason(server.err) != tc.serverReason {
+				t.Fatalf("the client: %v; the server: %v", client.err, server.err)
+			}
+			if c, s := client.state.NegotiatedProtocol, server.state.NegotiatedProtocol; c != tc.want || s != tc.want {
+				t.Errorf("the client agreed on %q and the server on %q, want %q", c, s, tc.want)
+			}
+		})
+	}
+}
+
+// A protocol belongs to one plane.
+func TestPlanesAreApart(t *testing.T) {
+	seen := map[string]bool{}
+	for _, plane := range []Plane{PlaneTunnel, PlaneCatalog, PlaneNode, PlaneJoin} {
+		if len(plane) == 0 {
+			t.Error("a plane without a version")
+		}
+		for _, version := range plane {
+			if seen[version] {
+				t.Errorf("%s is of two planes, or of one twice", version)
+			}
+			seen[version] = true
+		}
+	}
+}
+
 // serverCredential makes a credential the answer to every ClientHello.
 func serverCredential(c *Credential) func(*tls.ClientHelloInfo) (*Credential, error) {
 	return func(*tls.ClientHelloInfo) (*Credential, error) { return c, nil }

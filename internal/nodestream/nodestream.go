@@ -30,8 +30,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// ALPN is the node stream's protocol.
-const ALPN = "causeway-node/1"
+// ALPN are the protocols of the node stream, best first: identity.PlaneNode.
+var ALPN = []string{"causeway-node/1"}
 
 const (
 	// chunkBytes is the size that an Update is filled to.

@@ -33,8 +33,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/delta"
 )
 
-// ALPN is the protocol name of the catalog stream.
-const ALPN = "causeway-catalog/1"
+// ALPN are the protocols of the catalog stream, best first: identity.PlaneCatalog.
+var ALPN = []string{"causeway-catalog/1"}
 
 const (
 	// chunkBytes is the size to which an Update is filled. It is small so that an Update

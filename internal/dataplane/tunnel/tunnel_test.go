@@ -349,6 +349,18 @@ func TestReadersIgnoreUnknownFields(t *testing.T) {
 	if err != nil || got != hello {
 		t.Errorf("%+v, %v; want %+v", got, err, hello)
 	}
+	body = slices.Concat(varintField(1, uint64(Code_OK)), varintField(6, 7), bytesField(15, "new"))
+	if got, err := reading(bytes.NewReader(frame(TypeHelloAnswer, body))).ReadHelloAnswer(); err != nil || got.Budget != 7 {
+		t.Errorf("HELLO answer: %+v, %v", got, err)
+	}
+	body = slices.Concat(varintField(1, 3000), bytesField(15, "new"))
+	if got, err := reading(bytes.NewReader(frame(TypeOpen, body))).ReadOpen(); err != nil || got.AppTimeout != 3*time.Second {
+		t.Errorf("OPEN: %+v, %v", got, err)
+	}
+	body = slices.Concat(varintField(1, uint64(Code_OK)), bytesField(15, "new"))
+	if err := reading(bytes.NewReader(frame(TypeOpenAnswer, body))).ReadOpenAnswer(); err != nil {
+		t.Errorf("OPEN answer: %v", err)
+	}
 }
 
 // serve plays the server at the end of a pipe.

@@ -1,0 +1,20 @@
+package controller
+
+import (
+	"slices"
+	"testing"
+
+	catalogwire "github.com/causeway-mesh/causeway/internal/catalog/wire"
+	"github.com/causeway-mesh/causeway/internal/identity"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
+)
+
+// The packages of the streams do not import identity, so each has its own list.
+func TestStreamsHaveTheProtocolsOfTheirPlanes(t *testing.T) {
+	if !slices.Equal(nodestream.ALPN, identity.PlaneNode) {
+		t.Errorf("the node stream negotiates %q, and its plane %q", nodestream.ALPN, identity.PlaneNode)
+	}
+	if !slices.Equal(catalogwire.ALPN, identity.PlaneCatalog) {
+		t.Errorf("the catalog stream negotiates %q, and its plane %q", catalogwire.ALPN, identity.PlaneCatalog)
+	}
+}
