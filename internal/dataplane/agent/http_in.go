@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/causeway-mesh/causeway/internal/afterfunc"
+	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/h1"
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
@@ -114,11 +115,13 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		return
 	}
 	from := callerStream{httprelay.MuxStream{Stream: s}}
+	waits := takeWait(head)
 	removeClaims(head)
 	start := time.Now()
 	counted := r.recorder(head).Start(start)
 	traced := r.startSpan(head, start)
-	result := r.relay(s, from, head, ended)
+	f := &appRequest{session: r, stream: s, start: start, waits: waits}
+	result := r.relay(f, from, head, ended)
 	if result.Err != nil && !result.Began && !result.FromErr {
 		if timeout, ok := grpcTimeout(head); ok && time.Since(start) >= timeout {
 			result.Err = httprelay.ErrTimeout // the application gives up when the caller does
@@ -132,7 +135,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 }
 
 // relay forwards a request, unless it must be refused, and its response.
-func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *message.Head, ended bool) httprelay.Result {
+func (r *inboundRequests) relay(f *appRequest, from httprelay.Stream, head *message.Head, ended bool) httprelay.Result {
 	if err := r.admit(head); err != nil {
 		return httprelay.Result{Err: err}
 	}
@@ -143,9 +146,8 @@ func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *mess
 	}
 	defer releaseShares(shares.inboundRequests, r.caller, shares.inboundRequestLinks, link)
 	r.identify(head)
-	f := &appRequest{session: r}
 	defer f.release()
-	s.OnReset(func(error) { f.cancel() })
+	f.stream.OnReset(func(error) { f.cancel() })
 	plan := &httprelay.Plan{Open: f.open, Retry: f.retry, OnResponse: func(h *message.Head) { h.Del(httprelay.ErrorField) }}
 	result := httprelay.Forward(from, head, ended, plan)
 	result.FromErr = result.FromErr || result.Err != nil && f.isCanceled()
@@ -217,7 +219,7 @@ func (s callerStream) ReadTrailers(h *message.Head) bool {
 // interfaces do not tell the two apart (RFC 3875, section 4.1.18).
 func removeClaims(h *message.Head) {
 	h.Fields = slices.DeleteFunc(h.Fields, func(f message.Field) bool {
-		return isNamed(f.Name, callerField) || isNamed(f.Name, httprelay.ErrorField)
+		return isNamed(f.Name, callerField) || isNamed(f.Name, httprelay.ErrorField) || isNamed(f.Name, awaitField)
 	})
 }
 
@@ -279,6 +281,9 @@ func refusalOf(err error) httprelay.MeshError {
 // An appRequest is one request to an application.
 type appRequest struct {
 	session *inboundRequests
+	stream  *mux.Stream // of the caller's agent
+	start   time.Time
+	waits   bool // the caller's agent sent awaitField
 	method  string
 	app     *httprelay.AppConn // of HTTP/1
 	reused  bool
@@ -313,6 +318,9 @@ func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (http
 		return nil, errCanceled
 	}
 	to, err := f.send(try, h, body, end)
+	for err != nil && f.mustWait(err, body) && backoff.Sleep(f.session.ctx, redialPause) {
+		to, err = f.send(try, h, body, end)
+	}
 	if err != nil {
 		return nil, err
 	}

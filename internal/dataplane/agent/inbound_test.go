@@ -453,9 +453,7 @@ func (w *harness) callMany(n int, do func()) {
 	}
 }
 
-// callEcho calls an application that serves echoLines. It sends no FIN before the answer
-// has come: with SYN cookies the kernel of an application resets a connection whose FIN
-// comes before it is queued.
+// callEcho calls an application that serves echoLines.
 func (w *harness) callEcho(pod string) error {
 	c, err := w.tryDial(pod)
 	if err != nil {
@@ -478,7 +476,9 @@ type fullQueue struct {
 
 func newFullQueue(t *testing.T, host string) *fullQueue {
 	t.Helper()
-	q := &fullQueue{Listener: listenBacklog(t, host, 0)}
+	// With a shorter queue the kernel would use SYN cookies for concurrent connections, and
+	// reset those whose second segment comes before they are queued.
+	q := &fullQueue{Listener: listenBacklog(t, host, 64)}
 	t.Cleanup(func() {
 		for _, c := range q.fill {
 			c.Close()
