@@ -353,6 +353,7 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 		return httprelay.MuxStream{Stream: stream}, nil
 	}
 	if f.app != nil { // of the last try
+		r.in.podGrace.remove(f.app.Conn())
 		transport.Reset(f.app.Conn())
 		f.app = nil
 	}
@@ -366,6 +367,7 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 		}
 		f.app = httprelay.NewAppConn(c)
 	}
+	r.in.podGrace.add(f.app.Conn())
 	f.attach(f.app)
 	return f.app, f.app.Send(h, body, end)
 }
@@ -402,6 +404,7 @@ func (f *appRequest) release() {
 	if f.app == nil {
 		return
 	}
+	f.session.in.podGrace.remove(f.app.Conn())
 	if f.complete && f.app.Reusable() {
 		f.session.apps.put(f.app)
 		return
@@ -428,6 +431,8 @@ type appConns struct {
 	timer *time.Timer
 	muxes []*mux.Conn
 	ended bool
+	// onEnd is called when a connection of HTTP/2 has ended.
+	onEnd map[*mux.Conn]func()
 	// dialing is the dial of an HTTP/2 connection that is in progress; nil: none.
 	dialing *appDial
 }
@@ -540,8 +545,31 @@ func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return mux.New(c, mux.Config{Client: true, Windows: r.agent.shares.memory(r.in.decision.Link.UID)}), nil
+		m := mux.New(c, mux.Config{Client: true, Windows: r.agent.shares.memory(r.in.decision.Link.UID)})
+		r.in.podGrace.add(c)
+		p.callOnEnd(m, func() { r.in.podGrace.remove(c) })
+		return m, nil
 	})
+}
+
+func (p *appConns) callOnEnd(m *mux.Conn, do func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.onEnd == nil {
+		p.onEnd = make(map[*mux.Conn]func())
+	}
+	p.onEnd[m] = do
+}
+
+// finishEnd calls onEnd of a connection.
+func (p *appConns) finishEnd(m *mux.Conn) {
+	p.mu.Lock()
+	do := p.onEnd[m]
+	delete(p.onEnd, m)
+	p.mu.Unlock()
+	if do != nil {
+		do()
+	}
 }
 
 // share does the work of conn. dial makes a new connection.
@@ -594,6 +622,7 @@ func (p *appConns) dialed(d *appDial, m *mux.Conn, err error) {
 	p.work.Go(func() {
 		m.Run(p.ctx)
 		p.drop(m)
+		p.finishEnd(m)
 	})
 }
 
