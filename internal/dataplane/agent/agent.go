@@ -65,9 +65,6 @@ const (
 	// defaultDrain is how long open connections continue after the process is asked to
 	// stop.
 	defaultDrain = time.Minute
-	// logRate and logBurst bound the log messages about calls. Metrics count every
-	// call.
-	logRate, logBurst = 100, 1500
 )
 
 // Agent is the data path of one node. Make it with New.
@@ -123,11 +120,10 @@ type Agent struct {
 	spans *prometheus.CounterVec
 	// canaries counts the canary calls that were answered.
 	canaries *prometheus.CounterVec
-	// logLimiter bounds the log messages that callers can cause.
-	logLimiter *rate.Limiter
-	drain      time.Duration
-	serving    atomic.Bool     // the agent accepts callers
-	baseCtx    context.Context // for work that a state change starts; set by New
+	callLogs *callLogs
+	drain    time.Duration
+	serving  atomic.Bool     // the agent accepts callers
+	baseCtx  context.Context // for work that a state change starts; set by New
 }
 
 // New returns an Agent without a state. The Agent calls sign to get certificates for
@@ -137,7 +133,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		podTable: podid.New(podid.NewKernel()), endpointCache: newEndpointCache(), proofs: identity.NewProofCache(),
 		firstSpeakers: newTTLMap[localPort, tunnel.FirstSpeaker](maxFirstSpeakers, firstSpeakerAge), dialer: transport.Dialer{Timeout: gatewayDialTimeout}, check: kernelCheck,
 		headers: budget.NewPending(maxHeaders, maxHeadersFrom), handshakeLimiter: budget.NewFairSemaphore(runtime.GOMAXPROCS(0)), openings: newOpenings(), rates: newCallRates(defaultLimits), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), baseCtx: life,
-		logLimiter: rate.NewLimiter(logRate, logBurst), sessions: newSessions(), limits: defaultLimits, shares: newConnShares(defaultLimits),
+		callLogs: newCallLogs(), sessions: newSessions(), limits: defaultLimits, shares: newConnShares(defaultLimits),
 		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(), balanceSeed: rand.Uint64(),
 	}
 	r.MustRegister(newWindowGauge(a.shares.windows))
@@ -190,13 +186,6 @@ func (a *Agent) onState(h uplink.State) {
 		a.log.Info("ended sessions and connections that are no longer admitted", "ended", n)
 	}
 	a.stateChanged.notifyAll()
-}
-
-// logLimited logs a message about a call, unless the rate of such messages is too high.
-func (a *Agent) logLimited(level slog.Level, msg string, args ...any) {
-	if a.log.Enabled(a.baseCtx, level) && a.logLimiter.Allow() {
-		a.log.Log(a.baseCtx, level, msg, args...)
-	}
 }
 
 // logEnd logs that Causeway itself has ended an exchange, for a reason that an

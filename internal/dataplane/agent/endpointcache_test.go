@@ -187,8 +187,7 @@ func (w *harness) addSecondEndpoint() {
 // addSecondEndpointThat adds another ready pod to the Service in east. do serves each of
 // its connections and need not close it.
 func (w *harness) addSecondEndpointThat(do func(*net.TCPConn)) {
-	const addr = "127.77.2.3"
-	app := listen(w.TB, addr)
+	app := listen(w.TB, nextToBar)
 	w.serving.Go(func() {
 		var conns sync.WaitGroup
 		defer conns.Wait()
@@ -207,7 +206,7 @@ func (w *harness) addSecondEndpointThat(do func(*net.TCPConn)) {
 	port := uint32(app.Addr().(*net.TCPAddr).Port)
 	w.eastView = maps.Clone(w.eastView)
 	maps.Copy(w.eastView, w.view(&wire.Resource{Body: &wire.Resource_Pod{Pod: &wire.Pod{
-		Uid: "bar-1", Namespace: "shop", Name: "bar-1", ServiceAccount: "bar", Ips: []string{addr}, Live: true}}}))
+		Uid: "bar-1", Namespace: "shop", Name: "bar-1", ServiceAccount: "bar", Ips: []string{nextToBar}, Live: true}}}))
 	w.edit(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
 		r.GetExport().Pods = append(r.GetExport().Pods, &wire.ExportPod{Uid: "bar-1", Ready: true, Accepts: true, Targets: map[uint32]uint32{80: port}})
 	})

@@ -26,9 +26,10 @@ const (
 	// greeting on such a port gets it that much later, and the far agent then observes
 	// that the server speaks first.
 	earlyDataTimeout = time.Second
-	// serverFirstDelay is how long the caller of a server-first port must stay
-	// connected before the agent opens the call. So a probe that connects and leaves
-	// does not reach an application that would count it as an error.
+	// serverFirstDelay is how long the caller of a port must stay connected before the
+	// agent opens the call, if the server speaks first, or if that is unknown and the port
+	// is declared as TCP. So a probe that connects and leaves does not reach an
+	// application that would count it as an error.
 	serverFirstDelay = 10 * time.Millisecond
 	// recognizeTimeout is how long the agent waits for first bytes on a port of which
 	// nothing is known or declared. A request comes with its connection, but the caller's node may be
@@ -109,16 +110,13 @@ func firstSpeakerOf(appProtocol string) tunnel.FirstSpeaker {
 	return tunnel.FirstSpeaker_UNKNOWN
 }
 
-// firstBytesTimeout returns how long to wait for the first bytes of a caller. 0 means
-// not at all.
+// firstBytesTimeout returns how long to wait for the first bytes of a caller.
 func firstBytesTimeout(first tunnel.FirstSpeaker, port trafficsettings.Protocol) time.Duration {
 	switch {
 	case first == tunnel.FirstSpeaker_CLIENT:
 		return earlyDataTimeout
-	case first == tunnel.FirstSpeaker_SERVER:
+	case first == tunnel.FirstSpeaker_SERVER, port == trafficsettings.TCP:
 		return serverFirstDelay
-	case port == trafficsettings.TCP:
-		return 0
 	case port == trafficsettings.Detect:
 		return recognizeTimeout
 	}
@@ -129,11 +127,7 @@ func firstBytesTimeout(first tunnel.FirstSpeaker, port trafficsettings.Protocol)
 // caller leaves without a byte, the refusal has the reason reasonCallerSilent.
 func (a *Agent) awaitEarlyData(c *net.TCPConn, out *outboundConn) error {
 	first := a.endpointCache.firstSpeaker(out.caller.account(), out.remotePort(), out.port.appProtocol)
-	timeout := firstBytesTimeout(first, out.port.protocol)
-	if timeout == 0 {
-		return nil
-	}
-	err := transport.AwaitReadable(c, timeout)
+	err := transport.AwaitReadable(c, firstBytesTimeout(first, out.port.protocol))
 	switch {
 	case err == nil, errors.Is(err, os.ErrDeadlineExceeded):
 		return nil

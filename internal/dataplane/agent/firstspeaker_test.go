@@ -31,7 +31,7 @@ func TestFirstBytesTimeout(t *testing.T) {
 		"declared as HTTP/1":       {unknown, trafficsettings.HTTP1, earlyDataTimeout},
 		"declared as HTTP/2":       {unknown, trafficsettings.HTTP2, earlyDataTimeout},
 		"declared as gRPC":         {unknown, trafficsettings.GRPC, earlyDataTimeout},
-		"declared as TCP":          {unknown, trafficsettings.TCP, 0},
+		"declared as TCP":          {unknown, trafficsettings.TCP, serverFirstDelay},
 		"TCP, clients speak first": {client, trafficsettings.TCP, earlyDataTimeout},
 		"clients speak first":      {client, trafficsettings.Detect, earlyDataTimeout},
 		"the server speaks first":  {server, trafficsettings.Detect, serverFirstDelay},
@@ -57,6 +57,36 @@ func TestFirstSpeakerIsLearned(t *testing.T) {
 	}
 	if answer, err := w.call(alice, "hello"); answer != "you said hello" || err != nil {
 		t.Errorf("who speaks is served: %q, %v", answer, err)
+	}
+}
+
+// TestPortChecksAreNotServed: callers that connect and leave do not reach an
+// application that speaks first, whether its port is declared as TCP or not.
+func TestPortChecksAreNotServed(t *testing.T) {
+	for name, declared := range map[string]wire.Protocol{"declared as TCP": wire.Protocol_TCP, "not declared": wire.Protocol_DETECT} {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t, func(c *net.TCPConn) {
+				io.WriteString(c, "welcome")
+				io.ReadAll(c)
+			})
+			w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) { r.GetFrontend().Ports[0].Declared = declared })
+			w.nodes[0].ingressOf.Store(func(c *net.TCPConn) (int, error) { // on a busy node the FIN may come late
+				transport.AwaitReadable(c, testTimeout)
+				return bridge, nil
+			})
+			for range 15 {
+				w.dial(alice).Close()
+			}
+			eventually(t, "all port checks are counted", func() bool { return refusals(w.west, outbound, reasonCallerSilent) == 15 })
+			if n := w.dials.Load(); n != 0 {
+				t.Errorf("%d port checks have reached the application", n)
+			}
+			w.nodes[0].ingressOf.Store(func(*net.TCPConn) (int, error) { return bridge, nil })
+			start := time.Now()
+			if _, err := io.ReadFull(w.dial(alice), make([]byte, len("welcome"))); err != nil {
+				t.Errorf("after %v a caller that stays gets no greeting: %v", time.Since(start), err)
+			}
+		})
 	}
 }
 

@@ -47,6 +47,8 @@ const (
 	vip   = "127.78.0.2"
 	bar   = "127.77.2.1" // a pod of Service shop/bar in east
 	foo   = "127.77.2.2" // another pod of that node, of account foo
+	// nextToBar is another pod of Service shop/bar; see addSecondEndpoint.
+	nextToBar = "127.77.2.3"
 )
 
 const bridge = 7 // the interface that every pod is found at

@@ -25,8 +25,10 @@ import (
 const (
 	// probesPerSecond bounds the probes of this node that connect, of all links together.
 	probesPerSecond = 50
-	// probesReserved of them are for links that may be usable.
+	// probesReserved of them are for links that may be usable, and usedReserved for these
+	// and for links that were in use when they became unusable.
 	probesReserved = 10
+	usedReserved   = 30
 	// recentConns is how many connections of a link are asked for their last byte.
 	recentConns = 32
 	// stallTime is how late the monitor may be before it knows that this process, or the
@@ -294,7 +296,10 @@ func (m *linkMonitor) begin(ctx context.Context, probes *sync.WaitGroup, stalled
 			l.health.Received(l.lastByte(now))
 		}
 		most := int(m.limiter.TokensAt(now))
-		if !usable {
+		switch {
+		case l.health.Unused():
+			most = max(0, most-usedReserved)
+		case !usable:
 			most = max(0, most-probesReserved)
 		}
 		work, at := l.health.Next(now, most, rand.Float64)

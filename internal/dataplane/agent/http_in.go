@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/causeway-mesh/causeway/internal/afterfunc"
+	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
 	"github.com/causeway-mesh/causeway/internal/dataplane/h1"
 	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
@@ -114,11 +115,13 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		return
 	}
 	from := callerStream{httprelay.MuxStream{Stream: s}}
+	waits := takeWait(head)
 	removeClaims(head)
 	start := time.Now()
 	counted := r.recorder(head).Start(start)
 	traced := r.startSpan(head, start)
-	result := r.relay(s, from, head, ended)
+	f := &appRequest{session: r, stream: s, start: start, waits: waits}
+	result := r.relay(f, from, head, ended)
 	if result.Err != nil && !result.Began && !result.FromErr {
 		if timeout, ok := grpcTimeout(head); ok && time.Since(start) >= timeout {
 			result.Err = httprelay.ErrTimeout // the application gives up when the caller does
@@ -132,7 +135,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 }
 
 // relay forwards a request, unless it must be refused, and its response.
-func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *message.Head, ended bool) httprelay.Result {
+func (r *inboundRequests) relay(f *appRequest, from httprelay.Stream, head *message.Head, ended bool) httprelay.Result {
 	if err := r.admit(head); err != nil {
 		return httprelay.Result{Err: err}
 	}
@@ -143,9 +146,8 @@ func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *mess
 	}
 	defer releaseShares(shares.inboundRequests, r.caller, shares.inboundRequestLinks, link)
 	r.identify(head)
-	f := &appRequest{session: r}
 	defer f.release()
-	s.OnReset(func(error) { f.cancel() })
+	f.stream.OnReset(func(error) { f.cancel() })
 	plan := &httprelay.Plan{Open: f.open, Retry: f.retry, OnResponse: func(h *message.Head) { h.Del(httprelay.ErrorField) }}
 	result := httprelay.Forward(from, head, ended, plan)
 	result.FromErr = result.FromErr || result.Err != nil && f.isCanceled()
@@ -217,7 +219,7 @@ func (s callerStream) ReadTrailers(h *message.Head) bool {
 // interfaces do not tell the two apart (RFC 3875, section 4.1.18).
 func removeClaims(h *message.Head) {
 	h.Fields = slices.DeleteFunc(h.Fields, func(f message.Field) bool {
-		return isNamed(f.Name, callerField) || isNamed(f.Name, httprelay.ErrorField)
+		return isNamed(f.Name, callerField) || isNamed(f.Name, httprelay.ErrorField) || isNamed(f.Name, awaitField)
 	})
 }
 
@@ -279,6 +281,9 @@ func refusalOf(err error) httprelay.MeshError {
 // An appRequest is one request to an application.
 type appRequest struct {
 	session *inboundRequests
+	stream  *mux.Stream // of the caller's agent
+	start   time.Time
+	waits   bool // the caller's agent sent awaitField
 	method  string
 	app     *httprelay.AppConn // of HTTP/1
 	reused  bool
@@ -313,6 +318,9 @@ func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (http
 		return nil, errCanceled
 	}
 	to, err := f.send(try, h, body, end)
+	for err != nil && f.mustWait(err, body) && backoff.Sleep(f.session.ctx, redialPause) {
+		to, err = f.send(try, h, body, end)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -345,6 +353,7 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 		return httprelay.MuxStream{Stream: stream}, nil
 	}
 	if f.app != nil { // of the last try
+		r.in.podGrace.remove(f.app.Conn())
 		transport.Reset(f.app.Conn())
 		f.app = nil
 	}
@@ -358,6 +367,7 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 		}
 		f.app = httprelay.NewAppConn(c)
 	}
+	r.in.podGrace.add(f.app.Conn())
 	f.attach(f.app)
 	return f.app, f.app.Send(h, body, end)
 }
@@ -394,6 +404,7 @@ func (f *appRequest) release() {
 	if f.app == nil {
 		return
 	}
+	f.session.in.podGrace.remove(f.app.Conn())
 	if f.complete && f.app.Reusable() {
 		f.session.apps.put(f.app)
 		return
@@ -420,6 +431,8 @@ type appConns struct {
 	timer *time.Timer
 	muxes []*mux.Conn
 	ended bool
+	// onEnd is called when a connection of HTTP/2 has ended.
+	onEnd map[*mux.Conn]func()
 	// dialing is the dial of an HTTP/2 connection that is in progress; nil: none.
 	dialing *appDial
 }
@@ -532,8 +545,31 @@ func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return mux.New(c, mux.Config{Client: true, Windows: r.agent.shares.memory(r.in.decision.Link.UID)}), nil
+		m := mux.New(c, mux.Config{Client: true, Windows: r.agent.shares.memory(r.in.decision.Link.UID)})
+		r.in.podGrace.add(c)
+		p.callOnEnd(m, func() { r.in.podGrace.remove(c) })
+		return m, nil
 	})
+}
+
+func (p *appConns) callOnEnd(m *mux.Conn, do func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.onEnd == nil {
+		p.onEnd = make(map[*mux.Conn]func())
+	}
+	p.onEnd[m] = do
+}
+
+// finishEnd calls onEnd of a connection.
+func (p *appConns) finishEnd(m *mux.Conn) {
+	p.mu.Lock()
+	do := p.onEnd[m]
+	delete(p.onEnd, m)
+	p.mu.Unlock()
+	if do != nil {
+		do()
+	}
 }
 
 // share does the work of conn. dial makes a new connection.
@@ -586,6 +622,7 @@ func (p *appConns) dialed(d *appDial, m *mux.Conn, err error) {
 	p.work.Go(func() {
 		m.Run(p.ctx)
 		p.drop(m)
+		p.finishEnd(m)
 	})
 }
 

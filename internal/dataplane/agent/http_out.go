@@ -278,6 +278,7 @@ type outboundRequest struct {
 	session *requestSession
 	sentAt  time.Time // of the current try
 	tried   []route.EndpointID
+	waits   bool // it was sent with awaitField
 	// repeatable: if the network path of the current try is dead, another one may follow.
 	repeatable bool
 
@@ -308,6 +309,7 @@ func (r *outboundRequest) begin() {
 	}
 	r.counted = recorder.Start(r.start)
 	r.choice, r.session, r.tried, r.plan.Timeout = balance.Choice{}, nil, r.tried[:0], 0
+	r.waits = false
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.to, r.canceled, r.gone = nil, false, false
@@ -551,13 +553,16 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 		outcome = balance.Neutral // the session's end says nothing about the endpoint
 	}
 	r.observe(outcome)
+	if r.canWait(f) && r.hasTriedAll() {
+		return r.sendToWait(f)
+	}
 	d := r.policy.Decide(attempt, nil)
 	if !d.Retry {
-		return false
+		return r.sendToWait(f)
 	}
 	if !r.backend.group.budget.Withdraw(time.Now()) {
 		r.counted.BudgetExhausted()
-		return false
+		return r.sendToWait(f)
 	}
 	r.counted.Retried(d.Reason)
 	r.endFailedSpan(f)

@@ -561,7 +561,7 @@ func TestCallerLeavesWhileRequestIsSent(t *testing.T) {
 			defer c.Close()
 			far := must(ln.Accept())(t) // it reads nothing
 			defer far.Close()
-			r := &inboundRequests{protocol: protocol}
+			r := &inboundRequests{in: new(inboundConn), protocol: protocol}
 			if protocol == tunnel.Protocol_HTTP1 {
 				r.apps.idle = []idleApp{{AppConn: httprelay.NewAppConn(c)}}
 			} else {

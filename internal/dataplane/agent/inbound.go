@@ -61,7 +61,7 @@ type inboundConn struct {
 	openAnswered  bool        // OPEN was accepted
 	opaque        atomic.Bool // the last OPEN was for an exchange
 	releaseShares func()      // set once HELLO was accepted
-	podGrace      podGrace    // of the pod
+	podGrace      podGrace    // of the pod, for the connections of an exchange or of requests
 	// isolated: NetworkPolicies isolated the port when the pod last backed the Service.
 	isolated atomic.Bool
 	// exchanges counts the completed exchanges.
@@ -152,10 +152,10 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 		a.metrics.countSession(inbound, sessionReused)
 	}
 	a.logLimited(slog.LevelInfo, "connection served", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name, "pod", in.header.PodUID)
-	in.podGrace.conn.Store(app)
+	in.podGrace.add(app)
 	counted, start := a.requestMetrics.Recorder(in.metricsKey()).Start(time.Now()), time.Now()
 	result := transport.Exchange(ctx, app, conn, a.shares.memory(in.decision.Link.UID), a.observeFirstSpeaker(in))
-	in.podGrace.conn.Store(nil)
+	in.podGrace.remove(app)
 	a.metrics.ended(inbound, in.decision.Link.Name, result)
 	counted.Finish(time.Now(), exchangeResult(result, inbound, start))
 	a.recordInbound(in, start, result)
@@ -242,10 +242,16 @@ func (in *inboundConn) checkOpen(s *state) error {
 	// that namespace too.
 	gone := d.Reason == admit.NoPod || d.Reason == admit.PodDead ||
 		d.Reason == admit.NoExport && s.pods[in.header.PodUID] == nil
-	if !d.Allowed && !(gone && in.podGrace.allows(time.Now())) {
-		return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may no longer reach %s: %s", in.caller, in.hello, d.Reason)}
+	switch {
+	case d.Allowed:
+		return nil
+	case gone && in.podGrace.allows(time.Now()):
+		if m := in.requests.Load(); m != nil {
+			m.GoAway() // no other request can reach the pod
+		}
+		return nil
 	}
-	return nil
+	return &refusal{reason: d.Reason.String(), code: d.Code, err: fmt.Errorf("%s may no longer reach %s: %s", in.caller, in.hello, d.Reason)}
 }
 
 func (in *inboundConn) request() admit.Request {

@@ -368,18 +368,8 @@ func TestDialPodTriesEachAddress(t *testing.T) {
 // backlog is full, and the kernel drops what comes.
 func TestDialPodWaitsForFullAcceptQueue(t *testing.T) {
 	w := newHarness(t, echo)
-	lazy := listenBacklog(t, bar, 0)
-	defer lazy.Close()
-	port := uint32(lazy.Addr().(*net.TCPAddr).Port)
-	var fill []net.Conn
-	for { // until the queue is full
-		c, err := net.DialTimeout("tcp", lazy.Addr().String(), 300*time.Millisecond)
-		if err != nil {
-			break
-		}
-		fill = append(fill, c)
-	}
-	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: port} })
+	full := newFullQueue(t, bar)
+	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: full.port()} })
 	answered := make(chan error, 1)
 	go func() {
 		answer, err := w.call(alice, "hello")
@@ -393,24 +383,131 @@ func TestDialPodWaitsForFullAcceptQueue(t *testing.T) {
 		t.Fatalf("the call came to an end before anybody has accepted it: %v", err)
 	case <-time.After(podTimeout + time.Second):
 	}
-	var served sync.WaitGroup
-	defer served.Wait()
-	served.Go(func() {
-		for range len(fill) + 1 {
-			c, err := lazy.Accept()
-			if err != nil {
-				return
-			}
-			served.Go(func() { defer c.Close(); c.SetDeadline(time.Now().Add(testTimeout)); echo(c.(*net.TCPConn)) })
-		}
-	})
+	full.accept(echo)
 	if err := <-answered; err != nil {
 		t.Errorf("the call: %v", err)
 	}
-	for _, c := range fill {
-		c.Close()
+}
+
+// TestOtherEndpointTakesCallsOfFullAcceptQueue: if one of two endpoints does not accept,
+// the other one gets its calls.
+func TestOtherEndpointTakesCallsOfFullAcceptQueue(t *testing.T) {
+	w := newHarness(t, echoLines)
+	w.addSecondEndpointThat(echoLines)
+	full := newFullQueue(t, bar)
+	w.awaitEndpoints(2)
+	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) { r.GetExport().Pods[0].Targets = map[uint32]uint32{80: full.port()} })
+	w.callMany(16, func() {})
+	if n := refusals(w.east, inbound, reasonPodTimeout); n == 0 {
+		t.Error("no call has reached the endpoint that does not accept")
 	}
-	lazy.Close()
+}
+
+// TestFullAcceptQueuesAreWaitedFor: if no endpoint accepts, calls wait for one of them.
+func TestFullAcceptQueuesAreWaitedFor(t *testing.T) {
+	w := newHarness(t, echoLines)
+	w.addSecondEndpointThat(echoLines)
+	queues := []*fullQueue{newFullQueue(t, bar), newFullQueue(t, nextToBar)}
+	w.awaitEndpoints(2)
+	w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+		for i, p := range r.GetExport().Pods {
+			p.Targets = map[uint32]uint32{80: queues[i].port()}
+		}
+	})
+	w.callMany(16, func() {
+		<-time.After(2*shortAppTimeout - time.Second)
+		for _, q := range queues {
+			q.accept(echoLines)
+		}
+	})
+}
+
+// awaitEndpoints makes calls until west's agent knows how many endpoints there are.
+func (w *harness) awaitEndpoints(n int) {
+	w.Helper()
+	eventually(w.TB, "the endpoints are known", func() bool {
+		if err := w.callEcho(alice); err != nil {
+			w.Fatal(err)
+		}
+		set, ok := w.west.endpointCache.lookup(aliceAccount, remotePort{"link-to-east", "shop", "bar", 80})
+		return ok && len(set.ready) == n
+	})
+	eventually(w.TB, "these calls have ended", func() bool {
+		return testutil.ToFloat64(w.west.metrics.open.WithLabelValues(outbound)) == 0
+	})
+}
+
+// callMany makes calls at the same time, which must all be answered, and meanwhile calls
+// do.
+func (w *harness) callMany(n int, do func()) {
+	w.Helper()
+	answered := make(chan error, n)
+	for range n {
+		go func() { answered <- w.callEcho(alice) }()
+	}
+	do()
+	for range n {
+		if err := <-answered; err != nil {
+			w.Errorf("a call: %v", err)
+		}
+	}
+}
+
+// callEcho calls an application that serves echoLines.
+func (w *harness) callEcho(pod string) error {
+	c, err := w.tryDial(pod)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(c, make([]byte, len("hello")))
+	return err
+}
+
+// A fullQueue is a listener whose accept queue is full.
+type fullQueue struct {
+	net.Listener
+	fill   []net.Conn
+	served sync.WaitGroup
+}
+
+func newFullQueue(t *testing.T, host string) *fullQueue {
+	t.Helper()
+	// With a shorter queue the kernel would use SYN cookies for concurrent connections, and
+	// reset those whose second segment comes before they are queued.
+	q := &fullQueue{Listener: listenBacklog(t, host, 64)}
+	t.Cleanup(func() {
+		for _, c := range q.fill {
+			c.Close()
+		}
+		q.Close()
+		q.served.Wait()
+	})
+	for {
+		c, err := net.DialTimeout("tcp", q.Addr().String(), 300*time.Millisecond)
+		if err != nil {
+			return q
+		}
+		q.fill = append(q.fill, c)
+	}
+}
+
+func (q *fullQueue) port() uint32 { return uint32(q.Addr().(*net.TCPAddr).Port) }
+
+// accept accepts all connections from now on, and has do serve each.
+func (q *fullQueue) accept(do func(*net.TCPConn)) {
+	q.served.Go(func() {
+		for {
+			c, err := q.Accept()
+			if err != nil {
+				return
+			}
+			q.served.Go(func() { defer c.Close(); c.SetDeadline(time.Now().Add(testTimeout)); do(c.(*net.TCPConn)) })
+		}
+	})
 }
 
 // listenBacklog listens with a queue of a size of its own.

@@ -5,8 +5,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -24,24 +24,59 @@ const (
 	// so that the pod's last bytes are still delivered. Without FIN it is noFINGrace,
 	// because the FIN may still wait behind other bytes in the pod's kernel. The first
 	// check after that time ends the exchange.
-	finGrace   = 20 * time.Second
+	finGrace   = 30 * time.Second
 	noFINGrace = 2 * time.Second
 )
 
-// A podGrace lets an exchange outlive its pod for a while. The zero value is ready.
+// A podGrace lets what is open outlive its pod for a while. The zero value is ready.
 // Only a lease's check calls allows.
 type podGrace struct {
-	conn         atomic.Pointer[net.TCPConn] // its connection
-	missingSince time.Time                   // when a check first missed the pod
+	mu    sync.Mutex     // guards conns
+	conns []*net.TCPConn // the pod's connections that are in use
+
+	missingSince time.Time // when a check first missed the pod
 }
 
-// allows reports whether the exchange may continue for now without its pod.
+// add adds a connection that is in use. The caller must call remove before it uses the
+// connection for anything else.
+func (p *podGrace) add(c *net.TCPConn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.conns = append(p.conns, c)
+}
+
+// remove removes a connection, if it is there.
+func (p *podGrace) remove(c *net.TCPConn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := slices.Index(p.conns, c); i >= 0 {
+		p.conns = slices.Delete(p.conns, i, i+1)
+	}
+}
+
+// allows reports whether anything may continue for now without its pod. After noFINGrace
+// it resets the connections on which no FIN has arrived, if others may continue.
 func (p *podGrace) allows(now time.Time) bool {
 	if p.missingSince.IsZero() {
 		p.missingSince = now
 	}
-	c, late := p.conn.Load(), now.Sub(p.missingSince)
-	return c != nil && (late < noFINGrace || late < finGrace && transport.HasReceivedFIN(c))
+	late := now.Sub(p.missingSince)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case len(p.conns) == 0 || late >= finGrace:
+		return false
+	case late < noFINGrace:
+		return true
+	case !slices.ContainsFunc(p.conns, transport.HasReceivedFIN):
+		return false
+	}
+	for _, c := range p.conns {
+		if !transport.HasReceivedFIN(c) {
+			transport.Reset(c)
+		}
+	}
+	return true
 }
 
 // leases holds the open tunnels, from the moment when both ends are authenticated. Each

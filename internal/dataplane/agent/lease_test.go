@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -203,14 +205,55 @@ func TestLastBytesOfEndedPodAreDelivered(t *testing.T) {
 		if p.allows(now) {
 			t.Error("there is no connection")
 		}
-		p.conn.Store(accepted.(*net.TCPConn))
+		p.add(accepted.(*net.TCPConn))
 		if !p.allows(now.Add(noFINGrace-1)) || p.allows(now.Add(noFINGrace)) {
 			t.Error("a pod that has not said FIN in time will not say it")
 		}
 		dialed.(*net.TCPConn).CloseWrite()
 		eventually(t, "its FIN has come", func() bool { return p.allows(now.Add(finGrace - 1)) })
+		_, other := tcpPair(t)
+		p.add(other.(*net.TCPConn))
+		if !p.allows(now.Add(noFINGrace)) {
+			t.Error("another connection without FIN ends those with FIN")
+		}
+		if _, err := other.Write([]byte("a")); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("a connection without FIN outlasts its pod: %v", err)
+		}
+		p.remove(other.(*net.TCPConn))
 		if p.allows(now.Add(finGrace)) {
 			t.Error("its time is over")
+		}
+	})
+	t.Run("by one called, of a response", func(t *testing.T) {
+		reply := make(chan int64)
+		w := newHarness(t, func(c *net.TCPConn) {
+			http.ReadRequest(bufio.NewReader(c))
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+			n := fill(t, c)
+			c.CloseWrite()
+			reply <- n
+			io.Copy(io.Discard, c)
+		})
+		w.learnClientFirst()
+		c := w.dial(alice)
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: bar-east\r\n\r\n")
+		n := <-reply
+		w.change(&w.eastView, "pod/bar-0", nil)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.Copy(io.Discard, resp.Body); got != n || err != nil {
+			t.Errorf("%d bytes came of %d, %v", got, n, err)
+		}
+		resp.Body.Close()
+		resp, err = w.client(alice, false).Get("http://bar-east/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("a request to the pod that has gone: status %d", resp.StatusCode)
 		}
 	})
 }

@@ -22,12 +22,14 @@ const (
 	aperture = 16
 	// openTries is how many endpoints are tried before a call is refused.
 	openTries = 3
-	// retryWindow is how long other endpoints are tried.
+	// retryWindow is how long other endpoints are tried. The time that applications did
+	// not answer is not part of it.
 	retryWindow = 3 * time.Second
 	// How long the agent waits for an application that does not answer. longAppTimeout
-	// is as long as callers commonly wait. shortAppTimeout applies while other
-	// endpoints may answer.
-	longAppTimeout  = time.Minute
+	// is as long as the kernel of a caller in the same cluster would wait: its last SYN
+	// is sent 63 s after the first one. shortAppTimeout applies while other endpoints
+	// may answer.
+	longAppTimeout  = maxAppTimeout
 	shortAppTimeout = 3 * time.Second
 )
 
@@ -48,11 +50,15 @@ func (a *Agent) openUpstream(life context.Context, c *net.TCPConn, out *outbound
 	for try := range openTries {
 		endpoint := a.pickEndpoint(out)
 		out.appTimeout = longAppTimeout
-		if try < openTries-1 && len(a.endpoints(out)) > 1 {
+		if try < openTries-1 && a.mayHaveOthers(out) {
 			out.appTimeout = shortAppTimeout // another endpoint may answer sooner
 		}
 		var again bool
-		if o, again, err = a.openAtEndpoint(open, life, c, out, endpoint); !again || time.Since(start) > retryWindow {
+		o, again, err = a.openAtEndpoint(open, life, c, out, endpoint)
+		if again && isAppTimeout(err) {
+			start = time.Now()
+		}
+		if !again || time.Since(start) > retryWindow {
 			break
 		}
 	}
@@ -60,6 +66,16 @@ func (a *Agent) openUpstream(life context.Context, c *net.TCPConn, out *outbound
 		err = refuse(reasonCallerGone, err)
 	}
 	return o, err
+}
+
+// mayHaveOthers reports whether a call can reach more than one endpoint, as far as this
+// node knows.
+func (a *Agent) mayHaveOthers(out *outboundConn) bool {
+	if out.mirror.hostname != "" {
+		return false
+	}
+	known, ok := a.endpointCache.lookup(out.caller.account(), out.remotePort())
+	return !ok || len(known.ready) > 1
 }
 
 // openAtEndpoint opens a call at one endpoint, or at any endpoint for the zero value.
@@ -261,6 +277,12 @@ func isEndpointRefusal(err error) bool {
 		return true
 	}
 	return false
+}
+
+// isAppTimeout reports whether an application did not answer.
+func isAppTimeout(err error) bool {
+	r := (*tunnel.Refused)(nil)
+	return errors.As(err, &r) && r.Code == tunnel.Code_POD_TIMEOUT
 }
 
 // isHandshakeReset reports whether a handshake was reset, for example by an agent or a

@@ -68,7 +68,7 @@ func (c *outboundConn) remotePort() remotePort {
 // connection ends, and closes c.
 func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 	out := &outboundConn{vip: addrOf(c.LocalAddr()).Addr(), index: index, from: addrOf(c.RemoteAddr()), podGrace: new(podGrace), count: new(targetCount)}
-	out.podGrace.conn.Store(c)
+	out.podGrace.add(c)
 	if a.isCanary(out.vip) {
 		a.serveCanary(life, c, out)
 		return

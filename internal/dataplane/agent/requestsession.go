@@ -462,6 +462,13 @@ func (g *requestGroup) updateMissing() {
 	}
 }
 
+// isCovered reports whether the endpoints that were tried include all known ones.
+func (g *requestGroup) isCovered(tried []route.EndpointID) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !slices.ContainsFunc(g.known, func(id route.EndpointID) bool { return !slices.Contains(tried, id) })
+}
+
 // awaitSession returns a session with an endpoint, or with any for the zero value. It
 // waits for one if there is none.
 func (a *Agent) awaitSession(ctx context.Context, g *requestGroup, out *outboundConn, at route.EndpointID) (*requestSession, error) {

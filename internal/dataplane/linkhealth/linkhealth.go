@@ -38,8 +38,6 @@ const (
 	// ProbeInterval is the longest time between two rounds of probes of an unusable link.
 	// Each is shorter by a random part, up to a quarter.
 	ProbeInterval = time.Second
-	// unusedInterval is the same for a link that was not in use when it became unusable.
-	unusedInterval = 30 * time.Second
 	// roundSize is how many addresses one round probes.
 	roundSize = 4
 	// The time that a heartbeat and a probe may take is a base and a number of round
@@ -102,6 +100,9 @@ func (l *Link) Usable() bool { return l.unusable.IsZero() }
 
 // UnusableSince is when the link became unusable; zero: it is usable.
 func (l *Link) UnusableSince() time.Time { return l.unusable }
+
+// Unused reports whether the link is unusable and was not in use when it became so.
+func (l *Link) Unused() bool { return !l.Usable() && l.unusable.Sub(l.used) >= UseLife }
 
 // Suspected reports whether the link is being tested, and is not unusable yet.
 func (l *Link) Suspected() bool { return !l.suspected.IsZero() }
@@ -346,11 +347,7 @@ func (l *Link) nextUnusable(now time.Time, most int, random func() float64) (Wor
 		l.start(a, now)
 		work.Probes = append(work.Probes, a.name)
 	}
-	interval := ProbeInterval
-	if l.unusable.Sub(l.used) >= UseLife {
-		interval = unusedInterval
-	}
-	pause := interval - time.Duration(random()*float64(interval/4))
+	pause := ProbeInterval - time.Duration(random()*float64(ProbeInterval/4))
 	if len(work.Probes) == 0 {
 		pause = attemptGap // most is 0 for now
 	}

@@ -294,25 +294,24 @@ func TestNoBudget(t *testing.T) {
 	}
 }
 
-// A link that no pod used when it became unusable is probed rarely, but at once after
-// Retry.
-func TestUnusedUnusableLinkIsProbedRarely(t *testing.T) {
+// A link that no pod used when it became unusable is usable again as soon as any other,
+// because its callers are refused, and a refused caller is no use.
+func TestUnusedUnusableLinkRecovers(t *testing.T) {
 	w := newWorld(always(lost), "a")
 	w.Suspect(w.now)
 	w.run(10 * time.Second)
-	if w.Usable() {
-		t.Fatal("it is usable after probes failed")
+	if w.Usable() || !w.Unused() {
+		t.Fatalf("after probes failed: usable %v, unused %v", w.Usable(), w.Unused())
 	}
 	before := w.counts.probes
 	w.run(10*time.Second + time.Hour)
-	if n := w.counts.probes - before; n < 100 || n > 170 {
-		t.Errorf("%d probes in an hour, want one each 22 to 30 s", n)
+	if n := w.counts.probes - before; n < 3600 || n > 4800 {
+		t.Errorf("%d probes in an hour, want one each 0.75 to 1 s", n)
 	}
 	w.at = always(fast)
-	w.Retry(w.now)
-	w.run(12*time.Second + time.Hour)
-	if !w.Usable() {
-		t.Error("it is unusable 2 s after Retry")
+	w.run(11500*time.Millisecond + time.Hour)
+	if !w.Usable() || w.Unused() {
+		t.Errorf("1.5 s after the outage: usable %v, unused %v", w.Usable(), w.Unused())
 	}
 }
 

@@ -102,7 +102,7 @@ func (k *Kernel) storeBridge(iface int, bridge bool) {
 
 // Solicit makes the kernel resolve the link address of addr: it has to before it can
 // send to a pod on a bridge. The datagram is empty, and its port (RFC 863) discards it.
-// Stir does not wait for an answer.
+// Solicit does not wait for an answer.
 func (k *Kernel) Solicit(addr netip.Addr) {
 	const discard = 9
 	c, err := net.ListenUDP("udp", nil)

@@ -39,7 +39,7 @@ func (t *Table) Run(ctx context.Context) {
 }
 
 type locateResult struct {
-	silent []netip.Addr // those for which Stir may help
+	silent []netip.Addr // those for which Solicit may help
 	open   int          // how many claims are still open
 }
 

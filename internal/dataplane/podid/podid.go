@@ -68,7 +68,8 @@ func (a Attachment) conflicts(b Attachment) bool {
 
 // A Finder asks where addresses are. Kernel is one. Its methods are called concurrently.
 type Finder interface {
-	// Find returns where an address is now. The error wraps ErrSilent if Stir may help.
+	// Find returns where an address is now. The error wraps ErrSilent if Solicit may
+	// help.
 	Find(netip.Addr) (Attachment, error)
 	// Solicit makes an address known to Find, if something answers there. It does not
 	// block.

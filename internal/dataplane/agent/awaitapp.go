@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"errors"
+	"time"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
+)
+
+// An application that does not accept connections for a while, because its accept queue
+// is full, must not fail requests. The far agent dials it for podTimeout, and then refuses
+// the request, so that another endpoint can take it. If no other endpoint is left, the
+// caller's agent sends the request again with awaitField, and the far agent then waits for
+// as long as the caller.
+
+// awaitField is a field of requests between agents. With it, the far agent waits for an
+// application that does not answer for up to maxAppTimeout. The far agent removes the
+// field.
+const awaitField = "causeway-await-application"
+
+// redialPause is the time between two dials for a request that waits. A dial can fail at
+// once, for example without a route to the pod.
+const redialPause = 100 * time.Millisecond
+
+// sendToWait decides whether a request that failed is sent again so that it waits for the
+// application. That is no retry: no application has received anything. A request waits
+// once.
+func (r *outboundRequest) sendToWait(f httprelay.Failure) bool {
+	if !r.canWait(f) {
+		return false
+	}
+	r.waits = true
+	r.head.Add(awaitField, "1")
+	r.endFailedSpan(f)
+	return true
+}
+
+// canWait reports whether no application has answered the dial of the far agent, so that
+// the request can be sent to wait.
+func (r *outboundRequest) canWait(f httprelay.Failure) bool {
+	if r.waits || !f.Replayable || f.Response == nil {
+		return false
+	}
+	value, far := f.Response.Get(httprelay.ErrorField)
+	return far && httprelay.IsNotProcessed(value) && httprelay.ErrorReason(value) == reasonPodTimeout
+}
+
+// hasTriedAll reports whether the request was sent to each endpoint that the peer reports.
+func (r *outboundRequest) hasTriedAll() bool {
+	b := r.backend
+	b.agent.learnEndpoints(b.group, b.out, time.Now())
+	return b.group.isCovered(r.tried)
+}
+
+// takeWait removes awaitField from a request and reports whether it was there.
+func takeWait(h *message.Head) bool {
+	_, waits := h.Get(awaitField)
+	if waits {
+		h.Del(awaitField)
+	}
+	return waits
+}
+
+// mustWait reports whether a request continues to wait for an application that could not
+// be dialed. It does so if the caller's agent asks for it, and if that agent may be unable
+// to send the request again, because it has sent too much of the body. body is the part
+// of the body that was taken from the stream.
+func (f *appRequest) mustWait(err error, body []byte) bool {
+	r := (*refusal)(nil)
+	if !errors.As(err, &r) || r.code != tunnel.Code_POD_TIMEOUT || f.isCanceled() ||
+		f.session.ctx.Err() != nil || time.Since(f.start) >= maxAppTimeout {
+		return false
+	}
+	if f.waits {
+		return true
+	}
+	unread, _ := f.stream.Buffered()
+	return len(body)+unread >= httprelay.ReplayBytes
+}
