@@ -71,17 +71,7 @@ func (p *process) gatewayKinds() (*gatewayKinds, error) {
 // objects. After an error the kind is not watched.
 func (p *process) watchGatewayKind(ctx context.Context, kind schema.GroupVersionKind) error {
 	object := gatewayObject(kind)
-	synced, err := p.watch(ctx, object, gatewayHandler(p.reconciler.inbox, object))
-	if err != nil {
-		return err
-	}
-	waiting, cancel := context.WithTimeout(ctx, syncTimeout)
-	defer cancel()
-	if !toolscache.WaitForCacheSync(waiting.Done(), synced) {
-		err := fmt.Errorf("watch %s: %w", kind.Kind, context.Cause(waiting))
-		if failed := p.mgr.GetCache().RemoveInformer(ctx, object); failed != nil {
-			p.log.Warn("a cache of a kind was not removed", "kind", kind.Kind, "error", failed)
-		}
+	if err := p.watchListed(ctx, object, gatewayHandler(p.reconciler.inbox, object)); err != nil {
 		return err
 	}
 	// Objects may have been deleted while the controller watched no version of the kind.
