@@ -139,6 +139,7 @@ func (p *process) reconcile(ctx context.Context) error {
 		return nil
 	}
 	gateway.start(ctx)
+	r.setUnread(gateway.unread()) // nothing else uses r before run
 	var probing sync.WaitGroup
 	probing.Go(func() { exports.run(ctx) })
 	probing.Go(func() { gateway.run(ctx) })

@@ -94,7 +94,8 @@ func rejectionOf(err error) reqmetrics.Rejection {
 		return reqmetrics.RejectedUpstream
 	case !errors.As(err, &refused):
 		return reqmetrics.RejectedUpstream
-	case refused.reason == reasonNoRoute || refused.reason == reasonNoRouteBackend:
+	case refused.reason == reasonNoRoute || refused.reason == reasonNoRouteBackend,
+		refused.reason == reasonRoutesUnread:
 		return reqmetrics.RejectedNoRoute
 	case refused.reason == reasonAmbiguousPath:
 		return reqmetrics.RejectedMalformed

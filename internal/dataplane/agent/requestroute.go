@@ -54,11 +54,13 @@ var (
 		reasonNoRoute:        http.StatusNotFound,
 		reasonNoRouteBackend: http.StatusInternalServerError,
 		reasonAmbiguousPath:  http.StatusBadRequest,
+		reasonRoutesUnread:   http.StatusServiceUnavailable,
 	}
 	routeErrorKinds = map[string]string{
 		reasonNoRoute:        "destination_not_found",
 		reasonNoRouteBackend: "proxy_configuration_error",
 		reasonAmbiguousPath:  "http_request_error",
+		reasonRoutesUnread:   "proxy_configuration_error",
 	}
 )
 
@@ -69,6 +71,8 @@ func routeRefusal(err error) error {
 		return refuse(reasonNoRoute, err)
 	case reqroute.ErrPath:
 		return refuse(reasonAmbiguousPath, err)
+	case reqroute.ErrUnread:
+		return refuse(reasonRoutesUnread, err)
 	}
 	return refuse(reasonNoRouteBackend, err)
 }

@@ -16,7 +16,13 @@ type Rules struct {
 	params map[string]int
 	// broken: every request gets an error.
 	broken bool
+	// unread: every request gets ErrUnread.
+	unread bool
 }
+
+// Unread returns the rules of a port whose routes are not known. Every request gets
+// ErrUnread.
+func Unread() *Rules { return &Rules{unread: true} }
 
 // A rule is a compiled Rule.
 type rule struct {

@@ -29,12 +29,19 @@ var (
 	// ErrPath reports a path that servers understand in different ways, and that a filter
 	// would change. The request gets status 400.
 	ErrPath = errors.New("the path of the request is ambiguous, and the route changes it")
+	// ErrUnread reports that the routes of the port are not known. The request gets
+	// status 503.
+	ErrUnread = errors.New("the controller has not been able to read the routes since its start")
 )
 
-// Match returns the route of a request. The error is ErrNoMatch, ErrNoBackend or ErrPath.
+// Match returns the route of a request. The error is ErrNoMatch, ErrNoBackend, ErrPath or
+// ErrUnread.
 // A path that is ambiguous matches only rules that match every path.
 func (r *Rules) Match(h *message.Head) (Route, error) {
-	if r.broken {
+	switch {
+	case r.unread:
+		return Route{}, ErrUnread
+	case r.broken:
 		return Route{}, ErrNoBackend
 	}
 	path, query, err := h.NormalPath()
