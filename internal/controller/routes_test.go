@@ -282,6 +282,56 @@ func TestRouteStatusYieldsToOtherControllers(t *testing.T) {
 	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "local"))
 }
 
+// Another controller removes all entries but its own at each change of the status. Both
+// must not write forever as fast as they can.
+func TestContestedRouteStatus(t *testing.T) {
+	var log logLines
+	west()
+	east()
+	synctest.Test(t, func(t *testing.T) {
+		api := newAPI(eastLink(), shop(), exportedLocal(), httpRoute("a", "local"))
+		r := newReplicaWith(t, west(), api, func(o *Options) { o.Log = log.logger() })
+		r.lead()
+		r.during(t, func() {
+			contest := func(d time.Duration) (writes int) {
+				for begin := time.Now(); time.Since(begin) < d; bubble.Pass(500 * time.Millisecond) {
+					var o gatewayv1.HTTPRoute
+					r.MustGet(t, "shop", "a", &o)
+					if len(o.Status.Parents) == 0 {
+						continue
+					}
+					writes++
+					o.Status.Parents = []gatewayv1.RouteParentStatus{}
+					if err := r.API.Status().Update(t.Context(), &o); err != nil {
+						t.Fatal(err)
+					}
+				}
+				return writes
+			}
+			if n := contest(30 * time.Minute); n < 5 || n > 12 {
+				t.Errorf("%d writes in 30 minutes, want the pauses to grow to 10 minutes", n)
+			}
+			if n := log.count("another controller removes"); n != 1 {
+				t.Errorf("%d warnings, want 1", n)
+			}
+			var o gatewayv1.HTTPRoute
+			r.MustGet(t, "shop", "a", &o)
+			o.Generation++
+			o.Spec.ParentRefs[0].Name = "gone"
+			r.update(t, &o)
+			bubble.Pass(5 * time.Second)
+			want := []string{"Accepted=False NoMatchingParent"}
+			if got := r.routeConditions(t, "a"); !slices.Equal(got, want) {
+				t.Errorf("another status has to wait for the pause of the last one: %q", got)
+			}
+			bubble.Pass(time.Hour)
+			if n := contest(10 * time.Second); n < 2 {
+				t.Errorf("the entries have stayed for an hour, but %d writes in 10 s", n)
+			}
+		})
+	})
+}
+
 // A grant may be deleted while the controller watches no version of its kind. It has no
 // effect when the controller watches the kind again.
 func TestGrantDeletedUnwatched(t *testing.T) {
