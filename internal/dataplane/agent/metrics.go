@@ -68,6 +68,7 @@ const (
 	reasonNoRouteBackend   = "no_route_backend"   // the rule that matches has no valid backend
 	reasonAmbiguousPath    = "ambiguous_path"     // of a request whose route changes the path
 	reasonRoutesUnread     = "routes_unread"      // the controller has not read the routes yet
+	reasonRegexSteps       = "regex_steps"        // of a request whose values are too long for its routes
 	reasonOther            = "other"
 )
 
@@ -77,7 +78,7 @@ func reasons(direction string) []string {
 	if direction == outbound {
 		out = append(out, reasonCallRate, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGatewayBudget, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
 			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonCallerSilent, reasonCircuitOpen, reasonRequestTimeout, reasonTooManyRequests, reasonMalformed,
-			reasonNoRoute, reasonNoRouteBackend, reasonAmbiguousPath, reasonRoutesUnread)
+			reasonNoRoute, reasonNoRouteBackend, reasonAmbiguousPath, reasonRoutesUnread, reasonRegexSteps)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}

@@ -97,7 +97,7 @@ func rejectionOf(err error) reqmetrics.Rejection {
 	case refused.reason == reasonNoRoute || refused.reason == reasonNoRouteBackend,
 		refused.reason == reasonRoutesUnread:
 		return reqmetrics.RejectedNoRoute
-	case refused.reason == reasonAmbiguousPath:
+	case refused.reason == reasonAmbiguousPath || refused.reason == reasonRegexSteps:
 		return reqmetrics.RejectedMalformed
 	case refused.reason == reasonCircuitOpen:
 		return reqmetrics.RejectedCircuitOpen

@@ -55,12 +55,14 @@ var (
 		reasonNoRouteBackend: http.StatusInternalServerError,
 		reasonAmbiguousPath:  http.StatusBadRequest,
 		reasonRoutesUnread:   http.StatusServiceUnavailable,
+		reasonRegexSteps:     http.StatusRequestHeaderFieldsTooLarge,
 	}
 	routeErrorKinds = map[string]string{
 		reasonNoRoute:        "destination_not_found",
 		reasonNoRouteBackend: "proxy_configuration_error",
 		reasonAmbiguousPath:  "http_request_error",
 		reasonRoutesUnread:   "proxy_configuration_error",
+		reasonRegexSteps:     "http_request_error",
 	}
 )
 
@@ -71,6 +73,8 @@ func routeRefusal(err error) error {
 		return refuse(reasonNoRoute, err)
 	case reqroute.ErrPath:
 		return refuse(reasonAmbiguousPath, err)
+	case reqroute.ErrSteps:
+		return refuse(reasonRegexSteps, err)
 	case reqroute.ErrUnread:
 		return refuse(reasonRoutesUnread, err)
 	}

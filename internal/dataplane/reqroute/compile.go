@@ -3,7 +3,6 @@ package reqroute
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
@@ -37,7 +36,7 @@ type match struct {
 	rule   *rule
 	kind   PathKind
 	path   string // normal form; a prefix has no slash at its end
-	regex  *regexp.Regexp
+	regex  *expression
 	method string
 	grpc   bool
 
@@ -46,8 +45,8 @@ type match struct {
 
 type valueMatch struct {
 	name, value string
-	regex       *regexp.Regexp // nil: the value is compared
-	param       int            // the index of a query parameter
+	regex       *expression // nil: the value is compared
+	param       int         // the index of a query parameter
 }
 
 // Compile compiles the rules of a port of a frontend. matches are in order of
