@@ -4,8 +4,10 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -50,6 +52,63 @@ func TestChartSpeaksTheCommand(t *testing.T) {
 	if !maps.Equal(started, want) {
 		t.Errorf("the chart starts %v, the command offers %v", started, want)
 	}
+}
+
+// TestChartQuotesStrings renders the chart with names that YAML reads as numbers, booleans or
+// null without quotes. The result must be that of an ordinary name, with the name replaced.
+func TestChartQuotesStrings(t *testing.T) {
+	const ordinary = "ordinary-name"
+	render := func(name string) []any {
+		t.Helper()
+		cluster := name
+		if name[0] <= '9' { // a name of a cluster begins with a letter
+			cluster = "west"
+		}
+		r, err := charts.Render(name, map[string]any{
+			"clusterName": cluster,
+			"caSecret":    name,
+			"tracing":     map[string]any{"endpoint": "https://collector", "secret": name},
+			"monitoring":  map[string]any{"podMonitor": map[string]any{"enabled": true}},
+		})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var out []any
+		for _, o := range slices.Concat(r.Objects, r.Hooks) {
+			out = append(out, o.Object)
+		}
+		return out
+	}
+	for _, name := range []string{"on", "123", "1e3", "0x1f", "null", "true", "012"} {
+		want := replaced(render(ordinary), ordinary, name)
+		if name[0] <= '9' {
+			want = replaced(render("9"+ordinary), "9"+ordinary, name)
+		}
+		if d := cmp.Diff(want, any(render(name))); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+// replaced returns a value of JSON with one text replaced in all strings.
+func replaced(v any, before, after string) any {
+	switch v := v.(type) {
+	case string:
+		return strings.ReplaceAll(v, before, after)
+	case []any:
+		out := make([]any, len(v))
+		for i := range v {
+			out[i] = replaced(v[i], before, after)
+		}
+		return out
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for key := range v {
+			out[key] = replaced(v[key], before, after)
+		}
+		return out
+	}
+	return v
 }
 
 // Limits are whole numbers from 0 on.

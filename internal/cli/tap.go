@@ -29,6 +29,9 @@ const (
 	maxTapLines = 1024
 	// tapEndTimeout bounds the deletion of the Tap at the end.
 	tapEndTimeout = 5 * time.Second
+	// maxTapForwards is how many taps open at the same time, because the API server and the
+	// kubelets carry each forwarded port.
+	maxTapForwards = 32
 	// maxRefusalText is how much of an agent's error message is read.
 	maxRefusalText = 1 << 10
 )
@@ -43,8 +46,8 @@ func (a *app) tap() *cobra.Command {
 		Use:   "tap",
 		Short: "Show requests to and from linked clusters as they end",
 		Long: `Show each request, and each connection without recognized requests, when it has ended. The agents of this
-cluster report it. The other end of the link is reported by the agents of the other cluster: give --context once
-for each cluster to see both ends.
+cluster that are ready when the command starts report it. The other end of the link is reported by the agents of
+the other cluster: give --context once for each cluster to see both ends.
 
 The command creates a Tap in the namespace that --namespace names, and deletes it at the end. It shows what
 concerns that namespace: its Services, its mirrors and its pods. Without --namespace the Tap is created in
@@ -109,6 +112,7 @@ func (a *app) runTap(ctx context.Context, flags clusterFlags, contexts []string,
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	lines := make(chan tapLine, maxTapLines)
+	opening := make(chan struct{}, maxTapForwards)
 	var taps []*clusterTap
 	for _, name := range contexts {
 		flags.context = name
@@ -116,7 +120,7 @@ func (a *app) runTap(ctx context.Context, flags clusterFlags, contexts []string,
 		if err != nil {
 			return err
 		}
-		t := &clusterTap{cluster: cl, name: name, own: flags.namespace, options: o, lines: lines}
+		t := &clusterTap{cluster: cl, name: name, own: flags.namespace, options: o, lines: lines, opening: opening}
 		defer t.close(ctx)
 		if err := t.open(ctx); err != nil {
 			return err
@@ -234,6 +238,7 @@ type clusterTap struct {
 	own     string // Causeway's namespace
 	options tapOptions
 	lines   chan<- tapLine
+	opening chan struct{} // holds a token for each tap that opens
 
 	key    tapaccess.Key
 	pods   []string
@@ -302,6 +307,13 @@ func (t *clusterTap) tapAgent(ctx context.Context, pod string) error {
 	if forward == nil {
 		forward = t.forward
 	}
+	select {
+	case t.opening <- struct{}{}:
+	case <-ctx.Done():
+		return nil
+	}
+	opened := sync.OnceFunc(func() { <-t.opening })
+	defer opened()
 	opening, cancel := context.WithTimeout(ctx, scrapeTimeout)
 	defer cancel()
 	address, stop, err := forward(opening, t.own, pod, clusterinfo.MetricsPort)
@@ -325,6 +337,7 @@ func (t *clusterTap) tapAgent(ctx context.Context, pod string) error {
 		text, _ := io.ReadAll(io.LimitReader(response.Body, maxRefusalText))
 		return fmt.Errorf("%s: %q", response.Status, bytes.TrimSpace(text))
 	}
+	opened()
 	return t.readLines(ctx, pod, response.Body)
 }
 

@@ -9,7 +9,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -151,6 +154,37 @@ func TestTapInterrupted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestTapBoundsForwards: a large cluster has more agents than ports that the command forwards
+// at once.
+func TestTapBoundsForwards(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const agents = 3*maxTapForwards + 1
+		var asked, waiting atomic.Int32
+		release := make(chan struct{})
+		tap := &clusterTap{opening: make(chan struct{}, maxTapForwards)}
+		tap.forwardTo = func(context.Context, string, string, int) (string, func(), error) {
+			asked.Add(1)
+			waiting.Add(1)
+			<-release
+			waiting.Add(-1)
+			return "", nil, errors.New("connection refused")
+		}
+		var running sync.WaitGroup
+		for range agents {
+			running.Go(func() { tap.tapAgent(t.Context(), "agent") })
+		}
+		synctest.Wait()
+		if n := waiting.Load(); n != maxTapForwards {
+			t.Errorf("%d ports are forwarded at once, want %d", n, maxTapForwards)
+		}
+		close(release)
+		running.Wait()
+		if n := asked.Load(); n != agents {
+			t.Errorf("%d of %d agents were asked", n, agents)
+		}
+	})
 }
 
 type writerFunc func([]byte) (int, error)

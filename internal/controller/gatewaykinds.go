@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -22,6 +23,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
 	"github.com/causeway-mesh/causeway/internal/gatewayroutes"
+	"github.com/causeway-mesh/causeway/internal/nodestream"
 )
 
 // The versions of Gateway API kinds that the controller reads. ReferenceGrant was served
@@ -43,8 +45,13 @@ type gatewayKinds struct {
 	forget func(kind string)
 	log    *slog.Logger
 
-	current map[string]schema.GroupVersion // what is watched now, by kind
-	// missing are the watched kinds that the last answer did not have.
+	// report passes on which kinds are unread, whenever that changes.
+	report func(unread []string)
+
+	current map[string]schema.GroupVersion // what is watched now, by kind; nil: no answer yet
+	// failed are the served kinds that could not be read since the start.
+	failed map[string]bool
+	// missing are the watched and failed kinds that the last answer did not have.
 	missing map[string]bool
 }
 
@@ -63,6 +70,7 @@ func (p *process) gatewayKinds() (*gatewayKinds, error) {
 			return p.mgr.GetCache().RemoveInformer(ctx, gatewayObject(kind))
 		},
 		forget: func(kind string) { in.add(func(b *batch) { b.retainGateway(kind, nil) }) },
+		report: func(unread []string) { in.add(func(b *batch) { b.unreadKinds = &unread }) },
 		log:    p.log,
 	}, nil
 }
@@ -71,17 +79,7 @@ func (p *process) gatewayKinds() (*gatewayKinds, error) {
 // objects. After an error the kind is not watched.
 func (p *process) watchGatewayKind(ctx context.Context, kind schema.GroupVersionKind) error {
 	object := gatewayObject(kind)
-	synced, err := p.watch(ctx, object, gatewayHandler(p.reconciler.inbox, object))
-	if err != nil {
-		return err
-	}
-	waiting, cancel := context.WithTimeout(ctx, syncTimeout)
-	defer cancel()
-	if !toolscache.WaitForCacheSync(waiting.Done(), synced) {
-		err := fmt.Errorf("watch %s: %w", kind.Kind, context.Cause(waiting))
-		if failed := p.mgr.GetCache().RemoveInformer(ctx, object); failed != nil {
-			p.log.Warn("a cache of a kind was not removed", "kind", kind.Kind, "error", failed)
-		}
+	if err := p.watchListed(ctx, object, gatewayHandler(p.reconciler.inbox, object)); err != nil {
 		return err
 	}
 	// Objects may have been deleted while the controller watched no version of the kind.
@@ -180,7 +178,7 @@ func servedGatewayKinds(api discovery.DiscoveryInterface) (map[string]schema.Gro
 // gatewayKindNames are the kinds in the order in which they are watched: a route should
 // not be decided about before the grants are known. If the grants cannot be read, routes
 // without backends in other namespaces have effect nevertheless.
-var gatewayKindNames = []string{"ReferenceGrant", "GRPCRoute", "HTTPRoute"}
+var gatewayKindNames = []string{nodestream.GrantKind, "GRPCRoute", "HTTPRoute"}
 
 // probe watches what the cluster serves now. A kind that fails does not stop the others.
 // A kind that is watched must be missing in two answers in a row before it is left,
@@ -192,24 +190,30 @@ func (g *gatewayKinds) probe(ctx context.Context) error {
 	}
 	if g.current == nil {
 		g.current, g.missing = make(map[string]schema.GroupVersion), make(map[string]bool)
+		g.failed = make(map[string]bool)
 	}
 	var errs []error
 	for _, kind := range gatewayKindNames {
 		before, watched := g.current[kind]
 		version, serves := served[kind]
-		if watched && !serves && !g.missing[kind] {
+		if (watched || g.failed[kind]) && !serves && !g.missing[kind] {
 			g.missing[kind] = true
 			continue
 		}
 		delete(g.missing, kind)
+		if !serves {
+			delete(g.failed, kind)
+		}
 		if watched == serves && before == version {
 			continue
 		}
 		if serves {
 			if err := g.watch(ctx, version.WithKind(kind)); err != nil {
+				g.failed[kind] = !watched
 				errs = append(errs, err)
 				continue
 			}
+			delete(g.failed, kind)
 			g.current[kind] = version
 		}
 		if watched {
@@ -227,8 +231,22 @@ func (g *gatewayKinds) probe(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// maxGatewayWait bounds how long the first pass waits for routes. Without them agents
-// would send requests where no route sends them. But all else must not wait forever.
+// unread returns the kinds that the cluster serves, or may serve, and of which no
+// objects were read since the start. A kind that was read once stays read, although the
+// objects may be out of date.
+func (g *gatewayKinds) unread() []string {
+	var out []string
+	for _, kind := range gatewayKindNames {
+		if g.current == nil || g.failed[kind] {
+			out = append(out, kind)
+		}
+	}
+	return out
+}
+
+// maxGatewayWait bounds how long the first pass waits for routes, because all else must
+// not wait forever. Frontends say which kinds are unread, so agents apply no rules that
+// lack routes of these.
 const maxGatewayWait = 30 * time.Second
 
 // start probes until it has succeeded, or maxGatewayWait is over.
@@ -236,7 +254,8 @@ func (g *gatewayKinds) start(ctx context.Context) {
 	begin := time.Now()
 	for err := g.probe(ctx); err != nil && ctx.Err() == nil; err = g.probe(ctx) {
 		if time.Since(begin) > maxGatewayWait {
-			g.log.Error("cannot read Gateway API routes, starting without them", "error", err)
+			g.log.Error("cannot read Gateway API routes, starting without them", "unread", g.unread(),
+				"error", err)
 			return
 		}
 		if !backoff.Sleep(ctx, time.Second) {
@@ -247,8 +266,13 @@ func (g *gatewayKinds) start(ctx context.Context) {
 
 // run probes until ctx ends.
 func (g *gatewayKinds) run(ctx context.Context) {
+	before := g.unread()
 	for logged := false; backoff.Sleep(ctx, probeInterval); {
 		err := g.probe(ctx)
+		if unread := g.unread(); !slices.Equal(unread, before) {
+			before = unread
+			g.report(unread)
+		}
 		if err != nil && ctx.Err() == nil && !logged {
 			g.log.Warn("cannot read Gateway API routes, keeping those known", "error", err)
 		}
@@ -299,9 +323,15 @@ func (r *reconciler) takeRoutes(b *batch) {
 }
 
 // planRoutes decides about routes, and adds to the plan which frontends and statuses
-// differ now.
-func (r *reconciler) planRoutes(now time.Time, p *plan) {
+// differ now. unread are the kinds that are unread now; nil: as before.
+func (r *reconciler) planRoutes(unread *[]string, now time.Time, p *plan) {
 	changes := r.routes.Flush()
+	if unread != nil {
+		// Flush has decided the rules, so no frontend loses the mark before it has them.
+		r.setUnread(*unread)
+		r.imports.emitFrontends(p)
+		r.routesReplayed = false
+	}
 	for _, k := range changes.Mirrors {
 		r.imports.emitFrontend(k, p)
 	}
@@ -313,10 +343,26 @@ func (r *reconciler) planRoutes(now time.Time, p *plan) {
 		r.routesReplayed = true
 		routes = r.routes.Routes()
 	}
+	grantsUnread := slices.Contains(r.imports.unread, nodestream.GrantKind)
 	for _, id := range routes {
+		if grantsUnread && r.routes.NeedsGrants(id) {
+			continue // the status would say that a backend is not permitted
+		}
 		if s, differs := r.routes.Status(id, now); s.ID == id {
 			p.routes = append(p.routes, routeStatus{s, differs})
 		}
+	}
+}
+
+// setUnread records the kinds of the Gateway API that are unread.
+func (r *reconciler) setUnread(kinds []string) {
+	r.imports.unread = kinds
+	for _, kind := range gatewayKindNames {
+		value := 0.
+		if slices.Contains(kinds, kind) {
+			value = 1
+		}
+		r.metrics.unread.WithLabelValues(kind).Set(value)
 	}
 }
 

@@ -43,6 +43,8 @@ type importer struct {
 	// placedAt is the reverse of the placed of all Links.
 	placedAt map[catalog.Key]placement
 	routes   *gatewayroutes.Index
+	// unread are the kinds of the Gateway API that are unread.
+	unread []string
 }
 
 // placement is the source of a mirror.
@@ -410,6 +412,23 @@ func (m *importer) emitFrontend(key catalog.Key, p *plan) {
 	}
 }
 
+// emitFrontends adds the frontends of all mirrors to the plan.
+func (m *importer) emitFrontends(p *plan) {
+	for key := range m.placedAt {
+		m.emitFrontend(key, p)
+	}
+}
+
+// unreadFor returns the unread kinds that can change the rules of a mirror. Grants can if
+// a route of the mirror needs one.
+func (m *importer) unreadFor(mirror catalog.Key) []string {
+	if !slices.Contains(m.unread, nodestream.GrantKind) || m.routes.MirrorNeedsGrants(mirror) {
+		return m.unread
+	}
+	return slices.DeleteFunc(slices.Clone(m.unread),
+		func(kind string) bool { return kind == nodestream.GrantKind })
+}
+
 // emitSource adds the frontend of a stored entry to the plan, and returns its mirror.
 func (m *importer) emitSource(l *importLink, source ledger.Source, stored *ledger.Mirror,
 	p *plan) *mirror.Want {
@@ -423,8 +442,10 @@ func (m *importer) emitSource(l *importLink, source ledger.Source, stored *ledge
 	}
 	w := l.rules.Want(entry, described)
 	if resource := view.Frontend(l.link.Name, entry, w.Ready, l.rules.Defaults()); resource != nil {
+		unread := m.unreadFor(mirrorKey(stored))
 		for _, port := range resource.GetFrontend().GetPorts() {
 			port.Routes = m.routes.Rules(mirrorKey(stored), port.GetIndex())
+			port.UnreadRouteKinds = unread
 		}
 		p.views = append(p.views, nodestream.Change{Scope: nodestream.Agents, Resource: resource})
 	}

@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -79,9 +80,11 @@ type fakeManager struct {
 	manager.Manager
 	client   client.Client
 	recorder *events.FakeRecorder
+	cache    cache.Cache // nil unless the test sets it
 }
 
 func (m fakeManager) GetClient() client.Client                       { return m.client }
+func (m fakeManager) GetCache() cache.Cache                          { return m.cache }
 func (m fakeManager) GetEventRecorder(string) recorder.EventRecorder { return m.recorder }
 
 // replica is a controller replica with a fake API server in place of informers.

@@ -43,6 +43,7 @@ type reconcilerMetrics struct {
 	passes       prometheus.Histogram
 	repairs      prometheus.Counter
 	failingPaths prometheus.Gauge
+	unread       *prometheus.GaugeVec
 }
 
 func newReconcilerMetrics(reg prometheus.Registerer) *reconcilerMetrics {
@@ -61,7 +62,15 @@ func newReconcilerMetrics(reg prometheus.Registerer) *reconcilerMetrics {
 			Help: "Nodes whose path from a pod to its agent failed when causeway check or install last " +
 				"tested it.",
 		}),
+		unread: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "causeway_controller_unread_kinds",
+			Help: "Whether the controller has not been able to read a served kind of the Gateway API since " +
+				"its start (1 or 0).",
+		}, []string{"kind"}),
 	}
-	reg.MustRegister(m.passes, m.repairs, m.failingPaths)
+	for _, kind := range gatewayKindNames {
+		m.unread.WithLabelValues(kind)
+	}
+	reg.MustRegister(m.passes, m.repairs, m.failingPaths, m.unread)
 	return m
 }

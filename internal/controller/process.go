@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -123,7 +124,8 @@ func (p *process) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.watchAll(ctx, r); err != nil {
+	zones, err := p.watchAll(ctx, r)
+	if err != nil {
 		return err
 	}
 	// A first pass without the ServiceExports would delete the peers' mirrors.
@@ -137,9 +139,11 @@ func (p *process) reconcile(ctx context.Context) error {
 		return nil
 	}
 	gateway.start(ctx)
+	r.setUnread(gateway.unread()) // nothing else uses r before run
 	var probing sync.WaitGroup
 	probing.Go(func() { exports.run(ctx) })
 	probing.Go(func() { gateway.run(ctx) })
+	probing.Go(func() { zones.run(ctx) })
 	r.run(ctx)
 	probing.Wait()
 	r.peers.Wait()
@@ -148,9 +152,12 @@ func (p *process) reconcile(ctx context.Context) error {
 }
 
 // watchAll starts a cache of each kind and passes its events to the inbox. It returns
-// when the inbox has all objects.
-func (p *process) watchAll(ctx context.Context, r *reconciler) error {
+// when the inbox has all objects. Nodes may come later, and are then in zones.
+func (p *process) watchAll(ctx context.Context, r *reconciler) (zones *zoneWatch, err error) {
 	in, touch := r.inbox, p.touchMirrors(r.leader.writer)
+	if zones, err = p.watchZones(ctx); err != nil {
+		return nil, err
+	}
 	var synced []toolscache.InformerSynced
 	for _, w := range []struct {
 		kind     client.Object
@@ -163,7 +170,6 @@ func (p *process) watchAll(ctx context.Context, r *reconciler) error {
 				touch,
 			},
 		},
-		{nodeKind(), []toolscache.ResourceEventHandler{zoneHandler(in)}},
 		{
 			&corev1.Service{},
 			[]toolscache.ResourceEventHandler{
@@ -230,20 +236,22 @@ func (p *process) watchAll(ctx context.Context, r *reconciler) error {
 		for _, h := range w.handlers {
 			s, err := p.watch(ctx, w.kind, h)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			synced = append(synced, s)
 		}
 	}
 	toolscache.WaitForCacheSync(ctx.Done(), synced...)
-	return nil
+	zones.await(ctx)
+	return zones, nil
 }
 
 // watch adds an event handler for a kind. The result reports whether the handler has been
-// given all objects that there were.
+// given all objects that there were. watch does not wait for the first list, which does
+// not come if the controller may not list the kind.
 func (p *process) watch(ctx context.Context, kind client.Object,
 	h toolscache.ResourceEventHandler) (toolscache.InformerSynced, error) {
-	informer, err := p.mgr.GetCache().GetInformer(ctx, kind)
+	informer, err := p.mgr.GetCache().GetInformer(ctx, kind, cache.BlockUntilSynced(false))
 	if err != nil {
 		return nil, fmt.Errorf("watch %T: %w", kind, err)
 	}
@@ -252,6 +260,25 @@ func (p *process) watch(ctx context.Context, kind client.Object,
 		return nil, fmt.Errorf("watch %T: %w", kind, err)
 	}
 	return registration.HasSynced, nil
+}
+
+// watchListed is watch for a kind that the controller may not list. It waits up to
+// syncTimeout for the first list. After an error the kind is not watched.
+func (p *process) watchListed(ctx context.Context, kind client.Object,
+	h toolscache.ResourceEventHandler) error {
+	synced, err := p.watch(ctx, kind, h)
+	if err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	if toolscache.WaitForCacheSync(waiting.Done(), synced) {
+		return nil
+	}
+	if err := p.mgr.GetCache().RemoveInformer(ctx, kind); err != nil {
+		p.log.Warn("a cache of a kind was not removed", "kind", fmt.Sprintf("%T", kind), "error", err)
+	}
+	return fmt.Errorf("watch %T: %w", kind, context.Cause(waiting))
 }
 
 // touchMirrors passes the mirrors that an object concerns to the mirror writer.

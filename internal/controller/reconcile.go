@@ -187,7 +187,7 @@ func (r *reconciler) plan(b *batch, now time.Time) *plan {
 	p.dueAt(r.book.Tick(now))
 	changes := r.book.Changes()
 	r.imports.stored(changes.Mirrors, p)
-	r.planRoutes(now, p)
+	r.planRoutes(b.unreadKinds, now, p)
 	r.exports.stored(changes.Exports, now, p)
 	r.exports.announce(p)
 	p.readyLinks = r.exports.readyLinks(r.links.inForce(), first, now, p)

@@ -282,6 +282,56 @@ func TestRouteStatusYieldsToOtherControllers(t *testing.T) {
 	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "local"))
 }
 
+// Another controller removes all entries but its own at each change of the status. Both
+// must not write forever as fast as they can.
+func TestContestedRouteStatus(t *testing.T) {
+	var log logLines
+	west()
+	east()
+	synctest.Test(t, func(t *testing.T) {
+		api := newAPI(eastLink(), shop(), exportedLocal(), httpRoute("a", "local"))
+		r := newReplicaWith(t, west(), api, func(o *Options) { o.Log = log.logger() })
+		r.lead()
+		r.during(t, func() {
+			contest := func(d time.Duration) (writes int) {
+				for begin := time.Now(); time.Since(begin) < d; bubble.Pass(500 * time.Millisecond) {
+					var o gatewayv1.HTTPRoute
+					r.MustGet(t, "shop", "a", &o)
+					if len(o.Status.Parents) == 0 {
+						continue
+					}
+					writes++
+					o.Status.Parents = []gatewayv1.RouteParentStatus{}
+					if err := r.API.Status().Update(t.Context(), &o); err != nil {
+						t.Fatal(err)
+					}
+				}
+				return writes
+			}
+			if n := contest(30 * time.Minute); n < 5 || n > 12 {
+				t.Errorf("%d writes in 30 minutes, want the pauses to grow to 10 minutes", n)
+			}
+			if n := log.count("another controller removes"); n != 1 {
+				t.Errorf("%d warnings, want 1", n)
+			}
+			var o gatewayv1.HTTPRoute
+			r.MustGet(t, "shop", "a", &o)
+			o.Generation++
+			o.Spec.ParentRefs[0].Name = "gone"
+			r.update(t, &o)
+			bubble.Pass(5 * time.Second)
+			want := []string{"Accepted=False NoMatchingParent"}
+			if got := r.routeConditions(t, "a"); !slices.Equal(got, want) {
+				t.Errorf("another status has to wait for the pause of the last one: %q", got)
+			}
+			bubble.Pass(time.Hour)
+			if n := contest(10 * time.Second); n < 2 {
+				t.Errorf("the entries have stayed for an hour, but %d writes in 10 s", n)
+			}
+		})
+	})
+}
+
 // A grant may be deleted while the controller watches no version of its kind. It has no
 // effect when the controller watches the kind again.
 func TestGrantDeletedUnwatched(t *testing.T) {
@@ -431,6 +481,7 @@ func TestGatewayKindsRun(t *testing.T) {
 						return nil
 					},
 					forget: func(kind string) { did = append(did, "forget "+kind) },
+					report: func([]string) {},
 				}
 				g.start(ctx)
 				got := [][]string{did}
@@ -462,10 +513,170 @@ func TestGatewayKindsStartGivesUp(t *testing.T) {
 		}
 		begin := time.Now()
 		g.start(t.Context())
+		if got := g.unread(); !slices.Equal(got, gatewayKindNames) {
+			t.Errorf("no kind was read, but only %q are unread", got)
+		}
 		if took := time.Since(begin); took < maxGatewayWait || took > 2*maxGatewayWait {
 			t.Errorf("took %v", took)
 		}
 	})
+}
+
+// TestGatewayKindsUnread gives the answers of the cluster one after another, ten seconds
+// apart, and records which kinds are unread.
+func TestGatewayKindsUnread(t *testing.T) {
+	const http, grpc = "HTTPRoute", "GRPCRoute"
+	type answer struct {
+		served  []string
+		refused string // a kind that cannot be read
+	}
+	both, none := []string{http, grpc}, []string(nil)
+	cases := map[string]struct {
+		why     string
+		answers []answer
+		want    [][]string // after the start and then after each answer; nil: none
+	}{
+		"readable": {
+			why:     "everything was read",
+			answers: []answer{{served: both}, {served: both}},
+			want:    [][]string{nil, nil},
+		},
+		"not served": {
+			why:     "without the Gateway API there are no routes",
+			answers: []answer{{}, {}},
+			want:    [][]string{nil, nil},
+		},
+		"the right comes": {
+			why:     "the kind was read",
+			answers: []answer{{both, http}, {both, http}, {both, ""}},
+			want:    [][]string{{http}, {http}, nil},
+		},
+		"unreadable later": {
+			why:     "a kind that is installed without the right for it can have objects",
+			answers: []answer{{}, {both, grpc}, {both, ""}},
+			want:    [][]string{nil, {grpc}, nil},
+		},
+		"removed": {
+			why:     "a kind that is not served has no objects, but one API server can lag behind",
+			answers: []answer{{both, http}, {none, ""}, {none, ""}},
+			want:    [][]string{{http}, {http}, nil},
+		},
+		"lagging answer": {
+			why:     "only the second answer in a row counts",
+			answers: []answer{{both, http}, {none, ""}, {both, http}, {none, ""}},
+			want:    [][]string{{http}, {http}, {http}, {http}},
+		},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				var now atomic.Pointer[answer]
+				now.Store(&c.answers[0])
+				var reported []string
+				g := &gatewayKinds{
+					log: discardLog,
+					served: func() (map[string]schema.GroupVersion, error) {
+						out := make(map[string]schema.GroupVersion)
+						for _, kind := range now.Load().served {
+							out[kind] = gatewayV1
+						}
+						return out, nil
+					},
+					watch: func(_ context.Context, kind schema.GroupVersionKind) error {
+						if kind.Kind == now.Load().refused {
+							return errors.New("forbidden")
+						}
+						return nil
+					},
+					leave:  func(context.Context, schema.GroupVersionKind) error { return nil },
+					forget: func(string) {},
+					report: func(unread []string) { reported = unread },
+				}
+				g.start(ctx)
+				reported = g.unread()
+				got := [][]string{reported}
+				done := make(chan struct{})
+				go func() { g.run(ctx); close(done) }()
+				for i := range c.answers[1:] {
+					synctest.Wait()
+					now.Store(&c.answers[1+i])
+					bubble.Pass(probeInterval)
+					got = append(got, reported)
+				}
+				cancel()
+				<-done
+				if d := gocmp.Diff(c.want, got); d != "" {
+					t.Errorf("%s (-want +got):\n%s", c.why, d)
+				}
+			})
+		})
+	}
+}
+
+// While a kind is unread, the frontends say so. They lose the mark together with the
+// first rules.
+func TestUnreadKindsReachAgents(t *testing.T) {
+	byHand(t, func(t *testing.T, r *replica) {
+		r.setUnread([]string{"ReferenceGrant", "HTTPRoute"})
+		r.connect("bar", "foo")
+		expect := func(why string, backends []string, unread ...string) {
+			t.Helper()
+			r.settle()
+			f := r.frontend("bar-east")
+			if f == nil || len(f.GetPorts()) == 0 {
+				t.Fatalf("%s: no frontend", why)
+			}
+			if got := f.GetPorts()[0].GetUnreadRouteKinds(); !slices.Equal(got, unread) {
+				t.Errorf("%s: unread %q, want %q", why, got, unread)
+			}
+			if got := r.backendsOf(t, "bar-east"); !slices.Equal(got, backends) {
+				t.Errorf("%s: backends %q, want %q", why, got, backends)
+			}
+		}
+		expect("routes cannot be read", nil, "HTTPRoute")
+
+		r.inbox.add(func(b *batch) {
+			b.httpRoutes = changed[gatewayv1.HTTPRoute]{
+				{Namespace: "shop", Name: "a"}: httpRoute("a", "bar-east", "foo-east"),
+			}
+			b.unreadKinds = &[]string{}
+		})
+		p := r.pass()
+		for _, c := range p.views {
+			f := c.Resource.GetFrontend()
+			if f.GetName() == "bar-east" && len(f.Ports[0].UnreadRouteKinds)+len(f.Ports[0].Routes) == 0 {
+				t.Error("a frontend without rules and without a mark was planned")
+			}
+		}
+		expect("routes were read", []string{"foo-east"})
+	}, eastLink(), shop())
+}
+
+// While ReferenceGrants are unread, a route that needs one gets no status, and its mirror
+// keeps its rules.
+func TestUnreadGrants(t *testing.T) {
+	route := httpRoute("a", "bar-east", "pay-east")
+	route.Spec.Rules[0].BackendRefs[0].Namespace = new(gatewayv1.Namespace("bank"))
+	byHand(t, func(t *testing.T, r *replica) {
+		r.setUnread([]string{"ReferenceGrant"})
+		r.connect("bar", "foo")
+		r.create(t, route)
+		r.settle()
+		for name, want := range map[string]int{"bar-east": 1, "foo-east": 0} {
+			if got := len(r.frontend(name).GetPorts()[0].GetUnreadRouteKinds()); got != want {
+				t.Errorf("%s has %d unread kinds, want %d", name, got, want)
+			}
+		}
+		if got := r.routeConditions(t, "a"); len(got) > 0 {
+			t.Errorf("a status was written: %q", got)
+		}
+		r.inbox.add(func(b *batch) { b.unreadKinds = &[]string{} })
+		r.settle()
+		if got := r.routeConditions(t, "a"); len(got) < 2 || got[1] != "ResolvedRefs=False RefNotPermitted" {
+			t.Errorf("grants were read: %q", got)
+		}
+	}, eastLink(), shop())
 }
 
 func TestServedGatewayKinds(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"reflect"
 	"sync"
 	"time"
 
@@ -25,6 +26,11 @@ const (
 	routePause = 2 * time.Second
 	// maxRoutePause is the longest pause after failed writes.
 	maxRoutePause = time.Minute
+	// maxContestedPause is the longest pause between two writes of a status that another
+	// controller removes each time.
+	maxContestedPause = 10 * time.Minute
+	// contestedWarning is the pause from which on such a route is logged.
+	contestedWarning = 30 * time.Second
 )
 
 // routeStatuses writes the statuses of routes. It reads each route live before it writes,
@@ -46,12 +52,43 @@ type routeStatus struct {
 	differs bool
 }
 
-// pendingRoute is a status to write, or a pause after a write.
+// pendingRoute is a status to write, or the memory of a write.
 type pendingRoute struct {
 	want     *gatewayroutes.Status // nil: none
 	due      time.Time             // when it is written
-	after    time.Time             // no write before
 	failures int
+
+	written *gatewayroutes.Status // what was written last; nil: nothing
+	wroteAt time.Time
+	// pause is the least time from wroteAt to the next write. It doubles each time that
+	// the status that was written is gone.
+	pause  time.Duration
+	warned bool // that another controller removes the status
+}
+
+// forgotten reports whether the pause is over, and the status has then stayed for as long
+// as another pause.
+func (p *pendingRoute) forgotten(now time.Time) bool {
+	return p.want == nil && !now.Before(p.wroteAt.Add(2*p.pause))
+}
+
+// set makes s the next to write.
+func (p *pendingRoute) set(s *gatewayroutes.Status, now time.Time) {
+	contested := p.written != nil && reflect.DeepEqual(p.written, s)
+	waiting := p.want != nil
+	p.want = s
+	switch {
+	case waiting && (contested || p.failures > 0 || p.pause <= routePause):
+		return
+	case contested:
+		p.pause = min(2*p.pause, maxContestedPause)
+	default:
+		p.pause = routePause
+	}
+	p.due = now.Add(routeStatusDelay)
+	if after := p.wroteAt.Add(p.pause); p.due.Before(after) {
+		p.due = after
+	}
 }
 
 func newRouteStatuses(live client.Client, log *slog.Logger) *routeStatuses {
@@ -81,13 +118,12 @@ func (w *routeStatuses) set(all []routeStatus, now time.Time) {
 			p = &pendingRoute{}
 			w.pending[all[i].ID] = p
 		}
-		if p.want == nil {
-			p.due = now.Add(routeStatusDelay)
-			if p.due.Before(p.after) {
-				p.due = p.after
-			}
+		p.set(&all[i].Status, now)
+		if p.pause >= contestedWarning && !p.warned {
+			p.warned = true
+			w.log.Warn("another controller removes Causeway's entries from the status of a route, writing "+
+				"them less often", "route", all[i].ID.String())
 		}
-		p.want = &all[i].Status
 	}
 	w.mu.Unlock()
 	w.task.set(w.write)
@@ -105,21 +141,21 @@ func (w *routeStatuses) write(ctx context.Context, _ int) (time.Duration, error)
 			return pause, nil
 		}
 		w.limit.Take(now)
-		err := w.update(ctx, next)
+		wrote, err := w.update(ctx, next)
 		if ctx.Err() != nil {
 			return 0, nil
 		}
-		w.done(next, err, time.Now())
+		w.done(next, wrote, err, time.Now())
 	}
 }
 
 // next returns a status that is due, or nil and how long it takes until one is; 0: there
-// is none. It drops pauses that are over.
+// is none. It drops what is forgotten.
 func (w *routeStatuses) next(now time.Time) (*gatewayroutes.Status, time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	maps.DeleteFunc(w.pending, func(_ gatewayroutes.ID, p *pendingRoute) bool {
-		return p.want == nil && !now.Before(p.after)
+		return p.forgotten(now)
 	})
 	var first *pendingRoute
 	for _, p := range w.pending {
@@ -136,8 +172,9 @@ func (w *routeStatuses) next(now time.Time) (*gatewayroutes.Status, time.Duratio
 	return first.want, 0
 }
 
-// done records the result of a write.
-func (w *routeStatuses) done(s *gatewayroutes.Status, err error, now time.Time) {
+// done records the result of a write. wrote is false if the route had the status already,
+// or was not the one that was decided about.
+func (w *routeStatuses) done(s *gatewayroutes.Status, wrote bool, err error, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p := w.pending[s.ID]
@@ -145,8 +182,13 @@ func (w *routeStatuses) done(s *gatewayroutes.Status, err error, now time.Time) 
 		return
 	}
 	if err == nil {
-		p.failures, p.after = 0, now.Add(routePause)
-		p.due = p.after // of a status that was set meanwhile
+		p.failures, p.wroteAt = 0, now
+		if wrote {
+			p.written = s
+		} else {
+			p.pause = routePause // no controller has removed it
+		}
+		p.due = now.Add(p.pause) // of a status that was set meanwhile
 		if p.want == s {
 			p.want = nil
 		}
@@ -162,34 +204,35 @@ func (w *routeStatuses) done(s *gatewayroutes.Status, err error, now time.Time) 
 		p.failures-1)
 }
 
-// update writes one status if it differs from that of the route. A route that has been
-// deleted or changed is not written: the reconciler decides about it again.
-func (w *routeStatuses) update(ctx context.Context, s *gatewayroutes.Status) error {
+// update writes one status if it differs from that of the route, and reports whether it
+// did. A route that has been deleted or changed is not written: the reconciler decides
+// about it again.
+func (w *routeStatuses) update(ctx context.Context, s *gatewayroutes.Status) (wrote bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	object, parents := routeObject(s.ID.Kind)
-	err := w.live.Get(ctx, client.ObjectKey{Namespace: s.ID.Namespace, Name: s.ID.Name}, object)
+	err = w.live.Get(ctx, client.ObjectKey{Namespace: s.ID.Namespace, Name: s.ID.Name}, object)
 	if apierrors.IsNotFound(err) || meta.IsNoMatchError(err) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	if string(object.GetUID()) != s.UID || object.GetGeneration() != s.Generation {
-		return nil
+		return false, nil
 	}
 	merged, differs := s.Merge(*parents, time.Now())
 	if !differs {
-		return nil
+		return false, nil
 	}
 	before := object.DeepCopyObject().(client.Object)
 	*parents = merged
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
 	err = w.live.Status().Patch(ctx, object, patch)
 	if apierrors.IsNotFound(err) {
-		return nil
+		return false, nil
 	}
-	return err
+	return err == nil, err
 }
 
 // routeObject returns an empty route, and the list of parents in its status.

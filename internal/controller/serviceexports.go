@@ -12,7 +12,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
-	toolscache "k8s.io/client-go/tools/cache"
 
 	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/catalog"
@@ -70,17 +69,12 @@ func (p *process) serviceExports() (*serviceExports, error) {
 	return &serviceExports{
 		served: func() (servedVersion, error) { return servedServiceExport(api) },
 		watch: func(ctx context.Context, kind schema.GroupVersionKind) error {
-			synced, err := p.watch(ctx, serviceExportOf(kind),
+			err := p.watchListed(ctx, serviceExportOf(kind),
 				handler(in, func(b *batch) *changed[metav1.PartialObjectMetadata] {
 					return &b.serviceExports
 				}))
 			if err != nil {
 				return err
-			}
-			ctx, cancel := context.WithTimeout(ctx, syncTimeout)
-			defer cancel()
-			if !toolscache.WaitForCacheSync(ctx.Done(), synced) {
-				return fmt.Errorf("watch ServiceExport %s: %w", kind.Version, context.Cause(ctx))
 			}
 			return p.replaceServiceExports(ctx, kind)
 		},

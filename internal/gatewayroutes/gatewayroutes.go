@@ -289,6 +289,20 @@ func (x *Index) Rules(mirror catalog.Key, port uint32) []*wire.RouteRules {
 	return a.rules[port]
 }
 
+// NeedsGrants reports whether a route refers to a backend that needs a ReferenceGrant,
+// whether the grant exists or not.
+func (x *Index) NeedsGrants(id ID) bool { return x.routes[id] != nil && len(x.routes[id].granters) > 0 }
+
+// MirrorNeedsGrants reports whether NeedsGrants is true for a route of a mirror.
+func (x *Index) MirrorNeedsGrants(mirror catalog.Key) bool {
+	for id := range x.routesOf(mirror) {
+		if x.NeedsGrants(id) {
+			return true
+		}
+	}
+	return false
+}
+
 // A Status is what the status of a route shall be.
 type Status struct {
 	ID ID

@@ -234,7 +234,9 @@ func (c *Client) follow(ctx context.Context, w *watch) (next *watch, err error) 
 // current state by one that is clearly older.
 func (c *Client) accept(w *watch) {
 	if d, changed := w.receiver.Take(); changed {
+		current, _ := c.State()
 		w.view, w.published = merge(w.view, d), false
+		keepRoutes(w.view, d, current)
 	}
 	if !w.up {
 		w.up = true

@@ -40,6 +40,19 @@ func TestVectors(t *testing.T) {
 				}}}),
 			want: "0a300a0a726f7574652f313032343a220880081204776573741a150a08010203040506070812057569642d311a026e3120072080d0eab6b733",
 		},
+		"unread kinds of routes": {
+			message: update(t, &wire.Update{TimeMs: newYear, Complete: true},
+				&wire.Resource{Body: &wire.Resource_Frontend{Frontend: &wire.Frontend{
+					Namespace: "shop",
+					Name:      "bar-east",
+					Ports: []*wire.FrontendPort{{
+						Index:            2,
+						Name:             "http",
+						UnreadRouteKinds: []string{"GRPCRoute", "HTTPRoute"},
+					}},
+				}}}),
+			want: "0a4a0a1666726f6e74656e642f73686f702f6261722d6561737452300a0473686f7012086261722d65617374221e0802120468747470320947525043526f757465320948545450526f75746518012080d0eab6b733",
+		},
 		"a named pod": {
 			message: update(t, &wire.Update{TimeMs: newYear, Complete: true},
 				&wire.Resource{Body: &wire.Resource_Route{Route: &wire.Route{

@@ -40,7 +40,7 @@ runAsNonRoot: true
 - name: NODE_NAME
   valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
 - name: OTEL_RESOURCE_ATTRIBUTES
-  value: k8s.cluster.name={{ .Values.clusterName }},k8s.node.name=$(NODE_NAME)
+  value: {{ printf "k8s.cluster.name=%s,k8s.node.name=$(NODE_NAME)" .Values.clusterName | quote }}
 {{- if .Values.tracing.secret }}
 - name: OTEL_EXPORTER_OTLP_HEADERS
   valueFrom: {secretKeyRef: {name: {{ .Values.tracing.secret | quote }}, key: headers, optional: true}}

@@ -26,6 +26,10 @@ const (
 	// missExclusion is how long an endpoint is skipped that the gateway did not route
 	// to.
 	missExclusion = 30 * time.Second
+	// zoneHold is how long the zones in an answer hold while other answers have none. It
+	// spans the time between two answers of gateways that report zones while a peer
+	// replaces its gateways.
+	zoneHold = 2 * time.Minute
 )
 
 // endpointCache holds what the answers of peers report about their endpoints. There is
@@ -75,9 +79,11 @@ type endpointSet struct {
 	count      uint32             // the total that the peer reports
 	generation uint64
 	// near are the endpoints of ready that are in zone; never edited. It is empty if the
-	// peer does not report the zones of all endpoints.
+	// peer has not reported the zones of all endpoints within zoneHold.
 	near []route.EndpointID
 	zone string // of this node when the peer reported; empty: not known
+	// zonedAt is when the last answer with the zones of all its endpoints came.
+	zonedAt time.Time
 }
 
 // newEndpointSet returns the endpoints in an answer. zone is the zone of this node;
@@ -89,15 +95,29 @@ func newEndpointSet(a tunnel.Answer, zone string) endpointSet {
 		generation: a.Generation,
 		zone:       zone,
 	}
-	if slices.Contains(a.Zones, "") { // of an endpoint that may be as near
+	if len(a.Zones) == 0 || slices.Contains(a.Zones, "") { // of an endpoint that may be as near
 		return s
 	}
+	s.zonedAt = time.Now()
 	for i, z := range a.Zones {
 		if z == zone {
 			s.near = append(s.near, a.Ready[i])
 		}
 	}
 	return s
+}
+
+// holdZones keeps the zones that was has, if the answer of s has none and they still hold.
+func (s *endpointSet) holdZones(was endpointSet) {
+	if !s.zonedAt.IsZero() || was.zone != s.zone || time.Since(was.zonedAt) >= zoneHold {
+		return
+	}
+	s.zonedAt = was.zonedAt
+	for _, id := range s.ready {
+		if slices.Contains(was.near, id) {
+			s.near = append(s.near, id)
+		}
+	}
 }
 
 func newEndpointCache() *endpointCache {
@@ -114,6 +134,9 @@ func (c *endpointCache) recordAnswer(caller account, to remotePort, a tunnel.Ans
 	c.markRefreshed(setKey{caller, to})
 	c.sets.update(setKey{caller, to}, func(was endpointSet, age time.Duration, there bool) (endpointSet, bool) {
 		next := newEndpointSet(a, zone)
+		if there {
+			next.holdZones(was)
+		}
 		switch {
 		case !there || a.Generation > was.generation:
 		case a.Generation < was.generation:

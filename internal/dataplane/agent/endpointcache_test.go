@@ -79,6 +79,41 @@ func ids(names ...byte) (out []route.EndpointID) {
 	return out
 }
 
+// While a peer replaces its gateways, some answers have zones and some do not. The zones
+// must not come and go with them.
+func TestZonesHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, to, alice := newEndpointCache(), remotePort{"uid", "shop", "bar", 80}, account{"shop", "alice"}
+		answer := func(generation uint64, zones []string, names ...byte) {
+			c.recordAnswer(alice, to, tunnel.Answer{
+				Ready: ids(names...), ReadyCount: 4, Generation: generation, Zones: zones,
+			}, "a")
+		}
+		expect := func(why string, want ...route.EndpointID) {
+			t.Helper()
+			if got, _ := c.lookup(alice, to); !slices.Equal(got.near, want) {
+				t.Errorf("%s: near %v, want %v", why, got.near, want)
+			}
+		}
+		answer(5, []string{"a", "b", "a"}, 1, 2, 3)
+		expect("zones are reported", ids(1, 3)...)
+		answer(5, nil, 1, 2, 3)
+		expect("a gateway without zones", ids(1, 3)...)
+		answer(6, nil, 2, 3, 4)
+		expect("endpoints change meanwhile", ids(3)...)
+		answer(6, []string{"b", "a", ""}, 2, 3, 4)
+		expect("one zone is not known", ids(3)...)
+		answer(6, []string{"b", "b", "a"}, 2, 3, 4)
+		expect("a zone changes", ids(4)...)
+		bubble.Pass(zoneHold - 1)
+		answer(6, nil, 2, 3, 4)
+		expect("no zones for nearly zoneHold", ids(4)...)
+		bubble.Pass(1)
+		answer(6, nil, 2, 3, 4)
+		expect("the peer reports no zones any more")
+	})
+}
+
 func TestEndpointSets(t *testing.T) {
 	type timedAnswer struct {
 		after time.Duration

@@ -67,6 +67,8 @@ const (
 	reasonNoRoute          = "no_route"           // no rule of the routes matches the request
 	reasonNoRouteBackend   = "no_route_backend"   // the rule that matches has no valid backend
 	reasonAmbiguousPath    = "ambiguous_path"     // of a request whose route changes the path
+	reasonRoutesUnread     = "routes_unread"      // the controller has not read the routes yet
+	reasonRegexSteps       = "regex_steps"        // of a request whose values are too long for its routes
 	reasonOther            = "other"
 )
 
@@ -76,7 +78,7 @@ func reasons(direction string) []string {
 	if direction == outbound {
 		out = append(out, reasonCallRate, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGatewayBudget, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
 			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonCallerSilent, reasonCircuitOpen, reasonRequestTimeout, reasonTooManyRequests, reasonMalformed,
-			reasonNoRoute, reasonNoRouteBackend, reasonAmbiguousPath)
+			reasonNoRoute, reasonNoRouteBackend, reasonAmbiguousPath, reasonRoutesUnread, reasonRegexSteps)
 		for _, c := range tunnel.Refusals() {
 			out = append(out, "peer_"+c.Reason())
 		}

@@ -108,7 +108,8 @@ func (a *Agent) recordInbound(in *inboundConn, start time.Time, result transport
 }
 
 // recordRejected logs a session or a connection that was refused, if its caller is proven
-// and its Service is known.
+// and names a Service. A refused peer can name any Service, so the record says whether the
+// Service is one of the pod's namespace.
 func (a *Agent) recordRejected(in *inboundConn, err error) {
 	want := a.requestLog.Wants(true)
 	if want == 0 || in.caller.IsZero() || in.server == nil || in.hello.Service == "" {
@@ -117,7 +118,19 @@ func (a *Agent) recordRejected(in *inboundConn, err error) {
 	rec := a.inboundRecord(in, reqlog.KindConnection)
 	rec.Since(time.Now())
 	rec.Endpoint, rec.Reason = "", reasonOf(err)
+	rec.Claimed = !a.servesNamed(in)
 	a.requestLog.Publish(want, rec)
+}
+
+// servesNamed reports whether the Service that a peer names is exported and in the
+// namespace of the pod to which its gateway has led the peer.
+func (a *Agent) servesNamed(in *inboundConn) bool {
+	s := a.state.Load()
+	if s == nil || in.hello.Namespace != in.server.Name().Namespace() {
+		return false
+	}
+	_, exported := s.exportedPorts[exportedPortKey{in.hello.Namespace, in.hello.Service, in.hello.Port}]
+	return exported
 }
 
 // isFailed reports whether a request failed, as far as it is known without a Record.

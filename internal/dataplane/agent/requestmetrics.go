@@ -94,9 +94,10 @@ func rejectionOf(err error) reqmetrics.Rejection {
 		return reqmetrics.RejectedUpstream
 	case !errors.As(err, &refused):
 		return reqmetrics.RejectedUpstream
-	case refused.reason == reasonNoRoute || refused.reason == reasonNoRouteBackend:
+	case refused.reason == reasonNoRoute || refused.reason == reasonNoRouteBackend,
+		refused.reason == reasonRoutesUnread:
 		return reqmetrics.RejectedNoRoute
-	case refused.reason == reasonAmbiguousPath:
+	case refused.reason == reasonAmbiguousPath || refused.reason == reasonRegexSteps:
 		return reqmetrics.RejectedMalformed
 	case refused.reason == reasonCircuitOpen:
 		return reqmetrics.RejectedCircuitOpen

@@ -54,11 +54,15 @@ var (
 		reasonNoRoute:        http.StatusNotFound,
 		reasonNoRouteBackend: http.StatusInternalServerError,
 		reasonAmbiguousPath:  http.StatusBadRequest,
+		reasonRoutesUnread:   http.StatusServiceUnavailable,
+		reasonRegexSteps:     http.StatusRequestHeaderFieldsTooLarge,
 	}
 	routeErrorKinds = map[string]string{
 		reasonNoRoute:        "destination_not_found",
 		reasonNoRouteBackend: "proxy_configuration_error",
 		reasonAmbiguousPath:  "http_request_error",
+		reasonRoutesUnread:   "proxy_configuration_error",
+		reasonRegexSteps:     "http_request_error",
 	}
 )
 
@@ -69,6 +73,10 @@ func routeRefusal(err error) error {
 		return refuse(reasonNoRoute, err)
 	case reqroute.ErrPath:
 		return refuse(reasonAmbiguousPath, err)
+	case reqroute.ErrSteps:
+		return refuse(reasonRegexSteps, err)
+	case reqroute.ErrUnread:
+		return refuse(reasonRoutesUnread, err)
 	}
 	return refuse(reasonNoRouteBackend, err)
 }

@@ -184,6 +184,46 @@ func TestRoutes(t *testing.T) {
 	})
 }
 
+// The controller has not read the routes, and this agent knows none: no request may bypass
+// a route that there may be.
+func TestUnreadRoutes(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w := newRoutedHarness(t, describe)
+		unread := func(routes ...*wire.RouteRules) {
+			w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+				p := r.GetFrontend().Ports[0]
+				p.Routes, p.UnreadRouteKinds = routes, []string{"GRPCRoute"}
+			})
+		}
+		c := w.client(alice, h2)
+		expect := func(why string, status int, proxyStatus string) {
+			t.Helper()
+			resp, _ := doRequest(t, c, "GET", "http://bar-east/", "")
+			if got := resp.Header.Get("Proxy-Status"); resp.StatusCode != status || !strings.Contains(got, proxyStatus) {
+				t.Errorf("%s: status %d, Proxy-Status %q, want %d, %q", why, resp.StatusCode, got, status, proxyStatus)
+			}
+		}
+		expect("no routes", 200, "")
+		unread()
+		expect("the kind is unread", 503, "routes_unread")
+		resp, _ := doRequest(t, c, "POST", "http://bar-east/", "", "Content-Type", "application/grpc")
+		if resp.StatusCode != 200 || resp.Header.Get("Grpc-Status") != "14" {
+			t.Errorf("gRPC: status %d, %v", resp.StatusCode, resp.Header)
+		}
+		rules := routesOf([]*wire.RouteMatch{{}}, ruleTo(backendTo("bar-v1", 1)))
+		unread(rules)
+		expect("there are rules of another kind", 200, "")
+		rules = proto.CloneOf(rules)
+		rules.CallerNamespace = "elsewhere"
+		unread(rules)
+		expect("the rules of another kind are for other callers", 503, "routes_unread")
+		w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+			r.GetFrontend().Ports[0].UnreadRouteKinds = []string{"ReferenceGrant"}
+		})
+		expect("grants are unread, but all routes are known", 200, "")
+	})
+}
+
 // TestRouteWeights: the requests of one connection are divided by weight, and go to the
 // sessions of their own mirror.
 func TestRouteWeights(t *testing.T) {

@@ -198,20 +198,7 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 	a.upkeep(g, out, now)
 	choice, err := g.choose(out, a.affinityOf(out), tried, now)
 	if errors.Is(err, balance.ErrNoEndpoint) {
-		s := g.anySession(nil)
-		if s == nil {
-			if s, err = a.awaitSession(ctx, g, out, route.EndpointID{}); err != nil {
-				return nil, balance.Choice{}, err
-			}
-			if a.prefersSameZone(out) {
-				a.learnEndpoints(g, out, now) // the answer may name endpoints in the zone
-				if g.isElsewhere(s.endpoint) {
-					return a.pick(ctx, g, out, tried)
-				}
-			}
-		}
-		choice, _ := g.balancer.PickID(s.endpoint, now)
-		return s, choice, nil
+		return a.pickUnknown(ctx, g, out, tried, now)
 	}
 	if err != nil {
 		return nil, balance.Choice{}, refuse(reasonCircuitOpen, err)
@@ -219,40 +206,72 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 	if s := g.sessionWith(choice.ID); s != nil {
 		return s, choice, nil
 	}
-	other, elsewhere := g.anySession(nil), (*requestSession)(nil)
-	if g.isNear(choice.ID) {
-		if other, elsewhere = g.anySession(g.balancer.TakesPart), other; other != nil {
-			elsewhere = nil
+	return a.pickWithoutSession(ctx, g, out, choice, tried, now)
+}
+
+// pickUnknown is pick while no endpoint is known.
+func (a *Agent) pickUnknown(ctx context.Context, g *requestGroup, out *outboundConn, tried []route.EndpointID, now time.Time) (*requestSession, balance.Choice, error) {
+	s := g.anySession(nil)
+	if s == nil {
+		var err error
+		if s, err = a.awaitSession(ctx, g, out, route.EndpointID{}); err != nil {
+			return nil, balance.Choice{}, err
+		}
+		if a.prefersSameZone(out) {
+			a.learnEndpoints(g, out, now) // the answer may name endpoints in the zone
+			if g.isElsewhere(s.endpoint) {
+				return a.pick(ctx, g, out, tried)
+			}
 		}
 	}
-	if elsewhere != nil && slices.Contains(tried, elsewhere.endpoint) {
-		elsewhere = nil
+	choice, _ := g.balancer.PickID(s.endpoint, now)
+	return s, choice, nil
+}
+
+// pickWithoutSession is pick for a choice that has no session.
+func (a *Agent) pickWithoutSession(ctx context.Context, g *requestGroup, out *outboundConn, choice balance.Choice, tried []route.EndpointID, now time.Time) (*requestSession, balance.Choice, error) {
+	near := g.isNear(choice.ID)
+	anySession := g.anySession(nil)
+	taking := anySession
+	if near {
+		taking = g.anySession(g.balancer.TakesPart)
 	}
-	remembered := len(tried) == 0 && choice.ID == a.affinityOf(out)
-	if other != nil && !remembered && !slices.Contains(tried, other.endpoint) {
-		if instead, ok := g.balancer.PickID(other.endpoint, now); ok {
+	plan := planWithoutSession(withoutSession{
+		near:       near,
+		remembered: len(tried) == 0 && choice.ID == a.affinityOf(out),
+		late:       g.isDialLate(choice.ID, now),
+		taking:     alternativeOf(taking, tried),
+		any:        alternativeOf(anySession, tried),
+	})
+	// instead returns another session, unless the balancer rejects its endpoint.
+	instead := func(s *requestSession, took time.Duration, outcome balance.Outcome) (balance.Choice, bool) {
+		other, ok := g.balancer.PickID(s.endpoint, time.Now())
+		if ok {
+			g.balancer.Finish(choice, took, outcome, time.Now())
+		}
+		return other, ok
+	}
+	switch plan.first {
+	case useTaking:
+		if other, ok := instead(taking, 0, balance.Neutral); ok {
 			a.startSession(g, out, choice.ID)
-			g.balancer.Finish(choice, 0, balance.Neutral, now)
-			return other, instead, nil
+			return taking, other, nil
+		}
+	case useAny:
+		if other, ok := instead(anySession, 0, balance.Neutral); ok {
+			return anySession, other, nil
 		}
 	}
 	start, wait := time.Now(), ctx
-	if elsewhere != nil && g.isDialLate(choice.ID, now) {
-		if instead, ok := g.balancer.PickID(elsewhere.endpoint, now); ok {
-			g.balancer.Finish(choice, 0, balance.Neutral, now)
-			return elsewhere, instead, nil
-		}
-	}
-	if other != nil && remembered || elsewhere != nil {
+	if plan.otherwise != awaitChoice {
 		var cancel context.CancelFunc
 		wait, cancel = context.WithTimeout(ctx, affinityWait)
 		defer cancel()
 	}
 	s, err := a.awaitSession(wait, g, out, choice.ID)
-	if err != nil && elsewhere != nil && ctx.Err() == nil {
-		if instead, ok := g.balancer.PickID(elsewhere.endpoint, time.Now()); ok {
-			g.balancer.Finish(choice, time.Since(start), outcomeOfDial(wait, err), time.Now())
-			return elsewhere, instead, nil
+	if err != nil && plan.otherwise == useAny && ctx.Err() == nil {
+		if other, ok := instead(anySession, time.Since(start), outcomeOfDial(wait, err)); ok {
+			return anySession, other, nil
 		}
 		if wait.Err() != nil {
 			wait = ctx
@@ -261,7 +280,7 @@ func (a *Agent) pick(ctx context.Context, g *requestGroup, out *outboundConn, tr
 	}
 	if err != nil {
 		g.balancer.Finish(choice, time.Since(start), outcomeOfDial(wait, err), time.Now())
-		if other != nil && remembered && ctx.Err() == nil {
+		if plan.otherwise == pickAgain && ctx.Err() == nil {
 			return a.pick(ctx, g, out, []route.EndpointID{choice.ID})
 		}
 		return nil, balance.Choice{}, err

@@ -28,7 +28,7 @@ func (m *mirror) addRoutes(f *wire.Frontend) error {
 	var errs []error
 	for _, p := range f.Ports {
 		port, ok := m.ports[int(p.Index)]
-		if !ok || len(p.Routes) == 0 {
+		if !ok || len(p.Routes)+len(p.UnreadRouteKinds) == 0 {
 			continue
 		}
 		byNamespace := make(portRoutes, len(p.Routes))
@@ -39,6 +39,9 @@ func (m *mirror) addRoutes(f *wire.Frontend) error {
 			}
 			byNamespace[routes.CallerNamespace] = rules
 			m.addTargets(routes)
+		}
+		if byNamespace[""] == nil && nodestream.RoutesUnread(p) {
+			byNamespace[""] = reqroute.Unread() // there may be routes, so no request goes without
 		}
 		port.routes = &byNamespace
 		m.ports[int(p.Index)] = port

@@ -29,6 +29,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tapaccess"
+	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -55,6 +56,41 @@ func nextRecord(t testing.TB, tap *reqlog.Tap) *reqlog.Record {
 
 // unstable are fields that differ from run to run.
 var unstable = cmpopts.IgnoreFields(reqlog.Record{}, "Time", "Duration", "FirstByte", "Endpoint")
+
+// A refused peer can name any Service. Its record concerns a namespace only if the Service
+// is that of the pod to which the gateway has led the peer.
+func TestRefusedPeerClaimsNoNamespace(t *testing.T) {
+	for name, tc := range map[string]struct {
+		hello   tunnel.Hello
+		claimed bool
+	}{
+		"a Service of the pod": {barHello, false},
+		"another namespace":    {tunnel.Hello{Namespace: "bank", Service: "bar", Port: 80}, true},
+		"no such Service":      {tunnel.Hello{Namespace: "shop", Service: "secret", Port: 80}, true},
+		"no such port":         {tunnel.Hello{Namespace: "shop", Service: "bar", Port: 81}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t, nil)
+			w.change(&w.eastView, "export/shop/bar", func(r *wire.Resource) {
+				r.GetExport().Policies = []*wire.Policy{{Name: "none", Callers: []*wire.Caller{{Namespace: "elsewhere"}}}}
+			})
+			_, east := w.tapBoth()
+			session, err := w.dialSession(w.newHopClient())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer session.Close()
+			if _, err := session.Open(t.Context(), tc.hello, 0, nil); err == nil {
+				t.Fatal("the peer was admitted")
+			}
+			got := nextRecord(t, east)
+			named := got.Concerns(tc.hello.Namespace) || got.Concerns("shop")
+			if got.Service != tc.hello.Service || got.Claimed != tc.claimed || named == tc.claimed {
+				t.Errorf("claimed %v, concerns the namespace: %v, want claimed %v:\n%s", got.Claimed, named, tc.claimed, got)
+			}
+		})
+	}
+}
 
 func TestRecordsOfRequests(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {

@@ -108,6 +108,8 @@ func grpcStatus(status int) string {
 		return "12" // UNIMPLEMENTED
 	case 403:
 		return "7" // PERMISSION_DENIED
+	case 431:
+		return "8" // RESOURCE_EXHAUSTED
 	case 504:
 		return "4" // DEADLINE_EXCEEDED
 	}

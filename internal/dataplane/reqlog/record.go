@@ -91,6 +91,9 @@ type Record struct {
 	Tries int `json:"tries,omitempty"`
 	// Reason is why the mesh refused or ended it, as a label of the agents' metrics.
 	Reason string `json:"reason,omitempty"`
+	// Claimed is true for a connection that was refused, if no pod of this node serves
+	// the Service that the peer named. Only readers of all namespaces see it.
+	Claimed bool `json:"claimed,omitempty"`
 	// TraceID is that of the request's traceparent, if it has one.
 	TraceID string `json:"traceId,omitempty"`
 }
@@ -152,10 +155,11 @@ func IsServerError(status uint32) bool {
 }
 
 // Concerns reports whether a reader with rights in a local namespace may see r: the
-// mirror or the exported Service is in it, or the local pod is.
+// mirror or the exported Service is in it, or the local pod is. What a refused peer only
+// claims concerns none.
 func (r *Record) Concerns(namespace string) bool {
 	in := func(name string) bool { ns, _, ok := strings.Cut(name, "/"); return ok && ns == namespace }
-	return namespace != "" &&
+	return namespace != "" && !r.Claimed &&
 		(in(r.Workload) || in(r.Mirror) || r.Direction == Inbound && r.Namespace == namespace)
 }
 
@@ -188,6 +192,9 @@ func (r *Record) String() string {
 		}
 		path = strings.ReplaceAll(path, " ", "%20") // the end of the path stays visible
 		fmt.Fprintf(&b, " %s %s %s", dash(r.Method), dash(path), dash(number(r.Status)))
+	}
+	if r.Claimed {
+		b.WriteString(" claimed")
 	}
 	if r.GRPCStatus != nil {
 		fmt.Fprintf(&b, " grpc=%d", *r.GRPCStatus)

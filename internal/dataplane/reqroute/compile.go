@@ -3,7 +3,6 @@ package reqroute
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
@@ -16,7 +15,13 @@ type Rules struct {
 	params map[string]int
 	// broken: every request gets an error.
 	broken bool
+	// unread: every request gets ErrUnread.
+	unread bool
 }
+
+// Unread returns the rules of a port whose routes are not known. Every request gets
+// ErrUnread.
+func Unread() *Rules { return &Rules{unread: true} }
 
 // A rule is a compiled Rule.
 type rule struct {
@@ -31,7 +36,7 @@ type match struct {
 	rule   *rule
 	kind   PathKind
 	path   string // normal form; a prefix has no slash at its end
-	regex  *regexp.Regexp
+	regex  *expression
 	method string
 	grpc   bool
 
@@ -40,8 +45,8 @@ type match struct {
 
 type valueMatch struct {
 	name, value string
-	regex       *regexp.Regexp // nil: the value is compared
-	param       int            // the index of a query parameter
+	regex       *expression // nil: the value is compared
+	param       int         // the index of a query parameter
 }
 
 // Compile compiles the rules of a port of a frontend. matches are in order of

@@ -20,7 +20,30 @@ const (
 	// maxMatchedValue is the length of a value that is matched against a regular
 	// expression. A longer one does not match.
 	maxMatchedValue = 1 << 10
+	// maxSteps bounds the work of all regular expressions for one request: the sum of the
+	// cost of each expression times the length of its value. A port with the full
+	// MaxRegexCost can match values of 128 bytes.
+	maxSteps = 128 * MaxRegexCost
 )
+
+// An expression is a compiled regular expression that must match a whole value.
+type expression struct {
+	*regexp.Regexp
+	cost int // RegexCost
+}
+
+// steps is the work that the regular expressions of one request may still do. It is
+// negative once they have asked for more.
+type steps int
+
+// matches reports whether an expression matches a value. It does not if no work is left.
+func (s *steps) matches(e *expression, value string) bool {
+	if len(value) > maxMatchedValue || *s < 0 {
+		return false
+	}
+	*s -= steps(e.cost * (len(value) + 1))
+	return *s >= 0 && e.MatchString(value)
+}
 
 // RegexCost returns what a regular expression (RE2) adds to the cost of its port: the
 // number of its instructions. An instruction with a long list of characters counts as
@@ -59,7 +82,7 @@ func whole(pattern string) string { return `\A(?:` + pattern + `)\z` }
 type budget int
 
 // compile compiles an expression that must match a whole value.
-func (b *budget) compile(pattern string) (*regexp.Regexp, error) {
+func (b *budget) compile(pattern string) (*expression, error) {
 	cost, err := RegexCost(pattern)
 	if err != nil {
 		return nil, err
@@ -67,5 +90,9 @@ func (b *budget) compile(pattern string) (*regexp.Regexp, error) {
 	if *b -= budget(cost); *b < 0 {
 		return nil, errors.New("the regular expressions of the port are too complex together")
 	}
-	return regexp.Compile(whole(pattern))
+	compiled, err := regexp.Compile(whole(pattern))
+	if err != nil {
+		return nil, err
+	}
+	return &expression{compiled, cost}, nil
 }

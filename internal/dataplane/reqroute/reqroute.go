@@ -17,7 +17,7 @@
 //     forwards them without the filter.
 //   - If a match is not valid, every request gets an error.
 //   - Regular expressions run in linear time, on values of bounded length. Their sum is
-//     bounded, in instructions.
+//     bounded, in instructions, and so is their work for one request.
 package reqroute
 
 import (

@@ -1,6 +1,7 @@
 package reqroute
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -505,6 +506,51 @@ func TestRegexBudget(t *testing.T) {
 	}
 	if _, err := compile(to("r", regexPath(large), regexPath(large))); err != nil {
 		t.Errorf("two expressions: %v", err)
+	}
+}
+
+// TestRegexSteps bounds the work of all expressions for one request.
+func TestRegexSteps(t *testing.T) {
+	const pattern = "(?:a*b?){250}"
+	cost, err := RegexCost(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	four := Match{Headers: slices.Concat(like("a", pattern), like("b", pattern), like("c", pattern),
+		like("d", pattern))}
+	if total := 4 * cost; total > MaxRegexCost || total < MaxRegexCost*3/4 {
+		t.Fatalf("the cost is %d", total)
+	}
+	post := regexPath(pattern)
+	post.Method = "POST"
+	rules, err := compile(to("four", four), to("any"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	posts, err := compile(to("post", post, post, post, post), to("any"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := func(length int) *message.Head {
+		value := strings.Repeat("a", length)
+		return get("/", field("a", value), field("b", value), field("c", value), field("d", value))
+	}
+	for name, c := range map[string]struct {
+		rules *Rules
+		head  *message.Head
+		want  error
+		name  string
+	}{
+		"values of 127 bytes":     {rules, request(127), nil, "four"},
+		"long values":             {rules, request(1000), ErrSteps, ""},
+		"values past their limit": {rules, request(maxMatchedValue + 1), nil, "any"},
+		"no values":               {rules, get("/"), nil, "any"},
+		"another method":          {posts, get("/" + strings.Repeat("a", 1000)), nil, "any"},
+	} {
+		got, err := c.rules.Match(c.head)
+		if err != c.want || err == nil && got.Name() != c.name {
+			t.Errorf("%s: got %v, want %q, %v", name, err, c.name, c.want)
+		}
 	}
 }
 

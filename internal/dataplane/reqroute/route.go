@@ -3,7 +3,6 @@ package reqroute
 import (
 	"errors"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -29,22 +28,36 @@ var (
 	// ErrPath reports a path that servers understand in different ways, and that a filter
 	// would change. The request gets status 400.
 	ErrPath = errors.New("the path of the request is ambiguous, and the route changes it")
+	// ErrSteps reports that the regular expressions would do more work than one request
+	// may cause. The request gets status 431.
+	ErrSteps = errors.New("the values of the request are too long for the regular expressions of the routes")
+	// ErrUnread reports that the routes of the port are not known. The request gets
+	// status 503.
+	ErrUnread = errors.New("the controller has not been able to read the routes since its start")
 )
 
-// Match returns the route of a request. The error is ErrNoMatch, ErrNoBackend or ErrPath.
+// Match returns the route of a request. The error is ErrNoMatch, ErrNoBackend, ErrPath,
+// ErrSteps or ErrUnread.
 // A path that is ambiguous matches only rules that match every path.
 func (r *Rules) Match(h *message.Head) (Route, error) {
-	if r.broken {
+	switch {
+	case r.unread:
+		return Route{}, ErrUnread
+	case r.broken:
 		return Route{}, ErrNoBackend
 	}
 	path, query, err := h.NormalPath()
 	if err != nil || path == "*" {
 		path, query = "", queryOf(h.Target)
 	}
-	values := values{head: h, query: query, params: r.params}
+	values := values{head: h, query: query, params: r.params, steps: maxSteps}
 	for i := range r.matches {
 		m := &r.matches[i]
-		if !m.matches(&values, path) {
+		fits := m.matches(&values, path)
+		if values.steps < 0 {
+			return Route{}, ErrSteps // the match might fit, so no later one may
+		}
+		if !fits {
 			continue
 		}
 		if m.rule.broken {
@@ -83,6 +96,9 @@ func (f *Filters) changesPath() bool {
 // matches reports whether a request matches. path is empty if the request has none in
 // normal form.
 func (m *match) matches(v *values, path string) bool {
+	if m.method != "" && m.method != v.head.Method || m.grpc && !isGRPC(v.head) {
+		return false
+	}
 	switch m.kind {
 	case ExactPath:
 		if path != m.path {
@@ -93,23 +109,17 @@ func (m *match) matches(v *values, path string) bool {
 			return false
 		}
 	case PathRegex:
-		if path == "" || !matchesRegex(m.regex, path) {
+		if path == "" || !v.steps.matches(m.regex, path) {
 			return false
 		}
 	}
-	if m.method != "" && m.method != v.head.Method {
-		return false
-	}
-	if m.grpc && !isGRPC(v.head) {
-		return false
-	}
 	for i := range m.headers {
-		if value, ok := v.header(m.headers[i].name); !ok || !m.headers[i].matches(value) {
+		if value, ok := v.header(m.headers[i].name); !ok || !m.headers[i].matches(&v.steps, value) {
 			return false
 		}
 	}
 	for i := range m.query {
-		if p := v.param(m.query[i].param); !p.ok || !m.query[i].matches(p.value) {
+		if p := v.param(m.query[i].param); !p.ok || !m.query[i].matches(&v.steps, p.value) {
 			return false
 		}
 	}
@@ -121,15 +131,11 @@ func isGRPC(h *message.Head) bool {
 	return strings.HasPrefix(value, "application/grpc")
 }
 
-func (v *valueMatch) matches(value string) bool {
+func (v *valueMatch) matches(left *steps, value string) bool {
 	if v.regex != nil {
-		return matchesRegex(v.regex, value)
+		return left.matches(v.regex, value)
 	}
 	return v.value == value
-}
-
-func matchesRegex(re *regexp.Regexp, value string) bool {
-	return len(value) <= maxMatchedValue && re.MatchString(value)
 }
 
 // values are what the conditions of all matches look at. Work that several conditions
@@ -138,6 +144,7 @@ type values struct {
 	head   *message.Head
 	query  string
 	params map[string]int // of the Rules
+	steps  steps
 	// read: the first values of params are in many, or in few if many is nil, by index.
 	// few needs no allocation.
 	read bool

@@ -918,9 +918,14 @@ type FrontendPort struct {
 	Declared Protocol `protobuf:"varint,4,opt,name=declared,proto3,enum=causeway.nodestream.v1.Protocol" json:"declared,omitempty"`
 	// Rules of the Gateway API routes that are attached to the port: at most one for each
 	// caller namespace. Empty: requests go to the Frontend's own backends.
-	Routes        []*RouteRules `protobuf:"bytes,5,rep,name=routes,proto3" json:"routes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Routes []*RouteRules `protobuf:"bytes,5,rep,name=routes,proto3" json:"routes,omitempty"`
+	// Kinds of the Gateway API of which the controller has read no objects since it started,
+	// and that can change routes. A receiver that knows the routes of the port from a Frontend
+	// without this field keeps them, if they come from these kinds or depend on them. If it
+	// has no such Frontend, requests of callers that routes has no rules for get 503.
+	UnreadRouteKinds []string `protobuf:"bytes,6,rep,name=unread_route_kinds,json=unreadRouteKinds,proto3" json:"unread_route_kinds,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *FrontendPort) Reset() {
@@ -984,6 +989,13 @@ func (x *FrontendPort) GetDeclared() Protocol {
 func (x *FrontendPort) GetRoutes() []*RouteRules {
 	if x != nil {
 		return x.Routes
+	}
+	return nil
+}
+
+func (x *FrontendPort) GetUnreadRouteKinds() []string {
+	if x != nil {
+		return x.UnreadRouteKinds
 	}
 	return nil
 }
@@ -3909,13 +3921,14 @@ const file_internal_nodestream_wire_nodestream_proto_rawDesc = "" +
 	"\x04vips\x18\x03 \x03(\tR\x04vips\x12:\n" +
 	"\x05ports\x18\x04 \x03(\v2$.causeway.nodestream.v1.FrontendPortR\x05ports\x128\n" +
 	"\x18session_affinity_seconds\x18\x05 \x01(\rR\x16sessionAffinitySeconds\x122\n" +
-	"\x05tiers\x18\x06 \x03(\v2\x1c.causeway.nodestream.v1.TierR\x05tiers\"\xd5\x01\n" +
+	"\x05tiers\x18\x06 \x03(\v2\x1c.causeway.nodestream.v1.TierR\x05tiers\"\x83\x02\n" +
 	"\fFrontendPort\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
 	"\fapp_protocol\x18\x03 \x01(\tR\vappProtocol\x12<\n" +
 	"\bdeclared\x18\x04 \x01(\x0e2 .causeway.nodestream.v1.ProtocolR\bdeclared\x12:\n" +
-	"\x06routes\x18\x05 \x03(\v2\".causeway.nodestream.v1.RouteRulesR\x06routes\"\xae\x01\n" +
+	"\x06routes\x18\x05 \x03(\v2\".causeway.nodestream.v1.RouteRulesR\x06routes\x12,\n" +
+	"\x12unread_route_kinds\x18\x06 \x03(\tR\x10unreadRouteKinds\"\xae\x01\n" +
 	"\n" +
 	"RouteRules\x12)\n" +
 	"\x10caller_namespace\x18\x01 \x01(\tR\x0fcallerNamespace\x12<\n" +

@@ -1,0 +1,136 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache/cacheapi"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllertest"
+
+	"github.com/causeway-mesh/causeway/internal/bubble"
+)
+
+// forbiddenCache is a cache whose kinds are listed at once, except one that the API
+// server does not let it list.
+type forbiddenCache struct {
+	cache.Cache
+	forbids func(client.Object) bool
+	// forbidden is the informer of the forbidden kind, and removed its removals.
+	forbidden *controllertest.FakeInformer
+	removed   int
+}
+
+// GetInformer waits for the first list unless it is told not to, as that of
+// controller-runtime does.
+func (f *forbiddenCache) GetInformer(ctx context.Context, o client.Object,
+	opts ...cache.InformerGetOption) (cache.Informer, error) {
+	if !f.forbids(o) {
+		return controllertest.NewFakeInformer(controllertest.Synced), nil
+	}
+	var get cacheapi.InformerGetOptions
+	for _, opt := range opts {
+		opt(&get)
+	}
+	if get.BlockUntilSynced == nil || *get.BlockUntilSynced {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	f.forbidden = controllertest.NewFakeInformer()
+	return f.forbidden, nil
+}
+
+func (f *forbiddenCache) RemoveInformer(context.Context, client.Object) error {
+	f.removed++
+	return nil
+}
+
+// forbidding calls do in a bubble with a process that may list all kinds but one.
+func forbidding(t *testing.T, kind client.Object, log *slog.Logger,
+	do func(t *testing.T, r *replica, c *forbiddenCache)) {
+	t.Helper()
+	west()
+	want := fmt.Sprintf("%T", kind)
+	synctest.Test(t, func(t *testing.T) {
+		r := newReplicaWith(t, west(), newAPI(), func(o *Options) { o.Log = log })
+		c := &forbiddenCache{forbids: func(o client.Object) bool { return fmt.Sprintf("%T", o) == want }}
+		r.process.mgr = fakeManager{client: r.API, recorder: r.recorder, cache: c}
+		do(t, r, c)
+	})
+}
+
+// A controller that may not list a kind of the Gateway API must not wait for it forever.
+func TestForbiddenGatewayKind(t *testing.T) {
+	kind := gatewayV1.WithKind("HTTPRoute")
+	forbidding(t, gatewayObject(kind), discardLog, func(t *testing.T, r *replica, c *forbiddenCache) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		begin := time.Now()
+		err := r.process.watchGatewayKind(ctx, kind)
+		if took := time.Since(begin); err == nil || took != syncTimeout {
+			t.Errorf("got %v after %v, want an error after %v", err, took, syncTimeout)
+		}
+		if c.removed != 1 {
+			t.Errorf("the informer was removed %d times, want 1: the next attempt makes another", c.removed)
+		}
+	})
+}
+
+// A controller that may not list nodes begins to work without zones, and learns them when
+// it may.
+func TestForbiddenNodes(t *testing.T) {
+	var log logLines
+	forbidding(t, nodeKind(), log.logger(), func(t *testing.T, r *replica, c *forbiddenCache) {
+		ctx, cancel := context.WithCancel(t.Context())
+		limited, stop := context.WithTimeout(ctx, time.Hour)
+		defer stop()
+		begin := time.Now()
+		zones, err := r.process.watchAll(limited, r.reconciler)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took != syncTimeout {
+			t.Errorf("the controller waited %v for nodes, want %v", took, syncTimeout)
+		}
+		done := make(chan struct{})
+		go func() { zones.run(ctx); close(done) }()
+		bubble.Pass(time.Hour)
+		if n := log.count("cannot list nodes"); n != 1 {
+			t.Errorf("%d lines say that there are no zones, want 1:\n%s", n, log.text.String())
+		}
+		c.forbidden.Add(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+			Name: "n1", Labels: map[string]string{corev1.LabelTopologyZone: "z1"},
+		}})
+		c.forbidden.Synced()
+		bubble.Pass(zoneInterval)
+		<-done
+		if n := log.count("zones of nodes are known"); n != 1 {
+			t.Errorf("%d lines say that there are zones, want 1", n)
+		}
+		if got := r.inbox.take().zones["n1"]; got != "z1" {
+			t.Errorf("the zone of n1 is %q, want z1", got)
+		}
+		cancel()
+	})
+}
+
+// What may be listed is listed without a wait.
+func TestNothingForbidden(t *testing.T) {
+	forbidding(t, nodeKind(), discardLog, func(t *testing.T, r *replica, c *forbiddenCache) {
+		c.forbids = func(client.Object) bool { return false }
+		begin := time.Now()
+		if _, err := r.process.watchAll(t.Context(), r.reconciler); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
