@@ -2,10 +2,12 @@ package agent
 
 import (
 	"math"
+	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 )
 
 // What agents read of gRPC: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
@@ -16,8 +18,35 @@ func grpcStatusOf(h *message.Head) (uint32, bool) {
 	if !ok {
 		return 0, false // ParseUint would allocate its error
 	}
+	return parseGRPCStatus(value)
+}
+
+func parseGRPCStatus(value string) (uint32, bool) {
+	if value == "" {
+		return 0, false
+	}
 	status, err := strconv.ParseUint(value, 10, 5)
 	return uint32(status), err == nil
+}
+
+// Statuses of gRPC.
+const (
+	grpcResourceExhausted = 8
+	grpcUnavailable       = 14
+)
+
+// httpStatusOfGRPC returns the HTTP status that says the same about an endpoint as a status
+// of gRPC.
+func httpStatusOfGRPC(status uint32) int {
+	switch {
+	case status == grpcUnavailable:
+		return http.StatusServiceUnavailable
+	case status == grpcResourceExhausted:
+		return http.StatusTooManyRequests
+	case reqlog.IsServerError(status):
+		return http.StatusInternalServerError
+	}
+	return http.StatusOK
 }
 
 func isGRPC(h *message.Head) bool {
