@@ -21,6 +21,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
+	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/trafficsettings"
@@ -118,7 +119,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	start := time.Now()
 	counted := r.recorder(head).Start(start)
 	traced := r.startSpan(head, start)
-	result := r.relay(s, from, head, ended)
+	result := r.relay(s, from, head, ended, counted)
 	if result.Err != nil && !result.Began && !result.FromErr {
 		if timeout, ok := grpcTimeout(head); ok && time.Since(start) >= timeout {
 			result.Err = httprelay.ErrTimeout // the application gives up when the caller does
@@ -132,7 +133,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 }
 
 // relay forwards a request, unless it must be refused, and its response.
-func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *message.Head, ended bool) httprelay.Result {
+func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *message.Head, ended bool, counted reqmetrics.Request) httprelay.Result {
 	if err := r.admit(head); err != nil {
 		return httprelay.Result{Err: err}
 	}
@@ -143,7 +144,7 @@ func (r *inboundRequests) relay(s *mux.Stream, from httprelay.Stream, head *mess
 	}
 	defer releaseShares(shares.inboundRequests, r.caller, shares.inboundRequestLinks, link)
 	r.identify(head)
-	f := &appRequest{session: r}
+	f := &appRequest{session: r, counted: counted}
 	defer f.release()
 	s.OnReset(func(error) { f.cancel() })
 	plan := &httprelay.Plan{Open: f.open, Retry: f.retry, OnResponse: func(h *message.Head) { h.Del(httprelay.ErrorField) }}
@@ -279,7 +280,7 @@ func refusalOf(err error) httprelay.MeshError {
 // An appRequest is one request to an application.
 type appRequest struct {
 	session *inboundRequests
-	method  string
+	counted reqmetrics.Request
 	app     *httprelay.AppConn // of HTTP/1
 	reused  bool
 	// complete reports that the response and the request were forwarded completely.
@@ -308,7 +309,6 @@ func (f *appRequest) isCanceled() bool {
 
 // open sends a request to the application, over a connection that is idle or a new one.
 func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
-	f.method = h.Method
 	if f.isCanceled() {
 		return nil, errCanceled
 	}
@@ -362,24 +362,22 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 	return f.app, f.app.Send(h, body, end)
 }
 
-// retry sends a request again over a new connection if the application closed an idle
-// one just when the request was sent, or if an application of HTTP/2 reports that it did
-// not process the request.
+// retry sends a request again over a new connection if an idle one had ended before
+// anything of the request was sent, or if an application of HTTP/2 reports that it did not
+// process the request. Everything else is for the caller's agent to decide, because it has
+// the policy and the budget for retries.
 func (f *appRequest) retry(failure httprelay.Failure) bool {
-	if !failure.Replayable || failure.Response != nil || f.isCanceled() {
+	unsent := (*httprelay.UnsentError)(nil)
+	switch {
+	case !failure.Replayable, failure.Response != nil, f.isCanceled():
+		return false
+	case f.reused && errors.As(failure.Err, &unsent):
+	case isNotProcessed(failure.Err) && failure.Try+1 < openTries:
+	default:
 		return false
 	}
-	if isNotProcessed(failure.Err) {
-		return failure.Try+1 < openTries
-	}
-	if !f.reused {
-		return false
-	}
-	switch f.method {
-	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE": // idempotent (RFC 9110, section 9.2.2)
-		return true
-	}
-	return false
+	f.counted.Retried(retry.ReasonNotProcessed)
+	return true
 }
 
 // isNotProcessed reports whether the other end of a stream says that it did not process
