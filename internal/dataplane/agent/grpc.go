@@ -12,7 +12,8 @@ import (
 
 // What agents read of gRPC: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 
-// grpcStatusOf returns the status of a response of gRPC that has no message.
+// grpcStatusOf returns the status in the trailers of gRPC, or in the head of a response
+// that is Trailers-Only.
 func grpcStatusOf(h *message.Head) (uint32, bool) {
 	value, ok := h.Get("Grpc-Status")
 	if !ok {

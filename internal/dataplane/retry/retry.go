@@ -43,7 +43,7 @@ const (
 	TryTimeout
 	// Status is a response with the HTTP status Attempt.Status.
 	Status
-	// GRPCStatus is a gRPC response without messages and with the status
+	// GRPCStatus is a gRPC response that is Trailers-Only and has the status
 	// Attempt.GRPCStatus.
 	GRPCStatus
 	// GoingAway is NotProcessed because the far side ends the session, as in a drain. The
