@@ -456,6 +456,104 @@ func TestMaxRequests(t *testing.T) {
 	}
 }
 
+// TestMaxPendingRequests: the exporter bounds the requests of one node that wait for a
+// session.
+func TestMaxPendingRequests(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) { t.Error("the application was reached") }))
+		silent := listen(t, "127.0.0.1") // its kernel accepts, and no agent answers
+		defer silent.Close()
+		w.change(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = silent.Addr().String() })
+		w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+			backendOf(r).Settings = &wire.TrafficSettings{MaxPendingRequests: 2, TimeoutMs: proto.Uint32(1500)}
+		})
+		var wait sync.WaitGroup
+		defer wait.Wait()
+		start := func() {
+			wait.Go(func() {
+				resp, err := w.client(alice, h2).Get("http://bar-east/")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp.Body.Close()
+				if resp.StatusCode != 504 {
+					t.Errorf("a request that waits: status %d, want 504", resp.StatusCode)
+				}
+			})
+		}
+		pending := func() uint32 {
+			c := &w.west.pendingCircuits
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.counts[remotePort{"link-to-east", "shop", "bar", 80}]
+		}
+		start()
+		start()
+		eventually(t, "two requests wait", func() bool { return pending() == 2 })
+		resp, err := w.client(alice, h2).Get("http://bar-east/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(resp.Header.Get("Proxy-Status"), "circuit_open") {
+			t.Errorf("status %d, %v", resp.StatusCode, resp.Header)
+		}
+		eventually(t, "no request waits", func() bool { return pending() == 0 })
+		start()
+		eventually(t, "another one may wait", func() bool { return pending() == 1 })
+	})
+}
+
+// TestMaxConnections: the exporter bounds the connections of one node. Further ones are
+// reset, because what they carry is not known yet.
+func TestMaxConnections(t *testing.T) {
+	for name, tc := range map[string]struct {
+		app        func(*net.TCPConn)
+		send, want string
+	}{
+		"opaque": {func(c *net.TCPConn) { io.Copy(c, c) }, "\x16hello", "\x16hello"},
+		"http1": {serveHTTP(func(http.ResponseWriter, *http.Request) {}),
+			"GET / HTTP/1.1\r\nHost: bar-east\r\n\r\n", "HTTP/1.1 200 OK"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t, tc.app)
+			w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+				backendOf(r).Settings = &wire.TrafficSettings{MaxConnections: 2}
+			})
+			w.learnClientFirst()
+			exchange := func(c *net.TCPConn) error {
+				if _, err := io.WriteString(c, tc.send); err != nil {
+					return err
+				}
+				got := make([]byte, len(tc.want))
+				_, err := io.ReadFull(c, got)
+				if err == nil && string(got) != tc.want {
+					t.Errorf("the answer is %q", got)
+				}
+				return err
+			}
+			open := []*net.TCPConn{w.dial(alice), w.dial(bob)}
+			for _, c := range open {
+				if err := exchange(c); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c, err := w.tryDial(alice)
+			if err == nil {
+				err = exchange(c)
+			}
+			wantReset(t, "a third connection", err)
+			w.wantRefusal(w.west, outbound, reasonCircuitOpen)
+			open[0].Close()
+			eventually(t, "another connection is accepted", func() bool {
+				c, err := w.tryDial(alice)
+				return err == nil && exchange(c) == nil
+			})
+		})
+	}
+}
+
 // TestRequestTimeout: a request that the exporter bounds ends at the application too.
 func TestRequestTimeout(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {
