@@ -93,7 +93,7 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 		outcome = sessionLost
 		a.logRequestsEnd(ctx, err, "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name)
 	}
-	a.metrics.countSession(inbound, outcome)
+	a.metrics.countSession(inbound, in.decision.Link.Name, outcome)
 }
 
 // hasNoRequests reports whether it is a session for requests and none is open.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -727,15 +728,22 @@ func TestReusedAppConnectionFails(t *testing.T) {
 	}
 }
 
-// counted returns the sum of a counter of an agent's requests.
-func counted(t *testing.T, a *Agent, name string) (n int) {
+// counted returns the sum of a counter of an agent's requests. Each of labels is a label of
+// the series that count, as name=value.
+func counted(t *testing.T, a *Agent, name string, labels ...string) (n int) {
 	t.Helper()
 	r := prometheus.NewRegistry()
 	r.MustRegister(a.requestMetrics)
 	for _, f := range must(r.Gather())(t) {
 		if f.GetName() == name {
 			for _, m := range f.Metric {
-				n += int(m.Counter.GetValue())
+				has := make(map[string]bool)
+				for _, l := range m.Label {
+					has[l.GetName()+"="+l.GetValue()] = true
+				}
+				if !slices.ContainsFunc(labels, func(l string) bool { return !has[l] }) {
+					n += int(m.Counter.GetValue())
+				}
 			}
 		}
 	}
