@@ -214,7 +214,7 @@ const (
 	RetryGatewayError
 	// Retry5xx: the application answered 500 to 599.
 	Retry5xx
-	// RetryUnavailable: a gRPC application answered UNAVAILABLE without a message.
+	// RetryUnavailable: a gRPC application answered UNAVAILABLE, as Trailers-Only.
 	RetryUnavailable
 	// RetryIdempotent: not only GET, HEAD and OPTIONS are retried after they may have
 	// reached the application, but PUT and DELETE, too.

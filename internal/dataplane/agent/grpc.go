@@ -2,22 +2,52 @@ package agent
 
 import (
 	"math"
+	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 )
 
 // What agents read of gRPC: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 
-// grpcStatusOf returns the status of a response of gRPC that has no message.
+// grpcStatusOf returns the status in the trailers of gRPC, or in the head of a response
+// that is Trailers-Only.
 func grpcStatusOf(h *message.Head) (uint32, bool) {
 	value, ok := h.Get("Grpc-Status")
 	if !ok {
 		return 0, false // ParseUint would allocate its error
 	}
+	return parseGRPCStatus(value)
+}
+
+func parseGRPCStatus(value string) (uint32, bool) {
+	if value == "" {
+		return 0, false
+	}
 	status, err := strconv.ParseUint(value, 10, 5)
 	return uint32(status), err == nil
+}
+
+// Statuses of gRPC.
+const (
+	grpcResourceExhausted = 8
+	grpcUnavailable       = 14
+)
+
+// httpStatusOfGRPC returns the HTTP status that says the same about an endpoint as a status
+// of gRPC.
+func httpStatusOfGRPC(status uint32) int {
+	switch {
+	case status == grpcUnavailable:
+		return http.StatusServiceUnavailable
+	case status == grpcResourceExhausted:
+		return http.StatusTooManyRequests
+	case reqlog.IsServerError(status):
+		return http.StatusInternalServerError
+	}
+	return http.StatusOK
 }
 
 func isGRPC(h *message.Head) bool {

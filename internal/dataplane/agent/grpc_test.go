@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // grpcApp is an application of gRPC. Its methods return the payload that they receive.
@@ -256,5 +258,55 @@ func TestGRPCGoAway(t *testing.T) {
 	stream.CloseSend()
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the stream ends with %v", err)
+	}
+}
+
+// unavailableApp is a grpcApp whose first calls fail. It sends headers before if headers is
+// set.
+type unavailableApp struct {
+	grpcApp
+	calls, failing int64
+	headers        bool
+}
+
+func (s *unavailableApp) UnaryCall(ctx context.Context, in *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+	if n := atomic.AddInt64(&s.calls, 1); n > s.failing {
+		return s.grpcApp.UnaryCall(ctx, in)
+	}
+	if s.headers {
+		grpc.SendHeader(ctx, metadata.Pairs("x", "y"))
+	}
+	return nil, status.Error(codes.Unavailable, "not now")
+}
+
+// TestRetryOnUnavailable: with retry-on: unavailable, the agent sends a call again whose
+// response is UNAVAILABLE and Trailers-Only. Response headers commit a call.
+func TestRetryOnUnavailable(t *testing.T) {
+	for name, tc := range map[string]struct {
+		retryOn trafficsettings.RetryOn
+		headers bool
+		failing int64
+		calls   int64 // that the application receives
+		want    codes.Code
+	}{
+		"Trailers-Only":   {trafficsettings.RetryUnavailable, false, 2, 3, codes.OK},
+		"too often":       {trafficsettings.RetryUnavailable, false, 9, 3, codes.Unavailable},
+		"headers before":  {trafficsettings.RetryUnavailable, true, 1, 1, codes.Unavailable},
+		"another setting": {trafficsettings.Retry5xx, false, 1, 1, codes.Unavailable},
+		"by default":      {0, false, 1, 1, codes.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			app := &unavailableApp{failing: tc.failing, headers: tc.headers}
+			w := newHarness(t, serveGRPC(app))
+			w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+				backendOf(r).Settings = &wire.TrafficSettings{RetryOn: uint32(tc.retryOn)}
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+			defer cancel()
+			_, err := w.grpcClient(alice).UnaryCall(ctx, &testpb.SimpleRequest{})
+			if n := atomic.LoadInt64(&app.calls); status.Code(err) != tc.want || n != tc.calls {
+				t.Errorf("%v after %d calls of the application, want %v after %d", err, n, tc.want, tc.calls)
+			}
+		})
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
+	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/trafficsettings"
@@ -93,7 +94,7 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 		outcome = sessionLost
 		a.logRequestsEnd(ctx, err, "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name)
 	}
-	a.metrics.countSession(inbound, outcome)
+	a.metrics.countSession(inbound, in.decision.Link.Name, outcome)
 }
 
 // hasNoRequests reports whether it is a session for requests and none is open.
@@ -120,7 +121,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	start := time.Now()
 	counted := r.recorder(head).Start(start)
 	traced := r.startSpan(head, start)
-	f := &appRequest{session: r, stream: s, start: start, waits: waits}
+	f := &appRequest{session: r, stream: s, counted: counted, start: start, waits: waits}
 	result := r.relay(f, from, head, ended)
 	if result.Err != nil && !result.Began && !result.FromErr {
 		if timeout, ok := grpcTimeout(head); ok && time.Since(start) >= timeout {
@@ -282,9 +283,9 @@ func refusalOf(err error) httprelay.MeshError {
 type appRequest struct {
 	session *inboundRequests
 	stream  *mux.Stream // of the caller's agent
+	counted reqmetrics.Request
 	start   time.Time
 	waits   bool // the caller's agent sent awaitField
-	method  string
 	app     *httprelay.AppConn // of HTTP/1
 	reused  bool
 	// complete reports that the response and the request were forwarded completely.
@@ -313,7 +314,6 @@ func (f *appRequest) isCanceled() bool {
 
 // open sends a request to the application, over a connection that is idle or a new one.
 func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
-	f.method = h.Method
 	if f.isCanceled() {
 		return nil, errCanceled
 	}
@@ -372,24 +372,22 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 	return f.app, f.app.Send(h, body, end)
 }
 
-// retry sends a request again over a new connection if the application closed an idle
-// one just when the request was sent, or if an application of HTTP/2 reports that it did
-// not process the request.
+// retry sends a request again over a new connection if an idle one had ended before
+// anything of the request was sent, or if an application of HTTP/2 reports that it did not
+// process the request. Everything else is for the caller's agent to decide, because it has
+// the policy and the budget for retries.
 func (f *appRequest) retry(failure httprelay.Failure) bool {
-	if !failure.Replayable || failure.Response != nil || f.isCanceled() {
+	unsent := (*httprelay.UnsentError)(nil)
+	switch {
+	case !failure.Replayable, failure.Response != nil, f.isCanceled():
+		return false
+	case f.reused && errors.As(failure.Err, &unsent):
+	case isNotProcessed(failure.Err) && failure.Try+1 < openTries:
+	default:
 		return false
 	}
-	if isNotProcessed(failure.Err) {
-		return failure.Try+1 < openTries
-	}
-	if !f.reused {
-		return false
-	}
-	switch f.method {
-	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE": // idempotent (RFC 9110, section 9.2.2)
-		return true
-	}
-	return false
+	f.counted.Retried(retry.ReasonNotProcessed)
+	return true
 }
 
 // isNotProcessed reports whether the other end of a stream says that it did not process

@@ -523,7 +523,11 @@ func (r *outboundRequest) observe(o balance.Outcome) {
 func (r *outboundRequest) isFailure(h *message.Head) bool {
 	if value, far := h.Get(httprelay.ErrorField); far {
 		r.addPeerError(value)
-		return h.Status != http.StatusForbidden // every endpoint would refuse the caller
+		if h.Status == http.StatusForbidden { // every endpoint would refuse the caller
+			r.observe(balance.ServerError) // and it is no measure of the application
+			return false
+		}
+		return true
 	}
 	if status, ok := grpcStatusOf(h); ok && r.grpc {
 		return r.policy.GRPCStatuses&(1<<status) != 0
@@ -548,11 +552,7 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 	if isFinal(f.Err) {
 		return false
 	}
-	outcome := balance.Failure
-	if attempt.Failure == retry.GoingAway || attempt.Failure == retry.NotProcessed && f.Response == nil {
-		outcome = balance.Neutral // the session's end says nothing about the endpoint
-	}
-	r.observe(outcome)
+	r.observe(r.outcomeOfFailure(f, attempt))
 	if r.canWait(f) && r.hasTriedAll() {
 		return r.sendToWait(f)
 	}
@@ -567,6 +567,34 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 	r.counted.Retried(d.Reason)
 	r.endFailedSpan(f)
 	return d.Delay == 0 || backoff.Sleep(r.ctx, d.Delay)
+}
+
+// outcomeOfFailure returns what a failed try says about its endpoint.
+func (r *outboundRequest) outcomeOfFailure(f httprelay.Failure, a retry.Attempt) balance.Outcome {
+	switch {
+	case a.Failure == retry.GoingAway, a.Failure == retry.NotProcessed && f.Response == nil:
+		return balance.Neutral // the session's end says nothing about the endpoint
+	case a.Failure == retry.Status, a.Failure == retry.GRPCStatus:
+		value, ok := f.Response.Get("Grpc-Status")
+		return r.outcomeOfResponse(f.Response.Status, value, ok)
+	}
+	return balance.Failure
+}
+
+// outcomeOfResponse returns what a response says about its endpoint. Of other server errors
+// than gateway errors, those count toward ejection that the policy retries.
+func (r *outboundRequest) outcomeOfResponse(status int, grpc string, hasGRPC bool) balance.Outcome {
+	on := balance.EjectOnGatewayErrors
+	if r.policy.NamesStatus(status) {
+		on = balance.EjectOnServerErrors
+	}
+	if code, ok := parseGRPCStatus(grpc); ok && hasGRPC && r.grpc {
+		status = httpStatusOfGRPC(code)
+		if r.policy.GRPCStatuses&(1<<code) != 0 {
+			on = balance.EjectOnServerErrors
+		}
+	}
+	return balance.OutcomeOf(status, on)
 }
 
 // isFinal reports whether another try would fail in the same way, because the refusal
@@ -605,12 +633,14 @@ func classify(f httprelay.Failure) (retry.Failure, int) {
 
 // finish records how the request ended.
 func (r *outboundRequest) finish(result httprelay.Result) {
-	outcome := balance.Success
+	var outcome balance.Outcome
 	switch {
 	case result.FromErr || r.isCanceled():
 		outcome = balance.Neutral
 	case result.Err != nil:
 		outcome = balance.Failure
+	default:
+		outcome = r.outcomeOfResponse(result.Status, result.GRPCStatus, result.HasGRPC)
 	}
 	b := r.backend
 	if r.session != nil && b.out.mirror.affinity > 0 && result.Began {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/pires/go-proxyproto"
 	"github.com/pires/go-proxyproto/tlvparse"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/proto"
 
@@ -30,6 +32,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
+	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // serveHTTP returns a function for newHarness that serves each connection by a handler, as
@@ -454,6 +457,104 @@ func TestMaxRequests(t *testing.T) {
 	}
 }
 
+// TestMaxPendingRequests: the exporter bounds the requests of one node that wait for a
+// session.
+func TestMaxPendingRequests(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) { t.Error("the application was reached") }))
+		silent := listen(t, "127.0.0.1") // its kernel accepts, and no agent answers
+		defer silent.Close()
+		w.change(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = silent.Addr().String() })
+		w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+			backendOf(r).Settings = &wire.TrafficSettings{MaxPendingRequests: 2, TimeoutMs: proto.Uint32(1500)}
+		})
+		var wait sync.WaitGroup
+		defer wait.Wait()
+		start := func() {
+			wait.Go(func() {
+				resp, err := w.client(alice, h2).Get("http://bar-east/")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp.Body.Close()
+				if resp.StatusCode != 504 {
+					t.Errorf("a request that waits: status %d, want 504", resp.StatusCode)
+				}
+			})
+		}
+		pending := func() uint32 {
+			c := &w.west.pendingCircuits
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.counts[remotePort{"link-to-east", "shop", "bar", 80}]
+		}
+		start()
+		start()
+		eventually(t, "two requests wait", func() bool { return pending() == 2 })
+		resp, err := w.client(alice, h2).Get("http://bar-east/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(resp.Header.Get("Proxy-Status"), "circuit_open") {
+			t.Errorf("status %d, %v", resp.StatusCode, resp.Header)
+		}
+		eventually(t, "no request waits", func() bool { return pending() == 0 })
+		start()
+		eventually(t, "another one may wait", func() bool { return pending() == 1 })
+	})
+}
+
+// TestMaxConnections: the exporter bounds the connections of one node. Further ones are
+// reset, because what they carry is not known yet.
+func TestMaxConnections(t *testing.T) {
+	for name, tc := range map[string]struct {
+		app        func(*net.TCPConn)
+		send, want string
+	}{
+		"opaque": {func(c *net.TCPConn) { io.Copy(c, c) }, "\x16hello", "\x16hello"},
+		"http1": {serveHTTP(func(http.ResponseWriter, *http.Request) {}),
+			"GET / HTTP/1.1\r\nHost: bar-east\r\n\r\n", "HTTP/1.1 200 OK"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t, tc.app)
+			w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+				backendOf(r).Settings = &wire.TrafficSettings{MaxConnections: 2}
+			})
+			w.learnClientFirst()
+			exchange := func(c *net.TCPConn) error {
+				if _, err := io.WriteString(c, tc.send); err != nil {
+					return err
+				}
+				got := make([]byte, len(tc.want))
+				_, err := io.ReadFull(c, got)
+				if err == nil && string(got) != tc.want {
+					t.Errorf("the answer is %q", got)
+				}
+				return err
+			}
+			open := []*net.TCPConn{w.dial(alice), w.dial(bob)}
+			for _, c := range open {
+				if err := exchange(c); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c, err := w.tryDial(alice)
+			if err == nil {
+				err = exchange(c)
+			}
+			wantReset(t, "a third connection", err)
+			w.wantRefusal(w.west, outbound, reasonCircuitOpen)
+			open[0].Close()
+			eventually(t, "another connection is accepted", func() bool {
+				c, err := w.tryDial(alice)
+				return err == nil && exchange(c) == nil
+			})
+		})
+	}
+}
+
 // TestRequestTimeout: a request that the exporter bounds ends at the application too.
 func TestRequestTimeout(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {
@@ -522,32 +623,131 @@ func TestRetryAfterDrop(t *testing.T) {
 // TestAppRetry tests which requests the agent sends to an application again.
 func TestAppRetry(t *testing.T) {
 	refused := &mux.ResetError{Code: http2.ErrCodeRefusedStream, NotProcessed: true}
-	reset := &mux.ResetError{Code: http2.ErrCodeCancel}
+	reset, unsent := &mux.ResetError{Code: http2.ErrCodeCancel}, &httprelay.UnsentError{}
 	cases := map[string]struct {
 		why                        string
-		method                     string
 		reused, canceled, replayed bool
 		err                        error
 		try                        int
 		want                       bool
 	}{
-		"idle connection":      {why: "the application closed it just then", method: "PUT", reused: true, replayed: true, err: io.EOF, want: true},
-		"new connection":       {why: "the request may have made the application fail", method: "GET", replayed: true, err: io.EOF},
-		"POST":                 {why: "it is not idempotent", method: "POST", reused: true, replayed: true, err: io.EOF},
-		"body lost":            {why: "the application would get a part of it", method: "PUT", reused: true, err: io.EOF},
-		"caller gone":          {why: "no one waits for the response", method: "GET", reused: true, canceled: true, replayed: true, err: io.EOF},
-		"refused":              {why: "the application did not process it", method: "POST", replayed: true, err: refused, want: true},
-		"refused, body lost":   {why: "the application would get a part of it", method: "POST", err: refused},
-		"refused, caller gone": {why: "no one waits for the response", method: "POST", canceled: true, replayed: true, err: refused},
-		"refused often":        {why: "the application refuses each try", method: "POST", replayed: true, err: refused, try: openTries - 1},
-		"reset":                {why: "the application may have processed it", method: "GET", replayed: true, err: reset},
+		"nothing sent":         {why: "an idle connection had ended before", reused: true, replayed: true, err: unsent, want: true},
+		"nothing sent, again":  {why: "a new connection fails too", replayed: true, err: unsent},
+		"idle connection":      {why: "the application may have processed it", reused: true, replayed: true, err: io.EOF},
+		"new connection":       {why: "the request may have made the application fail", replayed: true, err: io.EOF},
+		"body lost":            {why: "the application would get a part of it", reused: true, err: unsent},
+		"caller gone":          {why: "no one waits for the response", reused: true, canceled: true, replayed: true, err: unsent},
+		"refused":              {why: "the application did not process it", replayed: true, err: refused, want: true},
+		"refused, body lost":   {why: "the application would get a part of it", err: refused},
+		"refused, caller gone": {why: "no one waits for the response", canceled: true, replayed: true, err: refused},
+		"refused often":        {why: "the application refuses each try", replayed: true, err: refused, try: openTries - 1},
+		"reset":                {why: "the application may have processed it", replayed: true, err: reset},
 	}
 	for name, tc := range cases {
-		f := &appRequest{method: tc.method, reused: tc.reused, canceled: tc.canceled}
+		f := &appRequest{reused: tc.reused, canceled: tc.canceled}
 		if got := f.retry(httprelay.Failure{Try: tc.try, Err: tc.err, Replayable: tc.replayed}); got != tc.want {
 			t.Errorf("%s: %v, want %v, because %s", name, got, tc.want, tc.why)
 		}
 	}
+}
+
+// TestIdleAppConnectionHadEnded: if nothing of a request was written because an idle
+// connection had ended, the agent sends the request over a new one, with any method.
+func TestIdleAppConnectionHadEnded(t *testing.T) {
+	ln := listen(t, "127.0.0.1")
+	defer ln.Close()
+	c := must(net.Dial("tcp", ln.Addr().String()))(t).(*net.TCPConn)
+	defer c.Close()
+	c.CloseWrite() // so it looks quiet, and writes fail
+	r := &inboundRequests{protocol: tunnel.Protocol_HTTP1}
+	r.apps.idle = []idleApp{{AppConn: httprelay.NewAppConn(c)}}
+	f := &appRequest{session: r}
+	_, err := f.open(0, &message.Head{Method: "POST", Target: "/", Version: message.HTTP11}, nil, true)
+	if err == nil || !f.retry(httprelay.Failure{Err: err, Replayable: true}) {
+		t.Errorf("%v: the request is not sent again", err)
+	}
+}
+
+// TestReusedAppConnectionFails: if an application ends a kept connection after it has received
+// a request, the policy for retries decides, at the caller's agent, which counts each one.
+func TestReusedAppConnectionFails(t *testing.T) {
+	none, idempotent := &wire.TrafficSettings{Retries: proto.Uint32(0)}, &wire.TrafficSettings{RetryOn: uint32(trafficsettings.RetryReset | trafficsettings.RetryIdempotent)}
+	for name, tc := range map[string]struct {
+		method   string
+		settings *wire.TrafficSettings
+		retries  int
+	}{
+		"GET":                {"GET", nil, 1},
+		"HEAD":               {"HEAD", nil, 1},
+		"OPTIONS":            {"OPTIONS", nil, 1},
+		"TRACE":              {"TRACE", nil, 0},
+		"PUT":                {"PUT", nil, 0},
+		"DELETE":             {"DELETE", nil, 0},
+		"POST":               {"POST", nil, 0},
+		"GET, no retries":    {"GET", none, 0},
+		"DELETE, no retries": {"DELETE", none, 0},
+		"DELETE, idempotent": {"DELETE", idempotent, 1},
+		"PUT, idempotent":    {"PUT", idempotent, 1},
+		"POST, idempotent":   {"POST", idempotent, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var received atomic.Int64
+			w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/drop" && received.Add(1) == 1 {
+					panic(http.ErrAbortHandler)
+				}
+			}))
+			w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) { backendOf(r).Settings = tc.settings })
+			c := w.client(alice, false)
+			for _, path := range []string{"warm", "drop"} {
+				req, _ := http.NewRequest(tc.method, "http://bar-east/"+path, nil)
+				resp, err := c.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				if path == "warm" { // the far agent keeps the connection
+					eventually(t, "the request has ended", func() bool { return counted(t, w.east, "causeway_requests_total") == 1 })
+				}
+				if failed := path == "drop" && tc.retries == 0; failed != (resp.StatusCode >= 500) {
+					t.Errorf("%s: status %d", path, resp.StatusCode)
+				}
+			}
+			if n := w.dials.Load(); n != int64(1+tc.retries) {
+				t.Fatalf("%d connections: the request was not sent on a kept one", n)
+			}
+			if n := received.Load(); n != int64(1+tc.retries) {
+				t.Errorf("the application received it %d times, want %d", n, 1+tc.retries)
+			}
+			const metric = "causeway_request_retries_total"
+			if near, far := counted(t, w.west, metric), counted(t, w.east, metric); near != tc.retries || far != 0 {
+				t.Errorf("%d retries counted near and %d far, want %d and 0", near, far, tc.retries)
+			}
+		})
+	}
+}
+
+// counted returns the sum of a counter of an agent's requests. Each of labels is a label of
+// the series that count, as name=value.
+func counted(t *testing.T, a *Agent, name string, labels ...string) (n int) {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	r.MustRegister(a.requestMetrics)
+	for _, f := range must(r.Gather())(t) {
+		if f.GetName() == name {
+			for _, m := range f.Metric {
+				has := make(map[string]bool)
+				for _, l := range m.Label {
+					has[l.GetName()+"="+l.GetValue()] = true
+				}
+				if !slices.ContainsFunc(labels, func(l string) bool { return !has[l] }) {
+					n += int(m.Counter.GetValue())
+				}
+			}
+		}
+	}
+	return n
 }
 
 // TestCallerLeavesWhileRequestIsSent: if the caller goes while the application does not

@@ -110,7 +110,7 @@ func (a *Agent) serveInbound(life context.Context, c *net.TCPConn) {
 	}
 	conn := in.conn
 	defer in.releaseShares()
-	a.metrics.countSession(inbound, sessionMade)
+	a.metrics.countSession(inbound, in.decision.Link.Name, sessionMade)
 	a.inboundConns.add(in)
 	defer a.inboundConns.remove(in)
 	ctx, release := a.leases.grant(life, a.state.Load, in.lease())
@@ -128,12 +128,13 @@ func (a *Agent) serveInbound(life context.Context, c *net.TCPConn) {
 func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn, in *inboundConn) bool {
 	app, err := a.openApp(ctx, c, conn, in)
 	if what := idleOutcome(err); what != "" {
-		a.metrics.countSession(inbound, what)
+		a.metrics.countSession(inbound, in.decision.Link.Name, what)
 		a.log.Debug("idle session ended", "service", in.service(), "caller", in.caller, "error", err)
 		a.closeAfterRefusal(c)
 		return false
 	}
 	if err != nil && in.refusalSent && codeOf(err).KeepsSession() {
+		a.countRejected(in, err)
 		a.countRefusal(in, err)
 		if conn.Discard(maxRefusalDiscard, time.Now().Add(refusalReadTimeout)) == nil && tunnel.WriteEmpty(conn, tunnel.TypeIdle) == nil {
 			return true
@@ -142,6 +143,7 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 		return false
 	}
 	if err != nil {
+		a.countRejected(in, err)
 		a.rejectInbound(c, in, err)
 		return false
 	}
@@ -149,7 +151,7 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 		return false // serveInbound goes on
 	}
 	if in.isReused() {
-		a.metrics.countSession(inbound, sessionReused)
+		a.metrics.countSession(inbound, in.decision.Link.Name, sessionReused)
 	}
 	a.logLimited(slog.LevelInfo, "connection served", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name, "pod", in.header.PodUID)
 	in.podGrace.add(app)
@@ -161,18 +163,18 @@ func (a *Agent) exchange(ctx context.Context, c *net.TCPConn, conn *tunnel.Conn,
 	a.recordInbound(in, start, result)
 	a.logEnd(result, "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name)
 	if !result.Reusable {
-		a.metrics.countSession(inbound, sessionLost)
+		a.metrics.countSession(inbound, in.decision.Link.Name, sessionLost)
 		return false
 	}
 	if in.retiring.Load() || transport.RawOf(conn).Worn() {
-		a.metrics.countSession(inbound, sessionRetired)
+		a.metrics.countSession(inbound, in.decision.Link.Name, sessionRetired)
 		halfClose(conn)
 		a.closeAfterRefusal(c)
 		return false
 	}
 	conn.SetWriteDeadline(time.Now().Add(handshakeTimeout))
 	if err := tunnel.WriteEmpty(conn, tunnel.TypeIdle); err != nil {
-		a.metrics.countSession(inbound, sessionLost)
+		a.metrics.countSession(inbound, in.decision.Link.Name, sessionLost)
 		transport.Reset(c)
 		return false
 	}

@@ -566,3 +566,53 @@ func TestCallersCertificateExpires(t *testing.T) {
 		}
 	})
 }
+
+// TestIdleExchangeStaysOpen: an exchange on which nothing happens for hours passes each check
+// of its lease, until a certificate has expired, and its end frees the lease.
+//
+// It covers the leases of the caller's agent and what they check, in fake time. The sockets
+// of an exchange are in real time: TestSweeper covers the sweeper that looks at idle ones,
+// also in fake time, and TestTune that the kernel probes them by keepalive.
+func TestIdleExchangeStaysOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := newCluster(t, "west-1"), newCluster(t, "east-12")
+		as, server := near.credential(t, "shop", "alice"), far.credential(t, "shop", "bar")
+		to := &mirror{link: "east", ports: map[int]mirrorPort{0: {number: 80, route: 1024}}, identities: []identity.Name{server.Name()}}
+		c := &outboundConn{mirror: to, port: to.ports[0], peer: &peer{name: "east"}, caller: &pod{uid: "alice-0"}, credential: as}
+		s := &state{
+			links: map[string]*peer{"east": c.peer}, pods: map[string]*pod{"alice-0": c.caller},
+			mirrors: map[netip.Addr]*mirror{c.vip: to}, anchors: far.anchors(t),
+		}
+		c.verified = verifiedPeerOf(t, s.anchors, server)
+		var l leases
+		current := func() *state { return s }
+		life, stop := context.WithCancel(t.Context())
+		watched := make(chan struct{})
+		go func() { defer close(watched); l.watch(life, current) }()
+		defer func() { stop(); <-watched }()
+		x, checks := newOpenExchange(c, nil, time.Now(), 0), 0
+		exchange, release := l.grant(life, current, func(s *state) error {
+			checks++
+			return x.check(s, time.Now())
+		})
+		defer release()
+		for hour := 1; time.Now().Add(time.Hour).Before(server.NotAfter().Add(expiryGrace)); hour++ {
+			bubble.Pass(time.Hour)
+			if err := context.Cause(exchange); err != nil {
+				t.Fatalf("hour %d: the exchange ended: %v", hour, err)
+			}
+			if want := hour*int(time.Hour/recheckInterval) + 1; checks != want {
+				t.Fatalf("hour %d: %d checks, want %d", hour, checks, want)
+			}
+		}
+		bubble.Pass(time.Hour + recheckInterval)
+		if err := context.Cause(exchange); !errors.Is(err, transport.ErrNotRenewed) {
+			t.Errorf("its certificate expired over an hour ago: %v", err)
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if len(l.open) != 0 {
+			t.Errorf("%d leases are left", len(l.open))
+		}
+	})
+}

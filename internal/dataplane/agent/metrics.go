@@ -110,14 +110,16 @@ type metrics struct {
 	mirrored *prometheus.CounterVec
 
 	maxConnections int        // of each direction
-	mu             sync.Mutex // guards current
+	mu             sync.Mutex // guards what follows
 	current        map[string]int
+	links          map[string]bool // that have series of their own
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		maxConnections: defaultLimits.Connections,
 		current:        make(map[string]int),
+		links:          make(map[string]bool),
 		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_accepted_total",
 			Help: "Connections accepted, by direction.",
@@ -144,8 +146,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, []string{"direction"}),
 		sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_sessions_total",
-			Help: "Sessions, by direction and outcome: created for a caller; preconnecting, and then preconnected or preconnect_failed; reused by another connection; retired; lost.",
-		}, []string{"direction", "outcome"}),
+			Help: "Sessions, by direction, link and outcome: created for a caller; preconnecting, and then preconnected or preconnect_failed; reused by another connection; retired; lost.",
+		}, []string{"direction", "link", "outcome"}),
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_renewals_total",
 			Help: "Renewals of the certificates of open connections, by direction and outcome.",
@@ -159,10 +161,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	m.probes, m.mirrored = newProbes(), newMirrored()
 	for _, outcome := range []string{sessionMade, sessionPreconnecting, sessionPreconnected, sessionFailed, sessionReused, sessionRetired, sessionLost} {
-		m.sessions.WithLabelValues(outbound, outcome)
+		m.sessions.WithLabelValues(outbound, otherLinks, outcome)
 	}
 	for _, outcome := range []string{sessionMade, sessionReused, sessionRetired, sessionLost} {
-		m.sessions.WithLabelValues(inbound, outcome)
+		m.sessions.WithLabelValues(inbound, otherLinks, outcome)
 	}
 	for _, direction := range []string{outbound, inbound} {
 		m.accepted.WithLabelValues(direction)
@@ -194,9 +196,32 @@ func (m *metrics) release(direction string) {
 	m.open.WithLabelValues(direction).Dec()
 }
 
+const (
+	// maxLinkLabels is how many links have series of their own. A link has up to 35: 20 of
+	// reasons for the end of a connection, 4 of bytes and 11 of sessions.
+	maxLinkLabels = 64
+	// otherLinks is the label of further links.
+	otherLinks = "other"
+)
+
+// linkLabel returns the label of a link, which is otherLinks if there are too many. A link
+// keeps its label until the agent restarts, so that no counter decreases.
+func (m *metrics) linkLabel(link string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.links[link]:
+		return link
+	case len(m.links) >= maxLinkLabels:
+		return otherLinks
+	}
+	m.links[link] = true
+	return link
+}
+
 // countSession counts the outcome of a session.
-func (m *metrics) countSession(direction, outcome string) {
-	m.sessions.WithLabelValues(direction, outcome).Inc()
+func (m *metrics) countSession(direction, link, outcome string) {
+	m.sessions.WithLabelValues(direction, m.linkLabel(link), outcome).Inc()
 }
 
 // renewal counts what became of the renewal of one exchange.
@@ -211,6 +236,7 @@ func (m *metrics) refuse(direction, reason string) {
 // ended counts a tunnel that has ended. Sent bytes come from the local application,
 // which is the caller or the one called.
 func (m *metrics) ended(direction, link string, r transport.Result) {
+	link = m.linkLabel(link)
 	m.sent.WithLabelValues(direction, link).Add(float64(r.Sent))
 	m.received.WithLabelValues(direction, link).Add(float64(r.Received))
 	m.ends.WithLabelValues(direction, link, r.Reason.String()).Inc()

@@ -95,7 +95,7 @@ func (a *Agent) openAtEndpoint(ctx, life context.Context, c *net.TCPConn, out *o
 		}
 		o, notRead, err := a.openReused(ctx, life, c, out, s)
 		if err == nil {
-			a.metrics.countSession(outbound, sessionReused)
+			a.metrics.countSession(outbound, out.peer.name, sessionReused)
 			return o, false, nil
 		}
 		if !notRead {
@@ -169,13 +169,13 @@ func (a *Agent) openNew(ctx, life context.Context, c *net.TCPConn, out *outbound
 		a.recordOpenRefusal(out, at, err)
 		a.recordMiss(out, at)
 		if err == nil {
-			a.metrics.countSession(outbound, sessionMade)
+			a.metrics.countSession(outbound, out.peer.name, sessionMade)
 			return a.startExchange(out, s, lease, release), false, nil
 		}
 	}
 	release()
 	if tunnel.Reusable(err) && s.awaitIdle(ctx, openTimeout) == nil {
-		a.metrics.countSession(outbound, sessionMade)
+		a.metrics.countSession(outbound, out.peer.name, sessionMade)
 		a.putIdle(s)
 	} else {
 		raw.Reset()

@@ -193,6 +193,7 @@ func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outbound
 
 func (a *Agent) rejectOutbound(c *net.TCPConn, out *outboundConn, err error) {
 	a.metrics.refuse(outbound, reasonOf(err))
+	a.countRefused(out, err)
 	a.recordRefused(out, err)
 	if reasonOf(err) == reasonCallerSilent {
 		c.SetLinger(-1) // send FIN, as a server of such a protocol would

@@ -55,7 +55,7 @@ func (a *Agent) startPreconnect(key sessionKey, c *outboundConn, at route.Endpoi
 		return false
 	}
 	next := outboundConn{vip: c.vip, index: c.index, mirror: c.mirror, port: c.port, peer: c.peer, caller: c.caller}
-	a.metrics.countSession(outbound, sessionPreconnecting)
+	a.metrics.countSession(outbound, c.peer.name, sessionPreconnecting)
 	go func() { // the pool's Close waits for it
 		defer a.sessions.Unreserve(key, at)
 		backoff.Sleep(a.acceptCtx, rand.N(preconnectJitter))
@@ -64,7 +64,7 @@ func (a *Agent) startPreconnect(key sessionKey, c *outboundConn, at route.Endpoi
 			err = a.dialSession(key, next, at)
 		}
 		if err != nil {
-			a.metrics.countSession(outbound, sessionFailed)
+			a.metrics.countSession(outbound, c.peer.name, sessionFailed)
 			a.log.Debug("preconnect failed", "mirror", next.mirror.name, "error", err)
 		}
 	}()
@@ -128,7 +128,7 @@ func (a *Agent) dialSession(key sessionKey, c outboundConn, at route.EndpointID)
 	}
 	a.recordHelloAnswer(&c)
 	a.recordMiss(&c, at)
-	a.metrics.countSession(outbound, sessionPreconnected)
+	a.metrics.countSession(outbound, c.peer.name, sessionPreconnected)
 	a.putIdle(a.newSession(conn, gateway, &c))
 	return nil
 }

@@ -214,30 +214,44 @@ func (b *requestBackend) sendCopy(h *message.Head, body []byte) error {
 		return err
 	}
 	sent := time.Now()
-	result.Status, err = exchangeCopy(ctx, s, h, body)
-	outcome := balance.Neutral // a copy is not a reason to eject an endpoint
-	if err == nil {
-		outcome = balance.Success
-	}
-	b.group.balancer.Finish(choice, time.Since(sent), outcome, time.Now())
+	var grpc uint32
+	result.Status, grpc, err = exchangeCopy(ctx, s, h, body)
+	b.group.balancer.Finish(choice, time.Since(sent), outcomeOfCopy(choice, result.Status, grpc, err), time.Now())
 	return err
 }
 
+// outcomeOfCopy returns what the response to a copy says about its endpoint. It is not a
+// reason to eject the endpoint, and an error does not end an ejection.
+func outcomeOfCopy(c balance.Choice, status int, grpc uint32, err error) balance.Outcome {
+	if grpc != 0 {
+		status = httpStatusOfGRPC(grpc)
+	}
+	switch {
+	case err != nil:
+		return balance.Neutral
+	case balance.OutcomeOf(status, balance.EjectOnGatewayErrors) == balance.Success:
+		return balance.Success
+	case c.Trial:
+		return balance.Neutral
+	}
+	return balance.ServerError
+}
+
 // exchangeCopy sends a request over a session and discards its response, until ctx ends.
-// It returns the status.
-func exchangeCopy(ctx context.Context, s *requestSession, h *message.Head, body []byte) (status int, err error) {
+// It returns the status, and that of gRPC, which is 0 if there is none.
+func exchangeCopy(ctx context.Context, s *requestSession, h *message.Head, body []byte) (status int, grpc uint32, err error) {
 	stop := func() bool { return true }
 	defer func() { stop() }()
 	stream, err := s.mux.OpenWith(h, nil, len(body) == 0, mux.OpenOptions{Opening: func(s *mux.Stream) {
 		stop = afterfunc.Start(ctx, func() { s.Reset(http2.ErrCodeCancel) })
 	}})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer stream.Reset(http2.ErrCodeCancel)
 	if len(body) > 0 {
 		if _, err := stream.Write(body, true); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
 	var response message.Head
@@ -245,15 +259,19 @@ func exchangeCopy(ctx context.Context, s *requestSession, h *message.Head, body 
 	for status < 200 {
 		response.Reset()
 		if ended, err = stream.ReadHead(&response); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		status = response.Status
 	}
+	grpc, _ = grpcStatusOf(&response)
 	buf := make([]byte, 4<<10)
 	for !ended {
 		if _, ended, err = (httprelay.MuxStream{Stream: stream}).ReadBody(buf); err != nil {
-			return status, err
+			return status, grpc, err
 		}
 	}
-	return status, nil
+	if stream.Trailers(&response) {
+		grpc, _ = grpcStatusOf(&response)
+	}
+	return status, grpc, nil
 }

@@ -83,10 +83,41 @@ func exchangeResult(r transport.Result, direction string, start time.Time) reqme
 	return out
 }
 
+// countRefused counts an outbound connection that was refused, if its target is known. One
+// that its caller has given up is not refused.
+func (a *Agent) countRefused(out *outboundConn, err error) {
+	reason := reasonOf(err)
+	if out.mirror == nil || out.peer == nil || out.caller == nil || reason == reasonCallerGone || reason == reasonCallerSilent {
+		return
+	}
+	a.countRejectedConn(out.metricsKey(reqmetrics.TCP), err)
+}
+
+// countRejected counts an OPEN for an opaque connection that was refused.
+func (a *Agent) countRejected(in *inboundConn, err error) {
+	if in.protocol == tunnel.Protocol_OPAQUE && in.opaque.Load() && in.decision.Link.Name != "" {
+		a.countRejectedConn(in.metricsKey(), err)
+	}
+}
+
+// countRejectedConn counts an opaque connection, which is one request, as rejected.
+func (a *Agent) countRejectedConn(key reqmetrics.Key, err error) {
+	now := time.Now()
+	counted := a.requestMetrics.Recorder(key).Start(now)
+	counted.Rejected(rejectionOf(err))
+	counted.Finish(now, reqmetrics.Result{})
+}
+
 // rejectionOf returns why the mesh answers a request in place of an application.
 func rejectionOf(err error) reqmetrics.Rejection {
 	malformed := (*h1.Error)(nil)
 	refused := (*refusal)(nil)
+	code := tunnel.Code_CODE_UNSPECIFIED
+	if peer := (*tunnel.Refused)(nil); errors.As(err, &peer) {
+		code = peer.Code
+	} else if errors.As(err, &refused) {
+		code = refused.code
+	}
 	switch {
 	case errors.Is(err, httprelay.ErrTimeout):
 		return reqmetrics.RejectedTimeout
@@ -101,11 +132,23 @@ func rejectionOf(err error) reqmetrics.Rejection {
 		return reqmetrics.RejectedMalformed
 	case refused.reason == reasonCircuitOpen:
 		return reqmetrics.RejectedCircuitOpen
-	case refused.reason == reasonTooManyRequests || refused.code == tunnel.Code_OVERLOADED:
+	case overloadReasons[refused.reason] || code == tunnel.Code_OVERLOADED:
 		return reqmetrics.RejectedOverloaded
-	case refused.code == tunnel.Code_DENIED || refused.code == tunnel.Code_NOT_EXPORTED,
+	case code == tunnel.Code_DENIED || code == tunnel.Code_NOT_EXPORTED,
 		refused.reason == reasonSuspended || refused.reason == reasonCallerNotAllowed || refused.reason == reasonRevoked:
 		return reqmetrics.RejectedNotAllowed
 	}
 	return reqmetrics.RejectedNoEndpoint
+}
+
+// overloadReasons are this package's reasons for which an agent sheds load.
+var overloadReasons = map[string]bool{
+	reasonTooManyRequests: true,
+	reasonTooMany:         true,
+	reasonAccountShare:    true,
+	reasonLinkShare:       true,
+	reasonSourceShare:     true,
+	reasonGatewayBudget:   true,
+	reasonCallRate:        true,
+	reasonExchangeRate:    true,
 }

@@ -10,9 +10,6 @@ import (
 // without recognizing requests.
 func (p mirrorPort) isOpaque() bool { return p.protocol == trafficsettings.TCP }
 
-// grpcUnavailable is the status UNAVAILABLE of gRPC.
-const grpcUnavailable = 14
-
 // retryPolicy returns which requests of a port are sent again: what the exporter and the
 // Link ask for, and the defaults for the rest.
 func (p mirrorPort) retryPolicy() retry.Policy {

@@ -584,7 +584,7 @@ func (a *Agent) openRequests(g *requestGroup, c outboundConn, at route.EndpointI
 	s.exchange = newOpenExchange(&s.outbound, &clientSession{key: g.key.session, gateway: gateway, conn: conn, outbound: c}, now, a.renewals.pause)
 	s.exchange.begin()
 	s.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), Windows: a.shares.memory(c.peer.uid), OnGoAway: func() { s.retired.Store(true) }})
-	a.metrics.countSession(outbound, sessionMade)
+	a.metrics.countSession(outbound, c.peer.name, sessionMade)
 	return s, func() { a.runRequests(g, s) }, nil
 }
 
@@ -642,7 +642,7 @@ func (a *Agent) runRequests(g *requestGroup, s *requestSession) {
 		outcome = sessionLost
 		a.logRequestsEnd(lease, err, "mirror", s.outbound.mirror.name, "peer", s.outbound.peer.name)
 	}
-	a.metrics.countSession(outbound, outcome)
+	a.metrics.countSession(outbound, s.outbound.peer.name, outcome)
 }
 
 // logRequestsEnd logs why a session for requests has ended. It warns if Causeway has ended

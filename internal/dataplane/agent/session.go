@@ -152,7 +152,8 @@ func (a *Agent) newSession(conn *tunnel.Conn, gateway string, c *outboundConn) *
 	life := sessionMaxAge*3/4 + rand.N(sessionMaxAge/2)
 	s := &clientSession{key: c.sessionKey(), gateway: gateway, conn: conn, outbound: *c, retireAt: time.Now().Add(life)}
 	s.outbound.earlyData = nil
-	s.count = func(outcome string) { a.metrics.countSession(outbound, outcome) }
+	link := c.peer.name
+	s.count = func(outcome string) { a.metrics.countSession(outbound, link, outcome) }
 	return s
 }
 

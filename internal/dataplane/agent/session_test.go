@@ -22,7 +22,7 @@ import (
 
 // sessionCount is of how many of west's sessions that has become.
 func (w *harness) sessionCount(what string) int {
-	return int(testutil.ToFloat64(w.west.metrics.sessions.WithLabelValues(outbound, what)))
+	return int(testutil.ToFloat64(w.west.metrics.sessions.WithLabelValues(outbound, "east", what)))
 }
 
 // idle is how many of west's sessions are.
@@ -193,7 +193,7 @@ func TestCallRetriesAfterCloseNotify(t *testing.T) {
 	})
 	w.east.stopAccepting()
 	eventually(t, "the far side has ended it", func() bool {
-		return testutil.ToFloat64(w.east.metrics.sessions.WithLabelValues(inbound, sessionRetired)) >= 1
+		return testutil.ToFloat64(w.east.metrics.sessions.WithLabelValues(inbound, "west", sessionRetired)) >= 1
 	})
 	if answer, err := w.call(alice, "not lost"); answer != "you said not lost" || err != nil {
 		t.Errorf("alice's next call: %q, %v", answer, err)

@@ -9,6 +9,8 @@
 //   - No endpoint is ejected if more than half of those known would be. If healthy ones
 //     leave so that more than half are, all take requests.
 //   - Endpoints of similar latency get equal shares, even if single responses are slow.
+//   - An endpoint that answers with errors gets no more than its share, however fast they
+//     are.
 //   - An endpoint that has just been added gets its share at once, and not more.
 //   - Memory is proportional to the number of known endpoints.
 //
@@ -67,31 +69,35 @@ const (
 	// Success is a response. OutcomeOf says which statuses are one.
 	Success Outcome = iota
 	// Failure counts toward ejection: a refused or reset connection, a timeout, and the
-	// statuses that the configuration says.
+	// statuses that EjectOn says.
 	Failure
 	// Neutral says nothing about the endpoint: the caller went away, or the session broke
 	// on the way to the endpoint.
 	Neutral
+	// ServerError is a response that may be faster than the endpoint's work. It does not
+	// count toward ejection, and ends the ejection of an endpoint whose trial it is.
+	ServerError
 )
 
 // EjectOn says which statuses count as failures. Failed connections always do.
 type EjectOn uint8
 
 const (
-	// EjectOnConnection counts no status.
-	EjectOnConnection EjectOn = iota
 	// EjectOnGatewayErrors counts 502, 503 and 504.
-	EjectOnGatewayErrors
+	EjectOnGatewayErrors EjectOn = iota
 	// EjectOnServerErrors counts 500 to 599.
 	EjectOnServerErrors
 )
 
+const tooManyRequests = 429
+
 // OutcomeOf returns the outcome of a response with an HTTP status.
 func OutcomeOf(status int, on EjectOn) Outcome {
 	switch {
-	case on == EjectOnGatewayErrors && status >= 502 && status <= 504,
-		on == EjectOnServerErrors && status >= 500 && status <= 599:
+	case status >= 502 && status <= 504, on == EjectOnServerErrors && status >= 500 && status <= 599:
 		return Failure
+	case status >= 500 && status <= 599, status == tooManyRequests:
+		return ServerError
 	}
 	return Success
 }

@@ -698,7 +698,7 @@ func TestInvariants(t *testing.T) {
 			case 1, 2, 3, 4, 5, 6, 7, 8, 9:
 				if len(open) > 0 {
 					i := rnd.IntN(len(open))
-					o := []Outcome{Success, Failure, Failure, Neutral}[rnd.IntN(4)]
+					o := []Outcome{Success, Failure, Failure, Neutral, ServerError}[rnd.IntN(5)]
 					b.Finish(open[i], time.Duration(rnd.IntN(1e7)), o, now)
 					open = slices.Delete(open, i, i+1)
 				}
@@ -755,13 +755,12 @@ func TestOutcomeOf(t *testing.T) {
 	}{
 		{200, EjectOnServerErrors, Success},
 		{404, EjectOnServerErrors, Success},
-		{500, EjectOnConnection, Success},
-		{503, EjectOnConnection, Success},
-		{500, EjectOnGatewayErrors, Success},
-		{501, EjectOnGatewayErrors, Success},
+		{429, EjectOnServerErrors, ServerError},
+		{500, EjectOnGatewayErrors, ServerError},
+		{501, EjectOnGatewayErrors, ServerError},
 		{502, EjectOnGatewayErrors, Failure},
 		{504, EjectOnGatewayErrors, Failure},
-		{505, EjectOnGatewayErrors, Success},
+		{505, EjectOnGatewayErrors, ServerError},
 		{500, EjectOnServerErrors, Failure},
 		{599, EjectOnServerErrors, Failure},
 		{600, EjectOnServerErrors, Success},
@@ -786,7 +785,7 @@ func TestConcurrentUse(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				b.Finish(c, time.Millisecond, Outcome(n*w%3), now)
+				b.Finish(c, time.Millisecond, Outcome(n*w%4), now)
 				if n%100 == 0 {
 					b.Update(endpoints(n/100, n/100+8), now)
 					b.Aperture(now)

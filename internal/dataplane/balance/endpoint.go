@@ -23,6 +23,12 @@ const (
 	// medianEvery is the number of observations after which the median is computed again.
 	medianEvery = 32
 
+	// minEarly is the decayed number of early errors that counts as none.
+	minEarly = 0.01
+
+	// unmeasured is how long an early error counts before any endpoint is measured.
+	unmeasured = time.Second
+
 	slowStartFloor = 0.1
 
 	failuresToEject = 5
@@ -48,6 +54,10 @@ type endpoint struct {
 	latencyAt   time.Time
 	outstanding int
 	lastPick    uint64 // number of the pick
+	failing     bool   // the last outcome was an error
+	// early is how many requests have failed early, decayed at earlyAt.
+	early   float64
+	earlyAt time.Time
 
 	failures     int    // consecutive
 	failureSeq   uint64 // picks up to this one do not count another failure
@@ -71,16 +81,53 @@ func (b *Balancer) done(e *endpoint, seq uint64) {
 	}
 }
 
-// latencyNow returns the latency for a comparison.
+// latencyNow returns the latency for a comparison. That of an endpoint whose last outcome
+// was an error is at least the median.
 func (b *Balancer) latencyNow(e *endpoint, now time.Time) float64 {
 	if e.latency == 0 {
 		return b.median
 	}
-	dt := now.Sub(e.latencyAt)
-	if dt < decayTime/100 {
-		return e.latency
+	latency := e.latency
+	if dt := now.Sub(e.latencyAt); dt >= decayTime/100 {
+		latency = b.median + (e.latency-b.median)*math.Exp(-float64(dt)/float64(decayTime))
 	}
-	return b.median + (e.latency-b.median)*math.Exp(-float64(dt)/float64(decayTime))
+	if e.failing {
+		return max(latency, b.median)
+	}
+	return latency
+}
+
+// load returns the number of outstanding requests of an endpoint for a comparison. A
+// request that failed early counts for about as long as a response takes. Otherwise an
+// endpoint that fails fast would seem idle and get nearly all requests.
+func (b *Balancer) load(e *endpoint, now time.Time) int {
+	if e.early == 0 {
+		return e.outstanding
+	}
+	b.decayEarly(e, now)
+	return e.outstanding + int(e.early+0.5)
+}
+
+func (b *Balancer) decayEarly(e *endpoint, now time.Time) {
+	e.early *= math.Exp(-float64(now.Sub(e.earlyAt)) / b.typicalLatency(e, now))
+	if e.earlyAt = now; e.early < minEarly {
+		e.early = 0
+	}
+}
+
+// typicalLatency is latencyNow, or unmeasured if no endpoint is measured.
+func (b *Balancer) typicalLatency(e *endpoint, now time.Time) float64 {
+	if latency := b.latencyNow(e, now); latency > 0 {
+		return latency
+	}
+	return float64(unmeasured)
+}
+
+// failEarly records a request that failed, for load: the part of the time of a typical
+// response that it did not take.
+func (b *Balancer) failEarly(e *endpoint, latency time.Duration, now time.Time) {
+	b.decayEarly(e, now)
+	e.early += max(0, 1-float64(latency)/b.typicalLatency(e, now))
 }
 
 // cheaper compares two endpoints. If their latencies are similar, the one with fewer
@@ -90,7 +137,7 @@ func (b *Balancer) latencyNow(e *endpoint, now time.Time) float64 {
 func (b *Balancer) cheaper(x, y *endpoint, now time.Time) *endpoint {
 	lx, ly := b.latencyNow(x, now), b.latencyNow(y, now)
 	if lx > similar*ly || ly > similar*lx {
-		cx, cy := lx*float64(x.outstanding+1), ly*float64(y.outstanding+1)
+		cx, cy := lx*float64(b.load(x, now)+1), ly*float64(b.load(y, now)+1)
 		if lx < ly {
 			x, y, cx, cy = y, x, cy, cx
 		}
@@ -100,7 +147,7 @@ func (b *Balancer) cheaper(x, y *endpoint, now time.Time) *endpoint {
 		}
 		return y
 	}
-	if x.outstanding < y.outstanding || x.outstanding == y.outstanding && x.lastPick < y.lastPick {
+	if nx, ny := b.load(x, now), b.load(y, now); nx < ny || nx == ny && x.lastPick < y.lastPick {
 		return x
 	}
 	return y
@@ -132,29 +179,35 @@ func (b *Balancer) observe(c Choice, latency time.Duration, o Outcome, now time.
 	if o == Neutral {
 		return false
 	}
+	if failing := o != Success; e.failing != failing {
+		e.failing = failing
+		b.computeMedian()
+	}
 	if latency > 0 {
 		b.measure(e, float64(latency), o, now)
 	}
-	if o == Success {
-		b.succeed(e, c.seq, now)
-		return false
+	if o != Success {
+		b.failEarly(e, latency, now)
 	}
-	return b.fail(e, c.seq, now)
+	if o == Failure {
+		return b.fail(e, c.seq, now)
+	}
+	b.succeed(e, c.seq, o, now)
+	return false
 }
 
-// measure updates the latency. A failure never makes an endpoint cheaper, because a dead
-// one fails fast.
+// measure updates the latency. An error never makes an endpoint cheaper, because a dead
+// or broken one fails fast.
 func (b *Balancer) measure(e *endpoint, latency float64, o Outcome, now time.Time) {
 	current := b.latencyNow(e, now)
 	switch {
+	case o != Success && latency <= current || o != Success && current == 0:
+		return
 	case current == 0: // the first measurement of all
-		if o == Failure {
-			return
-		}
 		current = latency
 	case latency > current:
 		current = min(latency, maxRise*current)
-	case o == Success:
+	default:
 		current += fallWeight * (latency - current)
 	}
 	first := e.latency == 0
@@ -164,12 +217,13 @@ func (b *Balancer) measure(e *endpoint, latency float64, o Outcome, now time.Tim
 	}
 }
 
-// computeMedian computes the median latency of the endpoints in the aperture.
+// computeMedian computes the median latency of the endpoints in the aperture that do not
+// fail. If all of them fail, it changes nothing.
 func (b *Balancer) computeMedian() {
 	b.observations = 0
 	b.scratch = b.scratch[:0]
 	for _, e := range b.active {
-		if e.latency > 0 {
+		if e.latency > 0 && !e.failing {
 			b.scratch = append(b.scratch, e.latency)
 		}
 	}
@@ -180,13 +234,15 @@ func (b *Balancer) computeMedian() {
 	b.median = b.scratch[(len(b.scratch)-1)/2]
 }
 
-// succeed records a success of the pick seq. A success that began before an ejection does
-// not end it.
-func (b *Balancer) succeed(e *endpoint, seq uint64, now time.Time) {
+// succeed records that the pick seq did not fail. One that began before an ejection does
+// not end it. A ServerError does not end a series of failures.
+func (b *Balancer) succeed(e *endpoint, seq uint64, o Outcome, now time.Time) {
 	if seq <= e.failureSeq {
 		return
 	}
-	e.failures = 0
+	if o == Success {
+		e.failures = 0
+	}
 	if !e.isEjected() {
 		return
 	}

@@ -346,3 +346,72 @@ func TestDeadEndpointIsEjectedQuickly(t *testing.T) {
 		t.Errorf("after its recovery it got %d of 2,000 requests, want about 200", got)
 	}
 }
+
+// TestFastErrorsAttractNoRequests lets one endpoint answer with an error in 0.5 ms while
+// the others work.
+func TestFastErrorsAttractNoRequests(t *testing.T) {
+	const quick, total = time.Millisecond / 2, 4000
+	around := func(d time.Duration, rnd *rand.Rand) time.Duration {
+		return time.Duration(float64(d) * (0.8 + 0.4*rnd.Float64()))
+	}
+	loads := map[string]func(*testing.T, *simulation){
+		"1 client":   func(t *testing.T, s *simulation) { s.closed(t, total, 1) },
+		"32 clients": func(t *testing.T, s *simulation) { s.closed(t, total, 32) },
+		"200/s":      func(t *testing.T, s *simulation) { s.open(t, 200, total/200*time.Second) },
+	}
+	always := func(o Outcome) func(int) Outcome { return func(int) Outcome { return o } }
+	inTurns := func(os ...Outcome) func(int) Outcome { return func(n int) Outcome { return os[n%len(os)] } }
+	cases := map[string]struct {
+		worked, workedFast bool // before
+		outcome            func(n int) Outcome
+		limit              float64 // of what the endpoint gets, as a multiple of its fair share
+	}{
+		"500 from the start":   {outcome: always(ServerError), limit: 1.1},
+		"500 later":            {worked: true, outcome: always(ServerError), limit: 1.1},
+		"500 after fast work":  {workedFast: true, outcome: always(ServerError), limit: 1.1},
+		"500 every other time": {worked: true, outcome: inTurns(ServerError, Success), limit: 1.15},
+		"503 from the start":   {outcome: always(Failure), limit: 0.1},
+		"503 later":            {worked: true, outcome: always(Failure), limit: 0.1},
+		"503 every other time": {worked: true, outcome: inTurns(Failure, Success), limit: 1.15},
+		"503 and 500 in turns": {worked: true, outcome: inTurns(Failure, ServerError), limit: 0.5},
+	}
+	for name, tc := range cases {
+		for _, pods := range []int{2, 3, 10} {
+			for _, work := range []time.Duration{10 * time.Millisecond, 50 * time.Millisecond} {
+				for load, run := range loads {
+					s := newSimulation(endpoints(0, pods), Config{}, 3)
+					broken, answers := !tc.worked && !tc.workedFast, 0
+					s.latency = func(n int, rnd *rand.Rand) time.Duration {
+						switch {
+						case n != 0:
+							return around(work, rnd)
+						case tc.workedFast, broken && tc.outcome(answers) != Success:
+							return around(quick, rnd)
+						}
+						return around(work, rnd)
+					}
+					s.outcome = func(n int) Outcome {
+						if n != 0 || !broken {
+							return Success
+						}
+						answers++
+						return tc.outcome(answers - 1)
+					}
+					if !broken {
+						s.open(t, 200, 10*time.Second)
+						for len(s.running) > 0 {
+							s.finish()
+						}
+						s.picks, broken = map[int]int{}, true
+					}
+					run(t, s)
+					share := float64(s.picks[0]) / total * float64(pods)
+					if share > tc.limit {
+						t.Errorf("%s, %d pods, %v, %s: got %.2f of a fair share, want at most %.2f",
+							name, pods, work, load, share, tc.limit)
+					}
+				}
+			}
+		}
+	}
+}

@@ -38,7 +38,7 @@ func (a *AppConn) Conn() *net.TCPConn { return a.c.TCPConn }
 func (a *AppConn) IsQuiet() bool { return a.c.IsQuiet() }
 
 // Send sends a request: its head, without hop-by-hop fields, and the first bytes of its
-// body.
+// body. The error is an UnsentError if the connection had ended before.
 func (a *AppConn) Send(h *message.Head, body []byte, end bool) error {
 	framing, err := h1.RequestFraming(h, end && len(body) == 0)
 	if err != nil {

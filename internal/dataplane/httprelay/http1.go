@@ -29,7 +29,16 @@ func copyTrailers(r *h1.Reader, h *message.Head) bool {
 	return len(h.Fields) > 0
 }
 
-// writePooled writes what appendTo appends to an empty buffer, in one write.
+// An UnsentError is the error of a write of which nothing was sent.
+type UnsentError struct{ err error }
+
+func (e *UnsentError) Error() string { return e.err.Error() }
+
+// Unwrap returns the error of the connection.
+func (e *UnsentError) Unwrap() error { return e.err }
+
+// writePooled writes what appendTo appends to an empty buffer, in one write. If nothing of
+// it was sent, the error is an UnsentError.
 func writePooled(c net.Conn, appendTo func([]byte) ([]byte, error)) error {
 	buf := outputs.Get().(*[]byte)
 	defer outputs.Put(buf)
@@ -40,7 +49,10 @@ func writePooled(c net.Conn, appendTo func([]byte) ([]byte, error)) error {
 	if cap(b) <= maxPooled {
 		*buf = b[:0]
 	}
-	_, err = c.Write(b)
+	n, err := c.Write(b)
+	if err != nil && n == 0 {
+		return &UnsentError{err}
+	}
 	return err
 }
 

@@ -43,7 +43,7 @@ const (
 	TryTimeout
 	// Status is a response with the HTTP status Attempt.Status.
 	Status
-	// GRPCStatus is a gRPC response without messages and with the status
+	// GRPCStatus is a gRPC response that is Trailers-Only and has the status
 	// Attempt.GRPCStatus.
 	GRPCStatus
 	// GoingAway is NotProcessed because the far side ends the session, as in a drain. The
@@ -229,7 +229,7 @@ func (p *Policy) wants(a Attempt) (Reason, bool) {
 	case TryTimeout:
 		reason, configured = ReasonTryTimeout, p.On&OnTryTimeout != 0
 	case Status:
-		reason, configured = ReasonStatus, p.wantsStatus(a.Status)
+		reason, configured = ReasonStatus, p.NamesStatus(a.Status)
 	}
 	if !configured {
 		return ReasonNotConfigured, false
@@ -243,7 +243,9 @@ func (p *Policy) wants(a Attempt) (Reason, bool) {
 	return reason, true
 }
 
-func (p *Policy) wantsStatus(status int) bool {
+// NamesStatus reports whether a request whose response has an HTTP status may be sent
+// again, if its method may.
+func (p *Policy) NamesStatus(status int) bool {
 	return p.On&OnGatewayErrors != 0 && status >= 502 && status <= 504 ||
 		p.On&OnServerErrors != 0 && status >= 500 && status <= 599 ||
 		slices.Contains(p.Statuses, status)
