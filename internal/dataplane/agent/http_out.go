@@ -208,12 +208,7 @@ func (cc *callerConn) endHTTP1(c *net.TCPConn, caller *httprelay.CallerConn, err
 func (cc *callerConn) countMalformed(bad *h1.Error) {
 	now := time.Now()
 	counted := cc.recorders[0].Start(now)
-	switch bad.Status {
-	case http.StatusRequestURITooLong, http.StatusRequestHeaderFieldsTooLarge:
-		counted.Rejected(reqmetrics.RejectedTooLarge)
-	default:
-		counted.Rejected(reqmetrics.RejectedMalformed)
-	}
+	counted.Rejected(malformedRejection(bad))
 	counted.Finish(now, reqmetrics.Result{Status: bad.Status})
 }
 
@@ -361,6 +356,7 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 	}
 	r.backend.group.budget.Request(r.start)
 	result := httprelay.Forward(from, r.head, ended, &r.plan)
+	explainBody(&result)
 	result.FromErr = result.FromErr || result.Err != nil && r.isGone()
 	r.finish(result)
 	return result
@@ -625,8 +621,12 @@ func (r *outboundRequest) finish(result httprelay.Result) {
 
 // answer answers a request that got no response, and counts how it ended.
 func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result) {
-	if result.Err != nil && !result.Began && !result.FromErr {
+	switch {
+	case result.Err == nil || isCallerGone(result):
+	case !result.Began:
 		result.Status, result.Err = r.answerError(from, result.Err)
+	case result.FromErr:
+		r.conn.agent.metrics.refuse(outbound, reasonMalformed)
 	}
 	r.counted.Finish(time.Now(), requestResult(result, r.start).Traced(r.trace.TraceID()))
 	r.endSpan(result)
@@ -641,11 +641,15 @@ func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status in
 	}
 	status, kind := errorStatus(err)
 	reason := requestReason(err, outbound)
+	details := reason
+	if bad := (malformedBody{}); errors.As(err, &bad) {
+		status, kind, details = bad.cause.Status, "http_request_error", bad.cause.Reason
+	}
 	r.conn.agent.metrics.refuse(outbound, reason)
 	r.counted.Rejected(rejectionOf(err))
 	r.conn.agent.logLimited(slog.LevelInfo, "request failed", "mirror", r.backend.out.mirrorName(), "caller", r.backend.out.callerName(),
 		"status", status, "reason", reason, "error", err)
-	httprelay.AnswerError(to, httprelay.MeshError{Side: "causeway", Status: status, Kind: kind, Reason: reason, GRPC: r.grpc, Version: r.head.Version})
+	httprelay.AnswerError(to, httprelay.MeshError{Side: "causeway", Status: status, Kind: kind, Reason: details, GRPC: r.grpc, Version: r.head.Version})
 	return status, err
 }
 

@@ -211,7 +211,7 @@ func setRequest(rec *reqlog.Record, head *message.Head, result httprelay.Result,
 	}
 	switch {
 	case result.Err == nil:
-	case result.FromErr:
+	case isCallerGone(result):
 		rec.Reason = reasonCallerGone
 	default:
 		rec.Reason = requestReason(result.Err, direction)

@@ -85,9 +85,12 @@ func exchangeResult(r transport.Result, direction string, start time.Time) reqme
 
 // rejectionOf returns why the mesh answers a request in place of an application.
 func rejectionOf(err error) reqmetrics.Rejection {
+	body := malformedBody{}
 	malformed := (*h1.Error)(nil)
 	refused := (*refusal)(nil)
 	switch {
+	case errors.As(err, &body):
+		return malformedRejection(body.cause)
 	case errors.Is(err, httprelay.ErrTimeout):
 		return reqmetrics.RejectedTimeout
 	case errors.As(err, &malformed):
