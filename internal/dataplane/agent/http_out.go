@@ -80,8 +80,7 @@ func (a *Agent) recognize(c *net.TCPConn, out *outboundConn) (tunnel.Protocol, e
 		if len(out.earlyData) == 0 || out.port.isOpaque() {
 			return tunnel.Protocol_OPAQUE, nil
 		}
-		full := len(out.earlyData) >= maxEarlyData
-		switch h1.Sniff(out.earlyData, full || !time.Now().Before(deadline)) {
+		switch h1.Sniff(out.earlyData, !time.Now().Before(deadline)) {
 		case h1.HTTP1:
 			return tunnel.Protocol_HTTP1, nil
 		case h1.HTTP2:

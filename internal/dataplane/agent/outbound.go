@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/h1"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
@@ -29,8 +30,9 @@ const (
 	// openTimeout bounds HELLO and OPEN together, without the time that an application
 	// takes to answer.
 	openTimeout = 5 * time.Second
-	// maxEarlyData is how many of the caller's first bytes OPEN can carry.
-	maxEarlyData = 8 << 10
+	// maxEarlyData is how many of the caller's first bytes are read to recognize its
+	// protocol. OPEN can carry them.
+	maxEarlyData = h1.MaxSniffed
 )
 
 // An outboundConn is one outbound connection.
