@@ -195,20 +195,12 @@ func (cc *callerConn) endHTTP1(c *net.TCPConn, caller *httprelay.CallerConn, err
 		return
 	}
 	cc.agent.metrics.refuse(outbound, reasonMalformed)
-	cc.countMalformed(bad)
-	cc.recordMalformed(bad)
+	countMalformed(cc.recorders[0], bad)
+	cc.recordMalformed(reqmetrics.HTTP1, bad)
 	cc.agent.logLimited(slog.LevelInfo, "request refused", "mirror", cc.out.mirrorName(), "caller", cc.out.callerName(), "reason", bad.Reason)
 	fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: 0\r\nProxy-Status: causeway; error=http_request_error; details=%q\r\n\r\n",
 		bad.Status, http.StatusText(bad.Status), bad.Reason)
 	closeHTTP1(c, true)
-}
-
-// countMalformed counts a request that could not be read.
-func (cc *callerConn) countMalformed(bad *h1.Error) {
-	now := time.Now()
-	counted := cc.recorders[0].Start(now)
-	counted.Rejected(malformedRejection(bad))
-	counted.Finish(now, reqmetrics.Result{Status: bad.Status})
 }
 
 // closeHTTP1 closes a connection after its last response. linger reports that bytes of
@@ -226,7 +218,14 @@ func closeHTTP1(c *net.TCPConn, linger bool) {
 // serveHTTP2 serves the requests of an HTTP/2 connection.
 func (cc *callerConn) serveHTTP2(c *net.TCPConn) {
 	c.SetLinger(-1) // the frames tell whether a response is complete
-	conn := mux.New(c, mux.Config{Received: cc.out.earlyData, Windows: cc.agent.shares.memory(cc.out.peer.uid), MaxStreams: maxCallerRequests, Handle: cc.serveStream})
+	conn := mux.New(c, mux.Config{
+		Received:      cc.out.earlyData,
+		Windows:       cc.agent.shares.memory(cc.out.peer.uid),
+		MaxStreams:    maxCallerRequests,
+		Handle:        cc.serveStream,
+		OnFault:       cc.refuseFault,
+		RefusalFields: refusalFields("causeway"),
+	})
 	cc.out.earlyData = nil
 	stop := afterfunc.Start(cc.agent.acceptCtx, conn.GoAway)
 	defer stop()
@@ -516,7 +515,11 @@ func (r *outboundRequest) observe(o balance.Outcome) {
 func (r *outboundRequest) isFailure(h *message.Head) bool {
 	if value, far := h.Get(httprelay.ErrorField); far {
 		r.addPeerError(value)
-		return h.Status != http.StatusForbidden // every endpoint would refuse the caller
+		switch h.Status {
+		case http.StatusForbidden, http.StatusRequestHeaderFieldsTooLarge:
+			return false // every endpoint would refuse the request
+		}
+		return true
 	}
 	if status, ok := grpcStatusOf(h); ok && r.grpc {
 		return r.policy.GRPCStatuses&(1<<status) != 0
