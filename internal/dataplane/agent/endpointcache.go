@@ -45,6 +45,8 @@ type endpointCache struct {
 	refreshed *ttlMap[setKey, struct{}]
 	// firstSpeakers holds which side speaks first on a remote port.
 	firstSpeakers *ttlMap[setKey, tunnel.FirstSpeaker]
+	// requests holds the remote ports whose connections carry requests.
+	requests *ttlMap[setKey, struct{}]
 }
 
 // A remotePort is one port of a peer's Service.
@@ -102,7 +104,8 @@ func newEndpointSet(a tunnel.Answer, zone string) endpointSet {
 
 func newEndpointCache() *endpointCache {
 	return &endpointCache{newTTLMap[setKey, endpointSet](maxSets, setAge), newTTLMap[visitKey, route.EndpointID](maxAffinities, affinityAge),
-		newTTLMap[endpointKey, time.Time](maxSets, missExclusion), newTTLMap[setKey, struct{}](maxSets, endpointRefreshAge), newTTLMap[setKey, tunnel.FirstSpeaker](maxFirstSpeakers, firstSpeakerAge)}
+		newTTLMap[endpointKey, time.Time](maxSets, missExclusion), newTTLMap[setKey, struct{}](maxSets, endpointRefreshAge), newTTLMap[setKey, tunnel.FirstSpeaker](maxFirstSpeakers, firstSpeakerAge),
+		newTTLMap[setKey, struct{}](maxFirstSpeakers, firstSpeakerAge)}
 }
 
 // recordAnswer stores a positive answer to HELLO. zone is the zone of this node; empty:

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -36,7 +37,7 @@ const (
 	// open.
 	maxCallerRequests = 1024
 	// sniffTimeout bounds the wait for the rest of a request line or a preface whose
-	// beginning has come.
+	// beginning has come, on ports that are not declared to carry requests.
 	sniffTimeout = time.Second
 	// lingerTimeout bounds how long the agent reads the rest of a request that it does
 	// not need, so that a TCP reset does not overtake the response.
@@ -70,27 +71,47 @@ type callerConn struct {
 }
 
 // recognize returns the protocol of a caller's connection. It inspects out.earlyData. If
-// these bytes do not suffice, it reads more for up to sniffTimeout.
-func (a *Agent) recognize(c *net.TCPConn, out *outboundConn) (tunnel.Protocol, error) {
-	deadline := time.Now().Add(sniffTimeout)
+// these bytes do not suffice, it reads more for up to sniffTimeout. On a port that is
+// declared to carry requests it reads until the bytes suffice.
+func (a *Agent) recognize(life context.Context, c *net.TCPConn, out *outboundConn) (tunnel.Protocol, error) {
+	declared := out.port.speaksHTTP()
+	p, err := sniff(c, out, sniffTimeout, !declared)
+	if err == nil && p == h1.NeedMore {
+		err = a.whileSilent(life, c, out, func() (err error) {
+			p, err = sniff(c, out, noTimeout, true)
+			return err
+		})
+	}
+	switch {
+	case err != nil:
+		return 0, err
+	case p == h1.HTTP1:
+		return tunnel.Protocol_HTTP1, nil
+	case p == h1.HTTP2:
+		return tunnel.Protocol_HTTP2, nil
+	}
+	return tunnel.Protocol_OPAQUE, nil
+}
+
+// sniff recognizes the protocol of a caller's connection, for up to timeout. If final is
+// set, what is ambiguous then is opaque. Otherwise sniff returns NeedMore.
+func sniff(c *net.TCPConn, out *outboundConn, timeout time.Duration, final bool) (h1.Protocol, error) {
+	deadline, over := time.Now().Add(timeout), false
 	for {
 		if err := out.appendEarlyData(c); err != nil {
 			return 0, err
 		}
 		if len(out.earlyData) == 0 || out.port.isOpaque() {
-			return tunnel.Protocol_OPAQUE, nil
+			return h1.Opaque, nil
 		}
-		switch h1.Sniff(out.earlyData, !time.Now().Before(deadline)) {
-		case h1.HTTP1:
-			return tunnel.Protocol_HTTP1, nil
-		case h1.HTTP2:
-			return tunnel.Protocol_HTTP2, nil
-		case h1.Opaque:
-			return tunnel.Protocol_OPAQUE, nil
+		if p := h1.Sniff(out.earlyData, over); p != h1.NeedMore {
+			return p, nil
 		}
-		if err := transport.AwaitReadable(c, time.Until(deadline)); err != nil {
-			deadline = time.Time{} // nothing more comes
+		err := transport.AwaitReadable(c, time.Until(deadline))
+		if errors.Is(err, os.ErrDeadlineExceeded) && !final {
+			return h1.NeedMore, nil
 		}
+		over = err != nil // nothing more comes
 	}
 }
 
@@ -100,7 +121,7 @@ func (a *Agent) recognize(c *net.TCPConn, out *outboundConn) (tunnel.Protocol, e
 func (a *Agent) serveRequests(life context.Context, c *net.TCPConn, out *outboundConn, p tunnel.Protocol) (opaque bool) {
 	ctx, release := a.leases.grant(life, a.state.Load, out.checkOpen)
 	defer release()
-	a.endpointCache.recordClientFirst(out.caller.account(), out.remotePort())
+	a.endpointCache.recordRequests(out.caller.account(), out.remotePort())
 	backend, err := a.newRequestBackend(out, p)
 	if err != nil {
 		a.rejectOutbound(c, out, err)

@@ -86,7 +86,7 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 		return
 	}
 	defer leave()
-	protocol, err := a.recognize(c, out)
+	protocol, err := a.recognize(life, c, out)
 	if err == nil && protocol != tunnel.Protocol_OPAQUE && !a.serveRequests(life, c, out, protocol) {
 		return
 	}
@@ -152,7 +152,7 @@ func (a *Agent) admitOutbound(life context.Context, c *net.TCPConn, out *outboun
 		return nil, err
 	}
 	counted = func() { out.count.leave(); leaveSource() }
-	return counted, a.awaitEarlyData(c, out)
+	return counted, a.awaitEarlyData(life, c, out)
 }
 
 // countAt counts a connection at its target: the port, the link and the account of the
@@ -378,6 +378,20 @@ func (c *outboundConn) checkOpen(s *state) error {
 	}
 	if s.pods[c.caller.uid] == nil && !c.podGrace.allows(time.Now()) {
 		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
+	}
+	return nil
+}
+
+// checkSilent returns why a call whose caller has sent nothing must end in s, or nil.
+func (c *outboundConn) checkSilent(s *state) error {
+	if err := c.checkOpen(s); err != nil {
+		return err
+	}
+	if err := c.checkMirror(s); err != nil {
+		return err
+	}
+	if s.mirrors[c.vip].ports[c.index].isOpaque() { // the caller may wait for a greeting
+		return fmt.Errorf("mirror %s no longer expects requests", c.mirror.name)
 	}
 	return nil
 }
