@@ -181,11 +181,9 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 				closeHTTP1(c, true)
 				return false
 			}
-			cc.out.earlyData = append(h1.AppendRequest(nil, &head, h1.Framing{}), caller.Rest()...)
-			if len(cc.out.earlyData) > tunnel.MaxData {
-				cc.endHTTP1(c, caller, &h1.Error{Status: 431, Reason: "head_too_large"})
-				return false
-			}
+			first := append(h1.AppendRequest(nil, &head, h1.Framing{}), caller.Rest()...)
+			most := min(len(first), tunnel.MaxData)
+			cc.out.earlyData, cc.out.restData = first[:most], first[most:]
 			return stop()
 		}
 		h1.StripHop(&head)

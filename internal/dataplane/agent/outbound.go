@@ -49,6 +49,7 @@ type outboundConn struct {
 	credential *identity.Credential
 	verified   *verifiedPeer // the pod called
 	earlyData  []byte        // the caller's first bytes, sent with OPEN
+	restData   []byte        // those that follow, if OPEN cannot carry all
 	answer     tunnel.Answer
 	// appTimeout is how long the far agent may wait for an application that does not
 	// answer.
@@ -103,8 +104,9 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 		"endpoint", out.answer.Endpoint)
 	counted, start := a.requestMetrics.Recorder(out.metricsKey(reqmetrics.TCP)).Start(time.Now()), time.Now()
 	early := int64(len(out.earlyData)) // sent with OPEN
-	out.earlyData = nil                // a call may last for days
-	result := transport.Exchange(o.ctx, c, o.session.conn, a.shares.memory(out.peer.uid), nil)
+	rest := out.restData
+	out.earlyData, out.restData = nil, nil // a call may last for days
+	result := transport.ExchangeRest(o.ctx, c, rest, o.session.conn, a.shares.memory(out.peer.uid), nil)
 	o.release()
 	result.Sent += early
 	a.metrics.ended(outbound, out.peer.name, result)
