@@ -198,6 +198,10 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 			caller.CloseAfterResponse()
 		}
 		r.answer(caller, result)
+		if result.Err != nil && r.isGone() {
+			transport.Reset(c) // if it has only half-closed, this must not look like an empty response
+			return false
+		}
 		if next, linger := caller.Finish(); !next {
 			closeHTTP1(c, linger)
 			return false
