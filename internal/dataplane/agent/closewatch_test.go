@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net"
+	"net/http"
 	"testing"
 	"time"
 )
@@ -27,4 +28,16 @@ func TestCloseWatchFindsEachRequest(t *testing.T) {
 		}
 		w.pause()
 	}
+}
+
+// TestHalfClosedCallerIsReset: a caller that has ended its direction and waits for a
+// response that comes late must not take the end of the connection for an empty response.
+func TestHalfClosedCallerIsReset(t *testing.T) {
+	w := newHarness(t, serveHTTP(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	w.learnClientFirst()
+	answer, err := w.call(alice, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	if answer != "" {
+		t.Errorf("answer %q", answer)
+	}
+	wantReset(t, "the connection", err)
 }

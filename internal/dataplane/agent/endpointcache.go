@@ -49,6 +49,8 @@ type endpointCache struct {
 	refreshed *ttlMap[setKey, struct{}]
 	// firstSpeakers holds which side speaks first on a remote port.
 	firstSpeakers *ttlMap[setKey, tunnel.FirstSpeaker]
+	// requests holds the remote ports whose connections carry requests.
+	requests *ttlMap[setKey, struct{}]
 }
 
 // A remotePort is one port of a peer's Service.
@@ -122,7 +124,8 @@ func (s *endpointSet) holdZones(was endpointSet) {
 
 func newEndpointCache() *endpointCache {
 	return &endpointCache{newTTLMap[setKey, endpointSet](maxSets, setAge), newTTLMap[visitKey, route.EndpointID](maxAffinities, affinityAge),
-		newTTLMap[endpointKey, time.Time](maxSets, missExclusion), newTTLMap[setKey, struct{}](maxSets, endpointRefreshAge), newTTLMap[setKey, tunnel.FirstSpeaker](maxFirstSpeakers, firstSpeakerAge)}
+		newTTLMap[endpointKey, time.Time](maxSets, missExclusion), newTTLMap[setKey, struct{}](maxSets, endpointRefreshAge), newTTLMap[setKey, tunnel.FirstSpeaker](maxFirstSpeakers, firstSpeakerAge),
+		newTTLMap[setKey, struct{}](maxFirstSpeakers, firstSpeakerAge)}
 }
 
 // recordAnswer stores a positive answer to HELLO. zone is the zone of this node; empty:

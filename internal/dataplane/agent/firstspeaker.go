@@ -1,23 +1,27 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/afterfunc"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
-	"github.com/causeway-mesh/causeway/internal/trafficsettings"
 )
 
 // The far agent observes who speaks first on a port, because it sees both ends, and
 // reports it in its answers. If clients speak first on a port, the near agent first
 // waits for the client's first bytes, for at most earlyDataTimeout. So a probe or a
-// scanner that connects and leaves costs the peer nothing.
+// scanner that connects and leaves costs the peer nothing. HTTP clients may keep a new
+// connection for long before they use it, so the wait is longer where requests are
+// expected.
 const (
 	// greetingWindow is how long after OPEN the first bytes of an application count as
 	// its greeting. Later bytes may be an error message about a silent client.
@@ -35,6 +39,12 @@ const (
 	// nothing is known or declared. A request comes with its connection, but the caller's node may be
 	// busy.
 	recognizeTimeout = 50 * time.Millisecond
+	// requestTimeout is earlyDataTimeout for a port whose connections carried requests.
+	// Many clients keep an idle connection for 90 s.
+	requestTimeout = 2 * time.Minute
+	// noTimeout is for ports that are declared to carry requests: the connection waits as
+	// one that is idle after a request.
+	noTimeout        = math.MaxInt64 * time.Nanosecond
 	firstSpeakerAge  = time.Hour
 	maxFirstSpeakers = 4096
 )
@@ -74,11 +84,18 @@ func (a *Agent) recordClientFirst(port localPort) {
 	})
 }
 
-// recordClientFirst records that clients speak first on a remote port.
-func (cache *endpointCache) recordClientFirst(caller account, to remotePort) {
+// recordRequests records that connections to a remote port carry requests.
+func (cache *endpointCache) recordRequests(caller account, to remotePort) {
 	cache.firstSpeakers.update(setKey{caller, to}, func(tunnel.FirstSpeaker, time.Duration, bool) (tunnel.FirstSpeaker, bool) {
 		return tunnel.FirstSpeaker_CLIENT, true
 	})
+	cache.requests.update(setKey{caller, to}, func(struct{}, time.Duration, bool) (struct{}, bool) { return struct{}{}, true })
+}
+
+// carriesRequests reports whether connections to a remote port carried requests recently.
+func (cache *endpointCache) carriesRequests(caller account, to remotePort) bool {
+	_, ok := cache.requests.get(setKey{caller, to}, firstSpeakerAge)
+	return ok
 }
 
 // firstSpeaker returns which side speaks first on a local port, as recently observed.
@@ -110,24 +127,43 @@ func firstSpeakerOf(appProtocol string) tunnel.FirstSpeaker {
 	return tunnel.FirstSpeaker_UNKNOWN
 }
 
-// firstBytesTimeout returns how long to wait for the first bytes of a caller.
-func firstBytesTimeout(first tunnel.FirstSpeaker, port trafficsettings.Protocol) time.Duration {
+// firstBytesTimeout returns how long to wait for the first bytes of a caller. requests
+// reports that connections to the port carried requests recently.
+func firstBytesTimeout(first tunnel.FirstSpeaker, port mirrorPort, requests bool) time.Duration {
 	switch {
+	case port.speaksHTTP(): // clients speak first in every version of HTTP
+		return noTimeout
+	case first == tunnel.FirstSpeaker_SERVER:
+		return serverFirstDelay
+	case requests && !port.isOpaque():
+		return requestTimeout
 	case first == tunnel.FirstSpeaker_CLIENT:
 		return earlyDataTimeout
-	case first == tunnel.FirstSpeaker_SERVER, port == trafficsettings.TCP:
+	case port.isOpaque():
 		return serverFirstDelay
-	case port == trafficsettings.Detect:
-		return recognizeTimeout
 	}
-	return earlyDataTimeout // clients speak first in every version of HTTP
+	return recognizeTimeout
 }
 
 // awaitEarlyData waits for the caller's first bytes, for at most firstBytesTimeout. If the
 // caller leaves without a byte, the refusal has the reason reasonCallerSilent.
-func (a *Agent) awaitEarlyData(c *net.TCPConn, out *outboundConn) error {
-	first := a.endpointCache.firstSpeaker(out.caller.account(), out.remotePort(), out.port.appProtocol)
-	err := transport.AwaitReadable(c, firstBytesTimeout(first, out.port.protocol))
+func (a *Agent) awaitEarlyData(life context.Context, c *net.TCPConn, out *outboundConn) error {
+	account, to := out.caller.account(), out.remotePort()
+	first := a.endpointCache.firstSpeaker(account, to, out.port.appProtocol)
+	timeout := firstBytesTimeout(first, out.port, a.endpointCache.carriesRequests(account, to))
+	err := transport.AwaitReadable(c, min(timeout, earlyDataTimeout))
+	if errors.Is(err, os.ErrDeadlineExceeded) && timeout > earlyDataTimeout {
+		err = a.whileSilent(life, c, out, func() error { return transport.AwaitReadable(c, timeout-earlyDataTimeout) })
+		if err == io.EOF {
+			a.endpointCache.requests.delete(setKey{account, to}) // it may have waited for a greeting
+		}
+		if refused := (*refusal)(nil); errors.As(err, &refused) {
+			return err
+		}
+		if rerr := a.refreshCaller(out.sessionKey(), out); rerr != nil {
+			return refuse(reasonRevoked, rerr)
+		}
+	}
 	switch {
 	case err == nil, errors.Is(err, os.ErrDeadlineExceeded):
 		return nil
@@ -135,4 +171,17 @@ func (a *Agent) awaitEarlyData(c *net.TCPConn, out *outboundConn) error {
 		return refuse(reasonCallerSilent, errors.New("the caller closed without sending anything"))
 	}
 	return refuse(reasonCallerGone, fmt.Errorf("wait for the caller's first bytes: %w", err))
+}
+
+// whileSilent calls wait, which waits for bytes of the caller. If the call must end
+// meanwhile, it resets c and returns a refusal.
+func (a *Agent) whileSilent(life context.Context, c *net.TCPConn, out *outboundConn, wait func() error) error {
+	ctx, release := a.leases.grant(life, a.state.Load, out.checkSilent)
+	defer release()
+	stop := afterfunc.Start(ctx, func() { transport.Reset(c) })
+	err := wait()
+	if !stop() {
+		return refuse(reasonRevoked, context.Cause(ctx))
+	}
+	return err
 }

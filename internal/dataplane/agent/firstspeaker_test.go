@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"bufio"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"testing"
 	"time"
 
@@ -18,29 +21,128 @@ func (w *harness) firstSpeaker() tunnel.FirstSpeaker {
 	return w.west.endpointCache.firstSpeaker(aliceAccount, remotePort{"link-to-east", "shop", "bar", 80}, "")
 }
 
-// A port that is declared to carry requests gets as long as one whose clients are known
-// to speak first: what comes later is opaque, and refused with forward-identity: header.
 func TestFirstBytesTimeout(t *testing.T) {
 	const unknown, client, server = tunnel.FirstSpeaker_UNKNOWN, tunnel.FirstSpeaker_CLIENT, tunnel.FirstSpeaker_SERVER
 	cases := map[string]struct {
-		first tunnel.FirstSpeaker
-		port  trafficsettings.Protocol
-		want  time.Duration
+		first    tunnel.FirstSpeaker
+		port     trafficsettings.Protocol
+		requests bool
+		want     time.Duration
 	}{
-		"nothing is known":         {unknown, trafficsettings.Detect, recognizeTimeout},
-		"declared as HTTP/1":       {unknown, trafficsettings.HTTP1, earlyDataTimeout},
-		"declared as HTTP/2":       {unknown, trafficsettings.HTTP2, earlyDataTimeout},
-		"declared as gRPC":         {unknown, trafficsettings.GRPC, earlyDataTimeout},
-		"declared as TCP":          {unknown, trafficsettings.TCP, serverFirstDelay},
-		"TCP, clients speak first": {client, trafficsettings.TCP, earlyDataTimeout},
-		"clients speak first":      {client, trafficsettings.Detect, earlyDataTimeout},
-		"the server speaks first":  {server, trafficsettings.Detect, serverFirstDelay},
-		"TCP, server speaks first": {server, trafficsettings.TCP, serverFirstDelay},
+		"nothing is known":               {unknown, trafficsettings.Detect, false, recognizeTimeout},
+		"declared as HTTP/1":             {unknown, trafficsettings.HTTP1, false, noTimeout},
+		"declared as HTTP/2":             {client, trafficsettings.HTTP2, true, noTimeout},
+		"declared as gRPC":               {unknown, trafficsettings.GRPC, false, noTimeout},
+		"declared as TCP":                {unknown, trafficsettings.TCP, false, serverFirstDelay},
+		"TCP, clients speak first":       {client, trafficsettings.TCP, false, earlyDataTimeout},
+		"TCP, with requests before":      {client, trafficsettings.TCP, true, earlyDataTimeout},
+		"clients speak first":            {client, trafficsettings.Detect, false, earlyDataTimeout},
+		"requests":                       {client, trafficsettings.Detect, true, requestTimeout},
+		"the server speaks first":        {server, trafficsettings.Detect, false, serverFirstDelay},
+		"the server speaks first by now": {server, trafficsettings.Detect, true, serverFirstDelay},
+		"TCP, server speaks first":       {server, trafficsettings.TCP, false, serverFirstDelay},
 	}
 	for name, tc := range cases {
-		if got := firstBytesTimeout(tc.first, tc.port); got != tc.want {
+		if got := firstBytesTimeout(tc.first, mirrorPort{protocol: tc.port}, tc.requests); got != tc.want {
 			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
+	}
+}
+
+// declare makes bar's port one that is declared to speak a protocol.
+func (w *harness) declare(p wire.Protocol) {
+	w.Helper()
+	w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) { r.GetFrontend().Ports[0].Declared = p })
+}
+
+// awaitLease waits until west's agent has a lease, which a silent caller gets after a
+// second.
+func (w *harness) awaitLease() {
+	w.Helper()
+	eventually(w.TB, "a silent caller has a lease", func() bool {
+		w.west.leases.mu.Lock()
+		defer w.west.leases.mu.Unlock()
+		return len(w.west.leases.open) > 0
+	})
+}
+
+// TestLateRequests: HTTP clients may open a connection long before they use it. Nothing is
+// opened for it, and its requests are recognized, also if the first line comes in parts.
+func TestLateRequests(t *testing.T) {
+	for name, prepare := range map[string]func(*harness){
+		"declared": func(w *harness) { w.declare(wire.Protocol_HTTP1) },
+		"learned":  func(w *harness) { w.learnRequests() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {}))
+			prepare(w)
+			w.setRoutes(routesOf([]*wire.RouteMatch{{Path: &wire.RouteMatch_PathPrefix{PathPrefix: "/known"}}}, ruleTo(backendTo("bar-east", 1))))
+			c := w.dial(alice)
+			w.awaitLease()
+			if n := w.dials.Load(); n != 0 {
+				t.Errorf("the application was dialed %d times for a silent caller", n)
+			}
+			for _, tc := range []struct {
+				target string
+				status int
+			}{{"/known", 200}, {"/other", 404}} {
+				fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n", tc.target)
+				resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+				if err != nil || resp.StatusCode != tc.status {
+					t.Fatalf("%s: %v, %v, want %d", tc.target, resp, err, tc.status)
+				}
+				resp.Body.Close()
+			}
+		})
+	}
+	t.Run("declared, in parts", func(t *testing.T) {
+		w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) {}))
+		w.declare(wire.Protocol_HTTP1)
+		w.setRoutes(routesOf([]*wire.RouteMatch{{Path: &wire.RouteMatch_PathExact{PathExact: "/other"}}}, ruleTo(backendTo("bar-east", 1))))
+		c := w.dial(alice)
+		io.WriteString(c, "G")
+		w.awaitLease()
+		io.WriteString(c, "ET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 404 {
+			t.Errorf("%v, %v", resp, err)
+		}
+	})
+}
+
+// TestSilentCallerEnds: a connection that waits for its first request ends when a kept one
+// would, and if its port changes.
+func TestSilentCallerEnds(t *testing.T) {
+	for name, end := range map[string]func(w *harness){
+		"the Link is gone": func(w *harness) { w.change(&w.westView, "link/east", nil) },
+		"the port is gone": func(w *harness) {
+			w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) { backendOf(r).Ports[0].Route++ })
+		},
+		"the port is opaque": func(w *harness) { w.declare(wire.Protocol_TCP) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t, func(*net.TCPConn) { t.Error("the application was dialed") })
+			w.declare(wire.Protocol_HTTP1)
+			c := w.dial(alice)
+			w.awaitLease()
+			end(w)
+			_, err := c.Read(make([]byte, 1))
+			wantReset(t, "the connection", err)
+			w.wantRefusal(w.west, outbound, reasonRevoked)
+		})
+	}
+}
+
+// TestSilentCallerIsForgotten: a caller that leaves after a long silence may have waited
+// for a greeting, so the next one does not wait for as long.
+func TestSilentCallerIsForgotten(t *testing.T) {
+	w := newHarness(t, func(*net.TCPConn) { t.Error("the application was dialed") })
+	w.learnRequests()
+	c := w.dial(alice)
+	w.awaitLease()
+	c.Close()
+	w.wantRefusal(w.west, outbound, reasonCallerSilent)
+	if w.west.endpointCache.carriesRequests(aliceAccount, aliceBar) {
+		t.Error("the port still counts as one with requests")
 	}
 }
 

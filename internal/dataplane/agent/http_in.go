@@ -70,8 +70,16 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 	defer end()
 	r.apps.ctx = r.ctx
 	defer r.apps.close()
-	r.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Coding: codingOf(r.protocol), MaxStreams: maxRequests, ResetRate: resetRate, Windows: a.shares.memory(in.decision.Link.UID), Handle: r.serve})
 	r.recorders = a.requestRecorders(in.metricsKey())
+	r.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{
+		Coding:        codingOf(r.protocol),
+		MaxStreams:    maxRequests,
+		ResetRate:     resetRate,
+		Windows:       a.shares.memory(in.decision.Link.UID),
+		Handle:        r.serve,
+		OnFault:       r.refuseFault,
+		RefusalFields: refusalFields(""),
+	})
 	a.recordClientFirst(in.localPort())
 	a.logLimited(slog.LevelInfo, "serving requests", "service", in.service(), "caller", in.caller, "link", in.decision.Link.Name,
 		"pod", in.header.PodUID)
@@ -113,6 +121,9 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	defer requestHeads.Put(head)
 	ended, err := s.ReadHead(head)
 	if err != nil {
+		if h1.IsMalformed(err) {
+			r.refuseFault(mux.Fault{Reason: "malformed_head", Err: err})
+		}
 		return
 	}
 	from := callerStream{httprelay.MuxStream{Stream: s}}
@@ -285,7 +296,7 @@ type appRequest struct {
 	stream  *mux.Stream // of the caller's agent
 	counted reqmetrics.Request
 	start   time.Time
-	waits   bool // the caller's agent sent awaitField
+	waits   bool               // the caller's agent sent awaitField
 	app     *httprelay.AppConn // of HTTP/1
 	reused  bool
 	// complete reports that the response and the request were forwarded completely.
@@ -543,7 +554,11 @@ func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		m := mux.New(c, mux.Config{Client: true, Windows: r.agent.shares.memory(r.in.decision.Link.UID)})
+		m := mux.New(c, mux.Config{
+			Client:  true,
+			Windows: r.agent.shares.memory(r.in.decision.Link.UID),
+			OnFault: r.refuseAppFault,
+		})
 		r.in.podGrace.add(c)
 		p.callOnEnd(m, func() { r.in.podGrace.remove(c) })
 		return m, nil

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -36,7 +37,7 @@ const (
 	// open.
 	maxCallerRequests = 1024
 	// sniffTimeout bounds the wait for the rest of a request line or a preface whose
-	// beginning has come.
+	// beginning has come, on ports that are not declared to carry requests.
 	sniffTimeout = time.Second
 	// lingerTimeout bounds how long the agent reads the rest of a request that it does
 	// not need, so that a TCP reset does not overtake the response.
@@ -70,28 +71,47 @@ type callerConn struct {
 }
 
 // recognize returns the protocol of a caller's connection. It inspects out.earlyData. If
-// these bytes do not suffice, it reads more for up to sniffTimeout.
-func (a *Agent) recognize(c *net.TCPConn, out *outboundConn) (tunnel.Protocol, error) {
-	deadline := time.Now().Add(sniffTimeout)
+// these bytes do not suffice, it reads more for up to sniffTimeout. On a port that is
+// declared to carry requests it reads until the bytes suffice.
+func (a *Agent) recognize(life context.Context, c *net.TCPConn, out *outboundConn) (tunnel.Protocol, error) {
+	declared := out.port.speaksHTTP()
+	p, err := sniff(c, out, sniffTimeout, !declared)
+	if err == nil && p == h1.NeedMore {
+		err = a.whileSilent(life, c, out, func() (err error) {
+			p, err = sniff(c, out, noTimeout, true)
+			return err
+		})
+	}
+	switch {
+	case err != nil:
+		return 0, err
+	case p == h1.HTTP1:
+		return tunnel.Protocol_HTTP1, nil
+	case p == h1.HTTP2:
+		return tunnel.Protocol_HTTP2, nil
+	}
+	return tunnel.Protocol_OPAQUE, nil
+}
+
+// sniff recognizes the protocol of a caller's connection, for up to timeout. If final is
+// set, what is ambiguous then is opaque. Otherwise sniff returns NeedMore.
+func sniff(c *net.TCPConn, out *outboundConn, timeout time.Duration, final bool) (h1.Protocol, error) {
+	deadline, over := time.Now().Add(timeout), false
 	for {
 		if err := out.appendEarlyData(c); err != nil {
 			return 0, err
 		}
 		if len(out.earlyData) == 0 || out.port.isOpaque() {
-			return tunnel.Protocol_OPAQUE, nil
+			return h1.Opaque, nil
 		}
-		full := len(out.earlyData) >= maxEarlyData
-		switch h1.Sniff(out.earlyData, full || !time.Now().Before(deadline)) {
-		case h1.HTTP1:
-			return tunnel.Protocol_HTTP1, nil
-		case h1.HTTP2:
-			return tunnel.Protocol_HTTP2, nil
-		case h1.Opaque:
-			return tunnel.Protocol_OPAQUE, nil
+		if p := h1.Sniff(out.earlyData, over); p != h1.NeedMore {
+			return p, nil
 		}
-		if err := transport.AwaitReadable(c, time.Until(deadline)); err != nil {
-			deadline = time.Time{} // nothing more comes
+		err := transport.AwaitReadable(c, time.Until(deadline))
+		if errors.Is(err, os.ErrDeadlineExceeded) && !final {
+			return h1.NeedMore, nil
 		}
+		over = err != nil // nothing more comes
 	}
 }
 
@@ -101,7 +121,7 @@ func (a *Agent) recognize(c *net.TCPConn, out *outboundConn) (tunnel.Protocol, e
 func (a *Agent) serveRequests(life context.Context, c *net.TCPConn, out *outboundConn, p tunnel.Protocol) (opaque bool) {
 	ctx, release := a.leases.grant(life, a.state.Load, out.checkOpen)
 	defer release()
-	a.endpointCache.recordClientFirst(out.caller.account(), out.remotePort())
+	a.endpointCache.recordRequests(out.caller.account(), out.remotePort())
 	backend, err := a.newRequestBackend(out, p)
 	if err != nil {
 		a.rejectOutbound(c, out, err)
@@ -161,11 +181,9 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 				closeHTTP1(c, true)
 				return false
 			}
-			cc.out.earlyData = append(h1.AppendRequest(nil, &head, h1.Framing{}), caller.Rest()...)
-			if len(cc.out.earlyData) > tunnel.MaxData {
-				cc.endHTTP1(c, caller, &h1.Error{Status: 431, Reason: "head_too_large"})
-				return false
-			}
+			first := append(h1.AppendRequest(nil, &head, h1.Framing{}), caller.Rest()...)
+			most := min(len(first), tunnel.MaxData)
+			cc.out.earlyData, cc.out.restData = first[:most], first[most:]
 			return stop()
 		}
 		h1.StripHop(&head)
@@ -180,6 +198,10 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 			caller.CloseAfterResponse()
 		}
 		r.answer(caller, result)
+		if result.Err != nil && r.isGone() {
+			transport.Reset(c) // if it has only half-closed, this must not look like an empty response
+			return false
+		}
 		if next, linger := caller.Finish(); !next {
 			closeHTTP1(c, linger)
 			return false
@@ -196,25 +218,12 @@ func (cc *callerConn) endHTTP1(c *net.TCPConn, caller *httprelay.CallerConn, err
 		return
 	}
 	cc.agent.metrics.refuse(outbound, reasonMalformed)
-	cc.countMalformed(bad)
-	cc.recordMalformed(bad)
+	countMalformed(cc.recorders[0], bad)
+	cc.recordMalformed(reqmetrics.HTTP1, bad)
 	cc.agent.logLimited(slog.LevelInfo, "request refused", "mirror", cc.out.mirrorName(), "caller", cc.out.callerName(), "reason", bad.Reason)
 	fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: 0\r\nProxy-Status: causeway; error=http_request_error; details=%q\r\n\r\n",
 		bad.Status, http.StatusText(bad.Status), bad.Reason)
 	closeHTTP1(c, true)
-}
-
-// countMalformed counts a request that could not be read.
-func (cc *callerConn) countMalformed(bad *h1.Error) {
-	now := time.Now()
-	counted := cc.recorders[0].Start(now)
-	switch bad.Status {
-	case http.StatusRequestURITooLong, http.StatusRequestHeaderFieldsTooLarge:
-		counted.Rejected(reqmetrics.RejectedTooLarge)
-	default:
-		counted.Rejected(reqmetrics.RejectedMalformed)
-	}
-	counted.Finish(now, reqmetrics.Result{Status: bad.Status})
 }
 
 // closeHTTP1 closes a connection after its last response. linger reports that bytes of
@@ -232,7 +241,14 @@ func closeHTTP1(c *net.TCPConn, linger bool) {
 // serveHTTP2 serves the requests of an HTTP/2 connection.
 func (cc *callerConn) serveHTTP2(c *net.TCPConn) {
 	c.SetLinger(-1) // the frames tell whether a response is complete
-	conn := mux.New(c, mux.Config{Received: cc.out.earlyData, Windows: cc.agent.shares.memory(cc.out.peer.uid), MaxStreams: maxCallerRequests, Handle: cc.serveStream})
+	conn := mux.New(c, mux.Config{
+		Received:      cc.out.earlyData,
+		Windows:       cc.agent.shares.memory(cc.out.peer.uid),
+		MaxStreams:    maxCallerRequests,
+		Handle:        cc.serveStream,
+		OnFault:       cc.refuseFault,
+		RefusalFields: refusalFields("causeway"),
+	})
 	cc.out.earlyData = nil
 	stop := afterfunc.Start(cc.agent.acceptCtx, conn.GoAway)
 	defer stop()
@@ -363,6 +379,7 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 	}
 	r.backend.group.budget.Request(r.start)
 	result := httprelay.Forward(from, r.head, ended, &r.plan)
+	explainBody(&result)
 	result.FromErr = result.FromErr || result.Err != nil && r.isGone()
 	r.finish(result)
 	return result
@@ -523,8 +540,10 @@ func (r *outboundRequest) observe(o balance.Outcome) {
 func (r *outboundRequest) isFailure(h *message.Head) bool {
 	if value, far := h.Get(httprelay.ErrorField); far {
 		r.addPeerError(value)
-		if h.Status == http.StatusForbidden { // every endpoint would refuse the caller
-			r.observe(balance.ServerError) // and it is no measure of the application
+		switch h.Status {
+		case http.StatusForbidden, http.StatusRequestHeaderFieldsTooLarge:
+			// Every endpoint would refuse the request, which is no measure of the application.
+			r.observe(balance.ServerError)
 			return false
 		}
 		return true
@@ -660,8 +679,12 @@ func (r *outboundRequest) finish(result httprelay.Result) {
 
 // answer answers a request that got no response, and counts how it ended.
 func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result) {
-	if result.Err != nil && !result.Began && !result.FromErr {
+	switch {
+	case result.Err == nil || isCallerGone(result):
+	case !result.Began:
 		result.Status, result.Err = r.answerError(from, result.Err)
+	case result.FromErr:
+		r.conn.agent.metrics.refuse(outbound, reasonMalformed)
 	}
 	r.counted.Finish(time.Now(), requestResult(result, r.start).Traced(r.trace.TraceID()))
 	r.endSpan(result)
@@ -676,11 +699,15 @@ func (r *outboundRequest) answerError(to httprelay.Stream, err error) (status in
 	}
 	status, kind := errorStatus(err)
 	reason := requestReason(err, outbound)
+	details := reason
+	if bad := (malformedBody{}); errors.As(err, &bad) {
+		status, kind, details = bad.cause.Status, "http_request_error", bad.cause.Reason
+	}
 	r.conn.agent.metrics.refuse(outbound, reason)
 	r.counted.Rejected(rejectionOf(err))
 	r.conn.agent.logLimited(slog.LevelInfo, "request failed", "mirror", r.backend.out.mirrorName(), "caller", r.backend.out.callerName(),
 		"status", status, "reason", reason, "error", err)
-	httprelay.AnswerError(to, httprelay.MeshError{Side: "causeway", Status: status, Kind: kind, Reason: reason, GRPC: r.grpc, Version: r.head.Version})
+	httprelay.AnswerError(to, httprelay.MeshError{Side: "causeway", Status: status, Kind: kind, Reason: details, GRPC: r.grpc, Version: r.head.Version})
 	return status, err
 }
 

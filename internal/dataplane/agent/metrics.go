@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/admit"
+	"github.com/causeway-mesh/causeway/internal/dataplane/mux"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 	"github.com/causeway-mesh/causeway/internal/dataplane/tunnel"
@@ -75,6 +76,9 @@ const (
 func reasons(direction string) []string {
 	out := []string{reasonNotReady, reasonTooMany, reasonPodMoved, reasonAmbiguousPod, reasonPodNotLocated, reasonNoSVID,
 		reasonTunnel, reasonRevoked, reasonAccountShare, reasonLinkShare, reasonOther}
+	for _, r := range mux.FaultReasons() {
+		out = append(out, http2Prefix+r)
+	}
 	if direction == outbound {
 		out = append(out, reasonCallRate, reasonSourceShare, reasonTooManyLookups, reasonStale, reasonGatewayBudget, reasonNotVIP, reasonUnknownVIP, reasonHostCaller, reasonUnknownCaller, reasonNoGateway,
 			reasonUnreachable, reasonNoDayKey, reasonSuspended, reasonCallerNotAllowed, reasonHandshake, reasonCallerGone, reasonCallerSilent, reasonCircuitOpen, reasonRequestTimeout, reasonTooManyRequests, reasonMalformed,
@@ -126,7 +130,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, []string{"direction"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_refused_total",
-			Help: "Connections refused, by direction and reason.",
+			Help: "Connections and requests refused, by direction and reason. The reasons that begin with http2_ also count what an application or the agent of a peer sends.",
 		}, []string{"direction", "reason"}),
 		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_ended_total",

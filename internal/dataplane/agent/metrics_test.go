@@ -89,7 +89,7 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 	}
 	t.Run("the caller leaves", func(t *testing.T) {
 		w := newHarness(t, func(*net.TCPConn) {})
-		w.west.endpointCache.recordClientFirst(account{"shop", "alice"}, remotePort{"link-to-east", "shop", "bar", 80})
+		w.west.endpointCache.recordRequests(account{"shop", "alice"}, remotePort{"link-to-east", "shop", "bar", 80})
 		w.call(alice, "")
 		w.wantRefusal(w.west, outbound, reasonCallerSilent)
 		if n := counted(t, w.west, rejected); n != 0 {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/h1"
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/socket"
@@ -29,8 +30,9 @@ const (
 	// openTimeout bounds HELLO and OPEN together, without the time that an application
 	// takes to answer.
 	openTimeout = 5 * time.Second
-	// maxEarlyData is how many of the caller's first bytes OPEN can carry.
-	maxEarlyData = 8 << 10
+	// maxEarlyData is how many of the caller's first bytes are read to recognize its
+	// protocol. OPEN can carry them.
+	maxEarlyData = h1.MaxSniffed
 )
 
 // An outboundConn is one outbound connection.
@@ -47,6 +49,7 @@ type outboundConn struct {
 	credential *identity.Credential
 	verified   *verifiedPeer // the pod called
 	earlyData  []byte        // the caller's first bytes, sent with OPEN
+	restData   []byte        // those that follow, if OPEN cannot carry all
 	answer     tunnel.Answer
 	// appTimeout is how long the far agent may wait for an application that does not
 	// answer.
@@ -84,7 +87,7 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 		return
 	}
 	defer leave()
-	protocol, err := a.recognize(c, out)
+	protocol, err := a.recognize(life, c, out)
 	if err == nil && protocol != tunnel.Protocol_OPAQUE && !a.serveRequests(life, c, out, protocol) {
 		return
 	}
@@ -101,8 +104,9 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 		"endpoint", out.answer.Endpoint)
 	counted, start := a.requestMetrics.Recorder(out.metricsKey(reqmetrics.TCP)).Start(time.Now()), time.Now()
 	early := int64(len(out.earlyData)) // sent with OPEN
-	out.earlyData = nil                // a call may last for days
-	result := transport.Exchange(o.ctx, c, o.session.conn, a.shares.memory(out.peer.uid), nil)
+	rest := out.restData
+	out.earlyData, out.restData = nil, nil // a call may last for days
+	result := transport.ExchangeRest(o.ctx, c, rest, o.session.conn, a.shares.memory(out.peer.uid), nil)
 	o.release()
 	result.Sent += early
 	a.metrics.ended(outbound, out.peer.name, result)
@@ -150,7 +154,7 @@ func (a *Agent) admitOutbound(life context.Context, c *net.TCPConn, out *outboun
 		return nil, err
 	}
 	counted = func() { out.count.leave(); leaveSource() }
-	return counted, a.awaitEarlyData(c, out)
+	return counted, a.awaitEarlyData(life, c, out)
 }
 
 // countAt counts a connection at its target: the port, the link and the account of the
@@ -377,6 +381,20 @@ func (c *outboundConn) checkOpen(s *state) error {
 	}
 	if s.pods[c.caller.uid] == nil && !c.podGrace.allows(time.Now()) {
 		return fmt.Errorf("pod %s/%s is gone", c.caller.namespace, c.caller.name)
+	}
+	return nil
+}
+
+// checkSilent returns why a call whose caller has sent nothing must end in s, or nil.
+func (c *outboundConn) checkSilent(s *state) error {
+	if err := c.checkOpen(s); err != nil {
+		return err
+	}
+	if err := c.checkMirror(s); err != nil {
+		return err
+	}
+	if s.mirrors[c.vip].ports[c.index].isOpaque() { // the caller may wait for a greeting
+		return fmt.Errorf("mirror %s no longer expects requests", c.mirror.name)
 	}
 	return nil
 }

@@ -298,8 +298,13 @@ type eventStream struct {
 // first bytes are late would be opaque.
 func (w *harness) learnClientFirst() {
 	w.clientFirst.Store(true)
+	w.learnRequests()
+}
+
+// learnRequests makes west know that connections to bar carry requests.
+func (w *harness) learnRequests() {
 	for _, name := range []string{"alice", "bob"} {
-		w.west.endpointCache.recordClientFirst(account{"shop", name}, remotePort{"link-to-east", "shop", "bar", 80})
+		w.west.endpointCache.recordRequests(account{"shop", name}, remotePort{"link-to-east", "shop", "bar", 80})
 	}
 }
 

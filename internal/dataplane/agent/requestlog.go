@@ -35,7 +35,7 @@ func (r *outboundRequest) record(result httprelay.Result) {
 }
 
 // recordMalformed logs a request that could not be read.
-func (cc *callerConn) recordMalformed(bad *h1.Error) {
+func (cc *callerConn) recordMalformed(p reqmetrics.Protocol, bad *h1.Error) {
 	hub := cc.agent.requestLog
 	want := hub.Wants(true)
 	if want == 0 {
@@ -43,7 +43,7 @@ func (cc *callerConn) recordMalformed(bad *h1.Error) {
 	}
 	rec := cc.out.record(reqlog.KindRequest)
 	rec.Since(time.Now())
-	rec.Protocol, rec.Status, rec.Reason = reqmetrics.HTTP1.String(), bad.Status, reasonMalformed
+	rec.Protocol, rec.Status, rec.Reason = p.String(), bad.Status, reasonMalformed
 	hub.Publish(want, rec)
 }
 
@@ -224,7 +224,7 @@ func setRequest(rec *reqlog.Record, head *message.Head, result httprelay.Result,
 	}
 	switch {
 	case result.Err == nil:
-	case result.FromErr:
+	case isCallerGone(result):
 		rec.Reason = reasonCallerGone
 	default:
 		rec.Reason = requestReason(result.Err, direction)

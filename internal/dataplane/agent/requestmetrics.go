@@ -110,6 +110,7 @@ func (a *Agent) countRejectedConn(key reqmetrics.Key, err error) {
 
 // rejectionOf returns why the mesh answers a request in place of an application.
 func rejectionOf(err error) reqmetrics.Rejection {
+	body := malformedBody{}
 	malformed := (*h1.Error)(nil)
 	refused := (*refusal)(nil)
 	code := tunnel.Code_CODE_UNSPECIFIED
@@ -119,6 +120,8 @@ func rejectionOf(err error) reqmetrics.Rejection {
 		code = refused.code
 	}
 	switch {
+	case errors.As(err, &body):
+		return malformedRejection(body.cause)
 	case errors.Is(err, httprelay.ErrTimeout):
 		return reqmetrics.RejectedTimeout
 	case errors.As(err, &malformed):

@@ -10,6 +10,15 @@ import (
 // without recognizing requests.
 func (p mirrorPort) isOpaque() bool { return p.protocol == trafficsettings.TCP }
 
+// speaksHTTP reports whether a port is declared to carry requests.
+func (p mirrorPort) speaksHTTP() bool {
+	switch p.protocol {
+	case trafficsettings.HTTP1, trafficsettings.HTTP2, trafficsettings.GRPC:
+		return true
+	}
+	return false
+}
+
 // retryPolicy returns which requests of a port are sent again: what the exporter and the
 // Link ask for, and the defaults for the rest.
 func (p mirrorPort) retryPolicy() retry.Policy {

@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -529,6 +531,38 @@ func TestRouteOfUpgrade(t *testing.T) {
 	}
 	if answer, err := w.call(alice, "GET /other"+rest); err != nil || !strings.HasPrefix(answer, "HTTP/1.1 404 ") {
 		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// TestRouteOfLongTarget: the first request of a connection follows the routes however long
+// its target is. A request line above 32 KiB is refused.
+func TestRouteOfLongTarget(t *testing.T) {
+	w := newRoutedHarness(t, func(rw http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(rw, "%s %d", r.Header.Get("X-Backend"), len(r.RequestURI))
+	})
+	w.learnClientFirst()
+	w.setRoutes(routesOf([]*wire.RouteMatch{{Path: &wire.RouteMatch_PathPrefix{PathPrefix: "/a"}}}, ruleTo(backendTo("bar-v1", 1))))
+	for kib, want := range map[int]string{9: "200", 31: "200", 33: "414"} {
+		for _, parts := range []int{1, 5} {
+			c := w.dial(alice)
+			defer c.Close()
+			request := "GET /a/" + strings.Repeat("b", kib<<10-3) + " HTTP/1.1\r\nHost: bar-east\r\n\r\n"
+			for part := range parts {
+				io.WriteString(c, request[len(request)*part/parts:len(request)*(part+1)/parts])
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Errorf("%d KiB in %d parts: %v", kib, parts, err)
+				continue
+			}
+			body, _ := io.ReadAll(resp.Body)
+			if got := strconv.Itoa(resp.StatusCode); got != want || want == "200" && string(body) != fmt.Sprintf("bar-v1 %d", kib<<10) {
+				t.Errorf("%d KiB in %d parts: %s %s, want %s", kib, parts, got, body, want)
+			}
+		}
+	}
+	if n := refusals(w.west, outbound, reasonMalformed); n != 2 {
+		t.Errorf("%v refusals are counted, want 2", n)
 	}
 }
 

@@ -583,7 +583,14 @@ func (a *Agent) openRequests(g *requestGroup, c outboundConn, at route.EndpointI
 		retireAt: now.Add(sessionMaxAge)}
 	s.exchange = newOpenExchange(&s.outbound, &clientSession{key: g.key.session, gateway: gateway, conn: conn, outbound: c}, now, a.renewals.pause)
 	s.exchange.begin()
-	s.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{Client: true, ResetRate: resetRate, Coding: codingOf(g.key.protocol), Windows: a.shares.memory(c.peer.uid), OnGoAway: func() { s.retired.Store(true) }})
+	s.mux = mux.New(conn.Conn.(*tls.Conn), mux.Config{
+		Client:    true,
+		ResetRate: resetRate,
+		Coding:    codingOf(g.key.protocol),
+		Windows:   a.shares.memory(c.peer.uid),
+		OnGoAway:  func() { s.retired.Store(true) },
+		OnFault:   func(f mux.Fault) { s.refuseFault(a, f) },
+	})
 	a.metrics.countSession(outbound, c.peer.name, sessionMade)
 	return s, func() { a.runRequests(g, s) }, nil
 }

@@ -168,7 +168,7 @@ func spanResult(result httprelay.Result, direction string) trace.Result {
 		end.GRPCStatus = reqmetrics.GRPCStatusName(counted.GRPCStatus)
 	}
 	switch {
-	case result.FromErr:
+	case isCallerGone(result):
 		end.Reason = reasonCallerGone
 	case result.Err != nil:
 		end.Reason = requestReason(result.Err, direction)

@@ -2,6 +2,7 @@ package h1
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -340,6 +341,9 @@ func FuzzSniff(f *testing.F) {
 		}
 		if Sniff(input, true) == NeedMore {
 			t.Fatal("undecided at the end")
+		}
+		if !bytes.Contains(input[:min(len(input), MaxSniffed)], []byte("\n")) {
+			return // Sniff has not seen the whole line
 		}
 		if decided != HTTP1 {
 			return

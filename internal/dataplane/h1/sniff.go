@@ -18,25 +18,31 @@ const (
 // 3.4).
 const Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-const (
-	maxSniffed      = 32 << 10 // the longest request line
-	maxSniffedToken = 24       // the longest method
-)
+// MaxSniffed is how many bytes suffice for Sniff.
+const MaxSniffed = 8 << 10
+
+const maxSniffedToken = 24 // the longest method
 
 // Sniff decides the protocol of a connection by the first bytes that its client sent. It
 // decides as early as it can. With eof no more bytes follow, and it never returns
-// NeedMore.
+// NeedMore. It neither does so from MaxSniffed bytes on.
 //
-// HTTP1 needs a whole request line that ends in " HTTP/1.0" or " HTTP/1.1" and CRLF,
-// HTTP2 the 24 bytes of the preface.
+// HTTP1 needs a whole request line that ends in " HTTP/1.0" or " HTTP/1.1" and CRLF. If
+// the line is longer than MaxSniffed bytes, the method and the beginning of the target
+// suffice, because no other protocol begins like that. A Reader then finds whether the
+// line is valid. HTTP2 needs the 24 bytes of the preface.
 func Sniff(first []byte, eof bool) Protocol {
+	first = first[:min(len(first), MaxSniffed)]
 	p := sniffLine(first)
 	if beginning, whole := isPrefix(first, Preface); whole {
 		return HTTP2
 	} else if beginning && p == Opaque {
 		p = NeedMore
 	}
-	if p == NeedMore && (eof || len(first) >= maxSniffed) {
+	switch {
+	case p == NeedMore && len(first) == MaxSniffed: // see sniffTarget
+		return HTTP1
+	case p == NeedMore && eof:
 		return Opaque
 	}
 	return p

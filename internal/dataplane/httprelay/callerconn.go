@@ -25,6 +25,7 @@ type CallerConn struct {
 	keepAlive bool
 	body      bodyWriter  // of the response
 	last      atomic.Bool // no other request can follow
+	received  atomic.Bool // the whole request was read
 }
 
 // NewCallerConn returns a CallerConn whose first bytes were read from c already.
@@ -47,7 +48,9 @@ func (s *CallerConn) Next(h *message.Head) (ended bool, err error) {
 	}
 	s.method, s.version, s.keepAlive = h.Method, h.Version, h1.KeepAlive(h)
 	s.body = bodyWriter{}
-	return framing.Kind == h1.None || framing == h1.Framing{Kind: h1.Length}, nil
+	ended = framing.Kind == h1.None || framing == h1.Framing{Kind: h1.Length}
+	s.received.Store(ended)
+	return ended, nil
 }
 
 // Rest returns the bytes that were read beyond the last head. They are valid until the
@@ -66,13 +69,21 @@ func (s *CallerConn) ReadHead(*message.Head) (bool, error) { return false, errNo
 // ReadBuffered is of Stream.
 func (s *CallerConn) ReadBuffered(p []byte) (int, bool, error) {
 	n, err := s.r.ReadBuffered(p)
-	return bodyRead(s.r, n, err)
+	return s.bodyRead(n, err)
 }
 
 // ReadBody is of Stream.
 func (s *CallerConn) ReadBody(p []byte) (int, bool, error) {
 	n, err := s.r.ReadBody(p)
-	return bodyRead(s.r, n, err)
+	return s.bodyRead(n, err)
+}
+
+func (s *CallerConn) bodyRead(n int, err error) (int, bool, error) {
+	n, end, err := bodyRead(s.r, n, err)
+	if end {
+		s.received.Store(true)
+	}
+	return n, end, err
 }
 
 // AwaitBody is of Stream.
@@ -96,7 +107,7 @@ func (s *CallerConn) WriteHead(h *message.Head, body []byte, end bool) error {
 	if err != nil {
 		return err
 	}
-	if framing.Kind == h1.UntilClose {
+	if framing.Kind == h1.UntilClose || s.isEarly(h, end) {
 		s.keepAlive = false
 	}
 	if s.version == message.HTTP10 || !s.keepAlive {
@@ -106,6 +117,13 @@ func (s *CallerConn) WriteHead(h *message.Head, body []byte, end bool) error {
 	return writePooled(s.c, func(b []byte) ([]byte, error) {
 		return s.body.append(h1.AppendResponse(b, h, framing, s.keepAlive), body, end)
 	})
+}
+
+// isEarly reports whether a final response comes before the whole request, and the rest of
+// the request will not be read. So no other request can follow. A successful response
+// that is not complete may belong to a request that goes on.
+func (s *CallerConn) isEarly(h *message.Head, end bool) bool {
+	return !s.received.Load() && (end || h.Status >= 300)
 }
 
 // setConnection sets the field Connection of a response.

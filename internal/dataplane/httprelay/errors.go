@@ -54,12 +54,16 @@ func AnswerError(to Stream, e MeshError) error {
 			h.Add("retry-after", "1")
 		}
 	}
-	if e.Side == "" {
-		h.Add(ErrorField, e.encode())
-	} else {
-		h.Add("proxy-status", e.Side+"; "+ProxyStatus(e.encode()))
-	}
+	h.Fields = append(h.Fields, e.Field())
 	return to.WriteHead(h, body, true)
+}
+
+// Field returns the field that says who has made the response, and why.
+func (e MeshError) Field() message.Field {
+	if e.Side == "" {
+		return message.Field{Name: ErrorField, Value: e.encode()}
+	}
+	return message.Field{Name: "proxy-status", Value: e.Side + "; " + ProxyStatus(e.encode())}
 }
 
 func (e MeshError) encode() string {

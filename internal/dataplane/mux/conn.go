@@ -74,6 +74,11 @@ type Config struct {
 	// OnGoAway is called once when the peer announces that it takes no more streams. It
 	// must not block.
 	OnGoAway func()
+	// OnFault is called for each Fault of the peer. It must not block, and may be called
+	// from several goroutines at once. Nil: faults are not reported.
+	OnFault func(Fault)
+	// RefusalFields are fields of the response to a request whose head is too large.
+	RefusalFields []message.Field
 }
 
 const (
@@ -115,6 +120,7 @@ type Conn struct {
 	starting   []*Stream // streams whose Handle is to be started
 	resets     []*Stream // streams whose OnReset is due
 	announced  bool      // OnGoAway is due
+	faults     []Fault   // OnFault is due for them
 
 	mu      sync.Mutex
 	streams map[uint32]*Stream
@@ -154,7 +160,7 @@ type peerSettings struct {
 // endError says why a connection ended.
 type endError struct {
 	code   http2.ErrCode
-	reason string // a metric's label value
+	reason string // of a Fault, or another if it is none
 	cause  error  // nil after a graceful end
 	remote bool   // the peer ended it: no GOAWAY is sent
 }
@@ -268,6 +274,9 @@ func (c *Conn) close(err error) {
 	c.wakeStreams()
 	c.mu.Unlock()
 	c.callHooks()
+	if end.isFault() && c.cfg.OnFault != nil {
+		c.cfg.OnFault(Fault{Reason: end.reason, Err: end.cause})
+	}
 	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && end.lingers(c.cfg.Client) {
 		// Closing a socket with unread bytes resets it, and the peer would lose the last
 		// frames. So wait for the peer's end of stream.
@@ -448,17 +457,6 @@ func (c *Conn) mayOpen() error {
 
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
-
-// Reason returns why the connection ended, as a metric's label value. It is empty while
-// the connection is open.
-func (c *Conn) Reason() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.end == nil {
-		return ""
-	}
-	return c.end.reason
-}
 
 // serve runs Handle for one stream.
 func (c *Conn) serve(s *Stream) {

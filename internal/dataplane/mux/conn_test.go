@@ -63,8 +63,8 @@ func TestServerGoAwayLosesNoRequest(t *testing.T) {
 						served++
 					}
 				}
-				if served != 2 || !p.ended() || p.conn.Reason() != "graceful" {
-					t.Errorf("%d responses, ended %v by %q", served, p.ended(), p.conn.Reason())
+				if served != 2 || !p.ended() || p.conn.reason() != "graceful" {
+					t.Errorf("%d responses, ended %v by %q", served, p.ended(), p.conn.reason())
 				}
 				if err := <-p.err; err != nil {
 					t.Error(err)
@@ -277,8 +277,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 		default:
 		}
 		close(release)
-		if got := <-err; !errors.Is(got, context.Canceled) || server.Reason() != "canceled" {
-			t.Errorf("run: %v, %q", got, server.Reason())
+		if got := <-err; !errors.Is(got, context.Canceled) || server.reason() != "canceled" {
+			t.Errorf("run: %v, %q", got, server.reason())
 		}
 		var h message.Head
 		if _, err := s.ReadHead(&h); err == nil {
@@ -293,8 +293,8 @@ func TestPrefaceTimeout(t *testing.T) {
 		p := newPeer(t, Config{Handle: echo})
 		defer p.close()
 		bubble.Pass(prefaceTimeout)
-		if err := <-p.err; err == nil || p.conn.Reason() != "preface_timeout" {
-			t.Errorf("run: %v, %q", err, p.conn.Reason())
+		if err := <-p.err; err == nil || p.conn.reason() != "preface_timeout" {
+			t.Errorf("run: %v, %q", err, p.conn.reason())
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -101,8 +102,17 @@ func TestFloodsEndTheConnection(t *testing.T) {
 				if !ok || f.Code != http2.ErrCodeEnhanceYourCalm || f.Text != c.reason {
 					t.Errorf("GOAWAY %v %v: want ENHANCE_YOUR_CALM and %s", ok, f, c.reason)
 				}
-				if got := p.conn.Reason(); got != c.reason {
+				if got := p.conn.reason(); got != c.reason {
 					t.Errorf("reason %q: want %q", got, c.reason)
+				}
+				for i, reason := range p.faultReasons() {
+					last := i == len(p.faults)-1
+					if !slices.Contains(FaultReasons(), reason) || last && reason != c.reason {
+						t.Errorf("fault %d: %s", i, reason)
+					}
+				}
+				if len(p.faults) == 0 {
+					t.Error("no fault is reported")
 				}
 			})
 		})
@@ -128,7 +138,7 @@ func TestModerateRatesAreNoFlood(t *testing.T) {
 			bubble.Pass(time.Second)
 		}
 		if p.ended() {
-			t.Errorf("ended: %s", p.conn.Reason())
+			t.Errorf("ended: %s", p.conn.reason())
 		}
 	})
 }
@@ -148,7 +158,7 @@ func TestAnsweredRequestsEarnFrames(t *testing.T) {
 			p.fr.WriteRSTStream(4*i+3, http2.ErrCodeCancel)
 		}
 		if p.ended() {
-			t.Errorf("ended: %s", p.conn.Reason())
+			t.Errorf("ended: %s", p.conn.reason())
 		}
 	})
 }
@@ -281,13 +291,13 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 		p.conn.floods.credits = 1 << 30
 		p.conn.mu.Unlock()
 		sent := 0
-		for ; p.conn.Reason() == "" && sent < 1<<20; sent++ {
+		for ; p.conn.reason() == "" && sent < 1<<20; sent++ {
 			p.fr.WritePing(false, [8]byte{})
 			synctest.Wait()
 		}
 		// The last frames cannot be sent either.
 		bubble.Pass(2 * lastWriteTimeout)
-		if got := p.conn.Reason(); got != "peer_not_reading" {
+		if got := p.conn.reason(); got != "peer_not_reading" {
 			t.Errorf("reason %q", got)
 		}
 		if most := (memoryBufferSize + 2*(maxPending+maxControl)) / (8 + frameHeaderLen); sent > most {
@@ -326,7 +336,7 @@ func TestLargeHeadIsNoFlood(t *testing.T) {
 		p.fr.WritePing(false, [8]byte{})
 		p.fr.WritePing(false, [8]byte{})
 		synctest.Wait()
-		if got := p.conn.Reason(); got != "" {
+		if got := p.conn.reason(); got != "" {
 			t.Errorf("the connection ended: %q", got)
 		}
 	})
@@ -363,7 +373,7 @@ func TestResetUnblocksFlusher(t *testing.T) {
 		default:
 			t.Error("the writer still waits")
 		}
-		if got := p.conn.Reason(); got != "peer_not_reading" {
+		if got := p.conn.reason(); got != "peer_not_reading" {
 			t.Errorf("reason %q", got)
 		}
 	})
@@ -399,7 +409,7 @@ func TestManyResetsInFlight(t *testing.T) {
 			p.fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
 		}
 		if p.ended() {
-			t.Errorf("ended: %s", p.conn.Reason())
+			t.Errorf("ended: %s", p.conn.reason())
 		}
 	})
 }

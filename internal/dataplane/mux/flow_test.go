@@ -418,7 +418,7 @@ func TestResetEndsTheWaitOfOpen(t *testing.T) {
 					t.Error("it still waits")
 				}
 				bubble.Pass(2 * stuckTimeout)
-				if got := p.conn.Reason(); got != "" {
+				if got := p.conn.reason(); got != "" {
 					t.Errorf("the connection of the other streams ended: %q", got)
 				}
 			})

@@ -402,10 +402,12 @@ func (c *Conn) headTooLarge(id uint32, ended bool) error {
 		Version: message.HTTP2,
 		Status:  431,
 		Reason:  "Request Header Fields Too Large",
+		Fields:  c.cfg.RefusalFields,
 	}
 	if c.cfg.Coding != nil {
 		h.Version = message.HTTP11
 	}
+	c.fault(Fault{Reason: faultHeadTooLarge, Status: h.Status, Err: errHeadTooLarge})
 	raw, err := c.encodeRaw(h)
 	switch {
 	case err != nil:

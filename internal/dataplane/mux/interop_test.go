@@ -236,8 +236,8 @@ func TestUsesServerOfNetHTTP(t *testing.T) {
 	}
 	c.GoAway()
 	<-c.Done()
-	if c.Reason() != "graceful" {
-		t.Errorf("reason %q", c.Reason())
+	if c.reason() != "graceful" {
+		t.Errorf("reason %q", c.reason())
 	}
 	if _, err := c.Open(requestHead("GET", "/"), nil, true); !errors.Is(err, ErrClosed) {
 		t.Errorf("open after the end: %v", err)

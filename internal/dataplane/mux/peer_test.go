@@ -23,6 +23,7 @@ type peer struct {
 
 	mu     sync.Mutex
 	frames []frame
+	faults []Fault
 	eof    bool
 	dec    *hpack.Decoder
 	paused bool // the peer does not read
@@ -43,12 +44,17 @@ type frame struct {
 func newPeer(t *testing.T, cfg Config) *peer {
 	far, near := newMemoryPair()
 	p := &peer{
-		t:    t,
-		nc:   far,
-		conn: New(near, cfg),
-		err:  make(chan error, 1),
-		dec:  hpack.NewDecoder(4096, nil),
+		t:   t,
+		nc:  far,
+		err: make(chan error, 1),
+		dec: hpack.NewDecoder(4096, nil),
 	}
+	cfg.OnFault = func(f Fault) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.faults = append(p.faults, f)
+	}
+	p.conn = New(near, cfg)
 	p.resume.L = &p.mu
 	p.fr = http2.NewFramer(far, nil)
 	p.fr.AllowIllegalWrites = true

@@ -41,7 +41,7 @@ func (c *Conn) wakeStreams() {
 	c.wake = c.wake[:0]
 }
 
-// callHooks calls OnReset and OnGoAway, without the lock.
+// callHooks calls OnReset, OnGoAway and OnFault, without the lock.
 func (c *Conn) callHooks() {
 	for i, s := range c.resets {
 		s.callOnReset()
@@ -52,6 +52,7 @@ func (c *Conn) callHooks() {
 		c.announced = false
 		c.cfg.OnGoAway()
 	}
+	c.reportFaults()
 }
 
 // wakeLater has deliver wake the reader and the writer of s.
@@ -422,7 +423,8 @@ func (c *Conn) receiveHead(id uint32, e headEntry, tooLarge bool) (kept bool, er
 	case s.recvEnded:
 		return false, c.streamError(s, http2.ErrCodeStreamClosed)
 	case tooLarge:
-		err := c.streamError(s, http2.ErrCodeEnhanceYourCalm)
+		f := Fault{Reason: faultHeadTooLarge, Err: ErrHeadTooLarge}
+		err := c.streamFault(s, http2.ErrCodeEnhanceYourCalm, f)
 		s.err.Cause = ErrHeadTooLarge
 		return false, err
 	case s.gotFinal:
@@ -432,8 +434,8 @@ func (c *Conn) receiveHead(id uint32, e headEntry, tooLarge bool) (kept bool, er
 	if e.raw != nil {
 		informational = isInformational(e.raw.b)
 	} else {
-		if c.decoder.check(Response) != nil {
-			return false, c.streamError(s, http2.ErrCodeProtocol)
+		if err := c.decoder.check(Response); err != nil {
+			return false, c.malformedHead(s, err)
 		}
 		informational = e.head.Status < 200
 	}
@@ -462,8 +464,13 @@ func (c *Conn) receiveHead(id uint32, e headEntry, tooLarge bool) (kept bool, er
 }
 
 func (c *Conn) receiveTrailers(s *Stream, e headEntry) (kept bool, err error) {
-	if !e.end || e.raw == nil && c.decoder.check(Trailers) != nil {
+	if !e.end {
 		return false, c.streamError(s, http2.ErrCodeProtocol)
+	}
+	if e.raw == nil {
+		if err := c.decoder.check(Trailers); err != nil {
+			return false, c.malformedHead(s, err)
+		}
 	}
 	s.trailers = e
 	return true, c.recvEnd(s)
@@ -472,18 +479,24 @@ func (c *Conn) receiveTrailers(s *Stream, e headEntry) (kept bool, err error) {
 // acceptStream opens a stream for a request.
 func (c *Conn) acceptStream(id uint32, e headEntry, tooLarge bool) (kept bool, err error) {
 	c.lastID = id
+	var malformed error
+	if e.raw == nil && !tooLarge {
+		malformed = c.decoder.check(Request)
+	}
 	switch {
 	case c.goAwaySent:
 		return false, nil // the last GOAWAY says that it is not processed
 	case tooLarge:
 		return false, c.headTooLarge(id, e.end)
-	case e.raw == nil && c.decoder.check(Request) != nil:
+	case malformed != nil:
+		c.fault(Fault{Reason: faultMalformedHead, Err: malformed})
 		c.appendReset(id, http2.ErrCodeProtocol)
 		c.recent.add(id)
 		return false, c.floods.chargeReset()
 	case uint32(len(c.streams)) >= c.cfg.MaxStreams, uint32(c.handlers) >= 2*c.cfg.MaxStreams:
 		// Handle may go on for a while after its stream was reset, so the number of its
 		// goroutines has a limit as well.
+		c.fault(Fault{Reason: faultTooManyStreams, Err: errTooManyStreams})
 		c.appendReset(id, http2.ErrCodeRefusedStream)
 		c.recent.add(id)
 		return false, c.floods.chargeReset()

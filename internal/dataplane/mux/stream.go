@@ -290,7 +290,14 @@ func (s *Stream) Trailers(h *message.Head) bool {
 	e := s.trailers
 	s.trailers = headEntry{}
 	c.mu.Unlock()
-	return !e.empty() && c.moveHead(e, Trailers, h) == nil
+	if e.empty() {
+		return false
+	}
+	err := c.moveHead(e, Trailers, h)
+	if err != nil && c.cfg.OnFault != nil {
+		c.cfg.OnFault(Fault{Reason: faultMalformedHead, Err: err})
+	}
+	return err == nil
 }
 
 // writeError returns why nothing can be sent.
@@ -434,6 +441,18 @@ func (c *Conn) failStream(s *Stream, err *ResetError) {
 // streamError resets a stream because of the peer's mistake. The error is one of the
 // connection: the peer makes too many.
 func (c *Conn) streamError(s *Stream, code http2.ErrCode) error {
+	err := http2.StreamError{StreamID: s.id, Code: code}
+	return c.streamFault(s, code, Fault{Reason: reasonOf(code), Err: err})
+}
+
+// malformedHead is streamError for a head that cannot be read.
+func (c *Conn) malformedHead(s *Stream, err error) error {
+	return c.streamFault(s, http2.ErrCodeProtocol, Fault{Reason: faultMalformedHead, Err: err})
+}
+
+// streamFault is streamError for a fault.
+func (c *Conn) streamFault(s *Stream, code http2.ErrCode, f Fault) error {
+	c.fault(f)
 	c.appendReset(s.id, code)
 	c.recent.add(s.id)
 	c.failStream(s, &ResetError{Code: code, Local: true})

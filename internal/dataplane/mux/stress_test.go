@@ -35,8 +35,8 @@ func TestManyStreamsAtOnce(t *testing.T) {
 			requests.Wait()
 			c.GoAway()
 			runs.Wait()
-			if c.Reason() != "graceful" {
-				t.Errorf("the client ended by %q, %v", c.Reason(), c.end)
+			if c.reason() != "graceful" {
+				t.Errorf("the client ended by %q, %v", c.reason(), c.end)
 			}
 			if used := b.used.Load(); used != 0 {
 				t.Errorf("%d bytes are still reserved", used)

@@ -44,12 +44,18 @@ const (
 // *Raw. It calls onFirstBytes, which may be nil, once, with the side that sent the first
 // bytes. onFirstBytes must not block.
 func Exchange(ctx context.Context, plain *net.TCPConn, session *tunnel.Conn, memory Memory, onFirstBytes func(Side)) Result {
+	return ExchangeRest(ctx, plain, nil, session, memory, onFirstBytes)
+}
+
+// ExchangeRest is Exchange, but sends rest to the session before it reads from plain.
+func ExchangeRest(ctx context.Context, plain *net.TCPConn, rest []byte, session *tunnel.Conn, memory Memory, onFirstBytes func(Side)) Result {
 	raw := RawOf(session)
 	if memory == nil {
 		memory = unlimited{}
 	}
 	x := &exchange{
 		plain:        plain,
+		rest:         rest,
 		plainSocket:  socket.NewConn(plain),
 		session:      session,
 		raw:          raw,
@@ -78,6 +84,7 @@ func RawOf(session *tunnel.Conn) *Raw {
 type exchange struct {
 	proxyPair
 	plain       *net.TCPConn
+	rest        []byte       // of toSession: bytes that were read from plain before
 	plainSocket *socket.Conn // for writes to plain
 	session     *tunnel.Conn
 	raw         *Raw
@@ -150,6 +157,7 @@ func (x *exchange) toSession() {
 	src, err := newSource(x.plain)
 	if err == nil {
 		src.headroom = tunnel.PrefixLen
+		err = x.sendRest()
 	}
 	for err == nil {
 		if src.most = x.awaitCredit(); src.most == 0 {
@@ -174,6 +182,8 @@ func (x *exchange) toSession() {
 		err = x.checkFIN(First, x.plain)
 	}
 	switch {
+	case errors.Is(err, errRestUnsent):
+		x.handleWriteError(err)
 	case x.broken.Load():
 	case x.farReset.Load():
 		x.writeLast(tunnel.TypeReset)
@@ -182,6 +192,27 @@ func (x *exchange) toSession() {
 	case x.writeLast(tunnel.TypeEnd) && !x.lastRead.Load():
 		x.awaitLast()
 	}
+}
+
+// errRestUnsent reports a failed write to the session, within rest.
+var errRestUnsent = errors.New("first bytes were not sent")
+
+// sendRest sends rest, as the far side admits it.
+func (x *exchange) sendRest() error {
+	for len(x.rest) > 0 {
+		n := min(x.awaitCredit(), len(x.rest), tunnel.MaxData)
+		if n == 0 {
+			return errInterrupted
+		}
+		x.recordSent(n)
+		if err := x.send(append(make([]byte, tunnel.PrefixLen, tunnel.PrefixLen+n), x.rest[:n]...)); err != nil {
+			return fmt.Errorf("%w: %w", errRestUnsent, err)
+		}
+		x.sent.Add(int64(n))
+		x.rest = x.rest[n:]
+	}
+	x.rest = nil
+	return nil
 }
 
 // errInterrupted ends the wait for credit. The session is broken, or the far side has sent

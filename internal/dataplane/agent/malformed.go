@@ -1,0 +1,41 @@
+package agent
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/h1"
+	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
+)
+
+// A malformedBody is why the request of a caller cannot be read beyond its head.
+type malformedBody struct{ cause *h1.Error }
+
+func (e malformedBody) Error() string { return e.cause.Error() }
+func (e malformedBody) Unwrap() error { return e.cause }
+
+// explainBody replaces the error of a result by a malformedBody if the caller has sent
+// one.
+func explainBody(r *httprelay.Result) {
+	if bad := (*h1.Error)(nil); r.FromErr && errors.As(r.Err, &bad) {
+		r.Err = malformedBody{bad}
+	}
+}
+
+func isMalformedBody(err error) bool {
+	bad := malformedBody{}
+	return errors.As(err, &bad)
+}
+
+// isCallerGone reports whether a request has ended because its caller has gone.
+func isCallerGone(r httprelay.Result) bool { return r.FromErr && !isMalformedBody(r.Err) }
+
+// malformedRejection returns how a request that cannot be read is counted.
+func malformedRejection(bad *h1.Error) reqmetrics.Rejection {
+	switch bad.Status {
+	case http.StatusRequestURITooLong, http.StatusRequestHeaderFieldsTooLarge:
+		return reqmetrics.RejectedTooLarge
+	}
+	return reqmetrics.RejectedMalformed
+}
