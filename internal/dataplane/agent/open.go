@@ -84,10 +84,21 @@ func (a *Agent) mayHaveOthers(out *outboundConn) bool {
 // the call.
 func (a *Agent) openAtEndpoint(ctx, life context.Context, c *net.TCPConn, out *outboundConn, at route.EndpointID) (o *openedExchange, again bool, err error) {
 	key := out.sessionKey()
+	var making *slot
 	for {
 		s, ok := a.sessions.Take(key, at)
+		if !ok && making == nil {
+			if making, err = a.awaitNewSession(ctx, c, out); err != nil {
+				return nil, false, err
+			}
+			defer making.end()
+			continue // a session may have become idle meanwhile
+		}
 		if !ok {
-			return a.openNew(ctx, life, c, out, at)
+			return a.openNew(ctx, life, c, out, at, making)
+		}
+		if making != nil {
+			making.end()
 		}
 		if !s.endIdleLease() || a.mustRetire(s) || !s.Healthy() {
 			s.Retire()
@@ -144,13 +155,15 @@ func (a *Agent) openReused(ctx, life context.Context, c *net.TCPConn, out *outbo
 	return nil, notRead, out.openError(err)
 }
 
-// openNew opens a call over a new session. If that fails, again is as openAtEndpoint's.
-func (a *Agent) openNew(ctx, life context.Context, c *net.TCPConn, out *outboundConn, at route.EndpointID) (o *openedExchange, again bool, err error) {
+// openNew opens a call over a new session. It ends making after the handshake. If
+// it fails, again is as openAtEndpoint's.
+func (a *Agent) openNew(ctx, life context.Context, c *net.TCPConn, out *outboundConn, at route.EndpointID, making *slot) (o *openedExchange, again bool, err error) {
 	raw, gateway, err := a.dialGateway(ctx, out.peer)
 	if err != nil {
 		return nil, false, err
 	}
 	conn, err := a.clientHandshake(ctx, raw, out, hintFor(out, at))
+	making.end()
 	if err != nil {
 		raw.Reset()
 		if again = isHandshakeReset(err); again && at != (route.EndpointID{}) {

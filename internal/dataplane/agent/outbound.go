@@ -92,8 +92,9 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 		return
 	}
 	var o *openedExchange
+	var opening *slot
 	if err == nil {
-		o, err = a.openOutbound(life, c, out)
+		o, opening, err = a.openOutbound(life, c, out)
 	}
 	if err != nil {
 		a.rejectOutbound(c, out, err)
@@ -108,6 +109,7 @@ func (a *Agent) serveOutbound(life context.Context, c *net.TCPConn, index int) {
 	out.earlyData, out.restData = nil, nil // a call may last for days
 	result := transport.ExchangeRest(o.ctx, c, rest, o.session.conn, a.shares.memory(out.peer.uid), nil)
 	o.release()
+	opening.end()
 	result.Sent += early
 	a.metrics.ended(outbound, out.peer.name, result)
 	counted.Finish(time.Now(), exchangeResult(result, outbound, start))
@@ -182,17 +184,23 @@ func (t *targetCount) moveTo(a *Agent, to *outboundConn) (err error) {
 	return err
 }
 
-// openOutbound opens an exchange with the application.
-func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outboundConn) (*openedExchange, error) {
+// openOutbound opens an exchange with the application. If there is no error, the caller
+// must end the turn at the end of the exchange, which may have ended before.
+func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outboundConn) (*openedExchange, *slot, error) {
 	if err := out.peer.checkNamespace(out.caller.namespace); err != nil { // see checkUnrouted
-		return nil, err
+		return nil, nil, err
 	}
-	opened, err := a.awaitOpening(life, c, out)
+	opening, err := a.awaitOpening(life, c, out)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	defer opened()
-	return a.openUpstream(life, c, out)
+	o, err := a.openUpstream(life, c, out)
+	if err != nil {
+		opening.end()
+		return nil, nil, err
+	}
+	opening.opened()
+	return o, opening, nil
 }
 
 func (a *Agent) rejectOutbound(c *net.TCPConn, out *outboundConn, err error) {

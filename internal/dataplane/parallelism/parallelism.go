@@ -24,6 +24,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/metrics"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -68,6 +69,14 @@ func Run(ctx context.Context) {
 	})
 }
 
+// overloaded is what Overloaded returns.
+var overloaded atomic.Bool
+
+// Overloaded reports whether goroutines of the process have waited for a processor in the
+// last interval, although the process could run on as many as Go would use. It is false
+// if Run does not run.
+func Overloaded() bool { return overloaded.Load() }
+
 // process is what run measures and changes.
 type process struct {
 	// used returns the CPU time so far.
@@ -83,6 +92,7 @@ type process struct {
 
 // run is Run for a process.
 func run(ctx context.Context, p process) {
+	defer overloaded.Store(false)
 	most := p.most()
 	l := level{most: most, now: most}
 	tick := time.NewTicker(interval)
@@ -97,6 +107,7 @@ func run(ctx context.Context, p process) {
 		now, usedNow, waitedNow := time.Now(), p.used(), p.waits()
 		busy := float64(usedNow-used) / float64(now.Sub(at))
 		late := waits{late: waitedNow.late - waited.late, all: waitedNow.all - waited.all}.isLate()
+		overloaded.Store(late && l.now == l.most)
 		at, used, waited = now, usedNow, waitedNow
 		old := l.now
 		reread := n%mostIntervals == 0

@@ -145,6 +145,40 @@ func TestRunFollowsLimit(t *testing.T) {
 	})
 }
 
+// TestOverloaded: goroutines of an overloaded process wait although it has all processors.
+func TestOverloaded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, end := context.WithCancel(t.Context())
+		f := &fakeProcess{set: make(chan int, 10)}
+		f.percent.Store(10)
+		f.most.Store(2)
+		f.start(ctx)
+		want := func(why string, want bool) {
+			t.Helper()
+			if got := Overloaded(); got != want {
+				t.Errorf("%s: overloaded: %v, want %v", why, got, want)
+			}
+		}
+		bubble.Pass(2*calmIntervals*interval + interval/2)
+		f.expect(t, "idle", 1)
+		f.late.Store(10)
+		bubble.Pass(interval)
+		f.expect(t, "starved", 2)
+		want("it gets another processor", false)
+		bubble.Pass(interval)
+		want("it has all", true)
+		f.late.Store(0)
+		bubble.Pass(interval)
+		want("nothing waits", false)
+		f.late.Store(10)
+		bubble.Pass(interval)
+		want("something waits again", true)
+		end()
+		bubble.Pass(interval)
+		want("nothing is measured", false)
+	})
+}
+
 func TestUsedCPU(t *testing.T) {
 	before := usedCPU()
 	for usedCPU() == before { // ends, because reading the time uses some
