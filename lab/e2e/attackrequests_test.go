@@ -195,6 +195,40 @@ func (a *floodAnswers) check(t *testing.T, floods map[string]frameFlood) {
 	}
 }
 
+// faults are the faults of HTTP/2 that a cluster's agents have counted in requests of a
+// direction, by the reason.
+func faults(t *testing.T, c *cluster, direction string) map[string]float64 {
+	t.Helper()
+	out := make(map[string]float64)
+	for sample, v := range have(c.metrics(t.Context(), "agent"))(t) {
+		if !strings.HasPrefix(sample, "causeway_agent_refused_total{") || !strings.Contains(sample, `direction="`+direction+`"`) {
+			continue
+		}
+		if _, reason, ok := strings.Cut(sample, `reason="http2_`); ok {
+			reason, _, _ = strings.Cut(reason, `"`)
+			out[reason] += v
+		}
+	}
+	return out
+}
+
+// counted wants agents to have counted each answer since before.
+func (a *floodAnswers) counted(t *testing.T, floods map[string]frameFlood, before, after map[string]float64) {
+	t.Helper()
+	for name, f := range floods {
+		reason := f.want
+		switch reason {
+		case alive:
+			continue
+		case "status 431":
+			reason = "head_too_large"
+		}
+		if n, risen := a.got[name][f.want], after[reason]-before[reason]; risen < float64(n) {
+			t.Errorf("%s: %d connections were answered with %q, and agents counted %v", name, n, f.want, risen)
+		}
+	}
+}
+
 // An opener opens a connection that carries frames of HTTP/2.
 type opener func(ctx context.Context, at target) (net.Conn, error)
 
@@ -273,7 +307,7 @@ func together(a, b attack) attack {
 
 // TestFloodsOfFrames: a pod or a linked peer that floods Causeway by HTTP/2 makes no
 // request of another pod to the same Service fail. Each connection is refused for the
-// right reason, as its GOAWAY tells.
+// right reason, as its GOAWAY tells, and agents count each.
 func TestFloodsOfFrames(t *testing.T) {
 	ctx := t.Context()
 	offer(t, service("flood", recognized, httpPort), "flood-east")
@@ -304,18 +338,25 @@ func TestFloodsOfFrames(t *testing.T) {
 	}
 	address := mirrorOf(t, "flood-east", 80)
 	cases := make(map[string]attackCase)
-	add := func(who string, open opener, floods map[string]frameFlood, at, sink string, rate int) {
+	add := func(who string, open opener, floods map[string]frameFlood, at, sink string, rate int, refusing *cluster, direction string) {
+		var before map[string]float64
 		var answers floodAnswers
 		var stalled atomic.Int64
 		flood, stall := floodFrames(open, floods, rate, &answers), stallWindows(open, 2, 100, &stalled)
 		cases["floods and stalled windows by "+who] = attackCase{
-			why:    "a connection that costs more than it uses ends, and a response that nobody reads holds few bytes",
-			sane:   time.Second,
-			attack: together(flood, stall),
-			at:     at,
-			sink:   sink,
+			why:  "a connection that costs more than it uses ends, and a response that nobody reads holds few bytes",
+			sane: time.Second,
+			attack: func(ctx context.Context, at target) int {
+				if !at.sink {
+					before = faults(t, refusing, direction)
+				}
+				return together(flood, stall)(ctx, at)
+			},
+			at:   at,
+			sink: sink,
 			check: func(t *testing.T) {
 				answers.check(t, floods)
+				answers.counted(t, floods, before, faults(t, refusing, direction))
 				t.Logf("%d responses were stalled", stalled.Load())
 				if stalled.Load() < 100 {
 					t.Errorf("only %d responses were stalled: the attack shows nothing", stalled.Load())
@@ -350,8 +391,8 @@ func TestFloodsOfFrames(t *testing.T) {
 	reset := ofPeer["rapid reset"]
 	reset.want = alive
 	ofPeer["rapid reset"] = reset
-	add("a pod", byPod, frameFloods(), address, net.JoinHostPort(podIP(t, west, "sink"), "8080"), 40)
-	add("a peer", byPeer, ofPeer, p.gateway.String(), sink, 20)
+	add("a pod", byPod, frameFloods(), address, net.JoinHostPort(podIP(t, west, "sink"), "8080"), 40, west, "outbound")
+	add("a peer", byPeer, ofPeer, p.gateway.String(), sink, 20, east, "inbound")
 	runAttacksBeside(t, address, cases)
 }
 
