@@ -12,11 +12,18 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
 
-// handler answers / with who answers, /who?work=D with the pod's name after that time,
+// callerField is the header field, and the key of gRPC's metadata, that has the caller's
+// SPIFFE ID if the Service has the annotation causeway.dev/forward-identity: header.
+const callerField = "causeway-client-id"
+
+// handler answers / with who answers, /who?work=D with the pod's name after that time (and
+// with rest=D ends the response that time after its beginning),
+// /caller with the pod's name and each value of callerField, separated by spaces,
 // /download?bytes=N with N bytes that are the same everywhere, /checksum?bytes=N with their
 // SHA-256, and /early with 413, without reading what is uploaded.
 func handler(pod, cluster string, slowness int) http.Handler {
@@ -30,8 +37,20 @@ func handler(pod, cluster string, slowness int) http.Handler {
 			http.Error(w, "say how long: ?work=1ms", http.StatusBadRequest)
 			return
 		}
+		rest, err := time.ParseDuration(cmp.Or(r.FormValue("rest"), "0s"))
+		if err != nil {
+			http.Error(w, "say how long: ?rest=1ms", http.StatusBadRequest)
+			return
+		}
 		pause(r.Context(), work*time.Duration(slowness))
 		io.WriteString(w, pod)
+		if rest > 0 {
+			http.NewResponseController(w).Flush()
+			pause(r.Context(), rest)
+		}
+	})
+	mux.HandleFunc("GET /caller", func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, strings.Join(append([]string{pod}, r.Header.Values(callerField)...), " "))
 	})
 	mux.HandleFunc("GET /download", func(w http.ResponseWriter, r *http.Request) {
 		n, ok := size(w, r)

@@ -45,6 +45,14 @@ func TestHandler(t *testing.T) {
 			why: "callers count which pod answers", path: "/who?work=1ns", code: http.StatusOK,
 			check: func(b []byte) error { return equal("bar-1", string(b)) },
 		},
+		"rest": {
+			why: "callers see which pod answered, also if the response ends later", path: "/who?rest=1ns", code: http.StatusOK,
+			check: func(b []byte) error { return equal("bar-1", string(b)) },
+		},
+		"caller": {
+			why: "a pod that receives no identity reports none", path: "/caller", code: http.StatusOK,
+			check: func(b []byte) error { return equal("bar-1", string(b)) },
+		},
 		"no time":       {why: "a typing error is not an answer at once", path: "/who?work=long", code: http.StatusBadRequest},
 		"no size":       {why: "a typing error is not an endless download", path: "/download", code: http.StatusBadRequest},
 		"negative size": {why: "likewise", path: "/download?bytes=-1", code: http.StatusBadRequest},

@@ -5,20 +5,22 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// A bartender is bar by gRPC: Who answers with the pod's name, and Chat repeats each
-// message.
+// A bartender is bar by gRPC: Who answers with the pod's name, Caller with what /caller
+// answers, and Chat repeats each message.
 type bartender struct{ pod string }
 
 // barService is the gRPC service shop.Bar. Its messages are google.protobuf.StringValue.
 var barService = grpc.ServiceDesc{
 	ServiceName: "shop.Bar",
 	HandlerType: (*any)(nil),
-	Methods:     []grpc.MethodDesc{{MethodName: "Who", Handler: who}},
+	Methods:     []grpc.MethodDesc{{MethodName: "Who", Handler: who}, {MethodName: "Caller", Handler: caller}},
 	Streams:     []grpc.StreamDesc{{StreamName: "Chat", Handler: chat, ServerStreams: true, ClientStreams: true}},
 }
 
@@ -27,6 +29,14 @@ func who(b any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInt
 		return nil, err
 	}
 	return wrapperspb.String(b.(bartender).pod), nil
+}
+
+func caller(b any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	if err := decode(new(wrapperspb.StringValue)); err != nil {
+		return nil, err
+	}
+	answer := append([]string{b.(bartender).pod}, metadata.ValueFromIncomingContext(ctx, callerField)...)
+	return wrapperspb.String(strings.Join(answer, " ")), nil
 }
 
 func chat(_ any, s grpc.ServerStream) error {

@@ -145,6 +145,7 @@ func TestMesh(t *testing.T) {
 	t.Run("ports", func(t *testing.T) { m.everyPort(t) })
 	t.Run("nodes", func(t *testing.T) { m.everyNode(t) })
 	t.Run("one way", func(t *testing.T) { m.oneWay(t) })
+	t.Run("route", func(t *testing.T) { m.routeMoves(t) })
 	t.Run("hidden from one", func(t *testing.T) { m.hiddenFromOne(t) })
 	t.Run("one leaves", func(t *testing.T) { m.oneLeaves(t) })
 }
@@ -180,6 +181,27 @@ func (m mesh) seenAsThemselves(t *testing.T, since time.Time) {
 		}
 		return nil
 	})
+}
+
+// routeMoves: a weighted route moves a load from the mirror of one Link to that of another,
+// and no request fails.
+func (m mesh) routeMoves(t *testing.T) {
+	ctx := t.Context()
+	installRouteKinds(t, west)
+	two := barPods("two", "two", 2, 1) + teamService("two")
+	t.Cleanup(func() {
+		must(t, west.kubectl(background(), splitRouteTo("two-a", 1, 1), "delete", "--ignore-not-found", "-f", "-"))
+		must(t, m["a"].kubectl(background(), two, "delete", "--ignore-not-found", "--wait=false", "-f", "-"))
+		must(t, gone(t, "two-a"))
+	})
+	must(t, m["a"].kubectl(ctx, two, "apply", "-f", "-"))
+	openTeam(t, "one", 2, barPods("one", "one", 2, 1))
+	within(t, 90*time.Second, "the pods of the other cluster are ready", func() error { return m["a"].teamReady(ctx, "two", 2) })
+	within(t, soon, "its mirror answers", func() error {
+		_, err := west.curl(ctx, "client", "-sSf", "-m2", "http://two-a.shop/")
+		return err
+	})
+	moveUnderLoad(t, netOf(t, west, "client"), mirrorOf(t, "one-east", 80), "two-a")
 }
 
 // everyPort: the greeter, on another port of the same Service, is met on that port in each of the three.

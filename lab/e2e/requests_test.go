@@ -19,6 +19,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -132,6 +133,32 @@ func keepHTTP(t *testing.T, ns, address string, http2 bool) *keptClient {
 	return k
 }
 
+// forged is the SPIFFE ID that a forger claims to have.
+const forged = "spiffe://forged/ns/shop/sa/root"
+
+// A forger claims to have the SPIFFE ID forged.
+type forger struct{ http.RoundTripper }
+
+func (f forger) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("causeway-client-id", forged)
+	return f.RoundTripper.RoundTrip(r)
+}
+
+// keepHTTPCaller is a keptClient of HTTP/1.1 or HTTP/2 whose answers have the name of the
+// pod and the callers that the pod saw. Its requests claim to be from forged.
+func keepHTTPCaller(t *testing.T, ns, address string, http2 bool) *keptClient {
+	t.Helper()
+	k := new(keptClient)
+	client := httpClient(t, k.dialer(ns), http2, 1)
+	client.Transport = forger{client.Transport}
+	k.ask = func(ctx context.Context, _ time.Duration) (string, error) {
+		body, _, err := get(ctx, client, "http://"+address+"/caller")
+		return body, err
+	}
+	return k
+}
+
 // get GETs a URL. began reports that a response of the application began.
 func get(ctx context.Context, client *http.Client, url string) (body string, began bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -153,6 +180,22 @@ func get(ctx context.Context, client *http.Client, url string) (body string, beg
 // keepGRPC is a keptClient of unary calls.
 func keepGRPC(t *testing.T, ns, address string) *keptClient {
 	t.Helper()
+	return keepMethod(t, ns, address, "Who")
+}
+
+// keepGRPCCaller is keepHTTPCaller by unary calls.
+func keepGRPCCaller(t *testing.T, ns, address string) *keptClient {
+	t.Helper()
+	k := keepMethod(t, ns, address, "Caller")
+	ask := k.ask
+	k.ask = func(ctx context.Context, work time.Duration) (string, error) {
+		return ask(metadata.AppendToOutgoingContext(ctx, "causeway-client-id", forged), work)
+	}
+	return k
+}
+
+func keepMethod(t *testing.T, ns, address, method string) *keptClient {
+	t.Helper()
 	k := new(keptClient)
 	cc := have(grpc.NewClient("passthrough:///"+address, grpc.WithContextDialer(k.dialer(ns)),
 		grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
@@ -161,7 +204,7 @@ func keepGRPC(t *testing.T, ns, address string) *keptClient {
 		ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 		defer cancel()
 		var who wrapperspb.StringValue
-		err := cc.Invoke(ctx, "/shop.Bar/Who", wrapperspb.String("who?"), &who)
+		err := cc.Invoke(ctx, "/shop.Bar/"+method, wrapperspb.String("who?"), &who)
 		return who.GetValue(), err
 	}
 	return k
@@ -218,19 +261,28 @@ func (s spread) String() string {
 }
 
 // TestRequestsAreBalanced: the requests of one kept connection are spread evenly over ten
-// far pods, by every protocol.
+// far pods, by every protocol. If the Service forwards identities, each pod sees the SPIFFE
+// ID of the caller and nothing else, whatever the caller claims.
 func TestRequestsAreBalanced(t *testing.T) {
 	const pods, requests = 10, 10_000
 	openTeam(t, "ten", pods, barPods("ten", "ten", pods, 1))
-	ns, web, rpc := netOf(t, west, "client"), mirrorOf(t, "ten-east", 80), mirrorOf(t, "ten-east", 9000)
+	must(t, east.kubectl(t.Context(), "", "-n", "shop", "annotate", "service", "ten", "causeway.dev/forward-identity=header"))
+	ns, web, rpc, caller := netOf(t, west, "client"), mirrorOf(t, "ten-east", 80), mirrorOf(t, "ten-east", 9000), callerID(t, "client")
+	within(t, soon, "the Service forwards identities", func() error {
+		said, err := west.curl(t.Context(), "client", "-sSf", "-m5", "http://ten-east.shop/caller")
+		if err == nil && !strings.HasSuffix(said, " "+caller) {
+			err = fmt.Errorf("a pod saw %q", said)
+		}
+		return err
+	})
 	for _, tc := range []struct {
 		protocol string
 		keep     func(t *testing.T) *keptClient
 		workers  int
 	}{
-		{"HTTP1", func(t *testing.T) *keptClient { return keepHTTP(t, ns, web, false) }, 1},
-		{"HTTP2", func(t *testing.T) *keptClient { return keepHTTP(t, ns, web, true) }, 8},
-		{"gRPC", func(t *testing.T) *keptClient { return keepGRPC(t, ns, rpc) }, 8},
+		{"HTTP1", func(t *testing.T) *keptClient { return keepHTTPCaller(t, ns, web, false) }, 1},
+		{"HTTP2", func(t *testing.T) *keptClient { return keepHTTPCaller(t, ns, web, true) }, 8},
+		{"gRPC", func(t *testing.T) *keptClient { return keepGRPCCaller(t, ns, rpc) }, 8},
 	} {
 		t.Run(tc.protocol, func(t *testing.T) {
 			k := tc.keep(t)
@@ -239,6 +291,17 @@ func TestRequestsAreBalanced(t *testing.T) {
 			t.Logf("%d requests in %.1f s, variation %.3f: %v", requests, time.Since(start).Seconds(), got.variation(pods), got)
 			if v := got.variation(pods); v >= 0.15 || len(got) != pods {
 				t.Errorf("%d pods answered with a coefficient of variation of %.3f, want %d and less than 0.15", len(got), v, pods)
+			}
+			saw := make(map[string]bool)
+			for answer, n := range got {
+				pod, seen, _ := strings.Cut(answer, " ")
+				saw[pod] = true
+				if seen != caller {
+					t.Errorf("%s saw %q in %d requests, want %s alone", pod, seen, n, caller)
+				}
+			}
+			if len(saw) != pods {
+				t.Errorf("%d pods reported their caller, want %d", len(saw), pods)
 			}
 			if n := k.dials.Load(); n != 1 {
 				t.Errorf("%d connections were opened, want one", n)
@@ -312,8 +375,10 @@ func TestNewPodsGetTheirShare(t *testing.T) {
 }
 
 // A requestLoad sends GET requests at a fixed rate over kept connections, half of them by
-// HTTP/1.1 and half by HTTP/2. Requests do not wait for each other.
+// HTTP/1.1 and half by HTTP/2. Requests do not wait for each other. With startCalls it
+// makes unary calls beside them, a quarter as many.
 type requestLoad struct {
+	rate     int // requests per second
 	stop     func()
 	start    time.Time
 	requests sync.WaitGroup
@@ -322,16 +387,24 @@ type requestLoad struct {
 	times  []time.Duration
 	before []string // failures before a response began
 	after  []string // and those of a response that had begun
+	cut    []string // the pods whose responses those were
 	dials  int
+	calls  int
+	failed []string // calls that failed
 }
 
 const requestRate = 200
 
-// startRequests starts a load on a URL from a network namespace.
+// startRequests starts a load of requestRate on a URL from a network namespace.
 func startRequests(t *testing.T, ns, url string) *requestLoad {
 	t.Helper()
+	return startRequestsAt(t, ns, url, requestRate)
+}
+
+func startRequestsAt(t *testing.T, ns, url string, rate int) *requestLoad {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &requestLoad{stop: cancel, start: time.Now()}
+	l := &requestLoad{rate: rate, stop: cancel, start: time.Now()}
 	counted := func(ctx context.Context, address string) (net.Conn, error) {
 		l.mu.Lock()
 		l.dials++
@@ -341,7 +414,7 @@ func startRequests(t *testing.T, ns, url string) *requestLoad {
 	clients := [2]*http.Client{httpClient(t, counted, false, 0), httpClient(t, counted, true, 0)}
 	t.Cleanup(func() { cancel(); l.requests.Wait() })
 	l.requests.Go(func() {
-		paced(ctx, requestRate, math.MaxInt, func() { l.request(clients[rotation.Add(1)%2], url) })
+		paced(ctx, rate, math.MaxInt, func() { l.request(clients[rotation.Add(1)%2], url) })
 	})
 	return l
 }
@@ -350,7 +423,7 @@ var rotation atomic.Uint64
 
 func (l *requestLoad) request(client *http.Client, url string) {
 	start := time.Now()
-	_, began, err := get(background(), client, url)
+	pod, began, err := get(background(), client, url)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.times = append(l.times, time.Since(start))
@@ -359,10 +432,33 @@ func (l *requestLoad) request(client *http.Client, url string) {
 	}
 	text := fmt.Sprintf("%.2f s after the start, %.2f s long: %v", start.Sub(l.start).Seconds(), time.Since(start).Seconds(), err)
 	if began {
-		l.after = append(l.after, text)
+		l.after = append(l.after, pod+" "+text)
+		l.cut = append(l.cut, pod)
 	} else {
 		l.before = append(l.before, text)
 	}
+}
+
+// startCalls adds unary calls of an address to the load, over one kept connection.
+func (l *requestLoad) startCalls(t *testing.T, ns, address string) *requestLoad {
+	t.Helper()
+	k := keepGRPC(t, ns, address)
+	ctx, cancel := context.WithCancel(t.Context())
+	stop := l.stop
+	l.stop = func() { stop(); cancel() }
+	t.Cleanup(cancel)
+	l.requests.Go(func() {
+		paced(ctx, l.rate/4, math.MaxInt, func() {
+			start := time.Now()
+			_, err := k.ask(background(), 0)
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.calls++; err != nil {
+				l.failed = append(l.failed, fmt.Sprintf("%.2f s after the start: %v", start.Sub(l.start).Seconds(), err))
+			}
+		})
+	})
+	return l
 }
 
 // finish stops the load, waits for its requests, and returns a line with the results.
@@ -375,8 +471,9 @@ func (l *requestLoad) finish() string {
 	if n == 0 {
 		return "no request"
 	}
-	return fmt.Sprintf("%d requests in %.1f s over %d connections, p50 %s, p99 %s, slowest %s; failed: %d before the response began, %d after", n, took.Seconds(),
-		l.dials, milliseconds(l.times[n/2]), milliseconds(l.times[n*99/100]), milliseconds(l.times[n-1]), len(l.before), len(l.after))
+	return fmt.Sprintf("%d requests in %.1f s over %d connections, p50 %s, p99 %s, slowest %s; failed: %d before the response began, %d after, %d of %d calls", n, took.Seconds(),
+		l.dials, milliseconds(l.times[n/2]), milliseconds(l.times[n*99/100]), milliseconds(l.times[n-1]), len(l.before), len(l.after),
+		len(l.failed), l.calls)
 }
 
 // end finishes the load, and fails the test if a request failed before its response began.
@@ -396,12 +493,65 @@ func (l *requestLoad) end(t *testing.T) {
 	}
 }
 
+// cutNoMoreThan wants no response to be cut whose pod is alive, and otherwise no greater
+// share of responses and calls to fail than of a load that went to the same pods without
+// Causeway meanwhile. It is chance which responses pods are just sending when they go, so
+// the numbers may differ by three times the deviation of their difference. Without such a
+// load, no pod has gone, and nothing may fail.
+func (l *requestLoad) cutNoMoreThan(t *testing.T, beside *requestLoad, gone map[string]bool) {
+	t.Helper()
+	for i, pod := range l.cut {
+		if !gone[pod] {
+			t.Errorf("a response of a pod that is alive was cut: %s", l.after[i])
+		}
+	}
+	alone := beside == nil
+	if alone {
+		beside = &requestLoad{rate: l.rate}
+	}
+	compare := func(what string, failed, others []string) {
+		t.Helper()
+		n, m, times := float64(len(failed)), float64(len(others)), float64(l.rate)/float64(beside.rate)
+		if n-m*times > 3*math.Sqrt(n+m*times*times) || n > 0 && alone {
+			t.Errorf("%v %s failed, and %v without Causeway, of %v times fewer:\n%s", n, what, m, times,
+				strings.Join(failed[:min(len(failed), 20)], "\n"))
+		}
+	}
+	compare("responses", l.after, beside.after)
+	compare("calls", l.failed, beside.failed)
+}
+
+// teamPods are the names of a team's pods in east.
+func teamPods(t *testing.T, team string) map[string]bool {
+	t.Helper()
+	names := make(map[string]bool)
+	for _, p := range have(east.api.CoreV1().Pods("shop").List(t.Context(), metav1.ListOptions{LabelSelector: "team=" + team}))(t).Items {
+		names[p.Name] = true
+	}
+	return names
+}
+
 // TestRequestsSurvive: no GET request fails before its response began while pods,
-// gateways and agents go.
+// gateways and agents go. While pods go, no more responses are cut later than without
+// Causeway, of a smaller load to the same pods at the same time, and no more unary calls
+// fail. While gateways and agents go, none does.
 func TestRequestsSurvive(t *testing.T) {
 	const pods = 10
 	openTeam(t, "firm", pods, barPods("firm", "firm", pods, 1))
-	ns, url := netOf(t, west, "client"), "http://"+mirrorOf(t, "firm-east", 80)+"/who?work=5ms"
+	const who = "/who?work=5ms&rest=20ms"
+	ns, url, rpc := netOf(t, west, "client"), "http://"+mirrorOf(t, "firm-east", 80)+who, mirrorOf(t, "firm-east", 9000)
+	directURL := "http://" + publish(t, "firm-direct", "{team: firm}", 4143, 8080) + who
+	directRPC := publish(t, "firm-direct-rpc", "{team: firm}", 4143, 9000)
+	within(t, soon, "the pods answer without Causeway", func() error {
+		if _, err := fetch(t.Context(), ns, directURL); err != nil {
+			return err
+		}
+		c, err := dial(t.Context(), ns, directRPC)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
 	kill := func(args ...string) func(*testing.T) {
 		return func(t *testing.T) {
 			list := have(east.api.CoreV1().Pods("shop").List(t.Context(), metav1.ListOptions{LabelSelector: "team=firm"}))(t)
@@ -415,27 +565,40 @@ func TestRequestsSurvive(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		name string
+		pods bool // the pods of the application go
 		do   func(t *testing.T)
 	}{
-		{"Nothing", func(*testing.T) {}},
-		{"PodsKilled", kill("--force", "--grace-period=0")},
-		{"PodsDeleted", kill()},
-		{"DeploymentRolls", func(t *testing.T) {
+		{"Nothing", false, func(*testing.T) {}},
+		{"PodsKilled", true, kill("--force", "--grace-period=0")},
+		{"PodsDeleted", true, kill()},
+		{"DeploymentRolls", true, func(t *testing.T) {
 			must(t, east.kubectl(t.Context(), "", "-n", "shop", "rollout", "restart", "deployment/firm"))
 			must(t, east.kubectl(t.Context(), "", "-n", "shop", "rollout", "status", "deployment/firm", "--timeout=90s"))
 			within(t, time.Minute, "ten pods are ready again", func() error { return teamReady(t.Context(), "firm", pods) })
 		}},
-		{"GatewaysRoll", func(t *testing.T) { roll(t, east, "deployment", "gateway") }},
-		{"FarAgentsRoll", func(t *testing.T) { roll(t, east, "daemonset", "agent") }},
-		{"NearAgentsRoll", func(t *testing.T) { roll(t, west, "daemonset", "agent") }},
+		{"GatewaysRoll", false, func(t *testing.T) { roll(t, east, "deployment", "gateway") }},
+		{"FarAgentsRoll", false, func(t *testing.T) { roll(t, east, "daemonset", "agent") }},
+		{"NearAgentsRoll", false, func(t *testing.T) { roll(t, west, "daemonset", "agent") }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			l := startRequests(t, ns, url)
+			gone := teamPods(t, "firm")
+			l := startRequests(t, ns, url).startCalls(t, ns, rpc)
+			var beside *requestLoad
+			if tc.pods {
+				beside = startRequestsAt(t, ns, directURL, requestRate/4).startCalls(t, ns, directRPC)
+			}
 			sleep(t.Context(), 2*time.Second)
 			tc.do(t)
 			sleep(t.Context(), time.Until(l.start.Add(10*time.Second)))
 			sleep(t.Context(), 2*time.Second)
 			l.end(t)
+			if beside != nil {
+				t.Logf("without Causeway: %s", beside.finish())
+			}
+			for pod := range teamPods(t, "firm") {
+				delete(gone, pod)
+			}
+			l.cutNoMoreThan(t, beside, gone)
 		})
 	}
 }

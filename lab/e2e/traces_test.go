@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -125,7 +126,8 @@ func (c *otlpCollector) chain(id trace.TraceID, n int) ([]exportedSpan, error) {
 
 // TestTraces: one trace has the spans of a client, of the agent at its node, of the agent at
 // the application's node and of the application, each the parent of the next one. They
-// arrive at a collector that the agents find by the name of its Service.
+// arrive at a collector that the agents find by the name of its Service. A real Prometheus
+// has their IDs as exemplars of a native histogram.
 func TestTraces(t *testing.T) {
 	ctx := t.Context()
 	collector := &otlpCollector{}
@@ -246,6 +248,28 @@ func TestTraces(t *testing.T) {
 			}
 		})
 	}
+	t.Run("Prometheus", func(t *testing.T) {
+		p := startNativePrometheus(t)
+		ctx, span := tracer.Start(t.Context(), "client")
+		must(t, ask(false)(ctx))
+		span.End()
+		const duration = `causeway_request_duration_seconds{direction="outbound",service="traced",protocol="http1"}`
+		id := span.SpanContext().TraceID().String()
+		within(t, 20*time.Second, "an exemplar names the trace", func() error {
+			ids, err := p.exemplarsOf(t.Context(), duration)
+			if err == nil && !slices.Contains(ids, id) {
+				err = fmt.Errorf("there are exemplars of %v, want %s", ids, id)
+			}
+			return err
+		})
+		// A classic histogram has no value for these functions.
+		requests := have(p.value(t.Context(), "histogram_count("+duration+")"))(t)
+		median := have(p.value(t.Context(), "histogram_quantile(0.5, "+duration+")"))(t)
+		t.Logf("the native histogram has %v requests, their median is %.2f ms", requests, median*1000)
+		if requests < 2 || !(median > 0 && median < 5) {
+			t.Errorf("the native histogram has %v requests with a median of %v s", requests, median)
+		}
+	})
 	t.Run("not sampled", func(t *testing.T) {
 		id := trace.TraceID{1, 2, 3}
 		ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{TraceID: id, SpanID: trace.SpanID{1}}))
