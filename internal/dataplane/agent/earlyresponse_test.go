@@ -89,7 +89,7 @@ func TestEarlyResponse(t *testing.T) {
 func TestClientsOfEarlyResponses(t *testing.T) {
 	w := newHarness(t, serveHTTP(func(rw http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") == "" {
-			http.Error(rw, "who are you?", 401)
+			http.Error(rw, "who are you?", http.StatusUnauthorized)
 			return
 		}
 		body, _ := io.ReadAll(r.Body)
