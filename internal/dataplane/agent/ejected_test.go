@@ -134,8 +134,8 @@ func TestErrorStatusesEject(t *testing.T) {
 				eventually(t, "one is ejected", func() bool { request(); return w.west.hasEjected(route.EndpointID([]byte("the next"))) })
 				return
 			}
-			if got := spread(60); got["bar-1"] == 0 || got["bar-1"] > 36 {
-				t.Errorf("got %v, want about half of 60 requests at each", got)
+			if got := spread(60); len(got) != 2 || w.west.hasEjected(route.EndpointID([]byte("the next"))) {
+				t.Errorf("got %v, want requests at both, and none ejected", got)
 			}
 		})
 	}

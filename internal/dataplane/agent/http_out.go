@@ -535,15 +535,13 @@ func (r *outboundRequest) observe(o balance.Outcome) {
 }
 
 // isFailure reports whether a response counts as a failed try. An error response of the
-// far agent does, unless it denies the request. A response of the application does if the
+// far agent does, unless its status is final. A response of the application does if the
 // policy names its status.
 func (r *outboundRequest) isFailure(h *message.Head) bool {
 	if value, far := h.Get(httprelay.ErrorField); far {
 		r.addPeerError(value)
-		switch h.Status {
-		case http.StatusForbidden, http.StatusRequestHeaderFieldsTooLarge:
-			// Every endpoint would refuse the request, which is no measure of the application.
-			r.observe(balance.ServerError)
+		if isFinalStatus(h.Status) {
+			r.observe(balance.ServerError) // it is no measure of the application
 			return false
 		}
 		return true
@@ -552,6 +550,12 @@ func (r *outboundRequest) isFailure(h *message.Head) bool {
 		return r.policy.GRPCStatuses&(1<<status) != 0
 	}
 	return h.Status >= 400 && r.policy.Decide(retry.Attempt{Method: r.head.Method, Failure: retry.Status, Status: h.Status, Tries: 1}, nil).Retry
+}
+
+// isFinalStatus reports whether each endpoint would answer a request with this status of the
+// far agent: the caller may not make it, or it is too large.
+func isFinalStatus(status int) bool {
+	return status == http.StatusForbidden || status == http.StatusRequestHeaderFieldsTooLarge
 }
 
 // retry decides whether a failed try is followed by another.

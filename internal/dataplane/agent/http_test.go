@@ -659,7 +659,7 @@ func TestIdleAppConnectionHadEnded(t *testing.T) {
 	c := must(net.Dial("tcp", ln.Addr().String()))(t).(*net.TCPConn)
 	defer c.Close()
 	c.CloseWrite() // so it looks quiet, and writes fail
-	r := &inboundRequests{protocol: tunnel.Protocol_HTTP1}
+	r := &inboundRequests{in: new(inboundConn), protocol: tunnel.Protocol_HTTP1}
 	r.apps.idle = []idleApp{{AppConn: httprelay.NewAppConn(c)}}
 	f := &appRequest{session: r}
 	_, err := f.open(0, &message.Head{Method: "POST", Target: "/", Version: message.HTTP11}, nil, true)

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -590,9 +591,10 @@ func TestIdleExchangeStaysOpen(t *testing.T) {
 		watched := make(chan struct{})
 		go func() { defer close(watched); l.watch(life, current) }()
 		defer func() { stop(); <-watched }()
-		x, checks := newOpenExchange(c, nil, time.Now(), 0), 0
+		x := newOpenExchange(c, nil, time.Now(), 0)
+		var checks atomic.Int64
 		exchange, release := l.grant(life, current, func(s *state) error {
-			checks++
+			checks.Add(1)
 			return x.check(s, time.Now())
 		})
 		defer release()
@@ -601,8 +603,8 @@ func TestIdleExchangeStaysOpen(t *testing.T) {
 			if err := context.Cause(exchange); err != nil {
 				t.Fatalf("hour %d: the exchange ended: %v", hour, err)
 			}
-			if want := hour*int(time.Hour/recheckInterval) + 1; checks != want {
-				t.Fatalf("hour %d: %d checks, want %d", hour, checks, want)
+			if got, want := checks.Load(), int64(hour)*int64(time.Hour/recheckInterval)+1; got != want {
+				t.Fatalf("hour %d: %d checks, want %d", hour, got, want)
 			}
 		}
 		bubble.Pass(time.Hour + recheckInterval)
