@@ -201,8 +201,9 @@ func (g *gatewayKinds) probe(ctx context.Context) error {
 			continue
 		}
 		delete(g.missing, kind)
-		if !serves {
+		if !serves && g.failed[kind] {
 			delete(g.failed, kind)
+			g.forget(kind) // a watch that failed may have read some objects
 		}
 		if watched == serves && before == version {
 			continue

@@ -66,6 +66,10 @@ type process struct {
 	keys       *joinflow.Keys
 	freshness  *peering.Freshness
 	budgets    *wire.Budgets
+
+	listsMu sync.Mutex // guards lists
+	// lists are the watches whose first list has not come, by kindKey.
+	lists map[string]toolscache.InformerSynced
 }
 
 // wire puts the parts together and hands them to the manager, which runs them.
@@ -263,22 +267,49 @@ func (p *process) watch(ctx context.Context, kind client.Object,
 }
 
 // watchListed is watch for a kind that the controller may not list. It waits up to
-// syncTimeout for the first list. After an error the kind is not watched.
+// syncTimeout for the first list. After an error the list continues, and the next call
+// waits for the same list. Otherwise a list that takes longer would never end.
 func (p *process) watchListed(ctx context.Context, kind client.Object,
 	h toolscache.ResourceEventHandler) error {
-	synced, err := p.watch(ctx, kind, h)
+	synced, err := p.listing(ctx, kind, h)
 	if err != nil {
 		return err
 	}
 	waiting, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
-	if toolscache.WaitForCacheSync(waiting.Done(), synced) {
-		return nil
+	if !toolscache.WaitForCacheSync(waiting.Done(), synced) {
+		return fmt.Errorf("watch %T: %w", kind, context.Cause(waiting))
 	}
-	if err := p.mgr.GetCache().RemoveInformer(ctx, kind); err != nil {
-		p.log.Warn("a cache of a kind was not removed", "kind", fmt.Sprintf("%T", kind), "error", err)
+	p.listsMu.Lock()
+	defer p.listsMu.Unlock()
+	delete(p.lists, kindKey(kind))
+	return nil
+}
+
+// listing begins the watch of a kind, unless an earlier call has begun it and its first list
+// has not come yet.
+func (p *process) listing(ctx context.Context, kind client.Object,
+	h toolscache.ResourceEventHandler) (toolscache.InformerSynced, error) {
+	p.listsMu.Lock()
+	defer p.listsMu.Unlock()
+	if synced, ok := p.lists[kindKey(kind)]; ok {
+		return synced, nil
 	}
-	return fmt.Errorf("watch %T: %w", kind, context.Cause(waiting))
+	synced, err := p.watch(ctx, kind, h)
+	if err != nil {
+		return nil, err
+	}
+	if p.lists == nil {
+		p.lists = make(map[string]toolscache.InformerSynced)
+	}
+	p.lists[kindKey(kind)] = synced
+	return synced, nil
+}
+
+// kindKey returns a different text for each kind, and for each kind of which only the
+// metadata is read.
+func kindKey(kind client.Object) string {
+	return fmt.Sprintf("%T %v", kind, kind.GetObjectKind().GroupVersionKind())
 }
 
 // touchMirrors passes the mirrors that an object concerns to the mirror writer.

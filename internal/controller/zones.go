@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -45,7 +46,11 @@ func (z *zoneWatch) await(ctx context.Context) {
 		return
 	}
 	z.logged = true
-	z.log.Error("cannot list nodes, going on without zones until it can", "error", z.list(ctx))
+	err := z.list(ctx)
+	if err == nil {
+		err = errors.New("the list takes long")
+	}
+	z.log.Error("cannot list nodes, going on without zones until it can", "error", err)
 }
 
 // zoneInterval is how often run looks whether the zones have come.

@@ -26,20 +26,26 @@ type Limits struct {
 	// open twice as many.
 	ConnectionRatePerPod int
 
-	// perAccount is the most from all pods of a ServiceAccount; set by resolve.
-	perAccount int
+	// perAccount is the most from all pods of a ServiceAccount, and requests the most open
+	// requests of each direction. Both are set by resolve.
+	perAccount, requests int
 }
 
 // Defaults of Limits.
 const (
 	defaultConnections = 20_000
 	defaultPodRate     = 2_000
+	mostRequests        = 20_000
 )
 
 // connectionCost is what one connection of each direction takes. A connection has a
 // descriptor at either end. Both directions together may need twice as many; then
 // accepting pauses. In 1,000 idle connections an agent holds up to 49 KiB for each.
 var connectionCost = budget.Cost{Descriptors: 2, Memory: 2 * 64 << 10}
+
+// requestCost is what an open request takes. With HTTP/1 it has a connection to the
+// application.
+var requestCost = budget.Cost{Descriptors: 1, Memory: 32 << 10}
 
 // The default limits of this process.
 var defaultLimits = Limits{}.resolve(budget.Connections)
@@ -54,6 +60,7 @@ func (l Limits) resolve(possible func(most int, each budget.Cost) int) Limits {
 		ConnectionsPerPod:    min(cmp.Or(l.ConnectionsPerPod, max(1, all/2)), all),
 		ConnectionRatePerPod: cmp.Or(l.ConnectionRatePerPod, defaultPodRate),
 		perAccount:           min(max(accountShare(all), l.ConnectionsPerPod), all),
+		requests:             possible(mostRequests, requestCost),
 	}
 }
 

@@ -38,6 +38,9 @@ func TestLimits(t *testing.T) {
 			Limits{Connections: 10_000, ConnectionsPerLink: 10_000, ConnectionsPerPod: 10_000, ConnectionRatePerPod: 2_000}, 10_000},
 	} {
 		got := tc.set.resolve(func(most int, each budget.Cost) int {
+			if each == requestCost {
+				return 4 // requests have a limit of their own
+			}
 			if each != connectionCost {
 				t.Errorf("%s: asked for connections of %+v", name, each)
 			}
@@ -45,6 +48,9 @@ func TestLimits(t *testing.T) {
 		})
 		if diff := cmp.Diff(tc.want, got, cmpopts.IgnoreUnexported(Limits{})); diff != "" {
 			t.Errorf("%s: %s (-want +got):\n%s", name, tc.why, diff)
+		}
+		if got.requests != 4 {
+			t.Errorf("%s: %d requests, want 4", name, got.requests)
 		}
 		if got.perAccount != tc.ofAccount {
 			t.Errorf("%s: an account may have %d, want %d", name, got.perAccount, tc.ofAccount)

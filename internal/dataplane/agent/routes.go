@@ -37,6 +37,9 @@ func (m *mirror) addRoutes(f *wire.Frontend) error {
 			if err != nil {
 				errs = append(errs, fmt.Errorf("frontend %s, port %d: routes: %w", m.name, p.Index, err))
 			}
+			if nodestream.RoutesUnread(p) {
+				rules = rules.WithUnread()
+			}
 			byNamespace[routes.CallerNamespace] = rules
 			m.addTargets(routes)
 		}

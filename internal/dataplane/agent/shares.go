@@ -84,20 +84,21 @@ func newCallRates(l Limits) callRates {
 }
 
 // newConnShares returns the shares of limits that are resolved. Open requests are divided
-// like connections, but have no limits of their own.
+// as connections are by default.
 func newConnShares(l Limits) *connShares {
 	shares := func(perKey int) *budget.Shares { return budget.NewWithLimit(l.Connections, perKey) }
-	half := l.Connections / 2
+	requests := func(perKey int) *budget.Shares { return budget.NewWithLimit(l.requests, perKey) }
+	half := max(1, l.requests/2)
 	return &connShares{
 		sources:              shares(l.ConnectionsPerPod),
 		outboundAccounts:     shares(l.perAccount),
 		outboundLinks:        shares(l.ConnectionsPerLink),
-		inboundCallers:       shares(accountShare(l.Connections)),
+		inboundCallers:       shares(l.perAccount),
 		inboundLinks:         shares(l.ConnectionsPerLink),
-		outboundRequests:     shares(accountShare(l.Connections)),
-		outboundRequestLinks: shares(half),
-		inboundRequests:      shares(accountShare(l.Connections)),
-		inboundRequestLinks:  shares(half),
+		outboundRequests:     requests(accountShare(l.requests)),
+		outboundRequestLinks: requests(half),
+		inboundRequests:      requests(accountShare(l.requests)),
+		inboundRequestLinks:  requests(half),
 		waiting:              budget.New(maxWaiting),
 		probes:               budget.New(maxProbes),
 		windows:              budget.NewBytes(budget.WindowBytes()),

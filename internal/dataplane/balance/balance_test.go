@@ -715,6 +715,24 @@ func TestInvariants(t *testing.T) {
 	}
 }
 
+// Two goroutines that read the clock one after the other may come in the other order.
+func TestTimeOfEarlyErrorsGoesBack(t *testing.T) {
+	b := newTest(Config{}, endpoints(0, 2))
+	now := warm(t, b, 10, noon)
+	for _, at := range []time.Time{now.Add(time.Hour), now, now.Add(time.Hour)} {
+		c, err := b.Pick(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Finish(c, time.Microsecond, ServerError, at)
+	}
+	for _, e := range b.ranked {
+		if n := b.load(e, now); n < 0 || n > 3 {
+			t.Errorf("the load of an endpoint is %d after 3 requests", n)
+		}
+	}
+}
+
 func checkInvariants(t *testing.T, b *Balancer, open []Choice) {
 	t.Helper()
 	outstanding := map[*endpoint]int{}

@@ -108,7 +108,12 @@ func (b *Balancer) load(e *endpoint, now time.Time) int {
 	return e.outstanding + int(e.early+0.5)
 }
 
+// decayEarly reduces early to its value at now. It does nothing if early is from a later
+// time, because goroutines may call it in another order than they have read the clock.
 func (b *Balancer) decayEarly(e *endpoint, now time.Time) {
+	if now.Before(e.earlyAt) {
+		return
+	}
 	e.early *= math.Exp(-float64(now.Sub(e.earlyAt)) / b.typicalLatency(e, now))
 	if e.earlyAt = now; e.early < minEarly {
 		e.early = 0

@@ -335,13 +335,17 @@ func (l *Link) nextSuspected(now time.Time, most int, random func() float64) (Wo
 	return work, next
 }
 
-// nextUnusable probes some addresses in each round.
+// nextUnusable probes some addresses in each round, and of a link that no one uses only one.
 func (l *Link) nextUnusable(now time.Time, most int, random func() float64) (Work, time.Time) {
 	if now.Before(l.round) {
 		return Work{}, l.round
 	}
 	var work Work
-	for range min(roundSize, most, len(l.addresses)) {
+	size := roundSize
+	if l.Unused() {
+		size = 1
+	}
+	for range min(size, most, len(l.addresses)) {
 		a := l.addresses[l.rotation%len(l.addresses)]
 		l.rotation = (l.rotation + 1) % len(l.addresses)
 		l.start(a, now)

@@ -15,13 +15,21 @@ type Rules struct {
 	params map[string]int
 	// broken: every request gets an error.
 	broken bool
-	// unread: every request gets ErrUnread.
+	// unread: a request that no rule matches gets ErrUnread.
 	unread bool
 }
 
-// Unread returns the rules of a port whose routes are not known. Every request gets
+// Unread returns the rules of a port of which no routes are known. Every request gets
 // ErrUnread.
 func Unread() *Rules { return &Rules{unread: true} }
+
+// WithUnread returns rules for a port that may have further routes, which are not known. A
+// request that no rule matches gets ErrUnread, since one of those might match it.
+func (r *Rules) WithUnread() *Rules {
+	out := *r
+	out.unread = true
+	return &out
+}
 
 // A rule is a compiled Rule.
 type rule struct {

@@ -232,6 +232,22 @@ func TestInvalidMatches(t *testing.T) {
 	}
 }
 
+// Routes that are not known may match what those that are known do not.
+func TestWithUnread(t *testing.T) {
+	known, err := Compile([]Match{{PathKind: ExactPath, Path: "/a"}}, []Rule{to("r").Rule})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]error{"/a": nil, "/b": ErrUnread} {
+		if _, err := known.WithUnread().Match(get(path)); err != want {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+	}
+	if _, err := known.Match(get("/b")); err != ErrNoMatch {
+		t.Errorf("once all are known: %v, want %v", err, ErrNoMatch)
+	}
+}
+
 func TestPick(t *testing.T) {
 	backends := func(weights ...uint32) (out []Backend) {
 		for i, w := range weights {

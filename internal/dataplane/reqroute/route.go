@@ -31,8 +31,8 @@ var (
 	// ErrSteps reports that the regular expressions would do more work than one request
 	// may cause. The request gets status 431.
 	ErrSteps = errors.New("the values of the request are too long for the regular expressions of the routes")
-	// ErrUnread reports that the routes of the port are not known. The request gets
-	// status 503.
+	// ErrUnread reports that no rule matches, and that not all routes of the port are
+	// known. The request gets status 503.
 	ErrUnread = errors.New("the controller has not been able to read the routes since its start")
 )
 
@@ -40,10 +40,7 @@ var (
 // ErrSteps or ErrUnread.
 // A path that is ambiguous matches only rules that match every path.
 func (r *Rules) Match(h *message.Head) (Route, error) {
-	switch {
-	case r.unread:
-		return Route{}, ErrUnread
-	case r.broken:
+	if r.broken {
 		return Route{}, ErrNoBackend
 	}
 	path, query, err := h.NormalPath()
@@ -67,6 +64,9 @@ func (r *Rules) Match(h *message.Head) (Route, error) {
 			return Route{}, ErrPath
 		}
 		return Route{match: m, path: path}, nil
+	}
+	if r.unread {
+		return Route{}, ErrUnread
 	}
 	return Route{}, ErrNoMatch
 }
