@@ -294,7 +294,8 @@ func TestValuesReachTheirPlace(t *testing.T) {
 	}
 }
 
-// TestDefaultLimits: an upgrade that reuses older values renders the limits, too.
+// TestDefaultLimits: the chart also renders the limits in an upgrade that reuses older
+// values, which do not have them.
 func TestDefaultLimits(t *testing.T) {
 	for name, tc := range map[string]struct {
 		values           map[string]any

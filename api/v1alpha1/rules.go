@@ -200,7 +200,8 @@ const (
 	RetryOnGatewayError RetryCondition = "gateway-error"
 	// RetryOn5xx: the application answered 500 to 599.
 	RetryOn5xx RetryCondition = "5xx"
-	// RetryOnUnavailable: a gRPC application answered UNAVAILABLE, as Trailers-Only.
+	// RetryOnUnavailable: a gRPC application answered UNAVAILABLE in a Trailers-Only
+	// response.
 	RetryOnUnavailable RetryCondition = "unavailable"
 	// RetryOnIdempotent: PUT and DELETE are retried like GET, HEAD and OPTIONS.
 	RetryOnIdempotent RetryCondition = "idempotent"

@@ -17,15 +17,16 @@ import (
 	"time"
 )
 
-// callerField is the header field, and the key of gRPC's metadata, that has the caller's
-// SPIFFE ID if the Service has the annotation causeway.dev/forward-identity: header.
+// callerField is the header field, or the key of gRPC metadata, with the caller's SPIFFE
+// ID. It is there if the Service has the annotation causeway.dev/forward-identity:
+// header.
 const callerField = "causeway-client-id"
 
-// handler answers / with who answers, /who?work=D with the pod's name after that time (and
-// with rest=D ends the response that time after its beginning),
-// /caller with the pod's name and each value of callerField, separated by spaces,
-// /download?bytes=N with N bytes that are the same everywhere, /checksum?bytes=N with their
-// SHA-256, and /early with 413, without reading what is uploaded.
+// handler answers / with who answers, and /who?work=D with the pod's name after that
+// time. With rest=D, the response ends that time after its beginning. It answers /caller
+// with the pod's name and each value of callerField, separated by spaces,
+// /download?bytes=N with N bytes that are the same everywhere, /checksum?bytes=N with
+// their SHA-256, and /early with 413, without reading what is uploaded.
 func handler(pod, cluster string, slowness int) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {

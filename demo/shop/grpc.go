@@ -12,8 +12,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// A bartender is bar by gRPC: Who answers with the pod's name, Caller with what /caller
-// answers, and Chat repeats each message.
+// A bartender serves bar by gRPC: Who answers with the pod's name, Caller with what
+// /caller answers, and Chat repeats each message.
 type bartender struct{ pod string }
 
 // barService is the gRPC service shop.Bar. Its messages are google.protobuf.StringValue.

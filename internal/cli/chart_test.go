@@ -54,14 +54,15 @@ func TestChartSpeaksTheCommand(t *testing.T) {
 	}
 }
 
-// TestChartQuotesStrings renders the chart with names that YAML reads as numbers, booleans or
-// null without quotes. The result must be that of an ordinary name, with the name replaced.
+// TestChartQuotesStrings renders the chart with names that YAML reads as numbers,
+// booleans or null if they are not quoted. The result must equal that of an ordinary
+// name, with the name replaced.
 func TestChartQuotesStrings(t *testing.T) {
 	const ordinary = "ordinary-name"
 	render := func(name string) []any {
 		t.Helper()
 		cluster := name
-		if name[0] <= '9' { // a name of a cluster begins with a letter
+		if name[0] <= '9' { // a cluster name begins with a letter
 			cluster = "west"
 		}
 		r, err := charts.Render(name, map[string]any{
@@ -90,7 +91,7 @@ func TestChartQuotesStrings(t *testing.T) {
 	}
 }
 
-// replaced returns a value of JSON with one text replaced in all strings.
+// replaced returns a JSON value in all of whose strings after takes the place of before.
 func replaced(v any, before, after string) any {
 	switch v := v.(type) {
 	case string:
@@ -111,7 +112,7 @@ func replaced(v any, before, after string) any {
 	return v
 }
 
-// Limits are whole numbers from 0 on.
+// TestLimitFlags: a limit is an integer that is not negative.
 func TestLimitFlags(t *testing.T) {
 	for _, tc := range []struct {
 		arg string

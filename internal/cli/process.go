@@ -49,7 +49,7 @@ func postQuantumFlag(c *cobra.Command, p *bool) {
 	c.Flags().BoolVar(p, "post-quantum", true, "offer peers a post-quantum key share beside the classical one")
 }
 
-// limitFlag adds a flag for a limit, which is not negative. 0 means the default.
+// limitFlag adds a flag for a limit. The value must not be negative; 0 means the default.
 func limitFlag(c *cobra.Command, p *int, name, usage string) {
 	c.Flags().Var((*limit)(p), name, usage)
 }

@@ -29,8 +29,8 @@ const (
 	maxTapLines = 1024
 	// tapEndTimeout bounds the deletion of the Tap at the end.
 	tapEndTimeout = 5 * time.Second
-	// maxTapForwards is how many taps open at the same time, because the API server and the
-	// kubelets carry each forwarded port.
+	// maxTapForwards bounds how many taps the command opens at the same time, because the
+	// API server and the kubelets carry each forwarded port.
 	maxTapForwards = 32
 	// maxRefusalText is how much of an agent's error message is read.
 	maxRefusalText = 1 << 10

@@ -156,8 +156,8 @@ func TestTapInterrupted(t *testing.T) {
 	}
 }
 
-// TestTapBoundsForwards: a large cluster has more agents than ports that the command forwards
-// at once.
+// TestTapBoundsForwards: in a large cluster the command does not forward ports to all
+// agents at once.
 func TestTapBoundsForwards(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const agents = 3*maxTapForwards + 1

@@ -45,11 +45,12 @@ type gatewayKinds struct {
 	forget func(kind string)
 	log    *slog.Logger
 
-	// report passes on which kinds are unread, whenever that changes.
+	// report is called with the unread kinds whenever they change.
 	report func(unread []string)
 
 	current map[string]schema.GroupVersion // what is watched now, by kind; nil: no answer yet
-	// failed are the served kinds that could not be read since the start.
+	// failed are the served kinds that the controller has not been able to read since it
+	// started.
 	failed map[string]bool
 	// missing are the watched and failed kinds that the last answer did not have.
 	missing map[string]bool
@@ -232,9 +233,9 @@ func (g *gatewayKinds) probe(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// unread returns the kinds that the cluster serves, or may serve, and of which no
-// objects were read since the start. A kind that was read once stays read, although the
-// objects may be out of date.
+// unread returns the kinds that the cluster serves, or may serve, and of which the
+// controller has read no objects since it started. A kind that was read once stays read,
+// although its objects may be out of date.
 func (g *gatewayKinds) unread() []string {
 	var out []string
 	for _, kind := range gatewayKindNames {
@@ -245,9 +246,9 @@ func (g *gatewayKinds) unread() []string {
 	return out
 }
 
-// maxGatewayWait bounds how long the first pass waits for routes, because all else must
-// not wait forever. Frontends say which kinds are unread, so agents apply no rules that
-// lack routes of these.
+// maxGatewayWait bounds how long the first pass waits for routes, so that a kind that
+// cannot be read does not block everything else. Frontends name the unread kinds, so
+// agents apply no rules that lack routes of these kinds.
 const maxGatewayWait = 30 * time.Second
 
 // start probes until it has succeeded, or maxGatewayWait is over.
@@ -324,11 +325,12 @@ func (r *reconciler) takeRoutes(b *batch) {
 }
 
 // planRoutes decides about routes, and adds to the plan which frontends and statuses
-// differ now. unread are the kinds that are unread now; nil: as before.
+// differ now. unread lists the kinds that are unread now. It is nil if they have not
+// changed.
 func (r *reconciler) planRoutes(unread *[]string, now time.Time, p *plan) {
 	changes := r.routes.Flush()
 	if unread != nil {
-		// Flush has decided the rules, so no frontend loses the mark before it has them.
+		// Flush has computed the rules, so no frontend loses the mark before it has them.
 		r.setUnread(*unread)
 		r.imports.emitFrontends(p)
 		r.routesReplayed = false
@@ -347,7 +349,7 @@ func (r *reconciler) planRoutes(unread *[]string, now time.Time, p *plan) {
 	grantsUnread := slices.Contains(r.imports.unread, nodestream.GrantKind)
 	for _, id := range routes {
 		if grantsUnread && r.routes.NeedsGrants(id) {
-			continue // the status would say that a backend is not permitted
+			continue // the status would wrongly say that a backend is not permitted
 		}
 		if s, differs := r.routes.Status(id, now); s.ID == id {
 			p.routes = append(p.routes, routeStatus{s, differs})

@@ -43,7 +43,7 @@ type importer struct {
 	// placedAt is the reverse of the placed of all Links.
 	placedAt map[catalog.Key]placement
 	routes   *gatewayroutes.Index
-	// unread are the kinds of the Gateway API that are unread.
+	// unread lists the kinds of the Gateway API that the controller has not read yet.
 	unread []string
 }
 
@@ -419,8 +419,8 @@ func (m *importer) emitFrontends(p *plan) {
 	}
 }
 
-// unreadFor returns the unread kinds that can change the rules of a mirror. Grants can if
-// a route of the mirror needs one.
+// unreadFor returns the unread kinds that can change the rules of a mirror.
+// ReferenceGrants can change them only if a route of the mirror needs one.
 func (m *importer) unreadFor(mirror catalog.Key) []string {
 	if !slices.Contains(m.unread, nodestream.GrantKind) || m.routes.MirrorNeedsGrants(mirror) {
 		return m.unread

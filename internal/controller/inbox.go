@@ -45,8 +45,9 @@ type batch struct {
 	// has the kinds that were listed, and those that the cluster does not serve any more.
 	// The objects in the batch are newer.
 	gatewayKeys map[string]map[catalog.Key]bool
-	// unreadKinds are the kinds of the Gateway API that are unread. It is nil if that has
-	// not changed. What was read is in this batch or in an earlier one.
+	// unreadKinds points to the list of the Gateway API kinds that are unread. It is nil
+	// if the list has not changed. The objects of kinds that have left the list are in
+	// this batch or in an earlier one.
 	unreadKinds *[]string
 
 	// conditionsKind is the version in which ServiceExports have conditions, or the zero

@@ -64,8 +64,8 @@ func newReconcilerMetrics(reg prometheus.Registerer) *reconcilerMetrics {
 		}),
 		unread: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "causeway_controller_unread_kinds",
-			Help: "Whether the controller has not been able to read a served kind of the Gateway API since " +
-				"its start (1 or 0).",
+			Help: "Whether the controller has read no objects of a served Gateway API kind since it " +
+				"started (1 or 0).",
 		}, []string{"kind"}),
 	}
 	for _, kind := range gatewayKindNames {

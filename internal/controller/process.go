@@ -156,7 +156,7 @@ func (p *process) reconcile(ctx context.Context) error {
 }
 
 // watchAll starts a cache of each kind and passes its events to the inbox. It returns
-// when the inbox has all objects. Nodes may come later, and are then in zones.
+// when the inbox has all objects. Only Nodes may come later. zones then waits for them.
 func (p *process) watchAll(ctx context.Context, r *reconciler) (zones *zoneWatch, err error) {
 	in, touch := r.inbox, p.touchMirrors(r.leader.writer)
 	if zones, err = p.watchZones(ctx); err != nil {
@@ -251,8 +251,8 @@ func (p *process) watchAll(ctx context.Context, r *reconciler) (zones *zoneWatch
 }
 
 // watch adds an event handler for a kind. The result reports whether the handler has been
-// given all objects that there were. watch does not wait for the first list, which does
-// not come if the controller may not list the kind.
+// given all objects that there were. watch does not wait for the first list, because it
+// never comes if the controller has no permission to list the kind.
 func (p *process) watch(ctx context.Context, kind client.Object,
 	h toolscache.ResourceEventHandler) (toolscache.InformerSynced, error) {
 	informer, err := p.mgr.GetCache().GetInformer(ctx, kind, cache.BlockUntilSynced(false))
@@ -266,7 +266,7 @@ func (p *process) watch(ctx context.Context, kind client.Object,
 	return registration.HasSynced, nil
 }
 
-// watchListed is watch for a kind that the controller may not list. It waits up to
+// watchListed is watch for a kind whose list may be forbidden. It waits up to
 // syncTimeout for the first list. After an error the list continues, and the next call
 // waits for the same list. Otherwise a list that takes longer would never end.
 func (p *process) watchListed(ctx context.Context, kind client.Object,
@@ -286,8 +286,8 @@ func (p *process) watchListed(ctx context.Context, kind client.Object,
 	return nil
 }
 
-// listing begins the watch of a kind, unless an earlier call has begun it and its first list
-// has not come yet.
+// listing begins the watch of a kind, unless an earlier call has begun it and its first
+// list has not come yet.
 func (p *process) listing(ctx context.Context, kind client.Object,
 	h toolscache.ResourceEventHandler) (toolscache.InformerSynced, error) {
 	p.listsMu.Lock()

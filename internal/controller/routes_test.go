@@ -282,8 +282,8 @@ func TestRouteStatusYieldsToOtherControllers(t *testing.T) {
 	}, eastLink(), shop(), exportedLocal(), httpRoute("a", "local"))
 }
 
-// Another controller removes all entries but its own at each change of the status. Both
-// must not write forever as fast as they can.
+// TestContestedRouteStatus: another controller removes all entries but its own at each
+// change of the status. The two controllers must not write forever as fast as they can.
 func TestContestedRouteStatus(t *testing.T) {
 	var log logLines
 	west()
@@ -322,7 +322,7 @@ func TestContestedRouteStatus(t *testing.T) {
 			bubble.Pass(5 * time.Second)
 			want := []string{"Accepted=False NoMatchingParent"}
 			if got := r.routeConditions(t, "a"); !slices.Equal(got, want) {
-				t.Errorf("another status has to wait for the pause of the last one: %q", got)
+				t.Errorf("a new status waited for the pause of the previous one: %q", got)
 			}
 			bubble.Pass(time.Hour)
 			if n := contest(10 * time.Second); n < 2 {
@@ -546,13 +546,13 @@ func TestGatewayKindsUnread(t *testing.T) {
 			answers: []answer{{}, {}},
 			want:    [][]string{nil, nil},
 		},
-		"the right comes": {
+		"permission comes later": {
 			why:     "the kind was read",
 			answers: []answer{{both, http}, {both, http}, {both, ""}},
 			want:    [][]string{{http}, {http}, nil},
 		},
 		"unreadable later": {
-			why:     "a kind that is installed without the right for it can have objects",
+			why:     "a kind that is installed without permission to read it can have objects",
 			answers: []answer{{}, {both, grpc}, {both, ""}},
 			want:    [][]string{nil, {grpc}, nil},
 		},
@@ -614,8 +614,8 @@ func TestGatewayKindsUnread(t *testing.T) {
 	}
 }
 
-// While a kind is unread, the frontends say so. They lose the mark together with the
-// first rules.
+// TestUnreadKindsReachAgents: while a kind is unread, the frontends name it. They lose
+// this mark together with their first rules.
 func TestUnreadKindsReachAgents(t *testing.T) {
 	byHand(t, func(t *testing.T, r *replica) {
 		r.setUnread([]string{"ReferenceGrant", "HTTPRoute"})
@@ -653,8 +653,8 @@ func TestUnreadKindsReachAgents(t *testing.T) {
 	}, eastLink(), shop())
 }
 
-// While ReferenceGrants are unread, a route that needs one gets no status, and its mirror
-// keeps its rules.
+// TestUnreadGrants: while ReferenceGrants are unread, a route that needs one gets no
+// status, and its mirror has the mark.
 func TestUnreadGrants(t *testing.T) {
 	route := httpRoute("a", "bar-east", "pay-east")
 	route.Spec.Rules[0].BackendRefs[0].Namespace = new(gatewayv1.Namespace("bank"))

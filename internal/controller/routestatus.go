@@ -29,7 +29,8 @@ const (
 	// maxContestedPause is the longest pause between two writes of a status that another
 	// controller removes each time.
 	maxContestedPause = 10 * time.Minute
-	// contestedWarning is the pause from which on such a route is logged.
+	// contestedWarning is the shortest pause at which the controller logs a warning about
+	// such a route.
 	contestedWarning = 30 * time.Second
 )
 
@@ -52,7 +53,7 @@ type routeStatus struct {
 	differs bool
 }
 
-// pendingRoute is a status to write, or the memory of a write.
+// pendingRoute is a status to write, or a record of the last write.
 type pendingRoute struct {
 	want     *gatewayroutes.Status // nil: none
 	due      time.Time             // when it is written
@@ -60,19 +61,19 @@ type pendingRoute struct {
 
 	written *gatewayroutes.Status // what was written last; nil: nothing
 	wroteAt time.Time
-	// pause is the least time from wroteAt to the next write. It doubles each time that
-	// the status that was written is gone.
+	// pause is the shortest time from wroteAt to the next write. It doubles each time
+	// that another controller has removed the written status.
 	pause  time.Duration
-	warned bool // that another controller removes the status
+	warned bool // the log has a warning about the other controller
 }
 
-// forgotten reports whether the pause is over, and the status has then stayed for as long
-// as another pause.
+// forgotten reports whether the record can be dropped: there is nothing to write, the
+// pause is over, and the status has then stayed for as long as another pause.
 func (p *pendingRoute) forgotten(now time.Time) bool {
 	return p.want == nil && !now.Before(p.wroteAt.Add(2*p.pause))
 }
 
-// set makes s the next to write.
+// set makes s the status that is written next.
 func (p *pendingRoute) set(s *gatewayroutes.Status, now time.Time) {
 	contested := p.written != nil && reflect.DeepEqual(p.written, s)
 	waiting := p.want != nil
@@ -150,7 +151,7 @@ func (w *routeStatuses) write(ctx context.Context, _ int) (time.Duration, error)
 }
 
 // next returns a status that is due, or nil and how long it takes until one is; 0: there
-// is none. It drops what is forgotten.
+// is none. It drops the records that are forgotten.
 func (w *routeStatuses) next(now time.Time) (*gatewayroutes.Status, time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -173,7 +174,7 @@ func (w *routeStatuses) next(now time.Time) (*gatewayroutes.Status, time.Duratio
 }
 
 // done records the result of a write. wrote is false if the route had the status already,
-// or was not the one that was decided about.
+// or if it has been deleted or changed since the reconciler decided about it.
 func (w *routeStatuses) done(s *gatewayroutes.Status, wrote bool, err error, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -18,17 +18,17 @@ import (
 	"github.com/causeway-mesh/causeway/internal/bubble"
 )
 
-// forbiddenCache is a cache whose kinds are listed at once, except one that the API
-// server does not let it list.
+// forbiddenCache is a cache that lists all kinds at once, except one that the API server
+// forbids it to list.
 type forbiddenCache struct {
 	cache.Cache
 	forbids func(client.Object) bool
-	// forbidden is the informer of the forbidden kind, and removed its removals.
+	// forbidden is the informer of the forbidden kind. removed counts its removals.
 	forbidden *controllertest.FakeInformer
 	removed   int
 }
 
-// GetInformer waits for the first list unless it is told not to, as that of
+// GetInformer waits for the first list unless an option says otherwise, as that of
 // controller-runtime does.
 func (f *forbiddenCache) GetInformer(ctx context.Context, o client.Object,
 	opts ...cache.InformerGetOption) (cache.Informer, error) {
@@ -66,7 +66,8 @@ func forbidding(t *testing.T, kind client.Object, log *slog.Logger,
 	})
 }
 
-// A controller that may not list a kind of the Gateway API must not wait for it forever.
+// TestForbiddenGatewayKind: a controller that has no permission to list a kind of the
+// Gateway API must not wait for it forever.
 func TestForbiddenGatewayKind(t *testing.T) {
 	kind := gatewayV1.WithKind("HTTPRoute")
 	forbidding(t, gatewayObject(kind), discardLog, func(t *testing.T, r *replica, c *forbiddenCache) {
@@ -88,8 +89,8 @@ func TestForbiddenGatewayKind(t *testing.T) {
 	})
 }
 
-// A controller that may not list nodes begins to work without zones, and learns them when
-// it may.
+// TestForbiddenNodes: a controller that has no permission to list nodes starts without
+// zones. It learns them when it gets the permission.
 func TestForbiddenNodes(t *testing.T) {
 	var log logLines
 	forbidding(t, nodeKind(), log.logger(), func(t *testing.T, r *replica, c *forbiddenCache) {
@@ -126,7 +127,7 @@ func TestForbiddenNodes(t *testing.T) {
 	})
 }
 
-// What may be listed is listed without a wait.
+// TestNothingForbidden: a controller that may list all kinds does not wait.
 func TestNothingForbidden(t *testing.T) {
 	forbidding(t, nodeKind(), discardLog, func(t *testing.T, r *replica, c *forbiddenCache) {
 		c.forbids = func(client.Object) bool { return false }

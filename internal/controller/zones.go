@@ -11,8 +11,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// zoneWatch waits for the zones of nodes. A controller that may not list nodes works
-// without zones, because they only decide which endpoints requests prefer.
+// zoneWatch waits for the zones of nodes. A controller that has no permission to list
+// nodes works without zones, because they only decide which endpoints requests prefer.
 type zoneWatch struct {
 	synced toolscache.InformerSynced
 	// list returns why nodes cannot be listed, or nil.
@@ -37,8 +37,8 @@ func (p *process) watchZones(ctx context.Context) (*zoneWatch, error) {
 	return &zoneWatch{synced: synced, list: list, log: p.log}, nil
 }
 
-// await waits up to syncTimeout for the zones, so that a restart changes no zone that
-// agents and gateways know. If the zones do not come, it logs why.
+// await waits up to syncTimeout for the zones, so that agents and gateways keep the zones
+// that they know when the controller restarts. If the zones do not come, await logs why.
 func (z *zoneWatch) await(ctx context.Context) {
 	waiting, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
@@ -53,11 +53,12 @@ func (z *zoneWatch) await(ctx context.Context) {
 	z.log.Error("cannot list nodes, going on without zones until it can", "error", err)
 }
 
-// zoneInterval is how often run looks whether the zones have come.
+// zoneInterval is how often run checks whether the zones have come.
 const zoneInterval = time.Second
 
-// run returns when the zones have come, or when ctx ends. The informer tries to list
-// nodes again, and its handler passes on the zones.
+// run returns when the zones have come, or when ctx ends. The informer retries to list
+// nodes, and its handler passes the zones on. If await has logged that the zones are
+// missing, run logs that they have come.
 func (z *zoneWatch) run(ctx context.Context) {
 	if !z.logged {
 		return

@@ -293,7 +293,7 @@ func (x *Index) Rules(mirror catalog.Key, port uint32) []*wire.RouteRules {
 // whether the grant exists or not.
 func (x *Index) NeedsGrants(id ID) bool { return x.routes[id] != nil && len(x.routes[id].granters) > 0 }
 
-// MirrorNeedsGrants reports whether NeedsGrants is true for a route of a mirror.
+// MirrorNeedsGrants reports whether NeedsGrants is true for any route of a mirror.
 func (x *Index) MirrorNeedsGrants(mirror catalog.Key) bool {
 	for id := range x.routesOf(mirror) {
 		if x.NeedsGrants(id) {

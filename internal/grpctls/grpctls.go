@@ -32,7 +32,7 @@ const HandshakeTimeout = 5 * time.Second
 
 var (
 	// ErrALPN reports a peer that did not agree on an ALPN protocol of the plane.
-	ErrALPN = errors.New("peer did not agree on the ALPN protocol")
+	ErrALPN = errors.New("peer did not agree on an ALPN protocol of the plane")
 	// ErrSession reports a session that was resumed or has another version than TLS 1.3.
 	ErrSession = errors.New("TLS session was resumed or is not TLS 1.3")
 )

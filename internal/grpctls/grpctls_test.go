@@ -142,7 +142,8 @@ func TestServerHandshake(t *testing.T) {
 	}
 }
 
-// TestVersionsAreNegotiated: two versions of Causeway agree on the best that both know.
+// TestVersionsAreNegotiated: two versions of Causeway agree on the best protocol that
+// both know.
 func TestVersionsAreNegotiated(t *testing.T) {
 	newer, older := []string{"plane/3", "plane/2"}, []string{"plane/2"}
 	for name, tc := range map[string]struct {

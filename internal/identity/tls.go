@@ -9,14 +9,15 @@ import (
 	"time"
 )
 
-// A Plane is the purpose of a connection: the ALPN protocols that its connections may
-// negotiate, one for each version, best first. A client offers all of them, and the server
-// takes the first of its own that the client offers. So two versions of Causeway agree on
-// the best that both know, and a peer of one plane cannot connect to another. The version
-// of a connection is the NegotiatedProtocol of its tls.ConnectionState.
+// A Plane is the purpose of a connection. It lists the ALPN protocols that its
+// connections may negotiate, one for each version, best first. A client offers all of
+// them, and the server takes the first of its own that the client offers. So two versions
+// of Causeway agree on the best protocol that both know, and a peer of one plane cannot
+// connect to another. The version of a connection is the NegotiatedProtocol of its
+// tls.ConnectionState.
 type Plane []string
 
-// The planes. Nothing changes them.
+// The planes. They must not be changed.
 var (
 	PlaneTunnel  = Plane{"causeway-tunnel/2"}
 	PlaneCatalog = Plane{"causeway-catalog/1"}

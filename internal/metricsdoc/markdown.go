@@ -15,8 +15,8 @@ node, and on the node's address if the chart's value ` + "`monitoring.exposeAgen
 
 An agent has at most 2,000 series of requests (` + "`causeway_request*`" + `, ` + "`causeway_endpoint*`" + ` and
 ` + "`causeway_retry*`" + `). What exceeds them counts in series whose labels except ` + "`direction`" + ` are
-` + "`other`" + `. The duration is a native histogram too, for a scraper that takes those. Counters
-of an agent by ` + "`link`" + ` have series for 64 Links; further ones count as ` + "`other`" + `.
+` + "`other`" + `. The duration is a native histogram too, for a scraper that takes those. An
+agent's counters with the label ` + "`link`" + ` have series for 64 Links. Further Links count as ` + "`other`" + `.
 `
 
 // Markdown returns docs/metrics.md.

@@ -30,7 +30,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// ALPN are the protocols of the node stream, best first: identity.PlaneNode.
+// ALPN lists the ALPN protocols of the node stream, best first. It equals
+// identity.PlaneNode.
 var ALPN = []string{"causeway-node/1"}
 
 const (

@@ -10,18 +10,19 @@ import (
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// GrantKind is the kind that has no routes itself. Routes of all kinds can depend on
-// its objects.
+// GrantKind is the kind of ReferenceGrants. It is not a kind of routes, but routes of all
+// kinds can depend on its objects.
 const GrantKind = "ReferenceGrant"
 
-// RoutesUnread reports that a port can have routes that are not known.
+// RoutesUnread reports whether a port can have routes that are not known.
 func RoutesUnread(p *wire.FrontendPort) bool {
 	return slices.ContainsFunc(p.UnreadRouteKinds, func(kind string) bool { return kind != GrantKind })
 }
 
-// keepRoutes replaces in view the frontends among the upserts of d that come from a
-// controller that has not read all routes. Their ports get the routes that they have in
-// current, as far as the unread kinds can change these. view must not be published yet.
+// keepRoutes handles the frontends among the upserts of d that come from a controller
+// that has not read all routes. It replaces them in view by copies. The ports of a copy
+// keep the routes that they have in current, as far as the unread kinds can change these
+// routes. view must not be published yet.
 func keepRoutes(view View, d delta.Delta[decoded], current View) {
 	for _, v := range d.Upserts {
 		f := v.resource.GetFrontend()

@@ -214,7 +214,8 @@ const (
 	RetryGatewayError
 	// Retry5xx: the application answered 500 to 599.
 	Retry5xx
-	// RetryUnavailable: a gRPC application answered UNAVAILABLE, as Trailers-Only.
+	// RetryUnavailable: a gRPC application answered UNAVAILABLE in a Trailers-Only
+	// response.
 	RetryUnavailable
 	// RetryIdempotent: not only GET, HEAD and OPTIONS are retried after they may have
 	// reached the application, but PUT and DELETE, too.

@@ -76,9 +76,9 @@ type attackCase struct {
 	memory float64
 	// admitted is the number of admitted connections. It must be set if memory is.
 	admitted *atomic.Int64
-	// sane, if not 0, takes the place of the constant sane.
+	// sane replaces the constant sane; 0: it does not.
 	sane time.Duration
-	// check, if not nil, wants the attack to have been answered as it must be.
+	// check, if not nil, fails the test if the attack was not answered as it must be.
 	check func(t *testing.T)
 }
 

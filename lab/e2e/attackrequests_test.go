@@ -29,17 +29,17 @@ import (
 // A frameFlood is what a hostile client of HTTP/2 sends.
 type frameFlood struct {
 	// want is how Causeway must answer: by GOAWAY with this text, with this status, or
-	// alive, if the connection lives on.
+	// alive, if the connection stays open.
 	want string
 	// start is sent once, and step is sent again and again until the connection ends.
 	start, step func(w *http2.Framer, i uint32)
 }
 
-// bombs is how many compression bombs a connection sends. It lives on, because each is
-// refused alone, so more of them take more CPU time and nothing else.
+// bombs is how many compression bombs a connection sends. The connection stays open,
+// because Causeway refuses each bomb alone. So more bombs would only take more CPU time.
 const bombs = 50
 
-// alive is the answer of a connection that lives on.
+// alive is the answer of a connection that stays open.
 const alive = "alive"
 
 // requestBlock is the header block of a GET request, with more fields.
@@ -58,8 +58,8 @@ func openStream(w *http2.Framer, i uint32, block []byte, ended bool) {
 	w.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: block, EndHeaders: true, EndStream: ended})
 }
 
-// frameFloods are those that are known from attacks on other servers. docs/design/0024
-// explains the limits.
+// frameFloods returns floods that are known from attacks on other servers.
+// docs/design/0024 explains the limits.
 func frameFloods() map[string]frameFlood {
 	slow := requestBlock("/who?work=1s")
 	big := bytes.Repeat([]byte("a"), 16_000)
@@ -97,8 +97,8 @@ func frameFloods() map[string]frameFlood {
 	}
 }
 
-// floodTime is how long one connection floods at most, and waits for the answer. A sink
-// does not answer.
+// floodTime bounds how long one connection floods and waits for the answer. sinkTime is
+// the same for a sink, which does not answer.
 const floodTime, sinkTime = 10 * time.Second, 2 * time.Second
 
 // lastPing follows the last frame of a flood.
@@ -132,7 +132,8 @@ func (f frameFlood) run(c net.Conn, limit time.Duration) string {
 	return <-answer
 }
 
-// readAnswer reads frames until one is the answer want, or says why there was none.
+// readAnswer reads frames until one is the answer want. Otherwise it returns why there
+// was none.
 func readAnswer(c net.Conn, want string) string {
 	r := http2.NewFramer(nil, c)
 	r.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -161,7 +162,7 @@ func readAnswer(c net.Conn, want string) string {
 	}
 }
 
-// answers count how floods were answered, by the name of the flood and the answer.
+// floodAnswers counts how floods were answered, by the name of the flood and the answer.
 type floodAnswers struct {
 	mu  sync.Mutex // guards got
 	got map[string]map[string]int
@@ -179,8 +180,8 @@ func (a *floodAnswers) add(name, answer string) {
 	a.got[name][answer]++
 }
 
-// check wants most connections of each flood to have been answered as it must be.
-// Some may be reset by a limit of the pod or of its account before that.
+// check fails the test unless most connections of each flood were answered as they must
+// be. A limit of the pod or of its account may reset some before that.
 func (a *floodAnswers) check(t *testing.T, floods map[string]frameFlood) {
 	t.Helper()
 	for name, f := range floods {
@@ -195,8 +196,8 @@ func (a *floodAnswers) check(t *testing.T, floods map[string]frameFlood) {
 	}
 }
 
-// faults are the faults of HTTP/2 that a cluster's agents have counted in requests of a
-// direction, by the reason.
+// faults returns the HTTP/2 faults that a cluster's agents have counted in requests of a
+// direction, by reason.
 func faults(t *testing.T, c *cluster, direction string) map[string]float64 {
 	t.Helper()
 	out := make(map[string]float64)
@@ -212,7 +213,7 @@ func faults(t *testing.T, c *cluster, direction string) map[string]float64 {
 	return out
 }
 
-// counted wants agents to have counted each answer since before.
+// counted fails the test unless agents have counted each answer between before and after.
 func (a *floodAnswers) counted(t *testing.T, floods map[string]frameFlood, before, after map[string]float64) {
 	t.Helper()
 	for name, f := range floods {
@@ -255,7 +256,7 @@ func floodFrames(open opener, floods map[string]frameFlood, perSecond int, answe
 	}
 }
 
-// stallWindows opens connections with windows of no bytes. Each asks for many long
+// stallWindows opens connections with receive windows of 0 bytes. Each asks for many long
 // responses, and reads none. stalled counts the responses that began.
 func stallWindows(open opener, perSecond, streams int, stalled *atomic.Int64) attack {
 	return func(ctx context.Context, at target) int {
@@ -293,7 +294,7 @@ func stallWindows(open opener, perSecond, streams int, stalled *atomic.Int64) at
 	}
 }
 
-// together is two attacks at the same time.
+// together runs two attacks at the same time.
 func together(a, b attack) attack {
 	return func(ctx context.Context, at target) int {
 		var both sync.WaitGroup
@@ -305,9 +306,9 @@ func together(a, b attack) attack {
 	}
 }
 
-// TestFloodsOfFrames: a pod or a linked peer that floods Causeway by HTTP/2 makes no
-// request of another pod to the same Service fail. Each connection is refused for the
-// right reason, as its GOAWAY tells, and agents count each.
+// TestFloodsOfFrames: a pod or a linked peer floods Causeway with HTTP/2 frames. No
+// request of another pod to the same Service fails. Causeway refuses each connection for
+// the right reason, and agents count each refusal.
 func TestFloodsOfFrames(t *testing.T) {
 	ctx := t.Context()
 	offer(t, service("flood", recognized, httpPort), "flood-east")
@@ -344,7 +345,7 @@ func TestFloodsOfFrames(t *testing.T) {
 		var stalled atomic.Int64
 		flood, stall := floodFrames(open, floods, rate, &answers), stallWindows(open, 2, 100, &stalled)
 		cases["floods and stalled windows by "+who] = attackCase{
-			why:  "a connection that costs more than it uses ends, and a response that nobody reads holds few bytes",
+			why:  "a connection that costs more than it uses ends, and an unread response holds few bytes",
 			sane: time.Second,
 			attack: func(ctx context.Context, at target) int {
 				if !at.sink {
@@ -359,14 +360,14 @@ func TestFloodsOfFrames(t *testing.T) {
 				answers.counted(t, floods, before, faults(t, refusing, direction))
 				t.Logf("%d responses were stalled", stalled.Load())
 				if stalled.Load() < 100 {
-					t.Errorf("only %d responses were stalled: the attack shows nothing", stalled.Load())
+					t.Errorf("only %d responses were stalled: the attack proves nothing", stalled.Load())
 				}
 			},
 		}
 		if !full() {
 			return
 		}
-		for name, f := range floods { // each also alone
+		for name, f := range floods { // each flood also runs alone
 			var answers floodAnswers
 			alone := map[string]frameFlood{name: f}
 			cases[name+" by "+who] = attackCase{
@@ -379,7 +380,7 @@ func TestFloodsOfFrames(t *testing.T) {
 			}
 		}
 		cases["stalled windows by "+who] = attackCase{
-			why:    "a response that nobody reads holds few bytes",
+			why:    "an unread response holds few bytes",
 			sane:   3 * time.Second,
 			attack: stallWindows(open, 2, 100, new(atomic.Int64)),
 			at:     at,
@@ -396,7 +397,7 @@ func TestFloodsOfFrames(t *testing.T) {
 	runAttacksBeside(t, address, cases)
 }
 
-// A corpusCase is a message of the corpus of the codec of HTTP/1.
+// A corpusCase is a message of the corpus of the HTTP/1 codec.
 type corpusCase struct{ name, want, input string }
 
 // loadCorpus reads the corpus of requests. internal/dataplane/h1 describes its form.
@@ -479,8 +480,8 @@ func TestMalformedRequests(t *testing.T) {
 	have(fetch(ctx, ns, "http://"+address+"/"))(t)
 }
 
-// notServed are valid cases that the handler of a Go server does not see, and those whose
-// first line Causeway does not recognize as a request's.
+// notServed are valid cases that the handler of a Go server does not receive, and those
+// whose first line Causeway does not recognize as a request line.
 var notServed = []string{
 	"target with invalid escape",
 	"asterisk",
@@ -490,8 +491,8 @@ var notServed = []string{
 	"line: method in lower case",
 }
 
-// sendRaw sends bytes on a connection of its own and their end, and returns the status of
-// the first response that is final.
+// sendRaw sends bytes and FIN on a connection of its own. It returns the status of the
+// first final response.
 func sendRaw(ctx context.Context, ns, address, text string) (status string, err error) {
 	c, err := dial(ctx, ns, address)
 	if err != nil {

@@ -22,9 +22,10 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// A streamer is a server of gRPC with a method of each kind.
+// A streamer is a gRPC server with a method of each kind.
 type streamer struct {
-	// ended has how the context of each call of Wait ended, and the time that it had.
+	// ended receives how the context of each call of Wait ended, and how much time it
+	// had.
 	ended chan waited
 	// connections counts those that the server has accepted.
 	connections atomic.Int64
@@ -328,12 +329,12 @@ func TestStreamsOfGRPC(t *testing.T) {
 		n := aging.connections.Load()
 		t.Logf("%d calls in %v, over %d connections to the application and %d of the client", calls, limit, n, c.dials.Load())
 		if n < 3 {
-			t.Errorf("the application accepted %d connections only: the test shows nothing", n)
+			t.Errorf("the application accepted %d connections only: the test proves nothing", n)
 		}
 	})
 }
 
-// wait returns what comes within 5 seconds.
+// wait returns the next value of a channel. It fails the test after 5 s.
 func wait[T any](t *testing.T, from <-chan T) (v T) {
 	t.Helper()
 	select {

@@ -83,9 +83,10 @@ func startPrometheus(t *testing.T) *prometheus {
 	return p
 }
 
-// startNativePrometheus starts one that stores native histograms and exemplars, and scrapes
-// the agent of west's node alone. Without its feature flags, Prometheus stores neither.
-// With them, Debian's version 2.42 stores no classic buckets of a native histogram.
+// startNativePrometheus starts a Prometheus that stores native histograms and exemplars,
+// and scrapes the agent of west's node alone. Without its feature flags, Prometheus
+// stores neither. With them, Debian's version 2.42 stores no classic buckets of a native
+// histogram.
 func startNativePrometheus(t *testing.T) *prometheus {
 	t.Helper()
 	config := map[string]any{
@@ -106,8 +107,8 @@ func startNativePrometheus(t *testing.T) *prometheus {
 	return p
 }
 
-// runPrometheus runs one in the network of west's node, with files in dir, until the test
-// ends.
+// runPrometheus runs a Prometheus in the network of west's node, with files in dir, until
+// the test ends.
 func runPrometheus(t *testing.T, port, dir string, config map[string]any, more ...string) *prometheus {
 	t.Helper()
 	path := filepath.Join(dir, "prometheus.yaml")
@@ -235,7 +236,7 @@ func (p *prometheus) alerts(ctx context.Context) (map[string]string, error) {
 	return out, nil
 }
 
-// exemplarsOf are the trace IDs of a query's exemplars of the last five minutes.
+// exemplarsOf returns the trace IDs of a query's exemplars of the last five minutes.
 func (p *prometheus) exemplarsOf(ctx context.Context, expr string) (ids []string, err error) {
 	now := time.Now()
 	at := func(t time.Time) []string { return []string{strconv.FormatInt(t.Unix(), 10)} }
@@ -428,7 +429,8 @@ const (
 	gaugeGRPC = 8082
 )
 
-// openGauge exports gauge from east, whose application is a server of this process.
+// openGauge exports the Service gauge from east. Its application is a server of this
+// process.
 func openGauge(t *testing.T) {
 	t.Helper()
 	offer(t, onePod("gauge", "bar")+fmt.Sprintf(`
@@ -480,13 +482,14 @@ const (
 	gaugeSlow = 300 * time.Millisecond
 )
 
-// startGauge starts a load on gauge-east. It ends by stop, or with the test.
+// startGauge starts a load on gauge-east. The load ends by stop, or with the test.
 func startGauge(t *testing.T) *gaugeLoad {
 	t.Helper()
 	ns, url := netOf(t, west, "client"), "http://"+mirrorOf(t, "gauge-east", 80)+"/?text="
 	dialer := func(ctx context.Context, address string) (net.Conn, error) { return dial(ctx, ns, address) }
-	// With one connection for each client, the transport opens none in reserve. One that
-	// sends nothing for a while is an opaque connection, and nobody counts its requests.
+	// With one connection for each client, the transport opens no spare connection. One
+	// that sends nothing for a while becomes an opaque connection, and its requests are
+	// not counted.
 	byHTTP := func(http2 bool) func(string) error {
 		var clients []*http.Client
 		for range 8 {
@@ -560,7 +563,7 @@ func (c *gaugeCalls) between(from, to time.Time) (f gaugeFigure) {
 	return f
 }
 
-// byProtocol is a query's result by its label protocol.
+// byProtocol returns a query's result by its label protocol.
 func (p *prometheus) byProtocol(ctx context.Context, expr string) (map[string]float64, error) {
 	samples, err := p.query(ctx, expr)
 	out := make(map[string]float64)
@@ -570,7 +573,7 @@ func (p *prometheus) byProtocol(ctx context.Context, expr string) (map[string]fl
 	return out, err
 }
 
-// statOf is what `causeway stat` reports of gauge in a cluster, by protocol.
+// statOf returns what `causeway stat` reports of gauge in a cluster, by protocol.
 func statOf(ctx context.Context, c *cluster, direction string) (map[string]gaugeFigure, error) {
 	text, err := c.causeway(ctx, "stat", "--json", "--window", "15s", "--service", "gauge", "--direction", direction)
 	if err != nil {
@@ -601,8 +604,9 @@ func statOf(ctx context.Context, c *cluster, direction string) (map[string]gauge
 	return out, nil
 }
 
-// statAgrees wants `causeway stat` at both ends, Prometheus and the client to report the
-// same rate, success and latencies of each protocol over about the same time.
+// statAgrees returns an error unless `causeway stat` at both ends, Prometheus and the
+// client report the same rate, success and latencies of each protocol over about the same
+// time.
 func statAgrees(ctx context.Context, p *prometheus, load *gaugeLoad) error {
 	var near, far map[string]gaugeFigure
 	start := time.Now()

@@ -20,7 +20,7 @@ import (
 	"github.com/causeway-mesh/causeway/lab"
 )
 
-// nginxConfig answers with what the PROXY header says. nginx keeps its files in %[1]s.
+// nginxConfig has nginx answer with the PROXY header. nginx keeps its files in %[1]s.
 const nginxConfig = `
 daemon off;
 master_process off;
@@ -63,8 +63,9 @@ func nginxHasTLVs(t *testing.T) bool {
 	return version >= 1_023_002
 }
 
-// TestNginxReadsCallers: nginx learns the callers of its connections by the PROXY protocol,
-// as docs/using.md describes. Where nginx is too old for that, it accepts the header.
+// TestNginxReadsCallers: nginx learns the callers of its connections by the PROXY
+// protocol, as docs/using.md describes. An nginx that is too old for that still accepts
+// the header.
 func TestNginxReadsCallers(t *testing.T) {
 	ctx := t.Context()
 	offer(t, podWithService("nginx", ", "+recognized+", annotations: {causeway.dev/forward-identity: proxy-v2}", 8080), "nginx-east")

@@ -136,7 +136,7 @@ func keepHTTP(t *testing.T, ns, address string, http2 bool) *keptClient {
 // forged is the SPIFFE ID that a forger claims to have.
 const forged = "spiffe://forged/ns/shop/sa/root"
 
-// A forger claims to have the SPIFFE ID forged.
+// A forger adds the SPIFFE ID forged to each request.
 type forger struct{ http.RoundTripper }
 
 func (f forger) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -261,8 +261,8 @@ func (s spread) String() string {
 }
 
 // TestRequestsAreBalanced: the requests of one kept connection are spread evenly over ten
-// far pods, by every protocol. If the Service forwards identities, each pod sees the SPIFFE
-// ID of the caller and nothing else, whatever the caller claims.
+// far pods, by every protocol. If the Service forwards identities, each pod sees the
+// SPIFFE ID of the caller and nothing else, even if the caller claims another ID.
 func TestRequestsAreBalanced(t *testing.T) {
 	const pods, requests = 10, 10_000
 	openTeam(t, "ten", pods, barPods("ten", "ten", pods, 1))
@@ -375,8 +375,8 @@ func TestNewPodsGetTheirShare(t *testing.T) {
 }
 
 // A requestLoad sends GET requests at a fixed rate over kept connections, half of them by
-// HTTP/1.1 and half by HTTP/2. Requests do not wait for each other. With startCalls it
-// makes unary calls beside them, a quarter as many.
+// HTTP/1.1 and half by HTTP/2. Requests do not wait for each other. After startCalls, it
+// also makes unary calls, a quarter as many.
 type requestLoad struct {
 	rate     int // requests per second
 	stop     func()
@@ -387,7 +387,7 @@ type requestLoad struct {
 	times  []time.Duration
 	before []string // failures before a response began
 	after  []string // and those of a response that had begun
-	cut    []string // the pods whose responses those were
+	cut    []string // the pods that sent the responses of after
 	dials  int
 	calls  int
 	failed []string // calls that failed
@@ -493,11 +493,12 @@ func (l *requestLoad) end(t *testing.T) {
 	}
 }
 
-// cutNoMoreThan wants no response to be cut whose pod is alive, and otherwise no greater
-// share of responses and calls to fail than of a load that went to the same pods without
-// Causeway meanwhile. It is chance which responses pods are just sending when they go, so
-// the numbers may differ by three times the deviation of their difference. Without such a
-// load, no pod has gone, and nothing may fail.
+// cutNoMoreThan fails the test if a response of a pod that is alive was cut. It also
+// fails the test if a greater share of responses or calls failed than of beside, a load
+// that went to the same pods without Causeway meanwhile. Chance decides which responses
+// pods are just sending when they go. So the numbers may differ by three times the
+// standard deviation of their difference. If beside is nil, no pod has gone, and nothing
+// may fail.
 func (l *requestLoad) cutNoMoreThan(t *testing.T, beside *requestLoad, gone map[string]bool) {
 	t.Helper()
 	for i, pod := range l.cut {
@@ -513,7 +514,7 @@ func (l *requestLoad) cutNoMoreThan(t *testing.T, beside *requestLoad, gone map[
 		t.Helper()
 		n, m, times := float64(len(failed)), float64(len(others)), float64(l.rate)/float64(beside.rate)
 		if n-m*times > 3*math.Sqrt(n+m*times*times) || n > 0 && alone {
-			t.Errorf("%v %s failed, and %v without Causeway, of %v times fewer:\n%s", n, what, m, times,
+			t.Errorf("%v %s failed, and %v of %v times fewer without Causeway:\n%s", n, what, m, times,
 				strings.Join(failed[:min(len(failed), 20)], "\n"))
 		}
 	}
@@ -521,7 +522,7 @@ func (l *requestLoad) cutNoMoreThan(t *testing.T, beside *requestLoad, gone map[
 	compare("calls", l.failed, beside.failed)
 }
 
-// teamPods are the names of a team's pods in east.
+// teamPods returns the names of a team's pods in east.
 func teamPods(t *testing.T, team string) map[string]bool {
 	t.Helper()
 	names := make(map[string]bool)
@@ -532,9 +533,10 @@ func teamPods(t *testing.T, team string) map[string]bool {
 }
 
 // TestRequestsSurvive: no GET request fails before its response began while pods,
-// gateways and agents go. While pods go, no more responses are cut later than without
-// Causeway, of a smaller load to the same pods at the same time, and no more unary calls
-// fail. While gateways and agents go, none does.
+// gateways and agents go. While pods go, a smaller load goes to the same pods without
+// Causeway at the same time. Of the load through Causeway, no greater share of responses
+// is cut, and no greater share of unary calls fails. While gateways and agents go, no
+// response is cut and no call fails.
 func TestRequestsSurvive(t *testing.T) {
 	const pods = 10
 	openTeam(t, "firm", pods, barPods("firm", "firm", pods, 1))

@@ -27,7 +27,7 @@ func installRouteKinds(t *testing.T, c *cluster) {
 	for _, kind := range []string{"httproutes", "grpcroutes", "referencegrants"} {
 		file := filepath.Join(folder, "config/crd/standard", "gateway.networking.k8s.io_"+kind+".yaml")
 		must(t, c.kubectl(t.Context(), "", "apply", "--server-side", "-f", file))
-		// kubectl fails at once as long as a new kind has no conditions at all.
+		// kubectl wait fails at once while a new kind has no conditions at all.
 		within(t, 30*time.Second, kind+" is established", func() error {
 			return c.kubectl(t.Context(), "", "wait", "--for=condition=Established", "crd/"+kind+".gateway.networking.k8s.io", "--timeout=10s")
 		})

@@ -265,7 +265,7 @@ func TestTraces(t *testing.T) {
 		// A classic histogram has no value for these functions.
 		requests := have(p.value(t.Context(), "histogram_count("+duration+")"))(t)
 		median := have(p.value(t.Context(), "histogram_quantile(0.5, "+duration+")"))(t)
-		t.Logf("the native histogram has %v requests, their median is %.2f ms", requests, median*1000)
+		t.Logf("the native histogram has %v requests with a median of %.2f ms", requests, median*1000)
 		if requests < 2 || !(median > 0 && median < 5) {
 			t.Errorf("the native histogram has %v requests with a median of %v s", requests, median)
 		}

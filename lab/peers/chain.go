@@ -29,7 +29,7 @@ var allChains = []string{
 	chainDirect, chainEnvoy, chainHAProxy, chainLabDirect, chainLabEnvoy, chainLabHAProxy, chainCauseway,
 }
 
-// labChains are those in the clusters of the lab.
+// labChains are the chains in the clusters of the lab.
 var labChains = []string{chainLabDirect, chainLabEnvoy, chainLabHAProxy, chainCauseway}
 
 // Roles of the proxies of a chain.

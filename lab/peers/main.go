@@ -12,8 +12,8 @@
 // and B that a router joins. Causeway runs in two linked clusters of a lab: the client in
 // the network of a pod of west, the server in a pod of east. The chains lab-direct,
 // lab-envoy and lab-haproxy are the same as those without lab-, but on the longer way of
-// Causeway: A and B in the network of a node, the gateway in that of a pod behind a
-// LoadBalancer Service.
+// Causeway. A and B are in the network of a node, and the gateway is in that of a pod
+// behind a LoadBalancer Service.
 //
 // What always holds:
 //   - The same server and the same load generator are at both ends of every chain.

@@ -99,8 +99,8 @@ var allMeasures = []measure{
 }
 
 const (
-	// crowdIdle and crowdStalled are the idle connections and the readers that read no more
-	// during the measure crowded.
+	// crowdIdle and crowdStalled are the numbers of idle connections and of stalled
+	// readers during the measure crowded.
 	crowdIdle    = 1000
 	crowdStalled = 100
 

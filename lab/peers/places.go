@@ -42,7 +42,7 @@ func (b *bench) cgroup() string { return "cwl-" + b.name }
 
 func (p places) ends() []place { return []place{p.a, p.gateway, p.b} }
 
-// way leads through these namespaces.
+// way returns the way through these namespaces.
 func (p places) way() way {
 	w := way{client: p.a.netns, a: p.a.spot(), gateway: p.gateway.spot(), b: p.b.spot()}
 	for i := range servers {

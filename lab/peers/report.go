@@ -272,7 +272,8 @@ func (r report) row(f figure) string {
 	return fmt.Sprintf("| %s |%s %s |\n", f.what, cells, f.wanted)
 }
 
-// A peerGroup is peers on the same way. The better one of them is compared with Causeway.
+// A peerGroup is a group of peers on the same way. Causeway is compared with the better
+// one of them.
 type peerGroup struct {
 	title string
 	peers []string // chains
@@ -283,8 +284,8 @@ var (
 	labGroup = peerGroup{"Causeway / better peer in the lab", []string{chainLabEnvoy, chainLabHAProxy}}
 )
 
-// peerGroups returns the groups of which a peer was measured, and the first one if there
-// are none.
+// peerGroups returns the groups of which a peer was measured, or ownGroup if there are
+// none.
 func (r report) peerGroups() (out []peerGroup) {
 	for _, g := range []peerGroup{ownGroup, labGroup} {
 		measured := func(chain string) bool { return slices.Contains(r.chains, chain) }

@@ -134,7 +134,7 @@ func TestBetterPeer(t *testing.T) {
 	}
 }
 
-// Peers on the way of Causeway have a ratio of their own, and what a chain of the lab adds
+// Peers on Causeway's way have a ratio of their own, and what a chain of the lab adds
 // is counted beyond the direct one of the lab.
 func TestPeersInTheLab(t *testing.T) {
 	labDirect := rateWindow(chainLabDirect, 0, 500, 0)

@@ -33,12 +33,13 @@ type endpoint struct {
 
 func (e endpoint) String() string { return fmt.Sprintf("%s:%d", e.Host, e.Port) }
 
-// plainSpot is reached by the address and the ports on which it listens.
+// plainSpot returns a spot that is reached at the address and the ports on which its
+// proxy listens.
 func plainSpot(netns, address string) spot {
 	return spot{netns, address, func(port int) endpoint { return endpoint{address, port} }}
 }
 
-// ownWay is the one through the benchmark's own namespaces.
+// ownWay returns the way through the benchmark's own namespaces.
 func (b *bench) ownWay() way {
 	w := b.places.way()
 	w.server = b.server.pid()
@@ -60,9 +61,9 @@ var gatewayServices = map[int]string{
 	http2Port: "gateway-http2",
 }
 
-// preparePeers makes what peers need in the lab, and sets the way that they share with
-// Causeway: A is where the agent of west is, B where the agent of east is, and the gateway
-// is a pod of east behind LoadBalancer Services, as Causeway's gateway is.
+// preparePeers creates what the peers need in the lab, and sets the way that they share
+// with Causeway. A is where the agent of west is, and B is where the agent of east is.
+// The gateway is a pod of east behind LoadBalancer Services, as Causeway's gateway is.
 func (p *pair) preparePeers(ctx context.Context) error {
 	manifest, err := configs.ReadFile("config/peers.yaml")
 	if err != nil {
@@ -103,7 +104,7 @@ func (p *pair) preparePeers(ctx context.Context) error {
 	return err
 }
 
-// nodeSpot is in the network of the first node, at its own address.
+// nodeSpot returns the spot in the network of the first node, at the node's own address.
 func nodeSpot(ctx context.Context, c *lab.Cluster) (spot, error) {
 	netns, err := c.NodeNetns("")
 	if err != nil {
@@ -114,7 +115,7 @@ func nodeSpot(ctx context.Context, c *lab.Cluster) (spot, error) {
 	if err != nil {
 		return spot{}, err
 	}
-	// A node of two families lists its IPv4 address first.
+	// A dual-stack node lists its IPv4 address first.
 	fields := strings.Fields(address)
 	if len(fields) == 0 {
 		return spot{}, fmt.Errorf("node %s has no address", c.Nodes()[0])

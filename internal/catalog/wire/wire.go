@@ -33,7 +33,8 @@ import (
 	"github.com/causeway-mesh/causeway/internal/delta"
 )
 
-// ALPN are the protocols of the catalog stream, best first: identity.PlaneCatalog.
+// ALPN lists the ALPN protocols of the catalog stream, best first. It equals
+// identity.PlaneCatalog.
 var ALPN = []string{"causeway-catalog/1"}
 
 const (

@@ -10,23 +10,22 @@ import (
 )
 
 // An application that does not accept connections for a while, because its accept queue
-// is full, must not fail requests. The far agent dials it for podTimeout, and then refuses
-// the request, so that another endpoint can take it. If no other endpoint is left, the
-// caller's agent sends the request again with awaitField, and the far agent then waits for
-// as long as the caller.
+// is full, must not make requests fail. The far agent dials it for podTimeout, and then
+// refuses the request, so that another endpoint can take it. If no other endpoint is
+// left, the caller's agent sends the request again with awaitField. The far agent then
+// waits for as long as the caller does.
 
-// awaitField is a field of requests between agents. With it, the far agent waits for an
-// application that does not answer for up to maxAppTimeout. The far agent removes the
-// field.
+// awaitField is a field of requests between agents. With it, the far agent waits up to
+// maxAppTimeout for an application that does not answer. The far agent removes the field.
 const awaitField = "causeway-await-application"
 
 // redialPause is the time between two dials for a request that waits. A dial can fail at
 // once, for example without a route to the pod.
 const redialPause = 100 * time.Millisecond
 
-// sendToWait decides whether a request that failed is sent again so that it waits for the
-// application. That is no retry: no application has received anything. A request waits
-// once.
+// sendToWait reports whether a request that failed is sent again with awaitField, and
+// adds the field. This is not a retry, because no application has received anything. It
+// happens at most once for a request.
 func (r *outboundRequest) sendToWait(f httprelay.Failure) bool {
 	if !r.canWait(f) {
 		return false
@@ -37,8 +36,8 @@ func (r *outboundRequest) sendToWait(f httprelay.Failure) bool {
 	return true
 }
 
-// canWait reports whether no application has answered the dial of the far agent, so that
-// the request can be sent to wait.
+// canWait reports whether a request failed because no application answered the dial of
+// the far agent, so that the request can be sent again with awaitField.
 func (r *outboundRequest) canWait(f httprelay.Failure) bool {
 	if r.waits || !f.Replayable || f.Response == nil {
 		return false
@@ -64,9 +63,9 @@ func takeWait(h *message.Head) bool {
 }
 
 // mustWait reports whether a request continues to wait for an application that could not
-// be dialed. It does so if the caller's agent asks for it, and if that agent may be unable
-// to send the request again, because it has sent too much of the body. body is the part
-// of the body that was taken from the stream.
+// be dialed. It does so if the caller's agent has sent awaitField. It also does so if
+// that agent may be unable to send the request again, because it has sent too much of the
+// body. body is the part of the body that was taken from the stream.
 func (f *appRequest) mustWait(err error, body []byte) bool {
 	r := (*refusal)(nil)
 	if !errors.As(err, &r) || r.code != tunnel.Code_POD_TIMEOUT || f.isCanceled() ||

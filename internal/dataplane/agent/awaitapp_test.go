@@ -15,8 +15,8 @@ import (
 )
 
 // TestRequestsWaitForFullAcceptQueue: requests wait for an application that does not
-// accept connections for a while, also uploads, of which the caller's agent cannot send
-// all again.
+// accept connections for a while. Uploads wait, too, although the caller's agent cannot
+// send all their bytes again.
 func TestRequestsWaitForFullAcceptQueue(t *testing.T) {
 	eachVersion(t, func(t *testing.T, h2 bool) {
 		t.Parallel()

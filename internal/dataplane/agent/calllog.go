@@ -13,15 +13,15 @@ const (
 	// servedLogRate and servedLogBurst bound the messages about calls that are served, for
 	// each link.
 	servedLogRate, servedLogBurst = 100, 1500
-	// failedLogRate and failedLogBurst bound those with a reason, for each reason and link
-	// or mirror.
+	// failedLogRate and failedLogBurst bound the messages that have a reason, for each
+	// pair of a reason and a link or mirror.
 	failedLogRate, failedLogBurst = 20, 300
-	// allLogRate and allLogBurst bound all of them together, but for warnings.
+	// allLogRate and allLogBurst bound all messages together, except warnings.
 	allLogRate, allLogBurst = 1000, 10_000
 )
 
-// callLogs bound the log messages that callers can cause. The calls of one link do not
-// use up the messages of another, and calls that are served do not use up those about
+// callLogs bounds the log messages that callers can cause. The calls of one link do not
+// use up the messages of another link, and served calls do not use up the messages about
 // failures. Make it with newCallLogs.
 type callLogs struct {
 	served, failed *budget.Rates[logKey]
@@ -29,7 +29,7 @@ type callLogs struct {
 }
 
 // A logKey identifies messages that share a bound.
-type logKey struct{ msg, of, reason string }
+type logKey struct{ msg, link, reason string }
 
 func newCallLogs() *callLogs {
 	return &callLogs{
@@ -49,8 +49,8 @@ func (l *callLogs) allow(level slog.Level, msg string, args []any) bool {
 	return rates.Allow(key) && (level >= slog.LevelWarn || l.all.Allow())
 }
 
-// logKeyOf returns the key of a message. The link comes from the attribute link, which
-// inbound messages have, or mirror, which outbound ones have.
+// logKeyOf returns the key of a message. Its link is the attribute link, which inbound
+// messages have, or mirror, which outbound ones have.
 func logKeyOf(msg string, args []any) logKey {
 	key := logKey{msg: msg}
 	for i := 0; i+1 < len(args); i += 2 {
@@ -58,7 +58,7 @@ func logKeyOf(msg string, args []any) logKey {
 		switch {
 		case !ok:
 		case args[i] == "link", args[i] == "mirror":
-			key.of = value
+			key.link = value
 		case args[i] == "reason":
 			key.reason = value
 		}

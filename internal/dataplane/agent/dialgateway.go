@@ -16,8 +16,8 @@ import (
 // dialGateway dials one of the peer's gateways and also returns the address that
 // answered. It tries the healthy addresses first, in random order with faster ones more
 // often in front. It tries last the addresses that failed or were slow from this node.
-// So each address gets its share of all agents' connections. It fails at once if a gateway
-// has just granted no further session.
+// So each address gets its share of all agents' connections. dialGateway fails at once if
+// a gateway of the peer has just granted no further session.
 func (a *Agent) dialGateway(life context.Context, p *peer) (raw *transport.Raw, gateway string, err error) {
 	if err := a.shares.checkBudget(p); err != nil {
 		return nil, "", err

@@ -58,8 +58,8 @@ func (a *Agent) hasEjected(id route.EndpointID) bool {
 	return false
 }
 
-// serveStatus returns a handler that answers with a name, or once broken with a status. A
-// status below 100 is one of gRPC in trailers, after a message.
+// serveStatus returns a handler that answers with a name. Once broken is set, it answers
+// with a status. A status below 100 is a gRPC status in trailers, after a message.
 func serveStatus(name string, status int, broken *atomic.Bool) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -82,8 +82,8 @@ func serveStatus(name string, status int, broken *atomic.Bool) http.HandlerFunc 
 }
 
 // TestErrorStatusesEject: an endpoint whose application answers with gateway errors is
-// ejected, as are those of other statuses that the Service wants to be retried. A request
-// that the policy does not send again counts too.
+// ejected. Other statuses that the Service wants to be retried eject it, too. A request
+// counts even if the policy does not send it again.
 func TestErrorStatusesEject(t *testing.T) {
 	for name, tc := range map[string]struct {
 		method  string

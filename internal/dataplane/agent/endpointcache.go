@@ -26,9 +26,9 @@ const (
 	// missExclusion is how long an endpoint is skipped that the gateway did not route
 	// to.
 	missExclusion = 30 * time.Second
-	// zoneHold is how long the zones in an answer hold while other answers have none. It
-	// spans the time between two answers of gateways that report zones while a peer
-	// replaces its gateways.
+	// zoneHold is how long the zones of an answer stay valid while later answers have
+	// none. While a peer replaces its gateways, not all of them report zones. zoneHold
+	// spans the time between two answers that have zones.
 	zoneHold = 2 * time.Minute
 )
 
@@ -49,7 +49,7 @@ type endpointCache struct {
 	refreshed *ttlMap[setKey, struct{}]
 	// firstSpeakers holds which side speaks first on a remote port.
 	firstSpeakers *ttlMap[setKey, tunnel.FirstSpeaker]
-	// requests holds the remote ports whose connections carry requests.
+	// requests holds the remote ports whose connections carried requests recently.
 	requests *ttlMap[setKey, struct{}]
 }
 
@@ -109,7 +109,8 @@ func newEndpointSet(a tunnel.Answer, zone string) endpointSet {
 	return s
 }
 
-// holdZones keeps the zones that was has, if the answer of s has none and they still hold.
+// holdZones copies the zones of was, the previous set, if the answer of s has none and
+// those of was are still valid.
 func (s *endpointSet) holdZones(was endpointSet) {
 	if !s.zonedAt.IsZero() || was.zone != s.zone || time.Since(was.zonedAt) >= zoneHold {
 		return

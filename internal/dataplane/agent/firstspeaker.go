@@ -20,7 +20,7 @@ import (
 // reports it in its answers. If clients speak first on a port, the near agent first
 // waits for the client's first bytes, for at most earlyDataTimeout. So a probe or a
 // scanner that connects and leaves costs the peer nothing. HTTP clients may keep a new
-// connection for long before they use it, so the wait is longer where requests are
+// connection for a long time before they use it, so the wait is longer where requests are
 // expected.
 const (
 	// greetingWindow is how long after OPEN the first bytes of an application count as
@@ -30,20 +30,20 @@ const (
 	// greeting on such a port gets it that much later, and the far agent then observes
 	// that the server speaks first.
 	earlyDataTimeout = time.Second
-	// serverFirstDelay is how long the caller of a port must stay connected before the
-	// agent opens the call, if the server speaks first, or if that is unknown and the port
-	// is declared as TCP. So a probe that connects and leaves does not reach an
-	// application that would count it as an error.
+	// serverFirstDelay is how long a caller must stay connected before the agent opens
+	// the call. It applies if the server speaks first. It also applies if the first
+	// speaker is not known and the port is declared as TCP. So a probe that connects and
+	// leaves does not reach an application that would count it as an error.
 	serverFirstDelay = 10 * time.Millisecond
 	// recognizeTimeout is how long the agent waits for first bytes on a port of which
 	// nothing is known or declared. A request comes with its connection, but the caller's node may be
 	// busy.
 	recognizeTimeout = 50 * time.Millisecond
-	// requestTimeout is earlyDataTimeout for a port whose connections carried requests.
-	// Many clients keep an idle connection for 90 s.
+	// requestTimeout takes the place of earlyDataTimeout for a port whose connections
+	// carried requests recently. Many clients keep an idle connection for 90 s.
 	requestTimeout = 2 * time.Minute
-	// noTimeout is for ports that are declared to carry requests: the connection waits as
-	// one that is idle after a request.
+	// noTimeout is for ports that are declared to carry requests. A connection may wait
+	// for its first request as long as it may be idle after a request.
 	noTimeout        = math.MaxInt64 * time.Nanosecond
 	firstSpeakerAge  = time.Hour
 	maxFirstSpeakers = 4096
@@ -127,8 +127,8 @@ func firstSpeakerOf(appProtocol string) tunnel.FirstSpeaker {
 	return tunnel.FirstSpeaker_UNKNOWN
 }
 
-// firstBytesTimeout returns how long to wait for the first bytes of a caller. requests
-// reports that connections to the port carried requests recently.
+// firstBytesTimeout returns how long to wait for the first bytes of a caller. requests is
+// true if connections to the port carried requests recently.
 func firstBytesTimeout(first tunnel.FirstSpeaker, port mirrorPort, requests bool) time.Duration {
 	switch {
 	case port.speaksHTTP(): // clients speak first in every version of HTTP
@@ -155,7 +155,7 @@ func (a *Agent) awaitEarlyData(life context.Context, c *net.TCPConn, out *outbou
 	if errors.Is(err, os.ErrDeadlineExceeded) && timeout > earlyDataTimeout {
 		err = a.whileSilent(life, c, out, func() error { return transport.AwaitReadable(c, timeout-earlyDataTimeout) })
 		if err == io.EOF {
-			a.endpointCache.requests.delete(setKey{account, to}) // it may have waited for a greeting
+			a.endpointCache.requests.delete(setKey{account, to}) // the caller may have waited for a greeting
 		}
 		if refused := (*refusal)(nil); errors.As(err, &refused) {
 			return err
@@ -173,8 +173,8 @@ func (a *Agent) awaitEarlyData(life context.Context, c *net.TCPConn, out *outbou
 	return refuse(reasonCallerGone, fmt.Errorf("wait for the caller's first bytes: %w", err))
 }
 
-// whileSilent calls wait, which waits for bytes of the caller. If the call must end
-// meanwhile, it resets c and returns a refusal.
+// whileSilent calls wait, which blocks until the caller has sent bytes. If the call must
+// end meanwhile, whileSilent resets c and returns a refusal.
 func (a *Agent) whileSilent(life context.Context, c *net.TCPConn, out *outboundConn, wait func() error) error {
 	ctx, release := a.leases.grant(life, a.state.Load, out.checkSilent)
 	defer release()

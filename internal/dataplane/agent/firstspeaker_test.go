@@ -109,8 +109,8 @@ func TestLateRequests(t *testing.T) {
 	})
 }
 
-// TestSilentCallerEnds: a connection that waits for its first request ends when a kept one
-// would, and if its port changes.
+// TestSilentCallerEnds: a connection that waits for its first request ends when a kept
+// connection would, and if its port is removed or becomes opaque.
 func TestSilentCallerEnds(t *testing.T) {
 	for name, end := range map[string]func(w *harness){
 		"the Link is gone": func(w *harness) { w.change(&w.westView, "link/east", nil) },

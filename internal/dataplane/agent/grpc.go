@@ -12,8 +12,8 @@ import (
 
 // What agents read of gRPC: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 
-// grpcStatusOf returns the status in the trailers of gRPC, or in the head of a response
-// that is Trailers-Only.
+// grpcStatusOf returns the gRPC status in trailers, or in the head of a Trailers-Only
+// response.
 func grpcStatusOf(h *message.Head) (uint32, bool) {
 	value, ok := h.Get("Grpc-Status")
 	if !ok {
@@ -36,8 +36,8 @@ const (
 	grpcUnavailable       = 14
 )
 
-// httpStatusOfGRPC returns the HTTP status that says the same about an endpoint as a status
-// of gRPC.
+// httpStatusOfGRPC returns the HTTP status that says the same about an endpoint as a gRPC
+// status.
 func httpStatusOfGRPC(status uint32) int {
 	switch {
 	case status == grpcUnavailable:

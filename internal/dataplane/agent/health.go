@@ -25,8 +25,9 @@ import (
 const (
 	// probesPerSecond bounds the probes of this node that connect, of all links together.
 	probesPerSecond = 50
-	// probesReserved of them are for links that may be usable, and usedReserved for these
-	// and for links that were in use when they became unusable.
+	// probesReserved of them are reserved for links that may be usable. usedReserved of
+	// them, including these, are reserved for such links and for links that were in use
+	// when they became unusable.
 	probesReserved = 10
 	usedReserved   = 30
 	// recentConns is how many connections of a link are asked for their last byte.

@@ -11,19 +11,20 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 )
 
-// What the other end of an HTTP/2 connection does wrong: a caller, an application, or the
-// agent of a peer. mux refuses it, and this file counts and logs it.
+// The other end of an HTTP/2 connection is a caller, an application, or the agent of a
+// peer. mux refuses what that end does wrong, and this file counts and logs each fault.
 
-// http2Prefix begins the reasons that mux names.
+// http2Prefix is the prefix of the reasons that come from mux.
 const http2Prefix = "http2_"
 
-// refuseFault counts and logs a fault. about tells who made it.
-func (a *Agent) refuseFault(direction string, f mux.Fault, about ...any) {
+// recordFault counts and logs a fault. about has log attributes that identify the other
+// end.
+func (a *Agent) recordFault(direction string, f mux.Fault, about ...any) {
 	a.metrics.refuse(direction, http2Prefix+f.Reason)
 	a.logLimited(slog.LevelInfo, "invalid HTTP/2 refused", append(about, "reason", f.Reason, "error", f.Err)...)
 }
 
-// headTooLarge is the error of a request whose head mux has refused with a status.
+// headTooLarge returns the error of a request whose head mux has refused with a status.
 func headTooLarge(f mux.Fault) *h1.Error { return &h1.Error{Status: f.Status, Reason: f.Reason} }
 
 // countMalformed counts a request that could not be read.
@@ -34,35 +35,35 @@ func countMalformed(recorder *reqmetrics.Recorder, bad *h1.Error) {
 	counted.Finish(now, reqmetrics.Result{Status: bad.Status})
 }
 
-// refuseFault handles a fault of the caller.
-func (cc *callerConn) refuseFault(f mux.Fault) {
-	cc.agent.refuseFault(outbound, f, "mirror", cc.out.mirrorName(), "caller", cc.out.callerName())
+// recordFault handles a fault of the caller.
+func (cc *callerConn) recordFault(f mux.Fault) {
+	cc.agent.recordFault(outbound, f, "mirror", cc.out.mirrorName(), "caller", cc.out.callerName())
 	if f.Status != 0 {
 		countMalformed(cc.recorders[0], headTooLarge(f))
 		cc.recordMalformed(reqmetrics.HTTP2, headTooLarge(f))
 	}
 }
 
-// refuseFault handles a fault of the caller's agent.
-func (r *inboundRequests) refuseFault(f mux.Fault) {
-	r.agent.refuseFault(inbound, f, "service", r.in.service(), "caller", r.in.caller, "link", r.in.decision.Link.Name)
+// recordFault handles a fault of the caller's agent.
+func (r *inboundRequests) recordFault(f mux.Fault) {
+	r.agent.recordFault(inbound, f, "service", r.in.service(), "caller", r.in.caller, "link", r.in.decision.Link.Name)
 	if f.Status != 0 {
 		countMalformed(r.recorders[0], headTooLarge(f))
 	}
 }
 
-// refuseAppFault handles a fault of the application.
-func (r *inboundRequests) refuseAppFault(f mux.Fault) {
-	r.agent.refuseFault(inbound, f, "service", r.in.service(), "pod", r.in.header.PodUID)
+// recordAppFault handles a fault of the application.
+func (r *inboundRequests) recordAppFault(f mux.Fault) {
+	r.agent.recordFault(inbound, f, "service", r.in.service(), "pod", r.in.header.PodUID)
 }
 
-// refuseFault handles a fault of the far agent.
-func (s *requestSession) refuseFault(a *Agent, f mux.Fault) {
-	a.refuseFault(outbound, f, "mirror", s.outbound.mirror.name, "peer", s.outbound.peer.name, "endpoint", s.endpoint)
+// recordFault handles a fault of the far agent.
+func (s *requestSession) recordFault(a *Agent, f mux.Fault) {
+	a.recordFault(outbound, f, "mirror", s.outbound.mirror.name, "peer", s.outbound.peer.name, "endpoint", s.endpoint)
 }
 
-// refusalFields are the fields of the response to a request whose head is too large. side
-// is as in httprelay.MeshError.
+// refusalFields returns the fields of the response to a request whose head is too large.
+// side is as in httprelay.MeshError.
 func refusalFields(side string) []message.Field {
 	e := httprelay.MeshError{Side: side, Kind: "http_request_error", Reason: "head_too_large"}
 	return []message.Field{e.Field(), {Name: "content-length", Value: "0"}}

@@ -83,8 +83,7 @@ func TestHTTP2FaultsOfCallers(t *testing.T) {
 	}
 }
 
-// TestRapidResets: requests that are canceled at once end their connection, and reach the
-// application as few others do.
+// TestRapidResets: a flood of requests that are canceled at once ends the connection.
 func TestRapidResets(t *testing.T) {
 	w := newHarness(t, serveHTTP(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	c, fr := w.dialHTTP2()
@@ -98,8 +97,8 @@ func TestRapidResets(t *testing.T) {
 	c.Close()
 }
 
-// TestHTTP2HeadTooLarge: a head above 100 KiB is answered by 431, which says who has made
-// it and counts as a response for a malformed head of HTTP/1 does.
+// TestHTTP2HeadTooLarge: the agent answers a head above 100 KiB with 431. The response
+// says who has made it. It counts like the response to a malformed head of HTTP/1.
 func TestHTTP2HeadTooLarge(t *testing.T) {
 	w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) { t.Error("the application received a request") }))
 	tap := must(w.west.requestLog.Open(reqlog.Filter{}, reqlog.MaxRate))(t)
@@ -185,7 +184,8 @@ func TestHTTP2FaultsOfPeers(t *testing.T) {
 	})
 }
 
-// TestHTTP2FaultsOfApps: an application of HTTP/2 that sends a malformed response.
+// TestHTTP2FaultsOfApps: the agent counts the malformed response of an application of
+// HTTP/2.
 func TestHTTP2FaultsOfApps(t *testing.T) {
 	w := newHarness(t, func(c *net.TCPConn) {
 		io.ReadFull(c, make([]byte, len(http2.ClientPreface)))

@@ -77,7 +77,7 @@ func (a *Agent) serveInboundRequests(life, ctx context.Context, c *net.TCPConn, 
 		ResetRate:     resetRate,
 		Windows:       a.shares.memory(in.decision.Link.UID),
 		Handle:        r.serve,
-		OnFault:       r.refuseFault,
+		OnFault:       r.recordFault,
 		RefusalFields: refusalFields(""),
 	})
 	a.recordClientFirst(in.localPort())
@@ -122,7 +122,7 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	ended, err := s.ReadHead(head)
 	if err != nil {
 		if h1.IsMalformed(err) {
-			r.refuseFault(mux.Fault{Reason: "malformed_head", Err: err})
+			r.recordFault(mux.Fault{Reason: "malformed_head", Err: err})
 		}
 		return
 	}
@@ -383,10 +383,10 @@ func (f *appRequest) send(try int, h *message.Head, body []byte, end bool) (http
 	return f.app, f.app.Send(h, body, end)
 }
 
-// retry sends a request again over a new connection if an idle one had ended before
-// anything of the request was sent, or if an application of HTTP/2 reports that it did not
-// process the request. Everything else is for the caller's agent to decide, because it has
-// the policy and the budget for retries.
+// retry decides whether a request is sent again over a new connection. It is sent again
+// if an idle connection had ended before any byte of the request was sent, or if an
+// application of HTTP/2 reports that it did not process the request. The caller's agent
+// decides about everything else, because it has the policy and the budget for retries.
 func (f *appRequest) retry(failure httprelay.Failure) bool {
 	unsent := (*httprelay.UnsentError)(nil)
 	switch {
@@ -440,7 +440,7 @@ type appConns struct {
 	timer *time.Timer
 	muxes []*mux.Conn
 	ended bool
-	// onEnd is called when a connection of HTTP/2 has ended.
+	// onEnd has the function to call when a connection of HTTP/2 has ended.
 	onEnd map[*mux.Conn]func()
 	// dialing is the dial of an HTTP/2 connection that is in progress; nil: none.
 	dialing *appDial
@@ -557,7 +557,7 @@ func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
 		m := mux.New(c, mux.Config{
 			Client:  true,
 			Windows: r.agent.shares.memory(r.in.decision.Link.UID),
-			OnFault: r.refuseAppFault,
+			OnFault: r.recordAppFault,
 		})
 		r.in.podGrace.add(c)
 		p.callOnEnd(m, func() { r.in.podGrace.remove(c) })
@@ -565,6 +565,7 @@ func (p *appConns) conn(r *inboundRequests) (*mux.Conn, error) {
 	})
 }
 
+// callOnEnd has do called when m has ended.
 func (p *appConns) callOnEnd(m *mux.Conn, do func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -574,7 +575,7 @@ func (p *appConns) callOnEnd(m *mux.Conn, do func()) {
 	p.onEnd[m] = do
 }
 
-// finishEnd calls onEnd of a connection.
+// finishEnd calls the function that callOnEnd was given for a connection, if any.
 func (p *appConns) finishEnd(m *mux.Conn) {
 	p.mu.Lock()
 	do := p.onEnd[m]

@@ -93,8 +93,9 @@ func (a *Agent) recognize(life context.Context, c *net.TCPConn, out *outboundCon
 	return tunnel.Protocol_OPAQUE, nil
 }
 
-// sniff recognizes the protocol of a caller's connection, for up to timeout. If final is
-// set, what is ambiguous then is opaque. Otherwise sniff returns NeedMore.
+// sniff recognizes the protocol of a caller's connection. It reads for up to timeout. If
+// the bytes are still ambiguous then, it returns Opaque if final is set, and NeedMore
+// otherwise.
 func sniff(c *net.TCPConn, out *outboundConn, timeout time.Duration, final bool) (h1.Protocol, error) {
 	deadline, over := time.Now().Add(timeout), false
 	for {
@@ -199,7 +200,7 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 		}
 		r.answer(caller, result)
 		if result.Err != nil && r.isGone() {
-			transport.Reset(c) // if it has only half-closed, this must not look like an empty response
+			transport.Reset(c) // a half-closed caller must not take this for an empty response
 			return false
 		}
 		if next, linger := caller.Finish(); !next {
@@ -246,7 +247,7 @@ func (cc *callerConn) serveHTTP2(c *net.TCPConn) {
 		Windows:       cc.agent.shares.memory(cc.out.peer.uid),
 		MaxStreams:    maxCallerRequests,
 		Handle:        cc.serveStream,
-		OnFault:       cc.refuseFault,
+		OnFault:       cc.recordFault,
 		RefusalFields: refusalFields("causeway"),
 	})
 	cc.out.earlyData = nil
@@ -294,7 +295,7 @@ type outboundRequest struct {
 	session *requestSession
 	sentAt  time.Time // of the current try
 	tried   []route.EndpointID
-	waits   bool // it was sent with awaitField
+	waits   bool // the request was sent with awaitField
 	// repeatable: if the network path of the current try is dead, another one may follow.
 	repeatable bool
 
@@ -541,7 +542,7 @@ func (r *outboundRequest) isFailure(h *message.Head) bool {
 	if value, far := h.Get(httprelay.ErrorField); far {
 		r.addPeerError(value)
 		if isFinalStatus(h.Status) {
-			r.observe(balance.ServerError) // it is no measure of the application
+			r.observe(balance.ServerError) // its time says nothing about the application
 			return false
 		}
 		return true
@@ -552,8 +553,8 @@ func (r *outboundRequest) isFailure(h *message.Head) bool {
 	return h.Status >= 400 && r.policy.Decide(retry.Attempt{Method: r.head.Method, Failure: retry.Status, Status: h.Status, Tries: 1}, nil).Retry
 }
 
-// isFinalStatus reports whether each endpoint would answer a request with this status of the
-// far agent: the caller may not make it, or it is too large.
+// isFinalStatus reports whether every endpoint would answer a request with this status of
+// the far agent, because the caller may not make the request, or because it is too large.
 func isFinalStatus(status int) bool {
 	return status == http.StatusForbidden || status == http.StatusRequestHeaderFieldsTooLarge
 }
@@ -604,8 +605,8 @@ func (r *outboundRequest) outcomeOfFailure(f httprelay.Failure, a retry.Attempt)
 	return balance.Failure
 }
 
-// outcomeOfResponse returns what a response says about its endpoint. Of other server errors
-// than gateway errors, those count toward ejection that the policy retries.
+// outcomeOfResponse returns what a response says about its endpoint. Gateway errors count
+// toward ejection. Other server errors count only if the policy retries them.
 func (r *outboundRequest) outcomeOfResponse(status int, grpc string, hasGRPC bool) balance.Outcome {
 	on := balance.EjectOnGatewayErrors
 	if r.policy.NamesStatus(status) {

@@ -28,8 +28,8 @@ const (
 	noFINGrace = 2 * time.Second
 )
 
-// A podGrace lets what is open outlive its pod for a while. The zero value is ready.
-// Only a lease's check calls allows.
+// A podGrace lets open connections outlive their pod for a while. The zero value is
+// ready. Only a lease's check calls allows.
 type podGrace struct {
 	mu    sync.Mutex     // guards conns
 	conns []*net.TCPConn // the pod's connections that are in use
@@ -54,8 +54,9 @@ func (p *podGrace) remove(c *net.TCPConn) {
 	}
 }
 
-// allows reports whether anything may continue for now without its pod. After noFINGrace
-// it resets the connections on which no FIN has arrived, if others may continue.
+// allows reports whether any connection may continue for now without the pod. After
+// noFINGrace, only connections on which a FIN has arrived may. allows then resets the
+// others.
 func (p *podGrace) allows(now time.Time) bool {
 	if p.missingSince.IsZero() {
 		p.missingSince = now

@@ -571,9 +571,9 @@ func TestCallersCertificateExpires(t *testing.T) {
 // TestIdleExchangeStaysOpen: an exchange on which nothing happens for hours passes each check
 // of its lease, until a certificate has expired, and its end frees the lease.
 //
-// It covers the leases of the caller's agent and what they check, in fake time. The sockets
-// of an exchange are in real time: TestSweeper covers the sweeper that looks at idle ones,
-// also in fake time, and TestTune that the kernel probes them by keepalive.
+// It covers the leases of the caller's agent and what they check, in fake time. The
+// sockets of an exchange use real time. TestSweeper covers the sweeper of idle sockets,
+// also in fake time, and TestTune covers that the kernel probes them by keepalive.
 func TestIdleExchangeStaysOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := newCluster(t, "west-1"), newCluster(t, "east-12")

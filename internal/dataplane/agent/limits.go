@@ -17,9 +17,9 @@ type Limits struct {
 	// ConnectionsPerLink is the most of each direction to or from one linked cluster.
 	// Default: half of Connections.
 	ConnectionsPerLink int
-	// ConnectionsPerPod is the most from one local pod. Default: half of Connections.
-	// All pods of a ServiceAccount together have at most a quarter of Connections, or
-	// ConnectionsPerPod if that is set and more.
+	// ConnectionsPerPod is the most from one local pod. Default: half of Connections. All
+	// pods of a ServiceAccount together have at most a quarter of Connections, or
+	// ConnectionsPerPod if that is set and larger.
 	ConnectionsPerPod int
 	// ConnectionRatePerPod is how many connections a local pod may open per second, with
 	// bursts of twice as many. Default: 2,000. All pods of a ServiceAccount together may
@@ -35,19 +35,20 @@ type Limits struct {
 const (
 	defaultConnections = 20_000
 	defaultPodRate     = 2_000
-	mostRequests        = 20_000
+	maxOpenRequests    = 20_000
 )
 
-// connectionCost is what one connection of each direction takes. A connection has a
-// descriptor at either end. Both directions together may need twice as many; then
-// accepting pauses. In 1,000 idle connections an agent holds up to 49 KiB for each.
+// connectionCost is what two connections, one of each direction, take. With 1,000 idle
+// connections an agent holds up to 49 KiB for each. A connection has a descriptor at
+// either end, so two connections may need twice as many as are counted here. If these do
+// not suffice, accepting pauses.
 var connectionCost = budget.Cost{Descriptors: 2, Memory: 2 * 64 << 10}
 
 // requestCost is what an open request takes. With HTTP/1 it has a connection to the
 // application.
 var requestCost = budget.Cost{Descriptors: 1, Memory: 32 << 10}
 
-// The default limits of this process.
+// defaultLimits are the default limits of this process.
 var defaultLimits = Limits{}.resolve(budget.Connections)
 
 // resolve returns the limits with their defaults filled in, and with no more connections
@@ -60,7 +61,7 @@ func (l Limits) resolve(possible func(most int, each budget.Cost) int) Limits {
 		ConnectionsPerPod:    min(cmp.Or(l.ConnectionsPerPod, max(1, all/2)), all),
 		ConnectionRatePerPod: cmp.Or(l.ConnectionRatePerPod, defaultPodRate),
 		perAccount:           min(max(accountShare(all), l.ConnectionsPerPod), all),
-		requests:             possible(mostRequests, requestCost),
+		requests:             possible(maxOpenRequests, requestCost),
 	}
 }
 

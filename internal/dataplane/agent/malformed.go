@@ -9,14 +9,14 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
 )
 
-// A malformedBody is why the request of a caller cannot be read beyond its head.
+// A malformedBody is the error of a caller's request whose body is malformed.
 type malformedBody struct{ cause *h1.Error }
 
 func (e malformedBody) Error() string { return e.cause.Error() }
 func (e malformedBody) Unwrap() error { return e.cause }
 
-// explainBody replaces the error of a result by a malformedBody if the caller has sent
-// one.
+// explainBody replaces the error of a result by a malformedBody if the caller has sent a
+// malformed body.
 func explainBody(r *httprelay.Result) {
 	if bad := (*h1.Error)(nil); r.FromErr && errors.As(r.Err, &bad) {
 		r.Err = malformedBody{bad}

@@ -13,8 +13,9 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/reqlog"
 )
 
-// malformedBodies returns the requests of h1's corpus whose head is in order and whose
-// body is not: by their names, the head, the body, and the status and reason.
+// malformedBodies returns the requests of h1's corpus that have a valid head and a
+// malformed body. For each name it returns the head, the body, and the wanted status and
+// reason.
 func malformedBodies(t *testing.T) map[string][3]string {
 	t.Helper()
 	file := must(os.ReadFile("../h1/testdata/requests.txt"))(t)
@@ -36,8 +37,8 @@ func malformedBodies(t *testing.T) map[string][3]string {
 	return out
 }
 
-// TestMalformedBody: what is wrong with the body of a request is answered and counted as
-// what is wrong with its head. The body may come with the head or later.
+// TestMalformedBody: an error in the body of a request is answered and counted like an
+// error in its head. The body may come with the head or later.
 func TestMalformedBody(t *testing.T) {
 	began := make(chan bool, 1)
 	w := newHarness(t, serveHTTP(func(_ http.ResponseWriter, r *http.Request) {

@@ -69,7 +69,7 @@ const (
 	reasonNoRouteBackend   = "no_route_backend"   // the rule that matches has no valid backend
 	reasonAmbiguousPath    = "ambiguous_path"     // of a request whose route changes the path
 	reasonRoutesUnread     = "routes_unread"      // the controller has not read the routes yet
-	reasonRegexSteps       = "regex_steps"        // of a request whose values are too long for its routes
+	reasonRegexSteps       = "regex_steps"        // too much work for the regular expressions of routes
 	reasonOther            = "other"
 )
 
@@ -130,7 +130,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, []string{"direction"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_refused_total",
-			Help: "Connections and requests refused, by direction and reason. The reasons that begin with http2_ also count what an application or the agent of a peer sends.",
+			Help: "Connections and requests refused, by direction and reason. Reasons that begin with http2_ also count HTTP/2 faults of applications and of peers' agents.",
 		}, []string{"direction", "reason"}),
 		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_ended_total",
@@ -201,15 +201,15 @@ func (m *metrics) release(direction string) {
 }
 
 const (
-	// maxLinkLabels is how many links have series of their own. A link has up to 35: 20 of
-	// reasons for the end of a connection, 4 of bytes and 11 of sessions.
+	// maxLinkLabels is how many links have series of their own. A link has up to 35
+	// series: 20 for the reasons why connections ended, 4 for bytes and 11 for sessions.
 	maxLinkLabels = 64
 	// otherLinks is the label of further links.
 	otherLinks = "other"
 )
 
-// linkLabel returns the label of a link, which is otherLinks if there are too many. A link
-// keeps its label until the agent restarts, so that no counter decreases.
+// linkLabel returns the label of a link. It is otherLinks if too many other links have a
+// label. A link keeps its label until the agent restarts, so that no counter decreases.
 func (m *metrics) linkLabel(link string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -22,8 +22,8 @@ const (
 	aperture = 16
 	// openTries is how many endpoints are tried before a call is refused.
 	openTries = 3
-	// retryWindow is how long other endpoints are tried. The time that applications did
-	// not answer is not part of it.
+	// retryWindow is how long the agent tries other endpoints. It does not include the
+	// time in which applications did not answer.
 	retryWindow = 3 * time.Second
 	// How long the agent waits for an application that does not answer. longAppTimeout
 	// is as long as the kernel of a caller in the same cluster would wait: its last SYN
@@ -155,8 +155,8 @@ func (a *Agent) openReused(ctx, life context.Context, c *net.TCPConn, out *outbo
 	return nil, notRead, out.openError(err)
 }
 
-// openNew opens a call over a new session. It ends making after the handshake. If
-// it fails, again is as openAtEndpoint's.
+// openNew opens a call over a new session. After the handshake it ends the turn making.
+// If openNew fails, again is as openAtEndpoint's.
 func (a *Agent) openNew(ctx, life context.Context, c *net.TCPConn, out *outboundConn, at route.EndpointID, making *slot) (o *openedExchange, again bool, err error) {
 	raw, gateway, err := a.dialGateway(ctx, out.peer)
 	if err != nil {

@@ -34,7 +34,7 @@ const (
 	// openingTime, plus two round trips, is the longest time that a call counts as
 	// opening. A call that takes longer waits for an application and needs no CPU time.
 	openingTime = 100 * time.Millisecond
-	// maxOpeningTime is that time while the agent is overloaded.
+	// maxOpeningTime takes the place of openingTime while the agent is overloaded.
 	maxOpeningTime = time.Second
 	// maxRTT bounds what a slow path adds to these numbers.
 	maxRTT = 500 * time.Millisecond
@@ -56,7 +56,7 @@ type openings struct {
 // linkOpenings are those to one peer.
 type linkOpenings struct {
 	turns *budget.FairSemaphore // by pod
-	// newSessions are those that make a session, by pod.
+	// newSessions has the turns of calls that make a session, by pod.
 	newSessions *budget.FairSemaphore
 
 	mu sync.Mutex // guards what follows
@@ -160,10 +160,10 @@ func (l *linkOpenings) within() time.Duration {
 	return openingTime + 2*min(l.rtt(), maxRTT)
 }
 
-// A slot is the turn of a call to be opened, or to make a session. It ends with end, which
-// may be repeated, and at the latest after linkOpenings.within. While the agent is
-// overloaded, it ends after maxOpeningTime at the latest, because a call that takes long
-// then waits for a CPU.
+// A slot is the turn of a call to be opened, or to make a session. The method end ends
+// it, and may be called more than once. A slot expires after linkOpenings.within. While
+// the agent is overloaded, it expires only after maxOpeningTime, because a slow call then
+// waits for a CPU.
 type slot struct {
 	openings *openings
 	turns    *budget.FairSemaphore
@@ -185,7 +185,7 @@ func (a *Agent) awaitOpening(ctx context.Context, c *net.TCPConn, out *outboundC
 
 // awaitNewSession blocks until a call that has its turn may make a session. The caller
 // must then look for an idle session again, and end the turn after the handshake. The
-// error is as that of awaitOpening.
+// error is like that of awaitOpening.
 func (a *Agent) awaitNewSession(ctx context.Context, c *net.TCPConn, out *outboundConn) (*slot, error) {
 	l := a.openings.of(out.peer.uid)
 	return a.openings.await(ctx, c, out, l, l.newSessions, func(int) {})
@@ -203,6 +203,7 @@ func (o *openings) await(ctx context.Context, c *net.TCPConn, out *outboundConn,
 	return s, nil
 }
 
+// end ends the turn, unless it has ended.
 func (s *slot) end() {
 	s.ended.Do(func() {
 		s.timer.Stop()
@@ -222,6 +223,7 @@ func (s *slot) opened() {
 	s.timer.Reset(openingTime)
 }
 
+// expire ends the turn, unless the agent is overloaded and the turn may last longer.
 func (s *slot) expire() {
 	if s.openings.overloaded() && !s.isOpen.Load() && time.Now().Before(s.latest) {
 		s.timer.Reset(openingTime)

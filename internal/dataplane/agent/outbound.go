@@ -185,7 +185,7 @@ func (t *targetCount) moveTo(a *Agent, to *outboundConn) (err error) {
 }
 
 // openOutbound opens an exchange with the application. If there is no error, the caller
-// must end the turn at the end of the exchange, which may have ended before.
+// must end the turn after the exchange. The turn may have expired before.
 func (a *Agent) openOutbound(life context.Context, c *net.TCPConn, out *outboundConn) (*openedExchange, *slot, error) {
 	if err := out.peer.checkNamespace(out.caller.namespace); err != nil { // see checkUnrouted
 		return nil, nil, err

@@ -6,7 +6,7 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 )
 
-// An alternative says whether there is a session with another endpoint than the choice.
+// An alternative says whether there is a session with an endpoint other than the choice.
 type alternative uint8
 
 const (
@@ -15,8 +15,8 @@ const (
 	freshAlternative
 )
 
-// alternativeOf returns what a session, which may be nil, is for a request that has tried
-// some endpoints.
+// alternativeOf returns which alternative a session is for a request that has tried some
+// endpoints. s may be nil.
 func alternativeOf(s *requestSession, tried []route.EndpointID) alternative {
 	switch {
 	case s == nil:
@@ -27,20 +27,20 @@ func alternativeOf(s *requestSession, tried []route.EndpointID) alternative {
 	return freshAlternative
 }
 
-// withoutSession is what planWithoutSession decides by.
+// withoutSession is the input of planWithoutSession.
 type withoutSession struct {
 	// near: the choice is in the caller's zone, which the Service prefers.
 	near bool
 	// remembered: the caller's affinity names the choice.
 	remembered bool
-	// late: a session with the choice has been in the making for affinityWait.
+	// late: the agent has tried for affinityWait to make a session with the choice.
 	late bool
 	// taking is a session with an endpoint that takes part in balancing, and any is one with
 	// any endpoint. They are the same unless near is true.
 	taking, any alternative
 }
 
-// A pickStep is what a request does whose choice has no session.
+// A pickStep is what a request does if its choice has no session.
 type pickStep uint8
 
 const (
@@ -55,12 +55,13 @@ type pickPlan struct {
 	// first is the first step. If the balancer rejects its endpoint, the request waits for a
 	// session with the choice.
 	first pickStep
-	// otherwise is the step if no session comes. If it is awaitChoice, there is no other, and
-	// the wait is not bounded. Otherwise the request waits for at most affinityWait.
+	// otherwise is the step if no session comes. If it is awaitChoice, there is no other
+	// step, and the wait is not bounded. For other steps the request waits for at most
+	// affinityWait.
 	otherwise pickStep
 }
 
-// planWithoutSession decides what a request does whose choice has no session.
+// planWithoutSession decides what a request does if its choice has no session.
 func planWithoutSession(w withoutSession) pickPlan {
 	elsewhere := w.near && w.taking == noAlternative && w.any == freshAlternative
 	var plan pickPlan

@@ -238,7 +238,7 @@ func outcomeOfCopy(c balance.Choice, status int, grpc uint32, err error) balance
 }
 
 // exchangeCopy sends a request over a session and discards its response, until ctx ends.
-// It returns the status, and that of gRPC, which is 0 if there is none.
+// It returns the HTTP status and the gRPC status, which is 0 if there is none.
 func exchangeCopy(ctx context.Context, s *requestSession, h *message.Head, body []byte) (status int, grpc uint32, err error) {
 	stop := func() bool { return true }
 	defer func() { stop() }()

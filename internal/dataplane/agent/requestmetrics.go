@@ -83,8 +83,8 @@ func exchangeResult(r transport.Result, direction string, start time.Time) reqme
 	return out
 }
 
-// countRefused counts an outbound connection that was refused, if its target is known. One
-// that its caller has given up is not refused.
+// countRefused counts an outbound connection that was refused, if its target is known. A
+// connection that its caller has closed does not count.
 func (a *Agent) countRefused(out *outboundConn, err error) {
 	reason := reasonOf(err)
 	if out.mirror == nil || out.peer == nil || out.caller == nil || reason == reasonCallerGone || reason == reasonCallerSilent {
@@ -93,7 +93,7 @@ func (a *Agent) countRefused(out *outboundConn, err error) {
 	a.countRejectedConn(out.metricsKey(reqmetrics.TCP), err)
 }
 
-// countRejected counts an OPEN for an opaque connection that was refused.
+// countRejected counts a refused OPEN of an opaque connection.
 func (a *Agent) countRejected(in *inboundConn, err error) {
 	if in.protocol == tunnel.Protocol_OPAQUE && in.opaque.Load() && in.decision.Link.Name != "" {
 		a.countRejectedConn(in.metricsKey(), err)
@@ -144,7 +144,7 @@ func rejectionOf(err error) reqmetrics.Rejection {
 	return reqmetrics.RejectedNoEndpoint
 }
 
-// overloadReasons are this package's reasons for which an agent sheds load.
+// overloadReasons are the reasons of this package with which an agent sheds load.
 var overloadReasons = map[string]bool{
 	reasonTooManyRequests: true,
 	reasonTooMany:         true,

@@ -481,7 +481,7 @@ func (g *requestGroup) updateMissing() {
 	}
 }
 
-// isCovered reports whether the endpoints that were tried include all known ones.
+// isCovered reports whether the endpoints in tried include all known endpoints.
 func (g *requestGroup) isCovered(tried []route.EndpointID) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -589,7 +589,7 @@ func (a *Agent) openRequests(g *requestGroup, c outboundConn, at route.EndpointI
 		Coding:    codingOf(g.key.protocol),
 		Windows:   a.shares.memory(c.peer.uid),
 		OnGoAway:  func() { s.retired.Store(true) },
-		OnFault:   func(f mux.Fault) { s.refuseFault(a, f) },
+		OnFault:   func(f mux.Fault) { s.recordFault(a, f) },
 	})
 	a.metrics.countSession(outbound, c.peer.name, sessionMade)
 	return s, func() { a.runRequests(g, s) }, nil

@@ -44,7 +44,7 @@ func (m *mirror) addRoutes(f *wire.Frontend) error {
 			m.addTargets(routes)
 		}
 		if byNamespace[""] == nil && nodestream.RoutesUnread(p) {
-			byNamespace[""] = reqroute.Unread() // there may be routes, so no request goes without
+			byNamespace[""] = reqroute.Unread() // routes may exist, so no request may bypass them
 		}
 		port.routes = &byNamespace
 		m.ports[int(p.Index)] = port

@@ -83,7 +83,7 @@ func newCallRates(l Limits) callRates {
 	}
 }
 
-// newConnShares returns the shares of limits that are resolved. Open requests are divided
+// newConnShares returns the shares for resolved limits. Open requests are divided
 // as connections are by default.
 func newConnShares(l Limits) *connShares {
 	shares := func(perKey int) *budget.Shares { return budget.NewWithLimit(l.Connections, perKey) }
@@ -127,8 +127,8 @@ func (s *connShares) acquireOutbound(c *outboundConn) (leave func(), err error) 
 	return leave, nil
 }
 
-// checkBudget returns why the agent must not make another session: a moment ago a gateway
-// of the peer granted none.
+// checkBudget returns an error if the agent must not make another session, because a
+// gateway of the peer has just granted none.
 func (s *connShares) checkBudget(p *peer) error {
 	if more, ok := s.budgets.get(p.uid, noBudgetAge); ok && more == 0 {
 		return refuse(reasonGatewayBudget, fmt.Errorf("the gateway of %s grants no further session to this node's address", p.name))
@@ -136,14 +136,15 @@ func (s *connShares) checkBudget(p *peer) error {
 	return nil
 }
 
-// hasSpareBudget reports whether a peer's gateway grants more further tunnels than there
-// are calls. The rest of the budget is reserved for calls.
+// hasSpareBudget reports whether a peer's gateway has granted more additional tunnels
+// than there are calls. The rest of the budget is reserved for calls.
 func (s *connShares) hasSpareBudget(link string) bool {
 	more, ok := s.budgets.get(link, budgetAge)
 	return !ok || s.outboundLinks.Count(link) < int(more)
 }
 
-// recordBudget stores the budget that a gateway reports with a tunnel; 0 means none.
+// recordBudget stores the budget that a gateway reports with a tunnel. The number
+// includes this tunnel. 0 means that the gateway reports no budget.
 func (s *connShares) recordBudget(link string, tunnels uint32) {
 	s.budgets.update(link, func(uint32, time.Duration, bool) (uint32, bool) { return tunnels - 1, tunnels > 0 })
 }

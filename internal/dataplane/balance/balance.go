@@ -9,8 +9,8 @@
 //   - No endpoint is ejected if more than half of those known would be. If healthy ones
 //     leave so that more than half are, all take requests.
 //   - Endpoints of similar latency get equal shares, even if single responses are slow.
-//   - An endpoint that answers with errors gets no more than its share, however fast they
-//     are.
+//   - An endpoint that answers with errors gets no more than its share, however fast the
+//     errors are.
 //   - An endpoint that has just been added gets its share at once, and not more.
 //   - Memory is proportional to the number of known endpoints.
 //
@@ -69,13 +69,13 @@ const (
 	// Success is a response. OutcomeOf says which statuses are one.
 	Success Outcome = iota
 	// Failure counts toward ejection: a refused or reset connection, a timeout, and the
-	// statuses that EjectOn says.
+	// statuses that EjectOn names.
 	Failure
 	// Neutral says nothing about the endpoint: the caller went away, or the session broke
 	// on the way to the endpoint.
 	Neutral
-	// ServerError is a response that may be faster than the endpoint's work. It does not
-	// count toward ejection, and ends the ejection of an endpoint whose trial it is.
+	// ServerError is an error that may come faster than the endpoint works. It does not
+	// count toward ejection. As the outcome of a trial, it ends the ejection.
 	ServerError
 )
 

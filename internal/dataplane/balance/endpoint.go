@@ -23,7 +23,7 @@ const (
 	// medianEvery is the number of observations after which the median is computed again.
 	medianEvery = 32
 
-	// minEarly is the decayed number of early errors that counts as none.
+	// minEarly is the decayed number of early errors below which it counts as 0.
 	minEarly = 0.01
 
 	// unmeasured is how long an early error counts before any endpoint is measured.
@@ -55,7 +55,7 @@ type endpoint struct {
 	outstanding int
 	lastPick    uint64 // number of the pick
 	failing     bool   // the last outcome was an error
-	// early is how many requests have failed early, decayed at earlyAt.
+	// early is the number of requests that failed early, decayed until earlyAt.
 	early   float64
 	earlyAt time.Time
 
@@ -81,8 +81,8 @@ func (b *Balancer) done(e *endpoint, seq uint64) {
 	}
 }
 
-// latencyNow returns the latency for a comparison. That of an endpoint whose last outcome
-// was an error is at least the median.
+// latencyNow returns the latency for a comparison. If the last outcome of the endpoint
+// was an error, it is at least the median.
 func (b *Balancer) latencyNow(e *endpoint, now time.Time) float64 {
 	if e.latency == 0 {
 		return b.median
@@ -128,8 +128,8 @@ func (b *Balancer) typicalLatency(e *endpoint, now time.Time) float64 {
 	return float64(unmeasured)
 }
 
-// failEarly records a request that failed, for load: the part of the time of a typical
-// response that it did not take.
+// failEarly records a failed request for load. It adds the fraction of a typical
+// response's time by which the failure came early.
 func (b *Balancer) failEarly(e *endpoint, latency time.Duration, now time.Time) {
 	b.decayEarly(e, now)
 	e.early += max(0, 1-float64(latency)/b.typicalLatency(e, now))
@@ -239,8 +239,8 @@ func (b *Balancer) computeMedian() {
 	b.median = b.scratch[(len(b.scratch)-1)/2]
 }
 
-// succeed records that the pick seq did not fail. One that began before an ejection does
-// not end it. A ServerError does not end a series of failures.
+// succeed records that the pick seq did not fail. A pick that began before an ejection
+// does not end it. A ServerError does not end a series of failures.
 func (b *Balancer) succeed(e *endpoint, seq uint64, o Outcome, now time.Time) {
 	if seq <= e.failureSeq {
 		return

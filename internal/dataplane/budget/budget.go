@@ -7,7 +7,7 @@
 //	FairSemaphore  concurrent computations, by key
 //
 // What always holds:
-//   - No key has more than half of Shares, or another limit that New was given. A key with
+//   - No key has more than half of Shares, or the limit given to NewWithLimit. A key with
 //     less than its assured share gets more while there is room. A key with at least that
 //     share gets more only while a quarter of the whole is free.
 //   - Pending evicts the oldest connection, of its source or of all.

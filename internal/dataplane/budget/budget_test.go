@@ -56,7 +56,7 @@ func TestSharesWithLimit(t *testing.T) {
 	} {
 		s := NewWithLimit(800, tc.perKey)
 		if got := fill(s, "a", 800); got != tc.gets || s.Limit("a") != tc.gets {
-			t.Errorf("%s: a key gets %d, and was told %d, want %d", tc.why, got, s.Limit("a"), tc.gets)
+			t.Errorf("%s: a key gets %d, and its limit is %d, want %d", tc.why, got, s.Limit("a"), tc.gets)
 		}
 	}
 }

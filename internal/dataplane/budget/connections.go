@@ -10,15 +10,15 @@ const (
 	// reservedDescriptors are for all that is not a proxied connection: listeners, streams
 	// to the controller, pipes, files.
 	reservedDescriptors = 1024
-	// connectionPart is the part of the process's memory that connections may take. A
-	// quarter is for their windows (WindowBytes), and the rest for state and for bytes
-	// under way.
+	// connectionPart is the divisor of the process's memory that connections may take. A
+	// quarter of the memory is for their windows (WindowBytes), and the rest for state
+	// and for bytes under way.
 	connectionPart = 2
 )
 
-// A Cost is what one connection takes of the process.
+// A Cost is what one connection takes of the process's resources.
 type Cost struct {
-	// Descriptors are its files.
+	// Descriptors is the number of its file descriptors.
 	Descriptors int
 	// Memory is what it holds while it is idle, in bytes.
 	Memory int
@@ -30,7 +30,7 @@ type Cost struct {
 func Connections(most int, each Cost) int {
 	limit := unix.Rlimit{Cur: math.MaxUint64}
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		limit.Cur = math.MaxUint64 // the kernel then refuses what is too many
+		limit.Cur = math.MaxUint64 // the kernel then enforces its limit
 	}
 	return connections(limit.Cur, Memory(), most, each)
 }

@@ -24,7 +24,7 @@ func Memory() uint64 {
 func machineMemory() uint64 {
 	var machine unix.Sysinfo_t
 	if err := unix.Sysinfo(&machine); err != nil {
-		return 1 << 30 // a small machine
+		return 1 << 30 // assume a small machine
 	}
 	return uint64(machine.Totalram) * uint64(machine.Unit)
 }
@@ -34,7 +34,8 @@ func machineMemory() uint64 {
 // math.MaxUint64.
 //
 // A container may see its own cgroup as the root of the hierarchy, while /proc names it
-// by a path of the node. So a folder that does not exist has no limit.
+// by a path of the node. So a directory that does not exist counts as one without a
+// limit.
 func cgroupMemory(root fs.FS) uint64 {
 	least := uint64(math.MaxUint64)
 	lines, err := fs.ReadFile(root, "proc/self/cgroup")

@@ -25,7 +25,7 @@ func TestCgroupMemory(t *testing.T) {
 			map[string]string{"proc/self/cgroup": "4:memory:/kubepods/pod1/agent\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "1048576\n"}, 1 << 20},
 		"another controller": {"only the memory's limit counts",
 			map[string]string{"proc/self/cgroup": "4:cpu:/a\n", "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "1048576\n"}, math.MaxUint64},
-		"no limit":  {"max is no number", map[string]string{"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, math.MaxUint64},
+		"no limit":  {"max is not a number", map[string]string{"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, math.MaxUint64},
 		"no cgroup": {"the process may not see it", nil, math.MaxUint64},
 		"garbage":   {"a line without its fields says nothing", map[string]string{"proc/self/cgroup": "0:\n\n::..\n"}, math.MaxUint64},
 	} {

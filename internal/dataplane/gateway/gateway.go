@@ -238,7 +238,7 @@ var (
 	errTooManyJoins = refuse(reasonTooManyJoins, errors.New("too many connections of invites"))
 	errLinkGone     = refuse(reasonNotReady, errors.New("its Link was deleted meanwhile"))
 	errLinkShare    = refuse(reasonLinkShare, errors.New("its link has its share of connections"))
-	errSourceShare  = refuse(reasonSourceShare, errors.New("its source has its share of its link's connections"))
+	errSourceShare  = refuse(reasonSourceShare, errors.New("its source has its share of the link's connections"))
 )
 
 // serve serves one connection until it ends, and closes it.
@@ -285,8 +285,8 @@ func (s *Server) serve(life context.Context, c *conn) {
 }
 
 // acquire counts a connection in the shares of its link and of its source. The catalog,
-// probes and joins count for their link alone: a source's calls cannot keep them out. The
-// caller must call leave if there is no error.
+// probes and joins count only in the share of their link, so a source's calls cannot keep
+// them out. If there is no error, the caller must call leave.
 func (s *Server) acquire(c *conn, to destination) (leave func(), err error) {
 	if to.row.ID < route.FirstService {
 		if !s.shares.Acquire(to.linkUID) {

@@ -10,20 +10,21 @@ import (
 )
 
 const (
-	// A source counts in the division of its link's connections while it has a proven
-	// connection, and for seenTime after that.
-	seenTime = 10 * time.Minute
-	// maxSeen bounds the sources of a link that count without an open connection.
-	maxSeen = 1024
+	// countedTime is how long a source counts in the division of its link's connections
+	// after its last connection has ended. It begins to count with its first proven
+	// connection.
+	countedTime = 10 * time.Minute
+	// maxCounted bounds the sources of a link that count without an open connection.
+	maxCounted = 1024
 )
 
-// sourceLimit returns how many of a link's connections one source may have now: the own
-// ones that it has, and those that it could still add. all is how many the link may have,
-// used how many it has, and sources how many sources it has been seen from.
+// sourceLimit returns how many of a link's connections one source may have now: the ones
+// that it has, own, and those that it could still add. all is how many the link may have,
+// used how many it has, and sources how many of its sources count.
 //
-// Each source has a fair share: an equal part of all, of which one part is for a source
-// that is yet to come. A source gets its fair share while there is any room. It gets more
-// only while more than a quarter of all is free.
+// Each source has a fair share, which is all / (sources + 1). So one part is left for a
+// new source. A source gets its fair share while there is any room. It gets more only
+// while more than a quarter of all is free.
 func sourceLimit(all, used, own, sources int) int {
 	free := max(0, all-used)
 	most := own + max(0, free-all/4)
@@ -42,16 +43,16 @@ type sourceShares struct {
 // linkSources are the sources of one link.
 type linkSources struct {
 	sources map[netip.Prefix]*sourceUse
-	seen    int       // sources that are seen
-	idle    list.List // of *sourceUse that are seen and have no connection, first to be forgotten first
+	counted int       // sources that count
+	idle    list.List // of *sourceUse that count without a connection, first to be forgotten first
 }
 
-// sourceUse is a source that has connections, or is seen.
+// sourceUse is a source that has connections, or that counts without one.
 type sourceUse struct {
-	source netip.Prefix
-	open   int  // connections
-	seen   bool // it has proven a connection
-	// While it is seen and has no connection: when it is forgotten, and its place in idle.
+	source  netip.Prefix
+	open    int  // connections
+	counted bool // it has proven a connection
+	// While it counts without a connection: when it is forgotten, and its place in idle.
 	until   time.Time
 	element *list.Element
 }
@@ -96,17 +97,17 @@ func (s *sourceShares) room(links *budget.Shares, of linkSource) int {
 }
 
 // markProven records that a connection of a source was proven. From then on the source
-// counts in the division. Others do not, because whoever replays a hello could come from
-// many addresses. The connection must be open.
+// counts in the division. Other sources do not count, because an attacker that replays a
+// hello could use many addresses. The connection must be open.
 func (s *sourceShares) markProven(of linkSource) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.byUID[of.link]
-	if l == nil || l.sources[of.source] == nil || l.sources[of.source].seen {
+	if l == nil || l.sources[of.source] == nil || l.sources[of.source].counted {
 		return
 	}
-	l.sources[of.source].seen = true
-	l.seen++
+	l.sources[of.source].counted = true
+	l.counted++
 }
 
 // release records that a connection has ended.
@@ -119,19 +120,19 @@ func (s *sourceShares) release(links *budget.Shares, of linkSource) {
 	if u.open--; u.open > 0 {
 		return
 	}
-	if !u.seen {
+	if !u.counted {
 		delete(l.sources, of.source)
 		s.deleteIfEmpty(of.link, l)
 		return
 	}
-	u.until = time.Now().Add(seenTime)
+	u.until = time.Now().Add(countedTime)
 	u.element = l.idle.PushBack(u)
-	if l.idle.Len() > maxSeen {
+	if l.idle.Len() > maxCounted {
 		l.forget(l.idle.Front())
 	}
 }
 
-// link returns the sources of a link, without those that are no longer seen.
+// link returns the sources of a link, without those that no longer count.
 func (s *sourceShares) link(uid string) *linkSources {
 	l := s.byUID[uid]
 	if l == nil {
@@ -146,7 +147,7 @@ func (s *sourceShares) link(uid string) *linkSources {
 }
 
 func (l *linkSources) limit(links *budget.Shares, of linkSource) int {
-	return sourceLimit(links.Limit(of.link), links.Count(of.link), l.open(of.source), l.seen)
+	return sourceLimit(links.Limit(of.link), links.Count(of.link), l.open(of.source), l.counted)
 }
 
 func (l *linkSources) open(source netip.Prefix) int {
@@ -158,7 +159,7 @@ func (l *linkSources) open(source netip.Prefix) int {
 
 func (l *linkSources) forget(e *list.Element) {
 	delete(l.sources, l.idle.Remove(e).(*sourceUse).source)
-	l.seen--
+	l.counted--
 }
 
 // deleteIfEmpty deletes a link that has no connections and no sources.

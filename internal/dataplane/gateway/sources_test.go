@@ -22,14 +22,14 @@ func TestSourceLimit(t *testing.T) {
 	}{
 		{"a link without a proven source has all of its share", 800, 0, 0, 0, 800},
 		{"one source leaves a quarter", 800, 0, 0, 1, 600},
-		{"it has the quarter left when it is there", 800, 600, 600, 1, 600},
-		{"so it is for one of many", 800, 0, 0, 99, 600},
+		{"the quarter stays free once it has the rest", 800, 600, 600, 1, 600},
+		{"the same holds for one of many", 800, 0, 0, 99, 600},
 		{"a source beyond its fair share has what is free beyond a quarter", 800, 400, 300, 3, 500},
-		{"whoever has less gets the fair share from the last quarter", 800, 700, 50, 3, 150},
-		{"and of that what is there", 800, 790, 100, 3, 110},
+		{"a source that has less gets its fair share from the last quarter", 800, 700, 50, 3, 150},
+		{"but not more than there is", 800, 790, 100, 3, 110},
 		{"a new source gets in as long as there is room", 800, 799, 0, 7, 1},
 		{"a full link admits none", 800, 800, 0, 7, 0},
-		{"nor a source beyond its fair share", 800, 700, 300, 3, 300},
+		{"nor does a source beyond its fair share get more", 800, 700, 300, 3, 300},
 		{"with more sources than connections each may have one", 8, 7, 0, 500, 1},
 		{"the link's share has shrunk", 100, 800, 300, 3, 300},
 	} {
@@ -75,7 +75,8 @@ func (h *sourcesHarness) leave(source, n int) {
 	}
 }
 
-// N nodes of a peer get together no more than their link, and none can keep out another.
+// TestSourcesShareALink: all nodes of a peer together get no more than their link, and
+// none can keep out another.
 func TestSourcesShareALink(t *testing.T) {
 	h := newSourcesHarness()
 	if n, err := h.connect(0, 800); n != 600 || err != errSourceShare {
@@ -87,7 +88,7 @@ func TestSourcesShareALink(t *testing.T) {
 	if n := h.links.Count("u"); n != 800 {
 		t.Errorf("the link has %d, want all that it may have", n)
 	}
-	// A tenth of each node's connections ends again and again. Ten nodes want whatever is
+	// A tenth of each node's connections ends again and again. Ten nodes want all that is
 	// free, and the first is always the quickest.
 	for range 100 {
 		for node := range 10 {
@@ -104,8 +105,8 @@ func TestSourcesShareALink(t *testing.T) {
 	}
 }
 
-// What a node is told is what it gets, and whoever has less than a fair share gets in
-// while there is room.
+// TestSourceSharesKeepInvariants: a node gets as many connections as room returns. A node
+// with less than its fair share gets more while there is room.
 func TestSourceSharesKeepInvariants(t *testing.T) {
 	h := newSourcesHarness()
 	const nodes = 12
@@ -120,7 +121,7 @@ func TestSourceSharesKeepInvariants(t *testing.T) {
 		room := h.room(h.links, sourceOf(node))
 		n, err := h.connect(node, 1)
 		if (n == 1) != (room > 0) {
-			t.Fatalf("told %d with %d of %d, and got %d: %v", room, h.open[node], used, n, err)
+			t.Fatalf("room for %d with %d of %d, and got %d: %v", room, h.open[node], used, n, err)
 		}
 		if n == 0 && h.open[node] < 800/(nodes+1) && used < 800 {
 			t.Fatalf("refused with %d of its own and %d of all: %v", h.open[node], used, err)
@@ -138,50 +139,52 @@ func TestSourceSharesKeepInvariants(t *testing.T) {
 	}
 }
 
-// A source counts from its first proven connection until ten minutes after its last.
+// TestSourcesAreForgotten: a source counts from its first proven connection until ten
+// minutes after its last one.
 func TestSourcesAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newSourcesHarness()
-		wantSeen := func(why string, want int) {
+		wantCounted := func(why string, want int) {
 			t.Helper()
 			h.room(h.links, sourceOf(99)) // forgets
-			seen, sources := 0, 0
+			counted, sources := 0, 0
 			if l := h.byUID["u"]; l != nil {
-				seen, sources = l.seen, len(l.sources)
+				counted, sources = l.counted, len(l.sources)
 			}
-			if seen != want || sources != want {
-				t.Errorf("%s: %d of %d sources are seen, want %d", why, seen, sources, want)
+			if counted != want || sources != want {
+				t.Errorf("%s: %d of %d sources count, want %d", why, counted, sources, want)
 			}
 		}
 		for node := range 3 {
 			h.connect(node, 2)
 		}
 		bubble.Pass(time.Hour)
-		wantSeen("with connections", 3)
+		wantCounted("with connections", 3)
 		h.leave(0, 2)
-		bubble.Pass(seenTime / 2)
+		bubble.Pass(countedTime / 2)
 		h.leave(1, 2)
 		h.leave(2, 1)
-		wantSeen("after some minutes", 3)
-		bubble.Pass(seenTime / 2)
-		wantSeen("the first is forgotten", 2)
+		wantCounted("after some minutes", 3)
+		bubble.Pass(countedTime / 2)
+		wantCounted("the first is forgotten", 2)
 		h.connect(1, 1)
-		bubble.Pass(seenTime)
-		wantSeen("the second came back", 2)
+		bubble.Pass(countedTime)
+		wantCounted("the second came back", 2)
 		h.leave(1, 1)
 		h.leave(2, 1)
-		bubble.Pass(seenTime)
-		wantSeen("all are gone", 0)
+		bubble.Pass(countedTime)
+		wantCounted("all are gone", 0)
 
-		for node := range 2 * maxSeen {
+		for node := range 2 * maxCounted {
 			h.connect(node, 1)
 			h.leave(node, 1)
 		}
-		wantSeen("many in turn", maxSeen)
+		wantCounted("many in turn", maxCounted)
 	})
 }
 
-// Whoever replays a hello from many addresses takes nothing from the sources of the link.
+// TestUnprovenSourcesDoNotCount: an attacker that replays a hello from many addresses
+// takes nothing from the sources of the link.
 func TestUnprovenSourcesDoNotCount(t *testing.T) {
 	h := newSourcesHarness()
 	h.connect(0, 1)
@@ -199,8 +202,8 @@ func TestUnprovenSourcesDoNotCount(t *testing.T) {
 	}
 }
 
-// The gateway refuses a node that has its share of its link's connections, and still
-// serves another node.
+// TestSourceShares: the gateway refuses a node that has its share of its link's
+// connections, and still serves another node.
 func TestSourceShares(t *testing.T) {
 	r := newTLSHarness(t, func(s *Server) { s.shares = budget.New(32) }) // 16 for a link
 	var grants []uint32

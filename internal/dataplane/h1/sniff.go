@@ -24,8 +24,8 @@ const MaxSniffed = 8 << 10
 const maxSniffedToken = 24 // the longest method
 
 // Sniff decides the protocol of a connection by the first bytes that its client sent. It
-// decides as early as it can. With eof no more bytes follow, and it never returns
-// NeedMore. It neither does so from MaxSniffed bytes on.
+// decides as early as it can. If eof is set, no more bytes follow. Sniff does not return
+// NeedMore if eof is set or if first has MaxSniffed bytes or more.
 //
 // HTTP1 needs a whole request line that ends in " HTTP/1.0" or " HTTP/1.1" and CRLF. If
 // the line is longer than MaxSniffed bytes, the method and the beginning of the target

@@ -119,9 +119,9 @@ func (s *CallerConn) WriteHead(h *message.Head, body []byte, end bool) error {
 	})
 }
 
-// isEarly reports whether a final response comes before the whole request, and the rest of
-// the request will not be read. So no other request can follow. A successful response
-// that is not complete may belong to a request that goes on.
+// isEarly reports whether a final response comes before the whole request, so that the
+// rest of the request will not be read and no other request can follow. A successful
+// response that is not complete does not count, because its request may go on.
 func (s *CallerConn) isEarly(h *message.Head, end bool) bool {
 	return !s.received.Load() && (end || h.Status >= 300)
 }

@@ -29,7 +29,7 @@ func copyTrailers(r *h1.Reader, h *message.Head) bool {
 	return len(h.Fields) > 0
 }
 
-// An UnsentError is the error of a write of which nothing was sent.
+// An UnsentError reports a failed write of which no byte was sent.
 type UnsentError struct{ err error }
 
 func (e *UnsentError) Error() string { return e.err.Error() }
@@ -37,8 +37,8 @@ func (e *UnsentError) Error() string { return e.err.Error() }
 // Unwrap returns the error of the connection.
 func (e *UnsentError) Unwrap() error { return e.err }
 
-// writePooled writes what appendTo appends to an empty buffer, in one write. If nothing of
-// it was sent, the error is an UnsentError.
+// writePooled writes what appendTo appends to an empty buffer, in one write. If no byte
+// of it was sent, the error is an UnsentError.
 func writePooled(c net.Conn, appendTo func([]byte) ([]byte, error)) error {
 	buf := outputs.Get().(*[]byte)
 	defer outputs.Put(buf)

@@ -335,7 +335,7 @@ func (l *Link) nextSuspected(now time.Time, most int, random func() float64) (Wo
 	return work, next
 }
 
-// nextUnusable probes some addresses in each round, and of a link that no one uses only one.
+// nextUnusable probes some addresses in each round, or only one if no one uses the link.
 func (l *Link) nextUnusable(now time.Time, most int, random func() float64) (Work, time.Time) {
 	if now.Before(l.round) {
 		return Work{}, l.round

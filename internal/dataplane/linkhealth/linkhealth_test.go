@@ -294,8 +294,8 @@ func TestNoBudget(t *testing.T) {
 	}
 }
 
-// A link that no pod used when it became unusable is usable again as soon as any other,
-// because its callers are refused, and a refused caller is no use.
+// A link that no pod used when it became unusable is usable again as soon as any other
+// link. Its callers are refused meanwhile, and a refused call does not count as use.
 func TestUnusedUnusableLinkRecovers(t *testing.T) {
 	w := newWorld(always(lost), "a")
 	w.Suspect(w.now)

@@ -160,7 +160,7 @@ type peerSettings struct {
 // endError says why a connection ended.
 type endError struct {
 	code   http2.ErrCode
-	reason string // of a Fault, or another if it is none
+	reason string // that of a Fault, if the end is one
 	cause  error  // nil after a graceful end
 	remote bool   // the peer ended it: no GOAWAY is sent
 }

@@ -7,14 +7,14 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// A Fault is what a peer did wrong, for which this end has refused or reset a stream, or
-// ended the connection.
+// A Fault is a mistake of the peer. Because of it, this end has refused or reset a
+// stream, or has ended the connection.
 type Fault struct {
 	// Reason is one of FaultReasons.
 	Reason string
-	// Status is that of the response to the request, if this end has sent one.
+	// Status is the status with which this end has answered the request; 0: it has not.
 	Status int
-	// Err is the error in words.
+	// Err describes the mistake.
 	Err error
 }
 
@@ -40,14 +40,16 @@ func FaultReasons() []string {
 	return out
 }
 
-// fault reports a fault that concerns one stream. Only the read loop calls it.
+// fault records a fault that concerns one stream, so that reportFaults reports it. Only
+// the read loop calls it.
 func (c *Conn) fault(f Fault) {
 	if c.cfg.OnFault != nil {
 		c.faults = append(c.faults, f)
 	}
 }
 
-// reportFaults calls OnFault, without the lock. Only the read loop calls it.
+// reportFaults calls OnFault for the recorded faults, without the lock. Only the read
+// loop calls it.
 func (c *Conn) reportFaults() {
 	for i, f := range c.faults {
 		c.cfg.OnFault(f)

@@ -450,7 +450,7 @@ func (c *Conn) malformedHead(s *Stream, err error) error {
 	return c.streamFault(s, http2.ErrCodeProtocol, Fault{Reason: faultMalformedHead, Err: err})
 }
 
-// streamFault is streamError for a fault.
+// streamFault is streamError for a fault that the caller describes.
 func (c *Conn) streamFault(s *Stream, code http2.ErrCode, f Fault) error {
 	c.fault(f)
 	c.appendReset(s.id, code)

@@ -72,9 +72,9 @@ func Run(ctx context.Context) {
 // overloaded is what Overloaded returns.
 var overloaded atomic.Bool
 
-// Overloaded reports whether goroutines of the process have waited for a processor in the
-// last interval, although the process could run on as many as Go would use. It is false
-// if Run does not run.
+// Overloaded reports whether goroutines of the process waited for a processor in the last
+// interval, although the process could run on as many processors as Go would use. It is
+// false unless Run is running.
 func Overloaded() bool { return overloaded.Load() }
 
 // process is what run measures and changes.

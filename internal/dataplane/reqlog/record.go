@@ -91,8 +91,9 @@ type Record struct {
 	Tries int `json:"tries,omitempty"`
 	// Reason is why the mesh refused or ended it, as a label of the agents' metrics.
 	Reason string `json:"reason,omitempty"`
-	// Claimed is true for a connection that was refused, if no pod of this node serves
-	// the Service that the peer named. Only readers of all namespaces see it.
+	// Claimed is true for a connection that was refused, if the Service that the peer
+	// named is not exported, or is not in the namespace of the pod to which the gateway
+	// led the peer. Only readers of all namespaces see the record.
 	Claimed bool `json:"claimed,omitempty"`
 	// TraceID is that of the request's traceparent, if it has one.
 	TraceID string `json:"traceId,omitempty"`
@@ -155,8 +156,8 @@ func IsServerError(status uint32) bool {
 }
 
 // Concerns reports whether a reader with rights in a local namespace may see r: the
-// mirror or the exported Service is in it, or the local pod is. What a refused peer only
-// claims concerns none.
+// mirror or the exported Service is in it, or the local pod is. A record
+// that is Claimed concerns no namespace.
 func (r *Record) Concerns(namespace string) bool {
 	in := func(name string) bool { ns, _, ok := strings.Cut(name, "/"); return ok && ns == namespace }
 	return namespace != "" && !r.Claimed &&

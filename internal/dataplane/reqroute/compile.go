@@ -23,8 +23,8 @@ type Rules struct {
 // ErrUnread.
 func Unread() *Rules { return &Rules{unread: true} }
 
-// WithUnread returns rules for a port that may have further routes, which are not known. A
-// request that no rule matches gets ErrUnread, since one of those might match it.
+// WithUnread returns rules for a port that may have further routes, which are not known.
+// A request that no rule matches gets ErrUnread, because one of those might match it.
 func (r *Rules) WithUnread() *Rules {
 	out := *r
 	out.unread = true

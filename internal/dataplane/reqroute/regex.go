@@ -20,9 +20,9 @@ const (
 	// maxMatchedValue is the length of a value that is matched against a regular
 	// expression. A longer one does not match.
 	maxMatchedValue = 1 << 10
-	// maxSteps bounds the work of all regular expressions for one request: the sum of the
-	// cost of each expression times the length of its value. A port with the full
-	// MaxRegexCost can match values of 128 bytes.
+	// maxSteps bounds the work of all regular expressions for one request. The work of an
+	// expression is its cost times one more than the length of its value. A port with the
+	// full MaxRegexCost can match values of 127 bytes.
 	maxSteps = 128 * MaxRegexCost
 )
 
@@ -33,10 +33,11 @@ type expression struct {
 }
 
 // steps is the work that the regular expressions of one request may still do. It is
-// negative once they have asked for more.
+// negative once they have exceeded it.
 type steps int
 
-// matches reports whether an expression matches a value. It does not if no work is left.
+// matches reports whether an expression matches a value. It returns false if no work is
+// left.
 func (s *steps) matches(e *expression, value string) bool {
 	if len(value) > maxMatchedValue || *s < 0 {
 		return false

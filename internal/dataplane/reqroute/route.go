@@ -52,7 +52,7 @@ func (r *Rules) Match(h *message.Head) (Route, error) {
 		m := &r.matches[i]
 		fits := m.matches(&values, path)
 		if values.steps < 0 {
-			return Route{}, ErrSteps // the match might fit, so no later one may
+			return Route{}, ErrSteps // this match might have fit, so no later one may be used
 		}
 		if !fits {
 			continue

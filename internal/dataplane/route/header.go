@@ -72,8 +72,8 @@ type Header struct {
 	Zones []string
 	// Generation rises with each change of the ready endpoints.
 	Generation uint64
-	// Budget is how many more tunnels the gateway grants this link and source address, with
-	// the one that follows the header; 0: unstated.
+	// Budget is how many more tunnels the gateway grants this link and source address,
+	// including the one that follows the header; 0: unstated.
 	Budget uint32
 	// HelloLen and HelloSum (SHA-256) announce the ClientHello that follows the header. Marshal sets
 	// them. A header that announces none is a notice: nothing follows it, and the gateway that sends

@@ -84,7 +84,7 @@ func RawOf(session *tunnel.Conn) *Raw {
 type exchange struct {
 	proxyPair
 	plain       *net.TCPConn
-	rest        []byte       // of toSession: bytes that were read from plain before
+	rest        []byte       // bytes that were read from plain before; toSession sends them first
 	plainSocket *socket.Conn // for writes to plain
 	session     *tunnel.Conn
 	raw         *Raw
@@ -194,10 +194,10 @@ func (x *exchange) toSession() {
 	}
 }
 
-// errRestUnsent reports a failed write to the session, within rest.
+// errRestUnsent reports that a write of rest to the session failed.
 var errRestUnsent = errors.New("first bytes were not sent")
 
-// sendRest sends rest, as the far side admits it.
+// sendRest sends rest, as fast as the far side gives credit.
 func (x *exchange) sendRest() error {
 	for len(x.rest) > 0 {
 		n := min(x.awaitCredit(), len(x.rest), tunnel.MaxData)

@@ -7,10 +7,10 @@ import (
 
 // OnOwnStack runs do in a goroutine of its own and waits until it returns.
 //
-// A goroutine hardly ever gives back a stack that has grown, because the garbage collector
-// halves only a stack of which less than a quarter is in use. A handshake grows a stack to
-// 16 KiB, and the same goroutine then carries a connection that needs 4 KiB for days. So
-// what such a goroutine does once, and deeply, belongs on another stack.
+// A stack that has grown hardly ever shrinks, because the garbage collector halves only a
+// stack of which less than a quarter is in use. A handshake grows a stack to 16 KiB. The
+// same goroutine then carries a connection for days, which needs 4 KiB. So such a
+// goroutine should use another stack for a deep call that it makes only once.
 func OnOwnStack(do func()) {
 	done := make(chan struct{})
 	go func() {
@@ -20,8 +20,8 @@ func OnOwnStack(do func()) {
 	<-done
 }
 
-// Handshake performs the TLS handshake of c on a stack of its own. The end of ctx ends it
-// with an error, and closes c.
+// Handshake performs the TLS handshake of c on a stack of its own. If ctx ends first,
+// Handshake closes c and returns an error.
 func Handshake(ctx context.Context, c *tls.Conn) (err error) {
 	OnOwnStack(func() { err = c.HandshakeContext(ctx) })
 	return err

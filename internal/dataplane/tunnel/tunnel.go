@@ -68,8 +68,8 @@ type Answer struct {
 	Zones []string
 	// Generation rises with each change of the ready endpoints.
 	Generation uint64
-	// Budget is how many more tunnels the gateway grants this link and source address, with
-	// this one; 0: unstated.
+	// Budget is how many more tunnels the gateway grants this link and source address,
+	// including this one; 0: unstated.
 	Budget uint32
 	// First says who speaks first on this port.
 	First FirstSpeaker

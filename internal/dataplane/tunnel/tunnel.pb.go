@@ -273,8 +273,8 @@ type HelloAnswer struct {
 	ReadyIds   [][]byte `protobuf:"bytes,3,rep,name=ready_ids,json=readyIds,proto3" json:"ready_ids,omitempty"`
 	ReadyCount uint32   `protobuf:"varint,4,opt,name=ready_count,json=readyCount,proto3" json:"ready_count,omitempty"`
 	Generation uint64   `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
-	// How many more tunnels the gateway grants this link and source address, with this one;
-	// 0: unstated.
+	// How many more tunnels the gateway grants this link and source address, including this
+	// one; 0: unstated.
 	Budget       uint32       `protobuf:"varint,6,opt,name=budget,proto3" json:"budget,omitempty"`
 	FirstSpeaker FirstSpeaker `protobuf:"varint,7,opt,name=first_speaker,json=firstSpeaker,proto3,enum=causeway.tunnel.v2.FirstSpeaker" json:"first_speaker,omitempty"`
 	// Names of zones of the server's cluster, at most 16.

@@ -17,10 +17,10 @@ var selfPID = os.Getpid()
 // holdConcurrency is how many connections Hold opens at a time.
 const holdConcurrency = 16
 
-// Hold opens n connections to target and has each answered once: by an echo, with the
-// pattern HTTP1 by a response, and with Down by the first bytes of data that the server
-// then sends until no more fits on the way. It returns them open, and the caller closes
-// them. If one fails, Hold closes the others and returns an error.
+// Hold opens n connections to target and has each answered once. The answer is an echo, a
+// response with the pattern HTTP1, or with Down the first bytes of data. The server of
+// Down then sends until no more fits on the way. Hold returns the open connections, and
+// the caller closes them. If one fails, Hold closes the others and returns an error.
 func Hold(ctx context.Context, target, pattern string, n int) ([]net.Conn, error) {
 	conns := make([]net.Conn, n)
 	g, ctx := errgroup.WithContext(ctx)
@@ -77,7 +77,7 @@ func openAnswered(ctx context.Context, target, pattern string) (net.Conn, error)
 	return c, nil
 }
 
-// exchange sends a message and reads as many bytes.
+// exchange sends a message and reads the same number of bytes.
 func exchange(c net.Conn, op Op) error {
 	message := make([]byte, MessageSize)
 	message[0] = byte(op)
