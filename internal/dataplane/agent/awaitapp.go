@@ -19,15 +19,19 @@ import (
 // maxAppTimeout for an application that does not answer. The far agent removes the field.
 const awaitField = "causeway-await-application"
 
-// redialPause is the time between two dials for a request that waits. A dial can fail at
-// once, for example without a route to the pod.
-const redialPause = 100 * time.Millisecond
+// redialPause is the time between the first two dials for a request that waits. It doubles
+// with each further dial, up to maxRedialPause, because a dial can fail at once, for
+// example without a route to the pod.
+const (
+	redialPause    = 100 * time.Millisecond
+	maxRedialPause = 2 * time.Second
+)
 
 // sendToWait reports whether a request that failed is sent again with awaitField, and
 // adds the field. This is not a retry, because no application has received anything. It
 // happens at most once for a request.
 func (r *outboundRequest) sendToWait(f httprelay.Failure) bool {
-	if !r.canWait(f) {
+	if !r.canWait(f) || !r.conn.agent.shares.outboundWaiting.Acquire(r.backend.account) {
 		return false
 	}
 	r.waits = true
@@ -39,11 +43,27 @@ func (r *outboundRequest) sendToWait(f httprelay.Failure) bool {
 // canWait reports whether a request failed because no application answered the dial of
 // the far agent, so that the request can be sent again with awaitField.
 func (r *outboundRequest) canWait(f httprelay.Failure) bool {
-	if r.waits || !f.Replayable || f.Response == nil {
+	return !r.waits && f.Replayable && isAppSilent(f)
+}
+
+// isAppSilent reports whether the far agent says that no application answered its dial.
+func isAppSilent(f httprelay.Failure) bool {
+	if f.Response == nil {
 		return false
 	}
 	value, far := f.Response.Get(httprelay.ErrorField)
 	return far && httprelay.IsNotProcessed(value) && httprelay.ErrorReason(value) == reasonPodTimeout
+}
+
+// hasWaited reports whether a request was sent to wait and no application answered in that
+// time. After any other failure of such a request it removes awaitField, so that further
+// tries do not wait.
+func (r *outboundRequest) hasWaited(f httprelay.Failure) bool {
+	if !r.waits {
+		return false
+	}
+	r.head.Del(awaitField)
+	return isAppSilent(f)
 }
 
 // hasTriedAll reports whether the request was sent to each endpoint that the peer reports.

@@ -11,6 +11,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/httprelay"
+	"github.com/causeway-mesh/causeway/internal/dataplane/message"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
@@ -80,7 +82,9 @@ func TestRequestsMoveFromFullAcceptQueue(t *testing.T) {
 		ended := make(chan error, 16)
 		for range cap(ended) {
 			go func() {
-				resp, err := c.Get("http://bar-east/")
+				req := must(http.NewRequest("GET", "http://bar-east/", nil))(t)
+				req.Header.Set(awaitField, "1") // only agents may say so
+				resp, err := c.Do(req)
 				if err == nil {
 					resp.Body.Close()
 				}
@@ -96,4 +100,30 @@ func TestRequestsMoveFromFullAcceptQueue(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestRequestsWaitOnce: no try after the one that waits may wait too, or the caller would
+// wait for several times two minutes.
+func TestRequestsWaitOnce(t *testing.T) {
+	for name, tc := range map[string]struct {
+		waits bool
+		value string // of the far agent's error
+		want  bool
+	}{
+		"has not waited":      {false, "connection_timeout pod_timeout not-processed", false},
+		"no application came": {true, "connection_timeout pod_timeout not-processed", true},
+		"another failure":     {true, "connection_refused pod_refused not-processed", false},
+	} {
+		r := &outboundRequest{waits: tc.waits, head: &message.Head{}}
+		if tc.waits {
+			r.head.Add(awaitField, "1")
+		}
+		response := &message.Head{Status: 503, Fields: []message.Field{{Name: httprelay.ErrorField, Value: tc.value}}}
+		if got := r.hasWaited(httprelay.Failure{Response: response}); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+		if takeWait(r.head) {
+			t.Errorf("%s: the next try waits", name)
+		}
+	}
 }

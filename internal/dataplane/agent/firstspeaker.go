@@ -160,8 +160,8 @@ func (a *Agent) awaitEarlyData(life context.Context, c *net.TCPConn, out *outbou
 		if refused := (*refusal)(nil); errors.As(err, &refused) {
 			return err
 		}
-		if rerr := a.refreshCaller(out.sessionKey(), out); rerr != nil {
-			return refuse(reasonRevoked, rerr)
+		if err := a.refreshSilent(out); err != nil {
+			return err
 		}
 	}
 	switch {
@@ -180,8 +180,20 @@ func (a *Agent) whileSilent(life context.Context, c *net.TCPConn, out *outboundC
 	defer release()
 	stop := afterfunc.Start(ctx, func() { transport.Reset(c) })
 	err := wait()
-	if !stop() {
-		return refuse(reasonRevoked, context.Cause(ctx))
+	switch {
+	case stop():
+		return err
+	case life.Err() != nil:
+		return refuse(reasonNotReady, errors.New("this agent stops"))
 	}
-	return err
+	return refuse(reasonRevoked, context.Cause(ctx))
+}
+
+// refreshSilent updates a call whose caller was silent for any length of time, so that it
+// has the newest certificate.
+func (a *Agent) refreshSilent(out *outboundConn) error {
+	if err := a.refreshCaller(out.sessionKey(), out); err != nil {
+		return refuse(reasonRevoked, err)
+	}
+	return nil
 }

@@ -214,9 +214,13 @@ func TestHTTP2FaultsOfApps(t *testing.T) {
 
 // TestFinalErrorsOfPeers: another endpoint would refuse the same request again.
 func TestFinalErrorsOfPeers(t *testing.T) {
-	for status, want := range map[int]bool{403: true, 431: true, 502: false, 503: false} {
-		if got := isFinalStatus(status); got != want {
-			t.Errorf("%d: %v, want %v", status, got, want)
+	for value, want := range map[string]bool{
+		"http_request_denied caller_not_allowed": true,
+		"http_request_error head_too_large":      true,
+		"connection_refused pod_refused":         false,
+	} {
+		if got := isFinalError(value); got != want {
+			t.Errorf("%s: %v, want %v", value, got, want)
 		}
 	}
 }

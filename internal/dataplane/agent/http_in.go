@@ -329,8 +329,8 @@ func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (http
 		return nil, errCanceled
 	}
 	to, err := f.send(try, h, body, end)
-	for err != nil && f.mustWait(err, body) && backoff.Sleep(f.session.ctx, redialPause) {
-		to, err = f.send(try, h, body, end)
+	if err != nil && f.mustWait(err, body) {
+		to, err = f.sendWaiting(try, h, body, end, err)
 	}
 	if err != nil {
 		return nil, err
@@ -340,6 +340,24 @@ func (f *appRequest) open(try int, h *message.Head, body []byte, end bool) (http
 		return nil, errCanceled
 	}
 	return to, nil
+}
+
+// sendWaiting continues send, which has returned err, while the request must wait. Those
+// that wait have shares of their own, so that an application that does not answer does not
+// use up those of other requests.
+func (f *appRequest) sendWaiting(try int, h *message.Head, body []byte, end bool, err error) (to httprelay.Stream, _ error) {
+	r := f.session
+	waiting := r.agent.shares.inboundWaiting
+	if !waiting.Acquire(r.caller) {
+		return nil, err
+	}
+	defer waiting.Release(r.caller)
+	pause := redialPause
+	for err != nil && f.mustWait(err, body) && backoff.Sleep(r.ctx, pause) {
+		to, err = f.send(try, h, body, end)
+		pause = min(2*pause, maxRedialPause)
+	}
+	return to, err
 }
 
 // attach makes to the stream of the current try. The caller calls it before it sends

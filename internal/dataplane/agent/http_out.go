@@ -81,6 +81,9 @@ func (a *Agent) recognize(life context.Context, c *net.TCPConn, out *outboundCon
 			p, err = sniff(c, out, noTimeout, true)
 			return err
 		})
+		if err == nil {
+			err = a.refreshSilent(out)
+		}
 	}
 	switch {
 	case err != nil:
@@ -295,7 +298,7 @@ type outboundRequest struct {
 	session *requestSession
 	sentAt  time.Time // of the current try
 	tried   []route.EndpointID
-	waits   bool // the request was sent with awaitField
+	waits   bool // the request was sent with awaitField, and holds a share of outboundWaiting
 	// repeatable: if the network path of the current try is dead, another one may follow.
 	repeatable bool
 
@@ -318,6 +321,7 @@ func (r *outboundRequest) begin() {
 	r.plan.OnResponse = editResponse
 	r.target, r.trace = r.head.Target, r.conn.agent.tracer.Sample(r.head)
 	r.trace.Describe(r.head, r.grpc)
+	r.head.Del(awaitField) // only agents may send it
 	r.refused = r.route()
 	r.plan.Memory = r.backend.memory
 	recorder := r.backend.recorders[0]
@@ -381,6 +385,9 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 	r.backend.group.budget.Request(r.start)
 	result := httprelay.Forward(from, r.head, ended, &r.plan)
 	explainBody(&result)
+	if r.waits {
+		r.conn.agent.shares.outboundWaiting.Release(r.backend.account)
+	}
 	result.FromErr = result.FromErr || result.Err != nil && r.isGone()
 	r.finish(result)
 	return result
@@ -536,12 +543,12 @@ func (r *outboundRequest) observe(o balance.Outcome) {
 }
 
 // isFailure reports whether a response counts as a failed try. An error response of the
-// far agent does, unless its status is final. A response of the application does if the
+// far agent does, unless it is final. A response of the application does if the
 // policy names its status.
 func (r *outboundRequest) isFailure(h *message.Head) bool {
 	if value, far := h.Get(httprelay.ErrorField); far {
 		r.addPeerError(value)
-		if isFinalStatus(h.Status) {
+		if isFinalError(value) {
 			r.observe(balance.ServerError) // its time says nothing about the application
 			return false
 		}
@@ -553,10 +560,12 @@ func (r *outboundRequest) isFailure(h *message.Head) bool {
 	return h.Status >= 400 && r.policy.Decide(retry.Attempt{Method: r.head.Method, Failure: retry.Status, Status: h.Status, Tries: 1}, nil).Retry
 }
 
-// isFinalStatus reports whether every endpoint would answer a request with this status of
-// the far agent, because the caller may not make the request, or because it is too large.
-func isFinalStatus(status int) bool {
-	return status == http.StatusForbidden || status == http.StatusRequestHeaderFieldsTooLarge
+// isFinalError reports whether every endpoint would answer a request with this error of the
+// far agent, because the caller may not make the request, or because it is too large. The
+// status does not tell: it is 200 for gRPC.
+func isFinalError(value string) bool {
+	kind := httprelay.ErrorKind(value)
+	return kind == "http_request_denied" || kind == "http_request_error"
 }
 
 // retry decides whether a failed try is followed by another.
@@ -577,6 +586,9 @@ func (r *outboundRequest) retry(f httprelay.Failure) bool {
 		return false
 	}
 	r.observe(r.outcomeOfFailure(f, attempt))
+	if r.hasWaited(f) {
+		return false
+	}
 	if r.canWait(f) && r.hasTriedAll() {
 		return r.sendToWait(f)
 	}

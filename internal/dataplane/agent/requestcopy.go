@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -262,6 +263,9 @@ func exchangeCopy(ctx context.Context, s *requestSession, h *message.Head, body 
 			return 0, 0, err
 		}
 		status = response.Status
+	}
+	if value, far := response.Get(httprelay.ErrorField); far {
+		return status, 0, fmt.Errorf("the far agent refuses it: %s", httprelay.ErrorReason(value))
 	}
 	grpc, _ = grpcStatusOf(&response)
 	buf := make([]byte, 4<<10)

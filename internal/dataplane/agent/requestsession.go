@@ -296,7 +296,7 @@ func (a *Agent) pickWithoutSession(ctx context.Context, g *requestGroup, out *ou
 // the wait was too short or if this agent makes no further session.
 func outcomeOfDial(wait context.Context, err error) balance.Outcome {
 	refused := (*refusal)(nil)
-	if wait.Err() != nil || errors.Is(err, errNoSession) || errors.As(err, &refused) && refused.reason == reasonCircuitOpen {
+	if wait.Err() != nil || errors.Is(err, errNoSession) || errors.As(err, &refused) && (refused.reason == reasonCircuitOpen || refused.reason == reasonGatewayBudget) {
 		return balance.Neutral
 	}
 	return balance.Failure

@@ -37,6 +37,9 @@ type connShares struct {
 	// SPIFFE ID. outboundRequestLinks and inboundRequestLinks are by link UID.
 	outboundRequests, outboundRequestLinks *budget.Shares
 	inboundRequests, inboundRequestLinks   *budget.Shares
+	// outboundWaiting and inboundWaiting are for those of these requests that wait for an
+	// application that does not accept connections, by account or SPIFFE ID.
+	outboundWaiting, inboundWaiting *budget.Shares
 	// windows is for bytes under way in open exchanges, by link UID.
 	windows *budget.Bytes
 	// budgets holds how many more tunnels peers' gateways granted last, by link UID.
@@ -99,6 +102,8 @@ func newConnShares(l Limits) *connShares {
 		outboundRequestLinks: requests(half),
 		inboundRequests:      requests(accountShare(l.requests)),
 		inboundRequestLinks:  requests(half),
+		outboundWaiting:      budget.NewWithLimit(max(1, l.requests/8), max(1, l.requests/32)),
+		inboundWaiting:       budget.NewWithLimit(max(1, l.requests/8), max(1, l.requests/32)),
 		waiting:              budget.New(maxWaiting),
 		probes:               budget.New(maxProbes),
 		windows:              budget.NewBytes(budget.WindowBytes()),

@@ -93,6 +93,12 @@ func ErrorReason(value string) string {
 	return token(reason)
 }
 
+// ErrorKind returns the kind of an error of RFC 9209 in the value of an ErrorField.
+func ErrorKind(value string) string {
+	kind, _, _ := strings.Cut(value, " ")
+	return kind
+}
+
 // token returns a name without what a structured field does not allow.
 func token(s string) string {
 	return strings.Map(func(r rune) rune {
