@@ -91,7 +91,7 @@ func TestChartQuotesStrings(t *testing.T) {
 	}
 }
 
-// replaced returns a JSON value in all of whose strings after takes the place of before.
+// replaced returns a copy of a JSON value. In each of its strings, after replaces before.
 func replaced(v any, before, after string) any {
 	switch v := v.(type) {
 	case string:
