@@ -109,24 +109,30 @@ func startEcho(t *testing.T, ns, address string) *echoStream {
 	ctx, stop := context.WithCancel(t.Context())
 	s := &echoStream{stop: stop, done: make(chan error, 1)}
 	t.Cleanup(func() { stop(); c.Close() })
-	go func() { s.done <- speak(ctx, c) }()
+	must(t, echoOnce(c)) // the connection to the agent is open before the call is
+	go func() { s.done <- echoOften(ctx, c) }()
 	return s
 }
 
-func speak(ctx context.Context, c net.Conn) error {
-	buf := make([]byte, len("hello"))
+// echoOften writes every 200 ms and reads the echo, until ctx ends.
+func echoOften(ctx context.Context, c net.Conn) error {
 	for ; ctx.Err() == nil; sleep(ctx, 200*time.Millisecond) {
-		if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
-			return err
-		}
-		if _, err := io.WriteString(c, "hello"); err != nil {
-			return err
-		}
-		if _, err := io.ReadFull(c, buf); err != nil {
+		if err := echoOnce(c); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func echoOnce(c net.Conn) error {
+	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, make([]byte, len("hello")))
+	return err
 }
 
 // lives returns the error that ended the connection, if one did.
