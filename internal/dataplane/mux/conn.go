@@ -208,7 +208,6 @@ func New(nc net.Conn, cfg Config) *Conn {
 			acksDue:       1,
 		},
 		send: sendWindow{left: defaultWindow},
-		rtt:  roundTrips{target: streamWindow},
 	}
 	c.br.init(nc, cfg.Received, c.deliver)
 	c.fr = http2.NewFramer(io.Discard, &c.br)

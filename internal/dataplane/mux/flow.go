@@ -17,6 +17,9 @@ const (
 	// windows of the streams already bound the memory. So unread streams cannot use it
 	// up.
 	connWindow = 16 << 20
+	// longRoundTrip is the round trip from which a window grows to four times its size,
+	// because each step takes a round trip.
+	longRoundTrip = 5 * time.Millisecond
 	// measureInterval is the least time between two PINGs that measure the path.
 	measureInterval = 150 * time.Millisecond
 )
@@ -82,16 +85,44 @@ func (c *Conn) consumed(s *Stream, n int) {
 	if s.unannounced < s.window/2 {
 		return
 	}
-	if more := c.rtt.target - s.window; more > 0 && c.cfg.Windows != nil && c.cfg.Windows.Reserve(more) {
+	c.growWindow(s)
+	c.appendWindowUpdate(s.id, s.unannounced)
+	s.recvWindow += s.unannounced
+	s.unannounced = 0
+	c.flushInBackground()
+}
+
+// growWindow enlarges the window of s if it limits the rate: if the reader has taken a
+// whole window within two round trips. Other streams do not matter, so the window of a
+// stalled reader stays as it is.
+func (c *Conn) growWindow(s *Stream) {
+	if c.cfg.Windows == nil || s.window >= maxStreamWindow {
+		return
+	}
+	c.measure()
+	now := time.Now()
+	if s.measuredFrom.IsZero() {
+		s.measuredFrom = now
+		return
+	}
+	if s.taken += s.unannounced; s.taken < s.window {
+		return
+	}
+	limits := now.Sub(s.measuredFrom) <= 2*c.rtt.last
+	s.measuredFrom, s.taken = now, 0
+	if !limits {
+		return
+	}
+	factor := 2
+	if c.rtt.last >= longRoundTrip {
+		factor = 4
+	}
+	more := min(maxStreamWindow, factor*s.window) - s.window
+	if c.cfg.Windows.Reserve(more) {
 		s.window += more
 		s.reserved += more
 		s.unannounced += more
 	}
-	c.appendWindowUpdate(s.id, s.unannounced)
-	s.recvWindow += s.unannounced
-	s.unannounced = 0
-	c.measure()
-	c.flushInBackground()
 }
 
 // releaseWindow returns the reserved bytes once nothing more can use them.
@@ -102,13 +133,11 @@ func (s *Stream) releaseWindow() {
 	}
 }
 
-// roundTrips measures the path: the round trip, and the bytes that arrive during one.
+// roundTrips measures the round trip of the path.
 type roundTrips struct {
-	last      time.Duration
-	target    int // the window that streams should have
+	last      time.Duration // 0: not yet measured
 	measuring bool
 	sent      time.Time // of the last PING that measures
-	bytes     int       // that arrived since
 	pings     map[uint64]*ping
 	nextPing  uint64
 	probes    int // that are not answered
@@ -134,17 +163,14 @@ func pingData(kind byte, n uint64) (data [8]byte) {
 	return data
 }
 
-// measure sends a PING unless one is on its way or the windows cannot grow.
+// measure sends a PING, unless one is on its way or the last one is recent.
 func (c *Conn) measure() {
 	r := &c.rtt
-	if r.measuring || r.target >= maxStreamWindow || c.cfg.Windows == nil {
-		return
-	}
 	now := time.Now()
-	if now.Sub(r.sent) < measureInterval {
+	if r.measuring || now.Sub(r.sent) < measureInterval {
 		return
 	}
-	r.measuring, r.sent, r.bytes = true, now, 0
+	r.measuring, r.sent = true, now
 	c.appendPing(false, pingData(pingMeasure, 0))
 }
 
@@ -158,11 +184,6 @@ func (c *Conn) pingAcked(data [8]byte) bool {
 	case kind == pingMeasure && r.measuring:
 		r.measuring = false
 		r.last = time.Since(r.sent)
-		// If more than half a window arrives in one round trip, the window limits the
-		// rate.
-		if r.bytes > r.target/2 {
-			r.target = min(maxStreamWindow, max(2*r.target, 2*r.bytes))
-		}
 	case kind == pingProbe && r.probes > 0:
 		r.probes--
 	case kind == pingGoAway && c.goingAway:

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -233,47 +234,67 @@ func (b *budget) Reserve(n int) bool {
 
 func (b *budget) Release(n int) { b.used.Add(-int64(n)) }
 
-// TestWindowGrowsWithinTheBudget: a stream that gets its whole window in a round trip
-// gets a larger one if the budget admits it, and gives it back.
-func TestWindowGrowsWithinTheBudget(t *testing.T) {
-	for name, limit := range map[string]int64{"admitted": 64 << 10, "refused": 64<<10 - 1} {
+// A pathTest is a connection of which the test knows the round trip, with one stream.
+type pathTest struct {
+	*peer
+	rtt time.Duration
+}
+
+// startPath opens stream 1 and measures the round trip: one PING is answered after rtt.
+func startPath(t *testing.T, rtt time.Duration, windows WindowBudget, handle func(*Stream)) *pathTest {
+	p := &pathTest{startPeer(t, Config{Windows: windows, Handle: handle}), rtt}
+	p.headers(1, getBlock(), false)
+	p.send(32 << 10) // the window update comes with the PING
+	<-time.After(rtt)
+	p.fr.WritePing(true, pingData(pingMeasure, 0))
+	p.take()
+	return p
+}
+
+// send writes n bytes on stream 1 and returns the increments of its window.
+func (p *pathTest) send(n int) (total int) {
+	for ; n > 0; n -= 16 << 10 {
+		p.fr.WriteData(1, false, make([]byte, min(n, 16<<10)))
+		synctest.Wait()
+	}
+	for _, n := range increments(p.take(), 1) {
+		total += int(n)
+	}
+	return total
+}
+
+// TestWindowGrowth: a window grows if the reader takes all of it within two round trips.
+func TestWindowGrowth(t *testing.T) {
+	const fast, far, slow = time.Millisecond, 60 * time.Millisecond, 3 * time.Millisecond
+	cases := map[string]struct {
+		rtt, pause time.Duration // pause is between windows
+		budget     int64
+		want       []int // windows, in KiB
+	}{
+		"a short path":               {fast, fast, 1 << 30, []int{128, 256, 512, 1024, 2048, 4096, 4096}},
+		"a long path":                {far, far, 1 << 30, []int{256, 1024, 4096, 4096}},
+		"a slow reader":              {fast, slow, 1 << 30, []int{64, 64, 64, 64}},
+		"the budget refuses":         {fast, fast, 64<<10 - 1, []int{64, 64}},
+		"the budget admits one step": {fast, fast, 128 << 10, []int{128, 128}},
+	}
+	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				b := &budget{limit: limit}
-				p := startPeer(t, Config{Windows: b, Handle: func(s *Stream) {
+				b := &budget{limit: tc.budget}
+				p := startPath(t, tc.rtt, b, func(s *Stream) {
 					readAll(s)
 					s.WriteHead(&message.Head{Status: 200}, nil, true)
-				}})
+				})
 				defer p.close()
-				p.headers(1, getBlock(), false)
-				send := func() uint32 {
-					var total uint32
-					for range 2 {
-						p.fr.WriteData(1, false, make([]byte, 16<<10))
+				window := 64 << 10
+				for i, want := range tc.want {
+					<-time.After(tc.pause)
+					if window = p.send(window); window>>10 != want {
+						t.Fatalf("step %d: the window is %d KiB, want %d", i, window>>10, want)
 					}
-					frames := p.take()
-					for _, n := range increments(frames, 1) {
-						total += n
+					if used := b.used.Load(); used != int64(window-64<<10) {
+						t.Errorf("step %d: %d bytes are reserved for a window of %d", i, used, window)
 					}
-					return total
-				}
-				if got := send(); got != 32<<10 {
-					t.Fatalf("increments %d", got)
-				}
-				// The PING was sent with the window update.
-				send()
-				p.fr.WriteData(1, false, make([]byte, 1))
-				p.fr.WritePing(true, pingData(pingMeasure, 0))
-				p.take()
-				want := uint32(96 << 10)
-				if name == "refused" {
-					want = 32 << 10
-				}
-				if got := send(); got/1024 != want/1024 {
-					t.Errorf("increments %d, want %d", got, want)
-				}
-				if used := b.used.Load(); used != int64(want-32<<10) {
-					t.Errorf("%d bytes are reserved", used)
 				}
 				p.fr.WriteData(1, true, nil)
 				p.take()
@@ -285,24 +306,50 @@ func TestWindowGrowsWithinTheBudget(t *testing.T) {
 	}
 }
 
+// TestUnreadWindowStays: a stream whose reader stalls keeps its window, although the
+// connection is fast and its reader took the first bytes at once.
+func TestUnreadWindowStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &budget{limit: 1 << 30}
+		p := startPath(t, 60*time.Millisecond, b, func(s *Stream) {
+			if s.id == 3 {
+				io.ReadFull(s, make([]byte, 64<<10))
+				hold(s)
+				return
+			}
+			readAll(s)
+		})
+		defer p.close()
+		p.headers(3, getBlock(), false)
+		for range 4 {
+			p.fr.WriteData(3, false, make([]byte, 16<<10))
+		}
+		for range 3 {
+			p.send(64 << 10)
+		}
+		if used := b.used.Load(); used == 0 {
+			t.Error("the fast stream has no larger window")
+		}
+		p.conn.mu.Lock()
+		defer p.conn.mu.Unlock()
+		if got := p.conn.streams[3].window; got != 64<<10 {
+			t.Errorf("the stalled stream has a window of %d KiB", got>>10)
+		}
+	})
+}
+
 // TestBudgetIsReleasedOnReset covers a stream that is dropped with unread bytes.
 func TestBudgetIsReleasedOnReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &budget{limit: 1 << 30}
-		p := startPeer(t, Config{Windows: b, Handle: func(s *Stream) {
-			io.ReadFull(s, make([]byte, 32<<10))
+		p := startPath(t, time.Millisecond, b, func(s *Stream) {
+			io.ReadFull(s, make([]byte, 96<<10))
 			hold(s)
-		}})
+		})
 		defer p.close()
-		p.conn.mu.Lock()
-		p.conn.rtt.target = 1 << 20
-		p.conn.mu.Unlock()
-		p.headers(1, getBlock(), false)
-		for range 4 {
-			p.fr.WriteData(1, false, make([]byte, 16<<10))
-		}
-		synctest.Wait()
-		if used := b.used.Load(); used != 1<<20-64<<10 {
+		p.send(64 << 10)
+		p.send(32 << 10)
+		if used := b.used.Load(); used != 64<<10 {
 			t.Errorf("%d bytes are reserved", used)
 		}
 		p.fr.WriteRSTStream(1, http2.ErrCodeCancel)

@@ -255,9 +255,6 @@ func (c *Conn) admitData(id uint32, size, body int, ended bool) (*Stream, error)
 		c.appendWindowUpdate(0, connWindow-c.recvWindow)
 		c.recvWindow = connWindow
 	}
-	if c.rtt.measuring {
-		c.rtt.bytes += size
-	}
 	s := c.streams[id]
 	switch {
 	case s == nil:

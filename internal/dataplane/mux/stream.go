@@ -71,9 +71,13 @@ type Stream struct {
 	window      int // the size of the window
 	unannounced int // read, but not yet announced by a window update
 	reserved    int // of the window, from the budget
-	declared    int64
-	received    int64
-	headRequest bool // its response has no body; its length says nothing
+	// taken is how many bytes the reader has taken since measuredFrom. Only announced
+	// ones are counted.
+	taken        int
+	measuredFrom time.Time
+	declared     int64
+	received     int64
+	headRequest  bool // its response has no body; its length says nothing
 
 	// Sending.
 	sendWindow int
