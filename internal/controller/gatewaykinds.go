@@ -38,8 +38,8 @@ var (
 type gatewayKinds struct {
 	// served returns the versions to read, by kind, of the kinds that the cluster serves.
 	served func() (map[string]schema.GroupVersion, error)
-	// watch starts a cache of a kind, and returns when it is complete. leave stops it.
-	// forget drops all objects of the kind.
+	// watch starts a cache of a kind, and returns when it is complete. After an error it
+	// may still be starting. leave stops it. forget drops all objects of the kind.
 	watch  func(context.Context, schema.GroupVersionKind) error
 	leave  func(context.Context, schema.GroupVersionKind) error
 	forget func(kind string)
@@ -49,9 +49,8 @@ type gatewayKinds struct {
 	report func(unread []string)
 
 	current map[string]schema.GroupVersion // what is watched now, by kind; nil: no answer yet
-	// failed are the served kinds that the controller has not been able to read since it
-	// started.
-	failed map[string]bool
+	// failed are the versions of which the last call of watch failed, by kind.
+	failed map[string]schema.GroupVersion
 	// missing are the watched and failed kinds that the last answer did not have.
 	missing map[string]bool
 }
@@ -68,7 +67,7 @@ func (p *process) gatewayKinds() (*gatewayKinds, error) {
 			return p.watchGatewayKind(ctx, kind)
 		},
 		leave: func(ctx context.Context, kind schema.GroupVersionKind) error {
-			return p.mgr.GetCache().RemoveInformer(ctx, gatewayObject(kind))
+			return p.unwatch(ctx, gatewayObject(kind))
 		},
 		forget: func(kind string) { in.add(func(b *batch) { b.retainGateway(kind, nil) }) },
 		report: func(unread []string) { in.add(func(b *batch) { b.unreadKinds = &unread }) },
@@ -191,27 +190,34 @@ func (g *gatewayKinds) probe(ctx context.Context) error {
 	}
 	if g.current == nil {
 		g.current, g.missing = make(map[string]schema.GroupVersion), make(map[string]bool)
-		g.failed = make(map[string]bool)
+		g.failed = make(map[string]schema.GroupVersion)
 	}
 	var errs []error
 	for _, kind := range gatewayKindNames {
 		before, watched := g.current[kind]
 		version, serves := served[kind]
-		if (watched || g.failed[kind]) && !serves && !g.missing[kind] {
+		failed, hasFailed := g.failed[kind]
+		if (watched || hasFailed) && !serves && !g.missing[kind] {
 			g.missing[kind] = true
 			continue
 		}
 		delete(g.missing, kind)
-		if !serves && g.failed[kind] {
+		if hasFailed && failed != version {
+			if err := g.leave(ctx, failed.WithKind(kind)); err != nil {
+				errs = append(errs, fmt.Errorf("stop the watch of %s: %w", kind, err))
+				continue
+			}
 			delete(g.failed, kind)
-			g.forget(kind) // a watch that failed may have read some objects
+			if !watched {
+				g.forget(kind) // a watch that failed may have read some objects
+			}
 		}
 		if watched == serves && before == version {
 			continue
 		}
 		if serves {
 			if err := g.watch(ctx, version.WithKind(kind)); err != nil {
-				g.failed[kind] = !watched
+				g.failed[kind] = version
 				errs = append(errs, err)
 				continue
 			}
@@ -239,7 +245,8 @@ func (g *gatewayKinds) probe(ctx context.Context) error {
 func (g *gatewayKinds) unread() []string {
 	var out []string
 	for _, kind := range gatewayKindNames {
-		if g.current == nil || g.failed[kind] {
+		_, watched := g.current[kind]
+		if _, failed := g.failed[kind]; g.current == nil || failed && !watched {
 			out = append(out, kind)
 		}
 	}

@@ -306,6 +306,14 @@ func (p *process) listing(ctx context.Context, kind client.Object,
 	return synced, nil
 }
 
+// unwatch ends the watch of a kind, also if its first list has not come yet.
+func (p *process) unwatch(ctx context.Context, kind client.Object) error {
+	p.listsMu.Lock()
+	delete(p.lists, kindKey(kind))
+	p.listsMu.Unlock()
+	return p.mgr.GetCache().RemoveInformer(ctx, kind)
+}
+
 // kindKey returns a different text for each kind, and for each kind of which only the
 // metadata is read.
 func kindKey(kind client.Object) string {

@@ -445,6 +445,35 @@ func TestGatewayKindsRun(t *testing.T) {
 				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
 			},
 		},
+		"removed before it was readable": {
+			why:     "a cache that is still starting would list forever",
+			answers: []answer{{}, {served: beta, refuse: away, kind: "HTTPRoute"}, {}, {}, {}},
+			want: [][]string{
+				nil,
+				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+				nil,
+				{
+					"leave ReferenceGrant v1beta1", "forget ReferenceGrant", "leave HTTPRoute v1",
+					"forget HTTPRoute",
+				},
+				nil,
+			},
+		},
+		"newer version not readable, then removed": {
+			why: "both caches are stopped",
+			answers: []answer{{served: beta}, {served: all, refuse: away, kind: "ReferenceGrant"},
+				{served: beta}, {}, {}},
+			want: [][]string{
+				{"watch ReferenceGrant v1beta1", "watch HTTPRoute v1"},
+				{"watch ReferenceGrant v1", "watch GRPCRoute v1"},
+				{"leave ReferenceGrant v1"},
+				{"leave GRPCRoute v1", "forget GRPCRoute"},
+				{
+					"leave ReferenceGrant v1beta1", "forget ReferenceGrant", "leave HTTPRoute v1",
+					"forget HTTPRoute",
+				},
+			},
+		},
 		"one kind not readable": {
 			why: "the others are watched",
 			answers: []answer{{}, {served: beta, refuse: away, kind: "ReferenceGrant"},

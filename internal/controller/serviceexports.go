@@ -48,8 +48,8 @@ func (v servedVersion) conditionsKind() schema.GroupVersionKind {
 type serviceExports struct {
 	// served returns the version to read from the API server.
 	served func() (servedVersion, error)
-	// watch starts a cache of a version, and returns when it is complete: then its
-	// objects are all that there are. leave stops it. forget drops all objects.
+	// watch starts a cache of a version, and returns when it is complete. After an error
+	// the cache may still be starting. leave stops it. forget drops all objects.
 	watch  func(context.Context, schema.GroupVersionKind) error
 	leave  func(context.Context, schema.GroupVersionKind) error
 	forget func()
@@ -57,7 +57,8 @@ type serviceExports struct {
 	conditions func(schema.GroupVersionKind)
 	log        *slog.Logger
 
-	current servedVersion // the version that is watched now
+	current servedVersion           // the version that is watched now
+	failed  schema.GroupVersionKind // the version of which the last call of watch failed
 }
 
 func (p *process) serviceExports() (*serviceExports, error) {
@@ -79,7 +80,7 @@ func (p *process) serviceExports() (*serviceExports, error) {
 			return p.replaceServiceExports(ctx, kind)
 		},
 		leave: func(ctx context.Context, kind schema.GroupVersionKind) error {
-			return p.mgr.GetCache().RemoveInformer(ctx, serviceExportOf(kind))
+			return p.unwatch(ctx, serviceExportOf(kind))
 		},
 		forget: func() { in.add(func(b *batch) { b.serviceExportKeys = map[catalog.Key]bool{} }) },
 		conditions: func(kind schema.GroupVersionKind) {
@@ -92,14 +93,25 @@ func (p *process) serviceExports() (*serviceExports, error) {
 // probe watches the version that the cluster serves now.
 func (s *serviceExports) probe(ctx context.Context) error {
 	served, err := s.served()
-	if err != nil || served == s.current {
+	if err != nil {
 		return err
+	}
+	if !s.failed.Empty() && s.failed != served.kind {
+		if err := s.leave(ctx, s.failed); err != nil {
+			return err
+		}
+		s.failed = schema.GroupVersionKind{}
+	}
+	if served == s.current {
+		return nil
 	}
 	before := s.current
 	if !served.kind.Empty() && served.kind != before.kind {
 		if err := s.watch(ctx, served.kind); err != nil {
+			s.failed = served.kind
 			return err
 		}
+		s.failed = schema.GroupVersionKind{}
 	}
 	s.current = served
 	s.conditions(served.conditionsKind())

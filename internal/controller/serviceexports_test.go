@@ -62,6 +62,16 @@ func TestServiceExportsRun(t *testing.T) {
 				{"watch v1beta1", "conditions v1beta1", "leave v1alpha1"},
 			},
 		},
+		"newer version removed before it was readable": {
+			why:     "a cache that is still starting would list forever",
+			answers: []answer{{served: alpha}, {served: beta, refuse: away}, {served: alpha}, {}},
+			want: [][]string{
+				{"watch v1alpha1", "conditions v1alpha1"},
+				{"watch v1beta1"},
+				{"leave v1beta1"},
+				{"conditions off", "forget", "leave v1alpha1"},
+			},
+		},
 		"removed and installed again": {
 			why:     "without the kind there are no exports by it",
 			answers: []answer{{served: beta}, {}, {}, {served: beta}},
