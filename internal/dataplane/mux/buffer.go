@@ -104,6 +104,19 @@ var blocks = sync.Pool{New: func() any { return &block{b: make([]byte, 0, 2<<10)
 
 func newBlock() *block { return blocks.Get().(*block) }
 
+// outputs are blocks for frames to be written. They have a pool of their own, because
+// they grow much larger than header blocks.
+var outputs = sync.Pool{New: func() any { return &block{b: make([]byte, 0, 4<<10)} }}
+
+func newOutput() *block { return outputs.Get().(*block) }
+
+func freeOutput(k *block) {
+	if cap(k.b) <= maxPooledBlock {
+		k.b = k.b[:0]
+		outputs.Put(k)
+	}
+}
+
 // free may be called on nil.
 func (k *block) free() {
 	if k != nil && cap(k.b) <= maxPooledBlock {

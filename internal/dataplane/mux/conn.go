@@ -10,6 +10,8 @@
 //   - A writer appends frames to the pending buffer. If no flush is in progress it
 //     flushes what is pending, so frames of many streams share one write.
 //   - Conn.mu guards everything that is not marked as the read loop's.
+//   - A goroutine calls Handle for one stream after the other. Those that are not needed
+//     for a while end.
 //   - Memory is bounded: 64 KiB of body per open stream, more only if the WindowBudget
 //     admits it, two write buffers, and MaxHeadBytes per head.
 package mux
@@ -68,8 +70,9 @@ type Config struct {
 	Received []byte
 	// Windows admits receive windows beyond 64 KiB per stream. Nil admits none.
 	Windows WindowBudget
-	// Handle serves one stream of a server end. It runs in its own goroutine. When it
-	// returns, a stream that is still open is reset.
+	// Handle serves one stream of a server end. It may block, because its goroutine
+	// serves no other stream meanwhile. When it returns, a stream that is still open is
+	// reset.
 	Handle func(*Stream)
 	// OnGoAway is called once when the peer announces that it takes no more streams. It
 	// must not block.
@@ -136,6 +139,7 @@ type Conn struct {
 	floods  floodLimits
 
 	handlers    int
+	workers     workers
 	goingAway   bool // this end announced it
 	goAwaySent  bool // a server's last GOAWAY is sent: later streams are ignored
 	peerGoAway  bool
@@ -314,6 +318,7 @@ func (c *Conn) classify(err error) *endError {
 // endLocked records the end and fails all streams.
 func (c *Conn) endLocked(end *endError) {
 	c.end = end
+	c.stopWorkers()
 	if c.goAwayTimer != nil {
 		c.goAwayTimer.Stop()
 	}
@@ -333,7 +338,7 @@ func (c *Conn) endLocked(end *endError) {
 		}
 	}
 	for _, s := range c.send.waiting {
-		s.writeCond.Signal()
+		s.wakeWriter()
 	}
 	c.send.waiting = nil
 	c.rtt.failPings()
@@ -457,12 +462,8 @@ func (c *Conn) mayOpen() error {
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// serve runs Handle for one stream.
-func (c *Conn) serve(s *Stream) {
-	defer c.owned.Done()
-	c.cfg.Handle(s)
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// endHandle ends a stream whose Handle has returned.
+func (c *Conn) endHandle(s *Stream) {
 	code := http2.ErrCodeCancel
 	if s.sentEnd {
 		code = http2.ErrCodeNo // the rest of the request is not needed

@@ -55,7 +55,7 @@ func (c *Conn) passTurn() {
 	c.send.waiting[0] = nil
 	c.send.waiting = c.send.waiting[1:]
 	s.waiting = false
-	s.writeCond.Signal()
+	s.wakeWriter()
 }
 
 // quitTurn removes s from the queue.

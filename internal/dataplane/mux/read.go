@@ -20,8 +20,7 @@ func (c *Conn) deliver() error {
 	}
 	c.wakeStreams()
 	for i, s := range c.starting {
-		c.owned.Add(1)
-		go c.serve(s)
+		c.startHandle(s)
 		c.starting[i] = nil
 	}
 	c.starting = c.starting[:0]
@@ -35,7 +34,7 @@ func (c *Conn) wakeStreams() {
 	for i, s := range c.wake {
 		s.waking = false
 		s.readCond.Signal()
-		s.writeCond.Signal()
+		s.wakeWriter()
 		c.wake[i] = nil
 	}
 	c.wake = c.wake[:0]

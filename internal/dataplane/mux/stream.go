@@ -48,24 +48,35 @@ func (e *ResetError) Unwrap() error { return e.Cause }
 // Stream is one request with its response. One goroutine may read while another writes.
 // Reset and OnReset may be called from any goroutine.
 type Stream struct {
-	conn                *Conn
-	id                  uint32
-	readCond, writeCond sync.Cond
+	conn *Conn
+	id   uint32
 
-	// All below is guarded by conn.mu.
-	err        *ResetError // set once, when the stream is cut
-	removed    bool        // it is not in conn.streams any more
-	dropped    bool        // this end reads no more
-	repeatable bool        // opened with OpenOptions.Repeatable
-	deaf       bool        // StopReading was called
-	onReset    func(error)
+	// All below is guarded by conn.mu. The fields are ordered so that a Stream fits into
+	// 288 bytes, since there is one for each request.
+	removed    bool // it is not in conn.streams any more
+	dropped    bool // this end reads no more
+	repeatable bool // opened with OpenOptions.Repeatable
+	deaf       bool // StopReading was called
+	waking     bool // in conn.wake
+
+	gotFinal    bool // receiving: the next block is trailers
+	recvEnded   bool
+	headRequest bool // its response has no body; its length says nothing
+
+	answering bool // sending: a server has sent a head
+	sentEnd   bool
+	waiting   bool // in conn.send.waiting
+	flushing  bool // its goroutine writes to the connection
+
+	readCond  sync.Cond
+	writeCond *sync.Cond  // of a writer that has waited; nil: none has
+	err       *ResetError // set once, when the stream is cut
+	onReset   func(error)
 
 	// Receiving.
 	firstHead   [1]headEntry
 	heads       []headEntry // not yet read
 	trailers    headEntry
-	gotFinal    bool // the next block is trailers
-	recvEnded   bool
 	buffer      recvBuffer
 	recvWindow  int // what the peer may still send
 	window      int // the size of the window
@@ -77,16 +88,23 @@ type Stream struct {
 	measuredFrom time.Time
 	declared     int64
 	received     int64
-	headRequest  bool // its response has no body; its length says nothing
 
-	// Sending.
 	sendWindow int
-	answering  bool // a server has sent a head
-	sentEnd    bool
-	waiting    bool // in conn.send.waiting
-	flushing   bool // its goroutine writes to the connection
+}
 
-	waking bool // in conn.wake
+// awaitWrite waits until wakeWriter is called. conn.mu is held.
+func (s *Stream) awaitWrite() {
+	if s.writeCond == nil {
+		s.writeCond = sync.NewCond(&s.conn.mu)
+	}
+	s.writeCond.Wait()
+}
+
+// wakeWriter wakes the writer if it waits.
+func (s *Stream) wakeWriter() {
+	if s.writeCond != nil {
+		s.writeCond.Signal()
+	}
 }
 
 // headEntry is a received head: decoded, or a raw block that its reader parses.
@@ -115,7 +133,7 @@ func (c *Conn) newStream() *Stream {
 		sendWindow: c.peer.initialWindow,
 		declared:   -1,
 	}
-	s.readCond.L, s.writeCond.L = &c.mu, &c.mu
+	s.readCond.L = &c.mu
 	s.heads = s.firstHead[:0]
 	return s
 }
@@ -253,6 +271,19 @@ func (s *Stream) Read(p []byte) (int, error) {
 	n := s.buffer.take(p)
 	c.consumed(s, n)
 	return n, nil
+}
+
+// ReadBuffered reads bytes of the body that have come, without waiting. end reports that
+// the body ends after them.
+func (s *Stream) ReadBuffered(p []byte) (n int, end bool) {
+	c := s.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.buffer.n > 0 && len(p) > 0 {
+		n = s.buffer.take(p)
+		c.consumed(s, n)
+	}
+	return n, s.buffer.n == 0 && s.recvEnded && !s.dropped
 }
 
 // AwaitBody waits until Read would not, so that a reader needs no buffer while the body
@@ -439,7 +470,7 @@ func (c *Conn) failStream(s *Stream, err *ResetError) {
 	c.quitTurn(s)
 	c.remove(s)
 	s.readCond.Signal()
-	s.writeCond.Signal()
+	s.wakeWriter()
 }
 
 // streamError resets a stream because of the peer's mistake. The error is one of the

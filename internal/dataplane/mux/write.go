@@ -107,7 +107,7 @@ func (c *Conn) writePending() {
 	c.out.pending, c.out.excess = nil, 0
 	c.mu.Unlock()
 	_, err := c.nc.Write(out.b)
-	out.free()
+	freeOutput(out)
 	c.mu.Lock()
 	if err != nil && c.end == nil {
 		reason := "connection_lost"
@@ -128,7 +128,7 @@ func (c *Conn) writePending() {
 // it also ends the connection.
 func (c *Conn) grow() *block {
 	if c.out.pending == nil {
-		c.out.pending = newBlock()
+		c.out.pending = newOutput()
 	}
 	if len(c.out.pending.b)-c.out.excess > maxPending+maxControl && c.end == nil {
 		c.endLocked(&endError{
@@ -258,14 +258,14 @@ func (c *Conn) writeBody(s *Stream, p []byte, end bool) (int, error) {
 			yield = false
 			c.queueTurn(s)
 			c.passTurn()
-			s.writeCond.Wait()
+			s.awaitWrite()
 		case len(p) > 0 && s.sendWindow <= 0:
 			c.quitTurn(s)
 			c.passTurn()
-			s.writeCond.Wait()
+			s.awaitWrite()
 		default:
 			c.queueTurn(s)
-			s.writeCond.Wait()
+			s.awaitWrite()
 		}
 	}
 	c.quitTurn(s)
@@ -289,7 +289,7 @@ func (c *Conn) waitForSpace(s *Stream) error {
 		}
 		c.flushInBackground()
 		c.queueTurn(s)
-		s.writeCond.Wait()
+		s.awaitWrite()
 	}
 }
 
