@@ -15,8 +15,6 @@ const (
 	// ReplayBytes is the size from which a request's body is no longer kept for another
 	// try. The last read that is kept may exceed it by up to bufferSize.
 	ReplayBytes = 64 << 10
-	// bufferSize is how much of a body is moved at a time.
-	bufferSize = 32 << 10
 )
 
 // A Plan says how a request is tried. Its functions are called from the goroutine that
@@ -38,6 +36,8 @@ type Plan struct {
 	// bytes. If it is used up, the request has one try. nil: there is no bound beside
 	// ReplayBytes.
 	Memory Memory
+	// Start is when the request began, for Result.FirstByte. Zero: when Forward was called.
+	Start time.Time
 	// Timeout bounds each try until its final response begins. 0: it has no bound.
 	Timeout time.Duration
 }
@@ -81,7 +81,7 @@ type Result struct {
 	Tries int
 	// Sent and Received count the bytes of the two bodies.
 	Sent, Received int64
-	// FirstByte is the time from the start until the final head had come.
+	// FirstByte is the time from Plan.Start until the final head had come.
 	FirstByte time.Duration
 	// Unread reports that the response was complete before the request had been read.
 	Unread bool
@@ -115,7 +115,10 @@ func (f *forwarding) free() {
 func Forward(from Stream, request *message.Head, ended bool, plan *Plan) Result {
 	f := forwardings.Get().(*forwarding)
 	defer f.free()
-	f.from, f.plan, f.start = from, plan, time.Now()
+	f.from, f.plan, f.start = from, plan, plan.Start
+	if f.start.IsZero() {
+		f.start = time.Now()
+	}
 	f.run(request, ended)
 	return f.res
 }
@@ -170,14 +173,13 @@ func (f *forwarding) readFirst(ended bool) ([]byte, *message.Head, bool, error) 
 	if ended {
 		return nil, nil, true, nil
 	}
-	buf := buffers.Get().(*[bufferSize]byte)
-	defer buffers.Put(buf)
-	n, end, err := f.from.ReadBuffered(buf[:])
+	buf, n, end, err := readBuffered(f.from)
+	defer buf.free()
 	if err != nil || n == 0 {
 		return nil, nil, false, err
 	}
 	// A request may wait for its response for long, so it keeps no more than it needs.
-	return bytes.Clone(buf[:n]), trailers(f.from, end, &f.requestTail), end, nil
+	return bytes.Clone(buf.b[:n]), trailers(f.from, end, &f.requestTail), end, nil
 }
 
 // stopUpload waits for the upload to end. If the response is complete, the rest of the
@@ -263,15 +265,14 @@ func (f *forwarding) download(to Stream, response *message.Head, end bool) error
 
 // downloadFirst forwards the head with the first bytes of the body, if they have come.
 func (f *forwarding) downloadFirst(to Stream, response *message.Head) (last bool, err error) {
-	buf := buffers.Get().(*[bufferSize]byte)
-	defer buffers.Put(buf)
-	n, end, err := to.ReadBuffered(buf[:])
+	buf, n, end, err := readBuffered(to)
+	defer buf.free()
 	if err != nil {
 		return true, f.cut(to, err)
 	}
 	f.res.Received += int64(n)
 	tail := trailers(to, end, &f.tail)
-	if err := f.writeHead(response, buf[:n], end && tail == nil); err != nil {
+	if err := f.writeHead(response, buf.b[:n], end && tail == nil); err != nil {
 		return true, f.abandon(to, err)
 	}
 	return end, f.finish(to, tail)
@@ -279,16 +280,16 @@ func (f *forwarding) downloadFirst(to Stream, response *message.Head) (last bool
 
 // downloadMore forwards bytes of the body that have come.
 func (f *forwarding) downloadMore(to Stream) (last bool, err error) {
-	buf := buffers.Get().(*[bufferSize]byte)
-	defer buffers.Put(buf)
-	n, end, err := to.ReadBody(buf[:])
+	buf := largeBuffers.get()
+	defer buf.free()
+	n, end, err := to.ReadBody(buf.b)
 	if err != nil {
 		return true, f.cut(to, err)
 	}
 	f.res.Received += int64(n)
 	tail := trailers(to, end, &f.tail)
 	if n > 0 || end && tail == nil {
-		if _, err := f.from.Write(buf[:n], end && tail == nil); err != nil {
+		if _, err := f.from.Write(buf.b[:n], end && tail == nil); err != nil {
 			return true, f.abandon(to, err)
 		}
 	}
@@ -382,7 +383,4 @@ func (t *timeout) explain(err error) error {
 	return err
 }
 
-var (
-	buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
-	heads   = sync.Pool{New: func() any { return new(message.Head) }}
-)
+var heads = sync.Pool{New: func() any { return new(message.Head) }}

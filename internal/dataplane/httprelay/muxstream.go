@@ -12,11 +12,8 @@ type MuxStream struct{ *mux.Stream }
 
 // ReadBuffered is of Stream.
 func (s MuxStream) ReadBuffered(p []byte) (n int, end bool, err error) {
-	buffered, end := s.Buffered()
-	if buffered == 0 {
-		return 0, end, nil
-	}
-	return s.ReadBody(p)
+	n, end = s.Stream.ReadBuffered(p)
+	return n, end, nil
 }
 
 // ReadBody is of Stream.

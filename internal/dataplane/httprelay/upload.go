@@ -224,17 +224,17 @@ func (u *upload) write(to Stream, data []byte, end bool) {
 // read reads more of the body. It holds no buffer while it waits.
 func (u *upload) read() {
 	u.from.AwaitBody()
-	buf := buffers.Get().(*[bufferSize]byte)
-	defer buffers.Put(buf)
-	n, end, err := u.from.ReadBody(buf[:u.room()])
+	buf := largeBuffers.get()
+	defer buf.free()
+	n, end, err := u.from.ReadBody(buf.b[:u.room()])
 	var tail *message.Head
 	if end {
 		if tail = new(message.Head); !u.from.ReadTrailers(tail) {
 			tail = nil
 		}
 	}
-	if to := u.record(buf[:n], end, tail, err); to != nil && (n > 0 || end) {
-		u.write(to, buf[:n], end)
+	if to := u.record(buf.b[:n], end, tail, err); to != nil && (n > 0 || end) {
+		u.write(to, buf.b[:n], end)
 	}
 }
 
