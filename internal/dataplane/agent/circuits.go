@@ -14,20 +14,23 @@ type circuits struct {
 func (c *circuits) acquire(to remotePort, most uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if most > 0 && c.counts[to] >= most {
+	n := c.counts[to]
+	if most > 0 && n >= most {
 		return false
 	}
 	if c.counts == nil {
 		c.counts = make(map[remotePort]uint32)
 	}
-	c.counts[to]++
+	c.counts[to] = n + 1
 	return true
 }
 
 func (c *circuits) release(to remotePort) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.counts[to]--; c.counts[to] == 0 {
+	if n := c.counts[to] - 1; n != 0 {
+		c.counts[to] = n
+	} else {
 		delete(c.counts, to)
 	}
 }

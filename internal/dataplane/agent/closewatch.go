@@ -29,10 +29,11 @@ func newCloseWatch(c *net.TCPConn) *closeWatch {
 	return w
 }
 
-func (w *closeWatch) start(cancel func()) {
+// start calls cancel, until pause, once the caller has gone. The request begins now.
+func (w *closeWatch) start(cancel func(), now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.cancel, w.since = cancel, time.Now()
+	w.cancel, w.since = cancel, now
 	if !w.running {
 		w.running = true
 		w.timer.Reset(closeWatchInterval)

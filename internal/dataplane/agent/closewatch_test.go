@@ -20,7 +20,7 @@ func TestCloseWatchFindsEachRequest(t *testing.T) {
 	defer w.stop()
 	for i := range 2 {
 		gone := make(chan bool, 1)
-		w.start(func() { gone <- true })
+		w.start(func() { gone <- true }, time.Now())
 		select {
 		case <-gone:
 		case <-time.After(testTimeout):

@@ -132,8 +132,11 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 	start := time.Now()
 	counted := r.recorder(head).Start(start)
 	traced := r.startSpan(head, start)
-	f := &appRequest{session: r, stream: s, counted: counted, start: start, waits: waits}
+	f := appRequests.Get().(*appRequest)
+	f.session, f.stream, f.counted, f.waits = r, s, counted, waits
+	f.start, f.plan.Start = start, start
 	result := r.relay(f, from, head, ended)
+	f.free()
 	if result.Err != nil && !result.Began && !result.FromErr {
 		if timeout, ok := grpcTimeout(head); ok && time.Since(start) >= timeout {
 			result.Err = httprelay.ErrTimeout // the application gives up when the caller does
@@ -141,7 +144,8 @@ func (r *inboundRequests) serve(s *mux.Stream) {
 		r.refuse(from, head, result.Err, counted)
 		result.Status = refusalOf(result.Err).Status
 	}
-	counted.Finish(time.Now(), requestResult(result, start).Traced(traced.TraceID()))
+	now := time.Now()
+	counted.Finish(now, requestResult(result, now.Sub(start)).Traced(traced.TraceID()))
 	endInboundSpan(traced, result)
 	r.record(head, start, result)
 }
@@ -159,9 +163,9 @@ func (r *inboundRequests) relay(f *appRequest, from httprelay.Stream, head *mess
 	defer releaseShares(shares.inboundRequests, r.caller, shares.inboundRequestLinks, link)
 	r.identify(head)
 	defer f.release()
-	f.stream.OnReset(func(error) { f.cancel() })
-	plan := &httprelay.Plan{Open: f.open, Retry: f.retry, OnResponse: func(h *message.Head) { h.Del(httprelay.ErrorField) }}
-	result := httprelay.Forward(from, head, ended, plan)
+	use := f.use
+	f.stream.OnReset(func(error) { f.cancel(use) })
+	result := httprelay.Forward(from, head, ended, &f.plan)
 	result.FromErr = result.FromErr || result.Err != nil && f.isCanceled()
 	f.complete = result.Err == nil && !result.Unread
 	return result
@@ -292,6 +296,7 @@ func refusalOf(err error) httprelay.MeshError {
 
 // An appRequest is one request to an application.
 type appRequest struct {
+	plan    httprelay.Plan // of the functions below, made once
 	session *inboundRequests
 	stream  *mux.Stream // of the caller's agent
 	counted reqmetrics.Request
@@ -303,14 +308,39 @@ type appRequest struct {
 	complete bool
 
 	mu       sync.Mutex // guards what follows
+	use      uint64     // number of this use of the object
 	to       httprelay.Stream
 	canceled bool
 }
 
-// cancel ends the request, because the caller has gone.
-func (f *appRequest) cancel() {
+// appRequests are requests that have ended, for others to use their memory.
+var appRequests = sync.Pool{New: func() any {
+	f := new(appRequest)
+	f.plan = httprelay.Plan{Open: f.open, Retry: f.retry, OnResponse: removeErrorField}
+	return f
+}}
+
+func removeErrorField(h *message.Head) { h.Del(httprelay.ErrorField) }
+
+// free returns f to appRequests. A cancel that comes late finds that its use is over.
+func (f *appRequest) free() {
+	f.mu.Lock()
+	f.use++
+	f.to, f.canceled = nil, false
+	f.mu.Unlock()
+	f.session, f.stream, f.counted, f.app = nil, nil, reqmetrics.Request{}, nil
+	f.waits, f.reused, f.complete = false, false, false
+	appRequests.Put(f)
+}
+
+// cancel ends the request, because the caller has gone. It does nothing after the end of
+// this use of f.
+func (f *appRequest) cancel(use uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.use != use {
+		return
+	}
 	f.canceled = true
 	if f.to != nil {
 		f.to.Reset(http2.ErrCodeCancel)
@@ -432,6 +462,9 @@ func (f *appRequest) release() {
 		return
 	}
 	f.session.in.podGrace.remove(f.app.Conn())
+	f.mu.Lock()
+	f.to = nil // a late cancel must not reset the connection of the next request
+	f.mu.Unlock()
 	if f.complete && f.app.Reusable() {
 		f.session.apps.put(f.app)
 		return

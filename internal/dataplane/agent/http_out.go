@@ -195,7 +195,7 @@ func (cc *callerConn) serveHTTP1(c *net.TCPConn) (opaque bool) {
 			caller.CloseAfterResponse()
 		}
 		r.begin()
-		watch.start(leave)
+		watch.start(leave, r.start)
 		result := r.forward(caller, ended)
 		watch.pause()
 		if result.Err != nil && !ended { // its body may be unread
@@ -318,7 +318,7 @@ func (cc *callerConn) newRequest(head *message.Head) *outboundRequest {
 // begin begins the request whose head was read.
 func (r *outboundRequest) begin() {
 	r.start, r.grpc = time.Now(), isGRPC(r.head)
-	r.plan.OnResponse = editResponse
+	r.plan.OnResponse, r.plan.Start = editResponse, r.start
 	r.target, r.trace = r.head.Target, r.conn.agent.tracer.Sample(r.head)
 	r.trace.Describe(r.head, r.grpc)
 	r.head.Del(awaitField) // only agents may send it
@@ -396,21 +396,22 @@ func (r *outboundRequest) forward(from httprelay.Stream, ended bool) httprelay.R
 // openTry sets the timeout of a try and starts it. It returns ErrTimeout if the request
 // has no time left.
 func (r *outboundRequest) openTry(try int, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
-	left, limited := r.policy.TryTimeout(time.Since(r.start))
+	now := time.Now()
+	left, limited := r.policy.TryTimeout(now.Sub(r.start))
 	if limited && left <= 0 {
 		return nil, httprelay.ErrTimeout
 	}
 	r.plan.Timeout, r.repeatable = left, r.isRepeatable(try)
-	return r.open(h, body, end)
+	return r.open(now, h, body, end)
 }
 
-// open starts a try.
-func (r *outboundRequest) open(h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
+// open starts a try at the time began, which is now.
+func (r *outboundRequest) open(began time.Time, h *message.Head, body []byte, end bool) (httprelay.Stream, error) {
 	b := r.backend
 	if err := b.checkCaller(); err != nil {
 		return nil, err
 	}
-	ctx, began := r.ctx, time.Now()
+	ctx := r.ctx
 	r.startSpan(h, began)
 	if r.plan.Timeout > 0 { // it includes the wait for a session
 		var end context.CancelFunc
@@ -703,7 +704,8 @@ func (r *outboundRequest) answer(from httprelay.Stream, result httprelay.Result)
 	case result.FromErr:
 		r.conn.agent.metrics.refuse(outbound, reasonMalformed)
 	}
-	r.counted.Finish(time.Now(), requestResult(result, r.start).Traced(r.trace.TraceID()))
+	now := time.Now()
+	r.counted.Finish(now, requestResult(result, now.Sub(r.start)).Traced(r.trace.TraceID()))
 	r.endSpan(result)
 	r.record(result)
 }

@@ -778,7 +778,7 @@ func TestCallerLeavesWhileRequestIsSent(t *testing.T) {
 				opened <- err
 			}()
 			eventually(t, "the request is sent", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.to != nil })
-			f.cancel()
+			f.cancel(f.use)
 			select {
 			case err := <-opened:
 				if err == nil {
@@ -790,6 +790,40 @@ func TestCallerLeavesWhileRequestIsSent(t *testing.T) {
 		})
 	}
 }
+
+// TestLateCancel: a cancel that comes after a request has ended ends neither the next request
+// of its connection nor the one that uses its memory again.
+func TestLateCancel(t *testing.T) {
+	ln := listen(t, "127.0.0.1")
+	defer ln.Close()
+	c := must(net.Dial("tcp", ln.Addr().String()))(t).(*net.TCPConn)
+	defer c.Close()
+	f := appRequests.Get().(*appRequest)
+	f.session = &inboundRequests{in: new(inboundConn), protocol: tunnel.Protocol_HTTP1}
+	late := f.use
+	f.app = httprelay.NewAppConn(c)
+	f.session.in.podGrace.add(c)
+	next := &fakeReset{}
+	f.attach(next)
+	f.release()
+	f.cancel(late)
+	if next.reset {
+		t.Error("the connection was reset after it was released")
+	}
+	f.free()
+	f.cancel(late)
+	if f.isCanceled() {
+		t.Error("the next use is canceled")
+	}
+}
+
+// fakeReset records whether it was reset.
+type fakeReset struct {
+	httprelay.Stream
+	reset bool
+}
+
+func (f *fakeReset) Reset(http2.ErrCode) { f.reset = true }
 
 // TestRequestsShareDial: requests that arrive while the agent dials an application wait
 // for that dial and start no other, even if it fails.

@@ -18,7 +18,10 @@ func (e malformedBody) Unwrap() error { return e.cause }
 // explainBody replaces the error of a result by a malformedBody if the caller has sent a
 // malformed body.
 func explainBody(r *httprelay.Result) {
-	if bad := (*h1.Error)(nil); r.FromErr && errors.As(r.Err, &bad) {
+	if !r.FromErr {
+		return // most requests; errors.As would allocate
+	}
+	if bad := (*h1.Error)(nil); errors.As(r.Err, &bad) {
 		r.Err = malformedBody{bad}
 	}
 }

@@ -57,11 +57,11 @@ func (a *Agent) requestRecorders(key reqmetrics.Key) (r [2]*reqmetrics.Recorder)
 	return r
 }
 
-// requestResult returns the result of a request that began at start, for metrics.
-func requestResult(r httprelay.Result, start time.Time) reqmetrics.Result {
+// requestResult returns the result of a request that took duration, for metrics.
+func requestResult(r httprelay.Result, duration time.Duration) reqmetrics.Result {
 	out := reqmetrics.Result{
 		Status:        r.Status,
-		Duration:      time.Since(start),
+		Duration:      duration,
 		RequestBytes:  uint64(r.Sent),
 		ResponseBytes: uint64(r.Received),
 	}

@@ -390,8 +390,11 @@ func (g *requestGroup) sessionWith(at route.EndpointID) *requestSession {
 }
 
 func (g *requestGroup) leastLoaded(at route.EndpointID) (best *requestSession) {
-	least := 0
-	for _, s := range g.sessions[at] {
+	least, list := 0, g.sessions[at]
+	if len(list) == 1 && list[0].usable() {
+		return list[0] // its load does not matter
+	}
+	for _, s := range list {
 		if load := s.mux.Load(); s.usable() && (best == nil || load < least) {
 			best, least = s, load
 		}

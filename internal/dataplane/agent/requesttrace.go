@@ -164,7 +164,7 @@ func endInboundSpan(traced *trace.Request, result httprelay.Result) {
 // spanResult returns how the span of a request ends.
 func spanResult(result httprelay.Result, direction string) trace.Result {
 	end := trace.Result{Status: result.Status}
-	if counted := requestResult(result, time.Time{}); counted.HasGRPCStatus {
+	if counted := requestResult(result, 0); counted.HasGRPCStatus {
 		end.GRPCStatus = reqmetrics.GRPCStatusName(counted.GRPCStatus)
 	}
 	switch {

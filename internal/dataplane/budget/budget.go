@@ -47,11 +47,12 @@ func NewWithLimit(total, perKey int) *Shares {
 func (s *Shares) Acquire(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.counts[key] >= s.limit(key) {
+	has := s.counts[key]
+	if has >= s.limit(has) {
 		return false
 	}
 	s.used++
-	s.counts[key]++
+	s.counts[key] = has + 1
 	return true
 }
 
@@ -60,7 +61,9 @@ func (s *Shares) Release(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.used--
-	if s.counts[key]--; s.counts[key] == 0 {
+	if has := s.counts[key] - 1; has != 0 {
+		s.counts[key] = has
+	} else {
 		delete(s.counts, key)
 	}
 }
@@ -77,11 +80,11 @@ func (s *Shares) Count(key string) int {
 func (s *Shares) Limit(key string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.limit(key)
+	return s.limit(s.counts[key])
 }
 
-func (s *Shares) limit(key string) int {
-	has := s.counts[key]
+// limit is Limit for a key that has so many. s.mu is held.
+func (s *Shares) limit(has int) int {
 	most := has + max(0, sharedLimit(s.total)-s.used) // as long as a quarter stays free
 	if has < assuredShare(s.total) {
 		most = max(most, min(assuredShare(s.total), has+s.total-s.used))
