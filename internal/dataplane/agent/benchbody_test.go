@@ -76,9 +76,8 @@ func BenchmarkStalledResponses(b *testing.B) {
 // serveBodies returns an application of HTTP/2 that answers with bodies of size bytes, and
 // counts in written what it has written of them.
 func serveBodies(size int, written *atomic.Int64) func(*net.TCPConn) {
-	var server http2.Server
 	body := make([]byte, 32<<10)
-	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	return serveHTTP(func(w http.ResponseWriter, _ *http.Request) {
 		for sent := 0; sent < size; {
 			n, err := w.Write(body)
 			if err != nil {
@@ -88,10 +87,6 @@ func serveBodies(size int, written *atomic.Int64) func(*net.TCPConn) {
 			written.Add(int64(n))
 		}
 	})
-	return func(c *net.TCPConn) {
-		c.SetDeadline(time.Time{})
-		server.ServeConn(c, &http2.ServeConnOpts{Handler: handler})
-	}
 }
 
 // bodyPreface begins a connection whose streams have a receive window.
