@@ -26,7 +26,7 @@ const callerField = "causeway-client-id"
 // time. With rest=D, the response ends that time after its beginning. It answers /caller
 // with the pod's name and each value of callerField, separated by spaces,
 // /download?bytes=N with N bytes that are the same everywhere, /checksum?bytes=N with
-// their SHA-256, and /early with 413, without reading what is uploaded.
+// their SHA-256.
 func handler(pod, cluster string, slowness int) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
@@ -75,15 +75,6 @@ func handler(pod, cluster string, slowness int) http.Handler {
 			return
 		}
 		fmt.Fprintf(w, "%x\n", sum.Sum(nil))
-	})
-	mux.HandleFunc("PUT /early", func(w http.ResponseWriter, _ *http.Request) {
-		c, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		defer c.Close() // with the upload unread, so that the kernel resets the connection
-		io.WriteString(c, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 9\r\nConnection: close\r\n\r\ntoo large")
 	})
 	return mux
 }

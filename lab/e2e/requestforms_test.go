@@ -229,9 +229,6 @@ func TestFormsOfHTTP(t *testing.T) {
 			}
 		}
 	})
-	t.Run("EarlyAnswer", func(t *testing.T) {
-		must(t, early(ctx, ns, mirrorOf(t, "desk-east", 80)))
-	})
 	t.Run("BothLengths", func(t *testing.T) {
 		res, _, err := talk(ctx, ns, address, "POST", "POST /echo HTTP/1.1\r\nHost: desk\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
 		must(t, err)

@@ -95,29 +95,3 @@ func TestAddressesReusedWhileTheAgentIsFrozen(t *testing.T) {
 	}
 	t.Logf("a connection was refused in %d rounds", shown)
 }
-
-// TestEarlyAnswersArriveOverAWAN is TestEarlyAnswersArrive with a round trip of 60 ms.
-func TestEarlyAnswersArriveOverAWAN(t *testing.T) {
-	ctx := t.Context()
-	serves(t)
-	worsenWAN(t, lab.Weather{RTT: 60 * time.Millisecond})
-	serves(t)
-	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
-	const uploads, atOnce = 40, 4
-	failed := make(chan error, uploads)
-	var calls sync.WaitGroup
-	slots := make(chan struct{}, atOnce)
-	for range uploads {
-		slots <- struct{}{}
-		calls.Go(func() {
-			defer func() { <-slots }()
-			if err := early(ctx, client, address); err != nil {
-				failed <- err
-			}
-		})
-	}
-	calls.Wait()
-	if n := len(failed); n > 0 {
-		t.Errorf("%d of %d answers were lost; one with: %v", n, uploads, <-failed)
-	}
-}

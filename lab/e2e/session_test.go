@@ -5,10 +5,8 @@ package e2e
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os/exec"
 	"strings"
 	"testing"
@@ -108,59 +106,6 @@ spec:
 	open.lives(t)
 	must(t, east.kubectl(ctx, "", "-n", "shop", "label", "service", name, "causeway.dev/export-"))
 	open.isReset(t, time.Now(), 10*time.Second)
-}
-
-// TestEarlyAnswersArrive: an application that answers before it has read an upload, and resets the connection, is heard.
-func TestEarlyAnswersArrive(t *testing.T) {
-	serves(t)
-	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 80)
-	const uploads = 40
-	lost := 0
-	for range uploads {
-		if err := early(t.Context(), client, address); err != nil {
-			lost++
-			t.Log(err)
-		}
-	}
-	if lost > 0 {
-		t.Errorf("%d of %d answers were lost", lost, uploads)
-	}
-}
-
-// early uploads 100 MB until it is answered by 413.
-func early(ctx context.Context, ns, address string) error {
-	const size = 100 << 20
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	c, err := dial(ctx, ns, address)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
-	if _, err := fmt.Fprintf(c, "PUT /early HTTP/1.1\r\nHost: bar\r\nContent-Length: %d\r\n\r\n", size); err != nil {
-		return err
-	}
-	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		b := make([]byte, 64<<10)
-		for range size / len(b) {
-			if _, err := c.Write(b); err != nil {
-				return // the reset that follows the answer
-			}
-		}
-	}()
-	answer, err := http.ReadResponse(bufio.NewReader(c), nil)
-	c.Close()
-	<-sent
-	if err != nil {
-		return err
-	}
-	if answer.StatusCode != http.StatusRequestEntityTooLarge {
-		return errors.New(answer.Status)
-	}
-	return nil
 }
 
 // TestSourcePortsDoNotRunOut: thousands of short connections to one pod do not run out of the node's local ports, of which this node
