@@ -2,15 +2,24 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
+	"github.com/causeway-mesh/causeway/internal/backoff"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+)
+
+// The pauses between dials of addresses that refuse, at first and at most.
+const (
+	minRefusedPause = 10 * time.Millisecond
+	maxRefusedPause = 250 * time.Millisecond
 )
 
 // dialGateway dials one of the peer's gateways and also returns the address that
@@ -18,6 +27,10 @@ import (
 // often in front. It tries last the addresses that failed or were slow from this node.
 // So each address gets its share of all agents' connections. dialGateway fails at once if
 // a gateway of the peer has just granted no further session.
+//
+// If the addresses refuse the connection, dialGateway dials them again until
+// gatewayDialTimeout. Several gateways may share an address, and a gateway that was killed
+// refuses connections until its load balancer knows.
 func (a *Agent) dialGateway(life context.Context, p *peer) (raw *transport.Raw, gateway string, err error) {
 	if err := a.shares.checkBudget(p); err != nil {
 		return nil, "", err
@@ -31,10 +44,15 @@ func (a *Agent) dialGateway(life context.Context, p *peer) (raw *transport.Raw, 
 	addresses = a.penalties.order(addresses, time.Now())
 	start := time.Now()
 	conn, winner, err := a.dialer.DialFirst(ctx, addresses...)
+	if err != nil && life.Err() == nil && !isLocal(err) {
+		a.monitor.suspect(p.uid)
+	}
+	for pause := minRefusedPause; errors.Is(err, syscall.ECONNREFUSED) && backoff.Sleep(ctx, pause); {
+		start = time.Now()
+		conn, winner, err = a.dialer.DialFirst(ctx, addresses...)
+		pause = min(2*pause, maxRefusedPause)
+	}
 	if err != nil {
-		if life.Err() == nil && !isLocal(err) {
-			a.monitor.suspect(p.uid)
-		}
 		return nil, "", refuse(reasonUnreachable, fmt.Errorf("reach the gateway of %s: %w", p.name, err))
 	}
 	a.penalties.recordDial(addresses, winner, time.Now())

@@ -3,14 +3,17 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
@@ -144,4 +147,53 @@ func TestDialGatewayHonorsBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw.Reset()
+}
+
+// Behind one address there may be several gateways. A gateway that was killed refuses
+// connections until the load balancer knows, and the others do not.
+func TestDialGatewayAgainAfterRefusal(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+	for name, tc := range map[string]struct {
+		why      string
+		failures int   // dials that fail before one succeeds
+		err      error // of those
+		took     time.Duration
+		want     string // the reason of the refusal, or empty
+	}{
+		"none refuses":       {"there is no pause", 0, nil, 0, ""},
+		"one refuses":        {"the next dial may reach another gateway", 1, refused, 10 * time.Millisecond, ""},
+		"six refuse":         {"the pauses grow to a quarter of a second", 6, refused, 560 * time.Millisecond, ""},
+		"all refuse":         {"the caller waits no longer than for an address that is silent", 1000, refused, gatewayDialTimeout, reasonUnreachable},
+		"there is no route":  {"another dial would end in the same way", 1, syscall.ENETUNREACH, 0, reasonUnreachable},
+		"this node has none": {"another dial would end in the same way", 1, syscall.EADDRNOTAVAIL, 0, reasonUnreachable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dials := 0
+				a := &Agent{
+					sessions: newSessions(),
+					shares:   newConnShares(defaultLimits),
+					monitor:  newLinkMonitor(slog.New(slog.DiscardHandler), prometheus.NewRegistry()),
+					dialer: transport.Dialer{Timeout: gatewayDialTimeout, Dial: func(context.Context, string) (net.Conn, error) {
+						if dials++; dials <= tc.failures {
+							return nil, tc.err
+						}
+						here, there := net.Pipe()
+						return here, errors.Join(there.Close())
+					}},
+				}
+				start := time.Now()
+				raw, _, err := a.dialGateway(t.Context(), &peer{name: "east", gateways: []string{"balancer"}, healthy: 1})
+				got := ""
+				if err == nil {
+					raw.Close()
+				} else {
+					got = reasonOf(err)
+				}
+				if got != tc.want || time.Since(start) != tc.took {
+					t.Errorf("%q after %v, want %q after %v: %s", got, time.Since(start), tc.want, tc.took, tc.why)
+				}
+			})
+		})
+	}
 }
