@@ -5,7 +5,9 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -28,6 +30,7 @@ func TestOtherNetworks(t *testing.T) {
 	t.Run("iptables and ptp call both families", func(t *testing.T) { callsBaz(t, odd, six) })
 	t.Run("both families call iptables and ptp", func(t *testing.T) { callsBaz(t, six, odd) })
 	t.Run("a mirror has an address of each family", func(t *testing.T) { callsByIPv6(t, six) })
+	t.Run("an application listens on IPv6 only", func(t *testing.T) { callsIPv6Only(t, odd, six) })
 	t.Run("a neighbour's address is no identity", func(t *testing.T) { borrowsAddress(t, odd, six) })
 	t.Run("check knows where a pod could forge", func(t *testing.T) {
 		named(t, six, 10*time.Second, quick, finding{"neighbors", "cluster", "warning", "on 1 node (six-1) pods share a bridge"})
@@ -93,5 +96,71 @@ func callsByIPv6(t *testing.T, six *cluster) {
 	})
 	if body, err := fetch(ctx, have(six.NodeNetns(""))(t), url); !refused(err) {
 		t.Errorf("a process of the node got %q, %v; it has no identity and must be refused", body, err)
+	}
+}
+
+// callsIPv6Only calls an application that listens on the IPv6 address of its pod alone, by
+// requests and by connections. At one port its pod answers IPv4 with a refusal, and at
+// another one it loses the packets. The first call of each kind is answered within a second.
+func callsIPv6Only(t *testing.T, from, to *cluster) {
+	ctx := t.Context()
+	const app, lossy, opaque, lossyOpaque = 8081, 8082, 8443, 8444
+	ports := []int{app, lossy, opaque, lossyOpaque}
+	must(t, to.kubectl(ctx, onePod("narrow", "bar")+fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata: {name: narrow, namespace: shop, %s, annotations: {causeway.dev/protocol: "%d=tcp,%d=tcp"}}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  ipFamilies: [IPv4, IPv6]
+  selector: {app: narrow}
+  ports:
+    - {name: bar, port: 80, targetPort: 8080}
+    - {name: opaque, port: %[2]d}
+    - {name: lossy-opaque, port: %[3]d}
+    - {name: app, port: %[4]d}
+    - {name: lossy, port: %[5]d}
+`, recognized, opaque, lossyOpaque, app, lossy), "apply", "-f", "-"))
+	must(t, to.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod/narrow", "--timeout=60s"))
+	pod, client := have(to.PodNetns(ctx, "shop", "narrow"))(t), have(from.PodNetns(ctx, "shop", "client"))(t)
+	must(t, to.run(ctx, lab.InPod("shop", "narrow"), "nft", fmt.Sprintf("add table ip narrow; "+
+		"add chain ip narrow c { type filter hook input priority 0; }; "+
+		"add rule ip narrow c tcp dport { %d, %d } drop", lossy, lossyOpaque)))
+	for _, port := range ports {
+		ln := have(inside(pod, func() (net.Listener, error) { return net.Listen("tcp6", fmt.Sprintf("[::]:%d", port)) }))(t)
+		serveHTTP(t, ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, r.Context().Value(http.LocalAddrContextKey).(net.Addr).String())
+		}))
+		short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+		c, err := dial(short, pod, fmt.Sprintf("127.0.0.1:%d", port))
+		cancel()
+		if err == nil {
+			c.Close()
+		}
+		if refuses := port == app || port == opaque; err == nil || refused(err) != refuses {
+			t.Fatalf("port %d answers IPv4 with %v: the test shows nothing", port, err)
+		}
+	}
+	mirror := "narrow-" + to.Name()
+	within(t, time.Minute, "the pod's other port answers", func() error {
+		ip, err := clusterIP(ctx, from, mirror)
+		if err == nil {
+			_, err = fetch(ctx, client, "http://"+net.JoinHostPort(ip, "80"))
+		}
+		return err
+	})
+	ip := have(clusterIP(ctx, from, mirror))(t)
+	for _, port := range ports {
+		for n := range 5 {
+			start := time.Now()
+			said, err := fetch(ctx, client, fmt.Sprintf("http://%s:%d", ip, port))
+			took := time.Since(start)
+			if err != nil || !strings.HasPrefix(said, "[") || took > time.Second {
+				t.Errorf("call %d of port %d gets %q, %v after %v, want an IPv6 address within 1 s", n, port, said, err, took)
+			}
+			if n == 0 {
+				t.Logf("the first call of port %d took %s", port, milliseconds(took))
+			}
+		}
 	}
 }
