@@ -49,7 +49,7 @@ ahead: image ## build/causeway-ahead.tar, ten minutes ahead, for the tests of cl
 	bin/lab image --entrypoint /causeway --file build/causeway-ahead:/causeway:0755 --user 64143:64143 --tag causeway.dev/causeway:ahead --out build/causeway-ahead.tar
 
 .PHONY: shortlived
-shortlived: image ## build/causeway-shortlived.tar, whose certificates last 90 s, for the test of open connections
+shortlived: image ## build/causeway-shortlived.tar, whose certificates last 2 min, for the test of open connections
 	hack/shortlived '$(ldflags)'
 
 .PHONY: demo

@@ -11,21 +11,25 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
 
 // What build/causeway-shortlived.tar has, in place of a day and an hour. See hack/shortlived.
 const (
-	shortLife  = 90 * time.Second
-	shortGrace = 20 * time.Second
+	shortLife  = 2 * time.Minute
+	shortGrace = time.Minute
 )
 
-// TestOpenConnectionsOutliveTheirCertificates: three connections stay open beyond two
-// generations of certificates. One exchanges a line each second, one is a download
-// whose reader stalls, and one leads to a pod that no longer backs the Service. No byte
-// of the download is lost. If no controller can sign new certificates, open connections
-// end, and an agent logs the reason.
+// openTime is how long connections stay open: five generations of certificates.
+const openTime = 10 * time.Minute
+
+// TestOpenConnectionsOutliveTheirCertificates: connections stay open for ten minutes, and
+// certificates last two. One exchanges a line each second, one is a download whose reader
+// stalls, and one leads to a pod that no longer backs the Service. The others subscribe to
+// Redis, listen to PostgreSQL, and hold a WebSocket. No byte of the download is lost. If no
+// controller can sign new certificates, open connections end, and an agent logs the reason.
 func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
 	long(t)
 	ctx := t.Context()
@@ -50,7 +54,8 @@ func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
 		roll(t, c, "daemonset", "agent") // what it holds may have been signed by a controller of before
 	}
 	serves(t)
-	client := netOf(t, west, "client")
+	openStore(t)
+	client, streams := netOf(t, west, "client"), openStreams(t)
 
 	// Enough that it does not fit into the buffers on the way.
 	const size = 64 << 20
@@ -74,20 +79,28 @@ func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
 	must(t, east.kubectl(ctx, "", "-n", "shop", "patch", "service", "renewed", "--type=merge", "-p", `{"spec":{"selector":{"app":"nobody-yet"}}}`))
 
 	start := time.Now()
-	for n := 0; time.Since(start) < 2*(shortLife+shortGrace)+10*time.Second; n++ {
+	t.Cleanup(func() { logEnds(t, start) })
+	for n := 0; time.Since(start) < openTime; n++ {
 		ask(n)
+		if n%20 == 0 {
+			live(t, streams, time.Since(start).Round(time.Second).String(), 5*time.Second)
+			moved.lives(t)
+		}
 		sleep(ctx, time.Second)
 	}
 	t.Logf("the echo has lived for %.0f s", time.Since(start).Seconds())
 	moved.lives(t)
+	live(t, streams, openTime.String(), 5*time.Second)
 	for _, side := range []struct {
 		c   *cluster
 		way string
 	}{{west, "outbound"}, {east, "inbound"}} {
-		n := count(have(side.c.metrics(ctx, "agent"))(t), "causeway_agent_renewals_total", `direction="`+side.way+`"`, `outcome="renewed"`)
-		t.Logf("%s has renewed %v", side.c.Name(), n)
-		if n < 6 {
-			t.Errorf("the agent of %s has renewed %v connections, want three connections twice", side.c.Name(), n)
+		m, way := have(side.c.metrics(ctx, "agent"))(t), `direction="`+side.way+`"`
+		n := count(m, "causeway_agent_renewals_total", way, `outcome="renewed"`)
+		t.Logf("%s has renewed %v; failed attempts: %v; unknown: %v", side.c.Name(), n,
+			count(m, "causeway_agent_renewals_total", way, `outcome="failed"`), count(m, "causeway_agent_renewals_total", way, `outcome="unknown"`))
+		if connections := 3 + len(streams); n < float64(connections*int(openTime/shortLife)) {
+			t.Errorf("the agent of %s has renewed %v times, want %d connections once for each certificate", side.c.Name(), n, connections)
 		}
 	}
 
@@ -126,4 +139,20 @@ func sumOf(r io.Reader) (string, error) {
 	sum := sha256.New()
 	_, err := io.Copy(sum, r)
 	return fmt.Sprintf("%x\n", sum.Sum(nil)), err
+}
+
+// logEnds logs why connections have ended, or could not be renewed, if the test has
+// failed.
+func logEnds(t *testing.T, since time.Time) {
+	t.Helper()
+	if !t.Failed() {
+		return
+	}
+	for _, c := range []*cluster{west, east} {
+		for _, e := range have(c.logs(background(), "agent", since))(t) {
+			if msg := e.text("msg"); strings.HasPrefix(msg, "connection ended") || strings.HasPrefix(msg, "certificates of open") {
+				t.Logf("%s: %v", c.Name(), e)
+			}
+		}
+	}
 }
