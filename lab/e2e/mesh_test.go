@@ -145,6 +145,7 @@ func TestMesh(t *testing.T) {
 	t.Run("ports", func(t *testing.T) { m.everyPort(t) })
 	t.Run("nodes", func(t *testing.T) { m.everyNode(t) })
 	t.Run("one way", func(t *testing.T) { m.oneWay(t) })
+	t.Run("a gateway's node is drained", func(t *testing.T) { m.gatewayDrained(t) })
 	t.Run("route", func(t *testing.T) { m.routeMoves(t) })
 	t.Run("hidden from one", func(t *testing.T) { m.hiddenFromOne(t) })
 	t.Run("one leaves", func(t *testing.T) { m.oneLeaves(t) })
