@@ -9,8 +9,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -141,5 +144,44 @@ func TestRoles(t *testing.T) {
 	cancel()
 	if err := run(ctx, []string{"client"}, nil); err != nil {
 		t.Errorf("a client ends with %v", err)
+	}
+}
+
+// exhausted is a listener that first reports that the process has too many open files.
+type exhausted struct {
+	net.Listener
+	reported bool
+}
+
+func (e *exhausted) Accept() (net.Conn, error) {
+	if !e.reported {
+		e.reported = true
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	return e.Listener.Accept()
+}
+
+// The lab floods an echo with connections, and compares Causeway with it.
+func TestAcceptGoesOnWithoutFiles(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- accept(ctx, &exhausted{Listener: ln}, echo) }()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	fmt.Fprintln(c, "hello")
+	if got, err := bufio.NewReader(c).ReadString('\n'); got != "hello\n" {
+		t.Errorf("the echo answers %q, %v", got, err)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
