@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -60,39 +61,62 @@ type target struct {
 	sink    bool
 }
 
-// An attack sends hostile traffic to a target until ctx ends, and returns how many
-// connections it has opened.
-type attack func(ctx context.Context, at target) int
+// An attack sends hostile traffic to a target until ctx ends, and returns its strength.
+type attack func(ctx context.Context, at target) strength
+
+// overAttack is how many connections an attack of so many a second opens.
+func overAttack(perSecond int) int { return perSecond * int(attackTime().Seconds()) }
+
+// A strength is what an attack has done, in connections.
+type strength struct {
+	made     int // were opened
+	held     int // were open on both sides when the last one had been opened
+	admitted int // were admitted as those of a peer
+	refused  int // were refused, as the counters that landed names have counted
+}
+
+// lacks returns what s has less of than least, or nothing.
+func (s strength) lacks(least strength) (out []string) {
+	for what, n := range map[string][2]int{
+		"opened":   {s.made, least.made},
+		"held":     {s.held, least.held},
+		"admitted": {s.admitted, least.admitted},
+		"refused":  {s.refused, least.refused},
+	} {
+		if n[0] < n[1] {
+			out = append(out, fmt.Sprintf("only %d connections were %s, want %d", n[0], what, n[1]))
+		}
+	}
+	return out
+}
 
 // An attackCase is an attack and where it goes.
 type attackCase struct {
 	why      string
 	attack   attack
 	at, sink string
-	// landed are counters of which one must rise, or the attack has shown nothing.
+	// least is the strength that the attack must have, or it has shown nothing. The attack
+	// on the sink must open and hold as many connections.
+	least strength
+	// landed are the counters of what is refused because of the attack.
 	landed []counter
 	// memory is the bound, in MiB, of the socket memory that each admitted connection may
 	// take on the whole machine; 0: no bound.
 	memory float64
-	// admitted is the number of admitted connections. It must be set if memory is.
-	admitted *atomic.Int64
 	// sane replaces the constant sane; 0: it does not.
 	sane time.Duration
 	// check, if not nil, fails the test if the attack was not answered as it must be.
 	check func(t *testing.T)
 }
 
-type counter struct{ component, metric, label string }
+// A counter counts what a component of a cluster refuses for a reason.
+type counter struct{ cluster, component, reason string }
 
-// gatewayCounts is a reason for which gateways refuse.
-func gatewayCounts(reason string) counter {
-	return counter{"gateway", "causeway_gateway_refused_total", `reason="` + reason + `"`}
-}
+// gatewayCounts is a reason for which east's gateways refuse.
+func gatewayCounts(reason string) counter { return counter{"east", "gateway", reason} }
 
-// agentCounts is a reason for which agents refuse inbound connections.
-func agentCounts(reason string) counter {
-	return counter{"agent", "causeway_agent_refused_total", `reason="` + reason + `"`}
-}
+// agentCounts is a reason for which east's agents refuse.
+func agentCounts(reason string) counter { return counter{"east", "agent", reason} }
 
 // runAttacks runs each attack twice, first against its sink, and compares.
 func runAttacks(t *testing.T, cases map[string]attackCase) {
@@ -112,13 +136,16 @@ func runAttacksBeside(t *testing.T, address string, cases map[string]attackCase)
 	for _, name := range slices.Sorted(maps.Keys(cases)) {
 		tc := cases[name]
 		t.Run(name, func(t *testing.T) {
-			sunk, _ := underAttack(t, client, address, tc.attack, target{tc.sink, true})
+			sunk, atSink := underAttack(t, client, address, tc.attack, target{tc.sink, true})
 			before := readCounters(t)
-			got, made := underAttack(t, client, address, tc.attack, target{tc.at, false})
+			got, did := underAttack(t, client, address, tc.attack, target{tc.at, false})
 			risen := readCounters(t).since(before)
-			t.Logf("%d connections; %s; against a sink: %v; ratio of p99 %.1f, of p50 %.1f; counted: %v", made,
+			for _, c := range tc.landed {
+				did.refused += int(risen[c])
+			}
+			t.Logf("%+v; %s; against a sink: %v; ratio of p99 %.1f, of p50 %.1f; counted: %v", did,
 				got, sunk, ratio(got.p99, sunk.p99), ratio(got.p50, sunk.p50), risen)
-			fmt.Printf("| %s | %d | %d of %d | %s / %s | %s / %s | %.1f |\n", name, made, len(got.fails), got.calls,
+			fmt.Printf("| %s | %d | %d of %d | %s / %s | %s / %s | %.1f |\n", name, did.made, len(got.fails), got.calls,
 				milliseconds(got.p50), milliseconds(got.p99), milliseconds(sunk.p50), milliseconds(sunk.p99), ratio(got.p99, sunk.p99))
 			if len(got.fails) > 0 {
 				t.Errorf("%s: %d of %d well-behaved calls failed:\n%s", tc.why, len(got.fails), got.calls,
@@ -131,27 +158,33 @@ func runAttacksBeside(t *testing.T, address string, cases map[string]attackCase)
 				t.Errorf("%s: the p99 of well-behaved calls is %v, and %v beside an attack on a sink", tc.why, got.p99, sunk.p99)
 			}
 			if tc.memory > 0 {
-				n := tc.admitted.Load()
-				each := float64(got.tcpMiB-sunk.tcpMiB) / float64(max(n, 1))
-				t.Logf("%d connections were admitted, and each takes %.2f MiB of sockets' memory", n, each)
-				if each > tc.memory || n == 0 {
-					t.Errorf("%s: each of %d connections takes %.2f MiB of sockets' memory, want at most %.2f", tc.why, n,
+				each := float64(got.tcpMiB-sunk.tcpMiB) / float64(max(did.admitted, 1))
+				t.Logf("each admitted connection takes %.2f MiB of sockets' memory", each)
+				if each > tc.memory {
+					t.Errorf("%s: each of %d connections takes %.2f MiB of sockets' memory, want at most %.2f", tc.why, did.admitted,
 						each, tc.memory)
 				}
 			}
-			if len(tc.landed) > 0 && !slices.ContainsFunc(tc.landed, func(c counter) bool { return risen[c.String()] > 0 }) {
-				t.Errorf("none of %v has risen: the attack shows nothing", tc.landed)
+			if tc.least == (strength{}) {
+				t.Error("the case does not say how strong its attack must be")
+			}
+			for _, lack := range did.lacks(tc.least) {
+				t.Errorf("%s: the attack shows nothing", lack)
+			}
+			if tc.least.admitted > 0 && did.admitted+did.refused < did.made*9/10 {
+				t.Errorf("of %d connections, only %d were admitted and %d counted as refused", did.made, did.admitted, did.refused)
+			}
+			for _, lack := range atSink.lacks(strength{made: tc.least.made, held: tc.least.held}) {
+				t.Errorf("at the sink, %s: the comparison shows nothing", lack)
 			}
 		})
 	}
 }
 
-func (c counter) String() string { return c.component + " " + c.metric + "{" + c.label + "}" }
-
 func ratio(a, b time.Duration) float64 { return float64(a) / float64(max(b, time.Microsecond)) }
 
 // underAttack measures a load while an attack goes on.
-func underAttack(t *testing.T, ns, address string, do attack, at target) (figure, int) {
+func underAttack(t *testing.T, ns, address string, do attack, at target) (figure, strength) {
 	t.Helper()
 	load := startLoad(t, ns, address)
 	ctx, stop := context.WithTimeout(t.Context(), attackTime())
@@ -159,12 +192,12 @@ func underAttack(t *testing.T, ns, address string, do attack, at target) (figure
 	watching, unwatch := context.WithCancel(t.Context()) // an attack may go on after ctx has ended
 	defer unwatch()
 	peak := peakTCPMemory(watching)
-	made := do(ctx, at)
+	did := do(ctx, at)
 	f := load.stop(t)
 	unwatch()
 	f.tcpMiB = <-peak
 	settledGateways(t)
-	return f, made
+	return f, did
 }
 
 // peakTCPMemory returns the most memory that sockets of the whole machine hold until ctx
@@ -205,27 +238,28 @@ func settledGateways(t *testing.T) {
 	}))
 }
 
-// counters are what east refuses, by counter.
-type counters map[string]float64
+// counters are what both clusters refuse.
+type counters map[counter]float64
 
 func readCounters(t *testing.T) counters {
 	t.Helper()
 	out := make(counters)
-	for _, component := range []string{"gateway", "agent"} {
-		for sample, v := range have(east.metrics(t.Context(), component))(t) {
-			if !strings.HasPrefix(sample, "causeway_"+component+"_refused_total") {
-				continue
-			}
-			_, labels, _ := strings.Cut(sample, "{")
-			for label := range strings.SplitSeq(strings.TrimSuffix(labels, "}"), ",") {
-				if strings.HasPrefix(label, "reason=") {
-					out[counter{component, "causeway_" + component + "_refused_total", label}.String()] += v
+	for _, c := range []*cluster{west, east} {
+		for _, component := range []string{"gateway", "agent"} {
+			for sample, v := range have(c.metrics(t.Context(), component))(t) {
+				if !strings.HasPrefix(sample, "causeway_"+component+"_refused_total") {
+					continue
+				}
+				if match := reasonLabel.FindStringSubmatch(sample); match != nil {
+					out[counter{c.Name(), component, match[1]}] += v
 				}
 			}
 		}
 	}
 	return out
 }
+
+var reasonLabel = regexp.MustCompile(`[{,]reason="([^"]*)"`)
 
 func (c counters) since(before counters) counters {
 	out := make(counters)
@@ -324,11 +358,32 @@ func extraSources(t *testing.T, ns, link string, first netip.Addr, n int) *diale
 // holder keeps connections until an attack ends.
 type holder struct {
 	mu    sync.Mutex // guards conns
-	conns []io.Closer
+	conns []*net.TCPConn
 	made  atomic.Int64
 }
 
-func (h *holder) add(c io.Closer) {
+// strength returns how many connections were made, and how many of them are open on both
+// sides.
+func (h *holder) strength() strength {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := strength{made: int(h.made.Load())}
+	for _, c := range h.conns {
+		raw, err := c.SyscallConn()
+		if err != nil {
+			continue
+		}
+		raw.Control(func(fd uintptr) {
+			info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+			if err == nil && info.State == unix.BPF_TCP_ESTABLISHED {
+				s.held++
+			}
+		})
+	}
+	return s
+}
+
+func (h *holder) add(c *net.TCPConn) {
 	h.made.Add(1)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -341,25 +396,29 @@ func (h *holder) close() {
 	}
 }
 
-// halfOpen opens connections and says nothing on them.
+// halfOpen opens connections and says nothing on them. A busy machine has more time to
+// open all of them.
 func halfOpen(d *dialers, total, perSecond int) attack {
-	return func(ctx context.Context, at target) int {
+	return func(ctx context.Context, at target) strength {
 		var held holder
 		defer held.close()
-		paced(ctx, perSecond, total, func() {
-			if c, err := d.dial(ctx, at.address); err == nil {
+		opening, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(attackTime(), 10*time.Second))
+		defer cancel()
+		paced(opening, perSecond, total, func() {
+			if c, err := d.dial(opening, at.address); err == nil {
 				held.add(c)
 			}
 		})
+		did := held.strength()
 		<-ctx.Done()
-		return int(held.made.Load())
+		return did
 	}
 }
 
 // slowHellos writes one byte of a ClientHello every second on each of many connections, for
 // longer than the gateway waits for a hello.
 func slowHellos(d *dialers, hello []byte, connections int) attack {
-	return func(ctx context.Context, at target) int {
+	return func(ctx context.Context, at target) strength {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(attackTime(), 5*time.Second))
 		defer cancel()
 		var made atomic.Int64
@@ -377,13 +436,13 @@ func slowHellos(d *dialers, hello []byte, connections int) attack {
 				c.Close()
 			}
 		})
-		return int(made.Load())
+		return strength{made: int(made.Load())}
 	}
 }
 
 // garbage sends bytes that are no protocol, and waits for the end of each connection.
 func garbage(d *dialers, perSecond int) attack {
-	return func(ctx context.Context, at target) int {
+	return func(ctx context.Context, at target) strength {
 		var made atomic.Int64
 		paced(ctx, perSecond, 1<<30, func() {
 			c, err := d.dial(ctx, at.address)
@@ -400,14 +459,14 @@ func garbage(d *dialers, perSecond int) attack {
 			c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 			io.Copy(io.Discard, c)
 		})
-		return int(made.Load())
+		return strength{made: int(made.Load())}
 	}
 }
 
 // replay sends one ClientHello again and again, from every source, and holds each
 // connection until it is cut.
 func replay(d *dialers, hello []byte, perSecond int) attack {
-	return func(ctx context.Context, at target) int {
+	return func(ctx context.Context, at target) strength {
 		var held holder
 		defer held.close()
 		paced(ctx, perSecond, 1<<30, func() {
@@ -418,7 +477,7 @@ func replay(d *dialers, hello []byte, perSecond int) attack {
 			held.add(c)
 			c.Write(hello)
 		})
-		return int(held.made.Load())
+		return held.strength()
 	}
 }
 
@@ -437,13 +496,15 @@ func TestStrangersFloodTheGateway(t *testing.T) {
 			attack: halfOpen(few, 10_000, 6_000),
 			at:     gateway,
 			sink:   sink,
-			landed: []counter{gatewayCounts("too_many_hellos_from_source"), gatewayCounts("too_many_hellos")},
+			least:  strength{made: 9_000, held: 2_000, refused: 100},
+			landed: []counter{gatewayCounts("too_many_hellos_from_source"), gatewayCounts("too_many_hellos"), gatewayCounts("hello_timeout")},
 		},
 		"hellos of one byte a second": {
 			why:    "a hello has 3 s, however busily it is written",
 			attack: slowHellos(few, hello, sized(1_000, 4_000)),
 			at:     gateway,
 			sink:   sink,
+			least:  strength{made: sized(1_000, 4_000), refused: sized(900, 4_000)},
 			landed: []counter{gatewayCounts("hello_timeout")},
 		},
 		"2,000 garbage connections a second": {
@@ -451,12 +512,15 @@ func TestStrangersFloodTheGateway(t *testing.T) {
 			attack: garbage(few, 2_000),
 			at:     gateway,
 			sink:   sink,
+			least:  strength{made: overAttack(500), refused: overAttack(500)},
+			landed: []counter{gatewayCounts("not_tls")},
 		},
 		"512 sources replay one SNI": {
 			why:    "a source without keys is unknown, and evicts no known source",
 			attack: replay(many, hello, 400),
 			at:     gateway,
 			sink:   sink,
+			least:  strength{made: overAttack(200), refused: overAttack(100)},
 			landed: []counter{agentCounts("tls_other")},
 		},
 	})
@@ -475,6 +539,7 @@ func TestPodsFloodTheHopPort(t *testing.T) {
 			attack: halfOpen(d, 10_000, 6_000),
 			at:     hop,
 			sink:   sink,
+			least:  strength{made: 9_000, held: 500, refused: 4_000},
 			landed: []counter{agentCounts("too_many_headers")},
 		},
 		"2,000 garbage connections a second": {
@@ -482,6 +547,7 @@ func TestPodsFloodTheHopPort(t *testing.T) {
 			attack: garbage(d, 2_000),
 			at:     hop,
 			sink:   sink,
+			least:  strength{made: overAttack(500), refused: overAttack(500)},
 			landed: []counter{agentCounts("header_not_a_header")},
 		},
 	})
@@ -496,8 +562,6 @@ type hostile struct {
 	// credentials are those of the callers. Sessions use them in turn.
 	credentials []*identity.Credential
 	next        atomic.Uint64 // the number of sessions so far
-	// admitted counts the connections of the last attack for which a request succeeded.
-	admitted atomic.Int64
 }
 
 // asHostile returns a hostile peer that uses the keys of p. Its callers have the given
@@ -514,7 +578,7 @@ func asHostile(t *testing.T, p *impostor, d *dialers, accounts ...string) *hosti
 }
 
 // session makes a session and says HELLO. To a sink it sends no more than its hello.
-func (h *hostile) session(ctx context.Context, at target) (net.Conn, *tunnel.Conn, error) {
+func (h *hostile) session(ctx context.Context, at target) (*net.TCPConn, *tunnel.Conn, error) {
 	c, err := h.dialers.dial(ctx, at.address)
 	if err != nil {
 		return nil, nil, err
@@ -536,14 +600,14 @@ func (h *hostile) session(ctx context.Context, at target) (net.Conn, *tunnel.Con
 // sessions opens sessions at a rate, runs then on each, and holds them. It counts those
 // for which then succeeded as admitted.
 func (h *hostile) sessions(total, perSecond int, then func(context.Context, *tunnel.Conn) error) attack {
-	return func(ctx context.Context, at target) int {
+	return func(ctx context.Context, at target) strength {
 		var held holder
 		defer held.close()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(attackTime(), time.Duration(total/perSecond+2)*time.Second))
 		defer cancel()
 		opening, stop := whileMemoryLasts(ctx)
 		defer stop()
-		h.admitted.Store(0)
+		var admitted atomic.Int64
 		paced(opening, perSecond, total, func() {
 			c, conn, err := h.session(ctx, at)
 			if err != nil {
@@ -551,14 +615,16 @@ func (h *hostile) sessions(total, perSecond int, then func(context.Context, *tun
 			}
 			held.add(c)
 			if conn != nil && then(ctx, conn) == nil {
-				h.admitted.Add(1)
+				admitted.Add(1)
 			}
 		})
 		if ctx.Err() == nil && opening.Err() != nil {
 			say("opened only %d of %d connections, because the machine has less than %d MiB of memory left", held.made.Load(), total, memoryReserve)
 		}
 		<-ctx.Done()
-		return int(held.made.Load())
+		did := held.strength()
+		did.admitted = int(admitted.Load())
+		return did
 	}
 }
 
@@ -643,6 +709,8 @@ func TestHostilePeer(t *testing.T) {
 		return other.greet(t.Context(), conn)
 	})
 	exportAs(t, "flapping")
+	// A session that is not admitted counts as one of these.
+	limits := []counter{gatewayCounts("link_share"), gatewayCounts("source_share"), agentCounts("link_share"), agentCounts("account_share")}
 	cases := make(map[string]attackCase)
 	for link, h := range map[string]*hostile{"another link": other, "the same link": own} {
 		cases["sessions of "+link] = attackCase{
@@ -650,39 +718,52 @@ func TestHostilePeer(t *testing.T) {
 			attack: h.sessions(sized(400, 10_000), 250, h.greet),
 			at:     gateway,
 			sink:   sink,
+			least:  strength{made: sized(300, 5_000), admitted: sized(300, 1_000)},
+			landed: limits,
 		}
 		cases["unfinished handshakes of "+link] = attackCase{
 			why:    "a handshake that waits for its peer blocks no other handshake",
 			attack: h.unfinished(200),
 			at:     gateway,
 			sink:   sink,
+			least:  strength{made: overAttack(100), refused: overAttack(50)},
 			landed: []counter{agentCounts("tls_other")},
 		}
 		cases["stalled readers of "+link] = attackCase{
-			why:      "a reader that stalls holds its own bytes alone, and few of them",
-			attack:   stalling[h].sessions(sized(200, 10_000), 50, h.stall),
-			at:       gateway,
-			sink:     sink,
-			memory:   stalledMemory,
-			admitted: &stalling[h].admitted,
+			why:    "a reader that stalls holds its own bytes alone, and few of them",
+			attack: stalling[h].sessions(sized(200, 10_000), 50, h.stall),
+			at:     gateway,
+			sink:   sink,
+			memory: stalledMemory,
+			least:  strength{made: sized(150, 3_000), admitted: sized(150, 1_000)},
+			landed: limits,
 		}
 	}
+	var flaps atomic.Int64
 	cases["an ended issuer in the list, and the state changes"] = attackCase{
 		why: "a recheck of sessions verifies no signature",
-		attack: func(ctx context.Context, at target) int {
+		attack: func(ctx context.Context, at target) strength {
 			flapping, stop := context.WithCancel(ctx)
 			defer stop()
-			go flap(flapping)
+			go flap(flapping, &flaps)
 			return other.sessions(sized(400, 5_000), 250, other.greet)(ctx, at)
 		},
-		at:   gateway,
-		sink: sink,
+		at:     gateway,
+		sink:   sink,
+		least:  strength{made: sized(300, 2_500), admitted: sized(300, 1_000)},
+		landed: limits,
+		check: func(t *testing.T) {
+			t.Logf("the state changed %d times during both attacks", flaps.Load())
+			if flaps.Load() < 2*int64(attackTime().Seconds()) {
+				t.Errorf("the state changed only %d times: the attack shows nothing", flaps.Load())
+			}
+		},
 	}
 	runAttacks(t, cases)
 }
 
-// flap changes what agents of east know ten times a second.
-func flap(ctx context.Context) {
+// flap changes what agents of east know ten times a second, and counts that.
+func flap(ctx context.Context, flaps *atomic.Int64) {
 	for i := 0; ctx.Err() == nil; i++ {
 		selector := map[bool]string{true: "bar", false: "nobody"}[i%2 == 0]
 		patch := fmt.Sprintf(`{"spec":{"selector":{"app":%q}}}`, selector)
@@ -690,6 +771,7 @@ func flap(ctx context.Context) {
 		if err != nil && !errors.Is(err, context.Canceled) {
 			return
 		}
+		flaps.Add(1)
 		sleep(ctx, 100*time.Millisecond)
 	}
 }
@@ -709,13 +791,15 @@ func TestPodThatDialsInALoop(t *testing.T) {
 			attack: callInALoop(d, 5_000),
 			at:     mirrorOf(t, "bar-east", 80),
 			sink:   net.JoinHostPort(podIP(t, west, "sink"), "8080"),
+			least:  strength{made: overAttack(500), refused: overAttack(50)},
+			landed: []counter{{"west", "agent", "account_share"}, {"west", "agent", "call_rate"}},
 		},
 	})
 }
 
 // callInALoop opens connections and asks for an answer on each. At most 4,000 are open.
 func callInALoop(d *dialers, perSecond int) attack {
-	return func(ctx context.Context, at target) int {
+	return func(ctx context.Context, at target) strength {
 		var made atomic.Int64
 		open := make(chan struct{}, 4_000)
 		paced(ctx, perSecond, 1<<30, func() {
@@ -735,6 +819,6 @@ func callInALoop(d *dialers, perSecond int) attack {
 			io.WriteString(c, "GET / HTTP/1.1\r\nHost: bar\r\nConnection: close\r\n\r\n")
 			io.Copy(io.Discard, c)
 		})
-		return int(made.Load())
+		return strength{made: int(made.Load())}
 	}
 }

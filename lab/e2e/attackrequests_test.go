@@ -237,7 +237,7 @@ type opener func(ctx context.Context, at target) (net.Conn, error)
 // the answers.
 func floodFrames(open opener, floods map[string]frameFlood, perSecond int, answers *floodAnswers) attack {
 	names := slices.Sorted(maps.Keys(floods))
-	return func(ctx context.Context, at target) int {
+	return func(ctx context.Context, at target) strength {
 		var made atomic.Int64
 		paced(ctx, perSecond, 1<<30, func() {
 			c, err := open(ctx, at)
@@ -252,14 +252,14 @@ func floodFrames(open opener, floods map[string]frameFlood, perSecond int, answe
 				answers.add(name, floods[name].run(c, floodTime))
 			}
 		})
-		return int(made.Load())
+		return strength{made: int(made.Load())}
 	}
 }
 
 // stallWindows opens connections with receive windows of 0 bytes. Each asks for many long
 // responses, and reads none. stalled counts the responses that began.
 func stallWindows(open opener, perSecond, streams int, stalled *atomic.Int64) attack {
-	return func(ctx context.Context, at target) int {
+	return func(ctx context.Context, at target) strength {
 		var made atomic.Int64
 		paced(ctx, perSecond, 1<<30, func() {
 			c, err := open(ctx, at)
@@ -290,19 +290,28 @@ func stallWindows(open opener, perSecond, streams int, stalled *atomic.Int64) at
 				}
 			}
 		})
-		return int(made.Load())
+		return strength{made: int(made.Load())}
+	}
+}
+
+// wasStalled fails the test unless many responses were stalled.
+func wasStalled(t *testing.T, stalled *atomic.Int64) {
+	t.Helper()
+	t.Logf("%d responses were stalled", stalled.Load())
+	if stalled.Load() < 100 {
+		t.Errorf("only %d responses were stalled: the attack shows nothing", stalled.Load())
 	}
 }
 
 // together runs two attacks at the same time.
 func together(a, b attack) attack {
-	return func(ctx context.Context, at target) int {
+	return func(ctx context.Context, at target) strength {
 		var both sync.WaitGroup
-		var ofA, ofB int
+		var ofA, ofB strength
 		both.Go(func() { ofA = a(ctx, at) })
 		both.Go(func() { ofB = b(ctx, at) })
 		both.Wait()
-		return ofA + ofB
+		return strength{made: ofA.made + ofB.made}
 	}
 }
 
@@ -347,21 +356,19 @@ func TestFloodsOfFrames(t *testing.T) {
 		cases["floods and stalled windows by "+who] = attackCase{
 			why:  "a connection that costs more than it uses ends, and an unread response holds few bytes",
 			sane: time.Second,
-			attack: func(ctx context.Context, at target) int {
+			attack: func(ctx context.Context, at target) strength {
 				if !at.sink {
 					before = faults(t, refusing, direction)
 				}
 				return together(flood, stall)(ctx, at)
 			},
-			at:   at,
-			sink: sink,
+			at:    at,
+			sink:  sink,
+			least: strength{made: 5},
 			check: func(t *testing.T) {
 				answers.check(t, floods)
 				answers.counted(t, floods, before, faults(t, refusing, direction))
-				t.Logf("%d responses were stalled", stalled.Load())
-				if stalled.Load() < 100 {
-					t.Errorf("only %d responses were stalled: the attack proves nothing", stalled.Load())
-				}
+				wasStalled(t, &stalled)
 			},
 		}
 		if !full() {
@@ -376,15 +383,19 @@ func TestFloodsOfFrames(t *testing.T) {
 				attack: floodFrames(open, alone, rate, &answers),
 				at:     at,
 				sink:   sink,
+				least:  strength{made: 5},
 				check:  func(t *testing.T) { answers.check(t, alone) },
 			}
 		}
+		var alone atomic.Int64
 		cases["stalled windows by "+who] = attackCase{
 			why:    "an unread response holds few bytes",
 			sane:   3 * time.Second,
-			attack: stallWindows(open, 2, 100, new(atomic.Int64)),
+			attack: stallWindows(open, 2, 100, &alone),
 			at:     at,
 			sink:   sink,
+			least:  strength{made: 5},
+			check:  func(t *testing.T) { wasStalled(t, &alone) },
 		}
 	}
 	// The callers of a peer's node share a session, so it may reset far more requests.
