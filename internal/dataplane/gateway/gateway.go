@@ -108,7 +108,7 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 	unproven := newUnproven(maxUnproven)
 	hellos := budget.NewPending(maxHellos, maxHellosFromSource)
 	return &Server{
-		dial:      dialTCP,
+		dial:      dialFrom(new(transport.LocalPorts)),
 		log:       log,
 		metrics:   newMetrics(r, hellos.Count, unproven.len),
 		drain:     defaultDrain,
@@ -126,15 +126,17 @@ func NewServer(log *slog.Logger, r prometheus.Registerer) *Server {
 	}
 }
 
-func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	dialer := net.Dialer{KeepAlive: -1} // transport.Tune sets it
-	c, err := dialer.DialContext(ctx, "tcp", to.String())
-	if err != nil {
-		return nil, err
+// dialFrom returns a function that dials agents from local ports.
+func dialFrom(ports *transport.LocalPorts) func(context.Context, netip.AddrPort) (*net.TCPConn, error) {
+	return func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		c, err := ports.Dial(ctx, to.String())
+		if err != nil {
+			return nil, err
+		}
+		return c.(*net.TCPConn), nil
 	}
-	return c.(*net.TCPConn), nil
 }
 
 // set makes next the current state and cuts the connections of Links that it lacks. Its

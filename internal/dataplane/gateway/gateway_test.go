@@ -63,9 +63,10 @@ func newHarness(t testing.TB, n int, tune func(*Server)) *harness {
 	for i := range n {
 		r.backends = append(r.backends, newBackend(t, byte(i+1)))
 	}
+	dial := r.server.dial
 	r.server.dial = func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 		r.dials.Add(1)
-		return dialTCP(ctx, to)
+		return dial(ctx, to)
 	}
 	if tune != nil {
 		tune(r.server)

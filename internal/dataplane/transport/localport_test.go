@@ -1,41 +1,137 @@
 package transport
 
 import (
+	"context"
 	"errors"
 	"net"
+	"strconv"
 	"testing"
 	"time"
 )
 
 // More short connections than there are ports: each one's port is used again at once.
 func TestLocalPortsAreReused(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			c.Read(make([]byte, 1)) // our FIN: the one who dials closes first, and has TIME_WAIT
-			c.Close()
-		}
-	}()
+	address := serveFIN(t)
 	l := newLocalPorts(21000, 21015)
 	for i := range 200 {
-		c, err := dialOwnPort(t, l, ln.Addr().String())
+		c, err := dialOwnPort(t, l, address)
 		if err != nil {
 			t.Fatalf("connection %d over 16 ports: %v", i, err)
 		}
 		if port := c.LocalAddr().(*net.TCPAddr).Port; port < 21000 || port > 21015 {
 			t.Fatalf("it comes from port %d", port)
 		}
-		c.(*net.TCPConn).CloseWrite()
-		c.Read(make([]byte, 1))
-		c.Close()
+		closeFirst(c)
+	}
+}
+
+// serveFIN returns the address of a server that closes connections after their client has.
+func serveFIN(t testing.TB) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Read(make([]byte, 1)) // our FIN
+			c.Close()
+		}
+	}()
+	return ln.Addr().String()
+}
+
+// closeFirst closes a connection to serveFIN, so that this end has TIME_WAIT.
+func closeFirst(c net.Conn) {
+	c.(*net.TCPConn).CloseWrite()
+	c.Read(make([]byte, 1))
+	c.Close()
+}
+
+// TestFrequentAddressUsesOwnPorts: the kernel chooses the ports of the first dials of an
+// address. Its search takes long when many of them are in TIME_WAIT.
+func TestFrequentAddressUsesOwnPorts(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	l := newLocalPorts(21200, 21203)
+	for i := range 12 {
+		c, err := l.Dial(t.Context(), ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close() // after the ports of ours, the kernel's are used again
+		port := c.LocalAddr().(*net.TCPAddr).Port
+		if own := port >= 21200 && port <= 21203; own != (i >= 4 && i < 8) {
+			t.Errorf("connection %d comes from port %d", i, port)
+		}
+	}
+}
+
+// TestFrequentAddresses: dials count for one to two minutes, and each address for itself.
+func TestFrequentAddresses(t *testing.T) {
+	l := newLocalPorts(21200, 21203)
+	start := time.Now()
+	for _, step := range []struct {
+		at      time.Duration
+		address string
+		dials   int
+		want    bool // of the last dial
+	}{
+		{0, "a", 4, false},
+		{0, "a", 1, true},
+		{0, "b", 4, false},
+		{timeWait, "a", 1, true},
+		{timeWait, "b", 1, true},
+		{2 * timeWait, "a", 1, false}, // one dial of the minute before counts
+		{5 * timeWait, "b", 4, false}, // those of b are over
+	} {
+		var got bool
+		for range step.dials {
+			got = l.isFrequent(step.address, start.Add(step.at))
+		}
+		if got != step.want {
+			t.Errorf("%s after %v: %v, want %v", step.address, step.at, got, step.want)
+		}
+	}
+	for i := range 2 * maxCounted {
+		l.isFrequent(strconv.Itoa(i), start.Add(5*timeWait))
+	}
+	if n := len(l.dials); n > maxCounted {
+		t.Errorf("%d addresses are counted", n)
+	}
+}
+
+// BenchmarkLocalPorts makes b.N short connections to one address. The kernel's search for a
+// port becomes slow after 14,000 of them within a minute:
+//
+//	unshare -n sh -c 'ip link set lo up; sysctl -w net.ipv4.tcp_tw_reuse=0
+//	  go test ./internal/dataplane/transport -run "^$" -bench LocalPorts -benchtime 20000x'
+func BenchmarkLocalPorts(b *testing.B) {
+	var l LocalPorts
+	for name, dial := range map[string]func(context.Context, string) (net.Conn, error){
+		"LocalPorts": l.Dial,
+		"kernel": func(ctx context.Context, address string) (net.Conn, error) {
+			return l.dialFrom(ctx, 0, address)
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			address := serveFIN(b)
+			for b.Loop() {
+				c, err := dial(b.Context(), address)
+				if err != nil {
+					b.Fatal(err)
+				}
+				closeFirst(c)
+			}
+		})
 	}
 }
 
@@ -52,7 +148,7 @@ func newLocalPorts(low, high uint16) *LocalPorts {
 // dialOwnPort dials from a port of ours, as when the kernel has none.
 func dialOwnPort(t *testing.T, l *LocalPorts, address string) (net.Conn, error) {
 	t.Helper()
-	return l.dialFromOwnPort(t.Context(), address)
+	return l.dialFromOwnPort(t.Context(), address, portTries)
 }
 
 func TestNoLocalPort(t *testing.T) {
