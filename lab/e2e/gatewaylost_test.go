@@ -158,7 +158,10 @@ func (m mesh) gatewayDrained(t *testing.T) {
 	if node == other {
 		t.Fatalf("both gateways are on %s", node)
 	}
-	t.Cleanup(func() { must(t, a.kubectl(background(), "", "uncordon", node)) })
+	t.Cleanup(func() {
+		must(t, a.kubectl(background(), "", "uncordon", node))
+		spreadGateways(t, a)
+	})
 	must(t, a.kubectl(ctx, "", "cordon", node))
 	list := have(a.api.CoreV1().Pods(system).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node}))(t)
 	start := time.Now()
@@ -183,6 +186,26 @@ func (m mesh) gatewayDrained(t *testing.T) {
 	if ended := l.end(t, start); ended > 0 {
 		t.Errorf("%d open connections ended before the drain period", ended)
 	}
+}
+
+// spreadGateways moves the gateways of a cluster to different nodes. Until then the router
+// sends new connections to nodes without a gateway, too.
+func spreadGateways(t *testing.T, c *cluster) {
+	ctx := background()
+	must(t, poll(ctx, time.Minute, func() error {
+		now, err := c.pods(ctx, "gateway")
+		switch {
+		case err != nil:
+			return err
+		case len(now) != 2 || slices.ContainsFunc(now, func(p corev1.Pod) bool { return !isReady(&p) }):
+			return errNotYet
+		case now[0].Spec.NodeName == now[1].Spec.NodeName:
+			must(t, c.kubectl(ctx, "", "-n", system, "delete", "pod", now[0].Name, "--grace-period=1"))
+			return errNotYet
+		}
+		return nil
+	}))
+	sleep(ctx, time.Second) // kube-proxy and the peers learn it
 }
 
 // avoid makes the router of a cluster send new connections for its public addresses to one
