@@ -127,9 +127,10 @@ func (e earlyRequest) send(ctx context.Context, ns, address string) error {
 	return nil
 }
 
-// TestEarlyAnswersArrive: an application that answers before it has read a request, and
-// resets the connection, is heard, and so is Causeway itself. It does not matter whether
-// Causeway recognizes the request, or how long the round trip is.
+// TestEarlyAnswersArrive: the caller receives the answer of an application that answers
+// before it has read the request and then resets the connection. The same holds for an
+// early answer of Causeway. The test covers recognized and opaque ports, with a short and a
+// long round trip.
 func TestEarlyAnswersArrive(t *testing.T) {
 	ctx := t.Context()
 	openDesk(t)

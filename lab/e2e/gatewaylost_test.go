@@ -97,6 +97,15 @@ func gatewaysByLoad(t *testing.T, c *cluster) []corev1.Pod {
 	return pods
 }
 
+// twoGateways returns a cluster's gateways if there are two and both are ready.
+func (c *cluster) twoGateways(ctx context.Context) ([]corev1.Pod, error) {
+	now, err := c.pods(ctx, "gateway")
+	if err == nil && (len(now) != 2 || slices.ContainsFunc(now, func(p corev1.Pod) bool { return !isReady(&p) })) {
+		err = errNotYet
+	}
+	return now, err
+}
+
 // takesOver returns a function that fails the test unless a gateway has accepted
 // connections since.
 func takesOver(t *testing.T, c *cluster, gateway *corev1.Pod) func() {
@@ -125,10 +134,7 @@ func TestGatewayKilled(t *testing.T) {
 	t.Cleanup(func() { // the kubelet starts a new pod at once, and this one with a delay
 		must(t, east.kubectl(background(), "", "-n", system, "delete", "pod", victim, "--grace-period=1"))
 		must(t, poll(background(), time.Minute, func() error {
-			now, err := east.pods(background(), "gateway")
-			if err == nil && (len(now) != 2 || slices.ContainsFunc(now, func(p corev1.Pod) bool { return !isReady(&p) })) {
-				err = errNotYet
-			}
+			_, err := east.twoGateways(background())
 			return err
 		}))
 		serves(t)
@@ -175,8 +181,8 @@ func (m mesh) gatewayDrained(t *testing.T) {
 	moved := takesOver(t, a, &pods[1])
 	avoid(t, a, other)
 	within(t, 20*time.Second, "another gateway takes its place", func() error {
-		now, err := a.pods(ctx, "gateway")
-		if err == nil && (len(now) != 2 || slices.ContainsFunc(now, func(p corev1.Pod) bool { return !isReady(&p) || p.Spec.NodeName != other })) {
+		now, err := a.twoGateways(ctx)
+		if err == nil && slices.ContainsFunc(now, func(p corev1.Pod) bool { return p.Spec.NodeName != other }) {
 			err = errNotYet
 		}
 		return err
@@ -193,17 +199,12 @@ func (m mesh) gatewayDrained(t *testing.T) {
 func spreadGateways(t *testing.T, c *cluster) {
 	ctx := background()
 	must(t, poll(ctx, time.Minute, func() error {
-		now, err := c.pods(ctx, "gateway")
-		switch {
-		case err != nil:
-			return err
-		case len(now) != 2 || slices.ContainsFunc(now, func(p corev1.Pod) bool { return !isReady(&p) }):
-			return errNotYet
-		case now[0].Spec.NodeName == now[1].Spec.NodeName:
+		now, err := c.twoGateways(ctx)
+		if err == nil && now[0].Spec.NodeName == now[1].Spec.NodeName {
 			must(t, c.kubectl(ctx, "", "-n", system, "delete", "pod", now[0].Name, "--grace-period=1"))
-			return errNotYet
+			err = errNotYet
 		}
-		return nil
+		return err
 	}))
 	sleep(ctx, time.Second) // kube-proxy and the peers learn it
 }

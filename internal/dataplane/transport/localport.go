@@ -42,7 +42,8 @@ const (
 // kernel reuses a connection in TIME_WAIT at once, if both ends use TCP timestamps. But the
 // kernel then passes that port over for every other process of the node for a while.
 // Therefore LocalPorts chooses only from a quarter of the kernel's range, and only after
-// as many dials of an address. The zero value is ready to use.
+// as many dials of an address, or if the kernel has no port left. The zero value is ready
+// to use.
 type LocalPorts struct {
 	next atomic.Uint32
 

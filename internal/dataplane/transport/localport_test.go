@@ -211,8 +211,8 @@ func TestParsePortRange(t *testing.T) {
 	}
 }
 
-// The kernel chooses as long as it has a port: ports of ours are lost to others for a
-// while.
+// The kernel chooses the port for an address that is dialed seldom, because ports of ours
+// are lost to others for a while.
 func TestLocalPortsPreferKernelChoice(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
