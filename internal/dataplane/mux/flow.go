@@ -72,8 +72,8 @@ func (c *Conn) quitTurn(s *Stream) {
 	}
 }
 
-// consumed accounts for n body bytes that left the receive buffer, and announces a new
-// window once half of it is free.
+// consumed accounts for n bytes that left the receive buffer, or for padding, which never
+// enters it. It announces a new window once half of it is free.
 func (c *Conn) consumed(s *Stream, n int) {
 	s.unannounced += n
 	if s.recvEnded || s.removed {
@@ -102,10 +102,10 @@ func (c *Conn) growWindow(s *Stream) {
 	c.measure()
 	now := time.Now()
 	if s.measuredFrom.IsZero() {
-		s.measuredFrom = now
+		s.measuredFrom, s.taken = now, 0
 		return
 	}
-	if s.taken += s.unannounced; s.taken < s.window {
+	if s.taken < s.window {
 		return
 	}
 	limits := now.Sub(s.measuredFrom) <= 2*c.rtt.last

@@ -338,6 +338,25 @@ func TestUnreadWindowStays(t *testing.T) {
 	})
 }
 
+// TestPaddingGrowsNoWindow: a peer that sends mostly padding to a reader that stalls gets
+// its credit back, but no larger window.
+func TestPaddingGrowsNoWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startPath(t, 60*time.Millisecond, &budget{limit: 1 << 30}, hold)
+		defer p.close()
+		p.headers(3, getBlock(), false)
+		for range 2000 {
+			p.fr.WriteDataPadded(3, false, []byte("x"), make([]byte, 255))
+		}
+		synctest.Wait()
+		p.conn.mu.Lock()
+		defer p.conn.mu.Unlock()
+		if s := p.conn.streams[3]; s.window != 64<<10 || s.received != 2000 {
+			t.Errorf("after %d bytes of body the window has %d KiB", s.received, s.window>>10)
+		}
+	})
+}
+
 // TestBudgetIsReleasedOnReset covers a stream that is dropped with unread bytes.
 func TestBudgetIsReleasedOnReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

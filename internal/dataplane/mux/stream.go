@@ -82,8 +82,8 @@ type Stream struct {
 	window      int // the size of the window
 	unannounced int // read, but not yet announced by a window update
 	reserved    int // of the window, from the budget
-	// taken is how many bytes the reader has taken since measuredFrom. Only announced
-	// ones are counted.
+	// taken is how many bytes the reader has taken since measuredFrom. Padding is no
+	// progress of the reader and does not count.
 	taken        int
 	measuredFrom time.Time
 	declared     int64
@@ -269,6 +269,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 		s.readCond.Wait()
 	}
 	n := s.buffer.take(p)
+	s.taken += n
 	c.consumed(s, n)
 	return n, nil
 }
@@ -281,6 +282,7 @@ func (s *Stream) ReadBuffered(p []byte) (n int, end bool) {
 	defer c.mu.Unlock()
 	if s.buffer.n > 0 && len(p) > 0 {
 		n = s.buffer.take(p)
+		s.taken += n
 		c.consumed(s, n)
 	}
 	return n, s.buffer.n == 0 && s.recvEnded && !s.dropped
