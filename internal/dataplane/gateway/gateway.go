@@ -412,7 +412,7 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 			}
 			return backend, nil
 		}
-		if ctx.Err() == nil && !transport.IsTransient(err) { // it is the backend's failure
+		if ctx.Err() == nil && isBackendFault(err) {
 			s.ejections.failed(e.Backend.Address, time.Now())
 		}
 		s.metrics.backendFail.Inc()
@@ -424,6 +424,12 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 		return nil, r // it was cut meanwhile
 	}
 	return nil, failed
+}
+
+// isBackendFault reports whether a failed dial says something about the backend. Lack of
+// descriptors, memory or local ports is the gateway's own fault.
+func isBackendFault(err error) bool {
+	return !transport.IsTransient(err) && !errors.Is(err, transport.ErrNoLocalPort)
 }
 
 // handOver dials one endpoint's backend and writes the header and the hello.
