@@ -110,6 +110,25 @@ func changePlaces(t *testing.T, c *cluster) (thaw func()) {
 	return thaw
 }
 
+// mirrorsAgain waits until west mirrors a new Service of east. After an API server was away, controllers may wait for up to a minute before
+// they try to watch again, and later tests want new mirrors sooner.
+func mirrorsAgain(t *testing.T) {
+	t.Helper()
+	ctx, manifest := background(), service("again", exported, httpPort)
+	must(t, east.kubectl(ctx, manifest, "apply", "-f", "-"))
+	start := time.Now()
+	must(t, poll(ctx, 2*time.Minute, func() error {
+		if _, err := clusterIP(ctx, west, "again-east"); err != nil {
+			return err
+		}
+		_, err := west.curl(ctx, "client", "-sSf", "-m2", "http://again-east.shop/")
+		return err
+	}))
+	t.Logf("a new Service is mirrored after %.1f s", time.Since(start).Seconds())
+	must(t, east.kubectl(ctx, manifest, "delete", "-f", "-"))
+	must(t, gone(t, "again-east"))
+}
+
 // TestPodsRemadeUnseen: while the API server is frozen, two pods are started anew, one with the address of the other. Neither is taken for
 // the other, as a caller or as a destination.
 func TestPodsRemadeUnseen(t *testing.T) {
@@ -121,6 +140,7 @@ func TestPodsRemadeUnseen(t *testing.T) {
 				t.Error(err)
 			}
 			serves(t)
+			mirrorsAgain(t)
 		})
 		must(t, c.kubectl(t.Context(), "", "-n", "shop", "wait", "--for=condition=Ready", "pod/one", "pod/two", "--timeout=60s"))
 	}
