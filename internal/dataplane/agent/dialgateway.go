@@ -28,9 +28,10 @@ const (
 // So each address gets its share of all agents' connections. dialGateway fails at once if
 // a gateway of the peer has just granted no further session.
 //
-// If the addresses refuse the connection, dialGateway dials them again until
+// If the addresses refuse the connection, dialGateway dials again until
 // gatewayDialTimeout. Several gateways may share an address, and a gateway that was killed
-// refuses connections until its load balancer knows.
+// refuses connections until its load balancer knows. Each further dial goes to the
+// addresses that the peer has then.
 func (a *Agent) dialGateway(life context.Context, p *peer) (raw *transport.Raw, gateway string, err error) {
 	if err := a.shares.checkBudget(p); err != nil {
 		return nil, "", err
@@ -40,14 +41,20 @@ func (a *Agent) dialGateway(life context.Context, p *peer) (raw *transport.Raw, 
 	if len(p.gateways) == 0 {
 		return nil, "", refuse(reasonNoGateway, fmt.Errorf("no gateway address of %s is known", p.name))
 	}
-	addresses := slices.Concat(weightedOrder(p.gateways[:p.healthy], a.penalties.connectTime, rand.Float64), p.gateways[p.healthy:])
-	addresses = a.penalties.order(addresses, time.Now())
+	addresses := a.dialOrder(p)
 	start := time.Now()
 	conn, winner, err := a.dialer.DialFirst(ctx, addresses...)
 	if err != nil && life.Err() == nil && !isLocal(err) {
 		a.monitor.suspect(p.uid)
 	}
 	for pause := minRefusedPause; errors.Is(err, syscall.ECONNREFUSED) && backoff.Sleep(ctx, pause); {
+		latest := a.latest(p)
+		if latest == nil || len(latest.gateways) == 0 {
+			break
+		}
+		if !slices.Equal(latest.gateways, p.gateways) || latest.healthy != p.healthy {
+			p, addresses = latest, a.dialOrder(latest)
+		}
 		start = time.Now()
 		conn, winner, err = a.dialer.DialFirst(ctx, addresses...)
 		pause = min(2*pause, maxRefusedPause)
@@ -65,6 +72,25 @@ func (a *Agent) dialGateway(life context.Context, p *peer) (raw *transport.Raw, 
 	a.dropVia(addresses[:winner]...)
 	a.monitor.connected(p.uid, conn)
 	return transport.WrapDialed(conn), addresses[winner], nil
+}
+
+// dialOrder returns the addresses of a peer's gateways in the order in which dialGateway
+// tries them.
+func (a *Agent) dialOrder(p *peer) []string {
+	addresses := slices.Concat(weightedOrder(p.gateways[:p.healthy], a.penalties.connectTime, rand.Float64), p.gateways[p.healthy:])
+	return a.penalties.order(addresses, time.Now())
+}
+
+// latest returns the peer as the current state has it, or nil if its Link has gone.
+func (a *Agent) latest(p *peer) *peer {
+	s := a.state.Load()
+	if s == nil {
+		return p
+	}
+	if now := s.links[p.name]; now != nil && now.uid == p.uid {
+		return now
+	}
+	return nil
 }
 
 // weightedOrder returns addresses in the order in which one connection tries them. The

@@ -197,3 +197,48 @@ func TestDialGatewayAgainAfterRefusal(t *testing.T) {
 		})
 	}
 }
+
+// A dial that is refused follows the peer to its new addresses, and ends if its Link does.
+func TestDialGatewayFollowsItsPeer(t *testing.T) {
+	old := &peer{name: "east", uid: "east", gateways: []string{"old"}, healthy: 1}
+	for name, tc := range map[string]struct {
+		links map[string]*peer // 100 ms later
+		took  time.Duration    // 150 ms: the next dial
+		want  string           // the address, or empty if the dial fails
+	}{
+		"addresses change":   {map[string]*peer{"east": {name: "east", uid: "east", gateways: []string{"new"}, healthy: 1}}, 150 * time.Millisecond, "new"},
+		"no address is left": {map[string]*peer{"east": {name: "east", uid: "east"}}, 150 * time.Millisecond, ""},
+		"made again":         {map[string]*peer{"east": {name: "east", uid: "other", gateways: []string{"new"}, healthy: 1}}, 150 * time.Millisecond, ""},
+		"gone":               {map[string]*peer{}, 150 * time.Millisecond, ""},
+		"nothing changes":    {map[string]*peer{"east": old}, gatewayDialTimeout, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := &Agent{
+					sessions: newSessions(),
+					shares:   newConnShares(defaultLimits),
+					monitor:  newLinkMonitor(slog.New(slog.DiscardHandler), prometheus.NewRegistry()),
+					dialer: transport.Dialer{Timeout: gatewayDialTimeout, Dial: func(_ context.Context, address string) (net.Conn, error) {
+						if address == "old" {
+							return nil, syscall.ECONNREFUSED
+						}
+						here, there := net.Pipe()
+						return here, errors.Join(there.Close())
+					}},
+				}
+				a.state.Store(&state{links: map[string]*peer{"east": old}})
+				start := time.Now()
+				time.AfterFunc(100*time.Millisecond, func() { a.state.Store(&state{links: tc.links}) })
+				raw, got, err := a.dialGateway(t.Context(), old)
+				if err == nil {
+					raw.Close()
+				} else if reason := reasonOf(err); reason != reasonUnreachable {
+					t.Errorf("the reason is %q", reason)
+				}
+				if got != tc.want || time.Since(start) != tc.took {
+					t.Errorf("%q after %v, want %q after %v", got, time.Since(start), tc.want, tc.took)
+				}
+			})
+		})
+	}
+}
