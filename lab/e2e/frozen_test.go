@@ -110,8 +110,8 @@ func changePlaces(t *testing.T, c *cluster) (thaw func()) {
 	return thaw
 }
 
-// mirrorsAgain waits until west mirrors a new Service of east. After an API server was away, controllers may wait for up to a minute before
-// they try to watch again, and later tests want new mirrors sooner.
+// mirrorsAgain waits until west mirrors a new Service of east. Requests to a frozen API server hang, and Leases expire. So it can take some
+// time until controllers follow changes again, and later tests want new mirrors sooner.
 func mirrorsAgain(t *testing.T) {
 	t.Helper()
 	ctx, manifest := background(), service("again", exported, httpPort)
