@@ -133,10 +133,9 @@ type receiveWindow struct {
 }
 
 const (
-	// A window that the application takes within fastWindow also grows, because larger
-	// windows need fewer CREDITs. If the shortest trip is below fastWindow, the window
-	// does not grow beyond cheapWindow. Larger windows do not fit into the processor's
-	// cache, and cheapWindow suffices for more than 1.6 Gbit/s on such a path.
+	// A window below cheapWindow that the application takes within fastWindow also grows,
+	// because larger windows need fewer CREDITs. A larger window grows only if the far
+	// side waits for credit, because it takes more of the processor's cache.
 	fastWindow  = 5 * time.Millisecond
 	cheapWindow = 1 << 20
 	// slowWindow is the longest time in which the application may take a window for that
@@ -232,9 +231,7 @@ func (w *receiveWindow) credit(now time.Time) (taken, window uint32) {
 // the time. Otherwise a new connection over a long path would be slower than TCP permits.
 func (w *receiveWindow) growth(n int64, within time.Duration) int {
 	switch {
-	case w.window >= cheapWindow && w.shortestTrip < fastWindow:
-		return 1
-	case within <= fastWindow:
+	case within <= fastWindow && w.window < cheapWindow:
 		return 2
 	case w.tripRate == 0 || within > slowWindow:
 		return 1

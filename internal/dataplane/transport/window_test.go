@@ -80,6 +80,8 @@ func TestReceiveWindowGrows(t *testing.T) {
 		"a slow source":        {"it is told no more", simulation{rtt, gigabit / 100, gigabit, much, nil}, 1 << 16, 1 << 18},
 		"a slow application":   {"it needs no more", simulation{rtt, much, gigabit, gigabit / 100, nil}, 1 << 16, 1 << 18},
 		"1 Gbit/s nearby":      {"few CREDITs cost little", simulation{step, much, gigabit, much, nil}, 1 << 18, 1 << 20},
+		"4 Gbit/s and 4 ms":    {"busy processors delay bytes and credit as a long path does", simulation{4 * time.Millisecond, much, 4 * gigabit, much, nil}, 4 << 20, MaxWindow},
+		"4 Gbit/s nearby":      {"the far side never waits", simulation{step, much, 4 * gigabit, much, nil}, 1 << 20, 1 << 20},
 		"little memory":        {"it grows within the budget", simulation{rtt, much, gigabit, much, &testMemory{most: 200 << 10}}, 1 << 18, 1 << 18},
 	} {
 		if tc.sim.memory == nil {
