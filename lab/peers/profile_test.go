@@ -10,12 +10,14 @@ import (
 )
 
 func TestCountShares(t *testing.T) {
-	names := map[uint64]string{
-		1: "github.com/causeway-mesh/causeway/internal/dataplane/mux.(*Conn).Run",
-		2: "crypto/internal/fips140/aes/gcm.gcmAesEnc",
-		3: "runtime.findRunnable",
-		4: "internal/poll.(*FD).Read",
-		5: "syscall.Syscall",
+	files := map[uint64]string{
+		1: "github.com/causeway-mesh/causeway/internal/dataplane/mux/conn.go",
+		2: "crypto/internal/fips140/aes/gcm/gcm_amd64.s",
+		3: "runtime/proc.go",
+		4: "internal/poll/fd_unix.go",
+		5: "syscall/asm_linux_amd64.s",
+		6: "sync/mutex.go",
+		7: "type:.eq.github.com/causeway-mesh/causeway/internal/dataplane/route.EndpointID",
 	}
 	script := `
 	1 [unknown]
@@ -26,6 +28,11 @@ func TestCountShares(t *testing.T) {
 	3 [unknown]
 
 	4 [unknown]
+
+	6 [unknown]
+	1 [unknown]
+
+	7 [unknown]
 
 	ffffffff81000001 memcpy
 	ffffffff81000002 sock_sendmsg
@@ -39,8 +46,8 @@ func TestCountShares(t *testing.T) {
 	ffffffff81000005 finish_task_switch.isra.0
 	ffffffff81000006 __x64_sys_futex
 	3 [unknown]`
-	got, err := countShares(strings.NewReader(script), func(place uint64) string { return names[place] })
-	want := map[string]int{shareCauseway: 1, shareTLS: 1, shareRuntime: 1, shareLibrary: 1, shareSockets: 1, sharePackets: 1, shareWaits: 1}
+	got, err := countShares(strings.NewReader(script), func(place uint64) string { return files[place] })
+	want := map[string]int{shareCauseway: 2, shareTLS: 1, shareRuntime: 1, shareLibrary: 2, shareSockets: 1, sharePackets: 1, shareWaits: 1}
 	if err != nil || !maps.Equal(got, want) {
 		t.Errorf("%v, %v, want %v", got, err, want)
 	}
@@ -51,22 +58,23 @@ func TestCountShares(t *testing.T) {
 	}
 }
 
-// The test's own program has names, too.
-func TestReadNames(t *testing.T) {
+// The test's own program has lines, too.
+func TestReadLines(t *testing.T) {
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	names, err := readNames(program)
+	source, err := readLines(program)
 	if err != nil {
 		t.Fatal(err)
 	}
 	const firstOfProgram = 0x400000 // where the linker puts it
-	place := uint64(reflect.ValueOf(TestReadNames).Pointer()) - firstOfProgram
-	if got, want := names(place), runtime.FuncForPC(reflect.ValueOf(TestReadNames).Pointer()).Name(); got != want {
+	entry := reflect.ValueOf(TestReadLines).Pointer()
+	want, _ := runtime.FuncForPC(entry).FileLine(entry)
+	if got := source(uint64(entry) - firstOfProgram); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := names(1); got != "" {
+	if got := source(1); got != "" {
 		t.Errorf("the first byte of the file is %q", got)
 	}
 }
