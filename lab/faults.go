@@ -82,6 +82,17 @@ func (l *Lab) Lenient(ctx context.Context, address netip.Addr) error {
 	return l.change(ctx, "delete", "strict", address.String())
 }
 
+// LoseHellos loses the first segment of each ClientHello to an address of the WAN that is
+// not whole in it, as other middleboxes do, until PassHellos. Nobody is told.
+func (l *Lab) LoseHellos(ctx context.Context, address netip.Addr) error {
+	return l.change(ctx, "add", "hellos", address.String())
+}
+
+// PassHellos takes LoseHellos back.
+func (l *Lab) PassHellos(ctx context.Context, address netip.Addr) error {
+	return l.change(ctx, "delete", "hellos", address.String())
+}
+
 // change adds elements to a set of the WAN's firewall, or deletes them.
 func (l *Lab) change(ctx context.Context, verb, set, elements string) error {
 	_, err := l.run(ctx, place{netns: l.names.wanNS()}, "", "nft", verb, "element", "inet", rulesTable, set, "{ "+elements+" }")

@@ -26,6 +26,7 @@ func wanRules() string {
 	set private { type ipv4_addr; flags interval; comment "clusters that nobody can open a connection to"; }
 	set cut { type ipv4_addr . ipv4_addr; flags interval; comment "pairs of clusters with nothing between them"; }
 	set strict { type ipv4_addr; comment "addresses whose clients must send a whole ClientHello in one segment"; }
+	set hellos { type ipv4_addr; comment "addresses that no ClientHello of two segments reaches"; }
 	set holes { type ipv4_addr; flags interval; comment "addresses that nothing reaches or leaves"; }
 	counter admitted { comment "new connections to a gateway's port" }
 	counter answered { comment "packets of connections admitted before" }
@@ -37,6 +38,7 @@ func wanRules() string {
 		ip saddr @holes counter name lost drop
 		ip daddr @holes counter name lost drop
 		ip daddr @strict tcp dport %d @ih,0,24 0x160301 @ih,24,16 > %d counter name lost reject with tcp reset
+		ip daddr @hellos tcp dport %d @ih,0,24 0x160301 @ih,24,16 > %d counter name lost drop
 		iifname "%s" accept
 		ct state established,related counter name answered accept
 		ct state new ip daddr %s ip daddr != @private tcp dport %d counter name admitted accept
@@ -49,7 +51,7 @@ func wanRules() string {
 		icmp type destination-unreachable icmp code frag-needed counter name lost drop comment "see Narrow"
 	}
 }
-`, rulesTable, GatewayPort, longestHello, tollLink, PublicRange, GatewayPort)
+`, rulesTable, GatewayPort, longestHello, GatewayPort, longestHello, tollLink, PublicRange, GatewayPort)
 }
 
 // routerRules hide a cluster's own addresses behind one of its public block, and count what ought never to come out of a node.

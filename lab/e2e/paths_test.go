@@ -40,32 +40,42 @@ func TestCheckNamesBlackHole(t *testing.T) {
 }
 
 // TestCheckNamesSplitHello: a middlebox before east's gateway resets connections whose
-// ClientHello is not whole in the first segment. check names it and the chart's value that
-// helps, and with that value calls and streams pass it.
+// ClientHello is not whole in the first segment, or loses that segment. check names it and
+// the chart's value that helps, and with that value calls and streams pass it.
 func TestCheckNamesSplitHello(t *testing.T) {
 	ctx := t.Context()
 	link := have(west.link(ctx, "east"))(t)
 	gateway := have(netip.ParseAddrPort(link.Spec.Gateways[0]))(t).Addr()
-	must(t, west.lab.Strict(ctx, gateway))
 	t.Cleanup(func() {
-		must(t, west.lab.Lenient(background(), gateway))
 		must(t, west.install(background())) // with the default value
 		serves(t)
 		sound(t)
 	})
-	named(t, west, time.Minute, quick,
-		finding{"address", "east", "fail", "connections fail whose TLS ClientHello needs two TCP segments"})
-	_, tag, _ := strings.Cut(os.Getenv("CAUSEWAY_IMAGE"), ":")
-	have(west.causeway(ctx, "install", "--cluster-name", "west", "--set", "image.tag="+tag,
-		"--set", "tls.postQuantum=false"))(t)
-	within(t, time.Minute, "new controllers have their streams", func() error {
-		lines, err := check(ctx, quick...)
-		if err == nil && len(failing(lines)) > 0 {
-			err = fmt.Errorf("%+v", failing(lines))
-		}
-		return err
-	})
-	allAnswered(t, 50)
+	type change func(context.Context, netip.Addr) error
+	for name, middlebox := range map[string]struct{ add, remove change }{
+		"reset": {west.lab.Strict, west.lab.Lenient},
+		"lost":  {west.lab.LoseHellos, west.lab.PassHellos},
+	} {
+		t.Run(name, func(t *testing.T) {
+			must(t, west.install(ctx))
+			serves(t)
+			must(t, middlebox.add(ctx, gateway))
+			t.Cleanup(func() { must(t, middlebox.remove(background(), gateway)) })
+			named(t, west, time.Minute, quick,
+				finding{"address", "east", "fail", "connections fail whose TLS ClientHello needs two TCP segments"})
+			_, tag, _ := strings.Cut(os.Getenv("CAUSEWAY_IMAGE"), ":")
+			have(west.causeway(ctx, "install", "--cluster-name", "west", "--set", "image.tag="+tag,
+				"--set", "tls.postQuantum=false"))(t)
+			within(t, time.Minute, "new controllers have their streams", func() error {
+				lines, err := check(ctx, quick...)
+				if err == nil && len(failing(lines)) > 0 {
+					err = fmt.Errorf("%+v", failing(lines))
+				}
+				return err
+			})
+			allAnswered(t, 50)
+		})
+	}
 }
 
 // allAnswered makes n calls of bar, each over a connection of its own, and wants no failure.

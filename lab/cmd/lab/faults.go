@@ -26,6 +26,8 @@ func faultCommand(o *lab.Options) *cobra.Command {
 		clusterCommand(o, "widen CLUSTER", "Take narrow back", (*lab.Lab).Widen),
 		addressCommand(o, "strict ADDRESS", "Reset connections whose ClientHello needs two segments", (*lab.Lab).Strict),
 		addressCommand(o, "lenient ADDRESS", "Take strict back", (*lab.Lab).Lenient),
+		addressCommand(o, "lose-hellos ADDRESS", "Lose each ClientHello that needs two segments", (*lab.Lab).LoseHellos),
+		addressCommand(o, "pass-hellos ADDRESS", "Take lose-hellos back", (*lab.Lab).PassHellos),
 		processCommand(o, "freeze CLUSTER PROCESS", "Stop a process dead: kube-apiserver, west-1/kubelet, shop/client/shop",
 			syscall.SIGSTOP, (*lab.Cluster).Freeze),
 		processCommand(o, "thaw CLUSTER PROCESS", "Let a frozen process go on", syscall.SIGCONT, (*lab.Cluster).Thaw),
