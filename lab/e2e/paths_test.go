@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -100,60 +101,89 @@ func failing(lines []checked) []checked {
 	return out
 }
 
-// TestToleratedClocks: the clock of a far node is wrong by less than check fails for. Calls to
-// its pods work all the same, and check at most warns.
+// TestToleratedClocks: the clocks of all processes of Causeway in a cluster are wrong by less
+// than check fails for. Calls to its pods work all the same, and check warns at most. Calls
+// also work if the clocks of both clusters are wrong in opposite directions. The Link then
+// reports the difference (ClockSkew).
 func TestToleratedClocks(t *testing.T) {
 	ctx := t.Context()
-	images := setting("CAUSEWAY_IMAGES", "../../build")
-	must(t, east.LoadImage(ctx, filepath.Join(images, "causeway-ahead.tar")))
+	image := filepath.Join(setting("CAUSEWAY_IMAGES", "../../build"), "causeway-ahead.tar")
+	for _, c := range []*cluster{east, west} {
+		must(t, c.LoadImage(ctx, image))
+	}
 	t.Cleanup(func() {
-		must(t, east.clock(background(), 0))
-		must(t, east.install(background()))
+		for _, c := range []*cluster{east, west} {
+			must(t, c.clock(background(), 0))
+			must(t, c.install(background()))
+		}
 		serves(t)
 		sound(t)
 	})
-	for _, c := range []struct {
-		seconds int
-		state   string
-	}{{15, "ok"}, {85, "warning"}, {-85, "warning"}} {
-		must(t, east.clock(ctx, c.seconds))
-		must(t, east.kubectl(ctx, "", "-n", system, "rollout", "status", "daemonset/causeway-agent", "--timeout=60s"))
+	for _, clocks := range []struct {
+		east, west int    // seconds ahead
+		state      string // of check in east
+	}{{15, 0, "ok"}, {85, 0, "warning"}, {-85, 85, "warning"}} {
+		must(t, east.clock(ctx, clocks.east))
+		must(t, west.clock(ctx, clocks.west))
 		serves(t)
 		allAnswered(t, 50)
-		within(t, 30*time.Second, "check knows the clock", func() error {
+		within(t, 30*time.Second, "check knows the clocks", func() error {
 			lines, err := checkIn(ctx, east, quick...)
 			if err != nil {
 				return err
 			}
-			if failures := failing(lines); len(failures) > 0 {
-				return fmt.Errorf("clock %d s ahead: %+v", c.seconds, failures)
-			}
-			for _, l := range lines {
-				if l.Check == "clock" && l.State == c.state {
-					return nil
+			for _, l := range failing(lines) {
+				if l.Check != "clock" && !strings.Contains(l.Message, "ClockSkew") {
+					return fmt.Errorf("clocks %+v: %+v", clocks, l)
 				}
 			}
-			return fmt.Errorf("clock %d s ahead: no result is %s: %+v", c.seconds, c.state, bad(lines))
+			if got := worst(lines, "clock"); got != clocks.state {
+				return fmt.Errorf("clocks %+v: the worst result is %s: %+v", clocks, got, bad(lines))
+			}
+			return nil
 		})
 	}
 }
 
-// clock makes the agents' wall clock wrong by some seconds; 0 leaves it to the image. The
-// image must be that of a wrong clock.
+// worst returns the worst state of the results of a check.
+func worst(lines []checked, check string) string {
+	states := []string{"ok", "warning", "fail"}
+	most := 0
+	for _, l := range lines {
+		if l.Check == check {
+			most = max(most, slices.Index(states, l.State))
+		}
+	}
+	return states[most]
+}
+
+// clock makes the wall clocks of Causeway's processes wrong by some seconds, and waits for the
+// new ones; 0 leaves the clocks to the image. The image must be that of a wrong clock.
 func (c *cluster) clock(ctx context.Context, seconds int) error {
-	env := map[string]any{"name": "CAUSEWAY_TEST_CLOCK"}
-	container := map[string]any{"name": "agent", "env": []any{env}}
-	if seconds == 0 {
-		env["$patch"] = "delete"
-	} else {
-		env["value"] = fmt.Sprint(seconds)
-		container["image"] = "causeway.dev/causeway:ahead"
+	workloads := map[string]string{"controller": "deployment/", "gateway": "deployment/", "agent": "daemonset/"}
+	for component, kind := range workloads {
+		env := map[string]any{"name": "CAUSEWAY_TEST_CLOCK"}
+		container := map[string]any{"name": component, "env": []any{env}}
+		if seconds == 0 {
+			env["$patch"] = "delete"
+		} else {
+			env["value"] = fmt.Sprint(seconds)
+			container["image"] = "causeway.dev/causeway:ahead"
+		}
+		patch, err := json.Marshal(map[string]any{"spec": map[string]any{"template": map[string]any{
+			"spec": map[string]any{"containers": []any{container}},
+		}}})
+		if err != nil {
+			return err
+		}
+		if err := c.kubectl(ctx, "", "-n", system, "patch", kind+"causeway-"+component, "-p", string(patch)); err != nil {
+			return err
+		}
 	}
-	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"template": map[string]any{
-		"spec": map[string]any{"containers": []any{container}},
-	}}})
-	if err != nil {
-		return err
+	for component, kind := range workloads {
+		if err := c.kubectl(ctx, "", "-n", system, "rollout", "status", kind+"causeway-"+component, "--timeout=90s"); err != nil {
+			return err
+		}
 	}
-	return c.kubectl(ctx, "", "-n", system, "patch", "daemonset", "causeway-agent", "-p", string(patch))
+	return nil
 }
