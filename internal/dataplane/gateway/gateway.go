@@ -38,13 +38,13 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
 
-// Bounds of one gateway. Those of a single stage stand beside it.
 // Bounds of the connections that have not sent a whole ClientHello.
 const (
 	maxHellos           = 4096
 	maxHellosFromSource = 512 // a peer behind NAT is one source
 )
 
+// Bounds of one gateway. Those of a single stage stand beside it.
 const (
 	// The connection rate of one source.
 	acceptRate  = 1000
