@@ -76,7 +76,7 @@ func (p *process) gatewayKinds() (*gatewayKinds, error) {
 }
 
 // watchGatewayKind watches a kind until it is left, and returns when the inbox has all
-// objects. After an error the kind is not watched.
+// objects. After an error the watch goes on, and another call takes it up.
 func (p *process) watchGatewayKind(ctx context.Context, kind schema.GroupVersionKind) error {
 	object := gatewayObject(kind)
 	if err := p.watchListed(ctx, object, gatewayHandler(p.reconciler.inbox, object)); err != nil {

@@ -68,7 +68,8 @@ type process struct {
 	budgets    *wire.Budgets
 
 	listsMu sync.Mutex // guards lists
-	// lists are the watches whose first list has not come, by kindKey.
+	// lists are the watches that watchListed has begun and unwatch has not ended, by
+	// kindKey.
 	lists map[string]toolscache.InformerSynced
 }
 
@@ -268,7 +269,8 @@ func (p *process) watch(ctx context.Context, kind client.Object,
 
 // watchListed is watch for a kind whose list may be forbidden. It waits up to
 // syncTimeout for the first list. After an error the list continues, and the next call
-// waits for the same list. Otherwise a list that takes longer would never end.
+// waits for the same list. Otherwise a list that takes longer would never end. Until
+// unwatch ends the watch, further calls add no further handler.
 func (p *process) watchListed(ctx context.Context, kind client.Object,
 	h toolscache.ResourceEventHandler) error {
 	synced, err := p.listing(ctx, kind, h)
@@ -280,14 +282,10 @@ func (p *process) watchListed(ctx context.Context, kind client.Object,
 	if !toolscache.WaitForCacheSync(waiting.Done(), synced) {
 		return fmt.Errorf("watch %T: %w", kind, context.Cause(waiting))
 	}
-	p.listsMu.Lock()
-	defer p.listsMu.Unlock()
-	delete(p.lists, kindKey(kind))
 	return nil
 }
 
-// listing begins the watch of a kind, unless an earlier call has begun it and its first
-// list has not come yet.
+// listing begins the watch of a kind, unless an earlier call has begun it.
 func (p *process) listing(ctx context.Context, kind client.Object,
 	h toolscache.ResourceEventHandler) (toolscache.InformerSynced, error) {
 	p.listsMu.Lock()

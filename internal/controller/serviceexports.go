@@ -69,16 +69,7 @@ func (p *process) serviceExports() (*serviceExports, error) {
 	in := p.reconciler.inbox
 	return &serviceExports{
 		served: func() (servedVersion, error) { return servedServiceExport(api) },
-		watch: func(ctx context.Context, kind schema.GroupVersionKind) error {
-			err := p.watchListed(ctx, serviceExportOf(kind),
-				handler(in, func(b *batch) *changed[metav1.PartialObjectMetadata] {
-					return &b.serviceExports
-				}))
-			if err != nil {
-				return err
-			}
-			return p.replaceServiceExports(ctx, kind)
-		},
+		watch:  p.watchServiceExports,
 		leave: func(ctx context.Context, kind schema.GroupVersionKind) error {
 			return p.unwatch(ctx, serviceExportOf(kind))
 		},
@@ -131,9 +122,16 @@ func (s *serviceExports) probe(ctx context.Context) error {
 // syncTimeout bounds the wait for the first list of a version.
 const syncTimeout = 10 * time.Second
 
-// replaceServiceExports makes the objects of the cache all that there are: some may have
-// been deleted while no version was watched.
-func (p *process) replaceServiceExports(ctx context.Context, kind schema.GroupVersionKind) error {
+// watchServiceExports watches a version until it is left, and returns when the inbox has
+// all objects. After an error the watch goes on, and another call takes it up.
+func (p *process) watchServiceExports(ctx context.Context, kind schema.GroupVersionKind) error {
+	h := handler(p.reconciler.inbox, func(b *batch) *changed[metav1.PartialObjectMetadata] {
+		return &b.serviceExports
+	})
+	if err := p.watchListed(ctx, serviceExportOf(kind), h); err != nil {
+		return err
+	}
+	// Objects may have been deleted while the controller watched no version.
 	var list metav1.PartialObjectMetadataList
 	list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
 	return p.reconciler.inbox.list(

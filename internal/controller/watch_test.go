@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -10,12 +11,15 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache/cacheapi"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllertest"
 
 	"github.com/causeway-mesh/causeway/internal/bubble"
+	"github.com/causeway-mesh/causeway/internal/catalog"
 )
 
 // forbiddenCache is a cache that lists all kinds at once, except one that the API server
@@ -87,6 +91,95 @@ func TestForbiddenGatewayKind(t *testing.T) {
 			t.Errorf("there were two lists, or the list was ended %d times", c.removed)
 		}
 	})
+}
+
+// countedInformer counts the handlers that were added.
+type countedInformer struct {
+	*controllertest.FakeInformer
+	handlers int
+}
+
+func (i *countedInformer) AddEventHandler(h toolscache.ResourceEventHandler) (
+	toolscache.ResourceEventHandlerRegistration, error) {
+	i.handlers++
+	return i.FakeInformer.AddEventHandler(h)
+}
+
+// countedCache has one informer for all kinds.
+type countedCache struct {
+	cache.Cache
+	informer *countedInformer
+}
+
+func (c *countedCache) GetInformer(context.Context, client.Object, ...cache.InformerGetOption) (
+	cache.Informer, error) {
+	return c.informer, nil
+}
+
+func (c *countedCache) RemoveInformer(context.Context, client.Object) error { return nil }
+
+// unreadable answers each list with an error while failing is true.
+type unreadable struct {
+	client.Client
+	failing bool
+}
+
+func (u *unreadable) List(ctx context.Context, list client.ObjectList, opts ...client.ListOption) error {
+	if u.failing {
+		return errors.New("not now")
+	}
+	return u.Client.List(ctx, list, opts...)
+}
+
+// TestWatchAgain: a watch whose objects could not be read is taken up by the next call. A
+// second handler would pass each change on twice.
+func TestWatchAgain(t *testing.T) {
+	route, export := gatewayV1.WithKind("HTTPRoute"), catalog.ServiceExportKinds()[0]
+	for name, tc := range map[string]struct {
+		kind   client.Object
+		method func(*process) func(context.Context, schema.GroupVersionKind) error
+		gvk    schema.GroupVersionKind
+	}{
+		"ServiceExport": {
+			serviceExportOf(export),
+			func(p *process) func(context.Context, schema.GroupVersionKind) error { return p.watchServiceExports },
+			export,
+		},
+		"HTTPRoute": {
+			gatewayObject(route),
+			func(p *process) func(context.Context, schema.GroupVersionKind) error { return p.watchGatewayKind },
+			route,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newReplicaWith(t, west(), newAPI(), func(*Options) {})
+			informer := &countedInformer{FakeInformer: controllertest.NewFakeInformer(controllertest.Synced)}
+			reader := &unreadable{Client: r.API, failing: true}
+			r.process.mgr = fakeManager{client: reader, recorder: r.recorder, cache: &countedCache{informer: informer}}
+			watch := tc.method(r.process)
+			for range 3 {
+				if err := watch(t.Context(), tc.gvk); err == nil {
+					t.Fatal("objects that cannot be read count as read")
+				}
+			}
+			reader.failing = false
+			if err := watch(t.Context(), tc.gvk); err != nil {
+				t.Fatal(err)
+			}
+			if informer.handlers != 1 {
+				t.Errorf("the informer has %d handlers, want 1", informer.handlers)
+			}
+			if err := r.process.unwatch(t.Context(), tc.kind); err != nil {
+				t.Fatal(err)
+			}
+			if err := watch(t.Context(), tc.gvk); err != nil {
+				t.Fatal(err)
+			}
+			if informer.handlers != 2 {
+				t.Errorf("there are %d handlers after the kind was left and watched again, want 2", informer.handlers)
+			}
+		})
+	}
 }
 
 // TestForbiddenNodes: a controller that has no permission to list nodes starts without
