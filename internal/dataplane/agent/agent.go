@@ -97,9 +97,10 @@ type Agent struct {
 	dialer        transport.Dialer // of gateways
 	// keyExchange is what the agent offers to peers; set before the agent runs.
 	keyExchange identity.KeyExchange
-	ports       transport.LocalPorts // of connections to local pods
-	penalties   penalties
-	monitor     *linkMonitor
+	// dialApp dials one address of a local pod.
+	dialApp   func(ctx context.Context, address string) (net.Conn, error)
+	penalties penalties
+	monitor   *linkMonitor
 	// ingressOf returns the interface by which a local caller's connection came in.
 	ingressOf func(*net.TCPConn) (int, error)
 	check     callerCheck
@@ -134,6 +135,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		firstSpeakers: newTTLMap[localPort, tunnel.FirstSpeaker](maxFirstSpeakers, firstSpeakerAge), dialer: transport.Dialer{Timeout: gatewayDialTimeout}, check: kernelCheck,
 		headers: budget.NewPending(maxHeaders, maxHeadersFrom), handshakeLimiter: budget.NewFairSemaphore(runtime.GOMAXPROCS(0)), openings: newOpenings(), rates: newCallRates(defaultLimits), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), baseCtx: life,
 		callLogs: newCallLogs(), sessions: newSessions(), limits: defaultLimits, shares: newConnShares(defaultLimits),
+		dialApp:            new(transport.LocalPorts).Dial,
 		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(), balanceSeed: rand.Uint64(),
 	}
 	r.MustRegister(newWindowGauge(a.shares.windows))

@@ -103,7 +103,7 @@ func (a *Agent) dialPod(ctx context.Context, s *state, c *net.TCPConn, in *inbou
 	}
 	open, stop := transport.WatchClose(ctx, c, nil) // the client may leave
 	defer stop()
-	conn, winner, err := transport.Dialer{Timeout: timeout, Delay: podDelay, Dial: a.ports.Dial}.DialFirst(open, there...)
+	conn, winner, err := transport.Dialer{Timeout: timeout, Delay: podDelay, Dial: a.dialApp}.DialFirst(open, there...)
 	switch {
 	case err == nil:
 	case errors.Is(err, transport.ErrNoLocalPort):

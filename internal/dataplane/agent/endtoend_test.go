@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -236,6 +238,20 @@ func TestRefusals(t *testing.T) {
 			why:      "the caller gets what it would get from the application",
 			edit:     func(w *harness) { w.app.Close() },
 			outbound: "peer_pod_refused", inbound: "pod_refused",
+		},
+		"no local port is left": {
+			why: "another endpoint may have room, on another node",
+			edit: func(w *harness) {
+				w.east.dialApp = func(context.Context, string) (net.Conn, error) { return nil, transport.ErrNoLocalPort }
+			},
+			outbound: "peer_overloaded", inbound: "no_local_port",
+		},
+		"no local address": {
+			why: "the node cannot reach the pod, however many ports are free",
+			edit: func(w *harness) {
+				w.east.dialApp = func(context.Context, string) (net.Conn, error) { return nil, syscall.EADDRNOTAVAIL }
+			},
+			outbound: "peer_pod_timeout", inbound: "pod_timeout",
 		},
 		"another pod's certificate": {
 			why: "the gateway is not believed: the client asks for who stands behind the Service",

@@ -15,6 +15,7 @@ func TestBackendFault(t *testing.T) {
 		syscall.ETIMEDOUT:        true,
 		syscall.EMFILE:           false,
 		syscall.ENOBUFS:          false,
+		syscall.EADDRNOTAVAIL:    false,
 		transport.ErrNoLocalPort: false,
 	} {
 		if got := isBackendFault(fmt.Errorf("dial: %w", err)); got != want {

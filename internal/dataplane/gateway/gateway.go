@@ -28,6 +28,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -427,9 +428,10 @@ func (s *Server) connect(ctx context.Context, c *conn, to destination) (*net.TCP
 }
 
 // isBackendFault reports whether a failed dial says something about the backend. Lack of
-// descriptors, memory or local ports is the gateway's own fault.
+// descriptors, memory, local ports or a local address is the gateway's own fault.
 func isBackendFault(err error) bool {
-	return !transport.IsTransient(err) && !errors.Is(err, transport.ErrNoLocalPort)
+	return !transport.IsTransient(err) && !errors.Is(err, transport.ErrNoLocalPort) &&
+		!errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
 // handOver dials one endpoint's backend and writes the header and the hello.

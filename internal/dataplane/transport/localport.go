@@ -42,16 +42,18 @@ const (
 // kernel reuses a connection in TIME_WAIT at once, if both ends use TCP timestamps. But the
 // kernel then passes that port over for every other process of the node for a while.
 // Therefore LocalPorts chooses only from a quarter of the kernel's range, and only after
-// as many dials of an address, or if the kernel has no port left. The zero value is ready
+// as many connections to an address, or if the kernel has no port left. The zero value is ready
 // to use.
 type LocalPorts struct {
 	next atomic.Uint32
+	// connect replaces the kernel in tests. nil: it does not.
+	connect func(network, address string, port uint16) (net.Conn, error)
 
 	mu    sync.Mutex // guards what follows
 	read  time.Time
 	ports []uint16
 	err   error
-	// dials are counted by address since a time, and before in the timeWait before it.
+	// dials are connections by address since a time, and before in the timeWait before it.
 	dials, before map[string]int
 	since         time.Time
 }
@@ -59,38 +61,72 @@ type LocalPorts struct {
 // Dial connects to a TCP address. The error wraps ErrNoLocalPort, or is the last
 // attempt's.
 func (l *LocalPorts) Dial(ctx context.Context, address string) (net.Conn, error) {
+	c, err := l.choose(ctx, address)
+	if err == nil {
+		l.count(address, time.Now())
+	}
+	return c, err
+}
+
+// choose dials from a port that LocalPorts or the kernel chooses.
+func (l *LocalPorts) choose(ctx context.Context, address string) (net.Conn, error) {
 	if l.isFrequent(address, time.Now()) {
 		c, err := l.dialFromOwnPort(ctx, address, quickTries)
 		if !errors.Is(err, ErrNoLocalPort) {
 			return c, err
 		}
 	}
-	c, err := l.dialFrom(ctx, 0, address)
-	if !errors.Is(err, syscall.EADDRNOTAVAIL) {
+	c, err := l.dialFrom(ctx, "tcp", 0, address)
+	if !errors.Is(err, syscall.EADDRNOTAVAIL) || !l.hasSource(ctx, address) {
 		return c, err
 	}
 	return l.dialFromOwnPort(ctx, address, portTries)
 }
 
-// isFrequent counts a dial of an address. It reports whether so many dials came before it
-// that their connections can fill a quarter of the kernel's range. Addresses beyond
-// maxCounted are not counted.
+// hasSource reports whether this host has an address from which it can reach another one.
+// If it has none, the kernel answers a dial with EADDRNOTAVAIL, as if it lacked ports. An
+// example is an IPv6 destination of a host without an IPv6 address. To connect a UDP
+// socket sends nothing, and needs none of the ports of TCP.
+func (l *LocalPorts) hasSource(ctx context.Context, address string) bool {
+	c, err := l.dialFrom(ctx, "udp", 0, address)
+	if err == nil {
+		c.Close()
+	}
+	return !errors.Is(err, syscall.EADDRNOTAVAIL)
+}
+
+// count counts a connection to an address. Addresses beyond maxCounted are not counted.
+func (l *LocalPorts) count(address string, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rotate(now)
+	if n := l.dials[address]; n > 0 || len(l.dials) < maxCounted {
+		l.dials[address] = n + 1
+	}
+}
+
+// isFrequent reports whether so many connections to an address were counted that they can
+// fill a quarter of the kernel's range. A dial that failed leaves no connection in
+// TIME_WAIT and does not count.
 func (l *LocalPorts) isFrequent(address string, now time.Time) bool {
 	ports, err := l.ownPorts()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if age := now.Sub(l.since); age >= timeWait {
-		l.before = l.dials
-		if age >= 2*timeWait {
-			l.before = nil
-		}
-		l.dials, l.since = make(map[string]int), now
+	l.rotate(now)
+	return err == nil && l.dials[address]+l.before[address] >= len(ports)
+}
+
+// rotate forgets counts that are older than twice timeWait. l.mu is held.
+func (l *LocalPorts) rotate(now time.Time) {
+	age := now.Sub(l.since)
+	if age < timeWait {
+		return
 	}
-	n := l.dials[address]
-	if n > 0 || len(l.dials) < maxCounted {
-		l.dials[address] = n + 1
+	l.before = l.dials
+	if age >= 2*timeWait {
+		l.before = nil
 	}
-	return err == nil && n+l.before[address] >= len(ports)
+	l.dials, l.since = make(map[string]int), now
 }
 
 // dialFromOwnPort dials from a port that LocalPorts chooses, and tries a number of them.
@@ -101,7 +137,7 @@ func (l *LocalPorts) dialFromOwnPort(ctx context.Context, address string, tries 
 	}
 	for range min(tries, len(ports)) {
 		port := ports[int(l.next.Add(1)%uint32(len(ports)))]
-		c, err := l.dialFrom(ctx, port, address)
+		c, err := l.dialFrom(ctx, "tcp", port, address)
 		if !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EADDRINUSE) {
 			return c, err
 		}
@@ -109,15 +145,19 @@ func (l *LocalPorts) dialFromOwnPort(ctx context.Context, address string, tries 
 	return nil, fmt.Errorf("%s: %w", address, ErrNoLocalPort)
 }
 
-// dialFrom dials from a local port; 0: the kernel chooses one.
-func (l *LocalPorts) dialFrom(ctx context.Context, port uint16, address string) (net.Conn, error) {
+// dialFrom dials from a local port; 0: the kernel chooses one. network is tcp or udp.
+func (l *LocalPorts) dialFrom(ctx context.Context, network string, port uint16, address string) (
+	net.Conn, error) {
+	if l.connect != nil {
+		return l.connect(network, address, port)
+	}
 	// Every socket has SO_REUSEADDR, so that LocalPorts can choose a port that the
 	// kernel has chosen before.
 	d := net.Dialer{Control: reuseAddress, KeepAlive: -1}
 	if port != 0 {
 		d.LocalAddr = &net.TCPAddr{Port: int(port)}
 	}
-	return d.DialContext(ctx, "tcp", address)
+	return d.DialContext(ctx, network, address)
 }
 
 // ownPorts returns the ports that LocalPorts may choose.

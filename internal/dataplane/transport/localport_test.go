@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -75,7 +77,7 @@ func TestFrequentAddressUsesOwnPorts(t *testing.T) {
 	}
 }
 
-// TestFrequentAddresses: dials count for one to two minutes, and each address for itself.
+// TestFrequentAddresses: connections count for one to two minutes, and each address for itself.
 func TestFrequentAddresses(t *testing.T) {
 	l := newLocalPorts(21200, 21203)
 	start := time.Now()
@@ -96,13 +98,14 @@ func TestFrequentAddresses(t *testing.T) {
 		var got bool
 		for range step.dials {
 			got = l.isFrequent(step.address, start.Add(step.at))
+			l.count(step.address, start.Add(step.at))
 		}
 		if got != step.want {
 			t.Errorf("%s after %v: %v, want %v", step.address, step.at, got, step.want)
 		}
 	}
 	for i := range 2 * maxCounted {
-		l.isFrequent(strconv.Itoa(i), start.Add(5*timeWait))
+		l.count(strconv.Itoa(i), start.Add(5*timeWait))
 	}
 	if n := len(l.dials); n > maxCounted {
 		t.Errorf("%d addresses are counted", n)
@@ -119,7 +122,7 @@ func BenchmarkLocalPorts(b *testing.B) {
 	for name, dial := range map[string]func(context.Context, string) (net.Conn, error){
 		"LocalPorts": l.Dial,
 		"kernel": func(ctx context.Context, address string) (net.Conn, error) {
-			return l.dialFrom(ctx, 0, address)
+			return l.dialFrom(ctx, "tcp", 0, address)
 		},
 	} {
 		b.Run(name, func(b *testing.B) {
@@ -178,6 +181,55 @@ func TestNoLocalPort(t *testing.T) {
 		t.Fatalf("the same ports serve another address: %v", err)
 	}
 	c.Close()
+}
+
+// TestNoSourceAddress: the kernel answers with the same error if the host has no address
+// from which it can reach another one. That is no lack of ports, and other ports do not help.
+func TestNoSourceAddress(t *testing.T) {
+	missing := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EADDRNOTAVAIL)}
+	for name, tc := range map[string]struct {
+		udp   error // of a UDP socket
+		ports bool  // the error says that ports are used up
+		dials int   // of TCP
+	}{
+		"no source address": {missing, false, 1},
+		"no port":           {nil, true, 1 + 4},
+		"a firewall":        {syscall.EPERM, true, 1 + 4}, // it says nothing about addresses
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, dials := newLocalPorts(21300, 21303), 0
+			l.connect = func(network, _ string, _ uint16) (net.Conn, error) {
+				if network == "tcp" {
+					dials++
+					return nil, missing
+				}
+				here, there := net.Pipe()
+				there.Close()
+				return here, tc.udp
+			}
+			_, err := l.Dial(t.Context(), "[2001:db8::1]:80")
+			if got := errors.Is(err, ErrNoLocalPort); got != tc.ports || !got && !errors.Is(err, syscall.EADDRNOTAVAIL) {
+				t.Errorf("%v, want ErrNoLocalPort: %v", err, tc.ports)
+			}
+			if dials != tc.dials {
+				t.Errorf("%d dials, want %d", dials, tc.dials)
+			}
+		})
+	}
+}
+
+// TestFailedDialsDoNotCount: an address that cannot be reached does not become frequent.
+func TestFailedDialsDoNotCount(t *testing.T) {
+	l := newLocalPorts(21400, 21403)
+	l.connect = func(string, string, uint16) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+	for range 100 {
+		if _, err := l.Dial(t.Context(), "192.0.2.1:80"); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Fatal(err)
+		}
+	}
+	if l.isFrequent("192.0.2.1:80", time.Now()) {
+		t.Error("an address that refuses all connections is frequent")
+	}
 }
 
 func TestParsePortRange(t *testing.T) {
