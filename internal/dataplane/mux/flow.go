@@ -22,6 +22,14 @@ const (
 	longRoundTrip = 5 * time.Millisecond
 	// measureInterval is the least time between two PINGs that measure the path.
 	measureInterval = 150 * time.Millisecond
+	// minRoundTrip and maxRoundTrip bound the round trip that windows grow by. On a
+	// shorter path the processes of both ends take longer than the path. The upper bound
+	// holds against a peer that delays its answers.
+	minRoundTrip = time.Millisecond
+	maxRoundTrip = time.Second
+	// leastAge is how long the least round trip is valid, at least. The path may become
+	// longer.
+	leastAge = 10 * time.Second
 )
 
 // WindowBudget limits the bytes of receive windows beyond the assured 64 KiB per stream.
@@ -100,6 +108,9 @@ func (c *Conn) growWindow(s *Stream) {
 		return
 	}
 	c.measure()
+	if s.removed {
+		return // because measure has ended the connection
+	}
 	now := time.Now()
 	if s.measuredFrom.IsZero() {
 		s.measuredFrom, s.taken = now, 0
@@ -108,13 +119,14 @@ func (c *Conn) growWindow(s *Stream) {
 	if s.taken < s.window {
 		return
 	}
-	limits := now.Sub(s.measuredFrom) <= 2*c.rtt.last
+	rtt := c.rtt.least()
+	limits := rtt > 0 && now.Sub(s.measuredFrom) <= 2*rtt
 	s.measuredFrom, s.taken = now, 0
 	if !limits {
 		return
 	}
 	factor := 2
-	if c.rtt.last >= longRoundTrip {
+	if rtt >= longRoundTrip {
 		factor = 4
 	}
 	more := min(maxStreamWindow, factor*s.window) - s.window
@@ -135,7 +147,12 @@ func (s *Stream) releaseWindow() {
 
 // roundTrips measures the round trip of the path.
 type roundTrips struct {
-	last      time.Duration // 0: not yet measured
+	last time.Duration // 0: not yet measured
+	// recent is the least round trip since a time, and older that of the period of
+	// leastAge before it; 0: none was measured.
+	recent, older time.Duration
+	since         time.Time
+
 	measuring bool
 	sent      time.Time // of the last PING that measures
 	pings     map[uint64]*ping
@@ -163,6 +180,33 @@ func pingData(kind byte, n uint64) (data [8]byte) {
 	return data
 }
 
+// record records a measured round trip.
+func (r *roundTrips) record(rtt time.Duration, now time.Time) {
+	r.last = rtt
+	switch age := now.Sub(r.since); {
+	case age >= 2*leastAge:
+		r.older, r.recent, r.since = 0, rtt, now
+	case age >= leastAge:
+		r.older, r.recent, r.since = r.recent, rtt, now
+	default:
+		r.recent = min(r.recent, rtt)
+	}
+}
+
+// least returns the least round trip that was measured lately, within minRoundTrip and
+// maxRoundTrip. It is 0 before the first measurement. A path that is full and a peer that
+// answers late have longer round trips, which would let windows grow too soon.
+func (r *roundTrips) least() time.Duration {
+	if r.last == 0 {
+		return 0
+	}
+	rtt := r.recent
+	if r.older > 0 {
+		rtt = min(rtt, r.older)
+	}
+	return min(max(rtt, minRoundTrip), maxRoundTrip)
+}
+
 // measure sends a PING, unless one is on its way or the last one is recent.
 func (c *Conn) measure() {
 	r := &c.rtt
@@ -183,7 +227,8 @@ func (c *Conn) pingAcked(data [8]byte) bool {
 	switch {
 	case kind == pingMeasure && r.measuring:
 		r.measuring = false
-		r.last = time.Since(r.sent)
+		now := time.Now()
+		r.record(now.Sub(r.sent), now)
 	case kind == pingProbe && r.probes > 0:
 		r.probes--
 	case kind == pingGoAway && c.goingAway:
@@ -191,8 +236,9 @@ func (c *Conn) pingAcked(data [8]byte) bool {
 	case kind == pingUser && r.pings[n] != nil:
 		p := r.pings[n]
 		delete(r.pings, n)
-		p.rtt, p.acked = time.Since(p.sent), true
-		r.last = p.rtt
+		now := time.Now()
+		p.rtt, p.acked = now.Sub(p.sent), true
+		r.record(p.rtt, now)
 		close(p.done)
 	default:
 		return false

@@ -306,6 +306,84 @@ func TestWindowGrowth(t *testing.T) {
 	}
 }
 
+// TestLeastRoundTrip: the least round trip counts for at least leastAge, within bounds.
+func TestLeastRoundTrip(t *testing.T) {
+	const ms, age = time.Millisecond, leastAge
+	type sample struct {
+		after time.Duration // the one before
+		rtt   time.Duration
+	}
+	for name, tc := range map[string]struct {
+		samples []sample
+		want    time.Duration
+	}{
+		"none":                    {nil, 0},
+		"one":                     {[]sample{{0, 60 * ms}}, 60 * ms},
+		"delayed answers":         {[]sample{{0, 60 * ms}, {ms, 900 * ms}, {ms, 5000 * ms}}, 60 * ms},
+		"a shorter path":          {[]sample{{0, 60 * ms}, {ms, 20 * ms}}, 20 * ms},
+		"older but valid":         {[]sample{{0, 60 * ms}, {age, 90 * ms}, {age - 1, 90 * ms}}, 60 * ms},
+		"a longer path":           {[]sample{{0, 60 * ms}, {age, 90 * ms}, {age, 95 * ms}}, 90 * ms},
+		"after a long silence":    {[]sample{{0, 60 * ms}, {2 * age, 90 * ms}}, 90 * ms},
+		"all answers are delayed": {[]sample{{0, 20000 * ms}, {ms, 20000 * ms}}, maxRoundTrip},
+		"a path without a length": {[]sample{{0, 50 * time.Microsecond}}, minRoundTrip},
+	} {
+		var r roundTrips
+		now := time.Unix(1_000_000, 0)
+		for _, s := range tc.samples {
+			now = now.Add(s.after)
+			r.record(s.rtt, now)
+		}
+		if got := r.least(); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
+}
+
+// TestDelayedPingsGrowNoWindow: a peer that answers later PINGs late does not let the
+// window of a slow reader grow.
+func TestDelayedPingsGrowNoWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &budget{limit: 1 << 30}
+		p := startPath(t, time.Millisecond, b, func(s *Stream) { readAll(s) })
+		defer p.close()
+		for range 5 {
+			<-time.After(measureInterval) // the next window update comes with a PING
+			p.send(64 << 10)
+			<-time.After(time.Second)
+			p.fr.WritePing(true, pingData(pingMeasure, 0))
+			p.take()
+		}
+		if used := b.used.Load(); used != 0 {
+			t.Errorf("%d bytes are reserved", used)
+		}
+	})
+}
+
+// TestEndedStreamReservesNothing: the PING that measures the path can end a connection
+// whose peer does not read. Its streams have given back their windows then.
+func TestEndedStreamReservesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &budget{limit: 1 << 30}
+		p := startPath(t, 60*time.Millisecond, b, func(s *Stream) { readAll(s) })
+		defer p.close()
+		<-time.After(measureInterval)
+		c := p.conn
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		s := c.streams[1]
+		s.measuredFrom, s.taken = time.Now(), s.window
+		out := c.grow()
+		out.b = append(out.b, make([]byte, maxPending+maxControl+1)...)
+		c.growWindow(s)
+		if c.end == nil {
+			t.Error("the connection has not ended")
+		}
+		if used := b.used.Load(); used != 0 || s.reserved != 0 {
+			t.Errorf("%d bytes are reserved after the end", used)
+		}
+	})
+}
+
 // TestUnreadWindowStays: a stream whose reader stalls keeps its window, although the
 // connection is fast and its reader took the first bytes at once.
 func TestUnreadWindowStays(t *testing.T) {
