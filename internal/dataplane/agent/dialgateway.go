@@ -16,7 +16,9 @@ import (
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
 
-// The pauses between dials of addresses that refuse, at first and at most.
+// The means of the pauses between dials of addresses that refuse, at first and at most. A
+// pause is random, up to twice its mean, so that the callers of many nodes do not dial a
+// gateway that has restarted at the same moments.
 const (
 	minRefusedPause = 10 * time.Millisecond
 	maxRefusedPause = 250 * time.Millisecond
@@ -29,37 +31,49 @@ const (
 // a gateway of the peer has just granted no further session.
 //
 // If the addresses refuse the connection, dialGateway dials again until
-// gatewayDialTimeout. Several gateways may share an address, and a gateway that was killed
-// refuses connections until its load balancer knows. Each further dial goes to the
-// addresses that the peer has then.
+// gatewayDialTimeout, or until the link is unusable. Several gateways may share an
+// address, and a gateway that was killed refuses connections until its load balancer
+// knows. Each further dial goes to the addresses that the peer has then.
 func (a *Agent) dialGateway(life context.Context, p *peer) (raw *transport.Raw, gateway string, err error) {
+	ctx, cancel := context.WithTimeout(life, gatewayDialTimeout)
+	defer cancel()
+	raw, gateway, err = a.dialOnce(ctx, life, p)
+	pauses := backoff.Backoff{Min: 2 * minRefusedPause, Max: 2 * maxRefusedPause}
+	for errors.Is(err, syscall.ECONNREFUSED) && a.monitor.isUsable(p.uid) && pauses.Wait(ctx) {
+		latest := a.latest(p)
+		if latest == nil || len(latest.gateways) == 0 {
+			break
+		}
+		p = latest
+		raw, gateway, err = a.dialOnce(ctx, life, p)
+	}
+	return raw, gateway, err
+}
+
+// dialGatewayOnce is dialGateway without further dials of addresses that refuse. It is for
+// work that no caller awaits and that is tried again later.
+func (a *Agent) dialGatewayOnce(life context.Context, p *peer) (raw *transport.Raw, gateway string, err error) {
+	ctx, cancel := context.WithTimeout(life, gatewayDialTimeout)
+	defer cancel()
+	return a.dialOnce(ctx, life, p)
+}
+
+// dialOnce makes one dial of a peer's gateways until ctx ends. If life has ended too, the
+// failure says nothing about the link.
+func (a *Agent) dialOnce(ctx, life context.Context, p *peer) (raw *transport.Raw, gateway string, err error) {
 	if err := a.shares.checkBudget(p); err != nil {
 		return nil, "", err
 	}
-	ctx, cancel := context.WithTimeout(life, gatewayDialTimeout)
-	defer cancel()
 	if len(p.gateways) == 0 {
 		return nil, "", refuse(reasonNoGateway, fmt.Errorf("no gateway address of %s is known", p.name))
 	}
 	addresses := a.dialOrder(p)
 	start := time.Now()
 	conn, winner, err := a.dialer.DialFirst(ctx, addresses...)
-	if err != nil && life.Err() == nil && !isLocal(err) {
-		a.monitor.suspect(p.uid)
-	}
-	for pause := minRefusedPause; errors.Is(err, syscall.ECONNREFUSED) && backoff.Sleep(ctx, pause); {
-		latest := a.latest(p)
-		if latest == nil || len(latest.gateways) == 0 {
-			break
-		}
-		if !slices.Equal(latest.gateways, p.gateways) || latest.healthy != p.healthy {
-			p, addresses = latest, a.dialOrder(latest)
-		}
-		start = time.Now()
-		conn, winner, err = a.dialer.DialFirst(ctx, addresses...)
-		pause = min(2*pause, maxRefusedPause)
-	}
 	if err != nil {
+		if life.Err() == nil && !isLocal(err) {
+			a.monitor.suspect(p.uid, errors.Is(err, syscall.ECONNREFUSED))
+		}
 		return nil, "", refuse(reasonUnreachable, fmt.Errorf("reach the gateway of %s: %w", p.name, err))
 	}
 	a.penalties.recordDial(addresses, winner, time.Now())

@@ -15,6 +15,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/causeway-mesh/causeway/internal/bubble"
+	"github.com/causeway-mesh/causeway/internal/dataplane/linkhealth"
+	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
 
@@ -149,96 +152,221 @@ func TestDialGatewayHonorsBudget(t *testing.T) {
 	raw.Reset()
 }
 
+// refusingAgent returns an agent of a peer, whose dials are made by dial.
+func refusingAgent(p *peer, dial func(address string) error) *Agent {
+	a := &Agent{
+		sessions: newSessions(),
+		shares:   newConnShares(defaultLimits),
+		monitor:  newLinkMonitor(slog.New(slog.DiscardHandler), prometheus.NewRegistry()),
+		dialer: transport.Dialer{Timeout: gatewayDialTimeout, Dial: func(_ context.Context, address string) (net.Conn, error) {
+			if err := dial(address); err != nil {
+				return nil, err
+			}
+			here, there := net.Pipe()
+			return here, errors.Join(there.Close())
+		}},
+	}
+	s := &state{links: map[string]*peer{p.name: p}}
+	a.state.Store(s)
+	a.monitor.update(s)
+	return a
+}
+
+var errRefused = &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+
 // Behind one address there may be several gateways. A gateway that was killed refuses
 // connections until the load balancer knows, and the others do not.
 func TestDialGatewayAgainAfterRefusal(t *testing.T) {
-	refused := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+	const once = true
 	for name, tc := range map[string]struct {
-		why      string
-		failures int   // dials that fail before one succeeds
-		err      error // of those
-		took     time.Duration
-		want     string // the reason of the refusal, or empty
+		why         string
+		once        bool // dialGatewayOnce
+		failures    int  // dials that fail before one succeeds
+		err         error
+		least, most time.Duration
+		want        string // the reason of the refusal, or empty
 	}{
-		"none refuses":       {"there is no pause", 0, nil, 0, ""},
-		"one refuses":        {"the next dial may reach another gateway", 1, refused, 10 * time.Millisecond, ""},
-		"six refuse":         {"the pauses grow to a quarter of a second", 6, refused, 560 * time.Millisecond, ""},
-		"all refuse":         {"the caller waits no longer than for an address that is silent", 1000, refused, gatewayDialTimeout, reasonUnreachable},
-		"there is no route":  {"another dial would end in the same way", 1, syscall.ENETUNREACH, 0, reasonUnreachable},
-		"this node has none": {"another dial would end in the same way", 1, syscall.EADDRNOTAVAIL, 0, reasonUnreachable},
+		"none refuses":       {"there is no pause", !once, 0, nil, 0, 0, ""},
+		"one refuses":        {"the next dial may reach another gateway", !once, 1, errRefused, 0, 20 * time.Millisecond, ""},
+		"six refuse":         {"the pauses grow", !once, 6, errRefused, 0, 1120 * time.Millisecond, ""},
+		"all refuse":         {"the caller waits no longer than for an address that is silent", !once, 1000, errRefused, gatewayDialTimeout, gatewayDialTimeout, reasonUnreachable},
+		"no caller waits":    {"the work is tried again later", once, 1, errRefused, 0, 0, reasonUnreachable},
+		"there is no route":  {"another dial would end in the same way", !once, 1, syscall.ENETUNREACH, 0, 0, reasonUnreachable},
+		"this node has none": {"another dial would end in the same way", !once, 1, syscall.EADDRNOTAVAIL, 0, 0, reasonUnreachable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				dials := 0
-				a := &Agent{
-					sessions: newSessions(),
-					shares:   newConnShares(defaultLimits),
-					monitor:  newLinkMonitor(slog.New(slog.DiscardHandler), prometheus.NewRegistry()),
-					dialer: transport.Dialer{Timeout: gatewayDialTimeout, Dial: func(context.Context, string) (net.Conn, error) {
-						if dials++; dials <= tc.failures {
-							return nil, tc.err
-						}
-						here, there := net.Pipe()
-						return here, errors.Join(there.Close())
-					}},
+				dials, east := 0, peerAt("east", "balancer")
+				a := refusingAgent(east, func(string) error {
+					if dials++; dials <= tc.failures {
+						return tc.err
+					}
+					return nil
+				})
+				dial := a.dialGateway
+				if tc.once {
+					dial = a.dialGatewayOnce
 				}
 				start := time.Now()
-				raw, _, err := a.dialGateway(t.Context(), &peer{name: "east", gateways: []string{"balancer"}, healthy: 1})
+				raw, _, err := dial(t.Context(), east)
 				got := ""
 				if err == nil {
 					raw.Close()
 				} else {
 					got = reasonOf(err)
 				}
-				if got != tc.want || time.Since(start) != tc.took {
-					t.Errorf("%q after %v, want %q after %v: %s", got, time.Since(start), tc.want, tc.took, tc.why)
+				if took := time.Since(start); got != tc.want || took < tc.least || took > tc.most {
+					t.Errorf("%q after %v, want %q after %v to %v: %s", got, took, tc.want, tc.least, tc.most, tc.why)
 				}
 			})
 		})
 	}
 }
 
+// Callers on many nodes lose a gateway at the same moment, and must not dial it again at
+// the same moments.
+func TestPausesAfterRefusalAreRandom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		took := map[time.Duration]bool{}
+		for range 20 {
+			dials, east := 0, peerAt("east", "balancer")
+			a := refusingAgent(east, func(string) error {
+				if dials++; dials <= 3 {
+					return errRefused
+				}
+				return nil
+			})
+			start := time.Now()
+			raw, _, err := a.dialGateway(t.Context(), east)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw.Close()
+			took[time.Since(start)] = true
+		}
+		if len(took) < 15 {
+			t.Errorf("20 callers waited for %d different times", len(took))
+		}
+	})
+}
+
+// When no gateway of a link answers, a dial fails at once, and one that waits fails then.
+func TestNoDialIsRepeatedOverAnUnusableLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dials, east := 0, peerAt("east", "balancer")
+		a := refusingAgent(east, func(string) error { dials++; return errRefused })
+		unusable := func() {
+			a.monitor.mu.Lock()
+			defer a.monitor.mu.Unlock()
+			h := &a.monitor.links[east.uid].health
+			bubble.Pass(linkhealth.Silence)
+			for range linkhealth.Attempts {
+				h.ProbeEnded("balancer", true)
+			}
+			h.Next(time.Now(), 1, rand.Float64)
+		}
+		a.monitor.suspect(east.uid, true)
+		unusable()
+		if a.monitor.isUsable(east.uid) {
+			t.Fatal("the link is usable")
+		}
+		start := time.Now()
+		if _, _, err := a.dialGateway(t.Context(), east); reasonOf(err) != reasonUnreachable {
+			t.Error(err)
+		}
+		if took := time.Since(start); took != 0 || dials != 1 {
+			t.Errorf("%d dials in %v, want one", dials, took)
+		}
+	})
+}
+
+// Each dial that fails makes its link suspected, because probes may have succeeded since
+// the one before.
+func TestLaterRefusalsMakeLinkSuspected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dials, east := 0, peerAt("east", "balancer")
+		var a *Agent
+		suspected := func() bool {
+			a.monitor.mu.Lock()
+			defer a.monitor.mu.Unlock()
+			return a.monitor.links[east.uid].health.Suspected()
+		}
+		a = refusingAgent(east, func(string) error {
+			if dials++; dials == 2 {
+				if !suspected() {
+					t.Error("the first refusal does not make the link suspected")
+				}
+				a.monitor.mu.Lock()
+				a.monitor.links[east.uid].health.Received(time.Now())
+				a.monitor.mu.Unlock()
+			}
+			return errRefused
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		a.dialGateway(ctx, east)
+		if dials < 3 || !suspected() {
+			t.Errorf("after %d dials the link is suspected: %v", dials, suspected())
+		}
+	})
+}
+
 // A dial that is refused follows the peer to its new addresses, and ends if its Link does.
 func TestDialGatewayFollowsItsPeer(t *testing.T) {
 	old := &peer{name: "east", uid: "east", gateways: []string{"old"}, healthy: 1}
+	const change = 100 * time.Millisecond
 	for name, tc := range map[string]struct {
-		links map[string]*peer // 100 ms later
-		took  time.Duration    // 150 ms: the next dial
+		links map[string]*peer // after change
+		ends  bool             // the dial ends soon after change
 		want  string           // the address, or empty if the dial fails
 	}{
-		"addresses change":   {map[string]*peer{"east": {name: "east", uid: "east", gateways: []string{"new"}, healthy: 1}}, 150 * time.Millisecond, "new"},
-		"no address is left": {map[string]*peer{"east": {name: "east", uid: "east"}}, 150 * time.Millisecond, ""},
-		"made again":         {map[string]*peer{"east": {name: "east", uid: "other", gateways: []string{"new"}, healthy: 1}}, 150 * time.Millisecond, ""},
-		"gone":               {map[string]*peer{}, 150 * time.Millisecond, ""},
-		"nothing changes":    {map[string]*peer{"east": old}, gatewayDialTimeout, ""},
+		"addresses change":   {map[string]*peer{"east": {name: "east", uid: "east", gateways: []string{"new"}, healthy: 1}}, true, "new"},
+		"no address is left": {map[string]*peer{"east": {name: "east", uid: "east"}}, true, ""},
+		"made again":         {map[string]*peer{"east": {name: "east", uid: "other", gateways: []string{"new"}, healthy: 1}}, true, ""},
+		"gone":               {map[string]*peer{}, true, ""},
+		"nothing changes":    {map[string]*peer{"east": old}, false, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := &Agent{
-					sessions: newSessions(),
-					shares:   newConnShares(defaultLimits),
-					monitor:  newLinkMonitor(slog.New(slog.DiscardHandler), prometheus.NewRegistry()),
-					dialer: transport.Dialer{Timeout: gatewayDialTimeout, Dial: func(_ context.Context, address string) (net.Conn, error) {
-						if address == "old" {
-							return nil, syscall.ECONNREFUSED
-						}
-						here, there := net.Pipe()
-						return here, errors.Join(there.Close())
-					}},
-				}
-				a.state.Store(&state{links: map[string]*peer{"east": old}})
+				a := refusingAgent(old, func(address string) error {
+					if address == "old" {
+						return errRefused
+					}
+					return nil
+				})
 				start := time.Now()
-				time.AfterFunc(100*time.Millisecond, func() { a.state.Store(&state{links: tc.links}) })
+				time.AfterFunc(change, func() { a.state.Store(&state{links: tc.links}) })
 				raw, got, err := a.dialGateway(t.Context(), old)
 				if err == nil {
 					raw.Close()
 				} else if reason := reasonOf(err); reason != reasonUnreachable {
 					t.Errorf("the reason is %q", reason)
 				}
-				if got != tc.want || time.Since(start) != tc.took {
-					t.Errorf("%q after %v, want %q after %v", got, time.Since(start), tc.want, tc.took)
+				least, most := gatewayDialTimeout, gatewayDialTimeout
+				if tc.ends {
+					least, most = change, change+2*maxRefusedPause
+				}
+				if took := time.Since(start); got != tc.want || took < least || took > most {
+					t.Errorf("%q after %v, want %q after %v to %v", got, took, tc.want, least, most)
 				}
 			})
 		})
+	}
+}
+
+// Renewals and preconnects are tried again later. They must not keep one of their workers
+// while gateways refuse.
+func TestBackgroundWorkDialsOnce(t *testing.T) {
+	w := newHarnessAfterCall(t)
+	c := w.west.sessions.Idle()[0].outbound
+	for name, do := range map[string]func() error{
+		"preconnect": func() error { return w.west.dialSession(c.sessionKey(), c, route.EndpointID{}) },
+		"renewal":    func() error { return w.west.renewHandshake(t.Context(), &c, route.Hint{}, nil) },
+	} {
+		dials := 0
+		w.west.dialer.Dial = func(context.Context, string) (net.Conn, error) { dials++; return nil, errRefused }
+		if err := do(); reasonOf(err) != reasonUnreachable || dials != 1 {
+			t.Errorf("%s: %d dials, %v, want one", name, dials, err)
+		}
 	}
 }

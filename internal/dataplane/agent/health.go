@@ -80,6 +80,7 @@ type monitoredLink struct {
 	address string    // of session, or where a byte came from last
 	recent  [recentConns]*net.TCPConn
 	opened  int       // counts connections
+	refused bool      // the last dial was refused
 	served  time.Time // the last probe
 	echoed  time.Time // the last echo of a link that is suspected or unusable
 	testAt  time.Time // when to test what the controller reports; zero: nothing
@@ -194,14 +195,36 @@ func (m *linkMonitor) use(uid string) {
 	}
 }
 
-// suspect notes that no connection to a link's gateways could be made.
-func (m *linkMonitor) suspect(uid string) {
+// suspect notes that no connection to a link's gateways could be made, and whether they
+// refused it.
+func (m *linkMonitor) suspect(uid string, refused bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if l := m.links[uid]; l != nil {
-		l.health.Suspect(time.Now())
+	l := m.links[uid]
+	if l == nil {
+		return
+	}
+	l.refused = refused
+	suspected := l.health.Suspected()
+	if l.health.Suspect(time.Now()); l.health.Suspected() != suspected {
 		m.trigger()
 	}
+}
+
+// isUsable reports whether new connections may use a link, as far as this node knows.
+func (m *linkMonitor) isUsable(uid string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.links[uid]
+	return l == nil || l.health.Usable()
+}
+
+// isRefused reports whether the link's gateways refused the last dial.
+func (m *linkMonitor) isRefused(uid string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.links[uid]
+	return l != nil && l.refused
 }
 
 // connected notes a new connection to a link's gateway. It replaces an older one.
@@ -215,6 +238,7 @@ func (m *linkMonitor) connected(uid string, conn net.Conn) {
 	if l := m.links[uid]; l != nil {
 		l.recent[l.opened%recentConns] = tcp
 		l.opened++
+		l.refused = false
 	}
 }
 

@@ -219,7 +219,7 @@ func TestNodeThatCannotProbe(t *testing.T) {
 		m, f, _ := runMonitor(t, east)
 		f.set(func() { f.own = refuse(reasonNoSVID, errors.New("no certificate for probes yet")) })
 		m.use(east.uid)
-		m.suspect(east.uid)
+		m.suspect(east.uid, false)
 		bubble.Pass(time.Minute)
 		if len(m.unusable()) > 0 {
 			t.Error("unusable without a probe")
@@ -262,7 +262,7 @@ func TestWorkingLinkIsNotRefused(t *testing.T) {
 				f.set(func() { spoil(f) })
 				f.counts()
 				for range 20 {
-					m.suspect(east.uid)
+					m.suspect(east.uid, false)
 					bubble.Pass(time.Second)
 					if len(m.unusable()) > 0 {
 						t.Fatal("it is refused")

@@ -457,6 +457,48 @@ func TestMaxRequests(t *testing.T) {
 	}
 }
 
+// TestRefusingGatewayIsNoOpenCircuit: requests that exceed the bound of those that wait,
+// because all gateways refuse connections, fail for that reason.
+func TestRefusingGatewayIsNoOpenCircuit(t *testing.T) {
+	eachVersion(t, func(t *testing.T, h2 bool) {
+		w := newHarness(t, serveHTTP(func(http.ResponseWriter, *http.Request) { t.Error("the application was reached") }))
+		closed := listen(t, "127.0.0.1")
+		closed.Close()
+		w.change(&w.westView, "link/east", func(r *wire.Resource) { r.GetLink().Gateways[0].Address = closed.Addr().String() })
+		w.change(&w.westView, "frontend/shop/bar-east", func(r *wire.Resource) {
+			backendOf(r).Settings = &wire.TrafficSettings{MaxPendingRequests: 2}
+		})
+		var wait sync.WaitGroup
+		get := func() {
+			resp, err := w.client(alice, h2).Get("http://bar-east/")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp.Body.Close()
+			if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(resp.Header.Get("Proxy-Status"), reasonUnreachable) {
+				t.Errorf("status %d, %v", resp.StatusCode, resp.Header)
+			}
+		}
+		wait.Go(get)
+		wait.Go(get)
+		eventually(t, "two requests wait", func() bool {
+			c := &w.west.pendingCircuits
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.counts[remotePort{"link-to-east", "shop", "bar", 80}] == 2 && w.west.monitor.isRefused("link-to-east")
+		})
+		for range 8 {
+			get()
+		}
+		wait.Wait()
+		w.wantRefusal(w.west, outbound, reasonUnreachable)
+		if n := counted(t, w.west, "causeway_requests_rejected_total", "reason=no_endpoint"); n != 10 {
+			t.Errorf("%d requests count as without an endpoint, want 10", n)
+		}
+	})
+}
+
 // TestMaxPendingRequests: the exporter bounds the requests of one node that wait for a
 // session.
 func TestMaxPendingRequests(t *testing.T) {

@@ -109,7 +109,7 @@ func (a *Agent) dialSession(key sessionKey, c outboundConn, at route.EndpointID)
 	if err := a.refreshCaller(key, &c); err != nil {
 		return err
 	}
-	raw, gateway, err := a.dialGateway(a.acceptCtx, c.peer)
+	raw, gateway, err := a.dialGatewayOnce(a.acceptCtx, c.peer)
 	if err != nil {
 		return err
 	}

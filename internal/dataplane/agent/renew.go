@@ -453,7 +453,7 @@ func (m *mirror) anyPort(index int) (port mirrorPort, ok bool) {
 // prove on it. It counts those that are renewed or not known to the far agent. With an
 // error it has renewed none.
 func (a *Agent) renewHandshake(ctx context.Context, next *outboundConn, to route.Hint, all []*openExchange) error {
-	raw, _, err := a.dialGateway(ctx, next.peer)
+	raw, _, err := a.dialGatewayOnce(ctx, next.peer)
 	if err != nil {
 		return err
 	}

@@ -293,10 +293,14 @@ func (a *Agent) pickWithoutSession(ctx context.Context, g *requestGroup, out *ou
 }
 
 // outcomeOfDial is what the lack of a session says about an endpoint. It says nothing if
-// the wait was too short or if this agent makes no further session.
+// the wait was too short, if this agent makes no further session, or if no gateway could
+// be reached.
 func outcomeOfDial(wait context.Context, err error) balance.Outcome {
-	refused := (*refusal)(nil)
-	if wait.Err() != nil || errors.Is(err, errNoSession) || errors.As(err, &refused) && (refused.reason == reasonCircuitOpen || refused.reason == reasonGatewayBudget) {
+	if wait.Err() != nil || errors.Is(err, errNoSession) {
+		return balance.Neutral
+	}
+	switch reasonOf(err) {
+	case reasonCircuitOpen, reasonGatewayBudget, reasonNoGateway, reasonUnreachable:
 		return balance.Neutral
 	}
 	return balance.Failure
@@ -496,6 +500,9 @@ func (g *requestGroup) isCovered(tried []route.EndpointID) bool {
 func (a *Agent) awaitSession(ctx context.Context, g *requestGroup, out *outboundConn, at route.EndpointID) (*requestSession, error) {
 	most, to := out.port.settings.MaxPendingRequests, out.remotePort()
 	if !a.pendingCircuits.acquire(to, most) {
+		if a.monitor.isRefused(out.peer.uid) { // that is why so many wait
+			return nil, refuse(reasonUnreachable, fmt.Errorf("the gateways of %s refuse connections, and %d requests wait for them", out.peer.name, most))
+		}
 		return nil, refuse(reasonCircuitOpen, fmt.Errorf("%d requests to %s wait for a connection, as many as its owner allows a node", most, out.mirror.name))
 	}
 	defer a.pendingCircuits.release(to)

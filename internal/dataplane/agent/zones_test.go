@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -279,6 +280,8 @@ func TestOutcomeOfDial(t *testing.T) {
 		"refused":              {t.Context(), refuse(reasonNoSVID, errors.New("none")), balance.Failure},
 		"the wait is over":     {waiting, context.DeadlineExceeded, balance.Neutral},
 		"too many wait":        {t.Context(), refuse(reasonCircuitOpen, errors.New("8 requests wait")), balance.Neutral},
+		"gateways refuse":      {t.Context(), refuse(reasonUnreachable, syscall.ECONNREFUSED), balance.Neutral},
+		"no gateway":           {t.Context(), refuse(reasonNoGateway, errors.New("none")), balance.Neutral},
 		"the agent is leaving": {t.Context(), refuse(reasonOther, errNoSession), balance.Neutral},
 	}
 	for name, tc := range cases {
