@@ -9,6 +9,8 @@ import (
 	"io"
 	"os/exec"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,8 +110,8 @@ spec:
 	open.isReset(t, time.Now(), 10*time.Second)
 }
 
-// TestSourcePortsDoNotRunOut: thousands of short connections to one pod do not run out of the node's local ports, of which this node
-// has few.
+// TestSourcePortsDoNotRunOut: thousands of short connections to one pod, many at a time, do not run out of the node's local ports, of
+// which this node has few.
 func TestSourcePortsDoNotRunOut(t *testing.T) {
 	ctx := t.Context()
 	serves(t)
@@ -122,17 +124,21 @@ func TestSourcePortsDoNotRunOut(t *testing.T) {
 	t.Cleanup(func() { must(t, sysctl(strings.TrimSpace(string(was)))) })
 	sleep(ctx, 11*time.Second) // the agent knows it by then
 	client, url := netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)
-	const calls = 3000
-	failed := 0
-	for range calls {
-		if _, err := fetch(ctx, client, url); err != nil {
-			if failed++; failed < 4 {
-				t.Log(err)
+	const calls, workers = 3000, 16
+	var began, failed atomic.Int64
+	var work sync.WaitGroup
+	for range workers {
+		work.Go(func() {
+			for began.Add(1) <= calls {
+				if _, err := fetch(ctx, client, url); err != nil && failed.Add(1) < 4 {
+					t.Log(err)
+				}
 			}
-		}
+		})
 	}
-	if failed > 0 {
-		t.Errorf("%d of %d short connections failed on a node with 1,000 local ports", failed, calls)
+	work.Wait()
+	if n := failed.Load(); n > 0 {
+		t.Errorf("%d of %d short connections, %d at a time, failed on a node with 1,000 local ports", n, calls, workers)
 	}
 }
 
