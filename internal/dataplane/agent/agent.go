@@ -105,7 +105,8 @@ type Agent struct {
 	ingressOf func(*net.TCPConn) (int, error)
 	check     callerCheck
 	// headers holds the inbound connections whose header has not arrived.
-	headers *budget.Pending
+	headers       *budget.Pending
+	headerLimiter *headerLimiter
 	// handshakeLimiter bounds the inbound handshakes that compute at the same time.
 	handshakeLimiter *budget.FairSemaphore
 	openings         *openings
@@ -136,6 +137,7 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		headers: budget.NewPending(maxHeaders, maxHeadersFrom), handshakeLimiter: budget.NewFairSemaphore(runtime.GOMAXPROCS(0)), openings: newOpenings(), rates: newCallRates(defaultLimits), drain: defaultDrain, log: log, metrics: newMetrics(r), canaries: newCanaries(r), baseCtx: life,
 		callLogs: newCallLogs(), sessions: newSessions(), limits: defaultLimits, shares: newConnShares(defaultLimits),
 		dialApp:            new(transport.LocalPorts).Dial,
+		headerLimiter:      newHeaderLimiter(headerRate, headerBurst),
 		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(), balanceSeed: rand.Uint64(),
 	}
 	r.MustRegister(newWindowGauge(a.shares.windows))

@@ -293,10 +293,14 @@ func (a *Agent) closeAfterRefusal(c *net.TCPConn) {
 
 // readHeader reads the gateway's header, and counts the connection against
 // Limits.Connections. Until then the connection is in a separate pool, so that strangers on
-// the node's network cannot exhaust the connections of gateways. The caller must call
-// leave if there is no error.
+// the node's network cannot exhaust the connections of gateways. headerLimiter bounds how
+// fast they come. The caller must call leave if there is no error.
 func (a *Agent) readHeader(c *net.TCPConn, in *inboundConn) (leave func(), err error) {
-	entry := a.headers.Add(budget.SourceOf(addrOf(c.RemoteAddr()).Addr()), func() { transport.Reset(c) })
+	source := budget.SourceOf(addrOf(c.RemoteAddr()).Addr())
+	if !a.headerLimiter.allow(source) {
+		return nil, refuse(reasonHeaderRate, errors.New("its source connects too fast, and sends no valid header"))
+	}
+	entry := a.headers.Add(source, func() { transport.Reset(c) })
 	defer func() {
 		if evicted := a.headers.Remove(entry); evicted != budget.NotEvicted {
 			if leave != nil {
@@ -315,6 +319,7 @@ func (a *Agent) readHeader(c *net.TCPConn, in *inboundConn) (leave func(), err e
 	if in.header, err = route.ReadHeader(c, s.hopKey, time.Now()); err != nil {
 		return nil, refuse("header_"+route.Reason(err), err)
 	}
+	a.headerLimiter.proven(source)
 	if in.header.Draining() {
 		a.inboundConns.drainVia(addrOf(c.RemoteAddr()).Addr())
 		return nil, errDrainNotice

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -537,6 +538,33 @@ func TestSilentConnectionsDoNotBlockGateways(t *testing.T) {
 	}
 	if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
 		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// A stranger that connects without end is refused before its bytes are read, and the port
+// still serves gateways.
+func TestStrangersConnectAtABoundedRate(t *testing.T) {
+	w := newHarness(t, echo)
+	stranger := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.77.9.9")}}
+	for range headerBurst + 500 {
+		c, err := stranger.Dial("tcp", w.hop.Addr().String())
+		if errors.Is(err, syscall.ECONNRESET) {
+			continue // it was refused before the dial returned
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(c, "GET / HTTP/1.1\r\n\r\n")
+		transport.Reset(c.(*net.TCPConn))
+	}
+	eventually(t, "the last of them are refused", func() bool { return refusals(w.east, inbound, reasonHeaderRate) >= 1 })
+	if answer, err := w.call(alice, "hello"); err != nil || answer != "you said hello" {
+		t.Errorf("%q, %v", answer, err)
+	}
+	for source, want := range map[string]bool{"127.0.0.1/32": true, "127.77.9.9/32": false} {
+		if _, got := w.east.headerLimiter.gateways.get(netip.MustParsePrefix(source), gatewayTime); got != want {
+			t.Errorf("%s is a gateway: %v, want %v", source, got, want)
+		}
 	}
 }
 

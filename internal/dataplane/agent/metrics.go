@@ -53,7 +53,8 @@ const (
 	reasonExchangeRate     = "exchange_rate"  // of one caller
 	reasonRenewalRate      = "renewal_rate"   // of one link
 	reasonTooManyHeaders   = "too_many_headers"
-	reasonCallRate         = "call_rate" // of a pod, or of an account
+	reasonHeaderRate       = "header_rate" // of one source without a valid header
+	reasonCallRate         = "call_rate"   // of a pod, or of an account
 	reasonUnknownPod       = "unknown_pod"
 	reasonPodRefused       = "pod_refused"
 	reasonPodTimeout       = "pod_timeout"
@@ -88,7 +89,7 @@ func reasons(direction string) []string {
 		}
 		return out
 	}
-	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonRenewalRate, reasonTooManyHeaders, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts, reasonNotAProbe, reasonProbeRate, reasonTooManyRequests, reasonMalformed, reasonAppFailed)
+	out = append(out, reasonBusy, reasonHandshakeRate, reasonExchangeRate, reasonRenewalRate, reasonTooManyHeaders, reasonHeaderRate, reasonUnknownPod, reasonPodRefused, reasonPodTimeout, reasonLocalPorts, reasonNotAProbe, reasonProbeRate, reasonTooManyRequests, reasonMalformed, reasonAppFailed)
 	for _, r := range route.Reasons() {
 		out = append(out, "header_"+r)
 	}
