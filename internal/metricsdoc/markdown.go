@@ -13,10 +13,13 @@ Controllers and gateways serve ` + "`/metrics`" + ` on port 9464. An agent serve
 node, and on the node's address if the chart's value ` + "`monitoring.exposeAgents`" + ` says so. Each process also has the metrics of the Go runtime (` + "`go_*`" + `) and of the process
 (` + "`process_*`" + `), and a controller those of controller-runtime and client-go.
 
-An agent has at most 2,000 series of requests (` + "`causeway_request*`" + `, ` + "`causeway_endpoint*`" + ` and
-` + "`causeway_retry*`" + `). What exceeds them counts in series whose labels except ` + "`direction`" + ` are
-` + "`other`" + `. The duration is a native histogram too, for a scraper that takes those. An
-agent's counters with the label ` + "`link`" + ` have series for 64 Links. Further Links count as ` + "`other`" + `.
+An agent has at most 2,000 series in all, those of the Go runtime and the process included. A classic
+histogram counts as one for each bucket, its sum and its count. About 1,240 are for requests
+(` + "`causeway_request*`" + `, ` + "`causeway_endpoint*`" + ` and ` + "`causeway_retry*`" + `). What exceeds them counts in series whose
+labels except ` + "`direction`" + ` are ` + "`other`" + `. The duration is a native histogram too, for a scraper that takes
+those. An agent's counters with the label ` + "`link`" + ` have 280 series, each from its first use on. Further ones
+count with the link ` + "`other`" + `. Gauges with the label ` + "`link`" + ` show the first 64 Links or gateway addresses by
+name. For all others together they show the maximum, as ` + "`other`" + `.
 `
 
 // Markdown returns docs/metrics.md.

@@ -100,6 +100,7 @@ var lazyGauges = []string{
 	"causeway_agent_certificate_expiry_timestamp_seconds",
 	"causeway_agent_gateway_avoided",
 	"causeway_agent_link_round_trip_seconds",
+	"causeway_agent_link_unusable",
 	"causeway_controller_catalog_age_seconds",
 	"causeway_controller_gateway_reachable",
 	"causeway_controller_peer_clock_skew_seconds",

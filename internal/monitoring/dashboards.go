@@ -164,7 +164,7 @@ func nodesDashboard() dashboard {
 			"ServiceAccounts of pods without a valid certificate.", "short", redFrom(1),
 			query{"sum(causeway_agent_certificates_missing{" + node + "})", ""}),
 		number("Agents that count as other",
-			"They have 2,000 series of requests.", "short", redFrom(1),
+			"They have used all their series of requests.", "short", redFrom(1),
 			query{orZero(`count(causeway_requests_in_flight{port="other", ` + node + "})"), ""}),
 	)
 	d.row(

@@ -141,11 +141,11 @@ func New(life context.Context, sign signFunc, log *slog.Logger, r prometheus.Reg
 		preconnectLimiters: newTTLMap[string, *rate.Limiter](1024, time.Hour), seed: maphash.MakeSeed(), balanceSeed: rand.Uint64(),
 	}
 	r.MustRegister(newWindowGauge(a.shares.windows))
-	a.requestMetrics, a.requestLog = reqmetrics.New(reqmetrics.Config{}), reqlog.NewHub(r)
+	a.requestMetrics, a.requestLog = reqmetrics.New(reqmetrics.Config{MaxSeries: maxRequestSeries}), reqlog.NewHub(r)
 	a.spans = trace.NewCounter()
 	r.MustRegister(a.requestMetrics, a.spans)
 	a.ingressOf = a.ingress
-	a.monitor = a.monitorLinks(r)
+	a.monitor = a.monitorLinks()
 	a.acceptCtx, a.stopAccepting = context.WithCancel(life)
 	a.svids = newSVIDs(sign, a.stateChanged.notifyAll, log)
 	a.renewals = newRenewals(life, a.renew)

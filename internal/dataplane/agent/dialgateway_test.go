@@ -13,10 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/causeway-mesh/causeway/internal/bubble"
-	"github.com/causeway-mesh/causeway/internal/dataplane/linkhealth"
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
 )
@@ -157,7 +154,7 @@ func refusingAgent(p *peer, dial func(address string) error) *Agent {
 	a := &Agent{
 		sessions: newSessions(),
 		shares:   newConnShares(defaultLimits),
-		monitor:  newLinkMonitor(slog.New(slog.DiscardHandler), prometheus.NewRegistry()),
+		monitor:  newLinkMonitor(slog.New(slog.DiscardHandler)),
 		dialer: transport.Dialer{Timeout: gatewayDialTimeout, Dial: func(_ context.Context, address string) (net.Conn, error) {
 			if err := dial(address); err != nil {
 				return nil, err
@@ -255,18 +252,7 @@ func TestNoDialIsRepeatedOverAnUnusableLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dials, east := 0, peerAt("east", "balancer")
 		a := refusingAgent(east, func(string) error { dials++; return errRefused })
-		unusable := func() {
-			a.monitor.mu.Lock()
-			defer a.monitor.mu.Unlock()
-			h := &a.monitor.links[east.uid].health
-			bubble.Pass(linkhealth.Silence)
-			for range linkhealth.Attempts {
-				h.ProbeEnded("balancer", true)
-			}
-			h.Next(time.Now(), 1, rand.Float64)
-		}
-		a.monitor.suspect(east.uid, true)
-		unusable()
+		makeUnusable(a.monitor, east)
 		if a.monitor.isUsable(east.uid) {
 			t.Fatal("the link is usable")
 		}

@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/linkhealth"
@@ -54,7 +53,6 @@ type linkMonitor struct {
 	probe   func(ctx context.Context, p *peer, address string) probe.Result
 	log     *slog.Logger
 	limiter *rate.Limiter
-	gauge   *prometheus.GaugeVec
 	// changed wakes those who wait for unusable links to change.
 	changed broadcast
 	kicks   chan struct{}
@@ -89,8 +87,8 @@ type monitoredLink struct {
 }
 
 // monitorLinks returns the linkMonitor of an agent.
-func (a *Agent) monitorLinks(r prometheus.Registerer) *linkMonitor {
-	m := newLinkMonitor(a.log, r)
+func (a *Agent) monitorLinks() *linkMonitor {
+	m := newLinkMonitor(a.log)
 	m.open = func(ctx context.Context, p *peer, address string) (heartbeatSession, probe.Result) {
 		session, result := a.openProbe(ctx, p, address, probe.Options{})
 		if session == nil {
@@ -104,18 +102,13 @@ func (a *Agent) monitorLinks(r prometheus.Registerer) *linkMonitor {
 	return m
 }
 
-func newLinkMonitor(log *slog.Logger, r prometheus.Registerer) *linkMonitor {
+func newLinkMonitor(log *slog.Logger) *linkMonitor {
 	m := &linkMonitor{
 		log:     log,
 		limiter: rate.NewLimiter(probesPerSecond, probesPerSecond),
-		gauge: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "causeway_agent_link_unusable",
-			Help: "1 if no gateway of the link answers this node, so that new connections are refused.",
-		}, []string{"link"}),
-		kicks: make(chan struct{}, 1),
-		links: make(map[string]*monitoredLink),
+		kicks:   make(chan struct{}, 1),
+		links:   make(map[string]*monitoredLink),
 	}
-	r.MustRegister(m.gauge)
 	return m
 }
 
@@ -135,7 +128,6 @@ func (m *linkMonitor) update(s *state) {
 			return false
 		}
 		l.drop()
-		m.gauge.DeleteLabelValues(l.peer.name)
 		return true
 	})
 	for uid, p := range peers {
@@ -143,7 +135,6 @@ func (m *linkMonitor) update(s *state) {
 		if l == nil {
 			l = &monitoredLink{}
 			m.links[uid] = l
-			m.gauge.WithLabelValues(p.name).Set(0)
 		}
 		// The controller probes each address all the time. What it finds dead is tested
 		// from here, too, so that the first caller after an outage began is refused.
@@ -359,7 +350,7 @@ func earliest(times ...time.Time) (first time.Time) {
 	return first
 }
 
-// recordChange logs and counts a link that has become usable or unusable. was says
+// recordChange logs a link that has become usable or unusable. was says
 // whether the link was usable before. The caller holds m.mu.
 func (m *linkMonitor) recordChange(l *monitoredLink, was bool) {
 	usable := l.health.Usable()
@@ -367,10 +358,8 @@ func (m *linkMonitor) recordChange(l *monitoredLink, was bool) {
 		return
 	}
 	if usable {
-		m.gauge.WithLabelValues(l.peer.name).Set(0)
 		m.log.Info("link is usable again", "link", l.peer.name)
 	} else {
-		m.gauge.WithLabelValues(l.peer.name).Set(1)
 		m.log.Warn("no gateway of the link answers; refusing new connections to its mirrors",
 			"link", l.peer.name, "gateways", l.peer.gateways, "error", l.failure)
 	}

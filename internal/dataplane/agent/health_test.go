@@ -11,7 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/causeway-mesh/causeway/internal/bubble"
@@ -103,7 +102,7 @@ func (f *fakePaths) counts() (dials, echoes, sessions int) {
 // runMonitor runs a linkMonitor of links until the test ends.
 func runMonitor(t *testing.T, peers ...*peer) (*linkMonitor, *fakePaths, *logBuffer) {
 	log := &logBuffer{}
-	m := newLinkMonitor(slog.New(slog.NewJSONHandler(log, nil)), prometheus.NewRegistry())
+	m := newLinkMonitor(slog.New(slog.NewJSONHandler(log, nil)))
 	f := &fakePaths{dead: map[string]bool{}}
 	m.open = f.open
 	m.probe = func(ctx context.Context, _ *peer, address string) probe.Result {
@@ -135,11 +134,21 @@ func peerAt(name string, gateways ...string) *peer {
 	return &peer{name: name, uid: "uid-" + name, gateways: gateways, healthy: len(gateways)}
 }
 
+// gaugeOf returns the gauges of a link, or the zero value.
+func gaugeOf(m *linkMonitor, link string) linkGauge {
+	for _, g := range m.gauges() {
+		if g.name == link {
+			return g
+		}
+	}
+	return linkGauge{}
+}
+
 func TestLinkMonitor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		east, north := peerAt("east", "e1", "e2"), peerAt("north", "n1")
 		m, f, log := runMonitor(t, east, north)
-		unusable := func() float64 { return testutil.ToFloat64(m.gauge.WithLabelValues("east")) }
+		unusable := func() float64 { return gaugeOf(m, "east").unusable }
 		bubble.Pass(time.Hour)
 		if dials, echoes, _ := f.counts(); dials+echoes > 0 {
 			t.Errorf("%d dials and %d echoes without a caller", dials, echoes)
@@ -299,7 +308,7 @@ func TestControllerFindingsAreProbed(t *testing.T) {
 		if len(m.unusable()) > 0 {
 			t.Errorf("unusable: %v after the Link is gone", m.unusable())
 		}
-		if n := testutil.CollectAndCount(m.gauge); n != 1 {
+		if n := len(m.gauges()); n != 1 {
 			t.Errorf("the gauge has %d links", n)
 		}
 		bubble.Pass(5 * time.Second)

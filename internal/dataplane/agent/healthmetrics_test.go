@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/causeway-mesh/causeway/internal/dataplane/linkhealth"
 )
 
 // healthOf returns the gauges of healthCollector by name and label values.
@@ -67,16 +69,16 @@ func TestHealthMetrics(t *testing.T) {
 }
 
 func TestRoundTripsAreOfLinksInUse(t *testing.T) {
-	m := newLinkMonitor(slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	m := newLinkMonitor(slog.New(slog.DiscardHandler))
 	used, unused, unmeasured := peerAt("used", "a:1"), peerAt("unused", "b:1"), peerAt("unmeasured", "c:1")
 	m.update(&state{links: byName(used, unused, unmeasured)})
 	m.links[used.uid].health.Measured(30 * time.Millisecond)
 	m.links[unused.uid].health.Measured(time.Millisecond)
 	m.use(used.uid)
 	m.use(unmeasured.uid)
-	want := map[string]time.Duration{"used": 30 * time.Millisecond}
-	if diff := cmp.Diff(want, m.roundTrips()); diff != "" {
-		t.Errorf("round trips (-want +got):\n%s", diff)
+	want := []linkGauge{{name: "unmeasured"}, {name: "unused"}, {name: "used", roundTrip: 30 * time.Millisecond}}
+	if diff := cmp.Diff(want, m.gauges(), cmp.AllowUnexported(linkGauge{})); diff != "" {
+		t.Errorf("gauges (-want +got):\n%s", diff)
 	}
 }
 
@@ -84,16 +86,69 @@ func TestAddressSeriesAreBounded(t *testing.T) {
 	var peers []*peer
 	for i := range maxAddressSeries {
 		name := fmt.Sprintf("link-%03d", i)
-		peers = append(peers, peerAt(name, "192.0.2.1:4143", "192.0.2.2:4143", "192.0.2.1:4143"))
+		peers = append(peers, peerAt(name, "192.0.2.1:4143", fmt.Sprintf("192.0.2.2:%d", i), "192.0.2.1:4143"))
 	}
-	got := gatewaysOf(&state{links: byName(peers...)})
-	if len(got) != maxAddressSeries {
-		t.Errorf("%d series, want %d", len(got), maxAddressSeries)
+	a := idleAgent(t)
+	s, now := &state{links: byName(peers...)}, time.Now()
+	got := a.gatewayGauges(s, now)
+	if len(got) != maxAddressSeries+1 {
+		t.Fatalf("%d series, want %d", len(got), maxAddressSeries+1)
 	}
-	if first := (gatewayOf{"link-000", "192.0.2.1:4143"}); got[0] != first {
+	if first := (gatewayGauge{"link-000", "192.0.2.1:4143", 0}); got[0] != first {
 		t.Errorf("the first series is %v, want %v: the choice is stable", got[0], first)
 	}
-	if gatewaysOf(nil) != nil {
+	last := func() gatewayGauge { g := a.gatewayGauges(s, now); return g[len(g)-1] }
+	if want := (gatewayGauge{otherLinks, otherLinks, 0}); last() != want {
+		t.Errorf("the last series is %v, want %v", last(), want)
+	}
+	a.penalties.recordDead(fmt.Sprintf("192.0.2.2:%d", maxAddressSeries-1), now)
+	if want := (gatewayGauge{otherLinks, otherLinks, 1}); last() != want {
+		t.Errorf("while one of the others is avoided the last series is %v, want %v", last(), want)
+	}
+	if a.gatewayGauges(nil, now) != nil {
 		t.Error("an agent without a state has gateways")
 	}
+}
+
+// TestLinkGaugesAreBounded: one entry stands for the links beyond the bound, and for a link
+// that has its name.
+func TestLinkGaugesAreBounded(t *testing.T) {
+	m := newLinkMonitor(slog.New(slog.DiscardHandler))
+	peers := []*peer{peerAt(otherLinks, "a:1")}
+	for i := range maxLinkGauges + 2 {
+		peers = append(peers, peerAt(fmt.Sprintf("z-%03d", i), "b:1"))
+	}
+	m.update(&state{links: byName(peers...)})
+	for i, p := range peers {
+		m.links[p.uid].health.Measured(time.Duration(i) * time.Millisecond)
+		m.use(p.uid)
+	}
+	got := m.gauges()
+	if len(got) != maxLinkGauges+1 {
+		t.Fatalf("%d entries, want %d", len(got), maxLinkGauges+1)
+	}
+	if want := (linkGauge{"z-000", 0, time.Millisecond}); got[0] != want {
+		t.Errorf("the first is %v, want %v", got[0], want)
+	}
+	if want := (linkGauge{otherLinks, 0, (maxLinkGauges + 2) * time.Millisecond}); got[maxLinkGauges] != want {
+		t.Errorf("the last is %v, want %v", got[maxLinkGauges], want)
+	}
+	makeUnusable(m, peers[0])
+	if g := m.gauges()[maxLinkGauges]; g.name != otherLinks || g.unusable != 1 {
+		t.Errorf("while one of the others is unusable the last is %v", g)
+	}
+}
+
+// makeUnusable makes a link unusable by probes that fail.
+func makeUnusable(m *linkMonitor, p *peer) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h, later := &m.links[p.uid].health, time.Now().Add(linkhealth.Silence)
+	h.Suspect(time.Now())
+	for _, address := range p.gateways {
+		for range linkhealth.Attempts {
+			h.ProbeEnded(address, true)
+		}
+	}
+	h.Next(later, 1, func() float64 { return 0 })
 }

@@ -114,17 +114,17 @@ type metrics struct {
 	probes   *prometheus.CounterVec
 	mirrored *prometheus.CounterVec
 
+	byLink linkCounters // ends, sent, received and sessions
+
 	maxConnections int        // of each direction
-	mu             sync.Mutex // guards what follows
+	mu             sync.Mutex // guards current
 	current        map[string]int
-	links          map[string]bool // that have series of their own
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		maxConnections: defaultLimits.Connections,
 		current:        make(map[string]int),
-		links:          make(map[string]bool),
 		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "causeway_agent_accepted_total",
 			Help: "Connections accepted, by direction.",
@@ -201,32 +201,9 @@ func (m *metrics) release(direction string) {
 	m.open.WithLabelValues(direction).Dec()
 }
 
-const (
-	// maxLinkLabels is how many links have series of their own. A link has up to 35
-	// series: 20 for the reasons why connections ended, 4 for bytes and 11 for sessions.
-	maxLinkLabels = 64
-	// otherLinks is the label of further links.
-	otherLinks = "other"
-)
-
-// linkLabel returns the label of a link. It is otherLinks if too many other links have a
-// label. A link keeps its label until the agent restarts, so that no counter decreases.
-func (m *metrics) linkLabel(link string) string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch {
-	case m.links[link]:
-		return link
-	case len(m.links) >= maxLinkLabels:
-		return otherLinks
-	}
-	m.links[link] = true
-	return link
-}
-
 // countSession counts the outcome of a session.
 func (m *metrics) countSession(direction, link, outcome string) {
-	m.sessions.WithLabelValues(direction, m.linkLabel(link), outcome).Inc()
+	m.byLink.with(m.sessions, direction, link, outcome).Inc()
 }
 
 // renewal counts what became of the renewal of one exchange.
@@ -241,8 +218,7 @@ func (m *metrics) refuse(direction, reason string) {
 // ended counts a tunnel that has ended. Sent bytes come from the local application,
 // which is the caller or the one called.
 func (m *metrics) ended(direction, link string, r transport.Result) {
-	link = m.linkLabel(link)
-	m.sent.WithLabelValues(direction, link).Add(float64(r.Sent))
-	m.received.WithLabelValues(direction, link).Add(float64(r.Received))
-	m.ends.WithLabelValues(direction, link, r.Reason.String()).Inc()
+	m.byLink.with(m.sent, direction, link).Add(float64(r.Sent))
+	m.byLink.with(m.received, direction, link).Add(float64(r.Received))
+	m.byLink.with(m.ends, direction, link, r.Reason.String()).Inc()
 }

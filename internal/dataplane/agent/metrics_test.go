@@ -3,49 +3,139 @@ package agent
 import (
 	"fmt"
 	"io"
+	"log/slog"
+	"math"
 	"net"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	dto "github.com/prometheus/client_model/go"
 
+	"github.com/causeway-mesh/causeway/internal/dataplane/reqmetrics"
+	"github.com/causeway-mesh/causeway/internal/dataplane/retry"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
+	"github.com/causeway-mesh/causeway/internal/dataplane/uplink"
 	"github.com/causeway-mesh/causeway/internal/nodestream/wire"
 )
 
-// TestLinkLabelsAreBounded: links beyond the limit count in one series, and nothing is lost.
-func TestLinkLabelsAreBounded(t *testing.T) {
-	const links = 3 * maxLinkLabels
-	m := newMetrics(prometheus.NewRegistry())
-	fixed := testutil.CollectAndCount(m.sessions)
-	for range 2 {
-		for n := range links {
-			link := fmt.Sprintf("link-%d", n)
-			m.countSession(outbound, link, sessionMade)
-			m.ended(inbound, link, transport.Result{Sent: 1, Received: 2})
+// TestSeriesAreBounded: one agent has at most maxSeries, however many links, Services and
+// addresses there are, and counts nothing twice and loses nothing.
+func TestSeriesAreBounded(t *testing.T) {
+	const links, services = 500, 1000
+	r := uplink.NewRegistry()
+	a := New(t.Context(), failing, slog.New(slog.DiscardHandler), r)
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "causeway_state_age_seconds"}, func() float64 { return 1 }))
+	var peers []*peer
+	for i := range links {
+		peers = append(peers, peerAt(fmt.Sprintf("link-%d", i), fmt.Sprintf("192.0.2.1:%d", i), fmt.Sprintf("192.0.2.2:%d", i)))
+	}
+	s := &state{links: byName(peers...)}
+	a.state.Store(s)
+	a.monitor.update(s)
+	for _, p := range peers {
+		a.monitor.use(p.uid)
+		a.monitor.links[p.uid].health.Measured(time.Millisecond)
+		for _, direction := range []string{inbound, outbound} {
+			for _, reason := range transport.Reasons() {
+				a.metrics.ended(direction, p.name, transport.Result{Reason: reason, Sent: 1, Received: 2})
+			}
+			for _, outcome := range []string{sessionMade, sessionReused, sessionRetired, sessionLost} {
+				a.metrics.countSession(direction, p.name, outcome)
+			}
+		}
+		for _, outcome := range []string{sessionPreconnecting, sessionPreconnected, sessionFailed} {
+			a.metrics.countSession(outbound, p.name, outcome)
 		}
 	}
-	for name, tc := range map[string]struct {
-		vec         *prometheus.CounterVec
-		fixed, each int
-		other       []string
-		own, others float64
-	}{
-		"sessions": {m.sessions, fixed, 1, []string{outbound, otherLinks, sessionMade}, 2, 2 * (links - maxLinkLabels)},
-		"ends":     {m.ends, 1, 1, []string{inbound, otherLinks, transport.Ended.String()}, 2, 2 * (links - maxLinkLabels)},
-		"sent":     {m.sent, 1, 1, []string{inbound, otherLinks}, 2, 2 * (links - maxLinkLabels)},
-		"received": {m.received, 1, 1, []string{inbound, otherLinks}, 4, 4 * (links - maxLinkLabels)},
+	for i := range services {
+		for _, direction := range []reqmetrics.Direction{reqmetrics.Outbound, reqmetrics.Inbound} {
+			key := reqmetrics.Key{Direction: direction, Link: peers[i%links].name, Namespace: "shop", Service: fmt.Sprintf("s%d", i)}
+			recorder := a.requestMetrics.Recorder(key)
+			for status := 0; status < 600; status += 100 {
+				recorder.Observe(time.Now(), reqmetrics.Result{Status: status})
+			}
+			for status := range uint32(20) {
+				recorder.Observe(time.Now(), reqmetrics.Result{GRPCStatus: status, HasGRPCStatus: true})
+			}
+			q := recorder.Start(time.Now())
+			for reason := range reqmetrics.RejectedOtherReason + 1 {
+				q.Rejected(reason)
+			}
+			for _, reason := range retry.RetryReasons() {
+				q.Retried(reason)
+			}
+			q.Ejected()
+			q.BudgetExhausted()
+			q.Finish(time.Now(), reqmetrics.Result{})
+		}
+	}
+	families := must(r.Gather())(t)
+	total, closed, sums := 0, 0, map[string]float64{}
+	for _, f := range families {
+		n := 0
+		for _, m := range f.Metric {
+			n += seriesOf(m)
+			sums[f.GetName()] += m.GetCounter().GetValue()
+		}
+		total += n
+		if !slices.ContainsFunc(f.Metric[0].Label, func(l *dto.LabelPair) bool { return l.GetName() == "link" }) {
+			closed += n
+		}
+	}
+	if total > maxSeries {
+		t.Errorf("%d series, want at most %d", total, maxSeries)
+	}
+	closed += testutil.CollectAndCount(newMetrics(prometheus.NewRegistry()).sessions)
+	if closed > closedSeries {
+		t.Errorf("%d series have closed labels, want at most %d", closed, closedSeries)
+	}
+	reasons := float64(len(transport.Reasons()))
+	for name, want := range map[string]float64{
+		"causeway_agent_ended_total":          links * 2 * reasons,
+		"causeway_agent_sent_bytes_total":     links * 2 * reasons,
+		"causeway_agent_received_bytes_total": links * 2 * reasons * 2,
+		"causeway_agent_sessions_total":       links * 11,
 	} {
-		own := append([]string{}, tc.other...)
-		own[1] = "link-0"
-		if got := testutil.CollectAndCount(tc.vec); got != tc.fixed+maxLinkLabels {
-			t.Errorf("%s: %d series, want %d", name, got, tc.fixed+maxLinkLabels)
+		if sums[name] != want {
+			t.Errorf("%s is %v in all, want %v", name, sums[name], want)
 		}
-		if got := testutil.ToFloat64(tc.vec.WithLabelValues(own...)); got != tc.own {
-			t.Errorf("%s: the first link has %v, want %v", name, got, tc.own)
+	}
+}
+
+// seriesOf returns how many series Prometheus makes of a metric. The last bucket of a
+// histogram has no upper bound, and client_golang writes it without being asked.
+func seriesOf(m *dto.Metric) int {
+	switch {
+	case m.Histogram != nil:
+		n := len(m.Histogram.Bucket) + 2
+		if last := m.Histogram.Bucket[len(m.Histogram.Bucket)-1]; !math.IsInf(last.GetUpperBound(), 1) {
+			n++
 		}
-		if got := testutil.ToFloat64(tc.vec.WithLabelValues(tc.other...)); got != tc.others {
-			t.Errorf("%s: other links have %v, want %v", name, got, tc.others)
+		return n
+	case m.Summary != nil:
+		return len(m.Summary.Quantile) + 2
+	}
+	return 1
+}
+
+// TestFirstLinksHaveTheirOwnCounters: a link has series of its own while there is room.
+func TestFirstLinksHaveTheirOwnCounters(t *testing.T) {
+	m := newMetrics(prometheus.NewRegistry())
+	for range 2 {
+		for n := range 2 * maxLinkCounters {
+			m.countSession(outbound, fmt.Sprintf("link-%d", n), sessionMade)
+		}
+	}
+	for link, want := range map[string]float64{
+		"link-0": 2,
+		fmt.Sprintf("link-%d", maxLinkCounters-1): 2,
+		otherLinks: 2 * maxLinkCounters,
+	} {
+		if got := testutil.ToFloat64(m.sessions.WithLabelValues(outbound, link, sessionMade)); got != want {
+			t.Errorf("%s has %v, want %v", link, got, want)
 		}
 	}
 }
