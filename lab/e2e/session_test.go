@@ -122,15 +122,27 @@ func TestSourcePortsDoNotRunOut(t *testing.T) {
 	was := have(exec.CommandContext(ctx, "nsenter", "--net="+node, "sysctl", "-n", "net.ipv4.ip_local_port_range").Output())(t)
 	must(t, sysctl("40000 40999"))
 	t.Cleanup(func() { must(t, sysctl(strings.TrimSpace(string(was)))) })
-	sleep(ctx, 11*time.Second) // the agent knows it by then
-	client, url := netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)
+	sleep(ctx, 11*time.Second)                                                 // the agent knows it by then
+	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 7001) // requests of HTTP would share connections to the pod
+	call := func() error {
+		c, err := dial(ctx, client, address)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "hello\n"); err != nil {
+			return err
+		}
+		_, err = line(c, 15*time.Second)
+		return err
+	}
 	const calls, workers = 3000, 16
 	var began, failed atomic.Int64
 	var work sync.WaitGroup
 	for range workers {
 		work.Go(func() {
 			for began.Add(1) <= calls {
-				if _, err := fetch(ctx, client, url); err != nil && failed.Add(1) < 4 {
+				if err := call(); err != nil && failed.Add(1) < 4 {
 					t.Log(err)
 				}
 			}
