@@ -2,6 +2,7 @@ package agent
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -112,6 +113,7 @@ type metrics struct {
 	renewals *prometheus.CounterVec
 	probes   *prometheus.CounterVec
 	mirrored *prometheus.CounterVec
+	drained  atomic.Int64 // connections that ended because the drain period was over
 
 	maxConnections int        // of each direction
 	mu             sync.Mutex // guards what follows
@@ -244,4 +246,7 @@ func (m *metrics) ended(direction, link string, r transport.Result) {
 	m.sent.WithLabelValues(direction, link).Add(float64(r.Sent))
 	m.received.WithLabelValues(direction, link).Add(float64(r.Received))
 	m.ends.WithLabelValues(direction, link, r.Reason.String()).Inc()
+	if r.Reason == transport.Drained {
+		m.drained.Add(1)
+	}
 }
