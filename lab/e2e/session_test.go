@@ -108,8 +108,8 @@ spec:
 	open.isReset(t, time.Now(), 10*time.Second)
 }
 
-// TestSourcePortsDoNotRunOut: thousands of short connections to one pod do not run out of the node's local ports, of which this node
-// has few.
+// TestSourcePortsDoNotRunOut: thousands of short connections to one pod do not run out of
+// the node's local ports, of which this node has few. Open streams live on meanwhile.
 func TestSourcePortsDoNotRunOut(t *testing.T) {
 	ctx := t.Context()
 	serves(t)
@@ -121,6 +121,8 @@ func TestSourcePortsDoNotRunOut(t *testing.T) {
 	must(t, sysctl("40000 40999"))
 	t.Cleanup(func() { must(t, sysctl(strings.TrimSpace(string(was)))) })
 	sleep(ctx, 11*time.Second) // the agent knows it by then
+	s := openStore(t, east)
+	streams, wait := s.openStreams(t), s.startCopies(t, copyTime())
 	client, url := netOf(t, west, "client"), "http://"+mirrorOf(t, "bar-east", 80)
 	const calls = 3000
 	failed := 0
@@ -134,6 +136,8 @@ func TestSourcePortsDoNotRunOut(t *testing.T) {
 	if failed > 0 {
 		t.Errorf("%d of %d short connections failed on a node with 1,000 local ports", failed, calls)
 	}
+	live(t, streams, "thousands of connections", 5*time.Second)
+	wait()
 }
 
 // TestACutOfTheNetworkEndsNothing: for 45 s nothing gets from one cluster to the other. No open connection is reset, neither an idle one
