@@ -89,7 +89,7 @@ e2e: ahead ## tests on real clusters, in a lab of their own
 # CAUSEWAY_E2E_LONG. The list is a pattern of go test. Without it, the other tests of e2e
 # would run, too. internal/archtest compares the list with the tests. All stories together
 # take about an hour.
-long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderItsOldName|TestAPIServerAway|TestFlippingPeer|TestLeaderCutOff|TestOpenConnectionsOutliveTheirCertificates|TestStrangersFlood|TestPodsFlood|TestHostilePeer|TestFloodsOfFrames|TestPodThatDials|TestStreamsLiveOn|TestAddressesReused|TestLargeBodies|TestRequestsSurviveALossyWAN|TestRequestsPreferSameZone
+long_stories := TestTenThousandExports|TestRestoredFromBackup|TestRebuiltUnderItsOldName|TestAPIServerAway|TestFlippingPeer|TestLeaderCutOff|TestOpenConnectionsOutliveTheirCertificates|TestStrangersFlood|TestPodsFlood|TestHostilePeer|TestFloodsOfFrames|TestPodThatDials|TestStreamsLiveOn|TestAddressesReused|TestLargeBodies|TestRequestsSurviveALossyWAN|TestRequestsPreferSameZone|TestGatewayKilled|TestSourcePortsDoNotRunOut|TestLateLoadBalancer|TestMesh
 
 .PHONY: test-long
 test-long: ahead shortlived ## the stories on real clusters that take over a minute each

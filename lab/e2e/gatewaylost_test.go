@@ -125,9 +125,12 @@ func takesOver(t *testing.T, c *cluster, gateway *corev1.Pod) func() {
 }
 
 // TestGatewayKilled kills the busier of two gateways under a load, and again whenever it
-// is back, so that the other serves alone for some seconds.
+// is back, so that the other serves alone for some seconds. The streams through the killed
+// gateway are reset at once, those through the other live on, and new ones can be opened.
 func TestGatewayKilled(t *testing.T) {
 	ctx := t.Context()
+	s := openStore(t, east)
+	streams := append(s.openStreams(t), s.openStreams(t)...)
 	l := startThroughGateways(t, east)
 	pods := gatewaysByLoad(t, east)
 	victim := pods[0].Name
@@ -140,24 +143,43 @@ func TestGatewayKilled(t *testing.T) {
 		serves(t)
 	})
 	moved := takesOver(t, east, &pods[1])
+	cut := func() float64 { // of the connections through the other gateway
+		m := have(east.podMetrics(ctx, &pods[1]))(t)
+		return count(m, "causeway_gateway_ended_total") - count(m, "causeway_gateway_ended_total", `reason="ended"`)
+	}
+	before := cut()
 	var losses []time.Time
-	for start, killed := time.Now(), int32(-1); time.Since(start) < 7*time.Second; sleep(ctx, 50*time.Millisecond) {
+	kill := func() {
+		must(t, east.KillContainer(ctx, system, victim, "gateway", syscall.SIGKILL))
+		losses = append(losses, time.Now())
+	}
+	start, killed := time.Now(), pods[0].Status.ContainerStatuses[0].RestartCount
+	kill()
+	living := slices.DeleteFunc(slices.Clone(streams), func(s liveStream) bool { return isCut(s.alive(3 * time.Second)) })
+	t.Logf("%d of %d streams were reset in %.1f s", len(streams)-len(living), len(streams), time.Since(start).Seconds())
+	if n := cut() - before; n > 0 {
+		t.Errorf("%v connections through the other gateway were cut", n)
+	}
+	for ; time.Since(start) < 7*time.Second; sleep(ctx, 50*time.Millisecond) {
 		p := have(east.api.CoreV1().Pods(system).Get(ctx, victim, getOptions))(t)
 		if s := p.Status.ContainerStatuses[0]; s.State.Running != nil && s.RestartCount > killed {
-			must(t, east.KillContainer(ctx, system, victim, "gateway", syscall.SIGKILL))
-			killed, losses = s.RestartCount, append(losses, time.Now())
+			kill()
+			killed = s.RestartCount
 		}
 	}
 	t.Logf("the gateway was killed %d times", len(losses))
 	moved()
+	live(t, slices.Concat(living, s.openStreams(t)), "the other gateway was killed", 5*time.Second)
 	l.end(t, losses...)
 }
 
 // gatewayDrained drains the node of the busier gateway of cluster a, as kubectl drain does.
-// The load balancer sends no new connection there some seconds later.
+// The load balancer sends no new connection there some seconds later. Open connections live
+// on.
 func (m mesh) gatewayDrained(t *testing.T) {
 	ctx := t.Context()
 	a := m["a"]
+	s := openStore(t, a)
 	l := startThroughGateways(t, a)
 	pods := gatewaysByLoad(t, a)
 	node, other := pods[0].Spec.NodeName, pods[1].Spec.NodeName
@@ -168,6 +190,7 @@ func (m mesh) gatewayDrained(t *testing.T) {
 		must(t, a.kubectl(background(), "", "uncordon", node))
 		spreadGateways(t, a)
 	})
+	streams, wait := s.openStreams(t), s.startCopies(t, copyTime())
 	must(t, a.kubectl(ctx, "", "cordon", node))
 	list := have(a.api.CoreV1().Pods(system).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node}))(t)
 	start := time.Now()
@@ -192,6 +215,8 @@ func (m mesh) gatewayDrained(t *testing.T) {
 	if ended := l.end(t, start); ended > 0 {
 		t.Errorf("%d open connections ended before the drain period", ended)
 	}
+	wait()
+	live(t, streams, "a gateway's node drained", 5*time.Second)
 }
 
 // spreadGateways moves the gateways of a cluster to different nodes. Until then the router

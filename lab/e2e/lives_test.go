@@ -6,6 +6,8 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -27,13 +29,17 @@ import (
 	"golang.org/x/net/websocket"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/causeway-mesh/causeway/lab"
 )
 
-// store is a pod of east in whose network the servers of long-lived connections run.
-var store = onePod("store", "bar") + storeService("store", "redis", "postgres", "web")
+// A store is a pod of a cluster in whose network the servers of long-lived connections run.
+type store struct {
+	*cluster
+	mirror string // its name in west
+}
 
 // storeService is the Service of that pod. Its selector and the names of its ports can vary.
 func storeService(selector string, names ...string) string {
@@ -51,19 +57,19 @@ spec:
 `, selector, names[0], names[1], names[2])
 }
 
-// openStore starts Redis, PostgreSQL and a WebSocket server in the network of a pod of east,
-// and waits until they answer through the mirror store-east.
-func openStore(t *testing.T) {
+// openStore starts Redis, PostgreSQL and a WebSocket server in the network of a pod of a
+// cluster, and waits until they answer through the pod's mirror in west.
+func openStore(t *testing.T, in *cluster) *store {
 	t.Helper()
-	ctx := t.Context()
-	offer(t, store, "store-east")
-	must(t, east.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod/store", "--timeout=60s"))
-	redis, err := east.Exec(ctx, lab.InPod("shop", "store"), "bash", "-c",
+	ctx, s := t.Context(), &store{in, "store-" + in.Name()}
+	offerIn(t, in, onePod("store", "bar")+storeService("store", "redis", "postgres", "web"), s.mirror)
+	must(t, s.kubectl(ctx, "", "-n", "shop", "wait", "--for=condition=Ready", "pod/store", "--timeout=60s"))
+	redis, err := s.Exec(ctx, lab.InPod("shop", "store"), "bash", "-c",
 		`exec -a redis-server redis-check-rdb --port 6379 --bind 0.0.0.0 --protected-mode no --save "" --dir "$1"`, "bash", t.TempDir())
 	must(t, err)
 	startProcess(t, redis)
-	startPostgres(t)
-	ln := have(inside(netOf(t, east, "store"), func() (net.Listener, error) { return net.Listen("tcp", "0.0.0.0:8081") }))(t)
+	s.startPostgres(t)
+	ln := have(inside(netOf(t, in, "store"), func() (net.Listener, error) { return net.Listen("tcp", "0.0.0.0:8081") }))(t)
 	server := &http.Server{
 		Handler:           websocket.Handler(func(c *websocket.Conn) { io.Copy(c, c) }),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -73,12 +79,27 @@ func openStore(t *testing.T) {
 	t.Cleanup(func() { server.Close(); serving.Wait() })
 
 	within(t, 30*time.Second, "the mirror of the store answers", func() error {
-		if _, err := sql(ctx, west, "client", "store-east.shop", "SELECT 1"); err != nil {
+		if err := s.ask(ctx); err != nil {
 			return err
 		}
-		_, err := west.output(ctx, lab.InPod("shop", "client"), "redis-cli", "-h", "store-east.shop", "ping")
+		_, err := west.output(ctx, lab.InPod("shop", "client"), "redis-cli", "-h", s.host(), "ping")
 		return err
 	})
+	return s
+}
+
+// host is the name by which west's pods connect.
+func (s *store) host() string { return s.mirror + ".shop" }
+
+// ask opens a connection of west's client to PostgreSQL, and asks one question.
+func (s *store) ask(ctx context.Context) error {
+	_, err := sql(ctx, west, "client", s.host(), "SELECT 1")
+	return err
+}
+
+// sql runs statements by psql in the store's own pod.
+func (s *store) sql(ctx context.Context, statements string) (string, error) {
+	return sql(ctx, s.cluster, "store", "127.0.0.1", statements)
 }
 
 // startProcess starts a command and kills it with the test.
@@ -90,7 +111,7 @@ func startProcess(t *testing.T, cmd *exec.Cmd) {
 
 // startPostgres starts the machine's PostgreSQL in the network of the store's pod, with a
 // table of copySize bytes.
-func startPostgres(t *testing.T) {
+func (s *store) startPostgres(t *testing.T) {
 	t.Helper()
 	ctx := t.Context()
 	found := have(filepath.Glob("/usr/lib/postgresql/*/bin/initdb"))(t)
@@ -105,13 +126,13 @@ func startPostgres(t *testing.T) {
 	have(output(exec.CommandContext(ctx, "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups",
 		filepath.Join(bin, "initdb"), "--no-sync", "--auth=trust", "--pgdata="+data)))(t)
 	must(t, os.WriteFile(filepath.Join(data, "pg_hba.conf"), []byte("host all all all trust\n"), 0o644))
-	server, err := east.Exec(ctx, lab.InPod("shop", "store"), "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups",
+	server, err := s.Exec(ctx, lab.InPod("shop", "store"), "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups",
 		filepath.Join(bin, "postgres"), "-D", data, "-c", "listen_addresses=*", "-c", "unix_socket_directories=",
 		"-c", "fsync=off", "-c", "synchronize_seqscans=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off", "-c", "max_wal_size=4GB")
 	must(t, err)
 	startProcess(t, server)
 	within(t, 30*time.Second, "PostgreSQL has its table", func() error {
-		_, err := sql(ctx, east, "store", "127.0.0.1", fmt.Sprintf(`CREATE TABLE IF NOT EXISTS goods AS
+		_, err := s.sql(ctx, fmt.Sprintf(`CREATE TABLE IF NOT EXISTS goods AS
 			SELECT g AS id, repeat(md5(g::text), 32) AS body FROM generate_series(1, %d) g;
 			CREATE TABLE IF NOT EXISTS uploaded (id int, body text)`, copyRows()))
 		return err
@@ -137,9 +158,9 @@ type liveStream struct {
 }
 
 // openStreams opens one of each kind from west's client pod, by way of the mirror.
-func openStreams(t *testing.T) []liveStream {
+func (s *store) openStreams(t *testing.T) []liveStream {
 	t.Helper()
-	return []liveStream{subscribe(t), listenNotify(t), webSocket(t)}
+	return []liveStream{s.subscribe(t), s.listenNotify(t), s.webSocket(t)}
 }
 
 // lines are those that a command has written, as they come.
@@ -165,7 +186,7 @@ func awaitLine(ch <-chan string, text string, within time.Duration) error {
 		select {
 		case line, ok := <-ch:
 			if !ok {
-				return fmt.Errorf("it ended; its last line is %q", last)
+				return fmt.Errorf("%w: it ended; its last line is %q", io.EOF, last)
 			}
 			if last = line; strings.Contains(line, text) {
 				return nil
@@ -177,17 +198,17 @@ func awaitLine(ch <-chan string, text string, within time.Duration) error {
 }
 
 // subscribe is a redis-cli that subscribes to a channel.
-func subscribe(t *testing.T) liveStream {
+func (s *store) subscribe(t *testing.T) liveStream {
 	t.Helper()
 	ctx := t.Context()
-	cmd := have(west.Exec(ctx, lab.InPod("shop", "client"), "redis-cli", "-h", "store-east.shop", "subscribe", "news"))(t)
+	cmd := have(west.Exec(ctx, lab.InPod("shop", "client"), "redis-cli", "-h", s.host(), "subscribe", "news"))(t)
 	said := lines(t, cmd)
 	must(t, awaitLine(said, "subscribe", 10*time.Second))
 	n := 0
 	return liveStream{"redis-cli SUBSCRIBE", func(within time.Duration) error {
 		n++
 		message := fmt.Sprintf("message-%d-of-%d", n, time.Now().UnixNano())
-		if _, err := east.output(ctx, lab.InPod("shop", "store"), "redis-cli", "publish", "news", message); err != nil {
+		if _, err := s.output(ctx, lab.InPod("shop", "store"), "redis-cli", "publish", "news", message); err != nil {
 			return err
 		}
 		return awaitLine(said, message, within)
@@ -196,10 +217,10 @@ func subscribe(t *testing.T) liveStream {
 
 // listenNotify is a psql that listens for notifications. A psql that had to connect again
 // would not listen any more.
-func listenNotify(t *testing.T) liveStream {
+func (s *store) listenNotify(t *testing.T) liveStream {
 	t.Helper()
 	ctx := t.Context()
-	cmd := have(west.Exec(ctx, lab.InPod("shop", "client"), "psql", "-h", "store-east.shop", "-U", "postgres", "-qAt"))(t)
+	cmd := have(west.Exec(ctx, lab.InPod("shop", "client"), "psql", "-h", s.host(), "-U", "postgres", "-qAt"))(t)
 	stdin := have(cmd.StdinPipe())(t)
 	said := lines(t, cmd)
 	have(io.WriteString(stdin, "LISTEN news;\nSELECT 'ready';\n"))(t)
@@ -207,8 +228,8 @@ func listenNotify(t *testing.T) liveStream {
 	n := 0
 	return liveStream{"psql LISTEN", func(within time.Duration) error {
 		n++
-		message := fmt.Sprintf("notice-%d", n)
-		if _, err := sql(ctx, east, "store", "127.0.0.1", "NOTIFY news, '"+message+"'"); err != nil {
+		message := fmt.Sprintf("notice-%d-of-%d", n, time.Now().UnixNano())
+		if _, err := s.sql(ctx, "NOTIFY news, '"+message+"'"); err != nil {
 			return err
 		}
 		// psql prints notifications after a statement.
@@ -220,10 +241,10 @@ func listenNotify(t *testing.T) liveStream {
 }
 
 // webSocket is a WebSocket to an echo.
-func webSocket(t *testing.T) liveStream {
+func (s *store) webSocket(t *testing.T) liveStream {
 	t.Helper()
-	tcp := have(dial(t.Context(), netOf(t, west, "client"), mirrorOf(t, "store-east", 8081)))(t)
-	config := have(websocket.NewConfig("ws://store-east.shop:8081/", "http://client.shop/"))(t)
+	tcp := have(dial(t.Context(), netOf(t, west, "client"), mirrorOf(t, s.mirror, 8081)))(t)
+	config := have(websocket.NewConfig("ws://"+s.host()+":8081/", "http://client.shop/"))(t)
 	must(t, tcp.SetDeadline(time.Now().Add(10*time.Second)))
 	c := have(websocket.NewClient(config, tcp))(t)
 	t.Cleanup(func() { c.Close() })
@@ -256,9 +277,10 @@ func live(t *testing.T, streams []liveStream, after string, within time.Duration
 	}
 }
 
-// copies runs a COPY each way, slowly, so that something can happen meanwhile. wait waits for
-// the end of both, and fails the test unless every byte has arrived.
-func copies(t *testing.T) (wait func()) {
+// startCopies runs a COPY each way, slowly, so that something can happen meanwhile: it takes
+// lasts or longer. wait waits for the end of both, and fails the test unless every byte has
+// arrived.
+func (s *store) startCopies(t *testing.T, lasts time.Duration) (wait func()) {
 	t.Helper()
 	ctx := t.Context()
 	type copied struct {
@@ -266,7 +288,7 @@ func copies(t *testing.T) (wait func()) {
 		n   int64
 		err error
 	}
-	rate := int64(copyRows()) << 10 / int64(copyTime().Seconds()) // bytes per second
+	rate := int64(copyRows()) << 10 / int64(lasts.Seconds()) // bytes per second
 	psql := func(c *cluster, pod, host, statement string) *exec.Cmd {
 		return have(c.Exec(ctx, lab.InPod("shop", pod), "psql", "-h", host, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-q", "-c", statement))(t)
 	}
@@ -285,17 +307,18 @@ func copies(t *testing.T) (wait func()) {
 		return done
 	}
 	var received atomic.Int64
-	down := psql(west, "client", "store-east.shop", "COPY goods TO STDOUT")
+	start := time.Now()
+	down := psql(west, "client", s.host(), "COPY goods TO STDOUT")
 	from := have(down.StdoutPipe())(t)
 	downloaded := run(down, func() (int64, hash.Hash, error) {
 		sum := sha256.New()
 		n, err := io.Copy(sum, slowed{from, rate, time.Now(), &received})
 		return n, sum, err
 	})
-	must(t, func() error { _, err := sql(ctx, east, "store", "127.0.0.1", "TRUNCATE uploaded"); return err }())
-	up := psql(west, "client", "store-east.shop", "COPY uploaded FROM STDIN")
+	have(s.sql(ctx, "TRUNCATE uploaded"))(t)
+	up := psql(west, "client", s.host(), "COPY uploaded FROM STDIN")
 	to := have(up.StdinPipe())(t)
-	local := psql(east, "store", "127.0.0.1", "COPY goods TO STDOUT")
+	local := psql(s.cluster, "store", "127.0.0.1", "COPY goods TO STDOUT")
 	source := have(local.StdoutPipe())(t)
 	startProcess(t, local)
 	uploaded := run(up, func() (int64, hash.Hash, error) {
@@ -306,7 +329,7 @@ func copies(t *testing.T) (wait func()) {
 	})
 	must(t, poll(ctx, 5*time.Second, func() error {
 		const begun = "SELECT command, bytes_processed FROM pg_stat_progress_copy"
-		progress, err := sql(ctx, east, "store", "127.0.0.1", begun)
+		progress, err := s.sql(ctx, begun)
 		if err == nil && (received.Load() == 0 || !uploads.MatchString(progress)) {
 			err = fmt.Errorf("%d bytes have come down; the server says %q", received.Load(), progress)
 		}
@@ -315,6 +338,7 @@ func copies(t *testing.T) (wait func()) {
 	return func() {
 		t.Helper()
 		d, u := <-downloaded, <-uploaded
+		took := time.Since(start)
 		if d.err != nil {
 			t.Errorf("COPY TO ended after %d bytes: %v", d.n, d.err)
 		}
@@ -328,10 +352,10 @@ func copies(t *testing.T) (wait func()) {
 			t.Errorf("COPY TO gave %d bytes, not the %d of the table", d.n, u.n)
 		}
 		const compare = "SELECT count(*) FROM goods JOIN uploaded USING (id, body)"
-		if got := have(sql(ctx, east, "store", "127.0.0.1", compare))(t); strings.TrimSpace(got) != strconv.Itoa(copyRows()) {
+		if got := have(s.sql(ctx, compare))(t); strings.TrimSpace(got) != strconv.Itoa(copyRows()) {
 			t.Errorf("%s of %d rows have arrived by COPY FROM", strings.TrimSpace(got), copyRows())
 		}
-		t.Logf("COPY of %d MiB each way", d.n>>20)
+		t.Logf("COPY of %d MiB each way in %.1f s", d.n>>20, took.Seconds())
 	}
 }
 
@@ -359,24 +383,19 @@ func (s slowed) Read(b []byte) (int, error) {
 func TestStreamsLiveOn(t *testing.T) {
 	ctx := t.Context()
 	serves(t)
-	openStore(t)
-	const drain = 60 * time.Second // the default of agents and gateways
-	ends := func(t *testing.T, streams []liveStream, start time.Time) {
-		t.Helper()
-		if !full() {
-			return
+	drain := defaultDrain
+	if full() { // COPY takes longer
+		drain = 3 * time.Minute
+		seconds := strconv.Itoa(int(drain.Seconds()))
+		for _, c := range []*cluster{west, east} {
+			t.Cleanup(func() { must(t, c.install(background())) })
+			must(t, c.install(ctx, "agent.drainSeconds="+seconds, "gateway.drainSeconds="+seconds))
 		}
-		sleep(ctx, time.Until(start.Add(drain-10*time.Second)))
-		live(t, streams, "most of the drain period", 5*time.Second)
-		sleep(ctx, time.Until(start.Add(drain+25*time.Second)))
-		for _, s := range streams {
-			if err := s.alive(5 * time.Second); err == nil {
-				t.Logf("%s lives on after the drain period", s.what)
-			}
-		}
+		serves(t)
 	}
+	s := openStore(t, east)
 	t.Run("a selector that moves and a port that is renamed", func(t *testing.T) {
-		streams, wait := openStreams(t), copies(t)
+		streams, wait := s.openStreams(t), s.startCopies(t, copyTime())
 		must(t, east.kubectl(ctx, storeService("nobody", "redis", "postgres", "web"), "apply", "-f", "-"))
 		sleep(ctx, 3*time.Second)
 		live(t, streams, "its Service selects no pod", 5*time.Second)
@@ -385,12 +404,11 @@ func TestStreamsLiveOn(t *testing.T) {
 		live(t, streams, "its port has another name", 5*time.Second)
 		wait()
 		within(t, 30*time.Second, "new connections are served", func() error {
-			_, err := sql(ctx, west, "client", "store-east.shop", "SELECT 1")
-			return err
+			return s.ask(ctx)
 		})
 	})
 	t.Run("an outage of the WAN", func(t *testing.T) {
-		streams, wait := openStreams(t), copies(t)
+		streams, wait := s.openStreams(t), s.startCopies(t, copyTime())
 		must(t, west.lab.Cut(ctx, "west", "east"))
 		mend := sync.OnceFunc(func() { must(t, west.lab.Mend(background(), "west", "east")) })
 		t.Cleanup(mend)
@@ -409,30 +427,103 @@ func TestStreamsLiveOn(t *testing.T) {
 		{"the far agent replaced", "daemonset", "agent", east},
 	} {
 		t.Run(tc.what, func(t *testing.T) {
-			streams, wait := openStreams(t), copies(t)
+			streams, wait := s.openStreams(t), s.startCopies(t, copyTime())
+			open := hold(t, "connection to an echo", netOf(t, west, "client"), mirrorOf(t, "bar-east", 7001), "hello\n")
+			drained := followDrains(t, tc.c, tc.component)
 			start := time.Now()
 			roll(t, tc.c, tc.kind, tc.component)
 			live(t, streams, tc.what, 5*time.Second)
-			if took := time.Since(start); took+copyTime() < drain {
-				wait()
-			} else {
-				t.Logf("COPY is not judged: the replacement took %.0f s of the drain period", took.Seconds())
+			wait()
+			if full() {
+				sleep(ctx, time.Until(start.Add(drain-10*time.Second)))
+				live(t, streams, "most of the drain period", 5*time.Second)
+				open.lives(t)
+				drained.end(t, streams, open)
 			}
-			ends(t, streams, start)
 			serves(t)
 		})
 	}
 }
 
+// defaultDrain is the drain period of agents and gateways.
+const defaultDrain = time.Minute
+
+// drains are processes that are about to be replaced.
+type drains struct {
+	c     *cluster
+	pods  []corev1.Pod
+	reset chan int // how many connections each process has reset after its drain period
+}
+
+// followDrains follows the logs of a component's processes until they end.
+func followDrains(t *testing.T, c *cluster, component string) *drains {
+	t.Helper()
+	d := &drains{c: c, pods: have(c.pods(t.Context(), component))(t)}
+	d.reset = make(chan int, len(d.pods))
+	from := metav1.Now()
+	for _, p := range d.pods {
+		log := c.api.CoreV1().Pods(system).GetLogs(p.Name, &corev1.PodLogOptions{Container: component, Follow: true, SinceTime: &from})
+		go func() {
+			raw, _ := log.DoRaw(t.Context())
+			n := 0
+			for line := range strings.Lines(string(raw)) {
+				var e entry
+				if json.Unmarshal([]byte(line), &e) == nil && e.text("msg") == "drain period is over, open connections were reset" {
+					count, _ := e["connections"].(float64)
+					n += int(count)
+				}
+			}
+			d.reset <- n
+		}()
+	}
+	return d
+}
+
+// end waits until the drain periods are over. It fails the test unless all processes have
+// ended then, and have reset and counted the open connections.
+func (d *drains) end(t *testing.T, streams []liveStream, open *caller) {
+	t.Helper()
+	reset := 0
+	for _, p := range d.pods {
+		// The kubelet kills a process 10 s after its drain period.
+		within(t, 4*time.Minute, p.Name+" is gone", func() error {
+			now, err := d.c.api.CoreV1().Pods(system).Get(t.Context(), p.Name, getOptions)
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			if err == nil {
+				err = fmt.Errorf("it is there, to be deleted at %v", now.DeletionTimestamp)
+			}
+			return err
+		})
+		reset += <-d.reset
+	}
+	open.isReset(t, time.Now(), time.Second)
+	for _, s := range streams {
+		if err := s.alive(5 * time.Second); !isCut(err) {
+			t.Errorf("after the drain period %s gets %v, want a reset", s.what, err)
+		}
+	}
+	t.Logf("%d connections were reset after the drain period", reset)
+	if least := len(streams) + 1; reset < least {
+		t.Errorf("the log counts %d connections that were reset after the drain period, want %d at least", reset, least)
+	}
+}
+
+// isCut reports whether a stream has ended because its connection was reset.
+func isCut(err error) bool { return errors.Is(err, io.EOF) || refused(err) }
+
 // lateBalancer is the public address of a load balancer that the test runs itself.
 const lateBalancer = "198.18.2.200"
 
 // TestLateLoadBalancer: behind a load balancer that notices 20 s late that a gateway is
-// going, all gateways are replaced with default settings, and no new call fails.
+// going, all gateways are replaced with default settings. No new call fails, also when the
+// gateways cease to accept connections, and open streams live for the drain period.
 func TestLateLoadBalancer(t *testing.T) {
 	ctx := t.Context()
 	const late = 20 * time.Second
 	serves(t)
+	s := openStore(t, east)
 	must(t, east.kubectl(ctx, `
 apiVersion: v1
 kind: Service
@@ -481,9 +572,17 @@ spec:
 		return answers(ctx, "bar-east")
 	})
 	load := startLoad(t, netOf(t, west, "client"), mirrorOf(t, "bar-east", 80))
+	streams, wait := s.openStreams(t), s.startCopies(t, copyTime())
 	sleep(ctx, 2*time.Second)
+	start := time.Now()
 	roll(t, east, "deployment", "gateway")
-	sleep(ctx, late+3*time.Second)
+	rolled := time.Now()
+	live(t, streams, "gateways replaced", 5*time.Second)
+	wait()
+	sleep(ctx, min(late, time.Until(start.Add(defaultDrain-10*time.Second))))
+	live(t, streams, "the balancer has noticed", 5*time.Second)
+	// A gateway accepts connections for half of its drain period.
+	sleep(ctx, time.Until(rolled.Add(defaultDrain/2-leaveTime+3*time.Second)))
 	f := load.stop(t)
 	t.Log(f)
 	if len(f.fails) > 0 {

@@ -81,14 +81,18 @@ func (c *cluster) furnish(ctx context.Context, manifest string) error {
 	})
 }
 
-// install runs `causeway install`, which returns when all is ready.
-func (c *cluster) install(ctx context.Context) error {
+// install runs `causeway install` with values of the chart, and returns when all is ready.
+func (c *cluster) install(ctx context.Context, values ...string) error {
 	image := os.Getenv("CAUSEWAY_IMAGE")
 	_, tag, ok := strings.Cut(image, ":")
 	if !ok {
 		return fmt.Errorf("CAUSEWAY_IMAGE is %q: run hack/e2e, which sets it", image)
 	}
-	_, err := c.causeway(ctx, "install", "--cluster-name", c.Name(), "--set", "image.tag="+tag)
+	args := []string{"install", "--cluster-name", c.Name(), "--set", "image.tag=" + tag}
+	for _, v := range values {
+		args = append(args, "--set", v)
+	}
+	_, err := c.causeway(ctx, args...)
 	return err
 }
 

@@ -28,8 +28,8 @@ const openTime = 10 * time.Minute
 // TestOpenConnectionsOutliveTheirCertificates: connections stay open for ten minutes, and
 // certificates last two. One exchanges a line each second, one is a download whose reader
 // stalls, and one leads to a pod that no longer backs the Service. The others subscribe to
-// Redis, listen to PostgreSQL, and hold a WebSocket. No byte of the download is lost. If no
-// controller can sign new certificates, open connections end, and an agent logs the reason.
+// Redis, listen to PostgreSQL, hold a WebSocket, and COPY 1 GiB each way all the time. No
+// byte of the download or of a COPY is lost. If no controller can sign new certificates, open connections end, and an agent logs the reason.
 func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
 	long(t)
 	ctx := t.Context()
@@ -54,8 +54,8 @@ func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
 		roll(t, c, "daemonset", "agent") // what it holds may have been signed by a controller of before
 	}
 	serves(t)
-	openStore(t)
-	client, streams := netOf(t, west, "client"), openStreams(t)
+	s := openStore(t, east)
+	client, streams, wait := netOf(t, west, "client"), s.openStreams(t), s.startCopies(t, openTime)
 
 	// Enough that it does not fit into the buffers on the way.
 	const size = 64 << 20
@@ -91,6 +91,7 @@ func TestOpenConnectionsOutliveTheirCertificates(t *testing.T) {
 	t.Logf("the echo has lived for %.0f s", time.Since(start).Seconds())
 	moved.lives(t)
 	live(t, streams, openTime.String(), 5*time.Second)
+	wait()
 	for _, side := range []struct {
 		c   *cluster
 		way string

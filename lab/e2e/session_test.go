@@ -110,8 +110,9 @@ spec:
 	open.isReset(t, time.Now(), 10*time.Second)
 }
 
-// TestSourcePortsDoNotRunOut: thousands of short connections to one pod, many at a time, do not run out of the node's local ports, of
-// which this node has few.
+// TestSourcePortsDoNotRunOut: thousands of short connections to one pod, many at a time, do
+// not run out of the node's local ports, of which this node has few. Open streams live on
+// meanwhile.
 func TestSourcePortsDoNotRunOut(t *testing.T) {
 	ctx := t.Context()
 	serves(t)
@@ -122,7 +123,9 @@ func TestSourcePortsDoNotRunOut(t *testing.T) {
 	was := have(exec.CommandContext(ctx, "nsenter", "--net="+node, "sysctl", "-n", "net.ipv4.ip_local_port_range").Output())(t)
 	must(t, sysctl("40000 40999"))
 	t.Cleanup(func() { must(t, sysctl(strings.TrimSpace(string(was)))) })
-	sleep(ctx, 11*time.Second)                                                 // the agent knows it by then
+	sleep(ctx, 11*time.Second) // the agent knows it by then
+	s := openStore(t, east)
+	streams, wait := s.openStreams(t), s.startCopies(t, copyTime())
 	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 7001) // requests of HTTP would share connections to the pod
 	call := func() error {
 		c, err := dial(ctx, client, address)
@@ -152,6 +155,8 @@ func TestSourcePortsDoNotRunOut(t *testing.T) {
 	if n := failed.Load(); n > 0 {
 		t.Errorf("%d of %d short connections, %d at a time, failed on a node with 1,000 local ports", n, calls, workers)
 	}
+	live(t, streams, "thousands of connections", 5*time.Second)
+	wait()
 }
 
 // TestACutOfTheNetworkEndsNothing: for 45 s nothing gets from one cluster to the other. No open connection is reset, neither an idle one

@@ -23,9 +23,15 @@ import (
 // offer applies objects in east for the length of the test, and waits at its end until none of the mirrors named is left in west's shop.
 func offer(t *testing.T, manifest string, mirrors ...string) {
 	t.Helper()
-	must(t, east.kubectl(t.Context(), manifest, "apply", "-f", "-"))
+	offerIn(t, east, manifest, mirrors...)
+}
+
+// offerIn is offer in another cluster.
+func offerIn(t *testing.T, c *cluster, manifest string, mirrors ...string) {
+	t.Helper()
+	must(t, c.kubectl(t.Context(), manifest, "apply", "-f", "-"))
 	t.Cleanup(func() {
-		if err := east.kubectl(background(), manifest, "delete", "--ignore-not-found", "--wait=false", "-f", "-"); err != nil {
+		if err := c.kubectl(background(), manifest, "delete", "--ignore-not-found", "--wait=false", "-f", "-"); err != nil {
 			t.Error(err)
 		}
 		for _, m := range mirrors {

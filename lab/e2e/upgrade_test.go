@@ -160,11 +160,13 @@ func (f *traffic) end(t *testing.T) {
 	}
 }
 
-// deaf is after how long a pod that was told to go accepts nobody any more. Open connections may go on, and the catalog's do: until
-// the grace is over.
-const deaf = 6 * time.Second
+// leaveTime is how long after a pod is asked to stop roll waits. By then an agent accepts no
+// connections, and kube-proxy sends none to a gateway. A gateway accepts those of other load
+// balancers for longer, for half of its drain period, and open connections may continue.
+const leaveTime = 6 * time.Second
 
-// roll replaces every pod of one of Causeway's components, and waits until none of the old ones accepts connections any more.
+// roll replaces every pod of one of Causeway's components, and waits until new connections
+// of callers and peers go to the new pods.
 func roll(t *testing.T, c *cluster, kind, component string) {
 	t.Helper()
 	ctx := t.Context()
@@ -183,7 +185,7 @@ func roll(t *testing.T, c *cluster, kind, component string) {
 				if old[j].UID != p.UID {
 					continue
 				}
-				if p.DeletionTimestamp == nil || time.Until(p.DeletionTimestamp.Time) > time.Duration(*p.DeletionGracePeriodSeconds)*time.Second-deaf {
+				if p.DeletionTimestamp == nil || time.Until(p.DeletionTimestamp.Time) > time.Duration(*p.DeletionGracePeriodSeconds)*time.Second-leaveTime {
 					return fmt.Errorf("pod %s is still there", p.Name)
 				}
 			}

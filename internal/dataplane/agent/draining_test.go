@@ -3,9 +3,16 @@ package agent
 import (
 	"context"
 	"io"
+	"log/slog"
+	"net"
 	"net/netip"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/causeway-mesh/causeway/internal/dataplane/route"
 	"github.com/causeway-mesh/causeway/internal/dataplane/transport"
@@ -118,4 +125,86 @@ func TestCallsLeaveDrainingGateway(t *testing.T) {
 	}
 	cancel()
 	<-drained
+}
+
+// An agent that drains resets nothing before its drain period is over, and waits no longer
+// than connections are open.
+func TestAgentAwaitsOpenConnections(t *testing.T) {
+	const period = time.Minute
+	for name, tc := range map[string]struct {
+		lasts, want time.Duration
+		cause       error
+		logged      int
+	}{
+		"within the drain period": {period - 1, period - 1, nil, 0},
+		"longer":                  {time.Hour, period, transport.ErrDrained, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := &logBuffer{}
+				a := New(t.Context(), failing, slog.New(slog.NewJSONHandler(log, nil)), prometheus.NewRegistry())
+				a.drain = period
+				ctx, reset := context.WithCancelCause(t.Context())
+				var open sync.WaitGroup
+				var cause error
+				open.Go(func() {
+					select {
+					case <-ctx.Done():
+					case <-time.After(tc.lasts):
+					}
+					cause = context.Cause(ctx)
+				})
+				start := time.Now()
+				a.drainConnections(&open, reset)
+				if took := time.Since(start); took != tc.want || cause != tc.cause {
+					t.Errorf("it waited %v and the connection ended by %v, want %v and %v", took, cause, tc.want, tc.cause)
+				}
+				if n := len(log.all(drainedMessage, "connections")); n != tc.logged {
+					t.Errorf("%d messages about connections that were reset, want %d", n, tc.logged)
+				}
+			})
+		})
+	}
+}
+
+const drainedMessage = "drain period is over, open connections were reset"
+
+// Connections that outlast the drain period of an agent are reset. This agent counts them
+// as drained, and logs how many they were: nobody reads the metrics of a process that
+// ends. The other agent counts them as reset.
+func TestAgentResetsWhatOutlastsItsDrain(t *testing.T) {
+	for i, side := range []struct{ name, direction, link string }{
+		{"caller's agent", outbound, "east"},
+		{"called agent", inbound, "west"},
+	} {
+		t.Run(side.name, func(t *testing.T) {
+			w := newHarness(t, echoLines)
+			var callers []*net.TCPConn
+			for _, pod := range []string{alice, alice, bob} {
+				c := w.dial(pod)
+				must(io.WriteString(c, "x"))(t)
+				must(io.ReadFull(c, make([]byte, 1)))(t)
+				callers = append(callers, c)
+			}
+			agents := [2]*Agent{w.west, w.east}
+			a, other := agents[i], agents[1-i]
+			a.drain = 50 * time.Millisecond
+			w.stop()
+			w.accepting.Wait()
+			a.stopAccepting()
+			a.sessions.Close()
+			a.drainConnections(&w.open, w.reset[i])
+			for _, c := range callers {
+				_, err := c.Read(make([]byte, 1))
+				wantReset(t, "caller", err)
+			}
+			n := testutil.ToFloat64(a.metrics.ends.WithLabelValues(side.direction, side.link, "drained"))
+			if n != 3 || other.metrics.drained.Load() != 0 {
+				t.Errorf("%v connections are counted as drained, and %d by the other agent, want 3 and 0", n, other.metrics.drained.Load())
+			}
+			if got := w.logs[i].all(drainedMessage, "connections"); len(got) != 1 || got[0] != "3" {
+				t.Errorf("logged %q, want 3 connections", got)
+			}
+		})
+	}
 }

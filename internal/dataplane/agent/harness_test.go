@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -122,7 +123,8 @@ type harness struct {
 	revoked                         map[string]bool
 
 	stop, cut context.CancelFunc
-	accepting sync.WaitGroup // for agents
+	reset     [2]context.CancelCauseFunc // resets the connections of west's agent, of east's
+	accepting sync.WaitGroup             // for agents
 	serving   sync.WaitGroup
 	open      sync.WaitGroup // which grows as long as agents accept
 }
@@ -151,10 +153,14 @@ func newHarness(t testing.TB, do func(*net.TCPConn), tune ...func(*harness)) *ha
 	for _, edit := range tune {
 		edit(w)
 	}
+	var connections [2]context.Context
+	for i := range connections {
+		connections[i], w.reset[i] = context.WithCancelCause(life)
+	}
 	w.accepting.Go(func() {
-		w.fail(w.west.serve(ctx, life, w.mirror, &w.open, outbound, func(ctx context.Context, c *net.TCPConn) { w.west.serveOutbound(ctx, c, 0) }))
+		w.fail(w.west.serve(ctx, connections[0], w.mirror, &w.open, outbound, func(ctx context.Context, c *net.TCPConn) { w.west.serveOutbound(ctx, c, 0) }))
 	})
-	w.accepting.Go(func() { w.fail(w.east.serve(ctx, life, w.hop, &w.open, inbound, w.east.serveInbound)) })
+	w.accepting.Go(func() { w.fail(w.east.serve(ctx, connections[1], w.hop, &w.open, inbound, w.east.serveInbound)) })
 	w.serving.Go(func() { w.fail(w.gateway.Serve(ctx, w.peers.(*net.TCPListener))) })
 	w.serving.Go(func() { w.serveApp(do) })
 	t.Cleanup(w.close)
@@ -480,8 +486,11 @@ func (l *logBuffer) all(message, key string) []string {
 	for line := range strings.Lines(l.buf.String()) {
 		var record map[string]any
 		if json.Unmarshal([]byte(line), &record) == nil && record["msg"] == message {
-			value, _ := record[key].(string)
-			out = append(out, value)
+			value := record[key]
+			if value == nil {
+				value = ""
+			}
+			out = append(out, fmt.Sprint(value))
 		}
 	}
 	return out

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -113,6 +114,7 @@ type metrics struct {
 	renewals *prometheus.CounterVec
 	probes   *prometheus.CounterVec
 	mirrored *prometheus.CounterVec
+	drained  atomic.Int64 // connections that ended because the drain period was over
 
 	byLink linkCounters // ends, sent, received and sessions
 
@@ -221,4 +223,7 @@ func (m *metrics) ended(direction, link string, r transport.Result) {
 	m.byLink.with(m.sent, direction, link).Add(float64(r.Sent))
 	m.byLink.with(m.received, direction, link).Add(float64(r.Received))
 	m.byLink.with(m.ends, direction, link, r.Reason.String()).Inc()
+	if r.Reason == transport.Drained {
+		m.drained.Add(1)
+	}
 }

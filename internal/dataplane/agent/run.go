@@ -184,18 +184,19 @@ func (a *Agent) serveAll(ctx, life context.Context, held *vipguard.Listeners) er
 	held.Yield()
 	a.stopAccepting()
 	a.sessions.Close()
-	drained := make(chan struct{})
-	var waiting sync.WaitGroup
-	defer waiting.Wait()
-	waiting.Go(func() { defer close(drained); open.Wait() })
-	select {
-	case <-drained:
-	case <-time.After(a.drain):
-		a.log.Info("drain period is over, resetting open connections")
-		cut(transport.ErrDrained)
-	}
-	cut(nil)
+	a.drainConnections(&open, cut)
 	return nil
+}
+
+// drainConnections waits until the open connections have ended. After the drain period it
+// resets those that are left, and then logs how many they were.
+func (a *Agent) drainConnections(open *sync.WaitGroup, reset context.CancelCauseFunc) {
+	late := time.AfterFunc(a.drain, func() { reset(transport.ErrDrained) })
+	open.Wait()
+	if !late.Stop() {
+		// The process ends now, so Prometheus does not scrape this count.
+		a.log.Info("drain period is over, open connections were reset", "connections", a.metrics.drained.Load())
+	}
 }
 
 // certificateTimeout is how long a starting agent waits for the certificates of all its

@@ -192,8 +192,11 @@ func (s *Server) Serve(ctx context.Context, ln *net.TCPListener) error {
 		tcp, err := ln.AcceptTCP()
 		if err != nil && ctx.Err() != nil {
 			late := time.AfterFunc(s.drain, func() { end(transport.ErrDrained) })
-			defer late.Stop()
 			open.Wait()
+			if !late.Stop() {
+				// The process ends now, so Prometheus does not scrape this count.
+				s.log.Info("drain period is over, open connections were reset", "connections", s.metrics.drained.Load())
+			}
 			return nil
 		}
 		if transport.IsTransient(err) {
@@ -323,6 +326,9 @@ func (s *Server) splice(ctx context.Context, cut context.CancelCauseFunc, c *con
 	s.metrics.bytes.WithLabelValues(link, "in").Add(float64(proof.Sent + result.Sent))
 	s.metrics.bytes.WithLabelValues(link, "out").Add(float64(proof.Received + result.Received))
 	s.metrics.ended.WithLabelValues(result.Reason.String()).Inc()
+	if result.Reason == transport.Drained {
+		s.metrics.drained.Add(1)
+	}
 	switch err := result.Err; {
 	case errors.Is(err, errEvicted), errors.Is(err, errUnproven), errors.Is(err, errJoinTime):
 		s.count(c, link, err)

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -679,14 +681,25 @@ func TestServeDrains(t *testing.T) {
 	}
 }
 
-// When the drain time is over, what is still open is reset.
+// When the drain time is over, what is still open is reset, and the gateway logs how many
+// connections these were: nobody reads the metrics of a process that ends.
 func TestDrainTimesOut(t *testing.T) {
-	r := newHarness(t, 1, func(s *Server) { s.drain = 100 * time.Millisecond })
+	var log bytes.Buffer
+	r := newHarness(t, 1, func(s *Server) {
+		s.drain = 100 * time.Millisecond
+		s.log = slog.New(slog.NewTextHandler(&log, nil))
+	})
 	c := r.call(r.label("west", 1024, route.Hint{}))
 	wantEcho(t, c)
 	r.stop()
 	wantEnded(t, "a connection that outlasts the drain", c)
 	r.serving.Wait()
+	if n := testutil.ToFloat64(r.server.metrics.ended.WithLabelValues("drained")); n != 1 {
+		t.Errorf("%v connections are counted as drained, want 1", n)
+	}
+	if want := `msg="drain period is over, open connections were reset" connections=1`; !strings.Contains(log.String(), want) {
+		t.Errorf("the log is %q, want %s", log.String(), want)
+	}
 }
 
 func TestServeReportsListenerError(t *testing.T) {

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"slices"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -56,6 +57,7 @@ type metrics struct {
 	bytes       *prometheus.CounterVec
 	ended       *prometheus.CounterVec
 	backendFail prometheus.Counter
+	drained     atomic.Int64 // connections that ended because the drain period was over
 }
 
 // newMetrics registers the metrics. pending and unproven return how many connections are
