@@ -179,6 +179,10 @@ func TestGatewayKilled(t *testing.T) {
 func (m mesh) gatewayDrained(t *testing.T) {
 	ctx := t.Context()
 	a := m["a"]
+	if full() {
+		drainForCopy(t, a)
+		spreadGateways(t, a)
+	}
 	s := openStore(t, a)
 	l := startThroughGateways(t, a)
 	pods := gatewaysByLoad(t, a)

@@ -383,16 +383,7 @@ func (s slowed) Read(b []byte) (int, error) {
 func TestStreamsLiveOn(t *testing.T) {
 	ctx := t.Context()
 	serves(t)
-	drain := defaultDrain
-	if full() { // COPY takes longer
-		drain = 3 * time.Minute
-		seconds := strconv.Itoa(int(drain.Seconds()))
-		for _, c := range []*cluster{west, east} {
-			t.Cleanup(func() { must(t, c.install(background())) })
-			must(t, c.install(ctx, "agent.drainSeconds="+seconds, "gateway.drainSeconds="+seconds))
-		}
-		serves(t)
-	}
+	drain := drainForCopy(t, west, east)
 	s := openStore(t, east)
 	t.Run("a selector that moves and a port that is renamed", func(t *testing.T) {
 		streams, wait := s.openStreams(t), s.startCopies(t, copyTime())
@@ -447,6 +438,21 @@ func TestStreamsLiveOn(t *testing.T) {
 
 // defaultDrain is the drain period of agents and gateways.
 const defaultDrain = time.Minute
+
+// drainForCopy returns a drain period within which a COPY ends. If the default is too
+// short, it installs another one in clusters for the length of the test.
+func drainForCopy(t *testing.T, clusters ...*cluster) time.Duration {
+	t.Helper()
+	if !full() {
+		return defaultDrain
+	}
+	const seconds = "180"
+	for _, c := range clusters {
+		t.Cleanup(func() { must(t, c.install(background())) })
+		must(t, c.install(t.Context(), "agent.drainSeconds="+seconds, "gateway.drainSeconds="+seconds))
+	}
+	return have(time.ParseDuration(seconds + "s"))(t)
+}
 
 // drains are processes that are about to be replaced.
 type drains struct {
@@ -517,11 +523,13 @@ func isCut(err error) bool { return errors.Is(err, io.EOF) || refused(err) }
 const lateBalancer = "198.18.2.200"
 
 // TestLateLoadBalancer: behind a load balancer that notices 20 s late that a gateway is
-// going, all gateways are replaced with default settings. No new call fails, also when the
-// gateways cease to accept connections, and open streams live for the drain period.
+// going, all gateways are replaced. No new call fails, also when the gateways cease to
+// accept connections, and open streams live for the drain period. All settings are the
+// defaults, but for the drain period that a COPY of full size needs.
 func TestLateLoadBalancer(t *testing.T) {
 	ctx := t.Context()
 	const late = 20 * time.Second
+	drain := drainForCopy(t, east)
 	serves(t)
 	s := openStore(t, east)
 	must(t, east.kubectl(ctx, `
@@ -579,10 +587,10 @@ spec:
 	rolled := time.Now()
 	live(t, streams, "gateways replaced", 5*time.Second)
 	wait()
-	sleep(ctx, min(late, time.Until(start.Add(defaultDrain-10*time.Second))))
+	sleep(ctx, min(late, time.Until(start.Add(drain-10*time.Second))))
 	live(t, streams, "the balancer has noticed", 5*time.Second)
 	// A gateway accepts connections for half of its drain period.
-	sleep(ctx, time.Until(rolled.Add(defaultDrain/2-leaveTime+3*time.Second)))
+	sleep(ctx, time.Until(rolled.Add(drain/2-leaveTime+3*time.Second)))
 	f := load.stop(t)
 	t.Log(f)
 	if len(f.fails) > 0 {

@@ -171,7 +171,7 @@ func roll(t *testing.T, c *cluster, kind, component string) {
 	t.Helper()
 	ctx := t.Context()
 	label := metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=" + component}
-	old := have(c.api.CoreV1().Pods(system).List(ctx, label))(t).Items
+	old := have(c.pods(ctx, component))(t)
 	must(t, c.kubectl(ctx, "", "-n", system, "rollout", "restart", kind+"/causeway-"+component))
 	within(t, 90*time.Second, "the pods are new", func() error {
 		now, err := c.api.CoreV1().Pods(system).List(ctx, label)
