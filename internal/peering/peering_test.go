@@ -215,17 +215,21 @@ func TestSkewDoesNotFlap(t *testing.T) {
 	defer end()
 	h, stream := hello(east(), 1), p.StreamForTest("east", "")
 	reported := map[time.Duration]bool{}
-	stream.HelloWithSkew(h, 150*time.Second)
+	stream.HelloWithSkew(h, 210*time.Second)
 	for i := range 20 { // around half a minute, and around the bound
-		stream.HelloWithSkew(h, 150*time.Second+time.Duration(i%2*2-1)*25*time.Second)
+		stream.HelloWithSkew(h, 210*time.Second+time.Duration(i%2*2-1)*25*time.Second)
 		reported[observe(p).Skew] = true
 	}
-	if len(reported) != 1 {
+	if len(reported) != 1 || reported[0] {
 		t.Errorf("jitter of the clock makes the status flap: %v", reported)
 	}
 	stream.HelloWithSkew(h, 0)
 	if skew := observe(p).Skew; skew != 0 {
 		t.Errorf("the clock was corrected, but skew %v is reported", skew)
+	}
+	stream.HelloWithSkew(h, 170*time.Second) // as of two clocks that check tolerates
+	if skew := observe(p).Skew; skew != 0 {
+		t.Errorf("a skew of 170 s is reported: %v", skew)
 	}
 }
 

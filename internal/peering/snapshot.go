@@ -150,8 +150,9 @@ func (s *Snapshot) expected() []link.Address {
 	})
 }
 
-// maxSkew is how far a peer's clock may be off before the status reports it.
-const maxSkew = 2 * time.Minute
+// maxSkew is how far a peer's clock may be off before the status reports it. Two clocks
+// that are each wrong by less than check tolerates, which is 90 s, differ by less.
+const maxSkew = 3 * time.Minute
 
 // Observe fills in what the Link's status says about the streams, the addresses and the
 // clock of the peer.
