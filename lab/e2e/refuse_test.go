@@ -26,7 +26,13 @@ func cutWAN(t *testing.T) (mend func()) {
 			must(t, nft(background(), "delete table inet cut"))
 		}
 	}
-	t.Cleanup(func() { mend(); serves(t) })
+	t.Cleanup(func() {
+		mend()
+		serves(t)
+		// west's controllers could not reach their API server either, and their Lease
+		// may have expired.
+		leads(t, west, time.Now())
+	})
 	return mend
 }
 

@@ -154,6 +154,24 @@ func (c *cluster) deletedMirrors(from int64, expected ...string) (out []string, 
 	return out, err
 }
 
+// leads waits until a controller has renewed the Lease after a time. The end of a test does
+// not end the wait.
+func leads(t *testing.T, c *cluster, after time.Time) {
+	t.Helper()
+	must(t, poll(background(), time.Minute, func() error {
+		lease, err := c.api.CoordinationV1().Leases(system).Get(background(), "causeway-controller", getOptions)
+		switch {
+		case err != nil:
+			return err
+		case lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "":
+			return errors.New("no controller holds the Lease")
+		case lease.Spec.RenewTime == nil || !lease.Spec.RenewTime.After(after):
+			return fmt.Errorf("%s has not renewed the Lease", *lease.Spec.HolderIdentity)
+		}
+		return nil
+	}))
+}
+
 // TestReplicaCutOff cuts one of the exporter's controllers off from its API server alone.
 // Peers keep their mirrors and follow the other replica, agents move there, and the age
 // of the state is reported. When the replica that knows more is gone, nothing is deleted.

@@ -13,8 +13,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/causeway-mesh/causeway/lab"
 )
 
 // sessionsThat are how many sessions of west's agents that has become of.
@@ -175,16 +173,7 @@ func TestACutOfTheNetworkEndsNothing(t *testing.T) {
 	if said := have(lines.ReadString('\n'))(t); said != "0\n" {
 		t.Fatalf("the echo says %q", said)
 	}
-	nft := func(ctx context.Context, rules string) error { return west.run(ctx, lab.AtRouter(), "nft", rules) }
-	must(t, nft(ctx, "add table inet cut; add chain inet cut c { type filter hook forward priority -200; policy drop; }"))
-	mended := false
-	mend := func() {
-		if !mended {
-			mended = true
-			must(t, nft(background(), "delete table inet cut"))
-		}
-	}
-	t.Cleanup(mend)
+	mend := cutWAN(t)
 	start, sent := time.Now(), 0
 	for time.Since(start) < cut {
 		sent++
