@@ -83,7 +83,7 @@ func (l *Lab) Lenient(ctx context.Context, address netip.Addr) error {
 }
 
 // LoseHellos loses the first segment of each ClientHello to an address of the WAN that is
-// not whole in it, as other middleboxes do, until PassHellos. Nobody is told.
+// not whole in it, as other middleboxes do, until PassHellos. Neither end gets an answer.
 func (l *Lab) LoseHellos(ctx context.Context, address netip.Addr) error {
 	return l.change(ctx, "add", "hellos", address.String())
 }

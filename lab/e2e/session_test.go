@@ -60,18 +60,7 @@ spec:
 ---
 `, "keep-east")
 	client, address := netOf(t, west, "client"), mirrorOf(t, "keep-east", 7001)
-	within(t, soon, "the mirror is called", func() error {
-		c, err := dial(ctx, client, address)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		if _, err := io.WriteString(c, "hello\n"); err != nil {
-			return err
-		}
-		_, err = line(c, 5*time.Second)
-		return err
-	})
+	within(t, soon, "the mirror is called", func() error { return echoed(ctx, client, address, 5*time.Second) })
 	open := hold(t, "echo", client, address, "hello\n")
 	patch := func(what string) {
 		t.Helper()
@@ -79,13 +68,7 @@ spec:
 	}
 	patch(`{"spec":{"selector":{"app":"nobody-yet"}}}`)
 	within(t, soon, "new connections are refused", func() error {
-		c, err := dial(ctx, client, address)
-		if err == nil {
-			defer c.Close()
-			io.WriteString(c, "hello\n")
-			_, err = line(c, 5*time.Second)
-		}
-		if err == nil {
+		if echoed(ctx, client, address, 5*time.Second) == nil {
 			return errNotYet
 		}
 		return nil
@@ -94,18 +77,26 @@ spec:
 	open.lives(t)
 	patch(`{"spec":{"selector":{"app":"bar"},"ports":[{"name":"echo","port":7001,"targetPort":7001},{"name":"more","port":7002,"targetPort":7001}]}}`)
 	within(t, soon, "the new port is mirrored and answers", func() error {
-		c, err := dial(ctx, client, mirrorOf(t, "keep-east", 7002))
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		io.WriteString(c, "hello\n")
-		_, err = line(c, 5*time.Second)
-		return err
+		return echoed(ctx, client, mirrorOf(t, "keep-east", 7002), 5*time.Second)
 	})
 	open.lives(t)
 	must(t, east.kubectl(ctx, "", "-n", "shop", "label", "service", name, "causeway.dev/export-"))
 	open.isReset(t, time.Now(), 10*time.Second)
+}
+
+// echoed sends a line to an echo over a new connection from a network namespace, and waits
+// for the answer.
+func echoed(ctx context.Context, ns, address string, within time.Duration) error {
+	c, err := dial(ctx, ns, address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "hello\n"); err != nil {
+		return err
+	}
+	_, err = line(c, within)
+	return err
 }
 
 // TestSourcePortsDoNotRunOut: thousands of short connections to one pod, many at a time, do
@@ -125,25 +116,13 @@ func TestSourcePortsDoNotRunOut(t *testing.T) {
 	s := openStore(t, east)
 	streams, wait := s.openStreams(t), s.startCopies(t, copyTime())
 	client, address := netOf(t, west, "client"), mirrorOf(t, "bar-east", 7001) // requests of HTTP would share connections to the pod
-	call := func() error {
-		c, err := dial(ctx, client, address)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		if _, err := io.WriteString(c, "hello\n"); err != nil {
-			return err
-		}
-		_, err = line(c, 15*time.Second)
-		return err
-	}
 	const calls, workers = 3000, 16
 	var began, failed atomic.Int64
 	var work sync.WaitGroup
 	for range workers {
 		work.Go(func() {
 			for began.Add(1) <= calls {
-				if err := call(); err != nil && failed.Add(1) < 4 {
+				if err := echoed(ctx, client, address, 15*time.Second); err != nil && failed.Add(1) < 4 {
 					t.Log(err)
 				}
 			}

@@ -170,8 +170,8 @@ func TestAgentAwaitsOpenConnections(t *testing.T) {
 const drainedMessage = "drain period is over, open connections were reset"
 
 // Connections that outlast the drain period of an agent are reset. This agent counts them
-// as drained, and logs how many they were: nobody reads the metrics of a process that
-// ends. The other agent counts them as reset.
+// as drained, and logs how many they were, because Prometheus cannot read the metrics of a
+// process that has ended. The other agent counts them as reset.
 func TestAgentResetsWhatOutlastsItsDrain(t *testing.T) {
 	for i, side := range []struct{ name, direction, link string }{
 		{"caller's agent", outbound, "east"},

@@ -44,18 +44,18 @@ type linkCounters struct {
 
 // linkCounter is one series.
 type linkCounter struct {
-	metric *prometheus.CounterVec
-	labels string // the values, separated by zero bytes
+	metric          *prometheus.CounterVec
+	direction, link string
+	more            string // further values, separated by zero bytes
 }
 
 // with returns the counter of a metric for a direction, a link and further label values.
 // It is that of otherLinks if there are too many series.
 func (l *linkCounters) with(metric *prometheus.CounterVec, direction, link string, more ...string) prometheus.Counter {
-	values := append([]string{direction, link}, more...)
-	if !l.admit(linkCounter{metric, strings.Join(values, "\x00")}) {
-		values[1] = otherLinks
+	if !l.admit(linkCounter{metric, direction, link, strings.Join(more, "\x00")}) {
+		link = otherLinks
 	}
-	return metric.WithLabelValues(values...)
+	return metric.WithLabelValues(append([]string{direction, link}, more...)...)
 }
 
 // admit reports whether a series may exist, and counts it.

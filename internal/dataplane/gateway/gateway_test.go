@@ -682,7 +682,8 @@ func TestServeDrains(t *testing.T) {
 }
 
 // When the drain time is over, what is still open is reset, and the gateway logs how many
-// connections these were: nobody reads the metrics of a process that ends.
+// connections these were, because Prometheus cannot read the metrics of a process that has
+// ended.
 func TestDrainTimesOut(t *testing.T) {
 	var log bytes.Buffer
 	r := newHarness(t, 1, func(s *Server) {
